@@ -1,0 +1,179 @@
+//! Two kinds of identity, kept apart by type.
+//!
+//! - [`Digest`] is the id of *bytes*: BLAKE3 of a payload, a file, or a canonical set of weights.
+//! - [`Fingerprint`] is the id of *inputs*: BLAKE3 of the canonical form of a description
+//!   (an encoder's spec, or a spec together with a caption).
+//!
+//! The canonical form is RFC 8785 JSON, so that any language can compute the same fingerprint:
+//! `blake3(rfc8785(value))`. This file knows nothing of what is described.
+
+use std::fmt;
+use std::fs::File;
+use std::path::Path;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// Why an id could not be made or read.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The text is not 64 lower-case hexadecimal digits.
+    #[error("not an id: expected 64 lower-case hexadecimal digits, found `{0}`")]
+    Malformed(String),
+    /// The value has no canonical JSON form (a NaN, an infinity, or a map with keys that are not text).
+    #[error("no canonical JSON form: {0}")]
+    NoCanonicalForm(String),
+}
+
+macro_rules! id_type {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+        #[serde(try_from = "String", into = "String")]
+        pub struct $name([u8; 32]);
+
+        impl $name {
+            /// The 32 raw bytes.
+            pub fn as_bytes(&self) -> &[u8; 32] {
+                &self.0
+            }
+
+            /// From 32 raw bytes, as [`Self::as_bytes`] gives them.
+            pub fn from_bytes(bytes: [u8; 32]) -> Self {
+                Self(bytes)
+            }
+
+            /// The first 12 hexadecimal digits, for messages; never an identity.
+            pub fn short(&self) -> String {
+                self.to_string()[..12].to_owned()
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(blake3::Hash::from_bytes(self.0).to_hex().as_str())
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, concat!(stringify!($name), "({})"), self.short())
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = Error;
+
+            fn from_str(text: &str) -> Result<Self, Error> {
+                let malformed = || Error::Malformed(text.to_owned());
+                if text.bytes().any(|b| b.is_ascii_uppercase()) {
+                    return Err(malformed());
+                }
+                blake3::Hash::from_hex(text).map(|h| Self(*h.as_bytes())).map_err(|_| malformed())
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = Error;
+
+            fn try_from(text: String) -> Result<Self, Error> {
+                text.parse()
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(id: $name) -> Self {
+                id.to_string()
+            }
+        }
+    };
+}
+
+id_type!(
+    /// The id of bytes: BLAKE3 of them.
+    Digest
+);
+id_type!(
+    /// The id of inputs: BLAKE3 of the canonical form of their description.
+    Fingerprint
+);
+
+impl Digest {
+    /// The digest of `bytes`.
+    pub fn of(bytes: &[u8]) -> Self {
+        Self(*blake3::hash(bytes).as_bytes())
+    }
+
+    /// The digest of a file's content, read through a memory map on all cores.
+    ///
+    /// # Errors
+    /// If the file cannot be opened or read.
+    pub fn of_file(path: &Path) -> std::io::Result<Self> {
+        File::open(path)?;
+        let mut hasher = blake3::Hasher::new();
+        hasher.update_mmap_rayon(path)?;
+        Ok(Self(*hasher.finalize().as_bytes()))
+    }
+}
+
+impl From<blake3::Hash> for Digest {
+    fn from(hash: blake3::Hash) -> Self {
+        Self(*hash.as_bytes())
+    }
+}
+
+impl Fingerprint {
+    /// The fingerprint of a description: BLAKE3 of its canonical JSON.
+    ///
+    /// # Errors
+    /// If the description has no canonical form, see [`canonical_json`].
+    pub fn of(description: &impl Serialize) -> Result<Self, Error> {
+        Ok(Self(
+            *blake3::hash(&canonical_json(description)?).as_bytes(),
+        ))
+    }
+}
+
+/// RFC 8785 JSON: keys sorted by UTF-16 code units, no white space, numbers as ECMAScript prints them.
+///
+/// # Errors
+/// If a number is not finite or a map's keys are not text.
+pub fn canonical_json(value: &impl Serialize) -> Result<Vec<u8>, Error> {
+    serde_json_canonicalizer::to_vec(value).map_err(|e| Error::NoCanonicalForm(e.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_survives_its_text_form_and_rejects_others() {
+        let id = Digest::of(b"plumb");
+        assert_eq!(id.to_string().parse::<Digest>().expect("own text"), id);
+        for bad in [
+            "",
+            "ab",
+            &id.to_string().to_uppercase(),
+            &format!("{id}0"),
+            &"g".repeat(64),
+        ] {
+            assert!(bad.parse::<Digest>().is_err(), "{bad} was taken");
+        }
+    }
+
+    #[test]
+    fn canonical_json_sorts_by_utf16_and_prints_numbers_as_ecmascript() {
+        let value =
+            serde_json::json!({"\u{e9}": 1e-6, "b": 1.0, "a": [1, "\u{1F600}"], "\u{1F600}": null});
+        let text = String::from_utf8(canonical_json(&value).expect("finite")).expect("UTF-8");
+        assert_eq!(
+            text,
+            "{\"a\":[1,\"\u{1F600}\"],\"b\":1,\"\u{e9}\":0.000001,\"\u{1F600}\":null}"
+        );
+    }
+
+    #[test]
+    fn numbers_that_json_cannot_hold_are_refused() {
+        assert!(canonical_json(&f64::NAN).is_err());
+    }
+}

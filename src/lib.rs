@@ -1,0 +1,32 @@
+//! Plumb: caption embeddings that are exactly what a diffusion model expects, computed once, kept in a store
+//! that cannot be misread, and LoRAs trained from that store.
+//!
+//! # Where things are, bottom up
+//!
+//! | layer | modules | may use |
+//! |---|---|---|
+//! | L0 vocabulary | [`digest`], [`rng`], [`monitor`] | nothing of ours |
+//! | L1 descriptions and bytes | [`recipe`], [`store`] | L0; no candle; parquet only in `store` |
+//! | L2 numerics | [`autograd`], [`nn`], [`lora`], [`optim`], [`diffusion`] | L0; candle starts here; no files but `nn::weights` |
+//! | L3 networks | [`text`], [`vae`], [`models`] | L2, `recipe`; no store, no clock, no randomness |
+//! | L4 verbs | [`experiment`], [`base`], [`dataset`], [`material`], [`embed`], [`latents`], [`conditioning`], [`train`], [`sample`], [`preview`], [`payload`], [`refusal`], [`inspect`] | all below |
+//! | L5 | `src/bin/plumb` | the public interface above, clap, the terminal |
+//!
+//! `tests/it/tidy.rs` holds this table against the sources. Below L5 nothing prints, reads the environment
+//! or looks at the clock.
+
+#![cfg_attr(
+    test,
+    expect(
+        clippy::disallowed_methods,
+        reason = "tests make and damage files as they need"
+    )
+)]
+
+pub mod digest;
+pub mod monitor;
+pub mod rng;
+
+
+
+

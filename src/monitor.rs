@@ -1,0 +1,68 @@
+//! Progress and problems, without printing: the library reports here, the binary decides what a person sees.
+
+use std::sync::Mutex;
+
+/// What a long operation tells as it goes. Implementations must not block for long.
+pub trait Monitor: Send + Sync {
+    /// A stage begins: `total` units of work are expected, if known.
+    fn start(&self, stage: &str, total: Option<u64>);
+    /// `units` more are done.
+    fn advance(&self, units: u64);
+    /// A short text about the current state (a loss, a file name), replacing the one before.
+    fn status(&self, text: &str);
+    /// The current stage is over.
+    fn finish(&self);
+    /// A fact worth a line, once.
+    fn note(&self, text: &str);
+    /// A problem that did not end the work; the exit status will tell that there were some.
+    fn problem(&self, text: &str);
+}
+
+/// A monitor that drops everything.
+pub struct Silent;
+
+impl Monitor for Silent {
+    fn start(&self, _: &str, _: Option<u64>) {}
+    fn advance(&self, _: u64) {}
+    fn status(&self, _: &str) {}
+    fn finish(&self) {}
+    fn note(&self, _: &str) {}
+    fn problem(&self, _: &str) {}
+}
+
+/// A monitor that remembers notes and problems, for tests and for reports.
+#[derive(Default)]
+pub struct Recorder {
+    notes: Mutex<Vec<String>>,
+    problems: Mutex<Vec<String>>,
+}
+
+impl Recorder {
+    /// The notes so far, in order.
+    pub fn notes(&self) -> Vec<String> {
+        lock(&self.notes).clone()
+    }
+
+    /// The problems so far, in order.
+    pub fn problems(&self) -> Vec<String> {
+        lock(&self.problems).clone()
+    }
+}
+
+fn lock(list: &Mutex<Vec<String>>) -> std::sync::MutexGuard<'_, Vec<String>> {
+    list.lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+impl Monitor for Recorder {
+    fn start(&self, _: &str, _: Option<u64>) {}
+    fn advance(&self, _: u64) {}
+    fn status(&self, _: &str) {}
+    fn finish(&self) {}
+    fn note(&self, text: &str) {
+        lock(&self.notes).push(text.to_owned());
+    }
+    fn problem(&self, text: &str) {
+        lock(&self.problems).push(text.to_owned());
+    }
+}
