@@ -27,6 +27,7 @@ pub mod digest;
 pub mod monitor;
 pub mod rng;
 
+pub mod recipe;
 
 
 

@@ -1,0 +1,282 @@
+//! The recipes that ship with the program: TOML files under `configs/recipes/`, one a variant, in which
+//! every field carries its source and how sure it is.
+//!
+//! A file without `base` is complete. A file with one names exactly the fields in which it differs.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::Error;
+use super::rules::Network;
+
+/// A shipped file: its path in the repository, and its text.
+pub struct File {
+    /// The path, from the repository's root.
+    pub path: &'static str,
+    /// The content.
+    pub text: &'static str,
+}
+
+macro_rules! files {
+    ($($path:literal),+ $(,)?) => {
+        &[$(File { path: $path, text: include_str!(concat!("../../", $path)) }),+]
+    };
+}
+
+/// Every shipped recipe file. Adding a variant is one file and one line here.
+pub const FILES: &[File] = files![
+    "configs/recipes/sd3/reference.toml",
+    "configs/recipes/sd3/diffusers.toml",
+    "configs/recipes/sd3/kohya.toml",
+    "configs/recipes/sd3/ai-toolkit.toml",
+    "configs/recipes/sd3/simpletuner.toml",
+    "configs/recipes/sd3/onetrainer.toml",
+    "configs/recipes/sd3/diffusion-pipe.toml",
+];
+
+/// How sure a field's value is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Status {
+    /// Found in the source.
+    Read,
+    /// Found, and seen by running it.
+    Run,
+    /// Said by a model card or its authors.
+    Card,
+    /// Commonly held, only indirect evidence.
+    Believed,
+    /// Could not be checked.
+    Unverified,
+    /// Set under `[recipe.deviate]`.
+    #[serde(skip_deserializing)]
+    Deviation,
+}
+
+impl std::fmt::Display for Status {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Read => "read",
+            Self::Run => "run",
+            Self::Card => "card",
+            Self::Believed => "believed",
+            Self::Unverified => "unverified",
+            Self::Deviation => "deviation",
+        })
+    }
+}
+
+/// One field of a recipe, with where it comes from.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Field {
+    /// The value.
+    pub value: Value,
+    /// The file that says so, or `[recipe.deviate]`.
+    pub file: String,
+    /// Where that file has it from: `alias:path:line`.
+    pub source: String,
+    /// How sure it is.
+    pub status: Status,
+    /// What else a reader should know.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
+}
+
+/// Something said about a base model that is not a rule.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Claim {
+    /// The flavors it is about; empty: all.
+    #[serde(default)]
+    pub flavors: Vec<String>,
+    /// What is said.
+    pub text: String,
+    /// Who says it.
+    pub source: String,
+    /// How sure it is.
+    pub status: Status,
+}
+
+/// Where a slot's encoder lies in a checkpoint, and what it is.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(super) struct Place {
+    pub(super) network: Network,
+    pub(super) component: String,
+    pub(super) tokenizer: String,
+}
+
+/// A variant, overlaid on its base.
+#[derive(Clone, Debug)]
+pub(super) struct Variant {
+    pub(super) family: String,
+    pub(super) name: String,
+    pub(super) title: String,
+    pub(super) flavors: Vec<String>,
+    pub(super) places: BTreeMap<String, Place>,
+    pub(super) fields: BTreeMap<String, Field>,
+    pub(super) sources: BTreeMap<String, String>,
+    pub(super) claims: Vec<Claim>,
+}
+
+#[derive(Deserialize)]
+struct RawFile {
+    family: String,
+    variant: String,
+    title: String,
+    base: Option<String>,
+    #[serde(default)]
+    flavors: Vec<String>,
+    #[serde(default)]
+    sources: BTreeMap<String, String>,
+    #[serde(default)]
+    claims: Vec<Claim>,
+    #[serde(flatten)]
+    rules: BTreeMap<String, toml::Value>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawField {
+    value: toml::Value,
+    source: String,
+    status: Status,
+    note: Option<String>,
+}
+
+/// All shipped variants, in the order of [`FILES`].
+///
+/// # Errors
+/// If a file is wrong, which the tests rule out for the shipped ones.
+pub(super) fn variants(files: &[File]) -> Result<Vec<Variant>, Error> {
+    let mut variants: Vec<Variant> = Vec::new();
+    for file in files {
+        let wrong = |why: String| Error::Data {
+            file: file.path.to_owned(),
+            why,
+        };
+        let raw: RawFile = toml::from_str(file.text).map_err(|e| wrong(e.to_string()))?;
+        let base = match &raw.base {
+            None => None,
+            Some(name) => Some(
+                variants
+                    .iter()
+                    .find(|v| v.family == raw.family && v.name == *name)
+                    .ok_or_else(|| {
+                        wrong(format!(
+                            "its base `{name}` is not among the files before it"
+                        ))
+                    })?
+                    .clone(),
+            ),
+        };
+        variants.push(variant(raw, base, file.path).map_err(wrong)?);
+    }
+    Ok(variants)
+}
+
+fn variant(raw: RawFile, base: Option<Variant>, path: &str) -> Result<Variant, String> {
+    let mut found = Found::default();
+    for (key, value) in raw.rules {
+        let table = value
+            .as_table()
+            .ok_or_else(|| format!("`{key}` is not a table of rules"))?;
+        found.collect(&key, table, path)?;
+    }
+    let is_overlay = base.is_some();
+    let mut whole = base.unwrap_or_else(|| Variant {
+        family: raw.family,
+        name: String::new(),
+        title: String::new(),
+        flavors: raw.flavors,
+        places: BTreeMap::new(),
+        fields: BTreeMap::new(),
+        sources: BTreeMap::new(),
+        claims: Vec::new(),
+    });
+    for (field, new) in found.fields {
+        if is_overlay {
+            match whole.fields.get(&field) {
+                None => return Err(format!("`{field}` is not a field of its base")),
+                Some(old) if old.value == new.value => {
+                    return Err(format!("`{field}` does not differ from its base"));
+                }
+                Some(_) => {}
+            }
+        }
+        whole.fields.insert(field, new);
+    }
+    whole.places.extend(places(found.words)?);
+    whole.name = raw.variant;
+    whole.title = raw.title;
+    whole.sources.extend(raw.sources);
+    whole.claims.extend(raw.claims);
+    Ok(whole)
+}
+
+/// What a file's tables hold: fields, and plain words such as a component's name.
+#[derive(Default)]
+struct Found {
+    fields: BTreeMap<String, Field>,
+    words: BTreeMap<String, BTreeMap<String, String>>,
+}
+
+impl Found {
+    fn collect(&mut self, path: &str, table: &toml::Table, file: &str) -> Result<(), String> {
+        if table.contains_key("value") {
+            let raw: RawField = toml::Value::Table(table.clone())
+                .try_into()
+                .map_err(|e| format!("`{path}`: {e}"))?;
+            let value = serde_json::to_value(raw.value).map_err(|e| format!("`{path}`: {e}"))?;
+            self.fields.insert(
+                path.to_owned(),
+                Field {
+                    value,
+                    file: file.to_owned(),
+                    source: raw.source,
+                    status: raw.status,
+                    note: raw.note,
+                },
+            );
+            return Ok(());
+        }
+        for (key, value) in table {
+            match value {
+                toml::Value::Table(inner) => self.collect(&format!("{path}.{key}"), inner, file)?,
+                toml::Value::String(word) => {
+                    let words = self.words.entry(path.to_owned()).or_default();
+                    words.insert(key.clone(), word.clone());
+                }
+                _ => return Err(format!("`{path}.{key}` has neither value nor source")),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn places(
+    words: BTreeMap<String, BTreeMap<String, String>>,
+) -> Result<BTreeMap<String, Place>, String> {
+    words
+        .into_iter()
+        .map(|(slot, mut words)| {
+            let mut take = |key: &str| {
+                words
+                    .remove(key)
+                    .ok_or_else(|| format!("`{slot}.{key}` is missing"))
+            };
+            let network = take("network")?;
+            let place = Place {
+                component: take("component")?,
+                tokenizer: take("tokenizer")?,
+                network: serde_json::from_value(Value::String(network))
+                    .map_err(|e| format!("`{slot}.network`: {e}"))?,
+            };
+            match words.keys().next() {
+                None => Ok((slot, place)),
+                Some(key) => Err(format!("`{slot}.{key}` has neither value nor source")),
+            }
+        })
+        .collect()
+}

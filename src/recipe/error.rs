@@ -1,0 +1,105 @@
+//! Why a recipe could not be had, or does not fit a checkpoint.
+
+use strsim::{jaro_winkler, normalized_damerau_levenshtein};
+
+use super::architecture::ConfigError;
+
+/// Why a recipe could not be had, or does not fit a checkpoint.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A recipe's name is not of the form that names have.
+    #[error(
+        "`{0}` is not a recipe's name: expected FAMILY/FLAVOR or FAMILY/FLAVOR:VARIANT, such as \
+         sd3/3.5-large or sd3/3.5-large:kohya; `plumb recipe list` shows all"
+    )]
+    MalformedName(String),
+    /// No recipe has this family, flavor or variant.
+    #[error("no {what} `{name}`{}; there is: {}", did_you_mean(nearest.as_deref()), known.join(", "))]
+    Unknown {
+        /// `family`, `flavor of sd3`, `variant of sd3`.
+        what: String,
+        /// As written.
+        name: String,
+        /// The nearest known name.
+        nearest: Option<String>,
+        /// All known names.
+        known: Vec<String>,
+    },
+    /// A deviation names no field of the recipe.
+    #[error(
+        "[recipe.deviate]: the recipe {recipe} has no field `{field}`{}; `plumb recipe show {recipe}` \
+         lists its fields",
+        did_you_mean(nearest.as_deref())
+    )]
+    UnknownField {
+        /// The recipe.
+        recipe: String,
+        /// As written.
+        field: String,
+        /// The nearest known field.
+        nearest: Option<String>,
+    },
+    /// A deviation's value is not of the field's type.
+    #[error("[recipe.deviate] `{field}`: {why} (found {found}; the recipe has {base})")]
+    WrongValue {
+        /// The field.
+        field: String,
+        /// What is wrong.
+        why: String,
+        /// The value, as JSON.
+        found: String,
+        /// The recipe's own value, as JSON.
+        base: String,
+    },
+    /// Two fields exclude each other.
+    #[error("{fields} in the recipe {recipe}: {why}")]
+    Contradiction {
+        /// The recipe.
+        recipe: String,
+        /// The fields, with their values.
+        fields: String,
+        /// Why that cannot be.
+        why: String,
+    },
+    /// The rules do not fit the checkpoint.
+    #[error("the recipe's `{field}` does not fit this checkpoint's {slot}: {why}")]
+    DoesNotFit {
+        /// The encoder's slot.
+        slot: String,
+        /// The field.
+        field: String,
+        /// Expected and found.
+        why: String,
+    },
+    /// The checkpoint's configuration is wrong.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A recipe's data file is wrong.
+    #[error("{file}: {why}")]
+    Data {
+        /// The file.
+        file: String,
+        /// What is wrong.
+        why: String,
+    },
+}
+
+fn did_you_mean(nearest: Option<&str>) -> String {
+    nearest.map_or_else(String::new, |name| format!(", did you mean `{name}`?"))
+}
+
+/// The name nearest to `name`, if one is near enough to be meant.
+pub(super) fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<String> {
+    let last = |path: &str| path.rsplit('.').next().unwrap_or_default().to_owned();
+    let score = |candidate: &str| {
+        let same_end = f64::from(u8::from(last(candidate) == last(name)));
+        normalized_damerau_levenshtein(candidate, name).max(jaro_winkler(candidate, name) - 0.2)
+            + 0.2 * same_end
+    };
+    known
+        .into_iter()
+        .map(|candidate| (score(candidate), candidate))
+        .filter(|(score, _)| *score > 0.5)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, candidate)| candidate.to_owned())
+}

@@ -1,0 +1,294 @@
+//! The rules of a recipe, as they stand in its data: what becomes an [`EncoderSpec`] once a checkpoint's
+//! architecture, weights and tokenizer are known, and how encoder outputs become the Conditioning.
+//!
+//! TOML has no null, so "nothing" is the word `none` there.
+//!
+//! [`EncoderSpec`]: super::spec::EncoderSpec
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use super::spec::{Cleanup, EncoderMask, PadRows, PadText, PooledRule, Precision, Truncation};
+
+/// The kind of network behind a slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Network {
+    /// A CLIP text tower.
+    ClipText,
+    /// The encoder half of T5 v1.1.
+    T5Encoder,
+}
+
+/// How a caption becomes token ids; [`TokenRules`](super::spec::TokenRules) before the tokenizer is known.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TokenRecipe {
+    /// Changes to the text before the tokenizer, in order.
+    pub cleanup: Vec<Cleanup>,
+    /// Shorter sequences are padded up to this many ids (specials counted).
+    pub min_tokens: usize,
+    /// Longer sequences are cut to this many ids; `None`: never cut.
+    #[serde(serialize_with = "none_or", deserialize_with = "count_or_none")]
+    pub max_tokens: Option<usize>,
+    /// Where a sequence is cut.
+    pub truncation: Truncation,
+    /// The id that fills.
+    pub pad: Pad,
+    /// Whether the pad id's text inside a caption is read as that id.
+    pub pad_text: PadText,
+}
+
+/// The id that fills.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pad {
+    /// The tokenizer's own end-of-text id, whatever its number.
+    End,
+    /// This id.
+    Id(u32),
+}
+
+/// What is taken from the network, before the checkpoint is known.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(untagged)]
+pub enum ForwardRecipe {
+    /// From a CLIP text tower.
+    ClipText(ClipForwardRecipe),
+    /// From a T5 encoder.
+    T5Encoder(T5ForwardRecipe),
+}
+
+/// What is taken from a CLIP text tower.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClipForwardRecipe {
+    /// The hidden state that becomes the sequence, counted from the end (-1: the last block's output);
+    /// `None`: no sequence is kept.
+    #[serde(serialize_with = "none_or", deserialize_with = "layer_or_none")]
+    pub hidden_layer: Option<i32>,
+    /// Whether the final layer norm is applied to the sequence.
+    pub final_norm: bool,
+    /// Which row is pooled.
+    pub pooled: PooledRule,
+    /// Whether the pooled row goes through `text_projection`.
+    pub projection: Projection,
+    /// Whether pad ids are masked in the encoder's attention.
+    pub mask: EncoderMask,
+}
+
+/// Whether the pooled row goes through `text_projection`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Projection {
+    /// Never, even if the checkpoint has one.
+    Skip,
+    /// Always; a checkpoint without one is refused.
+    Apply,
+    /// If the checkpoint has one; a checkpoint without one stands for the identity.
+    ApplyIfPresent,
+}
+
+/// What is taken from a T5 encoder.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct T5ForwardRecipe {
+    /// Whether pad ids are masked in the encoder's attention.
+    pub mask: EncoderMask,
+    /// Whether the rows of pad ids are kept.
+    pub pad_rows: PadRows,
+}
+
+/// What stands in for an encoder that the user does not have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Absent {
+    /// Nothing: the encoder is needed.
+    Refuse,
+    /// This many rows of zeros, as wide as the denoiser's context.
+    ZeroRows(usize),
+}
+
+/// All rules of one encoder.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct EncoderRules {
+    /// The kind of network.
+    pub network: Network,
+    /// How a caption becomes token ids.
+    pub tokens: TokenRecipe,
+    /// What is taken from the network.
+    pub forward: ForwardRecipe,
+    /// The precisions that decide the numbers.
+    pub precision: Precision,
+    /// What stands in when there is no such encoder.
+    pub absent: Absent,
+}
+
+/// How encoder outputs become the Conditioning.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Assembly {
+    /// The slots whose sequences make the context: inner lists are joined along channels, each is filled
+    /// with zeros on the right up to the denoiser's context width (that of the widest), and the outer list
+    /// is joined along rows.
+    pub context: Vec<Vec<String>>,
+    /// The slots whose pooled rows are joined, in order; empty: no pooled input.
+    pub pooled: Vec<String>,
+    /// What the denoiser masks.
+    pub mask: DenoiserMask,
+    /// What becomes of each context slot's pad rows.
+    pub pads: BTreeMap<String, AssembledPads>,
+    /// What the unconditional branch and a dropped caption receive.
+    pub unconditional: Unconditional,
+    /// How caption dropout draws.
+    pub dropout: Dropout,
+}
+
+/// The mask that reaches the denoiser.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DenoiserMask {
+    /// None: pads are attended like any token.
+    None,
+}
+
+/// What becomes of an encoder's pad rows in the context.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AssembledPads {
+    /// They stay as the encoder made them.
+    Keep,
+    /// They become zeros.
+    Zero,
+}
+
+/// What stands for "no caption".
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Unconditional {
+    /// The empty caption, encoded.
+    EncodedEmpty,
+    /// Zeros, in context and pooled.
+    Zeros,
+}
+
+/// How caption dropout draws.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Dropout {
+    /// One draw a caption: all encoders or none.
+    Together,
+    /// One draw for each encoder.
+    EachEncoder,
+}
+
+/// The one word beside a number in the data.
+#[derive(Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum NoneWord {
+    None,
+}
+
+#[derive(Deserialize)]
+#[serde(
+    untagged,
+    expecting = "expected a whole number of tokens, or \"none\" for no limit"
+)]
+enum CountOrNone {
+    Count(usize),
+    None(NoneWord),
+}
+
+#[derive(Deserialize)]
+#[serde(
+    untagged,
+    expecting = "expected a layer counted from the end such as -2, or \"none\" for no sequence"
+)]
+enum LayerOrNone {
+    Layer(i32),
+    None(NoneWord),
+}
+
+fn count_or_none<'de, D: Deserializer<'de>>(from: D) -> Result<Option<usize>, D::Error> {
+    Ok(match CountOrNone::deserialize(from)? {
+        CountOrNone::Count(count) => Some(count),
+        CountOrNone::None(NoneWord::None) => None,
+    })
+}
+
+fn layer_or_none<'de, D: Deserializer<'de>>(from: D) -> Result<Option<i32>, D::Error> {
+    Ok(match LayerOrNone::deserialize(from)? {
+        LayerOrNone::Layer(layer) => Some(layer),
+        LayerOrNone::None(NoneWord::None) => None,
+    })
+}
+
+fn none_or<T: Serialize, S: Serializer>(value: &Option<T>, to: S) -> Result<S::Ok, S::Error> {
+    match value {
+        Some(value) => value.serialize(to),
+        None => to.serialize_str("none"),
+    }
+}
+
+impl Serialize for Pad {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::End => to.serialize_str("end"),
+            Self::Id(id) => id.serialize(to),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Pad {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "snake_case")]
+        enum Word {
+            End,
+        }
+        #[derive(Deserialize)]
+        #[serde(
+            untagged,
+            expecting = "expected a token id, or \"end\" for the tokenizer's end-of-text id"
+        )]
+        enum Form {
+            Id(u32),
+            End(Word),
+        }
+        Ok(match Form::deserialize(from)? {
+            Form::Id(id) => Self::Id(id),
+            Form::End(Word::End) => Self::End,
+        })
+    }
+}
+
+impl Serialize for Absent {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Refuse => to.serialize_str("refuse"),
+            Self::ZeroRows(rows) => rows.serialize(to),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Absent {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "snake_case")]
+        enum Word {
+            Refuse,
+        }
+        #[derive(Deserialize)]
+        #[serde(
+            untagged,
+            expecting = "expected a number of rows of zeros, or \"refuse\""
+        )]
+        enum Form {
+            Rows(usize),
+            Refuse(Word),
+        }
+        Ok(match Form::deserialize(from)? {
+            Form::Rows(rows) => Self::ZeroRows(rows),
+            Form::Refuse(Word::Refuse) => Self::Refuse,
+        })
+    }
+}

@@ -1,0 +1,316 @@
+//! The recipes that ship.
+
+use expect_test::{Expect, expect};
+
+use super::super::data::{self, FILES, File, Status};
+use super::super::explain::{self, Subject};
+use super::super::{Diff, Error, REFERENCE, RecipeName, list};
+use super::{deviated, shipped, spec_of};
+
+/// Every recipe: each variant for each flavor it serves.
+fn all() -> Vec<RecipeName> {
+    let mut names = Vec::new();
+    for listing in list().expect("the shipped files") {
+        for flavor in &listing.flavors {
+            names.push(RecipeName {
+                family: listing.family.clone(),
+                flavor: flavor.clone(),
+                variant: listing.variant.clone(),
+            });
+        }
+    }
+    names
+}
+
+#[test]
+fn every_recipe_file_is_embedded_and_every_recipe_resolves() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut on_disk = Vec::new();
+    for family in std::fs::read_dir(root.join("configs/recipes")).expect("the folder") {
+        let family = family.expect("an entry").path();
+        for file in family
+            .is_dir()
+            .then(|| std::fs::read_dir(&family))
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
+            let path = file.expect("an entry").path();
+            let path = path.strip_prefix(root).expect("below the root");
+            on_disk.push(path.to_string_lossy().replace('\\', "/"));
+        }
+    }
+    let mut embedded: Vec<&str> = FILES.iter().map(|f| f.path).collect();
+    embedded.sort_unstable();
+    on_disk.sort_unstable();
+    assert_eq!(on_disk, embedded);
+
+    let names = all();
+    assert_eq!(names.len(), 7 * 4);
+    for name in names {
+        let recipe = shipped(&name.to_string());
+        assert_eq!(*recipe.name(), name);
+        assert!(recipe.deviations().is_empty());
+        for slot in ["clip_l", "clip_g", "t5"] {
+            spec_of(&recipe, slot);
+        }
+        let file = format!("configs/recipes/{}/{}.toml", name.family, name.variant);
+        assert!(FILES.iter().any(|f| f.path == file), "{file}");
+    }
+}
+
+#[test]
+fn every_field_names_a_source_that_the_file_explains() {
+    for variant in data::variants(FILES).expect("the shipped files") {
+        for (path, field) in &variant.fields {
+            assert!(field.source.len() > 4, "{path}: {}", field.source);
+            if let Some((alias, _)) = field.source.split_once(':') {
+                assert!(variant.sources.contains_key(alias), "{path}: {alias}");
+            }
+            assert!(field.status != Status::Deviation);
+        }
+    }
+}
+
+#[test]
+fn every_field_of_a_recipe_is_explained() {
+    let recipe = shipped("sd3/3.5-large");
+    for explained in explain::recipe(&recipe).expect("the table") {
+        assert!(
+            explained.entry.is_some(),
+            "{} is not explained",
+            explained.field
+        );
+    }
+}
+
+#[test]
+fn what_is_only_believed_is_said_to_be() {
+    let claims = |name: &str| shipped(name).claims().len();
+    // The reference's eight, less those about flavors of 3.5.
+    assert_eq!(claims("sd3/3-medium"), 4);
+    assert_eq!(claims("sd3/3.5-medium"), 7);
+    assert_eq!(claims("sd3/3.5-large"), 7);
+    assert_eq!(claims("sd3/3.5-large:ai-toolkit"), 8);
+}
+
+#[test]
+fn defaults_in_the_tables_are_those_of_the_parser() {
+    use super::super::architecture::from_config;
+    use super::super::rules::Network;
+    for (subject, network, kind) in [
+        (Subject::Clip, Network::ClipText, "clip_text_model"),
+        (Subject::T5, Network::T5Encoder, "t5"),
+    ] {
+        let bare = serde_json::json!({ "model_type": kind });
+        let read = super::json(&from_config(&bare, network, "config.json").expect("all defaults"));
+        let mut compared = 0;
+        for entry in explain::table(subject).expect("the table") {
+            let (Some(default), Some(value)) = (entry.default, read.get(&entry.names[0])) else {
+                continue;
+            };
+            assert_eq!(default, *value, "{:?}", entry.names);
+            compared += 1;
+        }
+        assert!(compared >= 8, "{compared}");
+    }
+}
+
+/// In which fields a variant differs from the reference.
+fn check(variant: &str, expected: Expect) {
+    let reference = shipped("sd3/3.5-large");
+    let other = shipped(&format!("sd3/3.5-large:{variant}"));
+    let diff = Diff::between(&reference.rules(), &other.rules());
+    expected.assert_eq(&diff.table(REFERENCE, variant));
+}
+
+#[test]
+fn diffusers_differs_where_it_is_documented_to() {
+    check(
+        "diffusers",
+        expect![[r#"
+        field                      reference                                    diffusers
+        clip_g.forward.pooled      argmax_id                                    config_eos
+        clip_g.tokens.cleanup      [drop_prompt_weights]                        []
+        clip_g.tokens.pad_text     ordinary                                     special
+        clip_g.tokens.truncation   whole_words                                  tokens
+        clip_l.forward.pooled      argmax_id                                    config_eos
+        clip_l.forward.projection  skip                                         apply_if_present
+        clip_l.tokens.cleanup      [drop_prompt_weights]                        []
+        clip_l.tokens.truncation   whole_words                                  tokens
+        t5.absent                  refuse                                       256
+        t5.tokens.cleanup          [first_226_characters, drop_prompt_weights]  []
+        t5.tokens.max_tokens       none                                         256
+        t5.tokens.min_tokens       77                                           256"#]],
+    );
+}
+
+#[test]
+fn kohya_differs_where_it_is_documented_to() {
+    check(
+        "kohya",
+        expect![[r#"
+        field                      reference                                    kohya
+        clip_g.forward.pooled      argmax_id                                    config_eos
+        clip_g.tokens.cleanup      [drop_prompt_weights]                        [first_line]
+        clip_g.tokens.truncation   whole_words                                  tokens
+        clip_l.forward.pooled      argmax_id                                    config_eos
+        clip_l.forward.projection  skip                                         apply_if_present
+        clip_l.tokens.cleanup      [drop_prompt_weights]                        [first_line]
+        clip_l.tokens.truncation   whole_words                                  tokens
+        t5.absent                  refuse                                       77
+        t5.tokens.cleanup          [first_226_characters, drop_prompt_weights]  [first_line]
+        t5.tokens.max_tokens       none                                         256
+        t5.tokens.min_tokens       77                                           256"#]],
+    );
+}
+
+#[test]
+fn ai_toolkit_differs_where_it_is_documented_to() {
+    check(
+        "ai-toolkit",
+        expect![[r#"
+        field                      reference                                    ai-toolkit
+        clip_g.forward.pooled      argmax_id                                    config_eos
+        clip_g.tokens.cleanup      [drop_prompt_weights]                        [respace_commas]
+        clip_g.tokens.pad_text     ordinary                                     special
+        clip_g.tokens.truncation   whole_words                                  tokens
+        clip_l.forward.pooled      argmax_id                                    config_eos
+        clip_l.forward.projection  skip                                         apply_if_present
+        clip_l.tokens.cleanup      [drop_prompt_weights]                        [respace_commas]
+        clip_l.tokens.truncation   whole_words                                  tokens
+        t5.tokens.cleanup          [first_226_characters, drop_prompt_weights]  [respace_commas]
+        t5.tokens.max_tokens       none                                         256
+        t5.tokens.min_tokens       77                                           256"#]],
+    );
+}
+
+#[test]
+fn simpletuner_differs_where_it_is_documented_to() {
+    check(
+        "simpletuner",
+        expect![[r#"
+        field                      reference                                    simpletuner
+        clip_g.forward.pooled      argmax_id                                    config_eos
+        clip_g.tokens.cleanup      [drop_prompt_weights]                        []
+        clip_g.tokens.pad_text     ordinary                                     special
+        clip_g.tokens.truncation   whole_words                                  tokens
+        clip_l.forward.pooled      argmax_id                                    config_eos
+        clip_l.forward.projection  skip                                         apply_if_present
+        clip_l.tokens.cleanup      [drop_prompt_weights]                        []
+        clip_l.tokens.truncation   whole_words                                  tokens
+        t5.tokens.cleanup          [first_226_characters, drop_prompt_weights]  []
+        t5.tokens.max_tokens       none                                         154
+        t5.tokens.min_tokens       77                                           154"#]],
+    );
+}
+
+#[test]
+fn onetrainer_differs_where_it_is_documented_to() {
+    check(
+        "onetrainer",
+        expect![[r#"
+        field                      reference                                    onetrainer
+        assembly.dropout           together                                     each_encoder
+        assembly.unconditional     encoded_empty                                zeros
+        clip_g.forward.pooled      argmax_id                                    config_eos
+        clip_g.tokens.cleanup      [drop_prompt_weights]                        []
+        clip_g.tokens.pad_text     ordinary                                     special
+        clip_g.tokens.truncation   whole_words                                  tokens
+        clip_l.forward.pooled      argmax_id                                    config_eos
+        clip_l.forward.projection  skip                                         apply_if_present
+        clip_l.tokens.cleanup      [drop_prompt_weights]                        []
+        clip_l.tokens.truncation   whole_words                                  tokens
+        t5.absent                  refuse                                       77
+        t5.tokens.cleanup          [first_226_characters, drop_prompt_weights]  []
+        t5.tokens.max_tokens       none                                         77"#]],
+    );
+}
+
+#[test]
+fn diffusion_pipe_differs_where_it_is_documented_to() {
+    check(
+        "diffusion-pipe",
+        expect![[r#"
+        field                      reference                                    diffusion-pipe
+        clip_g.forward.pooled      argmax_id                                    config_eos
+        clip_g.tokens.cleanup      [drop_prompt_weights]                        []
+        clip_g.tokens.pad_text     ordinary                                     special
+        clip_g.tokens.truncation   whole_words                                  tokens
+        clip_l.forward.pooled      argmax_id                                    config_eos
+        clip_l.forward.projection  skip                                         apply_if_present
+        clip_l.tokens.cleanup      [drop_prompt_weights]                        []
+        clip_l.tokens.truncation   whole_words                                  tokens
+        t5.tokens.cleanup          [first_226_characters, drop_prompt_weights]  []
+        t5.tokens.max_tokens       none                                         256
+        t5.tokens.min_tokens       77                                           256"#]],
+    );
+}
+
+#[test]
+fn variants_share_the_entries_of_encoders_on_which_they_agree() {
+    // transformers' rule with eos_token_id 2 is the argmax rule of the reference, and its truncation of words
+    // is the only thing left to tell the two apart.
+    let kohya = shipped("sd3/3.5-large:kohya");
+    let as_kohya = deviated(
+        "sd3/3.5-large",
+        "clip_g.tokens.truncation = 'tokens'\nclip_g.tokens.cleanup = ['first_line']",
+    )
+    .expect("deviations");
+    assert_eq!(spec_of(&kohya, "clip_g"), spec_of(&as_kohya, "clip_g"));
+    assert_ne!(kohya.fingerprint(), as_kohya.fingerprint());
+}
+
+#[test]
+fn flavors_with_the_same_rules_have_the_same_fingerprint() {
+    assert_eq!(
+        shipped("sd3/3-medium").fingerprint(),
+        shipped("sd3/3.5-large-turbo").fingerprint()
+    );
+}
+
+#[test]
+fn a_wrong_data_file_is_named() {
+    let wrong = |text: &'static str| {
+        let files = [
+            File {
+                path: "reference.toml",
+                text: "family = 'x'\nvariant = 'reference'\ntitle = ''\nflavors = ['y']\n\
+                       [assembly]\nmask = { value = 'none', source = 'here', status = 'read' }",
+            },
+            File {
+                path: "other.toml",
+                text,
+            },
+        ];
+        match data::variants(&files) {
+            Err(Error::Data { file, why }) => {
+                assert_eq!(file, "other.toml");
+                why
+            }
+            other => panic!("taken: {other:?}"),
+        }
+    };
+    let head = "family = 'x'\nvariant = 'o'\ntitle = ''\nbase = 'reference'\n[assembly]\n";
+    let text = |rest: &str| -> &'static str { Box::leak(format!("{head}{rest}").into_boxed_str()) };
+    for (rest, said) in [
+        (
+            "mask = { value = 'none', source = 'here', status = 'read' }",
+            "does not differ",
+        ),
+        (
+            "musk = { value = 1, source = 'here', status = 'read' }",
+            "not a field of its base",
+        ),
+        ("mask = { value = 1, status = 'read' }", "source"),
+        (
+            "mask = { value = 1, source = 'here', status = 'deviation' }",
+            "unknown variant",
+        ),
+        ("mask = 7", "neither value nor source"),
+    ] {
+        let why = wrong(text(rest));
+        assert!(why.contains(said), "{rest}: {why}");
+    }
+    assert!(wrong("family = 'x'\nvariant = 'o'\ntitle = ''\nbase = 'none'").contains("base"));
+}
