@@ -28,6 +28,7 @@ pub mod monitor;
 pub mod rng;
 
 pub mod recipe;
+pub mod store;
 
 
 

@@ -1,0 +1,98 @@
+//! Merging small index parts: a new part with all their rows first, then the old ones go.
+
+use super::index::{self, ROWS_LIMIT};
+use super::lock;
+use super::record::Record;
+use super::snapshot::decode_part;
+use super::writer::write_index_part;
+use super::{Error, Store};
+use crate::digest::{Digest, Fingerprint};
+
+/// So many small parts of a spec are merged.
+const SMALL_PARTS: usize = 32;
+/// A part of fewer bytes is small.
+const SMALL_BYTES: u64 = 1 << 20;
+/// A merged part has at most so many rows, or one entry's more.
+pub(super) const MERGED_ROWS: usize = ROWS_LIMIT / 16;
+
+/// Merges the index parts of each spec that has many small ones; gives the number of parts removed.
+pub(super) fn compact(store: &Store) -> Result<usize, Error> {
+    let crowded = |store: &Store| -> Result<Vec<(Fingerprint, Vec<Digest>)>, Error> {
+        let mut found = Vec::new();
+        for spec in store.layout.indexed_specs()? {
+            let parts = store.layout.index_parts(&spec)?;
+            let small = parts.into_iter().filter(|(_, f)| f.bytes < SMALL_BYTES);
+            let small: Vec<Digest> = small.map(|(part, _)| part).collect();
+            if small.len() > SMALL_PARTS {
+                found.push((spec, small));
+            }
+        }
+        Ok(found)
+    };
+    if crowded(store)?.is_empty() {
+        return Ok(0);
+    }
+    let _lock = lock::exclusive(&*store.disk, &store.layout)?;
+    let mut removed = 0;
+    for (spec, parts) in crowded(store)? {
+        removed += merge(store, &spec, &parts)?;
+    }
+    Ok(removed)
+}
+
+fn merge(store: &Store, spec: &Fingerprint, parts: &[Digest]) -> Result<usize, Error> {
+    let mut sound = Vec::new();
+    let mut records = Vec::new();
+    for part in parts {
+        // A damaged part is left for `check` to tell of.
+        if let Ok(found) = decode_part(&store.layout, spec, part, index::records) {
+            sound.push(*part);
+            records.extend(found);
+        }
+    }
+    let new = write_parts(store, spec, &records)?;
+    remove_parts(store, spec, sound.iter().filter(|p| !new.contains(p)))
+}
+
+/// Writes `records` as parts of bounded size.
+pub(super) fn write_parts(
+    store: &Store,
+    spec: &Fingerprint,
+    records: &[Record],
+) -> Result<Vec<Digest>, Error> {
+    let mut new = Vec::new();
+    let (mut start, mut rows) = (0, 0);
+    for (i, record) in records.iter().enumerate() {
+        rows += record.parts.len();
+        if rows >= MERGED_ROWS || i + 1 == records.len() {
+            new.push(write_index_part(store, spec, &records[start..=i])?);
+            (start, rows) = (i + 1, 0);
+        }
+    }
+    Ok(new)
+}
+
+/// Removes index parts, durably. Only for who holds the exclusive lock and has written what takes their place.
+pub(super) fn remove_parts<'a>(
+    store: &Store,
+    spec: &Fingerprint,
+    parts: impl Iterator<Item = &'a Digest>,
+) -> Result<usize, Error> {
+    let mut removed = 0;
+    for part in parts {
+        let path = store.layout.index_part(spec, part);
+        store
+            .disk
+            .remove(&path)
+            .map_err(|e| Error::io("remove", &path, e))?;
+        removed += 1;
+    }
+    let dir = store.layout.index_of(spec);
+    if removed > 0 {
+        store
+            .disk
+            .sync_dir(&dir)
+            .map_err(|e| Error::io("sync the folder", &dir, e))?;
+    }
+    Ok(removed)
+}

@@ -1,0 +1,139 @@
+//! What can go wrong in a store, each with the file, what was expected, what was found, and what to do next.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::digest::Fingerprint;
+
+/// Why a store could not be opened, read, written or mended.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The folder holds no store.
+    #[error("no store at {path}: {why}")]
+    NotAStore {
+        /// The folder.
+        path: PathBuf,
+        /// What was found there, and what to do.
+        why: String,
+    },
+    /// The store was written by a newer plumb.
+    #[error(
+        "{path} has format version {found}, and this plumb ({tool}) knows versions up to {known}; use a newer plumb",
+        tool = super::TOOL
+    )]
+    NewerFormat {
+        /// The file that says so.
+        path: PathBuf,
+        /// The version found.
+        found: u64,
+        /// The newest version this program reads.
+        known: u64,
+    },
+    /// The operating system refused.
+    #[error("cannot {action} {path}: {cause}{advice}", advice = advice(cause))]
+    Io {
+        /// What was tried, as a verb.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the system said.
+        cause: io::Error,
+    },
+    /// A file does not hold what it must.
+    #[error("{path}: {why}")]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// Field, expected, found, and what to do.
+        why: String,
+    },
+    /// An entry is in the index but its payload is not what was written.
+    #[error(
+        "damaged entry {entry} of spec {spec}: {why} in {path}; `plumb store rebuild-index` forgets it, encoding again replaces it"
+    )]
+    Damaged {
+        /// The encoder's or latents' spec.
+        spec: Fingerprint,
+        /// The entry.
+        entry: Fingerprint,
+        /// The file at fault.
+        path: PathBuf,
+        /// What differs.
+        why: String,
+    },
+    /// What was given to be stored cannot be stored.
+    #[error("cannot store `{source_text}` under spec {spec}{}: {why}", part.as_ref().map(|p| format!(", part {p}")).unwrap_or_default())]
+    Unfit {
+        /// The spec.
+        spec: Fingerprint,
+        /// The caption, or what stands for it.
+        source_text: String,
+        /// The part, if it is one's fault.
+        part: Option<String>,
+        /// Expected and found.
+        why: String,
+    },
+    /// Another process holds the lock.
+    #[error("the store at {path} is busy: {holder}; try again when it is done")]
+    Busy {
+        /// The store.
+        path: PathBuf,
+        /// Who holds the lock.
+        holder: &'static str,
+    },
+    /// The request makes no sense or would do harm.
+    #[error("{0}")]
+    Refused(String),
+}
+
+impl Error {
+    pub(super) fn io(action: &'static str, path: &Path, cause: io::Error) -> Self {
+        Self::Io {
+            action,
+            path: path.to_owned(),
+            cause,
+        }
+    }
+
+    pub(super) fn malformed(path: &Path, why: impl Into<String>) -> Self {
+        Self::Malformed {
+            path: path.to_owned(),
+            why: why.into(),
+        }
+    }
+
+    /// Whether this is damage to one entry: for an encoder the same as a missing one.
+    pub fn is_damage(&self) -> bool {
+        matches!(self, Self::Damaged { .. })
+    }
+
+    /// Whether the disk is full.
+    pub fn is_full_disk(&self) -> bool {
+        matches!(self, Self::Io { cause, .. } if is_full(cause))
+    }
+
+    /// Whether a file named in a listing was gone when it was opened.
+    pub(super) fn is_gone(&self) -> bool {
+        matches!(self, Self::Io { cause, .. } if cause.kind() == io::ErrorKind::NotFound)
+    }
+}
+
+fn is_full(cause: &io::Error) -> bool {
+    matches!(
+        cause.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+    )
+}
+
+/// What to do about an error of the operating system, where there is something to do.
+fn advice(cause: &io::Error) -> &'static str {
+    if is_full(cause) {
+        return "; free some space and run again, what was committed before is safe";
+    }
+    match cause.kind() {
+        io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied => {
+            "; a store that may not be written can still be read"
+        }
+        _ => "",
+    }
+}

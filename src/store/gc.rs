@@ -1,0 +1,401 @@
+//! Garbage collection: what no run uses and is older than a grace age goes.
+//!
+//! The order makes every moment safe: payloads that stay are in a new pack, and its rows in a new index part,
+//! before the old part goes; no row names a pack any more before the pack goes.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::time::{Duration, SystemTime};
+
+use serde::Serialize;
+
+use super::check::open_pack;
+use super::compact::{remove_parts, write_parts};
+use super::disk::{self, Listed, TEMP_PREFIX};
+use super::layout::SET_ASIDE;
+use super::pack::{PACK_LIMIT_BYTES, PackBuilder};
+use super::packed::{self, PackedEntry};
+use super::record::Record;
+use super::snapshot::decode_part;
+use super::writer::write_pack;
+use super::{Error, Problem, Store, index, lock, relative};
+use crate::digest::{Digest, Fingerprint};
+use crate::monitor::Monitor;
+
+/// A pack is rewritten when more than this share of its payload bytes is unused.
+const UNUSED_SHARE: f64 = 0.05;
+/// A pack of fewer bytes is small.
+const SMALL_PACK_BYTES: u64 = 8 << 20;
+/// So many small packs of a spec are merged.
+const SMALL_PACKS: usize = 32;
+
+/// What may go.
+#[derive(Clone, Copy, Debug)]
+pub struct GcOptions {
+    /// The present moment.
+    pub now: SystemTime,
+    /// Files younger than this stay, whether used or not: what was just encoded is perhaps used soon.
+    pub grace: Duration,
+    /// Only tell.
+    pub dry_run: bool,
+    /// Go on when there is no run at all, that is, remove everything older than the grace age.
+    pub without_runs: bool,
+}
+
+/// What went.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct GcReport {
+    /// Whether this is only what would be done.
+    pub dry_run: bool,
+    /// Runs that protect entries.
+    pub runs: u64,
+    /// Entries that stay.
+    pub entries_kept: u64,
+    /// Entries that no run uses, and copies beyond the first.
+    pub entries_removed: u64,
+    /// Packs removed, rewritten ones included.
+    pub packs_removed: u64,
+    /// Packs of which a part was kept, in new packs.
+    pub packs_rewritten: u64,
+    /// Bytes of packs freed.
+    pub bytes_freed: u64,
+    /// Files removed that interrupted writes left, or that `rebuild-index` set aside.
+    pub leftovers_removed: u64,
+    /// Entries that could not be taken over because they are damaged.
+    pub problems: Vec<Problem>,
+}
+
+/// What is to be done, decided before anything is touched.
+struct Plan {
+    packs: BTreeMap<Digest, Listed>,
+    /// The parts there are, and the rows that stay.
+    specs: BTreeMap<Fingerprint, (Vec<Digest>, Vec<Record>)>,
+    /// Whether rows of a spec went.
+    thinned: HashSet<Fingerprint>,
+    rewrite: HashSet<Digest>,
+    remove: HashSet<Digest>,
+    leftovers: Vec<std::path::PathBuf>,
+}
+
+impl Store {
+    /// Removes what no run uses and is older than the grace age, and repacks what is left of packs.
+    ///
+    /// # Errors
+    /// If no run protects anything (unless allowed), if a run or index part cannot be understood, if a writer is
+    /// at work, or if the store cannot be written. Whatever the error, no kept entry is lost.
+    pub fn gc(&self, options: &GcOptions, monitor: &dyn Monitor) -> Result<GcReport, Error> {
+        let _lock = if options.dry_run {
+            None
+        } else {
+            Some(lock::exclusive(&*self.disk, &self.layout)?)
+        };
+        let mut report = GcReport {
+            dry_run: options.dry_run,
+            ..GcReport::default()
+        };
+        let roots = self.roots(options, &mut report)?;
+        let plan = self.plan(options, &roots, &mut report)?;
+        if !options.dry_run {
+            self.carry_out(plan, &mut report, monitor)?;
+        }
+        Ok(report)
+    }
+
+    fn roots(
+        &self,
+        options: &GcOptions,
+        report: &mut GcReport,
+    ) -> Result<HashSet<(Fingerprint, Fingerprint)>, Error> {
+        let mut roots = HashSet::new();
+        for id in self.runs()? {
+            report.runs += 1;
+            for (spec, entries) in self.run(&id)?.entries {
+                roots.extend(entries.into_iter().map(|e| (spec, e)));
+            }
+        }
+        if roots.is_empty() && !options.without_runs {
+            return Err(Error::Refused(format!(
+                "no run in {} uses any entry, so everything would go; encode or train first, or say --without-runs",
+                self.layout.runs().display()
+            )));
+        }
+        Ok(roots)
+    }
+
+    fn plan(
+        &self,
+        options: &GcOptions,
+        roots: &HashSet<(Fingerprint, Fingerprint)>,
+        report: &mut GcReport,
+    ) -> Result<Plan, Error> {
+        let is_old = |file: &Listed| {
+            let age = file
+                .modified
+                .and_then(|m| options.now.duration_since(m).ok());
+            age.is_some_and(|age| age >= options.grace)
+        };
+        let mut plan = Plan {
+            packs: BTreeMap::new(),
+            specs: BTreeMap::new(),
+            thinned: HashSet::new(),
+            rewrite: HashSet::new(),
+            remove: HashSet::new(),
+            leftovers: Vec::new(),
+        };
+        // Index before packs, as readers do.
+        let mut rows = BTreeMap::new();
+        for spec in self.layout.indexed_specs()? {
+            let parts: Vec<Digest> = self
+                .layout
+                .index_parts(&spec)?
+                .into_iter()
+                .map(|(p, _)| p)
+                .collect();
+            rows.insert(spec, (self.all_records(&spec, &parts)?, parts));
+        }
+        plan.packs = self.layout.list_packs()?.into_iter().collect();
+        // The payload bytes that stay, by pack.
+        let mut used: HashMap<Digest, u64> = HashMap::new();
+        for (spec, (records, parts)) in rows {
+            let total = records.len();
+            let kept = self.keep(records, &mut used, |r| {
+                roots.contains(&(spec, r.entry))
+                    || plan.packs.get(&r.pack).is_some_and(|f| !is_old(f))
+            });
+            if kept.len() < total {
+                plan.thinned.insert(spec);
+            }
+            report.entries_kept += kept.len() as u64;
+            report.entries_removed += (total - kept.len()) as u64;
+            self.plan_small_packs(&mut plan, &kept);
+            plan.specs.insert(spec, (parts, kept));
+        }
+        for (pack, file) in &plan.packs {
+            match used.get(pack) {
+                None if is_old(file) => _ = plan.remove.insert(*pack),
+                None => {}
+                Some(0) => _ = plan.remove.insert(*pack),
+                Some(kept) => {
+                    let all = self.payload_bytes(pack, file.bytes);
+                    let unused = all.saturating_sub(*kept);
+                    if unused as f64 > all as f64 * UNUSED_SHARE {
+                        plan.rewrite.insert(*pack);
+                        report.bytes_freed += unused;
+                    }
+                }
+            }
+        }
+        report.packs_rewritten = plan.rewrite.len() as u64;
+        report.packs_removed = (plan.remove.len() + plan.rewrite.len()) as u64;
+        report.bytes_freed += plan.remove.iter().map(|p| plan.packs[p].bytes).sum::<u64>();
+        for folder in self.layout.folders()? {
+            let files = disk::list(&folder)?;
+            let is_left =
+                |f: &&Listed| f.name.starts_with(TEMP_PREFIX) || f.name.ends_with(SET_ASIDE);
+            let left = files.iter().filter(is_left).filter(|f| is_old(f));
+            plan.leftovers.extend(left.map(|f| folder.join(&f.name)));
+        }
+        report.leftovers_removed = plan.leftovers.len() as u64;
+        Ok(plan)
+    }
+
+    fn all_records(&self, spec: &Fingerprint, parts: &[Digest]) -> Result<Vec<Record>, Error> {
+        let mut records = Vec::new();
+        for part in parts {
+            let found = decode_part(&self.layout, spec, part, index::records).map_err(|e| {
+                Error::Refused(format!(
+                    "{e}; run `plumb store rebuild-index` before cleaning up"
+                ))
+            })?;
+            records.extend(found);
+        }
+        records.sort_by_key(|r| (r.entry, r.pack));
+        Ok(records)
+    }
+
+    /// The rows that stay, each entry once. Adds up their payload bytes by pack.
+    fn keep(
+        &self,
+        records: Vec<Record>,
+        used: &mut HashMap<Digest, u64>,
+        wanted: impl Fn(&Record) -> bool,
+    ) -> Vec<Record> {
+        let mut kept: Vec<Record> = Vec::new();
+        for record in records {
+            used.entry(record.pack).or_default();
+            if !wanted(&record) {
+                continue;
+            }
+            match kept.last_mut().filter(|last| last.entry == record.entry) {
+                Some(last) if self.is_sound(last) => {}
+                Some(last) => *last = record,
+                None => kept.push(record),
+            }
+        }
+        for record in &kept {
+            let bytes: u64 = record.parts.iter().map(|p| p.length).sum();
+            *used.entry(record.pack).or_default() += bytes;
+        }
+        kept
+    }
+
+    /// The bytes of a pack's file that are not its header.
+    fn payload_bytes(&self, pack: &Digest, file_bytes: u64) -> u64 {
+        let map = packed::map_file(&self.layout.pack(pack)).ok();
+        let length = map
+            .and_then(|m| m.first_chunk().copied())
+            .map_or(0, u64::from_le_bytes);
+        file_bytes.saturating_sub(length).saturating_sub(8)
+    }
+
+    fn is_sound(&self, record: &Record) -> bool {
+        packed::map_file(&self.layout.pack(&record.pack)).is_ok_and(|map| {
+            record
+                .parts
+                .iter()
+                .all(|p| packed::payload(p, &map).is_ok())
+        })
+    }
+
+    fn plan_small_packs(&self, plan: &mut Plan, kept: &[Record]) {
+        let packs: HashSet<Digest> = kept.iter().map(|r| r.pack).collect();
+        let is_small = |p: &Digest| {
+            plan.packs
+                .get(p)
+                .is_some_and(|f| f.bytes < SMALL_PACK_BYTES)
+        };
+        let small: Vec<Digest> = packs.into_iter().filter(is_small).collect();
+        if small.len() > SMALL_PACKS {
+            plan.rewrite.extend(small);
+        }
+    }
+
+    fn carry_out(
+        &self,
+        mut plan: Plan,
+        report: &mut GcReport,
+        monitor: &dyn Monitor,
+    ) -> Result<(), Error> {
+        monitor.start(
+            "cleaning up",
+            Some((plan.rewrite.len() + plan.remove.len()) as u64),
+        );
+        let mut new_packs = HashSet::new();
+        for (spec, (parts, kept)) in std::mem::take(&mut plan.specs) {
+            let (moving, mut rows): (Vec<_>, Vec<_>) = kept
+                .into_iter()
+                .partition(|r| plan.rewrite.contains(&r.pack));
+            if moving.is_empty() && !plan.thinned.contains(&spec) && parts.len() < 2 {
+                continue;
+            }
+            let stuck = self.repack(&spec, moving, &mut rows, report, monitor)?;
+            plan.rewrite.retain(|pack| !stuck.contains(pack));
+            rows.sort_by_key(|r| (r.entry, r.pack));
+            new_packs.extend(rows.iter().map(|r| r.pack));
+            let new = write_parts(self, &spec, &rows)?;
+            remove_parts(self, &spec, parts.iter().filter(|p| !new.contains(p)))?;
+        }
+        report.packs_removed = (plan.remove.len() + plan.rewrite.len()) as u64;
+        // A pack made anew may have the very bytes of an old one.
+        let gone = plan
+            .remove
+            .iter()
+            .chain(&plan.rewrite)
+            .filter(|p| !new_packs.contains(p));
+        for pack in gone {
+            self.remove_file(&self.layout.pack(pack))?;
+            monitor.advance(1);
+        }
+        for path in &plan.leftovers {
+            self.remove_file(path)?;
+        }
+        monitor.finish();
+        Ok(())
+    }
+
+    /// Copies the payloads of `moving` into new packs and adds their rows. Gives the packs that cannot be taken
+    /// apart: they stay, with their rows.
+    fn repack(
+        &self,
+        spec: &Fingerprint,
+        moving: Vec<Record>,
+        rows: &mut Vec<Record>,
+        report: &mut GcReport,
+        monitor: &dyn Monitor,
+    ) -> Result<HashSet<Digest>, Error> {
+        let mut by_pack: BTreeMap<Digest, Vec<Record>> = BTreeMap::new();
+        for record in moving {
+            by_pack.entry(record.pack).or_default().push(record);
+        }
+        let mut stuck = HashSet::new();
+        let mut builder: Option<PackBuilder> = None;
+        for (pack, records) in by_pack {
+            monitor.advance(1);
+            let (map, opened) = match open_pack(&self.layout, &pack) {
+                Ok(opened) => opened,
+                Err(e) => {
+                    report
+                        .problems
+                        .push(self.problem(&pack, format!("not repacked: {e}")));
+                    rows.extend(records);
+                    stuck.insert(pack);
+                    continue;
+                }
+            };
+            let target =
+                builder.get_or_insert_with(|| PackBuilder::new(*spec, opened.spec_json.clone()));
+            let wanted: HashSet<Fingerprint> = records.iter().map(|r| r.entry).collect();
+            for packed in opened.entries {
+                if wanted.contains(&packed.record.entry) {
+                    match packed.payloads(&map) {
+                        Ok(payloads) => {
+                            let payloads = payloads.into_iter().map(<[u8]>::to_vec).collect();
+                            move_entry(self, target, packed, payloads, rows)?;
+                        }
+                        Err(why) => {
+                            let entry = &packed.record;
+                            let what =
+                                format!("entry {} ({:?}) lost: {why}", entry.entry, entry.source);
+                            report.problems.push(self.problem(&pack, what));
+                        }
+                    }
+                }
+            }
+        }
+        if let Some(last) = builder.filter(|b| !b.is_empty()) {
+            write_pack(self, &last, rows)?;
+        }
+        Ok(stuck)
+    }
+
+    fn problem(&self, pack: &Digest, what: String) -> Problem {
+        Problem {
+            file: relative(&self.layout, &self.layout.pack(pack)),
+            what,
+            mend: "encoding again replaces it".to_owned(),
+        }
+    }
+
+    fn remove_file(&self, path: &std::path::Path) -> Result<(), Error> {
+        match self.disk.remove(path) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            other => other.map_err(|e| Error::io("remove", path, e)),
+        }
+    }
+}
+
+/// Adds an entry of another pack to `target`, which goes to disk first if it would grow too large.
+pub(super) fn move_entry(
+    store: &Store,
+    target: &mut PackBuilder,
+    packed: PackedEntry,
+    payloads: Vec<Vec<u8>>,
+    rows: &mut Vec<Record>,
+) -> Result<(), Error> {
+    let bytes = payloads.iter().map(Vec::len).sum();
+    if !target.is_empty() && target.is_full_for(bytes, packed.header_bytes(), PACK_LIMIT_BYTES) {
+        write_pack(store, target, rows)?;
+        target.clear();
+    }
+    target.push_packed(packed, payloads);
+    Ok(())
+}

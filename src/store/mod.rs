@@ -1,0 +1,221 @@
+//! The store: tensors made once, kept so that they cannot be misread.
+//!
+//! - An *entry* is what one spec makes of one caption or picture: a few payloads with names, and a key record
+//!   whose fingerprint is the entry's id. A *spec* is canonical JSON, and its fingerprint is its id. The store
+//!   does not look into either.
+//! - A *pack* is a safetensors file of payloads, an *index part* a Parquet file of rows. Both are named by the
+//!   digest of their bytes, written once, and never edited.
+//! - A *run* is a list of entries that somebody uses: what garbage collection keeps.
+//!
+//! What holds at every moment, whoever is killed: a pack is durable before a row names it, so a reader sees
+//! all of an entry or nothing; two writers never write the same file differently; the index can be made anew
+//! from the packs; every payload's digest is checked before it is handed out.
+//!
+//! ```text
+//! store.json    specs/<spec>.json    packs/<2 hex>/<digest>.safetensors    index/<spec>/<digest>.parquet
+//! runs/<id>.json    lock
+//! ```
+//!
+//! `schemas/FORMAT.md` has every byte and column. Start reading at [`StoreWriter::put`] and
+//! [`StoreReader::get`]; `gc`, `rebuild` and `compact` are the only files that remove anything.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use crate::digest::Fingerprint;
+
+mod check;
+mod compact;
+mod disk;
+mod error;
+mod gc;
+mod index;
+mod layout;
+mod lock;
+mod pack;
+mod packed;
+mod presence;
+mod reader;
+mod rebuild;
+mod record;
+mod run;
+mod snapshot;
+mod stats;
+mod tensor;
+mod writer;
+
+pub use check::CheckReport;
+pub use disk::{Disk, Local};
+pub use error::Error;
+pub use gc::{GcOptions, GcReport};
+pub use layout::FORMAT_VERSION;
+pub use pack::PACK_LIMIT_BYTES;
+pub use reader::{Entry, Payload, StoreReader};
+pub use rebuild::RebuildReport;
+pub use record::{NewEntry, PartRecord, Record};
+pub use run::Run;
+pub use stats::{SpecStats, StoreStats};
+pub use tensor::{ElementType, Summary, TensorBytes};
+pub use writer::{CommitStats, StoreWriter};
+
+use layout::Layout;
+
+/// The program and its version, as rows and packs record it.
+pub const TOOL: &str = concat!("plumb ", env!("CARGO_PKG_VERSION"));
+
+/// A store, open. Cheap to clone; holds no lock and no file.
+#[derive(Clone)]
+pub struct Store {
+    layout: Layout,
+    disk: Arc<dyn Disk>,
+}
+
+/// Something wrong in a store that did not end the work.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Problem {
+    /// The file, relative to the store.
+    pub file: String,
+    /// What was expected and what was found.
+    pub what: String,
+    /// What to do about it.
+    pub mend: String,
+}
+
+impl std::fmt::Display for Problem {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}; {}", self.file, self.what, self.mend)
+    }
+}
+
+impl Store {
+    /// Opens the store in the folder `path`.
+    ///
+    /// # Errors
+    /// If there is none, if it is of a newer format, or if it cannot be read.
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        Self::open_with(path, Arc::new(Local))
+    }
+
+    /// Opens the store in the folder `path`, or makes one where there is nothing.
+    ///
+    /// # Errors
+    /// As [`Self::open`], and if the folder holds other things.
+    pub fn open_or_create(path: &Path) -> Result<Self, Error> {
+        Self::open_or_create_with(path, Arc::new(Local))
+    }
+
+    /// As [`Self::open`], with another way to the disk.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_with(path: &Path, disk: Arc<dyn Disk>) -> Result<Self, Error> {
+        let layout = Layout {
+            root: path.to_owned(),
+        };
+        match layout::read_marker(&layout.marker()) {
+            Ok(_) => Ok(Self { layout, disk }),
+            Err(e) if e.is_gone() => Err(no_marker(&layout)),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// As [`Self::open_or_create`], with another way to the disk.
+    ///
+    /// # Errors
+    /// As [`Self::open_or_create`].
+    pub fn open_or_create_with(path: &Path, disk: Arc<dyn Disk>) -> Result<Self, Error> {
+        let layout = Layout {
+            root: path.to_owned(),
+        };
+        if !layout.marker().exists() {
+            if layout::holds_anything(&layout)? {
+                return Err(no_marker(&layout));
+            }
+            create_root(&*disk, path)?;
+            disk::write_once(&*disk, path, layout::MARKER, &[&layout::marker_bytes()])?;
+        }
+        Self::open_with(path, disk)
+    }
+
+    /// The folder.
+    pub fn path(&self) -> &Path {
+        &self.layout.root
+    }
+
+    /// A view of all entries as they are now.
+    ///
+    /// # Errors
+    /// If the folders cannot be read. Damaged index parts are no error, see [`StoreReader::problems`].
+    pub fn reader(&self) -> Result<StoreReader, Error> {
+        StoreReader::new(self.layout.clone(), None)
+    }
+
+    /// As [`Self::reader`], of the entries of `specs` only.
+    ///
+    /// # Errors
+    /// As [`Self::reader`].
+    pub fn reader_of(&self, specs: &[Fingerprint]) -> Result<StoreReader, Error> {
+        StoreReader::new(self.layout.clone(), Some(specs.to_vec()))
+    }
+
+    /// A writer. Any number of them may write at once, in this process and in others.
+    ///
+    /// # Errors
+    /// If the store may not be written, or while it is being cleaned up.
+    pub fn writer(&self) -> Result<StoreWriter, Error> {
+        StoreWriter::new(self.clone())
+    }
+}
+
+/// Creates the store's own folder and those above it.
+fn create_root(disk: &dyn Disk, path: &Path) -> Result<(), Error> {
+    let top = path
+        .ancestors()
+        .find(|a| a.as_os_str().is_empty() || a.is_dir())
+        .unwrap_or(path);
+    disk::create_dirs(disk, top, path)
+}
+
+fn no_marker(layout: &Layout) -> Error {
+    let why = if layout.packs().is_dir() {
+        "store.json is missing but packs are there; `plumb store rebuild-index` writes it anew"
+    } else if layout.root.is_dir() {
+        "the folder holds no store.json; give the folder of a store, or an empty or new one to encode into"
+    } else {
+        "there is no such folder; `plumb encode` makes it"
+    };
+    Error::NotAStore {
+        path: layout.root.clone(),
+        why: why.to_owned(),
+    }
+}
+
+/// Puts a file in place outside a store as files are put into one: whole and durable under its name, or not at
+/// all. Missing folders are made; a file that is there is replaced.
+///
+/// # Errors
+/// If the file or a folder cannot be written.
+pub fn write_file(path: &Path, chunks: &[&[u8]]) -> Result<(), Error> {
+    let path = std::path::absolute(path).map_err(|e| Error::io("find", path, e))?;
+    let folder = path.parent().unwrap_or(Path::new("/"));
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    create_root(&Local, folder)?;
+    disk::write_once(&Local, folder, &name, chunks)
+}
+
+/// Runs a decoder on bytes that may be hostile. Ours do not panic on any input that we know; this makes that
+/// of the libraries below, too, cost the one file only.
+fn contain<T>(decode: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(decode))
+        .unwrap_or_else(|_| Err("the decoder gave up on it".to_owned()))
+}
+
+/// `path` as a person names it inside the store.
+fn relative(layout: &Layout, path: &Path) -> String {
+    path.strip_prefix(&layout.root)
+        .unwrap_or(path)
+        .display()
+        .to_string()
+}

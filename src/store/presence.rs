@@ -1,0 +1,95 @@
+//! Gathering the rows of an index part into entries, none of which may be there by half.
+
+use super::pack::PACK_LIMIT_BYTES;
+use super::record::PARTS_LIMIT;
+use crate::digest::{Digest, Fingerprint};
+
+/// That an entry is there, and where its rows are.
+pub(super) struct Presence {
+    pub(super) entry: Fingerprint,
+    /// The first of its rows in the part.
+    pub(super) row: u32,
+    /// How many they are.
+    pub(super) rows: u32,
+    pub(super) pack: Digest,
+    /// The end of its last payload in the pack's file.
+    pub(super) end: u64,
+}
+
+/// Rows gathered into entries.
+#[derive(Default)]
+pub(super) struct Groups {
+    found: Vec<Presence>,
+    num_rows: u32,
+    // Of the last entry: its id as text, how many rows it says that it has, and their names.
+    entry: String,
+    expected: u32,
+    names: Vec<String>,
+}
+
+impl Groups {
+    /// Takes the next row.
+    pub(super) fn add(
+        &mut self,
+        entry: &str,
+        part: &str,
+        parts: u32,
+        pack: Digest,
+        end: u64,
+    ) -> Result<(), String> {
+        let is_open = self.names.len() < self.expected as usize;
+        let incomplete = || Err(incomplete(entry));
+        match self.found.last_mut() {
+            Some(last) if is_open => {
+                let fits = entry == self.entry && pack == last.pack && parts == self.expected;
+                if !fits || self.names.iter().any(|n| n == part) {
+                    return incomplete();
+                }
+                last.rows += 1;
+                last.end = last.end.max(end);
+            }
+            // More rows of an entry than it says.
+            Some(last) if entry == self.entry && pack == last.pack => return incomplete(),
+            _ if !(1..=PARTS_LIMIT as u32).contains(&parts) => return incomplete(),
+            _ => {
+                self.found.push(Presence {
+                    entry: entry.parse().map_err(|e| format!("column entry: {e}"))?,
+                    row: self.num_rows,
+                    rows: 1,
+                    pack,
+                    end,
+                });
+                entry.clone_into(&mut self.entry);
+                self.expected = parts;
+                self.names.clear();
+            }
+        }
+        self.names.push(part.to_owned());
+        self.num_rows += 1;
+        Ok(())
+    }
+
+    /// The entries, when the last one has all its rows.
+    pub(super) fn finish(self) -> Result<Vec<Presence>, String> {
+        if self.names.len() < self.expected as usize {
+            return Err(incomplete(&self.entry));
+        }
+        Ok(self.found)
+    }
+}
+
+/// Where a payload ends; no pack reaches further than its limit.
+pub(super) fn end(offset: u64, length: u64) -> Result<u64, String> {
+    offset
+        .checked_add(length)
+        .filter(|&end| end <= PACK_LIMIT_BYTES as u64)
+        .ok_or_else(|| {
+            format!(
+                "columns offset and length: expected a place in a pack, found {offset} and {length}"
+            )
+        })
+}
+
+fn incomplete(entry: &str) -> String {
+    format!("the rows of entry {entry} are not what its column parts says")
+}

@@ -1,0 +1,341 @@
+//! Reading: what is there, and its bytes, checked.
+
+use std::collections::BTreeSet;
+use std::ops::Range;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use memmap2::Mmap;
+
+use super::index::{self, PayloadRow};
+use super::layout::{self, Layout};
+use super::record::Record;
+use super::snapshot::{Candidate, Snapshot, State, decode_part};
+use super::tensor::{ElementType, TensorBytes, size_bytes};
+use super::{Error, Problem, packed};
+use crate::digest::{Digest, Fingerprint};
+
+/// A view of a store as it was when opened or last refreshed. Takes no lock and needs no right to write.
+/// Cleaning up beside a reader is safe: what moved is found again, and bytes handed out stay.
+pub struct StoreReader {
+    layout: Layout,
+    specs: Option<Vec<Fingerprint>>,
+    snapshot: RwLock<Arc<Snapshot>>,
+}
+
+/// An entry with its payloads, each checked against its digest.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    /// The entry.
+    pub entry: Fingerprint,
+    /// The spec that made it.
+    pub spec: Fingerprint,
+    /// How many token ids came before padding.
+    pub token_count: u32,
+    /// Whether the caption was cut.
+    pub truncated: bool,
+    /// The payloads by name, sorted.
+    pub parts: Vec<(String, Payload)>,
+}
+
+impl Entry {
+    /// The payload called `name`.
+    pub fn part(&self, name: &str) -> Option<&Payload> {
+        self.parts.iter().find(|(n, _)| n == name).map(|(_, p)| p)
+    }
+}
+
+/// A tensor in a mapped pack: nothing is copied until somebody does. Little endian, row major.
+#[derive(Clone)]
+pub struct Payload {
+    /// The type of each element.
+    pub dtype: ElementType,
+    /// The size of each dimension, outermost first.
+    pub shape: Vec<usize>,
+    /// The digest of the bytes.
+    pub digest: Digest,
+    map: Arc<Mmap>,
+    range: Range<usize>,
+}
+
+impl Payload {
+    /// The elements.
+    pub fn bytes(&self) -> &[u8] {
+        &self.map[self.range.clone()]
+    }
+
+    /// A copy that owns its bytes.
+    pub fn to_tensor_bytes(&self) -> TensorBytes {
+        TensorBytes {
+            dtype: self.dtype,
+            shape: self.shape.clone(),
+            bytes: self.bytes().to_vec(),
+        }
+    }
+}
+
+impl std::fmt::Debug for Payload {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "Payload({} {:?} {})",
+            self.dtype,
+            self.shape,
+            self.digest.short()
+        )
+    }
+}
+
+/// Why a candidate could not be read.
+enum Fault {
+    /// A file that the snapshot knew is gone: it may have been rewritten elsewhere.
+    Moved(Error),
+    /// What is there is not what was written.
+    Damaged(Error),
+}
+
+impl Fault {
+    fn into_error(self) -> Error {
+        match self {
+            Self::Moved(e) | Self::Damaged(e) => e,
+        }
+    }
+}
+
+impl StoreReader {
+    pub(super) fn new(layout: Layout, specs: Option<Vec<Fingerprint>>) -> Result<Self, Error> {
+        let snapshot = Snapshot::load(&layout, specs.as_deref())?;
+        Ok(Self {
+            layout,
+            specs,
+            snapshot: RwLock::new(Arc::new(snapshot)),
+        })
+    }
+
+    /// Looks again, so that what was added since is seen.
+    ///
+    /// # Errors
+    /// As [`super::Store::reader`].
+    pub fn refresh(&self) -> Result<(), Error> {
+        let snapshot = Snapshot::load(&self.layout, self.specs.as_deref())?;
+        *self
+            .snapshot
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = Arc::new(snapshot);
+        Ok(())
+    }
+
+    fn snapshot(&self) -> Arc<Snapshot> {
+        self.snapshot
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// What of the index could not be used; the entries concerned count as missing.
+    pub fn problems(&self) -> Vec<Problem> {
+        self.snapshot().problems.clone()
+    }
+
+    /// The specs that have entries or a description here, sorted.
+    ///
+    /// # Errors
+    /// If the folder cannot be read.
+    pub fn specs(&self) -> Result<Vec<Fingerprint>, Error> {
+        let mut specs: BTreeSet<Fingerprint> = super::disk::list(&self.layout.specs())?
+            .iter()
+            .filter_map(|f| f.name.strip_suffix(".json")?.parse().ok())
+            .collect();
+        specs.extend(self.snapshot().tables.keys());
+        Ok(specs.into_iter().collect())
+    }
+
+    /// The canonical JSON of a spec; `None` if it was never put.
+    ///
+    /// # Errors
+    /// If it cannot be read or is not what its name says.
+    pub fn spec_json(&self, spec: &Fingerprint) -> Result<Option<Vec<u8>>, Error> {
+        match layout::read_spec(&self.layout.spec(spec), spec) {
+            Err(e) if e.is_gone() => Ok(None),
+            other => other.map(Some),
+        }
+    }
+
+    /// The entries of a spec, sorted.
+    pub fn entries(&self, spec: &Fingerprint) -> Vec<Fingerprint> {
+        let snapshot = self.snapshot();
+        let Some(table) = snapshot.tables.get(spec) else {
+            return Vec::new();
+        };
+        let mut entries: Vec<_> = table.candidates.iter().map(|c| c.entry).collect();
+        entries.dedup();
+        entries
+    }
+
+    /// Whether an entry is there, as far as the index and the sizes of the packs tell, and as far as reading it
+    /// has not shown otherwise.
+    pub fn contains(&self, spec: &Fingerprint, entry: &Fingerprint) -> bool {
+        self.snapshot()
+            .tables
+            .get(spec)
+            .is_some_and(|t| t.find(entry).iter().any(|c| c.state() != State::Damaged))
+    }
+
+    /// The entry with its payloads; `None` if it is not there. Each payload is checked against its digest when
+    /// it is first read.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] if it is there but not as it was written: for who encodes, the same as `None`.
+    pub fn get(&self, spec: &Fingerprint, entry: &Fingerprint) -> Result<Option<Entry>, Error> {
+        match self.try_get(&self.snapshot(), spec, entry) {
+            Err(Fault::Moved(_)) => {
+                self.refresh()?;
+                self.try_get(&self.snapshot(), spec, entry)
+                    .map_err(Fault::into_error)
+            }
+            other => other.map_err(Fault::into_error),
+        }
+    }
+
+    fn try_get(
+        &self,
+        snapshot: &Snapshot,
+        spec: &Fingerprint,
+        entry: &Fingerprint,
+    ) -> Result<Option<Entry>, Fault> {
+        let candidates = snapshot
+            .tables
+            .get(spec)
+            .map(|t| t.find(entry))
+            .unwrap_or_default();
+        let mut fault = None;
+        // Two writers may both have stored it: any sound one will do.
+        for candidate in candidates {
+            match self.read(snapshot, spec, candidate) {
+                Ok(found) => return Ok(Some(found)),
+                Err(Fault::Damaged(e)) => {
+                    candidate.set_state(State::Damaged);
+                    fault.get_or_insert(Fault::Damaged(e));
+                }
+                Err(moved) => fault = Some(moved),
+            }
+        }
+        fault.map_or(Ok(None), Err)
+    }
+
+    fn read(
+        &self,
+        snapshot: &Snapshot,
+        spec: &Fingerprint,
+        candidate: &Candidate,
+    ) -> Result<Entry, Fault> {
+        let pack_path = self
+            .layout
+            .pack(&snapshot.packs[candidate.pack as usize].digest);
+        let damaged = |why: String| {
+            Fault::Damaged(Error::Damaged {
+                spec: *spec,
+                entry: candidate.entry,
+                path: pack_path.clone(),
+                why,
+            })
+        };
+        let moved = |e: Error| {
+            if e.is_gone() {
+                Fault::Moved(e)
+            } else {
+                damaged(e.to_string())
+            }
+        };
+        let rows = snapshot
+            .payload_rows(&self.layout, spec, candidate)
+            .map_err(moved)?;
+        let map = snapshot.pack_map(&self.layout, candidate).map_err(moved)?;
+        let first = rows.first().ok_or_else(|| damaged("no rows".to_owned()))?;
+        let mut parts = rows
+            .iter()
+            .map(|row| payload(row, &map, candidate.state()))
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(damaged)?;
+        parts.sort_by(|a, b| a.0.cmp(&b.0));
+        candidate.set_state(State::Sound);
+        Ok(Entry {
+            entry: candidate.entry,
+            spec: *spec,
+            token_count: first.token_count,
+            truncated: first.truncated,
+            parts,
+        })
+    }
+
+    /// All that the index says of an entry; `None` if it is not there. No payload is read.
+    ///
+    /// # Errors
+    /// If the index part cannot be read.
+    pub fn record(&self, spec: &Fingerprint, entry: &Fingerprint) -> Result<Option<Record>, Error> {
+        let snapshot = self.snapshot();
+        let Some(table) = snapshot.tables.get(spec) else {
+            return Ok(None);
+        };
+        let Some(candidate) = table.find(entry).first() else {
+            return Ok(None);
+        };
+        let part = table.parts[candidate.part as usize].digest;
+        let records = decode_part(&self.layout, spec, &part, index::records)?;
+        Ok(records.into_iter().find(|r| r.entry == *entry))
+    }
+
+    /// All that the index says of the entries of a spec, sorted, each once.
+    ///
+    /// # Errors
+    /// If an index part cannot be read.
+    pub fn records(&self, spec: &Fingerprint) -> Result<Vec<Record>, Error> {
+        let snapshot = self.snapshot();
+        let mut records = Vec::new();
+        for part in snapshot
+            .tables
+            .get(spec)
+            .map(|t| t.parts.as_slice())
+            .unwrap_or_default()
+        {
+            records.extend(decode_part(
+                &self.layout,
+                spec,
+                &part.digest,
+                index::records,
+            )?);
+        }
+        records.sort_by_key(|r| r.entry);
+        records.dedup_by_key(|r| r.entry);
+        Ok(records)
+    }
+}
+
+/// The payload of a row, checked unless it was before.
+fn payload(row: &PayloadRow, map: &Arc<Mmap>, state: State) -> Result<(String, Payload), String> {
+    let part = &row.part;
+    if size_bytes(part.dtype, &part.shape).map(|n| n as u64) != Some(part.length) {
+        return Err(format!(
+            "part {}: {} bytes for {} of shape {:?}",
+            part.part, part.length, part.dtype, part.shape
+        ));
+    }
+    if state != State::Sound {
+        packed::payload(part, map)?;
+    }
+    let start = usize::try_from(part.offset).unwrap_or(usize::MAX);
+    let range = start..start.saturating_add(usize::try_from(part.length).unwrap_or(usize::MAX));
+    if range.end > map.len() {
+        return Err(format!(
+            "part {} lies beyond the end of the file",
+            part.part
+        ));
+    }
+    let payload = Payload {
+        dtype: part.dtype,
+        shape: part.shape.clone(),
+        digest: part.digest,
+        map: map.clone(),
+        range,
+    };
+    Ok((part.part.clone(), payload))
+}

@@ -1,0 +1,171 @@
+//! What is known of an entry beside its payloads: given by the writer, repeated in the pack's header, kept
+//! as rows of the index.
+
+use std::collections::BTreeSet;
+
+use serde::Serialize;
+use serde_json::Value;
+
+use super::Error;
+use super::tensor::{ElementType, Summary, TensorBytes};
+use crate::digest::{Digest, Fingerprint, canonical_json};
+
+/// No caption is longer; a bound for those who read the index.
+pub(super) const SOURCE_LIMIT_BYTES: usize = 256 << 10;
+/// No entry has more parts.
+pub(super) const PARTS_LIMIT: usize = 16;
+/// No entry has more token ids.
+pub(super) const TOKENS_LIMIT: usize = 1 << 16;
+
+/// An entry to be stored.
+#[derive(Clone, Debug)]
+pub struct NewEntry {
+    /// The fingerprint of `key`.
+    pub entry: Fingerprint,
+    /// The spec that made the tensors.
+    pub spec: Fingerprint,
+    /// The caption; for a picture, words that tell it without naming its file.
+    pub source: String,
+    /// The token ids, pads included; empty for a picture.
+    pub tokens: Vec<u32>,
+    /// How many of them came before padding.
+    pub token_count: u32,
+    /// Whether the caption was cut.
+    pub truncated: bool,
+    /// The tensors by name: `hidden`, `pooled`, `mean`, `logvar`.
+    pub parts: Vec<(String, TensorBytes)>,
+    /// All that the entry depends on: a JSON object whose member `spec` is the spec's fingerprint, and whose
+    /// canonical form has the fingerprint `entry`.
+    pub key: Value,
+}
+
+impl NewEntry {
+    pub(super) fn payload_bytes(&self) -> usize {
+        self.parts.iter().map(|(_, t)| t.bytes.len()).sum()
+    }
+
+    /// The canonical form of the key, when everything about this entry can be stored.
+    pub(super) fn validate(&self) -> Result<String, Error> {
+        let names: BTreeSet<_> = self.parts.iter().map(|(name, _)| name).collect();
+        if names.is_empty() || names.len() != self.parts.len() || names.len() > PARTS_LIMIT {
+            return Err(self.unfit(
+                None,
+                format!(
+                    "expected 1 to {PARTS_LIMIT} parts with different names, found {:?}",
+                    self.parts.iter().map(|(n, _)| n).collect::<Vec<_>>()
+                ),
+            ));
+        }
+        for (what, found, limit) in [
+            ("caption bytes", self.source.len(), SOURCE_LIMIT_BYTES),
+            ("token ids", self.tokens.len(), TOKENS_LIMIT),
+        ] {
+            if found > limit {
+                return Err(self.unfit(
+                    None,
+                    format!("expected at most {limit} {what}, found {found}"),
+                ));
+            }
+        }
+        for (name, tensor) in &self.parts {
+            if !is_part_name(name) {
+                let why = "expected a name of 1 to 32 lower-case letters, digits and `_`";
+                return Err(self.unfit(Some(name), why.to_owned()));
+            }
+            if let Some(fault) = tensor.fault() {
+                return Err(self.unfit(Some(name), fault));
+            }
+        }
+        self.canonical_key()
+    }
+
+    fn canonical_key(&self) -> Result<String, Error> {
+        let unfit = |why| self.unfit(None, why);
+        if self.key.get("spec").and_then(Value::as_str) != Some(self.spec.to_string().as_str()) {
+            return Err(unfit(
+                "expected the key record to name the spec in its member `spec`".to_owned(),
+            ));
+        }
+        let key = canonical_json(&self.key).map_err(|e| unfit(format!("key record: {e}")))?;
+        let found = Fingerprint::from_bytes(*blake3::hash(&key).as_bytes());
+        if found != self.entry {
+            return Err(unfit(format!(
+                "expected the entry's fingerprint to be that of its key record, {found}, found {}",
+                self.entry
+            )));
+        }
+        String::from_utf8(key).map_err(|e| unfit(format!("key record: {e}")))
+    }
+
+    pub(super) fn unfit(&self, part: Option<&str>, why: String) -> Error {
+        Error::Unfit {
+            spec: self.spec,
+            source_text: shorten(&self.source),
+            part: part.map(str::to_owned),
+            why,
+        }
+    }
+}
+
+/// The first 80 characters, for messages.
+fn shorten(text: &str) -> String {
+    match text.char_indices().nth(80) {
+        Some((end, _)) => format!("{}...", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
+pub(super) fn is_part_name(name: &str) -> bool {
+    (1..=32).contains(&name.len())
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
+}
+
+/// The name of a payload in its pack.
+pub(super) fn tensor_name(entry: &Fingerprint, part: &str) -> String {
+    format!("{entry}.{part}")
+}
+
+/// An entry as the index has it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Record {
+    /// The entry.
+    pub entry: Fingerprint,
+    /// The caption, or what stands for it.
+    pub source: String,
+    /// The token ids, pads included.
+    pub tokens: Vec<u32>,
+    /// How many of them came before padding.
+    pub token_count: u32,
+    /// Whether the caption was cut.
+    pub truncated: bool,
+    /// The program that made it.
+    pub tool: String,
+    /// The pack that holds all its payloads.
+    pub pack: Digest,
+    /// Its payloads, sorted by name.
+    pub parts: Vec<PartRecord>,
+}
+
+/// One payload as the index has it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct PartRecord {
+    /// Its name in the entry.
+    pub part: String,
+    /// Its name in the pack.
+    pub tensor: String,
+    /// Where it begins in the pack's file.
+    pub offset: u64,
+    /// Its length in bytes.
+    pub length: u64,
+    /// The digest of its bytes.
+    pub digest: Digest,
+    /// The type of its elements.
+    pub dtype: ElementType,
+    /// Its shape.
+    pub shape: Vec<usize>,
+    /// Its numbers at a glance.
+    #[serde(flatten)]
+    pub summary: Summary,
+}

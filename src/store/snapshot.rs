@@ -1,0 +1,291 @@
+//! The index in memory: which entries were there when it was loaded, and where. Compact (48 bytes an entry),
+//! sorted by fingerprint; what it takes to read payloads is loaded part by part when first asked for.
+
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use bytes::Bytes;
+use memmap2::Mmap;
+use rayon::prelude::{IntoParallelRefIterator as _, ParallelIterator as _, ParallelSliceMut as _};
+
+use super::index::{self, PayloadRow};
+use super::layout::Layout;
+use super::presence::Presence;
+use super::{Error, Problem, disk, packed, relative};
+use crate::digest::{Digest, Fingerprint};
+
+/// How often a listing that changed under our hands is made again.
+const LOAD_TRIES: usize = 8;
+
+/// One place where an entry is.
+pub(super) struct Candidate {
+    pub(super) entry: Fingerprint,
+    pub(super) part: u32,
+    pub(super) row: u32,
+    pub(super) pack: u32,
+    pub(super) rows: u16,
+    state: AtomicU8,
+}
+
+/// What reading a candidate's payloads has shown.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum State {
+    Unread,
+    Sound,
+    Damaged,
+}
+
+impl Candidate {
+    pub(super) fn state(&self) -> State {
+        match self.state.load(Ordering::Relaxed) {
+            1 => State::Sound,
+            2 => State::Damaged,
+            _ => State::Unread,
+        }
+    }
+
+    pub(super) fn set_state(&self, state: State) {
+        self.state.store(state as u8, Ordering::Relaxed);
+    }
+}
+
+/// An index part that was loaded.
+pub(super) struct Part {
+    pub(super) digest: Digest,
+    payloads: OnceLock<Vec<PayloadRow>>,
+}
+
+/// A pack, mapped when first read.
+pub(super) struct PackSlot {
+    pub(super) digest: Digest,
+    map: OnceLock<Arc<Mmap>>,
+}
+
+/// The entries of one spec.
+#[derive(Default)]
+pub(super) struct Table {
+    pub(super) candidates: Vec<Candidate>,
+    pub(super) parts: Vec<Part>,
+    /// Where the candidates with each value of the fingerprint's first bits begin: about one to a value, so that
+    /// a look-up touches two lines of memory and no more.
+    starts: Vec<u32>,
+}
+
+impl Table {
+    /// Sorts what was collected.
+    fn seal(&mut self) {
+        self.candidates
+            .par_sort_unstable_by_key(|c| (c.entry, c.part, c.row));
+        let bits = self.candidates.len().max(1).ilog2().min(24);
+        self.starts = vec![0; (1 << bits) + 1];
+        for candidate in &self.candidates {
+            self.starts[bucket(&candidate.entry, bits) + 1] += 1;
+        }
+        for i in 1..self.starts.len() {
+            self.starts[i] += self.starts[i - 1];
+        }
+    }
+
+    /// The places where `entry` is.
+    pub(super) fn find(&self, entry: &Fingerprint) -> &[Candidate] {
+        if self.starts.is_empty() {
+            return &[];
+        }
+        let bucket = bucket(entry, (self.starts.len() - 1).ilog2());
+        let range = self.starts[bucket] as usize..self.starts[bucket + 1] as usize;
+        let alike = &self.candidates[range];
+        let start = alike.partition_point(|c| c.entry < *entry);
+        let count = alike[start..]
+            .iter()
+            .take_while(|c| c.entry == *entry)
+            .count();
+        &alike[start..start + count]
+    }
+}
+
+/// The first `bits` bits of a fingerprint.
+fn bucket(entry: &Fingerprint, bits: u32) -> usize {
+    let [a, b, c, d, ..] = *entry.as_bytes();
+    (u64::from(u32::from_be_bytes([a, b, c, d])) >> (32 - bits)) as usize
+}
+
+/// All tables, at one moment.
+#[derive(Default)]
+pub(super) struct Snapshot {
+    pub(super) tables: BTreeMap<Fingerprint, Table>,
+    pub(super) packs: Vec<PackSlot>,
+    pub(super) problems: Vec<Problem>,
+}
+
+type LoadedPart = (Fingerprint, Digest, Result<Vec<Presence>, Error>);
+
+impl Snapshot {
+    /// Loads the index of `specs`, or of all.
+    pub(super) fn load(layout: &Layout, specs: Option<&[Fingerprint]>) -> Result<Self, Error> {
+        for _ in 0..LOAD_TRIES {
+            let specs = match specs {
+                Some(some) => some.to_vec(),
+                None => layout.indexed_specs()?,
+            };
+            let mut listed = Vec::new();
+            for spec in specs {
+                let parts = layout.index_parts(&spec)?;
+                listed.extend(parts.into_iter().map(|(part, _)| (spec, part)));
+            }
+            let loaded: Vec<LoadedPart> = listed
+                .par_iter()
+                .map(|(spec, part)| (*spec, *part, load_part(layout, spec, part)))
+                .collect();
+            let packs = layout.list_packs()?;
+            // A cleaner removes parts before packs: when all parts are still there, so were their packs.
+            let gone = |(spec, part, _): &LoadedPart| !layout.index_part(spec, part).exists();
+            if !loaded.iter().any(gone) {
+                let packs = packs.into_iter().map(|(pack, f)| (pack, f.bytes)).collect();
+                return Ok(Self::assemble(layout, loaded, &packs));
+            }
+        }
+        Err(Error::Busy {
+            path: layout.root.clone(),
+            holder: "its index keeps changing",
+        })
+    }
+
+    fn assemble(layout: &Layout, loaded: Vec<LoadedPart>, on_disk: &HashMap<Digest, u64>) -> Self {
+        let mut snapshot = Self::default();
+        let mut pack_numbers: HashMap<Digest, u32> = HashMap::new();
+        for (spec, part, presence) in loaded {
+            let path = layout.index_part(&spec, &part);
+            let presence = match presence {
+                Ok(presence) => presence,
+                Err(e) => {
+                    snapshot.problem(layout, &path, e.to_string());
+                    continue;
+                }
+            };
+            let mut lost: BTreeMap<Digest, usize> = BTreeMap::new();
+            let table = snapshot.tables.entry(spec).or_default();
+            let part_number = table.parts.len() as u32;
+            table.parts.push(Part {
+                digest: part,
+                payloads: OnceLock::new(),
+            });
+            for found in presence {
+                // A pack that is missing or too short: its entries are as good as not there.
+                if on_disk
+                    .get(&found.pack)
+                    .is_none_or(|&bytes| bytes < found.end)
+                {
+                    *lost.entry(found.pack).or_default() += 1;
+                    continue;
+                }
+                let number = *pack_numbers.entry(found.pack).or_insert_with(|| {
+                    snapshot.packs.push(PackSlot {
+                        digest: found.pack,
+                        map: OnceLock::new(),
+                    });
+                    snapshot.packs.len() as u32 - 1
+                });
+                table.candidates.push(Candidate {
+                    entry: found.entry,
+                    part: part_number,
+                    row: found.row,
+                    pack: number,
+                    rows: found.rows as u16,
+                    state: AtomicU8::new(State::Unread as u8),
+                });
+            }
+            for (pack, entries) in lost {
+                let what =
+                    format!("missing or shorter than the index says, {entries} entries lost");
+                snapshot.problem(layout, &layout.pack(&pack), what);
+            }
+        }
+        for table in snapshot.tables.values_mut() {
+            table.seal();
+        }
+        snapshot
+    }
+
+    fn problem(&mut self, layout: &Layout, path: &std::path::Path, what: String) {
+        let file = relative(layout, path);
+        self.problems.push(Problem {
+            what: what
+                .strip_prefix(&format!("{}: ", path.display()))
+                .unwrap_or(&what)
+                .to_owned(),
+            file,
+            mend: "`plumb store rebuild-index` and encoding again mend it".to_owned(),
+        });
+    }
+
+    /// The rows of `candidate`, loading its part if it was not.
+    pub(super) fn payload_rows(
+        &self,
+        layout: &Layout,
+        spec: &Fingerprint,
+        candidate: &Candidate,
+    ) -> Result<&[PayloadRow], Error> {
+        let Some(part) = self
+            .tables
+            .get(spec)
+            .and_then(|t| t.parts.get(candidate.part as usize))
+        else {
+            return Ok(&[]);
+        };
+        let rows = match part.payloads.get() {
+            Some(rows) => rows,
+            None => {
+                let rows = decode_part(layout, spec, &part.digest, index::payloads)?;
+                part.payloads.get_or_init(|| rows)
+            }
+        };
+        Ok(rows.get(row_range(candidate)).unwrap_or_default())
+    }
+
+    /// The bytes of a candidate's pack.
+    pub(super) fn pack_map(
+        &self,
+        layout: &Layout,
+        candidate: &Candidate,
+    ) -> Result<Arc<Mmap>, Error> {
+        let slot = &self.packs[candidate.pack as usize];
+        if let Some(map) = slot.map.get() {
+            return Ok(map.clone());
+        }
+        let map = Arc::new(packed::map_file(&layout.pack(&slot.digest))?);
+        Ok(slot.map.get_or_init(|| map).clone())
+    }
+}
+
+pub(super) fn row_range(candidate: &Candidate) -> Range<usize> {
+    let start = candidate.row as usize;
+    start..start + usize::from(candidate.rows)
+}
+
+fn load_part(layout: &Layout, spec: &Fingerprint, part: &Digest) -> Result<Vec<Presence>, Error> {
+    decode_part(layout, spec, part, index::presence)
+}
+
+/// Reads an index part, makes sure that its bytes are what its name says, and decodes it.
+pub(super) fn decode_part<T>(
+    layout: &Layout,
+    spec: &Fingerprint,
+    part: &Digest,
+    decode: fn(Bytes, &Fingerprint) -> Result<T, String>,
+) -> Result<T, Error> {
+    let path = layout.index_part(spec, part);
+    let bytes = disk::read_bounded(&path, index::PART_LIMIT_BYTES)?;
+    let found = Digest::of(&bytes);
+    if found != *part {
+        return Err(Error::malformed(
+            &path,
+            format!(
+                "expected content with the digest in the name, found {}",
+                found.short()
+            ),
+        ));
+    }
+    decode(Bytes::from(bytes), spec).map_err(|why| Error::malformed(&path, why))
+}

@@ -1,0 +1,113 @@
+//! What a store holds, in numbers.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use serde::Serialize;
+
+use super::snapshot::decode_part;
+use super::{Error, Store, index};
+use crate::digest::{Digest, Fingerprint};
+
+/// The numbers of a store.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct StoreStats {
+    /// By spec.
+    pub specs: BTreeMap<String, SpecStats>,
+    /// Packs on disk.
+    pub packs: u64,
+    /// The bytes of the packs.
+    pub pack_bytes: u64,
+    /// Packs that no row names.
+    pub unindexed_packs: u64,
+    /// The bytes of those.
+    pub unindexed_pack_bytes: u64,
+    /// The bytes of the index.
+    pub index_bytes: u64,
+    /// The runs and how many entries each uses; `None` where the file cannot be understood.
+    pub runs: BTreeMap<String, Option<u64>>,
+}
+
+/// The numbers of one spec's entries.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct SpecStats {
+    /// Entries, each once.
+    pub entries: u64,
+    /// Entries whose caption was cut.
+    pub truncated_entries: u64,
+    /// Entries that are there more than once; gc keeps one of each.
+    pub duplicate_entries: u64,
+    /// The bytes of all payloads.
+    pub payload_bytes: u64,
+    /// The element types of the payloads.
+    pub dtypes: BTreeSet<&'static str>,
+    /// Packs with payloads of it.
+    pub packs: u64,
+    /// Index parts.
+    pub index_parts: u64,
+    /// Index parts that cannot be used.
+    pub damaged_index_parts: u64,
+}
+
+impl Store {
+    /// Counts what is there, from the index and the sizes of files.
+    ///
+    /// # Errors
+    /// If the folders cannot be read.
+    pub fn stats(&self) -> Result<StoreStats, Error> {
+        let mut stats = StoreStats::default();
+        let mut named = BTreeSet::new();
+        for spec in self.layout.indexed_specs()? {
+            let of_spec = self.spec_stats(&spec, &mut stats.index_bytes, &mut named)?;
+            stats.specs.insert(spec.to_string(), of_spec);
+        }
+        for (pack, file) in self.layout.list_packs()? {
+            stats.packs += 1;
+            stats.pack_bytes += file.bytes;
+            if !named.contains(&pack) {
+                stats.unindexed_packs += 1;
+                stats.unindexed_pack_bytes += file.bytes;
+            }
+        }
+        for id in self.runs()? {
+            let entries = self.run(&id).ok().map(|run| run.num_entries() as u64);
+            stats.runs.insert(id, entries);
+        }
+        Ok(stats)
+    }
+
+    fn spec_stats(
+        &self,
+        spec: &Fingerprint,
+        index_bytes: &mut u64,
+        named: &mut BTreeSet<Digest>,
+    ) -> Result<SpecStats, Error> {
+        let mut stats = SpecStats::default();
+        let mut entries: HashMap<Fingerprint, u32> = HashMap::new();
+        let mut packs = BTreeSet::new();
+        for (part, file) in self.layout.index_parts(spec)? {
+            stats.index_parts += 1;
+            *index_bytes += file.bytes;
+            let presence = decode_part(&self.layout, spec, &part, index::presence);
+            let rows = decode_part(&self.layout, spec, &part, index::payloads);
+            let (Ok(presence), Ok(rows)) = (presence, rows) else {
+                stats.damaged_index_parts += 1;
+                continue;
+            };
+            for found in presence {
+                *entries.entry(found.entry).or_default() += 1;
+                packs.insert(found.pack);
+                let truncated = rows.get(found.row as usize).is_some_and(|r| r.truncated);
+                stats.truncated_entries += u64::from(truncated);
+            }
+            for row in rows {
+                stats.payload_bytes += row.part.length;
+                stats.dtypes.insert(row.part.dtype.name());
+            }
+        }
+        stats.entries = entries.len() as u64;
+        stats.duplicate_entries = entries.values().filter(|&&n| n > 1).count() as u64;
+        stats.packs = packs.len() as u64;
+        named.extend(packs);
+        Ok(stats)
+    }
+}

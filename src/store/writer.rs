@@ -1,0 +1,223 @@
+//! Writing: entries are collected into packs, and become visible together at [`StoreWriter::commit`].
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use super::disk::{create_dirs, write_once};
+use super::lock::{self, Lock};
+use super::pack::{self, PACK_LIMIT_BYTES, PackBuilder};
+use super::record::{NewEntry, Record};
+use super::{Error, Store, compact, index, layout};
+use crate::digest::{Digest, Fingerprint};
+
+/// Adds entries to a store. What was not committed when it is dropped is lost, and nothing else.
+///
+/// After an error (a full disk) the writer still holds what it was given: committing again may succeed.
+pub struct StoreWriter {
+    store: Store,
+    lock: Option<Lock>,
+    specs: HashMap<Fingerprint, String>,
+    pending: BTreeMap<Fingerprint, Pending>,
+    pack_limit_bytes: usize,
+}
+
+/// What of one spec waits to be committed.
+struct Pending {
+    builder: PackBuilder,
+    /// The rows of packs that are already on disk.
+    written: Vec<Record>,
+    entries: HashSet<Fingerprint>,
+}
+
+/// What a commit added.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CommitStats {
+    /// Entries now visible.
+    pub entries: u64,
+    /// Index parts written.
+    pub index_parts: u64,
+    /// The bytes of their payloads.
+    pub payload_bytes: u64,
+}
+
+impl StoreWriter {
+    pub(super) fn new(store: Store) -> Result<Self, Error> {
+        let lock = lock::shared(&*store.disk, &store.layout)?;
+        Ok(Self {
+            store,
+            lock: Some(lock),
+            specs: HashMap::new(),
+            pending: BTreeMap::new(),
+            pack_limit_bytes: PACK_LIMIT_BYTES,
+        })
+    }
+
+    /// Makes packs smaller than [`PACK_LIMIT_BYTES`]. A pack holds at least one entry.
+    pub fn set_pack_limit_bytes(&mut self, limit: usize) {
+        self.pack_limit_bytes = limit.min(PACK_LIMIT_BYTES);
+    }
+
+    /// How many bytes of payloads wait in memory.
+    pub fn pending_bytes(&self) -> usize {
+        self.pending
+            .values()
+            .map(|p| p.builder.payload_bytes())
+            .sum()
+    }
+
+    /// How many entries wait to be committed.
+    pub fn pending_entries(&self) -> usize {
+        self.pending.values().map(|p| p.entries.len()).sum()
+    }
+
+    /// Stores the canonical JSON of a spec, before the first entry that it made. A damaged one is replaced.
+    ///
+    /// # Errors
+    /// If the JSON does not have this fingerprint or cannot be written.
+    pub fn put_spec(&mut self, spec: &Fingerprint, canonical_json: &[u8]) -> Result<(), Error> {
+        if blake3::hash(canonical_json).as_bytes() != spec.as_bytes() {
+            return Err(Error::Refused(format!(
+                "cannot store the spec {spec}: expected canonical JSON with this fingerprint"
+            )));
+        }
+        let text = std::str::from_utf8(canonical_json)
+            .ok()
+            .filter(|t| serde_json::from_str::<serde_json::Value>(t).is_ok_and(|v| v.is_object()))
+            .ok_or_else(|| {
+                Error::Refused(format!(
+                    "cannot store the spec {spec}: expected a JSON object"
+                ))
+            })?;
+        let Store { layout, disk } = &self.store;
+        if layout::read_spec(&layout.spec(spec), spec).is_err() {
+            create_dirs(&**disk, &layout.root, &layout.specs())?;
+            write_once(
+                &**disk,
+                &layout.specs(),
+                &format!("{spec}.json"),
+                &[canonical_json],
+            )?;
+        }
+        self.specs.insert(*spec, text.to_owned());
+        Ok(())
+    }
+
+    /// Takes an entry to be committed. One that waits already is passed over. Packs that are full go to disk at
+    /// once, but nothing becomes visible before [`Self::commit`].
+    ///
+    /// # Errors
+    /// If its spec was not put, if it cannot be stored as it is (a NaN, a wrong shape, a key record that does
+    /// not belong to it), or if a full pack could not be written.
+    pub fn put(&mut self, entry: NewEntry) -> Result<(), Error> {
+        let key = entry.validate()?;
+        let Some(spec_json) = self.specs.get(&entry.spec) else {
+            return Err(entry.unfit(None, "expected its spec to be put first".to_owned()));
+        };
+        let pending = self.pending.entry(entry.spec).or_insert_with(|| Pending {
+            builder: PackBuilder::new(entry.spec, spec_json.clone()),
+            written: Vec::new(),
+            entries: HashSet::new(),
+        });
+        if pending.entries.contains(&entry.entry) {
+            return Ok(());
+        }
+        let header_bytes =
+            pack::record_bytes(&entry.source, &key, entry.tokens.len(), entry.parts.len());
+        let payload_bytes = entry.payload_bytes();
+        let empty = PackBuilder::new(entry.spec, spec_json.clone());
+        if empty.is_full_for(payload_bytes, header_bytes, PACK_LIMIT_BYTES) {
+            let why = format!(
+                "expected at most {PACK_LIMIT_BYTES} bytes with its header, found {payload_bytes}"
+            );
+            return Err(entry.unfit(None, why));
+        }
+        if !pending.builder.is_empty()
+            && pending
+                .builder
+                .is_full_for(payload_bytes, header_bytes, self.pack_limit_bytes)
+        {
+            write_pack(&self.store, &pending.builder, &mut pending.written)?;
+            pending.builder = empty;
+        }
+        let id = entry.entry;
+        pending.builder.push(entry, key)?;
+        pending.entries.insert(id);
+        Ok(())
+    }
+
+    /// Makes all that was put durable and visible: packs first, then one index part a spec.
+    ///
+    /// # Errors
+    /// If something could not be written: specs done before stay, the others still wait in this writer.
+    pub fn commit(&mut self) -> Result<CommitStats, Error> {
+        let mut stats = CommitStats::default();
+        while let Some((&spec, pending)) = self.pending.iter_mut().next() {
+            if !pending.entries.is_empty() {
+                commit_spec(&self.store, &spec, pending)?;
+                let payloads = pending.written.iter().flat_map(|r| &r.parts);
+                stats.entries += pending.written.len() as u64;
+                stats.index_parts += 1;
+                stats.payload_bytes += payloads.map(|p| p.length).sum::<u64>();
+            }
+            self.pending.remove(&spec);
+        }
+        Ok(stats)
+    }
+
+    /// Commits, and merges small index parts when many have come together and nobody else writes.
+    ///
+    /// # Errors
+    /// As [`Self::commit`].
+    pub fn finish(mut self) -> Result<CommitStats, Error> {
+        let stats = self.commit()?;
+        self.lock = None;
+        match compact::compact(&self.store) {
+            // Somebody writes: the next one to finish does it.
+            Ok(_) | Err(Error::Busy { .. }) => Ok(stats),
+            Err(e) => Err(e),
+        }
+    }
+}
+
+fn commit_spec(store: &Store, spec: &Fingerprint, pending: &mut Pending) -> Result<(), Error> {
+    if !pending.builder.is_empty() {
+        write_pack(store, &pending.builder, &mut pending.written)?;
+        pending.builder.clear();
+    }
+    write_index_part(store, spec, &pending.written)?;
+    Ok(())
+}
+
+/// Makes a pack durable and adds its rows to `written`.
+pub(super) fn write_pack(
+    store: &Store,
+    builder: &PackBuilder,
+    written: &mut Vec<Record>,
+) -> Result<Digest, Error> {
+    let Store { layout, disk } = store;
+    let sealed = builder.seal()?;
+    let dir = layout.pack_dir(&sealed.digest);
+    create_dirs(&**disk, &layout.root, &dir)?;
+    write_once(
+        &**disk,
+        &dir,
+        &layout::pack_name(&sealed.digest),
+        &sealed.chunks(),
+    )?;
+    written.extend(sealed.records);
+    Ok(sealed.digest)
+}
+
+/// Makes an index part with the rows of `records` durable.
+pub(super) fn write_index_part(
+    store: &Store,
+    spec: &Fingerprint,
+    records: &[Record],
+) -> Result<Digest, Error> {
+    let Store { layout, disk } = store;
+    let bytes = index::encode(spec, records)?;
+    let digest = Digest::of(&bytes);
+    let dir = layout.index_of(spec);
+    create_dirs(&**disk, &layout.root, &dir)?;
+    write_once(&**disk, &dir, &layout::part_name(&digest), &[&bytes])?;
+    Ok(digest)
+}
