@@ -30,5 +30,6 @@ pub mod rng;
 pub mod recipe;
 pub mod store;
 
+pub mod nn;
 
 

@@ -1,0 +1,440 @@
+//! Weights: safetensors files behind memory maps, read tensor by tensor.
+//!
+//! [`Weights::open`] reads headers only, so a 19 GB file opens at once and a tensor costs memory when it is
+//! asked for. A network asks by *canonical* name and expected shape; a rename map says where the files keep
+//! that tensor ([`Stored`]), so one network serves every naming. Everything that does not fit is an error
+//! that names the file and the tensor.
+//!
+//! Files are trusted in nothing: see `file.rs` for what is checked of a header, and [`Weights::get`] for what
+//! is checked of a tensor. This module is the one place of the numeric layers that touches files, and the
+//! one place with `unsafe` (the memory map).
+
+mod cast;
+mod digest;
+mod error;
+mod file;
+#[cfg(test)]
+mod tests;
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Display;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use candle_core::{DType, Device, Tensor};
+use safetensors::Dtype;
+
+pub use digest::DigestMemo;
+pub use error::Error;
+pub use file::FileState;
+use file::WeightsFile;
+
+/// Where the files keep a canonical tensor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stored {
+    /// Its name there.
+    pub name: String,
+    /// `(k, n)`: it is the `k`th of `n` equal parts along the first dimension (a fused `q, k, v`).
+    pub part: Option<(usize, usize)>,
+    /// It is a matrix and stored as its transpose (`x @ P` instead of a linear layer's weight).
+    pub transposed: bool,
+}
+
+impl<S: Into<String>> From<S> for Stored {
+    fn from(name: S) -> Self {
+        Self {
+            name: name.into(),
+            part: None,
+            transposed: false,
+        }
+    }
+}
+
+impl Stored {
+    /// The shape of the stored tensor, if the canonical one's is `shape`.
+    fn shape(&self, shape: &[usize]) -> Vec<usize> {
+        let mut stored = shape.to_vec();
+        if self.transposed {
+            stored.reverse();
+        }
+        if let (Some((_, n)), Some(first)) = (self.part, stored.first_mut()) {
+            *first = first.saturating_mul(n);
+        }
+        stored
+    }
+}
+
+/// The map from canonical names to where tensors are stored.
+type Rename = dyn Fn(&str) -> Stored + Send + Sync;
+
+/// Weights files, a scope in their names, and the type and device that tensors are loaded to.
+///
+/// Cloning is cheap and shares the maps; tensors that any clone reads count as used.
+#[derive(Clone)]
+pub struct Weights {
+    shared: Arc<Shared>,
+    rename: Option<Arc<Rename>>,
+    /// What [`Self::pp`] gathered before a rename map was set: a prefix of names in the files.
+    root: String,
+    /// What [`Self::pp`] gathered since: a prefix of canonical names.
+    scope: String,
+    dtype: DType,
+    device: Device,
+}
+
+struct Shared {
+    files: Vec<WeightsFile>,
+    /// File name of a tensor to the file that has it.
+    tensors: BTreeMap<String, usize>,
+    used: Mutex<BTreeSet<String>>,
+}
+
+/// One tensor as stored: its file, element type, shape and bytes.
+struct View<'a> {
+    file: &'a WeightsFile,
+    name: String,
+    dtype: Dtype,
+    /// Canonical: after taking the part and transposing.
+    shape: Vec<usize>,
+    bytes: Cow<'a, [u8]>,
+}
+
+impl Weights {
+    /// Opens files, shard indexes (`*.safetensors.index.json`) and folders holding one of these; tensors will
+    /// be f32 on the CPU.
+    ///
+    /// # Errors
+    /// If a file cannot be read, is not whole and consistent, or repeats another's tensor.
+    pub fn open(paths: &[PathBuf]) -> Result<Self, Error> {
+        let mut files: Vec<WeightsFile> = Vec::new();
+        let mut tensors = BTreeMap::new();
+        for path in file::resolve(paths)? {
+            let file = WeightsFile::open(&path)?;
+            for name in file.tensors.keys() {
+                if let Some(first) = tensors.insert(name.clone(), files.len()) {
+                    return Err(Error::Duplicate {
+                        tensor: name.clone(),
+                        first: files
+                            .get(first)
+                            .map_or_else(|| path.clone(), |f| f.path().to_owned()),
+                        second: path,
+                    });
+                }
+            }
+            files.push(file);
+        }
+        Ok(Self {
+            shared: Arc::new(Shared {
+                files,
+                tensors,
+                used: Mutex::default(),
+            }),
+            rename: None,
+            root: String::new(),
+            scope: String::new(),
+            dtype: DType::F32,
+            device: Device::Cpu,
+        })
+    }
+
+    /// The same weights, loaded as `dtype` (F32, F16 or BF16).
+    #[must_use]
+    pub fn with_dtype(mut self, dtype: DType) -> Self {
+        self.dtype = dtype;
+        self
+    }
+
+    /// The same weights, loaded to `device`.
+    #[must_use]
+    pub fn on(mut self, device: &Device) -> Self {
+        self.device = device.clone();
+        self
+    }
+
+    /// The type tensors are loaded as.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// The device tensors are loaded to.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// The weights below `name`: `w.pp("encoder").pp(3)` asks for `encoder.3....`. A trailing dot is optional.
+    #[must_use]
+    pub fn pp(&self, name: impl Display) -> Self {
+        let mut below = self.clone();
+        let scope = match below.rename {
+            Some(_) => &mut below.scope,
+            None => &mut below.root,
+        };
+        scope.push_str(&name.to_string());
+        if !(scope.is_empty() || scope.ends_with('.')) {
+            scope.push('.');
+        }
+        below
+    }
+
+    /// The weights with canonical names: from here on, `rename` says where each is stored, below the scope
+    /// reached so far. For a table, pass a closure that looks it up. A second map is applied before the first.
+    #[must_use]
+    pub fn renamed<S: Into<Stored>>(
+        &self,
+        rename: impl Fn(&str) -> S + Send + Sync + 'static,
+    ) -> Self {
+        let mut renamed = self.clone();
+        let scope = std::mem::take(&mut renamed.scope);
+        renamed.rename = Some(match renamed.rename.take() {
+            None => Arc::new(move |name: &str| rename(name).into()),
+            Some(outer) => Arc::new(move |name: &str| {
+                let inner: Stored = rename(name).into();
+                let stored = outer(&format!("{scope}{}", inner.name));
+                Stored {
+                    name: stored.name,
+                    part: inner.part.or(stored.part),
+                    transposed: inner.transposed != stored.transposed,
+                }
+            }),
+        });
+        renamed
+    }
+
+    /// The names in the files below the scope, without it, in order.
+    pub fn names(&self) -> Vec<String> {
+        self.below()
+            .map(|n| n[self.root.len()..].to_owned())
+            .collect()
+    }
+
+    /// Whether the files have the tensor.
+    pub fn contains(&self, name: &str) -> bool {
+        self.shared.tensors.contains_key(&self.stored(name).name)
+    }
+
+    /// The canonical shape of the tensor, if the files have it.
+    pub fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        let stored = self.stored(name);
+        let mut shape = self.find(&stored.name).ok()?.1.shape.clone();
+        if let (Some((_, n)), Some(first)) = (stored.part, shape.first_mut()) {
+            *first /= n;
+        }
+        if stored.transposed {
+            shape.reverse();
+        }
+        Some(shape)
+    }
+
+    /// The tensor, in the weights' type and on their device.
+    ///
+    /// # Errors
+    /// If it is missing, misshapen, not of a float type, or holds a NaN or an infinity.
+    pub fn get(&self, shape: &[usize], name: &str) -> Result<Tensor, Error> {
+        let view = self.view(shape, name)?;
+        self.tensor(&view, &view.bytes, shape)
+    }
+
+    /// Some rows of a matrix, `[rows.len(), columns]`, reading nothing else of it: an embedding lookup.
+    ///
+    /// # Errors
+    /// As [`Self::get`], or if a row does not exist.
+    pub fn rows(&self, shape: (usize, usize), name: &str, rows: &[u32]) -> Result<Tensor, Error> {
+        let view = self.view(&[shape.0, shape.1], name)?;
+        let row_bytes = shape.1 * view.dtype.bitsize() / 8;
+        let mut bytes = Vec::with_capacity(rows.len() * row_bytes);
+        for &row in rows {
+            let start = row as usize * row_bytes;
+            let Some(found) = view.bytes.get(start..start + row_bytes) else {
+                return Err(Error::Row {
+                    path: view.file.path().to_owned(),
+                    tensor: view.name,
+                    row,
+                    rows: shape.0,
+                });
+            };
+            bytes.extend_from_slice(found);
+        }
+        self.tensor(&view, &bytes, &[rows.len(), shape.1])
+    }
+
+    /// Whether two tensors are stored with the same shape, type and bytes.
+    ///
+    /// # Errors
+    /// If one is missing.
+    pub fn same_bytes(&self, first: &str, second: &str) -> Result<bool, Error> {
+        let (first, second) = (self.stored(first).name, self.stored(second).name);
+        let ((file_a, a), (file_b, b)) = (self.find(&first)?, self.find(&second)?);
+        Ok((a.dtype, &a.shape) == (b.dtype, &b.shape) && file_a.bytes(a) == file_b.bytes(b))
+    }
+
+    /// Checks names, shapes and element types of many tensors by the headers alone.
+    ///
+    /// # Errors
+    /// For the first that is missing, misshapen or not of a float type.
+    pub fn require(&self, tensors: &[(String, Vec<usize>)]) -> Result<(), Error> {
+        let all: Vec<Stored> = tensors.iter().map(|(name, _)| self.stored(name)).collect();
+        for (stored, (_, shape)) in all.iter().zip(tensors) {
+            if !self.shared.tensors.contains_key(&stored.name) {
+                let expected: BTreeSet<&str> = all.iter().map(|s| s.name.as_str()).collect();
+                return Err(self.missing(&stored.name, &expected));
+            }
+            self.checked(stored, shape)?;
+        }
+        Ok(())
+    }
+
+    /// The names in the files below the scope that nothing has read so far, in full.
+    pub fn unused(&self) -> Vec<String> {
+        let used = self
+            .shared
+            .used
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        self.below()
+            .filter(|n| !used.contains(*n))
+            .map(str::to_owned)
+            .collect()
+    }
+
+    /// The files, in the order given (shards in the order of their names), with what tells a change.
+    pub fn files(&self) -> Vec<&FileState> {
+        self.shared.files.iter().map(|f| &f.state).collect()
+    }
+
+    /// The files' names, for messages.
+    pub fn describe(&self) -> String {
+        match self.shared.files.as_slice() {
+            [one] => one.path().display().to_string(),
+            [first, .., last] => format!(
+                "{} files ({} to {})",
+                self.shared.files.len(),
+                first.path().display(),
+                last.path().display()
+            ),
+            [] => "no file".to_owned(),
+        }
+    }
+
+    fn stored(&self, name: &str) -> Stored {
+        let mut stored = match &self.rename {
+            Some(rename) => rename(&format!("{}{name}", self.scope)),
+            None => name.into(),
+        };
+        stored.name.insert_str(0, &self.root);
+        stored
+    }
+
+    fn below(&self) -> impl Iterator<Item = &str> {
+        let root = self.root.as_str();
+        let from = self.shared.tensors.range(root.to_owned()..);
+        from.map(|(name, _)| name.as_str())
+            .take_while(move |name| name.starts_with(root))
+    }
+
+    fn find(&self, stored: &str) -> Result<(&WeightsFile, &file::Entry), Error> {
+        let found = self.shared.tensors.get(stored).and_then(|&file| {
+            let file = self.shared.files.get(file)?;
+            Some((file, file.tensors.get(stored)?))
+        });
+        found.ok_or_else(|| self.missing(stored, &BTreeSet::new()))
+    }
+
+    /// The error for a missing tensor, with the nearest name that is there and not `expected` for another.
+    fn missing(&self, stored: &str, expected: &BTreeSet<&str>) -> Error {
+        Error::Missing {
+            tensor: stored.to_owned(),
+            files: self.describe(),
+            near: self.near(stored, expected),
+        }
+    }
+
+    fn near(&self, stored: &str, expected: &BTreeSet<&str>) -> String {
+        let score = |name: &str| strsim::normalized_levenshtein(name, stored);
+        let nearest = self
+            .below()
+            .filter(|name| name.len().abs_diff(stored.len()) < 24 && !expected.contains(name))
+            .take(4096)
+            .map(|name| (score(name), name))
+            .max_by(|a, b| a.0.total_cmp(&b.0));
+        match nearest {
+            Some((score, name)) if score > 0.6 => format!(" (the nearest name there: `{name}`)"),
+            _ => String::new(),
+        }
+    }
+
+    /// The entry of a stored tensor, if its shape and element type fit the canonical `shape`.
+    fn checked(
+        &self,
+        stored: &Stored,
+        shape: &[usize],
+    ) -> Result<(&WeightsFile, &file::Entry), Error> {
+        let (file, entry) = self.find(&stored.name)?;
+        let expected = stored.shape(shape);
+        // A 1 x 1 convolution serves as the matrix of a linear layer (the attention of older VAE files).
+        let fits = entry.shape == expected
+            || expected.len() == 2 && entry.shape.strip_prefix(&*expected) == Some(&[1, 1]);
+        if !fits {
+            return Err(Error::Shape {
+                path: file.path().to_owned(),
+                tensor: stored.name.clone(),
+                expected,
+                found: entry.shape.clone(),
+                dtype: entry.dtype,
+            });
+        }
+        if !cast::is_supported(entry.dtype) {
+            return Err(Error::ElementType {
+                path: file.path().to_owned(),
+                tensor: stored.name.clone(),
+                found: entry.dtype,
+            });
+        }
+        Ok((file, entry))
+    }
+
+    /// The canonical tensor's bytes, and a mark that it is used.
+    fn view(&self, shape: &[usize], name: &str) -> Result<View<'_>, Error> {
+        let stored = self.stored(name);
+        let (file, entry) = self.checked(&stored, shape)?;
+        let mut bytes = Cow::Borrowed(file.bytes(entry));
+        if let (Some((k, n)), Cow::Borrowed(whole)) = (stored.part, &bytes) {
+            let len = whole.len() / n;
+            bytes = Cow::Borrowed(&whole[k * len..(k + 1) * len]);
+        }
+        if let (true, &[rows, columns]) = (stored.transposed, shape) {
+            let element = entry.dtype.bitsize() / 8;
+            bytes = Cow::Owned(cast::transpose(&bytes, columns, rows, element));
+        }
+        let mut used = self
+            .shared
+            .used
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        used.insert(stored.name.clone());
+        Ok(View {
+            file,
+            name: stored.name,
+            dtype: entry.dtype,
+            shape: shape.to_vec(),
+            bytes,
+        })
+    }
+
+    fn tensor(&self, view: &View<'_>, bytes: &[u8], shape: &[usize]) -> Result<Tensor, Error> {
+        let made = cast::tensor(bytes, view.dtype, shape, self.dtype, &self.device);
+        made.map_err(|failure| match failure {
+            cast::Failure::NonFinite { value, index } => Error::NonFinite {
+                path: view.file.path().to_owned(),
+                tensor: view.name.clone(),
+                value,
+                index,
+            },
+            cast::Failure::Device(error) => Error::Device {
+                path: view.file.path().to_owned(),
+                tensor: view.name.clone(),
+                error: Box::new(error),
+            },
+        })
+    }
+}

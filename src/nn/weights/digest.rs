@@ -1,0 +1,181 @@
+//! The id of a set of weights, whatever files they lie in; and the memory of it between runs.
+//!
+//! The digest is BLAKE3 over the tensors in the order of their canonical names (as bytes). Each adds one line
+//! of RFC 8785 JSON, `{"dtype":"F16","name":"...","shape":[...]}` and a line feed, then its little-endian
+//! row-major bytes.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::{Error, FileState, Weights};
+use crate::digest::{Digest, Fingerprint, canonical_json};
+
+/// Changes when the digest's definition does, so that old memories are forgotten.
+const MEMO_VERSION: u32 = 1;
+
+impl Weights {
+    /// The digest of these tensors (canonical names and shapes), read from the files and marked as used.
+    ///
+    /// # Errors
+    /// If one is missing, misshapen or not of a float type.
+    pub fn digest(&self, tensors: &[(String, Vec<usize>)]) -> Result<Digest, Error> {
+        #[derive(Serialize)]
+        struct Line<'a> {
+            dtype: String,
+            name: &'a str,
+            shape: &'a [usize],
+        }
+        let mut ordered: Vec<_> = tensors.iter().collect();
+        ordered.sort();
+        ordered.dedup();
+        let mut hasher = blake3::Hasher::new();
+        for (name, shape) in ordered {
+            let view = self.view(shape, name)?;
+            let line = canonical_json(&Line {
+                dtype: view.dtype.to_string(),
+                name,
+                shape: &view.shape,
+            });
+            hasher.update(&line.unwrap_or_default());
+            hasher.update(b"\n");
+            hasher.update_rayon(&view.bytes);
+        }
+        Ok(hasher.finalize().into())
+    }
+}
+
+/// Digests of weights already read, by path, size and time of change, in one small JSON file.
+///
+/// It is a cache: a file that cannot be read is taken as empty, one that cannot be written is left.
+pub struct DigestMemo {
+    path: PathBuf,
+    known: BTreeMap<Fingerprint, Known>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Known {
+    digest: Digest,
+    files: Vec<FileState>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct MemoFile {
+    version: u32,
+    known: BTreeMap<Fingerprint, Known>,
+}
+
+impl DigestMemo {
+    /// The memory kept at `path`, which need not exist yet.
+    pub fn open(path: &Path) -> Self {
+        let read = std::fs::read(path).ok();
+        let parsed = read.and_then(|text| serde_json::from_slice::<MemoFile>(&text).ok());
+        let known = parsed
+            .filter(|f| f.version == MEMO_VERSION)
+            .map(|f| f.known);
+        Self {
+            path: path.to_owned(),
+            known: known.unwrap_or_default(),
+        }
+    }
+
+    /// [`Weights::digest`], from memory if the files are those it was made from.
+    ///
+    /// # Errors
+    /// As [`Weights::digest`].
+    pub fn digest(
+        &mut self,
+        weights: &Weights,
+        tensors: &[(String, Vec<usize>)],
+    ) -> Result<Digest, Error> {
+        let files = weights.absolute_files();
+        let question = weights.question(tensors, &files);
+        if let Some(known) = question.and_then(|q| self.known.get(&q)) {
+            weights.mark_used(tensors);
+            return Ok(known.digest);
+        }
+        let digest = weights.digest(tensors)?;
+        if let Some(question) = question {
+            // What is known of an older content of the same files will never be asked again.
+            self.known.retain(|_, known| {
+                let stale = |old: &FileState| files.iter().any(|f| f.path == old.path && f != old);
+                !known.files.iter().any(stale)
+            });
+            self.known.insert(question, Known { digest, files });
+            self.save();
+        }
+        Ok(digest)
+    }
+
+    fn save(&self) {
+        #[derive(Serialize)]
+        struct MemoRef<'a> {
+            version: u32,
+            known: &'a BTreeMap<Fingerprint, Known>,
+        }
+        let content = MemoRef {
+            version: MEMO_VERSION,
+            known: &self.known,
+        };
+        let folder = self.path.parent().filter(|p| !p.as_os_str().is_empty());
+        let write = || -> std::io::Result<()> {
+            let folder = folder.unwrap_or(Path::new("."));
+            std::fs::create_dir_all(folder)?;
+            let mut file = tempfile::NamedTempFile::new_in(folder)?;
+            serde_json::to_writer_pretty(&mut file, &content)?;
+            file.persist(&self.path)?;
+            Ok(())
+        };
+        // Losing the memory costs a reading of the weights, nothing else.
+        let _ = write();
+    }
+}
+
+impl Weights {
+    fn absolute_files(&self) -> Vec<FileState> {
+        let absolute = |file: &&FileState| FileState {
+            path: std::path::absolute(&file.path).unwrap_or_else(|_| file.path.clone()),
+            ..(*file).clone()
+        };
+        self.files().iter().map(absolute).collect()
+    }
+
+    /// The id of "the digest of these tensors in these files": what lies where, but no content.
+    fn question(
+        &self,
+        tensors: &[(String, Vec<usize>)],
+        files: &[FileState],
+    ) -> Option<Fingerprint> {
+        #[derive(Serialize)]
+        struct Question<'a> {
+            files: Vec<(String, u64, String)>,
+            tensors: Vec<(&'a str, &'a [usize], String)>,
+        }
+        let file = |f: &FileState| {
+            (
+                f.path.to_string_lossy().into_owned(),
+                f.size_bytes,
+                f.modified_ns.to_string(),
+            )
+        };
+        let stored = |name: &str| format!("{:?}", self.stored(name));
+        let mut tensors: Vec<_> = tensors
+            .iter()
+            .map(|(n, s)| (n.as_str(), s.as_slice(), stored(n)))
+            .collect();
+        tensors.sort();
+        let files = files.iter().map(file).collect();
+        Fingerprint::of(&Question { files, tensors }).ok()
+    }
+
+    fn mark_used(&self, tensors: &[(String, Vec<usize>)]) {
+        let names = tensors.iter().map(|(name, _)| self.stored(name).name);
+        let mut used = self
+            .shared
+            .used
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        used.extend(names);
+    }
+}

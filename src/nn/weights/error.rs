@@ -1,0 +1,118 @@
+//! What can be wrong with weights, each with the file and the tensor it is about.
+
+use std::path::PathBuf;
+
+use safetensors::Dtype;
+
+/// Why weights could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file could not be opened, mapped or listed.
+    #[error("cannot read {}: {error}", path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system said.
+        error: std::io::Error,
+    },
+    /// No weights where they were looked for.
+    #[error("no weights in {}: {reason}", path.display())]
+    NotFound {
+        /// The folder, or what was given.
+        path: PathBuf,
+        /// What is there instead.
+        reason: String,
+    },
+    /// The file is not a whole and consistent safetensors file (or shard index).
+    #[error("{} is not a valid safetensors file: {reason}", path.display())]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Two files hold a tensor of the same name.
+    #[error("tensor `{tensor}` is in both {} and {}: give one of them", first.display(), second.display())]
+    Duplicate {
+        /// The tensor.
+        tensor: String,
+        /// One file with it.
+        first: PathBuf,
+        /// The other.
+        second: PathBuf,
+    },
+    /// A tensor that the network needs is not there.
+    #[error("tensor `{tensor}` is missing from {files}{near}")]
+    Missing {
+        /// The name looked for in the files.
+        tensor: String,
+        /// The files.
+        files: String,
+        /// The nearest name that is there, as a half sentence, or nothing.
+        near: String,
+    },
+    /// A tensor is there in another shape.
+    #[error("tensor `{tensor}` in {} has shape {found:?} ({dtype}), expected {expected:?}", path.display())]
+    Shape {
+        /// The file.
+        path: PathBuf,
+        /// The tensor's name there.
+        tensor: String,
+        /// The shape the network needs, as the file would store it.
+        expected: Vec<usize>,
+        /// The shape in the file.
+        found: Vec<usize>,
+        /// The element type in the file.
+        dtype: Dtype,
+    },
+    /// A tensor's element type is not one that weights are read from.
+    #[error("tensor `{tensor}` in {} is {found}, expected F32, F16, BF16 or F64", path.display())]
+    ElementType {
+        /// The file.
+        path: PathBuf,
+        /// The tensor's name there.
+        tensor: String,
+        /// The element type in the file.
+        found: Dtype,
+    },
+    /// A weight is NaN or infinite.
+    #[error("tensor `{tensor}` in {} holds {value} at element {index}: the file is damaged", path.display())]
+    NonFinite {
+        /// The file.
+        path: PathBuf,
+        /// The tensor's name there.
+        tensor: String,
+        /// NaN or an infinity.
+        value: f32,
+        /// Its row-major position among the elements read.
+        index: usize,
+    },
+    /// A row was asked for that the tensor does not have.
+    #[error("row {row} of tensor `{tensor}` in {} was asked for, it has {rows}", path.display())]
+    Row {
+        /// The file.
+        path: PathBuf,
+        /// The tensor's name there.
+        tensor: String,
+        /// The row.
+        row: u32,
+        /// How many there are.
+        rows: usize,
+    },
+    /// The tensor could not be made on the device.
+    #[error("tensor `{tensor}` in {} cannot be loaded: {error}", path.display())]
+    Device {
+        /// The file.
+        path: PathBuf,
+        /// The tensor's name there.
+        tensor: String,
+        /// What the backend said.
+        error: Box<candle_core::Error>,
+    },
+}
+
+impl From<Error> for candle_core::Error {
+    fn from(error: Error) -> Self {
+        Self::wrap(error)
+    }
+}
