@@ -30,6 +30,7 @@ pub mod rng;
 pub mod recipe;
 pub mod store;
 
+pub mod autograd;
 pub mod nn;
 
 

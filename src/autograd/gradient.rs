@@ -1,0 +1,115 @@
+//! Gradients on their way through the tape.
+
+use std::collections::HashMap;
+
+use candle_core::{Result, Tensor};
+
+use super::tape::{Id, Value};
+use crate::nn::cpu::{self, by_kernel};
+
+/// A gradient, and whether its storage is nobody else's, so that it may be edited in place.
+pub(crate) struct Gradient {
+    tensor: Tensor,
+    own: bool,
+}
+
+impl Gradient {
+    /// Of a tensor just made, which nobody else keeps.
+    pub(crate) fn fresh(tensor: Tensor) -> Self {
+        Self { tensor, own: true }
+    }
+
+    /// Of a tensor that others keep too.
+    pub(crate) fn shared(tensor: Tensor) -> Self {
+        Self { tensor, own: false }
+    }
+
+    pub(crate) fn tensor(&self) -> &Tensor {
+        &self.tensor
+    }
+
+    /// The same gradient for two receivers.
+    pub(crate) fn share(self) -> [Self; 2] {
+        [Self::shared(self.tensor.clone()), Self::shared(self.tensor)]
+    }
+
+    /// A contiguous tensor with this gradient that may be edited in place: a copy only if it must be one.
+    pub(crate) fn into_editable(self) -> Result<Tensor> {
+        let copied = !self.tensor.is_contiguous();
+        let tensor = cpu::contiguous(&self.tensor)?;
+        if self.own || copied {
+            return Ok(tensor);
+        }
+        by_kernel!(&tensor, T => cpu::map::<T>(&tensor, cpu::Same), tensor.copy())
+    }
+
+    /// The same numbers in another shape.
+    pub(crate) fn reshape(self, shape: &[usize]) -> Result<Self> {
+        let own = self.own || !self.tensor.is_contiguous();
+        Ok(Self {
+            tensor: cpu::contiguous(&self.tensor)?.reshape(shape)?,
+            own,
+        })
+    }
+
+    fn plus(self, other: Self) -> Result<Self> {
+        let (target, other) = if self.own && self.tensor.is_contiguous() {
+            (self, other)
+        } else {
+            (other, self)
+        };
+        by_kernel!(
+            &target.tensor,
+            T => if target.own && target.tensor.is_contiguous() {
+                cpu::edit_with::<T>(&target.tensor, &other.tensor, cpu::Sum)?;
+                Ok(target)
+            } else {
+                Ok(Self::fresh(cpu::map2::<T>(&target.tensor, &other.tensor, cpu::Sum)?))
+            },
+            Ok(Self::fresh((target.tensor + other.tensor)?))
+        )
+    }
+}
+
+/// The gradients found so far, by the value they belong to.
+#[derive(Default)]
+pub(crate) struct Slots(HashMap<Id, Gradient>);
+
+impl Slots {
+    /// Adds to the gradient of the value with id `to`, if it wants one.
+    pub(crate) fn add(&mut self, to: Option<Id>, gradient: Gradient) -> Result<()> {
+        let Some(id) = to else { return Ok(()) };
+        let gradient = match self.0.remove(&id) {
+            Some(earlier) => earlier.plus(gradient)?,
+            None => gradient,
+        };
+        self.0.insert(id, gradient);
+        Ok(())
+    }
+
+    pub(super) fn take(&mut self, id: Id) -> Option<Gradient> {
+        self.0.remove(&id)
+    }
+
+    /// The gradient of the value with id `to` so far, if it may be edited in place; it must be given back by
+    /// `add`.
+    pub(crate) fn take_editable(&mut self, to: Option<Id>) -> Option<Tensor> {
+        let id = to?;
+        let gradient = self.0.get(&id)?;
+        if !gradient.own || !gradient.tensor.is_contiguous() {
+            return None;
+        }
+        self.0.remove(&id).map(|gradient| gradient.tensor)
+    }
+}
+
+/// The gradients of the leaves of a tape.
+pub struct Gradients(pub(super) Slots);
+
+impl Gradients {
+    /// The gradient of a leaf, in its shape and type; `None` if the loss does not depend on it (or it was taken
+    /// before). Two leaves' gradients may share storage: read them, do not edit them in place.
+    pub fn take(&mut self, leaf: &Value) -> Option<Tensor> {
+        self.0.take(leaf.id()?).map(|gradient| gradient.tensor)
+    }
+}

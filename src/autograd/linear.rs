@@ -1,0 +1,89 @@
+//! Linear layers on the tape.
+
+use candle_core::{Result, Tensor};
+
+use super::gradient::Gradient;
+use super::tape::{Tape, Value};
+use crate::nn::linear::{Adapted, LowRank, Wanted, backward, forward};
+
+/// A low-rank adapter on the tape: `y += scale (dropout x) a^T b^T`.
+#[derive(Clone, Debug)]
+pub struct LoraValues {
+    /// `[r, in]`
+    pub a: Value,
+    /// `[out, r]`
+    pub b: Value,
+    /// alpha / rank, usually.
+    pub scale: f64,
+    /// In the shape of `x`: 0 where it is dropped, 1 / (1 - p) where it is kept. On the adapter's way only.
+    pub dropout: Option<Tensor>,
+}
+
+impl Tape {
+    /// `x w^T + bias`, plus the update of an adapter: `x` `[.., in]`, `w` `[out, in]`, `bias` `[out]`. `w` and
+    /// `bias` are frozen.
+    ///
+    /// # Errors
+    ///
+    /// If the shapes or types do not fit, and those of the backend.
+    pub fn linear(
+        &self,
+        x: &Value,
+        w: &Tensor,
+        bias: Option<&Tensor>,
+        lora: Option<&LoraValues>,
+    ) -> Result<Value> {
+        let Some(lora) = lora else {
+            let (y, _) = forward(x.tensor(), w, bias, None)?;
+            let (w, to) = (w.clone(), x.id());
+            let wanted = Wanted {
+                x: true,
+                a: false,
+                b: false,
+            };
+            return Ok(self.record_one(&[x], y, move |slots, gradient| {
+                let earlier = slots.take_editable(to);
+                let [dx, ..] = backward(gradient.tensor(), &w, None, wanted, earlier)?;
+                dx.map_or(Ok(()), |dx| slots.add(to, Gradient::fresh(dx)))
+            }));
+        };
+        let low_rank = LowRank {
+            a: lora.a.tensor().clone(),
+            b: lora.b.tensor().clone(),
+            scale: lora.scale,
+            mask: lora.dropout.clone(),
+        };
+        let (y, down) = forward(x.tensor(), w, bias, Some(&low_rank))?;
+        let inputs = [x, &lora.a, &lora.b];
+        let targets = inputs.map(Value::id);
+        let [x_id, a_id, b_id] = targets;
+        let wanted = Wanted {
+            x: x_id.is_some(),
+            a: a_id.is_some(),
+            b: b_id.is_some(),
+        };
+        // What b's gradient is made of, and what a's is made of.
+        let down = down.filter(|_| wanted.b);
+        let seen = wanted.a.then(|| x.tensor().clone());
+        let w = w.clone();
+        Ok(self.record_one(&inputs, y, move |slots, gradient| {
+            let earlier = if wanted.x {
+                slots.take_editable(x_id)
+            } else {
+                None
+            };
+            let lora = Adapted {
+                adapter: &low_rank,
+                x: seen.as_ref(),
+                down: down.as_ref(),
+            };
+            let found = backward(gradient.tensor(), &w, Some(lora), wanted, earlier)?;
+            for (to, gradient) in targets.into_iter().zip(found) {
+                if let Some(gradient) = gradient {
+                    slots.add(to, Gradient::fresh(gradient))?;
+                }
+            }
+            Ok(())
+        }))
+    }
+}
