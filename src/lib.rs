@@ -31,6 +31,8 @@ pub mod recipe;
 pub mod store;
 
 pub mod autograd;
+pub mod diffusion;
 pub mod nn;
+pub mod optim;
 
 
