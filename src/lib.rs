@@ -32,7 +32,9 @@ pub mod store;
 
 pub mod autograd;
 pub mod diffusion;
+pub mod lora;
 pub mod nn;
 pub mod optim;
 
+pub mod models;
 

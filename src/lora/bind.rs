@@ -1,0 +1,180 @@
+//! Adapters on a tape, for one forward and backward pass.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Result, Tensor, bail};
+
+use super::{Adapter, AdapterSet};
+use crate::autograd::{Gradients, LoraValues, Tape, Value};
+use crate::rng::{Rng, Stream};
+
+/// Zeroing of an adapter's inputs with a probability, the others scaled up. The numbers depend on these three fields
+/// and the adapter's place among the names only, so a block that is run again for its gradients drops the same.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Dropout {
+    /// In [0, 1).
+    pub probability: f64,
+    /// The experiment's seed.
+    pub seed: u64,
+    /// A number that no other pass of the experiment has: counts micro-batches.
+    pub pass: u64,
+}
+
+/// What a forward pass needs beside its inputs: the adapters as leaves of one tape, their dropout, and which blocks
+/// keep their inputs only and are run again for their gradients. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct Bound {
+    adapters: Arc<BTreeMap<String, OnTape>>,
+    dropout: Option<Dropout>,
+    recompute: Recompute,
+}
+
+#[derive(Clone, Debug)]
+struct OnTape {
+    place: Adapter,
+    number: u64,
+    a: Value,
+    b: Value,
+}
+
+/// Which blocks keep only their inputs on the tape (less memory, one more forward of the block).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Recompute {
+    /// None of them.
+    #[default]
+    Never,
+    /// All of them.
+    EveryBlock,
+    /// Those with these numbers.
+    Blocks(BTreeSet<usize>),
+}
+
+impl AdapterSet {
+    /// Puts the adapters on a tape as leaves, in `dtype` on `device`.
+    ///
+    /// # Errors
+    /// If the dropout's probability is not in [0, 1), or the device fails.
+    pub fn bind(
+        &self,
+        tape: &Tape,
+        dtype: DType,
+        device: &Device,
+        dropout: Option<Dropout>,
+    ) -> Result<Bound> {
+        if let Some(Dropout { probability, .. }) = dropout
+            && !(0.0..1.0).contains(&probability)
+        {
+            bail!(
+                "adapter dropout: expected a probability of at least 0 and below 1, found {probability}"
+            );
+        }
+        let mut adapters = BTreeMap::new();
+        for (number, place) in self.adapters().iter().enumerate() {
+            let leaf = |range, shape: (usize, usize)| {
+                let masters = Tensor::from_slice(&self.values()[range], shape, device)?;
+                Ok::<_, candle_core::Error>(tape.leaf(masters.to_dtype(dtype)?))
+            };
+            let on_tape = OnTape {
+                number: number as u64,
+                a: leaf(place.a(), (place.rank, place.inputs))?,
+                b: leaf(place.b(), (place.outputs, place.rank))?,
+                place: place.clone(),
+            };
+            adapters.insert(place.name.clone(), on_tape);
+        }
+        let dropout = dropout.filter(|dropout| dropout.probability > 0.0);
+        Ok(Bound {
+            adapters: Arc::new(adapters),
+            dropout,
+            recompute: Recompute::Never,
+        })
+    }
+}
+
+impl Bound {
+    /// No adapters: the base model as it is.
+    pub fn none() -> Self {
+        Self::default()
+    }
+
+    /// The same, with some blocks run again for their gradients.
+    #[must_use]
+    pub fn with_recompute(mut self, recompute: Recompute) -> Self {
+        self.recompute = recompute;
+        self
+    }
+
+    /// Whether block `i` keeps its inputs only.
+    pub fn recomputes(&self, i: usize) -> bool {
+        match &self.recompute {
+            Recompute::Never => false,
+            Recompute::EveryBlock => true,
+            Recompute::Blocks(blocks) => blocks.contains(&i),
+        }
+    }
+
+    /// The adapter on a linear whose input is `x`, if there is one.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn on(&self, linear: &str, x: &Value) -> Result<Option<LoraValues>> {
+        let Some(adapter) = self.adapters.get(linear) else {
+            return Ok(None);
+        };
+        let mask = |dropout| dropout_mask(dropout, adapter.number, x.tensor());
+        Ok(Some(LoraValues {
+            a: adapter.a.clone(),
+            b: adapter.b.clone(),
+            scale: adapter.place.scale(),
+            dropout: self.dropout.map(mask).transpose()?,
+        }))
+    }
+
+    /// Adds the gradients of all adapters, times `factor`, to `into`, a buffer laid out as
+    /// [`AdapterSet::values`]. A tensor that the result does not depend on adds nothing.
+    ///
+    /// # Errors
+    /// If the buffer is too short, or the device fails.
+    pub fn collect(&self, gradients: &mut Gradients, factor: f32, into: &mut [f32]) -> Result<()> {
+        for adapter in self.adapters.values() {
+            for (leaf, range) in [
+                (&adapter.a, adapter.place.a()),
+                (&adapter.b, adapter.place.b()),
+            ] {
+                let Some(gradient) = gradients.take(leaf) else {
+                    continue;
+                };
+                let Some(into) = into.get_mut(range) else {
+                    bail!(
+                        "adapter gradients: the buffer has too few numbers for `{}`",
+                        adapter.place.name
+                    );
+                };
+                let gradient = gradient
+                    .to_dtype(DType::F32)?
+                    .flatten_all()?
+                    .to_vec1::<f32>()?;
+                for (sum, gradient) in into.iter_mut().zip(gradient) {
+                    *sum += factor * gradient;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// 0 with the probability, else 1 / (1 - probability); the shape, dtype and device of `like`.
+fn dropout_mask(dropout: Dropout, adapter: u64, like: &Tensor) -> Result<Tensor> {
+    let mut rng = Rng::new(dropout.seed, Stream::AdapterDropout, dropout.pass, adapter);
+    let kept = (1.0 / (1.0 - dropout.probability)) as f32;
+    let draw = |_| {
+        if rng.uniform() < dropout.probability {
+            0.0
+        } else {
+            kept
+        }
+    };
+    let mask: Vec<f32> = (0..like.elem_count()).map(draw).collect();
+    Tensor::from_vec(mask, like.shape(), like.device())?.to_dtype(like.dtype())
+}

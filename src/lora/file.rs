@@ -1,0 +1,66 @@
+//! LoRA files in the naming of diffusers and PEFT, as bytes: `transformer.<module>.lora_A.weight` [rank, inputs]
+//! and `.lora_B.weight` [outputs, rank].
+//!
+//! A file of this naming has no alpha tensors, and readers differ in where they look for alpha: diffusers in the
+//! `lora_adapter_metadata` JSON, ComfyUI nowhere. So alpha / rank is folded into A and B and the JSON says
+//! `lora_alpha = r`: every reader then applies the same update. The factor on A is a power of two, and so is the one
+//! on B if alpha / rank is, so folding costs no precision in the usual cases.
+//!
+//! The same adapters, options and metadata give the same bytes.
+
+mod read;
+mod write;
+
+use std::collections::BTreeMap;
+
+pub use read::read;
+pub(super) use write::commonest_rank;
+pub use write::write;
+
+use super::{AdapterSet, Error};
+
+/// Key of the JSON in which diffusers and PEFT keep rank, alpha and targets.
+const ADAPTER_METADATA: &str = "lora_adapter_metadata";
+
+/// How the numbers are stored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SaveDtype {
+    /// Exact.
+    F32,
+    /// 11 bits of precision; what most files have.
+    F16,
+    /// 8 bits of precision, the range of f32.
+    #[default]
+    Bf16,
+}
+
+/// How a LoRA file is written.
+#[derive(Clone, Debug)]
+pub struct FileOptions {
+    /// The part of the pipeline that the adapters belong to: the first part of every tensor's name.
+    pub component: &'static str,
+    /// How the numbers are stored.
+    pub dtype: SaveDtype,
+    /// What else the file's metadata says.
+    pub metadata: BTreeMap<String, String>,
+}
+
+/// A LoRA file that was read.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LoraFile {
+    /// The adapters.
+    pub adapters: AdapterSet,
+    /// The file's metadata.
+    pub metadata: BTreeMap<String, String>,
+}
+
+fn tensor_error(origin: &str, tensor: &str, what: String) -> Error {
+    Error::FileTensor {
+        origin: origin.to_owned(),
+        tensor: tensor.to_owned(),
+        what,
+    }
+}
+
+#[cfg(test)]
+mod tests;

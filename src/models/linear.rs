@@ -1,0 +1,28 @@
+//! A frozen linear that may carry an adapter: the one place where adapters meet a network.
+
+use candle_core::{Result, Tensor};
+
+use crate::autograd::{Tape, Value};
+use crate::lora::Bound;
+
+/// y = x W^T + b, plus its adapter's update if there is one.
+pub(super) struct Linear {
+    name: String,
+    /// [outputs, inputs]
+    weight: Tensor,
+    /// [outputs]
+    bias: Option<Tensor>,
+}
+
+impl Linear {
+    /// `name` is the module's in the naming of diffusers: what adapters are looked up by.
+    pub(super) fn new(name: String, weight: Tensor, bias: Option<Tensor>) -> Self {
+        Self { name, weight, bias }
+    }
+
+    /// [.., inputs] to [.., outputs].
+    pub(super) fn forward(&self, tape: &Tape, adapters: &Bound, x: &Value) -> Result<Value> {
+        let lora = adapters.on(&self.name, x)?;
+        tape.linear(x, &self.weight, self.bias.as_ref(), lora.as_ref())
+    }
+}

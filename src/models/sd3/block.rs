@@ -1,0 +1,255 @@
+//! One joint block: picture and context have weights of their own and meet in one attention.
+//!
+//! Shapes: b batch, n patches, m context tokens, h heads, e channels of a head, d = h * e.
+
+use std::sync::Arc;
+
+use candle_core::{Result, Tensor, bail};
+
+use crate::autograd::{AttentionPart, Tape, Value};
+use crate::lora::Bound;
+use crate::models::linear::Linear;
+use crate::nn::AttentionMask;
+
+/// Of every norm in the network.
+pub(super) const EPS: f64 = 1e-6;
+
+/// What a pass through a block goes along with.
+#[derive(Clone, Copy)]
+pub(super) struct Pass<'a> {
+    pub(super) tape: &'a Tape,
+    pub(super) adapters: &'a Bound,
+    pub(super) heads: usize,
+}
+
+/// The parts [b, d] of a modulation [b, k * d]: shifts, scales and gates.
+pub(super) struct Modulation(Vec<Value>);
+
+impl Modulation {
+    pub(super) fn new(pass: Pass<'_>, linear: &Linear, vector_bd: &Value) -> Result<Self> {
+        let all = linear.forward(pass.tape, pass.adapters, vector_bd)?;
+        let width = vector_bd.tensor().dim(1)?;
+        let count = all.tensor().dim(1)? / width;
+        Ok(Self(pass.tape.split(&all, 1, &vec![width; count])?))
+    }
+
+    /// The norm of `x` [b, n, d], times 1 + the `scale`th part, plus the `shift`th.
+    pub(super) fn norm(
+        &self,
+        pass: Pass<'_>,
+        x: &Value,
+        shift: usize,
+        scale: usize,
+    ) -> Result<Value> {
+        pass.tape.modulate(x, &self.0[scale], &self.0[shift], EPS)
+    }
+
+    /// `x + gate * y`, with the `gate`th part.
+    fn gate(&self, pass: Pass<'_>, x: &Value, gate: usize, y: &Value) -> Result<Value> {
+        pass.tape.gated_residual(x, &self.0[gate], y)
+    }
+}
+
+/// A linear to queries, keys or values, and the norm [e] of each head's.
+pub(super) struct Heads {
+    pub(super) linear: Linear,
+    pub(super) norm: Option<Tensor>,
+}
+
+impl Heads {
+    /// [b, n, d] to [b, n, h, e].
+    fn forward(&self, pass: Pass<'_>, x: &Value) -> Result<Value> {
+        let y = self.linear.forward(pass.tape, pass.adapters, x)?;
+        let (b, n, d) = y.tensor().dims3()?;
+        let y_bnhe = pass.tape.reshape(&y, &[b, n, pass.heads, d / pass.heads])?;
+        match &self.norm {
+            Some(weight) => pass.tape.rms_norm(&y_bnhe, Some(weight), EPS),
+            None => Ok(y_bnhe),
+        }
+    }
+}
+
+/// Attention within the picture.
+pub(super) struct Attention {
+    pub(super) q: Heads,
+    pub(super) k: Heads,
+    pub(super) v: Heads,
+    pub(super) out: Linear,
+}
+
+/// Two linears with a GELU (tanh form) between.
+pub(super) struct FeedForward {
+    pub(super) up: Linear,
+    pub(super) down: Linear,
+}
+
+impl FeedForward {
+    /// `x` [b, n, d] plus its own result: normed with parts 3 and 4, gated by part 5.
+    fn residual(&self, pass: Pass<'_>, mods: &Modulation, x: &Value) -> Result<Value> {
+        let y = mods.norm(pass, x, 3, 4)?;
+        let y = pass
+            .tape
+            .gelu_tanh(&self.up.forward(pass.tape, pass.adapters, &y)?)?;
+        mods.gate(
+            pass,
+            x,
+            5,
+            &self.down.forward(pass.tape, pass.adapters, &y)?,
+        )
+    }
+}
+
+/// The context's half of a block.
+pub(super) struct ContextHalf {
+    pub(super) modulation: Linear,
+    pub(super) k: Heads,
+    pub(super) v: Heads,
+    /// None in the last block, where the context is only looked at.
+    pub(super) next: Option<NextContext>,
+}
+
+/// What makes the next block's context.
+pub(super) struct NextContext {
+    pub(super) q: Heads,
+    pub(super) out: Linear,
+    pub(super) feed_forward: FeedForward,
+}
+
+/// One block.
+pub(super) struct JointBlock {
+    pub(super) modulation: Linear,
+    pub(super) attention: Attention,
+    /// A second attention, over the picture alone.
+    pub(super) dual: Option<Attention>,
+    pub(super) feed_forward: FeedForward,
+    pub(super) context: ContextHalf,
+}
+
+impl JointBlock {
+    /// Picture [b, n, d], context [b, m, d] and the activated conditioning vector [b, d] to the next picture, and the
+    /// next context unless this is the last block.
+    ///
+    /// Parts of a modulation: 0 to 2 shift, scale and gate of the attention, 3 to 5 of the feed-forward, 6 to 8 of
+    /// the second attention. That of the last context has scale and shift only, in this order.
+    pub(super) fn forward(
+        &self,
+        pass: Pass<'_>,
+        x: &Value,
+        context: &Value,
+        vector: &Value,
+    ) -> Result<(Value, Option<Value>)> {
+        let mods = Modulation::new(pass, &self.modulation, vector)?;
+        let context_mods = Modulation::new(pass, &self.context.modulation, vector)?;
+        let x_in = mods.norm(pass, x, 0, 1)?;
+        let (shift, scale) = if self.context.next.is_some() {
+            (0, 1)
+        } else {
+            (1, 0)
+        };
+        let context_in = context_mods.norm(pass, context, shift, scale)?;
+        let dual_in = match &self.dual {
+            Some(_) => Some(mods.norm(pass, x, 6, 7)?),
+            None => None,
+        };
+
+        let (attended, context_attended) = self.joint_attention(pass, &x_in, &context_in)?;
+        let mut x = mods.gate(pass, x, 2, &attended)?;
+        if let (Some(dual), Some(dual_in)) = (&self.dual, dual_in) {
+            x = mods.gate(pass, &x, 8, &dual.alone(pass, &dual_in)?)?;
+        }
+        let x = self.feed_forward.residual(pass, &mods, &x)?;
+
+        let (Some(next), Some(attended)) = (&self.context.next, context_attended) else {
+            return Ok((x, None));
+        };
+        let context = context_mods.gate(pass, context, 2, &attended)?;
+        let context = next.feed_forward.residual(pass, &context_mods, &context)?;
+        Ok((x, Some(context)))
+    }
+
+    /// [`Self::forward`], keeping the inputs only: the block is run again for its gradients.
+    pub(super) fn checkpointed(
+        self: &Arc<Self>,
+        pass: Pass<'_>,
+        x: &Value,
+        context: &Value,
+        vector: &Value,
+    ) -> Result<(Value, Option<Value>)> {
+        let (block, adapters, heads) = (Arc::clone(self), pass.adapters.clone(), pass.heads);
+        let run = move |tape: &Tape, inputs: &[Value]| {
+            let [x, context, vector] = inputs else {
+                bail!("a block has three inputs, found {}", inputs.len());
+            };
+            let pass = Pass {
+                tape,
+                adapters: &adapters,
+                heads,
+            };
+            let (x, context) = block.forward(pass, x, context, vector)?;
+            Ok([Some(x), context].into_iter().flatten().collect())
+        };
+        let mut outputs = pass
+            .tape
+            .checkpoint(&[x, context, vector], run)?
+            .into_iter();
+        match outputs.next() {
+            Some(x) => Ok((x, outputs.next())),
+            None => bail!("a block gave nothing"),
+        }
+    }
+
+    /// Queries of both on keys and values of both, and each half's output linear. The last block's context asks
+    /// nothing, since nobody would read the answer.
+    fn joint_attention(
+        &self,
+        pass: Pass<'_>,
+        x: &Value,
+        context: &Value,
+    ) -> Result<(Value, Option<Value>)> {
+        let (own, next) = (&self.attention, self.context.next.as_ref());
+        let (q, k, v) = (
+            own.q.forward(pass, x)?,
+            own.k.forward(pass, x)?,
+            own.v.forward(pass, x)?,
+        );
+        let context_q = next.map(|next| next.q.forward(pass, context)).transpose()?;
+        let context_k = self.context.k.forward(pass, context)?;
+        let context_v = self.context.v.forward(pass, context)?;
+        let of_x = AttentionPart {
+            q: Some(&q),
+            k: &k,
+            v: &v,
+        };
+        let of_context = AttentionPart {
+            q: context_q.as_ref(),
+            k: &context_k,
+            v: &context_v,
+        };
+        let scale = 1.0 / (q.tensor().dim(3)? as f64).sqrt();
+        let attended = pass.tape.joint_attention(&[of_x, of_context], scale)?;
+        let out = |linear: &Linear, part: usize| match attended.get(part) {
+            Some(part) => linear.forward(pass.tape, pass.adapters, part),
+            None => bail!("attention gave {} parts", attended.len()),
+        };
+        Ok((
+            out(&own.out, 0)?,
+            next.map(|next| out(&next.out, 1)).transpose()?,
+        ))
+    }
+}
+
+impl Attention {
+    /// [b, n, d] to [b, n, d].
+    fn alone(&self, pass: Pass<'_>, x: &Value) -> Result<Value> {
+        let (q, k, v) = (
+            self.q.forward(pass, x)?,
+            self.k.forward(pass, x)?,
+            self.v.forward(pass, x)?,
+        );
+        let scale = 1.0 / (q.tensor().dim(3)? as f64).sqrt();
+        let attended = pass
+            .tape
+            .attention(&q, &k, &v, scale, None, &AttentionMask::None)?;
+        self.out.forward(pass.tape, pass.adapters, &attended)
+    }
+}

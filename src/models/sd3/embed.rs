@@ -1,0 +1,109 @@
+//! What comes before and after the blocks: patches, positions, time, and back to pixels.
+//!
+//! Shapes: b batch, c channels, h w latent height and width, i j patches down and across, p side of a patch,
+//! n = i * j, d width of the network.
+
+use candle_core::{DType, Result, Tensor, bail};
+
+use super::architecture::{Architecture, TIME_CHANNELS};
+use crate::autograd::{Tape, Value};
+
+/// The longest period of the timestep's sinusoids is 2 pi times this.
+const MAX_PERIOD: f32 = 10000.0;
+
+/// Patches to vectors: a convolution whose stride is its kernel is a linear on flattened patches.
+pub(super) struct PatchEmbed {
+    /// [d, c * p * p]
+    weight: Tensor,
+    /// [d]
+    bias: Tensor,
+    /// [s, s, d], s the side of the table
+    positions_ssd: Tensor,
+    side: usize,
+    patch: usize,
+}
+
+impl PatchEmbed {
+    /// `weight` [d, c, p, p], `bias` [d], `positions` [1, s * s, d].
+    pub(super) fn new(
+        architecture: &Architecture,
+        weight: &Tensor,
+        bias: Tensor,
+        positions: &Tensor,
+    ) -> Result<Self> {
+        let side = architecture.max_patches;
+        Ok(Self {
+            weight: weight.flatten_from(1)?,
+            bias,
+            positions_ssd: positions.reshape((side, side, architecture.width()))?,
+            side,
+            patch: architecture.patch_size,
+        })
+    }
+
+    /// [b, c, h, w] to [b, n, d], with the middle of the position table added.
+    pub(super) fn forward(&self, tape: &Tape, latents: &Value) -> Result<Value> {
+        let (b, c, h, w) = latents.tensor().dims4()?;
+        let p = self.patch;
+        let (i, j) = self.patches(h, w)?;
+        let x_bcipjp = tape.reshape(latents, &[b, c, i, p, j, p])?;
+        let x_bijcpp = tape.permute(&x_bcipjp, &[0, 2, 4, 1, 3, 5])?;
+        let x_bnk = tape.reshape(&x_bijcpp, &[b, i * j, c * p * p])?;
+        let x_bnd = tape.linear(&x_bnk, &self.weight, Some(&self.bias), None)?;
+        let positions_nd = self
+            .crop(i, j)?
+            .broadcast_as((b, i * j, self.weight.dim(0)?))?;
+        tape.add(&x_bnd, &Value::constant(positions_nd.contiguous()?))
+    }
+
+    /// Patches down and across a latent of `h` by `w`.
+    pub(super) fn patches(&self, h: usize, w: usize) -> Result<(usize, usize)> {
+        let p = self.patch;
+        if h == 0 || w == 0 || !h.is_multiple_of(p) || !w.is_multiple_of(p) {
+            bail!("latents of {h} x {w}: expected a height and a width that are multiples of {p}");
+        }
+        if h / p > self.side || w / p > self.side {
+            let most = self.side * p;
+            bail!("latents of {h} x {w}: the position table of this model ends at {most} x {most}");
+        }
+        Ok((h / p, w / p))
+    }
+
+    /// The middle `i` by `j` cells of the table, [n, d].
+    fn crop(&self, i: usize, j: usize) -> Result<Tensor> {
+        let (top, left) = ((self.side - i) / 2, (self.side - j) / 2);
+        let cells = self.positions_ssd.narrow(0, top, i)?.narrow(1, left, j)?;
+        cells.contiguous()?.flatten(0, 1)
+    }
+}
+
+/// [b, n, p * p * c] back to [b, c, h, w].
+pub(super) fn unpatchify(
+    tape: &Tape,
+    x: &Value,
+    (i, j): (usize, usize),
+    p: usize,
+    c: usize,
+) -> Result<Value> {
+    let b = x.tensor().dim(0)?;
+    let x_bijppc = tape.reshape(x, &[b, i, j, p, p, c])?;
+    let x_bcipjp = tape.permute(&x_bijppc, &[0, 5, 1, 3, 2, 4])?;
+    tape.reshape(&x_bcipjp, &[b, c, i * p, j * p])
+}
+
+/// Timesteps [b] to [b, 256]: cosines, then sines, of t / 10000^(k / 128). In f32 as diffusers does it, because
+/// rounding an angle near 1000 is what moves the result most; then in the dtype of the network.
+pub(super) fn timestep_sinusoid(timesteps: &Tensor, dtype: DType) -> Result<Tensor> {
+    let half = TIME_CHANNELS / 2;
+    let step = -MAX_PERIOD.ln();
+    let times = timesteps.to_dtype(DType::F32)?.to_vec1::<f32>()?;
+    let mut values = Vec::with_capacity(times.len() * TIME_CHANNELS);
+    for &time in &times {
+        let angle =
+            |k: usize| f64::from(time * f64::from(step * k as f32 / half as f32).exp() as f32);
+        values.extend((0..half).map(|k| angle(k).cos() as f32));
+        values.extend((0..half).map(|k| angle(k).sin() as f32));
+    }
+    let sinusoid = Tensor::from_vec(values, (times.len(), TIME_CHANNELS), timesteps.device())?;
+    sinusoid.to_dtype(dtype)
+}
