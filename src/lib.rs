@@ -37,4 +37,5 @@ pub mod nn;
 pub mod optim;
 
 pub mod models;
+pub mod text;
 

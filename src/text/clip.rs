@@ -1,0 +1,300 @@
+//! The CLIP text tower: CLIP-L, OpenCLIP ViT-bigG-14 and every size of them.
+//!
+//! Pre-norm transformer with causal attention and learned positions (Radford et al. 2021). Follows
+//! `CLIPTextModelWithProjection` of transformers, whose `hidden_states` has one entry more than there are
+//! layers: `[0]` is the embeddings, `[i]` what layer `i` gives, before the final norm.
+//!
+//! Shapes: r rows of a pack (`pack.rs`), c width of the residual stream, i width of the MLP, h heads,
+//! d width of a head.
+
+pub(super) mod names;
+mod plan;
+mod projection;
+
+use candle_core::Tensor;
+
+use super::pack::{Group, Pack, Sequence, pack};
+use super::tokenizer::Tokens;
+use super::{Encoded, Error, Residency, activate, check_vocabulary};
+use crate::nn::weights::Weights;
+use crate::nn::{AttentionMask, attention, layer_norm, linear};
+use crate::recipe::spec::{ClipTextArchitecture, EncoderMask, PooledRule};
+
+pub(super) use plan::Plan;
+
+/// One layer's weights.
+#[derive(Clone)]
+struct Block {
+    norm1: [Tensor; 2],
+    /// Queries, keys and values on top of each other: `[3 c, c]` and `[3 c]`.
+    qkv: [Tensor; 2],
+    out: [Tensor; 2],
+    norm2: [Tensor; 2],
+    fc1: [Tensor; 2],
+    fc2: [Tensor; 2],
+}
+
+impl Block {
+    fn load(
+        architecture: &ClipTextArchitecture,
+        weights: &Weights,
+        layer: usize,
+    ) -> Result<Self, Error> {
+        let (c, i) = (architecture.hidden_size, architecture.intermediate_size);
+        let weights = weights.pp("text_model.encoder.layers").pp(layer);
+        let pair = |name: &str, shape: &[usize]| -> Result<[Tensor; 2], Error> {
+            let weights = weights.pp(name);
+            Ok([
+                weights.get(shape, "weight")?,
+                weights.get(&shape[..1], "bias")?,
+            ])
+        };
+        let [q, k, v] =
+            ["q_proj", "k_proj", "v_proj"].map(|n| pair(&format!("self_attn.{n}"), &[c, c]));
+        let (q, k, v) = (q?, k?, v?);
+        let stack = |at: usize| Tensor::cat(&[&q[at], &k[at], &v[at]], 0);
+        Ok(Self {
+            norm1: pair("layer_norm1", &[c])?,
+            qkv: [stack(0)?, stack(1)?],
+            out: pair("self_attn.out_proj", &[c, c])?,
+            norm2: pair("layer_norm2", &[c])?,
+            fc1: pair("mlp.fc1", &[i, c])?,
+            fc2: pair("mlp.fc2", &[c, i])?,
+        })
+    }
+}
+
+/// A tower, ready to run.
+pub(super) struct ClipTextTower {
+    plan: Plan,
+    /// Empty if layers are read when needed.
+    resident: Vec<Block>,
+    positions: Tensor,
+    final_norm: Option<[Tensor; 2]>,
+    projection: Option<Tensor>,
+}
+
+impl ClipTextTower {
+    pub(super) fn load(plan: Plan, residency: Residency) -> Result<Self, Error> {
+        let (architecture, weights) = (&plan.architecture, &plan.weights);
+        let c = architecture.hidden_size;
+        let depth = if residency == Residency::Resident {
+            plan.depth()
+        } else {
+            0
+        };
+        let resident = (0..depth)
+            .map(|layer| Block::load(architecture, weights, layer))
+            .collect::<Result<_, _>>()?;
+        let norm = |leaf: &str| weights.get(&[c], &format!("text_model.final_layer_norm.{leaf}"));
+        let final_norm = if plan.norms() {
+            Some([norm("weight")?, norm("bias")?])
+        } else {
+            None
+        };
+        let projection = match architecture.projection_dim {
+            Some(columns) if plan.rules.projection => {
+                Some(weights.get(&[columns, c], names::PROJECTION)?)
+            }
+            _ => None,
+        };
+        let positions = weights.get(
+            &[architecture.max_position_embeddings, c],
+            "text_model.embeddings.position_embedding.weight",
+        )?;
+        Ok(Self {
+            resident,
+            positions,
+            final_norm,
+            projection,
+            plan,
+        })
+    }
+
+    pub(super) fn encode(&self, captions: &[Tokens]) -> Result<Vec<Encoded>, Error> {
+        let pooled_rows = self.check_tokens(captions)?;
+        let packs = pack(self.sequences(captions, &pooled_rows));
+        let mut states = packs
+            .iter()
+            .map(|p| self.embed(p))
+            .collect::<Result<Vec<_>, _>>()?;
+        let mut kept = Vec::new();
+        for layer in 0..self.plan.depth() {
+            if self.plan.hidden == Some(layer) {
+                kept.clone_from(&states);
+            }
+            let block = self.block(layer)?;
+            for (pack, x_rc) in packs.iter().zip(&mut states) {
+                *x_rc = self.layer(&block, pack, x_rc)?;
+            }
+        }
+        if self.plan.hidden == Some(self.plan.depth()) {
+            kept.clone_from(&states);
+        }
+        let mut encoded = vec![
+            Encoded {
+                hidden: None,
+                pooled: None
+            };
+            captions.len()
+        ];
+        for (pack, x_rc) in packs.iter().zip(&kept) {
+            let x_rc = if self.plan.rules.final_norm {
+                self.normed(x_rc)?
+            } else {
+                x_rc.clone()
+            };
+            for (start, sequence) in pack.starts() {
+                encoded[sequence.caption].hidden =
+                    Some(x_rc.narrow(0, start, sequence.ids.len())?.contiguous()?);
+            }
+        }
+        if self.plan.pools() {
+            for (pack, x_rc) in packs.iter().zip(&states) {
+                self.pool(pack, x_rc, &pooled_rows, &mut encoded)?;
+            }
+        }
+        Ok(encoded)
+    }
+
+    /// Checks the tokens and gives the row that each caption is pooled at.
+    fn check_tokens(&self, captions: &[Tokens]) -> Result<Vec<usize>, Error> {
+        let architecture = &self.plan.architecture;
+        check_vocabulary(captions, architecture.vocab_size)?;
+        let limit = architecture.max_position_embeddings;
+        let mut rows = Vec::with_capacity(captions.len());
+        for (caption, tokens) in captions.iter().enumerate() {
+            if tokens.ids.len() > limit {
+                return Err(Error::TooLong {
+                    caption,
+                    tokens: tokens.ids.len(),
+                    limit,
+                });
+            }
+            let row = pooled_row(self.plan.rules.pooled, architecture.eos_token_id, tokens);
+            rows.push(row.map_err(|id| Error::NoEos { caption, id })?);
+        }
+        Ok(rows)
+    }
+
+    fn sequences(&self, captions: &[Tokens], pooled_rows: &[usize]) -> Vec<Sequence> {
+        let sequence = |(caption, tokens): (usize, &Tokens)| {
+            // No row sees a later one: where only the pooled row is kept, the rows after it are not computed.
+            let rows = match self.plan.hidden {
+                Some(_) => tokens.ids.len(),
+                None => pooled_rows[caption] + 1,
+            };
+            let keys = match self.plan.rules.mask {
+                EncoderMask::None => rows,
+                EncoderMask::Pads => tokens.count.min(rows),
+            };
+            Sequence {
+                caption,
+                ids: tokens.ids[..rows].to_vec(),
+                keys,
+            }
+        };
+        captions.iter().enumerate().map(sequence).collect()
+    }
+
+    fn embed(&self, pack: &Pack) -> Result<Tensor, Error> {
+        let architecture = &self.plan.architecture;
+        let tokens_rc = self.plan.weights.rows(
+            (architecture.vocab_size, architecture.hidden_size),
+            "text_model.embeddings.token_embedding.weight",
+            &pack.ids(),
+        )?;
+        let positions = Tensor::new(pack.positions(), self.positions.device())?;
+        Ok((tokens_rc + self.positions.index_select(&positions, 0)?)?)
+    }
+
+    fn block(&self, layer: usize) -> Result<Block, Error> {
+        match self.resident.get(layer) {
+            Some(block) => Ok(block.clone()),
+            None => Block::load(&self.plan.architecture, &self.plan.weights, layer),
+        }
+    }
+
+    fn layer(&self, block: &Block, pack: &Pack, x_rc: &Tensor) -> candle_core::Result<Tensor> {
+        let architecture = &self.plan.architecture;
+        let (c, heads) = (architecture.hidden_size, architecture.num_attention_heads);
+        let norm = |x: &Tensor, [w, b]: &[Tensor; 2]| {
+            layer_norm(x, Some(w), Some(b), architecture.layer_norm_eps)
+        };
+        let dense = |x: &Tensor, [w, b]: &[Tensor; 2]| linear(x, w, Some(b));
+
+        let qkv = dense(&norm(x_rc, &block.norm1)?, &block.qkv)?;
+        let qkv_r3hd = qkv.reshape((qkv.dim(0)?, 3, heads, c / heads))?;
+        let y_rc = pack.attention(&qkv_r3hd, causal)?;
+        let x_rc = (x_rc + dense(&y_rc, &block.out)?)?;
+        let inner_ri = dense(&norm(&x_rc, &block.norm2)?, &block.fc1)?;
+        let inner_ri = activate(architecture.hidden_act, &inner_ri)?;
+        x_rc + dense(&inner_ri, &block.fc2)?
+    }
+
+    fn normed(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+        match &self.final_norm {
+            Some([w, b]) => layer_norm(x, Some(w), Some(b), self.plan.architecture.layer_norm_eps),
+            None => Ok(x.clone()),
+        }
+    }
+
+    fn pool(
+        &self,
+        pack: &Pack,
+        x_rc: &Tensor,
+        rows: &[usize],
+        encoded: &mut [Encoded],
+    ) -> candle_core::Result<()> {
+        let at: Vec<u32> = pack
+            .starts()
+            .map(|(start, s)| u32::try_from(start + rows[s.caption]).unwrap_or(u32::MAX))
+            .collect();
+        let at = Tensor::new(at, x_rc.device())?;
+        let mut pooled = self.normed(&x_rc.index_select(&at, 0)?)?;
+        if let Some(projection) = &self.projection {
+            pooled = linear(&pooled, projection, None)?;
+        }
+        for (i, sequence) in pack.sequences.iter().enumerate() {
+            encoded[sequence.caption].pooled = Some(pooled.get(i)?.contiguous()?);
+        }
+        Ok(())
+    }
+}
+
+/// Attention of a group's rows to themselves and what came before, of the first `keys` rows. As those after
+/// see all of the first `keys`, there are two plain cases and no mask tensor.
+fn causal(group: &Group, q: &Tensor, k: &Tensor, v: &Tensor) -> candle_core::Result<Tensor> {
+    let scale = 1.0 / (q.dim(3)? as f64).sqrt();
+    let first = q.narrow(1, 0, group.keys)?;
+    let first = attention(&first, k, v, scale, None, &AttentionMask::Causal)?;
+    if group.keys == group.length {
+        return Ok(first);
+    }
+    let rest = q.narrow(1, group.keys, group.length - group.keys)?;
+    let rest = attention(&rest, k, v, scale, None, &AttentionMask::None)?;
+    Tensor::cat(&[first, rest], 1)
+}
+
+/// The row that `rule` pools at; the id that was looked for if there is none.
+fn pooled_row(rule: PooledRule, eos: Option<u32>, tokens: &Tokens) -> Result<usize, u32> {
+    let first = |id: u32| tokens.ids.iter().position(|&other| other == id);
+    let largest = || {
+        let max = tokens.ids.iter().max().copied().unwrap_or_default();
+        first(max).unwrap_or_default()
+    };
+    match rule {
+        PooledRule::None => Ok(0),
+        PooledRule::ArgmaxId => Ok(largest()),
+        // transformers: 2 is the id that configurations wrongly had when the rule was argmax.
+        PooledRule::ConfigEos => Ok(match eos {
+            None | Some(2) => largest(),
+            Some(id) => first(id).unwrap_or(0),
+        }),
+        PooledRule::FirstEos => {
+            // A tokenizer always ends the sequence with its end token, before the pads.
+            let id = eos.unwrap_or_else(|| tokens.ids[tokens.count - 1]);
+            first(id).ok_or(id)
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! What a spec asks of a CLIP text tower, checked against itself and against the files.
+
+use super::{names, projection};
+use crate::nn::weights::Weights;
+use crate::recipe::spec::{ClipForward, ClipTextArchitecture, PooledRule};
+use crate::text::{Error, TensorList, positive};
+
+/// A tower found in files and checked by their headers.
+pub(in crate::text) struct Plan {
+    /// By canonical name.
+    pub(in crate::text) weights: Weights,
+    /// The tensors that the rules need.
+    pub(in crate::text) used: TensorList,
+    pub(in crate::text) notes: Vec<String>,
+    pub(super) architecture: ClipTextArchitecture,
+    pub(super) rules: ClipForward,
+    /// Index into `hidden_states` of the sequence, if one is kept.
+    pub(super) hidden: Option<usize>,
+}
+
+impl Plan {
+    pub(in crate::text) fn new(
+        architecture: &ClipTextArchitecture,
+        rules: &ClipForward,
+        weights: &Weights,
+    ) -> Result<Self, Error> {
+        check(architecture, rules)?;
+        let hidden = hidden_index(architecture, rules)?;
+        let found = names::locate(weights, architecture)?;
+        let mut raw = false;
+        let mut notes = Vec::new();
+        if rules.projection {
+            let columns = architecture.projection_dim.unwrap_or_default();
+            raw = projection::is_raw(weights, &found, (architecture.hidden_size, columns))?;
+            notes.extend(projection::note(weights, &found));
+        }
+        let tower = names::tower(architecture);
+        let stored = |(name, _): &(String, Vec<usize>)| names::stored(&found, raw, name).name;
+        let stored: Vec<String> = tower.iter().map(stored).collect();
+        let canonical = {
+            let found = found.clone();
+            weights.renamed(move |name: &str| names::stored(&found, raw, name))
+        };
+        canonical.require(&tower)?;
+        crate::text::names::refuse_unexpected(
+            weights,
+            &found.prefix,
+            &stored,
+            names::is_inert,
+            |first| hint(architecture, first),
+        )?;
+        let mut plan = Self {
+            weights: canonical,
+            used: Vec::new(),
+            notes,
+            architecture: architecture.clone(),
+            rules: rules.clone(),
+            hidden,
+        };
+        plan.used = plan.tensors();
+        plan.weights.require(&plan.used)?;
+        Ok(plan)
+    }
+
+    pub(super) fn pools(&self) -> bool {
+        self.rules.pooled != PooledRule::None
+    }
+
+    /// How many layers are computed.
+    pub(super) fn depth(&self) -> usize {
+        match (self.pools(), self.hidden) {
+            (true, _) => self.architecture.num_hidden_layers,
+            (false, hidden) => hidden.unwrap_or(0),
+        }
+    }
+
+    pub(super) fn norms(&self) -> bool {
+        self.pools() || (self.hidden.is_some() && self.rules.final_norm)
+    }
+
+    fn tensors(&self) -> TensorList {
+        let mut list = names::embeddings(&self.architecture);
+        for layer in 0..self.depth() {
+            list.extend(names::block(&self.architecture, layer));
+        }
+        if self.norms() {
+            list.extend(names::final_norm(&self.architecture));
+        }
+        if let (true, Some(columns)) = (self.rules.projection, self.architecture.projection_dim) {
+            let shape = [columns, self.architecture.hidden_size];
+            crate::text::names::add(&mut list, names::PROJECTION, &shape);
+        }
+        list
+    }
+}
+
+fn check(architecture: &ClipTextArchitecture, rules: &ClipForward) -> Result<(), Error> {
+    positive("vocab_size", architecture.vocab_size)?;
+    positive("intermediate_size", architecture.intermediate_size)?;
+    positive("num_hidden_layers", architecture.num_hidden_layers)?;
+    positive(
+        "max_position_embeddings",
+        architecture.max_position_embeddings,
+    )?;
+    let width = positive("hidden_size", architecture.hidden_size)?;
+    let heads = positive("num_attention_heads", architecture.num_attention_heads)?;
+    let wrong = |reason: String| Err(Error::Spec(reason));
+    if width % heads != 0 {
+        return wrong(format!(
+            "num_attention_heads {heads} does not divide hidden_size {width}"
+        ));
+    }
+    if !(architecture.layer_norm_eps >= 0.0 && architecture.layer_norm_eps.is_finite()) {
+        return wrong(format!("layer_norm_eps is {}", architecture.layer_norm_eps));
+    }
+    if rules.hidden_layer.is_none() && rules.pooled == PooledRule::None {
+        return wrong("the forward rules keep neither a sequence nor a pooled vector".into());
+    }
+    if rules.projection && rules.pooled == PooledRule::None {
+        return wrong("projection applies to the pooled vector, and there is none".into());
+    }
+    if rules.projection && architecture.projection_dim.is_none() {
+        return wrong("projection is on, and the architecture has no projection_dim".into());
+    }
+    if rules.pooled == PooledRule::ConfigEos && architecture.eos_token_id.is_none() {
+        return wrong(
+            "the pooled rule is config_eos, and the architecture has no eos_token_id".into(),
+        );
+    }
+    Ok(())
+}
+
+/// The index in `hidden_states` (0 the embeddings) that the rules count from the end.
+fn hidden_index(
+    architecture: &ClipTextArchitecture,
+    rules: &ClipForward,
+) -> Result<Option<usize>, Error> {
+    let Some(layer) = rules.hidden_layer else {
+        return Ok(None);
+    };
+    let states = architecture.num_hidden_layers + 1;
+    let from_end = layer
+        .checked_neg()
+        .and_then(|n| usize::try_from(n).ok())
+        .unwrap_or(0);
+    match from_end {
+        1.. if from_end <= states => Ok(Some(states - from_end)),
+        _ => Err(Error::Spec(format!(
+            "hidden_layer is {layer}; with {} layers it is -1 to -{states}",
+            architecture.num_hidden_layers
+        ))),
+    }
+}
+
+fn hint(architecture: &ClipTextArchitecture, first: &str) -> String {
+    if first.contains("layers.") || first.contains("resblocks.") {
+        let layers = architecture.num_hidden_layers;
+        format!("num_hidden_layers is {layers}; check it against the checkpoint's own config.json")
+    } else {
+        "is it another network's file?".to_owned()
+    }
+}

@@ -1,0 +1,108 @@
+//! Finding one encoder among the tensors of files that may hold much else, and the tensors that have no place.
+
+use super::{Error, TensorList};
+use crate::nn::weights::Weights;
+
+/// Parts of checkpoints that are no business of a text encoder, by the start of their names.
+const ELSEWHERE: [&str; 12] = [
+    "vision_model.",
+    "visual_projection.",
+    "visual.",
+    "logit_scale",
+    "decoder.",
+    "lm_head.",
+    "model.diffusion_model.",
+    "first_stage_model.",
+    "vae.",
+    "text_encoders.",
+    "conditioner.",
+    "cond_stage_model.",
+];
+
+/// A kind of encoder, for messages and for finding it.
+pub(super) struct Kind {
+    pub(super) name: &'static str,
+    /// For messages: the name that gives it away.
+    pub(super) anchor: &'static str,
+}
+
+/// An encoder found in files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Found<N> {
+    /// What stands before all its names.
+    pub(super) prefix: String,
+    /// How it names them.
+    pub(super) naming: N,
+}
+
+/// The one encoder that `recognise` finds: it gives prefix and naming for a tensor that gives one away.
+/// Where there are several, `fits` picks the one of the right size.
+pub(super) fn find<N: Clone>(
+    weights: &Weights,
+    kind: &Kind,
+    recognise: impl Fn(&str) -> Option<Found<N>>,
+    fits: impl Fn(&Found<N>) -> bool,
+) -> Result<Found<N>, Error> {
+    let all: Vec<Found<N>> = weights
+        .names()
+        .iter()
+        .filter_map(|name| recognise(name))
+        .collect();
+    if let [only] = all.as_slice() {
+        return Ok(only.clone());
+    }
+    let fitting: Vec<&Found<N>> = all.iter().filter(|found| fits(found)).collect();
+    match (fitting.as_slice(), all.is_empty()) {
+        ([one], _) => Ok((*one).clone()),
+        (_, true) => Err(Error::NotThere {
+            files: weights.describe(),
+            encoder: kind.name,
+            anchor: kind.anchor,
+        }),
+        _ => Err(Error::Ambiguous {
+            files: weights.describe(),
+            encoder: kind.name,
+            prefixes: all
+                .iter()
+                .map(|f| format!("`{}`", f.prefix))
+                .collect::<Vec<_>>()
+                .join(", "),
+        }),
+    }
+}
+
+/// Refuses tensors below `prefix` that are neither among `stored` (names in the files) nor `inert`, nor
+/// another part of a whole checkpoint.
+pub(super) fn refuse_unexpected(
+    weights: &Weights,
+    prefix: &str,
+    stored: &[String],
+    inert: impl Fn(&str) -> bool,
+    hint: impl Fn(&str) -> String,
+) -> Result<(), Error> {
+    let known: std::collections::BTreeSet<&str> = stored.iter().map(String::as_str).collect();
+    let elsewhere = |name: &str| ELSEWHERE.iter().any(|part| name.starts_with(part));
+    let names = weights.names();
+    let unexpected: Vec<&String> = names
+        .iter()
+        .filter(|name| {
+            name.strip_prefix(prefix).is_some_and(|below| {
+                !known.contains(name.as_str()) && !inert(below) && !elsewhere(below)
+            })
+        })
+        .collect();
+    match unexpected.first() {
+        None => Ok(()),
+        Some(first) => Err(Error::Unexpected {
+            files: weights.describe(),
+            count: unexpected.len(),
+            first: (*first).clone(),
+            hint: hint(first),
+        }),
+    }
+}
+
+/// Adds `name` with `shape` to a list of tensors.
+pub(super) fn add(list: &mut TensorList, name: impl Into<String>, shape: &[usize]) {
+    list.push((name.into(), shape.to_vec()));
+}

@@ -1,0 +1,342 @@
+//! The encoder of T5 v1.1, of every size.
+//!
+//! Pre-norm transformer with RMS norms, no biases, no scale in its attention, and a relative position bias
+//! (Raffel et al. 2020). Follows `T5EncoderModel` of transformers, also in half precision: there `wo` and, from
+//! it on, the residual stream stay f32 in f16, and what overflowed is clamped.
+//!
+//! Shapes: r rows of a pack (`pack.rs`), c width of the residual stream, f width of the feed-forward, h heads,
+//! d width of a head.
+
+mod bias;
+mod names;
+
+use candle_core::{DType, Tensor};
+
+use super::pack::{Group, Pack, Sequence, pack};
+use super::tokenizer::Tokens;
+use super::{
+    Encoded, Error, Residency, TensorList, activate, activate_gated, check_vocabulary, positive,
+};
+use crate::nn::weights::Weights;
+use crate::nn::{AttentionMask, attention, linear, rms_norm};
+use crate::recipe::spec::{EncoderMask, PadRows, T5EncoderArchitecture, T5Forward};
+use bias::PositionBias;
+
+/// An encoder found in files and checked by their headers.
+pub(super) struct Plan {
+    /// By canonical name.
+    pub(super) weights: Weights,
+    /// The tensors that the rules need: all.
+    pub(super) used: TensorList,
+    architecture: T5EncoderArchitecture,
+    rules: T5Forward,
+}
+
+impl Plan {
+    pub(super) fn new(
+        architecture: &T5EncoderArchitecture,
+        rules: &T5Forward,
+        weights: &Weights,
+    ) -> Result<Self, Error> {
+        check(architecture, rules)?;
+        let found = names::locate(weights, architecture)?;
+        let used = names::encoder(architecture);
+        let stored: Vec<String> = used
+            .iter()
+            .map(|(name, _)| names::stored(&found, name))
+            .collect();
+        let canonical = {
+            let found = found.clone();
+            weights.renamed(move |name: &str| names::stored(&found, name))
+        };
+        canonical.require(&used)?;
+        super::names::refuse_unexpected(weights, &found.prefix, &stored, names::is_inert, |_| {
+            format!(
+                "num_layers is {} and is_gated_act {}; check them against the checkpoint's own config.json",
+                architecture.num_layers, architecture.is_gated_act
+            )
+        })?;
+        Ok(Self {
+            weights: canonical,
+            used,
+            architecture: architecture.clone(),
+            rules: rules.clone(),
+        })
+    }
+}
+
+fn check(architecture: &T5EncoderArchitecture, rules: &T5Forward) -> Result<(), Error> {
+    let a = architecture;
+    for (field, value) in [
+        ("vocab_size", a.vocab_size),
+        ("d_model", a.d_model),
+        ("d_kv", a.d_kv),
+        ("d_ff", a.d_ff),
+        ("num_layers", a.num_layers),
+        ("num_heads", a.num_heads),
+    ] {
+        positive(field, value)?;
+    }
+    let wrong = |reason: String| Err(Error::Spec(reason));
+    if !(a.layer_norm_epsilon >= 0.0 && a.layer_norm_epsilon.is_finite()) {
+        return wrong(format!("layer_norm_epsilon is {}", a.layer_norm_epsilon));
+    }
+    let buckets = a.relative_attention_num_buckets;
+    if buckets < 4 || !buckets.is_multiple_of(2) || buckets > 1 << 16 {
+        return wrong(format!(
+            "relative_attention_num_buckets is {buckets}, not even and at least 4"
+        ));
+    }
+    if a.relative_attention_max_distance <= buckets / 4 {
+        return wrong(format!(
+            "relative_attention_max_distance is {}, not above a quarter of the {buckets} buckets",
+            a.relative_attention_max_distance
+        ));
+    }
+    if rules.pad_rows == PadRows::Drop && rules.mask == EncoderMask::None {
+        return wrong(
+            "pad rows are dropped, but pads are attended: mask them or keep their rows".into(),
+        );
+    }
+    Ok(())
+}
+
+/// One layer's weights.
+#[derive(Clone)]
+struct Block {
+    attention_norm: Tensor,
+    /// Queries, keys and values on top of each other: `[3 h d, c]`.
+    qkv: Tensor,
+    out: Tensor,
+    feed_forward_norm: Tensor,
+    /// `wi`, or `wi_0` and `wi_1`.
+    inward: Vec<Tensor>,
+    outward: Tensor,
+}
+
+impl Block {
+    fn load(
+        architecture: &T5EncoderArchitecture,
+        weights: &Weights,
+        block: usize,
+    ) -> Result<Self, Error> {
+        let (c, f) = (architecture.d_model, architecture.d_ff);
+        let inner = architecture.num_heads * architecture.d_kv;
+        let weights = weights.pp("encoder.block").pp(block).pp("layer");
+        let get = |name: &str, shape: &[usize]| weights.pp(name).get(shape, "weight");
+        let [q, k, v] = ["q", "k", "v"].map(|n| get(&format!("0.SelfAttention.{n}"), &[inner, c]));
+        let inward = names::inward(architecture).iter();
+        let wide = match weights.dtype() {
+            DType::F16 => weights.clone().with_dtype(DType::F32),
+            _ => weights.clone(),
+        };
+        Ok(Self {
+            attention_norm: get("0.layer_norm", &[c])?,
+            qkv: Tensor::cat(&[q?, k?, v?], 0)?,
+            out: get("0.SelfAttention.o", &[c, inner])?,
+            feed_forward_norm: get("1.layer_norm", &[c])?,
+            inward: inward
+                .map(|name| get(&format!("1.DenseReluDense.{name}"), &[f, c]))
+                .collect::<Result<_, _>>()?,
+            outward: wide.get(&[c, f], "1.DenseReluDense.wo.weight")?,
+        })
+    }
+}
+
+/// An encoder, ready to run.
+pub(super) struct T5Encoder {
+    plan: Plan,
+    /// Empty if layers are read when needed.
+    resident: Vec<Block>,
+    bias: PositionBias,
+    final_norm: Tensor,
+}
+
+impl T5Encoder {
+    pub(super) fn load(plan: Plan, residency: Residency) -> Result<Self, Error> {
+        let (architecture, weights) = (&plan.architecture, &plan.weights);
+        let depth = if residency == Residency::Resident {
+            architecture.num_layers
+        } else {
+            0
+        };
+        let resident = (0..depth)
+            .map(|block| Block::load(architecture, weights, block))
+            .collect::<Result<_, _>>()?;
+        let table = weights.get(
+            &[
+                architecture.relative_attention_num_buckets,
+                architecture.num_heads,
+            ],
+            names::BIAS,
+        )?;
+        Ok(Self {
+            resident,
+            bias: PositionBias::new(architecture, &table)?,
+            final_norm: weights.get(&[architecture.d_model], "encoder.final_layer_norm.weight")?,
+            plan,
+        })
+    }
+
+    pub(super) fn encode(&self, captions: &[Tokens]) -> Result<Vec<Encoded>, Error> {
+        check_vocabulary(captions, self.plan.architecture.vocab_size)?;
+        let packs = pack(self.sequences(captions));
+        let mut states = packs
+            .iter()
+            .map(|p| self.embed(p))
+            .collect::<Result<Vec<_>, _>>()?;
+        for block in 0..self.plan.architecture.num_layers {
+            let block = self.block(block)?;
+            for (pack, x_rc) in packs.iter().zip(&mut states) {
+                *x_rc = self.layer(&block, pack, x_rc)?;
+            }
+        }
+        let mut encoded = vec![
+            Encoded {
+                hidden: None,
+                pooled: None
+            };
+            captions.len()
+        ];
+        for (pack, x_rc) in packs.iter().zip(&states) {
+            let x_rc = self.norm(x_rc, &self.final_norm)?;
+            for (start, sequence) in pack.starts() {
+                encoded[sequence.caption].hidden =
+                    Some(x_rc.narrow(0, start, sequence.ids.len())?.contiguous()?);
+            }
+        }
+        Ok(encoded)
+    }
+
+    fn sequences(&self, captions: &[Tokens]) -> Vec<Sequence> {
+        let rules = &self.plan.rules;
+        let sequence = |(caption, tokens): (usize, &Tokens)| {
+            let rows = match rules.pad_rows {
+                PadRows::Keep => tokens.ids.len(),
+                PadRows::Drop => tokens.count,
+            };
+            Sequence {
+                caption,
+                ids: tokens.ids[..rows].to_vec(),
+                keys: if rules.mask == EncoderMask::Pads {
+                    tokens.count
+                } else {
+                    rows
+                },
+            }
+        };
+        captions.iter().enumerate().map(sequence).collect()
+    }
+
+    fn embed(&self, pack: &Pack) -> Result<Tensor, Error> {
+        let architecture = &self.plan.architecture;
+        let size = (architecture.vocab_size, architecture.d_model);
+        Ok(self
+            .plan
+            .weights
+            .rows(size, names::EMBEDDING, &pack.ids())?)
+    }
+
+    fn block(&self, block: usize) -> Result<Block, Error> {
+        match self.resident.get(block) {
+            Some(block) => Ok(block.clone()),
+            None => Block::load(&self.plan.architecture, &self.plan.weights, block),
+        }
+    }
+
+    fn layer(&self, block: &Block, pack: &Pack, x_rc: &Tensor) -> candle_core::Result<Tensor> {
+        let architecture = &self.plan.architecture;
+        let (heads, width) = (architecture.num_heads, architecture.d_kv);
+        let qkv = linear(&self.norm(x_rc, &block.attention_norm)?, &block.qkv, None)?;
+        let qkv_r3hd = qkv.reshape((qkv.dim(0)?, 3, heads, width))?;
+        let y_rc = pack.attention(&qkv_r3hd, |group, q, k, v| self.attend(group, q, k, v))?;
+        let x_rc = clamped(add(x_rc, &linear(&y_rc, &block.out, None)?)?)?;
+
+        let y_rc = self.feed_forward(block, &self.norm(&x_rc, &block.feed_forward_norm)?)?;
+        clamped(add(&x_rc, &y_rc)?)
+    }
+
+    fn attend(
+        &self,
+        group: &Group,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+    ) -> candle_core::Result<Tensor> {
+        let bias = self.bias.get(group.length, group.keys)?;
+        attention(q, k, v, 1.0, Some(&bias), &AttentionMask::None)
+    }
+
+    fn feed_forward(&self, block: &Block, x_rc: &Tensor) -> candle_core::Result<Tensor> {
+        let activation = self.plan.architecture.activation;
+        let inner_rf = match block.inward.as_slice() {
+            [wi_0, wi_1] => {
+                let (gate, x) = (linear(x_rc, wi_0, None)?, linear(x_rc, wi_1, None)?);
+                activate_gated(activation, &gate, &x)?
+            }
+            [wi] => activate(activation, &linear(x_rc, wi, None)?)?,
+            _ => candle_core::bail!("a feed-forward with {} inward matrices", block.inward.len()),
+        };
+        linear(
+            &inner_rf.to_dtype(block.outward.dtype())?,
+            &block.outward,
+            None,
+        )
+    }
+
+    /// The RMS norm; its result has the type of the weight, as in transformers, whatever the residual stream's.
+    fn norm(&self, x: &Tensor, weight: &Tensor) -> candle_core::Result<Tensor> {
+        let eps = self.plan.architecture.layer_norm_epsilon;
+        if x.dtype() == weight.dtype() {
+            return rms_norm(x, Some(weight), eps);
+        }
+        rms_norm(x, None, eps)?
+            .to_dtype(weight.dtype())?
+            .broadcast_mul(weight)
+    }
+}
+
+/// The sum in the wider of the two types.
+fn add(x: &Tensor, y: &Tensor) -> candle_core::Result<Tensor> {
+    let wide = if x.dtype() == DType::F32 {
+        DType::F32
+    } else {
+        y.dtype()
+    };
+    x.to_dtype(wide)? + y.to_dtype(wide)?
+}
+
+/// In f16, what overflowed becomes the largest finite value less 1000 (transformers' `T5Block`).
+fn clamped(x: Tensor) -> candle_core::Result<Tensor> {
+    if x.dtype() != DType::F16 {
+        return Ok(x);
+    }
+    let largest = x
+        .to_dtype(DType::F32)?
+        .abs()?
+        .max_all()?
+        .to_scalar::<f32>()?;
+    if largest.is_finite() {
+        return Ok(x);
+    }
+    let limit = f64::from(half::f16::MAX) - 1000.0;
+    x.clamp(-limit, limit)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use half::f16;
+
+    #[test]
+    fn f16_overflow_is_clamped_and_nothing_else_is() {
+        let tensor = |values: &[f16]| Tensor::new(values, &candle_core::Device::Cpu).expect("made");
+        let values = |t: Tensor| t.to_vec1::<f16>().expect("f16");
+        let large = [f16::MAX, f16::MIN, f16::ONE];
+        assert_eq!(values(clamped(tensor(&large)).expect("clamped")), large);
+        let over = [f16::INFINITY, f16::NEG_INFINITY, f16::MAX, f16::ONE];
+        let limit = f16::from_f32(64504.0);
+        let found = values(clamped(tensor(&over)).expect("clamped"));
+        assert_eq!(found, [limit, -limit, limit, f16::ONE]);
+    }
+}

@@ -1,0 +1,143 @@
+//! The tensors of a T5 encoder, by canonical name, and where files keep them.
+//!
+//! Canonical are the names of `T5EncoderModel` in transformers. Single files (`t5xxl_fp16.safetensors`) have the
+//! same ones, whole checkpoints have them below a prefix (`text_encoders.t5xxl.transformer.`). The embedding is
+//! `shared.weight`, or `encoder.embed_tokens.weight`, or both.
+
+use crate::nn::weights::Weights;
+use crate::recipe::spec::T5EncoderArchitecture;
+use crate::text::names::{Found, Kind, add, find};
+use crate::text::{Error, TensorList};
+
+pub(super) const EMBEDDING: &str = "shared.weight";
+const OTHER_EMBEDDING: &str = "encoder.embed_tokens.weight";
+const ANCHOR: &str = "encoder.block.0.layer.0.SelfAttention.q.weight";
+pub(super) const BIAS: &str =
+    "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight";
+const KIND: Kind = Kind {
+    name: "T5 encoder",
+    anchor: ANCHOR,
+};
+
+/// The name of the embedding table in a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Naming {
+    pub(super) embedding: &'static str,
+}
+
+/// Finds the encoder of this architecture's size.
+pub(super) fn locate(
+    weights: &Weights,
+    architecture: &T5EncoderArchitecture,
+) -> Result<Found<Naming>, Error> {
+    let recognise = |name: &str| {
+        let prefix = name.strip_suffix(ANCHOR)?;
+        let naming = Naming {
+            embedding: EMBEDDING,
+        };
+        (prefix.is_empty() || prefix.ends_with('.')).then(|| Found {
+            prefix: prefix.to_owned(),
+            naming,
+        })
+    };
+    let size = [
+        architecture.num_heads * architecture.d_kv,
+        architecture.d_model,
+    ];
+    let mut found = find(weights, &KIND, recognise, |found| {
+        weights
+            .shape(&format!("{}{ANCHOR}", found.prefix))
+            .is_some_and(|shape| shape == size)
+    })?;
+    refuse_umt5(weights, &found.prefix)?;
+    let name = |leaf: &str| format!("{}{leaf}", found.prefix);
+    let (first, second) = (name(EMBEDDING), name(OTHER_EMBEDDING));
+    match (weights.contains(&first), weights.contains(&second)) {
+        (true, true) if !weights.same_bytes(&first, &second)? => {
+            return Err(Error::Untied {
+                files: weights.describe(),
+                first,
+                second,
+            });
+        }
+        (false, true) => found.naming.embedding = OTHER_EMBEDDING,
+        _ => {}
+    }
+    Ok(found)
+}
+
+/// UMT5 has T5's names and shapes, and a bias table in every block.
+fn refuse_umt5(weights: &Weights, prefix: &str) -> Result<(), Error> {
+    let is_table = |name: &&String| {
+        let block = name
+            .strip_prefix(prefix)
+            .and_then(|n| n.strip_prefix("encoder.block."));
+        block.is_some_and(|n| n.ends_with("relative_attention_bias.weight"))
+    };
+    let tables = weights.names().iter().filter(is_table).count();
+    if tables > 1 {
+        return Err(Error::Umt5 {
+            files: weights.describe(),
+            tables,
+        });
+    }
+    Ok(())
+}
+
+/// Where a file keeps the canonical tensor `name`.
+pub(super) fn stored(found: &Found<Naming>, name: &str) -> String {
+    let name = if name == EMBEDDING {
+        found.naming.embedding
+    } else {
+        name
+    };
+    format!("{}{name}", found.prefix)
+}
+
+/// Whether a tensor, by its name below the prefix, has no part in the numbers.
+pub(super) fn is_inert(below: &str) -> bool {
+    matches!(below, EMBEDDING | OTHER_EMBEDDING)
+}
+
+/// All tensors of the encoder.
+pub(super) fn encoder(architecture: &T5EncoderArchitecture) -> TensorList {
+    let mut list = Vec::new();
+    let a = architecture;
+    add(&mut list, EMBEDDING, &[a.vocab_size, a.d_model]);
+    add(
+        &mut list,
+        BIAS,
+        &[a.relative_attention_num_buckets, a.num_heads],
+    );
+    add(&mut list, "encoder.final_layer_norm.weight", &[a.d_model]);
+    let inner = a.num_heads * a.d_kv;
+    for block in 0..a.num_layers {
+        let mut tensor = |name: &str, shape: &[usize]| {
+            add(
+                &mut list,
+                format!("encoder.block.{block}.layer.{name}.weight"),
+                shape,
+            );
+        };
+        tensor("0.layer_norm", &[a.d_model]);
+        for name in ["q", "k", "v"] {
+            tensor(&format!("0.SelfAttention.{name}"), &[inner, a.d_model]);
+        }
+        tensor("0.SelfAttention.o", &[a.d_model, inner]);
+        tensor("1.layer_norm", &[a.d_model]);
+        for name in inward(a) {
+            tensor(&format!("1.DenseReluDense.{name}"), &[a.d_ff, a.d_model]);
+        }
+        tensor("1.DenseReluDense.wo", &[a.d_model, a.d_ff]);
+    }
+    list
+}
+
+/// The feed-forward's inward matrices: the activated one first, then the one it gates.
+pub(super) fn inward(architecture: &T5EncoderArchitecture) -> &'static [&'static str] {
+    if architecture.is_gated_act {
+        &["wi_0", "wi_1"]
+    } else {
+        &["wi"]
+    }
+}

@@ -1,0 +1,252 @@
+//! Against transformers: `tools/goldens/encoders.py` makes the files and says, case by case, what they hold.
+
+use candle_core::DType;
+
+use super::{Golden, captions, compare, encode};
+use crate::recipe::spec::{
+    Activation, Architecture, EncoderMask, ForwardRules, PadRows, PooledRule,
+};
+use crate::text::{Encoded, Residency, TextEncoder};
+
+/// Largest difference to transformers, relative to the root mean square of the tensor.
+const TOLERANCE: f32 = 1e-5;
+
+fn check(file: &str) {
+    let golden = Golden::open(file);
+    let mut worst = 0f32;
+    for (index, case) in golden.cases().iter().enumerate() {
+        let tokens = captions(&golden, case);
+        for residency in [Residency::Resident, Residency::Streamed] {
+            let weights = golden.weights(&case.model);
+            let loaded = TextEncoder::load(&case.architecture, &case.forward, &weights, residency);
+            let encoder = loaded.unwrap_or_else(|e| panic!("case {index}: {e}"));
+            let encoded = encoder
+                .encode(&tokens)
+                .unwrap_or_else(|e| panic!("case {index}: {e}"));
+            let keep = match &case.forward {
+                ForwardRules::T5Encoder(rules) => rules.pad_rows,
+                ForwardRules::ClipText(_) => PadRows::Keep,
+            };
+            for (row, (encoded, tokens)) in encoded.iter().zip(&tokens).enumerate() {
+                let what = |output: &str| {
+                    format!(
+                        "{file} case {index} ({}), caption {row}: {output}",
+                        case.model
+                    )
+                };
+                assert_eq!(
+                    encoded.hidden.is_some(),
+                    case.hidden.is_some(),
+                    "{}",
+                    what("hidden")
+                );
+                if let (Some(found), Some(name)) = (&encoded.hidden, &case.hidden) {
+                    let rows = if keep == PadRows::Keep {
+                        tokens.ids.len()
+                    } else {
+                        tokens.count
+                    };
+                    let expected = golden
+                        .row(name, row)
+                        .narrow(0, 0, rows)
+                        .expect("as many rows");
+                    worst = worst.max(compare(found, &expected, TOLERANCE, &what("hidden")));
+                }
+                assert_eq!(
+                    encoded.pooled.is_some(),
+                    case.pooled.is_some(),
+                    "{}",
+                    what("pooled")
+                );
+                if let (Some(found), Some(name)) = (&encoded.pooled, &case.pooled) {
+                    let expected = golden.row(name, row);
+                    worst = worst.max(compare(found, &expected, TOLERANCE, &what("pooled")));
+                }
+            }
+        }
+    }
+    println!("{file}: largest relative difference {worst:.1e}");
+}
+
+#[test]
+fn clip_equals_transformers_for_every_knob() {
+    check("clip.safetensors");
+}
+
+#[test]
+fn t5_equals_transformers_for_every_knob() {
+    check("t5.safetensors");
+}
+
+fn bits(encoded: &Encoded) -> Vec<u32> {
+    let both = [&encoded.hidden, &encoded.pooled];
+    let flat = |t: &candle_core::Tensor| {
+        t.flatten_all()
+            .and_then(|t| t.to_vec1::<f32>())
+            .expect("f32")
+    };
+    both.into_iter()
+        .flatten()
+        .flat_map(flat)
+        .map(f32::to_bits)
+        .collect()
+}
+
+#[test]
+fn a_caption_in_any_batch_equals_the_caption_alone_bit_for_bit() {
+    for file in ["clip.safetensors", "t5.safetensors"] {
+        let golden = Golden::open(file);
+        for case in golden.cases() {
+            let tokens = captions(&golden, &case);
+            let weights = golden.weights(&case.model);
+            let load = |residency| {
+                TextEncoder::load(&case.architecture, &case.forward, &weights, residency)
+            };
+            let encoder = load(Residency::Resident).expect("loads");
+            let alone: Vec<_> = tokens
+                .iter()
+                .map(|t| bits(&encoder.encode(std::slice::from_ref(t)).expect("encodes")[0]))
+                .collect();
+            let check = |encoder: &TextEncoder, order: &[usize]| {
+                let batch: Vec<_> = order.iter().map(|&i| tokens[i].clone()).collect();
+                let encoded = encoder.encode(&batch).expect("encodes");
+                for (encoded, &i) in encoded.iter().zip(order) {
+                    assert!(
+                        bits(encoded) == alone[i],
+                        "{file} {}: caption {i} of {order:?}",
+                        case.model
+                    );
+                }
+            };
+            let all: Vec<usize> = (0..tokens.len()).collect();
+            let reversed: Vec<usize> = all.iter().rev().copied().collect();
+            check(&encoder, &all);
+            check(&encoder, &reversed);
+            // Many rows, several packs.
+            let many: Vec<usize> = all.iter().cycle().take(all.len() * 40).copied().collect();
+            check(&encoder, &many);
+            check(&load(Residency::Streamed).expect("loads"), &all);
+        }
+    }
+}
+
+/// Every knob that the goldens vary changes some output, so that a knob that did nothing would be seen.
+#[test]
+fn every_knob_changes_the_numbers() {
+    let golden = Golden::open("clip.safetensors");
+    let case = golden
+        .cases()
+        .into_iter()
+        .find(|c| c.hidden.is_some() && c.pooled.is_some())
+        .expect("one");
+    let Architecture::ClipText(a) = case.architecture.clone() else {
+        panic!("the file holds CLIP cases")
+    };
+    let tokens = captions(&golden, &case);
+    let run = |a: &_, r: &_| {
+        let weights = golden.weights(&case.model);
+        encode(
+            &Architecture::ClipText(Clone::clone(a)),
+            &ForwardRules::ClipText(Clone::clone(r)),
+            &weights,
+            &tokens,
+        )
+        .iter()
+        .flat_map(bits)
+        .collect::<Vec<_>>()
+    };
+    let r = crate::recipe::spec::ClipForward {
+        hidden_layer: Some(-2),
+        final_norm: false,
+        pooled: PooledRule::ArgmaxId,
+        projection: true,
+        mask: EncoderMask::None,
+    };
+    let a = crate::recipe::spec::ClipTextArchitecture {
+        projection_dim: Some(16),
+        eos_token_id: Some(62),
+        ..a
+    };
+    let mut seen = vec![run(&a, &r)];
+    let architectures = [
+        crate::recipe::spec::ClipTextArchitecture {
+            hidden_act: Activation::Gelu,
+            ..a.clone()
+        },
+        crate::recipe::spec::ClipTextArchitecture {
+            num_attention_heads: 4,
+            ..a.clone()
+        },
+        crate::recipe::spec::ClipTextArchitecture {
+            layer_norm_eps: 1e-3,
+            ..a.clone()
+        },
+    ];
+    seen.extend(architectures.iter().map(|a| run(a, &r)));
+    let rules = [
+        crate::recipe::spec::ClipForward {
+            hidden_layer: Some(-1),
+            ..r.clone()
+        },
+        crate::recipe::spec::ClipForward {
+            final_norm: true,
+            ..r.clone()
+        },
+        crate::recipe::spec::ClipForward {
+            pooled: PooledRule::FirstEos,
+            ..r.clone()
+        },
+        crate::recipe::spec::ClipForward {
+            projection: false,
+            ..r.clone()
+        },
+        crate::recipe::spec::ClipForward {
+            mask: EncoderMask::Pads,
+            ..r.clone()
+        },
+    ];
+    seen.extend(rules.iter().map(|r| run(&a, r)));
+    for (i, one) in seen.iter().enumerate() {
+        for other in &seen[i + 1..] {
+            assert!(one != other, "knob {i} changes nothing");
+        }
+    }
+}
+
+/// The path that devices without our kernels take: other operations, other types.
+#[test]
+fn half_precision_is_near_f32() {
+    for (dtype, tolerance) in [(DType::F16, 0.02), (DType::BF16, 0.15)] {
+        for file in ["clip.safetensors", "t5.safetensors"] {
+            let golden = Golden::open(file);
+            for case in golden.cases().iter().step_by(4) {
+                let tokens = captions(&golden, case);
+                let weights = golden.weights(&case.model).with_dtype(dtype);
+                let encoded = encode(&case.architecture, &case.forward, &weights, &tokens);
+                for (row, encoded) in encoded.iter().enumerate() {
+                    let outputs = [
+                        (&encoded.hidden, &case.hidden),
+                        (&encoded.pooled, &case.pooled),
+                    ];
+                    for (found, name) in outputs {
+                        let (Some(found), Some(name)) = (found, name) else {
+                            continue;
+                        };
+                        let expected = golden
+                            .row(name, row)
+                            .narrow(0, 0, found.dims()[0])
+                            .expect("rows");
+                        assert_eq!(found.dtype(), dtype);
+                        let found = found.to_dtype(DType::F32).expect("f32");
+                        compare(
+                            &found,
+                            &expected,
+                            tolerance,
+                            &format!("{name} in {dtype:?}"),
+                        );
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,403 @@
+//! Captions to token ids, exactly as the program that trained the base model would make them.
+//!
+//! A [`Tokenizer`] is a vocabulary: CLIP's byte-level BPE or T5's unigram pieces. It is built from any of the
+//! files that such a tokenizer is kept in, always in the same way, so that its [`Tokenizer::digest`] does not
+//! depend on which of them was there. What a recipe may vary (clean-up, lengths, cutting, pads) comes with
+//! each call as [`TokenRules`].
+//!
+//! The pipelines are those of transformers 5's `CLIPTokenizer` and `T5Tokenizer`, which likewise take only
+//! vocabulary, merges and character map from the files and ignore the rest of a `tokenizer.json`.
+//!
+//! - `files`: what a tokenizer is, read from `tokenizer.json`, `vocab.json` + `merges.txt` or `spiece.model`
+//! - `sentencepiece`, `charsmap`: the two binary formats inside, distrusted
+//! - `pipeline`: a `tokenizers` pipeline from that
+//! - `cleanup`: the changes to the text before
+
+mod charsmap;
+mod cleanup;
+mod files;
+mod pipeline;
+mod sentencepiece;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rayon::prelude::*;
+
+use crate::digest::Digest;
+use crate::recipe::spec::{Architecture, PadText, TokenRules, Truncation};
+use files::Definition;
+use pipeline::Pipeline;
+
+/// A word of at least this many tokens may be cut under [`Truncation::WholeWords`].
+///
+/// Source: `max_word_length` in Stability's `other_impls.py`.
+const LONG_WORD_TOKENS: usize = 8;
+
+/// Why a tokenizer could not be loaded or used.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file could not be read.
+    #[error("{}: cannot be read", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+    /// A folder holds none of the files a tokenizer is kept in.
+    #[error(
+        "{}: no {kind} tokenizer here; expected {expected}; give the model's tokenizer folder or one of these files",
+        path.display()
+    )]
+    Missing {
+        /// The folder or file that was asked for.
+        path: PathBuf,
+        /// The kind of tokenizer wanted.
+        kind: TokenizerKind,
+        /// The files that would have done.
+        expected: &'static str,
+    },
+    /// A file does not say what a tokenizer's file must say.
+    #[error("{}: not a {kind} tokenizer: {problem}", path.display())]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// The kind of tokenizer wanted.
+        kind: TokenizerKind,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// The vocabulary is larger than the embedding table.
+    #[error(
+        "the tokenizer's largest id is {id} (`{token}`) but the encoder's token embedding has {rows} rows; the tokenizer belongs to another model"
+    )]
+    DoesNotFit {
+        /// The largest id.
+        id: u32,
+        /// Its token.
+        token: String,
+        /// Rows of the embedding table.
+        rows: usize,
+    },
+    /// Rules that no sequence of this tokenizer can satisfy.
+    #[error("token rules: {0}")]
+    Rules(String),
+    /// The `tokenizers` library failed on a caption.
+    #[error("the tokenizer failed on the caption {caption:?}: {problem}")]
+    Failed {
+        /// The caption's beginning.
+        caption: String,
+        /// What the library said.
+        problem: String,
+    },
+}
+
+/// The two kinds of tokenizer that text encoders of diffusion models use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TokenizerKind {
+    /// Byte-level BPE with `<|startoftext|>` before and `<|endoftext|>` after.
+    Clip,
+    /// SentencePiece unigram with `</s>` after.
+    T5,
+}
+
+impl std::fmt::Display for TokenizerKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Clip => "CLIP",
+            Self::T5 => "T5",
+        })
+    }
+}
+
+impl From<&Architecture> for TokenizerKind {
+    fn from(architecture: &Architecture) -> Self {
+        match architecture {
+            Architecture::ClipText(_) => Self::Clip,
+            Architecture::T5Encoder(_) => Self::T5,
+        }
+    }
+}
+
+/// A caption's token ids.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tokens {
+    /// The ids, specials and pads included.
+    pub ids: Vec<u32>,
+    /// How many of them come before the pads, specials included.
+    pub count: usize,
+    /// Whether something was cut.
+    pub truncated: bool,
+    /// What `count` would be had nothing been cut.
+    pub total: usize,
+}
+
+/// A vocabulary and its pipeline; shared between threads.
+pub struct Tokenizer {
+    kind: TokenizerKind,
+    plain: Pipeline,
+    /// Pipelines that read one pad token's text as special, by pad id, built when first asked for.
+    with_pad: Mutex<BTreeMap<u32, Arc<Pipeline>>>,
+    digest: Digest,
+    bos: Option<u32>,
+    eos: u32,
+    largest: (u32, String),
+}
+
+impl std::fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Tokenizer({}, {})", self.kind, self.digest.short())
+    }
+}
+
+impl Tokenizer {
+    /// Loads the tokenizer at `path`.
+    ///
+    /// `path` is a tokenizer's folder as diffusers and transformers write it, or one of its files:
+    /// `tokenizer.json`, `vocab.json` (with `merges.txt` beside it) or `spiece.model`. In a folder,
+    /// `tokenizer.json` is preferred, as transformers does. Tokens that somebody added beyond the vocabulary
+    /// are taken from `tokenizer.json` and from `tokenizer_config.json` beside it.
+    ///
+    /// # Errors
+    /// If a file is missing, unreadable, or not such a tokenizer.
+    pub fn load(kind: TokenizerKind, path: &Path) -> Result<Self, Error> {
+        let found = files::find(kind, path)?;
+        let definition = files::read(kind, &found)?;
+        Self::build(&definition).map_err(|problem| Error::Malformed {
+            path: found,
+            kind,
+            problem,
+        })
+    }
+
+    fn build(definition: &Definition) -> Result<Self, String> {
+        let plain = Pipeline::build(definition)?;
+        let id_of = |token: &str| {
+            plain
+                .id_of(token)
+                .ok_or_else(|| format!("the vocabulary has no `{token}`"))
+        };
+        let (kind, bos, eos) = match definition {
+            Definition::Clip(_) => (
+                TokenizerKind::Clip,
+                Some(id_of(files::CLIP_BOS)?),
+                id_of(files::CLIP_EOS)?,
+            ),
+            Definition::T5(_) => (TokenizerKind::T5, None, id_of(files::T5_EOS)?),
+        };
+        Ok(Self {
+            kind,
+            bos,
+            eos,
+            digest: definition.digest()?,
+            largest: definition.largest_id().ok_or("the vocabulary is empty")?,
+            plain,
+            with_pad: Mutex::default(),
+        })
+    }
+
+    /// The kind of tokenizer.
+    pub fn kind(&self) -> TokenizerKind {
+        self.kind
+    }
+
+    /// The id of the vocabulary: over its canonical form, whatever files it came from.
+    ///
+    /// The canonical form is the RFC 8785 JSON of `kind`, `version`, the vocabulary (CLIP: `vocab` and
+    /// `merges`; T5: `pieces` with scores, and the character map's own digest), and the `added` tokens.
+    pub fn digest(&self) -> Digest {
+        self.digest
+    }
+
+    /// The id before every caption, if there is one.
+    pub fn bos_id(&self) -> Option<u32> {
+        self.bos
+    }
+
+    /// The id after every caption.
+    pub fn eos_id(&self) -> u32 {
+        self.eos
+    }
+
+    /// The id of `token`, as the vocabulary spells it (`cat</w>`, `<pad>`).
+    pub fn id_of(&self, token: &str) -> Option<u32> {
+        self.plain.id_of(token)
+    }
+
+    /// The token of `id`, readable: bytes decoded where they are whole characters, `</w>` and
+    /// the word mark (U+2581) kept.
+    pub fn token(&self, id: u32) -> Option<String> {
+        let token = self.plain.token_of(id)?;
+        Some(match self.kind {
+            TokenizerKind::Clip => pipeline::readable_bytes(token),
+            TokenizerKind::T5 => token,
+        })
+    }
+
+    /// Checks that every id has its row in an embedding table of `rows` rows.
+    ///
+    /// # Errors
+    /// [`Error::DoesNotFit`] otherwise.
+    pub fn check_fits(&self, rows: usize) -> Result<(), Error> {
+        let (id, token) = &self.largest;
+        if (*id as usize) < rows {
+            return Ok(());
+        }
+        Err(Error::DoesNotFit {
+            id: *id,
+            token: token.clone(),
+            rows,
+        })
+    }
+
+    /// The ids of `caption` under `rules`.
+    ///
+    /// Literal specials in the caption (`<|endoftext|>`, `</s>`, `<extra_id_0>`) become their ids, as in every
+    /// program that this follows.
+    ///
+    /// # Errors
+    /// [`Error::Rules`] where no sequence can satisfy the rules.
+    pub fn encode(&self, rules: &TokenRules, caption: &str) -> Result<Tokens, Error> {
+        let room = self.room(rules)?;
+        let text = cleanup::apply(&rules.cleanup, caption);
+        let failed = |problem| Error::Failed {
+            caption: caption.chars().take(60).collect(),
+            problem,
+        };
+        let with_pad = self.pipeline_with_pad(rules)?;
+        let pipeline = with_pad.as_deref().unwrap_or(&self.plain);
+        let cut = match rules.truncation {
+            Truncation::Tokens => cut_at_tokens(pipeline, &text, room),
+            Truncation::WholeWords => cut_at_words(pipeline, &text, room),
+        };
+        let (content, total) = cut.map_err(failed)?;
+        Ok(self.framed(&content, total, rules))
+    }
+
+    /// [`Self::encode`] for many captions, on all cores, in their order.
+    ///
+    /// # Errors
+    /// As [`Self::encode`], for the first caption that fails.
+    pub fn encode_all<S: AsRef<str> + Sync>(
+        &self,
+        rules: &TokenRules,
+        captions: &[S],
+    ) -> Result<Vec<Tokens>, Error> {
+        captions
+            .par_iter()
+            .map(|caption| self.encode(rules, caption.as_ref()))
+            .collect()
+    }
+
+    /// How many ids of content the rules leave room for.
+    fn room(&self, rules: &TokenRules) -> Result<Option<usize>, Error> {
+        let specials = 1 + usize::from(self.bos.is_some());
+        if self.plain.token_of(rules.pad_id).is_none() {
+            return Err(Error::Rules(format!(
+                "pad_id {} is not in the {} tokenizer's vocabulary, whose largest id is {}",
+                rules.pad_id, self.kind, self.largest.0
+            )));
+        }
+        let Some(max) = rules.max_tokens else {
+            return Ok(None);
+        };
+        if max < specials {
+            return Err(Error::Rules(format!(
+                "max_tokens {max} leaves no room for the {specials} special tokens of a {} sequence",
+                self.kind
+            )));
+        }
+        if rules.min_tokens > max {
+            return Err(Error::Rules(format!(
+                "min_tokens {} is larger than max_tokens {max}",
+                rules.min_tokens
+            )));
+        }
+        Ok(Some(max - specials))
+    }
+
+    /// The pipeline that reads the pad token's text as special, where `rules` ask for it and the plain one
+    /// does not already.
+    fn pipeline_with_pad(&self, rules: &TokenRules) -> Result<Option<Arc<Pipeline>>, Error> {
+        if rules.pad_text == PadText::Ordinary || self.plain.is_special(rules.pad_id) {
+            return Ok(None);
+        }
+        let mut built = self.with_pad.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(pipeline) = built.get(&rules.pad_id) {
+            return Ok(Some(Arc::clone(pipeline)));
+        }
+        let pipeline = Arc::new(
+            self.plain
+                .with_special(rules.pad_id)
+                .map_err(Error::Rules)?,
+        );
+        built.insert(rules.pad_id, Arc::clone(&pipeline));
+        Ok(Some(pipeline))
+    }
+
+    /// `content` between the specials, padded. `total` counts the content had nothing been cut.
+    fn framed(&self, content: &[u32], total: usize, rules: &TokenRules) -> Tokens {
+        let mut ids = Vec::with_capacity(rules.min_tokens.max(content.len() + 2));
+        ids.extend(self.bos);
+        ids.extend_from_slice(content);
+        ids.push(self.eos);
+        let count = ids.len();
+        if count < rules.min_tokens {
+            ids.resize(rules.min_tokens, rules.pad_id);
+        }
+        Tokens {
+            ids,
+            count,
+            truncated: content.len() < total,
+            total: count - content.len() + total,
+        }
+    }
+}
+
+/// The first `room` ids of `text`, and how many there were.
+fn cut_at_tokens(
+    pipeline: &Pipeline,
+    text: &str,
+    room: Option<usize>,
+) -> Result<(Vec<u32>, usize), String> {
+    let mut ids = pipeline.encode(text)?;
+    let total = ids.len();
+    ids.truncate(room.unwrap_or(total));
+    Ok((ids, total))
+}
+
+/// The ids of the words of `text` that fit into `room`, and how many there were.
+///
+/// Words are what stands between spaces and line feeds, each encoded alone. The first that does not fit ends
+/// the sequence; it is cut if it is long, and left out if it is short.
+///
+/// Source: the first chunk of `SDTokenizer.tokenize_with_weights` in Stability's `other_impls.py`.
+fn cut_at_words(
+    pipeline: &Pipeline,
+    text: &str,
+    room: Option<usize>,
+) -> Result<(Vec<u32>, usize), String> {
+    let room = room.unwrap_or(usize::MAX);
+    let mut ids = Vec::new();
+    let mut total = 0;
+    let mut full = false;
+    for word in text.split([' ', '\n']).filter(|word| !word.is_empty()) {
+        let word_ids = pipeline.encode(word)?;
+        total += word_ids.len();
+        if full {
+            continue;
+        }
+        full = word_ids.len() > room - ids.len();
+        if !full {
+            ids.extend_from_slice(&word_ids);
+        } else if word_ids.len() >= LONG_WORD_TOKENS {
+            ids.extend_from_slice(&word_ids[..room - ids.len()]);
+        }
+    }
+    Ok((ids, total))
+}
+
+#[cfg(test)]
+mod tests;

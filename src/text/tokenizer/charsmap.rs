@@ -1,0 +1,60 @@
+//! SentencePiece's precompiled character map: a double-array trie and the texts it points into.
+//!
+//! The library that walks it indexes without asking, so a damaged map is refused here, before it is used.
+//! Layout: little-endian `u32` size of the trie in bytes; the trie's `u32` units; the replacement texts, each
+//! ended by NUL. Source: `Builder::CompileCharsMap` of SentencePiece, and the darts-clone units it stores.
+
+/// Checks that walking `charsmap` with any text stays inside it.
+pub(super) fn check(charsmap: &[u8]) -> Result<(), String> {
+    let damaged = |what: &str| format!("the precompiled character map is damaged: {what}");
+    let (size, rest) = charsmap
+        .split_first_chunk::<4>()
+        .ok_or_else(|| damaged("it has no header"))?;
+    let size = u32::from_le_bytes(*size) as usize / 4 * 4;
+    if size == 0 || size > rest.len() {
+        return Err(damaged("the trie is empty or cut off"));
+    }
+    let (trie, texts) = rest.split_at(size);
+    let texts = std::str::from_utf8(texts).map_err(|_| damaged("its texts are not UTF-8"))?;
+    let units: Vec<usize> = trie
+        .chunks_exact(4)
+        .map(|unit| u32::from_le_bytes([unit[0], unit[1], unit[2], unit[3]]) as usize)
+        .collect();
+    check_trie(&units, texts).map_err(damaged)
+}
+
+/// Visits every unit that some text can reach.
+fn check_trie(units: &[usize], texts: &str) -> Result<(), &'static str> {
+    let mut seen = vec![false; units.len()];
+    let mut open = vec![offset(units[0])];
+    while let Some(base) = open.pop() {
+        // The children of a unit lie at base ^ 1 ..= base ^ 255, its value at base itself.
+        if base | 255 >= units.len() {
+            return Err("a link leaves the trie");
+        }
+        for label in 1..=255 {
+            let child = base ^ label;
+            let unit = units[child];
+            if unit & ((1 << 31) | 0xFF) != label || std::mem::replace(&mut seen[child], true) {
+                continue;
+            }
+            let below = child ^ offset(unit);
+            if has_value(unit) {
+                let value = units.get(below).ok_or("a value lies outside the trie")? & 0x7FFF_FFFF;
+                if !texts.is_char_boundary(value) {
+                    return Err("a value points outside the texts");
+                }
+            }
+            open.push(below);
+        }
+    }
+    Ok(())
+}
+
+fn has_value(unit: usize) -> bool {
+    (unit >> 8) & 1 == 1
+}
+
+fn offset(unit: usize) -> usize {
+    (unit >> 10) << ((unit & (1 << 9)) >> 6)
+}
