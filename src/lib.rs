@@ -38,4 +38,5 @@ pub mod optim;
 
 pub mod models;
 pub mod text;
+pub mod vae;
 

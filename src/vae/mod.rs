@@ -1,0 +1,281 @@
+//! The autoencoder of pictures, `AutoencoderKL`: pixels to latents and back.
+//!
+//! [`Encoder::encode`] gives mean and log-variance, never one frozen sample, and unscaled: the scale of a
+//! model's latents is its family's affair. Convolutions work in tiles and attention in parts of the queries,
+//! so a 1024 px picture needs memory for a few of its largest layers and nothing is cut at seams.
+//!
+//! Follows diffusers' `AutoencoderKL` (names, order of operations, epsilons); [`names`] maps other files' names.
+//!
+//! Legend of shape suffixes: b batch, c channels, h height, w width, n pixels of a level.
+
+mod blocks;
+pub mod names;
+#[cfg(test)]
+mod tests;
+
+use candle_core::{Result, Tensor, bail};
+
+use crate::nn::Conv2dOptions;
+use crate::nn::weights::{self, Weights};
+use crate::recipe::latents::{VaeArchitecture, VaeEncoderArchitecture};
+use blocks::{Conv, Mid, Norm, Parameters, ResNet};
+
+/// What the encoder makes of pictures: a normal distribution over latents.
+#[derive(Clone, Debug)]
+pub struct Moments {
+    /// The means, [b, latent_channels, h / factor, w / factor].
+    pub mean: Tensor,
+    /// The logarithms of the variances, same shape, within [-30, 20].
+    pub logvar: Tensor,
+}
+
+/// Both halves.
+pub struct AutoencoderKl {
+    encoder: Encoder,
+    decoder: Decoder,
+}
+
+impl AutoencoderKl {
+    /// Loads both halves from weights with canonical names, see [`names::canonical`].
+    ///
+    /// # Errors
+    /// If a tensor is missing or does not fit the architecture.
+    pub fn load(
+        architecture: &VaeArchitecture,
+        weights: &Weights,
+    ) -> std::result::Result<Self, weights::Error> {
+        Ok(Self {
+            encoder: Encoder::load(&architecture.encoder, weights)?,
+            decoder: Decoder::load(architecture, weights)?,
+        })
+    }
+
+    /// As [`Encoder::encode`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn encode(&self, pixels_bchw: &Tensor) -> Result<Moments> {
+        self.encoder.encode(pixels_bchw)
+    }
+
+    /// As [`Decoder::decode`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn decode(&self, latents_bchw: &Tensor) -> Result<Tensor> {
+        self.decoder.decode(latents_bchw)
+    }
+}
+
+/// Pixels to latents.
+pub struct Encoder {
+    architecture: VaeEncoderArchitecture,
+    conv_in: Conv,
+    levels: Vec<(Vec<ResNet>, Option<Conv>)>,
+    mid: Mid,
+    norm_out: Norm,
+    conv_out: Conv,
+    quant: Option<Conv>,
+}
+
+impl Encoder {
+    /// Loads the encoder from weights with canonical names, see [`names::canonical`].
+    ///
+    /// # Errors
+    /// If a tensor is missing or does not fit the architecture.
+    pub fn load(
+        architecture: &VaeEncoderArchitecture,
+        weights: &Weights,
+    ) -> std::result::Result<Self, weights::Error> {
+        Self::build(architecture, &|shape, name| weights.get(shape, name))
+    }
+
+    fn build<E>(
+        a: &VaeEncoderArchitecture,
+        get: Parameters<'_, E>,
+    ) -> std::result::Result<Self, E> {
+        let groups = a.norm_num_groups;
+        let mut width = a.block_out_channels.first().copied().unwrap_or(0);
+        let conv_in = Conv::load(get, "encoder.conv_in", a.in_channels, width, 3)?;
+        let mut levels = Vec::new();
+        for (level, &out) in a.block_out_channels.iter().enumerate() {
+            let name = format!("encoder.down_blocks.{level}");
+            let mut blocks = Vec::new();
+            for block in 0..a.layers_per_block {
+                let block = format!("{name}.resnets.{block}");
+                blocks.push(ResNet::load(get, &block, width, out, groups)?);
+                width = out;
+            }
+            let down = (level + 1 < a.block_out_channels.len())
+                .then(|| Conv::load(get, &format!("{name}.downsamplers.0.conv"), out, out, 3));
+            levels.push((blocks, down.transpose()?));
+        }
+        let moments = 2 * a.latent_channels;
+        let quant = a
+            .use_quant_conv
+            .then(|| Conv::load(get, "quant_conv", moments, moments, 1));
+        Ok(Self {
+            architecture: a.clone(),
+            conv_in,
+            levels,
+            mid: Mid::load(
+                get,
+                "encoder.mid_block",
+                width,
+                groups,
+                a.mid_block_add_attention,
+            )?,
+            norm_out: Norm::load(get, "encoder.conv_norm_out", width, groups)?,
+            conv_out: Conv::load(get, "encoder.conv_out", width, moments, 3)?,
+            quant: quant.transpose()?,
+        })
+    }
+
+    /// The distribution of latents of pictures in [-1, 1], [b, in_channels, h, w]. Pictures are computed one
+    /// at a time: a row of a batch equals the row alone.
+    ///
+    /// # Errors
+    /// If the shape does not fit, or the device fails.
+    pub fn encode(&self, pixels_bchw: &Tensor) -> Result<Moments> {
+        let (_, c, h, w) = pixels_bchw.dims4()?;
+        let factor = self.architecture.factor();
+        if c != self.architecture.in_channels || h < factor || w < factor {
+            bail!(
+                "the VAE expects pictures with {} channels of at least {factor} x {factor} pixels, found {:?}",
+                self.architecture.in_channels,
+                pixels_bchw.dims()
+            );
+        }
+        let moments = each(pixels_bchw, |one| self.encode_one(one))?;
+        let half = self.architecture.latent_channels;
+        Ok(Moments {
+            mean: moments.narrow(1, 0, half)?.contiguous()?,
+            logvar: moments.narrow(1, half, half)?.clamp(-30f32, 20f32)?,
+        })
+    }
+
+    fn encode_one(&self, pixels_1chw: &Tensor) -> Result<Tensor> {
+        let mut x = self.conv_in.forward(pixels_1chw, Conv2dOptions::SAME)?;
+        for (blocks, down) in &self.levels {
+            for block in blocks {
+                x = block.forward(&x)?;
+            }
+            if let Some(down) = down {
+                x = down.forward(&x, Conv2dOptions::HALVE)?;
+            }
+        }
+        x = self.mid.forward(&x)?;
+        x = self.norm_out.forward_silu(&x)?;
+        x = self.conv_out.forward(&x, Conv2dOptions::SAME)?;
+        match &self.quant {
+            Some(quant) => quant.forward(&x, Conv2dOptions::POINTWISE),
+            None => Ok(x),
+        }
+    }
+}
+
+/// Latents to pixels.
+pub struct Decoder {
+    latent_channels: usize,
+    post_quant: Option<Conv>,
+    conv_in: Conv,
+    mid: Mid,
+    levels: Vec<(Vec<ResNet>, Option<Conv>)>,
+    norm_out: Norm,
+    conv_out: Conv,
+}
+
+impl Decoder {
+    /// Loads the decoder from weights with canonical names, see [`names::canonical`].
+    ///
+    /// # Errors
+    /// If a tensor is missing or does not fit the architecture.
+    pub fn load(
+        architecture: &VaeArchitecture,
+        weights: &Weights,
+    ) -> std::result::Result<Self, weights::Error> {
+        Self::build(architecture, &|shape, name| weights.get(shape, name))
+    }
+
+    fn build<E>(a: &VaeArchitecture, get: Parameters<'_, E>) -> std::result::Result<Self, E> {
+        let (groups, latent) = (a.encoder.norm_num_groups, a.encoder.latent_channels);
+        let channels = &a.encoder.block_out_channels;
+        let mut width = channels.last().copied().unwrap_or(0);
+        let post_quant = a
+            .use_post_quant_conv
+            .then(|| Conv::load(get, "post_quant_conv", latent, latent, 1));
+        let conv_in = Conv::load(get, "decoder.conv_in", latent, width, 3)?;
+        let attention = a.encoder.mid_block_add_attention;
+        let mid = Mid::load(get, "decoder.mid_block", width, groups, attention)?;
+        let mut levels = Vec::new();
+        for (level, &out) in channels.iter().rev().enumerate() {
+            let name = format!("decoder.up_blocks.{level}");
+            let mut blocks = Vec::new();
+            for block in 0..=a.encoder.layers_per_block {
+                let block = format!("{name}.resnets.{block}");
+                blocks.push(ResNet::load(get, &block, width, out, groups)?);
+                width = out;
+            }
+            let up = (level + 1 < channels.len())
+                .then(|| Conv::load(get, &format!("{name}.upsamplers.0.conv"), out, out, 3));
+            levels.push((blocks, up.transpose()?));
+        }
+        Ok(Self {
+            latent_channels: latent,
+            post_quant: post_quant.transpose()?,
+            conv_in,
+            mid,
+            levels,
+            norm_out: Norm::load(get, "decoder.conv_norm_out", width, groups)?,
+            conv_out: Conv::load(get, "decoder.conv_out", width, a.out_channels, 3)?,
+        })
+    }
+
+    /// The pictures of unscaled latents, [b, latent_channels, h, w] to [b, out_channels, h * factor,
+    /// w * factor]; nominally in [-1, 1], not clamped. Pictures are computed one at a time.
+    ///
+    /// # Errors
+    /// If the shape does not fit, or the device fails.
+    pub fn decode(&self, latents_bchw: &Tensor) -> Result<Tensor> {
+        let (_, c, h, w) = latents_bchw.dims4()?;
+        if c != self.latent_channels || h == 0 || w == 0 {
+            bail!(
+                "the VAE expects latents with {} channels, found {:?}",
+                self.latent_channels,
+                latents_bchw.dims()
+            );
+        }
+        each(latents_bchw, |one| self.decode_one(one))
+    }
+
+    fn decode_one(&self, latents_1chw: &Tensor) -> Result<Tensor> {
+        let mut x = latents_1chw.clone();
+        if let Some(post_quant) = &self.post_quant {
+            x = post_quant.forward(&x, Conv2dOptions::POINTWISE)?;
+        }
+        x = self.conv_in.forward(&x, Conv2dOptions::SAME)?;
+        x = self.mid.forward(&x)?;
+        for (blocks, up) in &self.levels {
+            for block in blocks {
+                x = block.forward(&x)?;
+            }
+            if let Some(up) = up {
+                x = up.forward(&x, Conv2dOptions::DOUBLE)?;
+            }
+        }
+        x = self.norm_out.forward_silu(&x)?;
+        self.conv_out.forward(&x, Conv2dOptions::SAME)
+    }
+}
+
+/// `f` of each row of a batch, as a batch again.
+fn each(batch: &Tensor, f: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
+    let rows: Vec<_> = (0..batch.dim(0)?)
+        .map(|n| f(&batch.narrow(0, n, 1)?))
+        .collect::<Result<_>>()?;
+    match rows.as_slice() {
+        [] => bail!("the VAE was given no picture"),
+        [one] => Ok(one.clone()),
+        _ => Tensor::cat(&rows, 0),
+    }
+}

@@ -1,0 +1,254 @@
+use std::path::PathBuf;
+
+use candle_core::{DType, Device, IndexOp as _};
+
+use super::*;
+use crate::recipe::latents::VaeConfig;
+
+fn golden(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/{name}.safetensors"))
+}
+
+struct Case {
+    weights: Weights,
+    config: VaeConfig,
+    name: &'static str,
+}
+
+impl Case {
+    fn open(name: &'static str) -> Self {
+        let path = golden(name);
+        let bytes = std::fs::read(&path).expect("golden");
+        let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).expect("header");
+        let config = &header.metadata().as_ref().expect("metadata")["config"];
+        Self {
+            weights: Weights::open(&[path]).expect("opens"),
+            config: VaeConfig::parse(config, name).expect("config"),
+            name,
+        }
+    }
+
+    fn all() -> [Self; 3] {
+        [
+            Self::open("vae_sd3"),
+            Self::open("vae_sdxl"),
+            Self::open("vae_plain"),
+        ]
+    }
+
+    fn vae(&self) -> AutoencoderKl {
+        AutoencoderKl::load(&self.config.architecture, &self.weights).expect("loads")
+    }
+
+    fn tensor(&self, name: &str) -> Tensor {
+        let name = format!("golden.{name}");
+        let shape = self.weights.shape(&name).expect("there");
+        self.weights.get(&shape, &name).expect("reads")
+    }
+}
+
+fn values(t: &Tensor) -> Vec<f32> {
+    t.flatten_all().and_then(|t| t.to_vec1()).expect("values")
+}
+
+/// The largest difference over the largest value.
+fn relative(found: &Tensor, expected: &Tensor) -> f32 {
+    assert_eq!(found.dims(), expected.dims());
+    let (found, expected) = (values(found), values(expected));
+    let largest = expected.iter().fold(0f32, |m, v| m.max(v.abs()));
+    found
+        .iter()
+        .zip(&expected)
+        .map(|(f, e)| (f - e).abs())
+        .fold(0f32, f32::max)
+        / largest
+}
+
+#[track_caller]
+fn assert_close(found: &Tensor, expected: &Tensor, what: &str) {
+    let error = relative(found, expected);
+    assert!(error < 1e-5, "{what}: {error}");
+}
+
+#[test]
+fn encoding_and_decoding_equal_diffusers() {
+    for case in Case::all() {
+        let vae = case.vae();
+        let moments = vae.encode(&case.tensor("pixels")).expect("encodes");
+        assert_close(&moments.mean, &case.tensor("mean"), case.name);
+        assert_close(&moments.logvar, &case.tensor("logvar"), case.name);
+        let pixels = vae.decode(&case.tensor("latents")).expect("decodes");
+        assert_close(&pixels, &case.tensor("decoded"), case.name);
+    }
+}
+
+#[test]
+fn a_row_of_a_batch_equals_the_row_alone_bit_for_bit() {
+    for case in Case::all() {
+        let vae = case.vae();
+        let (pixels, latents) = (case.tensor("pixels"), case.tensor("latents"));
+        let all = vae.encode(&pixels).expect("encodes");
+        let decoded = vae.decode(&latents).expect("decodes");
+        for n in 0..2 {
+            let one = vae
+                .encode(&pixels.narrow(0, n, 1).expect("row"))
+                .expect("encodes");
+            assert_eq!(values(&all.mean.i(n).expect("row")), values(&one.mean));
+            assert_eq!(values(&all.logvar.i(n).expect("row")), values(&one.logvar));
+            let one = vae
+                .decode(&latents.narrow(0, n, 1).expect("row"))
+                .expect("decodes");
+            assert_eq!(values(&decoded.i(n).expect("row")), values(&one));
+        }
+    }
+}
+
+#[test]
+fn a_single_files_naming_loads_to_the_identical_output() {
+    let case = Case::open("vae_sdxl");
+    let file = Weights::open(&[golden("vae_original_names")]).expect("opens");
+    let original = names::canonical(&file);
+    let mut architecture = names::architecture(&original).expect("derived");
+    architecture.encoder.norm_num_groups = case.config.architecture.encoder.norm_num_groups;
+    assert_eq!(architecture, case.config.architecture);
+    let vae = AutoencoderKl::load(&architecture, &original).expect("loads");
+    assert_eq!(file.unused(), Vec::<String>::new());
+    let (ours, theirs) = (case.vae(), vae);
+    let pixels = case.tensor("pixels");
+    let (a, b) = (
+        ours.encode(&pixels).expect("a"),
+        theirs.encode(&pixels).expect("b"),
+    );
+    assert_eq!(values(&a.mean), values(&b.mean));
+    assert_eq!(values(&a.logvar), values(&b.logvar));
+    let latents = case.tensor("latents");
+    assert_eq!(
+        values(&ours.decode(&latents).expect("a")),
+        values(&theirs.decode(&latents).expect("b"))
+    );
+    let tensors = names::encoder_tensors(&architecture.encoder);
+    assert_eq!(
+        original.digest(&tensors).expect("digest"),
+        names::canonical(&case.weights)
+            .digest(&tensors)
+            .expect("digest"),
+        "the same encoder has one digest under both names"
+    );
+}
+
+#[test]
+fn the_lists_of_tensors_are_what_loading_reads() {
+    for case in Case::all() {
+        let weights = names::canonical(&case.weights);
+        let a = &case.config.architecture;
+        assert_eq!(
+            names::architecture(&weights)
+                .expect("derived")
+                .encoder
+                .layers_per_block,
+            a.encoder.layers_per_block
+        );
+        let mut listed: Vec<_> = names::encoder_tensors(&a.encoder)
+            .into_iter()
+            .chain(names::decoder_tensors(a))
+            .collect();
+        listed.sort();
+        let stored: Vec<_> = weights
+            .names()
+            .into_iter()
+            .filter(|n| !n.starts_with("golden."))
+            .collect();
+        assert_eq!(
+            listed
+                .iter()
+                .map(|(name, _)| name.clone())
+                .collect::<Vec<_>>(),
+            stored
+        );
+        weights.require(&listed).expect("shapes");
+    }
+}
+
+#[test]
+fn names_of_older_diffusers_are_read() {
+    let case = Case::open("vae_sd3");
+    let old: std::collections::HashMap<String, Tensor> = case
+        .weights
+        .names()
+        .into_iter()
+        .map(|name| {
+            let tensor = case
+                .weights
+                .get(&case.weights.shape(&name).expect("shape"), &name);
+            let old = name
+                .replace(".to_q.", ".query.")
+                .replace(".to_k.", ".key.")
+                .replace(".to_v.", ".value.")
+                .replace(".to_out.0.", ".proj_attn.");
+            (old, tensor.expect("reads"))
+        })
+        .collect();
+    let folder = tempfile::tempdir().expect("folder");
+    let path = folder.path().join("old.safetensors");
+    candle_core::safetensors::save(&old, &path).expect("saves");
+    let weights = names::canonical(&Weights::open(&[path]).expect("opens"));
+    let vae = AutoencoderKl::load(&case.config.architecture, &weights).expect("loads");
+    let latents = case.tensor("latents");
+    assert_eq!(
+        values(&vae.decode(&latents).expect("old")),
+        values(&case.vae().decode(&latents).expect("new"))
+    );
+}
+
+#[test]
+fn decoding_equals_the_second_implementation() {
+    use candle_transformers::models::stable_diffusion::vae;
+    let case = Case::open("vae_sd3");
+    let a = &case.config.architecture.encoder;
+    let config = vae::AutoEncoderKLConfig {
+        block_out_channels: a.block_out_channels.clone(),
+        layers_per_block: a.layers_per_block,
+        latent_channels: a.latent_channels,
+        norm_num_groups: a.norm_num_groups,
+        use_quant_conv: false,
+        use_post_quant_conv: false,
+    };
+    let tensors = candle_core::safetensors::load(golden("vae_sd3"), &Device::Cpu).expect("reads");
+    let builder = candle_nn::VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu);
+    let theirs = vae::AutoEncoderKL::new(builder, 3, 3, config).expect("builds");
+    // One picture: for two, its attention's product reads the heads' strides wrongly (candle 0.11.1).
+    let latents = case.tensor("latents").narrow(0, 0, 1).expect("row");
+    let expected = theirs.decode(&latents).expect("decodes");
+    assert_close(
+        &case.vae().decode(&latents).expect("decodes"),
+        &expected,
+        "candle-transformers",
+    );
+}
+
+#[test]
+fn shapes_and_weights_that_do_not_fit_get_one_line() {
+    let case = Case::open("vae_sd3");
+    let vae = case.vae();
+    for bad in [(1, 4, 24, 40), (1, 3, 4, 40), (1, 3, 24, 7), (0, 3, 24, 40)] {
+        let pixels = Tensor::zeros(bad, DType::F32, &Device::Cpu).expect("zeros");
+        assert!(vae.encode(&pixels).is_err(), "{bad:?}");
+    }
+    let latents = Tensor::zeros((1, 4, 3, 5), DType::F32, &Device::Cpu).expect("zeros");
+    assert!(vae.decode(&latents).is_err());
+    let mut wider = case.config.architecture.clone();
+    wider.encoder.block_out_channels[3] = 32;
+    let error = AutoencoderKl::load(&wider, &case.weights)
+        .err()
+        .expect("refused")
+        .to_string();
+    assert!(
+        error.contains("down_blocks.3") && error.contains("expected [32, 16, 3, 3]"),
+        "{error}"
+    );
+    let other = Weights::open(&[golden("vae_plain")]).expect("opens");
+    let error = AutoencoderKl::load(&case.config.architecture, &other)
+        .err()
+        .expect("refused");
+    assert!(!error.to_string().contains('\n'));
+}
