@@ -40,3 +40,4 @@ pub mod models;
 pub mod text;
 pub mod vae;
 
+pub mod dataset;

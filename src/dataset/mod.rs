@@ -1,0 +1,195 @@
+//! Captioned pictures: which there are ([`Dataset::scan`]), what their captions say, how they become pixels
+//! ([`PictureFile`]) and which size they are brought to ([`Buckets`]).
+//!
+//! A picture is known by the digest of its file's bytes, a caption by its text: names, folders and dates never
+//! matter to what is computed, only to the order of things and to messages.
+
+mod bucket;
+mod caption;
+mod picture;
+mod resize;
+mod scan;
+
+use std::path::PathBuf;
+
+pub use bucket::{BucketError, BucketRules, Buckets, Placement};
+pub use picture::{PictureError, PictureFile, Prepared};
+
+use crate::digest::Digest;
+use crate::recipe::latents::Size;
+
+/// One folder of captioned pictures, as a person describes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Folder {
+    /// The folder.
+    pub path: PathBuf,
+    /// How often each of its pictures comes in one pass over the data.
+    pub repeats: u32,
+    /// The word that stands for what is learned: it replaces `[trigger]` in captions, and is put before those
+    /// that contain neither it nor the placeholder, as `word, caption`.
+    pub trigger: Option<String>,
+    /// Whether folders inside it are read as well.
+    pub recursive: bool,
+    /// The extension of caption files, without the dot; `None`: `txt`, else `caption`.
+    pub caption_extension: Option<String>,
+    /// The caption of pictures that have none; `None`: that is an error.
+    pub default_caption: Option<String>,
+    /// Whether captions may be empty, and pictures without one count as having an empty one.
+    pub allow_empty_captions: bool,
+}
+
+impl Folder {
+    /// A folder read once, with the caption beside each picture.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self {
+            path: path.into(),
+            repeats: 1,
+            trigger: None,
+            recursive: false,
+            caption_extension: None,
+            default_caption: None,
+            allow_empty_captions: false,
+        }
+    }
+}
+
+/// A captioned picture.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Item {
+    /// The picture's file.
+    pub picture: PathBuf,
+    /// The digest of its bytes: what it is known by.
+    pub digest: Digest,
+    /// Its size, turned as its EXIF orientation says.
+    pub size: Size,
+    /// The caption as the text encoders get it.
+    pub caption: String,
+    /// How often it comes in one pass over the data.
+    pub repeats: u32,
+    /// The folder it is from, by its place in the list given to [`Dataset::scan`].
+    pub folder: usize,
+}
+
+/// All captioned pictures of some folders, in the order of the folders and, inside each, of the names as a
+/// person would sort them (`2.png` before `10.png`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Dataset {
+    /// The pictures.
+    pub items: Vec<Item>,
+}
+
+/// How many pictures are held out for validation.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum HeldOut {
+    /// None.
+    None,
+    /// So many.
+    Count(usize),
+    /// This part of all, in [0, 1); rounded up.
+    Fraction(f64),
+}
+
+/// Places in [`Dataset::items`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Split {
+    /// What is trained on.
+    pub train: Vec<usize>,
+    /// What is held out.
+    pub validation: Vec<usize>,
+}
+
+/// Why there is no such data.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A folder or file cannot be read.
+    #[error("cannot read {}: {source}", path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A picture cannot be used.
+    #[error(transparent)]
+    Picture(#[from] PictureError),
+    /// A caption, a list of captions or a folder is not as it must be.
+    #[error("{}: {problem}", path.display())]
+    Unusable {
+        /// The file or folder.
+        path: PathBuf,
+        /// What is wrong with it, and what to do.
+        problem: String,
+    },
+    /// Pictures without caption.
+    #[error(
+        "{count} pictures have no caption: {named}; write a .txt beside each, or set `default_caption` or \
+         `allow_empty_captions = true`"
+    )]
+    NoCaption {
+        /// How many.
+        count: usize,
+        /// The first of them.
+        named: String,
+    },
+    /// There is nothing to train on.
+    #[error("{0}")]
+    Nothing(String),
+    /// Several of the above, each on a line of its own.
+    #[error("{}", lines(.0))]
+    Several(Vec<Self>),
+}
+
+/// The most problems that are printed.
+const MOST_LINES: usize = 20;
+
+fn lines(errors: &[Error]) -> String {
+    let mut lines: Vec<_> = errors
+        .iter()
+        .take(MOST_LINES)
+        .map(ToString::to_string)
+        .collect();
+    if errors.len() > MOST_LINES {
+        lines.push(format!("and {} more", errors.len() - MOST_LINES));
+    }
+    lines.join("\n")
+}
+
+impl Dataset {
+    /// Which pictures are held out. It depends on the pictures' contents alone: neither on names, order,
+    /// captions nor folders; and copies of one picture are on one side.
+    ///
+    /// # Errors
+    /// If nothing is left to train on, or the fraction is not in [0, 1).
+    pub fn split(&self, held_out: HeldOut) -> Result<Split, Error> {
+        let rank =
+            |digest: &Digest| Digest::of(&[b"plumb held out 1", &digest.as_bytes()[..]].concat());
+        let mut pictures: Vec<_> = self.items.iter().map(|item| rank(&item.digest)).collect();
+        pictures.sort();
+        pictures.dedup();
+        let count = match held_out {
+            HeldOut::None => 0,
+            HeldOut::Count(count) => count,
+            HeldOut::Fraction(part) if (0.0..1.0).contains(&part) => {
+                (pictures.len() as f64 * part).ceil() as usize
+            }
+            HeldOut::Fraction(part) => {
+                let problem =
+                    format!("the part held out is {part}, expected at least 0 and below 1");
+                return Err(Error::Nothing(problem));
+            }
+        };
+        if count >= pictures.len() {
+            return Err(Error::Nothing(format!(
+                "{count} of {} different pictures are held out: nothing is left to train on",
+                pictures.len()
+            )));
+        }
+        let first_kept = pictures[count];
+        let (validation, train) =
+            (0..self.items.len()).partition(|&n| rank(&self.items[n].digest) < first_kept);
+        Ok(Split { train, validation })
+    }
+}
+
+#[cfg(test)]
+mod tests;
