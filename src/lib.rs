@@ -40,4 +40,16 @@ pub mod models;
 pub mod text;
 pub mod vae;
 
+pub mod base;
+pub mod conditioning;
 pub mod dataset;
+pub mod embed;
+pub mod experiment;
+pub mod inspect;
+pub mod latents;
+pub mod material;
+pub mod payload;
+pub mod preview;
+pub mod refusal;
+pub mod sample;
+pub mod train;

@@ -1,0 +1,134 @@
+//! The Experiment: the TOML file a person writes. Everything that changes bytes is in it; flags of the
+//! command line only choose where, how fast and how loud.
+//!
+//! [`raw`] mirrors the file, with every default in plain sight; [`Experiment::open`] reads it, checks what
+//! can be checked without a model or a store, and resolves paths against the file's folder. What depends on
+//! the family (shift, targets, guidance) stays `None` here and is filled by the family.
+
+mod check;
+mod error;
+pub mod raw;
+
+use std::path::{Path, PathBuf};
+
+pub use error::Error;
+pub use raw::{FileMap, LrDecay, Precision, Raw};
+
+use crate::digest::{Digest, Fingerprint};
+
+/// An Experiment whose values were checked.
+#[derive(Clone, Debug)]
+pub struct Experiment {
+    /// What the file says, defaults filled in.
+    pub raw: Raw,
+    /// The file.
+    pub file: PathBuf,
+    /// The folder that relative paths start from.
+    pub folder: PathBuf,
+    /// The file's text, for provenance.
+    pub text: String,
+}
+
+impl Experiment {
+    /// Reads and checks an Experiment file.
+    ///
+    /// # Errors
+    /// If the file cannot be read, is not TOML, has an unknown key (the nearest known one is named) or a
+    /// value out of its range.
+    pub fn open(file: &Path) -> Result<Self, Error> {
+        let bytes = std::fs::read(file).map_err(|e| Error::Unreadable {
+            file: file.into(),
+            why: e.to_string(),
+        })?;
+        let text = String::from_utf8(bytes).map_err(|e| Error::Unreadable {
+            file: file.into(),
+            why: format!(
+                "it is not UTF-8 text (byte {} is not)",
+                e.utf8_error().valid_up_to()
+            ),
+        })?;
+        Self::parse(file, text)
+    }
+
+    /// Checks an Experiment's text; `file` names it in messages and anchors relative paths.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn parse(file: &Path, text: String) -> Result<Self, Error> {
+        let raw: Raw = toml::from_str(&text).map_err(|e| Error::from_toml(file, &text, &e))?;
+        raw.check().map_err(|(field, why)| Error::Value {
+            file: file.into(),
+            field,
+            why,
+        })?;
+        let folder = file
+            .parent()
+            .filter(|p| !p.as_os_str().is_empty())
+            .unwrap_or(Path::new("."));
+        Ok(Self {
+            raw,
+            file: file.into(),
+            folder: folder.into(),
+            text,
+        })
+    }
+
+    /// Checks the values again, after some were set by hand.
+    ///
+    /// # Errors
+    /// If one is out of its range.
+    pub fn recheck(&self) -> Result<(), Error> {
+        let checked = self.raw.check();
+        checked.map_err(|(field, why)| Error::Value {
+            file: self.file.clone(),
+            field,
+            why,
+        })
+    }
+
+    /// A path of the file, seen from where the program runs.
+    pub fn path(&self, relative: &Path) -> PathBuf {
+        self.folder.join(relative)
+    }
+
+    /// Where the store is.
+    pub fn store_path(&self) -> PathBuf {
+        self.path(&self.raw.store.path)
+    }
+
+    /// Where the run's files go.
+    pub fn output_path(&self) -> PathBuf {
+        self.path(&self.raw.train.output)
+    }
+
+    /// The id of the file's text.
+    pub fn digest(&self) -> Digest {
+        Digest::of(self.text.as_bytes())
+    }
+
+    /// The id of what a training run depends on: everything but paths, output and previews. A run resumes
+    /// only under the same.
+    ///
+    /// # Errors
+    /// If a number in it is not finite.
+    pub fn training_fingerprint(&self) -> Result<Fingerprint, crate::digest::Error> {
+        let raw = &self.raw;
+        Fingerprint::of(&serde_json::json!({
+            "adapter": raw.adapter,
+            "family": raw.model.family,
+            "flavor": raw.model.flavor,
+            "train": raw.train.effective(),
+        }))
+    }
+}
+
+/// The JSON Schema of the Experiment file, as pretty JSON with a final newline.
+///
+/// # Errors
+/// If the schema cannot be written as JSON, which would be a bug.
+pub fn json_schema() -> Result<String, serde_json::Error> {
+    Ok(serde_json::to_string_pretty(&schemars::schema_for!(Raw))? + "\n")
+}
+
+#[cfg(test)]
+mod tests;

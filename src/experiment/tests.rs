@@ -1,0 +1,120 @@
+use std::path::Path;
+
+use expect_test::expect;
+
+use super::{Experiment, json_schema};
+
+const SMALLEST: &str = r#"
+[model]
+family = "sd3"
+flavor = "3.5-medium"
+path = "models/sd3.5"
+[store]
+path = "store"
+[[dataset]]
+path = "pictures"
+[train]
+steps = 10
+output = "out"
+"#;
+
+fn complaint(change: impl Fn(&str) -> String) -> String {
+    let result = Experiment::parse(Path::new("some/exp.toml"), change(SMALLEST));
+    result
+        .err()
+        .map_or_else(|| "no error".to_owned(), |e| e.to_string())
+}
+
+#[test]
+fn the_smallest_experiment_gets_every_default() {
+    let experiment =
+        Experiment::parse(Path::new("some/exp.toml"), SMALLEST.to_owned()).expect("valid");
+    assert_eq!(experiment.store_path(), Path::new("some/store"));
+    assert_eq!(experiment.raw.recipe.variant, "reference");
+    assert_eq!(
+        (experiment.raw.adapter.rank, experiment.raw.adapter.alpha),
+        (16, None)
+    );
+    assert_eq!(experiment.raw.dataset[0].min_bucket_px(), 256);
+}
+
+#[test]
+fn mistakes_get_one_line_with_the_place_and_the_nearest_name() {
+    let cases = [
+        complaint(|t| t.replace("steps = 10", "steps = 10\nlearing_rate = 1.0")),
+        complaint(|t| t.replace("steps = 10", "steps = \"ten\"")),
+        complaint(|t| t.replace("steps = 10", "")),
+        complaint(|t| t.replace("steps = 10", "steps = 0")),
+        complaint(|t| t.replace("steps = 10", "steps = -1")),
+        complaint(|t| t.replace("steps = 10", "steps = 10\nlearning_rate = nan")),
+        complaint(|t| t.replace("steps = 10", "steps = 10\nlr_schedule = \"cosin\"")),
+        complaint(|t| t.replace("steps = 10", "steps = 10\ntimestep_sampling = \"rainbow\"")),
+        complaint(|t| t.replace("steps = 10", "steps = 10\ncaption_dropout = 1.5")),
+        complaint(|t| t.replace("steps = 10", "steps = 10\nname = \"../x\"")),
+        complaint(|t| t.replace("[store]", "[stores]")),
+        complaint(|t| t.replace("path = \"pictures\"", "path = \"pictures\"\nrepeats = 0")),
+        complaint(|t| t.replace("path = \"pictures\"", "path = \"pictures\"\nresolution = 7")),
+        complaint(|t| t.replace("[store]", "[store")),
+        complaint(|t| t.replace("steps", "steps = 5\nsteps")),
+    ];
+    expect![[r#"
+        some/exp.toml:12: unknown key `learing_rate`; did you mean `learning_rate`?
+        some/exp.toml:11: invalid type: string "ten", expected u64
+        some/exp.toml:10: missing field `steps`
+        some/exp.toml: `train.steps`: expected a number above 0, found 0
+        some/exp.toml:11: invalid value: integer `-1`, expected u64
+        some/exp.toml: `train.learning_rate`: expected a number above 0, found NaN
+        some/exp.toml:12: unknown value `cosin`; did you mean `cosine`?
+        some/exp.toml:12: unknown value `rainbow`; expected one of uniform, logit_normal, mode
+        some/exp.toml: `train.caption_dropout`: expected at least 0 and less than 1, found 1.5
+        some/exp.toml: `train.name`: expected a plain file name, found `../x`
+        some/exp.toml:6: unknown key `stores`; did you mean `store`?
+        some/exp.toml: `dataset[0].repeats`: expected 1 or more; leave the data set out to use none of it
+        some/exp.toml: `dataset[0].resolution`: expected 64 to 16384 px, found 7
+        some/exp.toml:6: unclosed table, expected `]`
+        some/exp.toml:12: duplicate key
+    "#]].assert_eq(&(cases.join("\n") + "\n"));
+}
+
+#[test]
+fn only_what_changes_the_numbers_is_in_the_training_fingerprint() {
+    let fingerprint = |text: String| {
+        let experiment = Experiment::parse(Path::new("a/b.toml"), text).expect("valid");
+        experiment.training_fingerprint().expect("finite")
+    };
+    let base = fingerprint(SMALLEST.to_owned());
+    for same in [
+        "output = \"elsewhere\"\n[train]",
+        "output = \"out\"\ncheckpoint_every = 7\nname = \"x\"",
+    ] {
+        let text = SMALLEST.replace(
+            "output = \"out\"",
+            same.split("\n[train]").next().expect("text"),
+        );
+        assert_eq!(fingerprint(text), base, "{same}");
+    }
+    for other in [
+        "seed = 1",
+        "learning_rate = 0.5",
+        "batch_size = 2",
+        "shift = 2.0",
+        "beta1 = 0.5",
+    ] {
+        let text = SMALLEST.replace("output = \"out\"", &format!("output = \"out\"\n{other}"));
+        assert_ne!(fingerprint(text), base, "{other}");
+    }
+}
+
+#[test]
+fn the_json_schema_in_the_repository_is_fresh() {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("schemas/experiment.schema.json");
+    let fresh = json_schema().expect("schema");
+    if std::env::var_os("PLUMB_UPDATE").is_some() {
+        std::fs::write(&file, &fresh).expect("the schema can be written");
+    }
+    let kept = std::fs::read_to_string(&file).unwrap_or_default();
+    assert!(
+        kept == fresh,
+        "schemas/experiment.schema.json is stale: run PLUMB_UPDATE=1 cargo test schema"
+    );
+}

@@ -1,0 +1,185 @@
+//! What a run tells as it goes: `metrics.jsonl` (one JSON object a line) and TensorBoard events.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write as _};
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::events::EventWriter;
+use crate::store;
+
+/// The time now, in seconds since 1970. The library does not look at the clock itself.
+pub type Clock = fn() -> f64;
+
+/// A line of `metrics.jsonl`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Line {
+    /// After an optimizer step.
+    Step {
+        /// Optimizer steps done.
+        step: u64,
+        /// The mean weighted loss over the step's micro-batches.
+        loss: f64,
+        /// The learning rate used.
+        learning_rate: f64,
+        /// The gradient's norm before clipping.
+        gradient_norm: f64,
+        /// Wall-clock seconds the step took.
+        seconds: f64,
+    },
+    /// After a validation.
+    Validation {
+        /// Optimizer steps done.
+        step: u64,
+        /// The mean loss over all noise levels and held-out pairs.
+        loss: f64,
+        /// The noise levels.
+        sigmas: Vec<f64>,
+        /// The mean loss at each.
+        losses: Vec<f64>,
+    },
+}
+
+impl Line {
+    fn step(&self) -> u64 {
+        match self {
+            Self::Step { step, .. } | Self::Validation { step, .. } => *step,
+        }
+    }
+}
+
+/// Both outputs of one run.
+pub struct Metrics {
+    lines: File,
+    events: EventWriter<File>,
+    clock: Clock,
+}
+
+impl Metrics {
+    /// Opens the metrics in `folder` for a run that goes on after `step`: what an earlier run told of later
+    /// steps is dropped.
+    ///
+    /// # Errors
+    /// If the files cannot be read or written.
+    pub fn open(folder: &Path, step: u64, clock: Clock) -> io::Result<Self> {
+        let path = folder.join("metrics.jsonl");
+        let kept = keep_until(&path, step)?;
+        store::write_file(&path, &[kept.as_bytes()]).map_err(io::Error::other)?;
+        let lines = OpenOptions::new().append(true).open(&path)?;
+        let logs = folder.join("tensorboard");
+        std::fs::create_dir_all(&logs)?;
+        let name = format!("events.out.tfevents.{:010}.plumb.{step}", clock() as u64);
+        let events = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(logs.join(name))?;
+        Ok(Self {
+            lines,
+            events: EventWriter::create(events, clock())?,
+            clock,
+        })
+    }
+
+    /// Tells one line to both.
+    ///
+    /// # Errors
+    /// If the files cannot be written.
+    pub fn tell(&mut self, line: &Line) -> io::Result<()> {
+        let json = serde_json::to_string(line).map_err(io::Error::other)?;
+        writeln!(self.lines, "{json}")?;
+        let now = (self.clock)();
+        let mut scalar =
+            |step, tag: &str, value: f64| self.events.scalar(now, step, tag, value as f32);
+        match line {
+            Line::Step {
+                step,
+                loss,
+                learning_rate,
+                gradient_norm,
+                seconds,
+            } => {
+                scalar(*step, "train/loss", *loss)?;
+                scalar(*step, "train/learning_rate", *learning_rate)?;
+                scalar(*step, "train/gradient_norm", *gradient_norm)?;
+                scalar(*step, "train/seconds", *seconds)
+            }
+            Line::Validation {
+                step,
+                loss,
+                sigmas,
+                losses,
+            } => {
+                scalar(*step, "validation/loss", *loss)?;
+                for (sigma, loss) in sigmas.iter().zip(losses) {
+                    scalar(
+                        *step,
+                        &format!("validation/loss at sigma {sigma:.2}"),
+                        *loss,
+                    )?;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Shows a PNG picture in TensorBoard.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn picture(
+        &mut self,
+        step: u64,
+        tag: &str,
+        size: (u32, u32),
+        png: &[u8],
+    ) -> io::Result<()> {
+        self.events.picture((self.clock)(), step, tag, size, png)
+    }
+}
+
+/// The whole lines of steps up to `step`; none for a run that begins.
+fn keep_until(path: &Path, step: u64) -> io::Result<String> {
+    let text = match std::fs::read_to_string(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => String::new(),
+        other => other?,
+    };
+    let known = |line: &&str| {
+        serde_json::from_str::<Line>(line).is_ok_and(|l| l.step() <= step && step > 0)
+    };
+    Ok(text
+        .lines()
+        .filter(known)
+        .map(|l| format!("{l}\n"))
+        .collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Line, Metrics};
+
+    #[test]
+    fn a_resumed_run_continues_its_metrics_without_doubling_steps() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let line = |step| Line::Step {
+            step,
+            loss: 0.5,
+            learning_rate: 1e-4,
+            gradient_norm: 1.0,
+            seconds: 0.1,
+        };
+        let mut metrics = Metrics::open(folder.path(), 0, || 1.0).expect("opened");
+        for step in 1..=4 {
+            metrics.tell(&line(step)).expect("told");
+        }
+        let mut metrics = Metrics::open(folder.path(), 2, || 2.0).expect("reopened");
+        metrics.tell(&line(3)).expect("told");
+        let text = std::fs::read_to_string(folder.path().join("metrics.jsonl")).expect("readable");
+        let steps: Vec<Line> = text
+            .lines()
+            .map(|l| serde_json::from_str(l).expect("a line"))
+            .collect();
+        assert_eq!(steps, [line(1), line(2), line(3)]);
+    }
+}

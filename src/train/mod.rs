@@ -1,0 +1,139 @@
+//! Training: a LoRA from the store. Nothing is encoded and nothing is guessed: what the store lacks is refused
+//! before the first step ([`crate::refusal`]).
+//!
+//! The loop is in `run.rs`; a step is a function of (Experiment, base model, entries, number of the step), so that a
+//! resumed run equals an uninterrupted one bit for bit. Read [`inputs`] for what a step sees, [`step`] for what it
+//! does with it, [`checkpoint`] for what is kept.
+
+pub mod batches;
+pub mod checkpoint;
+mod error;
+pub mod events;
+pub mod inputs;
+pub mod metrics;
+pub mod provenance;
+mod run;
+mod set;
+pub mod step;
+
+use std::path::PathBuf;
+
+use candle_core::{DType, Device};
+use serde::Serialize;
+
+use crate::base::Base;
+use crate::experiment::Experiment;
+use crate::monitor::Monitor;
+use crate::nn::weights::DigestMemo;
+use crate::refusal::Refusal;
+use crate::store::{self, Store};
+
+pub use error::Error;
+use metrics::Clock;
+use run::Run;
+pub use set::{Pair, PairSource, TrainingSet, extra_captions};
+
+/// The noise levels at which validation looks.
+pub const VALIDATION_SIGMAS: [f64; 10] =
+    [0.05, 0.15, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75, 0.85, 0.95];
+
+/// What the command line adds to an Experiment: where, how far, how loud.
+pub struct TrainOptions {
+    /// Whether checkpoints of an earlier run are ignored.
+    pub restart: bool,
+    /// Write what step K (from 1) saw and made to a file.
+    pub dump_step: Option<(u64, PathBuf)>,
+    /// Stop after this many steps of this call, as if interrupted: with a checkpoint.
+    pub stop_after: Option<u64>,
+    /// The time now.
+    pub clock: Clock,
+}
+
+/// What a training came to.
+#[derive(Clone, Debug, Serialize)]
+pub struct TrainReport {
+    /// The LoRA; absent where the run stopped early.
+    pub lora: Option<PathBuf>,
+    /// Optimizer steps done in all.
+    pub step: u64,
+    /// The step it went on from.
+    pub resumed_from: u64,
+    /// The mean loss of the last steps.
+    pub loss: Option<f64>,
+    /// The last validation loss.
+    pub validation_loss: Option<f64>,
+    /// Adapted modules.
+    pub modules: usize,
+    /// Trained parameters.
+    pub parameters: usize,
+    /// Pictures trained from, repeats and mirrored ones not counted twice.
+    pub pictures: usize,
+}
+
+/// Trains the LoRA of an Experiment, or goes on with it.
+///
+/// # Errors
+/// [`Error::Refused`] where the store lacks something; else as the variants say.
+pub fn run(
+    experiment: &Experiment,
+    options: &TrainOptions,
+    memo: &mut DigestMemo,
+    monitor: &dyn Monitor,
+) -> Result<TrainReport, Error> {
+    let base = Base::open(experiment, memo)?;
+    tell_recipe(&base, monitor);
+    let store =
+        Store::open(&experiment.store_path()).map_err(|e| refuse_without_store(experiment, &e))?;
+    let set = TrainingSet::open(experiment, &base, &store, monitor)?;
+    let denoiser_digest = base.denoiser_digest(memo)?;
+    monitor.start("loading the base model", None);
+    let denoiser = base
+        .family
+        .load(&base.components, DType::F32, &Device::Cpu)?;
+    monitor.finish();
+    let mut run = Run::start(
+        experiment,
+        &base,
+        &set,
+        denoiser.as_ref(),
+        denoiser_digest,
+        options,
+    )?;
+    monitor.note(&format!(
+        "{} modules, {} parameters, {} pictures, {} micro-batches an epoch",
+        run.adapters.adapters().len(),
+        run.adapters.values().len(),
+        set.num_pictures(),
+        run.batches.num_per_epoch()
+    ));
+    if run.step > 0 {
+        monitor.note(&format!("going on after step {}", run.step));
+    }
+    run.go(options, monitor)
+}
+
+fn tell_recipe(base: &Base, monitor: &dyn Monitor) {
+    let name = base.recipe.name();
+    monitor.note(&format!(
+        "recipe {name} ({})",
+        base.recipe.fingerprint().short()
+    ));
+    for deviation in base.recipe.deviations() {
+        monitor.note(&format!("  deviates: {deviation}"));
+    }
+}
+
+fn refuse_without_store(experiment: &Experiment, error: &store::Error) -> Error {
+    if experiment.store_path().join("store.json").exists() {
+        let what = format!("the store cannot be opened: {error}");
+        return Error::Experiment {
+            file: experiment.file.clone(),
+            what,
+        };
+    }
+    Error::Refused(Box::new(Refusal {
+        store: experiment.store_path().display().to_string(),
+        missing: Vec::new(),
+        command: format!("plumb encode {}", experiment.file.display()),
+    }))
+}
