@@ -1,0 +1,460 @@
+//! Encode throughput against transformers: the same random weights, token ids, type (f32) and cores, in turns.
+//!
+//! `PLUMB_PEER_PYTHON=python cargo bench -- encode [FILTER]` prints one table. The Python needs torch and
+//! transformers. Outputs are compared too, so that both sides are known to do the same work.
+
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::path::Path;
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::OnceLock;
+use std::time::Instant;
+
+use candle_core::{Device, Tensor};
+use plumb::nn::weights::Weights;
+use plumb::recipe::spec::{
+    Activation, Architecture, ClipForward, ClipTextArchitecture, EncoderMask, ForwardRules,
+    PadRows, PooledRule, T5EncoderArchitecture, T5Forward,
+};
+use plumb::text::tokenizer::Tokens;
+use plumb::text::{Encoded, Residency, TextEncoder};
+use rayon::prelude::*;
+
+type Failure = Box<dyn std::error::Error>;
+
+/// Token counts, specials included, of 16 captions: short labels to long sentences.
+const COUNTS: [usize; 16] = [
+    9, 12, 14, 17, 18, 21, 23, 26, 28, 31, 34, 38, 43, 49, 58, 71,
+];
+/// Turns of each side, after one that does not count.
+const TURNS: usize = 5;
+
+struct Bench {
+    name: &'static str,
+    architecture: Architecture,
+    rules: ForwardRules,
+    /// Tokens per caption, pads included.
+    length: usize,
+    eos: u32,
+    pad: u32,
+}
+
+/// Runs the benches whose name contains `filter`.
+pub(crate) fn run(filter: &str) -> Result<(), Failure> {
+    let python = std::env::var("PLUMB_PEER_PYTHON").unwrap_or_else(|_| "python3".into());
+    let (captions, threads) = (COUNTS.len(), threads());
+    println!(
+        "{captions} captions, f32, {threads} threads; medians of {TURNS} turns; a ratio (least..most of turns) \
+         above 1 is in plumb's favour"
+    );
+    println!(
+        "| encoder | plumb s | transformers s | ratio | ratio of processor time | plumb captions/s | difference |"
+    );
+    println!("|---|---|---|---|---|---|");
+    for bench in benches().iter().filter(|b| b.name.contains(filter)) {
+        println!("{}", bench.run(&python)?);
+    }
+    Ok(())
+}
+
+fn threads() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}
+
+fn benches() -> Vec<Bench> {
+    let clip = |name, width, layers, heads, hidden_act, pad| Bench {
+        name,
+        architecture: Architecture::ClipText(ClipTextArchitecture {
+            vocab_size: 49408,
+            hidden_size: width,
+            intermediate_size: 4 * width,
+            num_hidden_layers: layers,
+            num_attention_heads: heads,
+            max_position_embeddings: 77,
+            hidden_act,
+            layer_norm_eps: 1e-5,
+            projection_dim: Some(width),
+            eos_token_id: None,
+        }),
+        rules: ForwardRules::ClipText(ClipForward {
+            hidden_layer: Some(-2),
+            final_norm: false,
+            pooled: PooledRule::ArgmaxId,
+            projection: true,
+            mask: EncoderMask::None,
+        }),
+        length: 77,
+        eos: 49407,
+        pad,
+    };
+    let t5 = |name, (d_model, d_ff, num_layers, num_heads), length, masked| Bench {
+        name,
+        architecture: Architecture::T5Encoder(T5EncoderArchitecture {
+            vocab_size: 32128,
+            d_model,
+            d_kv: 64,
+            d_ff,
+            num_layers,
+            num_heads,
+            activation: Activation::GeluNew,
+            is_gated_act: true,
+            layer_norm_epsilon: 1e-6,
+            relative_attention_num_buckets: 32,
+            relative_attention_max_distance: 128,
+        }),
+        rules: ForwardRules::T5Encoder(if masked {
+            T5Forward {
+                mask: EncoderMask::Pads,
+                pad_rows: PadRows::Drop,
+            }
+        } else {
+            T5Forward {
+                mask: EncoderMask::None,
+                pad_rows: PadRows::Keep,
+            }
+        }),
+        length,
+        eos: 1,
+        pad: 0,
+    };
+    let (base, large) = ((768, 2048, 12, 12), (1024, 2816, 24, 16));
+    vec![
+        clip("CLIP-L, 77", 768, 12, 12, Activation::QuickGelu, 49407),
+        clip("CLIP-G, 77", 1280, 32, 20, Activation::Gelu, 0),
+        t5("T5 base, 77, pads attended", base, 77, false),
+        t5("T5 base, 256, pads attended", base, 256, false),
+        t5("T5 base, 256, pads masked", base, 256, true),
+        t5("T5 large, 77, pads attended", large, 77, false),
+        t5("T5 large, 256, pads attended", large, 256, false),
+        t5("T5 large, 256, pads masked", large, 256, true),
+    ]
+}
+
+impl Bench {
+    fn run(&self, python: &str) -> Result<String, Failure> {
+        let folder = tempfile::tempdir()?;
+        let model = folder.path().join("model.safetensors");
+        write_weights(&model, &self.tensors())?;
+        let tokens = self.tokens();
+        self.write_setting(folder.path(), &tokens)?;
+        let mut peer = Peer::start(python, folder.path())?;
+
+        let weights = Weights::open(&[model])?;
+        let encoder = TextEncoder::load(
+            &self.architecture,
+            &self.rules,
+            &weights,
+            Residency::Resident,
+        )?;
+        let difference = self.difference(&encoder.encode(&tokens)?, folder.path())?;
+        peer.turn()?;
+        let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+        for _ in 0..TURNS {
+            let start = Seconds::now();
+            encoder.encode(&tokens)?;
+            ours.push(start.since());
+            theirs.push(peer.turn()?);
+        }
+        let both = || ours.iter().zip(&theirs);
+        let clock = Spread::of(both().map(|(a, b)| b.clock / a.clock));
+        let processor = Spread::of(both().map(|(a, b)| b.processor / a.processor));
+        let (a, b) = (
+            Spread::of(ours.iter().map(|s| s.clock)),
+            Spread::of(theirs.iter().map(|s| s.clock)),
+        );
+        Ok(format!(
+            "| {} | {:.3} | {:.3} | {clock} | {processor} | {:.1} | {difference:.1e} |",
+            self.name,
+            a.median,
+            b.median,
+            COUNTS.len() as f64 / a.median,
+        ))
+    }
+
+    fn tokens(&self) -> Vec<Tokens> {
+        let vocab = 30_000;
+        let caption = |(i, &count): (usize, &usize)| {
+            let word = |j: usize| u32::try_from((i * 7919 + j * 104_729) % vocab + 2).unwrap_or(2);
+            let mut ids: Vec<u32> = (0..count - 1).map(word).collect();
+            ids.push(self.eos);
+            ids.resize(self.length, self.pad);
+            Tokens {
+                ids,
+                count,
+                truncated: false,
+                total: count,
+            }
+        };
+        COUNTS.iter().enumerate().map(caption).collect()
+    }
+
+    fn masked(&self) -> bool {
+        matches!(&self.rules, ForwardRules::T5Encoder(rules) if rules.mask == EncoderMask::Pads)
+    }
+
+    fn write_setting(&self, folder: &Path, tokens: &[Tokens]) -> Result<(), Failure> {
+        let setting = serde_json::json!({
+            "architecture": self.architecture,
+            "masked": self.masked(),
+            "ids": tokens.iter().map(|t| &t.ids).collect::<Vec<_>>(),
+            "counts": tokens.iter().map(|t| t.count).collect::<Vec<_>>(),
+        });
+        Ok(std::fs::write(
+            folder.join("setting.json"),
+            setting.to_string(),
+        )?)
+    }
+
+    /// The largest difference of any output, relative to the root mean square of the peer's.
+    fn difference(&self, ours: &[Encoded], folder: &Path) -> Result<f32, Failure> {
+        let theirs =
+            candle_core::safetensors::load(folder.join("output.safetensors"), &Device::Cpu)?;
+        let mut worst = 0f32;
+        let mut compare = |found: &Option<Tensor>,
+                           expected: Option<&Tensor>,
+                           row: usize|
+         -> Result<(), Failure> {
+            if let (Some(found), Some(expected)) = (found, expected) {
+                let expected = expected.get(row)?.narrow(0, 0, found.dim(0)?)?;
+                let rms = expected.sqr()?.mean_all()?.sqrt()?.to_scalar::<f32>()?;
+                let most = (found - expected)?.abs()?.max_all()?.to_scalar::<f32>()?;
+                worst = worst.max(most / rms);
+            }
+            Ok(())
+        };
+        for (row, encoded) in ours.iter().enumerate() {
+            compare(&encoded.hidden, theirs.get("0"), row)?;
+            compare(&encoded.pooled, theirs.get("1"), row)?;
+        }
+        Ok(worst)
+    }
+
+    fn tensors(&self) -> Vec<(String, Vec<usize>)> {
+        match &self.architecture {
+            Architecture::ClipText(a) => clip_tensors(a),
+            Architecture::T5Encoder(a) => t5_tensors(a),
+        }
+    }
+}
+
+/// A point in time, or an amount of it: by the clock, and of all processors used by this process.
+#[derive(Clone, Copy)]
+struct Seconds {
+    clock: f64,
+    processor: f64,
+}
+
+impl Seconds {
+    fn now() -> Self {
+        static START: OnceLock<Instant> = OnceLock::new();
+        // Fields 14 and 15, in hundredths; the name in field 2 may hold spaces. (Linux; elsewhere 0.)
+        let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+        let after_name = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
+        let hundredths = |field: usize| {
+            after_name
+                .split_whitespace()
+                .nth(field - 3)
+                .and_then(|n| n.parse::<f64>().ok())
+        };
+        Self {
+            clock: START.get_or_init(Instant::now).elapsed().as_secs_f64(),
+            processor: (hundredths(14).unwrap_or(0.0) + hundredths(15).unwrap_or(0.0)) / 100.0,
+        }
+    }
+
+    fn since(self) -> Self {
+        let now = Self::now();
+        Self {
+            clock: now.clock - self.clock,
+            processor: now.processor - self.processor,
+        }
+    }
+}
+
+struct Spread {
+    least: f64,
+    median: f64,
+    most: f64,
+}
+
+impl Spread {
+    fn of(values: impl Iterator<Item = f64>) -> Self {
+        let mut values: Vec<f64> = values.collect();
+        values.sort_by(f64::total_cmp);
+        Self {
+            least: values[0],
+            median: values[values.len() / 2],
+            most: values[values.len() - 1],
+        }
+    }
+}
+
+impl std::fmt::Display for Spread {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "{:.2} ({:.2}..{:.2})",
+            self.median, self.least, self.most
+        )
+    }
+}
+
+fn clip_tensors(a: &ClipTextArchitecture) -> Vec<(String, Vec<usize>)> {
+    let (c, i) = (a.hidden_size, a.intermediate_size);
+    let mut all: Vec<(String, Vec<usize>)> = vec![
+        (
+            "text_model.embeddings.token_embedding.weight".into(),
+            vec![a.vocab_size, c],
+        ),
+        (
+            "text_model.embeddings.position_embedding.weight".into(),
+            vec![a.max_position_embeddings, c],
+        ),
+        ("text_model.final_layer_norm.weight".into(), vec![c]),
+        ("text_model.final_layer_norm.bias".into(), vec![c]),
+        ("text_projection.weight".into(), vec![c, c]),
+    ];
+    for layer in 0..a.num_hidden_layers {
+        for (name, shape) in [
+            ("self_attn.q_proj", vec![c, c]),
+            ("self_attn.k_proj", vec![c, c]),
+            ("self_attn.v_proj", vec![c, c]),
+            ("self_attn.out_proj", vec![c, c]),
+            ("mlp.fc1", vec![i, c]),
+            ("mlp.fc2", vec![c, i]),
+            ("layer_norm1", vec![c]),
+            ("layer_norm2", vec![c]),
+        ] {
+            let name = format!("text_model.encoder.layers.{layer}.{name}");
+            all.push((format!("{name}.bias"), shape[..1].to_vec()));
+            all.push((format!("{name}.weight"), shape));
+        }
+    }
+    all
+}
+
+fn t5_tensors(a: &T5EncoderArchitecture) -> Vec<(String, Vec<usize>)> {
+    let (c, f, inner) = (a.d_model, a.d_ff, a.num_heads * a.d_kv);
+    let mut all: Vec<(String, Vec<usize>)> = vec![
+        ("shared.weight".into(), vec![a.vocab_size, c]),
+        (
+            "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight".into(),
+            vec![a.relative_attention_num_buckets, a.num_heads],
+        ),
+        ("encoder.final_layer_norm.weight".into(), vec![c]),
+    ];
+    for block in 0..a.num_layers {
+        for (name, shape) in [
+            ("0.layer_norm", vec![c]),
+            ("0.SelfAttention.q", vec![inner, c]),
+            ("0.SelfAttention.k", vec![inner, c]),
+            ("0.SelfAttention.v", vec![inner, c]),
+            ("0.SelfAttention.o", vec![c, inner]),
+            ("1.layer_norm", vec![c]),
+            ("1.DenseReluDense.wi_0", vec![f, c]),
+            ("1.DenseReluDense.wi_1", vec![f, c]),
+            ("1.DenseReluDense.wo", vec![c, f]),
+        ] {
+            all.push((format!("encoder.block.{block}.layer.{name}.weight"), shape));
+        }
+    }
+    all
+}
+
+/// Random weights in f16, of a size that keeps activations near 1.
+fn write_weights(path: &Path, tensors: &[(String, Vec<usize>)]) -> Result<(), Failure> {
+    let made: Vec<(String, Tensor)> = tensors
+        .par_iter()
+        .enumerate()
+        .map(|(index, (name, shape))| {
+            let norm = name.contains("norm") && name.ends_with("weight");
+            let embedding = name.contains("embed") || name.starts_with("shared");
+            let scale = match shape.as_slice() {
+                _ if embedding => 1.0,
+                [_, inputs] => (3.0 / *inputs as f32).sqrt(),
+                _ => 0.1,
+            };
+            // T5 does not scale its scores; its query weights are small instead.
+            let scale = if name.ends_with("SelfAttention.q.weight") {
+                scale / 8.0
+            } else {
+                scale
+            };
+            let mut state = (index as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+            let mut next = || {
+                state = state
+                    .wrapping_mul(6_364_136_223_846_793_005)
+                    .wrapping_add(1_442_695_040_888_963_407);
+                let unit = (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0;
+                half::f16::from_f32(scale * unit + f32::from(u8::from(norm)))
+            };
+            let data: Vec<half::f16> = (0..shape.iter().product()).map(|_| next()).collect();
+            Ok((
+                name.clone(),
+                Tensor::from_vec(data, shape.as_slice(), &Device::Cpu)?,
+            ))
+        })
+        .collect::<candle_core::Result<_>>()?;
+    candle_core::safetensors::save(&made.into_iter().collect(), path)?;
+    Ok(())
+}
+
+/// The Python process, which encodes once per line it is sent.
+struct Peer {
+    process: Child,
+    input: ChildStdin,
+    output: BufReader<ChildStdout>,
+}
+
+impl Peer {
+    fn start(python: &str, folder: &Path) -> Result<Self, Failure> {
+        let script =
+            Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/peer/encode_transformers.py");
+        let mut process = Command::new(python)
+            .arg(script)
+            .arg(folder)
+            .arg(threads().to_string())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::inherit())
+            .spawn()
+            .map_err(|e| format!("cannot start {python}: {e}"))?;
+        let (Some(input), Some(output)) = (process.stdin.take(), process.stdout.take()) else {
+            return Err("no pipes to the peer".into());
+        };
+        let mut peer = Self {
+            process,
+            input,
+            output: BufReader::new(output),
+        };
+        let ready = peer.line()?;
+        if !ready.starts_with("ready") {
+            return Err(format!("the peer did not start: `{ready}`").into());
+        }
+        Ok(peer)
+    }
+
+    fn line(&mut self) -> Result<String, Failure> {
+        let mut line = String::new();
+        self.output.read_line(&mut line)?;
+        Ok(line.trim().to_owned())
+    }
+
+    /// What one encoding took there.
+    fn turn(&mut self) -> Result<Seconds, Failure> {
+        self.input.write_all(b"\n")?;
+        self.input.flush()?;
+        let line = self.line()?;
+        let (clock, processor) = line.split_once(' ').ok_or("the peer stopped")?;
+        Ok(Seconds {
+            clock: clock.parse()?,
+            processor: processor.parse()?,
+        })
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}

@@ -1,0 +1,27 @@
+//! `cargo bench -- NAME [FILTER]`: measurements against what a user would pick instead.
+
+#![expect(
+    clippy::disallowed_methods,
+    reason = "a bench reads the clock and writes scratch files"
+)]
+
+mod encode;
+mod nn;
+mod store;
+mod train;
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let arguments: Vec<String> = std::env::args()
+        .skip(1)
+        .filter(|a| a != "--bench")
+        .collect();
+    let filter = arguments.get(1).map_or("", String::as_str);
+    match arguments.first().map(String::as_str) {
+        Some("encode") => encode::run(filter)?,
+        Some("nn") => nn::run(filter)?,
+        Some("store") => store::run(),
+        Some("train") => train::run(filter)?,
+        _ => println!("name one of: encode, nn, store, train"),
+    }
+    Ok(())
+}

@@ -1,0 +1,226 @@
+//! `plumb demo`: the whole story on the bundled miniature of SD3.5.
+
+use std::path::{Path, PathBuf};
+
+use candle_core::{DType, Device};
+use image::RgbImage;
+use include_dir::{Dir, include_dir};
+use plumb::base::Base;
+use plumb::experiment::Experiment;
+use plumb::lora;
+use plumb::models::Denoiser;
+use plumb::monitor::Monitor as _;
+use plumb::preview;
+use plumb::sample::sheet::{Row, contact_sheet};
+use plumb::store::{self, Store};
+use plumb::train::{self, Error, PairSource, TrainOptions};
+use serde::Serialize;
+
+use crate::CommandResult;
+use crate::sample::bind;
+use crate::ui::{Failure, Ui};
+use crate::{encode, world};
+
+/// The miniature base model and the captioned pictures of a style it has not seen.
+static ASSETS: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/assets");
+
+/// The Experiment of the demo, as a person would write it.
+const EXPERIMENT: &str = include_str!("../../../configs/demo.toml");
+
+/// Show the whole story on a bundled miniature of SD3.5: encode, train, sample before and after, refuse a mismatch.
+///
+/// It needs no download and no GPU and takes a few minutes. Everything lies in one folder, which may be removed.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// The folder to work in.
+    #[arg(long, value_name = "FOLDER", default_value = "plumb-demo")]
+    out: PathBuf,
+}
+
+#[derive(Serialize)]
+struct Report {
+    contact_sheet: PathBuf,
+    lora: PathBuf,
+    experiment: PathBuf,
+    refusal: String,
+    seconds: f64,
+}
+
+pub(crate) fn run(args: &Args, ui: &Ui) -> CommandResult {
+    let started = world::now_seconds();
+    let folder = &args.out;
+    let file = lay_out(folder)?;
+    let experiment = world::open_experiment(&file)?;
+    let told = |text: &str| ui.note(text);
+
+    told("1. encode: captions and pictures into the store, each once");
+    let encoded = encode::encode(&experiment, None, ui)?;
+    told(&indent(&encode::describe(&encoded)));
+
+    told("\n2. train: a LoRA from the store");
+    let options = TrainOptions {
+        restart: true,
+        dump_step: None,
+        stop_after: None,
+        clock: world::now_seconds,
+    };
+    let trained = train::run(&experiment, &options, &mut world::digest_memo(), ui)
+        .map_err(crate::train::failure)?;
+    told(&indent(&crate::train::describe(&trained)));
+    let lora = trained
+        .lora
+        .ok_or_else(|| Failure::error("the training did not finish"))?;
+
+    told("\n3. sample: the same captions and noise, without and with the LoRA");
+    let sheet = folder.join("before-after.png");
+    before_and_after(&experiment, &lora, &sheet, ui)?;
+    told(&indent(&sheet.display().to_string()));
+
+    told("\n4. refuse: the same Experiment, but T5 captions padded to 154 tokens instead of 77");
+    let refusal = refused(&experiment, folder, ui)?;
+    told(&indent(&refusal));
+
+    let seconds = world::now_seconds() - started;
+    let report = Report {
+        contact_sheet: sheet,
+        lora,
+        experiment: file,
+        refusal,
+        seconds,
+    };
+    ui.report(&report, &farewell(&report))
+}
+
+/// Unpacks the base model, the pictures and the Experiment; gives the Experiment's file.
+fn lay_out(folder: &Path) -> Result<PathBuf, Failure> {
+    let fail = |e: std::io::Error| Failure::error(format!("{}: {e}", folder.display()));
+    std::fs::create_dir_all(folder).map_err(fail)?;
+    ASSETS.extract(folder).map_err(fail)?;
+    let file = folder.join("demo.toml");
+    store::write_file(&file, &[EXPERIMENT.as_bytes()]).map_err(Failure::error)?;
+    Ok(file)
+}
+
+fn before_and_after(
+    experiment: &Experiment,
+    lora: &Path,
+    sheet: &Path,
+    ui: &Ui,
+) -> Result<(), Failure> {
+    let base = Base::open(experiment, &mut world::digest_memo()).map_err(Failure::error)?;
+    let store = Store::open(&experiment.store_path()).map_err(Failure::error)?;
+    let source = PairSource::open(&base, &store).map_err(Failure::error)?;
+    let denoiser = base
+        .family
+        .load(&base.components, DType::F32, &Device::Cpu)
+        .map_err(Failure::error)?;
+    let bytes =
+        std::fs::read(lora).map_err(|e| Failure::error(format!("{}: {e}", lora.display())))?;
+    let origin = lora.display().to_string();
+    let file =
+        lora::file::read(&bytes, &origin, base.family.lora_component()).map_err(Failure::error)?;
+    let steps = preview::options(experiment, &base).steps * experiment.raw.sample.prompts.len();
+    ui.start("sampling", Some(2 * steps as u64));
+    let sample = |adapters| sample(experiment, &base, &source, denoiser.as_ref(), adapters, ui);
+    let (before, after) = (sample(None)?, sample(Some(&file.adapters))?);
+    ui.finish();
+    let examples = examples(experiment)?;
+    let mut rows = vec![Row {
+        label: "pictures of the style, from the training set".to_owned(),
+        pictures: examples,
+    }];
+    for ((prompt, before), (_, after)) in before.into_iter().zip(after) {
+        rows.push(Row {
+            label: prompt,
+            pictures: vec![before, after],
+        });
+    }
+    let picture = contact_sheet(
+        "plumb demo: the base model learns a style",
+        &["before", "after"],
+        &rows,
+    );
+    let png = preview::png(&picture).map_err(Failure::error)?;
+    store::write_file(sheet, &[&png]).map_err(Failure::error)
+}
+
+type Pictures = Vec<(String, RgbImage)>;
+
+fn sample(
+    experiment: &Experiment,
+    base: &Base,
+    source: &PairSource<'_>,
+    denoiser: &dyn Denoiser,
+    adapters: Option<&lora::AdapterSet>,
+    ui: &Ui,
+) -> Result<Pictures, Failure> {
+    let bound = bind(adapters, denoiser.linears())?;
+    preview::pictures(experiment, base, source, denoiser, &bound, &|| {
+        ui.advance(1);
+    })
+    .map_err(Failure::error)
+}
+
+/// The first two pictures of the training set.
+fn examples(experiment: &Experiment) -> Result<Vec<RgbImage>, Failure> {
+    let Some(set) = experiment.raw.dataset.first() else {
+        return Ok(Vec::new());
+    };
+    let folder = experiment.path(&set.path);
+    let fail = |e: std::io::Error| Failure::error(format!("{}: {e}", folder.display()));
+    let entries = std::fs::read_dir(&folder).map_err(fail)?;
+    let mut files: Vec<PathBuf> = entries.filter_map(|e| e.ok().map(|e| e.path())).collect();
+    files.retain(|p| p.extension().is_some_and(|e| e == "png"));
+    files.sort();
+    let open = |p: &PathBuf| image::open(p).map(|i| i.to_rgb8()).map_err(Failure::error);
+    files.iter().take(2).map(open).collect()
+}
+
+/// Trains under another recipe, which must be refused; gives the refusal's words.
+fn refused(experiment: &Experiment, folder: &Path, ui: &Ui) -> Result<String, Failure> {
+    let changed = format!(
+        "{}\n[recipe.deviate]\nt5.tokens.min_tokens = 154\nt5.tokens.max_tokens = 154\n",
+        experiment.text
+    );
+    let file = folder.join("demo-t5-154.toml");
+    store::write_file(&file, &[changed.as_bytes()]).map_err(Failure::error)?;
+    let experiment = world::open_experiment(&file)?;
+    let options = TrainOptions {
+        restart: true,
+        dump_step: None,
+        stop_after: None,
+        clock: world::now_seconds,
+    };
+    match train::run(&experiment, &options, &mut world::digest_memo(), ui) {
+        Err(Error::Refused(refusal)) => Ok(refusal.to_string()),
+        Err(other) => Err(Failure::error(other)),
+        Ok(_) => Err(Failure::error("a mismatch was not refused; this is a bug")),
+    }
+}
+
+fn indent(text: &str) -> String {
+    text.lines()
+        .map(|l| format!("   {l}"))
+        .collect::<Vec<_>>()
+        .join("\n")
+}
+
+fn farewell(report: &Report) -> String {
+    let folder = report
+        .experiment
+        .parent()
+        .unwrap_or(Path::new("."))
+        .display();
+    format!(
+        "\nDone in {:.0} s. Open {} to see what was learned.\n\n\
+         Look further:\n\
+         \x20 plumb inspect lora {}\n\
+         \x20 plumb recipe diff sd3/3.5-large:reference sd3/3.5-large:kohya\n\
+         \x20 plumb store check --read-data {folder}/store\n\n\
+         For your own pictures, copy configs/sd35_large_lora.toml, name your model and your folder, and run\n\
+         \x20 plumb encode my.toml && plumb train my.toml",
+        report.seconds,
+        report.contact_sheet.display(),
+        report.lora.display(),
+    )
+}

@@ -1,0 +1,275 @@
+//! `plumb inspect`: what exactly a model receives, and what a LoRA was trained with.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use plumb::base::Base;
+use plumb::experiment::Experiment;
+use plumb::inspect::{self, TokenReport};
+use plumb::lora;
+use plumb::models::FAMILIES;
+use plumb::recipe::Diff;
+use plumb::store::Store;
+use plumb::train::provenance::Provenance;
+use serde::Serialize;
+
+use crate::CommandResult;
+use crate::ui::{Failure, Ui};
+use crate::world;
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(clap::Subcommand)]
+enum Command {
+    /// Show a caption's tokens under every encoder, and where it is cut.
+    Tokens {
+        /// The Experiment file.
+        experiment: PathBuf,
+        /// The caption.
+        #[arg(long, value_name = "TEXT")]
+        caption: String,
+    },
+    /// Write the tensors that the denoiser receives for a caption.
+    ///
+    /// The file (safetensors) has `context` and `pooled`, each encoder's raw `SLOT.hidden` and `SLOT.pooled`, and
+    /// `SLOT.token_ids`. The caption is encoded first if the store lacks it.
+    Conditioning {
+        /// The Experiment file.
+        experiment: PathBuf,
+        /// The caption.
+        #[arg(long, value_name = "TEXT")]
+        caption: String,
+        /// The file to write.
+        #[arg(long, value_name = "FILE")]
+        out: PathBuf,
+    },
+    /// Write a picture's latents: `mean` and `logvar`, unscaled, and the crop and bucket used.
+    ///
+    /// The picture is cropped as the Experiment's first data set says, and encoded first if the store lacks it.
+    Latents {
+        /// The Experiment file.
+        experiment: PathBuf,
+        /// The picture.
+        #[arg(long, value_name = "FILE")]
+        picture: PathBuf,
+        /// The file to write.
+        #[arg(long, value_name = "FILE")]
+        out: PathBuf,
+    },
+    /// Show what a LoRA was trained with.
+    Lora {
+        /// The LoRA (safetensors).
+        file: PathBuf,
+    },
+}
+
+pub(crate) fn run(args: &Args, ui: &Ui) -> CommandResult {
+    match &args.command {
+        Command::Tokens {
+            experiment,
+            caption,
+        } => tokens(experiment, caption, ui),
+        Command::Conditioning {
+            experiment,
+            caption,
+            out,
+        } => {
+            let (experiment, base) = open(experiment)?;
+            let store = open_store(&experiment)?;
+            let shapes =
+                inspect::conditioning(&base, &store, caption, &world::embed_options(), out, ui)
+                    .map_err(Failure::error)?;
+            ui.report(&shapes, &format!("{}\n{}", table(&shapes), out.display()))
+        }
+        Command::Latents {
+            experiment,
+            picture,
+            out,
+        } => {
+            let (experiment, base) = open(experiment)?;
+            let store = open_store(&experiment)?;
+            let report = inspect::latents(&experiment, &base, &store, picture, out, ui)
+                .map_err(Failure::error)?;
+            let (size, view) = (report.original_size, report.view);
+            let text = format!(
+                "{} x {} px, resized to {} x {}, cropped at ({}, {}) to {} x {}\n{}\n{}",
+                size.width,
+                size.height,
+                view.resized.width,
+                view.resized.height,
+                view.left,
+                view.top,
+                view.bucket.width,
+                view.bucket.height,
+                table(&report.tensors),
+                out.display()
+            );
+            ui.report(&report, &text)
+        }
+        Command::Lora { file } => show_lora(file, ui),
+    }
+}
+
+fn open(experiment: &Path) -> Result<(Experiment, Base), Failure> {
+    let experiment = world::open_experiment(experiment)?;
+    let base = Base::open(&experiment, &mut world::digest_memo()).map_err(world::base_failure)?;
+    Ok((experiment, base))
+}
+
+fn open_store(experiment: &Experiment) -> Result<Store, Failure> {
+    Store::open_or_create(&experiment.store_path()).map_err(Failure::error)
+}
+
+fn table(shapes: &BTreeMap<String, Vec<usize>>) -> String {
+    let width = shapes.keys().map(String::len).max().unwrap_or(0);
+    let lines: Vec<String> = shapes
+        .iter()
+        .map(|(name, shape)| format!("{name:width$}  {shape:?}"))
+        .collect();
+    lines.join("\n")
+}
+
+fn tokens(experiment: &Path, caption: &str, ui: &Ui) -> CommandResult {
+    let (_, base) = open(experiment)?;
+    let reports = inspect::tokens(&base, caption).map_err(Failure::error)?;
+    let text: Vec<String> = reports.iter().map(describe_tokens).collect();
+    ui.report(&reports, &text.join("\n\n"))
+}
+
+fn describe_tokens(report: &TokenReport) -> String {
+    let pads = report.ids.len() - report.count;
+    let cut = match report.truncated {
+        true => format!(", CUT: the whole caption has {}", report.total),
+        false => String::new(),
+    };
+    let mut lines = vec![format!(
+        "{}: {} tokens and {pads} pads{cut}",
+        report.slot, report.count
+    )];
+    let mut line = String::from("   ");
+    for (token, id) in report.tokens.iter().zip(&report.ids).take(report.count) {
+        let word = format!(" {token}({id})");
+        if line.chars().count() + word.chars().count() > 100 {
+            lines.push(std::mem::replace(&mut line, String::from("   ")));
+        }
+        line.push_str(&word);
+    }
+    lines.push(line);
+    if let (true, Some(id), Some(token)) = (pads > 0, report.ids.last(), report.tokens.last()) {
+        lines.push(format!("    then {token}({id}) x {pads}"));
+    }
+    lines.join("\n")
+}
+
+#[derive(Serialize)]
+struct LoraReport {
+    modules: usize,
+    parameters: usize,
+    ranks: Vec<usize>,
+    provenance: Option<Provenance>,
+    /// In which fields the recipe differs from the authors' reference.
+    from_reference: Option<Diff>,
+    metadata: BTreeMap<String, String>,
+}
+
+fn show_lora(path: &Path, ui: &Ui) -> CommandResult {
+    let bytes =
+        std::fs::read(path).map_err(|e| Failure::error(format!("{}: {e}", path.display())))?;
+    let origin = path.display().to_string();
+    let mut file = Err(Failure::error(format!("{origin}: no family reads it")));
+    for family in FAMILIES {
+        file = lora::file::read(&bytes, &origin, family.lora_component()).map_err(Failure::error);
+        if file.is_ok() {
+            break;
+        }
+    }
+    let file = file?;
+    let provenance = Provenance::read(&file.metadata).map_err(|e| {
+        Failure::error(format!(
+            "{origin}: its `plumb` metadata cannot be read: {e}"
+        ))
+    })?;
+    let mut ranks: Vec<usize> = file.adapters.adapters().iter().map(|a| a.rank).collect();
+    ranks.sort_unstable();
+    ranks.dedup();
+    let report = LoraReport {
+        modules: file.adapters.adapters().len(),
+        parameters: file.adapters.values().len(),
+        ranks,
+        from_reference: provenance.as_ref().and_then(against_reference),
+        provenance,
+        metadata: file
+            .metadata
+            .into_iter()
+            .filter(|(k, _)| k != "plumb")
+            .collect(),
+    };
+    ui.report(&report, &describe_lora(&origin, &report))
+}
+
+fn against_reference(made: &Provenance) -> Option<Diff> {
+    let none = toml::Table::new();
+    let reference =
+        plumb::recipe::Recipe::resolve(&made.family, &made.flavor, "reference", &none).ok()?;
+    Some(Diff::between(&reference.rules(), made.recipe.get("rules")?))
+}
+
+fn describe_lora(origin: &str, report: &LoraReport) -> String {
+    let ranks: Vec<String> = report.ranks.iter().map(usize::to_string).collect();
+    let mut lines = vec![format!(
+        "{origin}: {} modules, rank {}, {} parameters",
+        report.modules,
+        ranks.join(", "),
+        report.parameters
+    )];
+    let Some(made) = &report.provenance else {
+        lines.push("not made by plumb: what it was trained with is not recorded".to_owned());
+        lines.extend(
+            report
+                .metadata
+                .iter()
+                .map(|(k, v)| format!("  {k}: {}", v.chars().take(100).collect::<String>())),
+        );
+        return lines.join("\n");
+    };
+    let variant = made
+        .recipe
+        .get("variant")
+        .and_then(|v| v.as_str())
+        .unwrap_or("?");
+    lines.extend([
+        format!("made by           {}", made.tool),
+        format!(
+            "base model        {}/{}, weights {}",
+            made.family,
+            made.flavor,
+            made.base.short()
+        ),
+        format!(
+            "recipe            {variant} ({})",
+            made.recipe_fingerprint.short()
+        ),
+    ]);
+    for (slot, spec) in &made.encoders {
+        lines.push(format!("  {slot:16}{}", spec.short()));
+    }
+    lines.extend([
+        format!("latents           {}", made.latents.short()),
+        format!("cache manifest    {}", made.manifest.short()),
+        format!("seed, steps       {}, {}", made.seed, made.step),
+    ]);
+    match &report.from_reference {
+        Some(diff) if diff.is_empty() => {
+            lines.push("conditioning as the reference has it".to_owned());
+        }
+        Some(diff) => lines.push(format!("conditioning against the reference:\n{diff}")),
+        None => {}
+    }
+    lines.push("\nExperiment:".to_owned());
+    lines.extend(made.experiment.lines().map(|l| format!("  {l}")));
+    lines.join("\n")
+}

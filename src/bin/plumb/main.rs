@@ -1,0 +1,70 @@
+//! The command line: arguments in, library calls, words out. No numbers are made here.
+
+mod demo;
+mod encode;
+mod inspect;
+mod recipe;
+mod sample;
+mod store;
+mod train;
+mod ui;
+mod world;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use ui::{Failure, Ui};
+
+/// Exact caption embeddings for diffusion LoRAs.
+///
+/// Exit status: 0 done; 1 error; 2 wrong usage or Experiment file; 3 done, with problems reported;
+/// 4 refused, because the store does not hold what the Experiment needs.
+#[derive(Parser)]
+#[command(name = "plumb", version, about, long_about)]
+struct Cli {
+    /// Print results as JSON, for programs.
+    #[arg(long, global = true)]
+    json: bool,
+    /// Show neither progress nor notes.
+    #[arg(long, short, global = true)]
+    quiet: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Demo(demo::Args),
+    /// Put what an Experiment needs into its store: captions and pictures, each once.
+    Encode(encode::Args),
+    Train(train::Args),
+    Sample(sample::Args),
+    /// Look inside: tokens, conditioning, latents, LoRAs.
+    Inspect(inspect::Args),
+    /// List, show, compare and explain conditioning recipes.
+    Recipe(recipe::Args),
+    /// Check, repair, clean and measure a store.
+    Store(store::Args),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let ui = Ui::new(cli.json, cli.quiet);
+    let result = match cli.command {
+        Command::Demo(args) => demo::run(&args, &ui),
+        Command::Encode(args) => encode::run(&args, &ui),
+        Command::Train(args) => train::run(&args, &ui),
+        Command::Sample(args) => sample::run(&args, &ui),
+        Command::Inspect(args) => inspect::run(&args, &ui),
+        Command::Recipe(args) => recipe::run(&args, &ui),
+        Command::Store(args) => store::run(&args, &ui),
+    };
+    match result {
+        Ok(()) => ui.exit_code(),
+        Err(failure) => ui.fail(&failure),
+    }
+}
+
+/// What a command returns.
+type CommandResult = Result<(), Failure>;

@@ -1,0 +1,177 @@
+//! `plumb recipe explain`.
+
+use std::path::{Path, PathBuf};
+
+use plumb::monitor::Monitor as _;
+use plumb::recipe::explain::{self, Class, Entry, Explained, Subject};
+use plumb::recipe::rules::Network;
+use plumb::recipe::{architecture, diff};
+use serde_json::{Value, json};
+
+use super::layout::wrapped;
+use super::named;
+use crate::CommandResult;
+use crate::ui::{Failure, Ui};
+
+#[derive(clap::Args)]
+pub(super) struct Args {
+    /// What to explain: `recipe`, `clip`, `t5`, `tokenizer`, or a recipe's name such as sd3/3.5-large.
+    /// [default: recipe, or what the file says it is]
+    #[arg(value_name = "WHAT")]
+    what: Option<String>,
+    /// Explain the fields of this file: a text encoder's config.json, or a tokenizer's JSON.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Only fields whose name contains this.
+    #[arg(long, value_name = "TEXT")]
+    field: Option<String>,
+}
+
+pub(super) fn run(args: &Args, ui: &Ui) -> CommandResult {
+    let asked = match args.what.as_deref() {
+        None => None,
+        Some("recipe") => Some(Subject::Recipe),
+        Some("clip") => Some(Subject::Clip),
+        Some("t5") => Some(Subject::T5),
+        Some("tokenizer") => Some(Subject::Tokenizer),
+        Some(name) if args.config.is_none() && name.contains('/') => {
+            return explain_recipe(name, args, ui);
+        }
+        Some(other) => {
+            return Err(Failure::usage(format!(
+                "cannot explain `{other}`: expected recipe, clip, t5, tokenizer, or (without --config) \
+                 a recipe's name such as sd3/3.5-large"
+            )));
+        }
+    };
+    match &args.config {
+        None => explain_table(asked.unwrap_or(Subject::Recipe), args, ui),
+        Some(file) => explain_file(file, asked, args, ui),
+    }
+}
+
+fn explain_recipe(name: &str, args: &Args, ui: &Ui) -> CommandResult {
+    let recipe = named(name, None)?;
+    let mut fields = explain::recipe(&recipe).map_err(Failure::error)?;
+    fields.retain(|f| matches(args, std::slice::from_ref(&f.field)));
+    let text = format!("{}\n{}", recipe.name(), explained(&fields));
+    ui.report(&fields, &text)
+}
+
+fn matches(args: &Args, names: &[String]) -> bool {
+    args.field
+        .as_ref()
+        .is_none_or(|text| names.iter().any(|name| name.contains(text.as_str())))
+}
+
+fn explain_table(subject: Subject, args: &Args, ui: &Ui) -> CommandResult {
+    let mut entries = explain::table(subject).map_err(Failure::error)?;
+    entries.retain(|entry| matches(args, &entry.names));
+    let mut text = format!("{}\n", subject.title());
+    for entry in &entries {
+        let default = match &entry.default {
+            None => String::new(),
+            Some(value) => format!(" (left out: {})", diff::readable(Some(value))),
+        };
+        text += &paragraph(
+            entry.class,
+            &format!("{}{default}", entry.names.join(", ")),
+            &format!("{} [{}]", entry.why, entry.source),
+        );
+    }
+    if entries.is_empty() {
+        text += "\n  no such field\n";
+    }
+    text += "\nAlso: `explain clip`, `t5` or `tokenizer`; `explain sd3/3.5-large` for a recipe's values; --config FILE for a file's\n";
+    ui.report(&entries, &text)
+}
+
+fn explain_file(file: &Path, asked: Option<Subject>, args: &Args, ui: &Ui) -> CommandResult {
+    let bytes =
+        std::fs::read(file).map_err(|e| Failure::error(format!("{}: {e}", file.display())))?;
+    let content: Value = serde_json::from_slice(&bytes)
+        .map_err(|e| Failure::error(format!("{}: not JSON: {e}", file.display())))?;
+    let subject = asked
+        .or_else(|| Subject::of_file(&content))
+        .ok_or_else(|| {
+            Failure::usage(format!(
+                "{}: nothing in it says whether it is a CLIP's, a T5's or a tokenizer's: \
+             give `clip`, `t5` or `tokenizer` before --config",
+                file.display()
+            ))
+        })?;
+    let mut fields = explain::file(subject, &content).map_err(Failure::error)?;
+    fields.retain(|f| matches(args, std::slice::from_ref(&f.field)));
+    let network = match subject {
+        Subject::Clip => Some(Network::ClipText),
+        Subject::T5 => Some(Network::T5Encoder),
+        Subject::Tokenizer | Subject::Recipe => None,
+    };
+    let name = file.display().to_string();
+    let read = network.map(|network| architecture::from_config(&content, network, &name));
+    let text = format!("{name}: {}\n{}", subject.title(), explained(&fields));
+    let refused = match &read {
+        Some(Err(e)) => Some(e.to_string()),
+        _ => None,
+    };
+    let report = json!({ "subject": subject, "fields": fields, "refused": refused });
+    ui.report(&report, &text)?;
+    if let Some(why) = refused {
+        ui.problem(&format!("plumb cannot use this file: {why}"));
+    }
+    Ok(())
+}
+
+/// The fields by what they do, those with one reason together; at last those of which nothing is known.
+fn explained(fields: &[Explained]) -> String {
+    let mut text = String::new();
+    for class in [Class::Effective, Class::Conditional, Class::Inert] {
+        let mut done: Vec<&Entry> = Vec::new();
+        for entry in fields.iter().filter_map(|f| f.entry.as_ref()) {
+            if entry.class != class || done.contains(&entry) {
+                continue;
+            }
+            done.push(entry);
+            let alike = fields.iter().filter(|f| f.entry.as_ref() == Some(entry));
+            let what: Vec<String> = match class {
+                Class::Inert => alike.map(|f| f.field.clone()).collect(),
+                Class::Effective | Class::Conditional => alike.map(valued).collect(),
+            };
+            let why = format!("{} [{}]", entry.why, entry.source);
+            text += &paragraph(class, &what.join(", "), &why);
+        }
+    }
+    let unknown: Vec<&str> = fields
+        .iter()
+        .filter(|f| f.entry.is_none())
+        .map(|f| f.field.as_str())
+        .collect();
+    if !unknown.is_empty() {
+        text += &wrapped(&unknown.join(", "), "\n  unknown      ", 15);
+        text += "               plumb does not read these, and nothing is known of them\n";
+    }
+    if fields.is_empty() {
+        text += "\n  no such field\n";
+    }
+    text
+}
+
+/// `hidden_size = 768`, or what stands in for a field that the file leaves out.
+fn valued(field: &Explained) -> String {
+    let default = field.entry.as_ref().and_then(|e| e.default.as_ref());
+    match (&field.value, default) {
+        (Some(value), _) => format!("{} = {}", field.field, diff::readable(Some(value))),
+        (None, Some(default)) => format!(
+            "{} left out: {} is used, as in transformers",
+            field.field,
+            diff::readable(Some(default))
+        ),
+        (None, None) => field.field.clone(),
+    }
+}
+
+/// A class, what it is about, and below it the reason.
+fn paragraph(class: Class, what: &str, why: &str) -> String {
+    let first = wrapped(what, &format!("\n  {class:11}  "), 15);
+    format!("{first}{}", wrapped(why, &" ".repeat(15), 15))
+}

@@ -1,0 +1,47 @@
+//! Laying out text for a terminal.
+
+/// Columns of the terminal that text is wrapped to.
+const WIDTH: usize = 100;
+
+/// Cells under one another, two spaces apart, nothing after the last.
+pub(super) fn columns<const N: usize>(rows: &[[String; N]]) -> String {
+    let width = |column: usize| {
+        let cells = rows.iter().map(|row| row[column].chars().count());
+        cells.max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..N).map(width).collect();
+    let mut text = String::new();
+    for row in rows {
+        let mut line = String::new();
+        for (cell, width) in row.iter().zip(&widths).filter(|(_, width)| **width > 0) {
+            line += &format!("{cell:width$}  ");
+        }
+        text += line.trim_end();
+        text += "\n";
+    }
+    text
+}
+
+/// `text` broken at spaces, after `first`, later lines indented.
+pub(super) fn wrapped(text: &str, first: &str, indent: usize) -> String {
+    let mut lines = first.to_owned();
+    let mut used = first.trim_start_matches('\n').chars().count();
+    let mut fresh = true;
+    for word in text.split(' ') {
+        let length = word.chars().count();
+        if !fresh && used + 1 + length > WIDTH {
+            lines += "\n";
+            lines += &" ".repeat(indent);
+            used = indent;
+            fresh = true;
+        }
+        if !fresh {
+            lines += " ";
+            used += 1;
+        }
+        lines += word;
+        used += length;
+        fresh = false;
+    }
+    lines + "\n"
+}

@@ -1,0 +1,295 @@
+//! `plumb store`: check, mend, clean and measure a store.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use plumb::digest::Fingerprint;
+use plumb::monitor::Monitor as _;
+use plumb::store::{
+    self, CheckReport, GcOptions, GcReport, Problem, RebuildReport, Store, StoreStats,
+};
+
+use crate::CommandResult;
+use crate::ui::{Failure, Ui};
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(clap::Subcommand)]
+enum Command {
+    /// Look for damage. Changes nothing; exit status 3 when there is any.
+    Check {
+        /// The store's folder.
+        store: PathBuf,
+        /// Read every payload and compare its digest, too.
+        #[arg(long)]
+        read_data: bool,
+    },
+    /// Make the index anew from the packs, leaving out what is damaged.
+    ///
+    /// Also writes store.json and specs anew where they are missing. Entries left out are encoded again by the
+    /// next `plumb encode`.
+    RebuildIndex {
+        /// The store's folder.
+        store: PathBuf,
+    },
+    /// Remove what no run uses.
+    ///
+    /// A run is a file in the store's folder `runs`; remove it to give up its entries.
+    Gc {
+        /// The store's folder.
+        store: PathBuf,
+        /// Only tell what would go.
+        #[arg(long)]
+        dry_run: bool,
+        /// Keep whatever is younger than this many hours.
+        #[arg(long, value_name = "N", default_value_t = 24)]
+        grace_hours: u64,
+        /// Go on even when no run uses anything: removes all that is old enough.
+        #[arg(long)]
+        without_runs: bool,
+    },
+    /// Tell what the store holds.
+    Stats {
+        /// The store's folder.
+        store: PathBuf,
+    },
+}
+
+pub(crate) fn run(args: &Args, ui: &Ui) -> CommandResult {
+    match &args.command {
+        Command::Check { store, read_data } => check(store, *read_data, ui),
+        Command::RebuildIndex { store } => rebuild_index(store, ui),
+        Command::Gc {
+            store,
+            dry_run,
+            grace_hours,
+            without_runs,
+        } => {
+            let options = GcOptions {
+                now: crate::world::now(),
+                grace: Duration::from_secs(grace_hours.saturating_mul(3600)),
+                dry_run: *dry_run,
+                without_runs: *without_runs,
+            };
+            gc(store, &options, ui)
+        }
+        Command::Stats { store } => stats(store, ui),
+    }
+}
+
+fn tell(problems: &[Problem], ui: &Ui) {
+    for problem in problems {
+        ui.problem(&problem.to_string());
+    }
+}
+
+fn check(path: &Path, read_data: bool, ui: &Ui) -> CommandResult {
+    let report = Store::check(path, read_data, ui).map_err(Failure::error)?;
+    ui.report(&report, &check_text(path, &report))?;
+    tell(&report.problems, ui);
+    Ok(())
+}
+
+fn check_text(path: &Path, report: &CheckReport) -> String {
+    let verdict = match (report.problems.len(), report.read_data) {
+        (0, true) => "sound, every byte read".to_owned(),
+        (0, false) => "sound in structure; --read-data reads every byte, too".to_owned(),
+        (1, _) => "1 problem".to_owned(),
+        (n, _) => format!("{n} problems"),
+    };
+    let mut text = format!(
+        "{}: {verdict}\n{} in {}, {}",
+        path.display(),
+        count(report.entries, "entry", "entries"),
+        count(report.packs, "pack", "packs"),
+        size(report.pack_bytes)
+    );
+    if report.unindexed_entries > 0 {
+        let _ = write!(
+            text,
+            "\n{} without a row in the index, left by an interrupted run or a lost index part:\n\
+             `plumb store rebuild-index` brings them back, `plumb store gc` removes them in time",
+            count(report.unindexed_entries, "packed entry", "packed entries")
+        );
+    }
+    if report.temporary_files > 0 {
+        let _ = write!(
+            text,
+            "\n{} left by interrupted writes; `plumb store gc` removes them in time",
+            count(report.temporary_files, "temporary file", "temporary files")
+        );
+    }
+    if report.set_aside_packs > 0 {
+        let _ = write!(
+            text,
+            "\n{} set aside by `plumb store rebuild-index`; `plumb store gc` removes them in time",
+            count(report.set_aside_packs, "damaged pack", "damaged packs")
+        );
+    }
+    text
+}
+
+fn rebuild_index(path: &Path, ui: &Ui) -> CommandResult {
+    let report = Store::rebuild_index(path, ui).map_err(Failure::error)?;
+    ui.report(&report, &rebuild_text(path, &report))?;
+    tell(&report.problems, ui);
+    Ok(())
+}
+
+fn rebuild_text(path: &Path, report: &RebuildReport) -> String {
+    let mut text = format!(
+        "{}: the index now has {} from {}\n{} written, {} removed",
+        path.display(),
+        count(report.entries, "entry", "entries"),
+        count(report.packs, "pack", "packs"),
+        count(report.parts_written, "index part", "index parts"),
+        report.parts_removed
+    );
+    if report.store_json_written {
+        text.push_str("\nstore.json was written anew");
+    }
+    if report.specs_written > 0 {
+        let _ = write!(
+            text,
+            "\n{} written anew",
+            count(report.specs_written, "spec", "specs")
+        );
+    }
+    text
+}
+
+fn gc(path: &Path, options: &GcOptions, ui: &Ui) -> CommandResult {
+    let store = Store::open(path).map_err(Failure::error)?;
+    let report = store.gc(options, ui).map_err(Failure::error)?;
+    ui.report(&report, &gc_text(path, &report))?;
+    tell(&report.problems, ui);
+    Ok(())
+}
+
+fn gc_text(path: &Path, report: &GcReport) -> String {
+    let (go, free, rewrite) = if report.dry_run {
+        ("would go", "would be freed", "would be rewritten")
+    } else {
+        ("removed", "freed", "rewritten")
+    };
+    let mut text = format!(
+        "{}: {} {go}, {} kept for {} or by age\n{} {go} ({} of them {rewrite}), {} {free}",
+        path.display(),
+        count(report.entries_removed, "entry", "entries"),
+        report.entries_kept,
+        count(report.runs, "run", "runs"),
+        count(report.packs_removed, "pack", "packs"),
+        report.packs_rewritten,
+        size(report.bytes_freed)
+    );
+    if report.leftovers_removed > 0 {
+        let files = count(report.leftovers_removed, "leftover file", "leftover files");
+        let _ = write!(
+            text,
+            "\n{files} of interrupted writes or damaged packs {go}"
+        );
+    }
+    if report.dry_run {
+        text.push_str("\nnothing was changed: this was a dry run");
+    }
+    text
+}
+
+fn stats(path: &Path, ui: &Ui) -> CommandResult {
+    let store = Store::open(path).map_err(Failure::error)?;
+    let stats = store.stats().map_err(Failure::error)?;
+    ui.report(&stats, &stats_text(&store, &stats)?)
+}
+
+fn stats_text(store: &Store, stats: &StoreStats) -> Result<String, Failure> {
+    let reader = store.reader_of(&[]).map_err(Failure::error)?;
+    let mut text = format!(
+        "{}\n{} in {}, {} of index",
+        store.path().display(),
+        size(stats.pack_bytes),
+        count(stats.packs, "pack", "packs"),
+        size(stats.index_bytes)
+    );
+    for (id, spec) in &stats.specs {
+        let kind = id
+            .parse()
+            .map_or_else(|_| String::new(), |id| spec_kind(&reader, &id));
+        let dtypes: Vec<&str> = spec.dtypes.iter().copied().collect();
+        let _ = write!(
+            text,
+            "\n\nspec {}{kind}\n  {}, {} {}, {}, {}",
+            &id[..12.min(id.len())],
+            count(spec.entries, "entry", "entries"),
+            size(spec.payload_bytes),
+            dtypes.join(" "),
+            count(spec.packs, "pack", "packs"),
+            count(spec.index_parts, "index part", "index parts")
+        );
+        for (n, what) in [
+            (spec.truncated_entries, "with a cut caption"),
+            (
+                spec.duplicate_entries,
+                "stored more than once; gc keeps one of each",
+            ),
+            (
+                spec.damaged_index_parts,
+                "index parts that cannot be used; see `plumb store check`",
+            ),
+        ] {
+            if n > 0 {
+                let _ = write!(text, "\n  {n} {what}");
+            }
+        }
+    }
+    if !stats.runs.is_empty() {
+        text.push_str("\n\nruns, whose entries gc keeps");
+    }
+    for (id, entries) in &stats.runs {
+        let entries = entries.map_or("cannot be read".to_owned(), |n| {
+            count(n, "entry", "entries")
+        });
+        let _ = write!(text, "\n  {id}: {entries}");
+    }
+    if stats.unindexed_packs > 0 {
+        let _ = write!(
+            text,
+            "\n\n{} ({}) without a row in the index; gc removes them in time",
+            count(stats.unindexed_packs, "pack", "packs"),
+            size(stats.unindexed_pack_bytes)
+        );
+    }
+    Ok(text)
+}
+
+/// What kind of thing a spec describes, in a word after two spaces, if it says so.
+fn spec_kind(reader: &store::StoreReader, spec: &Fingerprint) -> String {
+    let json = reader.spec_json(spec).ok().flatten().unwrap_or_default();
+    let value: serde_json::Value = serde_json::from_slice(&json).unwrap_or_default();
+    let kind = value.pointer("/architecture/kind").and_then(|k| k.as_str());
+    kind.map(|k| format!("  {k}")).unwrap_or_default()
+}
+
+fn count(n: u64, one: &str, many: &str) -> String {
+    format!("{n} {}", if n == 1 { one } else { many })
+}
+
+/// A size in the unit that suits it.
+fn size(bytes: u64) -> String {
+    const UNITS: [&str; 5] = ["bytes", "KiB", "MiB", "GiB", "TiB"];
+    let mut scaled = bytes as f64;
+    let mut unit = 0;
+    while scaled >= 1024.0 && unit + 1 < UNITS.len() {
+        scaled /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 {
+        format!("{bytes} bytes")
+    } else {
+        format!("{scaled:.1} {}", UNITS[unit])
+    }
+}

@@ -1,0 +1,88 @@
+//! `plumb train`: a LoRA from the store.
+
+use std::path::PathBuf;
+
+use plumb::train::{self, Error, TrainOptions, TrainReport};
+
+use crate::CommandResult;
+use crate::ui::{Failure, Ui};
+use crate::world;
+
+/// Train the LoRA of an Experiment, or go on with it.
+///
+/// Nothing is encoded here: if the store lacks something, the command says what and why, and ends with exit
+/// status 4. An interrupted run goes on at its newest checkpoint, and ends with the same LoRA as if it had never
+/// stopped.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// The Experiment file.
+    pub(crate) experiment: PathBuf,
+    /// Begin again, whatever checkpoints there are.
+    #[arg(long)]
+    pub(crate) restart: bool,
+    /// Stop after this many steps, with a checkpoint.
+    #[arg(long, value_name = "N")]
+    pub(crate) stop_after: Option<u64>,
+    /// Write what step K (from 1) saw and made to FILE (safetensors).
+    ///
+    /// Tensors: latents, noise, noisy_latents, sigma, timestep, context, pooled, prediction, target,
+    /// loss_weight, loss; adapter.MODULE.lora_A.weight and lora_B.weight before the step; gradient.MODULE... of
+    /// each before clipping. A step of several micro-batches has those of the first under these names, and of
+    /// the others with .1, .2, ... behind. tools/replay_step.py replays it in diffusers and peft.
+    #[arg(long, num_args = 2, value_names = ["K", "FILE"])]
+    pub(crate) dump_step: Option<Vec<String>>,
+}
+
+pub(crate) fn run(args: &Args, ui: &Ui) -> CommandResult {
+    let experiment = world::open_experiment(&args.experiment)?;
+    let options = TrainOptions {
+        restart: args.restart,
+        dump_step: dump_step(args.dump_step.as_deref())?,
+        stop_after: args.stop_after,
+        clock: world::now_seconds,
+    };
+    let report =
+        train::run(&experiment, &options, &mut world::digest_memo(), ui).map_err(failure)?;
+    ui.report(&report, &describe(&report))
+}
+
+/// The exit status that goes with an error.
+pub(crate) fn failure(error: Error) -> Failure {
+    match error {
+        Error::Refused(refusal) => Failure::refused(refusal),
+        Error::Base(error) => world::base_failure(error),
+        Error::Experiment { .. } => Failure::usage(error),
+        other => Failure::error(other),
+    }
+}
+
+fn dump_step(values: Option<&[String]>) -> Result<Option<(u64, PathBuf)>, Failure> {
+    let Some([step, file]) = values else {
+        return Ok(None);
+    };
+    let number = step.parse::<u64>().ok().filter(|n| *n > 0);
+    let number = number.ok_or_else(|| {
+        Failure::usage(format!(
+            "--dump-step: expected a step from 1, found `{step}`"
+        ))
+    })?;
+    Ok(Some((number, file.into())))
+}
+
+pub(crate) fn describe(report: &TrainReport) -> String {
+    let mut lines = vec![format!("{} steps done", report.step)];
+    if report.resumed_from > 0 {
+        lines[0] += &format!(", the first {} of them before", report.resumed_from);
+    }
+    if let Some(loss) = report.loss {
+        lines.push(format!("mean loss of the last steps: {loss:.4}"));
+    }
+    if let Some(loss) = report.validation_loss {
+        lines.push(format!("validation loss: {loss:.4}"));
+    }
+    match &report.lora {
+        Some(path) => lines.push(format!("LoRA: {}", path.display())),
+        None => lines.push("not finished: run the same command again to go on".to_owned()),
+    }
+    lines.join("\n")
+}

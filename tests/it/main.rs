@@ -1,0 +1,27 @@
+//! The one integration-test binary: promises of the store, commands, and whole pipelines.
+
+#![expect(
+    clippy::disallowed_methods,
+    reason = "tests make, damage and date files as they need"
+)]
+
+mod bad_input;
+mod cli_recipe;
+mod cli_store;
+mod configs;
+mod encode_kill;
+mod pipeline;
+mod store_crash;
+mod store_damage;
+mod store_format;
+mod store_full_disk;
+mod store_gc;
+mod store_hostile;
+mod store_kill;
+mod store_model;
+mod store_promises;
+mod store_util;
+mod tidy;
+mod tiny_world;
+mod util;
+mod world;

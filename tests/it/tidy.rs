@@ -1,0 +1,278 @@
+//! The rules of the house, held against the sources: layers, budgets, one version of what must be one.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+const MAX_FILE_LINES: usize = 500;
+const MAX_FN_LINES: usize = 80;
+
+/// Module, and what of ours it may use. `src/lib.rs` shows the same table to readers.
+const LAYERS: &[(&str, &[&str])] = &[
+    ("digest", &[]),
+    ("monitor", &[]),
+    ("rng", &[]),
+    ("recipe", &["digest"]),
+    ("store", &["digest", "monitor"]),
+    ("nn", &["digest"]),
+    ("autograd", &["nn"]),
+    ("optim", &[]),
+    ("diffusion", &[]),
+    ("lora", &["autograd", "nn", "rng"]),
+    ("text", &["autograd", "digest", "nn", "recipe"]),
+    ("vae", &["autograd", "digest", "nn", "recipe"]),
+    (
+        "models",
+        &[
+            "autograd",
+            "diffusion",
+            "digest",
+            "lora",
+            "nn",
+            "recipe",
+            "text",
+            "vae",
+        ],
+    ),
+    ("experiment", &["diffusion", "digest", "recipe"]),
+    (
+        "dataset",
+        &["digest", "experiment", "monitor", "recipe", "rng"],
+    ),
+];
+
+/// Modules below the verbs, which must be free of what only the top may do.
+const BELOW_VERBS: usize = LAYERS.len();
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Every Rust file under `folder`, with its text.
+fn sources(folder: &str) -> Vec<(PathBuf, String)> {
+    let mut found = Vec::new();
+    let mut folders = vec![root().join(folder)];
+    while let Some(folder) = folders.pop() {
+        let entries = std::fs::read_dir(&folder).expect("a folder of the project");
+        for entry in entries {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|e| e == "rs") {
+                let text = std::fs::read_to_string(&path).expect("a source file");
+                found.push((
+                    path.strip_prefix(root()).expect("inside").to_path_buf(),
+                    text,
+                ));
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+fn is_test_file(path: &Path) -> bool {
+    path.components().any(|c| c.as_os_str() == "tests")
+        || path.to_string_lossy().ends_with("tests.rs")
+}
+
+/// The text before the unit tests.
+fn without_tests(text: &str) -> &str {
+    text.split("\n#[cfg(test)]\nmod ").next().unwrap_or(text)
+}
+
+/// The module (first folder or file under `src`) a source file belongs to.
+fn module_of(path: &Path) -> Option<String> {
+    let first = path.strip_prefix("src").ok()?.components().next()?;
+    Some(
+        first
+            .as_os_str()
+            .to_string_lossy()
+            .trim_end_matches(".rs")
+            .to_owned(),
+    )
+}
+
+fn code_lines(text: &str) -> impl Iterator<Item = (usize, &str)> {
+    text.lines()
+        .enumerate()
+        .filter(|(_, l)| !l.trim_start().starts_with("//"))
+        .map(|(i, l)| (i + 1, l))
+}
+
+#[test]
+fn each_module_uses_only_the_layers_below_it() {
+    let allowed: BTreeMap<_, _> = LAYERS[..BELOW_VERBS].iter().copied().collect();
+    let mut wrong = Vec::new();
+    for (path, text) in sources("src").iter().filter(|(p, _)| !is_test_file(p)) {
+        let Some(module) = module_of(path) else {
+            continue;
+        };
+        let Some(may_use) = allowed.get(module.as_str()) else {
+            continue;
+        };
+        for (line, code) in code_lines(without_tests(text)) {
+            for used in code.split("crate::").skip(1) {
+                let used: String = used
+                    .chars()
+                    .take_while(|c| c.is_alphanumeric() || *c == '_')
+                    .collect();
+                if used != module && !used.is_empty() && !may_use.contains(&used.as_str()) {
+                    wrong.push(format!(
+                        "{}:{line}: `{module}` must not know `{used}`",
+                        path.display()
+                    ));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// (what, where it may stand)
+type Rule = (&'static [&'static str], fn(&Path) -> bool);
+
+#[test]
+fn heavy_or_impure_things_stand_only_where_they_may() {
+    let in_modules = |path: &Path, modules: &[&str]| {
+        module_of(path).is_some_and(|m| modules.contains(&m.as_str()))
+    };
+    let rules: &[Rule] = &[
+        (&["parquet::", "arrow_array::", "arrow_schema::"], |p| {
+            p.starts_with("src/store")
+        }),
+        (&["clap::", "indicatif::", "println!", "eprintln!"], |p| {
+            p.starts_with("src/bin")
+        }),
+        (&["std::env::", "SystemTime::now", "Instant::now"], |p| {
+            p.starts_with("src/bin")
+        }),
+        (&["candle_nn", "candle_transformers"], |_| false),
+        (&["unsafe {", "unsafe fn"], |p| {
+            p.starts_with("src/nn") || p.starts_with("src/store")
+        }),
+    ];
+    let mut wrong = Vec::new();
+    for (path, text) in sources("src").iter().filter(|(p, _)| !is_test_file(p)) {
+        for (line, code) in code_lines(without_tests(text)) {
+            for (words, may) in rules {
+                if let Some(word) = words.iter().find(|w| code.contains(**w) && !may(path)) {
+                    wrong.push(format!(
+                        "{}:{line}: `{word}` does not belong here",
+                        path.display()
+                    ));
+                }
+            }
+            let candle_free = [
+                "digest",
+                "monitor",
+                "rng",
+                "recipe",
+                "store",
+                "experiment",
+                "optim",
+            ];
+            if code.contains("candle_core") && in_modules(path, &candle_free) {
+                wrong.push(format!(
+                    "{}:{line}: no candle below the numerics",
+                    path.display()
+                ));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn files_and_functions_stay_short() {
+    let mut wrong = Vec::new();
+    for (path, text) in sources("src").iter().filter(|(p, _)| !is_test_file(p)) {
+        let text = without_tests(text);
+        let lines: Vec<&str> = text.lines().collect();
+        if lines.len() > MAX_FILE_LINES {
+            wrong.push(format!(
+                "{}: {} lines, at most {MAX_FILE_LINES}",
+                path.display(),
+                lines.len()
+            ));
+        }
+        for (start, length) in functions(&lines) {
+            if length > MAX_FN_LINES {
+                wrong.push(format!(
+                    "{}:{}: a function of {length} lines, at most {MAX_FN_LINES}",
+                    path.display(),
+                    start + 1
+                ));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// (first line, number of lines) of every function, as rustfmt lays them out.
+fn functions(lines: &[&str]) -> Vec<(usize, usize)> {
+    let mut found = Vec::new();
+    for (start, line) in lines.iter().enumerate() {
+        let code = line.trim_start();
+        let indent = line.len() - code.len();
+        let words: Vec<&str> = code
+            .split_whitespace()
+            .take_while(|w| !w.contains('('))
+            .collect();
+        let is_fn = code.starts_with("fn ")
+            || (words.contains(&"fn") || code.contains(" fn "))
+                && (code.starts_with("pub")
+                    || code.starts_with("const")
+                    || code.starts_with("unsafe"));
+        if !is_fn {
+            continue;
+        }
+        let ends = |l: &&str| l.ends_with('{') || l.ends_with(';') || l.ends_with('}');
+        if lines[start..]
+            .iter()
+            .find(|l| ends(l))
+            .is_none_or(|l| !l.ends_with('{'))
+        {
+            continue;
+        }
+        let closing = format!("{}}}", " ".repeat(indent));
+        if let Some(length) = lines[start..].iter().position(|l| *l == closing) {
+            found.push((start, length + 1));
+        }
+    }
+    found
+}
+
+#[test]
+fn sources_are_ascii() {
+    let mut wrong = Vec::new();
+    for folder in ["src", "tests", "benches"] {
+        for (path, text) in sources(folder) {
+            for (i, line) in text.lines().enumerate() {
+                if let Some(c) = line.chars().find(|c| !c.is_ascii()) {
+                    wrong.push(format!(
+                        "{}:{}: `{c}`, write \\u{{..}}",
+                        path.display(),
+                        i + 1
+                    ));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn there_is_one_version_of_each_crate_whose_types_we_share() {
+    let lock = std::fs::read_to_string(root().join("Cargo.lock")).expect("the lock file");
+    for name in [
+        "arrow-array",
+        "candle-core",
+        "half",
+        "parquet",
+        "safetensors",
+        "tokenizers",
+    ] {
+        let count = lock.matches(&format!("\nname = \"{name}\"\n")).count();
+        assert_eq!(count, 1, "{name} stands {count} times in Cargo.lock");
+    }
+}

@@ -1,0 +1,139 @@
+//! A folder with an Experiment on the bundled miniature of SD3.5, for tests of whole commands.
+
+use std::path::{Path, PathBuf};
+
+use image::{Rgb, RgbImage};
+use tempfile::TempDir;
+
+use crate::util::{Ran, plumb};
+
+/// The bundled base model.
+pub(crate) fn tiny_sd3() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/tiny-sd3")
+}
+
+/// A folder of one's own with three captioned pictures and an Experiment.
+pub(crate) struct World {
+    folder: TempDir,
+}
+
+impl World {
+    pub(crate) fn new() -> Self {
+        let world = Self {
+            folder: tempfile::tempdir().expect("a folder"),
+        };
+        std::fs::create_dir(world.path("pictures")).expect("a folder");
+        for (n, color) in [[200, 30, 30], [30, 200, 30], [30, 30, 200]]
+            .into_iter()
+            .enumerate()
+        {
+            world.picture(&format!("pictures/p{n}.png"), 64 + 16 * n as u32, 64, color);
+            world.write(
+                &format!("pictures/p{n}.txt"),
+                &format!("a red circle number {n}"),
+            );
+        }
+        world.write("exp.toml", &Self::experiment());
+        world
+    }
+
+    /// A small Experiment: four steps, a checkpoint after two.
+    pub(crate) fn experiment() -> String {
+        format!(
+            r#"
+[model]
+family = "sd3"
+flavor = "3.5-large"
+path = {:?}
+
+[recipe]
+variant = "reference"
+
+[store]
+path = "store"
+
+[[dataset]]
+path = "pictures"
+resolution = 64
+bucket_step = 16
+
+[adapter]
+rank = 2
+
+[train]
+output = "out"
+steps = 4
+batch_size = 2
+learning_rate = 0.01
+caption_dropout = 0.3
+checkpoint_every = 2
+seed = 5
+
+[sample]
+prompts = ["a blue square"]
+steps = 2
+"#,
+            tiny_sd3().display().to_string()
+        )
+    }
+
+    pub(crate) fn path(&self, relative: &str) -> PathBuf {
+        self.folder.path().join(relative)
+    }
+
+    pub(crate) fn write(&self, relative: &str, text: &str) {
+        self.write_bytes(relative, text.as_bytes());
+    }
+
+    pub(crate) fn write_bytes(&self, relative: &str, bytes: &[u8]) {
+        let path = self.path(relative);
+        std::fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
+        std::fs::write(path, bytes).expect("a file");
+    }
+
+    pub(crate) fn read(&self, relative: &str) -> Vec<u8> {
+        std::fs::read(self.path(relative)).unwrap_or_else(|e| panic!("{relative}: {e}"))
+    }
+
+    pub(crate) fn picture(&self, relative: &str, width: u32, height: u32, color: [u8; 3]) {
+        let picture = RgbImage::from_fn(width, height, |x, y| match (x / 8 + y / 8) % 2 {
+            0 => Rgb(color),
+            _ => Rgb([240, 240, 240]),
+        });
+        picture.save(self.path(relative)).expect("a picture");
+    }
+
+    /// Replaces text in the Experiment.
+    pub(crate) fn edit(&self, from: &str, to: &str) {
+        let text = String::from_utf8(self.read("exp.toml")).expect("UTF-8");
+        assert!(text.contains(from), "the Experiment has no `{from}`");
+        self.write("exp.toml", &text.replace(from, to));
+    }
+
+    pub(crate) fn run(&self, args: &[&str]) -> Ran {
+        plumb(self.folder.path(), args)
+    }
+
+    /// Copies a folder into this one.
+    pub(crate) fn copy_folder(&self, from: &Path, to: &str) {
+        let to = self.path(to);
+        std::fs::create_dir_all(&to).expect("a folder");
+        for entry in std::fs::read_dir(from).expect("a folder") {
+            let entry = entry.expect("an entry").path();
+            let name = entry.file_name().expect("a name");
+            if entry.is_dir() {
+                let inner = to.join(name);
+                self.copy_folder(
+                    &entry,
+                    inner
+                        .strip_prefix(self.folder.path())
+                        .expect("inside")
+                        .to_str()
+                        .expect("UTF-8"),
+                );
+            } else {
+                std::fs::copy(&entry, to.join(name)).expect("copied");
+            }
+        }
+    }
+}
