@@ -176,7 +176,7 @@ fn encode_part(
     writer: &mut StoreWriter,
 ) -> Result<u64, Error> {
     let tokens: Vec<Tokens> = part
-        .iter()
+        .par_iter()
         .map(|(_, caption)| tokenize(encoder, caption))
         .collect::<Result<_, _>>()?;
     let encoded = network.encode(&tokens).map_err(|source| Error::Encoder {

@@ -14,7 +14,7 @@ use crate::digest::{self, Digest, Fingerprint, canonical_json};
 use crate::monitor::Monitor;
 use crate::payload;
 use crate::recipe::latents::{LatentKey, View};
-use crate::store::{self, NewEntry, Store, StoreWriter};
+use crate::store::{self, NewEntry, Store};
 
 /// Pictures decoded and committed together: what a kill may cost.
 const CHUNK: usize = 16;
@@ -139,16 +139,11 @@ pub fn encode_pictures(
             }
             monitor.advance(1);
         }
-        commit(&mut writer)?;
+        writer.commit()?;
     }
     writer.finish()?;
     monitor.finish();
     Ok(stats)
-}
-
-fn commit(writer: &mut StoreWriter) -> Result<(), Error> {
-    writer.commit()?;
-    Ok(())
 }
 
 fn prepare(wanted: &Wanted) -> Result<Vec<Prepared>, PictureError> {
