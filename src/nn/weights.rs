@@ -1,31 +1,42 @@
-//! Weights: safetensors files behind memory maps, read tensor by tensor.
+//! Weights: safetensors and GGUF files behind memory maps, read tensor by tensor.
+//!
+//! - `file`, `header`, `gguf`: files and what their headers say; `scaled`: 8-bit weights with scales
+//! - `element`, `cast`, `blocks`: the types that numbers are stored as, and the way from there to tensors
+//! - `view`: one tensor as stored; `digest`: the id of many; `audit`: all that does not fit; `error`: what can be wrong
 //!
 //! [`Weights::open`] reads headers only, so a 19 GB file opens at once and a tensor costs memory when it is
 //! asked for. A network asks by *canonical* name and expected shape; a rename map says where the files keep
 //! that tensor ([`Stored`]), so one network serves every naming. Everything that does not fit is an error
 //! that names the file and the tensor.
 //!
-//! Files are trusted in nothing: see `file.rs` for what is checked of a header, and [`Weights::get`] for what
+//! Files are trusted in nothing: see `header.rs` and `gguf.rs` for what is checked of a header, and [`Weights::get`] for what
 //! is checked of a tensor. This module is the one place of the numeric layers that touches files, and the
 //! one place with `unsafe` (the memory map).
 
+mod audit;
+mod blocks;
 mod cast;
 mod digest;
+mod element;
 mod error;
 mod file;
+mod gguf;
+mod header;
+mod scaled;
 #[cfg(test)]
 mod tests;
+mod view;
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use candle_core::{DType, Device, Tensor};
-use safetensors::Dtype;
+use candle_core::{DType, Device};
 
+pub use audit::Storage;
 pub use digest::DigestMemo;
+pub use element::{BlockType, ElementType};
 pub use error::Error;
 pub use file::FileState;
 use file::WeightsFile;
@@ -35,10 +46,34 @@ use file::WeightsFile;
 pub struct Stored {
     /// Its name there.
     pub name: String,
-    /// `(k, n)`: it is the `k`th of `n` equal parts along the first dimension (a fused `q, k, v`).
-    pub part: Option<(usize, usize)>,
+    /// It is a part of that tensor (a fused `q, k, v`).
+    pub part: Option<Part>,
+    /// Its halves along the first dimension are stored the other way round.
+    pub swapped: bool,
     /// It is a matrix and stored as its transpose (`x @ P` instead of a linear layer's weight).
     pub transposed: bool,
+}
+
+/// `count` of the `of` equal pieces that a tensor has along its first dimension, from the `first` on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// The first piece.
+    pub first: usize,
+    /// How many.
+    pub count: usize,
+    /// Of how many.
+    pub of: usize,
+}
+
+impl Part {
+    /// The `k`th of `n` equal pieces.
+    pub fn one(k: usize, n: usize) -> Self {
+        Self {
+            first: k,
+            count: 1,
+            of: n,
+        }
+    }
 }
 
 impl<S: Into<String>> From<S> for Stored {
@@ -46,6 +81,7 @@ impl<S: Into<String>> From<S> for Stored {
         Self {
             name: name.into(),
             part: None,
+            swapped: false,
             transposed: false,
         }
     }
@@ -58,8 +94,8 @@ impl Stored {
         if self.transposed {
             stored.reverse();
         }
-        if let (Some((_, n)), Some(first)) = (self.part, stored.first_mut()) {
-            *first = first.saturating_mul(n);
+        if let (Some(part), Some(first)) = (self.part, stored.first_mut()) {
+            *first = (*first / part.count).saturating_mul(part.of);
         }
         stored
     }
@@ -90,19 +126,9 @@ struct Shared {
     used: Mutex<BTreeSet<String>>,
 }
 
-/// One tensor as stored: its file, element type, shape and bytes.
-struct View<'a> {
-    file: &'a WeightsFile,
-    name: String,
-    dtype: Dtype,
-    /// Canonical: after taking the part and transposing.
-    shape: Vec<usize>,
-    bytes: Cow<'a, [u8]>,
-}
-
 impl Weights {
-    /// Opens files, shard indexes (`*.safetensors.index.json`) and folders holding one of these; tensors will
-    /// be f32 on the CPU.
+    /// Opens files (safetensors or GGUF), shard indexes (`*.safetensors.index.json`) and folders holding one of
+    /// these; tensors will be f32 on the CPU.
     ///
     /// # Errors
     /// If a file cannot be read, is not whole and consistent, or repeats another's tensor.
@@ -194,6 +220,7 @@ impl Weights {
                 Stored {
                     name: stored.name,
                     part: inner.part.or(stored.part),
+                    swapped: inner.swapped != stored.swapped,
                     transposed: inner.transposed != stored.transposed,
                 }
             }),
@@ -217,45 +244,13 @@ impl Weights {
     pub fn shape(&self, name: &str) -> Option<Vec<usize>> {
         let stored = self.stored(name);
         let mut shape = self.find(&stored.name).ok()?.1.shape.clone();
-        if let (Some((_, n)), Some(first)) = (stored.part, shape.first_mut()) {
-            *first /= n;
+        if let (Some(part), Some(first)) = (stored.part, shape.first_mut()) {
+            *first = *first / part.of * part.count;
         }
         if stored.transposed {
             shape.reverse();
         }
         Some(shape)
-    }
-
-    /// The tensor, in the weights' type and on their device.
-    ///
-    /// # Errors
-    /// If it is missing, misshapen, not of a float type, or holds a NaN or an infinity.
-    pub fn get(&self, shape: &[usize], name: &str) -> Result<Tensor, Error> {
-        let view = self.view(shape, name)?;
-        self.tensor(&view, &view.bytes, shape)
-    }
-
-    /// Some rows of a matrix, `[rows.len(), columns]`, reading nothing else of it: an embedding lookup.
-    ///
-    /// # Errors
-    /// As [`Self::get`], or if a row does not exist.
-    pub fn rows(&self, shape: (usize, usize), name: &str, rows: &[u32]) -> Result<Tensor, Error> {
-        let view = self.view(&[shape.0, shape.1], name)?;
-        let row_bytes = shape.1 * view.dtype.bitsize() / 8;
-        let mut bytes = Vec::with_capacity(rows.len() * row_bytes);
-        for &row in rows {
-            let start = row as usize * row_bytes;
-            let Some(found) = view.bytes.get(start..start + row_bytes) else {
-                return Err(Error::Row {
-                    path: view.file.path().to_owned(),
-                    tensor: view.name,
-                    row,
-                    rows: shape.0,
-                });
-            };
-            bytes.extend_from_slice(found);
-        }
-        self.tensor(&view, &bytes, &[rows.len(), shape.1])
     }
 
     /// Whether two tensors are stored with the same shape, type and bytes.
@@ -265,7 +260,8 @@ impl Weights {
     pub fn same_bytes(&self, first: &str, second: &str) -> Result<bool, Error> {
         let (first, second) = (self.stored(first).name, self.stored(second).name);
         let ((file_a, a), (file_b, b)) = (self.find(&first)?, self.find(&second)?);
-        Ok((a.dtype, &a.shape) == (b.dtype, &b.shape) && file_a.bytes(a) == file_b.bytes(b))
+        let kind = |entry: &file::Entry| (entry.dtype, entry.shape.clone(), entry.scale);
+        Ok(kind(a) == kind(b) && file_a.bytes(a) == file_b.bytes(b))
     }
 
     /// Checks names, shapes and element types of many tensors by the headers alone.
@@ -273,15 +269,7 @@ impl Weights {
     /// # Errors
     /// For the first that is missing, misshapen or not of a float type.
     pub fn require(&self, tensors: &[(String, Vec<usize>)]) -> Result<(), Error> {
-        let all: Vec<Stored> = tensors.iter().map(|(name, _)| self.stored(name)).collect();
-        for (stored, (_, shape)) in all.iter().zip(tensors) {
-            if !self.shared.tensors.contains_key(&stored.name) {
-                let expected: BTreeSet<&str> = all.iter().map(|s| s.name.as_str()).collect();
-                return Err(self.missing(&stored.name, &expected));
-            }
-            self.checked(stored, shape)?;
-        }
-        Ok(())
+        self.faults(tensors).into_iter().next().map_or(Ok(()), Err)
     }
 
     /// The names in the files below the scope that nothing has read so far, in full.
@@ -300,6 +288,12 @@ impl Weights {
     /// The files, in the order given (shards in the order of their names), with what tells a change.
     pub fn files(&self) -> Vec<&FileState> {
         self.shared.files.iter().map(|f| &f.state).collect()
+    }
+
+    /// A text field of the headers, such as GGUF's `general.architecture`: the first file's that has it.
+    pub fn metadata(&self, key: &str) -> Option<&str> {
+        let mut fields = self.shared.files.iter().map(|file| file.metadata.get(key));
+        fields.find_map(|field| field.map(String::as_str))
     }
 
     /// The files' names, for messages.
@@ -361,80 +355,5 @@ impl Weights {
             Some((score, name)) if score > 0.6 => format!(" (the nearest name there: `{name}`)"),
             _ => String::new(),
         }
-    }
-
-    /// The entry of a stored tensor, if its shape and element type fit the canonical `shape`.
-    fn checked(
-        &self,
-        stored: &Stored,
-        shape: &[usize],
-    ) -> Result<(&WeightsFile, &file::Entry), Error> {
-        let (file, entry) = self.find(&stored.name)?;
-        let expected = stored.shape(shape);
-        // A 1 x 1 convolution serves as the matrix of a linear layer (the attention of older VAE files).
-        let fits = entry.shape == expected
-            || expected.len() == 2 && entry.shape.strip_prefix(&*expected) == Some(&[1, 1]);
-        if !fits {
-            return Err(Error::Shape {
-                path: file.path().to_owned(),
-                tensor: stored.name.clone(),
-                expected,
-                found: entry.shape.clone(),
-                dtype: entry.dtype,
-            });
-        }
-        if !cast::is_supported(entry.dtype) {
-            return Err(Error::ElementType {
-                path: file.path().to_owned(),
-                tensor: stored.name.clone(),
-                found: entry.dtype,
-            });
-        }
-        Ok((file, entry))
-    }
-
-    /// The canonical tensor's bytes, and a mark that it is used.
-    fn view(&self, shape: &[usize], name: &str) -> Result<View<'_>, Error> {
-        let stored = self.stored(name);
-        let (file, entry) = self.checked(&stored, shape)?;
-        let mut bytes = Cow::Borrowed(file.bytes(entry));
-        if let (Some((k, n)), Cow::Borrowed(whole)) = (stored.part, &bytes) {
-            let len = whole.len() / n;
-            bytes = Cow::Borrowed(&whole[k * len..(k + 1) * len]);
-        }
-        if let (true, &[rows, columns]) = (stored.transposed, shape) {
-            let element = entry.dtype.bitsize() / 8;
-            bytes = Cow::Owned(cast::transpose(&bytes, columns, rows, element));
-        }
-        let mut used = self
-            .shared
-            .used
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        used.insert(stored.name.clone());
-        Ok(View {
-            file,
-            name: stored.name,
-            dtype: entry.dtype,
-            shape: shape.to_vec(),
-            bytes,
-        })
-    }
-
-    fn tensor(&self, view: &View<'_>, bytes: &[u8], shape: &[usize]) -> Result<Tensor, Error> {
-        let made = cast::tensor(bytes, view.dtype, shape, self.dtype, &self.device);
-        made.map_err(|failure| match failure {
-            cast::Failure::NonFinite { value, index } => Error::NonFinite {
-                path: view.file.path().to_owned(),
-                tensor: view.name.clone(),
-                value,
-                index,
-            },
-            cast::Failure::Device(error) => Error::Device {
-                path: view.file.path().to_owned(),
-                tensor: view.name.clone(),
-                error: Box::new(error),
-            },
-        })
     }
 }

@@ -283,24 +283,66 @@ impl TextEncoder {
     }
 }
 
+/// An encoder found in files, checked by their headers and not loaded.
+pub struct Located {
+    /// Under canonical names.
+    pub weights: Weights,
+    /// Canonical name and shape of every tensor that the rules need.
+    pub tensors: TensorList,
+    /// What a person should know about the files; usually nothing.
+    pub notes: Vec<String>,
+}
+
+impl Located {
+    /// How many numbers a loaded encoder keeps in memory: embedding tables stay in the file.
+    pub fn resident_parameters(&self) -> u64 {
+        let is_table =
+            |name: &str| name.ends_with("token_embedding.weight") || name == "shared.weight";
+        let resident = self.tensors.iter().filter(|(name, _)| !is_table(name));
+        resident
+            .map(|(_, shape)| shape.iter().product::<usize>() as u64)
+            .sum()
+    }
+}
+
+/// Finds an encoder among `weights`, as [`TextEncoder::load`] does.
+///
+/// # Errors
+/// As [`TextEncoder::load`], but values are not checked.
+pub fn locate(
+    architecture: &Architecture,
+    rules: &ForwardRules,
+    weights: &Weights,
+) -> Result<Located, Error> {
+    Ok(match Plan::new(architecture, rules, weights)? {
+        Plan::Clip(plan) => Located {
+            weights: plan.weights,
+            tensors: plan.used,
+            notes: plan.notes,
+        },
+        Plan::T5(plan) => Located {
+            weights: plan.weights,
+            tensors: plan.used,
+            notes: Vec::new(),
+        },
+    })
+}
+
 /// The digest of the weights that `rules` use of the encoder among `weights`: the same for the same encoder
 /// in another file, shard layout or naming. With a `memo`, a file that has not changed is not read again.
 ///
 /// # Errors
-/// As [`TextEncoder::load`], but values are not checked.
+/// As [`locate`].
 pub fn weights_digest(
     architecture: &Architecture,
     rules: &ForwardRules,
     weights: &Weights,
     memo: Option<&mut DigestMemo>,
 ) -> Result<Digest, Error> {
-    let (weights, tensors) = match Plan::new(architecture, rules, weights)? {
-        Plan::Clip(plan) => (plan.weights, plan.used),
-        Plan::T5(plan) => (plan.weights, plan.used),
-    };
+    let found = locate(architecture, rules, weights)?;
     Ok(match memo {
-        Some(memo) => memo.digest(&weights, &tensors)?,
-        None => weights.digest(&tensors)?,
+        Some(memo) => memo.digest(&found.weights, &found.tensors)?,
+        None => found.weights.digest(&found.tensors)?,
     })
 }
 
@@ -334,7 +376,7 @@ impl Plan {
 }
 
 /// Canonical names and shapes.
-type TensorList = Vec<(String, Vec<usize>)>;
+pub type TensorList = Vec<(String, Vec<usize>)>;
 
 /// Checks that a spec's number is one that a network can be made of.
 fn positive(field: &str, value: usize) -> Result<usize, Error> {

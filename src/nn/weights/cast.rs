@@ -4,9 +4,11 @@ use candle_core::{DType, Device, Tensor, WithDType};
 use half::slice::HalfFloatSliceExt as _;
 use half::{bf16, f16};
 use rayon::prelude::*;
-use safetensors::Dtype;
 
-/// Elements converted at a time: small enough for a buffer on the stack.
+use super::blocks;
+use super::element::ElementType;
+
+/// Elements converted at a time: small enough for a buffer on the stack, and whole blocks of every type.
 const CHUNK: usize = 2048;
 /// Elements given to one thread at a time.
 const TASK: usize = 64 * CHUNK;
@@ -22,25 +24,27 @@ impl From<candle_core::Error> for Failure {
     }
 }
 
-/// Whether weights are read from this type.
-pub(super) fn is_supported(dtype: Dtype) -> bool {
-    matches!(dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16 | Dtype::F64)
+/// Numbers as a file has them.
+#[derive(Clone, Copy)]
+pub(super) struct Stored<'a> {
+    /// Little-endian, whole blocks.
+    pub(super) bytes: &'a [u8],
+    /// A supported type.
+    pub(super) dtype: ElementType,
+    pub(super) scale: Option<f32>,
 }
 
-/// A tensor of `to` on `device` from little-endian elements of `from` (a supported type).
+/// A tensor of `to` on `device`: each number is widened to f32, multiplied by the scale, and rounded once.
 pub(super) fn tensor(
-    bytes: &[u8],
-    from: Dtype,
+    from: Stored<'_>,
     shape: &[usize],
     to: DType,
     device: &Device,
 ) -> Result<Tensor, Failure> {
     let on_cpu = match to {
-        DType::F32 => Tensor::from_vec(collect(bytes, from, |x| x)?, shape, &Device::Cpu)?,
-        DType::F16 => Tensor::from_vec(collect(bytes, from, f16::from_f32)?, shape, &Device::Cpu)?,
-        DType::BF16 => {
-            Tensor::from_vec(collect(bytes, from, bf16::from_f32)?, shape, &Device::Cpu)?
-        }
+        DType::F32 => Tensor::from_vec(collect(from, |x| x)?, shape, &Device::Cpu)?,
+        DType::F16 => Tensor::from_vec(collect(from, f16::from_f32)?, shape, &Device::Cpu)?,
+        DType::BF16 => Tensor::from_vec(collect(from, bf16::from_f32)?, shape, &Device::Cpu)?,
         other => {
             let reason = format!(
                 "weights are loaded as f32, f16 or bf16, not {}",
@@ -53,21 +57,26 @@ pub(super) fn tensor(
 }
 
 fn collect<T: WithDType>(
-    bytes: &[u8],
-    from: Dtype,
+    from: Stored<'_>,
     cast: impl Fn(f32) -> T + Sync,
 ) -> Result<Vec<T>, Failure> {
-    let element = from.bitsize() / 8;
-    let mut values = vec![T::zero(); bytes.len() / element];
+    let (block, block_bytes) = from.dtype.block();
+    let bytes_of = |elements: usize| elements / block * block_bytes;
+    let mut values = vec![T::zero(); from.bytes.len() / block_bytes * block];
     let tasks = values
         .par_chunks_mut(TASK)
-        .zip(bytes.par_chunks(TASK * element));
+        .zip(from.bytes.par_chunks(bytes_of(TASK)));
     let bad = tasks.enumerate().find_map_first(|(task, (values, bytes))| {
         let mut buffer = [0f32; CHUNK];
-        let chunks = values.chunks_mut(CHUNK).zip(bytes.chunks(CHUNK * element));
+        let chunks = values.chunks_mut(CHUNK).zip(bytes.chunks(bytes_of(CHUNK)));
         for (chunk, (values, bytes)) in chunks.enumerate() {
             let buffer = &mut buffer[..values.len()];
-            widen(bytes, from, buffer);
+            widen(bytes, from.dtype, buffer);
+            if let Some(scale) = from.scale {
+                for x in buffer.iter_mut() {
+                    *x *= scale;
+                }
+            }
             if let Some(at) = non_finite(buffer) {
                 return Some((buffer[at], task * TASK + chunk * CHUNK + at));
             }
@@ -84,19 +93,19 @@ fn collect<T: WithDType>(
 }
 
 /// At most [`CHUNK`] elements to f32. Files do not align their tensors, so elements are copied out of bytes.
-fn widen(bytes: &[u8], from: Dtype, into: &mut [f32]) {
+fn widen(bytes: &[u8], from: ElementType, into: &mut [f32]) {
     match from {
-        Dtype::F32 => {
+        ElementType::F32 => {
             for (x, b) in into.iter_mut().zip(bytes.as_chunks().0) {
                 *x = f32::from_le_bytes(*b);
             }
         }
-        Dtype::BF16 => {
+        ElementType::BF16 => {
             for (x, b) in into.iter_mut().zip(bytes.as_chunks().0) {
                 *x = f32::from_bits(u32::from(u16::from_le_bytes(*b)) << 16);
             }
         }
-        Dtype::F16 => {
+        ElementType::F16 => {
             let mut halves = [f16::ZERO; CHUNK];
             let halves = &mut halves[..into.len()];
             for (x, b) in halves.iter_mut().zip(bytes.as_chunks().0) {
@@ -104,7 +113,20 @@ fn widen(bytes: &[u8], from: Dtype, into: &mut [f32]) {
             }
             halves.convert_to_f32_slice(into);
         }
-        _ =>
+        ElementType::F8E4M3 => {
+            for (x, &b) in into.iter_mut().zip(bytes) {
+                *x = E4M3[usize::from(b)];
+            }
+        }
+        ElementType::F8E5M2 => {
+            for (x, &b) in into.iter_mut().zip(bytes) {
+                *x = f16::from_bits(u16::from(b) << 8).to_f32();
+            }
+        }
+        ElementType::Block(block) => blocks::decode(bytes, block, into),
+        // Whether a type is supported was checked before.
+        ElementType::Other(_) => into.fill(f32::NAN),
+        ElementType::F64 =>
         {
             #[expect(
                 clippy::cast_possible_truncation,
@@ -116,6 +138,23 @@ fn widen(bytes: &[u8], from: Dtype, into: &mut [f32]) {
         }
     }
 }
+
+/// The numbers of `float8_e4m3fn`: bias 7, subnormals of 2^-9, one NaN of each sign and no infinity.
+const E4M3: [f32; 256] = {
+    let mut table = [0.0; 256];
+    let mut bits = 0;
+    while bits < 256 {
+        let (exponent, mantissa) = (bits >> 3 & 15, bits & 7);
+        let magnitude = match (exponent, mantissa) {
+            (15, 7) => f32::NAN,
+            (0, m) => m as f32 * (1.0 / 512.0),
+            (e, m) => f32::from_bits((e as u32 + 120) << 23 | (m as u32) << 20),
+        };
+        table[bits] = if bits < 128 { magnitude } else { -magnitude };
+        bits += 1;
+    }
+    table
+};
 
 fn non_finite(values: &[f32]) -> Option<usize> {
     // Without a branch per element, so that the usual case (none) is one vectorised pass.

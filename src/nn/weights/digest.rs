@@ -2,7 +2,9 @@
 //!
 //! The digest is BLAKE3 over the tensors in the order of their canonical names (as bytes). Each adds one line
 //! of RFC 8785 JSON, `{"dtype":"F16","name":"...","shape":[...]}` and a line feed, then its little-endian
-//! row-major bytes.
+//! row-major bytes. It is of what the files hold, not of what is computed with: 8-bit and quantised weights are
+//! other weights than those they were made from. A scaled tensor's line has `"scale"` too, the scale's f32 bits as
+//! a number; a quantised tensor's bytes are its blocks.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -25,6 +27,8 @@ impl Weights {
         struct Line<'a> {
             dtype: String,
             name: &'a str,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            scale: Option<u32>,
             shape: &'a [usize],
         }
         let mut ordered: Vec<_> = tensors.iter().collect();
@@ -36,7 +40,8 @@ impl Weights {
             let line = canonical_json(&Line {
                 dtype: view.dtype.to_string(),
                 name,
-                shape: &view.shape,
+                scale: view.scale.map(f32::to_bits),
+                shape,
             });
             hasher.update(&line.unwrap_or_default());
             hasher.update(b"\n");

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use safetensors::Dtype;
+use super::ElementType;
 
 /// Why weights could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -23,11 +23,13 @@ pub enum Error {
         /// What is there instead.
         reason: String,
     },
-    /// The file is not a whole and consistent safetensors file (or shard index).
-    #[error("{} is not a valid safetensors file: {reason}", path.display())]
+    /// The file is not a whole and consistent safetensors file, GGUF file or shard index.
+    #[error("{} is not a valid {kind} file: {reason}", path.display())]
     Format {
         /// The file.
         path: PathBuf,
+        /// What it should be.
+        kind: &'static str,
         /// What is wrong with it.
         reason: String,
     },
@@ -63,17 +65,31 @@ pub enum Error {
         /// The shape in the file.
         found: Vec<usize>,
         /// The element type in the file.
-        dtype: Dtype,
+        dtype: ElementType,
     },
     /// A tensor's element type is not one that weights are read from.
-    #[error("tensor `{tensor}` in {} is {found}, expected F32, F16, BF16 or F64", path.display())]
+    #[error("tensor `{tensor}` in {} is {found}, expected F32, F16, BF16, F64 or an 8-bit float", path.display())]
     ElementType {
         /// The file.
         path: PathBuf,
         /// The tensor's name there.
         tensor: String,
         /// The element type in the file.
-        found: Dtype,
+        found: ElementType,
+    },
+    /// A part of a quantised tensor, or its transpose, does not consist of whole blocks.
+    #[error("tensor `{tensor}` in {} is {dtype} of shape {shape:?}, and {what} of it is needed: its blocks of numbers cannot be taken apart", path.display())]
+    Blocks {
+        /// The file.
+        path: PathBuf,
+        /// The tensor's name there.
+        tensor: String,
+        /// Its element type.
+        dtype: ElementType,
+        /// Its shape there.
+        shape: Vec<usize>,
+        /// What is needed.
+        what: &'static str,
     },
     /// A weight is NaN or infinite.
     #[error("tensor `{tensor}` in {} holds {value} at element {index}: the file is damaged", path.display())]

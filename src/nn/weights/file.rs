@@ -1,23 +1,17 @@
-//! One safetensors file behind a memory map, and the ways to name several.
+//! One weights file behind a memory map, and the ways to name several.
 //!
-//! A header is believed only when all of this holds: it fits in the file and in the format's limit of
-//! 100 MB; it is JSON of the right form; the tensors' byte ranges lie one after the other without hole or
-//! overlap and end where the file ends; and each range is as long as its shape and type say. So what a
-//! hostile file can make us allocate is bounded by the size of its own header.
+//! What kind of file it is, its first bytes say, not its name.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
-use safetensors::Dtype;
-use safetensors::tensor::TensorInfo;
 use serde::{Deserialize, Serialize};
 
-use super::Error;
+use super::element::ElementType;
+use super::{Error, gguf, header, scaled};
 
-/// The safetensors format's own limit.
-const MAX_HEADER_BYTES: u64 = 100_000_000;
 const INDEX_SUFFIX: &str = ".safetensors.index.json";
 
 /// What tells that a file is still the one that was read.
@@ -33,25 +27,28 @@ pub struct FileState {
 
 /// A tensor's place in a file.
 pub(super) struct Entry {
-    pub(super) dtype: Dtype,
+    pub(super) dtype: ElementType,
     pub(super) shape: Vec<usize>,
-    start: usize,
-    end: usize,
+    pub(super) start: usize,
+    pub(super) end: usize,
+    /// What every stored number is to be multiplied with.
+    pub(super) scale: Option<f32>,
+}
+
+/// What a file's header says.
+#[derive(Default)]
+pub(super) struct Contents {
+    pub(super) tensors: BTreeMap<String, Entry>,
+    /// Text fields of the header, by name.
+    pub(super) metadata: BTreeMap<String, String>,
 }
 
 /// An open file.
 pub(super) struct WeightsFile {
     pub(super) state: FileState,
     pub(super) tensors: BTreeMap<String, Entry>,
+    pub(super) metadata: BTreeMap<String, String>,
     map: Mmap,
-}
-
-#[derive(Deserialize)]
-struct Header {
-    #[serde(rename = "__metadata__")]
-    _metadata: Option<HashMap<String, String>>,
-    #[serde(flatten)]
-    tensors: HashMap<String, TensorInfo>,
 }
 
 impl WeightsFile {
@@ -67,13 +64,24 @@ impl WeightsFile {
         // here, and weights files are written once.
         #[expect(unsafe_code, reason = "a 19 GB file must not be copied to be read")]
         let map = unsafe { Mmap::map(&file) }.map_err(io)?;
-        let tensors = read_header(&map).map_err(|reason| Error::Format {
+        let read = match map.get(..4) {
+            Some(gguf::MAGIC) => ("GGUF", gguf::read(&map)),
+            _ => ("safetensors", header::read(&map)),
+        };
+        let format = |reason| Error::Format {
             path: path.to_owned(),
+            kind: read.0,
             reason,
-        })?;
+        };
+        let Contents {
+            mut tensors,
+            metadata,
+        } = read.1.map_err(format)?;
+        scaled::absorb(&mut tensors, &map).map_err(format)?;
         Ok(Self {
             state,
             tensors,
+            metadata,
             map,
         })
     }
@@ -104,82 +112,6 @@ impl FileState {
     }
 }
 
-fn read_header(map: &[u8]) -> Result<BTreeMap<String, Entry>, String> {
-    let Some((length, rest)) = map.split_first_chunk::<8>() else {
-        return Err(format!(
-            "it has {} bytes, fewer than the 8 of a header's length",
-            map.len()
-        ));
-    };
-    let length = u64::from_le_bytes(*length);
-    if length > MAX_HEADER_BYTES {
-        return Err(format!(
-            "its header claims {length} bytes, the limit is {MAX_HEADER_BYTES}"
-        ));
-    }
-    let header_bytes = usize::try_from(length).ok().and_then(|n| rest.get(..n));
-    let Some(header_bytes) = header_bytes else {
-        return Err(format!(
-            "its header claims {length} bytes, {} follow: it is cut short or another kind of file",
-            rest.len()
-        ));
-    };
-    let header: Header = serde_json::from_slice(header_bytes)
-        .map_err(|e| format!("its header is not a safetensors header ({e})"))?;
-    place(
-        header.tensors,
-        8 + header_bytes.len(),
-        rest.len() - header_bytes.len(),
-    )
-}
-
-/// Checks that the tensors fill the `data_bytes` bytes after the header, and gives their places in the file.
-fn place(
-    tensors: HashMap<String, TensorInfo>,
-    data_start: usize,
-    data_bytes: usize,
-) -> Result<BTreeMap<String, Entry>, String> {
-    let mut ordered: Vec<_> = tensors.into_iter().collect();
-    ordered.sort_by(|a, b| (a.1.data_offsets, &a.0).cmp(&(b.1.data_offsets, &b.0)));
-    let mut reached = 0;
-    let mut entries = BTreeMap::new();
-    for (name, info) in ordered {
-        let (start, end) = info.data_offsets;
-        if start != reached || end < start {
-            return Err(format!(
-                "tensor `{name}` claims bytes {start} to {end}, but the tensors before it end at {reached}"
-            ));
-        }
-        if end > data_bytes {
-            return Err(format!(
-                "tensor `{name}` ends at byte {end} of {data_bytes}: the file is cut short"
-            ));
-        }
-        let elements = info.shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
-        let bits = elements.and_then(|n| n.checked_mul(info.dtype.bitsize()));
-        if bits != (end - start).checked_mul(8) {
-            return Err(format!(
-                "tensor `{name}` has {} bytes, which do not fit {} of shape {:?}",
-                end - start,
-                info.dtype,
-                info.shape
-            ));
-        }
-        reached = end;
-        let entry = Entry {
-            dtype: info.dtype,
-            shape: info.shape,
-            start: data_start + start,
-            end: data_start + end,
-        };
-        entries.insert(name, entry);
-    }
-    if reached != data_bytes {
-        return Err(format!("its tensors end at byte {reached} of {data_bytes}"));
-    }
-    Ok(entries)
-}
-
 /// The files behind what a person gave: files, shard indexes, folders.
 pub(super) fn resolve(paths: &[PathBuf]) -> Result<Vec<PathBuf>, Error> {
     let mut files = Vec::new();
@@ -205,7 +137,7 @@ pub(super) fn resolve(paths: &[PathBuf]) -> Result<Vec<PathBuf>, Error> {
 }
 
 /// The one index or weights file that a folder means: the names Hugging Face libraries write come first,
-/// else the only safetensors file there.
+/// else the only safetensors or GGUF file there.
 fn in_folder(folder: &Path) -> Result<PathBuf, Error> {
     for stem in ["model", "diffusion_pytorch_model"] {
         for suffix in [INDEX_SUFFIX, ".safetensors"] {
@@ -221,22 +153,24 @@ fn in_folder(folder: &Path) -> Result<PathBuf, Error> {
         error,
     })?;
     let paths = listing.iter().map(std::fs::DirEntry::path);
-    let mut found: Vec<_> = paths
-        .filter(|p| p.extension().is_some_and(|e| e == "safetensors"))
-        .collect();
+    let is_weights = |p: &PathBuf| {
+        p.extension()
+            .is_some_and(|e| e == "safetensors" || e == "gguf")
+    };
+    let mut found: Vec<_> = paths.filter(is_weights).collect();
     found.sort();
     match (found.pop(), found.is_empty()) {
         (Some(only), true) => Ok(only),
         (Some(_), false) => Err(Error::NotFound {
             path: folder.to_owned(),
             reason: format!(
-                "it has {} safetensors files, none called model.safetensors: name one",
+                "it has {} weights files, none called model.safetensors: name one",
                 found.len() + 1
             ),
         }),
         (None, _) => Err(Error::NotFound {
             path: folder.to_owned(),
-            reason: "it has no .safetensors file".to_owned(),
+            reason: "it has no .safetensors or .gguf file".to_owned(),
         }),
     }
 }
@@ -251,6 +185,7 @@ struct Index {
 fn shards(index: &Path) -> Result<Vec<PathBuf>, Error> {
     let format = |reason: String| Error::Format {
         path: index.to_owned(),
+        kind: "shard index",
         reason,
     };
     let text = std::fs::read(index).map_err(|error| Error::Io {
@@ -258,7 +193,7 @@ fn shards(index: &Path) -> Result<Vec<PathBuf>, Error> {
         error,
     })?;
     let parsed: Index = serde_json::from_slice(&text)
-        .map_err(|e| format(format!("it is not a shard index ({e})")))?;
+        .map_err(|e| format(format!("it is not an index of shards ({e})")))?;
     let names: BTreeSet<String> = parsed.weight_map.into_values().collect();
     let mut files = Vec::new();
     for name in names {

@@ -7,7 +7,9 @@ use proptest::prelude::*;
 use safetensors::Dtype;
 use safetensors::tensor::{TensorView, serialize_to_file};
 
-use super::{DigestMemo, Error, Stored, Weights};
+mod formats;
+
+use super::{DigestMemo, Error, Part, Stored, Weights};
 
 type Named<'a> = (&'a str, Dtype, Vec<usize>, Vec<u8>);
 
@@ -129,14 +131,24 @@ fn scopes_and_maps_reach_parts_and_transposes() {
     );
     let weights = open(&path).pp("net").renamed(|name| match name {
         "layer.k" => Stored {
-            name: "qkv".into(),
-            part: Some((1, 3)),
-            transposed: false,
+            part: Some(Part::one(1, 3)),
+            ..Stored::from("qkv")
+        },
+        "layer.rest" => Stored {
+            part: Some(Part {
+                first: 2,
+                count: 4,
+                of: 6,
+            }),
+            ..Stored::from("qkv")
+        },
+        "layer.turned" => Stored {
+            swapped: true,
+            ..Stored::from("qkv")
         },
         "layer.p" => Stored {
-            name: "p".into(),
-            part: None,
             transposed: true,
+            ..Stored::from("p")
         },
         other => other.into(),
     });
@@ -149,8 +161,14 @@ fn scopes_and_maps_reach_parts_and_transposes() {
             .expect("f32")
     };
     assert_eq!(read(&[2, 1], "k"), [[3.0], [4.0]]);
+    assert_eq!(read(&[4, 1], "rest"), [[3.0], [4.0], [5.0], [6.0]]);
+    assert_eq!(
+        read(&[6, 1], "turned"),
+        [[4.0], [5.0], [6.0], [1.0], [2.0], [3.0]]
+    );
     assert_eq!(read(&[3, 2], "p"), [[1.0, 4.0], [2.0, 5.0], [3.0, 6.0]]);
     assert_eq!(layer.shape("k"), Some(vec![2, 1]));
+    assert_eq!(layer.shape("rest"), Some(vec![4, 1]));
     assert_eq!(layer.shape("p"), Some(vec![3, 2]));
     // A map put on top is applied first.
     let twice = weights.renamed(|name: &str| name.replace("attention.key", "layer.k"));
@@ -242,7 +260,10 @@ fn integers_are_not_weights() {
         &[("ids", Dtype::I64, vec![1], vec![0; 8])],
     );
     assert!(refusal(open(&path).get(&[1], "ids")).contains("`ids`"));
-    assert!(refusal(open(&path).get(&[1], "ids")).contains("I64, expected F32, F16, BF16 or F64"));
+    assert!(
+        refusal(open(&path).get(&[1], "ids"))
+            .contains("I64, expected F32, F16, BF16, F64 or an 8-bit float")
+    );
 }
 
 #[test]
@@ -397,7 +418,9 @@ fn shards_are_one_and_their_folder_finds_them() {
     index(folder.path(), &[("a", "model-3.safetensors")]);
     assert!(refusal(Weights::open(&[folder.path().to_owned()])).contains("model-3.safetensors"));
     std::fs::write(folder.path().join("model.safetensors.index.json"), "{}").expect("written");
-    assert!(refusal(Weights::open(&[folder.path().to_owned()])).contains("not a shard index"));
+    assert!(
+        refusal(Weights::open(&[folder.path().to_owned()])).contains("is not a valid shard index")
+    );
 }
 
 #[test]
@@ -419,12 +442,11 @@ fn a_tensor_in_two_files_is_refused() {
         text.contains(&a.display().to_string()) && text.contains(&b.display().to_string()),
         "{text}"
     );
-    assert!(
-        refusal(Weights::open(&[folder.path().to_owned()])).contains("has 2 safetensors files")
-    );
+    assert!(refusal(Weights::open(&[folder.path().to_owned()])).contains("has 2 weights files"));
     let empty = tempfile::tempdir().expect("folder");
     assert!(
-        refusal(Weights::open(&[empty.path().to_owned()])).contains("has no .safetensors file")
+        refusal(Weights::open(&[empty.path().to_owned()]))
+            .contains("has no .safetensors or .gguf file")
     );
     refusal(Weights::open(&[]));
     refusal(Weights::open(&[empty.path().join("missing.safetensors")]));
@@ -469,14 +491,12 @@ fn the_digest_is_that_of_the_encoder_not_of_its_files() {
         .pp("net")
         .renamed(|name| match name {
             "m" => Stored {
-                name: "m.weight".into(),
-                part: None,
                 transposed: true,
+                ..Stored::from("m.weight")
             },
             _ => Stored {
-                name: "v.fused".into(),
-                part: Some((1, 2)),
-                transposed: false,
+                part: Some(Part::one(1, 2)),
+                ..Stored::from("v.fused")
             },
         });
     let reversed: Vec<_> = used.iter().rev().cloned().collect();

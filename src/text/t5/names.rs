@@ -2,7 +2,8 @@
 //!
 //! Canonical are the names of `T5EncoderModel` in transformers. Single files (`t5xxl_fp16.safetensors`) have the
 //! same ones, whole checkpoints have them below a prefix (`text_encoders.t5xxl.transformer.`). The embedding is
-//! `shared.weight`, or `encoder.embed_tokens.weight`, or both.
+//! `shared.weight`, or `encoder.embed_tokens.weight`, or both. GGUF files have llama.cpp's names
+//! (`enc.blk.0.attn_q.weight`).
 
 use crate::nn::weights::Weights;
 use crate::recipe::spec::T5EncoderArchitecture;
@@ -12,6 +13,7 @@ use crate::text::{Error, TensorList};
 pub(super) const EMBEDDING: &str = "shared.weight";
 const OTHER_EMBEDDING: &str = "encoder.embed_tokens.weight";
 const ANCHOR: &str = "encoder.block.0.layer.0.SelfAttention.q.weight";
+const LLAMA_CPP_ANCHOR: &str = "enc.blk.0.attn_q.weight";
 pub(super) const BIAS: &str =
     "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight";
 const KIND: Kind = Kind {
@@ -19,11 +21,35 @@ const KIND: Kind = Kind {
     anchor: ANCHOR,
 };
 
-/// The name of the embedding table in a file.
+/// How a file names an encoder's tensors, below its prefix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Naming {
-    pub(super) embedding: &'static str,
+pub(super) enum Naming {
+    /// Canonical, but for the name of the embedding table.
+    HuggingFace {
+        /// Its name.
+        embedding: &'static str,
+    },
+    /// That of GGUF files.
+    LlamaCpp,
 }
+
+/// llama.cpp's names of the parts of a block: canonical, theirs.
+const LLAMA_CPP: &[(&str, &str)] = &[
+    ("layer.0.layer_norm", "attn_norm"),
+    ("layer.0.SelfAttention.q", "attn_q"),
+    ("layer.0.SelfAttention.k", "attn_k"),
+    ("layer.0.SelfAttention.v", "attn_v"),
+    ("layer.0.SelfAttention.o", "attn_o"),
+    (
+        "layer.0.SelfAttention.relative_attention_bias",
+        "attn_rel_b",
+    ),
+    ("layer.1.layer_norm", "ffn_norm"),
+    ("layer.1.DenseReluDense.wi_0", "ffn_gate"),
+    ("layer.1.DenseReluDense.wi_1", "ffn_up"),
+    ("layer.1.DenseReluDense.wi", "ffn_up"),
+    ("layer.1.DenseReluDense.wo", "ffn_down"),
+];
 
 /// Finds the encoder of this architecture's size.
 pub(super) fn locate(
@@ -31,9 +57,14 @@ pub(super) fn locate(
     architecture: &T5EncoderArchitecture,
 ) -> Result<Found<Naming>, Error> {
     let recognise = |name: &str| {
-        let prefix = name.strip_suffix(ANCHOR)?;
-        let naming = Naming {
-            embedding: EMBEDDING,
+        let (prefix, naming) = match name.strip_suffix(ANCHOR) {
+            Some(prefix) => (
+                prefix,
+                Naming::HuggingFace {
+                    embedding: EMBEDDING,
+                },
+            ),
+            None => (name.strip_suffix(LLAMA_CPP_ANCHOR)?, Naming::LlamaCpp),
         };
         (prefix.is_empty() || prefix.ends_with('.')).then(|| Found {
             prefix: prefix.to_owned(),
@@ -46,10 +77,13 @@ pub(super) fn locate(
     ];
     let mut found = find(weights, &KIND, recognise, |found| {
         weights
-            .shape(&format!("{}{ANCHOR}", found.prefix))
+            .shape(&stored(found, ANCHOR))
             .is_some_and(|shape| shape == size)
     })?;
     refuse_umt5(weights, &found.prefix)?;
+    if found.naming == Naming::LlamaCpp {
+        return Ok(found);
+    }
     let name = |leaf: &str| format!("{}{leaf}", found.prefix);
     let (first, second) = (name(EMBEDDING), name(OTHER_EMBEDDING));
     match (weights.contains(&first), weights.contains(&second)) {
@@ -60,7 +94,11 @@ pub(super) fn locate(
                 second,
             });
         }
-        (false, true) => found.naming.embedding = OTHER_EMBEDDING,
+        (false, true) => {
+            found.naming = Naming::HuggingFace {
+                embedding: OTHER_EMBEDDING,
+            };
+        }
         _ => {}
     }
     Ok(found)
@@ -69,10 +107,11 @@ pub(super) fn locate(
 /// UMT5 has T5's names and shapes, and a bias table in every block.
 fn refuse_umt5(weights: &Weights, prefix: &str) -> Result<(), Error> {
     let is_table = |name: &&String| {
-        let block = name
-            .strip_prefix(prefix)
-            .and_then(|n| n.strip_prefix("encoder.block."));
-        block.is_some_and(|n| n.ends_with("relative_attention_bias.weight"))
+        let Some(below) = name.strip_prefix(prefix) else {
+            return false;
+        };
+        below.starts_with("encoder.block.") && below.ends_with("relative_attention_bias.weight")
+            || below.starts_with("enc.blk.") && below.ends_with("attn_rel_b.weight")
     };
     let tables = weights.names().iter().filter(is_table).count();
     if tables > 1 {
@@ -86,17 +125,34 @@ fn refuse_umt5(weights: &Weights, prefix: &str) -> Result<(), Error> {
 
 /// Where a file keeps the canonical tensor `name`.
 pub(super) fn stored(found: &Found<Naming>, name: &str) -> String {
-    let name = if name == EMBEDDING {
-        found.naming.embedding
-    } else {
-        name
+    let theirs = match found.naming {
+        Naming::HuggingFace { embedding } if name == EMBEDDING => embedding.to_owned(),
+        Naming::HuggingFace { .. } => name.to_owned(),
+        Naming::LlamaCpp => llama_cpp(name),
     };
-    format!("{}{name}", found.prefix)
+    format!("{}{theirs}", found.prefix)
+}
+
+/// A name that is unknown stays as it is, and will not be found.
+fn llama_cpp(name: &str) -> String {
+    match name {
+        EMBEDDING => return "token_embd.weight".to_owned(),
+        "encoder.final_layer_norm.weight" => return "enc.output_norm.weight".to_owned(),
+        _ => {}
+    }
+    let part = || {
+        let (block, part) = name.strip_prefix("encoder.block.")?.split_once('.')?;
+        let part = part.strip_suffix(".weight")?;
+        let (_, theirs) = LLAMA_CPP.iter().find(|(ours, _)| *ours == part)?;
+        Some(format!("enc.blk.{block}.{theirs}.weight"))
+    };
+    part().unwrap_or_else(|| name.to_owned())
 }
 
 /// Whether a tensor, by its name below the prefix, has no part in the numbers.
 pub(super) fn is_inert(below: &str) -> bool {
-    matches!(below, EMBEDDING | OTHER_EMBEDDING)
+    // A whole T5 in GGUF has its decoder below `dec.`.
+    matches!(below, EMBEDDING | OTHER_EMBEDDING) || below.starts_with("dec.")
 }
 
 /// All tensors of the encoder.

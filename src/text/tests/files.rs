@@ -186,12 +186,33 @@ fn t5_is_the_same_encoder_in_every_naming_and_sharding() {
     ] {
         whole.insert(extra.into(), tensors["shared.weight"].clone());
     }
-    for (layout, tensors) in [&other, &both, &prefixed, &whole].into_iter().enumerate() {
+    let llama_cpp = renamed(tensors, |n| {
+        let n = n.replace("shared.", "token_embd.");
+        let n = n.replace("encoder.block.", "enc.blk.");
+        let n = n.replace("encoder.final_layer_norm", "enc.output_norm");
+        let n = n.replace("layer.0.layer_norm", "attn_norm");
+        let n = n.replace("layer.1.layer_norm", "ffn_norm");
+        let n = n.replace(
+            "layer.0.SelfAttention.relative_attention_bias",
+            "attn_rel_b",
+        );
+        let n = n.replace("layer.0.SelfAttention.", "attn_");
+        let n = n.replace("layer.1.DenseReluDense.wi_0", "ffn_gate");
+        let n = n.replace("layer.1.DenseReluDense.wi_1", "ffn_up");
+        n.replace("layer.1.DenseReluDense.wo", "ffn_down")
+    });
+    assert!(llama_cpp.contains_key("enc.blk.0.attn_rel_b.weight"));
+    let layouts = [&other, &both, &prefixed, &whole, &llama_cpp];
+    for (layout, tensors) in layouts.into_iter().enumerate() {
         assert!(
             outputs(&weights_of(tensors), &setting) == expected,
             "layout {layout}"
         );
     }
+    let digest = |tensors: &Tensors| {
+        weights_digest(&setting.1, &setting.2, &weights_of(tensors), None).expect("there")
+    };
+    assert_eq!(digest(&llama_cpp), digest(tensors));
     // Two shards.
     let folder = tempfile::tempdir().expect("folder");
     let names: Vec<&String> = tensors.keys().collect();

@@ -199,7 +199,10 @@ fn integer_weights() {
     integers.replace(FC1, |t| t.to_dtype(DType::I64));
     refused(
         integers.clip_encoder(),
-        &[FC1, "is I64, expected F32, F16, BF16 or F64"],
+        &[
+            FC1,
+            "is I64, expected F32, F16, BF16, F64 or an 8-bit float",
+        ],
     );
 }
 

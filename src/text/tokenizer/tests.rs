@@ -2,6 +2,8 @@
 
 #![expect(clippy::disallowed_methods, reason = "the files are the test's own")]
 
+mod flux1;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;

@@ -1,0 +1,163 @@
+//! One tensor as stored: where it is, whether it fits, and its bytes as the canonical tensor has them.
+
+use std::borrow::Cow;
+use std::sync::PoisonError;
+
+use candle_core::Tensor;
+
+use super::element::ElementType;
+use super::file::{Entry, WeightsFile};
+use super::{Error, Stored, Weights, cast};
+
+/// One tensor's bytes.
+pub(super) struct View<'a> {
+    file: &'a WeightsFile,
+    name: String,
+    pub(super) dtype: ElementType,
+    pub(super) scale: Option<f32>,
+    /// Canonical: after taking the part, transposing and swapping.
+    pub(super) bytes: Cow<'a, [u8]>,
+}
+
+impl Weights {
+    /// The tensor, in the weights' type and on their device.
+    ///
+    /// # Errors
+    /// If it is missing, misshapen, not of a float type, or holds a NaN or an infinity.
+    pub fn get(&self, shape: &[usize], name: &str) -> Result<Tensor, Error> {
+        let view = self.view(shape, name)?;
+        self.tensor(&view, &view.bytes, shape)
+    }
+
+    /// Some rows of a matrix, `[rows.len(), columns]`, reading nothing else of it: an embedding lookup.
+    ///
+    /// # Errors
+    /// As [`Self::get`], or if a row does not exist.
+    pub fn rows(&self, shape: (usize, usize), name: &str, rows: &[u32]) -> Result<Tensor, Error> {
+        let view = self.view(&[shape.0, shape.1], name)?;
+        let row_bytes = view.dtype.bytes(shape.1).ok_or_else(|| Error::Blocks {
+            path: view.file.path().to_owned(),
+            tensor: view.name.clone(),
+            dtype: view.dtype,
+            shape: vec![shape.0, shape.1],
+            what: "a row",
+        })?;
+        let mut bytes = Vec::with_capacity(rows.len() * row_bytes);
+        for &row in rows {
+            let start = row as usize * row_bytes;
+            let Some(found) = view.bytes.get(start..start + row_bytes) else {
+                return Err(Error::Row {
+                    path: view.file.path().to_owned(),
+                    tensor: view.name,
+                    row,
+                    rows: shape.0,
+                });
+            };
+            bytes.extend_from_slice(found);
+        }
+        self.tensor(&view, &bytes, &[rows.len(), shape.1])
+    }
+
+    /// The entry of a stored tensor, if its shape and element type fit the canonical `shape`.
+    pub(super) fn checked(
+        &self,
+        stored: &Stored,
+        shape: &[usize],
+    ) -> Result<(&WeightsFile, &Entry), Error> {
+        let (file, entry) = self.find(&stored.name)?;
+        let expected = stored.shape(shape);
+        // A 1 x 1 convolution serves as the matrix of a linear layer (the attention of older VAE files).
+        let fits = entry.shape == expected
+            || expected.len() == 2 && entry.shape.strip_prefix(&*expected) == Some(&[1, 1]);
+        if !fits {
+            return Err(Error::Shape {
+                path: file.path().to_owned(),
+                tensor: stored.name.clone(),
+                expected,
+                found: entry.shape.clone(),
+                dtype: entry.dtype,
+            });
+        }
+        if !entry.dtype.is_supported() {
+            return Err(Error::ElementType {
+                path: file.path().to_owned(),
+                tensor: stored.name.clone(),
+                found: entry.dtype,
+            });
+        }
+        Ok((file, entry))
+    }
+
+    /// The canonical tensor's bytes, and a mark that it is used.
+    pub(super) fn view(&self, shape: &[usize], name: &str) -> Result<View<'_>, Error> {
+        let stored = self.stored(name);
+        let (file, entry) = self.checked(&stored, shape)?;
+        let apart = |what| Error::Blocks {
+            path: file.path().to_owned(),
+            tensor: stored.name.clone(),
+            dtype: entry.dtype,
+            shape: entry.shape.clone(),
+            what,
+        };
+        let elements: usize = shape.iter().product();
+        let mut bytes = Cow::Borrowed(file.bytes(entry));
+        if let (Some(part), Cow::Borrowed(whole)) = (stored.part, &bytes) {
+            let piece = entry
+                .dtype
+                .bytes(elements / part.count)
+                .filter(|len| len * part.of == whole.len());
+            let piece = piece.ok_or_else(|| apart("a part"))?;
+            let start = part.first * piece;
+            bytes = Cow::Borrowed(&whole[start..start + part.count * piece]);
+        }
+        if let (true, &[rows, columns]) = (stored.transposed, shape) {
+            let (1, element) = entry.dtype.block() else {
+                return Err(apart("the transpose"));
+            };
+            bytes = Cow::Owned(cast::transpose(&bytes, columns, rows, element));
+        }
+        if stored.swapped {
+            let half = entry
+                .dtype
+                .bytes(elements / 2)
+                .filter(|len| len * 2 == bytes.len());
+            let half = half.ok_or_else(|| apart("a half"))?;
+            bytes = Cow::Owned([&bytes[half..], &bytes[..half]].concat());
+        }
+        let mut used = self
+            .shared
+            .used
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        used.insert(stored.name.clone());
+        Ok(View {
+            file,
+            name: stored.name.clone(),
+            dtype: entry.dtype,
+            scale: entry.scale,
+            bytes,
+        })
+    }
+
+    fn tensor(&self, view: &View<'_>, bytes: &[u8], shape: &[usize]) -> Result<Tensor, Error> {
+        let from = cast::Stored {
+            bytes,
+            dtype: view.dtype,
+            scale: view.scale,
+        };
+        let made = cast::tensor(from, shape, self.dtype, &self.device);
+        made.map_err(|failure| match failure {
+            cast::Failure::NonFinite { value, index } => Error::NonFinite {
+                path: view.file.path().to_owned(),
+                tensor: view.name.clone(),
+                value,
+                index,
+            },
+            cast::Failure::Device(error) => Error::Device {
+                path: view.file.path().to_owned(),
+                tensor: view.name.clone(),
+                error: Box::new(error),
+            },
+        })
+    }
+}
