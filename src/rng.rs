@@ -32,6 +32,10 @@ pub enum Stream {
     Sample = 9,
     /// Which crop or flip of a picture a step uses.
     Augment = 10,
+    /// The shift of a sample's noise, one number a channel.
+    NoiseOffset = 11,
+    /// The noise that a sampler adds on its way (step = the sampler's).
+    SampleStep = 12,
 }
 
 /// A generator at one coordinate.

@@ -29,6 +29,7 @@
 //! inference.
 
 mod attention;
+mod conv;
 mod gradient;
 mod linear;
 mod loss;

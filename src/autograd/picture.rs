@@ -1,36 +1,13 @@
-//! Operations on pictures on the tape. Their weights are frozen.
+//! Norms and resizing of pictures on the tape. Their weights are frozen.
 
 use candle_core::{Result, Tensor};
 
 use super::gradient::Gradient;
 use super::tape::{Tape, Value};
-use crate::nn::picture_backward::{
-    conv2d_backward, group_norm_backward, upsample_nearest_2x_backward,
-};
-use crate::nn::{Conv2dOptions, conv2d, group_norm, group_norm_silu, upsample_nearest_2x};
+use crate::nn::picture_backward::{group_norm_backward, upsample_nearest_2x_backward};
+use crate::nn::{group_norm, group_norm_silu, upsample_nearest_2x};
 
 impl Tape {
-    /// [`crate::nn::conv2d`]: `x` `[B, I, H, W]`, `weight` `[O, I, K, K]`, `bias` `[O]`.
-    ///
-    /// # Errors
-    ///
-    /// If the shapes do not fit, and those of the backend.
-    pub fn conv2d(
-        &self,
-        x: &Value,
-        weight: &Tensor,
-        bias: Option<&Tensor>,
-        options: Conv2dOptions,
-    ) -> Result<Value> {
-        let y = conv2d(x.tensor(), weight, bias, options)?;
-        let (_, _, height, width) = x.tensor().dims4()?;
-        let (to, weight) = (x.id(), weight.clone());
-        Ok(self.record_one(&[x], y, move |slots, gradient| {
-            let dx = conv2d_backward(&weight, options, (height, width), gradient.tensor())?;
-            slots.add(to, Gradient::fresh(dx))
-        }))
-    }
-
     /// [`crate::nn::group_norm`], followed by SiLU if `silu`: `x` `[B, C, ..]`, `weight` and `bias` `[C]`.
     ///
     /// # Errors

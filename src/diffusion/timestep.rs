@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::Shift;
+
 /// The density of the noise levels, before the shift.
 ///
 /// As `compute_density_for_timestep_sampling` of diffusers and section 3.1 of the SD3 paper
@@ -53,14 +55,14 @@ pub struct TimestepSpec {
     pub logit_std: f64,
     /// The scale of [`TimestepSampling::Mode`].
     pub mode_scale: f64,
-    /// The shift towards noise, 1 for none.
-    pub shift: f64,
+    /// The shift towards noise.
+    pub shift: Shift,
 }
 
 impl TimestepSpec {
-    /// The sigma of one sample from its two draws: `uniform` in [0, 1) and a standard `normal`.
-    /// Never exactly 0, where the loss would say nothing.
-    pub fn sigma(&self, uniform: f64, normal: f64) -> f64 {
+    /// The sigma of one sample with latents of (height, width) from its two draws: `uniform` in [0, 1) and a standard
+    /// `normal`. Never exactly 0, where the loss would say nothing.
+    pub fn sigma(&self, uniform: f64, normal: f64, (height, width): (usize, usize)) -> f64 {
         let u = match self.sampling {
             TimestepSampling::Uniform => uniform,
             TimestepSampling::LogitNormal => {
@@ -71,7 +73,7 @@ impl TimestepSpec {
                 1.0 - uniform - self.mode_scale * (cosine * cosine - 1.0 + uniform)
             }
         };
-        shift_sigma(u.clamp(0.0, 1.0), self.shift).max(1e-5)
+        shift_sigma(u.clamp(0.0, 1.0), self.shift.at(height, width)).max(1e-5)
     }
 }
 
@@ -83,7 +85,7 @@ pub fn shift_sigma(sigma: f64, shift: f64) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use super::{LossWeighting, TimestepSampling, TimestepSpec, shift_sigma};
+    use super::{LossWeighting, Shift, TimestepSampling, TimestepSpec, shift_sigma};
 
     fn spec(sampling: TimestepSampling, shift: f64) -> TimestepSpec {
         TimestepSpec {
@@ -91,21 +93,28 @@ mod tests {
             logit_mean: 0.0,
             logit_std: 1.0,
             mode_scale: 1.29,
-            shift,
+            shift: Shift::Fixed(shift),
         }
     }
 
     #[test]
     fn densities_follow_their_formulas() {
-        assert_eq!(spec(TimestepSampling::Uniform, 1.0).sigma(0.25, 9.0), 0.25);
         assert_eq!(
-            spec(TimestepSampling::LogitNormal, 1.0).sigma(0.9, 0.0),
+            spec(TimestepSampling::Uniform, 1.0).sigma(0.25, 9.0, (8, 8)),
+            0.25
+        );
+        assert_eq!(
+            spec(TimestepSampling::LogitNormal, 1.0).sigma(0.9, 0.0, (8, 8)),
             0.5
         );
         // diffusers: 1 - 0.25 - 1.29 * (cos(pi/8)^2 - 1 + 0.25)
-        assert!((spec(TimestepSampling::Mode, 1.0).sigma(0.25, 0.0) - 0.616_416_2).abs() < 1e-6);
-        assert!((spec(TimestepSampling::Uniform, 3.0).sigma(0.5, 0.0) - 0.75).abs() < 1e-12);
-        assert!(spec(TimestepSampling::Uniform, 3.0).sigma(0.0, 0.0) > 0.0);
+        assert!(
+            (spec(TimestepSampling::Mode, 1.0).sigma(0.25, 0.0, (8, 8)) - 0.616_416_2).abs() < 1e-6
+        );
+        assert!(
+            (spec(TimestepSampling::Uniform, 3.0).sigma(0.5, 0.0, (8, 8)) - 0.75).abs() < 1e-12
+        );
+        assert!(spec(TimestepSampling::Uniform, 3.0).sigma(0.0, 0.0, (8, 8)) > 0.0);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The gradients of the operations on pictures towards their inputs; their weights are frozen.
+//! The gradients of the operations on pictures towards their inputs, and of convolutions towards their weights.
 
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use super::cpu::{self, by_kernel, elements};
 use super::norm::{Statistic, norm_backward};
 use super::real::Real;
-use super::{Activation, Conv2dOptions, Padding, conv2d, group_norm};
+use super::{Activation, Conv2dOptions, Padding, conv2d, group_norm, upsample_nearest_2x};
 
 /// The gradient towards `x` `[B, I, H, W]` of `conv2d(x, weight, ..)`, of that of its result: the convolution of
 /// the gradient, its pixels `stride` apart, with the turned kernel.
@@ -32,7 +32,11 @@ pub(crate) fn conv2d_backward(
     let (Some((top, bottom)), Some((left, right))) = (rows, columns) else {
         bail!("no gradient for a convolution padded by more than its kernel: {p:?}");
     };
-    let turned = weight_oikk.flip(&[2, 3])?.transpose(0, 1)?.contiguous()?;
+    let turned = weight_oikk
+        .contiguous()?
+        .flip(&[2, 3])?
+        .transpose(0, 1)?
+        .contiguous()?;
     let options = Conv2dOptions {
         stride: 1,
         padding: Padding {
@@ -49,6 +53,32 @@ pub(crate) fn conv2d_backward(
     } else {
         Ok(dx)
     }
+}
+
+/// The gradient towards the weight `[O, I, kernel, kernel]` of `conv2d(x, weight, ..)`, of that of its result: the
+/// convolution of each channel of `x` with each of the gradient, its pixels `stride` apart, summed over the batch.
+pub(crate) fn conv2d_weight_backward(
+    x_bihw: &Tensor,
+    kernel: usize,
+    options: Conv2dOptions,
+    gradient: &Tensor,
+) -> Result<Tensor> {
+    let x = match options.upsample {
+        true => upsample_nearest_2x(x_bihw)?,
+        false => x_bihw.clone(),
+    };
+    let window = spread(gradient, options.stride)?;
+    let window_obhw = window.transpose(0, 1)?.contiguous()?;
+    let options = Conv2dOptions {
+        stride: 1,
+        upsample: false,
+        ..options
+    };
+    let x_ibhw = x.transpose(0, 1)?.contiguous()?;
+    let found_iokk = conv2d(&x_ibhw, &window_obhw, None, options)?;
+    // Rows and columns that no stride reached are left over below and on the right.
+    let found_iokk = found_iokk.narrow(2, 0, kernel)?.narrow(3, 0, kernel)?;
+    found_iokk.transpose(0, 1)?.contiguous()
 }
 
 /// The pixels of `x` `[B, C, H, W]` `stride` apart, zeros between.

@@ -1,5 +1,5 @@
-//! Sampling: pictures from a base model, with or without adapters, by Euler steps along the flow with
-//! classifier-free guidance. The start noise is drawn from the seed on the host, so it is the same everywhere.
+//! Sampling: pictures from a base model, with or without adapters, by the steps of a sampler with classifier-free
+//! guidance. All noise is drawn from the seed on the host, so it is the same everywhere.
 
 pub mod sheet;
 
@@ -7,8 +7,8 @@ use candle_core::{Device, Result, Tensor, bail};
 use image::RgbImage;
 
 use crate::autograd::{Tape, Value};
-use crate::conditioning::Conditioning;
-use crate::diffusion::{euler_sigmas, guide, network_timestep};
+use crate::conditioning::{Conditioning, batch};
+use crate::diffusion::{Process, Sampler, Spacing, Walk, guide};
 use crate::lora::Bound;
 use crate::models::{ConditioningTensors, Denoiser};
 use crate::rng::{Rng, Stream};
@@ -21,13 +21,23 @@ pub struct SampleOptions {
     pub width: u32,
     /// Height in px.
     pub height: u32,
-    /// Euler steps.
+    /// What the denoiser predicts.
+    pub process: Process,
+    /// How the sampler walks.
+    pub sampler: Sampler,
+    /// Steps of the sampler.
     pub steps: usize,
-    /// Guidance scale; 1 is none.
+    /// Scale of classifier-free guidance; 1 is none.
     pub guidance: f64,
-    /// Shift of the noise levels.
+    /// The guidance that the denoiser is told, where it is told one.
+    pub told_guidance: Option<f64>,
+    /// Shift of a flow's noise levels.
     pub shift: f64,
-    /// What the start noise derives from.
+    /// Where a flow's sampler stops.
+    pub spacing: Spacing,
+    /// Whether the denoiser is told the picture's size.
+    pub size_conditioning: bool,
+    /// What the noise derives from.
     pub seed: u64,
     /// The number of the picture among those of one seed.
     pub number: u64,
@@ -112,25 +122,32 @@ pub fn sample_from(
             options.guidance
         ),
     };
-    let sigmas = euler_sigmas(options.steps, options.shift);
+    let model = Model {
+        denoiser,
+        adapters,
+        time_ids: options.size_conditioning.then(|| whole_picture(options)),
+        guidance: options.told_guidance,
+    };
+    let mut walk = Walk::new(
+        options.sampler,
+        options.process,
+        options.steps,
+        options.shift,
+        options.spacing,
+    )?;
     let mut latents = noise;
-    for pair in sigmas.windows(2) {
-        let (sigma, next) = (pair[0], pair[1]);
-        let velocity = match guided {
-            None => predict(denoiser, adapters, &latents, sigma, conditional)?,
+    for i in 0..walk.num_steps() {
+        let timestep = walk.timestep(i);
+        let prediction = match guided {
+            None => model.predict(&latents, timestep, conditional)?,
             Some(unconditional) => {
-                let (with, without) = predict_both(
-                    denoiser,
-                    adapters,
-                    &latents,
-                    sigma,
-                    conditional,
-                    unconditional,
-                )?;
+                let (with, without) =
+                    model.predict_both(&latents, timestep, conditional, unconditional)?;
                 guide(&without, &with, options.guidance)?
             }
         };
-        latents = (latents + (velocity * (next - sigma))?)?;
+        let noise = || step_noise(&latents, options, i);
+        latents = walk.step(i, &latents, &prediction, noise)?;
         each_step();
     }
     Ok(latents)
@@ -172,65 +189,75 @@ fn start_noise(space: &LatentSpace, options: &SampleOptions) -> Result<Tensor> {
     Tensor::from_vec(values, (1, space.channels, rows, columns), &Device::Cpu)
 }
 
-fn predict(
-    denoiser: &dyn Denoiser,
-    adapters: &Bound,
-    latents: &Tensor,
-    sigma: f64,
-    conditioning: &Conditioning,
-) -> Result<Tensor> {
-    let inputs = ConditioningTensors {
-        context: conditioning.context.unsqueeze(0)?,
-        pooled: conditioning.pooled.unsqueeze(0)?,
-    };
-    forward(denoiser, adapters, latents, sigma, &inputs)
+/// The noise of step `i`, in the shape of `like`.
+fn step_noise(like: &Tensor, options: &SampleOptions, i: usize) -> Result<Tensor> {
+    let mut rng = Rng::new(options.seed, Stream::SampleStep, i as u64, options.number);
+    Tensor::from_vec(rng.normals(like.elem_count()), like.shape(), like.device())
 }
 
-/// Both branches of guidance, as one batch where their contexts are equally long.
-fn predict_both(
-    denoiser: &dyn Denoiser,
-    adapters: &Bound,
-    latents: &Tensor,
-    sigma: f64,
-    with: &Conditioning,
-    without: &Conditioning,
-) -> Result<(Tensor, Tensor)> {
-    if with.context.dims() != without.context.dims() {
-        return Ok((
-            predict(denoiser, adapters, latents, sigma, with)?,
-            predict(denoiser, adapters, latents, sigma, without)?,
-        ));
+/// The size of a picture that was neither resized nor cropped, as [`ConditioningTensors::time_ids`] has it.
+fn whole_picture(options: &SampleOptions) -> [f32; 6] {
+    let (height, width) = (options.height as f32, options.width as f32);
+    [height, width, 0.0, 0.0, height, width]
+}
+
+/// A denoiser with what stays the same from step to step.
+struct Model<'a> {
+    denoiser: &'a dyn Denoiser,
+    adapters: &'a Bound,
+    time_ids: Option<[f32; 6]>,
+    guidance: Option<f64>,
+}
+
+impl Model<'_> {
+    fn predict(
+        &self,
+        latents: &Tensor,
+        timestep: f64,
+        conditioning: &Conditioning,
+    ) -> Result<Tensor> {
+        self.forward(latents, timestep, batch(&[conditioning])?)
     }
-    let inputs = ConditioningTensors {
-        context: Tensor::stack(&[&with.context, &without.context], 0)?,
-        pooled: Tensor::stack(&[&with.pooled, &without.pooled], 0)?,
-    };
-    let both = forward(
-        denoiser,
-        adapters,
-        &Tensor::cat(&[latents, latents], 0)?,
-        sigma,
-        &inputs,
-    )?;
-    Ok((both.narrow(0, 0, 1)?, both.narrow(0, 1, 1)?))
-}
 
-fn forward(
-    denoiser: &dyn Denoiser,
-    adapters: &Bound,
-    latents: &Tensor,
-    sigma: f64,
-    inputs: &ConditioningTensors,
-) -> Result<Tensor> {
-    let timesteps = vec![network_timestep(sigma) as f32; latents.dim(0)?];
-    let timesteps = Tensor::from_vec(timesteps, latents.dim(0)?, latents.device())?;
-    let tape = Tape::off();
-    let prediction = denoiser.forward(
-        &tape,
-        adapters,
-        &Value::constant(latents.clone()),
-        &timesteps,
-        inputs,
-    )?;
-    Ok(prediction.into_tensor())
+    /// Both branches of guidance, as one batch where their contexts are equally long.
+    fn predict_both(
+        &self,
+        latents: &Tensor,
+        timestep: f64,
+        with: &Conditioning,
+        without: &Conditioning,
+    ) -> Result<(Tensor, Tensor)> {
+        if with.context.dims() != without.context.dims() {
+            return Ok((
+                self.predict(latents, timestep, with)?,
+                self.predict(latents, timestep, without)?,
+            ));
+        }
+        let inputs = batch(&[with, without])?;
+        let both = self.forward(&Tensor::cat(&[latents, latents], 0)?, timestep, inputs)?;
+        Ok((both.narrow(0, 0, 1)?, both.narrow(0, 1, 1)?))
+    }
+
+    fn forward(
+        &self,
+        latents: &Tensor,
+        timestep: f64,
+        mut inputs: ConditioningTensors,
+    ) -> Result<Tensor> {
+        let (rows, device) = (latents.dim(0)?, latents.device());
+        let same = |number: f64| Tensor::from_vec(vec![number as f32; rows], rows, device);
+        let timesteps = same(timestep)?;
+        if let Some(ids) = self.time_ids {
+            inputs.time_ids = Some(Tensor::from_vec(ids.repeat(rows), (rows, 6), device)?);
+        }
+        inputs.guidance = self.guidance.map(same).transpose()?;
+        let prediction = self.denoiser.forward(
+            &Tape::off(),
+            self.adapters,
+            &Value::constant(latents.clone()),
+            &timesteps,
+            &inputs,
+        )?;
+        Ok(prediction.into_tensor())
+    }
 }

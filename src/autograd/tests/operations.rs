@@ -298,14 +298,46 @@ fn convolutions() {
         for (h, w) in [(4, 6), (5, 3)] {
             check(&[normal(1, &[2, 3, h, w])], |tape, v| {
                 let (weight, bias) = (frozen(2, &[2, 3, 3, 3], &v[0]), frozen(3, &[2], &v[0]));
-                one(tape.conv2d(&v[0], &weight, Some(&bias), options))
+                one(tape.conv2d(&v[0], &weight, Some(&bias), options, None))
             });
         }
     }
     check(&[normal(1, &[1, 3, 2, 2])], |tape, v| {
         let weight = frozen(2, &[5, 3, 1, 1], &v[0]);
-        one(tape.conv2d(&v[0], &weight, None, Conv2dOptions::POINTWISE))
+        one(tape.conv2d(&v[0], &weight, None, Conv2dOptions::POINTWISE, None))
     });
+}
+
+#[test]
+fn convolutions_with_an_adapter() {
+    let both = Conv2dOptions {
+        stride: 2,
+        ..Conv2dOptions::SAME
+    };
+    for (options, kernel) in [
+        (Conv2dOptions::SAME, 3),
+        (Conv2dOptions::DOUBLE, 3),
+        (both, 3),
+        (Conv2dOptions::POINTWISE, 1),
+    ] {
+        for dropout in [false, true] {
+            let inputs = [
+                normal(1, &[2, 3, 4, 5]),
+                normal(2, &[2, 3, kernel, kernel]),
+                normal(3, &[4, 2, 1, 1]),
+            ];
+            check(&inputs, |tape, v| {
+                let weight = frozen(4, &[4, 3, kernel, kernel], &v[0]);
+                let lora = LoraValues {
+                    a: v[1].clone(),
+                    b: v[2].clone(),
+                    scale: 0.7,
+                    dropout: dropout.then(|| frozen(5, &[2, 3, 4, 5], &v[0])),
+                };
+                one(tape.conv2d(&v[0], &weight, None, options, Some(&lora)))
+            });
+        }
+    }
 }
 
 #[test]

@@ -1,0 +1,261 @@
+//! How pictures become noise: along a straight line (rectified flow) or by the 1000 steps of DDPM.
+//!
+//! A noisy picture is always `keep * latents + take * noise`; a [`Level`] has both factors and what the network is
+//! told. Everything that training and sampling do is written in these, once for both.
+
+use candle_core::{Result, Tensor};
+
+use super::timestep::{LossWeighting, TimestepSpec};
+
+/// Steps of a discrete schedule, and the scale of a flow's timesteps.
+pub(super) const TRAINED_STEPS: usize = 1000;
+
+/// Ends of the `scaled_linear` schedule of Stable Diffusion 1 and SDXL: the square roots of beta are evenly spaced.
+const BETAS: [f64; 2] = [0.00085, 0.012];
+
+/// What a denoiser predicts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Prediction {
+    /// The velocity `noise - latents` of rectified flow (Liu et al., arXiv:2209.03003).
+    Flow,
+    /// The noise (DDPM: Ho et al., arXiv:2006.11239).
+    Epsilon,
+    /// `keep * noise - take * latents` (Salimans and Ho, arXiv:2202.00512).
+    Velocity,
+}
+
+/// A path from pictures to noise, and what is predicted on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Process {
+    /// What is predicted; [`Prediction::Flow`] has the straight path, the others have DDPM's.
+    pub prediction: Prediction,
+    /// Whether DDPM's last step is pure noise (Lin et al., arXiv:2305.08891).
+    pub zero_terminal_snr: bool,
+}
+
+/// One noise level.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Level {
+    /// The factor of the latents.
+    pub keep: f64,
+    /// The factor of the noise; on a flow this is sigma.
+    pub take: f64,
+    /// What the network is told.
+    pub timestep: f64,
+}
+
+impl Level {
+    /// The level at `sigma` of a flow; its network is told `1000 * sigma`.
+    pub fn of_flow(sigma: f64) -> Self {
+        Self {
+            keep: 1.0 - sigma,
+            take: sigma,
+            timestep: sigma * TRAINED_STEPS as f64,
+        }
+    }
+
+    /// Of what `kept` is left of the latents' variance at `timestep`.
+    pub(super) fn of_variance(kept: f64, timestep: f64) -> Self {
+        Self {
+            keep: kept.sqrt(),
+            take: (1.0 - kept).sqrt(),
+            timestep,
+        }
+    }
+
+    /// How much stronger the latents are than the noise, as variances.
+    fn signal_to_noise(self) -> f64 {
+        (self.keep / self.take).powi(2)
+    }
+}
+
+impl Process {
+    /// Without zero terminal signal-to-noise.
+    pub const fn new(prediction: Prediction) -> Self {
+        Self {
+            prediction,
+            zero_terminal_snr: false,
+        }
+    }
+
+    /// Whether the path is the straight one.
+    pub fn is_flow(self) -> bool {
+        self.prediction == Prediction::Flow
+    }
+
+    /// The share of the latents' variance that is left after each step of DDPM.
+    pub(super) fn kept_variances(self) -> Vec<f64> {
+        let [first, last] = BETAS.map(f64::sqrt);
+        let slope = (last - first) / (TRAINED_STEPS - 1) as f64;
+        let mut kept = 1.0;
+        let mut all: Vec<f64> = (0..TRAINED_STEPS)
+            .map(|t| {
+                kept *= 1.0 - (first + slope * t as f64).powi(2);
+                kept
+            })
+            .collect();
+        if self.zero_terminal_snr {
+            // Algorithm 1 of the paper: the roots are moved and stretched so that the first stays and the last is 0.
+            let (start, end) = (all[0].sqrt(), all[TRAINED_STEPS - 1].sqrt());
+            for kept in &mut all {
+                *kept = ((kept.sqrt() - end) * start / (start - end)).powi(2);
+            }
+        }
+        all
+    }
+
+    /// The level at a share of the way to noise, in [0, 1]: sigma on a flow, else the step of that number in
+    /// thousandths.
+    pub fn level(self, share: f64) -> Level {
+        if self.is_flow() {
+            return Level::of_flow(share);
+        }
+        let step = ((share * TRAINED_STEPS as f64) as usize).min(TRAINED_STEPS - 1);
+        Level::of_variance(self.kept_variances()[step], step as f64)
+    }
+
+    /// The level of a sample in training with latents of (height, width), from its two draws: `uniform` in [0, 1) and
+    /// a standard `normal`. DDPM's steps are visited evenly; `spec` is a flow's.
+    pub fn draw(
+        self,
+        spec: &TimestepSpec,
+        (uniform, normal): (f64, f64),
+        size: (usize, usize),
+    ) -> Level {
+        match self.is_flow() {
+            true => Level::of_flow(spec.sigma(uniform, normal, size)),
+            false => self.level(uniform),
+        }
+    }
+
+    /// What the network is to predict, per sample.
+    ///
+    /// Shapes: `latents` and `noise` [B, C, H, W], B levels; the result [B, C, H, W].
+    ///
+    /// # Errors
+    /// If the shapes disagree.
+    pub fn target(self, latents: &Tensor, noise: &Tensor, levels: &[Level]) -> Result<Tensor> {
+        match self.prediction {
+            Prediction::Flow => noise - latents,
+            Prediction::Epsilon => Ok(noise.clone()),
+            Prediction::Velocity => {
+                let (keep, take) = factors(latents, levels)?;
+                noise.broadcast_mul(&keep)? - latents.broadcast_mul(&take)?
+            }
+        }
+    }
+
+    /// How much a level counts in the loss.
+    ///
+    /// With a `min_snr_gamma` (DDPM only): the weight of Hang et al. (arXiv:2303.09556), by which no level counts
+    /// more than one whose signal-to-noise ratio is gamma would as a prediction of the latents.
+    pub fn weight(self, level: Level, weighting: LossWeighting, min_snr_gamma: Option<f64>) -> f64 {
+        let Some(gamma) = min_snr_gamma else {
+            return weighting.weight(level.take);
+        };
+        let ratio = level.signal_to_noise();
+        match self.prediction {
+            Prediction::Velocity => ratio.min(gamma) / (ratio + 1.0),
+            _ => ratio.min(gamma) / ratio,
+        }
+    }
+}
+
+/// `keep * latents + take * noise`, per sample.
+///
+/// Shapes: `latents` and `noise` [B, C, H, W], B levels; the result [B, C, H, W].
+///
+/// # Errors
+/// If the shapes disagree.
+pub fn add_noise(latents: &Tensor, noise: &Tensor, levels: &[Level]) -> Result<Tensor> {
+    let (keep, take) = factors(latents, levels)?;
+    latents.broadcast_mul(&keep)? + noise.broadcast_mul(&take)?
+}
+
+/// What is kept and taken, [B, 1, ..].
+fn factors(like: &Tensor, levels: &[Level]) -> Result<(Tensor, Tensor)> {
+    let per_sample = |f: &dyn Fn(&Level) -> f64| {
+        let values: Vec<f32> = levels.iter().map(|level| f(level) as f32).collect();
+        let mut shape = vec![1; like.rank()];
+        shape[0] = levels.len();
+        Tensor::from_vec(values, shape, like.device())?.to_dtype(like.dtype())
+    };
+    Ok((per_sample(&|l| l.keep)?, per_sample(&|l| l.take)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+
+    const DDPM: Process = Process::new(Prediction::Epsilon);
+    const V: Process = Process {
+        prediction: Prediction::Velocity,
+        zero_terminal_snr: true,
+    };
+
+    #[test]
+    fn noise_is_mixed_per_sample_and_the_velocity_leads_from_noise_to_latents() {
+        let device = Device::Cpu;
+        let latents = Tensor::new(&[[[[1.0f32, 2.0]]], [[[3.0, 4.0]]]], &device).expect("latents");
+        let noise = Tensor::new(&[[[[5.0f32, 5.0]]], [[[7.0, 0.0]]]], &device).expect("noise");
+        let values = |t: Tensor| {
+            t.flatten_all()
+                .and_then(|t| t.to_vec1::<f32>())
+                .expect("values")
+        };
+        let levels = [0.25, 1.0].map(Level::of_flow);
+        let noisy = add_noise(&latents, &noise, &levels).expect("noisy");
+        assert_eq!(values(noisy), [2.0, 2.75, 7.0, 0.0]);
+        let target = |process: Process, levels: &[Level]| {
+            values(process.target(&latents, &noise, levels).expect("target"))
+        };
+        let flow = Process::new(Prediction::Flow);
+        assert_eq!(target(flow, &levels), [4.0, 3.0, 4.0, -4.0]);
+        assert_eq!(target(DDPM, &levels), [5.0, 5.0, 7.0, 0.0]);
+        let levels = [Level::of_variance(0.36, 0.0), Level::of_variance(0.0, 0.0)];
+        assert_eq!(target(V, &levels), [2.2, 1.4, -3.0, -4.0]);
+    }
+
+    /// `DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012).alphas_cumprod`, and the
+    /// same with `rescale_betas_zero_snr=True`, diffusers 0.42.1.
+    #[test]
+    fn the_schedule_equals_that_of_diffusers() {
+        let expected = [
+            (
+                DDPM,
+                [(0, 0.999_15), (500, 0.276_332_47), (999, 0.004_660_095)],
+            ),
+            (V, [(0, 0.999_15), (500, 0.241_018_64), (999, 0.0)]),
+        ];
+        for (process, values) in expected {
+            let kept = process.kept_variances();
+            for (step, value) in values {
+                assert!(
+                    (kept[step] - value).abs() < 1e-5,
+                    "{step}: {} {value}",
+                    kept[step]
+                );
+            }
+        }
+        assert_eq!(V.level(1.0).timestep, 999.0);
+        assert_eq!(DDPM.level(0.0).timestep, 0.0);
+        assert_eq!(DDPM.level(0.9999).timestep, 999.0);
+    }
+
+    #[test]
+    fn min_snr_lets_no_level_count_more_than_gamma() {
+        let weight = |process: Process, kept| {
+            process.weight(
+                Level::of_variance(kept, 0.0),
+                LossWeighting::None,
+                Some(5.0),
+            )
+        };
+        // A ratio of 9, above gamma; one of 1, below; none at all.
+        assert!((weight(DDPM, 0.9) - 5.0 / 9.0).abs() < 1e-12);
+        assert!((weight(DDPM, 0.5) - 1.0).abs() < 1e-12);
+        assert!((weight(V, 0.9) - 5.0 / 10.0).abs() < 1e-12);
+        assert_eq!(weight(V, 0.0), 0.0);
+    }
+}
