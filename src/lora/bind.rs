@@ -71,14 +71,14 @@ impl AdapterSet {
         }
         let mut adapters = BTreeMap::new();
         for (number, place) in self.adapters().iter().enumerate() {
-            let leaf = |range, shape: (usize, usize)| {
+            let leaf = |range, shape: Vec<usize>| {
                 let masters = Tensor::from_slice(&self.values()[range], shape, device)?;
                 Ok::<_, candle_core::Error>(tape.leaf(masters.to_dtype(dtype)?))
             };
             let on_tape = OnTape {
                 number: number as u64,
-                a: leaf(place.a(), (place.rank, place.inputs))?,
-                b: leaf(place.b(), (place.outputs, place.rank))?,
+                a: leaf(place.a(), place.a_shape())?,
+                b: leaf(place.b(), place.b_shape())?,
                 place: place.clone(),
             };
             adapters.insert(place.name.clone(), on_tape);
@@ -114,7 +114,7 @@ impl Bound {
         }
     }
 
-    /// The adapter on a linear whose input is `x`, if there is one.
+    /// The adapter on a linear or convolution whose input is `x`, if there is one.
     ///
     /// # Errors
     /// If the device fails.

@@ -1,5 +1,5 @@
 //! LoRA files in the naming of diffusers and PEFT, as bytes: `transformer.<module>.lora_A.weight` [rank, inputs]
-//! and `.lora_B.weight` [outputs, rank].
+//! and `.lora_B.weight` [outputs, rank]; of a convolution [rank, inputs, height, width] and [outputs, rank, 1, 1].
 //!
 //! A file of this naming has no alpha tensors, and readers differ in where they look for alpha: diffusers in the
 //! `lora_adapter_metadata` JSON, ComfyUI nowhere. So alpha / rank is folded into A and B and the JSON says
@@ -9,18 +9,21 @@
 //! The same adapters, options and metadata give the same bytes.
 
 mod read;
+pub(super) mod sha256;
+pub(super) mod stored;
 mod write;
 
 use std::collections::BTreeMap;
 
 pub use read::read;
-pub(super) use write::commonest_rank;
+pub(super) use read::{StatedAlphas, linear_shape};
 pub use write::write;
+pub(super) use write::{Encoded, adapter_metadata, commonest_rank, encode, fold, to_safetensors};
 
 use super::{AdapterSet, Error};
 
 /// Key of the JSON in which diffusers and PEFT keep rank, alpha and targets.
-const ADAPTER_METADATA: &str = "lora_adapter_metadata";
+pub(super) const ADAPTER_METADATA: &str = "lora_adapter_metadata";
 
 /// How the numbers are stored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -32,6 +35,25 @@ pub enum SaveDtype {
     /// 8 bits of precision, the range of f32.
     #[default]
     Bf16,
+}
+
+impl SaveDtype {
+    /// Its name in the format.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "F32",
+            Self::F16 => "F16",
+            Self::Bf16 => "BF16",
+        }
+    }
+
+    /// Bytes of a number.
+    fn size(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::Bf16 => 2,
+        }
+    }
 }
 
 /// How a LoRA file is written.
@@ -54,7 +76,28 @@ pub struct LoraFile {
     pub metadata: BTreeMap<String, String>,
 }
 
-fn tensor_error(origin: &str, tensor: &str, what: String) -> Error {
+/// A or B of an adapter: rows, columns, and for a convolution height and width; row major.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Matrix {
+    /// Two dimensions, or four.
+    pub shape: Vec<usize>,
+    /// All numbers.
+    pub values: Vec<f32>,
+}
+
+impl Matrix {
+    /// The first dimension.
+    pub fn rows(&self) -> usize {
+        self.shape.first().copied().unwrap_or(0)
+    }
+
+    /// Numbers in a row, whatever its dimensions.
+    pub fn row_len(&self) -> usize {
+        self.shape.iter().skip(1).product()
+    }
+}
+
+pub(super) fn tensor_error(origin: &str, tensor: &str, what: String) -> Error {
     Error::FileTensor {
         origin: origin.to_owned(),
         tensor: tensor.to_owned(),

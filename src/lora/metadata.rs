@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::AdapterSet;
-use super::file::commonest_rank;
+use super::file::{commonest_rank, sha256};
 
 /// What the standard keys are made from.
 #[derive(Clone, Copy, Debug)]
@@ -22,7 +22,7 @@ pub struct FileInfo<'a> {
 /// The standard keys. The alpha is the file's, which is the rank because alpha / rank is folded into the tensors;
 /// `ss_network_module` is left out because the tensors do not have the names that it would promise.
 pub fn standard(set: &AdapterSet, info: &FileInfo<'_>) -> BTreeMap<String, String> {
-    let rank = commonest_rank(set);
+    let rank = commonest_rank(set.adapters().iter().map(|adapter| adapter.rank));
     let (width, height) = info.resolution;
     [
         ("modelspec.sai_model_spec", "1.0.1".to_owned()),
@@ -33,6 +33,7 @@ pub fn standard(set: &AdapterSet, info: &FileInfo<'_>) -> BTreeMap<String, Strin
         ("modelspec.implementation", "diffusers".to_owned()),
         ("modelspec.title", info.title.to_owned()),
         ("modelspec.resolution", format!("{width}x{height}")),
+        ("ss_v2", "False".to_owned()),
         ("ss_base_model_version", info.base_version.to_owned()),
         ("ss_network_dim", rank.to_string()),
         ("ss_network_alpha", format!("{rank}.0")),
@@ -40,6 +41,31 @@ pub fn standard(set: &AdapterSet, info: &FileInfo<'_>) -> BTreeMap<String, Strin
     .into_iter()
     .map(|(key, value)| (key.to_owned(), value))
     .collect()
+}
+
+/// Where the window of the legacy hash begins and ends.
+const LEGACY_WINDOW: (usize, usize) = (0x10_0000, 0x11_0000);
+
+/// The hashes by which other tools know a LoRA file, as kohya's scripts define them: `sshs_model_hash` and
+/// `modelspec.hash_sha256` are the SHA-256 of the tensors' bytes, so metadata does not change them;
+/// `sshs_legacy_hash` is of 64 KiB at 1 MiB of a file whose metadata are the `ss_` keys only.
+///
+/// `trained_header` is that file's header with its length, `data` the tensors' bytes in the file's order.
+pub(super) fn hashes(trained_header: &[u8], data: &[&[u8]]) -> BTreeMap<String, String> {
+    let model = sha256::hex(data.iter().copied());
+    let mut position = 0;
+    let mut window = Vec::new();
+    for part in std::iter::once(&trained_header).chain(data) {
+        let inside = |place: usize| place.saturating_sub(position).min(part.len());
+        window.push(&part[inside(LEGACY_WINDOW.0)..inside(LEGACY_WINDOW.1)]);
+        position += part.len();
+    }
+    let legacy = sha256::hex(window.into_iter());
+    BTreeMap::from([
+        ("modelspec.hash_sha256".to_owned(), format!("0x{model}")),
+        ("sshs_legacy_hash".to_owned(), legacy[..8].to_owned()),
+        ("sshs_model_hash".to_owned(), model),
+    ])
 }
 
 #[cfg(test)]
@@ -53,6 +79,7 @@ mod tests {
             name: name.to_owned(),
             outputs: 4,
             inputs: 3,
+            kernel: None,
             reached: true,
         };
         let set = AdapterSet::new(&[shape("a"), shape("b")], 8, 2.0, 0).unwrap();
@@ -74,7 +101,31 @@ mod tests {
             modelspec.title = stamps
             ss_base_model_version = 5-medium
             ss_network_alpha = 8.0
-            ss_network_dim = 8"#]]
+            ss_network_dim = 8
+            ss_v2 = False"#]]
         .assert_eq(&lines.join("\n"));
+    }
+
+    #[test]
+    fn the_legacy_hash_is_of_a_window_of_the_file_wherever_its_parts_end() {
+        let file: Vec<u8> = (0..0x12_0000u32).map(|i| (i / 7 % 251) as u8).collect();
+        let window = sha256::hex(std::iter::once(&file[0x10_0000..0x11_0000]));
+        for cuts in [
+            [8, 9],
+            [8, 0x10_8000],
+            [0x10_0000, 0x11_0000],
+            [0x10_0001, 0x10_ffff],
+        ] {
+            let (header, data) = file.split_at(cuts[0]);
+            let (first, second) = data.split_at(cuts[1] - cuts[0]);
+            let found = hashes(header, &[first, &[], second]);
+            assert_eq!(found["sshs_legacy_hash"], window[..8], "{cuts:x?}");
+            let tensors = sha256::hex(std::iter::once(data));
+            assert_eq!(found["sshs_model_hash"], tensors);
+            assert_eq!(found["modelspec.hash_sha256"], format!("0x{tensors}"));
+        }
+        let empty = sha256::hex(std::iter::empty());
+        let found = hashes(&file[..8], &[&file[8..100]]);
+        assert_eq!(found["sshs_legacy_hash"], empty[..8]);
     }
 }

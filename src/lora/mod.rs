@@ -1,4 +1,6 @@
 //! Low-rank adapters: y = W x + b + (alpha / rank) * B (A x), with W frozen (Hu et al. 2021, arXiv 2106.09685).
+//! On a convolution, A is a convolution to `rank` channels with the same window, stride and padding, and B one of a
+//! single pixel, as in PEFT.
 //!
 //! An [`AdapterSet`] is ordered by module name and keeps all its numbers in one flat f32 buffer (the masters),
 //! so an optimizer sees one slice of parameters and one of gradients. [`AdapterSet::bind`] puts them on a tape
@@ -12,6 +14,7 @@
 
 pub mod bind;
 pub mod file;
+pub mod formats;
 pub mod metadata;
 pub mod targets;
 
@@ -63,19 +66,15 @@ pub enum Error {
     },
     /// An adapter that does not fit its linear.
     #[error(
-        "adapter on `{name}`: expected {expected_out} outputs and {expected_in} inputs, found {found_out} and {found_in}; it was made for another base model"
+        "adapter on `{name}`: expected {expected}, found {found}; it was made for another base model"
     )]
     Misfit {
         /// The adapter's module.
         name: String,
-        /// Outputs of the linear.
-        expected_out: usize,
-        /// Inputs of the linear.
-        expected_in: usize,
-        /// Outputs of the adapter.
-        found_out: usize,
-        /// Inputs of the adapter.
-        found_in: usize,
+        /// Outputs and inputs of the linear.
+        expected: String,
+        /// Those of the adapter.
+        found: String,
     },
     /// Not a LoRA file of a kind that is read here.
     #[error("{origin}: {what}")]
@@ -105,8 +104,8 @@ pub enum Error {
     },
 }
 
-/// Where one adapter's tensors are in the flat buffer. A is [rank, inputs], B is [outputs, rank], row major,
-/// A before B.
+/// Where one adapter's tensors are in the flat buffer. A is [rank, inputs], B is [outputs, rank], of a convolution
+/// [rank, inputs, kernel, kernel] and [outputs, rank, 1, 1]; row major, A before B.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Adapter {
     /// The linear's name in the network, such as `transformer_blocks.0.attn.to_q`.
@@ -119,16 +118,30 @@ pub struct Adapter {
     pub outputs: usize,
     /// The linear's inputs.
     pub inputs: usize,
+    /// The side of a convolution's window; none for a linear.
+    pub kernel: Option<usize>,
     start: usize,
 }
 
 impl Adapter {
-    /// Where A is: `rank * inputs` numbers.
-    pub fn a(&self) -> Range<usize> {
-        self.start..self.start + self.rank * self.inputs
+    /// The extents of A.
+    pub fn a_shape(&self) -> Vec<usize> {
+        let window = self.kernel.map_or(vec![], |side| vec![side; 2]);
+        [vec![self.rank, self.inputs], window].concat()
     }
 
-    /// Where B is: `outputs * rank` numbers.
+    /// The extents of B.
+    pub fn b_shape(&self) -> Vec<usize> {
+        let pixel = self.kernel.map_or(vec![], |_| vec![1; 2]);
+        [vec![self.outputs, self.rank], pixel].concat()
+    }
+
+    /// Where A is.
+    pub fn a(&self) -> Range<usize> {
+        self.start..self.start + self.a_shape().iter().product::<usize>()
+    }
+
+    /// Where B is.
     pub fn b(&self) -> Range<usize> {
         let a_end = self.a().end;
         a_end..a_end + self.outputs * self.rank
@@ -149,7 +162,7 @@ pub struct AdapterSet {
 
 impl AdapterSet {
     /// New adapters on `linears`: A from kaiming-uniform with a = sqrt(5), that is uniform in
-    /// +-1/sqrt(inputs), and B zero, as PEFT and kohya start. The numbers depend on the seed and on an
+    /// +-1/sqrt(inputs) (of a window), and B zero, as PEFT and kohya start. The numbers depend on the seed and on an
     /// adapter's place among the names, on nothing else.
     ///
     /// # Errors
@@ -157,7 +170,8 @@ impl AdapterSet {
     pub fn new(linears: &[LinearShape], rank: usize, alpha: f64, seed: u64) -> Result<Self, Error> {
         let mut set = Self::zeroed(linears.iter().map(|linear| (linear.clone(), rank, alpha)))?;
         for (number, adapter) in set.adapters.iter().enumerate() {
-            let bound = 1.0 / (adapter.inputs as f64).sqrt();
+            let inputs = adapter.a().len() / adapter.rank;
+            let bound = 1.0 / (inputs as f64).sqrt();
             let mut rng = Rng::new(seed, Stream::AdapterInit, 0, number as u64);
             for value in &mut set.values[adapter.a()] {
                 *value = ((2.0 * rng.uniform() - 1.0) * bound) as f32;
@@ -196,6 +210,7 @@ impl AdapterSet {
                 alpha,
                 outputs: linear.outputs,
                 inputs: linear.inputs,
+                kernel: linear.kernel,
                 start: set.values.len(),
             };
             set.values.resize(adapter.b().end, 0.0);
@@ -243,12 +258,12 @@ impl AdapterSet {
     }
 
     /// Each tensor's name (`<module>.lora_A.weight`), shape and place, in the buffer's order.
-    pub fn tensors(&self) -> impl Iterator<Item = (String, [usize; 2], Range<usize>)> {
+    pub fn tensors(&self) -> impl Iterator<Item = (String, Vec<usize>, Range<usize>)> {
         self.adapters.iter().flat_map(|adapter| {
             let name = |part| format!("{}.lora_{part}.weight", adapter.name);
             [
-                (name('A'), [adapter.rank, adapter.inputs], adapter.a()),
-                (name('B'), [adapter.outputs, adapter.rank], adapter.b()),
+                (name('A'), adapter.a_shape(), adapter.a()),
+                (name('B'), adapter.b_shape(), adapter.b()),
             ]
         })
     }
@@ -267,13 +282,17 @@ impl AdapterSet {
                     near,
                 });
             };
-            if (linear.outputs, linear.inputs) != (adapter.outputs, adapter.inputs) {
+            let sides = |outputs, inputs, kernel: Option<usize>| {
+                let window = kernel.map_or(String::new(), |k| format!(" in a window of {k} x {k}"));
+                format!("{outputs} outputs and {inputs} inputs{window}")
+            };
+            let expected = sides(linear.outputs, linear.inputs, linear.kernel);
+            let found = sides(adapter.outputs, adapter.inputs, adapter.kernel);
+            if expected != found {
                 return Err(Error::Misfit {
                     name: name.clone(),
-                    expected_out: linear.outputs,
-                    expected_in: linear.inputs,
-                    found_out: adapter.outputs,
-                    found_in: adapter.inputs,
+                    expected,
+                    found,
                 });
             }
         }

@@ -7,15 +7,17 @@
 
 use super::Error;
 
-/// A linear that can carry an adapter.
+/// A linear or convolution that can carry an adapter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LinearShape {
     /// Its name, in the naming of diffusers.
     pub name: String,
-    /// Rows of its weight.
+    /// Rows of its weight; a convolution's output channels.
     pub outputs: usize,
-    /// Columns of its weight.
+    /// Columns of its weight; a convolution's input channels.
     pub inputs: usize,
+    /// The side of a convolution's window; none for a linear.
+    pub kernel: Option<usize>,
     /// Whether its result reaches the network's output. An adapter on one that does not would learn nothing.
     pub reached: bool,
 }
@@ -184,6 +186,7 @@ mod tests {
                 name,
                 outputs: 2,
                 inputs: 2,
+                kernel: None,
             })
             .collect()
     }

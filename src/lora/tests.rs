@@ -7,6 +7,7 @@ fn linears() -> Vec<LinearShape> {
             name: name.to_owned(),
             outputs: 5,
             inputs: 400,
+            kernel: None,
             reached: true,
         })
         .to_vec()
@@ -75,6 +76,6 @@ fn a_set_is_checked_against_the_network() {
         .assert_eq(&set.check(&other).unwrap_err().to_string());
     let mut other = linears();
     other[1].inputs = 3;
-    expect!["adapter on `a.to_k`: expected 5 outputs and 3 inputs, found 5 and 400; it was made for another base model"]
+    expect!["adapter on `a.to_k`: expected 5 outputs and 3 inputs, found 5 outputs and 400 inputs; it was made for another base model"]
         .assert_eq(&set.check(&other).unwrap_err().to_string());
 }

@@ -1,16 +1,17 @@
-//! Bytes to adapters.
+//! Bytes to adapters, in the naming of diffusers.
 
 use std::collections::BTreeMap;
 
-use half::{bf16, f16};
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
-
-use super::{ADAPTER_METADATA, LoraFile, tensor_error};
+use super::stored::{Part, Stored, pairs};
+use super::{ADAPTER_METADATA, LoraFile, Matrix, tensor_error};
 use crate::lora::{AdapterSet, Error, LinearShape};
 
-/// Reads a LoRA file. `component` as in [`FileOptions`]; names as PEFT itself writes them (`base_model.model.`) and
-/// without a component are read too. Alpha is the module's `.alpha` tensor, or else what the metadata JSON
-/// says, or else the rank. `origin` names the file in errors.
+/// Reads a LoRA file. `component` as in [`FileOptions`](super::FileOptions); names as PEFT itself writes them
+/// (`base_model.model.`) and without a component are read too. Alpha is the module's `.alpha` tensor, or else what the
+/// metadata JSON says, or else the rank. `origin` names the file in errors.
+///
+/// Module names are taken as they are. [`formats::read`](crate::lora::formats::read) knows the names of each family and
+/// reads other namings.
 ///
 /// # Errors
 /// If the bytes are no LoRA file of this naming, or a tensor is misshapen, alone, or not finite.
@@ -19,97 +20,47 @@ pub fn read(bytes: &[u8], origin: &str, component: &str) -> Result<LoraFile, Err
         origin: origin.to_owned(),
         what,
     };
-    let not_safetensors = |error| file_error(format!("not a safetensors file: {error}"));
-    let (_, header) = SafeTensors::read_metadata(bytes).map_err(not_safetensors)?;
-    let metadata: BTreeMap<_, _> = header
-        .metadata()
-        .clone()
-        .unwrap_or_default()
-        .into_iter()
-        .collect();
-    let stored = SafeTensors::deserialize(bytes).map_err(not_safetensors)?;
-
-    let mut found: BTreeMap<String, Parts<'_>> = BTreeMap::new();
-    for (name, view) in stored.iter() {
-        let (module, part) =
-            parse_name(name, component).map_err(|what| tensor_error(origin, name, what))?;
-        let parts = found.entry(module.to_owned()).or_default();
-        let slot = match part {
-            Part::A => &mut parts.a,
-            Part::B => &mut parts.b,
-            Part::Alpha => &mut parts.alpha,
-        };
-        if slot.replace((name.to_owned(), view)).is_some() {
-            return Err(Error::Duplicate(module.to_owned()));
-        }
+    let stored = Stored::open(bytes, origin)?;
+    let mut named = Vec::new();
+    for tensor in &stored.tensors {
+        let (module, part) = parse_name(&tensor.0, component)
+            .map_err(|what| tensor_error(origin, &tensor.0, what))?;
+        named.push((tensor, module.to_owned(), part));
     }
-    if found.is_empty() {
+    if named.is_empty() {
         return Err(file_error("expected adapters, found no tensor".to_owned()));
     }
-    let stated = StatedAlphas::parse(&metadata, component).map_err(file_error)?;
+    let stated = StatedAlphas::parse(&stored.metadata, component).map_err(file_error)?;
     let mut shapes = Vec::new();
     let mut values = Vec::new();
-    for (module, parts) in &found {
-        let (a, b) = parts.pair(module).map_err(file_error)?;
-        let [rank, inputs] = shape_of(&a.1).map_err(|what| tensor_error(origin, &a.0, what))?;
-        let [outputs, rank_b] = shape_of(&b.1).map_err(|what| tensor_error(origin, &b.0, what))?;
-        if rank_b != rank {
-            let what = format!("expected rank {rank} as lora_A has, found {rank_b} columns");
-            return Err(tensor_error(origin, &b.0, what));
-        }
-        let alpha = match &parts.alpha {
-            Some((name, view)) => {
-                alpha_of(view).map_err(|what| tensor_error(origin, name, what))?
-            }
-            None => stated.of(module).unwrap_or(rank as f64),
-        };
+    for (module, pair) in pairs(origin, named.into_iter(), String::clone)? {
+        let rank = pair.rank();
+        let alpha = pair.alpha.or_else(|| stated.of(&module));
         shapes.push((
-            LinearShape {
-                name: module.clone(),
-                outputs,
-                inputs,
-                reached: true,
-            },
+            linear_shape(module, &pair.a.1, &pair.b.1),
             rank,
-            alpha,
+            alpha.unwrap_or(rank as f64),
         ));
-        for (name, view) in [a, b] {
-            decode(view, &mut values).map_err(|what| tensor_error(origin, name, what))?;
-        }
+        values.extend(pair.a.1.values);
+        values.extend(pair.b.1.values);
     }
     let mut adapters = AdapterSet::zeroed(shapes)?;
     adapters.set_values(values)?;
-    Ok(LoraFile { adapters, metadata })
+    Ok(LoraFile {
+        adapters,
+        metadata: stored.metadata,
+    })
 }
 
-/// A tensor's name and content.
-type Named<'a> = (String, TensorView<'a>);
-
-#[derive(Default)]
-struct Parts<'a> {
-    a: Option<Named<'a>>,
-    b: Option<Named<'a>>,
-    alpha: Option<Named<'a>>,
-}
-
-impl<'a> Parts<'a> {
-    fn pair(&self, module: &str) -> Result<(&Named<'a>, &Named<'a>), String> {
-        match (&self.a, &self.b) {
-            (Some(a), Some(b)) => Ok((a, b)),
-            (None, _) => Err(format!(
-                "adapter on `{module}`: expected a lora_A tensor, found none"
-            )),
-            (_, None) => Err(format!(
-                "adapter on `{module}`: expected a lora_B tensor, found none"
-            )),
-        }
+/// What an adapter of these matrices sits on.
+pub(in crate::lora) fn linear_shape(name: String, a: &Matrix, b: &Matrix) -> LinearShape {
+    LinearShape {
+        name,
+        outputs: b.rows(),
+        inputs: a.shape.get(1).copied().unwrap_or(0),
+        kernel: a.shape.get(2).copied(),
+        reached: true,
     }
-}
-
-enum Part {
-    A,
-    B,
-    Alpha,
 }
 
 fn parse_name<'n>(name: &'n str, component: &str) -> Result<(&'n str, Part), String> {
@@ -148,75 +99,18 @@ fn parse_name<'n>(name: &'n str, component: &str) -> Result<(&'n str, Part), Str
     Err(format!("{expected}, found another kind of tensor"))
 }
 
-fn shape_of(view: &TensorView<'_>) -> Result<[usize; 2], String> {
-    match *view.shape() {
-        [rows, columns] if rows > 0 && columns > 0 => Ok([rows, columns]),
-        ref other => Err(format!(
-            "expected two dimensions, neither 0, found {other:?}"
-        )),
-    }
-}
-
-fn alpha_of(view: &TensorView<'_>) -> Result<f64, String> {
-    let mut alpha = Vec::new();
-    decode(view, &mut alpha)?;
-    match alpha[..] {
-        [alpha] => Ok(f64::from(alpha)),
-        _ => Err(format!("expected one number, found {}", alpha.len())),
-    }
-}
-
-fn decode(view: &TensorView<'_>, out: &mut Vec<f32>) -> Result<(), String> {
-    let start = out.len();
-    let bytes = view.data();
-    match view.dtype() {
-        Dtype::F32 => {
-            out.extend(
-                bytes
-                    .as_chunks::<4>()
-                    .0
-                    .iter()
-                    .map(|&b| f32::from_le_bytes(b)),
-            );
-        }
-        Dtype::F16 => {
-            out.extend(
-                bytes
-                    .as_chunks::<2>()
-                    .0
-                    .iter()
-                    .map(|&b| f16::from_le_bytes(b).to_f32()),
-            );
-        }
-        Dtype::BF16 => {
-            out.extend(
-                bytes
-                    .as_chunks::<2>()
-                    .0
-                    .iter()
-                    .map(|&b| bf16::from_le_bytes(b).to_f32()),
-            );
-        }
-        other => return Err(format!("expected F32, F16 or BF16, found {other:?}")),
-    }
-    match out[start..].iter().position(|value| !value.is_finite()) {
-        Some(index) => Err(format!(
-            "number {index} is {}, expected finite numbers",
-            out[start + index]
-        )),
-        None => Ok(()),
-    }
-}
-
 /// The alphas that the metadata JSON states.
 #[derive(Default)]
-struct StatedAlphas {
+pub(in crate::lora) struct StatedAlphas {
     default: Option<f64>,
     by_module: Vec<(String, f64)>,
 }
 
 impl StatedAlphas {
-    fn parse(metadata: &BTreeMap<String, String>, component: &str) -> Result<Self, String> {
+    pub(in crate::lora) fn parse(
+        metadata: &BTreeMap<String, String>,
+        component: &str,
+    ) -> Result<Self, String> {
         let Some(text) = metadata.get(ADAPTER_METADATA) else {
             return Ok(Self::default());
         };
@@ -276,7 +170,7 @@ impl StatedAlphas {
     }
 
     /// As PEFT matches: a name that is the module's or its end after a dot; with `^` the module's only.
-    fn of(&self, module: &str) -> Option<f64> {
+    pub(in crate::lora) fn of(&self, module: &str) -> Option<f64> {
         let fits = |pattern: &str| match pattern.strip_prefix('^') {
             Some(whole) => module == whole,
             None => module == pattern || module.ends_with(&format!(".{pattern}")),

@@ -10,6 +10,7 @@ fn shape(name: &str, outputs: usize, inputs: usize) -> LinearShape {
         name: name.to_owned(),
         outputs,
         inputs,
+        kernel: None,
         reached: true,
     }
 }
@@ -79,7 +80,7 @@ fn the_same_content_is_the_same_bytes_whatever_order_it_came_in() {
     let bytes = write(&set(), &options(SaveDtype::Bf16)).unwrap();
     assert_eq!(bytes, write(&set(), &options(SaveDtype::Bf16)).unwrap());
     let header_bytes = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
-    expect![[r#"{"__metadata__":{"format":"pt","lora_adapter_metadata":"{\"transformer.alpha_pattern\":{\"^out\":3},\"transformer.lora_alpha\":2,\"transformer.r\":2,\"transformer.rank_pattern\":{\"^out\":3},\"transformer.target_modules\":[\"blocks.0.to_k\",\"blocks.0.to_q\",\"out\"]}","plumb.provenance":"{\"seed\":1}"},"transformer.blocks.0.to_k.lora_A.weight":{"dtype":"BF16","shape":[2,3],"data_offsets":[0,12]},"transformer.blocks.0.to_k.lora_B.weight":{"dtype":"BF16","shape":[4,2],"data_offsets":[12,28]},"transformer.blocks.0.to_q.lora_A.weight":{"dtype":"BF16","shape":[2,3],"data_offsets":[28,40]},"transformer.blocks.0.to_q.lora_B.weight":{"dtype":"BF16","shape":[4,2],"data_offsets":[40,56]},"transformer.out.lora_A.weight":{"dtype":"BF16","shape":[3,4],"data_offsets":[56,80]},"transformer.out.lora_B.weight":{"dtype":"BF16","shape":[5,3],"data_offsets":[80,110]}}"#]]
+    expect![[r#"{"__metadata__":{"format":"pt","lora_adapter_metadata":"{\"transformer.alpha_pattern\":{\"^out\":3},\"transformer.lora_alpha\":2,\"transformer.r\":2,\"transformer.rank_pattern\":{\"^out\":3},\"transformer.target_modules\":[\"blocks.0.to_k\",\"blocks.0.to_q\",\"out\"]}","modelspec.hash_sha256":"0xe840ebf55eaf3da8524a8d5b32189b1daf14a0332480d29737fef341a517581a","plumb.provenance":"{\"seed\":1}","sshs_legacy_hash":"e3b0c442","sshs_model_hash":"e840ebf55eaf3da8524a8d5b32189b1daf14a0332480d29737fef341a517581a"},"transformer.blocks.0.to_k.lora_A.weight":{"dtype":"BF16","shape":[2,3],"data_offsets":[0,12]},"transformer.blocks.0.to_k.lora_B.weight":{"dtype":"BF16","shape":[4,2],"data_offsets":[12,28]},"transformer.blocks.0.to_q.lora_A.weight":{"dtype":"BF16","shape":[2,3],"data_offsets":[28,40]},"transformer.blocks.0.to_q.lora_B.weight":{"dtype":"BF16","shape":[4,2],"data_offsets":[40,56]},"transformer.out.lora_A.weight":{"dtype":"BF16","shape":[3,4],"data_offsets":[56,80]},"transformer.out.lora_B.weight":{"dtype":"BF16","shape":[5,3],"data_offsets":[80,110]}}"#]]
         .assert_eq(std::str::from_utf8(&bytes[8..8 + header_bytes]).unwrap().trim_end());
 }
 
@@ -200,12 +201,9 @@ fn a_file_that_is_no_lora_of_this_naming_gets_one_clear_line() {
         ],
     );
     check(
-        &file(
-            &[],
-            &[("transformer.q.lora_A.weight", &[2, 3, 1, 1], 1.0), B],
-        ),
+        &file(&[], &[("transformer.q.lora_A.weight", &[2, 3, 1], 1.0), B]),
         expect![
-            "l.safetensors: tensor `transformer.q.lora_A.weight`: expected two dimensions, neither 0, found [2, 3, 1, 1]"
+            "l.safetensors: tensor `transformer.q.lora_A.weight`: expected two dimensions, or four of a square window, none 0, found [2, 3, 1]"
         ],
     );
     check(
@@ -217,7 +215,7 @@ fn a_file_that_is_no_lora_of_this_naming_gets_one_clear_line() {
             ],
         ),
         expect![
-            "l.safetensors: tensor `transformer.q.lora_A.weight`: expected two dimensions, neither 0, found [0, 3]"
+            "l.safetensors: tensor `transformer.q.lora_A.weight`: expected two dimensions, or four of a square window, none 0, found [0, 3]"
         ],
     );
     check(

@@ -6,7 +6,7 @@ use half::{bf16, f16};
 use serde_json::json;
 
 use super::{ADAPTER_METADATA, FileOptions, SaveDtype, tensor_error};
-use crate::lora::{Adapter, AdapterSet, Error};
+use crate::lora::{AdapterSet, Error, metadata};
 
 /// The bytes of a LoRA file.
 ///
@@ -14,30 +14,36 @@ use crate::lora::{Adapter, AdapterSet, Error};
 /// If a number is not finite, or is too large for the chosen dtype.
 pub fn write(set: &AdapterSet, options: &FileOptions) -> Result<Vec<u8>, Error> {
     let mut metadata = options.metadata.clone();
-    metadata.insert("format".to_owned(), "pt".to_owned());
+    let ranks: Vec<_> = set
+        .adapters()
+        .iter()
+        .map(|adapter| (adapter.name.as_str(), adapter.rank))
+        .collect();
     metadata.insert(
         ADAPTER_METADATA.to_owned(),
-        adapter_metadata(set, options.component),
+        adapter_metadata(&ranks, options.component),
     );
-    let mut tensors = BTreeMap::new();
-    for adapter in set.adapters() {
-        let (factor_a, factor_b) = fold(adapter.scale());
-        for (part, shape, range, factor) in [
-            ('A', [adapter.rank, adapter.inputs], adapter.a(), factor_a),
-            ('B', [adapter.outputs, adapter.rank], adapter.b(), factor_b),
-        ] {
-            let name = format!("{}.{}.lora_{part}.weight", options.component, adapter.name);
-            let bytes = encode(&set.values()[range], factor, options.dtype)
-                .map_err(|what| tensor_error("adapters to write", &name, what))?;
-            tensors.insert(name, (shape, bytes));
-        }
+    let factors = set.adapters().iter().flat_map(|adapter| {
+        let (on_a, on_b) = fold(adapter.scale());
+        [on_a, on_b]
+    });
+    let mut tensors = Vec::new();
+    for ((name, shape, range), factor) in set.tensors().zip(factors) {
+        let name = format!("{}.{name}", options.component);
+        tensors.push(encode(
+            name,
+            shape,
+            &set.values()[range],
+            factor,
+            options.dtype,
+        )?);
     }
-    Ok(to_safetensors(&metadata, &tensors, options.dtype))
+    Ok(to_safetensors(metadata, tensors))
 }
 
 /// Factors (on A, on B) whose product is `scale`; the one on A is a power of two, about the root of the scale, so
 /// that neither becomes too small for f16.
-pub(super) fn fold(scale: f64) -> (f64, f64) {
+pub(in crate::lora) fn fold(scale: f64) -> (f64, f64) {
     if scale == 0.0 {
         return (1.0, 0.0);
     }
@@ -45,51 +51,79 @@ pub(super) fn fold(scale: f64) -> (f64, f64) {
     (factor_a, scale / factor_a)
 }
 
-fn encode(values: &[f32], factor: f64, dtype: SaveDtype) -> Result<Vec<u8>, String> {
-    let mut bytes = Vec::with_capacity(values.len() * if dtype == SaveDtype::F32 { 4 } else { 2 });
+/// A tensor as it will be in a file.
+pub(in crate::lora) struct Encoded {
+    name: String,
+    dtype: SaveDtype,
+    shape: Vec<usize>,
+    bytes: Vec<u8>,
+    /// Whether every number is what was to be stored, and not the nearest that the dtype has.
+    pub(in crate::lora) exact: bool,
+}
+
+/// A tensor times a factor.
+pub(in crate::lora) fn encode(
+    name: String,
+    shape: Vec<usize>,
+    values: &[f32],
+    factor: f64,
+    dtype: SaveDtype,
+) -> Result<Encoded, Error> {
+    let mut bytes = Vec::with_capacity(values.len() * dtype.size());
+    let mut exact = true;
     for (index, &value) in values.iter().enumerate() {
-        let scaled = (f64::from(value) * factor) as f32;
-        let finite = match dtype {
+        let product = f64::from(value) * factor;
+        let scaled = product as f32;
+        let stored = match dtype {
             SaveDtype::F32 => {
                 bytes.extend(scaled.to_le_bytes());
-                scaled.is_finite()
+                scaled
             }
             SaveDtype::F16 => {
-                bytes.extend(f16::from_f32(scaled).to_le_bytes());
-                f16::from_f32(scaled).is_finite()
+                let half = f16::from_f32(scaled);
+                bytes.extend(half.to_le_bytes());
+                half.to_f32()
             }
             SaveDtype::Bf16 => {
-                bytes.extend(bf16::from_f32(scaled).to_le_bytes());
-                bf16::from_f32(scaled).is_finite()
+                let half = bf16::from_f32(scaled);
+                bytes.extend(half.to_le_bytes());
+                half.to_f32()
             }
         };
-        if !finite {
-            return Err(format!(
-                "number {index} is {scaled}, which {dtype:?} cannot hold"
-            ));
+        exact &= f64::from(stored) == product;
+        if !stored.is_finite() {
+            let what = format!(
+                "number {index} is {scaled}, which {} cannot hold",
+                dtype.name()
+            );
+            return Err(tensor_error("adapters to write", &name, what));
         }
     }
-    Ok(bytes)
+    Ok(Encoded {
+        name,
+        dtype,
+        shape,
+        bytes,
+        exact,
+    })
 }
 
 /// What PEFT's LoraConfig is made from, each key with the component in front, as diffusers writes it.
-fn adapter_metadata(set: &AdapterSet, component: &str) -> String {
-    let rank = commonest_rank(set);
-    let odd = |adapter: &&Adapter| adapter.rank != rank;
+pub(in crate::lora) fn adapter_metadata(modules: &[(&str, usize)], component: &str) -> String {
+    let rank = commonest_rank(modules.iter().map(|(_, rank)| *rank));
     // `^`: PEFT takes these names as the end of a module's name otherwise.
-    let pattern: BTreeMap<_, _> = set
-        .adapters()
+    let pattern: BTreeMap<_, _> = modules
         .iter()
-        .filter(odd)
-        .map(|adapter| (format!("^{}", adapter.name), adapter.rank))
+        .filter(|(_, other)| *other != rank)
+        .map(|(name, rank)| (format!("^{name}"), *rank))
         .collect();
-    let modules: Vec<_> = set.adapters().iter().map(|adapter| &adapter.name).collect();
+    let names: Vec<_> = modules.iter().map(|(name, _)| name).collect();
     let fields = BTreeMap::from([
         ("r", json!(rank)),
         ("lora_alpha", json!(rank)),
         ("rank_pattern", json!(pattern)),
         ("alpha_pattern", json!(pattern)),
-        ("target_modules", json!(modules)),
+        ("target_modules", json!(names)),
     ]);
     let named: BTreeMap<_, _> = fields
         .into_iter()
@@ -99,10 +133,10 @@ fn adapter_metadata(set: &AdapterSet, component: &str) -> String {
 }
 
 /// The rank of most adapters; of equally many the smallest; 1 if there are none.
-pub(in crate::lora) fn commonest_rank(set: &AdapterSet) -> usize {
+pub(in crate::lora) fn commonest_rank(ranks: impl Iterator<Item = usize>) -> usize {
     let mut counts = BTreeMap::new();
-    for adapter in set.adapters() {
-        *counts.entry(adapter.rank).or_insert(0) += 1;
+    for rank in ranks {
+        *counts.entry(rank).or_insert(0) += 1;
     }
     let most = counts.values().copied().max();
     counts
@@ -111,22 +145,43 @@ pub(in crate::lora) fn commonest_rank(set: &AdapterSet) -> usize {
         .map_or(1, |(rank, _)| rank)
 }
 
-/// The format keeps metadata in a map without an order; here it is sorted, so that equal content is equal bytes.
-fn to_safetensors(
-    metadata: &BTreeMap<String, String>,
-    tensors: &BTreeMap<String, ([usize; 2], Vec<u8>)>,
-    dtype: SaveDtype,
+/// A file of these tensors: wider numbers first and then by name, as the format's own library orders them. The hashes
+/// that other tools look for are added to the metadata.
+pub(in crate::lora) fn to_safetensors(
+    mut metadata: BTreeMap<String, String>,
+    mut tensors: Vec<Encoded>,
 ) -> Vec<u8> {
-    let dtype = format!("{dtype:?}").to_ascii_uppercase();
+    tensors.sort_by(|left, right| {
+        let by_size = right.dtype.size().cmp(&left.dtype.size());
+        by_size.then_with(|| left.name.cmp(&right.name))
+    });
+    let data: Vec<&[u8]> = tensors.iter().map(|t| t.bytes.as_slice()).collect();
+    metadata.insert("format".to_owned(), "pt".to_owned());
+    let trained: BTreeMap<_, _> = metadata
+        .iter()
+        .filter(|(key, _)| key.starts_with("ss_"))
+        .map(|(key, value)| (key.clone(), value.clone()))
+        .collect();
+    metadata.extend(metadata::hashes(&header(&trained, &tensors), &data));
+    let mut out = header(&metadata, &tensors);
+    for bytes in data {
+        out.extend(bytes);
+    }
+    out
+}
+
+/// The length and the header. The format keeps metadata in a map without an order; here it is sorted, so that equal
+/// content is equal bytes.
+fn header(metadata: &BTreeMap<String, String>, tensors: &[Encoded]) -> Vec<u8> {
     let mut header = format!("{{\"__metadata__\":{}", json!(metadata));
     let mut offset = 0;
-    for (name, (shape, bytes)) in tensors {
-        let end = offset + bytes.len();
+    for tensor in tensors {
+        let end = offset + tensor.bytes.len();
         header.push_str(&format!(
-            ",{}:{{\"dtype\":\"{dtype}\",\"shape\":[{},{}],\"data_offsets\":[{offset},{end}]}}",
-            json!(name),
-            shape[0],
-            shape[1],
+            ",{}:{{\"dtype\":\"{}\",\"shape\":{},\"data_offsets\":[{offset},{end}]}}",
+            json!(tensor.name),
+            tensor.dtype.name(),
+            json!(tensor.shape),
         ));
         offset = end;
     }
@@ -134,11 +189,7 @@ fn to_safetensors(
     while !header.len().is_multiple_of(8) {
         header.push(' ');
     }
-    let mut out = Vec::with_capacity(8 + header.len() + offset);
-    out.extend((header.len() as u64).to_le_bytes());
+    let mut out = (header.len() as u64).to_le_bytes().to_vec();
     out.extend(header.as_bytes());
-    for (_, bytes) in tensors.values() {
-        out.extend(bytes);
-    }
     out
 }

@@ -1,0 +1,205 @@
+//! The many ways in which programs name the tensors of a LoRA.
+
+use super::naming::Spelling;
+use crate::lora::file::stored::Part;
+
+/// What a tensor's name says.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Key {
+    /// A part of an adapter on the denoiser.
+    Denoiser(Address, Part),
+    /// An adapter on a text encoder.
+    TextEncoder,
+    /// Of a kind that is not read, with the kind's name.
+    Other(&'static str),
+}
+
+/// Where an adapter sits, as the file says it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Address {
+    pub(super) convention: Convention,
+    /// The module's name without what the convention puts around it.
+    pub(super) module: String,
+}
+
+/// Who puts what in front of a module's name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Convention {
+    /// `transformer.` or `unet.`: diffusers, ai-toolkit.
+    Component,
+    /// `lora_unet_`: kohya's scripts, ComfyUI.
+    Kohya,
+    /// `base_model.model.`: PEFT itself.
+    Peft,
+    /// `diffusion_model.`: ComfyUI's own, which SimpleTuner and OneTrainer can write.
+    Comfy,
+    /// `lora_transformer_`: OneTrainer.
+    OneTrainer,
+    /// `lycoris_`: SimpleTuner by way of LyCORIS.
+    Lycoris,
+    /// Nothing.
+    Bare,
+}
+
+const PREFIXES: &[(&str, Convention)] = &[
+    ("lora_unet_", Convention::Kohya),
+    ("lora_transformer_", Convention::OneTrainer),
+    ("lycoris_", Convention::Lycoris),
+    ("base_model.model.", Convention::Peft),
+    ("diffusion_model.", Convention::Comfy),
+    ("transformer.", Convention::Component),
+    ("unet.", Convention::Component),
+    ("", Convention::Bare),
+];
+
+const SUFFIXES: &[(&str, Part)] = &[
+    (".lora_A.weight", Part::A),
+    (".lora_B.weight", Part::B),
+    (".lora_A.default.weight", Part::A),
+    (".lora_B.default.weight", Part::B),
+    (".lora_down.weight", Part::A),
+    (".lora_up.weight", Part::B),
+    (".lora.down.weight", Part::A),
+    (".lora.up.weight", Part::B),
+    ("_lora.down.weight", Part::A),
+    ("_lora.up.weight", Part::B),
+    (".lora_linear_layer.down.weight", Part::A),
+    (".lora_linear_layer.up.weight", Part::B),
+    (".alpha", Part::Alpha),
+];
+
+/// Parts of names by which other kinds of files are known.
+const OTHER_KINDS: &[(&str, &str)] = &[
+    (".lora_magnitude_vector", "of DoRA"),
+    (".dora_scale", "of DoRA"),
+    (".hada_", "of LoHa"),
+    (".lokr_", "of LoKr"),
+    (".oft_", "of OFT"),
+    (".lora_mid.", "of a convolution's third factor (Tucker)"),
+    (".processor.qkv_lora", "of XLabs' scripts"),
+    (".processor.proj_lora", "of XLabs' scripts"),
+    ("_norm.scale", "of a BFL control LoRA"),
+    (".lora_B.bias", "of a bias's LoRA"),
+];
+
+impl Convention {
+    /// The namings in which a module's name may be, the likelier first, and whether dots are underscores.
+    pub(super) fn spellings(self) -> (&'static [Spelling], bool) {
+        const NATIVE_FIRST: &[Spelling] = &[Spelling::Native, Spelling::Diffusers];
+        const OURS_FIRST: &[Spelling] = &[Spelling::Diffusers, Spelling::Native];
+        match self {
+            Self::Kohya => (NATIVE_FIRST, true),
+            Self::Comfy => (NATIVE_FIRST, false),
+            Self::OneTrainer | Self::Lycoris => (OURS_FIRST, true),
+            Self::Component | Self::Peft | Self::Bare => (OURS_FIRST, false),
+        }
+    }
+}
+
+impl Key {
+    pub(super) fn of(name: &str) -> Self {
+        let text = ["lora_te", "text_encoder"];
+        if text.iter().any(|start| name.starts_with(start)) {
+            return Self::TextEncoder;
+        }
+        if let Some((_, kind)) = OTHER_KINDS.iter().find(|(mark, _)| name.contains(mark)) {
+            return Self::Other(kind);
+        }
+        if name.ends_with(".diff") || name.ends_with(".diff_b") {
+            return Self::Other("of a whole weight's change");
+        }
+        let parsed = SUFFIXES
+            .iter()
+            .find_map(|(suffix, part)| Some((name.strip_suffix(suffix)?, *part)));
+        let Some((path, part)) = parsed else {
+            return Self::Other("of an unknown kind");
+        };
+        let found = PREFIXES
+            .iter()
+            .find_map(|(prefix, convention)| Some((path.strip_prefix(prefix)?, *convention)));
+        match found {
+            Some((module, convention)) if !module.is_empty() => {
+                let module = without_processor(module);
+                Self::Denoiser(Address { convention, module }, part)
+            }
+            _ => Self::Other("of an unknown kind"),
+        }
+    }
+}
+
+/// Old files of diffusers name an attention's linears by its processor: `attn1.processor.to_out` is
+/// `attn1.to_out.0`.
+fn without_processor(module: &str) -> String {
+    let Some((attention, linear)) = module.split_once(".processor.") else {
+        return module.to_owned();
+    };
+    let index = if linear == "to_out" { ".0" } else { "" };
+    format!("{attention}.{linear}{index}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_many_programs() {
+        let text = |name: &str| match Key::of(name) {
+            Key::Denoiser(address, part) => {
+                format!("{:?} {} {part:?}", address.convention, address.module)
+            }
+            other => format!("{other:?}"),
+        };
+        let names = [
+            "transformer.transformer_blocks.0.attn.to_q.lora_A.weight",
+            "unet.mid_block.attentions.0.proj_in.lora.down.weight",
+            "unet.mid_block.attn1.processor.to_out_lora.up.weight",
+            "unet.mid_block.attn1.processor.to_q_lora.up.weight",
+            "lora_unet_double_blocks_0_img_attn_qkv.alpha",
+            "base_model.model.proj_out.lora_B.default.weight",
+            "diffusion_model.double_blocks.0.img_attn.qkv.lora_up.weight",
+            "lora_transformer_proj_out.lora_down.weight",
+            "lycoris_proj_out.lora_down.weight",
+            "double_blocks.0.img_attn.qkv.lora_A.weight",
+            "lora_te1_text_model_encoder_layers_0_mlp_fc1.alpha",
+            "text_encoder_2.text_model.x.lora_A.weight",
+            "text_encoders.clip_l.transformer.x.lora_up.weight",
+            "lora_unet_x.dora_scale",
+            "lora_unet_x.hada_w1_a",
+            "lora_unet_x.lokr_w1",
+            "double_blocks.0.processor.qkv_lora1.down.weight",
+            "double_blocks.0.img_attn.norm.query_norm.scale",
+            "time_in.in_layer.lora_B.bias",
+            "lora_unet_x.lora_mid.weight",
+            "lora_unet_x.diff",
+            "transformer.lora_A.weight",
+            "lora_unet_.alpha",
+            "x.weight",
+        ];
+        let lines: Vec<_> = names.map(|name| format!("{name}: {}", text(name))).to_vec();
+        expect_test::expect![[r#"
+            transformer.transformer_blocks.0.attn.to_q.lora_A.weight: Component transformer_blocks.0.attn.to_q A
+            unet.mid_block.attentions.0.proj_in.lora.down.weight: Component mid_block.attentions.0.proj_in A
+            unet.mid_block.attn1.processor.to_out_lora.up.weight: Component mid_block.attn1.to_out.0 B
+            unet.mid_block.attn1.processor.to_q_lora.up.weight: Component mid_block.attn1.to_q B
+            lora_unet_double_blocks_0_img_attn_qkv.alpha: Kohya double_blocks_0_img_attn_qkv Alpha
+            base_model.model.proj_out.lora_B.default.weight: Peft proj_out B
+            diffusion_model.double_blocks.0.img_attn.qkv.lora_up.weight: Comfy double_blocks.0.img_attn.qkv B
+            lora_transformer_proj_out.lora_down.weight: OneTrainer proj_out A
+            lycoris_proj_out.lora_down.weight: Lycoris proj_out A
+            double_blocks.0.img_attn.qkv.lora_A.weight: Bare double_blocks.0.img_attn.qkv A
+            lora_te1_text_model_encoder_layers_0_mlp_fc1.alpha: TextEncoder
+            text_encoder_2.text_model.x.lora_A.weight: TextEncoder
+            text_encoders.clip_l.transformer.x.lora_up.weight: TextEncoder
+            lora_unet_x.dora_scale: Other("of DoRA")
+            lora_unet_x.hada_w1_a: Other("of LoHa")
+            lora_unet_x.lokr_w1: Other("of LoKr")
+            double_blocks.0.processor.qkv_lora1.down.weight: Other("of XLabs' scripts")
+            double_blocks.0.img_attn.norm.query_norm.scale: Other("of a BFL control LoRA")
+            time_in.in_layer.lora_B.bias: Other("of a bias's LoRA")
+            lora_unet_x.lora_mid.weight: Other("of a convolution's third factor (Tucker)")
+            lora_unet_x.diff: Other("of a whole weight's change")
+            transformer.lora_A.weight: Bare transformer A
+            lora_unet_.alpha: Other("of an unknown kind")
+            x.weight: Other("of an unknown kind")"#]].assert_eq(&lines.join("\n"));
+    }
+}
