@@ -9,7 +9,7 @@ use std::process::Command;
 use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor};
-use plumb::diffusion::{add_noise, velocity_target};
+use plumb::diffusion::{Level, Prediction, Process, add_noise};
 use plumb::lora::{AdapterSet, targets};
 use plumb::models::{self, Component, Components, ConditioningTensors};
 use plumb::optim::{AdamW, AdamWOptions};
@@ -165,16 +165,17 @@ fn part(shape: &Value, batch: usize) -> Result<Part> {
             &Device::Cpu,
         )
     };
+    let levels: Vec<Level> = sigmas.iter().map(|&s| Level::of_flow(s)).collect();
     Ok(Part {
-        noisy: add_noise(&latents, &noise, &sigmas)?,
-        target: velocity_target(&latents, &noise)?,
+        noisy: add_noise(&latents, &noise, &levels)?,
+        target: Process::new(Prediction::Flow).target(&latents, &noise, &levels)?,
         sigmas: numbers(&|s| s)?,
         timesteps: numbers(&|s| s * 1000.0)?,
         weights: numbers(&|_| 1.0)?,
-        conditioning: ConditioningTensors {
-            context: normals(&[batch, 154, size("joint_attention_dim")?], 2)?,
-            pooled: normals(&[batch, size("pooled_projection_dim")?], 3)?,
-        },
+        conditioning: ConditioningTensors::new(
+            normals(&[batch, 154, size("joint_attention_dim")?], 2)?,
+            normals(&[batch, size("pooled_projection_dim")?], 3)?,
+        ),
         share: 1.0,
         latents,
         noise,

@@ -3,7 +3,7 @@
     plumb train EXPERIMENT --dump-step K step.safetensors
     python tools/replay_step.py step.safetensors path/to/base
 
-Checks the noisy latents, the prediction, the loss and the gradient of every adapter tensor; exits with 1
+A UNet is taken to predict noise. Checks the noisy latents, the prediction, the loss and the gradient of every adapter tensor; exits with 1
 where a relative error is above 1e-4. The names in the dump are explained by `plumb train --help`.
 """
 
@@ -11,7 +11,8 @@ import argparse
 import sys
 
 import torch
-from diffusers import SD3Transformer2DModel
+from denoisers import component, load, predict
+from diffusers import DDPMScheduler
 from peft import LoraConfig
 from safetensors import safe_open
 
@@ -29,7 +30,7 @@ def read(path):
 
 
 def load_with_adapters(base, dump, metadata):
-    transformer = SD3Transformer2DModel.from_pretrained(f"{base}/transformer", torch_dtype=torch.float32)
+    transformer = load(base)
     modules = sorted({n.split(".", 1)[1].rsplit(".lora_", 1)[0] for n in dump if n.startswith("adapter.")})
     config = LoraConfig(
         r=int(metadata["rank"]), lora_alpha=float(metadata["alpha"]), target_modules=modules, lora_dropout=0.0
@@ -57,16 +58,18 @@ def main():
         sys.exit("only steps of one micro-batch without adapter dropout can be replayed")
     transformer, parameters = load_with_adapters(arguments.base, dump, metadata)
 
-    sigma = dump["sigma"].view(-1, 1, 1, 1)
-    noisy = (1 - sigma) * dump["latents"] + sigma * dump["noise"]
-    prediction = transformer(
-        hidden_states=noisy,
-        timestep=dump["timestep"],
-        encoder_hidden_states=dump["context"],
-        pooled_projections=dump["pooled"],
-        return_dict=False,
-    )[0]
-    target = dump["noise"] - dump["latents"]
+    if component(transformer) == "unet":
+        # In f64: some gradients are small differences of large numbers, of which f32 keeps three digits.
+        transformer, dump = transformer.double(), {name: tensor.double() for name, tensor in dump.items()}
+        scheduler = DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
+        noisy = scheduler.add_noise(dump["latents"], dump["noise"], dump["timestep"].long())
+        target = dump["noise"]
+    else:
+        sigma = dump["sigma"].view(-1, 1, 1, 1)
+        noisy = (1 - sigma) * dump["latents"] + sigma * dump["noise"]
+        target = dump["noise"] - dump["latents"]
+    given = [dump["timestep"], dump["context"], dump["pooled"], dump.get("guidance"), dump.get("time_ids")]
+    prediction = predict(transformer, noisy, *given)
     weight = dump["loss_weight"].view(-1, 1, 1, 1)
     loss = (weight * (prediction - target) ** 2).mean()
     loss.backward()

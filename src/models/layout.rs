@@ -4,9 +4,10 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
-use super::Error;
+use super::{Error, LatentScaling};
 use crate::nn::weights::Weights;
 
 /// One part of a model, such as its VAE.
@@ -139,6 +140,122 @@ impl Components {
         }
         Ok(())
     }
+}
+
+/// Where a family's models have their parts.
+pub(super) struct Layout {
+    pub(super) family: &'static str,
+    /// The denoiser among the parts.
+    pub(super) denoiser: &'static str,
+    /// Parts in a folder of diffusers, each a folder.
+    pub(super) folders: &'static [&'static str],
+    /// Tokenizers there.
+    pub(super) tokenizers: &'static [&'static str],
+    /// Parts in a single file, by what the names of their tensors begin with.
+    pub(super) prefixes: &'static [(&'static str, &'static [&'static str])],
+    /// What begins the names of the denoiser's tensors in a single file of its own, without a prefix.
+    pub(super) sign: &'static str,
+}
+
+impl Layout {
+    /// The parts of a model at `path`.
+    ///
+    /// # Errors
+    /// If it has no denoiser, or is not a whole safetensors file.
+    pub(super) fn find(&self, path: &Path) -> Result<Components, Error> {
+        let mut components = if path.is_dir() {
+            Components::in_folder(path, self.folders, self.tokenizers)
+        } else {
+            Components::in_file(path, self.prefixes)?
+        };
+        if !path.is_dir() && !components.parts.contains_key(self.denoiser) {
+            components.add_unprefixed(self.denoiser, self.sign)?;
+        }
+        if components.parts.contains_key(self.denoiser) {
+            return Ok(components);
+        }
+        let (folder, sign) = (self.denoiser, self.sign);
+        Err(Error::NotThisFamily {
+            path: path.to_owned(),
+            family: format!("`{}`", self.family),
+            reason: format!(
+                "expected a folder with `{folder}/`, or a safetensors file with tensors `{sign}*` or `model.diffusion_model.{sign}*`"
+            ),
+        })
+    }
+}
+
+/// Reads a denoiser's `config.json`, of this class if it names one. Fields that begin with `_` are not read.
+///
+/// # Errors
+/// If it cannot be read, is of another class, or has a field that `T` has not.
+pub(super) fn read_config<T: DeserializeOwned>(path: &Path, class: &str) -> Result<T, Error> {
+    let wrong = |what: String| Error::Config {
+        path: path.to_owned(),
+        what,
+    };
+    let mut object = read_json(path)?;
+    match object.get("_class_name").and_then(Value::as_str) {
+        Some(other) if other != class => {
+            return Err(wrong(format!(
+                "`_class_name`: expected `{class}`, found `{other}`"
+            )));
+        }
+        _ => {}
+    }
+    object.retain(|key, _| !key.starts_with('_'));
+    serde_json::from_value(Value::Object(object)).map_err(|error| wrong(error.to_string()))
+}
+
+/// Checks by their headers that the files hold these tensors (canonical names and shapes), and no other.
+///
+/// # Errors
+/// For the first that is missing, misshapen or too many.
+pub(super) fn check_whole(
+    weights: &Weights,
+    tensors: &[(String, Vec<usize>)],
+) -> Result<(), Error> {
+    weights.require(tensors)?;
+    let extra = weights.extra(tensors);
+    match extra.first() {
+        Some(first) => Err(Error::ExtraTensors {
+            files: weights.describe(),
+            count: extra.len(),
+            first: first.clone(),
+        }),
+        None => Ok(()),
+    }
+}
+
+/// How latents are scaled: as the VAE's config says, or as `unsaid` where there is none.
+///
+/// # Errors
+/// If the config cannot be read, or lacks a number.
+pub(super) fn latent_scaling(
+    components: &Components,
+    unsaid: LatentScaling,
+) -> Result<LatentScaling, Error> {
+    let vae = components.parts.get("vae");
+    let Some(path) = vae.and_then(|vae| vae.config.as_ref()) else {
+        return Ok(unsaid);
+    };
+    let fields = read_json(path)?;
+    let number = |field: &str| match fields.get(field) {
+        // diffusers takes a shift that is null as none.
+        None | Some(serde_json::Value::Null) if field == "shift_factor" => Ok(0.0),
+        Some(value) if value.is_number() => Ok(value.as_f64().unwrap_or(0.0)),
+        other => Err(Error::Config {
+            path: path.clone(),
+            what: match other {
+                Some(other) => format!("`{field}`: expected a number, found {other}"),
+                None => format!("`{field}`: expected a number, found no such field"),
+            },
+        }),
+    };
+    Ok(LatentScaling {
+        scale: number("scaling_factor")?,
+        shift: number("shift_factor")?,
+    })
 }
 
 /// A JSON object in a file.

@@ -4,9 +4,15 @@
 //! Adding a family is one folder here, one folder of recipes, and one line in [`FAMILIES`]. Nothing above this
 //! module names a family.
 
+pub mod flux1;
 pub mod layout;
 pub mod linear;
+pub mod lora_names;
 pub mod sd3;
+#[cfg(test)]
+mod testing;
+mod transformer;
+pub mod unet;
 
 use std::path::{Path, PathBuf};
 
@@ -15,11 +21,12 @@ use candle_core::{DType, Device, Tensor};
 pub use layout::{Component, Components};
 
 use crate::autograd::{Tape, Value};
+use crate::diffusion::{Process, Sampler, Shift, Spacing};
 use crate::lora::{Bound, LinearShape, Preset};
 use crate::nn::weights::{self, Weights};
 
 /// Every family this program knows.
-pub const FAMILIES: &[&dyn Family] = &[&sd3::Sd3];
+pub const FAMILIES: &[&dyn Family] = &[&sd3::Sd3, &flux1::Flux1, &unet::SDXL, &unet::SD1];
 
 /// Why a base model could not be found, recognised or loaded.
 #[derive(Debug, thiserror::Error)]
@@ -124,8 +131,28 @@ impl From<weights::Error> for Error {
 pub struct ConditioningTensors {
     /// [batch, tokens, width]: one row per token of the concatenated encoders.
     pub context: Tensor,
-    /// [batch, width]: one vector per caption.
+    /// [batch, width]: one vector per caption; width 0 for a family without one.
     pub pooled: Tensor,
+    /// Rows of each sample's context before its pads, where the recipe has the denoiser mask pads.
+    pub token_counts: Option<Vec<usize>>,
+    /// [batch]: the guidance scale that a distilled model is told.
+    pub guidance: Option<Tensor>,
+    /// [batch, 6]: height and width of the picture before its crop, top and left of the crop, height and width of
+    /// what came out, in px; for families that are told.
+    pub time_ids: Option<Tensor>,
+}
+
+impl ConditioningTensors {
+    /// Context [batch, tokens, width] and pooled vectors [batch, width], and nothing else.
+    pub fn new(context: Tensor, pooled: Tensor) -> Self {
+        Self {
+            context,
+            pooled,
+            token_counts: None,
+            guidance: None,
+            time_ids: None,
+        }
+    }
 }
 
 /// A base model's denoising network with frozen weights. It has no state, draws no random numbers and opens no
@@ -133,7 +160,7 @@ pub struct ConditioningTensors {
 pub trait Denoiser: Send + Sync {
     /// The network's prediction for noisy latents.
     ///
-    /// `latents` [batch, channels, height, width], `timesteps` [batch] f32, sigma * 1000; the result has the
+    /// `latents` [batch, channels, height, width], `timesteps` [batch] f32, of [`crate::diffusion::Level`]; the result has the
     /// latents' shape. With a recording tape, gradients reach the adapters in `adapters` and whatever
     /// else on the tape was put in.
     ///
@@ -157,18 +184,30 @@ pub trait Denoiser: Send + Sync {
 pub struct Flavor {
     /// What an Experiment writes in `[model] flavor`.
     pub name: &'static str,
-    /// The shift of the noise schedule: sigma' = shift sigma / (1 + (shift - 1) sigma).
-    pub shift: f64,
+    /// What it predicts, and along which path of noise.
+    pub process: Process,
+    /// How its previews are sampled where nothing else is asked for.
+    pub sampler: Sampler,
+    /// Whether it is told each picture's size and crop ([`ConditioningTensors::time_ids`]).
+    pub size_conditioning: bool,
+    /// The shift of a flow's noise schedule.
+    pub shift: Shift,
+    /// Where a flow's sampler stops.
+    pub spacing: Spacing,
     /// Sampling steps its authors use.
     pub steps: u32,
     /// Classifier-free guidance its authors use; 1 is none.
     pub guidance: f64,
+    /// The guidance that a model which is told one ([`ConditioningTensors::guidance`]) is told by its authors.
+    pub told_guidance: Option<f64>,
     /// Side of the pictures it was trained for, in pixels.
     pub resolution_px: u32,
     /// ModelSpec's name.
     pub architecture: &'static str,
     /// kohya's name (`ss_base_model_version`).
     pub base_version: &'static str,
+    /// What a person who trains it should know first.
+    pub caution: Option<&'static str>,
 }
 
 /// From the VAE's latents to what the denoiser sees: `(latents - shift) * scale`.
@@ -215,6 +254,15 @@ pub trait Family: Sync {
     /// For the first tensor that is missing, misshapen or too many.
     fn weights(&self, components: &Components) -> Result<BaseWeights, Error>;
 
+    /// As [`Self::weights`], unchecked where the family can tell the architecture of a denoiser that is not whole:
+    /// for telling all that is wrong with it.
+    ///
+    /// # Errors
+    /// If the architecture cannot be told.
+    fn expected(&self, components: &Components) -> Result<BaseWeights, Error> {
+        self.weights(components)
+    }
+
     /// The denoiser, in `dtype` on `device`.
     ///
     /// # Errors
@@ -243,6 +291,11 @@ pub trait Family: Sync {
 
     /// The pipeline's name of the denoiser: the first part of tensor names in a LoRA file.
     fn lora_component(&self) -> &'static str;
+
+    /// Whether the denoiser can leave a context's pads out of its attention ([`ConditioningTensors::token_counts`]).
+    fn can_mask_pads(&self) -> bool {
+        false
+    }
 }
 
 /// The family of that name.
@@ -293,25 +346,26 @@ pub fn check_flavor(
 /// The family of the model at `path`, its parts, and the flavors it may be.
 ///
 /// # Errors
-/// If no family takes it; the reasons are those of the last one tried.
+/// If it cannot be read, or no family takes it; the reason is that of the last one that has a name for its tensors.
 pub fn detect(
     path: &Path,
 ) -> Result<(&'static dyn Family, Components, Vec<&'static Flavor>), Error> {
     let mut refused = None;
     for &family in FAMILIES {
-        let tried = family.components(path).and_then(|components| {
-            let flavors = family.possible_flavors(&components)?;
-            Ok((family, components, flavors))
-        });
-        match tried {
-            Ok(found) => return Ok(found),
+        let components = match family.components(path) {
+            Ok(components) => components,
+            Err(Error::NotThisFamily { .. }) => continue,
+            Err(unreadable) => return Err(unreadable),
+        };
+        match family.possible_flavors(&components) {
+            Ok(flavors) => return Ok((family, components, flavors)),
             Err(error) => refused = Some(error),
         }
     }
     Err(refused.unwrap_or_else(|| Error::NotThisFamily {
         path: path.to_owned(),
         family: quoted(FAMILIES.iter().map(|family| family.name())),
-        reason: "no family is known".to_owned(),
+        reason: "expected a folder with `transformer/` or `unet/`, or a safetensors or GGUF file with a denoiser's tensors".to_owned(),
     }))
 }
 

@@ -13,18 +13,10 @@ The single-file names are written by the inverse mapping below and then checked 
 converter must give the first file back, tensor for tensor.
 """
 
-import json
-import pathlib
-
-import diffusers
-import peft
 import torch
+from denoiser import check_conversion, linears, randomize, save, save_single_file, with_adapters
 from diffusers import SD3Transformer2DModel
 from diffusers.loaders.single_file_utils import convert_sd3_transformer_checkpoint_to_diffusers
-from peft import LoraConfig
-from safetensors.torch import save_file
-
-OUT = pathlib.Path(__file__).resolve().parents[2] / "tests" / "golden"
 
 SMALL = dict(
     sample_size=8,
@@ -49,23 +41,11 @@ MODELS = {
 SHAPES = [(8, 8, 5), (6, 16, 7), (14, 10, 3)]
 
 
-def build(name, overrides, seed):
-    """A random model in which nothing is at its start value: biases, norms and the position table included."""
-    torch.manual_seed(seed)
-    model = SD3Transformer2DModel(**{**SMALL, **overrides})
-    with torch.no_grad():
-        for key, tensor in model.state_dict().items():
-            noise = torch.randn_like(tensor)
-            if "norm_" in key and key.endswith("weight") and tensor.ndim == 1:
-                tensor.copy_(1.0 + 0.2 * noise)
-            elif tensor.ndim == 1:
-                tensor.copy_(0.1 * noise)
-            elif key == "pos_embed.pos_embed":
-                tensor.copy_(0.5 * noise)
-            else:
-                tensor.copy_(noise / tensor[0].numel() ** 0.5)
-            tensor.copy_(tensor.to(torch.bfloat16).float())
-    return model.eval()
+def position_table(key, tensor, noise):
+    if key == "pos_embed.pos_embed":
+        tensor.copy_(0.5 * noise)
+        return True
+    return False
 
 
 def to_single_file(state, layers):
@@ -117,13 +97,6 @@ def to_single_file(state, layers):
     return {f"model.diffusion_model.{k}": v.contiguous() for k, v in out.items()}
 
 
-def check_single_file(single, state):
-    back = convert_sd3_transformer_checkpoint_to_diffusers({k: v.clone() for k, v in single.items()})
-    assert back.keys() == state.keys(), set(back) ^ set(state)
-    for key, tensor in state.items():
-        assert torch.equal(back[key], tensor), key
-
-
 def inputs(config, shape, generator):
     height, width, tokens = shape
     rand = lambda *size: torch.randn(*size, generator=generator)  # noqa: E731
@@ -147,39 +120,13 @@ def call(model, given):
     )[0]
 
 
-def linears(model):
-    return [name for name, m in model.named_modules() if isinstance(m, torch.nn.Linear)]
-
-
-def with_adapters(model, case, targets, alpha, given, generator, out):
-    """Output and every adapter's gradient with random A and B, through a mean squared error."""
-    model.add_adapter(LoraConfig(r=4, lora_alpha=alpha, target_modules=targets), adapter_name=case)
-    parameters = {n: p for n, p in model.named_parameters() if f".{case}." in n}
-    with torch.no_grad():
-        for _, p in sorted(parameters.items()):
-            p.copy_(torch.randn(p.shape, generator=generator) * 0.3 / p.shape[1] ** 0.5)
-    prediction = call(model, given)
-    torch.nn.functional.mse_loss(prediction, given["target"]).backward()
-    out[f"golden.{case}.output"] = prediction.detach()
-    for name, p in parameters.items():
-        # The last block drops its context, and with it all that the context's query does.
-        unused = name.startswith(f"transformer_blocks.{model.config.num_layers - 1}.attn.add_q_proj.")
-        assert unused == (p.grad is None or p.grad.abs().max() == 0), name
-        name = name.replace(f".{case}.", ".")
-        out[f"golden.{case}.{name}"] = p.detach()
-        out[f"golden.{case}.{name}.grad"] = torch.zeros_like(p) if unused else p.grad
-    model.delete_adapters(case)
-    model.requires_grad_(True).zero_grad()
-
-
 def main():
-    OUT.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     for seed, (name, overrides) in enumerate(MODELS.items()):
-        model = build(name, overrides, seed)
+        torch.manual_seed(seed)
+        model = randomize(SD3Transformer2DModel(**{**SMALL, **overrides}), position_table)
         state = {k: v.clone() for k, v in model.state_dict().items()}
         generator = torch.Generator().manual_seed(100 + seed)
-        shapes = {n: [m.out_features, m.in_features] for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
         tensors = {k: v.to(torch.bfloat16) for k, v in state.items()}
         for i, shape in enumerate(SHAPES):
             given = inputs(model.config, shape, generator)
@@ -187,23 +134,18 @@ def main():
                 given["output"] = call(model, given)
             tensors |= {f"golden.{i}.{k}": v for k, v in given.items()}
         given = {k: tensors[f"golden.1.{k}"] for k in ("latents", "context", "pooled", "timesteps", "target")}
-        attention = [n for n in linears(model) if ".attn" in n]
-        with_adapters(model, "all", linears(model), 6.0, given, generator, tensors)
-        with_adapters(model, "attention", attention, 4.0, given, generator, tensors)
-        metadata = {
-            "script": "tools/goldens/sd3.py",
-            "versions": json.dumps({m.__name__: m.__version__ for m in (torch, diffusers, peft)}),
-            "config": json.dumps(dict(model.config)),
-            "linears": json.dumps(shapes),
-            "alphas": json.dumps({"all": 6.0, "attention": 4.0}),
-        }
-        tensors = {k: v.contiguous() for k, v in tensors.items()}
-        save_file(tensors, OUT / f"sd3_{name}.safetensors", metadata=metadata)
+        # The last block drops its context, and with it all that the context's query does.
+        last = f"transformer_blocks.{model.config.num_layers - 1}.attn.add_q_proj."
+        unused = lambda parameter: parameter.startswith(last)  # noqa: E731
+        every = linears(model)
+        with_adapters(model, call, "all", list(every), 6.0, given, generator, tensors, unused)
+        attention = [n for n in every if ".attn" in n]
+        with_adapters(model, call, "attention", attention, 4.0, given, generator, tensors, unused)
+        save(f"sd3_{name}", "tools/goldens/sd3.py", model, every, tensors, {"all": 6.0, "attention": 4.0})
         if name != "qk_norm":
             single = to_single_file(state, model.config.num_layers)
-            check_single_file(single, state)
-            single = {k: v.to(torch.bfloat16) for k, v in single.items()}
-            save_file(single, OUT / f"sd3_{name}_single.safetensors", metadata={"script": "tools/goldens/sd3.py"})
+            check_conversion(convert_sd3_transformer_checkpoint_to_diffusers({k: v.clone() for k, v in single.items()}), state)
+            save_single_file(f"sd3_{name}_single", "tools/goldens/sd3.py", single)
 
 
 if __name__ == "__main__":

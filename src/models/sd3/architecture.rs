@@ -6,12 +6,10 @@ use std::path::Path;
 use serde::Deserialize;
 
 use crate::lora::LinearShape;
-use crate::models::layout::{Component, read_json};
+use crate::models::layout::{Component, read_config};
+use crate::models::transformer::TIME_CHANNELS;
 use crate::models::{Error, Flavor};
 use crate::nn::weights::Weights;
-
-/// Channels of the timestep's sinusoid.
-pub(super) const TIME_CHANNELS: usize = 256;
 
 /// Channels of a head in every released model; a single file does not say it where queries are not normed.
 pub(super) const HEAD_CHANNELS: usize = 64;
@@ -110,21 +108,7 @@ impl Architecture {
             path: path.to_owned(),
             what,
         };
-        let mut object = read_json(path)?;
-        match object
-            .get("_class_name")
-            .and_then(serde_json::Value::as_str)
-        {
-            Some("SD3Transformer2DModel") | None => {}
-            Some(other) => {
-                return Err(wrong(format!(
-                    "`_class_name`: expected `SD3Transformer2DModel`, found `{other}`"
-                )));
-            }
-        }
-        object.retain(|key, _| !key.starts_with('_'));
-        let config: Config = serde_json::from_value(serde_json::Value::Object(object))
-            .map_err(|error| wrong(error.to_string()))?;
+        let config: Config = read_config(path, "SD3Transformer2DModel")?;
         let qk_norm = match config.qk_norm.as_deref() {
             None => false,
             Some("rms_norm") => true,
@@ -273,6 +257,7 @@ impl Architecture {
             name: name.to_owned(),
             outputs,
             inputs,
+            kernel: None,
             reached: true,
         };
         let mut list = vec![
@@ -327,6 +312,7 @@ impl Architecture {
             name: format!("transformer_blocks.{i}.{part}"),
             outputs: outputs * width,
             inputs: inputs * width,
+            kernel: None,
             // The last block drops what the context's queries find.
             reached: !(last && part == "attn.add_q_proj"),
         };

@@ -4,70 +4,12 @@
 
 use std::sync::Arc;
 
-use candle_core::{Result, Tensor, bail};
+use candle_core::{Result, bail};
 
-use crate::autograd::{AttentionPart, Tape, Value};
-use crate::lora::Bound;
+use crate::autograd::{AttentionPart, Value};
 use crate::models::linear::Linear;
+use crate::models::transformer::{FeedForward, Heads, Modulation, Pass};
 use crate::nn::AttentionMask;
-
-/// Of every norm in the network.
-pub(super) const EPS: f64 = 1e-6;
-
-/// What a pass through a block goes along with.
-#[derive(Clone, Copy)]
-pub(super) struct Pass<'a> {
-    pub(super) tape: &'a Tape,
-    pub(super) adapters: &'a Bound,
-    pub(super) heads: usize,
-}
-
-/// The parts [b, d] of a modulation [b, k * d]: shifts, scales and gates.
-pub(super) struct Modulation(Vec<Value>);
-
-impl Modulation {
-    pub(super) fn new(pass: Pass<'_>, linear: &Linear, vector_bd: &Value) -> Result<Self> {
-        let all = linear.forward(pass.tape, pass.adapters, vector_bd)?;
-        let width = vector_bd.tensor().dim(1)?;
-        let count = all.tensor().dim(1)? / width;
-        Ok(Self(pass.tape.split(&all, 1, &vec![width; count])?))
-    }
-
-    /// The norm of `x` [b, n, d], times 1 + the `scale`th part, plus the `shift`th.
-    pub(super) fn norm(
-        &self,
-        pass: Pass<'_>,
-        x: &Value,
-        shift: usize,
-        scale: usize,
-    ) -> Result<Value> {
-        pass.tape.modulate(x, &self.0[scale], &self.0[shift], EPS)
-    }
-
-    /// `x + gate * y`, with the `gate`th part.
-    fn gate(&self, pass: Pass<'_>, x: &Value, gate: usize, y: &Value) -> Result<Value> {
-        pass.tape.gated_residual(x, &self.0[gate], y)
-    }
-}
-
-/// A linear to queries, keys or values, and the norm [e] of each head's.
-pub(super) struct Heads {
-    pub(super) linear: Linear,
-    pub(super) norm: Option<Tensor>,
-}
-
-impl Heads {
-    /// [b, n, d] to [b, n, h, e].
-    fn forward(&self, pass: Pass<'_>, x: &Value) -> Result<Value> {
-        let y = self.linear.forward(pass.tape, pass.adapters, x)?;
-        let (b, n, d) = y.tensor().dims3()?;
-        let y_bnhe = pass.tape.reshape(&y, &[b, n, pass.heads, d / pass.heads])?;
-        match &self.norm {
-            Some(weight) => pass.tape.rms_norm(&y_bnhe, Some(weight), EPS),
-            None => Ok(y_bnhe),
-        }
-    }
-}
 
 /// Attention within the picture.
 pub(super) struct Attention {
@@ -75,28 +17,6 @@ pub(super) struct Attention {
     pub(super) k: Heads,
     pub(super) v: Heads,
     pub(super) out: Linear,
-}
-
-/// Two linears with a GELU (tanh form) between.
-pub(super) struct FeedForward {
-    pub(super) up: Linear,
-    pub(super) down: Linear,
-}
-
-impl FeedForward {
-    /// `x` [b, n, d] plus its own result: normed with parts 3 and 4, gated by part 5.
-    fn residual(&self, pass: Pass<'_>, mods: &Modulation, x: &Value) -> Result<Value> {
-        let y = mods.norm(pass, x, 3, 4)?;
-        let y = pass
-            .tape
-            .gelu_tanh(&self.up.forward(pass.tape, pass.adapters, &y)?)?;
-        mods.gate(
-            pass,
-            x,
-            5,
-            &self.down.forward(pass.tape, pass.adapters, &y)?,
-        )
-    }
 }
 
 /// The context's half of a block.
@@ -175,23 +95,15 @@ impl JointBlock {
         context: &Value,
         vector: &Value,
     ) -> Result<(Value, Option<Value>)> {
-        let (block, adapters, heads) = (Arc::clone(self), pass.adapters.clone(), pass.heads);
-        let run = move |tape: &Tape, inputs: &[Value]| {
+        let block = Arc::clone(self);
+        let run = move |pass: Pass<'_>, inputs: &[Value]| {
             let [x, context, vector] = inputs else {
                 bail!("a block has three inputs, found {}", inputs.len());
-            };
-            let pass = Pass {
-                tape,
-                adapters: &adapters,
-                heads,
             };
             let (x, context) = block.forward(pass, x, context, vector)?;
             Ok([Some(x), context].into_iter().flatten().collect())
         };
-        let mut outputs = pass
-            .tape
-            .checkpoint(&[x, context, vector], run)?
-            .into_iter();
+        let mut outputs = pass.checkpoint(&[x, context, vector], run)?.into_iter();
         match outputs.next() {
             Some(x) => Ok((x, outputs.next())),
             None => bail!("a block gave nothing"),

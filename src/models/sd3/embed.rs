@@ -1,15 +1,12 @@
-//! What comes before and after the blocks: patches, positions, time, and back to pixels.
+//! What comes before and after the blocks: patches, positions, and back to pixels.
 //!
 //! Shapes: b batch, c channels, h w latent height and width, i j patches down and across, p side of a patch,
 //! n = i * j, d width of the network.
 
-use candle_core::{DType, Result, Tensor, bail};
+use candle_core::{Result, Tensor, bail};
 
-use super::architecture::{Architecture, TIME_CHANNELS};
+use super::architecture::Architecture;
 use crate::autograd::{Tape, Value};
-
-/// The longest period of the timestep's sinusoids is 2 pi times this.
-const MAX_PERIOD: f32 = 10000.0;
 
 /// Patches to vectors: a convolution whose stride is its kernel is a linear on flattened patches.
 pub(super) struct PatchEmbed {
@@ -89,21 +86,4 @@ pub(super) fn unpatchify(
     let x_bijppc = tape.reshape(x, &[b, i, j, p, p, c])?;
     let x_bcipjp = tape.permute(&x_bijppc, &[0, 5, 1, 3, 2, 4])?;
     tape.reshape(&x_bcipjp, &[b, c, i * p, j * p])
-}
-
-/// Timesteps [b] to [b, 256]: cosines, then sines, of t / 10000^(k / 128). In f32 as diffusers does it, because
-/// rounding an angle near 1000 is what moves the result most; then in the dtype of the network.
-pub(super) fn timestep_sinusoid(timesteps: &Tensor, dtype: DType) -> Result<Tensor> {
-    let half = TIME_CHANNELS / 2;
-    let step = -MAX_PERIOD.ln();
-    let times = timesteps.to_dtype(DType::F32)?.to_vec1::<f32>()?;
-    let mut values = Vec::with_capacity(times.len() * TIME_CHANNELS);
-    for &time in &times {
-        let angle =
-            |k: usize| f64::from(time * f64::from(step * k as f32 / half as f32).exp() as f32);
-        values.extend((0..half).map(|k| angle(k).cos() as f32));
-        values.extend((0..half).map(|k| angle(k).sin() as f32));
-    }
-    let sinusoid = Tensor::from_vec(values, (times.len(), TIME_CHANNELS), timesteps.device())?;
-    sinusoid.to_dtype(dtype)
 }

@@ -7,29 +7,24 @@ use std::sync::Arc;
 use candle_core::{Result, Tensor, bail};
 
 use super::architecture::Architecture;
-use super::block::{
-    Attention, ContextHalf, FeedForward, Heads, JointBlock, Modulation, NextContext, Pass,
-};
-use super::embed::{PatchEmbed, timestep_sinusoid, unpatchify};
+use super::block::{Attention, ContextHalf, JointBlock, NextContext};
+use super::embed::{PatchEmbed, unpatchify};
 use super::names::Named;
 use crate::autograd::{Tape, Value};
 use crate::lora::{Bound, LinearShape};
 use crate::models::linear::Linear;
+use crate::models::transformer::{
+    Embedder, Get, Loaded, Loader, Modulation, Pass, check_shapes, timestep_sinusoid,
+};
 use crate::models::{ConditioningTensors, Denoiser, Error};
-
-type Loaded<T> = std::result::Result<T, Error>;
-
-/// Gives a tensor of a shape by its canonical name.
-pub(super) type Get<'a> = dyn Fn(&[usize], &str) -> Loaded<Tensor> + 'a;
 
 /// An MMDiT with frozen weights.
 pub(super) struct MmDit {
     architecture: Architecture,
     linears: Vec<LinearShape>,
     patch_embed: PatchEmbed,
-    /// Two linears with a SiLU between, for the timestep and for the pooled vector.
-    time: [Linear; 2],
-    pooled: [Linear; 2],
+    time: Embedder,
+    pooled: Embedder,
     context: Linear,
     blocks: Vec<Arc<JointBlock>>,
     norm_out: Linear,
@@ -39,7 +34,7 @@ pub(super) struct MmDit {
 impl MmDit {
     pub(super) fn load(named: &Named) -> Loaded<Self> {
         Self::build(named.architecture.clone(), &|shape, name| {
-            named.get(shape, name)
+            named.weights.get(shape, name).map_err(Error::from)
         })
     }
 
@@ -47,11 +42,9 @@ impl MmDit {
     pub(super) fn build(architecture: Architecture, get: &Get<'_>) -> Loaded<Self> {
         let linears = architecture.linears();
         let loader = Loader {
-            architecture: &architecture,
             linears: &linears,
             get,
         };
-        let embed = "time_text_embed";
         let (width, side) = (architecture.width(), architecture.patch_size);
         let cells = architecture.max_patches * architecture.max_patches;
         let patch_embed = PatchEmbed::new(
@@ -67,17 +60,11 @@ impl MmDit {
             what: "loading `pos_embed`".to_owned(),
             source,
         })?;
-        let pair = |name: &str| {
-            Ok::<_, Error>([
-                loader.linear(&format!("{embed}.{name}.linear_1"))?,
-                loader.linear(&format!("{embed}.{name}.linear_2"))?,
-            ])
-        };
-        let blocks = (0..architecture.depth).map(|i| loader.block(i).map(Arc::new));
+        let blocks = (0..architecture.depth).map(|i| block(loader, &architecture, i).map(Arc::new));
         Ok(Self {
             patch_embed,
-            time: pair("timestep_embedder")?,
-            pooled: pair("text_embedder")?,
+            time: loader.embedder("time_text_embed.timestep_embedder")?,
+            pooled: loader.embedder("time_text_embed.text_embedder")?,
             context: loader.linear("context_embedder")?,
             blocks: blocks.collect::<Loaded<_>>()?,
             norm_out: loader.linear("norm_out.linear")?,
@@ -97,7 +84,7 @@ impl MmDit {
         let (b, c, h, w) = latents.tensor().dims4()?;
         self.patch_embed.patches(h, w)?;
         let m = conditioning.context.dims3()?.1;
-        for (what, found, expected) in [
+        check_shapes(&[
             (
                 "latents",
                 latents.tensor().dims(),
@@ -110,11 +97,7 @@ impl MmDit {
                 &[b, m, own.context_width],
             ),
             ("pooled", conditioning.pooled.dims(), &[b, own.pooled_width]),
-        ] {
-            if found != expected {
-                bail!("denoiser input `{what}`: expected shape {expected:?}, found {found:?}");
-            }
-        }
+        ])?;
         if m == 0 || c == 0 {
             bail!("denoiser input `context`: expected at least one token, found none");
         }
@@ -124,12 +107,9 @@ impl MmDit {
     /// Timesteps and pooled vector to the conditioning vector [b, d], activated, as every modulation takes it.
     fn vector(&self, pass: Pass<'_>, timesteps: &Tensor, pooled: &Tensor) -> Result<Value> {
         let tape = pass.tape;
-        let mlp = |[first, second]: &[Linear; 2], x: Tensor| {
-            let hidden = first.forward(tape, pass.adapters, &Value::constant(x))?;
-            second.forward(tape, pass.adapters, &tape.silu(&hidden)?)
-        };
-        let time = mlp(&self.time, timestep_sinusoid(timesteps, pooled.dtype())?)?;
-        let pooled = mlp(&self.pooled, pooled.clone())?;
+        let time = timestep_sinusoid(timesteps, pooled.dtype())?;
+        let time = self.time.forward(pass, time)?;
+        let pooled = self.pooled.forward(pass, pooled.clone())?;
         tape.silu(&tape.add(&time, &pooled)?)
     }
 }
@@ -181,73 +161,45 @@ impl Denoiser for MmDit {
     }
 }
 
-/// Builds modules from tensors.
-struct Loader<'a> {
-    architecture: &'a Architecture,
-    linears: &'a [LinearShape],
-    get: &'a Get<'a>,
-}
-
-impl Loader<'_> {
-    fn linear(&self, name: &str) -> Loaded<Linear> {
-        let shape = self.linears.iter().find(|linear| linear.name == name);
-        let (outputs, inputs) = shape.map_or((0, 0), |shape| (shape.outputs, shape.inputs));
-        let weight = (self.get)(&[outputs, inputs], &format!("{name}.weight"))?;
-        let bias = (self.get)(&[outputs], &format!("{name}.bias"))?;
-        Ok(Linear::new(name.to_owned(), weight, Some(bias)))
-    }
-
-    fn block(&self, i: usize) -> Loaded<JointBlock> {
-        let own = format!("transformer_blocks.{i}");
-        let linear = |part: &str| self.linear(&format!("{own}.{part}"));
-        let norm = |part: &str| {
-            let shape = [self.architecture.head_channels];
-            let wanted = self.architecture.qk_norm;
-            wanted
-                .then(|| (self.get)(&shape, &format!("{own}.{part}.weight")))
-                .transpose()
-        };
-        let heads = |part: &str, norm_part: Option<&str>| {
-            let norm = norm_part.map(norm).transpose()?.flatten();
-            Ok::<_, Error>(Heads {
-                linear: linear(part)?,
-                norm,
-            })
-        };
-        let attention = |name: &str| {
-            Ok::<_, Error>(Attention {
-                q: heads(&format!("{name}.to_q"), Some(&format!("{name}.norm_q")))?,
-                k: heads(&format!("{name}.to_k"), Some(&format!("{name}.norm_k")))?,
-                v: heads(&format!("{name}.to_v"), None)?,
-                out: linear(&format!("{name}.to_out.0"))?,
-            })
-        };
-        let feed_forward = |name: &str| {
-            Ok::<_, Error>(FeedForward {
-                up: linear(&format!("{name}.net.0.proj"))?,
-                down: linear(&format!("{name}.net.2"))?,
-            })
-        };
-        let next = || {
-            Ok::<_, Error>(NextContext {
-                q: heads("attn.add_q_proj", Some("attn.norm_added_q"))?,
-                out: linear("attn.to_add_out")?,
-                feed_forward: feed_forward("ff_context")?,
-            })
-        };
-        let last = self.architecture.is_last(i);
-        let dual = self.architecture.dual_attention.contains(&i);
-        Ok(JointBlock {
-            modulation: linear("norm1.linear")?,
-            attention: attention("attn")?,
-            dual: dual.then(|| attention("attn2")).transpose()?,
-            feed_forward: feed_forward("ff")?,
-            context: ContextHalf {
-                modulation: linear("norm1_context.linear")?,
-                k: heads("attn.add_k_proj", Some("attn.norm_added_k"))?,
-                v: heads("attn.add_v_proj", None)?,
-                next: (!last).then(next).transpose()?,
-            },
+/// Block `i`.
+fn block(loader: Loader<'_>, architecture: &Architecture, i: usize) -> Loaded<JointBlock> {
+    let own = format!("transformer_blocks.{i}");
+    let linear = |part: &str| loader.linear(&format!("{own}.{part}"));
+    let heads = |part: &str, norm: Option<String>| {
+        let norm = norm.filter(|_| architecture.qk_norm);
+        let norm = norm
+            .as_ref()
+            .map(|norm| (norm.as_str(), architecture.head_channels));
+        loader.heads(&format!("{own}.{part}"), norm)
+    };
+    let normed = |part: &str, norm: &str| heads(part, Some(format!("{own}.{norm}")));
+    let attention = |name: &str| {
+        Ok::<_, Error>(Attention {
+            q: normed(&format!("{name}.to_q"), &format!("{name}.norm_q"))?,
+            k: normed(&format!("{name}.to_k"), &format!("{name}.norm_k"))?,
+            v: heads(&format!("{name}.to_v"), None)?,
+            out: linear(&format!("{name}.to_out.0"))?,
         })
-    }
+    };
+    let next = || {
+        Ok::<_, Error>(NextContext {
+            q: normed("attn.add_q_proj", "attn.norm_added_q")?,
+            out: linear("attn.to_add_out")?,
+            feed_forward: loader.feed_forward(&format!("{own}.ff_context"))?,
+        })
+    };
+    let last = architecture.is_last(i);
+    let dual = architecture.dual_attention.contains(&i);
+    Ok(JointBlock {
+        modulation: linear("norm1.linear")?,
+        attention: attention("attn")?,
+        dual: dual.then(|| attention("attn2")).transpose()?,
+        feed_forward: loader.feed_forward(&format!("{own}.ff"))?,
+        context: ContextHalf {
+            modulation: linear("norm1_context.linear")?,
+            k: normed("attn.add_k_proj", "attn.norm_added_k")?,
+            v: heads("attn.add_v_proj", None)?,
+            next: (!last).then(next).transpose()?,
+        },
+    })
 }

@@ -17,53 +17,82 @@ use std::path::Path;
 
 use candle_core::{DType, Device};
 
+use self::architecture::HEAD_CHANNELS;
 use self::mmdit::MmDit;
 use self::names::Named;
-use super::layout::read_json;
+pub(super) use self::names::{BLOCK, OUTER};
+use super::layout::{self, Layout};
 use super::{BaseWeights, Components, Denoiser, Error, Family, Flavor, LatentScaling};
+use crate::diffusion::{Prediction, Process, Sampler, Shift, Spacing};
 use crate::lora::Preset;
 
 /// The family.
 pub struct Sd3;
+
+const FLOW: Process = Process::new(Prediction::Flow);
 
 /// Steps and guidance as in the authors' `sd3_infer.py`. That script looks the shift of SD3-medium up as 1.0, while its
 /// own comment and every other implementation use 3.0; 3.0 it is.
 const FLAVORS: &[Flavor] = &[
     Flavor {
         name: "3-medium",
-        shift: 3.0,
+        process: FLOW,
+        sampler: Sampler::Euler,
+        size_conditioning: false,
+        shift: Shift::Fixed(3.0),
+        spacing: Spacing::Trained,
         steps: 50,
         guidance: 5.0,
+        told_guidance: None,
         resolution_px: 1024,
         architecture: "stable-diffusion-3-medium",
         base_version: "medium",
+        caution: None,
     },
     Flavor {
         name: "3.5-medium",
-        shift: 3.0,
+        process: FLOW,
+        sampler: Sampler::Euler,
+        size_conditioning: false,
+        shift: Shift::Fixed(3.0),
+        spacing: Spacing::Trained,
         steps: 50,
         guidance: 5.0,
+        told_guidance: None,
         resolution_px: 1024,
         architecture: "stable-diffusion-3-5-medium",
         base_version: "5-medium",
+        caution: None,
     },
     Flavor {
         name: "3.5-large",
-        shift: 3.0,
+        process: FLOW,
+        sampler: Sampler::Euler,
+        size_conditioning: false,
+        shift: Shift::Fixed(3.0),
+        spacing: Spacing::Trained,
         steps: 40,
         guidance: 4.5,
+        told_guidance: None,
         resolution_px: 1024,
         architecture: "stable-diffusion-3-5-large",
         base_version: "5-large",
+        caution: None,
     },
     Flavor {
         name: "3.5-large-turbo",
-        shift: 3.0,
+        process: FLOW,
+        sampler: Sampler::Euler,
+        size_conditioning: false,
+        shift: Shift::Fixed(3.0),
+        spacing: Spacing::Trained,
         steps: 4,
         guidance: 1.0,
+        told_guidance: None,
         resolution_px: 1024,
         architecture: "stable-diffusion-3-5-large",
         base_version: "5-large",
+        caution: None,
     },
 ];
 
@@ -92,28 +121,30 @@ const LATENT_SCALING: LatentScaling = LatentScaling {
 const DENOISER: &str = "transformer";
 const VAE: &str = "vae";
 
-/// Parts in a folder of diffusers.
-const FOLDERS: &[&str] = &[
-    DENOISER,
-    VAE,
-    "text_encoder",
-    "text_encoder_2",
-    "text_encoder_3",
-];
-const TOKENIZERS: &[&str] = &["tokenizer", "tokenizer_2", "tokenizer_3"];
-
-/// Parts in a single file; the denoiser alone is also found without a prefix.
-const PREFIXES: &[(&str, &[&str])] = &[
-    (DENOISER, &["model.diffusion_model.", "diffusion_model."]),
-    (VAE, &["first_stage_model.", "vae."]),
-    ("text_encoder", &["text_encoders.clip_l.transformer."]),
-    ("text_encoder_2", &["text_encoders.clip_g.transformer."]),
-    ("text_encoder_3", &["text_encoders.t5xxl.transformer."]),
-];
+const LAYOUT: Layout = Layout {
+    family: "sd3",
+    denoiser: DENOISER,
+    folders: &[
+        DENOISER,
+        VAE,
+        "text_encoder",
+        "text_encoder_2",
+        "text_encoder_3",
+    ],
+    tokenizers: &["tokenizer", "tokenizer_2", "tokenizer_3"],
+    prefixes: &[
+        (DENOISER, &["model.diffusion_model.", "diffusion_model."]),
+        (VAE, &["first_stage_model.", "vae."]),
+        ("text_encoder", &["text_encoders.clip_l.transformer."]),
+        ("text_encoder_2", &["text_encoders.clip_g.transformer."]),
+        ("text_encoder_3", &["text_encoders.t5xxl.transformer."]),
+    ],
+    sign: "joint_blocks.",
+};
 
 impl Family for Sd3 {
     fn name(&self) -> &'static str {
-        "sd3"
+        LAYOUT.family
     }
 
     fn flavors(&self) -> &'static [Flavor] {
@@ -121,22 +152,7 @@ impl Family for Sd3 {
     }
 
     fn components(&self, path: &Path) -> Result<Components, Error> {
-        let mut components = if path.is_dir() {
-            Components::in_folder(path, FOLDERS, TOKENIZERS)
-        } else {
-            Components::in_file(path, PREFIXES)?
-        };
-        if !path.is_dir() && !components.parts.contains_key(DENOISER) {
-            components.add_unprefixed(DENOISER, "joint_blocks.")?;
-        }
-        if !components.parts.contains_key(DENOISER) {
-            return Err(Error::NotThisFamily {
-                path: path.to_owned(),
-                family: "`sd3`".to_owned(),
-                reason: "expected a folder with `transformer/`, or a safetensors file with tensors `joint_blocks.*` or `model.diffusion_model.joint_blocks.*`".to_owned(),
-            });
-        }
-        Ok(components)
+        LAYOUT.find(path)
     }
 
     fn possible_flavors(&self, components: &Components) -> Result<Vec<&'static Flavor>, Error> {
@@ -149,6 +165,10 @@ impl Family for Sd3 {
 
     fn weights(&self, components: &Components) -> Result<BaseWeights, Error> {
         Ok(Named::open(components.get(DENOISER)?)?.into_base())
+    }
+
+    fn expected(&self, components: &Components) -> Result<BaseWeights, Error> {
+        Ok(Named::unchecked(components.get(DENOISER)?, HEAD_CHANNELS)?.into_base())
     }
 
     fn load(
@@ -169,30 +189,7 @@ impl Family for Sd3 {
     }
 
     fn latent_scaling(&self, components: &Components) -> Result<LatentScaling, Error> {
-        let config = components
-            .parts
-            .get(VAE)
-            .and_then(|vae| vae.config.as_ref());
-        let Some(path) = config else {
-            return Ok(LATENT_SCALING);
-        };
-        let fields = read_json(path)?;
-        let number = |field: &str| match fields.get(field) {
-            // diffusers takes a shift that is null as none.
-            None | Some(serde_json::Value::Null) if field == "shift_factor" => Ok(0.0),
-            Some(value) if value.is_number() => Ok(value.as_f64().unwrap_or(0.0)),
-            other => Err(Error::Config {
-                path: path.clone(),
-                what: match other {
-                    Some(other) => format!("`{field}`: expected a number, found {other}"),
-                    None => format!("`{field}`: expected a number, found no such field"),
-                },
-            }),
-        };
-        Ok(LatentScaling {
-            scale: number("scaling_factor")?,
-            shift: number("shift_factor")?,
-        })
+        layout::latent_scaling(components, LATENT_SCALING)
     }
 
     fn presets(&self) -> &'static [Preset] {

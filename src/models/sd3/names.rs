@@ -2,11 +2,9 @@
 //! Stability's single files, which fuses queries, keys and values, and stores two of the modulations as
 //! (shift, scale) where diffusers has (scale, shift).
 
-use candle_core::Tensor;
-
-use crate::models::layout::Component;
+use crate::models::layout::{Component, check_whole};
 use crate::models::{BaseWeights, Error};
-use crate::nn::weights::{Stored, Weights};
+use crate::nn::weights::{Part, Stored, Weights};
 
 use super::architecture::{Architecture, HEAD_CHANNELS};
 
@@ -14,7 +12,6 @@ use super::architecture::{Architecture, HEAD_CHANNELS};
 pub(super) struct Named {
     pub(super) weights: Weights,
     pub(super) architecture: Architecture,
-    single_file: bool,
 }
 
 impl Named {
@@ -25,45 +22,28 @@ impl Named {
 
     /// With another size of heads where neither a config nor a norm tells it.
     pub(super) fn open_with(component: &Component, head_channels: usize) -> Result<Self, Error> {
-        let stored = component.open()?;
-        let single_file = stored.contains("x_embedder.proj.weight");
-        let weights = if single_file {
-            stored.renamed(in_single_file)
-        } else {
-            stored
-        };
-        let architecture = Architecture::of(component, &weights, head_channels)?;
-        let named = Self {
-            weights,
-            architecture,
-            single_file,
-        };
-        named.check()?;
+        let named = Self::unchecked(component, head_channels)?;
+        check_whole(&named.weights, &named.architecture.tensors())?;
         Ok(named)
     }
 
-    fn check(&self) -> Result<(), Error> {
-        let tensors = self.architecture.tensors();
-        self.weights.require(&tensors)?;
-        let stored = |name: &String| {
-            if self.single_file {
-                in_single_file(name).name
-            } else {
-                name.clone()
-            }
+    /// What the files should hold, whether or not they do.
+    pub(super) fn unchecked(component: &Component, head_channels: usize) -> Result<Self, Error> {
+        let stored = component.open()?;
+        let single_file = stored.contains("x_embedder.proj.weight");
+        let depth = (0..)
+            .take_while(|i| stored.contains(&format!("joint_blocks.{i}.x_block.attn.qkv.weight")))
+            .count();
+        let place = move |name: &str| match single_file {
+            true => in_single_file(name, depth),
+            false => name.into(),
         };
-        let known: std::collections::BTreeSet<_> =
-            tensors.iter().map(|(name, _)| stored(name)).collect();
-        let mut extra = self.weights.names();
-        extra.retain(|name| !known.contains(name));
-        match extra.first() {
-            Some(first) => Err(Error::ExtraTensors {
-                files: self.weights.describe(),
-                count: extra.len(),
-                first: first.clone(),
-            }),
-            None => Ok(()),
-        }
+        let weights = stored.renamed(place);
+        let architecture = Architecture::of(component, &weights, head_channels)?;
+        Ok(Self {
+            weights,
+            architecture,
+        })
     }
 
     pub(super) fn into_base(self) -> BaseWeights {
@@ -72,36 +52,10 @@ impl Named {
             tensors: self.architecture.tensors(),
         }
     }
-
-    /// A tensor by its canonical name.
-    pub(super) fn get(&self, shape: &[usize], name: &str) -> Result<Tensor, Error> {
-        let tensor = self.weights.get(shape, name)?;
-        if self.single_file && self.is_swapped(name) {
-            return swap_halves(&tensor).map_err(|source| Error::Device {
-                what: format!("loading `{name}`"),
-                source,
-            });
-        }
-        Ok(tensor)
-    }
-
-    fn is_swapped(&self, name: &str) -> bool {
-        let last = self.architecture.depth.saturating_sub(1);
-        name.starts_with("norm_out.linear.")
-            || name.starts_with(&format!("transformer_blocks.{last}.norm1_context.linear."))
-    }
-}
-
-fn swap_halves(tensor: &Tensor) -> candle_core::Result<Tensor> {
-    let half = tensor.dim(0)? / 2;
-    Tensor::cat(
-        &[tensor.narrow(0, half, half)?, tensor.narrow(0, 0, half)?],
-        0,
-    )
 }
 
 /// Modules in front of and behind the blocks: diffusers' name, Stability's.
-const OUTER: &[(&str, &str)] = &[
+pub(in crate::models) const OUTER: &[(&str, &str)] = &[
     ("pos_embed.proj", "x_embedder.proj"),
     (
         "time_text_embed.timestep_embedder.linear_1",
@@ -119,7 +73,7 @@ const OUTER: &[(&str, &str)] = &[
 ];
 
 /// Modules in a block: diffusers' name, Stability's, and which third of a fused one it is.
-const BLOCK: &[(&str, &str, Option<usize>)] = &[
+pub(in crate::models) const BLOCK: &[(&str, &str, Option<usize>)] = &[
     ("norm1.linear", "x_block.adaLN_modulation.1", None),
     (
         "norm1_context.linear",
@@ -150,9 +104,9 @@ const BLOCK: &[(&str, &str, Option<usize>)] = &[
     ("ff_context.net.2", "context_block.mlp.fc2", None),
 ];
 
-/// Where a single file keeps a tensor of diffusers' name. A name that is unknown stays as it is, and will not be
-/// found.
-fn in_single_file(name: &str) -> Stored {
+/// Where a single file of `depth` blocks keeps a tensor of diffusers' name. A name that is unknown stays as it is,
+/// and will not be found.
+fn in_single_file(name: &str, depth: usize) -> Stored {
     if name == "pos_embed.pos_embed" {
         return "pos_embed".into();
     }
@@ -160,7 +114,10 @@ fn in_single_file(name: &str) -> Stored {
         return name.into();
     };
     if let Some((_, stored)) = OUTER.iter().find(|(ours, _)| *ours == module) {
-        return format!("{stored}.{kind}").into();
+        return Stored {
+            swapped: module == "norm_out.linear",
+            ..format!("{stored}.{kind}").into()
+        };
     }
     let in_block = module
         .strip_prefix("transformer_blocks.")
@@ -168,12 +125,13 @@ fn in_single_file(name: &str) -> Stored {
     let Some((block, part)) = in_block else {
         return name.into();
     };
+    let is_last = block.parse() == Ok(depth.wrapping_sub(1));
     match BLOCK.iter().find(|(ours, ..)| *ours == part) {
-        Some((_, stored, third)) => {
-            let mut stored = Stored::from(format!("joint_blocks.{block}.{stored}.{kind}"));
-            stored.part = third.map(|third| (third, 3));
-            stored
-        }
+        Some((_, stored, third)) => Stored {
+            part: third.map(|third| Part::one(third, 3)),
+            swapped: is_last && part == "norm1_context.linear",
+            ..format!("joint_blocks.{block}.{stored}.{kind}").into()
+        },
         None => name.into(),
     }
 }

@@ -4,15 +4,10 @@ use super::*;
 use crate::models;
 use expect_test::{Expect, expect};
 
-fn message<T>(result: Result<T, Error>, folder: &Path) -> String {
-    let error = result.err().unwrap().to_string();
-    error.replace(&folder.display().to_string(), ".")
-}
-
 #[test]
 fn the_linears_are_those_of_diffusers() {
     for name in MODELS {
-        let golden = Golden::read(name);
+        let golden = golden(name);
         let model = golden.model();
         let ours: serde_json::Map<_, _> = model
             .linears()
@@ -31,7 +26,7 @@ fn the_linears_are_those_of_diffusers() {
 #[test]
 fn a_flavor_is_told_from_the_architecture() {
     let flavors = |name| {
-        let folder = Golden::read(name).folder();
+        let folder = golden(name).folder();
         let (family, _, flavors) = models::detect(folder.path()).unwrap();
         let names: Vec<_> = flavors.iter().map(|flavor| flavor.name).collect();
         format!("{} {}", family.name(), names.join(" "))
@@ -43,7 +38,7 @@ fn a_flavor_is_told_from_the_architecture() {
 
 #[test]
 fn another_flavor_than_the_one_named_is_refused() {
-    let folder = Golden::read("qk_norm").folder();
+    let folder = golden("qk_norm").folder();
     let components = Sd3.components(folder.path()).unwrap();
     let check = |name| models::check_flavor(&Sd3, &components, models::flavor(&Sd3, name).unwrap());
     check("3.5-large").unwrap();
@@ -54,12 +49,12 @@ fn another_flavor_than_the_one_named_is_refused() {
     .assert_eq(&message(check("3-medium"), folder.path()).replacen(".:", "./:", 1));
     expect!["model flavor of family `sd3`: expected one of `3-medium`, `3.5-medium`, `3.5-large`, `3.5-large-turbo`, found `3`"]
         .assert_eq(&message(models::flavor(&Sd3, "3"), folder.path()));
-    expect!["model family: expected one of `sd3`, found `flux`"]
+    expect!["model family: expected one of `sd3`, `flux1`, `sdxl`, `sd1`, found `flux`"]
         .assert_eq(&message(models::family("flux").map(|_| ()), folder.path()));
 }
 
 fn check_damage(damage: &dyn Fn(&mut HashMap<String, Tensor>), expected: Expect) {
-    let golden = Golden::read("plain");
+    let golden = golden("plain");
     let mut weights = golden.weights();
     damage(&mut weights);
     let folder = golden.folder_with(&weights, &golden.metadata["config"]);
@@ -113,19 +108,22 @@ fn a_path_that_is_no_such_model_gets_one_clear_line() {
     let path = folder.path().join("model.safetensors");
     expect!["cannot read ./model.safetensors: No such file or directory (os error 2)"]
         .assert_eq(&message(models::detect(&path).map(|_| ()), folder.path()));
-    expect![".: not a model of family `sd3`: expected a folder with `transformer/`, or a safetensors file with tensors `joint_blocks.*` or `model.diffusion_model.joint_blocks.*`"].assert_eq(&message(models::detect(folder.path()).map(|_| ()), folder.path()));
-    let other = HashMap::from([(
-        "double_blocks.0.x",
-        Tensor::zeros(2, DType::F32, &Device::Cpu).unwrap(),
-    )]);
-    candle_core::safetensors::save(&other, &path).unwrap();
-    expect!["./model.safetensors: not a model of family `sd3`: expected a folder with `transformer/`, or a safetensors file with tensors `joint_blocks.*` or `model.diffusion_model.joint_blocks.*`"].assert_eq(&message(models::detect(&path).map(|_| ()), folder.path()));
-    let other = HashMap::from([(
-        "joint_blocks.0.x",
-        Tensor::zeros(2, DType::F32, &Device::Cpu).unwrap(),
-    )]);
-    candle_core::safetensors::save(&other, &path).unwrap();
+    let found = |result: Result<Components, Error>| message(result.map(|_| ()), folder.path());
+    expect![".: not a model of family `sd3`: expected a folder with `transformer/`, or a safetensors file with tensors `joint_blocks.*` or `model.diffusion_model.joint_blocks.*`"].assert_eq(&found(Sd3.components(folder.path())));
+    let save = |name: &str| {
+        let tensor = Tensor::zeros(2, DType::F32, &Device::Cpu).unwrap();
+        candle_core::safetensors::save(&HashMap::from([(name, tensor)]), &path).unwrap();
+    };
+    save("double_blocks.0.x");
+    expect!["./model.safetensors: not a model of family `sd3`: expected a folder with `transformer/`, or a safetensors file with tensors `joint_blocks.*` or `model.diffusion_model.joint_blocks.*`"].assert_eq(&found(Sd3.components(&path)));
+    save("joint_blocks.0.x");
     expect!["./model.safetensors: not a model of family `sd3`: it has no tensor for `pos_embed.proj.weight`"].assert_eq(&message(models::detect(&path).map(|_| ()), folder.path()));
+    save("no_blocks.0.x");
+    let nobody = message(models::detect(&path).map(|_| ()), folder.path());
+    assert!(
+        nobody.contains("expected a folder with `transformer/` or `unet/`"),
+        "{nobody}"
+    );
 }
 
 #[test]
@@ -142,13 +140,13 @@ fn the_parts_of_a_single_file_are_found_by_prefix() {
     let weights = Sd3.weights(&components).unwrap();
     assert_eq!(
         weights.tensors,
-        base(Golden::read("dual").folder().path()).tensors
+        testing::base(&Sd3, golden("dual").folder().path()).tensors
     );
 }
 
 #[test]
 fn latent_scaling_is_the_vaes_own() {
-    let folder = Golden::read("plain").folder();
+    let folder = golden("plain").folder();
     let vae = folder.path().join("vae");
     std::fs::create_dir(&vae).unwrap();
     let read = |config: &str| {

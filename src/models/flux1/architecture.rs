@@ -1,0 +1,320 @@
+//! The numbers of a FLUX.1 transformer, from diffusers' config.json or from the shapes in a single file, and the names
+//! and shapes of all its tensors.
+
+use std::path::Path;
+
+use serde::Deserialize;
+
+use crate::lora::LinearShape;
+use crate::models::layout::{Component, read_config};
+use crate::models::transformer::TIME_CHANNELS;
+use crate::models::{Error, Flavor};
+use crate::nn::weights::Weights;
+
+/// Side of a patch, in latent pixels: a token is a patch's channels.
+pub(super) const PATCH: usize = 2;
+
+/// How many times wider than the streams the feed-forwards are inside.
+const MLP_RATIO: usize = 4;
+
+/// No dimension of a network is larger; keeps hostile configs from overflowing.
+const MAX_DIMENSION: usize = 1 << 20;
+
+/// No network has more blocks; keeps the lists of their names small.
+const MAX_DEPTH: usize = 1 << 10;
+
+/// What is needed to build the network.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Architecture {
+    /// Channels of a token: those of the latents times a patch's pixels.
+    pub(super) token_channels: usize,
+    /// Blocks in which picture and caption have weights of their own.
+    pub(super) num_double: usize,
+    /// Blocks in which they share them.
+    pub(super) num_single: usize,
+    pub(super) heads: usize,
+    pub(super) head_channels: usize,
+    /// Width of the context.
+    pub(super) context_width: usize,
+    /// Width of the pooled vector.
+    pub(super) pooled_width: usize,
+    /// Whether the network is told a guidance scale (dev).
+    pub(super) guidance: bool,
+    /// Channels of a head that turn with a token's first id (0 in text to picture), row and column.
+    pub(super) axes: [usize; 3],
+}
+
+/// `transformer/config.json`, with the defaults of diffusers' FluxTransformer2DModel.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Config {
+    patch_size: usize,
+    in_channels: usize,
+    out_channels: Option<usize>,
+    num_layers: usize,
+    num_single_layers: usize,
+    attention_head_dim: usize,
+    num_attention_heads: usize,
+    joint_attention_dim: usize,
+    pooled_projection_dim: usize,
+    guidance_embeds: bool,
+    axes_dims_rope: [usize; 3],
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            patch_size: 1,
+            in_channels: 64,
+            out_channels: None,
+            num_layers: 19,
+            num_single_layers: 38,
+            attention_head_dim: 128,
+            num_attention_heads: 24,
+            joint_attention_dim: 4096,
+            pooled_projection_dim: 768,
+            guidance_embeds: false,
+            axes_dims_rope: [16, 56, 56],
+        }
+    }
+}
+
+impl Architecture {
+    /// Of the denoiser in `component`; `weights` are its weights with canonical names.
+    pub(super) fn of(component: &Component, weights: &Weights) -> Result<Self, Error> {
+        match &component.config {
+            Some(config) => Self::from_config(config),
+            None => Self::from_shapes(weights).map_err(|reason| Error::NotThisFamily {
+                path: component.weights.clone(),
+                family: "`flux1`".to_owned(),
+                reason,
+            }),
+        }
+    }
+
+    fn from_config(path: &Path) -> Result<Self, Error> {
+        let wrong = |what: String| Error::Config {
+            path: path.to_owned(),
+            what,
+        };
+        let config: Config = read_config(path, "FluxTransformer2DModel")?;
+        if config.patch_size != 1 {
+            return Err(wrong(format!(
+                "`patch_size`: expected 1 (patches are made before this network), found {}",
+                config.patch_size
+            )));
+        }
+        let own = Self {
+            token_channels: config.in_channels,
+            num_double: config.num_layers,
+            num_single: config.num_single_layers,
+            heads: config.num_attention_heads,
+            head_channels: config.attention_head_dim,
+            context_width: config.joint_attention_dim,
+            pooled_width: config.pooled_projection_dim,
+            guidance: config.guidance_embeds,
+            axes: config.axes_dims_rope,
+        };
+        let out_channels = config.out_channels.unwrap_or(config.in_channels);
+        own.check(out_channels).map_err(wrong)?;
+        Ok(own)
+    }
+
+    /// From the shapes of weights with canonical names. The rotary axes are in no tensor: as in all released models
+    /// (16, 56 and 56 of 128), the first has an eighth of a head's channels (a multiple of four, so that all are even),
+    /// and the others share the rest.
+    fn from_shapes(weights: &Weights) -> Result<Self, String> {
+        let shape = |name: &str| {
+            weights
+                .shape(name)
+                .ok_or_else(|| format!("it has no tensor for `{name}`"))
+        };
+        let matrix = |name: &str| match *shape(name)? {
+            [rows, columns] => Ok((rows, columns)),
+            ref other => Err(format!(
+                "`{name}`: expected two dimensions, found {other:?}"
+            )),
+        };
+        let depth = |kind: &str| {
+            let there = |i: &usize| weights.contains(&format!("{kind}.{i}.attn.to_q.weight"));
+            (0..).take_while(there).count()
+        };
+        let (width, token_channels) = matrix("x_embedder.weight")?;
+        let head_channels: usize = shape("transformer_blocks.0.attn.norm_q.weight")?
+            .iter()
+            .product();
+        if head_channels == 0 || !width.is_multiple_of(head_channels) {
+            return Err(format!(
+                "{width} channels cannot be split into heads of {head_channels}"
+            ));
+        }
+        let first = head_channels.div_ceil(32) * 4;
+        let other = head_channels.saturating_sub(first) / 2;
+        let own = Self {
+            token_channels,
+            num_double: depth("transformer_blocks"),
+            num_single: depth("single_transformer_blocks"),
+            heads: width / head_channels,
+            head_channels,
+            context_width: matrix("context_embedder.weight")?.1,
+            pooled_width: matrix("time_text_embed.text_embedder.linear_1.weight")?.1,
+            guidance: weights.contains("time_text_embed.guidance_embedder.linear_1.weight"),
+            axes: [first, other, other],
+        };
+        own.check(matrix("proj_out.weight")?.0)?;
+        Ok(own)
+    }
+
+    fn check(&self, out_channels: usize) -> Result<(), String> {
+        for (field, value, least, most) in [
+            ("in_channels", self.token_channels, 1, MAX_DIMENSION),
+            ("num_layers", self.num_double, 1, MAX_DEPTH),
+            ("num_single_layers", self.num_single, 0, MAX_DEPTH),
+            ("num_attention_heads", self.heads, 1, MAX_DIMENSION),
+            ("attention_head_dim", self.head_channels, 1, MAX_DIMENSION),
+            ("joint_attention_dim", self.context_width, 1, MAX_DIMENSION),
+            ("pooled_projection_dim", self.pooled_width, 1, MAX_DIMENSION),
+        ] {
+            if !(least..=most).contains(&value) {
+                return Err(format!(
+                    "`{field}`: expected {least} to {most}, found {value}"
+                ));
+            }
+        }
+        if self.token_channels != out_channels {
+            return Err(format!(
+                "`in_channels`: expected as many as go out, {out_channels}, found {} (a Fill, Canny or Depth model, which takes more than a noisy picture)",
+                self.token_channels
+            ));
+        }
+        if !self.token_channels.is_multiple_of(PATCH * PATCH) {
+            return Err(format!(
+                "`in_channels`: expected a multiple of {}, found {}",
+                PATCH * PATCH,
+                self.token_channels
+            ));
+        }
+        let fits = self.axes.iter().try_fold(0, |sum: usize, axis| {
+            axis.is_multiple_of(2).then(|| sum.checked_add(*axis))?
+        });
+        if fits != Some(self.head_channels) {
+            return Err(format!(
+                "`axes_dims_rope`: expected three even numbers that add up to attention_head_dim = {}, found {:?}",
+                self.head_channels, self.axes
+            ));
+        }
+        Ok(())
+    }
+
+    /// Channels of the residual streams.
+    pub(super) fn width(&self) -> usize {
+        self.heads * self.head_channels
+    }
+
+    /// Channels of the latents.
+    pub(super) fn latent_channels(&self) -> usize {
+        self.token_channels / (PATCH * PATCH)
+    }
+
+    /// Whether this can be that released model: only dev is told its guidance.
+    pub(super) fn could_be(&self, flavor: &Flavor) -> bool {
+        self.guidance == flavor.told_guidance.is_some()
+    }
+
+    /// Every linear, in the order of the network. All reach its output: the last double block's context goes on into
+    /// the single blocks.
+    pub(super) fn linears(&self) -> Vec<LinearShape> {
+        let width = self.width();
+        let mut list = Vec::new();
+        let mut push = |name: String, outputs, inputs| {
+            list.push(LinearShape {
+                name,
+                outputs,
+                inputs,
+                kernel: None,
+                reached: true,
+            });
+        };
+        let embedders = [
+            ("timestep", TIME_CHANNELS, true),
+            ("guidance", TIME_CHANNELS, self.guidance),
+            ("text", self.pooled_width, true),
+        ];
+        for (name, inputs, _) in embedders.into_iter().filter(|(.., there)| *there) {
+            let name = format!("time_text_embed.{name}_embedder");
+            push(format!("{name}.linear_1"), width, inputs);
+            push(format!("{name}.linear_2"), width, width);
+        }
+        push("context_embedder".to_owned(), width, self.context_width);
+        push("x_embedder".to_owned(), width, self.token_channels);
+        let mut blocks = |kind: &str, count: usize, parts: &[(&str, usize, usize)]| {
+            for i in 0..count {
+                for (part, outputs, inputs) in parts {
+                    push(
+                        format!("{kind}.{i}.{part}"),
+                        outputs * width,
+                        inputs * width,
+                    );
+                }
+            }
+        };
+        blocks("transformer_blocks", self.num_double, DOUBLE);
+        blocks("single_transformer_blocks", self.num_single, SINGLE);
+        push("norm_out.linear".to_owned(), 2 * width, width);
+        push("proj_out".to_owned(), self.token_channels, width);
+        list
+    }
+
+    /// Every tensor: its canonical name (diffusers') and shape.
+    pub(super) fn tensors(&self) -> Vec<(String, Vec<usize>)> {
+        let mut list = Vec::new();
+        for linear in self.linears() {
+            list.push((
+                format!("{}.weight", linear.name),
+                vec![linear.outputs, linear.inputs],
+            ));
+            list.push((format!("{}.bias", linear.name), vec![linear.outputs]));
+        }
+        let mut norms = |kind: &str, count: usize, parts: &[&str]| {
+            for i in 0..count {
+                let name = |part: &&str| format!("{kind}.{i}.attn.{part}.weight");
+                list.extend(parts.iter().map(|p| (name(p), vec![self.head_channels])));
+            }
+        };
+        let joint = ["norm_q", "norm_k", "norm_added_q", "norm_added_k"];
+        norms("transformer_blocks", self.num_double, &joint);
+        norms("single_transformer_blocks", self.num_single, &joint[..2]);
+        list
+    }
+}
+
+/// Linears of a double block: name, outputs and inputs in widths of the streams.
+const DOUBLE: &[(&str, usize, usize)] = &[
+    ("norm1.linear", 6, 1),
+    ("norm1_context.linear", 6, 1),
+    ("attn.to_q", 1, 1),
+    ("attn.to_k", 1, 1),
+    ("attn.to_v", 1, 1),
+    ("attn.add_q_proj", 1, 1),
+    ("attn.add_k_proj", 1, 1),
+    ("attn.add_v_proj", 1, 1),
+    ("attn.to_out.0", 1, 1),
+    ("attn.to_add_out", 1, 1),
+    ("ff.net.0.proj", MLP_RATIO, 1),
+    ("ff.net.2", 1, MLP_RATIO),
+    ("ff_context.net.0.proj", MLP_RATIO, 1),
+    ("ff_context.net.2", 1, MLP_RATIO),
+];
+
+/// Linears of a single block.
+const SINGLE: &[(&str, usize, usize)] = &[
+    ("norm.linear", 3, 1),
+    ("attn.to_q", 1, 1),
+    ("attn.to_k", 1, 1),
+    ("attn.to_v", 1, 1),
+    ("proj_mlp", MLP_RATIO, 1),
+    ("proj_out", 1, 1 + MLP_RATIO),
+];
+
+#[cfg(test)]
+mod tests;

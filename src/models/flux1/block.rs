@@ -1,0 +1,158 @@
+//! The two kinds of blocks: double, in which picture and context have weights of their own and meet in one attention,
+//! and single, in which they are one sequence and attention and feed-forward run side by side.
+//!
+//! Shapes: b batch, n patches, m context tokens, h heads, e channels of a head, d = h * e.
+
+use candle_core::{Result, bail};
+
+use super::embed::Rotary;
+use crate::autograd::{AttentionPart, Value};
+use crate::models::linear::Linear;
+use crate::models::transformer::{FeedForward, Heads, Modulation, Pass};
+use crate::nn::AttentionMask;
+
+/// What attention needs to know of the tokens, the picture's first, then the context's.
+pub(super) struct Tokens {
+    pub(super) rotary: Rotary,
+    /// The picture's.
+    pub(super) num_patches: usize,
+    /// Which keys are seen: all, or none of the context's pads.
+    pub(super) mask: AttentionMask,
+}
+
+/// One half of a double block.
+pub(super) struct Half {
+    pub(super) modulation: Linear,
+    pub(super) q: Heads,
+    pub(super) k: Heads,
+    pub(super) v: Heads,
+    pub(super) out: Linear,
+    pub(super) feed_forward: FeedForward,
+}
+
+impl Half {
+    /// Queries, keys and values [b, n, h, e].
+    fn heads(&self, pass: Pass<'_>, x: &Value) -> Result<[Value; 3]> {
+        Ok([
+            self.q.forward(pass, x)?,
+            self.k.forward(pass, x)?,
+            self.v.forward(pass, x)?,
+        ])
+    }
+
+    /// What attention found, and the feed-forward, added to `x` [b, n, d].
+    fn residual(
+        &self,
+        pass: Pass<'_>,
+        mods: &Modulation,
+        x: &Value,
+        attended: &Value,
+    ) -> Result<Value> {
+        let y = self.out.forward(pass.tape, pass.adapters, attended)?;
+        let x = mods.gate(pass, x, 2, &y)?;
+        self.feed_forward.residual(pass, mods, &x)
+    }
+}
+
+/// A double block. Parts of a modulation: 0 to 2 shift, scale and gate of the attention, 3 to 5 of the feed-forward.
+pub(super) struct DoubleBlock {
+    pub(super) picture: Half,
+    pub(super) context: Half,
+}
+
+impl DoubleBlock {
+    /// Picture [b, n, d], context [b, m, d] and the activated conditioning vector [b, d] to the next picture and
+    /// context.
+    pub(super) fn forward(
+        &self,
+        pass: Pass<'_>,
+        tokens: &Tokens,
+        x: &Value,
+        context: &Value,
+        vector: &Value,
+    ) -> Result<[Value; 2]> {
+        let mods = Modulation::new(pass, &self.picture.modulation, vector)?;
+        let context_mods = Modulation::new(pass, &self.context.modulation, vector)?;
+        let [q, k, v] = self.picture.heads(pass, &mods.norm(pass, x, 0, 1)?)?;
+        let of_context = self
+            .context
+            .heads(pass, &context_mods.norm(pass, context, 0, 1)?)?;
+        // The context's ids are 0: it does not turn.
+        let turned = tokens.rotary.narrow(0, tokens.num_patches)?;
+        let turn = |x: &Value| pass.tape.rope(x, &turned.cos, &turned.sin);
+        let of_picture = [turn(&q)?, turn(&k)?, v];
+        let [attended, context_attended] = joint(pass, tokens, &of_picture, &of_context)?;
+        Ok([
+            self.picture.residual(pass, &mods, x, &attended)?,
+            self.context
+                .residual(pass, &context_mods, context, &context_attended)?,
+        ])
+    }
+}
+
+/// Attention of queries, keys and values of picture and context as one sequence: [b, n, d] and [b, m, d].
+fn joint(
+    pass: Pass<'_>,
+    tokens: &Tokens,
+    picture: &[Value; 3],
+    context: &[Value; 3],
+) -> Result<[Value; 2]> {
+    let (tape, scale) = (pass.tape, scale_of(&picture[0])?);
+    if tokens.mask == AttentionMask::None {
+        let part = |[q, k, v]: &'_ [Value; 3]| (q.clone(), k.clone(), v.clone());
+        let (picture, context) = (part(picture), part(context));
+        let parts = [&picture, &context].map(|(q, k, v)| AttentionPart { q: Some(q), k, v });
+        let attended = tape.joint_attention(&parts, scale)?;
+        return match <[Value; 2]>::try_from(attended) {
+            Ok(attended) => Ok(attended),
+            Err(other) => bail!("attention gave {} parts", other.len()),
+        };
+    }
+    let whole = |part: usize| tape.cat(&[&picture[part], &context[part]], 1);
+    let (q, k, v) = (whole(0)?, whole(1)?, whole(2)?);
+    let attended = tape.attention(&q, &k, &v, scale, None, &tokens.mask)?;
+    let (n, m) = (picture[0].tensor().dim(1)?, context[0].tensor().dim(1)?);
+    Ok([
+        tape.narrow(&attended, 1, 0, n)?,
+        tape.narrow(&attended, 1, n, m)?,
+    ])
+}
+
+/// 1 over the root of a head's channels.
+fn scale_of(q_bnhe: &Value) -> Result<f64> {
+    Ok(1.0 / (q_bnhe.tensor().dim(3)? as f64).sqrt())
+}
+
+/// A single block. Parts of its modulation: shift, scale and gate.
+pub(super) struct SingleBlock {
+    pub(super) modulation: Linear,
+    pub(super) q: Heads,
+    pub(super) k: Heads,
+    pub(super) v: Heads,
+    pub(super) up: Linear,
+    /// From attention and feed-forward together.
+    pub(super) out: Linear,
+}
+
+impl SingleBlock {
+    /// Picture and context [b, n + m, d] and the activated conditioning vector [b, d] to the next picture and context.
+    pub(super) fn forward(
+        &self,
+        pass: Pass<'_>,
+        tokens: &Tokens,
+        x: &Value,
+        vector: &Value,
+    ) -> Result<Value> {
+        let (tape, rotary) = (pass.tape, &tokens.rotary);
+        let mods = Modulation::new(pass, &self.modulation, vector)?;
+        let y = mods.norm(pass, x, 0, 1)?;
+        let turn = |x: &Value| tape.rope(x, &rotary.cos, &rotary.sin);
+        let q = turn(&self.q.forward(pass, &y)?)?;
+        let k = turn(&self.k.forward(pass, &y)?)?;
+        let v = self.v.forward(pass, &y)?;
+        let attended = tape.attention(&q, &k, &v, scale_of(&q)?, None, &tokens.mask)?;
+        let inner = tape.gelu_tanh(&self.up.forward(tape, pass.adapters, &y)?)?;
+        let both = tape.cat(&[&attended, &inner], 2)?;
+        mods.gate(pass, x, 2, &self.out.forward(tape, pass.adapters, &both)?)
+    }
+}

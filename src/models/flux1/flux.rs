@@ -1,0 +1,304 @@
+//! The whole network: embeddings, double blocks, single blocks, and the projection back to latents.
+//!
+//! Shapes: b batch, n patches, m context tokens, d width.
+
+use std::sync::Arc;
+
+use candle_core::{Result, Tensor, bail};
+
+use super::architecture::Architecture;
+use super::block::{DoubleBlock, Half, SingleBlock, Tokens};
+use super::embed::{Rotary, pack, patches, unpack};
+use super::names::Named;
+use crate::autograd::{Tape, Value};
+use crate::lora::{Bound, LinearShape};
+use crate::models::linear::Linear;
+use crate::models::transformer::{
+    Embedder, Get, Loaded, Loader, Modulation, Pass, check_shapes, timestep_sinusoid,
+};
+use crate::models::{ConditioningTensors, Denoiser, Error};
+use crate::nn::AttentionMask;
+
+/// The network is told a guidance scale as it is told a time: in thousandths.
+const GUIDANCE_UNIT: f64 = 1000.0;
+
+/// A FLUX.1 transformer with frozen weights.
+pub(super) struct Flux {
+    architecture: Architecture,
+    linears: Vec<LinearShape>,
+    time: Embedder,
+    guidance: Option<Embedder>,
+    pooled: Embedder,
+    context: Linear,
+    picture: Linear,
+    double_blocks: Vec<Arc<DoubleBlock>>,
+    single_blocks: Vec<Arc<SingleBlock>>,
+    norm_out: Linear,
+    proj_out: Linear,
+}
+
+impl Flux {
+    pub(super) fn load(named: &Named) -> Loaded<Self> {
+        Self::build(named.architecture.clone(), &|shape, name| {
+            named.get(shape, name)
+        })
+    }
+
+    /// Builds the network from tensors by canonical name.
+    pub(super) fn build(architecture: Architecture, get: &Get<'_>) -> Loaded<Self> {
+        let linears = architecture.linears();
+        let loader = Loader {
+            linears: &linears,
+            get,
+        };
+        let channels = architecture.head_channels;
+        let embedder = |name: &str| loader.embedder(&format!("time_text_embed.{name}_embedder"));
+        let double = |i| double_block(loader, i, channels).map(Arc::new);
+        let single = |i| single_block(loader, i, channels).map(Arc::new);
+        let guidance = architecture.guidance.then(|| embedder("guidance"));
+        Ok(Self {
+            time: embedder("timestep")?,
+            guidance: guidance.transpose()?,
+            pooled: embedder("text")?,
+            context: loader.linear("context_embedder")?,
+            picture: loader.linear("x_embedder")?,
+            double_blocks: (0..architecture.num_double)
+                .map(double)
+                .collect::<Loaded<_>>()?,
+            single_blocks: (0..architecture.num_single)
+                .map(single)
+                .collect::<Loaded<_>>()?,
+            norm_out: loader.linear("norm_out.linear")?,
+            proj_out: loader.linear("proj_out")?,
+            linears,
+            architecture,
+        })
+    }
+
+    fn check_inputs(
+        &self,
+        latents: &Value,
+        timesteps: &Tensor,
+        conditioning: &ConditioningTensors,
+    ) -> Result<()> {
+        let own = &self.architecture;
+        let (b, _, h, w) = latents.tensor().dims4()?;
+        let m = conditioning.context.dims3()?.1;
+        let guidance = conditioning.guidance.as_ref();
+        check_shapes(&[
+            (
+                "latents",
+                latents.tensor().dims(),
+                &[b, own.latent_channels(), h, w][..],
+            ),
+            ("timesteps", timesteps.dims(), &[b]),
+            (
+                "context",
+                conditioning.context.dims(),
+                &[b, m, own.context_width],
+            ),
+            ("pooled", conditioning.pooled.dims(), &[b, own.pooled_width]),
+            ("guidance", guidance.map_or(&[b], Tensor::dims), &[b]),
+        ])?;
+        if m == 0 {
+            bail!("denoiser input `context`: expected at least one token, found none");
+        }
+        match (&self.guidance, guidance) {
+            (Some(_), None) => {
+                bail!("denoiser input `guidance`: this model is told its guidance, found none")
+            }
+            (None, Some(_)) => {
+                bail!("denoiser input `guidance`: this model is not told a guidance, found one")
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Timesteps, guidance and pooled vector to the conditioning vector [b, d], activated, as every modulation takes
+    /// it.
+    fn vector(
+        &self,
+        pass: Pass<'_>,
+        timesteps: &Tensor,
+        conditioning: &ConditioningTensors,
+    ) -> Result<Value> {
+        let (tape, pooled) = (pass.tape, &conditioning.pooled);
+        let told = |numbers: &Tensor| timestep_sinusoid(numbers, pooled.dtype());
+        let mut vector = self.time.forward(pass, told(timesteps)?)?;
+        if let (Some(embedder), Some(guidance)) = (&self.guidance, &conditioning.guidance) {
+            let guidance = embedder.forward(pass, told(&(guidance * GUIDANCE_UNIT)?)?)?;
+            vector = tape.add(&vector, &guidance)?;
+        }
+        let pooled = self.pooled.forward(pass, pooled.clone())?;
+        tape.silu(&tape.add(&vector, &pooled)?)
+    }
+
+    fn tokens(&self, latents: &Value, conditioning: &ConditioningTensors) -> Result<Tokens> {
+        let (_, _, h, w) = latents.tensor().dims4()?;
+        let (b, m, _) = conditioning.context.dims3()?;
+        let (rows, columns) = patches(h, w)?;
+        let num_patches = rows * columns;
+        let mask = match &conditioning.token_counts {
+            None => AttentionMask::None,
+            Some(counts) => {
+                if counts.len() != b || counts.iter().any(|&count| count > m) {
+                    bail!(
+                        "denoiser input `token_counts`: expected {b} numbers of at most {m}, found {counts:?}"
+                    );
+                }
+                AttentionMask::KeyCounts(counts.iter().map(|count| num_patches + count).collect())
+            }
+        };
+        let axes = self.architecture.axes;
+        Ok(Tokens {
+            rotary: Rotary::new(axes, (rows, columns), m, latents.tensor().device())?,
+            num_patches,
+            mask,
+        })
+    }
+
+    /// All blocks: picture [b, n, d] and context [b, m, d] to the picture.
+    fn blocks(
+        &self,
+        pass: Pass<'_>,
+        tokens: Tokens,
+        mut x: Value,
+        mut context: Value,
+        vector: &Value,
+    ) -> Result<Value> {
+        let tokens = Arc::new(tokens);
+        for (i, block) in self.double_blocks.iter().enumerate() {
+            let (block, tokens) = (Arc::clone(block), Arc::clone(&tokens));
+            let run = move |pass: Pass<'_>, inputs: &[Value]| match inputs {
+                [x, context, vector] => {
+                    Ok(block.forward(pass, &tokens, x, context, vector)?.into())
+                }
+                _ => bail!("a double block has three inputs, found {}", inputs.len()),
+            };
+            [x, context] = run_block(pass, i, &[&x, &context, vector], run)?;
+        }
+        let mut whole = pass.tape.cat(&[&x, &context], 1)?;
+        for (i, block) in self.single_blocks.iter().enumerate() {
+            let (block, tokens) = (Arc::clone(block), Arc::clone(&tokens));
+            let run = move |pass: Pass<'_>, inputs: &[Value]| match inputs {
+                [x, vector] => Ok(vec![block.forward(pass, &tokens, x, vector)?]),
+                _ => bail!("a single block has two inputs, found {}", inputs.len()),
+            };
+            [whole] = run_block(pass, self.double_blocks.len() + i, &[&whole, vector], run)?;
+        }
+        pass.tape.narrow(&whole, 1, 0, tokens.num_patches)
+    }
+}
+
+/// Runs block number `i`, once, or again for its gradients.
+fn run_block<const N: usize>(
+    pass: Pass<'_>,
+    i: usize,
+    inputs: &[&Value],
+    run: impl Fn(Pass<'_>, &[Value]) -> Result<Vec<Value>> + 'static,
+) -> Result<[Value; N]> {
+    let outputs = if pass.adapters.recomputes(i) {
+        pass.checkpoint(inputs, run)?
+    } else {
+        let inputs: Vec<Value> = inputs.iter().map(|&value| value.clone()).collect();
+        run(pass, &inputs)?
+    };
+    match outputs.try_into() {
+        Ok(outputs) => Ok(outputs),
+        Err(other) => bail!("a block gave {} results", other.len()),
+    }
+}
+
+impl Denoiser for Flux {
+    fn forward(
+        &self,
+        tape: &Tape,
+        adapters: &Bound,
+        latents: &Value,
+        timesteps: &Tensor,
+        conditioning: &ConditioningTensors,
+    ) -> Result<Value> {
+        self.check_inputs(latents, timesteps, conditioning)?;
+        let pass = Pass {
+            tape,
+            adapters,
+            heads: self.architecture.heads,
+        };
+        let tokens = self.tokens(latents, conditioning)?;
+        let vector = self.vector(pass, timesteps, conditioning)?;
+        let x = self
+            .picture
+            .forward(tape, adapters, &pack(tape, latents)?)?;
+        let context = Value::constant(conditioning.context.clone());
+        let context = self.context.forward(tape, adapters, &context)?;
+        let x = self.blocks(pass, tokens, x, context, &vector)?;
+        let mods = Modulation::new(pass, &self.norm_out, &vector)?;
+        let x = mods.norm(pass, &x, 1, 0)?;
+        let x = self.proj_out.forward(tape, adapters, &x)?;
+        let (_, c, h, w) = latents.tensor().dims4()?;
+        unpack(tape, &x, patches(h, w)?, c)
+    }
+
+    fn linears(&self) -> &[LinearShape] {
+        &self.linears
+    }
+}
+
+/// Double block `i`, with heads of `channels`.
+fn double_block(loader: Loader<'_>, i: usize, channels: usize) -> Loaded<DoubleBlock> {
+    let own = |part: &str| format!("transformer_blocks.{i}.{part}");
+    // The modulation, queries, keys, values, both norms, the output and the feed-forward.
+    let half = |[modulation, q, k, v, norm_q, norm_k, out, feed_forward]: [&str; 8]| {
+        let normed = |linear: &str, norm: &str| {
+            loader.heads(
+                &own(&format!("attn.{linear}")),
+                Some((&own(&format!("attn.{norm}")), channels)),
+            )
+        };
+        Ok::<_, Error>(Half {
+            modulation: loader.linear(&own(modulation))?,
+            q: normed(q, norm_q)?,
+            k: normed(k, norm_k)?,
+            v: loader.heads(&own(&format!("attn.{v}")), None)?,
+            out: loader.linear(&own(&format!("attn.{out}")))?,
+            feed_forward: loader.feed_forward(&own(feed_forward))?,
+        })
+    };
+    Ok(DoubleBlock {
+        picture: half([
+            "norm1.linear",
+            "to_q",
+            "to_k",
+            "to_v",
+            "norm_q",
+            "norm_k",
+            "to_out.0",
+            "ff",
+        ])?,
+        context: half([
+            "norm1_context.linear",
+            "add_q_proj",
+            "add_k_proj",
+            "add_v_proj",
+            "norm_added_q",
+            "norm_added_k",
+            "to_add_out",
+            "ff_context",
+        ])?,
+    })
+}
+
+/// Single block `i`, with heads of `channels`.
+fn single_block(loader: Loader<'_>, i: usize, channels: usize) -> Loaded<SingleBlock> {
+    let own = |part: &str| format!("single_transformer_blocks.{i}.{part}");
+    let normed =
+        |linear: &str, norm: &str| loader.heads(&own(linear), Some((&own(norm), channels)));
+    Ok(SingleBlock {
+        modulation: loader.linear(&own("norm.linear"))?,
+        q: normed("attn.to_q", "attn.norm_q")?,
+        k: normed("attn.to_k", "attn.norm_k")?,
+        v: loader.heads(&own("attn.to_v"), None)?,
+        up: loader.linear(&own("proj_mlp"))?,
+        out: loader.linear(&own("proj_out"))?,
+    })
+}

@@ -1,0 +1,183 @@
+//! FLUX.1 of Black Forest Labs: a rectified-flow transformer of double and single blocks (github.com/black-forest-labs/flux
+//! `src/flux/model.py`; diffusers `FluxTransformer2DModel`).
+//!
+//! - `architecture`: the network's numbers, from a config or from shapes
+//! - `names`: diffusers' and the authors' naming of its weights
+//! - `embed`, `block`, `flux`: the network
+//!
+//! dev is distilled from guidance: it is told a guidance scale and needs one pass a step. schnell is distilled from
+//! many steps to a few, and is told none.
+
+mod architecture;
+mod block;
+mod embed;
+mod flux;
+mod names;
+
+use std::path::Path;
+
+use candle_core::{DType, Device};
+
+use self::flux::Flux;
+use self::names::Named;
+pub(super) use self::names::{DOUBLE, OUTER, SINGLE};
+use super::layout::{self, Layout};
+use super::{BaseWeights, Components, Denoiser, Error, Family, Flavor, LatentScaling};
+use crate::diffusion::{Prediction, Process, Sampler, Shift, ShiftRule, Spacing};
+use crate::lora::Preset;
+
+/// The family.
+pub struct Flux1;
+
+const FLOW: Process = Process::new(Prediction::Flow);
+
+/// Steps, guidance and shift as in the authors' command line (`src/flux/cli.py`, `sampling.py`).
+const FLAVORS: &[Flavor] = &[
+    Flavor {
+        name: "dev",
+        process: FLOW,
+        sampler: Sampler::Euler,
+        size_conditioning: false,
+        shift: Shift::By(ShiftRule::Resolution),
+        spacing: Spacing::Even,
+        steps: 50,
+        guidance: 1.0,
+        told_guidance: Some(3.5),
+        resolution_px: 1024,
+        architecture: "flux-1-dev",
+        base_version: "flux1",
+        caution: None,
+    },
+    Flavor {
+        name: "schnell",
+        process: FLOW,
+        sampler: Sampler::Euler,
+        size_conditioning: false,
+        shift: Shift::Fixed(1.0),
+        spacing: Spacing::Even,
+        steps: 4,
+        guidance: 1.0,
+        told_guidance: None,
+        resolution_px: 1024,
+        architecture: "flux-1-schnell",
+        base_version: "flux1",
+        caution: Some(
+            "schnell is distilled to a few steps, and training it as if it were not undoes that: pictures of few steps get worse as the LoRA learns. Other trainers keep an adapter on the base model that takes the distillation back while they train (ostris/FLUX.1-schnell-training-adapter); a LoRA made for `dev` is the usual other way",
+        ),
+    },
+];
+
+/// `attention` is every attention's queries, keys, values and outputs; `blocks` is what kohya's sd-scripts and
+/// ai-toolkit adapt where they are told nothing else: all linears in blocks, modulations included.
+const PRESETS: &[Preset] = &[
+    Preset {
+        name: "attention",
+        patterns: &["attn.*"],
+    },
+    Preset {
+        name: "attention+mlp",
+        patterns: &[
+            "attn.*",
+            "ff.*",
+            "ff_context.*",
+            "proj_mlp",
+            "single_transformer_blocks.*.proj_out",
+        ],
+    },
+    Preset {
+        name: "blocks",
+        patterns: &["transformer_blocks.*", "single_transformer_blocks.*"],
+    },
+    Preset {
+        name: "all-linear",
+        patterns: &["*"],
+    },
+];
+
+/// The VAE's, if its config does not say (a single file has none).
+const LATENT_SCALING: LatentScaling = LatentScaling {
+    scale: 0.3611,
+    shift: 0.1159,
+};
+
+const DENOISER: &str = "transformer";
+
+const LAYOUT: Layout = Layout {
+    family: "flux1",
+    denoiser: DENOISER,
+    folders: &[DENOISER, "vae", "text_encoder", "text_encoder_2"],
+    tokenizers: &["tokenizer", "tokenizer_2"],
+    prefixes: &[
+        (DENOISER, &["model.diffusion_model.", "diffusion_model."]),
+        ("vae", &["first_stage_model.", "vae."]),
+        ("text_encoder", &["text_encoders.clip_l.transformer."]),
+        ("text_encoder_2", &["text_encoders.t5xxl.transformer."]),
+    ],
+    sign: "double_blocks.",
+};
+
+impl Family for Flux1 {
+    fn name(&self) -> &'static str {
+        LAYOUT.family
+    }
+
+    fn flavors(&self) -> &'static [Flavor] {
+        FLAVORS
+    }
+
+    fn components(&self, path: &Path) -> Result<Components, Error> {
+        LAYOUT.find(path)
+    }
+
+    fn possible_flavors(&self, components: &Components) -> Result<Vec<&'static Flavor>, Error> {
+        let architecture = Named::open(components.get(DENOISER)?)?.architecture;
+        Ok(FLAVORS
+            .iter()
+            .filter(|flavor| architecture.could_be(flavor))
+            .collect())
+    }
+
+    fn weights(&self, components: &Components) -> Result<BaseWeights, Error> {
+        Ok(Named::open(components.get(DENOISER)?)?.into_base())
+    }
+
+    fn expected(&self, components: &Components) -> Result<BaseWeights, Error> {
+        Ok(Named::unchecked(components.get(DENOISER)?)?.into_base())
+    }
+
+    fn load(
+        &self,
+        components: &Components,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Box<dyn Denoiser>, Error> {
+        let mut named = Named::open(components.get(DENOISER)?)?;
+        named.weights = named.weights.with_dtype(dtype).on(device);
+        Ok(Box::new(Flux::load(&named)?))
+    }
+
+    fn context_width(&self, components: &Components) -> Result<usize, Error> {
+        Ok(Named::open(components.get(DENOISER)?)?
+            .architecture
+            .context_width)
+    }
+
+    fn latent_scaling(&self, components: &Components) -> Result<LatentScaling, Error> {
+        layout::latent_scaling(components, LATENT_SCALING)
+    }
+
+    fn presets(&self) -> &'static [Preset] {
+        PRESETS
+    }
+
+    fn lora_component(&self) -> &'static str {
+        DENOISER
+    }
+
+    fn can_mask_pads(&self) -> bool {
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests;

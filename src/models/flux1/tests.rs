@@ -1,0 +1,27 @@
+#![expect(clippy::disallowed_methods, reason = "fixtures need no durable writes")]
+
+mod adapters;
+mod forward;
+mod loading;
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use candle_core::{DType, Device, Tensor};
+
+use super::*;
+use crate::autograd::Tape;
+use crate::lora::Bound;
+use crate::models::ConditioningTensors;
+use crate::models::testing::{self, Golden, Inputs, error_of, golden_path, message};
+
+pub(super) const MODELS: [&str; 2] = ["dev", "schnell"];
+
+/// What `tools/goldens/flux1.py` wrote.
+pub(super) fn golden(name: &str) -> Golden {
+    Golden::read(&Flux1, &format!("flux1_{name}"))
+}
+
+pub(super) fn load(path: &Path) -> Result<Box<dyn Denoiser>, Error> {
+    testing::load(&Flux1, path)
+}

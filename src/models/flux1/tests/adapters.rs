@@ -1,0 +1,63 @@
+//! Adapters through the network: gradients against peft and finite differences, and LoRA files in diffusers.
+
+use super::*;
+use crate::models::testing::{
+    check_finite_differences, check_loss_curve, check_presets, check_recompute,
+};
+
+#[test]
+fn every_adapters_gradient_equals_pefts() {
+    for name in MODELS {
+        golden(name).check_gradients(&["all", "attention"]);
+    }
+}
+
+#[test]
+fn twenty_steps_of_training_have_the_losses_of_peft_and_torch() {
+    check_loss_curve(&golden("dev"));
+}
+
+#[test]
+fn running_blocks_again_gives_the_same_gradients() {
+    // The second of two single blocks after two double ones.
+    check_recompute(&golden("dev"), 3);
+}
+
+#[test]
+fn every_adapter_on_every_preset_gets_a_gradient() {
+    MODELS.map(golden).iter().for_each(check_presets);
+}
+
+/// The network in f64, with pads that are not seen.
+#[test]
+fn each_a_and_b_receives_the_gradient_that_finite_differences_give() {
+    let golden = golden("dev");
+    let folder = golden.folder();
+    let components = Flux1.components(folder.path()).unwrap();
+    let named = Named::open(components.get("transformer").unwrap()).unwrap();
+    let wide = |tensor: Tensor| tensor.to_dtype(DType::F64).unwrap();
+    let model = Flux::build(named.architecture.clone(), &|shape, name| {
+        named.get(shape, name).map(wide)
+    });
+    let model = model.unwrap();
+    let (set, _) = golden.adapters(&model, "all");
+    let inputs = golden.inputs(3);
+    let inputs = Inputs {
+        latents: wide(inputs.latents),
+        timesteps: inputs.timesteps,
+        conditioning: ConditioningTensors {
+            context: wide(inputs.conditioning.context),
+            pooled: wide(inputs.conditioning.pooled),
+            ..inputs.conditioning
+        },
+        target: wide(inputs.target),
+    };
+    check_finite_differences("dev", &model, &inputs, &set, "nothing is unused");
+}
+
+#[test]
+fn diffusers_loads_a_saved_lora_and_predicts_the_same() {
+    for name in MODELS {
+        golden(name).check_lora_file_in_diffusers();
+    }
+}

@@ -1,0 +1,581 @@
+//! Tests of denoisers against goldens: files of `tools/goldens` with a model of diffusers, inputs, outputs, adapters and
+//! gradients.
+
+#![expect(clippy::disallowed_methods, reason = "fixtures need no durable writes")]
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use candle_core::{DType, Device, Tensor};
+use serde_json::Value as Json;
+
+use super::{BaseWeights, ConditioningTensors, Denoiser, Error, Family};
+use crate::autograd::{Tape, Value};
+use crate::diffusion::{Level, add_noise};
+use crate::lora::{
+    AdapterSet, Bound, Dropout, FileOptions, LinearShape, SaveDtype, bind::Recompute, file,
+    metadata, targets,
+};
+use crate::optim::{AdamW, AdamWOptions, clip_gradient_norm};
+
+/// A golden file.
+pub(super) struct Golden {
+    pub(super) family: &'static dyn Family,
+    pub(super) name: String,
+    pub(super) tensors: HashMap<String, Tensor>,
+    pub(super) metadata: HashMap<String, String>,
+}
+
+pub(super) fn golden_path(file: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/golden")
+        .join(file)
+}
+
+impl Golden {
+    pub(super) fn read(family: &'static dyn Family, name: &str) -> Self {
+        let path = golden_path(&format!("{name}.safetensors"));
+        let bytes = std::fs::read(&path).unwrap();
+        let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
+        let tensors = candle_core::safetensors::load(&path, &Device::Cpu).unwrap();
+        Self {
+            family,
+            name: name.to_owned(),
+            tensors,
+            metadata: header.metadata().clone().unwrap(),
+        }
+    }
+
+    pub(super) fn json(&self, key: &str) -> Json {
+        serde_json::from_str(&self.metadata[key]).unwrap()
+    }
+
+    pub(super) fn get(&self, name: &str) -> Tensor {
+        self.find(name).unwrap()
+    }
+
+    fn find(&self, name: &str) -> Option<Tensor> {
+        let tensor = self.tensors.get(&format!("golden.{name}"))?;
+        Some(tensor.to_dtype(DType::F32).unwrap())
+    }
+
+    /// The `i`th set of inputs.
+    pub(super) fn inputs(&self, i: usize) -> Inputs {
+        let get = |what: &str| self.get(&format!("{i}.{what}"));
+        let counts = self.find(&format!("{i}.token_counts"));
+        let counts = counts.map(|t| t.to_vec1::<f32>().unwrap());
+        Inputs {
+            latents: get("latents"),
+            timesteps: get("timesteps"),
+            conditioning: ConditioningTensors {
+                guidance: self.find(&format!("{i}.guidance")),
+                time_ids: self.find(&format!("{i}.time_ids")),
+                token_counts: counts.map(|c| c.into_iter().map(|n| n as usize).collect()),
+                ..ConditioningTensors::new(get("context"), get("pooled"))
+            },
+            target: get("target"),
+        }
+    }
+
+    /// The model's own tensors, in bf16.
+    pub(super) fn weights(&self) -> HashMap<String, Tensor> {
+        let own = self
+            .tensors
+            .iter()
+            .filter(|(name, _)| !name.starts_with("golden."));
+        own.map(|(name, tensor)| (name.clone(), tensor.clone()))
+            .collect()
+    }
+
+    /// Writes the model as diffusers would, and gives the folder.
+    pub(super) fn folder(&self) -> tempfile::TempDir {
+        self.folder_with(&self.weights(), &self.metadata["config"])
+    }
+
+    pub(super) fn folder_with(
+        &self,
+        weights: &HashMap<String, Tensor>,
+        config: &str,
+    ) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        let part = folder.path().join(self.family.lora_component());
+        std::fs::create_dir(&part).unwrap();
+        std::fs::write(part.join("config.json"), config).unwrap();
+        let file = part.join("diffusion_pytorch_model.safetensors");
+        candle_core::safetensors::save(weights, file).unwrap();
+        folder
+    }
+
+    pub(super) fn model(&self) -> Box<dyn Denoiser> {
+        load(self.family, self.folder().path()).unwrap()
+    }
+
+    /// Replaces the one file of [`Self::folder`] by shards with an index.
+    pub(super) fn split_into_shards(&self, folder: &Path) {
+        let part = folder.join(self.family.lora_component());
+        std::fs::remove_file(part.join("diffusion_pytorch_model.safetensors")).unwrap();
+        let mut shards = [HashMap::new(), HashMap::new(), HashMap::new()];
+        let mut map = serde_json::Map::new();
+        let file = |i: usize| format!("diffusion_pytorch_model-0000{}-of-00003.safetensors", i + 1);
+        for (i, (name, tensor)) in self.weights().into_iter().enumerate() {
+            map.insert(name.clone(), file(i % 3).into());
+            shards[i % 3].insert(name, tensor);
+        }
+        for (i, shard) in shards.iter().enumerate() {
+            candle_core::safetensors::save(shard, part.join(file(i))).unwrap();
+        }
+        let index = serde_json::json!({"metadata": {}, "weight_map": map}).to_string();
+        std::fs::write(
+            part.join("diffusion_pytorch_model.safetensors.index.json"),
+            index,
+        )
+        .unwrap();
+    }
+
+    /// That the model predicts what diffusers' did for the first `count` sets of inputs.
+    pub(super) fn check_forward(&self, model: &dyn Denoiser, count: usize, limit: f64) {
+        for i in 0..count {
+            let output = self.inputs(i).call(model, &Tape::off(), &Bound::none());
+            let error = error_of(output.tensor(), &self.get(&format!("{i}.output")));
+            println!("{} inputs {i}: {error:.1e}", self.name);
+            assert!(error < limit, "{} inputs {i}: {error:.1e}", self.name);
+        }
+    }
+
+    /// The adapters of a case, and the gradients that peft has for them, in the layout of the set.
+    pub(super) fn adapters(&self, model: &dyn Denoiser, case: &str) -> (AdapterSet, Vec<f32>) {
+        let alpha = self.json("alphas")[case].as_f64().unwrap();
+        let there = |linear: &&LinearShape| {
+            self.tensors
+                .contains_key(&format!("golden.{case}.{}.lora_A.weight", linear.name))
+        };
+        let shapes = model
+            .linears()
+            .iter()
+            .filter(there)
+            .map(|linear| (linear.clone(), 4, alpha));
+        let mut set = AdapterSet::zeroed(shapes).unwrap();
+        let mut values = Vec::new();
+        let mut gradients = Vec::new();
+        for (name, shape, _) in set.tensors() {
+            for (into, ending) in [(&mut values, ""), (&mut gradients, ".grad")] {
+                let tensor = self.get(&format!("{case}.{name}{ending}"));
+                assert_eq!(tensor.dims(), shape);
+                into.extend(tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap());
+            }
+        }
+        set.set_values(values).unwrap();
+        (set, gradients)
+    }
+
+    /// That with the adapters of each case the prediction is diffusers' and every gradient peft's.
+    pub(super) fn check_gradients(&self, cases: &[&str]) {
+        let (model, inputs, name) = (self.model(), self.inputs(1), &self.name);
+        for case in cases {
+            let (set, expected) = self.adapters(&*model, case);
+            let (prediction, found) = gradients_of(&*model, &inputs, &set, Recompute::Never, None);
+            let error = error_of(prediction.tensor(), &self.get(&format!("{case}.output")));
+            assert!(error < 1e-5, "{name} {case}: {error:.1e}");
+            let mut worst: f64 = 0.0;
+            for (tensor, _, range) in set.tensors() {
+                let slice = |all: &[f32]| {
+                    Tensor::from_slice(&all[range.clone()], range.len(), &Device::Cpu).unwrap()
+                };
+                let error = error_of(&slice(&found), &slice(&expected));
+                assert!(error < 1e-4, "{name} {case} {tensor}: {error:.1e}");
+                worst = worst.max(error);
+            }
+            println!(
+                "{name} {case}: prediction {error:.1e}, worst gradient {worst:.1e} of {} tensors",
+                2 * set.adapters().len()
+            );
+        }
+    }
+
+    /// That diffusers takes a LoRA of ours whole and predicts as we do with it. Runs where `PLUMB_PYTHON` names a
+    /// Python with diffusers and peft.
+    pub(super) fn check_lora_file_in_diffusers(&self) {
+        let Ok(python) = std::env::var("PLUMB_PYTHON") else {
+            println!("skipped: set PLUMB_PYTHON to a Python with diffusers and peft");
+            return;
+        };
+        let (folder, inputs) = (self.folder(), self.inputs(0));
+        let model = load(self.family, folder.path()).unwrap();
+        for (preset, dtype) in [
+            ("all-linear", SaveDtype::F32),
+            ("attention", SaveDtype::Bf16),
+        ] {
+            let bytes = write_lora(self.family, &trained(self.family, &*model, preset), dtype);
+            // What the file holds, which in bf16 is not quite what was trained.
+            let set = file::read(&bytes, "lora", self.family.lora_component())
+                .unwrap()
+                .adapters;
+            let (lora, dump) = (
+                folder.path().join("lora.safetensors"),
+                folder.path().join("dump.safetensors"),
+            );
+            std::fs::write(&lora, bytes).unwrap();
+            let mut dumped = HashMap::from([
+                ("latents", inputs.latents.clone()),
+                ("timesteps", inputs.timesteps.clone()),
+                ("context", inputs.conditioning.context.clone()),
+                ("pooled", inputs.conditioning.pooled.clone()),
+                ("output", predict(&*model, &inputs, &set)),
+            ]);
+            if let Some(guidance) = &inputs.conditioning.guidance {
+                dumped.insert("guidance", guidance.clone());
+            }
+            if let Some(ids) = &inputs.conditioning.time_ids {
+                dumped.insert("time_ids", ids.clone());
+            }
+            candle_core::safetensors::save(&dumped, &dump).unwrap();
+            let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tools/check_lora.py");
+            let run = Command::new(&python)
+                .arg(script)
+                .arg(&lora)
+                .arg(folder.path())
+                .arg(&dump)
+                .output()
+                .unwrap();
+            let printed = String::from_utf8_lossy(&run.stdout);
+            println!("{} {preset} {dtype:?}: {}", self.name, printed.trim());
+            assert!(
+                run.status.success(),
+                "{printed}{}",
+                String::from_utf8_lossy(&run.stderr)
+            );
+        }
+    }
+}
+
+/// That a training from a golden's start, on its latents, noise, noise levels and captions, has the losses that diffusers,
+/// peft and torch's AdamW have.
+pub(super) fn check_loss_curve(golden: &Golden) {
+    const RATE: f64 = 1e-2;
+    let model = golden.model();
+    let there = |linear: &&LinearShape| {
+        let name = format!("golden.curve.{}.lora_A.weight", linear.name);
+        golden.tensors.contains_key(&name)
+    };
+    let chosen = model.linears().iter().filter(there);
+    let mut set = AdapterSet::zeroed(chosen.map(|linear| (linear.clone(), 4, 4.0))).unwrap();
+    let numbers = |t: Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    let start = set.tensors().map(|(name, ..)| name).collect::<Vec<_>>();
+    let start = start
+        .iter()
+        .flat_map(|name| numbers(golden.get(&format!("curve.{name}"))));
+    let start = start.collect();
+    set.set_values(start).unwrap();
+    let options = AdamWOptions {
+        beta1: 0.9,
+        beta2: 0.999,
+        epsilon: 1e-8,
+        weight_decay: 0.01,
+    };
+    let mut optimizer = AdamW::new(options, set.values().len());
+    let losses = numbers(golden.get("curve.loss"));
+    for (step, expected) in losses.iter().enumerate() {
+        let find = |name: &str| Some(golden.find(&format!("curve.{name}"))?.get(step).unwrap());
+        let get = |name: &str| find(name).unwrap();
+        let (latents, noise, sigmas) = (get("latents"), get("noise"), get("sigmas"));
+        let levels: Vec<Level> = numbers(sigmas.clone())
+            .into_iter()
+            .map(|sigma| Level::of_flow(f64::from(sigma)))
+            .collect();
+        let inputs = Inputs {
+            latents: add_noise(&latents, &noise, &levels).unwrap(),
+            timesteps: (sigmas * 1000.0).unwrap(),
+            conditioning: ConditioningTensors {
+                guidance: find("guidance"),
+                ..ConditioningTensors::new(get("context"), get("pooled"))
+            },
+            target: (noise - latents).unwrap(),
+        };
+        let (prediction, mut gradient) =
+            gradients_of(&*model, &inputs, &set, Recompute::Never, None);
+        let loss = Tape::off().mse(&prediction, &inputs.target, None).unwrap();
+        let loss = loss.tensor().to_scalar::<f32>().unwrap();
+        let error = (loss - expected).abs() / expected;
+        println!("step {}: {loss:.6}, {error:.1e} off", step + 1);
+        assert!(error < 1e-4, "step {}: {loss} for {expected}", step + 1);
+        clip_gradient_norm(&mut gradient, Some(1.0));
+        optimizer.step(set.values_mut(), &gradient, RATE);
+    }
+    assert_eq!(losses.len(), 20);
+}
+
+/// What a denoiser is given, and what it should have said.
+pub(super) struct Inputs {
+    pub(super) latents: Tensor,
+    pub(super) timesteps: Tensor,
+    pub(super) conditioning: ConditioningTensors,
+    pub(super) target: Tensor,
+}
+
+impl Inputs {
+    pub(super) fn call(&self, model: &dyn Denoiser, tape: &Tape, adapters: &Bound) -> Value {
+        self.try_call(model, tape, adapters).unwrap()
+    }
+
+    fn try_call(
+        &self,
+        model: &dyn Denoiser,
+        tape: &Tape,
+        adapters: &Bound,
+    ) -> candle_core::Result<Value> {
+        let latents = Value::constant(self.latents.clone());
+        model.forward(
+            tape,
+            adapters,
+            &latents,
+            &self.timesteps,
+            &self.conditioning,
+        )
+    }
+
+    /// What the model says of inputs that it does not take.
+    pub(super) fn refused_by(&self, model: &dyn Denoiser) -> String {
+        let result = self.try_call(model, &Tape::off(), &Bound::none());
+        // candle adds a backtrace where one is asked for.
+        let error = result.err().unwrap().to_string();
+        error.lines().next().unwrap().to_owned()
+    }
+
+    /// One row of the batch.
+    pub(super) fn row(&self, row: usize) -> Self {
+        let take = |t: &Tensor| t.narrow(0, row, 1).unwrap();
+        let whole = &self.conditioning;
+        Self {
+            latents: take(&self.latents),
+            timesteps: take(&self.timesteps),
+            conditioning: ConditioningTensors {
+                context: take(&whole.context),
+                pooled: take(&whole.pooled),
+                token_counts: whole.token_counts.as_ref().map(|counts| vec![counts[row]]),
+                guidance: whole.guidance.as_ref().map(take),
+                time_ids: whole.time_ids.as_ref().map(take),
+            },
+            target: take(&self.target),
+        }
+    }
+}
+
+pub(super) fn load(family: &dyn Family, path: &Path) -> Result<Box<dyn Denoiser>, Error> {
+    family.load(&family.components(path)?, DType::F32, &Device::Cpu)
+}
+
+/// The weights of a model under canonical names.
+pub(super) fn base(family: &dyn Family, path: &Path) -> BaseWeights {
+    family.weights(&family.components(path).unwrap()).unwrap()
+}
+
+/// The message of a failure, with the folder's name replaced by a dot.
+pub(super) fn message<T>(result: Result<T, Error>, folder: &Path) -> String {
+    let error = result.err().unwrap().to_string();
+    error.replace(&folder.display().to_string(), ".")
+}
+
+/// The largest difference relative to the largest expected number.
+pub(super) fn error_of(found: &Tensor, expected: &Tensor) -> f64 {
+    assert_eq!(found.dims(), expected.dims());
+    let flat = |t: &Tensor| {
+        t.to_dtype(DType::F64)
+            .unwrap()
+            .flatten_all()
+            .unwrap()
+            .to_vec1::<f64>()
+            .unwrap()
+    };
+    let (found, expected) = (flat(found), flat(expected));
+    let scale = expected.iter().fold(0.0f64, |m, x| m.max(x.abs()));
+    let worst = found
+        .iter()
+        .zip(&expected)
+        .map(|(f, e)| (f - e).abs())
+        .fold(0.0, f64::max);
+    if scale == 0.0 { worst } else { worst / scale }
+}
+
+/// The prediction, and the gradients of a mean squared error in the layout of the set.
+pub(super) fn gradients_of(
+    model: &dyn Denoiser,
+    inputs: &Inputs,
+    set: &AdapterSet,
+    recompute: Recompute,
+    dropout: Option<Dropout>,
+) -> (Value, Vec<f32>) {
+    let tape = Tape::recording();
+    let dtype = inputs.latents.dtype();
+    let bound = set
+        .bind(&tape, dtype, &Device::Cpu, dropout)
+        .unwrap()
+        .with_recompute(recompute);
+    let prediction = inputs.call(model, &tape, &bound);
+    let loss = tape.mse(&prediction, &inputs.target, None).unwrap();
+    let mut gradients = tape.backward(&loss).unwrap();
+    let mut flat = vec![0.0; set.values().len()];
+    bound.collect(&mut gradients, 1.0, &mut flat).unwrap();
+    (prediction, flat)
+}
+
+/// Adapters as after training: B is not zero, ranks and alphas differ, alpha is not the rank.
+pub(super) fn trained(family: &dyn Family, model: &dyn Denoiser, preset: &str) -> AdapterSet {
+    let chosen = targets::select(model.linears(), &[preset.to_owned()], family.presets()).unwrap();
+    let odd = |linear: &LinearShape| linear.name.ends_with("to_k");
+    let shapes = chosen.into_iter().map(|linear| match odd(&linear) {
+        true => (linear, 3, 1.0),
+        false => (linear, 4, 8.0),
+    });
+    let mut set = AdapterSet::zeroed(shapes).unwrap();
+    let normals =
+        crate::rng::Rng::new(9, crate::rng::Stream::AdapterInit, 0, 0).normals(set.values().len());
+    for (value, normal) in set.values_mut().iter_mut().zip(normals) {
+        *value = 0.1 * normal;
+    }
+    set
+}
+
+pub(super) fn write_lora(family: &dyn Family, set: &AdapterSet, dtype: SaveDtype) -> Vec<u8> {
+    let flavor = &family.flavors()[0];
+    let info = metadata::FileInfo {
+        architecture: flavor.architecture,
+        base_version: flavor.base_version,
+        title: "test",
+        resolution: (1024, 1024),
+    };
+    let options = FileOptions {
+        component: family.lora_component(),
+        dtype,
+        metadata: metadata::standard(set, &info),
+    };
+    file::write(set, &options).unwrap()
+}
+
+pub(super) fn predict(model: &dyn Denoiser, inputs: &Inputs, set: &AdapterSet) -> Tensor {
+    let tape = Tape::off();
+    let bound = set
+        .bind(&tape, inputs.latents.dtype(), &Device::Cpu, None)
+        .unwrap();
+    inputs.call(model, &tape, &bound).into_tensor()
+}
+
+/// That every A and B gets the gradient that finite differences give, where `model` and `inputs` are in f64, so that a
+/// difference of two losses has digits to spare. `unused` begins the names of those that the output does not depend on.
+pub(super) fn check_finite_differences(
+    what: &str,
+    model: &dyn Denoiser,
+    inputs: &Inputs,
+    set: &AdapterSet,
+    unused: &str,
+) {
+    let (_, gradients) = gradients_of(model, inputs, set, Recompute::Never, None);
+    let loss = |set: &AdapterSet| {
+        let prediction = Value::constant(predict(model, inputs, set));
+        let loss = Tape::off().mse(&prediction, &inputs.target, None).unwrap();
+        loss.tensor().to_scalar::<f64>().unwrap()
+    };
+    let mut worst: f64 = 0.0;
+    for (tensor, _, range) in set.tensors() {
+        // Along the gradient itself, with steps that f32 masters hold exactly enough: the difference divided by
+        // what the masters really moved.
+        let unused = tensor.starts_with(unused);
+        let norm = gradients[range.clone()]
+            .iter()
+            .map(|g| f64::from(*g).powi(2))
+            .sum::<f64>()
+            .sqrt();
+        assert_eq!(norm == 0.0, unused, "{what} {tensor}");
+        let moved = |sign: f64| {
+            let mut moved = set.clone();
+            for i in range.clone() {
+                // Where there is no gradient: any direction will do.
+                let direction = if unused {
+                    1.0
+                } else {
+                    f64::from(gradients[i]) / norm
+                };
+                let step = sign * 1e-4 * direction;
+                moved.values_mut()[i] += step as f32;
+            }
+            moved
+        };
+        let (up, down) = (moved(1.0), moved(-1.0));
+        let expected: f64 = range
+            .clone()
+            .map(|i| {
+                f64::from(gradients[i]) * (f64::from(up.values()[i]) - f64::from(down.values()[i]))
+            })
+            .sum();
+        let found = loss(&up) - loss(&down);
+        let error = (found - expected).abs() / expected.abs().max(1e-12);
+        worst = worst.max(error);
+        assert!(
+            error < 1e-5,
+            "{what} {tensor}: {found:e} by differences, {expected:e} by gradient"
+        );
+    }
+    println!("{what}: worst difference {worst:.1e}");
+}
+
+/// That every adapter of every preset gets a gradient.
+pub(super) fn check_presets(golden: &Golden) {
+    let (model, inputs) = (golden.model(), golden.inputs(0));
+    for preset in golden.family.presets() {
+        let chosen = targets::select(
+            model.linears(),
+            &[preset.name.to_owned()],
+            golden.family.presets(),
+        )
+        .unwrap();
+        let mut set = AdapterSet::new(&chosen, 2, 2.0, 3).unwrap();
+        // B starts at zero, which gives A no gradient.
+        set.values_mut().iter_mut().for_each(|value| *value += 0.01);
+        let (_, found) = gradients_of(&*model, &inputs, &set, Recompute::Never, None);
+        for (tensor, _, range) in set.tensors() {
+            assert!(
+                found[range].iter().any(|&g| g != 0.0),
+                "{} {}: {tensor}",
+                golden.name,
+                preset.name
+            );
+        }
+    }
+}
+
+/// That gradients are the same where blocks are run again for them, with dropout or without.
+pub(super) fn check_recompute(golden: &Golden, some_block: usize) {
+    let (model, inputs) = (golden.model(), golden.inputs(1));
+    let some = Some(Dropout {
+        probability: 0.3,
+        seed: 5,
+        pass: 2,
+    });
+    for (case, dropout) in [
+        ("attention", None),
+        ("attention", some),
+        ("all", None),
+        ("all", some),
+    ] {
+        let (set, _) = golden.adapters(&*model, case);
+        let (_, kept) = gradients_of(&*model, &inputs, &set, Recompute::Never, dropout);
+        for recompute in [
+            Recompute::EveryBlock,
+            Recompute::Blocks([some_block].into()),
+        ] {
+            let (_, again) = gradients_of(&*model, &inputs, &set, recompute.clone(), dropout);
+            // With adapters on modulations, the conditioning vector's gradient is a sum over blocks, and
+            // adding up block by block rounds otherwise.
+            let flat = |all: &[f32]| Tensor::from_slice(all, all.len(), &Device::Cpu).unwrap();
+            let error = error_of(&flat(&again), &flat(&kept));
+            assert!(
+                error < 1e-6,
+                "{case} {recompute:?} {dropout:?}: {error:.1e}"
+            );
+            assert!(
+                case == "all" || kept == again,
+                "{case} {recompute:?} {dropout:?}"
+            );
+        }
+    }
+}

@@ -1,0 +1,210 @@
+//! What diffusion transformers whose norms are modulated by one vector (DiT, Peebles and Xie, arXiv:2212.09748) share:
+//! the modulation, heads with their norms, the feed-forward, and how modules are made of tensors.
+//!
+//! Shapes: b batch, n tokens, h heads, e channels of a head, d = h * e.
+
+use candle_core::{DType, Result, Tensor, bail};
+
+use super::Error;
+use super::linear::Linear;
+use crate::autograd::{Tape, Value};
+use crate::lora::{Bound, LinearShape};
+
+/// Of every norm in these networks.
+pub(super) const EPS: f64 = 1e-6;
+
+/// Channels of the timestep's sinusoid.
+pub(super) const TIME_CHANNELS: usize = 256;
+
+/// The longest period of the timestep's sinusoids is 2 pi times this.
+const MAX_PERIOD: f32 = 10000.0;
+
+pub(super) type Loaded<T> = std::result::Result<T, Error>;
+
+/// Gives a tensor of a shape by its canonical name.
+pub(super) type Get<'a> = dyn Fn(&[usize], &str) -> Loaded<Tensor> + 'a;
+
+/// Builds modules from tensors by their canonical names.
+#[derive(Clone, Copy)]
+pub(super) struct Loader<'a> {
+    /// The network's linears: where their shapes are known from.
+    pub(super) linears: &'a [LinearShape],
+    pub(super) get: &'a Get<'a>,
+}
+
+impl Loader<'_> {
+    /// A linear with a bias.
+    pub(super) fn linear(&self, name: &str) -> Loaded<Linear> {
+        let shape = self.linears.iter().find(|linear| linear.name == name);
+        let (outputs, inputs) = shape.map_or((0, 0), |shape| (shape.outputs, shape.inputs));
+        let weight = (self.get)(&[outputs, inputs], &format!("{name}.weight"))?;
+        let bias = (self.get)(&[outputs], &format!("{name}.bias"))?;
+        Ok(Linear::new(name.to_owned(), weight, Some(bias)))
+    }
+
+    /// A linear to heads, and the norm of each head's channels if `norm` gives its name and width.
+    pub(super) fn heads(&self, linear: &str, norm: Option<(&str, usize)>) -> Loaded<Heads> {
+        let norm = norm.map(|(name, channels)| (self.get)(&[channels], &format!("{name}.weight")));
+        Ok(Heads {
+            linear: self.linear(linear)?,
+            norm: norm.transpose()?,
+        })
+    }
+
+    /// diffusers' FeedForward.
+    pub(super) fn feed_forward(&self, name: &str) -> Loaded<FeedForward> {
+        Ok(FeedForward {
+            up: self.linear(&format!("{name}.net.0.proj"))?,
+            down: self.linear(&format!("{name}.net.2"))?,
+        })
+    }
+
+    /// diffusers' embedders of a timestep, a guidance scale or a pooled vector.
+    pub(super) fn embedder(&self, name: &str) -> Loaded<Embedder> {
+        Ok(Embedder([
+            self.linear(&format!("{name}.linear_1"))?,
+            self.linear(&format!("{name}.linear_2"))?,
+        ]))
+    }
+}
+
+/// What a pass through a block goes along with.
+#[derive(Clone, Copy)]
+pub(super) struct Pass<'a> {
+    pub(super) tape: &'a Tape,
+    pub(super) adapters: &'a Bound,
+    pub(super) heads: usize,
+}
+
+impl Pass<'_> {
+    /// Runs a block, keeping its inputs only: it is run again for its gradients.
+    pub(super) fn checkpoint(
+        self,
+        inputs: &[&Value],
+        block: impl Fn(Pass<'_>, &[Value]) -> Result<Vec<Value>> + 'static,
+    ) -> Result<Vec<Value>> {
+        let (adapters, heads) = (self.adapters.clone(), self.heads);
+        self.tape.checkpoint(inputs, move |tape, inputs| {
+            let pass = Pass {
+                tape,
+                adapters: &adapters,
+                heads,
+            };
+            block(pass, inputs)
+        })
+    }
+}
+
+/// The parts [b, d] of a modulation [b, k * d]: shifts, scales and gates.
+pub(super) struct Modulation(Vec<Value>);
+
+impl Modulation {
+    pub(super) fn new(pass: Pass<'_>, linear: &Linear, vector_bd: &Value) -> Result<Self> {
+        let all = linear.forward(pass.tape, pass.adapters, vector_bd)?;
+        let width = vector_bd.tensor().dim(1)?;
+        let count = all.tensor().dim(1)? / width;
+        Ok(Self(pass.tape.split(&all, 1, &vec![width; count])?))
+    }
+
+    /// The norm of `x` [b, n, d], times 1 + the `scale`th part, plus the `shift`th.
+    pub(super) fn norm(
+        &self,
+        pass: Pass<'_>,
+        x: &Value,
+        shift: usize,
+        scale: usize,
+    ) -> Result<Value> {
+        pass.tape.modulate(x, &self.0[scale], &self.0[shift], EPS)
+    }
+
+    /// `x + gate * y`, with the `gate`th part.
+    pub(super) fn gate(&self, pass: Pass<'_>, x: &Value, gate: usize, y: &Value) -> Result<Value> {
+        pass.tape.gated_residual(x, &self.0[gate], y)
+    }
+}
+
+/// A linear to queries, keys or values, and the norm [e] of each head's.
+pub(super) struct Heads {
+    linear: Linear,
+    norm: Option<Tensor>,
+}
+
+impl Heads {
+    /// [b, n, d] to [b, n, h, e].
+    pub(super) fn forward(&self, pass: Pass<'_>, x: &Value) -> Result<Value> {
+        let y = self.linear.forward(pass.tape, pass.adapters, x)?;
+        let (b, n, d) = y.tensor().dims3()?;
+        let y_bnhe = pass.tape.reshape(&y, &[b, n, pass.heads, d / pass.heads])?;
+        match &self.norm {
+            Some(weight) => pass.tape.rms_norm(&y_bnhe, Some(weight), EPS),
+            None => Ok(y_bnhe),
+        }
+    }
+}
+
+/// Two linears with a GELU (tanh form) between.
+pub(super) struct FeedForward {
+    up: Linear,
+    down: Linear,
+}
+
+impl FeedForward {
+    /// `x` [b, n, d] plus its own result: normed with parts 3 and 4, gated by part 5.
+    pub(super) fn residual(&self, pass: Pass<'_>, mods: &Modulation, x: &Value) -> Result<Value> {
+        let y = mods.norm(pass, x, 3, 4)?;
+        let y = pass
+            .tape
+            .gelu_tanh(&self.up.forward(pass.tape, pass.adapters, &y)?)?;
+        mods.gate(
+            pass,
+            x,
+            5,
+            &self.down.forward(pass.tape, pass.adapters, &y)?,
+        )
+    }
+}
+
+/// Two linears with a SiLU between.
+pub(super) struct Embedder([Linear; 2]);
+
+impl Embedder {
+    pub(super) fn forward(&self, pass: Pass<'_>, x: Tensor) -> Result<Value> {
+        let [first, second] = &self.0;
+        let hidden = first.forward(pass.tape, pass.adapters, &Value::constant(x))?;
+        second.forward(pass.tape, pass.adapters, &pass.tape.silu(&hidden)?)
+    }
+}
+
+/// Checks what a denoiser is given: name, shape found, shape expected.
+pub(super) fn check_shapes(inputs: &[(&str, &[usize], &[usize])]) -> Result<()> {
+    for (what, found, expected) in inputs {
+        if found != expected {
+            bail!("denoiser input `{what}`: expected shape {expected:?}, found {found:?}");
+        }
+    }
+    Ok(())
+}
+
+/// Timesteps [b] to [b, 256].
+pub(super) fn timestep_sinusoid(timesteps: &Tensor, dtype: DType) -> Result<Tensor> {
+    sinusoids(timesteps, TIME_CHANNELS, dtype)
+}
+
+/// Numbers [k] to [k, channels]: cosines, then sines, of number / 10000^(2 i / channels). In f32 as diffusers does it,
+/// because rounding an angle near 1000 is what moves the result most; then in the dtype of the network.
+pub(super) fn sinusoids(numbers: &Tensor, channels: usize, dtype: DType) -> Result<Tensor> {
+    let half = channels / 2;
+    let step = -MAX_PERIOD.ln();
+    let frequencies: Vec<f32> = (0..half)
+        .map(|i| f64::from(step * i as f32 / half as f32).exp() as f32)
+        .collect();
+    let all = numbers.to_dtype(DType::F32)?.to_vec1::<f32>()?;
+    let mut values = Vec::with_capacity(all.len() * channels);
+    for &number in &all {
+        let angles = frequencies.iter().map(|f| f64::from(number * f));
+        values.extend(angles.clone().map(|angle| angle.cos() as f32));
+        values.extend(angles.map(|angle| angle.sin() as f32));
+    }
+    let sinusoids = Tensor::from_vec(values, (all.len(), 2 * half), numbers.device())?;
+    sinusoids.to_dtype(dtype)
+}

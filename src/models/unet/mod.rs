@@ -1,0 +1,275 @@
+//! Stable Diffusion 1.5 (Rombach et al. 2022, arXiv:2112.10752) and SDXL (Podell et al. 2023, arXiv:2307.01952): one
+//! UNet of residual blocks and transformers, with other numbers.
+//!
+//! - `architecture`: the network's numbers, from a config or from shapes
+//! - `names`: diffusers' and the original code's naming of its weights
+//! - `layers`, `network`: the network
+//!
+//! SDXL is told the pooled vector of its second encoder and the picture's size and crop beside the timestep; SD1 is not.
+
+mod architecture;
+mod layers;
+mod names;
+mod network;
+
+use std::path::Path;
+
+use candle_core::{DType, Device};
+
+use self::architecture::{Heads, Unshaped};
+use self::names::Named;
+pub(super) use self::names::{OUTER, RESNET};
+use self::network::UNet;
+use super::layout;
+use super::{BaseWeights, Components, Denoiser, Error, Family, Flavor, LatentScaling};
+use crate::diffusion::{Prediction, Process, Sampler, Shift, Spacing};
+use crate::lora::Preset;
+
+/// A family of UNets.
+pub struct UNetFamily {
+    name: &'static str,
+    flavors: &'static [Flavor],
+    presets: &'static [Preset],
+    /// The VAE's, if its config does not say (a single file has none).
+    scaling: LatentScaling,
+    /// What shapes do not tell.
+    unshaped: Unshaped,
+    /// Whether it is told the pooled vector and sizes.
+    told_sizes: bool,
+    folders: &'static [&'static str],
+    tokenizers: &'static [&'static str],
+    prefixes: &'static [(&'static str, &'static [&'static str])],
+}
+
+const NOISE: Process = Process::new(Prediction::Epsilon);
+
+/// SDXL. Steps and guidance as in diffusers' pipeline; the sampler is the one its files name.
+pub const SDXL: UNetFamily = UNetFamily {
+    name: "sdxl",
+    flavors: &[Flavor {
+        name: "base-1.0",
+        process: NOISE,
+        sampler: Sampler::Euler,
+        size_conditioning: true,
+        shift: Shift::Fixed(1.0),
+        spacing: Spacing::Trained,
+        steps: 50,
+        guidance: 5.0,
+        told_guidance: None,
+        resolution_px: 1024,
+        architecture: "stable-diffusion-xl-v1-base",
+        base_version: "sdxl_base_v1-0",
+        caution: None,
+    }],
+    presets: &[
+        ATTENTION,
+        ATTENTION_MLP,
+        TRANSFORMER,
+        Preset {
+            name: "all-linear",
+            patterns: &[
+                "attentions.*",
+                "time_emb_proj",
+                "time_embedding.*",
+                "add_embedding.*",
+            ],
+        },
+        ALL,
+    ],
+    scaling: LatentScaling {
+        scale: 0.13025,
+        shift: 0.0,
+    },
+    unshaped: Unshaped {
+        heads: Heads::Channels(64),
+        groups: 32,
+        size_channels: 256,
+    },
+    told_sizes: true,
+    folders: &[DENOISER, "vae", "text_encoder", "text_encoder_2"],
+    tokenizers: &["tokenizer", "tokenizer_2"],
+    prefixes: &[
+        (DENOISER, DENOISER_PREFIXES),
+        ("vae", VAE_PREFIXES),
+        ("text_encoder", &["conditioner.embedders.0."]),
+        ("text_encoder_2", &["conditioner.embedders.1."]),
+    ],
+};
+
+/// Stable Diffusion 1.5. Steps, guidance and sampler as in the authors' `scripts/txt2img.py`.
+pub const SD1: UNetFamily = UNetFamily {
+    name: "sd1",
+    flavors: &[Flavor {
+        name: "1.5",
+        process: NOISE,
+        sampler: Sampler::Ddim,
+        size_conditioning: false,
+        shift: Shift::Fixed(1.0),
+        spacing: Spacing::Trained,
+        steps: 50,
+        guidance: 7.5,
+        told_guidance: None,
+        resolution_px: 512,
+        architecture: "stable-diffusion-v1",
+        base_version: "sd_v1",
+        caution: None,
+    }],
+    presets: &[
+        ATTENTION,
+        ATTENTION_MLP,
+        TRANSFORMER,
+        // Transformers are entered and left by convolutions here.
+        Preset {
+            name: "all-linear",
+            patterns: &[
+                "attn1.*",
+                "attn2.*",
+                "ff.*",
+                "time_emb_proj",
+                "time_embedding.*",
+            ],
+        },
+        ALL,
+    ],
+    scaling: LatentScaling {
+        scale: 0.18215,
+        shift: 0.0,
+    },
+    unshaped: Unshaped {
+        heads: Heads::Count(8),
+        groups: 32,
+        size_channels: 256,
+    },
+    told_sizes: false,
+    folders: &[DENOISER, "vae", "text_encoder"],
+    tokenizers: &["tokenizer"],
+    prefixes: &[
+        (DENOISER, DENOISER_PREFIXES),
+        ("vae", VAE_PREFIXES),
+        ("text_encoder", &["cond_stage_model."]),
+    ],
+};
+
+const DENOISER: &str = "unet";
+const DENOISER_PREFIXES: &[&str] = &["model.diffusion_model.", "diffusion_model."];
+const VAE_PREFIXES: &[&str] = &["first_stage_model.", "vae."];
+
+/// What diffusers' training scripts adapt.
+const ATTENTION: Preset = Preset {
+    name: "attention",
+    patterns: &["attn1.*", "attn2.*"],
+};
+const ATTENTION_MLP: Preset = Preset {
+    name: "attention+mlp",
+    patterns: &["attn1.*", "attn2.*", "ff.*"],
+};
+/// What kohya's sd-scripts adapt: whole transformers, with the linears (or convolutions of one pixel) around them.
+const TRANSFORMER: Preset = Preset {
+    name: "transformer",
+    patterns: &["attentions.*"],
+};
+/// Convolutions too.
+const ALL: Preset = Preset {
+    name: "all",
+    patterns: &["*"],
+};
+
+impl UNetFamily {
+    fn open(&self, components: &Components) -> Result<Named, Error> {
+        let named = self.unchecked(components)?;
+        named.check()?;
+        Ok(named)
+    }
+
+    fn unchecked(&self, components: &Components) -> Result<Named, Error> {
+        let component = components.get(DENOISER)?;
+        let named = Named::unchecked(component, self.unshaped, self.name)?;
+        if named.architecture.addition.is_some() == self.told_sizes {
+            return Ok(named);
+        }
+        Err(self.not_this(
+            components,
+            match self.told_sizes {
+                true => "its UNet is not told pooled vectors and sizes, so it is not an SDXL",
+                false => "its UNet is told pooled vectors and sizes, as SDXL is",
+            },
+        ))
+    }
+
+    fn not_this(&self, components: &Components, reason: &str) -> Error {
+        Error::NotThisFamily {
+            path: components.path.clone(),
+            family: format!("`{}`", self.name),
+            reason: reason.to_owned(),
+        }
+    }
+}
+
+impl Family for UNetFamily {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn flavors(&self) -> &'static [Flavor] {
+        self.flavors
+    }
+
+    fn components(&self, path: &Path) -> Result<Components, Error> {
+        let mut components = if path.is_dir() {
+            Components::in_folder(path, self.folders, self.tokenizers)
+        } else {
+            Components::in_file(path, self.prefixes)?
+        };
+        if !path.is_dir() && !components.parts.contains_key(DENOISER) {
+            components.add_unprefixed(DENOISER, "input_blocks.")?;
+        }
+        if !components.parts.contains_key(DENOISER) {
+            let reason = "expected a folder with `unet/`, or a safetensors file with tensors `input_blocks.*` or `model.diffusion_model.input_blocks.*`";
+            return Err(self.not_this(&components, reason));
+        }
+        Ok(components)
+    }
+
+    fn possible_flavors(&self, components: &Components) -> Result<Vec<&'static Flavor>, Error> {
+        self.open(components)?;
+        Ok(self.flavors.iter().collect())
+    }
+
+    fn weights(&self, components: &Components) -> Result<BaseWeights, Error> {
+        Ok(self.open(components)?.into_base())
+    }
+
+    fn expected(&self, components: &Components) -> Result<BaseWeights, Error> {
+        Ok(self.unchecked(components)?.into_base())
+    }
+
+    fn load(
+        &self,
+        components: &Components,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Box<dyn Denoiser>, Error> {
+        let mut named = self.open(components)?;
+        named.weights = named.weights.with_dtype(dtype).on(device);
+        Ok(Box::new(UNet::load(&named)?))
+    }
+
+    fn context_width(&self, components: &Components) -> Result<usize, Error> {
+        Ok(self.open(components)?.architecture.context_width)
+    }
+
+    fn latent_scaling(&self, components: &Components) -> Result<LatentScaling, Error> {
+        layout::latent_scaling(components, self.scaling)
+    }
+
+    fn presets(&self) -> &'static [Preset] {
+        self.presets
+    }
+
+    fn lora_component(&self) -> &'static str {
+        DENOISER
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,48 @@
+mod adapters;
+mod forward;
+mod loading;
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use candle_core::{DType, Device, Tensor};
+
+use super::*;
+use crate::autograd::Tape;
+use crate::lora::Bound;
+use crate::models::testing::{self, Golden, error_of, golden_path, message};
+
+/// The miniatures' heads and groups, where a single file does not tell them.
+static SMALL_SDXL: UNetFamily = UNetFamily {
+    unshaped: Unshaped {
+        heads: Heads::Channels(4),
+        groups: 4,
+        size_channels: 6,
+    },
+    ..SDXL
+};
+static SMALL_SD1: UNetFamily = UNetFamily {
+    unshaped: Unshaped {
+        heads: Heads::Count(2),
+        ..SMALL_SDXL.unshaped
+    },
+    ..SD1
+};
+
+const MODELS: [&str; 3] = ["sdxl", "sd1", "sd2"];
+
+fn family(name: &str) -> &'static UNetFamily {
+    match name {
+        "sdxl" => &SMALL_SDXL,
+        _ => &SMALL_SD1,
+    }
+}
+
+/// What `tools/goldens/unet.py` wrote.
+fn golden(name: &str) -> Golden {
+    Golden::read(family(name), &format!("unet_{name}"))
+}
+
+fn single_file(name: &str) -> std::path::PathBuf {
+    golden_path(&format!("unet_{name}_single.safetensors"))
+}

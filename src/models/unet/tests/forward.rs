@@ -1,0 +1,73 @@
+//! The forward pass against diffusers.
+
+use super::*;
+
+/// Aimed at; the promise is 1e-4.
+const LIMIT: f64 = 1e-5;
+
+/// Square, wide, and with sides that do not halve evenly.
+const INPUTS: usize = 3;
+
+#[test]
+fn the_prediction_equals_diffusers() {
+    for name in MODELS {
+        let golden = golden(name);
+        golden.check_forward(&*golden.model(), INPUTS, LIMIT);
+    }
+}
+
+#[test]
+fn the_single_file_naming_gives_the_same_numbers_bit_for_bit() {
+    for name in ["sdxl", "sd1"] {
+        let golden = golden(name);
+        let single = testing::load(family(name), &single_file(name)).unwrap();
+        let folder = golden.model();
+        for i in 0..INPUTS {
+            let call = |model: &dyn Denoiser| {
+                let output = golden.inputs(i).call(model, &Tape::off(), &Bound::none());
+                let flat = output.tensor().flatten_all().unwrap();
+                flat.to_vec1::<f32>().unwrap()
+            };
+            assert!(call(&*single) == call(&*folder), "{name}, inputs {i}");
+        }
+        assert_eq!(single.linears(), folder.linears());
+        // Whichever file it lies in, the base model is the same.
+        let folder = golden.folder();
+        let digest = |path: &Path| {
+            let base = testing::base(family(name), path);
+            base.weights.digest(&base.tensors).unwrap()
+        };
+        assert_eq!(digest(&single_file(name)), digest(folder.path()));
+    }
+}
+
+#[test]
+fn a_row_of_a_batch_equals_the_row_alone() {
+    for name in ["sdxl", "sd1"] {
+        let golden = golden(name);
+        let (model, inputs) = (golden.model(), golden.inputs(2));
+        let whole = inputs.call(&*model, &Tape::off(), &Bound::none());
+        for row in 0..2 {
+            let alone = inputs.row(row).call(&*model, &Tape::off(), &Bound::none());
+            let of_whole = whole.tensor().narrow(0, row, 1).unwrap();
+            assert_eq!(error_of(alone.tensor(), &of_whole), 0.0, "{name} row {row}");
+        }
+    }
+}
+
+#[test]
+fn inputs_that_do_not_fit_get_one_clear_line() {
+    let golden = golden("sdxl");
+    let (model, mut inputs) = (golden.model(), golden.inputs(0));
+    inputs.conditioning.time_ids = None;
+    assert_eq!(
+        inputs.refused_by(&*model),
+        "denoiser input `time_ids`: this network is told sizes, found none"
+    );
+    let mut inputs = golden.inputs(0);
+    inputs.conditioning.context = inputs.conditioning.context.narrow(2, 0, 19).unwrap();
+    assert_eq!(
+        inputs.refused_by(&*model),
+        "denoiser input `context`: expected shape [2, 5, 20], found [2, 5, 19]"
+    );
+}

@@ -1,0 +1,90 @@
+//! What a checkpoint is, and what is said of one that does not fit.
+
+use super::*;
+use crate::models;
+use expect_test::{Expect, expect};
+
+#[test]
+fn what_can_carry_an_adapter_is_every_linear_and_convolution_of_diffusers() {
+    for name in MODELS {
+        let golden = golden(name);
+        let model = golden.model();
+        let ours: serde_json::Map<_, _> = model
+            .linears()
+            .iter()
+            .map(|linear| {
+                let mut shape = vec![linear.outputs, linear.inputs];
+                shape.extend(linear.kernel.map_or(vec![], |side| vec![side; 2]));
+                (linear.name.clone(), serde_json::json!(shape))
+            })
+            .collect();
+        assert_eq!(serde_json::Value::Object(ours), golden.json("linears"));
+    }
+}
+
+#[test]
+fn a_family_is_told_from_the_architecture() {
+    for (name, family) in [("sdxl", "sdxl"), ("sd1", "sd1"), ("sd2", "sd1")] {
+        let folder = golden(name).folder();
+        let (found, _, flavors) = models::detect(folder.path()).unwrap();
+        assert_eq!(found.name(), family);
+        assert_eq!(flavors.len(), 1);
+    }
+    for name in ["sdxl", "sd1"] {
+        let components = family(name).components(&single_file(name)).unwrap();
+        let unet = components.get("unet").unwrap();
+        assert_eq!(unet.prefix, "model.diffusion_model.");
+        assert_eq!(family(name).possible_flavors(&components).unwrap().len(), 1);
+    }
+    let folder = golden("sd1").folder();
+    let wrong = testing::load(&SDXL, folder.path());
+    expect![".: not a model of family `sdxl`: its UNet is not told pooled vectors and sizes, so it is not an SDXL"]
+        .assert_eq(&message(wrong.map(|_| ()), folder.path()));
+}
+
+fn check_damage(damage: &dyn Fn(&mut HashMap<String, Tensor>), expected: Expect) {
+    let golden = golden("sdxl");
+    let mut weights = golden.weights();
+    damage(&mut weights);
+    let folder = golden.folder_with(&weights, &golden.metadata["config"]);
+    let loaded = testing::load(&SDXL, folder.path()).map(|_| ());
+    expected.assert_eq(&message(loaded, folder.path()));
+}
+
+#[test]
+fn weights_that_do_not_fit_get_one_clear_line() {
+    let zeros = |shape: &[usize]| Tensor::zeros(shape, DType::F32, &Device::Cpu).unwrap();
+    check_damage(
+        &|weights| {
+            weights.remove("mid_block.resnets.1.time_emb_proj.bias");
+        },
+        expect![
+            "tensor `mid_block.resnets.1.time_emb_proj.bias` is missing from ./unet/diffusion_pytorch_model.safetensors"
+        ],
+    );
+    check_damage(
+        &|weights| {
+            weights.insert("up_blocks.7.resnets.0.conv1.weight".to_owned(), zeros(&[1]));
+        },
+        expect![
+            "./unet/diffusion_pytorch_model.safetensors: 1 tensors that this network does not have, the first is `up_blocks.7.resnets.0.conv1.weight`; the file is of another architecture or damaged"
+        ],
+    );
+    check_damage(
+        &|weights| {
+            weights.insert("conv_in.weight".to_owned(), zeros(&[8, 4, 1, 1]));
+        },
+        expect![
+            "tensor `conv_in.weight` in ./unet/diffusion_pytorch_model.safetensors has shape [8, 4, 1, 1] (F32), expected [8, 4, 3, 3]"
+        ],
+    );
+}
+
+#[test]
+fn latent_scaling_is_the_familys_where_no_config_tells() {
+    for (family, name, scale) in [(&SDXL, "sdxl", 0.13025), (&SD1, "sd1", 0.18215)] {
+        let components = family.components(&single_file(name)).unwrap();
+        let scaling = family.latent_scaling(&components).unwrap();
+        assert_eq!((scaling.scale, scaling.shift), (scale, 0.0));
+    }
+}

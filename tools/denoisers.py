@@ -1,0 +1,63 @@
+"""diffusers' denoisers behind one call, for the tools that compare them with ours."""
+
+import json
+import pathlib
+
+import diffusers
+import torch
+
+
+def load(base):
+    """The denoiser in a diffusers folder, in f32, by the class that its config names."""
+    folder = next(pathlib.Path(base) / part for part in ("transformer", "unet") if (pathlib.Path(base) / part).is_dir())
+    config = json.loads((folder / "config.json").read_text())
+    return getattr(diffusers, config["_class_name"]).from_pretrained(folder, torch_dtype=torch.float32)
+
+
+def component(model):
+    """What a pipeline calls its denoiser."""
+    return "unet" if type(model).__name__ == "UNet2DConditionModel" else "transformer"
+
+
+def pipeline(transformer):
+    """A pipeline of which only the denoiser is there: load_lora_weights is the pipeline's."""
+    if component(transformer) == "unet":
+        xl = transformer.config.addition_embed_type is not None
+        absent = dict.fromkeys(["vae", "text_encoder", "tokenizer"] + ["text_encoder_2", "tokenizer_2"] * xl)
+        scheduler = diffusers.EulerDiscreteScheduler(steps_offset=1)
+        if xl:
+            return diffusers.StableDiffusionXLPipeline(unet=transformer, scheduler=scheduler, **absent)
+        absent |= dict(safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+        return diffusers.StableDiffusionPipeline(unet=transformer, scheduler=scheduler, **absent)
+    kind, parts = {
+        "SD3Transformer2DModel": (diffusers.StableDiffusion3Pipeline, ["", "_2", "_3"]),
+        "FluxTransformer2DModel": (diffusers.FluxPipeline, ["", "_2"]),
+    }[type(transformer).__name__]
+    absent = {f"{what}{part}": None for what in ("text_encoder", "tokenizer") for part in parts}
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
+    return kind(transformer=transformer, scheduler=scheduler, vae=None, **absent)
+
+
+def predict(transformer, latents, timesteps, context, pooled, guidance=None, time_ids=None):
+    """The prediction for latents [b, c, h, w] at timesteps of 0 to 1000."""
+    if component(transformer) == "unet":
+        added = None if time_ids is None else {"text_embeds": pooled, "time_ids": time_ids}
+        return transformer(latents, timesteps, context, added_cond_kwargs=added, return_dict=False)[0]
+    given = dict(encoder_hidden_states=context, pooled_projections=pooled, return_dict=False)
+    if type(transformer).__name__ != "FluxTransformer2DModel":
+        return transformer(hidden_states=latents, timestep=timesteps, **given)[0]
+    # As FluxPipeline does: 2 x 2 patches packed before, unpacked after, ids of rows and columns, times of 0 to 1.
+    b, c, h, w = latents.shape
+    i, j = h // 2, w // 2
+    ids = torch.zeros(i, j, 3)
+    ids[..., 1] += torch.arange(i)[:, None]
+    ids[..., 2] += torch.arange(j)[None, :]
+    out = transformer(
+        hidden_states=latents.view(b, c, i, 2, j, 2).permute(0, 2, 4, 1, 3, 5).reshape(b, i * j, c * 4),
+        timestep=timesteps / 1000,
+        guidance=guidance,
+        img_ids=ids.reshape(-1, 3),
+        txt_ids=torch.zeros(context.shape[1], 3),
+        **given,
+    )[0]
+    return out.view(b, i, j, c, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(b, c, h, w)
