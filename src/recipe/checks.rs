@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use super::data::Place;
 use super::encoder::EncoderRecipe;
 use super::rules::{
-    Absent, AssembledPads, Assembly, ClipForwardRecipe, EncoderRules, ForwardRecipe, Network,
-    Projection, T5ForwardRecipe, TokenRecipe,
+    Absent, AssembledPads, Assembly, ClipForwardRecipe, DenoiserMask, EncoderRules, ForwardRecipe,
+    Network, Projection, T5ForwardRecipe, TokenRecipe,
 };
 use super::spec::{EncoderMask, PadRows, PooledRule};
 use super::{Error, RecipeName};
@@ -97,6 +97,12 @@ impl Checks<'_> {
             if !assembly.pads.contains_key(*slot) {
                 return Err(self.contradiction("assembly.pads", format!("`{slot}` is missing")));
             }
+        }
+        if assembly.mask == DenoiserMask::Pads && in_context.len() != 1 {
+            return Err(self.contradiction(
+                "assembly.mask = pads and assembly.context",
+                "expected the context of one encoder, whose pads are its last rows",
+            ));
         }
         for slot in &assembly.pooled {
             match &encoders[slot].forward {

@@ -1,7 +1,9 @@
 //! The recipes that ship with the program: TOML files under `configs/recipes/`, one a variant, in which
 //! every field carries its source and how sure it is.
 //!
-//! A file without `base` is complete. A file with one names exactly the fields in which it differs.
+//! A file without `base` is complete. A file with one names exactly the fields in which it differs. Fields below
+//! `[flavor.NAME]` are for that flavor only; a field that a file names outside is for all flavors, whatever its base has
+//! for one.
 
 use std::collections::BTreeMap;
 
@@ -27,6 +29,13 @@ macro_rules! files {
 
 /// Every shipped recipe file. Adding a variant is one file and one line here.
 pub const FILES: &[File] = files![
+    "configs/recipes/flux1/reference.toml",
+    "configs/recipes/flux1/diffusers.toml",
+    "configs/recipes/flux1/kohya.toml",
+    "configs/recipes/flux1/ai-toolkit.toml",
+    "configs/recipes/flux1/simpletuner.toml",
+    "configs/recipes/flux1/onetrainer.toml",
+    "configs/recipes/flux1/diffusion-pipe.toml",
     "configs/recipes/sd3/reference.toml",
     "configs/recipes/sd3/diffusers.toml",
     "configs/recipes/sd3/kohya.toml",
@@ -34,6 +43,18 @@ pub const FILES: &[File] = files![
     "configs/recipes/sd3/simpletuner.toml",
     "configs/recipes/sd3/onetrainer.toml",
     "configs/recipes/sd3/diffusion-pipe.toml",
+    "configs/recipes/sdxl/reference.toml",
+    "configs/recipes/sdxl/diffusers.toml",
+    "configs/recipes/sdxl/kohya.toml",
+    "configs/recipes/sdxl/ai-toolkit.toml",
+    "configs/recipes/sdxl/simpletuner.toml",
+    "configs/recipes/sdxl/onetrainer.toml",
+    "configs/recipes/sdxl/diffusion-pipe.toml",
+    "configs/recipes/sd1/reference.toml",
+    "configs/recipes/sd1/diffusers.toml",
+    "configs/recipes/sd1/kohya.toml",
+    "configs/recipes/sd1/ai-toolkit.toml",
+    "configs/recipes/sd1/onetrainer.toml",
 ];
 
 /// How sure a field's value is.
@@ -116,6 +137,8 @@ pub(super) struct Variant {
     pub(super) flavors: Vec<String>,
     pub(super) places: BTreeMap<String, Place>,
     pub(super) fields: BTreeMap<String, Field>,
+    /// By flavor, the fields that it has otherwise.
+    pub(super) by_flavor: BTreeMap<String, BTreeMap<String, Field>>,
     pub(super) sources: BTreeMap<String, String>,
     pub(super) claims: Vec<Claim>,
 }
@@ -132,6 +155,8 @@ struct RawFile {
     sources: BTreeMap<String, String>,
     #[serde(default)]
     claims: Vec<Claim>,
+    #[serde(default)]
+    flavor: BTreeMap<String, toml::Table>,
     #[serde(flatten)]
     rules: BTreeMap<String, toml::Value>,
 }
@@ -192,14 +217,17 @@ fn variant(raw: RawFile, base: Option<Variant>, path: &str) -> Result<Variant, S
         flavors: raw.flavors,
         places: BTreeMap::new(),
         fields: BTreeMap::new(),
+        by_flavor: BTreeMap::new(),
         sources: BTreeMap::new(),
         claims: Vec::new(),
     });
     for (field, new) in found.fields {
+        let in_flavors = whole.by_flavor.values_mut();
+        let in_flavors = in_flavors.filter_map(|f| f.remove(&field)).count();
         if is_overlay {
             match whole.fields.get(&field) {
                 None => return Err(format!("`{field}` is not a field of its base")),
-                Some(old) if old.value == new.value => {
+                Some(old) if old.value == new.value && in_flavors == 0 => {
                     return Err(format!("`{field}` does not differ from its base"));
                 }
                 Some(_) => {}
@@ -207,12 +235,59 @@ fn variant(raw: RawFile, base: Option<Variant>, path: &str) -> Result<Variant, S
         }
         whole.fields.insert(field, new);
     }
+    for (flavor, table) in raw.flavor {
+        whole.add_flavor(flavor, &table, path)?;
+    }
     whole.places.extend(places(found.words)?);
     whole.name = raw.variant;
     whole.title = raw.title;
     whole.sources.extend(raw.sources);
     whole.claims.extend(raw.claims);
     Ok(whole)
+}
+
+impl Variant {
+    /// The fields of a flavor.
+    pub(super) fn fields_of(&self, flavor: &str) -> BTreeMap<String, Field> {
+        let mut fields = self.fields.clone();
+        fields.extend(self.by_flavor.get(flavor).cloned().unwrap_or_default());
+        fields
+    }
+
+    fn add_flavor(
+        &mut self,
+        flavor: String,
+        table: &toml::Table,
+        path: &str,
+    ) -> Result<(), String> {
+        if !self.flavors.contains(&flavor) {
+            return Err(format!("`flavor.{flavor}` is not one of its flavors"));
+        }
+        let mut found = Found::default();
+        for (key, value) in table {
+            let inner = value.as_table();
+            let inner = inner.ok_or_else(|| format!("`flavor.{flavor}.{key}` is not a table"))?;
+            found.collect(key, inner, path)?;
+        }
+        if let Some(slot) = found.words.keys().next() {
+            return Err(format!(
+                "`flavor.{flavor}.{slot}` has a word without source"
+            ));
+        }
+        for (field, new) in found.fields {
+            match self.fields_of(&flavor).get(&field) {
+                None => return Err(format!("`flavor.{flavor}.{field}` is not a field")),
+                Some(old) if old.value == new.value => {
+                    return Err(format!("`flavor.{flavor}.{field}` changes nothing"));
+                }
+                Some(_) => {
+                    let own = self.by_flavor.entry(flavor.clone()).or_default();
+                    own.insert(field, new);
+                }
+            }
+        }
+        Ok(())
+    }
 }
 
 /// What a file's tables hold: fields, and plain words such as a component's name.

@@ -123,7 +123,7 @@ impl Recipe {
         variant: Variant,
         deviate: &toml::Table,
     ) -> Result<Self, Error> {
-        let mut fields = variant.fields;
+        let mut fields = variant.fields_of(&name.flavor);
         let broken = |why: String| Error::Data {
             file: format!("configs/recipes/{}/{}.toml", name.family, name.variant),
             why,

@@ -149,6 +149,8 @@ pub struct Assembly {
 pub enum DenoiserMask {
     /// None: pads are attended like any token.
     None,
+    /// No token of picture or caption attends to a pad.
+    Pads,
 }
 
 /// What becomes of an encoder's pad rows in the context.

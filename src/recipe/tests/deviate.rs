@@ -203,6 +203,22 @@ fn rows_cannot_be_dropped_where_they_are_used() {
 }
 
 #[test]
+fn pads_are_masked_in_the_context_of_one_encoder_only() {
+    refused(
+        "assembly.mask = 'pads'",
+        expect![
+            "assembly.mask = pads and assembly.context in the recipe sd3/3.5-large: expected the context of one encoder, whose pads are its last rows"
+        ],
+    );
+    let recipe = deviated("flux1/dev", "assembly.mask = 'pads'").expect("one encoder");
+    assert_eq!(recipe.deviations()[0].field, "assembly.mask");
+    assert_ne!(
+        recipe.fingerprint(),
+        super::shipped("flux1/dev").fingerprint()
+    );
+}
+
+#[test]
 fn a_layer_is_counted_from_the_end() {
     refused(
         "clip_l.forward.hidden_layer = 11",

@@ -5,7 +5,7 @@ use expect_test::{Expect, expect};
 use super::super::data::{self, FILES, File, Status};
 use super::super::explain::{self, Subject};
 use super::super::{Diff, Error, REFERENCE, RecipeName, list};
-use super::{deviated, shipped, spec_of};
+use super::{deviated, json, shipped, spec_of};
 
 /// Every recipe: each variant for each flavor it serves.
 fn all() -> Vec<RecipeName> {
@@ -46,13 +46,14 @@ fn every_recipe_file_is_embedded_and_every_recipe_resolves() {
     assert_eq!(on_disk, embedded);
 
     let names = all();
-    assert_eq!(names.len(), 7 * 4);
+    // Seven variants of four flavors of SD3 and of two of FLUX.1, of one of SDXL, and five of SD1.5.
+    assert_eq!(names.len(), 7 * 4 + 7 * 2 + 7 + 5);
     for name in names {
         let recipe = shipped(&name.to_string());
         assert_eq!(*recipe.name(), name);
         assert!(recipe.deviations().is_empty());
-        for slot in ["clip_l", "clip_g", "t5"] {
-            spec_of(&recipe, slot);
+        for encoder in recipe.encoders() {
+            spec_of(&recipe, &encoder.slot);
         }
         let file = format!("configs/recipes/{}/{}.toml", name.family, name.variant);
         assert!(FILES.iter().any(|f| f.path == file), "{file}");
@@ -62,7 +63,8 @@ fn every_recipe_file_is_embedded_and_every_recipe_resolves() {
 #[test]
 fn every_field_names_a_source_that_the_file_explains() {
     for variant in data::variants(FILES).expect("the shipped files") {
-        for (path, field) in &variant.fields {
+        let of_flavors = variant.by_flavor.values().flatten();
+        for (path, field) in variant.fields.iter().chain(of_flavors) {
             assert!(field.source.len() > 4, "{path}: {}", field.source);
             if let Some((alias, _)) = field.source.split_once(':') {
                 assert!(variant.sources.contains_key(alias), "{path}: {alias}");
@@ -74,13 +76,14 @@ fn every_field_names_a_source_that_the_file_explains() {
 
 #[test]
 fn every_field_of_a_recipe_is_explained() {
-    let recipe = shipped("sd3/3.5-large");
-    for explained in explain::recipe(&recipe).expect("the table") {
-        assert!(
-            explained.entry.is_some(),
-            "{} is not explained",
-            explained.field
-        );
+    for name in ["sd3/3.5-large", "flux1/dev"] {
+        for explained in explain::recipe(&shipped(name)).expect("the table") {
+            assert!(
+                explained.entry.is_some(),
+                "{} is not explained",
+                explained.field
+            );
+        }
     }
 }
 
@@ -247,6 +250,92 @@ fn diffusion_pipe_differs_where_it_is_documented_to() {
     );
 }
 
+/// In which fields FLUX.1's variants and flavors differ from the reference's dev.
+fn check_flux(name: &str, expected: Expect) {
+    let (reference, other) = (shipped("flux1/dev"), shipped(name));
+    let diff = Diff::between(&reference.rules(), &other.rules());
+    expected.assert_eq(&diff.table(REFERENCE, "other"));
+}
+
+#[test]
+fn flux_differs_where_it_is_documented_to() {
+    check_flux(
+        "flux1/schnell",
+        expect![[r#"
+        field                 reference  other
+        t5.tokens.max_tokens  512        256
+        t5.tokens.min_tokens  512        256"#]],
+    );
+    check_flux("flux1/dev:diffusers", expect!["field  reference  other"]);
+    check_flux(
+        "flux1/schnell:diffusers",
+        expect!["field  reference  other"],
+    );
+    check_flux(
+        "flux1/dev:kohya",
+        expect![[r#"
+        field                  reference  other
+        clip_l.tokens.cleanup  []         [first_line]
+        t5.tokens.cleanup      []         [first_line]"#]],
+    );
+    check_flux(
+        "flux1/schnell:kohya",
+        expect![[r#"
+        field                  reference  other
+        clip_l.tokens.cleanup  []         [first_line]
+        t5.tokens.cleanup      []         [first_line]
+        t5.tokens.max_tokens   512        256
+        t5.tokens.min_tokens   512        256"#]],
+    );
+    check_flux(
+        "flux1/schnell:ai-toolkit",
+        expect![[r#"
+        field                  reference  other
+        clip_l.tokens.cleanup  []         [respace_commas]
+        t5.tokens.cleanup      []         [respace_commas]"#]],
+    );
+    check_flux(
+        "flux1/schnell:simpletuner",
+        expect![[r#"
+        field                 reference  other
+        t5.tokens.max_tokens  512        256
+        t5.tokens.min_tokens  512        256"#]],
+    );
+    check_flux(
+        "flux1/dev:onetrainer",
+        expect![[r#"
+        field                   reference      other
+        assembly.dropout        together       each_encoder
+        assembly.unconditional  encoded_empty  zeros
+        t5.tokens.max_tokens    512            77
+        t5.tokens.min_tokens    512            77"#]],
+    );
+    check_flux(
+        "flux1/schnell:onetrainer",
+        expect![[r#"
+        field                   reference      other
+        assembly.dropout        together       each_encoder
+        assembly.unconditional  encoded_empty  zeros
+        t5.tokens.max_tokens    512            77
+        t5.tokens.min_tokens    512            77"#]],
+    );
+    check_flux(
+        "flux1/schnell:diffusion-pipe",
+        expect!["field  reference  other"],
+    );
+}
+
+#[test]
+fn flux_keeps_no_sequence_of_clip_and_pads_do_not_change_its_pooled_row() {
+    let recipe = shipped("flux1/dev");
+    let slots: Vec<&str> = recipe.encoders().iter().map(|e| e.slot.as_str()).collect();
+    assert_eq!(slots, ["t5", "clip_l"]);
+    let spec = json(&spec_of(&recipe, "clip_l"));
+    assert_eq!(spec["forward"]["hidden_layer"], serde_json::Value::Null);
+    assert_eq!(spec["forward"]["projection"], false);
+    assert_eq!(spec["tokens"]["min_tokens"], 0);
+}
+
 #[test]
 fn variants_share_the_entries_of_encoders_on_which_they_agree() {
     // transformers' rule with eos_token_id 2 is the argmax rule of the reference, and its truncation of words
@@ -313,4 +402,21 @@ fn a_wrong_data_file_is_named() {
         assert!(why.contains(said), "{rest}: {why}");
     }
     assert!(wrong("family = 'x'\nvariant = 'o'\ntitle = ''\nbase = 'none'").contains("base"));
+    let rule = "mask = { value = 'none', source = 'here', status = 'read' }";
+    for (head, rest, said) in [
+        ("[flavor.z.assembly]", rule, "not one of its flavors"),
+        ("[flavor.y.assembly]", rule, "changes nothing"),
+        (
+            "[flavor.y.assembly]",
+            "musk = { value = 1, source = 'here', status = 'read' }",
+            "not a field",
+        ),
+        ("[flavor.y.assembly]", "mask = 'pads'", "without source"),
+        ("[flavor.y]", "assembly = 3", "not a table"),
+    ] {
+        let text =
+            format!("family = 'x'\nvariant = 'o'\ntitle = ''\nbase = 'reference'\n{head}\n{rest}");
+        let why = wrong(Box::leak(text.into_boxed_str()));
+        assert!(why.contains(said), "{rest}: {why}");
+    }
 }
