@@ -112,6 +112,11 @@ impl Error {
         matches!(self, Self::Io { cause, .. } if is_full(cause))
     }
 
+    /// Whether the store may be read but not written.
+    pub fn is_read_only(&self) -> bool {
+        matches!(self, Self::Io { cause, .. } if is_read_only(cause))
+    }
+
     /// Whether a file named in a listing was gone when it was opened.
     pub(super) fn is_gone(&self) -> bool {
         matches!(self, Self::Io { cause, .. } if cause.kind() == io::ErrorKind::NotFound)
@@ -125,15 +130,20 @@ fn is_full(cause: &io::Error) -> bool {
     )
 }
 
+fn is_read_only(cause: &io::Error) -> bool {
+    matches!(
+        cause.kind(),
+        io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied
+    )
+}
+
 /// What to do about an error of the operating system, where there is something to do.
 fn advice(cause: &io::Error) -> &'static str {
     if is_full(cause) {
         return "; free some space and run again, what was committed before is safe";
     }
-    match cause.kind() {
-        io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied => {
-            "; a store that may not be written can still be read"
-        }
-        _ => "",
+    match is_read_only(cause) {
+        true => "; a store that may not be written can still be read",
+        false => "",
     }
 }

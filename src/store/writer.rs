@@ -9,6 +9,10 @@ use super::record::{NewEntry, Record};
 use super::{Error, Store, compact, index, layout};
 use crate::digest::{Digest, Fingerprint};
 
+/// So many bytes of payloads, or entries, are worth a commit; also about what a kill may cost.
+const COMMIT_BYTES: usize = 16 << 20;
+const COMMIT_ENTRIES: usize = 1024;
+
 /// Adds entries to a store. What was not committed when it is dropped is lost, and nothing else.
 ///
 /// After an error (a full disk) the writer still holds what it was given: committing again may succeed.
@@ -161,6 +165,18 @@ impl StoreWriter {
             self.pending.remove(&spec);
         }
         Ok(stats)
+    }
+
+    /// [`Self::commit`] where 16 MiB of payloads or 1024 entries wait: a commit waits for the disk several times,
+    /// and small ones would do little else.
+    ///
+    /// # Errors
+    /// As [`Self::commit`].
+    pub fn commit_if_large(&mut self) -> Result<CommitStats, Error> {
+        if self.pending_bytes() < COMMIT_BYTES && self.pending_entries() < COMMIT_ENTRIES {
+            return Ok(CommitStats::default());
+        }
+        self.commit()
     }
 
     /// Commits, and merges small index parts when many have come together and nobody else writes.
