@@ -1,4 +1,5 @@
-"""The autoencoder: SD3's kind (16 channels, factor 8, no quant convolutions, attention in the middle), small."""
+"""The autoencoders, small: SD3's and FLUX's kind (16 channels, factor 8, no quant convolutions, attention in the
+middle), and SDXL's (4 channels, quant convolutions), which starts from the first."""
 
 import random
 from pathlib import Path
@@ -12,11 +13,12 @@ from . import scenes
 from .steps import Averaged, Progress, average_gradients, load_state, rate_at, round_to_half, save_state, together
 
 PICTURES, STEPS, BATCH, PEAK, WARM_UP = 4096, 3800, 8, 2.0e-3, 50
+NARROW_STEPS = 1500  # of the second, which need not learn to see
 CROP, WHOLE = 64, 60  # most steps see a crop, the last WHOLE steps whole pictures
 KL = 1.0e-3  # nats of one latent number against the pixel losses
 
 
-def make() -> AutoencoderKL:
+def make(latent_channels: int = 16) -> AutoencoderKL:
     vae = AutoencoderKL(
         in_channels=3,
         out_channels=3,
@@ -25,14 +27,14 @@ def make() -> AutoencoderKL:
         block_out_channels=(16, 32, 48, 48),
         layers_per_block=1,
         act_fn="silu",
-        latent_channels=16,
+        latent_channels=latent_channels,
         # Few and wide groups: the last norm sees 16 channels, and a group of two would forget flat colours.
         norm_num_groups=2,
         sample_size=scenes.SIDE,
         scaling_factor=1.0,
         shift_factor=0.0,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
+        use_quant_conv=latent_channels == 4,
+        use_post_quant_conv=latent_channels == 4,
         mid_block_add_attention=True,
         force_upcast=False,
     )
@@ -56,6 +58,32 @@ def quicken(vae) -> None:
     vae.decoder.conv_out.weight.mul_(0.3)
     vae.encoder.conv_out.weight[16:].zero_()
     vae.encoder.conv_out.bias[16:].fill_(-5.0)
+
+
+@torch.no_grad()
+def narrowed(work: Path, seed: int) -> AutoencoderKL:
+    """A 4-channel autoencoder with the body of the 16-channel one, joined by the four main directions of its
+    latents; the quant convolutions begin as the identity."""
+    wide, vae = load(work), make(4)
+    pixels = to_signed(training_pictures(work, seed, PICTURES)[:256])
+    z = torch.cat([wide.encode(part).latent_dist.mean for part in pixels.split(32)])
+    flat = z.permute(0, 2, 3, 1).reshape(-1, 16)
+    middle = flat.mean(dim=0)
+    _, _, main = torch.linalg.svd(flat - middle, full_matrices=False)
+    main = main[:4]  # [4, 16]
+    old, new = wide.state_dict(), vae.state_dict()
+    same = {name: value for name, value in old.items() if name in new and new[name].shape == value.shape}
+    vae.load_state_dict(same, strict=False)
+    vae.encoder.conv_out.weight[:4] = torch.einsum("kc,cijl->kijl", main, wide.encoder.conv_out.weight[:16])
+    vae.encoder.conv_out.bias[:4] = main @ (wide.encoder.conv_out.bias[:16] - middle)
+    vae.encoder.conv_out.weight[4:].zero_()
+    vae.encoder.conv_out.bias[4:].fill_(-5.0)
+    vae.decoder.conv_in.weight.copy_(torch.einsum("ocij,kc->okij", wide.decoder.conv_in.weight, main))
+    vae.decoder.conv_in.bias.copy_(wide.decoder.conv_in.bias + wide.decoder.conv_in.weight.sum(dim=(2, 3)) @ middle)
+    for conv in (vae.quant_conv, vae.post_quant_conv):
+        torch.nn.init.dirac_(conv.weight)
+        conv.bias.zero_()
+    return vae.requires_grad_(True)
 
 
 def training_pictures(work: Path, seed: int, count: int) -> torch.Tensor:
@@ -95,16 +123,17 @@ def loss_of(vae, x):
     return F.l1_loss(y, x) + 2.0 * F.mse_loss(y, x) + 0.5 * sharp + coarse + KL * posterior.kl().mean() / posterior.mean[0].numel()
 
 
-def train(work: Path, seed: int, processes: int = 2) -> AutoencoderKL:
+def train(work: Path, seed: int, processes: int = 2, name: str = "vae") -> AutoencoderKL:
     training_pictures(work, seed, PICTURES)
-    together(processes, (work / "meet").absolute(), teach, work, seed)
-    return load(work)
+    together(processes, (work / f"{name}.meet").absolute(), teach, work, seed, name)
+    return load(work, name)
 
 
-def teach(rank: int, processes: int, work: Path, seed: int) -> None:
+def teach(rank: int, processes: int, work: Path, seed: int, name: str) -> None:
     """The training loop of one process: the same weights in all, each with its share of the batch."""
     torch.manual_seed(seed)
-    vae, state_file = make().train().to(memory_format=torch.channels_last), work / "vae.state"
+    fresh, steps = (make(), STEPS) if name == "vae" else (narrowed(work, seed), NARROW_STEPS)
+    vae, state_file = fresh.train().to(memory_format=torch.channels_last), work / f"{name}.state"
     pictures = training_pictures(work, seed, PICTURES)
     averaged, parameters = Averaged(vae, 0.995), list(vae.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=PEAK, betas=(0.9, 0.99), weight_decay=1e-3)
@@ -115,12 +144,12 @@ def teach(rank: int, processes: int, work: Path, seed: int) -> None:
         averaged.module.load_state_dict(state["averaged"])
         averaged.count = first
         optimizer.load_state_dict(state["optimizer"])
-    progress = Progress("autoencoder", STEPS, 50, first)
-    for step in range(first, STEPS):
-        x = views(pictures, torch.Generator().manual_seed(seed * 1_000_003 + step), whole=step >= STEPS - WHOLE)
+    progress = Progress(name, steps, 50, first)
+    for step in range(first, steps):
+        x = views(pictures, torch.Generator().manual_seed(seed * 1_000_003 + step), whole=step >= steps - WHOLE)
         torch.manual_seed((seed * 1_000_003 + step) * 16 + rank)
         for group in optimizer.param_groups:
-            group["lr"] = rate_at(step, STEPS, PEAK, WARM_UP)
+            group["lr"] = rate_at(step, steps, PEAK, WARM_UP)
         loss = loss_of(vae, x[rank::processes])
         optimizer.zero_grad(set_to_none=False)
         loss.backward()
@@ -133,32 +162,33 @@ def teach(rank: int, processes: int, work: Path, seed: int) -> None:
         progress.tell(step, float(loss.detach()))
         if (step + 1) % 250 == 0:
             save_state(state_file, step=step + 1, model=vae.state_dict(), averaged=averaged.module.state_dict(), optimizer=optimizer.state_dict())
-            look(averaged.module, work, seed)
+            look(averaged.module, work, seed, name)
     if rank == 0:
-        print(f"autoencoder: {sum(p.numel() for p in parameters)} parameters", flush=True)
-        finish(averaged.module, work, seed)
+        print(f"{name}: {sum(p.numel() for p in parameters)} parameters", flush=True)
+        finish(averaged.module, work, seed, name)
 
 
 @torch.no_grad()
-def finish(vae, work: Path, seed: int) -> None:
+def finish(vae, work: Path, seed: int, name: str) -> None:
     """Rounds, measures scale and shift on the base's pictures, saves, and reports the error."""
     round_to_half(vae.eval())
     rng = random.Random(f"{seed} latent statistics")
     x = to_signed(torch.from_numpy(np.stack([scenes.pixels_of(scenes.draw(rng, scenes.random_scene(rng))) for _ in range(256)])))
     z = torch.cat([vae.encode(part).latent_dist.sample(torch.Generator().manual_seed(seed)) for part in x.split(32)])
-    shift, scale = round(float(z.mean()), 4), round(1.0 / float(z.std()), 4)
+    shift = round(float(z.mean()), 4) if name == "vae" else None
+    scale = round(1.0 / float(z.std()), 4)
     vae.register_to_config(shift_factor=shift, scaling_factor=scale)
     print(f"autoencoder: shift_factor {shift} scaling_factor {scale}; sd by channel {[round(float(s), 2) for s in z.std(dim=(0, 2, 3))]}")
-    look(vae, work, seed)
-    vae.half().save_pretrained(work / "vae", safe_serialization=True)
+    look(vae, work, seed, name)
+    vae.half().save_pretrained(work / name, safe_serialization=True)
 
 
-def load(work: Path) -> AutoencoderKL:
-    return AutoencoderKL.from_pretrained(work / "vae", torch_dtype=torch.float32).eval().requires_grad_(False)
+def load(work: Path, name: str = "vae") -> AutoencoderKL:
+    return AutoencoderKL.from_pretrained(work / name, torch_dtype=torch.float32).eval().requires_grad_(False)
 
 
 @torch.no_grad()
-def look(vae, work: Path, seed: int) -> None:
+def look(vae, work: Path, seed: int, name: str) -> None:
     """A sheet of pictures above their reconstructions, and the error in dB for each look."""
     rng = random.Random(f"{seed} look")
     looks = {
@@ -166,13 +196,13 @@ def look(vae, work: Path, seed: int) -> None:
         "style": [scenes.draw_style(rng, scenes.random_scene(rng)) for _ in range(8)],
     }
     page = []
-    for name, pictures in looks.items():
+    for style, pictures in looks.items():
         x = to_signed(torch.from_numpy(np.stack([scenes.pixels_of(p) for p in pictures])))
         posterior = vae.eval().encode(x).latent_dist
         y = vae.decode(posterior.mode()).sample.clamp(-1, 1)
-        print(f"autoencoder: {name} {10 * float(torch.log10(4.0 / F.mse_loss(y, x))):.2f} dB; posterior sd {float(posterior.std.mean()):.3f}, latent sd {float(posterior.mode().std()):.3f}", flush=True)
+        print(f"autoencoder: {style} {10 * float(torch.log10(4.0 / F.mse_loss(y, x))):.2f} dB; posterior sd {float(posterior.std.mean()):.3f}, latent sd {float(posterior.mode().std()):.3f}", flush=True)
         page += pictures + [to_picture(v) for v in y]
-    scenes.sheet(page, 8, work / "vae.png")
+    scenes.sheet(page, 8, work / f"{name}.png")
 
 
 def to_picture(signed: torch.Tensor):

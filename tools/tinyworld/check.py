@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from . import autoencoder, denoiser, scenes, text, words
+from .sd3 import Sd3
 
 KINDS = list(itertools.product(scenes.SHAPES, scenes.COLOURS, scenes.PLACES))
 
@@ -33,11 +34,10 @@ def nearest(picture: torch.Tensor, known: torch.Tensor) -> tuple[str, str, str]:
     return KINDS[int(torch.stack(best).min(dim=0).values.argmin())]
 
 
-def obeyed(work: Path, seed: int, count: int = 60) -> dict:
+def obeyed(kind: denoiser.Kind, work: Path, seed: int, count: int = 60) -> dict:
     """Shares of single-thing samples whose nearest template has the captioned shape, colour, place;
     the same for true pictures, which is the best that this judge can say."""
     rng = random.Random(f"{seed} obeyed")
-    model, vae, encoders, world = denoiser.load(work), autoencoder.load(work), text.load(work), words.Words(work)
     grounds = list(scenes.BACKGROUNDS)
     known = {g: templates(g) for g in grounds}
     asked = []
@@ -46,8 +46,7 @@ def obeyed(work: Path, seed: int, count: int = 60) -> dict:
         said, _, unsaid = scenes.caption(rng, scene)
         if not unsaid:
             asked.append((scene, said))
-    said = text.encode(encoders, world, [c for _, c in asked])
-    made = denoiser.sample(model, vae, *said, text.encode(encoders, world, [""]), seed + 1)
+    made = denoiser.paint(kind, denoiser.load(kind, work), work, [c for _, c in asked], seed + 1)
     true = [torch.from_numpy(scenes.pixels_of(scenes.draw(rng, scene))).float() / 127.5 - 1.0 for scene, _ in asked]
     result = {}
     for name, pictures in (("samples", made), ("true pictures", true)):
@@ -55,8 +54,8 @@ def obeyed(work: Path, seed: int, count: int = 60) -> dict:
         want = [(s.things[0].shape, s.things[0].colour, s.things[0].place) for s, _ in asked]
         right = np.array([[a == b for a, b in zip(f, w)] for f, w in zip(found, want)])
         result[name] = {"shape": right[:, 0].mean(), "colour": right[:, 1].mean(), "place": right[:, 2].mean(), "all": right.all(axis=1).mean()}
-    scenes.sheet([autoencoder.to_picture(v) for v in made[:40]], 10, work / "obeyed.png")
-    (work / "obeyed.txt").write_text("\n".join(c for _, c in asked) + "\n")
+    scenes.sheet([autoencoder.to_picture(v) for v in made[:40]], 10, work / f"{kind.name}-obeyed.png")
+    (work / f"{kind.name}-obeyed.txt").write_text("\n".join(c for _, c in asked) + "\n")
     return {k: {n: round(float(x), 3) for n, x in v.items()} for k, v in result.items()}
 
 
@@ -110,23 +109,22 @@ VARIANTS = {
 
 @torch.no_grad()
 def sensitivity(work: Path, seed: int, count: int = 128) -> dict:
-    """How much worse the base predicts under each wrong recipe: mean paired difference and its error.
+    """How much worse the tiny SD3 predicts under each wrong recipe: mean paired difference and its error.
     Same pictures, noise and times for all."""
     rng = random.Random(f"{seed} sensitivity")
-    model, vae, world = denoiser.load(work), autoencoder.load(work), words.Words(work)
+    kind = Sd3()
+    model, vae, world = denoiser.load(kind, work), autoencoder.load(work), words.Words(work)
     drawn = [scenes.random_scene(rng) for _ in range(count)]
     captions = [scenes.caption(rng, scene)[0] for scene in drawn]
     captions = [c.rstrip(".!") + ("!" if k % 2 else "") for k, c in enumerate(captions)]
     pixels = autoencoder.to_signed(torch.from_numpy(np.stack([scenes.pixels_of(scenes.draw(rng, s)) for s in drawn])))
     x = torch.cat([denoiser.normal(vae, vae.encode(p).latent_dist.mean) for p in pixels.split(32)])
-    draw = torch.Generator().manual_seed(seed)
-    noise = torch.randn(x.shape, generator=draw)
-    sigma = denoiser.sigmas(count, draw)
 
     def losses(variant):
         context, pooled = variant.encode(work, world, captions)
-        parts = zip(x.split(32), context.split(32), pooled.split(32), sigma.split(32), noise.split(32))
-        return torch.cat([denoiser.flow_loss(model, *part, reduce=False) for part in parts])
+        draw = torch.Generator().manual_seed(seed)
+        parts = zip(x.split(32), context.split(32), pooled.split(32))
+        return torch.cat([kind.loss(model, x, {"context": c, "pooled": p}, draw, reduce=False) for x, c, p in parts])
 
     reference = losses(Variant())
     result = {"reference": (round(float(reference.mean()), 4), 0.0)}

@@ -1,56 +1,69 @@
-"""The denoiser: diffusers' SD3Transformer2DModel, 2.3 M parameters, trained on the frozen encoders'
-exact conditioning by rectified flow."""
+"""What the denoisers of all tiny worlds share: their material, the training loop, the sheets of samples.
+Each network, its conditioning, its loss and its sampler are a `Kind`: `sd3.py`, `flux.py`, `sdxl.py`."""
 
 import random
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
 
 from . import autoencoder, scenes, text, words
 from .steps import Averaged, Progress, average_gradients, load_state, rate_at, round_to_half, save_state, together
 
 PICTURES, SAYINGS = 6144, 2
-STEPS, BATCH, PEAK, WARM_UP = 6500, 32, 1.5e-3, 100
-# For most of the training the rows of padding are cut short, which costs half as much; the last WHOLE
-# steps see every row, as every later user does.
-CLIP_ROWS, T5_ROWS, WHOLE = 32, 36, 800
+BATCH, WARM_UP = 32, 100
 DROPPED = 0.1
-SHIFT = 3.0
 
 
-def make() -> SD3Transformer2DModel:
-    model = SD3Transformer2DModel(
-        sample_size=16,
-        patch_size=2,
-        in_channels=16,
-        out_channels=16,
-        num_layers=4,
-        attention_head_dim=32,
-        num_attention_heads=4,
-        joint_attention_dim=text.T5_WIDTH,
-        caption_projection_dim=128,
-        pooled_projection_dim=text.L_WIDTH + text.G_WIDTH,
-        pos_embed_max_size=24,
-        qk_norm="rms_norm",
-    )
-    # The usual start of a diffusion transformer: linears keep their input's size (the encoders' rows
-    # are large: theirs is cut), every residual branch and the output begin at zero.
-    for name, module in model.named_modules():
-        if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d)):
-            torch.nn.init.zeros_(module.bias)
-            if name.startswith(("norm_out", "proj_out")) or "norm1" in name:
-                torch.nn.init.zeros_(module.weight)
-            else:
-                large = name.startswith(("context_embedder", "time_text_embed.text_embedder.linear_2"))
-                torch.nn.init.xavier_uniform_(module.weight.view(len(module.weight), -1), gain=0.3 if large else 1.0)
-    return model
+class Kind:
+    """One denoiser. Conditioning is a dictionary of tensors, one row per caption."""
+
+    name: str
+    vae: str  # the folder of its autoencoder
+    steps: int
+    peak: float
+    # For most of the training the rows of padding are cut short, which costs a fraction; the last `whole`
+    # steps see every row, as every later user does, perhaps in smaller batches.
+    whole: int
+    whole_batch: int = BATCH
+
+    def make(self) -> torch.nn.Module:
+        raise NotImplementedError
+
+    def start(self, work: Path) -> torch.nn.Module:
+        """The network as its training begins."""
+        return self.make()
+
+    def encode(self, encoders: text.Encoders, world: words.Words, captions: list[str]) -> dict[str, torch.Tensor]:
+        raise NotImplementedError
+
+    def short(self, conditioning: dict) -> dict:
+        return conditioning
+
+    def drop(self, conditioning: dict, empty: dict, dropped: torch.Tensor, draw: torch.Generator) -> None:
+        for name, rows in conditioning.items():
+            rows[dropped] = empty[name].to(rows.dtype)
+
+    def loss(self, model, x, conditioning: dict, draw: torch.Generator, reduce: bool = True) -> torch.Tensor:
+        raise NotImplementedError
+
+    def last_loss(self, model, teacher, x, conditioning: dict, draw: torch.Generator) -> torch.Tensor:
+        """The loss of the last `whole` steps; `teacher` is the average as it was when they began."""
+        return self.loss(model, x, conditioning, draw)
+
+    def sample(self, model, conditioning: dict, empty: dict, noise, guidance: float) -> torch.Tensor:
+        """Latents as the denoiser sees them."""
+        raise NotImplementedError
+
+    def scheduler(self):
+        raise NotImplementedError
 
 
-def scheduler() -> FlowMatchEulerDiscreteScheduler:
-    return FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=SHIFT)
+@torch.no_grad()
+def encode_all(kind: Kind, work: Path, captions: list[str]) -> dict[str, torch.Tensor]:
+    encoders, world = text.load(work), words.Words(work)
+    parts = [kind.encode(encoders, world, captions[at : at + 64]) for at in range(0, len(captions), 64)]
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def scenes_and_captions(seed: int):
@@ -60,21 +73,18 @@ def scenes_and_captions(seed: int):
 
 
 @torch.no_grad()
-def said(work: Path, seed: int) -> dict:
-    """The conditioning of all captions and of the empty one, in f16; kept."""
-    kept = work / "said.state"
+def said(kind: Kind, work: Path, seed: int) -> dict:
+    """The short conditioning of all captions in f16; kept."""
+    kept = work / f"{kind.name}-said.state"
     if found := load_state(kept):
         return found
-    encoders, world, context, pooled = text.load(work), words.Words(work), [], []
+    encoders, world, parts = text.load(work), words.Words(work), []
     _, captions = scenes_and_captions(seed)
-    for at in range(0, len(captions), 512):
-        c, p = text.encode(encoders, world, captions[at : at + 512])
-        context.append(c.half())
-        pooled.append(p.half())
-    empty = text.encode(encoders, world, [""])
-    found = {"context": torch.cat(context), "pooled": torch.cat(pooled)}
-    save_state(kept, **found, empty_context=empty[0][0].half(), empty_pooled=empty[1][0].half())
-    print(f"denoiser: {len(captions)} captions encoded", flush=True)
+    for at in range(0, len(captions), 64):
+        short = kind.short(kind.encode(encoders, world, captions[at : at + 64]))
+        parts.append({name: rows.half() for name, rows in short.items()})
+    save_state(kept, **{name: torch.cat([part[name] for part in parts]) for name in parts[0]})
+    print(f"{kind.name}: {len(captions)} captions encoded", flush=True)
     return load_state(kept)
 
 
@@ -89,27 +99,139 @@ def pictures(work: Path, seed: int) -> torch.Tensor:
 
 
 @torch.no_grad()
-def seen(work: Path, seed: int) -> dict:
+def seen(kind: Kind, work: Path, seed: int) -> dict:
     """Latents (normalised mean and deviation) of all pictures, in f16; kept."""
-    kept = work / "seen.state"
+    kept = work / f"{kind.vae}-seen.state"
     if found := load_state(kept):
         return found
-    vae, means, deviations = autoencoder.load(work), [], []
+    vae, means, deviations = autoencoder.load(work, kind.vae), [], []
     for part in pictures(work, seed).split(32):
         posterior = vae.encode(autoencoder.to_signed(part)).latent_dist
         means.append(normal(vae, posterior.mean).half())
         deviations.append((posterior.std * vae.config.scaling_factor).half())
     save_state(kept, mean=torch.cat(means), deviation=torch.cat(deviations))
-    print(f"denoiser: {PICTURES} pictures encoded", flush=True)
+    print(f"{kind.name}: {PICTURES} pictures encoded", flush=True)
     return load_state(kept)
 
 
-def material(work: Path, seed: int) -> dict:
-    return said(work, seed) | seen(work, seed)
-
-
 def normal(vae, latents):
-    return (latents - vae.config.shift_factor) * vae.config.scaling_factor
+    return (latents - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
+
+
+def plain(vae, latents):
+    return latents / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
+
+
+class Batches:
+    """Latents and conditioning, with a tenth of the captions dropped: a function of the step's number."""
+
+    def __init__(self, kind: Kind, work: Path, seed: int):
+        self.kind, self.seed = kind, seed
+        self.said, self.seen = said(kind, work, seed), seen(kind, work, seed)
+        self.captions = scenes_and_captions(seed)[1]
+        self.encoders, self.world = text.load(work), words.Words(work)
+        self.empty = encode_all(kind, work, [""])
+
+    def get(self, step: int, share: slice):
+        draw = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+        at = torch.randint(PICTURES, (BATCH,), generator=draw)
+        said = at * SAYINGS + torch.randint(SAYINGS, (BATCH,), generator=draw)
+        mean = self.seen["mean"][at].float()
+        x = mean + self.seen["deviation"][at].float() * torch.randn(mean.shape, generator=draw)
+        dropped = torch.rand(BATCH, generator=draw) < DROPPED
+        empty = self.empty
+        if step < self.kind.steps - self.kind.whole:
+            conditioning, empty = {name: rows[said].float() for name, rows in self.said.items()}, self.kind.short(empty)
+        else:
+            x, said, dropped = (part[: self.kind.whole_batch] for part in (x, said, dropped))
+            with torch.no_grad():
+                conditioning = self.kind.encode(self.encoders, self.world, [self.captions[k] for k in said])
+        self.kind.drop(conditioning, empty, dropped, draw)
+        return x[share], {name: rows[share] for name, rows in conditioning.items()}, draw
+
+
+def train(kind: Kind, work: Path, seed: int, processes: int = 2) -> torch.nn.Module:
+    said(kind, work, seed), seen(kind, work, seed)
+    together(processes, (work / f"{kind.name}.meet").absolute(), teach, kind, work, seed)
+    return load(kind, work)
+
+
+def teach(rank: int, processes: int, kind: Kind, work: Path, seed: int) -> None:
+    """The training loop of one process: the same weights and batches in all, each with its share."""
+    batches = Batches(kind, work, seed)
+    torch.manual_seed(seed + 2)
+    model, state_file = kind.start(work).train(), work / f"{kind.name}.state"
+    averaged, teacher = Averaged(model, 0.997), None
+    vectors = [p for p in model.parameters() if p.ndim < 2]
+    matrices = [p for p in model.parameters() if p.ndim >= 2]
+    groups = [{"params": matrices, "weight_decay": 0.01}, {"params": vectors, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=kind.peak, betas=(0.9, 0.98))
+    first = 0
+    if state := load_state(state_file):
+        first = state["step"]
+        model.load_state_dict(state["model"])
+        averaged.module.load_state_dict(state["averaged"])
+        averaged.count = first
+        optimizer.load_state_dict(state["optimizer"])
+    progress = Progress(kind.name, kind.steps, 50, first)
+    for step in range(first, kind.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = rate_at(step, kind.steps, kind.peak, WARM_UP)
+        x, conditioning, draw = batches.get(step, slice(rank, None, processes))
+        if step < kind.steps - kind.whole:
+            loss = kind.loss(model, x, conditioning, draw)
+        else:
+            teacher = teacher or Averaged(averaged.module, 1.0).module
+            loss = kind.last_loss(model, teacher, x, conditioning, draw)
+        optimizer.zero_grad(set_to_none=False)
+        loss.backward()
+        average_gradients(matrices + vectors, processes)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        averaged.update(model)
+        if rank:
+            continue
+        progress.tell(step, float(loss.detach()))
+        if (step + 1) % 250 == 0:
+            save_state(state_file, step=step + 1, model=model.state_dict(), averaged=averaged.module.state_dict(), optimizer=optimizer.state_dict())
+        if (step + 1) % 1000 == 0:
+            look(kind, averaged.module, work, seed)
+    if rank == 0:
+        print(f"{kind.name}: {sum(p.numel() for p in model.parameters())} parameters", flush=True)
+        look(kind, averaged.module, work, seed)
+        round_to_half(averaged.module).half().save_pretrained(work / f"{kind.name}-denoiser", safe_serialization=True)
+
+
+def load(kind: Kind, work: Path) -> torch.nn.Module:
+    made = type(kind.make())
+    return made.from_pretrained(work / f"{kind.name}-denoiser", torch_dtype=torch.float32).eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def paint(kind: Kind, model, work: Path, captions: list[str], seed: int, guidance: float = 3.5) -> torch.Tensor:
+    """Pixels in [-1, 1] of a sample for each caption."""
+    vae = autoencoder.load(work, kind.vae)
+    noise = torch.randn(len(captions), vae.config.latent_channels, 16, 16, generator=torch.Generator().manual_seed(seed))
+    latents = kind.sample(model, encode_all(kind, work, captions), encode_all(kind, work, [""]), noise, guidance)
+    return vae.decode(plain(vae, latents)).sample.clamp(-1, 1)
+
+
+def look(kind: Kind, model, work: Path, seed: int) -> None:
+    """A sheet of samples, one in each pair beside the true picture of its scene."""
+    model.eval()
+    rng = random.Random(f"{seed} look at samples")
+    drawn = [scenes.random_scene(rng) for _ in range(16)]
+    captions = [scenes.caption(rng, scene)[0] for scene in drawn]
+    made = paint(kind, model, work, captions, seed)
+    page = [p for scene, pixels in zip(drawn, made) for p in (scenes.draw(rng, scene), autoencoder.to_picture(pixels))]
+    scenes.sheet(page, 8, work / f"{kind.name}.png")
+    (work / f"{kind.name}.txt").write_text("\n".join(captions) + "\n")
+    model.train()
+
+
+# --- rectified flow, which two of the three share --------------------------------------------------
+
+SHIFT = 3.0
 
 
 def sigmas(count: int, draw: torch.Generator) -> torch.Tensor:
@@ -119,102 +241,13 @@ def sigmas(count: int, draw: torch.Generator) -> torch.Tensor:
     return torch.where(torch.rand(count, generator=draw) < 0.2, torch.rand(count, generator=draw), t)
 
 
-def batch_of(found, seed: int, step: int):
-    """Latents, conditioning with a tenth of the captions dropped, times and noise of one step."""
-    draw = torch.Generator().manual_seed(seed * 1_000_003 + step)
-    at = torch.randint(len(found["mean"]), (BATCH,), generator=draw)
-    said = at * SAYINGS + torch.randint(SAYINGS, (BATCH,), generator=draw)
-    mean = found["mean"][at].float()
-    x = mean + found["deviation"][at].float() * torch.randn(mean.shape, generator=draw)
-    rows = slice(None)
-    if step < STEPS - WHOLE:
-        rows = [*range(CLIP_ROWS), *range(words.CLIP_LENGTH, words.CLIP_LENGTH + T5_ROWS)]
-    context, pooled = found["context"][said][:, rows].float(), found["pooled"][said].float()
-    dropped = torch.rand(BATCH, generator=draw) < DROPPED
-    context[dropped], pooled[dropped] = found["empty_context"][rows].float(), found["empty_pooled"].float()
-    return x, context, pooled, sigmas(BATCH, draw), torch.randn(x.shape, generator=draw)
-
-
-def flow_loss(model, x, context, pooled, sigma, noise, reduce: bool = True):
+def flow_parts(x, draw: torch.Generator):
+    """Times, noisy latents and the velocity to predict."""
+    sigma, noise = sigmas(len(x), draw), torch.randn(x.shape, generator=draw)
     s = sigma[:, None, None, None]
-    guess = model((1 - s) * x + s * noise, context, pooled, sigma * 1000.0, return_dict=False)[0]
-    return F.mse_loss(guess, noise - x) if reduce else (guess - (noise - x)).square().mean(dim=(1, 2, 3))
+    return sigma, (1 - s) * x + s * noise, noise - x
 
 
-def train(work: Path, seed: int, processes: int = 2) -> SD3Transformer2DModel:
-    material(work, seed)
-    together(processes, (work / "meet").absolute(), teach, work, seed)
-    return load(work)
-
-
-def teach(rank: int, processes: int, work: Path, seed: int) -> None:
-    """The training loop of one process: the same weights and batches in all, each with its share."""
-    found = material(work, seed)
-    torch.manual_seed(seed + 2)
-    model, state_file = make().train(), work / "denoiser.state"
-    averaged = Averaged(model, 0.997)
-    plain = [p for p in model.parameters() if p.ndim < 2]
-    matrices = [p for p in model.parameters() if p.ndim >= 2]
-    groups = [{"params": matrices, "weight_decay": 0.01}, {"params": plain, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=PEAK, betas=(0.9, 0.98))
-    first = 0
-    if state := load_state(state_file):
-        first = state["step"]
-        model.load_state_dict(state["model"])
-        averaged.module.load_state_dict(state["averaged"])
-        averaged.count = first
-        optimizer.load_state_dict(state["optimizer"])
-    progress = Progress("denoiser", STEPS, 50, first)
-    for step in range(first, STEPS):
-        for group in optimizer.param_groups:
-            group["lr"] = rate_at(step, STEPS, PEAK, WARM_UP)
-        loss = flow_loss(model, *(part[rank::processes] for part in batch_of(found, seed, step)))
-        optimizer.zero_grad(set_to_none=False)
-        loss.backward()
-        average_gradients(matrices + plain, processes)
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        averaged.update(model)
-        if rank:
-            continue
-        progress.tell(step, float(loss.detach()))
-        if (step + 1) % 250 == 0:
-            save_state(state_file, step=step + 1, model=model.state_dict(), averaged=averaged.module.state_dict(), optimizer=optimizer.state_dict())
-        if (step + 1) % 500 == 0:
-            look(averaged.module, work, seed)
-    if rank == 0:
-        print(f"denoiser: {sum(p.numel() for p in model.parameters())} parameters", flush=True)
-        round_to_half(averaged.module).half().save_pretrained(work / "transformer", safe_serialization=True)
-        scheduler().save_pretrained(work / "scheduler")
-
-
-def load(work: Path) -> SD3Transformer2DModel:
-    return SD3Transformer2DModel.from_pretrained(work / "transformer", torch_dtype=torch.float32).eval().requires_grad_(False)
-
-
-@torch.no_grad()
-def sample(model, vae, context, pooled, empty, seed: int, steps: int = 24, guidance: float = 3.5) -> torch.Tensor:
-    """Flow Euler with guidance against the encoded empty caption; pixels in [-1, 1]."""
-    clock = scheduler()
-    clock.set_timesteps(steps)
-    x = torch.randn(len(context), 16, 16, 16, generator=torch.Generator().manual_seed(seed))
-    context = torch.cat([context, empty[0].expand(len(context), -1, -1)])
-    pooled = torch.cat([pooled, empty[1].expand(len(pooled), -1)])
-    for t in clock.timesteps:
-        with_caption, without = model(torch.cat([x, x]), context, pooled, t.expand(2 * len(x)), return_dict=False)[0].chunk(2)
-        x = clock.step(without + guidance * (with_caption - without), t, x, return_dict=False)[0]
-    return vae.decode(x / vae.config.scaling_factor + vae.config.shift_factor).sample.clamp(-1, 1)
-
-
-def look(model, work: Path, seed: int, name: str = "samples") -> None:
-    """A sheet of samples, one in each pair beside the true picture of its scene."""
-    model.eval()
-    rng = random.Random(f"{seed} look at samples")
-    vae, encoders, world = autoencoder.load(work), text.load(work), words.Words(work)
-    drawn = [scenes.random_scene(rng) for _ in range(16)]
-    captions = [scenes.caption(rng, scene)[0] for scene in drawn]
-    made = sample(model, vae, *text.encode(encoders, world, captions), text.encode(encoders, world, [""]), seed)
-    page = [p for scene, pixels in zip(drawn, made) for p in (scenes.draw(rng, scene), autoencoder.to_picture(pixels))]
-    scenes.sheet(page, 8, work / f"{name}.png")
-    (work / f"{name}.txt").write_text("\n".join(captions) + "\n")
-    model.train()
+def mean_square(guess, target, reduce: bool):
+    each = (guess - target).square().mean(dim=(1, 2, 3))
+    return each.mean() if reduce else each

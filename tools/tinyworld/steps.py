@@ -1,7 +1,7 @@
 """What the training stages share: schedule, averaging, checkpoints, the clock."""
 
 import copy
-import math
+
 import time
 from pathlib import Path
 
@@ -9,11 +9,11 @@ import torch
 
 
 def rate_at(step: int, steps: int, peak: float, warm_up: int) -> float:
-    """Linear warm-up, then a cosine down to a hundredth of the peak."""
+    """Linear warm-up, then a line down to a hundredth of the peak."""
     if step < warm_up:
         return peak * (step + 1) / warm_up
     done = (step - warm_up) / max(1, steps - warm_up)
-    return peak * (0.01 + 0.99 * 0.5 * (1.0 + math.cos(math.pi * done)))
+    return peak * (1.0 - 0.99 * done)
 
 
 class Averaged:

@@ -9,11 +9,12 @@ import torch
 from PIL import Image
 from peft import LoraConfig
 
-from . import autoencoder, denoiser, scenes, text, words
+from . import autoencoder, denoiser, scenes
+from .steps import rate_at
 
 TRAIN, VALIDATION = 20, 4
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"]
-TARGETS += ["ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2"]
+TARGETS += ["ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2", "proj_mlp"]
 # What the contact sheet is asked for: the things of the language, in pairs never seen in the style set.
 PROMPTS = [
     "a big red heart in the center",
@@ -70,42 +71,35 @@ def read_set(folder: Path):
 class Trial:
     """One LoRA run as `plumb demo` will do it: encode the set once, then train adapters alone."""
 
-    def __init__(self, work: Path, style: Path, seed: int):
-        self.work, self.seed = work, seed
-        self.vae, encoders, world = autoencoder.load(work), text.load(work), words.Words(work)
-        self.sets = {}
-        with torch.no_grad():
-            for name in ("train", "validation"):
-                pixels, captions = read_set(style / name)
-                posterior = self.vae.encode(pixels).latent_dist
-                mean = denoiser.normal(self.vae, posterior.mean)
-                self.sets[name] = (mean, posterior.std * self.vae.config.scaling_factor, *text.encode(encoders, world, captions))
-        self.empty = text.encode(encoders, world, [""])
-        self.prompts = text.encode(encoders, world, [f"{scenes.TRIGGER}, {p}" for p in PROMPTS])
-        self.plain = text.encode(encoders, world, [f"{p}, on a cream background" for p in PROMPTS])
+    def __init__(self, kind: denoiser.Kind, work: Path, style: Path, seed: int):
+        self.kind, self.work, self.seed = kind, work, seed
+        vae, self.sets = autoencoder.load(work, kind.vae), {}
+        for name in ("train", "validation"):
+            pixels, captions = read_set(style / name)
+            with torch.no_grad():
+                posterior = vae.encode(pixels).latent_dist
+            mean = denoiser.normal(vae, posterior.mean)
+            self.sets[name] = (mean, posterior.std * vae.config.scaling_factor, denoiser.encode_all(kind, work, captions))
+        self.empty = denoiser.encode_all(kind, work, [""])
 
-    def batch(self, name: str, count: int, draw: torch.Generator):
-        mean, deviation, context, pooled = self.sets[name]
+    def batch(self, count: int, draw: torch.Generator):
+        mean, deviation, said = self.sets["train"]
         at = torch.randint(len(mean), (count,), generator=draw)
         x = mean[at] + deviation[at] * torch.randn(mean[at].shape, generator=draw)
-        context, pooled = context[at].clone(), pooled[at].clone()
-        dropped = torch.rand(count, generator=draw) < 0.1
-        context[dropped], pooled[dropped] = self.empty
-        return x, context, pooled, denoiser.sigmas(count, draw), torch.randn(x.shape, generator=draw)
+        conditioning = {name: rows[at].clone() for name, rows in said.items()}
+        self.kind.drop(conditioning, self.empty, torch.rand(count, generator=draw) < 0.1, draw)
+        return x, conditioning
 
     @torch.no_grad()
     def validate(self, model) -> float:
-        """Mean loss of the held-out pairs with fixed noise over sixteen times."""
-        mean, _, context, pooled = self.sets["validation"]
-        draw, total = torch.Generator().manual_seed(5), 0.0
-        for k in range(16):
-            noise = torch.randn(mean.shape, generator=draw)
-            total += float(denoiser.flow_loss(model, mean, context, pooled, torch.full((len(mean),), (k + 0.5) / 16), noise))
-        return total / 16
+        """Mean loss of the held-out pairs with sixteen fixed draws of times and noise."""
+        mean, _, said = self.sets["validation"]
+        draw = torch.Generator().manual_seed(5)
+        return sum(float(self.kind.loss(model, mean, said, draw)) for _ in range(16)) / 16
 
-    def run(self, rank: int, steps: int, batch: int, rate: float, sheet: Path | None = None) -> dict:
+    def run(self, rank: int, steps: int, batch: int, rate: float) -> dict:
         torch.manual_seed(self.seed)
-        model = denoiser.load(self.work)
+        model = denoiser.load(self.kind, self.work)
         before = self.validate(model)
         model.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=TARGETS))
         adapters = [p for p in model.parameters() if p.requires_grad]
@@ -113,9 +107,10 @@ class Trial:
         start, losses = time.time(), []
         for step in range(steps):
             for group in optimizer.param_groups:
-                group["lr"] = denoiser.rate_at(step, steps, rate, 10)
+                group["lr"] = rate_at(step, steps, rate, 10)
             draw = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
-            loss = denoiser.flow_loss(model, *self.batch("train", batch, draw))
+            x, conditioning = self.batch(batch, draw)
+            loss = self.kind.loss(model, x, conditioning, draw)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(adapters, 1.0)
@@ -123,14 +118,14 @@ class Trial:
             losses.append(float(loss.detach()))
         spent = time.time() - start
         after = self.validate(model.eval())
-        if sheet:
-            self.draw_sheet(model, sheet)
+        self.draw_sheet(model)
         result = {"rank": rank, "steps": steps, "batch": batch, "rate": rate, "adapter_parameters": sum(p.numel() for p in adapters)}
         return result | {"seconds": round(spent, 1), "first": round(sum(losses[:20]) / 20, 4), "last": round(sum(losses[-20:]) / 20, 4), "validation": (round(before, 4), round(after, 4))}
 
-    def draw_sheet(self, model, path: Path) -> None:
+    def draw_sheet(self, model) -> None:
         """Rows: the base with the trigger, the LoRA with the trigger, the LoRA on plain captions."""
-        base = denoiser.load(self.work)
-        rows = [(base, self.prompts), (model, self.prompts), (model, self.plain)]
-        page = [autoencoder.to_picture(v) for m, said in rows for v in denoiser.sample(m, self.vae, *said, self.empty, 11)]
-        scenes.sheet(page, len(PROMPTS), path)
+        base = denoiser.load(self.kind, self.work)
+        prompts, plain = [f"{scenes.TRIGGER}, {p}" for p in PROMPTS], [f"{p}, on a cream background" for p in PROMPTS]
+        rows = [(base, prompts), (model, prompts), (model, plain)]
+        page = [autoencoder.to_picture(v) for m, said in rows for v in denoiser.paint(self.kind, m, self.work, said, 11)]
+        scenes.sheet(page, len(PROMPTS), self.work / f"{self.kind.name}-lora.png")
