@@ -2,20 +2,26 @@
 //! and of the VAE computed. Nothing is loaded here but headers, configurations and tokenizers; weights are read
 //! once, for their digests, which the memo remembers.
 
-use std::path::{Path, PathBuf};
+mod files;
+
+use std::path::PathBuf;
 
 use candle_core::DType;
 
+use files::Files;
+pub use files::{Need, needs};
+
+use crate::diffusion::Process;
 use crate::digest::{Digest, Fingerprint};
-use crate::experiment::{Experiment, FileMap};
-use crate::models::{self, Component, Components, Family, Flavor};
+use crate::experiment::{self, Experiment};
+use crate::models::{self, Components, Family, Flavor};
 use crate::nn::weights::{self, DigestMemo, Weights};
 use crate::recipe::latents::{
     ConfigError, LATENT_SPEC_VERSION, LatentSpec, PictureRules, VaeConfig,
 };
-use crate::recipe::rules::Absent;
+use crate::recipe::rules::DenoiserMask;
 use crate::recipe::spec::{Architecture, Dtype, EncoderSpec, Precision, TokenRules};
-use crate::recipe::{self, EncoderRecipe, Recipe, TokenizerIdentity, architecture};
+use crate::recipe::{self, EncoderRecipe, Recipe, TokenizerIdentity};
 use crate::sample::LatentSpace;
 use crate::text::{self, Residency, TextEncoder, Tokenizer, TokenizerKind, tokenizer};
 use crate::vae;
@@ -23,6 +29,9 @@ use crate::vae;
 /// Why a base model could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// An option is not for this flavor.
+    #[error(transparent)]
+    Experiment(#[from] experiment::Error),
     /// The denoiser's family does not know it.
     #[error(transparent)]
     Model(#[from] models::Error),
@@ -68,6 +77,8 @@ pub struct Base {
     pub family: &'static dyn Family,
     /// Its flavor.
     pub flavor: &'static Flavor,
+    /// What the denoiser predicts, as the Experiment has it.
+    pub process: Process,
     /// Where its parts are.
     pub components: Components,
     /// How its conditioning is made.
@@ -115,22 +126,36 @@ impl Base {
         let model = &experiment.raw.model;
         let family = models::family(&model.family)?;
         let flavor = models::flavor(family, &model.flavor)?;
+        let process = experiment.process(flavor.process, flavor.told_guidance)?;
         let recipe = resolve_recipe(experiment)?;
+        if recipe.assembly().mask == DenoiserMask::Pads && !family.can_mask_pads() {
+            return Err(Error::Recipe(recipe::Error::DoesNotFit {
+                slot: "denoiser".to_owned(),
+                field: "assembly.mask".to_owned(),
+                why: format!(
+                    "expected none (a denoiser of family `{}` has no mask), found pads",
+                    family.name()
+                ),
+            }));
+        }
         let components = family.components(&experiment.path(&model.path))?;
         models::check_flavor(family, &components, flavor)?;
         let files = Files {
             experiment,
-            map: &model.files,
+            map: experiment.files(),
             components: &components,
+            recipe: &recipe,
         };
+        files.check()?;
         let mut encoders = Vec::new();
         for encoder in recipe.encoders() {
             encoders.extend(files.encoder(encoder, memo)?);
         }
-        let vae = files.vae(family, memo)?;
+        let vae = files.vae_base(family, memo)?;
         Ok(Self {
             family,
             flavor,
+            process,
             components,
             recipe,
             encoders,
@@ -203,6 +228,15 @@ impl EncoderBase {
         TextEncoder::load(architecture, forward, &self.weights, residency).map_err(|e| self.fail(e))
     }
 
+    /// The types of fewer than 16 bits that weights are stored in, if any: then it is another encoder than the one
+    /// that the base model was trained with.
+    pub fn reduced_types(&self) -> Vec<String> {
+        let types = self.weights.storage().types.into_keys();
+        types
+            .filter(|name| name.starts_with(['Q']) || name.starts_with("F8"))
+            .collect()
+    }
+
     /// Bytes of the weights in the precision they are computed in.
     pub fn weight_bytes(&self) -> u64 {
         let count = |name: &String| {
@@ -255,13 +289,6 @@ pub fn candle_dtype(dtype: Dtype) -> DType {
     }
 }
 
-/// Finds parts: where the Experiment says, else where the model has them.
-struct Files<'a> {
-    experiment: &'a Experiment,
-    map: &'a FileMap,
-    components: &'a Components,
-}
-
 impl Files<'_> {
     fn encoder(
         &self,
@@ -269,13 +296,7 @@ impl Files<'_> {
         memo: &mut DigestMemo,
     ) -> Result<Option<EncoderBase>, Error> {
         let Some(component) = self.component(&recipe.slot, &recipe.component) else {
-            return match recipe.rules.absent {
-                Absent::ZeroRows(_) => Ok(None),
-                Absent::Refuse => Err(self.missing(format!(
-                    "the model has no `{0}`; name its file as `{1}` under [model.files]",
-                    recipe.component, recipe.slot
-                ))),
-            };
+            return Ok(None);
         };
         let architecture = self.architecture(recipe, &component)?;
         let kind = TokenizerKind::from(&architecture);
@@ -312,14 +333,10 @@ impl Files<'_> {
         }))
     }
 
-    fn vae(&self, family: &dyn Family, memo: &mut DigestMemo) -> Result<VaeBase, Error> {
-        let component = self.component("vae", "vae").ok_or_else(|| {
-            self.missing(
-                "the model has no `vae`; name its file as `vae` under [model.files]".to_owned(),
-            )
-        })?;
+    fn vae_base(&self, family: &dyn Family, memo: &mut DigestMemo) -> Result<VaeBase, Error> {
+        let component = self.vae()?;
         let weights = vae::names::canonical(&component.open()?);
-        let config = match &component.config {
+        let config = match &self.config("vae", &component) {
             Some(path) => {
                 let text = std::fs::read_to_string(path).map_err(|source| models::Error::Io {
                     path: path.clone(),
@@ -366,98 +383,5 @@ impl Files<'_> {
             config,
             weights,
         })
-    }
-
-    fn component(&self, slot: &str, name: &str) -> Option<Component> {
-        match self.map.weights(slot) {
-            Some(path) => {
-                let weights = self.experiment.path(path);
-                let beside = [
-                    weights.join("config.json"),
-                    weights.with_file_name("config.json"),
-                ];
-                let config = beside.into_iter().find(|p| p.is_file());
-                Some(Component {
-                    weights,
-                    prefix: String::new(),
-                    config,
-                })
-            }
-            None => self.components.get(name).ok().cloned(),
-        }
-    }
-
-    fn architecture(
-        &self,
-        recipe: &EncoderRecipe,
-        component: &Component,
-    ) -> Result<Architecture, Error> {
-        let named = self
-            .map
-            .config(&recipe.slot)
-            .map(|p| self.experiment.path(p));
-        match named.as_ref().or(component.config.as_ref()) {
-            Some(config) => Ok(architecture::read(config, recipe.rules.network)?),
-            None => recipe::published(&recipe.slot).ok_or_else(|| {
-                self.missing(format!(
-                    "`{0}` has no config.json; name one as `{0}_config` under [model.files]",
-                    recipe.slot
-                ))
-            }),
-        }
-    }
-
-    fn tokenizer(&self, recipe: &EncoderRecipe) -> Result<PathBuf, Error> {
-        let named = self
-            .map
-            .tokenizer(&recipe.slot)
-            .map(|p| self.experiment.path(p));
-        let own = self
-            .components
-            .tokenizers
-            .get(recipe.tokenizer_component.as_str());
-        named.or_else(|| own.cloned()).ok_or_else(|| {
-            self.missing(format!(
-                "the model has no `{0}`; name its folder as `{1}_tokenizer` under [model.files]",
-                recipe.tokenizer_component, recipe.slot
-            ))
-        })
-    }
-
-    fn missing(&self, what: String) -> Error {
-        Error::Missing {
-            file: self.experiment.file.clone(),
-            what,
-        }
-    }
-}
-
-impl FileMap {
-    fn weights(&self, slot: &str) -> Option<&Path> {
-        self.find(slot, [&self.clip_l, &self.clip_g, &self.t5])
-            .or_else(|| self.vae.as_deref().filter(|_| slot == "vae"))
-    }
-
-    fn tokenizer(&self, slot: &str) -> Option<&Path> {
-        self.find(
-            slot,
-            [
-                &self.clip_l_tokenizer,
-                &self.clip_g_tokenizer,
-                &self.t5_tokenizer,
-            ],
-        )
-    }
-
-    fn config(&self, slot: &str) -> Option<&Path> {
-        self.find(
-            slot,
-            [&self.clip_l_config, &self.clip_g_config, &self.t5_config],
-        )
-    }
-
-    fn find<'a>(&self, slot: &str, paths: [&'a Option<PathBuf>; 3]) -> Option<&'a Path> {
-        let place = ["clip_l", "clip_g", "t5"].iter().position(|s| *s == slot)?;
-        paths[place].as_deref()
     }
 }

@@ -11,9 +11,10 @@ use candle_core::{DType, Device, Result, Tensor, bail};
 
 use crate::base::Base;
 use crate::digest::{self, Fingerprint};
+use crate::models::ConditioningTensors;
 use crate::payload;
 use crate::recipe::Recipe;
-use crate::recipe::rules::{Absent, AssembledPads, Unconditional};
+use crate::recipe::rules::{Absent, AssembledPads, DenoiserMask, Unconditional};
 use crate::recipe::spec::caption_entry;
 use crate::store::{self, StoreReader};
 
@@ -62,6 +63,31 @@ pub struct Conditioning {
     pub context: Tensor,
     /// [width]; [0] for a recipe without pooled input.
     pub pooled: Tensor,
+    /// Rows of the context before its pads, where the recipe has the denoiser mask pads.
+    pub token_count: Option<usize>,
+}
+
+/// Several captions' conditioning for one call of the denoiser; all contexts are equally long.
+///
+/// # Errors
+/// If they are not, or are of different recipes.
+pub fn batch(samples: &[&Conditioning]) -> Result<ConditioningTensors> {
+    let stack = |part: &dyn Fn(&Conditioning) -> Tensor| {
+        Tensor::stack(&samples.iter().map(|s| part(s)).collect::<Vec<_>>(), 0)
+    };
+    let counts: Vec<usize> = samples.iter().filter_map(|s| s.token_count).collect();
+    let token_counts = match counts.len() {
+        0 => None,
+        all if all == samples.len() => Some(counts),
+        some => bail!("{some} of {} contexts have masked pads", samples.len()),
+    };
+    Ok(ConditioningTensors {
+        token_counts,
+        ..ConditioningTensors::new(
+            stack(&|s| s.context.clone())?,
+            stack(&|s| s.pooled.clone())?,
+        )
+    })
 }
 
 /// Reads what every encoder of `base` made of a caption.
@@ -133,9 +159,21 @@ pub fn assemble(recipe: &Recipe, outputs: &Outputs, context_width: usize) -> Res
         true => Tensor::from_vec(Vec::<f32>::new(), 0, &Device::Cpu)?,
         false => Tensor::cat(&pooled, 0)?,
     };
+    let context = Tensor::cat(&rows, 0)?.contiguous()?;
+    let token_count = match (assembly.mask, assembly.context.as_slice()) {
+        (DenoiserMask::Pads, [group]) => {
+            let counts = group.iter().filter_map(|slot| outputs.get(slot));
+            counts
+                .map(|o| o.token_count)
+                .max()
+                .map(|n| n.min(context.dims()[0]))
+        }
+        _ => None,
+    };
     Ok(Conditioning {
-        context: Tensor::cat(&rows, 0)?.contiguous()?,
+        context,
         pooled,
+        token_count,
     })
 }
 

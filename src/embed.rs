@@ -15,7 +15,7 @@ use crate::recipe::spec::caption_entry;
 use crate::store::{self, NewEntry, Store, StoreReader, StoreWriter};
 use crate::text::{self, Encoded, Residency, TextEncoder, Tokens, tokenizer};
 
-/// Captions in one call of a resident encoder: what a kill may cost.
+/// Captions in one call of a resident encoder.
 const RESIDENT_CHUNK: usize = 128;
 /// Captions in one call of a streamed encoder, which reads all its weights in each.
 const STREAMED_CHUNK: usize = 4096;
@@ -140,6 +140,14 @@ fn encode_for(
             monitor.note(note);
         }
     }
+    let reduced = encoder.reduced_types();
+    if !reduced.is_empty() {
+        monitor.note(&format!(
+            "{}: its weights are stored as {}; what it makes of captions is near what the full encoder does, not equal",
+            encoder.slot,
+            reduced.join(", ")
+        ));
+    }
     for part in missing.chunks(chunk) {
         stats.truncated += encode_part(encoder, &network, part, &mut writer)?;
         stats.encoded += part.len() as u64;
@@ -168,7 +176,7 @@ fn missing<'a>(
         .collect())
 }
 
-/// Encodes and commits some captions; returns how many were cut.
+/// Encodes some captions; returns how many were cut.
 fn encode_part(
     encoder: &EncoderBase,
     network: &TextEncoder,
@@ -188,7 +196,7 @@ fn encode_part(
         truncated += u64::from(tokens.truncated);
         writer.put(new_entry(encoder, *entry, caption, tokens, encoded)?)?;
     }
-    writer.commit()?;
+    writer.commit_if_large()?;
     Ok(truncated)
 }
 

@@ -20,7 +20,7 @@ use crate::recipe::latents::{Size, View};
 use crate::recipe::rules::DenoiserMask;
 use crate::store::{self, Store};
 use crate::text::Tokens;
-use crate::train::{self, Pair, PairSource};
+use crate::train::{self, Moments, Pair, PairSource};
 
 /// Why something could not be shown.
 #[derive(Debug, thiserror::Error)]
@@ -111,7 +111,8 @@ fn report(encoder: &EncoderBase, tokens: Tokens) -> TokenReport {
 ///
 /// Tensors: `context` [1, tokens, width], `pooled` [1, width]; of each encoder `SLOT.hidden` [tokens, width],
 /// `SLOT.pooled` [width] (what the store holds, as f32) and `SLOT.token_ids` [tokens] (I64, pads included).
-/// Metadata: caption, recipe, mask (`none` where the denoiser gets none), each encoder's spec and token count.
+/// Where the denoiser masks pads, `mask` [1, tokens] has 1 for rows that it sees. Metadata: caption, recipe, mask (`none`
+/// where the denoiser gets none), each encoder's spec and token count.
 ///
 /// # Errors
 /// If the caption cannot be encoded, or the file cannot be written.
@@ -131,10 +132,21 @@ pub fn conditioning(
         ("context".to_owned(), made.context.unsqueeze(0)?),
         ("pooled".to_owned(), made.pooled.unsqueeze(0)?),
     ]);
-    let DenoiserMask::None = base.recipe.assembly().mask;
+    let mask = match base.recipe.assembly().mask {
+        DenoiserMask::None => "none",
+        DenoiserMask::Pads => "pads",
+    };
+    if let Some(count) = made.token_count {
+        let tokens = made.context.dims()[0];
+        let seen: Vec<u8> = (0..tokens).map(|row| u8::from(row < count)).collect();
+        tensors.insert(
+            "mask".to_owned(),
+            Tensor::from_vec(seen, (1, tokens), &Device::Cpu)?,
+        );
+    }
     let mut facts = BTreeMap::from([
         ("caption".to_owned(), caption.to_owned()),
-        ("mask".to_owned(), "none".to_owned()),
+        ("mask".to_owned(), mask.to_owned()),
         ("recipe".to_owned(), base.recipe.name().to_string()),
         (
             "recipe_fingerprint".to_owned(),
@@ -222,9 +234,13 @@ pub fn latents(
         picture: picture.into(),
         caption: String::new(),
         bucket: view.bucket,
-        views: vec![latents::entry(base.vae.fingerprint, file.digest, view)?],
+        size: file.size,
+        views: vec![(
+            view,
+            latents::entry(base.vae.fingerprint, file.digest, view)?,
+        )],
     };
-    let (mean, logvar) = source.only_moments(&pair).map_err(Box::new)?;
+    let Moments { mean, logvar, .. } = source.only_moments(&pair).map_err(Box::new)?;
     let tensors = BTreeMap::from([
         ("mean".to_owned(), mean.unsqueeze(0)?),
         ("logvar".to_owned(), logvar.unsqueeze(0)?),

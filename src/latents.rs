@@ -16,7 +16,7 @@ use crate::payload;
 use crate::recipe::latents::{LatentKey, View};
 use crate::store::{self, NewEntry, Store};
 
-/// Pictures decoded and committed together: what a kill may cost.
+/// Pictures decoded together.
 const CHUNK: usize = 16;
 
 /// Why pictures could not be encoded.
@@ -76,6 +76,19 @@ pub struct LatentStats {
 /// Never in practice: a key always has a canonical form.
 pub fn entry(spec: Fingerprint, picture: Digest, view: View) -> Result<Fingerprint, digest::Error> {
     LatentKey::new(spec, picture, view).fingerprint()
+}
+
+/// The entries of all views of `wanted`.
+///
+/// # Errors
+/// Never in practice: a key always has a canonical form.
+pub fn entries(base: &Base, wanted: &[Wanted]) -> Result<Vec<Fingerprint>, digest::Error> {
+    let views = wanted
+        .iter()
+        .flat_map(|w| w.views.iter().map(|&view| (w.digest, view)));
+    views
+        .map(|(digest, view)| entry(base.vae.fingerprint, digest, view))
+        .collect()
 }
 
 /// Encodes what the store lacks. A picture that does not decode is reported and passed over.
@@ -139,7 +152,7 @@ pub fn encode_pictures(
             }
             monitor.advance(1);
         }
-        writer.commit()?;
+        writer.commit_if_large()?;
     }
     writer.finish()?;
     monitor.finish();

@@ -9,7 +9,7 @@
 //! | L1 descriptions and bytes | [`recipe`], [`store`] | L0; no candle; parquet only in `store` |
 //! | L2 numerics | [`autograd`], [`nn`], [`lora`], [`optim`], [`diffusion`] | L0; candle starts here; no files but `nn::weights` |
 //! | L3 networks | [`text`], [`vae`], [`models`] | L2, `recipe`; no store, no clock, no randomness |
-//! | L4 verbs | [`experiment`], [`base`], [`dataset`], [`material`], [`embed`], [`latents`], [`conditioning`], [`train`], [`sample`], [`preview`], [`payload`], [`refusal`], [`inspect`] | all below |
+//! | L4 verbs | [`experiment`], [`base`], [`dataset`], [`material`], [`manifest`], [`embed`], [`latents`], [`hub`], [`conditioning`], [`train`], [`sample`], [`preview`], [`payload`], [`refusal`], [`inspect`], [`model_check`], [`convert`] | all below |
 //! | L5 | `src/bin/plumb` | the public interface above, clap, the terminal |
 //!
 //! `tests/it/tidy.rs` holds this table against the sources. Below L5 nothing prints, reads the environment
@@ -42,12 +42,16 @@ pub mod vae;
 
 pub mod base;
 pub mod conditioning;
+pub mod convert;
 pub mod dataset;
 pub mod embed;
 pub mod experiment;
+pub mod hub;
 pub mod inspect;
 pub mod latents;
+pub mod manifest;
 pub mod material;
+pub mod model_check;
 pub mod payload;
 pub mod preview;
 pub mod refusal;

@@ -19,6 +19,8 @@ pub struct Item {
     pub digest: Digest,
     /// The caption, trigger word included.
     pub caption: String,
+    /// The size of the whole picture.
+    pub size: Size,
     /// The size the VAE sees.
     pub bucket: Size,
     /// Its crops, mirrored or not; never empty.
@@ -59,6 +61,7 @@ pub fn open(
             path: found.picture,
             digest: found.digest,
             caption: found.caption,
+            size: found.size,
             bucket: placement.bucket,
             views: placement.views(set.crops, set.flip),
             repeats: found.repeats,

@@ -36,12 +36,29 @@ pub fn options(experiment: &Experiment, base: &Base) -> SampleOptions {
         .dataset
         .first()
         .map_or(base.flavor.resolution_px, |d| d.resolution);
+    let (width, height) = (sample.width.unwrap_or(side), sample.height.unwrap_or(side));
+    let factor = base.latent_space().factor;
+    let (told_guidance, guidance) = match base.flavor.told_guidance {
+        Some(authors) => (
+            Some(sample.guidance.unwrap_or(authors)),
+            sample.true_cfg.unwrap_or(base.flavor.guidance),
+        ),
+        None => (None, sample.guidance.unwrap_or(base.flavor.guidance)),
+    };
     SampleOptions {
-        width: sample.width.unwrap_or(side),
-        height: sample.height.unwrap_or(side),
+        width,
+        height,
+        process: base.process,
+        sampler: sample.sampler.unwrap_or(base.flavor.sampler),
         steps: sample.steps.unwrap_or(base.flavor.steps as usize),
-        guidance: sample.guidance.unwrap_or(base.flavor.guidance),
-        shift: sample.shift.unwrap_or(base.flavor.shift),
+        guidance,
+        told_guidance,
+        spacing: base.flavor.spacing,
+        shift: sample
+            .shift
+            .unwrap_or(base.flavor.shift)
+            .at(height as usize / factor, width as usize / factor),
+        size_conditioning: base.flavor.size_conditioning,
         seed: sample.seed,
         number: 0,
     }

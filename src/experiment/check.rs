@@ -1,6 +1,7 @@
 //! Ranges that types cannot say.
 
 use super::raw::{Dataset, Raw};
+use crate::diffusion::Shift;
 
 impl Raw {
     /// The first value out of its range, with its field.
@@ -18,10 +19,14 @@ impl Raw {
             ("train.epsilon", t.epsilon),
             ("train.keep_checkpoints", t.keep_checkpoints as f64),
             ("train.logit_std", t.logit_std),
-            ("train.shift", t.shift.unwrap_or(1.0)),
+            ("train.shift", t.shift.and_then(Shift::fixed).unwrap_or(1.0)),
+            ("train.min_snr_gamma", t.min_snr_gamma.unwrap_or(1.0)),
             ("adapter.rank", self.adapter.rank as f64),
             ("adapter.alpha", self.adapter.alpha.unwrap_or(1.0)),
-            ("sample.shift", self.sample.shift.unwrap_or(1.0)),
+            (
+                "sample.shift",
+                self.sample.shift.and_then(Shift::fixed).unwrap_or(1.0),
+            ),
             ("sample.steps", self.sample.steps.unwrap_or(1) as f64),
             ("sample.width", f64::from(self.sample.width.unwrap_or(1))),
             ("sample.height", f64::from(self.sample.height.unwrap_or(1))),
@@ -49,7 +54,10 @@ impl Raw {
         let not_negative = [
             ("train.max_grad_norm", t.max_grad_norm),
             ("train.weight_decay", t.weight_decay),
+            ("train.noise_offset", t.noise_offset),
+            ("train.guidance", t.guidance.unwrap_or(0.0)),
             ("sample.guidance", self.sample.guidance.unwrap_or(0.0)),
+            ("sample.true_cfg", self.sample.true_cfg.unwrap_or(0.0)),
         ];
         for (field, value) in not_negative {
             if !(value >= 0.0 && value.is_finite()) {

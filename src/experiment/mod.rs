@@ -7,12 +7,14 @@
 
 mod check;
 mod error;
+mod process;
 pub mod raw;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 pub use error::Error;
-pub use raw::{FileMap, LrDecay, Precision, Raw};
+pub use raw::{DdpmPrediction, FileMap, LrDecay, Precision, Raw};
 
 use crate::digest::{Digest, Fingerprint};
 
@@ -27,6 +29,8 @@ pub struct Experiment {
     pub folder: PathBuf,
     /// The file's text, for provenance.
     pub text: String,
+    /// Where paths of the file are that are no paths of this machine (`hf://...`), by what the file says.
+    pub fetched: BTreeMap<PathBuf, PathBuf>,
 }
 
 impl Experiment {
@@ -70,6 +74,7 @@ impl Experiment {
             file: file.into(),
             folder: folder.into(),
             text,
+            fetched: BTreeMap::new(),
         })
     }
 
@@ -88,7 +93,21 @@ impl Experiment {
 
     /// A path of the file, seen from where the program runs.
     pub fn path(&self, relative: &Path) -> PathBuf {
-        self.folder.join(relative)
+        let fetched = self.fetched.get(relative).cloned();
+        fetched.unwrap_or_else(|| self.folder.join(relative))
+    }
+
+    /// The paths of the base model and its files, as the file says them.
+    pub fn model_paths(&self) -> Vec<&Path> {
+        let model = &self.raw.model;
+        std::iter::once(model.path.as_path())
+            .chain(model.files.paths())
+            .collect()
+    }
+
+    /// The model's files, as the program sees them.
+    pub fn files(&self) -> FileMap {
+        self.raw.model.files.map(|path| self.path(path))
     }
 
     /// Where the store is.
@@ -117,6 +136,8 @@ impl Experiment {
             "adapter": raw.adapter,
             "family": raw.model.family,
             "flavor": raw.model.flavor,
+            "prediction": raw.model.prediction,
+            "zero_terminal_snr": raw.model.zero_terminal_snr,
             "train": raw.train.effective(),
         }))
     }

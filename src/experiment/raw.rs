@@ -1,12 +1,12 @@
 //! The mirror of the Experiment file. Each default stands at its field.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::diffusion::{LossWeighting, TimestepSampling};
+use crate::diffusion::{LossWeighting, Sampler, Shift, TimestepSampling};
 use crate::recipe::spec::Dtype;
 
 /// An Experiment: a base model, its data, the recipe, the adapter and the training.
@@ -42,14 +42,30 @@ pub struct Model {
     pub family: String,
     /// The flavor, such as `3.5-large`.
     pub flavor: String,
-    /// A diffusers folder, or a single safetensors file with the denoiser.
+    /// A folder as diffusers writes it, a single file with the denoiser (safetensors or GGUF), or one of these on
+    /// the hub: `hf://owner/name@revision`, `hf://owner/name/file@revision`.
     pub path: PathBuf,
+    /// What the denoiser predicts, where a fine-tune of SD1.5 or SDXL differs from its flavor.
+    pub prediction: Option<DdpmPrediction>,
+    /// Whether the noise schedule of SD1.5 or SDXL ends in pure noise, as some fine-tunes were trained.
+    #[serde(default)]
+    pub zero_terminal_snr: bool,
     /// Files or folders of components that are not under `path`.
     #[serde(default)]
     pub files: FileMap,
 }
 
-/// Components that live apart from the model's path, by component name.
+/// What a denoiser of the DDPM kind predicts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum DdpmPrediction {
+    /// The noise.
+    Epsilon,
+    /// The velocity.
+    V,
+}
+
+/// Components that live apart from the model's path, by component name: files, folders, or addresses on the hub.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct FileMap {
@@ -73,6 +89,47 @@ pub struct FileMap {
     pub clip_g_config: Option<PathBuf>,
     /// The `config.json` of T5.
     pub t5_config: Option<PathBuf>,
+    /// The `config.json` of the VAE.
+    pub vae_config: Option<PathBuf>,
+}
+
+impl FileMap {
+    /// The paths that are named.
+    pub fn paths(&self) -> impl Iterator<Item = &Path> {
+        let all = [
+            &self.clip_l,
+            &self.clip_g,
+            &self.t5,
+            &self.vae,
+            &self.clip_l_tokenizer,
+            &self.clip_g_tokenizer,
+            &self.t5_tokenizer,
+            &self.clip_l_config,
+            &self.clip_g_config,
+            &self.t5_config,
+            &self.vae_config,
+        ];
+        all.into_iter().filter_map(Option::as_deref)
+    }
+
+    /// The same with every path changed.
+    #[must_use]
+    pub fn map(&self, change: impl Fn(&Path) -> PathBuf) -> Self {
+        let at = |path: &Option<PathBuf>| path.as_deref().map(&change);
+        Self {
+            clip_l: at(&self.clip_l),
+            clip_g: at(&self.clip_g),
+            t5: at(&self.t5),
+            vae: at(&self.vae),
+            clip_l_tokenizer: at(&self.clip_l_tokenizer),
+            clip_g_tokenizer: at(&self.clip_g_tokenizer),
+            t5_tokenizer: at(&self.t5_tokenizer),
+            clip_l_config: at(&self.clip_l_config),
+            clip_g_config: at(&self.clip_g_config),
+            t5_config: at(&self.t5_config),
+            vae_config: at(&self.vae_config),
+        }
+    }
 }
 
 /// A floating-point type of this file.
@@ -257,9 +314,9 @@ pub struct Train {
     /// Probability with which a caption is replaced by the recipe's unconditional entry.
     #[serde(default)]
     pub caption_dropout: f64,
-    /// The density of the noise levels.
-    #[serde(default = "logit_normal")]
-    pub timestep_sampling: TimestepSampling,
+    /// The density of the noise levels; the default is `logit_normal` for a flow. DDPM's steps are visited evenly
+    /// (`uniform`).
+    pub timestep_sampling: Option<TimestepSampling>,
     /// Mean of the normal of `logit_normal`.
     #[serde(default)]
     pub logit_mean: f64,
@@ -269,11 +326,21 @@ pub struct Train {
     /// The scale of `mode`.
     #[serde(default = "mode_scale")]
     pub mode_scale: f64,
-    /// The shift of the noise levels; the default is the flavor's.
-    pub shift: Option<f64>,
+    /// The shift of a flow's noise levels, a number or `resolution`; the default is the flavor's. With `logit_normal`,
+    /// `resolution` is what others call `flux_shift`, and 1 what they call `sigmoid`.
+    pub shift: Option<Shift>,
+    /// What a model that is told its guidance (FLUX.1-dev) is told in training; the default is 1.
+    pub guidance: Option<f64>,
     /// How much each noise level counts.
     #[serde(default = "no_weighting")]
     pub loss_weighting: LossWeighting,
+    /// No noise level counts more than one of this signal-to-noise ratio (min-SNR weighting; 5 is usual). For SD1.5
+    /// and SDXL.
+    pub min_snr_gamma: Option<f64>,
+    /// The noise of each channel is moved by a normal number times this (0.05 is usual), for darker and brighter
+    /// pictures. For SD1.5 and SDXL.
+    #[serde(default)]
+    pub noise_offset: f64,
     /// Whether blocks are computed twice to save memory.
     #[serde(default)]
     pub gradient_checkpointing: bool,
@@ -340,12 +407,17 @@ pub struct Sample {
     pub width: Option<u32>,
     /// Height in px.
     pub height: Option<u32>,
+    /// How the sampler walks; the default is the flavor's.
+    pub sampler: Option<Sampler>,
     /// Sampler steps; the default is the flavor's.
     pub steps: Option<usize>,
-    /// Guidance scale; the default is the flavor's.
+    /// Guidance scale; the default is the flavor's. A model that is told its guidance (FLUX.1-dev) is told this one, at
+    /// no cost; with others it is classifier-free guidance.
     pub guidance: Option<f64>,
-    /// Shift of the sampler's noise levels; the default is the flavor's.
-    pub shift: Option<f64>,
+    /// Scale of classifier-free guidance for a model that is told its guidance, at twice the time; the default is none.
+    pub true_cfg: Option<f64>,
+    /// Shift of a flow's noise levels, a number or `resolution`; the default is the flavor's.
+    pub shift: Option<Shift>,
     /// What the start noise derives from.
     pub seed: u64,
 }
@@ -408,10 +480,6 @@ fn epsilon() -> f64 {
 
 fn weight_decay() -> f64 {
     0.01
-}
-
-fn logit_normal() -> TimestepSampling {
-    TimestepSampling::LogitNormal
 }
 
 fn no_weighting() -> LossWeighting {

@@ -8,9 +8,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use candle_core::{Device, Result, Tensor};
 
-use super::set::{Pair, PairSource};
-use crate::conditioning::{Conditioning, Outputs, assemble, drop_caption};
-use crate::diffusion::{LossWeighting, TimestepSpec, add_noise, network_timestep, velocity_target};
+use super::set::{Moments, Pair, PairSource};
+use crate::conditioning::{Conditioning, Outputs, assemble, batch, drop_caption};
+use crate::diffusion::{Level, LossWeighting, Process, TimestepSpec, add_noise};
 use crate::models::ConditioningTensors;
 use crate::recipe::Recipe;
 use crate::recipe::rules::Dropout;
@@ -20,10 +20,20 @@ use crate::rng::{Rng, Stream};
 pub struct DrawOptions {
     /// The Experiment's seed.
     pub seed: u64,
-    /// The density of the noise levels.
+    /// What the denoiser predicts, and along which path of noise.
+    pub process: Process,
+    /// The density of a flow's noise levels.
     pub timesteps: TimestepSpec,
     /// How much each noise level counts.
     pub weighting: LossWeighting,
+    /// The most that a noise level of DDPM may count, as a signal-to-noise ratio.
+    pub min_snr_gamma: Option<f64>,
+    /// The standard deviation by which the noise of each channel is moved.
+    pub noise_offset: f64,
+    /// Whether the denoiser is told each picture's size and crop.
+    pub size_conditioning: bool,
+    /// The guidance that the denoiser is told, where it is told one.
+    pub told_guidance: Option<f64>,
     /// Probability with which a caption is dropped.
     pub caption_dropout: f64,
 }
@@ -32,19 +42,19 @@ pub struct DrawOptions {
 pub struct Part {
     /// Scaled latents, [batch, channels, height, width].
     pub latents: Tensor,
-    /// As many standard normals.
+    /// As many standard normals, moved by the noise offset.
     pub noise: Tensor,
     /// The mixture the denoiser sees.
     pub noisy: Tensor,
-    /// The velocity it should predict.
+    /// What it should predict.
     pub target: Tensor,
-    /// [batch], in [0, 1].
+    /// [batch], in [0, 1]: the noise's factor in the mixture.
     pub sigmas: Tensor,
-    /// [batch], `1000 * sigma`.
+    /// [batch]: what the denoiser is told.
     pub timesteps: Tensor,
     /// [batch]: how much each sample counts.
     pub weights: Tensor,
-    /// Context and pooled.
+    /// Context, pooled, and what else the denoiser is told.
     pub conditioning: ConditioningTensors,
     /// The share of the micro-batch that this part is.
     pub share: f64,
@@ -53,8 +63,9 @@ pub struct Part {
 struct Sample {
     latents: Tensor,
     noise: Tensor,
-    sigma: f64,
+    level: Level,
     conditioning: Conditioning,
+    time_ids: [f32; 6],
 }
 
 /// Reads and draws micro-batch number `index`, made of `pairs`.
@@ -78,7 +89,7 @@ pub fn micro_batch(
     let all = pairs.len() as f64;
     let parts = by_length.into_values();
     Ok(parts
-        .map(|samples| part(&samples, all, options.weighting))
+        .map(|samples| part(&samples, all, options))
         .collect::<Result<_>>()?)
 }
 
@@ -90,14 +101,28 @@ fn draw(
     options: &DrawOptions,
 ) -> std::result::Result<Sample, super::Error> {
     let rng = |stream| Rng::new(options.seed, stream, index, place);
-    let (mean, logvar) = source.moments(pair, &mut rng(Stream::Augment))?;
+    let Moments {
+        mean,
+        logvar,
+        time_ids,
+    } = source.moments(pair, &mut rng(Stream::Augment))?;
     let count = mean.elem_count();
     let normals = |stream| Tensor::from_vec(rng(stream).normals(count), mean.dims(), &Device::Cpu);
     let spread = ((&logvar * 0.5)?.exp()? * normals(Stream::Posterior)?)?;
     let latents = source.space().normalize(&(&mean + spread)?)?;
-    let mut level = rng(Stream::Timestep);
-    let (uniform, normal) = (level.uniform(), level.normal());
-    let sigma = options.timesteps.sigma(uniform, normal);
+    let mut noise = normals(Stream::Noise)?;
+    if options.noise_offset > 0.0 {
+        let channels = mean.dim(0)?;
+        let offsets = rng(Stream::NoiseOffset).normals(channels);
+        let offsets = Tensor::from_vec(offsets, (channels, 1, 1), &Device::Cpu)?;
+        noise = noise.broadcast_add(&(offsets * options.noise_offset)?)?;
+    }
+    let mut draws = rng(Stream::Timestep);
+    let draws = (draws.uniform(), draws.normal());
+    let (_, height, width) = latents.dims3()?;
+    let level = options
+        .process
+        .draw(&options.timesteps, draws, (height, width));
     let outputs = source.outputs(&pair.caption)?;
     let dropped = dropped_slots(
         source.recipe(),
@@ -117,9 +142,10 @@ fn draw(
     let conditioning = assemble(source.recipe(), &outputs, source.context_width())?;
     Ok(Sample {
         latents,
-        noise: normals(Stream::Noise)?,
-        sigma,
+        noise,
+        level,
         conditioning,
+        time_ids,
     })
 }
 
@@ -140,34 +166,46 @@ fn dropped_slots<'a>(
     }
 }
 
-fn part(samples: &[Sample], of: f64, weighting: LossWeighting) -> Result<Part> {
+fn part(samples: &[Sample], of: f64, options: &DrawOptions) -> Result<Part> {
     let stack = |f: &dyn Fn(&Sample) -> &Tensor| {
         Tensor::stack(&samples.iter().map(|s| f(s).clone()).collect::<Vec<_>>(), 0)
     };
-    let numbers = |f: &dyn Fn(f64) -> f64| {
-        let values: Vec<f32> = samples.iter().map(|s| f(s.sigma) as f32).collect();
+    let numbers = |f: &dyn Fn(Level) -> f64| {
+        let values: Vec<f32> = samples.iter().map(|s| f(s.level) as f32).collect();
         Tensor::from_vec(values, samples.len(), &Device::Cpu)
     };
+    let weight = |level| {
+        options
+            .process
+            .weight(level, options.weighting, options.min_snr_gamma)
+    };
     let (latents, noise) = (stack(&|s| &s.latents)?, stack(&|s| &s.noise)?);
-    let sigmas: Vec<f64> = samples.iter().map(|s| s.sigma).collect();
+    let levels: Vec<Level> = samples.iter().map(|s| s.level).collect();
+    let captions: Vec<&Conditioning> = samples.iter().map(|s| &s.conditioning).collect();
+    let mut conditioning = batch(&captions)?;
+    if let Some(guidance) = options.told_guidance {
+        conditioning.guidance = Some(numbers(&|_| guidance)?);
+    }
+    if options.size_conditioning {
+        let ids: Vec<f32> = samples.iter().flat_map(|s| s.time_ids).collect();
+        let ids = Tensor::from_vec(ids, (samples.len(), 6), &Device::Cpu)?;
+        conditioning.time_ids = Some(ids);
+    }
     Ok(Part {
-        noisy: add_noise(&latents, &noise, &sigmas)?,
-        target: velocity_target(&latents, &noise)?,
-        sigmas: numbers(&|s| s)?,
-        timesteps: numbers(&network_timestep)?,
-        weights: numbers(&|s| weighting.weight(s))?,
-        conditioning: ConditioningTensors {
-            context: stack(&|s| &s.conditioning.context)?,
-            pooled: stack(&|s| &s.conditioning.pooled)?,
-        },
+        noisy: add_noise(&latents, &noise, &levels)?,
+        target: options.process.target(&latents, &noise, &levels)?,
+        sigmas: numbers(&|level| level.take)?,
+        timesteps: numbers(&|level| level.timestep)?,
+        weights: numbers(&weight)?,
+        conditioning,
         share: samples.len() as f64 / of,
         latents,
         noise,
     })
 }
 
-/// The part that validates `pair` at `sigma`: the posterior's mean, and noise that depends on nothing but the
-/// pair's number and the level's.
+/// The part that validates `pair` at the level numbered so, at that share of the way to noise: the posterior's mean,
+/// and noise that depends on nothing but the pair's number and the level's. Every level counts the same.
 ///
 /// # Errors
 /// As [`micro_batch`].
@@ -175,20 +213,27 @@ pub fn validation_part(
     source: &PairSource<'_>,
     pair: &Pair,
     number: u64,
-    (level, sigma): (u64, f64),
+    (level, share): (u64, f64),
+    options: &DrawOptions,
 ) -> std::result::Result<Part, super::Error> {
     let mut rng = Rng::new(0, Stream::Validation, level, number);
-    let (mean, _) = source.moments(pair, &mut rng)?;
+    let Moments { mean, time_ids, .. } = source.moments(pair, &mut rng)?;
     let noise = Tensor::from_vec(rng.normals(mean.elem_count()), mean.dims(), &Device::Cpu)?;
     let sample = Sample {
         latents: source.space().normalize(&mean)?,
         noise,
-        sigma,
+        level: options.process.level(share),
+        time_ids,
         conditioning: assemble(
             source.recipe(),
             &source.outputs(&pair.caption)?,
             source.context_width(),
         )?,
     };
-    Ok(part(&[sample], 1.0, LossWeighting::None)?)
+    let options = DrawOptions {
+        weighting: LossWeighting::None,
+        min_snr_gamma: None,
+        ..*options
+    };
+    Ok(part(&[sample], 1.0, &options)?)
 }

@@ -35,7 +35,7 @@ pub enum Line {
         step: u64,
         /// The mean loss over all noise levels and held-out pairs.
         loss: f64,
-        /// The noise levels.
+        /// The noise levels: sigmas of a flow, thousandths of DDPM's steps.
         sigmas: Vec<f64>,
         /// The mean loss at each.
         losses: Vec<f64>,

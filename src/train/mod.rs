@@ -10,6 +10,7 @@ pub mod checkpoint;
 mod error;
 pub mod events;
 pub mod inputs;
+mod metadata;
 pub mod metrics;
 pub mod provenance;
 mod run;
@@ -31,9 +32,9 @@ use crate::store::{self, Store};
 pub use error::Error;
 use metrics::Clock;
 use run::Run;
-pub use set::{Pair, PairSource, TrainingSet, extra_captions};
+pub use set::{Moments, Pair, PairSource, TrainingSet, extra_captions};
 
-/// The noise levels at which validation looks.
+/// The noise levels at which validation looks: sigmas of a flow, thousandths of DDPM's steps.
 pub const VALIDATION_SIGMAS: [f64; 10] =
     [0.05, 0.15, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75, 0.85, 0.95];
 
@@ -82,6 +83,9 @@ pub fn run(
 ) -> Result<TrainReport, Error> {
     let base = Base::open(experiment, memo)?;
     tell_recipe(&base, monitor);
+    if let Some(caution) = base.flavor.caution {
+        monitor.note(&format!("caution: {caution}"));
+    }
     let store =
         Store::open(&experiment.store_path()).map_err(|e| refuse_without_store(experiment, &e))?;
     let set = TrainingSet::open(experiment, &base, &store, monitor)?;
@@ -108,6 +112,17 @@ pub fn run(
     ));
     if run.step > 0 {
         monitor.note(&format!("going on after step {}", run.step));
+    }
+    if let Some((step, _)) = &options.dump_step
+        && *step <= run.step
+    {
+        return Err(Error::Experiment {
+            file: experiment.file.clone(),
+            what: format!(
+                "step {step} cannot be dumped: a checkpoint is at step {} already; say --restart to begin again",
+                run.step
+            ),
+        });
     }
     run.go(options, monitor)
 }

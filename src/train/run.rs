@@ -7,13 +7,14 @@ use candle_core::{DType, Device};
 use super::batches::Batches;
 use super::checkpoint::{Checkpoint, State};
 use super::inputs::{self, DrawOptions};
+use super::metadata::training;
 use super::metrics::{Line, Metrics};
 use super::provenance::{self, Provenance};
 use super::step::{Dump, Pass};
 use super::{Error, Pair, TrainOptions, TrainReport, TrainingSet, VALIDATION_SIGMAS};
 use crate::autograd::Tape;
 use crate::base::Base;
-use crate::diffusion::TimestepSpec;
+use crate::diffusion::{TimestepSampling, TimestepSpec};
 use crate::digest::{self, Digest, Fingerprint};
 use crate::experiment::{Experiment, LrDecay, Precision};
 use crate::lora::{self, AdapterSet, Bound, FileOptions, SaveDtype, metadata::FileInfo};
@@ -22,6 +23,10 @@ use crate::monitor::Monitor;
 use crate::optim::{AdamW, AdamWOptions, Decay, LrSchedule, clip_gradient_norm};
 use crate::sample::sheet::{Row, contact_sheet};
 use crate::{payload, preview, store};
+
+/// What a model that is told its guidance is told in training: scale 1, as if there were none. A LoRA trained so is
+/// sampled at the usual scale.
+const TRAINING_GUIDANCE: f64 = 1.0;
 
 /// A training under way.
 pub(super) struct Run<'a> {
@@ -284,7 +289,9 @@ impl<'a> Run<'a> {
         {
             let mut sum = 0.0;
             for (number, pair) in self.set.held_out().iter().enumerate() {
-                let part = inputs::validation_part(self.set.source(), pair, number as u64, level)?;
+                let source = self.set.source();
+                let part =
+                    inputs::validation_part(source, pair, number as u64, level, &self.draws)?;
                 sum += self.pass().loss(&part)?;
             }
             losses.push(sum / self.set.held_out().len() as f64);
@@ -358,6 +365,8 @@ impl<'a> Run<'a> {
             resolution: (self.set.resolution_px(), self.set.resolution_px()),
         };
         let mut metadata = lora::metadata::standard(&self.adapters, &info);
+        let process = &self.base.process;
+        metadata.extend(training(self.experiment, self.set, process, self.step));
         let text = serde_json::to_string(&provenance)
             .map_err(|e| digest::Error::NoCanonicalForm(e.to_string()))?;
         metadata.insert(provenance::METADATA_KEY.to_owned(), text);
@@ -441,13 +450,23 @@ fn draw_options(experiment: &Experiment, base: &Base) -> DrawOptions {
     DrawOptions {
         seed: train.seed,
         timesteps: TimestepSpec {
-            sampling: train.timestep_sampling,
+            sampling: train
+                .timestep_sampling
+                .unwrap_or(TimestepSampling::LogitNormal),
             logit_mean: train.logit_mean,
             logit_std: train.logit_std,
             mode_scale: train.mode_scale,
             shift: train.shift.unwrap_or(base.flavor.shift),
         },
+        process: base.process,
         weighting: train.loss_weighting,
+        min_snr_gamma: train.min_snr_gamma,
+        noise_offset: train.noise_offset,
+        size_conditioning: base.flavor.size_conditioning,
+        told_guidance: base
+            .flavor
+            .told_guidance
+            .map(|_| train.guidance.unwrap_or(TRAINING_GUIDANCE)),
         caption_dropout: train.caption_dropout,
     }
 }

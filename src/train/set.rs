@@ -10,15 +10,16 @@ use serde_json::Value;
 use super::Error;
 use crate::base::Base;
 use crate::conditioning::{self, Outputs, read_outputs};
-use crate::digest::{Digest, Fingerprint};
+use crate::digest::{self, Digest, Fingerprint};
 use crate::experiment::Experiment;
 use crate::latents;
+use crate::manifest::Manifest;
 use crate::material;
 use crate::monitor::Monitor;
 use crate::payload;
 use crate::preview;
 use crate::recipe::Recipe;
-use crate::recipe::latents::Size;
+use crate::recipe::latents::{Size, View};
 use crate::recipe::spec::caption_entry;
 use crate::refusal::{Missing, Refusal, nearest};
 use crate::rng::Rng;
@@ -36,8 +37,22 @@ pub struct Pair {
     pub caption: String,
     /// The size the VAE saw.
     pub bucket: Size,
-    /// The entries of its views: crops, mirrored or not. Never empty.
-    pub views: Vec<Fingerprint>,
+    /// The size of the whole picture.
+    pub size: Size,
+    /// Its crops, mirrored or not, each with its entry. Never empty.
+    pub views: Vec<(View, Fingerprint)>,
+}
+
+/// What the store has of one view of a picture.
+pub struct Moments {
+    /// The posterior's mean, [channels, height, width].
+    pub mean: Tensor,
+    /// The logarithm of its variance, same shape.
+    pub logvar: Tensor,
+    /// What a denoiser that asks for it is told about sizes: [`ConditioningTensors::time_ids`] of one sample.
+    ///
+    /// [`ConditioningTensors::time_ids`]: crate::models::ConditioningTensors::time_ids
+    pub time_ids: [f32; 6],
 }
 
 /// Reads tensors from the store for one base model.
@@ -87,11 +102,11 @@ impl<'a> PairSource<'a> {
         read_outputs(self.base, &self.reader, caption)
     }
 
-    /// Mean and log-variance of one of a pair's views, [channels, height, width]; `draw` chooses which.
+    /// One of a pair's views; `draw` chooses which.
     ///
     /// # Errors
     /// If the store lacks it.
-    pub fn moments(&self, pair: &Pair, draw: &mut Rng) -> Result<(Tensor, Tensor), Error> {
+    pub fn moments(&self, pair: &Pair, draw: &mut Rng) -> Result<Moments, Error> {
         match pair.views.len() {
             0 | 1 => self.only_moments(pair),
             count => self.view_moments(pair, pair.views[draw.below(count as u64) as usize]),
@@ -102,24 +117,52 @@ impl<'a> PairSource<'a> {
     ///
     /// # Errors
     /// If the store lacks it.
-    pub fn only_moments(&self, pair: &Pair) -> Result<(Tensor, Tensor), Error> {
+    pub fn only_moments(&self, pair: &Pair) -> Result<Moments, Error> {
         let first = pair.views.first().ok_or_else(|| Error::Lost {
             picture: pair.picture.clone(),
         })?;
         self.view_moments(pair, *first)
     }
 
-    fn view_moments(&self, pair: &Pair, view: Fingerprint) -> Result<(Tensor, Tensor), Error> {
+    fn view_moments(
+        &self,
+        pair: &Pair,
+        (view, entry): (View, Fingerprint),
+    ) -> Result<Moments, Error> {
         let lost = || Error::Lost {
             picture: pair.picture.clone(),
         };
         let entry = self
             .reader
-            .get(&self.base.vae.fingerprint, &view)?
+            .get(&self.base.vae.fingerprint, &entry)?
             .ok_or_else(lost)?;
         let part = |name| entry.part(name).map(payload::to_tensor).ok_or_else(lost);
-        Ok((part("mean")??, part("logvar")??))
+        Ok(Moments {
+            mean: part("mean")??,
+            logvar: part("logvar")??,
+            time_ids: time_ids(pair.size, &view),
+        })
     }
+}
+
+/// Height and width before the picture was resized, top and left of the crop in the resized picture, height and width
+/// of the crop (SDXL: Podell et al., arXiv:2307.01952, section 2.2). In a mirrored view the crop lies where it does in
+/// the mirrored picture.
+fn time_ids(original: Size, view: &View) -> [f32; 6] {
+    let left = match view.flip {
+        true => view.resized.width - view.left - view.bucket.width,
+        false => view.left,
+    };
+    let bucket = view.bucket;
+    let told = [
+        original.height,
+        original.width,
+        view.top,
+        left,
+        bucket.height,
+        bucket.width,
+    ];
+    told.map(|px| px as f32)
 }
 
 /// All pairs of a training.
@@ -151,12 +194,13 @@ impl<'a> TrainingSet<'a> {
             let views = item
                 .views
                 .iter()
-                .map(|&v| latents::entry(base.vae.fingerprint, item.digest, v));
+                .map(|&v| Ok((v, latents::entry(base.vae.fingerprint, item.digest, v)?)));
             let pair = Pair {
                 picture: item.path.clone(),
                 caption: item.caption.clone(),
                 bucket: item.bucket,
-                views: views.collect::<Result<_, _>>()?,
+                size: item.size,
+                views: views.collect::<Result<_, digest::Error>>()?,
             };
             if item.held_out {
                 held_out.push(pair);
@@ -166,23 +210,23 @@ impl<'a> TrainingSet<'a> {
             }
         }
         let captions = wanted_captions(experiment, &pairs, &held_out);
-        let mut entries = Vec::new();
-        for encoder in &base.encoders {
-            for caption in &captions {
-                entries.push((
-                    encoder.fingerprint,
-                    caption_entry(&encoder.fingerprint, caption)?,
-                ));
-            }
-        }
         let views = pairs.iter().chain(&held_out).flat_map(|p| &p.views);
-        entries.extend(views.map(|view| (base.vae.fingerprint, *view)));
-        entries.sort_unstable();
-        entries.dedup();
-        let id = run_id(experiment);
-        let note = serde_json::json!({ "experiment": experiment.file.display().to_string() });
-        let manifest = store.write_run(&id, &entries, note)?;
+        let used = Manifest::new(
+            base,
+            captions.iter().map(String::as_str),
+            views.map(|(_, entry)| *entry),
+        )?;
+        // Before looking whether they are there: then nothing can remove them in between.
+        match used.write(store, "train", experiment, None) {
+            Err(e) if e.is_read_only() => monitor.note(&format!(
+                "{e}; training from it, but nothing keeps `plumb store gc` from removing what this run uses"
+            )),
+            written => written?,
+        }
         let source = PairSource::open(base, store)?;
+        for problem in source.reader.problems() {
+            monitor.problem(&problem.to_string());
+        }
         let all: Vec<&Pair> = pairs.iter().chain(&held_out).collect();
         refuse_if_missing(experiment, &source, store, &captions, &all)?;
         let resolution_px = experiment
@@ -197,7 +241,7 @@ impl<'a> TrainingSet<'a> {
             samples,
             held_out,
             source,
-            manifest,
+            manifest: used.digest()?,
             resolution_px,
         })
     }
@@ -212,6 +256,15 @@ impl<'a> TrainingSet<'a> {
         (0..self.samples.len())
             .map(|s| self.pair(s).bucket)
             .collect()
+    }
+
+    /// Every pair that is trained from, with how often it comes in an epoch.
+    pub fn repeated_pairs(&self) -> impl Iterator<Item = (&Pair, usize)> {
+        let mut repeats = vec![0; self.pairs.len()];
+        for &sample in &self.samples {
+            repeats[sample] += 1;
+        }
+        self.pairs.iter().zip(repeats)
     }
 
     /// The pairs kept for validation.
@@ -238,26 +291,6 @@ impl<'a> TrainingSet<'a> {
     pub fn resolution_px(&self) -> u32 {
         self.resolution_px
     }
-}
-
-/// A name that the same Experiment file always gets, and another hardly ever.
-fn run_id(experiment: &Experiment) -> String {
-    let path = std::path::absolute(&experiment.file).unwrap_or_else(|_| experiment.file.clone());
-    let stem: String = experiment
-        .file
-        .file_stem()
-        .unwrap_or_default()
-        .to_string_lossy()
-        .into_owned();
-    let plain: String = stem
-        .chars()
-        .filter(|c| c.is_ascii_alphanumeric() || *c == '-' || *c == '_')
-        .take(60)
-        .collect();
-    format!(
-        "train-{plain}-{}",
-        Digest::of(path.to_string_lossy().as_bytes()).short()
-    )
 }
 
 fn wanted_captions(experiment: &Experiment, pairs: &[Pair], held_out: &[Pair]) -> BTreeSet<String> {
@@ -331,7 +364,7 @@ fn refuse_if_missing(
         let gone = pair
             .views
             .iter()
-            .filter(|v| !source.reader.contains(&spec, v))
+            .filter(|(_, entry)| !source.reader.contains(&spec, entry))
             .count();
         lacking.extend(std::iter::repeat_n(
             pair.picture.display().to_string(),
@@ -384,4 +417,25 @@ fn gather(
         examples: lacking.into_iter().take(EXAMPLES).collect(),
         nearest,
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Size, View, time_ids};
+
+    #[test]
+    fn a_mirrored_view_is_told_where_its_crop_lies_in_the_mirrored_picture() {
+        let size = |width, height| Size { width, height };
+        let mut view = View {
+            resized: size(160, 64),
+            left: 10,
+            top: 0,
+            bucket: size(128, 64),
+            flip: false,
+        };
+        let told = time_ids(size(1600, 640), &view);
+        assert_eq!(told, [640.0, 1600.0, 0.0, 10.0, 64.0, 128.0]);
+        view.flip = true;
+        assert_eq!(time_ids(size(1600, 640), &view)[3], 22.0);
+    }
 }

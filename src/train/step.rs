@@ -62,13 +62,14 @@ impl Pass<'_> {
         let prediction =
             self.denoiser
                 .forward(&tape, &bound, &latents, &part.timesteps, &part.conditioning)?;
-        let (loss, slope) = weighted_mse(prediction.tensor(), &part.target, &part.weights)?;
-        let mut gradients = tape.backward_from(&[(&prediction, slope)])?;
-        bound.collect(&mut gradients, factor as f32, gradient)?;
-        Ok(PassResult {
+        let loss = loss_value(&tape, &prediction, part)?;
+        let result = PassResult {
             prediction: prediction.into_tensor(),
-            loss,
-        })
+            loss: scalar(&loss)?,
+        };
+        let mut gradients = tape.backward(&loss)?;
+        bound.collect(&mut gradients, factor as f32, gradient)?;
+        Ok(result)
     }
 
     /// Predicts only; the loss is that of [`Self::backward`].
@@ -82,24 +83,18 @@ impl Pass<'_> {
         let prediction =
             self.denoiser
                 .forward(&tape, &bound, &latents, &part.timesteps, &part.conditioning)?;
-        Ok(weighted_mse(prediction.tensor(), &part.target, &part.weights)?.0)
+        scalar(&loss_value(&tape, &prediction, part)?)
     }
 }
 
-/// `mean(w (p - t)^2)` and its gradient by `p`, `2 w (p - t) / n`. The sum is taken in f64, in order.
-fn weighted_mse(prediction: &Tensor, target: &Tensor, weights: &Tensor) -> Result<(f64, Tensor)> {
-    let difference = (prediction - target)?;
-    let mut shape = vec![1; difference.rank()];
-    shape[0] = difference.dim(0)?;
-    let weighted = difference.broadcast_mul(&weights.reshape(shape)?)?;
-    let count = difference.elem_count() as f64;
-    let pairs = difference
-        .flatten_all()?
-        .to_vec1::<f32>()?
-        .into_iter()
-        .zip(weighted.flatten_all()?.to_vec1::<f32>()?);
-    let loss = pairs.map(|(d, w)| f64::from(d) * f64::from(w)).sum::<f64>() / count;
-    Ok((loss, (weighted * (2.0 / count))?))
+/// The mean of the squared error, each sample by its weight.
+fn loss_value(tape: &Tape, prediction: &Value, part: &Part) -> Result<Value> {
+    let weights = part.weights.to_dtype(DType::F64)?.to_vec1::<f64>()?;
+    tape.mse(prediction, &part.target, Some(&weights))
+}
+
+fn scalar(value: &Value) -> Result<f64> {
+    value.tensor().to_dtype(DType::F64)?.to_scalar::<f64>()
 }
 
 /// What step K saw and made, by name, for `--dump-step`.
@@ -121,6 +116,20 @@ impl Dump {
             format!(".{pass}")
         };
         let loss = Tensor::new(&[result.loss as f32], &Device::Cpu)?;
+        let counts = part.conditioning.token_counts.as_ref().map(|counts| {
+            let counts: Vec<u32> = counts.iter().map(|&count| count as u32).collect();
+            Tensor::new(counts, &Device::Cpu)
+        });
+        for (name, tensor) in [
+            ("time_ids", part.conditioning.time_ids.clone()),
+            ("guidance", part.conditioning.guidance.clone()),
+            ("token_counts", counts.transpose()?),
+        ] {
+            if let Some(tensor) = tensor {
+                let name = format!("{name}{suffix}");
+                self.tensors.insert(name, tensor.contiguous()?);
+            }
+        }
         for (name, tensor) in [
             ("latents", &part.latents),
             ("noise", &part.noise),
@@ -147,7 +156,8 @@ impl Dump {
     pub fn add_adapters(&mut self, adapters: &AdapterSet, gradient: &[f32]) -> Result<()> {
         for (name, shape, range) in adapters.tensors() {
             for (kind, values) in [("adapter", adapters.values()), ("gradient", gradient)] {
-                let tensor = Tensor::from_slice(&values[range.clone()], &shape, &Device::Cpu)?;
+                let tensor =
+                    Tensor::from_slice(&values[range.clone()], shape.as_slice(), &Device::Cpu)?;
                 self.tensors.insert(format!("{kind}.{name}"), tensor);
             }
         }
@@ -157,27 +167,5 @@ impl Dump {
     /// The tensors by name.
     pub fn tensors(&self) -> &BTreeMap<String, Tensor> {
         &self.tensors
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::weighted_mse;
-    use candle_core::{Device, Tensor};
-
-    #[test]
-    fn the_loss_and_its_slope_are_those_of_the_formula() {
-        let tensor = |v: [[f32; 2]; 2]| Tensor::new(&v, &Device::Cpu).expect("a tensor");
-        let (prediction, target) = (
-            tensor([[1.0, 2.0], [3.0, 4.0]]),
-            tensor([[0.0, 2.0], [1.0, 1.0]]),
-        );
-        let weights = Tensor::new(&[1.0f32, 2.0], &Device::Cpu).expect("a tensor");
-        let (loss, slope) = weighted_mse(&prediction, &target, &weights).expect("computed");
-        assert!((loss - (1.0 + 2.0 * 4.0 + 2.0 * 9.0) / 4.0).abs() < 1e-6);
-        assert_eq!(
-            slope.to_vec2::<f32>().expect("values"),
-            [[0.5, 0.0], [2.0, 3.0]]
-        );
     }
 }

@@ -30,7 +30,7 @@ fn list_names_all_variants() {
     let (status, text, _) = recipe(&["list"]);
     assert_eq!(status, 0);
     let variants = listed.as_array().expect("a list");
-    assert_eq!(variants.len(), 7);
+    assert_eq!(variants.len(), 7 + 7 + 7 + 5);
     for variant in variants {
         let name = variant["variant"].as_str().expect("a name");
         assert!(text.contains(&format!(":{name}")), "{text}");
@@ -151,7 +151,7 @@ fn wrong_usage_gets_one_line_and_status_2() {
     for (args, said) in [
         (&["show", "sd3"][..], "expected FAMILY/FLAVOR"),
         (&["show", "sd3/3.5-lage"], "did you mean `3.5-large`?"),
-        (&["show", "sdx/3.5-large"], "did you mean `sd3`?"),
+        (&["show", "sdx/3.5-large"], "did you mean `sdxl`?"),
         (
             &["diff", "sd3/3.5-large", "sd3/3.5-large:koya"],
             "did you mean `kohya`?",

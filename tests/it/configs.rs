@@ -16,7 +16,7 @@ fn files(folder: &str) -> Vec<PathBuf> {
 
 #[test]
 fn every_shipped_experiment_is_valid_and_its_recipe_resolves() {
-    for file in files("configs") {
+    for file in [files("configs"), files("configs/demo")].concat() {
         let experiment = Experiment::open(&file).unwrap_or_else(|e| panic!("{e}"));
         plumb::base::resolve_recipe(&experiment)
             .unwrap_or_else(|e| panic!("{}: {e}", file.display()));

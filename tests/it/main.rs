@@ -6,11 +6,22 @@
 )]
 
 mod bad_input;
+mod cli_disk;
+mod cli_lora;
+mod cli_model;
 mod cli_recipe;
 mod cli_store;
 mod configs;
 mod encode_kill;
+mod flux;
+mod full_size;
+#[cfg(feature = "hub")]
+mod hub;
+mod layouts;
+mod lora_names;
+mod miniatures;
 mod pipeline;
+mod single_files;
 mod store_crash;
 mod store_damage;
 mod store_format;
@@ -23,5 +34,6 @@ mod store_promises;
 mod store_util;
 mod tidy;
 mod tiny_world;
+mod unet;
 mod util;
 mod world;

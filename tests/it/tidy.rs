@@ -73,6 +73,7 @@ fn sources(folder: &str) -> Vec<(PathBuf, String)> {
 fn is_test_file(path: &Path) -> bool {
     path.components().any(|c| c.as_os_str() == "tests")
         || path.to_string_lossy().ends_with("tests.rs")
+        || path.ends_with("testing.rs")
 }
 
 /// The text before the unit tests.
@@ -147,6 +148,7 @@ fn heavy_or_impure_things_stand_only_where_they_may() {
             p.starts_with("src/bin")
         }),
         (&["candle_nn", "candle_transformers"], |_| false),
+        (&["hf_hub::", "ureq::"], |p| p.starts_with("src/hub")),
         (&["unsafe {", "unsafe fn"], |p| {
             p.starts_with("src/nn") || p.starts_with("src/store")
         }),

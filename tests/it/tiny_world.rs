@@ -7,6 +7,7 @@ use candle_core::{DType, Device, Tensor};
 use plumb::autograd::{Tape, Value};
 use plumb::base::Base;
 use plumb::conditioning::{Conditioning, assemble};
+use plumb::diffusion::Spacing;
 use plumb::embed::{EmbedOptions, encode_captions, tokenize};
 use plumb::experiment::Experiment;
 use plumb::lora::Bound;
@@ -155,10 +156,8 @@ fn conditioning_latents_prediction_and_samples_are_those_of_diffusers() {
     let stack = |f: &dyn Fn(&Conditioning) -> Tensor| {
         Tensor::stack(&[f(&made[0]), f(&made[1])], 0).expect("stacked")
     };
-    let inputs = ConditioningTensors {
-        context: stack(&|c| c.context.clone()),
-        pooled: stack(&|c| c.pooled.clone()),
-    };
+    let inputs =
+        ConditioningTensors::new(stack(&|c| c.context.clone()), stack(&|c| c.pooled.clone()));
     let latents = Value::constant(golden["denoiser.latents"].clone());
     let prediction = denoiser
         .forward(
@@ -181,9 +180,14 @@ fn conditioning_latents_prediction_and_samples_are_those_of_diffusers() {
     let options = SampleOptions {
         width: 128,
         height: 128,
+        process: base.process,
+        sampler: base.flavor.sampler,
         steps: 8,
         guidance: 3.5,
         shift,
+        size_conditioning: false,
+        told_guidance: None,
+        spacing: Spacing::Trained,
         seed: 0,
         number: 0,
     };
@@ -204,7 +208,7 @@ fn conditioning_latents_prediction_and_samples_are_those_of_diffusers() {
 /// The shift whose Euler levels these are.
 fn shift_of(sigmas: &[f32]) -> f64 {
     let same = |shift: &&f64| {
-        let ours = plumb::diffusion::euler_sigmas(sigmas.len() - 1, **shift);
+        let ours = plumb::diffusion::euler_sigmas(sigmas.len() - 1, **shift, Spacing::Trained);
         ours.iter()
             .zip(sigmas)
             .all(|(a, b)| (a - f64::from(*b)).abs() < 1e-5)

@@ -13,6 +13,11 @@ pub(crate) struct Ran {
 
 /// Runs `plumb` with `args` in `dir`.
 pub(crate) fn plumb(dir: &Path, args: &[&str]) -> Ran {
+    plumb_with(dir, args, &[])
+}
+
+/// The same, with more variables in its environment.
+pub(crate) fn plumb_with(dir: &Path, args: &[&str], variables: &[(&str, &str)]) -> Ran {
     let output = Command::new(env!("CARGO_BIN_EXE_plumb"))
         .args(args)
         .current_dir(dir)
@@ -21,6 +26,7 @@ pub(crate) fn plumb(dir: &Path, args: &[&str]) -> Ran {
             "XDG_CACHE_HOME",
             std::env::temp_dir().join("plumb-tests-cache"),
         )
+        .envs(variables.iter().copied())
         .output()
         .expect("the binary was built for this test");
     let (stdout, stderr) = (

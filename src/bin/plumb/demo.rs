@@ -1,4 +1,4 @@
-//! `plumb demo`: the whole story on the bundled miniature of SD3.5.
+//! `plumb demo`: the whole story on a bundled miniature of SD3.5 or SDXL.
 
 use std::path::{Path, PathBuf};
 
@@ -21,17 +21,67 @@ use crate::sample::bind;
 use crate::ui::{Failure, Ui};
 use crate::{encode, world};
 
-/// The miniature base model and the captioned pictures of a style it has not seen.
+/// The miniature base models and the captioned pictures of a style they have not seen.
 static ASSETS: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/assets");
 
-/// The Experiment of the demo, as a person would write it.
-const EXPERIMENT: &str = include_str!("../../../configs/demo.toml");
+/// What differs between the demos.
+struct Story {
+    /// The folder of the miniature.
+    model: &'static str,
+    /// The Experiment, as a person would write it.
+    experiment: &'static str,
+    /// The mismatch that is refused, in words and as a deviation.
+    mismatch: &'static str,
+    deviation: &'static str,
+    /// Two recipes worth comparing.
+    recipes: &'static str,
+    /// The Experiment to begin one's own with.
+    template: &'static str,
+}
 
-/// Show the whole story on a bundled miniature of SD3.5: encode, train, sample before and after, refuse a mismatch.
+const SD3: Story = Story {
+    model: "tiny-sd3",
+    experiment: include_str!("../../../configs/demo/sd3.toml"),
+    mismatch: "T5 captions padded to 154 tokens instead of 77",
+    deviation: "t5.tokens.min_tokens = 154\nt5.tokens.max_tokens = 154",
+    recipes: "sd3/3.5-large:reference sd3/3.5-large:kohya",
+    template: "configs/sd35_large_lora.toml",
+};
+
+const SDXL: Story = Story {
+    model: "tiny-sdxl",
+    experiment: include_str!("../../../configs/demo/sdxl.toml"),
+    mismatch: "CLIP-L's last layer instead of the last but one",
+    deviation: "clip_l.forward.hidden_layer = -1",
+    recipes: "sdxl/base-1.0:reference sdxl/base-1.0:kohya",
+    template: "configs/sdxl_lora.toml",
+};
+
+/// The bundled miniatures.
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Family {
+    Sd3,
+    Sdxl,
+}
+
+impl Family {
+    fn story(self) -> &'static Story {
+        match self {
+            Self::Sd3 => &SD3,
+            Self::Sdxl => &SDXL,
+        }
+    }
+}
+
+/// Show the whole story on a bundled miniature of SD3.5 or SDXL: encode, train, sample before and after,
+/// refuse a mismatch.
 ///
 /// It needs no download and no GPU and takes a few minutes. Everything lies in one folder, which may be removed.
 #[derive(clap::Args)]
 pub(crate) struct Args {
+    /// The family of the base model.
+    #[arg(long, value_enum, default_value = "sd3")]
+    family: Family,
     /// The folder to work in.
     #[arg(long, value_name = "FOLDER", default_value = "plumb-demo")]
     out: PathBuf,
@@ -48,9 +98,9 @@ struct Report {
 
 pub(crate) fn run(args: &Args, ui: &Ui) -> CommandResult {
     let started = world::now_seconds();
-    let folder = &args.out;
-    let file = lay_out(folder)?;
-    let experiment = world::open_experiment(&file)?;
+    let (folder, story) = (&args.out, args.family.story());
+    let file = lay_out(folder, story)?;
+    let experiment = world::open_experiment(&file, ui)?;
     let told = |text: &str| ui.note(text);
 
     told("1. encode: captions and pictures into the store, each once");
@@ -76,8 +126,11 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> CommandResult {
     before_and_after(&experiment, &lora, &sheet, ui)?;
     told(&indent(&sheet.display().to_string()));
 
-    told("\n4. refuse: the same Experiment, but T5 captions padded to 154 tokens instead of 77");
-    let refusal = refused(&experiment, folder, ui)?;
+    told(&format!(
+        "\n4. refuse: the same Experiment, but {}",
+        story.mismatch
+    ));
+    let refusal = refused(&experiment, story, folder, ui)?;
     told(&indent(&refusal));
 
     let seconds = world::now_seconds() - started;
@@ -88,17 +141,30 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> CommandResult {
         refusal,
         seconds,
     };
-    ui.report(&report, &farewell(&report))
+    ui.report(&report, &farewell(&report, story))
 }
 
 /// Unpacks the base model, the pictures and the Experiment; gives the Experiment's file.
-fn lay_out(folder: &Path) -> Result<PathBuf, Failure> {
+fn lay_out(folder: &Path, story: &Story) -> Result<PathBuf, Failure> {
     let fail = |e: std::io::Error| Failure::error(format!("{}: {e}", folder.display()));
-    std::fs::create_dir_all(folder).map_err(fail)?;
-    ASSETS.extract(folder).map_err(fail)?;
+    for name in [story.model, "tiny-style"] {
+        let asset = ASSETS
+            .get_dir(name)
+            .ok_or_else(|| Failure::error(format!("this plumb was built without assets/{name}")))?;
+        create_folders(asset, folder).map_err(fail)?;
+        asset.extract(folder).map_err(fail)?;
+    }
     let file = folder.join("demo.toml");
-    store::write_file(&file, &[EXPERIMENT.as_bytes()]).map_err(Failure::error)?;
+    store::write_file(&file, &[story.experiment.as_bytes()]).map_err(Failure::error)?;
     Ok(file)
+}
+
+/// The folder of an asset and all below it, which its `extract` expects to be there.
+fn create_folders(asset: &Dir<'_>, under: &Path) -> std::io::Result<()> {
+    std::fs::create_dir_all(under.join(asset.path()))?;
+    asset
+        .dirs()
+        .try_for_each(|inner| create_folders(inner, under))
 }
 
 fn before_and_after(
@@ -177,14 +243,19 @@ fn examples(experiment: &Experiment) -> Result<Vec<RgbImage>, Failure> {
 }
 
 /// Trains under another recipe, which must be refused; gives the refusal's words.
-fn refused(experiment: &Experiment, folder: &Path, ui: &Ui) -> Result<String, Failure> {
+fn refused(
+    experiment: &Experiment,
+    story: &Story,
+    folder: &Path,
+    ui: &Ui,
+) -> Result<String, Failure> {
     let changed = format!(
-        "{}\n[recipe.deviate]\nt5.tokens.min_tokens = 154\nt5.tokens.max_tokens = 154\n",
-        experiment.text
+        "{}\n[recipe.deviate]\n{}\n",
+        experiment.text, story.deviation
     );
-    let file = folder.join("demo-t5-154.toml");
+    let file = folder.join("demo-refused.toml");
     store::write_file(&file, &[changed.as_bytes()]).map_err(Failure::error)?;
-    let experiment = world::open_experiment(&file)?;
+    let experiment = world::open_experiment(&file, ui)?;
     let options = TrainOptions {
         restart: true,
         dump_step: None,
@@ -205,7 +276,7 @@ fn indent(text: &str) -> String {
         .join("\n")
 }
 
-fn farewell(report: &Report) -> String {
+fn farewell(report: &Report, story: &Story) -> String {
     let folder = report
         .experiment
         .parent()
@@ -215,12 +286,14 @@ fn farewell(report: &Report) -> String {
         "\nDone in {:.0} s. Open {} to see what was learned.\n\n\
          Look further:\n\
          \x20 plumb inspect lora {}\n\
-         \x20 plumb recipe diff sd3/3.5-large:reference sd3/3.5-large:kohya\n\
+         \x20 plumb recipe diff {}\n\
          \x20 plumb store check --read-data {folder}/store\n\n\
-         For your own pictures, copy configs/sd35_large_lora.toml, name your model and your folder, and run\n\
+         For your own pictures, copy {}, name your model and your folder, and run\n\
          \x20 plumb encode my.toml && plumb train my.toml",
         report.seconds,
         report.contact_sheet.display(),
         report.lora.display(),
+        story.recipes,
+        story.template,
     )
 }

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use plumb::base::Base;
 use plumb::embed::{EmbedStats, encode_captions};
 use plumb::experiment::Experiment;
-use plumb::latents::{LatentStats, Wanted, encode_pictures};
+use plumb::latents::{self, LatentStats, Wanted, encode_pictures};
+use plumb::manifest::Manifest;
 use plumb::material::{self, Item};
 use plumb::monitor::Monitor as _;
 use plumb::store::Store;
@@ -34,7 +35,7 @@ pub(crate) struct Report {
 }
 
 pub(crate) fn run(args: &Args, ui: &Ui) -> CommandResult {
-    let experiment = world::open_experiment(&args.experiment)?;
+    let experiment = world::open_experiment(&args.experiment, ui)?;
     let report = encode(&experiment, args.captions.as_deref(), ui)?;
     ui.report(&report, &describe(&report))
 }
@@ -69,24 +70,31 @@ pub(crate) fn encode(
                 .collect()
         }
     };
+    let pictures: Vec<Wanted> = items
+        .iter()
+        .flatten()
+        .map(|i| Wanted {
+            path: i.path.clone(),
+            digest: i.digest,
+            views: i.views.clone(),
+        })
+        .collect();
     let embedded = encode_captions(&base, &store, &wanted, &world::embed_options(), ui)
         .map_err(Failure::error)?;
-    let pictures = match &items {
-        Some(items) => {
-            let views = items.iter().map(|i| Wanted {
-                path: i.path.clone(),
-                digest: i.digest,
-                views: i.views.clone(),
-            });
-            let wanted: Vec<Wanted> = views.collect();
-            Some(encode_pictures(&base, &store, &wanted, ui).map_err(Failure::error)?)
-        }
+    let encoded = match items {
+        Some(_) => Some(encode_pictures(&base, &store, &pictures, ui).map_err(Failure::error)?),
         None => None,
     };
+    // Only now: a list of entries that an interrupted encode did not get to would be a problem to `store check`.
+    let views = latents::entries(&base, &pictures).map_err(Failure::error)?;
+    Manifest::new(&base, wanted.iter().map(String::as_str), views.into_iter())
+        .map_err(Failure::error)?
+        .write(&store, "encode", experiment, captions)
+        .map_err(Failure::error)?;
     Ok(Report {
         store: store.path().to_owned(),
         captions: embedded,
-        pictures,
+        pictures: encoded,
     })
 }
 

@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use plumb::base::Base;
+use plumb::convert::{self, Converted};
 use plumb::experiment::Experiment;
 use plumb::inspect::{self, TokenReport};
-use plumb::lora;
-use plumb::models::FAMILIES;
+use plumb::lora::formats::Module;
 use plumb::recipe::Diff;
 use plumb::store::Store;
-use plumb::train::provenance::Provenance;
+use plumb::train::provenance::{self, Provenance};
 use serde::Serialize;
 
 use crate::CommandResult;
@@ -62,8 +62,11 @@ enum Command {
     },
     /// Show what a LoRA was trained with.
     Lora {
-        /// The LoRA (safetensors).
+        /// The LoRA (safetensors), in the naming of any program that `plumb import lora` reads.
         file: PathBuf,
+        /// The family it is for, where the file does not tell.
+        #[arg(long, value_name = "NAME")]
+        family: Option<String>,
     },
 }
 
@@ -78,7 +81,7 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> CommandResult {
             caption,
             out,
         } => {
-            let (experiment, base) = open(experiment)?;
+            let (experiment, base) = open(experiment, ui)?;
             let store = open_store(&experiment)?;
             let shapes =
                 inspect::conditioning(&base, &store, caption, &world::embed_options(), out, ui)
@@ -90,7 +93,7 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> CommandResult {
             picture,
             out,
         } => {
-            let (experiment, base) = open(experiment)?;
+            let (experiment, base) = open(experiment, ui)?;
             let store = open_store(&experiment)?;
             let report = inspect::latents(&experiment, &base, &store, picture, out, ui)
                 .map_err(Failure::error)?;
@@ -110,12 +113,12 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> CommandResult {
             );
             ui.report(&report, &text)
         }
-        Command::Lora { file } => show_lora(file, ui),
+        Command::Lora { file, family } => show_lora(file, family.as_deref(), ui),
     }
 }
 
-fn open(experiment: &Path) -> Result<(Experiment, Base), Failure> {
-    let experiment = world::open_experiment(experiment)?;
+fn open(experiment: &Path, ui: &Ui) -> Result<(Experiment, Base), Failure> {
+    let experiment = world::open_experiment(experiment, ui)?;
     let base = Base::open(&experiment, &mut world::digest_memo()).map_err(world::base_failure)?;
     Ok((experiment, base))
 }
@@ -134,7 +137,7 @@ fn table(shapes: &BTreeMap<String, Vec<usize>>) -> String {
 }
 
 fn tokens(experiment: &Path, caption: &str, ui: &Ui) -> CommandResult {
-    let (_, base) = open(experiment)?;
+    let (_, base) = open(experiment, ui)?;
     let reports = inspect::tokens(&base, caption).map_err(Failure::error)?;
     let text: Vec<String> = reports.iter().map(describe_tokens).collect();
     ui.report(&reports, &text.join("\n\n"))
@@ -167,45 +170,54 @@ fn describe_tokens(report: &TokenReport) -> String {
 
 #[derive(Serialize)]
 struct LoraReport {
+    /// The family it is for.
+    family: &'static str,
+    /// Whose naming it has.
+    format: &'static str,
+    dtype: &'static str,
+    /// Tensors of text encoders beside those of the denoiser.
+    text_encoder_tensors: usize,
     modules: usize,
     parameters: usize,
     ranks: Vec<usize>,
     provenance: Option<Provenance>,
+    /// What it was made from, where it was converted.
+    converted: Option<Converted>,
     /// In which fields the recipe differs from the authors' reference.
     from_reference: Option<Diff>,
     metadata: BTreeMap<String, String>,
 }
 
-fn show_lora(path: &Path, ui: &Ui) -> CommandResult {
-    let bytes =
-        std::fs::read(path).map_err(|e| Failure::error(format!("{}: {e}", path.display())))?;
+fn show_lora(path: &Path, family: Option<&str>, ui: &Ui) -> CommandResult {
     let origin = path.display().to_string();
-    let mut file = Err(Failure::error(format!("{origin}: no family reads it")));
-    for family in FAMILIES {
-        file = lora::file::read(&bytes, &origin, family.lora_component()).map_err(Failure::error);
-        if file.is_ok() {
-            break;
-        }
-    }
-    let file = file?;
-    let provenance = Provenance::read(&file.metadata).map_err(|e| {
+    let file = convert::read_lora(path, family, true).map_err(Failure::error)?;
+    let unreadable = |key: &'static str, e: serde_json::Error| {
         Failure::error(format!(
-            "{origin}: its `plumb` metadata cannot be read: {e}"
+            "{origin}: its `{key}` metadata cannot be read: {e}"
         ))
-    })?;
-    let mut ranks: Vec<usize> = file.adapters.adapters().iter().map(|a| a.rank).collect();
+    };
+    let converted =
+        Converted::read(&file.metadata).map_err(|e| unreadable(convert::METADATA_KEY, e))?;
+    let provenance =
+        Provenance::read(&file.metadata).map_err(|e| unreadable(provenance::METADATA_KEY, e))?;
+    let mut ranks: Vec<usize> = file.modules.iter().map(Module::rank).collect();
     ranks.sort_unstable();
     ranks.dedup();
     let report = LoraReport {
-        modules: file.adapters.adapters().len(),
-        parameters: file.adapters.values().len(),
+        family: file.naming.family,
+        format: file.format.name(),
+        dtype: file.dtype.name(),
+        modules: file.modules.len(),
+        parameters: file.modules.iter().map(Module::parameters).sum(),
         ranks,
+        text_encoder_tensors: file.left_out,
+        converted,
         from_reference: provenance.as_ref().and_then(against_reference),
         provenance,
         metadata: file
             .metadata
             .into_iter()
-            .filter(|(k, _)| k != "plumb")
+            .filter(|(k, _)| k != provenance::METADATA_KEY && k != convert::METADATA_KEY)
             .collect(),
     };
     ui.report(&report, &describe_lora(&origin, &report))
@@ -221,11 +233,28 @@ fn against_reference(made: &Provenance) -> Option<Diff> {
 fn describe_lora(origin: &str, report: &LoraReport) -> String {
     let ranks: Vec<String> = report.ranks.iter().map(usize::to_string).collect();
     let mut lines = vec![format!(
-        "{origin}: {} modules, rank {}, {} parameters",
+        "{origin}: {} in the naming of {}, {} modules, rank {}, {} parameters in {}",
+        report.family,
+        report.format,
         report.modules,
         ranks.join(", "),
-        report.parameters
+        report.parameters,
+        report.dtype
     )];
+    if report.text_encoder_tensors > 0 {
+        lines.push(format!(
+            "and {} tensors of text encoders, which plumb does not read",
+            report.text_encoder_tensors
+        ));
+    }
+    if let Some(converted) = &report.converted {
+        lines.push(format!(
+            "converted by      {}, from the naming of {}, file {}",
+            converted.tool,
+            converted.from,
+            converted.source.short()
+        ));
+    }
     let Some(made) = &report.provenance else {
         lines.push("not made by plumb: what it was trained with is not recorded".to_owned());
         lines.extend(

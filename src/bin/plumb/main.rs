@@ -1,8 +1,10 @@
 //! The command line: arguments in, library calls, words out. No numbers are made here.
 
+mod convert;
 mod demo;
 mod encode;
 mod inspect;
+mod model;
 mod recipe;
 mod sample;
 mod store;
@@ -42,6 +44,12 @@ enum Command {
     Sample(sample::Args),
     /// Look inside: tokens, conditioning, latents, LoRAs.
     Inspect(inspect::Args),
+    /// Tell what a checkpoint is and what it needs.
+    Model(model::Args),
+    /// Bring what other programs made into plumb.
+    Import(convert::ImportArgs),
+    /// Bring what plumb made into the form that other programs read.
+    Export(convert::ExportArgs),
     /// List, show, compare and explain conditioning recipes.
     Recipe(recipe::Args),
     /// Check, repair, clean and measure a store.
@@ -57,6 +65,9 @@ fn main() -> ExitCode {
         Command::Train(args) => train::run(&args, &ui),
         Command::Sample(args) => sample::run(&args, &ui),
         Command::Inspect(args) => inspect::run(&args, &ui),
+        Command::Model(args) => model::run(&args, &ui),
+        Command::Import(args) => convert::import(&args, &ui),
+        Command::Export(args) => convert::export(&args, &ui),
         Command::Recipe(args) => recipe::run(&args, &ui),
         Command::Store(args) => store::run(&args, &ui),
     };

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Device};
 use plumb::autograd::Tape;
 use plumb::base::Base;
+use plumb::convert;
 use plumb::embed::encode_captions;
 use plumb::experiment::Experiment;
 use plumb::lora::{self, AdapterSet, Bound};
@@ -58,7 +59,7 @@ struct Written {
 }
 
 pub(crate) fn run(args: &Args, ui: &Ui) -> CommandResult {
-    let mut experiment = world::open_experiment(&args.experiment)?;
+    let mut experiment = world::open_experiment(&args.experiment, ui)?;
     let sample = &mut experiment.raw.sample;
     if !args.prompt.is_empty() {
         sample.prompts.clone_from(&args.prompt);
@@ -142,11 +143,8 @@ pub(crate) fn bind(
 
 /// Reads a LoRA and warns where it was trained otherwise than it is used.
 fn open_lora(path: &Path, base: &Base, ui: &Ui) -> Result<AdapterSet, Failure> {
-    let bytes =
-        std::fs::read(path).map_err(|e| Failure::error(format!("{}: {e}", path.display())))?;
     let origin = path.display().to_string();
-    let file =
-        lora::file::read(&bytes, &origin, base.family.lora_component()).map_err(Failure::error)?;
+    let file = convert::read_lora(path, Some(base.family.name()), false).map_err(Failure::error)?;
     let provenance = Provenance::read(&file.metadata).map_err(|e| {
         Failure::error(format!(
             "{origin}: its `plumb` metadata cannot be read: {e}"
@@ -161,5 +159,5 @@ fn open_lora(path: &Path, base: &Base, ui: &Ui) -> Result<AdapterSet, Failure> {
             "warning: {origin} was trained with another recipe than this Experiment's:\n{diff}"
         ));
     }
-    Ok(file.adapters)
+    lora::formats::adapters(file.modules).map_err(Failure::error)
 }

@@ -34,7 +34,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args, ui: &Ui) -> CommandResult {
-    let experiment = world::open_experiment(&args.experiment)?;
+    let experiment = world::open_experiment(&args.experiment, ui)?;
     let options = TrainOptions {
         restart: args.restart,
         dump_step: dump_step(args.dump_step.as_deref())?,

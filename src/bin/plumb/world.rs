@@ -1,24 +1,77 @@
 //! What commands ask of the machine they run on.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use plumb::base;
 use plumb::embed::EmbedOptions;
 use plumb::experiment::Experiment;
+use plumb::hub::{self, Address};
+use plumb::monitor::Monitor;
 use plumb::nn::weights::DigestMemo;
 
 use crate::ui::Failure;
 
-/// Opens an Experiment file; what is wrong with it is the user's to mend, with exit status 2.
-pub(crate) fn open_experiment(path: &std::path::Path) -> Result<Experiment, Failure> {
-    Experiment::open(path).map_err(Failure::usage)
+/// Opens an Experiment file, and fetches what it names on the hub; what is wrong with it is the user's to mend, with
+/// exit status 2.
+pub(crate) fn open_experiment(path: &Path, monitor: &dyn Monitor) -> Result<Experiment, Failure> {
+    let mut experiment = Experiment::open(path).map_err(Failure::usage)?;
+    let remote = |path: &&Path| Address::is_one(path);
+    let addresses: Vec<PathBuf> = experiment
+        .model_paths()
+        .into_iter()
+        .filter(remote)
+        .map(Path::to_owned)
+        .collect();
+    for address in addresses {
+        let fetched = local(&address, monitor)?;
+        experiment.fetched.insert(address, fetched);
+    }
+    Ok(experiment)
+}
+
+/// A path on this machine, for one that may be an address on the hub.
+pub(crate) fn local(path: &Path, monitor: &dyn Monitor) -> Result<PathBuf, Failure> {
+    if !Address::is_one(path) {
+        return Ok(path.to_owned());
+    }
+    let address = Address::parse(&path.to_string_lossy()).map_err(Failure::usage)?;
+    hub::fetch(&address, &hub_options(), monitor).map_err(Failure::error)
+}
+
+/// Where the hub and its cache are, by the variables that all of its programs know.
+fn hub_options() -> hub::Options {
+    let named = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty());
+    let text = |name: &str| named(name).and_then(|v| v.into_string().ok());
+    let home = named("HF_HOME").map(PathBuf::from).unwrap_or_else(|| {
+        let caches = named("XDG_CACHE_HOME").map(PathBuf::from);
+        let own = || std::env::home_dir().map(|home| home.join(".cache"));
+        let caches = caches.or_else(own).unwrap_or_else(std::env::temp_dir);
+        caches.join("huggingface")
+    });
+    let kept_token = || {
+        let file = named("HF_TOKEN_PATH").map_or_else(|| home.join("token"), PathBuf::from);
+        std::fs::read_to_string(file).ok()
+    };
+    let token = text("HF_TOKEN").or_else(kept_token);
+    let is_on = |value: String| {
+        let value = value.to_ascii_lowercase();
+        ["1", "true", "yes", "on"].contains(&value.as_str())
+    };
+    hub::Options {
+        cache: named("HF_HUB_CACHE").map_or_else(|| home.join("hub"), PathBuf::from),
+        endpoint: text("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".to_owned()),
+        token: token.map(|t| t.trim().to_owned()).filter(|t| !t.is_empty()),
+        offline: text("HF_HUB_OFFLINE").is_some_and(is_on),
+    }
 }
 
 /// A recipe or deviation that cannot be is the Experiment's fault, with exit status 2; the rest is the model's.
 pub(crate) fn base_failure(error: base::Error) -> Failure {
     match error {
-        base::Error::Recipe(_) | base::Error::Missing { .. } => Failure::usage(error),
+        base::Error::Recipe(_) | base::Error::Missing { .. } | base::Error::Experiment(_) => {
+            Failure::usage(error)
+        }
         other => Failure::error(other),
     }
 }

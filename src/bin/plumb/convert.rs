@@ -1,0 +1,138 @@
+//! `plumb import` and `plumb export`: LoRAs from and for other programs.
+
+use std::path::{Path, PathBuf};
+
+use plumb::convert::{self, ConvertOptions};
+use plumb::lora::SaveDtype;
+use plumb::lora::formats::Target;
+use plumb::monitor::Monitor as _;
+
+use crate::CommandResult;
+use crate::ui::{Failure, Ui};
+
+#[derive(clap::Args)]
+pub(crate) struct ImportArgs {
+    #[command(subcommand)]
+    command: Import,
+}
+
+#[derive(clap::Subcommand)]
+enum Import {
+    /// Convert a LoRA that another program made to the naming of diffusers, which is plumb's.
+    ///
+    /// Reads the namings of kohya's scripts, ComfyUI, diffusers, PEFT, ai-toolkit, OneTrainer and SimpleTuner, for
+    /// sd3, flux1, sdxl and sd1; which it is, the file tells. Nothing is lost: the update to each weight stays the same.
+    Lora {
+        #[command(flatten)]
+        source: Source,
+    },
+}
+
+#[derive(clap::Args)]
+pub(crate) struct ExportArgs {
+    #[command(subcommand)]
+    command: Export,
+}
+
+#[derive(clap::Subcommand)]
+enum Export {
+    /// Convert a LoRA to the naming of another program.
+    ///
+    /// Nothing is lost: the update to each weight stays the same. Where the program would ignore one of the adapters,
+    /// nothing is written.
+    Lora {
+        #[command(flatten)]
+        source: Source,
+        /// Whose naming; ComfyUI reads `kohya`, and `diffusers` for sd3 and flux1.
+        #[arg(long)]
+        format: Format,
+    },
+}
+
+#[derive(clap::Args)]
+struct Source {
+    /// The LoRA (safetensors).
+    file: PathBuf,
+    /// The file to write; by default beside FILE, with the naming in its name.
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// How numbers are stored; by default as in FILE, or as f32 where that would round them.
+    #[arg(long)]
+    dtype: Option<Dtype>,
+    /// The family it is for, where the file does not tell.
+    #[arg(long, value_name = "NAME")]
+    family: Option<String>,
+    /// Leave out adapters of text encoders. Without this a file that has some is refused.
+    #[arg(long)]
+    without_text_encoders: bool,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Format {
+    Diffusers,
+    Kohya,
+    AiToolkit,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Dtype {
+    F32,
+    F16,
+    Bf16,
+}
+
+pub(crate) fn import(args: &ImportArgs, ui: &Ui) -> CommandResult {
+    let Import::Lora { source } = &args.command;
+    lora(source, Format::Diffusers, ui)
+}
+
+pub(crate) fn export(args: &ExportArgs, ui: &Ui) -> CommandResult {
+    let Export::Lora { source, format } = &args.command;
+    lora(source, *format, ui)
+}
+
+fn lora(source: &Source, format: Format, ui: &Ui) -> CommandResult {
+    let (target, name) = match format {
+        Format::Diffusers => (Target::Diffusers, "diffusers"),
+        Format::Kohya => (Target::Kohya, "kohya"),
+        Format::AiToolkit => (Target::AiToolkit, "ai-toolkit"),
+    };
+    let out = match &source.out {
+        Some(out) => out.clone(),
+        None => beside(&source.file, name),
+    };
+    let options = ConvertOptions {
+        target,
+        dtype: source.dtype.map(|dtype| match dtype {
+            Dtype::F32 => SaveDtype::F32,
+            Dtype::F16 => SaveDtype::F16,
+            Dtype::Bf16 => SaveDtype::Bf16,
+        }),
+        family: source.family.as_deref(),
+        without_text_encoders: source.without_text_encoders,
+    };
+    let report = convert::lora(&source.file, &out, &options).map_err(Failure::error)?;
+    if report.left_out > 0 {
+        ui.note(&format!(
+            "{} tensors of text encoders were left out",
+            report.left_out
+        ));
+    }
+    let ranks: Vec<String> = report.ranks.iter().map(usize::to_string).collect();
+    let text = format!(
+        "{}: {}, {} modules of rank {}, {}, from the naming of {} to that of {name}",
+        out.display(),
+        report.family,
+        report.modules,
+        ranks.join(", "),
+        report.dtype,
+        report.from,
+    );
+    ui.report(&report, &text)
+}
+
+/// `lora.safetensors` becomes `lora-kohya.safetensors`.
+fn beside(file: &Path, name: &str) -> PathBuf {
+    let stem = file.file_stem().unwrap_or_default().to_string_lossy();
+    file.with_file_name(format!("{stem}-{name}.safetensors"))
+}

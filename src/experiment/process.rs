@@ -1,0 +1,114 @@
+//! What an Experiment makes of its flavor's process, and options that are not for it.
+
+use super::{DdpmPrediction, Error, Experiment};
+use crate::diffusion::{LossWeighting, Prediction, Process, TimestepSampling};
+
+impl Experiment {
+    /// The process `own` of the flavor with what `[model]` says otherwise; `told_guidance` is the guidance that the
+    /// flavor is told, if it is told one. Options of `[train]` and `[sample]` that mean nothing to it are refused.
+    ///
+    /// # Errors
+    /// For the first such option.
+    pub fn process(&self, own: Process, told_guidance: Option<f64>) -> Result<Process, Error> {
+        let model = &self.raw.model;
+        let found = match own.is_flow() {
+            true => self.misplaced_in_flow(),
+            false => self.misplaced_in_ddpm(),
+        };
+        if let Some((field, why)) = found {
+            return Err(self.wrong(
+                field,
+                format!("{why}; `{}` is {}", self.raw.model.flavor, kind(own)),
+            ));
+        }
+        let told = [
+            ("train.guidance", self.raw.train.guidance),
+            ("sample.true_cfg", self.raw.sample.true_cfg),
+        ];
+        let misplaced = told.into_iter().find(|(_, value)| value.is_some());
+        if let (Some((field, _)), None) = (misplaced, told_guidance) {
+            let why = "this option is for guidance-distilled models, which are told their guidance; leave it out";
+            return Err(self.wrong(
+                field,
+                format!("{why}; `{}` is told none", self.raw.model.flavor),
+            ));
+        }
+        let prediction = match model.prediction {
+            None => own.prediction,
+            Some(DdpmPrediction::Epsilon) => Prediction::Epsilon,
+            Some(DdpmPrediction::V) => Prediction::Velocity,
+        };
+        if model.zero_terminal_snr && prediction == Prediction::Epsilon {
+            let why = "a model that predicts noise learns nothing from pure noise; set `prediction = \"v\"` if the model was trained so";
+            return Err(self.wrong("model.zero_terminal_snr", why.to_owned()));
+        }
+        Ok(Process {
+            prediction,
+            zero_terminal_snr: model.zero_terminal_snr,
+        })
+    }
+
+    fn wrong(&self, field: &str, why: String) -> Error {
+        Error::Value {
+            file: self.file.clone(),
+            field: field.to_owned(),
+            why,
+        }
+    }
+
+    fn misplaced_in_flow(&self) -> Option<(&'static str, &'static str)> {
+        let (model, train) = (&self.raw.model, &self.raw.train);
+        let flow = Process::new(Prediction::Flow);
+        let sampler = self.raw.sample.sampler;
+        let options = [
+            ("model.prediction", model.prediction.is_some()),
+            ("model.zero_terminal_snr", model.zero_terminal_snr),
+            ("train.min_snr_gamma", train.min_snr_gamma.is_some()),
+            ("train.noise_offset", train.noise_offset != 0.0),
+        ];
+        if sampler.is_some_and(|sampler| !sampler.fits(flow)) {
+            return Some((
+                "sample.sampler",
+                "this sampler is for DDPM models; use `euler`",
+            ));
+        }
+        let found = options.into_iter().find(|(_, set)| *set)?;
+        Some((
+            found.0,
+            "this option is for DDPM models (`sd1`, `sdxl`); leave it out",
+        ))
+    }
+
+    fn misplaced_in_ddpm(&self) -> Option<(&'static str, &'static str)> {
+        let (train, sample) = (&self.raw.train, &self.raw.sample);
+        let other = |sampling| sampling != TimestepSampling::Uniform;
+        if train.timestep_sampling.is_some_and(other) {
+            return Some((
+                "train.timestep_sampling",
+                "the steps of a DDPM model are visited evenly: use `uniform`",
+            ));
+        }
+        let options = [
+            ("train.shift", train.shift.is_some()),
+            (
+                "train.loss_weighting",
+                train.loss_weighting != LossWeighting::None,
+            ),
+            ("train.logit_mean", train.logit_mean != 0.0),
+            ("train.logit_std", train.logit_std != 1.0),
+            ("sample.shift", sample.shift.is_some()),
+        ];
+        let found = options.into_iter().find(|(_, set)| *set)?;
+        Some((
+            found.0,
+            "this option is for models of rectified flow; leave it out",
+        ))
+    }
+}
+
+fn kind(own: Process) -> &'static str {
+    match own.is_flow() {
+        true => "a model of rectified flow",
+        false => "a DDPM model",
+    }
+}

@@ -1,0 +1,122 @@
+//! Which files of a repository are used.
+
+use std::collections::BTreeSet;
+
+use super::{Address, Error};
+
+/// Parts of a pipeline that this program reads.
+const PARTS: &[&str] = &[
+    "transformer",
+    "unet",
+    "vae",
+    "text_encoder",
+    "text_encoder_2",
+    "text_encoder_3",
+    "tokenizer",
+    "tokenizer_2",
+    "tokenizer_3",
+];
+
+/// What is read of a part beside its weights.
+const SMALL_FILES: &[&str] = &[
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "spiece.model",
+    "added_tokens.json",
+    "special_tokens_map.json",
+];
+
+/// The files of a repository that `address` means.
+///
+/// - A file inside: that one.
+/// - A folder inside, or a repository that is one part: its weights, configuration and tokenizer.
+/// - A pipeline: the same of every part, and `model_index.json`; not the single files that may lie beside it.
+///
+/// # Errors
+/// If there is no such file or folder, or it has no weights.
+pub fn wanted(address: &Address, files: &[String]) -> Result<Vec<String>, Error> {
+    let nothing = |reason: String| Error::Nothing {
+        address: address.clone(),
+        reason,
+    };
+    let below = |folder: &str| in_folder(folder, files);
+    let chosen: Vec<String> = match &address.inside {
+        Some(inside) if files.contains(inside) => return Ok(vec![inside.clone()]),
+        Some(inside) => below(&format!("{inside}/")),
+        None if files.iter().any(|f| f == "model_index.json") => {
+            let parts = PARTS.iter().flat_map(|part| below(&format!("{part}/")));
+            parts.chain(["model_index.json".to_owned()]).collect()
+        }
+        None => below(""),
+    };
+    let is_weights = |name: &String| name.ends_with(".safetensors") || name.ends_with(".gguf");
+    let has_tokenizer = chosen.iter().any(|f| !f.ends_with("config.json"));
+    if chosen.iter().any(is_weights) || address.inside.is_some() && has_tokenizer {
+        return Ok(chosen);
+    }
+    let some: Vec<&String> = files.iter().filter(|f| is_weights(f)).collect();
+    Err(nothing(match some.as_slice() {
+        [] => "the repository has no safetensors or GGUF file there".to_owned(),
+        some => {
+            let names = some.iter().take(8).map(|f| format!("`{f}`"));
+            format!(
+                "it does not say which file is meant; name one, such as {SCHEME}{}/{}; it has {}",
+                address.repo,
+                some[0],
+                names.collect::<Vec<_>>().join(", "),
+                SCHEME = super::SCHEME,
+            )
+        }
+    }))
+}
+
+/// What is used of one folder (a prefix that is empty or ends with `/`).
+fn in_folder(folder: &str, files: &[String]) -> Vec<String> {
+    let inside: BTreeSet<&str> = files
+        .iter()
+        .filter_map(|file| file.strip_prefix(folder))
+        .filter(|name| !name.contains('/'))
+        .collect();
+    let mut chosen: Vec<&str> = inside
+        .iter()
+        .copied()
+        .filter(|name| SMALL_FILES.contains(name))
+        .collect();
+    chosen.extend(weights(&inside));
+    chosen
+        .into_iter()
+        .map(|name| format!("{folder}{name}"))
+        .collect()
+}
+
+/// One set of weights: an index with its shards, a file of the usual name, or the only one there is. Variants
+/// (`model.fp16.safetensors`) are the same weights once more.
+fn weights<'a>(inside: &BTreeSet<&'a str>) -> Vec<&'a str> {
+    for stem in ["model", "diffusion_pytorch_model"] {
+        let index = format!("{stem}.safetensors.index.json");
+        if let Some(index) = inside.get(index.as_str()) {
+            let is_shard = |name: &&&str| {
+                let number = name.strip_prefix(stem).and_then(|n| n.strip_prefix('-'));
+                number.is_some_and(|n| n.ends_with(".safetensors"))
+            };
+            let shards = inside.iter().filter(is_shard).copied();
+            return shards.chain([*index]).collect();
+        }
+        let single = format!("{stem}.safetensors");
+        if let Some(single) = inside.get(single.as_str()) {
+            return vec![single];
+        }
+    }
+    let all: Vec<&str> = inside
+        .iter()
+        .copied()
+        .filter(|name| name.ends_with(".safetensors") || name.ends_with(".gguf"))
+        .collect();
+    match all.as_slice() {
+        [only] => vec![only],
+        _ => Vec::new(),
+    }
+}

@@ -1,0 +1,86 @@
+//! Which entries an Experiment uses: written into the store as a run, so that garbage collection keeps them, by
+//! `encode` as by `train`.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use crate::base::Base;
+use crate::digest::{self, Digest, Fingerprint, canonical_json};
+use crate::experiment::Experiment;
+use crate::recipe::spec::caption_entry;
+use crate::store::{self, Store};
+
+/// A list of entries, (spec, entry), sorted, each once.
+pub struct Manifest(Vec<(Fingerprint, Fingerprint)>);
+
+impl Manifest {
+    /// What every encoder of `base` makes of `captions`, and its VAE of `views`.
+    ///
+    /// # Errors
+    /// Never in practice: a key always has a canonical form.
+    pub fn new<'a>(
+        base: &Base,
+        captions: impl Iterator<Item = &'a str> + Clone,
+        views: impl Iterator<Item = Fingerprint>,
+    ) -> Result<Self, digest::Error> {
+        let mut entries = Vec::new();
+        for encoder in &base.encoders {
+            let spec = encoder.fingerprint;
+            for caption in captions.clone() {
+                entries.push((spec, caption_entry(&spec, caption)?));
+            }
+        }
+        entries.extend(views.map(|view| (base.vae.fingerprint, view)));
+        entries.sort_unstable();
+        entries.dedup();
+        Ok(Self(entries))
+    }
+
+    /// The digest of the canonical JSON of the list, an object of specs with their entries: the same wherever the
+    /// Experiment and the store lie.
+    ///
+    /// # Errors
+    /// Never in practice: the list always has a canonical form.
+    pub fn digest(&self) -> Result<Digest, digest::Error> {
+        let mut by_spec = BTreeMap::<String, Vec<Fingerprint>>::new();
+        for (spec, entry) in &self.0 {
+            by_spec.entry(spec.to_string()).or_default().push(*entry);
+        }
+        Ok(Digest::of(&canonical_json(&by_spec)?))
+    }
+
+    /// Writes it as the run of `verb` on this Experiment (and `captions`, a file of captions alone), in place of
+    /// the one that was written before.
+    ///
+    /// # Errors
+    /// If the store cannot be written or is being cleaned up.
+    pub fn write(
+        &self,
+        store: &Store,
+        verb: &str,
+        experiment: &Experiment,
+        captions: Option<&Path>,
+    ) -> Result<(), store::Error> {
+        let file = experiment.file.display().to_string();
+        let note = serde_json::json!({ "experiment": file });
+        store.write_run(&run_id(verb, experiment, captions), &self.0, note)?;
+        Ok(())
+    }
+}
+
+/// A name that the same Experiment file always gets, and another hardly ever.
+fn run_id(verb: &str, experiment: &Experiment, captions: Option<&Path>) -> String {
+    let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let mut origin = absolute(&experiment.file).to_string_lossy().into_owned();
+    if let Some(file) = captions {
+        origin = format!("{origin}\n{}", absolute(file).display());
+    }
+    let named = captions.unwrap_or(&experiment.file);
+    let stem = named.file_stem().unwrap_or_default().to_string_lossy();
+    let plain: String = stem
+        .chars()
+        .filter(|c| c.is_ascii_alphanumeric() || *c == '-' || *c == '_')
+        .take(60)
+        .collect();
+    format!("{verb}-{plain}-{}", Digest::of(origin.as_bytes()).short())
+}

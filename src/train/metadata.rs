@@ -1,0 +1,147 @@
+//! What a LoRA file says of its training in the keys that kohya's scripts write (`ss_`) and other programs show, beside
+//! our own provenance. No dates and no paths: the same Experiment makes the same file.
+
+use std::collections::BTreeMap;
+
+use serde_json::json;
+
+use super::set::TrainingSet;
+use crate::diffusion::{Prediction, Process};
+use crate::experiment::{Experiment, LrDecay};
+
+/// Tags of a folder that are listed: the commonest. Sentences as captions have as many as there are pictures.
+const MAX_TAGS: usize = 1000;
+
+/// The keys of a training after `step` steps.
+pub(super) fn training(
+    experiment: &Experiment,
+    set: &TrainingSet<'_>,
+    process: &Process,
+    step: u64,
+) -> BTreeMap<String, String> {
+    let (train, adapter) = (&experiment.raw.train, &experiment.raw.adapter);
+    let python = |value: bool| if value { "True" } else { "False" }.to_owned();
+    let schedule = match train.lr_schedule {
+        LrDecay::Constant if train.warmup_steps > 0 => "constant_with_warmup",
+        LrDecay::Constant => "constant",
+        LrDecay::Cosine => "cosine",
+        LrDecay::Linear => "linear",
+    };
+    let optimizer = format!(
+        "AdamW(betas=({:?}, {:?}), eps={:?}, weight_decay={:?})",
+        train.beta1, train.beta2, train.epsilon, train.weight_decay
+    );
+    let side = set.resolution_px();
+    let folders = folders(set);
+    let repeated: usize = set.repeated_pairs().map(|(_, repeats)| repeats).sum();
+    let mut keys = BTreeMap::from([
+        ("ss_output_name", train.name.clone()),
+        ("ss_seed", train.seed.to_string()),
+        ("ss_steps", step.to_string()),
+        ("ss_max_train_steps", train.steps.to_string()),
+        ("ss_learning_rate", format!("{:?}", train.learning_rate)),
+        ("ss_unet_lr", format!("{:?}", train.learning_rate)),
+        ("ss_lr_scheduler", schedule.to_owned()),
+        ("ss_lr_warmup_steps", train.warmup_steps.to_string()),
+        ("ss_optimizer", optimizer),
+        ("ss_max_grad_norm", format!("{:?}", train.max_grad_norm)),
+        ("ss_total_batch_size", train.batch_size.to_string()),
+        ("ss_batch_size_per_device", train.batch_size.to_string()),
+        (
+            "ss_gradient_accumulation_steps",
+            train.gradient_accumulation.to_string(),
+        ),
+        (
+            "ss_gradient_checkpointing",
+            python(train.gradient_checkpointing),
+        ),
+        (
+            "ss_caption_dropout_rate",
+            format!("{:?}", train.caption_dropout),
+        ),
+        ("ss_network_dropout", format!("{:?}", adapter.dropout)),
+        ("ss_num_train_images", repeated.to_string()),
+        ("ss_num_validation_images", set.held_out().len().to_string()),
+        ("ss_resolution", format!("({side}, {side})")),
+        ("ss_dataset_dirs", folders.sizes),
+        ("ss_tag_frequency", folders.tags),
+    ]);
+    match process.prediction {
+        Prediction::Flow => {}
+        Prediction::Epsilon => {
+            keys.insert("modelspec.prediction_type", "epsilon".to_owned());
+        }
+        Prediction::Velocity => {
+            keys.insert("modelspec.prediction_type", "v".to_owned());
+        }
+    }
+    keys.into_iter().map(|(k, v)| (k.to_owned(), v)).collect()
+}
+
+/// The two keys about folders of pictures, as JSON.
+struct Folders {
+    /// Folder -> repeats and number of pictures.
+    sizes: String,
+    /// Folder -> tag -> pictures that have it. A tag is what is between commas in a caption.
+    tags: String,
+}
+
+#[derive(Default)]
+struct Folder<'a> {
+    repeats: usize,
+    pictures: usize,
+    tags: BTreeMap<&'a str, usize>,
+}
+
+fn folders(set: &TrainingSet<'_>) -> Folders {
+    let mut folders: BTreeMap<String, Folder<'_>> = BTreeMap::new();
+    for (pair, repeats) in set.repeated_pairs() {
+        let name = pair.picture.parent().and_then(|folder| folder.file_name());
+        let name = name.unwrap_or_default().to_string_lossy().into_owned();
+        let folder = folders.entry(name).or_default();
+        folder.repeats = folder.repeats.max(repeats);
+        folder.pictures += 1;
+        for tag in pair.caption.split(',').map(str::trim) {
+            if !tag.is_empty() {
+                *folder.tags.entry(tag).or_default() += 1;
+            }
+        }
+    }
+    let sizes: BTreeMap<_, _> = folders
+        .iter()
+        .map(|(name, folder)| {
+            let size = json!({ "n_repeats": folder.repeats, "img_count": folder.pictures });
+            (name, size)
+        })
+        .collect();
+    let tags: BTreeMap<_, _> = folders
+        .iter()
+        .map(|(name, folder)| (name, commonest(&folder.tags)))
+        .collect();
+    Folders {
+        sizes: json!(sizes).to_string(),
+        tags: json!(tags).to_string(),
+    }
+}
+
+fn commonest<'a>(tags: &BTreeMap<&'a str, usize>) -> BTreeMap<&'a str, usize> {
+    let mut sorted: Vec<_> = tags.iter().map(|(tag, count)| (*tag, *count)).collect();
+    sorted.sort_by_key(|(tag, count)| (std::cmp::Reverse(*count), *tag));
+    sorted.truncate(MAX_TAGS);
+    sorted.into_iter().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_commonest_tags_are_listed() {
+        let names: Vec<String> = (0..MAX_TAGS + 2).map(|i| format!("tag {i:04}")).collect();
+        let mut tags: BTreeMap<&str, usize> = names.iter().map(|n| (n.as_str(), 1)).collect();
+        tags.insert("tag 1001", 3);
+        let listed = commonest(&tags);
+        assert_eq!((listed.len(), listed["tag 1001"]), (MAX_TAGS, 3));
+        assert!(listed.contains_key("tag 0998") && !listed.contains_key("tag 0999"));
+    }
+}

@@ -1,0 +1,51 @@
+//! The bundled miniature of SDXL, from pictures to a LoRA, a sample, and a step that diffusers and peft make again.
+//! That of SD3 is in `pipeline.rs`.
+
+use std::path::Path;
+
+use crate::world::{World, tiny_sd3};
+
+#[test]
+fn from_pictures_to_a_lora() {
+    let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/tiny-sdxl");
+    let world = World::new();
+    world.edit(
+        &format!("path = {:?}", tiny_sd3().display().to_string()),
+        &format!("path = {:?}", base.display().to_string()),
+    );
+    world.edit("family = \"sd3\"", "family = \"sdxl\"");
+    world.edit("flavor = \"3.5-large\"", "flavor = \"base-1.0\"");
+    world
+        .run(&["model", "check", &base.display().to_string()])
+        .expect(0)
+        .says("sdxl/base-1.0");
+    world
+        .run(&["train", "exp.toml"])
+        .expect(4)
+        .says("plumb encode exp.toml");
+    world.run(&["encode", "exp.toml"]).expect(0);
+    world
+        .run(&["train", "exp.toml"])
+        .expect(0)
+        .says("4 steps done");
+    let lora = candle_core::safetensors::load(
+        world.path("out/lora.safetensors"),
+        &candle_core::Device::Cpu,
+    )
+    .expect("a LoRA");
+    assert!(
+        lora.keys().all(|name| name.starts_with("unet.")),
+        "{lora:?}"
+    );
+    world
+        .run(&["sample", "exp.toml", "--lora", "out/lora.safetensors"])
+        .expect(0);
+    let picture = image::open(world.path("out/samples/seed0-000.png")).expect("a picture");
+    assert_eq!((picture.width(), picture.height()), (64, 64));
+    world
+        .run(&["train", "exp.toml", "--dump-step", "3", "step.safetensors"])
+        .expect(2)
+        .says("--restart");
+    std::fs::remove_dir_all(world.path("out")).expect("removed");
+    world.replay_step(3, &base);
+}

@@ -1,0 +1,342 @@
+//! SDXL and Stable Diffusion 1.5: whole pipelines on miniatures put together from the encoders and the VAE of
+//! assets/tiny-sd3 and a UNet of `tools/goldens/unet.py`.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use candle_core::{DType, Device, Tensor};
+use plumb::diffusion::{Level, LossWeighting, Prediction, Process, add_noise};
+use plumb::lora::AdapterSet;
+use plumb::models::{self, ConditioningTensors};
+use plumb::optim::{AdamW, AdamWOptions};
+use plumb::train::inputs::Part;
+use plumb::train::step::Pass;
+use serde_json::Value;
+
+use crate::world::{World, tiny_sd3};
+
+struct Golden {
+    tensors: HashMap<String, Tensor>,
+    config: String,
+}
+
+impl Golden {
+    fn read(name: &str) -> Self {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/{name}"));
+        let bytes = std::fs::read(&path).expect("the golden");
+        let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).expect("a header");
+        let config = header.metadata().as_ref().expect("metadata")["config"].clone();
+        let tensors = candle_core::safetensors::load(&path, &Device::Cpu).expect("tensors");
+        Self { tensors, config }
+    }
+
+    fn get(&self, name: &str) -> Tensor {
+        self.tensors[&format!("golden.curve.{name}")].clone()
+    }
+
+    /// Writes the UNet as diffusers would, below `folder`.
+    fn write(&self, folder: &Path) {
+        let unet = folder.join("unet");
+        std::fs::create_dir_all(&unet).expect("a folder");
+        std::fs::write(unet.join("config.json"), &self.config).expect("written");
+        let own = self
+            .tensors
+            .iter()
+            .filter(|(n, _)| !n.starts_with("golden."));
+        let own: HashMap<_, _> = own.map(|(n, t)| (n.clone(), t.clone())).collect();
+        let file = unet.join("diffusion_pytorch_model.safetensors");
+        candle_core::safetensors::save(&own, file).expect("written");
+    }
+}
+
+/// A world whose base model is of this family.
+fn world(family: &str, flavor: &str, golden: &str) -> World {
+    let world = World::new();
+    for part in [
+        "text_encoder",
+        "text_encoder_2",
+        "tokenizer",
+        "tokenizer_2",
+        "vae",
+    ] {
+        world.copy_folder(&tiny_sd3().join(part), &format!("base/{part}"));
+    }
+    Golden::read(golden).write(&world.path("base"));
+    let experiment = World::experiment()
+        .replace("family = \"sd3\"", &format!("family = \"{family}\""))
+        .replace("flavor = \"3.5-large\"", &format!("flavor = \"{flavor}\""))
+        .replace(&format!("{:?}", tiny_sd3().display().to_string()), "\"base\"")
+        .replace("seed = 5", "seed = 5\nmin_snr_gamma = 5.0\nnoise_offset = 0.05\nvalidate_every = 4\nvalidation_share = 0.3")
+        .replace("rank = 2", "rank = 2\ntargets = [\"attention\", \"conv1\"]");
+    world.write("exp.toml", &experiment);
+    world
+}
+
+fn sdxl() -> World {
+    world("sdxl", "base-1.0", "unet_world.safetensors")
+}
+
+fn sd1() -> World {
+    world("sd1", "1.5", "unet_world_sd1.safetensors")
+}
+
+fn tensors(path: PathBuf) -> HashMap<String, Tensor> {
+    candle_core::safetensors::load(path, &Device::Cpu).expect("tensors")
+}
+
+#[test]
+fn sdxl_is_encoded_trained_resumed_and_sampled() {
+    let world = sdxl();
+    world
+        .run(&["train", "exp.toml"])
+        .expect(4)
+        .says("plumb encode exp.toml");
+    world.run(&["encode", "exp.toml"]).expect(0);
+    world
+        .run(&["train", "exp.toml", "--dump-step", "1", "step.safetensors"])
+        .expect(0);
+    let whole = world.read("out/lora.safetensors");
+    let lora = tensors(world.path("out/lora.safetensors"));
+    assert!(
+        lora.keys().all(|name| name.starts_with("unet.")),
+        "{:?}",
+        lora.keys()
+    );
+    let shape = |name: &str| lora[name].dims().to_vec();
+    let attention = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k";
+    assert_eq!(shape(&format!("{attention}.lora_A.weight")), [2, 112]);
+    let conv = "unet.up_blocks.0.resnets.1.conv1";
+    assert_eq!(shape(&format!("{conv}.lora_A.weight")), [2, 24, 3, 3]);
+    assert_eq!(shape(&format!("{conv}.lora_B.weight")), [16, 2, 1, 1]);
+
+    std::fs::remove_dir_all(world.path("out")).expect("removed");
+    world
+        .run(&["train", "exp.toml", "--stop-after", "3"])
+        .expect(0);
+    world.run(&["train", "exp.toml"]).expect(0);
+    assert!(
+        world.read("out/lora.safetensors") == whole,
+        "a resumed run made another LoRA"
+    );
+
+    let picture = |out: &str, sampler: &str| {
+        world.edit(
+            "steps = 2\n",
+            &format!("steps = 2\nsampler = \"{sampler}\"\n"),
+        );
+        let lora = ["--lora", "out/lora.safetensors"];
+        let ran = world.run(&[&["sample", "exp.toml", "--out", out, "--json"], &lora[..]].concat());
+        let report: Value = ran.expect(0).json();
+        world.edit(&format!("sampler = \"{sampler}\"\n"), "");
+        let file = report["pictures"][0]["file"]
+            .as_str()
+            .expect("a file")
+            .to_owned();
+        world.read(&file)
+    };
+    let ancestral = picture("first", "euler_ancestral");
+    assert!(
+        ancestral == picture("second", "euler_ancestral"),
+        "a seed is not enough"
+    );
+    assert!(ancestral != picture("third", "dpmpp2m_karras"));
+}
+
+#[test]
+fn a_step_is_told_each_pictures_size_crop_and_bucket() {
+    let world = sdxl();
+    world.run(&["encode", "exp.toml"]).expect(0);
+    let dump = ["--dump-step", "1", "step.safetensors"];
+    world
+        .run(&[&["train", "exp.toml", "--stop-after", "1"], &dump[..]].concat())
+        .expect(0);
+    let step = tensors(world.path("step.safetensors"));
+    let ids = step["time_ids"].to_vec2::<f32>().expect("numbers");
+    // Pictures of 64 high and 64, 80 or 96 wide.
+    for told in &ids {
+        assert_eq!(told[0], 64.0);
+        assert!([64.0, 80.0, 96.0].contains(&told[1]), "{told:?}");
+        let latents = step["latents"].dims();
+        assert_eq!(
+            told[4..],
+            [8.0 * latents[2] as f32, 8.0 * latents[3] as f32]
+        );
+    }
+    let steps = step["timestep"].to_vec1::<f32>().expect("numbers");
+    assert!(
+        steps
+            .iter()
+            .all(|t| t.fract() == 0.0 && (0.0..1000.0).contains(t)),
+        "{steps:?}"
+    );
+    // Min-SNR of 5 for a network that predicts noise.
+    let (sigma, weight) = (&step["sigma"], &step["loss_weight"]);
+    let pairs = sigma.to_vec1::<f32>().expect("numbers").into_iter();
+    for (take, weight) in pairs.zip(weight.to_vec1::<f32>().expect("numbers")) {
+        let ratio = (1.0 - take * take) / (take * take);
+        assert!(
+            (weight - ratio.min(5.0) / ratio).abs() < 1e-4,
+            "{take} {weight}"
+        );
+    }
+}
+
+/// With a convolution's adapter, min-SNR and a noise offset.
+#[test]
+fn a_dumped_step_of_a_unet_replays_in_diffusers_and_peft() {
+    for world in [sdxl(), sd1()] {
+        world.run(&["encode", "exp.toml"]).expect(0);
+        world.replay_step(3, &world.path("base"));
+    }
+}
+
+#[test]
+fn sd1_is_encoded_trained_and_sampled_with_clip_skip_by_name() {
+    let world = sd1();
+    world.run(&["encode", "exp.toml"]).expect(0);
+    world.edit(
+        "[store]",
+        "[recipe.deviate]\nclip_l.forward.hidden_layer = -2\n[store]",
+    );
+    world
+        .run(&["train", "exp.toml"])
+        .expect(4)
+        .says("deviates: clip_l.forward.hidden_layer = -2 instead of -1");
+    world.run(&["encode", "exp.toml"]).expect(0);
+    world.run(&["train", "exp.toml"]).expect(0);
+    let lora = tensors(world.path("out/lora.safetensors"));
+    assert!(
+        lora.contains_key(
+            "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q.lora_A.weight"
+        )
+    );
+    world
+        .run(&["sample", "exp.toml", "--lora", "out/lora.safetensors"])
+        .expect(0);
+}
+
+#[test]
+fn options_of_another_kind_of_model_are_refused_by_name() {
+    let world = sdxl();
+    for (from, to, why) in [
+        (
+            "seed = 5",
+            "seed = 5\nshift = 3.0",
+            "`train.shift`: this option is for models of rectified flow",
+        ),
+        (
+            "seed = 5",
+            "seed = 5\ntimestep_sampling = \"logit_normal\"",
+            "use `uniform`",
+        ),
+        (
+            "[recipe]",
+            "zero_terminal_snr = true\n[recipe]",
+            "set `prediction = \"v\"`",
+        ),
+    ] {
+        world.edit(from, to);
+        world.run(&["encode", "exp.toml"]).expect(2).says(why);
+        world.edit(to, from);
+    }
+    world.edit(
+        "[recipe]",
+        "prediction = \"v\"\nzero_terminal_snr = true\n[recipe]",
+    );
+    world.run(&["encode", "exp.toml"]).expect(0);
+    world.run(&["train", "exp.toml"]).expect(0);
+    world.run(&["sample", "exp.toml"]).expect(0);
+
+    let flow = World::new();
+    flow.edit("seed = 5", "seed = 5\nmin_snr_gamma = 5.0");
+    flow.run(&["encode", "exp.toml"])
+        .expect(2)
+        .says("`train.min_snr_gamma`: this option is for DDPM models");
+    flow.edit("\nmin_snr_gamma = 5.0", "");
+    flow.edit("steps = 2\n", "steps = 2\nsampler = \"ddim\"\n");
+    flow.run(&["sample", "exp.toml"])
+        .expect(2)
+        .says("use `euler`");
+}
+
+/// Losses of 20 steps of AdamW on a LoRA, against diffusers and peft.
+#[test]
+fn twenty_steps_lose_what_they_lose_in_diffusers_and_peft() {
+    let golden = Golden::read("unet_world.safetensors");
+    let folder = tempfile::tempdir().expect("a folder");
+    golden.write(folder.path());
+    let family = models::family("sdxl").expect("a family");
+    let components = family.components(folder.path()).expect("a model");
+    let denoiser = family
+        .load(&components, DType::F32, &Device::Cpu)
+        .expect("loaded");
+    let there = |name: &str| golden.tensors.contains_key(&format!("golden.curve.{name}"));
+    let chosen = denoiser
+        .linears()
+        .iter()
+        .filter(|l| there(&format!("{}.lora_A.weight", l.name)));
+    let mut adapters = AdapterSet::zeroed(chosen.map(|l| (l.clone(), 4, 4.0))).expect("adapters");
+    let values = adapters.tensors().flat_map(|(name, ..)| {
+        let flat = golden
+            .get(&name)
+            .flatten_all()
+            .and_then(|t| t.to_vec1::<f32>());
+        flat.expect("values")
+    });
+    let values = values.collect();
+    adapters.set_values(values).expect("as many");
+    let options = AdamWOptions {
+        beta1: 0.9,
+        beta2: 0.999,
+        epsilon: 1e-8,
+        weight_decay: 0.01,
+    };
+    let mut optimizer = AdamW::new(options, adapters.values().len());
+    let numbers = |name: &str| golden.get(name).to_vec1::<f32>().expect("numbers");
+    let (steps, losses) = (numbers("timesteps"), numbers("losses"));
+    assert_eq!(losses.len(), 20);
+    for (i, (timestep, expected)) in steps.into_iter().zip(losses).enumerate() {
+        let part = part(&golden, i, f64::from(timestep));
+        let mut gradient = vec![0.0; adapters.values().len()];
+        let pass = Pass {
+            denoiser: denoiser.as_ref(),
+            adapters: &adapters,
+            dropout: (0.0, 0),
+            checkpointing: false,
+        };
+        let made = pass
+            .backward(&part, i as u64, 1.0, &mut gradient)
+            .expect("a step");
+        let error = (made.loss / f64::from(expected) - 1.0).abs();
+        assert!(
+            error < 1e-4,
+            "step {i}: {} instead of {expected}",
+            made.loss
+        );
+        optimizer.step(adapters.values_mut(), &gradient, 1e-2);
+    }
+}
+
+/// What step `i` of the curve sees.
+fn part(golden: &Golden, i: usize, timestep: f64) -> Part {
+    let process = Process::new(Prediction::Epsilon);
+    let levels = [process.level((timestep + 0.5) / 1000.0)];
+    let latents = golden.get("latents");
+    let noise = golden.get("noises").narrow(0, i, 1).expect("a noise");
+    let number = |f: &dyn Fn(Level) -> f64| {
+        Tensor::new(&[f(levels[0]) as f32], &Device::Cpu).expect("a number")
+    };
+    let mut conditioning = ConditioningTensors::new(golden.get("context"), golden.get("pooled"));
+    conditioning.time_ids = Some(golden.get("time_ids"));
+    Part {
+        noisy: add_noise(&latents, &noise, &levels).expect("noisy"),
+        target: process.target(&latents, &noise, &levels).expect("a target"),
+        sigmas: number(&|level| level.take),
+        timesteps: number(&|level| level.timestep),
+        weights: number(&|level| process.weight(level, LossWeighting::None, Some(5.0))),
+        conditioning,
+        share: 1.0,
+        latents,
+        noise,
+    }
+}
