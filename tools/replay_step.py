@@ -10,7 +10,6 @@ where a relative error is above 1e-4. The names in the dump are explained by `pl
 import argparse
 import sys
 
-import torch
 from denoisers import component, load, predict
 from diffusers import DDPMScheduler
 from peft import LoraConfig

@@ -56,11 +56,7 @@ impl Components {
     }
 
     /// A folder with one sub-folder per part. Parts that are not there are left out.
-    pub(super) fn in_folder(
-        path: &Path,
-        parts: &[&'static str],
-        tokenizers: &[&'static str],
-    ) -> Self {
+    fn in_folder(path: &Path, parts: &[&'static str], tokenizers: &[&'static str]) -> Self {
         let component = |name: &&'static str| {
             let folder = path.join(name);
             let config = folder.join("config.json");
@@ -91,10 +87,7 @@ impl Components {
     ///
     /// # Errors
     /// If it is not a whole safetensors file.
-    pub(super) fn in_file(
-        path: &Path,
-        prefixes: &[(&'static str, &[&'static str])],
-    ) -> Result<Self, Error> {
+    fn in_file(path: &Path, prefixes: &[(&'static str, &[&'static str])]) -> Result<Self, Error> {
         let weights = Weights::open(&[path.to_owned()])?;
         let mut parts = BTreeMap::new();
         for (name, candidates) in prefixes {
@@ -122,7 +115,7 @@ impl Components {
     ///
     /// # Errors
     /// If it is not a whole safetensors file.
-    pub(super) fn add_unprefixed(&mut self, name: &'static str, sign: &str) -> Result<(), Error> {
+    fn add_unprefixed(&mut self, name: &'static str, sign: &str) -> Result<(), Error> {
         if !Weights::open(std::slice::from_ref(&self.path))?
             .pp(sign)
             .names()

@@ -199,14 +199,3 @@ def load(work: Path) -> Encoders:
         .eval()
         .requires_grad_(False)
     )
-
-
-@torch.no_grad()
-def encode(encoders: Encoders, world: words.Words, captions: list[str], batch: int = 64):
-    """context [N, 154, D] and pooled [N, P] in f32."""
-    context, pooled = [], []
-    for at in range(0, len(captions), batch):
-        c, p = encoders(world.ids(captions[at : at + batch]))
-        context.append(c)
-        pooled.append(p)
-    return torch.cat(context), torch.cat(pooled)

@@ -17,7 +17,7 @@ use plumb::train::{self, Error, PairSource, TrainOptions};
 use serde::Serialize;
 
 use crate::CommandResult;
-use crate::sample::bind;
+use crate::sample::{bind, open_lora};
 use crate::ui::{Failure, Ui};
 use crate::{encode, world};
 
@@ -180,15 +180,11 @@ fn before_and_after(
         .family
         .load(&base.components, DType::F32, &Device::Cpu)
         .map_err(Failure::error)?;
-    let bytes =
-        std::fs::read(lora).map_err(|e| Failure::error(format!("{}: {e}", lora.display())))?;
-    let origin = lora.display().to_string();
-    let file =
-        lora::file::read(&bytes, &origin, base.family.lora_component()).map_err(Failure::error)?;
+    let adapters = open_lora(lora, &base, ui)?;
     let steps = preview::options(experiment, &base).steps * experiment.raw.sample.prompts.len();
     ui.start("sampling", Some(2 * steps as u64));
     let sample = |adapters| sample(experiment, &base, &source, denoiser.as_ref(), adapters, ui);
-    let (before, after) = (sample(None)?, sample(Some(&file.adapters))?);
+    let (before, after) = (sample(None)?, sample(Some(&adapters))?);
     ui.finish();
     let examples = examples(experiment)?;
     let mut rows = vec![Row {

@@ -142,7 +142,7 @@ pub(crate) fn bind(
 }
 
 /// Reads a LoRA and warns where it was trained otherwise than it is used.
-fn open_lora(path: &Path, base: &Base, ui: &Ui) -> Result<AdapterSet, Failure> {
+pub(crate) fn open_lora(path: &Path, base: &Base, ui: &Ui) -> Result<AdapterSet, Failure> {
     let origin = path.display().to_string();
     let file = convert::read_lora(path, Some(base.family.name()), false).map_err(Failure::error)?;
     let provenance = Provenance::read(&file.metadata).map_err(|e| {

@@ -20,14 +20,13 @@ use self::architecture::{Heads, Unshaped};
 use self::names::Named;
 pub(super) use self::names::{OUTER, RESNET};
 use self::network::UNet;
-use super::layout;
+use super::layout::{self, Layout};
 use super::{BaseWeights, Components, Denoiser, Error, Family, Flavor, LatentScaling};
 use crate::diffusion::{Prediction, Process, Sampler, Shift, Spacing};
 use crate::lora::Preset;
 
 /// A family of UNets.
 pub struct UNetFamily {
-    name: &'static str,
     flavors: &'static [Flavor],
     presets: &'static [Preset],
     /// The VAE's, if its config does not say (a single file has none).
@@ -36,16 +35,13 @@ pub struct UNetFamily {
     unshaped: Unshaped,
     /// Whether it is told the pooled vector and sizes.
     told_sizes: bool,
-    folders: &'static [&'static str],
-    tokenizers: &'static [&'static str],
-    prefixes: &'static [(&'static str, &'static [&'static str])],
+    layout: Layout,
 }
 
 const NOISE: Process = Process::new(Prediction::Epsilon);
 
 /// SDXL. Steps and guidance as in diffusers' pipeline; the sampler is the one its files name.
 pub const SDXL: UNetFamily = UNetFamily {
-    name: "sdxl",
     flavors: &[Flavor {
         name: "base-1.0",
         process: NOISE,
@@ -86,19 +82,23 @@ pub const SDXL: UNetFamily = UNetFamily {
         size_channels: 256,
     },
     told_sizes: true,
-    folders: &[DENOISER, "vae", "text_encoder", "text_encoder_2"],
-    tokenizers: &["tokenizer", "tokenizer_2"],
-    prefixes: &[
-        (DENOISER, DENOISER_PREFIXES),
-        ("vae", VAE_PREFIXES),
-        ("text_encoder", &["conditioner.embedders.0."]),
-        ("text_encoder_2", &["conditioner.embedders.1."]),
-    ],
+    layout: Layout {
+        family: "sdxl",
+        denoiser: DENOISER,
+        folders: &[DENOISER, "vae", "text_encoder", "text_encoder_2"],
+        tokenizers: &["tokenizer", "tokenizer_2"],
+        prefixes: &[
+            (DENOISER, DENOISER_PREFIXES),
+            ("vae", VAE_PREFIXES),
+            ("text_encoder", &["conditioner.embedders.0."]),
+            ("text_encoder_2", &["conditioner.embedders.1."]),
+        ],
+        sign: SIGN,
+    },
 };
 
 /// Stable Diffusion 1.5. Steps, guidance and sampler as in the authors' `scripts/txt2img.py`.
 pub const SD1: UNetFamily = UNetFamily {
-    name: "sd1",
     flavors: &[Flavor {
         name: "1.5",
         process: NOISE,
@@ -141,17 +141,24 @@ pub const SD1: UNetFamily = UNetFamily {
         size_channels: 256,
     },
     told_sizes: false,
-    folders: &[DENOISER, "vae", "text_encoder"],
-    tokenizers: &["tokenizer"],
-    prefixes: &[
-        (DENOISER, DENOISER_PREFIXES),
-        ("vae", VAE_PREFIXES),
-        ("text_encoder", &["cond_stage_model."]),
-    ],
+    layout: Layout {
+        family: "sd1",
+        denoiser: DENOISER,
+        folders: &[DENOISER, "vae", "text_encoder"],
+        tokenizers: &["tokenizer"],
+        prefixes: &[
+            (DENOISER, DENOISER_PREFIXES),
+            ("vae", VAE_PREFIXES),
+            ("text_encoder", &["cond_stage_model."]),
+        ],
+        sign: SIGN,
+    },
 };
 
 const DENOISER: &str = "unet";
 const DENOISER_PREFIXES: &[&str] = &["model.diffusion_model.", "diffusion_model."];
+/// What begins the names of a bare denoiser's tensors in the original naming.
+const SIGN: &str = "input_blocks.";
 const VAE_PREFIXES: &[&str] = &["first_stage_model.", "vae."];
 
 /// What diffusers' training scripts adapt.
@@ -183,7 +190,7 @@ impl UNetFamily {
 
     fn unchecked(&self, components: &Components) -> Result<Named, Error> {
         let component = components.get(DENOISER)?;
-        let named = Named::unchecked(component, self.unshaped, self.name)?;
+        let named = Named::unchecked(component, self.unshaped, self.name())?;
         if named.architecture.addition.is_some() == self.told_sizes {
             return Ok(named);
         }
@@ -199,7 +206,7 @@ impl UNetFamily {
     fn not_this(&self, components: &Components, reason: &str) -> Error {
         Error::NotThisFamily {
             path: components.path.clone(),
-            family: format!("`{}`", self.name),
+            family: format!("`{}`", self.name()),
             reason: reason.to_owned(),
         }
     }
@@ -207,7 +214,7 @@ impl UNetFamily {
 
 impl Family for UNetFamily {
     fn name(&self) -> &'static str {
-        self.name
+        self.layout.family
     }
 
     fn flavors(&self) -> &'static [Flavor] {
@@ -215,19 +222,7 @@ impl Family for UNetFamily {
     }
 
     fn components(&self, path: &Path) -> Result<Components, Error> {
-        let mut components = if path.is_dir() {
-            Components::in_folder(path, self.folders, self.tokenizers)
-        } else {
-            Components::in_file(path, self.prefixes)?
-        };
-        if !path.is_dir() && !components.parts.contains_key(DENOISER) {
-            components.add_unprefixed(DENOISER, "input_blocks.")?;
-        }
-        if !components.parts.contains_key(DENOISER) {
-            let reason = "expected a folder with `unet/`, or a safetensors file with tensors `input_blocks.*` or `model.diffusion_model.input_blocks.*`";
-            return Err(self.not_this(&components, reason));
-        }
-        Ok(components)
+        self.layout.find(path)
     }
 
     fn possible_flavors(&self, components: &Components) -> Result<Vec<&'static Flavor>, Error> {

@@ -15,7 +15,7 @@ use super::names::Named;
 use crate::autograd::{Tape, Value};
 use crate::lora::{Bound, LinearShape};
 use crate::models::linear::Linear;
-use crate::models::transformer::sinusoids;
+use crate::models::transformer::{check_shapes, sinusoids};
 use crate::models::{ConditioningTensors, Denoiser, Error};
 use crate::nn::Conv2dOptions;
 
@@ -145,27 +145,27 @@ impl UNet {
         let own = &self.architecture;
         let (b, _, h, w) = latents.tensor().dims4()?;
         let m = conditioning.context.dims3()?.1;
-        let mut inputs = vec![
-            ("latents", latents.dims(), vec![b, own.in_channels, h, w]),
-            ("timesteps", timesteps.dims(), vec![b]),
+        let told = match (own.addition, &conditioning.time_ids) {
+            (Some(added), Some(ids)) => Some((added.pooled_width, ids)),
+            (Some(_), None) => {
+                bail!("denoiser input `time_ids`: this network is told sizes, found none")
+            }
+            (None, _) => None,
+        };
+        check_shapes(&[
+            ("latents", latents.dims(), &[b, own.in_channels, h, w]),
+            ("timesteps", timesteps.dims(), &[b]),
             (
                 "context",
                 conditioning.context.dims(),
-                vec![b, m, own.context_width],
+                &[b, m, own.context_width],
             ),
-        ];
-        if let Some(added) = own.addition {
-            let Some(ids) = &conditioning.time_ids else {
-                bail!("denoiser input `time_ids`: this network is told sizes, found none");
-            };
-            let pooled = vec![b, added.pooled_width];
-            inputs.push(("pooled", conditioning.pooled.dims(), pooled));
-            inputs.push(("time_ids", ids.dims(), vec![b, SIZES]));
-        }
-        for (what, found, expected) in inputs {
-            if found != expected {
-                bail!("denoiser input `{what}`: expected shape {expected:?}, found {found:?}");
-            }
+        ])?;
+        if let Some((pooled_width, ids)) = told {
+            check_shapes(&[
+                ("pooled", conditioning.pooled.dims(), &[b, pooled_width]),
+                ("time_ids", ids.dims(), &[b, SIZES]),
+            ])?;
         }
         if m == 0 || h == 0 || w == 0 {
             bail!("denoiser input of no tokens or no pixels");
