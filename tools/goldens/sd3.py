@@ -9,12 +9,14 @@ writes, per model (`plain`, `qk_norm`, `dual`):
 Weights are rounded to bf16 first, so that both sides compute in f32 with the same numbers. The metadata
 carries config.json, the versions and which adapters each case has.
 
+`sd3_dual` also has the losses of 20 training steps.
+
 The single-file names are written by the inverse mapping below and then checked here: diffusers' own
 converter must give the first file back, tensor for tensor.
 """
 
 import torch
-from denoiser import check_conversion, linears, randomize, save, save_single_file, with_adapters
+from denoiser import check_conversion, linears, loss_curve, randomize, save, save_single_file, with_adapters
 from diffusers import SD3Transformer2DModel
 from diffusers.loaders.single_file_utils import convert_sd3_transformer_checkpoint_to_diffusers
 
@@ -141,6 +143,10 @@ def main():
         with_adapters(model, call, "all", list(every), 6.0, given, generator, tensors, unused)
         attention = [n for n in every if ".attn" in n]
         with_adapters(model, call, "attention", attention, 4.0, given, generator, tensors, unused)
+        if name == "dual":
+            shape = (4, 6, 5)
+            given_of = lambda: {k: v for k, v in inputs(model.config, shape, generator).items() if k in ("context", "pooled")}  # noqa: E731
+            loss_curve(model, call, attention, (2, model.config.in_channels, *shape[:2]), given_of, generator, tensors)
         save(f"sd3_{name}", "tools/goldens/sd3.py", model, every, tensors, {"all": 6.0, "attention": 4.0})
         if name != "qk_norm":
             single = to_single_file(state, model.config.num_layers)

@@ -3,7 +3,7 @@
 use super::*;
 use crate::lora::{Dropout, bind::Recompute};
 use crate::models::testing::{
-    check_finite_differences, check_presets, check_recompute, gradients_of,
+    check_finite_differences, check_loss_curve, check_presets, check_recompute, gradients_of,
 };
 
 #[test]
@@ -11,6 +11,11 @@ fn every_adapters_gradient_equals_pefts() {
     for name in MODELS {
         golden(name).check_gradients(&["all", "attention"]);
     }
+}
+
+#[test]
+fn twenty_steps_lose_what_they_lose_in_diffusers_and_peft() {
+    check_loss_curve(&golden("dual"));
 }
 
 #[test]
