@@ -150,6 +150,121 @@ pub(crate) fn original_vae(from: Tensors) -> Tensors {
     out
 }
 
+/// A CLIP text tower under OpenCLIP's names: queries, keys and values in one tensor, the projection transposed.
+pub(crate) fn open_clip(mut from: Tensors) -> Tensors {
+    let mut out = Tensors::new();
+    let queries = |name: &String| name.contains("self_attn.q_proj.");
+    for name in from
+        .keys()
+        .filter(|n| queries(n))
+        .cloned()
+        .collect::<Vec<_>>()
+    {
+        let [q, k, v] = ["q_proj", "k_proj", "v_proj"]
+            .map(|p| from.remove(&name.replace("q_proj", p)).expect("there"));
+        let fused = Tensor::cat(&[q, k, v], 0).expect("fused");
+        let name = name.replace("self_attn.q_proj.", "attn.in_proj_");
+        from.insert(name, fused);
+    }
+    let projection = from.remove("text_projection.weight").expect("there");
+    let projection = projection.t().and_then(|t| t.contiguous());
+    out.insert("text_projection".to_owned(), projection.expect("a matrix"));
+    for (name, tensor) in from {
+        let theirs = [
+            ("text_model.embeddings.token_embedding.", "token_embedding."),
+            (
+                "text_model.embeddings.position_embedding.weight",
+                "positional_embedding",
+            ),
+            ("text_model.final_layer_norm.", "ln_final."),
+            ("text_model.encoder.layers.", "transformer.resblocks."),
+            ("self_attn.out_proj.", "attn.out_proj."),
+            ("layer_norm1.", "ln_1."),
+            ("layer_norm2.", "ln_2."),
+            ("mlp.fc1.", "mlp.c_fc."),
+            ("mlp.fc2.", "mlp.c_proj."),
+        ]
+        .iter()
+        .fold(name, |name, (ours, theirs)| name.replace(ours, theirs));
+        out.insert(theirs, tensor);
+    }
+    out
+}
+
+/// A UNet of one residual block a level and two levels under the names of the original code, whose blocks are numbered
+/// through.
+pub(crate) fn original_unet(from: Tensors) -> Tensors {
+    let attends = |side: &str, level: usize| {
+        let inner = format!("{side}.{level}.attentions.");
+        from.keys().any(|name| name.starts_with(&inner))
+    };
+    let upsampler = 1 + usize::from(attends("up_blocks", 0));
+    let mut places: Vec<(String, String)> = vec![
+        ("time_embedding.linear_1.".into(), "time_embed.0.".into()),
+        ("time_embedding.linear_2.".into(), "time_embed.2.".into()),
+        ("add_embedding.linear_1.".into(), "label_emb.0.0.".into()),
+        ("add_embedding.linear_2.".into(), "label_emb.0.2.".into()),
+        ("conv_in.".into(), "input_blocks.0.0.".into()),
+        ("conv_norm_out.".into(), "out.0.".into()),
+        ("conv_out.".into(), "out.2.".into()),
+        (
+            "down_blocks.0.downsamplers.0.conv.".into(),
+            "input_blocks.2.0.op.".into(),
+        ),
+        (
+            "up_blocks.0.upsamplers.0.conv.".into(),
+            format!("output_blocks.1.{upsampler}.conv."),
+        ),
+        ("mid_block.resnets.0.".into(), "middle_block.0.".into()),
+        ("mid_block.attentions.0.".into(), "middle_block.1.".into()),
+        ("mid_block.resnets.1.".into(), "middle_block.2.".into()),
+    ];
+    for level in 0..2 {
+        let down = format!("input_blocks.{}.", 2 * level + 1);
+        places.push((
+            format!("down_blocks.{level}.resnets.0."),
+            format!("{down}0."),
+        ));
+        places.push((
+            format!("down_blocks.{level}.attentions.0."),
+            format!("{down}1."),
+        ));
+        for i in 0..2 {
+            let up = format!("output_blocks.{}.", 2 * level + i);
+            places.push((format!("up_blocks.{level}.resnets.{i}."), format!("{up}0.")));
+            places.push((
+                format!("up_blocks.{level}.attentions.{i}."),
+                format!("{up}1."),
+            ));
+        }
+    }
+    let inside = [
+        ("norm1.", "in_layers.0."),
+        ("conv1.", "in_layers.2."),
+        ("time_emb_proj.", "emb_layers.1."),
+        ("norm2.", "out_layers.0."),
+        ("conv2.", "out_layers.3."),
+        ("conv_shortcut.", "skip_connection."),
+    ];
+    let rename = |name: &str| {
+        let (ours, theirs) = places
+            .iter()
+            .find(|(ours, _)| name.starts_with(ours.as_str()))
+            .unwrap_or_else(|| panic!("no place for {name}"));
+        let rest = &name[ours.len()..];
+        let inner = inside
+            .iter()
+            .find(|(inner, _)| ours.contains("resnets") && rest.starts_with(inner));
+        match inner {
+            Some((inner, its)) => format!("{theirs}{its}{}", &rest[inner.len()..]),
+            None => format!("{theirs}{rest}"),
+        }
+    };
+    from.iter()
+        .map(|(name, t)| (rename(name), t.clone()))
+        .collect()
+}
+
 /// T5 under llama.cpp's names.
 pub(crate) fn llama_cpp(from: Tensors) -> Tensors {
     let rename = |name: String| {

@@ -35,5 +35,6 @@ mod store_util;
 mod tidy;
 mod tiny_world;
 mod unet;
+mod unet_files;
 mod util;
 mod world;
