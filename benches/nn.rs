@@ -183,7 +183,12 @@ impl Step {
                             scale: 0.5,
                             dropout: None,
                         };
-                        Ok(vec![tape.linear(&v[0], &w, Some(&bias), Some(&lora))?])
+                        Ok(vec![tape.linear(
+                            &v[0],
+                            &(&w).into(),
+                            Some(&bias),
+                            Some(&lora),
+                        )?])
                     }),
                 )
             }

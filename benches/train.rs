@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use plumb::diffusion::{Level, Prediction, Process, add_noise};
-use plumb::lora::{AdapterSet, targets};
+use plumb::lora::{AdapterSet, Recompute, targets};
 use plumb::models::{self, Component, Components, ConditioningTensors};
 use plumb::optim::{AdamW, AdamWOptions};
 use plumb::rng::{Rng, Stream};
@@ -107,32 +107,38 @@ fn measure(case: &Value) -> Result<Value> {
         parts: [("transformer", denoiser)].into(),
         tokenizers: [].into(),
     };
-    let denoiser = family.load(&components, DType::F32, &Device::Cpu)?;
+    let denoiser = family.load(&components, &models::Placement::default())?;
     let wanted = [case["targets"].as_str().ok_or("no targets")?.to_owned()];
     let linears = targets::select(denoiser.linears(), &wanted, family.presets())?;
-    let mut adapters = AdapterSet::new(&linears, rank, rank as f64, 0)?;
+    let adapters = AdapterSet::new(&linears, rank, rank as f64, 0)?;
     let options = AdamWOptions {
         beta1: 0.9,
         beta2: 0.999,
         epsilon: 1e-8,
         weight_decay: 0.01,
     };
-    let mut optimizer = AdamW::new(options, adapters.values().len());
+    let device = Device::Cpu;
+    let values = adapters.to_device(&device)?;
+    let mut optimizer = AdamW::new(options, adapters.values().len(), &device)?;
     let part = part(&shape, batch)?;
     let mut seconds = Vec::new();
     let steps = case["steps"].as_u64().unwrap_or(5) as usize;
     for step in 0..WARM_UP + steps {
         let start = Instant::now();
-        let mut gradient = vec![0.0; adapters.values().len()];
-        let checkpointing = case["checkpointing"].as_bool().unwrap_or(false);
+        let gradient = values.zeros_like()?;
+        let recompute = match case["checkpointing"].as_bool() {
+            Some(true) => Recompute::EveryBlock,
+            _ => Recompute::Never,
+        };
         let pass = Pass {
             denoiser: denoiser.as_ref(),
             adapters: &adapters,
+            values: &values,
             dropout: (0.0, 0),
-            checkpointing,
+            recompute,
         };
-        pass.backward(&part, step as u64, 1.0, &mut gradient)?;
-        optimizer.step(adapters.values_mut(), &gradient, 1e-4);
+        pass.backward(&part, step as u64, 1.0, &gradient)?;
+        optimizer.step(&values, &gradient, 1e-4)?;
         if step >= WARM_UP {
             seconds.push(start.elapsed().as_secs_f64());
         }

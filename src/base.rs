@@ -6,15 +6,17 @@ mod files;
 
 use std::path::PathBuf;
 
-use candle_core::DType;
+use candle_core::{DType, Device};
 
 use files::Files;
 pub use files::{Need, needs};
 
+use crate::device;
 use crate::diffusion::Process;
 use crate::digest::{Digest, Fingerprint};
-use crate::experiment::{self, Experiment};
-use crate::models::{self, Components, Family, Flavor};
+use crate::experiment::{self, Experiment, PackedWeights};
+use crate::models::{self, Components, Family, Flavor, Keep, Placement};
+use crate::nn::Packing;
 use crate::nn::weights::{self, DigestMemo, Weights};
 use crate::recipe::latents::{
     ConfigError, LATENT_SPEC_VERSION, LatentSpec, PictureRules, VaeConfig,
@@ -184,6 +186,24 @@ impl Base {
     }
 }
 
+/// Where and in what an Experiment's denoiser computes on `device`, and how it is kept.
+pub fn placement(experiment: &Experiment, device: &Device) -> Placement {
+    let raw = &experiment.raw;
+    Placement {
+        dtype: match raw.train.compute {
+            Some(precision) => candle_dtype(precision.into()),
+            None => device::usual_dtype(device),
+        },
+        device: device.clone(),
+        keep: match raw.model.weights {
+            None => Keep::Whole,
+            Some(PackedWeights::Fp8) => Keep::Packed(Packing::Fp8),
+            Some(PackedWeights::Int8) => Keep::Packed(Packing::Int8),
+            Some(PackedWeights::Nf4) => Keep::Packed(Packing::Nf4),
+        },
+    }
+}
+
 /// The recipe an Experiment asks for, its deviations included. `[store] precision` is one more way to name
 /// the precision that outputs are kept in.
 ///
@@ -219,13 +239,14 @@ pub fn resolve_recipe(experiment: &Experiment) -> Result<Recipe, recipe::Error> 
 }
 
 impl EncoderBase {
-    /// Loads the encoder.
+    /// Loads the encoder, to compute on `device`.
     ///
     /// # Errors
     /// If a tensor is missing, misshapen or not finite.
-    pub fn load(&self, residency: Residency) -> Result<TextEncoder, Error> {
+    pub fn load(&self, residency: Residency, device: &Device) -> Result<TextEncoder, Error> {
         let (architecture, forward) = (&self.spec.architecture, &self.spec.forward);
-        TextEncoder::load(architecture, forward, &self.weights, residency).map_err(|e| self.fail(e))
+        let weights = self.weights.clone().on(device);
+        TextEncoder::load(architecture, forward, &weights, residency).map_err(|e| self.fail(e))
     }
 
     /// The types of fewer than 16 bits that weights are stored in, if any: then it is another encoder than the one
@@ -257,25 +278,25 @@ impl EncoderBase {
 }
 
 impl VaeBase {
-    /// Loads the half that makes latents.
+    /// Loads the half that makes latents, to compute on `device`.
     ///
     /// # Errors
     /// If a tensor is missing, misshapen or not finite.
-    pub fn load_encoder(&self) -> Result<vae::Encoder, Error> {
+    pub fn load_encoder(&self, device: &Device) -> Result<vae::Encoder, Error> {
         Ok(vae::Encoder::load(
             &self.config.architecture.encoder,
-            &self.weights,
+            &self.weights.clone().on(device),
         )?)
     }
 
-    /// Loads the half that makes pictures.
+    /// Loads the half that makes pictures, to compute on `device`.
     ///
     /// # Errors
     /// If a tensor is missing, misshapen or not finite.
-    pub fn load_decoder(&self) -> Result<vae::Decoder, Error> {
+    pub fn load_decoder(&self, device: &Device) -> Result<vae::Decoder, Error> {
         Ok(vae::Decoder::load(
             &self.config.architecture,
-            &self.weights,
+            &self.weights.clone().on(device),
         )?)
     }
 }

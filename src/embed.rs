@@ -4,6 +4,7 @@
 
 use std::collections::HashSet;
 
+use candle_core::Device;
 use rayon::prelude::{IntoParallelRefIterator as _, ParallelIterator as _};
 use serde::Serialize;
 
@@ -72,9 +73,11 @@ pub struct EmbedStats {
     pub truncated: u64,
 }
 
-/// Where a large encoder's weights are while it works.
-#[derive(Clone, Copy, Debug)]
+/// Where an encoder works, and where a large one's weights are meanwhile.
+#[derive(Clone, Debug)]
 pub struct EmbedOptions {
+    /// Where it computes.
+    pub device: Device,
     /// Encoders with more bytes of weights than this are read layer by layer.
     pub resident_limit_bytes: u64,
 }
@@ -134,7 +137,7 @@ fn encode_for(
         &format!("captions, {}", encoder.slot),
         Some(missing.len() as u64),
     );
-    let network = encoder.load(residency)?;
+    let network = encoder.load(residency, &options.device)?;
     if encoder.bare_file {
         for note in network.notes() {
             monitor.note(note);

@@ -189,7 +189,7 @@ pub struct PictureReport {
 }
 
 /// Writes a picture's latents to `out`, under the rules of the Experiment's first data set, encoding the picture first
-/// if the store lacks it.
+/// if the store lacks it, on the CPU.
 ///
 /// Tensors: `mean` and `logvar` [1, channels, height, width], unscaled. Metadata: the picture's size, what it was
 /// resized to, the crop's place and the bucket, in pixels, and the spec.
@@ -225,7 +225,7 @@ pub fn latents(
         digest: file.digest,
         views,
     };
-    let stats = latents::encode_pictures(base, store, &[wanted], monitor)?;
+    let stats = latents::encode_pictures(base, store, &[wanted], &Device::Cpu, monitor)?;
     if stats.failed > 0 {
         return Err(fail("it could not be decoded, see above".into()));
     }

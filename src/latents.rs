@@ -91,7 +91,7 @@ pub fn entries(base: &Base, wanted: &[Wanted]) -> Result<Vec<Fingerprint>, diges
         .collect()
 }
 
-/// Encodes what the store lacks. A picture that does not decode is reported and passed over.
+/// Encodes on `device` what the store lacks. A picture that does not decode is reported and passed over.
 ///
 /// # Errors
 /// If the VAE or the store fails; what was committed before stays.
@@ -99,6 +99,7 @@ pub fn encode_pictures(
     base: &Base,
     store: &Store,
     wanted: &[Wanted],
+    device: &Device,
     monitor: &dyn Monitor,
 ) -> Result<LatentStats, Error> {
     let spec = base.vae.fingerprint;
@@ -133,7 +134,7 @@ pub fn encode_pictures(
     }
     let mut writer = store.writer()?;
     writer.put_spec(&spec, &canonical_json(&base.vae.spec)?)?;
-    let encoder = base.vae.load_encoder()?;
+    let encoder = base.vae.load_encoder(device)?;
     monitor.start("pictures", Some(missing.len() as u64));
     for chunk in missing.chunks(CHUNK) {
         let prepared: Vec<_> = chunk.par_iter().map(prepare).collect();
@@ -187,9 +188,8 @@ fn encode(
     };
     let spec = base.vae.fingerprint;
     let key = LatentKey::new(spec, prepared.digest, prepared.view);
-    let moments = encoder
-        .encode(&pixels(prepared).map_err(fail)?)
-        .map_err(fail)?;
+    let pixels = pixels(prepared).and_then(|p| p.to_device(encoder.device()));
+    let moments = encoder.encode(&pixels.map_err(fail)?).map_err(fail)?;
     let output = base.vae.spec.precision.output;
     let mut parts = Vec::new();
     for (name, tensor) in [("mean", &moments.mean), ("logvar", &moments.logvar)] {

@@ -7,9 +7,9 @@
 //! |---|---|---|
 //! | L0 vocabulary | [`digest`], [`rng`], [`monitor`] | nothing of ours |
 //! | L1 descriptions and bytes | [`recipe`], [`store`] | L0; no candle; parquet only in `store` |
-//! | L2 numerics | [`autograd`], [`nn`], [`lora`], [`optim`], [`diffusion`] | L0; candle starts here; no files but `nn::weights` |
+//! | L2 numerics | [`device`], [`autograd`], [`nn`], [`lora`], [`optim`], [`diffusion`] | L0; candle starts here; no files but `nn::weights` |
 //! | L3 networks | [`text`], [`vae`], [`models`] | L2, `recipe`; no store, no clock, no randomness |
-//! | L4 verbs | [`experiment`], [`base`], [`dataset`], [`material`], [`manifest`], [`embed`], [`latents`], [`hub`], [`conditioning`], [`train`], [`sample`], [`preview`], [`payload`], [`refusal`], [`inspect`], [`model_check`], [`convert`] | all below |
+//! | L4 verbs | [`experiment`], [`base`], [`dataset`], [`material`], [`manifest`], [`embed`], [`latents`], [`hub`], [`conditioning`], [`train`], [`sample`], [`preview`], [`payload`], [`plan`], [`refusal`], [`inspect`], [`model_check`], [`convert`] | all below |
 //! | L5 | `src/bin/plumb` | the public interface above, clap, the terminal |
 //!
 //! `tests/it/tidy.rs` holds this table against the sources. Below L5 nothing prints, reads the environment
@@ -31,6 +31,7 @@ pub mod recipe;
 pub mod store;
 
 pub mod autograd;
+pub mod device;
 pub mod diffusion;
 pub mod lora;
 pub mod nn;
@@ -53,6 +54,7 @@ pub mod manifest;
 pub mod material;
 pub mod model_check;
 pub mod payload;
+pub mod plan;
 pub mod preview;
 pub mod refusal;
 pub mod sample;

@@ -20,7 +20,7 @@ use crate::base::Need;
 use crate::models;
 use crate::nn::weights::{self, Weights};
 
-pub use memory::{ADAPTER_RANK, Memory, Use};
+pub use memory::{ADAPTER_RANK, Memory, Train, Use};
 pub use part::Part;
 
 /// Why a path could not be looked at.

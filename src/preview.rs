@@ -88,7 +88,7 @@ pub fn pictures(
 ) -> Result<Vec<(String, RgbImage)>, Error> {
     let options = options(experiment, base);
     let unconditional = unconditional(experiment, source, options.guidance)?;
-    let decoder = base.vae.load_decoder()?;
+    let decoder = base.vae.load_decoder(denoiser.device())?;
     let mut made = Vec::new();
     for (number, prompt) in experiment.raw.sample.prompts.iter().enumerate() {
         let conditional = assemble(

@@ -4,6 +4,7 @@ use candle_core::{Result, Tensor};
 
 use super::gradient::Gradient;
 use super::tape::{Tape, Value};
+use crate::nn::Frozen;
 use crate::nn::linear::{Adapted, LowRank, Wanted, backward, forward};
 
 /// A low-rank adapter on the tape: `y += scale (dropout x) a^T b^T`.
@@ -21,7 +22,7 @@ pub struct LoraValues {
 
 impl Tape {
     /// `x w^T + bias`, plus the update of an adapter: `x` `[.., in]`, `w` `[out, in]`, `bias` `[out]`. `w` and
-    /// `bias` are frozen.
+    /// `bias` are frozen; `w` is whole only while it is multiplied by.
     ///
     /// # Errors
     ///
@@ -29,12 +30,12 @@ impl Tape {
     pub fn linear(
         &self,
         x: &Value,
-        w: &Tensor,
+        w: &Frozen,
         bias: Option<&Tensor>,
         lora: Option<&LoraValues>,
     ) -> Result<Value> {
         let Some(lora) = lora else {
-            let (y, _) = forward(x.tensor(), w, bias, None)?;
+            let (y, _) = forward(x.tensor(), &w.dense()?, bias, None)?;
             let (w, to) = (w.clone(), x.id());
             let wanted = Wanted {
                 x: true,
@@ -43,7 +44,8 @@ impl Tape {
             };
             return Ok(self.record_one(&[x], y, move |slots, gradient| {
                 let earlier = slots.take_editable(to);
-                let [dx, ..] = backward(gradient.tensor(), &w, None, wanted, earlier)?;
+                let w = &w.dense()?;
+                let [dx, ..] = backward(gradient.tensor(), w, None, wanted, earlier)?;
                 dx.map_or(Ok(()), |dx| slots.add(to, Gradient::fresh(dx)))
             }));
         };
@@ -53,7 +55,7 @@ impl Tape {
             scale: lora.scale,
             mask: lora.dropout.clone(),
         };
-        let (y, down) = forward(x.tensor(), w, bias, Some(&low_rank))?;
+        let (y, down) = forward(x.tensor(), &w.dense()?, bias, Some(&low_rank))?;
         let inputs = [x, &lora.a, &lora.b];
         let targets = inputs.map(Value::id);
         let [x_id, a_id, b_id] = targets;
@@ -77,7 +79,8 @@ impl Tape {
                 x: seen.as_ref(),
                 down: down.as_ref(),
             };
-            let found = backward(gradient.tensor(), &w, Some(lora), wanted, earlier)?;
+            let w = &w.dense()?;
+            let found = backward(gradient.tensor(), w, Some(lora), wanted, earlier)?;
             for (to, gradient) in targets.into_iter().zip(found) {
                 if let Some(gradient) = gradient {
                     slots.add(to, Gradient::fresh(gradient))?;

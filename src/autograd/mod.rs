@@ -16,7 +16,7 @@
 //! let b = tape.leaf(tensor(3, 2)?);
 //! let lora = LoraValues { a: a.clone(), b: b.clone(), scale: 0.5, dropout: None };
 //! let x = Value::constant(tensor(5, 4)?);
-//! let y = tape.linear(&x, &tensor(3, 4)?, None, Some(&lora))?;
+//! let y = tape.linear(&x, &tensor(3, 4)?.into(), None, Some(&lora))?;
 //! let loss = tape.mse(&tape.silu(&y)?, &tensor(5, 3)?, None)?;
 //! let mut gradients = tape.backward(&loss)?;
 //! assert_eq!(gradients.take(&a).map(|g| g.dims().to_vec()), Some(vec![2, 4]));
@@ -45,4 +45,4 @@ pub use linear::LoraValues;
 pub use tape::{Tape, Value};
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -1,7 +1,7 @@
 //! Every operation against finite differences in f64, by kernels and composed of candle's operations, and the
 //! kernels in f32 against those in f64; then what the tape keeps and frees.
 
-mod memory;
+pub(crate) mod memory;
 mod operations;
 mod tape;
 

@@ -1,6 +1,6 @@
 //! Ranges that types cannot say.
 
-use super::raw::{Dataset, Raw};
+use super::raw::{Dataset, Precision, Raw};
 use crate::diffusion::Shift;
 
 impl Raw {
@@ -66,6 +66,12 @@ impl Raw {
         }
         if !(t.logit_mean.is_finite() && t.mode_scale.is_finite()) {
             return fail("train.logit_mean", "expected a finite number".to_owned());
+        }
+        if t.compute == Some(Precision::F16) {
+            return fail(
+                "train.compute",
+                "expected f32 or bf16 (in f16 gradients underflow), found f16".to_owned(),
+            );
         }
         if t.name.is_empty() || t.name.contains(['/', '\\', '\0']) || t.name.starts_with('.') {
             return fail(

@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 pub use error::Error;
-pub use raw::{DdpmPrediction, FileMap, LrDecay, Precision, Raw};
+pub use raw::{DdpmPrediction, FileMap, LrDecay, PackedWeights, Precision, Raw};
 
 use crate::digest::{Digest, Fingerprint};
 
@@ -132,14 +132,18 @@ impl Experiment {
     /// If a number in it is not finite.
     pub fn training_fingerprint(&self) -> Result<Fingerprint, crate::digest::Error> {
         let raw = &self.raw;
-        Fingerprint::of(&serde_json::json!({
+        let mut parts = serde_json::json!({
             "adapter": raw.adapter,
             "family": raw.model.family,
             "flavor": raw.model.flavor,
             "prediction": raw.model.prediction,
             "zero_terminal_snr": raw.model.zero_terminal_snr,
             "train": raw.train.effective(),
-        }))
+        });
+        if let Some(packed) = raw.model.weights {
+            parts["weights"] = serde_json::json!(packed);
+        }
+        Fingerprint::of(&parts)
     }
 }
 

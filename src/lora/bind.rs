@@ -1,12 +1,14 @@
 //! Adapters on a tape, for one forward and backward pass.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Result, Tensor, bail};
 
 use super::{Adapter, AdapterSet};
 use crate::autograd::{Gradients, LoraValues, Tape, Value};
+use crate::nn::pointwise::accumulate;
 use crate::rng::{Rng, Stream};
 
 /// Zeroing of an adapter's inputs with a probability, the others scaled up. The numbers depend on these three fields
@@ -51,6 +53,14 @@ pub enum Recompute {
 }
 
 impl AdapterSet {
+    /// All numbers, as [`Self::values`] has them, on a device: `[n]` in f32.
+    ///
+    /// # Errors
+    /// If the device has no room for them.
+    pub fn to_device(&self, device: &Device) -> Result<Tensor> {
+        Tensor::from_slice(self.values(), self.values().len(), device)
+    }
+
     /// Puts the adapters on a tape as leaves, in `dtype` on `device`.
     ///
     /// # Errors
@@ -62,6 +72,21 @@ impl AdapterSet {
         device: &Device,
         dropout: Option<Dropout>,
     ) -> Result<Bound> {
+        self.bind_to(&self.to_device(device)?, tape, dtype, dropout)
+    }
+
+    /// As [`Self::bind`], with `values` `[n]` in place of the set's own numbers, on their device. Where `dtype` is theirs
+    /// the leaves are views of them, so they may be edited only when the tape is done with.
+    ///
+    /// # Errors
+    /// As there, or if there are too few values.
+    pub fn bind_to(
+        &self,
+        values: &Tensor,
+        tape: &Tape,
+        dtype: DType,
+        dropout: Option<Dropout>,
+    ) -> Result<Bound> {
         if let Some(Dropout { probability, .. }) = dropout
             && !(0.0..1.0).contains(&probability)
         {
@@ -69,11 +94,12 @@ impl AdapterSet {
                 "adapter dropout: expected a probability of at least 0 and below 1, found {probability}"
             );
         }
+        let values = values.to_dtype(dtype)?;
         let mut adapters = BTreeMap::new();
         for (number, place) in self.adapters().iter().enumerate() {
-            let leaf = |range, shape: Vec<usize>| {
-                let masters = Tensor::from_slice(&self.values()[range], shape, device)?;
-                Ok::<_, candle_core::Error>(tape.leaf(masters.to_dtype(dtype)?))
+            let leaf = |range: Range<usize>, shape: Vec<usize>| {
+                let own = values.narrow(0, range.start, range.len())?.reshape(shape)?;
+                Ok::<_, candle_core::Error>(tape.leaf(own))
             };
             let on_tape = OnTape {
                 number: number as u64,
@@ -131,32 +157,19 @@ impl Bound {
         }))
     }
 
-    /// Adds the gradients of all adapters, times `factor`, to `into`, a buffer laid out as
-    /// [`AdapterSet::values`]. A tensor that the result does not depend on adds nothing.
+    /// Adds the gradients of all adapters, times `factor`, to `into`, an f32 tensor laid out as [`AdapterSet::values`],
+    /// in place. A tensor that the result does not depend on adds nothing.
     ///
     /// # Errors
-    /// If the buffer is too short, or the device fails.
-    pub fn collect(&self, gradients: &mut Gradients, factor: f32, into: &mut [f32]) -> Result<()> {
+    /// If `into` is too short, or the device fails.
+    pub fn collect(&self, gradients: &mut Gradients, factor: f64, into: &Tensor) -> Result<()> {
         for adapter in self.adapters.values() {
             for (leaf, range) in [
                 (&adapter.a, adapter.place.a()),
                 (&adapter.b, adapter.place.b()),
             ] {
-                let Some(gradient) = gradients.take(leaf) else {
-                    continue;
-                };
-                let Some(into) = into.get_mut(range) else {
-                    bail!(
-                        "adapter gradients: the buffer has too few numbers for `{}`",
-                        adapter.place.name
-                    );
-                };
-                let gradient = gradient
-                    .to_dtype(DType::F32)?
-                    .flatten_all()?
-                    .to_vec1::<f32>()?;
-                for (sum, gradient) in into.iter_mut().zip(gradient) {
-                    *sum += factor * gradient;
+                if let Some(gradient) = gradients.take(leaf) {
+                    accumulate(into, range.start, &gradient, factor)?;
                 }
             }
         }

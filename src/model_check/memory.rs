@@ -1,13 +1,16 @@
-//! Bytes in memory while encoding and training: of weights, adapters and optimizer. What a batch adds (activations,
-//! latents, the program itself) is left out, and the report says so.
+//! Bytes in memory while encoding and training.
 
 use serde::Serialize;
 
-use crate::lora::{LinearShape, targets};
-use crate::models::Family;
+use crate::models::{Components, Family, Flavor, Keep};
+use crate::plan::{self, Bytes, Machine, Wanted};
+use crate::recipe::Recipe;
 
 /// The rank that a training's estimate is for.
 pub const ADAPTER_RANK: usize = 16;
+
+/// Pixels along a side of a latent, in every family.
+const LATENT_PX: usize = 8;
 
 /// What encoding and training take.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -16,11 +19,9 @@ pub struct Memory {
     pub encode: Vec<Use>,
     /// The largest of them.
     pub encode_bytes: u64,
-    /// What is in memory together while training.
-    pub train: Vec<Use>,
-    /// Its sum.
-    pub train_bytes: u64,
-    /// Left out of both.
+    /// Training in f32 on a processor, and in bf16 on a card.
+    pub train: Vec<Train>,
+    /// Left out of encoding.
     pub left_out: &'static str,
 }
 
@@ -37,6 +38,22 @@ pub struct Use {
     pub bytes: u64,
 }
 
+/// What a training takes: adapters of [`ADAPTER_RANK`] on the default targets, one picture at a time, of the size that
+/// the flavor was trained for.
+#[derive(Clone, Debug, Serialize)]
+pub struct Train {
+    /// What computes.
+    pub machine: Machine,
+    /// The type it computes in.
+    pub dtype: &'static str,
+    /// Side of the pictures, in px.
+    pub resolution_px: u32,
+    /// With every block computed once.
+    pub once: Bytes,
+    /// With every block computed twice.
+    pub twice: Bytes,
+}
+
 impl Use {
     pub(super) fn new(what: impl Into<String>, parameters: u64, dtype: candle_core::DType) -> Self {
         Self {
@@ -49,49 +66,61 @@ impl Use {
 }
 
 impl Memory {
-    pub(super) fn new(encode: Vec<Use>, train: Vec<Use>) -> Self {
+    pub(super) fn new(encode: Vec<Use>, train: Vec<Train>) -> Self {
         Self {
             encode_bytes: encode.iter().map(|u| u.bytes).max().unwrap_or(0),
-            train_bytes: train.iter().map(|u| u.bytes).sum(),
-            encode,
             train,
-            left_out: "what a batch adds (activations, which grow with batch size and resolution; `gradient_checkpointing` keeps one block's)",
+            encode,
+            left_out: "what a batch of captions or a picture adds while it is encoded",
         }
     }
 }
 
-/// What training keeps of a denoiser with these tensors (canonical names and shapes): weights as it loads them, and
-/// adapters of [`ADAPTER_RANK`] on the default targets with gradient and both moments of AdamW.
-pub(super) fn train(family: &dyn Family, tensors: &[(String, Vec<usize>)]) -> Vec<Use> {
-    // As `train::run` loads and updates them.
-    let dtype = candle_core::DType::F32;
-    let count = |shape: &[usize]| shape.iter().product::<usize>() as u64;
-    let weights = tensors.iter().map(|(_, shape)| count(shape)).sum();
-    let mut list = vec![Use::new("denoiser", weights, dtype)];
-    let linear = |(name, shape): &(String, Vec<usize>)| match shape.as_slice() {
-        &[outputs, inputs] => Some(LinearShape {
-            name: name.strip_suffix(".weight")?.to_owned(),
-            outputs,
-            inputs,
-            kernel: None,
-            reached: true,
-        }),
-        _ => None,
-    };
-    let linears: Vec<LinearShape> = tensors.iter().filter_map(linear).collect();
+/// What training a denoiser of this flavor takes. Nothing where it cannot be told.
+pub(super) fn train(
+    family: &dyn Family,
+    components: &Components,
+    flavor: &Flavor,
+    recipe: &Recipe,
+) -> Vec<Train> {
     let preset = family.presets().first().map(|p| p.name.to_owned());
-    let chosen = preset.and_then(|p| targets::select(&linears, &[p], family.presets()).ok());
-    if let Some(chosen) = chosen {
-        let adapter = |l: &LinearShape| (ADAPTER_RANK * (l.outputs + l.inputs)) as u64;
-        let adapters: u64 = chosen.iter().map(adapter).sum();
-        list.push(Use::new(
-            format!(
-                "adapters of rank {ADAPTER_RANK} on {} linears, gradients, AdamW",
-                chosen.len()
-            ),
-            4 * adapters,
-            dtype,
-        ));
-    }
-    list
+    let linears = family.linears(components).unwrap_or_default();
+    let chosen = crate::lora::targets::select(&linears, preset.as_slice(), family.presets());
+    let Ok(adapted) = chosen else {
+        return Vec::new();
+    };
+    let side = flavor.resolution_px as usize / LATENT_PX;
+    let estimate = |machine, dtype: candle_core::DType| {
+        let bytes = |twice| {
+            let wanted = Wanted {
+                family,
+                components,
+                adapted: &adapted,
+                rank: ADAPTER_RANK,
+                samples: 1,
+                latents: (side, side),
+                context: plan::context_tokens(recipe),
+                dtype,
+                keep: Keep::Whole,
+                machine,
+                checkpointing: Some(twice),
+            };
+            plan::make(&wanted, u64::MAX).ok().map(|plan| plan.bytes)
+        };
+        Some(Train {
+            machine,
+            dtype: dtype.as_str(),
+            resolution_px: flavor.resolution_px,
+            once: bytes(false)?,
+            twice: bytes(true)?,
+        })
+    };
+    let kinds = [
+        (Machine::Cpu, candle_core::DType::F32),
+        (Machine::Card, candle_core::DType::BF16),
+    ];
+    kinds
+        .into_iter()
+        .filter_map(|(machine, dtype)| estimate(machine, dtype))
+        .collect()
 }

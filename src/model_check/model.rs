@@ -88,7 +88,17 @@ impl Candidate {
             encode = self.encoders(recipe, &mut report);
         }
         encode.extend(self.vae(&mut report));
-        let train = memory::train(self.family, &self.expected.tensors);
+        let flavor = self
+            .flavors
+            .first()
+            .copied()
+            .or(self.family.flavors().first());
+        let train = match (flavor, recipes.first()) {
+            (Some(flavor), Some(recipe)) => {
+                memory::train(self.family, &self.components, flavor, recipe)
+            }
+            _ => Vec::new(),
+        };
         report.memory = Some(Memory::new(encode, train));
         report
     }

@@ -4,19 +4,20 @@ use candle_core::{Result, Tensor};
 
 use crate::autograd::{Tape, Value};
 use crate::lora::Bound;
+use crate::nn::Frozen;
 
 /// y = x W^T + b, plus its adapter's update if there is one.
 pub(super) struct Linear {
     name: String,
     /// [outputs, inputs]
-    weight: Tensor,
+    weight: Frozen,
     /// [outputs]
     bias: Option<Tensor>,
 }
 
 impl Linear {
     /// `name` is the module's in the naming of diffusers: what adapters are looked up by.
-    pub(super) fn new(name: String, weight: Tensor, bias: Option<Tensor>) -> Self {
+    pub(super) fn new(name: String, weight: Frozen, bias: Option<Tensor>) -> Self {
         Self { name, weight, bias }
     }
 

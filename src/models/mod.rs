@@ -4,11 +4,13 @@
 //! Adding a family is one folder here, one folder of recipes, and one line in [`FAMILIES`]. Nothing above this
 //! module names a family.
 
+pub mod activations;
 pub mod flux1;
 pub mod layout;
 pub mod linear;
 pub mod lora_names;
 pub mod sd3;
+pub mod source;
 #[cfg(test)]
 mod testing;
 mod transformer;
@@ -18,7 +20,10 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 
+pub use activations::{Activations, BlockActivations, StepShape};
 pub use layout::{Component, Components};
+use source::Files;
+pub use source::{Keep, Placement, Source};
 
 use crate::autograd::{Tape, Value};
 use crate::diffusion::{Process, Sampler, Shift, Spacing};
@@ -153,6 +158,20 @@ impl ConditioningTensors {
             time_ids: None,
         }
     }
+
+    /// Context and pooled vectors in `dtype` on `device`. The few other numbers, and the timesteps, stay where the
+    /// program is: the networks make sinusoids of them there.
+    ///
+    /// # Errors
+    /// If the device has no room.
+    pub fn to(&self, dtype: DType, device: &Device) -> candle_core::Result<Self> {
+        let moved = |t: &Tensor| t.to_device(device)?.to_dtype(dtype);
+        Ok(Self {
+            context: moved(&self.context)?,
+            pooled: moved(&self.pooled)?,
+            ..self.clone()
+        })
+    }
 }
 
 /// A base model's denoising network with frozen weights. It has no state, draws no random numbers and opens no
@@ -161,7 +180,7 @@ pub trait Denoiser: Send + Sync {
     /// The network's prediction for noisy latents.
     ///
     /// `latents` [batch, channels, height, width], `timesteps` [batch] f32, of [`crate::diffusion::Level`]; the result has the
-    /// latents' shape. With a recording tape, gradients reach the adapters in `adapters` and whatever
+    /// latents' shape. Latents, context and pooled vectors are of the network's type, on its device. With a recording tape, gradients reach the adapters in `adapters` and whatever
     /// else on the tape was put in.
     ///
     /// # Errors
@@ -177,6 +196,30 @@ pub trait Denoiser: Send + Sync {
 
     /// Every linear that can carry an adapter, in the order of the network.
     fn linears(&self) -> &[LinearShape];
+
+    /// The type it computes in.
+    fn dtype(&self) -> DType;
+
+    /// Where it computes.
+    fn device(&self) -> &Device;
+}
+
+/// [`Denoiser::forward`] on inputs of any type on any device.
+///
+/// # Errors
+/// As there.
+pub fn predict(
+    denoiser: &dyn Denoiser,
+    tape: &Tape,
+    adapters: &Bound,
+    latents: &Tensor,
+    timesteps: &Tensor,
+    conditioning: &ConditioningTensors,
+) -> candle_core::Result<Value> {
+    let (dtype, device) = (denoiser.dtype(), denoiser.device());
+    let latents = Value::constant(latents.to_device(device)?.to_dtype(dtype)?);
+    let conditioning = conditioning.to(dtype, device)?;
+    denoiser.forward(tape, adapters, &latents, timesteps, &conditioning)
 }
 
 /// One released variant of a family, and how it is sampled.
@@ -263,22 +306,46 @@ pub trait Family: Sync {
         self.weights(components)
     }
 
-    /// The denoiser, in `dtype` on `device`.
+    /// The denoiser that the config, or the files' headers, describe, of tensors of any source.
+    ///
+    /// # Errors
+    /// If the architecture cannot be told, or the source lacks a tensor.
+    fn build(
+        &self,
+        components: &Components,
+        source: &dyn Source,
+    ) -> Result<Box<dyn Denoiser>, Error>;
+
+    /// The denoiser, loaded from its files.
     ///
     /// # Errors
     /// As [`Self::weights`], or if a weight is not finite.
     fn load(
         &self,
         components: &Components,
-        dtype: DType,
-        device: &Device,
-    ) -> Result<Box<dyn Denoiser>, Error>;
+        placement: &Placement,
+    ) -> Result<Box<dyn Denoiser>, Error> {
+        let base = self.weights(components)?;
+        self.build(components, &Files::new(&base.weights, placement))
+    }
 
     /// Channels of the denoiser's context.
     ///
     /// # Errors
     /// If the denoiser's config or tensors cannot be read.
     fn context_width(&self, components: &Components) -> Result<usize, Error>;
+
+    /// Every linear that can carry an adapter, as [`Denoiser::linears`], told from headers.
+    ///
+    /// # Errors
+    /// If the architecture cannot be told.
+    fn linears(&self, components: &Components) -> Result<Vec<LinearShape>, Error>;
+
+    /// What a training step keeps of a forward pass.
+    ///
+    /// # Errors
+    /// If the architecture cannot be told.
+    fn activations(&self, components: &Components, step: &StepShape) -> Result<Activations, Error>;
 
     /// How latents are scaled: as the VAE's config says, or as the family does where there is none.
     ///

@@ -10,13 +10,17 @@ use std::process::Command;
 use candle_core::{DType, Device, Tensor};
 use serde_json::Value as Json;
 
-use super::{BaseWeights, ConditioningTensors, Denoiser, Error, Family};
+use super::{
+    BaseWeights, ConditioningTensors, Denoiser, Error, Family, Placement, Source, StepShape,
+};
+use crate::autograd::tests::memory::live_bytes;
 use crate::autograd::{Tape, Value};
 use crate::diffusion::{Level, add_noise};
 use crate::lora::{
     AdapterSet, Bound, Dropout, FileOptions, LinearShape, SaveDtype, bind::Recompute, file,
     metadata, targets,
 };
+use crate::nn::weights::Weights;
 use crate::optim::{AdamW, AdamWOptions, clip_gradient_norm};
 
 /// A golden file.
@@ -273,7 +277,8 @@ pub(super) fn check_loss_curve(golden: &Golden) {
         epsilon: 1e-8,
         weight_decay: 0.01,
     };
-    let mut optimizer = AdamW::new(options, set.values().len());
+    let values = set.to_device(&Device::Cpu).unwrap();
+    let mut optimizer = AdamW::new(options, set.values().len(), &Device::Cpu).unwrap();
     let losses = numbers(golden.get("curve.loss"));
     for (step, expected) in losses.iter().enumerate() {
         let find = |name: &str| Some(golden.find(&format!("curve.{name}"))?.get(step).unwrap());
@@ -292,17 +297,76 @@ pub(super) fn check_loss_curve(golden: &Golden) {
             },
             target: (noise - latents).unwrap(),
         };
-        let (prediction, mut gradient) =
-            gradients_of(&*model, &inputs, &set, Recompute::Never, None);
+        set.set_values(values.to_vec1().unwrap()).unwrap();
+        let (prediction, gradient) = gradients_of(&*model, &inputs, &set, Recompute::Never, None);
         let loss = Tape::off().mse(&prediction, &inputs.target, None).unwrap();
         let loss = loss.tensor().to_scalar::<f32>().unwrap();
         let error = (loss - expected).abs() / expected;
         println!("step {}: {loss:.6}, {error:.1e} off", step + 1);
         assert!(error < 1e-4, "step {}: {loss} for {expected}", step + 1);
-        clip_gradient_norm(&mut gradient, Some(1.0));
-        optimizer.step(set.values_mut(), &gradient, RATE);
+        let gradient = Tensor::from_slice(&gradient, gradient.len(), &Device::Cpu).unwrap();
+        clip_gradient_norm(&gradient, Some(1.0)).unwrap();
+        optimizer.step(&values, &gradient, RATE).unwrap();
     }
     assert_eq!(losses.len(), 20);
+}
+
+/// That what a forward pass keeps on the tape is what the plan of memory counts, for every preset, with blocks kept and
+/// with blocks run again.
+pub(super) fn check_activations(golden: &Golden, latents: (usize, usize), context: usize) {
+    let (family, folder) = (golden.family, golden.folder());
+    let model = load(family, folder.path()).unwrap();
+    let components = family.components(folder.path()).unwrap();
+    let inputs = golden.inputs(0).resized(latents, context);
+    for preset in family.presets() {
+        let set = trained(family, &*model, preset.name);
+        let step = StepShape {
+            samples: inputs.latents.dim(0).unwrap(),
+            latents,
+            context,
+            adapted: set
+                .adapters()
+                .iter()
+                .map(|a| (a.name.clone(), a.rank))
+                .collect(),
+        };
+        let plan = family.activations(&components, &step).unwrap();
+        let inputs_only: u64 = plan.blocks.iter().map(|block| block.inputs).sum();
+        for (recompute, expected) in [
+            (Recompute::Never, plan.kept(0)),
+            (Recompute::EveryBlock, plan.outside + inputs_only),
+        ] {
+            let tape = Tape::recording();
+            let bound = set.bind(&tape, DType::F32, &Device::Cpu, None).unwrap();
+            let bound = bound.with_recompute(recompute.clone());
+            let before = live_bytes();
+            let prediction = inputs.call(&*model, &tape, &bound);
+            let loss = tape.mse(&prediction, &inputs.target, None).unwrap();
+            drop(prediction);
+            let kept = (live_bytes() - before) as f64 / 4.0;
+            let ratio = expected as f64 / kept;
+            println!(
+                "{} {} {recompute:?}: {ratio:.3} of {kept}",
+                golden.name, preset.name
+            );
+            assert!(
+                (0.93..1.15).contains(&ratio),
+                "{} {}: {ratio}",
+                golden.name,
+                preset.name
+            );
+            drop((tape, loss));
+        }
+    }
+}
+
+/// Tensors of files in f64, so that a difference of two losses has digits to spare.
+pub(super) struct InF64<'a>(pub(super) &'a Weights);
+
+impl Source for InF64<'_> {
+    fn tensor(&self, shape: &[usize], name: &str) -> Result<Tensor, Error> {
+        Ok(self.0.get(shape, name)?.to_dtype(DType::F64).unwrap())
+    }
 }
 
 /// What a denoiser is given, and what it should have said.
@@ -342,6 +406,26 @@ impl Inputs {
         error.lines().next().unwrap().to_owned()
     }
 
+    /// Of other extents, with made-up numbers.
+    fn resized(&self, (h, w): (usize, usize), context: usize) -> Self {
+        let (b, c, ..) = self.latents.dims4().unwrap();
+        let width = self.conditioning.context.dim(2).unwrap();
+        let made = |shape: &[usize]| {
+            crate::nn::tests::normal(1, shape)
+                .to_dtype(DType::F32)
+                .unwrap()
+        };
+        Self {
+            latents: made(&[b, c, h, w]),
+            timesteps: self.timesteps.clone(),
+            conditioning: ConditioningTensors {
+                context: made(&[b, context, width]),
+                ..self.conditioning.clone()
+            },
+            target: made(&[b, c, h, w]),
+        }
+    }
+
     /// One row of the batch.
     pub(super) fn row(&self, row: usize) -> Self {
         let take = |t: &Tensor| t.narrow(0, row, 1).unwrap();
@@ -362,7 +446,7 @@ impl Inputs {
 }
 
 pub(super) fn load(family: &dyn Family, path: &Path) -> Result<Box<dyn Denoiser>, Error> {
-    family.load(&family.components(path)?, DType::F32, &Device::Cpu)
+    family.load(&family.components(path)?, &Placement::default())
 }
 
 /// The weights of a model under canonical names.
@@ -414,9 +498,9 @@ pub(super) fn gradients_of(
     let prediction = inputs.call(model, &tape, &bound);
     let loss = tape.mse(&prediction, &inputs.target, None).unwrap();
     let mut gradients = tape.backward(&loss).unwrap();
-    let mut flat = vec![0.0; set.values().len()];
-    bound.collect(&mut gradients, 1.0, &mut flat).unwrap();
-    (prediction, flat)
+    let flat = Tensor::zeros(set.values().len(), DType::F32, &Device::Cpu).unwrap();
+    bound.collect(&mut gradients, 1.0, &flat).unwrap();
+    (prediction, flat.to_vec1().unwrap())
 }
 
 /// Adapters as after training: B is not zero, ranks and alphas differ, alpha is not the rank.

@@ -3,10 +3,12 @@
 //!
 //! Shapes: b batch, n tokens, h heads, e channels of a head, d = h * e.
 
-use candle_core::{DType, Result, Tensor, bail};
+pub(super) mod kept;
 
-use super::Error;
+use candle_core::{DType, Device, Result, Tensor, bail};
+
 use super::linear::Linear;
+use super::{Error, Source};
 use crate::autograd::{Tape, Value};
 use crate::lora::{Bound, LinearShape};
 
@@ -21,15 +23,12 @@ const MAX_PERIOD: f32 = 10000.0;
 
 pub(super) type Loaded<T> = std::result::Result<T, Error>;
 
-/// Gives a tensor of a shape by its canonical name.
-pub(super) type Get<'a> = dyn Fn(&[usize], &str) -> Loaded<Tensor> + 'a;
-
 /// Builds modules from tensors by their canonical names.
 #[derive(Clone, Copy)]
 pub(super) struct Loader<'a> {
     /// The network's linears: where their shapes are known from.
     pub(super) linears: &'a [LinearShape],
-    pub(super) get: &'a Get<'a>,
+    pub(super) source: &'a dyn Source,
 }
 
 impl Loader<'_> {
@@ -37,14 +36,17 @@ impl Loader<'_> {
     pub(super) fn linear(&self, name: &str) -> Loaded<Linear> {
         let shape = self.linears.iter().find(|linear| linear.name == name);
         let (outputs, inputs) = shape.map_or((0, 0), |shape| (shape.outputs, shape.inputs));
-        let weight = (self.get)(&[outputs, inputs], &format!("{name}.weight"))?;
-        let bias = (self.get)(&[outputs], &format!("{name}.bias"))?;
+        let weight = self
+            .source
+            .matrix([outputs, inputs], &format!("{name}.weight"))?;
+        let bias = self.source.tensor(&[outputs], &format!("{name}.bias"))?;
         Ok(Linear::new(name.to_owned(), weight, Some(bias)))
     }
 
     /// A linear to heads, and the norm of each head's channels if `norm` gives its name and width.
     pub(super) fn heads(&self, linear: &str, norm: Option<(&str, usize)>) -> Loaded<Heads> {
-        let norm = norm.map(|(name, channels)| (self.get)(&[channels], &format!("{name}.weight")));
+        let norm =
+            norm.map(|(name, channels)| self.source.tensor(&[channels], &format!("{name}.weight")));
         Ok(Heads {
             linear: self.linear(linear)?,
             norm: norm.transpose()?,
@@ -185,14 +187,14 @@ pub(super) fn check_shapes(inputs: &[(&str, &[usize], &[usize])]) -> Result<()> 
     Ok(())
 }
 
-/// Timesteps [b] to [b, 256].
-pub(super) fn timestep_sinusoid(timesteps: &Tensor, dtype: DType) -> Result<Tensor> {
-    sinusoids(timesteps, TIME_CHANNELS, dtype)
+/// Timesteps [b] to [b, 256], of the type and on the device of `like`.
+pub(super) fn timestep_sinusoid(timesteps: &Tensor, like: &Tensor) -> Result<Tensor> {
+    sinusoids(timesteps, TIME_CHANNELS, like)
 }
 
 /// Numbers [k] to [k, channels]: cosines, then sines, of number / 10000^(2 i / channels). In f32 as diffusers does it,
-/// because rounding an angle near 1000 is what moves the result most; then in the dtype of the network.
-pub(super) fn sinusoids(numbers: &Tensor, channels: usize, dtype: DType) -> Result<Tensor> {
+/// because rounding an angle near 1000 is what moves the result most; then of the type and on the device of `like`.
+pub(super) fn sinusoids(numbers: &Tensor, channels: usize, like: &Tensor) -> Result<Tensor> {
     let half = channels / 2;
     let step = -MAX_PERIOD.ln();
     let frequencies: Vec<f32> = (0..half)
@@ -205,6 +207,6 @@ pub(super) fn sinusoids(numbers: &Tensor, channels: usize, dtype: DType) -> Resu
         values.extend(angles.clone().map(|angle| angle.cos() as f32));
         values.extend(angles.map(|angle| angle.sin() as f32));
     }
-    let sinusoids = Tensor::from_vec(values, (all.len(), 2 * half), numbers.device())?;
-    sinusoids.to_dtype(dtype)
+    let sinusoids = Tensor::from_vec(values, (all.len(), 2 * half), &Device::Cpu)?;
+    sinusoids.to_dtype(like.dtype())?.to_device(like.device())
 }

@@ -5,7 +5,8 @@ use std::marker::PhantomData;
 use std::ops::{Deref, Range};
 
 use candle_core::{
-    CpuStorage, DType, Device, InplaceOp1, Layout, Result, Storage, StorageRef, Tensor, bail,
+    CpuStorage, DType, Device, InplaceOp1, Layout, Result, Storage, StorageRef, Tensor, WithDType,
+    bail,
 };
 use rayon::prelude::*;
 
@@ -55,14 +56,14 @@ pub(crate) struct Elements<'t, T> {
     scalar: PhantomData<T>,
 }
 
-impl<T: Real> Deref for Elements<'_, T> {
+impl<T: WithDType> Deref for Elements<'_, T> {
     type Target = [T];
     fn deref(&self) -> &[T] {
         cpu_slice(&self.storage).map_or(&[], |all| &all[self.range.clone()])
     }
 }
 
-fn cpu_slice<T: Real>(storage: &Storage) -> Result<&[T]> {
+fn cpu_slice<T: WithDType>(storage: &Storage) -> Result<&[T]> {
     match storage {
         Storage::Cpu(storage) => T::cpu_storage_as_slice(storage),
         _ => bail!("a kernel for the CPU was given a tensor of another device"),
@@ -70,7 +71,7 @@ fn cpu_slice<T: Real>(storage: &Storage) -> Result<&[T]> {
 }
 
 /// The elements of `tensor`, which must be contiguous.
-pub(crate) fn elements<T: Real>(tensor: &Tensor) -> Result<Elements<'_, T>> {
+pub(crate) fn elements<T: WithDType>(tensor: &Tensor) -> Result<Elements<'_, T>> {
     let (storage, layout) = tensor.storage_and_layout();
     let Some((start, end)) = layout.contiguous_offsets() else {
         bail!(

@@ -1,9 +1,9 @@
 //! Sums and products of whole tensors, with the smaller spread over the larger.
 
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Result, Tensor, bail};
 
 use super::compose::wide;
-use super::cpu::{Product, Sum, Unary, by_kernel, map, map2};
+use super::cpu::{self, Product, Sum, Unary, by_kernel, elements, map, map2};
 use super::real::Real;
 
 /// `x + y`, spreading dimensions of 1.
@@ -47,4 +47,39 @@ pub(crate) fn sum_to(x: &Tensor, dims: &[usize]) -> Result<Tensor> {
         .sum_keepdim(spread)?
         .reshape(dims)?
         .to_dtype(x.dtype())
+}
+
+/// Adds `factor source` to the numbers of the flat f32 tensor `target` from `start` on, in place.
+pub(crate) fn accumulate(
+    target: &Tensor,
+    start: usize,
+    source: &Tensor,
+    factor: f64,
+) -> Result<()> {
+    let count = source.elem_count();
+    if target.rank() != 1 || start + count > target.elem_count() {
+        bail!(
+            "{count} numbers from {start} on do not fit in {:?}",
+            target.dims()
+        );
+    }
+    let source = source.to_dtype(DType::F32)?;
+    by_kernel!(
+        target,
+        _T => {
+            let source = cpu::contiguous(&source)?;
+            let source = elements::<f32>(&source)?;
+            let source: &[f32] = &source;
+            let factor = factor as f32;
+            cpu::edit::<f32>(target, |target| {
+                for (sum, x) in target[start..start + count].iter_mut().zip(source) {
+                    *sum += factor * x;
+                }
+            })
+        },
+        {
+            let sum = target.narrow(0, start, count)? + (source.flatten_all()? * factor)?;
+            target.slice_set(&sum?, 0, start)
+        }
+    )
 }

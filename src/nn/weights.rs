@@ -35,6 +35,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use candle_core::{DType, Device};
 
 pub use audit::Storage;
+pub(super) use cast::e4m3;
 pub use digest::DigestMemo;
 pub use element::{BlockType, ElementType};
 pub use error::Error;

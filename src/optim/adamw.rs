@@ -1,5 +1,11 @@
 //! AdamW (Loshchilov and Hutter, arXiv:1711.05101), with the arithmetic of `torch.optim.AdamW`.
 
+use candle_core::{DType, Device, Result, Tensor, bail};
+use rayon::prelude::*;
+
+use super::pieces;
+use crate::nn::cpu::{self, GRAIN, by_kernel, elements};
+
 /// The constants of AdamW.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AdamWOptions {
@@ -13,40 +19,66 @@ pub struct AdamWOptions {
     pub weight_decay: f64,
 }
 
-/// The state of AdamW over one flat buffer of parameters.
-#[derive(Clone, Debug, PartialEq)]
+/// The state of AdamW over one flat f32 tensor of parameters, on its device.
+#[derive(Clone, Debug)]
 pub struct AdamW {
     options: AdamWOptions,
     num_steps: u64,
-    first_moment: Vec<f32>,
-    second_moment: Vec<f32>,
+    first_moment: Tensor,
+    second_moment: Tensor,
+}
+
+/// What one step does to every number.
+#[derive(Clone, Copy)]
+struct Update {
+    keep1: f32,
+    take1: f32,
+    keep2: f32,
+    take2: f32,
+    shrink: f32,
+    step_size: f32,
+    root_correction: f32,
+    epsilon: f32,
 }
 
 impl AdamW {
     /// A fresh state for `num_parameters` parameters.
-    pub fn new(options: AdamWOptions, num_parameters: usize) -> Self {
-        Self {
+    ///
+    /// # Errors
+    ///
+    /// If the device has no room for the moments.
+    pub fn new(options: AdamWOptions, num_parameters: usize, device: &Device) -> Result<Self> {
+        let zeros = || Tensor::zeros(num_parameters, DType::F32, device);
+        Ok(Self {
             options,
             num_steps: 0,
-            first_moment: vec![0.0; num_parameters],
-            second_moment: vec![0.0; num_parameters],
-        }
+            first_moment: zeros()?,
+            second_moment: zeros()?,
+        })
     }
 
-    /// The state a checkpoint holds. The moments must be of equal length.
+    /// The state a checkpoint holds.
+    ///
+    /// # Errors
+    ///
+    /// If the moments are of different lengths, or the device has no room for them.
     pub fn from_state(
         options: AdamWOptions,
         num_steps: u64,
         first: Vec<f32>,
         second: Vec<f32>,
-    ) -> Self {
-        debug_assert_eq!(first.len(), second.len(), "moments of different buffers");
-        Self {
+        device: &Device,
+    ) -> Result<Self> {
+        if first.len() != second.len() {
+            bail!("moments of {} and {} numbers", first.len(), second.len());
+        }
+        let length = first.len();
+        Ok(Self {
             options,
             num_steps,
-            first_moment: first,
-            second_moment: second,
-        }
+            first_moment: Tensor::from_vec(first, length, device)?,
+            second_moment: Tensor::from_vec(second, length, device)?,
+        })
     }
 
     /// Steps taken so far.
@@ -55,17 +87,33 @@ impl AdamW {
     }
 
     /// The first and second moments, in the parameters' order.
-    pub fn moments(&self) -> (&[f32], &[f32]) {
-        (&self.first_moment, &self.second_moment)
+    ///
+    /// # Errors
+    ///
+    /// Those of the backend.
+    pub fn moments(&self) -> Result<(Vec<f32>, Vec<f32>)> {
+        Ok((self.first_moment.to_vec1()?, self.second_moment.to_vec1()?))
     }
 
-    /// One step with `learning_rate` along `gradient`. All three buffers have one length.
-    pub fn step(&mut self, parameters: &mut [f32], gradient: &[f32], learning_rate: f64) {
-        debug_assert_eq!(
-            parameters.len(),
-            gradient.len(),
-            "a gradient of other parameters"
-        );
+    /// One step with `learning_rate` along `gradient`, on `parameters` in place; both `[n]` in f32.
+    ///
+    /// # Errors
+    ///
+    /// If they are of another length than the moments, and those of the backend.
+    pub fn step(
+        &mut self,
+        parameters: &Tensor,
+        gradient: &Tensor,
+        learning_rate: f64,
+    ) -> Result<()> {
+        if parameters.dims() != gradient.dims() || parameters.dims() != self.first_moment.dims() {
+            bail!(
+                "a gradient {:?} for parameters {:?} with moments {:?}",
+                gradient.dims(),
+                parameters.dims(),
+                self.first_moment.dims()
+            );
+        }
         self.num_steps += 1;
         let AdamWOptions {
             beta1,
@@ -74,24 +122,91 @@ impl AdamW {
             weight_decay,
         } = self.options;
         let exponent = self.num_steps.min(i32::MAX as u64) as i32;
-        let step_size = (learning_rate / (1.0 - beta1.powi(exponent))) as f32;
-        let root_correction = (1.0 - beta2.powi(exponent)).sqrt() as f32;
-        let shrink = (1.0 - learning_rate * weight_decay) as f32;
-        let (keep1, take1) = (beta1 as f32, (1.0 - beta1) as f32);
-        let (keep2, take2) = (beta2 as f32, (1.0 - beta2) as f32);
-        let epsilon = epsilon as f32;
-        let moments = self.first_moment.iter_mut().zip(&mut self.second_moment);
-        for ((p, &g), (m, v)) in parameters.iter_mut().zip(gradient).zip(moments) {
-            *m = keep1 * *m + take1 * g;
-            *v = keep2 * *v + take2 * g * g;
-            *p = shrink * *p - step_size * *m / (v.sqrt() / root_correction + epsilon);
+        let update = Update {
+            keep1: beta1 as f32,
+            take1: (1.0 - beta1) as f32,
+            keep2: beta2 as f32,
+            take2: (1.0 - beta2) as f32,
+            shrink: (1.0 - learning_rate * weight_decay) as f32,
+            step_size: (learning_rate / (1.0 - beta1.powi(exponent))) as f32,
+            root_correction: (1.0 - beta2.powi(exponent)).sqrt() as f32,
+            epsilon: epsilon as f32,
+        };
+        let moments = (&self.first_moment, &self.second_moment);
+        by_kernel!(
+            parameters,
+            _T => update.on_cpu(parameters, gradient, moments),
+            update.composed(parameters, gradient, moments)
+        )
+    }
+}
+
+impl Update {
+    fn on_cpu(
+        self,
+        parameters: &Tensor,
+        gradient: &Tensor,
+        (first, second): (&Tensor, &Tensor),
+    ) -> Result<()> {
+        let gradient = elements::<f32>(gradient)?;
+        let gradient: &[f32] = &gradient;
+        let moment = |tensor, f: &(dyn Fn(&mut f32, f32) + Sync)| {
+            cpu::edit::<f32>(tensor, |moment| {
+                let pieces = moment.par_chunks_mut(GRAIN).zip(gradient.par_chunks(GRAIN));
+                pieces.for_each(|(moment, gradient)| {
+                    for (m, &g) in moment.iter_mut().zip(gradient) {
+                        f(m, g);
+                    }
+                });
+            })
+        };
+        moment(first, &|m, g| *m = self.keep1 * *m + self.take1 * g)?;
+        moment(second, &|v, g| *v = self.keep2 * *v + self.take2 * g * g)?;
+        let (first, second) = (elements::<f32>(first)?, elements::<f32>(second)?);
+        let (first, second): (&[f32], &[f32]) = (&first, &second);
+        cpu::edit::<f32>(parameters, |parameters| {
+            let moments = first.par_chunks(GRAIN).zip(second.par_chunks(GRAIN));
+            let pieces = parameters.par_chunks_mut(GRAIN).zip(moments);
+            pieces.for_each(|(parameters, (first, second))| {
+                for (p, (&m, &v)) in parameters.iter_mut().zip(first.iter().zip(second)) {
+                    let root = v.sqrt() / self.root_correction + self.epsilon;
+                    *p = self.shrink * *p - self.step_size * m / root;
+                }
+            });
+        })
+    }
+
+    fn composed(
+        self,
+        parameters: &Tensor,
+        gradient: &Tensor,
+        (first, second): (&Tensor, &Tensor),
+    ) -> Result<()> {
+        for (start, len) in pieces(parameters.elem_count()) {
+            let part = |tensor: &Tensor| tensor.narrow(0, start, len);
+            let times = |tensor: Tensor, factor: f32| tensor * f64::from(factor);
+            let g = part(gradient)?;
+            let m = (times(part(first)?, self.keep1)? + times(g.clone(), self.take1)?)?;
+            let v = (times(part(second)?, self.keep2)? + times(g.sqr()?, self.take2)?)?;
+            let root = v
+                .sqrt()?
+                .affine(1.0 / f64::from(self.root_correction), self.epsilon.into())?;
+            let step = (times(m.clone(), self.step_size)? / root)?;
+            let p = (times(part(parameters)?, self.shrink)? - step)?;
+            for (tensor, new) in [(parameters, &p), (first, &m), (second, &v)] {
+                tensor.slice_set(new, 0, start)?;
+            }
         }
+        Ok(())
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use candle_core::{Device, Tensor};
+
     use super::{AdamW, AdamWOptions};
+    use crate::nn::tests::composed;
 
     /// ```python
     /// import torch
@@ -101,24 +216,39 @@ mod tests {
     ///     p.grad = torch.tensor([0.3, -0.2 * k, 1e-4]); o.step()
     /// print(p.tolist())
     /// ```
+    const TORCH: [f32; 3] = [0.480_223_74, -1.619_716_5, -0.007_351_018_5];
+
     #[test]
     fn five_steps_equal_torch() {
-        let options = AdamWOptions {
-            beta1: 0.9,
-            beta2: 0.99,
-            epsilon: 1e-8,
-            weight_decay: 0.05,
+        let check = || {
+            let options = AdamWOptions {
+                beta1: 0.9,
+                beta2: 0.99,
+                epsilon: 1e-8,
+                weight_decay: 0.05,
+            };
+            let tensor = |values: [f32; 3]| Tensor::new(&values, &Device::Cpu).expect("a tensor");
+            let parameters = tensor([1.0, -2.0, 0.5]);
+            let mut adamw = AdamW::new(options, 3, &Device::Cpu).expect("a state");
+            for k in 0..5 {
+                let gradient = tensor([0.3, -0.2 * k as f32, 1e-4]);
+                adamw.step(&parameters, &gradient, 0.1).expect("a step");
+            }
+            let ours = parameters.to_vec1::<f32>().expect("values");
+            for (ours, theirs) in ours.iter().zip(TORCH) {
+                assert!((ours - theirs).abs() < 2e-6, "{ours} {theirs}");
+            }
+            assert!(
+                adamw
+                    .step(
+                        &tensor([0.0; 3]),
+                        &Tensor::new(&[0f32], &Device::Cpu).expect("one"),
+                        0.1
+                    )
+                    .is_err()
+            );
         };
-        let mut parameters = [1.0f32, -2.0, 0.5];
-        let mut adamw = AdamW::new(options, 3);
-        for k in 0..5 {
-            adamw.step(&mut parameters, &[0.3, -0.2 * k as f32, 1e-4], 0.1);
-        }
-        let torch = TORCH;
-        for (ours, theirs) in parameters.iter().zip(torch) {
-            assert!((ours - theirs).abs() < 2e-6, "{parameters:?} {torch:?}");
-        }
+        check();
+        composed(check);
     }
-
-    const TORCH: [f32; 3] = [0.480_223_74, -1.619_716_5, -0.007_351_018_5];
 }

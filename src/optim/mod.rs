@@ -1,48 +1,93 @@
-//! Optimisation of the adapter's parameters: one flat `f32` buffer, its gradient, and its moments.
+//! The optimizer over one flat f32 tensor: its gradient, and its moments.
 //!
 //! Flat, because the order of a reduction is then fixed (the gradient's norm is the same bits on every run)
-//! and because one pass over memory updates everything. Knows nothing of adapters, models or files.
+//! and because one pass over memory updates everything. The numbers stay where the network is: on a CPU they are edited
+//! in place on all cores, elsewhere in pieces by tensor operations. Knows nothing of adapters, models or files.
 
 mod adamw;
 mod schedule;
 
+use candle_core::{Result, Tensor, WithDType as _};
+
 pub use adamw::{AdamW, AdamWOptions};
 pub use schedule::{Decay, LrSchedule};
 
-/// Scales `gradient` so that its Euclidean norm is at most `max_norm`; returns the norm it had.
+use crate::nn::cpu::{self, by_kernel, elements};
+
+/// Numbers that tensor operations update at a time, so that their temporaries stay small.
+const PIECE: usize = 1 << 24;
+
+/// The (start, length) of the pieces of a buffer of `len` numbers.
+fn pieces(len: usize) -> impl Iterator<Item = (usize, usize)> {
+    (0..len)
+        .step_by(PIECE)
+        .map(move |start| (start, PIECE.min(len - start)))
+}
+
+/// Scales `gradient` `[n]` in place so that its Euclidean norm is at most `max_norm`; returns the norm it had.
 ///
-/// The norm is summed in `f64`, in order. As `torch.nn.utils.clip_grad_norm_`, with its `1e-6`.
-pub fn clip_gradient_norm(gradient: &mut [f32], max_norm: Option<f64>) -> f64 {
-    let norm = gradient
-        .iter()
-        .map(|&g| f64::from(g).powi(2))
-        .sum::<f64>()
-        .sqrt();
-    if let Some(max_norm) = max_norm {
-        let scale = max_norm / (norm + 1e-6);
-        if scale < 1.0 {
-            let scale = scale as f32;
-            for g in gradient {
-                *g *= scale;
-            }
+/// The norm is summed in order, on a CPU in `f64`. As `torch.nn.utils.clip_grad_norm_`, with its `1e-6`.
+///
+/// # Errors
+///
+/// Those of the backend.
+pub fn clip_gradient_norm(gradient: &Tensor, max_norm: Option<f64>) -> Result<f64> {
+    let squares: f64 = by_kernel!(
+        gradient,
+        T => elements::<T>(gradient)?.iter().map(|&g| g.to_f64().powi(2)).sum(),
+        {
+            let sum = |(start, len)| gradient.narrow(0, start, len)?.sqr()?.sum_all();
+            let sums = pieces(gradient.elem_count()).map(sum).collect::<Result<Vec<_>>>()?;
+            let sums = Tensor::stack(&sums, 0)?.to_vec1::<f32>()?;
+            sums.into_iter().map(f64::from).sum()
         }
+    );
+    let norm = squares.sqrt();
+    let Some(max_norm) = max_norm else {
+        return Ok(norm);
+    };
+    let scale = max_norm / (norm + 1e-6);
+    if scale < 1.0 {
+        by_kernel!(
+            gradient,
+            T => cpu::edit::<T>(gradient, |values| {
+                let scale = T::from_f64(scale);
+                for g in values {
+                    *g *= scale;
+                }
+            })?,
+            for (start, len) in pieces(gradient.elem_count()) {
+                let scaled = (gradient.narrow(0, start, len)? * scale)?;
+                gradient.slice_set(&scaled, 0, start)?;
+            }
+        );
     }
-    norm
+    Ok(norm)
 }
 
 #[cfg(test)]
 mod tests {
+    use candle_core::{Device, Tensor};
+
     use super::clip_gradient_norm;
+    use crate::nn::tests::composed;
+
+    fn clipped(values: &[f32], max_norm: Option<f64>) -> (f64, Vec<f32>) {
+        let gradient = Tensor::new(values, &Device::Cpu).expect("a gradient");
+        let norm = clip_gradient_norm(&gradient, max_norm).expect("clipped");
+        (norm, gradient.to_vec1().expect("values"))
+    }
 
     #[test]
     fn a_long_gradient_is_shortened_and_a_short_one_left_alone() {
-        let mut long = [3.0f32, 4.0];
-        assert!((clip_gradient_norm(&mut long, Some(1.0)) - 5.0).abs() < 1e-12);
-        assert!((long[0].hypot(long[1]) - 1.0).abs() < 1e-5);
-        let mut short = [0.3f32, 0.4];
-        clip_gradient_norm(&mut short, Some(1.0));
-        assert_eq!(short, [0.3, 0.4]);
-        clip_gradient_norm(&mut long, None);
-        assert!((long[0].hypot(long[1]) - 1.0).abs() < 1e-5);
+        let check = || {
+            let (norm, long) = clipped(&[3.0, 4.0], Some(1.0));
+            assert!((norm - 5.0).abs() < 1e-6);
+            assert!((long[0].hypot(long[1]) - 1.0).abs() < 1e-5);
+            assert_eq!(clipped(&[0.3, 0.4], Some(1.0)).1, [0.3, 0.4]);
+            assert_eq!(clipped(&[3.0, 4.0], None).1, [3.0, 4.0]);
+        };
+        check();
+        composed(check);
     }
 }

@@ -6,11 +6,11 @@ pub mod sheet;
 use candle_core::{Device, Result, Tensor, bail};
 use image::RgbImage;
 
-use crate::autograd::{Tape, Value};
+use crate::autograd::Tape;
 use crate::conditioning::{Conditioning, batch};
 use crate::diffusion::{Process, Sampler, Spacing, Walk, guide};
 use crate::lora::Bound;
-use crate::models::{ConditioningTensors, Denoiser};
+use crate::models::{self, ConditioningTensors, Denoiser};
 use crate::rng::{Rng, Stream};
 use crate::vae::Decoder;
 
@@ -158,7 +158,8 @@ pub fn sample_from(
 /// # Errors
 /// If the decoder fails.
 pub fn decode(decoder: &Decoder, space: &LatentSpace, latents: &Tensor) -> Result<RgbImage> {
-    let pixels = decoder.decode(&space.denormalize(latents)?)?.squeeze(0)?;
+    let latents = space.denormalize(latents)?.to_device(decoder.device())?;
+    let pixels = decoder.decode(&latents)?.squeeze(0)?;
     let (channels, height, width) = pixels.dims3()?;
     if channels != 3 {
         bail!("expected a decoder of 3 channels, found {channels}");
@@ -251,13 +252,16 @@ impl Model<'_> {
             inputs.time_ids = Some(Tensor::from_vec(ids.repeat(rows), (rows, 6), device)?);
         }
         inputs.guidance = self.guidance.map(same).transpose()?;
-        let prediction = self.denoiser.forward(
+        let prediction = models::predict(
+            self.denoiser,
             &Tape::off(),
             self.adapters,
-            &Value::constant(latents.clone()),
+            latents,
             &timesteps,
             &inputs,
         )?;
-        Ok(prediction.into_tensor())
+        // The walk itself is a few numbers: it is the same on the host, whatever computes the network.
+        let prediction = prediction.into_tensor().to_device(&Device::Cpu)?;
+        prediction.to_dtype(latents.dtype())
     }
 }

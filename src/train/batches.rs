@@ -7,6 +7,7 @@ use crate::rng::{Rng, Stream};
 ///
 /// A bucket's last batch may be short; no sample is dropped or doubled. So every epoch has the same number
 /// of micro-batches.
+#[derive(Clone)]
 pub struct Batches {
     buckets: Vec<Vec<usize>>,
     batch_size: usize,

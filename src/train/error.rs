@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use crate::refusal::Refusal;
 use crate::{
-    base, conditioning, dataset, digest, embed, latents, lora, models, payload, preview, store,
+    base, conditioning, dataset, digest, embed, latents, lora, models, payload, plan, preview,
+    store,
 };
 
 use super::checkpoint;
@@ -77,6 +78,9 @@ pub enum Error {
     /// A preview.
     #[error(transparent)]
     Preview(#[from] preview::Error),
+    /// There is not enough memory.
+    #[error(transparent)]
+    Memory(#[from] plan::Refused),
     /// A dump.
     #[error(transparent)]
     Payload(#[from] payload::Error),

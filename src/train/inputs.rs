@@ -17,6 +17,7 @@ use crate::recipe::rules::Dropout;
 use crate::rng::{Rng, Stream};
 
 /// What the draws depend on, beside the pairs.
+#[derive(Clone)]
 pub struct DrawOptions {
     /// The Experiment's seed.
     pub seed: u64,

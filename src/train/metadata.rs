@@ -53,7 +53,7 @@ pub(super) fn training(
         ),
         (
             "ss_gradient_checkpointing",
-            python(train.gradient_checkpointing),
+            python(train.gradient_checkpointing == Some(true)),
         ),
         (
             "ss_caption_dropout_rate",

@@ -28,6 +28,9 @@ pub enum Line {
         gradient_norm: f64,
         /// Wall-clock seconds the step took.
         seconds: f64,
+        /// Of these, seconds in which it waited for its micro-batches.
+        #[serde(default)]
+        waited: f64,
     },
     /// After a validation.
     Validation {
@@ -99,11 +102,13 @@ impl Metrics {
                 learning_rate,
                 gradient_norm,
                 seconds,
+                waited,
             } => {
                 scalar(*step, "train/loss", *loss)?;
                 scalar(*step, "train/learning_rate", *learning_rate)?;
                 scalar(*step, "train/gradient_norm", *gradient_norm)?;
-                scalar(*step, "train/seconds", *seconds)
+                scalar(*step, "train/seconds", *seconds)?;
+                scalar(*step, "train/waited", *waited)
             }
             Line::Validation {
                 step,
@@ -168,6 +173,7 @@ mod tests {
             learning_rate: 1e-4,
             gradient_norm: 1.0,
             seconds: 0.1,
+            waited: 0.05,
         };
         let mut metrics = Metrics::open(folder.path(), 0, || 1.0).expect("opened");
         for step in 1..=4 {

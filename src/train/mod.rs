@@ -10,22 +10,25 @@ pub mod checkpoint;
 mod error;
 pub mod events;
 pub mod inputs;
+mod loader;
 mod metadata;
 pub mod metrics;
 pub mod provenance;
+mod results;
 mod run;
 mod set;
 pub mod step;
 
 use std::path::PathBuf;
 
-use candle_core::{DType, Device};
 use serde::Serialize;
 
 use crate::base::Base;
 use crate::experiment::Experiment;
+use crate::models::Placement;
 use crate::monitor::Monitor;
 use crate::nn::weights::DigestMemo;
+use crate::plan::{self, Machine, Plan, Wanted};
 use crate::refusal::Refusal;
 use crate::store::{self, Store};
 
@@ -48,6 +51,10 @@ pub struct TrainOptions {
     pub stop_after: Option<u64>,
     /// The time now.
     pub clock: Clock,
+    /// Where and in what the base model computes, and how it is kept.
+    pub placement: Placement,
+    /// Bytes of memory that may be used there.
+    pub memory_bytes: u64,
 }
 
 /// What a training came to.
@@ -89,11 +96,15 @@ pub fn run(
     let store =
         Store::open(&experiment.store_path()).map_err(|e| refuse_without_store(experiment, &e))?;
     let set = TrainingSet::open(experiment, &base, &store, monitor)?;
+    let plan = plan(experiment, &base, &set, options)?;
+    monitor.note(&format!("memory: {plan}"));
+    let placement = Placement {
+        keep: plan.keep,
+        ..options.placement.clone()
+    };
     let denoiser_digest = base.denoiser_digest(memo)?;
     monitor.start("loading the base model", None);
-    let denoiser = base
-        .family
-        .load(&base.components, DType::F32, &Device::Cpu)?;
+    let denoiser = base.family.load(&base.components, &placement)?;
     monitor.finish();
     let mut run = Run::start(
         experiment,
@@ -101,6 +112,7 @@ pub fn run(
         &set,
         denoiser.as_ref(),
         denoiser_digest,
+        plan.recompute,
         options,
     )?;
     monitor.note(&format!(
@@ -108,7 +120,7 @@ pub fn run(
         run.adapters.adapters().len(),
         run.adapters.values().len(),
         set.num_pictures(),
-        run.batches.num_per_epoch()
+        run.num_per_epoch()
     ));
     if run.step > 0 {
         monitor.note(&format!("going on after step {}", run.step));
@@ -125,6 +137,31 @@ pub fn run(
         });
     }
     run.go(options, monitor)
+}
+
+/// The plan of the training's memory.
+fn plan(
+    experiment: &Experiment,
+    base: &Base,
+    set: &TrainingSet<'_>,
+    options: &TrainOptions,
+) -> Result<Plan, Error> {
+    let raw = &experiment.raw;
+    let linears = base.family.linears(&base.components)?;
+    let wanted = Wanted {
+        family: base.family,
+        components: &base.components,
+        adapted: &run::adapted(experiment, base, &linears)?,
+        rank: raw.adapter.rank,
+        samples: raw.train.batch_size,
+        latents: set.largest_latents(),
+        context: set.longest_context()?,
+        dtype: options.placement.dtype,
+        keep: options.placement.keep,
+        machine: Machine::of(&options.placement.device),
+        checkpointing: raw.train.gradient_checkpointing,
+    };
+    Ok(plan::make(&wanted, options.memory_bytes)?)
 }
 
 fn tell_recipe(base: &Base, monitor: &dyn Monitor) {

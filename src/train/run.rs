@@ -2,27 +2,23 @@
 
 use std::path::PathBuf;
 
-use candle_core::{DType, Device};
+use candle_core::Tensor;
 
 use super::batches::Batches;
 use super::checkpoint::{Checkpoint, State};
-use super::inputs::{self, DrawOptions};
-use super::metadata::training;
+use super::inputs::{self, DrawOptions, Part};
+use super::loader::Loader;
 use super::metrics::{Line, Metrics};
-use super::provenance::{self, Provenance};
 use super::step::{Dump, Pass};
-use super::{Error, Pair, TrainOptions, TrainReport, TrainingSet, VALIDATION_SIGMAS};
-use crate::autograd::Tape;
+use super::{Error, TrainOptions, TrainReport, TrainingSet, VALIDATION_SIGMAS};
 use crate::base::Base;
 use crate::diffusion::{TimestepSampling, TimestepSpec};
-use crate::digest::{self, Digest, Fingerprint};
-use crate::experiment::{Experiment, LrDecay, Precision};
-use crate::lora::{self, AdapterSet, Bound, FileOptions, SaveDtype, metadata::FileInfo};
+use crate::digest::{Digest, Fingerprint};
+use crate::experiment::{Experiment, LrDecay};
+use crate::lora::{self, AdapterSet, LinearShape, Recompute};
 use crate::models::Denoiser;
 use crate::monitor::Monitor;
 use crate::optim::{AdamW, AdamWOptions, Decay, LrSchedule, clip_gradient_norm};
-use crate::sample::sheet::{Row, contact_sheet};
-use crate::{payload, preview, store};
 
 /// What a model that is told its guidance is told in training: scale 1, as if there were none. A LoRA trained so is
 /// sampled at the usual scale.
@@ -30,20 +26,24 @@ const TRAINING_GUIDANCE: f64 = 1.0;
 
 /// A training under way.
 pub(super) struct Run<'a> {
-    experiment: &'a Experiment,
-    base: &'a Base,
-    set: &'a TrainingSet<'a>,
-    denoiser: &'a dyn Denoiser,
-    state: State,
+    pub(super) experiment: &'a Experiment,
+    pub(super) base: &'a Base,
+    pub(super) set: &'a TrainingSet<'a>,
+    pub(super) denoiser: &'a dyn Denoiser,
+    pub(super) state: State,
     pub(super) step: u64,
+    /// Where each adapter's numbers are; the numbers as they were at the start.
     pub(super) adapters: AdapterSet,
-    optimizer: AdamW,
-    schedule: LrSchedule,
+    /// The adapters' numbers now, on the denoiser's device.
+    pub(super) values: Tensor,
+    pub(super) optimizer: AdamW,
+    pub(super) schedule: LrSchedule,
     pub(super) batches: Batches,
-    draws: DrawOptions,
-    output: PathBuf,
-    recent: Vec<f64>,
-    validation_loss: Option<f64>,
+    pub(super) draws: DrawOptions,
+    pub(super) recompute: Recompute,
+    pub(super) output: PathBuf,
+    pub(super) recent: Vec<f64>,
+    pub(super) validation_loss: Option<f64>,
 }
 
 impl<'a> Run<'a> {
@@ -53,6 +53,7 @@ impl<'a> Run<'a> {
         set: &'a TrainingSet<'a>,
         denoiser: &'a dyn Denoiser,
         denoiser_digest: Digest,
+        recompute: Recompute,
         options: &TrainOptions,
     ) -> Result<Self, Error> {
         let train = &experiment.raw.train;
@@ -75,19 +76,23 @@ impl<'a> Run<'a> {
             epsilon: train.epsilon,
             weight_decay: train.weight_decay,
         };
-        let mut optimizer = AdamW::new(adamw, adapters.values().len());
+        let device = denoiser.device();
+        let mut optimizer = AdamW::new(adamw, adapters.values().len(), device)?;
         let mut step = 0;
         if !options.restart
             && let Some(found) = Checkpoint::newest(&output.join("checkpoints"), &state)?
         {
             step = found.state.step;
             adapters.set_values(found.parameters)?;
-            optimizer = AdamW::from_state(adamw, step, found.first_moment, found.second_moment);
+            let (first, second) = (found.first_moment, found.second_moment);
+            optimizer = AdamW::from_state(adamw, step, first, second, device)?;
         }
         Ok(Self {
+            values: adapters.to_device(device)?,
             batches: Batches::new(&set.buckets(), train.batch_size, train.seed),
             schedule: schedule(experiment),
             draws: draw_options(experiment, base),
+            recompute,
             recent: Vec::new(),
             validation_loss: None,
             experiment,
@@ -102,6 +107,11 @@ impl<'a> Run<'a> {
         })
     }
 
+    /// Micro-batches in an epoch.
+    pub(super) fn num_per_epoch(&self) -> u64 {
+        self.batches.num_per_epoch()
+    }
+
     /// The loop.
     pub(super) fn go(
         &mut self,
@@ -113,7 +123,6 @@ impl<'a> Run<'a> {
         let last = options
             .stop_after
             .map_or(train.steps, |n| train.steps.min(resumed_from + n));
-        let due = |every: u64, step: u64| every > 0 && step.is_multiple_of(every);
         let io = |path: &PathBuf, source| Error::Io {
             path: path.clone(),
             source,
@@ -132,39 +141,16 @@ impl<'a> Run<'a> {
         }
         monitor.start("training", Some(train.steps));
         monitor.advance(self.step);
-        while self.step < last {
-            let started = (options.clock)();
-            let dump = options
-                .dump_step
-                .as_ref()
-                .filter(|(step, _)| *step == self.step + 1);
-            let (loss, gradient_norm) = self.advance(dump.map(|(_, path)| path))?;
-            let learning_rate = self.schedule.at(self.step - 1);
-            let seconds = (options.clock)() - started;
-            metrics
-                .tell(&Line::Step {
-                    step: self.step,
-                    loss,
-                    learning_rate,
-                    gradient_norm,
-                    seconds,
-                })
-                .map_err(|e| io(&self.output, e))?;
-            monitor.advance(1);
-            monitor.status(&format!(
-                "loss {:.4}, {seconds:.2} s/step",
-                mean(&self.recent).unwrap_or(loss)
-            ));
-            let end = self.step == train.steps;
-            let (validate, preview) = (
-                due(train.validate_every, self.step),
-                due(train.sample_every, self.step),
-            );
-            self.report(&mut metrics, self.step, validate, preview, monitor)?;
-            if end || self.step == last || due(train.checkpoint_every, self.step) {
-                self.checkpoint()?;
+        let each = train.gradient_accumulation as u64;
+        let (batches, set) = (self.batches.clone(), self.set);
+        let numbers = self.step * each..last * each;
+        let draws = self.draws.clone();
+        Loader::with(set, batches, &draws, numbers, |loader| {
+            while self.step < last {
+                self.one_step(&loader, options, &mut metrics, last, monitor)?;
             }
-        }
+            Ok::<_, Error>(())
+        })?;
         monitor.finish();
         let lora = if self.step == train.steps {
             Some(self.save_lora()?)
@@ -183,27 +169,70 @@ impl<'a> Run<'a> {
         })
     }
 
-    /// One optimizer step; gives its loss and the gradient's norm before clipping.
-    fn advance(&mut self, dump: Option<&PathBuf>) -> Result<(f64, f64), Error> {
+    /// One optimizer step, with what is due after it.
+    fn one_step(
+        &mut self,
+        loader: &Loader,
+        options: &TrainOptions,
+        metrics: &mut Metrics,
+        last: u64,
+        monitor: &dyn Monitor,
+    ) -> Result<(), Error> {
         let train = &self.experiment.raw.train;
-        let accumulation = train.gradient_accumulation as u64;
-        let mut gradient = vec![0f32; self.adapters.values().len()];
+        let started = (options.clock)();
+        let micro_batches = (0..train.gradient_accumulation)
+            .map(|_| loader.next())
+            .collect::<Result<Vec<_>, _>>()?;
+        let waited = (options.clock)() - started;
+        let dump = options
+            .dump_step
+            .as_ref()
+            .filter(|(step, _)| *step == self.step + 1);
+        let (loss, gradient_norm) = self.advance(&micro_batches, dump.map(|(_, path)| path))?;
+        let seconds = (options.clock)() - started;
+        let line = Line::Step {
+            step: self.step,
+            loss,
+            learning_rate: self.schedule.at(self.step - 1),
+            gradient_norm,
+            seconds,
+            waited,
+        };
+        metrics.tell(&line).map_err(|source| Error::Io {
+            path: self.output.clone(),
+            source,
+        })?;
+        monitor.advance(1);
+        monitor.status(&format!(
+            "loss {:.4}, {seconds:.2} s/step",
+            mean(&self.recent).unwrap_or(loss)
+        ));
+        let due = |every: u64| every > 0 && self.step.is_multiple_of(every);
+        let (validate, preview) = (due(train.validate_every), due(train.sample_every));
+        let checkpoint = self.step == last || due(train.checkpoint_every);
+        self.report(metrics, self.step, validate, preview, monitor)?;
+        if checkpoint {
+            self.checkpoint()?;
+        }
+        Ok(())
+    }
+
+    /// One optimizer step; gives its loss and the gradient's norm before clipping.
+    fn advance(
+        &mut self,
+        micro_batches: &[Vec<Part>],
+        dump: Option<&PathBuf>,
+    ) -> Result<(f64, f64), Error> {
+        let train = &self.experiment.raw.train;
+        let accumulation = micro_batches.len() as u64;
+        let gradient = self.values.zeros_like()?;
         let mut record = dump.map(|_| Dump::default());
         let (mut loss, mut passes) = (0.0, 0);
-        for micro in 0..accumulation {
-            let index = self.step * accumulation + micro;
-            let pairs: Vec<&Pair> = self
-                .batches
-                .get(index)
-                .iter()
-                .map(|&s| self.set.pair(s))
-                .collect();
-            let parts = inputs::micro_batch(self.set.source(), &pairs, index, &self.draws)?;
+        for (number, parts) in (self.step * accumulation..).zip(micro_batches) {
             for (place, part) in parts.iter().enumerate() {
                 let share = part.share / accumulation as f64;
-                let result =
-                    self.pass()
-                        .backward(part, index << 16 | place as u64, share, &mut gradient)?;
+                let pass = number << 16 | place as u64;
+                let result = self.pass().backward(part, pass, share, &gradient)?;
                 loss += result.loss * share;
                 if let Some(record) = &mut record {
                     record.add(passes, part, &result)?;
@@ -218,14 +247,13 @@ impl<'a> Run<'a> {
             });
         }
         if let (Some(mut record), Some(path)) = (record, dump) {
-            record.add_adapters(&self.adapters, &gradient)?;
+            record.add_adapters(&self.adapters_now()?, &gradient.to_vec1()?)?;
             self.write_dump(&record, passes, path)?;
         }
         let max_norm = Some(train.max_grad_norm).filter(|n| *n > 0.0);
-        let norm = clip_gradient_norm(&mut gradient, max_norm);
+        let norm = clip_gradient_norm(&gradient, max_norm)?;
         let rate = self.schedule.at(self.step);
-        self.optimizer
-            .step(self.adapters.values_mut(), &gradient, rate);
+        self.optimizer.step(&self.values, &gradient, rate)?;
         self.step += 1;
         self.recent.push(loss);
         if self.recent.len() > 20 {
@@ -238,12 +266,20 @@ impl<'a> Run<'a> {
         Pass {
             denoiser: self.denoiser,
             adapters: &self.adapters,
+            values: &self.values,
             dropout: (
                 self.experiment.raw.adapter.dropout,
                 self.experiment.raw.train.seed,
             ),
-            checkpointing: self.experiment.raw.train.gradient_checkpointing,
+            recompute: self.recompute.clone(),
         }
+    }
+
+    /// The adapters with the numbers that they have now.
+    pub(super) fn adapters_now(&self) -> Result<AdapterSet, Error> {
+        let mut adapters = self.adapters.clone();
+        adapters.set_values(self.values.to_vec1()?)?;
+        Ok(adapters)
     }
 
     /// Validation and previews.
@@ -298,119 +334,14 @@ impl<'a> Run<'a> {
         }
         Ok(losses)
     }
-
-    fn preview(&self, metrics: &mut Metrics, step: u64) -> Result<(), Error> {
-        let bound: Bound = self
-            .adapters
-            .bind(&Tape::off(), DType::F32, &Device::Cpu, None)?;
-        let pictures = preview::pictures(
-            self.experiment,
-            self.base,
-            self.set.source(),
-            self.denoiser,
-            &bound,
-            &|| (),
-        )?;
-        let rows: Vec<Row> = pictures
-            .into_iter()
-            .map(|(label, p)| Row {
-                label,
-                pictures: vec![p],
-            })
-            .collect();
-        let sheet = contact_sheet(&format!("step {step}"), &[], &rows);
-        let png = preview::png(&sheet)?;
-        let path = self
-            .output
-            .join("previews")
-            .join(format!("step-{step:08}.png"));
-        store::write_file(&path, &[&png])?;
-        let size = (sheet.width(), sheet.height());
-        metrics
-            .picture(step, "preview", size, &png)
-            .map_err(|source| Error::Io { path, source })
-    }
-
-    fn checkpoint(&self) -> Result<(), Error> {
-        let (first, second) = self.optimizer.moments();
-        let checkpoint = Checkpoint {
-            state: State {
-                step: self.step,
-                ..self.state.clone()
-            },
-            parameters: self.adapters.values().to_vec(),
-            first_moment: first.to_vec(),
-            second_moment: second.to_vec(),
-        };
-        checkpoint.write(
-            &self.output.join("checkpoints"),
-            self.experiment.raw.train.keep_checkpoints,
-        )?;
-        Ok(())
-    }
-
-    fn save_lora(&self) -> Result<PathBuf, Error> {
-        let raw = &self.experiment.raw;
-        let provenance = Provenance::new(
-            self.experiment,
-            self.base,
-            self.state.denoiser,
-            self.state.manifest,
-            self.step,
-        );
-        let info = FileInfo {
-            architecture: self.base.flavor.architecture,
-            base_version: self.base.flavor.base_version,
-            title: &raw.train.name,
-            resolution: (self.set.resolution_px(), self.set.resolution_px()),
-        };
-        let mut metadata = lora::metadata::standard(&self.adapters, &info);
-        let process = &self.base.process;
-        metadata.extend(training(self.experiment, self.set, process, self.step));
-        let text = serde_json::to_string(&provenance)
-            .map_err(|e| digest::Error::NoCanonicalForm(e.to_string()))?;
-        metadata.insert(provenance::METADATA_KEY.to_owned(), text);
-        let options = FileOptions {
-            component: self.base.family.lora_component(),
-            dtype: match raw.adapter.save_precision {
-                Precision::F32 => SaveDtype::F32,
-                Precision::F16 => SaveDtype::F16,
-                Precision::Bf16 => SaveDtype::Bf16,
-            },
-            metadata,
-        };
-        let path = self.output.join(format!("{}.safetensors", raw.train.name));
-        store::write_file(&path, &[&lora::file::write(&self.adapters, &options)?])?;
-        Ok(path)
-    }
-
-    fn write_dump(&self, dump: &Dump, passes: usize, path: &std::path::Path) -> Result<(), Error> {
-        let raw = &self.experiment.raw;
-        let facts = [
-            ("step", (self.step + 1).to_string()),
-            ("micro_batches", passes.to_string()),
-            ("rank", raw.adapter.rank.to_string()),
-            (
-                "alpha",
-                raw.adapter
-                    .alpha
-                    .unwrap_or(raw.adapter.rank as f64)
-                    .to_string(),
-            ),
-            ("dropout", raw.adapter.dropout.to_string()),
-            ("seed", raw.train.seed.to_string()),
-            ("family", self.base.family.name().to_owned()),
-        ];
-        let metadata = facts.into_iter().map(|(k, v)| (k.to_owned(), v)).collect();
-        Ok(payload::write_safetensors(path, dump.tensors(), &metadata)?)
-    }
 }
 
-fn new_adapters(
+/// The linears that an Experiment adapts.
+pub(super) fn adapted(
     experiment: &Experiment,
     base: &Base,
-    denoiser: &dyn Denoiser,
-) -> Result<AdapterSet, Error> {
+    linears: &[LinearShape],
+) -> Result<Vec<LinearShape>, Error> {
     let adapter = &experiment.raw.adapter;
     let presets = base.family.presets();
     let targets = match adapter.targets.is_empty() {
@@ -421,14 +352,18 @@ fn new_adapters(
             .collect(),
         false => adapter.targets.clone(),
     };
-    let linears = lora::targets::select(denoiser.linears(), &targets, presets)?;
-    let alpha = adapter.alpha.unwrap_or(adapter.rank as f64);
-    Ok(AdapterSet::new(
-        &linears,
-        adapter.rank,
-        alpha,
-        experiment.raw.train.seed,
-    )?)
+    Ok(lora::targets::select(linears, &targets, presets)?)
+}
+
+fn new_adapters(
+    experiment: &Experiment,
+    base: &Base,
+    denoiser: &dyn Denoiser,
+) -> Result<AdapterSet, Error> {
+    let (rank, seed) = (experiment.raw.adapter.rank, experiment.raw.train.seed);
+    let alpha = experiment.raw.adapter.alpha.unwrap_or(rank as f64);
+    let linears = adapted(experiment, base, denoiser.linears())?;
+    Ok(AdapterSet::new(&linears, rank, alpha, seed)?)
 }
 
 fn schedule(experiment: &Experiment) -> LrSchedule {

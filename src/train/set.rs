@@ -287,6 +287,35 @@ impl<'a> TrainingSet<'a> {
         self.pairs.len()
     }
 
+    /// Height and width of the latents with the most pixels, validation included.
+    pub fn largest_latents(&self) -> (usize, usize) {
+        let factor = self.source.space.factor;
+        let buckets = self.pairs.iter().chain(&self.held_out).map(|p| p.bucket);
+        let largest = buckets.max_by_key(|b| u64::from(b.width) * u64::from(b.height));
+        largest.map_or((1, 1), |b| {
+            (b.height as usize / factor, b.width as usize / factor)
+        })
+    }
+
+    /// Rows of the longest context among some of the captions, the longest of them first.
+    ///
+    /// # Errors
+    /// If an entry cannot be read.
+    pub fn longest_context(&self) -> Result<usize, Error> {
+        const LOOKED_AT: usize = 16;
+        let mut captions: Vec<&str> = self.pairs.iter().map(|p| p.caption.as_str()).collect();
+        captions.sort_by_key(|caption| std::cmp::Reverse(caption.len()));
+        captions.dedup();
+        let mut longest = 0;
+        for caption in captions.into_iter().take(LOOKED_AT) {
+            let outputs = self.source.outputs(caption)?;
+            let recipe = self.source.recipe();
+            let made = conditioning::assemble(recipe, &outputs, self.source.context_width)?;
+            longest = longest.max(made.context.dim(0)?);
+        }
+        Ok(longest)
+    }
+
     /// The largest resolution asked for.
     pub fn resolution_px(&self) -> u32 {
         self.resolution_px

@@ -6,19 +6,21 @@ use candle_core::{DType, Device, Result, Tensor};
 
 use super::inputs::Part;
 use crate::autograd::{Tape, Value};
-use crate::lora::{AdapterSet, Dropout, Recompute};
-use crate::models::Denoiser;
+use crate::lora::{AdapterSet, Bound, Dropout, Recompute};
+use crate::models::{self, Denoiser};
 
 /// What a forward and backward pass needs beside the part.
 pub struct Pass<'a> {
     /// The base model.
     pub denoiser: &'a dyn Denoiser,
-    /// The adapters being trained.
+    /// Where the adapters' numbers are among the values.
     pub adapters: &'a AdapterSet,
+    /// The numbers of the adapters being trained, `[n]` in f32, on the denoiser's device.
+    pub values: &'a Tensor,
     /// Probability, and the seed, of dropout inside the adapters.
     pub dropout: (f64, u64),
-    /// Whether every block is computed twice to save memory.
-    pub checkpointing: bool,
+    /// Which blocks are computed twice to save memory.
+    pub recompute: Recompute,
 }
 
 /// What a part's pass made.
@@ -30,8 +32,8 @@ pub struct PassResult {
 }
 
 impl Pass<'_> {
-    /// Predicts, and adds the gradient of `factor * loss` to `gradient`, laid out as the adapters' values.
-    /// `number` is one that no other pass of the run has.
+    /// Predicts, and adds the gradient of `factor * loss` to `gradient`, which is like the values. `number` is one that no
+    /// other pass of the run has.
     ///
     /// # Errors
     /// If shapes do not fit or the device fails.
@@ -40,7 +42,7 @@ impl Pass<'_> {
         part: &Part,
         number: u64,
         factor: f64,
-        gradient: &mut [f32],
+        gradient: &Tensor,
     ) -> Result<PassResult> {
         let tape = Tape::recording();
         let (probability, seed) = self.dropout;
@@ -49,26 +51,19 @@ impl Pass<'_> {
             seed,
             pass: number,
         };
+        let dtype = self.denoiser.dtype();
         let bound = self
             .adapters
-            .bind(&tape, DType::F32, &Device::Cpu, Some(dropout))?;
-        let recompute = if self.checkpointing {
-            Recompute::EveryBlock
-        } else {
-            Recompute::Never
-        };
-        let bound = bound.with_recompute(recompute);
-        let latents = Value::constant(part.noisy.clone());
-        let prediction =
-            self.denoiser
-                .forward(&tape, &bound, &latents, &part.timesteps, &part.conditioning)?;
+            .bind_to(self.values, &tape, dtype, Some(dropout))?
+            .with_recompute(self.recompute.clone());
+        let prediction = self.predict(&tape, &bound, part)?;
         let loss = loss_value(&tape, &prediction, part)?;
         let result = PassResult {
             prediction: prediction.into_tensor(),
             loss: scalar(&loss)?,
         };
         let mut gradients = tape.backward(&loss)?;
-        bound.collect(&mut gradients, factor as f32, gradient)?;
+        bound.collect(&mut gradients, factor, gradient)?;
         Ok(result)
     }
 
@@ -78,19 +73,29 @@ impl Pass<'_> {
     /// If shapes do not fit or the device fails.
     pub fn loss(&self, part: &Part) -> Result<f64> {
         let tape = Tape::off();
-        let bound = self.adapters.bind(&tape, DType::F32, &Device::Cpu, None)?;
-        let latents = Value::constant(part.noisy.clone());
-        let prediction =
-            self.denoiser
-                .forward(&tape, &bound, &latents, &part.timesteps, &part.conditioning)?;
+        let dtype = self.denoiser.dtype();
+        let bound = self.adapters.bind_to(self.values, &tape, dtype, None)?;
+        let prediction = self.predict(&tape, &bound, part)?;
         scalar(&loss_value(&tape, &prediction, part)?)
+    }
+
+    fn predict(&self, tape: &Tape, bound: &Bound, part: &Part) -> Result<Value> {
+        models::predict(
+            self.denoiser,
+            tape,
+            bound,
+            &part.noisy,
+            &part.timesteps,
+            &part.conditioning,
+        )
     }
 }
 
 /// The mean of the squared error, each sample by its weight.
 fn loss_value(tape: &Tape, prediction: &Value, part: &Part) -> Result<Value> {
     let weights = part.weights.to_dtype(DType::F64)?.to_vec1::<f64>()?;
-    tape.mse(prediction, &part.target, Some(&weights))
+    let target = part.target.to_device(prediction.tensor().device())?;
+    tape.mse(prediction, &target, Some(&weights))
 }
 
 fn scalar(value: &Value) -> Result<f64> {
@@ -143,8 +148,9 @@ impl Dump {
             ("loss_weight", &part.weights),
             ("loss", &loss),
         ] {
+            let here = tensor.to_device(&Device::Cpu)?.to_dtype(DType::F32)?;
             self.tensors
-                .insert(format!("{name}{suffix}"), tensor.contiguous()?);
+                .insert(format!("{name}{suffix}"), here.contiguous()?);
         }
         Ok(())
     }

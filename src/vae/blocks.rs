@@ -1,6 +1,6 @@
 //! The parts of the autoencoder: convolution, group norm, residual block, the innermost level.
 
-use candle_core::{Result, Tensor};
+use candle_core::{Device, Result, Tensor};
 
 use crate::nn::{
     AttentionMask, Conv2dOptions, attention, conv2d, group_norm, group_norm_silu, linear,
@@ -29,6 +29,10 @@ impl Conv {
             weight_oikk: get(&[output, input, kernel, kernel], &format!("{name}.weight"))?,
             bias_o: get(&[output], &format!("{name}.bias"))?,
         })
+    }
+
+    pub(super) fn device(&self) -> &Device {
+        self.bias_o.device()
     }
 
     pub(super) fn forward(&self, x: &Tensor, options: Conv2dOptions) -> Result<Tensor> {

@@ -13,7 +13,7 @@ pub mod names;
 #[cfg(test)]
 mod tests;
 
-use candle_core::{Result, Tensor, bail};
+use candle_core::{Device, Result, Tensor, bail};
 
 use crate::nn::Conv2dOptions;
 use crate::nn::weights::{self, Weights};
@@ -131,6 +131,11 @@ impl Encoder {
         })
     }
 
+    /// Where it computes.
+    pub fn device(&self) -> &Device {
+        self.conv_out.device()
+    }
+
     /// The distribution of latents of pictures in [-1, 1], [b, in_channels, h, w]. Pictures are computed one
     /// at a time: a row of a batch equals the row alone.
     ///
@@ -229,6 +234,11 @@ impl Decoder {
             norm_out: Norm::load(get, "decoder.conv_norm_out", width, groups)?,
             conv_out: Conv::load(get, "decoder.conv_out", width, a.out_channels, 3)?,
         })
+    }
+
+    /// Where it computes.
+    pub fn device(&self) -> &Device {
+        self.conv_out.device()
     }
 
     /// The pictures of unscaled latents, [b, latent_channels, h, w] to [b, out_channels, h * factor,

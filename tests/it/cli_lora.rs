@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
 
-use candle_core::{DType, Device};
 use plumb::lora::SaveDtype;
 use plumb::lora::formats::{self, Module, Target, WriteOptions};
 use plumb::models::{self, lora_names::namings};
@@ -38,7 +37,7 @@ fn tiny_modules() -> Vec<Module> {
     let family = models::family("sd3").expect("known");
     let components = family.components(&tiny_sd3()).expect("bundled");
     let denoiser = family
-        .load(&components, DType::F32, &Device::Cpu)
+        .load(&components, &models::Placement::default())
         .expect("bundled");
     let linears = denoiser.linears().iter().filter(|linear| linear.reached);
     let shapes = linears.map(|linear| (linear.name.clone(), vec![linear.outputs, linear.inputs]));

@@ -42,7 +42,9 @@ fn a_folder_is_told_in_full() {
         .says("3.5-large or 3.5-large-turbo")
         .says("plumb recipe show sd3/3.5-large\n")
         .says("every tensor is there and has its place")
-        .says("not counted: what a batch adds");
+        .says("not counted: what a batch of captions")
+        .says("on a card in bf16 at 1024 x 1024 px")
+        .says("activations");
     let report = report(folder.path(), &model);
     assert_eq!(
         keys(&report, "parts", "name"),
@@ -50,7 +52,7 @@ fn a_folder_is_told_in_full() {
     );
     assert_eq!(report["needs"], json!([]));
     assert_eq!(report["flavors"], json!(["3.5-large", "3.5-large-turbo"]));
-    // Weights of one network at a time; the denoiser in f32 and its adapters together.
+    // Weights of one network at a time; the denoiser in f32 and in bf16.
     let memory = &report["memory"];
     let sizes: Vec<u64> = memory["encode"]
         .as_array()
@@ -60,7 +62,12 @@ fn a_folder_is_told_in_full() {
         .collect();
     assert_eq!(memory["encode_bytes"].as_u64(), sizes.iter().copied().max());
     let denoiser = report["parts"][0]["parameters"].as_u64().expect("a count");
-    assert_eq!(memory["train"][0]["bytes"], 4 * denoiser);
+    for (n, bytes) in [(0, 4), (1, 2)] {
+        let train = &memory["train"][n];
+        assert_eq!(train["once"]["weights"], bytes * denoiser);
+        let activations = |way: &str| train[way]["activations"].as_u64().expect("bytes");
+        assert!(activations("twice") < activations("once"));
+    }
 }
 
 #[test]

@@ -21,6 +21,7 @@ mod layouts;
 mod lora_names;
 mod miniatures;
 mod pipeline;
+mod placement;
 mod single_files;
 mod store_crash;
 mod store_damage;

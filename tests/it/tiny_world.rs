@@ -11,7 +11,7 @@ use plumb::diffusion::Spacing;
 use plumb::embed::{EmbedOptions, encode_captions, tokenize};
 use plumb::experiment::Experiment;
 use plumb::lora::Bound;
-use plumb::models::ConditioningTensors;
+use plumb::models::{ConditioningTensors, Placement};
 use plumb::monitor::Silent;
 use plumb::nn::weights::DigestMemo;
 use plumb::sample::{SampleOptions, sample_from};
@@ -59,6 +59,7 @@ fn conditioning(world: &World, base: &Base) -> Vec<Conditioning> {
     let store = Store::open_or_create(&world.path("store")).expect("a store");
     let captions: Vec<String> = CAPTIONS.map(str::to_owned).into();
     let options = EmbedOptions {
+        device: Device::Cpu,
         resident_limit_bytes: u64::MAX,
     };
     encode_captions(base, &store, &captions, &options, &Silent).expect("encoded");
@@ -133,7 +134,7 @@ fn conditioning_latents_prediction_and_samples_are_those_of_diffusers() {
         );
     }
 
-    let vae = base.vae.load_encoder().expect("the VAE");
+    let vae = base.vae.load_encoder(&Device::Cpu).expect("the VAE");
     let pixels = golden["vae.picture_hwc"]
         .permute((2, 0, 1))
         .and_then(|t| t.to_dtype(DType::F32));
@@ -143,7 +144,7 @@ fn conditioning_latents_prediction_and_samples_are_those_of_diffusers() {
     let moments = vae.encode(&pixels.expect("pixels")).expect("encoded");
     close("mean", &moments.mean, &golden["vae.mean"], 1e-5);
     close("logvar", &moments.logvar, &golden["vae.logvar"], 1e-4);
-    let decoder = base.vae.load_decoder().expect("the VAE");
+    let decoder = base.vae.load_decoder(&Device::Cpu).expect("the VAE");
     let decoded = decoder
         .decode(&golden["vae.decode.latents"])
         .expect("decoded");
@@ -151,7 +152,7 @@ fn conditioning_latents_prediction_and_samples_are_those_of_diffusers() {
 
     let denoiser = base
         .family
-        .load(&base.components, DType::F32, &Device::Cpu)
+        .load(&base.components, &Placement::default())
         .expect("the denoiser");
     let stack = |f: &dyn Fn(&Conditioning) -> Tensor| {
         Tensor::stack(&[f(&made[0]), f(&made[1])], 0).expect("stacked")

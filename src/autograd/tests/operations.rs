@@ -19,7 +19,7 @@ fn linear() {
     for (lead, inner, out) in [(vec![1], 1, 1), (vec![3, 5], 7, 4), (vec![2, 1], 3, 70)] {
         check(&[normal(1, &[lead, vec![inner]].concat())], |tape, v| {
             let (w, b) = (frozen(2, &[out, inner], &v[0]), frozen(3, &[out], &v[0]));
-            one(tape.linear(&v[0], &w, Some(&b), None))
+            one(tape.linear(&v[0], &(&w).into(), Some(&b), None))
         });
     }
 }
@@ -48,7 +48,7 @@ fn linear_with_an_adapter() {
                     scale: 0.7,
                     dropout: mask,
                 };
-                one(tape.linear(&v[0], &w, None, Some(&lora)))
+                one(tape.linear(&v[0], &(&w).into(), None, Some(&lora)))
             });
         }
     }

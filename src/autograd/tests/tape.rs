@@ -7,8 +7,8 @@ use crate::autograd::LoraValues;
 fn block(tape: &Tape, x: &Value, lora: &LoraValues) -> Result<Value> {
     let w = normal(50, &[6, 6]);
     let y = tape.layer_norm(x, None, None, 1e-5)?;
-    let y = tape.gelu_tanh(&tape.linear(&y, &w, None, Some(lora))?)?;
-    tape.add(x, &tape.linear(&y, &w, None, None)?)
+    let y = tape.gelu_tanh(&tape.linear(&y, &(&w).into(), None, Some(lora))?)?;
+    tape.add(x, &tape.linear(&y, &(&w).into(), None, None)?)
 }
 
 #[test]
@@ -66,8 +66,8 @@ fn narrow_network(tape: &Tape, v: &[Value]) -> Result<Vec<Value>> {
     for _ in 0..3 {
         let w = normal(50, &[6, 6]).to_dtype(DType::F32)?;
         let y = tape.layer_norm(&x, None, None, 1e-5)?;
-        let y = tape.gelu_tanh(&tape.linear(&y, &w, None, Some(&lora))?)?;
-        x = tape.add(&x, &tape.linear(&y, &w, None, None)?)?;
+        let y = tape.gelu_tanh(&tape.linear(&y, &(&w).into(), None, Some(&lora))?)?;
+        x = tape.add(&x, &tape.linear(&y, &(&w).into(), None, None)?)?;
     }
     Ok(vec![x])
 }

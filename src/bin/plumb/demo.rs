@@ -2,10 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use candle_core::{DType, Device};
 use image::RgbImage;
 use include_dir::{Dir, include_dir};
-use plumb::base::Base;
+use plumb::base::{self, Base};
 use plumb::experiment::Experiment;
 use plumb::lora;
 use plumb::models::Denoiser;
@@ -17,9 +16,10 @@ use plumb::train::{self, Error, PairSource, TrainOptions};
 use serde::Serialize;
 
 use crate::CommandResult;
+use crate::encode;
 use crate::sample::{bind, open_lora};
 use crate::ui::{Failure, Ui};
-use crate::{encode, world};
+use crate::world::{self, DeviceArgs, Place};
 
 /// The miniature base models and the captioned pictures of a style they have not seen.
 static ASSETS: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/assets");
@@ -85,6 +85,8 @@ pub(crate) struct Args {
     /// The folder to work in.
     #[arg(long, value_name = "FOLDER", default_value = "plumb-demo")]
     out: PathBuf,
+    #[command(flatten)]
+    device: DeviceArgs,
 }
 
 #[derive(Serialize)]
@@ -101,19 +103,15 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> CommandResult {
     let (folder, story) = (&args.out, args.family.story());
     let file = lay_out(folder, story)?;
     let experiment = world::open_experiment(&file, ui)?;
+    let place = args.device.open(ui)?;
     let told = |text: &str| ui.note(text);
 
     told("1. encode: captions and pictures into the store, each once");
-    let encoded = encode::encode(&experiment, None, ui)?;
+    let encoded = encode::encode(&experiment, None, &place, ui)?;
     told(&indent(&encode::describe(&encoded)));
 
     told("\n2. train: a LoRA from the store");
-    let options = TrainOptions {
-        restart: true,
-        dump_step: None,
-        stop_after: None,
-        clock: world::now_seconds,
-    };
+    let options = options(&experiment, &place);
     let trained = train::run(&experiment, &options, &mut world::digest_memo(), ui)
         .map_err(crate::train::failure)?;
     told(&indent(&crate::train::describe(&trained)));
@@ -123,14 +121,14 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> CommandResult {
 
     told("\n3. sample: the same captions and noise, without and with the LoRA");
     let sheet = folder.join("before-after.png");
-    before_and_after(&experiment, &lora, &sheet, ui)?;
+    before_and_after(&experiment, &lora, &sheet, &place, ui)?;
     told(&indent(&sheet.display().to_string()));
 
     told(&format!(
         "\n4. refuse: the same Experiment, but {}",
         story.mismatch
     ));
-    let refusal = refused(&experiment, story, folder, ui)?;
+    let refusal = refused(&experiment, story, folder, &place, ui)?;
     told(&indent(&refusal));
 
     let seconds = world::now_seconds() - started;
@@ -142,6 +140,17 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> CommandResult {
         seconds,
     };
     ui.report(&report, &farewell(&report, story))
+}
+
+fn options(experiment: &Experiment, place: &Place) -> TrainOptions {
+    TrainOptions {
+        restart: true,
+        dump_step: None,
+        stop_after: None,
+        clock: world::now_seconds,
+        placement: base::placement(experiment, &place.device),
+        memory_bytes: place.memory_bytes,
+    }
 }
 
 /// Unpacks the base model, the pictures and the Experiment; gives the Experiment's file.
@@ -171,6 +180,7 @@ fn before_and_after(
     experiment: &Experiment,
     lora: &Path,
     sheet: &Path,
+    place: &Place,
     ui: &Ui,
 ) -> Result<(), Failure> {
     let base = Base::open(experiment, &mut world::digest_memo()).map_err(Failure::error)?;
@@ -178,7 +188,10 @@ fn before_and_after(
     let source = PairSource::open(&base, &store).map_err(Failure::error)?;
     let denoiser = base
         .family
-        .load(&base.components, DType::F32, &Device::Cpu)
+        .load(
+            &base.components,
+            &base::placement(experiment, &place.device),
+        )
         .map_err(Failure::error)?;
     let adapters = open_lora(lora, &base, ui)?;
     let steps = preview::options(experiment, &base).steps * experiment.raw.sample.prompts.len();
@@ -216,7 +229,7 @@ fn sample(
     adapters: Option<&lora::AdapterSet>,
     ui: &Ui,
 ) -> Result<Pictures, Failure> {
-    let bound = bind(adapters, denoiser.linears())?;
+    let bound = bind(adapters, denoiser)?;
     preview::pictures(experiment, base, source, denoiser, &bound, &|| {
         ui.advance(1);
     })
@@ -243,6 +256,7 @@ fn refused(
     experiment: &Experiment,
     story: &Story,
     folder: &Path,
+    place: &Place,
     ui: &Ui,
 ) -> Result<String, Failure> {
     let changed = format!(
@@ -252,12 +266,7 @@ fn refused(
     let file = folder.join("demo-refused.toml");
     store::write_file(&file, &[changed.as_bytes()]).map_err(Failure::error)?;
     let experiment = world::open_experiment(&file, ui)?;
-    let options = TrainOptions {
-        restart: true,
-        dump_step: None,
-        stop_after: None,
-        clock: world::now_seconds,
-    };
+    let options = options(&experiment, place);
     match train::run(&experiment, &options, &mut world::digest_memo(), ui) {
         Err(Error::Refused(refusal)) => Ok(refusal.to_string()),
         Err(other) => Err(Failure::error(other)),

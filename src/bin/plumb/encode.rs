@@ -16,7 +16,7 @@ use serde::Serialize;
 
 use crate::CommandResult;
 use crate::ui::{Failure, Ui};
-use crate::world;
+use crate::world::{self, DeviceArgs, Place};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -25,6 +25,8 @@ pub(crate) struct Args {
     /// Encode the captions in this text file, one a line (an empty line is the empty caption), and nothing else.
     #[arg(long, value_name = "FILE")]
     pub(crate) captions: Option<PathBuf>,
+    #[command(flatten)]
+    device: DeviceArgs,
 }
 
 #[derive(Serialize)]
@@ -36,13 +38,15 @@ pub(crate) struct Report {
 
 pub(crate) fn run(args: &Args, ui: &Ui) -> CommandResult {
     let experiment = world::open_experiment(&args.experiment, ui)?;
-    let report = encode(&experiment, args.captions.as_deref(), ui)?;
+    let place = args.device.open(ui)?;
+    let report = encode(&experiment, args.captions.as_deref(), &place, ui)?;
     ui.report(&report, &describe(&report))
 }
 
 pub(crate) fn encode(
     experiment: &Experiment,
     captions: Option<&Path>,
+    place: &Place,
     ui: &Ui,
 ) -> Result<Report, Failure> {
     let mut memo = world::digest_memo();
@@ -79,10 +83,13 @@ pub(crate) fn encode(
             views: i.views.clone(),
         })
         .collect();
-    let embedded = encode_captions(&base, &store, &wanted, &world::embed_options(), ui)
-        .map_err(Failure::error)?;
+    let options = world::embed_options(place);
+    let embedded = encode_captions(&base, &store, &wanted, &options, ui).map_err(Failure::error)?;
+    let device = &place.device;
     let encoded = match items {
-        Some(_) => Some(encode_pictures(&base, &store, &pictures, ui).map_err(Failure::error)?),
+        Some(_) => {
+            Some(encode_pictures(&base, &store, &pictures, device, ui).map_err(Failure::error)?)
+        }
         None => None,
     };
     // Only now: a list of entries that an interrupted encode did not get to would be a problem to `store check`.

@@ -15,7 +15,7 @@ use serde::Serialize;
 
 use crate::CommandResult;
 use crate::ui::{Failure, Ui};
-use crate::world;
+use crate::world::{self, Place};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -83,9 +83,9 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> CommandResult {
         } => {
             let (experiment, base) = open(experiment, ui)?;
             let store = open_store(&experiment)?;
-            let shapes =
-                inspect::conditioning(&base, &store, caption, &world::embed_options(), out, ui)
-                    .map_err(Failure::error)?;
+            let options = world::embed_options(&Place::cpu());
+            let shapes = inspect::conditioning(&base, &store, caption, &options, out, ui)
+                .map_err(Failure::error)?;
             ui.report(&shapes, &format!("{}\n{}", table(&shapes), out.display()))
         }
         Command::Latents {

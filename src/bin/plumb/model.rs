@@ -3,8 +3,9 @@
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
-use plumb::model_check::{self, Kind, Memory, Part, Report, Use};
+use plumb::model_check::{self, ADAPTER_RANK, Kind, Memory, Part, Report, Use};
 use plumb::monitor::Monitor as _;
+use plumb::plan::Machine;
 
 use crate::CommandResult;
 use crate::ui::{Failure, Ui};
@@ -77,7 +78,7 @@ fn describe(report: &Report) -> String {
     }
     text.push_str(&lines_to_write(report));
     if let Some(memory) = &report.memory {
-        text.push_str(&self::memory(memory, report.kind));
+        text.push_str(&self::memory(memory));
     }
     for note in &report.notes {
         let _ = writeln!(text, "note      {note}");
@@ -142,7 +143,7 @@ fn lines_to_write(report: &Report) -> String {
     text
 }
 
-fn memory(memory: &Memory, kind: Kind) -> String {
+fn memory(memory: &Memory) -> String {
     let each = |uses: &[Use]| {
         let each = uses
             .iter()
@@ -153,13 +154,29 @@ fn memory(memory: &Memory, kind: Kind) -> String {
     if !memory.encode.is_empty() {
         let (most, each) = (bytes(memory.encode_bytes), each(&memory.encode));
         let _ = writeln!(text, "encode    {most} of weights at a time ({each})");
-    }
-    if kind == Kind::Model {
-        let (sum, each) = (bytes(memory.train_bytes), each(&memory.train));
-        let _ = writeln!(text, "train     {sum} ({each})");
-    }
-    if !text.is_empty() {
         let _ = writeln!(text, "          not counted: {}", memory.left_out);
+    }
+    for (n, train) in memory.train.iter().enumerate() {
+        let label = if n == 0 { "train" } else { "" };
+        let machine = match train.machine {
+            Machine::Cpu => "a processor",
+            Machine::Card => "a card",
+        };
+        let _ = writeln!(
+            text,
+            "{label:10}{} on {machine} in {} at {side} x {side} px, or {} with every block computed twice",
+            bytes(train.once.total()),
+            train.dtype,
+            bytes(train.twice.total()),
+            side = train.resolution_px,
+        );
+        let _ = writeln!(text, "          ({})", train.twice);
+    }
+    if !memory.train.is_empty() {
+        let _ = writeln!(
+            text,
+            "          for one picture at a time and adapters of rank {ADAPTER_RANK} on the default targets"
+        );
     }
     text
 }

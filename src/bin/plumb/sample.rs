@@ -2,13 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
-use candle_core::{DType, Device};
 use plumb::autograd::Tape;
-use plumb::base::Base;
+use plumb::base::{self, Base};
 use plumb::convert;
 use plumb::embed::encode_captions;
 use plumb::experiment::Experiment;
 use plumb::lora::{self, AdapterSet, Bound};
+use plumb::models::Denoiser;
 use plumb::monitor::Monitor as _;
 use plumb::preview;
 use plumb::store::{self, Store};
@@ -18,7 +18,7 @@ use serde::Serialize;
 
 use crate::CommandResult;
 use crate::ui::{Failure, Ui};
-use crate::world;
+use crate::world::{self, DeviceArgs, Place};
 
 /// Sample the pictures of an Experiment's [sample] section.
 ///
@@ -45,6 +45,8 @@ pub(crate) struct Args {
     /// Where the pictures go; the default is `samples` in the Experiment's output folder.
     #[arg(long, value_name = "FOLDER")]
     out: Option<PathBuf>,
+    #[command(flatten)]
+    device: DeviceArgs,
 }
 
 #[derive(Serialize)]
@@ -77,7 +79,8 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> CommandResult {
         .out
         .clone()
         .unwrap_or_else(|| experiment.output_path().join("samples"));
-    let report = sample_all(&experiment, args.lora.as_deref(), &folder, ui)?;
+    let place = args.device.open(ui)?;
+    let report = sample_all(&experiment, args.lora.as_deref(), &folder, &place, ui)?;
     let lines: Vec<String> = report
         .pictures
         .iter()
@@ -90,19 +93,23 @@ fn sample_all(
     experiment: &Experiment,
     lora: Option<&Path>,
     folder: &Path,
+    place: &Place,
     ui: &Ui,
 ) -> Result<Report, Failure> {
     let base = Base::open(experiment, &mut world::digest_memo()).map_err(world::base_failure)?;
     let store = Store::open_or_create(&experiment.store_path()).map_err(Failure::error)?;
     let captions = extra_captions(experiment);
-    encode_captions(&base, &store, &captions, &world::embed_options(), ui)
-        .map_err(Failure::error)?;
+    let embed = world::embed_options(place);
+    encode_captions(&base, &store, &captions, &embed, ui).map_err(Failure::error)?;
     let adapters = lora.map(|path| open_lora(path, &base, ui)).transpose()?;
     let denoiser = base
         .family
-        .load(&base.components, DType::F32, &Device::Cpu)
+        .load(
+            &base.components,
+            &base::placement(experiment, &place.device),
+        )
         .map_err(Failure::error)?;
-    let bound = bind(adapters.as_ref(), denoiser.linears())?;
+    let bound = bind(adapters.as_ref(), denoiser.as_ref())?;
     let source = PairSource::open(&base, &store).map_err(Failure::error)?;
     let options = preview::options(experiment, &base);
     let steps = options.steps * experiment.raw.sample.prompts.len();
@@ -130,14 +137,14 @@ fn sample_all(
 /// Adapters for inference; none where there is no LoRA.
 pub(crate) fn bind(
     adapters: Option<&AdapterSet>,
-    linears: &[lora::LinearShape],
+    denoiser: &dyn Denoiser,
 ) -> Result<Bound, Failure> {
     let Some(adapters) = adapters else {
         return Ok(Bound::none());
     };
-    adapters.check(linears).map_err(Failure::error)?;
+    adapters.check(denoiser.linears()).map_err(Failure::error)?;
     adapters
-        .bind(&Tape::off(), DType::F32, &Device::Cpu, None)
+        .bind(&Tape::off(), denoiser.dtype(), denoiser.device(), None)
         .map_err(Failure::error)
 }
 

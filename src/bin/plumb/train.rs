@@ -2,11 +2,12 @@
 
 use std::path::PathBuf;
 
+use plumb::base;
 use plumb::train::{self, Error, TrainOptions, TrainReport};
 
 use crate::CommandResult;
 use crate::ui::{Failure, Ui};
-use crate::world;
+use crate::world::{self, DeviceArgs};
 
 /// Train the LoRA of an Experiment, or go on with it.
 ///
@@ -31,15 +32,20 @@ pub(crate) struct Args {
     /// the others with .1, .2, ... behind. tools/replay_step.py replays it in diffusers and peft.
     #[arg(long, num_args = 2, value_names = ["K", "FILE"])]
     pub(crate) dump_step: Option<Vec<String>>,
+    #[command(flatten)]
+    device: DeviceArgs,
 }
 
 pub(crate) fn run(args: &Args, ui: &Ui) -> CommandResult {
     let experiment = world::open_experiment(&args.experiment, ui)?;
+    let place = args.device.open(ui)?;
     let options = TrainOptions {
         restart: args.restart,
         dump_step: dump_step(args.dump_step.as_deref())?,
         stop_after: args.stop_after,
         clock: world::now_seconds,
+        placement: base::placement(&experiment, &place.device),
+        memory_bytes: place.memory_bytes,
     };
     let report =
         train::run(&experiment, &options, &mut world::digest_memo(), ui).map_err(failure)?;

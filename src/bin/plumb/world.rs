@@ -3,14 +3,16 @@
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use candle_core::Device;
 use plumb::base;
+use plumb::device::{self, Choice};
 use plumb::embed::EmbedOptions;
 use plumb::experiment::Experiment;
 use plumb::hub::{self, Address};
 use plumb::monitor::Monitor;
 use plumb::nn::weights::DigestMemo;
 
-use crate::ui::Failure;
+use crate::ui::{Failure, Ui};
 
 /// Opens an Experiment file, and fetches what it names on the hub; what is wrong with it is the user's to mend, with
 /// exit status 2.
@@ -94,10 +96,98 @@ fn cache_folder() -> PathBuf {
         .join("plumb")
 }
 
+/// Where networks are computed.
+#[derive(clap::Args)]
+pub(crate) struct DeviceArgs {
+    /// What computes: `cpu`, `cuda`, `cuda:N` (a card by its number), or `auto`, the first card that is there.
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    device: String,
+    /// Use at most this much memory there, in GB; the default is what is free.
+    #[arg(long, value_name = "GB")]
+    memory: Option<f64>,
+}
+
+/// What computes, and the memory that it may use.
+pub(crate) struct Place {
+    pub(crate) device: Device,
+    pub(crate) memory_bytes: u64,
+}
+
+impl DeviceArgs {
+    pub(crate) fn open(&self, ui: &Ui) -> Result<Place, Failure> {
+        let limit = self.memory.map(limit_bytes).transpose()?;
+        let wrong = |e| Failure::usage(format!("--device: {e}"));
+        let choice = self.device.parse::<Choice>().map_err(wrong)?;
+        let opened = device::open(choice, &cuda_folders()).map_err(Failure::error)?;
+        if let Some(note) = &opened.note {
+            ui.note(note);
+        }
+        if let Some((total, free)) = opened.memory {
+            let gb = |bytes: u64| bytes as f64 / 1e9;
+            ui.note(&format!(
+                "computing on {} ({:.1} GB, {:.1} free)",
+                opened.name,
+                gb(total),
+                gb(free)
+            ));
+        }
+        let free = opened.memory.map(|(_, free)| free);
+        let free = free.unwrap_or_else(available_memory_bytes);
+        Ok(Place {
+            device: opened.device,
+            memory_bytes: limit.unwrap_or(free),
+        })
+    }
+}
+
+impl Place {
+    pub(crate) fn cpu() -> Self {
+        Self {
+            device: Device::Cpu,
+            memory_bytes: available_memory_bytes(),
+        }
+    }
+}
+
+fn limit_bytes(gb: f64) -> Result<u64, Failure> {
+    if gb.is_finite() && gb > 0.0 {
+        return Ok((gb * 1e9) as u64);
+    }
+    Err(Failure::usage(format!(
+        "--memory: expected a number of GB above 0, found {gb}"
+    )))
+}
+
+/// Where CUDA's libraries lie on machines whose loader does not know: in a toolkit's folder, or in a Python environment
+/// with PyTorch.
+fn cuda_folders() -> Vec<PathBuf> {
+    let named = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty());
+    let mut folders = Vec::new();
+    let toolkits = ["CUDA_HOME", "CUDA_PATH"].into_iter().filter_map(named);
+    for toolkit in toolkits
+        .map(PathBuf::from)
+        .chain(["/usr/local/cuda".into()])
+    {
+        folders.extend([toolkit.join("lib64"), toolkit.join("lib")]);
+    }
+    if let Some(environment) = named("VIRTUAL_ENV").or_else(|| named("CONDA_PREFIX")) {
+        let lib = PathBuf::from(environment).join("lib");
+        for python in std::fs::read_dir(lib).into_iter().flatten().flatten() {
+            let packages = python.path().join("site-packages/nvidia");
+            for package in std::fs::read_dir(packages).into_iter().flatten().flatten() {
+                folders.push(package.path().join("lib"));
+            }
+        }
+    }
+    folders.retain(|folder| folder.is_dir());
+    folders
+}
+
 /// Encoders that fill most of the memory are read layer by layer.
-pub(crate) fn embed_options() -> EmbedOptions {
+pub(crate) fn embed_options(place: &Place) -> EmbedOptions {
     EmbedOptions {
-        resident_limit_bytes: available_memory_bytes() / 10 * 7,
+        device: place.device.clone(),
+        resident_limit_bytes: place.memory_bytes / 10 * 7,
     }
 }
 

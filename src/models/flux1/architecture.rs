@@ -15,7 +15,7 @@ use crate::nn::weights::Weights;
 pub(super) const PATCH: usize = 2;
 
 /// How many times wider than the streams the feed-forwards are inside.
-const MLP_RATIO: usize = 4;
+pub(super) const MLP_RATIO: usize = 4;
 
 /// No dimension of a network is larger; keeps hostile configs from overflowing.
 const MAX_DIMENSION: usize = 1 << 20;

@@ -4,19 +4,18 @@
 
 use std::sync::Arc;
 
-use candle_core::{Result, Tensor, bail};
+use candle_core::{DType, Device, Result, Tensor, bail};
 
 use super::architecture::Architecture;
 use super::block::{DoubleBlock, Half, SingleBlock, Tokens};
 use super::embed::{Rotary, pack, patches, unpack};
-use super::names::Named;
 use crate::autograd::{Tape, Value};
 use crate::lora::{Bound, LinearShape};
 use crate::models::linear::Linear;
 use crate::models::transformer::{
-    Embedder, Get, Loaded, Loader, Modulation, Pass, check_shapes, timestep_sinusoid,
+    Embedder, Loaded, Loader, Modulation, Pass, check_shapes, timestep_sinusoid,
 };
-use crate::models::{ConditioningTensors, Denoiser, Error};
+use crate::models::{ConditioningTensors, Denoiser, Error, Source};
 use crate::nn::AttentionMask;
 
 /// The network is told a guidance scale as it is told a time: in thousandths.
@@ -35,21 +34,17 @@ pub(super) struct Flux {
     single_blocks: Vec<Arc<SingleBlock>>,
     norm_out: Linear,
     proj_out: Linear,
+    /// A tensor of the network's type on its device.
+    like: Tensor,
 }
 
 impl Flux {
-    pub(super) fn load(named: &Named) -> Loaded<Self> {
-        Self::build(named.architecture.clone(), &|shape, name| {
-            named.get(shape, name)
-        })
-    }
-
     /// Builds the network from tensors by canonical name.
-    pub(super) fn build(architecture: Architecture, get: &Get<'_>) -> Loaded<Self> {
+    pub(super) fn build(architecture: Architecture, source: &dyn Source) -> Loaded<Self> {
         let linears = architecture.linears();
         let loader = Loader {
             linears: &linears,
-            get,
+            source,
         };
         let channels = architecture.head_channels;
         let embedder = |name: &str| loader.embedder(&format!("time_text_embed.{name}_embedder"));
@@ -70,6 +65,7 @@ impl Flux {
                 .collect::<Loaded<_>>()?,
             norm_out: loader.linear("norm_out.linear")?,
             proj_out: loader.linear("proj_out")?,
+            like: source.tensor(&[architecture.width()], "x_embedder.bias")?,
             linears,
             architecture,
         })
@@ -123,7 +119,7 @@ impl Flux {
         conditioning: &ConditioningTensors,
     ) -> Result<Value> {
         let (tape, pooled) = (pass.tape, &conditioning.pooled);
-        let told = |numbers: &Tensor| timestep_sinusoid(numbers, pooled.dtype());
+        let told = |numbers: &Tensor| timestep_sinusoid(numbers, pooled);
         let mut vector = self.time.forward(pass, told(timesteps)?)?;
         if let (Some(embedder), Some(guidance)) = (&self.guidance, &conditioning.guidance) {
             let guidance = embedder.forward(pass, told(&(guidance * GUIDANCE_UNIT)?)?)?;
@@ -241,6 +237,14 @@ impl Denoiser for Flux {
 
     fn linears(&self) -> &[LinearShape] {
         &self.linears
+    }
+
+    fn dtype(&self) -> DType {
+        self.like.dtype()
+    }
+
+    fn device(&self) -> &Device {
+        self.like.device()
     }
 }
 

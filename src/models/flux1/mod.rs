@@ -8,6 +8,7 @@
 //! dev is distilled from guidance: it is told a guidance scale and needs one pass a step. schnell is distilled from
 //! many steps to a few, and is told none.
 
+mod activations;
 mod architecture;
 mod block;
 mod embed;
@@ -16,15 +17,16 @@ mod names;
 
 use std::path::Path;
 
-use candle_core::{DType, Device};
-
 use self::flux::Flux;
 use self::names::Named;
 pub(super) use self::names::{DOUBLE, OUTER, SINGLE};
 use super::layout::{self, Layout};
-use super::{BaseWeights, Components, Denoiser, Error, Family, Flavor, LatentScaling};
+use super::{
+    Activations, BaseWeights, Components, Denoiser, Error, Family, Flavor, LatentScaling, Source,
+    StepShape,
+};
 use crate::diffusion::{Prediction, Process, Sampler, Shift, ShiftRule, Spacing};
-use crate::lora::Preset;
+use crate::lora::{LinearShape, Preset};
 
 /// The family.
 pub struct Flux1;
@@ -145,21 +147,31 @@ impl Family for Flux1 {
         Ok(Named::unchecked(components.get(DENOISER)?)?.into_base())
     }
 
-    fn load(
+    fn build(
         &self,
         components: &Components,
-        dtype: DType,
-        device: &Device,
+        source: &dyn Source,
     ) -> Result<Box<dyn Denoiser>, Error> {
-        let mut named = Named::open(components.get(DENOISER)?)?;
-        named.weights = named.weights.with_dtype(dtype).on(device);
-        Ok(Box::new(Flux::load(&named)?))
+        let named = Named::unchecked(components.get(DENOISER)?)?;
+        Ok(Box::new(Flux::build(named.architecture, source)?))
     }
 
     fn context_width(&self, components: &Components) -> Result<usize, Error> {
         Ok(Named::open(components.get(DENOISER)?)?
             .architecture
             .context_width)
+    }
+
+    fn linears(&self, components: &Components) -> Result<Vec<LinearShape>, Error> {
+        Ok(Named::unchecked(components.get(DENOISER)?)?
+            .architecture
+            .linears())
+    }
+
+    fn activations(&self, components: &Components, step: &StepShape) -> Result<Activations, Error> {
+        Ok(Named::unchecked(components.get(DENOISER)?)?
+            .architecture
+            .activations(step))
     }
 
     fn latent_scaling(&self, components: &Components) -> Result<LatentScaling, Error> {

@@ -2,8 +2,6 @@
 //! the one of the authors' single files, which fuses queries, keys and values (in single blocks also the
 //! feed-forward), and stores the last modulation as (shift, scale) where diffusers has (scale, shift).
 
-use candle_core::Tensor;
-
 use crate::models::layout::{Component, check_whole};
 use crate::models::{BaseWeights, Error};
 use crate::nn::weights::{Part, Stored, Weights};
@@ -45,11 +43,6 @@ impl Named {
             weights: self.weights,
             tensors: self.architecture.tensors(),
         }
-    }
-
-    /// A tensor by its canonical name.
-    pub(super) fn get(&self, shape: &[usize], name: &str) -> Result<Tensor, Error> {
-        Ok(self.weights.get(shape, name)?)
     }
 }
 

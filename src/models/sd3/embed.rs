@@ -7,11 +7,12 @@ use candle_core::{Result, Tensor, bail};
 
 use super::architecture::Architecture;
 use crate::autograd::{Tape, Value};
+use crate::nn::Frozen;
 
 /// Patches to vectors: a convolution whose stride is its kernel is a linear on flattened patches.
 pub(super) struct PatchEmbed {
     /// [d, c * p * p]
-    weight: Tensor,
+    weight: Frozen,
     /// [d]
     bias: Tensor,
     /// [s, s, d], s the side of the table
@@ -30,7 +31,7 @@ impl PatchEmbed {
     ) -> Result<Self> {
         let side = architecture.max_patches;
         Ok(Self {
-            weight: weight.flatten_from(1)?,
+            weight: weight.flatten_from(1)?.into(),
             bias,
             positions_ssd: positions.reshape((side, side, architecture.width()))?,
             side,
@@ -49,8 +50,13 @@ impl PatchEmbed {
         let x_bnd = tape.linear(&x_bnk, &self.weight, Some(&self.bias), None)?;
         let positions_nd = self
             .crop(i, j)?
-            .broadcast_as((b, i * j, self.weight.dim(0)?))?;
+            .broadcast_as((b, i * j, self.bias.dim(0)?))?;
         tape.add(&x_bnd, &Value::constant(positions_nd.contiguous()?))
+    }
+
+    /// The table of positions, of the network's type on its device.
+    pub(super) fn positions(&self) -> &Tensor {
+        &self.positions_ssd
     }
 
     /// Patches down and across a latent of `h` by `w`.

@@ -4,19 +4,18 @@
 
 use std::sync::Arc;
 
-use candle_core::{Result, Tensor, bail};
+use candle_core::{DType, Device, Result, Tensor, bail};
 
 use super::architecture::Architecture;
 use super::block::{Attention, ContextHalf, JointBlock, NextContext};
 use super::embed::{PatchEmbed, unpatchify};
-use super::names::Named;
 use crate::autograd::{Tape, Value};
 use crate::lora::{Bound, LinearShape};
 use crate::models::linear::Linear;
 use crate::models::transformer::{
-    Embedder, Get, Loaded, Loader, Modulation, Pass, check_shapes, timestep_sinusoid,
+    Embedder, Loaded, Loader, Modulation, Pass, check_shapes, timestep_sinusoid,
 };
-use crate::models::{ConditioningTensors, Denoiser, Error};
+use crate::models::{ConditioningTensors, Denoiser, Error, Source};
 
 /// An MMDiT with frozen weights.
 pub(super) struct MmDit {
@@ -32,29 +31,23 @@ pub(super) struct MmDit {
 }
 
 impl MmDit {
-    pub(super) fn load(named: &Named) -> Loaded<Self> {
-        Self::build(named.architecture.clone(), &|shape, name| {
-            named.weights.get(shape, name).map_err(Error::from)
-        })
-    }
-
     /// Builds the network from tensors by canonical name.
-    pub(super) fn build(architecture: Architecture, get: &Get<'_>) -> Loaded<Self> {
+    pub(super) fn build(architecture: Architecture, source: &dyn Source) -> Loaded<Self> {
         let linears = architecture.linears();
         let loader = Loader {
             linears: &linears,
-            get,
+            source,
         };
         let (width, side) = (architecture.width(), architecture.patch_size);
         let cells = architecture.max_patches * architecture.max_patches;
         let patch_embed = PatchEmbed::new(
             &architecture,
-            &get(
+            &source.tensor(
                 &[width, architecture.in_channels, side, side],
                 "pos_embed.proj.weight",
             )?,
-            get(&[width], "pos_embed.proj.bias")?,
-            &get(&[1, cells, width], "pos_embed.pos_embed")?,
+            source.tensor(&[width], "pos_embed.proj.bias")?,
+            &source.tensor(&[1, cells, width], "pos_embed.pos_embed")?,
         );
         let patch_embed = patch_embed.map_err(|source| Error::Device {
             what: "loading `pos_embed`".to_owned(),
@@ -107,7 +100,7 @@ impl MmDit {
     /// Timesteps and pooled vector to the conditioning vector [b, d], activated, as every modulation takes it.
     fn vector(&self, pass: Pass<'_>, timesteps: &Tensor, pooled: &Tensor) -> Result<Value> {
         let tape = pass.tape;
-        let time = timestep_sinusoid(timesteps, pooled.dtype())?;
+        let time = timestep_sinusoid(timesteps, pooled)?;
         let time = self.time.forward(pass, time)?;
         let pooled = self.pooled.forward(pass, pooled.clone())?;
         tape.silu(&tape.add(&time, &pooled)?)
@@ -158,6 +151,14 @@ impl Denoiser for MmDit {
 
     fn linears(&self) -> &[LinearShape] {
         &self.linears
+    }
+
+    fn dtype(&self) -> DType {
+        self.patch_embed.positions().dtype()
+    }
+
+    fn device(&self) -> &Device {
+        self.patch_embed.positions().device()
     }
 }
 

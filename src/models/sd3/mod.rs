@@ -7,6 +7,7 @@
 //! The three released networks are one code: SD3-medium; SD3.5-large, which norms queries and keys; SD3.5-medium,
 //! which also has a second attention over the picture alone in its first blocks.
 
+mod activations;
 mod architecture;
 mod block;
 mod embed;
@@ -15,16 +16,17 @@ mod names;
 
 use std::path::Path;
 
-use candle_core::{DType, Device};
-
 use self::architecture::HEAD_CHANNELS;
 use self::mmdit::MmDit;
 use self::names::Named;
 pub(super) use self::names::{BLOCK, OUTER};
 use super::layout::{self, Layout};
-use super::{BaseWeights, Components, Denoiser, Error, Family, Flavor, LatentScaling};
+use super::{
+    Activations, BaseWeights, Components, Denoiser, Error, Family, Flavor, LatentScaling, Source,
+    StepShape,
+};
 use crate::diffusion::{Prediction, Process, Sampler, Shift, Spacing};
-use crate::lora::Preset;
+use crate::lora::{LinearShape, Preset};
 
 /// The family.
 pub struct Sd3;
@@ -171,21 +173,31 @@ impl Family for Sd3 {
         Ok(Named::unchecked(components.get(DENOISER)?, HEAD_CHANNELS)?.into_base())
     }
 
-    fn load(
+    fn build(
         &self,
         components: &Components,
-        dtype: DType,
-        device: &Device,
+        source: &dyn Source,
     ) -> Result<Box<dyn Denoiser>, Error> {
-        let mut named = Named::open(components.get(DENOISER)?)?;
-        named.weights = named.weights.with_dtype(dtype).on(device);
-        Ok(Box::new(MmDit::load(&named)?))
+        let named = Named::unchecked(components.get(DENOISER)?, HEAD_CHANNELS)?;
+        Ok(Box::new(MmDit::build(named.architecture, source)?))
     }
 
     fn context_width(&self, components: &Components) -> Result<usize, Error> {
         Ok(Named::open(components.get(DENOISER)?)?
             .architecture
             .context_width)
+    }
+
+    fn linears(&self, components: &Components) -> Result<Vec<LinearShape>, Error> {
+        Ok(Named::unchecked(components.get(DENOISER)?, HEAD_CHANNELS)?
+            .architecture
+            .linears())
+    }
+
+    fn activations(&self, components: &Components, step: &StepShape) -> Result<Activations, Error> {
+        Ok(Named::unchecked(components.get(DENOISER)?, HEAD_CHANNELS)?
+            .architecture
+            .activations(step))
     }
 
     fn latent_scaling(&self, components: &Components) -> Result<LatentScaling, Error> {

@@ -6,15 +6,14 @@ use candle_core::{Result, Tensor};
 
 use crate::autograd::{Tape, Value};
 use crate::lora::Bound;
+use crate::models::Source;
 use crate::models::linear::Linear;
+use crate::models::transformer::Loaded;
 use crate::nn::{Activation, AttentionMask, Conv2dOptions};
 
 /// Epsilon of the group norm in front of a transformer, and of the layer norms inside.
 const TRANSFORMER_EPS: f64 = 1e-6;
 const BLOCK_EPS: f64 = 1e-5;
-
-/// Gives a tensor of a shape by its canonical name.
-pub(super) type Get<'a, E> = dyn Fn(&[usize], &str) -> std::result::Result<Tensor, E> + 'a;
 
 /// What a pass through a layer goes along with.
 #[derive(Clone, Copy)]
@@ -26,14 +25,14 @@ pub(super) struct Pass<'a> {
 }
 
 /// A linear of this many outputs and inputs.
-pub(super) fn linear<E>(
-    get: &Get<'_, E>,
+pub(super) fn linear(
+    source: &dyn Source,
     name: &str,
     (outputs, inputs): (usize, usize),
     bias: bool,
-) -> std::result::Result<Linear, E> {
-    let weight = get(&[outputs, inputs], &format!("{name}.weight"))?;
-    let bias = bias.then(|| get(&[outputs], &format!("{name}.bias")));
+) -> Loaded<Linear> {
+    let weight = source.matrix([outputs, inputs], &format!("{name}.weight"))?;
+    let bias = bias.then(|| source.tensor(&[outputs], &format!("{name}.bias")));
     Ok(Linear::new(name.to_owned(), weight, bias.transpose()?))
 }
 
@@ -46,21 +45,25 @@ pub(super) struct Conv {
 }
 
 impl Conv {
-    pub(super) fn load<E>(
-        get: &Get<'_, E>,
+    pub(super) fn load(
+        source: &dyn Source,
         name: &str,
         (outputs, inputs, kernel): (usize, usize, usize),
         options: Conv2dOptions,
-    ) -> std::result::Result<Self, E> {
+    ) -> Loaded<Self> {
         Ok(Self {
-            weight_oikk: get(
+            weight_oikk: source.tensor(
                 &[outputs, inputs, kernel, kernel],
                 &format!("{name}.weight"),
             )?,
-            bias_o: get(&[outputs], &format!("{name}.bias"))?,
+            bias_o: source.tensor(&[outputs], &format!("{name}.bias"))?,
             name: name.to_owned(),
             options,
         })
+    }
+
+    pub(super) fn bias(&self) -> &Tensor {
+        &self.bias_o
     }
 
     pub(super) fn forward(&self, tape: &Tape, adapters: &Bound, x: &Value) -> Result<Value> {
@@ -79,16 +82,16 @@ pub(super) struct GroupNorm {
 }
 
 impl GroupNorm {
-    pub(super) fn load<E>(
-        get: &Get<'_, E>,
+    pub(super) fn load(
+        source: &dyn Source,
         name: &str,
         channels: usize,
         groups: usize,
         eps: f64,
-    ) -> std::result::Result<Self, E> {
+    ) -> Loaded<Self> {
         Ok(Self {
-            weight_c: get(&[channels], &format!("{name}.weight"))?,
-            bias_c: get(&[channels], &format!("{name}.bias"))?,
+            weight_c: source.tensor(&[channels], &format!("{name}.weight"))?,
+            bias_c: source.tensor(&[channels], &format!("{name}.bias"))?,
             groups,
             eps,
         })
@@ -124,11 +127,7 @@ pub(super) struct ResNet {
 }
 
 impl ResNet {
-    pub(super) fn load<E>(
-        get: &Get<'_, E>,
-        name: &str,
-        size: ResNetSize,
-    ) -> std::result::Result<Self, E> {
+    pub(super) fn load(source: &dyn Source, name: &str, size: ResNetSize) -> Loaded<Self> {
         let ResNetSize {
             inputs,
             outputs,
@@ -138,14 +137,20 @@ impl ResNet {
         } = size;
         let part = |part: &str| format!("{name}.{part}");
         let (same, pointwise) = (Conv2dOptions::SAME, Conv2dOptions::POINTWISE);
-        let shortcut = (inputs != outputs)
-            .then(|| Conv::load(get, &part("conv_shortcut"), (outputs, inputs, 1), pointwise));
+        let shortcut = (inputs != outputs).then(|| {
+            Conv::load(
+                source,
+                &part("conv_shortcut"),
+                (outputs, inputs, 1),
+                pointwise,
+            )
+        });
         Ok(Self {
-            norm1: GroupNorm::load(get, &part("norm1"), inputs, groups, eps)?,
-            conv1: Conv::load(get, &part("conv1"), (outputs, inputs, 3), same)?,
-            time: linear(get, &part("time_emb_proj"), (outputs, time), true)?,
-            norm2: GroupNorm::load(get, &part("norm2"), outputs, groups, eps)?,
-            conv2: Conv::load(get, &part("conv2"), (outputs, outputs, 3), same)?,
+            norm1: GroupNorm::load(source, &part("norm1"), inputs, groups, eps)?,
+            conv1: Conv::load(source, &part("conv1"), (outputs, inputs, 3), same)?,
+            time: linear(source, &part("time_emb_proj"), (outputs, time), true)?,
+            norm2: GroupNorm::load(source, &part("norm2"), outputs, groups, eps)?,
+            conv2: Conv::load(source, &part("conv2"), (outputs, outputs, 3), same)?,
             shortcut: shortcut.transpose()?,
         })
     }
@@ -185,17 +190,13 @@ enum Projection {
 }
 
 impl Projection {
-    fn load<E>(
-        get: &Get<'_, E>,
-        name: &str,
-        size: TransformerSize,
-    ) -> std::result::Result<Self, E> {
+    fn load(source: &dyn Source, name: &str, size: TransformerSize) -> Loaded<Self> {
         let width = size.width;
         Ok(match size.linear_projection {
-            true => Self::Linear(linear(get, name, (width, width), true)?),
+            true => Self::Linear(linear(source, name, (width, width), true)?),
             false => {
                 let options = Conv2dOptions::POINTWISE;
-                Self::Conv(Conv::load(get, name, (width, width, 1), options)?)
+                Self::Conv(Conv::load(source, name, (width, width, 1), options)?)
             }
         })
     }
@@ -241,19 +242,15 @@ pub(super) struct Transformer {
 }
 
 impl Transformer {
-    pub(super) fn load<E>(
-        get: &Get<'_, E>,
-        name: &str,
-        size: TransformerSize,
-    ) -> std::result::Result<Self, E> {
+    pub(super) fn load(source: &dyn Source, name: &str, size: TransformerSize) -> Loaded<Self> {
         let norm = format!("{name}.norm");
         let blocks = (0..size.depth)
-            .map(|k| Block::load(get, &format!("{name}.transformer_blocks.{k}"), size));
+            .map(|k| Block::load(source, &format!("{name}.transformer_blocks.{k}"), size));
         Ok(Self {
-            norm: GroupNorm::load(get, &norm, size.width, size.groups, TRANSFORMER_EPS)?,
-            proj_in: Projection::load(get, &format!("{name}.proj_in"), size)?,
-            blocks: blocks.collect::<std::result::Result<_, E>>()?,
-            proj_out: Projection::load(get, &format!("{name}.proj_out"), size)?,
+            norm: GroupNorm::load(source, &norm, size.width, size.groups, TRANSFORMER_EPS)?,
+            proj_in: Projection::load(source, &format!("{name}.proj_in"), size)?,
+            blocks: blocks.collect::<Loaded<_>>()?,
+            proj_out: Projection::load(source, &format!("{name}.proj_out"), size)?,
         })
     }
 
@@ -278,23 +275,19 @@ struct Block {
 }
 
 impl Block {
-    fn load<E>(
-        get: &Get<'_, E>,
-        name: &str,
-        size: TransformerSize,
-    ) -> std::result::Result<Self, E> {
+    fn load(source: &dyn Source, name: &str, size: TransformerSize) -> Loaded<Self> {
         let width = size.width;
         let part = |part: &str| format!("{name}.{part}");
-        let norm = |i: usize| LayerNorm::load(get, &format!("{name}.norm{i}"), width);
+        let norm = |i: usize| LayerNorm::load(source, &format!("{name}.norm{i}"), width);
         let attention = |part: &str, keys| {
-            Attention::load(get, &format!("{name}.{part}"), (width, keys), size.heads)
+            Attention::load(source, &format!("{name}.{part}"), (width, keys), size.heads)
         };
         Ok(Self {
             norms: [norm(1)?, norm(2)?, norm(3)?],
             own: attention("attn1", width)?,
             context: attention("attn2", size.context)?,
-            up: linear(get, &part("ff.net.0.proj"), (8 * width, width), true)?,
-            down: linear(get, &part("ff.net.2"), (width, 4 * width), true)?,
+            up: linear(source, &part("ff.net.0.proj"), (8 * width, width), true)?,
+            down: linear(source, &part("ff.net.2"), (width, 4 * width), true)?,
         })
     }
 
@@ -323,10 +316,10 @@ struct LayerNorm {
 }
 
 impl LayerNorm {
-    fn load<E>(get: &Get<'_, E>, name: &str, width: usize) -> std::result::Result<Self, E> {
+    fn load(source: &dyn Source, name: &str, width: usize) -> Loaded<Self> {
         Ok(Self {
-            weight: get(&[width], &format!("{name}.weight"))?,
-            bias: get(&[width], &format!("{name}.bias"))?,
+            weight: source.tensor(&[width], &format!("{name}.weight"))?,
+            bias: source.tensor(&[width], &format!("{name}.bias"))?,
         })
     }
 
@@ -345,18 +338,18 @@ struct Attention {
 
 impl Attention {
     /// Of queries of `width` channels on keys and values of `keys` channels.
-    fn load<E>(
-        get: &Get<'_, E>,
+    fn load(
+        source: &dyn Source,
         name: &str,
         (width, keys): (usize, usize),
         heads: usize,
-    ) -> std::result::Result<Self, E> {
+    ) -> Loaded<Self> {
         let part = |part: &str| format!("{name}.{part}");
         Ok(Self {
-            q: linear(get, &part("to_q"), (width, width), false)?,
-            k: linear(get, &part("to_k"), (width, keys), false)?,
-            v: linear(get, &part("to_v"), (width, keys), false)?,
-            out: linear(get, &part("to_out.0"), (width, width), true)?,
+            q: linear(source, &part("to_q"), (width, width), false)?,
+            k: linear(source, &part("to_k"), (width, keys), false)?,
+            v: linear(source, &part("to_v"), (width, keys), false)?,
+            out: linear(source, &part("to_out.0"), (width, width), true)?,
             heads,
         })
     }

@@ -7,6 +7,7 @@
 //!
 //! SDXL is told the pooled vector of its second encoder and the picture's size and crop beside the timestep; SD1 is not.
 
+mod activations;
 mod architecture;
 mod layers;
 mod names;
@@ -14,16 +15,17 @@ mod network;
 
 use std::path::Path;
 
-use candle_core::{DType, Device};
-
 use self::architecture::{Heads, Unshaped};
 use self::names::Named;
 pub(super) use self::names::{OUTER, RESNET};
 use self::network::UNet;
 use super::layout::{self, Layout};
-use super::{BaseWeights, Components, Denoiser, Error, Family, Flavor, LatentScaling};
+use super::{
+    Activations, BaseWeights, Components, Denoiser, Error, Family, Flavor, LatentScaling, Source,
+    StepShape,
+};
 use crate::diffusion::{Prediction, Process, Sampler, Shift, Spacing};
-use crate::lora::Preset;
+use crate::lora::{LinearShape, Preset};
 
 /// A family of UNets.
 pub struct UNetFamily {
@@ -238,19 +240,28 @@ impl Family for UNetFamily {
         Ok(self.unchecked(components)?.into_base())
     }
 
-    fn load(
+    fn build(
         &self,
         components: &Components,
-        dtype: DType,
-        device: &Device,
+        source: &dyn Source,
     ) -> Result<Box<dyn Denoiser>, Error> {
-        let mut named = self.open(components)?;
-        named.weights = named.weights.with_dtype(dtype).on(device);
-        Ok(Box::new(UNet::load(&named)?))
+        let linears = self.linears(components)?;
+        let architecture = self.unchecked(components)?.architecture;
+        let network = UNet::build(architecture, source)?;
+        Ok(Box::new(network.with_linears(linears)))
     }
 
     fn context_width(&self, components: &Components) -> Result<usize, Error> {
         Ok(self.open(components)?.architecture.context_width)
+    }
+
+    fn linears(&self, components: &Components) -> Result<Vec<LinearShape>, Error> {
+        let architecture = self.unchecked(components)?.architecture;
+        Ok(network::linears(&network::tensors(&architecture)))
+    }
+
+    fn activations(&self, components: &Components, step: &StepShape) -> Result<Activations, Error> {
+        Ok(self.unchecked(components)?.architecture.activations(step))
     }
 
     fn latent_scaling(&self, components: &Components) -> Result<LatentScaling, Error> {

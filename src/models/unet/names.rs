@@ -1,8 +1,6 @@
 //! Weights of a UNet under the names of diffusers, whichever of two namings the files have: that one, or the one of the
 //! original code (CompVis for SD1, Stability's `generative-models` for SDXL), which numbers its blocks through.
 
-use candle_core::Tensor;
-
 use crate::models::layout::{Component, check_whole};
 use crate::models::{BaseWeights, Error};
 use crate::nn::weights::Weights;
@@ -47,11 +45,6 @@ impl Named {
             weights: self.weights,
             tensors: self.tensors,
         }
-    }
-
-    /// A tensor by its canonical name.
-    pub(super) fn get(&self, shape: &[usize], name: &str) -> Result<Tensor, Error> {
-        Ok(self.weights.get(shape, name)?)
     }
 }
 

@@ -9,14 +9,13 @@ use candle_core::{DType, Device, Result, Tensor, bail};
 
 use super::architecture::{Addition, Architecture, Level, SIZES};
 use super::layers::{
-    Conv, Get, GroupNorm, Pass, ResNet, ResNetSize, Transformer, TransformerSize, linear,
+    Conv, GroupNorm, Pass, ResNet, ResNetSize, Transformer, TransformerSize, linear,
 };
-use super::names::Named;
 use crate::autograd::{Tape, Value};
 use crate::lora::{Bound, LinearShape};
 use crate::models::linear::Linear;
-use crate::models::transformer::{check_shapes, sinusoids};
-use crate::models::{ConditioningTensors, Denoiser, Error};
+use crate::models::transformer::{Loaded, check_shapes, sinusoids};
+use crate::models::{ConditioningTensors, Denoiser, Error, Source};
 use crate::nn::Conv2dOptions;
 
 /// How a level's last convolution halves the picture.
@@ -59,13 +58,24 @@ impl Layer {
 
 /// Name and shape of every tensor: what building the network asks for, given empty ones.
 pub(super) fn tensors(architecture: &Architecture) -> Vec<(String, Vec<usize>)> {
-    let list = RefCell::new(Vec::new());
-    let built = UNet::build(architecture.clone(), &|shape, name| {
-        list.borrow_mut().push((name.to_owned(), shape.to_vec()));
-        Tensor::zeros(0, DType::F32, &Device::Cpu)
-    });
+    let list = List::default();
+    let built = UNet::build(architecture.clone(), &list);
     debug_assert!(built.is_ok(), "an empty tensor fits everywhere");
-    list.into_inner()
+    list.0.into_inner()
+}
+
+/// Writes down what it is asked for, and gives nothing.
+#[derive(Default)]
+struct List(RefCell<Vec<(String, Vec<usize>)>>);
+
+impl Source for List {
+    fn tensor(&self, shape: &[usize], name: &str) -> Loaded<Tensor> {
+        self.0.borrow_mut().push((name.to_owned(), shape.to_vec()));
+        Tensor::zeros(0, DType::F32, &Device::Cpu).map_err(|source| Error::Device {
+            what: "making an empty tensor".to_owned(),
+            source,
+        })
+    }
 }
 
 /// What can carry an adapter: every matrix and every convolution, in the order of the network.
@@ -89,28 +99,24 @@ pub(super) fn linears(tensors: &[(String, Vec<usize>)]) -> Vec<LinearShape> {
 }
 
 impl UNet {
-    pub(super) fn load(named: &Named) -> std::result::Result<Self, Error> {
-        Self::build(named.architecture.clone(), &|shape, name| {
-            named.get(shape, name)
-        })
-        .map(|mut network| {
-            network.linears = linears(&tensors(&network.architecture));
-            network
-        })
-    }
-
-    fn build<E>(a: Architecture, get: &Get<'_, E>) -> std::result::Result<Self, E> {
+    /// Builds the network from tensors by canonical name.
+    pub(super) fn build(a: Architecture, source: &dyn Source) -> Loaded<Self> {
         let first = a.levels.first().map_or(0, |level| level.width);
         let builder = Builder {
             architecture: &a,
             time: 4 * first,
-            get,
+            source,
         };
         let pair = |name: &str, inputs| {
-            Ok([
-                linear(get, &format!("{name}.linear_1"), (4 * first, inputs), true)?,
+            Ok::<_, Error>([
                 linear(
-                    get,
+                    source,
+                    &format!("{name}.linear_1"),
+                    (4 * first, inputs),
+                    true,
+                )?,
+                linear(
+                    source,
                     &format!("{name}.linear_2"),
                     (4 * first, 4 * first),
                     true,
@@ -126,14 +132,19 @@ impl UNet {
             linears: Vec::new(),
             time: pair("time_embedding", first)?,
             addition: addition.transpose()?,
-            conv_in: Conv::load(get, "conv_in", (first, a.in_channels, 3), same)?,
+            conv_in: Conv::load(source, "conv_in", (first, a.in_channels, 3), same)?,
             down: builder.down()?,
             middle: builder.middle()?,
             up: builder.up()?,
-            norm_out: GroupNorm::load(get, "conv_norm_out", first, a.groups, a.eps)?,
-            conv_out: Conv::load(get, "conv_out", (a.out_channels, first, 3), same)?,
+            norm_out: GroupNorm::load(source, "conv_norm_out", first, a.groups, a.eps)?,
+            conv_out: Conv::load(source, "conv_out", (a.out_channels, first, 3), same)?,
             architecture: a,
         })
+    }
+
+    /// The same, knowing what can carry an adapter.
+    pub(super) fn with_linears(self, linears: Vec<LinearShape>) -> Self {
+        Self { linears, ..self }
     }
 
     fn check_inputs(
@@ -181,13 +192,13 @@ impl UNet {
         conditioning: &ConditioningTensors,
     ) -> Result<Value> {
         let tape = pass.tape;
-        let dtype = conditioning.context.dtype();
+        let like = &conditioning.context;
         let mlp = |[first, second]: &[Linear; 2], x: Tensor| {
             let hidden = first.forward(tape, pass.adapters, &Value::constant(x))?;
             second.forward(tape, pass.adapters, &tape.silu(&hidden)?)
         };
         let channels = self.architecture.levels[0].width;
-        let mut vector = mlp(&self.time, sinusoids(timesteps, channels, dtype)?)?;
+        let mut vector = mlp(&self.time, sinusoids(timesteps, channels, like)?)?;
         let told = (
             &self.addition,
             self.architecture.addition,
@@ -195,7 +206,7 @@ impl UNet {
         );
         if let (Some(linears), Some(Addition { size_channels, .. }), Some(ids)) = told {
             let b = ids.dim(0)?;
-            let sizes = sinusoids(&ids.flatten_all()?, size_channels, dtype)?;
+            let sizes = sinusoids(&ids.flatten_all()?, size_channels, like)?;
             let sizes = sizes.reshape((b, SIZES * size_channels))?;
             let added = Tensor::cat(&[&conditioning.pooled, &sizes], 1)?;
             vector = tape.add(&vector, &mlp(linears, added)?)?;
@@ -277,6 +288,14 @@ impl Denoiser for UNet {
     fn linears(&self) -> &[LinearShape] {
         &self.linears
     }
+
+    fn dtype(&self) -> DType {
+        self.conv_out.bias().dtype()
+    }
+
+    fn device(&self) -> &Device {
+        self.conv_out.bias().device()
+    }
 }
 
 /// Runs the layers one after another.
@@ -327,24 +346,18 @@ fn run_layer(layer: &Layer, pass: Pass<'_>, inputs: &[&Value], vector: &Value) -
 }
 
 /// Builds the levels from tensors.
-struct Builder<'a, E> {
+struct Builder<'a> {
     architecture: &'a Architecture,
     /// Width of the timestep's vector.
     time: usize,
-    get: &'a Get<'a, E>,
+    source: &'a dyn Source,
 }
 
 type Side = Vec<(Vec<Arc<Layer>>, Option<Conv>)>;
 
-impl<E> Builder<'_, E> {
+impl Builder<'_> {
     /// A residual block and, where `depth` is not 0, a transformer beside it.
-    fn layer(
-        &self,
-        place: &str,
-        i: usize,
-        inputs: usize,
-        level: Level,
-    ) -> std::result::Result<Arc<Layer>, E> {
+    fn layer(&self, place: &str, i: usize, inputs: usize, level: Level) -> Loaded<Arc<Layer>> {
         let own = self.architecture;
         let resnet = ResNetSize {
             inputs,
@@ -363,14 +376,14 @@ impl<E> Builder<'_, E> {
         };
         let name = format!("{place}.attentions.{i}");
         let transformer =
-            (level.depth > 0).then(|| Transformer::load(self.get, &name, transformer));
+            (level.depth > 0).then(|| Transformer::load(self.source, &name, transformer));
         Ok(Arc::new(Layer {
-            resnet: ResNet::load(self.get, &format!("{place}.resnets.{i}"), resnet)?,
+            resnet: ResNet::load(self.source, &format!("{place}.resnets.{i}"), resnet)?,
             transformer: transformer.transpose()?,
         }))
     }
 
-    fn down(&self) -> std::result::Result<Side, E> {
+    fn down(&self) -> Loaded<Side> {
         let own = self.architecture;
         let mut width = own.levels.first().map_or(0, |level| level.width);
         let mut side = Vec::new();
@@ -383,13 +396,13 @@ impl<E> Builder<'_, E> {
             }
             let last = number + 1 == own.levels.len();
             let name = format!("{place}.downsamplers.0.conv");
-            let halve = (!last).then(|| Conv::load(self.get, &name, (width, width, 3), HALVE));
+            let halve = (!last).then(|| Conv::load(self.source, &name, (width, width, 3), HALVE));
             side.push((layers, halve.transpose()?));
         }
         Ok(side)
     }
 
-    fn middle(&self) -> std::result::Result<[Arc<Layer>; 2], E> {
+    fn middle(&self) -> Loaded<[Arc<Layer>; 2]> {
         let own = self.architecture;
         let level = |depth| Level {
             depth,
@@ -406,7 +419,7 @@ impl<E> Builder<'_, E> {
         ])
     }
 
-    fn up(&self) -> std::result::Result<Side, E> {
+    fn up(&self) -> Loaded<Side> {
         let own = self.architecture;
         // Widths of what the way down keeps, in its order.
         let mut kept = vec![own.levels.first().map_or(0, |level| level.width)];
@@ -426,7 +439,7 @@ impl<E> Builder<'_, E> {
             }
             let last = number + 1 == own.levels.len();
             let (name, same) = (format!("{place}.upsamplers.0.conv"), Conv2dOptions::SAME);
-            let double = (!last).then(|| Conv::load(self.get, &name, (width, width, 3), same));
+            let double = (!last).then(|| Conv::load(self.source, &name, (width, width, 3), same));
             side.push((layers, double.transpose()?));
         }
         Ok(side)

@@ -115,7 +115,7 @@ fn widen(bytes: &[u8], from: ElementType, into: &mut [f32]) {
         }
         ElementType::F8E4M3 => {
             for (x, &b) in into.iter_mut().zip(bytes) {
-                *x = E4M3[usize::from(b)];
+                *x = e4m3(b);
             }
         }
         ElementType::F8E5M2 => {
@@ -137,6 +137,11 @@ fn widen(bytes: &[u8], from: ElementType, into: &mut [f32]) {
             }
         }
     }
+}
+
+/// The number that a byte of `float8_e4m3fn` stands for.
+pub(in crate::nn) fn e4m3(byte: u8) -> f32 {
+    E4M3[usize::from(byte)]
 }
 
 /// The numbers of `float8_e4m3fn`: bias 7, subnormals of 2^-9, one NaN of each sign and no infinity.

@@ -2,7 +2,8 @@
 
 use super::*;
 use crate::models::testing::{
-    check_finite_differences, check_loss_curve, check_presets, check_recompute,
+    InF64, check_activations, check_finite_differences, check_loss_curve, check_presets,
+    check_recompute,
 };
 
 #[test]
@@ -36,10 +37,7 @@ fn each_a_and_b_receives_the_gradient_that_finite_differences_give() {
     let components = Flux1.components(folder.path()).unwrap();
     let named = Named::open(components.get("transformer").unwrap()).unwrap();
     let wide = |tensor: Tensor| tensor.to_dtype(DType::F64).unwrap();
-    let model = Flux::build(named.architecture.clone(), &|shape, name| {
-        named.get(shape, name).map(wide)
-    });
-    let model = model.unwrap();
+    let model = Flux::build(named.architecture.clone(), &InF64(&named.weights)).unwrap();
     let (set, _) = golden.adapters(&model, "all");
     let inputs = golden.inputs(3);
     let inputs = Inputs {
@@ -60,4 +58,9 @@ fn diffusers_loads_a_saved_lora_and_predicts_the_same() {
     for name in MODELS {
         golden(name).check_lora_file_in_diffusers();
     }
+}
+
+#[test]
+fn a_pass_keeps_as_much_as_the_plan_of_memory_counts() {
+    check_activations(&golden("dev"), (24, 32), 40);
 }

@@ -3,7 +3,8 @@
 use super::*;
 use crate::lora::{Dropout, bind::Recompute};
 use crate::models::testing::{
-    check_finite_differences, check_loss_curve, check_presets, check_recompute, gradients_of,
+    InF64, check_activations, check_finite_differences, check_loss_curve, check_presets,
+    check_recompute, gradients_of,
 };
 
 #[test]
@@ -71,9 +72,7 @@ fn in_f64(golden: &Golden) -> (MmDit, Inputs) {
     )
     .unwrap();
     let wide = |tensor: Tensor| tensor.to_dtype(DType::F64).unwrap();
-    let model = MmDit::build(named.architecture.clone(), &|shape, name| {
-        Ok(wide(named.weights.get(shape, name)?))
-    });
+    let model = MmDit::build(named.architecture.clone(), &InF64(&named.weights));
     let inputs = golden.inputs(1);
     let inputs = Inputs {
         latents: wide(inputs.latents),
@@ -98,4 +97,9 @@ fn each_a_and_b_receives_the_gradient_that_finite_differences_give() {
         let unused = format!("transformer_blocks.{last}.attn.add_q_proj.");
         check_finite_differences(name, &model, &inputs, &set, &unused);
     }
+}
+
+#[test]
+fn a_pass_keeps_as_much_as_the_plan_of_memory_counts() {
+    check_activations(&golden("dual"), (18, 16), 100);
 }

@@ -1,7 +1,7 @@
 //! Adapters through the network: gradients against peft, and LoRA files in diffusers.
 
 use super::*;
-use crate::models::testing::{check_presets, check_recompute};
+use crate::models::testing::{check_activations, check_presets, check_recompute};
 
 /// `all` has every linear and every convolution.
 #[test]
@@ -27,4 +27,10 @@ fn diffusers_loads_a_saved_lora_and_predicts_the_same() {
     for name in MODELS {
         golden(name).check_lora_file_in_diffusers();
     }
+}
+
+#[test]
+fn a_pass_keeps_as_much_as_the_plan_of_memory_counts() {
+    check_activations(&golden("sdxl"), (40, 32), 24);
+    check_activations(&golden("sd1"), (40, 32), 24);
 }

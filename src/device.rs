@@ -1,0 +1,160 @@
+//! Where tensors are computed: the CPU, or an NVIDIA card in programs that were built with the feature `cuda`.
+//!
+//! A card is asked for by name; without one being asked for, the first that is there is taken, else the CPU. The CUDA
+//! libraries are looked for before the first call that needs them, so a machine without them gets a sentence, not a crash.
+
+#[cfg(feature = "cuda")]
+mod cuda;
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use candle_core::{DType, Device};
+
+/// What a person asks for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Choice {
+    /// The first card that is there, else the CPU.
+    #[default]
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// The card with this number.
+    Cuda(usize),
+}
+
+/// Why a device cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No device has that name.
+    #[error("expected `auto`, `cpu`, `cuda` or `cuda:N`, found `{0}`")]
+    NoSuchName(String),
+    /// The program cannot use cards.
+    #[error(
+        "this plumb was built without CUDA; `cargo install --path . --features cuda` builds one that uses NVIDIA cards"
+    )]
+    NotBuilt,
+    /// The card, its driver or a library cannot be used.
+    #[error("no CUDA card can be used: {0}")]
+    Unusable(String),
+}
+
+impl FromStr for Choice {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self, Error> {
+        match name {
+            "auto" => Ok(Self::Auto),
+            "cpu" => Ok(Self::Cpu),
+            "cuda" => Ok(Self::Cuda(0)),
+            other => {
+                let number = other.strip_prefix("cuda:").and_then(|n| n.parse().ok());
+                number
+                    .map(Self::Cuda)
+                    .ok_or_else(|| Error::NoSuchName(other.to_owned()))
+            }
+        }
+    }
+}
+
+/// An opened device.
+#[derive(Clone, Debug)]
+pub struct Opened {
+    /// The device.
+    pub device: Device,
+    /// What it is called, such as `NVIDIA H200`.
+    pub name: String,
+    /// Bytes of memory of a card: in all, and free when it was opened. None for the CPU.
+    pub memory: Option<(u64, u64)>,
+    /// Why no card was taken where none was asked for, if there is something to say.
+    pub note: Option<String>,
+}
+
+impl Opened {
+    /// The CPU.
+    pub fn cpu() -> Self {
+        Self {
+            device: Device::Cpu,
+            name: "cpu".to_owned(),
+            memory: None,
+            note: None,
+        }
+    }
+}
+
+/// What a network computes in on a device unless something else is asked for: f32 on a CPU, bf16 on a card.
+pub fn usual_dtype(device: &Device) -> DType {
+    match device {
+        Device::Cpu => DType::F32,
+        _ => DType::BF16,
+    }
+}
+
+/// Opens a device. `folders` are where CUDA libraries may lie that the system's loader does not know.
+///
+/// # Errors
+/// If a card was asked for and cannot be used.
+pub fn open(choice: Choice, folders: &[PathBuf]) -> Result<Opened, Error> {
+    match choice {
+        Choice::Cpu => Ok(Opened::cpu()),
+        Choice::Cuda(number) => open_cuda(number, folders),
+        Choice::Auto => match open_cuda(0, folders) {
+            Ok(opened) => Ok(opened),
+            Err(Error::NotBuilt) => Ok(Opened::cpu()),
+            Err(error) => Ok(Opened {
+                note: Some(format!("{error}; computing on the CPU")),
+                ..Opened::cpu()
+            }),
+        },
+    }
+}
+
+#[cfg(feature = "cuda")]
+use cuda::open as open_cuda;
+
+#[cfg(not(feature = "cuda"))]
+fn open_cuda(_: usize, _: &[PathBuf]) -> Result<Opened, Error> {
+    Err(Error::NotBuilt)
+}
+
+/// Bytes of memory that are free on a card now; none for the CPU.
+pub fn free_bytes(device: &Device) -> Option<u64> {
+    #[cfg(feature = "cuda")]
+    if let Device::Cuda(card) = device {
+        return cuda::free_bytes(card);
+    }
+    let _ = device;
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_is_told_by_name() {
+        let parse = |name: &str| name.parse::<Choice>();
+        assert_eq!(parse("auto").expect("auto"), Choice::Auto);
+        assert_eq!(parse("cpu").expect("cpu"), Choice::Cpu);
+        assert_eq!(parse("cuda").expect("cuda"), Choice::Cuda(0));
+        assert_eq!(parse("cuda:3").expect("cuda:3"), Choice::Cuda(3));
+        for wrong in ["", "gpu", "cuda:", "cuda:-1", "cuda:x", "CPU"] {
+            let error = parse(wrong).expect_err("refused").to_string();
+            assert!(error.contains(&format!("found `{wrong}`")), "{error}");
+        }
+    }
+
+    #[test]
+    fn without_a_card_the_cpu_is_taken_unless_a_card_was_asked_for() {
+        let opened = open(Choice::Auto, &[]).expect("the CPU at least");
+        if opened.memory.is_none() {
+            assert!(open(Choice::Cuda(0), &[]).is_err());
+        }
+        assert!(matches!(
+            open(Choice::Cpu, &[]).expect("the CPU").device,
+            Device::Cpu
+        ));
+        // More cards than any machine has.
+        assert!(open(Choice::Cuda(4096), &[]).is_err());
+    }
+}

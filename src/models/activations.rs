@@ -1,0 +1,95 @@
+//! How many numbers a training step keeps of a forward pass, for the plan of its memory. Counted from what each operation
+//! on the tape saves; tests hold the counts against the bytes that the tape really keeps.
+
+use std::collections::BTreeMap;
+
+/// What a step computes on.
+#[derive(Clone, Debug)]
+pub struct StepShape {
+    /// Samples in a micro-batch.
+    pub samples: usize,
+    /// Height and width of the latents.
+    pub latents: (usize, usize),
+    /// Tokens of the context.
+    pub context: usize,
+    /// The rank of each adapter, by the module it is on.
+    pub adapted: BTreeMap<String, usize>,
+}
+
+impl StepShape {
+    /// Numbers kept for an adapter on `module` that sees `rows` rows of `width`: its input, and what is left of it
+    /// after the first matrix. None without an adapter.
+    pub(super) fn adapter(&self, module: &str, rows: usize, width: usize) -> u64 {
+        (rows * width) as u64 * u64::from(self.has(module)) + self.down(module, rows)
+    }
+
+    /// The second of the two.
+    pub(super) fn down(&self, module: &str, rows: usize) -> u64 {
+        (rows * self.adapted.get(module).copied().unwrap_or(0)) as u64
+    }
+
+    /// Whether there is an adapter on the module.
+    pub(super) fn has(&self, module: &str) -> bool {
+        self.adapted.contains_key(module)
+    }
+}
+
+/// How many numbers are kept, in the type that is computed in.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Activations {
+    /// Beside the blocks.
+    pub outside: u64,
+    /// Of each block, in the order in which blocks are numbered for recomputation.
+    pub blocks: Vec<BlockActivations>,
+    /// The most that an operation holds for a moment beside what is kept.
+    pub passing: u64,
+}
+
+/// How many numbers a block keeps.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BlockActivations {
+    /// What it is given: all that is kept of a block that is run again.
+    pub inputs: u64,
+    /// What its operations save, its inputs among it.
+    pub inner: u64,
+}
+
+impl Activations {
+    /// The most that is kept at a time where the first `again` blocks are run again for their gradients.
+    pub fn kept(&self, again: usize) -> u64 {
+        let again = again.min(self.blocks.len());
+        let (first, rest) = self.blocks.split_at(again);
+        let inner: u64 = rest.iter().map(|b| b.inner).sum();
+        let inputs: u64 = first.iter().map(|b| b.inputs).sum();
+        // When the last of them is run again, those behind it are gone.
+        let largest = first.iter().map(|b| b.inner).max().unwrap_or(0);
+        self.outside + inputs + inner.max(largest)
+    }
+
+    /// The fewest blocks to run again so that at most `numbers` are kept; none if that is not enough.
+    pub fn fewest_again(&self, numbers: u64) -> Option<usize> {
+        (0..=self.blocks.len()).find(|&again| self.kept(again) <= numbers)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_are_run_again_until_the_rest_fits() {
+        let block = |inputs, inner| BlockActivations { inputs, inner };
+        let all = Activations {
+            outside: 5,
+            blocks: vec![block(1, 10), block(1, 20), block(2, 30)],
+            passing: 0,
+        };
+        let kept: Vec<u64> = (0..=4).map(|again| all.kept(again)).collect();
+        assert_eq!(kept, [65, 56, 37, 39, 39]);
+        assert_eq!(all.fewest_again(100), Some(0));
+        assert_eq!(all.fewest_again(60), Some(1));
+        assert_eq!(all.fewest_again(37), Some(2));
+        assert_eq!(all.fewest_again(36), None);
+        assert_eq!(Activations::default().fewest_again(0), Some(0));
+    }
+}

@@ -1,0 +1,122 @@
+//! Where a network's tensors come from, and how they are kept once they are there.
+
+use candle_core::{DType, Device, Tensor};
+
+use super::Error;
+use crate::nn::weights::Weights;
+use crate::nn::{Frozen, Packing};
+
+/// Gives the tensors of a network by their canonical names.
+pub trait Source {
+    /// A vector, a convolution's weight, or a table.
+    ///
+    /// # Errors
+    /// If it is missing, misshapen or not finite.
+    fn tensor(&self, shape: &[usize], name: &str) -> Result<Tensor, Error>;
+
+    /// The matrix `[outputs, inputs]` of a linear layer.
+    ///
+    /// # Errors
+    /// As [`Self::tensor`].
+    fn matrix(&self, shape: [usize; 2], name: &str) -> Result<Frozen, Error> {
+        Ok(self.tensor(&shape, name)?.into())
+    }
+}
+
+/// How the matrices of linear layers are kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Keep {
+    /// Whole, in the type that is computed in.
+    #[default]
+    Whole,
+    /// In few bits; another network, near the whole one.
+    Packed(Packing),
+    /// In their files, from which each is read when it is used: the same numbers in less memory.
+    InFile,
+}
+
+/// Where and in what a network computes, and how it is kept.
+#[derive(Clone, Debug)]
+pub struct Placement {
+    /// The type it computes in.
+    pub dtype: DType,
+    /// Where it computes.
+    pub device: Device,
+    /// How its matrices are kept.
+    pub keep: Keep,
+}
+
+/// In f32 on the CPU, whole.
+impl Default for Placement {
+    fn default() -> Self {
+        Self {
+            dtype: DType::F32,
+            device: Device::Cpu,
+            keep: Keep::Whole,
+        }
+    }
+}
+
+/// Matrices of fewer numbers are always kept whole: nothing is saved by packing them.
+pub const LEAST_PACKED: usize = 1 << 12;
+
+/// Tensors of files.
+pub(super) struct Files {
+    weights: Weights,
+    keep: Keep,
+}
+
+impl Files {
+    /// `weights` have canonical names.
+    pub(super) fn new(weights: &Weights, placement: &Placement) -> Self {
+        let weights = weights.clone().with_dtype(placement.dtype);
+        Self {
+            weights: weights.on(&placement.device),
+            keep: placement.keep,
+        }
+    }
+}
+
+impl Source for Files {
+    fn tensor(&self, shape: &[usize], name: &str) -> Result<Tensor, Error> {
+        Ok(self.weights.get(shape, name)?)
+    }
+
+    fn matrix(&self, shape: [usize; 2], name: &str) -> Result<Frozen, Error> {
+        match self.keep.of(shape) {
+            Keep::Whole => Ok(self.weights.get(&shape, name)?.into()),
+            Keep::InFile => Ok(Frozen::in_file(&self.weights, shape, name)),
+            Keep::Packed(packing) => {
+                let stored = self.weights.clone().with_dtype(DType::F32).on(&Device::Cpu);
+                let (dtype, device) = (self.weights.dtype(), self.weights.device());
+                Frozen::packed(packing, &stored.get(&shape, name)?, dtype, device).map_err(
+                    |source| Error::Device {
+                        what: format!("packing `{name}`"),
+                        source,
+                    },
+                )
+            }
+        }
+    }
+}
+
+impl Keep {
+    /// How a matrix of this shape is kept.
+    fn of(self, shape: [usize; 2]) -> Self {
+        let small = shape.iter().product::<usize>() < LEAST_PACKED;
+        match self {
+            Self::Packed(packing) if small || !packing.fits(shape) => Self::Whole,
+            Self::InFile if small => Self::Whole,
+            other => other,
+        }
+    }
+
+    /// Bytes in memory of a matrix of this shape that is computed with in `dtype`.
+    pub fn bytes(self, shape: [usize; 2], dtype: DType) -> usize {
+        match self.of(shape) {
+            Self::Whole => shape.iter().product::<usize>() * dtype.size_in_bytes(),
+            Self::Packed(packing) => packing.bytes(shape),
+            Self::InFile => 0,
+        }
+    }
+}

@@ -1,0 +1,401 @@
+//! Frozen matrices as they are kept: whole, packed into few bits, or in their file. Whoever multiplies by one asks for its
+//! [`Frozen::dense`] form and drops it afterwards, forward and backward, so a network costs the memory of its kept form
+//! and of one whole matrix.
+//!
+//! A packed matrix is bytes, each of which names one or two numbers in a table, and a scale for each group of numbers. So
+//! unpacking is a lookup and a product, whatever the format; see [`Packing`] for the three there are.
+
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Result, Tensor, bail};
+use rayon::prelude::*;
+
+use super::cpu::{self, by_kernel};
+use super::weights::{self, Weights};
+
+/// A matrix `[outputs, inputs]` that never changes. Cheap to clone.
+#[derive(Clone)]
+pub struct Frozen(Kept);
+
+#[derive(Clone)]
+enum Kept {
+    Dense(Tensor),
+    Packed(Arc<Packed>),
+    InFile(Arc<InFile>),
+}
+
+/// How a matrix is packed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Packing {
+    /// 8 bits: the numbers of `float8_e4m3fn`, a scale for each output by which its largest number becomes 448.
+    Fp8,
+    /// 8 bits: -127 to 127, a scale for each output.
+    Int8,
+    /// 4 bits: the 16 quantiles of QLoRA's NormalFloat (Dettmers et al., arXiv:2305.14314), a scale for each 64 numbers
+    /// in a row, as bitsandbytes has it without double quantisation.
+    Nf4,
+}
+
+struct Packed {
+    /// `[bytes]` u8
+    codes: Tensor,
+    /// `[256, numbers in a byte]` f32
+    table: Tensor,
+    /// `[groups, 1]` f32
+    scales: Tensor,
+    shape: [usize; 2],
+    dtype: DType,
+}
+
+struct InFile {
+    weights: Weights,
+    name: String,
+    shape: [usize; 2],
+}
+
+impl From<Tensor> for Frozen {
+    fn from(whole: Tensor) -> Self {
+        Self(Kept::Dense(whole))
+    }
+}
+
+impl From<&Tensor> for Frozen {
+    fn from(whole: &Tensor) -> Self {
+        whole.clone().into()
+    }
+}
+
+impl Frozen {
+    /// The matrix `name` of `weights`, read anew whenever it is used.
+    pub fn in_file(weights: &Weights, shape: [usize; 2], name: &str) -> Self {
+        Self(Kept::InFile(Arc::new(InFile {
+            weights: weights.clone(),
+            name: name.to_owned(),
+            shape,
+        })))
+    }
+
+    /// `matrix` packed, to be computed with in `dtype` on `device`.
+    ///
+    /// # Errors
+    ///
+    /// If its numbers do not fill whole groups, and those of the backend.
+    pub fn packed(
+        packing: Packing,
+        matrix: &Tensor,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Self> {
+        let (outputs, inputs) = matrix.dims2()?;
+        let group = packing.group(inputs);
+        let values = matrix.to_device(&Device::Cpu)?.to_dtype(DType::F32)?;
+        let values = values.flatten_all()?.to_vec1::<f32>()?;
+        if group == 0 || !values.len().is_multiple_of(group) {
+            bail!("a matrix {outputs} x {inputs} has no whole groups of {group} numbers");
+        }
+        let (codes, scales) = packing.pack(&values, group);
+        let (bytes, groups) = (codes.len(), scales.len());
+        let table = packing.table();
+        let names = table.len() / 256;
+        Ok(Self(Kept::Packed(Arc::new(Packed {
+            codes: Tensor::from_vec(codes, bytes, device)?,
+            table: Tensor::from_vec(table, (256, names), device)?,
+            scales: Tensor::from_vec(scales, (groups, 1), device)?,
+            shape: [outputs, inputs],
+            dtype,
+        }))))
+    }
+
+    /// Outputs and inputs.
+    ///
+    /// # Errors
+    ///
+    /// If it was made of a tensor that is no matrix.
+    pub fn dims2(&self) -> Result<(usize, usize)> {
+        match &self.0 {
+            Kept::Dense(whole) => whole.dims2(),
+            Kept::Packed(packed) => Ok(packed.shape.into()),
+            Kept::InFile(stored) => Ok(stored.shape.into()),
+        }
+    }
+
+    /// The matrix to multiply by, in the type and on the device of the computation.
+    ///
+    /// # Errors
+    ///
+    /// If its file cannot be read any more, and those of the backend.
+    pub fn dense(&self) -> Result<Tensor> {
+        match &self.0 {
+            Kept::Dense(whole) => Ok(whole.clone()),
+            Kept::Packed(packed) => packed.dense(),
+            Kept::InFile(stored) => {
+                let read = stored.weights.get(&stored.shape, &stored.name);
+                read.map_err(|error| candle_core::Error::Msg(error.to_string()))
+            }
+        }
+    }
+
+    /// Bytes in memory between uses.
+    pub fn kept_bytes(&self) -> usize {
+        let bytes = |t: &Tensor| t.elem_count() * t.dtype().size_in_bytes();
+        match &self.0 {
+            Kept::Dense(whole) => bytes(whole),
+            Kept::Packed(packed) => {
+                bytes(&packed.codes) + bytes(&packed.table) + bytes(&packed.scales)
+            }
+            Kept::InFile(_) => 0,
+        }
+    }
+}
+
+impl Packed {
+    fn dense(&self) -> Result<Tensor> {
+        let wide = by_kernel!(
+            &self.scales,
+            _T => self.on_cpu()?,
+            {
+                let numbers = self.table.index_select(&self.codes, 0)?;
+                numbers.reshape((self.scales.dim(0)?, ()))?.broadcast_mul(&self.scales)?
+            }
+        );
+        wide.reshape(&self.shape[..])?.to_dtype(self.dtype)
+    }
+
+    fn on_cpu(&self) -> Result<Tensor> {
+        let (codes, scales) = (
+            cpu::elements::<u8>(&self.codes)?,
+            cpu::elements::<f32>(&self.scales)?,
+        );
+        let (codes, scales): (&[u8], &[f32]) = (&codes, &scales);
+        let table = self.table.flatten_all()?.to_vec1::<f32>()?;
+        let names = table.len() / 256;
+        let group = self.shape.iter().product::<usize>() / scales.len().max(1);
+        let mut out = vec![0f32; self.shape.iter().product()];
+        let groups = out
+            .par_chunks_mut(group.max(1))
+            .zip(codes.par_chunks((group / names).max(1)))
+            .zip(scales);
+        groups.for_each(|((out, codes), &scale)| {
+            for (out, &code) in out.chunks_exact_mut(names).zip(codes) {
+                let numbers = &table[usize::from(code) * names..][..names];
+                for (out, &number) in out.iter_mut().zip(numbers) {
+                    *out = number * scale;
+                }
+            }
+        });
+        cpu::tensor(out, &self.shape)
+    }
+}
+
+impl Packing {
+    /// Whether a matrix of this shape can be packed.
+    pub fn fits(self, [outputs, inputs]: [usize; 2]) -> bool {
+        let group = self.group(inputs);
+        group > 0 && (outputs * inputs).is_multiple_of(group)
+    }
+
+    /// Numbers that share a scale.
+    fn group(self, inputs: usize) -> usize {
+        match self {
+            Self::Fp8 | Self::Int8 => inputs,
+            Self::Nf4 => NF4_GROUP,
+        }
+    }
+
+    /// Bytes that so many numbers are kept in, scales included.
+    pub fn bytes(self, [outputs, inputs]: [usize; 2]) -> usize {
+        let numbers = outputs * inputs;
+        let groups = numbers.div_ceil(self.group(inputs).max(1));
+        match self {
+            Self::Fp8 | Self::Int8 => numbers + 4 * groups,
+            Self::Nf4 => numbers.div_ceil(2) + 4 * groups,
+        }
+    }
+
+    /// What each byte stands for, before its scale.
+    fn table(self) -> Vec<f32> {
+        match self {
+            Self::Fp8 => (0..=255).map(weights::e4m3).collect(),
+            Self::Int8 => (0..256).map(|code| code as f32 - INT8_ZERO).collect(),
+            Self::Nf4 => (0..=255)
+                .map(nf4_swapped)
+                .flat_map(|code| [NF4[usize::from(code >> 4)], NF4[usize::from(code & 15)]])
+                .collect(),
+        }
+    }
+
+    /// Bytes and scales.
+    fn pack(self, values: &[f32], group: usize) -> (Vec<u8>, Vec<f32>) {
+        let packed: Vec<(Vec<u8>, f32)> = values
+            .par_chunks(group)
+            .map(|group| {
+                let largest = group.iter().fold(0f32, |most, x| most.max(x.abs()));
+                self.pack_group(group, largest)
+            })
+            .collect();
+        let scales = packed.iter().map(|(_, scale)| *scale).collect();
+        let codes = packed.into_iter().flat_map(|(codes, _)| codes).collect();
+        (codes, scales)
+    }
+
+    fn pack_group(self, group: &[f32], largest: f32) -> (Vec<u8>, f32) {
+        let scale = match self {
+            Self::Fp8 => largest / 448.0,
+            Self::Int8 => largest / 127.0,
+            Self::Nf4 => largest,
+        };
+        // A group of zeros, and one of numbers too small to have a scale.
+        let over = if scale > 0.0 && scale.is_normal() {
+            1.0 / scale
+        } else {
+            0.0
+        };
+        let codes = match self {
+            Self::Fp8 => group
+                .iter()
+                .map(|x| float8::F8E4M3::from_f32(x * over).to_bits())
+                .collect(),
+            Self::Int8 => group
+                .iter()
+                .map(|x| ((x * over).round_ties_even() + INT8_ZERO) as u8)
+                .collect(),
+            Self::Nf4 => group
+                .chunks(2)
+                .map(|pair| {
+                    let code = |i: usize| pair.get(i).map_or(NF4_ZERO, |x| nf4(x * over));
+                    nf4_swapped(code(0) << 4 | code(1))
+                })
+                .collect(),
+        };
+        (codes, if over == 0.0 { 0.0 } else { scale })
+    }
+}
+
+// candle's lookup gives zeros for the byte 255. Integers do without it (they are -127 to 127), the floats have no number
+// there, and of the pairs of NormalFloats it stands for two zeros.
+const INT8_ZERO: f32 = 127.0;
+const NF4_GROUP: usize = 64;
+/// The code of zero.
+const NF4_ZERO: u8 = 7;
+const NF4_ZEROS: u8 = NF4_ZERO << 4 | NF4_ZERO;
+
+/// The pair of codes that a byte stands for, and back.
+fn nf4_swapped(byte: u8) -> u8 {
+    match byte {
+        255 => NF4_ZEROS,
+        NF4_ZEROS => 255,
+        other => other,
+    }
+}
+
+/// The numbers of NormalFloat (appendix E of the paper).
+const NF4: [f32; 16] = [
+    -1.0,
+    -0.696_192_8,
+    -0.525_073_05,
+    -0.394_917_5,
+    -0.284_441_38,
+    -0.184_773_43,
+    -0.091_050_036,
+    0.0,
+    0.079_580_3,
+    0.160_930_2,
+    0.246_112_3,
+    0.337_915_24,
+    0.440_709_83,
+    0.562_617,
+    0.722_956_84,
+    1.0,
+];
+
+/// The code of the number of NormalFloat nearest to `x`; of two equally near ones the lower, as in bitsandbytes.
+fn nf4(x: f32) -> u8 {
+    let above = |pair: &[f32]| x > (pair[0] + pair[1]) * 0.5;
+    NF4.windows(2).take_while(|pair| above(pair)).count() as u8
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nn::tests::{composed, normal};
+
+    const ALL: [(Packing, f64); 3] = [
+        (Packing::Fp8, 0.04),
+        (Packing::Int8, 0.015),
+        (Packing::Nf4, 0.12),
+    ];
+
+    fn matrix(outputs: usize, inputs: usize) -> Tensor {
+        let wide = normal(3, &[outputs, inputs]);
+        wide.to_dtype(DType::F32).unwrap()
+    }
+
+    fn packed(packing: Packing, matrix: &Tensor) -> Result<Frozen> {
+        Frozen::packed(packing, matrix, DType::F32, &Device::Cpu)
+    }
+
+    fn values(t: &Tensor) -> Vec<f32> {
+        t.to_dtype(DType::F32)
+            .and_then(|t| t.flatten_all()?.to_vec1())
+            .unwrap()
+    }
+
+    #[test]
+    fn a_packed_matrix_is_near_and_the_same_by_kernel_and_composed() {
+        let whole = matrix(6, 128);
+        for (packing, limit) in ALL {
+            let kept = packed(packing, &whole).unwrap();
+            let dense = kept.dense().unwrap();
+            assert_eq!(values(&dense), composed(|| values(&kept.dense().unwrap())));
+            assert_eq!(kept.dims2().unwrap(), (6, 128));
+            let spread = |t: Tensor| {
+                t.sqr()
+                    .unwrap()
+                    .sum_all()
+                    .unwrap()
+                    .to_scalar::<f32>()
+                    .unwrap()
+            };
+            let off = f64::from(spread((&dense - &whole).unwrap()) / spread(whole.clone())).sqrt();
+            assert!(off < limit && off > limit / 10.0, "{packing:?}: {off}");
+            assert_eq!(
+                kept.kept_bytes() - 1024 * if packing == Packing::Nf4 { 2 } else { 1 },
+                packing.bytes([6, 128])
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_packed_once_is_packed_again_without_loss() {
+        for (packing, _) in ALL {
+            let once = packed(packing, &matrix(4, 64)).unwrap();
+            let once = once.dense().unwrap();
+            let twice = packed(packing, &once).unwrap();
+            let off = (twice.dense().unwrap() - &once).unwrap().abs().unwrap();
+            let off = off.max_all().unwrap().to_scalar::<f32>().unwrap();
+            assert!(off < 1e-6, "{packing:?}: {off}");
+        }
+    }
+
+    #[test]
+    fn zeros_and_tiny_numbers_stay_finite() {
+        for (packing, _) in ALL {
+            for value in [0f32, 1e-40, -1e-38] {
+                let whole = Tensor::full(value, (2, 64), &Device::Cpu).unwrap();
+                let kept = packed(packing, &whole).unwrap();
+                let all = values(&kept.dense().unwrap());
+                assert!(all.iter().all(|x| x.abs() < 1e-37), "{packing:?} {value}");
+            }
+        }
+        assert!(!Packing::Nf4.fits([3, 17]));
+        assert!(packed(Packing::Nf4, &matrix(3, 17)).is_err());
+    }
+
+    #[test]
+    fn a_packed_matrix_is_dense_in_the_type_that_is_computed_in() {
+        for (packing, _) in ALL {
+            let kept = Frozen::packed(packing, &matrix(4, 64), DType::BF16, &Device::Cpu);
+            assert_eq!(kept.unwrap().dense().unwrap().dtype(), DType::BF16);
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! What a training writes: checkpoints, previews, dumped steps, and the LoRA.
+
+use std::path::{Path, PathBuf};
+
+use super::Error;
+use super::checkpoint::{Checkpoint, State};
+use super::metadata::training;
+use super::metrics::Metrics;
+use super::provenance::{self, Provenance};
+use super::run::Run;
+use super::step::Dump;
+use crate::autograd::Tape;
+use crate::digest;
+use crate::experiment::Precision;
+use crate::lora::{self, FileOptions, SaveDtype, metadata::FileInfo};
+use crate::sample::sheet::{Row, contact_sheet};
+use crate::{payload, preview, store};
+
+impl Run<'_> {
+    pub(super) fn preview(&self, metrics: &mut Metrics, step: u64) -> Result<(), Error> {
+        let dtype = self.denoiser.dtype();
+        let bound = self
+            .adapters
+            .bind_to(&self.values, &Tape::off(), dtype, None)?;
+        let pictures = preview::pictures(
+            self.experiment,
+            self.base,
+            self.set.source(),
+            self.denoiser,
+            &bound,
+            &|| (),
+        )?;
+        let rows: Vec<Row> = pictures
+            .into_iter()
+            .map(|(label, p)| Row {
+                label,
+                pictures: vec![p],
+            })
+            .collect();
+        let sheet = contact_sheet(&format!("step {step}"), &[], &rows);
+        let png = preview::png(&sheet)?;
+        let path = self
+            .output
+            .join("previews")
+            .join(format!("step-{step:08}.png"));
+        store::write_file(&path, &[&png])?;
+        let size = (sheet.width(), sheet.height());
+        metrics
+            .picture(step, "preview", size, &png)
+            .map_err(|source| Error::Io { path, source })
+    }
+
+    pub(super) fn checkpoint(&self) -> Result<(), Error> {
+        let (first_moment, second_moment) = self.optimizer.moments()?;
+        let checkpoint = Checkpoint {
+            state: State {
+                step: self.step,
+                ..self.state.clone()
+            },
+            parameters: self.values.to_vec1()?,
+            first_moment,
+            second_moment,
+        };
+        checkpoint.write(
+            &self.output.join("checkpoints"),
+            self.experiment.raw.train.keep_checkpoints,
+        )?;
+        Ok(())
+    }
+
+    pub(super) fn save_lora(&self) -> Result<PathBuf, Error> {
+        let (raw, adapters) = (&self.experiment.raw, self.adapters_now()?);
+        let provenance = Provenance::new(
+            self.experiment,
+            self.base,
+            self.state.denoiser,
+            self.state.manifest,
+            self.step,
+        );
+        let info = FileInfo {
+            architecture: self.base.flavor.architecture,
+            base_version: self.base.flavor.base_version,
+            title: &raw.train.name,
+            resolution: (self.set.resolution_px(), self.set.resolution_px()),
+        };
+        let mut metadata = lora::metadata::standard(&adapters, &info);
+        let process = &self.base.process;
+        metadata.extend(training(self.experiment, self.set, process, self.step));
+        let text = serde_json::to_string(&provenance)
+            .map_err(|e| digest::Error::NoCanonicalForm(e.to_string()))?;
+        metadata.insert(provenance::METADATA_KEY.to_owned(), text);
+        let options = FileOptions {
+            component: self.base.family.lora_component(),
+            dtype: match raw.adapter.save_precision {
+                Precision::F32 => SaveDtype::F32,
+                Precision::F16 => SaveDtype::F16,
+                Precision::Bf16 => SaveDtype::Bf16,
+            },
+            metadata,
+        };
+        let path = self.output.join(format!("{}.safetensors", raw.train.name));
+        store::write_file(&path, &[&lora::file::write(&adapters, &options)?])?;
+        Ok(path)
+    }
+
+    pub(super) fn write_dump(&self, dump: &Dump, passes: usize, path: &Path) -> Result<(), Error> {
+        let raw = &self.experiment.raw;
+        let facts = [
+            ("step", (self.step + 1).to_string()),
+            ("micro_batches", passes.to_string()),
+            ("rank", raw.adapter.rank.to_string()),
+            (
+                "alpha",
+                raw.adapter
+                    .alpha
+                    .unwrap_or(raw.adapter.rank as f64)
+                    .to_string(),
+            ),
+            ("dropout", raw.adapter.dropout.to_string()),
+            ("seed", raw.train.seed.to_string()),
+            ("family", self.base.family.name().to_owned()),
+        ];
+        let metadata = facts.into_iter().map(|(k, v)| (k.to_owned(), v)).collect();
+        Ok(payload::write_safetensors(path, dump.tensors(), &metadata)?)
+    }
+}
