@@ -1,13 +1,16 @@
-//! Every operation against finite differences in f64, by kernels and composed of candle's operations, and the
-//! kernels in f32 against those in f64; then what the tape keeps and frees.
+//! Every operation against finite differences in f64, by kernels and composed of candle's operations; in f32 against
+//! those, in bf16 as cards compute, and on a card where there is one; then what the tape keeps and frees.
 
 pub(crate) mod memory;
 mod operations;
 mod tape;
 
-use candle_core::{DType, Result, Tensor};
+use std::sync::OnceLock;
+
+use candle_core::{DType, Device, Result, Tensor};
 
 use super::{Tape, Value};
+use crate::device::{self, Choice};
 use crate::nn::tests::{composed, difference, normal};
 
 /// The sum of all results times fixed random numbers, so that every result matters differently.
@@ -38,7 +41,8 @@ fn gradients(
         .enumerate()
         .map(|(i, out)| {
             let weights = normal(900 + i as u64, out.dims());
-            (out, weights.to_dtype(out.tensor().dtype()).unwrap())
+            let weights = weights.to_dtype(out.tensor().dtype()).unwrap();
+            (out, weights.to_device(out.tensor().device()).unwrap())
         })
         .collect();
     let mut found = tape.backward_from(&seeds).unwrap();
@@ -106,6 +110,47 @@ fn check(inputs: &[Tensor], op: impl Fn(&Tape, &[Value]) -> Result<Vec<Value>>) 
         .collect();
     compare("f32", gradients(&single, &op), 1e-5);
     one_at_a_time(inputs, &op, &exact);
+    for (device, dtype, limit) in elsewhere() {
+        let what = format!("{dtype:?} on {:?}", device.location());
+        let there: Vec<_> = inputs
+            .iter()
+            .map(|t| t.to_dtype(*dtype).unwrap().to_device(device).unwrap())
+            .collect();
+        // What is exact for the numbers as they were rounded.
+        let rounded: Vec<_> = there.iter().map(host).collect();
+        let exact = gradients(&rounded, &op);
+        for (which, (found, exact)) in gradients(&there, &op).iter().zip(&exact).enumerate() {
+            let (found, exact) = (host(found.as_ref().unwrap()), exact.as_ref().unwrap());
+            let largest = |t: &Tensor| t.abs().unwrap().max_all().unwrap();
+            let number = |t: Tensor| t.to_scalar::<f64>().unwrap();
+            let off = number(largest(&(found - exact).unwrap()));
+            let off = off / number(largest(exact)).max(1.0);
+            assert!(off < *limit, "{what}, input {which}: off by {off}");
+        }
+    }
+}
+
+/// In f64 on the CPU.
+fn host(t: &Tensor) -> Tensor {
+    let here = t.to_device(&Device::Cpu).unwrap();
+    here.to_dtype(DType::F64).unwrap()
+}
+
+/// Devices and types without kernels of ours, and how much they may be off: bf16 on the CPU, and a card's where there is
+/// one.
+fn elsewhere() -> &'static [(Device, DType, f64)] {
+    static PLACES: OnceLock<Vec<(Device, DType, f64)>> = OnceLock::new();
+    PLACES.get_or_init(|| {
+        let mut places = vec![(Device::Cpu, DType::BF16, 0.05)];
+        let card = device::open(Choice::Cuda(0), &[]).map(|opened| opened.device);
+        match card {
+            Ok(card) => {
+                places.extend([(card.clone(), DType::F32, 1e-4), (card, DType::BF16, 0.05)]);
+            }
+            Err(why) => println!("not computed on a card: {why}"),
+        }
+        places
+    })
 }
 
 /// Each input alone as a leaf: the others get nothing, and the one the same.

@@ -7,7 +7,7 @@
 //! made (the whole of the windows would be nine times the picture). A tile is computed by one thread in one
 //! order: the result depends neither on the number of threads nor on what else is in the batch.
 
-use candle_core::{Result, Tensor, bail};
+use candle_core::{DType, Result, Tensor, bail};
 use rayon::prelude::*;
 
 use super::cpu::{by_kernel, contiguous, elements, tensor};
@@ -136,7 +136,15 @@ fn composed(
     let x = x
         .pad_with_zeros(2, p.top, p.bottom)?
         .pad_with_zeros(3, p.left, p.right)?;
-    let y = x.conv2d(weight, 0, options.stride, 1, 1)?;
+    // candle's convolution for CPUs knows no bf16.
+    let y = if x.device().is_cpu() && x.dtype() == DType::BF16 {
+        let wide = x.to_dtype(DType::F32)?;
+        let weight = weight.to_dtype(DType::F32)?;
+        let y = wide.conv2d(&weight, 0, options.stride, 1, 1)?;
+        y.to_dtype(DType::BF16)?
+    } else {
+        x.conv2d(weight, 0, options.stride, 1, 1)?
+    };
     match bias {
         Some(bias) => y.broadcast_add(&bias.reshape((1, (), 1, 1))?),
         None => Ok(y),

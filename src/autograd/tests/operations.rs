@@ -10,8 +10,9 @@ fn one(value: Result<Value>) -> Result<Vec<Value>> {
 }
 
 /// A parameter of an operation: frozen, in the type of `like`.
-fn frozen(seed: u64, shape: &[usize], like: &Value) -> Tensor {
-    normal(seed, shape).to_dtype(like.tensor().dtype()).unwrap()
+pub(super) fn frozen(seed: u64, shape: &[usize], like: &Value) -> Tensor {
+    let made = normal(seed, shape).to_dtype(like.tensor().dtype()).unwrap();
+    made.to_device(like.tensor().device()).unwrap()
 }
 
 #[test]
@@ -180,7 +181,8 @@ fn rope() {
     let (n, d) = (5, 6);
     check(&[normal(1, &[2, n, 3, d])], |tape, v| {
         let angles = normal(2, &[n, d / 2]);
-        one(tape.rope(&v[0], &angles.cos()?, &angles.sin()?))
+        let table = |t: Tensor| t.to_device(v[0].tensor().device());
+        one(tape.rope(&v[0], &table(angles.cos()?)?, &table(angles.sin()?)?))
     });
     // Turned by a quarter, (a, b) becomes (-b, a).
     let x = Value::constant(Tensor::new(&[[[[2f64, 3.0]]]], &candle_core::Device::Cpu).unwrap());

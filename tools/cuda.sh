@@ -1,0 +1,99 @@
+#!/usr/bin/env bash
+# Builds plumb for NVIDIA cards where there is no card and no CUDA toolkit. Linux on x86-64; needs cargo, cc and Python 3.
+#
+#   tools/cuda.sh check [cargo options]   type-check the CUDA code; needs no toolkit (what continuous integration runs)
+#   tools/cuda.sh setup                   fetch the compiler (nvcc 13.0, from NVIDIA's Python packages, 100 MB)
+#   tools/cuda.sh build [cargo options]   release build whose executable also starts where there is no CUDA
+#   tools/cuda.sh env                     print the variables that `build` sets, for a shell
+#
+# With a CUDA toolkit none of this is needed: `cargo build --release --features cuda`.
+#
+# PLUMB_CUDA_FOLDER   where the compiler goes (default: target/cuda)
+# CUDA_COMPUTE_CAP    the card to build for: 80 runs on every card from Ampere on (default), 90 on Hopper alone
+set -euo pipefail
+cd "$(dirname "$0")/.."
+folder=${PLUMB_CUDA_FOLDER:-target/cuda}
+mkdir -p "$folder"
+folder=$(cd "$folder" && pwd)
+target=x86_64-unknown-linux-gnu
+export CUDA_COMPUTE_CAP=${CUDA_COMPUTE_CAP:-80}
+# The bindings' version; the driver of the card must be at least as new.
+export CUDARC_CUDA_VERSION=13000
+
+# What candle's build scripts ask of nvcc, answered with empty files: enough to type-check.
+stand_in_compiler() {
+    mkdir -p "$folder/stand-in"
+    cat > "$folder/stand-in/nvcc.new" <<'NVCC'
+#!/usr/bin/env bash
+case " $* " in *" --version "*)
+    echo "Cuda compilation tools, release 13.0, V13.0.88"
+    exit ;;
+esac
+into=. kind=ptx result=
+while [ $# -gt 0 ]; do
+    case $1 in
+    -o) result=$2; shift ;;
+    --output-directory) into=$2; shift ;;
+    -c) kind=object ;;
+    --lib) kind=archive ;;
+    *.cu) source=$1 ;;
+    esac
+    shift
+done
+[ -n "$result" ] || result=$into/$(basename "${source%.*}").ptx
+case $kind in
+object) echo | cc -x c -c -o "$result" - ;;
+archive) rm -f "$result" && ar rcs "$result" ;;
+ptx) : > "$result" ;;
+esac
+NVCC
+    chmod +x "$folder/stand-in/nvcc.new"
+    # In place at once, and never touched again: cargo builds anew whenever it changes.
+    cmp -s "$folder/stand-in/nvcc.new" "$folder/stand-in/nvcc" || mv "$folder/stand-in/nvcc.new" "$folder/stand-in/nvcc"
+    rm -f "$folder/stand-in/nvcc.new"
+}
+
+toolkit() { echo "$folder"/python/lib/python3*/site-packages/nvidia/cu13; }
+
+setup() {
+    [ -x "$folder/python/bin/pip" ] || "${PYTHON:-python3}" -m venv "$folder/python"
+    "$folder/python/bin/pip" install --quiet --no-deps --only-binary=:all: \
+        nvidia-cuda-nvcc==13.0.88 nvidia-nvvm==13.0.88 nvidia-cuda-crt==13.0.88 nvidia-cuda-runtime==13.0.96 nvidia-cuda-cccl==13.0.85
+    # The libraries that the linker is told of. Nothing is taken from them: the program opens the real ones when it runs.
+    mkdir -p "$(toolkit)/lib/stubs"
+    for library in cuda nvrtc curand cublas cublasLt; do
+        cc -shared -x c -o "$(toolkit)/lib/stubs/lib$library.so" /dev/null
+    done
+    ln -sf ../libcudart_static.a "$(toolkit)/lib/stubs/libcudart.a"
+    "$(toolkit)/bin/nvcc" --version | tail -n 2
+}
+
+variables() {
+    [ -x "$(toolkit)/bin/nvcc" ] || { echo "no compiler in $folder: run tools/cuda.sh setup first" >&2; exit 1; }
+    echo "export CUDA_HOME=$(toolkit) CUDA_COMPUTE_CAP=$CUDA_COMPUTE_CAP CUDARC_CUDA_VERSION=$CUDARC_CUDA_VERSION"
+    echo "export PATH=$(toolkit)/bin:\$PATH NVCC=$(toolkit)/bin/nvcc CUDAFORGE_THREADS=$(nproc)"
+}
+
+command=${1:-}
+[ $# -eq 0 ] || shift
+case $command in
+check)
+    stand_in_compiler
+    NVCC="$folder/stand-in/nvcc" cargo check --features cuda "$@"
+    ;;
+setup) setup ;;
+env) variables ;;
+build)
+    eval "$(variables)"
+    # candle links the CUDA libraries; this makes its binding open them when they are first used. It is a configuration
+    # flag for all crates, but only the binding has such a feature, and its build script must not see it: hence --target.
+    unset RUSTFLAGS CARGO_ENCODED_RUSTFLAGS
+    cargo build --release --features cuda --target $target \
+        --config "target.$target.rustflags=[\"--cfg\", \"feature=\\\"dynamic-loading\\\"\"]" "$@"
+    ls -l "target/$target/release/plumb"
+    ;;
+*)
+    sed -n '2,14p' "$0" | cut -c3-
+    exit 2
+    ;;
+esac
