@@ -19,7 +19,7 @@ use plumb::text::tokenizer::Tokens;
 use plumb::text::{Encoded, Residency, TextEncoder};
 use rayon::prelude::*;
 
-type Failure = Box<dyn std::error::Error>;
+pub(crate) type Failure = Box<dyn std::error::Error>;
 
 /// Token counts, specials included, of 16 captions: short labels to long sentences.
 const COUNTS: [usize; 16] = [
@@ -298,7 +298,7 @@ impl std::fmt::Display for Spread {
     }
 }
 
-fn clip_tensors(a: &ClipTextArchitecture) -> Vec<(String, Vec<usize>)> {
+pub(crate) fn clip_tensors(a: &ClipTextArchitecture) -> Vec<(String, Vec<usize>)> {
     let (c, i) = (a.hidden_size, a.intermediate_size);
     let mut all: Vec<(String, Vec<usize>)> = vec![
         (
@@ -332,7 +332,7 @@ fn clip_tensors(a: &ClipTextArchitecture) -> Vec<(String, Vec<usize>)> {
     all
 }
 
-fn t5_tensors(a: &T5EncoderArchitecture) -> Vec<(String, Vec<usize>)> {
+pub(crate) fn t5_tensors(a: &T5EncoderArchitecture) -> Vec<(String, Vec<usize>)> {
     let (c, f, inner) = (a.d_model, a.d_ff, a.num_heads * a.d_kv);
     let mut all: Vec<(String, Vec<usize>)> = vec![
         ("shared.weight".into(), vec![a.vocab_size, c]),
@@ -361,7 +361,7 @@ fn t5_tensors(a: &T5EncoderArchitecture) -> Vec<(String, Vec<usize>)> {
 }
 
 /// Random weights in f16, of a size that keeps activations near 1.
-fn write_weights(path: &Path, tensors: &[(String, Vec<usize>)]) -> Result<(), Failure> {
+pub(crate) fn write_weights(path: &Path, tensors: &[(String, Vec<usize>)]) -> Result<(), Failure> {
     let made: Vec<(String, Tensor)> = tensors
         .par_iter()
         .enumerate()

@@ -6,6 +6,7 @@
 )]
 
 mod encode;
+mod gpu;
 mod nn;
 mod store;
 mod train;
@@ -18,10 +19,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let filter = arguments.get(1).map_or("", String::as_str);
     match arguments.first().map(String::as_str) {
         Some("encode") => encode::run(filter)?,
+        Some("gpu") => gpu::run(filter)?,
         Some("nn") => nn::run(filter)?,
         Some("store") => store::run(),
         Some("train") => train::run(filter)?,
-        _ => println!("name one of: encode, nn, store, train"),
+        _ => println!("name one of: encode, gpu, nn, store, train"),
     }
     Ok(())
 }

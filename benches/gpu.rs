@@ -1,0 +1,76 @@
+//! One measurement of ours on a card (or, for a dry run, on the CPU), for `benches/gpu/compare.py`, which runs the peer
+//! beside it: `benches gpu CASE`, where CASE is a JSON object, prints a JSON object.
+//!
+//! Weights are random numbers of the real shapes: no model is needed.
+
+mod encode;
+mod train;
+
+use std::time::Instant;
+
+use candle_core::Device;
+use plumb::device::{self, Choice};
+use serde::Serialize;
+use serde_json::Value;
+
+type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
+
+/// Turns that do not count.
+const WARM_UP: usize = 3;
+
+pub(crate) fn run(case: &str) -> Result<()> {
+    let case: Value = serde_json::from_str(case)?;
+    let choice: Choice = text(&case, "device")?.parse()?;
+    let opened = device::open(choice, &[])?;
+    let measured = match text(&case, "kind")? {
+        "train" => train::train(&case, &opened.device)?,
+        "encode" => encode::captions(&case, &opened.device)?,
+        "vae" => encode::pictures(&case, &opened.device)?,
+        other => return Err(format!("no kind of case `{other}`").into()),
+    };
+    println!("{measured}");
+    Ok(())
+}
+
+fn text<'a>(case: &'a Value, key: &str) -> Result<&'a str> {
+    Ok(case[key].as_str().ok_or_else(|| format!("no `{key}`"))?)
+}
+
+fn count(case: &Value, key: &str) -> Result<usize> {
+    Ok(case[key].as_u64().ok_or_else(|| format!("no `{key}`"))? as usize)
+}
+
+/// Seconds that something took.
+#[derive(Serialize)]
+struct Timings {
+    median: f64,
+    least: f64,
+    most: f64,
+}
+
+impl Timings {
+    /// Of `turns` turns after some that do not count, each until the device has done it.
+    fn of(
+        device: &Device,
+        turns: usize,
+        mut turn: impl FnMut() -> candle_core::Result<()>,
+    ) -> Result<Self> {
+        let mut seconds = Vec::new();
+        for number in 0..WARM_UP + turns {
+            device.synchronize()?;
+            let start = Instant::now();
+            turn()?;
+            device.synchronize()?;
+            if number >= WARM_UP {
+                seconds.push(start.elapsed().as_secs_f64());
+            }
+        }
+        seconds.sort_by(f64::total_cmp);
+        let at = |share: f64| seconds[((seconds.len() - 1) as f64 * share).round() as usize];
+        Ok(Self {
+            median: at(0.5),
+            least: at(0.0),
+            most: at(1.0),
+        })
+    }
+}

@@ -1,0 +1,169 @@
+//! Captions through text encoders, and pictures through the VAE. The weights are written to a file first, which the peer
+//! reads as well.
+
+use std::path::Path;
+
+use candle_core::{DType, Device, Tensor};
+use plumb::nn::weights::Weights;
+use plumb::recipe::latents::VaeEncoderArchitecture;
+use plumb::recipe::spec::{
+    Activation, Architecture, ClipForward, ClipTextArchitecture, EncoderMask, ForwardRules,
+    PadRows, PooledRule, T5EncoderArchitecture, T5Forward,
+};
+use plumb::rng::{Rng, Stream};
+use plumb::text::{Residency, TextEncoder, Tokens};
+use plumb::vae;
+use serde_json::{Value, json};
+
+use super::{Result, Timings, count, text};
+use crate::encode::{clip_tensors, t5_tensors, write_weights};
+
+/// All captions in one call, in bf16, until the results are back on the host.
+pub(super) fn captions(case: &Value, device: &Device) -> Result<Value> {
+    let (architecture, rules) = encoder(text(case, "model")?)?;
+    let tensors = match &architecture {
+        Architecture::ClipText(clip) => clip_tensors(clip),
+        Architecture::T5Encoder(t5) => t5_tensors(t5),
+    };
+    let file = Path::new(text(case, "file")?);
+    if !file.exists() {
+        write_weights(file, &tensors)?;
+    }
+    let dtype = match device {
+        Device::Cpu => DType::F32,
+        _ => DType::BF16,
+    };
+    let weights = Weights::open(&[file.to_owned()])?
+        .with_dtype(dtype)
+        .on(device);
+    let encoder = TextEncoder::load(&architecture, &rules, &weights, Residency::Resident)?;
+    let tokens = tokens(count(case, "batch")?, count(case, "tokens")?, &rules);
+    let timings = Timings::of(device, count(case, "steps")?, || {
+        for encoded in encoder.encode(&tokens).map_err(candle_core::Error::wrap)? {
+            for part in [encoded.hidden, encoded.pooled].into_iter().flatten() {
+                part.to_device(&Device::Cpu)?;
+            }
+        }
+        Ok(())
+    })?;
+    Ok(json!({ "seconds": timings }))
+}
+
+fn encoder(name: &str) -> Result<(Architecture, ForwardRules)> {
+    let clip = |width, layers, heads| {
+        let architecture = ClipTextArchitecture {
+            vocab_size: 49408,
+            hidden_size: width,
+            intermediate_size: 4 * width,
+            num_hidden_layers: layers,
+            num_attention_heads: heads,
+            max_position_embeddings: 77,
+            hidden_act: Activation::Gelu,
+            layer_norm_eps: 1e-5,
+            projection_dim: Some(width),
+            eos_token_id: None,
+        };
+        let rules = ClipForward {
+            hidden_layer: Some(-2),
+            final_norm: false,
+            pooled: PooledRule::ArgmaxId,
+            projection: true,
+            mask: EncoderMask::None,
+        };
+        (
+            Architecture::ClipText(architecture),
+            ForwardRules::ClipText(rules),
+        )
+    };
+    let t5 = |d_model, d_ff, num_layers, num_heads| {
+        let architecture = T5EncoderArchitecture {
+            vocab_size: 32128,
+            d_model,
+            d_kv: 64,
+            d_ff,
+            num_layers,
+            num_heads,
+            activation: Activation::GeluNew,
+            is_gated_act: true,
+            layer_norm_epsilon: 1e-6,
+            relative_attention_num_buckets: 32,
+            relative_attention_max_distance: 128,
+        };
+        let rules = T5Forward {
+            mask: EncoderMask::None,
+            pad_rows: PadRows::Keep,
+        };
+        (
+            Architecture::T5Encoder(architecture),
+            ForwardRules::T5Encoder(rules),
+        )
+    };
+    Ok(match name {
+        "clip-g" => clip(1280, 32, 20),
+        "clip-small" => clip(128, 2, 2),
+        "t5-xxl" => t5(4096, 10240, 24, 64),
+        "t5-small" => t5(128, 256, 2, 2),
+        other => return Err(format!("no encoder `{other}`").into()),
+    })
+}
+
+/// Ids that both sides make alike.
+fn tokens(captions: usize, length: usize, rules: &ForwardRules) -> Vec<Tokens> {
+    let (end, vocabulary) = match rules {
+        ForwardRules::ClipText(_) => (49407, 30_000),
+        ForwardRules::T5Encoder(_) => (1, 30_000),
+    };
+    let caption = |i: usize| {
+        let word = |j: usize| ((i * 7919 + j * 104_729) % vocabulary + 2) as u32;
+        let mut ids: Vec<u32> = (0..length - 1).map(word).collect();
+        ids.push(end);
+        Tokens {
+            ids,
+            count: length,
+            truncated: false,
+            total: length,
+        }
+    };
+    (0..captions).map(caption).collect()
+}
+
+/// One picture after the other, in f32, as latents are made.
+pub(super) fn pictures(case: &Value, device: &Device) -> Result<Value> {
+    let architecture = match text(case, "model")? {
+        "vae" => VaeEncoderArchitecture {
+            in_channels: 3,
+            block_out_channels: vec![128, 256, 512, 512],
+            layers_per_block: 2,
+            latent_channels: 16,
+            norm_num_groups: 32,
+            mid_block_add_attention: true,
+            use_quant_conv: false,
+        },
+        "vae-small" => VaeEncoderArchitecture {
+            in_channels: 3,
+            block_out_channels: vec![32, 64],
+            layers_per_block: 1,
+            latent_channels: 4,
+            norm_num_groups: 8,
+            mid_block_add_attention: true,
+            use_quant_conv: false,
+        },
+        other => return Err(format!("no autoencoder `{other}`").into()),
+    };
+    let file = Path::new(text(case, "file")?);
+    if !file.exists() {
+        write_weights(file, &vae::names::encoder_tensors(&architecture))?;
+    }
+    let weights = Weights::open(&[file.to_owned()])?.on(device);
+    let encoder = vae::Encoder::load(&architecture, &weights)?;
+    let (batch, side) = (count(case, "batch")?, count(case, "px")?);
+    let pixels = Rng::new(0, Stream::Noise, 0, 0).normals(batch * 3 * side * side);
+    let pixels = Tensor::from_vec(pixels, (batch, 3, side, side), &Device::Cpu)?;
+    let timings = Timings::of(device, count(case, "steps")?, || {
+        let moments = encoder.encode(&pixels.to_device(device)?)?;
+        moments.mean.to_device(&Device::Cpu)?;
+        moments.logvar.to_device(&Device::Cpu)?;
+        Ok(())
+    })?;
+    Ok(json!({ "seconds": timings }))
+}

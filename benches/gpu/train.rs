@@ -1,0 +1,208 @@
+//! Training steps.
+
+use std::cell::Cell;
+use std::path::{Path, PathBuf};
+
+use candle_core::{DType, Device, Tensor};
+use plumb::device;
+use plumb::diffusion::{Level, Prediction, Process, add_noise};
+use plumb::lora::{AdapterSet, targets};
+use plumb::models::{self, Components, ConditioningTensors, Error, Family, Keep, Source};
+use plumb::nn::Frozen;
+use plumb::optim::{AdamW, AdamWOptions, clip_gradient_norm};
+use plumb::plan::{self, Machine, Wanted};
+use plumb::rng::{Rng, Stream};
+use plumb::train::inputs::Part;
+use plumb::train::step::Pass;
+use serde_json::{Value, json};
+
+use super::{Result, Timings, count, text};
+
+/// Random weights, as large as keeps activations near 1.
+struct Random {
+    device: Device,
+    dtype: DType,
+    numbers: Cell<u64>,
+}
+
+impl Random {
+    fn normals(&self, shape: &[usize], spread: f64, centre: f64) -> candle_core::Result<Tensor> {
+        let (centre, spread) = (centre as f32, spread as f32);
+        let made = match self.device {
+            // The CPU's generator of candle cannot be seeded; ours can.
+            Device::Cpu => {
+                let number = self.numbers.replace(self.numbers.get() + 1);
+                let values =
+                    Rng::new(1, Stream::AdapterInit, 0, number).normals(shape.iter().product());
+                Tensor::from_vec(values, shape, &Device::Cpu)?
+                    .affine(spread.into(), centre.into())?
+            }
+            _ => Tensor::randn(centre, spread, shape, &self.device)?,
+        };
+        made.to_dtype(self.dtype)
+    }
+}
+
+impl Source for Random {
+    fn tensor(&self, shape: &[usize], name: &str) -> std::result::Result<Tensor, Error> {
+        let inputs: usize = shape.iter().skip(1).product();
+        let norm = shape.len() == 1 && name.contains("norm") && name.ends_with("weight");
+        let made = match (shape.len(), norm) {
+            (_, true) => self.normals(shape, 0.02, 1.0),
+            (1, _) => self.normals(shape, 0.02, 0.0),
+            _ => self.normals(shape, 0.7 / (inputs as f64).sqrt(), 0.0),
+        };
+        made.map_err(|source| Error::Device {
+            what: format!("making `{name}`"),
+            source,
+        })
+    }
+
+    fn matrix(&self, shape: [usize; 2], name: &str) -> std::result::Result<Frozen, Error> {
+        Ok(self.tensor(&shape, name)?.into())
+    }
+}
+
+/// The model of a config, as a folder with no weights worth reading.
+fn components(family: &dyn Family, config: &Path, folder: &Path) -> Result<Components> {
+    let part = folder.join(family.lora_component());
+    std::fs::create_dir_all(&part)?;
+    std::fs::copy(config, part.join("config.json"))?;
+    let nothing = Tensor::zeros(1, DType::F32, &Device::Cpu)?;
+    let file = part.join("diffusion_pytorch_model.safetensors");
+    candle_core::safetensors::save(&[("nothing", nothing)].into(), file)?;
+    Ok(family.components(folder)?)
+}
+
+/// Training steps: forward, backward, clipping and AdamW, inputs brought from the host.
+pub(super) fn train(case: &Value, device: &Device) -> Result<Value> {
+    let family = models::family(text(case, "family")?)?;
+    let folder = tempfile::tempdir()?;
+    let config = PathBuf::from(text(case, "config")?);
+    let components = components(family, &config, folder.path())?;
+    let shape: Value = serde_json::from_slice(&std::fs::read(&config)?)?;
+    let (batch, rank) = (count(case, "batch")?, count(case, "rank")?);
+    let side = count(case, "px")? / 8;
+    let context = count(case, "tokens")?;
+    let dtype = device::usual_dtype(device);
+
+    let preset = text(case, "targets")?.to_owned();
+    let linears = family.linears(&components)?;
+    let adapted = targets::select(&linears, &[preset], family.presets())?;
+    let wanted = Wanted {
+        family,
+        components: &components,
+        adapted: &adapted,
+        rank,
+        samples: batch,
+        latents: (side, side),
+        context,
+        dtype,
+        keep: Keep::Whole,
+        machine: Machine::of(device),
+        checkpointing: case["checkpointing"].as_bool(),
+    };
+    let free = device::free_bytes(device).unwrap_or(u64::MAX);
+    let plan = plan::make(&wanted, free)?;
+
+    let source = Random {
+        device: device.clone(),
+        dtype,
+        numbers: Cell::new(0),
+    };
+    let denoiser = family.build(&components, &source)?;
+    let adapters = AdapterSet::new(&adapted, rank, rank as f64, 0)?;
+    let values = adapters.to_device(device)?;
+    let options = AdamWOptions {
+        beta1: 0.9,
+        beta2: 0.999,
+        epsilon: 1e-8,
+        weight_decay: 0.01,
+    };
+    let mut optimizer = AdamW::new(options, adapters.values().len(), device)?;
+    let part = part(&shape, (batch, side, context))?;
+    let pass = Pass {
+        denoiser: denoiser.as_ref(),
+        adapters: &adapters,
+        values: &values,
+        dropout: (0.0, 0),
+        recompute: plan.recompute.clone(),
+    };
+    let (mut number, mut loss) = (0, 0.0);
+    let timings = Timings::of(device, count(case, "steps")?, || {
+        let gradient = values.zeros_like()?;
+        loss = pass.backward(&part, number, 1.0, &gradient)?.loss;
+        clip_gradient_norm(&gradient, Some(1.0))?;
+        optimizer.step(&values, &gradient, 1e-4)?;
+        number += 1;
+        Ok(())
+    })?;
+    Ok(json!({
+        "seconds": timings,
+        "loss": loss,
+        "blocks_twice": plan.again.0,
+        "blocks": plan.again.1,
+        "planned_bytes": plan.bytes.total(),
+        "adapter_parameters": adapters.values().len(),
+    }))
+}
+
+/// A micro-batch on the host.
+fn part(shape: &Value, (batch, side, tokens): (usize, usize, usize)) -> Result<Part> {
+    let size = |keys: &[&str]| {
+        let found = keys.iter().find_map(|key| shape[*key].as_u64());
+        found.map(|v| v as usize).ok_or(format!("no {keys:?}"))
+    };
+    let told_sizes = shape["addition_embed_type"].is_string();
+    let guided = shape["guidance_embeds"].as_bool() == Some(true);
+    // Of FLUX the config has the channels of a token, four latents'.
+    let channels = match shape["axes_dims_rope"].is_array() {
+        true => size(&["in_channels"])? / 4,
+        false => size(&["in_channels"])?,
+    };
+    let pooled = match told_sizes {
+        true => {
+            size(&["projection_class_embeddings_input_dim"])?
+                - 6 * size(&["addition_time_embed_dim"])?
+        }
+        false => size(&["pooled_projection_dim"])?,
+    };
+    let normals = |dims: &[usize], number| {
+        let values = Rng::new(0, Stream::Noise, 0, number).normals(dims.iter().product());
+        Tensor::from_vec(values, dims, &Device::Cpu)
+    };
+    let latents = normals(&[batch, channels, side, side], 0)?;
+    let noise = normals(&[batch, channels, side, side], 1)?;
+    let sigmas: Vec<f64> = (0..batch)
+        .map(|i| (i as f64 + 0.5) / batch as f64)
+        .collect();
+    let numbers = |f: &dyn Fn(f64) -> f64| {
+        let values: Vec<f32> = sigmas.iter().map(|&s| f(s) as f32).collect();
+        Tensor::from_vec(values, batch, &Device::Cpu)
+    };
+    let levels: Vec<Level> = sigmas.iter().map(|&s| Level::of_flow(s)).collect();
+    let width = size(&["joint_attention_dim", "cross_attention_dim"])?;
+    let mut conditioning = ConditioningTensors::new(
+        normals(&[batch, tokens, width], 2)?,
+        normals(&[batch, pooled], 3)?,
+    );
+    if guided {
+        conditioning.guidance = Some(numbers(&|_| 1.0)?);
+    }
+    if told_sizes {
+        let px = (side * 8) as f32;
+        let ids = [px, px, 0.0, 0.0, px, px].repeat(batch);
+        conditioning.time_ids = Some(Tensor::from_vec(ids, (batch, 6), &Device::Cpu)?);
+    }
+    Ok(Part {
+        noisy: add_noise(&latents, &noise, &levels)?,
+        target: Process::new(Prediction::Flow).target(&latents, &noise, &levels)?,
+        sigmas: numbers(&|s| s)?,
+        timesteps: numbers(&|s| s * 1000.0)?,
+        weights: numbers(&|_| 1.0)?,
+        conditioning,
+        share: 1.0,
+        latents,
+        noise,
+    })
+}
