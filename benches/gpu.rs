@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use candle_core::Device;
 use plumb::device::{self, Choice};
+use plumb::nn;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -22,6 +23,9 @@ pub(crate) fn run(case: &str) -> Result<()> {
     let case: Value = serde_json::from_str(case)?;
     let choice: Choice = text(&case, "device")?.parse()?;
     let opened = device::open(choice, &[])?;
+    if case["own_kernels"].as_bool() == Some(true) {
+        nn::own_kernels(&opened.device)?;
+    }
     let measured = match text(&case, "kind")? {
         "train" => train::train(&case, &opened.device)?,
         "encode" => encode::captions(&case, &opened.device)?,

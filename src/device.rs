@@ -117,6 +117,20 @@ fn open_cuda(_: usize, _: &[PathBuf]) -> Result<Opened, Error> {
     Err(Error::NotBuilt)
 }
 
+/// Finds what compiles kernels on the machine they run on, where [`open`] would look.
+///
+/// # Errors
+/// If it is not there, or this program cannot use cards.
+pub fn find_compiler(folders: &[PathBuf]) -> Result<(), Error> {
+    #[cfg(feature = "cuda")]
+    return cuda::load_compiler(folders);
+    #[cfg(not(feature = "cuda"))]
+    {
+        let _ = folders;
+        Err(Error::NotBuilt)
+    }
+}
+
 /// Bytes of memory that are free on a card now; none for the CPU.
 pub fn free_bytes(device: &Device) -> Option<u64> {
     #[cfg(feature = "cuda")]

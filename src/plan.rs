@@ -39,6 +39,8 @@ pub struct Wanted<'a> {
     pub keep: Keep,
     /// What it computes on.
     pub machine: Machine,
+    /// Whether it computes by our own kernels for cards.
+    pub own_kernels: bool,
     /// Whether all blocks, or none, are to be run twice; None leaves it to the plan.
     pub checkpointing: Option<bool>,
 }
@@ -176,6 +178,7 @@ impl Counts {
             latents: wanted.latents,
             context: wanted.context,
             adapted,
+            attended: wanted.own_kernels,
         };
         let numbers = |linear: &LinearShape| {
             let window = linear.kernel.map_or(1, |side| side * side);

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds plumb for NVIDIA cards where there is no card and no CUDA toolkit. Linux on x86-64; needs cargo, cc and Python 3.
 #
-#   tools/cuda.sh check [cargo options]   type-check the CUDA code; needs no toolkit (what continuous integration runs)
+#   tools/cuda.sh check [cargo options]   type-check and lint the CUDA code; needs no toolkit (what continuous integration runs)
 #   tools/cuda.sh setup                   fetch the compiler (nvcc 13.0, from NVIDIA's Python packages, 100 MB)
 #   tools/cuda.sh build [cargo options]   release build whose executable also starts where there is no CUDA
 #   tools/cuda.sh env                     print the variables that `build` sets, for a shell
@@ -79,7 +79,7 @@ command=${1:-}
 case $command in
 check)
     stand_in_compiler
-    NVCC="$folder/stand-in/nvcc" cargo check --features cuda "$@"
+    NVCC="$folder/stand-in/nvcc" cargo clippy --all-targets --features cuda "$@" -- -D warnings
     ;;
 setup) setup ;;
 env) variables ;;

@@ -8,7 +8,7 @@ use plumb::device;
 use plumb::diffusion::{Level, Prediction, Process, add_noise};
 use plumb::lora::{AdapterSet, targets};
 use plumb::models::{self, Components, ConditioningTensors, Error, Family, Keep, Source};
-use plumb::nn::Frozen;
+use plumb::nn::{self, Frozen};
 use plumb::optim::{AdamW, AdamWOptions, clip_gradient_norm};
 use plumb::plan::{self, Machine, Wanted};
 use plumb::rng::{Rng, Stream};
@@ -100,6 +100,7 @@ pub(super) fn train(case: &Value, device: &Device) -> Result<Value> {
         dtype,
         keep: Keep::Whole,
         machine: Machine::of(device),
+        own_kernels: nn::has_own_kernels(device),
         checkpointing: case["checkpointing"].as_bool(),
     };
     let free = device::free_bytes(device).unwrap_or(u64::MAX);

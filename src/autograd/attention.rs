@@ -65,7 +65,7 @@ impl Tape {
             k: tensors(&k),
             v: tensors(&v),
         };
-        let outs = joint_attention(&saved, scale, bias, mask)?;
+        let (outs, kept) = joint_attention(&saved, scale, bias, mask)?;
         let inputs = [q, k, v].concat();
         let targets: Vec<_> = inputs.iter().map(|value| value.id()).collect();
         let shapes: Vec<_> = outs
@@ -84,7 +84,8 @@ impl Tape {
                 .zip(&shapes)
                 .map(dense)
                 .collect::<Result<Vec<_>>>()?;
-            let found = joint_attention_backward(&saved, scale, bias.as_ref(), &mask, &gradients)?;
+            let bias = bias.as_ref();
+            let found = joint_attention_backward(&saved, scale, bias, &mask, &kept, &gradients)?;
             let found = found.q.into_iter().chain(found.k).chain(found.v);
             targets
                 .iter()

@@ -11,6 +11,7 @@ use candle_core::{DType, Device, Result, Tensor};
 
 use super::{Tape, Value};
 use crate::device::{self, Choice};
+use crate::nn::own_kernels;
 use crate::nn::tests::{composed, difference, normal};
 
 /// The sum of all results times fixed random numbers, so that every result matters differently.
@@ -110,8 +111,14 @@ fn check(inputs: &[Tensor], op: impl Fn(&Tape, &[Value]) -> Result<Vec<Value>>) 
         .collect();
     compare("f32", gradients(&single, &op), 1e-5);
     one_at_a_time(inputs, &op, &exact);
-    for (device, dtype, limit) in elsewhere() {
-        let what = format!("{dtype:?} on {:?}", device.location());
+    for place in elsewhere() {
+        let Place {
+            device,
+            dtype,
+            limit,
+            ..
+        } = place;
+        let what = format!("{place:?}");
         let there: Vec<_> = inputs
             .iter()
             .map(|t| t.to_dtype(*dtype).unwrap().to_device(device).unwrap())
@@ -119,7 +126,11 @@ fn check(inputs: &[Tensor], op: impl Fn(&Tape, &[Value]) -> Result<Vec<Value>>) 
         // What is exact for the numbers as they were rounded.
         let rounded: Vec<_> = there.iter().map(host).collect();
         let exact = gradients(&rounded, &op);
-        for (which, (found, exact)) in gradients(&there, &op).iter().zip(&exact).enumerate() {
+        let found = match place.composed {
+            true => composed(|| gradients(&there, &op)),
+            false => gradients(&there, &op),
+        };
+        for (which, (found, exact)) in found.iter().zip(&exact).enumerate() {
             let (found, exact) = (host(found.as_ref().unwrap()), exact.as_ref().unwrap());
             let largest = |t: &Tensor| t.abs().unwrap().max_all().unwrap();
             let number = |t: Tensor| t.to_scalar::<f64>().unwrap();
@@ -136,20 +147,39 @@ fn host(t: &Tensor) -> Tensor {
     here.to_dtype(DType::F64).unwrap()
 }
 
-/// Devices and types without kernels of ours, and how much they may be off: bf16 on the CPU, and a card's where there is
-/// one.
-fn elsewhere() -> &'static [(Device, DType, f64)] {
-    static PLACES: OnceLock<Vec<(Device, DType, f64)>> = OnceLock::new();
+/// Where operations are computed beside f32 and f64 on the CPU.
+#[derive(Debug)]
+struct Place {
+    device: Device,
+    dtype: DType,
+    /// How much they may be off.
+    limit: f64,
+    /// Of candle's operations on a card, where it could have kernels of ours.
+    composed: bool,
+}
+
+/// bf16 on the CPU, and a card's two types in both ways where there is one.
+fn elsewhere() -> &'static [Place] {
+    static PLACES: OnceLock<Vec<Place>> = OnceLock::new();
     PLACES.get_or_init(|| {
-        let mut places = vec![(Device::Cpu, DType::BF16, 0.05)];
-        let card = device::open(Choice::Cuda(0), &[]).map(|opened| opened.device);
-        match card {
-            Ok(card) => {
-                places.extend([(card.clone(), DType::F32, 1e-4), (card, DType::BF16, 0.05)]);
+        let mut devices = vec![(Device::Cpu, false)];
+        match device::open(Choice::Cuda(0), &[]) {
+            Ok(opened) => {
+                own_kernels(&opened.device).expect("kernels for the card");
+                devices.extend([(opened.device.clone(), true), (opened.device, false)]);
             }
             Err(why) => println!("not computed on a card: {why}"),
         }
-        places
+        let types = [(DType::F32, 1e-4), (DType::BF16, 0.08)];
+        let places = devices.iter().flat_map(|(device, composed)| {
+            types.map(|(dtype, limit)| Place {
+                device: device.clone(),
+                dtype,
+                limit,
+                composed: *composed,
+            })
+        });
+        places.collect()
     })
 }
 

@@ -11,9 +11,16 @@ use super::{Error, Opened};
 /// What the kernels are compiled for, at least.
 const LEAST_CAPABILITY: (i32, i32) = (8, 0);
 
-/// The libraries that are used, each by the names it may have, the newest first. The second part says in which packages
-/// it comes.
-const LIBRARIES: [(&str, &[&str], &str); 4] = [
+/// A library, by the names it may have, the newest first, and in what it comes.
+type Library = (&'static str, &'static [&'static str], &'static str);
+
+const COMPILER: Library = (
+    "libnvrtc",
+    &["libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so"],
+    "the CUDA toolkit",
+);
+
+const LIBRARIES: [Library; 4] = [
     (
         "libcuda",
         &["libcuda.so.1", "libcuda.so"],
@@ -37,8 +44,11 @@ const LIBRARIES: [(&str, &[&str], &str); 4] = [
 ];
 
 pub(super) fn open(number: usize, folders: &[PathBuf]) -> Result<Opened, Error> {
-    load_libraries(folders)?;
+    for library in LIBRARIES {
+        load_library(library, folders)?;
+    }
     let unusable = |why: String| Error::Unusable(why);
+    check_driver()?;
     result::init().map_err(|e| unusable(format!("the driver does not start: {e}")))?;
     let count = result::device::get_count().map_err(|e| unusable(e.to_string()))?;
     if count == 0 {
@@ -99,27 +109,48 @@ fn keep_pool(device: sys::CUdevice) -> Result<(), result::DriverError> {
     }
 }
 
-/// Opens the libraries, by the system's loader or from `folders`, and leaves them open: whoever asks for one by its name
-/// later finds it.
-fn load_libraries(folders: &[PathBuf]) -> Result<(), Error> {
-    for (library, names, package) in LIBRARIES {
-        let places = names.iter().map(PathBuf::from).chain(
-            folders
-                .iter()
-                .flat_map(|folder| names.iter().map(move |name| folder.join(name))),
-        );
-        if !places.into_iter().any(|place| load(&place)) {
-            return Err(Error::Unusable(format!(
-                "{library} was not found; it comes with {package} (looked for {} by the system's loader{})",
-                names.join(", "),
-                match folders {
-                    [] => String::new(),
-                    some => format!(" and in {} folders", some.len()),
-                }
-            )));
-        }
+/// Kernels are compiled for one version of CUDA, and an older driver does not take them.
+fn check_driver() -> Result<(), Error> {
+    let mut driver = 0;
+    // SAFETY: the library is loaded, and writes one number.
+    let answer = unsafe { sys::cuDriverGetVersion(&raw mut driver) };
+    answer
+        .result()
+        .map_err(|e| Error::Unusable(format!("the driver does not tell its version: {e}")))?;
+    let ours = sys::CUDA_VERSION as i32;
+    if driver < ours {
+        let version = |number: i32| format!("{}.{}", number / 1000, number % 1000 / 10);
+        return Err(Error::Unusable(format!(
+            "the driver is for CUDA {}, this plumb for {}; update the driver, or build plumb with a toolkit as old as it",
+            version(driver),
+            version(ours)
+        )));
     }
     Ok(())
+}
+
+pub(super) fn load_compiler(folders: &[PathBuf]) -> Result<(), Error> {
+    load_library(COMPILER, folders)
+}
+
+/// Opens a library, by the system's loader or from `folders`, and leaves it open: whoever asks for it by its name later
+/// finds it.
+fn load_library((library, names, package): Library, folders: &[PathBuf]) -> Result<(), Error> {
+    let by_name = names.iter().map(PathBuf::from);
+    let in_folders = folders
+        .iter()
+        .flat_map(|folder| names.iter().map(move |name| folder.join(name)));
+    if by_name.chain(in_folders).any(|place| load(&place)) {
+        return Ok(());
+    }
+    Err(Error::Unusable(format!(
+        "{library} was not found; it comes with {package} (looked for {} by the system's loader{})",
+        names.join(", "),
+        match folders {
+            [] => String::new(),
+            some => format!(" and in {} folders", some.len()),
+        }
+    )))
 }
 
 fn load(place: &Path) -> bool {

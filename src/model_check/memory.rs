@@ -103,6 +103,7 @@ pub(super) fn train(
                 dtype,
                 keep: Keep::Whole,
                 machine,
+                own_kernels: false,
                 checkpointing: Some(twice),
             };
             plan::make(&wanted, u64::MAX).ok().map(|plan| plan.bytes)

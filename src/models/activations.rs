@@ -14,6 +14,8 @@ pub struct StepShape {
     pub context: usize,
     /// The rank of each adapter, by the module it is on.
     pub adapted: BTreeMap<String, usize>,
+    /// Whether attention keeps its results for the backward pass, as our kernels for cards do.
+    pub attended: bool,
 }
 
 impl StepShape {
@@ -21,6 +23,12 @@ impl StepShape {
     /// after the first matrix. None without an adapter.
     pub(super) fn adapter(&self, module: &str, rows: usize, width: usize) -> u64 {
         (rows * width) as u64 * u64::from(self.has(module)) + self.down(module, rows)
+    }
+
+    /// As `adapter`, where attention's result is what it sees.
+    pub(super) fn attended(&self, module: &str, rows: usize, width: usize) -> u64 {
+        let kept = self.attended && !self.has(module);
+        self.adapter(module, rows, width) + (rows * width) as u64 * u64::from(kept)
     }
 
     /// The second of the two.

@@ -329,6 +329,7 @@ pub(super) fn check_activations(golden: &Golden, latents: (usize, usize), contex
                 .iter()
                 .map(|a| (a.name.clone(), a.rank))
                 .collect(),
+            attended: false,
         };
         let plan = family.activations(&components, &step).unwrap();
         let inputs_only: u64 = plan.blocks.iter().map(|block| block.inputs).sum();

@@ -16,7 +16,24 @@ use super::real::{Real, vectorised};
 pub(crate) const GRAIN: usize = 16 * 1024;
 
 /// Runs one expression with a type of scalar when the tensor has CPU kernels, the other when it has not.
+///
+/// Between the two, `card k => ..` is what runs on a card that has kernels of ours, `k`.
 macro_rules! by_kernel {
+    ($tensor:expr, $t:ident => $kernel:expr, card $k:ident => $card:expr, $composed:expr) => {
+        $crate::nn::cpu::by_kernel!($tensor, $t => $kernel, {
+            #[cfg(feature = "cuda")]
+            let found = match $crate::nn::card::serving($tensor) {
+                Some($k) => {
+                    let $k = &$k;
+                    $card
+                }
+                None => $composed,
+            };
+            #[cfg(not(feature = "cuda"))]
+            let found = $composed;
+            found
+        })
+    };
     ($tensor:expr, $t:ident => $kernel:expr, $composed:expr) => {
         match $crate::nn::cpu::kernel_scalar($tensor) {
             Some(candle_core::DType::F32) => {

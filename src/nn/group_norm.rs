@@ -6,6 +6,8 @@
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
+#[cfg(feature = "cuda")]
+use super::card::groups::Normed;
 use super::compose::wide;
 use super::cpu::{by_kernel, contiguous, elements, tensor};
 use super::real::{Real, vectorised};
@@ -66,6 +68,7 @@ fn forward(
     by_kernel!(
         x,
         T => on_cpu::<T>(x, weight, bias, groups, eps, silu),
+        card k => Normed::new(x, (weight, bias), groups, eps)?.forward(k, silu),
         composed(x, weight, bias, groups, eps, silu)
     )
 }

@@ -3,6 +3,11 @@
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
+#[cfg(feature = "cuda")]
+use super::card::{
+    self,
+    gemm::{self, Factor},
+};
 use super::cpu::{self, by_kernel, elements};
 use super::gemm::{ALL, Matrix, MatrixMut, Write, matmul};
 use super::real::Real;
@@ -100,12 +105,33 @@ pub(crate) fn forward(
             add_product::<T>(&y, lora.scale, (&down, false), (&lora.b, true))?;
             Ok((y, Some(down)))
         },
+        card k => {
+            let down = composed(&input, &lora.a.to_dtype(x.dtype())?, None)?;
+            let y = composed(x, w, b)?;
+            let up = lora.b.to_dtype(x.dtype())?.contiguous()?;
+            add_product_on_card(k, &y, lora.scale, (&down, &up))?;
+            Ok((y, Some(down)))
+        },
         {
             let down = composed(&input, &lora.a.to_dtype(x.dtype())?, None)?;
-            let up = (composed(&down, &lora.b.to_dtype(x.dtype())?, None)? * lora.scale)?;
+            // Scaled where there are fewer numbers.
+            let up = composed(&(&down * lora.scale)?, &lora.b.to_dtype(x.dtype())?, None)?;
             Ok(((composed(x, w, b)? + up)?, Some(down)))
         }
     )
+}
+
+/// `y += scale down up^T`, in place: `y` `[.., out]`, `down` `[.., r]`, `up` `[out, r]`.
+#[cfg(feature = "cuda")]
+fn add_product_on_card(
+    kernels: &card::Kernels,
+    y: &Tensor,
+    scale: f64,
+    (down, up): (&Tensor, &Tensor),
+) -> Result<()> {
+    let rows = |t: &Tensor| cpu::rows_of(t).and_then(|extents| t.reshape(extents));
+    let (y, down) = (rows(y)?, rows(&down.contiguous()?)?);
+    gemm::add_product(kernels, &y, scale, Factor::of(&down), Factor::turned(up))
 }
 
 fn composed(x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor> {
@@ -230,6 +256,7 @@ pub(crate) fn backward(
     by_kernel!(
         gradient,
         T => backward_kernel::<T>(gradient, w, lora, wanted, earlier),
+        card k => backward_on_card(k, gradient, w, lora, wanted, earlier),
         backward_composed(gradient, w, lora, wanted, earlier)
     )
 }
@@ -288,6 +315,73 @@ fn backward_kernel<T: Real>(
             }
         }
     }
+    Ok([dx, da, db])
+}
+
+/// As composed, but what is added is added by the product itself, and gradients of the adapter keep their f32 sums.
+#[cfg(feature = "cuda")]
+fn backward_on_card(
+    kernels: &card::Kernels,
+    gradient: &Tensor,
+    w: &Tensor,
+    lora: Option<Adapted<'_>>,
+    wanted: Wanted,
+    earlier: Option<Tensor>,
+) -> Result<[Option<Tensor>; 3]> {
+    let rows = |t: &Tensor| {
+        let extents = cpu::rows_of(t)?;
+        t.contiguous()?.reshape(extents)
+    };
+    let shape = shape_with_last(gradient, w.dim(1)?);
+    let g = rows(gradient)?;
+    let dx = match earlier {
+        _ if !wanted.x => None,
+        Some(earlier) => {
+            let dx = rows(&earlier)?;
+            gemm::add_product(
+                kernels,
+                &dx,
+                1.0,
+                Factor::of(&g),
+                Factor::of(&w.contiguous()?),
+            )?;
+            Some(dx)
+        }
+        None => Some(g.matmul(w)?),
+    };
+    let (mut da, mut db) = (None, None);
+    if let Some(Adapted {
+        adapter: lora,
+        x,
+        down,
+    }) = lora
+    {
+        let fit = |t: &Tensor| t.to_dtype(g.dtype())?.contiguous();
+        let (a, b) = (fit(&lora.a)?, fit(&lora.b)?);
+        if let Some(down) = down.filter(|_| wanted.b) {
+            let (g, down) = (Factor::turned(&g), rows(down)?);
+            let out = gemm::wide_product(kernels, lora.scale, g, Factor::of(&down))?;
+            db = Some(out.to_dtype(lora.b.dtype())?);
+        }
+        let t = (g.matmul(&b)? * lora.scale)?;
+        if let Some(x) = x.filter(|_| wanted.a) {
+            let (t, x) = (Factor::turned(&t), rows(&lora.input(x)?)?);
+            let out = gemm::wide_product(kernels, 1.0, t, Factor::of(&x))?;
+            da = Some(out.to_dtype(lora.a.dtype())?);
+        }
+        match (&dx, &lora.mask) {
+            (Some(dx), None) => {
+                gemm::add_product(kernels, dx, 1.0, Factor::of(&t), Factor::of(&a))?;
+            }
+            (Some(dx), Some(mask)) => {
+                let seen = (t.matmul(&a)? * rows(&fit(mask)?)?)?;
+                let sum = (dx + seen)?.reshape(shape)?;
+                return Ok([Some(sum), da, db]);
+            }
+            _ => {}
+        }
+    }
+    let dx = dx.map(|dx| dx.reshape(shape)).transpose()?;
     Ok([dx, da, db])
 }
 

@@ -5,6 +5,8 @@
 
 pub mod activation;
 pub(crate) mod attention;
+#[cfg(feature = "cuda")]
+pub(crate) mod card;
 pub(crate) mod compose;
 mod conv;
 pub(crate) mod cpu;
@@ -31,6 +33,31 @@ pub use loss::squared_error;
 pub use norm::{gated_residual, layer_norm, modulate, rms_norm};
 pub use resample::upsample_nearest_2x;
 pub use rope::rope;
+
+/// Makes our own CUDA kernels serve a card from now on; until then, and always on a CPU, nothing of them is used. They have
+/// been held against the CPU on an emulated card only.
+///
+/// # Errors
+///
+/// If they cannot be compiled there.
+pub fn own_kernels(device: &candle_core::Device) -> candle_core::Result<()> {
+    #[cfg(feature = "cuda")]
+    card::load(device)?;
+    let _ = device;
+    Ok(())
+}
+
+/// Whether they do.
+pub fn has_own_kernels(device: &candle_core::Device) -> bool {
+    #[cfg(feature = "cuda")]
+    let found = card::serve(device);
+    #[cfg(not(feature = "cuda"))]
+    let found = {
+        let _ = device;
+        false
+    };
+    found
+}
 
 #[cfg(test)]
 pub(crate) mod tests;

@@ -138,6 +138,11 @@ pub(crate) fn group_norm_backward(
     silu: bool,
     gradient: Tensor,
 ) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if let Some(kernels) = super::card::serving(x) {
+        let normed = super::card::groups::Normed::new(x, (weight_c, bias_c), groups, eps)?;
+        return normed.backward(&kernels, &gradient, silu);
+    }
     let gradient = if silu {
         let y = group_norm(x, weight_c, bias_c, groups, eps)?;
         Activation::Silu.backward(&y, gradient)?

@@ -3,6 +3,8 @@
 use candle_core::{DType, Result, Tensor, bail};
 use rayon::prelude::*;
 
+#[cfg(feature = "cuda")]
+use super::card::rows;
 use super::compose::wide;
 use super::cpu::{self, by_kernel, elements};
 use super::real::{Real, vectorised};
@@ -23,7 +25,7 @@ pub fn rope(x_bnhd: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
             x_bnhd.dims()
         );
     }
-    by_kernel!(x_bnhd, T => kernel::<T>(x_bnhd, cos, sin), {
+    by_kernel!(x_bnhd, T => kernel::<T>(x_bnhd, cos, sin), card k => rows::rope(k, x_bnhd, cos, sin), {
         let pairs = wide(x_bnhd)?.reshape((batch, length, heads, width / 2, 2))?;
         let part = |i| pairs.narrow(4, i, 1)?.squeeze(4)?.contiguous();
         let (a, b) = (part(0)?, part(1)?);

@@ -4,6 +4,8 @@ use candle_core::{DType, Device, Result, Tensor, bail};
 use rayon::prelude::*;
 
 use super::pieces;
+#[cfg(feature = "cuda")]
+use crate::nn::card;
 use crate::nn::cpu::{self, GRAIN, by_kernel, elements};
 
 /// The constants of AdamW.
@@ -136,12 +138,27 @@ impl AdamW {
         by_kernel!(
             parameters,
             _T => update.on_cpu(parameters, gradient, moments),
+            card k => card::rows::adamw(k, parameters, gradient, moments, update.numbers()),
             update.composed(parameters, gradient, moments)
         )
     }
 }
 
 impl Update {
+    #[cfg(feature = "cuda")]
+    fn numbers(self) -> [f32; 8] {
+        [
+            self.keep1,
+            self.take1,
+            self.keep2,
+            self.take2,
+            self.shrink,
+            self.step_size,
+            self.root_correction,
+            self.epsilon,
+        ]
+    }
+
     fn on_cpu(
         self,
         parameters: &Tensor,

@@ -27,6 +27,7 @@ use crate::base::Base;
 use crate::experiment::Experiment;
 use crate::models::Placement;
 use crate::monitor::Monitor;
+use crate::nn;
 use crate::nn::weights::DigestMemo;
 use crate::plan::{self, Machine, Plan, Wanted};
 use crate::refusal::Refusal;
@@ -159,6 +160,7 @@ fn plan(
         dtype: options.placement.dtype,
         keep: options.placement.keep,
         machine: Machine::of(&options.placement.device),
+        own_kernels: nn::has_own_kernels(&options.placement.device),
         checkpointing: raw.train.gradient_checkpointing,
     };
     Ok(plan::make(&wanted, options.memory_bytes)?)

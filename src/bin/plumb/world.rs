@@ -10,6 +10,7 @@ use plumb::embed::EmbedOptions;
 use plumb::experiment::Experiment;
 use plumb::hub::{self, Address};
 use plumb::monitor::Monitor;
+use plumb::nn;
 use plumb::nn::weights::DigestMemo;
 
 use crate::ui::{Failure, Ui};
@@ -105,6 +106,10 @@ pub(crate) struct DeviceArgs {
     /// Use at most this much memory there, in GB; the default is what is free.
     #[arg(long, value_name = "GB")]
     memory: Option<f64>,
+    /// On a card, compute by plumb's own kernels: fused, and attention without a matrix of scores. They agree with the CPU on an
+    /// emulated card, but no figure of a real one is known yet.
+    #[arg(long)]
+    own_kernels: bool,
 }
 
 /// What computes, and the memory that it may use.
@@ -130,6 +135,14 @@ impl DeviceArgs {
                 gb(total),
                 gb(free)
             ));
+        }
+        if self.own_kernels {
+            if opened.device.is_cpu() {
+                let why = "--own-kernels: they are for cards, and this computes on the CPU";
+                return Err(Failure::usage(why));
+            }
+            device::find_compiler(&cuda_folders()).map_err(Failure::error)?;
+            nn::own_kernels(&opened.device).map_err(Failure::error)?;
         }
         let free = opened.memory.map(|(_, free)| free);
         let free = free.unwrap_or_else(available_memory_bytes);

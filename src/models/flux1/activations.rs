@@ -34,7 +34,7 @@ impl Architecture {
         let half = |rows: usize, qkv: [&str; 3], out: &str, ff: &str| {
             let qkv: Vec<String> = qkv.iter().map(own).collect();
             attention_input(step, &qkv, (2, 1), true, (rows, d))
-                + step.adapter(&own(&out), rows, d)
+                + step.attended(&own(&out), rows, d)
                 + gates.residual(rows, d)
                 + feed_forward(step, &own(&ff), gates, (rows, d))
         };
@@ -64,6 +64,8 @@ impl Architecture {
             inputs: (rows * d) as u64,
             inner: attention_input(step, &into, (2, 1), true, (rows, d))
                 + (rows * inner) as u64
+                // The last layer reads a copy of attention's result.
+                + (rows * d) as u64 * u64::from(step.attended)
                 + step.adapter(&own("proj_out"), rows, d + inner)
                 + Gates::of(step).residual(rows, d),
         }

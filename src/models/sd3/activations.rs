@@ -32,7 +32,7 @@ impl Architecture {
         let attention = |name: &str| {
             let qkv = ["to_q", "to_k", "to_v"].map(|part| own(&format!("{name}.{part}")));
             attention_input(step, &qkv, (2, 1), self.qk_norm, (picture, d))
-                + step.adapter(&own(&format!("{name}.to_out.0")), picture, d)
+                + step.attended(&own(&format!("{name}.to_out.0")), picture, d)
                 + gates.residual(picture, d)
         };
         let mut inner = attention("attn") + feed_forward(step, &own("ff"), gates, (picture, d));
@@ -46,7 +46,7 @@ impl Architecture {
         } else {
             into.push(own("attn.add_q_proj"));
             inner += attention_input(step, &into, (2, 1), self.qk_norm, (context, d))
-                + step.adapter(&own("attn.to_add_out"), context, d)
+                + step.attended(&own("attn.to_add_out"), context, d)
                 + gates.residual(context, d)
                 + feed_forward(step, &own("ff_context"), gates, (context, d));
         }

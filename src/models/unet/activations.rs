@@ -137,8 +137,8 @@ impl Architecture {
         own_attention
             + cross_attention
             + feed_forward
-            + at.read(&own("attn1.to_out.0"), c)
-            + at.read(&own("attn2.to_out.0"), c)
+            + at.step.attended(&own("attn1.to_out.0"), at.pixels, c)
+            + at.step.attended(&own("attn2.to_out.0"), at.pixels, c)
     }
 }
 

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use super::composed::{Composed, heads_first, split};
 use super::kernel::{Bias, Chunk, Heads, Scoring, at_least, chunks, dense};
-use super::{AttentionMask, Extents, Parts};
+use super::{AttentionMask, Extents, Kept, Parts};
 use crate::nn::compose::wide;
 use crate::nn::cpu::{self, by_kernel};
 use crate::nn::gemm::{ALL, ALONE, Matrix, MatrixMut, Shared, Write, matmul};
@@ -23,6 +23,7 @@ pub(crate) fn joint_attention_backward(
     scale: f64,
     bias: Option<&Tensor>,
     mask: &AttentionMask,
+    kept: &Kept,
     gradients: &[Tensor],
 ) -> Result<Parts> {
     let extents = Extents::of(parts)?;
@@ -34,6 +35,17 @@ pub(crate) fn joint_attention_backward(
         .zip(&extents.queries)
         .map(|(g, n)| heads(g, n))
         .collect::<Result<_>>()?;
+    #[cfg(feature = "cuda")]
+    if let Some(kept) = &kept.by_card
+        && bias.is_none()
+        && *mask == AttentionMask::None
+        && let Some(kernels) = crate::nn::card::serving(&parts.q[0])
+    {
+        let given = (parts, &gradients[..]);
+        return crate::nn::card::attention::backward(&kernels, &extents, given, scale, kept);
+    }
+    #[cfg(not(feature = "cuda"))]
+    let _ = kept;
     by_kernel!(
         &parts.q[0],
         T => kernel::<T>(&extents, parts, scale, bias, mask, &gradients),

@@ -13,6 +13,8 @@ use candle_core::{Result, Tensor, bail};
 
 pub(crate) use backward::joint_attention_backward;
 
+#[cfg(feature = "cuda")]
+use super::card::attention as card;
 use super::cpu::by_kernel;
 
 /// Which keys a query may see.
@@ -49,7 +51,7 @@ pub fn attention(
         k: vec![k_bmhd.clone()],
         v: vec![v_bmhe.clone()],
     };
-    Ok(joint_attention(&parts, scale, bias, mask)?.remove(0))
+    Ok(joint_attention(&parts, scale, bias, mask)?.0.remove(0))
 }
 
 /// Queries, keys and values, each in one or more parts; keys and values in the same.
@@ -60,6 +62,13 @@ pub(crate) struct Parts {
     pub(crate) v: Vec<Tensor>,
 }
 
+/// What backward takes from forward, beside the inputs: nothing, but for our kernels on cards.
+#[derive(Clone, Default)]
+pub(crate) struct Kept {
+    #[cfg(feature = "cuda")]
+    by_card: Option<card::Kept>,
+}
+
 /// `attention` over the parts put together; a result `[B, N, H * E]` for each part of the queries. Bias and
 /// masks other than `None` are for single parts.
 pub(crate) fn joint_attention(
@@ -67,13 +76,21 @@ pub(crate) fn joint_attention(
     scale: f64,
     bias: Option<&Tensor>,
     mask: &AttentionMask,
-) -> Result<Vec<Tensor>> {
+) -> Result<(Vec<Tensor>, Kept)> {
     let extents = Extents::of(parts)?;
     extents.check(bias, mask)?;
+    let nothing = |outs| (outs, Kept::default());
     by_kernel!(
         &parts.q[0],
-        T => kernel::forward::<T>(&extents, parts, scale, bias, mask),
-        composed::forward(&extents, parts, scale, bias, mask)
+        T => kernel::forward::<T>(&extents, parts, scale, bias, mask).map(nothing),
+        card k => match card::serves(&extents, parts) {
+            true => {
+                let (outs, kept) = card::forward(k, &extents, parts, scale, bias, mask)?;
+                Ok((outs, Kept { by_card: Some(kept) }))
+            }
+            false => composed::forward(&extents, parts, scale, bias, mask).map(nothing),
+        },
+        composed::forward(&extents, parts, scale, bias, mask).map(nothing)
     )
 }
 
@@ -164,11 +181,22 @@ impl Extents {
         }
     }
 
-    fn all_queries(&self) -> usize {
+    #[cfg(feature = "cuda")]
+    pub(crate) fn batch_and_heads(&self) -> (usize, usize) {
+        (self.batch, self.heads)
+    }
+
+    /// Of a head of the queries and keys, and of the values.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn widths(&self) -> (usize, usize) {
+        (self.width, self.value_width)
+    }
+
+    pub(crate) fn all_queries(&self) -> usize {
         self.queries.iter().sum()
     }
 
-    fn all_keys(&self) -> usize {
+    pub(crate) fn all_keys(&self) -> usize {
         self.keys.iter().sum()
     }
 

@@ -1,0 +1,240 @@
+//! Attention without a matrix of scores, forward and backward, on bf16.
+
+use candle_core::cuda_backend::cudarc::driver::DeviceRepr;
+use candle_core::{DType, Result, Tensor, bail};
+
+use super::Argument::{Address, Float, Int, Long};
+use super::{Argument, Kernels, config, grant};
+use crate::nn::AttentionMask;
+use crate::nn::attention::{Extents, Parts};
+
+const THREADS: u32 = 128;
+/// Queries of a block forward, and keys it sees at a time.
+const QUERIES: usize = 128;
+const KEYS: usize = 64;
+/// Rows of every tile backward.
+const ROWS: usize = 64;
+/// The widest head that fits in the registers.
+const MOST_WIDTH: usize = 128;
+
+/// Heads packed, `[B, N, H, D]`, in one or two parts that count as one sequence.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct Tokens {
+    first: u64,
+    second: u64,
+    split: i32,
+    total: i32,
+    row: i32,
+}
+// SAFETY: plain numbers, laid out as the kernels declare them.
+unsafe impl DeviceRepr for Tokens {}
+
+/// Whether an attention is served.
+pub(crate) fn serves(extents: &Extents, parts: &Parts) -> bool {
+    let (width, value_width) = extents.widths();
+    parts.q[0].dtype() == DType::BF16
+        && width == value_width
+        && width % 16 == 0
+        && width <= MOST_WIDTH
+        && parts.q.len() <= 2
+        && parts.k.len() <= 2
+}
+
+/// What backward needs of forward.
+#[derive(Clone)]
+pub(crate) struct Kept {
+    /// The results, `[B, N, H, D]` of each part.
+    outs: Vec<Tensor>,
+    /// Base-2 logarithms of the sums of every row's exponentials, `[B, H, N]`.
+    logsum: Tensor,
+}
+
+/// The results, `[B, N, H * D]` of each part of the queries, and what backward needs.
+pub(crate) fn forward(
+    kernels: &Kernels,
+    extents: &Extents,
+    parts: &Parts,
+    scale: f64,
+    bias: Option<&Tensor>,
+    mask: &AttentionMask,
+) -> Result<(Vec<Tensor>, Kept)> {
+    let call = Call::new(kernels, extents);
+    let parts = [&parts.q, &parts.k, &parts.v].map(|all| call.dense(all));
+    let [q, k, v] = parts;
+    let (q, k, v) = (q?, k?, v?);
+    let (queries, (batch, heads)) = (extents.all_queries(), extents.batch_and_heads());
+    let outs = call.room_like(&q)?;
+    let logsum = kernels.room((batch, heads, queries), DType::F32)?;
+    let bias = match bias {
+        Some(bias) => Some(bias.to_dtype(DType::BF16)?.contiguous()?),
+        None => None,
+    };
+    let batch_apart = match &bias {
+        Some(bias) if bias.dim(0)? > 1 => bias.elem_count() / bias.dim(0)?,
+        _ => 0,
+    };
+    let counts = match mask {
+        AttentionMask::KeyCounts(counts) => {
+            let counts: Vec<u32> = counts.iter().map(|&count| count as u32).collect();
+            let length = counts.len();
+            Some(Tensor::from_vec(counts, length, q[0].device())?)
+        }
+        _ => None,
+    };
+    let optional = |t: &Option<Tensor>| match t {
+        Some(t) => kernels.address(t),
+        None => Ok(0),
+    };
+    let arguments = [
+        call.tokens(&q)?,
+        call.tokens(&k)?,
+        call.tokens(&v)?,
+        call.tokens(&outs)?,
+        Address(kernels.address(&logsum)?),
+        Address(optional(&bias)?),
+        Long(batch_apart as i64),
+        Address(optional(&counts)?),
+        Int(i32::from(*mask == AttentionMask::Causal)),
+        Float((scale * std::f64::consts::LOG2_E) as f32),
+    ];
+    call.run(
+        "attention_forward",
+        QUERIES + 2 * KEYS,
+        queries.div_ceil(QUERIES),
+        &arguments,
+    )?;
+    let flat = outs
+        .iter()
+        .map(|out| out.flatten_from(2))
+        .collect::<Result<_>>()?;
+    Ok((flat, Kept { outs, logsum }))
+}
+
+/// The gradients of all parts of q, k and v, of those of the results (`[B, N, H, D]` each). For no bias and no mask.
+pub(crate) fn backward(
+    kernels: &Kernels,
+    extents: &Extents,
+    (parts, gradients): (&Parts, &[Tensor]),
+    scale: f64,
+    kept: &Kept,
+) -> Result<Parts> {
+    let call = Call::new(kernels, extents);
+    let [q, k, v] = [&parts.q, &parts.k, &parts.v].map(|all| call.dense(all));
+    let (q, k, v, gradients) = (q?, k?, v?, call.dense(gradients)?);
+    let queries = extents.all_queries();
+    let inner = kernels.room(kept.logsum.shape(), DType::F32)?;
+    let (dq, dk, dv) = (
+        call.room_like(&q)?,
+        call.room_like(&k)?,
+        call.room_like(&v)?,
+    );
+    let (at_inner, at_gradients) = (Address(kernels.address(&inner)?), call.tokens(&gradients)?);
+    let first = [call.tokens(&kept.outs)?, at_gradients, at_inner];
+    call.run(
+        "attention_inner",
+        0,
+        queries.div_ceil(THREADS as usize / 32),
+        &first,
+    )?;
+    let given = [
+        call.tokens(&q)?,
+        call.tokens(&k)?,
+        call.tokens(&v)?,
+        at_gradients,
+        Address(kernels.address(&kept.logsum)?),
+        at_inner,
+    ];
+    let scales = [
+        Float((scale * std::f64::consts::LOG2_E) as f32),
+        Float(scale as f32),
+    ];
+    let of_keys = [&given[..], &[call.tokens(&dk)?, call.tokens(&dv)?], &scales].concat();
+    let keys = extents.all_keys();
+    call.run(
+        "attention_backward_keys",
+        4 * ROWS,
+        keys.div_ceil(ROWS),
+        &of_keys,
+    )?;
+    let of_queries = [&given[..], &[call.tokens(&dq)?], &scales].concat();
+    call.run(
+        "attention_backward_queries",
+        4 * ROWS,
+        queries.div_ceil(ROWS),
+        &of_queries,
+    )?;
+    Ok(Parts {
+        q: dq,
+        k: dk,
+        v: dv,
+    })
+}
+
+/// The calls of one attention.
+struct Call<'a> {
+    kernels: &'a Kernels,
+    extents: &'a Extents,
+}
+
+impl<'a> Call<'a> {
+    fn new(kernels: &'a Kernels, extents: &'a Extents) -> Self {
+        Self { kernels, extents }
+    }
+
+    /// Parts as they may be read 16 bytes at a time.
+    fn dense(&self, parts: &[Tensor]) -> Result<Vec<Tensor>> {
+        let one = |part: &Tensor| {
+            let part = part.contiguous()?;
+            match self.kernels.address(&part)? % 16 {
+                0 => Ok(part),
+                _ => part.copy(),
+            }
+        };
+        parts.iter().map(one).collect()
+    }
+
+    fn room_like(&self, parts: &[Tensor]) -> Result<Vec<Tensor>> {
+        let one = |part: &Tensor| self.kernels.room(part.shape(), DType::BF16);
+        parts.iter().map(one).collect()
+    }
+
+    fn tokens(&self, parts: &[Tensor]) -> Result<Argument> {
+        let Some(first) = parts.first() else {
+            bail!("attention of no tokens");
+        };
+        let (_, split, heads, width) = first.dims4()?;
+        let second = parts.get(1).unwrap_or(first);
+        let more = parts.get(1).map_or(Ok(0), |part| part.dim(1))?;
+        Ok(Argument::Tokens(Tokens {
+            first: self.kernels.address(first)?,
+            second: self.kernels.address(second)?,
+            split: split as i32,
+            total: (split + more) as i32,
+            row: (heads * width) as i32,
+        }))
+    }
+
+    /// Runs a function that keeps `rows` rows of heads in shared memory, in `blocks` blocks a head.
+    fn run(
+        &self,
+        name: &'static str,
+        rows: usize,
+        blocks: usize,
+        arguments: &[Argument],
+    ) -> Result<()> {
+        let (width, _) = self.extents.widths();
+        let function = self.kernels.compiled(
+            &format!("attention-{width}"),
+            name,
+            include_str!("attention.cu"),
+            &format!("-DD={width}"),
+        )?;
+        let shared = (rows * (width + 8) * DType::BF16.size_in_bytes()) as u32;
+        grant(&function, shared)?;
+        let (batch, heads) = self.extents.batch_and_heads();
+        let grid = config((blocks as u32, heads as u32, batch as u32), THREADS, shared);
+        // SAFETY: `forward` and `backward` give each function its signature and tensors of the extents.
+        unsafe { self.kernels.launch(&function, grid, arguments) }
+    }
+}

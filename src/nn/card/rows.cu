@@ -1,0 +1,359 @@
+// What happens to rows and to single numbers: norms, modulation, gates, rotary positions, activations, group norms and
+// AdamW, each in one pass over memory. Compiled for each type of number: -DBF16=1 or 0. Arithmetic is in f32.
+
+typedef long long i64;
+typedef unsigned int u32;
+
+#if BF16
+typedef unsigned short num;
+__device__ inline float wide(num x) { return __uint_as_float((u32)x << 16); }
+__device__ inline num narrow(float x) {
+    num y;
+    asm("cvt.rn.bf16.f32 %0, %1;\n" : "=h"(y) : "f"(x));
+    return y;
+}
+#else
+typedef float num;
+__device__ inline float wide(num x) { return x; }
+__device__ inline num narrow(float x) { return x; }
+#endif
+
+#define WARPS 4
+
+__device__ inline float over_warp(float x) {
+    for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(~0u, x, step);
+    return x;
+}
+
+// The sum over a block of 256 threads, the same in all.
+__device__ float over_block(float x) {
+    __shared__ float warps[8];
+    __syncthreads();
+    x = over_warp(x);
+    if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = x;
+    __syncthreads();
+    x = 0.0f;
+    for (int i = 0; i < 8; i++) x += warps[i];
+    return x;
+}
+
+// `V` neighbouring numbers at once.
+template <int V>
+struct Several {
+    num x[V];
+};
+template <int V>
+__device__ inline Several<V> several(const num* from) {
+    Several<V> out;
+#if BF16
+    if (V == 4) {
+        uint2 both = *(const uint2*)from;
+        out.x[0] = (num)both.x, out.x[1] = (num)(both.x >> 16), out.x[2] = (num)both.y, out.x[3] = (num)(both.y >> 16);
+        return out;
+    }
+#else
+    if (V == 4) {
+        float4 all = *(const float4*)from;
+        out.x[0] = all.x, out.x[1] = all.y, out.x[2] = all.z, out.x[3] = all.w;
+        return out;
+    }
+#endif
+    for (int i = 0; i < V; i++) out.x[i] = from[i];
+    return out;
+}
+template <int V>
+__device__ inline void put(num* to, const Several<V>& from) {
+#if BF16
+    if (V == 4) {
+        *(uint2*)to = make_uint2(from.x[0] | (u32)from.x[1] << 16, from.x[2] | (u32)from.x[3] << 16);
+        return;
+    }
+#else
+    if (V == 4) {
+        *(float4*)to = make_float4(from.x[0], from.x[1], from.x[2], from.x[3]);
+        return;
+    }
+#endif
+    for (int i = 0; i < V; i++) to[i] = from.x[i];
+}
+
+// A vector for each of consecutive `span` rows, or none. `more` is added to it.
+struct PerRow {
+    const num* data;
+    i64 span;
+    float more;
+};
+__device__ inline const num* of_row(const PerRow& p, i64 row, int width) {
+    return p.data ? p.data + row / p.span * width : nullptr;
+}
+
+template <int V>
+__device__ inline float mean_of(const num* x, int width, int lane) {
+    float sum = 0.0f;
+    for (int i = lane * V; i < width; i += 32 * V) {
+        Several<V> some = several<V>(x + i);
+#pragma unroll
+        for (int j = 0; j < V; j++) sum += wide(some.x[j]);
+    }
+    return over_warp(sum) / width;
+}
+// One over the root of the mean square of what is left.
+template <int V>
+__device__ inline float factor_of(const num* x, int width, int lane, float mean, float eps) {
+    float sum = 0.0f;
+    for (int i = lane * V; i < width; i += 32 * V) {
+        Several<V> some = several<V>(x + i);
+#pragma unroll
+        for (int j = 0; j < V; j++) sum += (wide(some.x[j]) - mean) * (wide(some.x[j]) - mean);
+    }
+    return 1.0f / sqrtf(over_warp(sum) / width + eps);
+}
+
+// (x - mean) / deviation * gain + bias; `centred` is 0 where only the mean square is brought to 1. A warp a row.
+template <int V>
+__device__ void norm(const num* x, num* out, PerRow gain, PerRow bias, i64 rows, int width, int centred, float eps) {
+    i64 row = (i64)blockIdx.x * WARPS + threadIdx.x / 32;
+    int lane = threadIdx.x % 32;
+    if (row >= rows) return;
+    const num *from = x + row * width, *gains = of_row(gain, row, width), *biases = of_row(bias, row, width);
+    float mean = centred ? mean_of<V>(from, width, lane) : 0.0f, factor = factor_of<V>(from, width, lane, mean, eps);
+    for (int i = lane * V; i < width; i += 32 * V) {
+        Several<V> some = several<V>(from + i), g, b;
+        if (gains) g = several<V>(gains + i);
+        if (biases) b = several<V>(biases + i);
+#pragma unroll
+        for (int j = 0; j < V; j++) {
+            float y = (wide(some.x[j]) - mean) * factor;
+            if (gains) y *= wide(g.x[j]) + gain.more;
+            if (biases) y += wide(b.x[j]);
+            some.x[j] = narrow(y);
+        }
+        put<V>(out + row * width + i, some);
+    }
+}
+
+// With u the normed row, r its factor, h the gradient times the gain: r (h - mean(h) - u mean(h u)).
+template <int V>
+__device__ void norm_backward(const num* x, const num* gradient, num* out, PerRow gain, i64 rows, int width, int centred, float eps) {
+    i64 row = (i64)blockIdx.x * WARPS + threadIdx.x / 32;
+    int lane = threadIdx.x % 32;
+    if (row >= rows) return;
+    const num *from = x + row * width, *g = gradient + row * width, *gains = of_row(gain, row, width);
+    float mean = centred ? mean_of<V>(from, width, lane) : 0.0f, factor = factor_of<V>(from, width, lane, mean, eps);
+    float across = 0.0f, along = 0.0f;
+    for (int i = lane * V; i < width; i += 32 * V) {
+        Several<V> some = several<V>(from + i), h = several<V>(g + i), m;
+        if (gains) m = several<V>(gains + i);
+#pragma unroll
+        for (int j = 0; j < V; j++) {
+            float each = wide(h.x[j]) * (gains ? wide(m.x[j]) + gain.more : 1.0f);
+            across += each;
+            along += each * (wide(some.x[j]) - mean) * factor;
+        }
+    }
+    across = centred ? over_warp(across) / width : 0.0f;
+    along = over_warp(along) / width;
+    for (int i = lane * V; i < width; i += 32 * V) {
+        Several<V> some = several<V>(from + i), h = several<V>(g + i), m;
+        if (gains) m = several<V>(gains + i);
+#pragma unroll
+        for (int j = 0; j < V; j++) {
+            float each = wide(h.x[j]) * (gains ? wide(m.x[j]) + gain.more : 1.0f);
+            some.x[j] = narrow(factor * (each - across - (wide(some.x[j]) - mean) * factor * along));
+        }
+        put<V>(out + row * width + i, some);
+    }
+}
+
+// gate y, plus x where there is one. A thread V numbers.
+template <int V>
+__device__ void gated(const num* x, PerRow gate, const num* y, num* out, i64 rows, int width) {
+    i64 at = ((i64)blockIdx.x * blockDim.x + threadIdx.x) * V;
+    if (at >= rows * width) return;
+    i64 row = at / width;
+    Several<V> values = several<V>(y + at), gates = several<V>(of_row(gate, row, width) + (at - row * width)), old;
+    if (x) old = several<V>(x + at);
+#pragma unroll
+    for (int j = 0; j < V; j++) {
+        float z = wide(values.x[j]) * wide(gates.x[j]);
+        values.x[j] = narrow(x ? z + wide(old.x[j]) : z);
+    }
+    put<V>(out + at, values);
+}
+
+#define BOTH(V, SUFFIX)                                                                                                  \
+    extern "C" __global__ void norm_##SUFFIX(const num* x, num* out, PerRow gain, PerRow bias, i64 rows, int width,      \
+                                             int centred, float eps) {                                                   \
+        norm<V>(x, out, gain, bias, rows, width, centred, eps);                                                          \
+    }                                                                                                                    \
+    extern "C" __global__ void norm_backward_##SUFFIX(const num* x, const num* gradient, num* out, PerRow gain,          \
+                                                      i64 rows, int width, int centred, float eps) {                     \
+        norm_backward<V>(x, gradient, out, gain, rows, width, centred, eps);                                             \
+    }                                                                                                                    \
+    extern "C" __global__ void gated_##SUFFIX(const num* x, PerRow gate, const num* y, num* out, i64 rows, int width) {  \
+        gated<V>(x, gate, y, out, rows, width);                                                                          \
+    }
+BOTH(4, by_4)
+BOTH(1, by_1)
+
+// Pairs (2i, 2i + 1) of x [B, N, H, D] turned by the angles whose cosine and sine are in [N, D / 2].
+extern "C" __global__ void rope(const num* x, const float* cosines, const float* sines, num* out, i64 pairs, int length,
+                                int heads, int half) {
+    i64 at = (i64)blockIdx.x * blockDim.x + threadIdx.x;
+    if (at >= pairs) return;
+    int i = at % half;
+    i64 token = at / half / heads % length;
+    float c = cosines[token * half + i], s = sines[token * half + i];
+    float a = wide(x[2 * at]), b = wide(x[2 * at + 1]);
+    out[2 * at] = narrow(a * c - b * s);
+    out[2 * at + 1] = narrow(a * s + b * c);
+}
+
+#define GELU_RATE 1.5957691216057308f  // 2 sqrt(2 / pi)
+#define GELU_CUBIC 0.044715f
+
+__device__ inline float logistic(float x) { return 1.0f / (1.0f + expf(-x)); }
+
+// 0: x Phi(x); 1: by tanh; 2: x sigmoid(1.702 x); 3: x sigmoid(x).
+__device__ inline float curve(int kind, float x) {
+    if (kind == 0) return 0.5f * x * (1.0f + erff(x * 0.70710678118654752f));
+    if (kind == 1) return x * logistic(GELU_RATE * x * (1.0f + GELU_CUBIC * x * x));
+    return x * logistic(kind == 2 ? 1.702f * x : x);
+}
+__device__ inline float slope(int kind, float x) {
+    if (kind == 0) return 0.5f * (1.0f + erff(x * 0.70710678118654752f)) + x * 0.3989422804014327f * expf(-0.5f * x * x);
+    if (kind == 1) {
+        float gate = logistic(GELU_RATE * x * (1.0f + GELU_CUBIC * x * x));
+        return gate + gate * (1.0f - gate) * GELU_RATE * x * (1.0f + 3.0f * GELU_CUBIC * x * x);
+    }
+    float rate = kind == 2 ? 1.702f : 1.0f, gate = logistic(rate * x);
+    return gate + gate * (1.0f - gate) * rate * x;
+}
+
+// curve(x), or curve(x) other, or slope(x) other (`mode` 0, 1, 2).
+extern "C" __global__ void activate(const num* x, const num* other, num* out, i64 count, int kind, int mode) {
+    i64 at = (i64)blockIdx.x * blockDim.x + threadIdx.x;
+    if (at >= count) return;
+    float y = mode == 2 ? slope(kind, wide(x[at])) : curve(kind, wide(x[at]));
+    out[at] = narrow(mode == 0 ? y : y * wide(other[at]));
+}
+
+// Group norms: a group of a picture lies in one piece, `size` numbers, and is read by several blocks. The first pass leaves
+// two sums of every piece, the second puts them together in order: no sum depends on which block was first.
+struct Groups {
+    i64 size;        // of a group: channels * pixels
+    int pixels;      // of a channel
+    int channels;    // of a group
+    int groups;      // of a picture
+    int pieces;      // of a group
+    float eps;
+};
+
+__device__ inline void piece_of(const Groups& g, i64& first, i64& last) {
+    i64 each = (g.size + g.pieces - 1) / g.pieces;
+    first = blockIdx.x * each;
+    last = min(first + each, g.size);
+}
+
+// The mean and the sum of squared differences from it, of a piece.
+extern "C" __global__ void group_moments(const num* x, float2* moments, Groups g) {
+    const num* from = x + blockIdx.y * g.size;
+    i64 first, last;
+    piece_of(g, first, last);
+    float sum = 0.0f, squares = 0.0f;
+    for (i64 i = first + threadIdx.x; i < last; i += blockDim.x) sum += wide(from[i]);
+    float mean = last > first ? over_block(sum) / (last - first) : 0.0f;
+    for (i64 i = first + threadIdx.x; i < last; i += blockDim.x) squares += (wide(from[i]) - mean) * (wide(from[i]) - mean);
+    squares = over_block(squares);
+    if (threadIdx.x == 0) moments[blockIdx.y * g.pieces + blockIdx.x] = make_float2(mean, squares);
+}
+
+// The mean of a group and one over its deviation, from those of its pieces (Chan, Golub, LeVeque 1983).
+__device__ inline void group_statistics(const float2* moments, const Groups& g, float& mean, float& factor) {
+    float squares = 0.0f;
+    mean = 0.0f;
+    i64 each = (g.size + g.pieces - 1) / g.pieces, count = 0;
+    for (int i = 0; i < g.pieces; i++) {
+        i64 more = min(each, g.size - i * each);
+        if (more <= 0) break;
+        float2 piece = moments[blockIdx.y * g.pieces + i];
+        float apart = piece.x - mean, share = (float)more / (count + more);
+        mean += apart * share;
+        squares += piece.y + apart * apart * share * count;
+        count += more;
+    }
+    factor = 1.0f / sqrtf(squares / g.size + g.eps);
+}
+
+extern "C" __global__ void group_norm(const num* x, const float2* moments, const num* weight, const num* bias, num* out, Groups g, int silu) {
+    float mean, factor;
+    group_statistics(moments, g, mean, factor);
+    i64 first, last, start = blockIdx.y * g.size;
+    piece_of(g, first, last);
+    int channel = blockIdx.y % g.groups * g.channels;
+    for (i64 i = first + threadIdx.x; i < last; i += blockDim.x) {
+        int c = channel + i / g.pixels;
+        float y = (wide(x[start + i]) - mean) * factor * wide(weight[c]) + wide(bias[c]);
+        out[start + i] = narrow(silu ? y * logistic(y) : y);
+    }
+}
+
+// The gradient of a normed number, times its weight, and the normed number.
+__device__ inline float2 group_gradient(const num* x, const num* gradient, const num* weight, const num* bias, i64 at, int c,
+                                        float mean, float factor, int silu) {
+    float unit = (wide(x[at]) - mean) * factor, gain = wide(weight[c]), h = wide(gradient[at]);
+    if (silu) h *= slope(3, unit * gain + wide(bias[c]));
+    return make_float2(h * gain, unit);
+}
+
+// The sums of the gradient, and of the gradient times the normed numbers, of a piece.
+extern "C" __global__ void group_sums(const num* x, const num* gradient, const float2* moments, const num* weight, const num* bias,
+                                      float2* sums, Groups g, int silu) {
+    float mean, factor, across = 0.0f, along = 0.0f;
+    group_statistics(moments, g, mean, factor);
+    i64 first, last, start = blockIdx.y * g.size;
+    piece_of(g, first, last);
+    int channel = blockIdx.y % g.groups * g.channels;
+    for (i64 i = first + threadIdx.x; i < last; i += blockDim.x) {
+        float2 h = group_gradient(x, gradient, weight, bias, start + i, channel + i / g.pixels, mean, factor, silu);
+        across += h.x;
+        along += h.x * h.y;
+    }
+    across = over_block(across);
+    along = over_block(along);
+    if (threadIdx.x == 0) sums[blockIdx.y * g.pieces + blockIdx.x] = make_float2(across, along);
+}
+
+extern "C" __global__ void group_norm_backward(const num* x, const num* gradient, const float2* moments, const float2* sums,
+                                               const num* weight, const num* bias, num* out, Groups g, int silu) {
+    float mean, factor, across = 0.0f, along = 0.0f;
+    group_statistics(moments, g, mean, factor);
+    for (int i = 0; i < g.pieces; i++) {
+        across += sums[blockIdx.y * g.pieces + i].x;
+        along += sums[blockIdx.y * g.pieces + i].y;
+    }
+    across /= g.size;
+    along /= g.size;
+    i64 first, last, start = blockIdx.y * g.size;
+    piece_of(g, first, last);
+    int channel = blockIdx.y % g.groups * g.channels;
+    for (i64 i = first + threadIdx.x; i < last; i += blockDim.x) {
+        float2 h = group_gradient(x, gradient, weight, bias, start + i, channel + i / g.pixels, mean, factor, silu);
+        out[start + i] = narrow(factor * (h.x - across - h.y * along));
+    }
+}
+
+#if !BF16
+struct Update {
+    float keep1, take1, keep2, take2, shrink, step_size, root_correction, epsilon;
+};
+
+extern "C" __global__ void adamw(float* parameters, const float* gradient, float* first, float* second, i64 count, Update u) {
+    i64 at = (i64)blockIdx.x * blockDim.x + threadIdx.x;
+    if (at >= count) return;
+    float g = gradient[at], m = u.keep1 * first[at] + u.take1 * g, v = u.keep2 * second[at] + u.take2 * g * g;
+    first[at] = m;
+    second[at] = v;
+    parameters[at] = u.shrink * parameters[at] - u.step_size * m / (sqrtf(v) / u.root_correction + u.epsilon);
+}
+#endif
