@@ -136,6 +136,7 @@ fn measure(case: &Value) -> Result<Value> {
             values: &values,
             dropout: (0.0, 0),
             recompute,
+            offload: false,
         };
         pass.backward(&part, step as u64, 1.0, &gradient)?;
         optimizer.step(&values, &gradient, 1e-4)?;

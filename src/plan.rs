@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use crate::lora::{LinearShape, Recompute};
 use crate::models::{Activations, Components, Error, Family, Keep, StepShape};
+use crate::nn;
 use crate::recipe::Recipe;
 
 /// What a card's driver and libraries take for themselves, about.
@@ -94,6 +95,8 @@ pub struct Plan {
     pub keep: Keep,
     /// The blocks that are run again for their gradients.
     pub recompute: Recompute,
+    /// Whether what they are given waits in the host's memory.
+    pub offload: bool,
     /// How many they are, of how many.
     pub again: (usize, usize),
     /// What it takes.
@@ -127,12 +130,13 @@ pub enum Refused {
 pub fn make(wanted: &Wanted<'_>, available: u64) -> Result<Plan, Refused> {
     let counts = Counts::of(wanted)?;
     let keeps = match wanted.keep {
-        Keep::Whole => vec![Keep::Whole, Keep::InFile],
+        Keep::Whole => vec![Keep::Whole, Keep::IN_FILE],
         other => vec![other],
     };
     let mut least = None;
     for keep in keeps {
         match counts.fit(wanted, keep, available) {
+            Ok(plan) if keep != wanted.keep => return Ok(counts.fill(wanted, plan, available)),
             Ok(plan) => return Ok(plan),
             Err(bytes) => least = Some(bytes),
         }
@@ -195,45 +199,70 @@ impl Counts {
     /// A plan with the weights kept so; the least bytes it would take where it does not fit.
     fn fit(&self, wanted: &Wanted<'_>, keep: Keep, available: u64) -> Result<Plan, Bytes> {
         let all = self.activations.blocks.len();
-        let with = |again| self.bytes(wanted, keep, again);
         let choices = match wanted.checkpointing {
             Some(true) => all..=all,
             Some(false) => 0..=0,
             None => 0..=all,
         };
-        let fits = |again: &usize| with(*again).total() <= available;
-        let Some(again) = choices.clone().find(fits) else {
-            let least = choices.map(with).min_by_key(Bytes::total);
-            return Err(least.unwrap_or_default());
-        };
-        Ok(Plan {
-            keep,
-            recompute: match again {
-                0 => Recompute::Never,
-                some if some == all => Recompute::EveryBlock,
-                some => Recompute::Blocks((0..some).collect()),
-            },
-            again: (again, all),
-            bytes: with(again),
-        })
+        let kept = choices.map(|again| (again, Some(self.activations.kept(again))));
+        // Waiting elsewhere is only another place on a card.
+        let elsewhere = wanted.machine == Machine::Card && wanted.checkpointing != Some(false);
+        let offloaded = elsewhere.then(|| (all, self.activations.kept_offloaded()));
+        let mut least: Option<Bytes> = None;
+        for (offload, (again, kept)) in kept
+            .map(|choice| (false, choice))
+            .chain(offloaded.map(|choice| (true, choice)))
+        {
+            let Some(kept) = kept else { continue };
+            let bytes = self.bytes(wanted, keep, kept);
+            if bytes.total() <= available {
+                return Ok(Plan {
+                    keep,
+                    recompute: match again {
+                        0 => Recompute::Never,
+                        some if some == all => Recompute::EveryBlock,
+                        some => Recompute::Blocks((0..some).collect()),
+                    },
+                    offload,
+                    again: (again, all),
+                    bytes,
+                });
+            }
+            least = least.filter(|l| l.total() <= bytes.total()).or(Some(bytes));
+        }
+        Err(least.unwrap_or_default())
     }
 
-    fn bytes(&self, wanted: &Wanted<'_>, keep: Keep, again: usize) -> Bytes {
+    /// Keeps as many matrices whole as fit, where they would stay in their files.
+    fn fill(&self, wanted: &Wanted<'_>, mut plan: Plan, available: u64) -> Plan {
+        let in_files = self.weights(wanted.dtype, Keep::Whole) - plan.bytes.weights;
+        let resident_bytes = in_files.min(available.saturating_sub(plan.bytes.total()));
+        plan.keep = Keep::InFile { resident_bytes };
+        plan.bytes.weights += resident_bytes;
+        plan
+    }
+
+    fn weights(&self, dtype: DType, keep: Keep) -> u64 {
+        let one = |shape: &Vec<usize>| match shape[..] {
+            [outputs, inputs] => keep.bytes([outputs, inputs], dtype),
+            _ => shape.iter().product::<usize>() * dtype.size_in_bytes(),
+        };
+        self.tensors.iter().map(one).sum::<usize>() as u64
+    }
+
+    /// Where the forward pass keeps so many numbers.
+    fn bytes(&self, wanted: &Wanted<'_>, keep: Keep, kept: u64) -> Bytes {
         let dtype = wanted.dtype;
         let size = dtype.size_in_bytes() as u64;
         let whole = |shape: &[usize]| shape.iter().product::<usize>() * dtype.size_in_bytes();
-        let weight = |shape: &Vec<usize>| match shape[..] {
-            [outputs, inputs] => keep.bytes([outputs, inputs], dtype),
-            _ => whole(shape),
-        };
         // A matrix that is not kept whole is unpacked, by way of f32, when it is used.
+        let matrices = self.tensors.iter().filter(|shape| shape.len() == 2);
+        let largest = matrices.map(|shape| whole(shape)).max().unwrap_or(0) as u64;
         let unpacked = match keep {
             Keep::Whole => 0,
-            _ => {
-                let matrices = self.tensors.iter().filter(|shape| shape.len() == 2);
-                let largest = matrices.map(|shape| whole(shape)).max().unwrap_or(0) as u64;
-                largest + largest / size * 8
-            }
+            Keep::Packed(_) => largest + largest / size * 8,
+            // And those that are read ahead of it.
+            Keep::InFile { .. } => (1 + nn::AHEAD as u64) * largest + largest / size * 8,
         };
         // Numbers, gradient and two moments in f32; what the network sees of them and gives back in its own type.
         let adapters = self.adapters * (4 * 4 + 2 * size);
@@ -241,9 +270,9 @@ impl Counts {
         let kernels = wanted.machine == Machine::Cpu && dtype == DType::F32;
         let passing = self.activations.passing * if kernels { 8 } else { 16 };
         Bytes {
-            weights: self.tensors.iter().map(weight).sum::<usize>() as u64,
+            weights: self.weights(dtype, keep),
             adapters,
-            activations: self.activations.kept(again) * size,
+            activations: kept * size,
             passing: passing + unpacked,
             libraries: match wanted.machine {
                 Machine::Cpu => 0,
@@ -310,10 +339,18 @@ impl std::fmt::Display for Plan {
         if let (again @ 1.., all) = self.again {
             write!(f, "; {again} of {all} blocks are computed twice to fit")?;
         }
+        if self.offload {
+            write!(f, "; what they are given waits in the machine's memory")?;
+        }
         match self.keep {
-            Keep::InFile => write!(
+            Keep::InFile { resident_bytes: 0 } => write!(
                 f,
                 "; the base model stays in its file, and each matrix is read when it is used"
+            ),
+            Keep::InFile { resident_bytes } => write!(
+                f,
+                "; of the base model {} are kept, and each other matrix is read from its file when it is used",
+                gb(resident_bytes)
             ),
             _ => Ok(()),
         }

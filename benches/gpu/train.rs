@@ -128,6 +128,7 @@ pub(super) fn train(case: &Value, device: &Device) -> Result<Value> {
         values: &values,
         dropout: (0.0, 0),
         recompute: plan.recompute.clone(),
+        offload: plan.offload,
     };
     let (mut number, mut loss) = (0, 0.0);
     let timings = Timings::of(device, count(case, "steps")?, || {

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use candle_core::{DType, Result, Tensor, bail};
+use candle_core::{DType, Device, Result, Tensor, bail};
 
 use super::gradient::{Gradient, Gradients, Slots};
 
@@ -54,6 +54,24 @@ impl Value {
     pub(crate) fn id(&self) -> Option<Id> {
         self.id
     }
+
+    fn device(&self) -> Device {
+        self.tensor.device().clone()
+    }
+}
+
+/// The same values, each on a device.
+fn moved<'a>(
+    values: Vec<Value>,
+    devices: impl IntoIterator<Item = &'a Device>,
+) -> Result<Vec<Value>> {
+    let one = |(value, device): (Value, &Device)| {
+        Ok(Value {
+            tensor: value.tensor.to_device(device)?,
+            id: value.id,
+        })
+    };
+    values.into_iter().zip(devices).map(one).collect()
 }
 
 /// How a tape treats what it is asked to compute.
@@ -80,6 +98,7 @@ struct Node {
 pub struct Tape {
     mode: Mode,
     nodes: RefCell<Vec<Node>>,
+    offload: bool,
 }
 
 impl Tape {
@@ -97,7 +116,14 @@ impl Tape {
         Self {
             mode,
             nodes: RefCell::new(Vec::new()),
+            offload: false,
         }
+    }
+
+    /// What is given to a [`Self::checkpoint`] waits in the host's memory for the way back.
+    pub fn offloading(mut self, offload: bool) -> Self {
+        self.offload = offload;
+        self
     }
 
     /// A value whose gradient is wanted (but not on a tape that is off).
@@ -184,8 +210,14 @@ impl Tape {
         if ids.iter().all(Option::is_none) {
             return Ok(outputs);
         }
+        let devices: Vec<Device> = inputs.iter().map(Value::device).collect();
+        let inputs = match self.offload {
+            true => moved(inputs, std::iter::repeat(&Device::Cpu))?,
+            false => inputs,
+        };
         let backward = move |slots: &mut Slots, gradients: Vec<Option<Gradient>>| {
             let again = Self::recording();
+            let inputs = moved(inputs, &devices)?;
             let outputs = block(&again, &inputs)?;
             let mut gradients = gradients.into_iter();
             for (value, _) in outputs.iter().zip(&ids).filter(|(_, id)| id.is_some()) {

@@ -51,6 +51,8 @@ pub struct Activations {
     pub blocks: Vec<BlockActivations>,
     /// The most that an operation holds for a moment beside what is kept.
     pub passing: u64,
+    /// Whether blocks hand on what they make and nobody else reads it, so that it can wait elsewhere.
+    pub chained: bool,
 }
 
 /// How many numbers a block keeps.
@@ -74,6 +76,14 @@ impl Activations {
         self.outside + inputs + inner.max(largest)
     }
 
+    /// The most that is kept at a time where all blocks are run again and what they are given waits elsewhere; None where that
+    /// frees nothing.
+    pub fn kept_offloaded(&self) -> Option<u64> {
+        let most = |count: fn(&BlockActivations) -> u64| self.blocks.iter().map(count).max();
+        let held = most(|b| b.inner)? + most(|b| b.inputs)?;
+        self.chained.then_some(self.outside + held)
+    }
+
     /// The fewest blocks to run again so that at most `numbers` are kept; none if that is not enough.
     pub fn fewest_again(&self, numbers: u64) -> Option<usize> {
         (0..=self.blocks.len()).find(|&again| self.kept(again) <= numbers)
@@ -91,7 +101,9 @@ mod tests {
             outside: 5,
             blocks: vec![block(1, 10), block(1, 20), block(2, 30)],
             passing: 0,
+            chained: true,
         };
+        assert_eq!(all.kept_offloaded(), Some(5 + 30 + 2));
         let kept: Vec<u64> = (0..=4).map(|again| all.kept(again)).collect();
         assert_eq!(kept, [65, 56, 37, 39, 39]);
         assert_eq!(all.fewest_again(100), Some(0));

@@ -1,10 +1,12 @@
 //! Where a network's tensors come from, and how they are kept once they are there.
 
+use std::cell::Cell;
+
 use candle_core::{DType, Device, Tensor};
 
 use super::Error;
 use crate::nn::weights::Weights;
-use crate::nn::{Frozen, Packing};
+use crate::nn::{Ahead, Frozen, Packing};
 
 /// Gives the tensors of a network by their canonical names.
 pub trait Source {
@@ -31,8 +33,16 @@ pub enum Keep {
     Whole,
     /// In few bits; another network, near the whole one.
     Packed(Packing),
-    /// In their files, from which each is read when it is used: the same numbers in less memory.
-    InFile,
+    /// In their files, from which each is read when it is used, or a little ahead of it: the same numbers in less memory.
+    InFile {
+        /// The first so many bytes of them are kept whole.
+        resident_bytes: u64,
+    },
+}
+
+impl Keep {
+    /// All in their files.
+    pub const IN_FILE: Self = Self::InFile { resident_bytes: 0 };
 }
 
 /// Where and in what a network computes, and how it is kept.
@@ -64,6 +74,9 @@ pub const LEAST_PACKED: usize = 1 << 12;
 pub(super) struct Files {
     weights: Weights,
     keep: Keep,
+    /// Bytes of matrices that may still be kept whole where the others stay in their files.
+    resident_bytes: Cell<u64>,
+    ahead: Ahead,
 }
 
 impl Files {
@@ -73,6 +86,11 @@ impl Files {
         Self {
             weights: weights.on(&placement.device),
             keep: placement.keep,
+            resident_bytes: Cell::new(match placement.keep {
+                Keep::InFile { resident_bytes } => resident_bytes,
+                _ => 0,
+            }),
+            ahead: Ahead::default(),
         }
     }
 }
@@ -85,7 +103,15 @@ impl Source for Files {
     fn matrix(&self, shape: [usize; 2], name: &str) -> Result<Frozen, Error> {
         match self.keep.of(shape) {
             Keep::Whole => Ok(self.weights.get(&shape, name)?.into()),
-            Keep::InFile => Ok(Frozen::in_file(&self.weights, shape, name)),
+            Keep::InFile { .. } => {
+                let bytes = Keep::Whole.bytes(shape, self.weights.dtype()) as u64;
+                if let Some(left) = self.resident_bytes.get().checked_sub(bytes) {
+                    self.resident_bytes.set(left);
+                    return Ok(self.weights.get(&shape, name)?.into());
+                }
+                let (weights, ahead) = (&self.weights, &self.ahead);
+                Ok(Frozen::in_file(weights, shape, name, ahead))
+            }
             Keep::Packed(packing) => {
                 let stored = self.weights.clone().with_dtype(DType::F32).on(&Device::Cpu);
                 let (dtype, device) = (self.weights.dtype(), self.weights.device());
@@ -106,17 +132,17 @@ impl Keep {
         let small = shape.iter().product::<usize>() < LEAST_PACKED;
         match self {
             Self::Packed(packing) if small || !packing.fits(shape) => Self::Whole,
-            Self::InFile if small => Self::Whole,
+            Self::InFile { .. } if small => Self::Whole,
             other => other,
         }
     }
 
-    /// Bytes in memory of a matrix of this shape that is computed with in `dtype`.
+    /// Bytes in memory of a matrix of this shape that is computed with in `dtype`, if it is not among those kept whole.
     pub fn bytes(self, shape: [usize; 2], dtype: DType) -> usize {
         match self.of(shape) {
             Self::Whole => shape.iter().product::<usize>() * dtype.size_in_bytes(),
             Self::Packed(packing) => packing.bytes(shape),
-            Self::InFile => 0,
+            Self::InFile { .. } => 0,
         }
     }
 }

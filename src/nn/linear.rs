@@ -92,7 +92,12 @@ pub(crate) fn forward(
         );
     }
     let Some(lora) = lora else {
-        let y = by_kernel!(x, T => product::<T>(x, w, b)?, composed(x, w, b)?);
+        let y = by_kernel!(
+            x,
+            T => product::<T>(x, w, b)?,
+            card k => product_on_card(k, x, w, b)?,
+            composed(x, w, b)?
+        );
         return Ok((y, None));
     };
     lora.check(x, w)?;
@@ -107,7 +112,7 @@ pub(crate) fn forward(
         },
         card k => {
             let down = composed(&input, &lora.a.to_dtype(x.dtype())?, None)?;
-            let y = composed(x, w, b)?;
+            let y = product_on_card(k, x, w, b)?;
             let up = lora.b.to_dtype(x.dtype())?.contiguous()?;
             add_product_on_card(k, &y, lora.scale, (&down, &up))?;
             Ok((y, Some(down)))
@@ -119,6 +124,24 @@ pub(crate) fn forward(
             Ok(((composed(x, w, b)? + up)?, Some(down)))
         }
     )
+}
+
+/// `x w^T + b`, added up by the product itself.
+#[cfg(feature = "cuda")]
+fn product_on_card(
+    kernels: &card::Kernels,
+    x: &Tensor,
+    w: &Tensor,
+    b: Option<&Tensor>,
+) -> Result<Tensor> {
+    let Some(b) = b.filter(|b| b.dtype() == x.dtype()) else {
+        return composed(x, w, b);
+    };
+    let (rows, inner) = cpu::rows_of(x)?;
+    let (x_rows, w) = (x.contiguous()?.reshape((rows, inner))?, w.contiguous()?);
+    let y = card::rows::spread(kernels, b, rows)?;
+    gemm::add_product(kernels, &y, 1.0, Factor::of(&x_rows), Factor::turned(&w))?;
+    y.reshape(shape_with_last(x, w.dim(0)?))
 }
 
 /// `y += scale down up^T`, in place: `y` `[.., out]`, `down` `[.., r]`, `up` `[out, r]`.

@@ -62,6 +62,8 @@ pub struct State {
     pub manifest: Digest,
     /// Names and shapes of the adapter's tensors.
     pub layout: Fingerprint,
+    /// On what and in what type it was computed, in words. A run may go on elsewhere, but then not bit for bit.
+    pub computed: String,
 }
 
 /// A checkpoint in memory.
@@ -251,6 +253,7 @@ mod tests {
             denoiser: digest,
             manifest: digest,
             layout: id,
+            computed: "on a CPU in f32".to_owned(),
         };
         let values = vec![step as f32, f32::MIN_POSITIVE, -0.0];
         Checkpoint {

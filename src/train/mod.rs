@@ -113,7 +113,7 @@ pub fn run(
         &set,
         denoiser.as_ref(),
         denoiser_digest,
-        plan.recompute,
+        plan,
         options,
     )?;
     monitor.note(&format!(
@@ -125,6 +125,12 @@ pub fn run(
     ));
     if run.step > 0 {
         monitor.note(&format!("going on after step {}", run.step));
+    }
+    if let Some(before) = &run.computed_before {
+        monitor.note(&format!(
+            "until now this run was computed {before}, from here on {}: the steps to come differ in rounding",
+            run.state.computed
+        ));
     }
     if let Some((step, _)) = &options.dump_step
         && *step <= run.step

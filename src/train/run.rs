@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 
 use super::batches::Batches;
 use super::checkpoint::{Checkpoint, State};
@@ -15,10 +15,12 @@ use crate::base::Base;
 use crate::diffusion::{TimestepSampling, TimestepSpec};
 use crate::digest::{Digest, Fingerprint};
 use crate::experiment::{Experiment, LrDecay};
-use crate::lora::{self, AdapterSet, LinearShape, Recompute};
-use crate::models::Denoiser;
+use crate::lora::{self, AdapterSet, LinearShape};
+use crate::models::{Denoiser, Keep};
 use crate::monitor::Monitor;
+use crate::nn;
 use crate::optim::{AdamW, AdamWOptions, Decay, LrSchedule, clip_gradient_norm};
+use crate::plan::Plan;
 
 /// What a model that is told its guidance is told in training: scale 1, as if there were none. A LoRA trained so is
 /// sampled at the usual scale.
@@ -31,6 +33,8 @@ pub(super) struct Run<'a> {
     pub(super) set: &'a TrainingSet<'a>,
     pub(super) denoiser: &'a dyn Denoiser,
     pub(super) state: State,
+    /// How the checkpoint was computed that the run goes on from, if otherwise.
+    pub(super) computed_before: Option<String>,
     pub(super) step: u64,
     /// Where each adapter's numbers are; the numbers as they were at the start.
     pub(super) adapters: AdapterSet,
@@ -40,10 +44,24 @@ pub(super) struct Run<'a> {
     pub(super) schedule: LrSchedule,
     pub(super) batches: Batches,
     pub(super) draws: DrawOptions,
-    pub(super) recompute: Recompute,
+    pub(super) plan: Plan,
     pub(super) output: PathBuf,
     pub(super) recent: Vec<f64>,
     pub(super) validation_loss: Option<f64>,
+}
+
+/// What decides how numbers are rounded, in words.
+fn computed(denoiser: &dyn Denoiser, keep: Keep) -> String {
+    let device = match denoiser.device() {
+        Device::Cpu => "on a CPU",
+        device if nn::has_own_kernels(device) => "on a card by own kernels",
+        _ => "on a card",
+    };
+    let packed = match keep {
+        Keep::Packed(packing) => format!(", weights in {packing:?}").to_lowercase(),
+        _ => String::new(),
+    };
+    format!("{device} in {}{packed}", denoiser.dtype().as_str())
 }
 
 impl<'a> Run<'a> {
@@ -53,7 +71,7 @@ impl<'a> Run<'a> {
         set: &'a TrainingSet<'a>,
         denoiser: &'a dyn Denoiser,
         denoiser_digest: Digest,
-        recompute: Recompute,
+        plan: Plan,
         options: &TrainOptions,
     ) -> Result<Self, Error> {
         let train = &experiment.raw.train;
@@ -68,6 +86,7 @@ impl<'a> Run<'a> {
             denoiser: denoiser_digest,
             manifest: set.manifest(),
             layout: Fingerprint::of(&layout)?,
+            computed: computed(denoiser, plan.keep),
         };
         let output = experiment.output_path();
         let adamw = AdamWOptions {
@@ -78,11 +97,12 @@ impl<'a> Run<'a> {
         };
         let device = denoiser.device();
         let mut optimizer = AdamW::new(adamw, adapters.values().len(), device)?;
-        let mut step = 0;
+        let (mut step, mut computed_before) = (0, None);
         if !options.restart
             && let Some(found) = Checkpoint::newest(&output.join("checkpoints"), &state)?
         {
             step = found.state.step;
+            computed_before = Some(found.state.computed).filter(|c| *c != state.computed);
             adapters.set_values(found.parameters)?;
             let (first, second) = (found.first_moment, found.second_moment);
             optimizer = AdamW::from_state(adamw, step, first, second, device)?;
@@ -92,9 +112,10 @@ impl<'a> Run<'a> {
             batches: Batches::new(&set.buckets(), train.batch_size, train.seed),
             schedule: schedule(experiment),
             draws: draw_options(experiment, base),
-            recompute,
+            plan,
             recent: Vec::new(),
             validation_loss: None,
+            computed_before,
             experiment,
             base,
             set,
@@ -271,7 +292,8 @@ impl<'a> Run<'a> {
                 self.experiment.raw.adapter.dropout,
                 self.experiment.raw.train.seed,
             ),
-            recompute: self.recompute.clone(),
+            recompute: self.plan.recompute.clone(),
+            offload: self.plan.offload,
         }
     }
 

@@ -21,6 +21,8 @@ pub struct Pass<'a> {
     pub dropout: (f64, u64),
     /// Which blocks are computed twice to save memory.
     pub recompute: Recompute,
+    /// Whether what these are given waits in the host's memory.
+    pub offload: bool,
 }
 
 /// What a part's pass made.
@@ -44,7 +46,7 @@ impl Pass<'_> {
         factor: f64,
         gradient: &Tensor,
     ) -> Result<PassResult> {
-        let tape = Tape::recording();
+        let tape = Tape::recording().offloading(self.offload);
         let (probability, seed) = self.dropout;
         let dropout = Dropout {
             probability,

@@ -67,7 +67,7 @@ fn less_memory_means_more_work_and_the_same_bits_until_it_is_refused_with_advice
     assert!(lora() == whole, "blocks computed twice made another LoRA");
     train("0.012")
         .expect(0)
-        .says("the base model stays in its file");
+        .says("each other matrix is read from its file when it is used");
     assert!(lora() == whole, "weights read when used made another LoRA");
     train("0.002")
         .expect(1)

@@ -306,6 +306,7 @@ fn twenty_steps_lose_what_they_lose_in_diffusers_and_peft() {
             values: &values,
             dropout: (0.0, 0),
             recompute: Recompute::Never,
+            offload: false,
         };
         let made = pass
             .backward(&part, i as u64, 1.0, &gradient)

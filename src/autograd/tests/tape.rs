@@ -49,6 +49,30 @@ fn network(checkpointed: bool) -> impl Fn(&Tape, &[Value]) -> Result<Vec<Value>>
     }
 }
 
+/// On a card, what a block is given waits on the host.
+#[test]
+fn a_checkpoint_that_waits_on_the_host_changes_no_gradient() {
+    for place in elsewhere() {
+        let input = |seed, shape: &[usize]| {
+            let t = normal(seed, shape).to_dtype(place.dtype).unwrap();
+            t.to_device(&place.device).unwrap()
+        };
+        let inputs = [input(1, &[3, 6]), input(2, &[2, 6]), input(3, &[6, 2])];
+        let found = [false, true].map(|offload| {
+            let tape = Tape::recording().offloading(offload);
+            let leaves: Vec<_> = inputs.iter().map(|t| tape.leaf(t.clone())).collect();
+            let out = network(true)(&tape, &leaves).unwrap().remove(0);
+            let seed = out.tensor().ones_like().unwrap();
+            let mut found = tape.backward_from(&[(&out, seed)]).unwrap();
+            let host = |leaf: &Value| host(&found.take(leaf).unwrap());
+            leaves.iter().map(host).collect::<Vec<_>>()
+        });
+        for (kept, offloaded) in found[0].iter().zip(&found[1]) {
+            assert_eq!(difference(kept, offloaded), 0.0, "{place:?}");
+        }
+    }
+}
+
 #[test]
 fn a_block_may_pass_an_input_on_and_leave_a_result_unused() {
     let inputs = [normal(1, &[2, 3]), normal(2, &[2, 3])];

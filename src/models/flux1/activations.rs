@@ -19,6 +19,7 @@ impl Architecture {
                 + (picture * d + 2 * latents) as u64,
             blocks: double.chain(single).collect(),
             passing: ((picture + context) * d * (MLP_RATIO + 2)) as u64,
+            chained: true,
         }
     }
 

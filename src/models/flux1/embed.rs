@@ -39,6 +39,7 @@ pub(super) fn unpack(tape: &Tape, x: &Value, (i, j): (usize, usize), c: usize) -
 
 /// Cosines and sines by which pairs of a head's channels turn, [n + m, e / 2] each in f32: for the patches row by row,
 /// then for the context.
+#[derive(Clone)]
 pub(super) struct Rotary {
     pub(super) cos: Tensor,
     pub(super) sin: Tensor,

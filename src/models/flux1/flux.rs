@@ -2,7 +2,7 @@
 //!
 //! Shapes: b batch, n patches, m context tokens, d width.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{DType, Device, Result, Tensor, bail};
 
@@ -36,7 +36,12 @@ pub(super) struct Flux {
     proj_out: Linear,
     /// A tensor of the network's type on its device.
     like: Tensor,
+    /// The tables of the last call, for patches and context tokens of these numbers.
+    rotary: Mutex<Option<(Extents, Rotary)>>,
 }
+
+/// Rows and columns of patches, and tokens of the context.
+type Extents = ((usize, usize), usize);
 
 impl Flux {
     /// Builds the network from tensors by canonical name.
@@ -68,7 +73,21 @@ impl Flux {
             like: source.tensor(&[architecture.width()], "x_embedder.bias")?,
             linears,
             architecture,
+            rotary: Mutex::default(),
         })
+    }
+
+    /// The rotary tables, which a run of pictures of one size makes once.
+    fn rotary(&self, extents: Extents) -> Result<Rotary> {
+        let mut last = self.rotary.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((found, rotary)) = &*last
+            && *found == extents
+        {
+            return Ok(rotary.clone());
+        }
+        let (patches, context) = extents;
+        let made = Rotary::new(self.architecture.axes, patches, context, self.like.device())?;
+        Ok(last.insert((extents, made)).1.clone())
     }
 
     fn check_inputs(
@@ -145,9 +164,8 @@ impl Flux {
                 AttentionMask::KeyCounts(counts.iter().map(|count| num_patches + count).collect())
             }
         };
-        let axes = self.architecture.axes;
         Ok(Tokens {
-            rotary: Rotary::new(axes, (rows, columns), m, latents.tensor().device())?,
+            rotary: self.rotary(((rows, columns), m))?,
             num_patches,
             mask,
         })

@@ -17,6 +17,7 @@ impl Architecture {
                 + (picture * d + 2 * latents) as u64,
             blocks: blocks.collect(),
             passing: (6 * (picture + context) * d) as u64,
+            chained: true,
         }
     }
 

@@ -89,6 +89,8 @@ impl Architecture {
                 + step.adapter("conv_out", all, first),
             passing: (all * first * 8) as u64,
             blocks,
+            // The way up reads what the way down made.
+            chained: false,
         }
     }
 

@@ -8,6 +8,7 @@ pub(crate) mod attention;
 pub(crate) mod gemm;
 pub(crate) mod groups;
 pub(crate) mod rows;
+pub(crate) mod upload;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};

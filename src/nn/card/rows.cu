@@ -181,6 +181,13 @@ __device__ void gated(const num* x, PerRow gate, const num* y, num* out, i64 row
     put<V>(out + at, values);
 }
 
+// The same vector in every row.
+template <int V>
+__device__ void spread(const num* vector, num* out, i64 rows, int width) {
+    i64 at = ((i64)blockIdx.x * blockDim.x + threadIdx.x) * V;
+    if (at < rows * width) put<V>(out + at, several<V>(vector + at % width));
+}
+
 #define BOTH(V, SUFFIX)                                                                                                  \
     extern "C" __global__ void norm_##SUFFIX(const num* x, num* out, PerRow gain, PerRow bias, i64 rows, int width,      \
                                              int centred, float eps) {                                                   \
@@ -192,6 +199,9 @@ __device__ void gated(const num* x, PerRow gate, const num* y, num* out, i64 row
     }                                                                                                                    \
     extern "C" __global__ void gated_##SUFFIX(const num* x, PerRow gate, const num* y, num* out, i64 rows, int width) {  \
         gated<V>(x, gate, y, out, rows, width);                                                                          \
+    }                                                                                                                    \
+    extern "C" __global__ void spread_##SUFFIX(const num* vector, num* out, i64 rows, int width) {                       \
+        spread<V>(vector, out, rows, width);                                                                             \
     }
 BOTH(4, by_4)
 BOTH(1, by_1)

@@ -198,6 +198,26 @@ pub(crate) fn gated(
     Ok(out)
 }
 
+/// The vector `[n]` in every one of `rows` rows, `[rows, n]`.
+pub(crate) fn spread(kernels: &Kernels, vector: &Tensor, rows: usize) -> Result<Tensor> {
+    let vector = vector.contiguous()?;
+    let width = vector.dim(0)?;
+    let out = kernels.room((rows, width), vector.dtype())?;
+    let mut shape = Rows::new(&out)?;
+    let from = Address(shape.address(kernels, &vector)?);
+    let to = Address(shape.address(kernels, &out)?);
+    let (name, each) = match shape.by_4 {
+        true => ("spread_by_4", 4),
+        false => ("spread_by_1", 1),
+    };
+    let function = kernels.function("rows", out.dtype(), name)?;
+    let arguments = [from, to, Long(rows as i64), Int(width as i32)];
+    let blocks = blocks_for(out.elem_count().div_ceil(each));
+    // SAFETY: the signature of `spread_by_*`; `out` has `rows` rows like `vector`.
+    unsafe { kernels.launch(&function, blocks, &arguments)? };
+    Ok(out)
+}
+
 /// Pairs of `x` `[B, N, H, D]` turned by the angles of `cos` and `sin`, `[N, D / 2]`.
 pub(crate) fn rope(kernels: &Kernels, x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
     let (_, length, heads, width) = x.dims4()?;

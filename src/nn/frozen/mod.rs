@@ -5,11 +5,16 @@
 //! A packed matrix is bytes, each of which names one or two numbers in a table, and a scale for each group of numbers. So
 //! unpacking is a lookup and a product, whatever the format; see [`Packing`] for the three there are.
 
+mod ahead;
+
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Result, Tensor, bail};
 use rayon::prelude::*;
 
+pub use ahead::{Ahead, DEPTH};
+
+use self::ahead::InFile;
 use super::cpu::{self, by_kernel};
 use super::weights::{self, Weights};
 
@@ -21,7 +26,7 @@ pub struct Frozen(Kept);
 enum Kept {
     Dense(Tensor),
     Packed(Arc<Packed>),
-    InFile(Arc<InFile>),
+    InFile(Ahead, usize),
 }
 
 /// How a matrix is packed.
@@ -47,12 +52,6 @@ struct Packed {
     dtype: DType,
 }
 
-struct InFile {
-    weights: Weights,
-    name: String,
-    shape: [usize; 2],
-}
-
 impl From<Tensor> for Frozen {
     fn from(whole: Tensor) -> Self {
         Self(Kept::Dense(whole))
@@ -66,13 +65,14 @@ impl From<&Tensor> for Frozen {
 }
 
 impl Frozen {
-    /// The matrix `name` of `weights`, read anew whenever it is used.
-    pub fn in_file(weights: &Weights, shape: [usize; 2], name: &str) -> Self {
-        Self(Kept::InFile(Arc::new(InFile {
+    /// The matrix `name` of `weights`, read anew whenever it is used, or ahead of it by the network's reader.
+    pub fn in_file(weights: &Weights, shape: [usize; 2], name: &str, ahead: &Ahead) -> Self {
+        let number = ahead.add(InFile {
             weights: weights.clone(),
             name: name.to_owned(),
             shape,
-        })))
+        });
+        Self(Kept::InFile(ahead.clone(), number))
     }
 
     /// `matrix` packed, to be computed with in `dtype` on `device`.
@@ -115,7 +115,7 @@ impl Frozen {
         match &self.0 {
             Kept::Dense(whole) => whole.dims2(),
             Kept::Packed(packed) => Ok(packed.shape.into()),
-            Kept::InFile(stored) => Ok(stored.shape.into()),
+            Kept::InFile(ahead, number) => Ok(ahead.shape(*number).into()),
         }
     }
 
@@ -128,10 +128,7 @@ impl Frozen {
         match &self.0 {
             Kept::Dense(whole) => Ok(whole.clone()),
             Kept::Packed(packed) => packed.dense(),
-            Kept::InFile(stored) => {
-                let read = stored.weights.get(&stored.shape, &stored.name);
-                read.map_err(|error| candle_core::Error::Msg(error.to_string()))
-            }
+            Kept::InFile(ahead, number) => ahead.get(*number),
         }
     }
 
@@ -143,7 +140,7 @@ impl Frozen {
             Kept::Packed(packed) => {
                 bytes(&packed.codes) + bytes(&packed.table) + bytes(&packed.scales)
             }
-            Kept::InFile(_) => 0,
+            Kept::InFile(..) => 0,
         }
     }
 }

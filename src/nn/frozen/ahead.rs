@@ -1,0 +1,310 @@
+//! Matrices of files, read before they are asked for.
+//!
+//! A training step asks for a network's matrices in the same order every time, forward and back. So after any two requests,
+//! what came next the last time is the likely next one, and a thread reads it while the present one is computed with.
+//! A wrong guess costs a read, never a number.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+
+use candle_core::{Error, Result, Tensor};
+
+#[cfg(feature = "cuda")]
+use crate::nn::card;
+use crate::nn::weights::Weights;
+
+/// Matrices that are read ahead, at most.
+pub const DEPTH: usize = 2;
+
+/// A matrix of a file.
+pub(super) struct InFile {
+    pub(super) weights: Weights,
+    pub(super) name: String,
+    pub(super) shape: [usize; 2],
+}
+
+impl InFile {
+    fn read(&self) -> Result<Tensor> {
+        let read = self.weights.get(&self.shape, &self.name);
+        read.map_err(|error| Error::Msg(error.to_string()))
+    }
+
+    /// Read on the reader's thread, which may have a way of its own to the device.
+    fn read_ahead(&self, way: &mut Way) -> Result<Coming> {
+        #[cfg(feature = "cuda")]
+        if let Some(uploads) = way.to(self.weights.device())? {
+            let weights = self.weights.clone().on(&candle_core::Device::Cpu);
+            let read = weights.get(&self.shape, &self.name);
+            let read = read.map_err(|error| Error::Msg(error.to_string()))?;
+            return Ok(Coming::Copied(uploads.begin(&read)?));
+        }
+        let _ = way;
+        Ok(Coming::Here(self.read()?))
+    }
+}
+
+/// A matrix that was read ahead.
+enum Coming {
+    Here(Tensor),
+    #[cfg(feature = "cuda")]
+    Copied(card::upload::Coming),
+}
+
+impl Coming {
+    fn here(self) -> Result<Tensor> {
+        match self {
+            Self::Here(tensor) => Ok(tensor),
+            #[cfg(feature = "cuda")]
+            Self::Copied(coming) => coming.here(),
+        }
+    }
+}
+
+/// How the reader's thread brings matrices to their device.
+#[derive(Default)]
+struct Way {
+    /// Looked for at the first matrix; None inside where there is none.
+    #[cfg(feature = "cuda")]
+    uploads: Option<Option<card::upload::Uploads>>,
+}
+
+impl Way {
+    #[cfg(feature = "cuda")]
+    fn to(&mut self, device: &candle_core::Device) -> Result<Option<&mut card::upload::Uploads>> {
+        if self.uploads.is_none() {
+            self.uploads = Some(card::upload::Uploads::to(device)?);
+        }
+        Ok(self.uploads.as_mut().and_then(Option::as_mut))
+    }
+}
+
+/// Reads the matrices of one network. Cheap to clone; its thread ends with the last clone.
+#[derive(Clone, Default)]
+pub struct Ahead(Arc<Handle>);
+
+#[derive(Default)]
+struct Handle {
+    shared: Arc<Shared>,
+    reader: Mutex<Option<thread::JoinHandle<()>>>,
+}
+
+#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+/// A matrix's number.
+type Number = usize;
+
+#[derive(Default)]
+struct State {
+    matrices: Vec<Arc<InFile>>,
+    /// What was asked for after two requests, the last time.
+    after: HashMap<(Number, Number), Number>,
+    /// The last two requests, the older first.
+    last: Option<(Number, Number)>,
+    /// To be read, the next first.
+    wanted: VecDeque<Number>,
+    reading: Option<Number>,
+    ready: HashMap<Number, Result<Coming>>,
+    closed: bool,
+}
+
+impl Ahead {
+    /// Takes a matrix in; it is asked for by the number.
+    pub(super) fn add(&self, matrix: InFile) -> Number {
+        let mut state = self.0.shared.lock();
+        state.matrices.push(Arc::new(matrix));
+        state.matrices.len() - 1
+    }
+
+    pub(super) fn shape(&self, number: Number) -> [usize; 2] {
+        self.0.shared.lock().matrices[number].shape
+    }
+
+    /// A matrix, from what was read ahead if it is there.
+    pub(super) fn get(&self, number: Number) -> Result<Tensor> {
+        let shared = &self.0.shared;
+        let mut state = shared.lock();
+        state.note(number);
+        if !state.wanted.is_empty() {
+            self.start_reader();
+            shared.changed.notify_all();
+        }
+        while state.reading == Some(number) {
+            state = shared
+                .changed
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+        if let Some(found) = state.ready.remove(&number) {
+            return found?.here();
+        }
+        let matrix = Arc::clone(&state.matrices[number]);
+        drop(state);
+        matrix.read()
+    }
+
+    fn start_reader(&self) {
+        let mut reader = self.0.reader.lock().unwrap_or_else(PoisonError::into_inner);
+        if reader.is_none() {
+            let shared = Arc::clone(&self.0.shared);
+            *reader = Some(thread::spawn(move || shared.read_all()));
+        }
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reads what is wanted until nobody will want anything.
+    fn read_all(&self) {
+        let mut way = Way::default();
+        let mut state = self.lock();
+        while !state.closed {
+            let Some(number) = state.wanted.pop_front() else {
+                state = self
+                    .changed
+                    .wait(state)
+                    .unwrap_or_else(PoisonError::into_inner);
+                continue;
+            };
+            state.reading = Some(number);
+            let matrix = Arc::clone(&state.matrices[number]);
+            drop(state);
+            let read = matrix.read_ahead(&mut way);
+            state = self.lock();
+            state.reading = None;
+            state.ready.insert(number, read);
+            self.changed.notify_all();
+        }
+    }
+}
+
+impl State {
+    /// Learns from a request and wants what is likely to follow it.
+    fn note(&mut self, number: Number) {
+        let before = self.last.map_or(number, |(_, last)| last);
+        if let Some(last) = self.last {
+            self.after.insert(last, number);
+        }
+        self.last = Some((before, number));
+        let mut at = (before, number);
+        let mut likely = Vec::with_capacity(DEPTH);
+        while likely.len() < DEPTH
+            && let Some(&next) = self.after.get(&at)
+        {
+            likely.push(next);
+            at = (at.1, next);
+        }
+        self.ready
+            .retain(|ready, _| *ready == number || likely.contains(ready));
+        let is_there = |n: &Number| self.ready.contains_key(n) || self.reading == Some(*n);
+        // Twice the same in a row is read once.
+        likely.dedup();
+        self.wanted = likely.into_iter().filter(|n| !is_there(n)).collect();
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.shared.lock().closed = true;
+        self.shared.changed.notify_all();
+        let reader = self
+            .reader
+            .get_mut()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some(reader) = reader.take() {
+            // Its panic would be a read's: the next request reads again and says why.
+            let _ = reader.join();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{DType, Device};
+
+    use super::*;
+
+    fn weights(folder: &std::path::Path, count: usize) -> Weights {
+        let tensors = (0..count).map(|i| {
+            let values: Vec<f32> = (0..6).map(|j| (10 * i + j) as f32).collect();
+            let tensor = Tensor::from_vec(values, (2, 3), &Device::Cpu).expect("a matrix");
+            (format!("m{i}"), tensor)
+        });
+        let path = folder.join("model.safetensors");
+        candle_core::safetensors::save(&tensors.collect(), &path).expect("written");
+        let opened = Weights::open(&[path]).expect("opened");
+        opened.with_dtype(DType::F32)
+    }
+
+    fn network(weights: &Weights, count: usize) -> Ahead {
+        let ahead = Ahead::default();
+        for i in 0..count {
+            let (weights, name) = (weights.clone(), format!("m{i}"));
+            ahead.add(InFile {
+                weights,
+                name,
+                shape: [2, 3],
+            });
+        }
+        ahead
+    }
+
+    fn first_number(t: &Tensor) -> f32 {
+        t.to_vec2::<f32>().expect("values")[0][0]
+    }
+
+    #[test]
+    fn every_request_gets_its_matrix_in_whatever_order() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let ahead = network(&weights(folder.path(), 7), 7);
+        let forth_and_back = (0..7).chain((0..7).rev());
+        let twice = [3, 3, 3, 0, 6, 6, 1, 2, 3, 1, 2, 4, 1, 2, 3];
+        for number in forth_and_back.clone().chain(forth_and_back).chain(twice) {
+            let found = ahead.get(number).expect("a matrix");
+            assert_eq!(first_number(&found), 10.0 * number as f32);
+        }
+    }
+
+    #[test]
+    fn the_second_time_the_likely_next_ones_are_wanted() {
+        let mut state = State::default();
+        for number in [0, 1, 2, 3, 2, 1, 0] {
+            state.note(number);
+            assert!(state.wanted.is_empty(), "nothing is known yet");
+        }
+        state.note(0);
+        state.note(1);
+        assert_eq!(state.wanted, [2, 3]);
+        state
+            .ready
+            .insert(5, Err(Error::Msg("a wrong guess".to_owned())));
+        state.note(2);
+        assert_eq!(state.wanted, [3, 2]);
+        assert!(state.ready.is_empty(), "it gives its room back");
+        state.note(3);
+        assert_eq!(state.wanted, [2, 1], "and now on the way back");
+    }
+
+    #[test]
+    fn a_matrix_that_cannot_be_read_says_so_each_time() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let ahead = network(&weights(folder.path(), 2), 3);
+        for number in [0, 1, 0, 1, 0, 1] {
+            ahead.get(number).expect("a matrix");
+        }
+        for _ in 0..3 {
+            for number in [0, 1] {
+                ahead.get(number).expect("a matrix");
+            }
+            let error = ahead.get(2).expect_err("it is in no file").to_string();
+            assert!(error.contains("m2"), "{error}");
+        }
+    }
+}
