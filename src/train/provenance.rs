@@ -38,18 +38,21 @@ pub struct Provenance {
     pub seed: u64,
     /// Optimizer steps done.
     pub step: u64,
+    /// On what, and in what type, the last of them were computed.
+    #[serde(default)]
+    pub computed: String,
     /// The Experiment file's text.
     pub experiment: String,
 }
 
 impl Provenance {
-    /// Of a LoRA after `step` steps.
+    /// Of a LoRA after `step` steps, `computed` so.
     pub fn new(
         experiment: &Experiment,
         base: &Base,
         denoiser: Digest,
         manifest: Digest,
-        step: u64,
+        (step, computed): (u64, &str),
     ) -> Self {
         Self {
             tool: crate::store::TOOL.to_owned(),
@@ -67,6 +70,7 @@ impl Provenance {
             manifest,
             seed: experiment.raw.train.seed,
             step,
+            computed: computed.to_owned(),
             experiment: experiment.text.clone(),
         }
     }

@@ -75,7 +75,7 @@ impl Run<'_> {
             self.base,
             self.state.denoiser,
             self.state.manifest,
-            self.step,
+            (self.step, &self.state.computed),
         );
         let info = FileInfo {
             architecture: self.base.flavor.architecture,

@@ -290,6 +290,7 @@ fn describe_lora(origin: &str, report: &LoraReport) -> String {
         format!("latents           {}", made.latents.short()),
         format!("cache manifest    {}", made.manifest.short()),
         format!("seed, steps       {}, {}", made.seed, made.step),
+        format!("computed          {}", made.computed),
     ]);
     match &report.from_reference {
         Some(diff) if diff.is_empty() => {
