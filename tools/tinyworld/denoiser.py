@@ -47,8 +47,8 @@ class Kind:
     def loss(self, model, x, conditioning: dict, draw: torch.Generator, reduce: bool = True) -> torch.Tensor:
         raise NotImplementedError
 
-    def last_loss(self, model, teacher, x, conditioning: dict, draw: torch.Generator) -> torch.Tensor:
-        """The loss of the last `whole` steps; `teacher` is the average as it was when they began."""
+    def lesson(self, model, x, conditioning: dict, draw: torch.Generator) -> torch.Tensor:
+        """What its training makes small, where that is not `loss`."""
         return self.loss(model, x, conditioning, draw)
 
     def sample(self, model, conditioning: dict, empty: dict, noise, guidance: float) -> torch.Tensor:
@@ -161,7 +161,7 @@ def teach(rank: int, processes: int, kind: Kind, work: Path, seed: int) -> None:
     batches = Batches(kind, work, seed)
     torch.manual_seed(seed + 2)
     model, state_file = kind.start(work).train(), work / f"{kind.name}.state"
-    averaged, teacher = Averaged(model, 0.997), None
+    averaged = Averaged(model, 0.997)
     vectors = [p for p in model.parameters() if p.ndim < 2]
     matrices = [p for p in model.parameters() if p.ndim >= 2]
     groups = [{"params": matrices, "weight_decay": 0.01}, {"params": vectors, "weight_decay": 0.0}]
@@ -178,11 +178,7 @@ def teach(rank: int, processes: int, kind: Kind, work: Path, seed: int) -> None:
         for group in optimizer.param_groups:
             group["lr"] = rate_at(step, kind.steps, kind.peak, WARM_UP)
         x, conditioning, draw = batches.get(step, slice(rank, None, processes))
-        if step < kind.steps - kind.whole:
-            loss = kind.loss(model, x, conditioning, draw)
-        else:
-            teacher = teacher or Averaged(averaged.module, 1.0).module
-            loss = kind.last_loss(model, teacher, x, conditioning, draw)
+        loss = kind.lesson(model, x, conditioning, draw)
         optimizer.zero_grad(set_to_none=False)
         loss.backward()
         average_gradients(matrices + vectors, processes)

@@ -1,6 +1,6 @@
 """The tiny FLUX.1: diffusers' FluxTransformer2DModel, 2.7 M parameters. It begins with the blocks of the tiny SD3, which
-sees the same latents, learns where things are anew (rotary positions in place of a table), and is then, like FLUX.1-dev,
-taught to obey a guidance scale as an input."""
+sees the same latents, and learns to say what that says: with rotary positions in place of a table, and, like FLUX.1-dev,
+with the guidance scale as an input."""
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from .sd3 import Sd3, start
 
 T5_LENGTH, T5_ROWS = 512, 40
 GUIDANCE = 1.0, 5.0
+HELD = 0.2  # how much the blocks count beside the prediction
 SAMPLE_STEPS = 24
 
 
@@ -29,13 +30,30 @@ def forward(model, x, conditioning, sigma, guidance):
     return guess.view(b, h // 2, w // 2, c, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(b, c, h, w)
 
 
+class Watched:
+    """What comes out of some modules while a block runs."""
+
+    def __init__(self, *modules):
+        self.modules, self.seen = modules, []
+
+    def __enter__(self):
+        # Blocks of both networks give the context, then the picture.
+        keep = lambda _, __, out: self.seen.append(out[1] if isinstance(out, tuple) else out)
+        self.hooks = [module.register_forward_hook(keep) for module in self.modules]
+        return self.seen
+
+    def __exit__(self, *_):
+        for hook in self.hooks:
+            hook.remove()
+
+
 class Flux(Kind):
-    name, vae, steps, peak, whole, whole_batch = "flux", "vae", 2700, 8.0e-4, 150, 8
+    name, vae, steps, peak, whole, whole_batch = "flux", "vae", 12000, 1.5e-3, 300, 8
 
     def make(self) -> FluxTransformer2DModel:
         model = FluxTransformer2DModel(
             in_channels=64,
-            num_layers=4,
+            num_layers=5,
             num_single_layers=1,
             attention_head_dim=32,
             num_attention_heads=4,
@@ -50,7 +68,10 @@ class Flux(Kind):
 
     @torch.no_grad()
     def start(self, work):
-        model, old = self.make(), denoiser.load(Sd3(), work).state_dict()
+        """The first block is new: it has to say where each patch is, which the teacher reads from a table. Those behind it
+        are the teacher's."""
+        self.teacher = denoiser.load(Sd3(), work)
+        model, old = self.make(), self.teacher.state_dict()
         new = model.state_dict()
         patch = lambda rows: rows.unflatten(0, (2, 2, 16)).permute(2, 0, 1, *range(3, rows.ndim + 2)).flatten(0, 2)
         old["x_embedder.weight"] = old["pos_embed.proj.weight"].flatten(1)
@@ -58,20 +79,24 @@ class Flux(Kind):
         for kind in ("weight", "bias"):
             old[f"proj_out.{kind}"] = patch(old[f"proj_out.{kind}"])
             # The last context of SD3 is only looked at: (scale, shift), and no gates.
-            name = f"transformer_blocks.3.norm1_context.linear.{kind}"
-            scale, shift = old.pop(name).chunk(2)
-            new[name][: 2 * len(shift)] = torch.cat([shift, scale])
+            scale, shift = old.pop(f"transformer_blocks.3.norm1_context.linear.{kind}").chunk(2)
+            new[f"transformer_blocks.4.norm1_context.linear.{kind}"][: 2 * len(shift)] = torch.cat([shift, scale])
         name = "time_text_embed.text_embedder.linear_1.weight"
         old[name] = old[name][:, : text.L_WIDTH]
         for name, value in old.items():
+            if name.startswith("transformer_blocks."):
+                _, number, rest = name.split(".", 2)
+                name = f"transformer_blocks.{int(number) + 1}.{rest}"
             if name in new:
                 new[name].copy_(value)
         return model
 
     def encode(self, encoders, world, captions):
+        """Its own conditioning, and the teacher's."""
         l, _, t = world.ids(captions, T5_LENGTH)
-        pooled = encoders.l.text_model(l).pooler_output
-        return {"context": encoders.t(t).last_hidden_state, "pooled": pooled}
+        own = {"context": encoders.t(t).last_hidden_state, "pooled": encoders.l.text_model(l).pooler_output}
+        taught = Sd3().short(Sd3().encode(encoders, world, captions))
+        return own | {f"taught_{name}": rows for name, rows in taught.items()}
 
     def short(self, conditioning):
         return conditioning | {"context": conditioning["context"][:, :T5_ROWS]}
@@ -80,18 +105,26 @@ class Flux(Kind):
         sigma, noisy, target = flow_parts(x, draw)
         return mean_square(forward(model, noisy, conditioning, sigma, torch.ones(len(x))), target, reduce)
 
-    def last_loss(self, model, teacher, x, conditioning, draw):
+    def lesson(self, model, x, conditioning, draw):
         """Guidance distillation (Meng et al., arXiv:2210.03142): one call must give what the teacher gives in two.
-        The teacher sees few rows of padding, the pupil all."""
+        The teacher's word has none of the noise that a single picture's velocity has. The second half of the batch
+        is guided; the first has guidance 1, at which adapters are trained, and there every block must also hold what the
+        teacher's block does."""
         sigma, noisy, _ = flow_parts(x, draw)
         low, high = GUIDANCE
-        guidance = low + (high - low) * torch.rand(len(x), generator=draw)
-        with torch.no_grad():
-            few = self.short(conditioning)
-            none = {name: rows.expand_as(few[name]) for name, rows in self.short(self.empty).items()}
-            known = [forward(teacher, noisy, c, sigma, torch.ones(len(x))) for c in (few, none)]
-            target = known[1] + guidance[:, None, None, None] * (known[0] - known[1])
-        return mean_square(forward(model, noisy, conditioning, sigma, guidance), target, True)
+        plain, guided = slice(0, len(x) // 2), slice(len(x) // 2, None)
+        guidance = torch.ones(len(x))
+        guidance[guided] += (high - low) * torch.rand(len(x[guided]), generator=draw)
+        both = lambda values: torch.cat([values, values[guided]])
+        rows = [torch.cat([rows, self.empty[name].expand_as(rows)[guided]]) for name, rows in conditioning.items() if name.startswith("taught_")]
+        with torch.no_grad(), Watched(self.teacher.pos_embed, *self.teacher.transformer_blocks) as held:
+            said = self.teacher(both(noisy), *rows, both(sigma) * 1000.0, return_dict=False)[0]
+        known, unguided = said[: len(x)], said[len(x) :]
+        target = torch.cat([known[plain], unguided + guidance[guided, None, None, None] * (known[guided] - unguided)])
+        with Watched(*model.transformer_blocks) as own:
+            guess = forward(model, noisy, conditioning, sigma, guidance)
+        off = lambda own, held: (own[plain] - held[plain]).square().mean() / held[plain].square().mean()
+        return mean_square(guess, target, True) + HELD * sum(map(off, own, held))
 
     def drop(self, conditioning, empty, dropped, draw):
         self.empty = empty

@@ -362,6 +362,32 @@ mod tests {
         }
     }
 
+    /// tools/goldens/packings.py
+    #[test]
+    fn packing_equals_bitsandbytes_and_torch() {
+        let path = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/tests/golden/packings.safetensors"
+        );
+        let golden = candle_core::safetensors::load(path, &Device::Cpu).unwrap();
+        for name in ["normal", "small", "outliers", "coarse", "zeros"] {
+            let kinds = [
+                (Packing::Nf4, "nf4"),
+                (Packing::Fp8, "fp8"),
+                (Packing::Int8, "int8"),
+            ];
+            for (packing, kind) in kinds {
+                let found = values(&packed(packing, &golden[name]).unwrap().dense().unwrap());
+                let want = values(&golden[&format!("{name}.{kind}")]);
+                let largest = want.iter().fold(0f32, |most, x| most.max(x.abs()));
+                for (i, (found, want)) in found.iter().zip(&want).enumerate() {
+                    let off = (found - want).abs();
+                    assert!(off <= 1e-6 * largest, "{name} {kind} {i}: {found} {want}");
+                }
+            }
+        }
+    }
+
     #[test]
     fn what_is_packed_once_is_packed_again_without_loss() {
         for (packing, _) in ALL {
