@@ -44,13 +44,18 @@ pub struct Rng(ChaCha8Rng);
 impl Rng {
     /// The generator of `stream` at (`seed`, `step`, `sample`).
     pub fn new(seed: u64, stream: Stream, step: u64, sample: u64) -> Self {
+        Self(ChaCha8Rng::from_seed(Self::key(seed, stream, step, sample)))
+    }
+
+    /// Its key: for who makes the same numbers elsewhere.
+    pub(crate) fn key(seed: u64, stream: Stream, step: u64, sample: u64) -> [u8; 32] {
         let mut hasher = blake3::Hasher::new();
         hasher.update(b"plumb rng 1");
         hasher.update(&seed.to_le_bytes());
         hasher.update(&(stream as u32).to_le_bytes());
         hasher.update(&step.to_le_bytes());
         hasher.update(&sample.to_le_bytes());
-        Self(ChaCha8Rng::from_seed(*hasher.finalize().as_bytes()))
+        *hasher.finalize().as_bytes()
     }
 
     /// Uniform in [0, 1), 53 bits.

@@ -8,6 +8,8 @@ use candle_core::{DType, Device, Result, Tensor, bail};
 
 use super::{Adapter, AdapterSet};
 use crate::autograd::{Gradients, LoraValues, Tape, Value};
+#[cfg(feature = "cuda")]
+use crate::nn::card;
 use crate::nn::pointwise::accumulate;
 use crate::rng::{Rng, Stream};
 
@@ -179,7 +181,13 @@ impl Bound {
 
 /// 0 with the probability, else 1 / (1 - probability); the shape, dtype and device of `like`.
 fn dropout_mask(dropout: Dropout, adapter: u64, like: &Tensor) -> Result<Tensor> {
-    let mut rng = Rng::new(dropout.seed, Stream::AdapterDropout, dropout.pass, adapter);
+    let stream = Stream::AdapterDropout;
+    #[cfg(feature = "cuda")]
+    if let Some(kernels) = card::serving(like) {
+        let key = Rng::key(dropout.seed, stream, dropout.pass, adapter);
+        return card::rows::dropout(&kernels, key, dropout.probability, like);
+    }
+    let mut rng = Rng::new(dropout.seed, stream, dropout.pass, adapter);
     let kept = (1.0 / (1.0 - dropout.probability)) as f32;
     let draw = |_| {
         if rng.uniform() < dropout.probability {

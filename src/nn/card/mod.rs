@@ -153,6 +153,8 @@ impl Kernels {
                 Argument::PerRow(x) => builder.arg(x),
                 Argument::Groups(x) => builder.arg(x),
                 Argument::Update(x) => builder.arg(x),
+                Argument::Key(x) => builder.arg(x),
+                Argument::Double(x) => builder.arg(x),
             };
         }
         // SAFETY: the caller's promise.
@@ -229,6 +231,8 @@ enum Argument {
     PerRow(rows::PerRow),
     Groups(groups::Groups),
     Update(rows::Update),
+    Key(rows::Key),
+    Double(f64),
 }
 
 /// Threads for `count` independent pieces of work, 256 a block.

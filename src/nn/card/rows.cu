@@ -248,6 +248,43 @@ extern "C" __global__ void activate(const num* x, const num* other, num* out, i6
     out[at] = narrow(mode == 0 ? y : y * wide(other[at]));
 }
 
+// The mask of a dropout: the numbers that ChaCha8 (Bernstein 2008) gives under a key, as on the host. A thread a block of it,
+// which is eight numbers.
+struct Key {
+    u32 words[8];
+};
+
+__device__ inline void quarter(u32& a, u32& b, u32& c, u32& d) {
+    a += b, d = __funnelshift_l(d ^ a, d ^ a, 16);
+    c += d, b = __funnelshift_l(b ^ c, b ^ c, 12);
+    a += b, d = __funnelshift_l(d ^ a, d ^ a, 8);
+    c += d, b = __funnelshift_l(b ^ c, b ^ c, 7);
+}
+
+extern "C" __global__ void dropout(Key key, double probability, float kept, num* out, i64 count) {
+    i64 block = (i64)blockIdx.x * blockDim.x + threadIdx.x;
+    if (block * 8 >= count) return;
+    u32 start[16] = {0x61707865, 0x3320646e, 0x79622d32, 0x6b206574}, x[16];
+#pragma unroll
+    for (int i = 0; i < 8; i++) start[4 + i] = key.words[i];
+    start[12] = (u32)block, start[13] = (u32)(block >> 32), start[14] = start[15] = 0;
+#pragma unroll
+    for (int i = 0; i < 16; i++) x[i] = start[i];
+#pragma unroll
+    for (int round = 0; round < 8; round += 2) {
+        quarter(x[0], x[4], x[8], x[12]), quarter(x[1], x[5], x[9], x[13]);
+        quarter(x[2], x[6], x[10], x[14]), quarter(x[3], x[7], x[11], x[15]);
+        quarter(x[0], x[5], x[10], x[15]), quarter(x[1], x[6], x[11], x[12]);
+        quarter(x[2], x[7], x[8], x[13]), quarter(x[3], x[4], x[9], x[14]);
+    }
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        unsigned long long low = x[2 * i] + start[2 * i], high = x[2 * i + 1] + start[2 * i + 1];
+        double uniform = (double)((high << 32 | low) >> 11) * (1.0 / 9007199254740992.0);
+        if (block * 8 + i < count) out[block * 8 + i] = narrow(uniform < probability ? 0.0f : kept);
+    }
+}
+
 // Group norms: a group of a picture lies in one piece, `size` numbers, and is read by several blocks. The first pass leaves
 // two sums of every piece, the second puts them together in order: no sum depends on which block was first.
 struct Groups {

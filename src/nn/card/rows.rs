@@ -38,6 +38,13 @@ pub(crate) struct Update(pub(crate) [f32; 8]);
 // SAFETY: as above.
 unsafe impl DeviceRepr for Update {}
 
+/// A key of ChaCha8.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct Key([u32; 8]);
+// SAFETY: as above.
+unsafe impl DeviceRepr for Key {}
+
 /// Tensors of one type over the rows of `x`, and how many numbers a thread takes at a time.
 struct Rows {
     rows: usize,
@@ -292,6 +299,33 @@ pub(crate) fn activate(
     let function = kernels.function("rows", x.dtype(), "activate")?;
     // SAFETY: the signature of `activate`; all have the numbers of `x`.
     unsafe { kernels.launch(&function, blocks_for(x.elem_count()), &arguments)? };
+    Ok(out)
+}
+
+/// A mask like `like`, 0 with a probability, else what keeps the mean: from the numbers of ChaCha8 under `key`, of which each
+/// takes the next 64 bits.
+pub(crate) fn dropout(
+    kernels: &Kernels,
+    key: [u8; 32],
+    probability: f64,
+    like: &Tensor,
+) -> Result<Tensor> {
+    /// Numbers of a thread.
+    const EACH: usize = 8;
+    let word = |i| u32::from_le_bytes([key[i], key[i + 1], key[i + 2], key[i + 3]]);
+    let words = std::array::from_fn(|i| word(4 * i));
+    let out = kernels.room(like.shape(), like.dtype())?;
+    let arguments = [
+        Argument::Key(Key(words)),
+        Argument::Double(probability),
+        Float((1.0 / (1.0 - probability)) as f32),
+        Address(kernels.address(&out)?),
+        Long(out.elem_count() as i64),
+    ];
+    let function = kernels.function("rows", out.dtype(), "dropout")?;
+    let blocks = blocks_for(out.elem_count().div_ceil(EACH));
+    // SAFETY: the signature of `dropout`.
+    unsafe { kernels.launch(&function, blocks, &arguments)? };
     Ok(out)
 }
 

@@ -13,6 +13,7 @@ use crate::nn::{
     AttentionMask, attention, gated_residual, gelu_erf, group_norm, group_norm_silu, layer_norm,
     modulate, own_kernels, rms_norm, rope,
 };
+use crate::rng::{Rng, Stream};
 
 fn card() -> Option<&'static Device> {
     static CARD: OnceLock<Option<Device>> = OnceLock::new();
@@ -197,6 +198,28 @@ fn group_norms_of_one_and_of_many_pieces() {
                     back(true)?,
                 ])
             });
+        }
+    }
+}
+
+#[test]
+fn dropout_draws_what_the_host_draws() {
+    let Some(card) = card() else { return };
+    let (stream, probability) = (Stream::AdapterDropout, 0.3);
+    for count in [1, 8, 8 * 300 + 3] {
+        let like = Tensor::zeros(count, DType::F32, card).unwrap();
+        let kernels = super::serving(&like).unwrap();
+        let key = Rng::key(7, stream, 2, 5);
+        let found = super::rows::dropout(&kernels, key, probability, &like).unwrap();
+        let mut rng = Rng::new(7, stream, 2, 5);
+        for (i, found) in found.to_vec1::<f32>().unwrap().into_iter().enumerate() {
+            let dropped = rng.uniform() < probability;
+            let want = if dropped {
+                0.0
+            } else {
+                1.0 / (1.0 - probability)
+            };
+            assert_eq!(found, want as f32, "{i} of {count}");
         }
     }
 }
