@@ -68,21 +68,29 @@ impl<'a> Composed<'a> {
             let bias = bias.narrow(2, start, rows)?.to_dtype(scores.dtype())?;
             scores = scores.broadcast_add(&bias)?;
         }
-        if *self.mask != AttentionMask::None {
-            let (batch, keys) = (self.extents.batch, self.extents.all_keys());
-            let mut hidden = Vec::with_capacity(batch * rows * keys);
-            for b in 0..batch {
-                for query in start..start + rows {
-                    let reach = self.extents.reach(self.mask, b, query);
-                    hidden.extend(
-                        (0..keys).map(|j| if j < reach { 0f32 } else { f32::NEG_INFINITY }),
-                    );
-                }
-            }
-            let hidden = Tensor::from_vec(hidden, (batch, 1, rows, keys), q.device())?;
+        if let Some(hidden) = self.hidden(start, rows)? {
             scores = scores.broadcast_add(&hidden.to_dtype(scores.dtype())?)?;
         }
         softmax(&scores)
+    }
+
+    /// What hides keys from the queries from `start` on, to be added to their scores.
+    fn hidden(&self, start: usize, rows: usize) -> Result<Option<Tensor>> {
+        // No mask makes both rows of the batch and queries differ.
+        let (batch, rows) = match self.mask {
+            AttentionMask::None => return Ok(None),
+            AttentionMask::Causal => (1, rows),
+            AttentionMask::KeyCounts(counts) => (counts.len(), 1),
+        };
+        let keys = self.extents.all_keys();
+        let mut hidden = Vec::with_capacity(batch * rows * keys);
+        for b in 0..batch {
+            for query in start..start + rows {
+                let reach = self.extents.reach(self.mask, b, query);
+                hidden.extend((0..keys).map(|j| if j < reach { 0f32 } else { f32::NEG_INFINITY }));
+            }
+        }
+        Tensor::from_vec(hidden, (batch, 1, rows, keys), self.q.device()).map(Some)
     }
 }
 
