@@ -140,14 +140,36 @@ fn composed(
     let y = if x.device().is_cpu() && x.dtype() == DType::BF16 {
         let wide = x.to_dtype(DType::F32)?;
         let weight = weight.to_dtype(DType::F32)?;
-        let y = wide.conv2d(&weight, 0, options.stride, 1, 1)?;
-        y.to_dtype(DType::BF16)?
+        in_strips(&wide, &weight, options.stride, STRIP_BYTES)?.to_dtype(DType::BF16)?
     } else {
-        x.conv2d(weight, 0, options.stride, 1, 1)?
+        in_strips(&x, weight, options.stride, STRIP_BYTES)?
     };
     match bias {
         Some(bias) => y.broadcast_add(&bias.reshape((1, (), 1, 1))?),
         None => Ok(y),
+    }
+}
+
+/// What candle's convolution may write out of its windows at a time: it makes a matrix of them, which of a large picture
+/// is larger than the rest of the network.
+const STRIP_BYTES: usize = 1 << 29;
+
+/// `x` convolved with `weight`, a strip of rows after the other.
+fn in_strips(x: &Tensor, weight: &Tensor, stride: usize, strip_bytes: usize) -> Result<Tensor> {
+    let (b, i, h, w) = x.dims4()?;
+    let (_, _, kh, kw) = weight.dims4()?;
+    let (out_h, out_w) = ((h - kh) / stride + 1, (w - kw) / stride + 1);
+    let row_bytes = b * i * kh * kw * out_w * x.dtype().size_in_bytes();
+    let rows = (strip_bytes / row_bytes.max(1)).clamp(1, out_h);
+    let strip = |start: usize| {
+        let rows = rows.min(out_h - start);
+        let seen = x.narrow(2, start * stride, (rows - 1) * stride + kh)?;
+        seen.contiguous()?.conv2d(weight, 0, stride, 1, 1)
+    };
+    let strips = (0..out_h).step_by(rows).map(strip);
+    match rows == out_h {
+        true => x.conv2d(weight, 0, stride, 1, 1),
+        false => Tensor::cat(&strips.collect::<Result<Vec<_>>>()?, 2),
     }
 }
 

@@ -171,3 +171,17 @@ fn what_does_not_fit_is_refused() {
     assert!(conv2d(&x, &weight, Some(&wave(&[4], 0.0)), Conv2dOptions::SAME).is_err());
     assert!(conv2d(&x, &wave(&[3, 4, 9, 9], 0.0), None, Conv2dOptions::SAME).is_err());
 }
+
+#[test]
+fn a_strip_of_rows_after_the_other_makes_the_same_picture() {
+    let (x, weight) = (wave(&[2, 3, 11, 7], 0.0), wave(&[4, 3, 3, 2], 1.0));
+    for stride in [1, 2, 3] {
+        let whole = values(&in_strips(&x, &weight, stride, usize::MAX).expect("whole"));
+        for strip_bytes in [0, 2000, 3000, 7000] {
+            let strips = in_strips(&x, &weight, stride, strip_bytes).expect("strips");
+            for (a, b) in values(&strips).iter().zip(&whole) {
+                assert!((a - b).abs() < 1e-5, "stride {stride}: {a} {b}");
+            }
+        }
+    }
+}
