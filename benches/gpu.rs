@@ -4,6 +4,7 @@
 //! Weights are random numbers of the real shapes: no model is needed.
 
 mod encode;
+mod parts;
 mod train;
 
 use std::time::Instant;
@@ -29,6 +30,7 @@ pub(crate) fn run(case: &str) -> Result<()> {
     let measured = match text(&case, "kind")? {
         "train" => train::train(&case, &opened.device)?,
         "encode" => encode::captions(&case, &opened.device)?,
+        "parts" => parts::parts(&case, &opened.device)?,
         "vae" => encode::pictures(&case, &opened.device)?,
         other => return Err(format!("no kind of case `{other}`").into()),
     };

@@ -48,6 +48,9 @@ FULL = [
     train("flux1-dev", 1024, 4, 512, 3),
     train("sd3.5-large", 1024, 4, 333, 3),
 ]
+# A block's sizes in FLUX.1-dev at 512 px: 1024 patches and 512 tokens of text.
+PARTS = {"kind": "parts", "tokens": 1536, "batch": 1, "heads": 24, "width": 128, "rank": 16, "steps": 20}
+SMALL_PARTS = PARTS | {"tokens": 24, "heads": 2, "width": 16, "steps": 3}
 SMALL = [
     train("flux1-small", 64, 1, 16, 3),
     train("sd3-small", 64, 2, 16, 3),
@@ -133,6 +136,19 @@ def heading(compiled):
     return "| " + " | ".join(names) + " |\n|" + "---|" * len(names)
 
 
+def profile(case, sides):
+    """Each kind of operation alone."""
+    lines = ["", f"Where the time goes: forward and back, {case['tokens']} tokens of {case['heads']} heads of {case['width']}.", ""]
+    lines += ["| operation | " + " | ".join(f"{name}, ms" for name in sides) + " |", "|---" * (1 + len(sides)) + "|"]
+    failed = [f"{name}: {side['failed']}" for name, side in sides.items() if "failed" in side]
+    if failed:
+        return [*lines[:2], *failed]
+    for operation in next(iter(sides.values()))["parts"]:
+        times = [f"{1000 * side['parts'][operation]['median']:.3f}" for side in sides.values()]
+        lines.append(f"| {operation} | " + " | ".join(times) + " |")
+    return lines
+
+
 def named(args):
     if args.device == "cpu":
         return "CPU (a dry run on small shapes: no figure of it means anything)", "dry-run"
@@ -146,6 +162,7 @@ def main():
     parser.add_argument("--bench", type=Path, required=True, help="the bench program, built with --features cuda")
     parser.add_argument("--device", default="cuda:0", help="cuda:0, or cpu for a dry run")
     parser.add_argument("--only", default="", help="cases that have this in their kind and model")
+    parser.add_argument("--own-kernels", action="store_true", help="ours by its own kernels")
     parser.add_argument("--compile", action="store_true", help="torch.compile beside eager (minutes a case)")
     parser.add_argument("--budget", type=float, default=540, help="seconds after which no case is begun")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the table")
@@ -170,6 +187,7 @@ def main():
                 left.append(f"{case['kind']} {case['model']}, batch {case['batch']}, {case.get('px', case.get('tokens'))}")
                 continue
             case = case | {"device": args.device, "config": str(HERE / "models" / f"{case['model']}.json")}
+            case["own_kernels"] = args.own_kernels
             case["file"] = f"{scratch}/{case['model']}.safetensors"
             rest = lambda: args.budget + 60 - (time.monotonic() - start)  # noqa: E731
             ours = measured([str(args.bench), "gpu", json.dumps(case)], card, rest())
@@ -183,12 +201,20 @@ def main():
             versions |= {key: peers[0][key] for key in ("torch", "diffusers", "peft", "transformers") if key in peers[0]}
             lines.append(row(case, ours, peers, floor, rate))
             print(lines[-1], flush=True)
+    if args.only in "parts":
+        case = (PARTS if card else SMALL_PARTS) | {"device": args.device}
+        ways = {"ours": [str(args.bench), "gpu", json.dumps(case)], "torch": [*peer, json.dumps(case)]}
+        if card:
+            ways["own kernels"] = [str(args.bench), "gpu", json.dumps(case | {"own_kernels": True})]
+        sides = {name: measured(way, card, 60) for name, way in ways.items()}
+        lines += profile(case, sides)
+        print("\n".join(lines[-10 - len(sides) :]), flush=True)
     if left:
         lines += ["", "Not run, for want of time: " + "; ".join(left) + "."]
     peers = ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
     head = f"# {said}; {datetime.date.today()}\n\n`benches/gpu/compare.py`. Rank 16 on the attention, bf16, AdamW; peer: {peers}, gradient checkpointing on.\n"
     args.out.mkdir(parents=True, exist_ok=True)
-    path = args.out / f"{slug}.md"
+    path = args.out / f"{slug}{'-own-kernels' if args.own_kernels else ''}.md"
     path.write_text(head + "\n".join(lines) + "\n")
     print(f"\nsaved as {path}" + (f"; not run: {'; '.join(left)}" if left else ""))
 

@@ -228,6 +228,50 @@ def vae(case, device):
     return {"seconds": timed(device, case["steps"], turn), "torch": torch.__version__, "diffusers": diffusers.__version__}
 
 
+def parts(case, device):
+    """Each kind of operation alone, forward and back, as torch's own functions do it."""
+    import torch.nn.functional as F
+
+    dtype, b, n, h, d, r = dtype_on(device), case["batch"], case["tokens"], case["heads"], case["width"], case["rank"]
+    c = h * d
+
+    def made(*shape, spread=1.0, leaf=False):
+        return (torch.randn(*shape, device=device) * spread).to(dtype).requires_grad_(leaf)
+
+    x, wide, packed = made(b, n, c, leaf=True), made(b, n, 4 * c, leaf=True), made(b, n, h, d, leaf=True)
+    vector, square, up, bias, gain = made(b, 1, c, spread=0.1), made(c, c, spread=0.02), made(4 * c, c, spread=0.02), made(c), made(d)
+    down_a, down_b = made(r, c, spread=0.02, leaf=True), made(c, r, spread=0.02, leaf=True)
+    angles = torch.rand(n, 1, d // 2, device=device) * 6
+    cos, sin = angles.cos().repeat_interleave(2, -1), angles.sin().repeat_interleave(2, -1)
+
+    def rope(q):
+        real, imaginary = q.unflatten(-1, (-1, 2)).unbind(-1)
+        turned = torch.stack([-imaginary, real], -1).flatten(-2)
+        return (q.float() * cos + turned.float() * sin).to(q.dtype)
+
+    def attention(q):
+        heads = q.transpose(1, 2)
+        return F.scaled_dot_product_attention(heads, heads, heads).transpose(1, 2).flatten(2)
+
+    operations = {
+        "linear": (x, lambda x: F.linear(x, square, bias)),
+        "linear with adapter": (x, lambda x: F.linear(x, square, bias) + F.linear(F.linear(x, down_a), down_b)),
+        "linear to four times the width": (x, lambda x: F.linear(x, up)),
+        "attention": (packed, attention),
+        "norm of heads and rope": (packed, lambda x: rope(F.rms_norm(x, (d,), gain, 1e-6))),
+        "norm and modulation": (x, lambda x: F.layer_norm(x, (c,), eps=1e-6) * (1 + vector) + vector),
+        "gated residual": (x, lambda x: x + vector * x),
+        "GELU": (wide, lambda x: F.gelu(x, approximate="tanh")),
+    }
+
+    def turn(leaf, operation):
+        out = operation(leaf)
+        out.backward(out.detach())
+        leaf.grad = None
+
+    return {"parts": {name: timed(device, case["steps"], lambda: turn(*pair)) for name, pair in operations.items()}}
+
+
 def matmul(case, device):
     """What the card does of bf16 (on the CPU f32) products of large squares, in operations a second."""
     side = case["side"]
@@ -244,6 +288,6 @@ def matmul(case, device):
 
 if __name__ == "__main__":
     asked = json.loads(sys.argv[1])
-    kinds = {"train": train, "floor": floor, "encode": encode, "vae": vae, "matmul": matmul}
+    kinds = {"train": train, "floor": floor, "encode": encode, "vae": vae, "matmul": matmul, "parts": parts}
     torch.manual_seed(0)
     print(json.dumps(kinds[asked["kind"]](asked, torch.device(asked["device"]))))
