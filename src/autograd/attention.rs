@@ -5,7 +5,7 @@ use candle_core::{Result, Tensor};
 use super::gradient::Gradient;
 use super::tape::{Tape, Value};
 use crate::nn::attention::{Parts, joint_attention, joint_attention_backward};
-use crate::nn::rope::negated;
+use crate::nn::rope::rope_backward;
 use crate::nn::{AttentionMask, rope};
 
 /// Queries, keys and values of one part of a joint attention: `[B, N, H, D]` each.
@@ -103,7 +103,7 @@ impl Tape {
         let y = rope(x.tensor(), cos, sin)?;
         let (to, cos, sin) = (x.id(), cos.clone(), sin.clone());
         Ok(self.record_one(&[x], y, move |slots, gradient| {
-            let dx = rope(gradient.tensor(), &cos, &negated(&sin)?)?;
+            let dx = rope_backward(gradient.tensor(), &cos, &sin)?;
             slots.add(to, Gradient::fresh(dx))
         }))
     }

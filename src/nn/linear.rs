@@ -1,5 +1,7 @@
 //! Linear layers, frozen, with or without a low-rank adapter: one matrix product over all leading dimensions.
 
+#[cfg(feature = "cuda")]
+use candle_core::DType;
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
@@ -383,14 +385,15 @@ fn backward_on_card(
         let (a, b) = (fit(&lora.a)?, fit(&lora.b)?);
         if let Some(down) = down.filter(|_| wanted.b) {
             let (g, down) = (Factor::turned(&g), rows(down)?);
-            let out = gemm::wide_product(kernels, lora.scale, g, Factor::of(&down))?;
-            db = Some(out.to_dtype(lora.b.dtype())?);
+            let (down, wide) = (Factor::of(&down), DType::F32);
+            db = Some(gemm::scaled_product(kernels, wide, lora.scale, g, down)?);
         }
-        let t = (g.matmul(&b)? * lora.scale)?;
+        let (left, right) = (Factor::of(&g), Factor::of(&b));
+        let t = gemm::scaled_product(kernels, g.dtype(), lora.scale, left, right)?;
         if let Some(x) = x.filter(|_| wanted.a) {
             let (t, x) = (Factor::turned(&t), rows(&lora.input(x)?)?);
-            let out = gemm::wide_product(kernels, 1.0, t, Factor::of(&x))?;
-            da = Some(out.to_dtype(lora.a.dtype())?);
+            let (x, wide) = (Factor::of(&x), DType::F32);
+            da = Some(gemm::scaled_product(kernels, wide, 1.0, t, x)?);
         }
         match (&dx, &lora.mask) {
             (Some(dx), None) => {

@@ -3,6 +3,8 @@
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
+#[cfg(feature = "cuda")]
+use super::card::conv::Conv;
 use super::cpu::{self, by_kernel, elements};
 use super::norm::{Statistic, norm_backward};
 use super::real::Real;
@@ -16,6 +18,12 @@ pub(crate) fn conv2d_backward(
     (height, width): (usize, usize),
     gradient: &Tensor,
 ) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if let Some(kernels) = super::card::serving(gradient) {
+        let (batch, shape) = (gradient.dim(0)?, weight_oikk.dims4()?);
+        let conv = Conv::new(&kernels, shape, options, batch, (height, width));
+        return conv.backward(weight_oikk, gradient);
+    }
     let (_, _, kernel_h, kernel_w) = weight_oikk.dims4()?;
     let grown = if options.upsample { 2 } else { 1 };
     let spread = spread(gradient, options.stride)?;
@@ -63,6 +71,13 @@ pub(crate) fn conv2d_weight_backward(
     options: Conv2dOptions,
     gradient: &Tensor,
 ) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if let Some(kernels) = super::card::serving(x_bihw) {
+        let (batch, inputs, height, width) = x_bihw.dims4()?;
+        let shape = (gradient.dim(1)?, inputs, kernel, kernel);
+        let conv = Conv::new(&kernels, shape, options, batch, (height, width));
+        return conv.weight_backward(x_bihw, gradient);
+    }
     let x = match options.upsample {
         true => upsample_nearest_2x(x_bihw)?,
         false => x_bihw.clone(),

@@ -63,6 +63,10 @@ pub(crate) fn accumulate(
             target.dims()
         );
     }
+    #[cfg(feature = "cuda")]
+    if let Some(kernels) = super::card::serving(source) {
+        return super::card::rows::accumulate(&kernels, target, start, source, factor);
+    }
     let source = source.to_dtype(DType::F32)?;
     by_kernel!(
         target,

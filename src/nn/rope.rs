@@ -1,6 +1,6 @@
 //! Rotary positions (Su et al. 2021) on interleaved pairs, as FLUX has them.
 
-use candle_core::{DType, Result, Tensor, bail};
+use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
 #[cfg(feature = "cuda")]
@@ -25,7 +25,7 @@ pub fn rope(x_bnhd: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
             x_bnhd.dims()
         );
     }
-    by_kernel!(x_bnhd, T => kernel::<T>(x_bnhd, cos, sin), card k => rows::rope(k, x_bnhd, cos, sin), {
+    by_kernel!(x_bnhd, T => kernel::<T>(x_bnhd, cos, sin), card k => rows::rope(k, x_bnhd, (cos, sin), false), {
         let pairs = wide(x_bnhd)?.reshape((batch, length, heads, width / 2, 2))?;
         let part = |i| pairs.narrow(4, i, 1)?.squeeze(4)?.contiguous();
         let (a, b) = (part(0)?, part(1)?);
@@ -87,11 +87,11 @@ vectorised! {
     }
 }
 
-/// The tables of a rotation back.
-pub(crate) fn negated(sin: &Tensor) -> Result<Tensor> {
-    if sin.dtype() == DType::F64 {
-        sin.neg()
-    } else {
-        sin.to_dtype(DType::F32)?.neg()
+/// The gradient towards `x` of `rope`, of that of its result: it is turned back.
+pub(crate) fn rope_backward(gradient: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if let Some(kernels) = super::card::serving(gradient) {
+        return rows::rope(&kernels, gradient, (cos, sin), true);
     }
+    rope(gradient, cos, &wide(sin)?.neg()?)
 }

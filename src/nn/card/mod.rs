@@ -5,6 +5,7 @@
 //! also what they are held against.
 
 pub(crate) mod attention;
+pub(crate) mod conv;
 pub(crate) mod gemm;
 pub(crate) mod groups;
 pub(crate) mod rows;
@@ -154,6 +155,7 @@ impl Kernels {
                 Argument::Groups(x) => builder.arg(x),
                 Argument::Update(x) => builder.arg(x),
                 Argument::Key(x) => builder.arg(x),
+                Argument::Windows(x) => builder.arg(x),
                 Argument::Double(x) => builder.arg(x),
             };
         }
@@ -232,6 +234,7 @@ enum Argument {
     Groups(groups::Groups),
     Update(rows::Update),
     Key(rows::Key),
+    Windows(conv::Windows),
     Double(f64),
 }
 

@@ -206,14 +206,14 @@ __device__ void spread(const num* vector, num* out, i64 rows, int width) {
 BOTH(4, by_4)
 BOTH(1, by_1)
 
-// Pairs (2i, 2i + 1) of x [B, N, H, D] turned by the angles whose cosine and sine are in [N, D / 2].
+// Pairs (2i, 2i + 1) of x [B, N, H, D] turned by the angles whose cosine and sine are in [N, D / 2]; `sign` -1 turns back.
 extern "C" __global__ void rope(const num* x, const float* cosines, const float* sines, num* out, i64 pairs, int length,
-                                int heads, int half) {
+                                int heads, int half, float sign) {
     i64 at = (i64)blockIdx.x * blockDim.x + threadIdx.x;
     if (at >= pairs) return;
     int i = at % half;
     i64 token = at / half / heads % length;
-    float c = cosines[token * half + i], s = sines[token * half + i];
+    float c = cosines[token * half + i], s = sines[token * half + i] * sign;
     float a = wide(x[2 * at]), b = wide(x[2 * at + 1]);
     out[2 * at] = narrow(a * c - b * s);
     out[2 * at + 1] = narrow(a * s + b * c);
@@ -283,6 +283,56 @@ extern "C" __global__ void dropout(Key key, double probability, float kept, num*
         double uniform = (double)((high << 32 | low) >> 11) * (1.0 / 9007199254740992.0);
         if (block * 8 + i < count) out[block * 8 + i] = narrow(uniform < probability ? 0.0f : kept);
     }
+}
+
+// Windows on pictures [B, C, H, W], which may be doubled first; those of some rows.
+struct Windows {
+    int channels, height, width, grown, kernel_h, kernel_w, stride, top, left, out_w, first, rows;
+};
+
+// The windows, [B, C * kernel_h * kernel_w, pixels], zeros where they reach beyond the picture.
+extern "C" __global__ void windows(const num* x, num* out, Windows w) {
+    int pixels = w.rows * w.out_w, at = blockIdx.x * blockDim.x + threadIdx.x;
+    if (at >= pixels) return;
+    int k = blockIdx.y, b = blockIdx.z, kx = k % w.kernel_w, ky = k / w.kernel_w % w.kernel_h, c = k / w.kernel_w / w.kernel_h;
+    int row = (w.first + at / w.out_w) * w.stride + ky - w.top, column = at % w.out_w * w.stride + kx - w.left;
+    bool there = row >= 0 && row < w.height * w.grown && column >= 0 && column < w.width * w.grown;
+    i64 from = (((i64)b * w.channels + c) * w.height + row / w.grown) * w.width + column / w.grown;
+    out[((i64)b * gridDim.y + k) * pixels + at] = there ? x[from] : narrow(0.0f);
+}
+
+// The way back: each pixel is the sum over the windows that saw it. All rows.
+extern "C" __global__ void gather(const num* windows, num* x, i64 count, Windows w) {
+    i64 at = (i64)blockIdx.x * blockDim.x + threadIdx.x;
+    if (at >= count) return;
+    int column = at % w.width, row = at / w.width % w.height, c = at / w.width / w.height % w.channels;
+    i64 b = at / w.width / w.height / w.channels, pixels = (i64)w.rows * w.out_w;
+    const num* from = windows + (b * w.channels + c) * w.kernel_h * w.kernel_w * pixels;
+    float sum = 0.0f;
+    for (int y = row * w.grown; y < (row + 1) * w.grown; y++)
+        for (int ky = 0; ky < w.kernel_h; ky++) {
+            int up = y + w.top - ky;
+            if (up < 0 || up % w.stride || up / w.stride >= w.rows) continue;
+            for (int z = column * w.grown; z < (column + 1) * w.grown; z++)
+                for (int kx = 0; kx < w.kernel_w; kx++) {
+                    int left = z + w.left - kx;
+                    if (left < 0 || left % w.stride || left / w.stride >= w.out_w) continue;
+                    sum += wide(from[(ky * w.kernel_w + kx) * pixels + (i64)(up / w.stride) * w.out_w + left / w.stride]);
+                }
+        }
+    x[at] = narrow(sum);
+}
+
+// The same number in every pixel of a channel.
+extern "C" __global__ void spread_channels(const num* vector, num* out, i64 count, int pixels, int channels) {
+    i64 at = (i64)blockIdx.x * blockDim.x + threadIdx.x;
+    if (at < count) out[at] = vector[at / pixels % channels];
+}
+
+// target += factor x, where the target is f32.
+extern "C" __global__ void accumulate(const num* x, float* target, i64 count, float factor) {
+    i64 at = (i64)blockIdx.x * blockDim.x + threadIdx.x;
+    if (at < count) target[at] += factor * wide(x[at]);
 }
 
 // Group norms: a group of a picture lies in one piece, `size` numbers, and is read by several blocks. The first pass leaves

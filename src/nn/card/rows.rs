@@ -1,7 +1,7 @@
 //! Rows and single numbers: norms, modulation, gates, rotary positions, activations, AdamW.
 
 use candle_core::cuda_backend::cudarc::driver::DeviceRepr;
-use candle_core::{D, DType, Result, Tensor};
+use candle_core::{D, DType, Result, Tensor, bail};
 
 use super::Argument::{Address, Float, Int, Long};
 use super::{Argument, Kernels, blocks_for, config};
@@ -225,8 +225,38 @@ pub(crate) fn spread(kernels: &Kernels, vector: &Tensor, rows: usize) -> Result<
     Ok(out)
 }
 
-/// Pairs of `x` `[B, N, H, D]` turned by the angles of `cos` and `sin`, `[N, D / 2]`.
-pub(crate) fn rope(kernels: &Kernels, x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
+/// Adds `factor source` to the numbers of the flat f32 tensor `target` from `start` on, in place.
+pub(crate) fn accumulate(
+    kernels: &Kernels,
+    target: &Tensor,
+    start: usize,
+    source: &Tensor,
+    factor: f64,
+) -> Result<()> {
+    if target.dtype() != DType::F32 {
+        bail!("sums are kept in f32, not in {:?}", target.dtype());
+    }
+    let source = source.contiguous()?;
+    let count = source.elem_count();
+    let part = target.narrow(0, start, count)?;
+    let arguments = [
+        Address(kernels.address(&source)?),
+        Address(kernels.address(&part)?),
+        Long(count as i64),
+        Float(factor as f32),
+    ];
+    let function = kernels.function("rows", source.dtype(), "accumulate")?;
+    // SAFETY: the signature of `accumulate`; both have as many numbers.
+    unsafe { kernels.launch(&function, blocks_for(count), &arguments) }
+}
+
+/// Pairs of `x` `[B, N, H, D]` turned by the angles of `cos` and `sin`, `[N, D / 2]`, or turned back.
+pub(crate) fn rope(
+    kernels: &Kernels,
+    x: &Tensor,
+    (cos, sin): (&Tensor, &Tensor),
+    back: bool,
+) -> Result<Tensor> {
     let (_, length, heads, width) = x.dims4()?;
     let x = x.contiguous()?;
     let table = |t: &Tensor| t.to_dtype(DType::F32)?.contiguous();
@@ -242,6 +272,7 @@ pub(crate) fn rope(kernels: &Kernels, x: &Tensor, cos: &Tensor, sin: &Tensor) ->
         Int(length as i32),
         Int(heads as i32),
         Int((width / 2) as i32),
+        Float(if back { -1.0 } else { 1.0 }),
     ];
     let function = kernels.function("rows", x.dtype(), "rope")?;
     // SAFETY: the signature of `rope`; the tables were checked against `x`.

@@ -7,11 +7,11 @@ use candle_core::{DType, Device, Result, Tensor};
 use crate::device::{self, Choice};
 use crate::nn::attention::{Parts, joint_attention, joint_attention_backward};
 use crate::nn::norm::{Statistic, modulate_backward, norm_backward};
-use crate::nn::picture_backward::group_norm_backward;
+use crate::nn::picture_backward::{conv2d_backward, conv2d_weight_backward, group_norm_backward};
 use crate::nn::tests::{difference, normal};
 use crate::nn::{
-    AttentionMask, attention, gated_residual, gelu_erf, group_norm, group_norm_silu, layer_norm,
-    modulate, own_kernels, rms_norm, rope,
+    AttentionMask, Conv2dOptions, Padding, attention, gated_residual, gelu_erf, group_norm,
+    group_norm_silu, layer_norm, modulate, own_kernels, rms_norm, rope,
 };
 use crate::rng::{Rng, Stream};
 
@@ -171,6 +171,45 @@ fn rows_that_begin_anywhere() {
         let rows = x[0].narrow(0, 1, 24)?.reshape((3, 8))?;
         Ok(vec![rms_norm(&rows, None, 1e-6)?])
     });
+}
+
+#[test]
+fn convolutions_forward_and_backward() {
+    let same = Conv2dOptions::SAME;
+    let odd = Conv2dOptions {
+        stride: 2,
+        padding: Padding {
+            top: 2,
+            bottom: 0,
+            left: 1,
+            right: 2,
+        },
+        upsample: false,
+    };
+    let grown = Conv2dOptions {
+        upsample: true,
+        ..same
+    };
+    let pointwise = Conv2dOptions::POINTWISE;
+    for (options, kernel) in [(same, 3), (odd, 3), (grown, 3), (pointwise, 1)] {
+        for (h, w) in [(5, 7), (16, 21)] {
+            let x = normal(1, &[2, 3, h, w]);
+            let weight = normal(2, &[4, 3, kernel, kernel]);
+            let out = crate::nn::conv2d(&x, &weight, None, options).unwrap();
+            let inputs = [x, weight, normal(3, &[4]), normal(4, out.dims())];
+            for (dtype, limit) in [(DType::F32, 1e-5), (DType::BF16, 1e-2)] {
+                held(dtype, limit, &inputs, |x| {
+                    let back = conv2d_backward(&x[1], options, (h, w), &x[3])?;
+                    let of_weight = conv2d_weight_backward(&x[0], kernel, options, &x[3])?;
+                    Ok(vec![
+                        crate::nn::conv2d(&x[0], &x[1], Some(&x[2]), options)?,
+                        back,
+                        of_weight.to_dtype(x[0].dtype())?,
+                    ])
+                });
+            }
+        }
+    }
 }
 
 #[test]
