@@ -1,17 +1,18 @@
 """Makes the tiny worlds: complete miniatures of Stable Diffusion 3, SDXL and FLUX.1 as diffusers folders, and a small
-captioned style set. The FLUX.1 is not under assets/: 2700 steps did not teach it shapes.
+captioned style set.
 
     python -m pip install -r tools/requirements.txt
     python tools/tiny_world.py --out assets
 
 Everything is drawn, written and trained here, from seeds: no outside pictures, texts or weights. The
 models, tokenizers and schedulers are the classes of transformers and diffusers, and saved by them.
-On two idle cores the whole takes about two hours (by the measured cost of a step); each finished stage is kept in
+On two idle cores the whole takes about three hours (by the measured cost of a step); each finished stage is kept in
 --work, and a stopped run goes on from its last checkpoint.
 
 The weights under assets/ were made in several sittings: of the autoencoder's 3800 steps the first 2750 saw finer
-stripes than `scenes.draw_any` draws now, of the tiny SD3's 8000 steps the first 4000 followed a cosine, and of the
-tiny SDXL's 3000 steps the first 2250 had no noise offset.
+stripes than `scenes.draw_any` draws now, of the tiny SD3's 8000 steps the first 4000 followed a cosine, of the tiny
+SDXL's 3000 steps the first 2250 had no noise offset, and of the tiny FLUX.1's 6200 steps the first 250 did not count the
+pads, the first 750 had twice the learning rate, and the length was changed on the way (5200 to 6500).
 
 Seeds fix the pictures, captions and draws. The weights agree only as far as floating point does
 between machines: a second run elsewhere gives other models of the same quality.
@@ -36,10 +37,11 @@ README = """\
 Made by `tools/tiny_world.py`; nothing in here was taken from anywhere else. All pictures and captions are
 synthetic, and all weights were trained on them alone; they fall under this repository's licence.
 
-- `tiny-sd3/`, `tiny-sdxl/`: complete models in miniature, in the layout of diffusers (f16 weights).
+- `tiny-sd3/`, `tiny-flux/`, `tiny-sdxl/`: complete models in miniature, in the layout of diffusers (f16 weights).
   They draw simple scenes: one or two of circle, square, triangle, star, heart, cross; in red, orange,
   yellow, green, blue, purple, white, black; small, plain or big; at nine places; on a grey, cream, pink,
-  pale blue or brown background. 128 x 128 pixels. Trained with all captions at 77 CLIP and 77 T5 tokens.
+  pale blue or brown background. 128 x 128 pixels. Trained with all captions at 77 CLIP tokens, and 77 (SD3) or
+  512 (FLUX.1) of T5. The FLUX.1 learned from the SD3, guidance included.
 - `tiny-style/`: twenty captioned pictures (`train/`) and four more (`validation/`) in a look that the
   models have never seen: striped and outlined things on blueprint paper.
 """
@@ -132,7 +134,7 @@ def main() -> None:
     style.write_set(args.out / "tiny-style", seed)
     (args.out / "README.md").write_text(README)
     report_sizes(args.out)
-    print("next: python tools/goldens/tiny_sd3.py, whose results belong to these weights", flush=True)
+    print("next: tools/goldens/tiny_sd3.py and tiny_pipelines.py, whose results belong to these weights", flush=True)
     for kind in kinds if args.check else []:
         print(json.dumps({kind.name: {"obeyed": check.obeyed(kind, work, seed)}}), flush=True)
         trial = style.Trial(kind, work, args.out / "tiny-style", seed)

@@ -10,9 +10,14 @@ use crate::world::{World, tiny_sd3};
 
 pub(crate) type Tensors = HashMap<String, Tensor>;
 
-/// The tensors of a part of the miniature, such as `transformer`.
+/// The tensors of a part of the miniature of SD3, such as `transformer`.
 pub(crate) fn part(name: &str) -> Tensors {
-    let folder = tiny_sd3().join(name);
+    part_of(&tiny_sd3(), name)
+}
+
+/// The tensors of a part of a folder.
+pub(crate) fn part_of(model: &Path, name: &str) -> Tensors {
+    let folder = model.join(name);
     let file = ["diffusion_pytorch_model.safetensors", "model.safetensors"];
     let file = file
         .map(|f| folder.join(f))

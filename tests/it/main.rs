@@ -14,6 +14,7 @@ mod cli_store;
 mod configs;
 mod encode_kill;
 mod flux;
+mod flux_files;
 mod full_size;
 #[cfg(feature = "hub")]
 mod hub;
@@ -34,6 +35,7 @@ mod store_model;
 mod store_promises;
 mod store_util;
 mod tidy;
+mod tiny_pipelines;
 mod tiny_world;
 mod unet;
 mod unet_files;

@@ -1,24 +1,26 @@
-//! The bundled miniature of SDXL, from pictures to a LoRA, a sample, and a step that diffusers and peft make again.
-//! That of SD3 is in `pipeline.rs`.
+//! The bundled miniatures of FLUX.1 and SDXL, from pictures to a LoRA, a sample, and a step that diffusers and peft make
+//! again. That of SD3 is in `pipeline.rs`.
 
 use std::path::Path;
 
 use crate::world::{World, tiny_sd3};
 
-#[test]
-fn from_pictures_to_a_lora() {
-    let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/tiny-sdxl");
+/// `modules` is what the names of a LoRA's tensors begin with.
+fn from_pictures_to_a_lora(model: &str, family: &str, flavor: &str, modules: &str) {
+    let base = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("assets")
+        .join(model);
     let world = World::new();
     world.edit(
         &format!("path = {:?}", tiny_sd3().display().to_string()),
         &format!("path = {:?}", base.display().to_string()),
     );
-    world.edit("family = \"sd3\"", "family = \"sdxl\"");
-    world.edit("flavor = \"3.5-large\"", "flavor = \"base-1.0\"");
+    world.edit("family = \"sd3\"", &format!("family = {family:?}"));
+    world.edit("flavor = \"3.5-large\"", &format!("flavor = {flavor:?}"));
     world
         .run(&["model", "check", &base.display().to_string()])
         .expect(0)
-        .says("sdxl/base-1.0");
+        .says(&format!("{family}/{flavor}"));
     world
         .run(&["train", "exp.toml"])
         .expect(4)
@@ -34,7 +36,7 @@ fn from_pictures_to_a_lora() {
     )
     .expect("a LoRA");
     assert!(
-        lora.keys().all(|name| name.starts_with("unet.")),
+        lora.keys().all(|name| name.starts_with(modules)),
         "{lora:?}"
     );
     world
@@ -48,4 +50,14 @@ fn from_pictures_to_a_lora() {
         .says("--restart");
     std::fs::remove_dir_all(world.path("out")).expect("removed");
     world.replay_step(3, &base);
+}
+
+#[test]
+fn flux_from_pictures_to_a_lora() {
+    from_pictures_to_a_lora("tiny-flux", "flux1", "dev", "transformer.");
+}
+
+#[test]
+fn sdxl_from_pictures_to_a_lora() {
+    from_pictures_to_a_lora("tiny-sdxl", "sdxl", "base-1.0", "unet.");
 }

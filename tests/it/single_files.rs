@@ -120,7 +120,7 @@ fn conditioning(world: &World) -> Tensors {
 }
 
 /// The cosine between two tensors.
-fn cosine(a: &Tensor, b: &Tensor) -> f32 {
+pub(crate) fn cosine(a: &Tensor, b: &Tensor) -> f32 {
     let dot = |a: &Tensor, b: &Tensor| {
         let sum = (a * b).and_then(|t| t.sum_all()?.to_scalar::<f32>());
         sum.expect("a number")

@@ -47,7 +47,7 @@ fn error(ours: &Tensor, theirs: &Tensor) -> f32 {
 }
 
 #[track_caller]
-fn close(what: &str, ours: &Tensor, theirs: &Tensor, limit: f32) {
+pub(crate) fn close(what: &str, ours: &Tensor, theirs: &Tensor, limit: f32) {
     let error = error(ours, theirs);
     assert!(
         error <= limit,
