@@ -1,4 +1,4 @@
-//! `plumb demo`: the whole story on a bundled miniature of SD3.5 or SDXL.
+//! `plumb demo`: the whole story on a bundled miniature of SD3.5, FLUX.1 or SDXL.
 
 use std::path::{Path, PathBuf};
 
@@ -48,6 +48,15 @@ const SD3: Story = Story {
     template: "configs/sd35_large_lora.toml",
 };
 
+const FLUX1: Story = Story {
+    model: "tiny-flux",
+    experiment: include_str!("../../../configs/demo/flux1.toml"),
+    mismatch: "T5 captions padded to 256 tokens instead of 512",
+    deviation: "t5.tokens.min_tokens = 256\nt5.tokens.max_tokens = 256",
+    recipes: "flux1/dev:reference flux1/dev:kohya",
+    template: "configs/flux1_dev_lora.toml",
+};
+
 const SDXL: Story = Story {
     model: "tiny-sdxl",
     experiment: include_str!("../../../configs/demo/sdxl.toml"),
@@ -61,6 +70,7 @@ const SDXL: Story = Story {
 #[derive(Clone, Copy, clap::ValueEnum)]
 enum Family {
     Sd3,
+    Flux1,
     Sdxl,
 }
 
@@ -68,12 +78,13 @@ impl Family {
     fn story(self) -> &'static Story {
         match self {
             Self::Sd3 => &SD3,
+            Self::Flux1 => &FLUX1,
             Self::Sdxl => &SDXL,
         }
     }
 }
 
-/// Show the whole story on a bundled miniature of SD3.5 or SDXL: encode, train, sample before and after,
+/// Show the whole story on a bundled miniature of SD3.5, FLUX.1 or SDXL: encode, train, sample before and after,
 /// refuse a mismatch.
 ///
 /// It needs no download and no GPU and takes a few minutes. Everything lies in one folder, which may be removed.
