@@ -1,6 +1,6 @@
 //! Encode throughput against transformers: the same random weights, token ids, type (f32) and cores, in turns.
 //!
-//! `PLUMB_PEER_PYTHON=python cargo bench -- encode [FILTER]` prints one table. The Python needs torch and
+//! `PLUMB_PYTHON=python cargo bench -- encode [FILTER]` prints one table. The Python needs torch and
 //! transformers. Outputs are compared too, so that both sides are known to do the same work.
 
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -40,7 +40,7 @@ struct Bench {
 
 /// Runs the benches whose name contains `filter`.
 pub(crate) fn run(filter: &str) -> Result<(), Failure> {
-    let python = std::env::var("PLUMB_PEER_PYTHON").unwrap_or_else(|_| "python3".into());
+    let python = std::env::var("PLUMB_PYTHON").unwrap_or_else(|_| "python3".into());
     let (captions, threads) = (COUNTS.len(), threads());
     println!(
         "{captions} captions, f32, {threads} threads; medians of {TURNS} turns; a ratio (least..most of turns) \

@@ -1,6 +1,6 @@
 //! Operations of the tape against torch: forward and backward, f32, the same shapes and cores, in turns.
 //!
-//! `PLUMB_PEER_PYTHON=python cargo bench -- nn [FILTER]` prints one table. Seconds are processor seconds of all
+//! `PLUMB_PYTHON=python cargo bench -- nn [FILTER]` prints one table. Seconds are processor seconds of all
 //! threads, which a busy machine disturbs less than the clock; the clock's ratio is given beside.
 
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -44,7 +44,7 @@ pub(crate) fn run(filter: &str) -> std::result::Result<(), Failure> {
     println!(
         "| case | plumb ms | torch ms | ratio, processor | ratio, clock |\n|---|---|---|---|---|"
     );
-    let python = std::env::var("PLUMB_PEER_PYTHON").unwrap_or_else(|_| "python3".into());
+    let python = std::env::var("PLUMB_PYTHON").unwrap_or_else(|_| "python3".into());
     let mut peer = Peer::start(&python, threads)?;
     for case in CASES.iter().filter(|case| case.contains(filter)) {
         let sizes: Vec<usize> = case

@@ -1,7 +1,7 @@
 //! One LoRA training step against diffusers + peft on the same cores, weights and shapes, each case in a process
 //! of its own so that its peak memory is its own, ours and theirs in turn.
 //!
-//! `PLUMB_PEER_PYTHON=python cargo bench -- train [tiny|100m]`; the 100 M-parameter model is written to
+//! `PLUMB_PYTHON=python cargo bench -- train [tiny|100m]`; the 100 M-parameter model is written to
 //! `target/peer` by the peer's script, `benches/peer/train_diffusers_peft.py`.
 
 use std::path::{Path, PathBuf};
@@ -28,8 +28,8 @@ pub(crate) fn run(filter: &str) -> Result<()> {
         println!("{}", measure(&serde_json::from_str(&case)?)?);
         return Ok(());
     }
-    let python = std::env::var("PLUMB_PEER_PYTHON")
-        .map_err(|_| "set PLUMB_PEER_PYTHON to a python with diffusers and peft")?;
+    let python = std::env::var("PLUMB_PYTHON")
+        .map_err(|_| "set PLUMB_PYTHON to a python with diffusers and peft")?;
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     println!(
         "| model | batch | checkpointing | ours, s/step | theirs | times as fast | ours, peak MiB | theirs | of their memory |"
