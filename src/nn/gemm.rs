@@ -1,15 +1,20 @@
-//! Matrix products on slices: the `gemm` crate behind checked views, with one promise added: a row of the
-//! result does not depend on how many rows the product has, nor on the number of threads. So a caption gives
-//! the same numbers alone and in a batch.
+//! Matrix products on slices, behind checked views: a kernel of ours (`avx512.rs`) or the `gemm` crate. Both keep
+//! one promise: a row of the result does not depend on how many rows the product has, nor on the number of
+//! threads. So a caption gives the same numbers alone and in a batch.
 //!
 //! gemm keeps one accumulator per element and walks the inner dimension in order, in blocks whose length
 //! depends on that dimension alone, except on three shortcuts for small products: a matrix times a vector, at
 //! most 256 results, and both sides at most 64. They are walked round here: few rows are padded with zeros,
 //! and narrow products are cut into their inner blocks by us.
 
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+
 use std::marker::PhantomData;
 
+use candle_core::DType;
 use gemm::Parallelism;
+use rayon::prelude::*;
 
 use super::real::Real;
 
@@ -19,6 +24,9 @@ const SHORTCUT_RESULTS: usize = 256;
 const NARROW: usize = 64;
 /// The inner block of small products; gemm never uses a smaller one.
 const INNER_BLOCK: usize = 512;
+/// Products of numbers that are not worth a second thread.
+#[cfg(target_arch = "x86_64")]
+const LITTLE: usize = 512 * 1024;
 
 /// A matrix inside a slice: element (i, j) is at `i * row_stride + j * column_stride`.
 #[derive(Clone, Copy)]
@@ -176,6 +184,15 @@ pub(crate) enum Write {
     Add,
 }
 
+/// What is added to a product.
+#[derive(Clone, Copy)]
+pub(crate) struct Plus<'a, T> {
+    /// Added to every row.
+    pub(crate) row: Option<&'a [T]>,
+    /// In the shape of the result.
+    pub(crate) all: Option<&'a [T]>,
+}
+
 /// One thread, for products inside a parallel loop.
 pub(crate) const ALONE: Parallelism = Parallelism::None;
 /// All threads.
@@ -203,6 +220,129 @@ pub(crate) fn matmul<T: Real>(
     if c.rows == 0 || c.columns == 0 {
         return;
     }
+    #[cfg(target_arch = "x86_64")]
+    if let Some(product) = own(c.data, c.row_stride, scale, a, b) {
+        let base = match write {
+            Write::Replace => std::ptr::null(),
+            Write::Add => product.target.cast_const(),
+        };
+        let product = avx512::Product {
+            base,
+            base_stride: product.stride,
+            ..product
+        };
+        // SAFETY: the views were checked against their slices when made, the shapes agree, and `c` is borrowed
+        // mutably, so it overlaps neither `a` nor `b`.
+        unsafe { avx512::run(&product, threads_for(&product, threads)) };
+        return;
+    }
+    matmul_by_crate(c, write, scale, a, b, threads);
+}
+
+/// `scale * a b + plus`, as rows, by all threads.
+pub(crate) fn matmul_plus<T: Real>(
+    scale: T,
+    a: Matrix<'_, T>,
+    b: Matrix<'_, T>,
+    plus: Plus<'_, T>,
+) -> Vec<T> {
+    let (rows, columns) = (a.rows, b.columns);
+    assert!(
+        a.columns == b.rows
+            && plus.row.is_none_or(|row| row.len() == columns)
+            && plus.all.is_none_or(|all| all.len() == rows * columns),
+        "{rows}x{} times {}x{columns} plus {:?}, {:?}",
+        a.columns,
+        b.rows,
+        plus.row.map(<[T]>::len),
+        plus.all.map(<[T]>::len)
+    );
+    let mut out = Vec::with_capacity(rows * columns);
+    #[cfg(target_arch = "x86_64")]
+    if let Some(product) = own(out.as_mut_ptr(), columns, scale, a, b) {
+        let product = avx512::Product {
+            bias: plus.row.map_or(std::ptr::null(), <[T]>::as_ptr).cast(),
+            base: plus.all.map_or(std::ptr::null(), <[T]>::as_ptr).cast(),
+            base_stride: columns,
+            ..product
+        };
+        // SAFETY: the views were checked against their slices when made, the shapes agree, and `out` is new and has
+        // room for all elements, every one of which is written.
+        unsafe {
+            avx512::run(&product, threads_for(&product, ALL));
+            out.set_len(rows * columns);
+        }
+        return out;
+    }
+    match plus.all {
+        Some(all) => out.extend_from_slice(all),
+        None => out.resize(rows * columns, T::zero()),
+    }
+    if let Some(row) = plus.row.filter(|row| !row.is_empty()) {
+        out.par_chunks_mut(columns)
+            .for_each(|out| out.iter_mut().zip(row).for_each(|(x, &b)| *x += b));
+    }
+    let write = if plus.row.is_some() || plus.all.is_some() {
+        Write::Add
+    } else {
+        Write::Replace
+    };
+    let mut target = MatrixMut::new(&mut out, rows, columns, columns);
+    matmul(&mut target, write, scale, a, b, ALL);
+    out
+}
+
+/// The product for our kernel, where the machine, the type and the shape are its.
+#[cfg(target_arch = "x86_64")]
+fn own<T: Real>(
+    target: *mut T,
+    stride: usize,
+    scale: T,
+    a: Matrix<'_, T>,
+    b: Matrix<'_, T>,
+) -> Option<avx512::Product> {
+    if T::DTYPE != DType::F32 || a.columns == 0 || !avx512::available() {
+        return None;
+    }
+    let factor = |m: Matrix<'_, T>| avx512::Factor {
+        data: m.data.as_ptr().cast(),
+        row_stride: m.row_stride,
+        column_stride: m.column_stride,
+    };
+    Some(avx512::Product {
+        rows: a.rows,
+        inner: a.columns,
+        columns: b.columns,
+        scale: scale.to_f64() as f32,
+        left: factor(a),
+        right: factor(b),
+        bias: std::ptr::null(),
+        base: std::ptr::null(),
+        base_stride: 0,
+        target: target.cast(),
+        stride,
+    })
+}
+
+/// One thread for what takes a few microseconds.
+#[cfg(target_arch = "x86_64")]
+fn threads_for(product: &avx512::Product, threads: Parallelism) -> usize {
+    let work = product.rows * product.inner * product.columns;
+    match threads {
+        Parallelism::Rayon(_) if work > LITTLE => rayon::current_num_threads(),
+        _ => 1,
+    }
+}
+
+/// `matmul`, by the `gemm` crate.
+fn matmul_by_crate<T: Real>(
+    c: &mut MatrixMut<'_, T>,
+    write: Write,
+    scale: T,
+    a: Matrix<'_, T>,
+    b: Matrix<'_, T>,
+    threads: Parallelism,
+) {
     let fewest = (SHORTCUT_RESULTS / c.columns + 1).max(2);
     if c.rows < fewest {
         return matmul_padded(c, write, scale, (a, b), fewest, threads);
@@ -249,7 +389,7 @@ fn matmul_padded<T: Real>(
     }
     let wide = Matrix::new(&wide, rows, a.columns, a.columns);
     let mut target = MatrixMut::new(&mut result, rows, columns, columns);
-    matmul(&mut target, write, scale, wide, b, threads);
+    matmul_by_crate(&mut target, write, scale, wide, b, threads);
     for i in 0..filled {
         c.row(i)
             .copy_from_slice(&result[i * columns..(i + 1) * columns]);
@@ -298,111 +438,4 @@ fn call<T: Real>(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn numbers(count: usize, salt: u32) -> Vec<f32> {
-        let mut state = 12345u32.wrapping_add(salt);
-        (0..count)
-            .map(|_| {
-                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-                (state >> 8) as f32 / (1 << 23) as f32 - 1.0
-            })
-            .collect()
-    }
-
-    fn product(
-        a: &[f32],
-        b: &[f32],
-        rows: usize,
-        inner: usize,
-        columns: usize,
-        by_row: bool,
-    ) -> Vec<f32> {
-        let mut c = vec![0.5f32; rows * columns];
-        let a = Matrix::new(a, rows, inner, inner);
-        let b = if by_row {
-            Matrix::new(b, inner, columns, columns)
-        } else {
-            Matrix::new(b, columns, inner, inner).t()
-        };
-        matmul(
-            &mut MatrixMut::new(&mut c, rows, columns, columns),
-            Write::Add,
-            0.5,
-            a,
-            b,
-            ALL,
-        );
-        c
-    }
-
-    #[test]
-    fn a_product_equals_the_sum_of_products() {
-        for (rows, inner, columns) in [
-            (1, 1, 1),
-            (3, 5, 7),
-            (1, 700, 64),
-            (65, 1030, 33),
-            (7, 3, 300),
-        ] {
-            let (a, b) = (numbers(rows * inner, 1), numbers(inner * columns, 2));
-            for by_row in [true, false] {
-                let c = product(&a, &b, rows, inner, columns, by_row);
-                for i in 0..rows {
-                    for j in 0..columns {
-                        let want: f64 = (0..inner)
-                            .map(|k| {
-                                let b = if by_row {
-                                    b[k * columns + j]
-                                } else {
-                                    b[j * inner + k]
-                                };
-                                f64::from(a[i * inner + k]) * f64::from(b)
-                            })
-                            .sum();
-                        let found = f64::from(c[i * columns + j]);
-                        assert!((found - (0.5 + 0.5 * want)).abs() < 1e-4, "{found} {want}");
-                    }
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn a_row_does_not_depend_on_the_number_of_rows() {
-        for inner in [1, 2, 3, 64, 511, 513, 768, 1500, 4096] {
-            for columns in [1, 3, 16, 63, 64, 65, 128, 200, 321] {
-                for by_row in [true, false] {
-                    let most = 97;
-                    let (a, b) = (numbers(most * inner, 3), numbers(inner * columns, 4));
-                    let all = product(&a, &b, most, inner, columns, by_row);
-                    for rows in [1, 2, 3, 5, 17, 64, 65, 90] {
-                        let some = product(&a[..rows * inner], &b, rows, inner, columns, by_row);
-                        assert!(
-                            some == all[..rows * columns],
-                            "{rows} rows, inner {inner}, {columns} columns, by row {by_row}"
-                        );
-                    }
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn the_number_of_threads_changes_nothing() {
-        let (rows, inner, columns) = (331, 777, 130);
-        let (a, b) = (numbers(rows * inner, 5), numbers(inner * columns, 6));
-        let with = |threads| {
-            let pool = rayon::ThreadPoolBuilder::new()
-                .num_threads(threads)
-                .build()
-                .unwrap();
-            pool.install(|| product(&a, &b, rows, inner, columns, false))
-        };
-        let one = with(1);
-        for threads in [2, 3, 5, 8] {
-            assert!(with(threads) == one, "{threads} threads");
-        }
-    }
-}
+mod tests;

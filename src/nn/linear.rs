@@ -3,7 +3,6 @@
 #[cfg(feature = "cuda")]
 use candle_core::DType;
 use candle_core::{Result, Tensor, bail};
-use rayon::prelude::*;
 
 #[cfg(feature = "cuda")]
 use super::card::{
@@ -11,7 +10,7 @@ use super::card::{
     gemm::{self, Factor},
 };
 use super::cpu::{self, by_kernel, elements};
-use super::gemm::{ALL, Matrix, MatrixMut, Write, matmul};
+use super::gemm::{ALL, Matrix, MatrixMut, Plus, Write, matmul, matmul_plus};
 use super::real::Real;
 
 /// `y = x w^T + b`, with `x` `[.., in]`, `w` `[out, in]`, `b` `[out]`, `y` `[.., out]`.
@@ -23,6 +22,27 @@ use super::real::Real;
 /// If the shapes or types do not fit, and those of the backend.
 pub fn linear(x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor> {
     Ok(forward(x, w, b, None)?.0)
+}
+
+/// `base + x w^T + b`, with `base` in the shape of the result: a residual connection around `linear`.
+///
+/// # Errors
+///
+/// As `linear`.
+pub fn linear_onto(base: &Tensor, x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor> {
+    check(x, w, b)?;
+    if base.dims() != shape_with_last(x, w.dim(0)?) {
+        bail!(
+            "the result of a linear layer on {:?} cannot be added to {:?}",
+            x.dims(),
+            base.dims()
+        );
+    }
+    by_kernel!(
+        x,
+        T => product::<T>(x, w, b, Some(base)),
+        base + forward(x, w, b, None)?.0
+    )
 }
 
 /// A low-rank update of a linear layer (Hu et al. 2021): `y += scale (mask x) a^T b^T`.
@@ -70,13 +90,7 @@ impl LowRank {
     }
 }
 
-/// The result, and with an adapter also `(mask x) a^T`, `[.., r]`, which the backward pass needs.
-pub(crate) fn forward(
-    x: &Tensor,
-    w: &Tensor,
-    b: Option<&Tensor>,
-    lora: Option<&LowRank>,
-) -> Result<(Tensor, Option<Tensor>)> {
+fn check(x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<()> {
     let (_, width) = cpu::rows_of(x)?;
     let (out, inner) = w.dims2()?;
     if width != inner {
@@ -93,10 +107,21 @@ pub(crate) fn forward(
             b.dims()
         );
     }
+    Ok(())
+}
+
+/// The result, and with an adapter also `(mask x) a^T`, `[.., r]`, which the backward pass needs.
+pub(crate) fn forward(
+    x: &Tensor,
+    w: &Tensor,
+    b: Option<&Tensor>,
+    lora: Option<&LowRank>,
+) -> Result<(Tensor, Option<Tensor>)> {
+    check(x, w, b)?;
     let Some(lora) = lora else {
         let y = by_kernel!(
             x,
-            T => product::<T>(x, w, b)?,
+            T => product::<T>(x, w, b, None)?,
             card k => product_on_card(k, x, w, b)?,
             composed(x, w, b)?
         );
@@ -107,8 +132,8 @@ pub(crate) fn forward(
     by_kernel!(
         x,
         T => {
-            let down = product::<T>(&input, &lora.a, None)?;
-            let y = product::<T>(x, w, b)?;
+            let down = product::<T>(&input, &lora.a, None, None)?;
+            let y = product::<T>(x, w, b, None)?;
             add_product::<T>(&y, lora.scale, (&down, false), (&lora.b, true))?;
             Ok((y, Some(down)))
         },
@@ -175,76 +200,82 @@ fn shape_with_last(x: &Tensor, last: usize) -> Vec<usize> {
     [&x.dims()[..lead], &[last]].concat()
 }
 
-/// `x w^T + b`.
-fn product<T: Real>(x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor> {
+/// `x w^T + b + base`.
+fn product<T: Real>(
+    x: &Tensor,
+    w: &Tensor,
+    b: Option<&Tensor>,
+    base: Option<&Tensor>,
+) -> Result<Tensor> {
     let (rows, inner) = cpu::rows_of(x)?;
     let (out, _) = w.dims2()?;
     let (dense, w) = (cpu::contiguous(x)?, cpu::contiguous(w)?);
     let (data, w) = (elements::<T>(&dense)?, elements::<T>(&w)?);
-    let mut y = vec![T::zero(); rows * out];
-    let write = match b {
-        Some(b) => {
-            let b = cpu::contiguous(b)?;
-            fill_rows(&mut y, &elements::<T>(&b)?);
-            Write::Add
-        }
-        None => Write::Replace,
-    };
-    let (left, w) = (
-        Matrix::new(&data, rows, inner, inner),
-        Matrix::new(&w, out, inner, inner),
-    );
-    matmul(
-        &mut MatrixMut::new(&mut y, rows, out, out),
-        write,
+    let b = b.map(cpu::contiguous).transpose()?;
+    let base = base.map(cpu::contiguous).transpose()?;
+    let b = b.as_ref().map(elements::<T>).transpose()?;
+    let base = base.as_ref().map(elements::<T>).transpose()?;
+    let y = matmul_plus(
         T::one(),
-        left,
-        w.t(),
-        ALL,
+        Matrix::new(&data, rows, inner, inner),
+        Matrix::new(&w, out, inner, inner).t(),
+        Plus {
+            row: b.as_deref(),
+            all: base.as_deref(),
+        },
     );
     cpu::tensor(y, &shape_with_last(x, out))
 }
 
-/// Copies `row` into every row of `data`.
-fn fill_rows<T: Real>(data: &mut [T], row: &[T]) {
-    if row.is_empty() {
-        return;
-    }
-    data.par_chunks_mut(row.len() * cpu::rows_per_piece(row.len()))
-        .for_each(|piece| {
-            for target in piece.chunks_exact_mut(row.len()) {
-                target.copy_from_slice(row);
-            }
-        });
-}
+/// A tensor's elements, and whether they are seen as columns.
+type Side<'a> = (&'a Tensor, bool);
 
-/// `target += scale left right`, each tensor as rows of its last dimension, left and right transposed where
-/// asked for; in place.
-fn add_product<T: Real>(
-    target: &Tensor,
-    scale: f64,
-    left: (&Tensor, bool),
-    right: (&Tensor, bool),
-) -> Result<()> {
-    let (rows, columns) = cpu::rows_of(target)?;
+/// Calls `f` with both tensors as rows of their last dimension, transposed where asked for.
+fn with_matrices<T: Real, R>(
+    left: Side<'_>,
+    right: Side<'_>,
+    f: impl FnOnce(Matrix<'_, T>, Matrix<'_, T>) -> Result<R>,
+) -> Result<R> {
     let (left_dense, right_dense) = (cpu::contiguous(left.0)?, cpu::contiguous(right.0)?);
     let (left_data, right_data) = (elements::<T>(&left_dense)?, elements::<T>(&right_dense)?);
-    let matrix = |data, (tensor, transposed): (&Tensor, bool)| -> Result<_> {
+    let matrix = |data, (tensor, transposed): Side<'_>| -> Result<_> {
         let (rows, columns) = cpu::rows_of(tensor)?;
         let matrix = Matrix::new(data, rows, columns, columns);
         Ok(if transposed { matrix.t() } else { matrix })
     };
-    let (left, right) = (matrix(&*left_data, left)?, matrix(&*right_data, right)?);
-    cpu::edit::<T>(target, |target| {
-        let mut target = MatrixMut::new(target, rows, columns, columns);
-        matmul(
-            &mut target,
-            Write::Add,
-            T::from_f64(scale),
-            left,
-            right,
-            ALL,
-        );
+    f(matrix(&left_data, left)?, matrix(&right_data, right)?)
+}
+
+/// `scale left right`, in `shape`.
+fn new_product<T: Real>(
+    shape: &[usize],
+    scale: f64,
+    left: Side<'_>,
+    right: Side<'_>,
+) -> Result<Tensor> {
+    with_matrices::<T, _>(left, right, |left, right| {
+        let plus = Plus {
+            row: None,
+            all: None,
+        };
+        cpu::tensor(matmul_plus(T::from_f64(scale), left, right, plus), shape)
+    })
+}
+
+/// `target += scale left right`, in place.
+fn add_product<T: Real>(
+    target: &Tensor,
+    scale: f64,
+    left: Side<'_>,
+    right: Side<'_>,
+) -> Result<()> {
+    let (rows, columns) = cpu::rows_of(target)?;
+    with_matrices::<T, _>(left, right, |left, right| {
+        cpu::edit::<T>(target, |target| {
+            let mut target = MatrixMut::new(target, rows, columns, columns);
+            let scale = T::from_f64(scale);
+            matmul(&mut target, Write::Add, scale, left, right, ALL);
+        })
     })
 }
 
@@ -286,10 +317,6 @@ pub(crate) fn backward(
     )
 }
 
-fn zeros<T: Real>(shape: &[usize]) -> Result<Tensor> {
-    cpu::tensor(vec![T::zero(); shape.iter().product()], shape)
-}
-
 fn backward_kernel<T: Real>(
     gradient: &Tensor,
     w: &Tensor,
@@ -301,12 +328,17 @@ fn backward_kernel<T: Real>(
     let shape = shape_with_last(gradient, w.dim(1)?);
     let dx = match earlier {
         _ if !wanted.x => None,
-        Some(earlier) => Some(earlier),
-        None => Some(zeros::<T>(&shape)?),
+        Some(earlier) => {
+            add_product::<T>(&earlier, 1.0, (gradient, false), (w, false))?;
+            Some(earlier)
+        }
+        None => Some(new_product::<T>(
+            &shape,
+            1.0,
+            (gradient, false),
+            (w, false),
+        )?),
     };
-    if let Some(dx) = &dx {
-        add_product::<T>(dx, 1.0, (gradient, false), (w, false))?;
-    }
     let (mut da, mut db) = (None, None);
     if let Some(Adapted {
         adapter: lora,
@@ -316,23 +348,20 @@ fn backward_kernel<T: Real>(
     {
         let scale = lora.scale;
         if let Some(down) = down.filter(|_| wanted.b) {
-            let out = zeros::<T>(lora.b.dims())?;
-            add_product::<T>(&out, scale, (gradient, true), (down, false))?;
-            db = Some(out);
+            let (g, down) = ((gradient, true), (down, false));
+            db = Some(new_product::<T>(lora.b.dims(), scale, g, down)?);
         }
         if wanted.x || wanted.a {
-            let t = zeros::<T>(&shape_with_last(gradient, lora.a.dim(0)?))?;
-            add_product::<T>(&t, scale, (gradient, false), (&lora.b, false))?;
+            let narrow = shape_with_last(gradient, lora.a.dim(0)?);
+            let t = new_product::<T>(&narrow, scale, (gradient, false), (&lora.b, false))?;
             if let Some(x) = x.filter(|_| wanted.a) {
-                let out = zeros::<T>(lora.a.dims())?;
-                add_product::<T>(&out, 1.0, (&t, true), (&lora.input(x)?, false))?;
-                da = Some(out);
+                let (t, x) = ((&t, true), (&lora.input(x)?, false));
+                da = Some(new_product::<T>(lora.a.dims(), 1.0, t, x)?);
             }
             match (&dx, &lora.mask) {
                 (Some(dx), None) => add_product::<T>(dx, 1.0, (&t, false), (&lora.a, false))?,
                 (Some(dx), Some(mask)) => {
-                    let seen = zeros::<T>(&shape)?;
-                    add_product::<T>(&seen, 1.0, (&t, false), (&lora.a, false))?;
+                    let seen = new_product::<T>(&shape, 1.0, (&t, false), (&lora.a, false))?;
                     cpu::edit_with::<T>(&seen, mask, cpu::Product)?;
                     cpu::edit_with::<T>(dx, &seen, cpu::Sum)?;
                 }

@@ -28,7 +28,7 @@ pub use attention::{AttentionMask, attention};
 pub use conv::{Conv2dOptions, Padding, conv2d};
 pub use frozen::{Ahead, DEPTH as AHEAD, Frozen, Packing};
 pub use group_norm::{group_norm, group_norm_silu};
-pub use linear::linear;
+pub use linear::{linear, linear_onto};
 pub use loss::squared_error;
 pub use norm::{gated_residual, layer_norm, modulate, rms_norm};
 pub use resample::upsample_nearest_2x;

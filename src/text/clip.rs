@@ -11,13 +11,15 @@ pub(super) mod names;
 mod plan;
 mod projection;
 
+use std::ops::Range;
+
 use candle_core::Tensor;
 
-use super::pack::{Group, Pack, Sequence, pack};
+use super::pack::{Group, Pack, Sequence, pack, regroup};
 use super::tokenizer::Tokens;
 use super::{Encoded, Error, Residency, activate, check_vocabulary};
 use crate::nn::weights::Weights;
-use crate::nn::{AttentionMask, attention, layer_norm, linear};
+use crate::nn::{AttentionMask, attention, layer_norm, linear, linear_onto};
 use crate::recipe::spec::{ClipTextArchitecture, EncoderMask, PooledRule};
 
 pub(super) use plan::Plan;
@@ -113,24 +115,19 @@ impl ClipTextTower {
 
     pub(super) fn encode(&self, captions: &[Tokens]) -> Result<Vec<Encoded>, Error> {
         let pooled_rows = self.check_tokens(captions)?;
-        let packs = pack(self.sequences(captions, &pooled_rows));
-        let mut states = packs
+        let shortest: Vec<usize> = pooled_rows.iter().map(|row| row + 1).collect();
+        let longest: Vec<usize> = match self.plan.hidden {
+            Some(_) => captions.iter().map(|t| t.ids.len()).collect(),
+            None => shortest.clone(),
+        };
+        let packs = pack(self.sequences(captions, &longest));
+        let states = packs
             .iter()
             .map(|p| self.embed(p))
             .collect::<Result<Vec<_>, _>>()?;
-        let mut kept = Vec::new();
-        for layer in 0..self.plan.depth() {
-            if self.plan.hidden == Some(layer) {
-                kept.clone_from(&states);
-            }
-            let block = self.block(layer)?;
-            for (pack, x_rc) in packs.iter().zip(&mut states) {
-                *x_rc = self.layer(&block, pack, x_rc)?;
-            }
-        }
-        if self.plan.hidden == Some(self.plan.depth()) {
-            kept.clone_from(&states);
-        }
+        let last = self.plan.hidden.unwrap_or(self.plan.depth());
+        let states = self.run(&packs, states, 0..last)?;
+
         let mut encoded = vec![
             Encoded {
                 hidden: None,
@@ -138,7 +135,50 @@ impl ClipTextTower {
             };
             captions.len()
         ];
-        for (pack, x_rc) in packs.iter().zip(&kept) {
+        if self.plan.hidden.is_some() {
+            self.keep(&packs, &states, &mut encoded)?;
+        }
+        if self.plan.pools() {
+            let (packs, states) = if last < self.plan.depth() {
+                // Later layers keep nothing else: they are computed no further than to the pooled row.
+                let short = pack(self.sequences(captions, &shortest));
+                let states = regroup(&packs, &states, &short)?;
+                let states = self.run(&short, states, last..self.plan.depth())?;
+                (short, states)
+            } else {
+                (packs, states)
+            };
+            for (pack, x_rc) in packs.iter().zip(&states) {
+                self.pool(pack, x_rc, &pooled_rows, &mut encoded)?;
+            }
+        }
+        Ok(encoded)
+    }
+
+    /// The residual stream of each pack after `layers`.
+    fn run(
+        &self,
+        packs: &[Pack],
+        mut states: Vec<Tensor>,
+        layers: Range<usize>,
+    ) -> Result<Vec<Tensor>, Error> {
+        for layer in layers {
+            let block = self.block(layer)?;
+            for (pack, x_rc) in packs.iter().zip(&mut states) {
+                *x_rc = self.layer(&block, pack, x_rc)?;
+            }
+        }
+        Ok(states)
+    }
+
+    /// Gives each caption its rows of the hidden state.
+    fn keep(
+        &self,
+        packs: &[Pack],
+        states: &[Tensor],
+        encoded: &mut [Encoded],
+    ) -> Result<(), Error> {
+        for (pack, x_rc) in packs.iter().zip(states) {
             let x_rc = if self.plan.rules.final_norm {
                 self.normed(x_rc)?
             } else {
@@ -149,12 +189,7 @@ impl ClipTextTower {
                     Some(x_rc.narrow(0, start, sequence.ids.len())?.contiguous()?);
             }
         }
-        if self.plan.pools() {
-            for (pack, x_rc) in packs.iter().zip(&states) {
-                self.pool(pack, x_rc, &pooled_rows, &mut encoded)?;
-            }
-        }
-        Ok(encoded)
+        Ok(())
     }
 
     /// Checks the tokens and gives the row that each caption is pooled at.
@@ -177,24 +212,22 @@ impl ClipTextTower {
         Ok(rows)
     }
 
-    fn sequences(&self, captions: &[Tokens], pooled_rows: &[usize]) -> Vec<Sequence> {
-        let sequence = |(caption, tokens): (usize, &Tokens)| {
-            // No row sees a later one: where only the pooled row is kept, the rows after it are not computed.
-            let rows = match self.plan.hidden {
-                Some(_) => tokens.ids.len(),
-                None => pooled_rows[caption] + 1,
-            };
-            let keys = match self.plan.rules.mask {
+    /// The first `rows` of each caption: no row sees a later one.
+    fn sequences(&self, captions: &[Tokens], rows: &[usize]) -> Vec<Sequence> {
+        let sequence = |(caption, (tokens, &rows)): (usize, (&Tokens, &usize))| Sequence {
+            caption,
+            ids: tokens.ids[..rows].to_vec(),
+            keys: match self.plan.rules.mask {
                 EncoderMask::None => rows,
                 EncoderMask::Pads => tokens.count.min(rows),
-            };
-            Sequence {
-                caption,
-                ids: tokens.ids[..rows].to_vec(),
-                keys,
-            }
+            },
         };
-        captions.iter().enumerate().map(sequence).collect()
+        captions
+            .iter()
+            .zip(rows)
+            .enumerate()
+            .map(sequence)
+            .collect()
     }
 
     fn embed(&self, pack: &Pack) -> Result<Tensor, Error> {
@@ -226,10 +259,10 @@ impl ClipTextTower {
         let qkv = dense(&norm(x_rc, &block.norm1)?, &block.qkv)?;
         let qkv_r3hd = qkv.reshape((qkv.dim(0)?, 3, heads, c / heads))?;
         let y_rc = pack.attention(&qkv_r3hd, causal)?;
-        let x_rc = (x_rc + dense(&y_rc, &block.out)?)?;
+        let x_rc = linear_onto(x_rc, &y_rc, &block.out[0], Some(&block.out[1]))?;
         let inner_ri = dense(&norm(&x_rc, &block.norm2)?, &block.fc1)?;
         let inner_ri = activate(architecture.hidden_act, &inner_ri)?;
-        x_rc + dense(&inner_ri, &block.fc2)?
+        linear_onto(&x_rc, &inner_ri, &block.fc2[0], Some(&block.fc2[1]))
     }
 
     fn normed(&self, x: &Tensor) -> candle_core::Result<Tensor> {

@@ -6,11 +6,13 @@
 //!
 //! Shapes: r rows of a pack, b sequences of a group, n queries, m keys, h heads, d width of a head.
 
-use candle_core::{Result, Tensor};
+use std::collections::HashMap;
 
-/// Rows that are computed together: enough to keep matrix products busy, few enough that the widest
+use candle_core::{Result, Tensor, bail};
+
+/// Rows that are computed together: many, as each pack reads all weights again; few enough that the widest
 /// activations of T5-XXL stay below 200 MB.
-const ROWS_PER_PACK: usize = 1024;
+const ROWS_PER_PACK: usize = 2048;
 
 /// One sequence to compute.
 #[derive(Clone, Debug)]
@@ -41,13 +43,15 @@ pub(super) struct Pack {
     pub(super) groups: Vec<Group>,
 }
 
-/// Sorts sequences into packs.
+/// Sorts sequences into packs of about the same size.
 pub(super) fn pack(mut sequences: Vec<Sequence>) -> Vec<Pack> {
     sequences.sort_by_key(|s| (s.ids.len(), s.keys, s.caption));
+    let all: usize = sequences.iter().map(|s| s.ids.len()).sum();
+    let enough = all.div_ceil(all.div_ceil(ROWS_PER_PACK).max(1));
     let mut packs: Vec<Pack> = Vec::new();
     let mut rows = usize::MAX;
     for sequence in sequences {
-        if rows.saturating_add(sequence.ids.len()) > ROWS_PER_PACK {
+        if rows >= enough || rows + sequence.ids.len() > ROWS_PER_PACK {
             packs.push(Pack {
                 sequences: Vec::new(),
                 groups: Vec::new(),
@@ -129,6 +133,32 @@ impl Pack {
     }
 }
 
+/// The states of `from`, `[r, c]` for each pack, as those of `to`, whose sequences are as long or shorter.
+pub(super) fn regroup(from: &[Pack], states: &[Tensor], to: &[Pack]) -> Result<Vec<Tensor>> {
+    let all = match states {
+        [one] => one.clone(),
+        many => Tensor::cat(many, 0)?,
+    };
+    let mut starts = HashMap::new();
+    let mut first = 0;
+    for pack in from {
+        starts.extend(pack.starts().map(|(start, s)| (s.caption, first + start)));
+        first += pack.sequences.iter().map(|s| s.ids.len()).sum::<usize>();
+    }
+    let of_pack = |pack: &Pack| {
+        let mut rows = Vec::new();
+        for sequence in &pack.sequences {
+            let Some(start) = starts.get(&sequence.caption) else {
+                bail!("caption {} is in no pack", sequence.caption)
+            };
+            let start = u32::try_from(*start)?;
+            rows.extend((start..).take(sequence.ids.len()));
+        }
+        all.index_select(&Tensor::new(rows, all.device())?, 0)
+    };
+    to.iter().map(of_pack).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -145,7 +175,7 @@ mod tests {
             sequence(1, 2, 2),
             sequence(2, 5, 5),
             sequence(3, 5, 3),
-            sequence(4, 2000, 2000),
+            sequence(4, 3000, 3000),
             sequence(5, 1000, 1000),
         ]);
         let captions: Vec<Vec<_>> = packs
@@ -176,5 +206,36 @@ mod tests {
             .collect();
         assert_eq!(starts, [(0, 1), (2, 3), (7, 0), (12, 2), (17, 5)]);
         assert!(pack(Vec::new()).is_empty());
+    }
+
+    #[test]
+    fn regrouped_states_follow_their_captions() {
+        let sequence = |caption, length: usize| Sequence {
+            caption,
+            ids: vec![0; length],
+            keys: length,
+        };
+        let from = pack(vec![sequence(0, 1500), sequence(1, 1000), sequence(2, 3)]);
+        let to = pack(vec![sequence(0, 2), sequence(1, 1), sequence(2, 3)]);
+        assert_eq!((from.len(), to.len()), (2, 1));
+        // Row i of caption c holds 10000 c + i.
+        let states: Vec<Tensor> = from
+            .iter()
+            .map(|pack| {
+                let rows: Vec<f32> = pack
+                    .sequences
+                    .iter()
+                    .flat_map(|s| (0..s.ids.len()).map(|i| (10_000 * s.caption + i) as f32))
+                    .collect();
+                Tensor::from_vec(rows.clone(), (rows.len(), 1), &candle_core::Device::Cpu)
+                    .expect("made")
+            })
+            .collect();
+        let found = regroup(&from, &states, &to).expect("regroups");
+        let found: Vec<f32> = found[0]
+            .flatten_all()
+            .and_then(|t| t.to_vec1())
+            .expect("f32");
+        assert_eq!(found, [10_000.0, 0.0, 1.0, 20_000.0, 20_001.0, 20_002.0]);
     }
 }

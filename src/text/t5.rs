@@ -18,7 +18,7 @@ use super::{
     Encoded, Error, Residency, TensorList, activate, activate_gated, check_vocabulary, positive,
 };
 use crate::nn::weights::Weights;
-use crate::nn::{AttentionMask, attention, linear, rms_norm};
+use crate::nn::{AttentionMask, attention, linear, linear_onto, rms_norm};
 use crate::recipe::spec::{EncoderMask, PadRows, T5EncoderArchitecture, T5Forward};
 use bias::PositionBias;
 
@@ -250,10 +250,9 @@ impl T5Encoder {
         let qkv = linear(&self.norm(x_rc, &block.attention_norm)?, &block.qkv, None)?;
         let qkv_r3hd = qkv.reshape((qkv.dim(0)?, 3, heads, width))?;
         let y_rc = pack.attention(&qkv_r3hd, |group, q, k, v| self.attend(group, q, k, v))?;
-        let x_rc = clamped(add(x_rc, &linear(&y_rc, &block.out, None)?)?)?;
-
-        let y_rc = self.feed_forward(block, &self.norm(&x_rc, &block.feed_forward_norm)?)?;
-        clamped(add(&x_rc, &y_rc)?)
+        let x_rc = clamped(onto(x_rc, &y_rc, &block.out)?)?;
+        let inner_rf = self.widened(block, &self.norm(&x_rc, &block.feed_forward_norm)?)?;
+        clamped(onto(&x_rc, &inner_rf, &block.outward)?)
     }
 
     fn attend(
@@ -267,7 +266,8 @@ impl T5Encoder {
         attention(q, k, v, 1.0, Some(&bias), &AttentionMask::None)
     }
 
-    fn feed_forward(&self, block: &Block, x_rc: &Tensor) -> candle_core::Result<Tensor> {
+    /// The inner activations of the feed-forward, `[r, f]`.
+    fn widened(&self, block: &Block, x_rc: &Tensor) -> candle_core::Result<Tensor> {
         let activation = self.plan.architecture.activation;
         let inner_rf = match block.inward.as_slice() {
             [wi_0, wi_1] => {
@@ -277,11 +277,7 @@ impl T5Encoder {
             [wi] => activate(activation, &linear(x_rc, wi, None)?)?,
             _ => candle_core::bail!("a feed-forward with {} inward matrices", block.inward.len()),
         };
-        linear(
-            &inner_rf.to_dtype(block.outward.dtype())?,
-            &block.outward,
-            None,
-        )
+        inner_rf.to_dtype(block.outward.dtype())
     }
 
     /// The RMS norm; its result has the type of the weight, as in transformers, whatever the residual stream's.
@@ -296,14 +292,17 @@ impl T5Encoder {
     }
 }
 
-/// The sum in the wider of the two types.
-fn add(x: &Tensor, y: &Tensor) -> candle_core::Result<Tensor> {
+/// The residual stream and `y w^T`, in the wider of the two types.
+fn onto(x: &Tensor, y: &Tensor, w: &Tensor) -> candle_core::Result<Tensor> {
+    if x.dtype() == w.dtype() {
+        return linear_onto(x, y, w, None);
+    }
     let wide = if x.dtype() == DType::F32 {
         DType::F32
     } else {
-        y.dtype()
+        w.dtype()
     };
-    x.to_dtype(wide)? + y.to_dtype(wide)?
+    x.to_dtype(wide)? + linear(y, w, None)?.to_dtype(wide)?
 }
 
 /// In f16, what overflowed becomes the largest finite value less 1000 (transformers' `T5Block`).

@@ -1,0 +1,471 @@
+//! Products of f32 matrices on processors with AVX-512, where the `gemm` crate reaches three quarters of what
+//! MKL does. The scheme is that of BLIS (Van Zee & van de Geijn 2015, doi:10.1145/2764454): a tile of the result
+//! stays in registers, a block of the right factor in the L2 cache, the rows of a tile in the L1 cache.
+//!
+//! An element is one chain of fused multiply-adds over a block of the inner dimension, from zero; the sums of
+//! blocks are added in order. Blocks depend on the inner dimension alone: so a row of the result depends
+//! neither on the other rows nor on the threads.
+
+use std::arch::x86_64::{
+    __m512, __mmask16, _MM_HINT_T0, _mm_prefetch, _mm512_add_ps, _mm512_castpd_ps,
+    _mm512_castps_pd, _mm512_fmadd_ps, _mm512_load_ps, _mm512_mask_storeu_ps,
+    _mm512_maskz_loadu_ps, _mm512_set1_ps, _mm512_setzero_ps, _mm512_shuffle_f32x4,
+    _mm512_storeu_ps, _mm512_unpackhi_pd, _mm512_unpackhi_ps, _mm512_unpacklo_pd,
+    _mm512_unpacklo_ps,
+};
+use std::cell::Cell;
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+/// Numbers of a vector.
+const LANES: usize = 16;
+/// Rows of a tile: with two vectors each, 28 of the 32 registers.
+const TILE_ROWS: usize = 14;
+/// Columns of a tile.
+const TILE_COLUMNS: usize = 2 * LANES;
+/// The longest block of the inner dimension.
+const INNER: usize = 384;
+/// From one packed row of the left factor to the next: an odd number of cache lines, so that the rows of a
+/// tile do not compete for the same lines of the cache; known here, so that it costs no arithmetic.
+const ROW: usize = INNER + LANES;
+/// The most columns of the right factor packed at a time: with `INNER` rows, the L2 cache of a core.
+const COLUMNS: usize = 640;
+/// Rows of the packed right factor that are asked for before they are needed.
+const AHEAD: usize = 8;
+/// Steps before a tile is done at which its elements are asked for; earlier, they would be gone again.
+const LATE: usize = 32;
+/// Columns and rows below which a product is not divided further among threads.
+const FEWEST_COLUMNS: usize = 256;
+const FEWEST_ROWS: usize = 8 * TILE_ROWS;
+
+/// Elements with one stride of 1: (i, j) is at `data + i * row_stride + j * column_stride`.
+#[derive(Clone, Copy)]
+pub(super) struct Factor {
+    pub(super) data: *const f32,
+    pub(super) row_stride: usize,
+    pub(super) column_stride: usize,
+}
+
+impl Factor {
+    fn at(&self, row: usize, column: usize) -> *const f32 {
+        self.data
+            .wrapping_add(row * self.row_stride + column * self.column_stride)
+    }
+}
+
+/// `target = scale * left right + bias + base`: `target` is `rows` x `columns`, its rows `stride` apart; `left`
+/// has `inner` columns.
+#[derive(Clone, Copy)]
+pub(super) struct Product {
+    pub(super) rows: usize,
+    pub(super) inner: usize,
+    pub(super) columns: usize,
+    pub(super) scale: f32,
+    pub(super) left: Factor,
+    pub(super) right: Factor,
+    /// A row that is added to all, or null.
+    pub(super) bias: *const f32,
+    /// Rows, `base_stride` apart, or null. May be the target itself.
+    pub(super) base: *const f32,
+    pub(super) base_stride: usize,
+    pub(super) target: *mut f32,
+    pub(super) stride: usize,
+}
+
+// SAFETY: the pointers are only read and written inside `run`, whose caller vouches for them.
+unsafe impl Send for Product {}
+// SAFETY: as above; two threads never write to the same elements.
+unsafe impl Sync for Product {}
+
+/// Whether this processor can.
+pub(super) fn available() -> bool {
+    is_x86_feature_detected!("avx512f")
+}
+
+/// Computes the product, on as many threads.
+///
+/// # Safety
+///
+/// The processor must be `available`. All elements of the factors, bias and base must be readable, those of
+/// the target writable, and nothing but the base may overlap the target. `inner` must not be 0.
+pub(super) unsafe fn run(product: &Product, threads: usize) {
+    let (row_pieces, column_pieces) = pieces(product.rows, product.columns, threads);
+    let height = product
+        .rows
+        .div_ceil(row_pieces)
+        .next_multiple_of(TILE_ROWS);
+    let width = product
+        .columns
+        .div_ceil(column_pieces)
+        .next_multiple_of(LANES);
+    let piece = |index: usize| {
+        let (row, column) = (
+            index / column_pieces * height,
+            index % column_pieces * width,
+        );
+        if row >= product.rows || column >= product.columns {
+            return;
+        }
+        let rows = row..(row + height).min(product.rows);
+        let columns = column..(column + width).min(product.columns);
+        // SAFETY: the caller's promises; pieces do not overlap.
+        unsafe { piece(product, rows, columns) };
+    };
+    let all = row_pieces * column_pieces;
+    if threads == 1 {
+        (0..all).for_each(piece);
+    } else {
+        (0..all).into_par_iter().with_max_len(1).for_each(piece);
+    }
+}
+
+/// Into how many pieces rows and columns are divided. Each piece packs the right factor's columns and copies
+/// the left one's rows for itself: long rows cost less than many columns.
+fn pieces(rows: usize, columns: usize, threads: usize) -> (usize, usize) {
+    let fewest = columns.div_ceil(COLUMNS).max(1);
+    if threads == 1 {
+        return (1, fewest);
+    }
+    let across = (columns / FEWEST_COLUMNS).clamp(1, 4 * threads).max(fewest);
+    // The same number for each thread.
+    let across = if across < threads {
+        across
+    } else {
+        (across / threads * threads).max(fewest.next_multiple_of(threads))
+    };
+    let down = (2 * threads)
+        .div_ceil(across)
+        .min(rows / FEWEST_ROWS)
+        .max(1);
+    (if across >= threads { 1 } else { down }, across)
+}
+
+/// Numbers that start at a cache line.
+#[repr(C, align(64))]
+#[derive(Clone, Copy)]
+struct Line([f32; LANES]);
+
+thread_local! {
+    /// What this thread packs factors into: `TILE_ROWS` rows of the left one, then a block of the right one.
+    static PACKED: Cell<Vec<Line>> = const { Cell::new(Vec::new()) };
+}
+
+/// The part of the product in `rows` and `columns`.
+///
+/// # Safety
+///
+/// As `run`, and no other thread may write to this part.
+#[target_feature(enable = "avx512f")]
+unsafe fn piece(p: &Product, rows: Range<usize>, columns: Range<usize>) {
+    let panels = columns.len().div_ceil(TILE_COLUMNS);
+    let width = panels * TILE_COLUMNS;
+    let block = p
+        .inner
+        .div_ceil(p.inner.div_ceil(INNER))
+        .next_multiple_of(LANES);
+    // As many blocks at a time as fit, so that an element is changed while it is near.
+    let depth = block * (INNER * COLUMNS / (block * width)).max(1);
+    let mut packed = PACKED.take();
+    let lines = TILE_ROWS * ROW / LANES;
+    let all = lines + depth.min(p.inner + LANES) * width / LANES;
+    if packed.len() < all {
+        packed.resize(all, Line([0.0; LANES]));
+    }
+    let (left, right) = packed.split_at_mut(lines);
+    let (left, right) = (
+        left.as_mut_ptr().cast::<f32>(),
+        right.as_mut_ptr().cast::<f32>(),
+    );
+    for start in (0..p.inner).step_by(depth) {
+        let end = (start + depth).min(p.inner);
+        let panel = |panel: usize, at: usize| {
+            let column = columns.start + panel * TILE_COLUMNS;
+            let count = TILE_COLUMNS.min(columns.end - column);
+            let rows = block.min(end - at);
+            let packed = (at - start) * width + panel * rows * TILE_COLUMNS;
+            (column, count, rows, right.wrapping_add(packed))
+        };
+        for at in (start..end).step_by(block) {
+            for (column, count, inner, to) in (0..panels).map(|i| panel(i, at)) {
+                // SAFETY: the panel lies inside the factor and, packed, inside `right`.
+                unsafe { pack(p.right, (at, column), (inner, count), (to, TILE_COLUMNS)) };
+            }
+        }
+        for row in rows.clone().step_by(TILE_ROWS) {
+            let count = TILE_ROWS.min(rows.end - row);
+            for at in (start..end).step_by(block) {
+                // SAFETY: the tile's rows lie inside the factor and, packed, inside `left`.
+                unsafe { pack(p.left, (row, at), (count, block.min(end - at)), (left, ROW)) };
+                for (column, columns, inner, right) in (0..panels).map(|i| panel(i, at)) {
+                    let tile = Tile {
+                        inner,
+                        left,
+                        right,
+                        columns,
+                        ..Tile::at(p, row, column, at == 0)
+                    };
+                    // SAFETY: both factors were packed; the tile's elements lie inside target, base and bias.
+                    unsafe { TILES[count - 1](&tile) };
+                }
+            }
+        }
+    }
+    PACKED.set(packed);
+}
+
+/// Packs the factor's elements from (row, column) on as rows of another stride.
+///
+/// # Safety
+///
+/// As many rows and columns must be readable there, and `to` writable in whole vectors of rows.
+#[target_feature(enable = "avx512f")]
+unsafe fn pack(
+    factor: Factor,
+    (row, column): (usize, usize),
+    (rows, columns): (usize, usize),
+    to: (*mut f32, usize),
+) {
+    let from = factor.at(row, column);
+    // SAFETY: the caller's promise.
+    unsafe {
+        if factor.column_stride == 1 {
+            copy((from, factor.row_stride), (rows, columns), to);
+        } else {
+            transpose((from, factor.column_stride), (columns, rows), to);
+        }
+    }
+}
+
+/// The first `count` lanes.
+fn lanes(count: usize) -> __mmask16 {
+    if count >= LANES { !0 } else { (1 << count) - 1 }
+}
+
+/// Copies a matrix between rows of different strides.
+///
+/// # Safety
+///
+/// `from` must be readable and `to` writable in whole vectors of rows.
+#[target_feature(enable = "avx512f")]
+unsafe fn copy(
+    (from, from_stride): (*const f32, usize),
+    (rows, columns): (usize, usize),
+    (to, to_stride): (*mut f32, usize),
+) {
+    // Down the rows first: they are far apart in memory, and so are read side by side.
+    for column in (0..columns).step_by(LANES) {
+        let mask = lanes(columns - column);
+        for row in 0..rows {
+            // SAFETY: the lanes are elements of the row, which the caller vouches for.
+            unsafe {
+                let x = _mm512_maskz_loadu_ps(mask, from.wrapping_add(row * from_stride + column));
+                _mm512_storeu_ps(to.wrapping_add(row * to_stride + column), x);
+            }
+        }
+    }
+}
+
+/// Writes a matrix of `rows` x `columns` as one of `columns` x `rows`.
+///
+/// # Safety
+///
+/// `from` must be readable, and `to` writable in whole vectors of rows.
+#[target_feature(enable = "avx512f")]
+unsafe fn transpose(
+    (from, from_stride): (*const f32, usize),
+    (rows, columns): (usize, usize),
+    (to, to_stride): (*mut f32, usize),
+) {
+    for row in (0..rows).step_by(LANES) {
+        for column in (0..columns).step_by(LANES) {
+            let mask = lanes(columns - column);
+            let mut square = [_mm512_setzero_ps(); LANES];
+            for (i, x) in square.iter_mut().enumerate().take(rows - row) {
+                // SAFETY: the lanes are elements of row `row + i`.
+                *x = unsafe {
+                    _mm512_maskz_loadu_ps(mask, from.wrapping_add((row + i) * from_stride + column))
+                };
+            }
+            let square = transpose_square(square);
+            for (i, &x) in square.iter().enumerate().take(columns - column) {
+                // SAFETY: the caller's promise.
+                unsafe { _mm512_storeu_ps(to.wrapping_add((column + i) * to_stride + row), x) };
+            }
+        }
+    }
+}
+
+/// 16 x 16 numbers, transposed.
+#[target_feature(enable = "avx512f")]
+fn transpose_square(r: [__m512; LANES]) -> [__m512; LANES] {
+    let pair = |x, y, high: bool| {
+        let (x, y) = (_mm512_castps_pd(x), _mm512_castps_pd(y));
+        _mm512_castpd_ps(if high {
+            _mm512_unpackhi_pd(x, y)
+        } else {
+            _mm512_unpacklo_pd(x, y)
+        })
+    };
+    let mut fours = [_mm512_setzero_ps(); LANES];
+    for i in (0..LANES).step_by(4) {
+        let (low0, high0) = (
+            _mm512_unpacklo_ps(r[i], r[i + 1]),
+            _mm512_unpackhi_ps(r[i], r[i + 1]),
+        );
+        let (low1, high1) = (
+            _mm512_unpacklo_ps(r[i + 2], r[i + 3]),
+            _mm512_unpackhi_ps(r[i + 2], r[i + 3]),
+        );
+        // Quarter q of `fours[i + j]` is column 4 q + j of the rows i .. i + 4.
+        fours[i] = pair(low0, low1, false);
+        fours[i + 1] = pair(low0, low1, true);
+        fours[i + 2] = pair(high0, high1, false);
+        fours[i + 3] = pair(high0, high1, true);
+    }
+    let mut out = [_mm512_setzero_ps(); LANES];
+    for j in 0..4 {
+        let (a, b, c, d) = (fours[j], fours[4 + j], fours[8 + j], fours[12 + j]);
+        let even = (
+            _mm512_shuffle_f32x4::<0x88>(a, b),
+            _mm512_shuffle_f32x4::<0x88>(c, d),
+        );
+        let odd = (
+            _mm512_shuffle_f32x4::<0xdd>(a, b),
+            _mm512_shuffle_f32x4::<0xdd>(c, d),
+        );
+        out[j] = _mm512_shuffle_f32x4::<0x88>(even.0, even.1);
+        out[4 + j] = _mm512_shuffle_f32x4::<0x88>(odd.0, odd.1);
+        out[8 + j] = _mm512_shuffle_f32x4::<0xdd>(even.0, even.1);
+        out[12 + j] = _mm512_shuffle_f32x4::<0xdd>(odd.0, odd.1);
+    }
+    out
+}
+
+/// A tile of the result: `target = scale * left right + bias + base`, with packed factors.
+struct Tile {
+    inner: usize,
+    /// Rows, `ROW` apart.
+    left: *const f32,
+    /// Rows of `TILE_COLUMNS`.
+    right: *const f32,
+    scale: f32,
+    /// At most `TILE_COLUMNS`.
+    columns: usize,
+    target: *mut f32,
+    stride: usize,
+    /// Or null.
+    base: *const f32,
+    base_stride: usize,
+    /// Or null.
+    bias: *const f32,
+}
+
+impl Tile {
+    /// The tile of the product at an element, without its factors. `first` is what starts the sum: bias and base
+    /// are added to it, and the sums of later inner blocks to what is there.
+    fn at(p: &Product, row: usize, column: usize, first: bool) -> Self {
+        let target = p.target.wrapping_add(row * p.stride + column);
+        let or_null = |pointer: *const f32, offset: usize| {
+            if pointer.is_null() {
+                pointer
+            } else {
+                pointer.wrapping_add(offset)
+            }
+        };
+        let (base, base_stride, bias) = if first {
+            let base = or_null(p.base, row * p.base_stride + column);
+            (base, p.base_stride, or_null(p.bias, column))
+        } else {
+            (target.cast_const(), p.stride, std::ptr::null())
+        };
+        Self {
+            inner: 0,
+            left: std::ptr::null(),
+            right: std::ptr::null(),
+            scale: p.scale,
+            columns: 0,
+            target,
+            stride: p.stride,
+            base,
+            base_stride,
+            bias,
+        }
+    }
+}
+
+/// The function for tiles of 1, 2, .. rows.
+const TILES: [unsafe fn(&Tile); TILE_ROWS] = [
+    tile::<1>, tile::<2>, tile::<3>, tile::<4>, tile::<5>, tile::<6>, tile::<7>, tile::<8>,
+    tile::<9>, tile::<10>, tile::<11>, tile::<12>, tile::<13>, tile::<14>,
+];
+
+/// A tile of `R` rows.
+///
+/// # Safety
+///
+/// The processor must have AVX-512, and the tile's elements must lie inside what its pointers point to.
+#[target_feature(enable = "avx512f")]
+unsafe fn tile<const R: usize>(t: &Tile) {
+    let mut sums = [[_mm512_setzero_ps(); 2]; R];
+    let early = t.inner.saturating_sub(LATE);
+    // SAFETY: both packed factors have `inner` columns or rows.
+    unsafe { add_products(&mut sums, t, 0..early) };
+    for row in 0..R {
+        for at in [0, t.columns - 1] {
+            let element = t.target.wrapping_add(row * t.stride + at);
+            _mm_prefetch(element.cast(), _MM_HINT_T0);
+        }
+    }
+    // SAFETY: as above.
+    unsafe { add_products(&mut sums, t, early..t.inner) };
+    let scale = _mm512_set1_ps(t.scale);
+    for half in 0..2 {
+        let (at, mask) = (half * LANES, lanes(t.columns.saturating_sub(half * LANES)));
+        // SAFETY: lanes outside the columns are neither read nor written.
+        unsafe {
+            let bias = if t.bias.is_null() {
+                _mm512_setzero_ps()
+            } else {
+                _mm512_maskz_loadu_ps(mask, t.bias.wrapping_add(at))
+            };
+            for (row, sum) in sums.iter().enumerate() {
+                let sum = _mm512_fmadd_ps(scale, sum[half], bias);
+                let sum = if t.base.is_null() {
+                    sum
+                } else {
+                    let base = t.base.wrapping_add(row * t.base_stride + at);
+                    _mm512_add_ps(sum, _mm512_maskz_loadu_ps(mask, base))
+                };
+                let target = t.target.wrapping_add(row * t.stride + at);
+                _mm512_mask_storeu_ps(target, mask, sum);
+            }
+        }
+    }
+}
+
+/// Adds the products of the left factor's columns in `inner` with the right one's rows.
+///
+/// # Safety
+///
+/// The processor must have AVX-512, and the tile must have those columns and rows.
+#[target_feature(enable = "avx512f")]
+#[inline]
+unsafe fn add_products<const R: usize>(sums: &mut [[__m512; 2]; R], t: &Tile, inner: Range<usize>) {
+    let mut right = t.right.wrapping_add(inner.start * TILE_COLUMNS);
+    for k in inner {
+        // SAFETY: the caller's promise; a prefetch may be given any address.
+        unsafe {
+            let b = [_mm512_load_ps(right), _mm512_load_ps(right.add(LANES))];
+            let ahead = right.wrapping_add(AHEAD * TILE_COLUMNS);
+            _mm_prefetch(ahead.cast(), _MM_HINT_T0);
+            _mm_prefetch(ahead.wrapping_add(LANES).cast(), _MM_HINT_T0);
+            for (row, sum) in sums.iter_mut().enumerate() {
+                let a = _mm512_set1_ps(*t.left.add(row * ROW + k));
+                sum[0] = _mm512_fmadd_ps(a, b[0], sum[0]);
+                sum[1] = _mm512_fmadd_ps(a, b[1], sum[1]);
+            }
+        }
+        right = right.wrapping_add(TILE_COLUMNS);
+    }
+}
