@@ -16,6 +16,7 @@ use candle_core::DType;
 use gemm::Parallelism;
 use rayon::prelude::*;
 
+use super::cpu::rows_per_piece;
 use super::real::Real;
 
 /// At most this many results take gemm's dot-product shortcut.
@@ -221,14 +222,16 @@ pub(crate) fn matmul<T: Real>(
         return;
     }
     #[cfg(target_arch = "x86_64")]
-    if let Some(product) = own(c.data, c.row_stride, scale, a, b) {
-        let base = match write {
-            Write::Replace => std::ptr::null(),
-            Write::Add => product.target.cast_const(),
-        };
+    if let Some(product) = own(scale, a, b) {
+        let target = c.data.cast::<f32>();
         let product = avx512::Product {
-            base,
-            base_stride: product.stride,
+            base: match write {
+                Write::Replace => std::ptr::null(),
+                Write::Add => target.cast_const(),
+            },
+            base_stride: c.row_stride,
+            target,
+            stride: c.row_stride,
             ..product
         };
         // SAFETY: the views were checked against their slices when made, the shapes agree, and `c` is borrowed
@@ -257,13 +260,15 @@ pub(crate) fn matmul_plus<T: Real>(
         plus.row.map(<[T]>::len),
         plus.all.map(<[T]>::len)
     );
-    let mut out = Vec::with_capacity(rows * columns);
     #[cfg(target_arch = "x86_64")]
-    if let Some(product) = own(out.as_mut_ptr(), columns, scale, a, b) {
+    if let Some(product) = own(scale, a, b) {
+        let mut out: Vec<T> = Vec::with_capacity(rows * columns);
         let product = avx512::Product {
             bias: plus.row.map_or(std::ptr::null(), <[T]>::as_ptr).cast(),
             base: plus.all.map_or(std::ptr::null(), <[T]>::as_ptr).cast(),
             base_stride: columns,
+            target: out.as_mut_ptr().cast(),
+            stride: columns,
             ..product
         };
         // SAFETY: the views were checked against their slices when made, the shapes agree, and `out` is new and has
@@ -274,12 +279,13 @@ pub(crate) fn matmul_plus<T: Real>(
         }
         return out;
     }
-    match plus.all {
-        Some(all) => out.extend_from_slice(all),
-        None => out.resize(rows * columns, T::zero()),
-    }
+    let mut out = match plus.all {
+        Some(all) => all.to_vec(),
+        None => vec![T::zero(); rows * columns],
+    };
     if let Some(row) = plus.row.filter(|row| !row.is_empty()) {
-        out.par_chunks_mut(columns)
+        out.par_chunks_mut(columns * rows_per_piece(columns))
+            .flat_map_iter(|piece| piece.chunks_exact_mut(columns))
             .for_each(|out| out.iter_mut().zip(row).for_each(|(x, &b)| *x += b));
     }
     let write = if plus.row.is_some() || plus.all.is_some() {
@@ -292,15 +298,9 @@ pub(crate) fn matmul_plus<T: Real>(
     out
 }
 
-/// The product for our kernel, where the machine, the type and the shape are its.
+/// The product for our kernel, without a target, where the machine, the type and the shape are its.
 #[cfg(target_arch = "x86_64")]
-fn own<T: Real>(
-    target: *mut T,
-    stride: usize,
-    scale: T,
-    a: Matrix<'_, T>,
-    b: Matrix<'_, T>,
-) -> Option<avx512::Product> {
+fn own<T: Real>(scale: T, a: Matrix<'_, T>, b: Matrix<'_, T>) -> Option<avx512::Product> {
     if T::DTYPE != DType::F32 || a.columns == 0 || !avx512::available() {
         return None;
     }
@@ -319,8 +319,8 @@ fn own<T: Real>(
         bias: std::ptr::null(),
         base: std::ptr::null(),
         base_stride: 0,
-        target: target.cast(),
-        stride,
+        target: std::ptr::null_mut(),
+        stride: 0,
     })
 }
 

@@ -207,24 +207,19 @@ fn product<T: Real>(
     b: Option<&Tensor>,
     base: Option<&Tensor>,
 ) -> Result<Tensor> {
-    let (rows, inner) = cpu::rows_of(x)?;
-    let (out, _) = w.dims2()?;
-    let (dense, w) = (cpu::contiguous(x)?, cpu::contiguous(w)?);
-    let (data, w) = (elements::<T>(&dense)?, elements::<T>(&w)?);
+    let out = w.dim(0)?;
     let b = b.map(cpu::contiguous).transpose()?;
     let base = base.map(cpu::contiguous).transpose()?;
     let b = b.as_ref().map(elements::<T>).transpose()?;
     let base = base.as_ref().map(elements::<T>).transpose()?;
-    let y = matmul_plus(
-        T::one(),
-        Matrix::new(&data, rows, inner, inner),
-        Matrix::new(&w, out, inner, inner).t(),
-        Plus {
-            row: b.as_deref(),
-            all: base.as_deref(),
-        },
-    );
-    cpu::tensor(y, &shape_with_last(x, out))
+    let plus = Plus {
+        row: b.as_deref(),
+        all: base.as_deref(),
+    };
+    with_matrices::<T, _>((x, false), (w, true), |x_rows, w| {
+        let y = matmul_plus(T::one(), x_rows, w, plus);
+        cpu::tensor(y, &shape_with_last(x, out))
+    })
 }
 
 /// A tensor's elements, and whether they are seen as columns.

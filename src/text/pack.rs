@@ -141,9 +141,9 @@ pub(super) fn regroup(from: &[Pack], states: &[Tensor], to: &[Pack]) -> Result<V
     };
     let mut starts = HashMap::new();
     let mut first = 0;
-    for pack in from {
+    for (pack, state) in from.iter().zip(states) {
         starts.extend(pack.starts().map(|(start, s)| (s.caption, first + start)));
-        first += pack.sequences.iter().map(|s| s.ids.len()).sum::<usize>();
+        first += state.dim(0)?;
     }
     let of_pack = |pack: &Pack| {
         let mut rows = Vec::new();
