@@ -17,7 +17,7 @@ use serde_json::Value;
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
-/// Turns that do not count.
+/// Turns that do not count, unless a case says otherwise.
 const WARM_UP: usize = 3;
 
 pub(crate) fn run(case: &str) -> Result<()> {
@@ -55,19 +55,23 @@ struct Timings {
 }
 
 impl Timings {
-    /// Of `turns` turns after some that do not count, each until the device has done it.
+    /// Of the turns that a case wants, after some that do not count, each until the device has done it.
     fn of(
         device: &Device,
-        turns: usize,
+        case: &Value,
         mut turn: impl FnMut() -> candle_core::Result<()>,
     ) -> Result<Self> {
+        let warm_up = case["warm_up"].as_u64().map_or(WARM_UP, |n| n as usize);
+        let turns = case["steps"]
+            .as_u64()
+            .ok_or(candle_core::Error::Msg("no `steps`".to_owned()))?;
         let mut seconds = Vec::new();
-        for number in 0..WARM_UP + turns {
+        for number in 0..warm_up + turns as usize {
             device.synchronize()?;
             let start = Instant::now();
             turn()?;
             device.synchronize()?;
-            if number >= WARM_UP {
+            if number >= warm_up {
                 seconds.push(start.elapsed().as_secs_f64());
             }
         }

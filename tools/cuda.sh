@@ -4,15 +4,16 @@
 #   tools/cuda.sh check [cargo options]   type-check and lint the CUDA code; needs no toolkit (what continuous integration runs)
 #   tools/cuda.sh setup                   fetch the compiler (nvcc 13.0, from NVIDIA's Python packages, 100 MB)
 #   tools/cuda.sh build [cargo options]   release build whose executable also starts where there is no CUDA
+#   tools/cuda.sh kit                     bench and unit tests with what benches/gpu/lease.sh needs, as .kit, for a bare machine
 #   tools/cuda.sh env                     print the variables that `build` sets, for a shell
 #
 # With a CUDA toolkit none of this is needed: `cargo build --release --features cuda`.
 #
-# PLUMB_CUDA_FOLDER   where the compiler goes (default: target/cuda)
+# PLUMB_CUDA_FOLDER   where the compiler goes (default: cuda in cargo's target folder)
 # CUDA_COMPUTE_CAP    the card to build for: 80 runs on every card from Ampere on (default), 90 on Hopper alone
 set -euo pipefail
 cd "$(dirname "$0")/.."
-folder=${PLUMB_CUDA_FOLDER:-target/cuda}
+folder=${PLUMB_CUDA_FOLDER:-${CARGO_TARGET_DIR:-target}/cuda}
 mkdir -p "$folder"
 folder=$(cd "$folder" && pwd)
 target=x86_64-unknown-linux-gnu
@@ -74,6 +75,38 @@ variables() {
     echo "export PATH=$(toolkit)/bin:\$PATH NVCC=$(toolkit)/bin/nvcc CUDAFORGE_THREADS=$(nproc)"
 }
 
+# cargo, so that what it builds opens the CUDA libraries when they are first used, where candle would link to them. It is a
+# configuration flag for all crates, but only the binding has such a feature, and its build script must not see it: hence
+# --target.
+dynamic() {
+    unset RUSTFLAGS CARGO_ENCODED_RUSTFLAGS
+    cargo "$@" --features cuda --target $target \
+        --config "target.$target.rustflags=[\"--cfg\", \"feature=\\\"dynamic-loading\\\"\"]"
+}
+
+# The path of the program that cargo says it built.
+executable() { sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -n 1; }
+
+kit() {
+    local bench tests
+    bench=$(dynamic bench --no-run --bench benches --message-format=json | executable)
+    tests=$(dynamic test --no-run --release --lib --message-format=json | executable)
+    rm -rf .kit && mkdir .kit
+    cp "$bench" .kit/bench
+    cp "$tests" .kit/tests
+    strip .kit/bench .kit/tests
+    if ldd .kit/bench .kit/tests | grep -iE 'libcu|nvrtc'; then
+        echo "linked to CUDA: it would not start without it" >&2
+        exit 1
+    fi
+    .kit/tests card:: --test-threads=1 | tail -n 3
+    (cd .kit && tar c bench tests | xz -T0 -9 > bin.tar.xz && rm bench tests)
+    # What the peer lacks on a machine with torch, transformers and peft; kept, since it never changes.
+    python3 -m pip download -q --no-deps --only-binary=:all: --python-version 3.12 --implementation cp --platform manylinux_2_28_x86_64 \
+        --platform manylinux2014_x86_64 -d .kit diffusers==0.42.1 httpx==0.28.1
+    ls -l .kit
+}
+
 command=${1:-}
 [ $# -eq 0 ] || shift
 case $command in
@@ -82,18 +115,18 @@ check)
     NVCC="$folder/stand-in/nvcc" cargo clippy --all-targets --features cuda "$@" -- -D warnings
     ;;
 setup) setup ;;
+kit)
+    eval "$(variables)"
+    kit
+    ;;
 env) variables ;;
 build)
     eval "$(variables)"
-    # candle links the CUDA libraries; this makes its binding open them when they are first used. It is a configuration
-    # flag for all crates, but only the binding has such a feature, and its build script must not see it: hence --target.
-    unset RUSTFLAGS CARGO_ENCODED_RUSTFLAGS
-    cargo build --release --features cuda --target $target \
-        --config "target.$target.rustflags=[\"--cfg\", \"feature=\\\"dynamic-loading\\\"\"]" "$@"
-    ls -l "target/$target/release/plumb"
+    dynamic build --release "$@"
+    ls -l "${CARGO_TARGET_DIR:-target}/$target/release/plumb"
     ;;
 *)
-    sed -n '2,14p' "$0" | cut -c3-
+    sed -n '2,15p' "$0" | cut -c3-
     exit 2
     ;;
 esac

@@ -38,7 +38,7 @@ pub(super) fn captions(case: &Value, device: &Device) -> Result<Value> {
         .on(device);
     let encoder = TextEncoder::load(&architecture, &rules, &weights, Residency::Resident)?;
     let tokens = tokens(count(case, "batch")?, count(case, "tokens")?, &rules);
-    let timings = Timings::of(device, count(case, "steps")?, || {
+    let timings = Timings::of(device, case, || {
         for encoded in encoder.encode(&tokens).map_err(candle_core::Error::wrap)? {
             for part in [encoded.hidden, encoded.pooled].into_iter().flatten() {
                 part.to_device(&Device::Cpu)?;
@@ -159,7 +159,7 @@ pub(super) fn pictures(case: &Value, device: &Device) -> Result<Value> {
     let (batch, side) = (count(case, "batch")?, count(case, "px")?);
     let pixels = Rng::new(0, Stream::Noise, 0, 0).normals(batch * 3 * side * side);
     let pixels = Tensor::from_vec(pixels, (batch, 3, side, side), &Device::Cpu)?;
-    let timings = Timings::of(device, count(case, "steps")?, || {
+    let timings = Timings::of(device, case, || {
         let moments = encoder.encode(&pixels.to_device(device)?)?;
         moments.mean.to_device(&Device::Cpu)?;
         moments.logvar.to_device(&Device::Cpu)?;

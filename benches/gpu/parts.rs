@@ -26,7 +26,7 @@ impl Maker<'_> {
 pub(super) fn parts(case: &Json, device: &Device) -> Result<Json> {
     let (tokens, batch) = (count(case, "tokens")?, count(case, "batch")?);
     let (heads, width) = (count(case, "heads")?, count(case, "width")?);
-    let (turns, rank) = (count(case, "steps")?, count(case, "rank")?);
+    let rank = count(case, "rank")?;
     let channels = heads * width;
     let make = Maker {
         device,
@@ -46,7 +46,7 @@ pub(super) fn parts(case: &Json, device: &Device) -> Result<Json> {
     let gain = make.normals(&[width], 0.1)?;
     let angles = Tensor::rand(0f32, 6.0, (tokens, width / 2), device)?;
     let (cos, sin) = (angles.cos()?, angles.sin()?);
-    let time = |input: &Tensor, op: &dyn Fn(&Tape, &Value) -> Made| once(device, turns, input, op);
+    let time = |input: &Tensor, op: &dyn Fn(&Tape, &Value) -> Made| once(device, case, input, op);
     let constant = |t: &Tensor| Value::constant(t.clone());
     let mut found = Map::new();
     let mut put = |name: &str, timings: Timings| {
@@ -109,11 +109,11 @@ pub(super) fn parts(case: &Json, device: &Device) -> Result<Json> {
 /// Forward and back through one operation.
 fn once(
     device: &Device,
-    turns: usize,
+    case: &Json,
     input: &Tensor,
     op: &dyn Fn(&Tape, &Value) -> Made,
 ) -> Result<Timings> {
-    Timings::of(device, turns, || {
+    Timings::of(device, case, || {
         let tape = Tape::recording();
         let leaf = tape.leaf(input.clone());
         let out = op(&tape, &leaf)?;

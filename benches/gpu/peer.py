@@ -2,7 +2,7 @@
 
     python benches/gpu/peer.py '{"kind": "train", ...}'
 
-`compare.py` starts it, each case in a process of its own. What a user of those libraries gets: bf16 weights on a
+`compare.py` starts it, each case in a process of its own, `lease.py` once for all cases. What a user of those libraries gets: bf16 weights on a
 card, LoRA factors in f32 under autocast, gradient checkpointing on, torch's SDPA, AdamW of torch. Two more kinds
 serve the table: `matmul` is the card's own rate, `floor` counts the operations of a step on the meta device.
 """
@@ -126,7 +126,10 @@ def train(case, device):
     if case.get("checkpointing") is not False:
         model.enable_gradient_checkpointing()
     host, forward = batch_of(case, name, model.config, torch.device("cpu"))
-    if case.get("compile"):
+    if case.get("compile") == "blocks":  # each kind of block once: the whole of FLUX takes minutes
+        model._repeated_blocks = getattr(model, "_repeated_blocks", None) or ["JointTransformerBlock"]
+        model.compile_repeated_blocks()
+    elif case.get("compile"):
         model = torch.compile(model)
     adapters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(adapters, lr=1e-4)
@@ -158,28 +161,42 @@ def floor(case, _device):
     return {"operations": counter.get_total_flops()}
 
 
+def random_weights(model, file):
+    """Writes numbers that keep activations near 1, unless there is a file. Ours reads it too."""
+    import os
+
+    from safetensors.torch import save_file
+
+    if os.path.exists(file):
+        return
+    made = {}
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point():
+            spread = 0.02 if tensor.dim() == 1 else 0.7 / tensor[0].numel() ** 0.5
+            norm = tensor.dim() == 1 and "norm" in name and name.endswith("weight")
+            made[name] = torch.randn_like(tensor) * spread + float(norm)
+    tied = {name: tensor for name, tensor in made.items() if name != "encoder.embed_tokens.weight"}
+    save_file({name: tensor.cpu().contiguous() for name, tensor in tied.items()}, file)
+
+
 def encoder_of(case, device, dtype):
-    from safetensors.torch import load_file
     from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
     clip = {"clip-g": (1280, 32, 20), "clip-small": (128, 2, 2)}
     t5 = {"t5-xxl": (4096, 10240, 24, 64), "t5-small": (128, 256, 2, 2)}
-    with torch.device("meta"):
+    torch.set_default_dtype(dtype)
+    with torch.device(device):
         if case["model"] in clip:
             width, layers, heads = clip[case["model"]]
             config = CLIPTextConfig(vocab_size=49408, hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers,
                                     num_attention_heads=heads, max_position_embeddings=77, hidden_act="gelu", projection_dim=width, eos_token_id=2)
-            model = CLIPTextModelWithProjection(config)
+            model = CLIPTextModelWithProjection._from_config(config)
         else:
             width, inner, layers, heads = t5[case["model"]]
             config = T5Config(vocab_size=32128, d_model=width, d_kv=64, d_ff=inner, num_layers=layers, num_heads=heads, feed_forward_proj="gated-gelu")
-            model = T5EncoderModel(config)
-    weights = {key: value.to(dtype) for key, value in load_file(case["file"], device=str(device)).items()}
-    model.load_state_dict(weights, strict=False, assign=True)
-    if hasattr(model, "text_model"):  # buffers that are in no file
-        model.text_model.embeddings.position_ids = torch.arange(77, device=device).expand((1, -1))
-    model.tie_weights()
-    assert not any(p.is_meta for p in [*model.parameters(), *model.buffers()])
+            model = T5EncoderModel._from_config(config)
+    torch.set_default_dtype(torch.float32)
+    random_weights(model, case["file"])
     return model.eval()
 
 
@@ -204,7 +221,6 @@ def encode(case, device):
 
 def vae(case, device):
     import diffusers
-    from safetensors.torch import load_file
 
     shapes = {
         "vae": dict(block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=16, norm_num_groups=32),
@@ -215,8 +231,7 @@ def vae(case, device):
         down_block_types=("DownEncoderBlock2D",) * blocks, up_block_types=("UpDecoderBlock2D",) * blocks,
         use_quant_conv=False, use_post_quant_conv=False, **shape,
     )  # fmt: skip
-    missing, unexpected = model.load_state_dict({k: v.float() for k, v in load_file(case["file"]).items()}, strict=False)
-    assert not unexpected and not [key for key in missing if key.startswith("encoder.")]
+    random_weights(model, case["file"])
     model.to(device).eval()
     pixels = torch.randn(case["batch"], 3, case["px"], case["px"])
 

@@ -131,7 +131,7 @@ pub(super) fn train(case: &Value, device: &Device) -> Result<Value> {
         offload: plan.offload,
     };
     let (mut number, mut loss) = (0, 0.0);
-    let timings = Timings::of(device, count(case, "steps")?, || {
+    let timings = Timings::of(device, case, || {
         let gradient = values.zeros_like()?;
         loss = pass.backward(&part, number, 1.0, &gradient)?.loss;
         clip_gradient_norm(&gradient, Some(1.0))?;

@@ -6,6 +6,7 @@ use candle_core::{Result, Tensor};
 
 use super::tape::{Id, Value};
 use crate::nn::cpu::{self, by_kernel};
+use crate::nn::pointwise::add;
 
 /// A gradient, and whether its storage is nobody else's, so that it may be edited in place.
 pub(crate) struct Gradient {
@@ -33,14 +34,15 @@ impl Gradient {
         [Self::shared(self.tensor.clone()), Self::shared(self.tensor)]
     }
 
-    /// A contiguous tensor with this gradient that may be edited in place: a copy only if it must be one.
+    /// A contiguous tensor with this gradient that kernels of the CPU may edit in place: a copy only if it must be one.
+    /// What other devices compute is never in place.
     pub(crate) fn into_editable(self) -> Result<Tensor> {
         let copied = !self.tensor.is_contiguous();
         let tensor = cpu::contiguous(&self.tensor)?;
         if self.own || copied {
             return Ok(tensor);
         }
-        by_kernel!(&tensor, T => cpu::map::<T>(&tensor, cpu::Same), tensor.copy())
+        by_kernel!(&tensor, T => cpu::map::<T>(&tensor, cpu::Same), Ok(tensor))
     }
 
     /// The same numbers in another shape.
@@ -66,7 +68,7 @@ impl Gradient {
             } else {
                 Ok(Self::fresh(cpu::map2::<T>(&target.tensor, &other.tensor, cpu::Sum)?))
             },
-            Ok(Self::fresh((target.tensor + other.tensor)?))
+            Ok(Self::fresh(add(&target.tensor, &other.tensor)?))
         )
     }
 }

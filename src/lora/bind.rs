@@ -10,7 +10,7 @@ use super::{Adapter, AdapterSet};
 use crate::autograd::{Gradients, LoraValues, Tape, Value};
 #[cfg(feature = "cuda")]
 use crate::nn::card;
-use crate::nn::pointwise::accumulate;
+use crate::nn::pointwise::accumulate_all;
 use crate::rng::{Rng, Stream};
 
 /// Zeroing of an adapter's inputs with a probability, the others scaled up. The numbers depend on these three fields
@@ -165,17 +165,17 @@ impl Bound {
     /// # Errors
     /// If `into` is too short, or the device fails.
     pub fn collect(&self, gradients: &mut Gradients, factor: f64, into: &Tensor) -> Result<()> {
+        let mut found = Vec::with_capacity(2 * self.adapters.len());
         for adapter in self.adapters.values() {
             for (leaf, range) in [
                 (&adapter.a, adapter.place.a()),
                 (&adapter.b, adapter.place.b()),
             ] {
-                if let Some(gradient) = gradients.take(leaf) {
-                    accumulate(into, range.start, &gradient, factor)?;
-                }
+                let gradient = gradients.take(leaf);
+                found.extend(gradient.map(|gradient| (range.start, gradient)));
             }
         }
-        Ok(())
+        accumulate_all(into, &found, factor)
     }
 }
 

@@ -182,7 +182,12 @@ pub(crate) fn contiguous(tensor: &Tensor) -> Result<Tensor> {
     if tensor.is_contiguous() {
         return Ok(tensor.clone());
     }
-    by_kernel!(tensor, T => copy_strided::<T>(tensor), tensor.contiguous())
+    by_kernel!(
+        tensor,
+        T => copy_strided::<T>(tensor),
+        card k => super::card::views::dense(k, tensor),
+        tensor.contiguous()
+    )
 }
 
 fn copy_strided<T: Real>(tensor: &Tensor) -> Result<Tensor> {

@@ -8,6 +8,7 @@ use candle_core::{Result, Tensor, bail};
 use super::card::{
     self,
     gemm::{self, Factor},
+    views::dense,
 };
 use super::cpu::{self, by_kernel, elements};
 use super::gemm::{ALL, Matrix, MatrixMut, Plus, Write, matmul, matmul_plus};
@@ -140,7 +141,7 @@ pub(crate) fn forward(
         card k => {
             let down = composed(&input, &lora.a.to_dtype(x.dtype())?, None)?;
             let y = product_on_card(k, x, w, b)?;
-            let up = lora.b.to_dtype(x.dtype())?.contiguous()?;
+            let up = dense(k, &lora.b.to_dtype(x.dtype())?)?;
             add_product_on_card(k, &y, lora.scale, (&down, &up))?;
             Ok((y, Some(down)))
         },
@@ -165,9 +166,16 @@ fn product_on_card(
         return composed(x, w, b);
     };
     let (rows, inner) = cpu::rows_of(x)?;
-    let (x_rows, w) = (x.contiguous()?.reshape((rows, inner))?, w.contiguous()?);
-    let y = card::rows::spread(kernels, b, rows)?;
-    gemm::add_product(kernels, &y, 1.0, Factor::of(&x_rows), Factor::turned(&w))?;
+    let x_rows = dense(kernels, x)?.reshape((rows, inner))?;
+    let (w, b) = (dense(kernels, w)?, dense(kernels, b)?);
+    let y = match card::biased::linear(kernels, &x_rows, &w, &b)? {
+        Some(y) => y,
+        None => {
+            let y = card::rows::spread(kernels, &b, rows)?;
+            gemm::add_product(kernels, &y, 1.0, Factor::of(&x_rows), Factor::turned(&w))?;
+            y
+        }
+    };
     y.reshape(shape_with_last(x, w.dim(0)?))
 }
 
@@ -180,13 +188,15 @@ fn add_product_on_card(
     (down, up): (&Tensor, &Tensor),
 ) -> Result<()> {
     let rows = |t: &Tensor| cpu::rows_of(t).and_then(|extents| t.reshape(extents));
-    let (y, down) = (rows(y)?, rows(&down.contiguous()?)?);
+    let (y, down) = (rows(y)?, rows(&dense(kernels, down)?)?);
     gemm::add_product(kernels, &y, scale, Factor::of(&down), Factor::turned(up))
 }
 
 fn composed(x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor> {
     let (rows, inner) = cpu::rows_of(x)?;
-    let y = x.contiguous()?.reshape((rows, inner))?.matmul(&w.t()?)?;
+    let y = cpu::contiguous(x)?
+        .reshape((rows, inner))?
+        .matmul(&w.t()?)?;
     let y = if let Some(b) = b {
         y.broadcast_add(b)?
     } else {
@@ -379,7 +389,7 @@ fn backward_on_card(
 ) -> Result<[Option<Tensor>; 3]> {
     let rows = |t: &Tensor| {
         let extents = cpu::rows_of(t)?;
-        t.contiguous()?.reshape(extents)
+        dense(kernels, t)?.reshape(extents)
     };
     let shape = shape_with_last(gradient, w.dim(1)?);
     let g = rows(gradient)?;
@@ -392,7 +402,7 @@ fn backward_on_card(
                 &dx,
                 1.0,
                 Factor::of(&g),
-                Factor::of(&w.contiguous()?),
+                Factor::of(&dense(kernels, w)?),
             )?;
             Some(dx)
         }
@@ -405,7 +415,7 @@ fn backward_on_card(
         down,
     }) = lora
     {
-        let fit = |t: &Tensor| t.to_dtype(g.dtype())?.contiguous();
+        let fit = |t: &Tensor| dense(kernels, &t.to_dtype(g.dtype())?);
         let (a, b) = (fit(&lora.a)?, fit(&lora.b)?);
         if let Some(down) = down.filter(|_| wanted.b) {
             let (g, down) = (Factor::turned(&g), rows(down)?);

@@ -11,7 +11,7 @@ pub(crate) fn add(x: &Tensor, y: &Tensor) -> Result<Tensor> {
     if x.dims() != y.dims() {
         return x.broadcast_add(y);
     }
-    by_kernel!(x, T => map2::<T>(x, y, Sum), x + y)
+    by_kernel!(x, T => map2::<T>(x, y, Sum), card k => super::card::rows::add(k, x, y), x + y)
 }
 
 /// `x y`, spreading dimensions of 1.
@@ -86,4 +86,22 @@ pub(crate) fn accumulate(
             target.slice_set(&sum?, 0, start)
         }
     )
+}
+
+/// `accumulate` of many sources, each from its own place on; no two places overlap.
+pub(crate) fn accumulate_all(
+    target: &Tensor,
+    sources: &[(usize, Tensor)],
+    factor: f64,
+) -> Result<()> {
+    #[cfg(feature = "cuda")]
+    if let Some(kernels) = super::card::serving(target)
+        && sources
+            .iter()
+            .all(|(_, source)| source.dtype() == DType::F32)
+    {
+        return super::card::rows::accumulate_pieces(&kernels, target, sources, factor);
+    }
+    let mut each = sources.iter();
+    each.try_for_each(|(start, source)| accumulate(target, *start, source, factor))
 }

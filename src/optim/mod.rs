@@ -12,6 +12,8 @@ use candle_core::{Result, Tensor, WithDType as _};
 pub use adamw::{AdamW, AdamWOptions};
 pub use schedule::{Decay, LrSchedule};
 
+#[cfg(feature = "cuda")]
+use crate::nn::card;
 use crate::nn::cpu::{self, by_kernel, elements};
 
 /// Numbers that tensor operations update at a time, so that their temporaries stay small.
@@ -22,6 +24,20 @@ fn pieces(len: usize) -> impl Iterator<Item = (usize, usize)> {
     (0..len)
         .step_by(PIECE)
         .map(move |start| (start, PIECE.min(len - start)))
+}
+
+/// The sum of squares by tensor operations: first of rows, because a card sums a row by one block.
+fn by_rows(numbers: &Tensor) -> Result<f64> {
+    const ROW: usize = 1024;
+    let len = numbers.elem_count();
+    let whole = len / ROW * ROW;
+    let rows = numbers.narrow(0, 0, whole)?.reshape((len / ROW, ROW))?;
+    let mut sums = rows.sqr()?.sum(1)?.to_vec1::<f32>()?;
+    if whole < len {
+        let rest = numbers.narrow(0, whole, len - whole)?.sqr()?.sum_all()?;
+        sums.push(rest.to_scalar()?);
+    }
+    Ok(sums.into_iter().map(f64::from).sum())
 }
 
 /// Scales `gradient` `[n]` in place so that its Euclidean norm is at most `max_norm`; returns the norm it had.
@@ -35,11 +51,13 @@ pub fn clip_gradient_norm(gradient: &Tensor, max_norm: Option<f64>) -> Result<f6
     let squares: f64 = by_kernel!(
         gradient,
         T => elements::<T>(gradient)?.iter().map(|&g| g.to_f64().powi(2)).sum(),
+        card k => card::rows::sum_of_squares(k, gradient)?,
         {
-            let sum = |(start, len)| gradient.narrow(0, start, len)?.sqr()?.sum_all();
-            let sums = pieces(gradient.elem_count()).map(sum).collect::<Result<Vec<_>>>()?;
-            let sums = Tensor::stack(&sums, 0)?.to_vec1::<f32>()?;
-            sums.into_iter().map(f64::from).sum()
+            let mut sum = 0.0;
+            for (start, len) in pieces(gradient.elem_count()) {
+                sum += by_rows(&gradient.narrow(0, start, len)?)?;
+            }
+            sum
         }
     );
     let norm = squares.sqrt();

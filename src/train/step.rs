@@ -60,13 +60,13 @@ impl Pass<'_> {
             .with_recompute(self.recompute.clone());
         let prediction = self.predict(&tape, &bound, part)?;
         let loss = loss_value(&tape, &prediction, part)?;
-        let result = PassResult {
-            prediction: prediction.into_tensor(),
-            loss: scalar(&loss)?,
-        };
         let mut gradients = tape.backward(&loss)?;
         bound.collect(&mut gradients, factor, gradient)?;
-        Ok(result)
+        Ok(PassResult {
+            prediction: prediction.into_tensor(),
+            // Last: reading it waits for the device, which would have nothing to do until backward is asked for.
+            loss: scalar(&loss)?,
+        })
     }
 
     /// Predicts only; the loss is that of [`Self::backward`].

@@ -4,6 +4,7 @@ use candle_core::cuda_backend::cudarc::driver::DeviceRepr;
 use candle_core::{DType, Result, Tensor, bail};
 
 use super::Argument::{Address, Float, Int, Long};
+use super::views::dense;
 use super::{Argument, Kernels, config, grant};
 use crate::nn::AttentionMask;
 use crate::nn::attention::{Extents, Parts};
@@ -185,7 +186,7 @@ impl<'a> Call<'a> {
     /// Parts as they may be read 16 bytes at a time.
     fn dense(&self, parts: &[Tensor]) -> Result<Vec<Tensor>> {
         let one = |part: &Tensor| {
-            let part = part.contiguous()?;
+            let part = dense(self.kernels, part)?;
             match self.kernels.address(&part)? % 16 {
                 0 => Ok(part),
                 _ => part.copy(),

@@ -6,6 +6,7 @@ use candle_core::{DType, Result, Tensor};
 
 use super::Argument::{Address, Int, Long};
 use super::gemm::{Extents, Matrices, multiply};
+use super::views::dense;
 use super::{Argument, Kernels, blocks_for, config};
 use crate::nn::Conv2dOptions;
 
@@ -147,8 +148,8 @@ impl<'a> Conv<'a> {
         weight: &Tensor,
         bias: Option<&Tensor>,
     ) -> Result<Tensor> {
-        let (kernels, x) = (self.kernels, x.contiguous()?);
-        let weight = weight.to_dtype(x.dtype())?.contiguous()?;
+        let (kernels, x) = (self.kernels, dense(self.kernels, x)?);
+        let weight = dense(kernels, &weight.to_dtype(x.dtype())?)?;
         let (_, outputs, window) = self.extents();
         let shape = (self.batch, outputs, self.out.0, self.out.1);
         let (y, beta) = match bias {
@@ -180,7 +181,7 @@ impl<'a> Conv<'a> {
 
     /// A picture of the bias of every channel.
     fn biased(&self, bias: &Tensor, shape: (usize, usize, usize, usize)) -> Result<Tensor> {
-        let bias = bias.contiguous()?;
+        let bias = dense(self.kernels, bias)?;
         let y = self.kernels.room(shape, bias.dtype())?;
         let arguments = [
             Address(self.kernels.address(&bias)?),
@@ -203,8 +204,8 @@ impl<'a> Conv<'a> {
     /// The gradient towards the pictures, of that of those that follow.
     pub(crate) fn backward(&self, weight: &Tensor, gradient: &Tensor) -> Result<Tensor> {
         let kernels = self.kernels;
-        let gradient = gradient.contiguous()?;
-        let weight = weight.to_dtype(gradient.dtype())?.contiguous()?;
+        let gradient = dense(kernels, gradient)?;
+        let weight = dense(kernels, &weight.to_dtype(gradient.dtype())?)?;
         let (inputs, outputs, window) = self.extents();
         let all = self.out.0 * self.out.1;
         let windows = kernels.room((self.batch, window, all), gradient.dtype())?;
@@ -238,8 +239,8 @@ impl<'a> Conv<'a> {
 
     /// The gradient towards the weight, in f32, of that of the pictures that follow `x`.
     pub(crate) fn weight_backward(&self, x: &Tensor, gradient: &Tensor) -> Result<Tensor> {
-        let (kernels, x) = (self.kernels, x.contiguous()?);
-        let gradient = gradient.to_dtype(x.dtype())?.contiguous()?;
+        let (kernels, x) = (self.kernels, dense(self.kernels, x)?);
+        let gradient = dense(kernels, &gradient.to_dtype(x.dtype())?)?;
         let (_, outputs, window) = self.extents();
         let all = self.out.0 * self.out.1;
         let windows = match self.is_pointwise() {

@@ -5,11 +5,13 @@
 //! also what they are held against.
 
 pub(crate) mod attention;
+pub(crate) mod biased;
 pub(crate) mod conv;
 pub(crate) mod gemm;
 pub(crate) mod groups;
 pub(crate) mod rows;
 pub(crate) mod upload;
+pub(crate) mod views;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -44,6 +46,7 @@ pub(crate) fn load(device: &Device) -> Result<()> {
         stream: card.cuda_stream(),
         device: card.clone(),
         functions: Mutex::default(),
+        biased: Mutex::default(),
     }));
     // Now, so that a machine that cannot compile them says so before anything is computed.
     kernels.function("rows", DType::BF16, "gated_by_1")?;
@@ -87,6 +90,7 @@ struct Inner {
     device: CudaDevice,
     stream: Arc<CudaStream>,
     functions: Mutex<HashMap<(String, &'static str), CudaFunction>>,
+    biased: biased::Opened,
 }
 
 impl Kernels {
@@ -156,6 +160,7 @@ impl Kernels {
                 Argument::Update(x) => builder.arg(x),
                 Argument::Key(x) => builder.arg(x),
                 Argument::Windows(x) => builder.arg(x),
+                Argument::View(x) => builder.arg(x),
                 Argument::Double(x) => builder.arg(x),
             };
         }
@@ -191,18 +196,24 @@ impl Kernels {
     /// Where the numbers of a contiguous tensor begin on the card. Good for as long as the tensor lives, and after that for
     /// what was asked of the stream before.
     fn address(&self, tensor: &Tensor) -> Result<u64> {
+        if !tensor.is_contiguous() {
+            bail!("a kernel was given a tensor that does not lie in one piece");
+        }
+        self.start(tensor)
+    }
+
+    /// As `address`, of the first number of a tensor with whatever strides it has.
+    fn start(&self, tensor: &Tensor) -> Result<u64> {
         let (storage, layout) = tensor.storage_and_layout();
         let Storage::Cuda(storage) = &*storage else {
             bail!("a tensor of {:?} was given to a card", tensor.device());
         };
-        if !layout.is_contiguous() {
-            bail!("a kernel was given a tensor that does not lie in one piece");
-        }
         let stream = &self.0.stream;
         let start = match tensor.dtype() {
             DType::BF16 => storage.as_cuda_slice::<bf16>()?.device_ptr(stream).0,
             DType::F32 => storage.as_cuda_slice::<f32>()?.device_ptr(stream).0,
             DType::U32 => storage.as_cuda_slice::<u32>()?.device_ptr(stream).0,
+            DType::I64 => storage.as_cuda_slice::<i64>()?.device_ptr(stream).0,
             other => bail!("no kernel takes {other:?}"),
         };
         Ok(start + (layout.start_offset() * tensor.dtype().size_in_bytes()) as u64)
@@ -235,6 +246,7 @@ enum Argument {
     Update(rows::Update),
     Key(rows::Key),
     Windows(conv::Windows),
+    View(views::View),
     Double(f64),
 }
 

@@ -46,15 +46,25 @@ template <int V>
 __device__ inline Several<V> several(const num* from) {
     Several<V> out;
 #if BF16
+    if (V == 8) {
+        uint4 all = *(const uint4*)from;
+        u32 pairs[4] = {all.x, all.y, all.z, all.w};
+#pragma unroll
+        for (int i = 0; i < V / 2; i++) out.x[2 * i] = (num)pairs[i], out.x[2 * i + 1] = (num)(pairs[i] >> 16);
+        return out;
+    }
     if (V == 4) {
         uint2 both = *(const uint2*)from;
         out.x[0] = (num)both.x, out.x[1] = (num)(both.x >> 16), out.x[2] = (num)both.y, out.x[3] = (num)(both.y >> 16);
         return out;
     }
 #else
-    if (V == 4) {
-        float4 all = *(const float4*)from;
-        out.x[0] = all.x, out.x[1] = all.y, out.x[2] = all.z, out.x[3] = all.w;
+    if (V >= 4) {
+#pragma unroll
+        for (int i = 0; i < V; i += 4) {
+            float4 all = *(const float4*)(from + i);
+            out.x[i] = all.x, out.x[i + 1] = all.y, out.x[i + 2] = all.z, out.x[i + 3] = all.w;
+        }
         return out;
     }
 #endif
@@ -64,13 +74,22 @@ __device__ inline Several<V> several(const num* from) {
 template <int V>
 __device__ inline void put(num* to, const Several<V>& from) {
 #if BF16
+    u32 pairs[V / 2 + 1];
+#pragma unroll
+    for (int i = 0; i < V / 2; i++) pairs[i] = from.x[2 * i] | (u32)from.x[2 * i + 1] << 16;
+    if (V == 8) {
+        *(uint4*)to = make_uint4(pairs[0], pairs[1], pairs[2 % (V / 2 + 1)], pairs[3 % (V / 2 + 1)]);
+        return;
+    }
     if (V == 4) {
-        *(uint2*)to = make_uint2(from.x[0] | (u32)from.x[1] << 16, from.x[2] | (u32)from.x[3] << 16);
+        *(uint2*)to = make_uint2(pairs[0], pairs[1 % (V / 2 + 1)]);
         return;
     }
 #else
-    if (V == 4) {
-        *(float4*)to = make_float4(from.x[0], from.x[1], from.x[2], from.x[3]);
+    if (V >= 4) {
+#pragma unroll
+        for (int i = 0; i < V; i += 4)
+            *(float4*)(to + i) = make_float4(from.x[i], from.x[(i + 1) % V], from.x[(i + 2) % V], from.x[(i + 3) % V]);
         return;
     }
 #endif
@@ -165,12 +184,130 @@ __device__ void norm_backward(const num* x, const num* gradient, num* out, PerRo
     }
 }
 
+// The sum over a block of `THREADS` threads, the same in all, twice at once.
+#define ROW_THREADS 128
+__device__ inline float2 over_row(float2 x) {
+    __shared__ float2 warps[ROW_THREADS / 32];
+    x.x = over_warp(x.x), x.y = over_warp(x.y);
+    __syncthreads();
+    if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = x;
+    __syncthreads();
+    x = make_float2(0.0f, 0.0f);
+#pragma unroll
+    for (int i = 0; i < ROW_THREADS / 32; i++) x.x += warps[i].x, x.y += warps[i].y;
+    return x;
+}
+
+// Wide rows: a block a row, which it reads once and holds in registers. K times 8 numbers a thread, so `width` is a multiple of 8
+// and at most K * 8 * ROW_THREADS.
+template <int K>
+struct Held {
+    float x[K][8];
+    float mean, factor;
+};
+template <int K>
+__device__ inline void hold(Held<K>& row, const num* from, int width, int centred, float eps) {
+    float sum = 0.0f;
+#pragma unroll
+    for (int k = 0; k < K; k++) {
+        int at = (k * ROW_THREADS + threadIdx.x) * 8;
+        if (at >= width) continue;
+        Several<8> some = several<8>(from + at);
+#pragma unroll
+        for (int j = 0; j < 8; j++) row.x[k][j] = wide(some.x[j]), sum += row.x[k][j];
+    }
+    row.mean = centred ? over_row(make_float2(sum, 0.0f)).x / width : 0.0f;
+    float squares = 0.0f;
+#pragma unroll
+    for (int k = 0; k < K; k++) {
+        if ((k * ROW_THREADS + threadIdx.x) * 8 >= width) continue;
+#pragma unroll
+        for (int j = 0; j < 8; j++) squares += (row.x[k][j] - row.mean) * (row.x[k][j] - row.mean);
+    }
+    row.factor = 1.0f / sqrtf(over_row(make_float2(squares, 0.0f)).x / width + eps);
+}
+
+template <int K>
+__device__ void norm_wide(const num* x, num* out, PerRow gain, PerRow bias, i64 row, int width, int centred, float eps) {
+    const num *gains = of_row(gain, row, width), *biases = of_row(bias, row, width);
+    Held<K> held;
+    hold<K>(held, x + row * width, width, centred, eps);
+#pragma unroll
+    for (int k = 0; k < K; k++) {
+        int at = (k * ROW_THREADS + threadIdx.x) * 8;
+        if (at >= width) continue;
+        Several<8> g, b, y;
+        if (gains) g = several<8>(gains + at);
+        if (biases) b = several<8>(biases + at);
+#pragma unroll
+        for (int j = 0; j < 8; j++) {
+            float z = (held.x[k][j] - held.mean) * held.factor;
+            if (gains) z *= wide(g.x[j]) + gain.more;
+            if (biases) z += wide(b.x[j]);
+            y.x[j] = narrow(z);
+        }
+        put<8>(out + row * width + at, y);
+    }
+}
+
+template <int K>
+__device__ void norm_backward_wide(const num* x, const num* gradient, num* out, PerRow gain, i64 row, int width, int centred, float eps) {
+    const num *from = gradient + row * width, *gains = of_row(gain, row, width);
+    Held<K> held;
+    hold<K>(held, x + row * width, width, centred, eps);
+    float h[K][8];
+    float2 sums = make_float2(0.0f, 0.0f);
+#pragma unroll
+    for (int k = 0; k < K; k++) {
+        int at = (k * ROW_THREADS + threadIdx.x) * 8;
+        if (at >= width) continue;
+        Several<8> g = several<8>(from + at), m;
+        if (gains) m = several<8>(gains + at);
+#pragma unroll
+        for (int j = 0; j < 8; j++) {
+            held.x[k][j] = (held.x[k][j] - held.mean) * held.factor;
+            h[k][j] = wide(g.x[j]) * (gains ? wide(m.x[j]) + gain.more : 1.0f);
+            sums.x += h[k][j];
+            sums.y += h[k][j] * held.x[k][j];
+        }
+    }
+    sums = over_row(sums);
+    float across = centred ? sums.x / width : 0.0f, along = sums.y / width;
+#pragma unroll
+    for (int k = 0; k < K; k++) {
+        int at = (k * ROW_THREADS + threadIdx.x) * 8;
+        if (at >= width) continue;
+        Several<8> y;
+#pragma unroll
+        for (int j = 0; j < 8; j++) y.x[j] = narrow(held.factor * (h[k][j] - across - held.x[k][j] * along));
+        put<8>(out + row * width + at, y);
+    }
+}
+
+#define WIDE(K)                                                                                                          \
+    extern "C" __global__ void __launch_bounds__(ROW_THREADS) norm_wide_##K(const num* x, num* out, PerRow gain,         \
+                                                                            PerRow bias, i64 rows, int width,            \
+                                                                            int centred, float eps) {                    \
+        norm_wide<K>(x, out, gain, bias, blockIdx.x, width, centred, eps);                                               \
+    }                                                                                                                    \
+    extern "C" __global__ void __launch_bounds__(ROW_THREADS) norm_backward_wide_##K(                                    \
+        const num* x, const num* gradient, num* out, PerRow gain, i64 rows, int width, int centred, float eps) {         \
+        norm_backward_wide<K>(x, gradient, out, gain, blockIdx.x, width, centred, eps);                                  \
+    }
+WIDE(1)
+WIDE(2)
+WIDE(3)
+WIDE(4)
+
+// Divides by 32-bit arithmetic where the numbers allow it: a division of 64 bits is a hundred instructions.
+__device__ inline i64 quotient(i64 x, int by) { return x >> 31 ? x / by : (i64)((u32)x / (u32)by); }
+
 // gate y, plus x where there is one. A thread V numbers.
 template <int V>
 __device__ void gated(const num* x, PerRow gate, const num* y, num* out, i64 rows, int width) {
     i64 at = ((i64)blockIdx.x * blockDim.x + threadIdx.x) * V;
     if (at >= rows * width) return;
-    i64 row = at / width;
+    i64 row = quotient(at, width);
     Several<V> values = several<V>(y + at), gates = several<V>(of_row(gate, row, width) + (at - row * width)), old;
     if (x) old = several<V>(x + at);
 #pragma unroll
@@ -185,38 +322,22 @@ __device__ void gated(const num* x, PerRow gate, const num* y, num* out, i64 row
 template <int V>
 __device__ void spread(const num* vector, num* out, i64 rows, int width) {
     i64 at = ((i64)blockIdx.x * blockDim.x + threadIdx.x) * V;
-    if (at < rows * width) put<V>(out + at, several<V>(vector + at % width));
+    if (at < rows * width) put<V>(out + at, several<V>(vector + (at - quotient(at, width) * width)));
 }
 
-#define BOTH(V, SUFFIX)                                                                                                  \
-    extern "C" __global__ void norm_##SUFFIX(const num* x, num* out, PerRow gain, PerRow bias, i64 rows, int width,      \
-                                             int centred, float eps) {                                                   \
-        norm<V>(x, out, gain, bias, rows, width, centred, eps);                                                          \
-    }                                                                                                                    \
-    extern "C" __global__ void norm_backward_##SUFFIX(const num* x, const num* gradient, num* out, PerRow gain,          \
-                                                      i64 rows, int width, int centred, float eps) {                     \
-        norm_backward<V>(x, gradient, out, gain, rows, width, centred, eps);                                             \
-    }                                                                                                                    \
-    extern "C" __global__ void gated_##SUFFIX(const num* x, PerRow gate, const num* y, num* out, i64 rows, int width) {  \
-        gated<V>(x, gate, y, out, rows, width);                                                                          \
-    }                                                                                                                    \
-    extern "C" __global__ void spread_##SUFFIX(const num* vector, num* out, i64 rows, int width) {                       \
-        spread<V>(vector, out, rows, width);                                                                             \
-    }
-BOTH(4, by_4)
-BOTH(1, by_1)
-
-// Pairs (2i, 2i + 1) of x [B, N, H, D] turned by the angles whose cosine and sine are in [N, D / 2]; `sign` -1 turns back.
-extern "C" __global__ void rope(const num* x, const float* cosines, const float* sines, num* out, i64 pairs, int length,
-                                int heads, int half, float sign) {
-    i64 at = (i64)blockIdx.x * blockDim.x + threadIdx.x;
-    if (at >= pairs) return;
-    int i = at % half;
-    i64 token = at / half / heads % length;
-    float c = cosines[token * half + i], s = sines[token * half + i] * sign;
-    float a = wide(x[2 * at]), b = wide(x[2 * at + 1]);
-    out[2 * at] = narrow(a * c - b * s);
-    out[2 * at + 1] = narrow(a * s + b * c);
+// A view whose rows of `run` numbers lie apart, in one piece.
+struct View {
+    i64 strides[3];
+    int extents[3];
+    int run;
+};
+template <int V>
+__device__ void dense(const num* x, num* out, View v, i64 count) {
+    i64 at = ((i64)blockIdx.x * blockDim.x + threadIdx.x) * V;
+    if (at >= count) return;
+    i64 row = quotient(at, v.run), rest = quotient(row, v.extents[2]), first = quotient(rest, v.extents[1]);
+    i64 from = first * v.strides[0] + (rest - first * v.extents[1]) * v.strides[1] + (row - rest * v.extents[2]) * v.strides[2];
+    put<V>(out + at, several<V>(x + from + (at - row * v.run)));
 }
 
 #define GELU_RATE 1.5957691216057308f  // 2 sqrt(2 / pi)
@@ -241,11 +362,75 @@ __device__ inline float slope(int kind, float x) {
 }
 
 // curve(x), or curve(x) other, or slope(x) other (`mode` 0, 1, 2).
-extern "C" __global__ void activate(const num* x, const num* other, num* out, i64 count, int kind, int mode) {
-    i64 at = (i64)blockIdx.x * blockDim.x + threadIdx.x;
+template <int V>
+__device__ void activate(const num* x, const num* other, num* out, i64 count, int kind, int mode) {
+    i64 at = ((i64)blockIdx.x * blockDim.x + threadIdx.x) * V;
     if (at >= count) return;
-    float y = mode == 2 ? slope(kind, wide(x[at])) : curve(kind, wide(x[at]));
-    out[at] = narrow(mode == 0 ? y : y * wide(other[at]));
+    Several<V> some = several<V>(x + at), times;
+    if (mode) times = several<V>(other + at);
+#pragma unroll
+    for (int j = 0; j < V; j++) {
+        float y = mode == 2 ? slope(kind, wide(some.x[j])) : curve(kind, wide(some.x[j]));
+        some.x[j] = narrow(mode == 0 ? y : y * wide(times.x[j]));
+    }
+    put<V>(out + at, some);
+}
+
+#define BOTH(V, SUFFIX)                                                                                                  \
+    extern "C" __global__ void norm_##SUFFIX(const num* x, num* out, PerRow gain, PerRow bias, i64 rows, int width,      \
+                                             int centred, float eps) {                                                   \
+        norm<V>(x, out, gain, bias, rows, width, centred, eps);                                                          \
+    }                                                                                                                    \
+    extern "C" __global__ void norm_backward_##SUFFIX(const num* x, const num* gradient, num* out, PerRow gain,          \
+                                                      i64 rows, int width, int centred, float eps) {                     \
+        norm_backward<V>(x, gradient, out, gain, rows, width, centred, eps);                                             \
+    }                                                                                                                    \
+    extern "C" __global__ void gated_##SUFFIX(const num* x, PerRow gate, const num* y, num* out, i64 rows, int width) {  \
+        gated<V>(x, gate, y, out, rows, width);                                                                          \
+    }                                                                                                                    \
+    extern "C" __global__ void spread_##SUFFIX(const num* vector, num* out, i64 rows, int width) {                       \
+        spread<V>(vector, out, rows, width);                                                                             \
+    }                                                                                                                    \
+    extern "C" __global__ void dense_##SUFFIX(const num* x, num* out, View v, i64 count) { dense<V>(x, out, v, count); } \
+    extern "C" __global__ void activate_##SUFFIX(const num* x, const num* other, num* out, i64 count, int kind,          \
+                                                 int mode) {                                                             \
+        activate<V>(x, other, out, count, kind, mode);                                                                   \
+    }                                                                                                                    \
+    extern "C" __global__ void add_##SUFFIX(const num* x, const num* y, num* out, i64 count) {                           \
+        i64 at = ((i64)blockIdx.x * blockDim.x + threadIdx.x) * V;                                                       \
+        if (at >= count) return;                                                                                         \
+        Several<V> a = several<V>(x + at), b = several<V>(y + at);                                                       \
+        for (int j = 0; j < V; j++) a.x[j] = narrow(wide(a.x[j]) + wide(b.x[j]));                                        \
+        put<V>(out + at, a);                                                                                             \
+    }
+BOTH(8, by_8)
+BOTH(4, by_4)
+BOTH(1, by_1)
+
+// Pairs (2i, 2i + 1) of x [B, N, H, D] turned by the angles whose cosine and sine are in [N, D / 2]; `sign` -1 turns back.
+template <int V>
+__device__ void rope(const num* x, const float* cosines, const float* sines, num* out, i64 count, int length, int heads, int half,
+                     float sign) {
+    i64 at = ((i64)blockIdx.x * blockDim.x + threadIdx.x) * V;
+    if (at >= count) return;
+    i64 pair = at / 2, head = quotient(pair, half), token = quotient(head, heads);
+    i64 angle = (token - quotient(token, length) * length) * half + (pair - head * half);
+    Several<V> some = several<V>(x + at);
+#pragma unroll
+    for (int j = 0; j < V / 2; j++) {
+        float c = cosines[angle + j], s = sines[angle + j] * sign, a = wide(some.x[2 * j]), b = wide(some.x[2 * j + 1]);
+        some.x[2 * j] = narrow(a * c - b * s);
+        some.x[2 * j + 1] = narrow(a * s + b * c);
+    }
+    put<V>(out + at, some);
+}
+extern "C" __global__ void rope_by_8(const num* x, const float* cosines, const float* sines, num* out, i64 count, int length,
+                                     int heads, int half, float sign) {
+    rope<8>(x, cosines, sines, out, count, length, heads, half, sign);
+}
+extern "C" __global__ void rope_by_2(const num* x, const float* cosines, const float* sines, num* out, i64 count, int length,
+                                     int heads, int half, float sign) {
+    rope<2>(x, cosines, sines, out, count, length, heads, half, sign);
 }
 
 // The mask of a dropout: the numbers that ChaCha8 (Bernstein 2008) gives under a key, as on the host. A thread a block of it,
@@ -333,6 +518,26 @@ extern "C" __global__ void spread_channels(const num* vector, num* out, i64 coun
 extern "C" __global__ void accumulate(const num* x, float* target, i64 count, float factor) {
     i64 at = (i64)blockIdx.x * blockDim.x + threadIdx.x;
     if (at < count) target[at] += factor * wide(x[at]);
+}
+
+// The same for many at once: the f32 numbers of each piece go to their place. A block row a piece.
+struct Piece {
+    const float* from;
+    i64 start, count;
+};
+extern "C" __global__ void accumulate_pieces(const Piece* pieces, float* target, float factor) {
+    Piece piece = pieces[blockIdx.y];
+    for (i64 at = (i64)blockIdx.x * blockDim.x + threadIdx.x; at < piece.count; at += (i64)gridDim.x * blockDim.x)
+        target[piece.start + at] += factor * piece.from[at];
+}
+
+// The sum of the squares of each block's share, which is the same whatever ran first.
+extern "C" __global__ void squares(const num* x, float* sums, i64 count) {
+    float sum = 0.0f;
+    for (i64 at = (i64)blockIdx.x * blockDim.x + threadIdx.x; at < count; at += (i64)gridDim.x * blockDim.x)
+        sum += wide(x[at]) * wide(x[at]);
+    sum = over_block(sum);
+    if (threadIdx.x == 0) sums[blockIdx.x] = sum;
 }
 
 // Group norms: a group of a picture lies in one piece, `size` numbers, and is read by several blocks. The first pass leaves

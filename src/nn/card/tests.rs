@@ -135,7 +135,7 @@ fn attention_of_large_scores() {
 
 #[test]
 fn norms_forward_and_backward() {
-    for width in [1, 3, 4, 130, 768] {
+    for width in [1, 3, 4, 130, 768, 1032, 3072, 4096, 4104] {
         // Far from 0, where a variance from sums of squares would be lost.
         let x = (normal(1, &[2, 5, width]) + 30.0).unwrap();
         let inputs = [x, normal(2, &[width]), normal(3, &[width])];
@@ -161,6 +161,73 @@ fn norms_forward_and_backward() {
             let gated = gated_residual(&x[0], &x[4], &x[2])?;
             Ok(vec![modulate(&x[0], &x[3], &x[4], 1e-2)?, back, gated])
         });
+    }
+}
+
+/// Views of all kinds that the tape makes: parts of rows, of tokens, of both, and dimensions in another order.
+#[test]
+fn views_in_one_piece() {
+    both(&[normal(1, &[3, 5, 6, 16])], |x| {
+        let x = &x[0];
+        let views = [
+            x.narrow(3, 8, 8)?,
+            x.narrow(3, 4, 4)?,
+            x.narrow(3, 1, 3)?,
+            x.narrow(1, 1, 3)?.narrow(3, 0, 8)?,
+            x.narrow(1, 1, 3)?.narrow(2, 2, 3)?.narrow(3, 0, 8)?,
+            x.transpose(1, 2)?,
+            x.permute((3, 2, 1, 0))?,
+            x.narrow(0, 1, 1)?.narrow(2, 0, 2)?,
+        ];
+        let dense = |view: &Tensor| crate::nn::cpu::contiguous(view);
+        views.iter().map(dense).collect()
+    });
+}
+
+#[test]
+fn linear_layers_with_a_bias() {
+    for (m, k, n) in [
+        (1, 8, 8),
+        (3, 64, 24),
+        (77, 128, 320),
+        (130, 96, 40),
+        (5, 7, 9),
+    ] {
+        let inputs = [
+            normal(1, &[m, k]),
+            (normal(2, &[n, k]) * 0.2).unwrap(),
+            normal(3, &[n]),
+        ];
+        for (dtype, limit) in [(DType::F32, 1e-5), (DType::BF16, 1e-2)] {
+            held(dtype, limit, &inputs, |x| {
+                Ok(vec![crate::nn::linear(&x[0], &x[1], Some(&x[2]))?])
+            });
+        }
+    }
+}
+
+#[test]
+fn sums_of_many_numbers() {
+    let Some(card) = card() else { return };
+    for count in [1, 1000, 300_001] {
+        let x = normal(1, &[count]).to_dtype(DType::F32).unwrap();
+        let there = x.to_device(card).unwrap();
+        let kernels = super::serving(&there).unwrap();
+        let found = super::rows::sum_of_squares(&kernels, &there).unwrap();
+        let want: f64 = (x.to_vec1::<f32>().unwrap().iter())
+            .map(|x| f64::from(*x).powi(2))
+            .sum();
+        assert!((found / want - 1.0).abs() < 1e-5, "{found} {want}");
+
+        let target = Tensor::ones(count + 5, DType::F32, card).unwrap();
+        let pieces = [(0, there.narrow(0, 0, 1).unwrap()), (5, there.clone())];
+        super::rows::accumulate_pieces(&kernels, &target, &pieces, 0.5).unwrap();
+        let sums = target.to_vec1::<f32>().unwrap();
+        let x = x.to_vec1::<f32>().unwrap();
+        assert_eq!(sums[0], 1.0 + 0.5 * x[0]);
+        assert_eq!(sums[1..5], [1.0; 4]);
+        let each = sums[5..].iter().zip(&x);
+        assert!(each.into_iter().all(|(sum, x)| *sum == 1.0 + 0.5 * x));
     }
 }
 
@@ -271,6 +338,7 @@ fn single_numbers() {
         let table = |t: &Tensor| t.to_device(x[0].device());
         Ok(vec![
             gelu_erf(&x[0])?,
+            crate::nn::pointwise::add(&x[0], &x[0])?,
             rope(&x[0], &table(&cos)?, &table(&sin)?)?,
         ])
     });

@@ -1,0 +1,88 @@
+//! Views in one piece: candle copies them by a kernel that finds each number's place anew and uploads the extents first.
+
+use candle_core::cuda_backend::cudarc::driver::DeviceRepr;
+use candle_core::{Result, Tensor};
+
+use super::Argument::{Address, Long};
+use super::rows::widest;
+use super::{Argument, Kernels, blocks_for};
+
+/// Rows of `run` numbers that lie apart, over three dimensions.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct View {
+    strides: [i64; 3],
+    extents: [i32; 3],
+    run: i32,
+}
+// SAFETY: plain numbers, laid out as the kernels declare them.
+unsafe impl DeviceRepr for View {}
+
+impl View {
+    /// None if it takes more dimensions than three and a run.
+    fn of(x: &Tensor) -> Option<Self> {
+        // From the last dimension on, those that continue one another are one.
+        let mut merged: Vec<(usize, usize)> = Vec::new();
+        for (&extent, &stride) in x.dims().iter().zip(x.stride()).rev() {
+            match merged.last_mut() {
+                _ if extent == 1 => {}
+                Some((inner, apart)) if stride == *inner * *apart => *inner *= extent,
+                _ => merged.push((extent, stride)),
+            }
+        }
+        let run = match merged.first() {
+            Some(&(extent, 1)) => {
+                merged.remove(0);
+                extent
+            }
+            _ => 1,
+        };
+        if merged.len() > 3 || x.elem_count() == 0 {
+            return None;
+        }
+        merged.resize(3, (1, 0));
+        let small = |extent: usize| i32::try_from(extent).ok();
+        Some(Self {
+            strides: [2, 1, 0].map(|i| merged[i].1 as i64),
+            extents: [
+                small(merged[2].0)?,
+                small(merged[1].0)?,
+                small(merged[0].0)?,
+            ],
+            run: small(run)?,
+        })
+    }
+}
+
+/// `x` with its numbers in order: itself where they are already.
+pub(crate) fn dense(kernels: &Kernels, x: &Tensor) -> Result<Tensor> {
+    if x.is_contiguous() {
+        return Ok(x.clone());
+    }
+    let Some(view) = View::of(x) else {
+        return x.contiguous();
+    };
+    let out = kernels.room(x.shape(), x.dtype())?;
+    let (from, to) = (kernels.start(x)?, kernels.address(&out)?);
+    let apart = view.strides.iter().map(|&stride| stride as usize);
+    let each = apart.fold(
+        widest(x.dtype(), view.run as usize, &[from, to]),
+        |each, stride| widest(x.dtype(), stride, &[]).min(each),
+    );
+    let name = match each {
+        8 => "dense_by_8",
+        4 => "dense_by_4",
+        _ => "dense_by_1",
+    };
+    let function = kernels.function("rows", x.dtype(), name)?;
+    let count = x.elem_count();
+    let arguments = [
+        Address(from),
+        Address(to),
+        Argument::View(view),
+        Long(count as i64),
+    ];
+    // SAFETY: the signature of `dense_by_*`; `out` has the numbers of `x`, and the view is that of its layout.
+    unsafe { kernels.launch(&function, blocks_for(count.div_ceil(each)), &arguments)? };
+    Ok(out)
+}
