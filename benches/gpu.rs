@@ -1,4 +1,4 @@
-//! One measurement of ours on a card (or, for a dry run, on the CPU), for `benches/gpu/compare.py`, which runs the peer
+//! One measurement of ours on a GPU (or, for a dry run, on the CPU), for `benches/gpu/compare.py`, which runs the peer
 //! beside it: `benches gpu CASE`, where CASE is a JSON object, prints a JSON object.
 //!
 //! Weights are random numbers of the real shapes: no model is needed.
@@ -6,6 +6,8 @@
 mod encode;
 mod parts;
 mod train;
+
+pub(crate) use train::components;
 
 use std::time::Instant;
 
@@ -26,6 +28,9 @@ pub(crate) fn run(case: &str) -> Result<()> {
     let opened = device::open(choice, &[])?;
     if case["own_kernels"].as_bool() == Some(true) {
         nn::own_kernels(&opened.device)?;
+    }
+    if case["cudnn"].as_bool() == Some(true) {
+        nn::cudnn_attention(&opened.device, &[])?;
     }
     let measured = match text(&case, "kind")? {
         "train" => train::train(&case, &opened.device)?,

@@ -8,6 +8,7 @@
 mod encode;
 mod gpu;
 mod nn;
+mod plan;
 mod store;
 mod train;
 
@@ -25,9 +26,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         Some("encode") => encode::run(filter)?,
         Some("gpu") => gpu::run(filter)?,
         Some("nn") => nn::run(filter)?,
+        Some("plan") => plan::run()?,
         Some("store") => store::run(),
         Some("train") => train::run(filter)?,
-        _ => println!("name one of: encode, gpu, nn, store, train"),
+        _ => println!("name one of: encode, gpu, nn, plan, store, train"),
     }
     Ok(())
 }

@@ -1,6 +1,6 @@
-//! Where tensors are computed: the CPU, or an NVIDIA card in programs that were built with the feature `cuda`.
+//! Where tensors are computed: the CPU, or an NVIDIA GPU in programs that were built with the feature `cuda`.
 //!
-//! A card is asked for by name; without one being asked for, the first that is there is taken, else the CPU. The CUDA
+//! A GPU is asked for by name; without one being asked for, the first that is there is taken, else the CPU. The CUDA
 //! libraries are looked for before the first call that needs them, so a machine without them gets a sentence, not a crash.
 
 #[cfg(feature = "cuda")]
@@ -14,12 +14,12 @@ use candle_core::{DType, Device};
 /// What a person asks for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Choice {
-    /// The first card that is there, else the CPU.
+    /// The first GPU that is there, else the CPU.
     #[default]
     Auto,
     /// The CPU.
     Cpu,
-    /// The card with this number.
+    /// The GPU with this number.
     Cuda(usize),
 }
 
@@ -29,13 +29,13 @@ pub enum Error {
     /// No device has that name.
     #[error("expected `auto`, `cpu`, `cuda` or `cuda:N`, found `{0}`")]
     NoSuchName(String),
-    /// The program cannot use cards.
+    /// The program cannot use GPUs.
     #[error(
-        "this plumb was built without CUDA; `cargo install --path . --features cuda` builds one that uses NVIDIA cards"
+        "this plumb was built without CUDA; `cargo install --path . --features cuda` builds one that uses NVIDIA GPUs"
     )]
     NotBuilt,
-    /// The card, its driver or a library cannot be used.
-    #[error("no CUDA card can be used: {0}")]
+    /// The GPU, its driver or a library cannot be used.
+    #[error("no CUDA GPU can be used: {0}")]
     Unusable(String),
 }
 
@@ -64,9 +64,9 @@ pub struct Opened {
     pub device: Device,
     /// What it is called, such as `NVIDIA H200`.
     pub name: String,
-    /// Bytes of memory of a card: in all, and free when it was opened. None for the CPU.
+    /// Bytes of memory of a GPU: in all, and free when it was opened. None for the CPU.
     pub memory: Option<(u64, u64)>,
-    /// Why no card was taken where none was asked for, if there is something to say.
+    /// Why no GPU was taken where none was asked for, if there is something to say.
     pub note: Option<String>,
 }
 
@@ -82,7 +82,7 @@ impl Opened {
     }
 }
 
-/// What a network computes in on a device unless something else is asked for: f32 on a CPU, bf16 on a card.
+/// What a network computes in on a device unless something else is asked for: f32 on a CPU, bf16 on a GPU.
 pub fn usual_dtype(device: &Device) -> DType {
     match device {
         Device::Cpu => DType::F32,
@@ -93,7 +93,7 @@ pub fn usual_dtype(device: &Device) -> DType {
 /// Opens a device. `folders` are where CUDA libraries may lie that the system's loader does not know.
 ///
 /// # Errors
-/// If a card was asked for and cannot be used.
+/// If a GPU was asked for and cannot be used.
 pub fn open(choice: Choice, folders: &[PathBuf]) -> Result<Opened, Error> {
     match choice {
         Choice::Cpu => Ok(Opened::cpu()),
@@ -120,7 +120,7 @@ fn open_cuda(_: usize, _: &[PathBuf]) -> Result<Opened, Error> {
 /// Finds what compiles kernels on the machine they run on, where [`open`] would look.
 ///
 /// # Errors
-/// If it is not there, or this program cannot use cards.
+/// If it is not there, or this program cannot use GPUs.
 pub fn find_compiler(folders: &[PathBuf]) -> Result<(), Error> {
     #[cfg(feature = "cuda")]
     return cuda::load_compiler(folders);
@@ -131,11 +131,11 @@ pub fn find_compiler(folders: &[PathBuf]) -> Result<(), Error> {
     }
 }
 
-/// Bytes of memory that are free on a card now; none for the CPU.
+/// Bytes of memory that are free on a GPU now; none for the CPU.
 pub fn free_bytes(device: &Device) -> Option<u64> {
     #[cfg(feature = "cuda")]
-    if let Device::Cuda(card) = device {
-        return cuda::free_bytes(card);
+    if let Device::Cuda(gpu) = device {
+        return cuda::free_bytes(gpu);
     }
     let _ = device;
     None
@@ -168,7 +168,7 @@ mod tests {
             open(Choice::Cpu, &[]).expect("the CPU").device,
             Device::Cpu
         ));
-        // More cards than any machine has.
+        // More GPUs than any machine has.
         assert!(open(Choice::Cuda(4096), &[]).is_err());
     }
 }

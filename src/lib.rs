@@ -9,10 +9,12 @@
 //! | L1 descriptions and bytes | [`recipe`], [`store`] | L0; no candle; parquet only in `store` |
 //! | L2 numerics | [`device`], [`autograd`], [`nn`], [`lora`], [`optim`], [`diffusion`] | L0; candle starts here; no files but `nn::weights` |
 //! | L3 networks | [`text`], [`vae`], [`models`] | L2, `recipe`; no store, no clock, no randomness |
-//! | L4 verbs | [`experiment`], [`base`], [`dataset`], [`material`], [`manifest`], [`embed`], [`latents`], [`hub`], [`conditioning`], [`train`], [`sample`], [`preview`], [`payload`], [`plan`], [`refusal`], [`inspect`], [`model_check`], [`convert`] | all below |
-//! | L5 | `src/bin/plumb` | the public interface above, clap, the terminal |
+//! | L4 what a user names | [`experiment`], [`base_model`], [`dataset`] | all below |
+//! | L5 the store as tensors | [`cache`] | all below |
+//! | L6 verbs | [`encode`], [`convert`], [`sample`], [`train`], [`inspect`] | all below, and verbs before them in this list |
+//! | L7 | `src/bin/plumb` | the public interface above, clap, the terminal |
 //!
-//! `tests/it/tidy.rs` holds this table against the sources. Below L5 nothing prints, reads the environment
+//! `tests/it/tidy.rs` holds this table against the sources. Below L7 nothing prints, reads the environment
 //! or looks at the clock.
 
 #![cfg_attr(
@@ -41,21 +43,14 @@ pub mod models;
 pub mod text;
 pub mod vae;
 
-pub mod base;
-pub mod conditioning;
-pub mod convert;
+pub mod base_model;
 pub mod dataset;
-pub mod embed;
 pub mod experiment;
-pub mod hub;
+
+pub mod cache;
+
+pub mod convert;
+pub mod encode;
 pub mod inspect;
-pub mod latents;
-pub mod manifest;
-pub mod material;
-pub mod model_check;
-pub mod payload;
-pub mod plan;
-pub mod preview;
-pub mod refusal;
 pub mod sample;
 pub mod train;

@@ -36,6 +36,8 @@ pub enum Stream {
     NoiseOffset = 11,
     /// The noise that a sampler adds on its way (step = the sampler's).
     SampleStep = 12,
+    /// Which of a picture's captions a step uses.
+    Caption = 13,
 }
 
 /// A generator at one coordinate.

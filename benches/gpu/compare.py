@@ -1,4 +1,4 @@
-"""Ours and the peer, one after the other on one card, as one table.
+"""Ours and the peer, one after the other on one GPU, as one table.
 
     cargo bench --features cuda --no-run           # prints the path of the bench program
     python benches/gpu/compare.py --bench PATH     # everything; --device cpu is a dry run on small shapes
@@ -6,7 +6,7 @@
 Needs torch for CUDA, diffusers, peft, transformers and safetensors. No model is downloaded: both sides make random
 weights of the real shapes. Cases run in the order of the list until `--budget` seconds are over; a case that was not
 run is named. Each side of each case is a process of its own, and its memory is the most that nvidia-smi saw of it (on
-the CPU: the largest resident size). The table is saved under benches/results with the card's name.
+the CPU: the largest resident size). The table is saved under benches/results with the GPU's name.
 """
 
 import argparse
@@ -79,7 +79,7 @@ class Memory(threading.Thread):
 
 
 def used(card):
-    """Bytes in use on a card that nothing else uses."""
+    """Bytes in use on a GPU that nothing else uses."""
     asked = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", "-i", card.partition(":")[2] or "0"]
     return int(subprocess.run(asked, check=True, capture_output=True, text=True).stdout) * 2**20
 
@@ -125,14 +125,14 @@ def row(case, ours, peers, floor, rate):
     cells += [*gib, ratio(ours.get("memory"), peers[0].get("memory"))]
     least = floor["operations"] / rate if "operations" in floor else None
     cells += [f"{least:.4f}" if least else "", f"{100 * least / mine:.0f} %" if least and mine else ""]
-    cells.append(f"{ours['blocks_twice']} of {ours['blocks']}" if "blocks" in ours else "")
+    cells.append(f"{ours['blocks_checkpointed']} of {ours['blocks']}" if "blocks" in ours else "")
     return "| " + " | ".join(cells) + " |"
 
 
 def heading(compiled):
     names = ["case", "ours, s", "eager, s", "times as fast"]
     names += ["compiled, s", "times as fast"] if compiled else []
-    names += ["ours, peak GiB", "eager", "of its memory", "floor, s", "floor of ours", "blocks computed twice"]
+    names += ["ours, peak GiB", "eager", "of its memory", "floor, s", "floor of ours", "blocks with checkpointing"]
     return "| " + " | ".join(names) + " |\n|" + "---|" * len(names)
 
 

@@ -1,4 +1,4 @@
-"""One lease of a card: everything that is wanted of it, the most valuable first, each result kept as it comes.
+"""One lease of a GPU: everything that is wanted of it, the most valuable first, each result kept as it comes.
 
     python3 benches/gpu/lease.py --part 1 --bench .kit/bench --tests .kit/tests --out OUT --seconds 400
 
@@ -31,7 +31,7 @@ FAMILY = lambda model: re.match("flux1|sd3|sdxl", model)[0]  # noqa: E731
 def train(who, model, px, limit, batch=1, steps=8, **more):
     case = {"kind": "train", "model": model, "family": FAMILY(model), "px": px, "batch": batch, "tokens": TOKENS[model], "rank": 16,
             "targets": "attention", "steps": steps, "config": str(HERE / "models" / f"{model}.json")} | more  # fmt: skip
-    notes = {"own_kernels": "own", "checkpointing": "ckpt", "compile": "compiled"}
+    notes = {"own_kernels": "own", "cudnn": "cudnn", "checkpointing": "ckpt", "compile": "compiled"}
     said = [notes[k] if v is True else f"no {notes[k]}" if v is False else f"{v} {notes[k]}" for k, v in more.items() if k in notes]
     return {"name": f"{who} {model} {px}px b{batch} {' '.join(said)}".strip(), "who": who, "limit": limit, "case": case}
 
@@ -73,35 +73,36 @@ BIG = [("flux1-dev", 512), ("sd3.5-large", 512), ("sdxl", 1024)]
 def plan(part, device):
     if device == "cpu":
         models = [("flux1-small", 64), ("sd3-small", 64), ("sdxl-small", 64)]
-        items = [command("tests", 60, "$TESTS card:: --test-threads=2")]
+        items = [command("tests", 60, "$TESTS cuda:: --test-threads=2")]
         items += [train(who, m, px, 240, steps=1) for m, px in models for who in ("ours", "eager")]
         items += both("encode", "t5-small", 120, batch=2, tokens=16) + both("vae", "vae-small", 120, batch=1, px=32)
         return items + [eager("flux1-small", 64, 400, steps=1, compile="blocks")]
     smoke = ours("flux1-small", 64, 60, steps=2)  # the driver, NVRTC, cuBLAS, the JIT of the driver
-    tests = command("tests of own kernels", 60, "$TESTS card:: --test-threads=4")
+    tests = command("tests of own kernels", 60, "$TESTS cuda:: --test-threads=4")
     rate = {"name": "matmul", "who": "eager", "limit": 60, "case": {"kind": "matmul", "side": 8192, "repeats": 10}}
     parts = [
         {"name": "parts ours own", "who": "ours", "limit": 40, "case": PARTS | {"own_kernels": True}},
+        {"name": "parts ours cudnn", "who": "ours", "limit": 40, "case": PARTS | {"own_kernels": True, "cudnn": True}},
         {"name": "parts torch", "who": "eager", "limit": 40, "case": PARTS},
     ]
     card = command("card", 20, "nvidia-smi; ldconfig -p | grep -E 'libcuda.so|libcublas|libnvrtc|libcudnn'; python3 -m pip list 2>/dev/null | grep -iE 'nvidia|torch|diffusers|peft'")
     slice_ = kernels_of("flux1-slice", 512, 70)
     if part == 1:  # does it run, is it right, where does the time go
-        items = [card, smoke, tests, rate, ours("flux1-dev", 512, 60), eager("flux1-dev", 512, 75), *parts, slice_]
+        items = [card, smoke, tests, rate, ours("flux1-dev", 512, 60), ours("flux1-dev", 512, 60, cudnn=True)]
+        items += [eager("flux1-dev", 512, 75), *parts, slice_]
         items += [ours(m, px, 60) for m, px in BIG[1:]]
         items += [command("tests of autograd", 60, "$TESTS autograd:: --test-threads=8"), ours("flux1-dev", 512, 50, checkpointing=True)]
         return items + [command("all tests", 120, "$TESTS --test-threads=12")]
     items = [smoke, tests, rate]
     for m, px in BIG:
-        items += [ours(m, px, 60)]
-    items += parts
-    items += [slice_, ours("flux1-dev", 1024, 60, steps=4), eager("flux1-dev", 1024, 75, steps=4)]
+        items += [ours(m, px, 60), ours(m, px, 60, cudnn=True), eager(m, px, 75)]
+    for m, px in BIG:
+        items += [eager(m, px, 110, compile="blocks"), eager(m, px, 60, checkpointing=False)]
+    items += [*parts, slice_, ours("flux1-dev", 1024, 60, steps=4, cudnn=True), eager("flux1-dev", 1024, 75, steps=4)]
     items += both("encode", "t5-xxl", 90, batch=32, tokens=512) + both("encode", "clip-g", 60, batch=64, tokens=77)
     items += both("vae", "vae", 60, batch=1, px=1024)
-    for m, px in BIG[1:]:
-        items += [eager(m, px, 110, compile="blocks"), eager(m, px, 60, checkpointing=False)]
     items += [
-        command("memcheck", 60, "compute-sanitizer --error-exitcode 9 $TESTS card:: --test-threads=1 2>&1 | tail -25"),
+        command("memcheck", 60, "compute-sanitizer --error-exitcode 9 $TESTS cuda:: --test-threads=1 2>&1 | tail -25"),
         command("racecheck", 60, "compute-sanitizer --tool racecheck --error-exitcode 9 $TESTS attention_of_large --test-threads=1 2>&1 | tail -25"),
         command("all tests", 120, "$TESTS --test-threads=12"),
     ]
@@ -124,7 +125,7 @@ def summed(path):
 
 
 class Memory(threading.Thread):
-    """The most that the card had in use while a case ran, by NVML in this process: no program is started for it."""
+    """The most that the GPU had in use while a case ran, by NVML in this process: no program is started for it."""
 
     handle, idle = None, 0
 
@@ -274,7 +275,7 @@ def table(results, rate):
         same = f"eager {r['case']['model']} {r['case']['px']}px b{r['case']['batch']}" if r["case"]["kind"] == "train" else r["name"].replace("ours", "eager")
         eager = by.get(same, {}).get("seconds", {}).get("median")
         faster = f"{eager / seconds:.2f}" if eager and seconds else ""
-        note_ = r.get("failed", "") or (f"{r['blocks_twice']}/{r['blocks']} twice" if "blocks" in r else "")
+        note_ = r.get("failed", "") or (f"{r['blocks_checkpointed']}/{r['blocks']} checkpointed" if "blocks" in r else "")
         lines.append(f"| {r['name']} | {seconds:.4f} | {r['memory'] / 2**30:.1f} | {part} | {faster} | {note_} |" if seconds else f"| {r['name']} | | | | | {note_} |")
     return "\n".join(lines)
 

@@ -4,7 +4,7 @@
 
 `compare.py` starts it, each case in a process of its own, `lease.py` once for all cases. What a user of those libraries gets: bf16 weights on a
 card, LoRA factors in f32 under autocast, gradient checkpointing on, torch's SDPA, AdamW of torch. Two more kinds
-serve the table: `matmul` is the card's own rate, `floor` counts the operations of a step on the meta device.
+serve the table: `matmul` is the GPU's own rate, `floor` counts the operations of a step on the meta device.
 """
 
 import json
@@ -288,7 +288,7 @@ def parts(case, device):
 
 
 def matmul(case, device):
-    """What the card does of bf16 (on the CPU f32) products of large squares, in operations a second."""
+    """What the GPU does of bf16 (on the CPU f32) products of large squares, in operations a second."""
     side = case["side"]
     a, b = torch.randn(2, side, side, device=device, dtype=dtype_on(device))
     repeats = case["repeats"]

@@ -10,9 +10,9 @@ use plumb::lora::{AdapterSet, targets};
 use plumb::models::{self, Components, ConditioningTensors, Error, Family, Keep, Source};
 use plumb::nn::{self, Frozen};
 use plumb::optim::{AdamW, AdamWOptions, clip_gradient_norm};
-use plumb::plan::{self, Machine, Wanted};
 use plumb::rng::{Rng, Stream};
 use plumb::train::inputs::Part;
+use plumb::train::plan::{self, Machine, MemoryRequest};
 use plumb::train::step::Pass;
 use serde_json::{Value, json};
 
@@ -64,7 +64,7 @@ impl Source for Random {
 }
 
 /// The model of a config, as a folder with no weights worth reading.
-fn components(family: &dyn Family, config: &Path, folder: &Path) -> Result<Components> {
+pub(crate) fn components(family: &dyn Family, config: &Path, folder: &Path) -> Result<Components> {
     let part = folder.join(family.lora_component());
     std::fs::create_dir_all(&part)?;
     std::fs::copy(config, part.join("config.json"))?;
@@ -89,7 +89,7 @@ pub(super) fn train(case: &Value, device: &Device) -> Result<Value> {
     let preset = text(case, "targets")?.to_owned();
     let linears = family.linears(&components)?;
     let adapted = targets::select(&linears, &[preset], family.presets())?;
-    let wanted = Wanted {
+    let wanted = MemoryRequest {
         family,
         components: &components,
         adapted: &adapted,
@@ -142,8 +142,8 @@ pub(super) fn train(case: &Value, device: &Device) -> Result<Value> {
     Ok(json!({
         "seconds": timings,
         "loss": loss,
-        "blocks_twice": plan.again.0,
-        "blocks": plan.again.1,
+        "blocks_checkpointed": plan.checkpointed.0,
+        "blocks": plan.checkpointed.1,
         "planned_bytes": plan.bytes.total(),
         "adapter_parameters": adapters.values().len(),
     }))

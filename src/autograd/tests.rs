@@ -1,5 +1,5 @@
 //! Every operation against finite differences in f64, by kernels and composed of candle's operations; in f32 against
-//! those, in bf16 as cards compute, and on a card where there is one; then what the tape keeps and frees.
+//! those, in bf16 as GPUs compute, and on a GPU where there is one; then what the tape keeps and frees.
 
 pub(crate) mod memory;
 mod operations;
@@ -154,21 +154,21 @@ struct Place {
     dtype: DType,
     /// How much they may be off.
     limit: f64,
-    /// Of candle's operations on a card, where it could have kernels of ours.
+    /// Of candle's operations on a GPU, where it could have kernels of ours.
     composed: bool,
 }
 
-/// bf16 on the CPU, and a card's two types in both ways where there is one.
+/// bf16 on the CPU, and a GPU's two types in both ways where there is one.
 fn elsewhere() -> &'static [Place] {
     static PLACES: OnceLock<Vec<Place>> = OnceLock::new();
     PLACES.get_or_init(|| {
         let mut devices = vec![(Device::Cpu, false)];
         match device::open(Choice::Cuda(0), &[]) {
             Ok(opened) => {
-                own_kernels(&opened.device).expect("kernels for the card");
+                own_kernels(&opened.device).expect("kernels for the GPU");
                 devices.extend([(opened.device.clone(), true), (opened.device, false)]);
             }
-            Err(why) => println!("not computed on a card: {why}"),
+            Err(why) => println!("not computed on a GPU: {why}"),
         }
         let types = [(DType::F32, 1e-4), (DType::BF16, 0.08)];
         let places = devices.iter().flat_map(|(device, composed)| {

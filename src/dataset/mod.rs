@@ -6,6 +6,7 @@
 
 mod bucket;
 mod caption;
+mod items;
 mod picture;
 mod resize;
 mod scan;
@@ -13,13 +14,14 @@ mod scan;
 use std::path::PathBuf;
 
 pub use bucket::{BucketError, BucketRules, Buckets, Placement};
+pub use items::{Placing, open};
 pub use picture::{PictureError, PictureFile, Prepared};
 
 use crate::digest::Digest;
-use crate::recipe::latents::Size;
+use crate::recipe::latents::{Size, View};
 
 /// One folder of captioned pictures, as a person describes it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Folder {
     /// The folder.
     pub path: PathBuf,
@@ -36,24 +38,11 @@ pub struct Folder {
     pub default_caption: Option<String>,
     /// Whether captions may be empty, and pictures without one count as having an empty one.
     pub allow_empty_captions: bool,
+    /// Which size its pictures are brought to.
+    pub placing: Placing,
 }
 
-impl Folder {
-    /// A folder read once, with the caption beside each picture.
-    pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self {
-            path: path.into(),
-            repeats: 1,
-            trigger: None,
-            recursive: false,
-            caption_extension: None,
-            default_caption: None,
-            allow_empty_captions: false,
-        }
-    }
-}
-
-/// A captioned picture.
+/// A captioned picture, from the folder it was found in to the step that trains on it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Item {
     /// The picture's file.
@@ -62,12 +51,21 @@ pub struct Item {
     pub digest: Digest,
     /// Its size, turned as its EXIF orientation says.
     pub size: Size,
-    /// The caption as the text encoders get it.
-    pub caption: String,
+    /// Its captions as the text encoders get them; never none. A step uses one of them.
+    pub captions: Vec<String>,
+    /// Its crops, mirrored or not, all of one bucket; never none. A step uses one of them.
+    pub views: Vec<View>,
     /// How often it comes in one pass over the data.
     pub repeats: u32,
-    /// The folder it is from, by its place in the list given to [`Dataset::scan`].
-    pub folder: usize,
+    /// Whether it is kept for validation.
+    pub held_out: bool,
+}
+
+impl Item {
+    /// The size that the VAE sees.
+    pub fn bucket(&self) -> Size {
+        self.views.first().map_or(self.size, |view| view.bucket)
+    }
 }
 
 /// All captioned pictures of some folders, in the order of the folders and, inside each, of the names as a

@@ -39,7 +39,7 @@ impl Dataset {
         let items: Vec<_> = found
             .into_par_iter()
             .map(|(n, (picture, caption))| {
-                let item = item(&folders[n], n, picture, caption);
+                let item = item(&folders[n], picture, caption);
                 monitor.advance(1);
                 item
             })
@@ -62,21 +62,25 @@ impl Dataset {
     }
 }
 
-fn item(folder: &Folder, n: usize, picture: PathBuf, caption: String) -> Result<Item, Error> {
-    let trigger = folder.trigger.as_deref().filter(|word| !word.is_empty());
-    let caption = caption::with_trigger(&caption, trigger).map_err(|problem| Error::Unusable {
+fn item(folder: &Folder, picture: PathBuf, caption: String) -> Result<Item, Error> {
+    let unusable = |problem: String| Error::Unusable {
         path: picture.clone(),
         problem,
-    })?;
+    };
+    let trigger = folder.trigger.as_deref().filter(|word| !word.is_empty());
+    let caption = caption::with_trigger(&caption, trigger).map_err(unusable)?;
     let file = PictureFile::open(&picture)?;
     let (digest, size) = (file.digest, file.size);
+    let views = folder.placing.views(size);
+    let views = views.map_err(|e| unusable(e.to_string()))?;
     Ok(Item {
         picture,
         digest,
         size,
-        caption,
+        captions: vec![caption],
+        views,
         repeats: folder.repeats,
-        folder: n,
+        held_out: false,
     })
 }
 

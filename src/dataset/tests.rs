@@ -6,6 +6,25 @@ use super::*;
 use crate::monitor::{Recorder, Silent};
 use crate::recipe::latents::{LatentKey, Size};
 
+/// A folder read once, with the caption beside each picture.
+fn folder(path: impl Into<PathBuf>) -> Folder {
+    let rules = BucketRules::around(64);
+    Folder {
+        path: path.into(),
+        repeats: 1,
+        trigger: None,
+        recursive: false,
+        caption_extension: None,
+        default_caption: None,
+        allow_empty_captions: false,
+        placing: Placing {
+            buckets: Buckets::new(rules, 16).expect("buckets"),
+            crops: 1,
+            flip: false,
+        },
+    }
+}
+
 /// A folder on disk that a test fills.
 struct Place(tempfile::TempDir);
 
@@ -35,7 +54,7 @@ impl Place {
     }
 
     fn folder(&self) -> Folder {
-        Folder::new(self.path())
+        folder(self.path())
     }
 
     fn scan(&self) -> Result<Dataset, Error> {
@@ -47,7 +66,7 @@ fn captions(dataset: &Dataset) -> Vec<&str> {
     dataset
         .items
         .iter()
-        .map(|item| item.caption.as_str())
+        .map(|item| item.captions[0].as_str())
         .collect()
 }
 
@@ -75,14 +94,14 @@ fn captions_beside_pictures_are_read_in_natural_order() {
     assert_eq!(captions(&dataset), ["one", "two", "ten", "last"]);
     let first = &dataset.items[0];
     assert_eq!(
-        (first.size, first.repeats, first.folder),
+        (first.size, first.repeats, first.held_out),
         (
             Size {
                 width: 6,
                 height: 4
             },
             1,
-            0
+            false
         )
     );
     assert_eq!(
@@ -287,7 +306,7 @@ fn everything_wrong_is_told_at_once() {
         .write("b.txt", "x")
         .picture("c.png", 1)
         .write("c.txt", "x");
-    let missing = Folder::new("/nowhere/at/all");
+    let missing = folder("/nowhere/at/all");
     let error =
         Dataset::scan(&[missing, one.folder(), two.folder()], &Silent).expect_err("refused");
     let lines: Vec<String> = error.to_string().lines().map(str::to_owned).collect();
@@ -363,9 +382,10 @@ fn dataset(contents: &[u8]) -> Dataset {
             width: 1,
             height: 1,
         },
-        caption: String::new(),
+        captions: vec![String::new()],
+        views: Vec::new(),
         repeats: 1,
-        folder: 0,
+        held_out: false,
     };
     Dataset {
         items: contents.iter().enumerate().map(item).collect(),

@@ -1,4 +1,4 @@
-//! Opening an NVIDIA card.
+//! Opening an NVIDIA GPU.
 
 use std::ffi::c_void;
 use std::path::{Path, PathBuf};
@@ -52,20 +52,20 @@ pub(super) fn open(number: usize, folders: &[PathBuf]) -> Result<Opened, Error> 
     result::init().map_err(|e| unusable(format!("the driver does not start: {e}")))?;
     let count = result::device::get_count().map_err(|e| unusable(e.to_string()))?;
     if count == 0 {
-        return Err(unusable("the driver finds no card".to_owned()));
+        return Err(unusable("the driver finds no GPU".to_owned()));
     }
     if number as u64 >= count as u64 {
         return Err(unusable(format!(
-            "there is no card {number}; the driver finds {count}, numbered from 0"
+            "there is no GPU {number}; the driver finds {count}, numbered from 0"
         )));
     }
     // A stream of its own, not the calling thread's: tensors may move between threads.
-    let device = Device::new_cuda_with_stream(number)
-        .map_err(|e| unusable(format!("card {number}: {e}")))?;
-    let Device::Cuda(card) = &device else {
-        return Err(unusable("the card is no CUDA device".to_owned()));
+    let device =
+        Device::new_cuda_with_stream(number).map_err(|e| unusable(format!("GPU {number}: {e}")))?;
+    let Device::Cuda(gpu) = &device else {
+        return Err(unusable("the GPU is no CUDA device".to_owned()));
     };
-    let context = card.cuda_stream().context().clone();
+    let context = gpu.cuda_stream().context().clone();
     let name = context.name().unwrap_or_else(|_| format!("cuda:{number}"));
     let capability = context
         .compute_capability()
@@ -77,7 +77,7 @@ pub(super) fn open(number: usize, folders: &[PathBuf]) -> Result<Opened, Error> 
         )));
     }
     // SAFETY: everything is asked of one stream, in order, so no tensor is freed or written before its last use.
-    unsafe { card.disable_event_tracking() };
+    unsafe { gpu.disable_event_tracking() };
     keep_pool(context.cu_device()).map_err(|e| unusable(format!("its memory pool: {e}")))?;
     let memory = context
         .mem_get_info()
@@ -91,8 +91,8 @@ pub(super) fn open(number: usize, folders: &[PathBuf]) -> Result<Opened, Error> 
     })
 }
 
-pub(super) fn free_bytes(card: &CudaDevice) -> Option<u64> {
-    let stream = card.cuda_stream();
+pub(super) fn free_bytes(gpu: &CudaDevice) -> Option<u64> {
+    let stream = gpu.cuda_stream();
     let info = stream.context().mem_get_info();
     info.ok().map(|(free, _)| free as u64)
 }
@@ -101,7 +101,7 @@ pub(super) fn free_bytes(card: &CudaDevice) -> Option<u64> {
 fn keep_pool(device: sys::CUdevice) -> Result<(), result::DriverError> {
     let mut all = u64::MAX;
     let value: *mut c_void = (&raw mut all).cast();
-    // SAFETY: `device` is the card that was just opened, and the attribute's value is 64 bits.
+    // SAFETY: `device` is the GPU that was just opened, and the attribute's value is 64 bits.
     unsafe {
         let pool = result::device::get_default_mem_pool(device)?;
         let threshold = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;

@@ -2,27 +2,31 @@
 //! command line only choose where, how fast and how loud.
 //!
 //! [`raw`] mirrors the file, with every default in plain sight; [`Experiment::open`] reads it, checks what
-//! can be checked without a model or a store, and resolves paths against the file's folder. What depends on
-//! the family (shift, targets, guidance) stays `None` here and is filled by the family.
+//! can be checked without a model or a store, and resolves paths against the file's folder. What the rest of the program
+//! reads are [`Settings`], with what depends on the flavor (shift, guidance) filled in.
 
 mod check;
 mod error;
+mod fingerprint;
 mod process;
 pub mod raw;
+mod settings;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 pub use error::Error;
 pub use raw::{DdpmPrediction, FileMap, LrDecay, PackedWeights, Precision, Raw};
-
-use crate::digest::{Digest, Fingerprint};
+pub use settings::{
+    AdapterSettings, DatasetSettings, ModelSettings, SampleOverrides, SampleSettings, Settings,
+    TrainSettings,
+};
 
 /// An Experiment whose values were checked.
 #[derive(Clone, Debug)]
 pub struct Experiment {
-    /// What the file says, defaults filled in.
-    pub raw: Raw,
+    /// What the file says, with the defaults that depend on nothing.
+    raw: Raw,
     /// The file.
     pub file: PathBuf,
     /// The folder that relative paths start from.
@@ -78,19 +82,6 @@ impl Experiment {
         })
     }
 
-    /// Checks the values again, after some were set by hand.
-    ///
-    /// # Errors
-    /// If one is out of its range.
-    pub fn recheck(&self) -> Result<(), Error> {
-        let checked = self.raw.check();
-        checked.map_err(|(field, why)| Error::Value {
-            file: self.file.clone(),
-            field,
-            why,
-        })
-    }
-
     /// A path of the file, seen from where the program runs.
     pub fn path(&self, relative: &Path) -> PathBuf {
         let fetched = self.fetched.get(relative).cloned();
@@ -105,11 +96,6 @@ impl Experiment {
             .collect()
     }
 
-    /// The model's files, as the program sees them.
-    pub fn files(&self) -> FileMap {
-        self.raw.model.files.map(|path| self.path(path))
-    }
-
     /// Where the store is.
     pub fn store_path(&self) -> PathBuf {
         self.path(&self.raw.store.path)
@@ -118,32 +104,6 @@ impl Experiment {
     /// Where the run's files go.
     pub fn output_path(&self) -> PathBuf {
         self.path(&self.raw.train.output)
-    }
-
-    /// The id of the file's text.
-    pub fn digest(&self) -> Digest {
-        Digest::of(self.text.as_bytes())
-    }
-
-    /// The id of what a training run depends on: everything but paths, output and previews. A run resumes
-    /// only under the same.
-    ///
-    /// # Errors
-    /// If a number in it is not finite.
-    pub fn training_fingerprint(&self) -> Result<Fingerprint, crate::digest::Error> {
-        let raw = &self.raw;
-        let mut parts = serde_json::json!({
-            "adapter": raw.adapter,
-            "family": raw.model.family,
-            "flavor": raw.model.flavor,
-            "prediction": raw.model.prediction,
-            "zero_terminal_snr": raw.model.zero_terminal_snr,
-            "train": raw.train.effective(),
-        });
-        if let Some(packed) = raw.model.weights {
-            parts["weights"] = serde_json::json!(packed);
-        }
-        Fingerprint::of(&parts)
     }
 }
 

@@ -9,7 +9,11 @@ impl Experiment {
     ///
     /// # Errors
     /// For the first such option.
-    pub fn process(&self, own: Process, told_guidance: Option<f64>) -> Result<Process, Error> {
+    pub(super) fn process(
+        &self,
+        own: Process,
+        told_guidance: Option<f64>,
+    ) -> Result<Process, Error> {
         let model = &self.raw.model;
         let found = match own.is_flow() {
             true => self.misplaced_in_flow(),

@@ -86,6 +86,8 @@ fn only_what_changes_the_numbers_is_in_the_training_fingerprint() {
     for same in [
         "output = \"elsewhere\"\n[train]",
         "output = \"out\"\ncheckpoint_every = 7\nname = \"x\"",
+        // A default that is written down is the default.
+        "output = \"out\"\nlearning_rate = 1e-4\nbatch_size = 1\nseed = 0",
     ] {
         let text = SMALLEST.replace(
             "output = \"out\"",

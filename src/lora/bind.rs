@@ -9,7 +9,7 @@ use candle_core::{DType, Device, Result, Tensor, bail};
 use super::{Adapter, AdapterSet};
 use crate::autograd::{Gradients, LoraValues, Tape, Value};
 #[cfg(feature = "cuda")]
-use crate::nn::card;
+use crate::nn::cuda;
 use crate::nn::pointwise::accumulate_all;
 use crate::rng::{Rng, Stream};
 
@@ -183,9 +183,9 @@ impl Bound {
 fn dropout_mask(dropout: Dropout, adapter: u64, like: &Tensor) -> Result<Tensor> {
     let stream = Stream::AdapterDropout;
     #[cfg(feature = "cuda")]
-    if let Some(kernels) = card::serving(like) {
+    if let Some(kernels) = cuda::serving(like) {
         let key = Rng::key(dropout.seed, stream, dropout.pass, adapter);
-        return card::rows::dropout(&kernels, key, dropout.probability, like);
+        return cuda::rows::dropout(&kernels, key, dropout.probability, like);
     }
     let mut rng = Rng::new(dropout.seed, stream, dropout.pass, adapter);
     let kept = (1.0 / (1.0 - dropout.probability)) as f32;

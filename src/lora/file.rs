@@ -9,7 +9,6 @@
 //! The same adapters, options and metadata give the same bytes.
 
 mod read;
-pub(super) mod sha256;
 pub(super) mod stored;
 mod write;
 

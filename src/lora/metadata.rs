@@ -3,8 +3,10 @@
 
 use std::collections::BTreeMap;
 
+use sha2::{Digest as _, Sha256};
+
 use super::AdapterSet;
-use super::file::{commonest_rank, sha256};
+use super::file::commonest_rank;
 
 /// What the standard keys are made from.
 #[derive(Clone, Copy, Debug)]
@@ -43,6 +45,13 @@ pub fn standard(set: &AdapterSet, info: &FileInfo<'_>) -> BTreeMap<String, Strin
     .collect()
 }
 
+/// The SHA-256 of `parts`, one after the other, as lower-case hex digits.
+fn sha256<'a>(parts: impl Iterator<Item = &'a [u8]>) -> String {
+    let mut hasher = Sha256::new();
+    parts.for_each(|part| hasher.update(part));
+    format!("{:x}", hasher.finalize())
+}
+
 /// Where the window of the legacy hash begins and ends.
 const LEGACY_WINDOW: (usize, usize) = (0x10_0000, 0x11_0000);
 
@@ -52,7 +61,7 @@ const LEGACY_WINDOW: (usize, usize) = (0x10_0000, 0x11_0000);
 ///
 /// `trained_header` is that file's header with its length, `data` the tensors' bytes in the file's order.
 pub(super) fn hashes(trained_header: &[u8], data: &[&[u8]]) -> BTreeMap<String, String> {
-    let model = sha256::hex(data.iter().copied());
+    let model = sha256(data.iter().copied());
     let mut position = 0;
     let mut window = Vec::new();
     for part in std::iter::once(&trained_header).chain(data) {
@@ -60,7 +69,7 @@ pub(super) fn hashes(trained_header: &[u8], data: &[&[u8]]) -> BTreeMap<String, 
         window.push(&part[inside(LEGACY_WINDOW.0)..inside(LEGACY_WINDOW.1)]);
         position += part.len();
     }
-    let legacy = sha256::hex(window.into_iter());
+    let legacy = sha256(window.into_iter());
     BTreeMap::from([
         ("modelspec.hash_sha256".to_owned(), format!("0x{model}")),
         ("sshs_legacy_hash".to_owned(), legacy[..8].to_owned()),
@@ -109,7 +118,7 @@ mod tests {
     #[test]
     fn the_legacy_hash_is_of_a_window_of_the_file_wherever_its_parts_end() {
         let file: Vec<u8> = (0..0x12_0000u32).map(|i| (i / 7 % 251) as u8).collect();
-        let window = sha256::hex(std::iter::once(&file[0x10_0000..0x11_0000]));
+        let window = sha256(std::iter::once(&file[0x10_0000..0x11_0000]));
         for cuts in [
             [8, 9],
             [8, 0x10_8000],
@@ -120,11 +129,11 @@ mod tests {
             let (first, second) = data.split_at(cuts[1] - cuts[0]);
             let found = hashes(header, &[first, &[], second]);
             assert_eq!(found["sshs_legacy_hash"], window[..8], "{cuts:x?}");
-            let tensors = sha256::hex(std::iter::once(data));
+            let tensors = sha256(std::iter::once(data));
             assert_eq!(found["sshs_model_hash"], tensors);
             assert_eq!(found["modelspec.hash_sha256"], format!("0x{tensors}"));
         }
-        let empty = sha256::hex(std::iter::empty());
+        let empty = sha256(std::iter::empty());
         let found = hashes(&file[..8], &[&file[8..100]]);
         assert_eq!(found["sshs_legacy_hash"], empty[..8]);
     }

@@ -14,7 +14,7 @@ pub struct StepShape {
     pub context: usize,
     /// The rank of each adapter, by the module it is on.
     pub adapted: BTreeMap<String, usize>,
-    /// Whether attention keeps its results for the backward pass, as our kernels for cards do.
+    /// Whether attention keeps its results for the backward pass, as our kernels for GPUs do.
     pub attended: bool,
 }
 
@@ -83,11 +83,6 @@ impl Activations {
         let held = most(|b| b.inner)? + most(|b| b.inputs)?;
         self.chained.then_some(self.outside + held)
     }
-
-    /// The fewest blocks to run again so that at most `numbers` are kept; none if that is not enough.
-    pub fn fewest_again(&self, numbers: u64) -> Option<usize> {
-        (0..=self.blocks.len()).find(|&again| self.kept(again) <= numbers)
-    }
 }
 
 #[cfg(test)]
@@ -95,7 +90,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn blocks_are_run_again_until_the_rest_fits() {
+    fn what_is_stored_falls_with_each_block_that_is_run_again() {
         let block = |inputs, inner| BlockActivations { inputs, inner };
         let all = Activations {
             outside: 5,
@@ -106,10 +101,5 @@ mod tests {
         assert_eq!(all.kept_offloaded(), Some(5 + 30 + 2));
         let kept: Vec<u64> = (0..=4).map(|again| all.kept(again)).collect();
         assert_eq!(kept, [65, 56, 37, 39, 39]);
-        assert_eq!(all.fewest_again(100), Some(0));
-        assert_eq!(all.fewest_again(60), Some(1));
-        assert_eq!(all.fewest_again(37), Some(2));
-        assert_eq!(all.fewest_again(36), None);
-        assert_eq!(Activations::default().fewest_again(0), Some(0));
     }
 }

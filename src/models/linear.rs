@@ -1,4 +1,5 @@
-//! A frozen linear that may carry an adapter: the one place where adapters meet a network.
+//! A frozen linear that may carry an adapter: where adapters meet all linears of a network (a UNet's convolutions have theirs beside
+//! them).
 
 use candle_core::{Result, Tensor};
 

@@ -1,8 +1,8 @@
 //! Denoisers, one folder per family. A family's code is written once for inference (tape off) and training,
 //! reads like its paper, and shares with other families only what is the same by definition.
 //!
-//! Adding a family is one folder here, one folder of recipes, and one line in [`FAMILIES`]. Nothing above this
-//! module names a family.
+//! Adding a family is one folder here, one folder under `configs/recipes/`, and one line in [`FAMILIES`]. Nothing above this
+//! module names a family, but for the demo's miniatures.
 
 pub mod activations;
 pub mod flux1;
@@ -27,6 +27,7 @@ pub use source::{Keep, Placement, Source};
 
 use crate::autograd::{Tape, Value};
 use crate::diffusion::{Process, Sampler, Shift, Spacing};
+use crate::lora::formats::Naming;
 use crate::lora::{Bound, LinearShape, Preset};
 use crate::nn::weights::{self, Weights};
 
@@ -358,6 +359,9 @@ pub trait Family: Sync {
 
     /// The pipeline's name of the denoiser: the first part of tensor names in a LoRA file.
     fn lora_component(&self) -> &'static str;
+
+    /// What its modules are called in the LoRA files of other programs.
+    fn naming(&self) -> Naming;
 
     /// Whether the denoiser can leave a context's pads out of its attention ([`ConditioningTensors::token_counts`]).
     fn can_mask_pads(&self) -> bool {

@@ -4,10 +4,10 @@ use std::marker::PhantomData;
 
 use candle_core::{Result, Tensor};
 
-#[cfg(feature = "cuda")]
-use super::card::rows;
 use super::compose::{sigmoid, wide};
 use super::cpu::{Binary, Unary, by_kernel, edit_with, map, map2};
+#[cfg(feature = "cuda")]
+use super::cuda::rows;
 use super::real::Real;
 
 /// A pointwise nonlinearity.
@@ -57,7 +57,7 @@ impl Activation {
         by_kernel!(
             x,
             T => with_curve!(self, C => map::<T>(x, Value::<C>(PhantomData))),
-            card k => rows::activate(k, self, x, rows::Mode::Value),
+            cuda k => rows::activate(k, self, x, rows::Mode::Value),
             self.composed(x)
         )
     }
@@ -71,7 +71,7 @@ impl Activation {
         by_kernel!(
             x,
             T => with_curve!(self, C => map2::<T>(gate, x, ValueTimes::<C>(PhantomData))),
-            card k => rows::activate(k, self, gate, rows::Mode::ValueTimes(x)),
+            cuda k => rows::activate(k, self, gate, rows::Mode::ValueTimes(x)),
             self.composed(gate)? * x
         )
     }
@@ -84,7 +84,7 @@ impl Activation {
                 with_curve!(self, C => edit_with::<T>(&gradient, x, TimesSlope::<C>(PhantomData)))?;
                 Ok(gradient)
             },
-            card k => rows::activate(k, self, x, rows::Mode::SlopeTimes(&gradient)),
+            cuda k => rows::activate(k, self, x, rows::Mode::SlopeTimes(&gradient)),
             self.composed_slope(x)? * gradient
         )
     }

@@ -10,9 +10,9 @@
 use candle_core::{DType, Result, Tensor, bail};
 use rayon::prelude::*;
 
-#[cfg(feature = "cuda")]
-use super::card::conv::Conv;
 use super::cpu::{by_kernel, contiguous, elements, tensor};
+#[cfg(feature = "cuda")]
+use super::cuda::conv::Conv;
 use super::gemm::{ALONE, Matrix, MatrixMut, Shared, Write, matmul};
 use super::real::Real;
 use super::resample::upsample_nearest_2x;
@@ -119,7 +119,7 @@ pub fn conv2d(
     by_kernel!(
         x_bihw,
         T => on_cpu::<T>(x_bihw, weight_oikk, bias_o, geometry),
-        card k => {
+        cuda k => {
             let (b, _, h, w) = x_bihw.dims4()?;
             let conv = Conv::new(k, weight_oikk.dims4()?, options, b, (h, w));
             conv.forward(x_bihw, weight_oikk, bias_o)

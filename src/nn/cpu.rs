@@ -17,15 +17,15 @@ pub(crate) const GRAIN: usize = 16 * 1024;
 
 /// Runs one expression with a type of scalar when the tensor has CPU kernels, the other when it has not.
 ///
-/// Between the two, `card k => ..` is what runs on a card that has kernels of ours, `k`.
+/// Between the two, `cuda k => ..` is what runs on a GPU that has kernels of ours, `k`.
 macro_rules! by_kernel {
-    ($tensor:expr, $t:ident => $kernel:expr, card $k:ident => $card:expr, $composed:expr) => {
+    ($tensor:expr, $t:ident => $kernel:expr, cuda $k:ident => $by_cuda:expr, $composed:expr) => {
         $crate::nn::cpu::by_kernel!($tensor, $t => $kernel, {
             #[cfg(feature = "cuda")]
-            let found = match $crate::nn::card::serving($tensor) {
+            let found = match $crate::nn::cuda::serving($tensor) {
                 Some($k) => {
                     let $k = &$k;
-                    $card
+                    $by_cuda
                 }
                 None => $composed,
             };
@@ -185,7 +185,7 @@ pub(crate) fn contiguous(tensor: &Tensor) -> Result<Tensor> {
     by_kernel!(
         tensor,
         T => copy_strided::<T>(tensor),
-        card k => super::card::views::dense(k, tensor),
+        cuda k => super::cuda::views::dense(k, tensor),
         tensor.contiguous()
     )
 }

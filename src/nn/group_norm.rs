@@ -6,10 +6,10 @@
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
-#[cfg(feature = "cuda")]
-use super::card::groups::Normed;
 use super::compose::wide;
 use super::cpu::{by_kernel, contiguous, elements, tensor};
+#[cfg(feature = "cuda")]
+use super::cuda::groups::Normed;
 use super::real::{Real, vectorised};
 
 /// `x` normalised over each of `groups` equal groups of channels, then scaled and shifted per channel.
@@ -68,7 +68,7 @@ fn forward(
     by_kernel!(
         x,
         T => on_cpu::<T>(x, weight, bias, groups, eps, silu),
-        card k => Normed::new(x, (weight, bias), groups, eps)?.forward(k, silu),
+        cuda k => Normed::new(x, (weight, bias), groups, eps)?.forward(k, silu),
         composed(x, weight, bias, groups, eps, silu)
     )
 }

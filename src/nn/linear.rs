@@ -4,13 +4,13 @@
 use candle_core::DType;
 use candle_core::{Result, Tensor, bail};
 
+use super::cpu::{self, by_kernel, elements};
 #[cfg(feature = "cuda")]
-use super::card::{
+use super::cuda::{
     self,
     gemm::{self, Factor},
     views::dense,
 };
-use super::cpu::{self, by_kernel, elements};
 use super::gemm::{ALL, Matrix, MatrixMut, Plus, Write, matmul, matmul_plus};
 use super::real::Real;
 
@@ -123,7 +123,7 @@ pub(crate) fn forward(
         let y = by_kernel!(
             x,
             T => product::<T>(x, w, b, None)?,
-            card k => product_on_card(k, x, w, b)?,
+            cuda k => product_on_gpu(k, x, w, b)?,
             composed(x, w, b)?
         );
         return Ok((y, None));
@@ -138,11 +138,11 @@ pub(crate) fn forward(
             add_product::<T>(&y, lora.scale, (&down, false), (&lora.b, true))?;
             Ok((y, Some(down)))
         },
-        card k => {
+        cuda k => {
             let down = composed(&input, &lora.a.to_dtype(x.dtype())?, None)?;
-            let y = product_on_card(k, x, w, b)?;
+            let y = product_on_gpu(k, x, w, b)?;
             let up = dense(k, &lora.b.to_dtype(x.dtype())?)?;
-            add_product_on_card(k, &y, lora.scale, (&down, &up))?;
+            add_product_on_gpu(k, &y, lora.scale, (&down, &up))?;
             Ok((y, Some(down)))
         },
         {
@@ -156,8 +156,8 @@ pub(crate) fn forward(
 
 /// `x w^T + b`, added up by the product itself.
 #[cfg(feature = "cuda")]
-fn product_on_card(
-    kernels: &card::Kernels,
+fn product_on_gpu(
+    kernels: &cuda::Kernels,
     x: &Tensor,
     w: &Tensor,
     b: Option<&Tensor>,
@@ -168,10 +168,10 @@ fn product_on_card(
     let (rows, inner) = cpu::rows_of(x)?;
     let x_rows = dense(kernels, x)?.reshape((rows, inner))?;
     let (w, b) = (dense(kernels, w)?, dense(kernels, b)?);
-    let y = match card::biased::linear(kernels, &x_rows, &w, &b)? {
+    let y = match cuda::biased::linear(kernels, &x_rows, &w, &b)? {
         Some(y) => y,
         None => {
-            let y = card::rows::spread(kernels, &b, rows)?;
+            let y = cuda::rows::spread(kernels, &b, rows)?;
             gemm::add_product(kernels, &y, 1.0, Factor::of(&x_rows), Factor::turned(&w))?;
             y
         }
@@ -181,8 +181,8 @@ fn product_on_card(
 
 /// `y += scale down up^T`, in place: `y` `[.., out]`, `down` `[.., r]`, `up` `[out, r]`.
 #[cfg(feature = "cuda")]
-fn add_product_on_card(
-    kernels: &card::Kernels,
+fn add_product_on_gpu(
+    kernels: &cuda::Kernels,
     y: &Tensor,
     scale: f64,
     (down, up): (&Tensor, &Tensor),
@@ -317,7 +317,7 @@ pub(crate) fn backward(
     by_kernel!(
         gradient,
         T => backward_kernel::<T>(gradient, w, lora, wanted, earlier),
-        card k => backward_on_card(k, gradient, w, lora, wanted, earlier),
+        cuda k => backward_on_gpu(k, gradient, w, lora, wanted, earlier),
         backward_composed(gradient, w, lora, wanted, earlier)
     )
 }
@@ -379,8 +379,8 @@ fn backward_kernel<T: Real>(
 
 /// As composed, but what is added is added by the product itself, and gradients of the adapter keep their f32 sums.
 #[cfg(feature = "cuda")]
-fn backward_on_card(
-    kernels: &card::Kernels,
+fn backward_on_gpu(
+    kernels: &cuda::Kernels,
     gradient: &Tensor,
     w: &Tensor,
     lora: Option<Adapted<'_>>,

@@ -5,11 +5,11 @@
 
 pub mod activation;
 pub(crate) mod attention;
-#[cfg(feature = "cuda")]
-pub(crate) mod card;
 pub(crate) mod compose;
 mod conv;
 pub(crate) mod cpu;
+#[cfg(feature = "cuda")]
+pub(crate) mod cuda;
 mod frozen;
 pub(crate) mod gemm;
 mod group_norm;
@@ -34,23 +34,42 @@ pub use norm::{gated_residual, layer_norm, modulate, rms_norm};
 pub use resample::upsample_nearest_2x;
 pub use rope::rope;
 
-/// Makes our own CUDA kernels serve a card from now on; until then, and always on a CPU, nothing of them is used. They have
-/// been held against the CPU on an emulated card only.
+/// Makes our own CUDA kernels serve a GPU from now on; until then, and always on a CPU, nothing of them is used. They have
+/// been held against the CPU on an emulated GPU only.
 ///
 /// # Errors
 ///
 /// If they cannot be compiled there.
 pub fn own_kernels(device: &candle_core::Device) -> candle_core::Result<()> {
     #[cfg(feature = "cuda")]
-    card::load(device)?;
+    cuda::load(device)?;
     let _ = device;
     Ok(())
+}
+
+/// Has attention on a GPU that own kernels serve computed by NVIDIA's cuDNN 9, which is looked for by the system's loader and in
+/// `folders`. No real GPU has run it yet.
+///
+/// # Errors
+///
+/// If it is not found, or own kernels do not serve the GPU.
+pub fn cudnn_attention(
+    device: &candle_core::Device,
+    folders: &[std::path::PathBuf],
+) -> candle_core::Result<()> {
+    #[cfg(feature = "cuda")]
+    return cuda::attend_by_cudnn(device, folders);
+    #[cfg(not(feature = "cuda"))]
+    {
+        let _ = (device, folders);
+        candle_core::bail!("this plumb was built without CUDA")
+    }
 }
 
 /// Whether they do.
 pub fn has_own_kernels(device: &candle_core::Device) -> bool {
     #[cfg(feature = "cuda")]
-    let found = card::serve(device);
+    let found = cuda::serve(device);
     #[cfg(not(feature = "cuda"))]
     let found = {
         let _ = device;

@@ -3,9 +3,9 @@
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
-#[cfg(feature = "cuda")]
-use super::card::conv::Conv;
 use super::cpu::{self, by_kernel, elements};
+#[cfg(feature = "cuda")]
+use super::cuda::conv::Conv;
 use super::norm::{Statistic, norm_backward};
 use super::real::Real;
 use super::{Activation, Conv2dOptions, Padding, conv2d, group_norm, upsample_nearest_2x};
@@ -19,7 +19,7 @@ pub(crate) fn conv2d_backward(
     gradient: &Tensor,
 ) -> Result<Tensor> {
     #[cfg(feature = "cuda")]
-    if let Some(kernels) = super::card::serving(gradient) {
+    if let Some(kernels) = super::cuda::serving(gradient) {
         let (batch, shape) = (gradient.dim(0)?, weight_oikk.dims4()?);
         let conv = Conv::new(&kernels, shape, options, batch, (height, width));
         return conv.backward(weight_oikk, gradient);
@@ -72,7 +72,7 @@ pub(crate) fn conv2d_weight_backward(
     gradient: &Tensor,
 ) -> Result<Tensor> {
     #[cfg(feature = "cuda")]
-    if let Some(kernels) = super::card::serving(x_bihw) {
+    if let Some(kernels) = super::cuda::serving(x_bihw) {
         let (batch, inputs, height, width) = x_bihw.dims4()?;
         let shape = (gradient.dim(1)?, inputs, kernel, kernel);
         let conv = Conv::new(&kernels, shape, options, batch, (height, width));
@@ -154,8 +154,8 @@ pub(crate) fn group_norm_backward(
     gradient: Tensor,
 ) -> Result<Tensor> {
     #[cfg(feature = "cuda")]
-    if let Some(kernels) = super::card::serving(x) {
-        let normed = super::card::groups::Normed::new(x, (weight_c, bias_c), groups, eps)?;
+    if let Some(kernels) = super::cuda::serving(x) {
+        let normed = super::cuda::groups::Normed::new(x, (weight_c, bias_c), groups, eps)?;
         return normed.backward(&kernels, &gradient, silu);
     }
     let gradient = if silu {

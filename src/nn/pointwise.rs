@@ -11,7 +11,7 @@ pub(crate) fn add(x: &Tensor, y: &Tensor) -> Result<Tensor> {
     if x.dims() != y.dims() {
         return x.broadcast_add(y);
     }
-    by_kernel!(x, T => map2::<T>(x, y, Sum), card k => super::card::rows::add(k, x, y), x + y)
+    by_kernel!(x, T => map2::<T>(x, y, Sum), cuda k => super::cuda::rows::add(k, x, y), x + y)
 }
 
 /// `x y`, spreading dimensions of 1.
@@ -64,8 +64,8 @@ pub(crate) fn accumulate(
         );
     }
     #[cfg(feature = "cuda")]
-    if let Some(kernels) = super::card::serving(source) {
-        return super::card::rows::accumulate(&kernels, target, start, source, factor);
+    if let Some(kernels) = super::cuda::serving(source) {
+        return super::cuda::flat::accumulate(&kernels, target, start, source, factor);
     }
     let source = source.to_dtype(DType::F32)?;
     by_kernel!(
@@ -95,12 +95,12 @@ pub(crate) fn accumulate_all(
     factor: f64,
 ) -> Result<()> {
     #[cfg(feature = "cuda")]
-    if let Some(kernels) = super::card::serving(target)
+    if let Some(kernels) = super::cuda::serving(target)
         && sources
             .iter()
             .all(|(_, source)| source.dtype() == DType::F32)
     {
-        return super::card::rows::accumulate_pieces(&kernels, target, sources, factor);
+        return super::cuda::flat::accumulate_pieces(&kernels, target, sources, factor);
     }
     let mut each = sources.iter();
     each.try_for_each(|(start, source)| accumulate(target, *start, source, factor))

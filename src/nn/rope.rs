@@ -3,10 +3,10 @@
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
-#[cfg(feature = "cuda")]
-use super::card::rows;
 use super::compose::wide;
 use super::cpu::{self, by_kernel, elements};
+#[cfg(feature = "cuda")]
+use super::cuda::rows;
 use super::real::{Real, vectorised};
 
 /// Turns the pair (2i, 2i + 1) of every head of `x` `[B, N, H, D]` by the angle whose cosine and sine are in
@@ -25,7 +25,7 @@ pub fn rope(x_bnhd: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
             x_bnhd.dims()
         );
     }
-    by_kernel!(x_bnhd, T => kernel::<T>(x_bnhd, cos, sin), card k => rows::rope(k, x_bnhd, (cos, sin), false), {
+    by_kernel!(x_bnhd, T => kernel::<T>(x_bnhd, cos, sin), cuda k => rows::rope(k, x_bnhd, (cos, sin), false), {
         let pairs = wide(x_bnhd)?.reshape((batch, length, heads, width / 2, 2))?;
         let part = |i| pairs.narrow(4, i, 1)?.squeeze(4)?.contiguous();
         let (a, b) = (part(0)?, part(1)?);
@@ -90,7 +90,7 @@ vectorised! {
 /// The gradient towards `x` of `rope`, of that of its result: it is turned back.
 pub(crate) fn rope_backward(gradient: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
     #[cfg(feature = "cuda")]
-    if let Some(kernels) = super::card::serving(gradient) {
+    if let Some(kernels) = super::cuda::serving(gradient) {
         return rows::rope(&kernels, gradient, (cos, sin), true);
     }
     rope(gradient, cos, &wide(sin)?.neg()?)

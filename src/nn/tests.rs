@@ -13,7 +13,7 @@ pub(crate) fn normal(seed: u64, shape: &[usize]) -> Tensor {
     Tensor::from_vec(numbers, shape, &Device::Cpu).unwrap()
 }
 
-/// The largest difference, in units of the largest value of `b`.
+/// The largest difference, in units of the largest value of `b`; without end where a number is none.
 pub(crate) fn difference(a: &Tensor, b: &Tensor) -> f64 {
     assert_eq!(a.dims(), b.dims());
     let flat = |t: &Tensor| {
@@ -28,7 +28,15 @@ pub(crate) fn difference(a: &Tensor, b: &Tensor) -> f64 {
     let size = b.iter().fold(1e-30f64, |m, x| m.max(x.abs()));
     a.iter()
         .zip(&b)
-        .fold(0.0, |m: f64, (a, b)| m.max((a - b).abs()))
+        // `max` alone would pass over what is no number.
+        .map(|(a, b)| (a - b).abs())
+        .fold(0.0, |most: f64, off| {
+            if off.is_nan() {
+                f64::INFINITY
+            } else {
+                most.max(off)
+            }
+        })
         / size
 }
 

@@ -4,9 +4,9 @@ use candle_core::{DType, Device, Result, Tensor, bail};
 use rayon::prelude::*;
 
 use super::pieces;
-#[cfg(feature = "cuda")]
-use crate::nn::card;
 use crate::nn::cpu::{self, GRAIN, by_kernel, elements};
+#[cfg(feature = "cuda")]
+use crate::nn::cuda;
 
 /// The constants of AdamW.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -138,7 +138,7 @@ impl AdamW {
         by_kernel!(
             parameters,
             _T => update.on_cpu(parameters, gradient, moments),
-            card k => card::rows::adamw(k, parameters, gradient, moments, update.numbers()),
+            cuda k => cuda::flat::adamw(k, parameters, gradient, moments, update.numbers()),
             update.composed(parameters, gradient, moments)
         )
     }

@@ -12,9 +12,9 @@ use candle_core::{Result, Tensor, WithDType as _};
 pub use adamw::{AdamW, AdamWOptions};
 pub use schedule::{Decay, LrSchedule};
 
-#[cfg(feature = "cuda")]
-use crate::nn::card;
 use crate::nn::cpu::{self, by_kernel, elements};
+#[cfg(feature = "cuda")]
+use crate::nn::cuda;
 
 /// Numbers that tensor operations update at a time, so that their temporaries stay small.
 const PIECE: usize = 1 << 24;
@@ -26,7 +26,7 @@ fn pieces(len: usize) -> impl Iterator<Item = (usize, usize)> {
         .map(move |start| (start, PIECE.min(len - start)))
 }
 
-/// The sum of squares by tensor operations: first of rows, because a card sums a row by one block.
+/// The sum of squares by tensor operations: first of rows, because a GPU sums a row by one block.
 fn by_rows(numbers: &Tensor) -> Result<f64> {
     const ROW: usize = 1024;
     let len = numbers.elem_count();
@@ -51,7 +51,7 @@ pub fn clip_gradient_norm(gradient: &Tensor, max_norm: Option<f64>) -> Result<f6
     let squares: f64 = by_kernel!(
         gradient,
         T => elements::<T>(gradient)?.iter().map(|&g| g.to_f64().powi(2)).sum(),
-        card k => card::rows::sum_of_squares(k, gradient)?,
+        cuda k => cuda::flat::sum_of_squares(k, gradient)?,
         {
             let mut sum = 0.0;
             for (start, len) in pieces(gradient.elem_count()) {

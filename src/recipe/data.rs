@@ -7,55 +7,42 @@
 
 use std::collections::BTreeMap;
 
+use include_dir::{Dir, include_dir};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::Error;
 use super::rules::Network;
 
-/// A shipped file: its path in the repository, and its text.
+/// A shipped file: its path, and its text.
 pub struct File {
     /// The path, from the repository's root.
-    pub path: &'static str,
+    pub path: String,
     /// The content.
     pub text: &'static str,
 }
 
-macro_rules! files {
-    ($($path:literal),+ $(,)?) => {
-        &[$(File { path: $path, text: include_str!(concat!("../../", $path)) }),+]
-    };
-}
+static SHIPPED: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/configs/recipes");
 
-/// Every shipped recipe file. Adding a variant is one file and one line here.
-pub const FILES: &[File] = files![
-    "configs/recipes/flux1/reference.toml",
-    "configs/recipes/flux1/diffusers.toml",
-    "configs/recipes/flux1/kohya.toml",
-    "configs/recipes/flux1/ai-toolkit.toml",
-    "configs/recipes/flux1/simpletuner.toml",
-    "configs/recipes/flux1/onetrainer.toml",
-    "configs/recipes/flux1/diffusion-pipe.toml",
-    "configs/recipes/sd3/reference.toml",
-    "configs/recipes/sd3/diffusers.toml",
-    "configs/recipes/sd3/kohya.toml",
-    "configs/recipes/sd3/ai-toolkit.toml",
-    "configs/recipes/sd3/simpletuner.toml",
-    "configs/recipes/sd3/onetrainer.toml",
-    "configs/recipes/sd3/diffusion-pipe.toml",
-    "configs/recipes/sdxl/reference.toml",
-    "configs/recipes/sdxl/diffusers.toml",
-    "configs/recipes/sdxl/kohya.toml",
-    "configs/recipes/sdxl/ai-toolkit.toml",
-    "configs/recipes/sdxl/simpletuner.toml",
-    "configs/recipes/sdxl/onetrainer.toml",
-    "configs/recipes/sdxl/diffusion-pipe.toml",
-    "configs/recipes/sd1/reference.toml",
-    "configs/recipes/sd1/diffusers.toml",
-    "configs/recipes/sd1/kohya.toml",
-    "configs/recipes/sd1/ai-toolkit.toml",
-    "configs/recipes/sd1/onetrainer.toml",
-];
+/// Every shipped recipe file, family by family: the reference, then the others by name. Adding a variant is adding its file.
+pub fn files() -> Vec<File> {
+    let folders = SHIPPED.dirs().flat_map(Dir::files);
+    let mut files: Vec<File> = folders
+        .filter_map(|file| {
+            let path = file.path().to_str()?;
+            Some(File {
+                path: format!("configs/recipes/{path}"),
+                text: file.contents_utf8()?,
+            })
+        })
+        .collect();
+    // The others are told by what differs from the reference, which must be known before them.
+    files.sort_by_cached_key(|file| {
+        let (folder, name) = file.path.rsplit_once('/').unwrap_or_default();
+        (folder.to_owned(), name != "reference.toml", name.to_owned())
+    });
+    files
+}
 
 /// How sure a field's value is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -170,7 +157,7 @@ struct RawField {
     note: Option<String>,
 }
 
-/// All shipped variants, in the order of [`FILES`].
+/// All shipped variants, in the order of [`files`].
 ///
 /// # Errors
 /// If a file is wrong, which the tests rule out for the shipped ones.
@@ -178,7 +165,7 @@ pub(super) fn variants(files: &[File]) -> Result<Vec<Variant>, Error> {
     let mut variants: Vec<Variant> = Vec::new();
     for file in files {
         let wrong = |why: String| Error::Data {
-            file: file.path.to_owned(),
+            file: file.path.clone(),
             why,
         };
         let raw: RawFile = toml::from_str(file.text).map_err(|e| wrong(e.to_string()))?;
@@ -196,7 +183,7 @@ pub(super) fn variants(files: &[File]) -> Result<Vec<Variant>, Error> {
                     .clone(),
             ),
         };
-        variants.push(variant(raw, base, file.path).map_err(wrong)?);
+        variants.push(variant(raw, base, &file.path).map_err(wrong)?);
     }
     Ok(variants)
 }

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 
 use crate::digest::Fingerprint;
 
-use super::data::{self, Claim, FILES, Field, Place, Status, Variant};
+use super::data::{self, Claim, Field, Place, Status, Variant};
 use super::diff::readable;
 use super::encoder::EncoderRecipe;
 use super::error::nearest;
@@ -79,7 +79,10 @@ pub fn list() -> Result<Vec<Listing>, Error> {
         variant: v.name,
         title: v.title,
     };
-    Ok(data::variants(FILES)?.into_iter().map(listing).collect())
+    Ok(data::variants(&data::files())?
+        .into_iter()
+        .map(listing)
+        .collect())
 }
 
 impl Recipe {
@@ -101,7 +104,7 @@ impl Recipe {
             flavor: flavor.to_owned(),
             variant: variant.to_owned(),
         };
-        let variant = select(data::variants(FILES)?, &name)?;
+        let variant = select(data::variants(&data::files())?, &name)?;
         Self::from_variant(name, variant, deviate)
     }
 

@@ -1,267 +1,173 @@
-//! Sampling: pictures from a base model, with or without adapters, by the steps of a sampler with classifier-free
-//! guidance. All noise is drawn from the seed on the host, so it is the same everywhere.
+//! Sampling: the pictures of an Experiment's `[sample]` section, from its base model with or without a LoRA.
 
+mod denoise;
+pub mod previews;
 pub mod sheet;
 
-use candle_core::{Device, Result, Tensor, bail};
-use image::RgbImage;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+pub use denoise::{SampleOptions, decode, sample, sample_from};
 
 use crate::autograd::Tape;
-use crate::conditioning::{Conditioning, batch};
-use crate::diffusion::{Process, Sampler, Spacing, Walk, guide};
-use crate::lora::Bound;
-use crate::models::{self, ConditioningTensors, Denoiser};
-use crate::rng::{Rng, Stream};
-use crate::vae::Decoder;
+use crate::base_model::{self, BaseModel, placement};
+use crate::cache::{self, Source};
+use crate::convert::provenance::Provenance;
+use crate::convert::{self, read_lora};
+use crate::encode::{self, EncodeOptions, encode_captions};
+use crate::experiment::{self, Experiment};
+use crate::lora::{self, AdapterSet, Bound};
+use crate::models::{self, Denoiser};
+use crate::monitor::Monitor;
+use crate::nn::weights::DigestMemo;
+use crate::recipe::Diff;
+use crate::store::{self, Store};
 
-/// How one picture is sampled.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct SampleOptions {
-    /// Width in px.
-    pub width: u32,
-    /// Height in px.
-    pub height: u32,
-    /// What the denoiser predicts.
-    pub process: Process,
-    /// How the sampler walks.
-    pub sampler: Sampler,
-    /// Steps of the sampler.
-    pub steps: usize,
-    /// Scale of classifier-free guidance; 1 is none.
-    pub guidance: f64,
-    /// The guidance that the denoiser is told, where it is told one.
-    pub told_guidance: Option<f64>,
-    /// Shift of a flow's noise levels.
-    pub shift: f64,
-    /// Where a flow's sampler stops.
-    pub spacing: Spacing,
-    /// Whether the denoiser is told the picture's size.
-    pub size_conditioning: bool,
-    /// What the noise derives from.
-    pub seed: u64,
-    /// The number of the picture among those of one seed.
-    pub number: u64,
+/// Why there are no pictures.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// There is no caption to sample.
+    #[error("there is nothing to sample: give --prompt, or `prompts` under [sample]")]
+    NoPrompt,
+    /// The Experiment.
+    #[error(transparent)]
+    Experiment(#[from] experiment::Error),
+    /// The base model.
+    #[error(transparent)]
+    Base(#[from] base_model::Error),
+    /// The denoiser.
+    #[error(transparent)]
+    Model(#[from] models::Error),
+    /// A caption cannot be encoded.
+    #[error(transparent)]
+    Encode(#[from] encode::Error),
+    /// An entry.
+    #[error(transparent)]
+    Cache(#[from] cache::Error),
+    /// The LoRA's file.
+    #[error(transparent)]
+    Convert(#[from] convert::Error),
+    /// The LoRA.
+    #[error(transparent)]
+    Lora(#[from] lora::Error),
+    /// What the LoRA's file says of its making.
+    #[error("{}: its `plumb` metadata cannot be read: {source}", path.display())]
+    Provenance {
+        /// The LoRA.
+        path: PathBuf,
+        /// What is wrong.
+        source: serde_json::Error,
+    },
+    /// A computation.
+    #[error("{0}")]
+    Tensor(#[from] candle_core::Error),
+    /// The picture cannot be written as PNG.
+    #[error("{0}")]
+    Picture(#[from] image::ImageError),
+    /// A file cannot be written, or the store not be read.
+    #[error(transparent)]
+    Store(#[from] store::Error),
 }
 
-/// What a model's latents are: their size against pixels, and their scale.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct LatentSpace {
-    /// Channels.
-    pub channels: usize,
-    /// Pixels per latent along a side.
-    pub factor: usize,
-    /// The denoiser sees `(latents - shift) * scale`.
-    pub scale: f64,
-    /// See `scale`.
-    pub shift: f64,
+/// A picture that was written.
+#[derive(Debug, Serialize)]
+pub struct Written {
+    /// Its caption.
+    pub prompt: String,
+    /// The file.
+    pub file: PathBuf,
 }
 
-impl LatentSpace {
-    /// What the denoiser sees of a VAE's latents.
-    ///
-    /// # Errors
-    /// If the device fails.
-    pub fn normalize(&self, latents: &Tensor) -> Result<Tensor> {
-        latents.affine(self.scale, -self.shift * self.scale)
-    }
-
-    /// The VAE's latents of what the denoiser made.
-    ///
-    /// # Errors
-    /// If the device fails.
-    pub fn denormalize(&self, latents: &Tensor) -> Result<Tensor> {
-        latents.affine(1.0 / self.scale, self.shift)
-    }
+/// What sampling came to.
+#[derive(Debug, Serialize)]
+pub struct SampleReport {
+    /// In the order of the prompts.
+    pub pictures: Vec<Written>,
 }
 
-/// Samples latents as the denoiser sees them, [1, channels, height, width].
-///
-/// `unconditional` is needed unless the guidance is 1. `each_step` is called after every step.
+/// Writes the pictures of an Experiment's prompts to `folder`. Captions that the store lacks are encoded into it first.
 ///
 /// # Errors
-/// If the size does not fit the model, or the model fails.
-pub fn sample(
-    denoiser: &dyn Denoiser,
-    adapters: &Bound,
-    space: &LatentSpace,
-    conditional: &Conditioning,
-    unconditional: Option<&Conditioning>,
-    options: &SampleOptions,
-    each_step: &dyn Fn(),
-) -> Result<Tensor> {
-    let noise = start_noise(space, options)?;
-    sample_from(
-        denoiser,
-        adapters,
-        noise,
-        conditional,
-        unconditional,
+/// If there is no prompt, or a part of it all cannot be read, computed or written.
+pub fn run(
+    experiment: &Experiment,
+    lora: Option<&Path>,
+    folder: &Path,
+    options: &EncodeOptions,
+    memo: &mut DigestMemo,
+    monitor: &dyn Monitor,
+) -> Result<SampleReport, Error> {
+    let base = BaseModel::open(experiment, memo)?;
+    let settings = experiment.settings(base.flavor)?.sample;
+    if settings.prompts.is_empty() {
+        return Err(Error::NoPrompt);
+    }
+    let store = Store::open_or_create(&experiment.store_path())?;
+    encode_captions(
+        &base,
+        &store,
+        &experiment.extra_captions(),
         options,
-        each_step,
-    )
-}
-
-/// As [`sample`], from given start noise.
-///
-/// # Errors
-/// As [`sample`].
-pub fn sample_from(
-    denoiser: &dyn Denoiser,
-    adapters: &Bound,
-    noise: Tensor,
-    conditional: &Conditioning,
-    unconditional: Option<&Conditioning>,
-    options: &SampleOptions,
-    each_step: &dyn Fn(),
-) -> Result<Tensor> {
-    let guided = match (options.guidance == 1.0, unconditional) {
-        (true, _) => None,
-        (false, Some(unconditional)) => Some(unconditional),
-        (false, None) => bail!(
-            "a guidance of {} needs the unconditional entry",
-            options.guidance
-        ),
-    };
-    let model = Model {
-        denoiser,
-        adapters,
-        time_ids: options.size_conditioning.then(|| whole_picture(options)),
-        guidance: options.told_guidance,
-    };
-    let mut walk = Walk::new(
-        options.sampler,
-        options.process,
-        options.steps,
-        options.shift,
-        options.spacing,
+        monitor,
     )?;
-    let mut latents = noise;
-    for i in 0..walk.num_steps() {
-        let timestep = walk.timestep(i);
-        let prediction = match guided {
-            None => model.predict(&latents, timestep, conditional)?,
-            Some(unconditional) => {
-                let (with, without) =
-                    model.predict_both(&latents, timestep, conditional, unconditional)?;
-                guide(&without, &with, options.guidance)?
-            }
-        };
-        let noise = || step_noise(&latents, options, i);
-        latents = walk.step(i, &latents, &prediction, noise)?;
-        each_step();
+    let adapters = lora.map(|path| open_lora(path, &base, monitor));
+    let adapters = adapters.transpose()?;
+    let placement = placement(experiment, &options.device);
+    let denoiser = base.family.load(&base.components, &placement)?;
+    let bound = bind(adapters.as_ref(), denoiser.as_ref())?;
+    let source = Source::open(&base, &store)?;
+    let steps = settings.steps * settings.prompts.len();
+    monitor.start("sampling", Some(steps as u64));
+    let advance = || monitor.advance(1);
+    let denoiser = denoiser.as_ref();
+    let pictures = previews::pictures(&settings, &base, &source, denoiser, &bound, &advance)?;
+    monitor.finish();
+    let mut written = Vec::new();
+    for (number, (prompt, picture)) in pictures.into_iter().enumerate() {
+        let file = folder.join(format!("seed{}-{number:03}.png", settings.seed));
+        store::write_file(&file, &[&previews::png(&picture)?])?;
+        written.push(Written { prompt, file });
     }
-    Ok(latents)
+    Ok(SampleReport { pictures: written })
 }
 
-/// Turns what the denoiser made into a picture.
+/// Adapters for inference; none where there is no LoRA.
 ///
 /// # Errors
-/// If the decoder fails.
-pub fn decode(decoder: &Decoder, space: &LatentSpace, latents: &Tensor) -> Result<RgbImage> {
-    let latents = space.denormalize(latents)?.to_device(decoder.device())?;
-    let pixels = decoder.decode(&latents)?.squeeze(0)?;
-    let (channels, height, width) = pixels.dims3()?;
-    if channels != 3 {
-        bail!("expected a decoder of 3 channels, found {channels}");
-    }
-    let values = pixels.permute((1, 2, 0))?.flatten_all()?.to_vec1::<f32>()?;
-    let bytes = values
-        .iter()
-        .map(|v| ((v.clamp(-1.0, 1.0) + 1.0) * 127.5).round() as u8)
-        .collect();
-    match RgbImage::from_raw(width as u32, height as u32, bytes) {
-        Some(picture) => Ok(picture),
-        None => bail!("a picture of {width} x {height} px has another number of bytes"),
-    }
+/// If they are not for this denoiser.
+pub fn bind(adapters: Option<&AdapterSet>, denoiser: &dyn Denoiser) -> Result<Bound, Error> {
+    let Some(adapters) = adapters else {
+        return Ok(Bound::none());
+    };
+    adapters.check(denoiser.linears())?;
+    let (dtype, device) = (denoiser.dtype(), denoiser.device());
+    Ok(adapters.bind(&Tape::off(), dtype, device, None)?)
 }
 
-fn start_noise(space: &LatentSpace, options: &SampleOptions) -> Result<Tensor> {
-    let step = space.factor as u32 * 2;
-    let (width, height) = (options.width, options.height);
-    if width == 0 || height == 0 || width % step != 0 || height % step != 0 {
-        bail!("a picture of {width} x {height} px: both sides must be multiples of {step}");
+/// Reads a LoRA and warns where it was trained otherwise than it is used.
+///
+/// # Errors
+/// If the file is no LoRA of the base model's family.
+pub fn open_lora(
+    path: &Path,
+    base: &BaseModel,
+    monitor: &dyn Monitor,
+) -> Result<AdapterSet, Error> {
+    let file = read_lora(path, Some(base.family.name()), false)?;
+    let made = Provenance::read(&file.metadata).map_err(|source| Error::Provenance {
+        path: path.to_owned(),
+        source,
+    })?;
+    if let Some(made) = made
+        && made.recipe_fingerprint != base.recipe.fingerprint()
+    {
+        let rules = made.recipe.get("rules").cloned().unwrap_or_default();
+        let diff = Diff::between(&base.recipe.rules(), &rules);
+        monitor.note(&format!(
+            "warning: {} was trained with another recipe than this Experiment's:\n{diff}",
+            path.display()
+        ));
     }
-    let (rows, columns) = (
-        height as usize / space.factor,
-        width as usize / space.factor,
-    );
-    let mut rng = Rng::new(options.seed, Stream::Sample, 0, options.number);
-    let values = rng.normals(space.channels * rows * columns);
-    Tensor::from_vec(values, (1, space.channels, rows, columns), &Device::Cpu)
-}
-
-/// The noise of step `i`, in the shape of `like`.
-fn step_noise(like: &Tensor, options: &SampleOptions, i: usize) -> Result<Tensor> {
-    let mut rng = Rng::new(options.seed, Stream::SampleStep, i as u64, options.number);
-    Tensor::from_vec(rng.normals(like.elem_count()), like.shape(), like.device())
-}
-
-/// The size of a picture that was neither resized nor cropped, as [`ConditioningTensors::time_ids`] has it.
-fn whole_picture(options: &SampleOptions) -> [f32; 6] {
-    let (height, width) = (options.height as f32, options.width as f32);
-    [height, width, 0.0, 0.0, height, width]
-}
-
-/// A denoiser with what stays the same from step to step.
-struct Model<'a> {
-    denoiser: &'a dyn Denoiser,
-    adapters: &'a Bound,
-    time_ids: Option<[f32; 6]>,
-    guidance: Option<f64>,
-}
-
-impl Model<'_> {
-    fn predict(
-        &self,
-        latents: &Tensor,
-        timestep: f64,
-        conditioning: &Conditioning,
-    ) -> Result<Tensor> {
-        self.forward(latents, timestep, batch(&[conditioning])?)
-    }
-
-    /// Both branches of guidance, as one batch where their contexts are equally long.
-    fn predict_both(
-        &self,
-        latents: &Tensor,
-        timestep: f64,
-        with: &Conditioning,
-        without: &Conditioning,
-    ) -> Result<(Tensor, Tensor)> {
-        if with.context.dims() != without.context.dims() {
-            return Ok((
-                self.predict(latents, timestep, with)?,
-                self.predict(latents, timestep, without)?,
-            ));
-        }
-        let inputs = batch(&[with, without])?;
-        let both = self.forward(&Tensor::cat(&[latents, latents], 0)?, timestep, inputs)?;
-        Ok((both.narrow(0, 0, 1)?, both.narrow(0, 1, 1)?))
-    }
-
-    fn forward(
-        &self,
-        latents: &Tensor,
-        timestep: f64,
-        mut inputs: ConditioningTensors,
-    ) -> Result<Tensor> {
-        let (rows, device) = (latents.dim(0)?, latents.device());
-        let same = |number: f64| Tensor::from_vec(vec![number as f32; rows], rows, device);
-        let timesteps = same(timestep)?;
-        if let Some(ids) = self.time_ids {
-            inputs.time_ids = Some(Tensor::from_vec(ids.repeat(rows), (rows, 6), device)?);
-        }
-        inputs.guidance = self.guidance.map(same).transpose()?;
-        let prediction = models::predict(
-            self.denoiser,
-            &Tape::off(),
-            self.adapters,
-            latents,
-            &timesteps,
-            &inputs,
-        )?;
-        // The walk itself is a few numbers: it is the same on the host, whatever computes the network.
-        let prediction = prediction.into_tensor().to_device(&Device::Cpu)?;
-        prediction.to_dtype(latents.dtype())
-    }
+    Ok(lora::formats::adapters(file.modules)?)
 }

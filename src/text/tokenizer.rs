@@ -211,11 +211,6 @@ impl Tokenizer {
         self.digest
     }
 
-    /// The id before every caption, if there is one.
-    pub fn bos_id(&self) -> Option<u32> {
-        self.bos
-    }
-
     /// The id after every caption.
     pub fn eos_id(&self) -> u32 {
         self.eos

@@ -122,15 +122,23 @@ impl Checkpoint {
     }
 
     /// Reads the newest checkpoint in `folder` that is whole and belongs to the run `expected` describes
-    /// (its step aside). `None` where the folder has none.
+    /// (its step aside). `first` is what a checkpoint of the first version has for its training. `None` where the folder has
+    /// none.
     ///
     /// # Errors
     /// If the newest whole one belongs to another run, or none of those there can be read.
-    pub fn newest(folder: &Path, expected: &State) -> Result<Option<Self>, Error> {
+    pub fn newest(
+        folder: &Path,
+        expected: &State,
+        first: Option<Fingerprint>,
+    ) -> Result<Option<Self>, Error> {
         let mut damaged = None;
         for (step, path) in list(folder)?.into_iter().rev() {
             match Self::read(&path) {
-                Ok(found) => {
+                Ok(mut found) => {
+                    if Some(found.state.training) == first {
+                        found.state.training = expected.training;
+                    }
                     found.check(&path, expected, step)?;
                     return Ok(Some(found));
                 }
@@ -269,7 +277,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let expected = checkpoint(0).state;
         assert_eq!(
-            Checkpoint::newest(folder.path(), &expected).expect("empty"),
+            Checkpoint::newest(folder.path(), &expected, None).expect("empty"),
             None
         );
         for step in [5, 10, 15] {
@@ -284,7 +292,7 @@ mod tests {
         let newest = folder.path().join("step-00000015.safetensors");
         let bytes = std::fs::read(&newest).expect("readable");
         std::fs::write(&newest, &bytes[..bytes.len() - 1]).expect("cut");
-        let found = Checkpoint::newest(folder.path(), &expected).expect("the older one");
+        let found = Checkpoint::newest(folder.path(), &expected, None).expect("the older one");
         assert_eq!(found, Some(checkpoint(10)));
     }
 
@@ -294,7 +302,7 @@ mod tests {
         checkpoint(5).write(folder.path(), 2).expect("written");
         let mut expected = checkpoint(0).state;
         expected.denoiser = Digest::of(b"another");
-        let error = Checkpoint::newest(folder.path(), &expected).expect_err("refused");
+        let error = Checkpoint::newest(folder.path(), &expected, None).expect_err("refused");
         assert!(
             error
                 .to_string()

@@ -2,13 +2,9 @@
 
 use std::path::PathBuf;
 
-use crate::refusal::Refusal;
-use crate::{
-    base, conditioning, dataset, digest, embed, latents, lora, models, payload, plan, preview,
-    store,
-};
-
-use super::checkpoint;
+use super::{checkpoint, plan};
+use crate::cache::{self, Refusal};
+use crate::{base_model, dataset, digest, experiment, lora, models, sample, store};
 
 /// Why a training ended early, or never began.
 #[derive(Debug, thiserror::Error)]
@@ -34,12 +30,6 @@ pub enum Error {
         /// The loss.
         loss: f64,
     },
-    /// Latents were there at the start and are gone or damaged now.
-    #[error("{}: its latents are damaged or gone from the store; `plumb store check --read-data` says more, `plumb encode` makes them again", picture.display())]
-    Lost {
-        /// The picture.
-        picture: PathBuf,
-    },
     /// A file of the run cannot be read or written.
     #[error("{}: {source}", path.display())]
     Io {
@@ -50,22 +40,19 @@ pub enum Error {
     },
     /// The base model.
     #[error(transparent)]
-    Base(#[from] base::Error),
+    Base(#[from] base_model::Error),
+    /// An option means nothing to the base model.
+    #[error(transparent)]
+    Settings(#[from] experiment::Error),
     /// The base model's denoiser.
     #[error(transparent)]
     Model(#[from] models::Error),
     /// The pictures.
     #[error(transparent)]
     Dataset(#[from] dataset::Error),
-    /// The latents' keys.
+    /// An entry, or a file of tensors.
     #[error(transparent)]
-    Latents(#[from] latents::Error),
-    /// The captions' keys.
-    #[error(transparent)]
-    Embed(#[from] embed::Error),
-    /// An entry.
-    #[error(transparent)]
-    Conditioning(#[from] conditioning::Error),
+    Cache(#[from] cache::Error),
     /// The adapters.
     #[error(transparent)]
     Lora(#[from] lora::Error),
@@ -77,13 +64,10 @@ pub enum Error {
     Store(#[from] store::Error),
     /// A preview.
     #[error(transparent)]
-    Preview(#[from] preview::Error),
+    Preview(#[from] sample::Error),
     /// There is not enough memory.
     #[error(transparent)]
-    Memory(#[from] plan::Refused),
-    /// A dump.
-    #[error(transparent)]
-    Payload(#[from] payload::Error),
+    Memory(#[from] plan::Error),
     /// A computation.
     #[error("{0}")]
     Tensor(#[from] candle_core::Error),

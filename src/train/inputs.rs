@@ -1,5 +1,6 @@
-//! What a micro-batch feeds the denoiser: latents drawn from the stored posterior, noise, noise levels and
-//! conditioning. Every draw is keyed by (seed, stream, micro-batch, place in it).
+//! What a micro-batch feeds the denoiser. [`draw`] gives latents from the stored posterior, noise and a noise level; [`condition`]
+//! gives what the denoiser is told of the caption; [`parts`] puts the two together, whatever conditioning they are given. Every
+//! draw is keyed by (seed, stream, micro-batch, place in it).
 //!
 //! Samples of one micro-batch may have contexts of different lengths (a recipe without a fixed T5 length); those
 //! of one length make a *part*, and the parts of a micro-batch share its loss by their number of samples.
@@ -8,15 +9,17 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use candle_core::{Device, Result, Tensor};
 
-use super::set::{Moments, Pair, PairSource};
-use crate::conditioning::{Conditioning, Outputs, assemble, batch, drop_caption};
+use super::Error;
+use crate::cache::{Conditioning, Moments, Outputs, Source, batch, drop_caption};
+use crate::dataset::Item;
 use crate::diffusion::{Level, LossWeighting, Process, TimestepSpec, add_noise};
 use crate::models::ConditioningTensors;
 use crate::recipe::Recipe;
+use crate::recipe::latents::View;
 use crate::recipe::rules::Dropout;
 use crate::rng::{Rng, Stream};
 
-/// What the draws depend on, beside the pairs.
+/// What the draws depend on, beside the pictures.
 #[derive(Clone)]
 pub struct DrawOptions {
     /// The Experiment's seed.
@@ -61,56 +64,88 @@ pub struct Part {
     pub share: f64,
 }
 
-struct Sample {
+/// A micro-batch's number and the place of a sample in it: what its draws are keyed by.
+#[derive(Clone, Copy, Debug)]
+pub struct Place {
+    /// The micro-batch, counted over the whole run.
+    pub micro_batch: u64,
+    /// From 0.
+    pub sample: u64,
+}
+
+impl Place {
+    fn rng(self, seed: u64, stream: Stream) -> Rng {
+        Rng::new(seed, stream, self.micro_batch, self.sample)
+    }
+}
+
+/// What is drawn for a sample: all but its conditioning.
+pub struct Drawn {
     latents: Tensor,
     noise: Tensor,
     level: Level,
-    conditioning: Conditioning,
     time_ids: [f32; 6],
 }
 
-/// Reads and draws micro-batch number `index`, made of `pairs`.
+/// Reads and draws the micro-batch of this number, made of `items`.
 ///
 /// # Errors
 /// If an entry is missing or damaged, or shapes do not fit.
 pub fn micro_batch(
-    source: &PairSource<'_>,
-    pairs: &[&Pair],
-    index: u64,
+    source: &Source<'_>,
+    items: &[&Item],
+    micro_batch: u64,
     options: &DrawOptions,
-) -> std::result::Result<Vec<Part>, super::Error> {
-    let mut by_length = BTreeMap::<usize, Vec<Sample>>::new();
-    for (place, pair) in pairs.iter().enumerate() {
-        let sample = draw(source, pair, index, place as u64, options)?;
-        by_length
-            .entry(sample.conditioning.context.dim(0)?)
-            .or_default()
-            .push(sample);
+) -> std::result::Result<Vec<Part>, Error> {
+    let mut samples = Vec::with_capacity(items.len());
+    for (sample, item) in (0..).zip(items) {
+        let place = Place {
+            micro_batch,
+            sample,
+        };
+        let drawn = draw(source, item, place, options)?;
+        samples.push((drawn, condition(source, item, place, options)?));
     }
-    let all = pairs.len() as f64;
-    let parts = by_length.into_values();
-    Ok(parts
-        .map(|samples| part(&samples, all, options))
-        .collect::<Result<_>>()?)
+    Ok(parts(samples, options)?)
 }
 
-fn draw(
-    source: &PairSource<'_>,
-    pair: &Pair,
-    index: u64,
-    place: u64,
+/// The samples of a micro-batch by the length of their contexts, each length a part.
+///
+/// # Errors
+/// If shapes do not fit.
+pub fn parts(samples: Vec<(Drawn, Conditioning)>, options: &DrawOptions) -> Result<Vec<Part>> {
+    let all = samples.len() as f64;
+    let mut by_length = BTreeMap::<usize, Vec<_>>::new();
+    for (drawn, conditioning) in samples {
+        let length = conditioning.context.dim(0)?;
+        let same = by_length.entry(length).or_default();
+        same.push((drawn, conditioning));
+    }
+    let parts = by_length.into_values();
+    parts.map(|samples| part(&samples, all, options)).collect()
+}
+
+/// Latents, noise and a noise level for a picture.
+///
+/// # Errors
+/// If its latents are missing or damaged.
+pub fn draw(
+    source: &Source<'_>,
+    item: &Item,
+    place: Place,
     options: &DrawOptions,
-) -> std::result::Result<Sample, super::Error> {
-    let rng = |stream| Rng::new(options.seed, stream, index, place);
+) -> std::result::Result<Drawn, Error> {
+    let rng = |stream| place.rng(options.seed, stream);
+    let view = any_view(item, &mut rng(Stream::Augment))?;
     let Moments {
         mean,
         logvar,
         time_ids,
-    } = source.moments(pair, &mut rng(Stream::Augment))?;
+    } = source.reader.moments(item, view)?;
     let count = mean.elem_count();
     let normals = |stream| Tensor::from_vec(rng(stream).normals(count), mean.dims(), &Device::Cpu);
     let spread = ((&logvar * 0.5)?.exp()? * normals(Stream::Posterior)?)?;
-    let latents = source.space().normalize(&(&mean + spread)?)?;
+    let latents = source.space.normalize(&(&mean + spread)?)?;
     let mut noise = normals(Stream::Noise)?;
     if options.noise_offset > 0.0 {
         let channels = mean.dim(0)?;
@@ -121,33 +156,56 @@ fn draw(
     let mut draws = rng(Stream::Timestep);
     let draws = (draws.uniform(), draws.normal());
     let (_, height, width) = latents.dims3()?;
-    let level = options
-        .process
-        .draw(&options.timesteps, draws, (height, width));
-    let outputs = source.outputs(&pair.caption)?;
-    let dropped = dropped_slots(
-        source.recipe(),
-        &outputs,
-        options.caption_dropout,
-        &mut rng(Stream::CaptionDropout),
-    );
-    let outputs = match dropped.is_empty() {
-        true => outputs,
-        false => drop_caption(
-            source.recipe(),
-            &outputs,
-            Some(&source.outputs("")?),
-            &dropped,
-        )?,
-    };
-    let conditioning = assemble(source.recipe(), &outputs, source.context_width())?;
-    Ok(Sample {
+    let process = options.process;
+    Ok(Drawn {
+        level: process.draw(&options.timesteps, draws, (height, width)),
         latents,
         noise,
-        level,
-        conditioning,
         time_ids,
     })
+}
+
+/// What the denoiser is told of one of a picture's captions, which may be dropped.
+///
+/// # Errors
+/// If an entry is missing or damaged, or shapes do not fit.
+pub fn condition(
+    source: &Source<'_>,
+    item: &Item,
+    place: Place,
+    options: &DrawOptions,
+) -> std::result::Result<Conditioning, Error> {
+    let rng = |stream| place.rng(options.seed, stream);
+    let outputs = source.outputs(any_caption(item, &mut rng(Stream::Caption)))?;
+    let mut rng = rng(Stream::CaptionDropout);
+    let dropped = dropped_slots(source.recipe, &outputs, options.caption_dropout, &mut rng);
+    if dropped.is_empty() {
+        return Ok(source.assemble(&outputs)?);
+    }
+    let empty = source.outputs("")?;
+    let outputs = drop_caption(source.recipe, &outputs, Some(&empty), &dropped)?;
+    Ok(source.assemble(&outputs)?)
+}
+
+/// One of a picture's views. Nothing is drawn where there is one.
+fn any_view(item: &Item, rng: &mut Rng) -> std::result::Result<View, Error> {
+    let number = match item.views.len() {
+        0 | 1 => 0,
+        count => rng.below(count as u64) as usize,
+    };
+    let view = item.views.get(number).copied();
+    Ok(view.ok_or_else(|| crate::cache::Error::NoLatents {
+        picture: item.picture.clone(),
+    })?)
+}
+
+/// One of a picture's captions, as above.
+fn any_caption<'a>(item: &'a Item, rng: &mut Rng) -> &'a str {
+    let number = match item.captions.len() {
+        0 | 1 => 0,
+        count => rng.below(count as u64) as usize,
+    };
+    item.captions.get(number).map_or("", String::as_str)
 }
 
 fn dropped_slots<'a>(
@@ -167,12 +225,13 @@ fn dropped_slots<'a>(
     }
 }
 
-fn part(samples: &[Sample], of: f64, options: &DrawOptions) -> Result<Part> {
-    let stack = |f: &dyn Fn(&Sample) -> &Tensor| {
-        Tensor::stack(&samples.iter().map(|s| f(s).clone()).collect::<Vec<_>>(), 0)
+fn part(samples: &[(Drawn, Conditioning)], of: f64, options: &DrawOptions) -> Result<Part> {
+    let drawn = || samples.iter().map(|(drawn, _)| drawn);
+    let stack = |f: &dyn Fn(&Drawn) -> &Tensor| {
+        Tensor::stack(&drawn().map(|s| f(s).clone()).collect::<Vec<_>>(), 0)
     };
     let numbers = |f: &dyn Fn(Level) -> f64| {
-        let values: Vec<f32> = samples.iter().map(|s| f(s.level) as f32).collect();
+        let values: Vec<f32> = drawn().map(|s| f(s.level) as f32).collect();
         Tensor::from_vec(values, samples.len(), &Device::Cpu)
     };
     let weight = |level| {
@@ -181,14 +240,14 @@ fn part(samples: &[Sample], of: f64, options: &DrawOptions) -> Result<Part> {
             .weight(level, options.weighting, options.min_snr_gamma)
     };
     let (latents, noise) = (stack(&|s| &s.latents)?, stack(&|s| &s.noise)?);
-    let levels: Vec<Level> = samples.iter().map(|s| s.level).collect();
-    let captions: Vec<&Conditioning> = samples.iter().map(|s| &s.conditioning).collect();
+    let levels: Vec<Level> = drawn().map(|s| s.level).collect();
+    let captions: Vec<&Conditioning> = samples.iter().map(|(_, told)| told).collect();
     let mut conditioning = batch(&captions)?;
     if let Some(guidance) = options.told_guidance {
         conditioning.guidance = Some(numbers(&|_| guidance)?);
     }
     if options.size_conditioning {
-        let ids: Vec<f32> = samples.iter().flat_map(|s| s.time_ids).collect();
+        let ids: Vec<f32> = drawn().flat_map(|s| s.time_ids).collect();
         let ids = Tensor::from_vec(ids, (samples.len(), 6), &Device::Cpu)?;
         conditioning.time_ids = Some(ids);
     }
@@ -205,36 +264,34 @@ fn part(samples: &[Sample], of: f64, options: &DrawOptions) -> Result<Part> {
     })
 }
 
-/// The part that validates `pair` at the level numbered so, at that share of the way to noise: the posterior's mean,
-/// and noise that depends on nothing but the pair's number and the level's. Every level counts the same.
+/// The part that validates `item` at the level numbered so, at that share of the way to noise: the posterior's mean,
+/// and noise that depends on nothing but the picture's number and the level's. Every level counts the same.
 ///
 /// # Errors
 /// As [`micro_batch`].
 pub fn validation_part(
-    source: &PairSource<'_>,
-    pair: &Pair,
+    source: &Source<'_>,
+    item: &Item,
     number: u64,
     (level, share): (u64, f64),
     options: &DrawOptions,
-) -> std::result::Result<Part, super::Error> {
+) -> std::result::Result<Part, Error> {
     let mut rng = Rng::new(0, Stream::Validation, level, number);
-    let Moments { mean, time_ids, .. } = source.moments(pair, &mut rng)?;
+    let view = any_view(item, &mut rng)?;
+    let Moments { mean, time_ids, .. } = source.reader.moments(item, view)?;
     let noise = Tensor::from_vec(rng.normals(mean.elem_count()), mean.dims(), &Device::Cpu)?;
-    let sample = Sample {
-        latents: source.space().normalize(&mean)?,
+    let drawn = Drawn {
+        latents: source.space.normalize(&mean)?,
         noise,
         level: options.process.level(share),
         time_ids,
-        conditioning: assemble(
-            source.recipe(),
-            &source.outputs(&pair.caption)?,
-            source.context_width(),
-        )?,
     };
+    let first = item.captions.first().map_or("", String::as_str);
     let options = DrawOptions {
         weighting: LossWeighting::None,
         min_snr_gamma: None,
         ..*options
     };
+    let sample = (drawn, source.conditioning(first)?);
     Ok(part(&[sample], 1.0, &options)?)
 }

@@ -1,13 +1,12 @@
 //! Micro-batches ahead of their step: read from the store, verified, drawn and put together on a thread of their own while
 //! the step before runs. What a micro-batch holds depends on its number alone, so nothing changes but the wait.
 
-use std::ops::Range;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread;
 
-use super::batches::Batches;
 use super::inputs::{self, DrawOptions, Part};
-use super::{Error, Pair, TrainingSet};
+use super::{Error, TrainingSet};
+use crate::dataset::Item;
 
 /// Micro-batches that are ready and not yet asked for, at most; one more is being made.
 const READY: usize = 2;
@@ -18,21 +17,20 @@ pub(super) struct Loader {
 }
 
 impl Loader {
-    /// Runs `consume` beside a thread that makes the micro-batches numbered `numbers`.
+    /// Runs `consume` beside a thread that makes micro-batches: each a number, which its draws are keyed by, and samples of
+    /// the set.
     pub(super) fn with<R>(
         set: &TrainingSet<'_>,
-        mut batches: Batches,
+        mut batches: impl Iterator<Item = (u64, Vec<usize>)> + Send,
         draws: &DrawOptions,
-        mut numbers: Range<u64>,
         consume: impl FnOnce(Self) -> R,
     ) -> R {
         thread::scope(|scope| {
             let (send, parts) = sync_channel(READY);
             scope.spawn(move || {
-                numbers.try_for_each(|number| {
-                    let pairs: Vec<&Pair> =
-                        batches.get(number).iter().map(|&s| set.pair(s)).collect();
-                    let made = inputs::micro_batch(set.source(), &pairs, number, draws);
+                batches.try_for_each(|(number, samples)| {
+                    let items: Vec<&Item> = samples.iter().map(|&s| set.item(s)).collect();
+                    let made = inputs::micro_batch(set.source(), &items, number, draws);
                     // Nobody waits any more where the loop has ended.
                     send.send(made)
                 })

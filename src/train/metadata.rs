@@ -6,20 +6,19 @@ use std::collections::BTreeMap;
 use serde_json::json;
 
 use super::set::TrainingSet;
-use crate::diffusion::{Prediction, Process};
-use crate::experiment::{Experiment, LrDecay};
+use crate::diffusion::Prediction;
+use crate::experiment::{LrDecay, Settings};
 
 /// Tags of a folder that are listed: the commonest. Sentences as captions have as many as there are pictures.
 const MAX_TAGS: usize = 1000;
 
 /// The keys of a training after `step` steps.
 pub(super) fn training(
-    experiment: &Experiment,
+    settings: &Settings,
     set: &TrainingSet<'_>,
-    process: &Process,
     step: u64,
 ) -> BTreeMap<String, String> {
-    let (train, adapter) = (&experiment.raw.train, &experiment.raw.adapter);
+    let (train, adapter) = (&settings.train, &settings.adapter);
     let python = |value: bool| if value { "True" } else { "False" }.to_owned();
     let schedule = match train.lr_schedule {
         LrDecay::Constant if train.warmup_steps > 0 => "constant_with_warmup",
@@ -33,7 +32,7 @@ pub(super) fn training(
     );
     let side = set.resolution_px();
     let folders = folders(set);
-    let repeated: usize = set.repeated_pairs().map(|(_, repeats)| repeats).sum();
+    let repeated: u32 = set.items().iter().map(|item| item.repeats).sum();
     let mut keys = BTreeMap::from([
         ("ss_output_name", train.name.clone()),
         ("ss_seed", train.seed.to_string()),
@@ -66,7 +65,7 @@ pub(super) fn training(
         ("ss_dataset_dirs", folders.sizes),
         ("ss_tag_frequency", folders.tags),
     ]);
-    match process.prediction {
+    match settings.process.prediction {
         Prediction::Flow => {}
         Prediction::Epsilon => {
             keys.insert("modelspec.prediction_type", "epsilon".to_owned());
@@ -88,20 +87,21 @@ struct Folders {
 
 #[derive(Default)]
 struct Folder<'a> {
-    repeats: usize,
+    repeats: u32,
     pictures: usize,
     tags: BTreeMap<&'a str, usize>,
 }
 
 fn folders(set: &TrainingSet<'_>) -> Folders {
     let mut folders: BTreeMap<String, Folder<'_>> = BTreeMap::new();
-    for (pair, repeats) in set.repeated_pairs() {
-        let name = pair.picture.parent().and_then(|folder| folder.file_name());
+    for item in set.items() {
+        let name = item.picture.parent().and_then(|folder| folder.file_name());
         let name = name.unwrap_or_default().to_string_lossy().into_owned();
         let folder = folders.entry(name).or_default();
-        folder.repeats = folder.repeats.max(repeats);
+        folder.repeats = folder.repeats.max(item.repeats);
         folder.pictures += 1;
-        for tag in pair.caption.split(',').map(str::trim) {
+        let tags = item.captions.iter().flat_map(|caption| caption.split(','));
+        for tag in tags.map(str::trim) {
             if !tag.is_empty() {
                 *folder.tags.entry(tag).or_default() += 1;
             }

@@ -1,5 +1,5 @@
 //! Training: a LoRA from the store. Nothing is encoded and nothing is guessed: what the store lacks is refused
-//! before the first step ([`crate::refusal`]).
+//! before the first step ([`crate::cache::Refusal`]).
 //!
 //! The loop is in `run.rs`; a step is a function of (Experiment, base model, entries, number of the step), so that a
 //! resumed run equals an uninterrupted one bit for bit. Read [`inputs`] for what a step sees, [`step`] for what it
@@ -13,7 +13,7 @@ pub mod inputs;
 mod loader;
 mod metadata;
 pub mod metrics;
-pub mod provenance;
+pub mod plan;
 mod results;
 mod run;
 mod set;
@@ -23,20 +23,20 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use crate::base::Base;
-use crate::experiment::Experiment;
+use crate::base_model::BaseModel;
+use crate::cache::refuse_without_store;
+use crate::experiment::{Experiment, Settings};
 use crate::models::Placement;
 use crate::monitor::Monitor;
 use crate::nn;
 use crate::nn::weights::DigestMemo;
-use crate::plan::{self, Machine, Plan, Wanted};
-use crate::refusal::Refusal;
 use crate::store::{self, Store};
 
 pub use error::Error;
 use metrics::Clock;
+use plan::{Machine, MemoryPlan, MemoryRequest};
 use run::Run;
-pub use set::{Moments, Pair, PairSource, TrainingSet, extra_captions};
+pub use set::TrainingSet;
 
 /// The noise levels at which validation looks: sigmas of a flow, thousandths of DDPM's steps.
 pub const VALIDATION_SIGMAS: [f64; 10] =
@@ -89,15 +89,15 @@ pub fn run(
     memo: &mut DigestMemo,
     monitor: &dyn Monitor,
 ) -> Result<TrainReport, Error> {
-    let base = Base::open(experiment, memo)?;
+    let base = BaseModel::open(experiment, memo)?;
+    let settings = experiment.settings(base.flavor)?;
     tell_recipe(&base, monitor);
     if let Some(caution) = base.flavor.caution {
         monitor.note(&format!("caution: {caution}"));
     }
-    let store =
-        Store::open(&experiment.store_path()).map_err(|e| refuse_without_store(experiment, &e))?;
+    let store = Store::open(&experiment.store_path()).map_err(|e| no_store(experiment, &e))?;
     let set = TrainingSet::open(experiment, &base, &store, monitor)?;
-    let plan = plan(experiment, &base, &set, options)?;
+    let plan = plan(&settings, &base, &set, options)?;
     monitor.note(&format!("memory: {plan}"));
     let placement = Placement {
         keep: plan.keep,
@@ -108,7 +108,7 @@ pub fn run(
     let denoiser = base.family.load(&base.components, &placement)?;
     monitor.finish();
     let mut run = Run::start(
-        experiment,
+        (experiment, &settings),
         &base,
         &set,
         denoiser.as_ref(),
@@ -120,7 +120,7 @@ pub fn run(
         "{} modules, {} parameters, {} pictures, {} micro-batches an epoch",
         run.adapters.adapters().len(),
         run.adapters.values().len(),
-        set.num_pictures(),
+        set.items().len(),
         run.num_per_epoch()
     ));
     if run.step > 0 {
@@ -148,31 +148,30 @@ pub fn run(
 
 /// The plan of the training's memory.
 fn plan(
-    experiment: &Experiment,
-    base: &Base,
+    settings: &Settings,
+    base: &BaseModel,
     set: &TrainingSet<'_>,
     options: &TrainOptions,
-) -> Result<Plan, Error> {
-    let raw = &experiment.raw;
+) -> Result<MemoryPlan, Error> {
     let linears = base.family.linears(&base.components)?;
-    let wanted = Wanted {
+    let wanted = MemoryRequest {
         family: base.family,
         components: &base.components,
-        adapted: &run::adapted(experiment, base, &linears)?,
-        rank: raw.adapter.rank,
-        samples: raw.train.batch_size,
+        adapted: &run::adapted(&settings.adapter, base, &linears)?,
+        rank: settings.adapter.rank,
+        samples: settings.train.batch_size,
         latents: set.largest_latents(),
         context: set.longest_context()?,
         dtype: options.placement.dtype,
         keep: options.placement.keep,
         machine: Machine::of(&options.placement.device),
         own_kernels: nn::has_own_kernels(&options.placement.device),
-        checkpointing: raw.train.gradient_checkpointing,
+        checkpointing: settings.train.gradient_checkpointing,
     };
     Ok(plan::make(&wanted, options.memory_bytes)?)
 }
 
-fn tell_recipe(base: &Base, monitor: &dyn Monitor) {
+fn tell_recipe(base: &BaseModel, monitor: &dyn Monitor) {
     let name = base.recipe.name();
     monitor.note(&format!(
         "recipe {name} ({})",
@@ -183,7 +182,7 @@ fn tell_recipe(base: &Base, monitor: &dyn Monitor) {
     }
 }
 
-fn refuse_without_store(experiment: &Experiment, error: &store::Error) -> Error {
+fn no_store(experiment: &Experiment, error: &store::Error) -> Error {
     if experiment.store_path().join("store.json").exists() {
         let what = format!("the store cannot be opened: {error}");
         return Error::Experiment {
@@ -191,9 +190,5 @@ fn refuse_without_store(experiment: &Experiment, error: &store::Error) -> Error 
             what,
         };
     }
-    Error::Refused(Box::new(Refusal {
-        store: experiment.store_path().display().to_string(),
-        missing: Vec::new(),
-        command: format!("plumb encode {}", experiment.file.display()),
-    }))
+    Error::Refused(Box::new(refuse_without_store(experiment)))
 }

@@ -6,15 +6,17 @@ use super::Error;
 use super::checkpoint::{Checkpoint, State};
 use super::metadata::training;
 use super::metrics::Metrics;
-use super::provenance::{self, Provenance};
 use super::run::Run;
 use super::step::Dump;
 use crate::autograd::Tape;
+use crate::cache::tensors;
+use crate::convert::provenance::{self, Provenance};
 use crate::digest;
 use crate::experiment::Precision;
 use crate::lora::{self, FileOptions, SaveDtype, metadata::FileInfo};
+use crate::sample::previews;
 use crate::sample::sheet::{Row, contact_sheet};
-use crate::{payload, preview, store};
+use crate::store;
 
 impl Run<'_> {
     pub(super) fn preview(&self, metrics: &mut Metrics, step: u64) -> Result<(), Error> {
@@ -22,8 +24,8 @@ impl Run<'_> {
         let bound = self
             .adapters
             .bind_to(&self.values, &Tape::off(), dtype, None)?;
-        let pictures = preview::pictures(
-            self.experiment,
+        let pictures = previews::pictures(
+            &self.settings.sample,
             self.base,
             self.set.source(),
             self.denoiser,
@@ -38,7 +40,7 @@ impl Run<'_> {
             })
             .collect();
         let sheet = contact_sheet(&format!("step {step}"), &[], &rows);
-        let png = preview::png(&sheet)?;
+        let png = previews::png(&sheet)?;
         let path = self
             .output
             .join("previews")
@@ -63,13 +65,13 @@ impl Run<'_> {
         };
         checkpoint.write(
             &self.output.join("checkpoints"),
-            self.experiment.raw.train.keep_checkpoints,
+            self.settings.train.keep_checkpoints,
         )?;
         Ok(())
     }
 
     pub(super) fn save_lora(&self) -> Result<PathBuf, Error> {
-        let (raw, adapters) = (&self.experiment.raw, self.adapters_now()?);
+        let (settings, adapters) = (self.settings, self.adapters_now()?);
         let provenance = Provenance::new(
             self.experiment,
             self.base,
@@ -80,47 +82,42 @@ impl Run<'_> {
         let info = FileInfo {
             architecture: self.base.flavor.architecture,
             base_version: self.base.flavor.base_version,
-            title: &raw.train.name,
+            title: &settings.train.name,
             resolution: (self.set.resolution_px(), self.set.resolution_px()),
         };
         let mut metadata = lora::metadata::standard(&adapters, &info);
-        let process = &self.base.process;
-        metadata.extend(training(self.experiment, self.set, process, self.step));
+        metadata.extend(training(settings, self.set, self.step));
         let text = serde_json::to_string(&provenance)
             .map_err(|e| digest::Error::NoCanonicalForm(e.to_string()))?;
         metadata.insert(provenance::METADATA_KEY.to_owned(), text);
         let options = FileOptions {
             component: self.base.family.lora_component(),
-            dtype: match raw.adapter.save_precision {
+            dtype: match settings.adapter.save_precision {
                 Precision::F32 => SaveDtype::F32,
                 Precision::F16 => SaveDtype::F16,
                 Precision::Bf16 => SaveDtype::Bf16,
             },
             metadata,
         };
-        let path = self.output.join(format!("{}.safetensors", raw.train.name));
+        let path = self
+            .output
+            .join(format!("{}.safetensors", settings.train.name));
         store::write_file(&path, &[&lora::file::write(&adapters, &options)?])?;
         Ok(path)
     }
 
     pub(super) fn write_dump(&self, dump: &Dump, passes: usize, path: &Path) -> Result<(), Error> {
-        let raw = &self.experiment.raw;
+        let adapter = &self.settings.adapter;
         let facts = [
             ("step", (self.step + 1).to_string()),
             ("micro_batches", passes.to_string()),
-            ("rank", raw.adapter.rank.to_string()),
-            (
-                "alpha",
-                raw.adapter
-                    .alpha
-                    .unwrap_or(raw.adapter.rank as f64)
-                    .to_string(),
-            ),
-            ("dropout", raw.adapter.dropout.to_string()),
-            ("seed", raw.train.seed.to_string()),
+            ("rank", adapter.rank.to_string()),
+            ("alpha", adapter.alpha.to_string()),
+            ("dropout", adapter.dropout.to_string()),
+            ("seed", self.settings.train.seed.to_string()),
             ("family", self.base.family.name().to_owned()),
         ];
         let metadata = facts.into_iter().map(|(k, v)| (k.to_owned(), v)).collect();
-        Ok(payload::write_safetensors(path, dump.tensors(), &metadata)?)
+        Ok(tensors::write_safetensors(path, dump.tensors(), &metadata)?)
     }
 }

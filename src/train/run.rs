@@ -9,27 +9,23 @@ use super::checkpoint::{Checkpoint, State};
 use super::inputs::{self, DrawOptions, Part};
 use super::loader::Loader;
 use super::metrics::{Line, Metrics};
+use super::plan::MemoryPlan;
 use super::step::{Dump, Pass};
 use super::{Error, TrainOptions, TrainReport, TrainingSet, VALIDATION_SIGMAS};
-use crate::base::Base;
-use crate::diffusion::{TimestepSampling, TimestepSpec};
+use crate::base_model::BaseModel;
 use crate::digest::{Digest, Fingerprint};
-use crate::experiment::{Experiment, LrDecay};
+use crate::experiment::{AdapterSettings, Experiment, LrDecay, Settings, TrainSettings};
 use crate::lora::{self, AdapterSet, LinearShape};
 use crate::models::{Denoiser, Keep};
 use crate::monitor::Monitor;
 use crate::nn;
 use crate::optim::{AdamW, AdamWOptions, Decay, LrSchedule, clip_gradient_norm};
-use crate::plan::Plan;
-
-/// What a model that is told its guidance is told in training: scale 1, as if there were none. A LoRA trained so is
-/// sampled at the usual scale.
-const TRAINING_GUIDANCE: f64 = 1.0;
 
 /// A training under way.
 pub(super) struct Run<'a> {
     pub(super) experiment: &'a Experiment,
-    pub(super) base: &'a Base,
+    pub(super) settings: &'a Settings,
+    pub(super) base: &'a BaseModel,
     pub(super) set: &'a TrainingSet<'a>,
     pub(super) denoiser: &'a dyn Denoiser,
     pub(super) state: State,
@@ -44,7 +40,7 @@ pub(super) struct Run<'a> {
     pub(super) schedule: LrSchedule,
     pub(super) batches: Batches,
     pub(super) draws: DrawOptions,
-    pub(super) plan: Plan,
+    pub(super) plan: MemoryPlan,
     pub(super) output: PathBuf,
     pub(super) recent: Vec<f64>,
     pub(super) validation_loss: Option<f64>,
@@ -54,8 +50,8 @@ pub(super) struct Run<'a> {
 fn computed(denoiser: &dyn Denoiser, keep: Keep) -> String {
     let device = match denoiser.device() {
         Device::Cpu => "on a CPU",
-        device if nn::has_own_kernels(device) => "on a card by own kernels",
-        _ => "on a card",
+        device if nn::has_own_kernels(device) => "on a GPU by own kernels",
+        _ => "on a GPU",
     };
     let packed = match keep {
         Keep::Packed(packing) => format!(", weights in {packing:?}").to_lowercase(),
@@ -66,16 +62,16 @@ fn computed(denoiser: &dyn Denoiser, keep: Keep) -> String {
 
 impl<'a> Run<'a> {
     pub(super) fn start(
-        experiment: &'a Experiment,
-        base: &'a Base,
+        (experiment, settings): (&'a Experiment, &'a Settings),
+        base: &'a BaseModel,
         set: &'a TrainingSet<'a>,
         denoiser: &'a dyn Denoiser,
         denoiser_digest: Digest,
-        plan: Plan,
+        plan: MemoryPlan,
         options: &TrainOptions,
     ) -> Result<Self, Error> {
-        let train = &experiment.raw.train;
-        let mut adapters = new_adapters(experiment, base, denoiser)?;
+        let train = &settings.train;
+        let mut adapters = new_adapters(settings, base, denoiser)?;
         let layout: Vec<_> = adapters
             .tensors()
             .map(|(name, shape, _)| (name, shape))
@@ -99,7 +95,11 @@ impl<'a> Run<'a> {
         let mut optimizer = AdamW::new(adamw, adapters.values().len(), device)?;
         let (mut step, mut computed_before) = (0, None);
         if !options.restart
-            && let Some(found) = Checkpoint::newest(&output.join("checkpoints"), &state)?
+            && let Some(found) = Checkpoint::newest(
+                &output.join("checkpoints"),
+                &state,
+                experiment.first_training_fingerprint()?,
+            )?
         {
             step = found.state.step;
             computed_before = Some(found.state.computed).filter(|c| *c != state.computed);
@@ -110,13 +110,14 @@ impl<'a> Run<'a> {
         Ok(Self {
             values: adapters.to_device(device)?,
             batches: Batches::new(&set.buckets(), train.batch_size, train.seed),
-            schedule: schedule(experiment),
-            draws: draw_options(experiment, base),
+            schedule: schedule(train),
+            draws: draw_options(settings, base),
             plan,
             recent: Vec::new(),
             validation_loss: None,
             computed_before,
             experiment,
+            settings,
             base,
             set,
             denoiser,
@@ -139,7 +140,7 @@ impl<'a> Run<'a> {
         options: &TrainOptions,
         monitor: &dyn Monitor,
     ) -> Result<TrainReport, Error> {
-        let train = &self.experiment.raw.train;
+        let train: &'a TrainSettings = &self.settings.train;
         let resumed_from = self.step;
         let last = options
             .stop_after
@@ -163,10 +164,11 @@ impl<'a> Run<'a> {
         monitor.start("training", Some(train.steps));
         monitor.advance(self.step);
         let each = train.gradient_accumulation as u64;
-        let (batches, set) = (self.batches.clone(), self.set);
+        let (mut batches, set) = (self.batches.clone(), self.set);
         let numbers = self.step * each..last * each;
+        let batches = numbers.map(move |number| (number, batches.get(number).to_vec()));
         let draws = self.draws.clone();
-        Loader::with(set, batches, &draws, numbers, |loader| {
+        Loader::with(set, batches, &draws, |loader| {
             while self.step < last {
                 self.one_step(&loader, options, &mut metrics, last, monitor)?;
             }
@@ -186,7 +188,7 @@ impl<'a> Run<'a> {
             validation_loss: self.validation_loss,
             modules: self.adapters.adapters().len(),
             parameters: self.adapters.values().len(),
-            pictures: self.set.num_pictures(),
+            pictures: self.set.items().len(),
         })
     }
 
@@ -199,7 +201,7 @@ impl<'a> Run<'a> {
         last: u64,
         monitor: &dyn Monitor,
     ) -> Result<(), Error> {
-        let train = &self.experiment.raw.train;
+        let train: &'a TrainSettings = &self.settings.train;
         let started = (options.clock)();
         let micro_batches = (0..train.gradient_accumulation)
             .map(|_| loader.next())
@@ -244,7 +246,7 @@ impl<'a> Run<'a> {
         micro_batches: &[Vec<Part>],
         dump: Option<&PathBuf>,
     ) -> Result<(f64, f64), Error> {
-        let train = &self.experiment.raw.train;
+        let train: &'a TrainSettings = &self.settings.train;
         let accumulation = micro_batches.len() as u64;
         let gradient = self.values.zeros_like()?;
         let mut record = dump.map(|_| Dump::default());
@@ -288,10 +290,7 @@ impl<'a> Run<'a> {
             denoiser: self.denoiser,
             adapters: &self.adapters,
             values: &self.values,
-            dropout: (
-                self.experiment.raw.adapter.dropout,
-                self.experiment.raw.train.seed,
-            ),
+            dropout: (self.settings.adapter.dropout, self.settings.train.seed),
             recompute: self.plan.recompute.clone(),
             offload: self.plan.offload,
         }
@@ -360,11 +359,10 @@ impl<'a> Run<'a> {
 
 /// The linears that an Experiment adapts.
 pub(super) fn adapted(
-    experiment: &Experiment,
-    base: &Base,
+    adapter: &AdapterSettings,
+    base: &BaseModel,
     linears: &[LinearShape],
 ) -> Result<Vec<LinearShape>, Error> {
-    let adapter = &experiment.raw.adapter;
     let presets = base.family.presets();
     let targets = match adapter.targets.is_empty() {
         true => presets
@@ -378,18 +376,21 @@ pub(super) fn adapted(
 }
 
 fn new_adapters(
-    experiment: &Experiment,
-    base: &Base,
+    settings: &Settings,
+    base: &BaseModel,
     denoiser: &dyn Denoiser,
 ) -> Result<AdapterSet, Error> {
-    let (rank, seed) = (experiment.raw.adapter.rank, experiment.raw.train.seed);
-    let alpha = experiment.raw.adapter.alpha.unwrap_or(rank as f64);
-    let linears = adapted(experiment, base, denoiser.linears())?;
-    Ok(AdapterSet::new(&linears, rank, alpha, seed)?)
+    let (adapter, seed) = (&settings.adapter, settings.train.seed);
+    let linears = adapted(adapter, base, denoiser.linears())?;
+    Ok(AdapterSet::new(
+        &linears,
+        adapter.rank,
+        adapter.alpha,
+        seed,
+    )?)
 }
 
-fn schedule(experiment: &Experiment) -> LrSchedule {
-    let train = &experiment.raw.train;
+fn schedule(train: &TrainSettings) -> LrSchedule {
     LrSchedule {
         peak: train.learning_rate,
         warmup_steps: train.warmup_steps,
@@ -402,28 +403,17 @@ fn schedule(experiment: &Experiment) -> LrSchedule {
     }
 }
 
-fn draw_options(experiment: &Experiment, base: &Base) -> DrawOptions {
-    let train = &experiment.raw.train;
+fn draw_options(settings: &Settings, base: &BaseModel) -> DrawOptions {
+    let train = &settings.train;
     DrawOptions {
         seed: train.seed,
-        timesteps: TimestepSpec {
-            sampling: train
-                .timestep_sampling
-                .unwrap_or(TimestepSampling::LogitNormal),
-            logit_mean: train.logit_mean,
-            logit_std: train.logit_std,
-            mode_scale: train.mode_scale,
-            shift: train.shift.unwrap_or(base.flavor.shift),
-        },
-        process: base.process,
+        timesteps: train.timesteps,
+        process: settings.process,
         weighting: train.loss_weighting,
         min_snr_gamma: train.min_snr_gamma,
         noise_offset: train.noise_offset,
         size_conditioning: base.flavor.size_conditioning,
-        told_guidance: base
-            .flavor
-            .told_guidance
-            .map(|_| train.guidance.unwrap_or(TRAINING_GUIDANCE)),
+        told_guidance: train.guidance,
         caption_dropout: train.caption_dropout,
     }
 }

@@ -19,9 +19,9 @@ pub struct Pass<'a> {
     pub values: &'a Tensor,
     /// Probability, and the seed, of dropout inside the adapters.
     pub dropout: (f64, u64),
-    /// Which blocks are computed twice to save memory.
+    /// Which blocks have gradient checkpointing.
     pub recompute: Recompute,
-    /// Whether what these are given waits in the host's memory.
+    /// Whether the inputs of these are offloaded to the CPU's memory.
     pub offload: bool,
 }
 

@@ -10,8 +10,11 @@
 
 mod blocks;
 pub mod names;
+mod space;
 #[cfg(test)]
 mod tests;
+
+pub use space::LatentSpace;
 
 use candle_core::{Device, Result, Tensor, bail};
 

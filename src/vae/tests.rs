@@ -60,7 +60,13 @@ fn relative(found: &Tensor, expected: &Tensor) -> f32 {
         .iter()
         .zip(&expected)
         .map(|(f, e)| (f - e).abs())
-        .fold(0f32, f32::max)
+        .fold(0f32, |most, off| {
+            if off.is_nan() {
+                f32::INFINITY
+            } else {
+                most.max(off)
+            }
+        })
         / largest
 }
 

@@ -43,7 +43,7 @@ fn a_folder_is_told_in_full() {
         .says("plumb recipe show sd3/3.5-large\n")
         .says("every tensor is there and has its place")
         .says("not counted: what a batch of captions")
-        .says("on a card in bf16 at 1024 x 1024 px")
+        .says("on a GPU in bf16 at 1024 x 1024 px")
         .says("activations");
     let report = report(folder.path(), &model);
     assert_eq!(
@@ -64,9 +64,9 @@ fn a_folder_is_told_in_full() {
     let denoiser = report["parts"][0]["parameters"].as_u64().expect("a count");
     for (n, bytes) in [(0, 4), (1, 2)] {
         let train = &memory["train"][n];
-        assert_eq!(train["once"]["weights"], bytes * denoiser);
+        assert_eq!(train["stored"]["weights"], bytes * denoiser);
         let activations = |way: &str| train[way]["activations"].as_u64().expect("bytes");
-        assert!(activations("twice") < activations("once"));
+        assert!(activations("checkpointed") < activations("stored"));
     }
 }
 

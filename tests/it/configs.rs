@@ -18,7 +18,7 @@ fn files(folder: &str) -> Vec<PathBuf> {
 fn every_shipped_experiment_is_valid_and_its_recipe_resolves() {
     for file in [files("configs"), files("configs/demo")].concat() {
         let experiment = Experiment::open(&file).unwrap_or_else(|e| panic!("{e}"));
-        plumb::base::resolve_recipe(&experiment)
+        plumb::base_model::resolve_recipe(&experiment.model())
             .unwrap_or_else(|e| panic!("{}: {e}", file.display()));
     }
 }
@@ -35,7 +35,7 @@ fn every_invalid_experiment_fails_with_its_message() {
             .expect("a first line `# message`");
         let error = match Experiment::open(&file) {
             Err(error) => error.to_string(),
-            Ok(experiment) => plumb::base::resolve_recipe(&experiment)
+            Ok(experiment) => plumb::base_model::resolve_recipe(&experiment.model())
                 .map(|_| String::from("no error"))
                 .unwrap_or_else(|e| e.to_string()),
         };

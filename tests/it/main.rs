@@ -21,6 +21,7 @@ mod hub;
 mod layouts;
 mod lora_names;
 mod miniatures;
+mod old_run;
 mod pipeline;
 mod placement;
 mod single_files;

@@ -96,7 +96,7 @@ fn a_resumed_run_makes_the_same_lora_as_an_uninterrupted_one() {
 }
 
 #[test]
-fn computing_blocks_twice_changes_no_bit() {
+fn gradient_checkpointing_changes_no_bit() {
     let world = World::new();
     world.run(&["encode", "exp.toml"]).expect(0);
     world.run(&["train", "exp.toml"]).expect(0);

@@ -4,18 +4,18 @@
 use std::collections::{BTreeSet, HashMap};
 
 use candle_core::{Device, Tensor};
-use plumb::base::Base;
-use plumb::conditioning::{Conditioning, assemble, drop_caption};
-use plumb::embed::{EmbedOptions, encode_captions};
+use plumb::base_model::BaseModel;
+use plumb::cache::Source;
+use plumb::cache::{Conditioning, assemble, drop_caption};
+use plumb::encode::{EncodeOptions, encode_captions};
 use plumb::experiment::Experiment;
 use plumb::lora::Bound;
 use plumb::models::Placement;
 use plumb::monitor::Silent;
 use plumb::nn::weights::DigestMemo;
-use plumb::preview;
+use plumb::sample::previews;
 use plumb::sample::sample_from;
 use plumb::store::Store;
-use plumb::train::PairSource;
 
 use crate::tiny_world::close;
 use crate::world::{World, tiny_sd3};
@@ -69,14 +69,14 @@ impl Kind {
         let (world, (golden, captions)) = (self.world(), self.golden());
         let experiment = Experiment::open(&world.path("exp.toml")).expect("valid");
         let mut memo = DigestMemo::open(&world.path("memo.json"));
-        let base = Base::open(&experiment, &mut memo).expect("the bundled model");
+        let base = BaseModel::open(&experiment, &mut memo).expect("the bundled model");
         let store = Store::open_or_create(&world.path("store")).expect("a store");
-        let options = EmbedOptions {
+        let options = EncodeOptions {
             device: Device::Cpu,
             resident_limit_bytes: u64::MAX,
         };
         encode_captions(&base, &store, &captions, &options, &Silent).expect("encoded");
-        let source = PairSource::open(&base, &store).expect("a store");
+        let source = Source::open(&base, &store).expect("a store");
         let said: Vec<Conditioning> = captions.iter().map(|c| conditioning(&source, c)).collect();
         for (n, said) in said.iter().enumerate() {
             let theirs = golden["context"].get(n).expect("a row");
@@ -104,7 +104,8 @@ impl Kind {
             .family
             .load(&base.components, &placement)
             .expect("the denoiser");
-        let options = preview::options(&experiment, &base);
+        let settings = experiment.settings(base.flavor).expect("settings");
+        let options = previews::options(&settings.sample, &base);
         let latents = sample_from(
             denoiser.as_ref(),
             &Bound::none(),
@@ -118,7 +119,7 @@ impl Kind {
         close("latents", &latents, &golden["latents"], 1e-3);
         let decoder = base.vae.load_decoder(&Device::Cpu).expect("the VAE");
         let latents = source
-            .space()
+            .space
             .denormalize(&golden["latents"])
             .expect("latents");
         let pixels = decoder.decode(&latents).expect("a picture");
@@ -126,17 +127,17 @@ impl Kind {
     }
 }
 
-fn conditioning(source: &PairSource<'_>, caption: &str) -> Conditioning {
+fn conditioning(source: &Source<'_>, caption: &str) -> Conditioning {
     let outputs = source.outputs(caption).expect("encoded");
-    assemble(source.recipe(), &outputs, source.context_width()).expect("assembled")
+    assemble(source.recipe, &outputs, source.context_width).expect("assembled")
 }
 
 /// What stands for no caption.
-fn without_caption(source: &PairSource<'_>) -> Conditioning {
+fn without_caption(source: &Source<'_>) -> Conditioning {
     let empty = source.outputs("").expect("encoded");
     let all: BTreeSet<&str> = empty.keys().map(String::as_str).collect();
-    let dropped = drop_caption(source.recipe(), &empty, Some(&empty), &all).expect("outputs");
-    assemble(source.recipe(), &dropped, source.context_width()).expect("assembled")
+    let dropped = drop_caption(source.recipe, &empty, Some(&empty), &all).expect("outputs");
+    assemble(source.recipe, &dropped, source.context_width).expect("assembled")
 }
 
 #[test]

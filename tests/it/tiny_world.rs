@@ -5,10 +5,11 @@ use std::collections::HashMap;
 
 use candle_core::{DType, Device, Tensor};
 use plumb::autograd::{Tape, Value};
-use plumb::base::Base;
-use plumb::conditioning::{Conditioning, assemble};
+use plumb::base_model::BaseModel;
+use plumb::cache::Source;
+use plumb::cache::{Conditioning, assemble};
 use plumb::diffusion::Spacing;
-use plumb::embed::{EmbedOptions, encode_captions, tokenize};
+use plumb::encode::{EncodeOptions, encode_captions, tokenize};
 use plumb::experiment::Experiment;
 use plumb::lora::Bound;
 use plumb::models::{ConditioningTensors, Placement};
@@ -16,7 +17,6 @@ use plumb::monitor::Silent;
 use plumb::nn::weights::DigestMemo;
 use plumb::sample::{SampleOptions, sample_from};
 use plumb::store::Store;
-use plumb::train::PairSource;
 
 use crate::world::World;
 
@@ -55,15 +55,15 @@ pub(crate) fn close(what: &str, ours: &Tensor, theirs: &Tensor, limit: f32) {
     );
 }
 
-fn conditioning(world: &World, base: &Base) -> Vec<Conditioning> {
+fn conditioning(world: &World, base: &BaseModel) -> Vec<Conditioning> {
     let store = Store::open_or_create(&world.path("store")).expect("a store");
     let captions: Vec<String> = CAPTIONS.map(str::to_owned).into();
-    let options = EmbedOptions {
+    let options = EncodeOptions {
         device: Device::Cpu,
         resident_limit_bytes: u64::MAX,
     };
     encode_captions(base, &store, &captions, &options, &Silent).expect("encoded");
-    let source = PairSource::open(base, &store).expect("a store");
+    let source = Source::open(base, &store).expect("a store");
     let golden = golden();
     let outputs = captions
         .iter()
@@ -84,14 +84,14 @@ fn conditioning(world: &World, base: &Base) -> Vec<Conditioning> {
                     close(slot, pooled, &row("pooled"), 1e-5);
                 }
             }
-            assemble(source.recipe(), &outputs, source.context_width()).expect("assembled")
+            assemble(source.recipe, &outputs, source.context_width).expect("assembled")
         })
         .collect()
 }
 
-fn open(world: &World) -> Base {
+fn open(world: &World) -> BaseModel {
     let experiment = Experiment::open(&world.path("exp.toml")).expect("valid");
-    Base::open(&experiment, &mut DigestMemo::open(&world.path("memo.json")))
+    BaseModel::open(&experiment, &mut DigestMemo::open(&world.path("memo.json")))
         .expect("the bundled model")
 }
 

@@ -49,7 +49,7 @@ fn network(checkpointed: bool) -> impl Fn(&Tape, &[Value]) -> Result<Vec<Value>>
     }
 }
 
-/// On a card, what a block is given waits on the host.
+/// On a GPU, what a block is given waits on the host.
 #[test]
 fn a_checkpoint_that_waits_on_the_host_changes_no_gradient() {
     for place in elsewhere() {

@@ -4,20 +4,20 @@ use std::path::{Path, PathBuf};
 
 use image::RgbImage;
 use include_dir::{Dir, include_dir};
-use plumb::base::{self, Base};
-use plumb::experiment::Experiment;
+use plumb::base_model::{self, BaseModel};
+use plumb::cache::Source;
+use plumb::encode;
+use plumb::experiment::{Experiment, SampleSettings};
 use plumb::lora;
 use plumb::models::Denoiser;
 use plumb::monitor::Monitor as _;
-use plumb::preview;
 use plumb::sample::sheet::{Row, contact_sheet};
+use plumb::sample::{self, previews};
 use plumb::store::{self, Store};
-use plumb::train::{self, Error, PairSource, TrainOptions};
+use plumb::train::{self, Error, TrainOptions};
 use serde::Serialize;
 
 use crate::CommandResult;
-use crate::encode;
-use crate::sample::{bind, open_lora};
 use crate::ui::{Failure, Ui};
 use crate::world::{self, DeviceArgs, Place};
 
@@ -118,13 +118,15 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> CommandResult {
     let told = |text: &str| ui.note(text);
 
     told("1. encode: captions and pictures into the store, each once");
-    let encoded = encode::encode(&experiment, None, &place, ui)?;
-    told(&indent(&encode::describe(&encoded)));
+    let (encode_options, mut memo) = (world::encode_options(&place), world::digest_memo());
+    let encoded = encode::run(&experiment, None, &encode_options, &mut memo, ui)
+        .map_err(crate::encode::failure)?;
+    told(&indent(&crate::encode::describe(&encoded)));
 
     told("\n2. train: a LoRA from the store");
     let options = options(&experiment, &place);
-    let trained = train::run(&experiment, &options, &mut world::digest_memo(), ui)
-        .map_err(crate::train::failure)?;
+    let trained =
+        train::run(&experiment, &options, &mut memo, ui).map_err(crate::train::failure)?;
     told(&indent(&crate::train::describe(&trained)));
     let lora = trained
         .lora
@@ -159,7 +161,7 @@ fn options(experiment: &Experiment, place: &Place) -> TrainOptions {
         dump_step: None,
         stop_after: None,
         clock: world::now_seconds,
-        placement: base::placement(experiment, &place.device),
+        placement: base_model::placement(experiment, &place.device),
         memory_bytes: place.memory_bytes,
     }
 }
@@ -194,20 +196,22 @@ fn before_and_after(
     place: &Place,
     ui: &Ui,
 ) -> Result<(), Failure> {
-    let base = Base::open(experiment, &mut world::digest_memo()).map_err(Failure::error)?;
+    let base = BaseModel::open(experiment, &mut world::digest_memo()).map_err(Failure::error)?;
+    let settings = experiment.settings(base.flavor).map_err(Failure::error)?;
+    let settings = &settings.sample;
     let store = Store::open(&experiment.store_path()).map_err(Failure::error)?;
-    let source = PairSource::open(&base, &store).map_err(Failure::error)?;
+    let source = Source::open(&base, &store).map_err(Failure::error)?;
     let denoiser = base
         .family
         .load(
             &base.components,
-            &base::placement(experiment, &place.device),
+            &base_model::placement(experiment, &place.device),
         )
         .map_err(Failure::error)?;
-    let adapters = open_lora(lora, &base, ui)?;
-    let steps = preview::options(experiment, &base).steps * experiment.raw.sample.prompts.len();
+    let adapters = sample::open_lora(lora, &base, ui).map_err(Failure::error)?;
+    let steps = settings.steps * settings.prompts.len();
     ui.start("sampling", Some(2 * steps as u64));
-    let sample = |adapters| sample(experiment, &base, &source, denoiser.as_ref(), adapters, ui);
+    let sample = |adapters| pictures(settings, &base, &source, denoiser.as_ref(), adapters, ui);
     let (before, after) = (sample(None)?, sample(Some(&adapters))?);
     ui.finish();
     let examples = examples(experiment)?;
@@ -226,35 +230,34 @@ fn before_and_after(
         &["before", "after"],
         &rows,
     );
-    let png = preview::png(&picture).map_err(Failure::error)?;
+    let png = previews::png(&picture).map_err(Failure::error)?;
     store::write_file(sheet, &[&png]).map_err(Failure::error)
 }
 
 type Pictures = Vec<(String, RgbImage)>;
 
-fn sample(
-    experiment: &Experiment,
-    base: &Base,
-    source: &PairSource<'_>,
+fn pictures(
+    settings: &SampleSettings,
+    base: &BaseModel,
+    source: &Source<'_>,
     denoiser: &dyn Denoiser,
     adapters: Option<&lora::AdapterSet>,
     ui: &Ui,
 ) -> Result<Pictures, Failure> {
-    let bound = bind(adapters, denoiser)?;
-    preview::pictures(experiment, base, source, denoiser, &bound, &|| {
-        ui.advance(1);
-    })
-    .map_err(Failure::error)
+    let bound = sample::bind(adapters, denoiser).map_err(Failure::error)?;
+    let advance = || ui.advance(1);
+    previews::pictures(settings, base, source, denoiser, &bound, &advance).map_err(Failure::error)
 }
 
 /// The first two pictures of the training set.
 fn examples(experiment: &Experiment) -> Result<Vec<RgbImage>, Failure> {
-    let Some(set) = experiment.raw.dataset.first() else {
+    let sets = experiment.datasets();
+    let Some(set) = sets.first() else {
         return Ok(Vec::new());
     };
-    let folder = experiment.path(&set.path);
+    let folder = &set.path;
     let fail = |e: std::io::Error| Failure::error(format!("{}: {e}", folder.display()));
-    let entries = std::fs::read_dir(&folder).map_err(fail)?;
+    let entries = std::fs::read_dir(folder).map_err(fail)?;
     let mut files: Vec<PathBuf> = entries.filter_map(|e| e.ok().map(|e| e.path())).collect();
     files.retain(|p| p.extension().is_some_and(|e| e == "png"));
     files.sort();

@@ -3,14 +3,14 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use plumb::base::Base;
+use plumb::base_model::BaseModel;
+use plumb::convert::provenance::{self, Provenance};
 use plumb::convert::{self, Converted};
 use plumb::experiment::Experiment;
 use plumb::inspect::{self, TokenReport};
 use plumb::lora::formats::Module;
 use plumb::recipe::Diff;
 use plumb::store::Store;
-use plumb::train::provenance::{self, Provenance};
 use serde::Serialize;
 
 use crate::CommandResult;
@@ -83,7 +83,7 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> CommandResult {
         } => {
             let (experiment, base) = open(experiment, ui)?;
             let store = open_store(&experiment)?;
-            let options = world::embed_options(&Place::cpu());
+            let options = world::encode_options(&Place::cpu());
             let shapes = inspect::conditioning(&base, &store, caption, &options, out, ui)
                 .map_err(Failure::error)?;
             ui.report(&shapes, &format!("{}\n{}", table(&shapes), out.display()))
@@ -117,9 +117,10 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> CommandResult {
     }
 }
 
-fn open(experiment: &Path, ui: &Ui) -> Result<(Experiment, Base), Failure> {
+fn open(experiment: &Path, ui: &Ui) -> Result<(Experiment, BaseModel), Failure> {
     let experiment = world::open_experiment(experiment, ui)?;
-    let base = Base::open(&experiment, &mut world::digest_memo()).map_err(world::base_failure)?;
+    let base =
+        BaseModel::open(&experiment, &mut world::digest_memo()).map_err(world::base_failure)?;
     Ok((experiment, base))
 }
 

@@ -3,9 +3,9 @@
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
-use plumb::model_check::{self, ADAPTER_RANK, Kind, Memory, Part, Report, Use};
+use plumb::inspect::model::{self, ADAPTER_RANK, Kind, Memory, Part, Report, Use};
 use plumb::monitor::Monitor as _;
-use plumb::plan::Machine;
+use plumb::train::plan::Machine;
 
 use crate::CommandResult;
 use crate::ui::{Failure, Ui};
@@ -35,7 +35,7 @@ enum Command {
 pub(crate) fn run(args: &Args, ui: &Ui) -> CommandResult {
     let Command::Check { path } = &args.command;
     let path = world::local(path, ui)?;
-    let report = model_check::check(&path).map_err(Failure::error)?;
+    let report = model::check(&path).map_err(Failure::error)?;
     ui.report(&report, &describe(&report))?;
     for problem in report.problems.iter().take(MAX_PROBLEMS) {
         ui.problem(problem);
@@ -160,17 +160,17 @@ fn memory(memory: &Memory) -> String {
         let label = if n == 0 { "train" } else { "" };
         let machine = match train.machine {
             Machine::Cpu => "a processor",
-            Machine::Card => "a card",
+            Machine::Gpu => "a GPU",
         };
         let _ = writeln!(
             text,
-            "{label:10}{} on {machine} in {} at {side} x {side} px, or {} with every block computed twice",
-            bytes(train.once.total()),
+            "{label:10}{} on {machine} in {} at {side} x {side} px, or {} with gradient checkpointing",
+            bytes(train.stored.total()),
             train.dtype,
-            bytes(train.twice.total()),
+            bytes(train.checkpointed.total()),
             side = train.resolution_px,
         );
-        let _ = writeln!(text, "          ({})", train.twice);
+        let _ = writeln!(text, "          ({})", train.checkpointed);
     }
     if !memory.train.is_empty() {
         let _ = writeln!(

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use plumb::base;
+use plumb::base_model;
 use plumb::train::{self, Error, TrainOptions, TrainReport};
 
 use crate::CommandResult;
@@ -44,7 +44,7 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> CommandResult {
         dump_step: dump_step(args.dump_step.as_deref())?,
         stop_after: args.stop_after,
         clock: world::now_seconds,
-        placement: base::placement(&experiment, &place.device),
+        placement: base_model::placement(&experiment, &place.device),
         memory_bytes: place.memory_bytes,
     };
     let report =
@@ -57,7 +57,7 @@ pub(crate) fn failure(error: Error) -> Failure {
     match error {
         Error::Refused(refusal) => Failure::refused(refusal),
         Error::Base(error) => world::base_failure(error),
-        Error::Experiment { .. } => Failure::usage(error),
+        Error::Experiment { .. } | Error::Settings(_) => Failure::usage(error),
         other => Failure::error(other),
     }
 }

@@ -4,14 +4,15 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use candle_core::Device;
-use plumb::base;
+use plumb::base_model;
+use plumb::base_model::hub::{self, Address};
 use plumb::device::{self, Choice};
-use plumb::embed::EmbedOptions;
+use plumb::encode::EncodeOptions;
 use plumb::experiment::Experiment;
-use plumb::hub::{self, Address};
 use plumb::monitor::Monitor;
 use plumb::nn;
 use plumb::nn::weights::DigestMemo;
+use sysinfo::{MemoryRefreshKind, RefreshKind, System};
 
 use crate::ui::{Failure, Ui};
 
@@ -70,11 +71,11 @@ fn hub_options() -> hub::Options {
 }
 
 /// A recipe or deviation that cannot be is the Experiment's fault, with exit status 2; the rest is the model's.
-pub(crate) fn base_failure(error: base::Error) -> Failure {
+pub(crate) fn base_failure(error: base_model::Error) -> Failure {
     match error {
-        base::Error::Recipe(_) | base::Error::Missing { .. } | base::Error::Experiment(_) => {
-            Failure::usage(error)
-        }
+        base_model::Error::Recipe(_)
+        | base_model::Error::Missing { .. }
+        | base_model::Error::Experiment(_) => Failure::usage(error),
         other => Failure::error(other),
     }
 }
@@ -85,31 +86,26 @@ pub(crate) fn digest_memo() -> DigestMemo {
 }
 
 fn cache_folder() -> PathBuf {
-    let named = |name: &str| {
-        std::env::var_os(name)
-            .filter(|v| !v.is_empty())
-            .map(PathBuf::from)
-    };
-    named("XDG_CACHE_HOME")
-        .or_else(|| named("LOCALAPPDATA"))
-        .or_else(|| std::env::home_dir().map(|home| home.join(".cache")))
-        .unwrap_or_else(std::env::temp_dir)
-        .join("plumb")
+    let caches = dirs::cache_dir().unwrap_or_else(std::env::temp_dir);
+    caches.join("plumb")
 }
 
 /// Where networks are computed.
 #[derive(clap::Args)]
 pub(crate) struct DeviceArgs {
-    /// What computes: `cpu`, `cuda`, `cuda:N` (a card by its number), or `auto`, the first card that is there.
+    /// What computes: `cpu`, `cuda`, `cuda:N` (a GPU by its number), or `auto`, the first GPU that is there.
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     device: String,
     /// Use at most this much memory there, in GB; the default is what is free.
     #[arg(long, value_name = "GB")]
     memory: Option<f64>,
-    /// On a card, compute by plumb's own kernels: fused, and attention without a matrix of scores. They agree with the CPU on an
-    /// emulated card, but no figure of a real one is known yet.
+    /// On a GPU, compute by plumb's own kernels: fused, and attention without a matrix of scores. They agree with the CPU on an
+    /// emulated GPU, but no figure of a real one is known yet.
     #[arg(long)]
     own_kernels: bool,
+    /// With own kernels, compute attention by NVIDIA's cuDNN 9 where it is installed. No GPU has run this yet.
+    #[arg(long, requires = "own_kernels")]
+    cudnn: bool,
 }
 
 /// What computes, and the memory that it may use.
@@ -138,11 +134,14 @@ impl DeviceArgs {
         }
         if self.own_kernels {
             if opened.device.is_cpu() {
-                let why = "--own-kernels: they are for cards, and this computes on the CPU";
+                let why = "--own-kernels: they are for GPUs, and this computes on the CPU";
                 return Err(Failure::usage(why));
             }
             device::find_compiler(&cuda_folders()).map_err(Failure::error)?;
             nn::own_kernels(&opened.device).map_err(Failure::error)?;
+        }
+        if self.cudnn {
+            nn::cudnn_attention(&opened.device, &cuda_folders()).map_err(Failure::error)?;
         }
         let free = opened.memory.map(|(_, free)| free);
         let free = free.unwrap_or_else(available_memory_bytes);
@@ -197,21 +196,25 @@ fn cuda_folders() -> Vec<PathBuf> {
 }
 
 /// Encoders that fill most of the memory are read layer by layer.
-pub(crate) fn embed_options(place: &Place) -> EmbedOptions {
-    EmbedOptions {
+pub(crate) fn encode_options(place: &Place) -> EncodeOptions {
+    EncodeOptions {
         device: place.device.clone(),
         resident_limit_bytes: place.memory_bytes / 10 * 7,
     }
 }
 
+/// What programs may take of the machine's memory, or of what a container lets them have.
 fn available_memory_bytes() -> u64 {
     const UNKNOWN: u64 = 8 << 30;
-    let Ok(text) = std::fs::read_to_string("/proc/meminfo") else {
-        return UNKNOWN;
+    let system = System::new_with_specifics(
+        RefreshKind::nothing().with_memory(MemoryRefreshKind::nothing().with_ram()),
+    );
+    let free = match system.available_memory() {
+        0 => UNKNOWN,
+        bytes => bytes,
     };
-    let line = text.lines().find_map(|l| l.strip_prefix("MemAvailable:"));
-    let kib = line.and_then(|l| l.trim().trim_end_matches("kB").trim().parse::<u64>().ok());
-    kib.map_or(UNKNOWN, |k| k << 10)
+    let limit = system.cgroup_limits().map(|limits| limits.free_memory);
+    limit.map_or(free, |limit| free.min(limit))
 }
 
 /// The time.

@@ -82,8 +82,7 @@ pub struct Train {
     /// pictures. For SD1.5 and SDXL.
     #[serde(default)]
     pub noise_offset: f64,
-    /// Whether blocks are computed twice to save memory: all, or none. The default is as many as the memory asks for. It
-    /// changes no number.
+    /// Gradient checkpointing: on all blocks, or none. The default is on as many as the memory asks for. It changes no number.
     pub gradient_checkpointing: Option<bool>,
     /// What the base model computes in, `f32` or `bf16`; the adapters, their gradients and the loss are f32 anyway. The
     /// default is f32 on a CPU and bf16 on a GPU.
@@ -104,27 +103,6 @@ pub struct Train {
     /// Preview pictures every so many steps; 0: never.
     #[serde(default)]
     pub sample_every: u64,
-}
-
-impl Train {
-    /// What changes the trained numbers, as JSON: no paths, names, or reporting.
-    pub(in crate::experiment) fn effective(&self) -> serde_json::Value {
-        let mut value = serde_json::to_value(self).unwrap_or_default();
-        if let Some(map) = value.as_object_mut() {
-            for reporting in [
-                "output",
-                "name",
-                "checkpoint_every",
-                "keep_checkpoints",
-                "validate_every",
-                "sample_every",
-                "gradient_checkpointing",
-            ] {
-                map.remove(reporting);
-            }
-        }
-        value
-    }
 }
 
 /// What the learning rate does after warm-up.

@@ -13,6 +13,7 @@ mod architecture;
 mod block;
 mod embed;
 mod flux;
+mod lora_names;
 mod names;
 
 use std::path::Path;
@@ -26,6 +27,7 @@ use super::{
     StepShape,
 };
 use crate::diffusion::{Prediction, Process, Sampler, Shift, ShiftRule, Spacing};
+use crate::lora::formats::Naming;
 use crate::lora::{LinearShape, Preset};
 
 /// The family.
@@ -121,6 +123,10 @@ const LAYOUT: Layout = Layout {
 impl Family for Flux1 {
     fn name(&self) -> &'static str {
         LAYOUT.family
+    }
+
+    fn naming(&self) -> Naming {
+        lora_names::naming()
     }
 
     fn flavors(&self) -> &'static [Flavor] {

@@ -11,6 +11,7 @@ mod activations;
 mod architecture;
 mod block;
 mod embed;
+mod lora_names;
 mod mmdit;
 mod names;
 
@@ -26,6 +27,7 @@ use super::{
     StepShape,
 };
 use crate::diffusion::{Prediction, Process, Sampler, Shift, Spacing};
+use crate::lora::formats::Naming;
 use crate::lora::{LinearShape, Preset};
 
 /// The family.
@@ -147,6 +149,10 @@ const LAYOUT: Layout = Layout {
 impl Family for Sd3 {
     fn name(&self) -> &'static str {
         LAYOUT.family
+    }
+
+    fn naming(&self) -> Naming {
+        lora_names::naming()
     }
 
     fn flavors(&self) -> &'static [Flavor] {

@@ -10,6 +10,7 @@
 mod activations;
 mod architecture;
 mod layers;
+mod lora_names;
 mod names;
 mod network;
 
@@ -25,6 +26,7 @@ use super::{
     StepShape,
 };
 use crate::diffusion::{Prediction, Process, Sampler, Shift, Spacing};
+use crate::lora::formats::Naming;
 use crate::lora::{LinearShape, Preset};
 
 /// A family of UNets.
@@ -37,6 +39,7 @@ pub struct UNetFamily {
     unshaped: Unshaped,
     /// Whether it is told the pooled vector and sizes.
     told_sizes: bool,
+    naming: fn() -> Naming,
     layout: Layout,
 }
 
@@ -84,6 +87,7 @@ pub const SDXL: UNetFamily = UNetFamily {
         size_channels: 256,
     },
     told_sizes: true,
+    naming: lora_names::sdxl,
     layout: Layout {
         family: "sdxl",
         denoiser: DENOISER,
@@ -143,6 +147,7 @@ pub const SD1: UNetFamily = UNetFamily {
         size_channels: 256,
     },
     told_sizes: false,
+    naming: lora_names::sd1,
     layout: Layout {
         family: "sd1",
         denoiser: DENOISER,
@@ -217,6 +222,10 @@ impl UNetFamily {
 impl Family for UNetFamily {
     fn name(&self) -> &'static str {
         self.layout.family
+    }
+
+    fn naming(&self) -> Naming {
+        (self.naming)()
     }
 
     fn flavors(&self) -> &'static [Flavor] {

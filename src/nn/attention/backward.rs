@@ -36,13 +36,13 @@ pub(crate) fn joint_attention_backward(
         .map(|(g, n)| heads(g, n))
         .collect::<Result<_>>()?;
     #[cfg(feature = "cuda")]
-    if let Some(kept) = &kept.by_card
+    if let Some(kept) = &kept.by_cuda
         && bias.is_none()
-        && *mask == AttentionMask::None
-        && let Some(kernels) = crate::nn::card::serving(&parts.q[0])
+        && (*mask == AttentionMask::None || kept.serves_counts())
+        && let Some(kernels) = crate::nn::cuda::serving(&parts.q[0])
     {
         let given = (parts, &gradients[..]);
-        return crate::nn::card::attention::backward(&kernels, &extents, given, scale, kept);
+        return crate::nn::cuda::attention::backward(&kernels, &extents, given, scale, kept);
     }
     #[cfg(not(feature = "cuda"))]
     let _ = kept;

@@ -13,9 +13,9 @@ use candle_core::{Result, Tensor, bail};
 
 pub(crate) use backward::joint_attention_backward;
 
-#[cfg(feature = "cuda")]
-use super::card::attention as card;
 use super::cpu::by_kernel;
+#[cfg(feature = "cuda")]
+use super::cuda::attention as cuda;
 
 /// Which keys a query may see.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -62,11 +62,11 @@ pub(crate) struct Parts {
     pub(crate) v: Vec<Tensor>,
 }
 
-/// What backward takes from forward, beside the inputs: nothing, but for our kernels on cards.
+/// What backward takes from forward, beside the inputs: nothing, but for our kernels on GPUs.
 #[derive(Clone, Default)]
 pub(crate) struct Kept {
     #[cfg(feature = "cuda")]
-    by_card: Option<card::Kept>,
+    by_cuda: Option<cuda::Kept>,
 }
 
 /// `attention` over the parts put together; a result `[B, N, H * E]` for each part of the queries. Bias and
@@ -83,10 +83,10 @@ pub(crate) fn joint_attention(
     by_kernel!(
         &parts.q[0],
         T => kernel::forward::<T>(&extents, parts, scale, bias, mask).map(nothing),
-        card k => match card::serves(&extents, parts) {
+        cuda k => match cuda::serves(&extents, parts) {
             true => {
-                let (outs, kept) = card::forward(k, &extents, parts, scale, bias, mask)?;
-                Ok((outs, Kept { by_card: Some(kept) }))
+                let (outs, kept) = cuda::forward(k, &extents, parts, scale, bias, mask)?;
+                Ok((outs, Kept { by_cuda: Some(kept) }))
             }
             false => composed::forward(&extents, parts, scale, bias, mask).map(nothing),
         },

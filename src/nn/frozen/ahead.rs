@@ -11,7 +11,7 @@ use std::thread;
 use candle_core::{Error, Result, Tensor};
 
 #[cfg(feature = "cuda")]
-use crate::nn::card;
+use crate::nn::cuda;
 use crate::nn::weights::Weights;
 
 /// Matrices that are read ahead, at most.
@@ -48,7 +48,7 @@ impl InFile {
 enum Coming {
     Here(Tensor),
     #[cfg(feature = "cuda")]
-    Copied(card::upload::Coming),
+    Copied(cuda::upload::Coming),
 }
 
 impl Coming {
@@ -66,14 +66,14 @@ impl Coming {
 struct Way {
     /// Looked for at the first matrix; None inside where there is none.
     #[cfg(feature = "cuda")]
-    uploads: Option<Option<card::upload::Uploads>>,
+    uploads: Option<Option<cuda::upload::Uploads>>,
 }
 
 impl Way {
     #[cfg(feature = "cuda")]
-    fn to(&mut self, device: &candle_core::Device) -> Result<Option<&mut card::upload::Uploads>> {
+    fn to(&mut self, device: &candle_core::Device) -> Result<Option<&mut cuda::upload::Uploads>> {
         if self.uploads.is_none() {
-            self.uploads = Some(card::upload::Uploads::to(device)?);
+            self.uploads = Some(cuda::upload::Uploads::to(device)?);
         }
         Ok(self.uploads.as_mut().and_then(Option::as_mut))
     }

@@ -7,9 +7,9 @@ mod kernel;
 
 use candle_core::{Result, Tensor, bail};
 
-#[cfg(feature = "cuda")]
-use super::card::rows;
 use super::cpu::{self, by_kernel};
+#[cfg(feature = "cuda")]
+use super::cuda::rows;
 
 /// `(x - mean) / sqrt(var + eps) * weight + bias` over the last dimension of `x` `[.., n]`, with `weight` and
 /// `bias` `[n]` (Ba, Kiros, Hinton 2016).
@@ -53,7 +53,7 @@ pub fn modulate(x: &Tensor, scale: &Tensor, shift: &Tensor, eps: f64) -> Result<
             }
             kernel::forward::<T>(Statistic::Deviation, x, &gain, &elements_of::<T>(shift)?, eps)
         },
-        card k => rows::norm(k, Statistic::Deviation, x, (Some(scale), 1.0), Some(shift), eps),
+        cuda k => rows::norm(k, Statistic::Deviation, x, (Some(scale), 1.0), Some(shift), eps),
         composed::modulate(x, scale, shift, eps)
     )
 }
@@ -68,7 +68,7 @@ pub fn gated_residual(x: &Tensor, gate: &Tensor, y: &Tensor) -> Result<Tensor> {
     by_kernel!(
         x,
         T => kernel::gated::<T>(Some(x), &elements_of::<T>(gate)?, y),
-        card k => rows::gated(k, Some(x), gate, y),
+        cuda k => rows::gated(k, Some(x), gate, y),
         x + y.broadcast_mul(&composed::per_row(gate, y)?)?
     )
 }
@@ -97,7 +97,7 @@ fn norm(
             let bias = bias.map(elements_of::<T>).transpose()?.unwrap_or_default();
             kernel::forward::<T>(statistic, x, &gain, &bias, eps)
         },
-        card k => rows::norm(k, statistic, x, (weight, 0.0), bias, eps),
+        cuda k => rows::norm(k, statistic, x, (weight, 0.0), bias, eps),
         composed::norm(statistic, x, weight, bias, eps)
     )
 }
@@ -116,7 +116,7 @@ pub(crate) fn norm_backward(
             let gain = weight.map(elements_of::<T>).transpose()?.unwrap_or_default();
             kernel::backward::<T>(statistic, x, &gain, eps, gradient)
         },
-        card k => rows::norm_backward(k, statistic, x, (weight, 0.0), eps, &gradient),
+        cuda k => rows::norm_backward(k, statistic, x, (weight, 0.0), eps, &gradient),
         {
             let gradient = match weight {
                 Some(weight) => gradient.broadcast_mul(weight)?,
@@ -143,7 +143,7 @@ pub(crate) fn modulate_backward(
             }
             kernel::backward::<T>(Statistic::Deviation, x, &gain, eps, gradient)
         },
-        card k => rows::norm_backward(k, Statistic::Deviation, x, (Some(scale), 1.0), eps, &gradient),
+        cuda k => rows::norm_backward(k, Statistic::Deviation, x, (Some(scale), 1.0), eps, &gradient),
         {
             let gain = composed::per_row(&(scale + 1.0)?, x)?;
             composed::backward(Statistic::Deviation, x, eps, &gradient.broadcast_mul(&gain)?)
@@ -172,7 +172,7 @@ pub(crate) fn gated_backward(gate: &Tensor, gradient: &Tensor) -> Result<Tensor>
     by_kernel!(
         gradient,
         T => kernel::gated::<T>(None, &elements_of::<T>(gate)?, gradient),
-        card k => rows::gated(k, None, gate, gradient),
+        cuda k => rows::gated(k, None, gate, gradient),
         gradient.broadcast_mul(&composed::per_row(gate, gradient)?)
     )
 }

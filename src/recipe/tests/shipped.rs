@@ -2,7 +2,7 @@
 
 use expect_test::{Expect, expect};
 
-use super::super::data::{self, FILES, File, Status};
+use super::super::data::{self, File, Status, files};
 use super::super::explain::{self, Subject};
 use super::super::{Diff, Error, REFERENCE, RecipeName, list};
 use super::{deviated, json, shipped, spec_of};
@@ -40,7 +40,7 @@ fn every_recipe_file_is_embedded_and_every_recipe_resolves() {
             on_disk.push(path.to_string_lossy().replace('\\', "/"));
         }
     }
-    let mut embedded: Vec<&str> = FILES.iter().map(|f| f.path).collect();
+    let mut embedded: Vec<String> = files().into_iter().map(|f| f.path).collect();
     embedded.sort_unstable();
     on_disk.sort_unstable();
     assert_eq!(on_disk, embedded);
@@ -56,13 +56,13 @@ fn every_recipe_file_is_embedded_and_every_recipe_resolves() {
             spec_of(&recipe, &encoder.slot);
         }
         let file = format!("configs/recipes/{}/{}.toml", name.family, name.variant);
-        assert!(FILES.iter().any(|f| f.path == file), "{file}");
+        assert!(files().iter().any(|f| f.path == file), "{file}");
     }
 }
 
 #[test]
 fn every_field_names_a_source_that_the_file_explains() {
-    for variant in data::variants(FILES).expect("the shipped files") {
+    for variant in data::variants(&files()).expect("the shipped files") {
         let of_flavors = variant.by_flavor.values().flatten();
         for (path, field) in variant.fields.iter().chain(of_flavors) {
             assert!(field.source.len() > 4, "{path}: {}", field.source);
@@ -363,12 +363,12 @@ fn a_wrong_data_file_is_named() {
     let wrong = |text: &'static str| {
         let files = [
             File {
-                path: "reference.toml",
+                path: "reference.toml".to_owned(),
                 text: "family = 'x'\nvariant = 'reference'\ntitle = ''\nflavors = ['y']\n\
                        [assembly]\nmask = { value = 'none', source = 'here', status = 'read' }",
             },
             File {
-                path: "other.toml",
+                path: "other.toml".to_owned(),
                 text,
             },
         ];

@@ -156,10 +156,7 @@ fn check_counts(tokens: &Tokens, rules: &TokenRules, tokenizer: &Tokenizer) {
         "{tokens:?}"
     );
     assert_eq!(ids[count - 1], tokenizer.eos_id(), "{tokens:?}");
-    assert!(
-        tokenizer.bos_id().is_none_or(|bos| ids[0] == bos),
-        "{tokens:?}"
-    );
+    assert!(tokenizer.bos.is_none_or(|bos| ids[0] == bos), "{tokens:?}");
     assert!(
         ids[*count..].iter().all(|id| *id == rules.pad_id),
         "{tokens:?}"

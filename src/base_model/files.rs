@@ -1,0 +1,213 @@
+//! Where a base model's parts lie: where the Experiment says, else where the model has them. What is in neither
+//! place is told all at once, as the lines to write.
+
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use super::Error;
+use crate::experiment::FileMap;
+use crate::models::{Component, Components};
+use crate::recipe::rules::{Absent, Network};
+use crate::recipe::spec::{Architecture, Dtype};
+use crate::recipe::{self, EncoderRecipe, Recipe, architecture};
+
+const VAE: &str = "vae";
+
+/// A line that is wanted under `[model.files]`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Need {
+    /// Its key.
+    pub key: String,
+    /// What to name there.
+    pub what: &'static str,
+    /// Whether the recipe does without: it then has a rule for the encoder's rows.
+    pub optional: bool,
+}
+
+/// What a recipe needs and neither the model nor the file map has.
+pub fn needs(recipe: &Recipe, components: &Components, map: &FileMap) -> Vec<Need> {
+    let mut list = Vec::new();
+    let mut need = |key: String, what, optional| {
+        list.push(Need {
+            key,
+            what,
+            optional,
+        });
+    };
+    for encoder in recipe.encoders() {
+        let slot = &encoder.slot;
+        let there = components.parts.contains_key(encoder.component.as_str());
+        let there = there || map.weights(slot).is_some();
+        let optional = !there && matches!(encoder.rules.absent, Absent::ZeroRows(_));
+        if !there {
+            let what = match encoder.rules.network {
+                Network::ClipText => "CLIP weights, a safetensors file or folder",
+                Network::T5Encoder => "T5 weights, a safetensors or GGUF file or a folder",
+            };
+            need(slot.clone(), what, optional);
+        }
+        if tokenizer(encoder, recipe, components, map).is_none() {
+            let what = match encoder.rules.network {
+                Network::ClipText => "a folder with tokenizer.json, or vocab.json and merges.txt",
+                Network::T5Encoder => "a folder with tokenizer.json or spiece.model",
+            };
+            need(format!("{slot}_tokenizer"), what, optional);
+        }
+    }
+    if !components.parts.contains_key(VAE) && map.vae.is_none() {
+        need(
+            VAE.to_owned(),
+            "VAE weights, a safetensors file or folder",
+            false,
+        );
+    }
+    list
+}
+
+/// The tokenizer of an encoder: the one named, the model's own, or that of another encoder of its kind, whose
+/// vocabulary is the same (what CLIP-G pads with is the recipe's business, not the tokenizer's).
+fn tokenizer<'a>(
+    encoder: &'a EncoderRecipe,
+    recipe: &'a Recipe,
+    components: &'a Components,
+    map: &'a FileMap,
+) -> Option<&'a Path> {
+    let own = |encoder: &EncoderRecipe| {
+        let there = components
+            .tokenizers
+            .get(encoder.tokenizer_component.as_str());
+        map.tokenizer(&encoder.slot).or(there.map(PathBuf::as_path))
+    };
+    let is_kin = |other: &&EncoderRecipe| other.rules.network == encoder.rules.network;
+    let kin = || recipe.encoders().iter().filter(is_kin).find_map(own);
+    own(encoder).or_else(kin)
+}
+
+/// Finds parts.
+pub(super) struct Files<'a> {
+    /// The Experiment's file, for messages.
+    pub(super) experiment: &'a Path,
+    /// As the program sees the paths.
+    pub(super) map: FileMap,
+    /// What latents are stored in, if not in f32.
+    pub(super) stored: Option<Dtype>,
+    pub(super) components: &'a Components,
+    pub(super) recipe: &'a Recipe,
+}
+
+impl Files<'_> {
+    /// Checks that every part is named or there.
+    pub(super) fn check(&self) -> Result<(), Error> {
+        let lines: Vec<String> = needs(self.recipe, self.components, &self.map)
+            .iter()
+            .filter(|need| !need.optional)
+            .map(|need| format!("{} = \"...\" ({})", need.key, need.what))
+            .collect();
+        if lines.is_empty() {
+            return Ok(());
+        }
+        Err(self.missing(format!(
+            "{} does not have all that recipe {} needs; add under [model.files]: {}",
+            self.components.path.display(),
+            self.recipe.name(),
+            lines.join(", ")
+        )))
+    }
+
+    /// The part that the Experiment calls `slot` and a folder of diffusers `name`.
+    pub(super) fn component(&self, slot: &str, name: &str) -> Option<Component> {
+        let Some(path) = self.map.weights(slot) else {
+            return self.components.parts.get(name).cloned();
+        };
+        let weights = path.to_owned();
+        let beside = [
+            weights.join("config.json"),
+            weights.with_file_name("config.json"),
+        ];
+        let config = beside.into_iter().find(|p| p.is_file());
+        Some(Component {
+            weights,
+            prefix: String::new(),
+            config,
+        })
+    }
+
+    pub(super) fn vae(&self) -> Result<Component, Error> {
+        self.component(VAE, VAE)
+            .ok_or_else(|| self.missing("the model has no VAE; name one as `vae`".to_owned()))
+    }
+
+    /// The `config.json` of a part: the one named, else its own.
+    pub(super) fn config(&self, slot: &str, component: &Component) -> Option<PathBuf> {
+        let named = self.map.config(slot).map(Path::to_owned);
+        named.or_else(|| component.config.clone())
+    }
+
+    pub(super) fn architecture(
+        &self,
+        recipe: &EncoderRecipe,
+        component: &Component,
+    ) -> Result<Architecture, Error> {
+        match self.config(&recipe.slot, component) {
+            Some(config) => Ok(architecture::read(&config, recipe.rules.network)?),
+            None => recipe::published(&recipe.slot).ok_or_else(|| {
+                self.missing(format!(
+                    "`{0}` has no config.json; add {0}_config = \"...\" under [model.files]",
+                    recipe.slot
+                ))
+            }),
+        }
+    }
+
+    pub(super) fn tokenizer(&self, encoder: &EncoderRecipe) -> Result<PathBuf, Error> {
+        let found = tokenizer(encoder, self.recipe, self.components, &self.map);
+        found.map(Path::to_owned).ok_or_else(|| {
+            self.missing(format!(
+                "`{0}` has no tokenizer; add {0}_tokenizer = \"...\" under [model.files]",
+                encoder.slot
+            ))
+        })
+    }
+
+    fn missing(&self, what: String) -> Error {
+        Error::Missing {
+            file: self.experiment.to_owned(),
+            what,
+        }
+    }
+}
+
+impl FileMap {
+    fn weights(&self, slot: &str) -> Option<&Path> {
+        let path = match slot {
+            "clip_l" => &self.clip_l,
+            "clip_g" => &self.clip_g,
+            "t5" => &self.t5,
+            VAE => &self.vae,
+            _ => &None,
+        };
+        path.as_deref()
+    }
+
+    fn tokenizer(&self, slot: &str) -> Option<&Path> {
+        let path = match slot {
+            "clip_l" => &self.clip_l_tokenizer,
+            "clip_g" => &self.clip_g_tokenizer,
+            "t5" => &self.t5_tokenizer,
+            _ => &None,
+        };
+        path.as_deref()
+    }
+
+    fn config(&self, slot: &str) -> Option<&Path> {
+        let path = match slot {
+            "clip_l" => &self.clip_l_config,
+            "clip_g" => &self.clip_g_config,
+            "t5" => &self.t5_config,
+            VAE => &self.vae_config,
+            _ => &None,
+        };
+        path.as_deref()
+    }
+}

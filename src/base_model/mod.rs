@@ -1,0 +1,404 @@
+//! A base model as an Experiment names it: its files found, its recipe resolved, and the spec of each encoder
+//! and of the VAE computed. Nothing is loaded here but headers, configurations and tokenizers; weights are read
+//! once, for their digests, which the memo remembers.
+
+mod files;
+pub mod hub;
+
+use std::path::PathBuf;
+
+use candle_core::{DType, Device};
+
+use files::Files;
+pub use files::{Need, needs};
+
+use crate::device;
+use crate::diffusion::Process;
+use crate::digest::{Digest, Fingerprint};
+use crate::experiment::{self, Experiment, ModelSettings, PackedWeights};
+use crate::models::{self, Components, Family, Flavor, Keep, Placement};
+use crate::nn::Packing;
+use crate::nn::weights::{self, DigestMemo, Weights};
+use crate::recipe::latents::{
+    ConfigError, LATENT_SPEC_VERSION, LatentSpec, PictureRules, VaeConfig,
+};
+use crate::recipe::rules::DenoiserMask;
+use crate::recipe::spec::{Architecture, Dtype, EncoderSpec, Precision, TokenRules};
+use crate::recipe::{self, EncoderRecipe, Recipe, TokenizerIdentity};
+use crate::text::{self, Residency, TextEncoder, Tokenizer, TokenizerKind, tokenizer};
+use crate::vae::{self, LatentSpace};
+
+/// Why a base model could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// An option is not for this flavor.
+    #[error(transparent)]
+    Experiment(#[from] experiment::Error),
+    /// The denoiser's family does not know it.
+    #[error(transparent)]
+    Model(#[from] models::Error),
+    /// The recipe or a deviation is wrong, or does not fit the checkpoint.
+    #[error(transparent)]
+    Recipe(#[from] recipe::Error),
+    /// An encoder's `config.json` is wrong.
+    #[error(transparent)]
+    EncoderConfig(#[from] recipe::ConfigError),
+    /// The VAE's `config.json` is wrong.
+    #[error(transparent)]
+    VaeConfig(#[from] ConfigError),
+    /// A tokenizer is wrong.
+    #[error(transparent)]
+    Tokenizer(#[from] tokenizer::Error),
+    /// A text encoder's weights are wrong.
+    #[error("{slot}: {source}")]
+    Encoder {
+        /// The encoder.
+        slot: String,
+        /// What is wrong.
+        source: text::Error,
+    },
+    /// Weights are wrong.
+    #[error(transparent)]
+    Weights(#[from] weights::Error),
+    /// A spec has no canonical form.
+    #[error("{0}")]
+    Canonical(#[from] crate::digest::Error),
+    /// Something the Experiment does not name is needed.
+    #[error("{}: {what}", file.display())]
+    Missing {
+        /// The Experiment file or the model.
+        file: PathBuf,
+        /// What is missing, and what to do.
+        what: String,
+    },
+}
+
+/// A base model, ready to be used in parts.
+pub struct BaseModel {
+    /// Its family.
+    pub family: &'static dyn Family,
+    /// Its flavor.
+    pub flavor: &'static Flavor,
+    /// What the denoiser predicts, as the Experiment has it.
+    pub process: Process,
+    /// Where its parts are.
+    pub components: Components,
+    /// How its conditioning is made.
+    pub recipe: Recipe,
+    /// The encoders there are, in the recipe's order.
+    pub encoders: Vec<TextEncoderPart>,
+    /// The VAE.
+    pub vae: VaePart,
+}
+
+/// One text encoder of a base model.
+pub struct TextEncoderPart {
+    /// What the recipe calls it.
+    pub slot: String,
+    /// What its outputs depend on.
+    pub spec: EncoderSpec,
+    /// The spec's fingerprint.
+    pub fingerprint: Fingerprint,
+    /// How captions become ids; as in the spec, before fields without effect were left out.
+    pub tokens: TokenRules,
+    /// Its tokenizer.
+    pub tokenizer: Tokenizer,
+    /// Whether its files came without a configuration, so that names alone said what they are.
+    pub bare_file: bool,
+    weights: Weights,
+}
+
+/// The VAE of a base model.
+pub struct VaePart {
+    /// What its latents depend on.
+    pub spec: LatentSpec,
+    /// The spec's fingerprint.
+    pub fingerprint: Fingerprint,
+    /// Its configuration.
+    pub config: VaeConfig,
+    weights: Weights,
+}
+
+impl BaseModel {
+    /// Finds and describes the base model of an Experiment.
+    ///
+    /// # Errors
+    /// If a part is missing, is not what the recipe or the family expects, or cannot be read.
+    pub fn open(experiment: &Experiment, memo: &mut DigestMemo) -> Result<Self, Error> {
+        let model = experiment.model();
+        let family = models::family(&model.family)?;
+        let flavor = models::flavor(family, &model.flavor)?;
+        let process = experiment.settings(flavor)?.process;
+        let recipe = resolve_recipe(&model)?;
+        if recipe.assembly().mask == DenoiserMask::Pads && !family.can_mask_pads() {
+            return Err(Error::Recipe(recipe::Error::DoesNotFit {
+                slot: "denoiser".to_owned(),
+                field: "assembly.mask".to_owned(),
+                why: format!(
+                    "expected none (a denoiser of family `{}` has no mask), found pads",
+                    family.name()
+                ),
+            }));
+        }
+        let components = family.components(&model.path)?;
+        models::check_flavor(family, &components, flavor)?;
+        let files = Files {
+            experiment: &experiment.file,
+            map: model.files,
+            stored: model.stored,
+            components: &components,
+            recipe: &recipe,
+        };
+        files.check()?;
+        let mut encoders = Vec::new();
+        for encoder in recipe.encoders() {
+            encoders.extend(files.encoder(encoder, memo)?);
+        }
+        let vae = files.vae_base(family, memo)?;
+        Ok(Self {
+            family,
+            flavor,
+            process,
+            components,
+            recipe,
+            encoders,
+            vae,
+        })
+    }
+
+    /// The model's latents: their size against pixels and their scale.
+    pub fn latent_space(&self) -> LatentSpace {
+        let (config, encoder) = (&self.vae.config, &self.vae.config.architecture.encoder);
+        LatentSpace {
+            channels: encoder.latent_channels,
+            factor: encoder.factor(),
+            scale: config.scaling_factor,
+            shift: config.shift_factor,
+        }
+    }
+
+    /// What the sides of its pictures are multiples of, in px: the denoiser joins latents two by two.
+    pub fn picture_multiple(&self) -> u32 {
+        self.latent_space().factor as u32 * 2
+    }
+
+    /// The digest of the denoiser's weights.
+    ///
+    /// # Errors
+    /// If a tensor is missing, misshapen or too many, or a file cannot be read.
+    pub fn denoiser_digest(&self, memo: &mut DigestMemo) -> Result<Digest, Error> {
+        let base = self.family.weights(&self.components)?;
+        Ok(memo.digest(&base.weights, &base.tensors)?)
+    }
+}
+
+/// Where and in what an Experiment's denoiser computes on `device`, and how it is kept.
+pub fn placement(experiment: &Experiment, device: &Device) -> Placement {
+    let model = experiment.model();
+    Placement {
+        dtype: match model.compute {
+            Some(precision) => candle_dtype(precision.into()),
+            None => device::usual_dtype(device),
+        },
+        device: device.clone(),
+        keep: match model.weights {
+            None => Keep::Whole,
+            Some(PackedWeights::Fp8) => Keep::Packed(Packing::Fp8),
+            Some(PackedWeights::Int8) => Keep::Packed(Packing::Int8),
+            Some(PackedWeights::Nf4) => Keep::Packed(Packing::Nf4),
+        },
+    }
+}
+
+/// The recipe an Experiment asks for, its deviations included. `[store] precision` is one more way to name
+/// the precision that outputs are kept in.
+///
+/// # Errors
+/// If there is no such recipe, or a deviation does not fit.
+pub fn resolve_recipe(model: &ModelSettings) -> Result<Recipe, recipe::Error> {
+    let mut deviate = model.deviate.clone();
+    let resolve = |deviate: &toml::Table| {
+        let (family, flavor) = (&model.family, &model.flavor);
+        Recipe::resolve(family, flavor, &model.variant, deviate)
+    };
+    let recipe = resolve(&deviate)?;
+    let Some(precision) = model.stored else {
+        return Ok(recipe);
+    };
+    let word = serde_json::to_value(precision).unwrap_or_default();
+    for encoder in recipe.encoders() {
+        let field = format!("{}.precision.output", encoder.slot);
+        let named = recipe.deviations().iter().any(|d| d.field == field);
+        if !named && encoder.rules.precision.output != precision {
+            deviate.insert(
+                field,
+                toml::Value::String(word.as_str().unwrap_or_default().to_owned()),
+            );
+        }
+    }
+    resolve(&deviate)
+}
+
+impl TextEncoderPart {
+    /// Loads the encoder, to compute on `device`.
+    ///
+    /// # Errors
+    /// If a tensor is missing, misshapen or not finite.
+    pub fn load(&self, residency: Residency, device: &Device) -> Result<TextEncoder, Error> {
+        let (architecture, forward) = (&self.spec.architecture, &self.spec.forward);
+        let weights = self.weights.clone().on(device);
+        TextEncoder::load(architecture, forward, &weights, residency).map_err(|e| self.fail(e))
+    }
+
+    /// The types of fewer than 16 bits that weights are stored in, if any: then it is another encoder than the one
+    /// that the base model was trained with.
+    pub fn reduced_types(&self) -> Vec<String> {
+        let types = self.weights.storage().types.into_keys();
+        types
+            .filter(|name| name.starts_with(['Q']) || name.starts_with("F8"))
+            .collect()
+    }
+
+    /// Bytes of the weights in the precision they are computed in.
+    pub fn weight_bytes(&self) -> u64 {
+        let count = |name: &String| {
+            self.weights
+                .shape(name)
+                .map_or(0, |s| s.iter().product::<usize>())
+        };
+        let elements: usize = self.weights.names().iter().map(count).sum();
+        (elements * self.weights.dtype().size_in_bytes()) as u64
+    }
+
+    fn fail(&self, source: text::Error) -> Error {
+        Error::Encoder {
+            slot: self.slot.clone(),
+            source,
+        }
+    }
+}
+
+impl VaePart {
+    /// Loads the half that makes latents, to compute on `device`.
+    ///
+    /// # Errors
+    /// If a tensor is missing, misshapen or not finite.
+    pub fn load_encoder(&self, device: &Device) -> Result<vae::Encoder, Error> {
+        Ok(vae::Encoder::load(
+            &self.config.architecture.encoder,
+            &self.weights.clone().on(device),
+        )?)
+    }
+
+    /// Loads the half that makes pictures, to compute on `device`.
+    ///
+    /// # Errors
+    /// If a tensor is missing, misshapen or not finite.
+    pub fn load_decoder(&self, device: &Device) -> Result<vae::Decoder, Error> {
+        Ok(vae::Decoder::load(
+            &self.config.architecture,
+            &self.weights.clone().on(device),
+        )?)
+    }
+}
+
+/// candle's name of a precision.
+pub fn candle_dtype(dtype: Dtype) -> DType {
+    match dtype {
+        Dtype::F32 => DType::F32,
+        Dtype::F16 => DType::F16,
+        Dtype::Bf16 => DType::BF16,
+    }
+}
+
+impl Files<'_> {
+    fn encoder(
+        &self,
+        recipe: &EncoderRecipe,
+        memo: &mut DigestMemo,
+    ) -> Result<Option<TextEncoderPart>, Error> {
+        let Some(component) = self.component(&recipe.slot, &recipe.component) else {
+            return Ok(None);
+        };
+        let architecture = self.architecture(recipe, &component)?;
+        let kind = TokenizerKind::from(&architecture);
+        let tokenizer = Tokenizer::load(kind, &self.tokenizer(recipe)?)?;
+        let identity = TokenizerIdentity {
+            digest: tokenizer.digest(),
+            end_id: tokenizer.eos_id(),
+        };
+        // The rules decide which weights are used, so the digest comes after them.
+        let mut spec = recipe.spec(&architecture, Digest::of(b""), identity)?;
+        let rows = match &spec.architecture {
+            Architecture::ClipText(clip) => clip.vocab_size,
+            Architecture::T5Encoder(t5) => t5.vocab_size,
+        };
+        tokenizer.check_fits(rows)?;
+        let weights = component
+            .open()?
+            .with_dtype(candle_dtype(spec.precision.compute));
+        let digest = text::weights_digest(&spec.architecture, &spec.forward, &weights, Some(memo));
+        let slot = recipe.slot.clone();
+        spec.weights = digest.map_err(|source| Error::Encoder {
+            slot: slot.clone(),
+            source,
+        })?;
+        let (fingerprint, tokens) = (spec.fingerprint()?, recipe.tokens(identity.end_id));
+        Ok(Some(TextEncoderPart {
+            bare_file: component.config.is_none(),
+            slot,
+            spec,
+            fingerprint,
+            tokens,
+            tokenizer,
+            weights,
+        }))
+    }
+
+    fn vae_base(&self, family: &dyn Family, memo: &mut DigestMemo) -> Result<VaePart, Error> {
+        let component = self.vae()?;
+        let weights = vae::names::canonical(&component.open()?);
+        let config = match &self.config("vae", &component) {
+            Some(path) => {
+                let text = std::fs::read_to_string(path).map_err(|source| models::Error::Io {
+                    path: path.clone(),
+                    source,
+                })?;
+                VaeConfig::parse(&text, &path.display().to_string())?
+            }
+            None => {
+                let architecture =
+                    vae::names::architecture(&weights).ok_or_else(|| Error::Missing {
+                        file: component.weights.clone(),
+                        what: "its tensors are not those of an AutoencoderKL".to_owned(),
+                    })?;
+                let scaling = family.latent_scaling(self.components)?;
+                VaeConfig {
+                    architecture,
+                    scaling_factor: scaling.scale,
+                    shift_factor: scaling.shift,
+                }
+            }
+        };
+        let output = self.stored.unwrap_or(Dtype::F32);
+        let architecture = config.architecture.encoder.clone();
+        let digest = memo.digest(&weights, &vae::names::encoder_tensors(&architecture))?;
+        let spec = LatentSpec {
+            version: LATENT_SPEC_VERSION,
+            architecture,
+            weights: digest,
+            picture: PictureRules::CURRENT,
+            precision: Precision {
+                compute: Dtype::F32,
+                output,
+            },
+        };
+        let fingerprint = spec.fingerprint()?;
+        Ok(VaePart {
+            spec,
+            fingerprint,
+            config,
+            weights,
+        })
+    }
+}

@@ -1,0 +1,260 @@
+//! Conditioning: what the denoiser receives for a caption, put together from the store's entries as the
+//! recipe's assembly says. Training, sampling and `plumb inspect conditioning` all come through here.
+//!
+//! Shapes: `context` [tokens, width], `pooled` [width].
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use candle_core::{DType, Device, Result, Tensor, bail};
+
+use crate::models::ConditioningTensors;
+use crate::recipe::Recipe;
+use crate::recipe::rules::{Absent, AssembledPads, DenoiserMask, Unconditional};
+
+/// One encoder's output for one caption, as f32.
+#[derive(Clone, Debug)]
+pub struct Output {
+    /// The sequence, [tokens, width].
+    pub hidden: Option<Tensor>,
+    /// The pooled vector, [width].
+    pub pooled: Option<Tensor>,
+    /// Ids before padding: rows from here on are pads.
+    pub token_count: usize,
+}
+
+/// The outputs of a caption by the recipe's slots; absent encoders are left out.
+pub type Outputs = BTreeMap<String, Output>;
+
+/// What the denoiser receives for one caption.
+#[derive(Clone, Debug)]
+pub struct Conditioning {
+    /// One row a token, [tokens, width].
+    pub context: Tensor,
+    /// [width]; [0] for a recipe without pooled input.
+    pub pooled: Tensor,
+    /// Rows of the context before its pads, where the recipe has the denoiser mask pads.
+    pub token_count: Option<usize>,
+}
+
+/// Several captions' conditioning for one call of the denoiser; all contexts are equally long.
+///
+/// # Errors
+/// If they are not, or are of different recipes.
+pub fn batch(samples: &[&Conditioning]) -> Result<ConditioningTensors> {
+    let stack = |part: &dyn Fn(&Conditioning) -> Tensor| {
+        Tensor::stack(&samples.iter().map(|s| part(s)).collect::<Vec<_>>(), 0)
+    };
+    let counts: Vec<usize> = samples.iter().filter_map(|s| s.token_count).collect();
+    let token_counts = match counts.len() {
+        0 => None,
+        all if all == samples.len() => Some(counts),
+        some => bail!("{some} of {} contexts have masked pads", samples.len()),
+    };
+    Ok(ConditioningTensors {
+        token_counts,
+        ..ConditioningTensors::new(
+            stack(&|s| s.context.clone())?,
+            stack(&|s| s.pooled.clone())?,
+        )
+    })
+}
+
+/// Puts the outputs of a caption together. `context_width` is the denoiser's.
+///
+/// # Errors
+/// If an output that the assembly needs is missing or does not fit.
+pub fn assemble(recipe: &Recipe, outputs: &Outputs, context_width: usize) -> Result<Conditioning> {
+    let assembly = recipe.assembly();
+    let mut rows = Vec::new();
+    for group in &assembly.context {
+        let mut columns = Vec::new();
+        for slot in group {
+            let Some(output) = outputs.get(slot) else {
+                columns.push(stand_in(recipe, slot, context_width)?);
+                continue;
+            };
+            let Some(hidden) = &output.hidden else {
+                bail!("the entry of `{slot}` has no sequence, which the recipe's context needs");
+            };
+            let zeroed = assembly.pads.get(slot) == Some(&AssembledPads::Zero);
+            columns.push(if zeroed {
+                zero_rows_from(hidden, output.token_count)?
+            } else {
+                hidden.clone()
+            });
+        }
+        rows.push(widen(&Tensor::cat(&columns, 1)?, context_width)?);
+    }
+    let mut pooled = Vec::new();
+    for slot in &assembly.pooled {
+        let Some(vector) = outputs.get(slot).and_then(|o| o.pooled.clone()) else {
+            bail!("the entry of `{slot}` has no pooled vector, which the recipe needs");
+        };
+        pooled.push(vector);
+    }
+    let pooled = match pooled.is_empty() {
+        true => Tensor::from_vec(Vec::<f32>::new(), 0, &Device::Cpu)?,
+        false => Tensor::cat(&pooled, 0)?,
+    };
+    let context = Tensor::cat(&rows, 0)?.contiguous()?;
+    let token_count = match (assembly.mask, assembly.context.as_slice()) {
+        (DenoiserMask::Pads, [group]) => {
+            let counts = group.iter().filter_map(|slot| outputs.get(slot));
+            counts
+                .map(|o| o.token_count)
+                .max()
+                .map(|n| n.min(context.dims()[0]))
+        }
+        _ => None,
+    };
+    Ok(Conditioning {
+        context,
+        pooled,
+        token_count,
+    })
+}
+
+/// The outputs with those of the `dropped` slots replaced by what stands for "no caption": those of the
+/// empty caption, or zeros, as the recipe says.
+///
+/// # Errors
+/// If the empty caption's output is needed and not given.
+pub fn drop_caption(
+    recipe: &Recipe,
+    outputs: &Outputs,
+    empty: Option<&Outputs>,
+    dropped: &BTreeSet<&str>,
+) -> Result<Outputs> {
+    let zeros = |t: &Option<Tensor>| t.as_ref().map(Tensor::zeros_like).transpose();
+    let mut replaced = outputs.clone();
+    for (slot, output) in &mut replaced {
+        if !dropped.contains(slot.as_str()) {
+            continue;
+        }
+        *output = match recipe.assembly().unconditional {
+            Unconditional::Zeros => Output {
+                hidden: zeros(&output.hidden)?,
+                pooled: zeros(&output.pooled)?,
+                token_count: output.token_count,
+            },
+            Unconditional::EncodedEmpty => match empty.and_then(|e| e.get(slot)) {
+                Some(empty) => empty.clone(),
+                None => bail!("the entry of the empty caption is missing for `{slot}`"),
+            },
+        };
+    }
+    Ok(replaced)
+}
+
+/// Rows for an encoder that the user does not have.
+fn stand_in(recipe: &Recipe, slot: &str, width: usize) -> Result<Tensor> {
+    match recipe.encoder(slot).map(|e| e.rules.absent) {
+        Some(Absent::ZeroRows(count)) => Tensor::zeros((count, width), DType::F32, &Device::Cpu),
+        _ => bail!("there is no entry of `{slot}`, and the recipe does not do without"),
+    }
+}
+
+fn zero_rows_from(hidden: &Tensor, count: usize) -> Result<Tensor> {
+    let (rows, width) = hidden.dims2()?;
+    if count >= rows {
+        return Ok(hidden.clone());
+    }
+    let pads = Tensor::zeros((rows - count, width), hidden.dtype(), hidden.device())?;
+    Tensor::cat(&[&hidden.narrow(0, 0, count)?, &pads], 0)
+}
+
+fn widen(rows: &Tensor, width: usize) -> Result<Tensor> {
+    let (count, have) = rows.dims2()?;
+    if have > width {
+        bail!(
+            "the encoders give {have} channels, the denoiser takes {width}; this recipe is not this model's"
+        );
+    }
+    if have == width {
+        return Ok(rows.clone());
+    }
+    let fill = Tensor::zeros((count, width - have), rows.dtype(), rows.device())?;
+    Tensor::cat(&[rows, &fill], 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Output, Outputs, assemble, drop_caption};
+    use crate::recipe::Recipe;
+    use candle_core::{Device, Tensor};
+    use std::collections::BTreeSet;
+
+    fn output(rows: usize, width: usize, pooled: usize, value: f32) -> Output {
+        let full = |shape: &[usize]| {
+            Tensor::from_vec(vec![value; shape.iter().product()], shape, &Device::Cpu)
+                .expect("a tensor")
+        };
+        let pooled = (pooled > 0).then(|| full(&[pooled]));
+        Output {
+            hidden: Some(full(&[rows, width])),
+            pooled,
+            token_count: 2,
+        }
+    }
+
+    fn outputs(t5: bool) -> Outputs {
+        let mut all = Outputs::from([
+            ("clip_l".to_owned(), output(3, 2, 2, 1.0)),
+            ("clip_g".to_owned(), output(3, 3, 3, 2.0)),
+        ]);
+        if t5 {
+            all.insert("t5".to_owned(), output(4, 6, 0, 3.0));
+        }
+        all
+    }
+
+    fn recipe(variant: &str) -> Recipe {
+        Recipe::resolve("sd3", "3.5-large", variant, &toml::Table::new()).expect("shipped")
+    }
+
+    #[test]
+    fn sd3_joins_the_clips_by_channel_fills_with_zeros_and_puts_t5_below() {
+        let made = assemble(&recipe("reference"), &outputs(true), 6).expect("assembled");
+        assert_eq!(made.context.dims(), [7, 6]);
+        let rows = made.context.to_vec2::<f32>().expect("values");
+        assert_eq!(rows[0], [1.0, 1.0, 2.0, 2.0, 2.0, 0.0]);
+        assert_eq!(rows[3], [3.0; 6]);
+        assert_eq!(
+            made.pooled.to_vec1::<f32>().expect("values"),
+            [1.0, 1.0, 2.0, 2.0, 2.0]
+        );
+    }
+
+    #[test]
+    fn an_absent_t5_is_what_the_variant_says() {
+        let made = assemble(&recipe("kohya"), &outputs(false), 6).expect("assembled");
+        assert_eq!(made.context.dims(), [3 + 77, 6]);
+        assert_eq!(made.context.to_vec2::<f32>().expect("values")[3], [0.0; 6]);
+    }
+
+    #[test]
+    fn a_dropped_encoder_is_the_empty_caption_or_zeros() {
+        let dropped = BTreeSet::from(["clip_g"]);
+        let empty: Outputs = outputs(true)
+            .into_keys()
+            .map(|slot| (slot, output(3, 3, 3, 9.0)))
+            .collect();
+        let value = |o: &Outputs, slot: &str| {
+            o[slot]
+                .pooled
+                .as_ref()
+                .and_then(|t| t.to_vec1::<f32>().ok())
+                .map(|v| v[0])
+        };
+        let made = drop_caption(&recipe("reference"), &outputs(true), Some(&empty), &dropped)
+            .expect("made");
+        assert_eq!(
+            (value(&made, "clip_l"), value(&made, "clip_g")),
+            (Some(1.0), Some(9.0))
+        );
+        let made =
+            drop_caption(&recipe("onetrainer"), &outputs(true), None, &dropped).expect("made");
+        assert_eq!(value(&made, "clip_g"), Some(0.0));
+        assert!(drop_caption(&recipe("reference"), &outputs(true), None, &dropped).is_err());
+    }
+}

@@ -1,0 +1,39 @@
+//! Why something could not be read from the cache.
+
+use std::path::PathBuf;
+
+use crate::digest::{self, Fingerprint};
+use crate::{models, store};
+
+/// Why an embedding or latents could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The store lacks an encoder's entry of a caption.
+    #[error("{slot}: the store has no entry of `{caption}` (entry {}); encode it first", entry.short())]
+    NoCaption {
+        /// The encoder.
+        slot: String,
+        /// The caption.
+        caption: String,
+        /// The entry.
+        entry: Fingerprint,
+    },
+    /// Latents were there at the start and are gone or damaged now.
+    #[error("{}: its latents are damaged or gone from the store; `plumb store check --read-data` says more, `plumb encode` makes them again", picture.display())]
+    NoLatents {
+        /// The picture.
+        picture: PathBuf,
+    },
+    /// The denoiser's header, which says how wide its context is.
+    #[error(transparent)]
+    Model(#[from] models::Error),
+    /// The store cannot be read, or a file not be written.
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    /// An entry is not what the encoder makes.
+    #[error("{0}")]
+    Tensor(#[from] candle_core::Error),
+    /// A key has no canonical form.
+    #[error("{0}")]
+    Canonical(#[from] digest::Error),
+}

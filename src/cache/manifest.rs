@@ -1,0 +1,95 @@
+//! Which entries an Experiment uses: written into the store as a run, so that garbage collection keeps them, by
+//! `encode` as by `train`.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use super::Specs;
+use crate::dataset::Item;
+use crate::digest::{self, Digest, Fingerprint, canonical_json};
+use crate::experiment::Experiment;
+use crate::store::{self, Store};
+
+/// Every caption that an Experiment needs: those of its pictures, in their order, its prompts, and what stands for no caption.
+pub fn captions(experiment: &Experiment, items: &[Item]) -> Vec<String> {
+    let own = items.iter().flat_map(|item| item.captions.iter().cloned());
+    own.chain(experiment.extra_captions()).collect()
+}
+
+/// A list of entries, (spec, entry), sorted, each once.
+pub struct Manifest(Vec<(Fingerprint, Fingerprint)>);
+
+impl Manifest {
+    /// What every encoder makes of `captions`, and the VAE of the views of `items`.
+    ///
+    /// # Errors
+    /// Never in practice: a key always has a canonical form.
+    pub fn new<'a>(
+        specs: &Specs,
+        captions: impl Iterator<Item = &'a str> + Clone,
+        items: &[Item],
+    ) -> Result<Self, digest::Error> {
+        let mut entries = Vec::new();
+        for encoder in &specs.encoders {
+            for caption in captions.clone() {
+                entries.push((encoder.spec, encoder.entry(caption)?));
+            }
+        }
+        for item in items {
+            for &view in &item.views {
+                entries.push((specs.latents, specs.view(item.digest, view)?));
+            }
+        }
+        entries.sort_unstable();
+        entries.dedup();
+        Ok(Self(entries))
+    }
+
+    /// The digest of the canonical JSON of the list, an object of specs with their entries: the same wherever the
+    /// Experiment and the store lie.
+    ///
+    /// # Errors
+    /// Never in practice: the list always has a canonical form.
+    pub fn digest(&self) -> Result<Digest, digest::Error> {
+        let mut by_spec = BTreeMap::<String, Vec<Fingerprint>>::new();
+        for (spec, entry) in &self.0 {
+            by_spec.entry(spec.to_string()).or_default().push(*entry);
+        }
+        Ok(Digest::of(&canonical_json(&by_spec)?))
+    }
+
+    /// Writes it as the run of `verb` on this Experiment (and `captions`, a file of captions alone), in place of
+    /// the one that was written before.
+    ///
+    /// # Errors
+    /// If the store cannot be written or is being cleaned up.
+    pub fn write(
+        &self,
+        store: &Store,
+        verb: &str,
+        experiment: &Experiment,
+        captions: Option<&Path>,
+    ) -> Result<(), store::Error> {
+        let file = experiment.file.display().to_string();
+        let note = serde_json::json!({ "experiment": file });
+        store.write_run(&run_id(verb, experiment, captions), &self.0, note)?;
+        Ok(())
+    }
+}
+
+/// A name that the same Experiment file always gets, and another hardly ever.
+fn run_id(verb: &str, experiment: &Experiment, captions: Option<&Path>) -> String {
+    let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let mut origin = absolute(&experiment.file).to_string_lossy().into_owned();
+    if let Some(file) = captions {
+        origin = format!("{origin}\n{}", absolute(file).display());
+    }
+    let named = captions.unwrap_or(&experiment.file);
+    let stem = named.file_stem().unwrap_or_default().to_string_lossy();
+    let plain: String = stem
+        .chars()
+        .filter(|c| c.is_ascii_alphanumeric() || *c == '-' || *c == '_')
+        .take(60)
+        .collect();
+    format!("{verb}-{plain}-{}", Digest::of(origin.as_bytes()).short())
+}

@@ -1,0 +1,26 @@
+//! The store seen as what training needs of it: each encoder's embeddings of captions, and the latents of pictures.
+//!
+//! `encode` fills it, `train` and `sample` read it; all three name entries by [`Specs`], so they mean the same ones. Nothing here
+//! encodes anything, and nothing needs an opened base model to read: an entry that is not there is an error for the caller to
+//! report, or a [`Refusal`] that says in which fields the store differs.
+//!
+//! - [`Specs`]: the fingerprints that entries are filed under
+//! - [`Manifest`]: which entries an Experiment uses
+//! - [`Reader`]: embeddings and latents as tensors; [`Source`] for one base model
+//! - [`conditioning`]: what the denoiser receives of a caption's embeddings
+//! - [`tensors`]: between tensors and the store's bytes
+
+pub mod conditioning;
+mod error;
+mod manifest;
+mod read;
+mod refusal;
+mod specs;
+pub mod tensors;
+
+pub use conditioning::{Conditioning, Output, Outputs, assemble, batch, drop_caption};
+pub use error::Error;
+pub use manifest::{Manifest, captions};
+pub use read::{Moments, Reader, Source};
+pub use refusal::{MissingEntries, NearestSpec, Refusal, refuse_if_missing, refuse_without_store};
+pub use specs::{EncoderId, Specs};

@@ -1,0 +1,222 @@
+//! Embeddings and latents as tensors.
+
+use candle_core::Tensor;
+
+use super::conditioning::{Conditioning, Output, Outputs, assemble};
+use super::{Error, Specs, tensors};
+use crate::base_model::BaseModel;
+use crate::dataset::Item;
+use crate::recipe::Recipe;
+use crate::recipe::latents::{Size, View};
+use crate::store::{Store, StoreReader};
+use crate::vae::LatentSpace;
+
+/// What the store has of one view of a picture.
+pub struct Moments {
+    /// The posterior's mean, [channels, height, width].
+    pub mean: Tensor,
+    /// The logarithm of its variance, same shape.
+    pub logvar: Tensor,
+    /// The size embedding's input: [`ConditioningTensors::time_ids`] of one sample.
+    ///
+    /// [`ConditioningTensors::time_ids`]: crate::models::ConditioningTensors::time_ids
+    pub time_ids: [f32; 6],
+}
+
+/// Reads the entries of some specs, those that a store has when it is opened.
+pub struct Reader {
+    specs: Specs,
+    store: StoreReader,
+}
+
+impl Reader {
+    /// Of the entries that `store` has now.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    pub fn open(specs: Specs, store: &Store) -> Result<Self, Error> {
+        Ok(Self {
+            store: store.reader_of(&specs.all())?,
+            specs,
+        })
+    }
+
+    /// What it reads.
+    pub fn specs(&self) -> &Specs {
+        &self.specs
+    }
+
+    /// Index parts that could not be read, each reported once.
+    pub fn problems(&self) -> Vec<String> {
+        let problems = self.store.problems();
+        problems.iter().map(ToString::to_string).collect()
+    }
+
+    /// What every encoder made of a caption.
+    ///
+    /// # Errors
+    /// If the store lacks an entry or cannot be read.
+    pub fn outputs(&self, caption: &str) -> Result<Outputs, Error> {
+        let mut outputs = Outputs::new();
+        for encoder in &self.specs.encoders {
+            let id = encoder.entry(caption)?;
+            let Some(entry) = self.store.get(&encoder.spec, &id)? else {
+                return Err(Error::NoCaption {
+                    slot: encoder.slot.clone(),
+                    caption: caption.to_owned(),
+                    entry: id,
+                });
+            };
+            let part = |name| entry.part(name).map(tensors::to_tensor).transpose();
+            let output = Output {
+                hidden: part("hidden")?,
+                pooled: part("pooled")?,
+                token_count: entry.token_count as usize,
+            };
+            outputs.insert(encoder.slot.clone(), output);
+        }
+        Ok(outputs)
+    }
+
+    /// The latents of one of a picture's views.
+    ///
+    /// # Errors
+    /// If the store lacks them.
+    pub fn moments(&self, item: &Item, view: View) -> Result<Moments, Error> {
+        let lost = || Error::NoLatents {
+            picture: item.picture.clone(),
+        };
+        let entry = self.specs.view(item.digest, view)?;
+        let entry = self.store.get(&self.specs.latents, &entry)?;
+        let entry = entry.ok_or_else(lost)?;
+        let part = |name| entry.part(name).map(tensors::to_tensor).ok_or_else(lost);
+        Ok(Moments {
+            mean: part("mean")??,
+            logvar: part("logvar")??,
+            time_ids: time_ids(item.size, &view),
+        })
+    }
+
+    /// Captions that an encoder has no entry of.
+    ///
+    /// # Errors
+    /// Never in practice: a key always has a canonical form.
+    pub(super) fn captions_without<'a>(
+        &self,
+        encoder: &super::EncoderId,
+        captions: impl Iterator<Item = &'a str>,
+    ) -> Result<Vec<&'a str>, Error> {
+        let mut without = Vec::new();
+        for caption in captions {
+            if !self.store.contains(&encoder.spec, &encoder.entry(caption)?) {
+                without.push(caption);
+            }
+        }
+        Ok(without)
+    }
+
+    /// How many of a picture's views have no latents.
+    ///
+    /// # Errors
+    /// Never in practice: a key always has a canonical form.
+    pub(super) fn views_without(&self, item: &Item) -> Result<usize, Error> {
+        let mut without = 0;
+        for &view in &item.views {
+            let entry = self.specs.view(item.digest, view)?;
+            without += usize::from(!self.store.contains(&self.specs.latents, &entry));
+        }
+        Ok(without)
+    }
+}
+
+/// Height and width before the picture was resized, top and left of the crop in the resized picture, height and width
+/// of the crop (SDXL: Podell et al., arXiv:2307.01952, section 2.2). In a mirrored view the crop lies where it does in
+/// the mirrored picture.
+fn time_ids(original: Size, view: &View) -> [f32; 6] {
+    let left = match view.flip {
+        true => view.resized.width - view.left - view.bucket.width,
+        false => view.left,
+    };
+    let bucket = view.bucket;
+    let told = [
+        original.height,
+        original.width,
+        view.top,
+        left,
+        bucket.height,
+        bucket.width,
+    ];
+    told.map(|px| px as f32)
+}
+
+/// The cache of one base model: a reader, and what its entries are put together by.
+pub struct Source<'a> {
+    /// How embeddings become conditioning.
+    pub recipe: &'a Recipe,
+    /// The model's latents.
+    pub space: LatentSpace,
+    /// Channels of the denoiser's context.
+    pub context_width: usize,
+    /// Where the entries are.
+    pub reader: Reader,
+}
+
+impl<'a> Source<'a> {
+    /// Of the entries that `store` has now.
+    ///
+    /// # Errors
+    /// If the store or the denoiser's header cannot be read.
+    pub fn open(base: &'a BaseModel, store: &Store) -> Result<Self, Error> {
+        Ok(Self {
+            recipe: &base.recipe,
+            space: base.latent_space(),
+            context_width: base.family.context_width(&base.components)?,
+            reader: Reader::open(Specs::from(base), store)?,
+        })
+    }
+
+    /// What every encoder made of a caption.
+    ///
+    /// # Errors
+    /// If the store lacks an entry or cannot be read.
+    pub fn outputs(&self, caption: &str) -> Result<Outputs, Error> {
+        self.reader.outputs(caption)
+    }
+
+    /// What the denoiser receives of these.
+    ///
+    /// # Errors
+    /// If an output that the recipe needs is missing or does not fit.
+    pub fn assemble(&self, outputs: &Outputs) -> candle_core::Result<Conditioning> {
+        assemble(self.recipe, outputs, self.context_width)
+    }
+
+    /// What the denoiser receives for a caption.
+    ///
+    /// # Errors
+    /// As [`Self::outputs`] and [`Self::assemble`].
+    pub fn conditioning(&self, caption: &str) -> Result<Conditioning, Error> {
+        Ok(self.assemble(&self.outputs(caption)?)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Size, View, time_ids};
+
+    #[test]
+    fn a_mirrored_view_is_told_where_its_crop_lies_in_the_mirrored_picture() {
+        let size = |width, height| Size { width, height };
+        let mut view = View {
+            resized: size(160, 64),
+            left: 10,
+            top: 0,
+            bucket: size(128, 64),
+            flip: false,
+        };
+        let told = time_ids(size(1600, 640), &view);
+        assert_eq!(told, [640.0, 1600.0, 0.0, 10.0, 64.0, 128.0]);
+        view.flip = true;
+        assert_eq!(time_ids(size(1600, 640), &view)[3], 22.0);
+    }
+}

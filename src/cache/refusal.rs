@@ -1,0 +1,222 @@
+//! Refusal: why a store does not hold what an Experiment needs, field by field, and which command mends it.
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use serde::Serialize;
+use serde_json::Value;
+
+use super::{Error, Reader};
+use crate::base_model::BaseModel;
+use crate::dataset::Item;
+use crate::digest::Fingerprint;
+use crate::experiment::Experiment;
+use crate::recipe::Diff;
+use crate::store::{self, Store, StoreReader};
+
+/// What is missing of one spec.
+#[derive(Debug, Serialize)]
+pub struct MissingEntries {
+    /// `clip_l`, `t5`, ..., or `latents`.
+    pub what: String,
+    /// The spec that is wanted.
+    pub spec: Fingerprint,
+    /// How many entries are wanted.
+    pub wanted: u64,
+    /// How many of them are missing.
+    pub missing: u64,
+    /// A few of the missing captions or pictures.
+    pub examples: Vec<String>,
+    /// The spec in the store that comes nearest, where none of the wanted entries is there.
+    pub nearest: Option<NearestSpec>,
+}
+
+/// A spec of the store that differs from the wanted one.
+#[derive(Debug, Serialize)]
+pub struct NearestSpec {
+    /// Its fingerprint.
+    pub spec: Fingerprint,
+    /// How many entries it has.
+    pub entries: u64,
+    /// In which fields it differs.
+    pub diff: Diff,
+}
+
+/// All that is missing. It prints as what a person reads.
+#[derive(Debug, Serialize)]
+pub struct Refusal {
+    /// The store.
+    pub store: String,
+    /// One for each spec of which something is missing; empty where there is no store.
+    pub missing: Vec<MissingEntries>,
+    /// The command that mends it.
+    pub command: String,
+}
+
+/// What is missing is named by so many captions or pictures.
+const EXAMPLES: usize = 3;
+
+/// Refuses an Experiment whose `captions` and pictures are not all in the store.
+///
+/// # Errors
+/// If the store cannot be read.
+pub fn refuse_if_missing(
+    experiment: &Experiment,
+    base: &BaseModel,
+    store: &Store,
+    reader: &Reader,
+    captions: &BTreeSet<String>,
+    items: &[Item],
+) -> Result<Option<Refusal>, Error> {
+    let mut missing = Vec::new();
+    for (encoder, part) in reader.specs().encoders.iter().zip(&base.encoders) {
+        let without = reader.captions_without(encoder, captions.iter().map(String::as_str))?;
+        let quoted = |caption: &str| format!("`{}`", caption.chars().take(70).collect::<String>());
+        let recipe = base.recipe.encoder(&encoder.slot);
+        let origin = |path: &str| {
+            let field = recipe.and_then(|r| r.field_behind(path));
+            field
+                .and_then(|f| base.recipe.origin(&f))
+                .or_else(|| Some("the checkpoint".to_owned()))
+        };
+        missing.extend(missing_entries(
+            store,
+            (&encoder.slot, encoder.spec),
+            captions.len(),
+            without.into_iter().map(quoted).collect(),
+            &serde_json::to_value(&part.spec).unwrap_or_default(),
+            origin,
+        )?);
+    }
+    let (mut without, mut views) = (Vec::new(), 0);
+    for item in items {
+        let name = item.picture.display().to_string();
+        without.extend(std::iter::repeat_n(name, reader.views_without(item)?));
+        views += item.views.len();
+    }
+    missing.extend(missing_entries(
+        store,
+        ("latents", reader.specs().latents),
+        views,
+        without,
+        &serde_json::to_value(&base.vae.spec).unwrap_or_default(),
+        |_| Some("the checkpoint".to_owned()),
+    )?);
+    Ok((!missing.is_empty()).then(|| refusal(experiment, missing)))
+}
+
+/// The refusal of an Experiment whose store is not there yet.
+pub fn refuse_without_store(experiment: &Experiment) -> Refusal {
+    refusal(experiment, Vec::new())
+}
+
+fn refusal(experiment: &Experiment, missing: Vec<MissingEntries>) -> Refusal {
+    Refusal {
+        store: experiment.store_path().display().to_string(),
+        missing,
+        command: format!("plumb encode {}", experiment.file.display()),
+    }
+}
+
+fn missing_entries(
+    store: &Store,
+    (what, spec): (&str, Fingerprint),
+    wanted: usize,
+    without: Vec<String>,
+    json: &Value,
+    origin: impl Fn(&str) -> Option<String>,
+) -> Result<Option<MissingEntries>, Error> {
+    if without.is_empty() {
+        return Ok(None);
+    }
+    // Where some are there, the recipe is right and captions are new; where none is, another recipe may be.
+    let nearest = match without.len() == wanted {
+        true => nearest(&store.reader()?, &spec, json, origin)?,
+        false => None,
+    };
+    Ok(Some(MissingEntries {
+        what: what.to_owned(),
+        spec,
+        wanted: wanted as u64,
+        missing: without.len() as u64,
+        examples: without.into_iter().take(EXAMPLES).collect(),
+        nearest,
+    }))
+}
+
+/// The spec among the store's that differs from `wanted` in the fewest fields, and is of the same kind.
+/// `origin` says where a wanted field comes from.
+///
+/// # Errors
+/// If the store cannot be read.
+fn nearest(
+    reader: &StoreReader,
+    own: &Fingerprint,
+    wanted: &Value,
+    origin: impl Fn(&str) -> Option<String>,
+) -> Result<Option<NearestSpec>, store::Error> {
+    let kind = |spec: &Value| spec.pointer("/architecture/kind").cloned();
+    let mut best: Option<NearestSpec> = None;
+    for spec in reader.specs()?.into_iter().filter(|s| s != own) {
+        let Some(found) = reader
+            .spec_json(&spec)?
+            .and_then(|j| serde_json::from_slice::<Value>(&j).ok())
+        else {
+            continue;
+        };
+        let entries = reader.entries(&spec).len() as u64;
+        if kind(&found) != kind(wanted) || entries == 0 {
+            continue;
+        }
+        let diff = Diff::between(wanted, &found);
+        if best
+            .as_ref()
+            .is_none_or(|b| diff.fields.len() < b.diff.fields.len())
+        {
+            let from = format!("spec {} in the store", spec.short());
+            let diff = diff.wanted_from(&origin).found_from(|_| Some(from.clone()));
+            best = Some(NearestSpec {
+                spec,
+                entries,
+                diff,
+            });
+        }
+    }
+    Ok(best)
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{} does not hold what this Experiment needs", self.store)?;
+        for missing in &self.missing {
+            writeln!(f)?;
+            writeln!(
+                f,
+                "{}: {} of {} entries are missing",
+                missing.what, missing.missing, missing.wanted
+            )?;
+            match &missing.nearest {
+                None => {
+                    for example in &missing.examples {
+                        writeln!(f, "    {example}")?;
+                    }
+                    let rest = missing.missing - missing.examples.len() as u64;
+                    if rest > 0 {
+                        writeln!(f, "    and {rest} more")?;
+                    }
+                }
+                Some(nearest) => {
+                    writeln!(
+                        f,
+                        "  the store has {} entries that were made otherwise:",
+                        nearest.entries
+                    )?;
+                    for line in nearest.diff.to_string().lines() {
+                        writeln!(f, "    {line}")?;
+                    }
+                }
+            }
+        }
+        write!(f, "\nto mend it: {}", self.command)
+    }
+}

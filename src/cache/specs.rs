@@ -1,0 +1,63 @@
+//! The fingerprints that entries are filed under.
+
+use crate::base_model::BaseModel;
+use crate::digest::{self, Digest, Fingerprint};
+use crate::recipe::latents::{LatentKey, View};
+use crate::recipe::spec::caption_entry;
+
+/// A text encoder in the store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EncoderId {
+    /// What the recipe calls it.
+    pub slot: String,
+    /// The fingerprint of its spec.
+    pub spec: Fingerprint,
+}
+
+impl EncoderId {
+    /// The entry of a caption.
+    ///
+    /// # Errors
+    /// Never in practice: a key always has a canonical form.
+    pub fn entry(&self, caption: &str) -> Result<Fingerprint, digest::Error> {
+        caption_entry(&self.spec, caption)
+    }
+}
+
+/// What a base model's conditioning and latents are filed under.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Specs {
+    /// Its text encoders, in the recipe's order.
+    pub encoders: Vec<EncoderId>,
+    /// The fingerprint of its VAE's spec.
+    pub latents: Fingerprint,
+}
+
+impl From<&BaseModel> for Specs {
+    fn from(base: &BaseModel) -> Self {
+        let id = |encoder: &crate::base_model::TextEncoderPart| EncoderId {
+            slot: encoder.slot.clone(),
+            spec: encoder.fingerprint,
+        };
+        Self {
+            encoders: base.encoders.iter().map(id).collect(),
+            latents: base.vae.fingerprint,
+        }
+    }
+}
+
+impl Specs {
+    /// All of them.
+    pub fn all(&self) -> Vec<Fingerprint> {
+        let encoders = self.encoders.iter().map(|encoder| encoder.spec);
+        encoders.chain([self.latents]).collect()
+    }
+
+    /// The entry of a view of a picture.
+    ///
+    /// # Errors
+    /// Never in practice: a key always has a canonical form.
+    pub fn view(&self, picture: Digest, view: View) -> Result<Fingerprint, digest::Error> {
+        LatentKey::new(self.latents, picture, view).fingerprint()
+    }
+}

@@ -1,0 +1,88 @@
+//! What a LoRA file says about how it was made.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::base_model::BaseModel;
+use crate::digest::{Digest, Fingerprint};
+use crate::experiment::Experiment;
+
+/// The metadata key of the JSON below.
+pub const METADATA_KEY: &str = "plumb";
+
+/// How a LoRA was made: enough to make it again, and to notice a use with another recipe.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Provenance {
+    /// The program and its version.
+    pub tool: String,
+    /// Family of the base model.
+    pub family: String,
+    /// Its flavor.
+    pub flavor: String,
+    /// The digest of the denoiser's weights.
+    pub base: Digest,
+    /// The recipe, readable, with its deviations.
+    pub recipe: Value,
+    /// The recipe's fingerprint.
+    pub recipe_fingerprint: Fingerprint,
+    /// Each encoder's spec by slot: what its embeddings depended on.
+    pub encoders: BTreeMap<String, Fingerprint>,
+    /// The VAE's spec.
+    pub latents: Fingerprint,
+    /// The digest of the list of entries that were trained from.
+    pub manifest: Digest,
+    /// The seed.
+    pub seed: u64,
+    /// Optimizer steps done.
+    pub step: u64,
+    /// On what, and in what type, the last of them were computed.
+    #[serde(default)]
+    pub computed: String,
+    /// The Experiment file's text.
+    pub experiment: String,
+}
+
+impl Provenance {
+    /// Of a LoRA after `step` steps, `computed` so.
+    pub fn new(
+        experiment: &Experiment,
+        base: &BaseModel,
+        denoiser: Digest,
+        manifest: Digest,
+        (step, computed): (u64, &str),
+    ) -> Self {
+        Self {
+            tool: crate::store::TOOL.to_owned(),
+            family: base.family.name().to_owned(),
+            flavor: base.flavor.name.to_owned(),
+            base: denoiser,
+            recipe: base.recipe.describe(),
+            recipe_fingerprint: base.recipe.fingerprint(),
+            encoders: base
+                .encoders
+                .iter()
+                .map(|e| (e.slot.clone(), e.fingerprint))
+                .collect(),
+            latents: base.vae.fingerprint,
+            manifest,
+            seed: experiment.seed(),
+            step,
+            computed: computed.to_owned(),
+            experiment: experiment.text.clone(),
+        }
+    }
+
+    /// From a LoRA file's metadata; `None` where it was not made by plumb.
+    ///
+    /// # Errors
+    /// If the entry is there and is not what a version of plumb wrote.
+    pub fn read(metadata: &BTreeMap<String, String>) -> Result<Option<Self>, serde_json::Error> {
+        metadata
+            .get(METADATA_KEY)
+            .map(|text| serde_json::from_str(text))
+            .transpose()
+    }
+}

@@ -1,0 +1,99 @@
+//! An Experiment's pictures and captions: found, looked at, sorted into buckets. `encode` makes what they need,
+//! `train` asks whether it is there; both come through here, so that they mean the same.
+
+use super::{BucketError, BucketRules, Buckets, Dataset, Error, Folder, HeldOut, Item};
+use crate::experiment::{DatasetSettings, Experiment};
+use crate::monitor::Monitor;
+use crate::recipe::latents::{Size, View};
+
+/// Which size a folder's pictures are brought to, and which crops of them there are.
+#[derive(Clone, Debug)]
+pub struct Placing {
+    /// The sizes.
+    pub buckets: Buckets,
+    /// Crops of each picture, spread along what its bucket cuts off; 1: the middle.
+    pub crops: u32,
+    /// Whether each crop is also there mirrored.
+    pub flip: bool,
+}
+
+impl Placing {
+    /// As a data set says, for a model whose pictures must have sides that are multiples of `multiple`.
+    ///
+    /// # Errors
+    /// If its buckets contradict each other or the model.
+    pub fn new(set: &DatasetSettings, multiple: u32) -> Result<Self, Error> {
+        let rules = &set.rules;
+        let side = rules.resolution;
+        let (min, max) = match rules.bucket {
+            true => (set.min_bucket_px, set.max_bucket_px),
+            false => (side, side),
+        };
+        let resolution = Size {
+            width: side,
+            height: side,
+        };
+        let bucket_rules = BucketRules {
+            resolution,
+            min,
+            max,
+            step: rules.bucket_step,
+            no_upscale: rules.no_upscale,
+        };
+        let buckets = Buckets::new(bucket_rules, multiple).map_err(|e| Error::Unusable {
+            path: rules.path.clone(),
+            problem: e.to_string(),
+        })?;
+        Ok(Self {
+            buckets,
+            crops: rules.crops,
+            flip: rules.flip,
+        })
+    }
+
+    /// The views of a picture of this size; never none.
+    ///
+    /// # Errors
+    /// If no bucket takes it.
+    pub fn views(&self, picture: Size) -> Result<Vec<View>, BucketError> {
+        Ok(self.buckets.place(picture)?.views(self.crops, self.flip))
+    }
+}
+
+/// All items of an Experiment, in the order of its data sets and their files, for a model whose pictures must have sides that
+/// are multiples of `multiple`.
+///
+/// # Errors
+/// If a folder, picture or caption cannot be used; all such problems are told at once.
+pub fn open(
+    experiment: &Experiment,
+    multiple: u32,
+    monitor: &dyn Monitor,
+) -> Result<Vec<Item>, Error> {
+    let sets = experiment.datasets();
+    let folders = sets.iter().map(|set| folder(set, multiple));
+    let folders = folders.collect::<Result<Vec<_>, _>>()?;
+    let mut data = Dataset::scan(&folders, monitor)?;
+    let split = data.split(match experiment.validation_share() {
+        0.0 => HeldOut::None,
+        share => HeldOut::Fraction(share),
+    })?;
+    for place in split.validation {
+        data.items[place].held_out = true;
+    }
+    Ok(data.items)
+}
+
+fn folder(set: &DatasetSettings, multiple: u32) -> Result<Folder, Error> {
+    let rules = &set.rules;
+    Ok(Folder {
+        path: set.path.clone(),
+        repeats: rules.repeats,
+        trigger: rules.trigger.clone(),
+        recursive: rules.recursive,
+        caption_extension: rules.caption_extension.clone(),
+        default_caption: rules.default_caption.clone(),
+        allow_empty_captions: rules.allow_empty_captions,
+        placing: Placing::new(set, multiple)?,
+    })
+}

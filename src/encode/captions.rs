@@ -1,0 +1,201 @@
+//! Captions into the store: each encoder of a base model, each caption that the store lacks, once. Nothing is loaded for an
+//! encoder whose entries are all there.
+
+use std::collections::HashSet;
+
+use rayon::prelude::{IntoParallelRefIterator as _, ParallelIterator as _};
+use serde::Serialize;
+
+use super::{EncodeOptions, Error};
+use crate::base_model::{BaseModel, TextEncoderPart};
+use crate::cache::tensors;
+use crate::digest::{self, Fingerprint, canonical_json};
+use crate::monitor::Monitor;
+use crate::recipe::spec::caption_entry;
+use crate::store::{NewEntry, Store, StoreReader, StoreWriter};
+use crate::text::{Encoded, Residency, TextEncoder, Tokens};
+
+/// Captions in one call of a resident encoder.
+const RESIDENT_CHUNK: usize = 128;
+/// Captions in one call of a streamed encoder, which reads all its weights in each.
+const STREAMED_CHUNK: usize = 4096;
+
+/// What encoding one encoder's captions came to.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct CaptionStats {
+    /// The encoder.
+    pub slot: String,
+    /// The spec's fingerprint.
+    pub spec: String,
+    /// Different captions asked for.
+    pub captions: u64,
+    /// Of these, already in the store.
+    pub present: u64,
+    /// Encoded now.
+    pub encoded: u64,
+    /// Of all asked for and encoded now, cut because they are too long.
+    pub truncated: u64,
+}
+
+/// Encodes what the store lacks of `captions`, for every encoder of `base`.
+///
+/// # Errors
+/// At the first caption that cannot be encoded or stored; what was committed before stays.
+pub fn encode_captions(
+    base: &BaseModel,
+    store: &Store,
+    captions: &[String],
+    options: &EncodeOptions,
+    monitor: &dyn Monitor,
+) -> Result<Vec<CaptionStats>, Error> {
+    let mut seen = HashSet::new();
+    let unique: Vec<&str> = captions
+        .iter()
+        .map(String::as_str)
+        .filter(|c| seen.insert(*c))
+        .collect();
+    let specs: Vec<Fingerprint> = base.encoders.iter().map(|e| e.fingerprint).collect();
+    let reader = store.reader_of(&specs)?;
+    base.encoders
+        .iter()
+        .map(|e| encode_for(e, store, &reader, &unique, options, monitor))
+        .collect()
+}
+
+fn encode_for(
+    encoder: &TextEncoderPart,
+    store: &Store,
+    reader: &StoreReader,
+    captions: &[&str],
+    options: &EncodeOptions,
+    monitor: &dyn Monitor,
+) -> Result<CaptionStats, Error> {
+    let missing = missing(encoder, reader, captions)?;
+    let mut stats = CaptionStats {
+        slot: encoder.slot.clone(),
+        spec: encoder.fingerprint.to_string(),
+        captions: captions.len() as u64,
+        present: (captions.len() - missing.len()) as u64,
+        ..CaptionStats::default()
+    };
+    if missing.is_empty() {
+        return Ok(stats);
+    }
+    let streamed = encoder.weight_bytes() > options.resident_limit_bytes;
+    let (residency, chunk) = match streamed {
+        true => (Residency::Streamed, STREAMED_CHUNK),
+        false => (Residency::Resident, RESIDENT_CHUNK),
+    };
+    let mut writer = store.writer()?;
+    writer.put_spec(&encoder.fingerprint, &canonical_json(&encoder.spec)?)?;
+    monitor.start(
+        &format!("captions, {}", encoder.slot),
+        Some(missing.len() as u64),
+    );
+    let network = encoder.load(residency, &options.device)?;
+    if encoder.bare_file {
+        for note in network.notes() {
+            monitor.note(note);
+        }
+    }
+    let reduced = encoder.reduced_types();
+    if !reduced.is_empty() {
+        monitor.note(&format!(
+            "{}: its weights are stored as {}; what it makes of captions is near what the full encoder does, not equal",
+            encoder.slot,
+            reduced.join(", ")
+        ));
+    }
+    for part in missing.chunks(chunk) {
+        stats.truncated += encode_part(encoder, &network, part, &mut writer)?;
+        stats.encoded += part.len() as u64;
+        monitor.advance(part.len() as u64);
+    }
+    writer.finish()?;
+    monitor.finish();
+    Ok(stats)
+}
+
+/// A caption that an encoder has no entry of, and that entry.
+type Missing<'a> = (Fingerprint, &'a str);
+
+fn missing<'a>(
+    encoder: &TextEncoderPart,
+    reader: &StoreReader,
+    captions: &[&'a str],
+) -> Result<Vec<Missing<'a>>, Error> {
+    let entry = |caption: &&'a str| Ok((caption_entry(&encoder.fingerprint, caption)?, *caption));
+    let entries: Vec<Missing<'a>> = captions
+        .par_iter()
+        .map(entry)
+        .collect::<Result<_, digest::Error>>()?;
+    Ok(entries
+        .into_iter()
+        .filter(|(entry, _)| !reader.contains(&encoder.fingerprint, entry))
+        .collect())
+}
+
+/// Encodes some captions; returns how many were cut.
+fn encode_part(
+    encoder: &TextEncoderPart,
+    network: &TextEncoder,
+    part: &[Missing<'_>],
+    writer: &mut StoreWriter,
+) -> Result<u64, Error> {
+    let tokens: Vec<Tokens> = part
+        .par_iter()
+        .map(|(_, caption)| tokenize(encoder, caption))
+        .collect::<Result<_, _>>()?;
+    let encoded = network.encode(&tokens).map_err(|source| Error::Encoder {
+        slot: encoder.slot.clone(),
+        source,
+    })?;
+    let mut truncated = 0;
+    for (((entry, caption), tokens), encoded) in part.iter().zip(tokens).zip(&encoded) {
+        truncated += u64::from(tokens.truncated);
+        writer.put(new_entry(encoder, *entry, caption, tokens, encoded)?)?;
+    }
+    writer.commit_if_large()?;
+    Ok(truncated)
+}
+
+/// A caption's ids under an encoder's rules.
+///
+/// # Errors
+/// If the caption cannot be tokenized.
+pub fn tokenize(encoder: &TextEncoderPart, caption: &str) -> Result<Tokens, Error> {
+    encoder
+        .tokenizer
+        .encode(&encoder.tokens, caption)
+        .map_err(|source| Error::Tokenizer {
+            slot: encoder.slot.clone(),
+            caption: caption.chars().take(60).collect(),
+            source,
+        })
+}
+
+fn new_entry(
+    encoder: &TextEncoderPart,
+    entry: Fingerprint,
+    caption: &str,
+    tokens: Tokens,
+    encoded: &Encoded,
+) -> Result<NewEntry, Error> {
+    let output = encoder.spec.precision.output;
+    let mut parts = Vec::new();
+    for (name, tensor) in [("hidden", &encoded.hidden), ("pooled", &encoded.pooled)] {
+        if let Some(tensor) = tensor {
+            parts.push((name.to_owned(), tensors::to_bytes(tensor, output)?));
+        }
+    }
+    Ok(NewEntry {
+        entry,
+        spec: encoder.fingerprint,
+        source: caption.to_owned(),
+        token_count: tokens.count as u32,
+        truncated: tokens.truncated,
+        tokens: tokens.ids,
+        parts,
+        key: serde_json::json!({ "caption": caption, "spec": encoder.fingerprint, "version": 1 }),
+    })
+}

@@ -1,0 +1,332 @@
+//! Settings: what the sections of an Experiment come to for the flavor of its base model, every default filled in. Nothing but
+//! this folder reads the mirror of the file.
+
+use std::path::PathBuf;
+
+use super::raw::{self, LrDecay, PackedWeights, Precision};
+use super::{Error, Experiment, FileMap};
+use crate::diffusion::{
+    LossWeighting, Process, Sampler, Shift, Spacing, TimestepSampling, TimestepSpec,
+};
+use crate::models::Flavor;
+use crate::recipe::spec::Dtype;
+
+/// What a model that is told its guidance is told in training: scale 1, as if there were none. A LoRA trained so is
+/// sampled at the usual scale.
+const TRAINING_GUIDANCE: f64 = 1.0;
+
+/// The base model and its recipe, which need no flavor to be told.
+#[derive(Clone, Debug)]
+pub struct ModelSettings {
+    /// The family, such as `sd3`.
+    pub family: String,
+    /// The flavor, such as `3.5-large`.
+    pub flavor: String,
+    /// The model, as the program sees the path.
+    pub path: PathBuf,
+    /// Components that lie elsewhere, as the program sees their paths.
+    pub files: FileMap,
+    /// What the denoiser's matrices are packed into, if into anything.
+    pub weights: Option<PackedWeights>,
+    /// What the denoiser computes in, if not in the device's usual type.
+    pub compute: Option<Precision>,
+    /// The recipe's variant.
+    pub variant: String,
+    /// Fields of the recipe that are otherwise.
+    pub deviate: toml::Table,
+    /// What embeddings and latents are stored in, if not as the recipe says.
+    pub stored: Option<Dtype>,
+}
+
+/// A folder of captioned pictures.
+#[derive(Clone, Debug)]
+pub struct DatasetSettings {
+    /// The folder, as the program sees the path.
+    pub path: PathBuf,
+    /// What the file says of it.
+    pub rules: raw::Dataset,
+    /// The shortest side of a bucket, in px.
+    pub min_bucket_px: u32,
+    /// The longest side of a bucket, in px.
+    pub max_bucket_px: u32,
+}
+
+/// The sections that depend on the flavor.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// What the denoiser predicts, and along which path of noise.
+    pub process: Process,
+    /// The LoRA.
+    pub adapter: AdapterSettings,
+    /// The training.
+    pub train: TrainSettings,
+    /// Preview pictures.
+    pub sample: SampleSettings,
+}
+
+/// The LoRA.
+#[derive(Clone, Debug)]
+pub struct AdapterSettings {
+    /// Rank of every update.
+    pub rank: usize,
+    /// The update is scaled by alpha / rank.
+    pub alpha: f64,
+    /// Module patterns or presets; empty: the family's default.
+    pub targets: Vec<String>,
+    /// Probability with which an input of the update is dropped in training.
+    pub dropout: f64,
+    /// The precision of the saved LoRA.
+    pub save_precision: Precision,
+}
+
+/// The training.
+#[derive(Clone, Debug)]
+pub struct TrainSettings {
+    /// Optimizer steps.
+    pub steps: u64,
+    /// The LoRA's file name, without its ending.
+    pub name: String,
+    /// The highest learning rate.
+    pub learning_rate: f64,
+    /// What the learning rate does after warm-up.
+    pub lr_schedule: LrDecay,
+    /// Steps over which the learning rate rises from 0.
+    pub warmup_steps: u64,
+    /// Pictures in a micro-batch.
+    pub batch_size: usize,
+    /// Micro-batches in an optimizer step.
+    pub gradient_accumulation: usize,
+    /// What the gradient's norm is cut to; 0: never.
+    pub max_grad_norm: f64,
+    /// AdamW's decay of the first moment.
+    pub beta1: f64,
+    /// AdamW's decay of the second moment.
+    pub beta2: f64,
+    /// AdamW's epsilon.
+    pub epsilon: f64,
+    /// AdamW's decoupled weight decay.
+    pub weight_decay: f64,
+    /// What every random number derives from.
+    pub seed: u64,
+    /// Probability with which a caption is dropped.
+    pub caption_dropout: f64,
+    /// The density of a flow's noise levels.
+    pub timesteps: TimestepSpec,
+    /// The guidance embedding's input, where the denoiser has one.
+    pub guidance: Option<f64>,
+    /// How much each noise level counts.
+    pub loss_weighting: LossWeighting,
+    /// The most that a noise level of DDPM may count, as a signal-to-noise ratio.
+    pub min_snr_gamma: Option<f64>,
+    /// The standard deviation by which the noise of each channel is moved.
+    pub noise_offset: f64,
+    /// Gradient checkpointing of all blocks, or none; None leaves it to the memory plan.
+    pub gradient_checkpointing: Option<bool>,
+    /// A checkpoint every so many steps, and at the end; 0: only at the end.
+    pub checkpoint_every: u64,
+    /// How many checkpoints are kept.
+    pub keep_checkpoints: usize,
+    /// The validation loss every so many steps; 0: never.
+    pub validate_every: u64,
+    /// Preview pictures every so many steps; 0: never.
+    pub sample_every: u64,
+}
+
+/// Preview pictures.
+#[derive(Clone, Debug)]
+pub struct SampleSettings {
+    /// Captions of the pictures.
+    pub prompts: Vec<String>,
+    /// The caption to steer away from; None: the recipe's unconditional entry.
+    pub negative_prompt: Option<String>,
+    /// Width in px.
+    pub width: u32,
+    /// Height in px.
+    pub height: u32,
+    /// How the sampler walks.
+    pub sampler: Sampler,
+    /// Sampler steps.
+    pub steps: usize,
+    /// Scale of classifier-free guidance; 1 is none.
+    pub guidance: f64,
+    /// The guidance embedding's input, where the denoiser has one.
+    pub told_guidance: Option<f64>,
+    /// Shift of a flow's noise levels.
+    pub shift: Shift,
+    /// Where a flow's sampler stops.
+    pub spacing: Spacing,
+    /// Whether the denoiser has an embedding of the picture's size.
+    pub size_conditioning: bool,
+    /// What the start noise derives from.
+    pub seed: u64,
+}
+
+/// What a command line says of the previews instead of the file.
+#[derive(Clone, Debug, Default)]
+pub struct SampleOverrides {
+    /// Prompts, if any.
+    pub prompts: Vec<String>,
+    /// What the start noise derives from.
+    pub seed: Option<u64>,
+    /// Sampler steps.
+    pub steps: Option<usize>,
+    /// Guidance scale.
+    pub guidance: Option<f64>,
+}
+
+impl Experiment {
+    /// The base model and its recipe.
+    pub fn model(&self) -> ModelSettings {
+        let model = &self.raw.model;
+        ModelSettings {
+            family: model.family.clone(),
+            flavor: model.flavor.clone(),
+            path: self.path(&model.path),
+            files: model.files.map(|path| self.path(path)),
+            weights: model.weights,
+            compute: self.raw.train.compute,
+            variant: self.raw.recipe.variant.clone(),
+            deviate: self.raw.recipe.deviate.clone(),
+            stored: self.raw.store.precision.map(Dtype::from),
+        }
+    }
+
+    /// The folders of pictures.
+    pub fn datasets(&self) -> Vec<DatasetSettings> {
+        let one = |set: &raw::Dataset| DatasetSettings {
+            path: self.path(&set.path),
+            min_bucket_px: set.min_bucket_px(),
+            max_bucket_px: set.max_bucket_px(),
+            rules: set.clone(),
+        };
+        self.raw.dataset.iter().map(one).collect()
+    }
+
+    /// Share of the pictures held out for validation.
+    pub fn validation_share(&self) -> f64 {
+        self.raw.train.validation_share
+    }
+
+    /// What every random number of the training derives from.
+    pub fn seed(&self) -> u64 {
+        self.raw.train.seed
+    }
+
+    /// Captions that a run needs beside those of its pictures: prompts, and what stands for no caption.
+    pub fn extra_captions(&self) -> Vec<String> {
+        let (train, sample) = (&self.raw.train, &self.raw.sample);
+        let mut captions = Vec::new();
+        if train.caption_dropout > 0.0 {
+            captions.push(String::new());
+        }
+        if !sample.prompts.is_empty() {
+            captions.extend(sample.prompts.iter().cloned());
+            captions.push(sample.negative_prompt.clone().unwrap_or_default());
+        }
+        captions
+    }
+
+    /// Has the previews be as a command line says.
+    ///
+    /// # Errors
+    /// If a value is out of its range.
+    pub fn override_sample(&mut self, overrides: SampleOverrides) -> Result<(), Error> {
+        let sample = &mut self.raw.sample;
+        if !overrides.prompts.is_empty() {
+            sample.prompts = overrides.prompts;
+        }
+        sample.seed = overrides.seed.unwrap_or(sample.seed);
+        sample.steps = overrides.steps.or(sample.steps);
+        sample.guidance = overrides.guidance.or(sample.guidance);
+        self.raw.check().map_err(|(field, why)| Error::Value {
+            file: self.file.clone(),
+            field,
+            why,
+        })
+    }
+
+    /// The sections that depend on the flavor.
+    ///
+    /// # Errors
+    /// If an option means nothing to the flavor.
+    pub fn settings(&self, flavor: &Flavor) -> Result<Settings, Error> {
+        let process = self.process(flavor.process, flavor.told_guidance)?;
+        let adapter = &self.raw.adapter;
+        Ok(Settings {
+            process,
+            adapter: AdapterSettings {
+                rank: adapter.rank,
+                alpha: adapter.alpha.unwrap_or(adapter.rank as f64),
+                targets: adapter.targets.clone(),
+                dropout: adapter.dropout,
+                save_precision: adapter.save_precision,
+            },
+            train: self.train(flavor),
+            sample: self.sample(flavor),
+        })
+    }
+
+    fn train(&self, flavor: &Flavor) -> TrainSettings {
+        let train = &self.raw.train;
+        let sampling = train.timestep_sampling;
+        TrainSettings {
+            steps: train.steps,
+            name: train.name.clone(),
+            learning_rate: train.learning_rate,
+            lr_schedule: train.lr_schedule,
+            warmup_steps: train.warmup_steps,
+            batch_size: train.batch_size,
+            gradient_accumulation: train.gradient_accumulation,
+            max_grad_norm: train.max_grad_norm,
+            beta1: train.beta1,
+            beta2: train.beta2,
+            epsilon: train.epsilon,
+            weight_decay: train.weight_decay,
+            seed: train.seed,
+            caption_dropout: train.caption_dropout,
+            timesteps: TimestepSpec {
+                sampling: sampling.unwrap_or(TimestepSampling::LogitNormal),
+                logit_mean: train.logit_mean,
+                logit_std: train.logit_std,
+                mode_scale: train.mode_scale,
+                shift: train.shift.unwrap_or(flavor.shift),
+            },
+            guidance: (flavor.told_guidance).map(|_| train.guidance.unwrap_or(TRAINING_GUIDANCE)),
+            loss_weighting: train.loss_weighting,
+            min_snr_gamma: train.min_snr_gamma,
+            noise_offset: train.noise_offset,
+            gradient_checkpointing: train.gradient_checkpointing,
+            checkpoint_every: train.checkpoint_every,
+            keep_checkpoints: train.keep_checkpoints,
+            validate_every: train.validate_every,
+            sample_every: train.sample_every,
+        }
+    }
+
+    fn sample(&self, flavor: &Flavor) -> SampleSettings {
+        let sample = &self.raw.sample;
+        let first = self.raw.dataset.first();
+        let side = first.map_or(flavor.resolution_px, |set| set.resolution);
+        let (told_guidance, guidance) = match flavor.told_guidance {
+            Some(authors) => (
+                Some(sample.guidance.unwrap_or(authors)),
+                sample.true_cfg.unwrap_or(flavor.guidance),
+            ),
+            None => (None, sample.guidance.unwrap_or(flavor.guidance)),
+        };
+        SampleSettings {
+            prompts: sample.prompts.clone(),
+            negative_prompt: sample.negative_prompt.clone(),
+            width: sample.width.unwrap_or(side),
+            height: sample.height.unwrap_or(side),
+            sampler: sample.sampler.unwrap_or(flavor.sampler),
+            steps: sample.steps.unwrap_or(flavor.steps as usize),
+            guidance,
+            told_guidance,
+            shift: sample.shift.unwrap_or(flavor.shift),
+            spacing: flavor.spacing,
+            size_conditioning: flavor.size_conditioning,
+            seed: sample.seed,
+        }
+    }
+}

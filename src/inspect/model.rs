@@ -1,0 +1,178 @@
+//! What a checkpoint is: family and flavors, parts, whether every tensor is there and used, the recipe it needs, what
+//! else must be named beside it, and the memory it takes.
+//!
+//! Only headers, configurations and tokenizers are read. [`check`] fails only on a path that cannot be read; all
+//! else that is wrong is in the [`Report`].
+//!
+//! - `denoiser`: a denoiser with whatever lies beside it
+//! - `part`: one text encoder or VAE, in a model or alone
+//! - `memory`: bytes in memory while encoding and training
+
+mod denoiser;
+mod memory;
+mod part;
+
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use crate::base_model::Need;
+use crate::models;
+use crate::nn::weights::{self, Weights};
+
+pub use memory::{ADAPTER_RANK, Memory, Train, Use};
+pub use part::Part;
+
+/// Why a path could not be looked at.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Its files cannot be read, or are no weights.
+    #[error(transparent)]
+    Weights(#[from] weights::Error),
+    /// It is a folder without weights or parts.
+    #[error(
+        "{}: no model here: expected a folder as diffusers writes it (with model_index.json, transformer/ or unet/, vae/, ...), a folder with one safetensors file, or a file", path.display()
+    )]
+    Nothing {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// Nothing that this program knows.
+    #[error(
+        "{}: not a model, text encoder, VAE or LoRA that plumb knows; its first tensors are {names}{reasons}", path.display()
+    )]
+    Unknown {
+        /// The file or folder.
+        path: PathBuf,
+        /// A few of its tensors.
+        names: String,
+        /// Why no family takes it, as the end of a sentence, or nothing.
+        reasons: String,
+    },
+}
+
+/// What kind of thing lies at a path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// A denoiser, with other parts or alone.
+    Model,
+    /// A text encoder or VAE alone.
+    Part,
+    /// A LoRA.
+    Lora,
+}
+
+/// What lies at a path.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    /// The path.
+    pub path: PathBuf,
+    /// What it is.
+    pub kind: Kind,
+    /// The same in a sentence.
+    pub summary: String,
+    /// A model's family.
+    pub family: Option<&'static str>,
+    /// The flavors it may be, by its architecture.
+    pub flavors: Vec<&'static str>,
+    /// The recipes that belong to it, as `plumb recipe show` takes them.
+    pub recipes: Vec<String>,
+    /// What is in it.
+    pub parts: Vec<Part>,
+    /// Tensors of a single file that belong to no part, and are not read.
+    pub ignored: Vec<String>,
+    /// What must be named under `[model.files]` beside it.
+    pub needs: Vec<Need>,
+    /// What it takes, where enough of it is there to tell.
+    pub memory: Option<Memory>,
+    /// What to know, and to do with it.
+    pub notes: Vec<String>,
+    /// What is wrong with it, each in one line.
+    pub problems: Vec<String>,
+}
+
+/// Looks at a file or folder.
+///
+/// # Errors
+/// If it cannot be read, or is nothing that this program knows.
+pub fn check(path: &Path) -> Result<Report, Error> {
+    let reasons = match denoiser::check(path) {
+        Ok(report) => return Ok(report),
+        Err(reasons) => reasons,
+    };
+    let weights = match Weights::open(&[path.to_owned()]) {
+        Err(weights::Error::NotFound { .. }) if path.is_dir() => {
+            return Err(Error::Nothing {
+                path: path.to_owned(),
+            });
+        }
+        other => other?,
+    };
+    if let Some(report) = lora(path, &weights) {
+        return Ok(report);
+    }
+    if let Some(report) = part::lone(path, &weights) {
+        return Ok(report);
+    }
+    let names: Vec<String> = weights
+        .names()
+        .iter()
+        .take(3)
+        .map(|n| format!("`{n}`"))
+        .collect();
+    Err(Error::Unknown {
+        path: path.to_owned(),
+        names: names.join(", "),
+        reasons,
+    })
+}
+
+fn lora(path: &Path, weights: &Weights) -> Option<Report> {
+    const SIGNS: [&str; 4] = [
+        ".lora_A.",
+        ".lora_down.",
+        ".lora_B.weight",
+        ".lora_up.weight",
+    ];
+    let names = weights.names();
+    let is_lora = names
+        .iter()
+        .any(|name| SIGNS.iter().any(|sign| name.contains(sign)));
+    is_lora.then(|| Report {
+        summary: format!(
+            "a LoRA of {} tensors, not a base model",
+            weights.names().len()
+        ),
+        notes: vec![format!("plumb inspect lora {}", path.display())],
+        ..Report::of(path, Kind::Lora)
+    })
+}
+
+impl Report {
+    fn of(path: &Path, kind: Kind) -> Self {
+        Self {
+            path: path.to_owned(),
+            kind,
+            summary: String::new(),
+            family: None,
+            flavors: Vec::new(),
+            recipes: Vec::new(),
+            parts: Vec::new(),
+            ignored: Vec::new(),
+            needs: Vec::new(),
+            memory: None,
+            notes: Vec::new(),
+            problems: Vec::new(),
+        }
+    }
+}
+
+/// Why no family takes a path, as the end of a sentence.
+fn reasons(refused: &[models::Error]) -> String {
+    let lines: Vec<String> = refused.iter().map(ToString::to_string).collect();
+    match lines.is_empty() {
+        true => String::new(),
+        false => format!(" ({})", lines.join("; ")),
+    }
+}

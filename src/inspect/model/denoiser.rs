@@ -1,0 +1,187 @@
+//! A denoiser with whatever lies beside it.
+
+use std::path::{Path, PathBuf};
+
+use super::memory::{self, Memory, Use};
+use super::part::{self, Part};
+use super::{Kind, Report, reasons};
+use crate::base_model::needs;
+use crate::experiment::FileMap;
+use crate::models::{self, BaseWeights, Components, FAMILIES, Family, Flavor};
+use crate::nn::weights::Weights;
+use crate::recipe::{REFERENCE, Recipe, RecipeName};
+
+/// A family that takes the path, whole or not.
+struct Candidate {
+    family: &'static dyn Family,
+    components: Components,
+    flavors: Vec<&'static Flavor>,
+    expected: BaseWeights,
+}
+
+/// The report on a model; else why no family takes it.
+pub(super) fn check(path: &Path) -> Result<Report, String> {
+    let candidate = match models::detect(path) {
+        Ok((family, components, flavors)) => {
+            let expected = family.expected(&components);
+            let expected = expected.map_err(|error| reasons(&[error]))?;
+            Candidate {
+                family,
+                components,
+                flavors,
+                expected,
+            }
+        }
+        Err(_) => nearest(path)?,
+    };
+    Ok(candidate.report(path))
+}
+
+/// The family that has the fewest faults with a model that is not whole.
+fn nearest(path: &Path) -> Result<Candidate, String> {
+    let mut refused = Vec::new();
+    let mut best: Option<(usize, Candidate)> = None;
+    for &family in FAMILIES {
+        let tried = family
+            .components(path)
+            .and_then(|components| Ok((family.expected(&components)?, components)));
+        match tried {
+            Ok((expected, components)) => {
+                let faults = expected.weights.faults(&expected.tensors).len();
+                if best.as_ref().is_none_or(|(least, _)| faults < *least) {
+                    let candidate = Candidate {
+                        family,
+                        components,
+                        flavors: Vec::new(),
+                        expected,
+                    };
+                    best = Some((faults, candidate));
+                }
+            }
+            Err(models::Error::NotThisFamily { .. }) => {}
+            Err(error) => refused.push(error),
+        }
+    }
+    best.map(|(_, candidate)| candidate)
+        .ok_or_else(|| reasons(&refused))
+}
+
+impl Candidate {
+    fn report(self, path: &Path) -> Report {
+        let mut report = Report::of(path, Kind::Model);
+        let family = self.family.name();
+        report.family = Some(family);
+        report.flavors = self.flavors.iter().map(|flavor| flavor.name).collect();
+        report.ignored = ignored(path, &self.components);
+        let layout = match self.expected.weights.metadata("general.architecture") {
+            _ if path.is_dir() => "a folder as diffusers writes it",
+            Some(_) => "a GGUF file",
+            None => "a single file",
+        };
+        report.summary = format!("a model of family {family}, {layout}");
+        let recipes = self.recipes();
+        report.recipes = recipes.iter().map(|r| r.name().to_string()).collect();
+        self.denoiser(&mut report);
+        let mut encode = Vec::new();
+        if let Some(recipe) = recipes.first() {
+            report.needs = needs(recipe, &self.components, &FileMap::default());
+            encode = self.encoders(recipe, &mut report);
+        }
+        encode.extend(self.vae(&mut report));
+        let flavor = self
+            .flavors
+            .first()
+            .copied()
+            .or(self.family.flavors().first());
+        let train = match (flavor, recipes.first()) {
+            (Some(flavor), Some(recipe)) => {
+                memory::train(self.family, &self.components, flavor, recipe)
+            }
+            _ => Vec::new(),
+        };
+        report.memory = Some(Memory::new(encode, train));
+        report
+    }
+
+    /// The reference recipes of the flavors that it may be.
+    fn recipes(&self) -> Vec<Recipe> {
+        let flavors: Vec<&Flavor> = match self.flavors.is_empty() {
+            true => self.family.flavors().iter().collect(),
+            false => self.flavors.clone(),
+        };
+        let shipped = |flavor: &Flavor| {
+            let name = RecipeName {
+                family: self.family.name().to_owned(),
+                flavor: flavor.name.to_owned(),
+                variant: REFERENCE.to_owned(),
+            };
+            Recipe::shipped(&name).ok()
+        };
+        flavors.into_iter().filter_map(shipped).collect()
+    }
+
+    fn denoiser(&self, report: &mut Report) {
+        let (weights, tensors) = (&self.expected.weights, &self.expected.tensors);
+        let faults = weights.faults(tensors);
+        let faults = faults.iter().map(ToString::to_string);
+        report.problems.extend(faults);
+        report.problems.extend(part::extra(weights, tensors));
+        if let Some(component) = self.components.parts.get(self.family.lora_component()) {
+            report.parts.push(Part::new("denoiser", component, weights));
+        }
+    }
+
+    fn encoders(&self, recipe: &Recipe, report: &mut Report) -> Vec<Use> {
+        let mut taken = Vec::new();
+        for encoder in recipe.encoders() {
+            let Some(component) = self.components.parts.get(encoder.component.as_str()) else {
+                continue;
+            };
+            let name = encoder.tokenizer_component.as_str();
+            let tokenizer = self.components.tokenizers.get(name);
+            if let Ok(weights) = component.open() {
+                let part = Part::new(&encoder.slot, component, &weights);
+                report.parts.push(part);
+            }
+            match part::encoder(encoder, component, tokenizer.map(PathBuf::as_path)) {
+                Ok(whole) => {
+                    taken.push(whole.taken);
+                    report.notes.extend(whole.notes);
+                }
+                Err(problem) => report.problems.push(format!("{}: {problem}", encoder.slot)),
+            }
+        }
+        taken
+    }
+
+    fn vae(&self, report: &mut Report) -> Option<Use> {
+        let component = self.components.parts.get("vae")?;
+        if let Ok(weights) = component.open() {
+            report.parts.push(Part::new("vae", component, &weights));
+        }
+        let Some((taken, problems)) = part::vae(component) else {
+            let problem = "vae: its tensors are not those of an AutoencoderKL";
+            report.problems.push(problem.to_owned());
+            return None;
+        };
+        report.problems.extend(problems);
+        Some(taken)
+    }
+}
+
+/// Tensors of a single file that are in no part.
+fn ignored(path: &Path, components: &Components) -> Vec<String> {
+    if path.is_dir() {
+        return Vec::new();
+    }
+    let Ok(whole) = Weights::open(&[path.to_owned()]) else {
+        return Vec::new();
+    };
+    let in_part = |name: &str| {
+        let mut parts = components.parts.values();
+        parts.any(|part| name.starts_with(&part.prefix))
+    };
+    let mut names = whole.names();
+    names.retain(|name| !in_part(name));
+    names
+}

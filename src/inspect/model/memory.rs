@@ -1,0 +1,127 @@
+//! Bytes in memory while encoding and training.
+
+use serde::Serialize;
+
+use crate::models::{Components, Family, Flavor, Keep};
+use crate::recipe::Recipe;
+use crate::train::plan::{self, Machine, MemoryRequest, PeakMemory};
+
+/// The rank that a training's estimate is for.
+pub const ADAPTER_RANK: usize = 16;
+
+/// Pixels along a side of a latent, in every family.
+const LATENT_PX: usize = 8;
+
+/// What encoding and training take.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Memory {
+    /// Each network that encodes, with its weights loaded; one is in memory at a time.
+    pub encode: Vec<Use>,
+    /// The largest of them.
+    pub encode_bytes: u64,
+    /// Training in f32 on a processor, and in bf16 on a GPU.
+    pub train: Vec<Train>,
+    /// Left out of encoding.
+    pub left_out: &'static str,
+}
+
+/// One thing in memory.
+#[derive(Clone, Debug, Serialize)]
+pub struct Use {
+    /// What it is.
+    pub what: String,
+    /// How many numbers.
+    pub parameters: u64,
+    /// The type that they are kept in.
+    pub dtype: &'static str,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+/// What a training takes: adapters of [`ADAPTER_RANK`] on the default targets, one picture at a time, of the size that
+/// the flavor was trained for.
+#[derive(Clone, Debug, Serialize)]
+pub struct Train {
+    /// What computes.
+    pub machine: Machine,
+    /// The type it computes in.
+    pub dtype: &'static str,
+    /// Side of the pictures, in px.
+    pub resolution_px: u32,
+    /// Without gradient checkpointing.
+    pub stored: PeakMemory,
+    /// With gradient checkpointing on every block.
+    pub checkpointed: PeakMemory,
+}
+
+impl Use {
+    pub(super) fn new(what: impl Into<String>, parameters: u64, dtype: candle_core::DType) -> Self {
+        Self {
+            what: what.into(),
+            parameters,
+            dtype: dtype.as_str(),
+            bytes: parameters * dtype.size_in_bytes() as u64,
+        }
+    }
+}
+
+impl Memory {
+    pub(super) fn new(encode: Vec<Use>, train: Vec<Train>) -> Self {
+        Self {
+            encode_bytes: encode.iter().map(|u| u.bytes).max().unwrap_or(0),
+            train,
+            encode,
+            left_out: "what a batch of captions or a picture adds while it is encoded",
+        }
+    }
+}
+
+/// What training a denoiser of this flavor takes. Nothing where it cannot be told.
+pub(super) fn train(
+    family: &dyn Family,
+    components: &Components,
+    flavor: &Flavor,
+    recipe: &Recipe,
+) -> Vec<Train> {
+    let preset = family.presets().first().map(|p| p.name.to_owned());
+    let linears = family.linears(components).unwrap_or_default();
+    let chosen = crate::lora::targets::select(&linears, preset.as_slice(), family.presets());
+    let Ok(adapted) = chosen else {
+        return Vec::new();
+    };
+    let side = flavor.resolution_px as usize / LATENT_PX;
+    let estimate = |machine, dtype: candle_core::DType| {
+        let bytes = |checkpointing| {
+            let wanted = MemoryRequest {
+                family,
+                components,
+                adapted: &adapted,
+                rank: ADAPTER_RANK,
+                samples: 1,
+                latents: (side, side),
+                context: plan::context_tokens(recipe),
+                dtype,
+                keep: Keep::Whole,
+                machine,
+                own_kernels: false,
+                checkpointing: Some(checkpointing),
+            };
+            plan::make(&wanted, u64::MAX).ok().map(|plan| plan.bytes)
+        };
+        Some(Train {
+            machine,
+            dtype: dtype.as_str(),
+            resolution_px: flavor.resolution_px,
+            stored: bytes(false)?,
+            checkpointed: bytes(true)?,
+        })
+    };
+    let kinds = [
+        (Machine::Cpu, candle_core::DType::F32),
+        (Machine::Gpu, candle_core::DType::BF16),
+    ];
+    kinds
+        .into_iter()
+        .filter_map(|(machine, dtype)| estimate(machine, dtype))
+        .collect()
+}

@@ -1,0 +1,321 @@
+//! One text encoder or VAE: what is stored of it, and whether it is whole.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use candle_core::DType;
+use serde::Serialize;
+
+use super::memory::{Memory, Use};
+use super::{Kind, Report};
+use crate::base_model::{Need, candle_dtype};
+use crate::digest::Digest;
+use crate::models::{Component, FAMILIES};
+use crate::nn::weights::{self, Weights};
+use crate::recipe::latents::VaeConfig;
+use crate::recipe::rules::Network;
+use crate::recipe::spec::Architecture;
+use crate::recipe::{
+    EncoderRecipe, REFERENCE, Recipe, RecipeName, TokenizerIdentity, architecture, published,
+};
+use crate::text::{self, Tokenizer, TokenizerKind};
+use crate::vae;
+
+/// One network of a checkpoint.
+#[derive(Clone, Debug, Serialize)]
+pub struct Part {
+    /// `denoiser`, `vae`, or what recipes call an encoder: `clip_l`.
+    pub name: String,
+    /// Its folder or file.
+    pub path: PathBuf,
+    /// What its tensors' names begin with, in a single file.
+    pub prefix: String,
+    /// How many numbers are stored.
+    pub parameters: u64,
+    /// Bytes in the files.
+    pub bytes: u64,
+    /// How many tensors of each element type.
+    pub types: BTreeMap<String, usize>,
+}
+
+impl Part {
+    pub(super) fn new(name: &str, component: &Component, weights: &Weights) -> Self {
+        let stored = weights.storage();
+        Self {
+            name: name.to_owned(),
+            path: component.weights.clone(),
+            prefix: component.prefix.clone(),
+            parameters: stored.parameters,
+            bytes: stored.bytes,
+            types: stored.types,
+        }
+    }
+}
+
+/// An encoder that is whole.
+pub(super) struct Whole {
+    /// What encoding with it takes.
+    pub(super) taken: Use,
+    /// What to know of it.
+    pub(super) notes: Vec<String>,
+    architecture: Architecture,
+}
+
+/// Checks an encoder; the error is what is wrong.
+pub(super) fn encoder(
+    recipe: &EncoderRecipe,
+    component: &Component,
+    tokenizer: Option<&Path>,
+) -> Result<Whole, String> {
+    let weights = component.open().map_err(|e| e.to_string())?;
+    let architecture = match &component.config {
+        Some(config) => {
+            architecture::read(config, recipe.rules.network).map_err(|e| e.to_string())?
+        }
+        None => published(&recipe.slot).ok_or("its architecture is not known")?,
+    };
+    let identity = identity(&architecture, tokenizer)?;
+    let spec = recipe
+        .spec(&architecture, Digest::of(b""), identity)
+        .map_err(|e| e.to_string())?;
+    let found = text::locate(&spec.architecture, &spec.forward, &weights)
+        .map_err(|e| hint_of_config(e, recipe, component))?;
+    let taken = Use::new(
+        recipe.slot.clone(),
+        found.resident_parameters(),
+        candle_dtype(spec.precision.compute),
+    );
+    // Files with a configuration were written by the libraries that the names belong to.
+    let notes = match component.config {
+        Some(_) => Vec::new(),
+        None => found.notes,
+    };
+    Ok(Whole {
+        taken,
+        notes,
+        architecture,
+    })
+}
+
+/// An encoder of another size than the published one has to bring its configuration.
+fn hint_of_config(error: text::Error, recipe: &EncoderRecipe, component: &Component) -> String {
+    match (&error, &component.config) {
+        (text::Error::Weights(weights::Error::Shape { .. }), None) => format!(
+            "{error}: it is not the {0} that the base models were published with; name its configuration as {0}_config",
+            recipe.slot
+        ),
+        _ => error.to_string(),
+    }
+}
+
+/// The tokenizer's identity; where there is none, the end-of-text id that such tokenizers have.
+fn identity(
+    architecture: &Architecture,
+    tokenizer: Option<&Path>,
+) -> Result<TokenizerIdentity, String> {
+    let kind = TokenizerKind::from(architecture);
+    let Some(path) = tokenizer else {
+        let end_id = match architecture {
+            Architecture::ClipText(clip) => clip.vocab_size.saturating_sub(1),
+            Architecture::T5Encoder(_) => 1,
+        };
+        return Ok(TokenizerIdentity {
+            digest: Digest::of(b""),
+            end_id: u32::try_from(end_id).unwrap_or(u32::MAX),
+        });
+    };
+    let tokenizer = Tokenizer::load(kind, path).map_err(|e| e.to_string())?;
+    Ok(TokenizerIdentity {
+        digest: tokenizer.digest(),
+        end_id: tokenizer.eos_id(),
+    })
+}
+
+/// What encoding with a VAE takes, and what is wrong with it; `None` if it is none.
+pub(super) fn vae(component: &Component) -> Option<(Use, Vec<String>)> {
+    let weights = vae::names::canonical(&component.open().ok()?);
+    let told = vae::names::architecture(&weights)?;
+    let architecture = match &component.config {
+        Some(path) => match config(path) {
+            Ok(config) => config.architecture,
+            Err(problem) => return Some((Use::new("vae", 0, DType::F32), vec![problem])),
+        },
+        None => told,
+    };
+    let mut tensors = vae::names::encoder_tensors(&architecture.encoder);
+    let encoder: usize = tensors
+        .iter()
+        .map(|(_, s)| s.iter().product::<usize>())
+        .sum();
+    tensors.extend(vae::names::decoder_tensors(&architecture));
+    let mut problems: Vec<String> = weights
+        .faults(&tensors)
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    problems.extend(extra(&weights, &tensors));
+    Some((Use::new("vae", encoder as u64, DType::F32), problems))
+}
+
+fn config(path: &Path) -> Result<VaeConfig, String> {
+    let origin = path.display().to_string();
+    let text = std::fs::read_to_string(path).map_err(|e| format!("{origin}: {e}"))?;
+    VaeConfig::parse(&text, &origin).map_err(|e| e.to_string())
+}
+
+/// The tensors below a scope that have no place, in one line.
+pub(super) fn extra(weights: &Weights, tensors: &[(String, Vec<usize>)]) -> Option<String> {
+    const SHOWN: usize = 5;
+    let mut extra = weights.extra(tensors);
+    // Training keeps these beside the weights; nothing reads them.
+    extra.retain(|name| !name.ends_with("num_batches_tracked"));
+    let shown: Vec<String> = extra
+        .iter()
+        .take(SHOWN)
+        .map(|name| format!("`{name}`"))
+        .collect();
+    let more = match extra.len().saturating_sub(SHOWN) {
+        0 => String::new(),
+        n => format!(" and {n} more"),
+    };
+    (!extra.is_empty()).then(|| {
+        format!(
+            "{}: tensors that the network has no place for: {}{more}",
+            weights.describe(),
+            shown.join(", ")
+        )
+    })
+}
+
+/// Each encoder that a reference recipe has, with the recipes it is in.
+fn known_encoders() -> Vec<(EncoderRecipe, Vec<String>)> {
+    let mut list: Vec<(EncoderRecipe, Vec<String>)> = Vec::new();
+    for family in FAMILIES {
+        for flavor in family.flavors() {
+            let name = RecipeName {
+                family: family.name().to_owned(),
+                flavor: flavor.name.to_owned(),
+                variant: REFERENCE.to_owned(),
+            };
+            let Ok(recipe) = Recipe::shipped(&name) else {
+                continue;
+            };
+            for encoder in recipe.encoders() {
+                match list
+                    .iter_mut()
+                    .find(|(known, _)| known.slot == encoder.slot)
+                {
+                    Some((_, recipes)) => recipes.push(name.to_string()),
+                    None => list.push((encoder.clone(), vec![name.to_string()])),
+                }
+            }
+        }
+    }
+    list
+}
+
+/// A VAE or text encoder that lies alone; `None` if it is none.
+pub(super) fn lone(path: &Path, weights: &Weights) -> Option<Report> {
+    let beside = [path.join("config.json"), path.with_file_name("config.json")];
+    let component = Component {
+        weights: path.to_owned(),
+        prefix: String::new(),
+        config: beside.into_iter().find(|p| p.is_file()),
+    };
+    if let Some((taken, problems)) = vae(&component) {
+        return Some(Report {
+            summary: "a VAE (AutoencoderKL) alone".to_owned(),
+            parts: vec![Part::new("vae", &component, weights)],
+            memory: Some(Memory::new(vec![taken], Vec::new())),
+            notes: vec![format!(
+                "name it under [model.files]: vae = {:?}",
+                path.display().to_string()
+            )],
+            problems,
+            ..Report::of(path, Kind::Part)
+        });
+    }
+    lone_encoder(path, weights, &component)
+}
+
+fn lone_encoder(path: &Path, weights: &Weights, component: &Component) -> Option<Report> {
+    let mut fits = Vec::new();
+    let mut broken = None;
+    for (recipe, recipes) in known_encoders() {
+        match encoder(&recipe, component, None) {
+            Ok(whole) => fits.push((recipe, recipes, whole)),
+            Err(problem) if is_kind(weights, recipe.rules.network) => {
+                broken = broken.or(Some((recipe, recipes, problem)));
+            }
+            Err(_) => {}
+        }
+    }
+    // With a configuration, a CLIP of any size fits the rules of each CLIP: the published one of its size is meant.
+    if fits.iter().any(is_published) {
+        fits.retain(is_published);
+    }
+    let mut report = Report::of(path, Kind::Part);
+    let Some((first, _, whole)) = fits.first() else {
+        let (recipe, recipes, problem) = broken?;
+        report.summary = format!("a {} that is not whole", network_name(recipe.rules.network));
+        report.parts = vec![Part::new(&recipe.slot, component, weights)];
+        report.recipes = recipes;
+        report.problems = vec![problem];
+        return Some(report);
+    };
+    let slots: Vec<&str> = fits
+        .iter()
+        .map(|(recipe, ..)| recipe.slot.as_str())
+        .collect();
+    let network = network_name(first.rules.network);
+    report.summary = format!("a {network} alone, which serves as {}", slots.join(" or "));
+    report.memory = Some(Memory::new(vec![whole.taken.clone()], Vec::new()));
+    report.parts = vec![Part::new(&slots.join("/"), component, weights)];
+    for (recipe, recipes, whole) in &fits {
+        let slot = &recipe.slot;
+        report.needs.push(Need {
+            key: format!("{slot}_tokenizer"),
+            what: "the folder of its tokenizer, unless the model at `path` has it",
+            optional: true,
+        });
+        let file = path.display().to_string();
+        report
+            .notes
+            .push(format!("name it under [model.files]: {slot} = {file:?}"));
+        report.notes.extend(whole.notes.iter().cloned());
+        report.recipes.extend(recipes.iter().cloned());
+    }
+    report.recipes.sort();
+    report.recipes.dedup();
+    Some(report)
+}
+
+/// Whether it has the size that the base models' encoder of that slot was published in.
+fn is_published((recipe, _, whole): &(EncoderRecipe, Vec<String>, Whole)) -> bool {
+    match (published(&recipe.slot), &whole.architecture) {
+        (Some(Architecture::ClipText(a)), Architecture::ClipText(b)) => {
+            a.hidden_size == b.hidden_size
+        }
+        (Some(Architecture::T5Encoder(a)), Architecture::T5Encoder(b)) => a.d_model == b.d_model,
+        _ => false,
+    }
+}
+
+fn is_kind(weights: &Weights, network: Network) -> bool {
+    let ends: &[&str] = match network {
+        Network::ClipText => &["token_embedding.weight"],
+        Network::T5Encoder => &[
+            "encoder.block.0.layer.0.SelfAttention.q.weight",
+            "enc.blk.0.attn_q.weight",
+        ],
+    };
+    let has = |name: &String| ends.iter().any(|end| name.ends_with(end));
+    weights.names().iter().any(has)
+}
+
+fn network_name(network: Network) -> &'static str {
+    match network {
+        Network::ClipText => "CLIP text encoder",
+        Network::T5Encoder => "T5 encoder",
+    }
+}

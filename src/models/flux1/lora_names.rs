@@ -1,0 +1,53 @@
+//! FLUX.1: double blocks fuse queries, keys and values of each stream; single blocks fuse them with the first linear
+//! of the feed-forward part, whose outputs are four times the inputs.
+
+use super::{DOUBLE, OUTER, SINGLE};
+use crate::lora::formats::{Naming, Row, Spelling};
+use crate::models::lora_names::THIRDS;
+
+const LINEAR1: &[usize] = &[1, 1, 1, 4];
+
+pub(super) fn naming() -> Naming {
+    let mut rows = Vec::new();
+    for (ours_blocks, native_blocks, parts, units) in [
+        ("transformer_blocks", "double_blocks", DOUBLE, THIRDS),
+        (
+            "single_transformer_blocks",
+            "single_blocks",
+            SINGLE,
+            LINEAR1,
+        ),
+    ] {
+        for (ours, native, pieces) in parts {
+            let row = Row::new(
+                format!("{ours_blocks}.{{}}.{ours}"),
+                format!("{native_blocks}.{{}}.{native}"),
+            );
+            // The parts before a part are of one piece each, so it is as many as there are pieces before it.
+            rows.push(match pieces {
+                Some((index, ..)) => row.part(*index, units),
+                None => row,
+            });
+        }
+    }
+    rows.extend(OUTER.iter().map(|(ours, native)| {
+        let row = Row::new(*ours, *native);
+        match *ours {
+            "norm_out.linear" => row.swapped(),
+            _ => row,
+        }
+    }));
+    Naming {
+        family: "flux1",
+        component: "transformer",
+        kohya: Spelling::Native,
+        network_module: "networks.lora_flux",
+        implementation: "https://github.com/black-forest-labs/flux",
+        base_version: Some("flux1"),
+        metadata_marks: &["flux"],
+        widths: &[(".attn.to_q", 3072)],
+        ai_toolkit_as_kohya: false,
+        ai_toolkit_modules: &["transformer_blocks."],
+        rows,
+    }
+}

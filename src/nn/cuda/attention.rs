@@ -1,0 +1,323 @@
+//! Attention without a matrix of scores, forward and backward, on bf16.
+
+use candle_core::cuda_backend::cudarc::driver::DeviceRepr;
+use candle_core::{DType, Device, Result, Tensor, bail};
+
+use super::Argument::{Address, Float, Int, Long};
+use super::views::dense;
+use super::{Argument, Kernels, config, cudnn, grant};
+use crate::nn::AttentionMask;
+use crate::nn::attention::{Extents, Parts};
+
+const THREADS: u32 = 128;
+/// Queries of a block forward, and keys it sees at a time.
+const QUERIES: usize = 128;
+const KEYS: usize = 64;
+/// Rows of every tile backward.
+const ROWS: usize = 64;
+/// The widest head that fits in the registers.
+const MOST_WIDTH: usize = 128;
+
+/// Heads packed, `[B, N, H, D]`, in one or two parts that count as one sequence.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct Tokens {
+    first: u64,
+    second: u64,
+    split: i32,
+    total: i32,
+    row: i32,
+}
+// SAFETY: plain numbers, laid out as the kernels declare them.
+unsafe impl DeviceRepr for Tokens {}
+
+/// Whether an attention is served.
+pub(crate) fn serves(extents: &Extents, parts: &Parts) -> bool {
+    let (width, value_width) = extents.widths();
+    parts.q[0].dtype() == DType::BF16
+        && width == value_width
+        && width % 16 == 0
+        && width <= MOST_WIDTH
+        && parts.q.len() <= 2
+        && parts.k.len() <= 2
+}
+
+/// What backward needs of forward.
+#[derive(Clone)]
+pub(crate) struct Kept {
+    /// The results, `[B, N, H, D]` of each part.
+    outs: Vec<Tensor>,
+    /// Logarithms of the sums of every row's exponentials, `[B, H, N]`: base 2, or cuDNN's.
+    logsum: Tensor,
+    /// How many keys each row of the batch sees.
+    counts: Option<Tensor>,
+    by_cudnn: bool,
+}
+
+impl Kept {
+    /// Whether backward takes key counts too.
+    pub(crate) fn serves_counts(&self) -> bool {
+        self.by_cudnn
+    }
+}
+
+/// The results, `[B, N, H * D]` of each part of the queries, and what backward needs.
+pub(crate) fn forward(
+    kernels: &Kernels,
+    extents: &Extents,
+    parts: &Parts,
+    scale: f64,
+    bias: Option<&Tensor>,
+    mask: &AttentionMask,
+) -> Result<(Vec<Tensor>, Kept)> {
+    let counts = counts_of(mask, parts.q[0].device())?;
+    if kernels.cudnn() && bias.is_none() && *mask != AttentionMask::Causal {
+        return forward_by_cudnn(kernels, parts, scale, counts);
+    }
+    let call = Call::new(kernels, extents);
+    let parts = [&parts.q, &parts.k, &parts.v].map(|all| call.dense(all));
+    let [q, k, v] = parts;
+    let (q, k, v) = (q?, k?, v?);
+    let (queries, (batch, heads)) = (extents.all_queries(), extents.batch_and_heads());
+    let outs = call.room_like(&q)?;
+    let logsum = kernels.room((batch, heads, queries), DType::F32)?;
+    let bias = match bias {
+        Some(bias) => Some(bias.to_dtype(DType::BF16)?.contiguous()?),
+        None => None,
+    };
+    let batch_apart = match &bias {
+        Some(bias) if bias.dim(0)? > 1 => bias.elem_count() / bias.dim(0)?,
+        _ => 0,
+    };
+    let optional = |t: &Option<Tensor>| match t {
+        Some(t) => kernels.address(t),
+        None => Ok(0),
+    };
+    let arguments = [
+        call.tokens(&q)?,
+        call.tokens(&k)?,
+        call.tokens(&v)?,
+        call.tokens(&outs)?,
+        Address(kernels.address(&logsum)?),
+        Address(optional(&bias)?),
+        Long(batch_apart as i64),
+        Address(optional(&counts)?),
+        Int(i32::from(*mask == AttentionMask::Causal)),
+        Float((scale * std::f64::consts::LOG2_E) as f32),
+    ];
+    call.run(
+        "attention_forward",
+        QUERIES + 2 * KEYS,
+        queries.div_ceil(QUERIES),
+        &arguments,
+    )?;
+    let flat = outs
+        .iter()
+        .map(|out| out.flatten_from(2))
+        .collect::<Result<_>>()?;
+    let kept = Kept {
+        outs,
+        logsum,
+        counts,
+        by_cudnn: false,
+    };
+    Ok((flat, kept))
+}
+
+/// How many keys each row of the batch sees, where the mask says so.
+fn counts_of(mask: &AttentionMask, device: &Device) -> Result<Option<Tensor>> {
+    let AttentionMask::KeyCounts(counts) = mask else {
+        return Ok(None);
+    };
+    let counts: Vec<u32> = counts.iter().map(|&count| count as u32).collect();
+    let length = counts.len();
+    Ok(Some(Tensor::from_vec(counts, length, device)?))
+}
+
+/// Parts as one sequence, which is what cuDNN takes.
+fn joint(parts: &[Tensor]) -> Result<Tensor> {
+    match parts {
+        [part] => Ok(part.clone()),
+        parts => Tensor::cat(parts, 1),
+    }
+}
+
+/// One sequence in parts as long as `like`, each in one piece.
+fn apart(kernels: &Kernels, whole: &Tensor, like: &[Tensor]) -> Result<Vec<Tensor>> {
+    let mut start = 0;
+    let mut parts = Vec::with_capacity(like.len());
+    for part in like {
+        let length = part.dim(1)?;
+        parts.push(dense(kernels, &whole.narrow(1, start, length)?)?);
+        start += length;
+    }
+    Ok(parts)
+}
+
+fn forward_by_cudnn(
+    kernels: &Kernels,
+    parts: &Parts,
+    scale: f64,
+    counts: Option<Tensor>,
+) -> Result<(Vec<Tensor>, Kept)> {
+    let (q, k, v) = (joint(&parts.q)?, joint(&parts.k)?, joint(&parts.v)?);
+    let (out, logsum) = cudnn::forward(kernels, &q, &k, &v, scale, counts.as_ref())?;
+    let flat = apart(kernels, &out, &parts.q)?;
+    let flat = flat.iter().map(|out| out.flatten_from(2));
+    let kept = Kept {
+        outs: vec![out],
+        logsum,
+        counts,
+        by_cudnn: true,
+    };
+    Ok((flat.collect::<Result<_>>()?, kept))
+}
+
+fn backward_by_cudnn(
+    kernels: &Kernels,
+    (parts, gradients): (&Parts, &[Tensor]),
+    scale: f64,
+    kept: &Kept,
+) -> Result<Parts> {
+    let (q, k, v) = (joint(&parts.q)?, joint(&parts.k)?, joint(&parts.v)?);
+    let (made, gradient) = ((&kept.outs[0], &kept.logsum), joint(gradients)?);
+    let counts = kept.counts.as_ref();
+    let [dq, dk, dv] = cudnn::backward(kernels, (&q, &k, &v), made, &gradient, scale, counts)?;
+    Ok(Parts {
+        q: apart(kernels, &dq, &parts.q)?,
+        k: apart(kernels, &dk, &parts.k)?,
+        v: apart(kernels, &dv, &parts.v)?,
+    })
+}
+
+/// The gradients of all parts of q, k and v, of those of the results (`[B, N, H, D]` each). For no bias, and for no mask unless
+/// [`Kept::serves_counts`].
+pub(crate) fn backward(
+    kernels: &Kernels,
+    extents: &Extents,
+    (parts, gradients): (&Parts, &[Tensor]),
+    scale: f64,
+    kept: &Kept,
+) -> Result<Parts> {
+    if kept.by_cudnn {
+        return backward_by_cudnn(kernels, (parts, gradients), scale, kept);
+    }
+    let call = Call::new(kernels, extents);
+    let [q, k, v] = [&parts.q, &parts.k, &parts.v].map(|all| call.dense(all));
+    let (q, k, v, gradients) = (q?, k?, v?, call.dense(gradients)?);
+    let queries = extents.all_queries();
+    let inner = kernels.room(kept.logsum.shape(), DType::F32)?;
+    let (dq, dk, dv) = (
+        call.room_like(&q)?,
+        call.room_like(&k)?,
+        call.room_like(&v)?,
+    );
+    let (at_inner, at_gradients) = (Address(kernels.address(&inner)?), call.tokens(&gradients)?);
+    let first = [call.tokens(&kept.outs)?, at_gradients, at_inner];
+    call.run(
+        "attention_inner",
+        0,
+        queries.div_ceil(THREADS as usize / 32),
+        &first,
+    )?;
+    let given = [
+        call.tokens(&q)?,
+        call.tokens(&k)?,
+        call.tokens(&v)?,
+        at_gradients,
+        Address(kernels.address(&kept.logsum)?),
+        at_inner,
+    ];
+    let scales = [
+        Float((scale * std::f64::consts::LOG2_E) as f32),
+        Float(scale as f32),
+    ];
+    let of_keys = [&given[..], &[call.tokens(&dk)?, call.tokens(&dv)?], &scales].concat();
+    let keys = extents.all_keys();
+    call.run(
+        "attention_backward_keys",
+        4 * ROWS,
+        keys.div_ceil(ROWS),
+        &of_keys,
+    )?;
+    let of_queries = [&given[..], &[call.tokens(&dq)?], &scales].concat();
+    call.run(
+        "attention_backward_queries",
+        4 * ROWS,
+        queries.div_ceil(ROWS),
+        &of_queries,
+    )?;
+    Ok(Parts {
+        q: dq,
+        k: dk,
+        v: dv,
+    })
+}
+
+/// The calls of one attention.
+struct Call<'a> {
+    kernels: &'a Kernels,
+    extents: &'a Extents,
+}
+
+impl<'a> Call<'a> {
+    fn new(kernels: &'a Kernels, extents: &'a Extents) -> Self {
+        Self { kernels, extents }
+    }
+
+    /// Parts as they may be read 16 bytes at a time.
+    fn dense(&self, parts: &[Tensor]) -> Result<Vec<Tensor>> {
+        let one = |part: &Tensor| {
+            let part = dense(self.kernels, part)?;
+            match self.kernels.address(&part)? % 16 {
+                0 => Ok(part),
+                _ => part.copy(),
+            }
+        };
+        parts.iter().map(one).collect()
+    }
+
+    fn room_like(&self, parts: &[Tensor]) -> Result<Vec<Tensor>> {
+        let one = |part: &Tensor| self.kernels.room(part.shape(), DType::BF16);
+        parts.iter().map(one).collect()
+    }
+
+    fn tokens(&self, parts: &[Tensor]) -> Result<Argument> {
+        let Some(first) = parts.first() else {
+            bail!("attention of no tokens");
+        };
+        let (_, split, heads, width) = first.dims4()?;
+        let second = parts.get(1).unwrap_or(first);
+        let more = parts.get(1).map_or(Ok(0), |part| part.dim(1))?;
+        Ok(Argument::Tokens(Tokens {
+            first: self.kernels.address(first)?,
+            second: self.kernels.address(second)?,
+            split: split as i32,
+            total: (split + more) as i32,
+            row: (heads * width) as i32,
+        }))
+    }
+
+    /// Runs a function that keeps `rows` rows of heads in shared memory, in `blocks` blocks a head.
+    fn run(
+        &self,
+        name: &'static str,
+        rows: usize,
+        blocks: usize,
+        arguments: &[Argument],
+    ) -> Result<()> {
+        let (width, _) = self.extents.widths();
+        let function = self.kernels.compiled(
+            &format!("attention-{width}"),
+            name,
+            include_str!("attention.cu"),
+            &format!("-DD={width}"),
+        )?;
+        let shared = (rows * (width + 8) * DType::BF16.size_in_bytes()) as u32;
+        grant(&function, shared)?;
+        let (batch, heads) = self.extents.batch_and_heads();
+        let grid = config((blocks as u32, heads as u32, batch as u32), THREADS, shared);
+        // SAFETY: `forward` and `backward` give each function its signature and tensors of the extents.
+        unsafe { self.kernels.launch(&function, grid, arguments) }
+    }
+}

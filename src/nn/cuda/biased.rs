@@ -1,0 +1,233 @@
+//! Linear layers with their bias by cuBLASLt, which adds it where the product is written. The algorithm of a shape is the one
+//! its heuristic names first: the same on every run of a machine.
+
+use std::collections::HashMap;
+use std::ffi::c_void;
+use std::sync::{Mutex, PoisonError};
+
+use candle_core::cuda_backend::cudarc::cublas::sys as cublas;
+use candle_core::cuda_backend::cudarc::cublaslt::{result, sys};
+use candle_core::{DType, Error, Result, Tensor};
+
+use super::Kernels;
+
+/// What NVIDIA recommends for Hopper; older GPUs need less.
+const WORKSPACE_BYTES: usize = 32 << 20;
+/// What every matrix begins at a multiple of; others are not served.
+const ALIGNMENT: u32 = 16;
+
+/// Rows of x, its width, and the width of the result; whether in bf16.
+type Shape = (usize, usize, usize, bool);
+
+/// cuBLASLt on a GPU, and how it multiplies each shape met so far.
+pub(super) struct Biased {
+    handle: sys::cublasLtHandle_t,
+    plans: HashMap<Shape, Option<Plan>>,
+    workspace: Tensor,
+}
+
+// SAFETY: the library's handles may be used by any one thread at a time, and all use is behind a mutex.
+unsafe impl Send for Biased {}
+
+impl Drop for Biased {
+    fn drop(&mut self) {
+        self.plans.clear();
+        // SAFETY: made by `new` and used no more. An error at the end has nobody to hear it.
+        let _ = unsafe { result::destroy_handle(self.handle) };
+    }
+}
+
+/// A product as the library describes it: columns first, so `w^T` from the left.
+struct Plan {
+    product: sys::cublasLtMatmulDesc_t,
+    layouts: [sys::cublasLtMatrixLayout_t; 3],
+    algorithm: sys::cublasLtMatmulAlgo_t,
+}
+
+impl Drop for Plan {
+    fn drop(&mut self) {
+        // SAFETY: made by `Plan::new` and used no more.
+        unsafe {
+            let _ = result::destroy_matmul_desc(self.product);
+            for layout in self.layouts {
+                let _ = result::destroy_matrix_layout(layout);
+            }
+        }
+    }
+}
+
+impl Plan {
+    /// None if the library has no algorithm for the shape.
+    fn new(handle: sys::cublasLtHandle_t, (m, k, n, half): Shape) -> Result<Option<Self>> {
+        let kind = match half {
+            true => sys::cudaDataType_t::CUDA_R_16BF,
+            false => sys::cudaDataType_t::CUDA_R_32F,
+        };
+        let single = sys::cudaDataType_t::CUDA_R_32F;
+        let compute = sys::cublasComputeType_t::CUBLAS_COMPUTE_32F;
+        let layout = |rows: usize, columns: usize| {
+            result::create_matrix_layout(kind, rows as u64, columns as u64, rows as i64)
+        };
+        let mut plan = Self {
+            product: result::create_matmul_desc(compute, single).map_err(Error::wrap)?,
+            layouts: [
+                layout(k, n).map_err(Error::wrap)?,
+                layout(k, m).map_err(Error::wrap)?,
+                layout(n, m).map_err(Error::wrap)?,
+            ],
+            algorithm: sys::cublasLtMatmulAlgo_t { data: [0; 8] },
+        };
+        use sys::cublasLtMatmulDescAttributes_t as Describes;
+        plan.describe(
+            Describes::CUBLASLT_MATMUL_DESC_TRANSA,
+            &(cublas::cublasOperation_t::CUBLAS_OP_T as i32),
+        )?;
+        plan.describe(
+            Describes::CUBLASLT_MATMUL_DESC_EPILOGUE,
+            &(sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS as i32),
+        )?;
+        let preference = result::create_matmul_pref().map_err(Error::wrap)?;
+        let found = plan.choose(handle, preference);
+        // SAFETY: made above and used no more.
+        unsafe { result::destroy_matmul_pref(preference) }.map_err(Error::wrap)?;
+        Ok(found?.map(|algorithm| {
+            plan.algorithm = algorithm;
+            plan
+        }))
+    }
+
+    fn describe<T>(&self, what: sys::cublasLtMatmulDescAttributes_t, value: &T) -> Result<()> {
+        let (at, size) = (std::ptr::from_ref(value).cast(), size_of::<T>());
+        // SAFETY: the description lives as long as `self`, and the library copies the value.
+        unsafe { result::set_matmul_desc_attribute(self.product, what, at, size) }
+            .map_err(Error::wrap)
+    }
+
+    fn choose(
+        &self,
+        handle: sys::cublasLtHandle_t,
+        preference: sys::cublasLtMatmulPreference_t,
+    ) -> Result<Option<sys::cublasLtMatmulAlgo_t>> {
+        use sys::cublasLtMatmulPreferenceAttributes_t as Prefers;
+        let set = |what, value: *const c_void, size| {
+            // SAFETY: the preference was made by the caller, and the library copies the value.
+            unsafe { result::set_matmul_pref_attribute(preference, what, value, size) }
+                .map_err(Error::wrap)
+        };
+        let (bytes, alignment) = (WORKSPACE_BYTES as u64, ALIGNMENT);
+        set(
+            Prefers::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
+            std::ptr::from_ref(&bytes).cast(),
+            size_of_val(&bytes),
+        )?;
+        for what in [
+            Prefers::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES,
+            Prefers::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+            Prefers::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES,
+            Prefers::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES,
+        ] {
+            set(
+                what,
+                std::ptr::from_ref(&alignment).cast(),
+                size_of_val(&alignment),
+            )?;
+        }
+        let [w, x, y] = self.layouts;
+        // SAFETY: all were made for this plan and live.
+        let found = unsafe {
+            result::get_matmul_algo_heuristic(handle, self.product, w, x, y, y, preference)
+        };
+        Ok(found.ok().map(|found| found.algo))
+    }
+}
+
+impl Biased {
+    fn new(kernels: &Kernels) -> Result<Self> {
+        Ok(Self {
+            handle: result::create_handle().map_err(Error::wrap)?,
+            plans: HashMap::new(),
+            workspace: kernels.room(WORKSPACE_BYTES / 4, DType::F32)?,
+        })
+    }
+
+    /// How a shape is multiplied; None where it cannot be.
+    fn plan(&mut self, shape: Shape) -> Result<Option<&Plan>> {
+        if !self.plans.contains_key(&shape) {
+            let plan = Plan::new(self.handle, shape)?;
+            self.plans.insert(shape, plan);
+        }
+        Ok(self.plans.get(&shape).and_then(Option::as_ref))
+    }
+}
+
+/// `x w^T + b`, `[m, n]`, of `x` `[m, k]`, `w` `[n, k]`, `b` `[n]` in one type, each in one piece. None where the library does not
+/// serve them.
+pub(crate) fn linear(
+    kernels: &Kernels,
+    x: &Tensor,
+    w: &Tensor,
+    b: &Tensor,
+) -> Result<Option<Tensor>> {
+    let ((m, k), (n, inner)) = (x.dims2()?, w.dims2()?);
+    let dtype = x.dtype();
+    if inner != k || b.dims() != [n] || w.dtype() != dtype || b.dtype() != dtype {
+        candle_core::bail!("{:?} {:?} + {:?}", x.dims(), w.dims(), b.dims());
+    }
+    let at = [w, x, b].map(|t| kernels.address(t));
+    let [w, x, b] = at;
+    let (w, x, b) = (w?, x?, b?);
+    if [w, x, b].iter().any(|at| at % u64::from(ALIGNMENT) != 0) || m * k * n == 0 {
+        return Ok(None);
+    }
+    let mut guard = kernels
+        .0
+        .biased
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner);
+    if guard.is_none() {
+        *guard = Some(Biased::new(kernels)?);
+    }
+    let Some(biased) = guard.as_mut() else {
+        return Ok(None);
+    };
+    let (handle, workspace) = (biased.handle, kernels.address(&biased.workspace)?);
+    let Some(plan) = biased.plan((m, k, n, dtype == DType::BF16))? else {
+        return Ok(None);
+    };
+    let y = kernels.room((m, n), dtype)?;
+    let to = kernels.address(&y)? as *mut c_void;
+    plan.describe(
+        sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_POINTER,
+        &b,
+    )?;
+    let (one, zero) = (1.0f32, 0.0f32);
+    let number = |x: &f32| std::ptr::from_ref(x).cast::<c_void>();
+    let [of_w, of_x, of_y] = plan.layouts;
+    // SAFETY: the plan is that of these extents, all matrices are on the GPU, as large as they say and alive until the product
+    // is asked for, and only this stream uses the workspace.
+    unsafe {
+        result::matmul(
+            handle,
+            plan.product,
+            number(&one),
+            number(&zero),
+            w as *const c_void,
+            of_w,
+            x as *const c_void,
+            of_x,
+            to,
+            of_y,
+            to,
+            of_y,
+            &raw const plan.algorithm,
+            workspace as *mut c_void,
+            WORKSPACE_BYTES,
+            kernels.0.stream.cu_stream().cast(),
+        )
+    }
+    .map_err(Error::wrap)?;
+    Ok(Some(y))
+}
+
+/// None until the first product.
+pub(super) type Opened = Mutex<Option<Biased>>;

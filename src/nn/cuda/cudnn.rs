@@ -1,0 +1,337 @@
+//! Attention by NVIDIA's cuDNN 9, where a program opened it: bf16, forward and backward, the same bits every time.
+
+mod api;
+mod attention;
+mod attribute;
+mod graph;
+mod plan;
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::path::PathBuf;
+use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+
+use candle_core::{DType, Device, Error, Result, Tensor, bail};
+
+use super::Kernels;
+use api::Handle;
+use attention::{Attention, Backward, Forward, Mask};
+use graph::{ALIGNMENT, Node};
+
+/// The widest head that backward is known to take on every GPU.
+const MOST_WIDTH: usize = 128;
+/// Queries or keys of backward's largest tiles.
+const TILE: usize = 128;
+
+static GPUS: LazyLock<Mutex<HashMap<usize, Gpu>>> = LazyLock::new(Mutex::default);
+
+/// What was made for a GPU: kept until the program ends, since a plan takes half a second to compile.
+struct Gpu {
+    forward: HashMap<Attention, Forward>,
+    backward: HashMap<Attention, Backward>,
+    /// A number for every batch row, by how many rows and which number.
+    lengths: HashMap<(usize, usize), Tensor>,
+    /// Dropped last: the plans are made with it.
+    handle: Handle,
+}
+
+/// Opens cuDNN, by the system's loader or from `folders`; once, and it stays open.
+///
+/// It finds its other libraries itself, beside it; `libcublasLt` and `libnvrtc` of its CUDA version must be open, or be
+/// found in the same ways.
+///
+/// # Errors
+///
+/// If cuDNN or what it needs is not found, or its version will not do.
+pub(crate) fn load(folders: &[PathBuf]) -> Result<()> {
+    api::load(folders)
+}
+
+/// Attention of `q` (`[B, N, H, D]`) to `k` and `v` (`[B, M, H, D]`): the results, like `q`, and what backward needs of
+/// them, the logarithms of the sums of every row's exponentials, `[B, H, N]`.
+///
+/// `counts` (u32, `[B]`, each at least 1) is how many keys, the first ones, each batch row sees; all if there is none.
+///
+/// # Errors
+///
+/// If cuDNN was not opened, or does not serve such tensors.
+pub(crate) fn forward(
+    kernels: &Kernels,
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    scale: f64,
+    counts: Option<&Tensor>,
+) -> Result<(Tensor, Tensor)> {
+    let extents = extents((q, k, v), counts)?;
+    let out = kernels.room(q.shape(), DType::BF16)?;
+    let stats = kernels.room((extents.batch, extents.heads, extents.queries), DType::F32)?;
+    let given = aligned(kernels, &[q, k, v])?;
+    let (places, values) = (addresses(kernels, &given)?, Values::new(scale));
+    let (mut gpus, number) = (gpus(), current(kernels)?);
+    let gpu = gpu(&mut gpus, number)?;
+    let lengths = gpu.lengths(kernels, &extents, q.device(), counts)?;
+    let Gpu {
+        handle, forward, ..
+    } = gpu;
+    let forward = match forward.entry(extents) {
+        Entry::Occupied(made) => made.into_mut(),
+        Entry::Vacant(none) => none.insert(Forward::new(handle, &extents)?),
+    };
+    let work = kernels.room(forward.plan.workspace().div_ceil(4).max(1), DType::F32)?;
+    let mut all = vec![
+        (forward.q, places[0]),
+        (forward.k, places[1]),
+        (forward.v, places[2]),
+        (forward.scale, values.scale()),
+        (forward.out, kernels.address(&out)?),
+        (forward.stats, kernels.address(&stats)?),
+    ];
+    all.extend(mask_places(forward.mask, lengths.as_ref(), &values));
+    let stream = kernels.0.stream.cu_stream().cast();
+    // SAFETY: the tensors are of the extents, the workspace is as large as the plan needs, and they live until the call is
+    // made; the memory is freed in the stream's order.
+    unsafe {
+        let on = (handle, stream);
+        forward.plan.run(on, &all, kernels.address(&work)?)?;
+    }
+    Ok((out, stats))
+}
+
+/// The gradients of q, k and v, of that of the results (`gradient`, like `q`). The rest is as it was given to `forward`,
+/// and what that returned. Keys that are not seen get gradients of 0.
+///
+/// # Errors
+///
+/// As `forward`.
+pub(crate) fn backward(
+    kernels: &Kernels,
+    (q, k, v): (&Tensor, &Tensor, &Tensor),
+    (out, stats): (&Tensor, &Tensor),
+    gradient: &Tensor,
+    scale: f64,
+    counts: Option<&Tensor>,
+) -> Result<[Tensor; 3]> {
+    let mut extents = extents((q, k, v), counts)?;
+    check_backward(&extents, q, (out, stats), gradient)?;
+    if (extents.queries, extents.keys) == (1, 1) {
+        // Not served, and needs no kernel: the only key has all the weight, whatever its score.
+        return Ok([q.zeros_like()?, k.zeros_like()?, gradient.copy()?]);
+    }
+    // Up to 9.15.0 scores beyond the last key counted, and at least up to 9.26 they overflow, on Hopper, where all scores of
+    // a query are below -88 (pytorch #196678, cudnn-frontend #1072): unless the lengths are told.
+    extents.masked |= [extents.queries, extents.keys]
+        .iter()
+        .any(|n| n % TILE != 0);
+    let room = |like: &Tensor| match counts {
+        Some(_) => like.zeros_like(), // whoever is not seen may not be written
+        None => kernels.room(like.shape(), DType::BF16),
+    };
+    let made = [kernels.room(q.shape(), DType::BF16)?, room(k)?, room(v)?];
+    let inner = kernels.room(stats.shape(), DType::F32)?;
+    let given = aligned(kernels, &[q, k, v, out, stats, gradient])?;
+    let (places, values) = (addresses(kernels, &given)?, Values::new(scale));
+    let (mut gpus, number) = (gpus(), current(kernels)?);
+    let gpu = gpu(&mut gpus, number)?;
+    let lengths = gpu.lengths(kernels, &extents, q.device(), counts)?;
+    let Gpu {
+        handle, backward, ..
+    } = gpu;
+    let backward = match backward.entry(extents) {
+        Entry::Occupied(made) => made.into_mut(),
+        Entry::Vacant(none) => none.insert(Backward::new(handle, &extents)?),
+    };
+    let work = kernels.room(backward.plan.workspace().div_ceil(4).max(1), DType::F32)?;
+    let mut all = vec![
+        (backward.q, places[0]),
+        (backward.k, places[1]),
+        (backward.v, places[2]),
+        (backward.out, places[3]),
+        (backward.stats, places[4]),
+        (backward.gradient, places[5]),
+        (backward.scale, values.scale()),
+        (backward.one, values.one()),
+        (backward.inner, kernels.address(&inner)?),
+        (backward.dq, kernels.address(&made[0])?),
+        (backward.dk, kernels.address(&made[1])?),
+        (backward.dv, kernels.address(&made[2])?),
+    ];
+    all.extend(mask_places(backward.mask, lengths.as_ref(), &values));
+    let stream = kernels.0.stream.cu_stream().cast();
+    // SAFETY: as in `forward`.
+    unsafe {
+        let on = (handle, stream);
+        backward.plan.run(on, &all, kernels.address(&work)?)?;
+    }
+    Ok(made)
+}
+
+/// The extents of tensors that can be served.
+fn extents((q, k, v): (&Tensor, &Tensor, &Tensor), counts: Option<&Tensor>) -> Result<Attention> {
+    let (batch, queries, heads, width) = q.dims4()?;
+    let keys = k.dim(1)?;
+    let of_keys = [batch, keys, heads, width];
+    if k.dims() != of_keys || v.dims() != of_keys {
+        let (q, k, v) = (q.dims(), k.dims(), v.dims());
+        bail!("attention of {q:?} to {k:?} and {v:?}");
+    }
+    if [q, k, v].iter().any(|t| t.dtype() != DType::BF16) {
+        bail!("cuDNN's attention is given no bf16");
+    }
+    if width == 0 || width % 8 != 0 || width > MOST_WIDTH {
+        bail!("cuDNN's attention of heads {width} wide");
+    }
+    if [batch, queries, heads, keys].contains(&0) {
+        bail!("attention of nothing: {:?} to {:?}", q.dims(), k.dims());
+    }
+    if let Some(counts) = counts
+        && (counts.dims() != [batch] || counts.dtype() != DType::U32)
+    {
+        bail!("{:?} counts of {batch} rows", counts.dims());
+    }
+    Ok(Attention {
+        batch,
+        heads,
+        queries,
+        keys,
+        width,
+        masked: counts.is_some(),
+    })
+}
+
+fn check_backward(
+    extents: &Attention,
+    q: &Tensor,
+    (out, stats): (&Tensor, &Tensor),
+    gradient: &Tensor,
+) -> Result<()> {
+    let like = |t: &Tensor| t.dims() == q.dims() && t.dtype() == DType::BF16;
+    if !like(out) || !like(gradient) {
+        let (out, gradient) = (out.dims(), gradient.dims());
+        bail!(
+            "results {out:?} with gradients {gradient:?} of {:?}",
+            q.dims()
+        );
+    }
+    let rows = [extents.batch, extents.heads, extents.queries];
+    if stats.dims() != rows || stats.dtype() != DType::F32 {
+        bail!("sums {:?} of {rows:?}", stats.dims());
+    }
+    Ok(())
+}
+
+/// Tensors in one piece that begin where cuDNN's plans expect.
+fn aligned(kernels: &Kernels, tensors: &[&Tensor]) -> Result<Vec<Tensor>> {
+    let one = |tensor: &&Tensor| {
+        let tensor = tensor.contiguous()?;
+        match kernels.address(&tensor)? % ALIGNMENT as u64 {
+            0 => Ok(tensor),
+            _ => tensor.copy(),
+        }
+    };
+    tensors.iter().map(one).collect()
+}
+
+fn addresses(kernels: &Kernels, tensors: &[Tensor]) -> Result<Vec<u64>> {
+    let one = |tensor: &Tensor| kernels.address(tensor);
+    tensors.iter().map(one).collect()
+}
+
+/// How many queries and keys count of each batch row, for a mask: where that is, and what must live until it was read.
+struct Lengths {
+    addresses: [u64; 2],
+    _keys: Tensor,
+}
+
+impl Gpu {
+    fn lengths(
+        &mut self,
+        kernels: &Kernels,
+        extents: &Attention,
+        device: &Device,
+        counts: Option<&Tensor>,
+    ) -> Result<Option<Lengths>> {
+        if !extents.masked {
+            return Ok(None);
+        }
+        let queries = self.all(extents.batch, extents.queries, device)?;
+        let keys = match counts {
+            Some(counts) => counts.clone(),
+            None => self.all(extents.batch, extents.keys, device)?,
+        };
+        let keys = aligned(kernels, &[&keys])?.remove(0);
+        Ok(Some(Lengths {
+            addresses: [kernels.address(&queries)?, kernels.address(&keys)?],
+            _keys: keys,
+        }))
+    }
+
+    /// The same number for every batch row, kept: attention of one length comes again and again.
+    fn all(&mut self, batch: usize, length: usize, device: &Device) -> Result<Tensor> {
+        if let Some(made) = self.lengths.get(&(batch, length)) {
+            return Ok(made.clone());
+        }
+        let made = Tensor::from_vec(vec![length as u32; batch], batch, device)?;
+        // Another stream may read it next.
+        device.synchronize()?;
+        self.lengths.insert((batch, length), made.clone());
+        Ok(made)
+    }
+}
+
+fn mask_places(mask: Option<Mask>, lengths: Option<&Lengths>, values: &Values) -> Vec<(Node, u64)> {
+    match (mask, lengths) {
+        (Some(mask), Some(lengths)) => vec![
+            (mask.queries, lengths.addresses[0]),
+            (mask.keys, lengths.addresses[1]),
+            (mask.nothing, values.nothing()),
+        ],
+        _ => Vec::new(),
+    }
+}
+
+/// Numbers that a plan is given by their values: where it reads them on the host.
+struct Values([f32; 3]);
+
+impl Values {
+    fn new(scale: f64) -> Self {
+        Self([scale as f32, 1.0, f32::NEG_INFINITY])
+    }
+
+    fn scale(&self) -> u64 {
+        std::ptr::from_ref(&self.0[0]) as u64
+    }
+
+    fn one(&self) -> u64 {
+        std::ptr::from_ref(&self.0[1]) as u64
+    }
+
+    fn nothing(&self) -> u64 {
+        std::ptr::from_ref(&self.0[2]) as u64
+    }
+}
+
+fn gpus() -> MutexGuard<'static, HashMap<usize, Gpu>> {
+    GPUS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The number of the kernels' GPU, whose CUDA context becomes the thread's: cuDNN works in that one.
+fn current(kernels: &Kernels) -> Result<usize> {
+    let context = kernels.0.stream.context();
+    context.bind_to_thread().map_err(Error::wrap)?;
+    Ok(context.ordinal())
+}
+
+fn gpu(gpus: &mut HashMap<usize, Gpu>, number: usize) -> Result<&mut Gpu> {
+    Ok(match gpus.entry(number) {
+        Entry::Occupied(made) => made.into_mut(),
+        Entry::Vacant(none) => none.insert(Gpu {
+            forward: HashMap::new(),
+            backward: HashMap::new(),
+            lengths: HashMap::new(),
+            handle: Handle::new()?,
+        }),
+    })
+}

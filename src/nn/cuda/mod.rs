@@ -1,0 +1,302 @@
+//! Our own CUDA kernels: fused passes over memory and attention without a matrix of scores, compiled by NVRTC when a
+//! program asks for them. Until it does, a GPU computes by candle's operations, as before.
+//!
+//! They serve bf16 and f32, contiguous, and sum in f32. What they do not serve falls back to the composed form, which is
+//! also what they are held against.
+
+pub(crate) mod attention;
+pub(crate) mod biased;
+pub(crate) mod conv;
+mod cudnn;
+pub(crate) mod flat;
+pub(crate) mod gemm;
+pub(crate) mod groups;
+pub(crate) mod rows;
+pub(crate) mod upload;
+pub(crate) mod views;
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+use candle_core::cuda_backend::cudarc::driver::sys::CUfunction_attribute;
+use candle_core::cuda_backend::cudarc::driver::{
+    CudaFunction, CudaStream, DevicePtr as _, LaunchConfig, PushKernelArg as _,
+};
+use candle_core::cuda_backend::cudarc::nvrtc::{CompileOptions, compile_ptx_with_opts};
+use candle_core::cuda_backend::{DeviceId, WrapErr as _};
+use candle_core::op::BackpropOp;
+use candle_core::{
+    CudaDevice, CudaStorage, DType, Device, Error, Result, Shape, Storage, Tensor, bail,
+};
+use half::bf16;
+
+/// Dynamic shared memory that every GPU grants without being asked.
+const GRANTED: u32 = 48 * 1024;
+
+static LOADED: RwLock<Vec<(DeviceId, Kernels)>> = RwLock::new(Vec::new());
+
+/// Makes the kernels serve a GPU from now on. Nothing happens for a CPU.
+///
+/// # Errors
+///
+/// If NVRTC is missing or does not compile them, or the driver does not take what it made.
+pub(crate) fn load(device: &Device) -> Result<()> {
+    let Device::Cuda(gpu) = device else {
+        return Ok(());
+    };
+    let kernels = Kernels(Arc::new(Inner {
+        stream: gpu.cuda_stream(),
+        device: gpu.clone(),
+        functions: Mutex::default(),
+        biased: Mutex::default(),
+        cudnn: AtomicBool::new(false),
+    }));
+    // Now, so that a machine that cannot compile them says so before anything is computed.
+    kernels.function("rows", DType::BF16, "gated_by_1")?;
+    let mut loaded = LOADED.write().unwrap_or_else(PoisonError::into_inner);
+    loaded.retain(|(id, _)| *id != gpu.id());
+    loaded.push((gpu.id(), kernels));
+    Ok(())
+}
+
+/// Has attention on a GPU whose kernels are loaded computed by cuDNN.
+///
+/// # Errors
+///
+/// If the library is not found, or the kernels are not loaded.
+pub(crate) fn attend_by_cudnn(device: &Device, folders: &[PathBuf]) -> Result<()> {
+    let Some(kernels) = on(device) else {
+        bail!("cuDNN is used beside own kernels, which are not loaded");
+    };
+    cudnn::load(folders)?;
+    kernels.0.cudnn.store(true, Ordering::Relaxed);
+    Ok(())
+}
+
+/// The kernels that serve `tensor`, if any do.
+pub(crate) fn serving(tensor: &Tensor) -> Option<Kernels> {
+    #[cfg(test)]
+    if super::cpu::COMPOSED.get() {
+        return None;
+    }
+    match tensor.dtype() {
+        DType::BF16 | DType::F32 => on(tensor.device()),
+        _ => None,
+    }
+}
+
+/// Whether a device has them.
+pub(super) fn serve(device: &Device) -> bool {
+    on(device).is_some()
+}
+
+fn on(device: &Device) -> Option<Kernels> {
+    let Device::Cuda(gpu) = device else {
+        return None;
+    };
+    let loaded = LOADED.read().unwrap_or_else(PoisonError::into_inner);
+    let found = loaded.iter().find(|(id, _)| *id == gpu.id());
+    found.map(|(_, kernels)| kernels.clone())
+}
+
+/// A GPU with its kernels.
+#[derive(Clone)]
+pub(crate) struct Kernels(Arc<Inner>);
+
+struct Inner {
+    device: CudaDevice,
+    stream: Arc<CudaStream>,
+    functions: Mutex<HashMap<(String, &'static str), CudaFunction>>,
+    biased: biased::Opened,
+    /// Whether attention is by cuDNN.
+    cudnn: AtomicBool,
+}
+
+impl Kernels {
+    /// Whether attention is by cuDNN.
+    fn cudnn(&self) -> bool {
+        self.0.cudnn.load(Ordering::Relaxed)
+    }
+
+    /// A function of `rows.cu`, for numbers of a type.
+    fn function(&self, module: &str, dtype: DType, name: &'static str) -> Result<CudaFunction> {
+        let wide = u8::from(dtype == DType::BF16);
+        self.compiled(
+            &format!("{module}-{}", dtype.as_str()),
+            name,
+            include_str!("rows.cu"),
+            &format!("-DBF16={wide}"),
+        )
+    }
+
+    /// A function of a source, compiled on its first use.
+    fn compiled(
+        &self,
+        module: &str,
+        name: &'static str,
+        source: &str,
+        define: &str,
+    ) -> Result<CudaFunction> {
+        let inner = &self.0;
+        let mut functions = inner
+            .functions
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let key = (module.to_owned(), name);
+        if let Some(function) = functions.get(&key) {
+            return Ok(function.clone());
+        }
+        let known = functions.keys().any(|(m, _)| m == module);
+        let ptx = match known {
+            true => String::new(), // the device has the module
+            false => compile(source, define)?,
+        };
+        let function = inner
+            .device
+            .get_or_load_custom_func(name, &format!("plumb-{module}"), &ptx)?
+            .into_cuda_function();
+        functions.insert(key, function.clone());
+        Ok(function)
+    }
+
+    /// Asks the GPU to run a function.
+    ///
+    /// # Safety
+    ///
+    /// The arguments are those of the function's signature, and every address is of a tensor that is alive and as large as
+    /// the function takes it to be.
+    unsafe fn launch(
+        &self,
+        function: &CudaFunction,
+        config: LaunchConfig,
+        arguments: &[Argument],
+    ) -> Result<()> {
+        let mut builder = self.0.stream.launch_builder(function);
+        for argument in arguments {
+            match argument {
+                Argument::Address(x) => builder.arg(x),
+                Argument::Long(x) => builder.arg(x),
+                Argument::Int(x) => builder.arg(x),
+                Argument::Float(x) => builder.arg(x),
+                Argument::Tokens(x) => builder.arg(x),
+                Argument::PerRow(x) => builder.arg(x),
+                Argument::Groups(x) => builder.arg(x),
+                Argument::Update(x) => builder.arg(x),
+                Argument::Key(x) => builder.arg(x),
+                Argument::Windows(x) => builder.arg(x),
+                Argument::View(x) => builder.arg(x),
+                Argument::Double(x) => builder.arg(x),
+            };
+        }
+        // SAFETY: the caller's promise.
+        unsafe { builder.launch(config) }.w()?;
+        Ok(())
+    }
+
+    /// An uninitialised tensor, which a kernel must fill.
+    fn room(&self, shape: impl Into<Shape>, dtype: DType) -> Result<Tensor> {
+        let shape = shape.into();
+        let (device, count) = (&self.0.device, shape.elem_count().max(1));
+        // SAFETY: the caller's kernel writes every number before anything on the stream reads one.
+        let storage = unsafe {
+            match dtype {
+                DType::BF16 => {
+                    CudaStorage::wrap_cuda_slice(device.alloc::<bf16>(count)?, device.clone())
+                }
+                DType::F32 => {
+                    CudaStorage::wrap_cuda_slice(device.alloc::<f32>(count)?, device.clone())
+                }
+                other => bail!("no kernel makes {other:?}"),
+            }
+        };
+        Ok(Tensor::from_storage(
+            Storage::Cuda(storage),
+            shape,
+            BackpropOp::none(),
+            false,
+        ))
+    }
+
+    /// Where the numbers of a contiguous tensor begin on the GPU. Good for as long as the tensor lives, and after that for
+    /// what was asked of the stream before.
+    fn address(&self, tensor: &Tensor) -> Result<u64> {
+        if !tensor.is_contiguous() {
+            bail!("a kernel was given a tensor that does not lie in one piece");
+        }
+        self.start(tensor)
+    }
+
+    /// As `address`, of the first number of a tensor with whatever strides it has.
+    fn start(&self, tensor: &Tensor) -> Result<u64> {
+        let (storage, layout) = tensor.storage_and_layout();
+        let Storage::Cuda(storage) = &*storage else {
+            bail!("a tensor of {:?} was given to a GPU", tensor.device());
+        };
+        let stream = &self.0.stream;
+        let start = match tensor.dtype() {
+            DType::BF16 => storage.as_cuda_slice::<bf16>()?.device_ptr(stream).0,
+            DType::F32 => storage.as_cuda_slice::<f32>()?.device_ptr(stream).0,
+            DType::U32 => storage.as_cuda_slice::<u32>()?.device_ptr(stream).0,
+            DType::I64 => storage.as_cuda_slice::<i64>()?.device_ptr(stream).0,
+            other => bail!("no kernel takes {other:?}"),
+        };
+        Ok(start + (layout.start_offset() * tensor.dtype().size_in_bytes()) as u64)
+    }
+}
+
+fn compile(source: &str, define: &str) -> Result<String> {
+    let options = CompileOptions {
+        // The least that is served; the driver makes the GPU's own code of it.
+        arch: Some("compute_80"),
+        options: vec![define.to_owned(), "--std=c++17".to_owned()],
+        ..CompileOptions::default()
+    };
+    let made = compile_ptx_with_opts(source, options)
+        .map_err(|error| Error::Msg(format!("NVRTC does not compile the kernels: {error:?}")))?;
+    Ok(made.to_src())
+}
+
+/// What a kernel is given, as it declares it.
+#[derive(Clone, Copy)]
+enum Argument {
+    /// Where numbers begin, 0 for none.
+    Address(u64),
+    Long(i64),
+    Int(i32),
+    Float(f32),
+    Tokens(attention::Tokens),
+    PerRow(rows::PerRow),
+    Groups(groups::Groups),
+    Update(flat::Update),
+    Key(rows::Key),
+    Windows(conv::Windows),
+    View(views::View),
+    Double(f64),
+}
+
+/// Threads for `count` independent pieces of work, 256 a block.
+fn blocks_for(count: usize) -> LaunchConfig {
+    config(((count.div_ceil(256)).max(1) as u32, 1, 1), 256, 0)
+}
+
+fn config(grid: (u32, u32, u32), threads: u32, shared: u32) -> LaunchConfig {
+    LaunchConfig {
+        grid_dim: grid,
+        block_dim: (threads, 1, 1),
+        shared_mem_bytes: shared,
+    }
+}
+
+/// Asks the GPU for more shared memory than it grants by itself.
+fn grant(function: &CudaFunction, shared: u32) -> Result<()> {
+    if shared > GRANTED {
+        let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        function.set_attribute(attribute, shared as i32).w()?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,665 @@
+// What happens to rows and to single numbers: norms, modulation, gates, rotary positions, activations, group norms and
+// AdamW, each in one pass over memory. Compiled for each type of number: -DBF16=1 or 0. Arithmetic is in f32.
+
+typedef long long i64;
+typedef unsigned int u32;
+
+#if BF16
+typedef unsigned short num;
+__device__ inline float wide(num x) { return __uint_as_float((u32)x << 16); }
+__device__ inline num narrow(float x) {
+    num y;
+    asm("cvt.rn.bf16.f32 %0, %1;\n" : "=h"(y) : "f"(x));
+    return y;
+}
+#else
+typedef float num;
+__device__ inline float wide(num x) { return x; }
+__device__ inline num narrow(float x) { return x; }
+#endif
+
+#define WARPS 4
+
+__device__ inline float over_warp(float x) {
+    for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(~0u, x, step);
+    return x;
+}
+
+// The sum over a block of 256 threads, the same in all.
+__device__ float over_block(float x) {
+    __shared__ float warps[8];
+    __syncthreads();
+    x = over_warp(x);
+    if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = x;
+    __syncthreads();
+    x = 0.0f;
+    for (int i = 0; i < 8; i++) x += warps[i];
+    return x;
+}
+
+// `V` neighbouring numbers at once.
+template <int V>
+struct Several {
+    num x[V];
+};
+template <int V>
+__device__ inline Several<V> several(const num* from) {
+    Several<V> out;
+#if BF16
+    if (V == 8) {
+        uint4 all = *(const uint4*)from;
+        u32 pairs[4] = {all.x, all.y, all.z, all.w};
+#pragma unroll
+        for (int i = 0; i < V / 2; i++) out.x[2 * i] = (num)pairs[i], out.x[2 * i + 1] = (num)(pairs[i] >> 16);
+        return out;
+    }
+    if (V == 4) {
+        uint2 both = *(const uint2*)from;
+        out.x[0] = (num)both.x, out.x[1] = (num)(both.x >> 16), out.x[2] = (num)both.y, out.x[3] = (num)(both.y >> 16);
+        return out;
+    }
+#else
+    if (V >= 4) {
+#pragma unroll
+        for (int i = 0; i < V; i += 4) {
+            float4 all = *(const float4*)(from + i);
+            out.x[i] = all.x, out.x[i + 1] = all.y, out.x[i + 2] = all.z, out.x[i + 3] = all.w;
+        }
+        return out;
+    }
+#endif
+    for (int i = 0; i < V; i++) out.x[i] = from[i];
+    return out;
+}
+template <int V>
+__device__ inline void put(num* to, const Several<V>& from) {
+#if BF16
+    u32 pairs[V / 2 + 1];
+#pragma unroll
+    for (int i = 0; i < V / 2; i++) pairs[i] = from.x[2 * i] | (u32)from.x[2 * i + 1] << 16;
+    if (V == 8) {
+        *(uint4*)to = make_uint4(pairs[0], pairs[1], pairs[2 % (V / 2 + 1)], pairs[3 % (V / 2 + 1)]);
+        return;
+    }
+    if (V == 4) {
+        *(uint2*)to = make_uint2(pairs[0], pairs[1 % (V / 2 + 1)]);
+        return;
+    }
+#else
+    if (V >= 4) {
+#pragma unroll
+        for (int i = 0; i < V; i += 4)
+            *(float4*)(to + i) = make_float4(from.x[i], from.x[(i + 1) % V], from.x[(i + 2) % V], from.x[(i + 3) % V]);
+        return;
+    }
+#endif
+    for (int i = 0; i < V; i++) to[i] = from.x[i];
+}
+
+// A vector for each of consecutive `span` rows, or none. `more` is added to it.
+struct PerRow {
+    const num* data;
+    i64 span;
+    float more;
+};
+__device__ inline const num* of_row(const PerRow& p, i64 row, int width) {
+    return p.data ? p.data + row / p.span * width : nullptr;
+}
+
+template <int V>
+__device__ inline float mean_of(const num* x, int width, int lane) {
+    float sum = 0.0f;
+    for (int i = lane * V; i < width; i += 32 * V) {
+        Several<V> some = several<V>(x + i);
+#pragma unroll
+        for (int j = 0; j < V; j++) sum += wide(some.x[j]);
+    }
+    return over_warp(sum) / width;
+}
+// One over the root of the mean square of what is left.
+template <int V>
+__device__ inline float factor_of(const num* x, int width, int lane, float mean, float eps) {
+    float sum = 0.0f;
+    for (int i = lane * V; i < width; i += 32 * V) {
+        Several<V> some = several<V>(x + i);
+#pragma unroll
+        for (int j = 0; j < V; j++) sum += (wide(some.x[j]) - mean) * (wide(some.x[j]) - mean);
+    }
+    return 1.0f / sqrtf(over_warp(sum) / width + eps);
+}
+
+// (x - mean) / deviation * gain + bias; `centred` is 0 where only the mean square is brought to 1. A warp a row.
+template <int V>
+__device__ void norm(const num* x, num* out, PerRow gain, PerRow bias, i64 rows, int width, int centred, float eps) {
+    i64 row = (i64)blockIdx.x * WARPS + threadIdx.x / 32;
+    int lane = threadIdx.x % 32;
+    if (row >= rows) return;
+    const num *from = x + row * width, *gains = of_row(gain, row, width), *biases = of_row(bias, row, width);
+    float mean = centred ? mean_of<V>(from, width, lane) : 0.0f, factor = factor_of<V>(from, width, lane, mean, eps);
+    for (int i = lane * V; i < width; i += 32 * V) {
+        Several<V> some = several<V>(from + i), g, b;
+        if (gains) g = several<V>(gains + i);
+        if (biases) b = several<V>(biases + i);
+#pragma unroll
+        for (int j = 0; j < V; j++) {
+            float y = (wide(some.x[j]) - mean) * factor;
+            if (gains) y *= wide(g.x[j]) + gain.more;
+            if (biases) y += wide(b.x[j]);
+            some.x[j] = narrow(y);
+        }
+        put<V>(out + row * width + i, some);
+    }
+}
+
+// With u the normed row, r its factor, h the gradient times the gain: r (h - mean(h) - u mean(h u)).
+template <int V>
+__device__ void norm_backward(const num* x, const num* gradient, num* out, PerRow gain, i64 rows, int width, int centred, float eps) {
+    i64 row = (i64)blockIdx.x * WARPS + threadIdx.x / 32;
+    int lane = threadIdx.x % 32;
+    if (row >= rows) return;
+    const num *from = x + row * width, *g = gradient + row * width, *gains = of_row(gain, row, width);
+    float mean = centred ? mean_of<V>(from, width, lane) : 0.0f, factor = factor_of<V>(from, width, lane, mean, eps);
+    float across = 0.0f, along = 0.0f;
+    for (int i = lane * V; i < width; i += 32 * V) {
+        Several<V> some = several<V>(from + i), h = several<V>(g + i), m;
+        if (gains) m = several<V>(gains + i);
+#pragma unroll
+        for (int j = 0; j < V; j++) {
+            float each = wide(h.x[j]) * (gains ? wide(m.x[j]) + gain.more : 1.0f);
+            across += each;
+            along += each * (wide(some.x[j]) - mean) * factor;
+        }
+    }
+    across = centred ? over_warp(across) / width : 0.0f;
+    along = over_warp(along) / width;
+    for (int i = lane * V; i < width; i += 32 * V) {
+        Several<V> some = several<V>(from + i), h = several<V>(g + i), m;
+        if (gains) m = several<V>(gains + i);
+#pragma unroll
+        for (int j = 0; j < V; j++) {
+            float each = wide(h.x[j]) * (gains ? wide(m.x[j]) + gain.more : 1.0f);
+            some.x[j] = narrow(factor * (each - across - (wide(some.x[j]) - mean) * factor * along));
+        }
+        put<V>(out + row * width + i, some);
+    }
+}
+
+// The sum over a block of `THREADS` threads, the same in all, twice at once.
+#define ROW_THREADS 128
+__device__ inline float2 over_row(float2 x) {
+    __shared__ float2 warps[ROW_THREADS / 32];
+    x.x = over_warp(x.x), x.y = over_warp(x.y);
+    __syncthreads();
+    if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = x;
+    __syncthreads();
+    x = make_float2(0.0f, 0.0f);
+#pragma unroll
+    for (int i = 0; i < ROW_THREADS / 32; i++) x.x += warps[i].x, x.y += warps[i].y;
+    return x;
+}
+
+// Wide rows: a block a row, which it reads once and holds in registers. K times 8 numbers a thread, so `width` is a multiple of 8
+// and at most K * 8 * ROW_THREADS.
+template <int K>
+struct Held {
+    float x[K][8];
+    float mean, factor;
+};
+template <int K>
+__device__ inline void hold(Held<K>& row, const num* from, int width, int centred, float eps) {
+    float sum = 0.0f;
+#pragma unroll
+    for (int k = 0; k < K; k++) {
+        int at = (k * ROW_THREADS + threadIdx.x) * 8;
+        if (at >= width) continue;
+        Several<8> some = several<8>(from + at);
+#pragma unroll
+        for (int j = 0; j < 8; j++) row.x[k][j] = wide(some.x[j]), sum += row.x[k][j];
+    }
+    row.mean = centred ? over_row(make_float2(sum, 0.0f)).x / width : 0.0f;
+    float squares = 0.0f;
+#pragma unroll
+    for (int k = 0; k < K; k++) {
+        if ((k * ROW_THREADS + threadIdx.x) * 8 >= width) continue;
+#pragma unroll
+        for (int j = 0; j < 8; j++) squares += (row.x[k][j] - row.mean) * (row.x[k][j] - row.mean);
+    }
+    row.factor = 1.0f / sqrtf(over_row(make_float2(squares, 0.0f)).x / width + eps);
+}
+
+template <int K>
+__device__ void norm_wide(const num* x, num* out, PerRow gain, PerRow bias, i64 row, int width, int centred, float eps) {
+    const num *gains = of_row(gain, row, width), *biases = of_row(bias, row, width);
+    Held<K> held;
+    hold<K>(held, x + row * width, width, centred, eps);
+#pragma unroll
+    for (int k = 0; k < K; k++) {
+        int at = (k * ROW_THREADS + threadIdx.x) * 8;
+        if (at >= width) continue;
+        Several<8> g, b, y;
+        if (gains) g = several<8>(gains + at);
+        if (biases) b = several<8>(biases + at);
+#pragma unroll
+        for (int j = 0; j < 8; j++) {
+            float z = (held.x[k][j] - held.mean) * held.factor;
+            if (gains) z *= wide(g.x[j]) + gain.more;
+            if (biases) z += wide(b.x[j]);
+            y.x[j] = narrow(z);
+        }
+        put<8>(out + row * width + at, y);
+    }
+}
+
+template <int K>
+__device__ void norm_backward_wide(const num* x, const num* gradient, num* out, PerRow gain, i64 row, int width, int centred, float eps) {
+    const num *from = gradient + row * width, *gains = of_row(gain, row, width);
+    Held<K> held;
+    hold<K>(held, x + row * width, width, centred, eps);
+    float h[K][8];
+    float2 sums = make_float2(0.0f, 0.0f);
+#pragma unroll
+    for (int k = 0; k < K; k++) {
+        int at = (k * ROW_THREADS + threadIdx.x) * 8;
+        if (at >= width) continue;
+        Several<8> g = several<8>(from + at), m;
+        if (gains) m = several<8>(gains + at);
+#pragma unroll
+        for (int j = 0; j < 8; j++) {
+            held.x[k][j] = (held.x[k][j] - held.mean) * held.factor;
+            h[k][j] = wide(g.x[j]) * (gains ? wide(m.x[j]) + gain.more : 1.0f);
+            sums.x += h[k][j];
+            sums.y += h[k][j] * held.x[k][j];
+        }
+    }
+    sums = over_row(sums);
+    float across = centred ? sums.x / width : 0.0f, along = sums.y / width;
+#pragma unroll
+    for (int k = 0; k < K; k++) {
+        int at = (k * ROW_THREADS + threadIdx.x) * 8;
+        if (at >= width) continue;
+        Several<8> y;
+#pragma unroll
+        for (int j = 0; j < 8; j++) y.x[j] = narrow(held.factor * (h[k][j] - across - held.x[k][j] * along));
+        put<8>(out + row * width + at, y);
+    }
+}
+
+#define WIDE(K)                                                                                                          \
+    extern "C" __global__ void __launch_bounds__(ROW_THREADS) norm_wide_##K(const num* x, num* out, PerRow gain,         \
+                                                                            PerRow bias, i64 rows, int width,            \
+                                                                            int centred, float eps) {                    \
+        norm_wide<K>(x, out, gain, bias, blockIdx.x, width, centred, eps);                                               \
+    }                                                                                                                    \
+    extern "C" __global__ void __launch_bounds__(ROW_THREADS) norm_backward_wide_##K(                                    \
+        const num* x, const num* gradient, num* out, PerRow gain, i64 rows, int width, int centred, float eps) {         \
+        norm_backward_wide<K>(x, gradient, out, gain, blockIdx.x, width, centred, eps);                                  \
+    }
+WIDE(1)
+WIDE(2)
+WIDE(3)
+WIDE(4)
+
+// Divides by 32-bit arithmetic where the numbers allow it: a division of 64 bits is a hundred instructions.
+__device__ inline i64 quotient(i64 x, int by) { return x >> 31 ? x / by : (i64)((u32)x / (u32)by); }
+
+// gate y, plus x where there is one. A thread V numbers.
+template <int V>
+__device__ void gated(const num* x, PerRow gate, const num* y, num* out, i64 rows, int width) {
+    i64 at = ((i64)blockIdx.x * blockDim.x + threadIdx.x) * V;
+    if (at >= rows * width) return;
+    i64 row = quotient(at, width);
+    Several<V> values = several<V>(y + at), gates = several<V>(of_row(gate, row, width) + (at - row * width)), old;
+    if (x) old = several<V>(x + at);
+#pragma unroll
+    for (int j = 0; j < V; j++) {
+        float z = wide(values.x[j]) * wide(gates.x[j]);
+        values.x[j] = narrow(x ? z + wide(old.x[j]) : z);
+    }
+    put<V>(out + at, values);
+}
+
+// The same vector in every row.
+template <int V>
+__device__ void spread(const num* vector, num* out, i64 rows, int width) {
+    i64 at = ((i64)blockIdx.x * blockDim.x + threadIdx.x) * V;
+    if (at < rows * width) put<V>(out + at, several<V>(vector + (at - quotient(at, width) * width)));
+}
+
+// A view whose rows of `run` numbers lie apart, in one piece.
+struct View {
+    i64 strides[3];
+    int extents[3];
+    int run;
+};
+template <int V>
+__device__ void dense(const num* x, num* out, View v, i64 count) {
+    i64 at = ((i64)blockIdx.x * blockDim.x + threadIdx.x) * V;
+    if (at >= count) return;
+    i64 row = quotient(at, v.run), rest = quotient(row, v.extents[2]), first = quotient(rest, v.extents[1]);
+    i64 from = first * v.strides[0] + (rest - first * v.extents[1]) * v.strides[1] + (row - rest * v.extents[2]) * v.strides[2];
+    put<V>(out + at, several<V>(x + from + (at - row * v.run)));
+}
+
+#define GELU_RATE 1.5957691216057308f  // 2 sqrt(2 / pi)
+#define GELU_CUBIC 0.044715f
+
+__device__ inline float logistic(float x) { return 1.0f / (1.0f + expf(-x)); }
+
+// 0: x Phi(x); 1: by tanh; 2: x sigmoid(1.702 x); 3: x sigmoid(x).
+__device__ inline float curve(int kind, float x) {
+    if (kind == 0) return 0.5f * x * (1.0f + erff(x * 0.70710678118654752f));
+    if (kind == 1) return x * logistic(GELU_RATE * x * (1.0f + GELU_CUBIC * x * x));
+    return x * logistic(kind == 2 ? 1.702f * x : x);
+}
+__device__ inline float slope(int kind, float x) {
+    if (kind == 0) return 0.5f * (1.0f + erff(x * 0.70710678118654752f)) + x * 0.3989422804014327f * expf(-0.5f * x * x);
+    if (kind == 1) {
+        float gate = logistic(GELU_RATE * x * (1.0f + GELU_CUBIC * x * x));
+        return gate + gate * (1.0f - gate) * GELU_RATE * x * (1.0f + 3.0f * GELU_CUBIC * x * x);
+    }
+    float rate = kind == 2 ? 1.702f : 1.0f, gate = logistic(rate * x);
+    return gate + gate * (1.0f - gate) * rate * x;
+}
+
+// curve(x), or curve(x) other, or slope(x) other (`mode` 0, 1, 2).
+template <int V>
+__device__ void activate(const num* x, const num* other, num* out, i64 count, int kind, int mode) {
+    i64 at = ((i64)blockIdx.x * blockDim.x + threadIdx.x) * V;
+    if (at >= count) return;
+    Several<V> some = several<V>(x + at), times;
+    if (mode) times = several<V>(other + at);
+#pragma unroll
+    for (int j = 0; j < V; j++) {
+        float y = mode == 2 ? slope(kind, wide(some.x[j])) : curve(kind, wide(some.x[j]));
+        some.x[j] = narrow(mode == 0 ? y : y * wide(times.x[j]));
+    }
+    put<V>(out + at, some);
+}
+
+#define NORMS(V, SUFFIX)                                                                                                  \
+    extern "C" __global__ void norm_##SUFFIX(const num* x, num* out, PerRow gain, PerRow bias, i64 rows, int width,      \
+                                             int centred, float eps) {                                                   \
+        norm<V>(x, out, gain, bias, rows, width, centred, eps);                                                          \
+    }                                                                                                                    \
+    extern "C" __global__ void norm_backward_##SUFFIX(const num* x, const num* gradient, num* out, PerRow gain,          \
+                                                      i64 rows, int width, int centred, float eps) {                     \
+        norm_backward<V>(x, gradient, out, gain, rows, width, centred, eps);                                             \
+    }
+NORMS(4, by_4)
+NORMS(1, by_1)
+
+#define BOTH(V, SUFFIX)                                                                                                  \
+    extern "C" __global__ void gated_##SUFFIX(const num* x, PerRow gate, const num* y, num* out, i64 rows, int width) {  \
+        gated<V>(x, gate, y, out, rows, width);                                                                          \
+    }                                                                                                                    \
+    extern "C" __global__ void spread_##SUFFIX(const num* vector, num* out, i64 rows, int width) {                       \
+        spread<V>(vector, out, rows, width);                                                                             \
+    }                                                                                                                    \
+    extern "C" __global__ void dense_##SUFFIX(const num* x, num* out, View v, i64 count) { dense<V>(x, out, v, count); } \
+    extern "C" __global__ void activate_##SUFFIX(const num* x, const num* other, num* out, i64 count, int kind,          \
+                                                 int mode) {                                                             \
+        activate<V>(x, other, out, count, kind, mode);                                                                   \
+    }                                                                                                                    \
+    extern "C" __global__ void add_##SUFFIX(const num* x, const num* y, num* out, i64 count) {                           \
+        i64 at = ((i64)blockIdx.x * blockDim.x + threadIdx.x) * V;                                                       \
+        if (at >= count) return;                                                                                         \
+        Several<V> a = several<V>(x + at), b = several<V>(y + at);                                                       \
+        for (int j = 0; j < V; j++) a.x[j] = narrow(wide(a.x[j]) + wide(b.x[j]));                                        \
+        put<V>(out + at, a);                                                                                             \
+    }
+BOTH(8, by_8)
+BOTH(4, by_4)
+BOTH(1, by_1)
+
+// Pairs (2i, 2i + 1) of x [B, N, H, D] turned by the angles whose cosine and sine are in [N, D / 2]; `sign` -1 turns back.
+template <int V>
+__device__ void rope(const num* x, const float* cosines, const float* sines, num* out, i64 count, int length, int heads, int half,
+                     float sign) {
+    i64 at = ((i64)blockIdx.x * blockDim.x + threadIdx.x) * V;
+    if (at >= count) return;
+    i64 pair = at / 2, head = quotient(pair, half), token = quotient(head, heads);
+    i64 angle = (token - quotient(token, length) * length) * half + (pair - head * half);
+    Several<V> some = several<V>(x + at);
+#pragma unroll
+    for (int j = 0; j < V / 2; j++) {
+        float c = cosines[angle + j], s = sines[angle + j] * sign, a = wide(some.x[2 * j]), b = wide(some.x[2 * j + 1]);
+        some.x[2 * j] = narrow(a * c - b * s);
+        some.x[2 * j + 1] = narrow(a * s + b * c);
+    }
+    put<V>(out + at, some);
+}
+extern "C" __global__ void rope_by_8(const num* x, const float* cosines, const float* sines, num* out, i64 count, int length,
+                                     int heads, int half, float sign) {
+    rope<8>(x, cosines, sines, out, count, length, heads, half, sign);
+}
+extern "C" __global__ void rope_by_2(const num* x, const float* cosines, const float* sines, num* out, i64 count, int length,
+                                     int heads, int half, float sign) {
+    rope<2>(x, cosines, sines, out, count, length, heads, half, sign);
+}
+
+// The mask of a dropout: the numbers that ChaCha8 (Bernstein 2008) gives under a key, as on the host. A thread a block of it,
+// which is eight numbers.
+struct Key {
+    u32 words[8];
+};
+
+__device__ inline void quarter(u32& a, u32& b, u32& c, u32& d) {
+    a += b, d = __funnelshift_l(d ^ a, d ^ a, 16);
+    c += d, b = __funnelshift_l(b ^ c, b ^ c, 12);
+    a += b, d = __funnelshift_l(d ^ a, d ^ a, 8);
+    c += d, b = __funnelshift_l(b ^ c, b ^ c, 7);
+}
+
+extern "C" __global__ void dropout(Key key, double probability, float kept, num* out, i64 count) {
+    i64 block = (i64)blockIdx.x * blockDim.x + threadIdx.x;
+    if (block * 8 >= count) return;
+    u32 start[16] = {0x61707865, 0x3320646e, 0x79622d32, 0x6b206574}, x[16];
+#pragma unroll
+    for (int i = 0; i < 8; i++) start[4 + i] = key.words[i];
+    start[12] = (u32)block, start[13] = (u32)(block >> 32), start[14] = start[15] = 0;
+#pragma unroll
+    for (int i = 0; i < 16; i++) x[i] = start[i];
+#pragma unroll
+    for (int round = 0; round < 8; round += 2) {
+        quarter(x[0], x[4], x[8], x[12]), quarter(x[1], x[5], x[9], x[13]);
+        quarter(x[2], x[6], x[10], x[14]), quarter(x[3], x[7], x[11], x[15]);
+        quarter(x[0], x[5], x[10], x[15]), quarter(x[1], x[6], x[11], x[12]);
+        quarter(x[2], x[7], x[8], x[13]), quarter(x[3], x[4], x[9], x[14]);
+    }
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        unsigned long long low = x[2 * i] + start[2 * i], high = x[2 * i + 1] + start[2 * i + 1];
+        double uniform = (double)((high << 32 | low) >> 11) * (1.0 / 9007199254740992.0);
+        if (block * 8 + i < count) out[block * 8 + i] = narrow(uniform < probability ? 0.0f : kept);
+    }
+}
+
+// Windows on pictures [B, C, H, W], which may be doubled first; those of some rows.
+struct Windows {
+    int channels, height, width, grown, kernel_h, kernel_w, stride, top, left, out_w, first, rows;
+};
+
+// The windows, [B, C * kernel_h * kernel_w, pixels], zeros where they reach beyond the picture.
+extern "C" __global__ void windows(const num* x, num* out, Windows w) {
+    int pixels = w.rows * w.out_w, at = blockIdx.x * blockDim.x + threadIdx.x;
+    if (at >= pixels) return;
+    int k = blockIdx.y, b = blockIdx.z, kx = k % w.kernel_w, ky = k / w.kernel_w % w.kernel_h, c = k / w.kernel_w / w.kernel_h;
+    int row = (w.first + at / w.out_w) * w.stride + ky - w.top, column = at % w.out_w * w.stride + kx - w.left;
+    bool there = row >= 0 && row < w.height * w.grown && column >= 0 && column < w.width * w.grown;
+    i64 from = (((i64)b * w.channels + c) * w.height + row / w.grown) * w.width + column / w.grown;
+    out[((i64)b * gridDim.y + k) * pixels + at] = there ? x[from] : narrow(0.0f);
+}
+
+// The way back: each pixel is the sum over the windows that saw it. All rows.
+extern "C" __global__ void gather(const num* windows, num* x, i64 count, Windows w) {
+    i64 at = (i64)blockIdx.x * blockDim.x + threadIdx.x;
+    if (at >= count) return;
+    int column = at % w.width, row = at / w.width % w.height, c = at / w.width / w.height % w.channels;
+    i64 b = at / w.width / w.height / w.channels, pixels = (i64)w.rows * w.out_w;
+    const num* from = windows + (b * w.channels + c) * w.kernel_h * w.kernel_w * pixels;
+    float sum = 0.0f;
+    for (int y = row * w.grown; y < (row + 1) * w.grown; y++)
+        for (int ky = 0; ky < w.kernel_h; ky++) {
+            int up = y + w.top - ky;
+            if (up < 0 || up % w.stride || up / w.stride >= w.rows) continue;
+            for (int z = column * w.grown; z < (column + 1) * w.grown; z++)
+                for (int kx = 0; kx < w.kernel_w; kx++) {
+                    int left = z + w.left - kx;
+                    if (left < 0 || left % w.stride || left / w.stride >= w.out_w) continue;
+                    sum += wide(from[(ky * w.kernel_w + kx) * pixels + (i64)(up / w.stride) * w.out_w + left / w.stride]);
+                }
+        }
+    x[at] = narrow(sum);
+}
+
+// The same number in every pixel of a channel.
+extern "C" __global__ void spread_channels(const num* vector, num* out, i64 count, int pixels, int channels) {
+    i64 at = (i64)blockIdx.x * blockDim.x + threadIdx.x;
+    if (at < count) out[at] = vector[at / pixels % channels];
+}
+
+// target += factor x, where the target is f32.
+extern "C" __global__ void accumulate(const num* x, float* target, i64 count, float factor) {
+    i64 at = (i64)blockIdx.x * blockDim.x + threadIdx.x;
+    if (at < count) target[at] += factor * wide(x[at]);
+}
+
+// The same for many at once: the f32 numbers of each piece go to their place. A block row a piece.
+struct Piece {
+    const float* from;
+    i64 start, count;
+};
+extern "C" __global__ void accumulate_pieces(const Piece* pieces, float* target, float factor) {
+    Piece piece = pieces[blockIdx.y];
+    for (i64 at = (i64)blockIdx.x * blockDim.x + threadIdx.x; at < piece.count; at += (i64)gridDim.x * blockDim.x)
+        target[piece.start + at] += factor * piece.from[at];
+}
+
+// The sum of the squares of each block's share, which is the same whatever ran first.
+extern "C" __global__ void squares(const num* x, float* sums, i64 count) {
+    float sum = 0.0f;
+    for (i64 at = (i64)blockIdx.x * blockDim.x + threadIdx.x; at < count; at += (i64)gridDim.x * blockDim.x)
+        sum += wide(x[at]) * wide(x[at]);
+    sum = over_block(sum);
+    if (threadIdx.x == 0) sums[blockIdx.x] = sum;
+}
+
+// Group norms: a group of a picture lies in one piece, `size` numbers, and is read by several blocks. The first pass leaves
+// two sums of every piece, the second puts them together in order: no sum depends on which block was first.
+struct Groups {
+    i64 size;        // of a group: channels * pixels
+    int pixels;      // of a channel
+    int channels;    // of a group
+    int groups;      // of a picture
+    int pieces;      // of a group
+    float eps;
+};
+
+__device__ inline void piece_of(const Groups& g, i64& first, i64& last) {
+    i64 each = (g.size + g.pieces - 1) / g.pieces;
+    first = blockIdx.x * each;
+    last = min(first + each, g.size);
+}
+
+// The mean and the sum of squared differences from it, of a piece.
+extern "C" __global__ void group_moments(const num* x, float2* moments, Groups g) {
+    const num* from = x + blockIdx.y * g.size;
+    i64 first, last;
+    piece_of(g, first, last);
+    float sum = 0.0f, squares = 0.0f;
+    for (i64 i = first + threadIdx.x; i < last; i += blockDim.x) sum += wide(from[i]);
+    float mean = last > first ? over_block(sum) / (last - first) : 0.0f;
+    for (i64 i = first + threadIdx.x; i < last; i += blockDim.x) squares += (wide(from[i]) - mean) * (wide(from[i]) - mean);
+    squares = over_block(squares);
+    if (threadIdx.x == 0) moments[blockIdx.y * g.pieces + blockIdx.x] = make_float2(mean, squares);
+}
+
+// The mean of a group and one over its deviation, from those of its pieces (Chan, Golub, LeVeque 1983).
+__device__ inline void group_statistics(const float2* moments, const Groups& g, float& mean, float& factor) {
+    float squares = 0.0f;
+    mean = 0.0f;
+    i64 each = (g.size + g.pieces - 1) / g.pieces, count = 0;
+    for (int i = 0; i < g.pieces; i++) {
+        i64 more = min(each, g.size - i * each);
+        if (more <= 0) break;
+        float2 piece = moments[blockIdx.y * g.pieces + i];
+        float apart = piece.x - mean, share = (float)more / (count + more);
+        mean += apart * share;
+        squares += piece.y + apart * apart * share * count;
+        count += more;
+    }
+    factor = 1.0f / sqrtf(squares / g.size + g.eps);
+}
+
+extern "C" __global__ void group_norm(const num* x, const float2* moments, const num* weight, const num* bias, num* out, Groups g, int silu) {
+    float mean, factor;
+    group_statistics(moments, g, mean, factor);
+    i64 first, last, start = blockIdx.y * g.size;
+    piece_of(g, first, last);
+    int channel = blockIdx.y % g.groups * g.channels;
+    for (i64 i = first + threadIdx.x; i < last; i += blockDim.x) {
+        int c = channel + i / g.pixels;
+        float y = (wide(x[start + i]) - mean) * factor * wide(weight[c]) + wide(bias[c]);
+        out[start + i] = narrow(silu ? y * logistic(y) : y);
+    }
+}
+
+// The gradient of a normed number, times its weight, and the normed number.
+__device__ inline float2 group_gradient(const num* x, const num* gradient, const num* weight, const num* bias, i64 at, int c,
+                                        float mean, float factor, int silu) {
+    float unit = (wide(x[at]) - mean) * factor, gain = wide(weight[c]), h = wide(gradient[at]);
+    if (silu) h *= slope(3, unit * gain + wide(bias[c]));
+    return make_float2(h * gain, unit);
+}
+
+// The sums of the gradient, and of the gradient times the normed numbers, of a piece.
+extern "C" __global__ void group_sums(const num* x, const num* gradient, const float2* moments, const num* weight, const num* bias,
+                                      float2* sums, Groups g, int silu) {
+    float mean, factor, across = 0.0f, along = 0.0f;
+    group_statistics(moments, g, mean, factor);
+    i64 first, last, start = blockIdx.y * g.size;
+    piece_of(g, first, last);
+    int channel = blockIdx.y % g.groups * g.channels;
+    for (i64 i = first + threadIdx.x; i < last; i += blockDim.x) {
+        float2 h = group_gradient(x, gradient, weight, bias, start + i, channel + i / g.pixels, mean, factor, silu);
+        across += h.x;
+        along += h.x * h.y;
+    }
+    across = over_block(across);
+    along = over_block(along);
+    if (threadIdx.x == 0) sums[blockIdx.y * g.pieces + blockIdx.x] = make_float2(across, along);
+}
+
+extern "C" __global__ void group_norm_backward(const num* x, const num* gradient, const float2* moments, const float2* sums,
+                                               const num* weight, const num* bias, num* out, Groups g, int silu) {
+    float mean, factor, across = 0.0f, along = 0.0f;
+    group_statistics(moments, g, mean, factor);
+    for (int i = 0; i < g.pieces; i++) {
+        across += sums[blockIdx.y * g.pieces + i].x;
+        along += sums[blockIdx.y * g.pieces + i].y;
+    }
+    across /= g.size;
+    along /= g.size;
+    i64 first, last, start = blockIdx.y * g.size;
+    piece_of(g, first, last);
+    int channel = blockIdx.y % g.groups * g.channels;
+    for (i64 i = first + threadIdx.x; i < last; i += blockDim.x) {
+        float2 h = group_gradient(x, gradient, weight, bias, start + i, channel + i / g.pixels, mean, factor, silu);
+        out[start + i] = narrow(factor * (h.x - across - h.y * along));
+    }
+}
+
+#if !BF16
+struct Update {
+    float keep1, take1, keep2, take2, shrink, step_size, root_correction, epsilon;
+};
+
+extern "C" __global__ void adamw(float* parameters, const float* gradient, float* first, float* second, i64 count, Update u) {
+    i64 at = (i64)blockIdx.x * blockDim.x + threadIdx.x;
+    if (at >= count) return;
+    float g = gradient[at], m = u.keep1 * first[at] + u.take1 * g, v = u.keep2 * second[at] + u.take2 * g * g;
+    first[at] = m;
+    second[at] = v;
+    parameters[at] = u.shrink * parameters[at] - u.step_size * m / (sqrtf(v) / u.root_correction + u.epsilon);
+}
+#endif

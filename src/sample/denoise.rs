@@ -1,0 +1,234 @@
+//! From noise to a picture, by the steps of a sampler with classifier-free guidance. All noise is drawn from the seed on the host,
+//! so it is the same everywhere.
+
+use candle_core::{Device, Result, Tensor, bail};
+use image::RgbImage;
+
+use crate::autograd::Tape;
+use crate::cache::{Conditioning, batch};
+use crate::diffusion::{Process, Sampler, Spacing, Walk, guide};
+use crate::lora::Bound;
+use crate::models::{self, ConditioningTensors, Denoiser};
+use crate::rng::{Rng, Stream};
+use crate::vae::{Decoder, LatentSpace};
+
+/// How one picture is sampled.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SampleOptions {
+    /// Width in px.
+    pub width: u32,
+    /// Height in px.
+    pub height: u32,
+    /// What the denoiser predicts.
+    pub process: Process,
+    /// How the sampler walks.
+    pub sampler: Sampler,
+    /// Steps of the sampler.
+    pub steps: usize,
+    /// Scale of classifier-free guidance; 1 is none.
+    pub guidance: f64,
+    /// The guidance that the denoiser is told, where it is told one.
+    pub told_guidance: Option<f64>,
+    /// Shift of a flow's noise levels.
+    pub shift: f64,
+    /// Where a flow's sampler stops.
+    pub spacing: Spacing,
+    /// Whether the denoiser is told the picture's size.
+    pub size_conditioning: bool,
+    /// What the noise derives from.
+    pub seed: u64,
+    /// The number of the picture among those of one seed.
+    pub number: u64,
+}
+
+/// Samples latents as the denoiser sees them, [1, channels, height, width].
+///
+/// `unconditional` is needed unless the guidance is 1. `each_step` is called after every step.
+///
+/// # Errors
+/// If the size does not fit the model, or the model fails.
+pub fn sample(
+    denoiser: &dyn Denoiser,
+    adapters: &Bound,
+    space: &LatentSpace,
+    conditional: &Conditioning,
+    unconditional: Option<&Conditioning>,
+    options: &SampleOptions,
+    each_step: &dyn Fn(),
+) -> Result<Tensor> {
+    let noise = start_noise(space, options)?;
+    sample_from(
+        denoiser,
+        adapters,
+        noise,
+        conditional,
+        unconditional,
+        options,
+        each_step,
+    )
+}
+
+/// As [`sample`], from given start noise.
+///
+/// # Errors
+/// As [`sample`].
+pub fn sample_from(
+    denoiser: &dyn Denoiser,
+    adapters: &Bound,
+    noise: Tensor,
+    conditional: &Conditioning,
+    unconditional: Option<&Conditioning>,
+    options: &SampleOptions,
+    each_step: &dyn Fn(),
+) -> Result<Tensor> {
+    let guided = match (options.guidance == 1.0, unconditional) {
+        (true, _) => None,
+        (false, Some(unconditional)) => Some(unconditional),
+        (false, None) => bail!(
+            "a guidance of {} needs the unconditional entry",
+            options.guidance
+        ),
+    };
+    let model = Model {
+        denoiser,
+        adapters,
+        time_ids: options.size_conditioning.then(|| whole_picture(options)),
+        guidance: options.told_guidance,
+    };
+    let mut walk = Walk::new(
+        options.sampler,
+        options.process,
+        options.steps,
+        options.shift,
+        options.spacing,
+    )?;
+    let mut latents = noise;
+    for i in 0..walk.num_steps() {
+        let timestep = walk.timestep(i);
+        let prediction = match guided {
+            None => model.predict(&latents, timestep, conditional)?,
+            Some(unconditional) => {
+                let (with, without) =
+                    model.predict_both(&latents, timestep, conditional, unconditional)?;
+                guide(&without, &with, options.guidance)?
+            }
+        };
+        let noise = || step_noise(&latents, options, i);
+        latents = walk.step(i, &latents, &prediction, noise)?;
+        each_step();
+    }
+    Ok(latents)
+}
+
+/// Turns what the denoiser made into a picture.
+///
+/// # Errors
+/// If the decoder fails.
+pub fn decode(decoder: &Decoder, space: &LatentSpace, latents: &Tensor) -> Result<RgbImage> {
+    let latents = space.denormalize(latents)?.to_device(decoder.device())?;
+    let pixels = decoder.decode(&latents)?.squeeze(0)?;
+    let (channels, height, width) = pixels.dims3()?;
+    if channels != 3 {
+        bail!("expected a decoder of 3 channels, found {channels}");
+    }
+    let values = pixels.permute((1, 2, 0))?.flatten_all()?.to_vec1::<f32>()?;
+    let bytes = values
+        .iter()
+        .map(|v| ((v.clamp(-1.0, 1.0) + 1.0) * 127.5).round() as u8)
+        .collect();
+    match RgbImage::from_raw(width as u32, height as u32, bytes) {
+        Some(picture) => Ok(picture),
+        None => bail!("a picture of {width} x {height} px has another number of bytes"),
+    }
+}
+
+fn start_noise(space: &LatentSpace, options: &SampleOptions) -> Result<Tensor> {
+    let step = space.factor as u32 * 2;
+    let (width, height) = (options.width, options.height);
+    if width == 0 || height == 0 || width % step != 0 || height % step != 0 {
+        bail!("a picture of {width} x {height} px: both sides must be multiples of {step}");
+    }
+    let (rows, columns) = (
+        height as usize / space.factor,
+        width as usize / space.factor,
+    );
+    let mut rng = Rng::new(options.seed, Stream::Sample, 0, options.number);
+    let values = rng.normals(space.channels * rows * columns);
+    Tensor::from_vec(values, (1, space.channels, rows, columns), &Device::Cpu)
+}
+
+/// The noise of step `i`, in the shape of `like`.
+fn step_noise(like: &Tensor, options: &SampleOptions, i: usize) -> Result<Tensor> {
+    let mut rng = Rng::new(options.seed, Stream::SampleStep, i as u64, options.number);
+    Tensor::from_vec(rng.normals(like.elem_count()), like.shape(), like.device())
+}
+
+/// The size of a picture that was neither resized nor cropped, as [`ConditioningTensors::time_ids`] has it.
+fn whole_picture(options: &SampleOptions) -> [f32; 6] {
+    let (height, width) = (options.height as f32, options.width as f32);
+    [height, width, 0.0, 0.0, height, width]
+}
+
+/// A denoiser with what stays the same from step to step.
+struct Model<'a> {
+    denoiser: &'a dyn Denoiser,
+    adapters: &'a Bound,
+    time_ids: Option<[f32; 6]>,
+    guidance: Option<f64>,
+}
+
+impl Model<'_> {
+    fn predict(
+        &self,
+        latents: &Tensor,
+        timestep: f64,
+        conditioning: &Conditioning,
+    ) -> Result<Tensor> {
+        self.forward(latents, timestep, batch(&[conditioning])?)
+    }
+
+    /// Both branches of guidance, as one batch where their contexts are equally long.
+    fn predict_both(
+        &self,
+        latents: &Tensor,
+        timestep: f64,
+        with: &Conditioning,
+        without: &Conditioning,
+    ) -> Result<(Tensor, Tensor)> {
+        if with.context.dims() != without.context.dims() {
+            return Ok((
+                self.predict(latents, timestep, with)?,
+                self.predict(latents, timestep, without)?,
+            ));
+        }
+        let inputs = batch(&[with, without])?;
+        let both = self.forward(&Tensor::cat(&[latents, latents], 0)?, timestep, inputs)?;
+        Ok((both.narrow(0, 0, 1)?, both.narrow(0, 1, 1)?))
+    }
+
+    fn forward(
+        &self,
+        latents: &Tensor,
+        timestep: f64,
+        mut inputs: ConditioningTensors,
+    ) -> Result<Tensor> {
+        let (rows, device) = (latents.dim(0)?, latents.device());
+        let same = |number: f64| Tensor::from_vec(vec![number as f32; rows], rows, device);
+        let timesteps = same(timestep)?;
+        if let Some(ids) = self.time_ids {
+            inputs.time_ids = Some(Tensor::from_vec(ids.repeat(rows), (rows, 6), device)?);
+        }
+        inputs.guidance = self.guidance.map(same).transpose()?;
+        let prediction = models::predict(
+            self.denoiser,
+            &Tape::off(),
+            self.adapters,
+            latents,
+            &timesteps,
+            &inputs,
+        )?;
+        // The walk itself is a few numbers: it is the same on the host, whatever computes the network.
+        let prediction = prediction.into_tensor().to_device(&Device::Cpu)?;
+        prediction.to_dtype(latents.dtype())
+    }
+}

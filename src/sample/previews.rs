@@ -1,0 +1,95 @@
+//! The pictures an Experiment's `[sample]` section asks for, from entries that are in the store.
+
+use image::{ImageFormat, RgbImage};
+
+use super::{Error, SampleOptions, decode, sample};
+use crate::base_model::BaseModel;
+use crate::cache::{Conditioning, Source, drop_caption};
+use crate::experiment::SampleSettings;
+use crate::lora::Bound;
+use crate::models::Denoiser;
+use crate::vae::LatentSpace;
+
+/// How previews are sampled; the first of them, numbered 0.
+pub fn options(settings: &SampleSettings, base: &BaseModel) -> SampleOptions {
+    let LatentSpace { factor, .. } = base.latent_space();
+    let (width, height) = (settings.width, settings.height);
+    SampleOptions {
+        width,
+        height,
+        process: base.process,
+        sampler: settings.sampler,
+        steps: settings.steps,
+        guidance: settings.guidance,
+        told_guidance: settings.told_guidance,
+        spacing: settings.spacing,
+        shift: (settings.shift).at(height as usize / factor, width as usize / factor),
+        size_conditioning: settings.size_conditioning,
+        seed: settings.seed,
+        number: 0,
+    }
+}
+
+/// One picture for each prompt, with its prompt.
+///
+/// # Errors
+/// If an entry is missing, or the model fails.
+pub fn pictures(
+    settings: &SampleSettings,
+    base: &BaseModel,
+    source: &Source<'_>,
+    denoiser: &dyn Denoiser,
+    adapters: &Bound,
+    each_step: &dyn Fn(),
+) -> Result<Vec<(String, RgbImage)>, Error> {
+    let options = options(settings, base);
+    let unconditional = unconditional(settings, source)?;
+    let decoder = base.vae.load_decoder(denoiser.device())?;
+    let mut made = Vec::new();
+    for (number, prompt) in settings.prompts.iter().enumerate() {
+        let conditional = source.conditioning(prompt)?;
+        let options = SampleOptions {
+            number: number as u64,
+            ..options
+        };
+        let latents = sample(
+            denoiser,
+            adapters,
+            &source.space,
+            &conditional,
+            unconditional.as_ref(),
+            &options,
+            each_step,
+        )?;
+        let picture = decode(&decoder, &source.space, &latents)?;
+        made.push((prompt.clone(), picture));
+    }
+    Ok(made)
+}
+
+/// What guidance steers away from: the negative prompt, else what the recipe calls unconditional.
+fn unconditional(
+    settings: &SampleSettings,
+    source: &Source<'_>,
+) -> Result<Option<Conditioning>, Error> {
+    if settings.guidance == 1.0 {
+        return Ok(None);
+    }
+    if let Some(negative) = &settings.negative_prompt {
+        return Ok(Some(source.conditioning(negative)?));
+    }
+    let outputs = source.outputs("")?;
+    let all = outputs.keys().map(String::as_str).collect();
+    let none = drop_caption(source.recipe, &outputs, Some(&outputs), &all)?;
+    Ok(Some(source.assemble(&none)?))
+}
+
+/// A picture as the bytes of a PNG file.
+///
+/// # Errors
+/// If the encoder fails.
+pub fn png(picture: &RgbImage) -> Result<Vec<u8>, Error> {
+    let mut bytes = std::io::Cursor::new(Vec::new());
+    picture.write_to(&mut bytes, ImageFormat::Png)?;
+    Ok(bytes.into_inner())
+}

@@ -1,0 +1,54 @@
+//! What an earlier plumb left behind stays good: `tests/fixtures/run-v1` is a store and a checkpoint of a training that was
+//! stopped half way, written by the version of 26 November 2026.
+
+use std::path::Path;
+
+use crate::util::plumb;
+use crate::world::tiny_sd3;
+
+/// The mean loss of the last two steps, as that version went on to.
+const LOSS: f64 = 1.6612;
+
+#[test]
+fn a_store_is_found_whole_and_a_run_goes_on() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let old = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/run-v1");
+    copy(&old, folder.path());
+    let experiment = std::fs::read_to_string(old.join("experiment.toml")).expect("text");
+    let model = tiny_sd3().display().to_string();
+    let text = experiment.replace("MODEL", &model);
+    std::fs::write(folder.path().join("run.toml"), text).expect("writes");
+
+    plumb(folder.path(), &["store", "check", "--read-data", "store"]).expect(0);
+    let encoded = plumb(folder.path(), &["--json", "encode", "run.toml"]).expect(0);
+    let encoded = encoded.json();
+    for captions in encoded["captions"].as_array().expect("encoders") {
+        assert_eq!(
+            (&captions["encoded"], &captions["present"]),
+            (&0.into(), &4.into())
+        );
+    }
+    assert_eq!(encoded["pictures"]["encoded"], 0);
+
+    let trained = plumb(folder.path(), &["--json", "train", "run.toml"]).expect(0);
+    let trained = trained.json();
+    assert_eq!(
+        (&trained["resumed_from"], &trained["step"]),
+        (&2.into(), &4.into())
+    );
+    let loss = trained["loss"].as_f64().expect("a loss");
+    assert!((loss - LOSS).abs() < 1e-3, "{loss}, expected {LOSS}");
+}
+
+fn copy(from: &Path, to: &Path) {
+    for entry in std::fs::read_dir(from).expect("a folder") {
+        let entry = entry.expect("an entry");
+        let target = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            std::fs::create_dir(&target).expect("a folder");
+            copy(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), &target).expect("copies");
+        }
+    }
+}
