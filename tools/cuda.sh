@@ -1,16 +1,17 @@
 #!/usr/bin/env bash
-# Builds plumb for NVIDIA cards where there is no card and no CUDA toolkit. Linux on x86-64; needs cargo, cc and Python 3.
+# Builds plumb for NVIDIA GPUs where there is no GPU and no CUDA toolkit. Linux on x86-64; needs cargo, cc and Python 3.
 #
 #   tools/cuda.sh check [cargo options]   type-check and lint the CUDA code; needs no toolkit (what continuous integration runs)
 #   tools/cuda.sh setup                   fetch the compiler (nvcc 13.0, from NVIDIA's Python packages, 100 MB)
 #   tools/cuda.sh build [cargo options]   release build whose executable also starts where there is no CUDA
 #   tools/cuda.sh kit                     bench and unit tests with what benches/gpu/lease.sh needs, as .kit, for a bare machine
+#   tools/cuda.sh emulate                 run the tests of the CUDA code on tools/emulated-gpu, where there is no GPU
 #   tools/cuda.sh env                     print the variables that `build` sets, for a shell
 #
 # With a CUDA toolkit none of this is needed: `cargo build --release --features cuda`.
 #
 # PLUMB_CUDA_FOLDER   where the compiler goes (default: cuda in cargo's target folder)
-# CUDA_COMPUTE_CAP    the card to build for: 80 runs on every card from Ampere on (default), 90 on Hopper alone
+# CUDA_COMPUTE_CAP    the GPU to build for: 80 runs on every GPU from Ampere on (default), 90 on Hopper alone
 set -euo pipefail
 cd "$(dirname "$0")/.."
 folder=${PLUMB_CUDA_FOLDER:-${CARGO_TARGET_DIR:-target}/cuda}
@@ -18,7 +19,7 @@ mkdir -p "$folder"
 folder=$(cd "$folder" && pwd)
 target=x86_64-unknown-linux-gnu
 export CUDA_COMPUTE_CAP=${CUDA_COMPUTE_CAP:-80}
-# The bindings' version; the driver of the card must be at least as new.
+# The bindings' version; the driver of the GPU must be at least as new.
 export CUDARC_CUDA_VERSION=13000
 
 # What candle's build scripts ask of nvcc, answered with empty files: enough to type-check.
@@ -99,12 +100,19 @@ kit() {
         echo "linked to CUDA: it would not start without it" >&2
         exit 1
     fi
-    .kit/tests card:: --test-threads=1 | tail -n 3
+    .kit/tests cuda:: --test-threads=1 | tail -n 3
     (cd .kit && tar c bench tests | xz -T0 -9 > bin.tar.xz && rm bench tests)
     # What the peer lacks on a machine with torch, transformers and peft; kept, since it never changes.
     python3 -m pip download -q --no-deps --only-binary=:all: --python-version 3.12 --implementation cp --platform manylinux_2_28_x86_64 \
         --platform manylinux2014_x86_64 -d .kit diffusers==0.42.1 httpx==0.28.1
     ls -l .kit
+}
+
+emulate() {
+    local tests
+    tests=$(dynamic test --no-run --release --lib --message-format=json | executable)
+    tools/emulated-gpu/build.sh "$folder/emulated"
+    LD_LIBRARY_PATH="$folder/emulated" "$tests" cuda:: nn:: autograd:: optim:: --test-threads="$(nproc)"
 }
 
 command=${1:-}
@@ -119,6 +127,10 @@ kit)
     eval "$(variables)"
     kit
     ;;
+emulate)
+    eval "$(variables)"
+    emulate
+    ;;
 env) variables ;;
 build)
     eval "$(variables)"
@@ -126,7 +138,7 @@ build)
     ls -l "${CARGO_TARGET_DIR:-target}/$target/release/plumb"
     ;;
 *)
-    sed -n '2,15p' "$0" | cut -c3-
+    sed -n '2,16p' "$0" | cut -c3-
     exit 2
     ;;
 esac

@@ -1,0 +1,231 @@
+// Products of matrices as cuBLAS and cuBLASLt offer them, and as much of cuRAND as opening a device takes.
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "emulated.h"
+
+#define API extern "C" __attribute__((visibility("default")))
+
+namespace {
+
+enum Status { OK = 0, INVALID_VALUE = 7, NOT_SUPPORTED = 15 };
+enum Kind { F32 = 0, F64 = 1, BF16 = 14 };
+constexpr int SUMS_IN_F32 = 68;
+
+char a_handle;
+
+template <class T>
+int give(T* to, T value) {
+    *to = value;
+    return OK;
+}
+
+int refuse(Status status, const char* why) {
+    fprintf(stderr, "emulated GPU: a product: %s\n", why);
+    return status;
+}
+
+float wide(uint16_t bits) {
+    uint32_t all = uint32_t(bits) << 16;
+    float x;
+    memcpy(&x, &all, 4);
+    return x;
+}
+uint16_t narrow(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    return x != x ? 0x7fff : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+}
+
+// A matrix that lies in columns, as a factor: itself or its transpose.
+struct Matrix {
+    char* data;
+    Kind kind;
+    int64_t column;  // numbers from one to the next
+    bool turned;
+
+    size_t size() const { return kind == BF16 ? 2 : kind == F32 ? 4 : 8; }
+    char* at(int64_t i, int64_t j) const { return data + (turned ? j + i * column : i + j * column) * size(); }
+    double get(int64_t i, int64_t j) const {
+        const char* from = at(i, j);
+        switch (kind) {
+        case BF16: return wide(*reinterpret_cast<const uint16_t*>(from));
+        case F32: return *reinterpret_cast<const float*>(from);
+        default: return *reinterpret_cast<const double*>(from);
+        }
+    }
+    void set(int64_t i, int64_t j, double x) const {
+        char* to = at(i, j);
+        switch (kind) {
+        case BF16: *reinterpret_cast<uint16_t*>(to) = narrow(x); break;
+        case F32: *reinterpret_cast<float*>(to) = x; break;
+        default: *reinterpret_cast<double*>(to) = x;
+        }
+    }
+};
+
+template <class T>
+__attribute__((optimize("fast-math"))) T inner(const T* a, const T* b, int64_t count) {
+    T sum = 0;
+    for (int64_t i = 0; i < count; i++) sum += a[i] * b[i];
+    return sum;
+}
+
+// c = alpha a b + beta c + bias, summed in T; a bias is a number for each row.
+template <class T>
+void multiply(int64_t m, int64_t n, int64_t k, T alpha, Matrix a, Matrix b, T beta, Matrix c, const Matrix* bias) {
+    std::vector<T> rows(m * k), columns(n * k);
+    for (int64_t i = 0; i < m; i++)
+        for (int64_t l = 0; l < k; l++) rows[i * k + l] = a.get(i, l);
+    for (int64_t j = 0; j < n; j++)
+        for (int64_t l = 0; l < k; l++) columns[j * k + l] = b.get(l, j);
+    for (int64_t j = 0; j < n; j++)
+        for (int64_t i = 0; i < m; i++) {
+            T x = alpha * inner(&rows[i * k], &columns[j * k], k);
+            if (beta != 0) x += beta * T(c.get(i, j));  // else it may be anything, NaN too
+            if (bias) x += T(bias->get(i, 0));
+            c.set(i, j, x);
+        }
+}
+
+bool known(int kind) { return kind == F32 || kind == BF16 || kind == F64; }
+
+Matrix matrix(const void* data, int kind, int64_t column, bool turned) {
+    return {static_cast<char*>(const_cast<void*>(data)), static_cast<Kind>(kind), column, turned};
+}
+
+template <class T>
+int batched(int op_a, int op_b, int m, int n, int k, const T* alpha, Matrix a, int64_t a_apart, Matrix b, int64_t b_apart,
+            const T* beta, Matrix c, int64_t c_apart, int batch) {
+    a.turned = op_a != 0, b.turned = op_b != 0;
+    bool wide_enough = a.column >= (a.turned ? k : m) && b.column >= (b.turned ? n : k) && c.column >= m;
+    if (!wide_enough || m < 0 || n < 0 || k < 0) return refuse(INVALID_VALUE, "columns that overlap");
+    for (int i = 0; i < batch; i++) {
+        multiply<T>(m, n, k, *alpha, a, b, *beta, c, nullptr);
+        a.data += a_apart * a.size(), b.data += b_apart * b.size(), c.data += c_apart * c.size();
+    }
+    return OK;
+}
+
+}  // namespace
+
+API int cublasCreate_v2(void** handle) { return give<void*>(handle, &a_handle); }
+API int cublasDestroy_v2(void*) { return OK; }
+API int cublasSetStream_v2(void*, void*) { return OK; }
+API int cublasGemmStridedBatchedEx(void*, int op_a, int op_b, int m, int n, int k, const void* alpha, const void* a, int a_kind,
+                                   int lda, long long a_apart, const void* b, int b_kind, int ldb, long long b_apart,
+                                   const void* beta, void* c, int c_kind, int ldc, long long c_apart, int batch, int compute,
+                                   int) {
+    if (compute != SUMS_IN_F32 || a_kind != b_kind || (a_kind != F32 && a_kind != BF16) || (c_kind != a_kind && c_kind != F32))
+        return refuse(NOT_SUPPORTED, "types that are not emulated");
+    return batched<float>(op_a, op_b, m, n, k, static_cast<const float*>(alpha), matrix(a, a_kind, lda, false), a_apart,
+                          matrix(b, b_kind, ldb, false), b_apart, static_cast<const float*>(beta),
+                          matrix(c, c_kind, ldc, false), c_apart, batch);
+}
+API int cublasDgemmStridedBatched(void*, int op_a, int op_b, int m, int n, int k, const double* alpha, const double* a, int lda,
+                                  long long a_apart, const double* b, int ldb, long long b_apart, const double* beta, double* c,
+                                  int ldc, long long c_apart, int batch) {
+    return batched<double>(op_a, op_b, m, n, k, alpha, matrix(a, F64, lda, false), a_apart, matrix(b, F64, ldb, false), b_apart,
+                           beta, matrix(c, F64, ldc, false), c_apart, batch);
+}
+
+// cuBLASLt.
+
+namespace {
+
+struct Layout {
+    int kind;
+    uint64_t rows, columns;
+    int64_t column;
+    bool sixteen() const { return column * (kind == BF16 ? 2 : 4) % 16 == 0; }
+};
+
+struct Description {
+    int compute, scale;
+    int turned_a = 0, turned_b = 0, epilogue = 1;
+    const void* bias = nullptr;
+};
+
+struct Found {  // cublasLtMatmulHeuristicResult_t
+    uint64_t algorithm[8];
+    size_t workspace;
+    int status;
+    float waves;
+    int reserved[4];
+};
+
+bool fit(const Description& d, const Layout& a, const Layout& b, const Layout& c) {
+    uint64_t m = d.turned_a ? a.columns : a.rows, k = d.turned_a ? a.rows : a.columns;
+    uint64_t inner = d.turned_b ? b.columns : b.rows, n = d.turned_b ? b.rows : b.columns;
+    return k == inner && c.rows == m && c.columns == n && a.kind == b.kind && a.kind == c.kind && known(a.kind) &&
+           d.compute == SUMS_IN_F32 && d.scale == F32;
+}
+
+}  // namespace
+
+API int cublasLtCreate(void** handle) { return give<void*>(handle, &a_handle); }
+API int cublasLtDestroy(void*) { return OK; }
+API int cublasLtMatrixLayoutCreate(Layout** layout, int kind, uint64_t rows, uint64_t columns, int64_t column) {
+    return give(layout, new Layout{kind, rows, columns, column});
+}
+API int cublasLtMatrixLayoutDestroy(Layout* layout) {
+    delete layout;
+    return OK;
+}
+API int cublasLtMatmulDescCreate(Description** description, int compute, int scale) {
+    return give(description, new Description{compute, scale});
+}
+API int cublasLtMatmulDescDestroy(Description* description) {
+    delete description;
+    return OK;
+}
+API int cublasLtMatmulDescSetAttribute(Description* d, int attribute, const void* value, size_t bytes) {
+    auto take = [&](auto& to) {
+        if (bytes != sizeof to) return refuse(INVALID_VALUE, "an attribute of another size");
+        memcpy(&to, value, bytes);
+        return int(OK);
+    };
+    switch (attribute) {
+    case 3: return take(d->turned_a);
+    case 4: return take(d->turned_b);
+    case 7: return take(d->epilogue);
+    case 8: return take(d->bias);
+    }
+    return refuse(INVALID_VALUE, "an attribute that is not emulated");
+}
+API int cublasLtMatmulPreferenceCreate(void** preference) { return give<void*>(preference, &a_handle); }
+API int cublasLtMatmulPreferenceDestroy(void*) { return OK; }
+API int cublasLtMatmulPreferenceSetAttribute(void*, int, const void*, size_t) { return OK; }
+API int cublasLtMatmulAlgoGetHeuristic(void*, Description* d, Layout* a, Layout* b, Layout* c, Layout*, void*, int, Found* found,
+                                       int* count) {
+    *count = 0;
+    if (!fit(*d, *a, *b, *c)) return refuse(INVALID_VALUE, "layouts that do not fit together");
+    // The library has algorithms for other strides too; here there are none, so that whoever asks must do without.
+    if (!a->sixteen() || !b->sixteen() || !c->sixteen()) return NOT_SUPPORTED;
+    *found = {};
+    return give(count, 1);
+}
+API int cublasLtMatmul(void*, Description* d, const float* alpha, const void* a, Layout* a_layout, const void* b,
+                       Layout* b_layout, const float* beta, const void* c, Layout* c_layout, void* to, Layout* to_layout,
+                       const void*, void*, size_t, void*) {
+    if (!fit(*d, *a_layout, *b_layout, *to_layout)) return refuse(INVALID_VALUE, "layouts that do not fit together");
+    if (c != to || c_layout->column != to_layout->column) return refuse(NOT_SUPPORTED, "another matrix is added");
+    if (d->epilogue != 4 || !d->bias) return refuse(NOT_SUPPORTED, "no bias");
+    for (const void* each : {a, b, c, d->bias})
+        if (reinterpret_cast<uint64_t>(each) % 16) return refuse(INVALID_VALUE, "a matrix that is not aligned as promised");
+    Matrix bias = matrix(d->bias, a_layout->kind, 1, false);
+    multiply<float>(to_layout->rows, to_layout->columns, d->turned_a ? a_layout->rows : a_layout->columns, *alpha,
+                    matrix(a, a_layout->kind, a_layout->column, d->turned_a), matrix(b, b_layout->kind, b_layout->column, d->turned_b),
+                    *beta, matrix(to, to_layout->kind, to_layout->column, false), &bias);
+    return OK;
+}
+
+// cuRAND: a generator that makes nothing.
+
+API int curandCreateGenerator(void** generator, int) { return give<void*>(generator, &a_handle); }
+API int curandDestroyGenerator(void*) { return OK; }
+API int curandSetStream(void*, void*) { return OK; }
+API int curandSetPseudoRandomGeneratorSeed(void*, unsigned long long) { return OK; }

@@ -1,0 +1,32 @@
+// What the files of the library share.
+#pragma once
+#include <string>
+
+#include "threads.h"
+
+struct Launch {
+    const char* name;
+    void (*call)(void** arguments);
+    void** arguments;
+    Three grid, block;
+    size_t shared_bytes;
+};
+
+// Runs all blocks of a launch; null, or why it failed.
+const char* run(const Launch& launch);
+
+// The kernel that this thread of the program ran last.
+const char* running();
+
+// Compiles CUDA C++ to a shared object and says where that is. On an error `path` is empty.
+struct Compiled {
+    std::string path, log;
+};
+Compiled compile(const std::string& source, const std::string& options);
+
+// The folder of this library, in which it keeps what it compiles.
+std::string folder();
+
+std::string contents(const std::string& path);
+
+[[noreturn]] void die(const std::string& why);
