@@ -6,7 +6,7 @@ use std::path::Path;
 use candle_core::DType;
 use plumb::lora::targets;
 use plumb::models::{self, Keep};
-use plumb::nn::Packing;
+use plumb::nn::Quantization;
 use plumb::train::plan::{self, Machine, MemoryPlan, MemoryRequest};
 
 use crate::gpu::components;
@@ -35,8 +35,8 @@ pub(crate) fn run() -> Result<()> {
     for (name, family, config, px, tokens) in MODELS {
         for (kept, weights) in [
             (Keep::Whole, "bf16"),
-            (Keep::Packed(Packing::Fp8), "fp8"),
-            (Keep::Packed(Packing::Nf4), "nf4"),
+            (Keep::Quantized(Quantization::Fp8), "fp8"),
+            (Keep::Quantized(Quantization::Nf4), "nf4"),
         ] {
             let cells = SIZES_GB.map(|gb| planned(family, config, (px, tokens), kept, gb));
             let cells: Vec<String> = cells.into_iter().collect::<Result<_>>()?;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::Error;
-use crate::experiment::FileMap;
+use crate::experiment::{self, FileMap};
 use crate::models::{Component, Components};
 use crate::recipe::rules::{Absent, Network};
 use crate::recipe::spec::{Architecture, Dtype};
@@ -38,7 +38,7 @@ pub fn needs(recipe: &Recipe, components: &Components, map: &FileMap) -> Vec<Nee
     for encoder in recipe.encoders() {
         let slot = &encoder.slot;
         let there = components.parts.contains_key(encoder.component.as_str());
-        let there = there || map.weights(slot).is_some();
+        let there = there || weights(map, slot).is_some();
         let optional = !there && matches!(encoder.rules.absent, Absent::ZeroRows(_));
         if !there {
             let what = match encoder.rules.network {
@@ -55,7 +55,7 @@ pub fn needs(recipe: &Recipe, components: &Components, map: &FileMap) -> Vec<Nee
             need(format!("{slot}_tokenizer"), what, optional);
         }
     }
-    if !components.parts.contains_key(VAE) && map.vae.is_none() {
+    if !components.parts.contains_key(VAE) && weights(map, VAE).is_none() {
         need(
             VAE.to_owned(),
             "VAE weights, a safetensors file or folder",
@@ -77,7 +77,10 @@ fn tokenizer<'a>(
         let there = components
             .tokenizers
             .get(encoder.tokenizer_component.as_str());
-        map.tokenizer(&encoder.slot).or(there.map(PathBuf::as_path))
+        let named = map
+            .of(&encoder.slot)
+            .and_then(|files| files.tokenizer.as_deref());
+        named.or(there.map(PathBuf::as_path))
     };
     let is_kin = |other: &&EncoderRecipe| other.rules.network == encoder.rules.network;
     let kin = || recipe.encoders().iter().filter(is_kin).find_map(own);
@@ -97,8 +100,9 @@ pub(super) struct Files<'a> {
 }
 
 impl Files<'_> {
-    /// Checks that every part is named or there.
+    /// Checks that every part is named or there, and no other is named.
     pub(super) fn check(&self) -> Result<(), Error> {
+        self.check_slots()?;
         let lines: Vec<String> = needs(self.recipe, self.components, &self.map)
             .iter()
             .filter(|need| !need.optional)
@@ -115,9 +119,31 @@ impl Files<'_> {
         )))
     }
 
+    /// What is named and would not be used is a mistake.
+    fn check_slots(&self) -> Result<(), Error> {
+        let encoders = self.recipe.encoders().iter();
+        let slots: Vec<&str> = encoders.map(|e| e.slot.as_str()).chain([VAE]).collect();
+        for (slot, files) in self.map.slots() {
+            let why = if !slots.contains(&slot) {
+                let (name, all) = (self.recipe.name(), slots.join("`, `"));
+                format!("recipe {name} has no such component; there are `{all}`")
+            } else if slot == VAE && files.tokenizer.is_some() {
+                "a VAE has no tokenizer".to_owned()
+            } else {
+                continue;
+            };
+            return Err(Error::Experiment(experiment::Error::Value {
+                file: self.experiment.to_owned(),
+                field: format!("model.files.{slot}"),
+                why,
+            }));
+        }
+        Ok(())
+    }
+
     /// The part that the Experiment calls `slot` and a folder of diffusers `name`.
     pub(super) fn component(&self, slot: &str, name: &str) -> Option<Component> {
-        let Some(path) = self.map.weights(slot) else {
+        let Some(path) = weights(&self.map, slot) else {
             return self.components.parts.get(name).cloned();
         };
         let weights = path.to_owned();
@@ -140,7 +166,7 @@ impl Files<'_> {
 
     /// The `config.json` of a part: the one named, else its own.
     pub(super) fn config(&self, slot: &str, component: &Component) -> Option<PathBuf> {
-        let named = self.map.config(slot).map(Path::to_owned);
+        let named = self.map.of(slot).and_then(|files| files.config.clone());
         named.or_else(|| component.config.clone())
     }
 
@@ -178,36 +204,6 @@ impl Files<'_> {
     }
 }
 
-impl FileMap {
-    fn weights(&self, slot: &str) -> Option<&Path> {
-        let path = match slot {
-            "clip_l" => &self.clip_l,
-            "clip_g" => &self.clip_g,
-            "t5" => &self.t5,
-            VAE => &self.vae,
-            _ => &None,
-        };
-        path.as_deref()
-    }
-
-    fn tokenizer(&self, slot: &str) -> Option<&Path> {
-        let path = match slot {
-            "clip_l" => &self.clip_l_tokenizer,
-            "clip_g" => &self.clip_g_tokenizer,
-            "t5" => &self.t5_tokenizer,
-            _ => &None,
-        };
-        path.as_deref()
-    }
-
-    fn config(&self, slot: &str) -> Option<&Path> {
-        let path = match slot {
-            "clip_l" => &self.clip_l_config,
-            "clip_g" => &self.clip_g_config,
-            "t5" => &self.t5_config,
-            VAE => &self.vae_config,
-            _ => &None,
-        };
-        path.as_deref()
-    }
+fn weights<'a>(map: &'a FileMap, slot: &str) -> Option<&'a Path> {
+    map.of(slot)?.weights.as_deref()
 }

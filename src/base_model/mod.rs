@@ -15,9 +15,9 @@ pub use files::{Need, needs};
 use crate::device;
 use crate::diffusion::Process;
 use crate::digest::{Digest, Fingerprint};
-use crate::experiment::{self, Experiment, ModelSettings, PackedWeights};
+use crate::experiment::{self, Experiment, ModelSettings, QuantizedWeights};
 use crate::models::{self, Components, Family, Flavor, Keep, Placement};
-use crate::nn::Packing;
+use crate::nn::Quantization;
 use crate::nn::weights::{self, DigestMemo, Weights};
 use crate::recipe::latents::{
     ConfigError, LATENT_SPEC_VERSION, LatentSpec, PictureRules, VaeConfig,
@@ -203,9 +203,9 @@ pub fn placement(experiment: &Experiment, device: &Device) -> Placement {
         device: device.clone(),
         keep: match model.weights {
             None => Keep::Whole,
-            Some(PackedWeights::Fp8) => Keep::Packed(Packing::Fp8),
-            Some(PackedWeights::Int8) => Keep::Packed(Packing::Int8),
-            Some(PackedWeights::Nf4) => Keep::Packed(Packing::Nf4),
+            Some(QuantizedWeights::Fp8) => Keep::Quantized(Quantization::Fp8),
+            Some(QuantizedWeights::Int8) => Keep::Quantized(Quantization::Int8),
+            Some(QuantizedWeights::Nf4) => Keep::Quantized(Quantization::Nf4),
         },
     }
 }

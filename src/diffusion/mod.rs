@@ -2,7 +2,7 @@
 //! back. Rectified flow (Liu et al., arXiv:2209.03003; SD3: Esser et al., arXiv:2403.03206) and DDPM (Ho et al.,
 //! arXiv:2006.11239) are two cases of one code.
 //!
-//! One convention throughout: a noisy picture is `keep * latents + take * noise`; see [`process`]. Nothing here draws
+//! One convention throughout: a noisy picture is `alpha * latents + sigma * noise`; see [`process`]. Nothing here draws
 //! numbers or knows a model.
 
 pub mod process;

@@ -1,7 +1,7 @@
 //! How pictures become noise: along a straight line (rectified flow) or by the 1000 steps of DDPM.
 //!
-//! A noisy picture is always `keep * latents + take * noise`; a [`Level`] has both factors and what the network is
-//! told. Everything that training and sampling do is written in these, once for both.
+//! A noisy picture is always `alpha * latents + sigma * noise`; a [`Level`] has both factors and the timestep that goes with
+//! them. Training and sampling are written in these once, for flows and for DDPM.
 
 use candle_core::{Result, Tensor};
 
@@ -20,7 +20,7 @@ pub enum Prediction {
     Flow,
     /// The noise (DDPM: Ho et al., arXiv:2006.11239).
     Epsilon,
-    /// `keep * noise - take * latents` (Salimans and Ho, arXiv:2202.00512).
+    /// `alpha * noise - sigma * latents` (Salimans and Ho, arXiv:2202.00512).
     Velocity,
 }
 
@@ -37,35 +37,35 @@ pub struct Process {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Level {
     /// The factor of the latents.
-    pub keep: f64,
+    pub alpha: f64,
     /// The factor of the noise; on a flow this is sigma.
-    pub take: f64,
-    /// What the network is told.
+    pub sigma: f64,
+    /// The network's timestep input.
     pub timestep: f64,
 }
 
 impl Level {
-    /// The level at `sigma` of a flow; its network is told `1000 * sigma`.
+    /// The level at `sigma` of a flow; the timestep is `1000 * sigma`.
     pub fn of_flow(sigma: f64) -> Self {
         Self {
-            keep: 1.0 - sigma,
-            take: sigma,
+            alpha: 1.0 - sigma,
+            sigma,
             timestep: sigma * TRAINED_STEPS as f64,
         }
     }
 
-    /// Of what `kept` is left of the latents' variance at `timestep`.
-    pub(super) fn of_variance(kept: f64, timestep: f64) -> Self {
+    /// Of `alpha_cumprod`, the share of the latents' variance that is left at `timestep`.
+    pub(super) fn of_variance(alpha_cumprod: f64, timestep: f64) -> Self {
         Self {
-            keep: kept.sqrt(),
-            take: (1.0 - kept).sqrt(),
+            alpha: alpha_cumprod.sqrt(),
+            sigma: (1.0 - alpha_cumprod).sqrt(),
             timestep,
         }
     }
 
     /// How much stronger the latents are than the noise, as variances.
     fn signal_to_noise(self) -> f64 {
-        (self.keep / self.take).powi(2)
+        (self.alpha / self.sigma).powi(2)
     }
 }
 
@@ -83,8 +83,8 @@ impl Process {
         self.prediction == Prediction::Flow
     }
 
-    /// The share of the latents' variance that is left after each step of DDPM.
-    pub(super) fn kept_variances(self) -> Vec<f64> {
+    /// `alphas_cumprod`: the share of the latents' variance that is left after each step of DDPM.
+    pub(super) fn alphas_cumprod(self) -> Vec<f64> {
         let [first, last] = BETAS.map(f64::sqrt);
         let slope = (last - first) / (TRAINED_STEPS - 1) as f64;
         let mut kept = 1.0;
@@ -111,7 +111,7 @@ impl Process {
             return Level::of_flow(share);
         }
         let step = ((share * TRAINED_STEPS as f64) as usize).min(TRAINED_STEPS - 1);
-        Level::of_variance(self.kept_variances()[step], step as f64)
+        Level::of_variance(self.alphas_cumprod()[step], step as f64)
     }
 
     /// The level of a sample in training with latents of (height, width), from its two draws: `uniform` in [0, 1) and
@@ -139,8 +139,8 @@ impl Process {
             Prediction::Flow => noise - latents,
             Prediction::Epsilon => Ok(noise.clone()),
             Prediction::Velocity => {
-                let (keep, take) = factors(latents, levels)?;
-                noise.broadcast_mul(&keep)? - latents.broadcast_mul(&take)?
+                let (alpha, sigma) = factors(latents, levels)?;
+                noise.broadcast_mul(&alpha)? - latents.broadcast_mul(&sigma)?
             }
         }
     }
@@ -151,7 +151,7 @@ impl Process {
     /// more than one whose signal-to-noise ratio is gamma would as a prediction of the latents.
     pub fn weight(self, level: Level, weighting: LossWeighting, min_snr_gamma: Option<f64>) -> f64 {
         let Some(gamma) = min_snr_gamma else {
-            return weighting.weight(level.take);
+            return weighting.weight(level.sigma);
         };
         let ratio = level.signal_to_noise();
         match self.prediction {
@@ -161,15 +161,15 @@ impl Process {
     }
 }
 
-/// `keep * latents + take * noise`, per sample.
+/// `alpha * latents + sigma * noise`, per sample.
 ///
 /// Shapes: `latents` and `noise` [B, C, H, W], B levels; the result [B, C, H, W].
 ///
 /// # Errors
 /// If the shapes disagree.
 pub fn add_noise(latents: &Tensor, noise: &Tensor, levels: &[Level]) -> Result<Tensor> {
-    let (keep, take) = factors(latents, levels)?;
-    latents.broadcast_mul(&keep)? + noise.broadcast_mul(&take)?
+    let (alpha, sigma) = factors(latents, levels)?;
+    latents.broadcast_mul(&alpha)? + noise.broadcast_mul(&sigma)?
 }
 
 /// What is kept and taken, [B, 1, ..].
@@ -180,7 +180,7 @@ fn factors(like: &Tensor, levels: &[Level]) -> Result<(Tensor, Tensor)> {
         shape[0] = levels.len();
         Tensor::from_vec(values, shape, like.device())?.to_dtype(like.dtype())
     };
-    Ok((per_sample(&|l| l.keep)?, per_sample(&|l| l.take)?))
+    Ok((per_sample(&|l| l.alpha)?, per_sample(&|l| l.sigma)?))
 }
 
 #[cfg(test)]
@@ -229,7 +229,7 @@ mod tests {
             (V, [(0, 0.999_15), (500, 0.241_018_64), (999, 0.0)]),
         ];
         for (process, values) in expected {
-            let kept = process.kept_variances();
+            let kept = process.alphas_cumprod();
             for (step, value) in values {
                 assert!(
                     (kept[step] - value).abs() < 1e-5,

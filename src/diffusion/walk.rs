@@ -4,7 +4,7 @@
 //! diffusers' reading: `beta_schedule = scaled_linear`, `timestep_spacing = leading`, `steps_offset = 1`,
 //! `set_alpha_to_one = false`, `use_karras_sigmas` as the sampler's name says, `final_sigmas_type = zero`; with zero
 //! terminal signal-to-noise `timestep_spacing = trailing`. They are written on pictures of constant variance
-//! (`keep^2 + take^2 = 1`), where Euler's scaled start and input are the picture itself.
+//! (`alpha^2 + sigma^2 = 1`), where Euler's scaled start and input are the picture itself.
 
 use candle_core::{Result, Tensor, bail};
 use serde::{Deserialize, Serialize};
@@ -98,18 +98,18 @@ impl Walk {
     ) -> Result<Tensor> {
         let (from, to) = (self.levels[i], self.levels[i + 1]);
         if self.process.is_flow() {
-            return x + (prediction * (to.take - from.take))?;
+            return x + (prediction * (to.sigma - from.sigma))?;
         }
         let (picture, direction) = self.split(from, x, prediction)?;
         match self.sampler {
-            Sampler::Euler | Sampler::Ddim => (picture * to.keep)? + (direction * to.take)?,
+            Sampler::Euler | Sampler::Ddim => (picture * to.alpha)? + (direction * to.sigma)?,
             Sampler::EulerAncestral => {
                 let (up, down) = ancestral(from, to);
-                let next = ((picture * to.keep)? + (direction * (down * to.keep))?)?;
+                let next = ((picture * to.alpha)? + (direction * (down * to.alpha))?)?;
                 if up == 0.0 {
                     return Ok(next);
                 }
-                next + (noise()? * (up * to.keep))?
+                next + (noise()? * (up * to.alpha))?
             }
             Sampler::Dpmpp2m | Sampler::Dpmpp2mKarras => self.multistep(i, x, picture),
         }
@@ -117,12 +117,12 @@ impl Walk {
 
     /// What the prediction says that the picture and the noise in it are.
     fn split(&self, level: Level, x: &Tensor, prediction: &Tensor) -> Result<(Tensor, Tensor)> {
-        let Level { keep, take, .. } = level;
+        let Level { alpha, sigma, .. } = level;
         if self.process.prediction == Prediction::Velocity {
-            let picture = ((x * keep)? - (prediction * take)?)?;
-            return Ok((picture, ((x * take)? + (prediction * keep)?)?));
+            let picture = ((x * alpha)? - (prediction * sigma)?)?;
+            return Ok((picture, ((x * sigma)? + (prediction * alpha)?)?));
         }
-        let picture = ((x - (prediction * take)?)? / keep)?;
+        let picture = ((x - (prediction * sigma)?)? / alpha)?;
         Ok((picture, prediction.clone()))
     }
 
@@ -132,13 +132,13 @@ impl Walk {
     fn multistep(&mut self, i: usize, x: &Tensor, picture: Tensor) -> Result<Tensor> {
         let (from, to) = (self.levels[i], self.levels[i + 1]);
         let earlier = self.earlier.replace(picture.clone());
-        if to.take == 0.0 {
+        if to.sigma == 0.0 {
             return Ok(picture);
         }
-        let half_log_ratio = |level: Level| (level.keep / level.take).ln();
+        let half_log_ratio = |level: Level| (level.alpha / level.sigma).ln();
         let width = half_log_ratio(to) - half_log_ratio(from);
-        let mut next = (x * (to.take / from.take))?;
-        let gain = -to.keep * (-width).exp_m1();
+        let mut next = (x * (to.sigma / from.sigma))?;
+        let gain = -to.alpha * (-width).exp_m1();
         next = (next + (&picture * gain)?)?;
         let Some(earlier) = earlier else {
             return Ok(next);
@@ -157,7 +157,7 @@ fn ddpm_levels(sampler: Sampler, process: Process, steps: usize) -> Result<Vec<L
             TRAINED_STEPS - 1
         );
     }
-    let mut kept = process.kept_variances();
+    let mut kept = process.alphas_cumprod();
     if process.zero_terminal_snr && sampler != Sampler::Ddim {
         // As diffusers: an infinite ratio of noise to picture cannot be divided by.
         kept[TRAINED_STEPS - 1] = 0.5f64.powi(24);
@@ -223,7 +223,7 @@ fn nearest_step(sigmas: &[f64], sigma: f64) -> f64 {
 
 /// New noise, and the noise left, of an ancestral step, both against a picture at full strength.
 fn ancestral(from: Level, to: Level) -> (f64, f64) {
-    let (from, to) = (from.take / from.keep, to.take / to.keep);
+    let (from, to) = (from.sigma / from.alpha, to.sigma / to.alpha);
     let up = (to * to * (from * from - to * to) / (from * from)).sqrt();
     (up, (to * to - up * up).sqrt())
 }

@@ -98,8 +98,8 @@ impl Experiment {
             "zero_terminal_snr": raw.model.zero_terminal_snr,
             "train": train,
         });
-        if let Some(packed) = raw.model.weights {
-            parts["weights"] = json!(packed);
+        if let Some(quantized) = raw.model.weights {
+            parts["weights"] = json!(quantized);
         }
         Fingerprint::of(&parts).map(Some)
     }

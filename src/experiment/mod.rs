@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 pub use error::Error;
-pub use raw::{DdpmPrediction, FileMap, LrDecay, PackedWeights, Precision, Raw};
+pub use raw::{DdpmPrediction, FileMap, LrDecay, Precision, QuantizedWeights, Raw, SlotFiles};
 pub use settings::{
     AdapterSettings, DatasetSettings, ModelSettings, SampleOverrides, SampleSettings, Settings,
     TrainSettings,

@@ -1,9 +1,10 @@
 //! The mirror of the Experiment file. Each default stands at its field. `[train]` has a file of its own.
 
+mod files;
 mod train;
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -11,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::diffusion::{Sampler, Shift};
 use crate::recipe::spec::Dtype;
 
+pub use files::{FileMap, SlotFiles};
 pub use train::{LrDecay, Train};
 
 /// An Experiment: a base model, its data, the recipe, the adapter and the training.
@@ -54,10 +56,10 @@ pub struct Model {
     /// Whether the noise schedule of SD1.5 or SDXL ends in pure noise, as some fine-tunes were trained.
     #[serde(default)]
     pub zero_terminal_snr: bool,
-    /// Pack the denoiser's matrices into few bits, to fit a larger model into memory; each is unpacked when it is used.
+    /// Quantize the denoiser's matrices, to fit a larger model into memory; each is dequantized when it is used.
     /// The LoRA is then trained on a model that is near the base, not equal.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub weights: Option<PackedWeights>,
+    pub weights: Option<QuantizedWeights>,
     /// Files or folders of components that are not under `path`.
     #[serde(default)]
     pub files: FileMap,
@@ -73,83 +75,16 @@ pub enum DdpmPrediction {
     V,
 }
 
-/// What matrices are packed into.
+/// How matrices are quantized.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
-pub enum PackedWeights {
+pub enum QuantizedWeights {
     /// 8-bit floats (`float8_e4m3fn`) with a scale for each output.
     Fp8,
     /// 8-bit integers with a scale for each output.
     Int8,
     /// 4-bit NormalFloats with a scale for each 64 numbers (QLoRA).
     Nf4,
-}
-
-/// Components that live apart from the model's path, by component name: files, folders, or addresses on the hub.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct FileMap {
-    /// CLIP-L weights.
-    pub clip_l: Option<PathBuf>,
-    /// CLIP-G weights.
-    pub clip_g: Option<PathBuf>,
-    /// T5 weights.
-    pub t5: Option<PathBuf>,
-    /// VAE weights.
-    pub vae: Option<PathBuf>,
-    /// The folder of CLIP-L's tokenizer.
-    pub clip_l_tokenizer: Option<PathBuf>,
-    /// The folder of CLIP-G's tokenizer.
-    pub clip_g_tokenizer: Option<PathBuf>,
-    /// The folder of T5's tokenizer.
-    pub t5_tokenizer: Option<PathBuf>,
-    /// The `config.json` of CLIP-L, where the file does not lie beside its own.
-    pub clip_l_config: Option<PathBuf>,
-    /// The `config.json` of CLIP-G.
-    pub clip_g_config: Option<PathBuf>,
-    /// The `config.json` of T5.
-    pub t5_config: Option<PathBuf>,
-    /// The `config.json` of the VAE.
-    pub vae_config: Option<PathBuf>,
-}
-
-impl FileMap {
-    /// The paths that are named.
-    pub fn paths(&self) -> impl Iterator<Item = &Path> {
-        let all = [
-            &self.clip_l,
-            &self.clip_g,
-            &self.t5,
-            &self.vae,
-            &self.clip_l_tokenizer,
-            &self.clip_g_tokenizer,
-            &self.t5_tokenizer,
-            &self.clip_l_config,
-            &self.clip_g_config,
-            &self.t5_config,
-            &self.vae_config,
-        ];
-        all.into_iter().filter_map(Option::as_deref)
-    }
-
-    /// The same with every path changed.
-    #[must_use]
-    pub fn map(&self, change: impl Fn(&Path) -> PathBuf) -> Self {
-        let at = |path: &Option<PathBuf>| path.as_deref().map(&change);
-        Self {
-            clip_l: at(&self.clip_l),
-            clip_g: at(&self.clip_g),
-            t5: at(&self.t5),
-            vae: at(&self.vae),
-            clip_l_tokenizer: at(&self.clip_l_tokenizer),
-            clip_g_tokenizer: at(&self.clip_g_tokenizer),
-            t5_tokenizer: at(&self.t5_tokenizer),
-            clip_l_config: at(&self.clip_l_config),
-            clip_g_config: at(&self.clip_g_config),
-            t5_config: at(&self.t5_config),
-            vae_config: at(&self.vae_config),
-        }
-    }
 }
 
 /// A floating-point type of this file.

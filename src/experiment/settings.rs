@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use super::raw::{self, LrDecay, PackedWeights, Precision};
+use super::raw::{self, LrDecay, Precision, QuantizedWeights};
 use super::{Error, Experiment, FileMap};
 use crate::diffusion::{
     LossWeighting, Process, Sampler, Shift, Spacing, TimestepSampling, TimestepSpec,
@@ -26,8 +26,8 @@ pub struct ModelSettings {
     pub path: PathBuf,
     /// Components that lie elsewhere, as the program sees their paths.
     pub files: FileMap,
-    /// What the denoiser's matrices are packed into, if into anything.
-    pub weights: Option<PackedWeights>,
+    /// What the denoiser's matrices are quantized into, if into anything.
+    pub weights: Option<QuantizedWeights>,
     /// What the denoiser computes in, if not in the device's usual type.
     pub compute: Option<Precision>,
     /// The recipe's variant.

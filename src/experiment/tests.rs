@@ -77,6 +77,33 @@ fn mistakes_get_one_line_with_the_place_and_the_nearest_name() {
 }
 
 #[test]
+fn files_are_named_by_slot_in_short_or_as_a_table() {
+    let files = |lines: &str| {
+        let text = SMALLEST.replace("[store]", &format!("[model.files]\n{lines}\n[store]"));
+        Experiment::parse(Path::new("a/b.toml"), text).map(|e| e.model().files)
+    };
+    let short =
+        files("t5 = \"t5.gguf\"\nt5_tokenizer = \"tok\"\nvae_config = \"c\"").expect("valid");
+    let table = "t5 = { weights = \"t5.gguf\", tokenizer = \"tok\" }\nvae = { config = \"c\" }";
+    assert_eq!(files(table).expect("valid"), short);
+    let t5 = short.of("t5").expect("named");
+    assert_eq!(t5.weights.as_deref(), Some(Path::new("a/t5.gguf")));
+    assert_eq!(short.paths().count(), 3);
+    let wrong = |lines| files(lines).expect_err("wrong").to_string();
+    expect![[r#"
+        a/b.toml:7: invalid type: integer `1`, expected a path, or a table of `weights`, `config` and `tokenizer`
+        a/b.toml:7: unknown key `weight`; did you mean `weights`?
+        a/b.toml:6: `t5` is given its tokenizer twice
+    "#]]
+    .assert_eq(&format!(
+        "{}\n{}\n{}\n",
+        wrong("t5 = 1"),
+        wrong("t5 = { weight = \"x\" }"),
+        wrong("t5 = { tokenizer = \"x\" }\nt5_tokenizer = \"y\"")
+    ));
+}
+
+#[test]
 fn only_what_changes_the_numbers_is_in_the_training_fingerprint() {
     let fingerprint = |text: String| {
         let experiment = Experiment::parse(Path::new("a/b.toml"), text).expect("valid");

@@ -6,7 +6,7 @@ use candle_core::{DType, Device, Tensor};
 
 use super::Error;
 use crate::nn::weights::Weights;
-use crate::nn::{Ahead, Frozen, Packing};
+use crate::nn::{Ahead, Frozen, Quantization};
 
 /// Gives the tensors of a network by their canonical names.
 pub trait Source {
@@ -32,7 +32,7 @@ pub enum Keep {
     #[default]
     Whole,
     /// In few bits; another network, near the whole one.
-    Packed(Packing),
+    Quantized(Quantization),
     /// In their files, from which each is read when it is used, or a little ahead of it: the same numbers in less memory.
     InFile {
         /// The first so many bytes of them are kept whole.
@@ -67,7 +67,7 @@ impl Default for Placement {
     }
 }
 
-/// Matrices of fewer numbers are always kept whole: nothing is saved by packing them.
+/// Matrices of fewer numbers are always kept whole: nothing is saved by quantizing them.
 pub const LEAST_PACKED: usize = 1 << 12;
 
 /// Tensors of files.
@@ -112,12 +112,12 @@ impl Source for Files {
                 let (weights, ahead) = (&self.weights, &self.ahead);
                 Ok(Frozen::in_file(weights, shape, name, ahead))
             }
-            Keep::Packed(packing) => {
+            Keep::Quantized(quantization) => {
                 let stored = self.weights.clone().with_dtype(DType::F32).on(&Device::Cpu);
                 let (dtype, device) = (self.weights.dtype(), self.weights.device());
-                Frozen::packed(packing, &stored.get(&shape, name)?, dtype, device).map_err(
+                Frozen::quantized(quantization, &stored.get(&shape, name)?, dtype, device).map_err(
                     |source| Error::Device {
-                        what: format!("packing `{name}`"),
+                        what: format!("quantizing `{name}`"),
                         source,
                     },
                 )
@@ -131,7 +131,7 @@ impl Keep {
     fn of(self, shape: [usize; 2]) -> Self {
         let small = shape.iter().product::<usize>() < LEAST_PACKED;
         match self {
-            Self::Packed(packing) if small || !packing.fits(shape) => Self::Whole,
+            Self::Quantized(quantization) if small || !quantization.fits(shape) => Self::Whole,
             Self::InFile { .. } if small => Self::Whole,
             other => other,
         }
@@ -141,7 +141,7 @@ impl Keep {
     pub fn bytes(self, shape: [usize; 2], dtype: DType) -> usize {
         match self.of(shape) {
             Self::Whole => shape.iter().product::<usize>() * dtype.size_in_bytes(),
-            Self::Packed(packing) => packing.bytes(shape),
+            Self::Quantized(quantization) => quantization.bytes(shape),
             Self::InFile { .. } => 0,
         }
     }

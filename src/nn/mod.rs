@@ -26,7 +26,7 @@ pub mod weights;
 pub use activation::{Activation, gelu_erf, gelu_tanh, quick_gelu, silu};
 pub use attention::{AttentionMask, attention};
 pub use conv::{Conv2dOptions, Padding, conv2d};
-pub use frozen::{Ahead, DEPTH as AHEAD, Frozen, Packing};
+pub use frozen::{Ahead, DEPTH as AHEAD, Frozen, Quantization};
 pub use group_norm::{group_norm, group_norm_silu};
 pub use linear::{linear, linear_onto};
 pub use loss::squared_error;

@@ -4,7 +4,7 @@
 //! `CLIPTextModelWithProjection` of transformers, whose `hidden_states` has one entry more than there are
 //! layers: `[0]` is the embeddings, `[i]` what layer `i` gives, before the final norm.
 //!
-//! Shapes: r rows of a pack (`pack.rs`), c width of the residual stream, i width of the MLP, h heads,
+//! Shapes: r rows of a batch (`batch.rs`), c width of the residual stream, i width of the MLP, h heads,
 //! d width of a head.
 
 pub(super) mod names;
@@ -15,7 +15,7 @@ use std::ops::Range;
 
 use candle_core::Tensor;
 
-use super::pack::{Group, Pack, Sequence, pack, regroup};
+use super::batch::{Batch, Group, Sequence, batches_of, regroup};
 use super::tokenizer::Tokens;
 use super::{Encoded, Error, Residency, activate, check_vocabulary};
 use crate::nn::weights::Weights;
@@ -120,13 +120,13 @@ impl ClipTextTower {
             Some(_) => captions.iter().map(|t| t.ids.len()).collect(),
             None => shortest.clone(),
         };
-        let packs = pack(self.sequences(captions, &longest));
-        let states = packs
+        let batches = batches_of(self.sequences(captions, &longest));
+        let states = batches
             .iter()
             .map(|p| self.embed(p))
             .collect::<Result<Vec<_>, _>>()?;
         let last = self.plan.hidden.unwrap_or(self.plan.depth());
-        let states = self.run(&packs, states, 0..last)?;
+        let states = self.run(&batches, states, 0..last)?;
 
         let mut encoded = vec![
             Encoded {
@@ -136,36 +136,36 @@ impl ClipTextTower {
             captions.len()
         ];
         if self.plan.hidden.is_some() {
-            self.keep(&packs, &states, &mut encoded)?;
+            self.keep(&batches, &states, &mut encoded)?;
         }
         if self.plan.pools() {
-            let (packs, states) = if last < self.plan.depth() {
+            let (batches, states) = if last < self.plan.depth() {
                 // Later layers keep nothing else: they are computed no further than to the pooled row.
-                let short = pack(self.sequences(captions, &shortest));
-                let states = regroup(&packs, &states, &short)?;
+                let short = batches_of(self.sequences(captions, &shortest));
+                let states = regroup(&batches, &states, &short)?;
                 let states = self.run(&short, states, last..self.plan.depth())?;
                 (short, states)
             } else {
-                (packs, states)
+                (batches, states)
             };
-            for (pack, x_rc) in packs.iter().zip(&states) {
-                self.pool(pack, x_rc, &pooled_rows, &mut encoded)?;
+            for (batch, x_rc) in batches.iter().zip(&states) {
+                self.pool(batch, x_rc, &pooled_rows, &mut encoded)?;
             }
         }
         Ok(encoded)
     }
 
-    /// The residual stream of each pack after `layers`.
+    /// The residual stream of each batch after `layers`.
     fn run(
         &self,
-        packs: &[Pack],
+        batches: &[Batch],
         mut states: Vec<Tensor>,
         layers: Range<usize>,
     ) -> Result<Vec<Tensor>, Error> {
         for layer in layers {
             let block = self.block(layer)?;
-            for (pack, x_rc) in packs.iter().zip(&mut states) {
-                *x_rc = self.layer(&block, pack, x_rc)?;
+            for (batch, x_rc) in batches.iter().zip(&mut states) {
+                *x_rc = self.layer(&block, batch, x_rc)?;
             }
         }
         Ok(states)
@@ -174,17 +174,17 @@ impl ClipTextTower {
     /// Gives each caption its rows of the hidden state.
     fn keep(
         &self,
-        packs: &[Pack],
+        batches: &[Batch],
         states: &[Tensor],
         encoded: &mut [Encoded],
     ) -> Result<(), Error> {
-        for (pack, x_rc) in packs.iter().zip(states) {
+        for (batch, x_rc) in batches.iter().zip(states) {
             let x_rc = if self.plan.rules.final_norm {
                 self.normed(x_rc)?
             } else {
                 x_rc.clone()
             };
-            for (start, sequence) in pack.starts() {
+            for (start, sequence) in batch.starts() {
                 encoded[sequence.caption].hidden =
                     Some(x_rc.narrow(0, start, sequence.ids.len())?.contiguous()?);
             }
@@ -230,14 +230,14 @@ impl ClipTextTower {
             .collect()
     }
 
-    fn embed(&self, pack: &Pack) -> Result<Tensor, Error> {
+    fn embed(&self, batch: &Batch) -> Result<Tensor, Error> {
         let architecture = &self.plan.architecture;
         let tokens_rc = self.plan.weights.rows(
             (architecture.vocab_size, architecture.hidden_size),
             "text_model.embeddings.token_embedding.weight",
-            &pack.ids(),
+            &batch.ids(),
         )?;
-        let positions = Tensor::new(pack.positions(), self.positions.device())?;
+        let positions = Tensor::new(batch.positions(), self.positions.device())?;
         Ok((tokens_rc + self.positions.index_select(&positions, 0)?)?)
     }
 
@@ -248,7 +248,7 @@ impl ClipTextTower {
         }
     }
 
-    fn layer(&self, block: &Block, pack: &Pack, x_rc: &Tensor) -> candle_core::Result<Tensor> {
+    fn layer(&self, block: &Block, batch: &Batch, x_rc: &Tensor) -> candle_core::Result<Tensor> {
         let architecture = &self.plan.architecture;
         let (c, heads) = (architecture.hidden_size, architecture.num_attention_heads);
         let norm = |x: &Tensor, [w, b]: &[Tensor; 2]| {
@@ -258,7 +258,7 @@ impl ClipTextTower {
 
         let qkv = dense(&norm(x_rc, &block.norm1)?, &block.qkv)?;
         let qkv_r3hd = qkv.reshape((qkv.dim(0)?, 3, heads, c / heads))?;
-        let y_rc = pack.attention(&qkv_r3hd, causal)?;
+        let y_rc = batch.attention(&qkv_r3hd, causal)?;
         let x_rc = linear_onto(x_rc, &y_rc, &block.out[0], Some(&block.out[1]))?;
         let inner_ri = dense(&norm(&x_rc, &block.norm2)?, &block.fc1)?;
         let inner_ri = activate(architecture.hidden_act, &inner_ri)?;
@@ -274,12 +274,12 @@ impl ClipTextTower {
 
     fn pool(
         &self,
-        pack: &Pack,
+        batch: &Batch,
         x_rc: &Tensor,
         rows: &[usize],
         encoded: &mut [Encoded],
     ) -> candle_core::Result<()> {
-        let at: Vec<u32> = pack
+        let at: Vec<u32> = batch
             .starts()
             .map(|(start, s)| u32::try_from(start + rows[s.caption]).unwrap_or(u32::MAX))
             .collect();
@@ -288,7 +288,7 @@ impl ClipTextTower {
         if let Some(projection) = &self.projection {
             pooled = linear(&pooled, projection, None)?;
         }
-        for (i, sequence) in pack.sequences.iter().enumerate() {
+        for (i, sequence) in batch.sequences.iter().enumerate() {
             encoded[sequence.caption].pooled = Some(pooled.get(i)?.contiguous()?);
         }
         Ok(())

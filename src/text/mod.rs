@@ -7,14 +7,14 @@
 //!
 //! # Batches do not change numbers
 //!
-//! The sequences of a call are sorted by length and laid end to end as rows (`pack.rs`). Everything but
+//! The sequences of a call are sorted by length and laid end to end as rows (`batch.rs`). Everything but
 //! attention works on rows, and attention sees one sequence at a time; the kernels compute a row in the same
 //! order whatever its neighbours are. So each caption's output is, on a CPU, bit for bit what it would be
 //! alone, and no pad is computed that no row asked for.
 
+mod batch;
 mod clip;
 mod names;
-mod pack;
 mod t5;
 #[cfg(test)]
 mod tests;

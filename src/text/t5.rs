@@ -4,7 +4,7 @@
 //! (Raffel et al. 2020). Follows `T5EncoderModel` of transformers, also in half precision: there `wo` and, from
 //! it on, the residual stream stay f32 in f16, and what overflowed is clamped.
 //!
-//! Shapes: r rows of a pack (`pack.rs`), c width of the residual stream, f width of the feed-forward, h heads,
+//! Shapes: r rows of a batch (`batch.rs`), c width of the residual stream, f width of the feed-forward, h heads,
 //! d width of a head.
 
 mod bias;
@@ -12,7 +12,7 @@ mod names;
 
 use candle_core::{DType, Tensor};
 
-use super::pack::{Group, Pack, Sequence, pack};
+use super::batch::{Batch, Group, Sequence, batches_of};
 use super::tokenizer::Tokens;
 use super::{
     Encoded, Error, Residency, TensorList, activate, activate_gated, check_vocabulary, positive,
@@ -180,15 +180,15 @@ impl T5Encoder {
 
     pub(super) fn encode(&self, captions: &[Tokens]) -> Result<Vec<Encoded>, Error> {
         check_vocabulary(captions, self.plan.architecture.vocab_size)?;
-        let packs = pack(self.sequences(captions));
-        let mut states = packs
+        let batches = batches_of(self.sequences(captions));
+        let mut states = batches
             .iter()
             .map(|p| self.embed(p))
             .collect::<Result<Vec<_>, _>>()?;
         for block in 0..self.plan.architecture.num_layers {
             let block = self.block(block)?;
-            for (pack, x_rc) in packs.iter().zip(&mut states) {
-                *x_rc = self.layer(&block, pack, x_rc)?;
+            for (batch, x_rc) in batches.iter().zip(&mut states) {
+                *x_rc = self.layer(&block, batch, x_rc)?;
             }
         }
         let mut encoded = vec![
@@ -198,9 +198,9 @@ impl T5Encoder {
             };
             captions.len()
         ];
-        for (pack, x_rc) in packs.iter().zip(&states) {
+        for (batch, x_rc) in batches.iter().zip(&states) {
             let x_rc = self.norm(x_rc, &self.final_norm)?;
-            for (start, sequence) in pack.starts() {
+            for (start, sequence) in batch.starts() {
                 encoded[sequence.caption].hidden =
                     Some(x_rc.narrow(0, start, sequence.ids.len())?.contiguous()?);
             }
@@ -228,13 +228,13 @@ impl T5Encoder {
         captions.iter().enumerate().map(sequence).collect()
     }
 
-    fn embed(&self, pack: &Pack) -> Result<Tensor, Error> {
+    fn embed(&self, batch: &Batch) -> Result<Tensor, Error> {
         let architecture = &self.plan.architecture;
         let size = (architecture.vocab_size, architecture.d_model);
         Ok(self
             .plan
             .weights
-            .rows(size, names::EMBEDDING, &pack.ids())?)
+            .rows(size, names::EMBEDDING, &batch.ids())?)
     }
 
     fn block(&self, block: usize) -> Result<Block, Error> {
@@ -244,12 +244,12 @@ impl T5Encoder {
         }
     }
 
-    fn layer(&self, block: &Block, pack: &Pack, x_rc: &Tensor) -> candle_core::Result<Tensor> {
+    fn layer(&self, block: &Block, batch: &Batch, x_rc: &Tensor) -> candle_core::Result<Tensor> {
         let architecture = &self.plan.architecture;
         let (heads, width) = (architecture.num_heads, architecture.d_kv);
         let qkv = linear(&self.norm(x_rc, &block.attention_norm)?, &block.qkv, None)?;
         let qkv_r3hd = qkv.reshape((qkv.dim(0)?, 3, heads, width))?;
-        let y_rc = pack.attention(&qkv_r3hd, |group, q, k, v| self.attend(group, q, k, v))?;
+        let y_rc = batch.attention(&qkv_r3hd, |group, q, k, v| self.attend(group, q, k, v))?;
         let x_rc = clamped(onto(x_rc, &y_rc, &block.out)?)?;
         let inner_rf = self.widened(block, &self.norm(&x_rc, &block.feed_forward_norm)?)?;
         clamped(onto(&x_rc, &inner_rf, &block.outward)?)

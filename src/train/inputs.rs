@@ -254,7 +254,7 @@ fn part(samples: &[(Drawn, Conditioning)], of: f64, options: &DrawOptions) -> Re
     Ok(Part {
         noisy: add_noise(&latents, &noise, &levels)?,
         target: options.process.target(&latents, &noise, &levels)?,
-        sigmas: numbers(&|level| level.take)?,
+        sigmas: numbers(&|level| level.sigma)?,
         timesteps: numbers(&|level| level.timestep)?,
         weights: numbers(&weight)?,
         conditioning,

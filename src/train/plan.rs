@@ -269,7 +269,7 @@ impl Counts {
         let largest = matrices.map(|shape| whole(shape)).max().unwrap_or(0) as u64;
         let dequantized = match keep {
             Keep::Whole => 0,
-            Keep::Packed(_) => largest + largest / size * 8,
+            Keep::Quantized(_) => largest + largest / size * 8,
             // And those that are read ahead of it.
             Keep::InFile { .. } => (1 + nn::AHEAD as u64) * largest + largest / size * 8,
         };
@@ -306,7 +306,7 @@ fn advice(wanted: &MemoryRequest<'_>, bytes: &PeakMemory) -> String {
         }
         list.push("lower the data sets' `resolution`".to_owned());
     }
-    if !matches!(wanted.keep, Keep::Packed(_)) {
+    if !matches!(wanted.keep, Keep::Quantized(_)) {
         list.push("set `[model] weights = \"nf4\"` (or `fp8`)".to_owned());
     }
     list.push(match wanted.machine {

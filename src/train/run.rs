@@ -53,11 +53,11 @@ fn computed(denoiser: &dyn Denoiser, keep: Keep) -> String {
         device if nn::has_own_kernels(device) => "on a GPU by own kernels",
         _ => "on a GPU",
     };
-    let packed = match keep {
-        Keep::Packed(packing) => format!(", weights in {packing:?}").to_lowercase(),
+    let quantized = match keep {
+        Keep::Quantized(quantization) => format!(", weights in {quantization:?}").to_lowercase(),
         _ => String::new(),
     };
-    format!("{device} in {}{packed}", denoiser.dtype().as_str())
+    format!("{device} in {}{quantized}", denoiser.dtype().as_str())
 }
 
 impl<'a> Run<'a> {

@@ -283,3 +283,21 @@ fn a_model_on_the_hub_needs_a_build_with_downloads() {
         .expect(2)
         .says("`hf://someone` is not an address on the hub");
 }
+
+#[test]
+fn a_component_that_the_recipe_does_not_have_is_refused_by_name() {
+    let world = World::new();
+    world.edit(
+        "[store]",
+        "[model.files]\nclip_x = \"clip.safetensors\"\n\n[store]",
+    );
+    let encode = || world.run(&["encode", "exp.toml"]).expect(2);
+    encode()
+        .says("`model.files.clip_x`: recipe sd3/3.5-large has no such component")
+        .says("there are `clip_l`, `clip_g`, `t5`, `vae`");
+    world.edit(
+        "clip_x = \"clip.safetensors\"",
+        "vae_tokenizer = \"folder\"",
+    );
+    encode().says("`model.files.vae`: a VAE has no tokenizer");
+}

@@ -1,4 +1,4 @@
-//! Where and how the base model is kept while it is trained: memory plans, packed weights, types and devices.
+//! Where and how the base model is kept while it is trained: memory plans, quantized weights, types and devices.
 
 use std::collections::HashMap;
 
@@ -86,7 +86,7 @@ fn packed_weights_train_near_the_whole_model_and_say_so() {
     let world = encoded();
     world.edit("[recipe]\n", "weights = \"none\"\n[recipe]\n");
     let mut last = "none";
-    let mut packed = |kind: &'static str| {
+    let mut quantized = |kind: &'static str| {
         world.edit(
             &format!("weights = {last:?}"),
             &format!("weights = {kind:?}"),
@@ -94,7 +94,7 @@ fn packed_weights_train_near_the_whole_model_and_say_so() {
         last = kind;
         first_step(&world)
     };
-    let (int8, fp8, nf4) = (packed("int8"), packed("fp8"), packed("nf4"));
+    let (int8, fp8, nf4) = (quantized("int8"), quantized("fp8"), quantized("nf4"));
     world.run(&["train", "exp.toml", "--restart"]).expect(0);
     let shown = world
         .run(&["inspect", "lora", "out/lora.safetensors"])

@@ -335,7 +335,7 @@ fn part(golden: &Golden, i: usize, timestep: f64) -> Part {
     Part {
         noisy: add_noise(&latents, &noise, &levels).expect("noisy"),
         target: process.target(&latents, &noise, &levels).expect("a target"),
-        sigmas: number(&|level| level.take),
+        sigmas: number(&|level| level.sigma),
         timesteps: number(&|level| level.timestep),
         weights: number(&|level| process.weight(level, LossWeighting::None, Some(5.0))),
         conditioning,

@@ -4,14 +4,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use plumb::base_model::BaseModel;
-use plumb::convert::provenance::{self, Provenance};
-use plumb::convert::{self, Converted};
 use plumb::experiment::Experiment;
-use plumb::inspect::{self, TokenReport};
-use plumb::lora::formats::Module;
-use plumb::recipe::Diff;
+use plumb::inspect::{self, LoraReport, TokenReport};
 use plumb::store::Store;
-use serde::Serialize;
 
 use crate::CommandResult;
 use crate::ui::{Failure, Ui};
@@ -169,66 +164,12 @@ fn describe_tokens(report: &TokenReport) -> String {
     lines.join("\n")
 }
 
-#[derive(Serialize)]
-struct LoraReport {
-    /// The family it is for.
-    family: &'static str,
-    /// Whose naming it has.
-    format: &'static str,
-    dtype: &'static str,
-    /// Tensors of text encoders beside those of the denoiser.
-    text_encoder_tensors: usize,
-    modules: usize,
-    parameters: usize,
-    ranks: Vec<usize>,
-    provenance: Option<Provenance>,
-    /// What it was made from, where it was converted.
-    converted: Option<Converted>,
-    /// In which fields the recipe differs from the authors' reference.
-    from_reference: Option<Diff>,
-    metadata: BTreeMap<String, String>,
-}
-
 fn show_lora(path: &Path, family: Option<&str>, ui: &Ui) -> CommandResult {
-    let origin = path.display().to_string();
-    let file = convert::read_lora(path, family, true).map_err(Failure::error)?;
-    let unreadable = |key: &'static str, e: serde_json::Error| {
-        Failure::error(format!(
-            "{origin}: its `{key}` metadata cannot be read: {e}"
-        ))
-    };
-    let converted =
-        Converted::read(&file.metadata).map_err(|e| unreadable(convert::METADATA_KEY, e))?;
-    let provenance =
-        Provenance::read(&file.metadata).map_err(|e| unreadable(provenance::METADATA_KEY, e))?;
-    let mut ranks: Vec<usize> = file.modules.iter().map(Module::rank).collect();
-    ranks.sort_unstable();
-    ranks.dedup();
-    let report = LoraReport {
-        family: file.naming.family,
-        format: file.format.name(),
-        dtype: file.dtype.name(),
-        modules: file.modules.len(),
-        parameters: file.modules.iter().map(Module::parameters).sum(),
-        ranks,
-        text_encoder_tensors: file.left_out,
-        converted,
-        from_reference: provenance.as_ref().and_then(against_reference),
-        provenance,
-        metadata: file
-            .metadata
-            .into_iter()
-            .filter(|(k, _)| k != provenance::METADATA_KEY && k != convert::METADATA_KEY)
-            .collect(),
-    };
-    ui.report(&report, &describe_lora(&origin, &report))
-}
-
-fn against_reference(made: &Provenance) -> Option<Diff> {
-    let none = toml::Table::new();
-    let reference =
-        plumb::recipe::Recipe::resolve(&made.family, &made.flavor, "reference", &none).ok()?;
-    Some(Diff::between(&reference.rules(), made.recipe.get("rules")?))
+    let report = inspect::lora(path, family).map_err(Failure::error)?;
+    ui.report(
+        &report,
+        &describe_lora(&path.display().to_string(), &report),
+    )
 }
 
 fn describe_lora(origin: &str, report: &LoraReport) -> String {

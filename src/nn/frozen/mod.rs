@@ -1,9 +1,9 @@
-//! Frozen matrices as they are kept: whole, packed into few bits, or in their file. Whoever multiplies by one asks for its
+//! Frozen matrices as they are stored: whole, quantized, or in their file. Whoever multiplies by one asks for its
 //! [`Frozen::dense`] form and drops it afterwards, forward and backward, so a network costs the memory of its kept form
 //! and of one whole matrix.
 //!
-//! A packed matrix is bytes, each of which names one or two numbers in a table, and a scale for each group of numbers. So
-//! unpacking is a lookup and a product, whatever the format; see [`Packing`] for the three there are.
+//! A quantized matrix is bytes, each of which names one or two numbers in a table, and a scale for each group of numbers. So
+//! dequantizing is a lookup and a product, whatever the format; see [`Quantization`] for the three there are.
 
 mod ahead;
 
@@ -25,13 +25,13 @@ pub struct Frozen(Kept);
 #[derive(Clone)]
 enum Kept {
     Dense(Tensor),
-    Packed(Arc<Packed>),
+    Quantized(Arc<Quantized>),
     InFile(Ahead, usize),
 }
 
-/// How a matrix is packed.
+/// How a matrix is quantized.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Packing {
+pub enum Quantization {
     /// 8 bits: the numbers of `float8_e4m3fn`, a scale for each output by which its largest number becomes 448.
     Fp8,
     /// 8 bits: -127 to 127, a scale for each output.
@@ -41,7 +41,7 @@ pub enum Packing {
     Nf4,
 }
 
-struct Packed {
+struct Quantized {
     /// `[bytes]` u8
     codes: Tensor,
     /// `[256, numbers in a byte]` f32
@@ -75,29 +75,29 @@ impl Frozen {
         Self(Kept::InFile(ahead.clone(), number))
     }
 
-    /// `matrix` packed, to be computed with in `dtype` on `device`.
+    /// `matrix` quantized, to be computed with in `dtype` on `device`.
     ///
     /// # Errors
     ///
     /// If its numbers do not fill whole groups, and those of the backend.
-    pub fn packed(
-        packing: Packing,
+    pub fn quantized(
+        quantization: Quantization,
         matrix: &Tensor,
         dtype: DType,
         device: &Device,
     ) -> Result<Self> {
         let (outputs, inputs) = matrix.dims2()?;
-        let group = packing.group(inputs);
+        let group = quantization.group(inputs);
         let values = matrix.to_device(&Device::Cpu)?.to_dtype(DType::F32)?;
         let values = values.flatten_all()?.to_vec1::<f32>()?;
         if group == 0 || !values.len().is_multiple_of(group) {
             bail!("a matrix {outputs} x {inputs} has no whole groups of {group} numbers");
         }
-        let (codes, scales) = packing.pack(&values, group);
+        let (codes, scales) = quantization.quantize(&values, group);
         let (bytes, groups) = (codes.len(), scales.len());
-        let table = packing.table();
+        let table = quantization.table();
         let names = table.len() / 256;
-        Ok(Self(Kept::Packed(Arc::new(Packed {
+        Ok(Self(Kept::Quantized(Arc::new(Quantized {
             codes: Tensor::from_vec(codes, bytes, device)?,
             table: Tensor::from_vec(table, (256, names), device)?,
             scales: Tensor::from_vec(scales, (groups, 1), device)?,
@@ -114,7 +114,7 @@ impl Frozen {
     pub fn dims2(&self) -> Result<(usize, usize)> {
         match &self.0 {
             Kept::Dense(whole) => whole.dims2(),
-            Kept::Packed(packed) => Ok(packed.shape.into()),
+            Kept::Quantized(quantized) => Ok(quantized.shape.into()),
             Kept::InFile(ahead, number) => Ok(ahead.shape(*number).into()),
         }
     }
@@ -127,13 +127,13 @@ impl Frozen {
     pub fn dense(&self) -> Result<Tensor> {
         match &self.0 {
             Kept::Dense(whole) => Ok(whole.clone()),
-            Kept::Packed(packed) => packed.dense(),
+            Kept::Quantized(quantized) => quantized.dense(),
             Kept::InFile(ahead, number) => ahead.get(*number),
         }
     }
 }
 
-impl Packed {
+impl Quantized {
     fn dense(&self) -> Result<Tensor> {
         let wide = by_kernel!(
             &self.scales,
@@ -172,8 +172,8 @@ impl Packed {
     }
 }
 
-impl Packing {
-    /// Whether a matrix of this shape can be packed.
+impl Quantization {
+    /// Whether a matrix of this shape can be quantized.
     pub fn fits(self, [outputs, inputs]: [usize; 2]) -> bool {
         let group = self.group(inputs);
         group > 0 && (outputs * inputs).is_multiple_of(group)
@@ -210,20 +210,20 @@ impl Packing {
     }
 
     /// Bytes and scales.
-    fn pack(self, values: &[f32], group: usize) -> (Vec<u8>, Vec<f32>) {
-        let packed: Vec<(Vec<u8>, f32)> = values
+    fn quantize(self, values: &[f32], group: usize) -> (Vec<u8>, Vec<f32>) {
+        let quantized: Vec<(Vec<u8>, f32)> = values
             .par_chunks(group)
             .map(|group| {
                 let largest = group.iter().fold(0f32, |most, x| most.max(x.abs()));
-                self.pack_group(group, largest)
+                self.quantize_group(group, largest)
             })
             .collect();
-        let scales = packed.iter().map(|(_, scale)| *scale).collect();
-        let codes = packed.into_iter().flat_map(|(codes, _)| codes).collect();
+        let scales = quantized.iter().map(|(_, scale)| *scale).collect();
+        let codes = quantized.into_iter().flat_map(|(codes, _)| codes).collect();
         (codes, scales)
     }
 
-    fn pack_group(self, group: &[f32], largest: f32) -> (Vec<u8>, f32) {
+    fn quantize_group(self, group: &[f32], largest: f32) -> (Vec<u8>, f32) {
         let scale = match self {
             Self::Fp8 => largest / 448.0,
             Self::Int8 => largest / 127.0,
@@ -304,10 +304,10 @@ mod tests {
     use super::*;
     use crate::nn::tests::{composed, normal};
 
-    const ALL: [(Packing, f64); 3] = [
-        (Packing::Fp8, 0.04),
-        (Packing::Int8, 0.015),
-        (Packing::Nf4, 0.12),
+    const ALL: [(Quantization, f64); 3] = [
+        (Quantization::Fp8, 0.04),
+        (Quantization::Int8, 0.015),
+        (Quantization::Nf4, 0.12),
     ];
 
     fn matrix(outputs: usize, inputs: usize) -> Tensor {
@@ -315,8 +315,8 @@ mod tests {
         wide.to_dtype(DType::F32).unwrap()
     }
 
-    fn packed(packing: Packing, matrix: &Tensor) -> Result<Frozen> {
-        Frozen::packed(packing, matrix, DType::F32, &Device::Cpu)
+    fn quantized(quantization: Quantization, matrix: &Tensor) -> Result<Frozen> {
+        Frozen::quantized(quantization, matrix, DType::F32, &Device::Cpu)
     }
 
     fn values(t: &Tensor) -> Vec<f32> {
@@ -326,10 +326,10 @@ mod tests {
     }
 
     #[test]
-    fn a_packed_matrix_is_near_and_the_same_by_kernel_and_composed() {
+    fn a_quantized_matrix_is_near_and_the_same_by_kernel_and_composed() {
         let whole = matrix(6, 128);
-        for (packing, limit) in ALL {
-            let kept = packed(packing, &whole).unwrap();
+        for (quantization, limit) in ALL {
+            let kept = quantized(quantization, &whole).unwrap();
             let dense = kept.dense().unwrap();
             assert_eq!(values(&dense), composed(|| values(&kept.dense().unwrap())));
             assert_eq!(kept.dims2().unwrap(), (6, 128));
@@ -342,33 +342,43 @@ mod tests {
                     .unwrap()
             };
             let off = f64::from(spread((&dense - &whole).unwrap()) / spread(whole.clone())).sqrt();
-            assert!(off < limit && off > limit / 10.0, "{packing:?}: {off}");
-            let Kept::Packed(parts) = &kept.0 else {
-                panic!("{packing:?} is not packed")
+            assert!(off < limit && off > limit / 10.0, "{quantization:?}: {off}");
+            let Kept::Quantized(parts) = &kept.0 else {
+                panic!("{quantization:?} is not quantized")
             };
             let bytes = |t: &Tensor| t.elem_count() * t.dtype().size_in_bytes();
             let all = bytes(&parts.codes) + bytes(&parts.table) + bytes(&parts.scales);
-            let table = 1024 * if packing == Packing::Nf4 { 2 } else { 1 };
-            assert_eq!(all - table, packing.bytes([6, 128]));
+            let table = 1024
+                * if quantization == Quantization::Nf4 {
+                    2
+                } else {
+                    1
+                };
+            assert_eq!(all - table, quantization.bytes([6, 128]));
         }
     }
 
-    /// tools/goldens/packings.py
+    /// tools/goldens/quantizations.py
     #[test]
-    fn packing_equals_bitsandbytes_and_torch() {
+    fn quantizing_equals_bitsandbytes_and_torch() {
         let path = concat!(
             env!("CARGO_MANIFEST_DIR"),
-            "/tests/golden/packings.safetensors"
+            "/tests/golden/quantizations.safetensors"
         );
         let golden = candle_core::safetensors::load(path, &Device::Cpu).unwrap();
         for name in ["normal", "small", "outliers", "coarse", "zeros"] {
             let kinds = [
-                (Packing::Nf4, "nf4"),
-                (Packing::Fp8, "fp8"),
-                (Packing::Int8, "int8"),
+                (Quantization::Nf4, "nf4"),
+                (Quantization::Fp8, "fp8"),
+                (Quantization::Int8, "int8"),
             ];
-            for (packing, kind) in kinds {
-                let found = values(&packed(packing, &golden[name]).unwrap().dense().unwrap());
+            for (quantization, kind) in kinds {
+                let found = values(
+                    &quantized(quantization, &golden[name])
+                        .unwrap()
+                        .dense()
+                        .unwrap(),
+                );
                 let want = values(&golden[&format!("{name}.{kind}")]);
                 let largest = want.iter().fold(0f32, |most, x| most.max(x.abs()));
                 for (i, (found, want)) in found.iter().zip(&want).enumerate() {
@@ -380,35 +390,38 @@ mod tests {
     }
 
     #[test]
-    fn what_is_packed_once_is_packed_again_without_loss() {
-        for (packing, _) in ALL {
-            let once = packed(packing, &matrix(4, 64)).unwrap();
+    fn what_is_quantized_once_is_quantized_again_without_loss() {
+        for (quantization, _) in ALL {
+            let once = quantized(quantization, &matrix(4, 64)).unwrap();
             let once = once.dense().unwrap();
-            let twice = packed(packing, &once).unwrap();
+            let twice = quantized(quantization, &once).unwrap();
             let off = (twice.dense().unwrap() - &once).unwrap().abs().unwrap();
             let off = off.max_all().unwrap().to_scalar::<f32>().unwrap();
-            assert!(off < 1e-6, "{packing:?}: {off}");
+            assert!(off < 1e-6, "{quantization:?}: {off}");
         }
     }
 
     #[test]
     fn zeros_and_tiny_numbers_stay_finite() {
-        for (packing, _) in ALL {
+        for (quantization, _) in ALL {
             for value in [0f32, 1e-40, -1e-38] {
                 let whole = Tensor::full(value, (2, 64), &Device::Cpu).unwrap();
-                let kept = packed(packing, &whole).unwrap();
+                let kept = quantized(quantization, &whole).unwrap();
                 let all = values(&kept.dense().unwrap());
-                assert!(all.iter().all(|x| x.abs() < 1e-37), "{packing:?} {value}");
+                assert!(
+                    all.iter().all(|x| x.abs() < 1e-37),
+                    "{quantization:?} {value}"
+                );
             }
         }
-        assert!(!Packing::Nf4.fits([3, 17]));
-        assert!(packed(Packing::Nf4, &matrix(3, 17)).is_err());
+        assert!(!Quantization::Nf4.fits([3, 17]));
+        assert!(quantized(Quantization::Nf4, &matrix(3, 17)).is_err());
     }
 
     #[test]
-    fn a_packed_matrix_is_dense_in_the_type_that_is_computed_in() {
-        for (packing, _) in ALL {
-            let kept = Frozen::packed(packing, &matrix(4, 64), DType::BF16, &Device::Cpu);
+    fn a_quantized_matrix_is_dense_in_the_type_that_is_computed_in() {
+        for (quantization, _) in ALL {
+            let kept = Frozen::quantized(quantization, &matrix(4, 64), DType::BF16, &Device::Cpu);
             assert_eq!(kept.unwrap().dense().unwrap().dtype(), DType::BF16);
         }
     }

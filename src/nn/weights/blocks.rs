@@ -103,13 +103,13 @@ fn q3_k(block: &[u8], y: &mut [f32]) {
 }
 
 /// The 6 bits of scale and of offset of group `j` of 8.
-fn scale_and_offset(packed: &[u8], j: usize) -> (f32, f32) {
+fn scale_and_offset(quantized: &[u8], j: usize) -> (f32, f32) {
     let (scale, offset) = if j < 4 {
-        (packed[j] & 63, packed[j + 4] & 63)
+        (quantized[j] & 63, quantized[j + 4] & 63)
     } else {
         (
-            packed[j + 4] & 15 | packed[j - 4] >> 6 << 4,
-            packed[j + 4] >> 4 | packed[j] >> 6 << 4,
+            quantized[j + 4] & 15 | quantized[j - 4] >> 6 << 4,
+            quantized[j + 4] >> 4 | quantized[j] >> 6 << 4,
         )
     };
     (f32::from(scale), f32::from(offset))

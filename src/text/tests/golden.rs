@@ -122,7 +122,7 @@ fn a_caption_in_any_batch_equals_the_caption_alone_bit_for_bit() {
             let reversed: Vec<usize> = all.iter().rev().copied().collect();
             check(&encoder, &all);
             check(&encoder, &reversed);
-            // Many rows, several packs.
+            // Many rows, several batches.
             let many: Vec<usize> = all.iter().cycle().take(all.len() * 40).copied().collect();
             check(&encoder, &many);
             check(&load(Residency::Streamed).expect("loads"), &all);

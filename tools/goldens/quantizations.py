@@ -1,8 +1,8 @@
 """Matrices packed into few bits, as the reference libraries pack them and read them back.
 
-Run: python tools/goldens/packings.py     (from the repository's root; needs torch, safetensors, bitsandbytes)
+Run: python tools/goldens/quantizations.py     (from the repository's root; needs torch, safetensors, bitsandbytes)
 
-tests/golden/packings.safetensors: `NAME`, a matrix, with `NAME.nf4` (bitsandbytes, blocks of 64, no double
+tests/golden/quantizations.safetensors: `NAME`, a matrix, with `NAME.nf4` (bitsandbytes, blocks of 64, no double
 quantisation), `NAME.fp8` (torch's float8_e4m3fn, each row scaled so that its largest number becomes 448) and
 `NAME.int8` (each row rounded to 127ths of its largest number), all unpacked into f32.
 """
@@ -14,9 +14,9 @@ import torch
 from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 from safetensors.torch import save_file
 
-FILE = "tests/golden/packings.safetensors"
+FILE = "tests/golden/quantizations.safetensors"
 LIBRARIES = {name: version(name) for name in ("bitsandbytes", "safetensors", "torch")}
-METADATA = {"script": "tools/goldens/packings.py", "libraries": json.dumps(LIBRARIES)}
+METADATA = {"script": "tools/goldens/quantizations.py", "libraries": json.dumps(LIBRARIES)}
 
 
 def nf4(x):

@@ -1,18 +1,18 @@
 //! Sequences of different lengths, laid end to end as rows.
 //!
-//! A linear layer, a norm or an activation does not care where one sequence ends, so a pack is computed as
+//! A linear layer, a norm or an activation does not care where one sequence ends, so a batch is computed as
 //! one matrix of exactly the rows that are needed. Attention is done per [`Group`], a run of sequences of
 //! equal length.
 //!
-//! Shapes: r rows of a pack, b sequences of a group, n queries, m keys, h heads, d width of a head.
+//! Shapes: r rows of a batch, b sequences of a group, n queries, m keys, h heads, d width of a head.
 
 use std::collections::HashMap;
 
 use candle_core::{Result, Tensor, bail};
 
-/// Rows that are computed together: many, as each pack reads all weights again; few enough that the widest
+/// Rows that are computed together: many, as each batch reads all weights again; few enough that the widest
 /// activations of T5-XXL stay below 200 MB.
-const ROWS_PER_PACK: usize = 2048;
+const ROWS_PER_BATCH: usize = 2048;
 
 /// One sequence to compute.
 #[derive(Clone, Debug)]
@@ -37,35 +37,35 @@ pub(super) struct Group {
 
 /// Sequences computed together.
 #[derive(Debug)]
-pub(super) struct Pack {
+pub(super) struct Batch {
     /// The sequences in order of their rows.
     pub(super) sequences: Vec<Sequence>,
     pub(super) groups: Vec<Group>,
 }
 
-/// Sorts sequences into packs of about the same size.
-pub(super) fn pack(mut sequences: Vec<Sequence>) -> Vec<Pack> {
+/// Sorts sequences into batches of about the same size.
+pub(super) fn batches_of(mut sequences: Vec<Sequence>) -> Vec<Batch> {
     sequences.sort_by_key(|s| (s.ids.len(), s.keys, s.caption));
     let all: usize = sequences.iter().map(|s| s.ids.len()).sum();
-    let enough = all.div_ceil(all.div_ceil(ROWS_PER_PACK).max(1));
-    let mut packs: Vec<Pack> = Vec::new();
+    let enough = all.div_ceil(all.div_ceil(ROWS_PER_BATCH).max(1));
+    let mut batches: Vec<Batch> = Vec::new();
     let mut rows = usize::MAX;
     for sequence in sequences {
-        if rows >= enough || rows + sequence.ids.len() > ROWS_PER_PACK {
-            packs.push(Pack {
+        if rows >= enough || rows + sequence.ids.len() > ROWS_PER_BATCH {
+            batches.push(Batch {
                 sequences: Vec::new(),
                 groups: Vec::new(),
             });
             rows = 0;
         }
-        if let Some(pack) = packs.last_mut() {
-            pack.push(sequence, &mut rows);
+        if let Some(batch) = batches.last_mut() {
+            batch.push(sequence, &mut rows);
         }
     }
-    packs
+    batches
 }
 
-impl Pack {
+impl Batch {
     fn push(&mut self, sequence: Sequence, rows: &mut usize) {
         let (length, keys) = (sequence.ids.len(), sequence.keys);
         match self.groups.last_mut() {
@@ -133,30 +133,30 @@ impl Pack {
     }
 }
 
-/// The states of `from`, `[r, c]` for each pack, as those of `to`, whose sequences are as long or shorter.
-pub(super) fn regroup(from: &[Pack], states: &[Tensor], to: &[Pack]) -> Result<Vec<Tensor>> {
+/// The states of `from`, `[r, c]` for each batch, as those of `to`, whose sequences are as long or shorter.
+pub(super) fn regroup(from: &[Batch], states: &[Tensor], to: &[Batch]) -> Result<Vec<Tensor>> {
     let all = match states {
         [one] => one.clone(),
         many => Tensor::cat(many, 0)?,
     };
     let mut starts = HashMap::new();
     let mut first = 0;
-    for (pack, state) in from.iter().zip(states) {
-        starts.extend(pack.starts().map(|(start, s)| (s.caption, first + start)));
+    for (batch, state) in from.iter().zip(states) {
+        starts.extend(batch.starts().map(|(start, s)| (s.caption, first + start)));
         first += state.dim(0)?;
     }
-    let of_pack = |pack: &Pack| {
+    let of_batch = |batch: &Batch| {
         let mut rows = Vec::new();
-        for sequence in &pack.sequences {
+        for sequence in &batch.sequences {
             let Some(start) = starts.get(&sequence.caption) else {
-                bail!("caption {} is in no pack", sequence.caption)
+                bail!("caption {} is in no batch", sequence.caption)
             };
             let start = u32::try_from(*start)?;
             rows.extend((start..).take(sequence.ids.len()));
         }
         all.index_select(&Tensor::new(rows, all.device())?, 0)
     };
-    to.iter().map(of_pack).collect()
+    to.iter().map(of_batch).collect()
 }
 
 #[cfg(test)]
@@ -170,7 +170,7 @@ mod tests {
             ids: vec![u32::try_from(caption).expect("small"); length],
             keys,
         };
-        let packs = pack(vec![
+        let batches = batches_of(vec![
             sequence(0, 5, 5),
             sequence(1, 2, 2),
             sequence(2, 5, 5),
@@ -178,7 +178,7 @@ mod tests {
             sequence(4, 3000, 3000),
             sequence(5, 1000, 1000),
         ]);
-        let captions: Vec<Vec<_>> = packs
+        let captions: Vec<Vec<_>> = batches
             .iter()
             .map(|p| p.sequences.iter().map(|s| s.caption).collect())
             .collect();
@@ -190,7 +190,7 @@ mod tests {
             keys,
         };
         assert_eq!(
-            packs[0].groups,
+            batches[0].groups,
             [
                 group(0, 1, 2, 2),
                 group(2, 1, 5, 3),
@@ -198,14 +198,14 @@ mod tests {
                 group(17, 1, 1000, 1000)
             ]
         );
-        assert_eq!(packs[0].ids()[..12], [1, 1, 3, 3, 3, 3, 3, 0, 0, 0, 0, 0]);
-        assert_eq!(packs[0].positions()[..8], [0, 1, 0, 1, 2, 3, 4, 0]);
-        let starts: Vec<_> = packs[0]
+        assert_eq!(batches[0].ids()[..12], [1, 1, 3, 3, 3, 3, 3, 0, 0, 0, 0, 0]);
+        assert_eq!(batches[0].positions()[..8], [0, 1, 0, 1, 2, 3, 4, 0]);
+        let starts: Vec<_> = batches[0]
             .starts()
             .map(|(start, s)| (start, s.caption))
             .collect();
         assert_eq!(starts, [(0, 1), (2, 3), (7, 0), (12, 2), (17, 5)]);
-        assert!(pack(Vec::new()).is_empty());
+        assert!(batches_of(Vec::new()).is_empty());
     }
 
     #[test]
@@ -215,14 +215,14 @@ mod tests {
             ids: vec![0; length],
             keys: length,
         };
-        let from = pack(vec![sequence(0, 1500), sequence(1, 1000), sequence(2, 3)]);
-        let to = pack(vec![sequence(0, 2), sequence(1, 1), sequence(2, 3)]);
+        let from = batches_of(vec![sequence(0, 1500), sequence(1, 1000), sequence(2, 3)]);
+        let to = batches_of(vec![sequence(0, 2), sequence(1, 1), sequence(2, 3)]);
         assert_eq!((from.len(), to.len()), (2, 1));
         // Row i of caption c holds 10000 c + i.
         let states: Vec<Tensor> = from
             .iter()
-            .map(|pack| {
-                let rows: Vec<f32> = pack
+            .map(|batch| {
+                let rows: Vec<f32> = batch
                     .sequences
                     .iter()
                     .flat_map(|s| (0..s.ids.len()).map(|i| (10_000 * s.caption + i) as f32))

@@ -1,0 +1,101 @@
+//! What exactly the denoiser receives for a picture, from the code that trains.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use candle_core::Device;
+use serde::Serialize;
+
+use super::{Error, shapes};
+use crate::base_model::BaseModel;
+use crate::cache::{Moments, Source, tensors};
+use crate::dataset::{Item, PictureFile, Placing};
+use crate::encode::encode_pictures;
+use crate::experiment::Experiment;
+use crate::monitor::Monitor;
+use crate::recipe::latents::{Size, View};
+use crate::store::Store;
+
+/// What a picture was made of.
+#[derive(Debug, Serialize)]
+pub struct PictureReport {
+    /// The picture's own size.
+    pub original_size: Size,
+    /// How it was resized and cropped.
+    pub view: View,
+    /// Tensors in the file, with their shapes.
+    pub tensors: BTreeMap<String, Vec<usize>>,
+}
+
+/// Writes a picture's latents to `out`, under the rules of the Experiment's first data set, encoding the picture first
+/// if the store lacks it, on the CPU.
+///
+/// Tensors: `mean` and `logvar` [1, channels, height, width], unscaled. Metadata: the picture's size, what it was
+/// resized to, the crop's place and the bucket, in pixels, and the spec.
+///
+/// # Errors
+/// If the picture cannot be encoded, or the file cannot be written.
+pub fn latents(
+    experiment: &Experiment,
+    base: &BaseModel,
+    store: &Store,
+    picture: &Path,
+    out: &Path,
+    monitor: &dyn Monitor,
+) -> Result<PictureReport, Error> {
+    let fail = |why: String| Error::Picture {
+        path: picture.into(),
+        why,
+    };
+    let sets = experiment.datasets();
+    let set = sets.first().ok_or_else(|| {
+        fail("the Experiment has no [[dataset]], whose rules say how to crop it".into())
+    })?;
+    let file = PictureFile::open(picture)?;
+    let placing = Placing {
+        crops: 1,
+        flip: false,
+        ..Placing::new(set, base.picture_multiple())?
+    };
+    let views = placing.views(file.size).map_err(|e| fail(e.to_string()))?;
+    let view = *views
+        .first()
+        .ok_or_else(|| fail("no crop of it fits its bucket".into()))?;
+    let item = Item {
+        picture: picture.into(),
+        digest: file.digest,
+        size: file.size,
+        captions: vec![String::new()],
+        views,
+        repeats: 1,
+        held_out: false,
+    };
+    let items = std::slice::from_ref(&item);
+    let stats = encode_pictures(base, store, items, &Device::Cpu, monitor)?;
+    if stats.failed > 0 {
+        return Err(fail("it could not be decoded, see above".into()));
+    }
+    let source = Source::open(base, store)?;
+    let Moments { mean, logvar, .. } = source.reader.moments(&item, view)?;
+    let made_of = BTreeMap::from([
+        ("mean".to_owned(), mean.unsqueeze(0)?),
+        ("logvar".to_owned(), logvar.unsqueeze(0)?),
+    ]);
+    let size = |s: Size| format!("{}x{}", s.width, s.height);
+    let facts = BTreeMap::from([
+        ("original_size".to_owned(), size(file.size)),
+        ("resized".to_owned(), size(view.resized)),
+        ("bucket".to_owned(), size(view.bucket)),
+        ("crop_left".to_owned(), view.left.to_string()),
+        ("crop_top".to_owned(), view.top.to_string()),
+        ("flip".to_owned(), view.flip.to_string()),
+        ("picture".to_owned(), file.digest.to_string()),
+        ("spec".to_owned(), base.vae.fingerprint.to_string()),
+    ]);
+    tensors::write_safetensors(out, &made_of, &facts)?;
+    Ok(PictureReport {
+        original_size: file.size,
+        view,
+        tensors: shapes(&made_of),
+    })
+}

@@ -1,0 +1,81 @@
+//! What a LoRA was trained with, whoever trained it.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde::Serialize;
+
+use super::Error;
+use crate::convert::provenance::{self, Provenance};
+use crate::convert::{self, Converted};
+use crate::lora::formats::Module;
+use crate::recipe::{Diff, Recipe};
+
+/// What a LoRA file is, and what it says of its making.
+#[derive(Debug, Serialize)]
+pub struct LoraReport {
+    /// The family it is for.
+    pub family: &'static str,
+    /// Whose naming it has.
+    pub format: &'static str,
+    /// How its numbers are stored.
+    pub dtype: &'static str,
+    /// Tensors of text encoders beside those of the denoiser.
+    pub text_encoder_tensors: usize,
+    /// Modules with an adapter.
+    pub modules: usize,
+    /// Numbers in them.
+    pub parameters: usize,
+    /// The ranks there are.
+    pub ranks: Vec<usize>,
+    /// How it was made, where plumb made it.
+    pub provenance: Option<Provenance>,
+    /// What it was made from, where it was converted.
+    pub converted: Option<Converted>,
+    /// In which fields the recipe differs from the authors' reference.
+    pub from_reference: Option<Diff>,
+    /// The rest of its metadata.
+    pub metadata: BTreeMap<String, String>,
+}
+
+/// Reads a LoRA of any known naming; `family` is for where the file does not tell it.
+///
+/// # Errors
+/// If the file cannot be read or is none, or what plumb wrote into it is damaged.
+pub fn lora(path: &Path, family: Option<&str>) -> Result<LoraReport, Error> {
+    let file = convert::read_lora(path, family, true)?;
+    let unreadable = |key| {
+        move |source| Error::Metadata {
+            path: path.to_owned(),
+            key,
+            source,
+        }
+    };
+    let converted = Converted::read(&file.metadata).map_err(unreadable(convert::METADATA_KEY))?;
+    let provenance =
+        Provenance::read(&file.metadata).map_err(unreadable(provenance::METADATA_KEY))?;
+    let mut ranks: Vec<usize> = file.modules.iter().map(Module::rank).collect();
+    ranks.sort_unstable();
+    ranks.dedup();
+    let own = [provenance::METADATA_KEY, convert::METADATA_KEY];
+    let others = file.metadata.into_iter();
+    Ok(LoraReport {
+        family: file.naming.family,
+        format: file.format.name(),
+        dtype: file.dtype.name(),
+        modules: file.modules.len(),
+        parameters: file.modules.iter().map(Module::parameters).sum(),
+        ranks,
+        text_encoder_tensors: file.left_out,
+        converted,
+        from_reference: provenance.as_ref().and_then(against_reference),
+        provenance,
+        metadata: others.filter(|(k, _)| !own.contains(&k.as_str())).collect(),
+    })
+}
+
+fn against_reference(made: &Provenance) -> Option<Diff> {
+    let none = toml::Table::new();
+    let reference = Recipe::resolve(&made.family, &made.flavor, "reference", &none).ok()?;
+    Some(Diff::between(&reference.rules(), made.recipe.get("rules")?))
+}

@@ -1,0 +1,53 @@
+//! How a caption was cut into tokens, by the code that encodes it.
+
+use serde::Serialize;
+
+use super::Error;
+use crate::base_model::{BaseModel, TextEncoderPart};
+use crate::encode::tokenize;
+use crate::text::Tokens;
+
+/// A caption's tokens under one encoder.
+#[derive(Debug, Serialize)]
+pub struct TokenReport {
+    /// The encoder.
+    pub slot: String,
+    /// Every id, pads included.
+    pub ids: Vec<u32>,
+    /// Each id as the vocabulary writes it.
+    pub tokens: Vec<String>,
+    /// Ids before the pads.
+    pub count: usize,
+    /// What `count` would be had nothing been cut.
+    pub total: usize,
+    /// Whether something was cut.
+    pub truncated: bool,
+}
+
+/// A caption's tokens under every encoder.
+///
+/// # Errors
+/// If the caption cannot be tokenized.
+pub fn tokens(base: &BaseModel, caption: &str) -> Result<Vec<TokenReport>, Error> {
+    base.encoders
+        .iter()
+        .map(|encoder| Ok(report(encoder, tokenize(encoder, caption)?)))
+        .collect()
+}
+
+fn report(encoder: &TextEncoderPart, tokens: Tokens) -> TokenReport {
+    let text = |id: &u32| {
+        encoder
+            .tokenizer
+            .token(*id)
+            .unwrap_or_else(|| format!("<{id}>"))
+    };
+    TokenReport {
+        slot: encoder.slot.clone(),
+        tokens: tokens.ids.iter().map(text).collect(),
+        ids: tokens.ids,
+        count: tokens.count,
+        total: tokens.total,
+        truncated: tokens.truncated,
+    }
+}
