@@ -5,7 +5,7 @@ use std::path::Path;
 
 use candle_core::DType;
 use plumb::lora::targets;
-use plumb::models::{self, Keep};
+use plumb::models::{self, WeightStorage};
 use plumb::nn::Quantization;
 use plumb::train::plan::{self, Machine, MemoryPlan, MemoryRequest};
 
@@ -34,9 +34,9 @@ pub(crate) fn run() -> Result<()> {
     println!("|{}", "---|".repeat(1 + sizes.len()));
     for (name, family, config, px, tokens) in MODELS {
         for (kept, weights) in [
-            (Keep::Whole, "bf16"),
-            (Keep::Quantized(Quantization::Fp8), "fp8"),
-            (Keep::Quantized(Quantization::Nf4), "nf4"),
+            (WeightStorage::Whole, "bf16"),
+            (WeightStorage::Quantized(Quantization::Fp8), "fp8"),
+            (WeightStorage::Quantized(Quantization::Nf4), "nf4"),
         ] {
             let cells = SIZES_GB.map(|gb| planned(family, config, (px, tokens), kept, gb));
             let cells: Vec<String> = cells.into_iter().collect::<Result<_>>()?;
@@ -50,7 +50,7 @@ fn planned(
     family: &str,
     config: &str,
     (px, tokens): (usize, usize),
-    keep: Keep,
+    storage: WeightStorage,
     gb: u64,
 ) -> Result<String> {
     let family = models::family(family)?;
@@ -69,7 +69,7 @@ fn planned(
         latents: (px / 8, px / 8),
         context: tokens,
         dtype: DType::BF16,
-        keep,
+        storage,
         machine: Machine::Gpu,
         own_kernels: false,
         checkpointing: None,
@@ -92,7 +92,7 @@ fn described(plan: &MemoryPlan) -> String {
     if plan.offload {
         text += " + offload";
     }
-    if let Keep::InFile { .. } = plan.keep {
+    if let WeightStorage::InFile { .. } = plan.storage {
         text += " + block swap";
     }
     text

@@ -7,7 +7,7 @@ use candle_core::{DType, Device, Tensor};
 use plumb::device;
 use plumb::diffusion::{Level, Prediction, Process, add_noise};
 use plumb::lora::{AdapterSet, targets};
-use plumb::models::{self, Components, ConditioningTensors, Error, Family, Keep, Source};
+use plumb::models::{self, Components, ConditioningTensors, Error, Family, Source, WeightStorage};
 use plumb::nn::{self, Frozen};
 use plumb::optim::{AdamW, AdamWOptions, clip_gradient_norm};
 use plumb::rng::{Rng, Stream};
@@ -98,7 +98,7 @@ pub(super) fn train(case: &Value, device: &Device) -> Result<Value> {
         latents: (side, side),
         context,
         dtype,
-        keep: Keep::Whole,
+        storage: WeightStorage::Whole,
         machine: Machine::of(device),
         own_kernels: nn::has_own_kernels(device),
         checkpointing: case["checkpointing"].as_bool(),
@@ -155,14 +155,14 @@ fn part(shape: &Value, (batch, side, tokens): (usize, usize, usize)) -> Result<P
         let found = keys.iter().find_map(|key| shape[*key].as_u64());
         found.map(|v| v as usize).ok_or(format!("no {keys:?}"))
     };
-    let told_sizes = shape["addition_embed_type"].is_string();
+    let size_embedding = shape["addition_embed_type"].is_string();
     let guided = shape["guidance_embeds"].as_bool() == Some(true);
     // Of FLUX the config has the channels of a token, four latents'.
     let channels = match shape["axes_dims_rope"].is_array() {
         true => size(&["in_channels"])? / 4,
         false => size(&["in_channels"])?,
     };
-    let pooled = match told_sizes {
+    let pooled = match size_embedding {
         true => {
             size(&["projection_class_embeddings_input_dim"])?
                 - 6 * size(&["addition_time_embed_dim"])?
@@ -191,7 +191,7 @@ fn part(shape: &Value, (batch, side, tokens): (usize, usize, usize)) -> Result<P
     if guided {
         conditioning.guidance = Some(numbers(&|_| 1.0)?);
     }
-    if told_sizes {
+    if size_embedding {
         let px = (side * 8) as f32;
         let ids = [px, px, 0.0, 0.0, px, px].repeat(batch);
         conditioning.time_ids = Some(Tensor::from_vec(ids, (batch, 6), &Device::Cpu)?);

@@ -16,7 +16,7 @@ use crate::device;
 use crate::diffusion::Process;
 use crate::digest::{Digest, Fingerprint};
 use crate::experiment::{self, Experiment, ModelSettings, QuantizedWeights};
-use crate::models::{self, Components, Family, Flavor, Keep, Placement};
+use crate::models::{self, Components, Family, Flavor, Placement, WeightStorage};
 use crate::nn::Quantization;
 use crate::nn::weights::{self, DigestMemo, Weights};
 use crate::recipe::latents::{
@@ -201,11 +201,11 @@ pub fn placement(experiment: &Experiment, device: &Device) -> Placement {
             None => device::usual_dtype(device),
         },
         device: device.clone(),
-        keep: match model.weights {
-            None => Keep::Whole,
-            Some(QuantizedWeights::Fp8) => Keep::Quantized(Quantization::Fp8),
-            Some(QuantizedWeights::Int8) => Keep::Quantized(Quantization::Int8),
-            Some(QuantizedWeights::Nf4) => Keep::Quantized(Quantization::Nf4),
+        storage: match model.weights {
+            None => WeightStorage::Whole,
+            Some(QuantizedWeights::Fp8) => WeightStorage::Quantized(Quantization::Fp8),
+            Some(QuantizedWeights::Int8) => WeightStorage::Quantized(Quantization::Int8),
+            Some(QuantizedWeights::Nf4) => WeightStorage::Quantized(Quantization::Nf4),
         },
     }
 }

@@ -56,7 +56,7 @@ pub struct Refusal {
 /// What is missing is named by so many captions or pictures.
 const EXAMPLES: usize = 3;
 
-/// Refuses an Experiment whose `captions` and pictures are not all in the store.
+/// What an Experiment is refused for, if its `captions` and pictures are not all in the store.
 ///
 /// # Errors
 /// If the store cannot be read.

@@ -130,7 +130,23 @@ fn check_driver() -> Result<(), Error> {
 }
 
 pub(super) fn load_compiler(folders: &[PathBuf]) -> Result<(), Error> {
+    load_builtins(folders);
     load_library(COMPILER, folders)
+}
+
+/// Opens what NVRTC looks for by its name alone when it compiles: where NVRTC itself is opened by its path, the system's loader
+/// would not find it. Where it is not needed, nothing happens.
+fn load_builtins(folders: &[PathBuf]) {
+    for folder in folders {
+        let there = std::fs::read_dir(folder).into_iter().flatten().flatten();
+        let is_one =
+            |name: &str| name.starts_with("libnvrtc-builtins.so.") && !name.contains(".alt");
+        for file in there.filter(|file| file.file_name().to_str().is_some_and(is_one)) {
+            if load(&file.path()) {
+                return;
+            }
+        }
+    }
 }
 
 /// Opens a library, by the system's loader or from `folders`, and leaves it open: whoever asks for it by its name later

@@ -79,7 +79,7 @@ impl Walk {
         self.levels.len() - 1
     }
 
-    /// What the network is told before step `i`, from 0.
+    /// The timestep input before step `i`, from 0.
     pub fn timestep(&self, i: usize) -> f64 {
         self.levels[i].timestep
     }
@@ -194,7 +194,7 @@ fn leading(steps: usize, gap: usize, first: usize) -> Vec<usize> {
         .collect()
 }
 
-/// Equation 5 of Karras et al. with rho 7, between the ends of the schedule; the network is told the nearest step.
+/// Equation 5 of Karras et al. with rho 7, between the ends of the schedule; the timestep input is the nearest step.
 fn karras_levels(kept: &[f64], steps: usize) -> Vec<Level> {
     const RHO: f64 = 7.0;
     let sigma = |kept: f64| ((1.0 - kept) / kept).sqrt();

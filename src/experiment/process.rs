@@ -4,15 +4,15 @@ use super::{DdpmPrediction, Error, Experiment};
 use crate::diffusion::{LossWeighting, Prediction, Process, TimestepSampling};
 
 impl Experiment {
-    /// The process `own` of the flavor with what `[model]` says otherwise; `told_guidance` is the guidance that the
-    /// flavor is told, if it is told one. Options of `[train]` and `[sample]` that mean nothing to it are refused.
+    /// The process `own` of the flavor with what `[model]` says otherwise; `embedded_guidance` is the
+    /// usual input of its guidance embedding, if it has one. Options of `[train]` and `[sample]` that mean nothing to it are refused.
     ///
     /// # Errors
     /// For the first such option.
     pub(super) fn process(
         &self,
         own: Process,
-        told_guidance: Option<f64>,
+        embedded_guidance: Option<f64>,
     ) -> Result<Process, Error> {
         let model = &self.raw.model;
         let found = match own.is_flow() {
@@ -30,11 +30,11 @@ impl Experiment {
             ("sample.true_cfg", self.raw.sample.true_cfg),
         ];
         let misplaced = told.into_iter().find(|(_, value)| value.is_some());
-        if let (Some((field, _)), None) = (misplaced, told_guidance) {
-            let why = "this option is for guidance-distilled models, which are told their guidance; leave it out";
+        if let (Some((field, _)), None) = (misplaced, embedded_guidance) {
+            let why = "this option is for guidance-distilled models, which have a guidance embedding; leave it out";
             return Err(self.wrong(
                 field,
-                format!("{why}; `{}` is told none", self.raw.model.flavor),
+                format!("{why}; `{}` has none", self.raw.model.flavor),
             ));
         }
         let prediction = match model.prediction {

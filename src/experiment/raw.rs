@@ -238,10 +238,10 @@ pub struct Sample {
     pub sampler: Option<Sampler>,
     /// Sampler steps; the default is the flavor's.
     pub steps: Option<usize>,
-    /// Guidance scale; the default is the flavor's. A model that is told its guidance (FLUX.1-dev) is told this one, at
+    /// Guidance scale; the default is the flavor's. A guidance-distilled model (FLUX.1-dev) has it in its guidance embedding, at
     /// no cost; with others it is classifier-free guidance.
     pub guidance: Option<f64>,
-    /// Scale of classifier-free guidance for a model that is told its guidance, at twice the time; the default is none.
+    /// Scale of classifier-free guidance for a guidance-distilled model, at twice the time; the default is none.
     pub true_cfg: Option<f64>,
     /// Shift of a flow's noise levels, a number or `resolution`; the default is the flavor's.
     pub shift: Option<Shift>,

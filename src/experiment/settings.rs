@@ -11,8 +11,8 @@ use crate::diffusion::{
 use crate::models::Flavor;
 use crate::recipe::spec::Dtype;
 
-/// What a model that is told its guidance is told in training: scale 1, as if there were none. A LoRA trained so is
-/// sampled at the usual scale.
+/// The guidance embedding's input in training: scale 1, as if there were none. A LoRA trained so is sampled at the usual
+/// scale.
 const TRAINING_GUIDANCE: f64 = 1.0;
 
 /// The base model and its recipe, which need no flavor to be told.
@@ -150,7 +150,7 @@ pub struct SampleSettings {
     /// Scale of classifier-free guidance; 1 is none.
     pub guidance: f64,
     /// The guidance embedding's input, where the denoiser has one.
-    pub told_guidance: Option<f64>,
+    pub embedded_guidance: Option<f64>,
     /// Shift of a flow's noise levels.
     pub shift: Shift,
     /// Where a flow's sampler stops.
@@ -250,7 +250,7 @@ impl Experiment {
     /// # Errors
     /// If an option means nothing to the flavor.
     pub fn settings(&self, flavor: &Flavor) -> Result<Settings, Error> {
-        let process = self.process(flavor.process, flavor.told_guidance)?;
+        let process = self.process(flavor.process, flavor.embedded_guidance)?;
         let adapter = &self.raw.adapter;
         Ok(Settings {
             process,
@@ -291,7 +291,8 @@ impl Experiment {
                 mode_scale: train.mode_scale,
                 shift: train.shift.unwrap_or(flavor.shift),
             },
-            guidance: (flavor.told_guidance).map(|_| train.guidance.unwrap_or(TRAINING_GUIDANCE)),
+            guidance: (flavor.embedded_guidance)
+                .map(|_| train.guidance.unwrap_or(TRAINING_GUIDANCE)),
             loss_weighting: train.loss_weighting,
             min_snr_gamma: train.min_snr_gamma,
             noise_offset: train.noise_offset,
@@ -307,7 +308,7 @@ impl Experiment {
         let sample = &self.raw.sample;
         let first = self.raw.dataset.first();
         let side = first.map_or(flavor.resolution_px, |set| set.resolution);
-        let (told_guidance, guidance) = match flavor.told_guidance {
+        let (embedded_guidance, guidance) = match flavor.embedded_guidance {
             Some(authors) => (
                 Some(sample.guidance.unwrap_or(authors)),
                 sample.true_cfg.unwrap_or(flavor.guidance),
@@ -322,7 +323,7 @@ impl Experiment {
             sampler: sample.sampler.unwrap_or(flavor.sampler),
             steps: sample.steps.unwrap_or(flavor.steps as usize),
             guidance,
-            told_guidance,
+            embedded_guidance,
             shift: sample.shift.unwrap_or(flavor.shift),
             spacing: flavor.spacing,
             size_conditioning: flavor.size_conditioning,

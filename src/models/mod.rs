@@ -23,7 +23,7 @@ use candle_core::{DType, Device, Tensor};
 pub use activations::{Activations, BlockActivations, StepShape};
 pub use layout::{Component, Components};
 use source::Files;
-pub use source::{Keep, Placement, Source};
+pub use source::{Placement, Source, WeightStorage};
 
 use crate::autograd::{Tape, Value};
 use crate::diffusion::{Process, Sampler, Shift, Spacing};
@@ -141,10 +141,10 @@ pub struct ConditioningTensors {
     pub pooled: Tensor,
     /// Rows of each sample's context before its pads, where the recipe has the denoiser mask pads.
     pub token_counts: Option<Vec<usize>>,
-    /// [batch]: the guidance scale that a distilled model is told.
+    /// [batch]: the guidance embedding's input, for distilled models.
     pub guidance: Option<Tensor>,
     /// [batch, 6]: height and width of the picture before its crop, top and left of the crop, height and width of
-    /// what came out, in px; for families that are told.
+    /// what came out, in px; for families with a size embedding.
     pub time_ids: Option<Tensor>,
 }
 
@@ -232,7 +232,7 @@ pub struct Flavor {
     pub process: Process,
     /// How its previews are sampled where nothing else is asked for.
     pub sampler: Sampler,
-    /// Whether it is told each picture's size and crop ([`ConditioningTensors::time_ids`]).
+    /// Whether it has an embedding of each picture's size and crop ([`ConditioningTensors::time_ids`]).
     pub size_conditioning: bool,
     /// The shift of a flow's noise schedule.
     pub shift: Shift,
@@ -242,8 +242,8 @@ pub struct Flavor {
     pub steps: u32,
     /// Classifier-free guidance its authors use; 1 is none.
     pub guidance: f64,
-    /// The guidance that a model which is told one ([`ConditioningTensors::guidance`]) is told by its authors.
-    pub told_guidance: Option<f64>,
+    /// The authors' input of the guidance embedding ([`ConditioningTensors::guidance`]), where the model has one.
+    pub embedded_guidance: Option<f64>,
     /// Side of the pictures it was trained for, in pixels.
     pub resolution_px: u32,
     /// ModelSpec's name.

@@ -1,4 +1,4 @@
-//! Where a network's tensors come from, and how they are kept once they are there.
+//! Where a network's tensors come from, and how its weights are stored while it is used.
 
 use std::cell::Cell;
 
@@ -6,7 +6,7 @@ use candle_core::{DType, Device, Tensor};
 
 use super::Error;
 use crate::nn::weights::Weights;
-use crate::nn::{Ahead, Frozen, Quantization};
+use crate::nn::{Frozen, Prefetch, Quantization};
 
 /// Gives the tensors of a network by their canonical names.
 pub trait Source {
@@ -25,35 +25,35 @@ pub trait Source {
     }
 }
 
-/// How the matrices of linear layers are kept.
+/// How the weight matrices of linear layers are stored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Keep {
+pub enum WeightStorage {
     /// Whole, in the type that is computed in.
     #[default]
     Whole,
-    /// In few bits; another network, near the whole one.
+    /// Quantized; another network, near the whole one.
     Quantized(Quantization),
-    /// In their files, from which each is read when it is used, or a little ahead of it: the same numbers in less memory.
+    /// Block swap: in their files, from which each is prefetched when its turn comes. The same numbers in less memory.
     InFile {
-        /// The first so many bytes of them are kept whole.
+        /// The first so many bytes of them stay in memory.
         resident_bytes: u64,
     },
 }
 
-impl Keep {
+impl WeightStorage {
     /// All in their files.
     pub const IN_FILE: Self = Self::InFile { resident_bytes: 0 };
 }
 
-/// Where and in what a network computes, and how it is kept.
+/// Where and in what type a network computes, and how its weights are stored.
 #[derive(Clone, Debug)]
 pub struct Placement {
     /// The type it computes in.
     pub dtype: DType,
     /// Where it computes.
     pub device: Device,
-    /// How its matrices are kept.
-    pub keep: Keep,
+    /// How its weight matrices are stored.
+    pub storage: WeightStorage,
 }
 
 /// In f32 on the CPU, whole.
@@ -62,21 +62,21 @@ impl Default for Placement {
         Self {
             dtype: DType::F32,
             device: Device::Cpu,
-            keep: Keep::Whole,
+            storage: WeightStorage::Whole,
         }
     }
 }
 
-/// Matrices of fewer numbers are always kept whole: nothing is saved by quantizing them.
-pub const LEAST_PACKED: usize = 1 << 12;
+/// Matrices of fewer numbers are always stored whole: nothing is saved by quantizing them.
+pub const LEAST_QUANTIZED: usize = 1 << 12;
 
 /// Tensors of files.
 pub(super) struct Files {
     weights: Weights,
-    keep: Keep,
+    storage: WeightStorage,
     /// Bytes of matrices that may still be kept whole where the others stay in their files.
     resident_bytes: Cell<u64>,
-    ahead: Ahead,
+    ahead: Prefetch,
 }
 
 impl Files {
@@ -85,12 +85,12 @@ impl Files {
         let weights = weights.clone().with_dtype(placement.dtype);
         Self {
             weights: weights.on(&placement.device),
-            keep: placement.keep,
-            resident_bytes: Cell::new(match placement.keep {
-                Keep::InFile { resident_bytes } => resident_bytes,
+            storage: placement.storage,
+            resident_bytes: Cell::new(match placement.storage {
+                WeightStorage::InFile { resident_bytes } => resident_bytes,
                 _ => 0,
             }),
-            ahead: Ahead::default(),
+            ahead: Prefetch::default(),
         }
     }
 }
@@ -101,10 +101,10 @@ impl Source for Files {
     }
 
     fn matrix(&self, shape: [usize; 2], name: &str) -> Result<Frozen, Error> {
-        match self.keep.of(shape) {
-            Keep::Whole => Ok(self.weights.get(&shape, name)?.into()),
-            Keep::InFile { .. } => {
-                let bytes = Keep::Whole.bytes(shape, self.weights.dtype()) as u64;
+        match self.storage.of(shape) {
+            WeightStorage::Whole => Ok(self.weights.get(&shape, name)?.into()),
+            WeightStorage::InFile { .. } => {
+                let bytes = WeightStorage::Whole.bytes(shape, self.weights.dtype()) as u64;
                 if let Some(left) = self.resident_bytes.get().checked_sub(bytes) {
                     self.resident_bytes.set(left);
                     return Ok(self.weights.get(&shape, name)?.into());
@@ -112,7 +112,7 @@ impl Source for Files {
                 let (weights, ahead) = (&self.weights, &self.ahead);
                 Ok(Frozen::in_file(weights, shape, name, ahead))
             }
-            Keep::Quantized(quantization) => {
+            WeightStorage::Quantized(quantization) => {
                 let stored = self.weights.clone().with_dtype(DType::F32).on(&Device::Cpu);
                 let (dtype, device) = (self.weights.dtype(), self.weights.device());
                 Frozen::quantized(quantization, &stored.get(&shape, name)?, dtype, device).map_err(
@@ -126,10 +126,10 @@ impl Source for Files {
     }
 }
 
-impl Keep {
+impl WeightStorage {
     /// How a matrix of this shape is kept.
     fn of(self, shape: [usize; 2]) -> Self {
-        let small = shape.iter().product::<usize>() < LEAST_PACKED;
+        let small = shape.iter().product::<usize>() < LEAST_QUANTIZED;
         match self {
             Self::Quantized(quantization) if small || !quantization.fits(shape) => Self::Whole,
             Self::InFile { .. } if small => Self::Whole,

@@ -26,7 +26,7 @@ pub mod weights;
 pub use activation::{Activation, gelu_erf, gelu_tanh, quick_gelu, silu};
 pub use attention::{AttentionMask, attention};
 pub use conv::{Conv2dOptions, Padding, conv2d};
-pub use frozen::{Ahead, DEPTH as AHEAD, Frozen, Quantization};
+pub use frozen::{DEPTH as PREFETCHED, Frozen, Prefetch, Quantization};
 pub use group_norm::{group_norm, group_norm_silu};
 pub use linear::{linear, linear_onto};
 pub use loss::squared_error;
@@ -66,7 +66,19 @@ pub fn cudnn_attention(
     }
 }
 
-/// Whether they do.
+/// Whether a GPU's attention is computed by cuDNN.
+pub fn has_cudnn_attention(device: &candle_core::Device) -> bool {
+    #[cfg(feature = "cuda")]
+    let found = cuda::attends_by_cudnn(device);
+    #[cfg(not(feature = "cuda"))]
+    let found = {
+        let _ = device;
+        false
+    };
+    found
+}
+
+/// Whether own kernels serve a device.
 pub fn has_own_kernels(device: &candle_core::Device) -> bool {
     #[cfg(feature = "cuda")]
     let found = cuda::serve(device);

@@ -27,13 +27,13 @@ pub struct SampleOptions {
     pub steps: usize,
     /// Scale of classifier-free guidance; 1 is none.
     pub guidance: f64,
-    /// The guidance that the denoiser is told, where it is told one.
-    pub told_guidance: Option<f64>,
+    /// The guidance embedding's input, where the denoiser has one.
+    pub embedded_guidance: Option<f64>,
     /// Shift of a flow's noise levels.
     pub shift: f64,
     /// Where a flow's sampler stops.
     pub spacing: Spacing,
-    /// Whether the denoiser is told the picture's size.
+    /// Whether the denoiser has an embedding of the picture's size.
     pub size_conditioning: bool,
     /// What the noise derives from.
     pub seed: u64,
@@ -93,7 +93,7 @@ pub fn sample_from(
         denoiser,
         adapters,
         time_ids: options.size_conditioning.then(|| whole_picture(options)),
-        guidance: options.told_guidance,
+        guidance: options.embedded_guidance,
     };
     let mut walk = Walk::new(
         options.sampler,

@@ -21,7 +21,7 @@ pub fn options(settings: &SampleSettings, base: &BaseModel) -> SampleOptions {
         sampler: settings.sampler,
         steps: settings.steps,
         guidance: settings.guidance,
-        told_guidance: settings.told_guidance,
+        embedded_guidance: settings.embedded_guidance,
         spacing: settings.spacing,
         shift: (settings.shift).at(height as usize / factor, width as usize / factor),
         size_conditioning: settings.size_conditioning,

@@ -1,5 +1,5 @@
 //! What a micro-batch feeds the denoiser. [`draw`] gives latents from the stored posterior, noise and a noise level; [`condition`]
-//! gives what the denoiser is told of the caption; [`parts`] puts the two together, whatever conditioning they are given. Every
+//! gives the caption's conditioning; [`parts`] puts the two together, whatever conditioning they are given. Every
 //! draw is keyed by (seed, stream, micro-batch, place in it).
 //!
 //! Samples of one micro-batch may have contexts of different lengths (a recipe without a fixed T5 length); those
@@ -34,10 +34,10 @@ pub struct DrawOptions {
     pub min_snr_gamma: Option<f64>,
     /// The standard deviation by which the noise of each channel is moved.
     pub noise_offset: f64,
-    /// Whether the denoiser is told each picture's size and crop.
+    /// Whether the denoiser has an embedding of each picture's size and crop.
     pub size_conditioning: bool,
-    /// The guidance that the denoiser is told, where it is told one.
-    pub told_guidance: Option<f64>,
+    /// The guidance embedding's input, where the denoiser has one.
+    pub embedded_guidance: Option<f64>,
     /// Probability with which a caption is dropped.
     pub caption_dropout: f64,
 }
@@ -54,11 +54,11 @@ pub struct Part {
     pub target: Tensor,
     /// [batch], in [0, 1]: the noise's factor in the mixture.
     pub sigmas: Tensor,
-    /// [batch]: what the denoiser is told.
+    /// [batch]: the denoiser's timestep input.
     pub timesteps: Tensor,
     /// [batch]: how much each sample counts.
     pub weights: Tensor,
-    /// Context, pooled, and what else the denoiser is told.
+    /// Context, pooled, and the inputs of other embeddings.
     pub conditioning: ConditioningTensors,
     /// The share of the micro-batch that this part is.
     pub share: f64,
@@ -165,7 +165,7 @@ pub fn draw(
     })
 }
 
-/// What the denoiser is told of one of a picture's captions, which may be dropped.
+/// The conditioning of one of a picture's captions, which may be dropped.
 ///
 /// # Errors
 /// If an entry is missing or damaged, or shapes do not fit.
@@ -243,7 +243,7 @@ fn part(samples: &[(Drawn, Conditioning)], of: f64, options: &DrawOptions) -> Re
     let levels: Vec<Level> = drawn().map(|s| s.level).collect();
     let captions: Vec<&Conditioning> = samples.iter().map(|(_, told)| told).collect();
     let mut conditioning = batch(&captions)?;
-    if let Some(guidance) = options.told_guidance {
+    if let Some(guidance) = options.embedded_guidance {
         conditioning.guidance = Some(numbers(&|_| guidance)?);
     }
     if options.size_conditioning {

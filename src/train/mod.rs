@@ -100,7 +100,7 @@ pub fn run(
     let plan = plan(&settings, &base, &set, options)?;
     monitor.note(&format!("memory: {plan}"));
     let placement = Placement {
-        keep: plan.keep,
+        storage: plan.storage,
         ..options.placement.clone()
     };
     let denoiser_digest = base.denoiser_digest(memo)?;
@@ -163,7 +163,7 @@ fn plan(
         latents: set.largest_latents(),
         context: set.longest_context()?,
         dtype: options.placement.dtype,
-        keep: options.placement.keep,
+        storage: options.placement.storage,
         machine: Machine::of(&options.placement.device),
         own_kernels: nn::has_own_kernels(&options.placement.device),
         checkpointing: settings.train.gradient_checkpointing,

@@ -10,7 +10,7 @@ use candle_core::{DType, Device};
 use serde::Serialize;
 
 use crate::lora::{LinearShape, Recompute};
-use crate::models::{self, Activations, Components, Family, Keep, StepShape};
+use crate::models::{self, Activations, Components, Family, StepShape, WeightStorage};
 use crate::nn;
 use crate::recipe::Recipe;
 
@@ -37,7 +37,7 @@ pub struct MemoryRequest<'a> {
     /// The type it computes in.
     pub dtype: DType,
     /// How the denoiser's weights are stored: whole, quantized, or in their files.
-    pub keep: Keep,
+    pub storage: WeightStorage,
     /// What it computes on.
     pub machine: Machine,
     /// Whether it computes by our own CUDA kernels, which store no attention scores.
@@ -92,7 +92,7 @@ impl PeakMemory {
 #[derive(Clone, Debug)]
 pub struct MemoryPlan {
     /// How the denoiser's weights are stored.
-    pub keep: Keep,
+    pub storage: WeightStorage,
     /// The blocks with gradient checkpointing.
     pub recompute: Recompute,
     /// Whether the inputs of these blocks are offloaded to the CPU's memory.
@@ -118,7 +118,7 @@ pub enum Error {
         /// What helps.
         advice: String,
     },
-    /// The denoiser cannot be told.
+    /// The denoiser's architecture cannot be read.
     #[error(transparent)]
     Model(#[from] models::Error),
 }
@@ -129,14 +129,16 @@ pub enum Error {
 /// If it cannot fit, with what would help; or if the denoiser's headers cannot be read.
 pub fn make(wanted: &MemoryRequest<'_>, available: u64) -> Result<MemoryPlan, Error> {
     let counts = Counts::of(wanted)?;
-    let keeps = match wanted.keep {
-        Keep::Whole => vec![Keep::Whole, Keep::IN_FILE],
+    let ways = match wanted.storage {
+        WeightStorage::Whole => vec![WeightStorage::Whole, WeightStorage::IN_FILE],
         other => vec![other],
     };
     let mut least = None;
-    for keep in keeps {
-        match counts.fit(wanted, keep, available) {
-            Ok(plan) if keep != wanted.keep => return Ok(counts.fill(wanted, plan, available)),
+    for storage in ways {
+        match counts.fit(wanted, storage, available) {
+            Ok(plan) if storage != wanted.storage => {
+                return Ok(counts.fill(wanted, plan, available));
+            }
             Ok(plan) => return Ok(plan),
             Err(bytes) => least = Some(bytes),
         }
@@ -200,7 +202,7 @@ impl Counts {
     fn fit(
         &self,
         wanted: &MemoryRequest<'_>,
-        keep: Keep,
+        storage: WeightStorage,
         available: u64,
     ) -> Result<MemoryPlan, PeakMemory> {
         let all = self.activations.blocks.len();
@@ -218,15 +220,15 @@ impl Counts {
             choices.extend(offloaded.map(|stored| (true, all, stored)));
         }
         // To read a weight from its file costs more than to compute a block again: what activations leave free is for weights.
-        if matches!(keep, Keep::InFile { .. }) {
+        if matches!(storage, WeightStorage::InFile { .. }) {
             choices.reverse();
         }
         let mut least: Option<PeakMemory> = None;
         for (offload, checkpointed, stored) in choices {
-            let bytes = self.bytes(wanted, keep, stored);
+            let bytes = self.bytes(wanted, storage, stored);
             if bytes.total() <= available {
                 return Ok(MemoryPlan {
-                    keep,
+                    storage,
                     recompute: match checkpointed {
                         0 => Recompute::Never,
                         some if some == all => Recompute::EveryBlock,
@@ -244,34 +246,36 @@ impl Counts {
 
     /// Keeps as many weight matrices in memory as fit, where the others are read from their files.
     fn fill(&self, wanted: &MemoryRequest<'_>, mut plan: MemoryPlan, available: u64) -> MemoryPlan {
-        let in_files = self.weights(wanted.dtype, Keep::Whole) - plan.bytes.weights;
+        let in_files = self.weights(wanted.dtype, WeightStorage::Whole) - plan.bytes.weights;
         let resident_bytes = in_files.min(available.saturating_sub(plan.bytes.total()));
-        plan.keep = Keep::InFile { resident_bytes };
+        plan.storage = WeightStorage::InFile { resident_bytes };
         plan.bytes.weights += resident_bytes;
         plan
     }
 
-    fn weights(&self, dtype: DType, keep: Keep) -> u64 {
+    fn weights(&self, dtype: DType, storage: WeightStorage) -> u64 {
         let one = |shape: &Vec<usize>| match shape[..] {
-            [outputs, inputs] => keep.bytes([outputs, inputs], dtype),
+            [outputs, inputs] => storage.bytes([outputs, inputs], dtype),
             _ => shape.iter().product::<usize>() * dtype.size_in_bytes(),
         };
         self.tensors.iter().map(one).sum::<usize>() as u64
     }
 
     /// With so many numbers stored by the forward pass.
-    fn bytes(&self, wanted: &MemoryRequest<'_>, keep: Keep, stored: u64) -> PeakMemory {
+    fn bytes(&self, wanted: &MemoryRequest<'_>, storage: WeightStorage, stored: u64) -> PeakMemory {
         let dtype = wanted.dtype;
         let size = dtype.size_in_bytes() as u64;
         let whole = |shape: &[usize]| shape.iter().product::<usize>() * dtype.size_in_bytes();
         // A matrix that is stored quantized is dequantized, by way of f32, whenever it is used.
         let matrices = self.tensors.iter().filter(|shape| shape.len() == 2);
         let largest = matrices.map(|shape| whole(shape)).max().unwrap_or(0) as u64;
-        let dequantized = match keep {
-            Keep::Whole => 0,
-            Keep::Quantized(_) => largest + largest / size * 8,
+        let dequantized = match storage {
+            WeightStorage::Whole => 0,
+            WeightStorage::Quantized(_) => largest + largest / size * 8,
             // And those that are read ahead of it.
-            Keep::InFile { .. } => (1 + nn::AHEAD as u64) * largest + largest / size * 8,
+            WeightStorage::InFile { .. } => {
+                (1 + nn::PREFETCHED as u64) * largest + largest / size * 8
+            }
         };
         // Numbers, gradient and two moments in f32; what the network sees of them and gives back in its own type.
         let adapters = self.adapters * (4 * 4 + 2 * size);
@@ -279,7 +283,7 @@ impl Counts {
         let kernels = wanted.machine == Machine::Cpu && dtype == DType::F32;
         let temporary = self.activations.passing * if kernels { 8 } else { 16 };
         PeakMemory {
-            weights: self.weights(dtype, keep),
+            weights: self.weights(dtype, storage),
             adapters,
             activations: stored * size,
             temporary: temporary + dequantized,
@@ -306,7 +310,7 @@ fn advice(wanted: &MemoryRequest<'_>, bytes: &PeakMemory) -> String {
         }
         list.push("lower the data sets' `resolution`".to_owned());
     }
-    if !matches!(wanted.keep, Keep::Quantized(_)) {
+    if !matches!(wanted.storage, WeightStorage::Quantized(_)) {
         list.push("set `[model] weights = \"nf4\"` (or `fp8`)".to_owned());
     }
     list.push(match wanted.machine {
@@ -346,12 +350,12 @@ impl std::fmt::Display for MemoryPlan {
         if self.offload {
             write!(f, ", their inputs offloaded to the CPU")?;
         }
-        match self.keep {
-            Keep::InFile { resident_bytes: 0 } => write!(
+        match self.storage {
+            WeightStorage::InFile { resident_bytes: 0 } => write!(
                 f,
                 "; block swap: every weight matrix of the base model is read from its file when it is used"
             ),
-            Keep::InFile { resident_bytes } => write!(
+            WeightStorage::InFile { resident_bytes } => write!(
                 f,
                 "; block swap: {} of the base model stay, every other weight matrix is read from its file when it is used",
                 gb(resident_bytes)

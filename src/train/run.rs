@@ -16,7 +16,7 @@ use crate::base_model::BaseModel;
 use crate::digest::{Digest, Fingerprint};
 use crate::experiment::{AdapterSettings, Experiment, LrDecay, Settings, TrainSettings};
 use crate::lora::{self, AdapterSet, LinearShape};
-use crate::models::{Denoiser, Keep};
+use crate::models::{Denoiser, WeightStorage};
 use crate::monitor::Monitor;
 use crate::nn;
 use crate::optim::{AdamW, AdamWOptions, Decay, LrSchedule, clip_gradient_norm};
@@ -47,14 +47,17 @@ pub(super) struct Run<'a> {
 }
 
 /// What decides how numbers are rounded, in words.
-fn computed(denoiser: &dyn Denoiser, keep: Keep) -> String {
+fn computed(denoiser: &dyn Denoiser, storage: WeightStorage) -> String {
     let device = match denoiser.device() {
         Device::Cpu => "on a CPU",
+        device if nn::has_cudnn_attention(device) => "on a GPU by own kernels and cuDNN",
         device if nn::has_own_kernels(device) => "on a GPU by own kernels",
         _ => "on a GPU",
     };
-    let quantized = match keep {
-        Keep::Quantized(quantization) => format!(", weights in {quantization:?}").to_lowercase(),
+    let quantized = match storage {
+        WeightStorage::Quantized(quantization) => {
+            format!(", weights in {quantization:?}").to_lowercase()
+        }
         _ => String::new(),
     };
     format!("{device} in {}{quantized}", denoiser.dtype().as_str())
@@ -82,7 +85,7 @@ impl<'a> Run<'a> {
             denoiser: denoiser_digest,
             manifest: set.manifest(),
             layout: Fingerprint::of(&layout)?,
-            computed: computed(denoiser, plan.keep),
+            computed: computed(denoiser, plan.storage),
         };
         let output = experiment.output_path();
         let adamw = AdamWOptions {
@@ -413,7 +416,7 @@ fn draw_options(settings: &Settings, base: &BaseModel) -> DrawOptions {
         min_snr_gamma: train.min_snr_gamma,
         noise_offset: train.noise_offset,
         size_conditioning: base.flavor.size_conditioning,
-        told_guidance: train.guidance,
+        embedded_guidance: train.guidance,
         caption_dropout: train.caption_dropout,
     }
 }

@@ -194,7 +194,7 @@ fn a_model_without_mask_refuses_one() {
 }
 
 #[test]
-fn schnell_is_trained_with_a_caution_and_told_no_guidance() {
+fn schnell_is_trained_with_a_caution_and_without_guidance() {
     let world = world("schnell");
     world.run(&["encode", "exp.toml"]).expect(0);
     world
@@ -210,7 +210,7 @@ fn schnell_is_trained_with_a_caution_and_told_no_guidance() {
         .run(&["train", "exp.toml"])
         .expect(2)
         .says("train.guidance")
-        .says("`schnell` is told none");
+        .says("`schnell` has none");
     world.edit("flavor = \"schnell\"", "flavor = \"dev\"");
     world
         .run(&["train", "exp.toml"])

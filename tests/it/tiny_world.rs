@@ -187,7 +187,7 @@ fn conditioning_latents_prediction_and_samples_are_those_of_diffusers() {
         guidance: 3.5,
         shift,
         size_conditioning: false,
-        told_guidance: None,
+        embedded_guidance: None,
         spacing: Spacing::Trained,
         seed: 0,
         number: 0,

@@ -70,7 +70,7 @@ pub struct Train {
     /// The shift of a flow's noise levels, a number or `resolution`; the default is the flavor's. With `logit_normal`,
     /// `resolution` is what others call `flux_shift`, and 1 what they call `sigmoid`.
     pub shift: Option<Shift>,
-    /// What a model that is told its guidance (FLUX.1-dev) is told in training; the default is 1.
+    /// The guidance embedding's input in training, for guidance-distilled models (FLUX.1-dev); the default is 1.
     pub guidance: Option<f64>,
     /// How much each noise level counts.
     #[serde(default = "no_weighting")]

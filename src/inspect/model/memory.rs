@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::models::{Components, Family, Flavor, Keep};
+use crate::models::{Components, Family, Flavor, WeightStorage};
 use crate::recipe::Recipe;
 use crate::train::plan::{self, Machine, MemoryRequest, PeakMemory};
 
@@ -101,7 +101,7 @@ pub(super) fn train(
                 latents: (side, side),
                 context: plan::context_tokens(recipe),
                 dtype,
-                keep: Keep::Whole,
+                storage: WeightStorage::Whole,
                 machine,
                 own_kernels: false,
                 checkpointing: Some(checkpointing),

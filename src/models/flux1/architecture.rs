@@ -38,7 +38,7 @@ pub(super) struct Architecture {
     pub(super) context_width: usize,
     /// Width of the pooled vector.
     pub(super) pooled_width: usize,
-    /// Whether the network is told a guidance scale (dev).
+    /// Whether the network has a guidance embedding (dev).
     pub(super) guidance: bool,
     /// Channels of a head that turn with a token's first id (0 in text to picture), row and column.
     pub(super) axes: [usize; 3],
@@ -216,9 +216,9 @@ impl Architecture {
         self.token_channels / (PATCH * PATCH)
     }
 
-    /// Whether this can be that released model: only dev is told its guidance.
+    /// Whether this can be that released model: only dev has a guidance embedding.
     pub(super) fn could_be(&self, flavor: &Flavor) -> bool {
-        self.guidance == flavor.told_guidance.is_some()
+        self.guidance == flavor.embedded_guidance.is_some()
     }
 
     /// Every linear, in the order of the network. All reach its output: the last double block's context goes on into

@@ -18,7 +18,7 @@ use crate::models::transformer::{
 use crate::models::{ConditioningTensors, Denoiser, Error, Source};
 use crate::nn::AttentionMask;
 
-/// The network is told a guidance scale as it is told a time: in thousandths.
+/// The guidance scale is embedded as a timestep is: in thousandths.
 const GUIDANCE_UNIT: f64 = 1000.0;
 
 /// A FLUX.1 transformer with frozen weights.
@@ -120,10 +120,14 @@ impl Flux {
         }
         match (&self.guidance, guidance) {
             (Some(_), None) => {
-                bail!("denoiser input `guidance`: this model is told its guidance, found none")
+                bail!(
+                    "denoiser input `guidance`: this model has a guidance embedding, found no input"
+                )
             }
             (None, Some(_)) => {
-                bail!("denoiser input `guidance`: this model is not told a guidance, found one")
+                bail!(
+                    "denoiser input `guidance`: this model has no guidance embedding, found an input"
+                )
             }
             _ => Ok(()),
         }

@@ -5,8 +5,8 @@
 //! - `names`: diffusers' and the authors' naming of its weights
 //! - `embed`, `block`, `flux`: the network
 //!
-//! dev is distilled from guidance: it is told a guidance scale and needs one pass a step. schnell is distilled from
-//! many steps to a few, and is told none.
+//! dev is distilled from guidance: it has a guidance embedding and needs one pass a step. schnell is distilled from
+//! many steps to a few, and has none.
 
 mod activations;
 mod architecture;
@@ -46,7 +46,7 @@ const FLAVORS: &[Flavor] = &[
         spacing: Spacing::Even,
         steps: 50,
         guidance: 1.0,
-        told_guidance: Some(3.5),
+        embedded_guidance: Some(3.5),
         resolution_px: 1024,
         architecture: "flux-1-dev",
         base_version: "flux1",
@@ -61,7 +61,7 @@ const FLAVORS: &[Flavor] = &[
         spacing: Spacing::Even,
         steps: 4,
         guidance: 1.0,
-        told_guidance: None,
+        embedded_guidance: None,
         resolution_px: 1024,
         architecture: "flux-1-schnell",
         base_version: "flux1",

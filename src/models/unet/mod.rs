@@ -5,7 +5,7 @@
 //! - `names`: diffusers' and the original code's naming of its weights
 //! - `layers`, `network`: the network
 //!
-//! SDXL is told the pooled vector of its second encoder and the picture's size and crop beside the timestep; SD1 is not.
+//! SDXL embeds the pooled vector of its second encoder and the picture's size and crop beside the timestep; SD1 does not.
 
 mod activations;
 mod architecture;
@@ -37,8 +37,8 @@ pub struct UNetFamily {
     scaling: LatentScaling,
     /// What shapes do not tell.
     unshaped: Unshaped,
-    /// Whether it is told the pooled vector and sizes.
-    told_sizes: bool,
+    /// Whether it has an embedding of the pooled vector and sizes.
+    size_embedding: bool,
     naming: fn() -> Naming,
     layout: Layout,
 }
@@ -56,7 +56,7 @@ pub const SDXL: UNetFamily = UNetFamily {
         spacing: Spacing::Trained,
         steps: 50,
         guidance: 5.0,
-        told_guidance: None,
+        embedded_guidance: None,
         resolution_px: 1024,
         architecture: "stable-diffusion-xl-v1-base",
         base_version: "sdxl_base_v1-0",
@@ -86,7 +86,7 @@ pub const SDXL: UNetFamily = UNetFamily {
         groups: 32,
         size_channels: 256,
     },
-    told_sizes: true,
+    size_embedding: true,
     naming: lora_names::sdxl,
     layout: Layout {
         family: "sdxl",
@@ -114,7 +114,7 @@ pub const SD1: UNetFamily = UNetFamily {
         spacing: Spacing::Trained,
         steps: 50,
         guidance: 7.5,
-        told_guidance: None,
+        embedded_guidance: None,
         resolution_px: 512,
         architecture: "stable-diffusion-v1",
         base_version: "sd_v1",
@@ -146,7 +146,7 @@ pub const SD1: UNetFamily = UNetFamily {
         groups: 32,
         size_channels: 256,
     },
-    told_sizes: false,
+    size_embedding: false,
     naming: lora_names::sd1,
     layout: Layout {
         family: "sd1",
@@ -198,14 +198,16 @@ impl UNetFamily {
     fn unchecked(&self, components: &Components) -> Result<Named, Error> {
         let component = components.get(DENOISER)?;
         let named = Named::unchecked(component, self.unshaped, self.name())?;
-        if named.architecture.addition.is_some() == self.told_sizes {
+        if named.architecture.addition.is_some() == self.size_embedding {
             return Ok(named);
         }
         Err(self.not_this(
             components,
-            match self.told_sizes {
-                true => "its UNet is not told pooled vectors and sizes, so it is not an SDXL",
-                false => "its UNet is told pooled vectors and sizes, as SDXL is",
+            match self.size_embedding {
+                true => {
+                    "its UNet has no embedding of pooled vectors and sizes, so it is not an SDXL"
+                }
+                false => "its UNet has an embedding of pooled vectors and sizes, as SDXL has",
             },
         ))
     }

@@ -159,7 +159,9 @@ impl UNet {
         let told = match (own.addition, &conditioning.time_ids) {
             (Some(added), Some(ids)) => Some((added.pooled_width, ids)),
             (Some(_), None) => {
-                bail!("denoiser input `time_ids`: this network is told sizes, found none")
+                bail!(
+                    "denoiser input `time_ids`: this network has a size embedding, found no input"
+                )
             }
             (None, _) => None,
         };

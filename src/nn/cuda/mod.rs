@@ -75,6 +75,11 @@ pub(crate) fn attend_by_cudnn(device: &Device, folders: &[PathBuf]) -> Result<()
     Ok(())
 }
 
+/// Whether it is.
+pub(super) fn attends_by_cudnn(device: &Device) -> bool {
+    on(device).is_some_and(|kernels| kernels.cudnn())
+}
+
 /// The kernels that serve `tensor`, if any do.
 pub(crate) fn serving(tensor: &Tensor) -> Option<Kernels> {
     #[cfg(test)]

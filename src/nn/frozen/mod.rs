@@ -5,28 +5,28 @@
 //! A quantized matrix is bytes, each of which names one or two numbers in a table, and a scale for each group of numbers. So
 //! dequantizing is a lookup and a product, whatever the format; see [`Quantization`] for the three there are.
 
-mod ahead;
+mod prefetch;
 
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Result, Tensor, bail};
 use rayon::prelude::*;
 
-pub use ahead::{Ahead, DEPTH};
+pub use prefetch::{DEPTH, Prefetch};
 
-use self::ahead::InFile;
+use self::prefetch::InFile;
 use super::cpu::{self, by_kernel};
 use super::weights::{self, Weights};
 
 /// A matrix `[outputs, inputs]` that never changes. Cheap to clone.
 #[derive(Clone)]
-pub struct Frozen(Kept);
+pub struct Frozen(Stored);
 
 #[derive(Clone)]
-enum Kept {
+enum Stored {
     Dense(Tensor),
     Quantized(Arc<Quantized>),
-    InFile(Ahead, usize),
+    InFile(Prefetch, usize),
 }
 
 /// How a matrix is quantized.
@@ -54,7 +54,7 @@ struct Quantized {
 
 impl From<Tensor> for Frozen {
     fn from(whole: Tensor) -> Self {
-        Self(Kept::Dense(whole))
+        Self(Stored::Dense(whole))
     }
 }
 
@@ -66,13 +66,13 @@ impl From<&Tensor> for Frozen {
 
 impl Frozen {
     /// The matrix `name` of `weights`, read anew whenever it is used, or ahead of it by the network's reader.
-    pub fn in_file(weights: &Weights, shape: [usize; 2], name: &str, ahead: &Ahead) -> Self {
+    pub fn in_file(weights: &Weights, shape: [usize; 2], name: &str, ahead: &Prefetch) -> Self {
         let number = ahead.add(InFile {
             weights: weights.clone(),
             name: name.to_owned(),
             shape,
         });
-        Self(Kept::InFile(ahead.clone(), number))
+        Self(Stored::InFile(ahead.clone(), number))
     }
 
     /// `matrix` quantized, to be computed with in `dtype` on `device`.
@@ -97,7 +97,7 @@ impl Frozen {
         let (bytes, groups) = (codes.len(), scales.len());
         let table = quantization.table();
         let names = table.len() / 256;
-        Ok(Self(Kept::Quantized(Arc::new(Quantized {
+        Ok(Self(Stored::Quantized(Arc::new(Quantized {
             codes: Tensor::from_vec(codes, bytes, device)?,
             table: Tensor::from_vec(table, (256, names), device)?,
             scales: Tensor::from_vec(scales, (groups, 1), device)?,
@@ -113,9 +113,9 @@ impl Frozen {
     /// If it was made of a tensor that is no matrix.
     pub fn dims2(&self) -> Result<(usize, usize)> {
         match &self.0 {
-            Kept::Dense(whole) => whole.dims2(),
-            Kept::Quantized(quantized) => Ok(quantized.shape.into()),
-            Kept::InFile(ahead, number) => Ok(ahead.shape(*number).into()),
+            Stored::Dense(whole) => whole.dims2(),
+            Stored::Quantized(quantized) => Ok(quantized.shape.into()),
+            Stored::InFile(ahead, number) => Ok(ahead.shape(*number).into()),
         }
     }
 
@@ -126,9 +126,9 @@ impl Frozen {
     /// If its file cannot be read any more, and those of the backend.
     pub fn dense(&self) -> Result<Tensor> {
         match &self.0 {
-            Kept::Dense(whole) => Ok(whole.clone()),
-            Kept::Quantized(quantized) => quantized.dense(),
-            Kept::InFile(ahead, number) => ahead.get(*number),
+            Stored::Dense(whole) => Ok(whole.clone()),
+            Stored::Quantized(quantized) => quantized.dense(),
+            Stored::InFile(ahead, number) => ahead.get(*number),
         }
     }
 }
@@ -343,7 +343,7 @@ mod tests {
             };
             let off = f64::from(spread((&dense - &whole).unwrap()) / spread(whole.clone())).sqrt();
             assert!(off < limit && off > limit / 10.0, "{quantization:?}: {off}");
-            let Kept::Quantized(parts) = &kept.0 else {
+            let Stored::Quantized(parts) = &kept.0 else {
                 panic!("{quantization:?} is not quantized")
             };
             let bytes = |t: &Tensor| t.elem_count() * t.dtype().size_in_bytes();

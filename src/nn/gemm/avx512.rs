@@ -32,7 +32,7 @@ const ROW: usize = INNER + LANES;
 /// The most columns of the right factor packed at a time: with `INNER` rows, the L2 cache of a core.
 const COLUMNS: usize = 640;
 /// Rows of the packed right factor that are asked for before they are needed.
-const AHEAD: usize = 8;
+const PREFETCHED: usize = 8;
 /// Steps before a tile is done at which its elements are asked for; earlier, they would be gone again.
 const LATE: usize = 32;
 /// Columns and rows below which a product is not divided further among threads.
@@ -453,7 +453,7 @@ unsafe fn add_products<const R: usize>(sums: &mut [[__m512; 2]; R], t: &Tile, in
         // SAFETY: the caller's promise; a prefetch may be given any address.
         unsafe {
             let b = [_mm512_load_ps(right), _mm512_load_ps(right.add(LANES))];
-            let ahead = right.wrapping_add(AHEAD * TILE_COLUMNS);
+            let ahead = right.wrapping_add(PREFETCHED * TILE_COLUMNS);
             _mm_prefetch(ahead.cast(), _MM_HINT_T0);
             _mm_prefetch(ahead.wrapping_add(LANES).cast(), _MM_HINT_T0);
             for (row, sum) in sums.iter_mut().enumerate() {

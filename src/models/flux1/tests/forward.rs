@@ -126,12 +126,12 @@ fn inputs_that_do_not_fit_get_one_clear_line() {
     check(
         "dev",
         &|inputs| inputs.conditioning.guidance = None,
-        "denoiser input `guidance`: this model is told its guidance, found none",
+        "denoiser input `guidance`: this model has a guidance embedding, found no input",
     );
     check(
         "schnell",
         &|inputs| inputs.conditioning.guidance = Some(zeros(&[2])),
-        "denoiser input `guidance`: this model is not told a guidance, found one",
+        "denoiser input `guidance`: this model has no guidance embedding, found an input",
     );
     check(
         "schnell",

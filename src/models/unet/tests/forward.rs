@@ -62,7 +62,7 @@ fn inputs_that_do_not_fit_get_one_clear_line() {
     inputs.conditioning.time_ids = None;
     assert_eq!(
         inputs.refused_by(&*model),
-        "denoiser input `time_ids`: this network is told sizes, found none"
+        "denoiser input `time_ids`: this network has a size embedding, found no input"
     );
     let mut inputs = golden.inputs(0);
     inputs.conditioning.context = inputs.conditioning.context.narrow(2, 0, 19).unwrap();

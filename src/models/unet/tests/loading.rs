@@ -38,7 +38,7 @@ fn a_family_is_told_from_the_architecture() {
     }
     let folder = golden("sd1").folder();
     let wrong = testing::load(&SDXL, folder.path());
-    expect![".: not a model of family `sdxl`: its UNet is not told pooled vectors and sizes, so it is not an SDXL"]
+    expect![".: not a model of family `sdxl`: its UNet has no embedding of pooled vectors and sizes, so it is not an SDXL"]
         .assert_eq(&message(wrong.map(|_| ()), folder.path()));
 }
 

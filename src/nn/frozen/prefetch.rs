@@ -1,8 +1,8 @@
-//! Matrices of files, read before they are asked for.
+//! Block swap: weight matrices that stay in their file, prefetched by a thread while the one before is computed with.
 //!
-//! A training step asks for a network's matrices in the same order every time, forward and back. So after any two requests,
-//! what came next the last time is the likely next one, and a thread reads it while the present one is computed with.
-//! A wrong guess costs a read, never a number.
+//! Every training step uses a network's matrices in the same order, forward and backward. So the matrix that followed the last
+//! two requests in the step before is the one to prefetch. Where that guess is wrong (the first step, a validation in between), the
+//! matrix is read when it is asked for: slower, with the same result.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -14,7 +14,7 @@ use candle_core::{Error, Result, Tensor};
 use crate::nn::cuda;
 use crate::nn::weights::Weights;
 
-/// Matrices that are read ahead, at most.
+/// Matrices that are prefetched at a time: the next one while one is copied to the GPU. More would only take memory.
 pub const DEPTH: usize = 2;
 
 /// A matrix of a file.
@@ -30,28 +30,28 @@ impl InFile {
         read.map_err(|error| Error::Msg(error.to_string()))
     }
 
-    /// Read on the reader's thread, which may have a way of its own to the device.
-    fn read_ahead(&self, way: &mut Way) -> Result<Coming> {
+    /// Read on the reader's thread, which may have a transfer stream of its own to the device.
+    fn read_ahead(&self, transfer: &mut Transfer) -> Result<Prefetched> {
         #[cfg(feature = "cuda")]
-        if let Some(uploads) = way.to(self.weights.device())? {
+        if let Some(uploads) = transfer.to(self.weights.device())? {
             let weights = self.weights.clone().on(&candle_core::Device::Cpu);
             let read = weights.get(&self.shape, &self.name);
             let read = read.map_err(|error| Error::Msg(error.to_string()))?;
-            return Ok(Coming::Copied(uploads.begin(&read)?));
+            return Ok(Prefetched::Copied(uploads.begin(&read)?));
         }
-        let _ = way;
-        Ok(Coming::Here(self.read()?))
+        let _ = transfer;
+        Ok(Prefetched::Here(self.read()?))
     }
 }
 
-/// A matrix that was read ahead.
-enum Coming {
+/// A matrix that was prefetched: on its device, or on its way there.
+enum Prefetched {
     Here(Tensor),
     #[cfg(feature = "cuda")]
     Copied(cuda::upload::Coming),
 }
 
-impl Coming {
+impl Prefetched {
     fn here(self) -> Result<Tensor> {
         match self {
             Self::Here(tensor) => Ok(tensor),
@@ -61,15 +61,15 @@ impl Coming {
     }
 }
 
-/// How the reader's thread brings matrices to their device.
+/// How the prefetching thread brings matrices to their device.
 #[derive(Default)]
-struct Way {
+struct Transfer {
     /// Looked for at the first matrix; None inside where there is none.
     #[cfg(feature = "cuda")]
     uploads: Option<Option<cuda::upload::Uploads>>,
 }
 
-impl Way {
+impl Transfer {
     #[cfg(feature = "cuda")]
     fn to(&mut self, device: &candle_core::Device) -> Result<Option<&mut cuda::upload::Uploads>> {
         if self.uploads.is_none() {
@@ -81,7 +81,7 @@ impl Way {
 
 /// Reads the matrices of one network. Cheap to clone; its thread ends with the last clone.
 #[derive(Clone, Default)]
-pub struct Ahead(Arc<Handle>);
+pub struct Prefetch(Arc<Handle>);
 
 #[derive(Default)]
 struct Handle {
@@ -95,24 +95,24 @@ struct Shared {
     changed: Condvar,
 }
 
-/// A matrix's number.
+/// A matrix, by its place in `State::matrices`.
 type Number = usize;
 
 #[derive(Default)]
 struct State {
     matrices: Vec<Arc<InFile>>,
-    /// What was asked for after two requests, the last time.
+    /// What was asked for after each two requests, the last time.
     after: HashMap<(Number, Number), Number>,
     /// The last two requests, the older first.
     last: Option<(Number, Number)>,
     /// To be read, the next first.
     wanted: VecDeque<Number>,
     reading: Option<Number>,
-    ready: HashMap<Number, Result<Coming>>,
+    ready: HashMap<Number, Result<Prefetched>>,
     closed: bool,
 }
 
-impl Ahead {
+impl Prefetch {
     /// Takes a matrix in; it is asked for by the number.
     pub(super) fn add(&self, matrix: InFile) -> Number {
         let mut state = self.0.shared.lock();
@@ -163,7 +163,7 @@ impl Shared {
 
     /// Reads what is wanted until nobody will want anything.
     fn read_all(&self) {
-        let mut way = Way::default();
+        let mut transfer = Transfer::default();
         let mut state = self.lock();
         while !state.closed {
             let Some(number) = state.wanted.pop_front() else {
@@ -176,7 +176,7 @@ impl Shared {
             state.reading = Some(number);
             let matrix = Arc::clone(&state.matrices[number]);
             drop(state);
-            let read = matrix.read_ahead(&mut way);
+            let read = matrix.read_ahead(&mut transfer);
             state = self.lock();
             state.reading = None;
             state.ready.insert(number, read);
@@ -243,8 +243,8 @@ mod tests {
         opened.with_dtype(DType::F32)
     }
 
-    fn network(weights: &Weights, count: usize) -> Ahead {
-        let ahead = Ahead::default();
+    fn network(weights: &Weights, count: usize) -> Prefetch {
+        let ahead = Prefetch::default();
         for i in 0..count {
             let (weights, name) = (weights.clone(), format!("m{i}"));
             ahead.add(InFile {
@@ -289,7 +289,7 @@ mod tests {
         assert_eq!(state.wanted, [3, 2]);
         assert!(state.ready.is_empty(), "it gives its room back");
         state.note(3);
-        assert_eq!(state.wanted, [2, 1], "and now on the way back");
+        assert_eq!(state.wanted, [2, 1], "and now on the transfer back");
     }
 
     #[test]
