@@ -11,7 +11,7 @@
 //! | L3 networks | [`text`], [`vae`], [`models`] | L2, `recipe`; no store, no clock, no randomness |
 //! | L4 what a user names | [`experiment`], [`base_model`], [`dataset`] | all below |
 //! | L5 the store as tensors | [`cache`] | all below |
-//! | L6 verbs | [`encode`], [`convert`], [`sample`], [`train`], [`inspect`] | all below, and verbs before them in this list |
+//! | L6 verbs | [`convert`], [`encode`], [`sample`], [`train`], [`inspect`] | all below, and verbs before them in this list |
 //! | L7 | `src/bin/plumb` | the public interface above, clap, the terminal |
 //!
 //! `tests/it/tidy.rs` holds this table against the sources. Below L7 nothing prints, reads the environment
