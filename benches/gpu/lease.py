@@ -45,7 +45,7 @@ def eager(model, px, limit, **more):
 
 
 def both(kind, model, limit, **more):
-    """The peer first: it makes the file of random weights that both read."""
+    """The peer first: it makes the file of random weights that ours reads."""
     case = {"kind": kind, "model": model, "steps": 5, "file": f"{SCRATCH}/{model}.safetensors"} | more
     own = {"name": f"ours {kind} {model}", "who": "ours", "limit": limit, "case": case | {"own_kernels": True}}
     return [{"name": f"eager {kind} {model}", "who": "eager", "limit": limit, "case": case}, own]
@@ -186,7 +186,7 @@ class Peer:
             if not piece:
                 self.process.kill()
                 self.process.wait()
-                return {"failed": "ran out of time" if not ready else "the peer died; see logs.txt"}
+                return {"failed": "ran out of time" if not ready else f"the peer died; see {LOGS.name}"}
             text += piece
         return json.loads(text)
 

@@ -162,7 +162,7 @@ def floor(case, _device):
 
 
 def random_weights(model, file):
-    """Writes numbers that keep activations near 1, unless there is a file. Ours reads it too."""
+    """Writes numbers that keep activations near 1, unless there is a file, for ours to read."""
     import os
 
     from safetensors.torch import save_file

@@ -4,7 +4,7 @@ use candle_core::cuda_backend::cudarc::driver::DeviceRepr;
 use candle_core::{DType, Device, Result, Tensor, bail};
 
 use super::Argument::{Address, Float, Int, Long};
-use super::views::dense;
+use super::views::{aligned, dense};
 use super::{Argument, Kernels, config, cudnn, grant};
 use crate::nn::AttentionMask;
 use crate::nn::attention::{Extents, Parts};
@@ -267,13 +267,7 @@ impl<'a> Call<'a> {
 
     /// Parts as they may be read 16 bytes at a time.
     fn dense(&self, parts: &[Tensor]) -> Result<Vec<Tensor>> {
-        let one = |part: &Tensor| {
-            let part = dense(self.kernels, part)?;
-            match self.kernels.address(&part)? % 16 {
-                0 => Ok(part),
-                _ => part.copy(),
-            }
-        };
+        let one = |part: &Tensor| aligned(self.kernels, part, 16);
         parts.iter().map(one).collect()
     }
 

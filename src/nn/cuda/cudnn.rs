@@ -15,7 +15,7 @@ use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 
 use candle_core::{DType, Device, Error, Result, Tensor, bail};
 
-use super::Kernels;
+use super::{Kernels, views};
 use api::Handle;
 use attention::{Attention, Backward, Forward, Mask};
 use graph::{ALIGNMENT, Node};
@@ -224,13 +224,7 @@ fn check_backward(
 
 /// Tensors in one piece that begin where cuDNN's plans expect.
 fn aligned(kernels: &Kernels, tensors: &[&Tensor]) -> Result<Vec<Tensor>> {
-    let one = |tensor: &&Tensor| {
-        let tensor = tensor.contiguous()?;
-        match kernels.address(&tensor)? % ALIGNMENT as u64 {
-            0 => Ok(tensor),
-            _ => tensor.copy(),
-        }
-    };
+    let one = |tensor: &&Tensor| views::aligned(kernels, tensor, ALIGNMENT as u64);
     tensors.iter().map(one).collect()
 }
 
@@ -261,7 +255,8 @@ impl Gpu {
             Some(counts) => counts.clone(),
             None => self.all(extents.batch, extents.keys, device)?,
         };
-        let keys = aligned(kernels, &[&keys])?.remove(0);
+        // Candle's copy, if it takes one: no kernel of ours moves integers.
+        let keys = views::aligned(kernels, &keys.contiguous()?, ALIGNMENT as u64)?;
         Ok(Some(Lengths {
             addresses: [kernels.address(&queries)?, kernels.address(&keys)?],
             _keys: keys,

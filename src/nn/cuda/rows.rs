@@ -1,4 +1,4 @@
-//! Rows and single numbers: norms, modulation, gates, rotary positions, activations, AdamW.
+//! Rows and single numbers: norms, modulation, gates, rotary positions, activations.
 
 use candle_core::cuda_backend::cudarc::driver::{DeviceRepr, LaunchConfig};
 use candle_core::{D, DType, Result, Tensor, bail};
@@ -49,6 +49,15 @@ pub(super) fn widest(dtype: DType, width: usize, addresses: &[u64]) -> usize {
     [8, 4].into_iter().find(fits).unwrap_or(1)
 }
 
+/// The name, of those by 8, 4 and 1.
+pub(super) fn by_width(each: usize, [by_8, by_4, by_1]: [&'static str; 3]) -> &'static str {
+    match each {
+        8 => by_8,
+        4 => by_4,
+        _ => by_1,
+    }
+}
+
 /// Tensors of one type over the rows of `x`, and how many numbers a thread takes at a time.
 struct Rows {
     rows: usize,
@@ -84,16 +93,9 @@ impl Rows {
     }
 
     /// The name, of those by 8, 4 and 1, and the threads for all numbers.
-    fn named(&self, [by_8, by_4, by_1]: [&'static str; 3]) -> (&'static str, LaunchConfig) {
-        let name = match self.each {
-            8 => by_8,
-            4 => by_4,
-            _ => by_1,
-        };
-        (
-            name,
-            blocks_for((self.rows * self.width).div_ceil(self.each)),
-        )
+    fn named(&self, names: [&'static str; 3]) -> (&'static str, LaunchConfig) {
+        let threads = (self.rows * self.width).div_ceil(self.each);
+        (by_width(self.each, names), blocks_for(threads))
     }
 
     /// The name and blocks of a norm: wide rows have a block each, which holds them in registers.

@@ -4,7 +4,7 @@ use candle_core::cuda_backend::cudarc::driver::DeviceRepr;
 use candle_core::{Result, Tensor};
 
 use super::Argument::{Address, Long};
-use super::rows::widest;
+use super::rows::{by_width, widest};
 use super::{Argument, Kernels, blocks_for};
 
 /// Rows of `run` numbers that lie apart, over three dimensions.
@@ -69,11 +69,7 @@ pub(crate) fn dense(kernels: &Kernels, x: &Tensor) -> Result<Tensor> {
         widest(x.dtype(), view.run as usize, &[from, to]),
         |each, stride| widest(x.dtype(), stride, &[]).min(each),
     );
-    let name = match each {
-        8 => "dense_by_8",
-        4 => "dense_by_4",
-        _ => "dense_by_1",
-    };
+    let name = by_width(each, ["dense_by_8", "dense_by_4", "dense_by_1"]);
     let function = kernels.function("rows", x.dtype(), name)?;
     let count = x.elem_count();
     let arguments = [
@@ -85,4 +81,13 @@ pub(crate) fn dense(kernels: &Kernels, x: &Tensor) -> Result<Tensor> {
     // SAFETY: the signature of `dense_by_*`; `out` has the numbers of `x`, and the view is that of its layout.
     unsafe { kernels.launch(&function, blocks_for(count.div_ceil(each)), &arguments)? };
     Ok(out)
+}
+
+/// The same, beginning at an address that is a multiple of `bytes`, which new memory always is.
+pub(crate) fn aligned(kernels: &Kernels, x: &Tensor, bytes: u64) -> Result<Tensor> {
+    let x = dense(kernels, x)?;
+    match kernels.address(&x)? % bytes {
+        0 => Ok(x),
+        _ => x.copy(),
+    }
 }
