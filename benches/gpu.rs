@@ -7,7 +7,7 @@ mod encode;
 mod parts;
 mod train;
 
-pub(crate) use train::components;
+pub(crate) use train::opened;
 
 use std::time::Instant;
 

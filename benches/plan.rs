@@ -9,7 +9,7 @@ use plumb::models::{self, WeightStorage};
 use plumb::nn::Quantization;
 use plumb::train::plan::{self, Machine, MemoryPlan, MemoryRequest};
 
-use crate::gpu::components;
+use crate::gpu::opened;
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
@@ -57,12 +57,11 @@ fn planned(
     let folder = tempfile::tempdir()?;
     let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/gpu/models");
     let config = models.join(format!("{config}.json"));
-    let components = components(family, &config, folder.path())?;
-    let linears = family.linears(&components)?;
-    let adapted = targets::select(&linears, &["attention".to_owned()], family.presets())?;
+    let denoiser = opened(family, &config, folder.path())?;
+    let targets = ["attention".to_owned()];
+    let adapted = targets::select(denoiser.linears(), &targets, family.presets)?;
     let request = MemoryRequest {
-        family,
-        components: &components,
+        denoiser: &denoiser,
         adapted: &adapted,
         rank: RANK,
         samples: 1,
@@ -77,8 +76,7 @@ fn planned(
     let free = (gb as f64 - OTHERS_GB) * 1e9;
     Ok(match plan::make(&request, free as u64) {
         Ok(plan) => described(&plan),
-        Err(plan::Error::DoesNotFit { .. }) => "does not fit".to_owned(),
-        Err(other) => return Err(other.into()),
+        Err(plan::DoesNotFit { .. }) => "does not fit".to_owned(),
     })
 }
 

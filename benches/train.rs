@@ -97,19 +97,16 @@ fn measure(case: &Value) -> Result<Value> {
     );
     let config = folder.join("config.json");
     let shape: Value = serde_json::from_slice(&std::fs::read(&config)?)?;
-    let denoiser = Component {
-        weights: folder.clone(),
-        prefix: String::new(),
-        config: Some(config),
-    };
+    let denoiser = Component::new(folder.clone(), Some(config));
     let components = Components {
         path: folder,
         parts: [("transformer", denoiser)].into(),
         tokenizers: [].into(),
     };
-    let denoiser = family.load(&components, &models::Placement::default())?;
+    let opened = family.open(components)?;
+    let denoiser = opened.load(&models::Placement::default())?;
     let wanted = [case["targets"].as_str().ok_or("no targets")?.to_owned()];
-    let linears = targets::select(denoiser.linears(), &wanted, family.presets())?;
+    let linears = targets::select(opened.linears(), &wanted, family.presets)?;
     let adapters = AdapterSet::new(&linears, rank, rank as f64, 0)?;
     let options = AdamWOptions {
         beta1: 0.9,

@@ -7,7 +7,9 @@ use candle_core::{DType, Device, Tensor};
 use plumb::device;
 use plumb::diffusion::{Level, Prediction, Process, add_noise};
 use plumb::lora::{AdapterSet, targets};
-use plumb::models::{self, Components, ConditioningTensors, Error, Family, Source, WeightStorage};
+use plumb::models::{
+    self, ConditioningTensors, Error, Family, OpenedDenoiser, Source, WeightStorage,
+};
 use plumb::nn::{self, Frozen};
 use plumb::optim::{AdamW, AdamWOptions, clip_gradient_norm};
 use plumb::rng::{Rng, Stream};
@@ -64,14 +66,18 @@ impl Source for Random {
 }
 
 /// The model of a config, as a folder with no weights worth reading.
-pub(crate) fn components(family: &dyn Family, config: &Path, folder: &Path) -> Result<Components> {
-    let part = folder.join(family.lora_component());
+pub(crate) fn opened(
+    family: &'static Family,
+    config: &Path,
+    folder: &Path,
+) -> Result<OpenedDenoiser> {
+    let part = folder.join(family.denoiser());
     std::fs::create_dir_all(&part)?;
     std::fs::copy(config, part.join("config.json"))?;
     let nothing = Tensor::zeros(1, DType::F32, &Device::Cpu)?;
     let file = part.join("diffusion_pytorch_model.safetensors");
     candle_core::safetensors::save(&[("nothing", nothing)].into(), file)?;
-    Ok(family.components(folder)?)
+    Ok(family.open(family.components(folder)?)?)
 }
 
 /// Training steps: forward, backward, clipping and AdamW, inputs brought from the host.
@@ -79,7 +85,7 @@ pub(super) fn train(case: &Value, device: &Device) -> Result<Value> {
     let family = models::family(text(case, "family")?)?;
     let folder = tempfile::tempdir()?;
     let config = PathBuf::from(text(case, "config")?);
-    let components = components(family, &config, folder.path())?;
+    let opened = opened(family, &config, folder.path())?;
     let shape: Value = serde_json::from_slice(&std::fs::read(&config)?)?;
     let (batch, rank) = (count(case, "batch")?, count(case, "rank")?);
     let side = count(case, "px")? / 8;
@@ -87,11 +93,9 @@ pub(super) fn train(case: &Value, device: &Device) -> Result<Value> {
     let dtype = device::usual_dtype(device);
 
     let preset = text(case, "targets")?.to_owned();
-    let linears = family.linears(&components)?;
-    let adapted = targets::select(&linears, &[preset], family.presets())?;
+    let adapted = targets::select(opened.linears(), &[preset], family.presets)?;
     let wanted = MemoryRequest {
-        family,
-        components: &components,
+        denoiser: &opened,
         adapted: &adapted,
         rank,
         samples: batch,
@@ -111,7 +115,7 @@ pub(super) fn train(case: &Value, device: &Device) -> Result<Value> {
         dtype,
         numbers: Cell::new(0),
     };
-    let denoiser = family.build(&components, &source)?;
+    let denoiser = opened.build(&source)?;
     let adapters = AdapterSet::new(&adapted, rank, rank as f64, 0)?;
     let values = adapters.to_device(device)?;
     let options = AdamWOptions {

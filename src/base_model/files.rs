@@ -152,11 +152,7 @@ impl Files<'_> {
             weights.with_file_name("config.json"),
         ];
         let config = beside.into_iter().find(|p| p.is_file());
-        Some(Component {
-            weights,
-            prefix: String::new(),
-            config,
-        })
+        Some(Component::new(weights, config))
     }
 
     pub(super) fn vae(&self) -> Result<Component, Error> {

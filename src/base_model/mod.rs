@@ -16,7 +16,7 @@ use crate::device;
 use crate::diffusion::Process;
 use crate::digest::{Digest, Fingerprint};
 use crate::experiment::{self, Experiment, ModelSettings, QuantizedWeights};
-use crate::models::{self, Components, Family, Flavor, Placement, WeightStorage};
+use crate::models::{self, Family, Flavor, OpenedDenoiser, Placement, WeightStorage};
 use crate::nn::Quantization;
 use crate::nn::weights::{self, DigestMemo, Weights};
 use crate::recipe::latents::{
@@ -75,14 +75,12 @@ pub enum Error {
 
 /// A base model, ready to be used in parts.
 pub struct BaseModel {
-    /// Its family.
-    pub family: &'static dyn Family,
+    /// Its denoiser, with the family it is of and the model's parts.
+    pub denoiser: OpenedDenoiser,
     /// Its flavor.
     pub flavor: &'static Flavor,
     /// What the denoiser predicts, as the Experiment has it.
     pub process: Process,
-    /// Where its parts are.
-    pub components: Components,
     /// How its conditioning is made.
     pub recipe: Recipe,
     /// The encoders there are, in the recipe's order.
@@ -127,26 +125,27 @@ impl BaseModel {
     pub fn open(experiment: &Experiment, memo: &mut DigestMemo) -> Result<Self, Error> {
         let model = experiment.model();
         let family = models::family(&model.family)?;
-        let flavor = models::flavor(family, &model.flavor)?;
+        let flavor = family.flavor(&model.flavor)?;
         let process = experiment.settings(flavor)?.process;
         let recipe = resolve_recipe(&model)?;
-        if recipe.assembly().mask == DenoiserMask::Pads && !family.can_mask_pads() {
+        if recipe.assembly().mask == DenoiserMask::Pads && !family.masks_pads {
             return Err(Error::Recipe(recipe::Error::DoesNotFit {
                 slot: "denoiser".to_owned(),
                 field: "assembly.mask".to_owned(),
                 why: format!(
                     "expected none (a denoiser of family `{}` has no mask), found pads",
-                    family.name()
+                    family.name
                 ),
             }));
         }
-        let components = family.components(&model.path)?;
-        models::check_flavor(family, &components, flavor)?;
+        let denoiser = family.open(family.components(&model.path)?)?;
+        denoiser.check_whole()?;
+        denoiser.check_flavor(flavor)?;
         let files = Files {
             experiment: &experiment.file,
             map: model.files,
             stored: model.stored,
-            components: &components,
+            components: &denoiser.components,
             recipe: &recipe,
         };
         files.check()?;
@@ -156,10 +155,9 @@ impl BaseModel {
         }
         let vae = files.vae_base(family, memo)?;
         Ok(Self {
-            family,
+            denoiser,
             flavor,
             process,
-            components,
             recipe,
             encoders,
             vae,
@@ -185,10 +183,9 @@ impl BaseModel {
     /// The digest of the denoiser's weights.
     ///
     /// # Errors
-    /// If a tensor is missing, misshapen or too many, or a file cannot be read.
+    /// If a file cannot be read.
     pub fn denoiser_digest(&self, memo: &mut DigestMemo) -> Result<Digest, Error> {
-        let base = self.family.weights(&self.components)?;
-        Ok(memo.digest(&base.weights, &base.tensors)?)
+        Ok(memo.digest(self.denoiser.weights(), self.denoiser.tensors())?)
     }
 }
 
@@ -355,7 +352,7 @@ impl Files<'_> {
         }))
     }
 
-    fn vae_base(&self, family: &dyn Family, memo: &mut DigestMemo) -> Result<VaePart, Error> {
+    fn vae_base(&self, family: &Family, memo: &mut DigestMemo) -> Result<VaePart, Error> {
         let component = self.vae()?;
         let weights = vae::names::canonical(&component.open()?);
         let config = match &self.config("vae", &component) {

@@ -170,7 +170,7 @@ impl<'a> Source<'a> {
         Ok(Self {
             recipe: &base.recipe,
             space: base.latent_space(),
-            context_width: base.family.context_width(&base.components)?,
+            context_width: base.denoiser.context_width(),
             reader: Reader::open(Specs::from(base), store)?,
         })
     }

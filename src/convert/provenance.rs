@@ -56,7 +56,7 @@ impl Provenance {
     ) -> Self {
         Self {
             tool: crate::store::TOOL.to_owned(),
-            family: base.family.name().to_owned(),
+            family: base.denoiser.family.name.to_owned(),
             flavor: base.flavor.name.to_owned(),
             base: denoiser,
             recipe: base.recipe.describe(),

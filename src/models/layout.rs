@@ -11,7 +11,7 @@ use super::{Error, LatentScaling};
 use crate::nn::weights::Weights;
 
 /// One part of a model, such as its VAE.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone)]
 pub struct Component {
     /// What `Weights::open` takes: a folder or a file.
     pub weights: PathBuf,
@@ -19,20 +19,45 @@ pub struct Component {
     pub prefix: String,
     /// Its `config.json`, if it has one.
     pub config: Option<PathBuf>,
+    /// The file that several parts share, so that its header is parsed for the first of them only.
+    shared: Option<Weights>,
 }
 
 impl Component {
+    /// A part in a folder or file of its own.
+    pub fn new(weights: PathBuf, config: Option<PathBuf>) -> Self {
+        Self {
+            weights,
+            prefix: String::new(),
+            config,
+            shared: None,
+        }
+    }
+
+    /// A part of a single file that was opened.
+    fn below(weights: &Weights, path: &Path, prefix: &str) -> Self {
+        Self {
+            prefix: prefix.to_owned(),
+            shared: Some(weights.clone()),
+            ..Self::new(path.to_owned(), None)
+        }
+    }
+
     /// Its weights, lazily, with names as they are in the files after the prefix.
     ///
     /// # Errors
     /// If the files are not whole safetensors files.
     pub fn open(&self) -> Result<Weights, Error> {
-        Ok(Weights::open(std::slice::from_ref(&self.weights))?.pp(&self.prefix))
+        let weights = match &self.shared {
+            Some(weights) => weights.clone(),
+            None => Weights::open(std::slice::from_ref(&self.weights))?,
+        };
+        Ok(weights.pp(&self.prefix))
     }
 }
 
 /// The parts of a model, by the names that diffusers gives them (`transformer`, `vae`, `text_encoder`, ...).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone)]
 pub struct Components {
     /// The folder or file.
     pub path: PathBuf,
@@ -62,14 +87,7 @@ impl Components {
             let config = folder.join("config.json");
             folder.is_dir().then(|| {
                 let config = config.is_file().then_some(config);
-                (
-                    *name,
-                    Component {
-                        weights: folder,
-                        prefix: String::new(),
-                        config,
-                    },
-                )
+                (*name, Component::new(folder, config))
             })
         };
         let tokenizer = |name: &&'static str| {
@@ -83,26 +101,22 @@ impl Components {
         }
     }
 
-    /// A single file: each part is what has one of its prefixes (the first that is there).
+    /// A single file: each part is what has one of its prefixes (the first that is there). Without a prefix for the
+    /// denoiser, the whole file is the denoiser if it has tensors that begin with the family's sign.
     ///
     /// # Errors
-    /// If it is not a whole safetensors file.
-    fn in_file(path: &Path, prefixes: &[(&'static str, &[&'static str])]) -> Result<Self, Error> {
+    /// If it is not a whole safetensors or GGUF file.
+    fn in_file(path: &Path, layout: &Layout) -> Result<Self, Error> {
         let weights = Weights::open(&[path.to_owned()])?;
+        let there = |prefix: &str| !weights.pp(prefix).names().is_empty();
         let mut parts = BTreeMap::new();
-        for (name, candidates) in prefixes {
-            let there = |prefix: &&&str| !weights.pp(prefix).names().is_empty();
-            if let Some(prefix) = candidates.iter().find(there) {
-                let prefix = (*prefix).to_owned();
-                parts.insert(
-                    *name,
-                    Component {
-                        weights: path.to_owned(),
-                        prefix,
-                        config: None,
-                    },
-                );
+        for (name, candidates) in layout.prefixes {
+            if let Some(prefix) = candidates.iter().find(|prefix| there(prefix)) {
+                parts.insert(*name, Component::below(&weights, path, prefix));
             }
+        }
+        if !parts.contains_key(layout.denoiser) && there(layout.sign) {
+            parts.insert(layout.denoiser, Component::below(&weights, path, ""));
         }
         Ok(Self {
             path: path.to_owned(),
@@ -110,34 +124,10 @@ impl Components {
             tokenizers: BTreeMap::new(),
         })
     }
-
-    /// Takes a whole single file as the part `name`, if it has tensors that begin with `sign`.
-    ///
-    /// # Errors
-    /// If it is not a whole safetensors file.
-    fn add_unprefixed(&mut self, name: &'static str, sign: &str) -> Result<(), Error> {
-        if !Weights::open(std::slice::from_ref(&self.path))?
-            .pp(sign)
-            .names()
-            .is_empty()
-        {
-            let weights = self.path.clone();
-            self.parts.insert(
-                name,
-                Component {
-                    weights,
-                    prefix: String::new(),
-                    config: None,
-                },
-            );
-        }
-        Ok(())
-    }
 }
 
 /// Where a family's models have their parts.
 pub(super) struct Layout {
-    pub(super) family: &'static str,
     /// The denoiser among the parts.
     pub(super) denoiser: &'static str,
     /// Parts in a folder of diffusers, each a folder.
@@ -151,26 +141,23 @@ pub(super) struct Layout {
 }
 
 impl Layout {
-    /// The parts of a model at `path`.
+    /// The parts of a model of `family` at `path`.
     ///
     /// # Errors
     /// If it has no denoiser, or is not a whole safetensors file.
-    pub(super) fn find(&self, path: &Path) -> Result<Components, Error> {
-        let mut components = if path.is_dir() {
+    pub(super) fn find(&self, family: &str, path: &Path) -> Result<Components, Error> {
+        let components = if path.is_dir() {
             Components::in_folder(path, self.folders, self.tokenizers)
         } else {
-            Components::in_file(path, self.prefixes)?
+            Components::in_file(path, self)?
         };
-        if !path.is_dir() && !components.parts.contains_key(self.denoiser) {
-            components.add_unprefixed(self.denoiser, self.sign)?;
-        }
         if components.parts.contains_key(self.denoiser) {
             return Ok(components);
         }
         let (folder, sign) = (self.denoiser, self.sign);
         Err(Error::NotThisFamily {
             path: path.to_owned(),
-            family: format!("`{}`", self.family),
+            family: format!("`{family}`"),
             reason: format!(
                 "expected a folder with `{folder}/`, or a safetensors file with tensors `{sign}*` or `model.diffusion_model.{sign}*`"
             ),
@@ -198,26 +185,6 @@ pub(super) fn read_config<T: DeserializeOwned>(path: &Path, class: &str) -> Resu
     }
     object.retain(|key, _| !key.starts_with('_'));
     serde_json::from_value(Value::Object(object)).map_err(|error| wrong(error.to_string()))
-}
-
-/// Checks by their headers that the files hold these tensors (canonical names and shapes), and no other.
-///
-/// # Errors
-/// For the first that is missing, misshapen or too many.
-pub(super) fn check_whole(
-    weights: &Weights,
-    tensors: &[(String, Vec<usize>)],
-) -> Result<(), Error> {
-    weights.require(tensors)?;
-    let extra = weights.extra(tensors);
-    match extra.first() {
-        Some(first) => Err(Error::ExtraTensors {
-            files: weights.describe(),
-            count: extra.len(),
-            first: first.clone(),
-        }),
-        None => Ok(()),
-    }
 }
 
 /// How latents are scaled: as the VAE's config says, or as `unsaid` where there is none.

@@ -1,8 +1,9 @@
 //! A frozen linear that may carry an adapter: where adapters meet all linears of a network (a UNet's convolutions have theirs beside
 //! them).
 
-use candle_core::{Result, Tensor};
+use candle_core::Tensor;
 
+use super::{Error, Source};
 use crate::autograd::{Tape, Value};
 use crate::lora::Bound;
 use crate::nn::Frozen;
@@ -18,12 +19,27 @@ pub(super) struct Linear {
 
 impl Linear {
     /// `name` is the module's in the naming of diffusers: what adapters are looked up by.
-    pub(super) fn new(name: String, weight: Frozen, bias: Option<Tensor>) -> Self {
-        Self { name, weight, bias }
+    pub(super) fn load(
+        source: &dyn Source,
+        name: &str,
+        (outputs, inputs): (usize, usize),
+        bias: bool,
+    ) -> Result<Self, Error> {
+        let bias = bias.then(|| source.tensor(&[outputs], &format!("{name}.bias")));
+        Ok(Self {
+            weight: source.matrix([outputs, inputs], &format!("{name}.weight"))?,
+            bias: bias.transpose()?,
+            name: name.to_owned(),
+        })
     }
 
     /// [.., inputs] to [.., outputs].
-    pub(super) fn forward(&self, tape: &Tape, adapters: &Bound, x: &Value) -> Result<Value> {
+    pub(super) fn forward(
+        &self,
+        tape: &Tape,
+        adapters: &Bound,
+        x: &Value,
+    ) -> candle_core::Result<Value> {
         let lora = adapters.on(&self.name, x)?;
         tape.linear(x, &self.weight, self.bias.as_ref(), lora.as_ref())
     }

@@ -7,13 +7,13 @@
 
 use std::sync::LazyLock;
 
-use super::FAMILIES;
+use super::families;
 use crate::lora::formats::Naming;
 
 /// The namings of all families.
 pub fn namings() -> &'static [Naming] {
     static NAMINGS: LazyLock<Vec<Naming>> =
-        LazyLock::new(|| FAMILIES.iter().map(|family| family.naming()).collect());
+        LazyLock::new(|| families().map(|family| (family.naming)()).collect());
     &NAMINGS
 }
 

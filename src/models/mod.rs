@@ -5,10 +5,12 @@
 //! module names a family, but for the demo's miniatures.
 
 pub mod activations;
+mod family;
 pub mod flux1;
 pub mod layout;
 pub mod linear;
 pub mod lora_names;
+mod opened;
 pub mod sd3;
 pub mod source;
 #[cfg(test)]
@@ -21,18 +23,22 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Device, Tensor};
 
 pub use activations::{Activations, BlockActivations, StepShape};
+pub use family::{Architecture, Family, Flavor, LatentScaling};
 pub use layout::{Component, Components};
-use source::Files;
+pub use opened::OpenedDenoiser;
 pub use source::{Placement, Source, WeightStorage};
 
 use crate::autograd::{Tape, Value};
-use crate::diffusion::{Process, Sampler, Shift, Spacing};
-use crate::lora::formats::Naming;
-use crate::lora::{Bound, LinearShape, Preset};
-use crate::nn::weights::{self, Weights};
+use crate::lora::Bound;
+use crate::nn::weights;
 
 /// Every family this program knows.
-pub const FAMILIES: &[&dyn Family] = &[&sd3::Sd3, &flux1::Flux1, &unet::SDXL, &unet::SD1];
+static FAMILIES: &[&Family] = &[&sd3::SD3, &flux1::FLUX1, &unet::SDXL, &unet::SD1];
+
+/// Every family this program knows.
+pub fn families() -> impl Iterator<Item = &'static Family> {
+    FAMILIES.iter().copied()
+}
 
 /// Why a base model could not be found, recognised or loaded.
 #[derive(Debug, thiserror::Error)]
@@ -195,9 +201,6 @@ pub trait Denoiser: Send + Sync {
         conditioning: &ConditioningTensors,
     ) -> candle_core::Result<Value>;
 
-    /// Every linear that can carry an adapter, in the order of the network.
-    fn linears(&self) -> &[LinearShape];
-
     /// The type it computes in.
     fn dtype(&self) -> DType;
 
@@ -223,219 +226,40 @@ pub fn predict(
     denoiser.forward(tape, adapters, &latents, timesteps, &conditioning)
 }
 
-/// One released variant of a family, and how it is sampled.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Flavor {
-    /// What an Experiment writes in `[model] flavor`.
-    pub name: &'static str,
-    /// What it predicts, and along which path of noise.
-    pub process: Process,
-    /// How its previews are sampled where nothing else is asked for.
-    pub sampler: Sampler,
-    /// Whether it has an embedding of each picture's size and crop ([`ConditioningTensors::time_ids`]).
-    pub size_conditioning: bool,
-    /// The shift of a flow's noise schedule.
-    pub shift: Shift,
-    /// Where a flow's sampler stops.
-    pub spacing: Spacing,
-    /// Sampling steps its authors use.
-    pub steps: u32,
-    /// Classifier-free guidance its authors use; 1 is none.
-    pub guidance: f64,
-    /// The authors' input of the guidance embedding ([`ConditioningTensors::guidance`]), where the model has one.
-    pub embedded_guidance: Option<f64>,
-    /// Side of the pictures it was trained for, in pixels.
-    pub resolution_px: u32,
-    /// ModelSpec's name.
-    pub architecture: &'static str,
-    /// kohya's name (`ss_base_model_version`).
-    pub base_version: &'static str,
-    /// What a person who trains it should know first.
-    pub caution: Option<&'static str>,
-}
-
-/// From the VAE's latents to what the denoiser sees: `(latents - shift) * scale`.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct LatentScaling {
-    /// Multiplied after the shift is taken off.
-    pub scale: f64,
-    /// Taken off first.
-    pub shift: f64,
-}
-
-/// The denoiser's weights under their canonical names.
-pub struct BaseWeights {
-    /// Canonical names, whatever the files call them.
-    pub weights: Weights,
-    /// Name and shape of every tensor of the network: what a digest of the base model is made of.
-    pub tensors: Vec<(String, Vec<usize>)>,
-}
-
-/// A family of base models: what differs between families and is not in the recipe.
-pub trait Family: Sync {
-    /// What an Experiment writes in `[model] family`.
-    fn name(&self) -> &'static str;
-
-    /// Its released variants.
-    fn flavors(&self) -> &'static [Flavor];
-
-    /// The parts of a model at `path`: a folder as diffusers writes it, or a single file.
-    ///
-    /// # Errors
-    /// If there is no model of this family.
-    fn components(&self, path: &Path) -> Result<Components, Error>;
-
-    /// The flavors that the denoiser's architecture allows, told from its config or tensors; several where only
-    /// the weights' values differ.
-    ///
-    /// # Errors
-    /// If the denoiser is not of this family.
-    fn possible_flavors(&self, components: &Components) -> Result<Vec<&'static Flavor>, Error>;
-
-    /// The denoiser's weights, checked by their headers: every tensor there, in the right shape, and no other.
-    ///
-    /// # Errors
-    /// For the first tensor that is missing, misshapen or too many.
-    fn weights(&self, components: &Components) -> Result<BaseWeights, Error>;
-
-    /// As [`Self::weights`], unchecked where the family can tell the architecture of a denoiser that is not whole:
-    /// for telling all that is wrong with it.
-    ///
-    /// # Errors
-    /// If the architecture cannot be told.
-    fn expected(&self, components: &Components) -> Result<BaseWeights, Error> {
-        self.weights(components)
-    }
-
-    /// The denoiser that the config, or the files' headers, describe, of tensors of any source.
-    ///
-    /// # Errors
-    /// If the architecture cannot be told, or the source lacks a tensor.
-    fn build(
-        &self,
-        components: &Components,
-        source: &dyn Source,
-    ) -> Result<Box<dyn Denoiser>, Error>;
-
-    /// The denoiser, loaded from its files.
-    ///
-    /// # Errors
-    /// As [`Self::weights`], or if a weight is not finite.
-    fn load(
-        &self,
-        components: &Components,
-        placement: &Placement,
-    ) -> Result<Box<dyn Denoiser>, Error> {
-        let base = self.weights(components)?;
-        self.build(components, &Files::new(&base.weights, placement))
-    }
-
-    /// Channels of the denoiser's context.
-    ///
-    /// # Errors
-    /// If the denoiser's config or tensors cannot be read.
-    fn context_width(&self, components: &Components) -> Result<usize, Error>;
-
-    /// Every linear that can carry an adapter, as [`Denoiser::linears`], told from headers.
-    ///
-    /// # Errors
-    /// If the architecture cannot be told.
-    fn linears(&self, components: &Components) -> Result<Vec<LinearShape>, Error>;
-
-    /// What a training step keeps of a forward pass.
-    ///
-    /// # Errors
-    /// If the architecture cannot be told.
-    fn activations(&self, components: &Components, step: &StepShape) -> Result<Activations, Error>;
-
-    /// How latents are scaled: as the VAE's config says, or as the family does where there is none.
-    ///
-    /// # Errors
-    /// If the VAE's config cannot be read.
-    fn latent_scaling(&self, components: &Components) -> Result<LatentScaling, Error>;
-
-    /// Named lists of adapter targets; the first is the default.
-    fn presets(&self) -> &'static [Preset];
-
-    /// The pipeline's name of the denoiser: the first part of tensor names in a LoRA file.
-    fn lora_component(&self) -> &'static str;
-
-    /// What its modules are called in the LoRA files of other programs.
-    fn naming(&self) -> Naming;
-
-    /// Whether the denoiser can leave a context's pads out of its attention ([`ConditioningTensors::token_counts`]).
-    fn can_mask_pads(&self) -> bool {
-        false
-    }
-}
-
 /// The family of that name.
 ///
 /// # Errors
 /// If there is none.
-pub fn family(name: &str) -> Result<&'static dyn Family, Error> {
-    let found = FAMILIES.iter().find(|family| family.name() == name);
-    found.copied().ok_or_else(|| Error::NoSuchFamily {
-        found: name.to_owned(),
-        known: quoted(FAMILIES.iter().map(|family| family.name())),
-    })
+pub fn family(name: &str) -> Result<&'static Family, Error> {
+    families()
+        .find(|family| family.name == name)
+        .ok_or_else(|| Error::NoSuchFamily {
+            found: name.to_owned(),
+            known: quoted(families().map(|family| family.name)),
+        })
 }
 
-/// The flavor of that name.
-///
-/// # Errors
-/// If the family has none.
-pub fn flavor(family: &dyn Family, name: &str) -> Result<&'static Flavor, Error> {
-    let found = family.flavors().iter().find(|flavor| flavor.name == name);
-    found.ok_or_else(|| Error::NoSuchFlavor {
-        family: family.name(),
-        found: name.to_owned(),
-        known: quoted(family.flavors().iter().map(|flavor| flavor.name)),
-    })
-}
-
-/// Checks that a model can be the flavor that an Experiment names.
-///
-/// # Errors
-/// If it is another one, or not of the family.
-pub fn check_flavor(
-    family: &dyn Family,
-    components: &Components,
-    wanted: &Flavor,
-) -> Result<(), Error> {
-    let possible = family.possible_flavors(components)?;
-    if possible.iter().any(|flavor| flavor.name == wanted.name) {
-        return Ok(());
-    }
-    Err(Error::WrongFlavor {
-        path: components.path.clone(),
-        wanted: wanted.name.to_owned(),
-        detected: quoted(possible.iter().map(|flavor| flavor.name)),
-    })
-}
-
-/// The family of the model at `path`, its parts, and the flavors it may be.
+/// The denoiser of the model at `path`, whole, and with it the model's family and parts.
 ///
 /// # Errors
 /// If it cannot be read, or no family takes it; the reason is that of the last one that has a name for its tensors.
-pub fn detect(
-    path: &Path,
-) -> Result<(&'static dyn Family, Components, Vec<&'static Flavor>), Error> {
+pub fn detect(path: &Path) -> Result<OpenedDenoiser, Error> {
     let mut refused = None;
-    for &family in FAMILIES {
+    for family in families() {
         let components = match family.components(path) {
             Ok(components) => components,
             Err(Error::NotThisFamily { .. }) => continue,
             Err(unreadable) => return Err(unreadable),
         };
-        match family.possible_flavors(&components) {
-            Ok(flavors) => return Ok((family, components, flavors)),
+        let opened = family.open(components);
+        match opened.and_then(|opened| opened.check_whole().map(|()| opened)) {
+            Ok(opened) => return Ok(opened),
             Err(error) => refused = Some(error),
         }
     }
     Err(refused.unwrap_or_else(|| Error::NotThisFamily {
         path: path.to_owned(),
-        family: quoted(FAMILIES.iter().map(|family| family.name())),
+        family: quoted(families().map(|family| family.name)),
         reason: "expected a folder with `transformer/` or `unet/`, or a safetensors or GGUF file with a denoiser's tensors".to_owned(),
     }))
 }

@@ -23,6 +23,22 @@ pub trait Source {
     fn matrix(&self, shape: [usize; 2], name: &str) -> Result<Frozen, Error> {
         Ok(self.tensor(&shape, name)?.into())
     }
+
+    /// The kernel `[outputs, inputs, height, width]` of a convolution that may carry an adapter.
+    ///
+    /// # Errors
+    /// As [`Self::tensor`].
+    fn kernel(&self, shape: [usize; 4], name: &str) -> Result<Tensor, Error> {
+        self.tensor(&shape, name)
+    }
+
+    /// Names a tensor that a network's files have although nothing reads it: for who lists them.
+    ///
+    /// # Errors
+    /// As [`Self::tensor`].
+    fn unread(&self, _shape: &[usize], _name: &str) -> Result<(), Error> {
+        Ok(())
+    }
 }
 
 /// How the weight matrices of linear layers are stored.

@@ -10,8 +10,10 @@ use std::process::Command;
 use candle_core::{DType, Device, Tensor};
 use serde_json::Value as Json;
 
+use super::opened::{Lists, wanted};
 use super::{
-    BaseWeights, ConditioningTensors, Denoiser, Error, Family, Placement, Source, StepShape,
+    Architecture, ConditioningTensors, Denoiser, Error, Family, OpenedDenoiser, Placement, Source,
+    StepShape,
 };
 use crate::autograd::tests::memory::live_bytes;
 use crate::autograd::{Tape, Value};
@@ -25,7 +27,7 @@ use crate::optim::{AdamW, AdamWOptions, clip_gradient_norm};
 
 /// A golden file.
 pub(super) struct Golden {
-    pub(super) family: &'static dyn Family,
+    pub(super) family: &'static Family,
     pub(super) name: String,
     pub(super) tensors: HashMap<String, Tensor>,
     pub(super) metadata: HashMap<String, String>,
@@ -38,7 +40,7 @@ pub(super) fn golden_path(file: &str) -> PathBuf {
 }
 
 impl Golden {
-    pub(super) fn read(family: &'static dyn Family, name: &str) -> Self {
+    pub(super) fn read(family: &'static Family, name: &str) -> Self {
         let path = golden_path(&format!("{name}.safetensors"));
         let bytes = std::fs::read(&path).unwrap();
         let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
@@ -103,7 +105,7 @@ impl Golden {
         config: &str,
     ) -> tempfile::TempDir {
         let folder = tempfile::tempdir().unwrap();
-        let part = folder.path().join(self.family.lora_component());
+        let part = folder.path().join(self.family.denoiser());
         std::fs::create_dir(&part).unwrap();
         std::fs::write(part.join("config.json"), config).unwrap();
         let file = part.join("diffusion_pytorch_model.safetensors");
@@ -111,13 +113,20 @@ impl Golden {
         folder
     }
 
-    pub(super) fn model(&self) -> Box<dyn Denoiser> {
+    pub(super) fn model(&self) -> Model {
         load(self.family, self.folder().path()).unwrap()
+    }
+
+    /// The network in f64, so that a difference of two losses has digits to spare.
+    pub(super) fn model_in_f64(&self) -> Box<dyn Denoiser> {
+        let folder = self.folder();
+        let opened = open(self.family, folder.path()).unwrap();
+        opened.build(&InF64(opened.weights())).unwrap()
     }
 
     /// Replaces the one file of [`Self::folder`] by shards with an index.
     pub(super) fn split_into_shards(&self, folder: &Path) {
-        let part = folder.join(self.family.lora_component());
+        let part = folder.join(self.family.denoiser());
         std::fs::remove_file(part.join("diffusion_pytorch_model.safetensors")).unwrap();
         let mut shards = [HashMap::new(), HashMap::new(), HashMap::new()];
         let mut map = serde_json::Map::new();
@@ -148,7 +157,7 @@ impl Golden {
     }
 
     /// The adapters of a case, and the gradients that peft has for them, in the layout of the set.
-    pub(super) fn adapters(&self, model: &dyn Denoiser, case: &str) -> (AdapterSet, Vec<f32>) {
+    pub(super) fn adapters(&self, model: &Model, case: &str) -> (AdapterSet, Vec<f32>) {
         let alpha = self.json("alphas")[case].as_f64().unwrap();
         let there = |linear: &&LinearShape| {
             self.tensors
@@ -177,7 +186,7 @@ impl Golden {
     pub(super) fn check_gradients(&self, cases: &[&str]) {
         let (model, inputs, name) = (self.model(), self.inputs(1), &self.name);
         for case in cases {
-            let (set, expected) = self.adapters(&*model, case);
+            let (set, expected) = self.adapters(&model, case);
             let (prediction, found) = gradients_of(&*model, &inputs, &set, Recompute::Never, None);
             let error = error_of(prediction.tensor(), &self.get(&format!("{case}.output")));
             assert!(error < 1e-5, "{name} {case}: {error:.1e}");
@@ -210,9 +219,9 @@ impl Golden {
             ("all-linear", SaveDtype::F32),
             ("attention", SaveDtype::Bf16),
         ] {
-            let bytes = write_lora(self.family, &trained(self.family, &*model, preset), dtype);
+            let bytes = write_lora(self.family, &trained(&model, preset), dtype);
             // What the file holds, which in bf16 is not quite what was trained.
-            let set = file::read(&bytes, "lora", self.family.lora_component())
+            let set = file::read(&bytes, "lora", self.family.denoiser())
                 .unwrap()
                 .adapters;
             let (lora, dump) = (
@@ -316,10 +325,9 @@ pub(super) fn check_loss_curve(golden: &Golden) {
 pub(super) fn check_activations(golden: &Golden, latents: (usize, usize), context: usize) {
     let (family, folder) = (golden.family, golden.folder());
     let model = load(family, folder.path()).unwrap();
-    let components = family.components(folder.path()).unwrap();
     let inputs = golden.inputs(0).resized(latents, context);
-    for preset in family.presets() {
-        let set = trained(family, &*model, preset.name);
+    for preset in family.presets {
+        let set = trained(&model, preset.name);
         let step = StepShape {
             samples: inputs.latents.dim(0).unwrap(),
             latents,
@@ -331,7 +339,7 @@ pub(super) fn check_activations(golden: &Golden, latents: (usize, usize), contex
                 .collect(),
             attended: false,
         };
-        let plan = family.activations(&components, &step).unwrap();
+        let plan = model.opened.activations(&step);
         let inputs_only: u64 = plan.blocks.iter().map(|block| block.inputs).sum();
         for (recompute, expected) in [
             (Recompute::Never, plan.kept(0)),
@@ -368,7 +376,7 @@ pub(super) fn check_activations(golden: &Golden, latents: (usize, usize), contex
 }
 
 /// Tensors of files in f64, so that a difference of two losses has digits to spare.
-pub(super) struct InF64<'a>(pub(super) &'a Weights);
+struct InF64<'a>(&'a Weights);
 
 impl Source for InF64<'_> {
     fn tensor(&self, shape: &[usize], name: &str) -> Result<Tensor, Error> {
@@ -452,13 +460,52 @@ impl Inputs {
     }
 }
 
-pub(super) fn load(family: &dyn Family, path: &Path) -> Result<Box<dyn Denoiser>, Error> {
-    family.load(&family.components(path)?, &Placement::default())
+/// A denoiser, and what was known of it before it was loaded.
+pub(super) struct Model {
+    pub(super) opened: OpenedDenoiser,
+    denoiser: Box<dyn Denoiser>,
 }
 
-/// The weights of a model under canonical names.
-pub(super) fn base(family: &dyn Family, path: &Path) -> BaseWeights {
-    family.weights(&family.components(path).unwrap()).unwrap()
+impl Model {
+    pub(super) fn linears(&self) -> &[LinearShape] {
+        self.opened.linears()
+    }
+}
+
+impl std::ops::Deref for Model {
+    type Target = dyn Denoiser;
+
+    fn deref(&self) -> &Self::Target {
+        &*self.denoiser
+    }
+}
+
+pub(super) fn open(family: &'static Family, path: &Path) -> Result<OpenedDenoiser, Error> {
+    family.open(family.components(path)?)
+}
+
+pub(super) fn load(family: &'static Family, path: &Path) -> Result<Model, Error> {
+    let opened = open(family, path)?;
+    let denoiser = opened.load(&Placement::default())?;
+    Ok(Model { opened, denoiser })
+}
+
+/// Tensors and linears of a network, and its parameters.
+pub(super) fn listed(architecture: &dyn Architecture) -> (Lists, usize) {
+    let lists = wanted(architecture).unwrap();
+    let sizes = lists
+        .0
+        .iter()
+        .map(|(_, shape)| shape.iter().product::<usize>());
+    let parameters = sizes.sum();
+    (lists, parameters)
+}
+
+/// The digest of the denoiser's weights.
+pub(super) fn digest(family: &'static Family, path: &Path) -> crate::digest::Digest {
+    let opened = open(family, path).unwrap();
+    opened.check_whole().unwrap();
+    opened.weights().digest(opened.tensors()).unwrap()
 }
 
 /// The message of a failure, with the folder's name replaced by a dot.
@@ -518,8 +565,9 @@ pub(super) fn gradients_of(
 }
 
 /// Adapters as after training: B is not zero, ranks and alphas differ, alpha is not the rank.
-pub(super) fn trained(family: &dyn Family, model: &dyn Denoiser, preset: &str) -> AdapterSet {
-    let chosen = targets::select(model.linears(), &[preset.to_owned()], family.presets()).unwrap();
+pub(super) fn trained(model: &Model, preset: &str) -> AdapterSet {
+    let presets = model.opened.family.presets;
+    let chosen = targets::select(model.linears(), &[preset.to_owned()], presets).unwrap();
     let odd = |linear: &LinearShape| linear.name.ends_with("to_k");
     let shapes = chosen.into_iter().map(|linear| match odd(&linear) {
         true => (linear, 3, 1.0),
@@ -534,8 +582,8 @@ pub(super) fn trained(family: &dyn Family, model: &dyn Denoiser, preset: &str) -
     set
 }
 
-pub(super) fn write_lora(family: &dyn Family, set: &AdapterSet, dtype: SaveDtype) -> Vec<u8> {
-    let flavor = &family.flavors()[0];
+pub(super) fn write_lora(family: &Family, set: &AdapterSet, dtype: SaveDtype) -> Vec<u8> {
+    let flavor = &family.flavors[0];
     let info = metadata::FileInfo {
         architecture: flavor.architecture,
         base_version: flavor.base_version,
@@ -543,7 +591,7 @@ pub(super) fn write_lora(family: &dyn Family, set: &AdapterSet, dtype: SaveDtype
         resolution: (1024, 1024),
     };
     let options = FileOptions {
-        component: family.lora_component(),
+        component: family.denoiser(),
         dtype,
         metadata: metadata::standard(set, &info),
     };
@@ -619,11 +667,11 @@ pub(super) fn check_finite_differences(
 /// That every adapter of every preset gets a gradient.
 pub(super) fn check_presets(golden: &Golden) {
     let (model, inputs) = (golden.model(), golden.inputs(0));
-    for preset in golden.family.presets() {
+    for preset in golden.family.presets {
         let chosen = targets::select(
             model.linears(),
             &[preset.name.to_owned()],
-            golden.family.presets(),
+            golden.family.presets,
         )
         .unwrap();
         let mut set = AdapterSet::new(&chosen, 2, 2.0, 3).unwrap();
@@ -655,7 +703,7 @@ pub(super) fn check_recompute(golden: &Golden, some_block: usize) {
         ("all", None),
         ("all", some),
     ] {
-        let (set, _) = golden.adapters(&*model, case);
+        let (set, _) = golden.adapters(&model, case);
         let (_, kept) = gradients_of(&*model, &inputs, &set, Recompute::Never, dropout);
         for recompute in [
             Recompute::EveryBlock,

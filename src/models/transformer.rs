@@ -10,7 +10,7 @@ use candle_core::{DType, Device, Result, Tensor, bail};
 use super::linear::Linear;
 use super::{Error, Source};
 use crate::autograd::{Tape, Value};
-use crate::lora::{Bound, LinearShape};
+use crate::lora::Bound;
 
 /// Of every norm in these networks.
 pub(super) const EPS: f64 = 1e-6;
@@ -18,54 +18,58 @@ pub(super) const EPS: f64 = 1e-6;
 /// Channels of the timestep's sinusoid.
 pub(super) const TIME_CHANNELS: usize = 256;
 
+/// How many times wider than the streams the feed-forwards are inside.
+pub(super) const MLP_RATIO: usize = 4;
+
 /// The longest period of the timestep's sinusoids is 2 pi times this.
 const MAX_PERIOD: f32 = 10000.0;
 
 pub(super) type Loaded<T> = std::result::Result<T, Error>;
 
-/// Builds modules from tensors by their canonical names.
+/// Builds the modules of a network of `width` channels from tensors by their canonical names. Sizes are (outputs, inputs).
 #[derive(Clone, Copy)]
 pub(super) struct Loader<'a> {
-    /// The network's linears: where their shapes are known from.
-    pub(super) linears: &'a [LinearShape],
     pub(super) source: &'a dyn Source,
+    pub(super) width: usize,
+    pub(super) head_channels: usize,
 }
 
 impl Loader<'_> {
     /// A linear with a bias.
-    pub(super) fn linear(&self, name: &str) -> Loaded<Linear> {
-        let shape = self.linears.iter().find(|linear| linear.name == name);
-        let (outputs, inputs) = shape.map_or((0, 0), |shape| (shape.outputs, shape.inputs));
-        let weight = self
-            .source
-            .matrix([outputs, inputs], &format!("{name}.weight"))?;
-        let bias = self.source.tensor(&[outputs], &format!("{name}.bias"))?;
-        Ok(Linear::new(name.to_owned(), weight, Some(bias)))
+    pub(super) fn linear(&self, name: &str, size: (usize, usize)) -> Loaded<Linear> {
+        Linear::load(self.source, name, size, true)
     }
 
-    /// A linear to heads, and the norm of each head's channels if `norm` gives its name and width.
-    pub(super) fn heads(&self, linear: &str, norm: Option<(&str, usize)>) -> Loaded<Heads> {
-        let norm =
-            norm.map(|(name, channels)| self.source.tensor(&[channels], &format!("{name}.weight")));
+    /// A linear of `outputs` times `inputs` widths.
+    pub(super) fn wide(&self, name: &str, (outputs, inputs): (usize, usize)) -> Loaded<Linear> {
+        self.linear(name, (outputs * self.width, inputs * self.width))
+    }
+
+    /// A linear to heads, and the norm of each head's channels if `norm` gives its name.
+    pub(super) fn heads(&self, linear: &str, norm: Option<&str>) -> Loaded<Heads> {
+        let weight = |name: &str| {
+            self.source
+                .tensor(&[self.head_channels], &format!("{name}.weight"))
+        };
         Ok(Heads {
-            linear: self.linear(linear)?,
-            norm: norm.transpose()?,
+            linear: self.wide(linear, (1, 1))?,
+            norm: norm.map(weight).transpose()?,
         })
     }
 
     /// diffusers' FeedForward.
     pub(super) fn feed_forward(&self, name: &str) -> Loaded<FeedForward> {
         Ok(FeedForward {
-            up: self.linear(&format!("{name}.net.0.proj"))?,
-            down: self.linear(&format!("{name}.net.2"))?,
+            up: self.wide(&format!("{name}.net.0.proj"), (MLP_RATIO, 1))?,
+            down: self.wide(&format!("{name}.net.2"), (1, MLP_RATIO))?,
         })
     }
 
-    /// diffusers' embedders of a timestep, a guidance scale or a pooled vector.
-    pub(super) fn embedder(&self, name: &str) -> Loaded<Embedder> {
+    /// diffusers' embedders of a timestep, a guidance scale or a pooled vector of `inputs` channels.
+    pub(super) fn embedder(&self, name: &str, inputs: usize) -> Loaded<Embedder> {
         Ok(Embedder([
-            self.linear(&format!("{name}.linear_1"))?,
-            self.linear(&format!("{name}.linear_2"))?,
+            self.linear(&format!("{name}.linear_1"), (self.width, inputs))?,
+            self.wide(&format!("{name}.linear_2"), (1, 1))?,
         ]))
     }
 }

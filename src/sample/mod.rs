@@ -114,7 +114,7 @@ pub fn run(
     let adapters = lora.map(|path| open_lora(path, &base, monitor));
     let adapters = adapters.transpose()?;
     let placement = placement(experiment, &options.device);
-    let denoiser = base.family.load(&base.components, &placement)?;
+    let denoiser = base.denoiser.load(&placement)?;
     let bound = bind(adapters.as_ref(), denoiser.as_ref())?;
     let source = Source::open(&base, &store)?;
     let steps = settings.steps * settings.prompts.len();
@@ -135,12 +135,11 @@ pub fn run(
 /// Adapters for inference; none where there is no LoRA.
 ///
 /// # Errors
-/// If they are not for this denoiser.
+/// If the device has no room.
 pub fn bind(adapters: Option<&AdapterSet>, denoiser: &dyn Denoiser) -> Result<Bound, Error> {
     let Some(adapters) = adapters else {
         return Ok(Bound::none());
     };
-    adapters.check(denoiser.linears())?;
     let (dtype, device) = (denoiser.dtype(), denoiser.device());
     Ok(adapters.bind(&Tape::off(), dtype, device, None)?)
 }
@@ -148,13 +147,13 @@ pub fn bind(adapters: Option<&AdapterSet>, denoiser: &dyn Denoiser) -> Result<Bo
 /// Reads a LoRA and warns where it was trained otherwise than it is used.
 ///
 /// # Errors
-/// If the file is no LoRA of the base model's family.
+/// If the file is no LoRA of the base model's family, or adapts what the base model has not.
 pub fn open_lora(
     path: &Path,
     base: &BaseModel,
     monitor: &dyn Monitor,
 ) -> Result<AdapterSet, Error> {
-    let file = read_lora(path, Some(base.family.name()), false)?;
+    let file = read_lora(path, Some(base.denoiser.family.name), false)?;
     let made = Provenance::read(&file.metadata).map_err(|source| Error::Provenance {
         path: path.to_owned(),
         source,
@@ -169,5 +168,7 @@ pub fn open_lora(
             path.display()
         ));
     }
-    Ok(lora::formats::adapters(file.modules)?)
+    let adapters = lora::formats::adapters(file.modules)?;
+    adapters.check(base.denoiser.linears())?;
+    Ok(adapters)
 }

@@ -67,7 +67,7 @@ pub enum Error {
     Preview(#[from] sample::Error),
     /// There is not enough memory.
     #[error(transparent)]
-    Memory(#[from] plan::Error),
+    Memory(#[from] plan::DoesNotFit),
     /// A computation.
     #[error("{0}")]
     Tensor(#[from] candle_core::Error),

@@ -105,7 +105,7 @@ pub fn run(
     };
     let denoiser_digest = base.denoiser_digest(memo)?;
     monitor.start("loading the base model", None);
-    let denoiser = base.family.load(&base.components, &placement)?;
+    let denoiser = base.denoiser.load(&placement)?;
     monitor.finish();
     let mut run = Run::start(
         (experiment, &settings),
@@ -153,11 +153,9 @@ fn plan(
     set: &TrainingSet<'_>,
     options: &TrainOptions,
 ) -> Result<MemoryPlan, Error> {
-    let linears = base.family.linears(&base.components)?;
     let wanted = MemoryRequest {
-        family: base.family,
-        components: &base.components,
-        adapted: &run::adapted(&settings.adapter, base, &linears)?,
+        denoiser: &base.denoiser,
+        adapted: &run::adapted(&settings.adapter, base)?,
         rank: settings.adapter.rank,
         samples: settings.train.batch_size,
         latents: set.largest_latents(),

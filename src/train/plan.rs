@@ -10,7 +10,7 @@ use candle_core::{DType, Device};
 use serde::Serialize;
 
 use crate::lora::{LinearShape, Recompute};
-use crate::models::{self, Activations, Components, Family, StepShape, WeightStorage};
+use crate::models::{Activations, OpenedDenoiser, StepShape, WeightStorage};
 use crate::nn;
 use crate::recipe::Recipe;
 
@@ -20,10 +20,8 @@ const LIBRARY_BYTES: u64 = 600 << 20;
 /// What decides how much memory a training takes.
 #[derive(Clone)]
 pub struct MemoryRequest<'a> {
-    /// The denoiser's family.
-    pub family: &'a dyn Family,
-    /// Where the denoiser's parts are.
-    pub components: &'a Components,
+    /// The denoiser.
+    pub denoiser: &'a OpenedDenoiser,
     /// The linears that will carry adapters.
     pub adapted: &'a [LinearShape],
     /// The adapters' rank.
@@ -103,32 +101,24 @@ pub struct MemoryPlan {
     pub bytes: PeakMemory,
 }
 
-/// Why a training cannot be planned.
+/// A training too large for the memory, whatever is done.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// Too large for the memory, whatever is done.
-    #[error(
-        "it does not fit: {} needed at least, {} free ({bytes}); {advice}", gb(bytes.total()), gb(*available)
-    )]
-    DoesNotFit {
-        /// The least that it takes.
-        bytes: Box<PeakMemory>,
-        /// What there is.
-        available: u64,
-        /// What helps.
-        advice: String,
-    },
-    /// The denoiser's architecture cannot be read.
-    #[error(transparent)]
-    Model(#[from] models::Error),
+#[error("it does not fit: {} needed at least, {} free ({bytes}); {advice}", gb(bytes.total()), gb(*available))]
+pub struct DoesNotFit {
+    /// The least that it takes.
+    pub bytes: Box<PeakMemory>,
+    /// Bytes that are free.
+    pub available: u64,
+    /// What helps.
+    pub advice: String,
 }
 
 /// Makes the plan for `available` bytes.
 ///
 /// # Errors
-/// If it cannot fit, with what would help; or if the denoiser's headers cannot be read.
-pub fn make(wanted: &MemoryRequest<'_>, available: u64) -> Result<MemoryPlan, Error> {
-    let counts = Counts::of(wanted)?;
+/// If it cannot fit, with what would help.
+pub fn make(wanted: &MemoryRequest<'_>, available: u64) -> Result<MemoryPlan, DoesNotFit> {
+    let counts = Counts::of(wanted);
     let ways = match wanted.storage {
         WeightStorage::Whole => vec![WeightStorage::Whole, WeightStorage::IN_FILE],
         other => vec![other],
@@ -144,7 +134,7 @@ pub fn make(wanted: &MemoryRequest<'_>, available: u64) -> Result<MemoryPlan, Er
         }
     }
     let bytes = Box::new(least.unwrap_or_default());
-    Err(Error::DoesNotFit {
+    Err(DoesNotFit {
         advice: advice(wanted, &bytes),
         bytes,
         available,
@@ -173,7 +163,7 @@ struct Counts {
 }
 
 impl Counts {
-    fn of(wanted: &MemoryRequest<'_>) -> Result<Self, models::Error> {
+    fn of(wanted: &MemoryRequest<'_>) -> Self {
         let adapted: BTreeMap<String, usize> = wanted
             .adapted
             .iter()
@@ -190,12 +180,12 @@ impl Counts {
             let window = linear.kernel.map_or(1, |side| side * side);
             wanted.rank * (linear.inputs * window + linear.outputs)
         };
-        let tensors = wanted.family.expected(wanted.components)?.tensors;
-        Ok(Self {
-            activations: wanted.family.activations(wanted.components, &step)?,
-            tensors: tensors.into_iter().map(|(_, shape)| shape).collect(),
+        let tensors = wanted.denoiser.tensors().iter();
+        Self {
+            activations: wanted.denoiser.activations(&step),
+            tensors: tensors.map(|(_, shape)| shape.clone()).collect(),
             adapters: wanted.adapted.iter().map(numbers).sum::<usize>() as u64,
-        })
+        }
     }
 
     /// A plan with the weights stored so; the least it would take where it does not fit.

@@ -91,7 +91,7 @@ impl Run<'_> {
             .map_err(|e| digest::Error::NoCanonicalForm(e.to_string()))?;
         metadata.insert(provenance::METADATA_KEY.to_owned(), text);
         let options = FileOptions {
-            component: self.base.family.lora_component(),
+            component: self.base.denoiser.family.denoiser(),
             dtype: match settings.adapter.save_precision {
                 Precision::F32 => SaveDtype::F32,
                 Precision::F16 => SaveDtype::F16,
@@ -115,7 +115,7 @@ impl Run<'_> {
             ("alpha", adapter.alpha.to_string()),
             ("dropout", adapter.dropout.to_string()),
             ("seed", self.settings.train.seed.to_string()),
-            ("family", self.base.family.name().to_owned()),
+            ("family", self.base.denoiser.family.name.to_owned()),
         ];
         let metadata = facts.into_iter().map(|(k, v)| (k.to_owned(), v)).collect();
         Ok(tensors::write_safetensors(path, dump.tensors(), &metadata)?)

@@ -74,7 +74,7 @@ impl<'a> Run<'a> {
         options: &TrainOptions,
     ) -> Result<Self, Error> {
         let train = &settings.train;
-        let mut adapters = new_adapters(settings, base, denoiser)?;
+        let mut adapters = new_adapters(settings, base)?;
         let layout: Vec<_> = adapters
             .tensors()
             .map(|(name, shape, _)| (name, shape))
@@ -364,9 +364,8 @@ impl<'a> Run<'a> {
 pub(super) fn adapted(
     adapter: &AdapterSettings,
     base: &BaseModel,
-    linears: &[LinearShape],
 ) -> Result<Vec<LinearShape>, Error> {
-    let presets = base.family.presets();
+    let presets = base.denoiser.family.presets;
     let targets = match adapter.targets.is_empty() {
         true => presets
             .first()
@@ -375,16 +374,16 @@ pub(super) fn adapted(
             .collect(),
         false => adapter.targets.clone(),
     };
-    Ok(lora::targets::select(linears, &targets, presets)?)
+    Ok(lora::targets::select(
+        base.denoiser.linears(),
+        &targets,
+        presets,
+    )?)
 }
 
-fn new_adapters(
-    settings: &Settings,
-    base: &BaseModel,
-    denoiser: &dyn Denoiser,
-) -> Result<AdapterSet, Error> {
+fn new_adapters(settings: &Settings, base: &BaseModel) -> Result<AdapterSet, Error> {
     let (adapter, seed) = (&settings.adapter, settings.train.seed);
-    let linears = adapted(adapter, base, denoiser.linears())?;
+    let linears = adapted(adapter, base)?;
     Ok(AdapterSet::new(
         &linears,
         adapter.rank,

@@ -36,10 +36,8 @@ fn write(folder: &TempDir, bytes: &[u8]) {
 fn tiny_modules() -> Vec<Module> {
     let family = models::family("sd3").expect("known");
     let components = family.components(&tiny_sd3()).expect("bundled");
-    let denoiser = family
-        .load(&components, &models::Placement::default())
-        .expect("bundled");
-    let linears = denoiser.linears().iter().filter(|linear| linear.reached);
+    let opened = family.open(components).expect("bundled");
+    let linears = opened.linears().iter().filter(|linear| linear.reached);
     let shapes = linears.map(|linear| (linear.name.clone(), vec![linear.outputs, linear.inputs]));
     adapters(shapes.collect(), usize::MAX, 3)
 }

@@ -234,8 +234,9 @@ fn a_denoiser_in_gguf_is_the_one_of_the_safetensors_file() {
     let family = plumb::models::family("flux1").expect("there");
     let digest = |path: &Path| {
         let components = family.components(path).expect("found");
-        let base = family.weights(&components).expect("whole");
-        base.weights.digest(&base.tensors).expect("read")
+        let opened = family.open(components).expect("a denoiser");
+        opened.check_whole().expect("whole");
+        opened.weights().digest(opened.tensors()).expect("read")
     };
     assert_eq!(digest(&path), digest(&single));
 }

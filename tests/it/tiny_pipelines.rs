@@ -100,10 +100,7 @@ impl Kind {
         });
 
         let placement = Placement::default();
-        let denoiser = base
-            .family
-            .load(&base.components, &placement)
-            .expect("the denoiser");
+        let denoiser = base.denoiser.load(&placement).expect("the denoiser");
         let settings = experiment.settings(base.flavor).expect("settings");
         let options = previews::options(&settings.sample, &base);
         let latents = sample_from(

@@ -151,8 +151,8 @@ fn conditioning_latents_prediction_and_samples_are_those_of_diffusers() {
     close("pixels", &decoded, &golden["vae.decode.pixels"], 1e-4);
 
     let denoiser = base
-        .family
-        .load(&base.components, &Placement::default())
+        .denoiser
+        .load(&Placement::default())
         .expect("the denoiser");
     let stack = |f: &dyn Fn(&Conditioning) -> Tensor| {
         Tensor::stack(&[f(&made[0]), f(&made[1])], 0).expect("stacked")

@@ -267,11 +267,10 @@ fn twenty_steps_lose_what_they_lose_in_diffusers_and_peft() {
     golden.write(folder.path());
     let family = models::family("sdxl").expect("a family");
     let components = family.components(folder.path()).expect("a model");
-    let denoiser = family
-        .load(&components, &models::Placement::default())
-        .expect("loaded");
+    let opened = family.open(components).expect("a UNet");
+    let denoiser = opened.load(&models::Placement::default()).expect("loaded");
     let there = |name: &str| golden.tensors.contains_key(&format!("golden.curve.{name}"));
-    let chosen = denoiser
+    let chosen = opened
         .linears()
         .iter()
         .filter(|l| there(&format!("{}.lora_A.weight", l.name)));

@@ -74,7 +74,7 @@ impl Kind {
         save(&HashMap::from([("x".to_owned(), nothing)]), &file);
         let family = models::family(self.family).expect("a family");
         let components = family.components(&world.path("base")).expect("a model");
-        let wanted = family.expected(&components).expect("names").tensors;
+        let opened = family.open(components).expect("an architecture");
         let tensor = |(n, (name, shape)): (usize, (String, Vec<usize>))| {
             let count = shape.iter().product();
             let inputs: usize = shape[1..].iter().product();
@@ -88,7 +88,13 @@ impl Kind {
                 .and_then(|t| t.affine(spread, centre)?.to_dtype(DType::BF16));
             (name, made.expect("a tensor"))
         };
-        let made: Tensors = wanted.into_iter().enumerate().map(tensor).collect();
+        let made: Tensors = opened
+            .tensors()
+            .iter()
+            .cloned()
+            .enumerate()
+            .map(tensor)
+            .collect();
         save(&made, &file);
         made
     }

@@ -201,13 +201,8 @@ fn before_and_after(
     let settings = &settings.sample;
     let store = Store::open(&experiment.store_path()).map_err(Failure::error)?;
     let source = Source::open(&base, &store).map_err(Failure::error)?;
-    let denoiser = base
-        .family
-        .load(
-            &base.components,
-            &base_model::placement(experiment, &place.device),
-        )
-        .map_err(Failure::error)?;
+    let placement = base_model::placement(experiment, &place.device);
+    let denoiser = base.denoiser.load(&placement).map_err(Failure::error)?;
     let adapters = sample::open_lora(lora, &base, ui).map_err(Failure::error)?;
     let steps = settings.steps * settings.prompts.len();
     ui.start("sampling", Some(2 * steps as u64));

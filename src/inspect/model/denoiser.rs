@@ -7,31 +7,24 @@ use super::part::{self, Part};
 use super::{Kind, Report, reasons};
 use crate::base_model::needs;
 use crate::experiment::FileMap;
-use crate::models::{self, BaseWeights, Components, FAMILIES, Family, Flavor};
+use crate::models::{self, Components, Flavor, OpenedDenoiser};
 use crate::nn::weights::Weights;
 use crate::recipe::{REFERENCE, Recipe, RecipeName};
 
-/// A family that takes the path, whole or not.
+/// A denoiser of the family that takes the path, whole or not.
 struct Candidate {
-    family: &'static dyn Family,
-    components: Components,
+    denoiser: OpenedDenoiser,
+    /// The flavors it may be; none where it is not whole.
     flavors: Vec<&'static Flavor>,
-    expected: BaseWeights,
 }
 
 /// The report on a model; else why no family takes it.
 pub(super) fn check(path: &Path) -> Result<Report, String> {
     let candidate = match models::detect(path) {
-        Ok((family, components, flavors)) => {
-            let expected = family.expected(&components);
-            let expected = expected.map_err(|error| reasons(&[error]))?;
-            Candidate {
-                family,
-                components,
-                flavors,
-                expected,
-            }
-        }
+        Ok(denoiser) => Candidate {
+            flavors: denoiser.flavors(),
+            denoiser,
+        },
         Err(_) => nearest(path)?,
     };
     Ok(candidate.report(path))
@@ -41,21 +34,16 @@ pub(super) fn check(path: &Path) -> Result<Report, String> {
 fn nearest(path: &Path) -> Result<Candidate, String> {
     let mut refused = Vec::new();
     let mut best: Option<(usize, Candidate)> = None;
-    for &family in FAMILIES {
+    for family in models::families() {
         let tried = family
             .components(path)
-            .and_then(|components| Ok((family.expected(&components)?, components)));
+            .and_then(|components| family.open(components));
         match tried {
-            Ok((expected, components)) => {
-                let faults = expected.weights.faults(&expected.tensors).len();
+            Ok(denoiser) => {
+                let faults = denoiser.weights().faults(denoiser.tensors()).len();
                 if best.as_ref().is_none_or(|(least, _)| faults < *least) {
-                    let candidate = Candidate {
-                        family,
-                        components,
-                        flavors: Vec::new(),
-                        expected,
-                    };
-                    best = Some((faults, candidate));
+                    let flavors = Vec::new();
+                    best = Some((faults, Candidate { denoiser, flavors }));
                 }
             }
             Err(models::Error::NotThisFamily { .. }) => {}
@@ -67,13 +55,17 @@ fn nearest(path: &Path) -> Result<Candidate, String> {
 }
 
 impl Candidate {
+    fn components(&self) -> &Components {
+        &self.denoiser.components
+    }
+
     fn report(self, path: &Path) -> Report {
         let mut report = Report::of(path, Kind::Model);
-        let family = self.family.name();
+        let family = self.denoiser.family.name;
         report.family = Some(family);
         report.flavors = self.flavors.iter().map(|flavor| flavor.name).collect();
-        report.ignored = ignored(path, &self.components);
-        let layout = match self.expected.weights.metadata("general.architecture") {
+        report.ignored = ignored(path, self.components());
+        let layout = match self.denoiser.weights().metadata("general.architecture") {
             _ if path.is_dir() => "a folder as diffusers writes it",
             Some(_) => "a GGUF file",
             None => "a single file",
@@ -84,7 +76,7 @@ impl Candidate {
         self.denoiser(&mut report);
         let mut encode = Vec::new();
         if let Some(recipe) = recipes.first() {
-            report.needs = needs(recipe, &self.components, &FileMap::default());
+            report.needs = needs(recipe, self.components(), &FileMap::default());
             encode = self.encoders(recipe, &mut report);
         }
         encode.extend(self.vae(&mut report));
@@ -92,11 +84,9 @@ impl Candidate {
             .flavors
             .first()
             .copied()
-            .or(self.family.flavors().first());
+            .or(self.denoiser.family.flavors.first());
         let train = match (flavor, recipes.first()) {
-            (Some(flavor), Some(recipe)) => {
-                memory::train(self.family, &self.components, flavor, recipe)
-            }
+            (Some(flavor), Some(recipe)) => memory::train(&self.denoiser, flavor, recipe),
             _ => Vec::new(),
         };
         report.memory = Some(Memory::new(encode, train));
@@ -106,12 +96,12 @@ impl Candidate {
     /// The reference recipes of the flavors that it may be.
     fn recipes(&self) -> Vec<Recipe> {
         let flavors: Vec<&Flavor> = match self.flavors.is_empty() {
-            true => self.family.flavors().iter().collect(),
+            true => self.denoiser.family.flavors.iter().collect(),
             false => self.flavors.clone(),
         };
         let shipped = |flavor: &Flavor| {
             let name = RecipeName {
-                family: self.family.name().to_owned(),
+                family: self.denoiser.family.name.to_owned(),
                 flavor: flavor.name.to_owned(),
                 variant: REFERENCE.to_owned(),
             };
@@ -121,12 +111,13 @@ impl Candidate {
     }
 
     fn denoiser(&self, report: &mut Report) {
-        let (weights, tensors) = (&self.expected.weights, &self.expected.tensors);
+        let (weights, tensors) = (self.denoiser.weights(), self.denoiser.tensors());
         let faults = weights.faults(tensors);
         let faults = faults.iter().map(ToString::to_string);
         report.problems.extend(faults);
         report.problems.extend(part::extra(weights, tensors));
-        if let Some(component) = self.components.parts.get(self.family.lora_component()) {
+        let name = self.denoiser.family.denoiser();
+        if let Some(component) = self.components().parts.get(name) {
             report.parts.push(Part::new("denoiser", component, weights));
         }
     }
@@ -134,11 +125,11 @@ impl Candidate {
     fn encoders(&self, recipe: &Recipe, report: &mut Report) -> Vec<Use> {
         let mut taken = Vec::new();
         for encoder in recipe.encoders() {
-            let Some(component) = self.components.parts.get(encoder.component.as_str()) else {
+            let Some(component) = self.components().parts.get(encoder.component.as_str()) else {
                 continue;
             };
             let name = encoder.tokenizer_component.as_str();
-            let tokenizer = self.components.tokenizers.get(name);
+            let tokenizer = self.components().tokenizers.get(name);
             if let Ok(weights) = component.open() {
                 let part = Part::new(&encoder.slot, component, &weights);
                 report.parts.push(part);
@@ -155,7 +146,7 @@ impl Candidate {
     }
 
     fn vae(&self, report: &mut Report) -> Option<Use> {
-        let component = self.components.parts.get("vae")?;
+        let component = self.components().parts.get("vae")?;
         if let Ok(weights) = component.open() {
             report.parts.push(Part::new("vae", component, &weights));
         }

@@ -2,7 +2,8 @@
 
 use serde::Serialize;
 
-use crate::models::{Components, Family, Flavor, WeightStorage};
+use crate::lora;
+use crate::models::{Flavor, OpenedDenoiser, WeightStorage};
 use crate::recipe::Recipe;
 use crate::train::plan::{self, Machine, MemoryRequest, PeakMemory};
 
@@ -77,15 +78,10 @@ impl Memory {
 }
 
 /// What training a denoiser of this flavor takes. Nothing where it cannot be told.
-pub(super) fn train(
-    family: &dyn Family,
-    components: &Components,
-    flavor: &Flavor,
-    recipe: &Recipe,
-) -> Vec<Train> {
-    let preset = family.presets().first().map(|p| p.name.to_owned());
-    let linears = family.linears(components).unwrap_or_default();
-    let chosen = crate::lora::targets::select(&linears, preset.as_slice(), family.presets());
+pub(super) fn train(denoiser: &OpenedDenoiser, flavor: &Flavor, recipe: &Recipe) -> Vec<Train> {
+    let presets = denoiser.family.presets;
+    let preset = presets.first().map(|p| p.name.to_owned());
+    let chosen = lora::targets::select(denoiser.linears(), preset.as_slice(), presets);
     let Ok(adapted) = chosen else {
         return Vec::new();
     };
@@ -93,8 +89,7 @@ pub(super) fn train(
     let estimate = |machine, dtype: candle_core::DType| {
         let bytes = |checkpointing| {
             let wanted = MemoryRequest {
-                family,
-                components,
+                denoiser,
                 adapted: &adapted,
                 rank: ADAPTER_RANK,
                 samples: 1,

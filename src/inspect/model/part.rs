@@ -10,7 +10,7 @@ use super::memory::{Memory, Use};
 use super::{Kind, Report};
 use crate::base_model::{Need, candle_dtype};
 use crate::digest::Digest;
-use crate::models::{Component, FAMILIES};
+use crate::models::{self, Component};
 use crate::nn::weights::{self, Weights};
 use crate::recipe::latents::VaeConfig;
 use crate::recipe::rules::Network;
@@ -190,10 +190,10 @@ pub(super) fn extra(weights: &Weights, tensors: &[(String, Vec<usize>)]) -> Opti
 /// Each encoder that a reference recipe has, with the recipes it is in.
 fn known_encoders() -> Vec<(EncoderRecipe, Vec<String>)> {
     let mut list: Vec<(EncoderRecipe, Vec<String>)> = Vec::new();
-    for family in FAMILIES {
-        for flavor in family.flavors() {
+    for family in models::families() {
+        for flavor in family.flavors {
             let name = RecipeName {
-                family: family.name().to_owned(),
+                family: family.name.to_owned(),
                 flavor: flavor.name.to_owned(),
                 variant: REFERENCE.to_owned(),
             };
@@ -217,11 +217,8 @@ fn known_encoders() -> Vec<(EncoderRecipe, Vec<String>)> {
 /// A VAE or text encoder that lies alone; `None` if it is none.
 pub(super) fn lone(path: &Path, weights: &Weights) -> Option<Report> {
     let beside = [path.join("config.json"), path.with_file_name("config.json")];
-    let component = Component {
-        weights: path.to_owned(),
-        prefix: String::new(),
-        config: beside.into_iter().find(|p| p.is_file()),
-    };
+    let config = beside.into_iter().find(|p| p.is_file());
+    let component = Component::new(path.to_owned(), config);
     if let Some((taken, problems)) = vae(&component) {
         return Some(Report {
             summary: "a VAE (AutoencoderKL) alone".to_owned(),

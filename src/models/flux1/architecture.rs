@@ -5,17 +5,12 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-use crate::lora::LinearShape;
+use crate::models::Error;
 use crate::models::layout::{Component, read_config};
-use crate::models::transformer::TIME_CHANNELS;
-use crate::models::{Error, Flavor};
 use crate::nn::weights::Weights;
 
 /// Side of a patch, in latent pixels: a token is a patch's channels.
 pub(super) const PATCH: usize = 2;
-
-/// How many times wider than the streams the feed-forwards are inside.
-pub(super) const MLP_RATIO: usize = 4;
 
 /// No dimension of a network is larger; keeps hostile configs from overflowing.
 const MAX_DIMENSION: usize = 1 << 20;
@@ -215,106 +210,7 @@ impl Architecture {
     pub(super) fn latent_channels(&self) -> usize {
         self.token_channels / (PATCH * PATCH)
     }
-
-    /// Whether this can be that released model: only dev has a guidance embedding.
-    pub(super) fn could_be(&self, flavor: &Flavor) -> bool {
-        self.guidance == flavor.embedded_guidance.is_some()
-    }
-
-    /// Every linear, in the order of the network. All reach its output: the last double block's context goes on into
-    /// the single blocks.
-    pub(super) fn linears(&self) -> Vec<LinearShape> {
-        let width = self.width();
-        let mut list = Vec::new();
-        let mut push = |name: String, outputs, inputs| {
-            list.push(LinearShape {
-                name,
-                outputs,
-                inputs,
-                kernel: None,
-                reached: true,
-            });
-        };
-        let embedders = [
-            ("timestep", TIME_CHANNELS, true),
-            ("guidance", TIME_CHANNELS, self.guidance),
-            ("text", self.pooled_width, true),
-        ];
-        for (name, inputs, _) in embedders.into_iter().filter(|(.., there)| *there) {
-            let name = format!("time_text_embed.{name}_embedder");
-            push(format!("{name}.linear_1"), width, inputs);
-            push(format!("{name}.linear_2"), width, width);
-        }
-        push("context_embedder".to_owned(), width, self.context_width);
-        push("x_embedder".to_owned(), width, self.token_channels);
-        let mut blocks = |kind: &str, count: usize, parts: &[(&str, usize, usize)]| {
-            for i in 0..count {
-                for (part, outputs, inputs) in parts {
-                    push(
-                        format!("{kind}.{i}.{part}"),
-                        outputs * width,
-                        inputs * width,
-                    );
-                }
-            }
-        };
-        blocks("transformer_blocks", self.num_double, DOUBLE);
-        blocks("single_transformer_blocks", self.num_single, SINGLE);
-        push("norm_out.linear".to_owned(), 2 * width, width);
-        push("proj_out".to_owned(), self.token_channels, width);
-        list
-    }
-
-    /// Every tensor: its canonical name (diffusers') and shape.
-    pub(super) fn tensors(&self) -> Vec<(String, Vec<usize>)> {
-        let mut list = Vec::new();
-        for linear in self.linears() {
-            list.push((
-                format!("{}.weight", linear.name),
-                vec![linear.outputs, linear.inputs],
-            ));
-            list.push((format!("{}.bias", linear.name), vec![linear.outputs]));
-        }
-        let mut norms = |kind: &str, count: usize, parts: &[&str]| {
-            for i in 0..count {
-                let name = |part: &&str| format!("{kind}.{i}.attn.{part}.weight");
-                list.extend(parts.iter().map(|p| (name(p), vec![self.head_channels])));
-            }
-        };
-        let joint = ["norm_q", "norm_k", "norm_added_q", "norm_added_k"];
-        norms("transformer_blocks", self.num_double, &joint);
-        norms("single_transformer_blocks", self.num_single, &joint[..2]);
-        list
-    }
 }
-
-/// Linears of a double block: name, outputs and inputs in widths of the streams.
-const DOUBLE: &[(&str, usize, usize)] = &[
-    ("norm1.linear", 6, 1),
-    ("norm1_context.linear", 6, 1),
-    ("attn.to_q", 1, 1),
-    ("attn.to_k", 1, 1),
-    ("attn.to_v", 1, 1),
-    ("attn.add_q_proj", 1, 1),
-    ("attn.add_k_proj", 1, 1),
-    ("attn.add_v_proj", 1, 1),
-    ("attn.to_out.0", 1, 1),
-    ("attn.to_add_out", 1, 1),
-    ("ff.net.0.proj", MLP_RATIO, 1),
-    ("ff.net.2", 1, MLP_RATIO),
-    ("ff_context.net.0.proj", MLP_RATIO, 1),
-    ("ff_context.net.2", 1, MLP_RATIO),
-];
-
-/// Linears of a single block.
-const SINGLE: &[(&str, usize, usize)] = &[
-    ("norm.linear", 3, 1),
-    ("attn.to_q", 1, 1),
-    ("attn.to_k", 1, 1),
-    ("attn.to_v", 1, 1),
-    ("proj_mlp", MLP_RATIO, 1),
-    ("proj_out", 1, 1 + MLP_RATIO),
-];
 
 #[cfg(test)]
 mod tests;

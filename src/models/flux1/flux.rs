@@ -10,10 +10,11 @@ use super::architecture::Architecture;
 use super::block::{DoubleBlock, Half, SingleBlock, Tokens};
 use super::embed::{Rotary, pack, patches, unpack};
 use crate::autograd::{Tape, Value};
-use crate::lora::{Bound, LinearShape};
+use crate::lora::Bound;
 use crate::models::linear::Linear;
 use crate::models::transformer::{
-    Embedder, Loaded, Loader, Modulation, Pass, check_shapes, timestep_sinusoid,
+    Embedder, Loaded, Loader, MLP_RATIO, Modulation, Pass, TIME_CHANNELS, check_shapes,
+    timestep_sinusoid,
 };
 use crate::models::{ConditioningTensors, Denoiser, Error, Source};
 use crate::nn::AttentionMask;
@@ -24,7 +25,6 @@ const GUIDANCE_UNIT: f64 = 1000.0;
 /// A FLUX.1 transformer with frozen weights.
 pub(super) struct Flux {
     architecture: Architecture,
-    linears: Vec<LinearShape>,
     time: Embedder,
     guidance: Option<Embedder>,
     pooled: Embedder,
@@ -46,32 +46,35 @@ type Extents = ((usize, usize), usize);
 impl Flux {
     /// Builds the network from tensors by canonical name.
     pub(super) fn build(architecture: Architecture, source: &dyn Source) -> Loaded<Self> {
-        let linears = architecture.linears();
+        let (width, tokens) = (architecture.width(), architecture.token_channels);
         let loader = Loader {
-            linears: &linears,
             source,
+            width,
+            head_channels: architecture.head_channels,
         };
-        let channels = architecture.head_channels;
-        let embedder = |name: &str| loader.embedder(&format!("time_text_embed.{name}_embedder"));
-        let double = |i| double_block(loader, i, channels).map(Arc::new);
-        let single = |i| single_block(loader, i, channels).map(Arc::new);
-        let guidance = architecture.guidance.then(|| embedder("guidance"));
+        let embedder = |name: &str, inputs| {
+            loader.embedder(&format!("time_text_embed.{name}_embedder"), inputs)
+        };
+        let double = |i| double_block(loader, i).map(Arc::new);
+        let single = |i| single_block(loader, i).map(Arc::new);
+        let guidance = architecture
+            .guidance
+            .then(|| embedder("guidance", TIME_CHANNELS));
         Ok(Self {
-            time: embedder("timestep")?,
+            time: embedder("timestep", TIME_CHANNELS)?,
             guidance: guidance.transpose()?,
-            pooled: embedder("text")?,
-            context: loader.linear("context_embedder")?,
-            picture: loader.linear("x_embedder")?,
+            pooled: embedder("text", architecture.pooled_width)?,
+            context: loader.linear("context_embedder", (width, architecture.context_width))?,
+            picture: loader.linear("x_embedder", (width, tokens))?,
             double_blocks: (0..architecture.num_double)
                 .map(double)
                 .collect::<Loaded<_>>()?,
             single_blocks: (0..architecture.num_single)
                 .map(single)
                 .collect::<Loaded<_>>()?,
-            norm_out: loader.linear("norm_out.linear")?,
-            proj_out: loader.linear("proj_out")?,
-            like: source.tensor(&[architecture.width()], "x_embedder.bias")?,
-            linears,
+            norm_out: loader.wide("norm_out.linear", (2, 1))?,
+            proj_out: loader.linear("proj_out", (tokens, width))?,
+            like: source.tensor(&[width], "x_embedder.bias")?,
             architecture,
             rotary: Mutex::default(),
         })
@@ -257,10 +260,6 @@ impl Denoiser for Flux {
         unpack(tape, &x, patches(h, w)?, c)
     }
 
-    fn linears(&self) -> &[LinearShape] {
-        &self.linears
-    }
-
     fn dtype(&self) -> DType {
         self.like.dtype()
     }
@@ -270,23 +269,21 @@ impl Denoiser for Flux {
     }
 }
 
-/// Double block `i`, with heads of `channels`.
-fn double_block(loader: Loader<'_>, i: usize, channels: usize) -> Loaded<DoubleBlock> {
+/// Double block `i`.
+fn double_block(loader: Loader<'_>, i: usize) -> Loaded<DoubleBlock> {
     let own = |part: &str| format!("transformer_blocks.{i}.{part}");
     // The modulation, queries, keys, values, both norms, the output and the feed-forward.
     let half = |[modulation, q, k, v, norm_q, norm_k, out, feed_forward]: [&str; 8]| {
-        let normed = |linear: &str, norm: &str| {
-            loader.heads(
-                &own(&format!("attn.{linear}")),
-                Some((&own(&format!("attn.{norm}")), channels)),
-            )
+        let attn = |part: &str| own(&format!("attn.{part}"));
+        let heads = |linear: &str, norm: Option<&str>| {
+            loader.heads(&attn(linear), norm.map(attn).as_deref())
         };
         Ok::<_, Error>(Half {
-            modulation: loader.linear(&own(modulation))?,
-            q: normed(q, norm_q)?,
-            k: normed(k, norm_k)?,
-            v: loader.heads(&own(&format!("attn.{v}")), None)?,
-            out: loader.linear(&own(&format!("attn.{out}")))?,
+            modulation: loader.wide(&own(modulation), (6, 1))?,
+            q: heads(q, Some(norm_q))?,
+            k: heads(k, Some(norm_k))?,
+            v: heads(v, None)?,
+            out: loader.wide(&attn(out), (1, 1))?,
             feed_forward: loader.feed_forward(&own(feed_forward))?,
         })
     };
@@ -314,17 +311,18 @@ fn double_block(loader: Loader<'_>, i: usize, channels: usize) -> Loaded<DoubleB
     })
 }
 
-/// Single block `i`, with heads of `channels`.
-fn single_block(loader: Loader<'_>, i: usize, channels: usize) -> Loaded<SingleBlock> {
+/// Single block `i`.
+fn single_block(loader: Loader<'_>, i: usize) -> Loaded<SingleBlock> {
     let own = |part: &str| format!("single_transformer_blocks.{i}.{part}");
-    let normed =
-        |linear: &str, norm: &str| loader.heads(&own(linear), Some((&own(norm), channels)));
+    let heads =
+        |linear: &str, norm: Option<&str>| loader.heads(&own(linear), norm.map(own).as_deref());
     Ok(SingleBlock {
-        modulation: loader.linear(&own("norm.linear"))?,
-        q: normed("attn.to_q", "attn.norm_q")?,
-        k: normed("attn.to_k", "attn.norm_k")?,
-        v: loader.heads(&own("attn.to_v"), None)?,
-        up: loader.linear(&own("proj_mlp"))?,
-        out: loader.linear(&own("proj_out"))?,
+        modulation: loader.wide(&own("norm.linear"), (3, 1))?,
+        q: heads("attn.to_q", Some("attn.norm_q"))?,
+        k: heads("attn.to_k", Some("attn.norm_k"))?,
+        v: heads("attn.to_v", None)?,
+        up: loader.wide(&own("proj_mlp"), (MLP_RATIO, 1))?,
+        // Attention's results beside the feed-forward's.
+        out: loader.wide(&own("proj_out"), (1, 1 + MLP_RATIO))?,
     })
 }

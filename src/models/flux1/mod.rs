@@ -16,22 +16,13 @@ mod flux;
 mod lora_names;
 mod names;
 
-use std::path::Path;
-
+use self::architecture::Architecture;
 use self::flux::Flux;
-use self::names::Named;
 pub(super) use self::names::{DOUBLE, OUTER, SINGLE};
-use super::layout::{self, Layout};
-use super::{
-    Activations, BaseWeights, Components, Denoiser, Error, Family, Flavor, LatentScaling, Source,
-    StepShape,
-};
+use super::layout::Layout;
+use super::{Activations, Denoiser, Error, Family, Flavor, LatentScaling, Source, StepShape};
 use crate::diffusion::{Prediction, Process, Sampler, Shift, ShiftRule, Spacing};
-use crate::lora::formats::Naming;
-use crate::lora::{LinearShape, Preset};
-
-/// The family.
-pub struct Flux1;
+use crate::lora::Preset;
 
 const FLOW: Process = Process::new(Prediction::Flow);
 
@@ -106,94 +97,45 @@ const LATENT_SCALING: LatentScaling = LatentScaling {
 
 const DENOISER: &str = "transformer";
 
-const LAYOUT: Layout = Layout {
-    family: "flux1",
-    denoiser: DENOISER,
-    folders: &[DENOISER, "vae", "text_encoder", "text_encoder_2"],
-    tokenizers: &["tokenizer", "tokenizer_2"],
-    prefixes: &[
-        (DENOISER, &["model.diffusion_model.", "diffusion_model."]),
-        ("vae", &["first_stage_model.", "vae."]),
-        ("text_encoder", &["text_encoders.clip_l.transformer."]),
-        ("text_encoder_2", &["text_encoders.t5xxl.transformer."]),
-    ],
-    sign: "double_blocks.",
+/// The family.
+pub const FLUX1: Family = Family {
+    name: "flux1",
+    flavors: FLAVORS,
+    presets: PRESETS,
+    masks_pads: true,
+    latent_scaling: LATENT_SCALING,
+    layout: Layout {
+        denoiser: DENOISER,
+        folders: &[DENOISER, "vae", "text_encoder", "text_encoder_2"],
+        tokenizers: &["tokenizer", "tokenizer_2"],
+        prefixes: &[
+            (DENOISER, &["model.diffusion_model.", "diffusion_model."]),
+            ("vae", &["first_stage_model.", "vae."]),
+            ("text_encoder", &["text_encoders.clip_l.transformer."]),
+            ("text_encoder_2", &["text_encoders.t5xxl.transformer."]),
+        ],
+        sign: "double_blocks.",
+    },
+    naming: lora_names::naming,
+    open: names::open,
 };
 
-impl Family for Flux1 {
-    fn name(&self) -> &'static str {
-        LAYOUT.family
+impl super::Architecture for Architecture {
+    fn build(&self, source: &dyn Source) -> Result<Box<dyn Denoiser>, Error> {
+        Ok(Box::new(Flux::build(self.clone(), source)?))
     }
 
-    fn naming(&self) -> Naming {
-        lora_names::naming()
+    fn context_width(&self) -> usize {
+        self.context_width
     }
 
-    fn flavors(&self) -> &'static [Flavor] {
-        FLAVORS
+    fn activations(&self, step: &StepShape) -> Activations {
+        self.kept(step)
     }
 
-    fn components(&self, path: &Path) -> Result<Components, Error> {
-        LAYOUT.find(path)
-    }
-
-    fn possible_flavors(&self, components: &Components) -> Result<Vec<&'static Flavor>, Error> {
-        let architecture = Named::open(components.get(DENOISER)?)?.architecture;
-        Ok(FLAVORS
-            .iter()
-            .filter(|flavor| architecture.could_be(flavor))
-            .collect())
-    }
-
-    fn weights(&self, components: &Components) -> Result<BaseWeights, Error> {
-        Ok(Named::open(components.get(DENOISER)?)?.into_base())
-    }
-
-    fn expected(&self, components: &Components) -> Result<BaseWeights, Error> {
-        Ok(Named::unchecked(components.get(DENOISER)?)?.into_base())
-    }
-
-    fn build(
-        &self,
-        components: &Components,
-        source: &dyn Source,
-    ) -> Result<Box<dyn Denoiser>, Error> {
-        let named = Named::unchecked(components.get(DENOISER)?)?;
-        Ok(Box::new(Flux::build(named.architecture, source)?))
-    }
-
-    fn context_width(&self, components: &Components) -> Result<usize, Error> {
-        Ok(Named::open(components.get(DENOISER)?)?
-            .architecture
-            .context_width)
-    }
-
-    fn linears(&self, components: &Components) -> Result<Vec<LinearShape>, Error> {
-        Ok(Named::unchecked(components.get(DENOISER)?)?
-            .architecture
-            .linears())
-    }
-
-    fn activations(&self, components: &Components, step: &StepShape) -> Result<Activations, Error> {
-        Ok(Named::unchecked(components.get(DENOISER)?)?
-            .architecture
-            .activations(step))
-    }
-
-    fn latent_scaling(&self, components: &Components) -> Result<LatentScaling, Error> {
-        layout::latent_scaling(components, LATENT_SCALING)
-    }
-
-    fn presets(&self) -> &'static [Preset] {
-        PRESETS
-    }
-
-    fn lora_component(&self) -> &'static str {
-        DENOISER
-    }
-
-    fn can_mask_pads(&self) -> bool {
-        true
+    /// Only dev has a guidance embedding.
+    fn could_be(&self, flavor: &Flavor) -> bool {
+        self.guidance == flavor.embedded_guidance.is_some()
     }
 }
 

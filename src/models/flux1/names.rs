@@ -2,48 +2,25 @@
 //! the one of the authors' single files, which fuses queries, keys and values (in single blocks also the
 //! feed-forward), and stores the last modulation as (shift, scale) where diffusers has (scale, shift).
 
-use crate::models::layout::{Component, check_whole};
-use crate::models::{BaseWeights, Error};
-use crate::nn::weights::{Part, Stored, Weights};
+use crate::models::family::Named;
+use crate::models::{Component, Error};
+use crate::nn::weights::{Part, Stored};
 
 use super::architecture::Architecture;
 
-/// Weights with canonical names.
-pub(super) struct Named {
-    pub(super) weights: Weights,
-    pub(super) architecture: Architecture,
-}
-
-impl Named {
-    /// Opens the denoiser's files and checks by their headers that they hold this network and nothing else.
-    pub(super) fn open(component: &Component) -> Result<Self, Error> {
-        let named = Self::unchecked(component)?;
-        check_whole(&named.weights, &named.architecture.tensors())?;
-        Ok(named)
-    }
-
-    /// What the files should hold, whether or not they do.
-    pub(super) fn unchecked(component: &Component) -> Result<Self, Error> {
-        let stored = component.open()?;
-        let single_file = stored.contains("img_in.weight");
-        let place = move |name: &str| match single_file {
-            true => in_single_file(name),
-            false => name.into(),
-        };
-        let weights = stored.renamed(place);
-        let architecture = Architecture::of(component, &weights)?;
-        Ok(Self {
-            weights,
-            architecture,
-        })
-    }
-
-    pub(super) fn into_base(self) -> BaseWeights {
-        BaseWeights {
-            weights: self.weights,
-            tensors: self.architecture.tensors(),
-        }
-    }
+/// Reads what the denoiser's files and config say of it.
+pub(super) fn open(component: &Component) -> Result<Named, Error> {
+    let stored = component.open()?;
+    let single_file = stored.contains("img_in.weight");
+    let place = move |name: &str| match single_file {
+        true => in_single_file(name),
+        false => name.into(),
+    };
+    let weights = stored.renamed(place);
+    Ok(Named {
+        architecture: Box::new(Architecture::of(component, &weights)?),
+        weights,
+    })
 }
 
 /// Modules in front of and behind the blocks: diffusers' name, the authors'.

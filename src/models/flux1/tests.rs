@@ -12,16 +12,16 @@ use candle_core::{DType, Device, Tensor};
 use super::*;
 use crate::autograd::Tape;
 use crate::lora::Bound;
-use crate::models::ConditioningTensors;
-use crate::models::testing::{self, Golden, Inputs, error_of, golden_path, message};
+use crate::models::testing::{self, Golden, Inputs, Model, error_of, golden_path, message};
+use crate::models::{Components, ConditioningTensors};
 
 pub(super) const MODELS: [&str; 2] = ["dev", "schnell"];
 
 /// What `tools/goldens/flux1.py` wrote.
 pub(super) fn golden(name: &str) -> Golden {
-    Golden::read(&Flux1, &format!("flux1_{name}"))
+    Golden::read(&FLUX1, &format!("flux1_{name}"))
 }
 
-pub(super) fn load(path: &Path) -> Result<Box<dyn Denoiser>, Error> {
-    testing::load(&Flux1, path)
+pub(super) fn load(path: &Path) -> Result<Model, Error> {
+    testing::load(&FLUX1, path)
 }

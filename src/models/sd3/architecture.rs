@@ -5,10 +5,8 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-use crate::lora::LinearShape;
+use crate::models::Error;
 use crate::models::layout::{Component, read_config};
-use crate::models::transformer::TIME_CHANNELS;
-use crate::models::{Error, Flavor};
 use crate::nn::weights::Weights;
 
 /// Channels of a head in every released model; a single file does not say it where queries are not normed.
@@ -238,127 +236,6 @@ impl Architecture {
     /// Whether block `i` is the last: its context is read but not passed on.
     pub(super) fn is_last(&self, i: usize) -> bool {
         i + 1 == self.depth
-    }
-
-    /// The released models that this can be: they differ in the norm of queries and keys and in the second attention.
-    pub(super) fn could_be(&self, flavor: &Flavor) -> bool {
-        let (qk_norm, dual) = match flavor.name {
-            "3-medium" => (false, false),
-            "3.5-medium" => (true, true),
-            _ => (true, false),
-        };
-        (self.qk_norm, !self.dual_attention.is_empty()) == (qk_norm, dual)
-    }
-
-    /// Every linear, in the order of the network.
-    pub(super) fn linears(&self) -> Vec<LinearShape> {
-        let width = self.width();
-        let linear = |name: &str, outputs, inputs| LinearShape {
-            name: name.to_owned(),
-            outputs,
-            inputs,
-            kernel: None,
-            reached: true,
-        };
-        let mut list = vec![
-            linear(
-                "time_text_embed.timestep_embedder.linear_1",
-                width,
-                TIME_CHANNELS,
-            ),
-            linear("time_text_embed.timestep_embedder.linear_2", width, width),
-            linear(
-                "time_text_embed.text_embedder.linear_1",
-                width,
-                self.pooled_width,
-            ),
-            linear("time_text_embed.text_embedder.linear_2", width, width),
-            linear("context_embedder", width, self.context_width),
-        ];
-        list.extend((0..self.depth).flat_map(|i| self.block_linears(i)));
-        let patch = self.patch_size * self.patch_size * self.out_channels;
-        list.push(linear("norm_out.linear", 2 * width, width));
-        list.push(linear("proj_out", patch, width));
-        list
-    }
-
-    /// The linears of block `i`.
-    fn block_linears(&self, i: usize) -> Vec<LinearShape> {
-        let width = self.width();
-        let (last, dual) = (self.is_last(i), self.dual_attention.contains(&i));
-        let mut parts = vec![
-            ("norm1.linear", if dual { 9 } else { 6 }, 1),
-            ("norm1_context.linear", if last { 2 } else { 6 }, 1),
-            ("attn.to_q", 1, 1),
-            ("attn.to_k", 1, 1),
-            ("attn.to_v", 1, 1),
-            ("attn.add_q_proj", 1, 1),
-            ("attn.add_k_proj", 1, 1),
-            ("attn.add_v_proj", 1, 1),
-            ("attn.to_out.0", 1, 1),
-        ];
-        if !last {
-            parts.push(("attn.to_add_out", 1, 1));
-        }
-        if dual {
-            let names = ["attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0"];
-            parts.extend(names.map(|name| (name, 1, 1)));
-        }
-        parts.extend([("ff.net.0.proj", 4, 1), ("ff.net.2", 1, 4)]);
-        if !last {
-            parts.extend([("ff_context.net.0.proj", 4, 1), ("ff_context.net.2", 1, 4)]);
-        }
-        let shape = |(part, outputs, inputs)| LinearShape {
-            name: format!("transformer_blocks.{i}.{part}"),
-            outputs: outputs * width,
-            inputs: inputs * width,
-            kernel: None,
-            // The last block drops what the context's queries find.
-            reached: !(last && part == "attn.add_q_proj"),
-        };
-        parts.into_iter().map(shape).collect()
-    }
-
-    /// Every tensor: its canonical name (diffusers') and shape.
-    pub(super) fn tensors(&self) -> Vec<(String, Vec<usize>)> {
-        let width = self.width();
-        let side = self.patch_size;
-        let mut list = vec![
-            (
-                "pos_embed.pos_embed".to_owned(),
-                vec![1, self.max_patches * self.max_patches, width],
-            ),
-            (
-                "pos_embed.proj.weight".to_owned(),
-                vec![width, self.in_channels, side, side],
-            ),
-            ("pos_embed.proj.bias".to_owned(), vec![width]),
-        ];
-        for linear in self.linears() {
-            list.push((
-                format!("{}.weight", linear.name),
-                vec![linear.outputs, linear.inputs],
-            ));
-            list.push((format!("{}.bias", linear.name), vec![linear.outputs]));
-        }
-        for i in (0..self.depth).filter(|_| self.qk_norm) {
-            let mut norms = vec![
-                "attn.norm_q",
-                "attn.norm_k",
-                "attn.norm_added_q",
-                "attn.norm_added_k",
-            ];
-            if self.dual_attention.contains(&i) {
-                norms.extend(["attn2.norm_q", "attn2.norm_k"]);
-            }
-            for norm in norms {
-                list.push((
-                    format!("transformer_blocks.{i}.{norm}.weight"),
-                    vec![self.head_channels],
-                ));
-            }
-        }
-        list
     }
 }
 

@@ -15,8 +15,8 @@ pub(super) struct PatchEmbed {
     weight: Frozen,
     /// [d]
     bias: Tensor,
-    /// [s, s, d], s the side of the table
-    positions_ssd: Tensor,
+    /// [1, s * s, d], s the side of the table
+    positions: Tensor,
     side: usize,
     patch: usize,
 }
@@ -27,14 +27,13 @@ impl PatchEmbed {
         architecture: &Architecture,
         weight: &Tensor,
         bias: Tensor,
-        positions: &Tensor,
+        positions: Tensor,
     ) -> Result<Self> {
-        let side = architecture.max_patches;
         Ok(Self {
             weight: weight.flatten_from(1)?.into(),
             bias,
-            positions_ssd: positions.reshape((side, side, architecture.width()))?,
-            side,
+            positions,
+            side: architecture.max_patches,
             patch: architecture.patch_size,
         })
     }
@@ -56,7 +55,7 @@ impl PatchEmbed {
 
     /// The table of positions, of the network's type on its device.
     pub(super) fn positions(&self) -> &Tensor {
-        &self.positions_ssd
+        &self.positions
     }
 
     /// Patches down and across a latent of `h` by `w`.
@@ -75,7 +74,9 @@ impl PatchEmbed {
     /// The middle `i` by `j` cells of the table, [n, d].
     fn crop(&self, i: usize, j: usize) -> Result<Tensor> {
         let (top, left) = ((self.side - i) / 2, (self.side - j) / 2);
-        let cells = self.positions_ssd.narrow(0, top, i)?.narrow(1, left, j)?;
+        let width = self.positions.dim(2)?;
+        let positions_ssd = self.positions.reshape((self.side, self.side, width))?;
+        let cells = positions_ssd.narrow(0, top, i)?.narrow(1, left, j)?;
         cells.contiguous()?.flatten(0, 1)
     }
 }

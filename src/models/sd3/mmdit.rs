@@ -10,17 +10,16 @@ use super::architecture::Architecture;
 use super::block::{Attention, ContextHalf, JointBlock, NextContext};
 use super::embed::{PatchEmbed, unpatchify};
 use crate::autograd::{Tape, Value};
-use crate::lora::{Bound, LinearShape};
+use crate::lora::Bound;
 use crate::models::linear::Linear;
 use crate::models::transformer::{
-    Embedder, Loaded, Loader, Modulation, Pass, check_shapes, timestep_sinusoid,
+    Embedder, Loaded, Loader, Modulation, Pass, TIME_CHANNELS, check_shapes, timestep_sinusoid,
 };
 use crate::models::{ConditioningTensors, Denoiser, Error, Source};
 
 /// An MMDiT with frozen weights.
 pub(super) struct MmDit {
     architecture: Architecture,
-    linears: Vec<LinearShape>,
     patch_embed: PatchEmbed,
     time: Embedder,
     pooled: Embedder,
@@ -33,12 +32,12 @@ pub(super) struct MmDit {
 impl MmDit {
     /// Builds the network from tensors by canonical name.
     pub(super) fn build(architecture: Architecture, source: &dyn Source) -> Loaded<Self> {
-        let linears = architecture.linears();
-        let loader = Loader {
-            linears: &linears,
-            source,
-        };
         let (width, side) = (architecture.width(), architecture.patch_size);
+        let loader = Loader {
+            source,
+            width,
+            head_channels: architecture.head_channels,
+        };
         let cells = architecture.max_patches * architecture.max_patches;
         let patch_embed = PatchEmbed::new(
             &architecture,
@@ -47,22 +46,25 @@ impl MmDit {
                 "pos_embed.proj.weight",
             )?,
             source.tensor(&[width], "pos_embed.proj.bias")?,
-            &source.tensor(&[1, cells, width], "pos_embed.pos_embed")?,
+            source.tensor(&[1, cells, width], "pos_embed.pos_embed")?,
         );
         let patch_embed = patch_embed.map_err(|source| Error::Device {
             what: "loading `pos_embed`".to_owned(),
             source,
         })?;
         let blocks = (0..architecture.depth).map(|i| block(loader, &architecture, i).map(Arc::new));
+        let embedder = |name: &str, inputs| {
+            loader.embedder(&format!("time_text_embed.{name}_embedder"), inputs)
+        };
         Ok(Self {
             patch_embed,
-            time: loader.embedder("time_text_embed.timestep_embedder")?,
-            pooled: loader.embedder("time_text_embed.text_embedder")?,
-            context: loader.linear("context_embedder")?,
+            time: embedder("timestep", TIME_CHANNELS)?,
+            pooled: embedder("text", architecture.pooled_width)?,
+            context: loader.linear("context_embedder", (width, architecture.context_width))?,
             blocks: blocks.collect::<Loaded<_>>()?,
-            norm_out: loader.linear("norm_out.linear")?,
-            proj_out: loader.linear("proj_out")?,
-            linears,
+            norm_out: loader.wide("norm_out.linear", (2, 1))?,
+            proj_out: loader
+                .linear("proj_out", (side * side * architecture.out_channels, width))?,
             architecture,
         })
     }
@@ -149,10 +151,6 @@ impl Denoiser for MmDit {
         )
     }
 
-    fn linears(&self) -> &[LinearShape] {
-        &self.linears
-    }
-
     fn dtype(&self) -> DType {
         self.patch_embed.positions().dtype()
     }
@@ -164,43 +162,76 @@ impl Denoiser for MmDit {
 
 /// Block `i`.
 fn block(loader: Loader<'_>, architecture: &Architecture, i: usize) -> Loaded<JointBlock> {
-    let own = format!("transformer_blocks.{i}");
-    let linear = |part: &str| loader.linear(&format!("{own}.{part}"));
-    let heads = |part: &str, norm: Option<String>| {
-        let norm = norm.filter(|_| architecture.qk_norm);
-        let norm = norm
-            .as_ref()
-            .map(|norm| (norm.as_str(), architecture.head_channels));
-        loader.heads(&format!("{own}.{part}"), norm)
+    let own = |part: &str| format!("transformer_blocks.{i}.{part}");
+    let linear = |part: &str, outputs: usize| loader.wide(&own(part), (outputs, 1));
+    let heads = |part: &str, norm: Option<&str>| {
+        let norm = norm.filter(|_| architecture.qk_norm).map(own);
+        loader.heads(&own(part), norm.as_deref())
     };
-    let normed = |part: &str, norm: &str| heads(part, Some(format!("{own}.{norm}")));
-    let attention = |name: &str| {
+    let attention = |[q, norm_q, k, norm_k, v, out]: [&str; 6]| {
         Ok::<_, Error>(Attention {
-            q: normed(&format!("{name}.to_q"), &format!("{name}.norm_q"))?,
-            k: normed(&format!("{name}.to_k"), &format!("{name}.norm_k"))?,
-            v: heads(&format!("{name}.to_v"), None)?,
-            out: linear(&format!("{name}.to_out.0"))?,
+            q: heads(q, Some(norm_q))?,
+            k: heads(k, Some(norm_k))?,
+            v: heads(v, None)?,
+            out: linear(out, 1)?,
         })
+    };
+    let attn = || {
+        attention([
+            "attn.to_q",
+            "attn.norm_q",
+            "attn.to_k",
+            "attn.norm_k",
+            "attn.to_v",
+            "attn.to_out.0",
+        ])
+    };
+    let attn2 = || {
+        attention([
+            "attn2.to_q",
+            "attn2.norm_q",
+            "attn2.to_k",
+            "attn2.norm_k",
+            "attn2.to_v",
+            "attn2.to_out.0",
+        ])
     };
     let next = || {
         Ok::<_, Error>(NextContext {
-            q: normed("attn.add_q_proj", "attn.norm_added_q")?,
-            out: linear("attn.to_add_out")?,
-            feed_forward: loader.feed_forward(&format!("{own}.ff_context"))?,
+            q: heads("attn.add_q_proj", Some("attn.norm_added_q"))?,
+            out: linear("attn.to_add_out", 1)?,
+            feed_forward: loader.feed_forward(&own("ff_context"))?,
         })
     };
     let last = architecture.is_last(i);
     let dual = architecture.dual_attention.contains(&i);
+    if last {
+        unread_queries(loader, architecture, i)?;
+    }
     Ok(JointBlock {
-        modulation: linear("norm1.linear")?,
-        attention: attention("attn")?,
-        dual: dual.then(|| attention("attn2")).transpose()?,
-        feed_forward: loader.feed_forward(&format!("{own}.ff"))?,
+        modulation: linear("norm1.linear", if dual { 9 } else { 6 })?,
+        attention: attn()?,
+        dual: dual.then(attn2).transpose()?,
+        feed_forward: loader.feed_forward(&own("ff"))?,
         context: ContextHalf {
-            modulation: linear("norm1_context.linear")?,
-            k: normed("attn.add_k_proj", "attn.norm_added_k")?,
+            modulation: linear("norm1_context.linear", if last { 2 } else { 6 })?,
+            k: heads("attn.add_k_proj", Some("attn.norm_added_k"))?,
             v: heads("attn.add_v_proj", None)?,
             next: (!last).then(next).transpose()?,
         },
     })
+}
+
+/// The last block has its context's queries too, but drops what they find.
+fn unread_queries(loader: Loader<'_>, architecture: &Architecture, i: usize) -> Loaded<()> {
+    let attn = format!("transformer_blocks.{i}.attn");
+    let (width, head) = (architecture.width(), architecture.head_channels);
+    let unread =
+        |shape: &[usize], name: &str| loader.source.unread(shape, &format!("{attn}.{name}"));
+    unread(&[width, width], "add_q_proj.weight")?;
+    unread(&[width], "add_q_proj.bias")?;
+    match architecture.qk_norm {
+        true => unread(&[head], "norm_added_q.weight"),
+        false => Ok(()),
+    }
 }

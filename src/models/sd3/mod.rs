@@ -15,23 +15,13 @@ mod lora_names;
 mod mmdit;
 mod names;
 
-use std::path::Path;
-
-use self::architecture::HEAD_CHANNELS;
+use self::architecture::Architecture;
 use self::mmdit::MmDit;
-use self::names::Named;
 pub(super) use self::names::{BLOCK, OUTER};
-use super::layout::{self, Layout};
-use super::{
-    Activations, BaseWeights, Components, Denoiser, Error, Family, Flavor, LatentScaling, Source,
-    StepShape,
-};
+use super::layout::Layout;
+use super::{Activations, Denoiser, Error, Family, Flavor, LatentScaling, Source, StepShape};
 use crate::diffusion::{Prediction, Process, Sampler, Shift, Spacing};
-use crate::lora::formats::Naming;
-use crate::lora::{LinearShape, Preset};
-
-/// The family.
-pub struct Sd3;
+use crate::lora::Preset;
 
 const FLOW: Process = Process::new(Prediction::Flow);
 
@@ -123,99 +113,58 @@ const LATENT_SCALING: LatentScaling = LatentScaling {
 };
 
 const DENOISER: &str = "transformer";
-const VAE: &str = "vae";
 
-const LAYOUT: Layout = Layout {
-    family: "sd3",
-    denoiser: DENOISER,
-    folders: &[
-        DENOISER,
-        VAE,
-        "text_encoder",
-        "text_encoder_2",
-        "text_encoder_3",
-    ],
-    tokenizers: &["tokenizer", "tokenizer_2", "tokenizer_3"],
-    prefixes: &[
-        (DENOISER, &["model.diffusion_model.", "diffusion_model."]),
-        (VAE, &["first_stage_model.", "vae."]),
-        ("text_encoder", &["text_encoders.clip_l.transformer."]),
-        ("text_encoder_2", &["text_encoders.clip_g.transformer."]),
-        ("text_encoder_3", &["text_encoders.t5xxl.transformer."]),
-    ],
-    sign: "joint_blocks.",
+/// The family.
+pub const SD3: Family = Family {
+    name: "sd3",
+    flavors: FLAVORS,
+    presets: PRESETS,
+    masks_pads: false,
+    latent_scaling: LATENT_SCALING,
+    layout: Layout {
+        denoiser: DENOISER,
+        folders: &[
+            DENOISER,
+            "vae",
+            "text_encoder",
+            "text_encoder_2",
+            "text_encoder_3",
+        ],
+        tokenizers: &["tokenizer", "tokenizer_2", "tokenizer_3"],
+        prefixes: &[
+            (DENOISER, &["model.diffusion_model.", "diffusion_model."]),
+            ("vae", &["first_stage_model.", "vae."]),
+            ("text_encoder", &["text_encoders.clip_l.transformer."]),
+            ("text_encoder_2", &["text_encoders.clip_g.transformer."]),
+            ("text_encoder_3", &["text_encoders.t5xxl.transformer."]),
+        ],
+        sign: "joint_blocks.",
+    },
+    naming: lora_names::naming,
+    open: names::open,
 };
 
-impl Family for Sd3 {
-    fn name(&self) -> &'static str {
-        LAYOUT.family
+impl super::Architecture for Architecture {
+    fn build(&self, source: &dyn Source) -> Result<Box<dyn Denoiser>, Error> {
+        Ok(Box::new(MmDit::build(self.clone(), source)?))
     }
 
-    fn naming(&self) -> Naming {
-        lora_names::naming()
+    fn context_width(&self) -> usize {
+        self.context_width
     }
 
-    fn flavors(&self) -> &'static [Flavor] {
-        FLAVORS
+    fn activations(&self, step: &StepShape) -> Activations {
+        self.kept(step)
     }
 
-    fn components(&self, path: &Path) -> Result<Components, Error> {
-        LAYOUT.find(path)
-    }
-
-    fn possible_flavors(&self, components: &Components) -> Result<Vec<&'static Flavor>, Error> {
-        let architecture = Named::open(components.get(DENOISER)?)?.architecture;
-        Ok(FLAVORS
-            .iter()
-            .filter(|flavor| architecture.could_be(flavor))
-            .collect())
-    }
-
-    fn weights(&self, components: &Components) -> Result<BaseWeights, Error> {
-        Ok(Named::open(components.get(DENOISER)?)?.into_base())
-    }
-
-    fn expected(&self, components: &Components) -> Result<BaseWeights, Error> {
-        Ok(Named::unchecked(components.get(DENOISER)?, HEAD_CHANNELS)?.into_base())
-    }
-
-    fn build(
-        &self,
-        components: &Components,
-        source: &dyn Source,
-    ) -> Result<Box<dyn Denoiser>, Error> {
-        let named = Named::unchecked(components.get(DENOISER)?, HEAD_CHANNELS)?;
-        Ok(Box::new(MmDit::build(named.architecture, source)?))
-    }
-
-    fn context_width(&self, components: &Components) -> Result<usize, Error> {
-        Ok(Named::open(components.get(DENOISER)?)?
-            .architecture
-            .context_width)
-    }
-
-    fn linears(&self, components: &Components) -> Result<Vec<LinearShape>, Error> {
-        Ok(Named::unchecked(components.get(DENOISER)?, HEAD_CHANNELS)?
-            .architecture
-            .linears())
-    }
-
-    fn activations(&self, components: &Components, step: &StepShape) -> Result<Activations, Error> {
-        Ok(Named::unchecked(components.get(DENOISER)?, HEAD_CHANNELS)?
-            .architecture
-            .activations(step))
-    }
-
-    fn latent_scaling(&self, components: &Components) -> Result<LatentScaling, Error> {
-        layout::latent_scaling(components, LATENT_SCALING)
-    }
-
-    fn presets(&self) -> &'static [Preset] {
-        PRESETS
-    }
-
-    fn lora_component(&self) -> &'static str {
-        DENOISER
+    /// The released models differ in the norm of queries and keys and in the second attention.
+    fn could_be(&self, flavor: &Flavor) -> bool {
+        let (qk_norm, dual) = match flavor.name {
+            "3-medium" => (false, false),
+            "3.5-medium" => (true, true),
+            _ => (true, false),
+        };
+        (self.qk_norm, !self.dual_attention.is_empty()) == (qk_norm, dual)
     }
 }
 

@@ -2,56 +2,33 @@
 //! Stability's single files, which fuses queries, keys and values, and stores two of the modulations as
 //! (shift, scale) where diffusers has (scale, shift).
 
-use crate::models::layout::{Component, check_whole};
-use crate::models::{BaseWeights, Error};
-use crate::nn::weights::{Part, Stored, Weights};
+use crate::models::family::Named;
+use crate::models::{Component, Error};
+use crate::nn::weights::{Part, Stored};
 
 use super::architecture::{Architecture, HEAD_CHANNELS};
 
-/// Weights with canonical names.
-pub(super) struct Named {
-    pub(super) weights: Weights,
-    pub(super) architecture: Architecture,
+/// Reads what the denoiser's files and config say of it.
+pub(super) fn open(component: &Component) -> Result<Named, Error> {
+    open_with(component, HEAD_CHANNELS)
 }
 
-impl Named {
-    /// Opens the denoiser's files and checks by their headers that they hold this network and nothing else.
-    pub(super) fn open(component: &Component) -> Result<Self, Error> {
-        Self::open_with(component, HEAD_CHANNELS)
-    }
-
-    /// With another size of heads where neither a config nor a norm tells it.
-    pub(super) fn open_with(component: &Component, head_channels: usize) -> Result<Self, Error> {
-        let named = Self::unchecked(component, head_channels)?;
-        check_whole(&named.weights, &named.architecture.tensors())?;
-        Ok(named)
-    }
-
-    /// What the files should hold, whether or not they do.
-    pub(super) fn unchecked(component: &Component, head_channels: usize) -> Result<Self, Error> {
-        let stored = component.open()?;
-        let single_file = stored.contains("x_embedder.proj.weight");
-        let depth = (0..)
-            .take_while(|i| stored.contains(&format!("joint_blocks.{i}.x_block.attn.qkv.weight")))
-            .count();
-        let place = move |name: &str| match single_file {
-            true => in_single_file(name, depth),
-            false => name.into(),
-        };
-        let weights = stored.renamed(place);
-        let architecture = Architecture::of(component, &weights, head_channels)?;
-        Ok(Self {
-            weights,
-            architecture,
-        })
-    }
-
-    pub(super) fn into_base(self) -> BaseWeights {
-        BaseWeights {
-            weights: self.weights,
-            tensors: self.architecture.tensors(),
-        }
-    }
+/// With another size of heads where neither a config nor a norm tells it.
+pub(super) fn open_with(component: &Component, head_channels: usize) -> Result<Named, Error> {
+    let stored = component.open()?;
+    let single_file = stored.contains("x_embedder.proj.weight");
+    let depth = (0..)
+        .take_while(|i| stored.contains(&format!("joint_blocks.{i}.x_block.attn.qkv.weight")))
+        .count();
+    let place = move |name: &str| match single_file {
+        true => in_single_file(name, depth),
+        false => name.into(),
+    };
+    let weights = stored.renamed(place);
+    Ok(Named {
+        architecture: Box::new(Architecture::of(component, &weights, head_channels)?),
+        weights,
+    })
 }
 
 /// Modules in front of and behind the blocks: diffusers' name, Stability's.

@@ -14,16 +14,16 @@ use serde_json::Value as Json;
 use super::*;
 use crate::autograd::Tape;
 use crate::lora::Bound;
-use crate::models::ConditioningTensors;
-use crate::models::testing::{self, Golden, Inputs, error_of, golden_path, message};
+use crate::models::testing::{self, Golden, Inputs, Model, error_of, golden_path, message};
+use crate::models::{Components, ConditioningTensors};
 
 pub(super) const MODELS: [&str; 3] = ["plain", "qk_norm", "dual"];
 
 /// What `tools/goldens/sd3.py` wrote.
 pub(super) fn golden(name: &str) -> Golden {
-    Golden::read(&Sd3, &format!("sd3_{name}"))
+    Golden::read(&SD3, &format!("sd3_{name}"))
 }
 
-pub(super) fn load(path: &Path) -> Result<Box<dyn Denoiser>, Error> {
-    testing::load(&Sd3, path)
+pub(super) fn load(path: &Path) -> Result<Model, Error> {
+    testing::load(&SD3, path)
 }

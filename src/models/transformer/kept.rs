@@ -2,10 +2,8 @@
 //!
 //! Rows are tokens of all samples.
 
+use super::MLP_RATIO;
 use crate::models::activations::StepShape;
-
-/// How much wider the feed-forwards are inside.
-const INNER: usize = 4;
 
 /// Whether modulations have gradients: then what they gate is kept.
 #[derive(Clone, Copy)]
@@ -54,7 +52,7 @@ pub(in crate::models) fn feed_forward(
     gates: Gates,
     (rows, width): (usize, usize),
 ) -> u64 {
-    let inner = INNER * width;
+    let inner = MLP_RATIO * width;
     (rows * (width + inner)) as u64
         + step.adapter(&format!("{name}.net.0.proj"), rows, width)
         + step.adapter(&format!("{name}.net.2"), rows, inner)

@@ -14,7 +14,7 @@ struct Place<'a> {
 }
 
 impl Architecture {
-    pub(super) fn activations(&self, step: &StepShape) -> Activations {
+    pub(super) fn kept(&self, step: &StepShape) -> Activations {
         let mut size = step.latents;
         let pixels = |(h, w): (usize, usize)| step.samples * h * w;
         let first = self.levels.first().map_or(0, |level| level.width);

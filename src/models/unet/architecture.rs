@@ -70,9 +70,12 @@ pub(super) enum Heads {
     Channels(usize),
 }
 
-/// What no shape tells; a single file has the released models' values.
+/// What a family expects, and what no shape tells: a single file has the released models' values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Unshaped {
+pub(super) struct Variant {
+    pub(super) family: &'static str,
+    /// Whether it has an embedding of the pooled vector and sizes.
+    pub(super) size_embedding: bool,
     pub(super) heads: Heads,
     pub(super) groups: usize,
     pub(super) size_channels: usize,
@@ -83,16 +86,26 @@ impl Architecture {
     pub(super) fn of(
         component: &Component,
         weights: &Weights,
-        unshaped: Unshaped,
-        family: &str,
+        variant: Variant,
     ) -> Result<Self, Error> {
-        match &component.config {
-            Some(config) => Self::from_config(config),
-            None => Self::from_shapes(weights, unshaped).map_err(|reason| Error::NotThisFamily {
-                path: component.weights.clone(),
-                family: format!("`{family}`"),
-                reason,
-            }),
+        let not_this = |reason| Error::NotThisFamily {
+            path: component.weights.clone(),
+            family: format!("`{}`", variant.family),
+            reason,
+        };
+        let own = match &component.config {
+            Some(config) => Self::from_config(config)?,
+            None => Self::from_shapes(weights, variant).map_err(not_this)?,
+        };
+        match (own.addition.is_some(), variant.size_embedding) {
+            (false, true) => Err(not_this(
+                "its UNet has no embedding of pooled vectors and sizes, so it is not an SDXL"
+                    .into(),
+            )),
+            (true, false) => Err(not_this(
+                "its UNet has an embedding of pooled vectors and sizes, as SDXL has".into(),
+            )),
+            _ => Ok(own),
         }
     }
 
@@ -173,7 +186,7 @@ impl Architecture {
     }
 
     /// From the shapes of weights with canonical names.
-    fn from_shapes(weights: &Weights, unshaped: Unshaped) -> Result<Self, String> {
+    fn from_shapes(weights: &Weights, variant: Variant) -> Result<Self, String> {
         let shape = |name: &str| {
             weights
                 .shape(name)
@@ -194,7 +207,7 @@ impl Architecture {
             |level: usize, i: usize| format!("down_blocks.{level}.resnets.{i}.conv1.weight");
         let levels = (0..count(&|level| resnet(level, 0))).map(|level| {
             let width = dim(&resnet(level, 0), 0)?;
-            let heads = match unshaped.heads {
+            let heads = match variant.heads {
                 Heads::Count(count) => count,
                 Heads::Channels(channels) => width / channels,
             };
@@ -209,10 +222,10 @@ impl Architecture {
         let added = weights.shape("add_embedding.linear_1.weight");
         let addition = added.map(|shape| {
             let inputs = shape.get(1).copied().unwrap_or(0);
-            let pooled = inputs.checked_sub(SIZES * unshaped.size_channels);
+            let pooled = inputs.checked_sub(SIZES * variant.size_channels);
             pooled.map(|pooled_width| Addition {
                 pooled_width,
-                size_channels: unshaped.size_channels,
+                size_channels: variant.size_channels,
             })
         });
         let own = Self {
@@ -233,7 +246,7 @@ impl Architecture {
                 Some(found) => found,
                 None => None,
             },
-            groups: unshaped.groups,
+            groups: variant.groups,
             eps: 1e-5,
         };
         own.check()?;

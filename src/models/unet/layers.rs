@@ -24,18 +24,6 @@ pub(super) struct Pass<'a> {
     pub(super) context: &'a Value,
 }
 
-/// A linear of this many outputs and inputs.
-pub(super) fn linear(
-    source: &dyn Source,
-    name: &str,
-    (outputs, inputs): (usize, usize),
-    bias: bool,
-) -> Loaded<Linear> {
-    let weight = source.matrix([outputs, inputs], &format!("{name}.weight"))?;
-    let bias = bias.then(|| source.tensor(&[outputs], &format!("{name}.bias")));
-    Ok(Linear::new(name.to_owned(), weight, bias.transpose()?))
-}
-
 /// A frozen convolution that may carry an adapter.
 pub(super) struct Conv {
     name: String,
@@ -52,10 +40,8 @@ impl Conv {
         options: Conv2dOptions,
     ) -> Loaded<Self> {
         Ok(Self {
-            weight_oikk: source.tensor(
-                &[outputs, inputs, kernel, kernel],
-                &format!("{name}.weight"),
-            )?,
+            weight_oikk: source
+                .kernel([outputs, inputs, kernel, kernel], &format!("{name}.weight"))?,
             bias_o: source.tensor(&[outputs], &format!("{name}.bias"))?,
             name: name.to_owned(),
             options,
@@ -148,7 +134,7 @@ impl ResNet {
         Ok(Self {
             norm1: GroupNorm::load(source, &part("norm1"), inputs, groups, eps)?,
             conv1: Conv::load(source, &part("conv1"), (outputs, inputs, 3), same)?,
-            time: linear(source, &part("time_emb_proj"), (outputs, time), true)?,
+            time: Linear::load(source, &part("time_emb_proj"), (outputs, time), true)?,
             norm2: GroupNorm::load(source, &part("norm2"), outputs, groups, eps)?,
             conv2: Conv::load(source, &part("conv2"), (outputs, outputs, 3), same)?,
             shortcut: shortcut.transpose()?,
@@ -193,7 +179,7 @@ impl Projection {
     fn load(source: &dyn Source, name: &str, size: TransformerSize) -> Loaded<Self> {
         let width = size.width;
         Ok(match size.linear_projection {
-            true => Self::Linear(linear(source, name, (width, width), true)?),
+            true => Self::Linear(Linear::load(source, name, (width, width), true)?),
             false => {
                 let options = Conv2dOptions::POINTWISE;
                 Self::Conv(Conv::load(source, name, (width, width, 1), options)?)
@@ -286,8 +272,8 @@ impl Block {
             norms: [norm(1)?, norm(2)?, norm(3)?],
             own: attention("attn1", width)?,
             context: attention("attn2", size.context)?,
-            up: linear(source, &part("ff.net.0.proj"), (8 * width, width), true)?,
-            down: linear(source, &part("ff.net.2"), (width, 4 * width), true)?,
+            up: Linear::load(source, &part("ff.net.0.proj"), (8 * width, width), true)?,
+            down: Linear::load(source, &part("ff.net.2"), (width, 4 * width), true)?,
         })
     }
 
@@ -346,10 +332,10 @@ impl Attention {
     ) -> Loaded<Self> {
         let part = |part: &str| format!("{name}.{part}");
         Ok(Self {
-            q: linear(source, &part("to_q"), (width, width), false)?,
-            k: linear(source, &part("to_k"), (width, keys), false)?,
-            v: linear(source, &part("to_v"), (width, keys), false)?,
-            out: linear(source, &part("to_out.0"), (width, width), true)?,
+            q: Linear::load(source, &part("to_q"), (width, width), false)?,
+            k: Linear::load(source, &part("to_k"), (width, keys), false)?,
+            v: Linear::load(source, &part("to_v"), (width, keys), false)?,
+            out: Linear::load(source, &part("to_out.0"), (width, width), true)?,
             heads,
         })
     }

@@ -14,39 +14,19 @@ mod lora_names;
 mod names;
 mod network;
 
-use std::path::Path;
-
-use self::architecture::{Heads, Unshaped};
-use self::names::Named;
+use self::architecture::{Architecture, Heads, Variant};
 pub(super) use self::names::{OUTER, RESNET};
 use self::network::UNet;
-use super::layout::{self, Layout};
-use super::{
-    Activations, BaseWeights, Components, Denoiser, Error, Family, Flavor, LatentScaling, Source,
-    StepShape,
-};
+use super::layout::Layout;
+use super::{Activations, Denoiser, Error, Family, Flavor, LatentScaling, Source, StepShape};
 use crate::diffusion::{Prediction, Process, Sampler, Shift, Spacing};
-use crate::lora::formats::Naming;
-use crate::lora::{LinearShape, Preset};
-
-/// A family of UNets.
-pub struct UNetFamily {
-    flavors: &'static [Flavor],
-    presets: &'static [Preset],
-    /// The VAE's, if its config does not say (a single file has none).
-    scaling: LatentScaling,
-    /// What shapes do not tell.
-    unshaped: Unshaped,
-    /// Whether it has an embedding of the pooled vector and sizes.
-    size_embedding: bool,
-    naming: fn() -> Naming,
-    layout: Layout,
-}
+use crate::lora::Preset;
 
 const NOISE: Process = Process::new(Prediction::Epsilon);
 
 /// SDXL. Steps and guidance as in diffusers' pipeline; the sampler is the one its files name.
-pub const SDXL: UNetFamily = UNetFamily {
+pub const SDXL: Family = Family {
+    name: "sdxl",
     flavors: &[Flavor {
         name: "base-1.0",
         process: NOISE,
@@ -77,19 +57,12 @@ pub const SDXL: UNetFamily = UNetFamily {
         },
         ALL,
     ],
-    scaling: LatentScaling {
+    masks_pads: false,
+    latent_scaling: LatentScaling {
         scale: 0.13025,
         shift: 0.0,
     },
-    unshaped: Unshaped {
-        heads: Heads::Channels(64),
-        groups: 32,
-        size_channels: 256,
-    },
-    size_embedding: true,
-    naming: lora_names::sdxl,
     layout: Layout {
-        family: "sdxl",
         denoiser: DENOISER,
         folders: &[DENOISER, "vae", "text_encoder", "text_encoder_2"],
         tokenizers: &["tokenizer", "tokenizer_2"],
@@ -101,10 +74,21 @@ pub const SDXL: UNetFamily = UNetFamily {
         ],
         sign: SIGN,
     },
+    naming: lora_names::sdxl,
+    open: |component| names::open(component, SDXL_VARIANT),
+};
+
+const SDXL_VARIANT: Variant = Variant {
+    family: "sdxl",
+    size_embedding: true,
+    heads: Heads::Channels(64),
+    groups: 32,
+    size_channels: 256,
 };
 
 /// Stable Diffusion 1.5. Steps, guidance and sampler as in the authors' `scripts/txt2img.py`.
-pub const SD1: UNetFamily = UNetFamily {
+pub const SD1: Family = Family {
+    name: "sd1",
     flavors: &[Flavor {
         name: "1.5",
         process: NOISE,
@@ -137,19 +121,12 @@ pub const SD1: UNetFamily = UNetFamily {
         },
         ALL,
     ],
-    scaling: LatentScaling {
+    masks_pads: false,
+    latent_scaling: LatentScaling {
         scale: 0.18215,
         shift: 0.0,
     },
-    unshaped: Unshaped {
-        heads: Heads::Count(8),
-        groups: 32,
-        size_channels: 256,
-    },
-    size_embedding: false,
-    naming: lora_names::sd1,
     layout: Layout {
-        family: "sd1",
         denoiser: DENOISER,
         folders: &[DENOISER, "vae", "text_encoder"],
         tokenizers: &["tokenizer"],
@@ -160,6 +137,16 @@ pub const SD1: UNetFamily = UNetFamily {
         ],
         sign: SIGN,
     },
+    naming: lora_names::sd1,
+    open: |component| names::open(component, SD1_VARIANT),
+};
+
+const SD1_VARIANT: Variant = Variant {
+    family: "sd1",
+    size_embedding: false,
+    heads: Heads::Count(8),
+    groups: 32,
+    size_channels: 256,
 };
 
 const DENOISER: &str = "unet";
@@ -188,103 +175,17 @@ const ALL: Preset = Preset {
     patterns: &["*"],
 };
 
-impl UNetFamily {
-    fn open(&self, components: &Components) -> Result<Named, Error> {
-        let named = self.unchecked(components)?;
-        named.check()?;
-        Ok(named)
+impl super::Architecture for Architecture {
+    fn build(&self, source: &dyn Source) -> Result<Box<dyn Denoiser>, Error> {
+        Ok(Box::new(UNet::build(self.clone(), source)?))
     }
 
-    fn unchecked(&self, components: &Components) -> Result<Named, Error> {
-        let component = components.get(DENOISER)?;
-        let named = Named::unchecked(component, self.unshaped, self.name())?;
-        if named.architecture.addition.is_some() == self.size_embedding {
-            return Ok(named);
-        }
-        Err(self.not_this(
-            components,
-            match self.size_embedding {
-                true => {
-                    "its UNet has no embedding of pooled vectors and sizes, so it is not an SDXL"
-                }
-                false => "its UNet has an embedding of pooled vectors and sizes, as SDXL has",
-            },
-        ))
+    fn context_width(&self) -> usize {
+        self.context_width
     }
 
-    fn not_this(&self, components: &Components, reason: &str) -> Error {
-        Error::NotThisFamily {
-            path: components.path.clone(),
-            family: format!("`{}`", self.name()),
-            reason: reason.to_owned(),
-        }
-    }
-}
-
-impl Family for UNetFamily {
-    fn name(&self) -> &'static str {
-        self.layout.family
-    }
-
-    fn naming(&self) -> Naming {
-        (self.naming)()
-    }
-
-    fn flavors(&self) -> &'static [Flavor] {
-        self.flavors
-    }
-
-    fn components(&self, path: &Path) -> Result<Components, Error> {
-        self.layout.find(path)
-    }
-
-    fn possible_flavors(&self, components: &Components) -> Result<Vec<&'static Flavor>, Error> {
-        self.open(components)?;
-        Ok(self.flavors.iter().collect())
-    }
-
-    fn weights(&self, components: &Components) -> Result<BaseWeights, Error> {
-        Ok(self.open(components)?.into_base())
-    }
-
-    fn expected(&self, components: &Components) -> Result<BaseWeights, Error> {
-        Ok(self.unchecked(components)?.into_base())
-    }
-
-    fn build(
-        &self,
-        components: &Components,
-        source: &dyn Source,
-    ) -> Result<Box<dyn Denoiser>, Error> {
-        let linears = self.linears(components)?;
-        let architecture = self.unchecked(components)?.architecture;
-        let network = UNet::build(architecture, source)?;
-        Ok(Box::new(network.with_linears(linears)))
-    }
-
-    fn context_width(&self, components: &Components) -> Result<usize, Error> {
-        Ok(self.open(components)?.architecture.context_width)
-    }
-
-    fn linears(&self, components: &Components) -> Result<Vec<LinearShape>, Error> {
-        let architecture = self.unchecked(components)?.architecture;
-        Ok(network::linears(&network::tensors(&architecture)))
-    }
-
-    fn activations(&self, components: &Components, step: &StepShape) -> Result<Activations, Error> {
-        Ok(self.unchecked(components)?.architecture.activations(step))
-    }
-
-    fn latent_scaling(&self, components: &Components) -> Result<LatentScaling, Error> {
-        layout::latent_scaling(components, self.scaling)
-    }
-
-    fn presets(&self) -> &'static [Preset] {
-        self.presets
-    }
-
-    fn lora_component(&self) -> &'static str {
-        DENOISER
+    fn activations(&self, step: &StepShape) -> Activations {
+        self.kept(step)
     }
 }
 

@@ -1,51 +1,22 @@
 //! Weights of a UNet under the names of diffusers, whichever of two namings the files have: that one, or the one of the
 //! original code (CompVis for SD1, Stability's `generative-models` for SDXL), which numbers its blocks through.
 
-use crate::models::layout::{Component, check_whole};
-use crate::models::{BaseWeights, Error};
+use super::architecture::{Architecture, Variant};
+use crate::models::family::Named;
+use crate::models::{Component, Error};
 use crate::nn::weights::Weights;
 
-use super::architecture::{Architecture, Unshaped};
-use super::network;
-
-/// Weights with canonical names.
-pub(super) struct Named {
-    pub(super) weights: Weights,
-    pub(super) architecture: Architecture,
-    tensors: Vec<(String, Vec<usize>)>,
-}
-
-impl Named {
-    /// What the files should hold, whether or not they do.
-    pub(super) fn unchecked(
-        component: &Component,
-        unshaped: Unshaped,
-        family: &str,
-    ) -> Result<Self, Error> {
-        let stored = component.open()?;
-        let weights = match Original::of(&stored) {
-            Some(original) => stored.renamed(move |name| original.stored(name)),
-            None => stored,
-        };
-        let architecture = Architecture::of(component, &weights, unshaped, family)?;
-        Ok(Self {
-            tensors: network::tensors(&architecture),
-            weights,
-            architecture,
-        })
-    }
-
-    /// Checks by the files' headers that they hold this network and nothing else.
-    pub(super) fn check(&self) -> Result<(), Error> {
-        check_whole(&self.weights, &self.tensors)
-    }
-
-    pub(super) fn into_base(self) -> BaseWeights {
-        BaseWeights {
-            weights: self.weights,
-            tensors: self.tensors,
-        }
-    }
+/// Reads what the denoiser's files and config say of it.
+pub(super) fn open(component: &Component, variant: Variant) -> Result<Named, Error> {
+    let stored = component.open()?;
+    let weights = match Original::of(&stored) {
+        Some(original) => stored.renamed(move |name| original.stored(name)),
+        None => stored,
+    };
+    Ok(Named {
+        architecture: Box::new(Architecture::of(component, &weights, variant)?),
+        weights,
+    })
 }
 
 /// What the original naming's numbers depend on.

@@ -2,17 +2,14 @@
 //!
 //! Shapes: b batch, c channels, h w latent height and width, d width of the timestep's vector.
 
-use std::cell::RefCell;
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Result, Tensor, bail};
 
 use super::architecture::{Addition, Architecture, Level, SIZES};
-use super::layers::{
-    Conv, GroupNorm, Pass, ResNet, ResNetSize, Transformer, TransformerSize, linear,
-};
+use super::layers::{Conv, GroupNorm, Pass, ResNet, ResNetSize, Transformer, TransformerSize};
 use crate::autograd::{Tape, Value};
-use crate::lora::{Bound, LinearShape};
+use crate::lora::Bound;
 use crate::models::linear::Linear;
 use crate::models::transformer::{Loaded, check_shapes, sinusoids};
 use crate::models::{ConditioningTensors, Denoiser, Error, Source};
@@ -27,7 +24,6 @@ const HALVE: Conv2dOptions = Conv2dOptions {
 /// A UNet with frozen weights.
 pub(super) struct UNet {
     architecture: Architecture,
-    linears: Vec<LinearShape>,
     /// Two linears with a SiLU between, for the timestep and for pooled vector and sizes.
     time: [Linear; 2],
     addition: Option<[Linear; 2]>,
@@ -56,48 +52,6 @@ impl Layer {
     }
 }
 
-/// Name and shape of every tensor: what building the network asks for, given empty ones.
-pub(super) fn tensors(architecture: &Architecture) -> Vec<(String, Vec<usize>)> {
-    let list = List::default();
-    let built = UNet::build(architecture.clone(), &list);
-    debug_assert!(built.is_ok(), "an empty tensor fits everywhere");
-    list.0.into_inner()
-}
-
-/// Writes down what it is asked for, and gives nothing.
-#[derive(Default)]
-struct List(RefCell<Vec<(String, Vec<usize>)>>);
-
-impl Source for List {
-    fn tensor(&self, shape: &[usize], name: &str) -> Loaded<Tensor> {
-        self.0.borrow_mut().push((name.to_owned(), shape.to_vec()));
-        Tensor::zeros(0, DType::F32, &Device::Cpu).map_err(|source| Error::Device {
-            what: "making an empty tensor".to_owned(),
-            source,
-        })
-    }
-}
-
-/// What can carry an adapter: every matrix and every convolution, in the order of the network.
-pub(super) fn linears(tensors: &[(String, Vec<usize>)]) -> Vec<LinearShape> {
-    let shape = |(name, shape): &(String, Vec<usize>)| {
-        let name = name.strip_suffix(".weight")?.to_owned();
-        let (outputs, inputs, kernel) = match shape[..] {
-            [outputs, inputs] => (outputs, inputs, None),
-            [outputs, inputs, kernel, _] => (outputs, inputs, Some(kernel)),
-            _ => return None,
-        };
-        Some(LinearShape {
-            name,
-            outputs,
-            inputs,
-            kernel,
-            reached: true,
-        })
-    };
-    tensors.iter().filter_map(shape).collect()
-}
-
 impl UNet {
     /// Builds the network from tensors by canonical name.
     pub(super) fn build(a: Architecture, source: &dyn Source) -> Loaded<Self> {
@@ -109,13 +63,13 @@ impl UNet {
         };
         let pair = |name: &str, inputs| {
             Ok::<_, Error>([
-                linear(
+                Linear::load(
                     source,
                     &format!("{name}.linear_1"),
                     (4 * first, inputs),
                     true,
                 )?,
-                linear(
+                Linear::load(
                     source,
                     &format!("{name}.linear_2"),
                     (4 * first, 4 * first),
@@ -129,7 +83,6 @@ impl UNet {
         });
         let same = Conv2dOptions::SAME;
         Ok(Self {
-            linears: Vec::new(),
             time: pair("time_embedding", first)?,
             addition: addition.transpose()?,
             conv_in: Conv::load(source, "conv_in", (first, a.in_channels, 3), same)?,
@@ -140,11 +93,6 @@ impl UNet {
             conv_out: Conv::load(source, "conv_out", (a.out_channels, first, 3), same)?,
             architecture: a,
         })
-    }
-
-    /// The same, knowing what can carry an adapter.
-    pub(super) fn with_linears(self, linears: Vec<LinearShape>) -> Self {
-        Self { linears, ..self }
     }
 
     fn check_inputs(
@@ -285,10 +233,6 @@ impl Denoiser for UNet {
         let x = self.outwards(&mut run, x, kept)?;
         let x = self.norm_out.forward(tape, &x, true)?;
         self.conv_out.forward(tape, adapters, &x)
-    }
-
-    fn linears(&self) -> &[LinearShape] {
-        &self.linears
     }
 
     fn dtype(&self) -> DType {

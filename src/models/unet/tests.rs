@@ -13,25 +13,34 @@ use crate::lora::Bound;
 use crate::models::testing::{self, Golden, error_of, golden_path, message};
 
 /// The miniatures' heads and groups, where a single file does not tell them.
-static SMALL_SDXL: UNetFamily = UNetFamily {
-    unshaped: Unshaped {
-        heads: Heads::Channels(4),
-        groups: 4,
-        size_channels: 6,
-    },
+const SMALL: Variant = Variant {
+    heads: Heads::Channels(4),
+    groups: 4,
+    size_channels: 6,
+    ..SDXL_VARIANT
+};
+static SMALL_SDXL: Family = Family {
+    open: |component| names::open(component, SMALL),
     ..SDXL
 };
-static SMALL_SD1: UNetFamily = UNetFamily {
-    unshaped: Unshaped {
-        heads: Heads::Count(2),
-        ..SMALL_SDXL.unshaped
+static SMALL_SD1: Family = Family {
+    open: |component| {
+        let heads = Heads::Count(2);
+        names::open(
+            component,
+            Variant {
+                heads,
+                groups: 4,
+                ..SD1_VARIANT
+            },
+        )
     },
     ..SD1
 };
 
 const MODELS: [&str; 3] = ["sdxl", "sd1", "sd2"];
 
-fn family(name: &str) -> &'static UNetFamily {
+fn family(name: &str) -> &'static Family {
     match name {
         "sdxl" => &SMALL_SDXL,
         _ => &SMALL_SD1,

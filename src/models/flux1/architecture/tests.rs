@@ -1,8 +1,10 @@
 #![expect(clippy::disallowed_methods, reason = "fixtures need no durable writes")]
 
 use super::*;
+use crate::lora::LinearShape;
 use crate::lora::targets::select;
-use crate::models::{Family as _, flux1::Flux1};
+use crate::models::flux1::FLUX1;
+use crate::models::testing::listed;
 use expect_test::{Expect, expect};
 
 fn read(config: &str) -> Result<Architecture, String> {
@@ -28,25 +30,22 @@ fn released(guidance: bool) -> Architecture {
 fn the_released_configs_give_the_released_networks() {
     let dev = released(true);
     assert_eq!((dev.width(), dev.latent_channels()), (3072, 16));
-    let elements = |architecture: &Architecture| -> usize {
-        let tensors = architecture.tensors();
-        tensors
-            .iter()
-            .map(|(_, s)| s.iter().product::<usize>())
-            .sum()
-    };
     // As published: 11.90 and 11.89 billion.
-    assert_eq!(elements(&dev), 11_901_408_320);
-    assert_eq!(elements(&released(false)), 11_891_178_560);
-    assert_eq!(dev.tensors().len(), 1160);
+    assert_eq!(listed(&dev).1, 11_901_408_320);
+    assert_eq!(listed(&released(false)).1, 11_891_178_560);
+    assert_eq!(listed(&dev).0.0.len(), 1160);
+}
+
+fn linears(architecture: &Architecture) -> Vec<LinearShape> {
+    listed(architecture).0.1
 }
 
 /// The counts that other programs' files have: every linear in blocks (kohya's 304 fused ones are these), and q, k, v and
 /// out of the picture.
 #[test]
 fn presets_adapt_as_many_modules_as_other_programs_do() {
-    let linears = released(true).linears();
-    let count = |target: &str| select(&linears, &[target.to_owned()], Flux1.presets()).unwrap();
+    let linears = linears(&released(true));
+    let count = |target: &str| select(&linears, &[target.to_owned()], FLUX1.presets).unwrap();
     let parameters = |rank: usize, target: &str| -> usize {
         let sizes = count(target).into_iter();
         sizes
@@ -59,14 +58,14 @@ fn presets_adapt_as_many_modules_as_other_programs_do() {
     assert_eq!(count("attention+mlp").len(), 19 * 12 + 38 * 5);
     assert_eq!(count("all-linear").len(), 504);
     let blog = ["attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"].map(str::to_owned);
-    assert_eq!(select(&linears, &blog, Flux1.presets()).unwrap().len(), 190);
+    assert_eq!(select(&linears, &blog, FLUX1.presets).unwrap().len(), 190);
 }
 
 fn check(config: &str, expected: Expect) {
     let got = match read(config) {
         Ok(found) => format!(
             "{} linears of width {}",
-            found.linears().len(),
+            linears(&found).len(),
             found.width()
         ),
         Err(error) => error,

@@ -2,8 +2,7 @@
 
 use super::*;
 use crate::models::testing::{
-    InF64, check_activations, check_finite_differences, check_loss_curve, check_presets,
-    check_recompute,
+    check_activations, check_finite_differences, check_loss_curve, check_presets, check_recompute,
 };
 
 #[test]
@@ -33,12 +32,8 @@ fn every_adapter_on_every_preset_gets_a_gradient() {
 #[test]
 fn each_a_and_b_receives_the_gradient_that_finite_differences_give() {
     let golden = golden("dev");
-    let folder = golden.folder();
-    let components = Flux1.components(folder.path()).unwrap();
-    let named = Named::open(components.get("transformer").unwrap()).unwrap();
     let wide = |tensor: Tensor| tensor.to_dtype(DType::F64).unwrap();
-    let model = Flux::build(named.architecture.clone(), &InF64(&named.weights)).unwrap();
-    let (set, _) = golden.adapters(&model, "all");
+    let (set, _) = golden.adapters(&golden.model(), "all");
     let inputs = golden.inputs(3);
     let inputs = Inputs {
         latents: wide(inputs.latents),
@@ -50,7 +45,13 @@ fn each_a_and_b_receives_the_gradient_that_finite_differences_give() {
         },
         target: wide(inputs.target),
     };
-    check_finite_differences("dev", &model, &inputs, &set, "nothing is unused");
+    check_finite_differences(
+        "dev",
+        &*golden.model_in_f64(),
+        &inputs,
+        &set,
+        "nothing is unused",
+    );
 }
 
 #[test]

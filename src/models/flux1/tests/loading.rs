@@ -29,18 +29,16 @@ fn a_flavor_is_told_from_the_architecture() {
         let folder = golden(name).folder();
         let single = golden_path(&format!("flux1_{name}_single.safetensors"));
         for path in [folder.path(), &single] {
-            let (family, _, flavors) = models::detect(path).unwrap();
-            let names: Vec<_> = flavors.iter().map(|flavor| flavor.name).collect();
-            assert_eq!((family.name(), &names[..]), ("flux1", &[name][..]));
+            let opened = models::detect(path).unwrap();
+            let names: Vec<_> = opened.flavors().iter().map(|flavor| flavor.name).collect();
+            assert_eq!((opened.family.name, &names[..]), ("flux1", &[name][..]));
         }
     }
     let folder = golden("dev").folder();
-    let components = Flux1.components(folder.path()).unwrap();
-    let schnell = models::flavor(&Flux1, "schnell").unwrap();
-    expect![".: the weights are those of flavor `dev`, not of `schnell`"].assert_eq(&message(
-        models::check_flavor(&Flux1, &components, schnell),
-        folder.path(),
-    ));
+    let opened = testing::open(&FLUX1, folder.path()).unwrap();
+    let schnell = FLUX1.flavor("schnell").unwrap();
+    expect![".: the weights are those of flavor `dev`, not of `schnell`"]
+        .assert_eq(&message(opened.check_flavor(schnell), folder.path()));
 }
 
 fn check_damage(damage: &dyn Fn(&mut HashMap<String, Tensor>), expected: Expect) {
@@ -94,13 +92,13 @@ fn a_path_that_is_no_such_model_gets_one_clear_line() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model.safetensors");
     let found = |result: Result<Components, Error>| message(result.map(|_| ()), folder.path());
-    expect![".: not a model of family `flux1`: expected a folder with `transformer/`, or a safetensors file with tensors `double_blocks.*` or `model.diffusion_model.double_blocks.*`"].assert_eq(&found(Flux1.components(folder.path())));
+    expect![".: not a model of family `flux1`: expected a folder with `transformer/`, or a safetensors file with tensors `double_blocks.*` or `model.diffusion_model.double_blocks.*`"].assert_eq(&found(FLUX1.components(folder.path())));
     let save = |name: &str, shape: &[usize]| {
         let tensor = Tensor::zeros(shape, DType::F32, &Device::Cpu).unwrap();
         candle_core::safetensors::save(&HashMap::from([(name, tensor)]), &path).unwrap();
     };
     save("joint_blocks.0.x", &[2]);
-    expect!["./model.safetensors: not a model of family `flux1`: expected a folder with `transformer/`, or a safetensors file with tensors `double_blocks.*` or `model.diffusion_model.double_blocks.*`"].assert_eq(&found(Flux1.components(&path)));
+    expect!["./model.safetensors: not a model of family `flux1`: expected a folder with `transformer/`, or a safetensors file with tensors `double_blocks.*` or `model.diffusion_model.double_blocks.*`"].assert_eq(&found(FLUX1.components(&path)));
     save("double_blocks.0.x", &[2]);
     expect!["./model.safetensors: not a model of family `flux1`: it has no tensor for `x_embedder.weight`"].assert_eq(&message(models::detect(&path).map(|_| ()), folder.path()));
 }
@@ -122,8 +120,8 @@ fn a_fused_matrix_of_another_size_is_refused_by_its_own_name() {
 fn latent_scaling_is_the_vaes_own_or_the_familys() {
     let folder = golden("dev").folder();
     let read = || {
-        let components = Flux1.components(folder.path()).unwrap();
-        Flux1.latent_scaling(&components).unwrap()
+        let components = FLUX1.components(folder.path()).unwrap();
+        FLUX1.latent_scaling(&components).unwrap()
     };
     assert_eq!(read(), LATENT_SCALING);
     let vae = folder.path().join("vae");

@@ -10,7 +10,7 @@ fn check(config: &str, expected: Expect) {
     let got = match Architecture::from_config(&path) {
         Ok(found) => format!(
             "{} linears of width {}",
-            found.linears().len(),
+            crate::models::testing::listed(&found).0.1.len(),
             found.width()
         ),
         Err(error) => error

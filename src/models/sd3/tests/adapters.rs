@@ -3,8 +3,8 @@
 use super::*;
 use crate::lora::{Dropout, bind::Recompute};
 use crate::models::testing::{
-    InF64, check_activations, check_finite_differences, check_loss_curve, check_presets,
-    check_recompute, gradients_of,
+    check_activations, check_finite_differences, check_loss_curve, check_presets, check_recompute,
+    gradients_of,
 };
 
 #[test]
@@ -28,7 +28,7 @@ fn running_blocks_again_gives_the_same_gradients() {
 fn dropout_changes_with_its_pass_only() {
     let golden = golden("plain");
     let (model, inputs) = (golden.model(), golden.inputs(1));
-    let (set, _) = golden.adapters(&*model, "attention");
+    let (set, _) = golden.adapters(&model, "attention");
     let run = |probability, pass| {
         let dropout = Some(Dropout {
             probability,
@@ -61,20 +61,11 @@ fn every_adapter_on_every_preset_gets_a_gradient() {
     MODELS.map(golden).iter().for_each(check_presets);
 }
 
-/// The networks in f64, so that a difference of two losses has digits to spare.
-fn in_f64(golden: &Golden) -> (MmDit, Inputs) {
-    let folder = golden.folder();
-    let named = Named::open(
-        Sd3.components(folder.path())
-            .unwrap()
-            .get("transformer")
-            .unwrap(),
-    )
-    .unwrap();
+/// In f64, so that a difference of two losses has digits to spare.
+fn inputs_in_f64(golden: &Golden) -> Inputs {
     let wide = |tensor: Tensor| tensor.to_dtype(DType::F64).unwrap();
-    let model = MmDit::build(named.architecture.clone(), &InF64(&named.weights));
     let inputs = golden.inputs(1);
-    let inputs = Inputs {
+    Inputs {
         latents: wide(inputs.latents),
         timesteps: inputs.timesteps,
         conditioning: ConditioningTensors::new(
@@ -82,20 +73,19 @@ fn in_f64(golden: &Golden) -> (MmDit, Inputs) {
             wide(inputs.conditioning.pooled),
         ),
         target: wide(inputs.target),
-    };
-    (model.unwrap(), inputs)
+    }
 }
 
 #[test]
 fn each_a_and_b_receives_the_gradient_that_finite_differences_give() {
     for name in MODELS {
         let golden = golden(name);
-        let (model, inputs) = in_f64(&golden);
-        let (set, _) = golden.adapters(&model, "all");
+        let inputs = inputs_in_f64(&golden);
+        let (set, _) = golden.adapters(&golden.model(), "all");
         // The last block drops what its context's queries find.
         let last = if name == "dual" { 2 } else { 1 };
         let unused = format!("transformer_blocks.{last}.attn.add_q_proj.");
-        check_finite_differences(name, &model, &inputs, &set, &unused);
+        check_finite_differences(name, &*golden.model_in_f64(), &inputs, &set, &unused);
     }
 }
 

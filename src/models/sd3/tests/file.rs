@@ -8,7 +8,7 @@ use crate::models::testing::{predict, trained, write_lora};
 fn a_saved_lora_read_back_gives_the_same_prediction() {
     let golden = golden("dual");
     let (model, inputs) = (golden.model(), golden.inputs(0));
-    let set = trained(&Sd3, &*model, "all-linear");
+    let set = trained(&model, "all-linear");
     let expected = predict(&*model, &inputs, &set);
     let without = inputs.call(&*model, &Tape::off(), &Bound::none());
     assert!(
@@ -20,8 +20,7 @@ fn a_saved_lora_read_back_gives_the_same_prediction() {
         (SaveDtype::F16, 1e-2),
         (SaveDtype::Bf16, 1e-1),
     ] {
-        let read =
-            file::read(&write_lora(&Sd3, &set, dtype), "lora", Sd3.lora_component()).unwrap();
+        let read = file::read(&write_lora(&SD3, &set, dtype), "lora", SD3.denoiser()).unwrap();
         read.adapters.check(model.linears()).unwrap();
         let error = error_of(&predict(&*model, &inputs, &read.adapters), &expected);
         println!("{dtype:?}: {error:.1e}");

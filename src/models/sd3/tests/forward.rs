@@ -1,9 +1,6 @@
 //! The forward pass against diffusers.
 
 use super::*;
-use crate::models::Placement;
-use crate::models::source::Files;
-
 /// Aimed at; the promise is 1e-4.
 const LIMIT: f64 = 1e-5;
 
@@ -23,21 +20,20 @@ fn a_folder_in_shards_gives_the_same_network() {
     golden.check_forward(&*load(folder.path()).unwrap(), 3, LIMIT);
 }
 
-/// The network of a single file; heads as small as the goldens' cannot be told from it where queries have no norm.
-fn single_file(path: &Path) -> Named {
-    let components = Sd3.components(path).unwrap();
-    Named::open_with(components.get("transformer").unwrap(), 12).unwrap()
-}
+/// Heads as small as the goldens' cannot be told from a single file where queries have no norm.
+static SMALL_HEADS: Family = Family {
+    open: |component| names::open_with(component, 12),
+    ..SD3
+};
 
 #[test]
 fn the_single_file_naming_gives_the_same_numbers_bit_for_bit() {
     for name in ["plain", "dual"] {
         let golden = golden(name);
-        let named = single_file(&golden_path(&format!("sd3_{name}_single.safetensors")));
-        let source = Files::new(&named.weights, &Placement::default());
-        let single = MmDit::build(named.architecture.clone(), &source).unwrap();
+        let file = golden_path(&format!("sd3_{name}_single.safetensors"));
+        let single = testing::load(&SMALL_HEADS, &file).unwrap();
         let folder = golden.model();
-        golden.check_forward(&single, 3, LIMIT);
+        golden.check_forward(&*single, 3, LIMIT);
         for i in 0..3 {
             let call = |model: &dyn Denoiser| {
                 let output = golden.inputs(i).call(model, &Tape::off(), &Bound::none());
@@ -48,13 +44,12 @@ fn the_single_file_naming_gives_the_same_numbers_bit_for_bit() {
                     .to_vec1::<f32>()
                     .unwrap()
             };
-            assert!(call(&single) == call(&*folder), "{name}, inputs {i}");
+            assert!(call(&*single) == call(&*folder), "{name}, inputs {i}");
         }
         assert_eq!(single.linears(), folder.linears());
-        let digest = |base: BaseWeights| base.weights.digest(&base.tensors).unwrap();
         assert_eq!(
-            digest(named.into_base()),
-            digest(crate::models::testing::base(&Sd3, golden.folder().path()))
+            testing::digest(&SMALL_HEADS, &file),
+            testing::digest(&SD3, golden.folder().path())
         );
     }
 }

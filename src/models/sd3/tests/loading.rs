@@ -27,9 +27,9 @@ fn the_linears_are_those_of_diffusers() {
 fn a_flavor_is_told_from_the_architecture() {
     let flavors = |name| {
         let folder = golden(name).folder();
-        let (family, _, flavors) = models::detect(folder.path()).unwrap();
-        let names: Vec<_> = flavors.iter().map(|flavor| flavor.name).collect();
-        format!("{} {}", family.name(), names.join(" "))
+        let opened = models::detect(folder.path()).unwrap();
+        let names: Vec<_> = opened.flavors().iter().map(|flavor| flavor.name).collect();
+        format!("{} {}", opened.family.name, names.join(" "))
     };
     assert_eq!(flavors("plain"), "sd3 3-medium");
     assert_eq!(flavors("qk_norm"), "sd3 3.5-large 3.5-large-turbo");
@@ -39,8 +39,8 @@ fn a_flavor_is_told_from_the_architecture() {
 #[test]
 fn another_flavor_than_the_one_named_is_refused() {
     let folder = golden("qk_norm").folder();
-    let components = Sd3.components(folder.path()).unwrap();
-    let check = |name| models::check_flavor(&Sd3, &components, models::flavor(&Sd3, name).unwrap());
+    let opened = testing::open(&SD3, folder.path()).unwrap();
+    let check = |name| opened.check_flavor(SD3.flavor(name).unwrap());
     check("3.5-large").unwrap();
     check("3.5-large-turbo").unwrap();
     expect![
@@ -48,7 +48,7 @@ fn another_flavor_than_the_one_named_is_refused() {
     ]
     .assert_eq(&message(check("3-medium"), folder.path()).replacen(".:", "./:", 1));
     expect!["model flavor of family `sd3`: expected one of `3-medium`, `3.5-medium`, `3.5-large`, `3.5-large-turbo`, found `3`"]
-        .assert_eq(&message(models::flavor(&Sd3, "3"), folder.path()));
+        .assert_eq(&message(SD3.flavor("3"), folder.path()));
     expect!["model family: expected one of `sd3`, `flux1`, `sdxl`, `sd1`, found `flux`"]
         .assert_eq(&message(models::family("flux").map(|_| ()), folder.path()));
 }
@@ -109,13 +109,13 @@ fn a_path_that_is_no_such_model_gets_one_clear_line() {
     expect!["cannot read ./model.safetensors: No such file or directory (os error 2)"]
         .assert_eq(&message(models::detect(&path).map(|_| ()), folder.path()));
     let found = |result: Result<Components, Error>| message(result.map(|_| ()), folder.path());
-    expect![".: not a model of family `sd3`: expected a folder with `transformer/`, or a safetensors file with tensors `joint_blocks.*` or `model.diffusion_model.joint_blocks.*`"].assert_eq(&found(Sd3.components(folder.path())));
+    expect![".: not a model of family `sd3`: expected a folder with `transformer/`, or a safetensors file with tensors `joint_blocks.*` or `model.diffusion_model.joint_blocks.*`"].assert_eq(&found(SD3.components(folder.path())));
     let save = |name: &str| {
         let tensor = Tensor::zeros(2, DType::F32, &Device::Cpu).unwrap();
         candle_core::safetensors::save(&HashMap::from([(name, tensor)]), &path).unwrap();
     };
     save("double_blocks.0.x");
-    expect!["./model.safetensors: not a model of family `sd3`: expected a folder with `transformer/`, or a safetensors file with tensors `joint_blocks.*` or `model.diffusion_model.joint_blocks.*`"].assert_eq(&found(Sd3.components(&path)));
+    expect!["./model.safetensors: not a model of family `sd3`: expected a folder with `transformer/`, or a safetensors file with tensors `joint_blocks.*` or `model.diffusion_model.joint_blocks.*`"].assert_eq(&found(SD3.components(&path)));
     save("joint_blocks.0.x");
     expect!["./model.safetensors: not a model of family `sd3`: it has no tensor for `pos_embed.proj.weight`"].assert_eq(&message(models::detect(&path).map(|_| ()), folder.path()));
     save("no_blocks.0.x");
@@ -128,7 +128,7 @@ fn a_path_that_is_no_such_model_gets_one_clear_line() {
 
 #[test]
 fn the_parts_of_a_single_file_are_found_by_prefix() {
-    let components = Sd3
+    let components = SD3
         .components(&golden_path("sd3_dual_single.safetensors"))
         .unwrap();
     assert_eq!(
@@ -136,11 +136,11 @@ fn the_parts_of_a_single_file_are_found_by_prefix() {
         "model.diffusion_model."
     );
     assert_eq!(components.parts.len(), 1);
-    assert_eq!(Sd3.latent_scaling(&components).unwrap(), LATENT_SCALING);
-    let weights = Sd3.weights(&components).unwrap();
+    assert_eq!(SD3.latent_scaling(&components).unwrap(), LATENT_SCALING);
+    let folder = golden("dual").folder();
     assert_eq!(
-        weights.tensors,
-        testing::base(&Sd3, golden("dual").folder().path()).tensors
+        SD3.open(components).unwrap().tensors(),
+        testing::open(&SD3, folder.path()).unwrap().tensors()
     );
 }
 
@@ -151,7 +151,7 @@ fn latent_scaling_is_the_vaes_own() {
     std::fs::create_dir(&vae).unwrap();
     let read = |config: &str| {
         std::fs::write(vae.join("config.json"), config).unwrap();
-        Sd3.latent_scaling(&Sd3.components(folder.path()).unwrap())
+        SD3.latent_scaling(&SD3.components(folder.path()).unwrap())
     };
     let found = read(r#"{"scaling_factor": 0.5, "shift_factor": 0.25}"#).unwrap();
     assert_eq!(

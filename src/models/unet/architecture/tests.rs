@@ -1,10 +1,10 @@
 #![expect(clippy::disallowed_methods, reason = "fixtures need no durable writes")]
 
-use super::super::network;
 use super::*;
 use crate::lora::targets;
-use crate::models::Family as _;
-use crate::models::unet::{SD1, SDXL, UNetFamily};
+use crate::models::Family;
+use crate::models::testing::listed;
+use crate::models::unet::{SD1, SDXL};
 use expect_test::{Expect, expect};
 
 /// As published with SDXL base 1.0 (fields that are null or default left out).
@@ -43,17 +43,12 @@ fn read(config: &str) -> Result<Architecture, String> {
 }
 
 /// Tensors, parameters, and modules that each preset adapts.
-fn count(config: &str, family: &UNetFamily) -> String {
-    let tensors = network::tensors(&read(config).unwrap());
-    let parameters: usize = tensors
-        .iter()
-        .map(|(_, shape)| shape.iter().product::<usize>())
-        .sum();
-    let linears = network::linears(&tensors);
+fn count(config: &str, family: &Family) -> String {
+    let ((tensors, linears), parameters) = listed(&read(config).unwrap());
     let mut line = format!("{} tensors, {parameters} parameters", tensors.len());
-    for preset in family.presets() {
+    for preset in family.presets {
         let name = preset.name;
-        let chosen = targets::select(&linears, &[name.to_owned()], family.presets()).unwrap();
+        let chosen = targets::select(&linears, &[name.to_owned()], family.presets).unwrap();
         line += &format!("; {name} {}", chosen.len());
     }
     line

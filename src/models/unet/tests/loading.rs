@@ -26,19 +26,21 @@ fn what_can_carry_an_adapter_is_every_linear_and_convolution_of_diffusers() {
 fn a_family_is_told_from_the_architecture() {
     for (name, family) in [("sdxl", "sdxl"), ("sd1", "sd1"), ("sd2", "sd1")] {
         let folder = golden(name).folder();
-        let (found, _, flavors) = models::detect(folder.path()).unwrap();
-        assert_eq!(found.name(), family);
-        assert_eq!(flavors.len(), 1);
+        let opened = models::detect(folder.path()).unwrap();
+        assert_eq!(opened.family.name, family);
+        assert_eq!(opened.flavors().len(), 1);
     }
     for name in ["sdxl", "sd1"] {
         let components = family(name).components(&single_file(name)).unwrap();
         let unet = components.get("unet").unwrap();
         assert_eq!(unet.prefix, "model.diffusion_model.");
-        assert_eq!(family(name).possible_flavors(&components).unwrap().len(), 1);
+        let opened = family(name).open(components).unwrap();
+        opened.check_whole().unwrap();
+        assert_eq!(opened.flavors().len(), 1);
     }
     let folder = golden("sd1").folder();
     let wrong = testing::load(&SDXL, folder.path());
-    expect![".: not a model of family `sdxl`: its UNet has no embedding of pooled vectors and sizes, so it is not an SDXL"]
+    expect!["./unet: not a model of family `sdxl`: its UNet has no embedding of pooled vectors and sizes, so it is not an SDXL"]
         .assert_eq(&message(wrong.map(|_| ()), folder.path()));
 }
 

@@ -1,0 +1,147 @@
+//! What a family is: data, and the one function that tells a denoiser's architecture from its files.
+
+use std::path::Path;
+
+use super::layout::{self, Layout};
+use super::{
+    Activations, Component, Components, Denoiser, Error, OpenedDenoiser, Source, StepShape, quoted,
+};
+use crate::diffusion::{Process, Sampler, Shift, Spacing};
+use crate::lora::Preset;
+use crate::lora::formats::Naming;
+use crate::nn::weights::Weights;
+
+/// A family of base models: what differs between families and is not in the recipe.
+pub struct Family {
+    /// What an Experiment writes in `[model] family`.
+    pub name: &'static str,
+    /// Its released variants.
+    pub flavors: &'static [Flavor],
+    /// Named lists of adapter targets; the first is the default.
+    pub presets: &'static [Preset],
+    /// Whether the denoiser can leave a context's pads out of its attention
+    /// ([`ConditioningTensors::token_counts`](super::ConditioningTensors::token_counts)).
+    pub masks_pads: bool,
+    /// The VAE's scaling where its config does not say it: a single file has none.
+    pub(super) latent_scaling: LatentScaling,
+    /// Where its models have their parts.
+    pub(super) layout: Layout,
+    /// What its modules are called in the LoRA files of other programs.
+    pub(super) naming: fn() -> Naming,
+    /// Reads headers and config of a denoiser. Fails if its architecture cannot be told or is not the family's; whether
+    /// every tensor is there is looked at later ([`OpenedDenoiser::check_whole`]).
+    pub(super) open: fn(&Component) -> Result<Named, Error>,
+}
+
+/// A denoiser's weights under canonical names (diffusers'), and what network they make.
+pub(super) struct Named {
+    pub(super) weights: Weights,
+    pub(super) architecture: Box<dyn Architecture>,
+}
+
+/// The numbers of one network, as its config or its tensors' shapes tell them: the whole network but its weights.
+pub trait Architecture: Send + Sync {
+    /// The denoiser, of tensors of any source.
+    ///
+    /// # Errors
+    /// If the source lacks a tensor.
+    fn build(&self, source: &dyn Source) -> Result<Box<dyn Denoiser>, Error>;
+
+    /// Channels of the context.
+    fn context_width(&self) -> usize;
+
+    /// What a training step keeps of a forward pass.
+    fn activations(&self, step: &StepShape) -> Activations;
+
+    /// Whether this can be that released model, as far as shapes tell.
+    fn could_be(&self, _flavor: &Flavor) -> bool {
+        true
+    }
+}
+
+/// One released variant of a family, and how it is sampled.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Flavor {
+    /// What an Experiment writes in `[model] flavor`.
+    pub name: &'static str,
+    /// What it predicts, and along which path of noise.
+    pub process: Process,
+    /// How its previews are sampled where nothing else is asked for.
+    pub sampler: Sampler,
+    /// Whether it has an embedding of each picture's size and crop
+    /// ([`ConditioningTensors::time_ids`](super::ConditioningTensors::time_ids)).
+    pub size_conditioning: bool,
+    /// The shift of a flow's noise schedule.
+    pub shift: Shift,
+    /// Where a flow's sampler stops.
+    pub spacing: Spacing,
+    /// Sampling steps its authors use.
+    pub steps: u32,
+    /// Classifier-free guidance its authors use; 1 is none.
+    pub guidance: f64,
+    /// The authors' input of the guidance embedding
+    /// ([`ConditioningTensors::guidance`](super::ConditioningTensors::guidance)), where the model has one.
+    pub embedded_guidance: Option<f64>,
+    /// Side of the pictures it was trained for, in pixels.
+    pub resolution_px: u32,
+    /// ModelSpec's name.
+    pub architecture: &'static str,
+    /// kohya's name (`ss_base_model_version`).
+    pub base_version: &'static str,
+    /// What a person who trains it should know first.
+    pub caution: Option<&'static str>,
+}
+
+/// From the VAE's latents to what the denoiser sees: `(latents - shift) * scale`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LatentScaling {
+    /// Multiplied after the shift is taken off.
+    pub scale: f64,
+    /// Taken off first.
+    pub shift: f64,
+}
+
+impl Family {
+    /// The parts of a model at `path`: a folder as diffusers writes it, or a single file.
+    ///
+    /// # Errors
+    /// If there is no model of this family.
+    pub fn components(&self, path: &Path) -> Result<Components, Error> {
+        self.layout.find(self.name, path)
+    }
+
+    /// The denoiser among `components`, by headers alone. Nothing is loaded, and it need not be whole.
+    ///
+    /// # Errors
+    /// If its architecture cannot be told, or is not of this family.
+    pub fn open(&'static self, components: Components) -> Result<OpenedDenoiser, Error> {
+        OpenedDenoiser::new(self, components)
+    }
+
+    /// The flavor of that name.
+    ///
+    /// # Errors
+    /// If the family has none.
+    pub fn flavor(&self, name: &str) -> Result<&'static Flavor, Error> {
+        let found = self.flavors.iter().find(|flavor| flavor.name == name);
+        found.ok_or_else(|| Error::NoSuchFlavor {
+            family: self.name,
+            found: name.to_owned(),
+            known: quoted(self.flavors.iter().map(|flavor| flavor.name)),
+        })
+    }
+
+    /// The pipeline's name of the denoiser (`transformer`, `unet`): its folder, and the first part of tensor names in a
+    /// LoRA file.
+    pub fn denoiser(&self) -> &'static str {
+        self.layout.denoiser
+    }
+
+    /// How latents are scaled: as the VAE's config says, or as the family does where there is none.
+    ///
+    /// # Errors
+    /// If the VAE's config cannot be read.
+    pub fn latent_scaling(&self, components: &Components) -> Result<LatentScaling, Error> {
+        layout::latent_scaling(components, self.latent_scaling)
+    }
+}

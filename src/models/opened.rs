@@ -1,0 +1,193 @@
+//! A denoiser that was found: its architecture told, its headers read once, its weights not loaded.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+
+use candle_core::{DType, Device, Tensor};
+
+use super::family::Named;
+use super::source::Files;
+use super::{
+    Activations, Architecture, Components, Denoiser, Error, Family, Flavor, Placement, Source,
+    StepShape, quoted,
+};
+use crate::lora::LinearShape;
+use crate::nn::Frozen;
+use crate::nn::weights::Weights;
+
+/// A denoiser in its files.
+pub struct OpenedDenoiser {
+    /// Its family.
+    pub family: &'static Family,
+    /// The parts of the model it belongs to.
+    pub components: Components,
+    named: Named,
+    tensors: Vec<(String, Vec<usize>)>,
+    linears: Vec<LinearShape>,
+}
+
+impl OpenedDenoiser {
+    pub(super) fn new(family: &'static Family, components: Components) -> Result<Self, Error> {
+        let named = (family.open)(components.get(family.denoiser())?)?;
+        let (tensors, linears) = wanted(&*named.architecture)?;
+        Ok(Self {
+            family,
+            components,
+            named,
+            tensors,
+            linears,
+        })
+    }
+
+    /// Checks by the files' headers that they hold every tensor of the network, in the right shape, and no other.
+    ///
+    /// # Errors
+    /// For the first that is missing, misshapen or too many.
+    pub fn check_whole(&self) -> Result<(), Error> {
+        let weights = &self.named.weights;
+        weights.require(&self.tensors)?;
+        let extra = weights.extra(&self.tensors);
+        match extra.first() {
+            Some(first) => Err(Error::ExtraTensors {
+                files: weights.describe(),
+                count: extra.len(),
+                first: first.clone(),
+            }),
+            None => Ok(()),
+        }
+    }
+
+    /// The weights under canonical names (diffusers'), whatever the files call them.
+    pub fn weights(&self) -> &Weights {
+        &self.named.weights
+    }
+
+    /// Canonical name and shape of every tensor of the network, there or not: what the base model's digest is made of.
+    pub fn tensors(&self) -> &[(String, Vec<usize>)] {
+        &self.tensors
+    }
+
+    /// Every linear and convolution that can carry an adapter.
+    pub fn linears(&self) -> &[LinearShape] {
+        &self.linears
+    }
+
+    /// The flavors that the architecture allows; several where only the weights' values differ.
+    pub fn flavors(&self) -> Vec<&'static Flavor> {
+        let could_be = |flavor: &&Flavor| self.named.architecture.could_be(flavor);
+        self.family.flavors.iter().filter(could_be).collect()
+    }
+
+    /// Checks that it can be the flavor that an Experiment names.
+    ///
+    /// # Errors
+    /// If it is another one.
+    pub fn check_flavor(&self, wanted: &Flavor) -> Result<(), Error> {
+        let possible = self.flavors();
+        if possible.iter().any(|flavor| flavor.name == wanted.name) {
+            return Ok(());
+        }
+        Err(Error::WrongFlavor {
+            path: self.components.path.clone(),
+            wanted: wanted.name.to_owned(),
+            detected: quoted(possible.iter().map(|flavor| flavor.name)),
+        })
+    }
+
+    /// Channels of the denoiser's context.
+    pub fn context_width(&self) -> usize {
+        self.named.architecture.context_width()
+    }
+
+    /// What a training step keeps of a forward pass.
+    pub fn activations(&self, step: &StepShape) -> Activations {
+        self.named.architecture.activations(step)
+    }
+
+    /// The denoiser, of tensors of another source than its files.
+    ///
+    /// # Errors
+    /// If the source lacks a tensor.
+    pub fn build(&self, source: &dyn Source) -> Result<Box<dyn Denoiser>, Error> {
+        self.named.architecture.build(source)
+    }
+
+    /// The denoiser, loaded from its files.
+    ///
+    /// # Errors
+    /// If a tensor is missing, misshapen, too many or not finite, or the device has no room.
+    pub fn load(&self, placement: &Placement) -> Result<Box<dyn Denoiser>, Error> {
+        self.check_whole()?;
+        self.build(&Files::new(&self.named.weights, placement))
+    }
+}
+
+/// Name and shape of each tensor, and all that can carry an adapter.
+pub(super) type Lists = (Vec<(String, Vec<usize>)>, Vec<LinearShape>);
+
+/// What a network asks for while it is built.
+pub(super) fn wanted(architecture: &dyn Architecture) -> Result<Lists, Error> {
+    let wanted = Wanted::default();
+    architecture.build(&wanted)?;
+    let tensors = wanted.tensors.into_inner().into_iter().collect();
+    Ok((tensors, wanted.linears.into_inner()))
+}
+
+/// Writes down what it is asked for, so that no list of a network's tensors is kept beside the network's code.
+#[derive(Default)]
+struct Wanted {
+    /// A tensor may be asked for twice.
+    tensors: RefCell<BTreeMap<String, Vec<usize>>>,
+    linears: RefCell<Vec<LinearShape>>,
+}
+
+impl Wanted {
+    /// A tensor of zeros that takes the memory of one.
+    fn nothing(shape: &[usize]) -> Result<Tensor, Error> {
+        let made = Tensor::zeros((), DType::F32, &Device::Cpu).and_then(|t| t.broadcast_as(shape));
+        made.map_err(|source| Error::Device {
+            what: format!("describing a tensor of shape {shape:?}"),
+            source,
+        })
+    }
+
+    fn carries_adapter(&self, shape: &[usize], name: &str, reached: bool) {
+        let (&[outputs, inputs, ref kernel @ ..], Some(name)) =
+            (shape, name.strip_suffix(".weight"))
+        else {
+            return;
+        };
+        self.linears.borrow_mut().push(LinearShape {
+            name: name.to_owned(),
+            outputs,
+            inputs,
+            kernel: kernel.first().copied(),
+            reached,
+        });
+    }
+}
+
+impl Source for Wanted {
+    fn tensor(&self, shape: &[usize], name: &str) -> Result<Tensor, Error> {
+        let mut tensors = self.tensors.borrow_mut();
+        tensors.insert(name.to_owned(), shape.to_vec());
+        Self::nothing(shape)
+    }
+
+    fn matrix(&self, shape: [usize; 2], name: &str) -> Result<Frozen, Error> {
+        self.carries_adapter(&shape, name, true);
+        Ok(self.tensor(&shape, name)?.into())
+    }
+
+    fn kernel(&self, shape: [usize; 4], name: &str) -> Result<Tensor, Error> {
+        self.carries_adapter(&shape, name, true);
+        self.tensor(&shape, name)
+    }
+
+    fn unread(&self, shape: &[usize], name: &str) -> Result<(), Error> {
+        if shape.len() > 1 {
+            self.carries_adapter(shape, name, false);
+        }
+        self.tensor(shape, name).map(|_| ())
+    }
+}
