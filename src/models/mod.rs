@@ -5,6 +5,9 @@
 //! module names a family, but for the demo's miniatures.
 
 pub mod activations;
+#[cfg(test)]
+#[path = "../../tests/fake_family/mod.rs"]
+mod fake_family;
 mod family;
 pub mod flux1;
 pub mod layout;
@@ -33,7 +36,14 @@ use crate::lora::Bound;
 use crate::nn::weights;
 
 /// Every family this program knows.
-static FAMILIES: &[&Family] = &[&sd3::SD3, &flux1::FLUX1, &unet::SDXL, &unet::SD1];
+static FAMILIES: &[&Family] = &[
+    &sd3::SD3,
+    &flux1::FLUX1,
+    &unet::SDXL,
+    &unet::SD1,
+    #[cfg(test)]
+    &fake_family::FAKE,
+];
 
 /// Every family this program knows.
 pub fn families() -> impl Iterator<Item = &'static Family> {

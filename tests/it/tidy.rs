@@ -220,6 +220,55 @@ fn no_modules_use_each_other_in_a_circle() {
     assert!(uses.is_empty(), "circles among {:?}", uses.keys());
 }
 
+/// What a family's folder has beside its network, so that it is told from helpers shared by families.
+const FAMILY_FILE: &str = "lora_names.rs";
+
+/// A family is its folder, its recipes and one line in the list: `tests/fake_family` shows that this is enough for one more,
+/// and this test that no other place names those there are (but the demo, which has a miniature of some).
+#[test]
+fn a_family_is_named_in_its_folder_and_in_one_list() {
+    let folders = |place: &str| {
+        let entries = std::fs::read_dir(root().join(place)).expect("a folder of the project");
+        let paths = entries.map(|entry| entry.expect("an entry").path());
+        paths.filter(|path| path.is_dir()).collect::<Vec<_>>()
+    };
+    let name = |path: &PathBuf| {
+        path.file_name()
+            .expect("a name")
+            .to_string_lossy()
+            .into_owned()
+    };
+    let modules = folders("src/models");
+    let modules: Vec<_> = modules
+        .iter()
+        .filter(|path| path.join(FAMILY_FILE).is_file())
+        .collect();
+    let families: Vec<String> = folders("configs/recipes").iter().map(name).collect();
+    assert!(
+        modules.len() >= 3 && families.len() >= 4,
+        "{modules:?} {families:?}"
+    );
+    let words: Vec<String> = (families.iter().map(|family| format!("\"{family}\"")))
+        .chain(modules.iter().map(|module| format!("{}::", name(module))))
+        .collect();
+    let mut wrong = Vec::new();
+    for (path, text) in sources("src").iter().filter(|(p, _)| !is_test_file(p)) {
+        let own = modules
+            .iter()
+            .any(|module| root().join(path).starts_with(module));
+        if own || path.ends_with("bin/plumb/demo.rs") {
+            continue;
+        }
+        for (line, code) in code_lines(without_tests(text)) {
+            let in_list = path.ends_with("models/mod.rs") && code.trim_start().starts_with('&');
+            if let Some(word) = words.iter().find(|w| code.contains(w.as_str()) && !in_list) {
+                wrong.push(format!("{}:{line}: names {word}", path.display()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
 /// (what, where it may stand)
 type Rule = (&'static [&'static str], fn(&Path) -> bool);
 
