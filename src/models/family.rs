@@ -30,11 +30,11 @@ pub struct Family {
     pub(super) naming: fn() -> Naming,
     /// Reads headers and config of a denoiser. Fails if its architecture cannot be told or is not the family's; whether
     /// every tensor is there is looked at later ([`OpenedDenoiser::check_whole`]).
-    pub(super) open: fn(&Component) -> Result<Named, Error>,
+    pub(super) open: fn(&Component) -> Result<DescribedWeights, Error>,
 }
 
 /// A denoiser's weights under canonical names (diffusers'), and what network they make.
-pub(super) struct Named {
+pub(super) struct DescribedWeights {
     pub(super) weights: Weights,
     pub(super) architecture: Box<dyn Architecture>,
 }

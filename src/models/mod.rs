@@ -264,6 +264,7 @@ pub fn detect(path: &Path) -> Result<OpenedDenoiser, Error> {
         let opened = family.open(components);
         match opened.and_then(|opened| opened.check_whole().map(|()| opened)) {
             Ok(opened) => return Ok(opened),
+            // Another family may still take it: all that have a folder `transformer` look alike until it is opened.
             Err(error) => refused = Some(error),
         }
     }

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 
 use candle_core::{DType, Device, Tensor};
 
-use super::family::Named;
-use super::source::Files;
+use super::family::DescribedWeights;
+use super::source::FileSource;
 use super::{
     Activations, Architecture, Components, Denoiser, Error, Family, Flavor, Placement, Source,
     StepShape, quoted,
@@ -21,19 +21,19 @@ pub struct OpenedDenoiser {
     pub family: &'static Family,
     /// The parts of the model it belongs to.
     pub components: Components,
-    named: Named,
+    described: DescribedWeights,
     tensors: Vec<(String, Vec<usize>)>,
     linears: Vec<LinearShape>,
 }
 
 impl OpenedDenoiser {
     pub(super) fn new(family: &'static Family, components: Components) -> Result<Self, Error> {
-        let named = (family.open)(components.get(family.denoiser())?)?;
-        let (tensors, linears) = wanted(&*named.architecture)?;
+        let described = (family.open)(components.get(family.denoiser())?)?;
+        let (tensors, linears) = wanted(&*described.architecture)?;
         Ok(Self {
             family,
             components,
-            named,
+            described,
             tensors,
             linears,
         })
@@ -44,7 +44,7 @@ impl OpenedDenoiser {
     /// # Errors
     /// For the first that is missing, misshapen or too many.
     pub fn check_whole(&self) -> Result<(), Error> {
-        let weights = &self.named.weights;
+        let weights = &self.described.weights;
         weights.require(&self.tensors)?;
         let extra = weights.extra(&self.tensors);
         match extra.first() {
@@ -59,7 +59,7 @@ impl OpenedDenoiser {
 
     /// The weights under canonical names (diffusers'), whatever the files call them.
     pub fn weights(&self) -> &Weights {
-        &self.named.weights
+        &self.described.weights
     }
 
     /// Canonical name and shape of every tensor of the network, there or not: what the base model's digest is made of.
@@ -74,7 +74,7 @@ impl OpenedDenoiser {
 
     /// The flavors that the architecture allows; several where only the weights' values differ.
     pub fn flavors(&self) -> Vec<&'static Flavor> {
-        let could_be = |flavor: &&Flavor| self.named.architecture.could_be(flavor);
+        let could_be = |flavor: &&Flavor| self.described.architecture.could_be(flavor);
         self.family.flavors.iter().filter(could_be).collect()
     }
 
@@ -96,12 +96,12 @@ impl OpenedDenoiser {
 
     /// Channels of the denoiser's context.
     pub fn context_width(&self) -> usize {
-        self.named.architecture.context_width()
+        self.described.architecture.context_width()
     }
 
     /// What a training step keeps of a forward pass.
     pub fn activations(&self, step: &StepShape) -> Activations {
-        self.named.architecture.activations(step)
+        self.described.architecture.activations(step)
     }
 
     /// The denoiser, of tensors of another source than its files.
@@ -109,7 +109,7 @@ impl OpenedDenoiser {
     /// # Errors
     /// If the source lacks a tensor.
     pub fn build(&self, source: &dyn Source) -> Result<Box<dyn Denoiser>, Error> {
-        self.named.architecture.build(source)
+        self.described.architecture.build(source)
     }
 
     /// The denoiser, loaded from its files.
@@ -118,7 +118,7 @@ impl OpenedDenoiser {
     /// If a tensor is missing, misshapen, too many or not finite, or the device has no room.
     pub fn load(&self, placement: &Placement) -> Result<Box<dyn Denoiser>, Error> {
         self.check_whole()?;
-        self.build(&Files::new(&self.named.weights, placement))
+        self.build(&FileSource::new(&self.described.weights, placement))
     }
 }
 
@@ -127,21 +127,21 @@ pub(super) type Lists = (Vec<(String, Vec<usize>)>, Vec<LinearShape>);
 
 /// What a network asks for while it is built.
 pub(super) fn wanted(architecture: &dyn Architecture) -> Result<Lists, Error> {
-    let wanted = Wanted::default();
-    architecture.build(&wanted)?;
-    let tensors = wanted.tensors.into_inner().into_iter().collect();
-    Ok((tensors, wanted.linears.into_inner()))
+    let recorder = Recorder::default();
+    architecture.build(&recorder)?;
+    let tensors = recorder.tensors.into_inner().into_iter().collect();
+    Ok((tensors, recorder.linears.into_inner()))
 }
 
 /// Writes down what it is asked for, so that no list of a network's tensors is kept beside the network's code.
 #[derive(Default)]
-struct Wanted {
+struct Recorder {
     /// A tensor may be asked for twice.
     tensors: RefCell<BTreeMap<String, Vec<usize>>>,
     linears: RefCell<Vec<LinearShape>>,
 }
 
-impl Wanted {
+impl Recorder {
     /// A tensor of zeros that takes the memory of one.
     fn nothing(shape: &[usize]) -> Result<Tensor, Error> {
         let made = Tensor::zeros((), DType::F32, &Device::Cpu).and_then(|t| t.broadcast_as(shape));
@@ -167,7 +167,7 @@ impl Wanted {
     }
 }
 
-impl Source for Wanted {
+impl Source for Recorder {
     fn tensor(&self, shape: &[usize], name: &str) -> Result<Tensor, Error> {
         let mut tensors = self.tensors.borrow_mut();
         tensors.insert(name.to_owned(), shape.to_vec());

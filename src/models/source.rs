@@ -87,7 +87,7 @@ impl Default for Placement {
 pub const LEAST_QUANTIZED: usize = 1 << 12;
 
 /// Tensors of files.
-pub(super) struct Files {
+pub(super) struct FileSource {
     weights: Weights,
     storage: WeightStorage,
     /// Bytes of matrices that may still be kept whole where the others stay in their files.
@@ -95,7 +95,7 @@ pub(super) struct Files {
     ahead: Prefetch,
 }
 
-impl Files {
+impl FileSource {
     /// `weights` have canonical names.
     pub(super) fn new(weights: &Weights, placement: &Placement) -> Self {
         let weights = weights.clone().with_dtype(placement.dtype);
@@ -111,7 +111,7 @@ impl Files {
     }
 }
 
-impl Source for Files {
+impl Source for FileSource {
     fn tensor(&self, shape: &[usize], name: &str) -> Result<Tensor, Error> {
         Ok(self.weights.get(shape, name)?)
     }
@@ -129,6 +129,7 @@ impl Source for Files {
                 Ok(Frozen::in_file(weights, shape, name, ahead))
             }
             WeightStorage::Quantized(quantization) => {
+                // From the file's own numbers: rounding them to the computing type first would lose bits twice.
                 let stored = self.weights.clone().with_dtype(DType::F32).on(&Device::Cpu);
                 let (dtype, device) = (self.weights.dtype(), self.weights.device());
                 Frozen::quantized(quantization, &stored.get(&shape, name)?, dtype, device).map_err(

@@ -3,7 +3,7 @@
 //!
 //! Shapes: b batch, n tokens, h heads, e channels of a head, d = h * e.
 
-pub(super) mod kept;
+pub(super) mod activations;
 
 use candle_core::{DType, Device, Result, Tensor, bail};
 
@@ -200,6 +200,7 @@ pub(super) fn timestep_sinusoid(timesteps: &Tensor, like: &Tensor) -> Result<Ten
 /// because rounding an angle near 1000 is what moves the result most; then of the type and on the device of `like`.
 pub(super) fn sinusoids(numbers: &Tensor, channels: usize, like: &Tensor) -> Result<Tensor> {
     let half = channels / 2;
+    // The exponent is rounded to f32 as torch does; only exp, cos and sin are taken in f64, where they are exact to f32.
     let step = -MAX_PERIOD.ln();
     let frequencies: Vec<f32> = (0..half)
         .map(|i| f64::from(step * i as f32 / half as f32).exp() as f32)

@@ -8,7 +8,7 @@ mod pipeline;
 use candle_core::{DType, Device, Result, Tensor};
 use serde::Deserialize;
 
-use super::family::Named;
+use super::family::DescribedWeights;
 use super::layout::{Layout, read_config};
 use super::linear::Linear;
 use super::transformer::{check_shapes, timestep_sinusoid};
@@ -72,7 +72,7 @@ pub(super) const FAKE: Family = Family {
             .into(),
     },
     open: |component| {
-        Ok(Named {
+        Ok(DescribedWeights {
             architecture: Box::new(Numbers::read(component)?),
             weights: component.open()?,
         })

@@ -3,10 +3,10 @@
 use super::architecture::{Architecture, PATCH};
 use crate::models::activations::{Activations, BlockActivations, StepShape};
 use crate::models::transformer::MLP_RATIO;
-use crate::models::transformer::kept::{Gates, attention_input, feed_forward};
+use crate::models::transformer::activations::{Gates, attention_input, feed_forward};
 
 impl Architecture {
-    pub(super) fn kept(&self, step: &StepShape) -> Activations {
+    pub(super) fn of_step(&self, step: &StepShape) -> Activations {
         let (b, d) = (step.samples, self.width());
         let patches = step.latents.0 / PATCH * (step.latents.1 / PATCH);
         let (picture, context) = (b * patches, b * step.context);

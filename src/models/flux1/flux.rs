@@ -198,6 +198,8 @@ impl Flux {
             };
             [x, context] = run_block(pass, i, &[&x, &context, vector], run)?;
         }
+        // diffusers has the context first. Attention does not care, and with the context last its pads are the last keys,
+        // which a count of keys leaves out; the picture is then a view of the front.
         let mut whole = pass.tape.cat(&[&x, &context], 1)?;
         for (i, block) in self.single_blocks.iter().enumerate() {
             let (block, tokens) = (Arc::clone(block), Arc::clone(&tokens));
@@ -254,6 +256,7 @@ impl Denoiser for Flux {
         let context = self.context.forward(tape, adapters, &context)?;
         let x = self.blocks(pass, tokens, x, context, &vector)?;
         let mods = Modulation::new(pass, &self.norm_out, &vector)?;
+        // The last modulation of diffusers is (scale, shift); those of the blocks begin with the shift.
         let x = mods.norm(pass, &x, 1, 0)?;
         let x = self.proj_out.forward(tape, adapters, &x)?;
         let (_, c, h, w) = latents.tensor().dims4()?;

@@ -130,7 +130,7 @@ impl super::Architecture for Architecture {
     }
 
     fn activations(&self, step: &StepShape) -> Activations {
-        self.kept(step)
+        self.of_step(step)
     }
 
     /// Only dev has a guidance embedding.

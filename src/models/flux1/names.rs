@@ -2,14 +2,14 @@
 //! the one of the authors' single files, which fuses queries, keys and values (in single blocks also the
 //! feed-forward), and stores the last modulation as (shift, scale) where diffusers has (scale, shift).
 
-use crate::models::family::Named;
+use crate::models::family::DescribedWeights;
 use crate::models::{Component, Error};
 use crate::nn::weights::{Part, Stored};
 
 use super::architecture::Architecture;
 
 /// Reads what the denoiser's files and config say of it.
-pub(super) fn open(component: &Component) -> Result<Named, Error> {
+pub(super) fn open(component: &Component) -> Result<DescribedWeights, Error> {
     let stored = component.open()?;
     let single_file = stored.contains("img_in.weight");
     let place = move |name: &str| match single_file {
@@ -17,7 +17,7 @@ pub(super) fn open(component: &Component) -> Result<Named, Error> {
         false => name.into(),
     };
     let weights = stored.renamed(place);
-    Ok(Named {
+    Ok(DescribedWeights {
         architecture: Box::new(Architecture::of(component, &weights)?),
         weights,
     })

@@ -2,10 +2,10 @@
 
 use super::architecture::Architecture;
 use crate::models::activations::{Activations, BlockActivations, StepShape};
-use crate::models::transformer::kept::{Gates, attention_input, feed_forward};
+use crate::models::transformer::activations::{Gates, attention_input, feed_forward};
 
 impl Architecture {
-    pub(super) fn kept(&self, step: &StepShape) -> Activations {
+    pub(super) fn of_step(&self, step: &StepShape) -> Activations {
         let (b, d, side) = (step.samples, self.width(), self.patch_size);
         let picture = b * (step.latents.0 / side) * (step.latents.1 / side);
         let context = b * step.context;

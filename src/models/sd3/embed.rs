@@ -73,6 +73,7 @@ impl PatchEmbed {
 
     /// The middle `i` by `j` cells of the table, [n, d].
     fn crop(&self, i: usize, j: usize) -> Result<Tensor> {
+        // As diffusers' `cropped_pos_embed`: positions are those around the middle, whatever the picture's size.
         let (top, left) = ((self.side - i) / 2, (self.side - j) / 2);
         let width = self.positions.dim(2)?;
         let positions_ssd = self.positions.reshape((self.side, self.side, width))?;

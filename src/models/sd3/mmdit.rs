@@ -138,6 +138,7 @@ impl Denoiser for MmDit {
             context = next_context.unwrap_or(context);
         }
         let mods = Modulation::new(pass, &self.norm_out, &vector)?;
+        // The last modulation of diffusers is (scale, shift); those of the blocks begin with the shift.
         let x = mods.norm(pass, &x, 1, 0)?;
         let x = self.proj_out.forward(tape, adapters, &x)?;
         let (_, _, h, w) = latents.tensor().dims4()?;

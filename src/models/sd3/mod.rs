@@ -154,7 +154,7 @@ impl super::Architecture for Architecture {
     }
 
     fn activations(&self, step: &StepShape) -> Activations {
-        self.kept(step)
+        self.of_step(step)
     }
 
     /// The released models differ in the norm of queries and keys and in the second attention.

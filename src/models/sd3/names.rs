@@ -2,19 +2,22 @@
 //! Stability's single files, which fuses queries, keys and values, and stores two of the modulations as
 //! (shift, scale) where diffusers has (scale, shift).
 
-use crate::models::family::Named;
+use crate::models::family::DescribedWeights;
 use crate::models::{Component, Error};
 use crate::nn::weights::{Part, Stored};
 
 use super::architecture::{Architecture, HEAD_CHANNELS};
 
 /// Reads what the denoiser's files and config say of it.
-pub(super) fn open(component: &Component) -> Result<Named, Error> {
+pub(super) fn open(component: &Component) -> Result<DescribedWeights, Error> {
     open_with(component, HEAD_CHANNELS)
 }
 
 /// With another size of heads where neither a config nor a norm tells it.
-pub(super) fn open_with(component: &Component, head_channels: usize) -> Result<Named, Error> {
+pub(super) fn open_with(
+    component: &Component,
+    head_channels: usize,
+) -> Result<DescribedWeights, Error> {
     let stored = component.open()?;
     let single_file = stored.contains("x_embedder.proj.weight");
     let depth = (0..)
@@ -25,7 +28,7 @@ pub(super) fn open_with(component: &Component, head_channels: usize) -> Result<N
         false => name.into(),
     };
     let weights = stored.renamed(place);
-    Ok(Named {
+    Ok(DescribedWeights {
         architecture: Box::new(Architecture::of(component, &weights, head_channels)?),
         weights,
     })

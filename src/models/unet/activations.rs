@@ -5,7 +5,7 @@ use super::architecture::{Architecture, Level};
 use crate::models::activations::{Activations, BlockActivations, StepShape};
 
 /// A place in the network: the names of its modules begin with `place`, and it works on a picture of `pixels` pixels.
-struct Place<'a> {
+struct BlockPlace<'a> {
     step: &'a StepShape,
     place: String,
     i: usize,
@@ -14,7 +14,7 @@ struct Place<'a> {
 }
 
 impl Architecture {
-    pub(super) fn kept(&self, step: &StepShape) -> Activations {
+    pub(super) fn of_step(&self, step: &StepShape) -> Activations {
         let mut size = step.latents;
         let pixels = |(h, w): (usize, usize)| step.samples * h * w;
         let first = self.levels.first().map_or(0, |level| level.width);
@@ -24,7 +24,7 @@ impl Architecture {
         let mut kept = vec![width];
         for (number, &level) in self.levels.iter().enumerate() {
             for i in 0..self.layers {
-                let place = Place {
+                let place = BlockPlace {
                     step,
                     place: format!("down_blocks.{number}"),
                     i,
@@ -48,7 +48,7 @@ impl Architecture {
         }
         let last = self.levels.last().copied();
         for (i, depth) in [(0, self.middle_depth), (1, 0)] {
-            let place = Place {
+            let place = BlockPlace {
                 step,
                 place: "mid_block".to_owned(),
                 i,
@@ -59,7 +59,7 @@ impl Architecture {
         }
         for (number, (&level, &size)) in self.levels.iter().zip(&sizes).rev().enumerate() {
             for i in 0..=self.layers {
-                let place = Place {
+                let place = BlockPlace {
                     step,
                     place: format!("up_blocks.{number}"),
                     i,
@@ -94,14 +94,14 @@ impl Architecture {
         }
     }
 
-    fn block(&self, at: &Place<'_>, inputs: usize, level: Level) -> BlockActivations {
+    fn block(&self, at: &BlockPlace<'_>, inputs: usize, level: Level) -> BlockActivations {
         BlockActivations {
             inputs: numbers(at.pixels, inputs),
             inner: at.resnet(inputs, level.width) + self.transformer(at, level),
         }
     }
 
-    fn transformer(&self, at: &Place<'_>, level: Level) -> u64 {
+    fn transformer(&self, at: &BlockPlace<'_>, level: Level) -> u64 {
         if level.depth == 0 {
             return 0;
         }
@@ -115,7 +115,7 @@ impl Architecture {
             + blocks.sum::<u64>()
     }
 
-    fn transformer_block(&self, at: &Place<'_>, name: &str, c: usize) -> u64 {
+    fn transformer_block(&self, at: &BlockPlace<'_>, name: &str, c: usize) -> u64 {
         let own = |part: &str| format!("{name}.{part}");
         let numbers = |channels| numbers(at.pixels, channels);
         let context = at.step.samples * at.step.context;
@@ -148,7 +148,7 @@ fn numbers(pixels: usize, channels: usize) -> u64 {
     (pixels * channels) as u64
 }
 
-impl Place<'_> {
+impl BlockPlace<'_> {
     fn resnet(&self, inputs: usize, outputs: usize) -> u64 {
         let own = |part: &str| format!("{}.resnets.{}.{part}", self.place, self.i);
         // What the two norms read.

@@ -11,8 +11,9 @@ use crate::models::linear::Linear;
 use crate::models::transformer::Loaded;
 use crate::nn::{Activation, AttentionMask, Conv2dOptions};
 
-/// Epsilon of the group norm in front of a transformer, and of the layer norms inside.
+/// Epsilon of the group norm in front of a transformer (set in diffusers' `Transformer2DModel`).
 const TRANSFORMER_EPS: f64 = 1e-6;
+/// Epsilon of the layer norms inside, which `BasicTransformerBlock` leaves at torch's default.
 const BLOCK_EPS: f64 = 1e-5;
 
 /// What a pass through a layer goes along with.
@@ -272,6 +273,7 @@ impl Block {
             norms: [norm(1)?, norm(2)?, norm(3)?],
             own: attention("attn1", width)?,
             context: attention("attn2", size.context)?,
+            // GEGLU: one product gives values and gates, each four times the width.
             up: Linear::load(source, &part("ff.net.0.proj"), (8 * width, width), true)?,
             down: Linear::load(source, &part("ff.net.2"), (width, 4 * width), true)?,
         })
@@ -288,6 +290,7 @@ impl Block {
         let y = self.up.forward(tape, adapters, &third.forward(tape, &x)?)?;
         let half = y.tensor().dim(2)? / 2;
         let mut halves = tape.split(&y, 2, &[half, half])?.into_iter();
+        // diffusers' GEGLU has the gate second; SwiGLU in language models has it first.
         let (Some(value), Some(gate)) = (halves.next(), halves.next()) else {
             candle_core::bail!("a feed-forward of odd width");
         };

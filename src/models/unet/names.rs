@@ -2,18 +2,18 @@
 //! original code (CompVis for SD1, Stability's `generative-models` for SDXL), which numbers its blocks through.
 
 use super::architecture::{Architecture, Variant};
-use crate::models::family::Named;
+use crate::models::family::DescribedWeights;
 use crate::models::{Component, Error};
 use crate::nn::weights::Weights;
 
 /// Reads what the denoiser's files and config say of it.
-pub(super) fn open(component: &Component, variant: Variant) -> Result<Named, Error> {
+pub(super) fn open(component: &Component, variant: Variant) -> Result<DescribedWeights, Error> {
     let stored = component.open()?;
     let weights = match Original::of(&stored) {
         Some(original) => stored.renamed(move |name| original.stored(name)),
         None => stored,
     };
-    Ok(Named {
+    Ok(DescribedWeights {
         architecture: Box::new(Architecture::of(component, &weights, variant)?),
         weights,
     })

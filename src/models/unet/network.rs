@@ -58,6 +58,7 @@ impl UNet {
         let first = a.levels.first().map_or(0, |level| level.width);
         let builder = Builder {
             architecture: &a,
+            // diffusers' `time_embed_dim`, which no released config sets otherwise.
             time: 4 * first,
             source,
         };
@@ -156,6 +157,7 @@ impl UNet {
         );
         if let (Some(linears), Some(Addition { size_channels, .. }), Some(ids)) = told {
             let b = ids.dim(0)?;
+            // Each of a picture's numbers has a sinusoid of its own; the weights expect them behind the pooled vector.
             let sizes = sinusoids(&ids.flatten_all()?, size_channels, like)?;
             let sizes = sizes.reshape((b, SIZES * size_channels))?;
             let added = Tensor::cat(&[&conditioning.pooled, &sizes], 1)?;
@@ -299,7 +301,7 @@ struct Builder<'a> {
     source: &'a dyn Source,
 }
 
-type Side = Vec<(Vec<Arc<Layer>>, Option<Conv>)>;
+type Levels = Vec<(Vec<Arc<Layer>>, Option<Conv>)>;
 
 impl Builder<'_> {
     /// A residual block and, where `depth` is not 0, a transformer beside it.
@@ -329,7 +331,7 @@ impl Builder<'_> {
         }))
     }
 
-    fn down(&self) -> Loaded<Side> {
+    fn down(&self) -> Loaded<Levels> {
         let own = self.architecture;
         let mut width = own.levels.first().map_or(0, |level| level.width);
         let mut side = Vec::new();
@@ -365,7 +367,7 @@ impl Builder<'_> {
         ])
     }
 
-    fn up(&self) -> Loaded<Side> {
+    fn up(&self) -> Loaded<Levels> {
         let own = self.architecture;
         // Widths of what the way down keeps, in its order.
         let mut kept = vec![own.levels.first().map_or(0, |level| level.width)];
