@@ -48,7 +48,7 @@ pub struct Stored {
     /// Its name there.
     pub name: String,
     /// It is a part of that tensor (a fused `q, k, v`).
-    pub part: Option<Part>,
+    pub part: Option<TensorSlice>,
     /// Its halves along the first dimension are stored the other way round.
     pub swapped: bool,
     /// It is a matrix and stored as its transpose (`x @ P` instead of a linear layer's weight).
@@ -57,22 +57,22 @@ pub struct Stored {
 
 /// `count` of the `of` equal pieces that a tensor has along its first dimension, from the `first` on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Part {
+pub struct TensorSlice {
     /// The first piece.
     pub first: usize,
     /// How many.
     pub count: usize,
     /// Of how many.
-    pub of: usize,
+    pub pieces: usize,
 }
 
-impl Part {
+impl TensorSlice {
     /// The `k`th of `n` equal pieces.
-    pub fn one(k: usize, n: usize) -> Self {
+    pub fn nth(k: usize, n: usize) -> Self {
         Self {
             first: k,
             count: 1,
-            of: n,
+            pieces: n,
         }
     }
 }
@@ -96,7 +96,7 @@ impl Stored {
             stored.reverse();
         }
         if let (Some(part), Some(first)) = (self.part, stored.first_mut()) {
-            *first = (*first / part.count).saturating_mul(part.of);
+            *first = (*first / part.count).saturating_mul(part.pieces);
         }
         stored
     }
@@ -246,7 +246,7 @@ impl Weights {
         let stored = self.stored(name);
         let mut shape = self.find(&stored.name).ok()?.1.shape.clone();
         if let (Some(part), Some(first)) = (stored.part, shape.first_mut()) {
-            *first = *first / part.of * part.count;
+            *first = *first / part.pieces * part.count;
         }
         if stored.transposed {
             shape.reverse();
@@ -261,7 +261,7 @@ impl Weights {
     pub fn same_bytes(&self, first: &str, second: &str) -> Result<bool, Error> {
         let (first, second) = (self.stored(first).name, self.stored(second).name);
         let ((file_a, a), (file_b, b)) = (self.find(&first)?, self.find(&second)?);
-        let kind = |entry: &file::Entry| (entry.dtype, entry.shape.clone(), entry.scale);
+        let kind = |entry: &file::TensorEntry| (entry.dtype, entry.shape.clone(), entry.scale);
         Ok(kind(a) == kind(b) && file_a.bytes(a) == file_b.bytes(b))
     }
 
@@ -327,7 +327,7 @@ impl Weights {
             .take_while(move |name| name.starts_with(root))
     }
 
-    fn find(&self, stored: &str) -> Result<(&WeightsFile, &file::Entry), Error> {
+    fn find(&self, stored: &str) -> Result<(&WeightsFile, &file::TensorEntry), Error> {
         let found = self.shared.tensors.get(stored).and_then(|&file| {
             let file = self.shared.files.get(file)?;
             Some((file, file.tensors.get(stored)?))

@@ -4,7 +4,7 @@
 
 use crate::models::family::DescribedWeights;
 use crate::models::{Component, Error};
-use crate::nn::weights::{Part, Stored};
+use crate::nn::weights::{Stored, TensorSlice};
 
 use super::architecture::Architecture;
 
@@ -130,7 +130,11 @@ fn in_block(name: &str) -> Option<Stored> {
     }
     let (_, stored, pieces) = table.iter().find(|(ours, ..)| *ours == part)?;
     Some(Stored {
-        part: pieces.map(|(first, count, of)| Part { first, count, of }),
+        part: pieces.map(|(first, count, pieces)| TensorSlice {
+            first,
+            count,
+            pieces,
+        }),
         ..format!("{blocks}.{block}.{stored}.{kind}").into()
     })
 }

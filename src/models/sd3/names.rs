@@ -4,7 +4,7 @@
 
 use crate::models::family::DescribedWeights;
 use crate::models::{Component, Error};
-use crate::nn::weights::{Part, Stored};
+use crate::nn::weights::{Stored, TensorSlice};
 
 use super::architecture::{Architecture, HEAD_CHANNELS};
 
@@ -108,7 +108,7 @@ fn in_single_file(name: &str, depth: usize) -> Stored {
     let is_last = block.parse() == Ok(depth.wrapping_sub(1));
     match BLOCK.iter().find(|(ours, ..)| *ours == part) {
         Some((_, stored, third)) => Stored {
-            part: third.map(|third| Part::one(third, 3)),
+            part: third.map(|third| TensorSlice::nth(third, 3)),
             swapped: is_last && part == "norm1_context.linear",
             ..format!("joint_blocks.{block}.{stored}.{kind}").into()
         },

@@ -13,12 +13,12 @@ const CHUNK: usize = 2048;
 /// Elements given to one thread at a time.
 const TASK: usize = 64 * CHUNK;
 
-pub(super) enum Failure {
+pub(super) enum CastError {
     NonFinite { value: f32, index: usize },
     Device(candle_core::Error),
 }
 
-impl From<candle_core::Error> for Failure {
+impl From<candle_core::Error> for CastError {
     fn from(error: candle_core::Error) -> Self {
         Self::Device(error)
     }
@@ -26,7 +26,7 @@ impl From<candle_core::Error> for Failure {
 
 /// Numbers as a file has them.
 #[derive(Clone, Copy)]
-pub(super) struct Stored<'a> {
+pub(super) struct StoredNumbers<'a> {
     /// Little-endian, whole blocks.
     pub(super) bytes: &'a [u8],
     /// A supported type.
@@ -36,11 +36,11 @@ pub(super) struct Stored<'a> {
 
 /// A tensor of `to` on `device`: each number is widened to f32, multiplied by the scale, and rounded once.
 pub(super) fn tensor(
-    from: Stored<'_>,
+    from: StoredNumbers<'_>,
     shape: &[usize],
     to: DType,
     device: &Device,
-) -> Result<Tensor, Failure> {
+) -> Result<Tensor, CastError> {
     let on_cpu = match to {
         DType::F32 => Tensor::from_vec(collect(from, |x| x)?, shape, &Device::Cpu)?,
         DType::F16 => Tensor::from_vec(collect(from, f16::from_f32)?, shape, &Device::Cpu)?,
@@ -50,16 +50,16 @@ pub(super) fn tensor(
                 "weights are loaded as f32, f16 or bf16, not {}",
                 other.as_str()
             );
-            return Err(Failure::Device(candle_core::Error::Msg(reason)));
+            return Err(CastError::Device(candle_core::Error::Msg(reason)));
         }
     };
     Ok(on_cpu.to_device(device)?)
 }
 
 fn collect<T: WithDType>(
-    from: Stored<'_>,
+    from: StoredNumbers<'_>,
     cast: impl Fn(f32) -> T + Sync,
-) -> Result<Vec<T>, Failure> {
+) -> Result<Vec<T>, CastError> {
     let (block, block_bytes) = from.dtype.block();
     let bytes_of = |elements: usize| elements / block * block_bytes;
     let mut values = vec![T::zero(); from.bytes.len() / block_bytes * block];
@@ -87,7 +87,7 @@ fn collect<T: WithDType>(
         None
     });
     match bad {
-        Some((value, index)) => Err(Failure::NonFinite { value, index }),
+        Some((value, index)) => Err(CastError::NonFinite { value, index }),
         None => Ok(values),
     }
 }

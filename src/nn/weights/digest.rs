@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Error, FileState, Weights};
+use super::{Error, FileState, Stored, TensorSlice, Weights};
 use crate::digest::{Digest, Fingerprint, canonical_json};
 
 /// Changes when the digest's definition does, so that old memories are forgotten.
@@ -56,11 +56,11 @@ impl Weights {
 /// It is a cache: a file that cannot be read is taken as empty, one that cannot be written is left.
 pub struct DigestMemo {
     path: PathBuf,
-    known: BTreeMap<Fingerprint, Known>,
+    known: BTreeMap<Fingerprint, KnownDigest>,
 }
 
 #[derive(Serialize, Deserialize)]
-struct Known {
+struct KnownDigest {
     digest: Digest,
     files: Vec<FileState>,
 }
@@ -68,7 +68,7 @@ struct Known {
 #[derive(Serialize, Deserialize)]
 struct MemoFile {
     version: u32,
-    known: BTreeMap<Fingerprint, Known>,
+    known: BTreeMap<Fingerprint, KnownDigest>,
 }
 
 impl DigestMemo {
@@ -95,19 +95,19 @@ impl DigestMemo {
         tensors: &[(String, Vec<usize>)],
     ) -> Result<Digest, Error> {
         let files = weights.absolute_files();
-        let question = weights.question(tensors, &files);
-        if let Some(known) = question.and_then(|q| self.known.get(&q)) {
+        let memo_key = weights.memo_key(tensors, &files);
+        if let Some(known) = memo_key.and_then(|key| self.known.get(&key)) {
             weights.mark_used(tensors);
             return Ok(known.digest);
         }
         let digest = weights.digest(tensors)?;
-        if let Some(question) = question {
+        if let Some(key) = memo_key {
             // What is known of an older content of the same files will never be asked again.
             self.known.retain(|_, known| {
                 let stale = |old: &FileState| files.iter().any(|f| f.path == old.path && f != old);
                 !known.files.iter().any(stale)
             });
-            self.known.insert(question, Known { digest, files });
+            self.known.insert(key, KnownDigest { digest, files });
             self.save();
         }
         Ok(digest)
@@ -117,7 +117,7 @@ impl DigestMemo {
         #[derive(Serialize)]
         struct MemoRef<'a> {
             version: u32,
-            known: &'a BTreeMap<Fingerprint, Known>,
+            known: &'a BTreeMap<Fingerprint, KnownDigest>,
         }
         let content = MemoRef {
             version: MEMO_VERSION,
@@ -147,13 +147,13 @@ impl Weights {
     }
 
     /// The id of "the digest of these tensors in these files": what lies where, but no content.
-    fn question(
+    fn memo_key(
         &self,
         tensors: &[(String, Vec<usize>)],
         files: &[FileState],
     ) -> Option<Fingerprint> {
         #[derive(Serialize)]
-        struct Question<'a> {
+        struct MemoKey<'a> {
             files: Vec<(String, u64, String)>,
             tensors: Vec<(&'a str, &'a [usize], String)>,
         }
@@ -164,14 +164,14 @@ impl Weights {
                 f.modified_ns.to_string(),
             )
         };
-        let stored = |name: &str| format!("{:?}", self.stored(name));
+        let stored = |name: &str| stored_text(&self.stored(name));
         let mut tensors: Vec<_> = tensors
             .iter()
             .map(|(n, s)| (n.as_str(), s.as_slice(), stored(n)))
             .collect();
         tensors.sort();
         let files = files.iter().map(file).collect();
-        Fingerprint::of(&Question { files, tensors }).ok()
+        Fingerprint::of(&MemoKey { files, tensors }).ok()
     }
 
     fn mark_used(&self, tensors: &[(String, Vec<usize>)]) {
@@ -183,4 +183,26 @@ impl Weights {
             .unwrap_or_else(std::sync::PoisonError::into_inner);
         used.extend(names);
     }
+}
+
+/// Where a tensor is stored, as a memo's keys have it.
+pub(super) fn stored_text(stored: &Stored) -> String {
+    let Stored {
+        name,
+        part,
+        swapped,
+        transposed,
+    } = stored;
+    // The words of the first version's structs: with others, every digest that a memo knows would be computed again.
+    let part = part.map(
+        |TensorSlice {
+             first,
+             count,
+             pieces,
+         }| { format!("Some(Part {{ first: {first}, count: {count}, of: {pieces} }})") },
+    );
+    let part = part.as_deref().unwrap_or("None");
+    format!(
+        "Stored {{ name: {name:?}, part: {part}, swapped: {swapped}, transposed: {transposed} }}"
+    )
 }

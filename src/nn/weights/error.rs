@@ -78,7 +78,7 @@ pub enum Error {
         found: ElementType,
     },
     /// A part of a quantised tensor, or its transpose, does not consist of whole blocks.
-    #[error("tensor `{tensor}` in {} is {dtype} of shape {shape:?}, and {what} of it is needed: its blocks of numbers cannot be taken apart", path.display())]
+    #[error("tensor `{tensor}` in {} is {dtype} of shape {shape:?}, and {needed} of it is needed: its blocks of numbers cannot be taken apart", path.display())]
     Blocks {
         /// The file.
         path: PathBuf,
@@ -89,7 +89,7 @@ pub enum Error {
         /// Its shape there.
         shape: Vec<usize>,
         /// What is needed.
-        what: &'static str,
+        needed: &'static str,
     },
     /// A weight is NaN or infinite.
     #[error("tensor `{tensor}` in {} holds {value} at element {index}: the file is damaged", path.display())]

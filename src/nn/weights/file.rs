@@ -26,7 +26,7 @@ pub struct FileState {
 }
 
 /// A tensor's place in a file.
-pub(super) struct Entry {
+pub(super) struct TensorEntry {
     pub(super) dtype: ElementType,
     pub(super) shape: Vec<usize>,
     pub(super) start: usize,
@@ -37,8 +37,8 @@ pub(super) struct Entry {
 
 /// What a file's header says.
 #[derive(Default)]
-pub(super) struct Contents {
-    pub(super) tensors: BTreeMap<String, Entry>,
+pub(super) struct FileContents {
+    pub(super) tensors: BTreeMap<String, TensorEntry>,
     /// Text fields of the header, by name.
     pub(super) metadata: BTreeMap<String, String>,
 }
@@ -46,7 +46,7 @@ pub(super) struct Contents {
 /// An open file.
 pub(super) struct WeightsFile {
     pub(super) state: FileState,
-    pub(super) tensors: BTreeMap<String, Entry>,
+    pub(super) tensors: BTreeMap<String, TensorEntry>,
     pub(super) metadata: BTreeMap<String, String>,
     map: Mmap,
 }
@@ -73,7 +73,7 @@ impl WeightsFile {
             kind: read.0,
             reason,
         };
-        let Contents {
+        let FileContents {
             mut tensors,
             metadata,
         } = read.1.map_err(format)?;
@@ -91,7 +91,7 @@ impl WeightsFile {
     }
 
     /// The bytes of one of this file's own entries.
-    pub(super) fn bytes(&self, entry: &Entry) -> &[u8] {
+    pub(super) fn bytes(&self, entry: &TensorEntry) -> &[u8] {
         &self.map[entry.start..entry.end]
     }
 }
@@ -176,7 +176,7 @@ fn in_folder(folder: &Path) -> Result<PathBuf, Error> {
 }
 
 #[derive(Deserialize)]
-struct Index {
+struct ShardIndex {
     weight_map: BTreeMap<String, String>,
 }
 
@@ -192,7 +192,7 @@ fn shards(index: &Path) -> Result<Vec<PathBuf>, Error> {
         path: index.to_owned(),
         error,
     })?;
-    let parsed: Index = serde_json::from_slice(&text)
+    let parsed: ShardIndex = serde_json::from_slice(&text)
         .map_err(|e| format(format!("it is not an index of shards ({e})")))?;
     let names: BTreeSet<String> = parsed.weight_map.into_values().collect();
     let mut files = Vec::new();

@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 
 use super::element::{BlockType, ElementType};
-use super::file::{Contents, Entry};
+use super::file::{FileContents, TensorEntry};
 use super::header::MAX_HEADER_BYTES;
 
 /// The first bytes.
@@ -23,14 +23,14 @@ const ORIGINAL_SHAPE: &str = "comfy.gguf.orig_shape.";
 
 /// The values that weights are read by.
 #[derive(Default)]
-struct Values {
+struct HeaderValues {
     alignment: Option<u64>,
     shapes: BTreeMap<String, Vec<usize>>,
     text: BTreeMap<String, String>,
 }
 
 /// A tensor as the header lists it.
-struct Listed {
+struct TensorListing {
     name: String,
     dtype: ElementType,
     shape: Vec<usize>,
@@ -39,7 +39,7 @@ struct Listed {
 }
 
 /// Reads and checks the header of the file behind `map`.
-pub(super) fn read(map: &[u8]) -> Result<Contents, String> {
+pub(super) fn read(map: &[u8]) -> Result<FileContents, String> {
     let limit = usize::try_from(MAX_HEADER_BYTES).map_or(map.len(), |n| map.len().min(n));
     let mut cursor = Cursor {
         bytes: &map[..limit],
@@ -52,7 +52,7 @@ pub(super) fn read(map: &[u8]) -> Result<Contents, String> {
         ));
     }
     let (tensors, values) = (cursor.u64()?, cursor.u64()?);
-    let mut known = Values::default();
+    let mut known = HeaderValues::default();
     for _ in 0..values {
         let key = cursor.text()?.to_owned();
         cursor.value(&key, &mut known)?;
@@ -71,26 +71,26 @@ pub(super) fn read(map: &[u8]) -> Result<Contents, String> {
             )
         })?;
     let data_start = cursor.at.next_multiple_of(alignment);
-    let tensors = place(listed, &known.shapes, data_start, map.len(), alignment)?;
-    Ok(Contents {
+    let tensors = check_places(listed, &known.shapes, data_start, map.len(), alignment)?;
+    Ok(FileContents {
         tensors,
         metadata: known.text,
     })
 }
 
 /// Checks that the tensors lie in the file of `length` bytes, each by itself, and gives their places.
-fn place(
-    mut listed: Vec<Listed>,
+fn check_places(
+    mut listed: Vec<TensorListing>,
     shapes: &BTreeMap<String, Vec<usize>>,
     data_start: usize,
     length: usize,
     alignment: usize,
-) -> Result<BTreeMap<String, Entry>, String> {
+) -> Result<BTreeMap<String, TensorEntry>, String> {
     listed.sort_by(|a, b| (a.offset, &a.name).cmp(&(b.offset, &b.name)));
     let mut entries = BTreeMap::new();
     let mut reached = 0;
     for tensor in listed {
-        let Listed {
+        let TensorListing {
             name,
             dtype,
             shape,
@@ -121,7 +121,7 @@ fn place(
         };
         reached = offset + bytes;
         let shape = original_shape(&name, shape, shapes.get(&name))?;
-        let entry = Entry {
+        let entry = TensorEntry {
             dtype,
             shape,
             start,
@@ -234,7 +234,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// Reads a value, and keeps it if it is one that weights are read by.
-    fn value(&mut self, key: &str, known: &mut Values) -> Result<(), String> {
+    fn value(&mut self, key: &str, known: &mut HeaderValues) -> Result<(), String> {
         const TEXT: u32 = 8;
         const ARRAY: u32 = 9;
         let kind = self.u32()?;
@@ -275,7 +275,7 @@ impl<'a> Cursor<'a> {
         Ok(())
     }
 
-    fn tensor(&mut self) -> Result<Listed, String> {
+    fn tensor(&mut self) -> Result<TensorListing, String> {
         const MAX_DIMENSIONS: u32 = 4;
         let name = self.text()?.to_owned();
         let dimensions = self.u32()?;
@@ -293,7 +293,7 @@ impl<'a> Cursor<'a> {
         let dtype =
             element_type(self.u32()?).map_err(|what| format!("tensor `{name}` is {what}"))?;
         let offset = self.length()?;
-        Ok(Listed {
+        Ok(TensorListing {
             name,
             dtype,
             shape,

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, HashMap};
 use safetensors::tensor::TensorInfo;
 use serde::Deserialize;
 
-use super::file::{Contents, Entry};
+use super::file::{FileContents, TensorEntry};
 
 /// The safetensors format's own limit.
 pub(super) const MAX_HEADER_BYTES: u64 = 100_000_000;
@@ -24,7 +24,7 @@ struct Header {
 }
 
 /// Reads and checks the header of the file behind `map`.
-pub(super) fn read(map: &[u8]) -> Result<Contents, String> {
+pub(super) fn read(map: &[u8]) -> Result<FileContents, String> {
     if let Some(kind) = other_kind(map) {
         return Err(kind);
     }
@@ -49,13 +49,13 @@ pub(super) fn read(map: &[u8]) -> Result<Contents, String> {
     };
     let header: Header = serde_json::from_slice(header_bytes)
         .map_err(|e| format!("its header is not a safetensors header ({e})"))?;
-    let tensors = place(
+    let tensors = check_places(
         header.tensors,
         8 + header_bytes.len(),
         rest.len() - header_bytes.len(),
     )?;
     let metadata = header.metadata.unwrap_or_default().into_iter().collect();
-    Ok(Contents { tensors, metadata })
+    Ok(FileContents { tensors, metadata })
 }
 
 /// Why the file cannot be a safetensors file, if it is of a kind that people mistake for one.
@@ -75,11 +75,11 @@ fn other_kind(map: &[u8]) -> Option<String> {
 }
 
 /// Checks that the tensors fill the `data_bytes` bytes after the header, and gives their places in the file.
-fn place(
+fn check_places(
     tensors: HashMap<String, TensorInfo>,
     data_start: usize,
     data_bytes: usize,
-) -> Result<BTreeMap<String, Entry>, String> {
+) -> Result<BTreeMap<String, TensorEntry>, String> {
     let mut ordered: Vec<_> = tensors.into_iter().collect();
     ordered.sort_by(|a, b| (a.1.data_offsets, &a.0).cmp(&(b.1.data_offsets, &b.0)));
     let mut reached = 0;
@@ -107,7 +107,7 @@ fn place(
             ));
         }
         reached = end;
-        let entry = Entry {
+        let entry = TensorEntry {
             dtype: info.dtype.into(),
             shape: info.shape,
             start: data_start + start,

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use half::{bf16, f16};
 
 use super::element::ElementType;
-use super::file::Entry;
+use super::file::TensorEntry;
 
 const MARKER: &str = "scaled_fp8";
 const SCALES: [&str; 2] = ["scale_weight", "weight_scale"];
@@ -18,7 +18,10 @@ const INPUTS: [&str; 2] = ["scale_input", "input_scale"];
 const LAYER_MARKER: &str = "comfy_quant";
 
 /// Gives scaled weights their scales, and takes scales and markers out of `tensors`.
-pub(super) fn absorb(tensors: &mut BTreeMap<String, Entry>, file: &[u8]) -> Result<(), String> {
+pub(super) fn absorb(
+    tensors: &mut BTreeMap<String, TensorEntry>,
+    file: &[u8],
+) -> Result<(), String> {
     let leaf = |name: &str| {
         name.rsplit_once('.')
             .map_or(name, |(_, leaf)| leaf)
@@ -50,7 +53,7 @@ pub(super) fn absorb(tensors: &mut BTreeMap<String, Entry>, file: &[u8]) -> Resu
             entry.scale = Some(scale);
         }
     }
-    let is_bare = |(name, entry): &(&String, &Entry)| {
+    let is_bare = |(name, entry): &(&String, &TensorEntry)| {
         let is_marked = marked.iter().any(|scope| name.starts_with(scope));
         let is_small = matches!(entry.dtype, ElementType::F8E4M3 | ElementType::F8E5M2);
         is_marked && is_small && entry.scale.is_none()
@@ -66,7 +69,7 @@ pub(super) fn absorb(tensors: &mut BTreeMap<String, Entry>, file: &[u8]) -> Resu
 }
 
 /// The number in a scale.
-fn scale(name: &str, entry: &Entry, file: &[u8]) -> Result<f32, String> {
+fn scale(name: &str, entry: &TensorEntry, file: &[u8]) -> Result<f32, String> {
     let bytes = &file[entry.start..entry.end];
     let value = match (entry.dtype, bytes) {
         (ElementType::F32, &[a, b, c, d]) => f32::from_le_bytes([a, b, c, d]),

@@ -9,7 +9,7 @@ use safetensors::tensor::{TensorView, serialize_to_file};
 
 mod formats;
 
-use super::{DigestMemo, Error, Part, Stored, Weights};
+use super::{DigestMemo, Error, Stored, TensorSlice, Weights};
 
 type Named<'a> = (&'a str, Dtype, Vec<usize>, Vec<u8>);
 
@@ -131,14 +131,14 @@ fn scopes_and_maps_reach_parts_and_transposes() {
     );
     let weights = open(&path).pp("net").renamed(|name| match name {
         "layer.k" => Stored {
-            part: Some(Part::one(1, 3)),
+            part: Some(TensorSlice::nth(1, 3)),
             ..Stored::from("qkv")
         },
         "layer.rest" => Stored {
-            part: Some(Part {
+            part: Some(TensorSlice {
                 first: 2,
                 count: 4,
-                of: 6,
+                pieces: 6,
             }),
             ..Stored::from("qkv")
         },
@@ -495,7 +495,7 @@ fn the_digest_is_that_of_the_encoder_not_of_its_files() {
                 ..Stored::from("m.weight")
             },
             _ => Stored {
-                part: Some(Part::one(1, 2)),
+                part: Some(TensorSlice::nth(1, 2)),
                 ..Stored::from("v.fused")
             },
         });
@@ -578,6 +578,24 @@ fn a_remembered_digest_is_forgotten_when_the_file_changes() {
             .digest(&open(&path), &used)
             .expect("there"),
         first
+    );
+}
+
+#[test]
+fn the_keys_of_a_memo_stay_those_of_the_first_version() {
+    let whole = super::digest::stored_text(&Stored::from("a.b"));
+    assert_eq!(
+        whole,
+        r#"Stored { name: "a.b", part: None, swapped: false, transposed: false }"#
+    );
+    let slice = Stored {
+        part: Some(TensorSlice::nth(1, 3)),
+        transposed: true,
+        ..Stored::from("qkv")
+    };
+    assert_eq!(
+        super::digest::stored_text(&slice),
+        r#"Stored { name: "qkv", part: Some(Part { first: 1, count: 1, of: 3 }), swapped: false, transposed: true }"#
     );
 }
 

@@ -6,11 +6,11 @@ use std::sync::PoisonError;
 use candle_core::Tensor;
 
 use super::element::ElementType;
-use super::file::{Entry, WeightsFile};
+use super::file::{TensorEntry, WeightsFile};
 use super::{Error, Stored, Weights, cast};
 
 /// One tensor's bytes.
-pub(super) struct View<'a> {
+pub(super) struct TensorView<'a> {
     file: &'a WeightsFile,
     name: String,
     pub(super) dtype: ElementType,
@@ -40,7 +40,7 @@ impl Weights {
             tensor: view.name.clone(),
             dtype: view.dtype,
             shape: vec![shape.0, shape.1],
-            what: "a row",
+            needed: "a row",
         })?;
         let mut bytes = Vec::with_capacity(rows.len() * row_bytes);
         for &row in rows {
@@ -63,7 +63,7 @@ impl Weights {
         &self,
         stored: &Stored,
         shape: &[usize],
-    ) -> Result<(&WeightsFile, &Entry), Error> {
+    ) -> Result<(&WeightsFile, &TensorEntry), Error> {
         let (file, entry) = self.find(&stored.name)?;
         let expected = stored.shape(shape);
         // A 1 x 1 convolution serves as the matrix of a linear layer (the attention of older VAE files).
@@ -89,15 +89,15 @@ impl Weights {
     }
 
     /// The canonical tensor's bytes, and a mark that it is used.
-    pub(super) fn view(&self, shape: &[usize], name: &str) -> Result<View<'_>, Error> {
+    pub(super) fn view(&self, shape: &[usize], name: &str) -> Result<TensorView<'_>, Error> {
         let stored = self.stored(name);
         let (file, entry) = self.checked(&stored, shape)?;
-        let apart = |what| Error::Blocks {
+        let not_whole_blocks = |needed| Error::Blocks {
             path: file.path().to_owned(),
             tensor: stored.name.clone(),
             dtype: entry.dtype,
             shape: entry.shape.clone(),
-            what,
+            needed,
         };
         let elements: usize = shape.iter().product();
         let mut bytes = Cow::Borrowed(file.bytes(entry));
@@ -105,14 +105,14 @@ impl Weights {
             let piece = entry
                 .dtype
                 .bytes(elements / part.count)
-                .filter(|len| len * part.of == whole.len());
-            let piece = piece.ok_or_else(|| apart("a part"))?;
+                .filter(|len| len * part.pieces == whole.len());
+            let piece = piece.ok_or_else(|| not_whole_blocks("a part"))?;
             let start = part.first * piece;
             bytes = Cow::Borrowed(&whole[start..start + part.count * piece]);
         }
         if let (true, &[rows, columns]) = (stored.transposed, shape) {
             let (1, element) = entry.dtype.block() else {
-                return Err(apart("the transpose"));
+                return Err(not_whole_blocks("the transpose"));
             };
             bytes = Cow::Owned(cast::transpose(&bytes, columns, rows, element));
         }
@@ -121,7 +121,7 @@ impl Weights {
                 .dtype
                 .bytes(elements / 2)
                 .filter(|len| len * 2 == bytes.len());
-            let half = half.ok_or_else(|| apart("a half"))?;
+            let half = half.ok_or_else(|| not_whole_blocks("a half"))?;
             bytes = Cow::Owned([&bytes[half..], &bytes[..half]].concat());
         }
         let mut used = self
@@ -130,7 +130,7 @@ impl Weights {
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         used.insert(stored.name.clone());
-        Ok(View {
+        Ok(TensorView {
             file,
             name: stored.name.clone(),
             dtype: entry.dtype,
@@ -139,21 +139,26 @@ impl Weights {
         })
     }
 
-    fn tensor(&self, view: &View<'_>, bytes: &[u8], shape: &[usize]) -> Result<Tensor, Error> {
-        let from = cast::Stored {
+    fn tensor(
+        &self,
+        view: &TensorView<'_>,
+        bytes: &[u8],
+        shape: &[usize],
+    ) -> Result<Tensor, Error> {
+        let from = cast::StoredNumbers {
             bytes,
             dtype: view.dtype,
             scale: view.scale,
         };
         let made = cast::tensor(from, shape, self.dtype, &self.device);
         made.map_err(|failure| match failure {
-            cast::Failure::NonFinite { value, index } => Error::NonFinite {
+            cast::CastError::NonFinite { value, index } => Error::NonFinite {
                 path: view.file.path().to_owned(),
                 tensor: view.name.clone(),
                 value,
                 index,
             },
-            cast::Failure::Device(error) => Error::Device {
+            cast::CastError::Device(error) => Error::Device {
                 path: view.file.path().to_owned(),
                 tensor: view.name.clone(),
                 error: Box::new(error),

@@ -13,7 +13,7 @@
 //! square, its shape tells. If it is square, only its values can: they are known for OpenCLIP's ViT-bigG-14,
 //! the CLIP-G of SDXL and SD3. For any other square matrix nothing can tell, and a note says so.
 
-use crate::nn::weights::{Part, Stored, Weights};
+use crate::nn::weights::{Stored, TensorSlice, Weights};
 use crate::recipe::spec::ClipTextArchitecture;
 use crate::text::names::{Found, Kind, add, find};
 use crate::text::{Error, TensorList};
@@ -113,7 +113,7 @@ fn open_clip(name: &str) -> Stored {
     for (k, projection) in ["q_proj", "k_proj", "v_proj"].into_iter().enumerate() {
         if let Some(leaf) = rest.strip_prefix(&format!("self_attn.{projection}.")) {
             return Stored {
-                part: Some(Part::one(k, 3)),
+                part: Some(TensorSlice::nth(k, 3)),
                 ..block(&format!("attn.in_proj_{leaf}")).into()
             };
         }

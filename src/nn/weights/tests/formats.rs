@@ -133,7 +133,7 @@ fn every_block_type_is_decoded_as_gguf_does() {
     }
     let part = |k, n| {
         let whole = move |name: &str| Stored {
-            part: Some(super::Part::one(k, n)),
+            part: Some(super::TensorSlice::nth(k, n)),
             ..name.into()
         };
         weights.renamed(whole).get(&[1, 512], "Q4_K.weight")
@@ -161,7 +161,7 @@ fn large_quantised_tensors_are_decoded_as_candle_does() {
         (BlockType::Q6K, GgmlDType::Q6K),
     ] {
         let quantised = QTensor::quantize(&source, theirs).expect("quantised");
-        let from = cast::Stored {
+        let from = cast::StoredNumbers {
             bytes: &quantised.data().expect("bytes"),
             dtype: ElementType::Block(ours),
             scale: None,
