@@ -14,7 +14,7 @@ use rayon::prelude::*;
 
 pub use prefetch::{DEPTH, Prefetch};
 
-use self::prefetch::InFile;
+use self::prefetch::MatrixInFile;
 use super::cpu::{self, by_kernel};
 use super::weights::{self, Weights};
 
@@ -66,13 +66,13 @@ impl From<&Tensor> for Frozen {
 
 impl Frozen {
     /// The matrix `name` of `weights`, read anew whenever it is used, or ahead of it by the network's reader.
-    pub fn in_file(weights: &Weights, shape: [usize; 2], name: &str, ahead: &Prefetch) -> Self {
-        let number = ahead.add(InFile {
+    pub fn in_file(weights: &Weights, shape: [usize; 2], name: &str, prefetch: &Prefetch) -> Self {
+        let id = prefetch.add(MatrixInFile {
             weights: weights.clone(),
             name: name.to_owned(),
             shape,
         });
-        Self(Stored::InFile(ahead.clone(), number))
+        Self(Stored::InFile(prefetch.clone(), id))
     }
 
     /// `matrix` quantized, to be computed with in `dtype` on `device`.
@@ -115,7 +115,7 @@ impl Frozen {
         match &self.0 {
             Stored::Dense(whole) => whole.dims2(),
             Stored::Quantized(quantized) => Ok(quantized.shape.into()),
-            Stored::InFile(ahead, number) => Ok(ahead.shape(*number).into()),
+            Stored::InFile(prefetch, id) => Ok(prefetch.shape(*id).into()),
         }
     }
 
@@ -128,7 +128,7 @@ impl Frozen {
         match &self.0 {
             Stored::Dense(whole) => Ok(whole.clone()),
             Stored::Quantized(quantized) => quantized.dense(),
-            Stored::InFile(ahead, number) => ahead.get(*number),
+            Stored::InFile(prefetch, id) => prefetch.get(*id),
         }
     }
 }

@@ -18,45 +18,45 @@ use crate::nn::weights::Weights;
 pub const DEPTH: usize = 2;
 
 /// A matrix of a file.
-pub(super) struct InFile {
+pub(super) struct MatrixInFile {
     pub(super) weights: Weights,
     pub(super) name: String,
     pub(super) shape: [usize; 2],
 }
 
-impl InFile {
+impl MatrixInFile {
     fn read(&self) -> Result<Tensor> {
         let read = self.weights.get(&self.shape, &self.name);
         read.map_err(|error| Error::Msg(error.to_string()))
     }
 
     /// Read on the reader's thread, which may have a transfer stream of its own to the device.
-    fn read_ahead(&self, transfer: &mut Transfer) -> Result<Prefetched> {
+    fn prefetch(&self, transfer: &mut Transfer) -> Result<Prefetched> {
         #[cfg(feature = "cuda")]
         if let Some(uploads) = transfer.to(self.weights.device())? {
             let weights = self.weights.clone().on(&candle_core::Device::Cpu);
             let read = weights.get(&self.shape, &self.name);
             let read = read.map_err(|error| Error::Msg(error.to_string()))?;
-            return Ok(Prefetched::Copied(uploads.begin(&read)?));
+            return Ok(Prefetched::InTransit(uploads.begin(&read)?));
         }
         let _ = transfer;
-        Ok(Prefetched::Here(self.read()?))
+        Ok(Prefetched::OnDevice(self.read()?))
     }
 }
 
 /// A matrix that was prefetched: on its device, or on its way there.
 enum Prefetched {
-    Here(Tensor),
+    OnDevice(Tensor),
     #[cfg(feature = "cuda")]
-    Copied(cuda::upload::Coming),
+    InTransit(cuda::upload::Coming),
 }
 
 impl Prefetched {
-    fn here(self) -> Result<Tensor> {
+    fn wait(self) -> Result<Tensor> {
         match self {
-            Self::Here(tensor) => Ok(tensor),
+            Self::OnDevice(tensor) => Ok(tensor),
             #[cfg(feature = "cuda")]
-            Self::Copied(coming) => coming.here(),
+            Self::InTransit(coming) => coming.here(),
         }
     }
 }
@@ -96,53 +96,53 @@ struct Shared {
 }
 
 /// A matrix, by its place in `State::matrices`.
-type Number = usize;
+type MatrixId = usize;
 
 #[derive(Default)]
 struct State {
-    matrices: Vec<Arc<InFile>>,
+    matrices: Vec<Arc<MatrixInFile>>,
     /// What was asked for after each two requests, the last time.
-    after: HashMap<(Number, Number), Number>,
+    successors: HashMap<(MatrixId, MatrixId), MatrixId>,
     /// The last two requests, the older first.
-    last: Option<(Number, Number)>,
+    last_two: Option<(MatrixId, MatrixId)>,
     /// To be read, the next first.
-    wanted: VecDeque<Number>,
-    reading: Option<Number>,
-    ready: HashMap<Number, Result<Prefetched>>,
+    queue: VecDeque<MatrixId>,
+    reading: Option<MatrixId>,
+    ready: HashMap<MatrixId, Result<Prefetched>>,
     closed: bool,
 }
 
 impl Prefetch {
     /// Takes a matrix in; it is asked for by the number.
-    pub(super) fn add(&self, matrix: InFile) -> Number {
+    pub(super) fn add(&self, matrix: MatrixInFile) -> MatrixId {
         let mut state = self.0.shared.lock();
         state.matrices.push(Arc::new(matrix));
         state.matrices.len() - 1
     }
 
-    pub(super) fn shape(&self, number: Number) -> [usize; 2] {
-        self.0.shared.lock().matrices[number].shape
+    pub(super) fn shape(&self, id: MatrixId) -> [usize; 2] {
+        self.0.shared.lock().matrices[id].shape
     }
 
     /// A matrix, from what was read ahead if it is there.
-    pub(super) fn get(&self, number: Number) -> Result<Tensor> {
+    pub(super) fn get(&self, id: MatrixId) -> Result<Tensor> {
         let shared = &self.0.shared;
         let mut state = shared.lock();
-        state.note(number);
-        if !state.wanted.is_empty() {
+        state.record_request(id);
+        if !state.queue.is_empty() {
             self.start_reader();
             shared.changed.notify_all();
         }
-        while state.reading == Some(number) {
+        while state.reading == Some(id) {
             state = shared
                 .changed
                 .wait(state)
                 .unwrap_or_else(PoisonError::into_inner);
         }
-        if let Some(found) = state.ready.remove(&number) {
-            return found?.here();
+        if let Some(found) = state.ready.remove(&id) {
+            return found?.wait();
         }
-        let matrix = Arc::clone(&state.matrices[number]);
+        let matrix = Arc::clone(&state.matrices[id]);
         drop(state);
         matrix.read()
     }
@@ -151,7 +151,7 @@ impl Prefetch {
         let mut reader = self.0.reader.lock().unwrap_or_else(PoisonError::into_inner);
         if reader.is_none() {
             let shared = Arc::clone(&self.0.shared);
-            *reader = Some(thread::spawn(move || shared.read_all()));
+            *reader = Some(thread::spawn(move || shared.prefetch_loop()));
         }
     }
 }
@@ -162,24 +162,24 @@ impl Shared {
     }
 
     /// Reads what is wanted until nobody will want anything.
-    fn read_all(&self) {
+    fn prefetch_loop(&self) {
         let mut transfer = Transfer::default();
         let mut state = self.lock();
         while !state.closed {
-            let Some(number) = state.wanted.pop_front() else {
+            let Some(id) = state.queue.pop_front() else {
                 state = self
                     .changed
                     .wait(state)
                     .unwrap_or_else(PoisonError::into_inner);
                 continue;
             };
-            state.reading = Some(number);
-            let matrix = Arc::clone(&state.matrices[number]);
+            state.reading = Some(id);
+            let matrix = Arc::clone(&state.matrices[id]);
             drop(state);
-            let read = matrix.read_ahead(&mut transfer);
+            let read = matrix.prefetch(&mut transfer);
             state = self.lock();
             state.reading = None;
-            state.ready.insert(number, read);
+            state.ready.insert(id, read);
             self.changed.notify_all();
         }
     }
@@ -187,26 +187,26 @@ impl Shared {
 
 impl State {
     /// Learns from a request and wants what is likely to follow it.
-    fn note(&mut self, number: Number) {
-        let before = self.last.map_or(number, |(_, last)| last);
-        if let Some(last) = self.last {
-            self.after.insert(last, number);
+    fn record_request(&mut self, id: MatrixId) {
+        let before = self.last_two.map_or(id, |(_, last)| last);
+        if let Some(last) = self.last_two {
+            self.successors.insert(last, id);
         }
-        self.last = Some((before, number));
-        let mut at = (before, number);
+        self.last_two = Some((before, id));
+        let mut at = (before, id);
         let mut likely = Vec::with_capacity(DEPTH);
         while likely.len() < DEPTH
-            && let Some(&next) = self.after.get(&at)
+            && let Some(&next) = self.successors.get(&at)
         {
             likely.push(next);
             at = (at.1, next);
         }
         self.ready
-            .retain(|ready, _| *ready == number || likely.contains(ready));
-        let is_there = |n: &Number| self.ready.contains_key(n) || self.reading == Some(*n);
+            .retain(|ready, _| *ready == id || likely.contains(ready));
+        let is_there = |n: &MatrixId| self.ready.contains_key(n) || self.reading == Some(*n);
         // Twice the same in a row is read once.
         likely.dedup();
-        self.wanted = likely.into_iter().filter(|n| !is_there(n)).collect();
+        self.queue = likely.into_iter().filter(|n| !is_there(n)).collect();
     }
 }
 
@@ -247,7 +247,7 @@ mod tests {
         let ahead = Prefetch::default();
         for i in 0..count {
             let (weights, name) = (weights.clone(), format!("m{i}"));
-            ahead.add(InFile {
+            ahead.add(MatrixInFile {
                 weights,
                 name,
                 shape: [2, 3],
@@ -276,20 +276,20 @@ mod tests {
     fn the_second_time_the_likely_next_ones_are_wanted() {
         let mut state = State::default();
         for number in [0, 1, 2, 3, 2, 1, 0] {
-            state.note(number);
-            assert!(state.wanted.is_empty(), "nothing is known yet");
+            state.record_request(number);
+            assert!(state.queue.is_empty(), "nothing is known yet");
         }
-        state.note(0);
-        state.note(1);
-        assert_eq!(state.wanted, [2, 3]);
+        state.record_request(0);
+        state.record_request(1);
+        assert_eq!(state.queue, [2, 3]);
         state
             .ready
             .insert(5, Err(Error::Msg("a wrong guess".to_owned())));
-        state.note(2);
-        assert_eq!(state.wanted, [3, 2]);
+        state.record_request(2);
+        assert_eq!(state.queue, [3, 2]);
         assert!(state.ready.is_empty(), "it gives its room back");
-        state.note(3);
-        assert_eq!(state.wanted, [2, 1], "and now on the transfer back");
+        state.record_request(3);
+        assert_eq!(state.queue, [2, 1], "and now on the transfer back");
     }
 
     #[test]
