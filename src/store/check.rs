@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::disk::{self, TEMP_PREFIX};
 use super::layout::{self, Layout, SET_ASIDE};
-use super::packed::{self, Pack};
+use super::packed::{self, OpenedPack};
 use super::record::Record;
 use super::snapshot::decode_part;
 use super::{Error, Local, Problem, Store, index, relative};
@@ -52,7 +52,7 @@ impl Store {
         read_data: bool,
         monitor: &dyn Monitor,
     ) -> Result<CheckReport, Error> {
-        let mut check = Check {
+        let mut checker = Checker {
             layout: Layout {
                 root: path.to_owned(),
             },
@@ -63,18 +63,18 @@ impl Store {
             packed: HashMap::new(),
             indexed: HashMap::new(),
         };
-        check.marker()?;
-        check.specs()?;
-        check.packs(monitor)?;
-        check.index(monitor)?;
-        check.runs()?;
-        check.leftovers()?;
-        check.report.problems.sort();
-        Ok(check.report)
+        checker.marker()?;
+        checker.specs()?;
+        checker.packs(monitor)?;
+        checker.index(monitor)?;
+        checker.runs()?;
+        checker.leftovers()?;
+        checker.report.problems.sort();
+        Ok(checker.report)
     }
 }
 
-struct Check {
+struct Checker {
     layout: Layout,
     report: CheckReport,
     /// What each sound pack says of its entries: the digest of the record.
@@ -93,7 +93,7 @@ struct PackFindings {
     problems: Vec<String>,
 }
 
-impl Check {
+impl Checker {
     fn problem(&mut self, path: &Path, what: String, mend: &str) {
         let prefix = format!("{}: ", path.display());
         self.report.problems.push(Problem {
@@ -308,14 +308,17 @@ fn check_pack(layout: &Layout, pack: &Digest, read_data: bool) -> PackFindings {
     findings
 }
 
-pub(super) fn open_pack(layout: &Layout, pack: &Digest) -> Result<(memmap2::Mmap, Pack), Error> {
+pub(super) fn open_pack(
+    layout: &Layout,
+    pack: &Digest,
+) -> Result<(memmap2::Mmap, OpenedPack), Error> {
     let path = layout.pack(pack);
     let map = packed::map_file(&path)?;
     let opened = packed::read_pack(&path, pack, &map)?;
     Ok((map, opened))
 }
 
-fn read_payloads(pack: &Digest, map: &[u8], opened: &Pack, findings: &mut PackFindings) {
+fn read_payloads(pack: &Digest, map: &[u8], opened: &OpenedPack, findings: &mut PackFindings) {
     for packed in &opened.entries {
         if let Err(why) = packed.payloads(map) {
             findings.damaged.insert(packed.record.entry, why);

@@ -192,7 +192,7 @@ pub(super) fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>, Error> {
 }
 
 /// A file or folder's name and size, as a listing gives them.
-pub(super) struct Listed {
+pub(super) struct ListedFile {
     pub(super) name: String,
     pub(super) bytes: u64,
     pub(super) modified: Option<std::time::SystemTime>,
@@ -200,7 +200,7 @@ pub(super) struct Listed {
 
 /// What is in `dir`, sorted by name; nothing where there is no such folder. Names that are not text are not
 /// ours and are left out.
-pub(super) fn list(dir: &Path) -> Result<Vec<Listed>, Error> {
+pub(super) fn list(dir: &Path) -> Result<Vec<ListedFile>, Error> {
     let entries = match fs::read_dir(dir) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         other => other.map_err(|e| Error::io("list", dir, e))?,
@@ -215,7 +215,7 @@ pub(super) fn list(dir: &Path) -> Result<Vec<Listed>, Error> {
         let Ok(metadata) = entry.metadata() else {
             continue;
         };
-        listed.push(Listed {
+        listed.push(ListedFile {
             name,
             bytes: metadata.len(),
             modified: metadata.modified().ok(),

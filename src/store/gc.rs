@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::check::open_pack;
 use super::compact::{remove_parts, write_parts};
-use super::disk::{self, Listed, TEMP_PREFIX};
+use super::disk::{self, ListedFile, TEMP_PREFIX};
 use super::layout::SET_ASIDE;
 use super::pack::{PACK_LIMIT_BYTES, PackBuilder};
 use super::packed::{self, PackedEntry};
@@ -65,8 +65,8 @@ pub struct GcReport {
 }
 
 /// What is to be done, decided before anything is touched.
-struct Plan {
-    packs: BTreeMap<Digest, Listed>,
+struct GcPlan {
+    packs: BTreeMap<Digest, ListedFile>,
     /// The parts there are, and the rows that stay.
     specs: BTreeMap<Fingerprint, (Vec<Digest>, Vec<Record>)>,
     /// Whether rows of a spec went.
@@ -126,14 +126,14 @@ impl Store {
         options: &GcOptions,
         roots: &HashSet<(Fingerprint, Fingerprint)>,
         report: &mut GcReport,
-    ) -> Result<Plan, Error> {
-        let is_old = |file: &Listed| {
+    ) -> Result<GcPlan, Error> {
+        let is_old = |file: &ListedFile| {
             let age = file
                 .modified
                 .and_then(|m| options.now.duration_since(m).ok());
             age.is_some_and(|age| age >= options.grace)
         };
-        let mut plan = Plan {
+        let mut plan = GcPlan {
             packs: BTreeMap::new(),
             specs: BTreeMap::new(),
             thinned: HashSet::new(),
@@ -150,7 +150,7 @@ impl Store {
                 .into_iter()
                 .map(|(p, _)| p)
                 .collect();
-            rows.insert(spec, (self.all_records(&spec, &parts)?, parts));
+            rows.insert(spec, (self.records_of_parts(&spec, &parts)?, parts));
         }
         plan.packs = self.layout.list_packs()?.into_iter().collect();
         // The payload bytes that stay, by pack.
@@ -190,7 +190,7 @@ impl Store {
         for folder in self.layout.folders()? {
             let files = disk::list(&folder)?;
             let is_left =
-                |f: &&Listed| f.name.starts_with(TEMP_PREFIX) || f.name.ends_with(SET_ASIDE);
+                |f: &&ListedFile| f.name.starts_with(TEMP_PREFIX) || f.name.ends_with(SET_ASIDE);
             let left = files.iter().filter(is_left).filter(|f| is_old(f));
             plan.leftovers.extend(left.map(|f| folder.join(&f.name)));
         }
@@ -198,7 +198,7 @@ impl Store {
         Ok(plan)
     }
 
-    fn all_records(&self, spec: &Fingerprint, parts: &[Digest]) -> Result<Vec<Record>, Error> {
+    fn records_of_parts(&self, spec: &Fingerprint, parts: &[Digest]) -> Result<Vec<Record>, Error> {
         let mut records = Vec::new();
         for part in parts {
             let found = decode_part(&self.layout, spec, part, index::records).map_err(|e| {
@@ -256,7 +256,7 @@ impl Store {
         })
     }
 
-    fn plan_small_packs(&self, plan: &mut Plan, kept: &[Record]) {
+    fn plan_small_packs(&self, plan: &mut GcPlan, kept: &[Record]) {
         let packs: HashSet<Digest> = kept.iter().map(|r| r.pack).collect();
         let is_small = |p: &Digest| {
             plan.packs
@@ -271,7 +271,7 @@ impl Store {
 
     fn carry_out(
         &self,
-        mut plan: Plan,
+        mut plan: GcPlan,
         report: &mut GcReport,
         monitor: &dyn Monitor,
     ) -> Result<(), Error> {

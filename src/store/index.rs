@@ -22,7 +22,7 @@ use parquet::file::metadata::KeyValue;
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::schema::types::ColumnPath;
 
-use super::presence::{Groups, Presence, end};
+use super::presence::{EntryGrouper, EntryRows, payload_end};
 use super::record::{PartRecord, Record};
 use super::tensor::Summary;
 use super::{Error, TOOL, layout};
@@ -202,8 +202,8 @@ pub(super) struct PayloadRow {
 }
 
 /// Which entries a part holds. An entry whose rows are not all there is an error of the part.
-pub(super) fn presence(bytes: Bytes, spec: &Fingerprint) -> Result<Vec<Presence>, String> {
-    let mut groups = Groups::default();
+pub(super) fn presence(bytes: Bytes, spec: &Fingerprint) -> Result<Vec<EntryRows>, String> {
+    let mut groups = EntryGrouper::default();
     read(bytes, spec, PRESENCE, |batch| {
         let (entries, parts) = (text(batch, "entry"), text(batch, "part"));
         let counts = batch["parts"].as_primitive::<UInt32Type>();
@@ -219,7 +219,7 @@ pub(super) fn presence(bytes: Bytes, spec: &Fingerprint) -> Result<Vec<Presence>
                     .map_err(|e| format!("column pack: {e}"))?,
             };
             last = Some((packs.value(i), pack));
-            let end = end(offsets.value(i), lengths.value(i))?;
+            let end = payload_end(offsets.value(i), lengths.value(i))?;
             groups.add(entries.value(i), parts.value(i), counts.value(i), pack, end)?;
         }
         Ok(())
@@ -280,7 +280,7 @@ pub(super) fn records(bytes: Bytes, spec: &Fingerprint) -> Result<Vec<Record>, S
     Ok(found)
 }
 
-fn entry_record(batch: &RecordBatch, i: usize, group: &Presence) -> Result<Record, String> {
+fn entry_record(batch: &RecordBatch, i: usize, group: &EntryRows) -> Result<Record, String> {
     let tokens = batch["tokens"].as_list::<i32>().value(i);
     Ok(Record {
         entry: group.entry,
@@ -307,7 +307,7 @@ fn part_record(
         .iter()
         .map(|&d| usize::try_from(d))
         .collect();
-    end(
+    payload_end(
         u64s(batch, "offset").value(i),
         u64s(batch, "length").value(i),
     )?;

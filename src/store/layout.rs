@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::Error;
-use super::disk::{self, Listed};
+use super::disk::{self, ListedFile};
 use crate::digest::{Digest, Fingerprint};
 
 /// The version of the format this program writes; it reads this one and all before it.
@@ -81,18 +81,24 @@ impl Layout {
     }
 
     /// The index parts of a spec, sorted.
-    pub(super) fn index_parts(&self, spec: &Fingerprint) -> Result<Vec<(Digest, Listed)>, Error> {
-        Ok(named(disk::list(&self.index_of(spec))?, ".parquet"))
+    pub(super) fn index_parts(
+        &self,
+        spec: &Fingerprint,
+    ) -> Result<Vec<(Digest, ListedFile)>, Error> {
+        Ok(named_by_digest(
+            disk::list(&self.index_of(spec))?,
+            ".parquet",
+        ))
     }
 
     /// The packs, sorted.
-    pub(super) fn list_packs(&self) -> Result<Vec<(Digest, Listed)>, Error> {
+    pub(super) fn list_packs(&self) -> Result<Vec<(Digest, ListedFile)>, Error> {
         let mut packs = Vec::new();
         for folder in disk::list(&self.packs())? {
             let dir = self.packs().join(&folder.name);
             if folder.name.len() == 2 && dir.is_dir() {
                 packs.extend(
-                    named(disk::list(&dir)?, ".safetensors")
+                    named_by_digest(disk::list(&dir)?, ".safetensors")
                         .into_iter()
                         .filter(|(pack, _)| self.pack_dir(pack) == dir),
                 );
@@ -127,7 +133,7 @@ pub(super) fn part_name(part: &Digest) -> String {
 }
 
 /// The files called by a digest and `suffix`.
-fn named(files: Vec<Listed>, suffix: &str) -> Vec<(Digest, Listed)> {
+fn named_by_digest(files: Vec<ListedFile>, suffix: &str) -> Vec<(Digest, ListedFile)> {
     files
         .into_iter()
         .filter_map(|f| Some((f.name.strip_suffix(suffix)?.parse().ok()?, f)))

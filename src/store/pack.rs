@@ -44,7 +44,7 @@ pub(super) struct HeaderPart {
     summary: Summary,
 }
 
-struct Pending {
+struct PendingEntry {
     entry: Fingerprint,
     record: HeaderRecord,
     tensors: Vec<(String, TensorBytes)>,
@@ -54,7 +54,7 @@ struct Pending {
 pub(super) struct PackBuilder {
     spec: Fingerprint,
     spec_json: String,
-    entries: Vec<Pending>,
+    entries: Vec<PendingEntry>,
     payload_bytes: usize,
     header_bytes: usize,
 }
@@ -174,7 +174,7 @@ impl PackBuilder {
             record.tokens.len(),
             tensors.len(),
         );
-        self.entries.push(Pending {
+        self.entries.push(PendingEntry {
             entry,
             record,
             tensors,
@@ -253,25 +253,25 @@ impl PackBuilder {
                 ),
             )
         };
-        let one = |(e, pending): (usize, &Pending)| {
+        let record = |(e, pending): (usize, &PendingEntry)| {
             let places: BTreeMap<_, _> =
                 (0..pending.tensors.len()).map(|t| place((e, t))).collect();
             to_record(pending.entry, pack, &pending.record, &places)
         };
-        self.entries.iter().enumerate().map(one).collect()
+        self.entries.iter().enumerate().map(record).collect()
     }
 }
 
 /// Where a part's payload is: type, shape, offset in the file, length.
-pub(super) type Place = (ElementType, Vec<usize>, u64, u64);
+pub(super) type PayloadPlace = (ElementType, Vec<usize>, u64, u64);
 
 pub(super) fn to_record(
     entry: Fingerprint,
     pack: Digest,
     header: &HeaderRecord,
-    places: &BTreeMap<String, Place>,
+    places: &BTreeMap<String, PayloadPlace>,
 ) -> Record {
-    let part = |(name, (dtype, shape, offset, length)): (&String, &Place)| {
+    let part = |(name, (dtype, shape, offset, length)): (&String, &PayloadPlace)| {
         let known = header.parts.get(name)?;
         Some(PartRecord {
             part: name.clone(),

@@ -30,7 +30,7 @@ pub(super) fn map_file(path: &Path) -> Result<Mmap, Error> {
 }
 
 /// A pack that was opened to be read as a whole.
-pub(super) struct Pack {
+pub(super) struct OpenedPack {
     pub(super) spec: Fingerprint,
     pub(super) spec_json: String,
     pub(super) entries: Vec<PackedEntry>,
@@ -81,7 +81,7 @@ pub(super) fn slice(map: &[u8], offset: u64, length: u64) -> Option<&[u8]> {
 }
 
 /// Reads a pack's header. An entry that makes no sense is a fault; a header that makes none is an error.
-pub(super) fn read_pack(path: &Path, pack: &Digest, map: &[u8]) -> Result<Pack, Error> {
+pub(super) fn read_pack(path: &Path, pack: &Digest, map: &[u8]) -> Result<OpenedPack, Error> {
     let malformed = |why: String| Error::malformed(path, why);
     let (header_len, header) =
         super::contain(|| SafeTensors::read_metadata(map).map_err(|e| e.to_string()))
@@ -103,7 +103,7 @@ pub(super) fn read_pack(path: &Path, pack: &Digest, map: &[u8]) -> Result<Pack, 
             "metadata `{KEY_SPEC_JSON}`: expected the text with the fingerprint {spec}"
         )));
     }
-    let mut found = Pack {
+    let mut found = OpenedPack {
         spec,
         spec_json,
         entries: Vec::new(),

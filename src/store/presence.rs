@@ -5,7 +5,7 @@ use super::record::PARTS_LIMIT;
 use crate::digest::{Digest, Fingerprint};
 
 /// That an entry is there, and where its rows are.
-pub(super) struct Presence {
+pub(super) struct EntryRows {
     pub(super) entry: Fingerprint,
     /// The first of its rows in the part.
     pub(super) row: u32,
@@ -18,8 +18,8 @@ pub(super) struct Presence {
 
 /// Rows gathered into entries.
 #[derive(Default)]
-pub(super) struct Groups {
-    found: Vec<Presence>,
+pub(super) struct EntryGrouper {
+    found: Vec<EntryRows>,
     num_rows: u32,
     // Of the last entry: its id as text, how many rows it says that it has, and their names.
     entry: String,
@@ -27,7 +27,7 @@ pub(super) struct Groups {
     names: Vec<String>,
 }
 
-impl Groups {
+impl EntryGrouper {
     /// Takes the next row.
     pub(super) fn add(
         &mut self,
@@ -52,7 +52,7 @@ impl Groups {
             Some(last) if entry == self.entry && pack == last.pack => return incomplete(),
             _ if !(1..=PARTS_LIMIT as u32).contains(&parts) => return incomplete(),
             _ => {
-                self.found.push(Presence {
+                self.found.push(EntryRows {
                     entry: entry.parse().map_err(|e| format!("column entry: {e}"))?,
                     row: self.num_rows,
                     rows: 1,
@@ -70,7 +70,7 @@ impl Groups {
     }
 
     /// The entries, when the last one has all its rows.
-    pub(super) fn finish(self) -> Result<Vec<Presence>, String> {
+    pub(super) fn finish(self) -> Result<Vec<EntryRows>, String> {
         if self.names.len() < self.expected as usize {
             return Err(incomplete(&self.entry));
         }
@@ -79,7 +79,7 @@ impl Groups {
 }
 
 /// Where a payload ends; no pack reaches further than its limit.
-pub(super) fn end(offset: u64, length: u64) -> Result<u64, String> {
+pub(super) fn payload_end(offset: u64, length: u64) -> Result<u64, String> {
     offset
         .checked_add(length)
         .filter(|&end| end <= PACK_LIMIT_BYTES as u64)

@@ -9,7 +9,7 @@ use memmap2::Mmap;
 use super::index::{self, PayloadRow};
 use super::layout::{self, Layout};
 use super::record::Record;
-use super::snapshot::{Candidate, Snapshot, State, decode_part};
+use super::snapshot::{EntryLocation, ReadState, Snapshot, decode_part};
 use super::tensor::{ElementType, TensorBytes, size_bytes};
 use super::{Error, Problem, packed};
 use crate::digest::{Digest, Fingerprint};
@@ -86,14 +86,14 @@ impl std::fmt::Debug for Payload {
 }
 
 /// Why a candidate could not be read.
-enum Fault {
+enum ReadFault {
     /// A file that the snapshot knew is gone: it may have been rewritten elsewhere.
     Moved(Error),
     /// What is there is not what was written.
     Damaged(Error),
 }
 
-impl Fault {
+impl ReadFault {
     fn into_error(self) -> Error {
         match self {
             Self::Moved(e) | Self::Damaged(e) => e,
@@ -174,10 +174,11 @@ impl StoreReader {
     /// Whether an entry is there, as far as the index and the sizes of the packs tell, and as far as reading it
     /// has not shown otherwise.
     pub fn contains(&self, spec: &Fingerprint, entry: &Fingerprint) -> bool {
-        self.snapshot()
-            .tables
-            .get(spec)
-            .is_some_and(|t| t.find(entry).iter().any(|c| c.state() != State::Damaged))
+        self.snapshot().tables.get(spec).is_some_and(|t| {
+            t.find(entry)
+                .iter()
+                .any(|c| c.state() != ReadState::Damaged)
+        })
     }
 
     /// The entry with its payloads; `None` if it is not there. Each payload is checked against its digest when
@@ -187,12 +188,12 @@ impl StoreReader {
     /// [`Error::Damaged`] if it is there but not as it was written: for who encodes, the same as `None`.
     pub fn get(&self, spec: &Fingerprint, entry: &Fingerprint) -> Result<Option<Entry>, Error> {
         match self.try_get(&self.snapshot(), spec, entry) {
-            Err(Fault::Moved(_)) => {
+            Err(ReadFault::Moved(_)) => {
                 self.refresh()?;
                 self.try_get(&self.snapshot(), spec, entry)
-                    .map_err(Fault::into_error)
+                    .map_err(ReadFault::into_error)
             }
-            other => other.map_err(Fault::into_error),
+            other => other.map_err(ReadFault::into_error),
         }
     }
 
@@ -201,7 +202,7 @@ impl StoreReader {
         snapshot: &Snapshot,
         spec: &Fingerprint,
         entry: &Fingerprint,
-    ) -> Result<Option<Entry>, Fault> {
+    ) -> Result<Option<Entry>, ReadFault> {
         let candidates = snapshot
             .tables
             .get(spec)
@@ -212,9 +213,9 @@ impl StoreReader {
         for candidate in candidates {
             match self.read(snapshot, spec, candidate) {
                 Ok(found) => return Ok(Some(found)),
-                Err(Fault::Damaged(e)) => {
-                    candidate.set_state(State::Damaged);
-                    fault.get_or_insert(Fault::Damaged(e));
+                Err(ReadFault::Damaged(e)) => {
+                    candidate.set_state(ReadState::Damaged);
+                    fault.get_or_insert(ReadFault::Damaged(e));
                 }
                 Err(moved) => fault = Some(moved),
             }
@@ -226,13 +227,13 @@ impl StoreReader {
         &self,
         snapshot: &Snapshot,
         spec: &Fingerprint,
-        candidate: &Candidate,
-    ) -> Result<Entry, Fault> {
+        candidate: &EntryLocation,
+    ) -> Result<Entry, ReadFault> {
         let pack_path = self
             .layout
             .pack(&snapshot.packs[candidate.pack as usize].digest);
         let damaged = |why: String| {
-            Fault::Damaged(Error::Damaged {
+            ReadFault::Damaged(Error::Damaged {
                 spec: *spec,
                 entry: candidate.entry,
                 path: pack_path.clone(),
@@ -241,7 +242,7 @@ impl StoreReader {
         };
         let moved = |e: Error| {
             if e.is_gone() {
-                Fault::Moved(e)
+                ReadFault::Moved(e)
             } else {
                 damaged(e.to_string())
             }
@@ -257,7 +258,7 @@ impl StoreReader {
             .collect::<Result<Vec<_>, _>>()
             .map_err(damaged)?;
         parts.sort_by(|a, b| a.0.cmp(&b.0));
-        candidate.set_state(State::Sound);
+        candidate.set_state(ReadState::Sound);
         Ok(Entry {
             entry: candidate.entry,
             spec: *spec,
@@ -311,7 +312,11 @@ impl StoreReader {
 }
 
 /// The payload of a row, checked unless it was before.
-fn payload(row: &PayloadRow, map: &Arc<Mmap>, state: State) -> Result<(String, Payload), String> {
+fn payload(
+    row: &PayloadRow,
+    map: &Arc<Mmap>,
+    state: ReadState,
+) -> Result<(String, Payload), String> {
     let part = &row.part;
     if size_bytes(part.dtype, &part.shape).map(|n| n as u64) != Some(part.length) {
         return Err(format!(
@@ -319,7 +324,7 @@ fn payload(row: &PayloadRow, map: &Arc<Mmap>, state: State) -> Result<(String, P
             part.part, part.length, part.dtype, part.shape
         ));
     }
-    if state != State::Sound {
+    if state != ReadState::Sound {
         packed::payload(part, map)?;
     }
     let start = usize::try_from(part.offset).unwrap_or(usize::MAX);

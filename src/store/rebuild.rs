@@ -56,7 +56,7 @@ enum PackState {
 
 /// The new index in the making.
 #[derive(Default)]
-struct Found {
+struct RebuiltIndex {
     specs: BTreeMap<Fingerprint, String>,
     records: BTreeMap<Fingerprint, Vec<Record>>,
     builders: BTreeMap<Fingerprint, PackBuilder>,
@@ -154,7 +154,7 @@ impl Store {
         &self,
         report: &mut RebuildReport,
         monitor: &dyn Monitor,
-    ) -> Result<Found, Error> {
+    ) -> Result<RebuiltIndex, Error> {
         let packs = self.layout.list_packs()?;
         report.packs = packs.len() as u64;
         monitor.start(
@@ -170,7 +170,7 @@ impl Store {
             })
             .collect();
         monitor.finish();
-        let mut found = Found::default();
+        let mut found = RebuiltIndex::default();
         for (pack, state) in states {
             match state {
                 PackState::Sound {
@@ -189,7 +189,11 @@ impl Store {
     }
 
     /// Copies the sound entries of damaged packs into new ones.
-    fn save_sound(&self, found: &mut Found, report: &mut RebuildReport) -> Result<(), Error> {
+    fn save_sound(
+        &self,
+        found: &mut RebuiltIndex,
+        report: &mut RebuildReport,
+    ) -> Result<(), Error> {
         for pack in &found.damaged {
             let (map, opened) = match open_pack(&self.layout, pack) {
                 Ok(opened) => opened,

@@ -12,7 +12,7 @@ use rayon::prelude::{IntoParallelRefIterator as _, ParallelIterator as _, Parall
 
 use super::index::{self, PayloadRow};
 use super::layout::Layout;
-use super::presence::Presence;
+use super::presence::EntryRows;
 use super::{Error, Problem, disk, packed, relative};
 use crate::digest::{Digest, Fingerprint};
 
@@ -20,7 +20,7 @@ use crate::digest::{Digest, Fingerprint};
 const LOAD_TRIES: usize = 8;
 
 /// One place where an entry is.
-pub(super) struct Candidate {
+pub(super) struct EntryLocation {
     pub(super) entry: Fingerprint,
     pub(super) part: u32,
     pub(super) row: u32,
@@ -31,49 +31,49 @@ pub(super) struct Candidate {
 
 /// What reading a candidate's payloads has shown.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum State {
+pub(super) enum ReadState {
     Unread,
     Sound,
     Damaged,
 }
 
-impl Candidate {
-    pub(super) fn state(&self) -> State {
+impl EntryLocation {
+    pub(super) fn state(&self) -> ReadState {
         match self.state.load(Ordering::Relaxed) {
-            1 => State::Sound,
-            2 => State::Damaged,
-            _ => State::Unread,
+            1 => ReadState::Sound,
+            2 => ReadState::Damaged,
+            _ => ReadState::Unread,
         }
     }
 
-    pub(super) fn set_state(&self, state: State) {
+    pub(super) fn set_state(&self, state: ReadState) {
         self.state.store(state as u8, Ordering::Relaxed);
     }
 }
 
 /// An index part that was loaded.
-pub(super) struct Part {
+pub(super) struct IndexPart {
     pub(super) digest: Digest,
     payloads: OnceLock<Vec<PayloadRow>>,
 }
 
 /// A pack, mapped when first read.
-pub(super) struct PackSlot {
+pub(super) struct MappedPack {
     pub(super) digest: Digest,
     map: OnceLock<Arc<Mmap>>,
 }
 
 /// The entries of one spec.
 #[derive(Default)]
-pub(super) struct Table {
-    pub(super) candidates: Vec<Candidate>,
-    pub(super) parts: Vec<Part>,
+pub(super) struct SpecTable {
+    pub(super) candidates: Vec<EntryLocation>,
+    pub(super) parts: Vec<IndexPart>,
     /// Where the candidates with each value of the fingerprint's first bits begin: about one to a value, so that
     /// a look-up touches two lines of memory and no more.
     starts: Vec<u32>,
 }
 
-impl Table {
+impl SpecTable {
     /// Sorts what was collected.
     fn seal(&mut self) {
         self.candidates
@@ -89,7 +89,7 @@ impl Table {
     }
 
     /// The places where `entry` is.
-    pub(super) fn find(&self, entry: &Fingerprint) -> &[Candidate] {
+    pub(super) fn find(&self, entry: &Fingerprint) -> &[EntryLocation] {
         if self.starts.is_empty() {
             return &[];
         }
@@ -114,12 +114,12 @@ fn bucket(entry: &Fingerprint, bits: u32) -> usize {
 /// All tables, at one moment.
 #[derive(Default)]
 pub(super) struct Snapshot {
-    pub(super) tables: BTreeMap<Fingerprint, Table>,
-    pub(super) packs: Vec<PackSlot>,
+    pub(super) tables: BTreeMap<Fingerprint, SpecTable>,
+    pub(super) packs: Vec<MappedPack>,
     pub(super) problems: Vec<Problem>,
 }
 
-type LoadedPart = (Fingerprint, Digest, Result<Vec<Presence>, Error>);
+type LoadedPart = (Fingerprint, Digest, Result<Vec<EntryRows>, Error>);
 
 impl Snapshot {
     /// Loads the index of `specs`, or of all.
@@ -167,7 +167,7 @@ impl Snapshot {
             let mut lost: BTreeMap<Digest, usize> = BTreeMap::new();
             let table = snapshot.tables.entry(spec).or_default();
             let part_number = table.parts.len() as u32;
-            table.parts.push(Part {
+            table.parts.push(IndexPart {
                 digest: part,
                 payloads: OnceLock::new(),
             });
@@ -181,19 +181,19 @@ impl Snapshot {
                     continue;
                 }
                 let number = *pack_numbers.entry(found.pack).or_insert_with(|| {
-                    snapshot.packs.push(PackSlot {
+                    snapshot.packs.push(MappedPack {
                         digest: found.pack,
                         map: OnceLock::new(),
                     });
                     snapshot.packs.len() as u32 - 1
                 });
-                table.candidates.push(Candidate {
+                table.candidates.push(EntryLocation {
                     entry: found.entry,
                     part: part_number,
                     row: found.row,
                     pack: number,
                     rows: found.rows as u16,
-                    state: AtomicU8::new(State::Unread as u8),
+                    state: AtomicU8::new(ReadState::Unread as u8),
                 });
             }
             for (pack, entries) in lost {
@@ -225,7 +225,7 @@ impl Snapshot {
         &self,
         layout: &Layout,
         spec: &Fingerprint,
-        candidate: &Candidate,
+        candidate: &EntryLocation,
     ) -> Result<&[PayloadRow], Error> {
         let Some(part) = self
             .tables
@@ -248,7 +248,7 @@ impl Snapshot {
     pub(super) fn pack_map(
         &self,
         layout: &Layout,
-        candidate: &Candidate,
+        candidate: &EntryLocation,
     ) -> Result<Arc<Mmap>, Error> {
         let slot = &self.packs[candidate.pack as usize];
         if let Some(map) = slot.map.get() {
@@ -259,12 +259,12 @@ impl Snapshot {
     }
 }
 
-pub(super) fn row_range(candidate: &Candidate) -> Range<usize> {
+pub(super) fn row_range(candidate: &EntryLocation) -> Range<usize> {
     let start = candidate.row as usize;
     start..start + usize::from(candidate.rows)
 }
 
-fn load_part(layout: &Layout, spec: &Fingerprint, part: &Digest) -> Result<Vec<Presence>, Error> {
+fn load_part(layout: &Layout, spec: &Fingerprint, part: &Digest) -> Result<Vec<EntryRows>, Error> {
     decode_part(layout, spec, part, index::presence)
 }
 

@@ -20,12 +20,12 @@ pub struct StoreWriter {
     store: Store,
     lock: Option<Lock>,
     specs: HashMap<Fingerprint, String>,
-    pending: BTreeMap<Fingerprint, Pending>,
+    pending: BTreeMap<Fingerprint, PendingSpec>,
     pack_limit_bytes: usize,
 }
 
 /// What of one spec waits to be committed.
-struct Pending {
+struct PendingSpec {
     builder: PackBuilder,
     /// The rows of packs that are already on disk.
     written: Vec<Record>,
@@ -116,11 +116,14 @@ impl StoreWriter {
         let Some(spec_json) = self.specs.get(&entry.spec) else {
             return Err(entry.unfit(None, "expected its spec to be put first".to_owned()));
         };
-        let pending = self.pending.entry(entry.spec).or_insert_with(|| Pending {
-            builder: PackBuilder::new(entry.spec, spec_json.clone()),
-            written: Vec::new(),
-            entries: HashSet::new(),
-        });
+        let pending = self
+            .pending
+            .entry(entry.spec)
+            .or_insert_with(|| PendingSpec {
+                builder: PackBuilder::new(entry.spec, spec_json.clone()),
+                written: Vec::new(),
+                entries: HashSet::new(),
+            });
         if pending.entries.contains(&entry.entry) {
             return Ok(());
         }
@@ -194,7 +197,7 @@ impl StoreWriter {
     }
 }
 
-fn commit_spec(store: &Store, spec: &Fingerprint, pending: &mut Pending) -> Result<(), Error> {
+fn commit_spec(store: &Store, spec: &Fingerprint, pending: &mut PendingSpec) -> Result<(), Error> {
     if !pending.builder.is_empty() {
         write_pack(store, &pending.builder, &mut pending.written)?;
         pending.builder.clear();
