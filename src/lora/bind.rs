@@ -29,13 +29,13 @@ pub struct Dropout {
 /// keep their inputs only and are run again for their gradients. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct Bound {
-    adapters: Arc<BTreeMap<String, OnTape>>,
+    adapters: Arc<BTreeMap<String, BoundAdapter>>,
     dropout: Option<Dropout>,
     recompute: Recompute,
 }
 
 #[derive(Clone, Debug)]
-struct OnTape {
+struct BoundAdapter {
     place: Adapter,
     number: u64,
     a: Value,
@@ -103,7 +103,7 @@ impl AdapterSet {
                 let own = values.narrow(0, range.start, range.len())?.reshape(shape)?;
                 Ok::<_, candle_core::Error>(tape.leaf(own))
             };
-            let on_tape = OnTape {
+            let on_tape = BoundAdapter {
                 number: number as u64,
                 a: leaf(place.a(), place.a_shape())?,
                 b: leaf(place.b(), place.b_shape())?,

@@ -17,7 +17,9 @@ use std::collections::BTreeMap;
 pub use read::read;
 pub(super) use read::{StatedAlphas, linear_shape};
 pub use write::write;
-pub(super) use write::{Encoded, adapter_metadata, commonest_rank, encode, fold, to_safetensors};
+pub(super) use write::{
+    EncodedTensor, adapter_metadata, commonest_rank, encode, fold, to_safetensors,
+};
 
 use super::{AdapterSet, Error};
 

@@ -54,9 +54,9 @@ pub fn select(
                 }
             }
             None => match choose(linears, pattern, &mut chosen) {
-                Found::Some => {}
-                Found::Unreached => return Err(Error::Unreached(pattern.clone())),
-                Found::None => return Err(no_such_target(linears, pattern, presets)),
+                PatternMatch::Reached => {}
+                PatternMatch::OnlyUnreached => return Err(Error::Unreached(pattern.clone())),
+                PatternMatch::Nothing => return Err(no_such_target(linears, pattern, presets)),
             },
         }
     }
@@ -64,20 +64,20 @@ pub fn select(
     Ok(chosen.map(|(linear, _)| linear.clone()).collect())
 }
 
-enum Found {
-    Some,
-    Unreached,
-    None,
+enum PatternMatch {
+    Reached,
+    OnlyUnreached,
+    Nothing,
 }
 
-fn choose(linears: &[LinearShape], pattern: &str, chosen: &mut [bool]) -> Found {
-    let mut found = Found::None;
+fn choose(linears: &[LinearShape], pattern: &str, chosen: &mut [bool]) -> PatternMatch {
+    let mut found = PatternMatch::Nothing;
     for (linear, chosen) in linears.iter().zip(chosen) {
         if fits(pattern, &linear.name) {
             *chosen |= linear.reached;
             found = match (&found, linear.reached) {
-                (_, true) | (Found::Some, _) => Found::Some,
-                _ => Found::Unreached,
+                (_, true) | (PatternMatch::Reached, _) => PatternMatch::Reached,
+                _ => PatternMatch::OnlyUnreached,
             };
         }
     }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::stored::{Part, Stored, pairs};
+use super::stored::{StoredTensors, TensorRole, group_by_module};
 use super::{ADAPTER_METADATA, LoraFile, Matrix, tensor_error};
 use crate::lora::{AdapterSet, Error, LinearShape};
 
@@ -20,7 +20,7 @@ pub fn read(bytes: &[u8], origin: &str, component: &str) -> Result<LoraFile, Err
         origin: origin.to_owned(),
         what,
     };
-    let stored = Stored::open(bytes, origin)?;
+    let stored = StoredTensors::open(bytes, origin)?;
     let mut named = Vec::new();
     for tensor in &stored.tensors {
         let (module, part) = parse_name(&tensor.0, component)
@@ -33,7 +33,7 @@ pub fn read(bytes: &[u8], origin: &str, component: &str) -> Result<LoraFile, Err
     let stated = StatedAlphas::parse(&stored.metadata, component).map_err(file_error)?;
     let mut shapes = Vec::new();
     let mut values = Vec::new();
-    for (module, pair) in pairs(origin, named.into_iter(), String::clone)? {
+    for (module, pair) in group_by_module(origin, named.into_iter(), String::clone)? {
         let rank = pair.rank();
         let alpha = pair.alpha.or_else(|| stated.of(&module));
         shapes.push((
@@ -63,7 +63,7 @@ pub(in crate::lora) fn linear_shape(name: String, a: &Matrix, b: &Matrix) -> Lin
     }
 }
 
-fn parse_name<'n>(name: &'n str, component: &str) -> Result<(&'n str, Part), String> {
+fn parse_name<'n>(name: &'n str, component: &str) -> Result<(&'n str, TensorRole), String> {
     let expected = format!("expected names like `{component}.<module>.lora_A.weight`");
     if name.starts_with("lora_unet_")
         || name.starts_with("lora_te")
@@ -84,9 +84,9 @@ fn parse_name<'n>(name: &'n str, component: &str) -> Result<(&'n str, Part), Str
         .or_else(|| name.strip_prefix("base_model.model."))
         .unwrap_or(name);
     let parts = [
-        (".lora_A.weight", Part::A),
-        (".lora_B.weight", Part::B),
-        (".alpha", Part::Alpha),
+        (".lora_A.weight", TensorRole::A),
+        (".lora_B.weight", TensorRole::B),
+        (".alpha", TensorRole::Alpha),
     ];
     for (ending, part) in parts {
         if let Some(module) = bare.strip_suffix(ending) {

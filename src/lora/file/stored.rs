@@ -9,12 +9,12 @@ use super::{Matrix, SaveDtype, tensor_error};
 use crate::lora::Error;
 
 /// A file's metadata and its tensors by name.
-pub(in crate::lora) struct Stored<'a> {
+pub(in crate::lora) struct StoredTensors<'a> {
     pub(in crate::lora) metadata: BTreeMap<String, String>,
     pub(in crate::lora) tensors: Vec<(String, TensorView<'a>)>,
 }
 
-impl<'a> Stored<'a> {
+impl<'a> StoredTensors<'a> {
     /// Opens the bytes of a safetensors file; `origin` names it in errors.
     pub(in crate::lora) fn open(bytes: &'a [u8], origin: &str) -> Result<Self, Error> {
         let not_safetensors = |error| Error::File {
@@ -50,7 +50,7 @@ impl<'a> Stored<'a> {
 
 /// What a tensor is to its module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::lora) enum Part {
+pub(in crate::lora) enum TensorRole {
     A,
     B,
     Alpha,
@@ -58,13 +58,13 @@ pub(in crate::lora) enum Part {
 
 /// An adapter's tensors, each with its name in the file.
 #[derive(Debug)]
-pub(in crate::lora) struct Pair {
+pub(in crate::lora) struct AdapterTensors {
     pub(in crate::lora) a: (String, Matrix),
     pub(in crate::lora) b: (String, Matrix),
     pub(in crate::lora) alpha: Option<f64>,
 }
 
-impl Pair {
+impl AdapterTensors {
     /// Rows of A.
     pub(in crate::lora) fn rank(&self) -> usize {
         self.a.1.rows()
@@ -72,7 +72,7 @@ impl Pair {
 }
 
 #[derive(Default)]
-struct Parts<'v, 'a> {
+struct AdapterViews<'v, 'a> {
     a: Option<(&'v str, &'v TensorView<'a>)>,
     b: Option<(&'v str, &'v TensorView<'a>)>,
     alpha: Option<(&'v str, &'v TensorView<'a>)>,
@@ -80,33 +80,33 @@ struct Parts<'v, 'a> {
 
 /// Groups tensors into adapters. Each tensor comes with a key of its module, the module as an error names it, and what
 /// the tensor is to it.
-pub(in crate::lora) fn pairs<'v, 'a: 'v, K: Ord>(
+pub(in crate::lora) fn group_by_module<'v, 'a: 'v, K: Ord>(
     origin: &str,
-    tensors: impl Iterator<Item = (&'v (String, TensorView<'a>), K, Part)>,
+    tensors: impl Iterator<Item = (&'v (String, TensorView<'a>), K, TensorRole)>,
     named: impl Fn(&K) -> String,
-) -> Result<Vec<(K, Pair)>, Error> {
-    let mut found: BTreeMap<K, Parts<'v, 'a>> = BTreeMap::new();
+) -> Result<Vec<(K, AdapterTensors)>, Error> {
+    let mut found: BTreeMap<K, AdapterViews<'v, 'a>> = BTreeMap::new();
     for ((name, view), key, part) in tensors {
         let module = named(&key);
         let parts = found.entry(key).or_default();
         let slot = match part {
-            Part::A => &mut parts.a,
-            Part::B => &mut parts.b,
-            Part::Alpha => &mut parts.alpha,
+            TensorRole::A => &mut parts.a,
+            TensorRole::B => &mut parts.b,
+            TensorRole::Alpha => &mut parts.alpha,
         };
         if slot.replace((name, view)).is_some() {
             return Err(Error::Duplicate(module));
         }
     }
-    let pair = |(key, parts): (K, Parts<'v, 'a>)| {
+    let pair = |(key, parts): (K, AdapterViews<'v, 'a>)| {
         let pair = parts.decode(origin, &named(&key))?;
         Ok((key, pair))
     };
     found.into_iter().map(pair).collect()
 }
 
-impl Parts<'_, '_> {
-    fn decode(&self, origin: &str, module: &str) -> Result<Pair, Error> {
+impl AdapterViews<'_, '_> {
+    fn decode(&self, origin: &str, module: &str) -> Result<AdapterTensors, Error> {
         let missing = |part: &str| Error::File {
             origin: origin.to_owned(),
             what: format!("adapter on `{module}`: expected a {part} tensor, found none"),
@@ -137,7 +137,7 @@ impl Parts<'_, '_> {
         let alpha = |(name, view): (&str, &TensorView<'_>)| {
             alpha_of(view).map_err(|what| tensor_error(origin, name, what))
         };
-        Ok(Pair {
+        Ok(AdapterTensors {
             a: decode(a_name, a_view, a_shape)?,
             b: decode(b_name, b_view, b_shape)?,
             alpha: self.alpha.map(alpha).transpose()?,

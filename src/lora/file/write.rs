@@ -52,7 +52,7 @@ pub(in crate::lora) fn fold(scale: f64) -> (f64, f64) {
 }
 
 /// A tensor as it will be in a file.
-pub(in crate::lora) struct Encoded {
+pub(in crate::lora) struct EncodedTensor {
     name: String,
     dtype: SaveDtype,
     shape: Vec<usize>,
@@ -68,7 +68,7 @@ pub(in crate::lora) fn encode(
     values: &[f32],
     factor: f64,
     dtype: SaveDtype,
-) -> Result<Encoded, Error> {
+) -> Result<EncodedTensor, Error> {
     let mut bytes = Vec::with_capacity(values.len() * dtype.size());
     let mut exact = true;
     for (index, &value) in values.iter().enumerate() {
@@ -99,7 +99,7 @@ pub(in crate::lora) fn encode(
             return Err(tensor_error("adapters to write", &name, what));
         }
     }
-    Ok(Encoded {
+    Ok(EncodedTensor {
         name,
         dtype,
         shape,
@@ -149,7 +149,7 @@ pub(in crate::lora) fn commonest_rank(ranks: impl Iterator<Item = usize>) -> usi
 /// that other tools look for are added to the metadata.
 pub(in crate::lora) fn to_safetensors(
     mut metadata: BTreeMap<String, String>,
-    mut tensors: Vec<Encoded>,
+    mut tensors: Vec<EncodedTensor>,
 ) -> Vec<u8> {
     tensors.sort_by(|left, right| {
         let by_size = right.dtype.size().cmp(&left.dtype.size());
@@ -172,7 +172,7 @@ pub(in crate::lora) fn to_safetensors(
 
 /// The length and the header. The format keeps metadata in a map without an order; here it is sorted, so that equal
 /// content is equal bytes.
-fn header(metadata: &BTreeMap<String, String>, tensors: &[Encoded]) -> Vec<u8> {
+fn header(metadata: &BTreeMap<String, String>, tensors: &[EncodedTensor]) -> Vec<u8> {
     let mut header = format!("{{\"__metadata__\":{}", json!(metadata));
     let mut offset = 0;
     for tensor in tensors {

@@ -1,13 +1,13 @@
 //! The many ways in which programs name the tensors of a LoRA.
 
 use super::naming::Spelling;
-use crate::lora::file::stored::Part;
+use crate::lora::file::stored::TensorRole;
 
 /// What a tensor's name says.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Key {
+pub(super) enum TensorKey {
     /// A part of an adapter on the denoiser.
-    Denoiser(Address, Part),
+    Denoiser(ModuleAddress, TensorRole),
     /// An adapter on a text encoder.
     TextEncoder,
     /// Of a kind that is not read, with the kind's name.
@@ -16,7 +16,7 @@ pub(super) enum Key {
 
 /// Where an adapter sits, as the file says it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Address {
+pub(super) struct ModuleAddress {
     pub(super) convention: Convention,
     /// The module's name without what the convention puts around it.
     pub(super) module: String,
@@ -52,23 +52,23 @@ const PREFIXES: &[(&str, Convention)] = &[
     ("", Convention::Bare),
 ];
 
-const SUFFIXES: &[(&str, Part)] = &[
-    (".lora_A.weight", Part::A),
-    (".lora_B.weight", Part::B),
-    (".lora_A.default.weight", Part::A),
-    (".lora_B.default.weight", Part::B),
-    (".lora_down.weight", Part::A),
-    (".lora_up.weight", Part::B),
-    (".lora.down.weight", Part::A),
-    (".lora.up.weight", Part::B),
-    ("_lora.down.weight", Part::A),
-    ("_lora.up.weight", Part::B),
-    (".lora_linear_layer.down.weight", Part::A),
-    (".lora_linear_layer.up.weight", Part::B),
-    (".alpha", Part::Alpha),
+const SUFFIXES: &[(&str, TensorRole)] = &[
+    (".lora_A.weight", TensorRole::A),
+    (".lora_B.weight", TensorRole::B),
+    (".lora_A.default.weight", TensorRole::A),
+    (".lora_B.default.weight", TensorRole::B),
+    (".lora_down.weight", TensorRole::A),
+    (".lora_up.weight", TensorRole::B),
+    (".lora.down.weight", TensorRole::A),
+    (".lora.up.weight", TensorRole::B),
+    ("_lora.down.weight", TensorRole::A),
+    ("_lora.up.weight", TensorRole::B),
+    (".lora_linear_layer.down.weight", TensorRole::A),
+    (".lora_linear_layer.up.weight", TensorRole::B),
+    (".alpha", TensorRole::Alpha),
 ];
 
-/// Parts of names by which other kinds of files are known.
+/// AdapterViews of names by which other kinds of files are known.
 const OTHER_KINDS: &[(&str, &str)] = &[
     (".lora_magnitude_vector", "of DoRA"),
     (".dora_scale", "of DoRA"),
@@ -96,7 +96,7 @@ impl Convention {
     }
 }
 
-impl Key {
+impl TensorKey {
     pub(super) fn of(name: &str) -> Self {
         let text = ["lora_te", "text_encoder"];
         if text.iter().any(|start| name.starts_with(start)) {
@@ -120,7 +120,7 @@ impl Key {
         match found {
             Some((module, convention)) if !module.is_empty() => {
                 let module = without_processor(module);
-                Self::Denoiser(Address { convention, module }, part)
+                Self::Denoiser(ModuleAddress { convention, module }, part)
             }
             _ => Self::Other("of an unknown kind"),
         }
@@ -143,8 +143,8 @@ mod tests {
 
     #[test]
     fn names_of_many_programs() {
-        let text = |name: &str| match Key::of(name) {
-            Key::Denoiser(address, part) => {
+        let text = |name: &str| match TensorKey::of(name) {
+            TensorKey::Denoiser(address, part) => {
                 format!("{:?} {} {part:?}", address.convention, address.module)
             }
             other => format!("{other:?}"),

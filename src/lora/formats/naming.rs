@@ -67,7 +67,7 @@ struct Pattern {
 
 /// A module found by a name.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Place {
+pub struct NamedModule {
     /// Its name in diffusers.
     pub ours: String,
     /// Its name in native code.
@@ -134,10 +134,10 @@ pub fn flat(dotted: &str) -> String {
 impl Naming {
     /// The modules of this name, in the order of their parts: several where a native module is fused. `flat` says
     /// that dots are underscores in it.
-    pub fn find(&self, name: &str, spelling: Spelling, flat: bool) -> Vec<Place> {
+    pub fn find(&self, name: &str, spelling: Spelling, flat: bool) -> Vec<NamedModule> {
         let found = self.rows.iter().filter_map(|row| {
             let numbers = numbers(row.text(spelling, flat), name)?;
-            Some(Place {
+            Some(NamedModule {
                 ours: fill(&row.ours.dotted, &numbers),
                 native: fill(&row.native.dotted, &numbers),
                 part: row.part,
@@ -150,7 +150,7 @@ impl Naming {
     }
 
     /// The module of this name in diffusers.
-    pub fn ours(&self, name: &str) -> Option<Place> {
+    pub fn ours(&self, name: &str) -> Option<NamedModule> {
         self.find(name, Spelling::Diffusers, false).pop()
     }
 }

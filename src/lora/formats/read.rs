@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 
 use super::fuse;
-use super::keys::{Address, Convention, Key};
-use super::naming::{Naming, Place};
+use super::keys::{Convention, ModuleAddress, TensorKey};
+use super::naming::{NamedModule, Naming};
 use super::{Format, Module};
 use crate::lora::Error;
-use crate::lora::file::stored::{Pair, Part, Stored, pairs};
+use crate::lora::file::stored::{AdapterTensors, StoredTensors, TensorRole, group_by_module};
 use crate::lora::file::{ADAPTER_METADATA, SaveDtype, StatedAlphas, tensor_error};
 use crate::lora::targets;
 
@@ -41,8 +41,8 @@ pub struct Imported<'n> {
 
 type Tensors<'v, 'a> = Vec<(
     &'v (String, safetensors::tensor::TensorView<'a>),
-    Address,
-    Part,
+    ModuleAddress,
+    TensorRole,
 )>;
 
 /// Reads a LoRA file whatever its naming. `origin` names it in errors. Alpha is the module's `.alpha` tensor, or else
@@ -59,7 +59,7 @@ pub fn read<'n>(
         origin: origin.to_owned(),
         what,
     };
-    let stored = Stored::open(bytes, origin)?;
+    let stored = StoredTensors::open(bytes, origin)?;
     let (named, left_out) = addresses(&stored, origin, options)?;
     let Some((_, first, _)) = named.first() else {
         return Err(file_error(
@@ -70,7 +70,7 @@ pub fn read<'n>(
     let naming = choose(&named, origin, &stored.metadata, options)?;
     let stated = StatedAlphas::parse(&stored.metadata, naming.component).map_err(file_error)?;
     let dtype = stored.dtype();
-    let found = pairs(origin, named.into_iter(), |address| address.module.clone())?;
+    let found = group_by_module(origin, named.into_iter(), |address| address.module.clone())?;
     let mut modules = BTreeMap::new();
     for (address, pair) in found {
         let places = places(naming, &address);
@@ -93,16 +93,16 @@ pub fn read<'n>(
 
 /// The denoiser's tensors with what their names say, and how many tensors of text encoders there are beside them.
 fn addresses<'v, 'a>(
-    stored: &'v Stored<'a>,
+    stored: &'v StoredTensors<'a>,
     origin: &str,
     options: &ReadOptions<'_, '_>,
 ) -> Result<(Tensors<'v, 'a>, usize), Error> {
     let (mut named, mut text) = (Vec::new(), Vec::new());
     for tensor in &stored.tensors {
-        match Key::of(&tensor.0) {
-            Key::Denoiser(address, part) => named.push((tensor, address, part)),
-            Key::TextEncoder => text.push(&tensor.0),
-            Key::Other(kind) => {
+        match TensorKey::of(&tensor.0) {
+            TensorKey::Denoiser(address, part) => named.push((tensor, address, part)),
+            TensorKey::TextEncoder => text.push(&tensor.0),
+            TensorKey::Other(kind) => {
                 let what = format!(
                     "a tensor {kind}; expected plain LoRA, with names like `transformer.<module>.lora_A.weight` or `lora_unet_<module>.lora_down.weight`"
                 );
@@ -139,7 +139,7 @@ fn format_of(convention: Convention, metadata: &BTreeMap<String, String>) -> For
     }
 }
 
-fn places(naming: &Naming, address: &Address) -> Vec<Place> {
+fn places(naming: &Naming, address: &ModuleAddress) -> Vec<NamedModule> {
     let (spellings, flat) = address.convention.spellings();
     let found = spellings
         .iter()
@@ -237,7 +237,7 @@ fn stated_family<'a>(
         named.iter().any(|((_, view), address, part)| {
             let place = places(naming, address).into_iter().next();
             let mut widths = naming.widths.iter();
-            *part == Part::A
+            *part == TensorRole::A
                 && place.is_some_and(|place| {
                     widths.any(|(end, width)| {
                         place.ours.ends_with(end) && view.shape().get(1) == Some(width)
@@ -254,7 +254,7 @@ fn stated_family<'a>(
 }
 
 fn near(naming: &Naming, name: &str) -> String {
-    let Key::Denoiser(address, _) = Key::of(name) else {
+    let TensorKey::Denoiser(address, _) = TensorKey::of(name) else {
         return String::new();
     };
     let (spellings, flat) = address.convention.spellings();
@@ -270,8 +270,8 @@ fn near(naming: &Naming, name: &str) -> String {
 
 /// An adapter of a file as adapters of our modules.
 fn in_our_naming(
-    pair: Pair,
-    places: &[Place],
+    pair: AdapterTensors,
+    places: &[NamedModule],
     stated: &StatedAlphas,
     origin: &str,
 ) -> Result<Vec<Module>, Error> {

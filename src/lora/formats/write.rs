@@ -6,7 +6,7 @@ use super::naming::{FusedPart, Naming, Spelling, flat};
 use super::{Module, fuse};
 use crate::lora::Error;
 use crate::lora::file::{
-    ADAPTER_METADATA, Encoded, SaveDtype, adapter_metadata, commonest_rank, encode, fold,
+    ADAPTER_METADATA, EncodedTensor, SaveDtype, adapter_metadata, commonest_rank, encode, fold,
     to_safetensors,
 };
 
@@ -35,7 +35,7 @@ pub struct WriteOptions {
 }
 
 /// A tensor that is to be written: its name, shape, numbers, and what they are multiplied with.
-struct Tensor {
+struct TensorToWrite {
     name: String,
     shape: Vec<usize>,
     values: Vec<f32>,
@@ -73,7 +73,7 @@ pub fn write(
         let json = adapter_metadata(&ranks, naming.component);
         metadata.insert(ADAPTER_METADATA.to_owned(), json);
     }
-    let tensors: Vec<Tensor> = modules
+    let tensors: Vec<TensorToWrite> = modules
         .into_iter()
         .flat_map(|module| {
             if as_kohya {
@@ -186,9 +186,9 @@ fn describe_network(
     }
 }
 
-fn with_alpha(module: Module) -> Vec<Tensor> {
+fn with_alpha(module: Module) -> Vec<TensorToWrite> {
     let path = format!("lora_unet_{}", flat(&module.name));
-    let tensor = |suffix: &str, shape, values| Tensor {
+    let tensor = |suffix: &str, shape, values| TensorToWrite {
         name: format!("{path}.{suffix}"),
         shape,
         values,
@@ -201,10 +201,10 @@ fn with_alpha(module: Module) -> Vec<Tensor> {
     ]
 }
 
-fn folded(module: Module, component: &str) -> Vec<Tensor> {
+fn folded(module: Module, component: &str) -> Vec<TensorToWrite> {
     let (on_a, on_b) = fold(module.scale());
     let path = format!("{component}.{}", module.name);
-    let tensor = |part: char, matrix: super::Matrix, factor| Tensor {
+    let tensor = |part: char, matrix: super::Matrix, factor| TensorToWrite {
         name: format!("{path}.lora_{part}.weight"),
         shape: matrix.shape,
         values: matrix.values,
@@ -215,11 +215,11 @@ fn folded(module: Module, component: &str) -> Vec<Tensor> {
 
 /// In the dtype asked for, or else in the source's if nothing is lost by it, or else in F32. Alphas are in F32.
 fn encode_all(
-    tensors: &[Tensor],
+    tensors: &[TensorToWrite],
     options: &WriteOptions,
-) -> Result<(Vec<Encoded>, SaveDtype), Error> {
-    let in_dtype = |dtype: SaveDtype| -> Result<Vec<Encoded>, Error> {
-        let encode = |tensor: &Tensor| {
+) -> Result<(Vec<EncodedTensor>, SaveDtype), Error> {
+    let in_dtype = |dtype: SaveDtype| -> Result<Vec<EncodedTensor>, Error> {
+        let encode = |tensor: &TensorToWrite| {
             let dtype = if tensor.shape.is_empty() {
                 SaveDtype::F32
             } else {
