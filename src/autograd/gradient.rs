@@ -11,18 +11,24 @@ use crate::nn::pointwise::add;
 /// A gradient, and whether its storage is nobody else's, so that it may be edited in place.
 pub(crate) struct Gradient {
     tensor: Tensor,
-    own: bool,
+    exclusive: bool,
 }
 
 impl Gradient {
     /// Of a tensor just made, which nobody else keeps.
     pub(crate) fn fresh(tensor: Tensor) -> Self {
-        Self { tensor, own: true }
+        Self {
+            tensor,
+            exclusive: true,
+        }
     }
 
     /// Of a tensor that others keep too.
     pub(crate) fn shared(tensor: Tensor) -> Self {
-        Self { tensor, own: false }
+        Self {
+            tensor,
+            exclusive: false,
+        }
     }
 
     pub(crate) fn tensor(&self) -> &Tensor {
@@ -39,7 +45,7 @@ impl Gradient {
     pub(crate) fn into_editable(self) -> Result<Tensor> {
         let copied = !self.tensor.is_contiguous();
         let tensor = cpu::contiguous(&self.tensor)?;
-        if self.own || copied {
+        if self.exclusive || copied {
             return Ok(tensor);
         }
         by_kernel!(&tensor, T => cpu::map::<T>(&tensor, cpu::Same), Ok(tensor))
@@ -47,22 +53,22 @@ impl Gradient {
 
     /// The same numbers in another shape.
     pub(crate) fn reshape(self, shape: &[usize]) -> Result<Self> {
-        let own = self.own || !self.tensor.is_contiguous();
+        let exclusive = self.exclusive || !self.tensor.is_contiguous();
         Ok(Self {
             tensor: cpu::contiguous(&self.tensor)?.reshape(shape)?,
-            own,
+            exclusive,
         })
     }
 
     fn plus(self, other: Self) -> Result<Self> {
-        let (target, other) = if self.own && self.tensor.is_contiguous() {
+        let (target, other) = if self.exclusive && self.tensor.is_contiguous() {
             (self, other)
         } else {
             (other, self)
         };
         by_kernel!(
             &target.tensor,
-            T => if target.own && target.tensor.is_contiguous() {
+            T => if target.exclusive && target.tensor.is_contiguous() {
                 cpu::edit_with::<T>(&target.tensor, &other.tensor, cpu::Sum)?;
                 Ok(target)
             } else {
@@ -98,7 +104,7 @@ impl Slots {
     pub(crate) fn take_editable(&mut self, to: Option<Id>) -> Option<Tensor> {
         let id = to?;
         let gradient = self.0.get(&id)?;
-        if !gradient.own || !gradient.tensor.is_contiguous() {
+        if !gradient.exclusive || !gradient.tensor.is_contiguous() {
             return None;
         }
         self.0.remove(&id).map(|gradient| gradient.tensor)

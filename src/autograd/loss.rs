@@ -36,7 +36,7 @@ impl Tape {
             .map(|(error, factor)| error * factor)
             .sum();
         let device = prediction.tensor().device();
-        let dtype = super::tape::wide(prediction.tensor().dtype());
+        let dtype = super::tape::scalar_dtype(prediction.tensor().dtype());
         let loss = Tensor::new(total, device)?.to_dtype(dtype)?;
         let (to, prediction_saved, target) =
             (prediction.id(), prediction.tensor().clone(), target.clone());

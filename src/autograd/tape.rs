@@ -65,13 +65,13 @@ fn moved<'a>(
     values: Vec<Value>,
     devices: impl IntoIterator<Item = &'a Device>,
 ) -> Result<Vec<Value>> {
-    let one = |(value, device): (Value, &Device)| {
+    let move_to = |(value, device): (Value, &Device)| {
         Ok(Value {
             tensor: value.tensor.to_device(device)?,
             id: value.id,
         })
     };
-    values.into_iter().zip(devices).map(one).collect()
+    values.into_iter().zip(devices).map(move_to).collect()
 }
 
 /// How a tape treats what it is asked to compute.
@@ -216,9 +216,9 @@ impl Tape {
             false => inputs,
         };
         let backward = move |slots: &mut Slots, gradients: Vec<Option<Gradient>>| {
-            let again = Self::recording();
+            let block_tape = Self::recording();
             let inputs = moved(inputs, &devices)?;
-            let outputs = block(&again, &inputs)?;
+            let outputs = block(&block_tape, &inputs)?;
             let mut gradients = gradients.into_iter();
             for (value, _) in outputs.iter().zip(&ids).filter(|(_, id)| id.is_some()) {
                 if let Some(gradient) = gradients.next().flatten() {
@@ -228,7 +228,7 @@ impl Tape {
             drop((outputs, inputs));
             // Ids are unique, so the block's own gradients and the outer ones share their slots: sums are
             // formed in the order in which they would be formed had the block been kept.
-            again.unwind(slots)
+            block_tape.unwind(slots)
         };
         let outputs_with_gradient = outputs.iter().filter_map(Value::id).collect();
         let node = Node {
@@ -290,7 +290,7 @@ impl Tape {
 }
 
 /// The type of scalar that sums over this type are kept in.
-pub(super) fn wide(dtype: DType) -> DType {
+pub(super) fn scalar_dtype(dtype: DType) -> DType {
     if dtype == DType::F64 {
         dtype
     } else {
