@@ -7,12 +7,12 @@
 
 pub mod process;
 mod sampler;
+mod sampling;
 mod shift;
 mod timestep;
-mod walk;
 
 pub use process::{Level, Prediction, Process, add_noise};
 pub use sampler::{Spacing, euler_sigmas, guide};
+pub use sampling::{Sampler, SamplerRun};
 pub use shift::{Shift, ShiftRule};
 pub use timestep::{LossWeighting, TimestepSampling, TimestepSpec, shift_sigma};
-pub use walk::{Sampler, Walk};

@@ -6,7 +6,7 @@ use image::RgbImage;
 
 use crate::autograd::Tape;
 use crate::cache::{Conditioning, batch};
-use crate::diffusion::{Process, Sampler, Spacing, Walk, guide};
+use crate::diffusion::{Process, Sampler, SamplerRun, Spacing, guide};
 use crate::lora::Bound;
 use crate::models::{self, ConditioningTensors, Denoiser};
 use crate::rng::{Rng, Stream};
@@ -95,7 +95,7 @@ pub fn sample_from(
         time_ids: options.size_conditioning.then(|| whole_picture(options)),
         guidance: options.embedded_guidance,
     };
-    let mut walk = Walk::new(
+    let mut walk = SamplerRun::new(
         options.sampler,
         options.process,
         options.steps,

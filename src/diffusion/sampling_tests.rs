@@ -5,7 +5,7 @@ use std::path::Path;
 
 use candle_core::{Device, Tensor};
 
-use super::{Sampler, Spacing, Walk};
+use super::{Sampler, SamplerRun, Spacing};
 use crate::diffusion::{Prediction, Process};
 
 fn golden() -> HashMap<String, Tensor> {
@@ -53,8 +53,8 @@ fn every_sampler_takes_the_steps_of_diffusers() {
                 let told = golden[&format!("{key}.timesteps")]
                     .to_vec1::<f32>()
                     .expect("numbers");
-                let mut walk =
-                    Walk::new(sampler, process, steps, 1.0, Spacing::Trained).expect("a walk");
+                let mut walk = SamplerRun::new(sampler, process, steps, 1.0, Spacing::Trained)
+                    .expect("a walk");
                 let mut x = golden["start"].clone();
                 for (i, told) in told.into_iter().enumerate() {
                     assert_eq!(walk.timestep(i), f64::from(told), "{key}, step {i}");
@@ -74,12 +74,12 @@ fn every_sampler_takes_the_steps_of_diffusers() {
 #[test]
 fn a_flow_knows_one_sampler_and_a_schedule_has_an_end() {
     let flow = Process::new(Prediction::Flow);
-    let refused = Walk::new(Sampler::Ddim, flow, 4, 1.0, Spacing::Trained);
+    let refused = SamplerRun::new(Sampler::Ddim, flow, 4, 1.0, Spacing::Trained);
     assert!(refused.is_err_and(|e| e.to_string().contains("`euler`")));
     let ddpm = Process::new(Prediction::Epsilon);
     for steps in [0, 1000] {
-        let refused = Walk::new(Sampler::Ddim, ddpm, steps, 1.0, Spacing::Trained);
+        let refused = SamplerRun::new(Sampler::Ddim, ddpm, steps, 1.0, Spacing::Trained);
         assert!(refused.is_err_and(|e| e.to_string().contains("1 to 999")));
     }
-    assert!(Walk::new(Sampler::Euler, ddpm, 999, 1.0, Spacing::Trained).is_ok());
+    assert!(SamplerRun::new(Sampler::Euler, ddpm, 999, 1.0, Spacing::Trained).is_ok());
 }

@@ -36,7 +36,7 @@ impl Sampler {
 }
 
 /// One walk, with what it remembers from step to step.
-pub struct Walk {
+pub struct SamplerRun {
     sampler: Sampler,
     process: Process,
     /// One more than there are steps; the last is where the walk ends.
@@ -45,7 +45,7 @@ pub struct Walk {
     earlier: Option<Tensor>,
 }
 
-impl Walk {
+impl SamplerRun {
     /// A walk of so many steps; `shift` and `spacing` are a flow's.
     ///
     /// # Errors
@@ -229,5 +229,5 @@ fn ancestral(from: Level, to: Level) -> (f64, f64) {
 }
 
 #[cfg(test)]
-#[path = "walk_tests.rs"]
+#[path = "sampling_tests.rs"]
 mod tests;
