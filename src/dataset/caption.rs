@@ -58,7 +58,7 @@ fn text(path: &Path, most_bytes: u64) -> Result<String, Error> {
 
 /// A line of `metadata.jsonl`. Further fields are allowed.
 #[derive(Deserialize)]
-struct Line {
+struct CaptionLine {
     file_name: String,
     text: Option<String>,
     caption: Option<String>,
@@ -78,7 +78,8 @@ pub(super) fn list(path: &Path) -> Result<BTreeMap<String, String>, Error> {
         // Through a map, as serde would also take a list for a structure.
         let map: serde_json::Map<_, _> =
             serde_json::from_str(line).map_err(|e| fail(e.to_string()))?;
-        let line: Line = serde_json::from_value(map.into()).map_err(|e| fail(e.to_string()))?;
+        let line: CaptionLine =
+            serde_json::from_value(map.into()).map_err(|e| fail(e.to_string()))?;
         let Some(caption) = line.text.or(line.caption) else {
             return Err(fail("no field `text` (nor `caption`)".to_owned()));
         };

@@ -8,7 +8,7 @@ use crate::recipe::latents::{Size, View};
 
 /// Which size a folder's pictures are brought to, and which crops of them there are.
 #[derive(Clone, Debug)]
-pub struct Placing {
+pub struct ViewRules {
     /// The sizes.
     pub buckets: Buckets,
     /// Crops of each picture, spread along what its bucket cuts off; 1: the middle.
@@ -17,7 +17,7 @@ pub struct Placing {
     pub flip: bool,
 }
 
-impl Placing {
+impl ViewRules {
     /// As a data set says, for a model whose pictures must have sides that are multiples of `multiple`.
     ///
     /// # Errors
@@ -94,6 +94,6 @@ fn folder(set: &DatasetSettings, multiple: u32) -> Result<Folder, Error> {
         caption_extension: rules.caption_extension.clone(),
         default_caption: rules.default_caption.clone(),
         allow_empty_captions: rules.allow_empty_captions,
-        placing: Placing::new(set, multiple)?,
+        view_rules: ViewRules::new(set, multiple)?,
     })
 }

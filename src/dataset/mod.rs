@@ -14,8 +14,8 @@ mod scan;
 use std::path::PathBuf;
 
 pub use bucket::{BucketError, BucketRules, Buckets, Placement};
-pub use items::{Placing, open};
-pub use picture::{PictureError, PictureFile, Prepared};
+pub use items::{ViewRules, open};
+pub use picture::{PictureError, PictureFile, PreparedPicture};
 
 use crate::digest::Digest;
 use crate::recipe::latents::{Size, View};
@@ -39,7 +39,7 @@ pub struct Folder {
     /// Whether captions may be empty, and pictures without one count as having an empty one.
     pub allow_empty_captions: bool,
     /// Which size its pictures are brought to.
-    pub placing: Placing,
+    pub view_rules: ViewRules,
 }
 
 /// A captioned picture, from the folder it was found in to the step that trains on it.

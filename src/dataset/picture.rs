@@ -71,7 +71,7 @@ pub struct PictureFile {
 }
 
 /// A view of a picture as the VAE reads it.
-pub struct Prepared {
+pub struct PreparedPicture {
     /// `[3, height, width]` of the view's bucket, row major, in [-1, 1].
     pub pixels: Vec<f32>,
     /// What of the picture it is.
@@ -133,7 +133,7 @@ impl PictureFile {
     ///
     /// # Errors
     /// If the file does not decode.
-    pub fn prepare(&self, view: View) -> Result<Prepared, PictureError> {
+    pub fn prepare(&self, view: View) -> Result<PreparedPicture, PictureError> {
         let rgb = self.decode()?;
         self.prepared(rgb, view)
     }
@@ -142,7 +142,7 @@ impl PictureFile {
     ///
     /// # Errors
     /// If the file does not decode.
-    pub fn prepare_all(&self, views: &[View]) -> Result<Vec<Prepared>, PictureError> {
+    pub fn prepare_all(&self, views: &[View]) -> Result<Vec<PreparedPicture>, PictureError> {
         let rgb = self.decode()?;
         views
             .iter()
@@ -182,7 +182,7 @@ impl PictureFile {
         rgb8(picture).map_err(fail)
     }
 
-    fn prepared(&self, rgb: Vec<u8>, view: View) -> Result<Prepared, PictureError> {
+    fn prepared(&self, rgb: Vec<u8>, view: View) -> Result<PreparedPicture, PictureError> {
         let View {
             resized,
             left,
@@ -214,7 +214,7 @@ impl PictureFile {
                 }
             }
         }
-        Ok(Prepared {
+        Ok(PreparedPicture {
             pixels,
             view,
             original_size: self.size,

@@ -1,7 +1,7 @@
 //! Resizing of 8-bit RGB pictures, by the rules a `LatentSpec` names. Both are computed in whole numbers, so
 //! every machine gives the same pixels.
 //!
-//! - Where no side grows: `area`. Every pixel of the result is the mean of the area it covers in the picture,
+//! - Where no side grows: `area`. Every pixel of the result is the mean of the area it covered_pixels in the picture,
 //!   partly covered pixels by their share, rounded half up. This is what OpenCV's `INTER_AREA` (which trainers
 //!   use here) does with floats; the two differ by at most one level, where a mean is near one half.
 //! - Where a side grows: `lanczos`, three lobes, the algorithm of Pillow's `LANCZOS` (which trainers use here)
@@ -28,14 +28,14 @@ pub(super) fn resize(rgb: Vec<u8>, from: Size, to: Size) -> Vec<u8> {
     lanczos_columns(wide, to.width, from.height, to.height)
 }
 
-/// The pixels that one pixel of the result covers along one side, with the length of each that is covered, in
+/// The pixels that one pixel of the result covered_pixels along one side, with the length of each that is covered, in
 /// units of which a source pixel has `to` and a pixel of the result `from`.
-struct Cover {
+struct CoveredPixels {
     first: usize,
     lengths: Vec<u32>,
 }
 
-fn covers(from: u32, to: u32) -> Vec<Cover> {
+fn covered_pixels(from: u32, to: u32) -> Vec<CoveredPixels> {
     let (unit, span) = (u64::from(to), u64::from(from));
     (0..u64::from(to))
         .map(|n| {
@@ -45,7 +45,7 @@ fn covers(from: u32, to: u32) -> Vec<Cover> {
                 let (left, right) = ((pixel * unit).max(begin), ((pixel + 1) * unit).min(end));
                 (right - left) as u32
             };
-            Cover {
+            CoveredPixels {
                 first: first as usize,
                 lengths: (first..=last).map(length).collect(),
             }
@@ -54,9 +54,12 @@ fn covers(from: u32, to: u32) -> Vec<Cover> {
 }
 
 fn area(rgb: &[u8], from: Size, to: Size) -> Vec<u8> {
-    let (columns, rows) = (covers(from.width, to.width), covers(from.height, to.height));
+    let (columns, rows) = (
+        covered_pixels(from.width, to.width),
+        covered_pixels(from.height, to.height),
+    );
     let stride = from.width as usize * 3;
-    // The lengths a pixel of the result covers add up to `from` along each side.
+    // The lengths a pixel of the result covered_pixels add up to `from` along each side.
     let total = u64::from(from.width) * u64::from(from.height);
     let mut out = vec![0; to.width as usize * to.height as usize * 3];
     let lines = out.par_chunks_exact_mut(to.width as usize * 3).zip(&rows);
@@ -79,7 +82,7 @@ fn area(rgb: &[u8], from: Size, to: Size) -> Vec<u8> {
 }
 
 /// Adds `height` times the sums over each column's cover.
-fn add_row(row: &[u8], columns: &[Cover], height: u64, sums: &mut [u64]) {
+fn add_row(row: &[u8], columns: &[CoveredPixels], height: u64, sums: &mut [u64]) {
     for (column, sums) in columns.iter().zip(sums.chunks_exact_mut(3)) {
         let pixels = row[column.first * 3..].chunks_exact(3);
         let mut covered = [0u64; 3];

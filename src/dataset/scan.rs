@@ -71,7 +71,7 @@ fn item(folder: &Folder, picture: PathBuf, caption: String) -> Result<Item, Erro
     let caption = caption::with_trigger(&caption, trigger).map_err(unusable)?;
     let file = PictureFile::open(&picture)?;
     let (digest, size) = (file.digest, file.size);
-    let views = folder.placing.views(size);
+    let views = folder.view_rules.views(size);
     let views = views.map_err(|e| unusable(e.to_string()))?;
     Ok(Item {
         picture,

@@ -17,7 +17,7 @@ fn folder(path: impl Into<PathBuf>) -> Folder {
         caption_extension: None,
         default_caption: None,
         allow_empty_captions: false,
-        placing: Placing {
+        view_rules: ViewRules {
             buckets: Buckets::new(rules, 16).expect("buckets"),
             crops: 1,
             flip: false,

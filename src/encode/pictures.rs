@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::Error;
 use crate::base_model::BaseModel;
 use crate::cache::{Specs, tensors};
-use crate::dataset::{Item, PictureError, PictureFile, Prepared};
+use crate::dataset::{Item, PictureError, PictureFile, PreparedPicture};
 use crate::digest::{self, canonical_json};
 use crate::monitor::Monitor;
 use crate::recipe::latents::LatentKey;
@@ -104,7 +104,7 @@ pub fn encode_pictures(
     Ok(stats)
 }
 
-fn prepare(item: &Item) -> Result<Vec<Prepared>, PictureError> {
+fn prepare(item: &Item) -> Result<Vec<PreparedPicture>, PictureError> {
     PictureFile::open(&item.picture)?
         .expect(&item.digest)?
         .prepare_all(&item.views)
@@ -114,7 +114,7 @@ fn prepare(item: &Item) -> Result<Vec<Prepared>, PictureError> {
 ///
 /// # Errors
 /// If the view has another number of pixels than its size says.
-pub fn pixels(prepared: &Prepared) -> candle_core::Result<Tensor> {
+pub fn pixels(prepared: &PreparedPicture) -> candle_core::Result<Tensor> {
     let bucket = prepared.view.bucket;
     let shape = (1, 3, bucket.height as usize, bucket.width as usize);
     Tensor::from_slice(&prepared.pixels, shape, &Device::Cpu)
@@ -124,7 +124,7 @@ fn encode(
     base: &BaseModel,
     encoder: &crate::vae::Encoder,
     path: &Path,
-    prepared: &Prepared,
+    prepared: &PreparedPicture,
 ) -> Result<NewEntry, Error> {
     let fail = |source| Error::Vae {
         path: path.into(),

@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::{Error, shapes};
 use crate::base_model::BaseModel;
 use crate::cache::{Moments, Source, tensors};
-use crate::dataset::{Item, PictureFile, Placing};
+use crate::dataset::{Item, PictureFile, ViewRules};
 use crate::encode::encode_pictures;
 use crate::experiment::Experiment;
 use crate::monitor::Monitor;
@@ -52,12 +52,14 @@ pub fn latents(
         fail("the Experiment has no [[dataset]], whose rules say how to crop it".into())
     })?;
     let file = PictureFile::open(picture)?;
-    let placing = Placing {
+    let view_rules = ViewRules {
         crops: 1,
         flip: false,
-        ..Placing::new(set, base.picture_multiple())?
+        ..ViewRules::new(set, base.picture_multiple())?
     };
-    let views = placing.views(file.size).map_err(|e| fail(e.to_string()))?;
+    let views = view_rules
+        .views(file.size)
+        .map_err(|e| fail(e.to_string()))?;
     let view = *views
         .first()
         .ok_or_else(|| fail("no crop of it fits its bucket".into()))?;
