@@ -15,7 +15,7 @@ pub type Clock = fn() -> f64;
 /// A line of `metrics.jsonl`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
-pub enum Line {
+pub enum MetricsLine {
     /// After an optimizer step.
     Step {
         /// Optimizer steps done.
@@ -45,7 +45,7 @@ pub enum Line {
     },
 }
 
-impl Line {
+impl MetricsLine {
     fn step(&self) -> u64 {
         match self {
             Self::Step { step, .. } | Self::Validation { step, .. } => *step,
@@ -89,14 +89,14 @@ impl Metrics {
     ///
     /// # Errors
     /// If the files cannot be written.
-    pub fn tell(&mut self, line: &Line) -> io::Result<()> {
+    pub fn write(&mut self, line: &MetricsLine) -> io::Result<()> {
         let json = serde_json::to_string(line).map_err(io::Error::other)?;
         writeln!(self.lines, "{json}")?;
         let now = (self.clock)();
         let mut scalar =
             |step, tag: &str, value: f64| self.events.scalar(now, step, tag, value as f32);
         match line {
-            Line::Step {
+            MetricsLine::Step {
                 step,
                 loss,
                 learning_rate,
@@ -110,7 +110,7 @@ impl Metrics {
                 scalar(*step, "train/seconds", *seconds)?;
                 scalar(*step, "train/waited", *waited)
             }
-            Line::Validation {
+            MetricsLine::Validation {
                 step,
                 loss,
                 sigmas,
@@ -151,7 +151,7 @@ fn keep_until(path: &Path, step: u64) -> io::Result<String> {
         other => other?,
     };
     let known = |line: &&str| {
-        serde_json::from_str::<Line>(line).is_ok_and(|l| l.step() <= step && step > 0)
+        serde_json::from_str::<MetricsLine>(line).is_ok_and(|l| l.step() <= step && step > 0)
     };
     Ok(text
         .lines()
@@ -162,12 +162,12 @@ fn keep_until(path: &Path, step: u64) -> io::Result<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Line, Metrics};
+    use super::{Metrics, MetricsLine};
 
     #[test]
     fn a_resumed_run_continues_its_metrics_without_doubling_steps() {
         let folder = tempfile::tempdir().expect("a folder");
-        let line = |step| Line::Step {
+        let line = |step| MetricsLine::Step {
             step,
             loss: 0.5,
             learning_rate: 1e-4,
@@ -177,12 +177,12 @@ mod tests {
         };
         let mut metrics = Metrics::open(folder.path(), 0, || 1.0).expect("opened");
         for step in 1..=4 {
-            metrics.tell(&line(step)).expect("told");
+            metrics.write(&line(step)).expect("told");
         }
         let mut metrics = Metrics::open(folder.path(), 2, || 2.0).expect("reopened");
-        metrics.tell(&line(3)).expect("told");
+        metrics.write(&line(3)).expect("told");
         let text = std::fs::read_to_string(folder.path().join("metrics.jsonl")).expect("readable");
-        let steps: Vec<Line> = text
+        let steps: Vec<MetricsLine> = text
             .lines()
             .map(|l| serde_json::from_str(l).expect("a line"))
             .collect();

@@ -8,7 +8,7 @@ use super::batches::Batches;
 use super::checkpoint::{Checkpoint, State};
 use super::inputs::{self, DrawOptions, Part};
 use super::loader::Loader;
-use super::metrics::{Line, Metrics};
+use super::metrics::{Metrics, MetricsLine};
 use super::plan::MemoryPlan;
 use super::step::{Dump, Pass};
 use super::{Error, TrainOptions, TrainReport, TrainingSet, VALIDATION_SIGMAS};
@@ -216,7 +216,7 @@ impl<'a> Run<'a> {
             .filter(|(step, _)| *step == self.step + 1);
         let (loss, gradient_norm) = self.advance(&micro_batches, dump.map(|(_, path)| path))?;
         let seconds = (options.clock)() - started;
-        let line = Line::Step {
+        let line = MetricsLine::Step {
             step: self.step,
             loss,
             learning_rate: self.schedule.at(self.step - 1),
@@ -224,7 +224,7 @@ impl<'a> Run<'a> {
             seconds,
             waited,
         };
-        metrics.tell(&line).map_err(|source| Error::Io {
+        metrics.write(&line).map_err(|source| Error::Io {
             path: self.output.clone(),
             source,
         })?;
@@ -322,13 +322,13 @@ impl<'a> Run<'a> {
         if validate && !self.set.held_out().is_empty() {
             let losses = self.validate()?;
             let loss = mean(&losses).unwrap_or_default();
-            let line = Line::Validation {
+            let line = MetricsLine::Validation {
                 step,
                 loss,
                 sigmas: VALIDATION_SIGMAS.to_vec(),
                 losses,
             };
-            metrics.tell(&line).map_err(io)?;
+            metrics.write(&line).map_err(io)?;
             monitor.note(&format!("step {step}: validation loss {loss:.5}"));
             self.validation_loss = Some(loss);
         }

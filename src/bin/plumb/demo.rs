@@ -19,13 +19,13 @@ use serde::Serialize;
 
 use crate::CommandResult;
 use crate::ui::{Failure, Ui};
-use crate::world::{self, DeviceArgs, Place};
+use crate::world::{self, ComputeDevice, DeviceArgs};
 
 /// The miniature base models and the captioned pictures of a style they have not seen.
 static ASSETS: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/assets");
 
 /// What differs between the demos.
-struct Story {
+struct DemoStory {
     /// The folder of the miniature.
     model: &'static str,
     /// The Experiment, as a person would write it.
@@ -39,7 +39,7 @@ struct Story {
     template: &'static str,
 }
 
-const SD3: Story = Story {
+const SD3: DemoStory = DemoStory {
     model: "tiny-sd3",
     experiment: include_str!("../../../configs/demo/sd3.toml"),
     mismatch: "T5 captions padded to 154 tokens instead of 77",
@@ -48,7 +48,7 @@ const SD3: Story = Story {
     template: "configs/sd35_large_lora.toml",
 };
 
-const FLUX1: Story = Story {
+const FLUX1: DemoStory = DemoStory {
     model: "tiny-flux",
     experiment: include_str!("../../../configs/demo/flux1.toml"),
     mismatch: "T5 captions padded to 256 tokens instead of 512",
@@ -57,7 +57,7 @@ const FLUX1: Story = Story {
     template: "configs/flux1_dev_lora.toml",
 };
 
-const SDXL: Story = Story {
+const SDXL: DemoStory = DemoStory {
     model: "tiny-sdxl",
     experiment: include_str!("../../../configs/demo/sdxl.toml"),
     mismatch: "CLIP-L's last layer instead of the last but one",
@@ -75,7 +75,7 @@ enum Family {
 }
 
 impl Family {
-    fn story(self) -> &'static Story {
+    fn story(self) -> &'static DemoStory {
         match self {
             Self::Sd3 => &SD3,
             Self::Flux1 => &FLUX1,
@@ -155,7 +155,7 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> CommandResult {
     ui.report(&report, &farewell(&report, story))
 }
 
-fn options(experiment: &Experiment, place: &Place) -> TrainOptions {
+fn options(experiment: &Experiment, place: &ComputeDevice) -> TrainOptions {
     TrainOptions {
         restart: true,
         dump_step: None,
@@ -167,7 +167,7 @@ fn options(experiment: &Experiment, place: &Place) -> TrainOptions {
 }
 
 /// Unpacks the base model, the pictures and the Experiment; gives the Experiment's file.
-fn lay_out(folder: &Path, story: &Story) -> Result<PathBuf, Failure> {
+fn lay_out(folder: &Path, story: &DemoStory) -> Result<PathBuf, Failure> {
     let fail = |e: std::io::Error| Failure::error(format!("{}: {e}", folder.display()));
     for name in [story.model, "tiny-style"] {
         let asset = ASSETS
@@ -193,7 +193,7 @@ fn before_and_after(
     experiment: &Experiment,
     lora: &Path,
     sheet: &Path,
-    place: &Place,
+    place: &ComputeDevice,
     ui: &Ui,
 ) -> Result<(), Failure> {
     let base = BaseModel::open(experiment, &mut world::digest_memo()).map_err(Failure::error)?;
@@ -263,9 +263,9 @@ fn examples(experiment: &Experiment) -> Result<Vec<RgbImage>, Failure> {
 /// Trains under another recipe, which must be refused; gives the refusal's words.
 fn refused(
     experiment: &Experiment,
-    story: &Story,
+    story: &DemoStory,
     folder: &Path,
-    place: &Place,
+    place: &ComputeDevice,
     ui: &Ui,
 ) -> Result<String, Failure> {
     let changed = format!(
@@ -290,7 +290,7 @@ fn indent(text: &str) -> String {
         .join("\n")
 }
 
-fn farewell(report: &Report, story: &Story) -> String {
+fn farewell(report: &Report, story: &DemoStory) -> String {
     let folder = report
         .experiment
         .parent()

@@ -10,7 +10,7 @@ use plumb::store::Store;
 
 use crate::CommandResult;
 use crate::ui::{Failure, Ui};
-use crate::world::{self, Place};
+use crate::world::{self, ComputeDevice};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -78,7 +78,7 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> CommandResult {
         } => {
             let (experiment, base) = open(experiment, ui)?;
             let store = open_store(&experiment)?;
-            let options = world::encode_options(&Place::cpu());
+            let options = world::encode_options(&ComputeDevice::cpu());
             let shapes = inspect::conditioning(&base, &store, caption, &options, out, ui)
                 .map_err(Failure::error)?;
             ui.report(&shapes, &format!("{}\n{}", table(&shapes), out.display()))

@@ -109,13 +109,13 @@ pub(crate) struct DeviceArgs {
 }
 
 /// What computes, and the memory that it may use.
-pub(crate) struct Place {
+pub(crate) struct ComputeDevice {
     pub(crate) device: Device,
     pub(crate) memory_bytes: u64,
 }
 
 impl DeviceArgs {
-    pub(crate) fn open(&self, ui: &Ui) -> Result<Place, Failure> {
+    pub(crate) fn open(&self, ui: &Ui) -> Result<ComputeDevice, Failure> {
         let limit = self.memory.map(limit_bytes).transpose()?;
         let wrong = |e| Failure::usage(format!("--device: {e}"));
         let choice = self.device.parse::<Choice>().map_err(wrong)?;
@@ -145,14 +145,14 @@ impl DeviceArgs {
         }
         let free = opened.memory.map(|(_, free)| free);
         let free = free.unwrap_or_else(available_memory_bytes);
-        Ok(Place {
+        Ok(ComputeDevice {
             device: opened.device,
             memory_bytes: limit.unwrap_or(free),
         })
     }
 }
 
-impl Place {
+impl ComputeDevice {
     pub(crate) fn cpu() -> Self {
         Self {
             device: Device::Cpu,
@@ -196,7 +196,7 @@ fn cuda_folders() -> Vec<PathBuf> {
 }
 
 /// Encoders that fill most of the memory are read layer by layer.
-pub(crate) fn encode_options(place: &Place) -> EncodeOptions {
+pub(crate) fn encode_options(place: &ComputeDevice) -> EncodeOptions {
     EncodeOptions {
         device: place.device.clone(),
         resident_limit_bytes: place.memory_bytes / 10 * 7,
