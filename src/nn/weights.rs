@@ -2,7 +2,7 @@
 //!
 //! - `file`, `header`, `gguf`: files and what their headers say; `scaled`: 8-bit weights with scales
 //! - `element`, `cast`, `blocks`: the types that numbers are stored as, and the way from there to tensors
-//! - `view`: one tensor as stored; `digest`: the id of many; `audit`: all that does not fit; `error`: what can be wrong
+//! - `view`: one tensor as stored; `digest`: the id of many; `audit`: everything that does not fit; `error`: what can be wrong
 //!
 //! [`Weights::open`] reads headers only, so a 19 GB file opens at once and a tensor costs memory when it is
 //! asked for. A network asks by *canonical* name and expected shape; a rename map says where the files keep
@@ -42,12 +42,12 @@ pub use error::Error;
 pub use file::FileState;
 use file::WeightsFile;
 
-/// Where the files keep a canonical tensor.
+/// Where the files keep a canonical tensor, and what has to be done to it. In this order: the slice is taken, transposed, swapped.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stored {
-    /// Its name there.
+    /// The stored tensor's name.
     pub name: String,
-    /// It is a part of that tensor (a fused `q, k, v`).
+    /// The slice that it is, where the stored tensor is a fused one (`q, k, v`); `None`: it is the whole.
     pub part: Option<TensorSlice>,
     /// Its halves along the first dimension are stored the other way round.
     pub swapped: bool,
@@ -55,19 +55,19 @@ pub struct Stored {
     pub transposed: bool,
 }
 
-/// `count` of the `of` equal pieces that a tensor has along its first dimension, from the `first` on.
+/// A slice of a tensor along its first dimension, which is cut into equal pieces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TensorSlice {
-    /// The first piece.
+    /// The first piece that belongs to it, from 0.
     pub first: usize,
-    /// How many.
+    /// How many pieces belong to it.
     pub count: usize,
-    /// Of how many.
+    /// How many pieces the whole tensor has.
     pub pieces: usize,
 }
 
 impl TensorSlice {
-    /// The `k`th of `n` equal pieces.
+    /// Piece `k`, from 0, of `n`.
     pub fn nth(k: usize, n: usize) -> Self {
         Self {
             first: k,
@@ -95,6 +95,7 @@ impl Stored {
         if self.transposed {
             stored.reverse();
         }
+        // Saturating: a shape that no file can have is refused by comparison, not by an overflow.
         if let (Some(part), Some(first)) = (self.part, stored.first_mut()) {
             *first = (*first / part.count).saturating_mul(part.pieces);
         }
@@ -102,7 +103,7 @@ impl Stored {
     }
 }
 
-/// The map from canonical names to where tensors are stored.
+/// From a canonical name, scope included, to where that tensor is stored.
 type Rename = dyn Fn(&str) -> Stored + Send + Sync;
 
 /// Weights files, a scope in their names, and the type and device that tensors are loaded to.
@@ -122,7 +123,7 @@ pub struct Weights {
 
 struct Shared {
     files: Vec<WeightsFile>,
-    /// File name of a tensor to the file that has it.
+    /// By the name of a tensor in the files, the index of the file that has it.
     tensors: BTreeMap<String, usize>,
     used: Mutex<BTreeSet<String>>,
 }
@@ -179,12 +180,12 @@ impl Weights {
         self
     }
 
-    /// The type tensors are loaded as.
+    /// The type tensors are loaded as, whatever the files have; F32 unless changed.
     pub fn dtype(&self) -> DType {
         self.dtype
     }
 
-    /// The device tensors are loaded to.
+    /// The device tensors are loaded to; the CPU unless changed.
     pub fn device(&self) -> &Device {
         &self.device
     }
@@ -212,6 +213,7 @@ impl Weights {
         rename: impl Fn(&str) -> S + Send + Sync + 'static,
     ) -> Self {
         let mut renamed = self.clone();
+        // The outer map knows names with this scope; the inner one begins anew below it.
         let scope = std::mem::take(&mut renamed.scope);
         renamed.rename = Some(match renamed.rename.take() {
             None => Arc::new(move |name: &str| rename(name).into()),
@@ -221,6 +223,7 @@ impl Weights {
                 Stored {
                     name: stored.name,
                     part: inner.part.or(stored.part),
+                    // Swapping or transposing twice is doing nothing.
                     swapped: inner.swapped != stored.swapped,
                     transposed: inner.transposed != stored.transposed,
                 }
@@ -236,7 +239,7 @@ impl Weights {
             .collect()
     }
 
-    /// Whether the files have the tensor.
+    /// Whether the files have what this canonical name stands for.
     pub fn contains(&self, name: &str) -> bool {
         self.shared.tensors.contains_key(&self.stored(name).name)
     }
@@ -261,6 +264,7 @@ impl Weights {
     pub fn same_bytes(&self, first: &str, second: &str) -> Result<bool, Error> {
         let (first, second) = (self.stored(first).name, self.stored(second).name);
         let ((file_a, a), (file_b, b)) = (self.find(&first)?, self.find(&second)?);
+        // The scale belongs to the numbers: equal bytes with different scales are different weights.
         let kind = |entry: &file::TensorEntry| (entry.dtype, entry.shape.clone(), entry.scale);
         Ok(kind(a) == kind(b) && file_a.bytes(a) == file_b.bytes(b))
     }
@@ -297,7 +301,7 @@ impl Weights {
         fields.find_map(|field| field.map(String::as_str))
     }
 
-    /// The files' names, for messages.
+    /// The files' names in one line, for messages.
     pub fn describe(&self) -> String {
         match self.shared.files.as_slice() {
             [one] => one.path().display().to_string(),
@@ -316,10 +320,12 @@ impl Weights {
             Some(rename) => rename(&format!("{}{name}", self.scope)),
             None => name.into(),
         };
+        // The root was given before the map, in the files' own names.
         stored.name.insert_str(0, &self.root);
         stored
     }
 
+    // A range of the sorted names: the scope of one encoder is not looked for among all tensors of a checkpoint.
     fn below(&self) -> impl Iterator<Item = &str> {
         let root = self.root.as_str();
         let from = self.shared.tensors.range(root.to_owned()..);
@@ -348,11 +354,14 @@ impl Weights {
         let score = |name: &str| strsim::normalized_levenshtein(name, stored);
         let nearest = self
             .below()
+            // The distance is quadratic in the lengths, and a single file may have thousands of names: what cannot be near is
+            // passed over, and looking ends somewhere.
             .filter(|name| name.len().abs_diff(stored.len()) < 24 && !expected.contains(name))
             .take(4096)
             .map(|name| (score(name), name))
             .max_by(|a, b| a.0.total_cmp(&b.0));
         match nearest {
+            // A name that is less alike would mislead more than help.
             Some((score, name)) if score > 0.6 => format!(" (the nearest name there: `{name}`)"),
             _ => String::new(),
         }

@@ -4,12 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Error, Stored, Weights};
 
-/// What is stored below a scope.
+/// How much is stored below a scope, and in which types.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Storage {
-    /// How many numbers.
+    /// Numbers in all tensors, used by a network or not.
     pub parameters: u64,
-    /// Bytes in the files.
+    /// Bytes of the tensors in the files, headers not counted.
     pub bytes: u64,
     /// How many tensors of each element type, with `scaled` where they have scales.
     pub types: BTreeMap<String, usize>,
@@ -37,8 +37,8 @@ impl Weights {
     /// Every fault of these tensors (canonical names and shapes) that the headers tell: missing, misshapen, of a
     /// type that weights are not read from.
     pub fn faults(&self, tensors: &[(String, Vec<usize>)]) -> Vec<Error> {
-        let all: Vec<Stored> = tensors.iter().map(|(name, _)| self.stored(name)).collect();
-        let expected: BTreeSet<&str> = all.iter().map(|s| s.name.as_str()).collect();
+        let stored: Vec<Stored> = tensors.iter().map(|(name, _)| self.stored(name)).collect();
+        let expected: BTreeSet<&str> = stored.iter().map(|s| s.name.as_str()).collect();
         let fault = |(stored, (_, shape)): (&Stored, &(String, Vec<usize>))| {
             if self.shared.tensors.contains_key(&stored.name) {
                 self.checked(stored, shape).err()
@@ -46,10 +46,11 @@ impl Weights {
                 Some(self.missing(&stored.name, &expected))
             }
         };
-        // A fused tensor that is missing is missing once.
+        // Three canonical tensors may be slices of one stored tensor: its absence is told once.
         let mut told = BTreeSet::new();
         let first = |fault: &Error| told.insert(fault.to_string());
-        all.iter()
+        stored
+            .iter()
             .zip(tensors)
             .filter_map(fault)
             .filter(first)

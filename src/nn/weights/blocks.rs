@@ -12,6 +12,8 @@ use super::element::BlockType;
 pub(super) fn decode(bytes: &[u8], from: BlockType, into: &mut [f32]) {
     let (elements, size) = from.size();
     let decode: fn(&[u8], &mut [f32]) = match from {
+        // In front of the numbers: a scale, an offset where there is one (Q4_1, Q5_1), and the fifth bits (Q5). `b[n..]` is
+        // where numbers begin.
         BlockType::Q4_0 => |b, y| small(y, &b[2..], None, |q| (q - 8.0) * half_at(b, 0)),
         BlockType::Q4_1 => |b, y| small(y, &b[4..], None, |q| q * half_at(b, 0) + half_at(b, 2)),
         BlockType::Q5_0 => |b, y| small(y, &b[6..], fifth(b, 2), |q| (q - 16.0) * half_at(b, 0)),
@@ -56,6 +58,7 @@ fn fifth(block: &[u8], at: usize) -> Option<u32> {
 
 /// 32 numbers of 4 bits, the first 16 in the lower halves, with an optional fifth bit each.
 fn small(y: &mut [f32], nibbles: &[u8], fifth: Option<u32>, value: impl Fn(f32) -> f32) {
+    // The first half of a block in the lower halves of its bytes, the second in the upper: not neighbours in one byte.
     let high = |n: usize| fifth.map_or(0, |bits| ((bits >> n) as u8 & 1) << 4);
     for (j, byte) in nibbles[..16].iter().enumerate() {
         y[j] = value(f32::from(byte & 15 | high(j)));
@@ -92,11 +95,13 @@ fn q3_k(block: &[u8], y: &mut [f32]) {
     for (group, y) in y.chunks_exact_mut(16).enumerate() {
         let lower = scales[group % 8] >> (group / 8 * 4) & 15;
         let upper = scales[8 + group % 4] >> (group / 4 * 2) & 3;
+        // Six bits of scale in two places: four in a nibble of the first 8 bytes, two in the last 4 bytes.
         let d = scale * (f32::from(lower | upper << 4) - 32.0);
         let (start, shift) = place_of_two_bits(group);
         let high = &high[group % 2 * 16..];
         for ((y, q), high) in y.iter_mut().zip(&quants[start..]).zip(high) {
             let third = high >> (group / 2) & 1;
+            // The third bit is stored inverted: where it is not set, 4 is taken away.
             *y = d * (f32::from(q >> shift & 3) - if third == 0 { 4.0 } else { 0.0 });
         }
     }
@@ -104,6 +109,8 @@ fn q3_k(block: &[u8], y: &mut [f32]) {
 
 /// The 6 bits of scale and of offset of group `j` of 8.
 fn scale_and_offset(quantized: &[u8], j: usize) -> (f32, f32) {
+    // The first four groups have their six bits in one byte; the others four bits there and the two that the first ones leave
+    // free.
     let (scale, offset) = if j < 4 {
         (quantized[j] & 63, quantized[j + 4] & 63)
     } else {

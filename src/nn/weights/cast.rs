@@ -10,7 +10,7 @@ use super::element::ElementType;
 
 /// Elements converted at a time: small enough for a buffer on the stack, and whole blocks of every type.
 const CHUNK: usize = 2048;
-/// Elements given to one thread at a time.
+/// Elements given to one thread at a time; a multiple of [`CHUNK`], so that blocks stay whole.
 const TASK: usize = 64 * CHUNK;
 
 pub(super) enum CastError {
@@ -24,7 +24,7 @@ impl From<candle_core::Error> for CastError {
     }
 }
 
-/// Numbers as a file has them.
+/// A tensor's numbers as a file has them.
 #[derive(Clone, Copy)]
 pub(super) struct StoredNumbers<'a> {
     /// Little-endian, whole blocks.
@@ -66,6 +66,7 @@ fn collect<T: WithDType>(
     let tasks = values
         .par_chunks_mut(TASK)
         .zip(from.bytes.par_chunks(bytes_of(TASK)));
+    // The first in order, not the first found: the message is the same for any number of threads.
     let bad = tasks.enumerate().find_map_first(|(task, (values, bytes))| {
         let mut buffer = [0f32; CHUNK];
         let chunks = values.chunks_mut(CHUNK).zip(bytes.chunks(bytes_of(CHUNK)));
@@ -77,6 +78,7 @@ fn collect<T: WithDType>(
                     *x *= scale;
                 }
             }
+            // Before the cast: what is too large for f16 becomes infinite without the file being damaged.
             if let Some(at) = non_finite(buffer) {
                 return Some((buffer[at], task * TASK + chunk * CHUNK + at));
             }
@@ -102,10 +104,12 @@ fn widen(bytes: &[u8], from: ElementType, into: &mut [f32]) {
         }
         ElementType::BF16 => {
             for (x, b) in into.iter_mut().zip(bytes.as_chunks().0) {
+                // A bfloat16 is the upper half of an f32.
                 *x = f32::from_bits(u32::from(u16::from_le_bytes(*b)) << 16);
             }
         }
         ElementType::F16 => {
+            // By the slice: it uses the processor's own conversion where it has one.
             let mut halves = [f16::ZERO; CHUNK];
             let halves = &mut halves[..into.len()];
             for (x, b) in halves.iter_mut().zip(bytes.as_chunks().0) {
@@ -124,7 +128,7 @@ fn widen(bytes: &[u8], from: ElementType, into: &mut [f32]) {
             }
         }
         ElementType::Block(block) => blocks::decode(bytes, block, into),
-        // Whether a type is supported was checked before.
+        // Unsupported types were refused before (`Weights::checked`); if not, the check for NaN refuses them.
         ElementType::Other(_) => into.fill(f32::NAN),
         ElementType::F64 =>
         {
@@ -153,6 +157,7 @@ const E4M3: [f32; 256] = {
         let magnitude = match (exponent, mantissa) {
             (15, 7) => f32::NAN,
             (0, m) => m as f32 * (1.0 / 512.0),
+            // 120 = 127 - 7: from e4m3's bias to f32's.
             (e, m) => f32::from_bits((e as u32 + 120) << 23 | (m as u32) << 20),
         };
         table[bits] = if bits < 128 { magnitude } else { -magnitude };

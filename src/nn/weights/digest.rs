@@ -33,6 +33,7 @@ impl Weights {
         }
         let mut ordered: Vec<_> = tensors.iter().collect();
         ordered.sort();
+        // A tensor that is named twice counts once: the digest is of a set.
         ordered.dedup();
         let mut hasher = blake3::Hasher::new();
         for (name, shape) in ordered {
@@ -43,6 +44,7 @@ impl Weights {
                 scale: view.scale.map(f32::to_bits),
                 shape,
             });
+            // A line has no map and no float, so it always has a canonical form.
             hasher.update(&line.unwrap_or_default());
             hasher.update(b"\n");
             hasher.update_rayon(&view.bytes);
@@ -97,6 +99,7 @@ impl DigestMemo {
         let files = weights.absolute_files();
         let memo_key = weights.memo_key(tensors, &files);
         if let Some(known) = memo_key.and_then(|key| self.known.get(&key)) {
+            // As a reading would have: otherwise they would be told as unused.
             weights.mark_used(tensors);
             return Ok(known.digest);
         }
@@ -127,6 +130,8 @@ impl DigestMemo {
         let write = || -> std::io::Result<()> {
             let folder = folder.unwrap_or(Path::new("."));
             std::fs::create_dir_all(folder)?;
+            // Written beside and renamed, so that a process that reads meanwhile never sees half of it. Not synced: it is a
+            // cache.
             let mut file = tempfile::NamedTempFile::new_in(folder)?;
             serde_json::to_writer_pretty(&mut file, &content)?;
             file.persist(&self.path)?;
@@ -139,6 +144,7 @@ impl DigestMemo {
 
 impl Weights {
     fn absolute_files(&self) -> Vec<FileState> {
+        // Relative paths would mean other files from another folder.
         let absolute = |file: &&FileState| FileState {
             path: std::path::absolute(&file.path).unwrap_or_else(|_| file.path.clone()),
             ..(*file).clone()
@@ -146,7 +152,8 @@ impl Weights {
         self.files().iter().map(absolute).collect()
     }
 
-    /// The id of "the digest of these tensors in these files": what lies where, but no content.
+    /// What a digest is remembered under: the files (path, size, time of change) and which tensors are read from where in them.
+    /// `None` if that has no canonical form.
     fn memo_key(
         &self,
         tensors: &[(String, Vec<usize>)],
@@ -161,6 +168,7 @@ impl Weights {
             (
                 f.path.to_string_lossy().into_owned(),
                 f.size_bytes,
+                // As text: JSON numbers are exact up to 2^53 only.
                 f.modified_ns.to_string(),
             )
         };
@@ -169,6 +177,7 @@ impl Weights {
             .iter()
             .map(|(n, s)| (n.as_str(), s.as_slice(), stored(n)))
             .collect();
+        // The digest does not depend on the order, so neither may its key.
         tensors.sort();
         let files = files.iter().map(file).collect();
         Fingerprint::of(&MemoKey { files, tensors }).ok()

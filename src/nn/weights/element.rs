@@ -9,13 +9,13 @@ use safetensors::Dtype;
 /// The names are those of safetensors and GGUF, and part of a digest's definition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ElementType {
-    /// 64 bits.
+    /// 64 bits; read into f32 like all others.
     F64,
-    /// 32 bits.
+    /// 32 bits: no rounding where weights are loaded as F32.
     F32,
-    /// IEEE half.
+    /// IEEE half: 5 bits of exponent, 10 of fraction.
     F16,
-    /// bfloat16.
+    /// bfloat16: the upper half of an f32.
     BF16,
     /// 8 bits, 4 of them exponent; no infinities (`float8_e4m3fn`).
     F8E4M3,
@@ -63,8 +63,7 @@ impl ElementType {
         !matches!(self, Self::Other(_))
     }
 
-    /// Elements of a block, and its bytes; a plain type's block is one element.
-    /// For a type of fewer than 8 bits this is the least whole number of bytes.
+    /// Elements and bytes of a block. A plain type's block is one element, or 8 elements where it has fewer than 8 bits.
     pub(super) fn block(self) -> (usize, usize) {
         match self {
             Self::F64 => (1, 8),

@@ -36,11 +36,11 @@ pub enum Error {
     /// Two files hold a tensor of the same name.
     #[error("tensor `{tensor}` is in both {} and {}: give one of them", first.display(), second.display())]
     Duplicate {
-        /// The tensor.
+        /// Its name in both files.
         tensor: String,
-        /// One file with it.
+        /// The file that was opened first.
         first: PathBuf,
-        /// The other.
+        /// The one opened after it.
         second: PathBuf,
     },
     /// A tensor that the network needs is not there.
@@ -48,7 +48,7 @@ pub enum Error {
     Missing {
         /// The name looked for in the files.
         tensor: String,
-        /// The files.
+        /// The files, as [`super::Weights::describe`] names them.
         files: String,
         /// The nearest name that is there, as a half sentence, or nothing.
         near: String,
@@ -88,7 +88,7 @@ pub enum Error {
         dtype: ElementType,
         /// Its shape there.
         shape: Vec<usize>,
-        /// What is needed.
+        /// What of it the network needs: a part, a half, a row, or the transpose.
         needed: &'static str,
     },
     /// A weight is NaN or infinite.
@@ -110,9 +110,9 @@ pub enum Error {
         path: PathBuf,
         /// The tensor's name there.
         tensor: String,
-        /// The row.
+        /// The row asked for, from 0.
         row: u32,
-        /// How many there are.
+        /// How many rows it has.
         rows: usize,
     },
     /// The tensor could not be made on the device.

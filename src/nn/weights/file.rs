@@ -14,18 +14,18 @@ use super::{Error, gguf, header, scaled};
 
 const INDEX_SUFFIX: &str = ".safetensors.index.json";
 
-/// What tells that a file is still the one that was read.
+/// By what a file is taken to be the one that was read before, without reading it again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileState {
-    /// As it was given.
+    /// The path as it was given; relative if it was.
     pub path: PathBuf,
-    /// Its length.
+    /// The file's length.
     pub size_bytes: u64,
     /// When its content was last changed, in nanoseconds since 1970, as the file system says.
     pub modified_ns: i64,
 }
 
-/// A tensor's place in a file.
+/// A tensor in a file: its type, its shape as stored, and its bytes from `start` to `end` of the file.
 pub(super) struct TensorEntry {
     pub(super) dtype: ElementType,
     pub(super) shape: Vec<usize>,
@@ -43,7 +43,7 @@ pub(super) struct FileContents {
     pub(super) metadata: BTreeMap<String, String>,
 }
 
-/// An open file.
+/// A weights file, mapped, with its header read and checked.
 pub(super) struct WeightsFile {
     pub(super) state: FileState,
     pub(super) tensors: BTreeMap<String, TensorEntry>,
@@ -58,6 +58,7 @@ impl WeightsFile {
             error,
         };
         let file = File::open(path).map_err(io)?;
+        // Of the open file, not of the path: what is mapped is what is described.
         let state = FileState::of(path, &file).map_err(io)?;
         // SAFETY: the bytes are only ever read, as `u8`. Another process that shortens the file meanwhile
         // ends this one (SIGBUS), one that overwrites it changes what is read; neither breaks memory safety
@@ -77,6 +78,7 @@ impl WeightsFile {
             mut tensors,
             metadata,
         } = read.1.map_err(format)?;
+        // Scales and markers are not weights: they would be told as unused tensors.
         scaled::absorb(&mut tensors, &map).map_err(format)?;
         Ok(Self {
             state,
@@ -102,6 +104,7 @@ impl FileState {
         let since = metadata.modified()?.duration_since(std::time::UNIX_EPOCH);
         let modified_ns = match since {
             Ok(after) => i64::try_from(after.as_nanos()).unwrap_or(i64::MAX),
+            // A file system may tell a time before 1970.
             Err(before) => i64::try_from(before.duration().as_nanos()).map_or(i64::MIN, |ns| -ns),
         };
         Ok(Self {
@@ -157,6 +160,7 @@ fn in_folder(folder: &Path) -> Result<PathBuf, Error> {
         p.extension()
             .is_some_and(|e| e == "safetensors" || e == "gguf")
     };
+    // Not several as one: a folder may hold the same model twice, in other types.
     let mut found: Vec<_> = paths.filter(is_weights).collect();
     found.sort();
     match (found.pop(), found.is_empty()) {
@@ -194,6 +198,7 @@ fn shards(index: &Path) -> Result<Vec<PathBuf>, Error> {
     })?;
     let parsed: ShardIndex = serde_json::from_slice(&text)
         .map_err(|e| format(format!("it is not an index of shards ({e})")))?;
+    // A set: each shard is named once for each of its tensors.
     let names: BTreeSet<String> = parsed.weight_map.into_values().collect();
     let mut files = Vec::new();
     for name in names {

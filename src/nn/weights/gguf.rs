@@ -11,17 +11,17 @@ use super::element::{BlockType, ElementType};
 use super::file::{FileContents, TensorEntry};
 use super::header::MAX_HEADER_BYTES;
 
-/// The first bytes.
+/// The first bytes of every GGUF file, of any version.
 pub(super) const MAGIC: &[u8] = b"GGUF";
 
 const DEFAULT_ALIGNMENT: usize = 32;
 const MAX_ALIGNMENT: usize = 1 << 16;
-/// Where no longer value is text that anyone needs (licences and templates are longer).
+/// Longer text values are not kept: licences and chat templates, which nobody asks for.
 const MAX_TEXT: usize = 256;
 /// The shape that a tensor had before it was reshaped to fill whole blocks, by tensor.
 const ORIGINAL_SHAPE: &str = "comfy.gguf.orig_shape.";
 
-/// The values that weights are read by.
+/// What is kept of the header's named values.
 #[derive(Default)]
 struct HeaderValues {
     alignment: Option<u64>,
@@ -34,12 +34,13 @@ struct TensorListing {
     name: String,
     dtype: ElementType,
     shape: Vec<usize>,
-    /// From the start of the data.
+    /// In bytes from the start of the data, not of the file.
     offset: usize,
 }
 
 /// Reads and checks the header of the file behind `map`.
 pub(super) fn read(map: &[u8]) -> Result<FileContents, String> {
+    // A GGUF header does not say how long it is, so it gets the other format's limit.
     let limit = usize::try_from(MAX_HEADER_BYTES).map_or(map.len(), |n| map.len().min(n));
     let mut cursor = Cursor {
         bytes: &map[..limit],
@@ -57,6 +58,7 @@ pub(super) fn read(map: &[u8]) -> Result<FileContents, String> {
         let key = cursor.text()?.to_owned();
         cursor.value(&key, &mut known)?;
     }
+    // No capacity by the claimed count, here and below: it may be anything, and the bytes run out first.
     let mut listed = Vec::new();
     for _ in 0..tensors {
         listed.push(cursor.tensor()?);
@@ -70,6 +72,7 @@ pub(super) fn read(map: &[u8]) -> Result<FileContents, String> {
                 "`general.alignment` is {alignment}, expected a power of 2 up to {MAX_ALIGNMENT}"
             )
         })?;
+    // As gguf-py and llama.cpp: the data begin at the next aligned byte after the list.
     let data_start = cursor.at.next_multiple_of(alignment);
     let tensors = check_places(listed, &known.shapes, data_start, map.len(), alignment)?;
     Ok(FileContents {
@@ -86,6 +89,7 @@ fn check_places(
     length: usize,
     alignment: usize,
 ) -> Result<BTreeMap<String, TensorEntry>, String> {
+    // By place, so that one pass finds overlaps; by name after it, so that a message does not depend on the list's order.
     listed.sort_by(|a, b| (a.offset, &a.name).cmp(&(b.offset, &b.name)));
     let mut entries = BTreeMap::new();
     let mut reached = 0;
@@ -150,7 +154,7 @@ fn original_shape(
     }
 }
 
-/// The type of that number; the error names it.
+/// The element type with this number in `ggml_type`; the error names those that are not read.
 fn element_type(number: u32) -> Result<ElementType, String> {
     Ok(match number {
         0 => ElementType::F32,
@@ -187,7 +191,7 @@ fn element_type(number: u32) -> Result<ElementType, String> {
     })
 }
 
-/// Reads a header from front to back.
+/// A place in the header's bytes; every read is checked against their end.
 struct Cursor<'a> {
     bytes: &'a [u8],
     at: usize,
@@ -241,6 +245,7 @@ impl<'a> Cursor<'a> {
         match kind {
             TEXT => {
                 let length = self.length()?;
+                // Values may have any bytes; only a tensor's name must be text.
                 let text = String::from_utf8_lossy(self.take(length)?);
                 if text.len() <= MAX_TEXT {
                     known.text.insert(key.to_owned(), text.into_owned());
@@ -248,6 +253,8 @@ impl<'a> Cursor<'a> {
             }
             ARRAY => {
                 let (of, count) = (self.u32()?, self.length()?);
+                // Tokenizers' vocabularies are lists of texts: passed over one by one, as their lengths are not known
+                // beforehand.
                 if of == TEXT {
                     for _ in 0..count {
                         let length = self.length()?;
@@ -276,6 +283,7 @@ impl<'a> Cursor<'a> {
     }
 
     fn tensor(&mut self) -> Result<TensorListing, String> {
+        // ggml's own limit (GGML_MAX_DIMS).
         const MAX_DIMENSIONS: u32 = 4;
         let name = self.text()?.to_owned();
         let dimensions = self.u32()?;
@@ -288,7 +296,7 @@ impl<'a> Cursor<'a> {
         for _ in 0..dimensions {
             shape.push(self.length()?);
         }
-        // The fastest dimension comes first there.
+        // GGUF lists the fastest dimension first, the tensors here the slowest.
         shape.reverse();
         let dtype =
             element_type(self.u32()?).map_err(|what| format!("tensor `{name}` is {what}"))?;
@@ -302,7 +310,7 @@ impl<'a> Cursor<'a> {
     }
 }
 
-/// Bytes of a number of this kind.
+/// Bytes of a number or truth value of this kind (`gguf_type` in llama.cpp).
 fn number_bytes(kind: u32, key: &str) -> Result<usize, String> {
     match kind {
         0 | 1 | 7 => Ok(1),

@@ -12,7 +12,7 @@ use serde::Deserialize;
 
 use super::file::{FileContents, TensorEntry};
 
-/// The safetensors format's own limit.
+/// The limit that the safetensors library itself has (`MAX_HEADER_SIZE`).
 pub(super) const MAX_HEADER_BYTES: u64 = 100_000_000;
 
 #[derive(Deserialize)]
@@ -81,6 +81,7 @@ fn check_places(
     data_bytes: usize,
 ) -> Result<BTreeMap<String, TensorEntry>, String> {
     let mut ordered: Vec<_> = tensors.into_iter().collect();
+    // By place, so that one pass finds holes and overlaps; by name after it, because tensors without elements share a place.
     ordered.sort_by(|a, b| (a.1.data_offsets, &a.0).cmp(&(b.1.data_offsets, &b.0)));
     let mut reached = 0;
     let mut entries = BTreeMap::new();
@@ -97,6 +98,7 @@ fn check_places(
             ));
         }
         let elements = info.shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
+        // In bits: some types of safetensors are smaller than a byte.
         let bits = elements.and_then(|n| n.checked_mul(info.dtype.bitsize()));
         if bits != (end - start).checked_mul(8) {
             return Err(format!(
@@ -116,6 +118,8 @@ fn check_places(
         };
         entries.insert(name, entry);
     }
+    // Bytes after the last tensor belong to nothing: the format forbids them, as they could hide another file
+    // (README of safetensors).
     if reached != data_bytes {
         return Err(format!("its tensors end at byte {reached} of {data_bytes}"));
     }

@@ -38,6 +38,7 @@ pub(super) fn absorb(
         } else if leaf == LAYER_MARKER {
             check_format(name, &file[entry.start..entry.end])?;
             marked.push(layer.to_owned());
+        // A tensor that is only called like a scale (a learned `scale_weight`) has no weight beside it.
         } else if !tensors.contains_key(&format!("{layer}weight")) {
             continue;
         } else if SCALES.contains(&leaf.as_str()) {
@@ -53,6 +54,7 @@ pub(super) fn absorb(
             entry.scale = Some(scale);
         }
     }
+    // Without its scale such a weight loads, and is wrong by a factor: a marked file must have all of them.
     let is_bare = |(name, entry): &(&String, &TensorEntry)| {
         let is_marked = marked.iter().any(|scope| name.starts_with(scope));
         let is_small = matches!(entry.dtype, ElementType::F8E4M3 | ElementType::F8E5M2);

@@ -9,7 +9,7 @@ use super::element::ElementType;
 use super::file::{TensorEntry, WeightsFile};
 use super::{Error, Stored, Weights, cast};
 
-/// One tensor's bytes.
+/// A stored tensor that fits, and the bytes of the canonical tensor in it.
 pub(super) struct TensorView<'a> {
     file: &'a WeightsFile,
     name: String,
@@ -29,7 +29,7 @@ impl Weights {
         self.tensor(&view, &view.bytes, shape)
     }
 
-    /// Some rows of a matrix, `[rows.len(), columns]`, reading nothing else of it: an embedding lookup.
+    /// Rows of a matrix of `shape` (rows, columns), as `[rows.len(), columns]`, reading nothing else of it: an embedding's lookup.
     ///
     /// # Errors
     /// As [`Self::get`], or if a row does not exist.
@@ -44,6 +44,7 @@ impl Weights {
         })?;
         let mut bytes = Vec::with_capacity(rows.len() * row_bytes);
         for &row in rows {
+            // Row by row out of the map: a T5's embedding has hundreds of MB, a caption needs a few rows.
             let start = row as usize * row_bytes;
             let Some(found) = view.bytes.get(start..start + row_bytes) else {
                 return Err(Error::Row {
@@ -111,9 +112,11 @@ impl Weights {
             bytes = Cow::Borrowed(&whole[start..start + part.count * piece]);
         }
         if let (true, &[rows, columns]) = (stored.transposed, shape) {
+            // Blocks lie along a row, so a transposed matrix has none of them.
             let (1, element) = entry.dtype.block() else {
                 return Err(not_whole_blocks("the transpose"));
             };
+            // `shape` is the canonical one; the stored bytes have `columns` rows.
             bytes = Cow::Owned(cast::transpose(&bytes, columns, rows, element));
         }
         if stored.swapped {
