@@ -1,9 +1,10 @@
-//! Frozen matrices as they are stored: whole, quantized, or in their file. Whoever multiplies by one asks for its
-//! [`Frozen::dense`] form and drops it afterwards, forward and backward, so a network costs the memory of its kept form
-//! and of one whole matrix.
+//! Frozen weight matrices in one of three forms: whole in memory, quantized in memory, or left in their file.
 //!
-//! A quantized matrix is bytes, each of which names one or two numbers in a table, and a scale for each group of numbers. So
-//! dequantizing is a lookup and a product, whatever the format; see [`Quantization`] for the three there are.
+//! A product, forward or backward, asks for the matrix by [`Frozen::dense`] and drops it afterwards. So a network takes the memory
+//! of its matrices in the form they are kept in, and of one whole matrix beside.
+//!
+//! A quantized matrix is bytes, a table, and a scale for each group of numbers: a byte is a place in the table, where one or two
+//! numbers are. Dequantizing is a lookup and a product, whatever the format; see [`Quantization`] for the three there are.
 
 mod prefetch;
 
@@ -65,7 +66,7 @@ impl From<&Tensor> for Frozen {
 }
 
 impl Frozen {
-    /// The matrix `name` of `weights`, read anew whenever it is used, or ahead of it by the network's reader.
+    /// The matrix `name` of `weights`, which stays in its file: read whenever it is used, ahead of time where `prefetch` guesses it.
     pub fn in_file(weights: &Weights, shape: [usize; 2], name: &str, prefetch: &Prefetch) -> Self {
         let id = prefetch.add(MatrixInFile {
             weights: weights.clone(),
@@ -88,6 +89,7 @@ impl Frozen {
     ) -> Result<Self> {
         let (outputs, inputs) = matrix.dims2()?;
         let group = quantization.group(inputs);
+        // On the CPU and in f32 whatever device computes, so that a matrix has the same codes everywhere.
         let values = matrix.to_device(&Device::Cpu)?.to_dtype(DType::F32)?;
         let values = values.flatten_all()?.to_vec1::<f32>()?;
         if group == 0 || !values.len().is_multiple_of(group) {
@@ -106,7 +108,7 @@ impl Frozen {
         }))))
     }
 
-    /// Outputs and inputs.
+    /// Outputs and inputs, known without reading the matrix.
     ///
     /// # Errors
     ///
@@ -143,6 +145,7 @@ impl Quantized {
                 numbers.reshape((self.scales.dim(0)?, ()))?.broadcast_mul(&self.scales)?
             }
         );
+        // Rounded once, after the scale.
         wide.reshape(&self.shape[..])?.to_dtype(self.dtype)
     }
 
@@ -154,6 +157,7 @@ impl Quantized {
         let (codes, scales): (&[u8], &[f32]) = (&codes, &scales);
         let table = self.table.flatten_all()?.to_vec1::<f32>()?;
         let names = table.len() / 256;
+        // An empty matrix has no scales; the bounds keep it from a division by 0 and from chunks of 0, which rayon refuses.
         let group = self.shape.iter().product::<usize>() / scales.len().max(1);
         let mut out = vec![0f32; self.shape.iter().product()];
         let groups = out
@@ -179,7 +183,7 @@ impl Quantization {
         group > 0 && (outputs * inputs).is_multiple_of(group)
     }
 
-    /// Numbers that share a scale.
+    /// How many neighbours in a row share a scale: a whole row (one output), or a block of NormalFloats.
     fn group(self, inputs: usize) -> usize {
         match self {
             Self::Fp8 | Self::Int8 => inputs,
@@ -187,17 +191,18 @@ impl Quantization {
         }
     }
 
-    /// Bytes that so many numbers are kept in, scales included.
+    /// Bytes of memory that a quantized matrix of this shape takes, scales included, the small table not.
     pub fn bytes(self, [outputs, inputs]: [usize; 2]) -> usize {
         let numbers = outputs * inputs;
         let groups = numbers.div_ceil(self.group(inputs).max(1));
         match self {
+            // 4: a scale is an f32.
             Self::Fp8 | Self::Int8 => numbers + 4 * groups,
             Self::Nf4 => numbers.div_ceil(2) + 4 * groups,
         }
     }
 
-    /// What each byte stands for, before its scale.
+    /// The numbers that each of the 256 bytes stands for before the scale: one, or two for NormalFloats.
     fn table(self) -> Vec<f32> {
         match self {
             Self::Fp8 => (0..=255).map(weights::e4m3).collect(),
@@ -209,7 +214,7 @@ impl Quantization {
         }
     }
 
-    /// Bytes and scales.
+    /// The codes of all numbers, row major, and a scale for each `group` of them.
     fn quantize(self, values: &[f32], group: usize) -> (Vec<u8>, Vec<f32>) {
         let quantized: Vec<(Vec<u8>, f32)> = values
             .par_chunks(group)
@@ -225,11 +230,12 @@ impl Quantization {
 
     fn quantize_group(self, group: &[f32], largest: f32) -> (Vec<u8>, f32) {
         let scale = match self {
+            // 448 is the largest number of float8_e4m3fn; without -128 the 8-bit integers are symmetric around 0.
             Self::Fp8 => largest / 448.0,
             Self::Int8 => largest / 127.0,
             Self::Nf4 => largest,
         };
-        // A group of zeros, and one of numbers too small to have a scale.
+        // The reciprocal of a subnormal scale may be infinite. Such a group, and one of zeros, becomes zeros.
         let over = if scale > 0.0 && scale.is_normal() {
             1.0 / scale
         } else {
@@ -242,11 +248,13 @@ impl Quantization {
                 .collect(),
             Self::Int8 => group
                 .iter()
+                // As torch.round, which the golden file was made with.
                 .map(|x| ((x * over).round_ties_even() + INT8_ZERO) as u8)
                 .collect(),
             Self::Nf4 => group
                 .chunks(2)
                 .map(|pair| {
+                    // The first of two numbers is the upper half of a byte, as in bitsandbytes.
                     let code = |i: usize| pair.get(i).map_or(NF4_ZERO, |x| nf4(x * over));
                     nf4_swapped(code(0) << 4 | code(1))
                 })
@@ -256,15 +264,16 @@ impl Quantization {
     }
 }
 
-// candle's lookup gives zeros for the byte 255. Integers do without it (they are -127 to 127), the floats have no number
-// there, and of the pairs of NormalFloats it stands for two zeros.
+// candle's `index_select` takes the largest index of its type, here 255, as padding and gives zeros for it. So no format may need
+// that byte: the integers are stored plus 127, the NaN of float8 is never stored, and two NormalFloats of 0 exchange bytes with the
+// pair that would have it.
 const INT8_ZERO: f32 = 127.0;
 const NF4_GROUP: usize = 64;
-/// The code of zero.
+/// The place of 0 in [`NF4`].
 const NF4_ZERO: u8 = 7;
 const NF4_ZEROS: u8 = NF4_ZERO << 4 | NF4_ZERO;
 
-/// The pair of codes that a byte stands for, and back.
+/// The byte of a pair of codes, and back: 255 exchanged with the pair of zeros.
 fn nf4_swapped(byte: u8) -> u8 {
     match byte {
         255 => NF4_ZEROS,

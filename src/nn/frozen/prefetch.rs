@@ -1,8 +1,10 @@
-//! Block swap: weight matrices that stay in their file, prefetched by a thread while the one before is computed with.
+//! Block swap: the weight matrices of a network stay in their file, and a thread reads each shortly before it is needed.
 //!
-//! Every training step uses a network's matrices in the same order, forward and backward. So the matrix that followed the last
-//! two requests in the step before is the one to prefetch. Where that guess is wrong (the first step, a validation in between), the
-//! matrix is read when it is asked for: slower, with the same result.
+//! Which matrix is needed next is guessed from the past: training steps ask for the matrices in the same order, forward and then
+//! backward. So the guess is the matrix that followed the last time when the last two requests were the same as now. Two, because
+//! after one request alone it is not clear whether the pass goes forward or backward.
+//!
+//! A wrong guess (in the first step, or around a validation) costs time only: the matrix is read when it is asked for.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -14,10 +16,10 @@ use candle_core::{Error, Result, Tensor};
 use crate::nn::cuda;
 use crate::nn::weights::Weights;
 
-/// Matrices that are prefetched at a time: the next one while one is copied to the GPU. More would only take memory.
+/// How many matrices are read ahead: while one is copied to the GPU, the next is read from the file. A third would only take memory.
 pub const DEPTH: usize = 2;
 
-/// A matrix of a file.
+/// Where a matrix is read from.
 pub(super) struct MatrixInFile {
     pub(super) weights: Weights,
     pub(super) name: String,
@@ -30,7 +32,7 @@ impl MatrixInFile {
         read.map_err(|error| Error::Msg(error.to_string()))
     }
 
-    /// Read on the reader's thread, which may have a transfer stream of its own to the device.
+    /// Reads the matrix on the prefetching thread. On a GPU with our kernels it comes back while it is still being copied.
     fn prefetch(&self, transfer: &mut Transfer) -> Result<Prefetched> {
         #[cfg(feature = "cuda")]
         if let Some(uploads) = transfer.to(self.weights.device())? {
@@ -39,12 +41,13 @@ impl MatrixInFile {
             let read = read.map_err(|error| Error::Msg(error.to_string()))?;
             return Ok(Prefetched::InTransit(uploads.begin(&read)?));
         }
+        // Unused in a build without CUDA.
         let _ = transfer;
         Ok(Prefetched::OnDevice(self.read()?))
     }
 }
 
-/// A matrix that was prefetched: on its device, or on its way there.
+/// A prefetched matrix, on its device or being copied there.
 enum Prefetched {
     OnDevice(Tensor),
     #[cfg(feature = "cuda")]
@@ -52,6 +55,7 @@ enum Prefetched {
 }
 
 impl Prefetched {
+    /// The matrix; what is computed from now on finds it whole.
     fn wait(self) -> Result<Tensor> {
         match self {
             Self::OnDevice(tensor) => Ok(tensor),
@@ -61,10 +65,10 @@ impl Prefetched {
     }
 }
 
-/// How the prefetching thread brings matrices to their device.
+/// How the prefetching thread copies matrices to a GPU.
 #[derive(Default)]
 struct Transfer {
-    /// Looked for at the first matrix; None inside where there is none.
+    /// `None` before the first matrix, `Some(None)` where the device has no uploads of ours.
     #[cfg(feature = "cuda")]
     uploads: Option<Option<cuda::upload::Uploads>>,
 }
@@ -79,7 +83,8 @@ impl Transfer {
     }
 }
 
-/// Reads the matrices of one network. Cheap to clone; its thread ends with the last clone.
+/// The matrices of one network that stay in their file, and the thread that prefetches them. Cheap to clone; the thread ends with
+/// the last clone.
 #[derive(Clone, Default)]
 pub struct Prefetch(Arc<Handle>);
 
@@ -95,17 +100,17 @@ struct Shared {
     changed: Condvar,
 }
 
-/// A matrix, by its place in `State::matrices`.
+/// A matrix's index in [`State::matrices`].
 type MatrixId = usize;
 
 #[derive(Default)]
 struct State {
     matrices: Vec<Arc<MatrixInFile>>,
-    /// What was asked for after each two requests, the last time.
+    /// By two requests in a row, the request that followed them the last time.
     successors: HashMap<(MatrixId, MatrixId), MatrixId>,
-    /// The last two requests, the older first.
+    /// The last two requests, the older first; `None` before the first.
     last_two: Option<(MatrixId, MatrixId)>,
-    /// To be read, the next first.
+    /// What the thread is to read, the next first.
     queue: VecDeque<MatrixId>,
     reading: Option<MatrixId>,
     ready: HashMap<MatrixId, Result<Prefetched>>,
@@ -113,7 +118,7 @@ struct State {
 }
 
 impl Prefetch {
-    /// Takes a matrix in; it is asked for by the number.
+    /// Takes a matrix in; the id is what to ask for it by.
     pub(super) fn add(&self, matrix: MatrixInFile) -> MatrixId {
         let mut state = self.0.shared.lock();
         state.matrices.push(Arc::new(matrix));
@@ -124,15 +129,17 @@ impl Prefetch {
         self.0.shared.lock().matrices[id].shape
     }
 
-    /// A matrix, from what was read ahead if it is there.
+    /// The matrix, prefetched or read now.
     pub(super) fn get(&self, id: MatrixId) -> Result<Tensor> {
         let shared = &self.0.shared;
         let mut state = shared.lock();
+        // Before the matrix is taken: so the thread reads the next ones while this one is waited for and computed with.
         state.record_request(id);
         if !state.queue.is_empty() {
             self.start_reader();
             shared.changed.notify_all();
         }
+        // The thread is at it: waiting is shorter than reading it a second time.
         while state.reading == Some(id) {
             state = shared
                 .changed
@@ -142,6 +149,7 @@ impl Prefetch {
         if let Some(found) = state.ready.remove(&id) {
             return found?.wait();
         }
+        // A wrong guess. Read here and now, without the lock, so that the thread can go on.
         let matrix = Arc::clone(&state.matrices[id]);
         drop(state);
         matrix.read()
@@ -161,7 +169,7 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Reads what is wanted until nobody will want anything.
+    /// Reads what is queued until the last handle is dropped.
     fn prefetch_loop(&self) {
         let mut transfer = Transfer::default();
         let mut state = self.lock();
@@ -175,6 +183,7 @@ impl Shared {
             };
             state.reading = Some(id);
             let matrix = Arc::clone(&state.matrices[id]);
+            // Not held while reading: requests must find what is ready.
             drop(state);
             let read = matrix.prefetch(&mut transfer);
             state = self.lock();
@@ -186,10 +195,11 @@ impl Shared {
 }
 
 impl State {
-    /// Learns from a request and wants what is likely to follow it.
+    /// Learns the order of requests from this one, and queues those that are likely to follow.
     fn record_request(&mut self, id: MatrixId) {
         let before = self.last_two.map_or(id, |(_, last)| last);
         if let Some(last) = self.last_two {
+            // The newest order wins: what a validation changed is right again after one training step.
             self.successors.insert(last, id);
         }
         self.last_two = Some((before, id));
@@ -201,10 +211,11 @@ impl State {
             likely.push(next);
             at = (at.1, next);
         }
+        // What was prefetched by a wrong guess gives its memory back.
         self.ready
             .retain(|ready, _| *ready == id || likely.contains(ready));
         let is_there = |n: &MatrixId| self.ready.contains_key(n) || self.reading == Some(*n);
-        // Twice the same in a row is read once.
+        // A guess of the same matrix twice in a row is read once.
         likely.dedup();
         self.queue = likely.into_iter().filter(|n| !is_there(n)).collect();
     }
@@ -219,7 +230,7 @@ impl Drop for Handle {
             .get_mut()
             .unwrap_or_else(PoisonError::into_inner);
         if let Some(reader) = reader.take() {
-            // Its panic would be a read's: the next request reads again and says why.
+            // If it panicked while reading, the request for that matrix has read it again and said why.
             let _ = reader.join();
         }
     }
