@@ -1,19 +1,20 @@
-//! How pictures become noise: along a straight line (rectified flow) or by the 1000 steps of DDPM.
+//! The two ways in which latents are mixed with noise: the straight line of rectified flow, and the 1000 steps of DDPM.
 //!
-//! A noisy picture is always `alpha * latents + sigma * noise`; a [`Level`] has both factors and the timestep that goes with
-//! them. Training and sampling are written in these once, for flows and for DDPM.
+//! In both, noisy latents are `alpha * latents + sigma * noise`. A [`Level`] is one such mixture: its two factors, and the timestep
+//! that the network is told. Training and sampling are written in terms of levels, so there is one code for both ways.
 
 use candle_core::{Result, Tensor};
 
 use super::timestep::{LossWeighting, TimestepSpec};
 
-/// Steps of a discrete schedule, and the scale of a flow's timesteps.
+/// Steps of DDPM's schedule. A flow's sigma in [0, 1] is told to the network times this.
 pub(super) const TRAINED_STEPS: usize = 1000;
 
-/// Ends of the `scaled_linear` schedule of Stable Diffusion 1 and SDXL: the square roots of beta are evenly spaced.
+/// First and last beta of Stable Diffusion 1 and SDXL (diffusers' `scaled_linear`: between them the square roots of beta are evenly
+/// spaced).
 const BETAS: [f64; 2] = [0.00085, 0.012];
 
-/// What a denoiser predicts.
+/// What a denoiser is trained to predict.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Prediction {
     /// The velocity `noise - latents` of rectified flow (Liu et al., arXiv:2209.03003).
@@ -24,23 +25,23 @@ pub enum Prediction {
     Velocity,
 }
 
-/// A path from pictures to noise, and what is predicted on it.
+/// How latents become noise, and what the denoiser predicts of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Process {
-    /// What is predicted; [`Prediction::Flow`] has the straight path, the others have DDPM's.
+    /// Decides the way too: [`Prediction::Flow`] goes with rectified flow, the others with DDPM.
     pub prediction: Prediction,
-    /// Whether DDPM's last step is pure noise (Lin et al., arXiv:2305.08891).
+    /// Whether DDPM's last step is pure noise (Lin et al., arXiv:2305.08891); of no meaning for a flow.
     pub zero_terminal_snr: bool,
 }
 
-/// One noise level.
+/// One mixture of latents and noise. On a flow `alpha = 1 - sigma`, on DDPM `alpha^2 + sigma^2 = 1`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Level {
     /// The factor of the latents.
     pub alpha: f64,
-    /// The factor of the noise; on a flow this is sigma.
+    /// The factor of the noise.
     pub sigma: f64,
-    /// The network's timestep input.
+    /// The network's timestep input, 0 to 1000; whole only on DDPM.
     pub timestep: f64,
 }
 
@@ -54,7 +55,7 @@ impl Level {
         }
     }
 
-    /// Of `alpha_cumprod`, the share of the latents' variance that is left at `timestep`.
+    /// The level of DDPM at `timestep`, where `alpha_cumprod` of the latents' variance is left.
     pub(super) fn of_variance(alpha_cumprod: f64, timestep: f64) -> Self {
         Self {
             alpha: alpha_cumprod.sqrt(),
@@ -63,7 +64,7 @@ impl Level {
         }
     }
 
-    /// How much stronger the latents are than the noise, as variances.
+    /// Variance of the latents over that of the noise.
     fn signal_to_noise(self) -> f64 {
         (self.alpha / self.sigma).powi(2)
     }
@@ -78,13 +79,14 @@ impl Process {
         }
     }
 
-    /// Whether the path is the straight one.
+    /// Whether it is rectified flow.
     pub fn is_flow(self) -> bool {
         self.prediction == Prediction::Flow
     }
 
     /// `alphas_cumprod`: the share of the latents' variance that is left after each step of DDPM.
     pub(super) fn alphas_cumprod(self) -> Vec<f64> {
+        // In f64: a product of 1000 factors. diffusers forms it in f32, so its last digits differ.
         let [first, last] = BETAS.map(f64::sqrt);
         let slope = (last - first) / (TRAINED_STEPS - 1) as f64;
         let mut kept = 1.0;
@@ -95,7 +97,7 @@ impl Process {
             })
             .collect();
         if self.zero_terminal_snr {
-            // Algorithm 1 of the paper: the roots are moved and stretched so that the first stays and the last is 0.
+            // Algorithm 1 of Lin et al.: the roots are moved and stretched so that the first stays and the last is 0.
             let (start, end) = (all[0].sqrt(), all[TRAINED_STEPS - 1].sqrt());
             for kept in &mut all {
                 *kept = ((kept.sqrt() - end) * start / (start - end)).powi(2);
@@ -104,18 +106,20 @@ impl Process {
         all
     }
 
-    /// The level at a share of the way to noise, in [0, 1]: sigma on a flow, else the step of that number in
-    /// thousandths.
+    /// The level at `share` (in [0, 1]) of the way from latents to noise: the sigma of a flow, or that share of DDPM's steps.
     pub fn level(self, share: f64) -> Level {
         if self.is_flow() {
             return Level::of_flow(share);
         }
+        // A share of 1 would be the step after the last.
         let step = ((share * TRAINED_STEPS as f64) as usize).min(TRAINED_STEPS - 1);
         Level::of_variance(self.alphas_cumprod()[step], step as f64)
     }
 
-    /// The level of a sample in training with latents of (height, width), from its two draws: `uniform` in [0, 1) and
-    /// a standard `normal`. DDPM's steps are visited evenly; `spec` is a flow's.
+    /// The level that one sample of a training step gets, from two random numbers: `uniform` in [0, 1) and a standard `normal`.
+    ///
+    /// For a flow, `spec` says how levels are distributed, which may depend on `size`, the latents' (height, width). DDPM uses
+    /// neither: its steps are drawn evenly.
     pub fn draw(
         self,
         spec: &TimestepSpec,
@@ -128,7 +132,7 @@ impl Process {
         }
     }
 
-    /// What the network is to predict, per sample.
+    /// What the network should have predicted for each sample.
     ///
     /// Shapes: `latents` and `noise` [B, C, H, W], B levels; the result [B, C, H, W].
     ///
@@ -145,14 +149,16 @@ impl Process {
         }
     }
 
-    /// How much a level counts in the loss.
+    /// The factor of a level's loss.
     ///
-    /// With a `min_snr_gamma` (DDPM only): the weight of Hang et al. (arXiv:2303.09556), by which no level counts
-    /// more than one whose signal-to-noise ratio is gamma would as a prediction of the latents.
+    /// `weighting` applies without a `min_snr_gamma`. With one (DDPM only) it is the weight of Hang et al. (arXiv:2303.09556),
+    /// min(SNR, gamma) of a prediction of the latents, written for what this network predicts.
     pub fn weight(self, level: Level, weighting: LossWeighting, min_snr_gamma: Option<f64>) -> f64 {
         let Some(gamma) = min_snr_gamma else {
             return weighting.weight(level.sigma);
         };
+        // At a terminal signal-to-noise of 0 a velocity weighs 0. Noise would weigh 0 / 0; the Experiment refuses to predict it
+        // there.
         let ratio = level.signal_to_noise();
         match self.prediction {
             Prediction::Velocity => ratio.min(gamma) / (ratio + 1.0),
@@ -172,9 +178,10 @@ pub fn add_noise(latents: &Tensor, noise: &Tensor, levels: &[Level]) -> Result<T
     latents.broadcast_mul(&alpha)? + noise.broadcast_mul(&sigma)?
 }
 
-/// What is kept and taken, [B, 1, ..].
+/// Alpha and sigma of each sample, `[B, 1, ..]` to be broadcast over `like`.
 fn factors(like: &Tensor, levels: &[Level]) -> Result<(Tensor, Tensor)> {
     let per_sample = |f: &dyn Fn(&Level) -> f64| {
+        // Rounded to the latents' type only here: levels are f64 throughout.
         let values: Vec<f32> = levels.iter().map(|level| f(level) as f32).collect();
         let mut shape = vec![1; like.rank()];
         shape[0] = levels.len();

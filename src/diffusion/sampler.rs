@@ -20,7 +20,10 @@ pub enum Spacing {
 pub fn euler_sigmas(num_steps: usize, shift: f64, spacing: Spacing) -> Vec<f64> {
     let (last, gaps) = match spacing {
         Spacing::Trained => {
+            // diffusers takes the ends from the schedule that it shifted when it was made, and shifts what it spaces between
+            // them again.
             let last = shift_sigma(1.0 / TRAINED_STEPS, shift);
+            // A single step has no gap, and stands at the beginning: 0 / 1.
             (last, num_steps.saturating_sub(1).max(1))
         }
         Spacing::Even => (0.0, num_steps.max(1)),

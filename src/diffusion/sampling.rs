@@ -1,4 +1,4 @@
-//! Walking back from noise to a picture: the samplers.
+//! The samplers: from noise to a picture, step by step.
 //!
 //! A DDPM's samplers follow the schedule configuration that Stable Diffusion 1.5 and SDXL base are published with, in
 //! diffusers' reading: `beta_schedule = scaled_linear`, `timestep_spacing = leading`, `steps_offset = 1`,
@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::process::{Level, Prediction, Process, TRAINED_STEPS};
 use super::sampler::{Spacing, euler_sigmas};
 
-/// How a sampler walks.
+/// The methods by which a picture is sampled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Sampler {
@@ -29,24 +29,24 @@ pub enum Sampler {
 }
 
 impl Sampler {
-    /// Whether it can walk along this process.
+    /// Whether it samples models of this process: a flow has Euler's method alone here.
     pub fn fits(self, process: Process) -> bool {
         self == Self::Euler || !process.is_flow()
     }
 }
 
-/// One walk, with what it remembers from step to step.
+/// The sampling of one picture (or one batch): its noise levels, and what a multistep method remembers between steps.
 pub struct SamplerRun {
     sampler: Sampler,
     process: Process,
-    /// One more than there are steps; the last is where the walk ends.
+    /// From noise to picture: one more than there are steps.
     levels: Vec<Level>,
-    /// The last step's estimate of the picture.
+    /// The estimate of the picture in the step before; `None` in the first.
     earlier: Option<Tensor>,
 }
 
 impl SamplerRun {
-    /// A walk of so many steps; `shift` and `spacing` are a flow's.
+    /// A run of `steps` steps. `shift` and `spacing` are used for a flow alone.
     ///
     /// # Errors
     /// If the sampler is not for this process, or the schedule has not so many steps.
@@ -74,7 +74,7 @@ impl SamplerRun {
         })
     }
 
-    /// How many steps there are.
+    /// The number of times that [`Self::step`] is to be called.
     pub fn num_steps(&self) -> usize {
         self.levels.len() - 1
     }
@@ -102,10 +102,13 @@ impl SamplerRun {
         }
         let (picture, direction) = self.split(from, x, prediction)?;
         match self.sampler {
+            // On pictures of constant variance Euler's step and DDIM's without noise are one formula; they differ in their
+            // levels.
             Sampler::Euler | Sampler::Ddim => (picture * to.alpha)? + (direction * to.sigma)?,
             Sampler::EulerAncestral => {
                 let (up, down) = ancestral(from, to);
                 let next = ((picture * to.alpha)? + (direction * (down * to.alpha))?)?;
+                // The last step goes to the picture itself: no noise, and no numbers are drawn for it.
                 if up == 0.0 {
                     return Ok(next);
                 }
@@ -115,9 +118,10 @@ impl SamplerRun {
         }
     }
 
-    /// What the prediction says that the picture and the noise in it are.
+    /// The picture and the noise that `x` is made of according to the prediction.
     fn split(&self, level: Level, x: &Tensor, prediction: &Tensor) -> Result<(Tensor, Tensor)> {
         let Level { alpha, sigma, .. } = level;
+        // Solved for latents and noise; alpha^2 + sigma^2 = 1 (Salimans and Ho, appendix D).
         if self.process.prediction == Prediction::Velocity {
             let picture = ((x * alpha)? - (prediction * sigma)?)?;
             return Ok((picture, ((x * sigma)? + (prediction * alpha)?)?));
@@ -135,9 +139,11 @@ impl SamplerRun {
         if to.sigma == 0.0 {
             return Ok(picture);
         }
+        // The paper's lambda; `width` is its h, and `width_before / width` its r.
         let half_log_ratio = |level: Level| (level.alpha / level.sigma).ln();
         let width = half_log_ratio(to) - half_log_ratio(from);
         let mut next = (x * (to.sigma / from.sigma))?;
+        // With many steps h is small, and exp(-h) - 1 would lose its digits.
         let gain = -to.alpha * (-width).exp_m1();
         next = (next + (&picture * gain)?)?;
         let Some(earlier) = earlier else {
@@ -149,8 +155,9 @@ impl SamplerRun {
     }
 }
 
-/// Where DDPM's samplers stop. The last level is the picture (Euler, DPM-Solver), or the schedule's first step (DDIM).
+/// The levels that DDPM's samplers visit. The last is the picture (Euler, DPM-Solver), or the schedule's first step (DDIM).
 fn ddpm_levels(sampler: Sampler, process: Process, steps: usize) -> Result<Vec<Level>> {
+    // All 1000 steps, each one late (`steps_offset`), would visit the last twice; DPM-Solver would have gaps of 0.
     if steps == 0 || steps >= TRAINED_STEPS {
         bail!(
             "expected 1 to {} sampler steps, found {steps}",
@@ -165,11 +172,13 @@ fn ddpm_levels(sampler: Sampler, process: Process, steps: usize) -> Result<Vec<L
     let start = match sampler {
         Sampler::Dpmpp2mKarras => return Ok(karras_levels(&kept, steps)),
         _ if process.zero_terminal_snr => {
+            // As numpy rounds in diffusers: a half to the even number.
             let gap = TRAINED_STEPS as f64 / steps as f64;
             let trailing =
                 |i: usize| (TRAINED_STEPS as f64 - gap * i as f64).round_ties_even() as usize - 1;
             (0..steps).map(trailing).collect::<Vec<_>>()
         }
+        // diffusers' DPM-Solver spaces one step more than is asked for and drops the lowest.
         Sampler::Dpmpp2m => leading(steps, TRAINED_STEPS / (steps + 1), 1),
         _ => leading(steps, TRAINED_STEPS / steps, 0),
     };
@@ -177,6 +186,7 @@ fn ddpm_levels(sampler: Sampler, process: Process, steps: usize) -> Result<Vec<L
         .into_iter()
         .map(|step| Level::of_variance(kept[step], step as f64))
         .collect();
+    // `set_alpha_to_one = false`: DDIM's walk ends at the schedule's first step.
     let end = if sampler == Sampler::Ddim {
         kept[0]
     } else {
@@ -196,6 +206,7 @@ fn leading(steps: usize, gap: usize, first: usize) -> Vec<usize> {
 
 /// Equation 5 of Karras et al. with rho 7, between the ends of the schedule; the timestep input is the nearest step.
 fn karras_levels(kept: &[f64], steps: usize) -> Vec<Level> {
+    // The value that the paper recommends, and diffusers' default.
     const RHO: f64 = 7.0;
     let sigma = |kept: f64| ((1.0 - kept) / kept).sqrt();
     let sigmas: Vec<f64> = kept.iter().map(|&kept| sigma(kept)).collect();
@@ -215,13 +226,15 @@ fn karras_levels(kept: &[f64], steps: usize) -> Vec<Level> {
 /// The step whose noise level is nearest to `sigma` on a logarithmic scale. `sigmas` rises.
 fn nearest_step(sigmas: &[f64], sigma: f64) -> f64 {
     let above = sigmas.partition_point(|&s| s <= sigma);
+    // There is a step on both sides even at the ends, where `share` is clamped.
     let low = above.saturating_sub(1).min(sigmas.len() - 2);
     let (start, end) = (sigmas[low].ln(), sigmas[low + 1].ln());
     let share = ((sigma.ln() - start) / (end - start)).clamp(0.0, 1.0);
     (low as f64 + share).round_ties_even()
 }
 
-/// New noise, and the noise left, of an ancestral step, both against a picture at full strength.
+/// The new noise and the noise left in an ancestral step, both relative to the picture (k-diffusion's `get_ancestral_step` with
+/// eta 1).
 fn ancestral(from: Level, to: Level) -> (f64, f64) {
     let (from, to) = (from.sigma / from.alpha, to.sigma / to.alpha);
     let up = (to * to * (from * from - to * to) / (from * from)).sqrt();

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 /// (black-forest-labs/flux `sampling.py` `get_schedule`): 256 x 256 px and 1024 x 1024 px.
 const LINE: [(f64, f64); 2] = [(256.0, 0.5), (4096.0, 1.15)];
 
-/// Side of a token, in latent pixels.
+/// Side of a token in latent pixels: FLUX.1 packs 2 x 2 of them into one.
 const TOKEN: usize = 2;
 
 /// The shift of a flow's noise levels: `shift * s / (1 + (shift - 1) * s)`.
@@ -16,7 +16,7 @@ const TOKEN: usize = 2;
 pub enum Shift {
     /// The same for every picture; 1 is none.
     Fixed(f64),
-    /// By a rule.
+    /// Another one for each picture, by a rule.
     By(ShiftRule),
 }
 
@@ -30,7 +30,7 @@ pub enum ShiftRule {
 }
 
 impl Shift {
-    /// The shift for latents of `height` by `width`.
+    /// The shift for latents of `height` by `width` latent pixels.
     pub fn at(self, height: usize, width: usize) -> f64 {
         let Self::By(ShiftRule::Resolution) = self else {
             return self.fixed().unwrap_or(1.0);

@@ -11,7 +11,7 @@ use super::Shift;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum TimestepSampling {
-    /// All alike.
+    /// Every level as likely as any other.
     Uniform,
     /// `sigmoid(mean + std * n)` with `n` standard normal.
     LogitNormal,
@@ -19,11 +19,11 @@ pub enum TimestepSampling {
     Mode,
 }
 
-/// How much a noise level counts in the loss, as `compute_loss_weighting_for_sd3` of diffusers.
+/// The factor of a noise level's loss, as `compute_loss_weighting_for_sd3` of diffusers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum LossWeighting {
-    /// All alike.
+    /// 1 at every level.
     None,
     /// `2 / (pi (1 - 2 sigma + 2 sigma^2))`.
     Cosmap,
@@ -32,22 +32,23 @@ pub enum LossWeighting {
 }
 
 impl LossWeighting {
-    /// The weight at `sigma`.
+    /// The factor of the loss at `sigma`, in [0, 1].
     pub fn weight(self, sigma: f64) -> f64 {
         match self {
             Self::None => 1.0,
             Self::Cosmap => {
                 2.0 / (std::f64::consts::PI * (1.0 - 2.0 * sigma + 2.0 * sigma * sigma))
             }
+            // diffusers has no bound here. Without one, a single draw near 0 could outweigh all other samples of a run.
             Self::SigmaSqrt => sigma.max(1e-3).powi(-2),
         }
     }
 }
 
-/// A density with its constants.
+/// How a flow's noise levels are distributed in training.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct TimestepSpec {
-    /// The density.
+    /// The density of the levels before the shift.
     pub sampling: TimestepSampling,
     /// Mean of the normal in [`TimestepSampling::LogitNormal`].
     pub logit_mean: f64,
@@ -55,7 +56,7 @@ pub struct TimestepSpec {
     pub logit_std: f64,
     /// The scale of [`TimestepSampling::Mode`].
     pub mode_scale: f64,
-    /// The shift towards noise.
+    /// How far the drawn levels are shifted towards noise.
     pub shift: Shift,
 }
 
@@ -73,6 +74,7 @@ impl TimestepSpec {
                 1.0 - uniform - self.mode_scale * (cosine * cosine - 1.0 + uniform)
             }
         };
+        // The mode density leaves [0, 1] where its scale is beyond the paper's limits, about -1 to 1.75.
         shift_sigma(u.clamp(0.0, 1.0), self.shift.at(height, width)).max(1e-5)
     }
 }
