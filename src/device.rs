@@ -17,16 +17,16 @@ pub enum Choice {
     /// The first GPU that is there, else the CPU.
     #[default]
     Auto,
-    /// The CPU.
+    /// Never a GPU, even where there is one.
     Cpu,
-    /// The GPU with this number.
+    /// The GPU with this number, as the driver counts them from 0; an error if it cannot be used.
     Cuda(usize),
 }
 
 /// Why a device cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// No device has that name.
+    /// The text is no device's name.
     #[error("expected `auto`, `cpu`, `cuda` or `cuda:N`, found `{0}`")]
     NoSuchName(String),
     /// The program cannot use GPUs.
@@ -60,9 +60,9 @@ impl FromStr for Choice {
 /// An opened device.
 #[derive(Clone, Debug)]
 pub struct Opened {
-    /// The device.
+    /// candle's handle; of a GPU it has a stream of its own.
     pub device: Device,
-    /// What it is called, such as `NVIDIA H200`.
+    /// What the driver calls it, such as `NVIDIA H200`; `cpu` for the CPU.
     pub name: String,
     /// Bytes of memory of a GPU: in all, and free when it was opened. None for the CPU.
     pub memory: Option<(u64, u64)>,
@@ -71,7 +71,7 @@ pub struct Opened {
 }
 
 impl Opened {
-    /// The CPU.
+    /// The CPU, which needs no opening.
     pub fn cpu() -> Self {
         Self {
             device: Device::Cpu,
@@ -100,7 +100,9 @@ pub fn open(choice: Choice, folders: &[PathBuf]) -> Result<Opened, Error> {
         Choice::Cuda(number) => open_cuda(number, folders),
         Choice::Auto => match open_cuda(0, folders) {
             Ok(opened) => Ok(opened),
+            // Without CUDA in the program the CPU is what was built for: nothing to note.
             Err(Error::NotBuilt) => Ok(Opened::cpu()),
+            // A GPU that is there and cannot be used is worth a line: the CPU is far slower.
             Err(error) => Ok(Opened {
                 note: Some(format!("{error}; computing on the CPU")),
                 ..Opened::cpu()
@@ -137,6 +139,7 @@ pub fn free_bytes(device: &Device) -> Option<u64> {
     if let Device::Cuda(gpu) = device {
         return cuda::free_bytes(gpu);
     }
+    // Unused in a build without CUDA.
     let _ = device;
     None
 }

@@ -66,6 +66,7 @@ macro_rules! id_type {
 
             fn from_str(text: &str) -> Result<Self, Error> {
                 let malformed = || Error::Malformed(text.to_owned());
+                // blake3 reads upper case too, but ids are file names and JSON strings: each has one spelling.
                 if text.bytes().any(|b| b.is_ascii_uppercase()) {
                     return Err(malformed());
                 }

@@ -50,6 +50,7 @@ impl Recorder {
 }
 
 fn lock(list: &Mutex<Vec<String>>) -> std::sync::MutexGuard<'_, Vec<String>> {
+    // A list of texts is whole even if a thread panicked while it held the lock, so poison is passed over.
     list.lock()
         .unwrap_or_else(std::sync::PoisonError::into_inner)
 }

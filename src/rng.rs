@@ -49,9 +49,11 @@ impl Rng {
         Self(ChaCha8Rng::from_seed(Self::key(seed, stream, step, sample)))
     }
 
-    /// Its key: for who makes the same numbers elsewhere.
+    /// The key of ChaCha8 at that coordinate, for a GPU's kernel that makes the same numbers.
     pub(crate) fn key(seed: u64, stream: Stream, step: u64, sample: u64) -> [u8; 32] {
         let mut hasher = blake3::Hasher::new();
+        // A prefix of our own, so that no other use of BLAKE3 makes the same key. The numbers are of fixed width, so no two
+        // coordinates make the same bytes.
         hasher.update(b"plumb rng 1");
         hasher.update(&seed.to_le_bytes());
         hasher.update(&(stream as u32).to_le_bytes());
@@ -60,14 +62,17 @@ impl Rng {
         *hasher.finalize().as_bytes()
     }
 
-    /// Uniform in [0, 1), 53 bits.
+    /// Uniform in [0, 1).
     pub fn uniform(&mut self) -> f64 {
+        // 53 bits are what an f64's mantissa holds: every value is exact, and rounding never makes 1 of one.
         (self.0.next_u64() >> 11) as f64 * (1.0 / (1u64 << 53) as f64)
     }
 
     /// Uniform in 0..`bound` without bias. `bound` must not be 0.
     pub fn below(&mut self, bound: u64) -> u64 {
         debug_assert!(bound > 0, "an empty range has no number");
+        // Taken modulo `bound`, the draws past the last whole multiple of it would make small numbers likelier: they are drawn
+        // again.
         let limit = u64::MAX - u64::MAX % bound;
         loop {
             let draw = self.0.next_u64();
@@ -81,6 +86,7 @@ impl Rng {
     pub fn normals(&mut self, count: usize) -> Vec<f32> {
         let mut out = Vec::with_capacity(count + 1);
         while out.len() < count {
+            // `1 - uniform` is in (0, 1], so the logarithm is finite.
             let radius = (-2.0 * (1.0 - self.uniform()).ln()).sqrt();
             let (sin, cos) = (std::f64::consts::TAU * self.uniform()).sin_cos();
             out.push((radius * cos) as f32);
@@ -90,7 +96,7 @@ impl Rng {
         out
     }
 
-    /// One standard normal.
+    /// One standard normal, from two draws; the pair's other one is not kept.
     pub fn normal(&mut self) -> f64 {
         let radius = (-2.0 * (1.0 - self.uniform()).ln()).sqrt();
         radius * (std::f64::consts::TAU * self.uniform()).cos()

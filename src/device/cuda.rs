@@ -8,7 +8,7 @@ use candle_core::{CudaDevice, Device};
 
 use super::{Error, Opened};
 
-/// What the kernels are compiled for, at least.
+/// Ampere's: the first with bf16 on tensor cores, which the kernels are written for.
 const LEAST_CAPABILITY: (i32, i32) = (8, 0);
 
 /// A library, by the names it may have, the newest first, and in what it comes.
@@ -44,6 +44,7 @@ const LIBRARIES: [Library; 4] = [
 ];
 
 pub(super) fn open(number: usize, folders: &[PathBuf]) -> Result<Opened, Error> {
+    // cudarc opens these when it first calls into one, and panics where one is missing.
     for library in LIBRARIES {
         load_library(library, folders)?;
     }
@@ -66,6 +67,7 @@ pub(super) fn open(number: usize, folders: &[PathBuf]) -> Result<Opened, Error> 
         return Err(unusable("the GPU is no CUDA device".to_owned()));
     };
     let context = gpu.cuda_stream().context().clone();
+    // Only for messages, so a driver without names is no error.
     let name = context.name().unwrap_or_else(|_| format!("cuda:{number}"));
     let capability = context
         .compute_capability()
@@ -109,7 +111,7 @@ fn keep_pool(device: sys::CUdevice) -> Result<(), result::DriverError> {
     }
 }
 
-/// Kernels are compiled for one version of CUDA, and an older driver does not take them.
+/// Refuses a driver that is older than the CUDA that kernels are compiled for: it would take none of them.
 fn check_driver() -> Result<(), Error> {
     let mut driver = 0;
     // SAFETY: the library is loaded, and writes one number.
@@ -130,12 +132,13 @@ fn check_driver() -> Result<(), Error> {
 }
 
 pub(super) fn load_compiler(folders: &[PathBuf]) -> Result<(), Error> {
+    // First: NVRTC looks for them the first time it compiles.
     load_builtins(folders);
     load_library(COMPILER, folders)
 }
 
-/// Opens what NVRTC looks for by its name alone when it compiles: where NVRTC itself is opened by its path, the system's loader
-/// would not find it. Where it is not needed, nothing happens.
+/// Opens NVRTC's built-ins from `folders`. NVRTC asks for them by name alone, which the system's loader finds only if they are
+/// open already or lie where it looks. Does nothing where none are there.
 fn load_builtins(folders: &[PathBuf]) {
     for folder in folders {
         let there = std::fs::read_dir(folder).into_iter().flatten().flatten();
@@ -156,6 +159,7 @@ fn load_library((library, names, package): Library, folders: &[PathBuf]) -> Resu
     let in_folders = folders
         .iter()
         .flat_map(|folder| names.iter().map(move |name| folder.join(name)));
+    // The system's loader first: a machine that is set up for CUDA decides which version is used.
     if by_name.chain(in_folders).any(|place| load(&place)) {
         return Ok(());
     }
