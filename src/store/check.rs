@@ -18,16 +18,16 @@ use crate::monitor::Monitor;
 
 const REBUILD: &str = "`plumb store rebuild-index` and encoding again mend it";
 
-/// What a check saw.
+/// What a check found, in counts and problems.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct CheckReport {
     /// Entries that the index names, each once.
     pub entries: u64,
     /// Packs on disk.
     pub packs: u64,
-    /// The bytes of the packs.
+    /// The size of those packs' files.
     pub pack_bytes: u64,
-    /// Whether all payloads were read.
+    /// Whether every payload was compared with its digest; otherwise only headers and the index were read.
     pub read_data: bool,
     /// Entries in packs that no row names: left by an interrupted run, or their index part is gone. Harmless;
     /// `rebuild-index` brings them back, `gc` removes them.
@@ -36,7 +36,7 @@ pub struct CheckReport {
     pub temporary_files: u64,
     /// Packs that `rebuild-index` set aside because something in them is damaged. `gc` removes them.
     pub set_aside_packs: u64,
-    /// What is wrong.
+    /// What is wrong, sorted by file.
     pub problems: Vec<Problem>,
 }
 
@@ -69,6 +69,7 @@ impl Store {
         checker.index(monitor)?;
         checker.runs()?;
         checker.leftovers()?;
+        // Packs are checked in parallel; the report is the same every time.
         checker.report.problems.sort();
         Ok(checker.report)
     }
@@ -77,9 +78,9 @@ impl Store {
 struct Checker {
     layout: Layout,
     report: CheckReport,
-    /// What each sound pack says of its entries: the digest of the record.
+    /// What reading each pack showed, damaged ones included.
     packed: HashMap<Digest, PackFindings>,
-    /// What the index names.
+    /// The entries that the index names, by spec.
     indexed: HashMap<Fingerprint, HashSet<Fingerprint>>,
 }
 
@@ -108,6 +109,7 @@ impl Checker {
         match layout::read_marker(&path) {
             Ok(_) => Ok(()),
             Err(e @ Error::NewerFormat { .. }) => Err(e),
+            // No packs either: then this is no store, and opening it says so in better words.
             Err(_) if !self.layout.packs().is_dir() => {
                 Store::open_with(&self.layout.root, Arc::new(Local)).map(|_| ())
             }
@@ -126,6 +128,7 @@ impl Checker {
     fn specs(&mut self) -> Result<(), Error> {
         let mend = "encoding again or `plumb store rebuild-index` writes it anew";
         for file in disk::list(&self.layout.specs())? {
+            // Files that are not ours are passed over, as readers pass over them.
             let Some(spec) = file.name.strip_suffix(".json").and_then(|n| n.parse().ok()) else {
                 continue;
             };
@@ -137,6 +140,7 @@ impl Checker {
         }
         for spec in self.layout.indexed_specs()? {
             let path = self.layout.spec(&spec);
+            // An index folder alone is no entry: gc leaves it empty.
             if !path.exists() && !self.layout.index_parts(&spec)?.is_empty() {
                 self.problem(
                     &path,
@@ -192,6 +196,7 @@ impl Checker {
         }
         monitor.finish();
         self.report.entries = self.indexed.values().map(|s| s.len() as u64).sum();
+        // Of one spec an entry may be in several packs, so it counts as indexed wherever a row names it.
         let named = |entry: &&Fingerprint| self.indexed.values().any(|all| all.contains(*entry));
         let sound = |found: &PackFindings| -> Vec<Fingerprint> {
             let entries = found
@@ -212,11 +217,13 @@ impl Checker {
         for record in records {
             self.indexed.entry(spec).or_default().insert(record.entry);
             let pack = self.packed.get(&record.pack);
+            // Counted by pack and fault: a lost pack is one problem, not a thousand.
             let what = match pack.map(|p| p.entries.get(&record.entry)) {
                 None => "is missing",
                 Some(None) => "does not hold them",
                 Some(Some(packed)) if *packed != record_digest(record) => "says otherwise of them",
                 Some(Some(_)) => {
+                    // A damaged payload that no row names harms nobody: it is told only here.
                     damaged.extend(
                         pack.and_then(|p| p.damaged.get(&record.entry))
                             .map(|why| (record, why.clone())),
@@ -325,6 +332,7 @@ fn read_payloads(pack: &Digest, map: &[u8], opened: &OpenedPack, findings: &mut 
         }
     }
     let found = Digest::of(map);
+    // A damaged payload changes the file's digest as well: that would be told twice.
     if found != *pack && findings.damaged.is_empty() {
         findings.problems.push(format!(
             "expected content with the digest in the name, found {}; all payloads are sound",
@@ -333,7 +341,7 @@ fn read_payloads(pack: &Digest, map: &[u8], opened: &OpenedPack, findings: &mut 
     }
 }
 
-/// Stands for a record when only equality matters.
+/// Stands for a record where only equality matters, in 32 bytes instead of a caption and its tokens.
 fn record_digest(record: &Record) -> Digest {
     // A record has no map and no NaN, so it always has a JSON form; were it not so, both sides are alike.
     Digest::of(&serde_json::to_vec(record).unwrap_or_default())

@@ -8,11 +8,11 @@ use super::writer::write_index_part;
 use super::{Error, Store};
 use crate::digest::{Digest, Fingerprint};
 
-/// So many small parts of a spec are merged.
+/// Parts of a spec are merged when more than this many of them are small.
 const SMALL_PARTS: usize = 32;
-/// A part of fewer bytes is small.
+/// A part of fewer bytes than this is small.
 const SMALL_BYTES: u64 = 1 << 20;
-/// A merged part has at most so many rows, or one entry's more.
+/// Rows of a merged part; with its last entry it may have a few more.
 pub(super) const MERGED_ROWS: usize = ROWS_LIMIT / 16;
 
 /// Merges the index parts of each spec that has many small ones; gives the number of parts removed.
@@ -29,6 +29,8 @@ pub(super) fn compact(store: &Store) -> Result<usize, Error> {
         }
         Ok(found)
     };
+    // Looked at before the lock is taken, and again under it: nearly always there is nothing to do, and no
+    // writer is to be kept out for that.
     if crowded(store)?.is_empty() {
         return Ok(0);
     }
@@ -50,6 +52,8 @@ fn merge(store: &Store, spec: &Fingerprint, parts: &[Digest]) -> Result<usize, E
             records.extend(found);
         }
     }
+    // The merged part is durable before an old one goes. A kill in between leaves entries twice in
+    // the index, which readers allow.
     let new = write_parts(store, spec, &records)?;
     remove_parts(store, spec, sound.iter().filter(|p| !new.contains(p)))
 }
@@ -64,6 +68,7 @@ pub(super) fn write_parts(
     let (mut start, mut rows) = (0, 0);
     for (i, record) in records.iter().enumerate() {
         rows += record.parts.len();
+        // Cut between entries only: the rows of an entry stand in one part.
         if rows >= MERGED_ROWS || i + 1 == records.len() {
             new.push(write_index_part(store, spec, &records[start..=i])?);
             (start, rows) = (i + 1, 0);

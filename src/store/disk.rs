@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::Error;
 
-/// The changes a store makes. [`Local`] makes them; tests stand between to inject faults.
+/// The changes that a store makes to the disk. [`Local`] makes them; the tests' disks fail or stop at a chosen one.
 pub trait Disk: Send + Sync {
     /// Creates one folder.
     ///
@@ -50,7 +50,7 @@ pub trait Disk: Send + Sync {
     fn open_lock(&self, path: &Path) -> io::Result<File>;
 }
 
-/// The machine's own file system.
+/// The file system as the operating system gives it.
 pub struct Local;
 
 impl Disk for Local {
@@ -79,6 +79,7 @@ impl Disk for Local {
     }
 
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        // Elsewhere a folder cannot be opened as a file; there a rename is as durable as the system makes it.
         if cfg!(unix) {
             File::open(path)?.sync_all()?;
         }
@@ -99,7 +100,7 @@ impl Disk for Local {
     }
 }
 
-/// Files being written begin so; everything that reads a folder passes over them.
+/// The names of files that are being written begin with this; whoever reads a folder passes over them.
 pub(super) const TEMP_PREFIX: &str = ".tmp-";
 
 /// Creates `dir` and what is missing above it, down from `root`, durably.
@@ -113,9 +114,11 @@ pub(super) fn create_dirs(disk: &dyn Disk, root: &Path, dir: &Path) -> Result<()
         create_dirs(disk, root, parent)?;
     }
     match disk.create_dir(dir) {
+        // Another process made it meanwhile.
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
         other => other.map_err(|e| Error::io("create the folder", dir, e))?,
     }
+    // The name of a new folder is in its parent: without this sync a power cut takes the folder with all that is in it.
     match dir.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => disk
             .sync_dir(parent)
@@ -136,6 +139,7 @@ pub(super) fn write_once(
     let target = dir.join(name);
     let placed = written
         .and_then(|file| {
+            // Bytes before the name: after a power cut a name that is there must have all its bytes.
             disk.sync_file(&file, &temp)
                 .map_err(|e| Error::io("sync", &target, e))
         })
@@ -148,6 +152,7 @@ pub(super) fn write_once(
         let _ = disk.remove(&temp);
         return placed;
     }
+    // Only now is the rename itself durable, so only now may a row name this file.
     disk.sync_dir(dir)
         .map_err(|e| Error::io("sync the folder", dir, e))
 }
@@ -158,6 +163,7 @@ type Written = (std::path::PathBuf, Result<File, Error>);
 fn write_temp(disk: &dyn Disk, dir: &Path, chunks: &[&[u8]]) -> Result<Written, Error> {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     loop {
+        // Only uniqueness is asked of the counter, no order.
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let temp = dir.join(format!("{TEMP_PREFIX}{}-{number}", std::process::id()));
         match disk.write_new(&temp, chunks) {
@@ -185,13 +191,14 @@ pub(super) fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>, Error> {
         ));
     }
     let mut bytes = Vec::with_capacity(usize::try_from(length_bytes).unwrap_or(0));
+    // The file may grow while it is read.
     file.take(limit)
         .read_to_end(&mut bytes)
         .map_err(|e| Error::io("read", path, e))?;
     Ok(bytes)
 }
 
-/// A file or folder's name and size, as a listing gives them.
+/// A file or folder as a listing has it. `modified` is `None` where the file system does not tell.
 pub(super) struct ListedFile {
     pub(super) name: String,
     pub(super) bytes: u64,

@@ -34,7 +34,7 @@ pub enum Error {
     Io {
         /// What was tried, as a verb.
         action: &'static str,
-        /// On what.
+        /// The file or folder it was tried on.
         path: PathBuf,
         /// What the system said.
         cause: io::Error,
@@ -54,9 +54,9 @@ pub enum Error {
     Damaged {
         /// The encoder's or latents' spec.
         spec: Fingerprint,
-        /// The entry.
+        /// The entry that cannot be read.
         entry: Fingerprint,
-        /// The file at fault.
+        /// The pack or index part at fault.
         path: PathBuf,
         /// What differs.
         why: String,
@@ -64,7 +64,7 @@ pub enum Error {
     /// What was given to be stored cannot be stored.
     #[error("cannot store `{source_text}` under spec {spec}{}: {why}", part.as_ref().map(|p| format!(", part {p}")).unwrap_or_default())]
     Unfit {
-        /// The spec.
+        /// The spec it was to be stored under.
         spec: Fingerprint,
         /// The caption, or what stands for it.
         source_text: String,
@@ -78,7 +78,7 @@ pub enum Error {
     Busy {
         /// The store.
         path: PathBuf,
-        /// Who holds the lock.
+        /// What the other process may be doing, as a clause.
         holder: &'static str,
     },
     /// The request makes no sense or would do harm.
@@ -126,6 +126,7 @@ impl Error {
 fn is_full(cause: &io::Error) -> bool {
     matches!(
         cause.kind(),
+        // A quota is a full disk to whoever has it.
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
     )
 }
@@ -133,6 +134,7 @@ fn is_full(cause: &io::Error) -> bool {
 fn is_read_only(cause: &io::Error) -> bool {
     matches!(
         cause.kind(),
+        // A read-only mount, or a store that belongs to somebody else: both can be read.
         io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied
     )
 }

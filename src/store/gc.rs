@@ -23,25 +23,25 @@ use crate::monitor::Monitor;
 
 /// A pack is rewritten when more than this share of its payload bytes is unused.
 const UNUSED_SHARE: f64 = 0.05;
-/// A pack of fewer bytes is small.
+/// A pack of fewer bytes than this is small.
 const SMALL_PACK_BYTES: u64 = 8 << 20;
-/// So many small packs of a spec are merged.
+/// Packs of a spec are merged when more than this many of them are small.
 const SMALL_PACKS: usize = 32;
 
-/// What may go.
+/// What garbage collection may remove.
 #[derive(Clone, Copy, Debug)]
 pub struct GcOptions {
-    /// The present moment.
+    /// The present time, which the library does not look up itself; ages are counted back from it.
     pub now: SystemTime,
     /// Files younger than this stay, whether used or not: what was just encoded is perhaps used soon.
     pub grace: Duration,
-    /// Only tell.
+    /// Whether to report what would go and change nothing.
     pub dry_run: bool,
     /// Go on when there is no run at all, that is, remove everything older than the grace age.
     pub without_runs: bool,
 }
 
-/// What went.
+/// What garbage collection removed, or would remove.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct GcReport {
     /// Whether this is only what would be done.
@@ -56,7 +56,7 @@ pub struct GcReport {
     pub packs_removed: u64,
     /// Packs of which a part was kept, in new packs.
     pub packs_rewritten: u64,
-    /// Bytes of packs freed.
+    /// Bytes by which the packs shrink in all; index parts are not counted.
     pub bytes_freed: u64,
     /// Files removed that interrupted writes left, or that `rebuild-index` set aside.
     pub leftovers_removed: u64,
@@ -64,12 +64,12 @@ pub struct GcReport {
     pub problems: Vec<Problem>,
 }
 
-/// What is to be done, decided before anything is touched.
+/// What garbage collection is going to do, decided before anything is touched.
 struct GcPlan {
     packs: BTreeMap<Digest, ListedFile>,
-    /// The parts there are, and the rows that stay.
+    /// By spec: the index parts there are, and the rows that stay.
     specs: BTreeMap<Fingerprint, (Vec<Digest>, Vec<Record>)>,
-    /// Whether rows of a spec went.
+    /// Specs of which some rows go.
     thinned: HashSet<Fingerprint>,
     rewrite: HashSet<Digest>,
     remove: HashSet<Digest>,
@@ -83,6 +83,7 @@ impl Store {
     /// If no run protects anything (unless allowed), if a run or index part cannot be understood, if a writer is
     /// at work, or if the store cannot be written. Whatever the error, no kept entry is lost.
     pub fn gc(&self, options: &GcOptions, monitor: &dyn Monitor) -> Result<GcReport, Error> {
+        // Telling needs no lock: nothing is changed, and it may be told of a store that is being written.
         let _lock = if options.dry_run {
             None
         } else {
@@ -112,6 +113,7 @@ impl Store {
                 roots.extend(entries.into_iter().map(|e| (spec, e)));
             }
         }
+        // Without a run everything would be rubbish: more likely the folder of runs is not there than that nothing is wanted.
         if roots.is_empty() && !options.without_runs {
             return Err(Error::Refused(format!(
                 "no run in {} uses any entry, so everything would go; encode or train first, or say --without-runs",
@@ -127,6 +129,7 @@ impl Store {
         roots: &HashSet<(Fingerprint, Fingerprint)>,
         report: &mut GcReport,
     ) -> Result<GcPlan, Error> {
+        // A time that is unknown or in the future counts as young: what is kept wrongly goes next time.
         let is_old = |file: &ListedFile| {
             let age = file
                 .modified
@@ -157,6 +160,7 @@ impl Store {
         let mut used: HashMap<Digest, u64> = HashMap::new();
         for (spec, (records, parts)) in rows {
             let total = records.len();
+            // A young pack keeps its entries: its run may not be written yet.
             let kept = self.keep(records, &mut used, |r| {
                 roots.contains(&(spec, r.entry))
                     || plan.packs.get(&r.pack).is_some_and(|f| !is_old(f))
@@ -171,12 +175,14 @@ impl Store {
         }
         for (pack, file) in &plan.packs {
             match used.get(pack) {
+                // No row names it. A young one may be a writer's whose rows are still to come.
                 None if is_old(file) => _ = plan.remove.insert(*pack),
                 None => {}
                 Some(0) => _ = plan.remove.insert(*pack),
                 Some(kept) => {
                     let all = self.payload_bytes(pack, file.bytes);
                     let unused = all.saturating_sub(*kept);
+                    // Copying a whole pack to win a few bytes is not worth it.
                     if unused as f64 > all as f64 * UNUSED_SHARE {
                         plan.rewrite.insert(*pack);
                         report.bytes_freed += unused;
@@ -202,6 +208,7 @@ impl Store {
         let mut records = Vec::new();
         for part in parts {
             let found = decode_part(&self.layout, spec, part, index::records).map_err(|e| {
+                // Entries of a part that cannot be read would look like unused payloads, and go.
                 Error::Refused(format!(
                     "{e}; run `plumb store rebuild-index` before cleaning up"
                 ))
@@ -221,11 +228,13 @@ impl Store {
     ) -> Vec<Record> {
         let mut kept: Vec<Record> = Vec::new();
         for record in records {
+            // A pack of which nothing stays is known with 0 bytes, unlike one that no row names.
             used.entry(record.pack).or_default();
             if !wanted(&record) {
                 continue;
             }
             match kept.last_mut().filter(|last| last.entry == record.entry) {
+                // Of two copies the one that reads back stays; reading it is the only way to know.
                 Some(last) if self.is_sound(last) => {}
                 Some(last) => *last = record,
                 None => kept.push(record),
@@ -242,6 +251,7 @@ impl Store {
     fn payload_bytes(&self, pack: &Digest, file_bytes: u64) -> u64 {
         let map = packed::map_file(&self.layout.pack(pack)).ok();
         let length = map
+            // The first 8 bytes of a safetensors file are its header's length.
             .and_then(|m| m.first_chunk().copied())
             .map_or(0, u64::from_le_bytes);
         file_bytes.saturating_sub(length).saturating_sub(8)
@@ -284,6 +294,7 @@ impl Store {
             let (moving, mut rows): (Vec<_>, Vec<_>) = kept
                 .into_iter()
                 .partition(|r| plan.rewrite.contains(&r.pack));
+            // Nothing of it changes, and it has one part: its index stays as it is. Several are made one while we are at it.
             if moving.is_empty() && !plan.thinned.contains(&spec) && parts.len() < 2 {
                 continue;
             }
@@ -291,6 +302,7 @@ impl Store {
             plan.rewrite.retain(|pack| !stuck.contains(pack));
             rows.sort_by_key(|r| (r.entry, r.pack));
             new_packs.extend(rows.iter().map(|r| r.pack));
+            // Sorted, so that the same rows make the same part: one that is there already is then not removed below.
             let new = write_parts(self, &spec, &rows)?;
             remove_parts(self, &spec, parts.iter().filter(|p| !new.contains(p)))?;
         }
@@ -336,6 +348,7 @@ impl Store {
                     report
                         .problems
                         .push(self.problem(&pack, format!("not repacked: {e}")));
+                    // Its rows stay with it: of a pack that cannot be opened nothing can be moved.
                     rows.extend(records);
                     stuck.insert(pack);
                     continue;
@@ -377,6 +390,7 @@ impl Store {
 
     fn remove_file(&self, path: &std::path::Path) -> Result<(), Error> {
         match self.disk.remove(path) {
+            // Whoever removed it, it is gone.
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
             other => other.map_err(|e| Error::io("remove", path, e)),
         }

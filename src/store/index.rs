@@ -28,11 +28,11 @@ use super::tensor::Summary;
 use super::{Error, TOOL, layout};
 use crate::digest::{Digest, Fingerprint};
 
-/// No part has more rows.
+/// The most rows of a part: four million.
 pub(super) const ROWS_LIMIT: usize = 1 << 22;
-/// No part is larger.
+/// The largest part, in bytes of the file.
 pub(super) const PART_LIMIT_BYTES: u64 = 1 << 30;
-/// Rows decoded at once: with the longest captions, half a gigabyte.
+/// Rows decoded at once. With the longest captions allowed these take half a gigabyte, so not more.
 const BATCH_ROWS: usize = 2048;
 
 const KEY_VERSION: &str = "plumb.version";
@@ -95,15 +95,18 @@ fn try_encode(
     let mut properties = WriterProperties::builder()
         .set_compression(Compression::ZSTD(ZstdLevel::try_new(3)?))
         .set_created_by(TOOL.to_owned())
+        // Readers take whole columns: statistics of ranges would serve nobody.
         .set_statistics_enabled(EnabledStatistics::None)
         .set_key_value_metadata(Some(vec![
             KeyValue::new(KEY_VERSION.to_owned(), layout::FORMAT_VERSION.to_string()),
             KeyValue::new(KEY_SPEC.to_owned(), spec.to_string()),
         ]));
+    // Values that never repeat gain nothing by a dictionary.
     for unique in ["digest", "tensor"] {
         properties = properties.set_column_dictionary_enabled(ColumnPath::from(unique), false);
     }
     let mut writer = ArrowWriter::try_new(Vec::new(), schema.clone(), Some(properties.build()))?;
+    // In batches, so that the columns of all records are not in memory twice.
     for some in records.chunks(BATCH_ROWS) {
         writer.write(&RecordBatch::try_new(schema.clone(), columns(some))?)?;
     }
@@ -194,7 +197,7 @@ fn shapes<'a>(rows: impl Iterator<Item = (&'a Record, &'a PartRecord)>) -> ListA
     lists.finish()
 }
 
-/// What it takes to read one payload.
+/// A row as far as it takes to read its payload; `part.tensor` and `part.summary` are empty.
 pub(super) struct PayloadRow {
     pub(super) token_count: u32,
     pub(super) truncated: bool,
@@ -209,6 +212,7 @@ pub(super) fn presence(bytes: Bytes, spec: &Fingerprint) -> Result<Vec<EntryRows
         let counts = batch["parts"].as_primitive::<UInt32Type>();
         let packs = text(batch, "pack");
         let (offsets, lengths) = (u64s(batch, "offset"), u64s(batch, "length"));
+        // Rows of one pack stand together: its digest is parsed once for all of them.
         let mut last: Option<(&str, Digest)> = None;
         for i in 0..batch.num_rows() {
             let pack = match last {
@@ -247,6 +251,7 @@ pub(super) fn payloads(bytes: Bytes, spec: &Fingerprint) -> Result<Vec<PayloadRo
 
 /// All of a part.
 pub(super) fn records(bytes: Bytes, spec: &Fingerprint) -> Result<Vec<Record>, String> {
+    // Which rows belong together is checked there, once for all; here it is relied on.
     let groups = presence(bytes.clone(), spec)?;
     let mut groups = groups.into_iter();
     let mut found: Vec<Record> = Vec::new();
@@ -345,6 +350,7 @@ fn read(
     wanted: &[&str],
     mut each: impl FnMut(&RecordBatch) -> Result<(), String>,
 ) -> Result<(), String> {
+    // The digest vouches for chance damage only: whoever writes a file can name it by its digest.
     super::contain(|| {
         let builder = ParquetRecordBatchReaderBuilder::try_new(bytes).map_err(|e| e.to_string())?;
         check_file(&builder, spec)?;
@@ -372,6 +378,7 @@ fn check_file(
             .and_then(|kv| kv.value.as_deref())
             .ok_or_else(|| format!("metadata `{key}`: expected, not found"))
     };
+    // No number is no version that we know: 0 is refused below.
     let version = field(KEY_VERSION)?.parse().unwrap_or(0);
     if !(1..=layout::FORMAT_VERSION).contains(&version) {
         return Err(format!(
@@ -389,6 +396,7 @@ fn check_file(
         .metadata()
         .row_groups()
         .iter()
+        // The row groups and the file each say how many rows there are; a hostile file can make them differ.
         .map(|g| g.num_rows().max(0))
         .fold(0, i64::saturating_add);
     if rows > ROWS_LIMIT as i64 || rows != file.num_rows() {
@@ -396,6 +404,7 @@ fn check_file(
             "expected at most {ROWS_LIMIT} rows, as many as the header says, found {rows}"
         ));
     }
+    // Columns that we do not know are allowed, ours must be as they are: the code below takes columns by name and type.
     for field in schema().fields() {
         match builder.schema().field_with_name(field.name()) {
             Ok(found) if found.data_type() == field.data_type() && !found.is_nullable() => {}

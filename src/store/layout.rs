@@ -14,7 +14,7 @@ pub const FORMAT_VERSION: u64 = 1;
 /// The name of the format, in `store.json`.
 const FORMAT_NAME: &str = "plumb-store";
 
-/// No small JSON file of ours is larger.
+/// The largest `store.json` or spec that is read, so that a wrong file is not taken into memory whole.
 const JSON_LIMIT_BYTES: u64 = 4 << 20;
 
 /// The paths inside one store.
@@ -49,6 +49,7 @@ impl Layout {
     }
 
     pub(super) fn pack_dir(&self, pack: &Digest) -> PathBuf {
+        // 256 folders, as git and restic have them, so that none comes to hold thousands of files.
         self.packs().join(&pack.to_string()[..2])
     }
 
@@ -100,6 +101,7 @@ impl Layout {
                 packs.extend(
                     named_by_digest(disk::list(&dir)?, ".safetensors")
                         .into_iter()
+                        // A pack in another folder would be found by listing and not by its name.
                         .filter(|(pack, _)| self.pack_dir(pack) == dir),
                 );
             }
@@ -107,7 +109,7 @@ impl Layout {
         Ok(packs)
     }
 
-    /// The folders that hold files of ours.
+    /// All folders in which files are written, and interrupted writes can be left.
     pub(super) fn folders(&self) -> Result<Vec<PathBuf>, Error> {
         let mut folders = vec![self.root.clone(), self.specs(), self.runs()];
         for parent in [self.packs(), self.index()] {
@@ -148,6 +150,7 @@ struct Marker {
 
 /// The bytes of `store.json`.
 pub(super) fn marker_bytes() -> Vec<u8> {
+    // By hand: these bytes are part of the format, whatever a serializer does with spaces.
     format!("{{\"format\":\"{FORMAT_NAME}\",\"version\":{FORMAT_VERSION}}}\n").into_bytes()
 }
 
@@ -178,11 +181,13 @@ pub(super) fn read_marker(path: &Path) -> Result<u64, Error> {
 pub(super) fn holds_anything(layout: &Layout) -> Result<bool, Error> {
     Ok(disk::list(&layout.root)?
         .iter()
+        // Left by a creation that was interrupted: trying again must work.
         .any(|f| f.name != "lock" && !f.name.starts_with(disk::TEMP_PREFIX)))
 }
 
 /// Refuses a version newer than this program's.
 pub(super) fn check_version(path: &Path, found: u64) -> Result<(), Error> {
+    // Refused, not read as far as possible: a newer format may mean something else by the same words.
     if found > FORMAT_VERSION {
         return Err(Error::NewerFormat {
             path: path.to_owned(),
@@ -203,6 +208,7 @@ pub(super) fn check_version(path: &Path, found: u64) -> Result<(), Error> {
 pub(super) fn read_spec(path: &Path, spec: &Fingerprint) -> Result<Vec<u8>, Error> {
     let bytes = disk::read_bounded(path, JSON_LIMIT_BYTES)?;
     let found = blake3::hash(&bytes);
+    // Compared as bytes: it is a digest of the file and a fingerprint of the spec, as the file is the canonical form.
     if found.as_bytes() != spec.as_bytes() {
         return Err(Error::malformed(
             path,

@@ -14,7 +14,7 @@ const CLEANER: &str =
     "another process is removing or rewriting files (gc, rebuild-index or compaction)";
 const WRITER: &str = "another process is adding entries or cleaning up";
 
-/// Held by a writer for as long as it lives; released when dropped, or when the process ends in any way.
+/// A lock that is held until it is dropped, or until the process ends in any way. `None` inside where the file system has no locks.
 pub(super) struct Lock(Option<File>);
 
 /// Taken by a writer: any number at once.
@@ -22,6 +22,7 @@ pub(super) fn shared(disk: &dyn Disk, layout: &Layout) -> Result<Lock, Error> {
     let file = open(disk, layout)?;
     match file.try_lock_shared() {
         Ok(()) => Ok(Lock(Some(file))),
+        // Told, not waited for: cleaning may take minutes.
         Err(TryLockError::WouldBlock) => Err(busy(layout, CLEANER)),
         // A file system without locks: adding is safe as it is.
         Err(TryLockError::Error(e)) if e.kind() == ErrorKind::Unsupported => Ok(Lock(None)),
@@ -32,6 +33,7 @@ pub(super) fn shared(disk: &dyn Disk, layout: &Layout) -> Result<Lock, Error> {
 /// Taken to remove files: one, and no writer beside.
 pub(super) fn exclusive(disk: &dyn Disk, layout: &Layout) -> Result<Lock, Error> {
     let file = open(disk, layout)?;
+    // Without locks (an error here) nothing is removed: a writer beside could not be seen.
     match file.try_lock() {
         Ok(()) => Ok(Lock(Some(file))),
         Err(TryLockError::WouldBlock) => Err(busy(layout, WRITER)),

@@ -130,6 +130,7 @@ impl Store {
             root: path.to_owned(),
         };
         if !layout.marker().exists() {
+            // A folder of something else: most likely a wrong path.
             if layout::holds_anything(&layout)? {
                 return Err(no_marker(&layout));
             }
@@ -139,7 +140,7 @@ impl Store {
         Self::open_with(path, disk)
     }
 
-    /// The folder.
+    /// The folder it was opened in.
     pub fn path(&self) -> &Path {
         &self.layout.root
     }
@@ -173,6 +174,7 @@ impl Store {
 fn create_root(disk: &dyn Disk, path: &Path) -> Result<(), Error> {
     let top = path
         .ancestors()
+        // The empty path is the current folder, above a relative one.
         .find(|a| a.as_os_str().is_empty() || a.is_dir())
         .unwrap_or(path);
     disk::create_dirs(disk, top, path)
@@ -198,6 +200,7 @@ fn no_marker(layout: &Layout) -> Error {
 /// # Errors
 /// If the file or a folder cannot be written.
 pub fn write_file(path: &Path, chunks: &[&[u8]]) -> Result<(), Error> {
+    // A bare file name has no parent to write and sync in.
     let path = std::path::absolute(path).map_err(|e| Error::io("find", path, e))?;
     let folder = path.parent().unwrap_or(Path::new("/"));
     let name = path.file_name().unwrap_or_default().to_string_lossy();
@@ -208,6 +211,7 @@ pub fn write_file(path: &Path, chunks: &[&[u8]]) -> Result<(), Error> {
 /// Runs a decoder on bytes that may be hostile. Ours do not panic on any input that we know; this makes that
 /// of the libraries below, too, cost the one file only.
 fn contain<T>(decode: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+    // Unwind safe: what a decoder leaves half done is its own and dropped.
     std::panic::catch_unwind(std::panic::AssertUnwindSafe(decode))
         .unwrap_or_else(|_| Err("the decoder gave up on it".to_owned()))
 }

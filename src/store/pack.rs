@@ -13,11 +13,11 @@ use super::tensor::{ElementType, Summary, TensorBytes};
 use super::{Error, TOOL, layout};
 use crate::digest::{Digest, Fingerprint};
 
-/// No pack is larger, header and all.
+/// The largest pack, header included.
 pub const PACK_LIMIT_BYTES: usize = 256 << 20;
-/// No header is larger: the official readers stop at 100 MB.
+/// The largest header of a pack. The safetensors library refuses headers above 100 MB.
 const HEADER_LIMIT_BYTES: usize = 32 << 20;
-/// More than a tensor's own entry in the header takes: its name, type, shape and offsets.
+/// An upper bound of a tensor's own entry in the header: its name, type, shape and offsets.
 const TENSOR_HEADER_BYTES: usize = 512;
 
 pub(super) const KEY_VERSION: &str = "plumb.version";
@@ -59,7 +59,7 @@ pub(super) struct PackBuilder {
     header_bytes: usize,
 }
 
-/// A pack ready to be written: its name, its bytes, and its rows.
+/// A pack ready to be written: its name, its bytes in pieces, and its rows for the index.
 pub(super) struct SealedPack<'a> {
     pub(super) digest: Digest,
     header: Vec<u8>,
@@ -78,6 +78,7 @@ impl SealedPack<'_> {
 impl PackBuilder {
     pub(super) fn new(spec: Fingerprint, spec_json: String) -> Self {
         Self {
+            // Quotes and backslashes double when the spec's JSON becomes a string in the header; the rest is room for fixed keys.
             header_bytes: 4096 + 2 * spec_json.len(),
             spec,
             spec_json,
@@ -107,6 +108,7 @@ impl PackBuilder {
         limit: usize,
     ) -> bool {
         let header = self.header_bytes + header_bytes;
+        // By an upper estimate: the header's true length is known only when the pack is laid out.
         header > HEADER_LIMIT_BYTES || self.payload_bytes + payload_bytes + header > limit
     }
 
@@ -115,6 +117,7 @@ impl PackBuilder {
         let mut parts = BTreeMap::new();
         for (name, tensor) in &entry.parts {
             let summary = Summary::of(tensor.dtype, &tensor.bytes);
+            // Refused when it is made: stored, it would end trainings that begin much later.
             if summary.non_finite > 0 {
                 let why = format!(
                     "expected finite values, found {} that are NaN or infinite among {}",
@@ -192,6 +195,7 @@ impl PackBuilder {
         order.sort_by_key(|at| std::cmp::Reverse(tensor(at).dtype.size_bytes()));
 
         let mut header = serde_json::Map::new();
+        // By entry and tensor: records list parts in the entry's order, the file has them by element size.
         let mut starts = BTreeMap::new();
         let mut end = 0usize;
         for at in &order {
@@ -204,9 +208,11 @@ impl PackBuilder {
                 serde_json::json!({"dtype": tensor.dtype.name(), "shape": tensor.shape, "data_offsets": [start, end]}),
             );
         }
+        // JSON objects are sorted here, so the same entries in the same order make the same bytes.
         header.insert("__metadata__".to_owned(), self.metadata()?);
         let header = frame_header(&header)?;
         let payloads: Vec<&[u8]> = order.iter().map(|at| tensor(at).bytes.as_slice()).collect();
+        // In pieces, as they will be written: a pack of 256 MiB is not copied together to be digested.
         let mut hasher = blake3::Hasher::new();
         hasher.update(&header);
         for payload in &payloads {
@@ -242,6 +248,7 @@ impl PackBuilder {
     ) -> Vec<Record> {
         let place = |(e, t): (usize, usize)| {
             let (name, tensor) = &self.entries[e].tensors[t];
+            // From the file's start, not the data's: a reader gets a payload without parsing the header.
             let offset = header_len + starts.get(&(e, t)).copied().unwrap_or(0);
             (
                 name.clone(),
@@ -296,7 +303,7 @@ pub(super) fn to_record(
     }
 }
 
-/// More than the header takes for an entry: text may double when it is quoted twice.
+/// An upper bound of what an entry takes in the header. It is JSON in a JSON string, so a quote in a caption becomes four bytes.
 pub(super) fn record_bytes(source: &str, key: &str, tokens: usize, parts: usize) -> usize {
     1024 + 4 * (source.len() + key.len()) + 12 * tokens + parts * (TENSOR_HEADER_BYTES + 512)
 }
@@ -304,6 +311,7 @@ pub(super) fn record_bytes(source: &str, key: &str, tokens: usize, parts: usize)
 /// The length in 8 bytes, then JSON, then spaces up to a multiple of 8.
 fn frame_header(header: &serde_json::Map<String, serde_json::Value>) -> Result<Vec<u8>, Error> {
     let json = serde_json::to_vec(header).map_err(unserializable)?;
+    // So that payloads of 8-byte elements are aligned in the mapped file, as the safetensors library pads too.
     let padded = json.len().next_multiple_of(8);
     let mut framed = Vec::with_capacity(8 + padded);
     framed.extend_from_slice(&(padded as u64).to_le_bytes());

@@ -29,7 +29,7 @@ pub(super) fn map_file(path: &Path) -> Result<Mmap, Error> {
     unsafe { Mmap::map(&file) }.map_err(|e| Error::io("map", path, e))
 }
 
-/// A pack that was opened to be read as a whole.
+/// A pack's header, read and checked: what its entries are and where their payloads begin. No payload was read.
 pub(super) struct OpenedPack {
     pub(super) spec: Fingerprint,
     pub(super) spec_json: String,
@@ -45,7 +45,7 @@ pub(super) struct PackedEntry {
 }
 
 impl PackedEntry {
-    /// The bytes that [`record_bytes`] reckons for it.
+    /// Its share of a pack's header, by the estimate of [`record_bytes`].
     pub(super) fn header_bytes(&self) -> usize {
         let h = &self.header;
         record_bytes(&h.source, &h.key, h.tokens.len(), h.parts.len())
@@ -84,6 +84,7 @@ pub(super) fn slice(map: &[u8], offset: u64, length: u64) -> Option<&[u8]> {
 pub(super) fn read_pack(path: &Path, pack: &Digest, map: &[u8]) -> Result<OpenedPack, Error> {
     let malformed = |why: String| Error::malformed(path, why);
     let (header_len, header) =
+        // The library checks lengths and offsets; its panics, if there are any, cost this file only.
         super::contain(|| SafeTensors::read_metadata(map).map_err(|e| e.to_string()))
             .map_err(|e| malformed(format!("not a sound safetensors file: {e}")))?;
     let metadata = header.metadata().as_ref();
@@ -98,6 +99,7 @@ pub(super) fn read_pack(path: &Path, pack: &Digest, map: &[u8]) -> Result<Opened
         .parse()
         .map_err(|e| malformed(format!("metadata `{KEY_SPEC}`: {e}")))?;
     let spec_json = field(KEY_SPEC_JSON)?.clone();
+    // Rebuilding writes this text back as the spec's file, so it must be the one it claims to be.
     if blake3::hash(spec_json.as_bytes()).as_bytes() != spec.as_bytes() {
         return Err(malformed(format!(
             "metadata `{KEY_SPEC_JSON}`: expected the text with the fingerprint {spec}"
@@ -112,6 +114,7 @@ pub(super) fn read_pack(path: &Path, pack: &Digest, map: &[u8]) -> Result<Opened
     let data_start = 8 + header_len as u64;
     let mut tensors = header.tensors();
     for (name, json) in metadata.into_iter().flatten() {
+        // The header's other keys (`plumb.version` and so on) are no fingerprints.
         let Ok(entry) = name.parse::<Fingerprint>() else {
             continue;
         };
@@ -126,6 +129,7 @@ pub(super) fn read_pack(path: &Path, pack: &Digest, map: &[u8]) -> Result<Opened
             .map(|name| format!("tensor {name} belongs to no entry")),
     );
     found.faults.sort();
+    // The library's metadata is a hash map: unsorted, the order would be another in every process.
     found.entries.sort_by_key(|e| e.record.entry);
     Ok(found)
 }
@@ -139,6 +143,7 @@ fn packed_entry(
     data_start: u64,
 ) -> Result<PackedEntry, String> {
     let header: HeaderRecord = serde_json::from_str(json).map_err(|e| e.to_string())?;
+    // The fingerprint vouches for the key, so an entry cannot pretend to be another caption's.
     if blake3::hash(header.key.as_bytes()).as_bytes() != entry.as_bytes() {
         return Err("its key record has another fingerprint".to_owned());
     }
@@ -149,6 +154,7 @@ fn packed_entry(
     let mut places = BTreeMap::new();
     for name in header.parts.keys() {
         let info = tensors
+            // Taken out: what is left at the end belongs to no entry.
             .remove(&tensor_name(&entry, name))
             .filter(|_| is_part_name(name))
             .ok_or_else(|| format!("part {name} has no tensor"))?;
@@ -163,6 +169,7 @@ fn packed_entry(
         );
         places.insert(name.clone(), place);
     }
+    // The writer's limits, for packs that it did not write.
     if !(1..=PARTS_LIMIT).contains(&places.len())
         || header.source.len() > SOURCE_LIMIT_BYTES
         || header.tokens.len() > TOKENS_LIMIT

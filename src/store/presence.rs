@@ -4,19 +4,19 @@ use super::pack::PACK_LIMIT_BYTES;
 use super::record::PARTS_LIMIT;
 use crate::digest::{Digest, Fingerprint};
 
-/// That an entry is there, and where its rows are.
+/// An entry of an index part: where its rows are, and which pack has its payloads.
 pub(super) struct EntryRows {
     pub(super) entry: Fingerprint,
     /// The first of its rows in the part.
     pub(super) row: u32,
-    /// How many they are.
+    /// The number of its rows, one for each of its payloads.
     pub(super) rows: u32,
     pub(super) pack: Digest,
-    /// The end of its last payload in the pack's file.
+    /// The end of its last payload in the pack's file; a shorter file cannot have all of it.
     pub(super) end: u64,
 }
 
-/// Rows gathered into entries.
+/// Gathers the rows of an index part, in order, into entries.
 #[derive(Default)]
 pub(super) struct EntryGrouper {
     found: Vec<EntryRows>,
@@ -40,6 +40,7 @@ impl EntryGrouper {
         let is_open = self.names.len() < self.expected as usize;
         let incomplete = || Err(incomplete(entry));
         match self.found.last_mut() {
+            // The last entry still lacks rows: the next row must be one of them, in the same pack, with a name of its own.
             Some(last) if is_open => {
                 let fits = entry == self.entry && pack == last.pack && parts == self.expected;
                 if !fits || self.names.iter().any(|n| n == part) {
@@ -53,6 +54,7 @@ impl EntryGrouper {
             _ if !(1..=PARTS_LIMIT as u32).contains(&parts) => return incomplete(),
             _ => {
                 self.found.push(EntryRows {
+                    // Parsed once an entry, not once a row; texts are compared above.
                     entry: entry.parse().map_err(|e| format!("column entry: {e}"))?,
                     row: self.num_rows,
                     rows: 1,
@@ -82,6 +84,7 @@ impl EntryGrouper {
 pub(super) fn payload_end(offset: u64, length: u64) -> Result<u64, String> {
     offset
         .checked_add(length)
+        // Bounded here, so that no place in a hostile index can overflow or ask for more than a pack has.
         .filter(|&end| end <= PACK_LIMIT_BYTES as u64)
         .ok_or_else(|| {
             format!(

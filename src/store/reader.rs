@@ -25,7 +25,7 @@ pub struct StoreReader {
 /// An entry with its payloads, each checked against its digest.
 #[derive(Clone, Debug)]
 pub struct Entry {
-    /// The entry.
+    /// Its fingerprint, which is that of its key record.
     pub entry: Fingerprint,
     /// The spec that made it.
     pub spec: Fingerprint,
@@ -51,14 +51,14 @@ pub struct Payload {
     pub dtype: ElementType,
     /// The size of each dimension, outermost first.
     pub shape: Vec<usize>,
-    /// The digest of the bytes.
+    /// The digest of [`Self::bytes`], which was compared.
     pub digest: Digest,
     map: Arc<Mmap>,
     range: Range<usize>,
 }
 
 impl Payload {
-    /// The elements.
+    /// The elements, in the mapped file.
     pub fn bytes(&self) -> &[u8] {
         &self.map[self.range.clone()]
     }
@@ -85,7 +85,7 @@ impl std::fmt::Debug for Payload {
     }
 }
 
-/// Why a candidate could not be read.
+/// Why an entry could not be read at one of the places where it is.
 enum ReadFault {
     /// A file that the snapshot knew is gone: it may have been rewritten elsewhere.
     Moved(Error),
@@ -111,7 +111,7 @@ impl StoreReader {
         })
     }
 
-    /// Looks again, so that what was added since is seen.
+    /// Reads the index anew, so that what was added since is seen.
     ///
     /// # Errors
     /// As [`super::Store::reader`].
@@ -167,6 +167,7 @@ impl StoreReader {
             return Vec::new();
         };
         let mut entries: Vec<_> = table.candidates.iter().map(|c| c.entry).collect();
+        // Sorted by entry, so copies stand together.
         entries.dedup();
         entries
     }
@@ -188,6 +189,8 @@ impl StoreReader {
     /// [`Error::Damaged`] if it is there but not as it was written: for who encodes, the same as `None`.
     pub fn get(&self, spec: &Fingerprint, entry: &Fingerprint) -> Result<Option<Entry>, Error> {
         match self.try_get(&self.snapshot(), spec, entry) {
+            // gc and compaction move entries and then remove what they moved them from. So look again,
+            // once: a second miss is a loss.
             Err(ReadFault::Moved(_)) => {
                 self.refresh()?;
                 self.try_get(&self.snapshot(), spec, entry)
@@ -215,6 +218,7 @@ impl StoreReader {
                 Ok(found) => return Ok(Some(found)),
                 Err(ReadFault::Damaged(e)) => {
                     candidate.set_state(ReadState::Damaged);
+                    // The first fault is told, unless a file is gone: then looking again may still find the entry.
                     fault.get_or_insert(ReadFault::Damaged(e));
                 }
                 Err(moved) => fault = Some(moved),
@@ -258,6 +262,7 @@ impl StoreReader {
             .collect::<Result<Vec<_>, _>>()
             .map_err(damaged)?;
         parts.sort_by(|a, b| a.0.cmp(&b.0));
+        // Packs never change, so one check lasts as long as the map is held.
         candidate.set_state(ReadState::Sound);
         Ok(Entry {
             entry: candidate.entry,
@@ -306,6 +311,7 @@ impl StoreReader {
             )?);
         }
         records.sort_by_key(|r| r.entry);
+        // Two writers may both have stored it.
         records.dedup_by_key(|r| r.entry);
         Ok(records)
     }
@@ -328,6 +334,7 @@ fn payload(
         packed::payload(part, map)?;
     }
     let start = usize::try_from(part.offset).unwrap_or(usize::MAX);
+    // Saturated, a place that does not fit in memory lies beyond the end below.
     let range = start..start.saturating_add(usize::try_from(part.length).unwrap_or(usize::MAX));
     if range.end > map.len() {
         return Err(format!(

@@ -23,7 +23,7 @@ use crate::monitor::Monitor;
 /// What rebuilding the index did.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct RebuildReport {
-    /// Packs read.
+    /// Packs there were.
     pub packs: u64,
     /// Entries in the new index.
     pub entries: u64,
@@ -41,7 +41,7 @@ pub struct RebuildReport {
     pub problems: Vec<Problem>,
 }
 
-/// What reading a pack showed.
+/// The outcome of reading a pack.
 enum PackState {
     /// Every byte is what was written.
     Sound {
@@ -54,7 +54,7 @@ enum PackState {
     Foreign(String),
 }
 
-/// The new index in the making.
+/// What the packs say, gathered for the new index.
 #[derive(Default)]
 struct RebuiltIndex {
     specs: BTreeMap<Fingerprint, String>,
@@ -114,14 +114,17 @@ impl Store {
 
     fn rebuild(&self, report: &mut RebuildReport, monitor: &dyn Monitor) -> Result<(), Error> {
         let mut old = BTreeMap::new();
+        // Listed before anything is written: what is in this list and not in the new index goes.
         for spec in self.layout.indexed_specs()? {
             old.insert(spec, self.layout.index_parts(&spec)?);
         }
         let mut found = self.read_packs(report, monitor)?;
         self.save_sound(&mut found, report)?;
+        // Before the index, as a writer puts a spec before its first entry.
         self.write_specs(&found.specs, report)?;
         let mut new: BTreeMap<Fingerprint, Vec<Digest>> = BTreeMap::new();
         for (spec, mut records) in found.records {
+            // The same packs make the same parts, so a part that is right already is not among those removed.
             records.sort_by_key(|r| (r.entry, r.pack));
             report.entries += records.len() as u64;
             let parts = write_parts(self, &spec, &records)?;
@@ -136,6 +139,7 @@ impl Store {
                 .filter(|p| !kept.contains(p));
             report.parts_removed += remove_parts(self, &spec, gone)? as u64;
         }
+        // Last, when no row names them any more. Renamed, not removed: a person may still want to look.
         for pack in &found.damaged {
             let path = self.layout.pack(pack);
             let aside = self
@@ -209,6 +213,7 @@ impl Store {
                     .map(|why| self.left_out(pack, why)),
             );
             let rows = found.records.entry(opened.spec).or_default();
+            // Its header was sound enough to be believed, whatever its payloads are.
             found.specs.insert(opened.spec, opened.spec_json.clone());
             let target = found
                 .builders
@@ -281,6 +286,7 @@ fn read_pack(layout: &Layout, pack: &Digest) -> PackState {
                 records,
             }
         }
+        // A faulty header, or a digest that is not the name's: entry by entry, in `save_sound`.
         _ => PackState::Damaged,
     }
 }

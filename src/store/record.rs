@@ -10,11 +10,11 @@ use super::Error;
 use super::tensor::{ElementType, Summary, TensorBytes};
 use crate::digest::{Digest, Fingerprint, canonical_json};
 
-/// No caption is longer; a bound for those who read the index.
+/// The longest caption. A limit lets readers refuse a hostile index before it fills the memory.
 pub(super) const SOURCE_LIMIT_BYTES: usize = 256 << 10;
-/// No entry has more parts.
+/// The most parts of an entry; those of today have one or two.
 pub(super) const PARTS_LIMIT: usize = 16;
-/// No entry has more token ids.
+/// The most token ids of an entry.
 pub(super) const TOKENS_LIMIT: usize = 1 << 16;
 
 /// An entry to be stored.
@@ -87,6 +87,7 @@ impl NewEntry {
             ));
         }
         let key = canonical_json(&self.key).map_err(|e| unfit(format!("key record: {e}")))?;
+        // Computed here, not believed: an entry under a wrong fingerprint would be found for another caption.
         let found = Fingerprint::from_bytes(*blake3::hash(&key).as_bytes());
         if found != self.entry {
             return Err(unfit(format!(
@@ -109,6 +110,7 @@ impl NewEntry {
 
 /// The first 80 characters, for messages.
 fn shorten(text: &str) -> String {
+    // By characters: cut inside one, the text would be no text.
     match text.char_indices().nth(80) {
         Some((end, _)) => format!("{}...", &text[..end]),
         None => text.to_owned(),
@@ -130,7 +132,7 @@ pub(super) fn tensor_name(entry: &Fingerprint, part: &str) -> String {
 /// An entry as the index has it.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Record {
-    /// The entry.
+    /// Its fingerprint, which is that of its key record.
     pub entry: Fingerprint,
     /// The caption, or what stands for it.
     pub source: String,
@@ -140,7 +142,7 @@ pub struct Record {
     pub token_count: u32,
     /// Whether the caption was cut.
     pub truncated: bool,
-    /// The program that made it.
+    /// The program that made it, with its version.
     pub tool: String,
     /// The pack that holds all its payloads.
     pub pack: Digest,
@@ -163,9 +165,9 @@ pub struct PartRecord {
     pub digest: Digest,
     /// The type of its elements.
     pub dtype: ElementType,
-    /// Its shape.
+    /// The size of each dimension, outermost first.
     pub shape: Vec<usize>,
-    /// Its numbers at a glance.
+    /// Mean, deviation and extremes of its numbers.
     #[serde(flatten)]
     pub summary: Summary,
 }

@@ -10,19 +10,19 @@ use super::layout::{self, FORMAT_VERSION};
 use super::{Error, Store, lock};
 use crate::digest::{Digest, Fingerprint, canonical_json};
 
-/// No run file is larger: room for three million entries.
+/// The largest run file: three million entries.
 const RUN_LIMIT_BYTES: u64 = 256 << 20;
 
 /// A list of entries in use.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Run {
-    /// Its name.
+    /// Its name, which is that of its file without the ending.
     pub id: String,
-    /// The digest of the file.
+    /// The digest of the file's bytes: what provenance calls the manifest.
     pub digest: Digest,
     /// The entries by spec, sorted.
     pub entries: BTreeMap<Fingerprint, Vec<Fingerprint>>,
-    /// What the writer wanted to have beside: a JSON object.
+    /// A JSON object that the writer added for people; the store does not look into it.
     pub extra: Value,
 }
 
@@ -65,6 +65,7 @@ impl Store {
             by_spec.entry(spec.to_string()).or_default().push(*entry);
         }
         for list in by_spec.values_mut() {
+            // The digest is of the list as a set: the order of captions is not what a run depends on.
             list.sort_unstable();
             list.dedup();
         }
@@ -76,6 +77,7 @@ impl Store {
         };
         let bytes = canonical_json(&file)
             .map_err(|e| Error::Refused(format!("cannot write the run `{id}`: {e}")))?;
+        // A cleaner that is at work has read the runs already, and would not see this one.
         let _lock = lock::shared(&*self.disk, &self.layout)?;
         let dir = self.layout.runs();
         create_dirs(&*self.disk, &self.layout.root, &dir)?;
@@ -96,7 +98,7 @@ impl Store {
             .collect())
     }
 
-    /// Reads a run.
+    /// The run called `id`.
     ///
     /// # Errors
     /// If it is not there or cannot be understood.
@@ -128,6 +130,7 @@ impl Store {
 
 fn is_run_id(id: &str) -> bool {
     (1..=128).contains(&id.len())
+        // Nor `.` and `..`, nor a temporary file's name.
         && !id.starts_with('.')
         && id
             .bytes()

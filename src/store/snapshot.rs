@@ -16,10 +16,10 @@ use super::presence::EntryRows;
 use super::{Error, Problem, disk, packed, relative};
 use crate::digest::{Digest, Fingerprint};
 
-/// How often a listing that changed under our hands is made again.
+/// How often the index is listed again because a cleaner removed parts meanwhile.
 const LOAD_TRIES: usize = 8;
 
-/// One place where an entry is.
+/// One place where an entry is stored; an entry may have several. Numbers instead of digests: there may be millions.
 pub(super) struct EntryLocation {
     pub(super) entry: Fingerprint,
     pub(super) part: u32,
@@ -29,7 +29,7 @@ pub(super) struct EntryLocation {
     state: AtomicU8,
 }
 
-/// What reading a candidate's payloads has shown.
+/// Whether an entry's payloads were read at this place, and were what was written.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum ReadState {
     Unread,
@@ -47,6 +47,7 @@ impl EntryLocation {
     }
 
     pub(super) fn set_state(&self, state: ReadState) {
+        // Two threads may check the same payload and write the same answer: nothing else hangs on the order.
         self.state.store(state as u8, Ordering::Relaxed);
     }
 }
@@ -68,16 +69,17 @@ pub(super) struct MappedPack {
 pub(super) struct SpecTable {
     pub(super) candidates: Vec<EntryLocation>,
     pub(super) parts: Vec<IndexPart>,
-    /// Where the candidates with each value of the fingerprint's first bits begin: about one to a value, so that
-    /// a look-up touches two lines of memory and no more.
+    /// By the first bits of a fingerprint, where the candidates with these bits begin. There is about one for each value, so a
+    /// look-up reads memory in two places.
     starts: Vec<u32>,
 }
 
 impl SpecTable {
-    /// Sorts what was collected.
+    /// Sorts the candidates and makes `starts`.
     fn seal(&mut self) {
         self.candidates
             .par_sort_unstable_by_key(|c| (c.entry, c.part, c.row));
+        // Fingerprints are evenly distributed, so their first bits are a hash already; 24 bits keep the table at 64 MiB.
         let bits = self.candidates.len().max(1).ilog2().min(24);
         self.starts = vec![0; (1 << bits) + 1];
         for candidate in &self.candidates {
@@ -111,7 +113,7 @@ fn bucket(entry: &Fingerprint, bits: u32) -> usize {
     (u64::from(u32::from_be_bytes([a, b, c, d])) >> (32 - bits)) as usize
 }
 
-/// All tables, at one moment.
+/// The index of all specs as it was at one moment.
 #[derive(Default)]
 pub(super) struct Snapshot {
     pub(super) tables: BTreeMap<Fingerprint, SpecTable>,
@@ -124,6 +126,8 @@ type LoadedPart = (Fingerprint, Digest, Result<Vec<EntryRows>, Error>);
 impl Snapshot {
     /// Loads the index of `specs`, or of all.
     pub(super) fn load(layout: &Layout, specs: Option<&[Fingerprint]>) -> Result<Self, Error> {
+        // Parts first, packs after them: a pack is on disk before a row names it, so every row read
+        // finds its pack in the later list.
         for _ in 0..LOAD_TRIES {
             let specs = match specs {
                 Some(some) => some.to_vec(),
@@ -164,6 +168,7 @@ impl Snapshot {
                     continue;
                 }
             };
+            // Told by pack: a lost one is one problem, not thousands.
             let mut lost: BTreeMap<Digest, usize> = BTreeMap::new();
             let table = snapshot.tables.entry(spec).or_default();
             let part_number = table.parts.len() as u32;
@@ -237,6 +242,7 @@ impl Snapshot {
         let rows = match part.payloads.get() {
             Some(rows) => rows,
             None => {
+                // Two threads may decode it at once; the second's work is dropped, and nobody waits with a lock.
                 let rows = decode_part(layout, spec, &part.digest, index::payloads)?;
                 part.payloads.get_or_init(|| rows)
             }

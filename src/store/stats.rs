@@ -8,10 +8,10 @@ use super::snapshot::decode_part;
 use super::{Error, Store, index};
 use crate::digest::{Digest, Fingerprint};
 
-/// The numbers of a store.
+/// How much a store holds.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct StoreStats {
-    /// By spec.
+    /// By the spec's fingerprint.
     pub specs: BTreeMap<String, SpecStats>,
     /// Packs on disk.
     pub packs: u64,
@@ -21,13 +21,13 @@ pub struct StoreStats {
     pub unindexed_packs: u64,
     /// The bytes of those.
     pub unindexed_pack_bytes: u64,
-    /// The bytes of the index.
+    /// The bytes of all index parts.
     pub index_bytes: u64,
     /// The runs and how many entries each uses; `None` where the file cannot be understood.
     pub runs: BTreeMap<String, Option<u64>>,
 }
 
-/// The numbers of one spec's entries.
+/// How much a store holds of one spec.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct SpecStats {
     /// Entries, each once.
@@ -69,6 +69,7 @@ impl Store {
             }
         }
         for id in self.runs()? {
+            // One damaged run file is no reason to tell nothing.
             let entries = self.run(&id).ok().map(|run| run.num_entries() as u64);
             stats.runs.insert(id, entries);
         }

@@ -26,7 +26,7 @@ pub enum ElementType {
 }
 
 impl ElementType {
-    /// All of them.
+    /// Every type that the format has.
     pub const ALL: [Self; 7] = [
         Self::F32,
         Self::F16,
@@ -128,7 +128,7 @@ pub struct TensorBytes {
 }
 
 impl TensorBytes {
-    /// Of `f32` elements.
+    /// A tensor of `values`, row major; their number must be the product of `shape`.
     pub fn from_f32(shape: &[usize], values: &[f32]) -> Self {
         Self {
             dtype: ElementType::F32,
@@ -156,16 +156,16 @@ impl TensorBytes {
     }
 }
 
-/// What a person wants to know of a payload at a glance.
+/// Statistics of a payload's values, for a person to look at.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
     /// The mean of the elements.
     pub mean: f32,
     /// Their standard deviation (of the population).
     pub std: f32,
-    /// The smallest.
+    /// The smallest element.
     pub min: f32,
-    /// The largest.
+    /// The largest element.
     pub max: f32,
     /// The root of the mean square.
     pub rms: f32,
@@ -178,6 +178,7 @@ impl Summary {
     /// Of the elements in `bytes`.
     pub(super) fn of(dtype: ElementType, bytes: &[u8]) -> Self {
         let (mut count, mut non_finite) = (0u64, 0u64);
+        // In f64: a T5's output has millions of values, whose squares an f32 cannot add up.
         let (mut sum, mut squares) = (0.0, 0.0);
         let (mut min, mut max) = (f64::INFINITY, f64::NEG_INFINITY);
         dtype.for_each(bytes, |x| {
@@ -192,12 +193,14 @@ impl Summary {
             }
         });
         if count == 0 {
+            // JSON has no infinities, and the pack's header is JSON.
             (min, max) = (0.0, 0.0);
         }
         let n = count.max(1) as f64;
         let (mean, mean_square) = (sum / n, squares / n);
         Self {
             mean: mean as f32,
+            // Rounding can make the difference of equal values negative.
             std: (mean_square - mean * mean).max(0.0).sqrt() as f32,
             min: min as f32,
             max: max as f32,

@@ -9,7 +9,7 @@ use super::record::{NewEntry, Record};
 use super::{Error, Store, compact, index, layout};
 use crate::digest::{Digest, Fingerprint};
 
-/// So many bytes of payloads, or entries, are worth a commit; also about what a kill may cost.
+/// Waiting payloads, in bytes or entries, from which on [`StoreWriter::commit_if_large`] commits; also about what a kill may cost.
 const COMMIT_BYTES: usize = 16 << 20;
 const COMMIT_ENTRIES: usize = 1024;
 
@@ -24,7 +24,7 @@ pub struct StoreWriter {
     pack_limit_bytes: usize,
 }
 
-/// What of one spec waits to be committed.
+/// What waits to be committed under one spec.
 struct PendingSpec {
     builder: PackBuilder,
     /// The rows of packs that are already on disk.
@@ -92,6 +92,7 @@ impl StoreWriter {
                 ))
             })?;
         let Store { layout, disk } = &self.store;
+        // Read, not only looked for: encoding again is what mends a damaged spec.
         if layout::read_spec(&layout.spec(spec), spec).is_err() {
             create_dirs(&**disk, &layout.root, &layout.specs())?;
             write_once(
@@ -124,12 +125,14 @@ impl StoreWriter {
                 written: Vec::new(),
                 entries: HashSet::new(),
             });
+        // What is in the store already is the caller's to look up: here only what this writer holds is known.
         if pending.entries.contains(&entry.entry) {
             return Ok(());
         }
         let header_bytes =
             pack::record_bytes(&entry.source, &key, entry.tokens.len(), entry.parts.len());
         let payload_bytes = entry.payload_bytes();
+        // An entry that fills a pack alone and does not fit could never be written.
         let empty = PackBuilder::new(entry.spec, spec_json.clone());
         if empty.is_full_for(payload_bytes, header_bytes, PACK_LIMIT_BYTES) {
             let why = format!(
@@ -157,6 +160,7 @@ impl StoreWriter {
     /// If something could not be written: specs done before stay, the others still wait in this writer.
     pub fn commit(&mut self) -> Result<CommitStats, Error> {
         let mut stats = CommitStats::default();
+        // One spec after the other, each taken out when it is durable: after an error a second commit goes on with the rest.
         while let Some((&spec, pending)) = self.pending.iter_mut().next() {
             if !pending.entries.is_empty() {
                 commit_spec(&self.store, &spec, pending)?;
@@ -188,6 +192,7 @@ impl StoreWriter {
     /// As [`Self::commit`].
     pub fn finish(mut self) -> Result<CommitStats, Error> {
         let stats = self.commit()?;
+        // Compaction needs the exclusive lock, which our own shared one would refuse.
         self.lock = None;
         match compact::compact(&self.store) {
             // Somebody writes: the next one to finish does it.
@@ -200,6 +205,7 @@ impl StoreWriter {
 fn commit_spec(store: &Store, spec: &Fingerprint, pending: &mut PendingSpec) -> Result<(), Error> {
     if !pending.builder.is_empty() {
         write_pack(store, &pending.builder, &mut pending.written)?;
+        // Its rows are in `written` now: a commit that fails below must not write the pack again.
         pending.builder.clear();
     }
     write_index_part(store, spec, &pending.written)?;
