@@ -35,13 +35,13 @@ pub enum Error {
         /// The file.
         path: PathBuf,
     },
-    /// What is in the source, or cannot be in the result.
+    /// The source is no LoRA that is read, or the result could not say all that is in it.
     #[error(transparent)]
     Lora(#[from] lora::Error),
     /// The result cannot be written.
     #[error(transparent)]
     Store(#[from] store::Error),
-    /// The result's metadata.
+    /// The result's metadata cannot be written as JSON.
     #[error("{0}")]
     Canonical(#[from] crate::digest::Error),
 }
@@ -76,7 +76,7 @@ impl Converted {
 pub struct ConvertOptions<'a> {
     /// The naming to write.
     pub target: Target,
-    /// How numbers are stored; nothing: as in the source, or as f32 if that would lose something.
+    /// How numbers are stored; `None`: as in the source, or as f32 if that would lose something.
     pub dtype: Option<SaveDtype>,
     /// The family, where the file does not tell.
     pub family: Option<&'a str>,
@@ -84,12 +84,12 @@ pub struct ConvertOptions<'a> {
     pub without_text_encoders: bool,
 }
 
-/// What was converted.
+/// What a conversion read and wrote.
 #[derive(Debug, Serialize)]
 pub struct ConvertReport {
-    /// The file that was made.
+    /// Where the result was written.
     pub file: PathBuf,
-    /// Its digest.
+    /// The digest of the result.
     pub digest: Digest,
     /// The family it is for.
     pub family: &'static str,
@@ -133,6 +133,7 @@ pub fn lora(
     options: &ConvertOptions<'_>,
 ) -> Result<ConvertReport, Error> {
     let bytes = read_bytes(source)?;
+    // By real paths: a link or another spelling may lead to the same file.
     let same = |out: PathBuf| source.canonicalize().is_ok_and(|source| source == out);
     if out.canonicalize().is_ok_and(same) {
         return Err(Error::SameFile {
@@ -150,6 +151,7 @@ pub fn lora(
         from: read.format.name().to_owned(),
         source: Digest::of(&bytes),
     };
+    // The numbers were taken out; a large LoRA is not to be in memory twice.
     drop(bytes);
     let mut metadata = read.metadata;
     let text = serde_json::to_string(&converted)

@@ -20,7 +20,7 @@ pub struct Provenance {
     pub tool: String,
     /// Family of the base model.
     pub family: String,
-    /// Its flavor.
+    /// Its flavor in the family, such as `3.5-large`.
     pub flavor: String,
     /// The digest of the denoiser's weights.
     pub base: Digest,
@@ -34,11 +34,11 @@ pub struct Provenance {
     pub latents: Fingerprint,
     /// The digest of the list of entries that were trained from.
     pub manifest: Digest,
-    /// The seed.
+    /// The seed of all random numbers of the training.
     pub seed: u64,
     /// Optimizer steps done.
     pub step: u64,
-    /// On what, and in what type, the last of them were computed.
+    /// On what, and in what type, the last of them were computed. Empty in LoRAs of versions that did not record it.
     #[serde(default)]
     pub computed: String,
     /// The Experiment file's text.
@@ -46,7 +46,7 @@ pub struct Provenance {
 }
 
 impl Provenance {
-    /// Of a LoRA after `step` steps, `computed` so.
+    /// Of a LoRA after `step` steps, the last of them `computed` on the device and in the type named.
     pub fn new(
         experiment: &Experiment,
         base: &BaseModel,
@@ -59,6 +59,7 @@ impl Provenance {
             family: base.denoiser.family.name.to_owned(),
             flavor: base.flavor.name.to_owned(),
             base: denoiser,
+            // The recipe as well as its fingerprint: a person can read the one, and the other tells whether it is the same.
             recipe: base.recipe.describe(),
             recipe_fingerprint: base.recipe.fingerprint(),
             encoders: base

@@ -41,6 +41,7 @@ fn text(path: &Path, most_bytes: u64) -> Result<String, Error> {
         return fail(format!("{length} bytes, expected at most {most_bytes}"));
     }
     let bytes = std::fs::read(path).map_err(io)?;
+    // What Windows' Notepad calls Unicode. As UTF-8 it fails at its first byte, which would tell a person nothing.
     if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {
         return fail("the text is UTF-16: save it as UTF-8".to_owned());
     }
@@ -96,8 +97,9 @@ pub(super) fn list(path: &Path) -> Result<BTreeMap<String, String>, Error> {
     Ok(captions)
 }
 
-/// The path in its plainest form, if it stays below where it starts.
+/// `path` with `/` and without `.`; `None` if it is empty, absolute, or leads out of the folder.
 fn below(path: &str) -> Option<String> {
+    // `./a.png` and `a.png` are one picture; `..` and absolute paths would reach files outside.
     let parts = Path::new(path)
         .components()
         .filter(|part| *part != Component::CurDir);

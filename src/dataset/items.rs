@@ -9,7 +9,7 @@ use crate::recipe::latents::{Size, View};
 /// Which size a folder's pictures are brought to, and which crops of them there are.
 #[derive(Clone, Debug)]
 pub struct ViewRules {
-    /// The sizes.
+    /// The sizes there are, and which of them a picture gets.
     pub buckets: Buckets,
     /// Crops of each picture, spread along what its bucket cuts off; 1: the middle.
     pub crops: u32,
@@ -27,6 +27,7 @@ impl ViewRules {
         let side = rules.resolution;
         let (min, max) = match rules.bucket {
             true => (set.min_bucket_px, set.max_bucket_px),
+            // Without buckets there is one size, and bounds that are equal leave no other.
             false => (side, side),
         };
         let resolution = Size {

@@ -23,7 +23,7 @@ use crate::recipe::latents::{Size, View};
 /// One folder of captioned pictures, as a person describes it.
 #[derive(Clone, Debug)]
 pub struct Folder {
-    /// The folder.
+    /// Where its pictures lie.
     pub path: PathBuf,
     /// How often each of its pictures comes in one pass over the data.
     pub repeats: u32,
@@ -72,22 +72,22 @@ impl Item {
 /// person would sort them (`2.png` before `10.png`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Dataset {
-    /// The pictures.
+    /// Never none after [`Self::scan`].
     pub items: Vec<Item>,
 }
 
 /// How many pictures are held out for validation.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum HeldOut {
-    /// None.
+    /// All are trained on.
     None,
-    /// So many.
+    /// So many different pictures; copies count once.
     Count(usize),
     /// This part of all, in [0, 1); rounded up.
     Fraction(f64),
 }
 
-/// Places in [`Dataset::items`].
+/// Indices into [`Dataset::items`]; each item is in one of the lists.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Split {
     /// What is trained on.
@@ -96,7 +96,7 @@ pub struct Split {
     pub validation: Vec<usize>,
 }
 
-/// Why there is no such data.
+/// Why folders cannot be read as a data set.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A folder or file cannot be read.
@@ -159,6 +159,8 @@ impl Dataset {
     /// # Errors
     /// If nothing is left to train on, or the fraction is not in [0, 1).
     pub fn split(&self, held_out: HeldOut) -> Result<Split, Error> {
+        // As good as random, but of the picture alone: others may come and go without changing its side,
+        // but for the few at the border.
         let rank =
             |digest: &Digest| Digest::of(&[b"plumb held out 1", &digest.as_bytes()[..]].concat());
         let mut pictures: Vec<_> = self.items.iter().map(|item| rank(&item.digest)).collect();
@@ -168,6 +170,7 @@ impl Dataset {
             HeldOut::None => 0,
             HeldOut::Count(count) => count,
             HeldOut::Fraction(part) if (0.0..1.0).contains(&part) => {
+                // Up: a small data set with a fraction has at least one picture held out.
                 (pictures.len() as f64 * part).ceil() as usize
             }
             HeldOut::Fraction(part) => {

@@ -25,14 +25,14 @@ use super::resize::resize;
 use crate::digest::Digest;
 use crate::recipe::latents::{Size, View};
 
-/// The most pixels a picture may have: 134 million, such as 16384 x 8192.
+/// The most pixels a picture may have: 134 million, such as 16384 x 8192. A bound on memory against hostile files.
 const MOST_PIXELS: u64 = 1 << 27;
 /// The largest file that is read.
 const MOST_BYTES: u64 = 1 << 30;
 /// What a decoder may allocate: 8 bytes for each of the most pixels, and some for itself.
 const MOST_DECODER_BYTES: u64 = 8 * MOST_PIXELS + (64 << 20);
 
-/// Why a picture cannot be used.
+/// Why a picture cannot be used: always of one file, and with what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum PictureError {
     /// The file cannot be read.
@@ -74,7 +74,7 @@ pub struct PictureFile {
 pub struct PreparedPicture {
     /// `[3, height, width]` of the view's bucket, row major, in [-1, 1].
     pub pixels: Vec<f32>,
-    /// What of the picture it is.
+    /// How the picture was resized, cropped and flipped for it.
     pub view: View,
     /// The size of the whole picture before resizing.
     pub original_size: Size,
@@ -112,6 +112,8 @@ impl PictureFile {
                 "{width}x{height} pixels, expected 1 to {MOST_PIXELS}: save it smaller"
             )));
         }
+        // The orientations 5 to 8 of EXIF exchange width and height. One that cannot be read is none: the
+        // pixels are there all the same.
         let turned = decoder.orientation().is_ok_and(|o| o.to_exif() >= 5);
         let (width, height) = if turned {
             (height, width)
@@ -119,6 +121,7 @@ impl PictureFile {
             (width, height)
         };
         let digest = Digest::of(&bytes);
+        // It borrows the bytes.
         drop(decoder);
         Ok(Self {
             path: path.to_owned(),
@@ -129,7 +132,7 @@ impl PictureFile {
         })
     }
 
-    /// The view's pixels.
+    /// Decodes the picture and makes the pixels of one view.
     ///
     /// # Errors
     /// If the file does not decode.
@@ -138,7 +141,7 @@ impl PictureFile {
         self.prepared(rgb, view)
     }
 
-    /// The pixels of several views, of which none, one or several may differ in how the picture is resized.
+    /// As [`Self::prepare`] for several views; the picture is decoded once.
     ///
     /// # Errors
     /// If the file does not decode.
@@ -174,6 +177,7 @@ impl PictureFile {
             width: picture.width(),
             height: picture.height(),
         };
+        // The bucket was chosen by the size in the header.
         if found != self.size {
             return Err(fail(
                 "the header tells another size than the picture has".to_owned(),
@@ -210,6 +214,7 @@ impl PictureFile {
                 let row = rgb[start..start + 3 * width].chunks_exact(3);
                 for (x, pixel) in row.enumerate() {
                     let x = if flip { width - 1 - x } else { x };
+                    // The range that VAEs were trained on.
                     line[x] = f32::from(pixel[c]) / 127.5 - 1.0;
                 }
             }
@@ -222,10 +227,10 @@ impl PictureFile {
         })
     }
 
-    /// An error if the file is not the one known by `digest`.
+    /// The same, if it is the file that is known by `digest`.
     ///
     /// # Errors
-    /// If it is not.
+    /// If its bytes have changed since.
     pub fn expect(self, digest: &Digest) -> Result<Self, PictureError> {
         if self.digest == *digest {
             Ok(self)
@@ -251,6 +256,7 @@ fn read(path: &Path) -> Result<Vec<u8>, PictureError> {
 }
 
 fn broken(error: &image::ImageError) -> String {
+    // An error is one line, and a decoder may quote bytes of the file.
     let text: String = error
         .to_string()
         .chars()
@@ -282,6 +288,7 @@ fn is_animated(bytes: &[u8], format: ImageFormat) -> image::ImageResult<bool> {
             if u64::from(width) * u64::from(height) > MOST_PIXELS {
                 return Ok(false);
             }
+            // Two frames are enough to know; the others are not decoded.
             decoder.set_limits(limits())?;
             decoder
                 .into_frames()
@@ -295,10 +302,12 @@ fn is_animated(bytes: &[u8], format: ImageFormat) -> image::ImageResult<bool> {
 
 /// Whether a JPEG's picture data has an end. The decoder fills what is missing with grey and says nothing.
 fn jpeg_is_whole(bytes: &[u8]) -> bool {
+    // Behind the two bytes that begin a file (SOI). The markers are those of ITU-T T.81, B.1.
     let mut at = 2;
     // Segments up to the picture data, which alone may be searched: an embedded preview has an end as well.
     while let Some(&[0xff, marker]) = bytes.get(at..at + 2).and_then(|b| b.as_array()) {
         match marker {
+            // Fill bytes before a marker; markers without a length (TEM, restarts, SOI); the end; the beginning of picture data.
             0xff => at += 1,
             0x01 | 0xd0..=0xd8 => at += 2,
             0xd9 => return false,
@@ -354,7 +363,7 @@ fn over_white16(value: u16, alpha: u16) -> u16 {
     ((value * alpha + 65_535 * (65_535 - alpha) + 32_767) / 65_535) as u16
 }
 
-/// 65535 is 255 times 257.
+/// Rounded to the nearest: 65535 is 255 times 257.
 fn to_8(value: u16) -> u8 {
     ((u32::from(value) + 128) / 257) as u8
 }

@@ -1,7 +1,7 @@
 //! Resizing of 8-bit RGB pictures, by the rules a `LatentSpec` names. Both are computed in whole numbers, so
 //! every machine gives the same pixels.
 //!
-//! - Where no side grows: `area`. Every pixel of the result is the mean of the area it covered_pixels in the picture,
+//! - Where no side grows: `area`. Every pixel of the result is the mean of the area it covers in the picture,
 //!   partly covered pixels by their share, rounded half up. This is what OpenCV's `INTER_AREA` (which trainers
 //!   use here) does with floats; the two differ by at most one level, where a mean is near one half.
 //! - Where a side grows: `lanczos`, three lobes, the algorithm of Pillow's `LANCZOS` (which trainers use here)
@@ -28,7 +28,7 @@ pub(super) fn resize(rgb: Vec<u8>, from: Size, to: Size) -> Vec<u8> {
     lanczos_columns(wide, to.width, from.height, to.height)
 }
 
-/// The pixels that one pixel of the result covered_pixels along one side, with the length of each that is covered, in
+/// The pixels that one pixel of the result covers along one side, with the length of each that is covered, in
 /// units of which a source pixel has `to` and a pixel of the result `from`.
 struct CoveredPixels {
     first: usize,
@@ -59,10 +59,11 @@ fn area(rgb: &[u8], from: Size, to: Size) -> Vec<u8> {
         covered_pixels(from.height, to.height),
     );
     let stride = from.width as usize * 3;
-    // The lengths a pixel of the result covered_pixels add up to `from` along each side.
+    // The lengths a pixel of the result covers add up to `from` along each side.
     let total = u64::from(from.width) * u64::from(from.height);
     let mut out = vec![0; to.width as usize * to.height as usize * 3];
     let lines = out.par_chunks_exact_mut(to.width as usize * 3).zip(&rows);
+    // u64: 255 times the most pixels of a picture does not fit in 32 bits.
     lines.for_each_init(Vec::new, |sums: &mut Vec<u64>, (line, row)| {
         sums.clear();
         sums.resize(line.len(), 0);
@@ -97,7 +98,7 @@ fn add_row(row: &[u8], columns: &[CoveredPixels], height: u64, sums: &mut [u64])
     }
 }
 
-/// Bits after the point of a Lanczos weight.
+/// Bits after the point of a Lanczos weight: Pillow's `PRECISION_BITS`, 32 - 8 - 2.
 const LANCZOS_BITS: u32 = 22;
 
 /// The pixels that one pixel of the result is made of along one side, and their weights.
@@ -113,6 +114,7 @@ fn taps(from: u32, to: u32) -> Vec<Taps> {
     let reach = 3.0 * stretch;
     (0..to)
         .map(|n| {
+            // Operation by operation as Pillow: in another order the last bits, and so some pixels, would differ.
             let centre = (f64::from(n) + 0.5) * scale;
             let first = (centre - reach + 0.5).max(0.0) as u32;
             let end = ((centre + reach + 0.5) as u32).min(from);
@@ -122,6 +124,7 @@ fn taps(from: u32, to: u32) -> Vec<Taps> {
             let sum: f64 = weights.iter().sum();
             let fixed = |w: &f64| {
                 let scaled = w / sum * f64::from(1 << LANCZOS_BITS);
+                // Away from zero, as `(int)(0.5 + x)` and `(int)(-0.5 + x)` there.
                 (scaled + 0.5f64.copysign(scaled)) as i64
             };
             Taps {

@@ -10,11 +10,11 @@ use super::caption::{self, LIST};
 use super::{Dataset, Error, Folder, Item, PictureFile};
 use crate::monitor::Monitor;
 
-/// What is read as a picture.
+/// Extensions of files that are taken for pictures, in any case.
 const PICTURES: [&str; 8] = ["png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff"];
-/// What a person may expect to be read, and is not.
+/// Extensions of pictures that cannot be decoded here: told, where others are passed over.
 const UNREADABLE: [&str; 6] = ["avif", "heic", "heif", "jxl", "jp2", "psd"];
-/// Names listed in one message.
+/// The most names in one message.
 const NAMED: usize = 10;
 
 impl Dataset {
@@ -107,6 +107,7 @@ fn pictures(folder: &Folder, monitor: &dyn Monitor) -> Result<Vec<(PathBuf, Stri
         let extension = Path::new(name).extension().and_then(|e| e.to_str());
         extension.is_some_and(|e| list.iter().any(|known| e.eq_ignore_ascii_case(known)))
     };
+    // A problem and not silence: a data set that is smaller than the person thinks trains another LoRA.
     for name in files.iter().filter(|name| has_extension(name, &UNREADABLE)) {
         monitor.problem(&format!(
             "{} was not read: save it as PNG, JPEG or WebP",
@@ -143,6 +144,7 @@ fn pictures(folder: &Folder, monitor: &dyn Monitor) -> Result<Vec<(PathBuf, Stri
             None => bare.push(root.join(name)),
         }
     }
+    // A misspelt name: its caption would be used for nothing, and nobody would know.
     if let Some(name) = listed.keys().next() {
         return fail(
             &root.join(LIST),
@@ -186,6 +188,7 @@ fn caption_of(
         .map(|extension| format!("{stem}.{extension}"))
         .filter(|name| names.contains(name.as_str()))
         .collect();
+    // Of two captions the right one cannot be guessed.
     let caption = match (listed, beside.as_slice()) {
         (Some(_), [file, ..]) => {
             return Err(fail(format!(
@@ -202,6 +205,7 @@ fn caption_of(
         (None, []) => None,
     };
     let caption = caption
+        // An empty file is no caption, unless empty ones are allowed.
         .filter(|caption| !caption.is_empty())
         .or(folder.default_caption.clone());
     Ok(caption.or(folder.allow_empty_captions.then(String::new)))
@@ -223,6 +227,7 @@ fn files_below(
     for entry in std::fs::read_dir(folder).map_err(io)? {
         let entry = entry.map_err(io)?;
         let path = entry.path();
+        // Among them macOS' `._NAME` files, which are called like pictures and are none.
         if entry.file_name().as_encoded_bytes().starts_with(b".") {
             continue;
         }
@@ -248,7 +253,8 @@ fn files_below(
     Ok(deeper)
 }
 
-/// Numbers inside names by value, letters without their case; names that are equal so far, byte by byte.
+/// The order of names as file managers have it: numbers in them by value, letters without their case. Byte by byte where that does not
+/// decide, so that the order is total.
 pub(super) fn natural(a: &str, b: &str) -> Ordering {
     let (mut x, mut y) = (a.as_bytes(), b.as_bytes());
     loop {
@@ -258,6 +264,7 @@ pub(super) fn natural(a: &str, b: &str) -> Ordering {
             (_, None) => return Ordering::Greater,
             (Some(p), Some(q)) if p.is_ascii_digit() && q.is_ascii_digit() => {
                 let (m, n) = (number(&mut x), number(&mut y));
+                // Without leading zeros the longer number is the larger; no number is too long to compare.
                 let order = m.len().cmp(&n.len()).then(m.cmp(n));
                 if order != Ordering::Equal {
                     return order;

@@ -19,6 +19,7 @@ pub struct Batches {
 impl Batches {
     /// Groups samples by `bucket_of` (one key per sample).
     pub fn new<K: Ord + Copy>(bucket_of: &[K], batch_size: usize, seed: u64) -> Self {
+        // Ordered: in a hash map's order the draws of a seed would differ from process to process.
         let mut groups = std::collections::BTreeMap::<K, Vec<usize>>::new();
         for (sample, &key) in bucket_of.iter().enumerate() {
             groups.entry(key).or_default().push(sample);
@@ -37,7 +38,7 @@ impl Batches {
         }
     }
 
-    /// Micro-batches in an epoch.
+    /// Micro-batches in an epoch, the same number in each.
     pub fn num_per_epoch(&self) -> u64 {
         self.per_epoch
     }
@@ -64,6 +65,7 @@ impl Batches {
             rng.shuffle(&mut order);
             batches.extend(order.chunks(self.batch_size).map(<[usize]>::to_vec));
         }
+        // Otherwise an epoch would train on one size of pictures after the other.
         rng.shuffle(&mut batches);
         batches
     }

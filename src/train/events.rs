@@ -19,6 +19,7 @@ impl<W: Write> EventWriter<W> {
     pub fn create(out: W, wall_seconds: f64) -> io::Result<Self> {
         let mut writer = Self { out };
         let mut event = Message::default();
+        // The first event of every file names the format's version (`EventsWriter` in tensorflow).
         event.double(1, wall_seconds).bytes(3, b"brain.Event:2");
         writer.frame(&event.0)?;
         Ok(writer)
@@ -56,6 +57,7 @@ impl<W: Write> EventWriter<W> {
         image
             .varint(1, size.1.into())
             .varint(2, size.0.into())
+            // Height comes before width; 3 colours, RGB.
             .varint(3, 3)
             .bytes(4, png);
         let mut content = Message::default();
@@ -81,12 +83,14 @@ impl<W: Write> EventWriter<W> {
         frame.extend_from_slice(&masked_crc(&length).to_le_bytes());
         frame.extend_from_slice(data);
         frame.extend_from_slice(&masked_crc(data).to_le_bytes());
+        // One write: TensorBoard reads along while the training runs.
         self.out.write_all(&frame)?;
         self.out.flush()
     }
 }
 
 fn masked_crc(bytes: &[u8]) -> u32 {
+    // Masked, since a CRC of data that hold CRCs is a weak check (`kMaskDelta` in tensorflow's `crc32c.h`).
     crc32c::crc32c(bytes)
         .rotate_right(15)
         .wrapping_add(0xa282_ead8)
@@ -106,6 +110,7 @@ impl Message {
     }
 
     fn varint(&mut self, field: u64, value: u64) -> &mut Self {
+        // The lower three bits of a key are the wire type: 0 a varint, 1 eight bytes, 2 a length and bytes, 5 four bytes.
         self.raw_varint(field << 3);
         self.raw_varint(value);
         self

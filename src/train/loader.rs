@@ -1,5 +1,5 @@
-//! Micro-batches ahead of their step: read from the store, verified, drawn and put together on a thread of their own while
-//! the step before runs. What a micro-batch holds depends on its number alone, so nothing changes but the wait.
+//! Reads micro-batches ahead: while a step runs, a thread takes the next ones from the store, checks them, draws their noise and
+//! puts them together. What a micro-batch holds depends on its number alone, so only the time to wait changes.
 
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread;
@@ -11,14 +11,14 @@ use crate::dataset::Item;
 /// Micro-batches that are ready and not yet asked for, at most; one more is being made.
 const READY: usize = 2;
 
-/// Gives micro-batches in order.
+/// The step's end of the thread that makes micro-batches.
 pub(super) struct Loader {
     parts: Receiver<Result<Vec<Part>, Error>>,
 }
 
 impl Loader {
-    /// Runs `consume` beside a thread that makes micro-batches: each a number, which its draws are keyed by, and samples of
-    /// the set.
+    /// Runs `consume` beside a thread that makes micro-batches. Each of `batches` is the number that its random draws are keyed by,
+    /// and its samples in the set.
     pub(super) fn with<R>(
         set: &TrainingSet<'_>,
         mut batches: impl Iterator<Item = (u64, Vec<usize>)> + Send,
@@ -31,11 +31,11 @@ impl Loader {
                 batches.try_for_each(|(number, samples)| {
                     let items: Vec<&Item> = samples.iter().map(|&s| set.item(s)).collect();
                     let made = inputs::micro_batch(set.source(), &items, number, draws);
-                    // Nobody waits any more where the loop has ended.
+                    // Fails where the training has ended and nobody receives any more: that ends the thread.
                     send.send(made)
                 })
             });
-            // Dropped by `consume` before the scope waits for the thread.
+            // `consume` drops the receiver before the scope waits for the thread, which may be waiting to send.
             consume(Self { parts })
         })
     }

@@ -1,4 +1,4 @@
-//! What a run tells as it goes: `metrics.jsonl` (one JSON object a line) and TensorBoard events.
+//! What a training records as it goes: `metrics.jsonl` (one JSON object a line) and TensorBoard events.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
@@ -53,7 +53,7 @@ impl MetricsLine {
     }
 }
 
-/// Both outputs of one run.
+/// The open files of both outputs.
 pub struct Metrics {
     lines: File,
     events: EventWriter<File>,
@@ -69,10 +69,12 @@ impl Metrics {
     pub fn open(folder: &Path, step: u64, clock: Clock) -> io::Result<Self> {
         let path = folder.join("metrics.jsonl");
         let kept = keep_until(&path, step)?;
+        // As a whole: a kill leaves the old lines or the new ones, and what is appended begins on a line of its own.
         store::write_file(&path, &[kept.as_bytes()]).map_err(io::Error::other)?;
         let lines = OpenOptions::new().append(true).open(&path)?;
         let logs = folder.join("tensorboard");
         std::fs::create_dir_all(&logs)?;
+        // A file for each start. TensorBoard reads a folder's files in the order of their names, so the time has leading zeros.
         let name = format!("events.out.tfevents.{:010}.plumb.{step}", clock() as u64);
         let events = OpenOptions::new()
             .create(true)
@@ -85,7 +87,7 @@ impl Metrics {
         })
     }
 
-    /// Tells one line to both.
+    /// Writes one line to both outputs.
     ///
     /// # Errors
     /// If the files cannot be written.
@@ -151,6 +153,7 @@ fn keep_until(path: &Path, step: u64) -> io::Result<String> {
         other => other?,
     };
     let known = |line: &&str| {
+        // A line that a kill cut short does not parse, and is left out.
         serde_json::from_str::<MetricsLine>(line).is_ok_and(|l| l.step() <= step && step > 0)
     };
     Ok(text
