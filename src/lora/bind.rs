@@ -55,7 +55,7 @@ pub enum Recompute {
 }
 
 impl AdapterSet {
-    /// All numbers, as [`Self::values`] has them, on a device: `[n]` in f32.
+    /// A copy of [`Self::values`] on a device: `[n]` in f32.
     ///
     /// # Errors
     /// If the device has no room for them.
@@ -96,6 +96,7 @@ impl AdapterSet {
                 "adapter dropout: expected a probability of at least 0 and below 1, found {probability}"
             );
         }
+        // All at once: one cast, of which the leaves below are views.
         let values = values.to_dtype(dtype)?;
         let mut adapters = BTreeMap::new();
         for (number, place) in self.adapters().iter().enumerate() {
@@ -111,6 +112,7 @@ impl AdapterSet {
             };
             adapters.insert(place.name.clone(), on_tape);
         }
+        // Where nothing is dropped there is no mask: one of ones would cost a product for each adapter.
         let dropout = dropout.filter(|dropout| dropout.probability > 0.0);
         Ok(Bound {
             adapters: Arc::new(adapters),
@@ -165,6 +167,7 @@ impl Bound {
     /// # Errors
     /// If `into` is too short, or the device fails.
     pub fn collect(&self, gradients: &mut Gradients, factor: f64, into: &Tensor) -> Result<()> {
+        // Gathered first: on a GPU one launch adds those of all adapters.
         let mut found = Vec::with_capacity(2 * self.adapters.len());
         for adapter in self.adapters.values() {
             for (leaf, range) in [
@@ -184,6 +187,7 @@ fn dropout_mask(dropout: Dropout, adapter: u64, like: &Tensor) -> Result<Tensor>
     let stream = Stream::AdapterDropout;
     #[cfg(feature = "cuda")]
     if let Some(kernels) = cuda::serving(like) {
+        // The numbers below, made where they are used: a mask is as large as the activations.
         let key = Rng::key(dropout.seed, stream, dropout.pass, adapter);
         return cuda::rows::dropout(&kernels, key, dropout.probability, like);
     }

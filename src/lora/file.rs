@@ -29,7 +29,7 @@ pub(super) const ADAPTER_METADATA: &str = "lora_adapter_metadata";
 /// How the numbers are stored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum SaveDtype {
-    /// Exact.
+    /// As they are trained: nothing is rounded.
     F32,
     /// 11 bits of precision; what most files have.
     F16,
@@ -39,7 +39,7 @@ pub enum SaveDtype {
 }
 
 impl SaveDtype {
-    /// Its name in the format.
+    /// safetensors' name of it.
     pub fn name(self) -> &'static str {
         match self {
             Self::F32 => "F32",
@@ -64,7 +64,7 @@ pub struct FileOptions {
     pub component: &'static str,
     /// How the numbers are stored.
     pub dtype: SaveDtype,
-    /// What else the file's metadata says.
+    /// What the file's metadata says besides rank, alpha and hashes, which are added.
     pub metadata: BTreeMap<String, String>,
 }
 
@@ -73,7 +73,7 @@ pub struct FileOptions {
 pub struct LoraFile {
     /// The adapters.
     pub adapters: AdapterSet,
-    /// The file's metadata.
+    /// The file's metadata, as it is.
     pub metadata: BTreeMap<String, String>,
 }
 
@@ -82,12 +82,12 @@ pub struct LoraFile {
 pub struct Matrix {
     /// Two dimensions, or four.
     pub shape: Vec<usize>,
-    /// All numbers.
+    /// As many as the product of `shape`.
     pub values: Vec<f32>,
 }
 
 impl Matrix {
-    /// The first dimension.
+    /// The first dimension: the rank of A, the outputs of B.
     pub fn rows(&self) -> usize {
         self.shape.first().copied().unwrap_or(0)
     }

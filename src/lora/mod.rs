@@ -110,13 +110,13 @@ pub enum Error {
 pub struct Adapter {
     /// The linear's name in the network, such as `transformer_blocks.0.attn.to_q`.
     pub name: String,
-    /// Rows of A, columns of B.
+    /// Rows of A, columns of B; at least 1.
     pub rank: usize,
     /// The update is scaled by `alpha / rank`.
     pub alpha: f64,
-    /// The linear's outputs.
+    /// The linear's outputs, or a convolution's output channels.
     pub outputs: usize,
-    /// The linear's inputs.
+    /// The linear's inputs, or a convolution's input channels.
     pub inputs: usize,
     /// The side of a convolution's window; none for a linear.
     pub kernel: Option<usize>,
@@ -124,30 +124,30 @@ pub struct Adapter {
 }
 
 impl Adapter {
-    /// The extents of A.
+    /// The shape of A: two dimensions, of a convolution four.
     pub fn a_shape(&self) -> Vec<usize> {
         let window = self.kernel.map_or(vec![], |side| vec![side; 2]);
         [vec![self.rank, self.inputs], window].concat()
     }
 
-    /// The extents of B.
+    /// The shape of B: two dimensions, of a convolution four, the last two 1.
     pub fn b_shape(&self) -> Vec<usize> {
         let pixel = self.kernel.map_or(vec![], |_| vec![1; 2]);
         [vec![self.outputs, self.rank], pixel].concat()
     }
 
-    /// Where A is.
+    /// A's numbers in the flat buffer.
     pub fn a(&self) -> Range<usize> {
         self.start..self.start + self.a_shape().iter().product::<usize>()
     }
 
-    /// Where B is.
+    /// B's numbers in the flat buffer, right after A's.
     pub fn b(&self) -> Range<usize> {
         let a_end = self.a().end;
         a_end..a_end + self.outputs * self.rank
     }
 
-    /// `alpha / rank`.
+    /// `alpha / rank`, the factor of the update.
     pub fn scale(&self) -> f64 {
         self.alpha / self.rank as f64
     }
@@ -170,6 +170,7 @@ impl AdapterSet {
     pub fn new(linears: &[LinearShape], rank: usize, alpha: f64, seed: u64) -> Result<Self, Error> {
         let mut set = Self::zeroed(linears.iter().map(|linear| (linear.clone(), rank, alpha)))?;
         for (number, adapter) in set.adapters.iter().enumerate() {
+            // torch's fan-in: of a convolution all numbers of a window.
             let inputs = adapter.a().len() / adapter.rank;
             let bound = 1.0 / (inputs as f64).sqrt();
             let mut rng = Rng::new(seed, Stream::AdapterInit, 0, number as u64);
@@ -187,6 +188,8 @@ impl AdapterSet {
     pub fn zeroed(
         adapters: impl IntoIterator<Item = (LinearShape, usize, f64)>,
     ) -> Result<Self, Error> {
+        // By name, whatever order the network lists them in: an adapter's place decides its random numbers
+        // and where a checkpoint has it.
         let mut wanted: Vec<_> = adapters.into_iter().collect();
         wanted.sort_by(|(left, ..), (right, ..)| left.name.cmp(&right.name));
         let mut set = Self::default();
@@ -224,7 +227,7 @@ impl AdapterSet {
         &self.adapters
     }
 
-    /// The adapter on a module.
+    /// The adapter on the module with this name, if it has one.
     pub fn get(&self, name: &str) -> Option<&Adapter> {
         let found = self
             .adapters
@@ -257,7 +260,7 @@ impl AdapterSet {
         Ok(())
     }
 
-    /// Each tensor's name (`<module>.lora_A.weight`), shape and place, in the buffer's order.
+    /// Each tensor's name (`<module>.lora_A.weight`), shape, and range in [`Self::values`], in the buffer's order.
     pub fn tensors(&self) -> impl Iterator<Item = (String, Vec<usize>, Range<usize>)> {
         self.adapters.iter().flat_map(|adapter| {
             let name = |part| format!("{}.lora_{part}.weight", adapter.name);

@@ -25,9 +25,9 @@ pub struct LinearShape {
 /// A list of patterns with a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Preset {
-    /// What an Experiment writes in `targets`.
+    /// The word that an Experiment writes in `targets`.
     pub name: &'static str,
-    /// What it stands for.
+    /// The patterns that the word stands for; some may fit nothing in a small network.
     pub patterns: &'static [&'static str],
 }
 
@@ -47,7 +47,7 @@ pub fn select(
     let mut chosen = vec![false; linears.len()];
     for pattern in patterns {
         match presets.iter().find(|preset| preset.name == pattern) {
-            // A preset may name a part that this network does not have, such as a second attention.
+            // No error: a preset may name what this network does not have, such as a second attention.
             Some(preset) => {
                 for part in preset.patterns {
                     choose(linears, part, &mut chosen);
@@ -135,6 +135,7 @@ fn without_block(name: &str) -> &str {
         .clone()
         .position(|part| part.bytes().all(|c| c.is_ascii_digit()));
     match number {
+        // `to_out.0` and `net.0.proj` have numbers too: a block's is followed by two parts or more.
         Some(at) if at + 2 < parts.clone().count() => {
             let skip: usize = parts.take(at + 1).map(|part| part.len() + 1).sum();
             &name[skip..]
@@ -146,6 +147,7 @@ fn without_block(name: &str) -> &str {
 /// The three names most like `wanted`, for a message.
 pub(crate) fn near<'a>(wanted: &str, names: impl Iterator<Item = &'a str>) -> String {
     let mut names: Vec<_> = names.collect();
+    // So that names which are equally like the wanted one come in a fixed order.
     names.sort_unstable();
     names.dedup();
     let likeness = |name: &str| {

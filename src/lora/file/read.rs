@@ -52,7 +52,7 @@ pub fn read(bytes: &[u8], origin: &str, component: &str) -> Result<LoraFile, Err
     })
 }
 
-/// What an adapter of these matrices sits on.
+/// The linear or convolution that an adapter of these matrices fits on.
 pub(in crate::lora) fn linear_shape(name: String, a: &Matrix, b: &Matrix) -> LinearShape {
     LinearShape {
         name,
@@ -121,12 +121,14 @@ impl StatedAlphas {
             })?;
         let get = |key: &str| {
             fields
+                // diffusers puts the component in front, PEFT alone does not.
                 .get(&format!("{component}.{key}"))
                 .or_else(|| fields.get(key))
         };
         if get("use_dora").and_then(serde_json::Value::as_bool) == Some(true) {
             return Err(format!("{}: DoRA is not supported", field("use_dora")));
         }
+        // Their scale is alpha / sqrt(rank): read as plain LoRA, every update would be wrong by a factor.
         if get("use_rslora").and_then(serde_json::Value::as_bool) == Some(true) {
             return Err(format!(
                 "{}: rank-stabilised scaling is not supported",
@@ -156,6 +158,7 @@ impl StatedAlphas {
                 ));
             }
         }
+        // PEFT takes these keys for regular expressions. Only plain names are matched below, so others would be passed over.
         let special = |c: char| "*+?()[]{}|\\$".contains(c);
         if let Some((pattern, _)) = by_module
             .iter()

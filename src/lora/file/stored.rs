@@ -25,6 +25,7 @@ impl<'a> StoredTensors<'a> {
         let metadata = header.metadata().clone().unwrap_or_default();
         let stored = SafeTensors::deserialize(bytes).map_err(not_safetensors)?;
         let mut tensors = stored.tensors();
+        // The library lists them as they lie in the file; an error should not depend on that.
         tensors.sort_by(|(left, _), (right, _)| left.cmp(right));
         Ok(Self {
             metadata: metadata.into_iter().collect(),
@@ -32,10 +33,11 @@ impl<'a> StoredTensors<'a> {
         })
     }
 
-    /// The dtype that holds the numbers of A and B as they are.
+    /// The dtype of all A and B, or F32 where they have several.
     pub(in crate::lora) fn dtype(&self) -> SaveDtype {
         let all = |dtype| {
             let mut tensors = self.tensors.iter();
+            // Many programs store alpha in f32 beside halves: it has no say.
             tensors.all(|(name, view)| view.dtype() == dtype || name.ends_with(".alpha"))
         };
         if all(Dtype::F16) {
@@ -48,7 +50,7 @@ impl<'a> StoredTensors<'a> {
     }
 }
 
-/// What a tensor is to its module.
+/// Which of a module's tensors it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::lora) enum TensorRole {
     A,
@@ -78,8 +80,8 @@ struct AdapterViews<'v, 'a> {
     alpha: Option<(&'v str, &'v TensorView<'a>)>,
 }
 
-/// Groups tensors into adapters. Each tensor comes with a key of its module, the module as an error names it, and what
-/// the tensor is to it.
+/// Groups tensors into adapters. Each tensor comes with a key of its module and the tensor's role there; `named` gives the module's
+/// name for errors.
 pub(in crate::lora) fn group_by_module<'v, 'a: 'v, K: Ord>(
     origin: &str,
     tensors: impl Iterator<Item = (&'v (String, TensorView<'a>), K, TensorRole)>,

@@ -44,6 +44,7 @@ pub fn write(set: &AdapterSet, options: &FileOptions) -> Result<Vec<u8>, Error> 
 /// Factors (on A, on B) whose product is `scale`; the one on A is a power of two, about the root of the scale, so
 /// that neither becomes too small for f16.
 pub(in crate::lora) fn fold(scale: f64) -> (f64, f64) {
+    // An alpha of 0: B becomes zeros. The logarithm below would be infinite.
     if scale == 0.0 {
         return (1.0, 0.0);
     }
@@ -90,6 +91,7 @@ pub(in crate::lora) fn encode(
                 half.to_f32()
             }
         };
+        // Against the product in f64, so that its own rounding to f32 counts too.
         exact &= f64::from(stored) == product;
         if !stored.is_finite() {
             let what = format!(
@@ -111,7 +113,7 @@ pub(in crate::lora) fn encode(
 /// What PEFT's LoraConfig is made from, each key with the component in front, as diffusers writes it.
 pub(in crate::lora) fn adapter_metadata(modules: &[(&str, usize)], component: &str) -> String {
     let rank = commonest_rank(modules.iter().map(|(_, rank)| *rank));
-    // `^`: PEFT takes these names as the end of a module's name otherwise.
+    // Without `^` PEFT would take a name for the end of other modules' names as well.
     let pattern: BTreeMap<_, _> = modules
         .iter()
         .filter(|(_, other)| *other != rank)
@@ -122,6 +124,7 @@ pub(in crate::lora) fn adapter_metadata(modules: &[(&str, usize)], component: &s
         ("r", json!(rank)),
         ("lora_alpha", json!(rank)),
         ("rank_pattern", json!(pattern)),
+        // alpha / rank is folded into the tensors, so alpha is the rank everywhere and one pattern serves both.
         ("alpha_pattern", json!(pattern)),
         ("target_modules", json!(names)),
     ]);

@@ -21,6 +21,7 @@ pub(super) fn fuse(name: String, parts: Vec<(FusedPart, Module)>) -> Result<Modu
     };
     let (units, row_shape) = (first.units, sample.a.shape[1..].to_vec());
     let complete = parts.len() == units.len();
+    // All parts together tell how many outputs a unit has. Where some are missing it is taken to be the inputs.
     let unit = if complete {
         sample.b.rows() / units[first.index]
     } else {
@@ -38,6 +39,7 @@ pub(super) fn fuse(name: String, parts: Vec<(FusedPart, Module)>) -> Result<Modu
     }
     let outputs: Vec<usize> = units.iter().map(|count| count * unit).collect();
     let same = |m: &Module| m.a == sample.a && m.scale().to_bits() == sample.scale().to_bits();
+    // Converters that split a fused module give every part the same A: one copy is enough, and the rank stays.
     let shared = complete && parts.iter().all(|(_, module)| same(module));
     let total: usize = outputs.iter().sum();
     let b_tail = sample.b.shape[2..].to_vec();
@@ -126,6 +128,7 @@ pub(super) fn split(
         start += part * unit;
     }
     let rank = whole.rank();
+    // The reverse of fusing where it can be told; otherwise every part gets a copy of A.
     let columns = owners(whole, &rows).map_or_else(
         || vec![(0..rank).collect(); units.len()],
         |owners| columns_of(&owners, units.len()),

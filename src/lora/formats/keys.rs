@@ -49,6 +49,7 @@ const PREFIXES: &[(&str, Convention)] = &[
     ("diffusion_model.", Convention::Comfy),
     ("transformer.", Convention::Component),
     ("unet.", Convention::Component),
+    // Fits every name, so it comes last.
     ("", Convention::Bare),
 ];
 
@@ -68,7 +69,7 @@ const SUFFIXES: &[(&str, TensorRole)] = &[
     (".alpha", TensorRole::Alpha),
 ];
 
-/// AdapterViews of names by which other kinds of files are known.
+/// What in a tensor's name tells that it is not of a plain LoRA, and the words for its kind.
 const OTHER_KINDS: &[(&str, &str)] = &[
     (".lora_magnitude_vector", "of DoRA"),
     (".dora_scale", "of DoRA"),
@@ -98,10 +99,12 @@ impl Convention {
 
 impl TensorKey {
     pub(super) fn of(name: &str) -> Self {
+        // First: adapters of text encoders have the same endings as the denoiser's.
         let text = ["lora_te", "text_encoder"];
         if text.iter().any(|start| name.starts_with(start)) {
             return Self::TextEncoder;
         }
+        // Before the endings: `.lora_mid.weight` and XLabs' names end like those of plain LoRA.
         if let Some((_, kind)) = OTHER_KINDS.iter().find(|(mark, _)| name.contains(mark)) {
             return Self::Other(kind);
         }

@@ -4,7 +4,7 @@
 /// How the modules of a family are called.
 #[derive(Debug)]
 pub struct Naming {
-    /// The family.
+    /// The family's name, such as `flux1`.
     pub family: &'static str,
     /// diffusers' name of the denoiser in a pipeline: the first part of its tensors' names.
     pub component: &'static str,
@@ -53,19 +53,20 @@ pub struct Row {
 /// linear's inputs are one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FusedPart {
-    /// Which part.
+    /// Its place among the parts, from 0.
     pub index: usize,
-    /// Outputs of each part.
+    /// By part, its outputs in units.
     pub units: &'static [usize],
 }
 
 #[derive(Debug)]
 struct Pattern {
+    // Both kept: underscores cannot be turned back into dots, as in `to_out_0`.
     dotted: String,
     flat: String,
 }
 
-/// A module found by a name.
+/// A module found by one of its names, with a block's number filled in.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NamedModule {
     /// Its name in diffusers.
@@ -74,7 +75,7 @@ pub struct NamedModule {
     pub native: String,
     /// Which part of the native module it is.
     pub part: Option<FusedPart>,
-    /// As in its row.
+    /// Whether native code has the halves of its outputs the other way round.
     pub halves_swapped: bool,
 }
 
@@ -149,7 +150,7 @@ impl Naming {
         found
     }
 
-    /// The module of this name in diffusers.
+    /// The module that diffusers calls so.
     pub fn ours(&self, name: &str) -> Option<NamedModule> {
         self.find(name, Spelling::Diffusers, false).pop()
     }
@@ -161,6 +162,7 @@ fn numbers<'n>(pattern: &str, name: &'n str) -> Option<Vec<&'n str>> {
     let mut rest = name.strip_prefix(literals.next()?)?;
     let mut numbers = Vec::new();
     for literal in literals {
+        // Digits only: a pattern of block numbers must not fit a longer path.
         let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
         if digits == 0 {
             return None;

@@ -11,10 +11,10 @@ use crate::lora::file::stored::{AdapterTensors, StoredTensors, TensorRole, group
 use crate::lora::file::{ADAPTER_METADATA, SaveDtype, StatedAlphas, tensor_error};
 use crate::lora::targets;
 
-/// What is known about a file before it is read.
+/// What the caller knows about a file, and wants of it.
 #[derive(Clone, Copy, Debug)]
 pub struct ReadOptions<'n, 'f> {
-    /// Every family there is.
+    /// The namings of all families, among which the file's is found.
     pub namings: &'n [Naming],
     /// The family, where it is known; otherwise it is told from the module names.
     pub family: Option<&'f str>,
@@ -25,15 +25,15 @@ pub struct ReadOptions<'n, 'f> {
 /// A LoRA file in our naming.
 #[derive(Clone, Debug)]
 pub struct Imported<'n> {
-    /// The naming it had.
+    /// The program whose naming the file had.
     pub format: Format,
     /// The family it is for.
     pub naming: &'n Naming,
     /// The adapters, by their names in order.
     pub modules: Vec<Module>,
-    /// The file's metadata.
+    /// The file's metadata, as it is.
     pub metadata: BTreeMap<String, String>,
-    /// The dtype that holds all its numbers as they are.
+    /// The dtype of all its A and B, or F32 where they have several.
     pub dtype: SaveDtype,
     /// How many tensors of text encoders were left out.
     pub left_out: usize,
@@ -125,6 +125,7 @@ fn addresses<'v, 'a>(
 fn format_of(convention: Convention, metadata: &BTreeMap<String, String>) -> Format {
     let software = metadata.get("software").map_or("", String::as_str);
     match convention {
+        // ai-toolkit writes in either naming, by family, and says so in `software`.
         Convention::Component | Convention::Kohya if software.contains("ai-toolkit") => {
             Format::AiToolkit
         }
@@ -181,6 +182,7 @@ fn choose<'n>(
         match unknown().next() {
             None => fitting.push(naming),
             Some(((name, _), ..)) => {
+                // Counted only for the message: most families are ruled out by their first unknown name.
                 let count = unknown().count();
                 if nearest.is_none_or(|(least, ..)| count < least) {
                     nearest = Some((count, naming, name));
@@ -249,6 +251,7 @@ fn stated_family<'a>(
         [naming] => Some(*naming),
         _ => None,
     };
+    // Widths first: a tensor's shape cannot be wrong, a file's metadata can.
     only(fitting.iter().filter(has_width).collect())
         .or_else(|| only(fitting.iter().filter(has_mark).collect()))
 }
@@ -268,7 +271,7 @@ fn near(naming: &Naming, name: &str) -> String {
     format!("; near it: {}", targets::near(&address.module, known))
 }
 
-/// An adapter of a file as adapters of our modules.
+/// An adapter of a file in our naming: several adapters where it is on a fused module.
 fn in_our_naming(
     pair: AdapterTensors,
     places: &[NamedModule],
@@ -287,6 +290,7 @@ fn in_our_naming(
         b: pair.b.1,
         alpha: alpha.unwrap_or(rank),
     };
+    // Only then are the outputs a scale and a shift; the same module of another block may have more.
     if first.halves_swapped && module.has_two_halves() {
         module.swap_halves();
     }

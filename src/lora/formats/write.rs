@@ -24,9 +24,9 @@ pub enum Target {
 /// How a file is written.
 #[derive(Clone, Debug)]
 pub struct WriteOptions {
-    /// The naming.
+    /// Whose naming to write.
     pub target: Target,
-    /// How numbers are stored; nothing: as `source` if it holds them as they are, otherwise F32.
+    /// How numbers are stored; `None`: as `source` if it holds them as they are, otherwise F32.
     pub dtype: Option<SaveDtype>,
     /// The dtype that the numbers came in.
     pub source: SaveDtype,
@@ -63,6 +63,7 @@ pub fn write(
         _ => modules,
     };
     let mut metadata = options.metadata.clone();
+    // It describes the source's tensors.
     metadata.remove(ADAPTER_METADATA);
     describe_network(&mut metadata, &modules, naming, as_kohya);
     if options.target == Target::Diffusers {
@@ -162,7 +163,9 @@ fn describe_network(
         .find(|module| as_kohya && module.rank() == rank)
         .map_or(rank as f64, |module| module.alpha);
     metadata.insert("ss_network_dim".to_owned(), rank.to_string());
+    // With a point, as Python writes a float: `8.0`.
     metadata.insert("ss_network_alpha".to_owned(), format!("{alpha:?}"));
+    // By these keys tools expect kohya's names: in other files they would promise what is not there.
     for key in ["ss_network_module", "ss_network_args"] {
         metadata.remove(key);
     }
@@ -220,6 +223,7 @@ fn encode_all(
 ) -> Result<(Vec<EncodedTensor>, SaveDtype), Error> {
     let in_dtype = |dtype: SaveDtype| -> Result<Vec<EncodedTensor>, Error> {
         let encode = |tensor: &TensorToWrite| {
+            // Alphas: a half could round them, and with them every update.
             let dtype = if tensor.shape.is_empty() {
                 SaveDtype::F32
             } else {
