@@ -67,6 +67,7 @@ impl Tape {
         };
         let (outs, kept) = joint_attention(&saved, scale, bias, mask)?;
         let inputs = [q, k, v].concat();
+        // In the order in which the gradients come back below.
         let targets: Vec<_> = inputs.iter().map(|value| value.id()).collect();
         let shapes: Vec<_> = outs
             .iter()
@@ -75,6 +76,7 @@ impl Tape {
         let (bias, mask) = (bias.cloned(), mask.clone());
         Ok(self.record(&inputs, outs, move |slots, gradients| {
             let device = saved.k[0].device();
+            // Where the loss depends on some parts only, the others have no gradient; attention's backward needs one of each.
             let dense = |(gradient, (shape, dtype)): (Option<Gradient>, &(_, _))| match gradient {
                 Some(gradient) => Ok(gradient.tensor().clone()),
                 None => Tensor::zeros(shape, *dtype, device),

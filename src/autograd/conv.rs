@@ -27,6 +27,7 @@ impl Tape {
     ) -> Result<Value> {
         let y = conv2d(x.tensor(), weight, bias, options)?;
         let (_, _, height, width) = x.tensor().dims4()?;
+        // `x` is not saved: its gradient is made of the frozen weight alone.
         let (to, weight) = (x.id(), weight.clone());
         let y = self.record_one(&[x], y, move |slots, gradient| {
             let dx = conv2d_backward(&weight, options, (height, width), gradient.tensor())?;
@@ -48,6 +49,7 @@ impl Tape {
         let (_, _, height, width) = x.tensor().dims4()?;
         let (_, _, kernel, _) = weight.tensor().dims4()?;
         let [to, to_weight] = [x.id(), weight.id()];
+        // Only an adapter's weight has a gradient, which reads `x`.
         let saved_x = to_weight.map(|_| x.tensor().clone());
         let saved_weight = weight.tensor().clone();
         Ok(self.record_one(&[x, weight], y, move |slots, gradient| {

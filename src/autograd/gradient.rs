@@ -43,6 +43,7 @@ impl Gradient {
     /// A contiguous tensor with this gradient that kernels of the CPU may edit in place: a copy only if it must be one.
     /// What other devices compute is never in place.
     pub(crate) fn into_editable(self) -> Result<Tensor> {
+        // A copy made to be contiguous is nobody else's.
         let copied = !self.tensor.is_contiguous();
         let tensor = cpu::contiguous(&self.tensor)?;
         if self.exclusive || copied {
@@ -61,6 +62,7 @@ impl Gradient {
     }
 
     fn plus(self, other: Self) -> Result<Self> {
+        // x + y and y + x are the same bits, so the one that may be edited takes the sum.
         let (target, other) = if self.exclusive && self.tensor.is_contiguous() {
             (self, other)
         } else {

@@ -10,11 +10,11 @@ use crate::nn::linear::{Adapted, LowRank, Wanted, backward, forward};
 /// A low-rank adapter on the tape: `y += scale (dropout x) a^T b^T`.
 #[derive(Clone, Debug)]
 pub struct LoraValues {
-    /// `[r, in]`
+    /// `[r, in]`, of a convolution `[r, in, k, k]`.
     pub a: Value,
-    /// `[out, r]`
+    /// `[out, r]`, of a convolution `[out, r, 1, 1]`.
     pub b: Value,
-    /// alpha / rank, usually.
+    /// The factor of the update: alpha / rank.
     pub scale: f64,
     /// In the shape of `x`: 0 where it is dropped, 1 / (1 - p) where it is kept. On the adapter's way only.
     pub dropout: Option<Tensor>,
@@ -36,6 +36,7 @@ impl Tape {
     ) -> Result<Value> {
         let Some(lora) = lora else {
             let (y, _) = forward(x.tensor(), &w.dense()?, bias, None)?;
+            // `x` is not saved: its gradient is made of the frozen weight alone.
             let (w, to) = (w.clone(), x.id());
             let wanted = Wanted {
                 x: true,
@@ -43,6 +44,7 @@ impl Tape {
                 b: false,
             };
             return Ok(self.record_one(&[x], y, move |slots, gradient| {
+                // The product adds to what the value has already (beta 1), which saves a tensor of its size and a pass over it.
                 let earlier = slots.take_editable(to);
                 let w = &w.dense()?;
                 let [dx, ..] = backward(gradient.tensor(), w, None, wanted, earlier)?;
@@ -64,7 +66,7 @@ impl Tape {
             a: a_id.is_some(),
             b: b_id.is_some(),
         };
-        // What b's gradient is made of, and what a's is made of.
+        // Each kept only if its gradient is wanted: b's is made of `down`, a's of `x`.
         let down = down.filter(|_| wanted.b);
         let seen = wanted.a.then(|| x.tensor().clone());
         let w = w.clone();

@@ -30,6 +30,7 @@ impl Tape {
             Some(weights) => weights.iter().map(|weight| weight / count).collect(),
             None => vec![1.0 / count; per_row.len()],
         };
+        // On the host in f64: the rows' sums are there already, and there are few.
         let total: f64 = per_row
             .iter()
             .zip(&factors)
@@ -42,6 +43,7 @@ impl Tape {
             (prediction.id(), prediction.tensor().clone(), target.clone());
         Ok(
             self.record_one(&[prediction], loss, move |slots, gradient| {
+                // 1 for the loss itself, something else where it is part of a larger value.
                 let outer = gradient
                     .tensor()
                     .to_dtype(candle_core::DType::F64)?

@@ -44,6 +44,7 @@ impl Tape {
         weight: Option<&Tensor>,
         eps: f64,
     ) -> Value {
+        // `x` is saved and its mean and deviation are not: they are found again by a pass over the row.
         let (to, saved, weight) = (x.id(), x.tensor().clone(), weight.cloned());
         self.record_one(&[x], y, move |slots, gradient| {
             let gradient = gradient.into_editable()?;
@@ -72,6 +73,7 @@ impl Tape {
                 if to.is_none() {
                     return Ok(());
                 }
+                // Last: it overwrites the gradient, which the sums above had to read.
                 let dx = modulate_backward(&saved, &saved_scale, eps, gradient.into_editable()?)?;
                 slots.add(to, Gradient::fresh(dx))
             }),
@@ -97,6 +99,7 @@ impl Tape {
                 let dy = gated_backward(&saved_gate, gradient.tensor())?;
                 slots.add(to_y, Gradient::fresh(dy))?;
             }
+            // Last: the residual's own gradient is this one, given on without a copy.
             slots.add(to_x, gradient)
         }))
     }

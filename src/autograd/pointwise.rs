@@ -38,6 +38,7 @@ impl Tape {
             }
             let Some(x) = saved_x else { return Ok(()) };
             let along = mul(gradient.tensor(), &x)?;
+            // Freed before the gate's gradient is made, so that one tensor less is alive at once.
             drop((gradient, x));
             slots.add(to_gate, Gradient::fresh(kind.backward(&saved_gate, along)?))
         }))
@@ -82,6 +83,7 @@ impl Tape {
         Ok(
             self.record_one(&[x, y], out, move |slots, gradient| match (to_x, to_y) {
                 (Some(_), Some(_)) => {
+                    // Both get the same storage, so neither may edit it.
                     let [for_x, for_y] = gradient.share();
                     add_spread(slots, to_x, for_x, &x_dims)?;
                     add_spread(slots, to_y, for_y, &y_dims)

@@ -26,6 +26,7 @@ impl Tape {
     ///
     /// If `order` does not name each dimension once, and those of the backend.
     pub fn permute(&self, x: &Value, order: &[usize]) -> Result<Value> {
+        // The reverse order, for the way back.
         let mut back = vec![usize::MAX; order.len()];
         for (i, &d) in order.iter().enumerate() {
             match back.get_mut(d) {
@@ -60,6 +61,7 @@ impl Tape {
         else {
             bail!("{start} + {length} of dimension {dim} of {:?}", x.dims());
         };
+        // As one part of a split, whose way back fills the others with zeros.
         let parts: Vec<_> = [start, length, rest]
             .into_iter()
             .filter(|&part| part > 0)

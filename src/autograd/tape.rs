@@ -13,6 +13,7 @@ pub(crate) struct Id(u64);
 
 impl Id {
     fn new() -> Self {
+        // Only uniqueness is asked of it, so the order between threads does not matter.
         static NEXT: AtomicU64 = AtomicU64::new(0);
         Self(NEXT.fetch_add(1, Ordering::Relaxed))
     }
@@ -31,17 +32,17 @@ impl Value {
         Self { tensor, id: None }
     }
 
-    /// The tensor itself.
+    /// What was computed.
     pub fn tensor(&self) -> &Tensor {
         &self.tensor
     }
 
-    /// The tensor itself, without the rest.
+    /// What was computed, for use off the tape.
     pub fn into_tensor(self) -> Tensor {
         self.tensor
     }
 
-    /// Its extents.
+    /// The tensor's shape.
     pub fn dims(&self) -> &[usize] {
         self.tensor.dims()
     }
@@ -120,7 +121,7 @@ impl Tape {
         }
     }
 
-    /// What is given to a [`Self::checkpoint`] waits in the host's memory for the way back.
+    /// With `offload`, the inputs of a [`Self::checkpoint`] wait in the host's memory for the way back.
     pub fn offloading(mut self, offload: bool) -> Self {
         self.offload = offload;
         self
@@ -205,8 +206,10 @@ impl Tape {
         if self.mode != Mode::Recording {
             return block(self, &inputs);
         }
+        // Traced, not recorded: which results need a gradient is known, and what the block would save is dropped as it runs.
         let outputs = block(&Self::with(Mode::Tracing), &inputs)?;
         let ids: Vec<Option<Id>> = outputs.iter().map(Value::id).collect();
+        // Nothing in the block wants a gradient: it is never gone back through.
         if ids.iter().all(Option::is_none) {
             return Ok(outputs);
         }
@@ -225,6 +228,7 @@ impl Tape {
                     slots.add(value.id(), gradient)?;
                 }
             }
+            // Otherwise the block's last tensors would stay until it is gone back through.
             drop((outputs, inputs));
             // Ids are unique, so the block's own gradients and the outer ones share their slots: sums are
             // formed in the order in which they would be formed had the block been kept.
@@ -279,8 +283,10 @@ impl Tape {
     /// Goes back over all nodes, dropping each with what it saved.
     fn unwind(self, slots: &mut Slots) -> Result<()> {
         let mut nodes = self.nodes.into_inner();
+        // Each node is taken off before it runs, so what it saved is freed when it is done, not at the end.
         while let Some(node) = nodes.pop() {
             let gradients: Vec<_> = node.outputs.iter().map(|&id| slots.take(id)).collect();
+            // The loss does not depend on the others.
             if gradients.iter().any(Option::is_some) {
                 (node.backward)(slots, gradients)?;
             }
@@ -289,7 +295,7 @@ impl Tape {
     }
 }
 
-/// The type of scalar that sums over this type are kept in.
+/// The type of a loss over tensors of `dtype`: f32, but f64 for f64, in which gradients are tested.
 pub(super) fn scalar_dtype(dtype: DType) -> DType {
     if dtype == DType::F64 {
         dtype
