@@ -84,7 +84,7 @@ struct Checker {
     indexed: HashMap<Fingerprint, HashSet<Fingerprint>>,
 }
 
-/// What reading one pack showed.
+/// What reading one pack brought to light.
 #[derive(Default)]
 struct PackFindings {
     /// What it says of each entry, as the digest of the record.

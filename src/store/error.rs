@@ -24,12 +24,12 @@ pub enum Error {
     NewerFormat {
         /// The file that says so.
         path: PathBuf,
-        /// The version found.
+        /// The version that the file says.
         found: u64,
         /// The newest version this program reads.
         known: u64,
     },
-    /// The operating system refused.
+    /// The operating system refused something.
     #[error("cannot {action} {path}: {cause}{advice}", advice = advice(cause))]
     Io {
         /// What was tried, as a verb.
@@ -58,7 +58,7 @@ pub enum Error {
         entry: Fingerprint,
         /// The pack or index part at fault.
         path: PathBuf,
-        /// What differs.
+        /// Expected and found, as a clause.
         why: String,
     },
     /// What was given to be stored cannot be stored.
@@ -107,7 +107,7 @@ impl Error {
         matches!(self, Self::Damaged { .. })
     }
 
-    /// Whether the disk is full.
+    /// Whether it came from a full disk or quota, so that trying again after making room may succeed.
     pub fn is_full_disk(&self) -> bool {
         matches!(self, Self::Io { cause, .. } if is_full(cause))
     }

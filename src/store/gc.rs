@@ -48,7 +48,7 @@ pub struct GcReport {
     pub dry_run: bool,
     /// Runs that protect entries.
     pub runs: u64,
-    /// Entries that stay.
+    /// Entries that stay: a run uses them, or they are young.
     pub entries_kept: u64,
     /// Entries that no run uses, and copies beyond the first.
     pub entries_removed: u64,

@@ -249,7 +249,7 @@ pub(super) fn payloads(bytes: Bytes, spec: &Fingerprint) -> Result<Vec<PayloadRo
     Ok(found)
 }
 
-/// All of a part.
+/// All that a part says of its entries, in the order of its rows.
 pub(super) fn records(bytes: Bytes, spec: &Fingerprint) -> Result<Vec<Record>, String> {
     // Which rows belong together is checked there, once for all; here it is relied on.
     let groups = presence(bytes.clone(), spec)?;

@@ -1,4 +1,4 @@
-//! Where everything lies, and the format version. The tree is in the parent module's words.
+//! The paths inside a store (the parent module's documentation shows the tree), and the format's version.
 
 use std::path::{Path, PathBuf};
 
@@ -17,7 +17,7 @@ const FORMAT_NAME: &str = "plumb-store";
 /// The largest `store.json` or spec that is read, so that a wrong file is not taken into memory whole.
 const JSON_LIMIT_BYTES: u64 = 4 << 20;
 
-/// The paths inside one store.
+/// Where things lie inside the store at `root`.
 #[derive(Clone, Debug)]
 pub(super) struct Layout {
     pub(super) root: PathBuf,
@@ -92,7 +92,7 @@ impl Layout {
         ))
     }
 
-    /// The packs, sorted.
+    /// The packs, sorted by digest; files under other names are left out.
     pub(super) fn list_packs(&self) -> Result<Vec<(Digest, ListedFile)>, Error> {
         let mut packs = Vec::new();
         for folder in disk::list(&self.packs())? {

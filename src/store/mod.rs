@@ -79,7 +79,7 @@ pub struct Problem {
     pub file: String,
     /// What was expected and what was found.
     pub what: String,
-    /// What to do about it.
+    /// What to do about it, as a clause.
     pub mend: String,
 }
 
@@ -208,8 +208,7 @@ pub fn write_file(path: &Path, chunks: &[&[u8]]) -> Result<(), Error> {
     disk::write_once(&Local, folder, &name, chunks)
 }
 
-/// Runs a decoder on bytes that may be hostile. Ours do not panic on any input that we know; this makes that
-/// of the libraries below, too, cost the one file only.
+/// Runs a decoder on bytes that may be hostile: a panic in a library below becomes an error of that one file.
 fn contain<T>(decode: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
     // Unwind safe: what a decoder leaves half done is its own and dropped.
     std::panic::catch_unwind(std::panic::AssertUnwindSafe(decode))

@@ -1,4 +1,4 @@
-//! Gathering the rows of an index part into entries, none of which may be there by half.
+//! Gathers the rows of an index part into entries. A part that lacks a row of one of its entries is refused.
 
 use super::pack::PACK_LIMIT_BYTES;
 use super::record::PARTS_LIMIT;

@@ -14,8 +14,8 @@ use super::tensor::{ElementType, TensorBytes, size_bytes};
 use super::{Error, Problem, packed};
 use crate::digest::{Digest, Fingerprint};
 
-/// A view of a store as it was when opened or last refreshed. Takes no lock and needs no right to write.
-/// Cleaning up beside a reader is safe: what moved is found again, and bytes handed out stay.
+/// A view of a store as it was when opened or last refreshed. It takes no lock and needs no right to write. Another process may clean
+/// up meanwhile: entries that move to other packs are found again, and payloads handed out stay readable.
 pub struct StoreReader {
     layout: Layout,
     specs: Option<Vec<Fingerprint>>,
@@ -27,24 +27,24 @@ pub struct StoreReader {
 pub struct Entry {
     /// Its fingerprint, which is that of its key record.
     pub entry: Fingerprint,
-    /// The spec that made it.
+    /// The fingerprint of the spec that made it.
     pub spec: Fingerprint,
     /// How many token ids came before padding.
     pub token_count: u32,
-    /// Whether the caption was cut.
+    /// Whether the caption had more tokens than the spec allows, and was cut.
     pub truncated: bool,
     /// The payloads by name, sorted.
     pub parts: Vec<(String, Payload)>,
 }
 
 impl Entry {
-    /// The payload called `name`.
+    /// The payload called `name`, such as `hidden`; `None` if the entry has no such part.
     pub fn part(&self, name: &str) -> Option<&Payload> {
         self.parts.iter().find(|(n, _)| n == name).map(|(_, p)| p)
     }
 }
 
-/// A tensor in a mapped pack: nothing is copied until somebody does. Little endian, row major.
+/// A tensor in a mapped pack, not copied. Little endian, row major.
 #[derive(Clone)]
 pub struct Payload {
     /// The type of each element.

@@ -20,10 +20,10 @@ use super::{Error, Local, Problem, Store, lock, relative};
 use crate::digest::{Digest, Fingerprint};
 use crate::monitor::Monitor;
 
-/// What rebuilding the index did.
+/// What rebuilding the index read, wrote and left out.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct RebuildReport {
-    /// Packs there were.
+    /// Packs that were there before, damaged ones included.
     pub packs: u64,
     /// Entries in the new index.
     pub entries: u64,

@@ -17,7 +17,7 @@ pub(super) const PARTS_LIMIT: usize = 16;
 /// The most token ids of an entry.
 pub(super) const TOKENS_LIMIT: usize = 1 << 16;
 
-/// An entry to be stored.
+/// An entry to be stored: its tensors, and everything the index will say of it.
 #[derive(Clone, Debug)]
 pub struct NewEntry {
     /// The fingerprint of `key`.
@@ -30,7 +30,7 @@ pub struct NewEntry {
     pub tokens: Vec<u32>,
     /// How many of them came before padding.
     pub token_count: u32,
-    /// Whether the caption was cut.
+    /// Whether the caption had more tokens than the spec allows, and was cut.
     pub truncated: bool,
     /// The tensors by name: `hidden`, `pooled`, `mean`, `logvar`.
     pub parts: Vec<(String, TensorBytes)>,
@@ -140,7 +140,7 @@ pub struct Record {
     pub tokens: Vec<u32>,
     /// How many of them came before padding.
     pub token_count: u32,
-    /// Whether the caption was cut.
+    /// Whether the caption had more tokens than the spec allows, and was cut.
     pub truncated: bool,
     /// The program that made it, with its version.
     pub tool: String,
@@ -153,15 +153,15 @@ pub struct Record {
 /// One payload as the index has it.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct PartRecord {
-    /// Its name in the entry.
+    /// Its name in the entry, such as `hidden`.
     pub part: String,
-    /// Its name in the pack.
+    /// Its name in the pack's header, `<entry>.<part>`.
     pub tensor: String,
     /// Where it begins in the pack's file.
     pub offset: u64,
     /// Its length in bytes.
     pub length: u64,
-    /// The digest of its bytes.
+    /// The digest of its bytes, to be compared whenever they are read.
     pub digest: Digest,
     /// The type of its elements.
     pub dtype: ElementType,

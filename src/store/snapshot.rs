@@ -64,7 +64,7 @@ pub(super) struct MappedPack {
     map: OnceLock<Arc<Mmap>>,
 }
 
-/// The entries of one spec.
+/// The entries of one spec, for look-up by fingerprint.
 #[derive(Default)]
 pub(super) struct SpecTable {
     pub(super) candidates: Vec<EntryLocation>,

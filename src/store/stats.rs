@@ -15,11 +15,11 @@ pub struct StoreStats {
     pub specs: BTreeMap<String, SpecStats>,
     /// Packs on disk.
     pub packs: u64,
-    /// The bytes of the packs.
+    /// The size of those packs' files.
     pub pack_bytes: u64,
     /// Packs that no row names.
     pub unindexed_packs: u64,
-    /// The bytes of those.
+    /// The size of their files.
     pub unindexed_pack_bytes: u64,
     /// The bytes of all index parts.
     pub index_bytes: u64,
@@ -36,13 +36,13 @@ pub struct SpecStats {
     pub truncated_entries: u64,
     /// Entries that are there more than once; gc keeps one of each.
     pub duplicate_entries: u64,
-    /// The bytes of all payloads.
+    /// The bytes of all payloads that rows name, copies included.
     pub payload_bytes: u64,
     /// The element types of the payloads.
     pub dtypes: BTreeSet<&'static str>,
     /// Packs with payloads of it.
     pub packs: u64,
-    /// Index parts.
+    /// Index parts on disk, damaged ones included.
     pub index_parts: u64,
     /// Index parts that cannot be used.
     pub damaged_index_parts: u64,

@@ -37,7 +37,7 @@ impl ElementType {
         Self::U8,
     ];
 
-    /// The size of one element.
+    /// Bytes of one element.
     pub fn size_bytes(self) -> usize {
         match self {
             Self::I64 => 8,
@@ -123,7 +123,7 @@ pub struct TensorBytes {
     pub dtype: ElementType,
     /// The size of each dimension, outermost first.
     pub shape: Vec<usize>,
-    /// The elements.
+    /// The elements' bytes; as many as `dtype` and `shape` say.
     pub bytes: Vec<u8>,
 }
 
@@ -175,7 +175,7 @@ pub struct Summary {
 }
 
 impl Summary {
-    /// Of the elements in `bytes`.
+    /// The statistics of the elements in `bytes`.
     pub(super) fn of(dtype: ElementType, bytes: &[u8]) -> Self {
         let (mut count, mut non_finite) = (0u64, 0u64);
         // In f64: a T5's output has millions of values, whose squares an f32 cannot add up.

@@ -32,14 +32,14 @@ struct PendingSpec {
     entries: HashSet<Fingerprint>,
 }
 
-/// What a commit added.
+/// What a commit added to the store.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CommitStats {
-    /// Entries now visible.
+    /// Entries that readers see from now on.
     pub entries: u64,
     /// Index parts written.
     pub index_parts: u64,
-    /// The bytes of their payloads.
+    /// The bytes of these entries' payloads.
     pub payload_bytes: u64,
 }
 
