@@ -17,7 +17,7 @@ use crate::rng::{Rng, Stream};
 /// and the adapter's place among the names only, so a block that is run again for its gradients drops the same.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Dropout {
-    /// In [0, 1).
+    /// The share of inputs that is zeroed, in [0, 1).
     pub probability: f64,
     /// The experiment's seed.
     pub seed: u64,
@@ -45,12 +45,12 @@ struct BoundAdapter {
 /// Which blocks keep only their inputs on the tape (less memory, one more forward of the block).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Recompute {
-    /// None of them.
+    /// Every block keeps what its gradients read.
     #[default]
     Never,
-    /// All of them.
+    /// Every block is run again.
     EveryBlock,
-    /// Those with these numbers.
+    /// The blocks with these numbers, from 0 in the order of the network, are run again.
     Blocks(BTreeSet<usize>),
 }
 

@@ -26,7 +26,7 @@ use super::{AdapterSet, Error};
 /// Key of the JSON in which diffusers and PEFT keep rank, alpha and targets.
 pub(super) const ADAPTER_METADATA: &str = "lora_adapter_metadata";
 
-/// How the numbers are stored.
+/// How a LoRA file stores its numbers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum SaveDtype {
     /// As they are trained: nothing is rounded.
@@ -48,7 +48,7 @@ impl SaveDtype {
         }
     }
 
-    /// Bytes of a number.
+    /// Bytes of one number.
     fn size(self) -> usize {
         match self {
             Self::F32 => 4,
@@ -62,7 +62,7 @@ impl SaveDtype {
 pub struct FileOptions {
     /// The part of the pipeline that the adapters belong to: the first part of every tensor's name.
     pub component: &'static str,
-    /// How the numbers are stored.
+    /// How A and B are stored; there are no other tensors.
     pub dtype: SaveDtype,
     /// What the file's metadata says besides rank, alpha and hashes, which are added.
     pub metadata: BTreeMap<String, String>,
@@ -71,7 +71,7 @@ pub struct FileOptions {
 /// A LoRA file that was read.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LoraFile {
-    /// The adapters.
+    /// The adapters under the file's module names.
     pub adapters: AdapterSet,
     /// The file's metadata, as it is.
     pub metadata: BTreeMap<String, String>,
@@ -80,7 +80,7 @@ pub struct LoraFile {
 /// A or B of an adapter: rows, columns, and for a convolution height and width; row major.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Matrix {
-    /// Two dimensions, or four.
+    /// Two dimensions, of a convolution four; none is 0.
     pub shape: Vec<usize>,
     /// As many as the product of `shape`.
     pub values: Vec<f32>,

@@ -37,7 +37,7 @@ pub struct Module {
 }
 
 impl Module {
-    /// Rows of A.
+    /// The rank: rows of A, columns of B.
     pub fn rank(&self) -> usize {
         self.a.rows()
     }
@@ -47,7 +47,7 @@ impl Module {
         self.a.values.len() + self.b.values.len()
     }
 
-    /// alpha / rank.
+    /// The factor of the update, alpha / rank.
     pub fn scale(&self) -> f64 {
         self.alpha / self.rank() as f64
     }
@@ -85,26 +85,26 @@ impl Module {
 /// Whose naming a file has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
-    /// diffusers.
+    /// diffusers, whose module names are ours too.
     Diffusers,
     /// PEFT without diffusers.
     Peft,
     /// kohya's scripts; ComfyUI reads it.
     Kohya,
-    /// ai-toolkit.
+    /// ai-toolkit, which uses diffusers' or kohya's names by family and says so in the metadata.
     AiToolkit,
-    /// ComfyUI's own.
+    /// ComfyUI's own, `diffusion_model.` in front.
     Comfy,
-    /// OneTrainer's own.
+    /// OneTrainer's own, `lora_transformer_` in front.
     OneTrainer,
-    /// LyCORIS as SimpleTuner uses it.
+    /// LyCORIS as SimpleTuner uses it, `lycoris_` in front.
     Lycoris,
     /// Module names and nothing before them.
     Bare,
 }
 
 impl Format {
-    /// Its name for people.
+    /// The program's name, for messages and reports.
     pub fn name(self) -> &'static str {
         match self {
             Self::Diffusers => "diffusers",

@@ -15,7 +15,7 @@ pub struct FileInfo<'a> {
     pub architecture: &'a str,
     /// kohya's name of the base model, such as `5-large`.
     pub base_version: &'a str,
-    /// The file's title.
+    /// The title that programs show for the file.
     pub title: &'a str,
     /// Width and height trained at, in pixels.
     pub resolution: (u32, u32),
@@ -52,7 +52,7 @@ fn sha256<'a>(parts: impl Iterator<Item = &'a [u8]>) -> String {
     format!("{:x}", hasher.finalize())
 }
 
-/// Where the window of the legacy hash begins and ends.
+/// Where the window of the legacy hash begins and ends: the first hash that web UIs had for a checkpoint, 64 KiB at 1 MiB.
 const LEGACY_WINDOW: (usize, usize) = (0x10_0000, 0x11_0000);
 
 /// The hashes by which other tools know a LoRA file, as kohya's scripts define them: `sshs_model_hash` and
@@ -61,10 +61,12 @@ const LEGACY_WINDOW: (usize, usize) = (0x10_0000, 0x11_0000);
 ///
 /// `trained_header` is that file's header with its length, `data` the tensors' bytes in the file's order.
 pub(super) fn hashes(trained_header: &[u8], data: &[&[u8]]) -> BTreeMap<String, String> {
+    // In pieces: the file is not put together to be hashed.
     let model = sha256(data.iter().copied());
     let mut position = 0;
     let mut window = Vec::new();
     for part in std::iter::once(&trained_header).chain(data) {
+        // The window may begin and end in the header or in any tensor, or lie beyond the file: then it is empty.
         let inside = |place: usize| place.saturating_sub(position).min(part.len());
         window.push(&part[inside(LEGACY_WINDOW.0)..inside(LEGACY_WINDOW.1)]);
         position += part.len();

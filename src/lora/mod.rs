@@ -40,7 +40,7 @@ pub enum Error {
     NoSuchTarget {
         /// The pattern as it was given.
         pattern: String,
-        /// How many linears there are.
+        /// How many linears the network has.
         count: usize,
         /// Names that look like it.
         near: String,
@@ -50,10 +50,10 @@ pub enum Error {
         "adapter target `{0}` fits only linears that do not reach the output, so it could learn nothing; leave it out"
     )]
     Unreached(String),
-    /// No pattern at all.
+    /// The list of patterns is empty.
     #[error("adapter targets: expected at least one pattern or preset, found none")]
     NoTargets,
-    /// The same module twice.
+    /// Two adapters are on the same module.
     #[error("adapter on `{0}` is there twice")]
     Duplicate(String),
     /// An adapter for a module that the network does not have.
@@ -97,9 +97,9 @@ pub enum Error {
     /// A number of masters that does not fit the layout.
     #[error("adapter values: expected {expected} numbers, found {found}")]
     ValueCount {
-        /// Numbers the layout has.
+        /// Numbers that A and B of all adapters have.
         expected: usize,
-        /// Numbers given.
+        /// Numbers that were given.
         found: usize,
     },
 }
@@ -240,7 +240,7 @@ impl AdapterSet {
         &self.values
     }
 
-    /// All numbers, for the optimizer.
+    /// As [`Self::values`], for the optimizer to step on in place.
     pub fn values_mut(&mut self) -> &mut [f32] {
         &mut self.values
     }
@@ -289,6 +289,7 @@ impl AdapterSet {
                 let window = kernel.map_or(String::new(), |k| format!(" in a window of {k} x {k}"));
                 format!("{outputs} outputs and {inputs} inputs{window}")
             };
+            // Compared as they would be told: whatever differs is in the message.
             let expected = sides(linear.outputs, linear.inputs, linear.kernel);
             let found = sides(adapter.outputs, adapter.inputs, adapter.kernel);
             if expected != found {

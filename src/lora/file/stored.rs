@@ -166,7 +166,7 @@ fn alpha_of(view: &TensorView<'_>) -> Result<f64, String> {
     }
 }
 
-/// The numbers of a tensor.
+/// A tensor's numbers, refused if one of them is not finite.
 fn decode(view: &TensorView<'_>) -> Result<Vec<f32>, String> {
     let bytes = view.data();
     let halves = || bytes.as_chunks::<2>().0.iter();

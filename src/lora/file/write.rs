@@ -62,7 +62,7 @@ pub(in crate::lora) struct EncodedTensor {
     pub(in crate::lora) exact: bool,
 }
 
-/// A tensor times a factor.
+/// A tensor's numbers, multiplied by `factor` and rounded once to `dtype`.
 pub(in crate::lora) fn encode(
     name: String,
     shape: Vec<usize>,
@@ -189,6 +189,7 @@ fn header(metadata: &BTreeMap<String, String>, tensors: &[EncodedTensor]) -> Vec
         offset = end;
     }
     header.push('}');
+    // The format's own library pads so, that the numbers are aligned.
     while !header.len().is_multiple_of(8) {
         header.push(' ');
     }

@@ -3,7 +3,7 @@
 use super::naming::Spelling;
 use crate::lora::file::stored::TensorRole;
 
-/// What a tensor's name says.
+/// What a tensor's name in a LoRA file says about it.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum TensorKey {
     /// A part of an adapter on the denoiser.
@@ -37,7 +37,7 @@ pub(super) enum Convention {
     OneTrainer,
     /// `lycoris_`: SimpleTuner by way of LyCORIS.
     Lycoris,
-    /// Nothing.
+    /// The module's name with nothing in front.
     Bare,
 }
 

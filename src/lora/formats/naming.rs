@@ -104,7 +104,7 @@ impl Row {
         self
     }
 
-    /// The name with its `{}`.
+    /// The name with a `{}` for each block number; `flat`: with underscores for dots.
     pub(super) fn text(&self, spelling: Spelling, flat: bool) -> &str {
         let pattern = self.pattern(spelling);
         if flat { &pattern.flat } else { &pattern.dotted }

@@ -27,7 +27,7 @@ pub struct ReadOptions<'n, 'f> {
 pub struct Imported<'n> {
     /// The program whose naming the file had.
     pub format: Format,
-    /// The family it is for.
+    /// The naming of the family it is for.
     pub naming: &'n Naming,
     /// The adapters, by their names in order.
     pub modules: Vec<Module>,
@@ -74,6 +74,7 @@ pub fn read<'n>(
     let mut modules = BTreeMap::new();
     for (address, pair) in found {
         let places = places(naming, &address);
+        // Two names in a file may be one module, by different conventions.
         for module in in_our_naming(pair, &places, &stated, origin)? {
             let name = module.name.clone();
             if modules.insert(name.clone(), module).is_some() {

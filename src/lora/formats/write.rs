@@ -21,7 +21,7 @@ pub enum Target {
     AiToolkit,
 }
 
-/// How a file is written.
+/// What decides how a file is written, besides its modules.
 #[derive(Clone, Debug)]
 pub struct WriteOptions {
     /// Whose naming to write.
@@ -52,6 +52,7 @@ pub fn write(
     naming: &Naming,
     options: &WriteOptions,
 ) -> Result<(Vec<u8>, SaveDtype), Error> {
+    // First: a file that is read without an adapter works, and is not the LoRA that was converted.
     refuse_ignored(&modules, naming, options.target)?;
     let as_kohya = match options.target {
         Target::Diffusers => false,
