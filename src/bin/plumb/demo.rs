@@ -24,9 +24,9 @@ use crate::world::{self, ComputeDevice, DeviceArgs};
 /// The miniature base models and the captioned pictures of a style they have not seen.
 static ASSETS: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/assets");
 
-/// What differs between the demos.
+/// What differs between the families' demos.
 struct DemoStory {
-    /// The folder of the miniature.
+    /// The miniature's folder in `assets`.
     model: &'static str,
     /// The Experiment, as a person would write it.
     experiment: &'static str,
@@ -157,6 +157,7 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> CommandResult {
 
 fn options(experiment: &Experiment, place: &ComputeDevice) -> TrainOptions {
     TrainOptions {
+        // The folder may hold an earlier demo's run, which has nothing left to do.
         restart: true,
         dump_step: None,
         stop_after: None,
@@ -255,6 +256,7 @@ fn examples(experiment: &Experiment) -> Result<Vec<RgbImage>, Failure> {
     let entries = std::fs::read_dir(folder).map_err(fail)?;
     let mut files: Vec<PathBuf> = entries.filter_map(|e| e.ok().map(|e| e.path())).collect();
     files.retain(|p| p.extension().is_some_and(|e| e == "png"));
+    // Folders are listed in any order.
     files.sort();
     let open = |p: &PathBuf| image::open(p).map(|i| i.to_rgb8()).map_err(Failure::error);
     files.iter().take(2).map(open).collect()

@@ -152,6 +152,7 @@ fn describe_tokens(report: &TokenReport) -> String {
     let mut line = String::from("   ");
     for (token, id) in report.tokens.iter().zip(&report.ids).take(report.count) {
         let word = format!(" {token}({id})");
+        // In characters: tokens may have letters of several bytes.
         if line.chars().count() + word.chars().count() > 100 {
             lines.push(std::mem::replace(&mut line, String::from("   ")));
         }

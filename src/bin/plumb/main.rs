@@ -81,5 +81,5 @@ fn main() -> ExitCode {
     }
 }
 
-/// What a command returns.
+/// A command has reported its result itself; what is left to say is why it failed.
 type CommandResult = Result<(), Failure>;

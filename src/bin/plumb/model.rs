@@ -84,6 +84,7 @@ fn describe(report: &Report) -> String {
         let _ = writeln!(text, "note      {note}");
     }
     let verdict = match report.problems.len() {
+        // Of a LoRA nothing was checked that such a sentence could be about.
         _ if report.kind == Kind::Lora => String::new(),
         0 => "every tensor is there and has its place".to_owned(),
         1 => "1 problem".to_owned(),

@@ -71,6 +71,7 @@ fn list(ui: &Ui) -> CommandResult {
             family = &listing.family;
             text += &format!("{family}: {}\n", listing.flavors.join(", "));
         }
+        // A variant serves several flavors by the same rules; the first stands for them.
         let name = |variant: &str| RecipeName {
             family: listing.family.clone(),
             flavor: listing.flavors.first().cloned().unwrap_or_default(),

@@ -207,6 +207,7 @@ fn stats(path: &Path, ui: &Ui) -> CommandResult {
 }
 
 fn stats_text(store: &Store, stats: &StoreStats) -> Result<String, Failure> {
+    // Of no spec: only descriptions are read, and no index is loaded for them.
     let reader = store.reader_of(&[]).map_err(Failure::error)?;
     let mut text = format!(
         "{}\n{} in {}, {} of index",

@@ -115,10 +115,11 @@ impl Ui {
 
     fn complain(&self, line: &str) {
         let write = || {
-            // Nobody is left to tell when standard error is closed.
+            // Where standard error is closed, there is nobody left to tell.
             let _ = writeln!(std::io::stderr().lock(), "{line}");
         };
         match &*self.slot() {
+            // Otherwise the bar's next drawing would overwrite the line.
             Some(bar) => bar.suspend(write),
             None => write(),
         }
@@ -128,6 +129,7 @@ impl Ui {
 impl Monitor for Ui {
     fn start(&self, stage: &str, total: Option<u64>) {
         self.clear();
+        // In a file, a bar would be thousands of lines of control characters.
         if self.quiet || !std::io::stderr().is_terminal() {
             return;
         }
@@ -141,6 +143,7 @@ impl Monitor for Ui {
                     .unwrap_or_else(|_| ProgressStyle::default_bar()),
             )
             .with_prefix(stage.to_owned());
+        // So that a long unit of work does not look like a hang.
         bar.enable_steady_tick(Duration::from_millis(200));
         *self.slot() = Some(bar);
     }

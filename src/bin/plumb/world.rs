@@ -1,4 +1,4 @@
-//! What commands ask of the machine they run on.
+//! The machine as commands see it: environment variables, devices, memory, the clock.
 
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -60,6 +60,7 @@ fn hub_options() -> hub::Options {
     let token = text("HF_TOKEN").or_else(kept_token);
     let is_on = |value: String| {
         let value = value.to_ascii_lowercase();
+        // The values that huggingface_hub takes for true.
         ["1", "true", "yes", "on"].contains(&value.as_str())
     };
     hub::Options {
@@ -90,7 +91,7 @@ fn cache_folder() -> PathBuf {
     caches.join("plumb")
 }
 
-/// Where networks are computed.
+/// Where networks are computed, and with how much memory.
 #[derive(clap::Args)]
 pub(crate) struct DeviceArgs {
     /// What computes: `cpu`, `cuda`, `cuda:N` (a GPU by its number), or `auto`, the first GPU that is there.
@@ -116,6 +117,7 @@ pub(crate) struct ComputeDevice {
 
 impl DeviceArgs {
     pub(crate) fn open(&self, ui: &Ui) -> Result<ComputeDevice, Failure> {
+        // Before a device is opened, which may take seconds: a wrong number is told at once.
         let limit = self.memory.map(limit_bytes).transpose()?;
         let wrong = |e| Failure::usage(format!("--device: {e}"));
         let choice = self.device.parse::<Choice>().map_err(wrong)?;
@@ -137,6 +139,7 @@ impl DeviceArgs {
                 let why = "--own-kernels: they are for GPUs, and this computes on the CPU";
                 return Err(Failure::usage(why));
             }
+            // Before the kernels ask for it: a missing compiler gets a sentence that names it.
             device::find_compiler(&cuda_folders()).map_err(Failure::error)?;
             nn::own_kernels(&opened.device).map_err(Failure::error)?;
         }
@@ -199,6 +202,7 @@ fn cuda_folders() -> Vec<PathBuf> {
 pub(crate) fn encode_options(place: &ComputeDevice) -> EncodeOptions {
     EncodeOptions {
         device: place.device.clone(),
+        // The rest is for activations.
         resident_limit_bytes: place.memory_bytes / 10 * 7,
     }
 }
@@ -210,6 +214,7 @@ fn available_memory_bytes() -> u64 {
         RefreshKind::nothing().with_memory(MemoryRefreshKind::nothing().with_ram()),
     );
     let free = match system.available_memory() {
+        // What sysinfo says where it cannot tell.
         0 => UNKNOWN,
         bytes => bytes,
     };
@@ -217,7 +222,7 @@ fn available_memory_bytes() -> u64 {
     limit.map_or(free, |limit| free.min(limit))
 }
 
-/// The time.
+/// The time now. The library is given it, so that nothing in it depends on the clock.
 #[expect(clippy::disallowed_methods, reason = "this is where the clock is read")]
 pub(crate) fn now() -> SystemTime {
     SystemTime::now()
