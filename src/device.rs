@@ -1,7 +1,7 @@
 //! Where tensors are computed: the CPU, or an NVIDIA GPU in programs that were built with the feature `cuda`.
 //!
-//! A GPU is asked for by name; without one being asked for, the first that is there is taken, else the CPU. The CUDA
-//! libraries are looked for before the first call that needs them, so a machine without them gets a sentence, not a crash.
+//! Where nothing is asked for, the first GPU is taken, else the CPU. The CUDA libraries are looked for before the first call that
+//! needs them, so that a machine without them gets a sentence, not a crash.
 
 #[cfg(feature = "cuda")]
 mod cuda;
@@ -11,7 +11,7 @@ use std::str::FromStr;
 
 use candle_core::{DType, Device};
 
-/// What a person asks for.
+/// Which device a person asks for, by `auto`, `cpu`, `cuda` or `cuda:N`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Choice {
     /// The first GPU that is there, else the CPU.
@@ -29,7 +29,7 @@ pub enum Error {
     /// The text is no device's name.
     #[error("expected `auto`, `cpu`, `cuda` or `cuda:N`, found `{0}`")]
     NoSuchName(String),
-    /// The program cannot use GPUs.
+    /// The program was built without the feature `cuda`.
     #[error(
         "this plumb was built without CUDA; `cargo install --path . --features cuda` builds one that uses NVIDIA GPUs"
     )]
@@ -57,7 +57,7 @@ impl FromStr for Choice {
     }
 }
 
-/// An opened device.
+/// A device that can be computed on, and what is known of it.
 #[derive(Clone, Debug)]
 pub struct Opened {
     /// candle's handle; of a GPU it has a stream of its own.

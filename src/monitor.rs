@@ -6,11 +6,11 @@ use std::sync::Mutex;
 pub trait Monitor: Send + Sync {
     /// A stage begins: `total` units of work are expected, if known.
     fn start(&self, stage: &str, total: Option<u64>);
-    /// `units` more are done.
+    /// `units` more of the current stage's work are done; may come from several threads.
     fn advance(&self, units: u64);
     /// A short text about the current state (a loss, a file name), replacing the one before.
     fn status(&self, text: &str);
-    /// The current stage is over.
+    /// The current stage is over, whether all of its work was done or not.
     fn finish(&self);
     /// A fact worth a line, once.
     fn note(&self, text: &str);
@@ -18,7 +18,7 @@ pub trait Monitor: Send + Sync {
     fn problem(&self, text: &str);
 }
 
-/// A monitor that drops everything.
+/// A monitor that drops all it is told.
 pub struct Silent;
 
 impl Monitor for Silent {

@@ -14,13 +14,13 @@ use rand_chacha::rand_core::{Rng as _, SeedableRng as _};
 pub enum Stream {
     /// The order of samples in an epoch (step = epoch).
     Shuffle = 1,
-    /// The noise added to latents.
+    /// The noise added to latents in training.
     Noise = 2,
     /// The timestep of a sample.
     Timestep = 3,
     /// The draw from the VAE's posterior.
     Posterior = 4,
-    /// Whether a caption is dropped.
+    /// Whether a sample's caption is replaced by the empty one.
     CaptionDropout = 5,
     /// Dropout inside an adapter (sample = the adapter's number).
     AdapterDropout = 6,
@@ -40,7 +40,7 @@ pub enum Stream {
     Caption = 13,
 }
 
-/// A generator at one coordinate.
+/// The random numbers of one coordinate (seed, stream, step, sample), from its first on.
 pub struct Rng(ChaCha8Rng);
 
 impl Rng {
@@ -82,7 +82,7 @@ impl Rng {
         }
     }
 
-    /// `count` standard normals.
+    /// `count` standard normals, each pair from two draws.
     pub fn normals(&mut self, count: usize) -> Vec<f32> {
         let mut out = Vec::with_capacity(count + 1);
         while out.len() < count {

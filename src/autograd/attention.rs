@@ -13,9 +13,9 @@ use crate::nn::{AttentionMask, rope};
 pub struct AttentionPart<'a> {
     /// None if nobody asks for this part's result: its keys and values are still seen.
     pub q: Option<&'a Value>,
-    /// Keys.
+    /// Its keys, which every part's queries see.
     pub k: &'a Value,
-    /// Values.
+    /// Its values, one for each key.
     pub v: &'a Value,
 }
 

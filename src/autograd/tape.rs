@@ -7,7 +7,7 @@ use candle_core::{DType, Device, Result, Tensor, bail};
 
 use super::gradient::{Gradient, Gradients, Slots};
 
-/// What a gradient is filed under: unique in the process, so that values of one tape can be read on another.
+/// The key of a value's gradient. Unique in the process, so that a value of one tape can be used on another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Id(u64);
 
@@ -78,7 +78,7 @@ fn moved<'a>(
 /// How a tape treats what it is asked to compute.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Mode {
-    /// Computes only.
+    /// Computes and forgets: inference.
     Off,
     /// Computes and knows what needs a gradient, but keeps nothing.
     Tracing,
@@ -103,7 +103,7 @@ pub struct Tape {
 }
 
 impl Tape {
-    /// A tape for training.
+    /// A tape for training: it keeps what [`Self::backward`] needs.
     pub fn recording() -> Self {
         Self::with(Mode::Recording)
     }

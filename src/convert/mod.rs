@@ -15,7 +15,7 @@ use crate::lora::{self, SaveDtype};
 use crate::models::lora_names::namings;
 use crate::store;
 
-/// The metadata key of [`Converted`].
+/// Under this key a file's metadata has [`Converted`] as JSON.
 pub const METADATA_KEY: &str = "plumb.converted";
 
 /// Why a LoRA could not be converted.
@@ -50,9 +50,9 @@ pub enum Error {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Converted {
-    /// The program and its version.
+    /// The plumb that converted it, with its version.
     pub tool: String,
-    /// The naming it had.
+    /// The naming that the source had, as [`formats::Format::name`] says it.
     pub from: String,
     /// The digest of the file it was made from.
     pub source: Digest,
@@ -71,10 +71,10 @@ impl Converted {
     }
 }
 
-/// How a LoRA is converted.
+/// What a person may choose about a conversion.
 #[derive(Clone, Copy, Debug)]
 pub struct ConvertOptions<'a> {
-    /// The naming to write.
+    /// Whose naming the result has.
     pub target: Target,
     /// How numbers are stored; `None`: as in the source, or as f32 if that would lose something.
     pub dtype: Option<SaveDtype>,
@@ -91,15 +91,15 @@ pub struct ConvertReport {
     pub file: PathBuf,
     /// The digest of the result.
     pub digest: Digest,
-    /// The family it is for.
+    /// The family of base models that it is for, such as `sdxl`.
     pub family: &'static str,
     /// The naming of the source.
     pub from: &'static str,
     /// Modules of the network that have an adapter.
     pub modules: usize,
-    /// The ranks of their adapters.
+    /// The different ranks of their adapters, rising.
     pub ranks: Vec<usize>,
-    /// How numbers are stored.
+    /// How the result's numbers are stored: `F32`, `F16` or `BF16`.
     pub dtype: &'static str,
     /// Tensors of text encoders that were left out.
     pub left_out: usize,

@@ -16,9 +16,9 @@ pub const METADATA_KEY: &str = "plumb";
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Provenance {
-    /// The program and its version.
+    /// The plumb that trained it, with its version.
     pub tool: String,
-    /// Family of the base model.
+    /// Family of the base model, such as `sd3`.
     pub family: String,
     /// Its flavor in the family, such as `3.5-large`.
     pub flavor: String,
@@ -26,22 +26,22 @@ pub struct Provenance {
     pub base: Digest,
     /// The recipe, readable, with its deviations.
     pub recipe: Value,
-    /// The recipe's fingerprint.
+    /// The fingerprint of that recipe: equal ones make equal conditioning.
     pub recipe_fingerprint: Fingerprint,
     /// Each encoder's spec by slot: what its embeddings depended on.
     pub encoders: BTreeMap<String, Fingerprint>,
-    /// The VAE's spec.
+    /// The fingerprint of the VAE's spec.
     pub latents: Fingerprint,
     /// The digest of the list of entries that were trained from.
     pub manifest: Digest,
     /// The seed of all random numbers of the training.
     pub seed: u64,
-    /// Optimizer steps done.
+    /// Optimizer steps done when this file was written.
     pub step: u64,
     /// On what, and in what type, the last of them were computed. Empty in LoRAs of versions that did not record it.
     #[serde(default)]
     pub computed: String,
-    /// The Experiment file's text.
+    /// The Experiment file's text, comments and all.
     pub experiment: String,
 }
 

@@ -9,7 +9,7 @@ use super::Error;
 
 /// The list of captions that Hugging Face's image folders have.
 pub(super) const LIST: &str = "metadata.jsonl";
-/// Where the trigger word goes.
+/// What stands in a caption for the trigger word.
 const PLACEHOLDER: &str = "[trigger]";
 /// The largest caption file, and the largest list of captions, that is read.
 const MOST_CAPTION_BYTES: u64 = 1 << 20;

@@ -45,7 +45,7 @@ pub struct Folder {
 /// A captioned picture, from the folder it was found in to the step that trains on it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Item {
-    /// The picture's file.
+    /// Where the picture lies.
     pub picture: PathBuf,
     /// The digest of its bytes: what it is known by.
     pub digest: Digest,
@@ -90,9 +90,9 @@ pub enum HeldOut {
 /// Indices into [`Dataset::items`]; each item is in one of the lists.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Split {
-    /// What is trained on.
+    /// The items that are trained on; never none.
     pub train: Vec<usize>,
-    /// What is held out.
+    /// The items that are held out; may be none.
     pub validation: Vec<usize>,
 }
 
@@ -118,15 +118,15 @@ pub enum Error {
         /// What is wrong with it, and what to do.
         problem: String,
     },
-    /// Pictures without caption.
+    /// Pictures without a caption, where neither an empty one nor a default is allowed.
     #[error(
         "{count} pictures have no caption: {named}; write a .txt beside each, or set `default_caption` or \
          `allow_empty_captions = true`"
     )]
     NoCaption {
-        /// How many.
+        /// How many there are in the folder.
         count: usize,
-        /// The first of them.
+        /// The first of them, in one line.
         named: String,
     },
     /// There is nothing to train on.

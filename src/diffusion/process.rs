@@ -37,9 +37,9 @@ pub struct Process {
 /// One mixture of latents and noise. On a flow `alpha = 1 - sigma`, on DDPM `alpha^2 + sigma^2 = 1`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Level {
-    /// The factor of the latents.
+    /// The factor of the latents, in [0, 1].
     pub alpha: f64,
-    /// The factor of the noise.
+    /// The factor of the noise, in [0, 1].
     pub sigma: f64,
     /// The network's timestep input, 0 to 1000; whole only on DDPM.
     pub timestep: f64,
@@ -71,7 +71,7 @@ impl Level {
 }
 
 impl Process {
-    /// Without zero terminal signal-to-noise.
+    /// The usual process of this prediction, without zero terminal signal-to-noise.
     pub const fn new(prediction: Prediction) -> Self {
         Self {
             prediction,

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::process::{Level, Prediction, Process, TRAINED_STEPS};
 use super::sampler::{Spacing, euler_sigmas};
 
-/// The methods by which a picture is sampled.
+/// The method by which pictures are sampled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Sampler {

@@ -20,7 +20,7 @@ pub enum Shift {
     By(ShiftRule),
 }
 
-/// A rule for the shift.
+/// A rule by which a picture's size decides its shift.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ShiftRule {

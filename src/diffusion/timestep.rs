@@ -54,7 +54,7 @@ pub struct TimestepSpec {
     pub logit_mean: f64,
     /// Standard deviation of that normal.
     pub logit_std: f64,
-    /// The scale of [`TimestepSampling::Mode`].
+    /// The scale of [`TimestepSampling::Mode`]: 0 is uniform, diffusers' default 1.29.
     pub mode_scale: f64,
     /// How far the drawn levels are shifted towards noise.
     pub shift: Shift,

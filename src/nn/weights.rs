@@ -9,8 +9,8 @@
 //! that tensor ([`Stored`]), so one network serves every naming. Everything that does not fit is an error
 //! that names the file and the tensor.
 //!
-//! Files are trusted in nothing: see `header.rs` and `gguf.rs` for what is checked of a header, and [`Weights::get`] for what
-//! is checked of a tensor. This module is the one place of the numeric layers that touches files, and the
+//! Nothing in a file is trusted: `header.rs` and `gguf.rs` say what is checked of a header, [`Weights::get`] what is checked of
+//! a tensor. This module is the one place of the numeric layers that touches files, and the
 //! one place with `unsafe` (the memory map).
 
 mod audit;

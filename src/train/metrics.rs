@@ -12,17 +12,17 @@ use crate::store;
 /// The time now, in seconds since 1970. The library does not look at the clock itself.
 pub type Clock = fn() -> f64;
 
-/// A line of `metrics.jsonl`.
+/// A line of `metrics.jsonl`, told apart by its field `kind`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum MetricsLine {
-    /// After an optimizer step.
+    /// Written after an optimizer step.
     Step {
         /// Optimizer steps done.
         step: u64,
         /// The mean weighted loss over the step's micro-batches.
         loss: f64,
-        /// The learning rate used.
+        /// The learning rate that the step used.
         learning_rate: f64,
         /// The gradient's norm before clipping.
         gradient_norm: f64,
@@ -32,7 +32,7 @@ pub enum MetricsLine {
         #[serde(default)]
         waited: f64,
     },
-    /// After a validation.
+    /// Written after a validation.
     Validation {
         /// Optimizer steps done.
         step: u64,
@@ -40,7 +40,7 @@ pub enum MetricsLine {
         loss: f64,
         /// The noise levels: sigmas of a flow, thousandths of DDPM's steps.
         sigmas: Vec<f64>,
-        /// The mean loss at each.
+        /// The mean loss at each of `sigmas`.
         losses: Vec<f64>,
     },
 }

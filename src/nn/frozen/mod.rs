@@ -30,7 +30,7 @@ enum Stored {
     InFile(Prefetch, usize),
 }
 
-/// How a matrix is quantized.
+/// The format of a quantized matrix: how many bits a number has, and which numbers share a scale.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Quantization {
     /// 8 bits: the numbers of `float8_e4m3fn`, a scale for each output by which its largest number becomes 448.
@@ -43,11 +43,11 @@ pub enum Quantization {
 }
 
 struct Quantized {
-    /// `[bytes]` u8
+    /// `[bytes]` u8, row major: places in `table`.
     codes: Tensor,
     /// `[256, numbers in a byte]` f32
     table: Tensor,
-    /// `[groups, 1]` f32
+    /// `[groups, 1]` f32, in the order of the numbers.
     scales: Tensor,
     shape: [usize; 2],
     dtype: DType,

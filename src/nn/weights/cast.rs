@@ -29,7 +29,7 @@ impl From<candle_core::Error> for CastError {
 pub(super) struct StoredNumbers<'a> {
     /// Little-endian, whole blocks.
     pub(super) bytes: &'a [u8],
-    /// A supported type.
+    /// Never [`ElementType::Other`].
     pub(super) dtype: ElementType,
     pub(super) scale: Option<f32>,
 }

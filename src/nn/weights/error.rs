@@ -20,7 +20,7 @@ pub enum Error {
     NotFound {
         /// The folder, or what was given.
         path: PathBuf,
-        /// What is there instead.
+        /// What is there instead, and what to do.
         reason: String,
     },
     /// The file is not a whole and consistent safetensors file, GGUF file or shard index.
@@ -28,9 +28,9 @@ pub enum Error {
     Format {
         /// The file.
         path: PathBuf,
-        /// What it should be.
+        /// The kind of file it was read as.
         kind: &'static str,
-        /// What is wrong with it.
+        /// What is wrong with it, as a clause about the file.
         reason: String,
     },
     /// Two files hold a tensor of the same name.
@@ -58,7 +58,7 @@ pub enum Error {
     Shape {
         /// The file.
         path: PathBuf,
-        /// The tensor's name there.
+        /// The tensor's name in the file.
         tensor: String,
         /// The shape the network needs, as the file would store it.
         expected: Vec<usize>,
@@ -72,7 +72,7 @@ pub enum Error {
     ElementType {
         /// The file.
         path: PathBuf,
-        /// The tensor's name there.
+        /// The tensor's name in the file.
         tensor: String,
         /// The element type in the file.
         found: ElementType,
@@ -82,11 +82,11 @@ pub enum Error {
     Blocks {
         /// The file.
         path: PathBuf,
-        /// The tensor's name there.
+        /// The tensor's name in the file.
         tensor: String,
-        /// Its element type.
+        /// Its element type, one of GGUF's block formats.
         dtype: ElementType,
-        /// Its shape there.
+        /// Its shape in the file.
         shape: Vec<usize>,
         /// What of it the network needs: a part, a half, a row, or the transpose.
         needed: &'static str,
@@ -96,7 +96,7 @@ pub enum Error {
     NonFinite {
         /// The file.
         path: PathBuf,
-        /// The tensor's name there.
+        /// The tensor's name in the file.
         tensor: String,
         /// NaN or an infinity.
         value: f32,
@@ -108,7 +108,7 @@ pub enum Error {
     Row {
         /// The file.
         path: PathBuf,
-        /// The tensor's name there.
+        /// The tensor's name in the file.
         tensor: String,
         /// The row asked for, from 0.
         row: u32,
@@ -120,7 +120,7 @@ pub enum Error {
     Device {
         /// The file.
         path: PathBuf,
-        /// The tensor's name there.
+        /// The tensor's name in the file.
         tensor: String,
         /// What the backend said.
         error: Box<candle_core::Error>,

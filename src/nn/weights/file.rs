@@ -35,7 +35,7 @@ pub(super) struct TensorEntry {
     pub(super) scale: Option<f32>,
 }
 
-/// What a file's header says.
+/// What a file's header says, once it was checked.
 #[derive(Default)]
 pub(super) struct FileContents {
     pub(super) tensors: BTreeMap<String, TensorEntry>,

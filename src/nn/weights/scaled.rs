@@ -70,7 +70,7 @@ pub(super) fn absorb(
     }
 }
 
-/// The number in a scale.
+/// The one number of the scale tensor `name`.
 fn scale(name: &str, entry: &TensorEntry, file: &[u8]) -> Result<f32, String> {
     let bytes = &file[entry.start..entry.end];
     let value = match (entry.dtype, bytes) {
