@@ -252,8 +252,8 @@ impl Tape {
         if loss.tensor.elem_count() != 1 {
             bail!("a loss has one element, found shape {:?}", loss.dims());
         }
-        let one = loss.tensor.ones_like()?;
-        self.backward_from(&[(loss, one)])
+        let seed = loss.tensor.ones_like()?;
+        self.backward_from(&[(loss, seed)])
     }
 
     /// The gradients of the leaves, of the gradients of some values. Consumes the tape.

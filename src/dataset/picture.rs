@@ -288,10 +288,10 @@ fn is_animated(bytes: &[u8], format: ImageFormat) -> image::ImageResult<bool> {
             if u64::from(width) * u64::from(height) > MOST_PIXELS {
                 return Ok(false);
             }
-            // Two frames are enough to know; the others are not decoded.
             decoder.set_limits(limits())?;
             decoder
                 .into_frames()
+                // Two frames are enough to know; the others are not decoded.
                 .take(2)
                 .try_fold(0, |n, frame| frame.map(|_| n + 1))?
                 > 1

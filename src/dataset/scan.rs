@@ -205,7 +205,7 @@ fn caption_of(
         (None, []) => None,
     };
     let caption = caption
-        // An empty file is no caption, unless empty ones are allowed.
+        // An empty file counts as none: it gets what the folder says of pictures without a caption.
         .filter(|caption| !caption.is_empty())
         .or(folder.default_caption.clone());
     Ok(caption.or(folder.allow_empty_captions.then(String::new)))

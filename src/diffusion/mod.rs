@@ -1,6 +1,6 @@
-//! Diffusion: what is added to latents, what is predicted, which noise levels are visited, and how a sampler walks
-//! back. Rectified flow (Liu et al., arXiv:2209.03003; SD3: Esser et al., arXiv:2403.03206) and DDPM (Ho et al.,
-//! arXiv:2006.11239) are two cases of one code.
+//! Diffusion: how latents are mixed with noise, what is predicted of the mixture, which noise levels training visits, and how a
+//! sampler gets from noise to a picture. Rectified flow (Liu et al., arXiv:2209.03003; SD3: Esser et al., arXiv:2403.03206) and
+//! DDPM (Ho et al., arXiv:2006.11239) are two cases of one code.
 //!
 //! One convention throughout: a noisy picture is `alpha * latents + sigma * noise`; see [`process`]. Nothing here draws
 //! numbers or knows a model.

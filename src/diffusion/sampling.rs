@@ -186,7 +186,7 @@ fn ddpm_levels(sampler: Sampler, process: Process, steps: usize) -> Result<Vec<L
         .into_iter()
         .map(|step| Level::of_variance(kept[step], step as f64))
         .collect();
-    // `set_alpha_to_one = false`: DDIM's walk ends at the schedule's first step.
+    // `set_alpha_to_one = false`: DDIM ends at the schedule's first step.
     let end = if sampler == Sampler::Ddim {
         kept[0]
     } else {

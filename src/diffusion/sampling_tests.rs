@@ -53,19 +53,19 @@ fn every_sampler_takes_the_steps_of_diffusers() {
                 let told = golden[&format!("{key}.timesteps")]
                     .to_vec1::<f32>()
                     .expect("numbers");
-                let mut walk = SamplerRun::new(sampler, process, steps, 1.0, Spacing::Trained)
-                    .expect("a walk");
+                let mut run =
+                    SamplerRun::new(sampler, process, steps, 1.0, Spacing::Trained).expect("a run");
                 let mut x = golden["start"].clone();
                 for (i, told) in told.into_iter().enumerate() {
-                    assert_eq!(walk.timestep(i), f64::from(told), "{key}, step {i}");
-                    let prediction = network(&x, walk.timestep(i));
+                    assert_eq!(run.timestep(i), f64::from(told), "{key}, step {i}");
+                    let prediction = network(&x, run.timestep(i));
                     let noise = || golden["noises"].narrow(0, i, 1);
-                    x = walk.step(i, &x, &prediction, noise).expect("a step");
+                    x = run.step(i, &x, &prediction, noise).expect("a step");
                     let theirs = pictures.narrow(0, i, 1).expect("theirs");
                     let error = distance(&x, &theirs);
                     assert!(error < 1e-4, "{key}, step {i}: off by {error}");
                 }
-                assert_eq!(walk.num_steps(), steps);
+                assert_eq!(run.num_steps(), steps);
             }
         }
     }

@@ -101,8 +101,8 @@ impl AdapterSet {
         let mut adapters = BTreeMap::new();
         for (number, place) in self.adapters().iter().enumerate() {
             let leaf = |range: Range<usize>, shape: Vec<usize>| {
-                let own = values.narrow(0, range.start, range.len())?.reshape(shape)?;
-                Ok::<_, candle_core::Error>(tape.leaf(own))
+                let tensor = values.narrow(0, range.start, range.len())?.reshape(shape)?;
+                Ok::<_, candle_core::Error>(tape.leaf(tensor))
             };
             let on_tape = BoundAdapter {
                 number: number as u64,

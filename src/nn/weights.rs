@@ -111,7 +111,7 @@ type Rename = dyn Fn(&str) -> Stored + Send + Sync;
 /// Cloning is cheap and shares the maps; tensors that any clone reads count as used.
 #[derive(Clone)]
 pub struct Weights {
-    shared: Arc<Shared>,
+    shared: Arc<OpenFiles>,
     rename: Option<Arc<Rename>>,
     /// What [`Self::pp`] gathered before a rename map was set: a prefix of names in the files.
     root: String,
@@ -121,7 +121,7 @@ pub struct Weights {
     device: Device,
 }
 
-struct Shared {
+struct OpenFiles {
     files: Vec<WeightsFile>,
     /// By the name of a tensor in the files, the index of the file that has it.
     tensors: BTreeMap<String, usize>,
@@ -153,7 +153,7 @@ impl Weights {
             files.push(file);
         }
         Ok(Self {
-            shared: Arc::new(Shared {
+            shared: Arc::new(OpenFiles {
                 files,
                 tensors,
                 used: Mutex::default(),

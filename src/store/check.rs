@@ -196,7 +196,7 @@ impl Checker {
         }
         monitor.finish();
         self.report.entries = self.indexed.values().map(|s| s.len() as u64).sum();
-        // Of one spec an entry may be in several packs, so it counts as indexed wherever a row names it.
+        // An entry may be in several packs; one row that names it is enough.
         let named = |entry: &&Fingerprint| self.indexed.values().any(|all| all.contains(*entry));
         let sound = |found: &PackFindings| -> Vec<Fingerprint> {
             let entries = found
@@ -262,11 +262,11 @@ impl Checker {
                             .get(spec)
                             .is_some_and(|all| all.contains(entry))
                     };
-                    let all = run
+                    let listed = run
                         .entries
                         .iter()
                         .flat_map(|(spec, list)| list.iter().map(move |e| (spec, e)));
-                    let missing = all.filter(|&(spec, e)| !is_here(spec, e)).count();
+                    let missing = listed.filter(|&(spec, e)| !is_here(spec, e)).count();
                     if missing > 0 {
                         let what = format!(
                             "uses {missing} entries of {} that are not here",

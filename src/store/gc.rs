@@ -180,10 +180,10 @@ impl Store {
                 None => {}
                 Some(0) => _ = plan.remove.insert(*pack),
                 Some(kept) => {
-                    let all = self.payload_bytes(pack, file.bytes);
-                    let unused = all.saturating_sub(*kept);
+                    let payload_bytes = self.payload_bytes(pack, file.bytes);
+                    let unused = payload_bytes.saturating_sub(*kept);
                     // Copying a whole pack to win a few bytes is not worth it.
-                    if unused as f64 > all as f64 * UNUSED_SHARE {
+                    if unused as f64 > payload_bytes as f64 * UNUSED_SHARE {
                         plan.rewrite.insert(*pack);
                         report.bytes_freed += unused;
                     }

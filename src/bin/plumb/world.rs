@@ -49,8 +49,8 @@ fn hub_options() -> hub::Options {
     let text = |name: &str| named(name).and_then(|v| v.into_string().ok());
     let home = named("HF_HOME").map(PathBuf::from).unwrap_or_else(|| {
         let caches = named("XDG_CACHE_HOME").map(PathBuf::from);
-        let own = || std::env::home_dir().map(|home| home.join(".cache"));
-        let caches = caches.or_else(own).unwrap_or_else(std::env::temp_dir);
+        let in_home = || std::env::home_dir().map(|home| home.join(".cache"));
+        let caches = caches.or_else(in_home).unwrap_or_else(std::env::temp_dir);
         caches.join("huggingface")
     });
     let kept_token = || {

@@ -78,9 +78,9 @@ fn parse_name<'n>(name: &'n str, component: &str) -> Result<(&'n str, TensorRole
             "{expected}, found an adapter of a text encoder, which is not supported"
         ));
     }
-    let own = format!("{component}.");
+    let prefix = format!("{component}.");
     let bare = name
-        .strip_prefix(&own)
+        .strip_prefix(&prefix)
         .or_else(|| name.strip_prefix("base_model.model."))
         .unwrap_or(name);
     let parts = [

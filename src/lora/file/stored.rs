@@ -35,14 +35,14 @@ impl<'a> StoredTensors<'a> {
 
     /// The dtype of all A and B, or F32 where they have several.
     pub(in crate::lora) fn dtype(&self) -> SaveDtype {
-        let all = |dtype| {
+        let all_are = |dtype| {
             let mut tensors = self.tensors.iter();
             // Many programs store alpha in f32 beside halves: it has no say.
             tensors.all(|(name, view)| view.dtype() == dtype || name.ends_with(".alpha"))
         };
-        if all(Dtype::F16) {
+        if all_are(Dtype::F16) {
             SaveDtype::F16
-        } else if all(Dtype::BF16) {
+        } else if all_are(Dtype::BF16) {
             SaveDtype::Bf16
         } else {
             SaveDtype::F32

@@ -21,10 +21,10 @@ use super::weights::{self, Weights};
 
 /// A matrix `[outputs, inputs]` that never changes. Cheap to clone.
 #[derive(Clone)]
-pub struct Frozen(Stored);
+pub struct Frozen(Storage);
 
 #[derive(Clone)]
-enum Stored {
+enum Storage {
     Dense(Tensor),
     Quantized(Arc<Quantized>),
     InFile(Prefetch, usize),
@@ -55,7 +55,7 @@ struct Quantized {
 
 impl From<Tensor> for Frozen {
     fn from(whole: Tensor) -> Self {
-        Self(Stored::Dense(whole))
+        Self(Storage::Dense(whole))
     }
 }
 
@@ -73,7 +73,7 @@ impl Frozen {
             name: name.to_owned(),
             shape,
         });
-        Self(Stored::InFile(prefetch.clone(), id))
+        Self(Storage::InFile(prefetch.clone(), id))
     }
 
     /// `matrix` quantized, to be computed with in `dtype` on `device`.
@@ -99,7 +99,7 @@ impl Frozen {
         let (bytes, groups) = (codes.len(), scales.len());
         let table = quantization.table();
         let names = table.len() / 256;
-        Ok(Self(Stored::Quantized(Arc::new(Quantized {
+        Ok(Self(Storage::Quantized(Arc::new(Quantized {
             codes: Tensor::from_vec(codes, bytes, device)?,
             table: Tensor::from_vec(table, (256, names), device)?,
             scales: Tensor::from_vec(scales, (groups, 1), device)?,
@@ -115,9 +115,9 @@ impl Frozen {
     /// If it was made of a tensor that is no matrix.
     pub fn dims2(&self) -> Result<(usize, usize)> {
         match &self.0 {
-            Stored::Dense(whole) => whole.dims2(),
-            Stored::Quantized(quantized) => Ok(quantized.shape.into()),
-            Stored::InFile(prefetch, id) => Ok(prefetch.shape(*id).into()),
+            Storage::Dense(whole) => whole.dims2(),
+            Storage::Quantized(quantized) => Ok(quantized.shape.into()),
+            Storage::InFile(prefetch, id) => Ok(prefetch.shape(*id).into()),
         }
     }
 
@@ -128,9 +128,9 @@ impl Frozen {
     /// If its file cannot be read any more, and those of the backend.
     pub fn dense(&self) -> Result<Tensor> {
         match &self.0 {
-            Stored::Dense(whole) => Ok(whole.clone()),
-            Stored::Quantized(quantized) => quantized.dense(),
-            Stored::InFile(prefetch, id) => prefetch.get(*id),
+            Storage::Dense(whole) => Ok(whole.clone()),
+            Storage::Quantized(quantized) => quantized.dense(),
+            Storage::InFile(prefetch, id) => prefetch.get(*id),
         }
     }
 }
@@ -352,7 +352,7 @@ mod tests {
             };
             let off = f64::from(spread((&dense - &whole).unwrap()) / spread(whole.clone())).sqrt();
             assert!(off < limit && off > limit / 10.0, "{quantization:?}: {off}");
-            let Stored::Quantized(parts) = &kept.0 else {
+            let Storage::Quantized(parts) = &kept.0 else {
                 panic!("{quantization:?} is not quantized")
             };
             let bytes = |t: &Tensor| t.elem_count() * t.dtype().size_in_bytes();

@@ -230,7 +230,7 @@ impl Drop for Handle {
             .get_mut()
             .unwrap_or_else(PoisonError::into_inner);
         if let Some(reader) = reader.take() {
-            // If it panicked while reading, the request for that matrix has read it again and said why.
+            // If the thread panicked, this drop must not panic as well.
             let _ = reader.join();
         }
     }

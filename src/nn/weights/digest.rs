@@ -24,7 +24,7 @@ impl Weights {
     /// If one is missing, misshapen or not of a float type.
     pub fn digest(&self, tensors: &[(String, Vec<usize>)]) -> Result<Digest, Error> {
         #[derive(Serialize)]
-        struct Line<'a> {
+        struct DigestLine<'a> {
             dtype: String,
             name: &'a str,
             #[serde(skip_serializing_if = "Option::is_none")]
@@ -38,7 +38,7 @@ impl Weights {
         let mut hasher = blake3::Hasher::new();
         for (name, shape) in ordered {
             let view = self.view(shape, name)?;
-            let line = canonical_json(&Line {
+            let line = canonical_json(&DigestLine {
                 dtype: view.dtype.to_string(),
                 name,
                 scale: view.scale.map(f32::to_bits),
