@@ -191,6 +191,19 @@ pub(super) fn check_shapes(inputs: &[(&str, &[usize], &[usize])]) -> Result<()> 
     Ok(())
 }
 
+/// Batch, channels, height and width of latents of pictures.
+///
+/// # Errors
+/// If they are not [b, c, h, w], such as a video's [b, c, f, h, w].
+pub(super) fn picture_dims(latents: &Value) -> Result<(usize, usize, usize, usize)> {
+    match *latents.tensor().dims() {
+        [b, c, h, w] => Ok((b, c, h, w)),
+        ref found => bail!(
+            "denoiser input `latents`: expected pictures of shape [batch, channels, height, width], found {found:?}"
+        ),
+    }
+}
+
 /// Timesteps [b] to [b, 256], of the type and on the device of `like`.
 pub(super) fn timestep_sinusoid(timesteps: &Tensor, like: &Tensor) -> Result<Tensor> {
     sinusoids(timesteps, TIME_CHANNELS, like)

@@ -14,7 +14,7 @@ use crate::lora::Bound;
 use crate::models::linear::Linear;
 use crate::models::transformer::{
     Embedder, Loaded, Loader, MLP_RATIO, Modulation, Pass, TIME_CHANNELS, check_shapes,
-    timestep_sinusoid,
+    picture_dims, timestep_sinusoid,
 };
 use crate::models::{ConditioningTensors, Denoiser, Error, Source};
 use crate::nn::AttentionMask;
@@ -100,7 +100,7 @@ impl Flux {
         conditioning: &ConditioningTensors,
     ) -> Result<()> {
         let own = &self.architecture;
-        let (b, _, h, w) = latents.tensor().dims4()?;
+        let (b, _, h, w) = picture_dims(latents)?;
         let m = conditioning.context.dims3()?.1;
         let guidance = conditioning.guidance.as_ref();
         check_shapes(&[

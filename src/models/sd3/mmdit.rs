@@ -13,7 +13,8 @@ use crate::autograd::{Tape, Value};
 use crate::lora::Bound;
 use crate::models::linear::Linear;
 use crate::models::transformer::{
-    Embedder, Loaded, Loader, Modulation, Pass, TIME_CHANNELS, check_shapes, timestep_sinusoid,
+    Embedder, Loaded, Loader, Modulation, Pass, TIME_CHANNELS, check_shapes, picture_dims,
+    timestep_sinusoid,
 };
 use crate::models::{ConditioningTensors, Denoiser, Error, Source};
 
@@ -76,7 +77,7 @@ impl MmDit {
         conditioning: &ConditioningTensors,
     ) -> Result<()> {
         let own = &self.architecture;
-        let (b, c, h, w) = latents.tensor().dims4()?;
+        let (b, c, h, w) = picture_dims(latents)?;
         self.patch_embed.patches(h, w)?;
         let m = conditioning.context.dims3()?.1;
         check_shapes(&[

@@ -11,7 +11,7 @@ use super::layers::{Conv, GroupNorm, Pass, ResNet, ResNetSize, Transformer, Tran
 use crate::autograd::{Tape, Value};
 use crate::lora::Bound;
 use crate::models::linear::Linear;
-use crate::models::transformer::{Loaded, check_shapes, sinusoids};
+use crate::models::transformer::{Loaded, check_shapes, picture_dims, sinusoids};
 use crate::models::{ConditioningTensors, Denoiser, Error, Source};
 use crate::nn::Conv2dOptions;
 
@@ -103,7 +103,7 @@ impl UNet {
         conditioning: &ConditioningTensors,
     ) -> Result<()> {
         let own = &self.architecture;
-        let (b, _, h, w) = latents.tensor().dims4()?;
+        let (b, _, h, w) = picture_dims(latents)?;
         let m = conditioning.context.dims3()?.1;
         let told = match (own.addition, &conditioning.time_ids) {
             (Some(added), Some(ids)) => Some((added.pooled_width, ids)),

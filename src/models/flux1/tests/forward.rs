@@ -107,6 +107,11 @@ fn inputs_that_do_not_fit_get_one_clear_line() {
     );
     check(
         "dev",
+        &|inputs| inputs.latents = zeros(&[2, 4, 3, 8, 8]),
+        "denoiser input `latents`: expected pictures of shape [batch, channels, height, width], found [2, 4, 3, 8, 8]",
+    );
+    check(
+        "dev",
         &|inputs| inputs.conditioning.context = zeros(&[2, 5, 21]),
         "denoiser input `context`: expected shape [2, 5, 20], found [2, 5, 21]",
     );

@@ -62,6 +62,12 @@ fn inputs_that_do_not_fit_get_one_clear_line() {
         "denoiser input `time_ids`: this network has a size embedding, found no input"
     );
     let mut inputs = golden.inputs(0);
+    inputs.latents = Tensor::zeros((2, 4, 3, 8, 8), DType::F32, &Device::Cpu).unwrap();
+    assert_eq!(
+        inputs.refused_by(&*model),
+        "denoiser input `latents`: expected pictures of shape [batch, channels, height, width], found [2, 4, 3, 8, 8]"
+    );
+    let mut inputs = golden.inputs(0);
     inputs.conditioning.context = inputs.conditioning.context.narrow(2, 0, 19).unwrap();
     assert_eq!(
         inputs.refused_by(&*model),
