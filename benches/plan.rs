@@ -8,6 +8,7 @@ use plumb::lora::targets;
 use plumb::models::{self, WeightStorage};
 use plumb::nn::Quantization;
 use plumb::train::plan::{self, Machine, MemoryPlan, MemoryRequest};
+use plumb::vae::Extents;
 
 use crate::gpu::opened;
 
@@ -65,7 +66,7 @@ fn planned(
         adapted: &adapted,
         rank: RANK,
         samples: 1,
-        latents: (px / 8, px / 8),
+        latents: family.latents().latents(Extents::picture(px, px)),
         context: tokens,
         dtype: DType::BF16,
         storage,

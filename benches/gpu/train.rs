@@ -16,6 +16,7 @@ use plumb::rng::{Rng, Stream};
 use plumb::train::inputs::Part;
 use plumb::train::plan::{self, Machine, MemoryRequest};
 use plumb::train::step::Pass;
+use plumb::vae::Extents;
 use serde_json::{Value, json};
 
 use super::{Result, Timings, count, text};
@@ -88,7 +89,8 @@ pub(super) fn train(case: &Value, device: &Device) -> Result<Value> {
     let opened = opened(family, &config, folder.path())?;
     let shape: Value = serde_json::from_slice(&std::fs::read(&config)?)?;
     let (batch, rank) = (count(case, "batch")?, count(case, "rank")?);
-    let side = count(case, "px")? / 8;
+    let px = count(case, "px")?;
+    let latents = family.latents().latents(Extents::picture(px, px));
     let context = count(case, "tokens")?;
     let dtype = device::usual_dtype(device);
 
@@ -99,7 +101,7 @@ pub(super) fn train(case: &Value, device: &Device) -> Result<Value> {
         adapted: &adapted,
         rank,
         samples: batch,
-        latents: (side, side),
+        latents,
         context,
         dtype,
         storage: WeightStorage::Whole,
@@ -125,7 +127,7 @@ pub(super) fn train(case: &Value, device: &Device) -> Result<Value> {
         weight_decay: 0.01,
     };
     let mut optimizer = AdamW::new(options, adapters.values().len(), device)?;
-    let part = part(&shape, (batch, side, context))?;
+    let part = part(&shape, (batch, px, latents, context))?;
     let pass = Pass {
         denoiser: denoiser.as_ref(),
         adapters: &adapters,
@@ -154,7 +156,10 @@ pub(super) fn train(case: &Value, device: &Device) -> Result<Value> {
 }
 
 /// A micro-batch on the host.
-fn part(shape: &Value, (batch, side, tokens): (usize, usize, usize)) -> Result<Part> {
+fn part(
+    shape: &Value,
+    (batch, px, extents, tokens): (usize, usize, Extents, usize),
+) -> Result<Part> {
     let size = |keys: &[&str]| {
         let found = keys.iter().find_map(|key| shape[*key].as_u64());
         found.map(|v| v as usize).ok_or(format!("no {keys:?}"))
@@ -177,8 +182,9 @@ fn part(shape: &Value, (batch, side, tokens): (usize, usize, usize)) -> Result<P
         let values = Rng::new(0, Stream::Noise, 0, number).normals(dims.iter().product());
         Tensor::from_vec(values, dims, &Device::Cpu)
     };
-    let latents = normals(&[batch, channels, side, side], 0)?;
-    let noise = normals(&[batch, channels, side, side], 1)?;
+    let dims = [batch, channels, extents.height, extents.width];
+    let latents = normals(&dims, 0)?;
+    let noise = normals(&dims, 1)?;
     let sigmas: Vec<f64> = (0..batch)
         .map(|i| (i as f64 + 0.5) / batch as f64)
         .collect();
@@ -196,7 +202,7 @@ fn part(shape: &Value, (batch, side, tokens): (usize, usize, usize)) -> Result<P
         conditioning.guidance = Some(numbers(&|_| 1.0)?);
     }
     if size_embedding {
-        let px = (side * 8) as f32;
+        let px = px as f32;
         let ids = [px, px, 0.0, 0.0, px, px].repeat(batch);
         conditioning.time_ids = Some(Tensor::from_vec(ids, (batch, 6), &Device::Cpu)?);
     }

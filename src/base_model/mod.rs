@@ -26,7 +26,7 @@ use crate::recipe::rules::DenoiserMask;
 use crate::recipe::spec::{Architecture, Dtype, EncoderSpec, Precision, TokenRules};
 use crate::recipe::{self, EncoderRecipe, Recipe, TokenizerIdentity};
 use crate::text::{self, Residency, TextEncoder, Tokenizer, TokenizerKind, tokenizer};
-use crate::vae::{self, LatentSpace};
+use crate::vae::{self, LatentGeometry};
 
 /// Why a base model could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -164,20 +164,9 @@ impl BaseModel {
         })
     }
 
-    /// The model's latents: their size against pixels and their scale.
-    pub fn latent_space(&self) -> LatentSpace {
-        let (config, encoder) = (&self.vae.config, &self.vae.config.architecture.encoder);
-        LatentSpace {
-            channels: encoder.latent_channels,
-            factor: encoder.factor(),
-            scale: config.scaling_factor,
-            shift: config.shift_factor,
-        }
-    }
-
-    /// What the sides of its pictures are multiples of, in px: the denoiser joins latents two by two.
-    pub fn picture_multiple(&self) -> u32 {
-        self.latent_space().factor as u32 * 2
+    /// The model's latents, against pixels and against the VAE's own.
+    pub fn latent_geometry(&self) -> LatentGeometry {
+        LatentGeometry::new(&self.vae.config, self.denoiser.family.latents().patch)
     }
 
     /// The digest of the denoiser's weights.
@@ -369,11 +358,16 @@ impl Files<'_> {
                         file: component.weights.clone(),
                         what: "its tensors are not those of an AutoencoderKL".to_owned(),
                     })?;
-                let scaling = family.latent_scaling(self.components)?;
+                let statistics = family.latent_statistics(self.components)?;
+                let channels = architecture.encoder.latent_channels;
+                let checked = statistics.check(channels);
+                checked.map_err(|what| Error::Missing {
+                    file: component.weights.clone(),
+                    what,
+                })?;
                 VaeConfig {
                     architecture,
-                    scaling_factor: scaling.scale,
-                    shift_factor: scaling.shift,
+                    statistics,
                 }
             }
         };

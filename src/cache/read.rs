@@ -9,11 +9,11 @@ use crate::dataset::Item;
 use crate::recipe::Recipe;
 use crate::recipe::latents::{Size, View};
 use crate::store::{Store, StoreReader};
-use crate::vae::LatentSpace;
+use crate::vae::LatentGeometry;
 
 /// What the store has of one view of a picture.
 pub struct Moments {
-    /// The posterior's mean, [channels, height, width].
+    /// The posterior's mean, one sample's latents as [`LatentGeometry`] has them.
     pub mean: Tensor,
     /// The logarithm of its variance, same shape.
     pub logvar: Tensor,
@@ -154,7 +154,7 @@ pub struct Source<'a> {
     /// How embeddings become conditioning.
     pub recipe: &'a Recipe,
     /// The model's latents.
-    pub space: LatentSpace,
+    pub geometry: LatentGeometry,
     /// Channels of the denoiser's context.
     pub context_width: usize,
     /// Where the entries are.
@@ -169,7 +169,7 @@ impl<'a> Source<'a> {
     pub fn open(base: &'a BaseModel, store: &Store) -> Result<Self, Error> {
         Ok(Self {
             recipe: &base.recipe,
-            space: base.latent_space(),
+            geometry: base.latent_geometry(),
             context_width: base.denoiser.context_width(),
             reader: Reader::open(Specs::from(base), store)?,
         })

@@ -118,23 +118,18 @@ impl Process {
 
     /// The level that one sample of a training step gets, from two random numbers: `uniform` in [0, 1) and a standard `normal`.
     ///
-    /// For a flow, `spec` says how levels are distributed, which may depend on `size`, the latents' (height, width). DDPM uses
+    /// For a flow, `spec` says how levels are distributed, which may depend on how many `tokens` the latents have. DDPM uses
     /// neither: its steps are drawn evenly.
-    pub fn draw(
-        self,
-        spec: &TimestepSpec,
-        (uniform, normal): (f64, f64),
-        size: (usize, usize),
-    ) -> Level {
+    pub fn draw(self, spec: &TimestepSpec, (uniform, normal): (f64, f64), tokens: usize) -> Level {
         match self.is_flow() {
-            true => Level::of_flow(spec.sigma(uniform, normal, size)),
+            true => Level::of_flow(spec.sigma(uniform, normal, tokens)),
             false => self.level(uniform),
         }
     }
 
     /// What the network should have predicted for each sample.
     ///
-    /// Shapes: `latents` and `noise` [B, C, H, W], B levels; the result [B, C, H, W].
+    /// Shapes: `latents` and `noise` [B, ..], B levels; the result [B, ..].
     ///
     /// # Errors
     /// If the shapes disagree.
@@ -169,7 +164,7 @@ impl Process {
 
 /// `alpha * latents + sigma * noise`, per sample.
 ///
-/// Shapes: `latents` and `noise` [B, C, H, W], B levels; the result [B, C, H, W].
+/// Shapes: `latents` and `noise` [B, ..], B levels; the result [B, ..].
 ///
 /// # Errors
 /// If the shapes disagree.

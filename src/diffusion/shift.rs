@@ -7,9 +7,6 @@ use serde::{Deserialize, Serialize};
 /// (black-forest-labs/flux `sampling.py` `get_schedule`): 256 x 256 px and 1024 x 1024 px.
 const LINE: [(f64, f64); 2] = [(256.0, 0.5), (4096.0, 1.15)];
 
-/// Side of a token in latent pixels: FLUX.1 packs 2 x 2 of them into one.
-const TOKEN: usize = 2;
-
 /// The shift of a flow's noise levels: `shift * s / (1 + (shift - 1) * s)`.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged, expecting = "expected a number, or \"resolution\"")]
@@ -30,12 +27,12 @@ pub enum ShiftRule {
 }
 
 impl Shift {
-    /// The shift for latents of `height` by `width` latent pixels.
-    pub fn at(self, height: usize, width: usize) -> f64 {
+    /// The shift for latents of so many tokens.
+    pub fn at(self, tokens: usize) -> f64 {
         let Self::By(ShiftRule::Resolution) = self else {
             return self.fixed().unwrap_or(1.0);
         };
-        let tokens = (height / TOKEN * (width / TOKEN)) as f64;
+        let tokens = tokens as f64;
         let [(least, low), (most, high)] = LINE;
         (low + (high - low) * (tokens - least) / (most - least)).exp()
     }
@@ -63,10 +60,10 @@ mod tests {
             (128, 128, 3.158_192_91),
             (96, 160, 3.024_260_71),
         ] {
-            let found = rule.at(height, width);
+            let found = rule.at(height / 2 * (width / 2));
             assert!((found - shift).abs() < 1e-6, "{height} x {width}: {found}");
         }
-        assert_eq!(Shift::Fixed(3.0).at(128, 128), 3.0);
+        assert_eq!(Shift::Fixed(3.0).at(4096), 3.0);
     }
 
     #[test]

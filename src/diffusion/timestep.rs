@@ -61,9 +61,9 @@ pub struct TimestepSpec {
 }
 
 impl TimestepSpec {
-    /// The sigma of one sample with latents of (height, width) from its two draws: `uniform` in [0, 1) and a standard
+    /// The sigma of one sample with latents of so many tokens from its two draws: `uniform` in [0, 1) and a standard
     /// `normal`. Never exactly 0, where the loss would say nothing.
-    pub fn sigma(&self, uniform: f64, normal: f64, (height, width): (usize, usize)) -> f64 {
+    pub fn sigma(&self, uniform: f64, normal: f64, tokens: usize) -> f64 {
         let u = match self.sampling {
             TimestepSampling::Uniform => uniform,
             TimestepSampling::LogitNormal => {
@@ -75,7 +75,7 @@ impl TimestepSpec {
             }
         };
         // The mode density leaves [0, 1] where its scale is beyond the paper's limits, about -1 to 1.75.
-        shift_sigma(u.clamp(0.0, 1.0), self.shift.at(height, width)).max(1e-5)
+        shift_sigma(u.clamp(0.0, 1.0), self.shift.at(tokens)).max(1e-5)
     }
 }
 
@@ -102,21 +102,19 @@ mod tests {
     #[test]
     fn densities_follow_their_formulas() {
         assert_eq!(
-            spec(TimestepSampling::Uniform, 1.0).sigma(0.25, 9.0, (8, 8)),
+            spec(TimestepSampling::Uniform, 1.0).sigma(0.25, 9.0, 16),
             0.25
         );
         assert_eq!(
-            spec(TimestepSampling::LogitNormal, 1.0).sigma(0.9, 0.0, (8, 8)),
+            spec(TimestepSampling::LogitNormal, 1.0).sigma(0.9, 0.0, 16),
             0.5
         );
         // diffusers: 1 - 0.25 - 1.29 * (cos(pi/8)^2 - 1 + 0.25)
         assert!(
-            (spec(TimestepSampling::Mode, 1.0).sigma(0.25, 0.0, (8, 8)) - 0.616_416_2).abs() < 1e-6
+            (spec(TimestepSampling::Mode, 1.0).sigma(0.25, 0.0, 16) - 0.616_416_2).abs() < 1e-6
         );
-        assert!(
-            (spec(TimestepSampling::Uniform, 3.0).sigma(0.5, 0.0, (8, 8)) - 0.75).abs() < 1e-12
-        );
-        assert!(spec(TimestepSampling::Uniform, 3.0).sigma(0.0, 0.0, (8, 8)) > 0.0);
+        assert!((spec(TimestepSampling::Uniform, 3.0).sigma(0.5, 0.0, 16) - 0.75).abs() < 1e-12);
+        assert!(spec(TimestepSampling::Uniform, 3.0).sigma(0.0, 0.0, 16) > 0.0);
     }
 
     #[test]

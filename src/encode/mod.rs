@@ -123,7 +123,7 @@ pub fn run(
     let store = Store::open_or_create(&experiment.store_path())?;
     let items = match captions {
         Some(_) => Vec::new(),
-        None => dataset::open(experiment, base.picture_multiple(), monitor)?,
+        None => dataset::open(experiment, base.latent_geometry().side_multiple(), monitor)?,
     };
     let texts = match captions {
         Some(file) => read_captions(file)?,

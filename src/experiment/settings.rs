@@ -9,6 +9,7 @@ use crate::diffusion::{
     LossWeighting, Process, Sampler, Shift, Spacing, TimestepSampling, TimestepSpec,
 };
 use crate::models::Flavor;
+use crate::recipe::latents::Size;
 use crate::recipe::spec::Dtype;
 
 /// The guidance embedding's input in training: scale 1, as if there were none. A LoRA trained so is sampled at the usual
@@ -45,6 +46,8 @@ pub struct DatasetSettings {
     pub path: PathBuf,
     /// What the file says of it.
     pub rules: raw::Dataset,
+    /// The size whose area every bucket has about.
+    pub resolution: Size,
     /// The shortest side of a bucket, in px.
     pub min_bucket_px: u32,
     /// The longest side of a bucket, in px.
@@ -195,6 +198,10 @@ impl Experiment {
     pub fn datasets(&self) -> Vec<DatasetSettings> {
         let one = |set: &raw::Dataset| DatasetSettings {
             path: self.path(&set.path),
+            resolution: Size {
+                width: set.resolution,
+                height: set.resolution,
+            },
             min_bucket_px: set.min_bucket_px(),
             max_bucket_px: set.max_bucket_px(),
             rules: set.clone(),

@@ -55,7 +55,7 @@ pub fn latents(
     let view_rules = ViewRules {
         crops: 1,
         flip: false,
-        ..ViewRules::new(set, base.picture_multiple())?
+        ..ViewRules::new(set, base.latent_geometry().side_multiple())?
     };
     let views = view_rules
         .views(file.size)

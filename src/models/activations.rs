@@ -3,13 +3,15 @@
 
 use std::collections::BTreeMap;
 
+use crate::vae::Extents;
+
 /// What a step computes on.
 #[derive(Clone, Debug)]
 pub struct StepShape {
     /// Samples in a micro-batch.
     pub samples: usize,
-    /// Height and width of the latents.
-    pub latents: (usize, usize),
+    /// Those of the latents.
+    pub latents: Extents,
     /// Tokens of the context.
     pub context: usize,
     /// The rank of each adapter, by the module it is on.

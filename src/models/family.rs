@@ -10,6 +10,8 @@ use crate::diffusion::{Process, Sampler, Shift, Spacing};
 use crate::lora::Preset;
 use crate::lora::formats::Naming;
 use crate::nn::weights::Weights;
+use crate::recipe::latents::LatentStatistics;
+use crate::vae::LatentGeometry;
 
 /// A family of base models: what differs between families and is not in the recipe.
 pub struct Family {
@@ -22,8 +24,8 @@ pub struct Family {
     /// Whether the denoiser can leave a context's pads out of its attention
     /// ([`ConditioningTensors::token_counts`](super::ConditioningTensors::token_counts)).
     pub masks_pads: bool,
-    /// The VAE's scaling where its config does not say it: a single file has none.
-    pub(super) latent_scaling: LatentScaling,
+    /// See [`Self::latents`].
+    pub(super) latents: fn() -> LatentGeometry,
     /// Where its models have their parts.
     pub(super) layout: Layout,
     /// What its modules are called in the LoRA files of other programs.
@@ -92,15 +94,6 @@ pub struct Flavor {
     pub caution: Option<&'static str>,
 }
 
-/// From the VAE's latents to what the denoiser sees: `(latents - shift) * scale`.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct LatentScaling {
-    /// Multiplied after the shift is taken off.
-    pub scale: f64,
-    /// Taken off first.
-    pub shift: f64,
-}
-
 impl Family {
     /// The parts of a model at `path`: a folder as diffusers writes it, or a single file.
     ///
@@ -137,11 +130,17 @@ impl Family {
         self.layout.denoiser
     }
 
-    /// How latents are scaled: as the VAE's config says, or as the family does where there is none.
+    /// The latents of its released models. The patch is the denoiser's; the rest is what a VAE says of itself, and counts
+    /// where it does not: without a config nothing tells the statistics, without a VAE nothing but this tells the factors.
+    pub fn latents(&self) -> LatentGeometry {
+        (self.latents)()
+    }
+
+    /// How the denoiser's latents come from the VAE's: as the VAE's config says, or as the family does where there is none.
     ///
     /// # Errors
     /// If the VAE's config cannot be read.
-    pub fn latent_scaling(&self, components: &Components) -> Result<LatentScaling, Error> {
-        layout::latent_scaling(components, self.latent_scaling)
+    pub fn latent_statistics(&self, components: &Components) -> Result<LatentStatistics, Error> {
+        layout::latent_statistics(components, self.latents().statistics)
     }
 }

@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
-use super::{Error, LatentScaling};
+use super::Error;
 use crate::nn::weights::Weights;
+use crate::recipe::latents::LatentStatistics;
 
 /// One part of a model, such as its VAE.
 #[derive(Clone)]
@@ -187,35 +188,42 @@ pub(super) fn read_config<T: DeserializeOwned>(path: &Path, class: &str) -> Resu
     serde_json::from_value(Value::Object(object)).map_err(|error| wrong(error.to_string()))
 }
 
-/// How latents are scaled: as the VAE's config says, or as `unsaid` where there is none.
+/// How the denoiser's latents come from the VAE's: as the VAE's config says, or as `unsaid` where there is none.
 ///
 /// # Errors
 /// If the config cannot be read, or lacks a number.
-pub(super) fn latent_scaling(
+pub(super) fn latent_statistics(
     components: &Components,
-    unsaid: LatentScaling,
-) -> Result<LatentScaling, Error> {
+    unsaid: LatentStatistics,
+) -> Result<LatentStatistics, Error> {
     let vae = components.parts.get("vae");
     let Some(path) = vae.and_then(|vae| vae.config.as_ref()) else {
         return Ok(unsaid);
     };
     let fields = read_json(path)?;
-    let number = |field: &str| match fields.get(field) {
-        // diffusers takes a shift that is null as none.
-        None | Some(serde_json::Value::Null) if field == "shift_factor" => Ok(0.0),
-        Some(value) if value.is_number() => Ok(value.as_f64().unwrap_or(0.0)),
-        other => Err(Error::Config {
-            path: path.clone(),
-            what: match other {
-                Some(other) => format!("`{field}`: expected a number, found {other}"),
-                None => format!("`{field}`: expected a number, found no such field"),
-            },
-        }),
+    let wrong = |what: String| Error::Config {
+        path: path.clone(),
+        what,
     };
-    Ok(LatentScaling {
-        scale: number("scaling_factor")?,
-        shift: number("shift_factor")?,
-    })
+    // diffusers takes what is null as none.
+    let told = |field: &str| fields.get(field).filter(|value| !value.is_null());
+    let unlike = |field: &str, kind: &str| {
+        let found = fields.get(field).map(Value::to_string);
+        let found = found.unwrap_or_else(|| "no such field".to_owned());
+        wrong(format!("`{field}`: expected {kind}, found {found}"))
+    };
+    let number =
+        |field: &str| told(field).map(|v| v.as_f64().ok_or_else(|| unlike(field, "a number")));
+    let numbers = |field: &str| {
+        let list = told(field).map(|v| serde_json::from_value::<Vec<f64>>(v.clone()));
+        list.map(|list| list.map_err(|_| unlike(field, "a list of numbers")))
+    };
+    let scale =
+        number("scaling_factor").unwrap_or_else(|| Err(unlike("scaling_factor", "a number")))?;
+    let shift = number("shift_factor").transpose()?;
+    let mean = numbers("latents_mean").transpose()?;
+    let std = numbers("latents_std").transpose()?;
+    LatentStatistics::new(scale, shift, mean, std).map_err(wrong)
 }
 
 /// A JSON object in a file.

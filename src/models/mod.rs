@@ -26,7 +26,7 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Device, Tensor};
 
 pub use activations::{Activations, BlockActivations, StepShape};
-pub use family::{Architecture, Family, Flavor, LatentScaling};
+pub use family::{Architecture, Family, Flavor};
 pub use layout::{Component, Components};
 pub use opened::OpenedDenoiser;
 pub use source::{Placement, Source, WeightStorage};
@@ -196,9 +196,10 @@ impl ConditioningTensors {
 pub trait Denoiser: Send + Sync {
     /// The network's prediction for noisy latents.
     ///
-    /// `latents` [batch, channels, height, width], `timesteps` [batch] f32, of [`crate::diffusion::Level`]; the result has the
-    /// latents' shape. Latents, context and pooled vectors are of the network's type, on its device. With a recording tape, gradients reach the adapters in `adapters` and whatever
-    /// else on the tape was put in.
+    /// `latents` [batch, channels, height, width], or [batch, channels, frames, height, width] for a network of videos;
+    /// `timesteps` [batch] f32, of [`crate::diffusion::Level`]; the result has the latents' shape. Latents, context and
+    /// pooled vectors are of the network's type, on its device. With a recording tape, gradients reach the adapters in
+    /// `adapters` and whatever else on the tape was put in.
     ///
     /// # Errors
     /// If shapes do not fit the network, or the device fails.

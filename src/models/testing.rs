@@ -24,6 +24,7 @@ use crate::lora::{
 };
 use crate::nn::weights::Weights;
 use crate::optim::{AdamW, AdamWOptions, clip_gradient_norm};
+use crate::vae::Extents;
 
 /// A golden file.
 pub(super) struct Golden {
@@ -330,7 +331,7 @@ pub(super) fn check_activations(golden: &Golden, latents: (usize, usize), contex
         let set = trained(&model, preset.name);
         let step = StepShape {
             samples: inputs.latents.dim(0).unwrap(),
-            latents,
+            latents: Extents::picture(latents.0, latents.1),
             context,
             adapted: set
                 .adapters()

@@ -142,7 +142,9 @@ fn a_config_is_read_with_the_defaults_of_diffusers() {
     let config = VaeConfig::parse("{}", "config.json").expect("defaults");
     assert_eq!(config.architecture.encoder.latent_channels, 4);
     assert!(config.architecture.use_post_quant_conv);
-    assert_eq!((config.scaling_factor, config.shift_factor), (0.18215, 0.0));
+    let (scale, shift) = (0.18215, 0.0);
+    let shared = LatentStatistics::Shared { scale, shift };
+    assert_eq!(config.statistics, shared);
     let sd3 = r#"{"_class_name": "AutoencoderKL", "_diffusers_version": "0.29.0", "act_fn": "silu",
         "block_out_channels": [128, 256, 512, 512], "force_upcast": true, "latent_channels": 16,
         "layers_per_block": 2, "latents_mean": null, "norm_num_groups": 32, "sample_size": 1024,
@@ -151,8 +153,23 @@ fn a_config_is_read_with_the_defaults_of_diffusers() {
         "DownEncoderBlock2D", "DownEncoderBlock2D"]}"#;
     let config = VaeConfig::parse(sd3, "config.json").expect("sd3");
     assert_eq!(config.architecture.encoder, spec().architecture);
-    assert_eq!(config.shift_factor, 0.0609);
+    let (scale, shift) = (1.5305, 0.0609);
+    let shared = LatentStatistics::Shared { scale, shift };
+    assert_eq!(config.statistics, shared);
     assert_eq!(config.architecture.encoder.factor(), 8);
+}
+
+#[test]
+fn a_config_may_have_a_mean_and_a_deviation_a_channel() {
+    let json = r#"{"scaling_factor": 0.5, "shift_factor": null, "latents_mean": [-1.6574, 1.886, -1.383, 2.5155],
+        "latents_std": [8.4927, 5.9022, 6.5498, 5.2299]}"#;
+    let config = VaeConfig::parse(json, "config.json").expect("config");
+    let expected = LatentStatistics::PerChannel {
+        scale: 0.5,
+        mean: vec![-1.6574, 1.886, -1.383, 2.5155],
+        std: vec![8.4927, 5.9022, 6.5498, 5.2299],
+    };
+    assert_eq!(config.statistics, expected);
 }
 
 #[test]
@@ -165,6 +182,27 @@ fn a_config_of_something_else_gets_one_line_that_names_the_field() {
         ),
         (r#"{"act_fn": "gelu"}"#, "`act_fn` is `gelu`"),
         (r#"{"latents_mean": [0.0]}"#, "`latents_mean`"),
+        (
+            r#"{"latents_std": [1, 1, 1, 1]}"#,
+            "`latents_std`: expected `latents_mean` beside it",
+        ),
+        (
+            r#"{"latents_mean": [0, 0, 0, 0], "latents_std": [1, 1, 1]}"#,
+            "`latents_std`: expected 4 numbers, one a channel, found 3",
+        ),
+        (
+            r#"{"latent_channels": 1, "latents_mean": [0, 0, 0, 0], "latents_std": [1]}"#,
+            "`latents_mean`: expected 1 numbers, one a channel, found 4",
+        ),
+        (
+            r#"{"latents_mean": [0, 0, 0, 0], "latents_std": [1, 1, 0, 1]}"#,
+            "`latents_std`: expected numbers above 0, found 0",
+        ),
+        (
+            r#"{"latents_mean": [0, 0, 0, 0], "latents_std": [1, 1, 1, 1], "shift_factor": 0.5}"#,
+            "`shift_factor`: expected none beside `latents_mean`, found 0.5",
+        ),
+        (r#"{"latents_mean": 0.5}"#, "invalid type"),
         (r#"{"block_out_channels": []}"#, "has 0 levels"),
         (r#"{"block_out_channels": [33]}"#, "does not divide"),
         (r#"{"norm_num_groups": 0}"#, "`norm_num_groups` is 0"),

@@ -10,15 +10,13 @@ use crate::diffusion::{Process, Sampler, SamplerRun, Spacing, guide};
 use crate::lora::Bound;
 use crate::models::{self, ConditioningTensors, Denoiser};
 use crate::rng::{Rng, Stream};
-use crate::vae::{Decoder, LatentSpace};
+use crate::vae::{Decoder, Extents, LatentGeometry};
 
 /// How one picture is sampled.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SampleOptions {
-    /// Width in px.
-    pub width: u32,
-    /// Height in px.
-    pub height: u32,
+    /// Its extents, in px.
+    pub pixels: Extents,
     /// What the denoiser predicts.
     pub process: Process,
     /// How the sampler walks.
@@ -41,7 +39,7 @@ pub struct SampleOptions {
     pub number: u64,
 }
 
-/// Samples latents as the denoiser sees them, [1, channels, height, width].
+/// Samples latents as the denoiser sees them, a batch of one.
 ///
 /// `unconditional` is needed unless the guidance is 1. `each_step` is called after every step.
 ///
@@ -50,13 +48,13 @@ pub struct SampleOptions {
 pub fn sample(
     denoiser: &dyn Denoiser,
     adapters: &Bound,
-    space: &LatentSpace,
+    geometry: &LatentGeometry,
     conditional: &Conditioning,
     unconditional: Option<&Conditioning>,
     options: &SampleOptions,
     each_step: &dyn Fn(),
 ) -> Result<Tensor> {
-    let noise = start_noise(space, options)?;
+    let noise = start_noise(geometry, options)?;
     sample_from(
         denoiser,
         adapters,
@@ -124,8 +122,8 @@ pub fn sample_from(
 ///
 /// # Errors
 /// If the decoder fails.
-pub fn decode(decoder: &Decoder, space: &LatentSpace, latents: &Tensor) -> Result<RgbImage> {
-    let latents = space.denormalize(latents)?.to_device(decoder.device())?;
+pub fn decode(decoder: &Decoder, geometry: &LatentGeometry, latents: &Tensor) -> Result<RgbImage> {
+    let latents = geometry.denormalize(latents)?.to_device(decoder.device())?;
     let pixels = decoder.decode(&latents)?.squeeze(0)?;
     let (channels, height, width) = pixels.dims3()?;
     if channels != 3 {
@@ -142,19 +140,12 @@ pub fn decode(decoder: &Decoder, space: &LatentSpace, latents: &Tensor) -> Resul
     }
 }
 
-fn start_noise(space: &LatentSpace, options: &SampleOptions) -> Result<Tensor> {
-    let step = space.factor as u32 * 2;
-    let (width, height) = (options.width, options.height);
-    if width == 0 || height == 0 || width % step != 0 || height % step != 0 {
-        bail!("a picture of {width} x {height} px: both sides must be multiples of {step}");
-    }
-    let (rows, columns) = (
-        height as usize / space.factor,
-        width as usize / space.factor,
-    );
+fn start_noise(geometry: &LatentGeometry, options: &SampleOptions) -> Result<Tensor> {
+    geometry.check(options.pixels)?;
+    let shape = geometry.shape(geometry.latents(options.pixels));
     let mut rng = Rng::new(options.seed, Stream::Sample, 0, options.number);
-    let values = rng.normals(space.channels * rows * columns);
-    Tensor::from_vec(values, (1, space.channels, rows, columns), &Device::Cpu)
+    let values = rng.normals(shape.iter().product());
+    Tensor::from_vec(values, shape, &Device::Cpu)?.unsqueeze(0)
 }
 
 /// The noise of step `i`, in the shape of `like`.
@@ -165,7 +156,7 @@ fn step_noise(like: &Tensor, options: &SampleOptions, i: usize) -> Result<Tensor
 
 /// The size of a picture that was neither resized nor cropped, as [`ConditioningTensors::time_ids`] has it.
 fn whole_picture(options: &SampleOptions) -> [f32; 6] {
-    let (height, width) = (options.height as f32, options.width as f32);
+    let (height, width) = (options.pixels.height as f32, options.pixels.width as f32);
     [height, width, 0.0, 0.0, height, width]
 }
 

@@ -8,22 +8,21 @@ use crate::cache::{Conditioning, Source, drop_caption};
 use crate::experiment::SampleSettings;
 use crate::lora::Bound;
 use crate::models::Denoiser;
-use crate::vae::LatentSpace;
+use crate::vae::Extents;
 
 /// How previews are sampled; the first of them, numbered 0.
 pub fn options(settings: &SampleSettings, base: &BaseModel) -> SampleOptions {
-    let LatentSpace { factor, .. } = base.latent_space();
-    let (width, height) = (settings.width, settings.height);
+    let geometry = base.latent_geometry();
+    let pixels = Extents::picture(settings.height as usize, settings.width as usize);
     SampleOptions {
-        width,
-        height,
+        pixels,
         process: base.process,
         sampler: settings.sampler,
         steps: settings.steps,
         guidance: settings.guidance,
         embedded_guidance: settings.embedded_guidance,
         spacing: settings.spacing,
-        shift: (settings.shift).at(height as usize / factor, width as usize / factor),
+        shift: (settings.shift).at(geometry.tokens(geometry.latents(pixels))),
         size_conditioning: settings.size_conditioning,
         seed: settings.seed,
         number: 0,
@@ -55,13 +54,13 @@ pub fn pictures(
         let latents = sample(
             denoiser,
             adapters,
-            &source.space,
+            &source.geometry,
             &conditional,
             unconditional.as_ref(),
             &options,
             each_step,
         )?;
-        let picture = decode(&decoder, &source.space, &latents)?;
+        let picture = decode(&decoder, &source.geometry, &latents)?;
         made.push((prompt.clone(), picture));
     }
     Ok(made)

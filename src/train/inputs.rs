@@ -18,6 +18,7 @@ use crate::recipe::Recipe;
 use crate::recipe::latents::View;
 use crate::recipe::rules::Dropout;
 use crate::rng::{Rng, Stream};
+use crate::vae::LatentGeometry;
 
 /// What the draws depend on, beside the pictures.
 #[derive(Clone)]
@@ -44,7 +45,7 @@ pub struct DrawOptions {
 
 /// Samples with contexts of one length, ready for the denoiser. All tensors are f32.
 pub struct Part {
-    /// Scaled latents, [batch, channels, height, width].
+    /// The denoiser's latents, [batch, channels, height, width], or with frames before the height.
     pub latents: Tensor,
     /// As many standard normals, moved by the noise offset.
     pub noise: Tensor,
@@ -135,33 +136,40 @@ pub fn draw(
     place: Place,
     options: &DrawOptions,
 ) -> std::result::Result<Drawn, Error> {
+    let view = any_view(item, &mut place.rng(options.seed, Stream::Augment))?;
+    let moments = source.reader.moments(item, view)?;
+    Ok(draw_from(&source.geometry, &moments, place, options)?)
+}
+
+/// As above, for what the store has of the picture.
+fn draw_from(
+    geometry: &LatentGeometry,
+    moments: &Moments,
+    place: Place,
+    options: &DrawOptions,
+) -> Result<Drawn> {
     let rng = |stream| place.rng(options.seed, stream);
-    let view = any_view(item, &mut rng(Stream::Augment))?;
-    let Moments {
-        mean,
-        logvar,
-        time_ids,
-    } = source.reader.moments(item, view)?;
+    let (mean, logvar) = (&moments.mean, &moments.logvar);
     let count = mean.elem_count();
     let normals = |stream| Tensor::from_vec(rng(stream).normals(count), mean.dims(), &Device::Cpu);
-    let spread = ((&logvar * 0.5)?.exp()? * normals(Stream::Posterior)?)?;
-    let latents = source.space.normalize(&(&mean + spread)?)?;
+    let spread = ((logvar * 0.5)?.exp()? * normals(Stream::Posterior)?)?;
+    let latents = geometry.normalize(&(mean + spread)?)?;
     let mut noise = normals(Stream::Noise)?;
     if options.noise_offset > 0.0 {
-        let channels = mean.dim(0)?;
-        let offsets = rng(Stream::NoiseOffset).normals(channels);
-        let offsets = Tensor::from_vec(offsets, (channels, 1, 1), &Device::Cpu)?;
+        let mut shape = vec![1; mean.rank()];
+        shape[0] = mean.dim(0)?;
+        let offsets = rng(Stream::NoiseOffset).normals(shape[0]);
+        let offsets = Tensor::from_vec(offsets, shape, &Device::Cpu)?;
         noise = noise.broadcast_add(&(offsets * options.noise_offset)?)?;
     }
     let mut draws = rng(Stream::Timestep);
     let draws = (draws.uniform(), draws.normal());
-    let (_, height, width) = latents.dims3()?;
-    let process = options.process;
+    let tokens = geometry.tokens(geometry.extents(&latents)?);
     Ok(Drawn {
-        level: process.draw(&options.timesteps, draws, (height, width)),
+        level: options.process.draw(&options.timesteps, draws, tokens),
         latents,
         noise,
-        time_ids,
+        time_ids: moments.time_ids,
     })
 }
 
@@ -281,7 +289,7 @@ pub fn validation_part(
     let Moments { mean, time_ids, .. } = source.reader.moments(item, view)?;
     let noise = Tensor::from_vec(rng.normals(mean.elem_count()), mean.dims(), &Device::Cpu)?;
     let drawn = Drawn {
-        latents: source.space.normalize(&mean)?,
+        latents: source.geometry.normalize(&mean)?,
         noise,
         level: options.process.level(share),
         time_ids,
@@ -295,3 +303,7 @@ pub fn validation_part(
     let sample = (drawn, source.conditioning(first)?);
     Ok(part(&[sample], 1.0, &options)?)
 }
+
+#[cfg(test)]
+#[path = "inputs_tests.rs"]
+mod tests;

@@ -8,6 +8,7 @@ use serde_json::json;
 use super::set::TrainingSet;
 use crate::diffusion::Prediction;
 use crate::experiment::{LrDecay, Settings};
+use crate::recipe::latents::Size;
 
 /// Tags of a folder that are listed: the commonest. Sentences as captions have as many as there are pictures.
 const MAX_TAGS: usize = 1000;
@@ -30,7 +31,6 @@ pub(super) fn training(
         "AdamW(betas=({:?}, {:?}), eps={:?}, weight_decay={:?})",
         train.beta1, train.beta2, train.epsilon, train.weight_decay
     );
-    let side = set.resolution_px();
     let folders = folders(set);
     let repeated: u32 = set.items().iter().map(|item| item.repeats).sum();
     let mut keys = BTreeMap::from([
@@ -61,7 +61,7 @@ pub(super) fn training(
         ("ss_network_dropout", format!("{:?}", adapter.dropout)),
         ("ss_num_train_images", repeated.to_string()),
         ("ss_num_validation_images", set.held_out().len().to_string()),
-        ("ss_resolution", format!("({side}, {side})")),
+        ("ss_resolution", python_size(set.resolution())),
         ("ss_dataset_dirs", folders.sizes),
         ("ss_tag_frequency", folders.tags),
     ]);
@@ -75,6 +75,11 @@ pub(super) fn training(
         }
     }
     keys.into_iter().map(|(k, v)| (k.to_owned(), v)).collect()
+}
+
+/// As kohya's scripts print it: width first.
+fn python_size(size: Size) -> String {
+    format!("({}, {})", size.width, size.height)
 }
 
 /// The two keys about folders of pictures, as JSON.
@@ -134,6 +139,15 @@ fn commonest<'a>(tags: &BTreeMap<&'a str, usize>) -> BTreeMap<&'a str, usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_size_is_written_width_first() {
+        let wide = Size {
+            width: 1344,
+            height: 832,
+        };
+        assert_eq!(python_size(wide), "(1344, 832)");
+    }
 
     #[test]
     fn the_commonest_tags_are_listed() {

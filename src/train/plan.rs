@@ -13,6 +13,7 @@ use crate::lora::{LinearShape, Recompute};
 use crate::models::{Activations, OpenedDenoiser, StepShape, WeightStorage};
 use crate::nn;
 use crate::recipe::Recipe;
+use crate::vae::Extents;
 
 /// What CUDA's driver and libraries take for themselves, about; measured by nobody yet.
 const LIBRARY_BYTES: u64 = 600 << 20;
@@ -28,8 +29,8 @@ pub struct MemoryRequest<'a> {
     pub rank: usize,
     /// Samples in a micro-batch.
     pub samples: usize,
-    /// Height and width of the largest latents.
-    pub latents: (usize, usize),
+    /// Those of the largest latents.
+    pub latents: Extents,
     /// Tokens of the longest context.
     pub context: usize,
     /// The type it computes in.

@@ -79,11 +79,12 @@ impl Run<'_> {
             self.state.manifest,
             (self.step, &self.state.computed),
         );
+        let resolution = self.set.resolution();
         let info = FileInfo {
             architecture: self.base.flavor.architecture,
             base_version: self.base.flavor.base_version,
             title: &settings.train.name,
-            resolution: (self.set.resolution_px(), self.set.resolution_px()),
+            resolution: (resolution.width, resolution.height),
         };
         let mut metadata = lora::metadata::standard(&adapters, &info);
         metadata.extend(training(settings, self.set, self.step));

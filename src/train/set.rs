@@ -7,10 +7,11 @@ use crate::base_model::BaseModel;
 use crate::cache::{self, Manifest, Source, Specs, refuse_if_missing};
 use crate::dataset::{self, Item};
 use crate::digest::Digest;
-use crate::experiment::Experiment;
+use crate::experiment::{DatasetSettings, Experiment};
 use crate::monitor::Monitor;
 use crate::recipe::latents::Size;
 use crate::store::Store;
+use crate::vae::Extents;
 
 /// All pictures of a training, with where their tensors come from.
 pub struct TrainingSet<'a> {
@@ -20,7 +21,7 @@ pub struct TrainingSet<'a> {
     held_out: Vec<Item>,
     source: Source<'a>,
     manifest: Digest,
-    resolution_px: u32,
+    resolution: Size,
 }
 
 impl<'a> TrainingSet<'a> {
@@ -35,7 +36,7 @@ impl<'a> TrainingSet<'a> {
         store: &Store,
         monitor: &dyn Monitor,
     ) -> Result<Self, Error> {
-        let all = dataset::open(experiment, base.picture_multiple(), monitor)?;
+        let all = dataset::open(experiment, base.latent_geometry().side_multiple(), monitor)?;
         let captions: BTreeSet<String> = cache::captions(experiment, &all).into_iter().collect();
         let texts = captions.iter().map(String::as_str);
         let used = Manifest::new(&Specs::from(base), texts, &all)?;
@@ -57,14 +58,13 @@ impl<'a> TrainingSet<'a> {
         }
         let (held_out, items): (Vec<_>, Vec<_>) = all.into_iter().partition(|item| item.held_out);
         let repeated = |(n, item): (usize, &Item)| std::iter::repeat_n(n, item.repeats as usize);
-        let resolutions = experiment.datasets();
         Ok(Self {
             samples: items.iter().enumerate().flat_map(repeated).collect(),
             items,
             held_out,
             source,
             manifest: used.digest()?,
-            resolution_px: (resolutions.iter().map(|set| set.rules.resolution).max()).unwrap_or(0),
+            resolution: largest_resolution(&experiment.datasets()),
         })
     }
 
@@ -99,13 +99,12 @@ impl<'a> TrainingSet<'a> {
         self.manifest
     }
 
-    /// Height and width of the latents with the most pixels, validation included.
-    pub fn largest_latents(&self) -> (usize, usize) {
-        let factor = self.source.space.factor;
+    /// The extents of the latents of the most pixels, validation included.
+    pub fn largest_latents(&self) -> Extents {
         let buckets = self.items.iter().chain(&self.held_out).map(Item::bucket);
         let largest = buckets.max_by_key(|b| u64::from(b.width) * u64::from(b.height));
-        largest.map_or((1, 1), |b| {
-            (b.height as usize / factor, b.width as usize / factor)
+        largest.map_or(Extents::picture(1, 1), |bucket| {
+            self.source.geometry.latents(bucket.into())
         })
     }
 
@@ -127,7 +126,38 @@ impl<'a> TrainingSet<'a> {
     }
 
     /// The largest resolution asked for.
-    pub fn resolution_px(&self) -> u32 {
-        self.resolution_px
+    pub fn resolution(&self) -> Size {
+        self.resolution
+    }
+}
+
+/// That of the most pixels; none of no data set.
+fn largest_resolution(sets: &[DatasetSettings]) -> Size {
+    let sizes = sets.iter().map(|set| set.resolution);
+    let largest = sizes.max_by_key(|size| u64::from(size.width) * u64::from(size.height));
+    largest.unwrap_or(Size {
+        width: 0,
+        height: 0,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn the_largest_resolution_has_the_most_pixels_whatever_its_shape() {
+        let text = "[model]\nfamily = \"sd3\"\nflavor = \"3-medium\"\npath = \"m\"\n[store]\npath = \"s\"\n\
+            [train]\nsteps = 1\noutput = \"o\"\n\
+            [[dataset]]\npath = \"a\"\n[[dataset]]\npath = \"b\"\nresolution = 512\n";
+        let experiment = Experiment::parse(Path::new("exp.toml"), text.to_owned());
+        let mut sets = experiment.expect("valid").datasets();
+        let size = |width, height| Size { width, height };
+        assert_eq!(largest_resolution(&sets), size(1024, 1024));
+        sets[1].resolution = size(1344, 832);
+        assert_eq!(largest_resolution(&sets), size(1344, 832));
+        assert_eq!(largest_resolution(&[]), size(0, 0));
     }
 }

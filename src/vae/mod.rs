@@ -1,7 +1,7 @@
 //! The autoencoder of pictures, `AutoencoderKL`: pixels to latents and back.
 //!
-//! [`Encoder::encode`] gives mean and log-variance, never one frozen sample, and unscaled: the scale of a
-//! model's latents is its family's affair. Convolutions work in tiles and attention in parts of the queries,
+//! [`Encoder::encode`] gives mean and log-variance, never one frozen sample, and unscaled: [`LatentGeometry`] makes
+//! the denoiser's latents of them. Convolutions work in tiles and attention in parts of the queries,
 //! so a 1024 px picture needs memory for a few of its largest layers and nothing is cut at seams.
 //!
 //! Follows diffusers' `AutoencoderKL` (names, order of operations, epsilons); [`names`] maps other files' names.
@@ -9,12 +9,12 @@
 //! Legend of shape suffixes: b batch, c channels, h height, w width, n pixels of a level.
 
 mod blocks;
+mod geometry;
 pub mod names;
-mod space;
 #[cfg(test)]
 mod tests;
 
-pub use space::LatentSpace;
+pub use geometry::{Extents, Factors, LatentGeometry};
 
 use candle_core::{Device, Result, Tensor, bail};
 

@@ -14,12 +14,14 @@ use super::linear::Linear;
 use super::transformer::{check_shapes, timestep_sinusoid};
 use super::{
     Activations, Architecture, Component, ConditioningTensors, Denoiser, Error, Family, Flavor,
-    LatentScaling, Source, StepShape,
+    Source, StepShape,
 };
 use crate::autograd::{Tape, Value};
 use crate::diffusion::{Prediction, Process, Sampler, Shift, Spacing};
 use crate::lora::formats::{Naming, Row, Spelling};
 use crate::lora::{Bound, Preset};
+use crate::recipe::latents::LatentStatistics;
+use crate::vae::{Factors, LatentGeometry};
 
 const TIME_CHANNELS: usize = 256;
 
@@ -45,9 +47,14 @@ pub(super) const FAKE: Family = Family {
         patterns: &["*"],
     }],
     masks_pads: false,
-    latent_scaling: LatentScaling {
-        scale: 1.0,
-        shift: 0.0,
+    latents: || LatentGeometry {
+        channels: 16,
+        factors: Factors::of_pictures(8),
+        statistics: LatentStatistics::Shared {
+            scale: 1.0,
+            shift: 0.0,
+        },
+        patch: 1,
     },
     layout: Layout {
         denoiser: "transformer",
@@ -117,7 +124,7 @@ impl Architecture for Numbers {
     }
 
     fn activations(&self, step: &StepShape) -> Activations {
-        let pixels = step.samples * step.latents.0 * step.latents.1;
+        let pixels = step.samples * step.latents.height * step.latents.width;
         let numbers = pixels * (3 * self.hidden + 3 * self.channels);
         Activations {
             outside: numbers as u64,

@@ -18,6 +18,7 @@ mod flux_files;
 mod full_size;
 #[cfg(feature = "hub")]
 mod hub;
+mod latents;
 mod layouts;
 mod lora_names;
 mod miniatures;

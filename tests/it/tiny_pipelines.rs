@@ -116,7 +116,7 @@ impl Kind {
         close("latents", &latents, &golden["latents"], 1e-3);
         let decoder = base.vae.load_decoder(&Device::Cpu).expect("the VAE");
         let latents = source
-            .space
+            .geometry
             .denormalize(&golden["latents"])
             .expect("latents");
         let pixels = decoder.decode(&latents).expect("a picture");

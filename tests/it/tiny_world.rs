@@ -17,6 +17,7 @@ use plumb::monitor::Silent;
 use plumb::nn::weights::DigestMemo;
 use plumb::sample::{SampleOptions, sample_from};
 use plumb::store::Store;
+use plumb::vae::Extents;
 
 use crate::world::World;
 
@@ -179,8 +180,7 @@ fn conditioning_latents_prediction_and_samples_are_those_of_diffusers() {
     let sigmas = golden["sample.sigmas"].to_vec1::<f32>().expect("numbers");
     let shift = shift_of(&sigmas);
     let options = SampleOptions {
-        width: 128,
-        height: 128,
+        pixels: Extents::picture(128, 128),
         process: base.process,
         sampler: base.flavor.sampler,
         steps: 8,

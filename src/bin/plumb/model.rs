@@ -165,11 +165,11 @@ fn memory(memory: &Memory) -> String {
         };
         let _ = writeln!(
             text,
-            "{label:10}{} on {machine} in {} at {side} x {side} px, or {} with gradient checkpointing",
+            "{label:10}{} on {machine} in {} at {} px, or {} with gradient checkpointing",
             bytes(train.stored.total()),
             train.dtype,
+            train.pixels,
             bytes(train.checkpointed.total()),
-            side = train.resolution_px,
         );
         let _ = writeln!(text, "          ({})", train.checkpointed);
     }

@@ -10,6 +10,7 @@ use crate::experiment::FileMap;
 use crate::models::{self, Components, Flavor, OpenedDenoiser};
 use crate::nn::weights::Weights;
 use crate::recipe::{REFERENCE, Recipe, RecipeName};
+use crate::vae::Factors;
 
 /// A denoiser of the family that takes the path, whole or not.
 struct Candidate {
@@ -79,14 +80,15 @@ impl Candidate {
             report.needs = needs(recipe, self.components(), &FileMap::default());
             encode = self.encoders(recipe, &mut report);
         }
-        encode.extend(self.vae(&mut report));
+        let (vae, factors) = self.vae(&mut report);
+        encode.extend(vae);
         let flavor = self
             .flavors
             .first()
             .copied()
             .or(self.denoiser.family.flavors.first());
         let train = match (flavor, recipes.first()) {
-            (Some(flavor), Some(recipe)) => memory::train(&self.denoiser, flavor, recipe),
+            (Some(flavor), Some(recipe)) => memory::train(&self.denoiser, factors, flavor, recipe),
             _ => Vec::new(),
         };
         report.memory = Some(Memory::new(encode, train));
@@ -145,18 +147,22 @@ impl Candidate {
         taken
     }
 
-    fn vae(&self, report: &mut Report) -> Option<Use> {
-        let component = self.components().parts.get("vae")?;
+    /// What encoding with the VAE takes, where there is one, and pixels a latent.
+    fn vae(&self, report: &mut Report) -> (Option<Use>, Factors) {
+        let released = self.denoiser.family.latents().factors;
+        let Some(component) = self.components().parts.get("vae") else {
+            return (None, released);
+        };
         if let Ok(weights) = component.open() {
             report.parts.push(Part::new("vae", component, &weights));
         }
-        let Some((taken, problems)) = part::vae(component) else {
+        let Some(vae) = part::vae(component) else {
             let problem = "vae: its tensors are not those of an AutoencoderKL";
             report.problems.push(problem.to_owned());
-            return None;
+            return (None, released);
         };
-        report.problems.extend(problems);
-        Some(taken)
+        report.problems.extend(vae.problems);
+        (Some(vae.taken), vae.factors.unwrap_or(released))
     }
 }
 

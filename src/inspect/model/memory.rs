@@ -6,12 +6,10 @@ use crate::lora;
 use crate::models::{Flavor, OpenedDenoiser, WeightStorage};
 use crate::recipe::Recipe;
 use crate::train::plan::{self, Machine, MemoryRequest, PeakMemory};
+use crate::vae::{Extents, Factors, LatentGeometry};
 
 /// The rank that a training's estimate is for.
 pub const ADAPTER_RANK: usize = 16;
-
-/// Pixels along a side of a latent, in every family.
-const LATENT_PX: usize = 8;
 
 /// What encoding and training take.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -47,8 +45,8 @@ pub struct Train {
     pub machine: Machine,
     /// The type it computes in.
     pub dtype: &'static str,
-    /// Side of the pictures, in px.
-    pub resolution_px: u32,
+    /// Extents of the pictures, in px.
+    pub pixels: Extents,
     /// Without gradient checkpointing.
     pub stored: PeakMemory,
     /// With gradient checkpointing on every block.
@@ -77,15 +75,26 @@ impl Memory {
     }
 }
 
-/// What training a denoiser of this flavor takes. Nothing where it cannot be told.
-pub(super) fn train(denoiser: &OpenedDenoiser, flavor: &Flavor, recipe: &Recipe) -> Vec<Train> {
+/// What training a denoiser of this flavor takes, with the latents of a VAE of these factors. Nothing where it cannot be
+/// told.
+pub(super) fn train(
+    denoiser: &OpenedDenoiser,
+    factors: Factors,
+    flavor: &Flavor,
+    recipe: &Recipe,
+) -> Vec<Train> {
     let presets = denoiser.family.presets;
     let preset = presets.first().map(|p| p.name.to_owned());
     let chosen = lora::targets::select(denoiser.linears(), preset.as_slice(), presets);
     let Ok(adapted) = chosen else {
         return Vec::new();
     };
-    let side = flavor.resolution_px as usize / LATENT_PX;
+    let side = flavor.resolution_px as usize;
+    let pixels = Extents::picture(side, side);
+    let geometry = LatentGeometry {
+        factors,
+        ..denoiser.family.latents()
+    };
     let estimate = |machine, dtype: candle_core::DType| {
         let bytes = |checkpointing| {
             let wanted = MemoryRequest {
@@ -93,7 +102,7 @@ pub(super) fn train(denoiser: &OpenedDenoiser, flavor: &Flavor, recipe: &Recipe)
                 adapted: &adapted,
                 rank: ADAPTER_RANK,
                 samples: 1,
-                latents: (side, side),
+                latents: geometry.latents(pixels),
                 context: plan::context_tokens(recipe),
                 dtype,
                 storage: WeightStorage::Whole,
@@ -106,7 +115,7 @@ pub(super) fn train(denoiser: &OpenedDenoiser, flavor: &Flavor, recipe: &Recipe)
         Some(Train {
             machine,
             dtype: dtype.as_str(),
-            resolution_px: flavor.resolution_px,
+            pixels,
             stored: bytes(false)?,
             checkpointed: bytes(true)?,
         })

@@ -19,7 +19,7 @@ use crate::recipe::{
     EncoderRecipe, REFERENCE, Recipe, RecipeName, TokenizerIdentity, architecture, published,
 };
 use crate::text::{self, Tokenizer, TokenizerKind};
-use crate::vae;
+use crate::vae::{self, Factors};
 
 /// One network of a checkpoint.
 #[derive(Clone, Debug, Serialize)]
@@ -131,14 +131,30 @@ fn identity(
     })
 }
 
-/// What encoding with a VAE takes, and what is wrong with it; `None` if it is none.
-pub(super) fn vae(component: &Component) -> Option<(Use, Vec<String>)> {
+/// A VAE that was looked at.
+pub(super) struct Vae {
+    /// What encoding with it takes.
+    pub(super) taken: Use,
+    /// What is wrong with it.
+    pub(super) problems: Vec<String>,
+    /// Pixels a latent, where its configuration can be read.
+    pub(super) factors: Option<Factors>,
+}
+
+/// Looks at a VAE; `None` if it is none.
+pub(super) fn vae(component: &Component) -> Option<Vae> {
     let weights = vae::names::canonical(&component.open().ok()?);
     let told = vae::names::architecture(&weights)?;
     let architecture = match &component.config {
         Some(path) => match config(path) {
             Ok(config) => config.architecture,
-            Err(problem) => return Some((Use::new("vae", 0, DType::F32), vec![problem])),
+            Err(problem) => {
+                return Some(Vae {
+                    taken: Use::new("vae", 0, DType::F32),
+                    problems: vec![problem],
+                    factors: None,
+                });
+            }
         },
         None => told,
     };
@@ -154,7 +170,11 @@ pub(super) fn vae(component: &Component) -> Option<(Use, Vec<String>)> {
         .map(ToString::to_string)
         .collect();
     problems.extend(extra(&weights, &tensors));
-    Some((Use::new("vae", encoder as u64, DType::F32), problems))
+    Some(Vae {
+        taken: Use::new("vae", encoder as u64, DType::F32),
+        problems,
+        factors: Some(Factors::of_pictures(architecture.encoder.factor())),
+    })
 }
 
 fn config(path: &Path) -> Result<VaeConfig, String> {
@@ -219,7 +239,10 @@ pub(super) fn lone(path: &Path, weights: &Weights) -> Option<Report> {
     let beside = [path.join("config.json"), path.with_file_name("config.json")];
     let config = beside.into_iter().find(|p| p.is_file());
     let component = Component::new(path.to_owned(), config);
-    if let Some((taken, problems)) = vae(&component) {
+    if let Some(Vae {
+        taken, problems, ..
+    }) = vae(&component)
+    {
         return Some(Report {
             summary: "a VAE (AutoencoderKL) alone".to_owned(),
             parts: vec![Part::new("vae", &component, weights)],

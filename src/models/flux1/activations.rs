@@ -8,7 +8,7 @@ use crate::models::transformer::activations::{Gates, attention_input, feed_forwa
 impl Architecture {
     pub(super) fn of_step(&self, step: &StepShape) -> Activations {
         let (b, d) = (step.samples, self.width());
-        let patches = step.latents.0 / PATCH * (step.latents.1 / PATCH);
+        let patches = step.latents.height / PATCH * (step.latents.width / PATCH);
         let (picture, context) = (b * patches, b * step.context);
         let double = (0..self.num_double).map(|i| self.double(step, i, picture, context));
         let single = (0..self.num_single).map(|i| self.single(step, i, picture + context));

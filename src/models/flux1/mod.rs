@@ -16,13 +16,15 @@ mod flux;
 mod lora_names;
 mod names;
 
-use self::architecture::Architecture;
+use self::architecture::{Architecture, PATCH};
 use self::flux::Flux;
 pub(super) use self::names::{DOUBLE, OUTER, SINGLE};
 use super::layout::Layout;
-use super::{Activations, Denoiser, Error, Family, Flavor, LatentScaling, Source, StepShape};
+use super::{Activations, Denoiser, Error, Family, Flavor, Source, StepShape};
 use crate::diffusion::{Prediction, Process, Sampler, Shift, ShiftRule, Spacing};
 use crate::lora::Preset;
+use crate::recipe::latents::LatentStatistics;
+use crate::vae::{Factors, LatentGeometry};
 
 const FLOW: Process = Process::new(Prediction::Flow);
 
@@ -90,7 +92,7 @@ const PRESETS: &[Preset] = &[
 ];
 
 /// The VAE's, if its config does not say (a single file has none).
-const LATENT_SCALING: LatentScaling = LatentScaling {
+const STATISTICS: LatentStatistics = LatentStatistics::Shared {
     scale: 0.3611,
     shift: 0.1159,
 };
@@ -103,7 +105,12 @@ pub const FLUX1: Family = Family {
     flavors: FLAVORS,
     presets: PRESETS,
     masks_pads: true,
-    latent_scaling: LATENT_SCALING,
+    latents: || LatentGeometry {
+        channels: 16,
+        factors: Factors::of_pictures(8),
+        statistics: STATISTICS,
+        patch: PATCH,
+    },
     layout: Layout {
         denoiser: DENOISER,
         folders: &[DENOISER, "vae", "text_encoder", "text_encoder_2"],

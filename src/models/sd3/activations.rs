@@ -7,7 +7,7 @@ use crate::models::transformer::activations::{Gates, attention_input, feed_forwa
 impl Architecture {
     pub(super) fn of_step(&self, step: &StepShape) -> Activations {
         let (b, d, side) = (step.samples, self.width(), self.patch_size);
-        let picture = b * (step.latents.0 / side) * (step.latents.1 / side);
+        let picture = b * (step.latents.height / side) * (step.latents.width / side);
         let context = b * step.context;
         let blocks = (0..self.depth).map(|i| self.block(step, i, picture, context));
         let latents = picture * side * side * self.out_channels;

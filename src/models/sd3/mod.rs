@@ -19,9 +19,11 @@ use self::architecture::Architecture;
 use self::mmdit::MmDit;
 pub(super) use self::names::{BLOCK, OUTER};
 use super::layout::Layout;
-use super::{Activations, Denoiser, Error, Family, Flavor, LatentScaling, Source, StepShape};
+use super::{Activations, Denoiser, Error, Family, Flavor, Source, StepShape};
 use crate::diffusion::{Prediction, Process, Sampler, Shift, Spacing};
 use crate::lora::Preset;
+use crate::recipe::latents::LatentStatistics;
+use crate::vae::{Factors, LatentGeometry};
 
 const FLOW: Process = Process::new(Prediction::Flow);
 
@@ -107,10 +109,13 @@ const PRESETS: &[Preset] = &[
 ];
 
 /// The VAE's, if its config does not say (a single file has none).
-const LATENT_SCALING: LatentScaling = LatentScaling {
+const STATISTICS: LatentStatistics = LatentStatistics::Shared {
     scale: 1.5305,
     shift: 0.0609,
 };
+
+/// Side of a patch in the released networks.
+const PATCH: usize = 2;
 
 const DENOISER: &str = "transformer";
 
@@ -120,7 +125,12 @@ pub const SD3: Family = Family {
     flavors: FLAVORS,
     presets: PRESETS,
     masks_pads: false,
-    latent_scaling: LATENT_SCALING,
+    latents: || LatentGeometry {
+        channels: 16,
+        factors: Factors::of_pictures(8),
+        statistics: STATISTICS,
+        patch: PATCH,
+    },
     layout: Layout {
         denoiser: DENOISER,
         folders: &[

@@ -15,7 +15,8 @@ struct BlockPlace<'a> {
 
 impl Architecture {
     pub(super) fn of_step(&self, step: &StepShape) -> Activations {
-        let mut size = step.latents;
+        let whole = (step.latents.height, step.latents.width);
+        let mut size = whole;
         let pixels = |(h, w): (usize, usize)| step.samples * h * w;
         let first = self.levels.first().map_or(0, |level| level.width);
         let (mut width, mut sizes) = (first, Vec::new());
@@ -80,7 +81,7 @@ impl Architecture {
                 outside += step.adapter(&double, pixels(larger), width);
             }
         }
-        let all = pixels(step.latents);
+        let all = pixels(whole);
         Activations {
             // The last norm's input, and the prediction with its target.
             outside: outside

@@ -18,9 +18,11 @@ use self::architecture::{Architecture, Heads, Variant};
 pub(super) use self::names::{OUTER, RESNET};
 use self::network::UNet;
 use super::layout::Layout;
-use super::{Activations, Denoiser, Error, Family, Flavor, LatentScaling, Source, StepShape};
+use super::{Activations, Denoiser, Error, Family, Flavor, Source, StepShape};
 use crate::diffusion::{Prediction, Process, Sampler, Shift, Spacing};
 use crate::lora::Preset;
+use crate::recipe::latents::LatentStatistics;
+use crate::vae::{Factors, LatentGeometry};
 
 const NOISE: Process = Process::new(Prediction::Epsilon);
 
@@ -58,10 +60,7 @@ pub const SDXL: Family = Family {
         ALL,
     ],
     masks_pads: false,
-    latent_scaling: LatentScaling {
-        scale: 0.13025,
-        shift: 0.0,
-    },
+    latents: || latents(0.13025),
     layout: Layout {
         denoiser: DENOISER,
         folders: &[DENOISER, "vae", "text_encoder", "text_encoder_2"],
@@ -122,10 +121,7 @@ pub const SD1: Family = Family {
         ALL,
     ],
     masks_pads: false,
-    latent_scaling: LatentScaling {
-        scale: 0.18215,
-        shift: 0.0,
-    },
+    latents: || latents(0.18215),
     layout: Layout {
         denoiser: DENOISER,
         folders: &[DENOISER, "vae", "text_encoder"],
@@ -174,6 +170,17 @@ const ALL: Preset = Preset {
     name: "all",
     patterns: &["*"],
 };
+
+/// Those of a VAE whose latents have this factor.
+fn latents(scale: f64) -> LatentGeometry {
+    LatentGeometry {
+        channels: 4,
+        factors: Factors::of_pictures(8),
+        statistics: LatentStatistics::Shared { scale, shift: 0.0 },
+        // A UNet joins none; even sides are those that its first halving divides.
+        patch: 2,
+    }
+}
 
 impl super::Architecture for Architecture {
     fn build(&self, source: &dyn Source) -> Result<Box<dyn Denoiser>, Error> {

@@ -30,6 +30,7 @@ fn released(guidance: bool) -> Architecture {
 fn the_released_configs_give_the_released_networks() {
     let dev = released(true);
     assert_eq!((dev.width(), dev.latent_channels()), (3072, 16));
+    assert_eq!(FLUX1.latents().channels, dev.latent_channels());
     // As published: 11.90 and 11.89 billion.
     assert_eq!(listed(&dev).1, 11_901_408_320);
     assert_eq!(listed(&released(false)).1, 11_891_178_560);

@@ -117,20 +117,28 @@ fn a_fused_matrix_of_another_size_is_refused_by_its_own_name() {
 }
 
 #[test]
-fn latent_scaling_is_the_vaes_own_or_the_familys() {
+fn latent_statistics_are_the_vaes_own_or_the_familys() {
     let folder = golden("dev").folder();
     let read = || {
         let components = FLUX1.components(folder.path()).unwrap();
-        FLUX1.latent_scaling(&components).unwrap()
+        FLUX1.latent_statistics(&components).unwrap()
     };
-    assert_eq!(read(), LATENT_SCALING);
+    assert_eq!(read(), STATISTICS);
     let vae = folder.path().join("vae");
     std::fs::create_dir(&vae).unwrap();
     let config = r#"{"scaling_factor": 0.5, "shift_factor": 0.25}"#;
     std::fs::write(vae.join("config.json"), config).unwrap();
-    let own = LatentScaling {
+    let own = LatentStatistics::Shared {
         scale: 0.5,
         shift: 0.25,
+    };
+    assert_eq!(read(), own);
+    let config = r#"{"scaling_factor": 0.5, "latents_mean": [1, -2], "latents_std": [4, 0.5]}"#;
+    std::fs::write(vae.join("config.json"), config).unwrap();
+    let own = LatentStatistics::PerChannel {
+        scale: 0.5,
+        mean: vec![1.0, -2.0],
+        std: vec![4.0, 0.5],
     };
     assert_eq!(read(), own);
 }

@@ -136,7 +136,7 @@ fn the_parts_of_a_single_file_are_found_by_prefix() {
         "model.diffusion_model."
     );
     assert_eq!(components.parts.len(), 1);
-    assert_eq!(SD3.latent_scaling(&components).unwrap(), LATENT_SCALING);
+    assert_eq!(SD3.latent_statistics(&components).unwrap(), STATISTICS);
     let folder = golden("dual").folder();
     assert_eq!(
         SD3.open(components).unwrap().tensors(),
@@ -145,29 +145,35 @@ fn the_parts_of_a_single_file_are_found_by_prefix() {
 }
 
 #[test]
-fn latent_scaling_is_the_vaes_own() {
+fn latent_statistics_are_the_vaes_own() {
     let folder = golden("plain").folder();
     let vae = folder.path().join("vae");
     std::fs::create_dir(&vae).unwrap();
     let read = |config: &str| {
         std::fs::write(vae.join("config.json"), config).unwrap();
-        SD3.latent_scaling(&SD3.components(folder.path()).unwrap())
+        SD3.latent_statistics(&SD3.components(folder.path()).unwrap())
     };
     let found = read(r#"{"scaling_factor": 0.5, "shift_factor": 0.25}"#).unwrap();
     assert_eq!(
         found,
-        LatentScaling {
+        LatentStatistics::Shared {
             scale: 0.5,
             shift: 0.25
         }
     );
     assert_eq!(
         read(r#"{"scaling_factor": 2, "shift_factor": null}"#).unwrap(),
-        LatentScaling {
+        LatentStatistics::Shared {
             scale: 2.0,
             shift: 0.0
         }
     );
     expect!["./vae/config.json: `scaling_factor`: expected a number, found no such field"]
         .assert_eq(&message(read("{}"), folder.path()));
+    let config = r#"{"scaling_factor": 2, "latents_mean": 0.5, "latents_std": [1]}"#;
+    expect!["./vae/config.json: `latents_mean`: expected a list of numbers, found 0.5"]
+        .assert_eq(&message(read(config), folder.path()));
+    let config = r#"{"scaling_factor": 2, "latents_mean": [0.5], "latents_std": null}"#;
+    expect!["./vae/config.json: `latents_mean`: expected `latents_std` beside it"]
+        .assert_eq(&message(read(config), folder.path()));
 }

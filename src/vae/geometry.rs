@@ -1,0 +1,242 @@
+//! The latents that a denoiser sees: their extents against pixels, and their statistics.
+//!
+//! Shapes: b batch, c channels, f frames, h height, w width. Latents of pictures are [b, c, h, w], or [c, h, w] of one
+//! sample. A VAE of videos has an axis for frames, [b, c, f, h, w] or [c, f, h, w], also for a picture: one frame.
+
+use candle_core::{Result, Tensor, bail};
+use serde::Serialize;
+
+use crate::recipe::latents::{LatentStatistics, Size, VaeConfig};
+
+/// How large a picture or video is along each axis, or its latents.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Extents {
+    /// 1 for a picture.
+    pub frames: usize,
+    /// From top to bottom.
+    pub height: usize,
+    /// From left to right.
+    pub width: usize,
+}
+
+impl Extents {
+    /// Those of a picture.
+    pub const fn picture(height: usize, width: usize) -> Self {
+        Self {
+            frames: 1,
+            height,
+            width,
+        }
+    }
+}
+
+impl From<Size> for Extents {
+    fn from(size: Size) -> Self {
+        Self::picture(size.height as usize, size.width as usize)
+    }
+}
+
+/// Width before height; frames where there are several.
+impl std::fmt::Display for Extents {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.frames != 1 {
+            write!(f, "{} frames of ", self.frames)?;
+        }
+        write!(f, "{} x {}", self.width, self.height)
+    }
+}
+
+/// Pixels a latent, along each axis.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Factors {
+    /// Rows of pixels.
+    pub height: usize,
+    /// Columns of pixels.
+    pub width: usize,
+    /// Frames a latent frame, of which the first stands for one frame alone (the VAEs of Wan and others are causal in
+    /// time). None for a VAE of pictures, whose latents have no axis for frames.
+    pub time: Option<usize>,
+}
+
+impl Factors {
+    /// Those of a VAE of pictures that makes sides smaller so many times.
+    pub const fn of_pictures(side: usize) -> Self {
+        Self {
+            height: side,
+            width: side,
+            time: None,
+        }
+    }
+}
+
+/// A model's latents.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LatentGeometry {
+    /// Channels.
+    pub channels: usize,
+    /// Pixels a latent.
+    pub factors: Factors,
+    /// How the denoiser's latents come from the VAE's.
+    pub statistics: LatentStatistics,
+    /// Side of the squares of latents that the denoiser joins into a token: what their height and width are multiples
+    /// of.
+    pub patch: usize,
+}
+
+impl LatentGeometry {
+    /// That of a VAE, for a denoiser with this patch.
+    pub fn new(vae: &VaeConfig, patch: usize) -> Self {
+        let encoder = &vae.architecture.encoder;
+        Self {
+            channels: encoder.latent_channels,
+            factors: Factors::of_pictures(encoder.factor()),
+            statistics: vae.statistics.clone(),
+            patch,
+        }
+    }
+
+    /// What heights and widths are both multiples of, in px: the least common multiple of the two, as the buckets of
+    /// pictures lie and stand by one step.
+    pub fn side_multiple(&self) -> u32 {
+        let (height, width) = self.multiples();
+        let common = (1..=width).find(|times| (times * height).is_multiple_of(width));
+        (common.unwrap_or(1) * height) as u32
+    }
+
+    /// Checks that all of the pixels become whole latents and tokens.
+    ///
+    /// # Errors
+    /// If they do not.
+    pub fn check(&self, pixels: Extents) -> Result<()> {
+        let (height, width) = self.multiples();
+        let whole = |side: usize, multiple: usize| side > 0 && side.is_multiple_of(multiple);
+        if !whole(pixels.height, height) || !whole(pixels.width, width) {
+            match height == width {
+                true => bail!("a picture of {pixels} px: both sides must be multiples of {width}"),
+                false => bail!(
+                    "a picture of {pixels} px: the width must be a multiple of {width}, the height of {height}"
+                ),
+            }
+        }
+        match self.factors.time {
+            None if pixels.frames != 1 => {
+                bail!("a video of {pixels} px: this model makes pictures, of 1 frame")
+            }
+            Some(step) if pixels.frames == 0 || !(pixels.frames - 1).is_multiple_of(step) => bail!(
+                "a video of {pixels} px: the number of frames must be 1 more than a multiple of {step}"
+            ),
+            _ => Ok(()),
+        }
+    }
+
+    /// Those of the latents of so many pixels; what is left over at an end is dropped, as VAEs do.
+    pub fn latents(&self, pixels: Extents) -> Extents {
+        Extents {
+            frames: match self.factors.time {
+                Some(frames) if pixels.frames > 0 => 1 + (pixels.frames - 1) / frames,
+                _ => pixels.frames,
+            },
+            height: pixels.height / self.factors.height,
+            width: pixels.width / self.factors.width,
+        }
+    }
+
+    /// Tokens that the denoiser makes of latents.
+    pub fn tokens(&self, latents: Extents) -> usize {
+        latents.frames * (latents.height / self.patch) * (latents.width / self.patch)
+    }
+
+    /// The shape of one sample's latents.
+    pub fn shape(&self, latents: Extents) -> Vec<usize> {
+        let Extents {
+            frames,
+            height,
+            width,
+        } = latents;
+        match self.factors.time {
+            None => vec![self.channels, height, width],
+            Some(_) => vec![self.channels, frames, height, width],
+        }
+    }
+
+    /// The extents of latents, of one sample or a batch.
+    ///
+    /// # Errors
+    /// If they are not shaped so.
+    pub fn extents(&self, latents: &Tensor) -> Result<Extents> {
+        let axis = self.channel_axis(latents)?;
+        match &latents.dims()[axis + 1..] {
+            [height, width] => Ok(Extents::picture(*height, *width)),
+            [frames, height, width] => Ok(Extents {
+                frames: *frames,
+                height: *height,
+                width: *width,
+            }),
+            _ => self.misshapen(latents),
+        }
+    }
+
+    /// The denoiser's latents of the VAE's, of one sample or a batch.
+    ///
+    /// # Errors
+    /// If they are not shaped so, or the device fails.
+    pub fn normalize(&self, latents: &Tensor) -> Result<Tensor> {
+        match &self.statistics {
+            LatentStatistics::Shared { scale, shift } => latents.affine(*scale, -shift * scale),
+            LatentStatistics::PerChannel { scale, mean, std } => {
+                let centered = latents.broadcast_sub(&self.per_channel(mean, latents)?)?;
+                (centered * *scale)?.broadcast_div(&self.per_channel(std, latents)?)
+            }
+        }
+    }
+
+    /// The VAE's latents of the denoiser's, as above.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn denormalize(&self, latents: &Tensor) -> Result<Tensor> {
+        match &self.statistics {
+            LatentStatistics::Shared { scale, shift } => latents.affine(1.0 / scale, *shift),
+            LatentStatistics::PerChannel { scale, mean, std } => {
+                let spread = latents.broadcast_mul(&self.per_channel(std, latents)?)?;
+                (spread / *scale)?.broadcast_add(&self.per_channel(mean, latents)?)
+            }
+        }
+    }
+
+    /// What heights and widths are multiples of, in px.
+    fn multiples(&self) -> (usize, usize) {
+        let Factors { height, width, .. } = self.factors;
+        (height * self.patch, width * self.patch)
+    }
+
+    /// One number a channel, in a shape that broadcasts to that of `latents`.
+    fn per_channel(&self, numbers: &[f64], latents: &Tensor) -> Result<Tensor> {
+        let mut shape = vec![1; latents.rank()];
+        shape[self.channel_axis(latents)?] = numbers.len();
+        Tensor::from_slice(numbers, shape, latents.device())?.to_dtype(latents.dtype())
+    }
+
+    fn channel_axis(&self, latents: &Tensor) -> Result<usize> {
+        let own = if self.factors.time.is_some() { 4 } else { 3 };
+        match latents.rank().checked_sub(own) {
+            Some(axis @ (0 | 1)) => Ok(axis),
+            _ => self.misshapen(latents),
+        }
+    }
+
+    fn misshapen<T>(&self, latents: &Tensor) -> Result<T> {
+        let (channels, found) = (self.channels, latents.dims());
+        let frames = match self.factors.time {
+            Some(_) => ", frames",
+            None => "",
+        };
+        bail!(
+            "latents: expected shape [{channels}{frames}, height, width], or a batch of it, found {found:?}"
+        )
+    }
+}
+
+#[cfg(test)]
+#[path = "geometry_tests.rs"]
+mod tests;
