@@ -21,6 +21,8 @@ pub struct BucketRules {
     pub max: u32,
     /// What every side is a multiple of.
     pub step: u32,
+    /// Whether the resolution is the only bucket.
+    pub single: bool,
     /// Whether pictures of less than the resolution's area keep their size instead of being enlarged; buckets
     /// are then whatever whole steps a picture has, and `min` and `max` do not count.
     pub no_upscale: bool,
@@ -38,6 +40,7 @@ impl BucketRules {
             min: (side / 2 / step * step).max(step),
             max: (side.saturating_mul(2)).div_ceil(step) * step,
             step,
+            single: false,
             no_upscale: false,
         }
     }
@@ -132,10 +135,12 @@ impl Buckets {
             ));
         }
         let area = u64::from(resolution.width) * u64::from(resolution.height);
-        let sizes = if rules.no_upscale {
-            Vec::new()
-        } else {
-            candidates(area, rules)
+        let sizes = match rules {
+            BucketRules {
+                no_upscale: true, ..
+            } => Vec::new(),
+            BucketRules { single: true, .. } => vec![resolution],
+            _ => candidates(area, rules),
         };
         Ok(Self { rules, area, sizes })
     }

@@ -35,6 +35,7 @@ fn every_size_goes_where_kohyas_rule_says() {
                 min: rule.min,
                 max: rule.max,
                 step: rule.step,
+                single: false,
                 no_upscale: rule.no_upscale,
             },
             8,
@@ -108,6 +109,24 @@ fn kohyas_default_list_for_512_is_as_published() {
 }
 
 #[test]
+fn a_single_bucket_is_the_resolution_whatever_its_shape() {
+    let wide = BucketRules {
+        resolution: size(192, 64),
+        min: 64,
+        max: 192,
+        single: true,
+        ..BucketRules::around(64)
+    };
+    let buckets = Buckets::new(wide, 16).expect("rules");
+    assert_eq!(buckets.sizes(), [size(192, 64)]);
+    let placed = buckets.place(size(100, 100)).expect("placed");
+    assert_eq!(
+        (placed.bucket, placed.resized),
+        (size(192, 64), size(192, 192))
+    );
+}
+
+#[test]
 fn rules_that_contradict_are_one_line() {
     let good = BucketRules::around(1024);
     for (bad, part) in [
@@ -152,13 +171,16 @@ fn strips_and_specks_are_one_line() {
 }
 
 fn any_rules() -> impl Strategy<Value = BucketRules> {
-    (1u32..20, 1u32..20, 1u32..9, any::<bool>(), 1u32..4).prop_map(|(w, h, step, no_upscale, k)| {
+    let flags = (any::<bool>(), any::<bool>());
+    (1u32..20, 1u32..20, 1u32..9, flags, 1u32..4).prop_map(|(w, h, step, flags, k)| {
         let step = 8 * step;
+        let (single, no_upscale) = flags;
         BucketRules {
             resolution: size(step * w, step * h),
             min: step,
             max: step * w.max(h) * k,
             step,
+            single,
             no_upscale,
         }
     })

@@ -24,21 +24,18 @@ impl ViewRules {
     /// If its buckets contradict each other or the model.
     pub fn new(set: &DatasetSettings, multiple: u32) -> Result<Self, Error> {
         let rules = &set.rules;
-        let side = rules.resolution;
+        let Size { width, height } = set.resolution;
         let (min, max) = match rules.bucket {
             true => (set.min_bucket_px, set.max_bucket_px),
-            // Without buckets there is one size, and bounds that are equal leave no other.
-            false => (side, side),
-        };
-        let resolution = Size {
-            width: side,
-            height: side,
+            // Without buckets there is one size, and bounds that are its sides leave no other.
+            false => (width.min(height), width.max(height)),
         };
         let bucket_rules = BucketRules {
-            resolution,
+            resolution: set.resolution,
             min,
             max,
             step: rules.bucket_step,
+            single: !rules.bucket,
             no_upscale: rules.no_upscale,
         };
         let buckets = Buckets::new(bucket_rules, multiple).map_err(|e| Error::Unusable {
@@ -97,4 +94,50 @@ fn folder(set: &DatasetSettings, multiple: u32) -> Result<Folder, Error> {
         allow_empty_captions: rules.allow_empty_captions,
         view_rules: ViewRules::new(set, multiple)?,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    fn set(text: &str, resolution: Size) -> DatasetSettings {
+        let text = format!(
+            "[model]\nfamily = \"sd3\"\nflavor = \"3-medium\"\npath = \"m\"\n[store]\npath = \"s\"\n\
+             [train]\nsteps = 1\noutput = \"o\"\n\
+             [[dataset]]\npath = \"pictures\"\nresolution = 64\nbucket_step = 16\n{text}"
+        );
+        let experiment = Experiment::parse(Path::new("exp.toml"), text).expect("valid");
+        let set = experiment.datasets().into_iter().next().expect("a set");
+        assert_eq!(
+            set.resolution,
+            Size {
+                width: 64,
+                height: 64
+            }
+        );
+        DatasetSettings { resolution, ..set }
+    }
+
+    #[test]
+    fn a_resolution_may_be_wider_than_high() {
+        let wide = Size {
+            width: 128,
+            height: 64,
+        };
+        let picture = Size {
+            width: 500,
+            height: 500,
+        };
+        let rules = ViewRules::new(&set("bucket = false", wide), 16).expect("one bucket");
+        assert_eq!(rules.buckets.sizes(), [wide]);
+        let views = rules.views(picture).expect("views");
+        assert_eq!(views[0].bucket, wide);
+        let rules = ViewRules::new(&set("", wide), 16).expect("buckets");
+        let area = |size: &Size| size.width * size.height;
+        let sizes = rules.buckets.sizes();
+        assert!(sizes.len() > 3 && sizes.iter().all(|size| area(size) <= 128 * 64));
+        assert!(sizes.contains(&wide));
+    }
 }

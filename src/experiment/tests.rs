@@ -77,6 +77,25 @@ fn mistakes_get_one_line_with_the_place_and_the_nearest_name() {
 }
 
 #[test]
+fn steps_of_buckets_are_whole_tokens_of_the_family() {
+    let step = |step: &str| {
+        complaint(|t| {
+            t.replace(
+                "path = \"pictures\"",
+                &format!("path = \"pictures\"\nbucket_step = {step}"),
+            )
+        })
+    };
+    assert_eq!(step("32"), "no error");
+    for bad in ["0", "24"] {
+        let line = format!(
+            "some/exp.toml: `dataset[0].bucket_step`: expected a multiple of 16 px, found {bad}"
+        );
+        assert_eq!(step(bad), line);
+    }
+}
+
+#[test]
 fn files_are_named_by_slot_in_short_or_as_a_table() {
     let files = |lines: &str| {
         let text = SMALLEST.replace("[store]", &format!("[model.files]\n{lines}\n[store]"));
