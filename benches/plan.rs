@@ -7,6 +7,7 @@ use candle_core::DType;
 use plumb::lora::targets;
 use plumb::models::{self, WeightStorage};
 use plumb::nn::Quantization;
+use plumb::optim::OptimizerOptions;
 use plumb::train::plan::{self, Machine, MemoryPlan, MemoryRequest};
 use plumb::vae::Extents;
 
@@ -65,6 +66,7 @@ fn planned(
         denoiser: &denoiser,
         adapted: &adapted,
         rank: RANK,
+        optimizer: OptimizerOptions::default(),
         samples: 1,
         latents: family.latents().latents(Extents::picture(px, px)),
         context: tokens,

@@ -12,7 +12,7 @@ use candle_core::{Device, Tensor};
 use plumb::diffusion::{Level, Prediction, Process, add_noise};
 use plumb::lora::{AdapterSet, Recompute, targets};
 use plumb::models::{self, Component, Components, ConditioningTensors};
-use plumb::optim::{AdamW, AdamWOptions};
+use plumb::optim::{Optimizer, OptimizerOptions};
 use plumb::rng::{Rng, Stream};
 use plumb::train::inputs::Part;
 use plumb::train::step::Pass;
@@ -108,15 +108,13 @@ fn measure(case: &Value) -> Result<Value> {
     let wanted = [case["targets"].as_str().ok_or("no targets")?.to_owned()];
     let linears = targets::select(opened.linears(), &wanted, family.presets)?;
     let adapters = AdapterSet::new(&linears, rank, rank as f64, 0)?;
-    let options = AdamWOptions {
-        beta1: 0.9,
-        beta2: 0.999,
-        epsilon: 1e-8,
-        weight_decay: 0.01,
-    };
     let device = Device::Cpu;
     let values = adapters.to_device(&device)?;
-    let mut optimizer = AdamW::new(options, adapters.values().len(), &device)?;
+    let mut optimizer = Optimizer::new(
+        OptimizerOptions::default(),
+        adapters.values().len(),
+        &device,
+    )?;
     let part = part(&shape, batch)?;
     let mut seconds = Vec::new();
     let steps = case["steps"].as_u64().unwrap_or(5) as usize;

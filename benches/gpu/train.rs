@@ -11,7 +11,7 @@ use plumb::models::{
     self, ConditioningTensors, Error, Family, OpenedDenoiser, Source, WeightStorage,
 };
 use plumb::nn::{self, Frozen};
-use plumb::optim::{AdamW, AdamWOptions, clip_gradient_norm};
+use plumb::optim::{Optimizer, OptimizerOptions, clip_gradient_norm};
 use plumb::rng::{Rng, Stream};
 use plumb::train::inputs::Part;
 use plumb::train::plan::{self, Machine, MemoryRequest};
@@ -100,6 +100,7 @@ pub(super) fn train(case: &Value, device: &Device) -> Result<Value> {
         denoiser: &opened,
         adapted: &adapted,
         rank,
+        optimizer: OptimizerOptions::default(),
         samples: batch,
         latents,
         context,
@@ -120,13 +121,8 @@ pub(super) fn train(case: &Value, device: &Device) -> Result<Value> {
     let denoiser = opened.build(&source)?;
     let adapters = AdapterSet::new(&adapted, rank, rank as f64, 0)?;
     let values = adapters.to_device(device)?;
-    let options = AdamWOptions {
-        beta1: 0.9,
-        beta2: 0.999,
-        epsilon: 1e-8,
-        weight_decay: 0.01,
-    };
-    let mut optimizer = AdamW::new(options, adapters.values().len(), device)?;
+    let mut optimizer =
+        Optimizer::new(OptimizerOptions::default(), adapters.values().len(), device)?;
     let part = part(&shape, (batch, px, latents, context))?;
     let pass = Pass {
         denoiser: denoiser.as_ref(),

@@ -9,6 +9,7 @@ use crate::diffusion::{
     LossWeighting, Process, Sampler, Shift, Spacing, TimestepSampling, TimestepSpec,
 };
 use crate::models::Flavor;
+use crate::optim::{AdamWOptions, OptimizerOptions};
 use crate::recipe::latents::Size;
 use crate::recipe::spec::Dtype;
 
@@ -101,14 +102,8 @@ pub struct TrainSettings {
     pub gradient_accumulation: usize,
     /// What the gradient's norm is cut to; 0: never.
     pub max_grad_norm: f64,
-    /// AdamW's decay of the first moment.
-    pub beta1: f64,
-    /// AdamW's decay of the second moment.
-    pub beta2: f64,
-    /// AdamW's epsilon.
-    pub epsilon: f64,
-    /// AdamW's decoupled weight decay.
-    pub weight_decay: f64,
+    /// What trains the adapters.
+    pub optimizer: OptimizerOptions,
     /// What every random number derives from.
     pub seed: u64,
     /// Probability with which a caption is dropped.
@@ -285,10 +280,12 @@ impl Experiment {
             batch_size: train.batch_size,
             gradient_accumulation: train.gradient_accumulation,
             max_grad_norm: train.max_grad_norm,
-            beta1: train.beta1,
-            beta2: train.beta2,
-            epsilon: train.epsilon,
-            weight_decay: train.weight_decay,
+            optimizer: OptimizerOptions::AdamW(AdamWOptions {
+                beta1: train.beta1,
+                beta2: train.beta2,
+                epsilon: train.epsilon,
+                weight_decay: train.weight_decay,
+            }),
             seed: train.seed,
             caption_dropout: train.caption_dropout,
             timesteps: TimestepSpec {

@@ -23,7 +23,7 @@ use crate::lora::{
     metadata, targets,
 };
 use crate::nn::weights::Weights;
-use crate::optim::{AdamW, AdamWOptions, clip_gradient_norm};
+use crate::optim::{Optimizer, OptimizerOptions, clip_gradient_norm};
 use crate::vae::Extents;
 
 /// A golden file.
@@ -281,14 +281,13 @@ pub(super) fn check_loss_curve(golden: &Golden) {
         .flat_map(|name| numbers(golden.get(&format!("curve.{name}"))));
     let start = start.collect();
     set.set_values(start).unwrap();
-    let options = AdamWOptions {
-        beta1: 0.9,
-        beta2: 0.999,
-        epsilon: 1e-8,
-        weight_decay: 0.01,
-    };
     let values = set.to_device(&Device::Cpu).unwrap();
-    let mut optimizer = AdamW::new(options, set.values().len(), &Device::Cpu).unwrap();
+    let mut optimizer = Optimizer::new(
+        OptimizerOptions::default(),
+        set.values().len(),
+        &Device::Cpu,
+    )
+    .unwrap();
     let losses = numbers(golden.get("curve.loss"));
     for (step, expected) in losses.iter().enumerate() {
         let find = |name: &str| Some(golden.find(&format!("curve.{name}"))?.get(step).unwrap());

@@ -1,9 +1,11 @@
 //! AdamW (Loshchilov and Hutter, arXiv:1711.05101), with the arithmetic of `torch.optim.AdamW`.
 
+use std::fmt;
+
 use candle_core::{DType, Device, Result, Tensor, bail};
 use rayon::prelude::*;
 
-use super::pieces;
+use super::{StateTensor, pieces};
 use crate::nn::cpu::{self, GRAIN, by_kernel, elements};
 #[cfg(feature = "cuda")]
 use crate::nn::cuda;
@@ -21,7 +23,7 @@ pub struct AdamWOptions {
     pub weight_decay: f64,
 }
 
-/// The state of AdamW over one flat f32 tensor of parameters, on its device.
+/// The state of AdamW.
 #[derive(Clone, Debug)]
 pub struct AdamW {
     options: AdamWOptions,
@@ -43,66 +45,75 @@ struct Update {
     epsilon: f32,
 }
 
+impl Default for AdamWOptions {
+    /// Those of torch.
+    fn default() -> Self {
+        Self {
+            beta1: 0.9,
+            beta2: 0.999,
+            epsilon: 1e-8,
+            weight_decay: 0.01,
+        }
+    }
+}
+
+impl fmt::Display for AdamWOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            beta1,
+            beta2,
+            epsilon,
+            weight_decay,
+        } = self;
+        write!(
+            f,
+            "AdamW(betas=({beta1:?}, {beta2:?}), eps={epsilon:?}, weight_decay={weight_decay:?})"
+        )
+    }
+}
+
 impl AdamW {
-    /// A fresh state for `num_parameters` parameters.
-    ///
-    /// # Errors
-    ///
-    /// If the device has no room for the moments.
-    pub fn new(options: AdamWOptions, num_parameters: usize, device: &Device) -> Result<Self> {
-        let zeros = || Tensor::zeros(num_parameters, DType::F32, device);
-        Ok(Self {
-            options,
-            num_steps: 0,
-            first_moment: zeros()?,
-            second_moment: zeros()?,
+    /// The first and the second moment.
+    pub(super) fn state_tensors(num_parameters: usize) -> [StateTensor; 2] {
+        ["first_moment", "second_moment"].map(|name| StateTensor {
+            name,
+            dtype: DType::F32,
+            length: num_parameters,
         })
     }
 
-    /// The state a checkpoint holds.
-    ///
-    /// # Errors
-    ///
-    /// If the moments are of different lengths, or the device has no room for them.
-    pub fn from_state(
+    pub(super) fn new(
         options: AdamWOptions,
-        num_steps: u64,
-        first: Vec<f32>,
-        second: Vec<f32>,
+        num_parameters: usize,
         device: &Device,
     ) -> Result<Self> {
-        if first.len() != second.len() {
-            bail!("moments of {} and {} numbers", first.len(), second.len());
-        }
-        let length = first.len();
-        Ok(Self {
+        let zeros = || Tensor::zeros(num_parameters, DType::F32, device);
+        Ok(Self::from_state(options, 0, (zeros()?, zeros()?)))
+    }
+
+    /// With the moments, in f32 and of one length, that there were after `num_steps` steps.
+    pub(super) fn from_state(
+        options: AdamWOptions,
+        num_steps: u64,
+        (first_moment, second_moment): (Tensor, Tensor),
+    ) -> Self {
+        Self {
             options,
             num_steps,
-            first_moment: Tensor::from_vec(first, length, device)?,
-            second_moment: Tensor::from_vec(second, length, device)?,
-        })
+            first_moment,
+            second_moment,
+        }
     }
 
-    /// Steps taken so far.
-    pub fn num_steps(&self) -> u64 {
-        self.num_steps
+    pub(super) fn state(&self) -> [(&'static str, Tensor); 2] {
+        let [first, second] = Self::state_tensors(self.first_moment.elem_count());
+        [
+            (first.name, self.first_moment.clone()),
+            (second.name, self.second_moment.clone()),
+        ]
     }
 
-    /// The first and second moments, in the parameters' order.
-    ///
-    /// # Errors
-    ///
-    /// Those of the backend.
-    pub fn moments(&self) -> Result<(Vec<f32>, Vec<f32>)> {
-        Ok((self.first_moment.to_vec1()?, self.second_moment.to_vec1()?))
-    }
-
-    /// One step with `learning_rate` along `gradient`, on `parameters` in place; both `[n]` in f32.
-    ///
-    /// # Errors
-    ///
-    /// If they are of another length than the moments, and those of the backend.
-    pub fn step(
+    pub(super) fn step(
         &mut self,
         parameters: &Tensor,
         gradient: &Tensor,

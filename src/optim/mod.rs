@@ -1,15 +1,17 @@
-//! The optimizer over one flat f32 tensor: its gradient, and its moments.
+//! Optimizers of one flat f32 tensor of parameters, the gradient's norm, and the learning rate.
 //!
 //! Flat, because the order of a reduction is then fixed (the gradient's norm is the same bits on every run)
 //! and because one pass over memory updates everything. The numbers stay where the network is: on a CPU they are edited
 //! in place on all cores, elsewhere in pieces by tensor operations. Knows nothing of adapters, models or files.
 
 mod adamw;
+mod optimizer;
 mod schedule;
 
 use candle_core::{Result, Tensor, WithDType as _};
 
 pub use adamw::{AdamW, AdamWOptions};
+pub use optimizer::{Optimizer, OptimizerOptions, StateTensor};
 pub use schedule::{Decay, LrSchedule};
 
 use crate::nn::cpu::{self, by_kernel, elements};

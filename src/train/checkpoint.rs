@@ -1,19 +1,23 @@
 //! Checkpoints: all a run needs to go on as if it had never stopped.
 //!
-//! One safetensors file a checkpoint, `checkpoints/step-00000500.safetensors`: the adapter's `f32` masters and
-//! AdamW's two moments as flat tensors, and one metadata entry, `plumb`, with [`State`] as JSON. Randomness
-//! needs no state: it is a function of the step.
+//! One safetensors file a checkpoint, `checkpoints/step-00000500.safetensors`: the adapter's `f32` masters as the flat tensor
+//! `parameters`, the optimizer's state as flat tensors under the names that it gives them, and one metadata entry, `plumb`,
+//! with [`State`] as JSON. Randomness needs no state: it is a function of the step.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use candle_core::safetensors::Load as _;
+use candle_core::{DType, Device, Tensor};
+use safetensors::tensor::SafeTensors;
 use serde::{Deserialize, Serialize};
 
 use crate::digest::{Digest, Fingerprint};
+use crate::optim::{OptimizerOptions, StateTensor};
 use crate::store;
 
 const METADATA_KEY: &str = "plumb";
+const PARAMETERS: &str = "parameters";
 const PREFIX: &str = "step-";
 const ENDING: &str = ".safetensors";
 
@@ -67,16 +71,14 @@ pub struct State {
 }
 
 /// A checkpoint in memory.
-#[derive(Debug, PartialEq)]
+#[derive(Debug)]
 pub struct Checkpoint {
     /// What it belongs to.
     pub state: State,
-    /// The adapter's masters.
-    pub parameters: Vec<f32>,
-    /// AdamW's first moment.
-    pub first_moment: Vec<f32>,
-    /// AdamW's second moment.
-    pub second_moment: Vec<f32>,
+    /// The adapter's masters, `[n]` in f32.
+    pub parameters: Tensor,
+    /// The optimizer's state by name.
+    pub optimizer: BTreeMap<String, Tensor>,
 }
 
 impl Checkpoint {
@@ -104,26 +106,21 @@ impl Checkpoint {
             why,
         };
         let state = serde_json::to_string(&self.state).map_err(|e| unwritable(e.to_string()))?;
-        let flat: Vec<(&str, Vec<u8>)> = [
-            ("first_moment", &self.first_moment),
-            ("parameters", &self.parameters),
-            ("second_moment", &self.second_moment),
-        ]
-        .into_iter()
-        .map(|(name, values)| (name, values.iter().flat_map(|v| v.to_le_bytes()).collect()))
-        .collect();
-        let mut views = Vec::new();
-        for (name, bytes) in &flat {
-            let view = TensorView::new(Dtype::F32, vec![bytes.len() / 4], bytes);
-            views.push((*name, view.map_err(|e| unwritable(e.to_string()))?));
-        }
+        let own = (PARAMETERS, &self.parameters);
+        let tensors = self.optimizer.iter().map(|(name, t)| (name.as_str(), t));
+        // Here, where it can fail: safetensors asks for bytes in a way that cannot.
+        let tensors = tensors
+            .chain([own])
+            .map(|(name, tensor)| Ok((name, tensor.to_device(&Device::Cpu)?)))
+            .collect::<candle_core::Result<Vec<_>>>()
+            .map_err(|e| unwritable(e.to_string()))?;
         let metadata = HashMap::from([(METADATA_KEY.to_owned(), state)]);
-        safetensors::serialize(views, Some(metadata)).map_err(|e| unwritable(e.to_string()))
+        safetensors::serialize(tensors, Some(metadata)).map_err(|e| unwritable(e.to_string()))
     }
 
     /// Reads the newest checkpoint in `folder` that is whole and belongs to the run `expected` describes
-    /// (its step aside). `first` is what a checkpoint of the first version has for its training. `None` where the folder has
-    /// none.
+    /// (its step aside), trained by `optimizer`. `first` is what a checkpoint of the first version has for its training. `None`
+    /// where the folder has none.
     ///
     /// # Errors
     /// If the newest whole one belongs to another run, or none of those there can be read.
@@ -131,26 +128,66 @@ impl Checkpoint {
         folder: &Path,
         expected: &State,
         first: Option<Fingerprint>,
+        optimizer: &OptimizerOptions,
     ) -> Result<Option<Self>, Error> {
         let mut damaged = None;
         for (step, path) in list(folder)?.into_iter().rev() {
-            match Self::read(&path) {
-                Ok(mut found) => {
-                    if Some(found.state.training) == first {
-                        found.state.training = expected.training;
-                    }
-                    found.check(&path, expected, step)?;
-                    return Ok(Some(found));
-                }
+            let own = State {
+                step,
+                ..expected.clone()
+            };
+            match Self::read(&path, &own, first, optimizer) {
+                Ok(found) => return Ok(Some(found)),
+                Err(error @ Error::OtherRun { .. }) => return Err(error),
                 Err(error) => damaged = damaged.or(Some(error)),
             }
         }
         damaged.map_or(Ok(None), Err)
     }
 
-    fn check(&self, path: &Path, expected: &State, step: u64) -> Result<(), Error> {
+    fn read(
+        path: &Path,
+        expected: &State,
+        first: Option<Fingerprint>,
+        optimizer: &OptimizerOptions,
+    ) -> Result<Self, Error> {
+        let unreadable = |why: String| Error::Unreadable {
+            path: path.into(),
+            why,
+        };
+        let bytes = std::fs::read(path).map_err(|e| unreadable(e.to_string()))?;
+        let mut state = read_state(&bytes).map_err(unreadable)?;
+        let tensors = SafeTensors::deserialize(&bytes).map_err(|e| unreadable(e.to_string()))?;
+        if Some(state.training) == first {
+            state.training = expected.training;
+        }
+        state.check(path, expected)?;
+        let parameters = tensors.tensor(PARAMETERS);
+        let length = parameters.map_err(|e| unreadable(e.to_string()))?;
+        let length = length.shape().iter().product();
+        let flat = |name, dtype| StateTensor {
+            name,
+            dtype,
+            length,
+        };
+        let parameters = read_flat(&tensors, flat(PARAMETERS, DType::F32)).map_err(unreadable)?;
+        let optimizer = optimizer.state_tensors(length).into_iter();
+        let optimizer = optimizer
+            .map(|tensor| Ok((tensor.name.to_owned(), read_flat(&tensors, tensor)?)))
+            .collect::<Result<_, _>>();
+        Ok(Self {
+            state,
+            parameters,
+            optimizer: optimizer.map_err(unreadable)?,
+        })
+    }
+}
+
+impl State {
+    /// That a checkpoint with this state is of the run and the step that `expected` describes.
+    fn check(&self, path: &Path, expected: &Self) -> Result<(), Error> {
         let text = |s: &dyn std::fmt::Display| s.to_string();
-        let (e, f) = (expected, &self.state);
+        let (e, f) = (expected, self);
         let pairs = [
             ("training section", text(&e.training), text(&f.training)),
             ("base model", text(&e.denoiser), text(&f.denoiser)),
@@ -160,7 +197,7 @@ impl Checkpoint {
                 text(&f.manifest),
             ),
             ("set of adapted modules", text(&e.layout), text(&f.layout)),
-            ("step", text(&step), text(&f.step)),
+            ("step", text(&e.step), text(&f.step)),
         ];
         match pairs
             .into_iter()
@@ -178,49 +215,30 @@ impl Checkpoint {
             }
         }
     }
+}
 
-    fn read(path: &Path) -> Result<Self, Error> {
-        let unreadable = |why: String| Error::Unreadable {
-            path: path.into(),
-            why,
-        };
-        let bytes = std::fs::read(path).map_err(|e| unreadable(e.to_string()))?;
-        let (_, header) =
-            SafeTensors::read_metadata(&bytes).map_err(|e| unreadable(e.to_string()))?;
-        let text = header.metadata().as_ref().and_then(|m| m.get(METADATA_KEY));
-        let text =
-            text.ok_or_else(|| unreadable(format!("it has no `{METADATA_KEY}` metadata")))?;
-        let state = serde_json::from_str(text).map_err(|e| unreadable(e.to_string()))?;
-        let tensors = SafeTensors::deserialize(&bytes).map_err(|e| unreadable(e.to_string()))?;
-        let flat = |name: &str| -> Result<Vec<f32>, Error> {
-            let view = tensors
-                .tensor(name)
-                .map_err(|e| unreadable(e.to_string()))?;
-            if view.dtype() != Dtype::F32 {
-                return Err(unreadable(format!(
-                    "tensor `{name}`: expected F32, found {:?}",
-                    view.dtype()
-                )));
-            }
-            let words = view.data().chunks_exact(4);
-            Ok(words
-                .map(|w| f32::from_le_bytes([w[0], w[1], w[2], w[3]]))
-                .collect())
-        };
-        let found = Self {
-            state,
-            parameters: flat("parameters")?,
-            first_moment: flat("first_moment")?,
-            second_moment: flat("second_moment")?,
-        };
-        let length = found.parameters.len();
-        if found.first_moment.len() != length || found.second_moment.len() != length {
-            return Err(unreadable(
-                "its moments and parameters are of different lengths".to_owned(),
-            ));
-        }
-        Ok(found)
+fn read_state(file: &[u8]) -> Result<State, String> {
+    let (_, header) = SafeTensors::read_metadata(file).map_err(|e| e.to_string())?;
+    let text = header.metadata().as_ref().and_then(|m| m.get(METADATA_KEY));
+    let text = text.ok_or_else(|| format!("it has no `{METADATA_KEY}` metadata"))?;
+    serde_json::from_str(text).map_err(|e| e.to_string())
+}
+
+fn read_flat(file: &SafeTensors<'_>, wanted: StateTensor) -> Result<Tensor, String> {
+    let StateTensor {
+        name,
+        dtype,
+        length,
+    } = wanted;
+    let view = file.tensor(name).map_err(|e| e.to_string())?;
+    if view.dtype() != dtype.into() || view.shape() != [length] {
+        return Err(format!(
+            "tensor `{name}`: expected {length} numbers in {dtype:?}, found {:?} in {:?}",
+            view.shape(),
+            view.dtype()
+        ));
     }
+    view.load(&Device::Cpu).map_err(|e| e.to_string())
 }
 
 /// The checkpoints in a folder, oldest first, by step.
@@ -249,8 +267,14 @@ fn list(folder: &Path) -> Result<Vec<(u64, PathBuf)>, Error> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Checkpoint, State, list};
+    use std::collections::BTreeMap;
+    use std::path::Path;
+
+    use candle_core::{Device, Tensor};
+
+    use super::{Checkpoint, Error, State, list, read_state};
     use crate::digest::{Digest, Fingerprint};
+    use crate::optim::OptimizerOptions;
 
     fn checkpoint(step: u64) -> Checkpoint {
         let id = Fingerprint::from_bytes([1; 32]);
@@ -263,23 +287,34 @@ mod tests {
             layout: id,
             computed: "on a CPU in f32".to_owned(),
         };
-        let values = vec![step as f32, f32::MIN_POSITIVE, -0.0];
+        let flat = |factor: f32| {
+            let values = [factor * step as f32, f32::MIN_POSITIVE, -0.0];
+            Tensor::new(&values, &Device::Cpu).expect("a tensor")
+        };
         Checkpoint {
             state,
-            parameters: values.clone(),
-            first_moment: values.clone(),
-            second_moment: values,
+            parameters: flat(1.0),
+            optimizer: BTreeMap::from([
+                ("first_moment".to_owned(), flat(2.0)),
+                ("second_moment".to_owned(), flat(3.0)),
+            ]),
         }
+    }
+
+    fn newest(folder: &Path, expected: &State) -> Result<Option<Vec<u8>>, Error> {
+        let found = Checkpoint::newest(folder, expected, None, &OptimizerOptions::default())?;
+        Ok(found.map(|checkpoint| bytes_of(&checkpoint)))
+    }
+
+    fn bytes_of(checkpoint: &Checkpoint) -> Vec<u8> {
+        checkpoint.to_bytes(Path::new("")).expect("bytes")
     }
 
     #[test]
     fn the_newest_whole_checkpoint_is_found_and_old_ones_go() {
         let folder = tempfile::tempdir().expect("a folder");
         let expected = checkpoint(0).state;
-        assert_eq!(
-            Checkpoint::newest(folder.path(), &expected, None).expect("empty"),
-            None
-        );
+        assert_eq!(newest(folder.path(), &expected).expect("empty"), None);
         for step in [5, 10, 15] {
             checkpoint(step).write(folder.path(), 2).expect("written");
         }
@@ -289,11 +324,11 @@ mod tests {
             .map(|(s, _)| s)
             .collect();
         assert_eq!(steps, [10, 15]);
-        let newest = folder.path().join("step-00000015.safetensors");
-        let bytes = std::fs::read(&newest).expect("readable");
-        std::fs::write(&newest, &bytes[..bytes.len() - 1]).expect("cut");
-        let found = Checkpoint::newest(folder.path(), &expected, None).expect("the older one");
-        assert_eq!(found, Some(checkpoint(10)));
+        let last = folder.path().join("step-00000015.safetensors");
+        let bytes = std::fs::read(&last).expect("readable");
+        std::fs::write(&last, &bytes[..bytes.len() - 1]).expect("cut");
+        let found = newest(folder.path(), &expected).expect("the older one");
+        assert_eq!(found, Some(bytes_of(&checkpoint(10))));
     }
 
     #[test]
@@ -302,12 +337,34 @@ mod tests {
         checkpoint(5).write(folder.path(), 2).expect("written");
         let mut expected = checkpoint(0).state;
         expected.denoiser = Digest::of(b"another");
-        let error = Checkpoint::newest(folder.path(), &expected, None).expect_err("refused");
+        let error = newest(folder.path(), &expected).expect_err("refused");
         assert!(
             error
                 .to_string()
                 .contains("its base model differs from this run's"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn without_its_optimizer_s_state_a_checkpoint_is_damaged() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut last = checkpoint(15);
+        last.optimizer.remove("second_moment");
+        last.write(folder.path(), 2).expect("written");
+        let error = newest(folder.path(), &last.state).expect_err("damaged");
+        assert!(error.to_string().contains("second_moment"), "{error}");
+        checkpoint(10).write(folder.path(), 2).expect("written");
+        let found = newest(folder.path(), &last.state).expect("the older one");
+        assert_eq!(found, Some(bytes_of(&checkpoint(10))));
+    }
+
+    #[test]
+    fn a_checkpoint_of_the_first_version_is_read_and_written_the_same() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let folder = root.join("tests/fixtures/run-v1/out/checkpoints");
+        let written = std::fs::read(folder.join("step-00000002.safetensors")).expect("a file");
+        let state = read_state(&written).expect("a state");
+        assert_eq!(newest(&folder, &state).expect("read"), Some(written));
     }
 }

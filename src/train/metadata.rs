@@ -27,10 +27,6 @@ pub(super) fn training(
         LrDecay::Cosine => "cosine",
         LrDecay::Linear => "linear",
     };
-    let optimizer = format!(
-        "AdamW(betas=({:?}, {:?}), eps={:?}, weight_decay={:?})",
-        train.beta1, train.beta2, train.epsilon, train.weight_decay
-    );
     let folders = folders(set);
     let repeated: u32 = set.items().iter().map(|item| item.repeats).sum();
     let mut keys = BTreeMap::from([
@@ -42,7 +38,7 @@ pub(super) fn training(
         ("ss_unet_lr", format!("{:?}", train.learning_rate)),
         ("ss_lr_scheduler", schedule.to_owned()),
         ("ss_lr_warmup_steps", train.warmup_steps.to_string()),
-        ("ss_optimizer", optimizer),
+        ("ss_optimizer", train.optimizer.to_string()),
         ("ss_max_grad_norm", format!("{:?}", train.max_grad_norm)),
         ("ss_total_batch_size", train.batch_size.to_string()),
         ("ss_batch_size_per_device", train.batch_size.to_string()),

@@ -157,6 +157,7 @@ fn plan(
         denoiser: &base.denoiser,
         adapted: &run::adapted(&settings.adapter, base)?,
         rank: settings.adapter.rank,
+        optimizer: settings.train.optimizer,
         samples: settings.train.batch_size,
         latents: set.largest_latents(),
         context: set.longest_context()?,

@@ -12,6 +12,7 @@ use serde::Serialize;
 use crate::lora::{LinearShape, Recompute};
 use crate::models::{Activations, OpenedDenoiser, StepShape, WeightStorage};
 use crate::nn;
+use crate::optim::OptimizerOptions;
 use crate::recipe::Recipe;
 use crate::vae::Extents;
 
@@ -27,6 +28,8 @@ pub struct MemoryRequest<'a> {
     pub adapted: &'a [LinearShape],
     /// The adapters' rank.
     pub rank: usize,
+    /// What trains them.
+    pub optimizer: OptimizerOptions,
     /// Samples in a micro-batch.
     pub samples: usize,
     /// Those of the largest latents.
@@ -70,7 +73,7 @@ impl Machine {
 pub struct PeakMemory {
     /// The denoiser's weights.
     pub weights: u64,
-    /// The adapters' numbers, gradient and both moments of AdamW, and what the network sees of them.
+    /// The adapters' numbers and gradient, the optimizer's state, and what the network sees of them.
     pub adapters: u64,
     /// What the forward pass stores for the backward pass.
     pub activations: u64,
@@ -268,8 +271,9 @@ impl Counts {
                 (1 + nn::PREFETCHED as u64) * largest + largest / size * 8
             }
         };
-        // Numbers, gradient and two moments in f32; what the network sees of them and gives back in its own type.
-        let adapters = self.adapters * (4 * 4 + 2 * size);
+        // Numbers and gradient in f32; what the network sees of them and gives back in its own type.
+        let adapters = self.adapters * (2 * 4 + 2 * size)
+            + wanted.optimizer.state_bytes(self.adapters as usize) as u64;
         // By kernels an operation holds its result; composed of tensor operations, a few intermediate ones in f32.
         let kernels = wanted.machine == Machine::Cpu && dtype == DType::F32;
         let temporary = self.activations.passing * if kernels { 8 } else { 16 };

@@ -53,15 +53,13 @@ impl Run<'_> {
     }
 
     pub(super) fn checkpoint(&self) -> Result<(), Error> {
-        let (first_moment, second_moment) = self.optimizer.moments()?;
         let checkpoint = Checkpoint {
             state: State {
                 step: self.step,
                 ..self.state.clone()
             },
-            parameters: self.values.to_vec1()?,
-            first_moment,
-            second_moment,
+            parameters: self.values.clone(),
+            optimizer: self.optimizer.state(),
         };
         checkpoint.write(
             &self.output.join("checkpoints"),

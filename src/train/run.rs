@@ -19,7 +19,7 @@ use crate::lora::{self, AdapterSet, LinearShape};
 use crate::models::{Denoiser, WeightStorage};
 use crate::monitor::Monitor;
 use crate::nn;
-use crate::optim::{AdamW, AdamWOptions, Decay, LrSchedule, clip_gradient_norm};
+use crate::optim::{Decay, LrSchedule, Optimizer, clip_gradient_norm};
 
 /// A training under way.
 pub(super) struct Run<'a> {
@@ -36,7 +36,7 @@ pub(super) struct Run<'a> {
     pub(super) adapters: AdapterSet,
     /// The adapters' numbers now, on the denoiser's device.
     pub(super) values: Tensor,
-    pub(super) optimizer: AdamW,
+    pub(super) optimizer: Optimizer,
     pub(super) schedule: LrSchedule,
     pub(super) batches: Batches,
     pub(super) draws: DrawOptions,
@@ -88,27 +88,22 @@ impl<'a> Run<'a> {
             computed: computed(denoiser, plan.storage),
         };
         let output = experiment.output_path();
-        let adamw = AdamWOptions {
-            beta1: train.beta1,
-            beta2: train.beta2,
-            epsilon: train.epsilon,
-            weight_decay: train.weight_decay,
-        };
         let device = denoiser.device();
-        let mut optimizer = AdamW::new(adamw, adapters.values().len(), device)?;
+        let (kind, length) = (train.optimizer, adapters.values().len());
+        let mut optimizer = Optimizer::new(kind, length, device)?;
         let (mut step, mut computed_before) = (0, None);
         if !options.restart
             && let Some(found) = Checkpoint::newest(
                 &output.join("checkpoints"),
                 &state,
                 experiment.first_training_fingerprint()?,
+                &kind,
             )?
         {
             step = found.state.step;
             computed_before = Some(found.state.computed).filter(|c| *c != state.computed);
-            adapters.set_values(found.parameters)?;
-            let (first, second) = (found.first_moment, found.second_moment);
-            optimizer = AdamW::from_state(adamw, step, first, second, device)?;
+            adapters.set_values(found.parameters.to_vec1()?)?;
+            optimizer = Optimizer::from_state(kind, length, step, &found.optimizer, device)?;
         }
         Ok(Self {
             values: adapters.to_device(device)?,

@@ -1,4 +1,4 @@
-//! One optimizer step: forward, backward, clip, AdamW.
+//! The passes of an optimizer step, forward and backward, and what `--dump-step` tells of them.
 
 use std::collections::BTreeMap;
 

@@ -8,7 +8,7 @@ use candle_core::{Device, Tensor};
 use plumb::diffusion::{Level, LossWeighting, Prediction, Process, add_noise};
 use plumb::lora::{AdapterSet, Recompute};
 use plumb::models::{self, ConditioningTensors};
-use plumb::optim::{AdamW, AdamWOptions};
+use plumb::optim::{Optimizer, OptimizerOptions};
 use plumb::train::inputs::Part;
 use plumb::train::step::Pass;
 use serde_json::Value;
@@ -284,15 +284,13 @@ fn twenty_steps_lose_what_they_lose_in_diffusers_and_peft() {
     });
     let start = values.collect();
     adapters.set_values(start).expect("as many");
-    let options = AdamWOptions {
-        beta1: 0.9,
-        beta2: 0.999,
-        epsilon: 1e-8,
-        weight_decay: 0.01,
-    };
     let values = adapters.to_device(&Device::Cpu).expect("values");
-    let mut optimizer =
-        AdamW::new(options, adapters.values().len(), &Device::Cpu).expect("a state");
+    let mut optimizer = Optimizer::new(
+        OptimizerOptions::default(),
+        adapters.values().len(),
+        &Device::Cpu,
+    )
+    .expect("a state");
     let numbers = |name: &str| golden.get(name).to_vec1::<f32>().expect("numbers");
     let (steps, losses) = (numbers("timesteps"), numbers("losses"));
     assert_eq!(losses.len(), 20);

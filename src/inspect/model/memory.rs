@@ -4,6 +4,7 @@ use serde::Serialize;
 
 use crate::lora;
 use crate::models::{Flavor, OpenedDenoiser, WeightStorage};
+use crate::optim::OptimizerOptions;
 use crate::recipe::Recipe;
 use crate::train::plan::{self, Machine, MemoryRequest, PeakMemory};
 use crate::vae::{Extents, Factors, LatentGeometry};
@@ -37,8 +38,8 @@ pub struct Use {
     pub bytes: u64,
 }
 
-/// What a training takes: adapters of [`ADAPTER_RANK`] on the default targets, one picture at a time, of the size that
-/// the flavor was trained for.
+/// What a training takes: adapters of [`ADAPTER_RANK`] on the default targets, the default optimizer, one picture at a time, of the
+/// size that the flavor was trained for.
 #[derive(Clone, Debug, Serialize)]
 pub struct Train {
     /// What computes.
@@ -101,6 +102,7 @@ pub(super) fn train(
                 denoiser,
                 adapted: &adapted,
                 rank: ADAPTER_RANK,
+                optimizer: OptimizerOptions::default(),
                 samples: 1,
                 latents: geometry.latents(pixels),
                 context: plan::context_tokens(recipe),
