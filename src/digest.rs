@@ -14,16 +14,10 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// Why an id could not be made or read.
+/// The text is not an id.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The text is not 64 lower-case hexadecimal digits.
-    #[error("not an id: expected 64 lower-case hexadecimal digits, found `{0}`")]
-    Malformed(String),
-    /// The value has no canonical JSON form (a NaN, an infinity, or a map with keys that are not text).
-    #[error("no canonical JSON form: {0}")]
-    NoCanonicalForm(String),
-}
+#[error("not an id: expected 64 lower-case hexadecimal digits, found `{0}`")]
+pub struct MalformedId(String);
 
 macro_rules! id_type {
     ($(#[$doc:meta])* $name:ident) => {
@@ -62,10 +56,10 @@ macro_rules! id_type {
         }
 
         impl FromStr for $name {
-            type Err = Error;
+            type Err = MalformedId;
 
-            fn from_str(text: &str) -> Result<Self, Error> {
-                let malformed = || Error::Malformed(text.to_owned());
+            fn from_str(text: &str) -> Result<Self, MalformedId> {
+                let malformed = || MalformedId(text.to_owned());
                 // blake3 reads upper case too, but ids are file names and JSON strings: each has one spelling.
                 if text.bytes().any(|b| b.is_ascii_uppercase()) {
                     return Err(malformed());
@@ -75,9 +69,9 @@ macro_rules! id_type {
         }
 
         impl TryFrom<String> for $name {
-            type Error = Error;
+            type Error = MalformedId;
 
-            fn try_from(text: String) -> Result<Self, Error> {
+            fn try_from(text: String) -> Result<Self, MalformedId> {
                 text.parse()
             }
         }
@@ -124,23 +118,22 @@ impl From<blake3::Hash> for Digest {
 }
 
 impl Fingerprint {
-    /// The fingerprint of a description: BLAKE3 of its canonical JSON.
-    ///
-    /// # Errors
-    /// If the description has no canonical form, see [`canonical_json`].
-    pub fn of(description: &impl Serialize) -> Result<Self, Error> {
-        Ok(Self(
-            *blake3::hash(&canonical_json(description)?).as_bytes(),
-        ))
+    /// The fingerprint of a description: BLAKE3 of its canonical JSON, see [`canonical_json`].
+    pub fn of(description: &impl Serialize) -> Self {
+        Self(*blake3::hash(&canonical_json(description)).as_bytes())
     }
 }
 
 /// RFC 8785 JSON: keys sorted by UTF-16 code units, no white space, numbers as ECMAScript prints them.
 ///
-/// # Errors
-/// If a number is not finite or a map's keys are not text.
-pub fn canonical_json(value: &impl Serialize) -> Result<Vec<u8>, Error> {
-    serde_json_canonicalizer::to_vec(value).map_err(|e| Error::NoCanonicalForm(e.to_string()))
+/// JSON has no NaN and no infinity, and serde_json writes `null` for one inside a structure. So whatever reads a number that is
+/// described (a model's configuration, a tokenizer, an Experiment) refuses those that are not finite.
+///
+/// # Panics
+/// For a map with keys that are not text, or a bare number that is not finite, neither of which is a description's type.
+pub fn canonical_json(value: &impl Serialize) -> Vec<u8> {
+    serde_json_canonicalizer::to_vec(value)
+        .expect("a structure, a list or JSON, in which every key is text and there once")
 }
 
 #[cfg(test)]
@@ -166,7 +159,7 @@ mod tests {
     fn canonical_json_sorts_by_utf16_and_prints_numbers_as_ecmascript() {
         let value =
             serde_json::json!({"\u{e9}": 1e-6, "b": 1.0, "a": [1, "\u{1F600}"], "\u{1F600}": null});
-        let text = String::from_utf8(canonical_json(&value).expect("finite")).expect("UTF-8");
+        let text = String::from_utf8(canonical_json(&value)).expect("UTF-8");
         assert_eq!(
             text,
             "{\"a\":[1,\"\u{1F600}\"],\"b\":1,\"\u{e9}\":0.000001,\"\u{1F600}\":null}"
@@ -174,7 +167,8 @@ mod tests {
     }
 
     #[test]
-    fn numbers_that_json_cannot_hold_are_refused() {
-        assert!(canonical_json(&f64::NAN).is_err());
+    #[should_panic(expected = "a structure, a list or JSON")]
+    fn a_bare_number_that_json_cannot_hold_has_no_canonical_form() {
+        canonical_json(&f64::NAN);
     }
 }

@@ -60,9 +60,6 @@ pub enum Error {
     /// Weights are wrong.
     #[error(transparent)]
     Weights(#[from] weights::Error),
-    /// A spec has no canonical form.
-    #[error("{0}")]
-    Canonical(#[from] crate::digest::Error),
     /// Something the Experiment does not name is needed.
     #[error("{}: {what}", file.display())]
     Missing {
@@ -329,7 +326,7 @@ impl Files<'_> {
             slot: slot.clone(),
             source,
         })?;
-        let (fingerprint, tokens) = (spec.fingerprint()?, recipe.tokens(identity.end_id));
+        let (fingerprint, tokens) = (spec.fingerprint(), recipe.tokens(identity.end_id));
         Ok(Some(TextEncoderPart {
             bare_file: component.config.is_none(),
             slot,
@@ -384,7 +381,7 @@ impl Files<'_> {
                 output,
             },
         };
-        let fingerprint = spec.fingerprint()?;
+        let fingerprint = spec.fingerprint();
         Ok(VaePart {
             spec,
             fingerprint,

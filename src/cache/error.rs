@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::digest::{self, Fingerprint};
+use crate::digest::Fingerprint;
 use crate::{models, store};
 
 /// Why an embedding or latents could not be read.
@@ -33,7 +33,4 @@ pub enum Error {
     /// An entry is not what the encoder makes.
     #[error("{0}")]
     Tensor(#[from] candle_core::Error),
-    /// A key has no canonical form.
-    #[error("{0}")]
-    Canonical(#[from] digest::Error),
 }

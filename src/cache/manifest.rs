@@ -6,7 +6,7 @@ use std::path::Path;
 
 use super::Specs;
 use crate::dataset::Item;
-use crate::digest::{self, Digest, Fingerprint, canonical_json};
+use crate::digest::{Digest, Fingerprint, canonical_json};
 use crate::experiment::Experiment;
 use crate::store::{self, Store};
 
@@ -21,41 +21,35 @@ pub struct Manifest(Vec<(Fingerprint, Fingerprint)>);
 
 impl Manifest {
     /// What every encoder makes of `captions`, and the VAE of the views of `items`.
-    ///
-    /// # Errors
-    /// Never in practice: a key always has a canonical form.
     pub fn new<'a>(
         specs: &Specs,
         captions: impl Iterator<Item = &'a str> + Clone,
         items: &[Item],
-    ) -> Result<Self, digest::Error> {
+    ) -> Self {
         let mut entries = Vec::new();
         for encoder in &specs.encoders {
             for caption in captions.clone() {
-                entries.push((encoder.spec, encoder.entry(caption)?));
+                entries.push((encoder.spec, encoder.entry(caption)));
             }
         }
         for item in items {
             for &view in &item.views {
-                entries.push((specs.latents, specs.view(item.digest, view)?));
+                entries.push((specs.latents, specs.view(item.digest, view)));
             }
         }
         entries.sort_unstable();
         entries.dedup();
-        Ok(Self(entries))
+        Self(entries)
     }
 
     /// The digest of the canonical JSON of the list, an object of specs with their entries: the same wherever the
     /// Experiment and the store lie.
-    ///
-    /// # Errors
-    /// Never in practice: the list always has a canonical form.
-    pub fn digest(&self) -> Result<Digest, digest::Error> {
+    pub fn digest(&self) -> Digest {
         let mut by_spec = BTreeMap::<String, Vec<Fingerprint>>::new();
         for (spec, entry) in &self.0 {
             by_spec.entry(spec.to_string()).or_default().push(*entry);
         }
-        Ok(Digest::of(&canonical_json(&by_spec)?))
+        Digest::of(&canonical_json(&by_spec))
     }
 
     /// Writes it as the run of `verb` on this Experiment (and `captions`, a file of captions alone), in place of

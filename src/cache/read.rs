@@ -3,9 +3,10 @@
 use candle_core::Tensor;
 
 use super::conditioning::{Conditioning, Output, Outputs, assemble};
-use super::{Error, Specs, tensors};
+use super::{EncoderId, Error, Specs, tensors};
 use crate::base_model::BaseModel;
 use crate::dataset::Item;
+use crate::digest::Fingerprint;
 use crate::recipe::Recipe;
 use crate::recipe::latents::{Size, View};
 use crate::store::{Store, StoreReader};
@@ -59,7 +60,7 @@ impl Reader {
     pub fn outputs(&self, caption: &str) -> Result<Outputs, Error> {
         let mut outputs = Outputs::new();
         for encoder in &self.specs.encoders {
-            let id = encoder.entry(caption)?;
+            let id = encoder.entry(caption);
             let Some(entry) = self.store.get(&encoder.spec, &id)? else {
                 return Err(Error::NoCaption {
                     slot: encoder.slot.clone(),
@@ -86,7 +87,7 @@ impl Reader {
         let lost = || Error::NoLatents {
             picture: item.picture.clone(),
         };
-        let entry = self.specs.view(item.digest, view)?;
+        let entry = self.specs.view(item.digest, view);
         let entry = self.store.get(&self.specs.latents, &entry)?;
         let entry = entry.ok_or_else(lost)?;
         let part = |name| entry.part(name).map(tensors::to_tensor).ok_or_else(lost);
@@ -98,34 +99,23 @@ impl Reader {
     }
 
     /// Captions that an encoder has no entry of.
-    ///
-    /// # Errors
-    /// Never in practice: a key always has a canonical form.
     pub(super) fn captions_without<'a>(
         &self,
-        encoder: &super::EncoderId,
+        encoder: &EncoderId,
         captions: impl Iterator<Item = &'a str>,
-    ) -> Result<Vec<&'a str>, Error> {
-        let mut without = Vec::new();
-        for caption in captions {
-            if !self.store.contains(&encoder.spec, &encoder.entry(caption)?) {
-                without.push(caption);
-            }
-        }
-        Ok(without)
+    ) -> Vec<&'a str> {
+        let there = |caption: &str| self.store.contains(&encoder.spec, &encoder.entry(caption));
+        captions.filter(|caption| !there(caption)).collect()
     }
 
     /// How many of a picture's views have no latents.
-    ///
-    /// # Errors
-    /// Never in practice: a key always has a canonical form.
-    pub(super) fn views_without(&self, item: &Item) -> Result<usize, Error> {
-        let mut without = 0;
-        for &view in &item.views {
-            let entry = self.specs.view(item.digest, view)?;
-            without += usize::from(!self.store.contains(&self.specs.latents, &entry));
-        }
-        Ok(without)
+    pub(super) fn views_without(&self, item: &Item) -> usize {
+        let entries = item
+            .views
+            .iter()
+            .map(|&view| self.specs.view(item.digest, view));
+        let there = |entry: &Fingerprint| self.store.contains(&self.specs.latents, entry);
+        entries.filter(|entry| !there(entry)).count()
     }
 }
 

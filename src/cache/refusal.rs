@@ -70,7 +70,7 @@ pub fn refuse_if_missing(
 ) -> Result<Option<Refusal>, Error> {
     let mut missing = Vec::new();
     for (encoder, part) in reader.specs().encoders.iter().zip(&base.encoders) {
-        let without = reader.captions_without(encoder, captions.iter().map(String::as_str))?;
+        let without = reader.captions_without(encoder, captions.iter().map(String::as_str));
         let quoted = |caption: &str| format!("`{}`", caption.chars().take(70).collect::<String>());
         let recipe = base.recipe.encoder(&encoder.slot);
         let origin = |path: &str| {
@@ -91,7 +91,7 @@ pub fn refuse_if_missing(
     let (mut without, mut views) = (Vec::new(), 0);
     for item in items {
         let name = item.picture.display().to_string();
-        without.extend(std::iter::repeat_n(name, reader.views_without(item)?));
+        without.extend(std::iter::repeat_n(name, reader.views_without(item)));
         views += item.views.len();
     }
     missing.extend(missing_entries(

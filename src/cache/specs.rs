@@ -1,7 +1,7 @@
 //! The fingerprints that entries are filed under.
 
 use crate::base_model::BaseModel;
-use crate::digest::{self, Digest, Fingerprint};
+use crate::digest::{Digest, Fingerprint};
 use crate::recipe::latents::{LatentKey, View};
 use crate::recipe::spec::caption_entry;
 
@@ -16,10 +16,7 @@ pub struct EncoderId {
 
 impl EncoderId {
     /// The entry of a caption.
-    ///
-    /// # Errors
-    /// Never in practice: a key always has a canonical form.
-    pub fn entry(&self, caption: &str) -> Result<Fingerprint, digest::Error> {
+    pub fn entry(&self, caption: &str) -> Fingerprint {
         caption_entry(&self.spec, caption)
     }
 }
@@ -54,10 +51,7 @@ impl Specs {
     }
 
     /// The entry of a view of a picture.
-    ///
-    /// # Errors
-    /// Never in practice: a key always has a canonical form.
-    pub fn view(&self, picture: Digest, view: View) -> Result<Fingerprint, digest::Error> {
+    pub fn view(&self, picture: Digest, view: View) -> Fingerprint {
         LatentKey::new(self.latents, picture, view).fingerprint()
     }
 }

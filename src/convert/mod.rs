@@ -7,6 +7,7 @@ pub mod provenance;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
@@ -41,9 +42,6 @@ pub enum Error {
     /// The result cannot be written.
     #[error(transparent)]
     Store(#[from] store::Error),
-    /// The result's metadata cannot be written as JSON.
-    #[error("{0}")]
-    Canonical(#[from] crate::digest::Error),
 }
 
 /// What a converted file says about where it comes from.
@@ -64,11 +62,21 @@ impl Converted {
     /// # Errors
     /// If the entry is there and is not what a version of plumb wrote.
     pub fn read(metadata: &BTreeMap<String, String>) -> Result<Option<Self>, serde_json::Error> {
-        metadata
-            .get(METADATA_KEY)
-            .map(|text| serde_json::from_str(text))
-            .transpose()
+        read_entry(metadata, METADATA_KEY)
     }
+}
+
+fn read_entry<T: DeserializeOwned>(
+    metadata: &BTreeMap<String, String>,
+    key: &str,
+) -> Result<Option<T>, serde_json::Error> {
+    let text = metadata.get(key);
+    text.map(|text| serde_json::from_str(text)).transpose()
+}
+
+fn write_entry(metadata: &mut BTreeMap<String, String>, key: &str, value: &impl Serialize) {
+    let text = serde_json::to_string(value).expect("a structure in which every key is text");
+    metadata.insert(key.to_owned(), text);
 }
 
 /// What a person may choose about a conversion.
@@ -154,9 +162,7 @@ pub fn lora(
     // The numbers were taken out; a large LoRA is not to be in memory twice.
     drop(bytes);
     let mut metadata = read.metadata;
-    let text = serde_json::to_string(&converted)
-        .map_err(|e| crate::digest::Error::NoCanonicalForm(e.to_string()))?;
-    metadata.insert(METADATA_KEY.to_owned(), text);
+    write_entry(&mut metadata, METADATA_KEY, &converted);
     let mut ranks: Vec<_> = read.modules.iter().map(formats::Module::rank).collect();
     let modules = ranks.len();
     ranks.sort_unstable();

@@ -81,9 +81,11 @@ impl Provenance {
     /// # Errors
     /// If the entry is there and is not what a version of plumb wrote.
     pub fn read(metadata: &BTreeMap<String, String>) -> Result<Option<Self>, serde_json::Error> {
-        metadata
-            .get(METADATA_KEY)
-            .map(|text| serde_json::from_str(text))
-            .transpose()
+        super::read_entry(metadata, METADATA_KEY)
+    }
+
+    /// Into a LoRA file's metadata.
+    pub fn write(&self, metadata: &mut BTreeMap<String, String>) {
+        super::write_entry(metadata, METADATA_KEY, self);
     }
 }

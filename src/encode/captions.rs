@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::{EncodeOptions, Error};
 use crate::base_model::{BaseModel, TextEncoderPart};
 use crate::cache::tensors;
-use crate::digest::{self, Fingerprint, canonical_json};
+use crate::digest::{Fingerprint, canonical_json};
 use crate::monitor::Monitor;
 use crate::recipe::spec::caption_entry;
 use crate::store::{NewEntry, Store, StoreReader, StoreWriter};
@@ -70,7 +70,7 @@ fn encode_for(
     options: &EncodeOptions,
     monitor: &dyn Monitor,
 ) -> Result<CaptionStats, Error> {
-    let missing = missing(encoder, reader, captions)?;
+    let missing = missing(encoder, reader, captions);
     let mut stats = CaptionStats {
         slot: encoder.slot.clone(),
         spec: encoder.fingerprint.to_string(),
@@ -87,7 +87,7 @@ fn encode_for(
         false => (Residency::Resident, RESIDENT_CHUNK),
     };
     let mut writer = store.writer()?;
-    writer.put_spec(&encoder.fingerprint, &canonical_json(&encoder.spec)?)?;
+    writer.put_spec(&encoder.fingerprint, &canonical_json(&encoder.spec))?;
     monitor.start(
         &format!("captions, {}", encoder.slot),
         Some(missing.len() as u64),
@@ -123,16 +123,13 @@ fn missing<'a>(
     encoder: &TextEncoderPart,
     reader: &StoreReader,
     captions: &[&'a str],
-) -> Result<Vec<Missing<'a>>, Error> {
-    let entry = |caption: &&'a str| Ok((caption_entry(&encoder.fingerprint, caption)?, *caption));
-    let entries: Vec<Missing<'a>> = captions
-        .par_iter()
-        .map(entry)
-        .collect::<Result<_, digest::Error>>()?;
-    Ok(entries
+) -> Vec<Missing<'a>> {
+    let entry = |caption: &&'a str| (caption_entry(&encoder.fingerprint, caption), *caption);
+    let entries: Vec<Missing<'a>> = captions.par_iter().map(entry).collect();
+    entries
         .into_iter()
         .filter(|(entry, _)| !reader.contains(&encoder.fingerprint, entry))
-        .collect())
+        .collect()
 }
 
 /// Encodes some captions; returns how many were cut.

@@ -14,8 +14,7 @@ pub use pictures::{PictureStats, encode_pictures, pixels};
 
 use crate::base_model::{self, BaseModel};
 use crate::cache::{self, Manifest, Specs};
-use crate::dataset::{self, Item, PictureError};
-use crate::digest;
+use crate::dataset::{self, Item};
 use crate::experiment::Experiment;
 use crate::monitor::Monitor;
 use crate::nn::weights::DigestMemo;
@@ -60,9 +59,6 @@ pub enum Error {
         /// What is wrong.
         source: tokenizer::Error,
     },
-    /// A picture.
-    #[error(transparent)]
-    Picture(#[from] PictureError),
     /// The VAE failed on a picture.
     #[error("{}: {source}", path.display())]
     Vae {
@@ -74,9 +70,6 @@ pub enum Error {
     /// A result could not be turned into bytes.
     #[error("{0}")]
     Tensor(#[from] candle_core::Error),
-    /// A key has no canonical form.
-    #[error("{0}")]
-    Canonical(#[from] digest::Error),
 }
 
 /// Where encoders compute, and where a large one's weights are meanwhile.
@@ -158,7 +151,7 @@ fn remember(
     (texts, items): (&[String], &[Item]),
 ) -> Result<(), Error> {
     let texts = texts.iter().map(String::as_str);
-    let used = Manifest::new(&Specs::from(base), texts, items)?;
+    let used = Manifest::new(&Specs::from(base), texts, items);
     Ok(used.write(store, "encode", experiment, captions)?)
 }
 

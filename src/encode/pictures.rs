@@ -12,7 +12,7 @@ use super::Error;
 use crate::base_model::BaseModel;
 use crate::cache::{Specs, tensors};
 use crate::dataset::{Item, PictureError, PictureFile, PreparedPicture};
-use crate::digest::{self, canonical_json};
+use crate::digest::canonical_json;
 use crate::monitor::Monitor;
 use crate::recipe::latents::LatentKey;
 use crate::store::{NewEntry, Store};
@@ -53,7 +53,7 @@ pub fn encode_pictures(
     for item in items {
         let mut views = Vec::new();
         for &view in &item.views {
-            let entry = specs.view(item.digest, view)?;
+            let entry = specs.view(item.digest, view);
             if seen.insert(entry) && !reader.contains(&spec, &entry) {
                 views.push(view);
             }
@@ -77,7 +77,7 @@ pub fn encode_pictures(
         return Ok(stats);
     }
     let mut writer = store.writer()?;
-    writer.put_spec(&spec, &canonical_json(&base.vae.spec)?)?;
+    writer.put_spec(&spec, &canonical_json(&base.vae.spec))?;
     let encoder = base.vae.load_encoder(device)?;
     monitor.start("pictures", Some(missing.len() as u64));
     for chunk in missing.chunks(CHUNK) {
@@ -145,7 +145,7 @@ fn encode(
     }
     let (view, size) = (prepared.view, prepared.original_size);
     Ok(NewEntry {
-        entry: key.fingerprint()?,
+        entry: key.fingerprint(),
         spec,
         source: format!(
             "picture {} of {} x {} px, {} x {} at ({}, {}){}",
@@ -162,7 +162,6 @@ fn encode(
         token_count: 0,
         truncated: false,
         parts,
-        key: serde_json::to_value(&key)
-            .map_err(|e| digest::Error::NoCanonicalForm(e.to_string()))?,
+        key: serde_json::json!(key),
     })
 }

@@ -65,8 +65,13 @@ impl Raw {
                 return fail(field, format!("expected 0 or more, found {value}"));
             }
         }
-        if !(t.logit_mean.is_finite() && t.mode_scale.is_finite()) {
-            return fail("train.logit_mean", "expected a finite number".to_owned());
+        for (field, value) in [
+            ("train.logit_mean", t.logit_mean),
+            ("train.mode_scale", t.mode_scale),
+        ] {
+            if !value.is_finite() {
+                return fail(field, format!("expected a finite number, found {value}"));
+            }
         }
         if t.compute == Some(Precision::F16) {
             return fail(

@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 
 use super::Experiment;
 use super::raw::{Adapter, Raw, Train};
-use crate::digest::{Error, Fingerprint};
+use crate::digest::Fingerprint;
 
 /// Of the form below. A change of a default must come with a new version that names the old default.
 const VERSION: u32 = 2;
@@ -58,10 +58,7 @@ const FIRST_MODEL: [&str; 3] = ["prediction", "zero_terminal_snr", "weights"];
 
 impl Experiment {
     /// The id of what a training run depends on.
-    ///
-    /// # Errors
-    /// If a number in it is not finite.
-    pub fn training_fingerprint(&self) -> Result<Fingerprint, Error> {
+    pub fn training_fingerprint(&self) -> Fingerprint {
         let (model, changed) = (&self.raw.model, changed(&self.raw));
         Fingerprint::of(&json!({
             "version": VERSION,
@@ -72,10 +69,7 @@ impl Experiment {
     }
 
     /// The id that a checkpoint of the first version has of the same; None where a field is set that there was not then.
-    ///
-    /// # Errors
-    /// If a number in it is not finite.
-    pub fn first_training_fingerprint(&self) -> Result<Option<Fingerprint>, Error> {
+    pub fn first_training_fingerprint(&self) -> Option<Fingerprint> {
         let raw = &self.raw;
         let known = |key: &str| match key.split_once('.') {
             Some(("adapter", field)) => FIRST_ADAPTER.contains(&field),
@@ -84,7 +78,7 @@ impl Experiment {
             _ => false,
         };
         if !changed(raw).keys().all(|key| known(key)) {
-            return Ok(None);
+            return None;
         }
         let mut train = section(&raw.train);
         train.retain(|field, _| FIRST_TRAIN.contains(&field.as_str()));
@@ -101,7 +95,7 @@ impl Experiment {
         if let Some(quantized) = raw.model.weights {
             parts["weights"] = json!(quantized);
         }
-        Fingerprint::of(&parts).map(Some)
+        Some(Fingerprint::of(&parts))
     }
 }
 

@@ -1,8 +1,9 @@
 use std::path::Path;
 
 use expect_test::expect;
+use serde_json::Value;
 
-use super::{Experiment, json_schema};
+use super::{Experiment, Raw, json_schema};
 
 const SMALLEST: &str = r#"
 [model]
@@ -76,6 +77,63 @@ fn mistakes_get_one_line_with_the_place_and_the_nearest_name() {
     "#]].assert_eq(&(cases.join("\n") + "\n"));
 }
 
+/// JSON has no NaN and no infinity, so none may come into a fingerprint.
+#[test]
+fn every_number_of_every_section_must_be_finite() {
+    let schema = serde_json::to_value(schemars::schema_for!(Raw)).expect("JSON");
+    let sections = schema["properties"].as_object().expect("sections");
+    let mut found = 0;
+    for (section, part) in sections {
+        let fields = referred(&schema, part)["properties"].as_object();
+        for (field, _) in fields
+            .into_iter()
+            .flatten()
+            .filter(|(_, f)| has_number(&schema, f))
+        {
+            for value in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+                let mut file: toml::Table = toml::from_str(SMALLEST).expect("TOML");
+                let table = file.entry(section).or_insert(toml::Table::new().into());
+                let table = table
+                    .as_table_mut()
+                    .expect("a section with numbers is one table");
+                table.insert(field.clone(), value.into());
+                let text = toml::to_string(&file).expect("TOML");
+                let said = complaint(|_| text.clone());
+                let expected = format!("some/exp.toml: `{section}.{field}`: expected ");
+                assert!(
+                    said.starts_with(&expected),
+                    "{section}.{field} = {value}: {said}"
+                );
+                found += 1;
+            }
+        }
+    }
+    assert!(found >= 3 * 18, "{found}");
+}
+
+/// What a schema refers to, or itself.
+fn referred<'a>(root: &'a Value, schema: &'a Value) -> &'a Value {
+    let part = schema.get("items").unwrap_or(schema);
+    let path = part["$ref"]
+        .as_str()
+        .and_then(|path| path.strip_prefix('#'));
+    path.map_or(part, |path| {
+        root.pointer(path).expect("what is referred to")
+    })
+}
+
+fn has_number(root: &Value, schema: &Value) -> bool {
+    let schema = referred(root, schema);
+    let named = |kind: &Value| {
+        kind == "number"
+            || kind
+                .as_array()
+                .is_some_and(|k| k.contains(&"number".into()))
+    };
+    let any = schema["anyOf"].as_array().into_iter().flatten();
+    named(&schema["type"]) || any.into_iter().any(|schema| has_number(root, schema))
+}
+
 #[test]
 fn steps_of_buckets_are_whole_tokens_of_the_family() {
     let step = |step: &str| {
@@ -126,7 +184,7 @@ fn files_are_named_by_slot_in_short_or_as_a_table() {
 fn only_what_changes_the_numbers_is_in_the_training_fingerprint() {
     let fingerprint = |text: String| {
         let experiment = Experiment::parse(Path::new("a/b.toml"), text).expect("valid");
-        experiment.training_fingerprint().expect("finite")
+        experiment.training_fingerprint()
     };
     let base = fingerprint(SMALLEST.to_owned());
     for same in [

@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::{Error, shapes};
 use crate::base_model::BaseModel;
 use crate::cache::{Moments, Source, tensors};
-use crate::dataset::{Item, PictureFile, ViewRules};
+use crate::dataset::{self, Item, PictureFile, ViewRules};
 use crate::encode::encode_pictures;
 use crate::experiment::Experiment;
 use crate::monitor::Monitor;
@@ -51,7 +51,7 @@ pub fn latents(
     let set = sets.first().ok_or_else(|| {
         fail("the Experiment has no [[dataset]], whose rules say how to crop it".into())
     })?;
-    let file = PictureFile::open(picture)?;
+    let file = PictureFile::open(picture).map_err(dataset::Error::from)?;
     let view_rules = ViewRules {
         crops: 1,
         flip: false,

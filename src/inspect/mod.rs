@@ -17,9 +17,7 @@ pub use latents::{PictureReport, latents};
 pub use lora::{LoraReport, lora};
 pub use tokens::{TokenReport, tokens};
 
-use crate::cache;
-use crate::dataset::{self, PictureError};
-use crate::{convert, digest, encode, store};
+use crate::{cache, convert, dataset, encode};
 
 /// Why something could not be shown.
 #[derive(Debug, thiserror::Error)]
@@ -27,10 +25,10 @@ pub enum Error {
     /// A caption or picture cannot be encoded.
     #[error(transparent)]
     Encode(#[from] encode::Error),
-    /// The pictures' rules.
+    /// The picture's file, or the data set's rules.
     #[error(transparent)]
     Dataset(#[from] dataset::Error),
-    /// The picture cannot be used.
+    /// The picture cannot be used under these rules.
     #[error("{}: {why}", path.display())]
     Picture {
         /// The picture.
@@ -38,21 +36,9 @@ pub enum Error {
         /// What is wrong.
         why: String,
     },
-    /// The picture's file.
-    #[error(transparent)]
-    PictureFile(#[from] PictureError),
-    /// An entry, or the file that is written.
+    /// An entry, what is made of it, or the file that is written.
     #[error(transparent)]
     Cache(#[from] cache::Error),
-    /// The store.
-    #[error(transparent)]
-    Store(#[from] store::Error),
-    /// A tensor.
-    #[error("{0}")]
-    Tensor(#[from] candle_core::Error),
-    /// A key.
-    #[error("{0}")]
-    Canonical(#[from] digest::Error),
     /// The LoRA.
     #[error(transparent)]
     Lora(#[from] convert::Error),
@@ -66,6 +52,12 @@ pub enum Error {
         /// What is wrong.
         source: serde_json::Error,
     },
+}
+
+impl From<candle_core::Error> for Error {
+    fn from(error: candle_core::Error) -> Self {
+        Self::Cache(error.into())
+    }
 }
 
 fn shapes(tensors: &BTreeMap<String, Tensor>) -> BTreeMap<String, Vec<usize>> {

@@ -46,7 +46,7 @@ pub enum Error {
         field: String,
         /// What is wrong.
         why: String,
-        /// The value, as JSON.
+        /// The value.
         found: String,
         /// The recipe's own value, as JSON.
         base: String,

@@ -16,7 +16,7 @@ pub use config::{ConfigError, VaeConfig};
 pub use statistics::LatentStatistics;
 
 use super::spec::Precision;
-use crate::digest::{self, Digest, Fingerprint};
+use crate::digest::{Digest, Fingerprint};
 
 /// The version of the canonical form of [`LatentSpec`] and of [`LatentKey`]. A change of meaning of any field,
 /// or of any pixel that the rules give, bumps it.
@@ -40,10 +40,7 @@ pub struct LatentSpec {
 
 impl LatentSpec {
     /// The fingerprint of this spec.
-    ///
-    /// # Errors
-    /// Never in practice: it holds no number that JSON cannot.
-    pub fn fingerprint(&self) -> Result<Fingerprint, digest::Error> {
+    pub fn fingerprint(&self) -> Fingerprint {
         Fingerprint::of(self)
     }
 }
@@ -219,10 +216,7 @@ impl LatentKey {
     }
 
     /// The fingerprint of the entry: of this key's canonical JSON.
-    ///
-    /// # Errors
-    /// Never in practice: it holds no number that JSON cannot.
-    pub fn fingerprint(&self) -> Result<Fingerprint, digest::Error> {
+    pub fn fingerprint(&self) -> Fingerprint {
         Fingerprint::of(self)
     }
 }

@@ -2,6 +2,7 @@ use proptest::prelude::*;
 use serde_json::Value;
 
 use super::*;
+use crate::digest::canonical_json;
 use crate::recipe::spec::Dtype;
 
 fn spec() -> LatentSpec {
@@ -74,31 +75,24 @@ fn changes(value: &Value) -> Vec<Value> {
 #[test]
 fn each_field_of_a_spec_and_of_a_key_changes_its_fingerprint() {
     let spec_value = serde_json::to_value(spec()).expect("value");
-    let key = LatentKey::new(
-        spec().fingerprint().expect("spec"),
-        Digest::of(b"file"),
-        view(),
-    );
+    let key = LatentKey::new(spec().fingerprint(), Digest::of(b"file"), view());
     let key_value = serde_json::to_value(&key).expect("value");
     for (value, own, leaves) in [
-        (&spec_value, spec().fingerprint().expect("own"), 20),
-        (&key_value, key.fingerprint().expect("own"), 10),
+        (&spec_value, spec().fingerprint(), 20),
+        (&key_value, key.fingerprint(), 10),
     ] {
         let mut seen = std::collections::BTreeSet::from([own]);
         let changed = changes(value);
         assert!(changed.len() >= leaves, "{} leaves", changed.len());
         for changed in changed {
-            assert!(
-                seen.insert(Fingerprint::of(&changed).expect("fingerprint")),
-                "{changed}"
-            );
+            assert!(seen.insert(Fingerprint::of(&changed)), "{changed}");
         }
     }
 }
 
 #[test]
 fn a_spec_survives_its_canonical_form_and_unknown_fields_are_refused() {
-    let json = digest::canonical_json(&spec()).expect("canonical");
+    let json = canonical_json(&spec());
     assert_eq!(
         serde_json::from_slice::<LatentSpec>(&json).expect("parses"),
         spec()
@@ -111,7 +105,7 @@ fn a_spec_survives_its_canonical_form_and_unknown_fields_are_refused() {
 #[test]
 fn the_fingerprint_of_a_spec_does_not_drift() {
     assert_eq!(
-        String::from_utf8(digest::canonical_json(&spec().picture).expect("json")).expect("utf8"),
+        String::from_utf8(canonical_json(&spec().picture)).expect("utf8"),
         "{\"alpha\":\"over_white\",\"color\":\"rgb8_ignore_icc\",\"enlarge\":\"lanczos3\",\
          \"orientation\":\"exif\",\"range\":\"minus_one_to_one\",\"shrink\":\"area\"}"
     );
@@ -124,7 +118,7 @@ proptest! {
         b in (any::<[u8; 2]>(), 1u32..4, 1u32..4, 0u32..3, 0u32..3, any::<bool>()),
     ) {
         let key = |(file, w, h, left, top, flip): ([u8; 2], u32, u32, u32, u32, bool)| {
-            LatentKey::new(spec().fingerprint().expect("spec"), Digest::of(&file), View {
+            LatentKey::new(spec().fingerprint(), Digest::of(&file), View {
                 resized: Size { width: 9, height: 9 },
                 left,
                 top,
@@ -132,7 +126,7 @@ proptest! {
                 flip,
             })
         };
-        let same = key(a).fingerprint().expect("a") == key(b).fingerprint().expect("b");
+        let same = key(a).fingerprint() == key(b).fingerprint();
         prop_assert_eq!(same, a == b);
     }
 }

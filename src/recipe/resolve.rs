@@ -144,19 +144,19 @@ impl Recipe {
                     field,
                 });
             };
-            let wrong = |value: &Value, why: String| Error::WrongValue {
+            let wrong = |found: String, why: String| Error::WrongValue {
                 field: field.clone(),
                 why: why.replace("expected usize", "expected a whole number"),
-                found: value.to_string(),
+                found,
                 base: old.value.to_string(),
             };
-            let value =
-                serde_json::to_value(&value).map_err(|e| wrong(&Value::Null, e.to_string()))?;
+            let value = json_of(&value).map_err(|why| wrong(value.to_string(), why))?;
             if value == old.value {
                 continue;
             }
             fields.insert(field.clone(), deviated(value.clone(), &old));
-            rules = Rules::of(&fields, &variant.places).map_err(|why| wrong(&value, why))?;
+            rules =
+                Rules::of(&fields, &variant.places).map_err(|why| wrong(value.to_string(), why))?;
             deviations.push(Deviation {
                 field,
                 value,
@@ -164,8 +164,7 @@ impl Recipe {
             });
         }
         let encoders = checks::in_order(rules.encoders, &variant.places, &rules.assembly, &name)?;
-        let fingerprint = Fingerprint::of(&canonical(&encoders, &rules.assembly))
-            .map_err(|e| broken(e.to_string()))?;
+        let fingerprint = Fingerprint::of(&canonical(&encoders, &rules.assembly));
         let claims = variant
             .claims
             .into_iter()
@@ -331,6 +330,23 @@ fn flattened(table: &toml::Table) -> Vec<(String, toml::Value)> {
         }
     }
     leaves
+}
+
+/// A deviation's value as JSON, which would have `null` for a number that is not finite.
+fn json_of(value: &toml::Value) -> Result<Value, String> {
+    if !is_finite(value) {
+        return Err("expected a finite number".to_owned());
+    }
+    serde_json::to_value(value).map_err(|e| e.to_string())
+}
+
+fn is_finite(value: &toml::Value) -> bool {
+    match value {
+        toml::Value::Float(number) => number.is_finite(),
+        toml::Value::Array(values) => values.iter().all(is_finite),
+        toml::Value::Table(table) => table.values().all(is_finite),
+        _ => true,
+    }
 }
 
 fn deviated(value: Value, old: &Field) -> Field {

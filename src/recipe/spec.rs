@@ -8,7 +8,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::digest::{Digest, Error, Fingerprint};
+use crate::digest::{Digest, Fingerprint};
 
 /// The version of the canonical form of [`EncoderSpec`]. A change of meaning of any field bumps it.
 pub const ENCODER_SPEC_VERSION: u32 = 1;
@@ -35,10 +35,7 @@ pub struct EncoderSpec {
 
 impl EncoderSpec {
     /// The fingerprint of this spec.
-    ///
-    /// # Errors
-    /// If a number in it is not finite.
-    pub fn fingerprint(&self) -> Result<Fingerprint, Error> {
+    pub fn fingerprint(&self) -> Fingerprint {
         Fingerprint::of(self)
     }
 }
@@ -277,10 +274,7 @@ pub enum Dtype {
 /// The fingerprint of an entry: what `spec` makes of `caption`.
 ///
 /// It is that of the JSON object `{"caption": ..., "spec": ..., "version": 1}`.
-///
-/// # Errors
-/// Never in practice: text always has a canonical form.
-pub fn caption_entry(spec: &Fingerprint, caption: &str) -> Result<Fingerprint, Error> {
+pub fn caption_entry(spec: &Fingerprint, caption: &str) -> Fingerprint {
     #[derive(Serialize)]
     struct Entry<'a> {
         caption: &'a str,

@@ -75,8 +75,7 @@ impl Store {
             extra,
             entries: by_spec,
         };
-        let bytes = canonical_json(&file)
-            .map_err(|e| Error::Refused(format!("cannot write the run `{id}`: {e}")))?;
+        let bytes = canonical_json(&file);
         // A cleaner that is at work has read the runs already, and would not see this one.
         let _lock = lock::shared(&*self.disk, &self.layout)?;
         let dir = self.layout.runs();

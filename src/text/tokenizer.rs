@@ -191,7 +191,7 @@ impl Tokenizer {
             kind,
             bos,
             eos,
-            digest: definition.digest()?,
+            digest: definition.digest(),
             largest: definition.largest_id().ok_or("the vocabulary is empty")?,
             plain,
             with_pad: Mutex::default(),

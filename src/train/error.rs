@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::{checkpoint, plan};
 use crate::cache::{self, Refusal};
-use crate::{base_model, dataset, digest, experiment, lora, models, sample, store};
+use crate::{base_model, dataset, experiment, lora, models, sample, store};
 
 /// Why a training ended early, or never began.
 #[derive(Debug, thiserror::Error)]
@@ -71,7 +71,4 @@ pub enum Error {
     /// A computation.
     #[error("{0}")]
     Tensor(#[from] candle_core::Error),
-    /// An id.
-    #[error("{0}")]
-    Canonical(#[from] digest::Error),
 }

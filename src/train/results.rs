@@ -10,8 +10,7 @@ use super::run::Run;
 use super::step::Dump;
 use crate::autograd::Tape;
 use crate::cache::tensors;
-use crate::convert::provenance::{self, Provenance};
-use crate::digest;
+use crate::convert::provenance::Provenance;
 use crate::experiment::Precision;
 use crate::lora::{self, FileOptions, SaveDtype, metadata::FileInfo};
 use crate::sample::previews;
@@ -86,9 +85,7 @@ impl Run<'_> {
         };
         let mut metadata = lora::metadata::standard(&adapters, &info);
         metadata.extend(training(settings, self.set, self.step));
-        let text = serde_json::to_string(&provenance)
-            .map_err(|e| digest::Error::NoCanonicalForm(e.to_string()))?;
-        metadata.insert(provenance::METADATA_KEY.to_owned(), text);
+        provenance.write(&mut metadata);
         let options = FileOptions {
             component: self.base.denoiser.family.denoiser(),
             dtype: match settings.adapter.save_precision {

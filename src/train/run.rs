@@ -81,10 +81,10 @@ impl<'a> Run<'a> {
             .collect();
         let state = State {
             step: 0,
-            training: experiment.training_fingerprint()?,
+            training: experiment.training_fingerprint(),
             denoiser: denoiser_digest,
             manifest: set.manifest(),
-            layout: Fingerprint::of(&layout)?,
+            layout: Fingerprint::of(&layout),
             computed: computed(denoiser, plan.storage),
         };
         let output = experiment.output_path();
@@ -96,7 +96,7 @@ impl<'a> Run<'a> {
             && let Some(found) = Checkpoint::newest(
                 &output.join("checkpoints"),
                 &state,
-                experiment.first_training_fingerprint()?,
+                experiment.first_training_fingerprint(),
                 &kind,
             )?
         {

@@ -39,7 +39,7 @@ impl<'a> TrainingSet<'a> {
         let all = dataset::open(experiment, base.latent_geometry().side_multiple(), monitor)?;
         let captions: BTreeSet<String> = cache::captions(experiment, &all).into_iter().collect();
         let texts = captions.iter().map(String::as_str);
-        let used = Manifest::new(&Specs::from(base), texts, &all)?;
+        let used = Manifest::new(&Specs::from(base), texts, &all);
         // Before looking whether they are there: then nothing can remove them in between.
         match used.write(store, "train", experiment, None) {
             Err(e) if e.is_read_only() => monitor.note(&format!(
@@ -63,7 +63,7 @@ impl<'a> TrainingSet<'a> {
             items,
             held_out,
             source,
-            manifest: used.digest()?,
+            manifest: used.digest(),
             resolution: largest_resolution(&experiment.datasets()),
         })
     }

@@ -44,8 +44,7 @@ impl Weights {
                 scale: view.scale.map(f32::to_bits),
                 shape,
             });
-            // A line has no map and no float, so it always has a canonical form.
-            hasher.update(&line.unwrap_or_default());
+            hasher.update(&line);
             hasher.update(b"\n");
             hasher.update_rayon(&view.bytes);
         }
@@ -97,22 +96,20 @@ impl DigestMemo {
         tensors: &[(String, Vec<usize>)],
     ) -> Result<Digest, Error> {
         let files = weights.absolute_files();
-        let memo_key = weights.memo_key(tensors, &files);
-        if let Some(known) = memo_key.and_then(|key| self.known.get(&key)) {
+        let key = weights.memo_key(tensors, &files);
+        if let Some(known) = self.known.get(&key) {
             // As a reading would have: otherwise they would be told as unused.
             weights.mark_used(tensors);
             return Ok(known.digest);
         }
         let digest = weights.digest(tensors)?;
-        if let Some(key) = memo_key {
-            // What is known of an older content of the same files will never be asked again.
-            self.known.retain(|_, known| {
-                let stale = |old: &FileState| files.iter().any(|f| f.path == old.path && f != old);
-                !known.files.iter().any(stale)
-            });
-            self.known.insert(key, KnownDigest { digest, files });
-            self.save();
-        }
+        // What is known of an older content of the same files will never be asked again.
+        self.known.retain(|_, known| {
+            let stale = |old: &FileState| files.iter().any(|f| f.path == old.path && f != old);
+            !known.files.iter().any(stale)
+        });
+        self.known.insert(key, KnownDigest { digest, files });
+        self.save();
         Ok(digest)
     }
 
@@ -153,12 +150,7 @@ impl Weights {
     }
 
     /// What a digest is remembered under: the files (path, size, time of change) and which tensors are read from where in them.
-    /// `None` if that has no canonical form.
-    fn memo_key(
-        &self,
-        tensors: &[(String, Vec<usize>)],
-        files: &[FileState],
-    ) -> Option<Fingerprint> {
+    fn memo_key(&self, tensors: &[(String, Vec<usize>)], files: &[FileState]) -> Fingerprint {
         #[derive(Serialize)]
         struct MemoKey<'a> {
             files: Vec<(String, u64, String)>,
@@ -180,7 +172,7 @@ impl Weights {
         // The digest does not depend on the order, so neither may its key.
         tensors.sort();
         let files = files.iter().map(file).collect();
-        Fingerprint::of(&MemoKey { files, tensors }).ok()
+        Fingerprint::of(&MemoKey { files, tensors })
     }
 
     fn mark_used(&self, tensors: &[(String, Vec<usize>)]) {

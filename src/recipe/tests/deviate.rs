@@ -78,6 +78,18 @@ fn every_field_can_be_deviated_from_and_refuses_another_type() {
     }
 }
 
+#[test]
+fn every_field_refuses_a_number_that_is_not_finite() {
+    for path in shipped(NAME).fields().keys() {
+        for value in ["nan", "inf", "-inf", "[1.0, nan]", "[{ x = inf }]"] {
+            let error = deviated(NAME, &format!("{path} = {value}")).expect_err(value);
+            let said =
+                format!("[recipe.deviate] `{path}`: expected a finite number (found {value};");
+            assert!(error.to_string().starts_with(&said), "{error}");
+        }
+    }
+}
+
 #[track_caller]
 fn refused(deviate: &str, said: Expect) {
     let error = deviated(NAME, deviate).expect_err(deviate);

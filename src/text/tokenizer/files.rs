@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::{Error, TokenizerKind, charsmap, sentencepiece};
-use crate::digest::{self, Digest};
+use crate::digest::{Digest, canonical_json};
 
 pub(super) const CLIP_BOS: &str = "<|startoftext|>";
 pub(super) const CLIP_EOS: &str = "<|endoftext|>";
@@ -72,9 +72,8 @@ pub(super) struct Added {
 }
 
 impl Definition {
-    pub(super) fn digest(&self) -> Result<Digest, String> {
-        let canonical = digest::canonical_json(self).map_err(|e| e.to_string())?;
-        Ok(Digest::of(&canonical))
+    pub(super) fn digest(&self) -> Digest {
+        Digest::of(&canonical_json(self))
     }
 
     pub(super) fn added(&self) -> &[Added] {

@@ -322,7 +322,7 @@ fn the_digest_is_that_of_the_documented_canonical_form() {
         "kind": "clip", "version": 1, "added": [],
         "vocab": json["model"]["vocab"], "merges": json["model"]["merges"],
     });
-    let canonical = crate::digest::canonical_json(&canonical).expect("finite");
+    let canonical = crate::digest::canonical_json(&canonical);
     assert_eq!(
         digests(TokenizerKind::Clip, &folder, &[""])[0],
         Digest::of(&canonical)
