@@ -13,9 +13,8 @@ use files::Files;
 pub use files::{Need, needs};
 
 use crate::device;
-use crate::diffusion::Process;
 use crate::digest::{Digest, Fingerprint};
-use crate::experiment::{self, Experiment, ModelSettings, QuantizedWeights};
+use crate::experiment::{self, Experiment, ModelSettings, QuantizedWeights, Settings};
 use crate::models::{self, Family, Flavor, OpenedDenoiser, Placement, WeightStorage};
 use crate::nn::Quantization;
 use crate::nn::weights::{self, DigestMemo, Weights};
@@ -76,8 +75,8 @@ pub struct BaseModel {
     pub denoiser: OpenedDenoiser,
     /// Its flavor.
     pub flavor: &'static Flavor,
-    /// What the denoiser predicts, as the Experiment has it.
-    pub process: Process,
+    /// What the Experiment says of it and of its training, with the flavor's defaults.
+    pub settings: Settings,
     /// How its conditioning is made.
     pub recipe: Recipe,
     /// The encoders there are, in the recipe's order.
@@ -123,7 +122,7 @@ impl BaseModel {
         let model = experiment.model();
         let family = models::family(&model.family)?;
         let flavor = family.flavor(&model.flavor)?;
-        let process = experiment.settings(flavor)?.process;
+        let settings = experiment.settings(flavor)?;
         let recipe = resolve_recipe(&model)?;
         if recipe.assembly().mask == DenoiserMask::Pads && !family.masks_pads {
             return Err(Error::Recipe(recipe::Error::DoesNotFit {
@@ -154,7 +153,7 @@ impl BaseModel {
         Ok(Self {
             denoiser,
             flavor,
-            process,
+            settings,
             recipe,
             encoders,
             vae,

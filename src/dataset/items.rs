@@ -23,29 +23,22 @@ impl ViewRules {
     /// # Errors
     /// If its buckets contradict each other or the model.
     pub fn new(set: &DatasetSettings, multiple: u32) -> Result<Self, Error> {
-        let rules = &set.rules;
-        let Size { width, height } = set.resolution;
-        let (min, max) = match rules.bucket {
-            true => (set.min_bucket_px, set.max_bucket_px),
-            // Without buckets there is one size, and bounds that are its sides leave no other.
-            false => (width.min(height), width.max(height)),
-        };
-        let bucket_rules = BucketRules {
+        let rules = BucketRules {
             resolution: set.resolution,
-            min,
-            max,
-            step: rules.bucket_step,
-            single: !rules.bucket,
-            no_upscale: rules.no_upscale,
+            min: set.min_bucket_px,
+            max: set.max_bucket_px,
+            step: set.bucket_step_px,
+            single: !set.bucket,
+            no_upscale: set.no_upscale,
         };
-        let buckets = Buckets::new(bucket_rules, multiple).map_err(|e| Error::Unusable {
-            path: rules.path.clone(),
+        let buckets = Buckets::new(rules, multiple).map_err(|e| Error::Unusable {
+            path: set.path.clone(),
             problem: e.to_string(),
         })?;
         Ok(Self {
             buckets,
-            crops: rules.crops,
-            flip: rules.flip,
+            crops: set.crops,
+            flip: set.flip,
         })
     }
 
@@ -83,15 +76,14 @@ pub fn open(
 }
 
 fn folder(set: &DatasetSettings, multiple: u32) -> Result<Folder, Error> {
-    let rules = &set.rules;
     Ok(Folder {
         path: set.path.clone(),
-        repeats: rules.repeats,
-        trigger: rules.trigger.clone(),
-        recursive: rules.recursive,
-        caption_extension: rules.caption_extension.clone(),
-        default_caption: rules.default_caption.clone(),
-        allow_empty_captions: rules.allow_empty_captions,
+        repeats: set.repeats,
+        trigger: set.trigger.clone(),
+        recursive: set.recursive,
+        caption_extension: set.caption_extension.clone(),
+        default_caption: set.default_caption.clone(),
+        allow_empty_captions: set.allow_empty_captions,
         view_rules: ViewRules::new(set, multiple)?,
     })
 }

@@ -4,11 +4,48 @@ use super::raw::{Dataset, Precision, Raw};
 use crate::diffusion::Shift;
 use crate::models;
 
+/// A field by its dotted name, and what is wrong with it.
+type Wrong = (String, String);
+
 impl Raw {
     /// The first value out of its range, with its field.
-    pub(super) fn check(&self) -> Result<(), (String, String)> {
+    pub(super) fn check(&self) -> Result<(), Wrong> {
+        self.check_positive()?;
+        self.check_shares()?;
+        self.check_not_negative()?;
         let t = &self.train;
-        let fail = |field: &str, why: String| Err((field.to_owned(), why));
+        let finite = [
+            ("train.logit_mean", t.logit_mean),
+            ("train.mode_scale", t.mode_scale),
+        ];
+        first_without(&finite, f64::is_finite, "a finite number")?;
+        if t.compute == Some(Precision::F16) {
+            return wrong(
+                "train.compute",
+                "expected f32 or bf16 (in f16 gradients underflow), found f16",
+            );
+        }
+        if t.name.is_empty() || t.name.contains(['/', '\\', '\0']) || t.name.starts_with('.') {
+            let why = format!("expected a plain file name, found `{}`", t.name);
+            return wrong("train.name", why);
+        }
+        self.check_datasets()
+    }
+
+    fn check_datasets(&self) -> Result<(), Wrong> {
+        // What the family's released models need. The model's own VAE, which nobody has opened yet, has the last word.
+        let family = models::family(&self.model.family);
+        let multiple = family.map_or(1, |family| family.latents().side_multiple());
+        for (i, d) in self.dataset.iter().enumerate() {
+            d.check(multiple)
+                .map_err(|(field, why)| (format!("dataset[{i}].{field}"), why))?;
+        }
+        Ok(())
+    }
+
+    fn check_positive(&self) -> Result<(), Wrong> {
+        let (t, s) = (&self.train, &self.sample);
+        let fixed = |shift: Option<Shift>| shift.and_then(Shift::fixed).unwrap_or(1.0);
         let positive = [
             ("train.steps", t.steps as f64),
             ("train.batch_size", t.batch_size as f64),
@@ -20,23 +57,21 @@ impl Raw {
             ("train.epsilon", t.epsilon),
             ("train.keep_checkpoints", t.keep_checkpoints as f64),
             ("train.logit_std", t.logit_std),
-            ("train.shift", t.shift.and_then(Shift::fixed).unwrap_or(1.0)),
+            ("train.shift", fixed(t.shift)),
             ("train.min_snr_gamma", t.min_snr_gamma.unwrap_or(1.0)),
             ("adapter.rank", self.adapter.rank as f64),
             ("adapter.alpha", self.adapter.alpha.unwrap_or(1.0)),
-            (
-                "sample.shift",
-                self.sample.shift.and_then(Shift::fixed).unwrap_or(1.0),
-            ),
-            ("sample.steps", self.sample.steps.unwrap_or(1) as f64),
-            ("sample.width", f64::from(self.sample.width.unwrap_or(1))),
-            ("sample.height", f64::from(self.sample.height.unwrap_or(1))),
+            ("sample.shift", fixed(s.shift)),
+            ("sample.steps", s.steps.unwrap_or(1) as f64),
+            ("sample.width", f64::from(s.width.unwrap_or(1))),
+            ("sample.height", f64::from(s.height.unwrap_or(1))),
         ];
-        for (field, value) in positive {
-            if !(value > 0.0 && value.is_finite()) {
-                return fail(field, format!("expected a number above 0, found {value}"));
-            }
-        }
+        let is_positive = |value: f64| value > 0.0 && value.is_finite();
+        first_without(&positive, is_positive, "a number above 0")
+    }
+
+    fn check_shares(&self) -> Result<(), Wrong> {
+        let t = &self.train;
         let shares = [
             ("train.caption_dropout", t.caption_dropout),
             ("train.validation_share", t.validation_share),
@@ -44,14 +79,12 @@ impl Raw {
             ("train.beta1", t.beta1),
             ("train.beta2", t.beta2),
         ];
-        for (field, value) in shares {
-            if !(0.0..1.0).contains(&value) {
-                return fail(
-                    field,
-                    format!("expected at least 0 and less than 1, found {value}"),
-                );
-            }
-        }
+        let is_share = |value: f64| (0.0..1.0).contains(&value);
+        first_without(&shares, is_share, "at least 0 and less than 1")
+    }
+
+    fn check_not_negative(&self) -> Result<(), Wrong> {
+        let t = &self.train;
         let not_negative = [
             ("train.max_grad_norm", t.max_grad_norm),
             ("train.weight_decay", t.weight_decay),
@@ -60,44 +93,24 @@ impl Raw {
             ("sample.guidance", self.sample.guidance.unwrap_or(0.0)),
             ("sample.true_cfg", self.sample.true_cfg.unwrap_or(0.0)),
         ];
-        for (field, value) in not_negative {
-            if !(value >= 0.0 && value.is_finite()) {
-                return fail(field, format!("expected 0 or more, found {value}"));
-            }
-        }
-        for (field, value) in [
-            ("train.logit_mean", t.logit_mean),
-            ("train.mode_scale", t.mode_scale),
-        ] {
-            if !value.is_finite() {
-                return fail(field, format!("expected a finite number, found {value}"));
-            }
-        }
-        if t.compute == Some(Precision::F16) {
-            return fail(
-                "train.compute",
-                "expected f32 or bf16 (in f16 gradients underflow), found f16".to_owned(),
-            );
-        }
-        if t.name.is_empty() || t.name.contains(['/', '\\', '\0']) || t.name.starts_with('.') {
-            return fail(
-                "train.name",
-                format!("expected a plain file name, found `{}`", t.name),
-            );
-        }
-        self.check_datasets()
+        let is_not_negative = |value: f64| value >= 0.0 && value.is_finite();
+        first_without(&not_negative, is_not_negative, "0 or more")
     }
+}
 
-    fn check_datasets(&self) -> Result<(), (String, String)> {
-        // What the family's released models need. The model's own VAE, which nobody has opened yet, has the last word.
-        let family = models::family(&self.model.family);
-        let multiple = family.map_or(1, |family| family.latents().side_multiple());
-        for (i, d) in self.dataset.iter().enumerate() {
-            d.check(multiple)
-                .map_err(|(field, why)| (format!("dataset[{i}].{field}"), why))?;
-        }
-        Ok(())
+fn first_without(
+    fields: &[(&str, f64)],
+    is_right: impl Fn(f64) -> bool,
+    expected: &str,
+) -> Result<(), Wrong> {
+    match fields.iter().find(|(_, value)| !is_right(*value)) {
+        None => Ok(()),
+        Some((field, found)) => wrong(field, format!("expected {expected}, found {found}")),
     }
+}
+
+fn wrong(field: &str, why: impl Into<String>) -> Result<(), Wrong> {
+    Err((field.to_owned(), why.into()))
 }
 
 impl Dataset {
@@ -113,27 +126,26 @@ impl Dataset {
     }
 
     /// `multiple`: what the sides of pictures are multiples of, in px.
-    fn check(&self, multiple: u32) -> Result<(), (String, String)> {
-        let fail = |field: &str, why: String| Err((field.to_owned(), why));
+    fn check(&self, multiple: u32) -> Result<(), Wrong> {
         if self.repeats == 0 {
-            return fail(
+            return wrong(
                 "repeats",
-                "expected 1 or more; leave the data set out to use none of it".to_owned(),
+                "expected 1 or more; leave the data set out to use none of it",
             );
         }
         if !(1..=64).contains(&self.crops) {
-            return fail("crops", format!("expected 1 to 64, found {}", self.crops));
+            return wrong("crops", format!("expected 1 to 64, found {}", self.crops));
         }
         if self.bucket_step == 0 || !self.bucket_step.is_multiple_of(multiple) {
             let found = self.bucket_step;
-            return fail(
+            return wrong(
                 "bucket_step",
                 format!("expected a multiple of {multiple} px, found {found}"),
             );
         }
         if !(self.bucket_step..=16_384).contains(&self.resolution) {
             let (step, found) = (self.bucket_step, self.resolution);
-            return fail(
+            return wrong(
                 "resolution",
                 format!("expected {step} to 16384 px, found {found}"),
             );
@@ -141,7 +153,7 @@ impl Dataset {
         if self.min_bucket_px() > self.resolution || self.max_bucket_px() < self.resolution {
             let (min, max) = (self.min_bucket_px(), self.max_bucket_px());
             let found = self.resolution;
-            return fail(
+            return wrong(
                 "resolution",
                 format!("expected it within min_bucket {min} and max_bucket {max}, found {found}"),
             );

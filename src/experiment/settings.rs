@@ -45,14 +45,34 @@ pub struct ModelSettings {
 pub struct DatasetSettings {
     /// The folder, as the program sees the path.
     pub path: PathBuf,
-    /// What the file says of it.
-    pub rules: raw::Dataset,
+    /// How often each picture comes in an epoch.
+    pub repeats: u32,
+    /// The word for what is learned.
+    pub trigger: Option<String>,
+    /// Whether folders inside it are read as well.
+    pub recursive: bool,
+    /// The extension of caption files, without the dot; None: `txt`, else `caption`.
+    pub caption_extension: Option<String>,
+    /// The caption of pictures that have none.
+    pub default_caption: Option<String>,
+    /// Whether captions may be empty.
+    pub allow_empty_captions: bool,
     /// The size whose area every bucket has about.
     pub resolution: Size,
-    /// The shortest side of a bucket, in px.
+    /// Whether there are other buckets than the resolution.
+    pub bucket: bool,
+    /// Buckets' sides are multiples of this, in px.
+    pub bucket_step_px: u32,
+    /// The shortest side of a bucket, in px; the resolution where there are none but squares.
     pub min_bucket_px: u32,
-    /// The longest side of a bucket, in px.
+    /// The longest side of a bucket, in px; likewise.
     pub max_bucket_px: u32,
+    /// Whether small pictures stay small.
+    pub no_upscale: bool,
+    /// How many crops of each picture there are.
+    pub crops: u32,
+    /// Whether each crop is also there mirrored.
+    pub flip: bool,
 }
 
 /// The sections that depend on the flavor.
@@ -191,17 +211,11 @@ impl Experiment {
 
     /// The folders of pictures.
     pub fn datasets(&self) -> Vec<DatasetSettings> {
-        let one = |set: &raw::Dataset| DatasetSettings {
-            path: self.path(&set.path),
-            resolution: Size {
-                width: set.resolution,
-                height: set.resolution,
-            },
-            min_bucket_px: set.min_bucket_px(),
-            max_bucket_px: set.max_bucket_px(),
-            rules: set.clone(),
-        };
-        self.raw.dataset.iter().map(one).collect()
+        self.raw
+            .dataset
+            .iter()
+            .map(|set| self.dataset(set))
+            .collect()
     }
 
     /// Share of the pictures held out for validation.
@@ -266,6 +280,34 @@ impl Experiment {
             train: self.train(flavor),
             sample: self.sample(flavor),
         })
+    }
+
+    fn dataset(&self, set: &raw::Dataset) -> DatasetSettings {
+        let (min_bucket_px, max_bucket_px) = match set.bucket {
+            true => (set.min_bucket_px(), set.max_bucket_px()),
+            // Bounds that are equal leave no other.
+            false => (set.resolution, set.resolution),
+        };
+        DatasetSettings {
+            path: self.path(&set.path),
+            repeats: set.repeats,
+            trigger: set.trigger.clone(),
+            recursive: set.recursive,
+            caption_extension: set.caption_extension.clone(),
+            default_caption: set.default_caption.clone(),
+            allow_empty_captions: set.allow_empty_captions,
+            resolution: Size {
+                width: set.resolution,
+                height: set.resolution,
+            },
+            bucket: set.bucket,
+            bucket_step_px: set.bucket_step,
+            min_bucket_px,
+            max_bucket_px,
+            no_upscale: set.no_upscale,
+            crops: set.crops,
+            flip: set.flip,
+        }
     }
 
     fn train(&self, flavor: &Flavor) -> TrainSettings {

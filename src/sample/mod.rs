@@ -16,7 +16,7 @@ use crate::cache::{self, Source};
 use crate::convert::provenance::Provenance;
 use crate::convert::{self, read_lora};
 use crate::encode::{self, EncodeOptions, encode_captions};
-use crate::experiment::{self, Experiment};
+use crate::experiment::Experiment;
 use crate::lora::{self, AdapterSet, Bound};
 use crate::models::{self, Denoiser};
 use crate::monitor::Monitor;
@@ -30,9 +30,6 @@ pub enum Error {
     /// There is no caption to sample.
     #[error("there is nothing to sample: give --prompt, or `prompts` under [sample]")]
     NoPrompt,
-    /// The Experiment.
-    #[error(transparent)]
-    Experiment(#[from] experiment::Error),
     /// The base model.
     #[error(transparent)]
     Base(#[from] base_model::Error),
@@ -99,7 +96,7 @@ pub fn run(
     monitor: &dyn Monitor,
 ) -> Result<SampleReport, Error> {
     let base = BaseModel::open(experiment, memo)?;
-    let settings = experiment.settings(base.flavor)?.sample;
+    let settings = &base.settings.sample;
     if settings.prompts.is_empty() {
         return Err(Error::NoPrompt);
     }
@@ -121,7 +118,7 @@ pub fn run(
     monitor.start("sampling", Some(steps as u64));
     let advance = || monitor.advance(1);
     let denoiser = denoiser.as_ref();
-    let pictures = previews::pictures(&settings, &base, &source, denoiser, &bound, &advance)?;
+    let pictures = previews::pictures(&base, &source, denoiser, &bound, &advance)?;
     monitor.finish();
     let mut written = Vec::new();
     for (number, (prompt, picture)) in pictures.into_iter().enumerate() {

@@ -11,12 +11,12 @@ use crate::models::Denoiser;
 use crate::vae::Extents;
 
 /// How previews are sampled; the first of them, numbered 0.
-pub fn options(settings: &SampleSettings, base: &BaseModel) -> SampleOptions {
-    let geometry = base.latent_geometry();
+pub fn options(base: &BaseModel) -> SampleOptions {
+    let (settings, geometry) = (&base.settings.sample, base.latent_geometry());
     let pixels = Extents::picture(settings.height as usize, settings.width as usize);
     SampleOptions {
         pixels,
-        process: base.process,
+        process: base.settings.process,
         sampler: settings.sampler,
         steps: settings.steps,
         guidance: settings.guidance,
@@ -34,14 +34,13 @@ pub fn options(settings: &SampleSettings, base: &BaseModel) -> SampleOptions {
 /// # Errors
 /// If an entry is missing, or the model fails.
 pub fn pictures(
-    settings: &SampleSettings,
     base: &BaseModel,
     source: &Source<'_>,
     denoiser: &dyn Denoiser,
     adapters: &Bound,
     each_step: &dyn Fn(),
 ) -> Result<Vec<(String, RgbImage)>, Error> {
-    let options = options(settings, base);
+    let (settings, options) = (&base.settings.sample, options(base));
     let unconditional = unconditional(settings, source)?;
     let decoder = base.vae.load_decoder(denoiser.device())?;
     let mut made = Vec::new();

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::{checkpoint, plan};
 use crate::cache::{self, Refusal};
-use crate::{base_model, dataset, experiment, lora, models, sample, store};
+use crate::{base_model, dataset, lora, models, sample, store};
 
 /// Why a training ended early, or never began.
 #[derive(Debug, thiserror::Error)]
@@ -41,9 +41,6 @@ pub enum Error {
     /// The base model.
     #[error(transparent)]
     Base(#[from] base_model::Error),
-    /// An option means nothing to the base model.
-    #[error(transparent)]
-    Settings(#[from] experiment::Error),
     /// The base model's denoiser.
     #[error(transparent)]
     Model(#[from] models::Error),

@@ -90,14 +90,13 @@ pub fn run(
     monitor: &dyn Monitor,
 ) -> Result<TrainReport, Error> {
     let base = BaseModel::open(experiment, memo)?;
-    let settings = experiment.settings(base.flavor)?;
     tell_recipe(&base, monitor);
     if let Some(caution) = base.flavor.caution {
         monitor.note(&format!("caution: {caution}"));
     }
     let store = Store::open(&experiment.store_path()).map_err(|e| no_store(experiment, &e))?;
     let set = TrainingSet::open(experiment, &base, &store, monitor)?;
-    let plan = plan(&settings, &base, &set, options)?;
+    let plan = plan(&base, &set, options)?;
     monitor.note(&format!("memory: {plan}"));
     let placement = Placement {
         storage: plan.storage,
@@ -108,7 +107,7 @@ pub fn run(
     let denoiser = base.denoiser.load(&placement)?;
     monitor.finish();
     let mut run = Run::start(
-        (experiment, &settings),
+        experiment,
         &base,
         &set,
         denoiser.as_ref(),
@@ -148,24 +147,24 @@ pub fn run(
 
 /// The plan of the training's memory.
 fn plan(
-    settings: &Settings,
     base: &BaseModel,
     set: &TrainingSet<'_>,
     options: &TrainOptions,
 ) -> Result<MemoryPlan, Error> {
+    let Settings { adapter, train, .. } = &base.settings;
     let wanted = MemoryRequest {
         denoiser: &base.denoiser,
-        adapted: &run::adapted(&settings.adapter, base)?,
-        rank: settings.adapter.rank,
-        optimizer: settings.train.optimizer,
-        samples: settings.train.batch_size,
+        adapted: &run::adapted(base)?,
+        rank: adapter.rank,
+        optimizer: train.optimizer,
+        samples: train.batch_size,
         latents: set.largest_latents(),
         context: set.longest_context()?,
         dtype: options.placement.dtype,
         storage: options.placement.storage,
         machine: Machine::of(&options.placement.device),
         own_kernels: nn::has_own_kernels(&options.placement.device),
-        checkpointing: settings.train.gradient_checkpointing,
+        checkpointing: train.gradient_checkpointing,
     };
     Ok(plan::make(&wanted, options.memory_bytes)?)
 }

@@ -11,7 +11,7 @@ use super::step::Dump;
 use crate::autograd::Tape;
 use crate::cache::tensors;
 use crate::convert::provenance::Provenance;
-use crate::experiment::Precision;
+use crate::experiment::{Precision, Settings};
 use crate::lora::{self, FileOptions, SaveDtype, metadata::FileInfo};
 use crate::sample::previews;
 use crate::sample::sheet::{Row, contact_sheet};
@@ -23,14 +23,8 @@ impl Run<'_> {
         let bound = self
             .adapters
             .bind_to(&self.values, &Tape::off(), dtype, None)?;
-        let pictures = previews::pictures(
-            &self.settings.sample,
-            self.base,
-            self.set.source(),
-            self.denoiser,
-            &bound,
-            &|| (),
-        )?;
+        let pictures =
+            previews::pictures(self.base, self.set.source(), self.denoiser, &bound, &|| ())?;
         let rows: Vec<Row> = pictures
             .into_iter()
             .map(|(label, p)| Row {
@@ -62,13 +56,13 @@ impl Run<'_> {
         };
         checkpoint.write(
             &self.output.join("checkpoints"),
-            self.settings.train.keep_checkpoints,
+            self.base.settings.train.keep_checkpoints,
         )?;
         Ok(())
     }
 
     pub(super) fn save_lora(&self) -> Result<PathBuf, Error> {
-        let (settings, adapters) = (self.settings, self.adapters_now()?);
+        let (settings, adapters) = (&self.base.settings, self.adapters_now()?);
         let provenance = Provenance::new(
             self.experiment,
             self.base,
@@ -103,14 +97,14 @@ impl Run<'_> {
     }
 
     pub(super) fn write_dump(&self, dump: &Dump, passes: usize, path: &Path) -> Result<(), Error> {
-        let adapter = &self.settings.adapter;
+        let Settings { adapter, train, .. } = &self.base.settings;
         let facts = [
             ("step", (self.step + 1).to_string()),
             ("micro_batches", passes.to_string()),
             ("rank", adapter.rank.to_string()),
             ("alpha", adapter.alpha.to_string()),
             ("dropout", adapter.dropout.to_string()),
-            ("seed", self.settings.train.seed.to_string()),
+            ("seed", train.seed.to_string()),
             ("family", self.base.denoiser.family.name.to_owned()),
         ];
         let metadata = facts.into_iter().map(|(k, v)| (k.to_owned(), v)).collect();

@@ -14,7 +14,7 @@ use super::step::{Dump, Pass};
 use super::{Error, TrainOptions, TrainReport, TrainingSet, VALIDATION_SIGMAS};
 use crate::base_model::BaseModel;
 use crate::digest::{Digest, Fingerprint};
-use crate::experiment::{AdapterSettings, Experiment, LrDecay, Settings, TrainSettings};
+use crate::experiment::{Experiment, LrDecay, TrainSettings};
 use crate::lora::{self, AdapterSet, LinearShape};
 use crate::models::{Denoiser, WeightStorage};
 use crate::monitor::Monitor;
@@ -24,7 +24,6 @@ use crate::optim::{Decay, LrSchedule, Optimizer, clip_gradient_norm};
 /// A training under way.
 pub(super) struct Run<'a> {
     pub(super) experiment: &'a Experiment,
-    pub(super) settings: &'a Settings,
     pub(super) base: &'a BaseModel,
     pub(super) set: &'a TrainingSet<'a>,
     pub(super) denoiser: &'a dyn Denoiser,
@@ -65,7 +64,7 @@ fn computed(denoiser: &dyn Denoiser, storage: WeightStorage) -> String {
 
 impl<'a> Run<'a> {
     pub(super) fn start(
-        (experiment, settings): (&'a Experiment, &'a Settings),
+        experiment: &'a Experiment,
         base: &'a BaseModel,
         set: &'a TrainingSet<'a>,
         denoiser: &'a dyn Denoiser,
@@ -73,8 +72,8 @@ impl<'a> Run<'a> {
         plan: MemoryPlan,
         options: &TrainOptions,
     ) -> Result<Self, Error> {
-        let train = &settings.train;
-        let mut adapters = new_adapters(settings, base)?;
+        let train = &base.settings.train;
+        let mut adapters = new_adapters(base)?;
         let layout: Vec<_> = adapters
             .tensors()
             .map(|(name, shape, _)| (name, shape))
@@ -109,13 +108,12 @@ impl<'a> Run<'a> {
             values: adapters.to_device(device)?,
             batches: Batches::new(&set.buckets(), train.batch_size, train.seed),
             schedule: schedule(train),
-            draws: draw_options(settings, base),
+            draws: draw_options(base),
             plan,
             recent: Vec::new(),
             validation_loss: None,
             computed_before,
             experiment,
-            settings,
             base,
             set,
             denoiser,
@@ -138,7 +136,7 @@ impl<'a> Run<'a> {
         options: &TrainOptions,
         monitor: &dyn Monitor,
     ) -> Result<TrainReport, Error> {
-        let train: &'a TrainSettings = &self.settings.train;
+        let train: &'a TrainSettings = &self.base.settings.train;
         let resumed_from = self.step;
         let last = options
             .stop_after
@@ -199,7 +197,7 @@ impl<'a> Run<'a> {
         last: u64,
         monitor: &dyn Monitor,
     ) -> Result<(), Error> {
-        let train: &'a TrainSettings = &self.settings.train;
+        let train: &'a TrainSettings = &self.base.settings.train;
         let started = (options.clock)();
         let micro_batches = (0..train.gradient_accumulation)
             .map(|_| loader.next())
@@ -244,7 +242,7 @@ impl<'a> Run<'a> {
         micro_batches: &[Vec<Part>],
         dump: Option<&PathBuf>,
     ) -> Result<(f64, f64), Error> {
-        let train: &'a TrainSettings = &self.settings.train;
+        let train: &'a TrainSettings = &self.base.settings.train;
         let accumulation = micro_batches.len() as u64;
         let gradient = self.values.zeros_like()?;
         let mut record = dump.map(|_| Dump::default());
@@ -284,11 +282,12 @@ impl<'a> Run<'a> {
     }
 
     fn pass(&self) -> Pass<'_> {
+        let settings = &self.base.settings;
         Pass {
             denoiser: self.denoiser,
             adapters: &self.adapters,
             values: &self.values,
-            dropout: (self.settings.adapter.dropout, self.settings.train.seed),
+            dropout: (settings.adapter.dropout, settings.train.seed),
             recompute: self.plan.recompute.clone(),
             offload: self.plan.offload,
         }
@@ -356,18 +355,16 @@ impl<'a> Run<'a> {
 }
 
 /// The linears that an Experiment adapts.
-pub(super) fn adapted(
-    adapter: &AdapterSettings,
-    base: &BaseModel,
-) -> Result<Vec<LinearShape>, Error> {
+pub(super) fn adapted(base: &BaseModel) -> Result<Vec<LinearShape>, Error> {
     let presets = base.denoiser.family.presets;
-    let targets = match adapter.targets.is_empty() {
+    let named = &base.settings.adapter.targets;
+    let targets = match named.is_empty() {
         true => presets
             .first()
             .map(|p| p.name.to_owned())
             .into_iter()
             .collect(),
-        false => adapter.targets.clone(),
+        false => named.clone(),
     };
     Ok(lora::targets::select(
         base.denoiser.linears(),
@@ -376,9 +373,9 @@ pub(super) fn adapted(
     )?)
 }
 
-fn new_adapters(settings: &Settings, base: &BaseModel) -> Result<AdapterSet, Error> {
-    let (adapter, seed) = (&settings.adapter, settings.train.seed);
-    let linears = adapted(adapter, base)?;
+fn new_adapters(base: &BaseModel) -> Result<AdapterSet, Error> {
+    let (adapter, seed) = (&base.settings.adapter, base.settings.train.seed);
+    let linears = adapted(base)?;
     Ok(AdapterSet::new(
         &linears,
         adapter.rank,
@@ -400,12 +397,12 @@ fn schedule(train: &TrainSettings) -> LrSchedule {
     }
 }
 
-fn draw_options(settings: &Settings, base: &BaseModel) -> DrawOptions {
-    let train = &settings.train;
+fn draw_options(base: &BaseModel) -> DrawOptions {
+    let train = &base.settings.train;
     DrawOptions {
         seed: train.seed,
         timesteps: train.timesteps,
-        process: settings.process,
+        process: base.settings.process,
         weighting: train.loss_weighting,
         min_snr_gamma: train.min_snr_gamma,
         noise_offset: train.noise_offset,

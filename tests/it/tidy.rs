@@ -34,12 +34,14 @@ const LAYERS: &[(&str, &[&str])] = &[
             "vae",
         ],
     ),
-    ("experiment", &["diffusion", "digest", "models", "recipe"]),
+    (
+        "experiment",
+        &["diffusion", "digest", "models", "optim", "recipe"],
+    ),
     (
         "base_model",
         &[
             "device",
-            "diffusion",
             "digest",
             "experiment",
             "models",

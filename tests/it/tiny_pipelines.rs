@@ -101,8 +101,7 @@ impl Kind {
 
         let placement = Placement::default();
         let denoiser = base.denoiser.load(&placement).expect("the denoiser");
-        let settings = experiment.settings(base.flavor).expect("settings");
-        let options = previews::options(&settings.sample, &base);
+        let options = previews::options(&base);
         let latents = sample_from(
             denoiser.as_ref(),
             &Bound::none(),

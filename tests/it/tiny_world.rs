@@ -181,7 +181,7 @@ fn conditioning_latents_prediction_and_samples_are_those_of_diffusers() {
     let shift = shift_of(&sigmas);
     let options = SampleOptions {
         pixels: Extents::picture(128, 128),
-        process: base.process,
+        process: base.settings.process,
         sampler: base.flavor.sampler,
         steps: 8,
         guidance: 3.5,

@@ -7,7 +7,7 @@ use include_dir::{Dir, include_dir};
 use plumb::base_model::{self, BaseModel};
 use plumb::cache::Source;
 use plumb::encode;
-use plumb::experiment::{Experiment, SampleSettings};
+use plumb::experiment::Experiment;
 use plumb::lora;
 use plumb::models::Denoiser;
 use plumb::monitor::Monitor as _;
@@ -198,16 +198,14 @@ fn before_and_after(
     ui: &Ui,
 ) -> Result<(), Failure> {
     let base = BaseModel::open(experiment, &mut world::digest_memo()).map_err(Failure::error)?;
-    let settings = experiment.settings(base.flavor).map_err(Failure::error)?;
-    let settings = &settings.sample;
     let store = Store::open(&experiment.store_path()).map_err(Failure::error)?;
     let source = Source::open(&base, &store).map_err(Failure::error)?;
     let placement = base_model::placement(experiment, &place.device);
     let denoiser = base.denoiser.load(&placement).map_err(Failure::error)?;
     let adapters = sample::open_lora(lora, &base, ui).map_err(Failure::error)?;
-    let steps = settings.steps * settings.prompts.len();
+    let steps = base.settings.sample.steps * base.settings.sample.prompts.len();
     ui.start("sampling", Some(2 * steps as u64));
-    let sample = |adapters| pictures(settings, &base, &source, denoiser.as_ref(), adapters, ui);
+    let sample = |adapters| pictures(&base, &source, denoiser.as_ref(), adapters, ui);
     let (before, after) = (sample(None)?, sample(Some(&adapters))?);
     ui.finish();
     let examples = examples(experiment)?;
@@ -233,7 +231,6 @@ fn before_and_after(
 type Pictures = Vec<(String, RgbImage)>;
 
 fn pictures(
-    settings: &SampleSettings,
     base: &BaseModel,
     source: &Source<'_>,
     denoiser: &dyn Denoiser,
@@ -242,7 +239,7 @@ fn pictures(
 ) -> Result<Pictures, Failure> {
     let bound = sample::bind(adapters, denoiser).map_err(Failure::error)?;
     let advance = || ui.advance(1);
-    previews::pictures(settings, base, source, denoiser, &bound, &advance).map_err(Failure::error)
+    previews::pictures(base, source, denoiser, &bound, &advance).map_err(Failure::error)
 }
 
 /// The first two pictures of the training set.

@@ -65,7 +65,7 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> CommandResult {
 
 fn failure(error: Error) -> Failure {
     match error {
-        Error::NoPrompt | Error::Experiment(_) => Failure::usage(error),
+        Error::NoPrompt => Failure::usage(error),
         Error::Base(error) => world::base_failure(error),
         other => Failure::error(other),
     }

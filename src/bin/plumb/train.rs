@@ -57,7 +57,7 @@ pub(crate) fn failure(error: Error) -> Failure {
     match error {
         Error::Refused(refusal) => Failure::refused(refusal),
         Error::Base(error) => world::base_failure(error),
-        Error::Experiment { .. } | Error::Settings(_) => Failure::usage(error),
+        Error::Experiment { .. } => Failure::usage(error),
         other => Failure::error(other),
     }
 }
