@@ -42,6 +42,8 @@ synthetic, and all weights were trained on them alone; they fall under this repo
   yellow, green, blue, purple, white, black; small, plain or big; at nine places; on a grey, cream, pink,
   pale blue or brown background. 128 x 128 pixels. Trained with all captions at 77 CLIP tokens, and 77 (SD3) or
   512 (FLUX.1) of T5. The FLUX.1 learned from the SD3, guidance included.
+  The SD3 is in the program, for `plumb demo`, and in the package; the other two are in the repository alone, for tests
+  and for `plumb demo --model`.
 - `tiny-style/`: twenty captioned pictures (`train/`) and four more (`validation/`) in a look that the
   models have never seen: striped and outlined things on blueprint paper.
 """

@@ -3,6 +3,7 @@
 
 use std::path::Path;
 
+use crate::util::plumb;
 use crate::world::{World, tiny_sd3};
 
 /// `modules` is what the names of a LoRA's tensors begin with.
@@ -60,4 +61,37 @@ fn flux_from_pictures_to_a_lora() {
 #[test]
 fn sdxl_from_pictures_to_a_lora() {
     from_pictures_to_a_lora("tiny-sdxl", "sdxl", "base-1.0", "unet.");
+}
+
+#[test]
+fn the_demo_of_a_family_that_is_not_in_the_program_takes_a_folder() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let ran = plumb(folder.path(), &["demo", "--family", "flux1"]);
+    let said = "give its folder with --model (assets/tiny-flux in a clone of https://";
+    ran.expect(2).says(said);
+    let nowhere = ["demo", "--family", "sdxl", "--model", "nowhere"];
+    plumb(folder.path(), &nowhere)
+        .expect(1)
+        .says("nowhere: No such file");
+
+    let other = tiny_sd3().display().to_string();
+    let ran = plumb(
+        folder.path(),
+        &[
+            "demo", "--family", "flux1", "--model", &other, "--device", "cpu",
+        ],
+    );
+    assert_ne!(ran.status, 0, "{}", ran.stderr);
+    assert!(
+        folder
+            .path()
+            .join("plumb-demo/tiny-flux/vae/config.json")
+            .is_file()
+    );
+    assert!(
+        folder
+            .path()
+            .join("plumb-demo/tiny-style/train/00.png")
+            .is_file()
+    );
 }

@@ -401,6 +401,47 @@ fn sources_are_ascii() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
+/// A registry takes 10 MB, compressed: text becomes a quarter, weights hardly shrink.
+const MAX_PACKAGE_BYTES: u64 = 12_000_000;
+
+#[test]
+fn the_package_is_one_that_a_registry_takes() {
+    let manifest = std::fs::read_to_string(root().join("Cargo.toml")).expect("the manifest");
+    let manifest: toml::Table = toml::from_str(&manifest).expect("TOML");
+    let patterns = manifest["package"]["include"].as_array().expect("a list");
+    let mut bytes = 0;
+    for pattern in patterns {
+        let pattern = pattern.as_str().and_then(|p| p.strip_prefix('/'));
+        let pattern = pattern.expect("a path from the root, else it means any folder's");
+        let selected = match pattern.strip_suffix('*') {
+            None => bytes_under(&root().join(pattern)),
+            Some(start) => {
+                let files = std::fs::read_dir(root()).expect("the root").flatten();
+                let begins =
+                    |e: &std::fs::DirEntry| e.file_name().to_string_lossy().starts_with(start);
+                files.filter(begins).map(|e| bytes_under(&e.path())).sum()
+            }
+        };
+        assert!(selected > 0, "`{pattern}` selects nothing");
+        bytes += selected;
+    }
+    assert!(
+        bytes < MAX_PACKAGE_BYTES,
+        "{bytes} bytes, expected below {MAX_PACKAGE_BYTES}"
+    );
+}
+
+fn bytes_under(path: &Path) -> u64 {
+    let metadata = std::fs::metadata(path).expect("what the manifest includes");
+    if metadata.is_file() {
+        return metadata.len();
+    }
+    let entries = std::fs::read_dir(path).expect("a folder of the project");
+    entries
+        .map(|e| bytes_under(&e.expect("an entry").path()))
+        .sum()
+}
+
 #[test]
 fn there_is_one_version_of_each_crate_whose_types_we_share() {
     let lock = std::fs::read_to_string(root().join("Cargo.lock")).expect("the lock file");

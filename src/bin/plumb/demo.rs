@@ -1,4 +1,5 @@
-//! `plumb demo`: the whole story on a bundled miniature of SD3.5, FLUX.1 or SDXL.
+//! `plumb demo`: the whole story on a miniature of SD3.5, FLUX.1 or SDXL. Only the first is in the program: a miniature has 6 to
+//! 8 MB, and a registry takes packages of 10 MB.
 
 use std::path::{Path, PathBuf};
 
@@ -21,13 +22,17 @@ use crate::CommandResult;
 use crate::ui::{Failure, Ui};
 use crate::world::{self, ComputeDevice, DeviceArgs};
 
-/// The miniature base models and the captioned pictures of a style they have not seen.
-static ASSETS: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/assets");
+/// The miniature of SD3.5.
+static TINY_SD3: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/assets/tiny-sd3");
+/// Captioned pictures of a style that no miniature has seen.
+static TINY_STYLE: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/assets/tiny-style");
 
-/// What differs between the families' demos.
+/// What differs between the demos.
 struct DemoStory {
-    /// The miniature's folder in `assets`.
+    /// The folder of the miniature, in `assets/` and where the demo works.
     model: &'static str,
+    /// The miniature, where it is in the program.
+    bundled: Option<&'static Dir<'static>>,
     /// The Experiment, as a person would write it.
     experiment: &'static str,
     /// The mismatch that is refused, in words and as a deviation.
@@ -41,6 +46,7 @@ struct DemoStory {
 
 const SD3: DemoStory = DemoStory {
     model: "tiny-sd3",
+    bundled: Some(&TINY_SD3),
     experiment: include_str!("../../../configs/demo/sd3.toml"),
     mismatch: "T5 captions padded to 154 tokens instead of 77",
     deviation: "t5.tokens.min_tokens = 154\nt5.tokens.max_tokens = 154",
@@ -50,6 +56,7 @@ const SD3: DemoStory = DemoStory {
 
 const FLUX1: DemoStory = DemoStory {
     model: "tiny-flux",
+    bundled: None,
     experiment: include_str!("../../../configs/demo/flux1.toml"),
     mismatch: "T5 captions padded to 256 tokens instead of 512",
     deviation: "t5.tokens.min_tokens = 256\nt5.tokens.max_tokens = 256",
@@ -59,6 +66,7 @@ const FLUX1: DemoStory = DemoStory {
 
 const SDXL: DemoStory = DemoStory {
     model: "tiny-sdxl",
+    bundled: None,
     experiment: include_str!("../../../configs/demo/sdxl.toml"),
     mismatch: "CLIP-L's last layer instead of the last but one",
     deviation: "clip_l.forward.hidden_layer = -1",
@@ -66,7 +74,7 @@ const SDXL: DemoStory = DemoStory {
     template: "configs/sdxl_lora.toml",
 };
 
-/// The bundled miniatures.
+/// The miniatures that there are.
 #[derive(Clone, Copy, clap::ValueEnum)]
 enum Family {
     Sd3,
@@ -84,15 +92,19 @@ impl Family {
     }
 }
 
-/// Show the whole story on a bundled miniature of SD3.5, FLUX.1 or SDXL: encode, train, sample before and after,
-/// refuse a mismatch.
+/// Show the whole story on a miniature of SD3.5: encode, train, sample before and after, refuse a mismatch.
 ///
-/// It needs no download and no GPU and takes a few minutes. Everything lies in one folder, which may be removed.
+/// It needs no download and no GPU and takes a few minutes. Everything lies in one folder, which may be removed. The
+/// miniatures of FLUX.1 and SDXL are in plumb's repository: `--family flux1 --model assets/tiny-flux`,
+/// `--family sdxl --model assets/tiny-sdxl`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// The family of the base model.
     #[arg(long, value_enum, default_value = "sd3")]
     family: Family,
+    /// The folder of the miniature, for a family whose own is not in the program.
+    #[arg(long, value_name = "FOLDER")]
+    model: Option<PathBuf>,
     /// The folder to work in.
     #[arg(long, value_name = "FOLDER", default_value = "plumb-demo")]
     out: PathBuf,
@@ -112,7 +124,7 @@ struct Report {
 pub(crate) fn run(args: &Args, ui: &Ui) -> CommandResult {
     let started = world::now_seconds();
     let (folder, story) = (&args.out, args.family.story());
-    let file = lay_out(folder, story)?;
+    let file = lay_out(folder, story, args.model.as_deref())?;
     let experiment = world::open_experiment(&file, ui)?;
     let place = args.device.open(ui)?;
     let told = |text: &str| ui.note(text);
@@ -167,27 +179,57 @@ fn options(experiment: &Experiment, place: &ComputeDevice) -> TrainOptions {
     }
 }
 
-/// Unpacks the base model, the pictures and the Experiment; gives the Experiment's file.
-fn lay_out(folder: &Path, story: &DemoStory) -> Result<PathBuf, Failure> {
-    let fail = |e: std::io::Error| Failure::error(format!("{}: {e}", folder.display()));
-    for name in [story.model, "tiny-style"] {
-        let asset = ASSETS
-            .get_dir(name)
-            .ok_or_else(|| Failure::error(format!("this plumb was built without assets/{name}")))?;
-        create_folders(asset, folder).map_err(fail)?;
-        asset.extract(folder).map_err(fail)?;
+/// Brings the base model (from the folder `model`, if there is one), the pictures and the Experiment together; gives the
+/// Experiment's file.
+fn lay_out(folder: &Path, story: &DemoStory, model: Option<&Path>) -> Result<PathBuf, Failure> {
+    let to = folder.join(story.model);
+    match (model, story.bundled) {
+        (Some(from), _) => copy(from, &to)?,
+        (None, Some(bundled)) => unpack(bundled, &to)?,
+        (None, None) => {
+            return Err(Failure::usage(format!(
+                "this miniature is not in the program: give its folder with --model (assets/{} in a clone of {})",
+                story.model,
+                env!("CARGO_PKG_REPOSITORY")
+            )));
+        }
     }
+    unpack(&TINY_STYLE, &folder.join("tiny-style"))?;
     let file = folder.join("demo.toml");
     store::write_file(&file, &[story.experiment.as_bytes()]).map_err(Failure::error)?;
     Ok(file)
 }
 
-/// The folder of an asset and all below it, which its `extract` expects to be there.
+fn unpack(asset: &Dir<'_>, to: &Path) -> Result<(), Failure> {
+    create_folders(asset, to)
+        .and_then(|()| asset.extract(to))
+        .map_err(|e| Failure::error(format!("{}: {e}", to.display())))
+}
+
+/// The folders below an asset, which its `extract` expects to be there.
 fn create_folders(asset: &Dir<'_>, under: &Path) -> std::io::Result<()> {
     std::fs::create_dir_all(under.join(asset.path()))?;
     asset
         .dirs()
         .try_for_each(|inner| create_folders(inner, under))
+}
+
+/// Copies a folder with all that is in it.
+fn copy(from: &Path, to: &Path) -> Result<(), Failure> {
+    let failed =
+        |path: &Path, e: std::io::Error| Failure::error(format!("{}: {e}", path.display()));
+    std::fs::create_dir_all(to).map_err(|e| failed(to, e))?;
+    for entry in std::fs::read_dir(from).map_err(|e| failed(from, e))? {
+        let entry = entry.map_err(|e| failed(from, e))?;
+        let (path, to) = (entry.path(), to.join(entry.file_name()));
+        match path.is_dir() {
+            true => copy(&path, &to)?,
+            false => std::fs::copy(&path, &to)
+                .map(drop)
+                .map_err(|e| failed(&path, e))?,
+        }
+    }
+    Ok(())
 }
 
 fn before_and_after(
