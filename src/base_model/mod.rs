@@ -22,8 +22,8 @@ use crate::recipe::latents::{
     ConfigError, LATENT_SPEC_VERSION, LatentSpec, PictureRules, VaeConfig,
 };
 use crate::recipe::rules::DenoiserMask;
-use crate::recipe::spec::{Architecture, Dtype, EncoderSpec, Precision, TokenRules};
-use crate::recipe::{self, EncoderRecipe, Recipe, TokenizerIdentity};
+use crate::recipe::spec::{Dtype, EncoderSpec, Precision, TokenRules};
+use crate::recipe::{self, EncoderRecipe, Recipe};
 use crate::text::{self, Residency, TextEncoder, Tokenizer, TokenizerKind, tokenizer};
 use crate::vae::{self, LatentGeometry};
 
@@ -305,17 +305,10 @@ impl Files<'_> {
         let architecture = self.architecture(recipe, &component)?;
         let kind = TokenizerKind::from(&architecture);
         let tokenizer = Tokenizer::load(kind, &self.tokenizer(recipe)?)?;
-        let identity = TokenizerIdentity {
-            digest: tokenizer.digest(),
-            end_id: tokenizer.eos_id(),
-        };
+        let identity = tokenizer.identity();
         // The rules decide which weights are used, so the digest comes after them.
         let mut spec = recipe.spec(&architecture, Digest::of(b""), identity)?;
-        let rows = match &spec.architecture {
-            Architecture::ClipText(clip) => clip.vocab_size,
-            Architecture::T5Encoder(t5) => t5.vocab_size,
-        };
-        tokenizer.check_fits(rows)?;
+        tokenizer.check_fits(spec.architecture.vocab_size())?;
         let weights = component
             .open()?
             .with_dtype(candle_dtype(spec.precision.compute));
@@ -341,13 +334,7 @@ impl Files<'_> {
         let component = self.vae()?;
         let weights = vae::names::canonical(&component.open()?);
         let config = match &self.config("vae", &component) {
-            Some(path) => {
-                let text = std::fs::read_to_string(path).map_err(|source| models::Error::Io {
-                    path: path.clone(),
-                    source,
-                })?;
-                VaeConfig::parse(&text, &path.display().to_string())?
-            }
+            Some(path) => VaeConfig::read(path)?,
             None => {
                 let architecture =
                     vae::names::architecture(&weights).ok_or_else(|| Error::Missing {

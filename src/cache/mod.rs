@@ -1,12 +1,12 @@
 //! The store seen as what training needs of it: each encoder's embeddings of captions, and the latents of pictures.
 //!
 //! `encode` fills it, `train` and `sample` read it; all three name entries by [`Specs`], so they mean the same ones. Nothing here
-//! encodes anything, and nothing needs an opened base model to read: an entry that is not there is an error for the caller to
-//! report, or a [`Refusal`] that says in which fields the store differs.
+//! encodes anything: an entry that is not there is an error for the caller to report, or a [`Refusal`] that says in which fields
+//! the store differs.
 //!
 //! - [`Specs`]: the fingerprints that entries are filed under
 //! - [`Manifest`]: which entries an Experiment uses
-//! - [`Reader`]: embeddings and latents as tensors; [`Source`] for one base model
+//! - [`Reader`]: embeddings and latents as tensors, by their specs alone; [`Source`]: the same for one base model, with its recipe
 //! - [`conditioning`]: what the denoiser receives of a caption's embeddings
 //! - [`tensors`]: between tensors and the store's bytes
 

@@ -6,12 +6,13 @@ use std::path::Path;
 use candle_core::{Device, Tensor};
 
 use super::{Error, shapes};
-use crate::base_model::BaseModel;
-use crate::cache::{Source, tensors};
+use crate::base_model::{BaseModel, TextEncoderPart};
+use crate::cache::{Conditioning, Output, Source, tensors};
 use crate::encode::{EncodeOptions, encode_captions, tokenize};
 use crate::monitor::Monitor;
 use crate::recipe::rules::DenoiserMask;
 use crate::store::Store;
+use crate::text::Tokens;
 
 /// Writes what the denoiser receives for a caption to `out`, encoding the caption first if the store lacks it.
 ///
@@ -33,52 +34,72 @@ pub fn conditioning(
     encode_captions(base, store, &[caption.to_owned()], options, monitor)?;
     let source = Source::open(base, store)?;
     let outputs = source.outputs(caption)?;
-    let made = source.assemble(&outputs)?;
-    let mut made_of = BTreeMap::from([
-        ("context".to_owned(), made.context.unsqueeze(0)?),
-        ("pooled".to_owned(), made.pooled.unsqueeze(0)?),
-    ]);
+    let mut file = File::default();
+    file.add_made(&source.assemble(&outputs)?)?;
+    for encoder in &base.encoders {
+        let tokens = tokenize(encoder, caption)?;
+        file.add_encoder(encoder, &tokens, outputs.get(&encoder.slot))?;
+    }
     let mask = match base.recipe.assembly().mask {
         DenoiserMask::None => "none",
         DenoiserMask::Pads => "pads",
     };
-    if let Some(count) = made.token_count {
-        let tokens = made.context.dims()[0];
-        let seen: Vec<u8> = (0..tokens).map(|row| u8::from(row < count)).collect();
-        made_of.insert(
-            "mask".to_owned(),
-            Tensor::from_vec(seen, (1, tokens), &Device::Cpu)?,
-        );
+    file.add_fact("caption", caption);
+    file.add_fact("mask", mask);
+    file.add_fact("recipe", base.recipe.name());
+    file.add_fact("recipe_fingerprint", base.recipe.fingerprint());
+    tensors::write_safetensors(out, &file.tensors, &file.facts)?;
+    Ok(shapes(&file.tensors))
+}
+
+/// What is written: tensors, and metadata.
+#[derive(Default)]
+struct File {
+    tensors: BTreeMap<String, Tensor>,
+    facts: BTreeMap<String, String>,
+}
+
+impl File {
+    fn add_tensor(&mut self, name: &str, tensor: Tensor) {
+        self.tensors.insert(name.to_owned(), tensor);
     }
-    let mut facts = BTreeMap::from([
-        ("caption".to_owned(), caption.to_owned()),
-        ("mask".to_owned(), mask.to_owned()),
-        ("recipe".to_owned(), base.recipe.name().to_string()),
-        (
-            "recipe_fingerprint".to_owned(),
-            base.recipe.fingerprint().to_string(),
-        ),
-    ]);
-    for encoder in &base.encoders {
+
+    fn add_fact(&mut self, name: &str, fact: impl ToString) {
+        self.facts.insert(name.to_owned(), fact.to_string());
+    }
+
+    /// What the denoiser receives, as a batch of one.
+    fn add_made(&mut self, made: &Conditioning) -> candle_core::Result<()> {
+        self.add_tensor("context", made.context.unsqueeze(0)?);
+        self.add_tensor("pooled", made.pooled.unsqueeze(0)?);
+        if let Some(count) = made.token_count {
+            let tokens = made.context.dim(0)?;
+            let seen: Vec<u8> = (0..tokens).map(|row| u8::from(row < count)).collect();
+            self.add_tensor("mask", Tensor::from_vec(seen, (1, tokens), &Device::Cpu)?);
+        }
+        Ok(())
+    }
+
+    /// What an encoder was given and made of it.
+    fn add_encoder(
+        &mut self,
+        encoder: &TextEncoderPart,
+        tokens: &Tokens,
+        output: Option<&Output>,
+    ) -> candle_core::Result<()> {
         let slot = &encoder.slot;
-        let tokens = tokenize(encoder, caption)?;
         let ids: Vec<i64> = tokens.ids.iter().map(|&id| i64::from(id)).collect();
-        made_of.insert(
-            format!("{slot}.token_ids"),
-            Tensor::from_vec(ids, tokens.ids.len(), &Device::Cpu)?,
-        );
-        facts.insert(format!("{slot}.spec"), encoder.fingerprint.to_string());
-        facts.insert(format!("{slot}.token_count"), tokens.count.to_string());
-        if let Some(output) = outputs.get(slot) {
-            let parts = [("hidden", &output.hidden), ("pooled", &output.pooled)];
-            for (name, tensor) in parts
-                .into_iter()
-                .filter_map(|(n, t)| t.as_ref().map(|t| (n, t)))
-            {
-                made_of.insert(format!("{slot}.{name}"), tensor.clone());
+        let ids = Tensor::from_vec(ids, tokens.ids.len(), &Device::Cpu)?;
+        self.add_tensor(&format!("{slot}.token_ids"), ids);
+        self.add_fact(&format!("{slot}.spec"), encoder.fingerprint);
+        self.add_fact(&format!("{slot}.token_count"), tokens.count);
+        let (hidden, pooled) =
+            output.map_or((None, None), |o| (o.hidden.clone(), o.pooled.clone()));
+        for (name, tensor) in [("hidden", hidden), ("pooled", pooled)] {
+            if let Some(tensor) = tensor {
+                self.add_tensor(&format!("{slot}.{name}"), tensor);
             }
         }
+        Ok(())
     }
-    tensors::write_safetensors(out, &made_of, &facts)?;
-    Ok(shapes(&made_of))
 }

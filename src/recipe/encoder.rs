@@ -98,8 +98,8 @@ impl EncoderRecipe {
                     "network",
                     format!(
                         "the recipe wants a {}, the checkpoint has a {}",
-                        network_name(self.rules.network),
-                        network_name(network_of(found))
+                        self.rules.network,
+                        found.network()
                     ),
                 ));
             }
@@ -197,10 +197,7 @@ impl EncoderRecipe {
         tokens: &TokenRules,
         end_id: u32,
     ) -> Result<(), Error> {
-        let vocab_size = match architecture {
-            Architecture::ClipText(clip) => clip.vocab_size,
-            Architecture::T5Encoder(t5) => t5.vocab_size,
-        };
+        let vocab_size = architecture.vocab_size();
         let beyond = |id: u32| usize::try_from(id).map_or(true, |id| id >= vocab_size);
         if beyond(end_id) {
             return Err(self.does_not_fit(
@@ -275,19 +272,5 @@ fn forget_pads(tokens: &mut TokenRules, pads_unseen: bool) {
         if tokens.pad_text == PadText::Ordinary {
             tokens.pad_id = 0;
         }
-    }
-}
-
-fn network_of(architecture: &Architecture) -> Network {
-    match architecture {
-        Architecture::ClipText(_) => Network::ClipText,
-        Architecture::T5Encoder(_) => Network::T5Encoder,
-    }
-}
-
-fn network_name(network: Network) -> &'static str {
-    match network {
-        Network::ClipText => "CLIP text encoder",
-        Network::T5Encoder => "T5 encoder",
     }
 }

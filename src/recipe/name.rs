@@ -21,6 +21,17 @@ pub struct RecipeName {
     pub variant: String,
 }
 
+impl RecipeName {
+    /// The reference of a flavor.
+    pub fn reference(family: &str, flavor: &str) -> Self {
+        Self {
+            family: family.to_owned(),
+            flavor: flavor.to_owned(),
+            variant: REFERENCE.to_owned(),
+        }
+    }
+}
+
 impl FromStr for RecipeName {
     type Err = Error;
 

@@ -6,6 +6,7 @@
 //! [`EncoderSpec`]: super::spec::EncoderSpec
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -19,6 +20,16 @@ pub enum Network {
     ClipText,
     /// The encoder half of T5 v1.1.
     T5Encoder,
+}
+
+/// As a person calls it.
+impl fmt::Display for Network {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::ClipText => "CLIP text encoder",
+            Self::T5Encoder => "T5 encoder",
+        })
+    }
 }
 
 /// How a caption becomes token ids; [`TokenRules`](super::spec::TokenRules) before the tokenizer is known.

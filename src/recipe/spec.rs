@@ -8,6 +8,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::rules::Network;
 use crate::digest::{Digest, Fingerprint};
 
 /// The version of the canonical form of [`EncoderSpec`]. A change of meaning of any field bumps it.
@@ -48,6 +49,24 @@ pub enum Architecture {
     ClipText(ClipTextArchitecture),
     /// The encoder half of T5 v1.1.
     T5Encoder(T5EncoderArchitecture),
+}
+
+impl Architecture {
+    /// What kind of network it is.
+    pub fn network(&self) -> Network {
+        match self {
+            Self::ClipText(_) => Network::ClipText,
+            Self::T5Encoder(_) => Network::T5Encoder,
+        }
+    }
+
+    /// Rows of the token embedding.
+    pub fn vocab_size(&self) -> usize {
+        match self {
+            Self::ClipText(clip) => clip.vocab_size,
+            Self::T5Encoder(t5) => t5.vocab_size,
+        }
+    }
 }
 
 /// The effective fields of a `CLIPTextConfig`.

@@ -26,6 +26,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rayon::prelude::*;
 
 use crate::digest::Digest;
+use crate::recipe::TokenizerIdentity;
 use crate::recipe::spec::{Architecture, PadText, TokenRules, Truncation};
 use files::Definition;
 use pipeline::Pipeline;
@@ -209,6 +210,14 @@ impl Tokenizer {
     /// `merges`; T5: `pieces` with scores, and the character map's own digest), and the `added` tokens.
     pub fn digest(&self) -> Digest {
         self.digest
+    }
+
+    /// What an encoder's spec needs to know of it.
+    pub fn identity(&self) -> TokenizerIdentity {
+        TokenizerIdentity {
+            digest: self.digest(),
+            end_id: self.eos_id(),
+        }
     }
 
     /// The id after every caption.

@@ -272,8 +272,9 @@ fn part(samples: &[(Drawn, Conditioning)], of: f64, options: &DrawOptions) -> Re
     })
 }
 
-/// The part that validates `item` at the level numbered so, at that share of the way to noise: the posterior's mean,
-/// and noise that depends on nothing but the picture's number and the level's. Every level counts the same.
+/// The part that validates `item`, whose number among the held-out pictures is `number`: the posterior's mean, mixed with noise
+/// at `share` (0: none, 1: all noise), the noise level with the number `level`. The noise depends on the two numbers alone, and
+/// every level counts the same.
 ///
 /// # Errors
 /// As [`micro_batch`].

@@ -115,22 +115,7 @@ pub fn run(
         plan,
         options,
     )?;
-    monitor.note(&format!(
-        "{} modules, {} parameters, {} pictures, {} micro-batches an epoch",
-        run.adapters.adapters().len(),
-        run.adapters.values().len(),
-        set.items().len(),
-        run.num_per_epoch()
-    ));
-    if run.step > 0 {
-        monitor.note(&format!("going on after step {}", run.step));
-    }
-    if let Some(before) = &run.computed_before {
-        monitor.note(&format!(
-            "until now this run was computed {before}, from here on {}: the steps to come differ in rounding",
-            run.state.computed
-        ));
-    }
+    tell_start(&run, monitor);
     if let Some((step, _)) = &options.dump_step
         && *step <= run.step
     {
@@ -177,6 +162,25 @@ fn tell_recipe(base: &BaseModel, monitor: &dyn Monitor) {
     ));
     for deviation in base.recipe.deviations() {
         monitor.note(&format!("  deviates: {deviation}"));
+    }
+}
+
+fn tell_start(run: &Run<'_>, monitor: &dyn Monitor) {
+    monitor.note(&format!(
+        "{} modules, {} parameters, {} pictures, {} micro-batches an epoch",
+        run.adapters.adapters().len(),
+        run.adapters.values().len(),
+        run.set.items().len(),
+        run.num_per_epoch()
+    ));
+    if run.step > 0 {
+        monitor.note(&format!("going on after step {}", run.step));
+    }
+    if let Some(before) = &run.computed_before {
+        monitor.note(&format!(
+            "until now this run was computed {before}, from here on {}: the steps to come differ in rounding",
+            run.state.computed
+        ));
     }
 }
 

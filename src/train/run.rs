@@ -335,20 +335,14 @@ impl<'a> Run<'a> {
     /// The mean loss over the held-out pairs at each of [`VALIDATION_SIGMAS`], with noise that never changes.
     fn validate(&self) -> Result<Vec<f64>, Error> {
         let mut losses = Vec::new();
-        for level in VALIDATION_SIGMAS
-            .iter()
-            .copied()
-            .enumerate()
-            .map(|(i, s)| (i as u64, s))
-        {
+        let (source, held_out) = (self.set.source(), self.set.held_out());
+        for level in (0..).zip(VALIDATION_SIGMAS) {
             let mut sum = 0.0;
-            for (number, pair) in self.set.held_out().iter().enumerate() {
-                let source = self.set.source();
-                let part =
-                    inputs::validation_part(source, pair, number as u64, level, &self.draws)?;
+            for (number, item) in (0..).zip(held_out) {
+                let part = inputs::validation_part(source, item, number, level, &self.draws)?;
                 sum += self.pass().loss(&part)?;
             }
-            losses.push(sum / self.set.held_out().len() as f64);
+            losses.push(sum / held_out.len() as f64);
         }
         Ok(losses)
     }

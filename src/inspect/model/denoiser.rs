@@ -9,7 +9,7 @@ use crate::base_model::needs;
 use crate::experiment::FileMap;
 use crate::models::{self, Components, Flavor, OpenedDenoiser};
 use crate::nn::weights::Weights;
-use crate::recipe::{REFERENCE, Recipe, RecipeName};
+use crate::recipe::{Recipe, RecipeName};
 use crate::vae::Factors;
 
 /// A denoiser of the family that takes the path, whole or not.
@@ -102,11 +102,7 @@ impl Candidate {
             false => self.flavors.clone(),
         };
         let shipped = |flavor: &Flavor| {
-            let name = RecipeName {
-                family: self.denoiser.family.name.to_owned(),
-                flavor: flavor.name.to_owned(),
-                variant: REFERENCE.to_owned(),
-            };
+            let name = RecipeName::reference(self.denoiser.family.name, flavor.name);
             Recipe::shipped(&name).ok()
         };
         flavors.into_iter().filter_map(shipped).collect()

@@ -21,7 +21,7 @@ pub struct Memory {
     pub encode_bytes: u64,
     /// Training in f32 on a processor, and in bf16 on a GPU.
     pub train: Vec<Train>,
-    /// Left out of encoding.
+    /// What `encode_bytes` does not count.
     pub left_out: &'static str,
 }
 

@@ -16,7 +16,7 @@ use crate::recipe::latents::VaeConfig;
 use crate::recipe::rules::Network;
 use crate::recipe::spec::Architecture;
 use crate::recipe::{
-    EncoderRecipe, REFERENCE, Recipe, RecipeName, TokenizerIdentity, architecture, published,
+    EncoderRecipe, Recipe, RecipeName, TokenizerIdentity, architecture, published,
 };
 use crate::text::{self, Tokenizer, TokenizerKind};
 use crate::vae::{self, Factors};
@@ -125,10 +125,7 @@ fn identity(
         });
     };
     let tokenizer = Tokenizer::load(kind, path).map_err(|e| e.to_string())?;
-    Ok(TokenizerIdentity {
-        digest: tokenizer.digest(),
-        end_id: tokenizer.eos_id(),
-    })
+    Ok(tokenizer.identity())
 }
 
 /// A VAE that was looked at.
@@ -146,12 +143,12 @@ pub(super) fn vae(component: &Component) -> Option<Vae> {
     let weights = vae::names::canonical(&component.open().ok()?);
     let told = vae::names::architecture(&weights)?;
     let architecture = match &component.config {
-        Some(path) => match config(path) {
+        Some(path) => match VaeConfig::read(path) {
             Ok(config) => config.architecture,
-            Err(problem) => {
+            Err(error) => {
                 return Some(Vae {
                     taken: Use::new("vae", 0, DType::F32),
-                    problems: vec![problem],
+                    problems: vec![error.to_string()],
                     factors: None,
                 });
             }
@@ -177,13 +174,7 @@ pub(super) fn vae(component: &Component) -> Option<Vae> {
     })
 }
 
-fn config(path: &Path) -> Result<VaeConfig, String> {
-    let origin = path.display().to_string();
-    let text = std::fs::read_to_string(path).map_err(|e| format!("{origin}: {e}"))?;
-    VaeConfig::parse(&text, &origin).map_err(|e| e.to_string())
-}
-
-/// The tensors below a scope that have no place, in one line.
+/// The tensors that a network has no place for, in one line.
 pub(super) fn extra(weights: &Weights, tensors: &[(String, Vec<usize>)]) -> Option<String> {
     const SHOWN: usize = 5;
     let mut extra = weights.extra(tensors);
@@ -212,11 +203,7 @@ fn known_encoders() -> Vec<(EncoderRecipe, Vec<String>)> {
     let mut list: Vec<(EncoderRecipe, Vec<String>)> = Vec::new();
     for family in models::families() {
         for flavor in family.flavors {
-            let name = RecipeName {
-                family: family.name.to_owned(),
-                flavor: flavor.name.to_owned(),
-                variant: REFERENCE.to_owned(),
-            };
+            let name = RecipeName::reference(family.name, flavor.name);
             let Ok(recipe) = Recipe::shipped(&name) else {
                 continue;
             };
@@ -277,7 +264,7 @@ fn lone_encoder(path: &Path, weights: &Weights, component: &Component) -> Option
     let mut report = Report::of(path, Kind::Part);
     let Some((first, _, whole)) = fits.first() else {
         let (recipe, recipes, problem) = broken?;
-        report.summary = format!("a {} that is not whole", network_name(recipe.rules.network));
+        report.summary = format!("a {} that is not whole", recipe.rules.network);
         report.parts = vec![Part::new(&recipe.slot, component, weights)];
         report.recipes = recipes;
         report.problems = vec![problem];
@@ -287,7 +274,7 @@ fn lone_encoder(path: &Path, weights: &Weights, component: &Component) -> Option
         .iter()
         .map(|(recipe, ..)| recipe.slot.as_str())
         .collect();
-    let network = network_name(first.rules.network);
+    let network = first.rules.network;
     report.summary = format!("a {network} alone, which serves as {}", slots.join(" or "));
     report.memory = Some(Memory::new(vec![whole.taken.clone()], Vec::new()));
     report.parts = vec![Part::new(&slots.join("/"), component, weights)];
@@ -331,11 +318,4 @@ fn is_kind(weights: &Weights, network: Network) -> bool {
     };
     let has = |name: &String| ends.iter().any(|end| name.ends_with(end));
     weights.names().iter().any(has)
-}
-
-fn network_name(network: Network) -> &'static str {
-    match network {
-        Network::ClipText => "CLIP text encoder",
-        Network::T5Encoder => "T5 encoder",
-    }
 }

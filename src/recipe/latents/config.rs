@@ -1,5 +1,7 @@
 //! The configuration of a VAE, diffusers' `vae/config.json`.
 
+use std::path::Path;
+
 use serde::Deserialize;
 
 use super::{LatentStatistics, VaeArchitecture, VaeEncoderArchitecture};
@@ -22,7 +24,20 @@ pub struct ConfigError {
 }
 
 impl VaeConfig {
-    /// Reads diffusers' `vae/config.json`; `file` names it in errors. Fields that are absent have diffusers'
+    /// Reads diffusers' `vae/config.json`.
+    ///
+    /// # Errors
+    /// If the file cannot be read, and as [`Self::parse`].
+    pub fn read(file: &Path) -> Result<Self, ConfigError> {
+        let name = file.display().to_string();
+        let text = std::fs::read_to_string(file).map_err(|e| ConfigError {
+            file: name.clone(),
+            problem: format!("cannot be read: {e}"),
+        })?;
+        Self::parse(&text, &name)
+    }
+
+    /// The same from the text of the file; `file` names it in errors. Fields that are absent have diffusers'
     /// defaults.
     ///
     /// # Errors
