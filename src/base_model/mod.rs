@@ -341,16 +341,10 @@ impl Files<'_> {
                         file: component.weights.clone(),
                         what: "its tensors are not those of an AutoencoderKL".to_owned(),
                     })?;
-                let statistics = family.latent_statistics(self.components)?;
                 let channels = architecture.encoder.latent_channels;
-                let checked = statistics.check(channels);
-                checked.map_err(|what| Error::Missing {
-                    file: component.weights.clone(),
-                    what,
-                })?;
                 VaeConfig {
+                    statistics: family.latent_statistics(self.components, channels)?,
                     architecture,
-                    statistics,
                 }
             }
         };

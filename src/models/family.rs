@@ -136,11 +136,16 @@ impl Family {
         (self.latents)()
     }
 
-    /// How the denoiser's latents come from the VAE's: as the VAE's config says, or as the family does where there is none.
+    /// How the denoiser's latents come from the VAE's `channels`: as the VAE's config says, or as the family does where
+    /// there is none.
     ///
     /// # Errors
-    /// If the VAE's config cannot be read.
-    pub fn latent_statistics(&self, components: &Components) -> Result<LatentStatistics, Error> {
-        layout::latent_statistics(components, self.latents().statistics)
+    /// If the VAE's config cannot be read, or is of another number of channels.
+    pub fn latent_statistics(
+        &self,
+        components: &Components,
+        channels: usize,
+    ) -> Result<LatentStatistics, Error> {
+        layout::latent_statistics(components, channels, self.latents().statistics)
     }
 }

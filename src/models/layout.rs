@@ -191,9 +191,10 @@ pub(super) fn read_config<T: DeserializeOwned>(path: &Path, class: &str) -> Resu
 /// How the denoiser's latents come from the VAE's: as the VAE's config says, or as `unsaid` where there is none.
 ///
 /// # Errors
-/// If the config cannot be read, or lacks a number.
+/// If the config cannot be read, lacks a number, or is of another number of channels.
 pub(super) fn latent_statistics(
     components: &Components,
+    channels: usize,
     unsaid: LatentStatistics,
 ) -> Result<LatentStatistics, Error> {
     let vae = components.parts.get("vae");
@@ -223,7 +224,9 @@ pub(super) fn latent_statistics(
     let shift = number("shift_factor").transpose()?;
     let mean = numbers("latents_mean").transpose()?;
     let std = numbers("latents_std").transpose()?;
-    LatentStatistics::new(scale, shift, mean, std).map_err(wrong)
+    let statistics = LatentStatistics::new(scale, shift, mean, std).map_err(wrong)?;
+    statistics.check(channels).map_err(wrong)?;
+    Ok(statistics)
 }
 
 /// A JSON object in a file.

@@ -229,6 +229,6 @@ fn a_video_is_sampled_from_noise_of_its_own_shape() {
     assert_eq!(video.dims(), [1, 2, 1, 4, 6]);
     assert_eq!(picture.dims(), [1, 2, 4, 6]);
     assert_eq!(values(&video), values(&picture));
-    let refused = made(&pictures, clip).err().expect("refused").to_string();
+    let refused = made(&pictures, clip).expect_err("refused").to_string();
     assert!(refused.contains("this model makes pictures"), "{refused}");
 }

@@ -121,7 +121,7 @@ fn latent_statistics_are_the_vaes_own_or_the_familys() {
     let folder = golden("dev").folder();
     let read = || {
         let components = FLUX1.components(folder.path()).unwrap();
-        FLUX1.latent_statistics(&components).unwrap()
+        FLUX1.latent_statistics(&components, 2).unwrap()
     };
     assert_eq!(read(), STATISTICS);
     let vae = folder.path().join("vae");

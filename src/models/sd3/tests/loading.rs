@@ -136,7 +136,7 @@ fn the_parts_of_a_single_file_are_found_by_prefix() {
         "model.diffusion_model."
     );
     assert_eq!(components.parts.len(), 1);
-    assert_eq!(SD3.latent_statistics(&components).unwrap(), STATISTICS);
+    assert_eq!(SD3.latent_statistics(&components, 16).unwrap(), STATISTICS);
     let folder = golden("dual").folder();
     assert_eq!(
         SD3.open(components).unwrap().tensors(),
@@ -151,7 +151,7 @@ fn latent_statistics_are_the_vaes_own() {
     std::fs::create_dir(&vae).unwrap();
     let read = |config: &str| {
         std::fs::write(vae.join("config.json"), config).unwrap();
-        SD3.latent_statistics(&SD3.components(folder.path()).unwrap())
+        SD3.latent_statistics(&SD3.components(folder.path()).unwrap(), 16)
     };
     let found = read(r#"{"scaling_factor": 0.5, "shift_factor": 0.25}"#).unwrap();
     assert_eq!(
@@ -175,5 +175,8 @@ fn latent_statistics_are_the_vaes_own() {
         .assert_eq(&message(read(config), folder.path()));
     let config = r#"{"scaling_factor": 2, "latents_mean": [0.5], "latents_std": null}"#;
     expect!["./vae/config.json: `latents_mean`: expected `latents_std` beside it"]
+        .assert_eq(&message(read(config), folder.path()));
+    let config = r#"{"scaling_factor": 2, "latents_mean": [0.5], "latents_std": [1]}"#;
+    expect!["./vae/config.json: `latents_mean`: expected 16 numbers, one a channel, found 1"]
         .assert_eq(&message(read(config), folder.path()));
 }

@@ -86,7 +86,7 @@ fn weights_that_do_not_fit_get_one_clear_line() {
 fn latent_statistics_are_the_familys_where_no_config_tells() {
     for (family, name, scale) in [(&SDXL, "sdxl", 0.13025), (&SD1, "sd1", 0.18215)] {
         let components = family.components(&single_file(name)).unwrap();
-        let found = family.latent_statistics(&components).unwrap();
+        let found = family.latent_statistics(&components, 4).unwrap();
         assert_eq!(found, LatentStatistics::Shared { scale, shift: 0.0 });
     }
 }
