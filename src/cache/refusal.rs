@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{Error, Reader};
 use crate::base_model::BaseModel;
@@ -84,7 +84,7 @@ pub fn refuse_if_missing(
             (&encoder.slot, encoder.spec),
             captions.len(),
             without.into_iter().map(quoted).collect(),
-            &serde_json::to_value(&part.spec).unwrap_or_default(),
+            &json!(part.spec),
             origin,
         )?);
     }
@@ -99,7 +99,7 @@ pub fn refuse_if_missing(
         ("latents", reader.specs().latents),
         views,
         without,
-        &serde_json::to_value(&base.vae.spec).unwrap_or_default(),
+        &json!(base.vae.spec),
         |_| Some("the checkpoint".to_owned()),
     )?);
     Ok((!missing.is_empty()).then(|| refusal(experiment, missing)))

@@ -7,6 +7,7 @@ use std::path::Path;
 use candle_core::{Device, Tensor};
 use rayon::prelude::{IntoParallelRefIterator as _, ParallelIterator as _};
 use serde::Serialize;
+use serde_json::json;
 
 use super::Error;
 use crate::base_model::BaseModel;
@@ -162,6 +163,6 @@ fn encode(
         token_count: 0,
         truncated: false,
         parts,
-        key: serde_json::json!(key),
+        key: json!(key),
     })
 }

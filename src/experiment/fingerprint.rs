@@ -140,8 +140,8 @@ fn train_defaults() -> Map<String, Value> {
 }
 
 fn section(section: &impl Serialize) -> Map<String, Value> {
-    match serde_json::to_value(section) {
-        Ok(Value::Object(fields)) => fields,
+    match json!(section) {
+        Value::Object(fields) => fields,
         _ => Map::new(),
     }
 }

@@ -290,7 +290,7 @@ impl Found {
             let raw: RawField = toml::Value::Table(table.clone())
                 .try_into()
                 .map_err(|e| format!("`{path}`: {e}"))?;
-            let value = serde_json::to_value(raw.value).map_err(|e| format!("`{path}`: {e}"))?;
+            let value = json_of(&raw.value).map_err(|e| format!("`{path}`: {e}"))?;
             self.fields.insert(
                 path.to_owned(),
                 Field {
@@ -314,6 +314,23 @@ impl Found {
             }
         }
         Ok(())
+    }
+}
+
+/// A field's value as JSON, which would have `null` for a number that is not finite.
+pub(super) fn json_of(value: &toml::Value) -> Result<Value, String> {
+    if !is_finite(value) {
+        return Err("expected a finite number".to_owned());
+    }
+    serde_json::to_value(value).map_err(|e| e.to_string())
+}
+
+fn is_finite(value: &toml::Value) -> bool {
+    match value {
+        toml::Value::Float(number) => number.is_finite(),
+        toml::Value::Array(values) => values.iter().all(is_finite),
+        toml::Value::Table(table) => table.values().all(is_finite),
+        _ => true,
     }
 }
 

@@ -150,7 +150,7 @@ impl Recipe {
                 found,
                 base: old.value.to_string(),
             };
-            let value = json_of(&value).map_err(|why| wrong(value.to_string(), why))?;
+            let value = data::json_of(&value).map_err(|why| wrong(value.to_string(), why))?;
             if value == old.value {
                 continue;
             }
@@ -330,23 +330,6 @@ fn flattened(table: &toml::Table) -> Vec<(String, toml::Value)> {
         }
     }
     leaves
-}
-
-/// A deviation's value as JSON, which would have `null` for a number that is not finite.
-fn json_of(value: &toml::Value) -> Result<Value, String> {
-    if !is_finite(value) {
-        return Err("expected a finite number".to_owned());
-    }
-    serde_json::to_value(value).map_err(|e| e.to_string())
-}
-
-fn is_finite(value: &toml::Value) -> bool {
-    match value {
-        toml::Value::Float(number) => number.is_finite(),
-        toml::Value::Array(values) => values.iter().all(is_finite),
-        toml::Value::Table(table) => table.values().all(is_finite),
-        _ => true,
-    }
 }
 
 fn deviated(value: Value, old: &Field) -> Field {

@@ -88,22 +88,27 @@ impl<'a> Run<'a> {
         };
         let output = experiment.output_path();
         let device = denoiser.device();
-        let (kind, length) = (train.optimizer, adapters.values().len());
-        let mut optimizer = Optimizer::new(kind, length, device)?;
-        let (mut step, mut computed_before) = (0, None);
-        if !options.restart
-            && let Some(found) = Checkpoint::newest(
+        let length = adapters.values().len();
+        let found = match options.restart {
+            true => None,
+            false => Checkpoint::newest(
                 &output.join("checkpoints"),
                 &state,
                 experiment.first_training_fingerprint(),
-                &kind,
-            )?
-        {
-            step = found.state.step;
-            computed_before = Some(found.state.computed).filter(|c| *c != state.computed);
-            adapters.set_values(found.parameters.to_vec1()?)?;
-            optimizer = Optimizer::from_state(kind, length, step, &found.optimizer, device)?;
-        }
+                &train.optimizer,
+            )?,
+        };
+        let (step, computed_before, optimizer) = match found {
+            None => (0, None, Optimizer::new(train.optimizer, length, device)?),
+            Some(found) => {
+                adapters.set_values(found.parameters.to_vec1()?)?;
+                let (step, before) = (found.state.step, found.state.computed);
+                let before = Some(before).filter(|before| *before != state.computed);
+                let optimizer =
+                    Optimizer::from_state(train.optimizer, length, step, &found.optimizer, device)?;
+                (step, before, optimizer)
+            }
+        };
         Ok(Self {
             values: adapters.to_device(device)?,
             batches: Batches::new(&set.buckets(), train.batch_size, train.seed),
