@@ -11,12 +11,12 @@ use std::time::Instant;
 
 use candle_core::{Device, Tensor};
 use plumb::nn::weights::Weights;
-use plumb::recipe::spec::{
-    Activation, Architecture, ClipForward, ClipTextArchitecture, EncoderMask, ForwardRules,
-    PadRows, PooledRule, T5EncoderArchitecture, T5Forward,
-};
+use plumb::text::activation::Activation;
+use plumb::text::clip::{ClipForward, ClipTextArchitecture, ClipTextNetwork, PooledRule};
+use plumb::text::spec::EncoderMask;
+use plumb::text::t5::{PadRows, T5EncoderArchitecture, T5Forward, T5Network};
 use plumb::text::tokenizer::Tokens;
-use plumb::text::{Encoded, Residency, TextEncoder};
+use plumb::text::{Encoded, Network, Residency, TextEncoder};
 use rayon::prelude::*;
 
 pub(crate) type Failure = Box<dyn std::error::Error>;
@@ -30,8 +30,9 @@ const TURNS: usize = 5;
 
 struct Bench {
     name: &'static str,
-    architecture: Architecture,
-    rules: ForwardRules,
+    network: Box<dyn Network>,
+    tensors: Vec<(String, Vec<usize>)>,
+    masked: bool,
     /// Tokens per caption, pads included.
     length: usize,
     eos: u32,
@@ -61,9 +62,8 @@ fn threads() -> usize {
 }
 
 fn benches() -> Vec<Bench> {
-    let clip = |name, width, layers, heads, hidden_act, pad| Bench {
-        name,
-        architecture: Architecture::ClipText(ClipTextArchitecture {
+    let clip = |name, width, layers, heads, hidden_act, pad| {
+        let architecture = ClipTextArchitecture {
             vocab_size: 49408,
             hidden_size: width,
             intermediate_size: 4 * width,
@@ -74,21 +74,29 @@ fn benches() -> Vec<Bench> {
             layer_norm_eps: 1e-5,
             projection_dim: Some(width),
             eos_token_id: None,
-        }),
-        rules: ForwardRules::ClipText(ClipForward {
+        };
+        let forward = ClipForward {
             hidden_layer: Some(-2),
             final_norm: false,
             pooled: PooledRule::ArgmaxId,
             projection: true,
             mask: EncoderMask::None,
-        }),
-        length: 77,
-        eos: 49407,
-        pad,
+        };
+        Bench {
+            name,
+            tensors: clip_tensors(&architecture),
+            network: Box::new(ClipTextNetwork {
+                architecture,
+                forward,
+            }),
+            masked: false,
+            length: 77,
+            eos: 49407,
+            pad,
+        }
     };
-    let t5 = |name, (d_model, d_ff, num_layers, num_heads), length, masked| Bench {
-        name,
-        architecture: Architecture::T5Encoder(T5EncoderArchitecture {
+    let t5 = |name, (d_model, d_ff, num_layers, num_heads), length, masked| {
+        let architecture = T5EncoderArchitecture {
             vocab_size: 32128,
             d_model,
             d_kv: 64,
@@ -100,21 +108,23 @@ fn benches() -> Vec<Bench> {
             layer_norm_epsilon: 1e-6,
             relative_attention_num_buckets: 32,
             relative_attention_max_distance: 128,
-        }),
-        rules: ForwardRules::T5Encoder(if masked {
-            T5Forward {
-                mask: EncoderMask::Pads,
-                pad_rows: PadRows::Drop,
-            }
-        } else {
-            T5Forward {
-                mask: EncoderMask::None,
-                pad_rows: PadRows::Keep,
-            }
-        }),
-        length,
-        eos: 1,
-        pad: 0,
+        };
+        let (mask, pad_rows) = match masked {
+            true => (EncoderMask::Pads, PadRows::Drop),
+            false => (EncoderMask::None, PadRows::Keep),
+        };
+        Bench {
+            name,
+            tensors: t5_tensors(&architecture),
+            network: Box::new(T5Network {
+                architecture,
+                forward: T5Forward { mask, pad_rows },
+            }),
+            masked,
+            length,
+            eos: 1,
+            pad: 0,
+        }
     };
     let (base, large) = ((768, 2048, 12, 12), (1024, 2816, 24, 16));
     vec![
@@ -133,18 +143,13 @@ impl Bench {
     fn run(&self, python: &str) -> Result<String, Failure> {
         let folder = tempfile::tempdir()?;
         let model = folder.path().join("model.safetensors");
-        write_weights(&model, &self.tensors())?;
+        write_weights(&model, &self.tensors)?;
         let tokens = self.tokens();
         self.write_setting(folder.path(), &tokens)?;
         let mut peer = Peer::start(python, folder.path())?;
 
         let weights = Weights::open(&[model])?;
-        let encoder = TextEncoder::load(
-            &self.architecture,
-            &self.rules,
-            &weights,
-            Residency::Resident,
-        )?;
+        let encoder = TextEncoder::load(&*self.network, &weights, Residency::Resident)?;
         let difference = self.difference(&encoder.encode(&tokens)?, folder.path())?;
         peer.turn()?;
         let (mut ours, mut theirs) = (Vec::new(), Vec::new());
@@ -187,14 +192,12 @@ impl Bench {
         COUNTS.iter().enumerate().map(caption).collect()
     }
 
-    fn masked(&self) -> bool {
-        matches!(&self.rules, ForwardRules::T5Encoder(rules) if rules.mask == EncoderMask::Pads)
-    }
-
     fn write_setting(&self, folder: &Path, tokens: &[Tokens]) -> Result<(), Failure> {
+        let mut architecture = self.network.architecture().to_json();
+        architecture["kind"] = self.network.kind().name().into();
         let setting = serde_json::json!({
-            "architecture": self.architecture,
-            "masked": self.masked(),
+            "architecture": architecture,
+            "masked": self.masked,
             "ids": tokens.iter().map(|t| &t.ids).collect::<Vec<_>>(),
             "counts": tokens.iter().map(|t| t.count).collect::<Vec<_>>(),
         });
@@ -226,13 +229,6 @@ impl Bench {
             compare(&encoded.pooled, theirs.get("1"), row)?;
         }
         Ok(worst)
-    }
-
-    fn tensors(&self) -> Vec<(String, Vec<usize>)> {
-        match &self.architecture {
-            Architecture::ClipText(a) => clip_tensors(a),
-            Architecture::T5Encoder(a) => t5_tensors(a),
-        }
     }
 }
 

@@ -6,9 +6,9 @@
 //! | layer | modules | may use |
 //! |---|---|---|
 //! | L0 vocabulary | [`digest`], [`rng`], [`monitor`] | nothing of ours |
-//! | L1 descriptions and bytes | [`recipe`], [`store`] | L0; no candle; parquet only in `store` |
+//! | L1 bytes | [`store`] | L0; no candle; parquet only here |
 //! | L2 numerics | [`device`], [`autograd`], [`nn`], [`lora`], [`optim`], [`diffusion`] | L0; candle starts here; no files but `nn::weights` |
-//! | L3 networks | [`text`], [`vae`], [`models`] | L2, `recipe`; no store, no clock, no randomness |
+//! | L3 networks and what they are fed | [`text`], [`recipe`], [`vae`], [`models`] | L2, and those before them in this list; no store, no clock, no randomness |
 //! | L4 what a user names | [`experiment`], [`base_model`], [`dataset`] | all below |
 //! | L5 the store as tensors | [`cache`] | all below |
 //! | L6 verbs | [`convert`], [`encode`], [`sample`], [`train`], [`inspect`] | all below, and verbs before them in this list |
@@ -29,7 +29,6 @@ pub mod digest;
 pub mod monitor;
 pub mod rng;
 
-pub mod recipe;
 pub mod store;
 
 pub mod autograd;
@@ -40,6 +39,7 @@ pub mod nn;
 pub mod optim;
 
 pub mod models;
+pub mod recipe;
 pub mod text;
 pub mod vae;
 

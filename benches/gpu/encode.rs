@@ -6,12 +6,12 @@ use std::path::Path;
 use candle_core::{DType, Device, Tensor};
 use plumb::nn::weights::Weights;
 use plumb::recipe::latents::VaeEncoderArchitecture;
-use plumb::recipe::spec::{
-    Activation, Architecture, ClipForward, ClipTextArchitecture, EncoderMask, ForwardRules,
-    PadRows, PooledRule, T5EncoderArchitecture, T5Forward,
-};
 use plumb::rng::{Rng, Stream};
-use plumb::text::{Residency, TextEncoder, Tokens};
+use plumb::text::activation::Activation;
+use plumb::text::clip::{ClipForward, ClipTextArchitecture, ClipTextNetwork, PooledRule};
+use plumb::text::spec::EncoderMask;
+use plumb::text::t5::{PadRows, T5EncoderArchitecture, T5Forward, T5Network};
+use plumb::text::{Network, Residency, TextEncoder, Tokens};
 use plumb::vae;
 use serde_json::{Value, json};
 
@@ -20,11 +20,7 @@ use crate::encode::{clip_tensors, t5_tensors, write_weights};
 
 /// All captions in one call, in bf16, until the results are back on the host.
 pub(super) fn captions(case: &Value, device: &Device) -> Result<Value> {
-    let (architecture, rules) = encoder(text(case, "model")?)?;
-    let tensors = match &architecture {
-        Architecture::ClipText(clip) => clip_tensors(clip),
-        Architecture::T5Encoder(t5) => t5_tensors(t5),
-    };
+    let (network, tensors) = encoder(text(case, "model")?)?;
     let file = Path::new(text(case, "file")?);
     if !file.exists() {
         write_weights(file, &tensors)?;
@@ -36,8 +32,12 @@ pub(super) fn captions(case: &Value, device: &Device) -> Result<Value> {
     let weights = Weights::open(&[file.to_owned()])?
         .with_dtype(dtype)
         .on(device);
-    let encoder = TextEncoder::load(&architecture, &rules, &weights, Residency::Resident)?;
-    let tokens = tokens(count(case, "batch")?, count(case, "tokens")?, &rules);
+    let encoder = TextEncoder::load(&*network, &weights, Residency::Resident)?;
+    let tokens = tokens(
+        count(case, "batch")?,
+        count(case, "tokens")?,
+        network.architecture().end_id(),
+    );
     let timings = Timings::of(device, case, || {
         for encoded in encoder.encode(&tokens).map_err(candle_core::Error::wrap)? {
             for part in [encoded.hidden, encoded.pooled].into_iter().flatten() {
@@ -49,8 +49,11 @@ pub(super) fn captions(case: &Value, device: &Device) -> Result<Value> {
     Ok(json!({ "seconds": timings }))
 }
 
-fn encoder(name: &str) -> Result<(Architecture, ForwardRules)> {
-    let clip = |width, layers, heads| {
+/// A network, and the names and shapes of its tensors.
+type Encoder = (Box<dyn Network>, Vec<(String, Vec<usize>)>);
+
+fn encoder(name: &str) -> Result<Encoder> {
+    let clip = |width, layers, heads| -> Encoder {
         let architecture = ClipTextArchitecture {
             vocab_size: 49408,
             hidden_size: width,
@@ -63,19 +66,21 @@ fn encoder(name: &str) -> Result<(Architecture, ForwardRules)> {
             projection_dim: Some(width),
             eos_token_id: None,
         };
-        let rules = ClipForward {
+        let tensors = clip_tensors(&architecture);
+        let forward = ClipForward {
             hidden_layer: Some(-2),
             final_norm: false,
             pooled: PooledRule::ArgmaxId,
             projection: true,
             mask: EncoderMask::None,
         };
-        (
-            Architecture::ClipText(architecture),
-            ForwardRules::ClipText(rules),
-        )
+        let network = ClipTextNetwork {
+            architecture,
+            forward,
+        };
+        (Box::new(network), tensors)
     };
-    let t5 = |d_model, d_ff, num_layers, num_heads| {
+    let t5 = |d_model, d_ff, num_layers, num_heads| -> Encoder {
         let architecture = T5EncoderArchitecture {
             vocab_size: 32128,
             d_model,
@@ -89,14 +94,16 @@ fn encoder(name: &str) -> Result<(Architecture, ForwardRules)> {
             relative_attention_num_buckets: 32,
             relative_attention_max_distance: 128,
         };
-        let rules = T5Forward {
+        let tensors = t5_tensors(&architecture);
+        let forward = T5Forward {
             mask: EncoderMask::None,
             pad_rows: PadRows::Keep,
         };
-        (
-            Architecture::T5Encoder(architecture),
-            ForwardRules::T5Encoder(rules),
-        )
+        let network = T5Network {
+            architecture,
+            forward,
+        };
+        (Box::new(network), tensors)
     };
     Ok(match name {
         "clip-g" => clip(1280, 32, 20),
@@ -108,11 +115,8 @@ fn encoder(name: &str) -> Result<(Architecture, ForwardRules)> {
 }
 
 /// Ids that both sides make alike.
-fn tokens(captions: usize, length: usize, rules: &ForwardRules) -> Vec<Tokens> {
-    let (end, vocabulary) = match rules {
-        ForwardRules::ClipText(_) => (49407, 30_000),
-        ForwardRules::T5Encoder(_) => (1, 30_000),
-    };
+fn tokens(captions: usize, length: usize, end: u32) -> Vec<Tokens> {
+    let vocabulary = 30_000;
     let caption = |i: usize| {
         let word = |j: usize| ((i * 7919 + j * 104_729) % vocabulary + 2) as u32;
         let mut ids: Vec<u32> = (0..length - 1).map(word).collect();

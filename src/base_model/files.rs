@@ -8,9 +8,10 @@ use serde::Serialize;
 use super::Error;
 use crate::experiment::{self, FileMap};
 use crate::models::{Component, Components};
-use crate::recipe::rules::{Absent, Network};
-use crate::recipe::spec::{Architecture, Dtype};
-use crate::recipe::{self, EncoderRecipe, Recipe, architecture};
+use crate::recipe::rules::Absent;
+use crate::recipe::{EncoderRecipe, Recipe};
+use crate::text::spec::Dtype;
+use crate::text::{self, Architecture, config};
 
 const VAE: &str = "vae";
 
@@ -20,7 +21,7 @@ pub struct Need {
     /// Its key.
     pub key: String,
     /// What to name there.
-    pub what: &'static str,
+    pub what: String,
     /// Whether the recipe does without: it then has a rule for the encoder's rows.
     pub optional: bool,
 }
@@ -41,24 +42,19 @@ pub fn needs(recipe: &Recipe, components: &Components, map: &FileMap) -> Vec<Nee
         let there = there || weights(map, slot).is_some();
         let optional = !there && matches!(encoder.rules.absent, Absent::ZeroRows(_));
         if !there {
-            let what = match encoder.rules.network {
-                Network::ClipText => "CLIP weights, a safetensors file or folder",
-                Network::T5Encoder => "T5 weights, a safetensors or GGUF file or a folder",
-            };
+            let what = encoder.rules.network.weights().to_owned();
             need(slot.clone(), what, optional);
         }
         if tokenizer(encoder, recipe, components, map).is_none() {
-            let what = match encoder.rules.network {
-                Network::ClipText => "a folder with tokenizer.json, or vocab.json and merges.txt",
-                Network::T5Encoder => "a folder with tokenizer.json or spiece.model",
-            };
+            let files = encoder.rules.network.tokenizer().expected;
+            let what = format!("a folder with {files}");
             need(format!("{slot}_tokenizer"), what, optional);
         }
     }
     if !components.parts.contains_key(VAE) && weights(map, VAE).is_none() {
         need(
             VAE.to_owned(),
-            "VAE weights, a safetensors file or folder",
+            "VAE weights, a safetensors file or folder".to_owned(),
             false,
         );
     }
@@ -170,10 +166,10 @@ impl Files<'_> {
         &self,
         recipe: &EncoderRecipe,
         component: &Component,
-    ) -> Result<Architecture, Error> {
+    ) -> Result<Box<dyn Architecture>, Error> {
         match self.config(&recipe.slot, component) {
-            Some(config) => Ok(architecture::read(&config, recipe.rules.network)?),
-            None => recipe::published(&recipe.slot).ok_or_else(|| {
+            Some(file) => Ok(config::read(&file, recipe.rules.network)?),
+            None => text::published(&recipe.slot).ok_or_else(|| {
                 self.missing(format!(
                     "`{0}` has no config.json; add {0}_config = \"...\" under [model.files]",
                     recipe.slot

@@ -22,9 +22,9 @@ use crate::recipe::latents::{
     ConfigError, LATENT_SPEC_VERSION, LatentSpec, PictureRules, VaeConfig,
 };
 use crate::recipe::rules::DenoiserMask;
-use crate::recipe::spec::{Dtype, EncoderSpec, Precision, TokenRules};
 use crate::recipe::{self, EncoderRecipe, Recipe};
-use crate::text::{self, Residency, TextEncoder, Tokenizer, TokenizerKind, tokenizer};
+use crate::text::spec::{Dtype, EncoderSpec, Precision, TokenRules};
+use crate::text::{self, Residency, TextEncoder, Tokenizer, tokenizer};
 use crate::vae::{self, LatentGeometry};
 
 /// Why a base model could not be opened.
@@ -41,7 +41,7 @@ pub enum Error {
     Recipe(#[from] recipe::Error),
     /// An encoder's `config.json` is wrong.
     #[error(transparent)]
-    EncoderConfig(#[from] recipe::ConfigError),
+    EncoderConfig(#[from] text::ConfigError),
     /// The VAE's `config.json` is wrong.
     #[error(transparent)]
     VaeConfig(#[from] ConfigError),
@@ -227,9 +227,8 @@ impl TextEncoderPart {
     /// # Errors
     /// If a tensor is missing, misshapen or not finite.
     pub fn load(&self, residency: Residency, device: &Device) -> Result<TextEncoder, Error> {
-        let (architecture, forward) = (&self.spec.architecture, &self.spec.forward);
         let weights = self.weights.clone().on(device);
-        TextEncoder::load(architecture, forward, &weights, residency).map_err(|e| self.fail(e))
+        TextEncoder::load(&*self.spec.network, &weights, residency).map_err(|e| self.fail(e))
     }
 
     /// The types of fewer than 16 bits that weights are stored in, if any: then it is another encoder than the one
@@ -303,16 +302,16 @@ impl Files<'_> {
             return Ok(None);
         };
         let architecture = self.architecture(recipe, &component)?;
-        let kind = TokenizerKind::from(&architecture);
-        let tokenizer = Tokenizer::load(kind, &self.tokenizer(recipe)?)?;
+        let format = architecture.kind().tokenizer();
+        let tokenizer = Tokenizer::load(format, &self.tokenizer(recipe)?)?;
         let identity = tokenizer.identity();
         // The rules decide which weights are used, so the digest comes after them.
-        let mut spec = recipe.spec(&architecture, Digest::of(b""), identity)?;
-        tokenizer.check_fits(spec.architecture.vocab_size())?;
+        let mut spec = recipe.spec(&*architecture, Digest::of(b""), identity)?;
+        tokenizer.check_fits(architecture.vocab_size())?;
         let weights = component
             .open()?
             .with_dtype(candle_dtype(spec.precision.compute));
-        let digest = text::weights_digest(&spec.architecture, &spec.forward, &weights, Some(memo));
+        let digest = text::weights_digest(&*spec.network, &weights, Some(memo));
         let slot = recipe.slot.clone();
         spec.weights = digest.map_err(|source| Error::Encoder {
             slot: slot.clone(),

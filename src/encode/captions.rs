@@ -180,10 +180,8 @@ fn new_entry(
 ) -> Result<NewEntry, Error> {
     let output = encoder.spec.precision.output;
     let mut parts = Vec::new();
-    for (name, tensor) in [("hidden", &encoded.hidden), ("pooled", &encoded.pooled)] {
-        if let Some(tensor) = tensor {
-            parts.push((name.to_owned(), tensors::to_bytes(tensor, output)?));
-        }
+    for (name, tensor) in encoded.outputs() {
+        parts.push((name.to_owned(), tensors::to_bytes(tensor, output)?));
     }
     Ok(NewEntry {
         entry,

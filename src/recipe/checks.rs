@@ -4,12 +4,9 @@ use std::collections::BTreeMap;
 
 use super::data::Place;
 use super::encoder::EncoderRecipe;
-use super::rules::{
-    Absent, AssembledPads, Assembly, ClipForwardRecipe, DenoiserMask, EncoderRules, ForwardRecipe,
-    Network, Projection, T5ForwardRecipe, TokenRecipe,
-};
-use super::spec::{EncoderMask, PadRows, PooledRule};
+use super::rules::{Absent, AssembledPads, Assembly, DenoiserMask, EncoderRules, TokenRecipe};
 use super::{Error, RecipeName};
+use crate::text::Kind;
 
 /// More tokens than any encoder is used with; a larger number in a recipe is a slip of the pen.
 const MOST_TOKENS: usize = 8192;
@@ -84,13 +81,9 @@ impl Checks<'_> {
             return Err(self.contradiction("assembly.context", "a part of it is empty"));
         }
         for slot in &in_context {
-            let sequence = match &encoders[*slot].forward {
-                ForwardRecipe::ClipText(clip) => clip.hidden_layer.is_some(),
-                ForwardRecipe::T5Encoder(_) => true,
-            };
-            if !sequence {
+            if let Some(rule) = encoders[*slot].forward.no_sequence() {
                 return Err(self.contradiction(
-                    format!("assembly.context and {slot}.forward.hidden_layer = none"),
+                    format!("assembly.context and {slot}.{rule}"),
                     "its sequence is used but not kept",
                 ));
             }
@@ -105,13 +98,9 @@ impl Checks<'_> {
             ));
         }
         for slot in &assembly.pooled {
-            match &encoders[slot].forward {
-                ForwardRecipe::ClipText(clip) if clip.pooled != PooledRule::None => {}
-                _ => {
-                    return Err(
-                        self.contradiction("assembly.pooled", format!("{slot} has no pooled row"))
-                    );
-                }
+            if !encoders[slot].forward.is_pooled() {
+                let why = format!("{slot} has no pooled row");
+                return Err(self.contradiction("assembly.pooled", why));
             }
         }
         Ok(())
@@ -119,10 +108,11 @@ impl Checks<'_> {
 
     fn encoder(&self, slot: &str, rules: &EncoderRules, assembly: &Assembly) -> Result<(), Error> {
         self.tokens(slot, rules.network, &rules.tokens)?;
-        match &rules.forward {
-            ForwardRecipe::ClipText(clip) => self.clip(slot, clip)?,
-            ForwardRecipe::T5Encoder(t5) => self.t5(slot, t5, assembly)?,
-        }
+        let pads_kept = assembly.pads.get(slot) == Some(&AssembledPads::Keep);
+        rules
+            .forward
+            .check(slot, pads_kept)
+            .map_err(|found| self.contradiction(found.fields, found.why))?;
         match rules.absent {
             Absent::ZeroRows(rows) if rows > MOST_TOKENS => Err(self.contradiction(
                 format!("{slot}.absent = {rows}"),
@@ -137,11 +127,8 @@ impl Checks<'_> {
         }
     }
 
-    fn tokens(&self, slot: &str, network: Network, tokens: &TokenRecipe) -> Result<(), Error> {
-        let specials = match network {
-            Network::ClipText => 2,
-            Network::T5Encoder => 1,
-        };
+    fn tokens(&self, slot: &str, kind: &dyn Kind, tokens: &TokenRecipe) -> Result<(), Error> {
+        let specials = kind.tokenizer().specials();
         let (least, most) = (tokens.min_tokens, tokens.max_tokens);
         if let Some(most) = most.filter(|most| *most < least) {
             return Err(self.contradiction(
@@ -159,41 +146,6 @@ impl Checks<'_> {
             return Err(self.contradiction(
                 format!("{slot}.tokens"),
                 format!("expected at most {MOST_TOKENS} tokens"),
-            ));
-        }
-        Ok(())
-    }
-
-    fn clip(&self, slot: &str, clip: &ClipForwardRecipe) -> Result<(), Error> {
-        if let Some(layer) = clip.hidden_layer.filter(|layer| *layer >= 0) {
-            return Err(self.contradiction(
-                format!("{slot}.forward.hidden_layer = {layer}"),
-                "expected a negative number: layers are counted from the end",
-            ));
-        }
-        if clip.pooled == PooledRule::None && clip.projection == Projection::Apply {
-            return Err(self.contradiction(
-                format!("{slot}.forward.projection and {slot}.forward.pooled"),
-                "there is no pooled row to project",
-            ));
-        }
-        Ok(())
-    }
-
-    fn t5(&self, slot: &str, t5: &T5ForwardRecipe, assembly: &Assembly) -> Result<(), Error> {
-        if t5.pad_rows == PadRows::Keep {
-            return Ok(());
-        }
-        if t5.mask != EncoderMask::Pads {
-            return Err(self.contradiction(
-                format!("{slot}.forward.pad_rows = drop and {slot}.forward.mask = none"),
-                "rows of pads may be dropped only where pads are masked, for else they change the others",
-            ));
-        }
-        if assembly.pads.get(slot) == Some(&AssembledPads::Keep) {
-            return Err(self.contradiction(
-                format!("{slot}.forward.pad_rows = drop and assembly.pads.{slot} = keep"),
-                "the context wants rows that are not kept: set assembly.pads to zero",
             ));
         }
         Ok(())

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::Error;
-use super::rules::Network;
+use crate::text::{self, Kind};
 
 /// A shipped file: its path, and its text.
 pub struct File {
@@ -110,7 +110,7 @@ pub struct Claim {
 /// Where a slot's encoder lies in a checkpoint, and what it is.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(super) struct Place {
-    pub(super) network: Network,
+    pub(super) network: &'static dyn Kind,
     pub(super) component: String,
     pub(super) tokenizer: String,
 }
@@ -349,8 +349,7 @@ fn places(
             let place = Place {
                 component: take("component")?,
                 tokenizer: take("tokenizer")?,
-                network: serde_json::from_value(Value::String(network))
-                    .map_err(|e| format!("`{slot}.network`: {e}"))?,
+                network: text::kind(&network).map_err(|e| format!("`{slot}.network`: {e}"))?,
             };
             match words.keys().next() {
                 None => Ok((slot, place)),

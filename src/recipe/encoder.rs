@@ -1,22 +1,19 @@
 //! One encoder of a recipe, and the [`EncoderSpec`] it becomes for a checkpoint.
 //!
 //! A spec holds only what can change the numbers. A rule that cannot, in the company of the others, takes one
-//! fixed value here (the truncation rule where nothing is ever cut, the pad id where nothing is padded), so
-//! that recipes which differ in words only share their entries.
+//! fixed value (the truncation rule where nothing is ever cut, the pad id where nothing is padded), so
+//! that recipes which differ in words only share their entries. What has an effect in a network, its kind knows.
 
 use serde_json::Value;
 
-use crate::digest::Digest;
-
 use super::Error;
-use super::rules::{ClipForwardRecipe, EncoderRules, ForwardRecipe, Network, Pad, Projection};
-use super::spec::{
-    Architecture, ClipForward, ClipTextArchitecture, ENCODER_SPEC_VERSION, EncoderMask,
-    EncoderSpec, ForwardRules, PadRows, PadText, PooledRule, T5Forward, TokenRules, Truncation,
-};
+use super::rules::{EncoderRules, Pad, TokenRecipe};
+use crate::digest::Digest;
+use crate::text::spec::{ENCODER_SPEC_VERSION, EncoderSpec, TokenRules, Truncation};
+use crate::text::{Architecture, Kind, TokenizerIdentity};
 
 /// One encoder of a recipe.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct EncoderRecipe {
     /// What the recipe calls it: `clip_l`, `t5`.
     pub slot: String,
@@ -28,29 +25,19 @@ pub struct EncoderRecipe {
     pub rules: EncoderRules,
 }
 
-/// What a spec needs to know of a tokenizer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TokenizerIdentity {
-    /// The digest of its canonical form.
-    pub digest: Digest,
-    /// Its end-of-text id.
-    pub end_id: u32,
-}
-
 impl EncoderRules {
     /// From the JSON of a recipe's fields.
-    pub(super) fn from_json(network: Network, mut rules: Value) -> serde_json::Result<Self> {
+    pub(crate) fn from_json(kind: &'static dyn Kind, mut rules: Value) -> Result<Self, String> {
         let mut take = |key: &str| rules.get_mut(key).map_or(Value::Null, Value::take);
-        let forward = take("forward");
+        let text = |e: serde_json::Error| e.to_string();
+        let tokens: TokenRecipe = serde_json::from_value(take("tokens")).map_err(text)?;
+        kind.check_tokens(&tokens.own)?;
         Ok(Self {
-            network,
-            tokens: serde_json::from_value(take("tokens"))?,
-            forward: match network {
-                Network::ClipText => ForwardRecipe::ClipText(serde_json::from_value(forward)?),
-                Network::T5Encoder => ForwardRecipe::T5Encoder(serde_json::from_value(forward)?),
-            },
-            precision: serde_json::from_value(take("precision"))?,
-            absent: serde_json::from_value(take("absent"))?,
+            network: kind,
+            tokens,
+            forward: kind.forward_recipe(take("forward")).map_err(text)?,
+            precision: serde_json::from_value(take("precision")).map_err(text)?,
+            absent: serde_json::from_value(take("absent")).map_err(text)?,
         })
     }
 }
@@ -65,53 +52,22 @@ impl EncoderRecipe {
     /// than positions, a token beyond the vocabulary, no `text_projection` where one is applied.
     pub fn spec(
         &self,
-        architecture: &Architecture,
+        architecture: &dyn Architecture,
         weights: Digest,
         tokenizer: TokenizerIdentity,
     ) -> Result<EncoderSpec, Error> {
         let mut tokens = self.tokens(tokenizer.end_id);
-        let (architecture, forward) = match (architecture, &self.rules.forward) {
-            (Architecture::ClipText(clip), ForwardRecipe::ClipText(rules)) => {
-                self.check_clip(clip, rules)?;
-                let (clip, forward) = effective_clip(clip, rules, tokenizer.end_id);
-                let pads_unseen =
-                    forward.hidden_layer.is_none() && tokens.pad_id <= tokenizer.end_id;
-                forget_pads(&mut tokens, pads_unseen);
-                (
-                    Architecture::ClipText(clip),
-                    ForwardRules::ClipText(forward),
-                )
-            }
-            (Architecture::T5Encoder(t5), ForwardRecipe::T5Encoder(rules)) => {
-                forget_pads(&mut tokens, rules.pad_rows == PadRows::Drop);
-                let forward = T5Forward {
-                    mask: rules.mask,
-                    pad_rows: rules.pad_rows,
-                };
-                (
-                    Architecture::T5Encoder(t5.clone()),
-                    ForwardRules::T5Encoder(forward),
-                )
-            }
-            (found, _) => {
-                return Err(self.does_not_fit(
-                    "network",
-                    format!(
-                        "the recipe wants a {}, the checkpoint has a {}",
-                        self.rules.network,
-                        found.network()
-                    ),
-                ));
-            }
-        };
-        self.check_vocabulary(&architecture, &tokens, tokenizer.end_id)?;
+        let rules = &self.rules.forward;
+        let network = rules
+            .network(architecture, &mut tokens, tokenizer.end_id)
+            .map_err(|misfit| self.does_not_fit(misfit.field, misfit.why))?;
+        self.check_vocabulary(architecture.vocab_size(), &tokens, tokenizer.end_id)?;
         Ok(EncoderSpec {
             version: ENCODER_SPEC_VERSION,
-            architecture,
+            network,
             weights,
             tokenizer: tokenizer.digest,
             tokens,
-            forward,
             precision: self.rules.precision,
         })
     }
@@ -132,6 +88,7 @@ impl EncoderRecipe {
                 Pad::Id(id) => id,
             },
             pad_text: rules.pad_text,
+            own: rules.own.clone(),
         }
     }
 
@@ -152,52 +109,12 @@ impl EncoderRecipe {
         Some(format!("{}.{path}", self.slot))
     }
 
-    fn check_clip(
-        &self,
-        clip: &ClipTextArchitecture,
-        rules: &ClipForwardRecipe,
-    ) -> Result<(), Error> {
-        if let Some(layer) = rules.hidden_layer {
-            let states = clip.num_hidden_layers + 1;
-            if layer >= 0 || usize::try_from(layer.unsigned_abs()).is_ok_and(|l| l > states) {
-                return Err(self.does_not_fit(
-                    "forward.hidden_layer",
-                    format!(
-                        "expected -1 to -{states} ({} layers and their input), found {layer}",
-                        clip.num_hidden_layers
-                    ),
-                ));
-            }
-        }
-        let positions = clip.max_position_embeddings;
-        match self.rules.tokens.max_tokens {
-            Some(most) if most <= positions => {}
-            most => {
-                return Err(self.does_not_fit(
-                    "tokens.max_tokens",
-                    format!(
-                        "expected at most {positions} (max_position_embeddings), found {}",
-                        most.map_or("none".to_owned(), |n| n.to_string())
-                    ),
-                ));
-            }
-        }
-        if rules.projection == Projection::Apply && clip.projection_dim.is_none() {
-            return Err(self.does_not_fit(
-                "forward.projection",
-                "expected a text_projection (a CLIPTextModelWithProjection), found none".into(),
-            ));
-        }
-        Ok(())
-    }
-
     fn check_vocabulary(
         &self,
-        architecture: &Architecture,
+        vocab_size: usize,
         tokens: &TokenRules,
         end_id: u32,
     ) -> Result<(), Error> {
-        let vocab_size = architecture.vocab_size();
         let beyond = |id: u32| usize::try_from(id).map_or(true, |id| id >= vocab_size);
         if beyond(end_id) {
             return Err(self.does_not_fit(
@@ -225,52 +142,6 @@ impl EncoderRecipe {
             slot: self.component.clone(),
             field: format!("{}.{field}", self.slot),
             why,
-        }
-    }
-}
-
-/// A CLIP's architecture and rules without what has no effect: no projection without a pooled row, no norm or
-/// mask without a sequence, and the end-of-text id only where the pooled rule looks for it.
-fn effective_clip(
-    clip: &ClipTextArchitecture,
-    rules: &ClipForwardRecipe,
-    end_id: u32,
-) -> (ClipTextArchitecture, ClipForward) {
-    const LEGACY_EOS: u32 = 2;
-    let pooled = match (rules.pooled, clip.eos_token_id) {
-        (PooledRule::ConfigEos, Some(LEGACY_EOS)) => PooledRule::ArgmaxId,
-        (rule, _) => rule,
-    };
-    let has_sequence = rules.hidden_layer.is_some();
-    let forward = ClipForward {
-        hidden_layer: rules.hidden_layer,
-        final_norm: has_sequence && rules.final_norm,
-        pooled,
-        projection: pooled != PooledRule::None
-            && rules.projection != Projection::Skip
-            && clip.projection_dim.is_some(),
-        mask: if has_sequence {
-            rules.mask
-        } else {
-            EncoderMask::None
-        },
-    };
-    let mut clip = clip.clone();
-    clip.projection_dim = clip.projection_dim.filter(|_| forward.projection);
-    clip.eos_token_id = match pooled {
-        PooledRule::ConfigEos => clip.eos_token_id,
-        PooledRule::FirstEos => Some(end_id),
-        PooledRule::ArgmaxId | PooledRule::None => None,
-    };
-    (clip, forward)
-}
-
-/// Where no kept row depends on pads, none are made, and the pad id matters only inside captions.
-fn forget_pads(tokens: &mut TokenRules, pads_unseen: bool) {
-    if pads_unseen {
-        tokens.min_tokens = 0;
-        if tokens.pad_text == PadText::Ordinary {
-            tokens.pad_id = 0;
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use strsim::{jaro_winkler, normalized_damerau_levenshtein};
 
-use super::architecture::ConfigError;
+use crate::text::ConfigError;
 
 /// Why a recipe could not be had, or does not fit a checkpoint.
 #[derive(Debug, thiserror::Error)]

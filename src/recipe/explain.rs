@@ -1,23 +1,22 @@
 //! What each field does to the numbers: effective, conditional or inert, why, and who says so.
 //!
-//! The tables are data, in `configs/recipes/fields.toml`.
+//! The tables are data, in `configs/recipes/fields.toml`; what is a kind of text encoder's own, in its folder.
 
-use serde::{Deserialize, Serialize};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize, Serializer};
 use serde_json::Value;
 
 use super::{Error, Recipe};
+use crate::text::{KINDS, Kind};
 
 const FILE: &str = "configs/recipes/fields.toml";
 const TEXT: &str = include_str!("../../configs/recipes/fields.toml");
 
 /// What a table explains.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Subject {
-    /// A CLIP text encoder's `config.json`.
-    Clip,
-    /// A T5 encoder's `config.json`.
-    T5,
+    /// The `config.json` of a kind of text encoder.
+    Encoder(&'static dyn Kind),
     /// A tokenizer's files.
     Tokenizer,
     /// A recipe.
@@ -26,38 +25,58 @@ pub enum Subject {
 
 impl Subject {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Clip, Self::T5, Self::Tokenizer, Self::Recipe];
+    pub fn all() -> impl Iterator<Item = Self> {
+        let encoders = KINDS.iter().map(|kind| Self::Encoder(*kind));
+        [Self::Recipe]
+            .into_iter()
+            .chain(encoders)
+            .chain([Self::Tokenizer])
+    }
+
+    /// The word for it: `recipe`, `tokenizer`, or a kind's.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Encoder(kind) => kind.word(),
+            Self::Tokenizer => "tokenizer",
+            Self::Recipe => "recipe",
+        }
+    }
 
     /// What a person calls it.
-    pub fn title(self) -> &'static str {
+    pub fn title(self) -> String {
         match self {
-            Self::Clip => "config.json of a CLIP text encoder",
-            Self::T5 => "config.json of a T5 encoder",
-            Self::Tokenizer => "files of a tokenizer",
-            Self::Recipe => "fields of a recipe",
+            Self::Encoder(kind) => format!("config.json of a {}", kind.title()),
+            Self::Tokenizer => "files of a tokenizer".to_owned(),
+            Self::Recipe => "fields of a recipe".to_owned(),
         }
     }
 
     /// What a JSON file describes, by its content; `None` where nothing tells.
     pub fn of_file(content: &Value) -> Option<Self> {
-        let has = |key: &str| content.get(key).is_some();
+        const OF_TOKENIZERS: [&str; 4] = [
+            "tokenizer_class",
+            "added_tokens_decoder",
+            "model_max_length",
+            "added_tokens",
+        ];
         match content.get("model_type").and_then(Value::as_str) {
-            Some("clip" | "clip_text_model") => Some(Self::Clip),
-            Some("t5" | "umt5") => Some(Self::T5),
-            Some(_) => None,
-            None if [
-                "tokenizer_class",
-                "added_tokens_decoder",
-                "model_max_length",
-                "added_tokens",
-            ]
-            .iter()
-            .any(|key| has(key)) =>
-            {
-                Some(Self::Tokenizer)
+            Some(found) => {
+                let kind = KINDS
+                    .iter()
+                    .find(|kind| kind.model_types().contains(&found));
+                kind.map(|kind| Self::Encoder(*kind))
             }
-            None => None,
+            None => {
+                let is_tokenizer = OF_TOKENIZERS.iter().any(|key| content.get(key).is_some());
+                is_tokenizer.then_some(Self::Tokenizer)
+            }
         }
+    }
+}
+
+impl Serialize for Subject {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(self.word())
     }
 }
 
@@ -115,9 +134,14 @@ pub struct Explained {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Tables {
-    clip: Vec<Entry>,
-    t5: Vec<Entry>,
     tokenizer: Vec<Entry>,
+    recipe: Vec<Entry>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TablesOfKind {
+    config: Vec<Entry>,
     recipe: Vec<Entry>,
 }
 
@@ -126,15 +150,31 @@ struct Tables {
 /// # Errors
 /// If the shipped tables are wrong, which the tests rule out.
 pub fn table(subject: Subject) -> Result<Vec<Entry>, Error> {
-    let tables: Tables = toml::from_str(TEXT).map_err(|e| Error::Data {
-        file: FILE.to_owned(),
+    match subject {
+        Subject::Encoder(kind) => Ok(of_kind(kind)?.config),
+        Subject::Tokenizer => Ok(common()?.tokenizer),
+        Subject::Recipe => {
+            let mut all = common()?.recipe;
+            for kind in KINDS {
+                all.extend(of_kind(*kind)?.recipe);
+            }
+            Ok(all)
+        }
+    }
+}
+
+fn common() -> Result<Tables, Error> {
+    parsed(TEXT, FILE.to_owned())
+}
+
+fn of_kind(kind: &dyn Kind) -> Result<TablesOfKind, Error> {
+    parsed(kind.fields(), format!("the fields of a {}", kind.title()))
+}
+
+fn parsed<T: DeserializeOwned>(text: &str, file: String) -> Result<T, Error> {
+    toml::from_str(text).map_err(|e| Error::Data {
+        file,
         why: e.to_string(),
-    })?;
-    Ok(match subject {
-        Subject::Clip => tables.clip,
-        Subject::T5 => tables.t5,
-        Subject::Tokenizer => tables.tokenizer,
-        Subject::Recipe => tables.recipe,
     })
 }
 
@@ -148,8 +188,8 @@ pub fn file(subject: Subject, content: &Value) -> Result<Vec<Explained>, Error> 
     let mut explained = Vec::new();
     let mut seen: Vec<&str> = Vec::new();
     for (field, value) in content.as_object().into_iter().flatten() {
-        let inner = match (subject, field.as_str()) {
-            (Subject::Clip, "text_config" | "text_config_dict") => value.as_object(),
+        let inner = match subject {
+            Subject::Encoder(kind) if kind.nested().contains(&field.as_str()) => value.as_object(),
             _ => None,
         };
         for (name, value) in inner.into_iter().flatten() {
@@ -179,16 +219,19 @@ pub fn file(subject: Subject, content: &Value) -> Result<Vec<Explained>, Error> 
 /// # Errors
 /// As [`table`].
 pub fn recipe(recipe: &Recipe) -> Result<Vec<Explained>, Error> {
-    let entries = table(Subject::Recipe)?;
-    let explain = |(path, field): (&String, &super::Field)| {
-        one(
-            path.clone(),
-            Some(&field.value),
-            recipe_name(path),
-            &entries,
-        )
-    };
-    Ok(recipe.fields().iter().map(explain).collect())
+    let common = common()?.recipe;
+    let mut all = Vec::new();
+    for (path, field) in recipe.fields() {
+        let slot = path.split('.').next().unwrap_or_default();
+        let own = match recipe.encoder(slot) {
+            Some(encoder) => of_kind(encoder.rules.network)?.recipe,
+            None => Vec::new(),
+        };
+        let entries = [common.as_slice(), &own].concat();
+        let name = recipe_name(path);
+        all.push(one(path.clone(), Some(&field.value), name, &entries));
+    }
+    Ok(all)
 }
 
 /// The name under which a recipe's field stands in the table: without its slot.

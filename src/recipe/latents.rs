@@ -15,8 +15,8 @@ use serde::{Deserialize, Serialize};
 pub use config::{ConfigError, VaeConfig};
 pub use statistics::LatentStatistics;
 
-use super::spec::Precision;
 use crate::digest::{Digest, Fingerprint};
+use crate::text::spec::Precision;
 
 /// The version of the canonical form of [`LatentSpec`] and of [`LatentKey`]. A change of meaning of any field,
 /// or of any pixel that the rules give, bumps it.

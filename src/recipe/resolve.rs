@@ -364,7 +364,7 @@ impl Rules {
             let place = places
                 .get(&slot)
                 .ok_or_else(|| format!("`{slot}.network` is missing"))?;
-            let rules = EncoderRules::from_json(place.network, value).map_err(|e| e.to_string())?;
+            let rules = EncoderRules::from_json(place.network, value)?;
             encoders.insert(slot, rules);
         }
         Ok(Self { encoders, assembly })

@@ -3,38 +3,20 @@
 //!
 //! TOML has no null, so "nothing" is the word `none` there.
 //!
-//! [`EncoderSpec`]: super::spec::EncoderSpec
+//! [`EncoderSpec`]: crate::text::spec::EncoderSpec
 
 use std::collections::BTreeMap;
-use std::fmt;
+use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::{Map, Value};
 
-use super::spec::{Cleanup, EncoderMask, PadRows, PadText, PooledRule, Precision, Truncation};
+use crate::text::none::{NoneWord, none_or};
+use crate::text::spec::{Cleanup, PadText, Precision, Truncation};
+use crate::text::{ForwardRecipe, Kind};
 
-/// The kind of network behind a slot.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Network {
-    /// A CLIP text tower.
-    ClipText,
-    /// The encoder half of T5 v1.1.
-    T5Encoder,
-}
-
-/// As a person calls it.
-impl fmt::Display for Network {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::ClipText => "CLIP text encoder",
-            Self::T5Encoder => "T5 encoder",
-        })
-    }
-}
-
-/// How a caption becomes token ids; [`TokenRules`](super::spec::TokenRules) before the tokenizer is known.
+/// How a caption becomes token ids; [`TokenRules`](crate::text::spec::TokenRules) before the tokenizer is known.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct TokenRecipe {
     /// Changes to the text before the tokenizer, in order.
     pub cleanup: Vec<Cleanup>,
@@ -49,6 +31,9 @@ pub struct TokenRecipe {
     pub pad: Pad,
     /// Whether the pad id's text inside a caption is read as that id.
     pub pad_text: PadText,
+    /// Rules that one kind of encoder has beside these, by name.
+    #[serde(flatten)]
+    pub own: Map<String, Value>,
 }
 
 /// The id that fills.
@@ -58,56 +43,6 @@ pub enum Pad {
     End,
     /// This id.
     Id(u32),
-}
-
-/// What is taken from the network, before the checkpoint is known.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-#[serde(untagged)]
-pub enum ForwardRecipe {
-    /// From a CLIP text tower.
-    ClipText(ClipForwardRecipe),
-    /// From a T5 encoder.
-    T5Encoder(T5ForwardRecipe),
-}
-
-/// What is taken from a CLIP text tower.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ClipForwardRecipe {
-    /// The hidden state that becomes the sequence, counted from the end (-1: the last block's output);
-    /// `None`: no sequence is kept.
-    #[serde(serialize_with = "none_or", deserialize_with = "layer_or_none")]
-    pub hidden_layer: Option<i32>,
-    /// Whether the final layer norm is applied to the sequence.
-    pub final_norm: bool,
-    /// Which row is pooled.
-    pub pooled: PooledRule,
-    /// Whether the pooled row goes through `text_projection`.
-    pub projection: Projection,
-    /// Whether pad ids are masked in the encoder's attention.
-    pub mask: EncoderMask,
-}
-
-/// Whether the pooled row goes through `text_projection`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Projection {
-    /// Never, even if the checkpoint has one.
-    Skip,
-    /// Always; a checkpoint without one is refused.
-    Apply,
-    /// If the checkpoint has one; a checkpoint without one stands for the identity.
-    ApplyIfPresent,
-}
-
-/// What is taken from a T5 encoder.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct T5ForwardRecipe {
-    /// Whether pad ids are masked in the encoder's attention.
-    pub mask: EncoderMask,
-    /// Whether the rows of pad ids are kept.
-    pub pad_rows: PadRows,
 }
 
 /// What stands in for an encoder that the user does not have.
@@ -120,14 +55,15 @@ pub enum Absent {
 }
 
 /// All rules of one encoder.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, Serialize)]
 pub struct EncoderRules {
-    /// The kind of network.
-    pub network: Network,
+    /// The kind of encoder.
+    pub network: &'static dyn Kind,
     /// How a caption becomes token ids.
     pub tokens: TokenRecipe,
-    /// What is taken from the network.
-    pub forward: ForwardRecipe,
+    /// What is taken from the network; of that kind.
+    #[serde(serialize_with = "forward_json")]
+    pub forward: Arc<dyn ForwardRecipe>,
     /// The precisions that decide the numbers.
     pub precision: Precision,
     /// What stands in when there is no such encoder.
@@ -194,13 +130,6 @@ pub enum Dropout {
     EachEncoder,
 }
 
-/// The one word beside a number in the data.
-#[derive(Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum NoneWord {
-    None,
-}
-
 #[derive(Deserialize)]
 #[serde(
     untagged,
@@ -211,16 +140,6 @@ enum CountOrNone {
     None(NoneWord),
 }
 
-#[derive(Deserialize)]
-#[serde(
-    untagged,
-    expecting = "expected a layer counted from the end such as -2, or \"none\" for no sequence"
-)]
-enum LayerOrNone {
-    Layer(i32),
-    None(NoneWord),
-}
-
 fn count_or_none<'de, D: Deserializer<'de>>(from: D) -> Result<Option<usize>, D::Error> {
     Ok(match CountOrNone::deserialize(from)? {
         CountOrNone::Count(count) => Some(count),
@@ -228,18 +147,8 @@ fn count_or_none<'de, D: Deserializer<'de>>(from: D) -> Result<Option<usize>, D:
     })
 }
 
-fn layer_or_none<'de, D: Deserializer<'de>>(from: D) -> Result<Option<i32>, D::Error> {
-    Ok(match LayerOrNone::deserialize(from)? {
-        LayerOrNone::Layer(layer) => Some(layer),
-        LayerOrNone::None(NoneWord::None) => None,
-    })
-}
-
-fn none_or<T: Serialize, S: Serializer>(value: &Option<T>, to: S) -> Result<S::Ok, S::Error> {
-    match value {
-        Some(value) => value.serialize(to),
-        None => to.serialize_str("none"),
-    }
+fn forward_json<S: Serializer>(forward: &Arc<dyn ForwardRecipe>, to: S) -> Result<S::Ok, S::Error> {
+    forward.to_json().serialize(to)
 }
 
 impl Serialize for Pad {

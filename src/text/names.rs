@@ -1,6 +1,6 @@
 //! Finding one encoder among the tensors of files that may hold much else, and the tensors that have no place.
 
-use super::{Error, TensorList};
+use super::{Error, Kind, TensorList};
 use crate::nn::weights::Weights;
 
 /// Parts of checkpoints that are no business of a text encoder, by the start of their names.
@@ -19,13 +19,6 @@ const ELSEWHERE: [&str; 12] = [
     "cond_stage_model.",
 ];
 
-/// A kind of encoder, for messages and for finding it.
-pub(super) struct Kind {
-    pub(super) name: &'static str,
-    /// For messages: the name that gives it away.
-    pub(super) anchor: &'static str,
-}
-
 /// An encoder found in files.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Found<N> {
@@ -36,10 +29,11 @@ pub(super) struct Found<N> {
 }
 
 /// The one encoder that `recognise` finds: it gives prefix and naming for a tensor that gives one away.
-/// Where there are several, `fits` picks the one of the right size.
+/// Where there are several, `fits` picks the one of the right size. `anchor` is the usual name of that tensor, for messages.
 pub(super) fn find<N: Clone>(
     weights: &Weights,
-    kind: &Kind,
+    kind: &dyn Kind,
+    anchor: &'static str,
     recognise: impl Fn(&str) -> Option<Found<N>>,
     fits: impl Fn(&Found<N>) -> bool,
 ) -> Result<Found<N>, Error> {
@@ -56,12 +50,12 @@ pub(super) fn find<N: Clone>(
         ([one], _) => Ok((*one).clone()),
         (_, true) => Err(Error::NotThere {
             files: weights.describe(),
-            encoder: kind.name,
-            anchor: kind.anchor,
+            encoder: kind.title(),
+            anchor,
         }),
         _ => Err(Error::Ambiguous {
             files: weights.describe(),
-            encoder: kind.name,
+            encoder: kind.title(),
             prefixes: all
                 .iter()
                 .map(|f| format!("`{}`", f.prefix))

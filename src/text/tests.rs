@@ -1,3 +1,5 @@
+mod config;
+mod fake;
 mod files;
 mod golden;
 mod refusals;
@@ -7,11 +9,13 @@ use std::path::PathBuf;
 
 use candle_core::{DType, Device, Tensor};
 use serde::Deserialize;
+use serde_json::Value;
 
+use super::clip::ClipTextNetwork;
+use super::t5::T5Network;
 use super::tokenizer::Tokens;
-use super::{Encoded, Residency, TextEncoder};
+use super::{Encoded, Network, Residency, TextEncoder};
 use crate::nn::weights::Weights;
-use crate::recipe::spec::{Architecture, ForwardRules};
 
 /// One setting and the names of its inputs and outputs.
 #[derive(Deserialize)]
@@ -19,10 +23,37 @@ struct Case {
     model: String,
     ids: String,
     counts: String,
-    architecture: Architecture,
-    forward: ForwardRules,
+    architecture: Value,
+    forward: Value,
     hidden: Option<String>,
     pooled: Option<String>,
+}
+
+impl Case {
+    fn network(&self) -> std::sync::Arc<dyn Network> {
+        super::network(self.architecture.clone(), self.forward.clone())
+            .expect("in the form of specs")
+    }
+
+    /// The network, in a file of CLIPs.
+    fn clip(&self) -> ClipTextNetwork {
+        let (_, architecture) = super::untagged(self.architecture.clone(), "").expect("a kind");
+        let (_, forward) = super::untagged(self.forward.clone(), "").expect("a kind");
+        ClipTextNetwork {
+            architecture: serde_json::from_value(architecture).expect("a CLIP"),
+            forward: serde_json::from_value(forward).expect("a CLIP's rules"),
+        }
+    }
+
+    /// The network, in a file of T5s.
+    fn t5(&self) -> T5Network {
+        let (_, architecture) = super::untagged(self.architecture.clone(), "").expect("a kind");
+        let (_, forward) = super::untagged(self.forward.clone(), "").expect("a kind");
+        T5Network {
+            architecture: serde_json::from_value(architecture).expect("a T5"),
+            forward: serde_json::from_value(forward).expect("a T5's rules"),
+        }
+    }
 }
 
 /// A file that `tools/goldens/encoders.py` wrote.
@@ -89,13 +120,8 @@ fn captions(golden: &Golden, case: &Case) -> Vec<Tokens> {
     ids.into_iter().zip(counts).map(tokens).collect()
 }
 
-fn encode(
-    architecture: &Architecture,
-    rules: &ForwardRules,
-    weights: &Weights,
-    tokens: &[Tokens],
-) -> Vec<Encoded> {
-    TextEncoder::load(architecture, rules, weights, Residency::Resident)
+fn encode(network: &dyn Network, weights: &Weights, tokens: &[Tokens]) -> Vec<Encoded> {
+    TextEncoder::load(network, weights, Residency::Resident)
         .and_then(|encoder| encoder.encode(tokens))
         .expect("encodes")
 }

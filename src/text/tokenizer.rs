@@ -1,23 +1,19 @@
 //! Captions to token ids, exactly as the program that trained the base model would make them.
 //!
-//! A [`Tokenizer`] is a vocabulary: CLIP's byte-level BPE or T5's unigram pieces. It is built from any of the
-//! files that such a tokenizer is kept in, always in the same way, so that its [`Tokenizer::digest`] does not
-//! depend on which of them was there. What a recipe may vary (clean-up, lengths, cutting, pads) comes with
-//! each call as [`TokenRules`].
+//! A [`Tokenizer`] is a vocabulary. It is built from any of the files that a kind's tokenizers are kept in, always in
+//! the same way, so that its [`Tokenizer::digest`] does not depend on which of them was there. What a recipe may vary
+//! (clean-up, lengths, cutting, pads) comes with each call as [`TokenRules`].
 //!
-//! The pipelines are those of transformers 5's `CLIPTokenizer` and `T5Tokenizer`, which likewise take only
+//! The pipelines are those of transformers 5's own tokenizers (`CLIPTokenizer`, `T5Tokenizer`), which likewise take only
 //! vocabulary, merges and character map from the files and ignore the rest of a `tokenizer.json`.
 //!
-//! - `files`: what a tokenizer is, read from `tokenizer.json`, `vocab.json` + `merges.txt` or `spiece.model`
-//! - `sentencepiece`, `charsmap`: the two binary formats inside, distrusted
-//! - `pipeline`: a `tokenizers` pipeline from that
+//! - `files`: what a tokenizer is, read from the files that a kind's [`Format`] names
+//! - `pipeline`: a `tokenizers` pipeline
 //! - `cleanup`: the changes to the text before
 
-mod charsmap;
 mod cleanup;
 mod files;
 mod pipeline;
-mod sentencepiece;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -25,11 +21,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use rayon::prelude::*;
 
+use super::spec::{PadText, TokenRules, Truncation};
 use crate::digest::Digest;
-use crate::recipe::TokenizerIdentity;
-use crate::recipe::spec::{Architecture, PadText, TokenRules, Truncation};
-use files::Definition;
-use pipeline::Pipeline;
+
+pub(in crate::text) use files::read_bytes;
+pub use files::{Added, Definition, Format, Vocabulary};
+pub use pipeline::Pipeline;
 
 /// A word of at least this many tokens may be cut under [`Truncation::WholeWords`].
 ///
@@ -56,7 +53,7 @@ pub enum Error {
         /// The folder or file that was asked for.
         path: PathBuf,
         /// The kind of tokenizer wanted.
-        kind: TokenizerKind,
+        kind: &'static str,
         /// The files that would have done.
         expected: &'static str,
     },
@@ -66,7 +63,7 @@ pub enum Error {
         /// The file.
         path: PathBuf,
         /// The kind of tokenizer wanted.
-        kind: TokenizerKind,
+        kind: &'static str,
         /// What is wrong with it.
         problem: String,
     },
@@ -95,31 +92,13 @@ pub enum Error {
     },
 }
 
-/// The two kinds of tokenizer that text encoders of diffusion models use.
+/// What an encoder's spec needs to know of a tokenizer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TokenizerKind {
-    /// Byte-level BPE with `<|startoftext|>` before and `<|endoftext|>` after.
-    Clip,
-    /// SentencePiece unigram with `</s>` after.
-    T5,
-}
-
-impl std::fmt::Display for TokenizerKind {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Clip => "CLIP",
-            Self::T5 => "T5",
-        })
-    }
-}
-
-impl From<&Architecture> for TokenizerKind {
-    fn from(architecture: &Architecture) -> Self {
-        match architecture {
-            Architecture::ClipText(_) => Self::Clip,
-            Architecture::T5Encoder(_) => Self::T5,
-        }
-    }
+pub struct TokenizerIdentity {
+    /// The digest of its canonical form.
+    pub digest: Digest,
+    /// Its end-of-text id.
+    pub end_id: u32,
 }
 
 /// A caption's token ids.
@@ -137,71 +116,69 @@ pub struct Tokens {
 
 /// A vocabulary and its pipeline; shared between threads.
 pub struct Tokenizer {
-    kind: TokenizerKind,
+    format: &'static Format,
     plain: Pipeline,
     /// Pipelines that read one pad token's text as special, by pad id, built when first asked for.
     with_pad: Mutex<BTreeMap<u32, Arc<Pipeline>>>,
     digest: Digest,
-    bos: Option<u32>,
-    eos: u32,
+    before: Vec<u32>,
+    after: Vec<u32>,
+    end: u32,
     largest: (u32, String),
 }
 
 impl std::fmt::Debug for Tokenizer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Tokenizer({}, {})", self.kind, self.digest.short())
+        write!(
+            f,
+            "Tokenizer({}, {})",
+            self.format.name,
+            self.digest.short()
+        )
     }
 }
 
 impl Tokenizer {
     /// Loads the tokenizer at `path`.
     ///
-    /// `path` is a tokenizer's folder as diffusers and transformers write it, or one of its files:
-    /// `tokenizer.json`, `vocab.json` (with `merges.txt` beside it) or `spiece.model`. In a folder,
+    /// `path` is a tokenizer's folder as diffusers and transformers write it, or one of the format's files. In a folder,
     /// `tokenizer.json` is preferred, as transformers does. Tokens that somebody added beyond the vocabulary
     /// are taken from `tokenizer.json` and from `tokenizer_config.json` beside it.
     ///
     /// # Errors
     /// If a file is missing, unreadable, or not such a tokenizer.
-    pub fn load(kind: TokenizerKind, path: &Path) -> Result<Self, Error> {
-        let found = files::find(kind, path)?;
-        let definition = files::read(kind, &found)?;
-        Self::build(&definition).map_err(|problem| Error::Malformed {
-            path: found,
-            kind,
-            problem,
-        })
+    pub fn load(format: &'static Format, path: &Path) -> Result<Self, Error> {
+        let file = format.find(path)?;
+        let definition = format.open(&file)?;
+        Self::build(format, &definition).map_err(|p| format.malformed(&file, p))
     }
 
-    fn build(definition: &Definition) -> Result<Self, String> {
-        let plain = Pipeline::build(definition)?;
-        let id_of = |token: &str| {
+    fn build(format: &'static Format, definition: &Definition) -> Result<Self, String> {
+        let Definition { vocabulary, added } = definition;
+        let mut plain = vocabulary.pipeline().map_err(|e| e.to_string())?;
+        for token in added {
+            plain.add(token)?;
+        }
+        let id_of = |token: &&str| {
             plain
                 .id_of(token)
                 .ok_or_else(|| format!("the vocabulary has no `{token}`"))
         };
-        let (kind, bos, eos) = match definition {
-            Definition::Clip(_) => (
-                TokenizerKind::Clip,
-                Some(id_of(files::CLIP_BOS)?),
-                id_of(files::CLIP_EOS)?,
-            ),
-            Definition::T5(_) => (TokenizerKind::T5, None, id_of(files::T5_EOS)?),
-        };
+        let ids = |tokens: &[&str]| tokens.iter().map(id_of).collect::<Result<Vec<u32>, _>>();
+        let canonical = vocabulary.canonical(added);
+        let last_added = added.last().map(|token| (token.id, token.content.clone()));
         Ok(Self {
-            kind,
-            bos,
-            eos,
-            digest: definition.digest(),
-            largest: definition.largest_id().ok_or("the vocabulary is empty")?,
+            format,
+            before: ids(format.before)?,
+            after: ids(format.after)?,
+            end: id_of(&format.end)?,
+            digest: Digest::of(&canonical),
+            largest: last_added
+                .max(vocabulary.largest())
+                .ok_or("the vocabulary is empty")?,
             plain,
             with_pad: Mutex::default(),
         })
-    }
-
-    /// The kind of tokenizer.
-    pub fn kind(&self) -> TokenizerKind {
-        self.kind
     }
 
     /// The id of the vocabulary: over its canonical form, whatever files it came from.
@@ -220,9 +197,9 @@ impl Tokenizer {
         }
     }
 
-    /// The id after every caption.
+    /// The end-of-text id.
     pub fn eos_id(&self) -> u32 {
-        self.eos
+        self.end
     }
 
     /// The id of `token`, as the vocabulary spells it (`cat</w>`, `<pad>`).
@@ -234,10 +211,7 @@ impl Tokenizer {
     /// the word mark (U+2581) kept.
     pub fn token(&self, id: u32) -> Option<String> {
         let token = self.plain.token_of(id)?;
-        Some(match self.kind {
-            TokenizerKind::Clip => pipeline::readable_bytes(token),
-            TokenizerKind::T5 => token,
-        })
+        Some((self.format.readable)(token))
     }
 
     /// Checks that every id has its row in an embedding table of `rows` rows.
@@ -266,6 +240,10 @@ impl Tokenizer {
     pub fn encode(&self, rules: &TokenRules, caption: &str) -> Result<Tokens, Error> {
         let room = self.room(rules)?;
         let text = cleanup::apply(&rules.cleanup, caption);
+        let text = match (self.format.prompt)(rules, &text) {
+            Some(prompt) => prompt.into(),
+            None => text,
+        };
         let failed = |problem| Error::Failed {
             caption: caption.chars().take(60).collect(),
             problem,
@@ -297,11 +275,11 @@ impl Tokenizer {
 
     /// How many ids of content the rules leave room for.
     fn room(&self, rules: &TokenRules) -> Result<Option<usize>, Error> {
-        let specials = 1 + usize::from(self.bos.is_some());
+        let specials = self.format.specials();
         if self.plain.token_of(rules.pad_id).is_none() {
             return Err(Error::Rules(format!(
                 "pad_id {} is not in the {} tokenizer's vocabulary, whose largest id is {}",
-                rules.pad_id, self.kind, self.largest.0
+                rules.pad_id, self.format.name, self.largest.0
             )));
         }
         let Some(max) = rules.max_tokens else {
@@ -310,7 +288,7 @@ impl Tokenizer {
         if max < specials {
             return Err(Error::Rules(format!(
                 "max_tokens {max} leaves no room for the {specials} special tokens of a {} sequence",
-                self.kind
+                self.format.name
             )));
         }
         if rules.min_tokens > max {
@@ -343,10 +321,11 @@ impl Tokenizer {
 
     /// `content` between the specials, padded. `total` counts the content had nothing been cut.
     fn framed(&self, content: &[u32], total: usize, rules: &TokenRules) -> Tokens {
-        let mut ids = Vec::with_capacity(rules.min_tokens.max(content.len() + 2));
-        ids.extend(self.bos);
+        let specials = self.format.specials();
+        let mut ids = Vec::with_capacity(rules.min_tokens.max(content.len() + specials));
+        ids.extend_from_slice(&self.before);
         ids.extend_from_slice(content);
-        ids.push(self.eos);
+        ids.extend_from_slice(&self.after);
         let count = ids.len();
         if count < rules.min_tokens {
             ids.resize(rules.min_tokens, rules.pad_id);

@@ -11,7 +11,6 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("digest", &[]),
     ("monitor", &[]),
     ("rng", &[]),
-    ("recipe", &["digest"]),
     ("store", &["digest", "monitor"]),
     ("device", &[]),
     ("nn", &["digest"]),
@@ -19,7 +18,8 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("optim", &["nn"]),
     ("diffusion", &[]),
     ("lora", &["autograd", "nn", "rng"]),
-    ("text", &["autograd", "digest", "nn", "recipe"]),
+    ("text", &["digest", "nn"]),
+    ("recipe", &["digest", "text"]),
     ("vae", &["autograd", "digest", "nn", "recipe"]),
     (
         "models",
@@ -265,6 +265,76 @@ fn a_family_is_named_in_its_folder_and_in_one_list() {
             let in_list = path.ends_with("models/mod.rs") && code.trim_start().starts_with('&');
             if let Some(word) = words.iter().find(|w| code.contains(w.as_str()) && !in_list) {
                 wrong.push(format!("{}:{line}: names {word}", path.display()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// The folders of the kinds of text encoder, each with the names of its public types.
+fn kinds_of_encoder() -> Vec<(String, Vec<String>)> {
+    let mut kinds: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for (path, text) in sources("src/text") {
+        let parts: Vec<_> = path.iter().map(|part| part.to_string_lossy()).collect();
+        let [_, _, folder, _] = parts.as_slice() else {
+            continue;
+        };
+        if ["tests", "tokenizer"].contains(&&**folder) {
+            continue;
+        }
+        let declared = code_lines(&text).filter_map(|(_, line)| {
+            let rest = line.strip_prefix("pub ")?;
+            let rest = ["struct ", "enum ", "trait ", "fn ", "const ", "static "]
+                .iter()
+                .find_map(|word| rest.strip_prefix(word))?;
+            Some(words(rest).next()?.to_owned())
+        });
+        kinds
+            .entry(folder.to_string())
+            .or_default()
+            .extend(declared);
+    }
+    kinds.into_iter().collect()
+}
+
+/// The identifiers of a line of code, without what stands in quotes.
+fn words(code: &str) -> impl Iterator<Item = &str> {
+    let outside = code.split('"').step_by(2);
+    let is_part = |c: char| c.is_alphanumeric() || c == '_';
+    outside
+        .flat_map(move |part| part.split(move |c| !is_part(c)))
+        .filter(|word| !word.is_empty())
+}
+
+#[test]
+fn a_kind_of_text_encoder_is_named_in_its_folder_and_in_the_list() {
+    const LIST: &str = "src/text/mod.rs";
+    let kinds = kinds_of_encoder();
+    assert!(kinds.len() >= 2 && kinds.iter().all(|(_, types)| types.len() >= 3));
+    let mut wrong = Vec::new();
+    for (path, text) in sources("src").iter().filter(|(p, _)| !is_test_file(p)) {
+        for (folder, types) in &kinds {
+            if path.starts_with(Path::new("src/text").join(folder)) {
+                continue;
+            }
+            let mut names = 0;
+            for (line, code) in code_lines(without_tests(text)) {
+                let is_type = |word: &str| types.iter().any(|name| name == word);
+                let is_path = code.contains(&format!("text::{folder}"))
+                    || path.starts_with("src/text") && words(code).any(|word| word == folder);
+                if !is_path && !words(code).any(is_type) {
+                    continue;
+                }
+                names += 1;
+                if path != Path::new(LIST) {
+                    wrong.push(format!("{}:{line}: {}", path.display(), code.trim()));
+                }
+            }
+            // Its module, and its line in the list.
+            if path == Path::new(LIST) && names != 2 {
+                wrong.push(format!(
+                    "{LIST} names {folder} in {names} lines, expected 2"
+                ));
             }
         }
     }

@@ -13,12 +13,8 @@ use crate::digest::Digest;
 use crate::models::{self, Component};
 use crate::nn::weights::{self, Weights};
 use crate::recipe::latents::VaeConfig;
-use crate::recipe::rules::Network;
-use crate::recipe::spec::Architecture;
-use crate::recipe::{
-    EncoderRecipe, Recipe, RecipeName, TokenizerIdentity, architecture, published,
-};
-use crate::text::{self, Tokenizer, TokenizerKind};
+use crate::recipe::{EncoderRecipe, Recipe, RecipeName};
+use crate::text::{self, Architecture, Tokenizer, TokenizerIdentity, published};
 use crate::vae::{self, Factors};
 
 /// One network of a checkpoint.
@@ -58,7 +54,7 @@ pub(super) struct Whole {
     pub(super) taken: Use,
     /// What to know of it.
     pub(super) notes: Vec<String>,
-    architecture: Architecture,
+    architecture: Box<dyn Architecture>,
 }
 
 /// Checks an encoder; the error is what is wrong.
@@ -69,16 +65,16 @@ pub(super) fn encoder(
 ) -> Result<Whole, String> {
     let weights = component.open().map_err(|e| e.to_string())?;
     let architecture = match &component.config {
-        Some(config) => {
-            architecture::read(config, recipe.rules.network).map_err(|e| e.to_string())?
-        }
+        Some(file) => text::config::read(file, recipe.rules.network).map_err(|e| e.to_string())?,
         None => published(&recipe.slot).ok_or("its architecture is not known")?,
     };
-    let identity = identity(&architecture, tokenizer)?;
+    let identity = identity(&*architecture, tokenizer)?;
     let spec = recipe
-        .spec(&architecture, Digest::of(b""), identity)
+        .spec(&*architecture, Digest::of(b""), identity)
         .map_err(|e| e.to_string())?;
-    let found = text::locate(&spec.architecture, &spec.forward, &weights)
+    let found = spec
+        .network
+        .locate(&weights)
         .map_err(|e| hint_of_config(e, recipe, component))?;
     let taken = Use::new(
         recipe.slot.clone(),
@@ -110,21 +106,17 @@ fn hint_of_config(error: text::Error, recipe: &EncoderRecipe, component: &Compon
 
 /// The tokenizer's identity; where there is none, the end-of-text id that such tokenizers have.
 fn identity(
-    architecture: &Architecture,
+    architecture: &dyn Architecture,
     tokenizer: Option<&Path>,
 ) -> Result<TokenizerIdentity, String> {
-    let kind = TokenizerKind::from(architecture);
     let Some(path) = tokenizer else {
-        let end_id = match architecture {
-            Architecture::ClipText(clip) => clip.vocab_size.saturating_sub(1),
-            Architecture::T5Encoder(_) => 1,
-        };
         return Ok(TokenizerIdentity {
             digest: Digest::of(b""),
-            end_id: u32::try_from(end_id).unwrap_or(u32::MAX),
+            end_id: architecture.end_id(),
         });
     };
-    let tokenizer = Tokenizer::load(kind, path).map_err(|e| e.to_string())?;
+    let format = architecture.kind().tokenizer();
+    let tokenizer = Tokenizer::load(format, path).map_err(|e| e.to_string())?;
     Ok(tokenizer.identity())
 }
 
@@ -251,7 +243,7 @@ fn lone_encoder(path: &Path, weights: &Weights, component: &Component) -> Option
     for (recipe, recipes) in known_encoders() {
         match encoder(&recipe, component, None) {
             Ok(whole) => fits.push((recipe, recipes, whole)),
-            Err(problem) if is_kind(weights, recipe.rules.network) => {
+            Err(problem) if has_anchor(weights, recipe.rules.network.anchors()) => {
                 broken = broken.or(Some((recipe, recipes, problem)));
             }
             Err(_) => {}
@@ -264,7 +256,7 @@ fn lone_encoder(path: &Path, weights: &Weights, component: &Component) -> Option
     let mut report = Report::of(path, Kind::Part);
     let Some((first, _, whole)) = fits.first() else {
         let (recipe, recipes, problem) = broken?;
-        report.summary = format!("a {} that is not whole", recipe.rules.network);
+        report.summary = format!("a {} that is not whole", recipe.rules.network.title());
         report.parts = vec![Part::new(&recipe.slot, component, weights)];
         report.recipes = recipes;
         report.problems = vec![problem];
@@ -274,7 +266,7 @@ fn lone_encoder(path: &Path, weights: &Weights, component: &Component) -> Option
         .iter()
         .map(|(recipe, ..)| recipe.slot.as_str())
         .collect();
-    let network = first.rules.network;
+    let network = first.rules.network.title();
     report.summary = format!("a {network} alone, which serves as {}", slots.join(" or "));
     report.memory = Some(Memory::new(vec![whole.taken.clone()], Vec::new()));
     report.parts = vec![Part::new(&slots.join("/"), component, weights)];
@@ -282,7 +274,7 @@ fn lone_encoder(path: &Path, weights: &Weights, component: &Component) -> Option
         let slot = &recipe.slot;
         report.needs.push(Need {
             key: format!("{slot}_tokenizer"),
-            what: "the folder of its tokenizer, unless the model at `path` has it",
+            what: "the folder of its tokenizer, unless the model at `path` has it".to_owned(),
             optional: true,
         });
         let file = path.display().to_string();
@@ -299,23 +291,13 @@ fn lone_encoder(path: &Path, weights: &Weights, component: &Component) -> Option
 
 /// Whether it has the size that the base models' encoder of that slot was published in.
 fn is_published((recipe, _, whole): &(EncoderRecipe, Vec<String>, Whole)) -> bool {
-    match (published(&recipe.slot), &whole.architecture) {
-        (Some(Architecture::ClipText(a)), Architecture::ClipText(b)) => {
-            a.hidden_size == b.hidden_size
-        }
-        (Some(Architecture::T5Encoder(a)), Architecture::T5Encoder(b)) => a.d_model == b.d_model,
-        _ => false,
-    }
+    published(&recipe.slot).is_some_and(|published| {
+        published.kind() == whole.architecture.kind()
+            && published.width() == whole.architecture.width()
+    })
 }
 
-fn is_kind(weights: &Weights, network: Network) -> bool {
-    let ends: &[&str] = match network {
-        Network::ClipText => &["token_embedding.weight"],
-        Network::T5Encoder => &[
-            "encoder.block.0.layer.0.SelfAttention.q.weight",
-            "enc.blk.0.attn_q.weight",
-        ],
-    };
-    let has = |name: &String| ends.iter().any(|end| name.ends_with(end));
-    weights.names().iter().any(has)
+fn has_anchor(weights: &Weights, anchors: &[&str]) -> bool {
+    let is_one = |name: &String| anchors.iter().any(|end| name.ends_with(end));
+    weights.names().iter().any(is_one)
 }

@@ -11,17 +11,21 @@
 //! while every float prints alike: Python writes `1e-05` where RFC 8785 has `0.00001`.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use crate::digest::{Digest, Fingerprint, canonical_json};
-
-use super::super::spec::{
-    Activation, Architecture, Cleanup, ClipForward, ClipTextArchitecture, Dtype, EncoderMask,
-    EncoderSpec, ForwardRules, PadRows, PadText, PooledRule, Precision, T5EncoderArchitecture,
-    T5Forward, TokenRules, Truncation, caption_entry,
+use crate::text::Network;
+use crate::text::activation::Activation;
+use crate::text::clip::{ClipForward, ClipTextArchitecture, ClipTextNetwork, PooledRule};
+use crate::text::spec::{
+    Cleanup, Dtype, EncoderMask, EncoderSpec, PadText, Precision, TokenRules, Truncation,
+    caption_entry,
 };
+use crate::text::t5::{PadRows, T5EncoderArchitecture, T5Forward, T5Network};
+
 use super::{json as to_json, shipped, spec_of};
 
 /// Every way to change one leaf of a JSON value into another of the same kind, and every `null` filled.
@@ -149,13 +153,13 @@ prop_compose! {
         layer_norm_eps in 1e-12_f64..1e-1,
         projection_dim in proptest::option::of(1_usize..4096),
         eos_token_id in proptest::option::of(any::<u32>()),
-    ) -> Architecture {
+    ) -> ClipTextArchitecture {
         let [vocab_size, hidden_size, intermediate_size, num_hidden_layers, num_attention_heads,
              max_position_embeddings] = sizes;
-        Architecture::ClipText(ClipTextArchitecture {
+        ClipTextArchitecture {
             vocab_size, hidden_size, intermediate_size, num_hidden_layers, num_attention_heads,
             max_position_embeddings, hidden_act, layer_norm_eps, projection_dim, eos_token_id,
-        })
+        }
     }
 }
 
@@ -165,13 +169,13 @@ prop_compose! {
         activation in activations(),
         is_gated_act in any::<bool>(),
         layer_norm_epsilon in 1e-12_f64..1e-1,
-    ) -> Architecture {
+    ) -> T5EncoderArchitecture {
         let [vocab_size, d_model, d_kv, d_ff, num_layers, num_heads, relative_attention_num_buckets,
              relative_attention_max_distance] = sizes;
-        Architecture::T5Encoder(T5EncoderArchitecture {
+        T5EncoderArchitecture {
             vocab_size, d_model, d_kv, d_ff, num_layers, num_heads, activation, is_gated_act,
             layer_norm_epsilon, relative_attention_num_buckets, relative_attention_max_distance,
-        })
+        }
     }
 }
 
@@ -179,34 +183,46 @@ fn masks() -> impl Strategy<Value = EncoderMask> {
     proptest::sample::select(vec![EncoderMask::None, EncoderMask::Pads])
 }
 
-fn forwards() -> impl Strategy<Value = ForwardRules> {
+fn networks() -> impl Strategy<Value = Arc<dyn Network>> {
     use PooledRule::{ArgmaxId, ConfigEos, FirstEos, None};
     let pooled = proptest::sample::select(vec![None, FirstEos, ArgmaxId, ConfigEos]);
     let clip = (
+        clips(),
         proptest::option::of(-33..0_i32),
         any::<bool>(),
         pooled,
         any::<bool>(),
         masks(),
     )
-        .prop_map(|(hidden_layer, final_norm, pooled, projection, mask)| {
-            ForwardRules::ClipText(ClipForward {
-                hidden_layer,
-                final_norm,
-                pooled,
-                projection,
-                mask,
-            })
-        });
+        .prop_map(
+            |(architecture, hidden_layer, final_norm, pooled, projection, mask)| {
+                let forward = ClipForward {
+                    hidden_layer,
+                    final_norm,
+                    pooled,
+                    projection,
+                    mask,
+                };
+                Arc::new(ClipTextNetwork {
+                    architecture,
+                    forward,
+                }) as Arc<dyn Network>
+            },
+        );
     let rows = proptest::sample::select(vec![PadRows::Keep, PadRows::Drop]);
-    let t5 = (masks(), rows)
-        .prop_map(|(mask, pad_rows)| ForwardRules::T5Encoder(T5Forward { mask, pad_rows }));
+    let t5 = (t5s(), masks(), rows).prop_map(|(architecture, mask, pad_rows)| {
+        let forward = T5Forward { mask, pad_rows };
+        Arc::new(T5Network {
+            architecture,
+            forward,
+        }) as Arc<dyn Network>
+    });
     prop_oneof![clip, t5]
 }
 
 prop_compose! {
     fn any_spec()(
-        architecture in prop_oneof![clips(), t5s()],
+        network in networks(),
         weights in digests(),
         tokenizer in digests(),
         cleanup in proptest::sample::subsequence(vec![
@@ -218,14 +234,14 @@ prop_compose! {
         truncation in proptest::sample::select(vec![Truncation::Tokens, Truncation::WholeWords]),
         pad_id in any::<u32>(),
         pad_text in proptest::sample::select(vec![PadText::Ordinary, PadText::Special]),
-        forward in forwards(),
         compute in dtypes(),
         output in dtypes(),
     ) -> EncoderSpec {
         EncoderSpec {
-            version: 1, architecture, weights, tokenizer,
-            tokens: TokenRules { cleanup, min_tokens, max_tokens, truncation, pad_id, pad_text },
-            forward,
+            version: 1, network, weights, tokenizer,
+            tokens: TokenRules {
+                cleanup, min_tokens, max_tokens, truncation, pad_id, pad_text, own: serde_json::Map::new(),
+            },
             precision: Precision { compute, output },
         }
     }

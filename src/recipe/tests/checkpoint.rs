@@ -3,39 +3,37 @@
 use expect_test::{Expect, expect};
 
 use crate::digest::Digest;
+use crate::text::clip::{ClipForward, ClipTextArchitecture, PooledRule};
+use crate::text::{Architecture, published};
 
-use super::super::spec::{Architecture, ClipTextArchitecture, ForwardRules, PooledRule};
-use super::super::{Recipe, TokenizerIdentity, published};
+use super::super::Recipe;
 use super::{deviated, shipped, spec_of, tokenizer};
+use crate::text::TokenizerIdentity;
 
 const NAME: &str = "sd3/3.5-large";
 
-fn clip(change: impl Fn(&mut ClipTextArchitecture)) -> Architecture {
-    match published("clip_g").expect("CLIP-G") {
-        Architecture::ClipText(mut clip) => {
-            change(&mut clip);
-            Architecture::ClipText(clip)
-        }
-        Architecture::T5Encoder(_) => panic!("a T5"),
-    }
+fn clip(change: impl Fn(&mut ClipTextArchitecture)) -> ClipTextArchitecture {
+    let published = published("clip_g").expect("CLIP-G");
+    let mut clip: ClipTextArchitecture =
+        serde_json::from_value(published.to_json()).expect("a CLIP");
+    change(&mut clip);
+    clip
 }
 
 fn pooled(
     recipe: &Recipe,
     slot: &str,
-    architecture: &Architecture,
+    architecture: &dyn Architecture,
 ) -> (PooledRule, Option<u32>, bool, Option<usize>) {
     let spec = recipe
         .encoder(slot)
         .expect("a slot")
         .spec(architecture, Digest::of(b"w"), tokenizer(slot))
         .expect("rules that fit");
-    match (spec.forward, spec.architecture) {
-        (ForwardRules::ClipText(f), Architecture::ClipText(a)) => {
-            (f.pooled, a.eos_token_id, f.projection, a.projection_dim)
-        }
-        _ => panic!("a T5"),
-    }
+    let f: ClipForward = serde_json::from_value(spec.network.forward()).expect("a CLIP's rules");
+    let a: ClipTextArchitecture =
+        serde_json::from_value(spec.network.architecture().to_json()).expect("a CLIP");
+    (f.pooled, a.eos_token_id, f.projection, a.projection_dim)
 }
 
 #[test]
@@ -133,7 +131,7 @@ fn a_difference_in_a_spec_is_traced_to_the_recipes_field() {
 }
 
 #[track_caller]
-fn refused(slot: &str, architecture: &Architecture, end_id: u32, said: Expect) {
+fn refused(slot: &str, architecture: &dyn Architecture, end_id: u32, said: Expect) {
     let tokenizer = TokenizerIdentity {
         digest: Digest::of(b"t"),
         end_id,

@@ -1,6 +1,5 @@
 //! Recipes and specs: what ships, what a person may change, and what enters a fingerprint.
 
-mod architecture;
 mod canonical;
 mod checkpoint;
 mod deviate;
@@ -10,8 +9,10 @@ use serde_json::Value;
 
 use crate::digest::Digest;
 
-use super::spec::EncoderSpec;
-use super::{Recipe, TokenizerIdentity, published};
+use super::Recipe;
+use crate::text::TokenizerIdentity;
+use crate::text::published;
+use crate::text::spec::EncoderSpec;
 
 /// The shipped recipe of that name.
 fn shipped(name: &str) -> Recipe {
@@ -39,7 +40,7 @@ fn spec_of(recipe: &Recipe, slot: &str) -> EncoderSpec {
     recipe
         .encoder(slot)
         .expect("a slot")
-        .spec(&architecture, Digest::of(b"weights"), tokenizer(slot))
+        .spec(&*architecture, Digest::of(b"weights"), tokenizer(slot))
         .expect("rules that fit")
 }
 

@@ -14,17 +14,15 @@
 //! the CLIP-G of SDXL and SD3. For any other square matrix nothing can tell, and a note says so.
 
 use crate::nn::weights::{Stored, TensorSlice, Weights};
-use crate::recipe::spec::ClipTextArchitecture;
-use crate::text::names::{Found, Kind, add, find};
+use crate::text::names::{Found, add, find};
 use crate::text::{Error, TensorList};
 
+use super::{ClipText, ClipTextArchitecture};
+
+pub(super) const TABLE: &str = "text_model.embeddings.token_embedding.weight";
 pub(super) const PROJECTION: &str = "text_projection.weight";
 const HF_ANCHOR: &str = "embeddings.token_embedding.weight";
 const OPEN_CLIP_ANCHOR: &str = "transformer.resblocks.0.attn.in_proj_weight";
-const KIND: Kind = Kind {
-    name: "CLIP text encoder",
-    anchor: HF_ANCHOR,
-};
 
 /// How a file names a tower's tensors, below its prefix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,9 +41,9 @@ pub(super) fn locate(
     architecture: &ClipTextArchitecture,
 ) -> Result<Found<Naming>, Error> {
     let size = [architecture.vocab_size, architecture.hidden_size];
-    find(weights, &KIND, recognise, |found| {
+    find(weights, &ClipText, HF_ANCHOR, recognise, |found| {
         let table = match found.naming {
-            Naming::HuggingFace => "text_model.embeddings.token_embedding.weight",
+            Naming::HuggingFace => TABLE,
             Naming::Flat => HF_ANCHOR,
             Naming::OpenClip => "token_embedding.weight",
         };
@@ -94,7 +92,7 @@ pub(super) fn stored(found: &Found<Naming>, raw_projection: bool, name: &str) ->
 
 fn open_clip(name: &str) -> Stored {
     let plain = match name {
-        "text_model.embeddings.token_embedding.weight" => Some("token_embedding.weight"),
+        TABLE => Some("token_embedding.weight"),
         "text_model.embeddings.position_embedding.weight" => Some("positional_embedding"),
         "text_model.final_layer_norm.weight" => Some("ln_final.weight"),
         "text_model.final_layer_norm.bias" => Some("ln_final.bias"),

@@ -1,97 +1,94 @@
 //! What a spec asks of a CLIP text tower, checked against itself and against the files.
 
-use super::{names, projection};
+use super::{ClipForward, ClipTextArchitecture, ClipTextNetwork, PooledRule, names, projection};
 use crate::nn::weights::Weights;
-use crate::recipe::spec::{ClipForward, ClipTextArchitecture, PooledRule};
-use crate::text::{Error, TensorList, positive};
+use crate::text::check::positive;
+use crate::text::names::{add, refuse_unexpected};
+use crate::text::{Error, Located, TensorList};
 
-/// A tower found in files and checked by their headers.
-pub(in crate::text) struct Plan {
-    /// By canonical name.
-    pub(in crate::text) weights: Weights,
-    /// The tensors that the rules need.
-    pub(in crate::text) used: TensorList,
-    pub(in crate::text) notes: Vec<String>,
-    pub(super) architecture: ClipTextArchitecture,
-    pub(super) rules: ClipForward,
+/// How much of a tower is computed.
+pub(super) struct Plan {
     /// Index into `hidden_states` of the sequence, if one is kept.
     pub(super) hidden: Option<usize>,
+    /// How many layers are computed.
+    pub(super) depth: usize,
+    /// Whether there is a pooled vector.
+    pub(super) pools: bool,
+    /// Whether the final norm is used.
+    pub(super) norms: bool,
 }
 
 impl Plan {
-    pub(in crate::text) fn new(
-        architecture: &ClipTextArchitecture,
-        rules: &ClipForward,
-        weights: &Weights,
-    ) -> Result<Self, Error> {
+    /// What the rules need.
+    ///
+    /// # Errors
+    /// If architecture and rules cannot be, or do not fit each other.
+    pub(super) fn of(network: &ClipTextNetwork) -> Result<Self, Error> {
+        let (architecture, rules) = (&network.architecture, &network.forward);
         check(architecture, rules)?;
         let hidden = hidden_index(architecture, rules)?;
-        let found = names::locate(weights, architecture)?;
-        let mut raw = false;
-        let mut notes = Vec::new();
-        if rules.projection {
-            let columns = architecture.projection_dim.unwrap_or_default();
-            raw = projection::is_raw(weights, &found, (architecture.hidden_size, columns))?;
-            notes.extend(projection::note(weights, &found));
-        }
-        let tower = names::tower(architecture);
-        let stored = |(name, _): &(String, Vec<usize>)| names::stored(&found, raw, name).name;
-        let stored: Vec<String> = tower.iter().map(stored).collect();
-        let canonical = {
-            let found = found.clone();
-            weights.renamed(move |name: &str| names::stored(&found, raw, name))
-        };
-        canonical.require(&tower)?;
-        crate::text::names::refuse_unexpected(
-            weights,
-            &found.prefix,
-            &stored,
-            names::is_inert,
-            |first| hint(architecture, first),
-        )?;
-        let mut plan = Self {
-            weights: canonical,
-            used: Vec::new(),
-            notes,
-            architecture: architecture.clone(),
-            rules: rules.clone(),
+        let pools = rules.pooled != PooledRule::None;
+        Ok(Self {
             hidden,
-        };
-        plan.used = plan.tensors();
-        plan.weights.require(&plan.used)?;
-        Ok(plan)
+            depth: if pools {
+                architecture.num_hidden_layers
+            } else {
+                hidden.unwrap_or(0)
+            },
+            pools,
+            norms: pools || (hidden.is_some() && rules.final_norm),
+        })
     }
+}
 
-    pub(super) fn pools(&self) -> bool {
-        self.rules.pooled != PooledRule::None
+/// Finds the tower, and checks by the headers that all of it is there and nothing more.
+pub(super) fn locate(network: &ClipTextNetwork, weights: &Weights) -> Result<Located, Error> {
+    let (architecture, rules) = (&network.architecture, &network.forward);
+    let plan = Plan::of(network)?;
+    let found = names::locate(weights, architecture)?;
+    let mut raw = false;
+    let mut notes = Vec::new();
+    if rules.projection {
+        let columns = architecture.projection_dim.unwrap_or_default();
+        raw = projection::is_raw(weights, &found, (architecture.hidden_size, columns))?;
+        notes.extend(projection::note(weights, &found));
     }
+    let tower = names::tower(architecture);
+    let stored = |(name, _): &(String, Vec<usize>)| names::stored(&found, raw, name).name;
+    let stored: Vec<String> = tower.iter().map(stored).collect();
+    let canonical = {
+        let found = found.clone();
+        weights.renamed(move |name: &str| names::stored(&found, raw, name))
+    };
+    canonical.require(&tower)?;
+    refuse_unexpected(weights, &found.prefix, &stored, names::is_inert, |first| {
+        hint(architecture, first)
+    })?;
+    let tensors = tensors(network, &plan);
+    canonical.require(&tensors)?;
+    Ok(Located {
+        weights: canonical,
+        tensors,
+        tables: &[names::TABLE],
+        notes,
+    })
+}
 
-    /// How many layers are computed.
-    pub(super) fn depth(&self) -> usize {
-        match (self.pools(), self.hidden) {
-            (true, _) => self.architecture.num_hidden_layers,
-            (false, hidden) => hidden.unwrap_or(0),
-        }
+/// The tensors that the rules need.
+fn tensors(network: &ClipTextNetwork, plan: &Plan) -> TensorList {
+    let architecture = &network.architecture;
+    let mut list = names::embeddings(architecture);
+    for layer in 0..plan.depth {
+        list.extend(names::block(architecture, layer));
     }
-
-    pub(super) fn norms(&self) -> bool {
-        self.pools() || (self.hidden.is_some() && self.rules.final_norm)
+    if plan.norms {
+        list.extend(names::final_norm(architecture));
     }
-
-    fn tensors(&self) -> TensorList {
-        let mut list = names::embeddings(&self.architecture);
-        for layer in 0..self.depth() {
-            list.extend(names::block(&self.architecture, layer));
-        }
-        if self.norms() {
-            list.extend(names::final_norm(&self.architecture));
-        }
-        if let (true, Some(columns)) = (self.rules.projection, self.architecture.projection_dim) {
-            let shape = [columns, self.architecture.hidden_size];
-            crate::text::names::add(&mut list, names::PROJECTION, &shape);
-        }
-        list
+    if let (true, Some(columns)) = (network.forward.projection, architecture.projection_dim) {
+        let shape = [columns, architecture.hidden_size];
+        add(&mut list, names::PROJECTION, &shape);
     }
+    list
 }
 
 fn check(architecture: &ClipTextArchitecture, rules: &ClipForward) -> Result<(), Error> {

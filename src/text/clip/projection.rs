@@ -22,10 +22,12 @@ pub(super) fn is_raw(
 ) -> Result<bool, Error> {
     let name = |leaf: &str| format!("{}{leaf}", found.prefix);
     let (raw, linear) = (name("text_projection"), name(PROJECTION));
-    let transposed = |reason: String| Error::TransposedProjection {
-        files: weights.describe(),
-        tensor: linear.clone(),
-        reason,
+    let transposed = |reason: String| {
+        Error::OfKind(format!(
+            "`{linear}` in {} is stored transposed ({reason}): pooled vectors would be wrong; use a file with \
+             OpenCLIP's own names or one that Hugging Face libraries wrote",
+            weights.describe()
+        ))
     };
     match (weights.contains(&raw), weights.shape(&linear)) {
         (raw_is_there, None) => Ok(raw_is_there),

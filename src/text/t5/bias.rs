@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
-use crate::recipe::spec::T5EncoderArchitecture;
+use super::T5EncoderArchitecture;
 
 /// What is kept of past lengths, at most. One table of T5-XXL for 512 tokens has 67 MB.
 const CACHE_BYTES: usize = 512 << 20;

@@ -6,9 +6,10 @@
 //! (`enc.blk.0.attn_q.weight`).
 
 use crate::nn::weights::Weights;
-use crate::recipe::spec::T5EncoderArchitecture;
-use crate::text::names::{Found, Kind, add, find};
+use crate::text::names::{Found, add, find};
 use crate::text::{Error, TensorList};
+
+use super::{T5, T5EncoderArchitecture};
 
 pub(super) const EMBEDDING: &str = "shared.weight";
 const OTHER_EMBEDDING: &str = "encoder.embed_tokens.weight";
@@ -16,10 +17,8 @@ const ANCHOR: &str = "encoder.block.0.layer.0.SelfAttention.q.weight";
 const LLAMA_CPP_ANCHOR: &str = "enc.blk.0.attn_q.weight";
 pub(super) const BIAS: &str =
     "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight";
-const KIND: Kind = Kind {
-    name: "T5 encoder",
-    anchor: ANCHOR,
-};
+/// A name that gives an encoder away, in each naming.
+pub(super) const ANCHORS: &[&str] = &[ANCHOR, LLAMA_CPP_ANCHOR];
 
 /// How a file names an encoder's tensors, below its prefix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,7 +74,7 @@ pub(super) fn locate(
         architecture.num_heads * architecture.d_kv,
         architecture.d_model,
     ];
-    let mut found = find(weights, &KIND, recognise, |found| {
+    let mut found = find(weights, &T5, ANCHOR, recognise, |found| {
         weights
             .shape(&stored(found, ANCHOR))
             .is_some_and(|shape| shape == size)
@@ -115,10 +114,10 @@ fn refuse_umt5(weights: &Weights, prefix: &str) -> Result<(), Error> {
     };
     let tables = weights.names().iter().filter(is_table).count();
     if tables > 1 {
-        return Err(Error::Umt5 {
-            files: weights.describe(),
-            tables,
-        });
+        return Err(Error::OfKind(format!(
+            "{} is a UMT5 encoder ({tables} relative attention tables, T5 has 1): it is not supported",
+            weights.describe()
+        )));
     }
     Ok(())
 }

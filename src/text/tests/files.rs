@@ -2,39 +2,43 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use candle_core::{DType, Tensor};
 
-use super::{Golden, captions, weights_of};
+use super::{Case, Golden, captions, weights_of};
 use crate::nn::weights::Weights;
-use crate::recipe::spec::{
-    Activation, Architecture, ClipForward, ClipTextArchitecture, EncoderMask, ForwardRules,
-    PadRows, PooledRule, T5EncoderArchitecture, T5Forward,
-};
-use crate::text::{Error, Plan, Residency, TextEncoder, weights_digest};
+use crate::text::activation::Activation;
+use crate::text::clip::{ClipForward, ClipTextArchitecture, ClipTextNetwork, PooledRule};
+use crate::text::spec::EncoderMask;
+use crate::text::t5::{PadRows, T5EncoderArchitecture, T5Forward, T5Network};
+use crate::text::{Error, Network, Residency, TextEncoder, weights_digest};
 
 type Tensors = HashMap<String, Tensor>;
 
-/// The tensors of a model in a golden file, and a setting that uses all of them.
-fn model(
-    file: &str,
-    name: &str,
-) -> (
+type Setting = (
     Tensors,
-    Architecture,
-    ForwardRules,
+    Arc<dyn Network>,
     Vec<crate::text::tokenizer::Tokens>,
-) {
-    let golden = Golden::open(file);
-    let uses_all = |rules: &ForwardRules| match rules {
-        ForwardRules::ClipText(rules) => rules.projection && rules.hidden_layer.is_some(),
-        ForwardRules::T5Encoder(_) => true,
+);
+
+/// The case of a model in a golden file whose rules use all tensors.
+fn case(golden: &Golden, name: &str) -> Case {
+    let uses_all = |rules: &serde_json::Value| {
+        rules["kind"] == "t5_encoder"
+            || rules["projection"] == true && !rules["hidden_layer"].is_null()
     };
-    let case = golden
+    golden
         .cases()
         .into_iter()
         .find(|c| c.model == name && uses_all(&c.forward))
-        .expect("one");
+        .expect("one")
+}
+
+/// The tensors of a model in a golden file, and a setting that uses all of them.
+fn model(file: &str, name: &str) -> Setting {
+    let golden = Golden::open(file);
+    let case = case(&golden, name);
     let tokens = captions(&golden, &case);
     let prefix = format!("{name}/");
     let own = golden
@@ -42,7 +46,7 @@ fn model(
         .iter()
         .filter_map(|(name, t)| Some((name.strip_prefix(&prefix)?.to_owned(), t.clone())))
         .collect();
-    (own, case.architecture, case.forward, tokens)
+    (own, case.network(), tokens)
 }
 
 fn renamed(tensors: &Tensors, rename: impl Fn(&str) -> String) -> Tensors {
@@ -98,17 +102,9 @@ fn open_clip(tensors: &Tensors, layers: usize) -> Tensors {
     out
 }
 
-fn outputs(
-    weights: &Weights,
-    setting: &(
-        Tensors,
-        Architecture,
-        ForwardRules,
-        Vec<crate::text::tokenizer::Tokens>,
-    ),
-) -> (Vec<f32>, crate::digest::Digest) {
-    let (_, architecture, rules, tokens) = setting;
-    let encoder = TextEncoder::load(architecture, rules, weights, Residency::Resident)
+fn outputs(weights: &Weights, setting: &Setting) -> (Vec<f32>, crate::digest::Digest) {
+    let (_, network, tokens) = setting;
+    let encoder = TextEncoder::load(&**network, weights, Residency::Resident)
         .unwrap_or_else(|e| panic!("{:?}: {e}", weights.names()));
     let encoded = encoder.encode(tokens).expect("encodes");
     let both = encoded
@@ -124,7 +120,7 @@ fn outputs(
         .collect();
     (
         values,
-        weights_digest(architecture, rules, weights, None).expect("digests"),
+        weights_digest(&**network, weights, None).expect("digests"),
     )
 }
 
@@ -209,9 +205,8 @@ fn t5_is_the_same_encoder_in_every_naming_and_sharding() {
             "layout {layout}"
         );
     }
-    let digest = |tensors: &Tensors| {
-        weights_digest(&setting.1, &setting.2, &weights_of(tensors), None).expect("there")
-    };
+    let digest =
+        |tensors: &Tensors| weights_digest(&*setting.1, &weights_of(tensors), None).expect("there");
     assert_eq!(digest(&llama_cpp), digest(tensors));
     // Two shards.
     let folder = tempfile::tempdir().expect("folder");
@@ -234,16 +229,17 @@ fn t5_is_the_same_encoder_in_every_naming_and_sharding() {
 
 #[test]
 fn the_digest_covers_what_the_rules_use_and_nothing_else() {
-    let setting = model("clip.safetensors", "quick");
-    let (tensors, Architecture::ClipText(a), ForwardRules::ClipText(r), _) = &setting else {
-        panic!("the file holds CLIP")
-    };
+    let (tensors, ..) = &model("clip.safetensors", "quick");
+    let ClipTextNetwork {
+        architecture: a,
+        forward: r,
+    } = &case(&Golden::open("clip.safetensors"), "quick").clip();
     let digest = |tensors: &Tensors, a: &ClipTextArchitecture, r: &ClipForward| {
-        let (a, r) = (
-            Architecture::ClipText(a.clone()),
-            ForwardRules::ClipText(r.clone()),
-        );
-        weights_digest(&a, &r, &weights_of(tensors), None).expect("digests")
+        let network = ClipTextNetwork {
+            architecture: a.clone(),
+            forward: r.clone(),
+        };
+        weights_digest(&network, &weights_of(tensors), None).expect("digests")
     };
     let changed = |name: &str| {
         let mut tensors = tensors.clone();
@@ -337,76 +333,61 @@ fn clip(hidden_size: usize, layers: usize, heads: usize) -> ClipTextArchitecture
     }
 }
 
-fn parameters(plan: &Plan) -> (usize, usize) {
-    let (Plan::Clip(clip::Plan { used, .. }) | Plan::T5(t5::Plan { used, .. })) = plan;
-    (
-        used.len(),
-        used.iter()
-            .map(|(_, shape)| shape.iter().product::<usize>())
-            .sum(),
-    )
-}
-use crate::text::{clip, t5};
-
-const T5_RULES: ForwardRules = ForwardRules::T5Encoder(T5Forward {
-    mask: EncoderMask::None,
-    pad_rows: PadRows::Keep,
-});
-
-fn t5_xxl() -> Architecture {
-    Architecture::T5Encoder(T5EncoderArchitecture {
-        vocab_size: 32128,
-        d_model: 4096,
-        d_kv: 64,
-        d_ff: 10240,
-        num_layers: 24,
-        num_heads: 64,
-        activation: Activation::GeluNew,
-        is_gated_act: true,
-        layer_norm_epsilon: 1e-6,
-        relative_attention_num_buckets: 32,
-        relative_attention_max_distance: 128,
-    })
+fn t5_xxl() -> T5Network {
+    T5Network {
+        architecture: T5EncoderArchitecture {
+            vocab_size: 32128,
+            d_model: 4096,
+            d_kv: 64,
+            d_ff: 10240,
+            num_layers: 24,
+            num_heads: 64,
+            activation: Activation::GeluNew,
+            is_gated_act: true,
+            layer_norm_epsilon: 1e-6,
+            relative_attention_num_buckets: 32,
+            relative_attention_max_distance: 128,
+        },
+        forward: T5Forward {
+            mask: EncoderMask::None,
+            pad_rows: PadRows::Keep,
+        },
+    }
 }
 
 #[test]
 fn full_size_encoders_have_their_published_parameters() {
     let folder = tempfile::tempdir().expect("folder");
-    let rules = |projection| {
-        ForwardRules::ClipText(ClipForward {
+    let clip = |hidden_size, layers, heads| ClipTextNetwork {
+        architecture: clip(hidden_size, layers, heads),
+        forward: ClipForward {
             hidden_layer: Some(-2),
             final_norm: false,
             pooled: PooledRule::ArgmaxId,
-            projection,
+            projection: true,
             mask: EncoderMask::None,
-        })
+        },
     };
-    let check = |name: &str, architecture: &Architecture, rules: &ForwardRules, expected: usize| {
+    let check = |name: &str, network: &dyn Network, expected: usize| {
         let file = full_size(name);
         let weights = Weights::open(&[sparse(folder.path(), "F16", &file)]).expect("valid");
-        let plan =
-            Plan::new(architecture, rules, &weights).unwrap_or_else(|e| panic!("{name}: {e}"));
-        let (tensors, found) = parameters(&plan);
-        assert_eq!(found, expected, "{name}");
+        let located = network
+            .locate(&weights)
+            .unwrap_or_else(|e| panic!("{name}: {e}"));
+        let sizes = located
+            .tensors
+            .iter()
+            .map(|(_, shape)| shape.iter().product::<usize>());
+        assert_eq!(sizes.sum::<usize>(), expected, "{name}");
         assert_eq!(
-            tensors,
+            located.tensors.len(),
             file.len(),
             "{name}: every tensor of the file is used"
         );
     };
-    check(
-        "clip_l",
-        &Architecture::ClipText(clip(768, 12, 12)),
-        &rules(true),
-        123_060_480 + 589_824,
-    );
-    check(
-        "clip_g",
-        &Architecture::ClipText(clip(1280, 32, 20)),
-        &rules(true),
-        693_021_440 + 1_638_400,
-    );
-    check("t5_xxl", &t5_xxl(), &T5_RULES, 4_762_310_656);
+    check("clip_l", &clip(768, 12, 12), 123_060_480 + 589_824);
+    check("clip_g", &clip(1280, 32, 20), 693_021_440 + 1_638_400);
+    check("t5_xxl", &t5_xxl(), 4_762_310_656);
 }
 
 #[cfg(target_os = "linux")]
@@ -432,8 +413,7 @@ fn t5_xxl_opens_without_its_memory() {
     );
     let before = resident_bytes();
     let weights = Weights::open(&[path]).expect("valid");
-    let encoder =
-        TextEncoder::load(&t5_xxl(), &T5_RULES, &weights, Residency::Streamed).expect("loads");
+    let encoder = TextEncoder::load(&t5_xxl(), &weights, Residency::Streamed).expect("loads");
     let tensor = weights
         .get(
             &[4096, 4096],
@@ -448,14 +428,13 @@ fn t5_xxl_opens_without_its_memory() {
 
 #[test]
 fn of_two_equal_encoders_one_must_be_named() {
-    let (tensors, architecture, rules, _) = model("t5.safetensors", "v1_1");
+    let (tensors, network, _) = model("t5.safetensors", "v1_1");
     let two: Tensors = renamed(&tensors, |n| format!("a.{n}"))
         .into_iter()
         .chain(renamed(&tensors, |n| format!("b.{n}")))
         .collect();
     let weights = weights_of(&two);
-    let load =
-        |weights: &Weights| TextEncoder::load(&architecture, &rules, weights, Residency::Resident);
+    let load = |weights: &Weights| TextEncoder::load(&*network, weights, Residency::Resident);
     match load(&weights) {
         Err(error @ Error::Ambiguous { .. }) => {
             let text = error.to_string();

@@ -3,9 +3,9 @@
 use candle_core::DType;
 
 use super::{Golden, captions, compare, encode};
-use crate::recipe::spec::{
-    Activation, Architecture, EncoderMask, ForwardRules, PadRows, PooledRule,
-};
+use crate::text::activation::Activation;
+use crate::text::clip::{ClipForward, ClipTextArchitecture, ClipTextNetwork, PooledRule};
+use crate::text::spec::EncoderMask;
 use crate::text::{Encoded, Residency, TextEncoder};
 
 /// Largest difference to transformers, relative to the root mean square of the tensor.
@@ -18,15 +18,12 @@ fn check(file: &str) {
         let tokens = captions(&golden, case);
         for residency in [Residency::Resident, Residency::Streamed] {
             let weights = golden.weights(&case.model);
-            let loaded = TextEncoder::load(&case.architecture, &case.forward, &weights, residency);
+            let loaded = TextEncoder::load(&*case.network(), &weights, residency);
             let encoder = loaded.unwrap_or_else(|e| panic!("case {index}: {e}"));
             let encoded = encoder
                 .encode(&tokens)
                 .unwrap_or_else(|e| panic!("case {index}: {e}"));
-            let keep = match &case.forward {
-                ForwardRules::T5Encoder(rules) => rules.pad_rows,
-                ForwardRules::ClipText(_) => PadRows::Keep,
-            };
+            let keeps_pads = case.forward["pad_rows"] != "drop";
             for (row, (encoded, tokens)) in encoded.iter().zip(&tokens).enumerate() {
                 let what = |output: &str| {
                     format!(
@@ -41,7 +38,7 @@ fn check(file: &str) {
                     what("hidden")
                 );
                 if let (Some(found), Some(name)) = (&encoded.hidden, &case.hidden) {
-                    let rows = if keep == PadRows::Keep {
+                    let rows = if keeps_pads {
                         tokens.ids.len()
                     } else {
                         tokens.count
@@ -99,9 +96,7 @@ fn a_caption_in_any_batch_equals_the_caption_alone_bit_for_bit() {
         for case in golden.cases() {
             let tokens = captions(&golden, &case);
             let weights = golden.weights(&case.model);
-            let load = |residency| {
-                TextEncoder::load(&case.architecture, &case.forward, &weights, residency)
-            };
+            let load = |residency| TextEncoder::load(&*case.network(), &weights, residency);
             let encoder = load(Residency::Resident).expect("loads");
             let alone: Vec<_> = tokens
                 .iter()
@@ -139,68 +134,65 @@ fn every_knob_changes_the_numbers() {
         .into_iter()
         .find(|c| c.hidden.is_some() && c.pooled.is_some())
         .expect("one");
-    let Architecture::ClipText(a) = case.architecture.clone() else {
-        panic!("the file holds CLIP cases")
-    };
+    let a = case.clip().architecture;
     let tokens = captions(&golden, &case);
-    let run = |a: &_, r: &_| {
+    let run = |a: &ClipTextArchitecture, r: &ClipForward| {
         let weights = golden.weights(&case.model);
-        encode(
-            &Architecture::ClipText(Clone::clone(a)),
-            &ForwardRules::ClipText(Clone::clone(r)),
-            &weights,
-            &tokens,
-        )
-        .iter()
-        .flat_map(bits)
-        .collect::<Vec<_>>()
+        let network = ClipTextNetwork {
+            architecture: a.clone(),
+            forward: r.clone(),
+        };
+        encode(&network, &weights, &tokens)
+            .iter()
+            .flat_map(bits)
+            .collect::<Vec<_>>()
     };
-    let r = crate::recipe::spec::ClipForward {
+    let r = ClipForward {
         hidden_layer: Some(-2),
         final_norm: false,
         pooled: PooledRule::ArgmaxId,
         projection: true,
         mask: EncoderMask::None,
     };
-    let a = crate::recipe::spec::ClipTextArchitecture {
+    let a = ClipTextArchitecture {
         projection_dim: Some(16),
         eos_token_id: Some(62),
         ..a
     };
     let mut seen = vec![run(&a, &r)];
     let architectures = [
-        crate::recipe::spec::ClipTextArchitecture {
+        ClipTextArchitecture {
             hidden_act: Activation::Gelu,
             ..a.clone()
         },
-        crate::recipe::spec::ClipTextArchitecture {
+        ClipTextArchitecture {
             num_attention_heads: 4,
             ..a.clone()
         },
-        crate::recipe::spec::ClipTextArchitecture {
+        ClipTextArchitecture {
             layer_norm_eps: 1e-3,
             ..a.clone()
         },
     ];
     seen.extend(architectures.iter().map(|a| run(a, &r)));
     let rules = [
-        crate::recipe::spec::ClipForward {
+        ClipForward {
             hidden_layer: Some(-1),
             ..r.clone()
         },
-        crate::recipe::spec::ClipForward {
+        ClipForward {
             final_norm: true,
             ..r.clone()
         },
-        crate::recipe::spec::ClipForward {
+        ClipForward {
             pooled: PooledRule::FirstEos,
             ..r.clone()
         },
-        crate::recipe::spec::ClipForward {
+        ClipForward {
             projection: false,
             ..r.clone()
         },
-        crate::recipe::spec::ClipForward {
+        ClipForward {
             mask: EncoderMask::Pads,
             ..r.clone()
         },
@@ -222,7 +214,7 @@ fn half_precision_is_near_f32() {
             for case in golden.cases().iter().step_by(4) {
                 let tokens = captions(&golden, case);
                 let weights = golden.weights(&case.model).with_dtype(dtype);
-                let encoded = encode(&case.architecture, &case.forward, &weights, &tokens);
+                let encoded = encode(&*case.network(), &weights, &tokens);
                 for (row, encoded) in encoded.iter().enumerate() {
                     let outputs = [
                         (&encoded.hidden, &case.hidden),

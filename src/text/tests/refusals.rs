@@ -7,10 +7,9 @@ use candle_core::{DType, Device, Tensor};
 use super::files::sparse;
 use super::{Golden, captions, weights_of};
 use crate::nn::weights::Weights;
-use crate::recipe::spec::{
-    Architecture, ClipForward, ClipTextArchitecture, EncoderMask, ForwardRules, PadRows,
-    PooledRule, T5EncoderArchitecture, T5Forward,
-};
+use crate::text::clip::{ClipForward, ClipTextArchitecture, ClipTextNetwork, PooledRule};
+use crate::text::spec::EncoderMask;
+use crate::text::t5::{PadRows, T5EncoderArchitecture, T5Forward, T5Network};
 use crate::text::tokenizer::Tokens;
 use crate::text::{Residency, TextEncoder};
 
@@ -47,11 +46,7 @@ fn setting(file: &str, model: &str) -> Setting {
         .into_iter()
         .find(|c| c.model == "v1_1")
         .expect("one");
-    let (Architecture::ClipText(clip), Architecture::T5Encoder(t5)) =
-        (clip.architecture, t5.architecture)
-    else {
-        panic!("one file each")
-    };
+    let (clip, t5) = (clip.clip().architecture, t5.t5().architecture);
     Setting {
         tensors: own.collect(),
         clip: ClipTextArchitecture {
@@ -84,19 +79,19 @@ fn t5() -> Setting {
 
 impl Setting {
     fn clip_encoder(&self) -> Result<TextEncoder, crate::text::Error> {
-        let (a, r) = (
-            Architecture::ClipText(self.clip.clone()),
-            ForwardRules::ClipText(self.clip_rules.clone()),
-        );
-        TextEncoder::load(&a, &r, &weights_of(&self.tensors), Residency::Resident)
+        let network = ClipTextNetwork {
+            architecture: self.clip.clone(),
+            forward: self.clip_rules.clone(),
+        };
+        TextEncoder::load(&network, &weights_of(&self.tensors), Residency::Resident)
     }
 
     fn t5_encoder(&self) -> Result<TextEncoder, crate::text::Error> {
-        let (a, r) = (
-            Architecture::T5Encoder(self.t5.clone()),
-            ForwardRules::T5Encoder(self.t5_rules.clone()),
-        );
-        TextEncoder::load(&a, &r, &weights_of(&self.tensors), Residency::Resident)
+        let network = T5Network {
+            architecture: self.t5.clone(),
+            forward: self.t5_rules.clone(),
+        };
+        TextEncoder::load(&network, &weights_of(&self.tensors), Residency::Resident)
     }
 
     fn replace(&mut self, name: &str, change: impl Fn(&Tensor) -> candle_core::Result<Tensor>) {
@@ -372,15 +367,12 @@ fn specs_that_contradict_themselves() {
         "relative_attention_max_distance is 8",
     );
 
-    let s = clip();
-    let (a, r) = (
-        Architecture::ClipText(s.clip),
-        ForwardRules::T5Encoder(s.t5_rules),
-    );
-    let weights = weights_of(&s.tensors);
-    refused(
-        TextEncoder::load(&a, &r, &weights, Residency::Resident),
-        &["CLIP text tower", "T5's"],
+    let of = |file: &str| Golden::open(file).cases().remove(0);
+    let (clip, t5) = (of("clip.safetensors"), of("t5.safetensors"));
+    let error = crate::text::network(clip.architecture, t5.forward).expect_err("two kinds");
+    assert!(
+        error.contains("is a CLIP text encoder") && error.contains("a T5 encoder"),
+        "{error}"
     );
 }
 
@@ -421,9 +413,7 @@ fn a_projection_in_the_wrong_orientation() {
         .into_iter()
         .find(|c| c.model == "erf")
         .expect("one");
-    let Architecture::ClipText(a) = case.architecture else {
-        panic!("CLIP")
-    };
+    let a = case.clip().architecture;
     oblong.clip = ClipTextArchitecture {
         projection_dim: Some(24),
         ..a
@@ -481,7 +471,10 @@ fn the_projection_of_clip_g_stored_transposed() {
         projection_dim: Some(width),
         ..clip().clip
     };
-    let rules = ForwardRules::ClipText(self::clip().clip_rules);
+    let network = ClipTextNetwork {
+        architecture: clip.clone(),
+        forward: self::clip().clip_rules,
+    };
     let mut tensors: BTreeMap<String, Vec<usize>> =
         crate::text::clip::names::tower(&clip).into_iter().collect();
     tensors.insert(name.into(), vec![width, width]);
@@ -503,12 +496,7 @@ fn the_projection_of_clip_g_stored_transposed() {
         }
         drop(file);
         let weights = Weights::open(std::slice::from_ref(&path)).expect("valid");
-        TextEncoder::load(
-            &Architecture::ClipText(clip.clone()),
-            &rules,
-            &weights,
-            Residency::Streamed,
-        )
+        TextEncoder::load(&network, &weights, Residency::Streamed)
     };
     load(-0.0037, 0.0218).expect("a linear layer's weight");
     refused(

@@ -8,10 +8,9 @@ use candle_transformers::models::clip::text_model::{
 use candle_transformers::models::t5;
 
 use super::{Golden, captions, compare, encode};
-use crate::recipe::spec::{
-    Architecture, ClipForward, ClipTextArchitecture, EncoderMask, ForwardRules, PadRows,
-    PooledRule, T5Forward,
-};
+use crate::text::clip::{ClipForward, ClipTextArchitecture, ClipTextNetwork, PooledRule};
+use crate::text::spec::EncoderMask;
+use crate::text::t5::{PadRows, T5Forward, T5Network};
 
 /// Both compute in f32 and sum in different orders.
 const TOLERANCE: f32 = 1e-5;
@@ -37,9 +36,7 @@ fn clip_equals_candle_transformers() {
         .into_iter()
         .find(|c| c.model == "quick")
         .expect("one");
-    let Architecture::ClipText(a) = case.architecture.clone() else {
-        panic!("the file holds CLIP")
-    };
+    let a = case.clip().architecture;
     let tokens = captions(&golden, &case);
     let config = ClipTextConfig {
         vocab_size: a.vocab_size,
@@ -59,19 +56,21 @@ fn clip_equals_candle_transformers() {
         .expect("runs");
     let pooled = candle_nn::Module::forward(&theirs, &ids(&tokens)).expect("runs");
 
-    let rules = ForwardRules::ClipText(ClipForward {
-        hidden_layer: Some(-1),
-        final_norm: true,
-        pooled: PooledRule::ArgmaxId,
-        projection: false,
-        mask: EncoderMask::None,
-    });
-    let architecture = Architecture::ClipText(ClipTextArchitecture {
-        projection_dim: None,
-        eos_token_id: None,
-        ..a
-    });
-    let ours = encode(&architecture, &rules, &golden.weights("quick"), &tokens);
+    let network = ClipTextNetwork {
+        architecture: ClipTextArchitecture {
+            projection_dim: None,
+            eos_token_id: None,
+            ..a
+        },
+        forward: ClipForward {
+            hidden_layer: Some(-1),
+            final_norm: true,
+            pooled: PooledRule::ArgmaxId,
+            projection: false,
+            mask: EncoderMask::None,
+        },
+    };
+    let ours = encode(&network, &golden.weights("quick"), &tokens);
     for (row, ours) in ours.iter().enumerate() {
         let expected = |t: &Tensor| t.get(row).expect("as many rows");
         compare(
@@ -97,9 +96,7 @@ fn t5_equals_candle_transformers() {
         .into_iter()
         .find(|c| c.model == "v1_1" && c.ids == "v1_1.ids")
         .expect("one");
-    let Architecture::T5Encoder(a) = case.architecture.clone() else {
-        panic!("the file holds T5")
-    };
+    let a = case.t5().architecture;
     let tokens = captions(&golden, &case);
     let config: t5::Config = serde_json::from_value(serde_json::json!({
         "vocab_size": a.vocab_size, "d_model": a.d_model, "d_kv": a.d_kv, "d_ff": a.d_ff,
@@ -113,11 +110,14 @@ fn t5_equals_candle_transformers() {
     let mut theirs = t5::T5EncoderModel::load(builder(&golden, "v1_1"), &config).expect("loads");
     let hidden = theirs.forward(&ids(&tokens)).expect("runs");
 
-    let rules = ForwardRules::T5Encoder(T5Forward {
-        mask: EncoderMask::None,
-        pad_rows: PadRows::Keep,
-    });
-    let ours = encode(&case.architecture, &rules, &golden.weights("v1_1"), &tokens);
+    let network = T5Network {
+        architecture: a,
+        forward: T5Forward {
+            mask: EncoderMask::None,
+            pad_rows: PadRows::Keep,
+        },
+    };
+    let ours = encode(&network, &golden.weights("v1_1"), &tokens);
     for (row, ours) in ours.iter().enumerate() {
         let expected = hidden.get(row).expect("as many rows");
         compare(

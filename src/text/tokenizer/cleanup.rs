@@ -7,7 +7,7 @@ use std::borrow::Cow;
 
 use tokenizers::utils::SysRegex;
 
-use crate::recipe::spec::Cleanup;
+use crate::text::spec::Cleanup;
 
 /// Parentheses nested deeper than this are left as they are. (The reference, which recurses, fails there.)
 const MAX_DEPTH: usize = 1000;
@@ -19,7 +19,7 @@ pub(super) fn apply<'t>(steps: &[Cleanup], text: &'t str) -> Cow<'t, str> {
         .fold(Cow::Borrowed(text), |text, step| match step {
             Cleanup::FirstCharacters226 => on_slice(text, |text| first_characters(text, 226)),
             Cleanup::FirstLine => on_slice(text, first_line),
-            // Both kinds of tokenizer collapse white space, so trimming the parts would change nothing.
+            // The tokenizers of CLIP and T5 collapse white space, so trimming the parts would change nothing.
             Cleanup::RespaceCommas if text.contains(',') => text.replace(',', ", ").into(),
             Cleanup::RespaceCommas => text,
             Cleanup::DropPromptWeights => drop_prompt_weights(&text).into(),

@@ -12,8 +12,11 @@ use proptest::prelude::*;
 use safetensors::SafeTensors;
 
 use super::*;
-use crate::recipe::spec::Cleanup;
 use crate::recipe::{self, Recipe};
+use crate::text::Kind as _;
+use crate::text::clip::ClipText;
+use crate::text::spec::Cleanup;
+use crate::text::t5::T5;
 
 fn golden(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
@@ -38,14 +41,12 @@ fn rules(max_tokens: usize, pad_id: u32) -> TokenRules {
         truncation: Truncation::Tokens,
         pad_id,
         pad_text: PadText::Ordinary,
+        own: serde_json::Map::new(),
     }
 }
 
 /// The token rules of every encoder of every shipped SD3 recipe, by `variant/encoder`.
-fn shipped_rules(
-    clip: &Tokenizer,
-    t5: &Tokenizer,
-) -> BTreeMap<String, (TokenizerKind, TokenRules)> {
+fn shipped_rules(clip: &Tokenizer, t5: &Tokenizer) -> BTreeMap<String, TokenRules> {
     let mut found = BTreeMap::new();
     for listing in recipe::list()
         .expect("recipes")
@@ -57,10 +58,7 @@ fn shipped_rules(
         for encoder in Recipe::shipped(&name).expect("shipped").encoders() {
             let tokenizer = if encoder.slot == "t5" { t5 } else { clip };
             let rules = encoder.tokens(tokenizer.eos_id());
-            found.insert(
-                format!("{variant}/{}", encoder.slot),
-                (tokenizer.kind(), rules),
-            );
+            found.insert(format!("{variant}/{}", encoder.slot), rules);
         }
     }
     found
@@ -99,8 +97,8 @@ fn compare(vocabulary: &str, folder: &Path) {
             .expect("JSON");
     let captions = captions(&file);
     assert!(captions.len() >= 10_000);
-    let clip = Tokenizer::load(TokenizerKind::Clip, &folder.join("clip")).expect("CLIP");
-    let t5 = Tokenizer::load(TokenizerKind::T5, &folder.join("t5")).expect("T5");
+    let clip = Tokenizer::load(ClipText.tokenizer(), &folder.join("clip")).expect("CLIP");
+    let t5 = Tokenizer::load(T5.tokenizer(), &folder.join("t5")).expect("T5");
 
     let shipped = shipped_rules(&clip, &t5);
     assert_eq!(
@@ -110,12 +108,8 @@ fn compare(vocabulary: &str, folder: &Path) {
     );
     let mut by_caption = vec![blake3::Hasher::new(); captions.len()];
     let mut wrong_routes = Vec::new();
-    for (name, (kind, rules)) in &shipped {
-        let tokenizer = if *kind == TokenizerKind::Clip {
-            &clip
-        } else {
-            &t5
-        };
+    for (name, rules) in &shipped {
+        let tokenizer = if name.ends_with("/t5") { &t5 } else { &clip };
         let mut whole = blake3::Hasher::new();
         let encoded = tokenizer.encode_all(rules, &captions).expect("encodes");
         for (hasher, tokens) in by_caption.iter_mut().zip(&encoded) {
@@ -156,7 +150,7 @@ fn check_counts(tokens: &Tokens, rules: &TokenRules, tokenizer: &Tokenizer) {
         "{tokens:?}"
     );
     assert_eq!(ids[count - 1], tokenizer.eos_id(), "{tokens:?}");
-    assert!(tokenizer.bos.is_none_or(|bos| ids[0] == bos), "{tokens:?}");
+    assert!(ids.starts_with(&tokenizer.before), "{tokens:?}");
     assert!(
         ids[*count..].iter().all(|id| *id == rules.pad_id),
         "{tokens:?}"
@@ -180,8 +174,8 @@ fn known_answers() {
     let Some(folder) = real_tokenizers() else {
         return;
     };
-    let clip = Tokenizer::load(TokenizerKind::Clip, &folder.join("clip")).expect("CLIP");
-    let t5 = Tokenizer::load(TokenizerKind::T5, &folder.join("t5")).expect("T5");
+    let clip = Tokenizer::load(ClipText.tokenizer(), &folder.join("clip")).expect("CLIP");
+    let t5 = Tokenizer::load(T5.tokenizer(), &folder.join("t5")).expect("T5");
     let check = |tokenizer: &Tokenizer, rules: &TokenRules, caption: &str, expected: &[u32]| {
         let tokens = tokenizer.encode(rules, caption).expect("encodes");
         assert_eq!(tokens.ids[..tokens.count], *expected, "{caption:?}");
@@ -280,7 +274,7 @@ fn known_answers() {
 }
 
 /// A tokenizer's digest by each of the files that it is kept in.
-fn digests(kind: TokenizerKind, folder: &Path, files: &[&str]) -> Vec<Digest> {
+fn digests(kind: &'static Format, folder: &Path, files: &[&str]) -> Vec<Digest> {
     let load = |file| {
         Tokenizer::load(kind, &folder.join(file))
             .expect("loads")
@@ -293,13 +287,13 @@ fn digests(kind: TokenizerKind, folder: &Path, files: &[&str]) -> Vec<Digest> {
 fn equal_tokenizers_have_equal_digests_whatever_file_they_are_kept_in() {
     let check = |folder: &Path| {
         let clip = digests(
-            TokenizerKind::Clip,
+            ClipText.tokenizer(),
             &folder.join("clip"),
             &["", "tokenizer.json", "vocab.json"],
         );
         assert!(clip.iter().all(|digest| *digest == clip[0]), "{clip:?}");
         let t5 = digests(
-            TokenizerKind::T5,
+            T5.tokenizer(),
             &folder.join("t5"),
             &["", "tokenizer.json", "spiece.model"],
         );
@@ -324,7 +318,7 @@ fn the_digest_is_that_of_the_documented_canonical_form() {
     });
     let canonical = crate::digest::canonical_json(&canonical);
     assert_eq!(
-        digests(TokenizerKind::Clip, &folder, &[""])[0],
+        digests(ClipText.tokenizer(), &folder, &[""])[0],
         Digest::of(&canonical)
     );
 }
@@ -350,19 +344,19 @@ fn copy() -> tempfile::TempDir {
 fn added_tokens_count_whichever_file_names_them() {
     let copy = copy();
     let clip = copy.path().join("clip");
-    let plain = Tokenizer::load(TokenizerKind::Clip, &clip).expect("loads");
+    let plain = Tokenizer::load(ClipText.tokenizer(), &clip).expect("loads");
     let next = plain.largest.0 + 1;
     // `!` inside the vocabulary is the recipe's business and changes nothing.
     let config =
         |tokens: &str| format!("{{\"added_tokens_decoder\": {{{tokens}}}, \"pad_token\": \"!\"}}");
     let pad = "\"0\": {\"content\": \"!\", \"special\": true}";
     fs::write(clip.join("tokenizer_config.json"), config(pad)).expect("write");
-    let same = Tokenizer::load(TokenizerKind::Clip, &clip).expect("loads");
+    let same = Tokenizer::load(ClipText.tokenizer(), &clip).expect("loads");
     assert_eq!(same.digest(), plain.digest());
 
     let tokens = format!("{pad}, \"{next}\": {{\"content\": \"<cat-toy>\", \"normalized\": true}}");
     fs::write(clip.join("tokenizer_config.json"), config(&tokens)).expect("write");
-    let inverted = Tokenizer::load(TokenizerKind::Clip, &clip).expect("loads");
+    let inverted = Tokenizer::load(ClipText.tokenizer(), &clip).expect("loads");
     assert_ne!(inverted.digest(), plain.digest());
     let tokens = inverted
         .encode(&rules(77, 0), "a <CAT-toy>!")
@@ -375,7 +369,7 @@ fn added_tokens_count_whichever_file_names_them() {
 
     let gap = format!("\"{}\": {{\"content\": \"<gap>\"}}", next + 5);
     fs::write(clip.join("tokenizer_config.json"), config(&gap)).expect("write");
-    let error = Tokenizer::load(TokenizerKind::Clip, &clip)
+    let error = Tokenizer::load(ClipText.tokenizer(), &clip)
         .expect_err("a gap")
         .to_string();
     assert!(
@@ -398,25 +392,25 @@ fn a_missing_or_wrong_file_is_named() {
         );
     };
     check(
-        TokenizerKind::Clip,
+        ClipText.tokenizer(),
         "nowhere",
         "expected tokenizer.json, or vocab.json and merges.txt",
     );
     check(
-        TokenizerKind::T5,
+        T5.tokenizer(),
         "",
         "expected tokenizer.json or spiece.model",
     );
-    check(TokenizerKind::Clip, "t5", "not a CLIP tokenizer");
-    check(TokenizerKind::T5, "clip", "not a T5 tokenizer");
+    check(ClipText.tokenizer(), "t5", "not a CLIP tokenizer");
+    check(T5.tokenizer(), "clip", "not a T5 tokenizer");
     check(
-        TokenizerKind::Clip,
+        ClipText.tokenizer(),
         "t5/spiece.model",
         "expected a tokenizer.json",
     );
     fs::remove_file(copy.path().join("clip/merges.txt")).expect("remove");
     check(
-        TokenizerKind::Clip,
+        ClipText.tokenizer(),
         "clip/vocab.json",
         "merges.txt: cannot be read",
     );
@@ -426,22 +420,22 @@ fn a_missing_or_wrong_file_is_named() {
     )
     .expect("write");
     check(
-        TokenizerKind::Clip,
+        ClipText.tokenizer(),
         "clip/vocab.json",
         "`a b c` is not a merge",
     );
     fs::write(copy.path().join("clip/merges.txt"), "a nosuchtoken\n").expect("write");
-    check(TokenizerKind::Clip, "clip/vocab.json", "needs the token");
+    check(ClipText.tokenizer(), "clip/vocab.json", "needs the token");
     let vocab = "{\"<|startoftext|>\": 0, \"<|endoftext|>\": 0}";
     fs::write(copy.path().join("clip/vocab.json"), vocab).expect("write");
     check(
-        TokenizerKind::Clip,
+        ClipText.tokenizer(),
         "clip/vocab.json",
         "two tokens have the id 0",
     );
     fs::write(copy.path().join("clip/vocab.json"), "{\"a\": 0}").expect("write");
     check(
-        TokenizerKind::Clip,
+        ClipText.tokenizer(),
         "clip/vocab.json",
         "no `<|startoftext|>`",
     );
@@ -450,14 +444,14 @@ fn a_missing_or_wrong_file_is_named() {
         "{\"model\": {\"vocab\": 3}}",
     )
     .expect("write");
-    check(TokenizerKind::Clip, "clip", "not a CLIP tokenizer");
+    check(ClipText.tokenizer(), "clip", "not a CLIP tokenizer");
     fs::write(copy.path().join("t5/tokenizer.json"), "{").expect("write");
-    check(TokenizerKind::T5, "t5", "not JSON");
+    check(T5.tokenizer(), "t5", "not JSON");
 }
 
 #[test]
 fn rules_that_cannot_hold_are_refused() {
-    let clip = Tokenizer::load(TokenizerKind::Clip, &golden("tokenizers/clip")).expect("loads");
+    let clip = Tokenizer::load(ClipText.tokenizer(), &golden("tokenizers/clip")).expect("loads");
     let check = |rules: TokenRules, expected: &str| {
         let error = clip
             .encode(&rules, "a cat")
@@ -494,7 +488,7 @@ fn rules_that_cannot_hold_are_refused() {
 }
 
 /// Loads what is left of a tokenizer's file, and uses it if it still is one.
-fn try_damaged(kind: TokenizerKind, name: &str, bytes: &[u8]) {
+fn try_damaged(kind: &'static Format, name: &str, bytes: &[u8]) {
     let folder = tempfile::tempdir().expect("folder");
     let file = folder.path().join(name);
     fs::write(&file, bytes).expect("write");
@@ -514,10 +508,10 @@ fn try_damaged(kind: TokenizerKind, name: &str, bytes: &[u8]) {
 #[test]
 fn no_damage_to_a_file_panics() {
     let files = [
-        (TokenizerKind::T5, "t5/spiece.model"),
-        (TokenizerKind::T5, "t5/tokenizer.json"),
-        (TokenizerKind::Clip, "clip/tokenizer.json"),
-        (TokenizerKind::Clip, "clip/vocab.json"),
+        (T5.tokenizer(), "t5/spiece.model"),
+        (T5.tokenizer(), "t5/tokenizer.json"),
+        (ClipText.tokenizer(), "clip/tokenizer.json"),
+        (ClipText.tokenizer(), "clip/vocab.json"),
     ];
     for (kind, path) in files {
         let name = path.rsplit('/').next().expect("name");
@@ -559,7 +553,7 @@ proptest! {
             pad_text: if special { PadText::Special } else { PadText::Ordinary },
             ..rules(max, 0)
         };
-        for (kind, folder) in [(TokenizerKind::Clip, "clip"), (TokenizerKind::T5, "t5")] {
+        for (kind, folder) in [(ClipText.tokenizer(), "clip"), (T5.tokenizer(), "t5")] {
             let tokenizer = Tokenizer::load(kind, &golden("tokenizers").join(folder)).expect("loads");
             let tokens = tokenizer.encode(&rules, &caption).expect("encodes");
             check_counts(&tokens, &rules, &tokenizer);

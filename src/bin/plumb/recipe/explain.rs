@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use plumb::monitor::Monitor as _;
+use plumb::recipe::diff;
 use plumb::recipe::explain::{self, Class, Entry, Explained, Subject};
-use plumb::recipe::rules::Network;
-use plumb::recipe::{architecture, diff};
+use plumb::text::config;
 use serde_json::{Value, json};
 
 use super::layout::wrapped;
@@ -15,7 +15,8 @@ use crate::ui::{Failure, Ui};
 
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// What to explain: `recipe`, `clip`, `t5`, `tokenizer`, or a recipe's name such as sd3/3.5-large.
+    /// What to explain: `recipe`, `tokenizer`, a kind of text encoder such as `clip`, or a recipe's name such as
+    /// sd3/3.5-large.
     /// [default: recipe, or what the file says it is]
     #[arg(value_name = "WHAT")]
     what: Option<String>,
@@ -30,24 +31,29 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args, ui: &Ui) -> CommandResult {
     let asked = match args.what.as_deref() {
         None => None,
-        Some("recipe") => Some(Subject::Recipe),
-        Some("clip") => Some(Subject::Clip),
-        Some("t5") => Some(Subject::T5),
-        Some("tokenizer") => Some(Subject::Tokenizer),
-        Some(name) if args.config.is_none() && name.contains('/') => {
-            return explain_recipe(name, args, ui);
-        }
-        Some(other) => {
-            return Err(Failure::usage(format!(
-                "cannot explain `{other}`: expected recipe, clip, t5, tokenizer, or (without --config) \
-                 a recipe's name such as sd3/3.5-large"
-            )));
-        }
+        Some(name) => match Subject::all().find(|subject| subject.word() == name) {
+            Some(subject) => Some(subject),
+            None if args.config.is_none() && name.contains('/') => {
+                return explain_recipe(name, args, ui);
+            }
+            None => {
+                return Err(Failure::usage(format!(
+                    "cannot explain `{name}`: expected {}, or (without --config) a recipe's name such as sd3/3.5-large",
+                    words(", ")
+                )));
+            }
+        },
     };
     match &args.config {
         None => explain_table(asked.unwrap_or(Subject::Recipe), args, ui),
         Some(file) => explain_file(file, asked, args, ui),
     }
+}
+
+/// The words for what can be explained.
+fn words(between: &str) -> String {
+    let all: Vec<&str> = Subject::all().map(Subject::word).collect();
+    all.join(between)
 }
 
 fn explain_recipe(name: &str, args: &Args, ui: &Ui) -> CommandResult {
@@ -82,7 +88,10 @@ fn explain_table(subject: Subject, args: &Args, ui: &Ui) -> CommandResult {
     if entries.is_empty() {
         text += "\n  no such field\n";
     }
-    text += "\nAlso: `explain clip`, `t5` or `tokenizer`; `explain sd3/3.5-large` for a recipe's values; --config FILE for a file's\n";
+    text += &format!(
+        "\nAlso: `explain WHAT` for WHAT of {}; `explain sd3/3.5-large` for a recipe's values; --config FILE for a file's\n",
+        words(", ")
+    );
     ui.report(&entries, &text)
 }
 
@@ -102,13 +111,11 @@ fn explain_file(file: &Path, asked: Option<Subject>, args: &Args, ui: &Ui) -> Co
         })?;
     let mut fields = explain::file(subject, &content).map_err(Failure::error)?;
     fields.retain(|f| matches(args, std::slice::from_ref(&f.field)));
-    let network = match subject {
-        Subject::Clip => Some(Network::ClipText),
-        Subject::T5 => Some(Network::T5Encoder),
+    let name = file.display().to_string();
+    let read = match subject {
+        Subject::Encoder(kind) => Some(config::from_config(&content, kind, &name)),
         Subject::Tokenizer | Subject::Recipe => None,
     };
-    let name = file.display().to_string();
-    let read = network.map(|network| architecture::from_config(&content, network, &name));
     let text = format!("{name}: {}\n{}", subject.title(), explained(&fields));
     let refused = match &read {
         Some(Err(e)) => Some(e.to_string()),

@@ -10,8 +10,8 @@ fn compare(vocabulary: &str, folder: &Path) {
     let expected = &all[vocabulary];
     let bytes = fs::read(golden("tokens.safetensors")).expect("golden");
     let captions = captions(&SafeTensors::deserialize(&bytes).expect("safetensors"));
-    let clip = Tokenizer::load(TokenizerKind::Clip, &folder.join("clip")).expect("CLIP");
-    let t5 = Tokenizer::load(TokenizerKind::T5, &folder.join("t5")).expect("T5");
+    let clip = Tokenizer::load(ClipText.tokenizer(), &folder.join("clip")).expect("CLIP");
+    let t5 = Tokenizer::load(T5.tokenizer(), &folder.join("t5")).expect("T5");
     let mut found = BTreeMap::new();
     let listings = recipe::list().expect("recipes");
     for listing in listings.iter().filter(|l| l.family == "flux1") {

@@ -1,4 +1,4 @@
-//! The encoder of T5 v1.1, of every size.
+//! The network of a T5 encoder.
 //!
 //! Pre-norm transformer with RMS norms, no biases, no scale in its attention, and a relative position bias
 //! (Raffel et al. 2020). Follows `T5EncoderModel` of transformers, also in half precision: there `wo` and, from
@@ -7,66 +7,49 @@
 //! Shapes: r rows of a batch (`batch.rs`), c width of the residual stream, f width of the feed-forward, h heads,
 //! d width of a head.
 
-mod bias;
-mod names;
-
 use candle_core::{DType, Tensor};
 
-use super::batch::{Batch, Group, Sequence, batches_of};
-use super::tokenizer::Tokens;
-use super::{
-    Encoded, Error, Residency, TensorList, activate, activate_gated, check_vocabulary, positive,
-};
+use super::bias::PositionBias;
+use super::{PadRows, T5EncoderArchitecture, T5Network, names};
 use crate::nn::weights::Weights;
 use crate::nn::{AttentionMask, attention, linear, linear_onto, rms_norm};
-use crate::recipe::spec::{EncoderMask, PadRows, T5EncoderArchitecture, T5Forward};
-use bias::PositionBias;
+use crate::text::batch::{Batch, Group, Sequence, batches_of};
+use crate::text::check::{check_vocabulary, positive};
+use crate::text::names::refuse_unexpected;
+use crate::text::spec::EncoderMask;
+use crate::text::{Encoded, Error, LoadedNetwork, Located, Residency, Tokens};
 
-/// An encoder found in files and checked by their headers.
-pub(super) struct Plan {
-    /// By canonical name.
-    pub(super) weights: Weights,
-    /// The tensors that the rules need: all.
-    pub(super) used: TensorList,
-    architecture: T5EncoderArchitecture,
-    rules: T5Forward,
+/// Finds the encoder, and checks by the headers that all of it is there and nothing more. The rules need all of it.
+pub(super) fn locate(network: &T5Network, weights: &Weights) -> Result<Located, Error> {
+    check(network)?;
+    let architecture = &network.architecture;
+    let found = names::locate(weights, architecture)?;
+    let tensors = names::encoder(architecture);
+    let stored: Vec<String> = tensors
+        .iter()
+        .map(|(name, _)| names::stored(&found, name))
+        .collect();
+    let canonical = {
+        let found = found.clone();
+        weights.renamed(move |name: &str| names::stored(&found, name))
+    };
+    canonical.require(&tensors)?;
+    refuse_unexpected(weights, &found.prefix, &stored, names::is_inert, |_| {
+        format!(
+            "num_layers is {} and is_gated_act {}; check them against the checkpoint's own config.json",
+            architecture.num_layers, architecture.is_gated_act
+        )
+    })?;
+    Ok(Located {
+        weights: canonical,
+        tensors,
+        tables: &[names::EMBEDDING],
+        notes: Vec::new(),
+    })
 }
 
-impl Plan {
-    pub(super) fn new(
-        architecture: &T5EncoderArchitecture,
-        rules: &T5Forward,
-        weights: &Weights,
-    ) -> Result<Self, Error> {
-        check(architecture, rules)?;
-        let found = names::locate(weights, architecture)?;
-        let used = names::encoder(architecture);
-        let stored: Vec<String> = used
-            .iter()
-            .map(|(name, _)| names::stored(&found, name))
-            .collect();
-        let canonical = {
-            let found = found.clone();
-            weights.renamed(move |name: &str| names::stored(&found, name))
-        };
-        canonical.require(&used)?;
-        super::names::refuse_unexpected(weights, &found.prefix, &stored, names::is_inert, |_| {
-            format!(
-                "num_layers is {} and is_gated_act {}; check them against the checkpoint's own config.json",
-                architecture.num_layers, architecture.is_gated_act
-            )
-        })?;
-        Ok(Self {
-            weights: canonical,
-            used,
-            architecture: architecture.clone(),
-            rules: rules.clone(),
-        })
-    }
-}
-
-fn check(architecture: &T5EncoderArchitecture, rules: &T5Forward) -> Result<(), Error> {
-    let a = architecture;
+fn check(network: &T5Network) -> Result<(), Error> {
+    let (a, rules) = (&network.architecture, &network.forward);
     for (field, value) in [
         ("vocab_size", a.vocab_size),
         ("d_model", a.d_model),
@@ -145,7 +128,9 @@ impl Block {
 
 /// An encoder, ready to run.
 pub(super) struct T5Encoder {
-    plan: Plan,
+    network: T5Network,
+    /// By canonical name.
+    weights: Weights,
     /// Empty if layers are read when needed.
     resident: Vec<Block>,
     bias: PositionBias,
@@ -153,12 +138,15 @@ pub(super) struct T5Encoder {
 }
 
 impl T5Encoder {
-    pub(super) fn load(plan: Plan, residency: Residency) -> Result<Self, Error> {
-        let (architecture, weights) = (&plan.architecture, &plan.weights);
-        let depth = if residency == Residency::Resident {
-            architecture.num_layers
-        } else {
-            0
+    pub(super) fn load(
+        network: &T5Network,
+        weights: &Weights,
+        residency: Residency,
+    ) -> Result<Self, Error> {
+        let architecture = &network.architecture;
+        let depth = match residency {
+            Residency::Resident => architecture.num_layers,
+            Residency::Streamed => 0,
         };
         let resident = (0..depth)
             .map(|block| Block::load(architecture, weights, block))
@@ -174,30 +162,27 @@ impl T5Encoder {
             resident,
             bias: PositionBias::new(architecture, &table)?,
             final_norm: weights.get(&[architecture.d_model], "encoder.final_layer_norm.weight")?,
-            plan,
+            network: network.clone(),
+            weights: weights.clone(),
         })
     }
+}
 
-    pub(super) fn encode(&self, captions: &[Tokens]) -> Result<Vec<Encoded>, Error> {
-        check_vocabulary(captions, self.plan.architecture.vocab_size)?;
+impl LoadedNetwork for T5Encoder {
+    fn encode(&self, captions: &[Tokens]) -> Result<Vec<Encoded>, Error> {
+        check_vocabulary(captions, self.network.architecture.vocab_size)?;
         let batches = batches_of(self.sequences(captions));
         let mut states = batches
             .iter()
             .map(|p| self.embed(p))
             .collect::<Result<Vec<_>, _>>()?;
-        for block in 0..self.plan.architecture.num_layers {
+        for block in 0..self.network.architecture.num_layers {
             let block = self.block(block)?;
             for (batch, x_rc) in batches.iter().zip(&mut states) {
                 *x_rc = self.layer(&block, batch, x_rc)?;
             }
         }
-        let mut encoded = vec![
-            Encoded {
-                hidden: None,
-                pooled: None
-            };
-            captions.len()
-        ];
+        let mut encoded = vec![Encoded::default(); captions.len()];
         for (batch, x_rc) in batches.iter().zip(&states) {
             let x_rc = self.norm(x_rc, &self.final_norm)?;
             for (start, sequence) in batch.starts() {
@@ -207,9 +192,11 @@ impl T5Encoder {
         }
         Ok(encoded)
     }
+}
 
+impl T5Encoder {
     fn sequences(&self, captions: &[Tokens]) -> Vec<Sequence> {
-        let rules = &self.plan.rules;
+        let rules = &self.network.forward;
         let sequence = |(caption, tokens): (usize, &Tokens)| {
             let rows = match rules.pad_rows {
                 PadRows::Keep => tokens.ids.len(),
@@ -229,23 +216,20 @@ impl T5Encoder {
     }
 
     fn embed(&self, batch: &Batch) -> Result<Tensor, Error> {
-        let architecture = &self.plan.architecture;
+        let architecture = &self.network.architecture;
         let size = (architecture.vocab_size, architecture.d_model);
-        Ok(self
-            .plan
-            .weights
-            .rows(size, names::EMBEDDING, &batch.ids())?)
+        Ok(self.weights.rows(size, names::EMBEDDING, &batch.ids())?)
     }
 
     fn block(&self, block: usize) -> Result<Block, Error> {
         match self.resident.get(block) {
             Some(block) => Ok(block.clone()),
-            None => Block::load(&self.plan.architecture, &self.plan.weights, block),
+            None => Block::load(&self.network.architecture, &self.weights, block),
         }
     }
 
     fn layer(&self, block: &Block, batch: &Batch, x_rc: &Tensor) -> candle_core::Result<Tensor> {
-        let architecture = &self.plan.architecture;
+        let architecture = &self.network.architecture;
         let (heads, width) = (architecture.num_heads, architecture.d_kv);
         let qkv = linear(&self.norm(x_rc, &block.attention_norm)?, &block.qkv, None)?;
         let qkv_r3hd = qkv.reshape((qkv.dim(0)?, 3, heads, width))?;
@@ -268,13 +252,13 @@ impl T5Encoder {
 
     /// The inner activations of the feed-forward, `[r, f]`.
     fn widened(&self, block: &Block, x_rc: &Tensor) -> candle_core::Result<Tensor> {
-        let activation = self.plan.architecture.activation;
+        let activation = self.network.architecture.activation;
         let inner_rf = match block.inward.as_slice() {
             [wi_0, wi_1] => {
                 let (gate, x) = (linear(x_rc, wi_0, None)?, linear(x_rc, wi_1, None)?);
-                activate_gated(activation, &gate, &x)?
+                activation.apply_gated(&gate, &x)?
             }
-            [wi] => activate(activation, &linear(x_rc, wi, None)?)?,
+            [wi] => activation.apply(&linear(x_rc, wi, None)?)?,
             _ => candle_core::bail!("a feed-forward with {} inward matrices", block.inward.len()),
         };
         inner_rf.to_dtype(block.outward.dtype())
@@ -282,7 +266,7 @@ impl T5Encoder {
 
     /// The RMS norm; its result has the type of the weight, as in transformers, whatever the residual stream's.
     fn norm(&self, x: &Tensor, weight: &Tensor) -> candle_core::Result<Tensor> {
-        let eps = self.plan.architecture.layer_norm_epsilon;
+        let eps = self.network.architecture.layer_norm_epsilon;
         if x.dtype() == weight.dtype() {
             return rms_norm(x, Some(weight), eps);
         }

@@ -4,20 +4,31 @@
 use expect_test::{Expect, expect};
 use serde_json::{Value, json};
 
-use super::super::architecture::{from_config, read};
-use super::super::published;
-use super::super::rules::Network;
-use super::super::spec::{Activation, Architecture, T5EncoderArchitecture};
+use super::super::activation::Activation;
+use super::super::clip::{ClipText, ClipTextArchitecture};
+use super::super::config::{from_config, read};
+use super::super::t5::{T5, T5EncoderArchitecture};
+use super::super::{Architecture, Kind, published};
 
-fn clip(config: &Value) -> Architecture {
-    from_config(config, Network::ClipText, "config.json").expect("a CLIP")
+const CLIP_TEXT: &dyn Kind = &ClipText;
+const T5_ENCODER: &dyn Kind = &T5;
+
+fn of_kind<A: Architecture + Clone>(architecture: &dyn Architecture, kind: &dyn Kind) -> A {
+    architecture.of_kind::<A>(kind).expect("its kind").clone()
+}
+
+fn clip(config: &Value) -> ClipTextArchitecture {
+    let read = from_config(config, CLIP_TEXT, "config.json").expect("a CLIP");
+    of_kind(&*read, CLIP_TEXT)
+}
+
+fn published_clip_l() -> ClipTextArchitecture {
+    of_kind(&*published("clip_l").expect("CLIP-L"), CLIP_TEXT)
 }
 
 fn t5(config: &Value) -> T5EncoderArchitecture {
-    match from_config(config, Network::T5Encoder, "config.json").expect("a T5") {
-        Architecture::T5Encoder(t5) => t5,
-        Architecture::ClipText(_) => panic!("a CLIP"),
-    }
+    let read = from_config(config, T5_ENCODER, "config.json").expect("a T5");
+    of_kind(&*read, T5_ENCODER)
 }
 
 /// CLIP-L as in the text_encoder folder of SD3, inert fields and all.
@@ -55,29 +66,27 @@ fn with(mut config: Value, field: &str, value: Value) -> Value {
 
 #[test]
 fn published_configurations_are_read_as_published() {
-    let mut expected = published("clip_l").expect("CLIP-L");
-    if let Architecture::ClipText(clip) = &mut expected {
-        clip.projection_dim = Some(768);
-    }
+    let expected = ClipTextArchitecture {
+        projection_dim: Some(768),
+        ..published_clip_l()
+    };
     assert_eq!(clip(&clip_l()), expected);
-    assert_eq!(
-        Architecture::T5Encoder(t5(&t5_xxl())),
-        published("t5").expect("T5")
-    );
+    let t5_expected: T5EncoderArchitecture = of_kind(&*published("t5").expect("T5"), T5_ENCODER);
+    assert_eq!(t5(&t5_xxl()), t5_expected);
     assert!(published("clip_h").is_none());
 }
 
 #[test]
 fn a_plain_text_model_has_no_projection() {
     let plain = with(clip_l(), "architectures", json!(["CLIPTextModel"]));
-    assert_eq!(clip(&plain), published("clip_l").expect("CLIP-L"));
+    assert_eq!(clip(&plain), published_clip_l());
 }
 
 /// The tables of `explain` and the parser agree on every field: what is called inert changes nothing, and
 /// what is called effective changes the architecture or is refused.
 #[test]
 fn fields_do_what_their_explanation_says() {
-    use super::super::explain::{Class, Subject, table};
+    use crate::recipe::explain::{Class, Subject, table};
     let values = [
         json!(3),
         json!(0.5),
@@ -86,18 +95,15 @@ fn fields_do_what_their_explanation_says() {
         json!({"a": 1}),
         Value::Null,
     ];
-    for (subject, network, config) in [
-        (Subject::Clip, Network::ClipText, clip_l()),
-        (Subject::T5, Network::T5Encoder, t5_xxl()),
-    ] {
-        let plain = from_config(&config, network, "config.json").expect("a configuration");
+    for (kind, config) in [(CLIP_TEXT, clip_l()), (T5_ENCODER, t5_xxl())] {
+        let plain = from_config(&config, kind, "config.json").expect("a configuration");
         let mut inert = 0;
-        for entry in table(subject).expect("the table") {
+        for entry in table(Subject::Encoder(kind)).expect("the table") {
             for name in &entry.names {
                 for value in &values {
                     let changed = with(config.clone(), name, value.clone());
                     let same =
-                        from_config(&changed, network, "config.json").is_ok_and(|a| a == plain);
+                        from_config(&changed, kind, "config.json").is_ok_and(|a| *a == *plain);
                     match entry.class {
                         Class::Inert => assert!(same, "{name} = {value}"),
                         Class::Effective if value.is_number() || value.is_string() => {
@@ -185,7 +191,7 @@ fn the_other_names_of_t5_fields_are_taken() {
 }
 
 #[track_caller]
-fn refused(network: Network, config: &Value, said: Expect) {
+fn refused(network: &dyn Kind, config: &Value, said: Expect) {
     let error = from_config(config, network, "te/config.json").expect_err("refused");
     said.assert_eq(&error.to_string());
 }
@@ -193,7 +199,7 @@ fn refused(network: Network, config: &Value, said: Expect) {
 #[test]
 fn text_is_no_number() {
     refused(
-        Network::ClipText,
+        CLIP_TEXT,
         &with(clip_l(), "hidden_size", json!("768")),
         expect![[
             r#"te/config.json: `hidden_size`: expected a whole number from 1 to 16777216, found "768""#
@@ -204,7 +210,7 @@ fn text_is_no_number() {
 #[test]
 fn a_fraction_is_no_count() {
     refused(
-        Network::ClipText,
+        CLIP_TEXT,
         &with(clip_l(), "num_hidden_layers", json!(12.5)),
         expect![
             "te/config.json: `num_hidden_layers`: expected a whole number from 1 to 16777216, found 12.5"
@@ -215,7 +221,7 @@ fn a_fraction_is_no_count() {
 #[test]
 fn a_huge_number_is_damage() {
     refused(
-        Network::ClipText,
+        CLIP_TEXT,
         &with(
             clip_l(),
             "vocab_size",
@@ -230,7 +236,7 @@ fn a_huge_number_is_damage() {
 #[test]
 fn zero_is_no_size() {
     refused(
-        Network::T5Encoder,
+        T5_ENCODER,
         &with(t5_xxl(), "num_layers", json!(0)),
         expect![
             "te/config.json: `num_layers`: expected a whole number from 1 to 16777216, found 0"
@@ -241,7 +247,7 @@ fn zero_is_no_size() {
 #[test]
 fn heads_must_divide_the_width() {
     refused(
-        Network::ClipText,
+        CLIP_TEXT,
         &with(clip_l(), "num_attention_heads", json!(7)),
         expect![
             "te/config.json: `num_attention_heads`: expected a divisor of hidden_size 768, found 7"
@@ -252,7 +258,7 @@ fn heads_must_divide_the_width() {
 #[test]
 fn an_activation_must_be_known() {
     refused(
-        Network::ClipText,
+        CLIP_TEXT,
         &with(clip_l(), "hidden_act", json!("mish")),
         expect![
             "te/config.json: `hidden_act`: expected one of quick_gelu, gelu, gelu_new, gelu_pytorch_tanh, relu, silu, swish, found mish"
@@ -263,7 +269,7 @@ fn an_activation_must_be_known() {
 #[test]
 fn an_epsilon_must_be_small() {
     refused(
-        Network::T5Encoder,
+        T5_ENCODER,
         &with(t5_xxl(), "layer_norm_epsilon", json!(1e300)),
         expect![
             "te/config.json: `layer_norm_epsilon`: expected a number between 0 and 1, found 1e+300"
@@ -274,7 +280,7 @@ fn an_epsilon_must_be_small() {
 #[test]
 fn an_epsilon_must_be_positive() {
     refused(
-        Network::ClipText,
+        CLIP_TEXT,
         &with(clip_l(), "layer_norm_eps", json!(-1e-5)),
         expect![
             "te/config.json: `layer_norm_eps`: expected a number between 0 and 1, found -0.00001"
@@ -285,7 +291,7 @@ fn an_epsilon_must_be_positive() {
 #[test]
 fn several_end_tokens_are_not_one() {
     refused(
-        Network::ClipText,
+        CLIP_TEXT,
         &with(clip_l(), "eos_token_id", json!([2, 3])),
         expect!["te/config.json: `eos_token_id`: expected one token id, found [2,3]"],
     );
@@ -294,7 +300,7 @@ fn several_end_tokens_are_not_one() {
 #[test]
 fn a_decoder_is_no_encoder() {
     refused(
-        Network::T5Encoder,
+        T5_ENCODER,
         &with(t5_xxl(), "is_decoder", json!(true)),
         expect!["te/config.json: `is_decoder`: expected false (plumb reads encoders), found true"],
     );
@@ -303,7 +309,7 @@ fn a_decoder_is_no_encoder() {
 #[test]
 fn a_umt5_is_refused_by_name() {
     refused(
-        Network::T5Encoder,
+        T5_ENCODER,
         &with(t5_xxl(), "model_type", json!("umt5")),
         expect![
             "te/config.json: `model_type`: expected t5, found umt5 (its position bias differs in every block; no family of plumb uses it yet)"
@@ -314,7 +320,7 @@ fn a_umt5_is_refused_by_name() {
 #[test]
 fn a_t5_is_no_clip() {
     refused(
-        Network::ClipText,
+        CLIP_TEXT,
         &t5_xxl(),
         expect!["te/config.json: `model_type`: expected clip_text_model or clip, found t5"],
     );
@@ -323,7 +329,7 @@ fn a_t5_is_no_clip() {
 #[test]
 fn a_file_must_say_what_it_is() {
     refused(
-        Network::T5Encoder,
+        T5_ENCODER,
         &json!({}),
         expect!["te/config.json: `model_type`: expected t5, found no such field"],
     );
@@ -332,7 +338,7 @@ fn a_file_must_say_what_it_is() {
 #[test]
 fn a_list_is_no_configuration() {
     refused(
-        Network::ClipText,
+        CLIP_TEXT,
         &json!([1, 2]),
         expect!["te/config.json: not a model configuration: expected an object, found [1,2]"],
     );
@@ -341,7 +347,7 @@ fn a_list_is_no_configuration() {
 #[test]
 fn quantized_weights_are_refused() {
     refused(
-        Network::T5Encoder,
+        T5_ENCODER,
         &with(
             t5_xxl(),
             "quantization_config",
@@ -356,7 +362,7 @@ fn quantized_weights_are_refused() {
 #[test]
 fn a_gate_is_written_with_one_dash() {
     refused(
-        Network::T5Encoder,
+        T5_ENCODER,
         &with(t5_xxl(), "feed_forward_proj", json!("gated-gelu-new")),
         expect![
             "te/config.json: `feed_forward_proj`: expected ACT or gated-ACT, found gated-gelu-new"
@@ -367,7 +373,7 @@ fn a_gate_is_written_with_one_dash() {
 #[test]
 fn buckets_are_even() {
     refused(
-        Network::T5Encoder,
+        T5_ENCODER,
         &with(t5_xxl(), "relative_attention_num_buckets", json!(31)),
         expect![
             "te/config.json: `relative_attention_num_buckets`: expected an even number of at least 4, found 31"
@@ -378,7 +384,7 @@ fn buckets_are_even() {
 #[test]
 fn the_distance_lies_beyond_the_exact_buckets() {
     refused(
-        Network::T5Encoder,
+        T5_ENCODER,
         &with(t5_xxl(), "relative_attention_max_distance", json!(8)),
         expect![
             "te/config.json: `relative_attention_max_distance`: expected more than 8, a quarter of the buckets, found 8"
@@ -389,7 +395,7 @@ fn the_distance_lies_beyond_the_exact_buckets() {
 #[test]
 fn two_names_must_agree() {
     refused(
-        Network::T5Encoder,
+        T5_ENCODER,
         &with(t5_xxl(), "hidden_size", json!(1)),
         expect!["te/config.json: `hidden_size`: expected 4096 as in d_model, found 1"],
     );
@@ -398,7 +404,7 @@ fn two_names_must_agree() {
 #[test]
 fn two_text_towers_must_agree() {
     refused(
-        Network::ClipText,
+        CLIP_TEXT,
         &json!({"model_type": "clip", "text_config": {"hidden_size": 768}, "text_config_dict": {"hidden_size": 512}}),
         expect![
             "te/config.json: `text_config_dict.hidden_size`: expected 768 as in text_config, found 512"
@@ -409,7 +415,7 @@ fn two_text_towers_must_agree() {
 #[test]
 fn a_text_tower_is_an_object() {
     refused(
-        Network::ClipText,
+        CLIP_TEXT,
         &json!({"model_type": "clip", "text_config": 3}),
         expect!["te/config.json: `text_config`: expected an object, found 3"],
     );
@@ -418,7 +424,7 @@ fn a_text_tower_is_an_object() {
 #[test]
 fn a_long_value_is_cut_in_the_message() {
     refused(
-        Network::ClipText,
+        CLIP_TEXT,
         &with(clip_l(), "hidden_act", json!(vec![0; 1000])),
         expect![
             "te/config.json: `hidden_act`: expected text, found [0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0..."
@@ -430,21 +436,18 @@ fn a_long_value_is_cut_in_the_message() {
 fn a_file_that_cannot_be_read_is_named() {
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("config.json");
-    let error = read(&file, Network::ClipText)
-        .expect_err("no file")
-        .to_string();
+    let error = read(&file, CLIP_TEXT).expect_err("no file").to_string();
     assert!(error.contains("config.json"), "{error}");
     std::fs::write(&file, b"{\"a\": \xff").expect("written");
-    let error = read(&file, Network::ClipText)
-        .expect_err("no JSON")
-        .to_string();
+    let error = read(&file, CLIP_TEXT).expect_err("no JSON").to_string();
     assert!(error.contains("config.json"), "{error}");
     // Deeper than any parser should go.
     std::fs::write(&file, "[".repeat(100_000)).expect("written");
-    assert!(read(&file, Network::ClipText).is_err());
+    assert!(read(&file, CLIP_TEXT).is_err());
     std::fs::write(&file, clip_l().to_string()).expect("written");
+    let back = read(&file, CLIP_TEXT).expect("a CLIP");
     assert_eq!(
-        read(&file, Network::ClipText).expect("a CLIP"),
+        of_kind::<ClipTextArchitecture>(&*back, CLIP_TEXT),
         clip(&clip_l())
     );
 }

@@ -1,4 +1,4 @@
-//! The CLIP text tower: CLIP-L, OpenCLIP ViT-bigG-14 and every size of them.
+//! The CLIP text tower.
 //!
 //! Pre-norm transformer with causal attention and learned positions (Radford et al. 2021). Follows
 //! `CLIPTextModelWithProjection` of transformers, whose `hidden_states` has one entry more than there are
@@ -7,22 +7,18 @@
 //! Shapes: r rows of a batch (`batch.rs`), c width of the residual stream, i width of the MLP, h heads,
 //! d width of a head.
 
-pub(super) mod names;
-mod plan;
-mod projection;
-
 use std::ops::Range;
 
 use candle_core::Tensor;
 
-use super::batch::{Batch, Group, Sequence, batches_of, regroup};
-use super::tokenizer::Tokens;
-use super::{Encoded, Error, Residency, activate, check_vocabulary};
+use super::plan::Plan;
+use super::{ClipTextArchitecture, ClipTextNetwork, PooledRule, names};
 use crate::nn::weights::Weights;
 use crate::nn::{AttentionMask, attention, layer_norm, linear, linear_onto};
-use crate::recipe::spec::{ClipTextArchitecture, EncoderMask, PooledRule};
-
-pub(super) use plan::Plan;
+use crate::text::batch::{Batch, Group, Sequence, batches_of, regroup};
+use crate::text::check::check_vocabulary;
+use crate::text::spec::EncoderMask;
+use crate::text::{Encoded, Error, LoadedNetwork, Residency, Tokens};
 
 /// One layer's weights.
 #[derive(Clone)]
@@ -68,7 +64,10 @@ impl Block {
 
 /// A tower, ready to run.
 pub(super) struct ClipTextTower {
+    network: ClipTextNetwork,
     plan: Plan,
+    /// By canonical name.
+    weights: Weights,
     /// Empty if layers are read when needed.
     resident: Vec<Block>,
     positions: Tensor,
@@ -77,25 +76,29 @@ pub(super) struct ClipTextTower {
 }
 
 impl ClipTextTower {
-    pub(super) fn load(plan: Plan, residency: Residency) -> Result<Self, Error> {
-        let (architecture, weights) = (&plan.architecture, &plan.weights);
+    pub(super) fn load(
+        network: &ClipTextNetwork,
+        weights: &Weights,
+        residency: Residency,
+    ) -> Result<Self, Error> {
+        let architecture = &network.architecture;
+        let plan = Plan::of(network)?;
         let c = architecture.hidden_size;
-        let depth = if residency == Residency::Resident {
-            plan.depth()
-        } else {
-            0
+        let depth = match residency {
+            Residency::Resident => plan.depth,
+            Residency::Streamed => 0,
         };
         let resident = (0..depth)
             .map(|layer| Block::load(architecture, weights, layer))
             .collect::<Result<_, _>>()?;
         let norm = |leaf: &str| weights.get(&[c], &format!("text_model.final_layer_norm.{leaf}"));
-        let final_norm = if plan.norms() {
+        let final_norm = if plan.norms {
             Some([norm("weight")?, norm("bias")?])
         } else {
             None
         };
         let projection = match architecture.projection_dim {
-            Some(columns) if plan.rules.projection => {
+            Some(columns) if network.forward.projection => {
                 Some(weights.get(&[columns, c], names::PROJECTION)?)
             }
             _ => None,
@@ -110,10 +113,14 @@ impl ClipTextTower {
             final_norm,
             projection,
             plan,
+            network: network.clone(),
+            weights: weights.clone(),
         })
     }
+}
 
-    pub(super) fn encode(&self, captions: &[Tokens]) -> Result<Vec<Encoded>, Error> {
+impl LoadedNetwork for ClipTextTower {
+    fn encode(&self, captions: &[Tokens]) -> Result<Vec<Encoded>, Error> {
         let pooled_rows = self.check_tokens(captions)?;
         let shortest: Vec<usize> = pooled_rows.iter().map(|row| row + 1).collect();
         let longest: Vec<usize> = match self.plan.hidden {
@@ -125,25 +132,19 @@ impl ClipTextTower {
             .iter()
             .map(|p| self.embed(p))
             .collect::<Result<Vec<_>, _>>()?;
-        let last = self.plan.hidden.unwrap_or(self.plan.depth());
+        let last = self.plan.hidden.unwrap_or(self.plan.depth);
         let states = self.run(&batches, states, 0..last)?;
 
-        let mut encoded = vec![
-            Encoded {
-                hidden: None,
-                pooled: None
-            };
-            captions.len()
-        ];
+        let mut encoded = vec![Encoded::default(); captions.len()];
         if self.plan.hidden.is_some() {
             self.keep(&batches, &states, &mut encoded)?;
         }
-        if self.plan.pools() {
-            let (batches, states) = if last < self.plan.depth() {
+        if self.plan.pools {
+            let (batches, states) = if last < self.plan.depth {
                 // Later layers keep nothing else: they are computed no further than to the pooled row.
                 let short = batches_of(self.sequences(captions, &shortest));
                 let states = regroup(&batches, &states, &short)?;
-                let states = self.run(&short, states, last..self.plan.depth())?;
+                let states = self.run(&short, states, last..self.plan.depth)?;
                 (short, states)
             } else {
                 (batches, states)
@@ -154,7 +155,9 @@ impl ClipTextTower {
         }
         Ok(encoded)
     }
+}
 
+impl ClipTextTower {
     /// The residual stream of each batch after `layers`.
     fn run(
         &self,
@@ -179,7 +182,7 @@ impl ClipTextTower {
         encoded: &mut [Encoded],
     ) -> Result<(), Error> {
         for (batch, x_rc) in batches.iter().zip(states) {
-            let x_rc = if self.plan.rules.final_norm {
+            let x_rc = if self.network.forward.final_norm {
                 self.normed(x_rc)?
             } else {
                 x_rc.clone()
@@ -194,7 +197,7 @@ impl ClipTextTower {
 
     /// Checks the tokens and gives the row that each caption is pooled at.
     fn check_tokens(&self, captions: &[Tokens]) -> Result<Vec<usize>, Error> {
-        let architecture = &self.plan.architecture;
+        let architecture = &self.network.architecture;
         check_vocabulary(captions, architecture.vocab_size)?;
         let limit = architecture.max_position_embeddings;
         let mut rows = Vec::with_capacity(captions.len());
@@ -206,8 +209,17 @@ impl ClipTextTower {
                     limit,
                 });
             }
-            let row = pooled_row(self.plan.rules.pooled, architecture.eos_token_id, tokens);
-            rows.push(row.map_err(|id| Error::NoEos { caption, id })?);
+            let row = pooled_row(
+                self.network.forward.pooled,
+                architecture.eos_token_id,
+                tokens,
+            );
+            rows.push(row.map_err(|id| {
+                Error::OfKind(format!(
+                    "caption {caption} has no end-of-text token {id} to pool at: the tokenizer does not belong to \
+                     this encoder"
+                ))
+            })?);
         }
         Ok(rows)
     }
@@ -217,7 +229,7 @@ impl ClipTextTower {
         let sequence = |(caption, (tokens, &rows)): (usize, (&Tokens, &usize))| Sequence {
             caption,
             ids: tokens.ids[..rows].to_vec(),
-            keys: match self.plan.rules.mask {
+            keys: match self.network.forward.mask {
                 EncoderMask::None => rows,
                 EncoderMask::Pads => tokens.count.min(rows),
             },
@@ -231,10 +243,10 @@ impl ClipTextTower {
     }
 
     fn embed(&self, batch: &Batch) -> Result<Tensor, Error> {
-        let architecture = &self.plan.architecture;
-        let tokens_rc = self.plan.weights.rows(
+        let architecture = &self.network.architecture;
+        let tokens_rc = self.weights.rows(
             (architecture.vocab_size, architecture.hidden_size),
-            "text_model.embeddings.token_embedding.weight",
+            names::TABLE,
             &batch.ids(),
         )?;
         let positions = Tensor::new(batch.positions(), self.positions.device())?;
@@ -244,12 +256,12 @@ impl ClipTextTower {
     fn block(&self, layer: usize) -> Result<Block, Error> {
         match self.resident.get(layer) {
             Some(block) => Ok(block.clone()),
-            None => Block::load(&self.plan.architecture, &self.plan.weights, layer),
+            None => Block::load(&self.network.architecture, &self.weights, layer),
         }
     }
 
     fn layer(&self, block: &Block, batch: &Batch, x_rc: &Tensor) -> candle_core::Result<Tensor> {
-        let architecture = &self.plan.architecture;
+        let architecture = &self.network.architecture;
         let (c, heads) = (architecture.hidden_size, architecture.num_attention_heads);
         let norm = |x: &Tensor, [w, b]: &[Tensor; 2]| {
             layer_norm(x, Some(w), Some(b), architecture.layer_norm_eps)
@@ -261,13 +273,18 @@ impl ClipTextTower {
         let y_rc = batch.attention(&qkv_r3hd, causal)?;
         let x_rc = linear_onto(x_rc, &y_rc, &block.out[0], Some(&block.out[1]))?;
         let inner_ri = dense(&norm(&x_rc, &block.norm2)?, &block.fc1)?;
-        let inner_ri = activate(architecture.hidden_act, &inner_ri)?;
+        let inner_ri = architecture.hidden_act.apply(&inner_ri)?;
         linear_onto(&x_rc, &inner_ri, &block.fc2[0], Some(&block.fc2[1]))
     }
 
     fn normed(&self, x: &Tensor) -> candle_core::Result<Tensor> {
         match &self.final_norm {
-            Some([w, b]) => layer_norm(x, Some(w), Some(b), self.plan.architecture.layer_norm_eps),
+            Some([w, b]) => layer_norm(
+                x,
+                Some(w),
+                Some(b),
+                self.network.architecture.layer_norm_eps,
+            ),
             None => Ok(x.clone()),
         }
     }

@@ -1,0 +1,128 @@
+//! CLIP text towers: CLIP-L, OpenCLIP ViT-bigG-14 and every size of them.
+//!
+//! - `architecture`: `config.json`, and what was published
+//! - `rules`: which layer, which norm, which row is pooled, what is masked
+//! - `tokenizer`: byte-level BPE
+//! - `names`, `projection`: where files keep the tensors
+//! - `plan`: what a spec asks of the tower, checked against the files
+//! - `tower`: the network
+
+mod architecture;
+pub(super) mod names;
+mod plan;
+mod projection;
+mod rules;
+mod tokenizer;
+mod tower;
+
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use super::config::{ConfigError, Fields};
+use super::tokenizer::Format;
+use super::{Architecture, Error, ForwardRecipe, Kind, LoadedNetwork, Located, Network, Residency};
+use crate::nn::weights::Weights;
+
+pub use architecture::ClipTextArchitecture;
+pub use rules::{ClipForward, ClipForwardRecipe, PooledRule, ProjectionRule};
+
+const MODEL_TYPES: &[&str] = &["clip_text_model", "clip"];
+
+/// The kind.
+#[derive(Debug)]
+pub struct ClipText;
+
+impl Kind for ClipText {
+    fn name(&self) -> &'static str {
+        "clip_text"
+    }
+
+    fn word(&self) -> &'static str {
+        "clip"
+    }
+
+    fn title(&self) -> &'static str {
+        "CLIP text encoder"
+    }
+
+    fn weights(&self) -> &'static str {
+        "CLIP weights, a safetensors file or folder"
+    }
+
+    fn anchors(&self) -> &'static [&'static str] {
+        &["token_embedding.weight"]
+    }
+
+    fn model_types(&self) -> &'static [&'static str] {
+        MODEL_TYPES
+    }
+
+    fn nested(&self) -> &'static [&'static str] {
+        architecture::NESTED
+    }
+
+    fn fields(&self) -> &'static str {
+        include_str!("fields.toml")
+    }
+
+    fn tokenizer(&self) -> &'static Format {
+        &tokenizer::FORMAT
+    }
+
+    fn architecture(&self, config: Fields<'_>) -> Result<Box<dyn Architecture>, ConfigError> {
+        Ok(Box::new(architecture::read(config)?))
+    }
+
+    fn published(&self, slot: &str) -> Option<Box<dyn Architecture>> {
+        Some(Box::new(architecture::published(slot)?))
+    }
+
+    fn forward_recipe(&self, forward: Value) -> serde_json::Result<Arc<dyn ForwardRecipe>> {
+        Ok(Arc::new(serde_json::from_value::<ClipForwardRecipe>(
+            forward,
+        )?))
+    }
+
+    fn network(&self, architecture: Value, forward: Value) -> serde_json::Result<Arc<dyn Network>> {
+        Ok(Arc::new(ClipTextNetwork {
+            architecture: serde_json::from_value(architecture)?,
+            forward: serde_json::from_value(forward)?,
+        }))
+    }
+}
+
+/// A tower, and what is taken from it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ClipTextNetwork {
+    /// The tower.
+    pub architecture: ClipTextArchitecture,
+    /// What is taken from it.
+    pub forward: ClipForward,
+}
+
+impl Network for ClipTextNetwork {
+    fn architecture(&self) -> &dyn Architecture {
+        &self.architecture
+    }
+
+    fn forward(&self) -> Value {
+        serde_json::json!(self.forward)
+    }
+
+    fn locate(&self, weights: &Weights) -> Result<Located, Error> {
+        plan::locate(self, weights)
+    }
+
+    fn load(
+        &self,
+        located: &Located,
+        residency: Residency,
+    ) -> Result<Box<dyn LoadedNetwork>, Error> {
+        Ok(Box::new(tower::ClipTextTower::load(
+            self,
+            &located.weights,
+            residency,
+        )?))
+    }
+}

@@ -1,0 +1,120 @@
+//! Why a caption could not be encoded, or an encoder not loaded.
+
+use candle_core::DType;
+
+use crate::nn::weights;
+
+/// Why a caption could not be encoded, or an encoder not loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A weights file, or one of its tensors, does not fit.
+    #[error(transparent)]
+    Weights(#[from] weights::Error),
+    /// The backend failed.
+    #[error("the text encoder failed: {0}")]
+    Backend(Box<candle_core::Error>),
+    /// The spec contradicts itself.
+    #[error("the encoder's spec cannot be: {0}")]
+    Spec(String),
+    /// No tensor looks like this encoder.
+    #[error("{files} has no {encoder}: no tensor is called `{anchor}`")]
+    NotThere {
+        /// The files.
+        files: String,
+        /// The kind of encoder.
+        encoder: &'static str,
+        /// The name, or end of a name, that was looked for.
+        anchor: &'static str,
+    },
+    /// Several encoders of one kind and size are there.
+    #[error("{files} has more than one {encoder} (below {prefixes}): name the one that is meant")]
+    Ambiguous {
+        /// The files.
+        files: String,
+        /// The kind of encoder.
+        encoder: &'static str,
+        /// Where they are.
+        prefixes: String,
+    },
+    /// There are tensors that the architecture has no place for.
+    #[error(
+        "{files} has {count} tensors that the encoder's configuration has no place for, the first is `{first}`: {hint}"
+    )]
+    Unexpected {
+        /// The files.
+        files: String,
+        /// How many.
+        count: usize,
+        /// The first by name.
+        first: String,
+        /// What is likely wrong.
+        hint: String,
+    },
+    /// Two names of one tensor hold different values.
+    #[error(
+        "`{first}` and `{second}` in {files} should be the same tensor and differ: it is not clear which one is meant"
+    )]
+    Untied {
+        /// The files.
+        files: String,
+        /// One name.
+        first: String,
+        /// The other.
+        second: String,
+    },
+    /// A token id is not in the vocabulary.
+    #[error(
+        "caption {caption}: token {position} is {id}, the embedding table has {vocab_size} rows: the tokenizer does not belong to this encoder"
+    )]
+    Vocabulary {
+        /// Index in the call.
+        caption: usize,
+        /// Index in the caption.
+        position: usize,
+        /// The token.
+        id: u32,
+        /// The vocabulary's size.
+        vocab_size: usize,
+    },
+    /// More tokens than the encoder has positions for.
+    #[error(
+        "caption {caption} has {tokens} tokens, the encoder has {limit} positions: set the recipe's max_tokens to at most {limit}"
+    )]
+    TooLong {
+        /// Index in the call.
+        caption: usize,
+        /// Tokens, pads included.
+        tokens: usize,
+        /// Rows of the position embedding.
+        limit: usize,
+    },
+    /// The count of tokens before the pads cannot be.
+    #[error("caption {caption} counts {count} tokens before its pads, of {tokens}")]
+    Count {
+        /// Index in the call.
+        caption: usize,
+        /// Tokens before the pads.
+        count: usize,
+        /// Tokens, pads included.
+        tokens: usize,
+    },
+    /// What only one kind of encoder can find wrong, as a whole sentence.
+    #[error("{0}")]
+    OfKind(String),
+    /// The output holds a NaN or an infinity.
+    #[error("the {output} output for caption {caption} is not finite: the weights are damaged, or overflow in {} (compute in f32)", dtype.as_str())]
+    NonFinite {
+        /// Index in the call.
+        caption: usize,
+        /// `hidden` or `pooled`.
+        output: &'static str,
+        /// The type that was computed in.
+        dtype: DType,
+    },
+}
+
+impl From<candle_core::Error> for Error {
+    fn from(error: candle_core::Error) -> Self {
+        Self::Backend(Box::new(error))
+    }
+}

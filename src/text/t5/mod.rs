@@ -1,0 +1,120 @@
+//! The encoder of T5 v1.1, of every size.
+//!
+//! - `architecture`: `config.json`, and what was published
+//! - `rules`: what is masked, and what becomes of the rows of pads
+//! - `tokenizer`: SentencePiece's unigram pieces; `sentencepiece`, `charsmap`: the two binary formats inside, distrusted
+//! - `names`: where files keep the tensors
+//! - `encoder`, `bias`: the network, and its relative position bias
+
+mod architecture;
+mod bias;
+mod charsmap;
+mod encoder;
+mod names;
+mod rules;
+mod sentencepiece;
+mod tokenizer;
+
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use super::config::{ConfigError, Fields};
+use super::tokenizer::Format;
+use super::{Architecture, Error, ForwardRecipe, Kind, LoadedNetwork, Located, Network, Residency};
+use crate::nn::weights::Weights;
+
+pub use architecture::T5EncoderArchitecture;
+pub use rules::{PadRows, T5Forward};
+
+/// The kind.
+#[derive(Debug)]
+pub struct T5;
+
+impl Kind for T5 {
+    fn name(&self) -> &'static str {
+        "t5_encoder"
+    }
+
+    fn word(&self) -> &'static str {
+        "t5"
+    }
+
+    fn title(&self) -> &'static str {
+        "T5 encoder"
+    }
+
+    fn weights(&self) -> &'static str {
+        "T5 weights, a safetensors or GGUF file or a folder"
+    }
+
+    fn anchors(&self) -> &'static [&'static str] {
+        names::ANCHORS
+    }
+
+    fn model_types(&self) -> &'static [&'static str] {
+        &["t5", "umt5"]
+    }
+
+    fn fields(&self) -> &'static str {
+        include_str!("fields.toml")
+    }
+
+    fn tokenizer(&self) -> &'static Format {
+        &tokenizer::FORMAT
+    }
+
+    fn architecture(&self, config: Fields<'_>) -> Result<Box<dyn Architecture>, ConfigError> {
+        Ok(Box::new(architecture::read(config)?))
+    }
+
+    fn published(&self, slot: &str) -> Option<Box<dyn Architecture>> {
+        Some(Box::new(architecture::published(slot)?))
+    }
+
+    fn forward_recipe(&self, forward: Value) -> serde_json::Result<Arc<dyn ForwardRecipe>> {
+        Ok(Arc::new(serde_json::from_value::<T5Forward>(forward)?))
+    }
+
+    fn network(&self, architecture: Value, forward: Value) -> serde_json::Result<Arc<dyn Network>> {
+        Ok(Arc::new(T5Network {
+            architecture: serde_json::from_value(architecture)?,
+            forward: serde_json::from_value(forward)?,
+        }))
+    }
+}
+
+/// An encoder, and what is taken from it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct T5Network {
+    /// The encoder.
+    pub architecture: T5EncoderArchitecture,
+    /// What is taken from it.
+    pub forward: T5Forward,
+}
+
+impl Network for T5Network {
+    fn architecture(&self) -> &dyn Architecture {
+        &self.architecture
+    }
+
+    fn forward(&self) -> Value {
+        serde_json::json!(self.forward)
+    }
+
+    fn locate(&self, weights: &Weights) -> Result<Located, Error> {
+        encoder::locate(self, weights)
+    }
+
+    fn load(
+        &self,
+        located: &Located,
+        residency: Residency,
+    ) -> Result<Box<dyn LoadedNetwork>, Error> {
+        Ok(Box::new(encoder::T5Encoder::load(
+            self,
+            &located.weights,
+            residency,
+        )?))
+    }
+}

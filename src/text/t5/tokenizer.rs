@@ -1,0 +1,227 @@
+//! T5's tokenizer: SentencePiece's unigram pieces with `</s>` after.
+//!
+//! Source: `T5Tokenizer.__init__` of transformers 5 (`models/t5/tokenization_t5.py`).
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use tokenizers::PreTokenizerWrapper;
+use tokenizers::models::unigram::Unigram;
+use tokenizers::normalizers::{NormalizerWrapper, Precompiled};
+use tokenizers::pre_tokenizers::metaspace::{Metaspace, PrependScheme};
+use tokenizers::pre_tokenizers::sequence::Sequence as PreSequence;
+use tokenizers::pre_tokenizers::whitespace::WhitespaceSplit;
+
+use super::{charsmap, sentencepiece};
+use crate::digest::{self, Digest};
+use crate::text::tokenizer::{Added, Definition, Error, Format, Pipeline, Vocabulary, read_bytes};
+
+const EOS: &str = "</s>";
+/// The index of the unknown piece; transformers takes no other.
+const UNKNOWN: usize = 2;
+/// How many `<extra_id_*>` pieces follow the pieces of a `spiece.model`.
+const EXTRA_IDS: usize = 100;
+
+/// The version of the canonical form behind the digest.
+const VERSION: u32 = 1;
+
+/// T5's tokenizers.
+pub(super) static FORMAT: Format = Format {
+    name: "T5",
+    files: &["tokenizer.json", "spiece.model"],
+    expected: "tokenizer.json or spiece.model",
+    before: &[],
+    after: &[EOS],
+    end: EOS,
+    read,
+    prompt: |_, _| None,
+    readable: |token| token,
+};
+
+struct Pieces {
+    /// Text and score, in order of their ids.
+    pieces: Vec<(String, f64)>,
+    charsmap: Option<Vec<u8>>,
+}
+
+impl Vocabulary for Pieces {
+    fn id_of(&self, token: &str) -> Option<u32> {
+        (self.pieces.iter().zip(0_u32..))
+            .find_map(|((piece, _), id)| (*piece == token).then_some(id))
+    }
+
+    fn largest(&self) -> Option<(u32, String)> {
+        let id = u32::try_from(self.pieces.len()).ok()?.checked_sub(1)?;
+        self.pieces.last().map(|(piece, _)| (id, piece.clone()))
+    }
+
+    fn canonical(&self, added: &[Added]) -> Vec<u8> {
+        #[derive(Serialize)]
+        struct Form<'a> {
+            kind: &'a str,
+            version: u32,
+            pieces: &'a [(String, f64)],
+            charsmap: Option<Digest>,
+            added: &'a [Added],
+        }
+        digest::canonical_json(&Form {
+            kind: "t5",
+            version: VERSION,
+            pieces: &self.pieces,
+            charsmap: self.charsmap.as_deref().map(Digest::of),
+            added,
+        })
+    }
+
+    fn pipeline(&self) -> tokenizers::Result<Pipeline> {
+        let model = Unigram::from(self.pieces.clone(), Some(UNKNOWN), false)?;
+        let mut tokenizer = tokenizers::Tokenizer::new(model);
+        if let Some(map) = &self.charsmap {
+            let map = Precompiled::from(map).map_err(|e| e.to_string())?;
+            tokenizer.with_normalizer(Some(NormalizerWrapper::Precompiled(map)))?;
+        }
+        tokenizer.with_pre_tokenizer(Some(PreSequence::new(vec![
+            PreTokenizerWrapper::WhitespaceSplit(WhitespaceSplit),
+            Metaspace::new('\u{2581}', PrependScheme::Always, true).into(),
+        ])));
+        let known = ["<pad>", EOS, "<unk>"].map(str::to_owned);
+        let sentinels = (self.pieces.iter())
+            .map(|(piece, _)| piece)
+            .filter(|piece| is_sentinel(piece))
+            .cloned();
+        let known = known
+            .into_iter()
+            .filter(|token| self.pieces.iter().any(|(piece, _)| piece == token));
+        Pipeline::new(tokenizer, known.chain(sentinels))
+    }
+}
+
+/// Whether `piece` is `<extra_id_N>`.
+fn is_sentinel(piece: &str) -> bool {
+    let number = piece
+        .strip_prefix("<extra_id_")
+        .and_then(|rest| rest.strip_suffix('>'));
+    number.is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
+}
+
+fn read(file: &Path) -> Result<Definition, Error> {
+    let malformed = |problem| FORMAT.malformed(file, problem);
+    if file.extension().is_some_and(|ext| ext == "json") {
+        return from_json(FORMAT.json(file)?).map_err(malformed);
+    }
+    let pieces = from_sentencepiece(&read_bytes(file)?).map_err(malformed)?;
+    Ok(Definition {
+        vocabulary: Box::new(pieces),
+        added: Vec::new(),
+    })
+}
+
+#[derive(Deserialize)]
+struct TokenizerJson {
+    model: Model,
+    #[serde(default)]
+    added_tokens: Vec<Added>,
+    normalizer: Option<NormalizerJson>,
+}
+
+#[derive(Deserialize)]
+struct Model {
+    vocab: Vec<(String, f64)>,
+    unk_id: Option<usize>,
+}
+
+/// A normalizer, of which only the character map matters.
+#[derive(Deserialize)]
+struct NormalizerJson {
+    #[serde(default)]
+    normalizers: Vec<Self>,
+    /// Present in the normalizer of type `Precompiled`; base64, as its deserializer in `tokenizers` reads.
+    precompiled_charsmap: Option<String>,
+}
+
+impl NormalizerJson {
+    fn charsmap(&self) -> Option<&str> {
+        let own = self.precompiled_charsmap.as_deref();
+        own.or_else(|| self.normalizers.iter().find_map(Self::charsmap))
+    }
+}
+
+fn from_json(json: Value) -> Result<Definition, String> {
+    if !json.get("model").is_some_and(Value::is_object) {
+        return Err("it has no `model`".to_owned());
+    }
+    let json: TokenizerJson = serde_json::from_value(json).map_err(|e| e.to_string())?;
+    let charsmap = (json.normalizer.as_ref())
+        .and_then(NormalizerJson::charsmap)
+        .map(base64)
+        .transpose()?;
+    let pieces = checked(json.model.vocab, json.model.unk_id, charsmap)?;
+    Ok(Definition {
+        vocabulary: Box::new(pieces),
+        added: json.added_tokens,
+    })
+}
+
+fn from_sentencepiece(bytes: &[u8]) -> Result<Pieces, String> {
+    let mut model = sentencepiece::parse(bytes)?;
+    // The sentinels are not in the file; transformers appends them, the last first.
+    if !model
+        .pieces
+        .iter()
+        .any(|(piece, _)| piece == "<extra_id_0>")
+    {
+        let extra = (0..EXTRA_IDS)
+            .rev()
+            .map(|n| (format!("<extra_id_{n}>"), 0.0));
+        model.pieces.extend(extra);
+    }
+    let charsmap = Some(model.charsmap).filter(|map| !map.is_empty());
+    checked(model.pieces, model.unknown, charsmap)
+}
+
+fn checked(
+    pieces: Vec<(String, f64)>,
+    unknown: Option<usize>,
+    charsmap: Option<Vec<u8>>,
+) -> Result<Pieces, String> {
+    if unknown != Some(UNKNOWN) || pieces.len() <= UNKNOWN {
+        return Err(format!(
+            "the unknown piece must have the id {UNKNOWN}, found {unknown:?} of {} pieces",
+            pieces.len()
+        ));
+    }
+    let mut seen = BTreeSet::new();
+    for (id, (piece, score)) in pieces.iter().enumerate() {
+        if piece.is_empty() || !score.is_finite() || !seen.insert(piece) {
+            return Err(format!(
+                "piece {id} (`{piece}`, score {score}) is empty, a duplicate, or without a finite score"
+            ));
+        }
+    }
+    if !seen.iter().any(|piece| *piece == EOS) {
+        return Err(format!("the vocabulary has no `{EOS}`"));
+    }
+    if let Some(map) = &charsmap {
+        charsmap::check(map)?;
+    }
+    Ok(Pieces { pieces, charsmap })
+}
+
+fn base64(text: &str) -> Result<Vec<u8>, String> {
+    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut bytes = Vec::with_capacity(text.len() / 4 * 3);
+    let (mut bits, mut held) = (0_u32, 0);
+    for digit in text.trim_end_matches('=').bytes() {
+        let value = (ALPHABET.iter().position(|a| *a == digit))
+            .ok_or("the precompiled character map is not base64")?;
+        bits = bits << 6 | u32::try_from(value).unwrap_or(0);
+        held += 6;
+        if held >= 8 {
+            held -= 8;
+            bytes.push((bits >> held & 0xFF) as u8);
+        }
+    }
+    Ok(bytes)
+}
