@@ -2,6 +2,8 @@
 //!
 //! The tables are data, in `configs/recipes/fields.toml`; what is a kind of text encoder's own, in its folder.
 
+use std::collections::BTreeMap;
+
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize, Serializer};
 use serde_json::Value;
@@ -220,18 +222,17 @@ pub fn file(subject: Subject, content: &Value) -> Result<Vec<Explained>, Error> 
 /// As [`table`].
 pub fn recipe(recipe: &Recipe) -> Result<Vec<Explained>, Error> {
     let common = common()?.recipe;
-    let mut all = Vec::new();
-    for (path, field) in recipe.fields() {
-        let slot = path.split('.').next().unwrap_or_default();
-        let own = match recipe.encoder(slot) {
-            Some(encoder) => of_kind(encoder.rules.network)?.recipe,
-            None => Vec::new(),
-        };
-        let entries = [common.as_slice(), &own].concat();
-        let name = recipe_name(path);
-        all.push(one(path.clone(), Some(&field.value), name, &entries));
+    let mut by_slot = BTreeMap::new();
+    for encoder in recipe.encoders() {
+        let own = of_kind(encoder.rules.network)?.recipe;
+        by_slot.insert(encoder.slot.as_str(), [common.as_slice(), &own].concat());
     }
-    Ok(all)
+    let explain = |(path, field): (&String, &super::Field)| {
+        let slot = path.split('.').next().unwrap_or_default();
+        let entries = by_slot.get(slot).unwrap_or(&common);
+        one(path.clone(), Some(&field.value), recipe_name(path), entries)
+    };
+    Ok(recipe.fields().iter().map(explain).collect())
 }
 
 /// The name under which a recipe's field stands in the table: without its slot.

@@ -121,7 +121,7 @@ fn a_spec_survives_its_json_and_refuses_unknown_fields() {
         let back: EncoderSpec = serde_json::from_slice(&text).expect("own JSON");
         assert_eq!(back, spec);
         assert_eq!(canonical_json(&back), text);
-        for group in ["", "/tokens", "/precision"] {
+        for group in ["", "/architecture", "/tokens", "/forward", "/precision"] {
             let mut value = to_json(&spec);
             let at = value.pointer_mut(group);
             at.expect("a group")["batch_size"] = json!(8);
