@@ -45,9 +45,10 @@ def eager(model, px, limit, **more):
 
 
 def both(kind, model, limit, **more):
-    """The peer first: it makes the file of random weights that ours reads."""
-    case = {"kind": kind, "model": model, "steps": 5, "file": f"{SCRATCH}/{model}.safetensors"} | more
-    own = {"name": f"ours {kind} {model}", "who": "ours", "limit": limit, "case": case | {"own_kernels": True}}
+    """Random weights on both sides: the peer's are its libraries' own, ours are written to a file and read."""
+    case = {"kind": kind, "model": model, "steps": 5} | more
+    file = f"{SCRATCH}/{model}.safetensors"
+    own = {"name": f"ours {kind} {model}", "who": "ours", "limit": limit, "case": case | {"file": file, "own_kernels": True}}
     return [{"name": f"eager {kind} {model}", "who": "eager", "limit": limit, "case": case}, own]
 
 

@@ -161,24 +161,6 @@ def floor(case, _device):
     return {"operations": counter.get_total_flops()}
 
 
-def random_weights(model, file):
-    """Writes numbers that keep activations near 1, unless there is a file, for ours to read."""
-    import os
-
-    from safetensors.torch import save_file
-
-    if os.path.exists(file):
-        return
-    made = {}
-    for name, tensor in model.state_dict().items():
-        if tensor.is_floating_point():
-            spread = 0.02 if tensor.dim() == 1 else 0.7 / tensor[0].numel() ** 0.5
-            norm = tensor.dim() == 1 and "norm" in name and name.endswith("weight")
-            made[name] = torch.randn_like(tensor) * spread + float(norm)
-    tied = {name: tensor for name, tensor in made.items() if name != "encoder.embed_tokens.weight"}
-    save_file({name: tensor.cpu().contiguous() for name, tensor in tied.items()}, file)
-
-
 def encoder_of(case, device, dtype):
     from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
@@ -196,7 +178,6 @@ def encoder_of(case, device, dtype):
             config = T5Config(vocab_size=32128, d_model=width, d_kv=64, d_ff=inner, num_layers=layers, num_heads=heads, feed_forward_proj="gated-gelu")
             model = T5EncoderModel._from_config(config)
     torch.set_default_dtype(torch.float32)
-    random_weights(model, case["file"])
     return model.eval()
 
 
@@ -231,7 +212,6 @@ def vae(case, device):
         down_block_types=("DownEncoderBlock2D",) * blocks, up_block_types=("UpDecoderBlock2D",) * blocks,
         use_quant_conv=False, use_post_quant_conv=False, **shape,
     )  # fmt: skip
-    random_weights(model, case["file"])
     model.to(device).eval()
     pixels = torch.randn(case["batch"], 3, case["px"], case["px"])
 
