@@ -116,6 +116,16 @@ impl Rows {
         (name, config(grid, 32 * WARPS as u32, 0))
     }
 
+    /// What every norm is told last: how many rows of which width, and how they are normed.
+    fn normed(&self, statistic: Statistic, eps: f64) -> [Argument; 4] {
+        [
+            Long(self.rows as i64),
+            Int(self.width as i32),
+            Int(i32::from(statistic == Statistic::Deviation)),
+            Float(eps as f32),
+        ]
+    }
+
     /// A vector for all rows `[n]`, or one for each row of the batch `[B, n]`.
     fn vectors(&mut self, kernels: &Kernels, x: Option<&Tensor>, more: f32) -> Result<PerRow> {
         let Some(x) = x else {
@@ -159,15 +169,11 @@ pub(crate) fn norm(
     );
     let function = kernels.function("rows", x.dtype(), name)?;
     let arguments = [
-        Address(from),
-        Address(to),
-        Argument::PerRow(gain),
-        Argument::PerRow(bias),
-        Long(rows.rows as i64),
-        Int(rows.width as i32),
-        Int(i32::from(statistic == Statistic::Deviation)),
-        Float(eps as f32),
-    ];
+        &[Address(from), Address(to)][..],
+        &[Argument::PerRow(gain), Argument::PerRow(bias)],
+        &rows.normed(statistic, eps),
+    ]
+    .concat();
     // SAFETY: the signature of `norm_by_*`; all have the rows of `x`, the vectors as many as `PerRow` says.
     unsafe { kernels.launch(&function, blocks, &arguments)? };
     Ok(out)
@@ -205,15 +211,11 @@ pub(crate) fn norm_backward(
     );
     let function = kernels.function("rows", x.dtype(), name)?;
     let arguments = [
-        Address(from?),
-        Address(along?),
-        Address(to?),
-        Argument::PerRow(gain),
-        Long(rows.rows as i64),
-        Int(rows.width as i32),
-        Int(i32::from(statistic == Statistic::Deviation)),
-        Float(eps as f32),
-    ];
+        &[Address(from?), Address(along?), Address(to?)][..],
+        &[Argument::PerRow(gain)],
+        &rows.normed(statistic, eps),
+    ]
+    .concat();
     // SAFETY: the signature of `norm_backward_by_*`; as above.
     unsafe { kernels.launch(&function, blocks, &arguments)? };
     Ok(out)
