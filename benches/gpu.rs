@@ -13,7 +13,7 @@ use std::time::Instant;
 
 use candle_core::Device;
 use plumb::device::{self, Choice};
-use plumb::nn;
+use plumb::nn::Kernels;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -25,18 +25,20 @@ const WARM_UP: usize = 3;
 pub(crate) fn run(case: &str) -> Result<()> {
     let case: Value = serde_json::from_str(case)?;
     let choice: Choice = text(&case, "device")?.parse()?;
-    let opened = device::open(choice, &[])?;
+    let device = device::open(choice, &[])?.device;
+    let mut kernels = Kernels::NONE;
     if case["own_kernels"].as_bool() == Some(true) {
-        nn::own_kernels(&opened.device)?;
+        kernels = Kernels::compile(&device)?;
     }
     if case["cudnn"].as_bool() == Some(true) {
-        nn::cudnn_attention(&opened.device, &[])?;
+        kernels = kernels.with_cudnn(&[])?;
     }
+    let place = Place { device, kernels };
     let measured = match text(&case, "kind")? {
-        "train" => train::train(&case, &opened.device)?,
-        "encode" => encode::captions(&case, &opened.device)?,
-        "parts" => parts::parts(&case, &opened.device)?,
-        "vae" => encode::pictures(&case, &opened.device)?,
+        "train" => train::train(&case, &place)?,
+        "encode" => encode::captions(&case, &place)?,
+        "parts" => parts::parts(&case, &place)?,
+        "vae" => encode::pictures(&case, &place)?,
         other => return Err(format!("no kind of case `{other}`").into()),
     };
     println!("{measured}");
@@ -49,6 +51,12 @@ fn text<'a>(case: &'a Value, key: &str) -> Result<&'a str> {
 
 fn count(case: &Value, key: &str) -> Result<usize> {
     Ok(case[key].as_u64().ok_or_else(|| format!("no `{key}`"))? as usize)
+}
+
+/// Where and by what a case is computed.
+struct Place {
+    device: Device,
+    kernels: Kernels,
 }
 
 /// Seconds that something took.

@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use candle_core::{Device, Result, Tensor};
 use plumb::autograd::{AttentionPart, LoraValues, Tape, Value};
-use plumb::nn::AttentionMask;
+use plumb::nn::{AttentionMask, Kernels};
 use plumb::rng::{Rng, Stream};
 
 type Failure = Box<dyn std::error::Error>;
@@ -200,7 +200,7 @@ impl Step {
             .map(|(i, shape)| normal(10 + i as u64, shape))
             .collect::<Result<_>>()?;
         let values: Vec<_> = inputs.iter().cloned().map(Value::constant).collect();
-        let outs = operation(&Tape::off(), &values)?;
+        let outs = operation(&Tape::off(&Kernels::NONE), &values)?;
         let seeds = outs
             .iter()
             .map(|out| normal(30, out.dims()))
@@ -213,7 +213,7 @@ impl Step {
     }
 
     fn run(&self) -> Result<()> {
-        let tape = Tape::recording();
+        let tape = Tape::recording(&Kernels::NONE);
         let leaves: Vec<_> = self.inputs.iter().map(|t| tape.leaf(t.clone())).collect();
         let outs = (self.operation)(&tape, &leaves)?;
         let seeds: Vec<_> = outs.iter().zip(self.seeds.iter().cloned()).collect();

@@ -12,6 +12,7 @@ use candle_core::{Device, Tensor};
 use plumb::diffusion::{Level, Prediction, Process, add_noise};
 use plumb::lora::{AdapterSet, Recompute, targets};
 use plumb::models::{self, Component, Components, ConditioningTensors};
+use plumb::nn::Kernels;
 use plumb::optim::{Optimizer, OptimizerOptions};
 use plumb::rng::{Rng, Stream};
 use plumb::train::inputs::Part;
@@ -134,7 +135,7 @@ fn measure(case: &Value) -> Result<Value> {
             offload: false,
         };
         pass.backward(&part, step as u64, 1.0, &gradient)?;
-        optimizer.step(&values, &gradient, 1e-4)?;
+        optimizer.step(&Kernels::NONE, &values, &gradient, 1e-4)?;
         if step >= WARM_UP {
             seconds.push(start.elapsed().as_secs_f64());
         }

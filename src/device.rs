@@ -5,6 +5,8 @@
 
 #[cfg(feature = "cuda")]
 mod cuda;
+#[cfg(feature = "cuda")]
+mod library;
 
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -113,6 +115,8 @@ pub fn open(choice: Choice, folders: &[PathBuf]) -> Result<Opened, Error> {
 
 #[cfg(feature = "cuda")]
 use cuda::open as open_cuda;
+#[cfg(feature = "cuda")]
+pub(crate) use library::{keep_open, open_library};
 
 #[cfg(not(feature = "cuda"))]
 fn open_cuda(_: usize, _: &[PathBuf]) -> Result<Opened, Error> {

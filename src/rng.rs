@@ -46,10 +46,15 @@ pub struct Rng(ChaCha8Rng);
 impl Rng {
     /// The generator of `stream` at (`seed`, `step`, `sample`).
     pub fn new(seed: u64, stream: Stream, step: u64, sample: u64) -> Self {
-        Self(ChaCha8Rng::from_seed(Self::key(seed, stream, step, sample)))
+        Self::with_key(Self::key(seed, stream, step, sample))
     }
 
-    /// The key of ChaCha8 at that coordinate, for a GPU's kernel that makes the same numbers.
+    /// The generator with the key.
+    pub(crate) fn with_key(key: [u8; 32]) -> Self {
+        Self(ChaCha8Rng::from_seed(key))
+    }
+
+    /// The key of the generator at a coordinate: for a GPU's kernel that makes the same numbers.
     pub(crate) fn key(seed: u64, stream: Stream, step: u64, sample: u64) -> [u8; 32] {
         let mut hasher = blake3::Hasher::new();
         // A prefix of our own, so that no other use of BLAKE3 makes the same key. The numbers are of fixed width, so no two

@@ -1,5 +1,5 @@
-//! Captions through text encoders, and pictures through the VAE. The weights are written to a file first, which the peer
-//! reads as well.
+//! Captions through text encoders, and pictures through the VAE. Their random weights are written to a file first, and read
+//! as a model's are.
 
 use std::path::Path;
 
@@ -15,11 +15,12 @@ use plumb::text::{Network, Residency, TextEncoder, Tokens};
 use plumb::vae;
 use serde_json::{Value, json};
 
-use super::{Result, Timings, count, text};
+use super::{Place, Result, Timings, count, text};
 use crate::encode::{clip_tensors, t5_tensors, write_weights};
 
 /// All captions in one call, in bf16, until the results are back on the host.
-pub(super) fn captions(case: &Value, device: &Device) -> Result<Value> {
+pub(super) fn captions(case: &Value, place: &Place) -> Result<Value> {
+    let Place { device, kernels } = place;
     let (network, tensors) = encoder(text(case, "model")?)?;
     let file = Path::new(text(case, "file")?);
     if !file.exists() {
@@ -31,7 +32,8 @@ pub(super) fn captions(case: &Value, device: &Device) -> Result<Value> {
     };
     let weights = Weights::open(&[file.to_owned()])?
         .with_dtype(dtype)
-        .on(device);
+        .on(device)
+        .with_kernels(kernels);
     let encoder = TextEncoder::load(&*network, &weights, Residency::Resident)?;
     let tokens = tokens(
         count(case, "batch")?,
@@ -132,7 +134,8 @@ fn tokens(captions: usize, length: usize, end: u32) -> Vec<Tokens> {
 }
 
 /// One picture after the other, in f32, as latents are made.
-pub(super) fn pictures(case: &Value, device: &Device) -> Result<Value> {
+pub(super) fn pictures(case: &Value, place: &Place) -> Result<Value> {
+    let Place { device, kernels } = place;
     let architecture = match text(case, "model")? {
         "vae" => VaeEncoderArchitecture {
             in_channels: 3,
@@ -158,7 +161,9 @@ pub(super) fn pictures(case: &Value, device: &Device) -> Result<Value> {
     if !file.exists() {
         write_weights(file, &vae::names::encoder_tensors(&architecture))?;
     }
-    let weights = Weights::open(&[file.to_owned()])?.on(device);
+    let weights = Weights::open(&[file.to_owned()])?
+        .on(device)
+        .with_kernels(kernels);
     let encoder = vae::Encoder::load(&architecture, &weights)?;
     let (batch, side) = (count(case, "batch")?, count(case, "px")?);
     let pixels = Rng::new(0, Stream::Noise, 0, 0).normals(batch * 3 * side * side);

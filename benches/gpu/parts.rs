@@ -5,7 +5,7 @@ use plumb::autograd::{AttentionPart, LoraValues, Tape, Value};
 use plumb::device;
 use serde_json::{Map, Value as Json, json};
 
-use super::{Result, Timings, count};
+use super::{Place, Result, Timings, count};
 
 type Made = candle_core::Result<Value>;
 
@@ -23,7 +23,8 @@ impl Maker<'_> {
 }
 
 /// Seconds of each operation, by name, and how many sums or bytes it is.
-pub(super) fn parts(case: &Json, device: &Device) -> Result<Json> {
+pub(super) fn parts(case: &Json, place: &Place) -> Result<Json> {
+    let device = &place.device;
     let (tokens, batch) = (count(case, "tokens")?, count(case, "batch")?);
     let (heads, width) = (count(case, "heads")?, count(case, "width")?);
     let rank = count(case, "rank")?;
@@ -46,7 +47,7 @@ pub(super) fn parts(case: &Json, device: &Device) -> Result<Json> {
     let gain = make.normals(&[width], 0.1)?;
     let angles = Tensor::rand(0f32, 6.0, (tokens, width / 2), device)?;
     let (cos, sin) = (angles.cos()?, angles.sin()?);
-    let time = |input: &Tensor, op: &dyn Fn(&Tape, &Value) -> Made| once(device, case, input, op);
+    let time = |input: &Tensor, op: &dyn Fn(&Tape, &Value) -> Made| once(place, case, input, op);
     let constant = |t: &Tensor| Value::constant(t.clone());
     let mut found = Map::new();
     let mut put = |name: &str, timings: Timings| {
@@ -108,13 +109,13 @@ pub(super) fn parts(case: &Json, device: &Device) -> Result<Json> {
 
 /// Forward and back through one operation.
 fn once(
-    device: &Device,
+    place: &Place,
     case: &Json,
     input: &Tensor,
     op: &dyn Fn(&Tape, &Value) -> Made,
 ) -> Result<Timings> {
-    Timings::of(device, case, || {
-        let tape = Tape::recording();
+    Timings::of(&place.device, case, || {
+        let tape = Tape::recording(&place.kernels);
         let leaf = tape.leaf(input.clone());
         let out = op(&tape, &leaf)?;
         let seed = out.tensor().clone();

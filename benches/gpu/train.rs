@@ -10,7 +10,7 @@ use plumb::lora::{AdapterSet, targets};
 use plumb::models::{
     self, ConditioningTensors, Error, Family, OpenedDenoiser, Source, WeightStorage,
 };
-use plumb::nn::{self, Frozen};
+use plumb::nn::{Frozen, Kernels};
 use plumb::optim::{Optimizer, OptimizerOptions, clip_gradient_norm};
 use plumb::rng::{Rng, Stream};
 use plumb::train::inputs::Part;
@@ -19,11 +19,12 @@ use plumb::train::step::Pass;
 use plumb::vae::Extents;
 use serde_json::{Value, json};
 
-use super::{Result, Timings, count, text};
+use super::{Place, Result, Timings, count, text};
 
 /// Random weights, as large as keeps activations near 1.
 struct Random {
     device: Device,
+    kernels: Kernels,
     dtype: DType,
     numbers: Cell<u64>,
 }
@@ -64,6 +65,10 @@ impl Source for Random {
     fn matrix(&self, shape: [usize; 2], name: &str) -> std::result::Result<Frozen, Error> {
         Ok(self.tensor(&shape, name)?.into())
     }
+
+    fn kernels(&self) -> Kernels {
+        self.kernels.clone()
+    }
 }
 
 /// The model of a config, as a folder with no weights worth reading.
@@ -82,7 +87,8 @@ pub(crate) fn opened(
 }
 
 /// Training steps: forward, backward, clipping and AdamW, inputs brought from the host.
-pub(super) fn train(case: &Value, device: &Device) -> Result<Value> {
+pub(super) fn train(case: &Value, place: &Place) -> Result<Value> {
+    let Place { device, kernels } = place;
     let family = models::family(text(case, "family")?)?;
     let folder = tempfile::tempdir()?;
     let config = PathBuf::from(text(case, "config")?);
@@ -107,7 +113,7 @@ pub(super) fn train(case: &Value, device: &Device) -> Result<Value> {
         dtype,
         storage: WeightStorage::Whole,
         machine: Machine::of(device),
-        own_kernels: nn::has_own_kernels(device),
+        own_kernels: kernels.are_there(),
         checkpointing: case["checkpointing"].as_bool(),
     };
     let free = device::free_bytes(device).unwrap_or(u64::MAX);
@@ -115,6 +121,7 @@ pub(super) fn train(case: &Value, device: &Device) -> Result<Value> {
 
     let source = Random {
         device: device.clone(),
+        kernels: kernels.clone(),
         dtype,
         numbers: Cell::new(0),
     };
@@ -136,8 +143,8 @@ pub(super) fn train(case: &Value, device: &Device) -> Result<Value> {
     let timings = Timings::of(device, case, || {
         let gradient = values.zeros_like()?;
         loss = pass.backward(&part, number, 1.0, &gradient)?.loss;
-        clip_gradient_norm(&gradient, Some(1.0))?;
-        optimizer.step(&values, &gradient, 1e-4)?;
+        clip_gradient_norm(kernels, &gradient, Some(1.0))?;
+        optimizer.step(kernels, &values, &gradient, 1e-4)?;
         number += 1;
         Ok(())
     })?;

@@ -65,7 +65,7 @@ impl Tape {
             k: tensors(&k),
             v: tensors(&v),
         };
-        let (outs, kept) = joint_attention(&saved, scale, bias, mask)?;
+        let (outs, kept) = joint_attention(self.kernels(), &saved, scale, bias, mask)?;
         let inputs = [q, k, v].concat();
         // In the order in which the gradients come back below.
         let targets: Vec<_> = inputs.iter().map(|value| value.id()).collect();
@@ -87,7 +87,9 @@ impl Tape {
                 .map(dense)
                 .collect::<Result<Vec<_>>>()?;
             let bias = bias.as_ref();
-            let found = joint_attention_backward(&saved, scale, bias, &mask, &kept, &gradients)?;
+            let kernels = slots.kernels();
+            let found =
+                joint_attention_backward(kernels, &saved, scale, bias, &mask, &kept, &gradients)?;
             let found = found.q.into_iter().chain(found.k).chain(found.v);
             targets
                 .iter()
@@ -102,10 +104,10 @@ impl Tape {
     ///
     /// If the shapes do not fit, and those of the backend.
     pub fn rope(&self, x: &Value, cos: &Tensor, sin: &Tensor) -> Result<Value> {
-        let y = rope(x.tensor(), cos, sin)?;
+        let y = rope(self.kernels(), x.tensor(), cos, sin)?;
         let (to, cos, sin) = (x.id(), cos.clone(), sin.clone());
         Ok(self.record_one(&[x], y, move |slots, gradient| {
-            let dx = rope_backward(gradient.tensor(), &cos, &sin)?;
+            let dx = rope_backward(slots.kernels(), gradient.tensor(), &cos, &sin)?;
             slots.add(to, Gradient::fresh(dx))
         }))
     }

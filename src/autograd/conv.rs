@@ -25,12 +25,18 @@ impl Tape {
         options: Conv2dOptions,
         lora: Option<&LoraValues>,
     ) -> Result<Value> {
-        let y = conv2d(x.tensor(), weight, bias, options)?;
+        let y = conv2d(self.kernels(), x.tensor(), weight, bias, options)?;
         let (_, _, height, width) = x.tensor().dims4()?;
         // `x` is not saved: its gradient is made of the frozen weight alone.
         let (to, weight) = (x.id(), weight.clone());
         let y = self.record_one(&[x], y, move |slots, gradient| {
-            let dx = conv2d_backward(&weight, options, (height, width), gradient.tensor())?;
+            let dx = conv2d_backward(
+                slots.kernels(),
+                &weight,
+                options,
+                (height, width),
+                gradient.tensor(),
+            )?;
             slots.add(to, Gradient::fresh(dx))
         });
         let Some(lora) = lora else { return Ok(y) };
@@ -45,7 +51,7 @@ impl Tape {
 
     /// A convolution whose weight has a gradient too.
     fn conv2d_trained(&self, x: &Value, weight: &Value, options: Conv2dOptions) -> Result<Value> {
-        let y = conv2d(x.tensor(), weight.tensor(), None, options)?;
+        let y = conv2d(self.kernels(), x.tensor(), weight.tensor(), None, options)?;
         let (_, _, height, width) = x.tensor().dims4()?;
         let (_, _, kernel, _) = weight.tensor().dims4()?;
         let [to, to_weight] = [x.id(), weight.id()];
@@ -54,13 +60,20 @@ impl Tape {
         let saved_weight = weight.tensor().clone();
         Ok(self.record_one(&[x, weight], y, move |slots, gradient| {
             if let Some(x) = &saved_x {
-                let found = conv2d_weight_backward(x, kernel, options, gradient.tensor())?;
+                let found =
+                    conv2d_weight_backward(slots.kernels(), x, kernel, options, gradient.tensor())?;
                 slots.add(to_weight, Gradient::fresh(found))?;
             }
             if to.is_none() {
                 return Ok(());
             }
-            let dx = conv2d_backward(&saved_weight, options, (height, width), gradient.tensor())?;
+            let dx = conv2d_backward(
+                slots.kernels(),
+                &saved_weight,
+                options,
+                (height, width),
+                gradient.tensor(),
+            )?;
             slots.add(to, Gradient::fresh(dx))
         }))
     }

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use candle_core::{Result, Tensor};
 
 use super::tape::{Id, Value};
+use crate::nn::Kernels;
 use crate::nn::cpu::{self, by_kernel};
 use crate::nn::pointwise::add;
 
@@ -42,10 +43,10 @@ impl Gradient {
 
     /// A contiguous tensor with this gradient that kernels of the CPU may edit in place: a copy only if it must be one.
     /// What other devices compute is never in place.
-    pub(crate) fn into_editable(self) -> Result<Tensor> {
+    pub(crate) fn into_editable(self, kernels: &Kernels) -> Result<Tensor> {
         // A copy made to be contiguous is nobody else's.
         let copied = !self.tensor.is_contiguous();
-        let tensor = cpu::contiguous(&self.tensor)?;
+        let tensor = kernels.contiguous(&self.tensor)?;
         if self.exclusive || copied {
             return Ok(tensor);
         }
@@ -53,15 +54,15 @@ impl Gradient {
     }
 
     /// The same numbers in another shape.
-    pub(crate) fn reshape(self, shape: &[usize]) -> Result<Self> {
+    pub(crate) fn reshape(self, kernels: &Kernels, shape: &[usize]) -> Result<Self> {
         let exclusive = self.exclusive || !self.tensor.is_contiguous();
         Ok(Self {
-            tensor: cpu::contiguous(&self.tensor)?.reshape(shape)?,
+            tensor: kernels.contiguous(&self.tensor)?.reshape(shape)?,
             exclusive,
         })
     }
 
-    fn plus(self, other: Self) -> Result<Self> {
+    fn plus(self, kernels: &Kernels, other: Self) -> Result<Self> {
         // x + y and y + x are the same bits, so the one that may be edited takes the sum.
         let (target, other) = if self.exclusive && self.tensor.is_contiguous() {
             (self, other)
@@ -76,40 +77,54 @@ impl Gradient {
             } else {
                 Ok(Self::fresh(cpu::map2::<T>(&target.tensor, &other.tensor, cpu::Sum)?))
             },
-            Ok(Self::fresh(add(&target.tensor, &other.tensor)?))
+            Ok(Self::fresh(add(kernels, &target.tensor, &other.tensor)?))
         )
     }
 }
 
 /// The gradients found so far, by the value they belong to.
-#[derive(Default)]
-pub(crate) struct Slots(HashMap<Id, Gradient>);
+pub(crate) struct Slots {
+    found: HashMap<Id, Gradient>,
+    kernels: Kernels,
+}
 
 impl Slots {
+    pub(super) fn new(kernels: Kernels) -> Self {
+        Self {
+            found: HashMap::new(),
+            kernels,
+        }
+    }
+
+    /// The tape's, which its gradients are computed by.
+    pub(super) fn kernels(&self) -> &Kernels {
+        &self.kernels
+    }
+
     /// Adds to the gradient of the value with id `to`, if it wants one.
     pub(crate) fn add(&mut self, to: Option<Id>, gradient: Gradient) -> Result<()> {
         let Some(id) = to else { return Ok(()) };
-        let gradient = match self.0.remove(&id) {
-            Some(earlier) => earlier.plus(gradient)?,
+        let gradient = match self.found.remove(&id) {
+            Some(earlier) => earlier.plus(&self.kernels, gradient)?,
             None => gradient,
         };
-        self.0.insert(id, gradient);
+        self.found.insert(id, gradient);
         Ok(())
     }
 
     pub(super) fn take(&mut self, id: Id) -> Option<Gradient> {
-        self.0.remove(&id)
+        self.found.remove(&id)
     }
 
     /// The gradient of the value with id `to` so far, if it may be edited in place; it must be given back by
     /// `add`.
     pub(crate) fn take_editable(&mut self, to: Option<Id>) -> Option<Tensor> {
         let id = to?;
-        let gradient = self.0.get(&id)?;
+        let gradient = self.found.get(&id)?;
         if !gradient.exclusive || !gradient.tensor.is_contiguous() {
             return None;
         }
-        self.0.remove(&id).map(|gradient| gradient.tensor)
+        self.found.remove(&id).map(|gradient| gradient.tensor)
     }
 }
 

@@ -35,7 +35,7 @@ impl Tape {
         lora: Option<&LoraValues>,
     ) -> Result<Value> {
         let Some(lora) = lora else {
-            let (y, _) = forward(x.tensor(), &w.dense()?, bias, None)?;
+            let (y, _) = forward(self.kernels(), x.tensor(), &w.dense()?, bias, None)?;
             // `x` is not saved: its gradient is made of the frozen weight alone.
             let (w, to) = (w.clone(), x.id());
             let wanted = Wanted {
@@ -47,7 +47,8 @@ impl Tape {
                 // The product adds to what the value has already (beta 1), which saves a tensor of its size and a pass over it.
                 let earlier = slots.take_editable(to);
                 let w = &w.dense()?;
-                let [dx, ..] = backward(gradient.tensor(), w, None, wanted, earlier)?;
+                let [dx, ..] =
+                    backward(slots.kernels(), gradient.tensor(), w, None, wanted, earlier)?;
                 dx.map_or(Ok(()), |dx| slots.add(to, Gradient::fresh(dx)))
             }));
         };
@@ -57,7 +58,13 @@ impl Tape {
             scale: lora.scale,
             mask: lora.dropout.clone(),
         };
-        let (y, down) = forward(x.tensor(), &w.dense()?, bias, Some(&low_rank))?;
+        let (y, down) = forward(
+            self.kernels(),
+            x.tensor(),
+            &w.dense()?,
+            bias,
+            Some(&low_rank),
+        )?;
         let inputs = [x, &lora.a, &lora.b];
         let targets = inputs.map(Value::id);
         let [x_id, a_id, b_id] = targets;
@@ -82,7 +89,14 @@ impl Tape {
                 down: down.as_ref(),
             };
             let w = &w.dense()?;
-            let found = backward(gradient.tensor(), w, Some(lora), wanted, earlier)?;
+            let found = backward(
+                slots.kernels(),
+                gradient.tensor(),
+                w,
+                Some(lora),
+                wanted,
+                earlier,
+            )?;
             for (to, gradient) in targets.into_iter().zip(found) {
                 if let Some(gradient) = gradient {
                     slots.add(to, Gradient::fresh(gradient))?;

@@ -8,10 +8,11 @@
 //! ```
 //! use candle_core::{Device, Tensor};
 //! use plumb::autograd::{LoraValues, Tape, Value};
+//! use plumb::nn::Kernels;
 //!
 //! # fn main() -> candle_core::Result<()> {
 //! let tensor = |rows: usize, columns: usize| Tensor::ones((rows, columns), candle_core::DType::F32, &Device::Cpu);
-//! let tape = Tape::recording();
+//! let tape = Tape::recording(&Kernels::NONE);
 //! let a = tape.leaf(tensor(2, 4)?);
 //! let b = tape.leaf(tensor(3, 2)?);
 //! let lora = LoraValues { a: a.clone(), b: b.clone(), scale: 0.5, dropout: None };
@@ -26,7 +27,7 @@
 //!
 //! [`Tape::backward`] consumes the tape from its end, so memory falls as it runs. [`Tape::checkpoint`] keeps a
 //! block's inputs only and runs the block again on the way back. With [`Tape::off`] the same model code serves
-//! inference.
+//! inference. A tape is told the [`Kernels`](crate::nn::Kernels) by which its operations compute.
 
 mod attention;
 mod conv;

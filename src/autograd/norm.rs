@@ -22,7 +22,7 @@ impl Tape {
         bias: Option<&Tensor>,
         eps: f64,
     ) -> Result<Value> {
-        let y = layer_norm(x.tensor(), weight, bias, eps)?;
+        let y = layer_norm(self.kernels(), x.tensor(), weight, bias, eps)?;
         Ok(self.record_norm(Statistic::Deviation, x, y, weight, eps))
     }
 
@@ -32,7 +32,7 @@ impl Tape {
     ///
     /// If the shapes do not fit, and those of the backend.
     pub fn rms_norm(&self, x: &Value, weight: Option<&Tensor>, eps: f64) -> Result<Value> {
-        let y = rms_norm(x.tensor(), weight, eps)?;
+        let y = rms_norm(self.kernels(), x.tensor(), weight, eps)?;
         Ok(self.record_norm(Statistic::RootMeanSquare, x, y, weight, eps))
     }
 
@@ -47,8 +47,9 @@ impl Tape {
         // `x` is saved and its mean and deviation are not: they are found again by a pass over the row.
         let (to, saved, weight) = (x.id(), x.tensor().clone(), weight.cloned());
         self.record_one(&[x], y, move |slots, gradient| {
-            let gradient = gradient.into_editable()?;
-            let dx = norm_backward(statistic, &saved, weight.as_ref(), eps, gradient)?;
+            let kernels = slots.kernels();
+            let gradient = gradient.into_editable(kernels)?;
+            let dx = norm_backward(kernels, statistic, &saved, weight.as_ref(), eps, gradient)?;
             slots.add(to, Gradient::fresh(dx))
         })
     }
@@ -60,7 +61,13 @@ impl Tape {
     ///
     /// If the shapes do not fit, and those of the backend.
     pub fn modulate(&self, x: &Value, scale: &Value, shift: &Value, eps: f64) -> Result<Value> {
-        let y = modulate(x.tensor(), scale.tensor(), shift.tensor(), eps)?;
+        let y = modulate(
+            self.kernels(),
+            x.tensor(),
+            scale.tensor(),
+            shift.tensor(),
+            eps,
+        )?;
         let [to, to_scale, to_shift] = [x, scale, shift].map(Value::id);
         let (saved, saved_scale) = (x.tensor().clone(), scale.tensor().clone());
         Ok(
@@ -74,7 +81,9 @@ impl Tape {
                     return Ok(());
                 }
                 // Last: it overwrites the gradient, which the sums above had to read.
-                let dx = modulate_backward(&saved, &saved_scale, eps, gradient.into_editable()?)?;
+                let kernels = slots.kernels();
+                let gradient = gradient.into_editable(kernels)?;
+                let dx = modulate_backward(kernels, &saved, &saved_scale, eps, gradient)?;
                 slots.add(to, Gradient::fresh(dx))
             }),
         )
@@ -86,7 +95,7 @@ impl Tape {
     ///
     /// If the shapes do not fit, and those of the backend.
     pub fn gated_residual(&self, x: &Value, gate: &Value, y: &Value) -> Result<Value> {
-        let out = gated_residual(x.tensor(), gate.tensor(), y.tensor())?;
+        let out = gated_residual(self.kernels(), x.tensor(), gate.tensor(), y.tensor())?;
         let [to_x, to_gate, to_y] = [x, gate, y].map(Value::id);
         let saved_gate = gate.tensor().clone();
         let saved_y = to_gate.map(|_| y.tensor().clone());
@@ -96,7 +105,7 @@ impl Tape {
                 slots.add(to_gate, Gradient::fresh(gate))?;
             }
             if to_y.is_some() {
-                let dy = gated_backward(&saved_gate, gradient.tensor())?;
+                let dy = gated_backward(slots.kernels(), &saved_gate, gradient.tensor())?;
                 slots.add(to_y, Gradient::fresh(dy))?;
             }
             // Last: the residual's own gradient is this one, given on without a copy.

@@ -23,12 +23,13 @@ impl Tape {
         silu: bool,
     ) -> Result<Value> {
         let forward = if silu { group_norm_silu } else { group_norm };
-        let y = forward(x.tensor(), weight, bias, groups, eps)?;
+        let y = forward(self.kernels(), x.tensor(), weight, bias, groups, eps)?;
         let (to, saved, weight, bias) = (x.id(), x.tensor().clone(), weight.clone(), bias.clone());
         Ok(self.record_one(&[x], y, move |slots, gradient| {
-            let gradient = gradient.into_editable()?;
+            let kernels = slots.kernels();
+            let gradient = gradient.into_editable(kernels)?;
             let parameters = (&weight, &bias);
-            let dx = group_norm_backward(&saved, parameters, groups, eps, silu, gradient)?;
+            let dx = group_norm_backward(kernels, &saved, parameters, groups, eps, silu, gradient)?;
             slots.add(to, Gradient::fresh(dx))
         }))
     }

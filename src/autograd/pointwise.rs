@@ -14,10 +14,11 @@ impl Tape {
     ///
     /// Those of the backend.
     pub fn activation(&self, kind: Activation, x: &Value) -> Result<Value> {
-        let y = kind.apply(x.tensor())?;
+        let y = kind.apply(self.kernels(), x.tensor())?;
         let (to, saved) = (x.id(), x.tensor().clone());
         Ok(self.record_one(&[x], y, move |slots, gradient| {
-            let dx = kind.backward(&saved, gradient.into_editable()?)?;
+            let kernels = slots.kernels();
+            let dx = kind.backward(kernels, &saved, gradient.into_editable(kernels)?)?;
             slots.add(to, Gradient::fresh(dx))
         }))
     }
@@ -28,19 +29,20 @@ impl Tape {
     ///
     /// If the shapes differ, and those of the backend.
     pub fn activation_gated(&self, kind: Activation, gate: &Value, x: &Value) -> Result<Value> {
-        let y = kind.apply_gated(gate.tensor(), x.tensor())?;
+        let y = kind.apply_gated(self.kernels(), gate.tensor(), x.tensor())?;
         let (to_gate, to_x) = (gate.id(), x.id());
         let (saved_gate, saved_x) = (gate.tensor().clone(), to_gate.map(|_| x.tensor().clone()));
         Ok(self.record_one(&[gate, x], y, move |slots, gradient| {
             if to_x.is_some() {
-                let dx = kind.apply_gated(&saved_gate, gradient.tensor())?;
+                let dx = kind.apply_gated(slots.kernels(), &saved_gate, gradient.tensor())?;
                 slots.add(to_x, Gradient::fresh(dx))?;
             }
             let Some(x) = saved_x else { return Ok(()) };
             let along = mul(gradient.tensor(), &x)?;
             // Freed before the gate's gradient is made, so that one tensor less is alive at once.
             drop((gradient, x));
-            slots.add(to_gate, Gradient::fresh(kind.backward(&saved_gate, along)?))
+            let dx = kind.backward(slots.kernels(), &saved_gate, along)?;
+            slots.add(to_gate, Gradient::fresh(dx))
         }))
     }
 
@@ -77,7 +79,7 @@ impl Tape {
     ///
     /// If the shapes do not fit, and those of the backend.
     pub fn add(&self, x: &Value, y: &Value) -> Result<Value> {
-        let out = add(x.tensor(), y.tensor())?;
+        let out = add(self.kernels(), x.tensor(), y.tensor())?;
         let (to_x, to_y) = (x.id(), y.id());
         let (x_dims, y_dims) = (x.dims().to_vec(), y.dims().to_vec());
         Ok(

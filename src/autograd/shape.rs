@@ -4,7 +4,7 @@ use candle_core::{Result, Tensor, bail};
 
 use super::gradient::Gradient;
 use super::tape::{Tape, Value};
-use crate::nn::cpu::{cat, contiguous};
+use crate::nn::cpu::cat;
 
 impl Tape {
     /// The same elements in another shape.
@@ -13,10 +13,11 @@ impl Tape {
     ///
     /// If the number of elements differs, and those of the backend.
     pub fn reshape(&self, x: &Value, shape: &[usize]) -> Result<Value> {
-        let y = contiguous(x.tensor())?.reshape(shape)?;
+        let y = self.kernels().contiguous(x.tensor())?.reshape(shape)?;
         let (to, dims) = (x.id(), x.dims().to_vec());
         Ok(self.record_one(&[x], y, move |slots, gradient| {
-            slots.add(to, gradient.reshape(&dims)?)
+            let gradient = gradient.reshape(slots.kernels(), &dims)?;
+            slots.add(to, gradient)
         }))
     }
 
@@ -37,14 +38,13 @@ impl Tape {
                 ),
             }
         }
-        let y = contiguous(&x.tensor().permute(order)?)?;
+        let y = self.kernels().contiguous(&x.tensor().permute(order)?)?;
         let to = x.id();
         Ok(self.record_one(&[x], y, move |slots, gradient| {
             // Not fresh: where only dimensions of 1 moved, the copy is none.
-            slots.add(
-                to,
-                Gradient::shared(contiguous(&gradient.tensor().permute(back)?)?),
-            )
+            let turned = gradient.tensor().permute(back)?;
+            let turned = slots.kernels().contiguous(&turned)?;
+            slots.add(to, Gradient::shared(turned))
         }))
     }
 

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use candle_core::{DType, Device, Result, Tensor, bail};
 
 use super::gradient::{Gradient, Gradients, Slots};
+use crate::nn::Kernels;
 
 /// The key of a value's gradient. Unique in the process, so that a value of one tape can be used on another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -98,24 +99,26 @@ struct Node {
 /// Computes, and remembers how to compute gradients. See the module's documentation.
 pub struct Tape {
     mode: Mode,
+    kernels: Kernels,
     nodes: RefCell<Vec<Node>>,
     offload: bool,
 }
 
 impl Tape {
-    /// A tape for training: it keeps what [`Self::backward`] needs.
-    pub fn recording() -> Self {
-        Self::with(Mode::Recording)
+    /// A tape for training: it keeps what [`Self::backward`] needs. What is on a GPU that the kernels are of is computed by them, forward and backward.
+    pub fn recording(kernels: &Kernels) -> Self {
+        Self::with(Mode::Recording, kernels)
     }
 
     /// A tape that only computes: nothing on it needs a gradient.
-    pub fn off() -> Self {
-        Self::with(Mode::Off)
+    pub fn off(kernels: &Kernels) -> Self {
+        Self::with(Mode::Off, kernels)
     }
 
-    fn with(mode: Mode) -> Self {
+    fn with(mode: Mode, kernels: &Kernels) -> Self {
         Self {
             mode,
+            kernels: kernels.clone(),
             nodes: RefCell::new(Vec::new()),
             offload: false,
         }
@@ -125,6 +128,11 @@ impl Tape {
     pub fn offloading(mut self, offload: bool) -> Self {
         self.offload = offload;
         self
+    }
+
+    /// What it computes by.
+    pub fn kernels(&self) -> &Kernels {
+        &self.kernels
     }
 
     /// A value whose gradient is wanted (but not on a tape that is off).
@@ -207,7 +215,7 @@ impl Tape {
             return block(self, &inputs);
         }
         // Traced, not recorded: which results need a gradient is known, and what the block would save is dropped as it runs.
-        let outputs = block(&Self::with(Mode::Tracing), &inputs)?;
+        let outputs = block(&Self::with(Mode::Tracing, &self.kernels), &inputs)?;
         let ids: Vec<Option<Id>> = outputs.iter().map(Value::id).collect();
         // Nothing in the block wants a gradient: it is never gone back through.
         if ids.iter().all(Option::is_none) {
@@ -219,7 +227,7 @@ impl Tape {
             false => inputs,
         };
         let backward = move |slots: &mut Slots, gradients: Vec<Option<Gradient>>| {
-            let block_tape = Self::recording();
+            let block_tape = Self::recording(slots.kernels());
             let inputs = moved(inputs, &devices)?;
             let outputs = block(&block_tape, &inputs)?;
             let mut gradients = gradients.into_iter();
@@ -262,7 +270,7 @@ impl Tape {
     ///
     /// If a gradient has not its value's shape, or no value depends on a leaf, and those of the backend.
     pub fn backward_from(self, seeds: &[(&Value, Tensor)]) -> Result<Gradients> {
-        let mut slots = Slots::default();
+        let mut slots = Slots::new(self.kernels.clone());
         if seeds.iter().all(|(value, _)| !value.needs_gradient()) {
             bail!("nothing to go back from: the values depend on no leaf of a recording tape");
         }

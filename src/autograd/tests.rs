@@ -11,7 +11,7 @@ use candle_core::{DType, Device, Result, Tensor};
 
 use super::{Tape, Value};
 use crate::device::{self, Choice};
-use crate::nn::own_kernels;
+use crate::nn::Kernels;
 use crate::nn::tests::{composed, difference, normal};
 
 /// The sum of all results times fixed random numbers, so that every result matters differently.
@@ -34,7 +34,15 @@ fn gradients(
     inputs: &[Tensor],
     op: &impl Fn(&Tape, &[Value]) -> Result<Vec<Value>>,
 ) -> Vec<Option<Tensor>> {
-    let tape = Tape::recording();
+    gradients_by(&Kernels::NONE, inputs, op)
+}
+
+fn gradients_by(
+    kernels: &Kernels,
+    inputs: &[Tensor],
+    op: &impl Fn(&Tape, &[Value]) -> Result<Vec<Value>>,
+) -> Vec<Option<Tensor>> {
+    let tape = Tape::recording(kernels);
     let leaves: Vec<_> = inputs.iter().map(|t| tape.leaf(t.clone())).collect();
     let outs = op(&tape, &leaves).unwrap();
     let seeds: Vec<_> = outs
@@ -67,7 +75,7 @@ fn differences(
         let mut inputs = inputs.to_vec();
         inputs[which] = nudged(&inputs[which], index, by);
         let values: Vec<_> = inputs.into_iter().map(Value::constant).collect();
-        scalar(&op(&Tape::off(), &values).unwrap())
+        scalar(&op(&Tape::off(&Kernels::NONE), &values).unwrap())
     };
     let step = 1e-5;
     let slopes: Vec<f64> = (0..inputs[which].elem_count())
@@ -114,9 +122,9 @@ fn check(inputs: &[Tensor], op: impl Fn(&Tape, &[Value]) -> Result<Vec<Value>>) 
     for place in elsewhere() {
         let Place {
             device,
+            kernels,
             dtype,
             limit,
-            ..
         } = place;
         let what = format!("{place:?}");
         let there: Vec<_> = inputs
@@ -126,10 +134,7 @@ fn check(inputs: &[Tensor], op: impl Fn(&Tape, &[Value]) -> Result<Vec<Value>>) 
         // What is exact for the numbers as they were rounded.
         let rounded: Vec<_> = there.iter().map(host).collect();
         let exact = gradients(&rounded, &op);
-        let found = match place.composed {
-            true => composed(|| gradients(&there, &op)),
-            false => gradients(&there, &op),
-        };
+        let found = gradients_by(kernels, &there, &op);
         for (which, (found, exact)) in found.iter().zip(&exact).enumerate() {
             let (found, exact) = (host(found.as_ref().unwrap()), exact.as_ref().unwrap());
             let largest = |t: &Tensor| t.abs().unwrap().max_all().unwrap();
@@ -151,32 +156,32 @@ fn host(t: &Tensor) -> Tensor {
 #[derive(Debug)]
 struct Place {
     device: Device,
+    kernels: Kernels,
     dtype: DType,
     /// How much they may be off.
     limit: f64,
-    /// Of candle's operations on a GPU, where it could have kernels of ours.
-    composed: bool,
 }
 
-/// bf16 on the CPU, and a GPU's two types in both ways where there is one.
+/// bf16 on the CPU, and a GPU's two types by candle's operations and by own kernels where there is one.
 fn elsewhere() -> &'static [Place] {
     static PLACES: OnceLock<Vec<Place>> = OnceLock::new();
     PLACES.get_or_init(|| {
-        let mut devices = vec![(Device::Cpu, false)];
+        let mut devices = vec![(Device::Cpu, Kernels::NONE)];
         match device::open(Choice::Cuda(0), &[]) {
             Ok(opened) => {
-                own_kernels(&opened.device).expect("kernels for the GPU");
-                devices.extend([(opened.device.clone(), true), (opened.device, false)]);
+                let own = Kernels::compile(&opened.device).expect("kernels for the GPU");
+                devices.push((opened.device.clone(), Kernels::NONE));
+                devices.push((opened.device, own));
             }
             Err(why) => println!("not computed on a GPU: {why}"),
         }
         let types = [(DType::F32, 1e-4), (DType::BF16, 0.08)];
-        let places = devices.iter().flat_map(|(device, composed)| {
+        let places = devices.iter().flat_map(|(device, kernels)| {
             types.map(|(dtype, limit)| Place {
                 device: device.clone(),
+                kernels: kernels.clone(),
                 dtype,
                 limit,
-                composed: *composed,
             })
         });
         places.collect()

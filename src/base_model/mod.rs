@@ -16,8 +16,8 @@ use crate::device;
 use crate::digest::{Digest, Fingerprint};
 use crate::experiment::{self, Experiment, ModelSettings, QuantizedWeights, Settings};
 use crate::models::{self, Family, Flavor, OpenedDenoiser, Placement, WeightStorage};
-use crate::nn::Quantization;
 use crate::nn::weights::{self, DigestMemo, Weights};
+use crate::nn::{Kernels, Quantization};
 use crate::recipe::latents::{
     ConfigError, LATENT_SPEC_VERSION, LatentSpec, PictureRules, VaeConfig,
 };
@@ -174,8 +174,8 @@ impl BaseModel {
     }
 }
 
-/// Where and in what an Experiment's denoiser computes on `device`, and how it is kept.
-pub fn placement(experiment: &Experiment, device: &Device) -> Placement {
+/// Where, in what and by what an Experiment's denoiser computes on `device`, and how it is kept.
+pub fn placement(experiment: &Experiment, device: &Device, kernels: &Kernels) -> Placement {
     let model = experiment.model();
     Placement {
         dtype: match model.compute {
@@ -183,6 +183,7 @@ pub fn placement(experiment: &Experiment, device: &Device) -> Placement {
             None => device::usual_dtype(device),
         },
         device: device.clone(),
+        kernels: kernels.clone(),
         storage: match model.weights {
             None => WeightStorage::Whole,
             Some(QuantizedWeights::Fp8) => WeightStorage::Quantized(Quantization::Fp8),
@@ -222,12 +223,17 @@ pub fn resolve_recipe(model: &ModelSettings) -> Result<Recipe, recipe::Error> {
 }
 
 impl TextEncoderPart {
-    /// Loads the encoder, to compute on `device`.
+    /// Loads the encoder, to compute on `device` by `kernels`.
     ///
     /// # Errors
     /// If a tensor is missing, misshapen or not finite.
-    pub fn load(&self, residency: Residency, device: &Device) -> Result<TextEncoder, Error> {
-        let weights = self.weights.clone().on(device);
+    pub fn load(
+        &self,
+        residency: Residency,
+        device: &Device,
+        kernels: &Kernels,
+    ) -> Result<TextEncoder, Error> {
+        let weights = self.weights.clone().on(device).with_kernels(kernels);
         TextEncoder::load(&*self.spec.network, &weights, residency).map_err(|e| self.fail(e))
     }
 
@@ -260,25 +266,25 @@ impl TextEncoderPart {
 }
 
 impl VaePart {
-    /// Loads the half that makes latents, to compute on `device`.
+    /// Loads the half that makes latents, to compute on `device` by `kernels`.
     ///
     /// # Errors
     /// If a tensor is missing, misshapen or not finite.
-    pub fn load_encoder(&self, device: &Device) -> Result<vae::Encoder, Error> {
+    pub fn load_encoder(&self, device: &Device, kernels: &Kernels) -> Result<vae::Encoder, Error> {
         Ok(vae::Encoder::load(
             &self.config.architecture.encoder,
-            &self.weights.clone().on(device),
+            &self.weights.clone().on(device).with_kernels(kernels),
         )?)
     }
 
-    /// Loads the half that makes pictures, to compute on `device`.
+    /// Loads the half that makes pictures, to compute on `device` by `kernels`.
     ///
     /// # Errors
     /// If a tensor is missing, misshapen or not finite.
-    pub fn load_decoder(&self, device: &Device) -> Result<vae::Decoder, Error> {
+    pub fn load_decoder(&self, device: &Device, kernels: &Kernels) -> Result<vae::Decoder, Error> {
         Ok(vae::Decoder::load(
             &self.config.architecture,
-            &self.weights.clone().on(device),
+            &self.weights.clone().on(device).with_kernels(kernels),
         )?)
     }
 }

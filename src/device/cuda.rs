@@ -1,11 +1,12 @@
 //! Opening an NVIDIA GPU.
 
 use std::ffi::c_void;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use candle_core::cuda_backend::cudarc::driver::{result, sys};
 use candle_core::{CudaDevice, Device};
 
+use super::library::{keep_open, open_library, open_one};
 use super::{Error, Opened};
 
 /// Ampere's: the first with bf16 on tensor cores, which the kernels are written for.
@@ -145,37 +146,16 @@ fn load_builtins(folders: &[PathBuf]) {
         let is_one =
             |name: &str| name.starts_with("libnvrtc-builtins.so.") && !name.contains(".alt");
         for file in there.filter(|file| file.file_name().to_str().is_some_and(is_one)) {
-            if load(&file.path()) {
-                return;
+            if let Ok(library) = open_one(&file.path()) {
+                return keep_open(library);
             }
         }
     }
 }
 
-/// Opens a library, by the system's loader or from `folders`, and leaves it open: whoever asks for it by its name later
-/// finds it.
+/// Opens a library, by the system's loader or from `folders`, and leaves it open.
 fn load_library((library, names, package): Library, folders: &[PathBuf]) -> Result<(), Error> {
-    let by_name = names.iter().map(PathBuf::from);
-    let in_folders = folders
-        .iter()
-        .flat_map(|folder| names.iter().map(move |name| folder.join(name)));
-    // The system's loader first: a machine that is set up for CUDA decides which version is used.
-    if by_name.chain(in_folders).any(|place| load(&place)) {
-        return Ok(());
-    }
-    Err(Error::Unusable(format!(
-        "{library} was not found; it comes with {package} (looked for {} by the system's loader{})",
-        names.join(", "),
-        match folders {
-            [] => String::new(),
-            some => format!(" and in {} folders", some.len()),
-        }
-    )))
-}
-
-fn load(place: &Path) -> bool {
-    // SAFETY: NVIDIA's libraries may be loaded at any time; their initialisers touch nothing of ours.
-    let opened = unsafe { libloading::Library::new(place) };
-    // Never unloaded: the drop would close it.
-    opened.map(std::mem::ManuallyDrop::new).is_ok()
+    let wrong = |why| Error::Unusable(format!("{library} comes with {package}, and {why}"));
+    keep_open(open_library(names, folders).map_err(wrong)?);
+    Ok(())
 }

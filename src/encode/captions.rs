@@ -92,7 +92,7 @@ fn encode_for(
         &format!("captions, {}", encoder.slot),
         Some(missing.len() as u64),
     );
-    let network = encoder.load(residency, &options.device)?;
+    let network = encoder.load(residency, &options.device, &options.kernels)?;
     if encoder.bare_file {
         for note in network.notes() {
             monitor.note(note);

@@ -17,6 +17,7 @@ use crate::cache::{self, Manifest, Specs};
 use crate::dataset::{self, Item};
 use crate::experiment::Experiment;
 use crate::monitor::Monitor;
+use crate::nn::Kernels;
 use crate::nn::weights::DigestMemo;
 use crate::store::{self, Store};
 use crate::text::{self, tokenizer};
@@ -77,6 +78,8 @@ pub enum Error {
 pub struct EncodeOptions {
     /// Where they compute.
     pub device: Device,
+    /// Our own CUDA kernels that they compute by there, if any.
+    pub kernels: Kernels,
     /// Encoders with more bytes of weights than this are read layer by layer.
     pub resident_limit_bytes: u64,
 }
@@ -129,7 +132,7 @@ pub fn run(
             &base,
             &store,
             &items,
-            &options.device,
+            (&options.device, &options.kernels),
             monitor,
         )?),
     };

@@ -15,6 +15,7 @@ use crate::cache::{Specs, tensors};
 use crate::dataset::{Item, PictureError, PictureFile, PreparedPicture};
 use crate::digest::canonical_json;
 use crate::monitor::Monitor;
+use crate::nn::Kernels;
 use crate::recipe::latents::LatentKey;
 use crate::store::{NewEntry, Store};
 
@@ -36,7 +37,7 @@ pub struct PictureStats {
     pub failed: u64,
 }
 
-/// Encodes on `device` what the store lacks. A picture that does not decode is reported and passed over.
+/// Encodes on `device`, by `kernels`, what the store lacks. A picture that does not decode is reported and passed over.
 ///
 /// # Errors
 /// If the VAE or the store fails; what was committed before stays.
@@ -44,7 +45,7 @@ pub fn encode_pictures(
     base: &BaseModel,
     store: &Store,
     items: &[Item],
-    device: &Device,
+    (device, kernels): (&Device, &Kernels),
     monitor: &dyn Monitor,
 ) -> Result<PictureStats, Error> {
     let (spec, specs) = (base.vae.fingerprint, Specs::from(base));
@@ -79,7 +80,7 @@ pub fn encode_pictures(
     }
     let mut writer = store.writer()?;
     writer.put_spec(&spec, &canonical_json(&base.vae.spec))?;
-    let encoder = base.vae.load_encoder(device)?;
+    let encoder = base.vae.load_encoder(device, kernels)?;
     monitor.start("pictures", Some(missing.len() as u64));
     for chunk in missing.chunks(CHUNK) {
         let prepared: Vec<_> = chunk.par_iter().map(prepare).collect();

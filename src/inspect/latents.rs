@@ -13,6 +13,7 @@ use crate::dataset::{self, Item, PictureFile, ViewRules};
 use crate::encode::encode_pictures;
 use crate::experiment::Experiment;
 use crate::monitor::Monitor;
+use crate::nn::Kernels;
 use crate::recipe::latents::{Size, View};
 use crate::store::Store;
 
@@ -73,7 +74,8 @@ pub fn latents(
         held_out: false,
     };
     let items = std::slice::from_ref(&item);
-    let stats = encode_pictures(base, store, items, &Device::Cpu, monitor)?;
+    let cpu = (&Device::Cpu, &Kernels::NONE);
+    let stats = encode_pictures(base, store, items, cpu, monitor)?;
     if stats.failed > 0 {
         return Err(fail("it could not be decoded, see above".into()));
     }

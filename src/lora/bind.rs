@@ -8,9 +8,9 @@ use candle_core::{DType, Device, Result, Tensor, bail};
 
 use super::{Adapter, AdapterSet};
 use crate::autograd::{Gradients, LoraValues, Tape, Value};
-#[cfg(feature = "cuda")]
-use crate::nn::cuda;
-use crate::nn::pointwise::accumulate_all;
+use crate::nn::Kernels;
+use crate::nn::dropout::mask;
+use crate::nn::flat::accumulate_all;
 use crate::rng::{Rng, Stream};
 
 /// Zeroing of an adapter's inputs with a probability, the others scaled up. The numbers depend on these three fields
@@ -25,6 +25,13 @@ pub struct Dropout {
     pub pass: u64,
 }
 
+impl Dropout {
+    /// The key of an adapter's numbers.
+    fn key(self, adapter: u64) -> [u8; 32] {
+        Rng::key(self.seed, Stream::AdapterDropout, self.pass, adapter)
+    }
+}
+
 /// What a forward pass needs beside its inputs: the adapters as leaves of one tape, their dropout, and which blocks
 /// keep their inputs only and are run again for their gradients. Cheap to clone.
 #[derive(Clone, Debug, Default)]
@@ -32,6 +39,8 @@ pub struct Bound {
     adapters: Arc<BTreeMap<String, BoundAdapter>>,
     dropout: Option<Dropout>,
     recompute: Recompute,
+    /// The tape's.
+    kernels: Kernels,
 }
 
 #[derive(Clone, Debug)]
@@ -118,6 +127,7 @@ impl AdapterSet {
             adapters: Arc::new(adapters),
             dropout,
             recompute: Recompute::Never,
+            kernels: tape.kernels().clone(),
         })
     }
 }
@@ -152,12 +162,15 @@ impl Bound {
         let Some(adapter) = self.adapters.get(linear) else {
             return Ok(None);
         };
-        let mask = |dropout| dropout_mask(dropout, adapter.number, x.tensor());
+        let drawn = |dropout: Dropout| {
+            let key = dropout.key(adapter.number);
+            mask(&self.kernels, key, dropout.probability, x.tensor())
+        };
         Ok(Some(LoraValues {
             a: adapter.a.clone(),
             b: adapter.b.clone(),
             scale: adapter.place.scale(),
-            dropout: self.dropout.map(mask).transpose()?,
+            dropout: self.dropout.map(drawn).transpose()?,
         }))
     }
 
@@ -178,28 +191,6 @@ impl Bound {
                 found.extend(gradient.map(|gradient| (range.start, gradient)));
             }
         }
-        accumulate_all(into, &found, factor)
+        accumulate_all(&self.kernels, into, &found, factor)
     }
-}
-
-/// 0 with the probability, else 1 / (1 - probability); the shape, dtype and device of `like`.
-fn dropout_mask(dropout: Dropout, adapter: u64, like: &Tensor) -> Result<Tensor> {
-    let stream = Stream::AdapterDropout;
-    #[cfg(feature = "cuda")]
-    if let Some(kernels) = cuda::serving(like) {
-        // The numbers below, made where they are used: a mask is as large as the activations.
-        let key = Rng::key(dropout.seed, stream, dropout.pass, adapter);
-        return cuda::rows::dropout(&kernels, key, dropout.probability, like);
-    }
-    let mut rng = Rng::new(dropout.seed, stream, dropout.pass, adapter);
-    let kept = (1.0 / (1.0 - dropout.probability)) as f32;
-    let draw = |_| {
-        if rng.uniform() < dropout.probability {
-            0.0
-        } else {
-            kept
-        }
-    };
-    let mask: Vec<f32> = (0..like.elem_count()).map(draw).collect();
-    Tensor::from_vec(mask, like.shape(), like.device())?.to_dtype(like.dtype())
 }

@@ -33,7 +33,7 @@ pub use source::{Placement, Source, WeightStorage};
 
 use crate::autograd::{Tape, Value};
 use crate::lora::Bound;
-use crate::nn::weights;
+use crate::nn::{Kernels, weights};
 
 /// Every family this program knows.
 static FAMILIES: &[&Family] = &[
@@ -217,6 +217,9 @@ pub trait Denoiser: Send + Sync {
 
     /// Where it computes.
     fn device(&self) -> &Device;
+
+    /// What it computes by there, where the tape is told so.
+    fn kernels(&self) -> &Kernels;
 }
 
 /// [`Denoiser::forward`] on inputs of any type on any device.

@@ -6,7 +6,7 @@ use candle_core::{DType, Device, Tensor};
 
 use super::Error;
 use crate::nn::weights::Weights;
-use crate::nn::{Frozen, Prefetch, Quantization};
+use crate::nn::{Frozen, Kernels, Prefetch, Quantization};
 
 /// Gives the tensors of a network by their canonical names.
 pub trait Source {
@@ -39,6 +39,11 @@ pub trait Source {
     fn unread(&self, _shape: &[usize], _name: &str) -> Result<(), Error> {
         Ok(())
     }
+
+    /// What the network computes by.
+    fn kernels(&self) -> Kernels {
+        Kernels::NONE
+    }
 }
 
 /// How the weight matrices of linear layers are stored.
@@ -61,13 +66,15 @@ impl WeightStorage {
     pub const IN_FILE: Self = Self::InFile { resident_bytes: 0 };
 }
 
-/// Where and in what type a network computes, and how its weights are stored.
+/// Where, in what type and by what a network computes, and how its weights are stored.
 #[derive(Clone, Debug)]
 pub struct Placement {
     /// The type it computes in.
     pub dtype: DType,
     /// Where it computes.
     pub device: Device,
+    /// Our own CUDA kernels that it computes by there, if any.
+    pub kernels: Kernels,
     /// How its weight matrices are stored.
     pub storage: WeightStorage,
 }
@@ -78,6 +85,7 @@ impl Default for Placement {
         Self {
             dtype: DType::F32,
             device: Device::Cpu,
+            kernels: Kernels::NONE,
             storage: WeightStorage::Whole,
         }
     }
@@ -99,8 +107,9 @@ impl FileSource {
     /// `weights` have canonical names.
     pub(super) fn new(weights: &Weights, placement: &Placement) -> Self {
         let weights = weights.clone().with_dtype(placement.dtype);
+        let weights = weights.on(&placement.device);
         Self {
-            weights: weights.on(&placement.device),
+            weights: weights.with_kernels(&placement.kernels),
             storage: placement.storage,
             resident_bytes: Cell::new(match placement.storage {
                 WeightStorage::InFile { resident_bytes } => resident_bytes,
@@ -114,6 +123,10 @@ impl FileSource {
 impl Source for FileSource {
     fn tensor(&self, shape: &[usize], name: &str) -> Result<Tensor, Error> {
         Ok(self.weights.get(shape, name)?)
+    }
+
+    fn kernels(&self) -> Kernels {
+        self.weights.kernels().clone()
     }
 
     fn matrix(&self, shape: [usize; 2], name: &str) -> Result<Frozen, Error> {

@@ -22,6 +22,7 @@ use crate::lora::{
     AdapterSet, Bound, Dropout, FileOptions, LinearShape, SaveDtype, bind::Recompute, file,
     metadata, targets,
 };
+use crate::nn::Kernels;
 use crate::nn::weights::Weights;
 use crate::optim::{Optimizer, OptimizerOptions, clip_gradient_norm};
 use crate::vae::Extents;
@@ -150,7 +151,9 @@ impl Golden {
     /// That the model predicts what diffusers' did for the first `count` sets of inputs.
     pub(super) fn check_forward(&self, model: &dyn Denoiser, count: usize, limit: f64) {
         for i in 0..count {
-            let output = self.inputs(i).call(model, &Tape::off(), &Bound::none());
+            let output = self
+                .inputs(i)
+                .call(model, &Tape::off(&Kernels::NONE), &Bound::none());
             let error = error_of(output.tensor(), &self.get(&format!("{i}.output")));
             println!("{} inputs {i}: {error:.1e}", self.name);
             assert!(error < limit, "{} inputs {i}: {error:.1e}", self.name);
@@ -308,14 +311,18 @@ pub(super) fn check_loss_curve(golden: &Golden) {
         };
         set.set_values(values.to_vec1().unwrap()).unwrap();
         let (prediction, gradient) = gradients_of(&*model, &inputs, &set, Recompute::Never, None);
-        let loss = Tape::off().mse(&prediction, &inputs.target, None).unwrap();
+        let loss = Tape::off(&Kernels::NONE)
+            .mse(&prediction, &inputs.target, None)
+            .unwrap();
         let loss = loss.tensor().to_scalar::<f32>().unwrap();
         let error = (loss - expected).abs() / expected;
         println!("step {}: {loss:.6}, {error:.1e} off", step + 1);
         assert!(error < 1e-4, "step {}: {loss} for {expected}", step + 1);
         let gradient = Tensor::from_slice(&gradient, gradient.len(), &Device::Cpu).unwrap();
-        clip_gradient_norm(&gradient, Some(1.0)).unwrap();
-        optimizer.step(&values, &gradient, RATE).unwrap();
+        clip_gradient_norm(&Kernels::NONE, &gradient, Some(1.0)).unwrap();
+        optimizer
+            .step(&Kernels::NONE, &values, &gradient, RATE)
+            .unwrap();
     }
     assert_eq!(losses.len(), 20);
 }
@@ -346,7 +353,7 @@ pub(super) fn check_activations(golden: &Golden, latents: (usize, usize), contex
             (Recompute::EveryBlock, plan.outside + inputs_only),
         ] {
             let pass = || {
-                let tape = Tape::recording();
+                let tape = Tape::recording(&Kernels::NONE);
                 let bound = set.bind(&tape, DType::F32, &Device::Cpu, None).unwrap();
                 let bound = bound.with_recompute(recompute.clone());
                 let before = live_bytes();
@@ -415,7 +422,7 @@ impl Inputs {
 
     /// What the model says of inputs that it does not take.
     pub(super) fn refused_by(&self, model: &dyn Denoiser) -> String {
-        let result = self.try_call(model, &Tape::off(), &Bound::none());
+        let result = self.try_call(model, &Tape::off(&Kernels::NONE), &Bound::none());
         // candle adds a backtrace where one is asked for.
         let error = result.err().unwrap().to_string();
         error.lines().next().unwrap().to_owned()
@@ -550,7 +557,7 @@ pub(super) fn gradients_of(
     recompute: Recompute,
     dropout: Option<Dropout>,
 ) -> (Value, Vec<f32>) {
-    let tape = Tape::recording();
+    let tape = Tape::recording(&Kernels::NONE);
     let dtype = inputs.latents.dtype();
     let bound = set
         .bind(&tape, dtype, &Device::Cpu, dropout)
@@ -599,7 +606,7 @@ pub(super) fn write_lora(family: &Family, set: &AdapterSet, dtype: SaveDtype) ->
 }
 
 pub(super) fn predict(model: &dyn Denoiser, inputs: &Inputs, set: &AdapterSet) -> Tensor {
-    let tape = Tape::off();
+    let tape = Tape::off(&Kernels::NONE);
     let bound = set
         .bind(&tape, inputs.latents.dtype(), &Device::Cpu, None)
         .unwrap();
@@ -618,7 +625,9 @@ pub(super) fn check_finite_differences(
     let (_, gradients) = gradients_of(model, inputs, set, Recompute::Never, None);
     let loss = |set: &AdapterSet| {
         let prediction = Value::constant(predict(model, inputs, set));
-        let loss = Tape::off().mse(&prediction, &inputs.target, None).unwrap();
+        let loss = Tape::off(&Kernels::NONE)
+            .mse(&prediction, &inputs.target, None)
+            .unwrap();
         loss.tensor().to_scalar::<f64>().unwrap()
     };
     let mut worst: f64 = 0.0;

@@ -4,6 +4,7 @@ use std::marker::PhantomData;
 
 use candle_core::{Result, Tensor};
 
+use super::Kernels;
 use super::compose::{sigmoid, wide};
 use super::cpu::{Binary, Unary, by_kernel, edit_with, map, map2};
 #[cfg(feature = "cuda")]
@@ -53,11 +54,11 @@ impl Activation {
     /// # Errors
     ///
     /// Those of the backend.
-    pub fn apply(self, x: &Tensor) -> Result<Tensor> {
+    pub fn apply(self, kernels: &Kernels, x: &Tensor) -> Result<Tensor> {
         by_kernel!(
             x,
             T => with_curve!(self, C => map::<T>(x, Value::<C>(PhantomData))),
-            cuda k => rows::activate(k, self, x, rows::Mode::Value),
+            cuda k in kernels => rows::activate(k, self, x, rows::Mode::Value),
             self.composed(x)
         )
     }
@@ -67,24 +68,29 @@ impl Activation {
     /// # Errors
     ///
     /// If the shapes differ, and those of the backend.
-    pub fn apply_gated(self, gate: &Tensor, x: &Tensor) -> Result<Tensor> {
+    pub fn apply_gated(self, kernels: &Kernels, gate: &Tensor, x: &Tensor) -> Result<Tensor> {
         by_kernel!(
             x,
             T => with_curve!(self, C => map2::<T>(gate, x, ValueTimes::<C>(PhantomData))),
-            cuda k => rows::activate(k, self, gate, rows::Mode::ValueTimes(x)),
+            cuda k in kernels => rows::activate(k, self, gate, rows::Mode::ValueTimes(x)),
             self.composed(gate)? * x
         )
     }
 
     /// The gradient towards `x`, of the gradient of `apply(x)`, which may be edited in place.
-    pub(crate) fn backward(self, x: &Tensor, gradient: Tensor) -> Result<Tensor> {
+    pub(crate) fn backward(
+        self,
+        kernels: &Kernels,
+        x: &Tensor,
+        gradient: Tensor,
+    ) -> Result<Tensor> {
         by_kernel!(
             x,
             T => {
                 with_curve!(self, C => edit_with::<T>(&gradient, x, TimesSlope::<C>(PhantomData)))?;
                 Ok(gradient)
             },
-            cuda k => rows::activate(k, self, x, rows::Mode::SlopeTimes(&gradient)),
+            cuda k in kernels => rows::activate(k, self, x, rows::Mode::SlopeTimes(&gradient)),
             self.composed_slope(x)? * gradient
         )
     }
@@ -130,42 +136,6 @@ fn sigmoid_slope(x: &Tensor, rate: f64) -> Result<Tensor> {
     let gate = sigmoid(&(x * rate)?)?;
     let bend = ((x * rate)? * (1.0 - &gate)?)?;
     &gate * (bend + 1.0)?
-}
-
-/// Exact GELU, `x Phi(x)`.
-///
-/// # Errors
-///
-/// Those of the backend.
-pub fn gelu_erf(x: &Tensor) -> Result<Tensor> {
-    Activation::GeluErf.apply(x)
-}
-
-/// GELU by its tanh approximation.
-///
-/// # Errors
-///
-/// Those of the backend.
-pub fn gelu_tanh(x: &Tensor) -> Result<Tensor> {
-    Activation::GeluTanh.apply(x)
-}
-
-/// CLIP's `x sigmoid(1.702 x)`.
-///
-/// # Errors
-///
-/// Those of the backend.
-pub fn quick_gelu(x: &Tensor) -> Result<Tensor> {
-    Activation::QuickGelu.apply(x)
-}
-
-/// `x sigmoid(x)`.
-///
-/// # Errors
-///
-/// Those of the backend.
-pub fn silu(x: &Tensor) -> Result<Tensor> {
-    Activation::Silu.apply(x)
 }
 
 /// sqrt(2 / pi).

@@ -10,6 +10,7 @@
 use candle_core::{DType, Result, Tensor, bail};
 use rayon::prelude::*;
 
+use super::Kernels;
 use super::cpu::{by_kernel, contiguous, elements, tensor};
 #[cfg(feature = "cuda")]
 use super::cuda::conv::Conv;
@@ -110,6 +111,7 @@ struct Geometry {
 /// # Errors
 /// If shapes do not fit each other, the window does not fit the padded picture, or the stride is 0.
 pub fn conv2d(
+    kernels: &Kernels,
     x_bihw: &Tensor,
     weight_oikk: &Tensor,
     bias_o: Option<&Tensor>,
@@ -119,7 +121,7 @@ pub fn conv2d(
     by_kernel!(
         x_bihw,
         T => on_cpu::<T>(x_bihw, weight_oikk, bias_o, geometry),
-        cuda k => {
+        cuda k in kernels => {
             let (b, _, h, w) = x_bihw.dims4()?;
             let conv = Conv::new(k, weight_oikk.dims4()?, options, b, (h, w));
             conv.forward(x_bihw, weight_oikk, bias_o)

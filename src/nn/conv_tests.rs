@@ -78,7 +78,7 @@ fn it_equals_the_definition_for_every_kernel_stride_padding_and_size() {
                 let (weight, bias) = (wave(&[o, i, k, k], 0.2), wave(&[o], 0.3));
                 let fits = h + options.padding.top + options.padding.bottom >= k
                     && w + options.padding.left + options.padding.right >= k;
-                let y = conv2d(&x, &weight, Some(&bias), options);
+                let y = conv2d(&Kernels::NONE, &x, &weight, Some(&bias), options);
                 assert_eq!(y.is_ok(), fits, "{h} x {w}, kernel {k}, {options:?}");
                 let Ok(y) = y else { continue };
                 let y = values(&y);
@@ -105,10 +105,10 @@ fn a_picture_in_a_batch_equals_the_picture_alone_bit_for_bit() {
         Conv2dOptions::HALVE,
         Conv2dOptions::DOUBLE,
     ] {
-        let all = conv2d(&x, &weight, Some(&bias), options).expect("batch");
+        let all = conv2d(&Kernels::NONE, &x, &weight, Some(&bias), options).expect("batch");
         for n in 0..3 {
             let one = x.narrow(0, n, 1).expect("row");
-            let alone = conv2d(&one, &weight, Some(&bias), options).expect("alone");
+            let alone = conv2d(&Kernels::NONE, &one, &weight, Some(&bias), options).expect("alone");
             assert_eq!(values(&all.narrow(0, n, 1).expect("row")), values(&alone));
         }
     }
@@ -127,7 +127,7 @@ fn the_composition_used_elsewhere_computes_the_same() {
         Conv2dOptions::DOUBLE,
     ] {
         let slow = composed(&x, &weight, Some(&bias), options).expect("composition");
-        let fast = conv2d(&x, &weight, Some(&bias), options).expect("fast");
+        let fast = conv2d(&Kernels::NONE, &x, &weight, Some(&bias), options).expect("fast");
         assert_eq!(slow.dims(), fast.dims());
         for (s, f) in values(&slow).iter().zip(values(&fast)) {
             assert!((s - f).abs() < 1e-5, "{f} for {s}");
@@ -145,7 +145,7 @@ fn the_number_of_threads_changes_nothing() {
             .expect("pool");
         values(
             &pool
-                .install(|| conv2d(&x, &weight, None, Conv2dOptions::SAME))
+                .install(|| conv2d(&Kernels::NONE, &x, &weight, None, Conv2dOptions::SAME))
                 .expect("conv"),
         )
     };
@@ -166,10 +166,37 @@ fn what_does_not_fit_is_refused() {
         stride: 0,
         ..Conv2dOptions::SAME
     };
-    assert!(conv2d(&x, &weight, Some(&bias), zero).is_err());
-    assert!(conv2d(&x, &wave(&[3, 5, 3, 3], 0.0), None, Conv2dOptions::SAME).is_err());
-    assert!(conv2d(&x, &weight, Some(&wave(&[4], 0.0)), Conv2dOptions::SAME).is_err());
-    assert!(conv2d(&x, &wave(&[3, 4, 9, 9], 0.0), None, Conv2dOptions::SAME).is_err());
+    assert!(conv2d(&Kernels::NONE, &x, &weight, Some(&bias), zero).is_err());
+    assert!(
+        conv2d(
+            &Kernels::NONE,
+            &x,
+            &wave(&[3, 5, 3, 3], 0.0),
+            None,
+            Conv2dOptions::SAME
+        )
+        .is_err()
+    );
+    assert!(
+        conv2d(
+            &Kernels::NONE,
+            &x,
+            &weight,
+            Some(&wave(&[4], 0.0)),
+            Conv2dOptions::SAME
+        )
+        .is_err()
+    );
+    assert!(
+        conv2d(
+            &Kernels::NONE,
+            &x,
+            &wave(&[3, 4, 9, 9], 0.0),
+            None,
+            Conv2dOptions::SAME
+        )
+        .is_err()
+    );
 }
 
 #[test]

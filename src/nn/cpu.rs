@@ -17,20 +17,25 @@ pub(crate) const GRAIN: usize = 16 * 1024;
 
 /// Runs one expression with a type of scalar when the tensor has CPU kernels, the other when it has not.
 ///
-/// Between the two, `cuda k => ..` is what runs on a GPU that has kernels of ours, `k`.
+/// Between the two, `cuda k in kernels => ..` is what runs where a [`Kernels`](crate::nn::Kernels) has some, `k`, that serve it.
 macro_rules! by_kernel {
-    ($tensor:expr, $t:ident => $kernel:expr, cuda $k:ident => $by_cuda:expr, $composed:expr) => {
+    (
+        $tensor:expr,
+        $t:ident => $kernel:expr,
+        cuda $k:ident in $kernels:expr => $by_cuda:expr,
+        $composed:expr
+    ) => {
         $crate::nn::cpu::by_kernel!($tensor, $t => $kernel, {
             #[cfg(feature = "cuda")]
-            let found = match $crate::nn::cuda::serving($tensor) {
-                Some($k) => {
-                    let $k = &$k;
-                    $by_cuda
-                }
+            let found = match $kernels.serving($tensor) {
+                Some($k) => $by_cuda,
                 None => $composed,
             };
             #[cfg(not(feature = "cuda"))]
-            let found = $composed;
+            let found = {
+                let _: &$crate::nn::Kernels = $kernels;
+                $composed
+            };
             found
         })
     };
@@ -177,17 +182,12 @@ pub(crate) fn rows_per_piece(row: usize) -> usize {
     (GRAIN / row.max(1)).max(1)
 }
 
-/// `tensor` with its elements in order, copied by all cores where they are not.
+/// `tensor` with its elements in order, copied by all cores where they are not; on a GPU by candle.
 pub(crate) fn contiguous(tensor: &Tensor) -> Result<Tensor> {
     if tensor.is_contiguous() {
         return Ok(tensor.clone());
     }
-    by_kernel!(
-        tensor,
-        T => copy_strided::<T>(tensor),
-        cuda k => super::cuda::views::dense(k, tensor),
-        tensor.contiguous()
-    )
+    by_kernel!(tensor, T => copy_strided::<T>(tensor), tensor.contiguous())
 }
 
 fn copy_strided<T: Real>(tensor: &Tensor) -> Result<Tensor> {

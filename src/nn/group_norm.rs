@@ -6,6 +6,7 @@
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
+use super::Kernels;
 use super::compose::wide;
 use super::cpu::{by_kernel, contiguous, elements, tensor};
 #[cfg(feature = "cuda")]
@@ -20,13 +21,14 @@ use super::real::{Real, vectorised};
 ///
 /// If the channels do not divide into `groups`, or weight or bias have another length.
 pub fn group_norm(
+    kernels: &Kernels,
     x: &Tensor,
     weight_c: &Tensor,
     bias_c: &Tensor,
     groups: usize,
     eps: f64,
 ) -> Result<Tensor> {
-    forward(x, weight_c, bias_c, groups, eps, false)
+    forward(kernels, x, weight_c, bias_c, groups, eps, false)
 }
 
 /// [`group_norm`] followed by `y * sigmoid(y)`.
@@ -35,16 +37,18 @@ pub fn group_norm(
 ///
 /// As [`group_norm`].
 pub fn group_norm_silu(
+    kernels: &Kernels,
     x: &Tensor,
     weight_c: &Tensor,
     bias_c: &Tensor,
     groups: usize,
     eps: f64,
 ) -> Result<Tensor> {
-    forward(x, weight_c, bias_c, groups, eps, true)
+    forward(kernels, x, weight_c, bias_c, groups, eps, true)
 }
 
 fn forward(
+    kernels: &Kernels,
     x: &Tensor,
     weight: &Tensor,
     bias: &Tensor,
@@ -68,7 +72,7 @@ fn forward(
     by_kernel!(
         x,
         T => on_cpu::<T>(x, weight, bias, groups, eps, silu),
-        cuda k => Normed::new(x, (weight, bias), groups, eps)?.forward(k, silu),
+        cuda k in kernels => Normed::new(x, (weight, bias), groups, eps)?.forward(k, silu),
         composed(x, weight, bias, groups, eps, silu)
     )
 }

@@ -43,7 +43,8 @@ fn it_equals_the_formula_in_f64_and_candle_nn_for_every_grouping() {
     let bias_t = Tensor::from_slice(&bias, c, &Device::Cpu).expect("bias");
     for groups in [1, 2, 3, 6] {
         for silu in [false, true] {
-            let y = forward(&x, &gain_t, &bias_t, groups, 1e-6, silu).expect("ours");
+            let y =
+                forward(&Kernels::NONE, &x, &gain_t, &bias_t, groups, 1e-6, silu).expect("ours");
             let slow = composed(&x, &gain_t, &bias_t, groups, 1e-6, silu).expect("composition");
             let expected = oracle(&data, &gain, &bias, groups, h * w, silu);
             for found in [values(&y), values(&slow)] {
@@ -58,7 +59,7 @@ fn it_equals_the_formula_in_f64_and_candle_nn_for_every_grouping() {
         let theirs =
             candle_nn::GroupNorm::new(gain_t.clone(), bias_t.clone(), c, groups, 1e-6).expect("gn");
         let theirs = candle_core::Module::forward(&theirs, &x).expect("theirs");
-        let ours = group_norm(&x, &gain_t, &bias_t, groups, 1e-6).expect("ours");
+        let ours = group_norm(&Kernels::NONE, &x, &gain_t, &bias_t, groups, 1e-6).expect("ours");
         for (y, e) in values(&ours).iter().zip(values(&theirs)) {
             assert!((y - e).abs() < 2e-4, "{y} for {e}, {groups} groups");
         }
@@ -71,7 +72,7 @@ fn a_large_offset_does_not_cost_the_variance() {
     let x = Tensor::from_vec(data, (1, 1, 64, 64), &Device::Cpu).expect("x");
     let one = Tensor::ones(1, DType::F32, &Device::Cpu).expect("one");
     let zero = one.zeros_like().expect("zero");
-    let y = group_norm(&x, &one, &zero, 1, 0.0).expect("y");
+    let y = group_norm(&Kernels::NONE, &x, &one, &zero, 1, 0.0).expect("y");
     assert!(values(&y).iter().all(|v| (v.abs() - 1.0).abs() < 1e-5));
 }
 
@@ -81,6 +82,6 @@ fn what_does_not_fit_is_refused() {
     let six = Tensor::zeros(6, DType::F32, &Device::Cpu).expect("six");
     let five = Tensor::zeros(5, DType::F32, &Device::Cpu).expect("five");
     for (gain, groups) in [(&six, 4), (&six, 0), (&five, 3)] {
-        assert!(group_norm(&x, gain, &six, groups, 1e-6).is_err());
+        assert!(group_norm(&Kernels::NONE, &x, gain, &six, groups, 1e-6).is_err());
     }
 }

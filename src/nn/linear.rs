@@ -1,16 +1,11 @@
 //! Linear layers, frozen, with or without a low-rank adapter: one matrix product over all leading dimensions.
 
-#[cfg(feature = "cuda")]
-use candle_core::DType;
 use candle_core::{Result, Tensor, bail};
 
+use super::Kernels;
 use super::cpu::{self, by_kernel, elements};
 #[cfg(feature = "cuda")]
-use super::cuda::{
-    self,
-    gemm::{self, Factor},
-    views::dense,
-};
+use super::cuda::linear as cuda;
 use super::gemm::{ALL, Matrix, MatrixMut, Plus, Write, matmul, matmul_plus};
 use super::real::Real;
 
@@ -21,8 +16,8 @@ use super::real::Real;
 /// # Errors
 ///
 /// If the shapes or types do not fit, and those of the backend.
-pub fn linear(x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor> {
-    Ok(forward(x, w, b, None)?.0)
+pub fn linear(kernels: &Kernels, x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor> {
+    Ok(forward(kernels, x, w, b, None)?.0)
 }
 
 /// `base + x w^T + b`, with `base` in the shape of the result: a residual connection around `linear`.
@@ -30,7 +25,13 @@ pub fn linear(x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor> {
 /// # Errors
 ///
 /// As `linear`.
-pub fn linear_onto(base: &Tensor, x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor> {
+pub fn linear_onto(
+    kernels: &Kernels,
+    base: &Tensor,
+    x: &Tensor,
+    w: &Tensor,
+    b: Option<&Tensor>,
+) -> Result<Tensor> {
     check(x, w, b)?;
     if base.dims() != shape_with_last(x, w.dim(0)?) {
         bail!(
@@ -42,7 +43,7 @@ pub fn linear_onto(base: &Tensor, x: &Tensor, w: &Tensor, b: Option<&Tensor>) ->
     by_kernel!(
         x,
         T => product::<T>(x, w, b, Some(base)),
-        base + forward(x, w, b, None)?.0
+        base + forward(kernels, x, w, b, None)?.0
     )
 }
 
@@ -79,7 +80,7 @@ impl LowRank {
     }
 
     /// What the adapter sees of `x`.
-    fn input(&self, x: &Tensor) -> Result<Tensor> {
+    pub(super) fn input(&self, x: &Tensor) -> Result<Tensor> {
         match &self.mask {
             None => Ok(x.clone()),
             Some(mask) => by_kernel!(
@@ -113,6 +114,7 @@ fn check(x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<()> {
 
 /// The result, and with an adapter also `(mask x) a^T`, `[.., r]`, which the backward pass needs.
 pub(crate) fn forward(
+    kernels: &Kernels,
     x: &Tensor,
     w: &Tensor,
     b: Option<&Tensor>,
@@ -123,7 +125,7 @@ pub(crate) fn forward(
         let y = by_kernel!(
             x,
             T => product::<T>(x, w, b, None)?,
-            cuda k => product_on_gpu(k, x, w, b)?,
+            cuda k in kernels => cuda::product(k, x, w, b)?,
             composed(x, w, b)?
         );
         return Ok((y, None));
@@ -138,13 +140,7 @@ pub(crate) fn forward(
             add_product::<T>(&y, lora.scale, (&down, false), (&lora.b, true))?;
             Ok((y, Some(down)))
         },
-        cuda k => {
-            let down = composed(&input, &lora.a.to_dtype(x.dtype())?, None)?;
-            let y = product_on_gpu(k, x, w, b)?;
-            let up = dense(k, &lora.b.to_dtype(x.dtype())?)?;
-            add_product_on_gpu(k, &y, lora.scale, (&down, &up))?;
-            Ok((y, Some(down)))
-        },
+        cuda k in kernels => cuda::adapted(k, (x, &input), w, b, lora),
         {
             let down = composed(&input, &lora.a.to_dtype(x.dtype())?, None)?;
             // Scaled where there are fewer numbers.
@@ -154,45 +150,8 @@ pub(crate) fn forward(
     )
 }
 
-/// `x w^T + b`, added up by the product itself.
-#[cfg(feature = "cuda")]
-fn product_on_gpu(
-    kernels: &cuda::Kernels,
-    x: &Tensor,
-    w: &Tensor,
-    b: Option<&Tensor>,
-) -> Result<Tensor> {
-    let Some(b) = b.filter(|b| b.dtype() == x.dtype()) else {
-        return composed(x, w, b);
-    };
-    let (rows, inner) = cpu::rows_of(x)?;
-    let x_rows = dense(kernels, x)?.reshape((rows, inner))?;
-    let (w, b) = (dense(kernels, w)?, dense(kernels, b)?);
-    let y = match cuda::biased::linear(kernels, &x_rows, &w, &b)? {
-        Some(y) => y,
-        None => {
-            let y = cuda::rows::spread(kernels, &b, rows)?;
-            gemm::add_product(kernels, &y, 1.0, Factor::of(&x_rows), Factor::turned(&w))?;
-            y
-        }
-    };
-    y.reshape(shape_with_last(x, w.dim(0)?))
-}
-
-/// `y += scale down up^T`, in place: `y` `[.., out]`, `down` `[.., r]`, `up` `[out, r]`.
-#[cfg(feature = "cuda")]
-fn add_product_on_gpu(
-    kernels: &cuda::Kernels,
-    y: &Tensor,
-    scale: f64,
-    (down, up): (&Tensor, &Tensor),
-) -> Result<()> {
-    let rows = |t: &Tensor| cpu::rows_of(t).and_then(|extents| t.reshape(extents));
-    let (y, down) = (rows(y)?, rows(&dense(kernels, down)?)?);
-    gemm::add_product(kernels, &y, scale, Factor::of(&down), Factor::turned(up))
-}
-
-fn composed(x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor> {
+/// `x w^T + b` by tensor operations.
+pub(super) fn composed(x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor> {
     let (rows, inner) = cpu::rows_of(x)?;
     let y = cpu::contiguous(x)?
         .reshape((rows, inner))?
@@ -205,7 +164,7 @@ fn composed(x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor> {
     y.reshape(shape_with_last(x, w.dim(0)?))
 }
 
-fn shape_with_last(x: &Tensor, last: usize) -> Vec<usize> {
+pub(super) fn shape_with_last(x: &Tensor, last: usize) -> Vec<usize> {
     let lead = x.dims().len().saturating_sub(1);
     [&x.dims()[..lead], &[last]].concat()
 }
@@ -308,6 +267,7 @@ pub(crate) struct Adapted<'a> {
 /// With g the gradient of y, h = (mask x) a^T and t = scale g b:
 /// `dx = g w + mask (t a)`, `da = t^T (mask x)`, `db = scale g^T h`.
 pub(crate) fn backward(
+    kernels: &Kernels,
     gradient: &Tensor,
     w: &Tensor,
     lora: Option<Adapted<'_>>,
@@ -317,7 +277,7 @@ pub(crate) fn backward(
     by_kernel!(
         gradient,
         T => backward_kernel::<T>(gradient, w, lora, wanted, earlier),
-        cuda k => backward_on_gpu(k, gradient, w, lora, wanted, earlier),
+        cuda k in kernels => cuda::backward(k, gradient, w, lora, wanted, earlier),
         backward_composed(gradient, w, lora, wanted, earlier)
     )
 }
@@ -374,74 +334,6 @@ fn backward_kernel<T: Real>(
             }
         }
     }
-    Ok([dx, da, db])
-}
-
-/// As composed, but what is added is added by the product itself, and gradients of the adapter keep their f32 sums.
-#[cfg(feature = "cuda")]
-fn backward_on_gpu(
-    kernels: &cuda::Kernels,
-    gradient: &Tensor,
-    w: &Tensor,
-    lora: Option<Adapted<'_>>,
-    wanted: Wanted,
-    earlier: Option<Tensor>,
-) -> Result<[Option<Tensor>; 3]> {
-    let rows = |t: &Tensor| {
-        let extents = cpu::rows_of(t)?;
-        dense(kernels, t)?.reshape(extents)
-    };
-    let shape = shape_with_last(gradient, w.dim(1)?);
-    let g = rows(gradient)?;
-    let dx = match earlier {
-        _ if !wanted.x => None,
-        Some(earlier) => {
-            let dx = rows(&earlier)?;
-            gemm::add_product(
-                kernels,
-                &dx,
-                1.0,
-                Factor::of(&g),
-                Factor::of(&dense(kernels, w)?),
-            )?;
-            Some(dx)
-        }
-        None => Some(g.matmul(w)?),
-    };
-    let (mut da, mut db) = (None, None);
-    if let Some(Adapted {
-        adapter: lora,
-        x,
-        down,
-    }) = lora
-    {
-        let fit = |t: &Tensor| dense(kernels, &t.to_dtype(g.dtype())?);
-        let (a, b) = (fit(&lora.a)?, fit(&lora.b)?);
-        if let Some(down) = down.filter(|_| wanted.b) {
-            let (g, down) = (Factor::turned(&g), rows(down)?);
-            let (down, wide) = (Factor::of(&down), DType::F32);
-            db = Some(gemm::scaled_product(kernels, wide, lora.scale, g, down)?);
-        }
-        let (left, right) = (Factor::of(&g), Factor::of(&b));
-        let t = gemm::scaled_product(kernels, g.dtype(), lora.scale, left, right)?;
-        if let Some(x) = x.filter(|_| wanted.a) {
-            let (t, x) = (Factor::turned(&t), rows(&lora.input(x)?)?);
-            let (x, wide) = (Factor::of(&x), DType::F32);
-            da = Some(gemm::scaled_product(kernels, wide, 1.0, t, x)?);
-        }
-        match (&dx, &lora.mask) {
-            (Some(dx), None) => {
-                gemm::add_product(kernels, dx, 1.0, Factor::of(&t), Factor::of(&a))?;
-            }
-            (Some(dx), Some(mask)) => {
-                let seen = (t.matmul(&a)? * rows(&fit(mask)?)?)?;
-                let sum = (dx + seen)?.reshape(shape)?;
-                return Ok([Some(sum), da, db]);
-            }
-            _ => {}
-        }
-    }
-    let dx = dx.map(|dx| dx.reshape(shape)).transpose()?;
     Ok([dx, da, db])
 }
 

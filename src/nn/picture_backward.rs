@@ -8,20 +8,21 @@ use super::cpu::{self, by_kernel, elements};
 use super::cuda::conv::Conv;
 use super::norm::{Statistic, norm_backward};
 use super::real::Real;
-use super::{Activation, Conv2dOptions, Padding, conv2d, group_norm, upsample_nearest_2x};
+use super::{Activation, Conv2dOptions, Kernels, Padding, conv2d, group_norm, upsample_nearest_2x};
 
 /// The gradient towards `x` `[B, I, H, W]` of `conv2d(x, weight, ..)`, of that of its result: the convolution of
 /// the gradient, its pixels `stride` apart, with the turned kernel.
 pub(crate) fn conv2d_backward(
+    kernels: &Kernels,
     weight_oikk: &Tensor,
     options: Conv2dOptions,
     (height, width): (usize, usize),
     gradient: &Tensor,
 ) -> Result<Tensor> {
     #[cfg(feature = "cuda")]
-    if let Some(kernels) = super::cuda::serving(gradient) {
+    if let Some(k) = kernels.serving(gradient) {
         let (batch, shape) = (gradient.dim(0)?, weight_oikk.dims4()?);
-        let conv = Conv::new(&kernels, shape, options, batch, (height, width));
+        let conv = Conv::new(k, shape, options, batch, (height, width));
         return conv.backward(weight_oikk, gradient);
     }
     let (_, _, kernel_h, kernel_w) = weight_oikk.dims4()?;
@@ -55,7 +56,7 @@ pub(crate) fn conv2d_backward(
         },
         upsample: false,
     };
-    let dx = conv2d(&spread, &turned, None, options)?;
+    let dx = conv2d(kernels, &spread, &turned, None, options)?;
     if grown == 2 {
         upsample_nearest_2x_backward(&dx)
     } else {
@@ -66,16 +67,17 @@ pub(crate) fn conv2d_backward(
 /// The gradient towards the weight `[O, I, kernel, kernel]` of `conv2d(x, weight, ..)`, of that of its result: the
 /// convolution of each channel of `x` with each of the gradient, its pixels `stride` apart, summed over the batch.
 pub(crate) fn conv2d_weight_backward(
+    kernels: &Kernels,
     x_bihw: &Tensor,
     kernel: usize,
     options: Conv2dOptions,
     gradient: &Tensor,
 ) -> Result<Tensor> {
     #[cfg(feature = "cuda")]
-    if let Some(kernels) = super::cuda::serving(x_bihw) {
+    if let Some(k) = kernels.serving(x_bihw) {
         let (batch, inputs, height, width) = x_bihw.dims4()?;
         let shape = (gradient.dim(1)?, inputs, kernel, kernel);
-        let conv = Conv::new(&kernels, shape, options, batch, (height, width));
+        let conv = Conv::new(k, shape, options, batch, (height, width));
         return conv.weight_backward(x_bihw, gradient);
     }
     let x = match options.upsample {
@@ -90,7 +92,7 @@ pub(crate) fn conv2d_weight_backward(
         ..options
     };
     let x_ibhw = x.transpose(0, 1)?.contiguous()?;
-    let found_iokk = conv2d(&x_ibhw, &window_obhw, None, options)?;
+    let found_iokk = conv2d(kernels, &x_ibhw, &window_obhw, None, options)?;
     // Rows and columns that no stride reached are left over below and on the right.
     let found_iokk = found_iokk.narrow(2, 0, kernel)?.narrow(3, 0, kernel)?;
     found_iokk.transpose(0, 1)?.contiguous()
@@ -146,6 +148,7 @@ fn sums_2x2<T: Real>(x: &Tensor, [b, c, h, w]: [usize; 4]) -> Result<Tensor> {
 /// The gradient towards `x` of `group_norm(x, ..)`, or of `group_norm_silu(x, ..)`, of that of its result, which
 /// is edited in place.
 pub(crate) fn group_norm_backward(
+    kernels: &Kernels,
     x: &Tensor,
     (weight_c, bias_c): (&Tensor, &Tensor),
     groups: usize,
@@ -154,13 +157,13 @@ pub(crate) fn group_norm_backward(
     gradient: Tensor,
 ) -> Result<Tensor> {
     #[cfg(feature = "cuda")]
-    if let Some(kernels) = super::cuda::serving(x) {
+    if let Some(k) = kernels.serving(x) {
         let normed = super::cuda::groups::Normed::new(x, (weight_c, bias_c), groups, eps)?;
-        return normed.backward(&kernels, &gradient, silu);
+        return normed.backward(k, &gradient, silu);
     }
     let gradient = if silu {
-        let y = group_norm(x, weight_c, bias_c, groups, eps)?;
-        Activation::Silu.backward(&y, gradient)?
+        let y = group_norm(kernels, x, weight_c, bias_c, groups, eps)?;
+        Activation::Silu.backward(kernels, &y, gradient)?
     } else {
         gradient
     };
@@ -173,7 +176,7 @@ pub(crate) fn group_norm_backward(
     );
     let rows = cpu::contiguous(x)?.reshape((batch * groups, ()))?;
     let scaled = scaled.reshape(rows.shape())?;
-    norm_backward(Statistic::Deviation, &rows, None, eps, scaled)?.reshape(x.shape())
+    norm_backward(kernels, Statistic::Deviation, &rows, None, eps, scaled)?.reshape(x.shape())
 }
 
 /// Multiplies the planes `[B, C, pixels]` by their channel's weight, in place.

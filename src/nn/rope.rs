@@ -3,6 +3,7 @@
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
+use super::Kernels;
 use super::compose::wide;
 use super::cpu::{self, by_kernel, elements};
 #[cfg(feature = "cuda")]
@@ -15,7 +16,7 @@ use super::real::{Real, vectorised};
 /// # Errors
 ///
 /// If the shapes do not fit, and those of the backend.
-pub fn rope(x_bnhd: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
+pub fn rope(kernels: &Kernels, x_bnhd: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
     let (batch, length, heads, width) = x_bnhd.dims4()?;
     if width % 2 != 0 || cos.dims() != [length, width / 2] || sin.dims() != cos.dims() {
         bail!(
@@ -25,7 +26,7 @@ pub fn rope(x_bnhd: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
             x_bnhd.dims()
         );
     }
-    by_kernel!(x_bnhd, T => kernel::<T>(x_bnhd, cos, sin), cuda k => rows::rope(k, x_bnhd, (cos, sin), false), {
+    by_kernel!(x_bnhd, T => kernel::<T>(x_bnhd, cos, sin), cuda k in kernels => rows::rope(k, x_bnhd, (cos, sin), false), {
         let pairs = wide(x_bnhd)?.reshape((batch, length, heads, width / 2, 2))?;
         let part = |i| pairs.narrow(4, i, 1)?.squeeze(4)?.contiguous();
         let (a, b) = (part(0)?, part(1)?);
@@ -88,10 +89,15 @@ vectorised! {
 }
 
 /// The gradient towards `x` of `rope`, of that of its result: it is turned back.
-pub(crate) fn rope_backward(gradient: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
+pub(crate) fn rope_backward(
+    kernels: &Kernels,
+    gradient: &Tensor,
+    cos: &Tensor,
+    sin: &Tensor,
+) -> Result<Tensor> {
     #[cfg(feature = "cuda")]
-    if let Some(kernels) = super::cuda::serving(gradient) {
-        return rows::rope(&kernels, gradient, (cos, sin), true);
+    if let Some(k) = kernels.serving(gradient) {
+        return rows::rope(k, gradient, (cos, sin), true);
     }
-    rope(gradient, cos, &wide(sin)?.neg()?)
+    rope(kernels, gradient, cos, &wide(sin)?.neg()?)
 }

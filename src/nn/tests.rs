@@ -5,6 +5,8 @@ use candle_core::{DType, Device, Result, Tensor};
 use super::*;
 use crate::rng::{Rng, Stream};
 
+const NONE: Kernels = Kernels::NONE;
+
 /// Normal numbers, f64.
 pub(crate) fn normal(seed: u64, shape: &[usize]) -> Tensor {
     let count = shape.iter().product();
@@ -95,13 +97,13 @@ fn linear_is_a_product_and_a_bias() {
         let (w, b) = (normal(2, &[out, inner]), normal(3, &[out]));
         check(
             &[x, w, b],
-            |t| linear(&t[0], &t[1], Some(&t[2])),
+            |t| linear(&NONE, &t[0], &t[1], Some(&t[2])),
             |t| t[0].broadcast_matmul(&t[1].t()?)?.broadcast_add(&t[2]),
         );
     }
     let x = normal(1, &[2, 3]);
-    assert!(linear(&x, &normal(2, &[4, 5]), None).is_err());
-    assert!(linear(&x, &normal(2, &[4, 3]), Some(&normal(3, &[3]))).is_err());
+    assert!(linear(&NONE, &x, &normal(2, &[4, 5]), None).is_err());
+    assert!(linear(&NONE, &x, &normal(2, &[4, 3]), Some(&normal(3, &[3]))).is_err());
 }
 
 #[test]
@@ -111,30 +113,39 @@ fn norms_equal_their_formulas() {
         let inputs = [normal(1, &shape), normal(2, &[n]), normal(3, &[n])];
         check(
             &inputs,
-            |t| layer_norm(&t[0], Some(&t[1]), Some(&t[2]), 1e-5),
-            |t| composed(|| layer_norm(&t[0], Some(&t[1]), Some(&t[2]), 1e-5)),
+            |t| layer_norm(&NONE, &t[0], Some(&t[1]), Some(&t[2]), 1e-5),
+            |t| composed(|| layer_norm(&NONE, &t[0], Some(&t[1]), Some(&t[2]), 1e-5)),
         );
         check(
             &inputs[..2],
-            |t| rms_norm(&t[0], Some(&t[1]), 1e-6),
-            |t| composed(|| rms_norm(&t[0], Some(&t[1]), 1e-6)),
+            |t| rms_norm(&NONE, &t[0], Some(&t[1]), 1e-6),
+            |t| composed(|| rms_norm(&NONE, &t[0], Some(&t[1]), 1e-6)),
         );
         check(
             &inputs[..1],
-            |t| layer_norm(&t[0], None, None, 1e-6),
-            |t| composed(|| layer_norm(&t[0], None, None, 1e-6)),
+            |t| layer_norm(&NONE, &t[0], None, None, 1e-6),
+            |t| composed(|| layer_norm(&NONE, &t[0], None, None, 1e-6)),
         );
     }
-    assert!(layer_norm(&normal(1, &[2, 3]), Some(&normal(1, &[4])), None, 1e-5).is_err());
-    assert!(rms_norm(&normal(1, &[2, 0]), None, 1e-5).is_err());
+    assert!(
+        layer_norm(
+            &NONE,
+            &normal(1, &[2, 3]),
+            Some(&normal(1, &[4])),
+            None,
+            1e-5
+        )
+        .is_err()
+    );
+    assert!(rms_norm(&NONE, &normal(1, &[2, 0]), None, 1e-5).is_err());
 }
 
 #[test]
 fn a_large_mean_costs_layer_norm_no_digits() {
     let x = (normal(1, &[4, 256]) + 1000.0).unwrap();
     let x = f32_of(&x).to_dtype(DType::F64).unwrap();
-    let want = composed(|| layer_norm(&x, None, None, 1e-6)).unwrap();
-    let found = layer_norm(&f32_of(&x), None, None, 1e-6).unwrap();
+    let want = composed(|| layer_norm(&NONE, &x, None, None, 1e-6)).unwrap();
+    let found = layer_norm(&NONE, &f32_of(&x), None, None, 1e-6).unwrap();
     assert!(
         difference(&found, &want) < 2e-5,
         "{}",
@@ -154,17 +165,17 @@ fn activations_equal_their_formulas() {
         let inputs = [(normal(1, &[3, 701]) * 3.0).unwrap(), normal(2, &[3, 701])];
         check(
             &inputs[..1],
-            |t| activation.apply(&t[0]),
+            |t| activation.apply(&NONE, &t[0]),
             |t| activation.composed(&t[0]),
         );
         check(
             &inputs,
-            |t| activation.apply_gated(&t[0], &t[1]),
+            |t| activation.apply_gated(&NONE, &t[0], &t[1]),
             |t| activation.composed(&t[0])? * &t[1],
         );
         check(
             &inputs,
-            |t| activation.backward(&t[0], t[1].copy()?.contiguous()?),
+            |t| activation.backward(&NONE, &t[0], t[1].copy()?.contiguous()?),
             |t| activation.composed_slope(&t[0])? * &t[1],
         );
     }
@@ -197,8 +208,12 @@ fn attention_equals_its_formula() {
                 let bias = |t: &[Tensor]| with_bias.then(|| t[3].clone());
                 check(
                     &inputs,
-                    |t| attention(&t[0], &t[1], &t[2], 0.4, bias(t).as_ref(), mask),
-                    |t| composed(|| attention(&t[0], &t[1], &t[2], 0.4, bias(t).as_ref(), mask)),
+                    |t| attention(&NONE, &t[0], &t[1], &t[2], 0.4, bias(t).as_ref(), mask),
+                    |t| {
+                        composed(|| {
+                            attention(&NONE, &t[0], &t[1], &t[2], 0.4, bias(t).as_ref(), mask)
+                        })
+                    },
                 );
             }
         }
@@ -212,15 +227,15 @@ fn attention_reads_heads_inside_a_joint_projection() {
     let part = |i| qkv.narrow(2, i, 1).unwrap().squeeze(2).unwrap();
     let copied = |i| part(i).contiguous().unwrap();
     let mask = AttentionMask::None;
-    let inside = attention(&part(0), &part(1), &part(2), 0.5, None, &mask).unwrap();
-    let apart = attention(&copied(0), &copied(1), &copied(2), 0.5, None, &mask).unwrap();
+    let inside = attention(&NONE, &part(0), &part(1), &part(2), 0.5, None, &mask).unwrap();
+    let apart = attention(&NONE, &copied(0), &copied(1), &copied(2), 0.5, None, &mask).unwrap();
     assert!(same(&inside, &apart));
 }
 
 #[test]
 fn misfits_are_errors() {
     let [q, k, v, bias] = attention_inputs(2, 5, 4, 3, 4, 4);
-    let run = |bias: Option<&Tensor>, mask| attention(&q, &k, &v, 1.0, bias, &mask);
+    let run = |bias: Option<&Tensor>, mask| attention(&NONE, &q, &k, &v, 1.0, bias, &mask);
     assert!(run(None, AttentionMask::Causal).is_err());
     assert!(run(None, AttentionMask::KeyCounts(vec![1])).is_err());
     assert!(run(None, AttentionMask::KeyCounts(vec![1, 0])).is_err());
@@ -228,6 +243,7 @@ fn misfits_are_errors() {
     assert!(run(Some(&bias.narrow(1, 0, 2).unwrap()), AttentionMask::None).is_err());
     assert!(
         attention(
+            &NONE,
             &q,
             &v,
             &k.narrow(1, 0, 3).unwrap(),
@@ -237,7 +253,7 @@ fn misfits_are_errors() {
         )
         .is_err()
     );
-    assert!(silu(&f32_of(&q)).is_ok());
+    assert!(Activation::Silu.apply(&NONE, &f32_of(&q)).is_ok());
 }
 
 #[test]
@@ -246,11 +262,12 @@ fn a_row_of_a_batch_equals_the_row_alone() {
     let [q, k, v, bias] = attention_inputs(b, n, m, h, d, d).map(|t| f32_of(&t));
     let counts = [20, 77, 3];
     let mask = AttentionMask::KeyCounts(counts.to_vec());
-    let all = attention(&q, &k, &v, 0.25, None, &mask).unwrap();
+    let all = attention(&NONE, &q, &k, &v, 0.25, None, &mask).unwrap();
     for (row, &count) in counts.iter().enumerate() {
         let at = |t: &Tensor| t.narrow(0, row, 1).unwrap();
         let seen = |t: &Tensor| at(t).narrow(1, 0, count).unwrap();
         let alone = attention(
+            &NONE,
             &at(&q),
             &seen(&k),
             &seen(&v),
@@ -261,22 +278,22 @@ fn a_row_of_a_batch_equals_the_row_alone() {
         assert!(same(&alone.unwrap(), &at(&all)), "key counts, row {row}");
     }
     let mask = AttentionMask::None;
-    let all = attention(&q, &k, &v, 0.25, Some(&bias), &mask).unwrap();
+    let all = attention(&NONE, &q, &k, &v, 0.25, Some(&bias), &mask).unwrap();
     let x = f32_of(&normal(7, &[b, n, 640]));
     let (w, bias_n) = (f32_of(&normal(8, &[48, 640])), f32_of(&normal(9, &[48])));
-    let y = linear(&x, &w, Some(&bias_n)).unwrap();
+    let y = linear(&NONE, &x, &w, Some(&bias_n)).unwrap();
     for row in 0..b {
         let at = |t: &Tensor| t.narrow(0, row, 1).unwrap();
-        let alone = attention(&at(&q), &at(&k), &at(&v), 0.25, Some(&bias), &mask).unwrap();
+        let alone = attention(&NONE, &at(&q), &at(&k), &at(&v), 0.25, Some(&bias), &mask).unwrap();
         assert!(same(&alone, &at(&all)), "bias, row {row}");
         assert!(
-            same(&linear(&at(&x), &w, Some(&bias_n)).unwrap(), &at(&y)),
+            same(&linear(&NONE, &at(&x), &w, Some(&bias_n)).unwrap(), &at(&y)),
             "linear, row {row}"
         );
         let one = at(&x).narrow(1, 3, 1).unwrap();
         let want = at(&y).narrow(1, 3, 1).unwrap();
         assert!(
-            same(&linear(&one, &w, Some(&bias_n)).unwrap(), &want),
+            same(&linear(&NONE, &one, &w, Some(&bias_n)).unwrap(), &want),
             "one token, row {row}"
         );
     }
@@ -285,10 +302,10 @@ fn a_row_of_a_batch_equals_the_row_alone() {
 #[test]
 fn a_causal_row_does_not_depend_on_what_follows() {
     let [q, k, v, _] = attention_inputs(1, 77, 77, 2, 8, 8).map(|t| f32_of(&t));
-    let all = attention(&q, &k, &v, 0.3, None, &AttentionMask::Causal).unwrap();
+    let all = attention(&NONE, &q, &k, &v, 0.3, None, &AttentionMask::Causal).unwrap();
     let cut = |t: &Tensor| t.narrow(1, 0, 30).unwrap();
     let mask = AttentionMask::Causal;
-    let some = attention(&cut(&q), &cut(&k), &cut(&v), 0.3, None, &mask).unwrap();
+    let some = attention(&NONE, &cut(&q), &cut(&k), &cut(&v), 0.3, None, &mask).unwrap();
     assert!(difference(&some, &cut(&all)) < 1e-6);
 }
 
@@ -303,10 +320,12 @@ fn the_number_of_threads_changes_nothing() {
             .unwrap();
         pool.install(|| {
             let mask = AttentionMask::None;
-            let a = attention(&q, &k, &v, 0.3, Some(&bias), &mask).unwrap();
+            let a = attention(&NONE, &q, &k, &v, 0.3, Some(&bias), &mask).unwrap();
             (
                 a,
-                gelu_erf(&layer_norm(&x, None, None, 1e-5).unwrap()).unwrap(),
+                Activation::GeluErf
+                    .apply(&NONE, &layer_norm(&NONE, &x, None, None, 1e-5).unwrap())
+                    .unwrap(),
             )
         })
     };

@@ -42,6 +42,8 @@ pub use error::Error;
 pub use file::FileState;
 use file::WeightsFile;
 
+use super::Kernels;
+
 /// Where the files keep a canonical tensor, and what has to be done to it. In this order: the slice is taken, transposed, swapped.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stored {
@@ -106,7 +108,7 @@ impl Stored {
 /// From a canonical name, scope included, to where that tensor is stored.
 type Rename = dyn Fn(&str) -> Stored + Send + Sync;
 
-/// Weights files, a scope in their names, and the type and device that tensors are loaded to.
+/// Weights files, a scope in their names, the type and device that tensors are loaded to, and what a network of them computes by.
 ///
 /// Cloning is cheap and shares the maps; tensors that any clone reads count as used.
 #[derive(Clone)]
@@ -119,6 +121,7 @@ pub struct Weights {
     scope: String,
     dtype: DType,
     device: Device,
+    kernels: Kernels,
 }
 
 struct OpenFiles {
@@ -163,6 +166,7 @@ impl Weights {
             scope: String::new(),
             dtype: DType::F32,
             device: Device::Cpu,
+            kernels: Kernels::NONE,
         })
     }
 
@@ -180,6 +184,13 @@ impl Weights {
         self
     }
 
+    /// The same weights, for a network that computes by these kernels.
+    #[must_use]
+    pub fn with_kernels(mut self, kernels: &Kernels) -> Self {
+        self.kernels = kernels.clone();
+        self
+    }
+
     /// The type tensors are loaded as, whatever the files have; F32 unless changed.
     pub fn dtype(&self) -> DType {
         self.dtype
@@ -188,6 +199,11 @@ impl Weights {
     /// The device tensors are loaded to; the CPU unless changed.
     pub fn device(&self) -> &Device {
         &self.device
+    }
+
+    /// What a network of them computes by.
+    pub fn kernels(&self) -> &Kernels {
+        &self.kernels
     }
 
     /// The weights below `name`: `w.pp("encoder").pp(3)` asks for `encoder.3....`. A trailing dot is optional.

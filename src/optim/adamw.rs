@@ -3,12 +3,10 @@
 use std::fmt;
 
 use candle_core::{DType, Device, Result, Tensor, bail};
-use rayon::prelude::*;
 
-use super::{StateTensor, pieces};
-use crate::nn::cpu::{self, GRAIN, by_kernel, elements};
-#[cfg(feature = "cuda")]
-use crate::nn::cuda;
+use super::StateTensor;
+use crate::nn::Kernels;
+use crate::nn::flat::AdamWUpdate;
 
 /// The constants of AdamW.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -30,19 +28,6 @@ pub struct AdamW {
     num_steps: u64,
     first_moment: Tensor,
     second_moment: Tensor,
-}
-
-/// What one step does to every number.
-#[derive(Clone, Copy)]
-struct Update {
-    keep1: f32,
-    take1: f32,
-    keep2: f32,
-    take2: f32,
-    shrink: f32,
-    step_size: f32,
-    root_correction: f32,
-    epsilon: f32,
 }
 
 impl Default for AdamWOptions {
@@ -115,6 +100,7 @@ impl AdamW {
 
     pub(super) fn step(
         &mut self,
+        kernels: &Kernels,
         parameters: &Tensor,
         gradient: &Tensor,
         learning_rate: f64,
@@ -135,7 +121,7 @@ impl AdamW {
             weight_decay,
         } = self.options;
         let exponent = self.num_steps.min(i32::MAX as u64) as i32;
-        let update = Update {
+        let update = AdamWUpdate {
             keep1: beta1 as f32,
             take1: (1.0 - beta1) as f32,
             keep2: beta2 as f32,
@@ -146,86 +132,7 @@ impl AdamW {
             epsilon: epsilon as f32,
         };
         let moments = (&self.first_moment, &self.second_moment);
-        by_kernel!(
-            parameters,
-            _T => update.on_cpu(parameters, gradient, moments),
-            cuda k => cuda::flat::adamw(k, parameters, gradient, moments, update.numbers()),
-            update.composed(parameters, gradient, moments)
-        )
-    }
-}
-
-impl Update {
-    #[cfg(feature = "cuda")]
-    fn numbers(self) -> [f32; 8] {
-        [
-            self.keep1,
-            self.take1,
-            self.keep2,
-            self.take2,
-            self.shrink,
-            self.step_size,
-            self.root_correction,
-            self.epsilon,
-        ]
-    }
-
-    fn on_cpu(
-        self,
-        parameters: &Tensor,
-        gradient: &Tensor,
-        (first, second): (&Tensor, &Tensor),
-    ) -> Result<()> {
-        let gradient = elements::<f32>(gradient)?;
-        let gradient: &[f32] = &gradient;
-        let moment = |tensor, f: &(dyn Fn(&mut f32, f32) + Sync)| {
-            cpu::edit::<f32>(tensor, |moment| {
-                let pieces = moment.par_chunks_mut(GRAIN).zip(gradient.par_chunks(GRAIN));
-                pieces.for_each(|(moment, gradient)| {
-                    for (m, &g) in moment.iter_mut().zip(gradient) {
-                        f(m, g);
-                    }
-                });
-            })
-        };
-        moment(first, &|m, g| *m = self.keep1 * *m + self.take1 * g)?;
-        moment(second, &|v, g| *v = self.keep2 * *v + self.take2 * g * g)?;
-        let (first, second) = (elements::<f32>(first)?, elements::<f32>(second)?);
-        let (first, second): (&[f32], &[f32]) = (&first, &second);
-        cpu::edit::<f32>(parameters, |parameters| {
-            let moments = first.par_chunks(GRAIN).zip(second.par_chunks(GRAIN));
-            let pieces = parameters.par_chunks_mut(GRAIN).zip(moments);
-            pieces.for_each(|(parameters, (first, second))| {
-                for (p, (&m, &v)) in parameters.iter_mut().zip(first.iter().zip(second)) {
-                    let root = v.sqrt() / self.root_correction + self.epsilon;
-                    *p = self.shrink * *p - self.step_size * m / root;
-                }
-            });
-        })
-    }
-
-    fn composed(
-        self,
-        parameters: &Tensor,
-        gradient: &Tensor,
-        (first, second): (&Tensor, &Tensor),
-    ) -> Result<()> {
-        for (start, len) in pieces(parameters.elem_count()) {
-            let part = |tensor: &Tensor| tensor.narrow(0, start, len);
-            let times = |tensor: Tensor, factor: f32| tensor * f64::from(factor);
-            let g = part(gradient)?;
-            let m = (times(part(first)?, self.keep1)? + times(g.clone(), self.take1)?)?;
-            let v = (times(part(second)?, self.keep2)? + times(g.sqr()?, self.take2)?)?;
-            let root = v
-                .sqrt()?
-                .affine(1.0 / f64::from(self.root_correction), self.epsilon.into())?;
-            let step = (times(m.clone(), self.step_size)? / root)?;
-            let p = (times(part(parameters)?, self.shrink)? - step)?;
-            for (tensor, new) in [(parameters, &p), (first, &m), (second, &v)] {
-                tensor.slice_set(new, 0, start)?;
-            }
-        }
-        Ok(())
+        update.apply(kernels, parameters, gradient, moments)
     }
 }
 
@@ -234,6 +141,7 @@ mod tests {
     use candle_core::{Device, Tensor};
 
     use super::{AdamW, AdamWOptions};
+    use crate::nn::Kernels;
     use crate::nn::tests::composed;
 
     /// ```python
@@ -260,7 +168,9 @@ mod tests {
             let mut adamw = AdamW::new(options, 3, &Device::Cpu).expect("a state");
             for k in 0..5 {
                 let gradient = tensor([0.3, -0.2 * k as f32, 1e-4]);
-                adamw.step(&parameters, &gradient, 0.1).expect("a step");
+                adamw
+                    .step(&Kernels::NONE, &parameters, &gradient, 0.1)
+                    .expect("a step");
             }
             let ours = parameters.to_vec1::<f32>().expect("values");
             for (ours, theirs) in ours.iter().zip(TORCH) {
@@ -269,6 +179,7 @@ mod tests {
             assert!(
                 adamw
                     .step(
+                        &Kernels::NONE,
                         &tensor([0.0; 3]),
                         &Tensor::new(&[0f32], &Device::Cpu).expect("one"),
                         0.1

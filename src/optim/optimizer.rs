@@ -6,6 +6,7 @@ use std::fmt;
 use candle_core::{DType, Device, Result, Tensor, bail};
 
 use super::{AdamW, AdamWOptions};
+use crate::nn::Kernels;
 
 /// Which optimizer, with its constants.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -114,12 +115,13 @@ impl Optimizer {
     /// If they are not as many as the state is for, and those of the backend.
     pub fn step(
         &mut self,
+        kernels: &Kernels,
         parameters: &Tensor,
         gradient: &Tensor,
         learning_rate: f64,
     ) -> Result<()> {
         match self {
-            Self::AdamW(adamw) => adamw.step(parameters, gradient, learning_rate),
+            Self::AdamW(adamw) => adamw.step(kernels, parameters, gradient, learning_rate),
         }
     }
 }
@@ -148,11 +150,14 @@ mod tests {
     use candle_core::{Device, Tensor};
 
     use super::{Optimizer, OptimizerOptions};
+    use crate::nn::Kernels;
 
     fn steps(optimizer: &mut Optimizer, parameters: &Tensor, count: usize) {
         for k in 0..count {
             let gradient = Tensor::new(&[0.5f32, -0.1 * k as f32], &Device::Cpu).expect("two");
-            optimizer.step(parameters, &gradient, 0.1).expect("a step");
+            optimizer
+                .step(&Kernels::NONE, parameters, &gradient, 0.1)
+                .expect("a step");
         }
     }
 

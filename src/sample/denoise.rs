@@ -212,7 +212,7 @@ impl Model<'_> {
         inputs.guidance = self.guidance.map(same).transpose()?;
         let prediction = models::predict(
             self.denoiser,
-            &Tape::off(),
+            &Tape::off(self.denoiser.kernels()),
             self.adapters,
             latents,
             &timesteps,

@@ -110,7 +110,7 @@ pub fn run(
     )?;
     let adapters = lora.map(|path| open_lora(path, &base, monitor));
     let adapters = adapters.transpose()?;
-    let placement = placement(experiment, &options.device);
+    let placement = placement(experiment, &options.device, &options.kernels);
     let denoiser = base.denoiser.load(&placement)?;
     let bound = bind(adapters.as_ref(), denoiser.as_ref())?;
     let source = Source::open(&base, &store)?;
@@ -137,8 +137,9 @@ pub fn bind(adapters: Option<&AdapterSet>, denoiser: &dyn Denoiser) -> Result<Bo
     let Some(adapters) = adapters else {
         return Ok(Bound::none());
     };
+    let tape = Tape::off(denoiser.kernels());
     let (dtype, device) = (denoiser.dtype(), denoiser.device());
-    Ok(adapters.bind(&Tape::off(), dtype, device, None)?)
+    Ok(adapters.bind(&tape, dtype, device, None)?)
 }
 
 /// Reads a LoRA and warns where it was trained otherwise than it is used.

@@ -42,7 +42,9 @@ pub fn pictures(
 ) -> Result<Vec<(String, RgbImage)>, Error> {
     let (settings, options) = (&base.settings.sample, options(base));
     let unconditional = unconditional(settings, source)?;
-    let decoder = base.vae.load_decoder(denoiser.device())?;
+    let decoder = base
+        .vae
+        .load_decoder(denoiser.device(), denoiser.kernels())?;
     let mut made = Vec::new();
     for (number, prompt) in settings.prompts.iter().enumerate() {
         let conditional = source.conditioning(prompt)?;

@@ -3,7 +3,7 @@
 use candle_core::{Result, Tensor};
 use serde::{Deserialize, Serialize};
 
-use crate::nn;
+use crate::nn::{self, Kernels};
 
 /// An activation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,17 +39,22 @@ impl Activation {
     }
 
     /// `activation(x)`.
-    pub(super) fn apply(self, x: &Tensor) -> Result<Tensor> {
+    pub(super) fn apply(self, kernels: &Kernels, x: &Tensor) -> Result<Tensor> {
         match self.curve() {
-            Some(curve) => curve.apply(x),
+            Some(curve) => curve.apply(kernels, x),
             None => x.relu(),
         }
     }
 
     /// `activation(gate) * x`.
-    pub(super) fn apply_gated(self, gate: &Tensor, x: &Tensor) -> Result<Tensor> {
+    pub(super) fn apply_gated(
+        self,
+        kernels: &Kernels,
+        gate: &Tensor,
+        x: &Tensor,
+    ) -> Result<Tensor> {
         match self.curve() {
-            Some(curve) => curve.apply_gated(gate, x),
+            Some(curve) => curve.apply_gated(kernels, gate, x),
             None => gate.relu()? * x,
         }
     }

@@ -5,6 +5,7 @@ use crate::autograd::{Tape, Value};
 use crate::diffusion::{Prediction, Sampler, Shift, ShiftRule, Spacing, TimestepSampling};
 use crate::lora::{AdapterSet, Bound, Recompute};
 use crate::models::Denoiser;
+use crate::nn::Kernels;
 use crate::recipe::latents::LatentStatistics;
 use crate::sample::{SampleOptions, sample};
 use crate::train::step::Pass;
@@ -100,6 +101,10 @@ impl Denoiser for Half {
 
     fn device(&self) -> &Device {
         &Device::Cpu
+    }
+
+    fn kernels(&self) -> &Kernels {
+        &Kernels::NONE
     }
 }
 

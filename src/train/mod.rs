@@ -28,7 +28,6 @@ use crate::cache::refuse_without_store;
 use crate::experiment::{Experiment, Settings};
 use crate::models::Placement;
 use crate::monitor::Monitor;
-use crate::nn;
 use crate::nn::weights::DigestMemo;
 use crate::store::{self, Store};
 
@@ -148,7 +147,7 @@ fn plan(
         dtype: options.placement.dtype,
         storage: options.placement.storage,
         machine: Machine::of(&options.placement.device),
-        own_kernels: nn::has_own_kernels(&options.placement.device),
+        own_kernels: options.placement.kernels.are_there(),
         checkpointing: train.gradient_checkpointing,
     };
     Ok(plan::make(&wanted, options.memory_bytes)?)

@@ -19,10 +19,8 @@ use crate::store;
 
 impl Run<'_> {
     pub(super) fn preview(&self, metrics: &mut Metrics, step: u64) -> Result<(), Error> {
-        let dtype = self.denoiser.dtype();
-        let bound = self
-            .adapters
-            .bind_to(&self.values, &Tape::off(), dtype, None)?;
+        let (tape, dtype) = (Tape::off(self.denoiser.kernels()), self.denoiser.dtype());
+        let bound = self.adapters.bind_to(&self.values, &tape, dtype, None)?;
         let pictures =
             previews::pictures(self.base, self.set.source(), self.denoiser, &bound, &|| ())?;
         let rows: Vec<Row> = pictures

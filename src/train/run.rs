@@ -18,7 +18,6 @@ use crate::experiment::{Experiment, LrDecay, TrainSettings};
 use crate::lora::{self, AdapterSet, LinearShape};
 use crate::models::{Denoiser, WeightStorage};
 use crate::monitor::Monitor;
-use crate::nn;
 use crate::optim::{Decay, LrSchedule, Optimizer, clip_gradient_norm};
 
 /// A training under way.
@@ -47,10 +46,11 @@ pub(super) struct Run<'a> {
 
 /// What decides how numbers are rounded, in words.
 fn computed(denoiser: &dyn Denoiser, storage: WeightStorage) -> String {
+    let kernels = denoiser.kernels();
     let device = match denoiser.device() {
         Device::Cpu => "on a CPU",
-        device if nn::has_cudnn_attention(device) => "on a GPU by own kernels and cuDNN",
-        device if nn::has_own_kernels(device) => "on a GPU by own kernels",
+        _ if kernels.have_cudnn() => "on a GPU by own kernels and cuDNN",
+        _ if kernels.are_there() => "on a GPU by own kernels",
         _ => "on a GPU",
     };
     let quantized = match storage {
@@ -275,9 +275,11 @@ impl<'a> Run<'a> {
             self.write_dump(&record, passes, path)?;
         }
         let max_norm = Some(train.max_grad_norm).filter(|n| *n > 0.0);
-        let norm = clip_gradient_norm(&gradient, max_norm)?;
+        let kernels = self.denoiser.kernels();
+        let norm = clip_gradient_norm(kernels, &gradient, max_norm)?;
         let rate = self.schedule.at(self.step);
-        self.optimizer.step(&self.values, &gradient, rate)?;
+        self.optimizer
+            .step(kernels, &self.values, &gradient, rate)?;
         self.step += 1;
         self.recent.push(loss);
         if self.recent.len() > 20 {

@@ -46,7 +46,7 @@ impl Pass<'_> {
         factor: f64,
         gradient: &Tensor,
     ) -> Result<PassResult> {
-        let tape = Tape::recording().offloading(self.offload);
+        let tape = Tape::recording(self.denoiser.kernels()).offloading(self.offload);
         let (probability, seed) = self.dropout;
         let dropout = Dropout {
             probability,
@@ -74,7 +74,7 @@ impl Pass<'_> {
     /// # Errors
     /// If shapes do not fit or the device fails.
     pub fn loss(&self, part: &Part) -> Result<f64> {
-        let tape = Tape::off();
+        let tape = Tape::off(self.denoiser.kernels());
         let dtype = self.denoiser.dtype();
         let bound = self.adapters.bind_to(self.values, &tape, dtype, None)?;
         let prediction = self.predict(&tape, &bound, part)?;

@@ -3,7 +3,7 @@
 use candle_core::{Device, Result, Tensor};
 
 use crate::nn::{
-    AttentionMask, Conv2dOptions, attention, conv2d, group_norm, group_norm_silu, linear,
+    AttentionMask, Conv2dOptions, Kernels, attention, conv2d, group_norm, group_norm_silu, linear,
 };
 
 /// Epsilon of every group norm, fixed in all implementations.
@@ -35,8 +35,13 @@ impl Conv {
         self.bias_o.device()
     }
 
-    pub(super) fn forward(&self, x: &Tensor, options: Conv2dOptions) -> Result<Tensor> {
-        conv2d(x, &self.weight_oikk, Some(&self.bias_o), options)
+    pub(super) fn forward(
+        &self,
+        kernels: &Kernels,
+        x: &Tensor,
+        options: Conv2dOptions,
+    ) -> Result<Tensor> {
+        conv2d(kernels, x, &self.weight_oikk, Some(&self.bias_o), options)
     }
 }
 
@@ -60,12 +65,12 @@ impl Norm {
         })
     }
 
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        group_norm(x, &self.weight_c, &self.bias_c, self.groups, EPS)
+    fn forward(&self, kernels: &Kernels, x: &Tensor) -> Result<Tensor> {
+        group_norm(kernels, x, &self.weight_c, &self.bias_c, self.groups, EPS)
     }
 
-    pub(super) fn forward_silu(&self, x: &Tensor) -> Result<Tensor> {
-        group_norm_silu(x, &self.weight_c, &self.bias_c, self.groups, EPS)
+    pub(super) fn forward_silu(&self, kernels: &Kernels, x: &Tensor) -> Result<Tensor> {
+        group_norm_silu(kernels, x, &self.weight_c, &self.bias_c, self.groups, EPS)
     }
 }
 
@@ -97,15 +102,17 @@ impl ResNet {
         })
     }
 
-    pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+    pub(super) fn forward(&self, kernels: &Kernels, x: &Tensor) -> Result<Tensor> {
         // Each normalised picture lives only for its statement: at 1024 px one is up to a gigabyte.
-        let h = self
-            .conv1
-            .forward(&self.norm1.forward_silu(x)?, Conv2dOptions::SAME)?;
-        let h = self.norm2.forward_silu(&h)?;
-        let h = self.conv2.forward(&h, Conv2dOptions::SAME)?;
+        let h = self.conv1.forward(
+            kernels,
+            &self.norm1.forward_silu(kernels, x)?,
+            Conv2dOptions::SAME,
+        )?;
+        let h = self.norm2.forward_silu(kernels, &h)?;
+        let h = self.conv2.forward(kernels, &h, Conv2dOptions::SAME)?;
         match &self.shortcut {
-            Some(shortcut) => shortcut.forward(x, Conv2dOptions::POINTWISE)? + h,
+            Some(shortcut) => shortcut.forward(kernels, x, Conv2dOptions::POINTWISE)? + h,
             None => x + h,
         }
     }
@@ -135,12 +142,12 @@ impl Mid {
         })
     }
 
-    pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let mut x = self.first.forward(x)?;
+    pub(super) fn forward(&self, kernels: &Kernels, x: &Tensor) -> Result<Tensor> {
+        let mut x = self.first.forward(kernels, x)?;
         if let Some(attention) = &self.attention {
-            x = attention.forward(&x)?;
+            x = attention.forward(kernels, &x)?;
         }
-        self.second.forward(&x)
+        self.second.forward(kernels, &x)
     }
 }
 
@@ -166,8 +173,8 @@ impl Matrix {
         })
     }
 
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        linear(x, &self.weight_oi, Some(&self.bias_o))
+    fn forward(&self, kernels: &Kernels, x: &Tensor) -> Result<Tensor> {
+        linear(kernels, x, &self.weight_oi, Some(&self.bias_o))
     }
 }
 
@@ -187,16 +194,24 @@ impl Attention {
         })
     }
 
-    fn forward(&self, x_bchw: &Tensor) -> Result<Tensor> {
+    fn forward(&self, kernels: &Kernels, x_bchw: &Tensor) -> Result<Tensor> {
         let (b, c, h, w) = x_bchw.dims4()?;
         let n = h * w;
-        let y_bnc = self.norm.forward(x_bchw)?;
+        let y_bnc = self.norm.forward(kernels, x_bchw)?;
         let y_bnc = y_bnc.reshape((b, c, n))?.transpose(1, 2)?.contiguous()?;
-        let head = |part: &Matrix| part.forward(&y_bnc)?.reshape((b, n, 1, c));
+        let head = |part: &Matrix| part.forward(kernels, &y_bnc)?.reshape((b, n, 1, c));
         let (q_bnhd, k_bnhd, v_bnhd) = (head(&self.q)?, head(&self.k)?, head(&self.v)?);
         let scale = 1.0 / (c as f64).sqrt();
-        let y_bnc = attention(&q_bnhd, &k_bnhd, &v_bnhd, scale, None, &AttentionMask::None)?;
-        let y_bnc = self.out.forward(&y_bnc)?;
+        let y_bnc = attention(
+            kernels,
+            &q_bnhd,
+            &k_bnhd,
+            &v_bnhd,
+            scale,
+            None,
+            &AttentionMask::None,
+        )?;
+        let y_bnc = self.out.forward(kernels, &y_bnc)?;
         x_bchw + y_bnc.transpose(1, 2)?.contiguous()?.reshape((b, c, h, w))?
     }
 }

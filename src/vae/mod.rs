@@ -18,8 +18,8 @@ pub use geometry::{Extents, Factors, LatentGeometry};
 
 use candle_core::{Device, Result, Tensor, bail};
 
-use crate::nn::Conv2dOptions;
 use crate::nn::weights::{self, Weights};
+use crate::nn::{Conv2dOptions, Kernels};
 use crate::recipe::latents::{VaeArchitecture, VaeEncoderArchitecture};
 use blocks::{Conv, Mid, Norm, Parameters, ResNet};
 
@@ -73,6 +73,7 @@ impl AutoencoderKl {
 /// Pixels to latents.
 pub struct Encoder {
     architecture: VaeEncoderArchitecture,
+    kernels: Kernels,
     conv_in: Conv,
     levels: Vec<(Vec<ResNet>, Option<Conv>)>,
     mid: Mid,
@@ -90,11 +91,14 @@ impl Encoder {
         architecture: &VaeEncoderArchitecture,
         weights: &Weights,
     ) -> std::result::Result<Self, weights::Error> {
-        Self::build(architecture, &|shape, name| weights.get(shape, name))
+        Self::build(architecture, weights.kernels(), &|shape, name| {
+            weights.get(shape, name)
+        })
     }
 
     fn build<E>(
         a: &VaeEncoderArchitecture,
+        kernels: &Kernels,
         get: Parameters<'_, E>,
     ) -> std::result::Result<Self, E> {
         let groups = a.norm_num_groups;
@@ -119,6 +123,7 @@ impl Encoder {
             .then(|| Conv::load(get, "quant_conv", moments, moments, 1));
         Ok(Self {
             architecture: a.clone(),
+            kernels: kernels.clone(),
             conv_in,
             levels,
             mid: Mid::load(
@@ -163,20 +168,23 @@ impl Encoder {
     }
 
     fn encode_one(&self, pixels_1chw: &Tensor) -> Result<Tensor> {
-        let mut x = self.conv_in.forward(pixels_1chw, Conv2dOptions::SAME)?;
+        let kernels = &self.kernels;
+        let mut x = self
+            .conv_in
+            .forward(kernels, pixels_1chw, Conv2dOptions::SAME)?;
         for (blocks, down) in &self.levels {
             for block in blocks {
-                x = block.forward(&x)?;
+                x = block.forward(kernels, &x)?;
             }
             if let Some(down) = down {
-                x = down.forward(&x, Conv2dOptions::HALVE)?;
+                x = down.forward(kernels, &x, Conv2dOptions::HALVE)?;
             }
         }
-        x = self.mid.forward(&x)?;
-        x = self.norm_out.forward_silu(&x)?;
-        x = self.conv_out.forward(&x, Conv2dOptions::SAME)?;
+        x = self.mid.forward(kernels, &x)?;
+        x = self.norm_out.forward_silu(kernels, &x)?;
+        x = self.conv_out.forward(kernels, &x, Conv2dOptions::SAME)?;
         match &self.quant {
-            Some(quant) => quant.forward(&x, Conv2dOptions::POINTWISE),
+            Some(quant) => quant.forward(kernels, &x, Conv2dOptions::POINTWISE),
             None => Ok(x),
         }
     }
@@ -185,6 +193,7 @@ impl Encoder {
 /// Latents to pixels.
 pub struct Decoder {
     latent_channels: usize,
+    kernels: Kernels,
     post_quant: Option<Conv>,
     conv_in: Conv,
     mid: Mid,
@@ -202,10 +211,16 @@ impl Decoder {
         architecture: &VaeArchitecture,
         weights: &Weights,
     ) -> std::result::Result<Self, weights::Error> {
-        Self::build(architecture, &|shape, name| weights.get(shape, name))
+        Self::build(architecture, weights.kernels(), &|shape, name| {
+            weights.get(shape, name)
+        })
     }
 
-    fn build<E>(a: &VaeArchitecture, get: Parameters<'_, E>) -> std::result::Result<Self, E> {
+    fn build<E>(
+        a: &VaeArchitecture,
+        kernels: &Kernels,
+        get: Parameters<'_, E>,
+    ) -> std::result::Result<Self, E> {
         let (groups, latent) = (a.encoder.norm_num_groups, a.encoder.latent_channels);
         let channels = &a.encoder.block_out_channels;
         let mut width = channels.last().copied().unwrap_or(0);
@@ -230,6 +245,7 @@ impl Decoder {
         }
         Ok(Self {
             latent_channels: latent,
+            kernels: kernels.clone(),
             post_quant: post_quant.transpose()?,
             conv_in,
             mid,
@@ -262,22 +278,22 @@ impl Decoder {
     }
 
     fn decode_one(&self, latents_1chw: &Tensor) -> Result<Tensor> {
-        let mut x = latents_1chw.clone();
+        let (kernels, mut x) = (&self.kernels, latents_1chw.clone());
         if let Some(post_quant) = &self.post_quant {
-            x = post_quant.forward(&x, Conv2dOptions::POINTWISE)?;
+            x = post_quant.forward(kernels, &x, Conv2dOptions::POINTWISE)?;
         }
-        x = self.conv_in.forward(&x, Conv2dOptions::SAME)?;
-        x = self.mid.forward(&x)?;
+        x = self.conv_in.forward(kernels, &x, Conv2dOptions::SAME)?;
+        x = self.mid.forward(kernels, &x)?;
         for (blocks, up) in &self.levels {
             for block in blocks {
-                x = block.forward(&x)?;
+                x = block.forward(kernels, &x)?;
             }
             if let Some(up) = up {
-                x = up.forward(&x, Conv2dOptions::DOUBLE)?;
+                x = up.forward(kernels, &x, Conv2dOptions::DOUBLE)?;
             }
         }
-        x = self.norm_out.forward_silu(&x)?;
-        self.conv_out.forward(&x, Conv2dOptions::SAME)
+        x = self.norm_out.forward_silu(kernels, &x)?;
+        self.conv_out.forward(kernels, &x, Conv2dOptions::SAME)
     }
 }
 

@@ -10,6 +10,7 @@ use candle_core::{DType, Device, Tensor};
 
 use super::blocks::Parameters;
 use super::{Decoder, Encoder};
+use crate::nn::Kernels;
 use crate::nn::weights::Weights;
 use crate::recipe::latents::{VaeArchitecture, VaeEncoderArchitecture};
 
@@ -120,12 +121,12 @@ pub fn architecture(weights: &Weights) -> Option<VaeArchitecture> {
 
 /// Canonical name and shape of every tensor of the encoder: what a latent's weights digest is taken over.
 pub fn encoder_tensors(architecture: &VaeEncoderArchitecture) -> Vec<(String, Vec<usize>)> {
-    listed(|get| Encoder::build(architecture, get).map(drop))
+    listed(|get| Encoder::build(architecture, &Kernels::NONE, get).map(drop))
 }
 
 /// Canonical name and shape of every tensor of the decoder.
 pub fn decoder_tensors(architecture: &VaeArchitecture) -> Vec<(String, Vec<usize>)> {
-    listed(|get| Decoder::build(architecture, get).map(drop))
+    listed(|get| Decoder::build(architecture, &Kernels::NONE, get).map(drop))
 }
 
 /// What `build` asks for, given empty tensors: names and shapes are stated in one place only.

@@ -20,6 +20,7 @@ use crate::autograd::{Tape, Value};
 use crate::diffusion::{Prediction, Process, Sampler, Shift, Spacing};
 use crate::lora::formats::{Naming, Row, Spelling};
 use crate::lora::{Bound, Preset};
+use crate::nn::Kernels;
 use crate::recipe::latents::LatentStatistics;
 use crate::vae::{Factors, LatentGeometry};
 
@@ -110,6 +111,7 @@ impl Architecture for Numbers {
     fn build(&self, source: &dyn Source) -> std::result::Result<Box<dyn Denoiser>, Error> {
         let linear = |name: &str, size| Linear::load(source, name, size, true);
         Ok(Box::new(Pixels {
+            kernels: source.kernels(),
             numbers: *self,
             to_hidden: linear("to_hidden", (self.hidden, self.channels))?,
             time: linear("time", (self.hidden, TIME_CHANNELS))?,
@@ -135,6 +137,7 @@ impl Architecture for Numbers {
 }
 
 struct Pixels {
+    kernels: Kernels,
     numbers: Numbers,
     to_hidden: Linear,
     time: Linear,
@@ -178,5 +181,9 @@ impl Denoiser for Pixels {
 
     fn device(&self) -> &Device {
         self.like.device()
+    }
+
+    fn kernels(&self) -> &Kernels {
+        &self.kernels
     }
 }

@@ -15,6 +15,7 @@ use crate::experiment::Experiment;
 use crate::inspect;
 use crate::models::{self, Placement};
 use crate::monitor::Silent;
+use crate::nn::Kernels;
 use crate::nn::weights::DigestMemo;
 use crate::rng::{Rng, Stream};
 use crate::sample;
@@ -110,6 +111,7 @@ fn a_family_that_is_added_in_one_place_goes_the_whole_way() {
     let mut memo = DigestMemo::open(&folder.path().join("memo.json"));
     let options = EncodeOptions {
         device: Device::Cpu,
+        kernels: Kernels::NONE,
         resident_limit_bytes: u64::MAX,
     };
 

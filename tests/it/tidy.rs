@@ -13,7 +13,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("rng", &[]),
     ("store", &["digest", "monitor"]),
     ("device", &[]),
-    ("nn", &["digest"]),
+    ("nn", &["device", "digest", "rng"]),
     ("autograd", &["nn"]),
     ("optim", &["nn"]),
     ("diffusion", &[]),
@@ -331,6 +331,27 @@ fn a_kind_of_text_encoder_is_named_in_its_folder_and_in_the_list() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// Everybody else is given a `Kernels`, and knows nothing of what is behind it.
+#[test]
+fn only_nn_names_its_cuda_code() {
+    let names_it = |text: &str| {
+        let code: String = text.split_whitespace().collect();
+        code.split("nn::").skip(1).any(|rest| {
+            let list = rest.strip_prefix('{').map(|list| list.split(';').next());
+            let mut parts = list.flatten().unwrap_or("").split([',', '{', '}']);
+            rest.starts_with("cuda") || parts.any(|part| part.starts_with("cuda"))
+        })
+    };
+    assert!(names_it("use crate::nn::{\n    Frozen, cuda::flat,\n};"));
+    let others = sources("src").into_iter();
+    let others = others.filter(|(path, _)| !path.starts_with("src/nn"));
+    let wrong: Vec<PathBuf> = others
+        .filter(|(_, text)| names_it(text))
+        .map(|(path, _)| path)
+        .collect();
+    assert!(wrong.is_empty(), "{wrong:?}");
 }
 
 /// (what, where it may stand)

@@ -12,6 +12,7 @@ use plumb::experiment::Experiment;
 use plumb::lora::Bound;
 use plumb::models::Placement;
 use plumb::monitor::Silent;
+use plumb::nn::Kernels;
 use plumb::nn::weights::DigestMemo;
 use plumb::sample::previews;
 use plumb::sample::sample_from;
@@ -73,6 +74,7 @@ impl Kind {
         let store = Store::open_or_create(&world.path("store")).expect("a store");
         let options = EncodeOptions {
             device: Device::Cpu,
+            kernels: Kernels::NONE,
             resident_limit_bytes: u64::MAX,
         };
         encode_captions(&base, &store, &captions, &options, &Silent).expect("encoded");
@@ -113,7 +115,10 @@ impl Kind {
         );
         let latents = latents.expect("sampled");
         close("latents", &latents, &golden["latents"], 1e-3);
-        let decoder = base.vae.load_decoder(&Device::Cpu).expect("the VAE");
+        let decoder = base
+            .vae
+            .load_decoder(&Device::Cpu, &Kernels::NONE)
+            .expect("the VAE");
         let latents = source
             .geometry
             .denormalize(&golden["latents"])

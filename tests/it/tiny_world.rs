@@ -14,6 +14,7 @@ use plumb::experiment::Experiment;
 use plumb::lora::Bound;
 use plumb::models::{ConditioningTensors, Placement};
 use plumb::monitor::Silent;
+use plumb::nn::Kernels;
 use plumb::nn::weights::DigestMemo;
 use plumb::sample::{SampleOptions, sample_from};
 use plumb::store::Store;
@@ -61,6 +62,7 @@ fn conditioning(world: &World, base: &BaseModel) -> Vec<Conditioning> {
     let captions: Vec<String> = CAPTIONS.map(str::to_owned).into();
     let options = EncodeOptions {
         device: Device::Cpu,
+        kernels: Kernels::NONE,
         resident_limit_bytes: u64::MAX,
     };
     encode_captions(base, &store, &captions, &options, &Silent).expect("encoded");
@@ -135,7 +137,10 @@ fn conditioning_latents_prediction_and_samples_are_those_of_diffusers() {
         );
     }
 
-    let vae = base.vae.load_encoder(&Device::Cpu).expect("the VAE");
+    let vae = base
+        .vae
+        .load_encoder(&Device::Cpu, &Kernels::NONE)
+        .expect("the VAE");
     let pixels = golden["vae.picture_hwc"]
         .permute((2, 0, 1))
         .and_then(|t| t.to_dtype(DType::F32));
@@ -145,7 +150,10 @@ fn conditioning_latents_prediction_and_samples_are_those_of_diffusers() {
     let moments = vae.encode(&pixels.expect("pixels")).expect("encoded");
     close("mean", &moments.mean, &golden["vae.mean"], 1e-5);
     close("logvar", &moments.logvar, &golden["vae.logvar"], 1e-4);
-    let decoder = base.vae.load_decoder(&Device::Cpu).expect("the VAE");
+    let decoder = base
+        .vae
+        .load_decoder(&Device::Cpu, &Kernels::NONE)
+        .expect("the VAE");
     let decoded = decoder
         .decode(&golden["vae.decode.latents"])
         .expect("decoded");
@@ -163,7 +171,7 @@ fn conditioning_latents_prediction_and_samples_are_those_of_diffusers() {
     let latents = Value::constant(golden["denoiser.latents"].clone());
     let prediction = denoiser
         .forward(
-            &Tape::off(),
+            &Tape::off(&Kernels::NONE),
             &Bound::none(),
             &latents,
             &golden["denoiser.timesteps"],

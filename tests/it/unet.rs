@@ -8,6 +8,7 @@ use candle_core::{Device, Tensor};
 use plumb::diffusion::{Level, LossWeighting, Prediction, Process, add_noise};
 use plumb::lora::{AdapterSet, Recompute};
 use plumb::models::{self, ConditioningTensors};
+use plumb::nn::Kernels;
 use plumb::optim::{Optimizer, OptimizerOptions};
 use plumb::train::inputs::Part;
 use plumb::train::step::Pass;
@@ -314,7 +315,9 @@ fn twenty_steps_lose_what_they_lose_in_diffusers_and_peft() {
             "step {i}: {} instead of {expected}",
             made.loss
         );
-        optimizer.step(&values, &gradient, 1e-2).expect("a step");
+        optimizer
+            .step(&Kernels::NONE, &values, &gradient, 1e-2)
+            .expect("a step");
     }
 }
 

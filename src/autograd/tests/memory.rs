@@ -9,6 +9,7 @@ use candle_core::Device;
 
 use super::*;
 use crate::autograd::LoraValues;
+use crate::nn::Kernels;
 
 struct Counting;
 
@@ -73,7 +74,7 @@ fn probe(tape: &Tape, x: &Value, seen: &Rc<RefCell<Vec<isize>>>) -> Value {
 fn memory_falls_as_the_tape_is_consumed() {
     let seen = Rc::default();
     let before = LIVE.get() / MIB;
-    let tape = Tape::recording();
+    let tape = Tape::recording(&Kernels::NONE);
     let mut x = tape.leaf(ones(4));
     for _ in 0..6 {
         x = probe(&tape, &tape.silu(&x).unwrap(), &seen);
@@ -98,7 +99,7 @@ fn a_gradient_is_never_formed_for_a_frozen_weight() {
     let w = ones([out, inner]);
     let weight_bytes = out * inner * 4;
     for checkpointed in [false, true] {
-        let tape = Tape::recording();
+        let tape = Tape::recording(&Kernels::NONE);
         let x = tape.leaf(ones([rows, inner]));
         let lora = LoraValues {
             a: tape.leaf(ones([rank, inner])),
@@ -143,7 +144,7 @@ fn a_gradient_is_never_formed_for_a_frozen_weight() {
 fn a_checkpoint_keeps_inputs_only() {
     let run = |checkpointed: bool| {
         let before = LIVE.get();
-        let tape = Tape::recording();
+        let tape = Tape::recording(&Kernels::NONE);
         let mut x = tape.leaf(ones(1));
         let block = |tape: &Tape, v: &[Value]| {
             let mut y = v[0].clone();

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::autograd::{AttentionPart, LoraValues};
-use crate::nn::{Activation, AttentionMask, Conv2dOptions};
+use crate::nn::{Activation, AttentionMask, Conv2dOptions, Kernels};
 
 /// One value in a list.
 fn one(value: Result<Value>) -> Result<Vec<Value>> {
@@ -160,7 +160,7 @@ fn joint_attention() {
 
 #[test]
 fn joint_attention_equals_attention_on_the_parts_put_together() {
-    let tape = Tape::off();
+    let tape = Tape::off(&Kernels::NONE);
     let value = |seed, n| Value::constant(normal(seed, &[2, n, 3, 4]));
     let (a, b) = (
         [1, 2, 3].map(|i| value(i, 70)),
@@ -190,7 +190,7 @@ fn rope() {
         normal(1, &[1, 1]).zeros_like().unwrap(),
         normal(1, &[1, 1]).ones_like().unwrap(),
     );
-    let y = Tape::off().rope(&x, &zero, &unit).unwrap();
+    let y = Tape::off(&Kernels::NONE).rope(&x, &zero, &unit).unwrap();
     assert_eq!(
         y.tensor().flatten_all().unwrap().to_vec1::<f64>().unwrap(),
         [-3.0, 2.0]
@@ -252,7 +252,10 @@ fn shapes() {
         let turned = tape.permute(&v[0], &[1, 0, 2])?;
         one(tape.add(&turned, &tape.permute(&v[0], &[1, 0, 2])?))
     });
-    let (tape, x) = (Tape::off(), Value::constant(normal(1, &[2, 3])));
+    let (tape, x) = (
+        Tape::off(&Kernels::NONE),
+        Value::constant(normal(1, &[2, 3])),
+    );
     assert!(tape.split(&x, 1, &[1, 1]).is_err());
     assert!(tape.split(&x, 2, &[1]).is_err());
     assert!(tape.narrow(&x, 1, 2, 2).is_err());
@@ -271,7 +274,10 @@ fn mean_square_errors() {
             });
         }
     }
-    let (tape, x) = (Tape::off(), Value::constant(normal(1, &[2, 3])));
+    let (tape, x) = (
+        Tape::off(&Kernels::NONE),
+        Value::constant(normal(1, &[2, 3])),
+    );
     let loss = tape.mse(&x, &normal(2, &[2, 3]), None).unwrap();
     let want = (x.tensor() - normal(2, &[2, 3]))
         .unwrap()

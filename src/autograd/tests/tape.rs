@@ -3,6 +3,7 @@
 use super::operations::frozen;
 use super::*;
 use crate::autograd::LoraValues;
+use crate::nn::Kernels;
 
 /// A block with an adapter that it captures: two linears, a norm, a residual.
 fn block(tape: &Tape, x: &Value, lora: &LoraValues) -> Result<Value> {
@@ -59,7 +60,7 @@ fn a_checkpoint_that_waits_on_the_host_changes_no_gradient() {
         };
         let inputs = [input(1, &[3, 6]), input(2, &[2, 6]), input(3, &[6, 2])];
         let found = [false, true].map(|offload| {
-            let tape = Tape::recording().offloading(offload);
+            let tape = Tape::recording(&Kernels::NONE).offloading(offload);
             let leaves: Vec<_> = inputs.iter().map(|t| tape.leaf(t.clone())).collect();
             let out = network(true)(&tape, &leaves).unwrap().remove(0);
             let seed = out.tensor().ones_like().unwrap();
@@ -101,7 +102,7 @@ fn checkpoints_nest() {
 
 #[test]
 fn nothing_is_written_down_for_what_needs_no_gradient() {
-    let tape = Tape::recording();
+    let tape = Tape::recording(&Kernels::NONE);
     let x = Value::constant(normal(1, &[2, 3]));
     let y = tape.silu(&tape.add(&x, &x).unwrap()).unwrap();
     assert!(!y.needs_gradient());
@@ -110,7 +111,7 @@ fn nothing_is_written_down_for_what_needs_no_gradient() {
         "there is nothing to go back to"
     );
 
-    let off = Tape::off();
+    let off = Tape::off(&Kernels::NONE);
     let leaf = off.leaf(normal(1, &[2, 3]));
     assert!(!leaf.needs_gradient());
     let out = off
@@ -121,7 +122,7 @@ fn nothing_is_written_down_for_what_needs_no_gradient() {
 
 #[test]
 fn a_leaf_without_influence_gets_no_gradient() {
-    let tape = Tape::recording();
+    let tape = Tape::recording(&Kernels::NONE);
     let (x, unused) = (tape.leaf(normal(1, &[2, 3])), tape.leaf(normal(2, &[2, 3])));
     let aside = tape.silu(&unused).unwrap();
     let loss = tape.mse(&x, &normal(3, &[2, 3]), None).unwrap();
@@ -132,10 +133,10 @@ fn a_leaf_without_influence_gets_no_gradient() {
 
 #[test]
 fn misuse_is_an_error() {
-    let tape = Tape::recording();
+    let tape = Tape::recording(&Kernels::NONE);
     let x = tape.leaf(normal(1, &[2, 3]));
     assert!(tape.backward(&x).is_err(), "a loss has one element");
-    let tape = Tape::recording();
+    let tape = Tape::recording(&Kernels::NONE);
     let x = tape.leaf(normal(1, &[2, 3]));
     assert!(tape.backward_from(&[(&x, normal(1, &[3, 2]))]).is_err());
 }

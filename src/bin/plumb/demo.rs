@@ -174,7 +174,7 @@ fn options(experiment: &Experiment, place: &ComputeDevice) -> TrainOptions {
         dump_step: None,
         stop_after: None,
         clock: world::now_seconds,
-        placement: base_model::placement(experiment, &place.device),
+        placement: base_model::placement(experiment, &place.device, &place.kernels),
         memory_bytes: place.memory_bytes,
     }
 }
@@ -242,7 +242,7 @@ fn before_and_after(
     let base = BaseModel::open(experiment, &mut world::digest_memo()).map_err(Failure::error)?;
     let store = Store::open(&experiment.store_path()).map_err(Failure::error)?;
     let source = Source::open(&base, &store).map_err(Failure::error)?;
-    let placement = base_model::placement(experiment, &place.device);
+    let placement = base_model::placement(experiment, &place.device, &place.kernels);
     let denoiser = base.denoiser.load(&placement).map_err(Failure::error)?;
     let adapters = sample::open_lora(lora, &base, ui).map_err(Failure::error)?;
     let steps = base.settings.sample.steps * base.settings.sample.prompts.len();

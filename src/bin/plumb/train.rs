@@ -44,7 +44,7 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> CommandResult {
         dump_step: dump_step(args.dump_step.as_deref())?,
         stop_after: args.stop_after,
         clock: world::now_seconds,
-        placement: base_model::placement(&experiment, &place.device),
+        placement: base_model::placement(&experiment, &place.device, &place.kernels),
         memory_bytes: place.memory_bytes,
     };
     let report =

@@ -10,7 +10,7 @@ use plumb::device::{self, Choice};
 use plumb::encode::EncodeOptions;
 use plumb::experiment::Experiment;
 use plumb::monitor::Monitor;
-use plumb::nn;
+use plumb::nn::Kernels;
 use plumb::nn::weights::DigestMemo;
 use sysinfo::{MemoryRefreshKind, RefreshKind, System};
 
@@ -112,6 +112,7 @@ pub(crate) struct DeviceArgs {
 /// What computes, and the memory that it may use.
 pub(crate) struct ComputeDevice {
     pub(crate) device: Device,
+    pub(crate) kernels: Kernels,
     pub(crate) memory_bytes: u64,
 }
 
@@ -134,6 +135,7 @@ impl DeviceArgs {
                 gb(free)
             ));
         }
+        let mut kernels = Kernels::NONE;
         if self.own_kernels {
             if opened.device.is_cpu() {
                 let why = "--own-kernels: they are for GPUs, and this computes on the CPU";
@@ -141,15 +143,16 @@ impl DeviceArgs {
             }
             // Before the kernels ask for it: a missing compiler gets a sentence that names it.
             device::find_compiler(&cuda_folders()).map_err(Failure::error)?;
-            nn::own_kernels(&opened.device).map_err(Failure::error)?;
+            kernels = Kernels::compile(&opened.device).map_err(Failure::error)?;
         }
         if self.cudnn {
-            nn::cudnn_attention(&opened.device, &cuda_folders()).map_err(Failure::error)?;
+            kernels = (kernels.with_cudnn(&cuda_folders())).map_err(Failure::error)?;
         }
         let free = opened.memory.map(|(_, free)| free);
         let free = free.unwrap_or_else(available_memory_bytes);
         Ok(ComputeDevice {
             device: opened.device,
+            kernels,
             memory_bytes: limit.unwrap_or(free),
         })
     }
@@ -159,6 +162,7 @@ impl ComputeDevice {
     pub(crate) fn cpu() -> Self {
         Self {
             device: Device::Cpu,
+            kernels: Kernels::NONE,
             memory_bytes: available_memory_bytes(),
         }
     }
@@ -202,6 +206,7 @@ fn cuda_folders() -> Vec<PathBuf> {
 pub(crate) fn encode_options(place: &ComputeDevice) -> EncodeOptions {
     EncodeOptions {
         device: place.device.clone(),
+        kernels: place.kernels.clone(),
         // The rest is for activations.
         resident_limit_bytes: place.memory_bytes / 10 * 7,
     }

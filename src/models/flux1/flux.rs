@@ -17,7 +17,7 @@ use crate::models::transformer::{
     picture_dims, timestep_sinusoid,
 };
 use crate::models::{ConditioningTensors, Denoiser, Error, Source};
-use crate::nn::AttentionMask;
+use crate::nn::{AttentionMask, Kernels};
 
 /// The guidance scale is embedded as a timestep is: in thousandths.
 const GUIDANCE_UNIT: f64 = 1000.0;
@@ -25,6 +25,7 @@ const GUIDANCE_UNIT: f64 = 1000.0;
 /// A FLUX.1 transformer with frozen weights.
 pub(super) struct Flux {
     architecture: Architecture,
+    kernels: Kernels,
     time: Embedder,
     guidance: Option<Embedder>,
     pooled: Embedder,
@@ -61,6 +62,7 @@ impl Flux {
             .guidance
             .then(|| embedder("guidance", TIME_CHANNELS));
         Ok(Self {
+            kernels: source.kernels(),
             time: embedder("timestep", TIME_CHANNELS)?,
             guidance: guidance.transpose()?,
             pooled: embedder("text", architecture.pooled_width)?,
@@ -269,6 +271,10 @@ impl Denoiser for Flux {
 
     fn device(&self) -> &Device {
         self.like.device()
+    }
+
+    fn kernels(&self) -> &Kernels {
+        &self.kernels
     }
 }
 

@@ -17,10 +17,12 @@ use crate::models::transformer::{
     timestep_sinusoid,
 };
 use crate::models::{ConditioningTensors, Denoiser, Error, Source};
+use crate::nn::Kernels;
 
 /// An MMDiT with frozen weights.
 pub(super) struct MmDit {
     architecture: Architecture,
+    kernels: Kernels,
     patch_embed: PatchEmbed,
     time: Embedder,
     pooled: Embedder,
@@ -58,6 +60,7 @@ impl MmDit {
             loader.embedder(&format!("time_text_embed.{name}_embedder"), inputs)
         };
         Ok(Self {
+            kernels: source.kernels(),
             patch_embed,
             time: embedder("timestep", TIME_CHANNELS)?,
             pooled: embedder("text", architecture.pooled_width)?,
@@ -159,6 +162,10 @@ impl Denoiser for MmDit {
 
     fn device(&self) -> &Device {
         self.patch_embed.positions().device()
+    }
+
+    fn kernels(&self) -> &Kernels {
+        &self.kernels
     }
 }
 

@@ -13,7 +13,7 @@ use crate::lora::Bound;
 use crate::models::linear::Linear;
 use crate::models::transformer::{Loaded, check_shapes, picture_dims, sinusoids};
 use crate::models::{ConditioningTensors, Denoiser, Error, Source};
-use crate::nn::Conv2dOptions;
+use crate::nn::{Conv2dOptions, Kernels};
 
 /// How a level's last convolution halves the picture.
 const HALVE: Conv2dOptions = Conv2dOptions {
@@ -24,6 +24,7 @@ const HALVE: Conv2dOptions = Conv2dOptions {
 /// A UNet with frozen weights.
 pub(super) struct UNet {
     architecture: Architecture,
+    kernels: Kernels,
     /// Two linears with a SiLU between, for the timestep and for pooled vector and sizes.
     time: [Linear; 2],
     addition: Option<[Linear; 2]>,
@@ -84,6 +85,7 @@ impl UNet {
         });
         let same = Conv2dOptions::SAME;
         Ok(Self {
+            kernels: source.kernels(),
             time: pair("time_embedding", first)?,
             addition: addition.transpose()?,
             conv_in: Conv::load(source, "conv_in", (first, a.in_channels, 3), same)?,
@@ -243,6 +245,10 @@ impl Denoiser for UNet {
 
     fn device(&self) -> &Device {
         self.conv_out.bias().device()
+    }
+
+    fn kernels(&self) -> &Kernels {
+        &self.kernels
     }
 }
 

@@ -11,6 +11,7 @@ use super::*;
 use crate::autograd::Tape;
 use crate::lora::Bound;
 use crate::models::testing::{self, Golden, error_of, golden_path, message};
+use crate::nn::Kernels;
 
 /// The miniatures' heads and groups, where a single file does not tell them.
 const SMALL: Variant = Variant {

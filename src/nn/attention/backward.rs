@@ -8,6 +8,7 @@ use rayon::prelude::*;
 use super::composed::{Composed, heads_first, split};
 use super::kernel::{Bias, Chunk, Heads, Scoring, at_least, chunks, dense};
 use super::{AttentionMask, Extents, Kept, Parts};
+use crate::nn::Kernels;
 use crate::nn::compose::wide;
 use crate::nn::cpu::{self, by_kernel};
 use crate::nn::gemm::{ALL, ALONE, Matrix, MatrixMut, Shared, Write, matmul};
@@ -19,6 +20,7 @@ const QUERY_CHUNK: usize = 128;
 
 /// The gradients of all parts of q, k and v (in their shapes), of those of the results.
 pub(crate) fn joint_attention_backward(
+    kernels: &Kernels,
     parts: &Parts,
     scale: f64,
     bias: Option<&Tensor>,
@@ -28,7 +30,9 @@ pub(crate) fn joint_attention_backward(
 ) -> Result<Parts> {
     let extents = Extents::of(parts)?;
     let heads = |g: &Tensor, &length: &usize| {
-        cpu::contiguous(g)?.reshape((extents.batch, length, extents.heads, extents.value_width))
+        kernels
+            .contiguous(g)?
+            .reshape((extents.batch, length, extents.heads, extents.value_width))
     };
     let gradients: Vec<Tensor> = gradients
         .iter()
@@ -39,10 +43,10 @@ pub(crate) fn joint_attention_backward(
     if let Some(kept) = &kept.by_cuda
         && bias.is_none()
         && (*mask == AttentionMask::None || kept.serves_counts())
-        && let Some(kernels) = crate::nn::cuda::serving(&parts.q[0])
+        && let Some(k) = kernels.serving(&parts.q[0])
     {
         let given = (parts, &gradients[..]);
-        return crate::nn::cuda::attention::backward(&kernels, &extents, given, scale, kept);
+        return crate::nn::cuda::attention::backward(k, &extents, given, scale, kept);
     }
     #[cfg(not(feature = "cuda"))]
     let _ = kept;

@@ -13,6 +13,7 @@ use candle_core::{Result, Tensor, bail};
 
 pub(crate) use backward::joint_attention_backward;
 
+use super::Kernels;
 use super::cpu::by_kernel;
 #[cfg(feature = "cuda")]
 use super::cuda::attention as cuda;
@@ -39,6 +40,7 @@ pub enum AttentionMask {
 ///
 /// If the shapes, types or the mask do not fit, and those of the backend.
 pub fn attention(
+    kernels: &Kernels,
     q_bnhd: &Tensor,
     k_bmhd: &Tensor,
     v_bmhe: &Tensor,
@@ -51,7 +53,9 @@ pub fn attention(
         k: vec![k_bmhd.clone()],
         v: vec![v_bmhe.clone()],
     };
-    Ok(joint_attention(&parts, scale, bias, mask)?.0.remove(0))
+    Ok(joint_attention(kernels, &parts, scale, bias, mask)?
+        .0
+        .remove(0))
 }
 
 /// Queries, keys and values, each in one or more parts; keys and values in the same.
@@ -72,6 +76,7 @@ pub(crate) struct Kept {
 /// `attention` over the parts put together; a result `[B, N, H * E]` for each part of the queries. Bias and
 /// masks other than `None` are for single parts.
 pub(crate) fn joint_attention(
+    kernels: &Kernels,
     parts: &Parts,
     scale: f64,
     bias: Option<&Tensor>,
@@ -83,7 +88,7 @@ pub(crate) fn joint_attention(
     by_kernel!(
         &parts.q[0],
         T => kernel::forward::<T>(&extents, parts, scale, bias, mask).map(nothing),
-        cuda k => match cuda::serves(&extents, parts) {
+        cuda k in kernels => match cuda::serves(&extents, parts) {
             true => {
                 let (outs, kept) = cuda::forward(k, &extents, parts, scale, bias, mask)?;
                 Ok((outs, Kept { by_cuda: Some(kept) }))

@@ -4,8 +4,9 @@ use candle_core::cuda_backend::cudarc::driver::DeviceRepr;
 use candle_core::{DType, Device, Result, Tensor, bail};
 
 use super::Argument::{Address, Float, Int, Long};
+use super::cudnn::Cudnn;
 use super::views::{aligned, dense};
-use super::{Argument, Kernels, config, cudnn, grant};
+use super::{Argument, Kernels, config, grant};
 use crate::nn::AttentionMask;
 use crate::nn::attention::{Extents, Parts};
 
@@ -71,8 +72,11 @@ pub(crate) fn forward(
     mask: &AttentionMask,
 ) -> Result<(Vec<Tensor>, Kept)> {
     let counts = counts_of(mask, parts.q[0].device())?;
-    if kernels.cudnn() && bias.is_none() && *mask != AttentionMask::Causal {
-        return forward_by_cudnn(kernels, parts, scale, counts);
+    if let Some(cudnn) = &kernels.cudnn
+        && bias.is_none()
+        && *mask != AttentionMask::Causal
+    {
+        return forward_by_cudnn((kernels, cudnn), parts, scale, counts);
     }
     let call = Call::new(kernels, extents);
     let parts = [&parts.q, &parts.k, &parts.v].map(|all| call.dense(all));
@@ -155,13 +159,13 @@ fn apart(kernels: &Kernels, whole: &Tensor, like: &[Tensor]) -> Result<Vec<Tenso
 }
 
 fn forward_by_cudnn(
-    kernels: &Kernels,
+    (kernels, cudnn): (&Kernels, &Cudnn),
     parts: &Parts,
     scale: f64,
     counts: Option<Tensor>,
 ) -> Result<(Vec<Tensor>, Kept)> {
     let (q, k, v) = (joint(&parts.q)?, joint(&parts.k)?, joint(&parts.v)?);
-    let (out, logsum) = cudnn::forward(kernels, &q, &k, &v, scale, counts.as_ref())?;
+    let (out, logsum) = cudnn.forward(kernels, (&q, &k, &v), scale, counts.as_ref())?;
     let flat = apart(kernels, &out, &parts.q)?;
     let flat = flat.iter().map(|out| out.flatten_from(2));
     let kept = Kept {
@@ -174,7 +178,7 @@ fn forward_by_cudnn(
 }
 
 fn backward_by_cudnn(
-    kernels: &Kernels,
+    (kernels, cudnn): (&Kernels, &Cudnn),
     (parts, gradients): (&Parts, &[Tensor]),
     scale: f64,
     kept: &Kept,
@@ -182,7 +186,7 @@ fn backward_by_cudnn(
     let (q, k, v) = (joint(&parts.q)?, joint(&parts.k)?, joint(&parts.v)?);
     let (made, gradient) = ((&kept.outs[0], &kept.logsum), joint(gradients)?);
     let counts = kept.counts.as_ref();
-    let [dq, dk, dv] = cudnn::backward(kernels, (&q, &k, &v), made, &gradient, scale, counts)?;
+    let [dq, dk, dv] = cudnn.backward(kernels, (&q, &k, &v), made, &gradient, scale, counts)?;
     Ok(Parts {
         q: apart(kernels, &dq, &parts.q)?,
         k: apart(kernels, &dk, &parts.k)?,
@@ -200,7 +204,12 @@ pub(crate) fn backward(
     kept: &Kept,
 ) -> Result<Parts> {
     if kept.by_cudnn {
-        return backward_by_cudnn(kernels, (parts, gradients), scale, kept);
+        let Some(cudnn) = &kernels.cudnn else {
+            bail!(
+                "attention was computed by cuDNN, and its gradients are asked of kernels without it"
+            );
+        };
+        return backward_by_cudnn((kernels, cudnn), (parts, gradients), scale, kept);
     }
     let call = Call::new(kernels, extents);
     let [q, k, v] = [&parts.q, &parts.k, &parts.v].map(|all| call.dense(all));

@@ -180,7 +180,7 @@ pub(crate) fn linear(
         return Ok(None);
     }
     let mut guard = kernels
-        .0
+        .inner
         .biased
         .lock()
         .unwrap_or_else(PoisonError::into_inner);
@@ -222,7 +222,7 @@ pub(crate) fn linear(
             &raw const plan.algorithm,
             workspace as *mut c_void,
             WORKSPACE_BYTES,
-            kernels.0.stream.cu_stream().cast(),
+            kernels.inner.stream.cu_stream().cast(),
         )
     }
     .map_err(Error::wrap)?;

@@ -11,12 +11,13 @@ mod tests;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::path::PathBuf;
-use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use candle_core::cuda_backend::cudarc::driver::CudaContext;
 use candle_core::{DType, Device, Error, Result, Tensor, bail};
 
 use super::{Kernels, views};
-use api::Handle;
+use api::{Api, Handle};
 use attention::{Attention, Backward, Forward, Mask};
 use graph::{ALIGNMENT, Node};
 
@@ -25,147 +26,176 @@ const MOST_WIDTH: usize = 128;
 /// Queries or keys of backward's largest tiles.
 const TILE: usize = 128;
 
-static GPUS: LazyLock<Mutex<HashMap<usize, Gpu>>> = LazyLock::new(Mutex::default);
+/// cuDNN on a GPU.
+pub(crate) struct Cudnn {
+    state: Mutex<State>,
+    context: Arc<CudaContext>,
+}
 
-/// What was made for a GPU: kept until the program ends, since a plan takes half a second to compile.
-struct Gpu {
+/// What was made there: kept, since a plan takes half a second to compile.
+struct State {
+    // Dropped from the first to the last: what is made with the handle before it.
     forward: HashMap<Attention, Forward>,
     backward: HashMap<Attention, Backward>,
     /// A number for every batch row, by how many rows and which number.
     lengths: HashMap<(usize, usize), Tensor>,
-    /// Dropped last: the plans are made with it.
     handle: Handle,
 }
 
-/// Opens cuDNN, by the system's loader or from `folders`; once, and it stays open.
-///
-/// It finds its other libraries itself, beside it; `libcublasLt` and `libnvrtc` of its CUDA version must be open, or be
-/// found in the same ways.
-///
-/// # Errors
-///
-/// If cuDNN or what it needs is not found, or its version will not do.
-pub(crate) fn load(folders: &[PathBuf]) -> Result<()> {
-    api::load(folders)
+impl Drop for Cudnn {
+    fn drop(&mut self) {
+        // What is dropped now belongs to this context. An error has nobody to hear it.
+        let _ = self.context.bind_to_thread();
+    }
 }
 
-/// Attention of `q` (`[B, N, H, D]`) to `k` and `v` (`[B, M, H, D]`): the results, like `q`, and what backward needs of
-/// them, the logarithms of the sums of every row's exponentials, `[B, H, N]`.
-///
-/// `counts` (u32, `[B]`, each at least 1) is how many keys, the first ones, each batch row sees; all if there is none.
-///
-/// # Errors
-///
-/// If cuDNN was not opened, or does not serve such tensors.
-pub(crate) fn forward(
-    kernels: &Kernels,
-    q: &Tensor,
-    k: &Tensor,
-    v: &Tensor,
-    scale: f64,
-    counts: Option<&Tensor>,
-) -> Result<(Tensor, Tensor)> {
-    let extents = extents((q, k, v), counts)?;
-    let out = kernels.room(q.shape(), DType::BF16)?;
-    let stats = kernels.room((extents.batch, extents.heads, extents.queries), DType::F32)?;
-    let given = aligned(kernels, &[q, k, v])?;
-    let (places, values) = (addresses(kernels, &given)?, Values::new(scale));
-    let (mut gpus, number) = (gpus(), current(kernels)?);
-    let gpu = gpu(&mut gpus, number)?;
-    let lengths = gpu.lengths(kernels, &extents, q.device(), counts)?;
-    let Gpu {
-        handle, forward, ..
-    } = gpu;
-    let forward = match forward.entry(extents) {
-        Entry::Occupied(made) => made.into_mut(),
-        Entry::Vacant(none) => none.insert(Forward::new(handle, &extents)?),
-    };
-    let work = kernels.room(forward.plan.workspace().div_ceil(4).max(1), DType::F32)?;
-    let mut all = vec![
-        (forward.q, places[0]),
-        (forward.k, places[1]),
-        (forward.v, places[2]),
-        (forward.scale, values.scale()),
-        (forward.out, kernels.address(&out)?),
-        (forward.stats, kernels.address(&stats)?),
-    ];
-    all.extend(mask_places(forward.mask, lengths.as_ref(), &values));
-    let stream = kernels.0.stream.cu_stream().cast();
-    // SAFETY: the tensors are of the extents, the workspace is as large as the plan needs, and they live until the call is
-    // made; the memory is freed in the stream's order.
-    unsafe {
-        let on = (handle, stream);
-        forward.plan.run(on, &all, kernels.address(&work)?)?;
+impl Cudnn {
+    /// Opens cuDNN, by the system's loader or from `folders`, for the kernels' GPU.
+    ///
+    /// It finds its other libraries itself, beside it; `libcublasLt` and `libnvrtc` of its CUDA version must be open, or be
+    /// found in the same ways.
+    ///
+    /// # Errors
+    ///
+    /// If cuDNN or what it needs is not found, its version will not do, or it does not start.
+    pub(crate) fn open(kernels: &Kernels, folders: &[PathBuf]) -> Result<Self> {
+        let api = Api::open(folders)?;
+        let context = Arc::clone(kernels.inner.stream.context());
+        context.bind_to_thread().map_err(Error::wrap)?;
+        let state = State {
+            forward: HashMap::new(),
+            backward: HashMap::new(),
+            lengths: HashMap::new(),
+            handle: Handle::new(api)?,
+        };
+        Ok(Self {
+            state: Mutex::new(state),
+            context,
+        })
     }
-    Ok((out, stats))
-}
 
-/// The gradients of q, k and v, of that of the results (`gradient`, like `q`). The rest is as it was given to `forward`,
-/// and what that returned. Keys that are not seen get gradients of 0.
-///
-/// # Errors
-///
-/// As `forward`.
-pub(crate) fn backward(
-    kernels: &Kernels,
-    (q, k, v): (&Tensor, &Tensor, &Tensor),
-    (out, stats): (&Tensor, &Tensor),
-    gradient: &Tensor,
-    scale: f64,
-    counts: Option<&Tensor>,
-) -> Result<[Tensor; 3]> {
-    let mut extents = extents((q, k, v), counts)?;
-    check_backward(&extents, q, (out, stats), gradient)?;
-    if (extents.queries, extents.keys) == (1, 1) {
-        // Not served, and needs no kernel: the only key has all the weight, whatever its score.
-        return Ok([q.zeros_like()?, k.zeros_like()?, gradient.copy()?]);
+    /// Attention of `q` (`[B, N, H, D]`) to `k` and `v` (`[B, M, H, D]`): the results, like `q`, and what backward needs of
+    /// them, the logarithms of the sums of every row's exponentials, `[B, H, N]`.
+    ///
+    /// `counts` (u32, `[B]`, each at least 1) is how many keys, the first ones, each batch row sees; all if there is none.
+    ///
+    /// # Errors
+    ///
+    /// If cuDNN does not serve such tensors.
+    pub(crate) fn forward(
+        &self,
+        kernels: &Kernels,
+        (q, k, v): (&Tensor, &Tensor, &Tensor),
+        scale: f64,
+        counts: Option<&Tensor>,
+    ) -> Result<(Tensor, Tensor)> {
+        let extents = extents((q, k, v), counts)?;
+        let out = kernels.room(q.shape(), DType::BF16)?;
+        let stats = kernels.room((extents.batch, extents.heads, extents.queries), DType::F32)?;
+        let given = aligned(kernels, &[q, k, v])?;
+        let (places, values) = (addresses(kernels, &given)?, Values::new(scale));
+        let mut state = self.state()?;
+        let lengths = state.lengths(kernels, &extents, q.device(), counts)?;
+        let State {
+            handle, forward, ..
+        } = &mut *state;
+        let forward = match forward.entry(extents) {
+            Entry::Occupied(made) => made.into_mut(),
+            Entry::Vacant(none) => none.insert(Forward::new(handle, &extents)?),
+        };
+        let work = kernels.room(forward.plan.workspace().div_ceil(4).max(1), DType::F32)?;
+        let mut all = vec![
+            (forward.q, places[0]),
+            (forward.k, places[1]),
+            (forward.v, places[2]),
+            (forward.scale, values.scale()),
+            (forward.out, kernels.address(&out)?),
+            (forward.stats, kernels.address(&stats)?),
+        ];
+        all.extend(mask_places(forward.mask, lengths.as_ref(), &values));
+        let stream = kernels.inner.stream.cu_stream().cast();
+        // SAFETY: the tensors are of the extents, the workspace is as large as the plan needs, and they live until the call is
+        // made; the memory is freed in the stream's order.
+        unsafe {
+            let on = (handle, stream);
+            forward.plan.run(on, &all, kernels.address(&work)?)?;
+        }
+        Ok((out, stats))
     }
-    // Up to 9.15.0 scores beyond the last key counted, and at least up to 9.26 they overflow, on Hopper, where all scores of
-    // a query are below -88 (pytorch #196678, cudnn-frontend #1072): unless the lengths are told.
-    extents.masked |= [extents.queries, extents.keys]
-        .iter()
-        .any(|n| n % TILE != 0);
-    let room = |like: &Tensor| match counts {
-        Some(_) => like.zeros_like(), // whoever is not seen may not be written
-        None => kernels.room(like.shape(), DType::BF16),
-    };
-    let made = [kernels.room(q.shape(), DType::BF16)?, room(k)?, room(v)?];
-    let inner = kernels.room(stats.shape(), DType::F32)?;
-    let given = aligned(kernels, &[q, k, v, out, stats, gradient])?;
-    let (places, values) = (addresses(kernels, &given)?, Values::new(scale));
-    let (mut gpus, number) = (gpus(), current(kernels)?);
-    let gpu = gpu(&mut gpus, number)?;
-    let lengths = gpu.lengths(kernels, &extents, q.device(), counts)?;
-    let Gpu {
-        handle, backward, ..
-    } = gpu;
-    let backward = match backward.entry(extents) {
-        Entry::Occupied(made) => made.into_mut(),
-        Entry::Vacant(none) => none.insert(Backward::new(handle, &extents)?),
-    };
-    let work = kernels.room(backward.plan.workspace().div_ceil(4).max(1), DType::F32)?;
-    let mut all = vec![
-        (backward.q, places[0]),
-        (backward.k, places[1]),
-        (backward.v, places[2]),
-        (backward.out, places[3]),
-        (backward.stats, places[4]),
-        (backward.gradient, places[5]),
-        (backward.scale, values.scale()),
-        (backward.one, values.one()),
-        (backward.inner, kernels.address(&inner)?),
-        (backward.dq, kernels.address(&made[0])?),
-        (backward.dk, kernels.address(&made[1])?),
-        (backward.dv, kernels.address(&made[2])?),
-    ];
-    all.extend(mask_places(backward.mask, lengths.as_ref(), &values));
-    let stream = kernels.0.stream.cu_stream().cast();
-    // SAFETY: as in `forward`.
-    unsafe {
-        let on = (handle, stream);
-        backward.plan.run(on, &all, kernels.address(&work)?)?;
+
+    /// The gradients of q, k and v, of that of the results (`gradient`, like `q`). The rest is as it was given to `forward`,
+    /// and what that returned. Keys that are not seen get gradients of 0.
+    ///
+    /// # Errors
+    ///
+    /// As `forward`.
+    pub(crate) fn backward(
+        &self,
+        kernels: &Kernels,
+        (q, k, v): (&Tensor, &Tensor, &Tensor),
+        (out, stats): (&Tensor, &Tensor),
+        gradient: &Tensor,
+        scale: f64,
+        counts: Option<&Tensor>,
+    ) -> Result<[Tensor; 3]> {
+        let mut extents = extents((q, k, v), counts)?;
+        check_backward(&extents, q, (out, stats), gradient)?;
+        if (extents.queries, extents.keys) == (1, 1) {
+            // Not served, and needs no kernel: the only key has all the weight, whatever its score.
+            return Ok([q.zeros_like()?, k.zeros_like()?, gradient.copy()?]);
+        }
+        // Up to 9.15.0 scores beyond the last key counted, and at least up to 9.26 they overflow, on Hopper, where all scores of
+        // a query are below -88 (pytorch #196678, cudnn-frontend #1072): unless the lengths are told.
+        extents.masked |= [extents.queries, extents.keys]
+            .iter()
+            .any(|n| n % TILE != 0);
+        let room = |like: &Tensor| match counts {
+            Some(_) => like.zeros_like(), // whoever is not seen may not be written
+            None => kernels.room(like.shape(), DType::BF16),
+        };
+        let made = [kernels.room(q.shape(), DType::BF16)?, room(k)?, room(v)?];
+        let inner = kernels.room(stats.shape(), DType::F32)?;
+        let given = aligned(kernels, &[q, k, v, out, stats, gradient])?;
+        let (places, values) = (addresses(kernels, &given)?, Values::new(scale));
+        let mut state = self.state()?;
+        let lengths = state.lengths(kernels, &extents, q.device(), counts)?;
+        let State {
+            handle, backward, ..
+        } = &mut *state;
+        let backward = match backward.entry(extents) {
+            Entry::Occupied(made) => made.into_mut(),
+            Entry::Vacant(none) => none.insert(Backward::new(handle, &extents)?),
+        };
+        let work = kernels.room(backward.plan.workspace().div_ceil(4).max(1), DType::F32)?;
+        let mut all = vec![
+            (backward.q, places[0]),
+            (backward.k, places[1]),
+            (backward.v, places[2]),
+            (backward.out, places[3]),
+            (backward.stats, places[4]),
+            (backward.gradient, places[5]),
+            (backward.scale, values.scale()),
+            (backward.one, values.one()),
+            (backward.inner, kernels.address(&inner)?),
+            (backward.dq, kernels.address(&made[0])?),
+            (backward.dk, kernels.address(&made[1])?),
+            (backward.dv, kernels.address(&made[2])?),
+        ];
+        all.extend(mask_places(backward.mask, lengths.as_ref(), &values));
+        let stream = kernels.inner.stream.cu_stream().cast();
+        // SAFETY: as in `forward`.
+        unsafe {
+            let on = (handle, stream);
+            backward.plan.run(on, &all, kernels.address(&work)?)?;
+        }
+        Ok(made)
     }
-    Ok(made)
+
+    /// What there is, with the GPU's context made the thread's: cuDNN works in that one.
+    fn state(&self) -> Result<MutexGuard<'_, State>> {
+        self.context.bind_to_thread().map_err(Error::wrap)?;
+        Ok(self.state.lock().unwrap_or_else(PoisonError::into_inner))
+    }
 }
 
 /// The extents of tensors that can be served.
@@ -239,7 +269,7 @@ struct Lengths {
     _keys: Tensor,
 }
 
-impl Gpu {
+impl State {
     fn lengths(
         &mut self,
         kernels: &Kernels,
@@ -306,27 +336,4 @@ impl Values {
     fn nothing(&self) -> u64 {
         std::ptr::from_ref(&self.0[2]) as u64
     }
-}
-
-fn gpus() -> MutexGuard<'static, HashMap<usize, Gpu>> {
-    GPUS.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// The number of the kernels' GPU, whose CUDA context becomes the thread's: cuDNN works in that one.
-fn current(kernels: &Kernels) -> Result<usize> {
-    let context = kernels.0.stream.context();
-    context.bind_to_thread().map_err(Error::wrap)?;
-    Ok(context.ordinal())
-}
-
-fn gpu(gpus: &mut HashMap<usize, Gpu>, number: usize) -> Result<&mut Gpu> {
-    Ok(match gpus.entry(number) {
-        Entry::Occupied(made) => made.into_mut(),
-        Entry::Vacant(none) => none.insert(Gpu {
-            forward: HashMap::new(),
-            backward: HashMap::new(),
-            lengths: HashMap::new(),
-            handle: Handle::new()?,
-        }),
-    })
 }

@@ -6,12 +6,12 @@ use candle_core::{DType, Result, Tensor, bail};
 use super::Argument::{Address, Float, Long};
 use super::views::dense;
 use super::{Argument, Kernels, blocks_for, config};
+use crate::nn::flat::AdamWUpdate;
 
-/// What AdamW does to every number: what is kept and taken of the first and of the second moment, the shrinkage, the step's
-/// size, the correction of the root, and epsilon.
+/// As [`AdamWUpdate`] has them, in its order.
 #[repr(C)]
 #[derive(Clone, Copy)]
-pub(crate) struct Update(pub(crate) [f32; 8]);
+pub(crate) struct Update([f32; 8]);
 // SAFETY: plain numbers, laid out as the kernels declare them.
 unsafe impl DeviceRepr for Update {}
 
@@ -105,15 +105,25 @@ pub(crate) fn adamw(
     parameters: &Tensor,
     gradient: &Tensor,
     (first, second): (&Tensor, &Tensor),
-    update: [f32; 8],
+    update: AdamWUpdate,
 ) -> Result<()> {
+    let update = Update([
+        update.keep1,
+        update.take1,
+        update.keep2,
+        update.take2,
+        update.shrink,
+        update.step_size,
+        update.root_correction,
+        update.epsilon,
+    ]);
     let arguments = [
         Address(kernels.address(parameters)?),
         Address(kernels.address(gradient)?),
         Address(kernels.address(first)?),
         Address(kernels.address(second)?),
         Long(parameters.elem_count() as i64),
-        Argument::Update(Update(update)),
+        Argument::Update(update),
     ];
     let function = kernels.function("rows", DType::F32, "adamw")?;
     // SAFETY: the signature of `adamw`; all have as many numbers, which the caller checked.

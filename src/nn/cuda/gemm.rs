@@ -183,7 +183,7 @@ pub(super) unsafe fn multiply(
     // SAFETY: the caller's promise.
     unsafe {
         result::gemm_strided_batched_ex(
-            *kernels.0.device.cublas_handle().handle(),
+            *kernels.inner.device.cublas_handle().handle(),
             b.operation(),
             a.operation(),
             n as i32,

@@ -1,5 +1,5 @@
 //! Our own CUDA kernels: fused passes over memory and attention without a matrix of scores, compiled by NVRTC when a
-//! program asks for them. Until it does, a GPU computes by candle's operations, as before.
+//! program asks for them.
 //!
 //! They serve bf16 and f32, contiguous, and sum in f32. What they do not serve falls back to the composed form, which is
 //! also what they are held against.
@@ -11,118 +11,85 @@ mod cudnn;
 pub(crate) mod flat;
 pub(crate) mod gemm;
 pub(crate) mod groups;
+pub(crate) mod linear;
 pub(crate) mod rows;
 pub(crate) mod upload;
 pub(crate) mod views;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError};
 
+use candle_core::cuda_backend::WrapErr as _;
 use candle_core::cuda_backend::cudarc::driver::sys::CUfunction_attribute;
 use candle_core::cuda_backend::cudarc::driver::{
     CudaFunction, CudaStream, DevicePtr as _, LaunchConfig, PushKernelArg as _,
 };
 use candle_core::cuda_backend::cudarc::nvrtc::{CompileOptions, compile_ptx_with_opts};
-use candle_core::cuda_backend::{DeviceId, WrapErr as _};
 use candle_core::op::BackpropOp;
 use candle_core::{
     CudaDevice, CudaStorage, DType, Device, Error, Result, Shape, Storage, Tensor, bail,
 };
 use half::bf16;
 
+use cudnn::Cudnn;
+
 /// Dynamic shared memory that every GPU grants without being asked.
 const GRANTED: u32 = 48 * 1024;
 
-static LOADED: RwLock<Vec<(DeviceId, Kernels)>> = RwLock::new(Vec::new());
-
-/// Makes the kernels serve a GPU from now on. Nothing happens for a CPU.
-///
-/// # Errors
-///
-/// If NVRTC is missing or does not compile them, or the driver does not take what it made.
-pub(crate) fn load(device: &Device) -> Result<()> {
-    let Device::Cuda(gpu) = device else {
-        return Ok(());
-    };
-    let kernels = Kernels(Arc::new(Inner {
-        stream: gpu.cuda_stream(),
-        device: gpu.clone(),
-        functions: Mutex::default(),
-        biased: Mutex::default(),
-        cudnn: AtomicBool::new(false),
-    }));
-    // Now, so that a machine that cannot compile them says so before anything is computed.
-    kernels.function("rows", DType::BF16, "gated_by_1")?;
-    let mut loaded = LOADED.write().unwrap_or_else(PoisonError::into_inner);
-    loaded.retain(|(id, _)| *id != gpu.id());
-    loaded.push((gpu.id(), kernels));
-    Ok(())
-}
-
-/// Has attention on a GPU whose kernels are loaded computed by cuDNN.
-///
-/// # Errors
-///
-/// If the library is not found, or the kernels are not loaded.
-pub(crate) fn attend_by_cudnn(device: &Device, folders: &[PathBuf]) -> Result<()> {
-    let Some(kernels) = on(device) else {
-        bail!("cuDNN is used beside own kernels, which are not loaded");
-    };
-    cudnn::load(folders)?;
-    kernels.0.cudnn.store(true, Ordering::Relaxed);
-    Ok(())
-}
-
-/// Whether it is.
-pub(super) fn attends_by_cudnn(device: &Device) -> bool {
-    on(device).is_some_and(|kernels| kernels.cudnn())
-}
-
-/// The kernels that serve `tensor`, if any do.
-pub(crate) fn serving(tensor: &Tensor) -> Option<Kernels> {
-    #[cfg(test)]
-    if super::cpu::COMPOSED.get() {
-        return None;
-    }
-    match tensor.dtype() {
-        DType::BF16 | DType::F32 => on(tensor.device()),
-        _ => None,
-    }
-}
-
-/// Whether a device has them.
-pub(super) fn serve(device: &Device) -> bool {
-    on(device).is_some()
-}
-
-fn on(device: &Device) -> Option<Kernels> {
-    let Device::Cuda(gpu) = device else {
-        return None;
-    };
-    let loaded = LOADED.read().unwrap_or_else(PoisonError::into_inner);
-    let found = loaded.iter().find(|(id, _)| *id == gpu.id());
-    found.map(|(_, kernels)| kernels.clone())
-}
-
-/// A GPU with its kernels.
+/// A GPU with its kernels. Cheap to clone.
 #[derive(Clone)]
-pub(crate) struct Kernels(Arc<Inner>);
+pub(crate) struct Kernels {
+    inner: Arc<Inner>,
+    cudnn: Option<Arc<Cudnn>>,
+}
 
 struct Inner {
     device: CudaDevice,
     stream: Arc<CudaStream>,
     functions: Mutex<HashMap<(String, &'static str), CudaFunction>>,
     biased: biased::Opened,
-    /// Whether attention is by cuDNN.
-    cudnn: AtomicBool,
 }
 
 impl Kernels {
+    /// Those of a GPU.
+    ///
+    /// # Errors
+    ///
+    /// If NVRTC is missing or does not compile them, or the driver does not take what it made.
+    pub(crate) fn compile(gpu: &CudaDevice) -> Result<Self> {
+        let kernels = Self {
+            inner: Arc::new(Inner {
+                stream: gpu.cuda_stream(),
+                device: gpu.clone(),
+                functions: Mutex::default(),
+                biased: Mutex::default(),
+            }),
+            cudnn: None,
+        };
+        // Now, so that a machine that cannot compile them says so before anything is computed.
+        kernels.function("rows", DType::BF16, "gated_by_1")?;
+        Ok(kernels)
+    }
+
+    /// The same, with attention by cuDNN.
+    ///
+    /// # Errors
+    ///
+    /// If the library, or what it needs, is not found, is of a version that will not do, or does not start.
+    pub(crate) fn with_cudnn(mut self, folders: &[PathBuf]) -> Result<Self> {
+        self.cudnn = Some(Arc::new(Cudnn::open(&self, folders)?));
+        Ok(self)
+    }
+
     /// Whether attention is by cuDNN.
-    fn cudnn(&self) -> bool {
-        self.0.cudnn.load(Ordering::Relaxed)
+    pub(crate) fn have_cudnn(&self) -> bool {
+        self.cudnn.is_some()
+    }
+
+    /// Whether they are of a device.
+    pub(crate) fn are_of(&self, device: &Device) -> bool {
+        matches!(device, Device::Cuda(gpu) if gpu.id() == self.inner.device.id())
     }
 
     /// A function of `rows.cu`, for numbers of a type.
@@ -144,7 +111,7 @@ impl Kernels {
         source: &str,
         define: &str,
     ) -> Result<CudaFunction> {
-        let inner = &self.0;
+        let inner = &self.inner;
         let mut functions = inner
             .functions
             .lock()
@@ -178,7 +145,7 @@ impl Kernels {
         config: LaunchConfig,
         arguments: &[Argument],
     ) -> Result<()> {
-        let mut builder = self.0.stream.launch_builder(function);
+        let mut builder = self.inner.stream.launch_builder(function);
         for argument in arguments {
             match argument {
                 Argument::Address(x) => builder.arg(x),
@@ -203,7 +170,7 @@ impl Kernels {
     /// An uninitialised tensor, which a kernel must fill.
     fn room(&self, shape: impl Into<Shape>, dtype: DType) -> Result<Tensor> {
         let shape = shape.into();
-        let (device, count) = (&self.0.device, shape.elem_count().max(1));
+        let (device, count) = (&self.inner.device, shape.elem_count().max(1));
         // SAFETY: the caller's kernel writes every number before anything on the stream reads one.
         let storage = unsafe {
             match dtype {
@@ -239,7 +206,7 @@ impl Kernels {
         let Storage::Cuda(storage) = &*storage else {
             bail!("a tensor of {:?} was given to a GPU", tensor.device());
         };
-        let stream = &self.0.stream;
+        let stream = &self.inner.stream;
         let start = match tensor.dtype() {
             DType::BF16 => storage.as_cuda_slice::<bf16>()?.device_ptr(stream).0,
             DType::F32 => storage.as_cuda_slice::<f32>()?.device_ptr(stream).0,

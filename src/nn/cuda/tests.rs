@@ -10,17 +10,20 @@ use crate::nn::norm::{Statistic, modulate_backward, norm_backward};
 use crate::nn::picture_backward::{conv2d_backward, conv2d_weight_backward, group_norm_backward};
 use crate::nn::tests::{difference, normal};
 use crate::nn::{
-    AttentionMask, Conv2dOptions, Padding, attention, gated_residual, gelu_erf, group_norm,
-    group_norm_silu, layer_norm, modulate, own_kernels, rms_norm, rope,
+    Activation, AttentionMask, Conv2dOptions, Kernels, Padding, attention, dropout, flat,
+    gated_residual, group_norm, group_norm_silu, layer_norm, modulate, rms_norm, rope,
 };
 use crate::rng::{Rng, Stream};
 
-fn gpu() -> Option<&'static Device> {
-    static GPU: OnceLock<Option<Device>> = OnceLock::new();
+/// A GPU and its kernels.
+type Gpu = (Device, Kernels);
+
+fn gpu() -> Option<&'static Gpu> {
+    static GPU: OnceLock<Option<Gpu>> = OnceLock::new();
     let gpu = GPU.get_or_init(|| match device::open(Choice::Cuda(0), &[]) {
         Ok(opened) => {
-            own_kernels(&opened.device).expect("kernels for the GPU");
-            Some(opened.device)
+            let kernels = Kernels::compile(&opened.device).expect("kernels for the GPU");
+            Some((opened.device, kernels))
         }
         Err(why) => {
             println!("skipped: {why}");
@@ -35,9 +38,10 @@ fn held(
     dtype: DType,
     limit: f64,
     inputs: &[Tensor],
-    op: impl Fn(&[Tensor]) -> Result<Vec<Tensor>>,
+    op: impl Fn(&Kernels, &[Tensor]) -> Result<Vec<Tensor>>,
 ) {
-    let Some(gpu) = gpu() else { return };
+    let Some((gpu, kernels)) = gpu() else { return };
+    let op = |x: &[Tensor]| op(kernels, x);
     let rounded: Vec<_> = inputs.iter().map(|t| t.to_dtype(dtype).unwrap()).collect();
     let on = |t: &Tensor| t.to_device(gpu).unwrap();
     let there: Vec<_> = rounded.iter().map(on).collect();
@@ -57,9 +61,21 @@ fn held(
     }
 }
 
-fn both(inputs: &[Tensor], op: impl Fn(&[Tensor]) -> Result<Vec<Tensor>>) {
+fn both(inputs: &[Tensor], op: impl Fn(&Kernels, &[Tensor]) -> Result<Vec<Tensor>>) {
     held(DType::F32, 1e-5, inputs, &op);
     held(DType::BF16, 6e-3, inputs, &op);
+}
+
+#[test]
+fn they_serve_their_own_gpu_and_two_types() {
+    let Some((gpu, kernels)) = gpu() else { return };
+    let serves = |kernels: &Kernels, dtype, device: &Device| {
+        let tensor = Tensor::zeros(3, dtype, device).unwrap();
+        kernels.serving(&tensor).is_some()
+    };
+    assert!(serves(kernels, DType::F32, gpu) && serves(kernels, DType::BF16, gpu));
+    assert!(!serves(kernels, DType::U32, gpu) && !serves(kernels, DType::F32, &Device::Cpu));
+    assert!(!serves(&Kernels::NONE, DType::F32, gpu));
 }
 
 #[test]
@@ -80,17 +96,17 @@ fn attention_at_every_width_and_length() {
                 masks.push(AttentionMask::Causal);
             }
             for mask in masks {
-                held(DType::BF16, 6e-3, &inputs, |x| {
-                    Ok(vec![attention(&x[0], &x[1], &x[2], scale, None, &mask)?])
+                held(DType::BF16, 6e-3, &inputs, |k, x| {
+                    Ok(vec![attention(k, &x[0], &x[1], &x[2], scale, None, &mask)?])
                 });
             }
             for batch in [1, 2] {
                 let bias = normal(4, &[batch, 3, queries, keys]);
                 let inputs = [&inputs[..], &[bias]].concat();
-                held(DType::BF16, 6e-3, &inputs, |x| {
+                held(DType::BF16, 6e-3, &inputs, |k, x| {
                     let mask = AttentionMask::KeyCounts(vec![keys.div_ceil(2), keys]);
                     let bias = Some(&x[3]);
-                    Ok(vec![attention(&x[0], &x[1], &x[2], scale, bias, &mask)?])
+                    Ok(vec![attention(k, &x[0], &x[1], &x[2], scale, bias, &mask)?])
                 });
             }
         }
@@ -105,7 +121,7 @@ fn gradients_of_attention_in_parts() {
             let gradients = [lengths.0, lengths.1].map(|n| normal(9, &[2, n, 2 * width]));
             let parts = [part(10, lengths.0), part(20, lengths.1)].concat();
             let inputs = [parts, gradients.to_vec()].concat();
-            held(DType::BF16, 2e-2, &inputs, |x| {
+            held(DType::BF16, 2e-2, &inputs, |k, x| {
                 let (first, second) = (&x[..3], &x[3..6]);
                 let both = |i: usize| vec![first[i].clone(), second[i].clone()];
                 let parts = Parts {
@@ -114,8 +130,9 @@ fn gradients_of_attention_in_parts() {
                     v: both(2),
                 };
                 let (scale, mask) = (0.2, AttentionMask::None);
-                let (outs, kept) = joint_attention(&parts, scale, None, &mask)?;
-                let found = joint_attention_backward(&parts, scale, None, &mask, &kept, &x[6..])?;
+                let (outs, kept) = joint_attention(k, &parts, scale, None, &mask)?;
+                let found =
+                    joint_attention_backward(k, &parts, scale, None, &mask, &kept, &x[6..])?;
                 Ok([outs, found.q, found.k, found.v].concat())
             });
         }
@@ -127,9 +144,9 @@ fn gradients_of_attention_in_parts() {
 fn attention_of_large_scores() {
     let large = |seed, n| (normal(seed, &[1, n, 1, 64]) * 30.0).unwrap();
     let inputs = [large(1, 70), large(2, 90), normal(3, &[1, 90, 1, 64])];
-    held(DType::BF16, 6e-3, &inputs, |x| {
+    held(DType::BF16, 6e-3, &inputs, |k, x| {
         let mask = AttentionMask::None;
-        Ok(vec![attention(&x[0], &x[1], &x[2], 1.0, None, &mask)?])
+        Ok(vec![attention(k, &x[0], &x[1], &x[2], 1.0, None, &mask)?])
     });
 }
 
@@ -140,26 +157,27 @@ fn norms_forward_and_backward() {
         let x = (normal(1, &[2, 5, width]) + 30.0).unwrap();
         let inputs = [x, normal(2, &[width]), normal(3, &[width])];
         let gradient = normal(4, &[2, 5, width]);
-        held(DType::F32, 2e-4, &inputs, |x| {
-            Ok(vec![layer_norm(&x[0], Some(&x[1]), Some(&x[2]), 1e-5)?])
+        held(DType::F32, 2e-4, &inputs, |k, x| {
+            Ok(vec![layer_norm(k, &x[0], Some(&x[1]), Some(&x[2]), 1e-5)?])
         });
         let inputs = [normal(1, &[2, 5, width]), normal(2, &[width]), gradient];
-        both(&inputs, |x| {
+        both(&inputs, |k, x| {
             let back = norm_backward(
+                k,
                 Statistic::RootMeanSquare,
                 &x[0],
                 Some(&x[1]),
                 1e-2,
                 x[2].copy()?,
             );
-            Ok(vec![rms_norm(&x[0], Some(&x[1]), 1e-2)?, back?])
+            Ok(vec![rms_norm(k, &x[0], Some(&x[1]), 1e-2)?, back?])
         });
         let rows = [normal(5, &[2, width]), normal(6, &[2, width])];
         let inputs = [&inputs[..], &rows].concat();
-        both(&inputs, |x| {
-            let back = modulate_backward(&x[0], &x[3], 1e-2, x[2].copy()?)?;
-            let gated = gated_residual(&x[0], &x[4], &x[2])?;
-            Ok(vec![modulate(&x[0], &x[3], &x[4], 1e-2)?, back, gated])
+        both(&inputs, |k, x| {
+            let back = modulate_backward(k, &x[0], &x[3], 1e-2, x[2].copy()?)?;
+            let gated = gated_residual(k, &x[0], &x[4], &x[2])?;
+            Ok(vec![modulate(k, &x[0], &x[3], &x[4], 1e-2)?, back, gated])
         });
     }
 }
@@ -167,7 +185,7 @@ fn norms_forward_and_backward() {
 /// Views of all kinds that the tape makes: parts of rows, of tokens, of both, and dimensions in another order.
 #[test]
 fn views_in_one_piece() {
-    both(&[normal(1, &[3, 5, 6, 16])], |x| {
+    both(&[normal(1, &[3, 5, 6, 16])], |k, x| {
         let x = &x[0];
         let views = [
             x.narrow(3, 8, 8)?,
@@ -179,7 +197,7 @@ fn views_in_one_piece() {
             x.permute((3, 2, 1, 0))?,
             x.narrow(0, 1, 1)?.narrow(2, 0, 2)?,
         ];
-        let dense = |view: &Tensor| crate::nn::cpu::contiguous(view);
+        let dense = |view: &Tensor| k.contiguous(view);
         views.iter().map(dense).collect()
     });
 }
@@ -199,8 +217,8 @@ fn linear_layers_with_a_bias() {
             normal(3, &[n]),
         ];
         for (dtype, limit) in [(DType::F32, 1e-5), (DType::BF16, 1e-2)] {
-            held(dtype, limit, &inputs, |x| {
-                Ok(vec![crate::nn::linear(&x[0], &x[1], Some(&x[2]))?])
+            held(dtype, limit, &inputs, |k, x| {
+                Ok(vec![crate::nn::linear(k, &x[0], &x[1], Some(&x[2]))?])
             });
         }
     }
@@ -208,12 +226,11 @@ fn linear_layers_with_a_bias() {
 
 #[test]
 fn sums_of_many_numbers() {
-    let Some(gpu) = gpu() else { return };
+    let Some((gpu, kernels)) = gpu() else { return };
     for count in [1, 1000, 300_001] {
         let x = normal(1, &[count]).to_dtype(DType::F32).unwrap();
         let there = x.to_device(gpu).unwrap();
-        let kernels = super::serving(&there).unwrap();
-        let found = super::flat::sum_of_squares(&kernels, &there).unwrap();
+        let found = flat::sum_of_squares(kernels, &there).unwrap();
         let want: f64 = (x.to_vec1::<f32>().unwrap().iter())
             .map(|x| f64::from(*x).powi(2))
             .sum();
@@ -221,7 +238,7 @@ fn sums_of_many_numbers() {
 
         let target = Tensor::ones(count + 5, DType::F32, gpu).unwrap();
         let pieces = [(0, there.narrow(0, 0, 1).unwrap()), (5, there.clone())];
-        super::flat::accumulate_pieces(&kernels, &target, &pieces, 0.5).unwrap();
+        flat::accumulate_all(kernels, &target, &pieces, 0.5).unwrap();
         let sums = target.to_vec1::<f32>().unwrap();
         let x = x.to_vec1::<f32>().unwrap();
         assert_eq!(sums[0], 1.0 + 0.5 * x[0]);
@@ -234,9 +251,9 @@ fn sums_of_many_numbers() {
 /// A view that begins where four numbers at a time cannot be read.
 #[test]
 fn rows_that_begin_anywhere() {
-    both(&[normal(1, &[1 + 3 * 8])], |x| {
+    both(&[normal(1, &[1 + 3 * 8])], |k, x| {
         let rows = x[0].narrow(0, 1, 24)?.reshape((3, 8))?;
-        Ok(vec![rms_norm(&rows, None, 1e-6)?])
+        Ok(vec![rms_norm(k, &rows, None, 1e-6)?])
     });
 }
 
@@ -262,14 +279,14 @@ fn convolutions_forward_and_backward() {
         for (h, w) in [(5, 7), (16, 21)] {
             let x = normal(1, &[2, 3, h, w]);
             let weight = normal(2, &[4, 3, kernel, kernel]);
-            let out = crate::nn::conv2d(&x, &weight, None, options).unwrap();
+            let out = crate::nn::conv2d(&Kernels::NONE, &x, &weight, None, options).unwrap();
             let inputs = [x, weight, normal(3, &[4]), normal(4, out.dims())];
             for (dtype, limit) in [(DType::F32, 1e-5), (DType::BF16, 1e-2)] {
-                held(dtype, limit, &inputs, |x| {
-                    let back = conv2d_backward(&x[1], options, (h, w), &x[3])?;
-                    let of_weight = conv2d_weight_backward(&x[0], kernel, options, &x[3])?;
+                held(dtype, limit, &inputs, |k, x| {
+                    let back = conv2d_backward(k, &x[1], options, (h, w), &x[3])?;
+                    let of_weight = conv2d_weight_backward(k, &x[0], kernel, options, &x[3])?;
                     Ok(vec![
-                        crate::nn::conv2d(&x[0], &x[1], Some(&x[2]), options)?,
+                        crate::nn::conv2d(k, &x[0], &x[1], Some(&x[2]), options)?,
                         back,
                         of_weight.to_dtype(x[0].dtype())?,
                     ])
@@ -291,15 +308,15 @@ fn group_norms_of_one_and_of_many_pieces() {
             picture(4),
         ];
         for (dtype, limit) in [(DType::F32, 1e-4), (DType::BF16, 1e-2)] {
-            held(dtype, limit, &inputs, |x| {
+            held(dtype, limit, &inputs, |k, x| {
                 let vectors = (&x[1], &x[2]);
                 let back = |silu| {
                     let gradient = x[3].copy()?;
-                    group_norm_backward(&x[0], vectors, groups, 1e-2, silu, gradient)
+                    group_norm_backward(k, &x[0], vectors, groups, 1e-2, silu, gradient)
                 };
                 Ok(vec![
-                    group_norm(&x[0], &x[1], &x[2], groups, 1e-2)?,
-                    group_norm_silu(&x[0], &x[1], &x[2], groups, 1e-2)?,
+                    group_norm(k, &x[0], &x[1], &x[2], groups, 1e-2)?,
+                    group_norm_silu(k, &x[0], &x[1], &x[2], groups, 1e-2)?,
                     back(false)?,
                     back(true)?,
                 ])
@@ -310,13 +327,12 @@ fn group_norms_of_one_and_of_many_pieces() {
 
 #[test]
 fn dropout_draws_what_the_host_draws() {
-    let Some(gpu) = gpu() else { return };
+    let Some((gpu, kernels)) = gpu() else { return };
     let (stream, probability) = (Stream::AdapterDropout, 0.3);
     for count in [1, 8, 8 * 300 + 3] {
         let like = Tensor::zeros(count, DType::F32, gpu).unwrap();
-        let kernels = super::serving(&like).unwrap();
         let key = Rng::key(7, stream, 2, 5);
-        let found = super::rows::dropout(&kernels, key, probability, &like).unwrap();
+        let found = dropout::mask(kernels, key, probability, &like).unwrap();
         let mut rng = Rng::new(7, stream, 2, 5);
         for (i, found) in found.to_vec1::<f32>().unwrap().into_iter().enumerate() {
             let dropped = rng.uniform() < probability;
@@ -334,12 +350,12 @@ fn dropout_draws_what_the_host_draws() {
 fn single_numbers() {
     let angles = normal(2, &[7, 8]);
     let (cos, sin) = (angles.cos().unwrap(), angles.sin().unwrap());
-    both(&[normal(1, &[2, 7, 3, 16])], |x| {
+    both(&[normal(1, &[2, 7, 3, 16])], |k, x| {
         let table = |t: &Tensor| t.to_device(x[0].device());
         Ok(vec![
-            gelu_erf(&x[0])?,
-            crate::nn::pointwise::add(&x[0], &x[0])?,
-            rope(&x[0], &table(&cos)?, &table(&sin)?)?,
+            Activation::GeluErf.apply(k, &x[0])?,
+            crate::nn::pointwise::add(k, &x[0], &x[0])?,
+            rope(k, &x[0], &table(&cos)?, &table(&sin)?)?,
         ])
     });
 }

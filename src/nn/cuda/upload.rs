@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use candle_core::cuda_backend::WrapErr as _;
 use candle_core::cuda_backend::cudarc::driver::{CudaEvent, CudaStream, PinnedHostSlice, result};
-use candle_core::{CpuStorage, Device, Result, Storage, Tensor, bail};
+use candle_core::{CpuStorage, Result, Storage, Tensor, bail};
 use half::bf16;
 
-use super::{Kernels, on};
+use super::Kernels;
 
 /// Page-locked memory, and the copy out of it that was begun last.
 struct Staging {
@@ -44,19 +44,16 @@ pub(crate) struct Uploads {
 }
 
 impl Uploads {
-    /// None for a device without our kernels.
-    pub(crate) fn to(device: &Device) -> Result<Option<Self>> {
-        let Some(kernels) = on(device) else {
-            return Ok(None);
-        };
-        let context = kernels.0.stream.context();
+    /// To the GPU of the kernels.
+    pub(crate) fn new(kernels: &Kernels) -> Result<Self> {
+        let context = kernels.inner.stream.context();
         context.bind_to_thread().w()?;
         let stream = context.new_stream().w()?;
-        Ok(Some(Self {
-            kernels,
+        Ok(Self {
+            kernels: kernels.clone(),
             stream,
             staging: VecDeque::new(),
-        }))
+        })
     }
 
     /// Begins to copy a tensor from the host.
@@ -75,7 +72,7 @@ impl Uploads {
         let there = self.kernels.room(tensor.shape(), tensor.dtype())?;
         let mut staging = self.staged(bytes)?;
         // The room may have been somebody's until now.
-        let main = &self.kernels.0.stream;
+        let main = &self.kernels.inner.stream;
         self.stream.wait(&main.record_event(None).w()?).w()?;
         let to = self.kernels.address(&there)?;
         let from = &staging.bytes.as_slice().w()?[..bytes.len()];

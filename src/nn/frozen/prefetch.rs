@@ -35,7 +35,7 @@ impl MatrixInFile {
     /// Reads the matrix on the prefetching thread. On a GPU with our kernels it comes back while it is still being copied.
     fn prefetch(&self, transfer: &mut Transfer) -> Result<Prefetched> {
         #[cfg(feature = "cuda")]
-        if let Some(uploads) = transfer.to(self.weights.device())? {
+        if let Some(uploads) = transfer.to(&self.weights)? {
             let weights = self.weights.clone().on(&candle_core::Device::Cpu);
             let read = weights.get(&self.shape, &self.name);
             let read = read.map_err(|error| Error::Msg(error.to_string()))?;
@@ -75,9 +75,10 @@ struct Transfer {
 
 impl Transfer {
     #[cfg(feature = "cuda")]
-    fn to(&mut self, device: &candle_core::Device) -> Result<Option<&mut cuda::upload::Uploads>> {
+    fn to(&mut self, weights: &Weights) -> Result<Option<&mut cuda::upload::Uploads>> {
         if self.uploads.is_none() {
-            self.uploads = Some(cuda::upload::Uploads::to(device)?);
+            let kernels = weights.kernels().of(weights.device());
+            self.uploads = Some(kernels.map(cuda::upload::Uploads::new).transpose()?);
         }
         Ok(self.uploads.as_mut().and_then(Option::as_mut))
     }

@@ -7,6 +7,7 @@ mod kernel;
 
 use candle_core::{Result, Tensor, bail};
 
+use super::Kernels;
 use super::cpu::{self, by_kernel};
 #[cfg(feature = "cuda")]
 use super::cuda::rows;
@@ -18,12 +19,13 @@ use super::cuda::rows;
 ///
 /// If the shapes do not fit, and those of the backend.
 pub fn layer_norm(
+    kernels: &Kernels,
     x: &Tensor,
     weight: Option<&Tensor>,
     bias: Option<&Tensor>,
     eps: f64,
 ) -> Result<Tensor> {
-    norm(Statistic::Deviation, x, weight, bias, eps)
+    norm(kernels, Statistic::Deviation, x, weight, bias, eps)
 }
 
 /// `x / sqrt(mean(x^2) + eps) * weight` over the last dimension of `x` `[.., n]` (Zhang, Sennrich 2019).
@@ -31,8 +33,13 @@ pub fn layer_norm(
 /// # Errors
 ///
 /// If the shapes do not fit, and those of the backend.
-pub fn rms_norm(x: &Tensor, weight: Option<&Tensor>, eps: f64) -> Result<Tensor> {
-    norm(Statistic::RootMeanSquare, x, weight, None, eps)
+pub fn rms_norm(
+    kernels: &Kernels,
+    x: &Tensor,
+    weight: Option<&Tensor>,
+    eps: f64,
+) -> Result<Tensor> {
+    norm(kernels, Statistic::RootMeanSquare, x, weight, None, eps)
 }
 
 /// `layer_norm(x) (1 + scale) + shift`, each row of the batch with its own `scale` and `shift`: `x` `[B, .., n]`,
@@ -41,7 +48,13 @@ pub fn rms_norm(x: &Tensor, weight: Option<&Tensor>, eps: f64) -> Result<Tensor>
 /// # Errors
 ///
 /// If the shapes do not fit, and those of the backend.
-pub fn modulate(x: &Tensor, scale: &Tensor, shift: &Tensor, eps: f64) -> Result<Tensor> {
+pub fn modulate(
+    kernels: &Kernels,
+    x: &Tensor,
+    scale: &Tensor,
+    shift: &Tensor,
+    eps: f64,
+) -> Result<Tensor> {
     check_rows(x, scale)?;
     check_rows(x, shift)?;
     by_kernel!(
@@ -53,7 +66,7 @@ pub fn modulate(x: &Tensor, scale: &Tensor, shift: &Tensor, eps: f64) -> Result<
             }
             kernel::forward::<T>(Statistic::Deviation, x, &gain, &elements_of::<T>(shift)?, eps)
         },
-        cuda k => rows::norm(k, Statistic::Deviation, x, (Some(scale), 1.0), Some(shift), eps),
+        cuda k in kernels => rows::norm(k, Statistic::Deviation, x, (Some(scale), 1.0), Some(shift), eps),
         composed::modulate(x, scale, shift, eps)
     )
 }
@@ -63,12 +76,12 @@ pub fn modulate(x: &Tensor, scale: &Tensor, shift: &Tensor, eps: f64) -> Result<
 /// # Errors
 ///
 /// If the shapes do not fit, and those of the backend.
-pub fn gated_residual(x: &Tensor, gate: &Tensor, y: &Tensor) -> Result<Tensor> {
+pub fn gated_residual(kernels: &Kernels, x: &Tensor, gate: &Tensor, y: &Tensor) -> Result<Tensor> {
     check_rows(x, gate)?;
     by_kernel!(
         x,
         T => kernel::gated::<T>(Some(x), &elements_of::<T>(gate)?, y),
-        cuda k => rows::gated(k, Some(x), gate, y),
+        cuda k in kernels => rows::gated(k, Some(x), gate, y),
         x + y.broadcast_mul(&composed::per_row(gate, y)?)?
     )
 }
@@ -82,6 +95,7 @@ pub(crate) enum Statistic {
 }
 
 fn norm(
+    kernels: &Kernels,
     statistic: Statistic,
     x: &Tensor,
     weight: Option<&Tensor>,
@@ -97,13 +111,14 @@ fn norm(
             let bias = bias.map(elements_of::<T>).transpose()?.unwrap_or_default();
             kernel::forward::<T>(statistic, x, &gain, &bias, eps)
         },
-        cuda k => rows::norm(k, statistic, x, (weight, 0.0), bias, eps),
+        cuda k in kernels => rows::norm(k, statistic, x, (weight, 0.0), bias, eps),
         composed::norm(statistic, x, weight, bias, eps)
     )
 }
 
 /// The gradient towards `x` of a norm, of that of its result, which is edited in place.
 pub(crate) fn norm_backward(
+    kernels: &Kernels,
     statistic: Statistic,
     x: &Tensor,
     weight: Option<&Tensor>,
@@ -116,7 +131,7 @@ pub(crate) fn norm_backward(
             let gain = weight.map(elements_of::<T>).transpose()?.unwrap_or_default();
             kernel::backward::<T>(statistic, x, &gain, eps, gradient)
         },
-        cuda k => rows::norm_backward(k, statistic, x, (weight, 0.0), eps, &gradient),
+        cuda k in kernels => rows::norm_backward(k, statistic, x, (weight, 0.0), eps, &gradient),
         {
             let gradient = match weight {
                 Some(weight) => gradient.broadcast_mul(weight)?,
@@ -129,6 +144,7 @@ pub(crate) fn norm_backward(
 
 /// The gradient towards `x` of `modulate`, of that of its result, which is edited in place.
 pub(crate) fn modulate_backward(
+    kernels: &Kernels,
     x: &Tensor,
     scale: &Tensor,
     eps: f64,
@@ -143,7 +159,7 @@ pub(crate) fn modulate_backward(
             }
             kernel::backward::<T>(Statistic::Deviation, x, &gain, eps, gradient)
         },
-        cuda k => rows::norm_backward(k, Statistic::Deviation, x, (Some(scale), 1.0), eps, &gradient),
+        cuda k in kernels => rows::norm_backward(k, Statistic::Deviation, x, (Some(scale), 1.0), eps, &gradient),
         {
             let gain = composed::per_row(&(scale + 1.0)?, x)?;
             composed::backward(Statistic::Deviation, x, eps, &gradient.broadcast_mul(&gain)?)
@@ -168,11 +184,15 @@ pub(crate) fn modulation_gradients(
 }
 
 /// The gradient towards `y` of `gated_residual`.
-pub(crate) fn gated_backward(gate: &Tensor, gradient: &Tensor) -> Result<Tensor> {
+pub(crate) fn gated_backward(
+    kernels: &Kernels,
+    gate: &Tensor,
+    gradient: &Tensor,
+) -> Result<Tensor> {
     by_kernel!(
         gradient,
         T => kernel::gated::<T>(None, &elements_of::<T>(gate)?, gradient),
-        cuda k => rows::gated(k, None, gate, gradient),
+        cuda k in kernels => rows::gated(k, None, gate, gradient),
         gradient.broadcast_mul(&composed::per_row(gate, gradient)?)
     )
 }

@@ -14,7 +14,7 @@ use candle_core::Tensor;
 use super::plan::Plan;
 use super::{ClipTextArchitecture, ClipTextNetwork, PooledRule, names};
 use crate::nn::weights::Weights;
-use crate::nn::{AttentionMask, attention, layer_norm, linear, linear_onto};
+use crate::nn::{AttentionMask, Kernels, attention, layer_norm, linear, linear_onto};
 use crate::text::batch::{Batch, Group, Sequence, batches_of, regroup};
 use crate::text::check::check_vocabulary;
 use crate::text::spec::EncoderMask;
@@ -263,23 +263,32 @@ impl ClipTextTower {
     fn layer(&self, block: &Block, batch: &Batch, x_rc: &Tensor) -> candle_core::Result<Tensor> {
         let architecture = &self.network.architecture;
         let (c, heads) = (architecture.hidden_size, architecture.num_attention_heads);
+        let kernels = self.weights.kernels();
         let norm = |x: &Tensor, [w, b]: &[Tensor; 2]| {
-            layer_norm(x, Some(w), Some(b), architecture.layer_norm_eps)
+            layer_norm(kernels, x, Some(w), Some(b), architecture.layer_norm_eps)
         };
-        let dense = |x: &Tensor, [w, b]: &[Tensor; 2]| linear(x, w, Some(b));
+        let dense = |x: &Tensor, [w, b]: &[Tensor; 2]| linear(kernels, x, w, Some(b));
 
         let qkv = dense(&norm(x_rc, &block.norm1)?, &block.qkv)?;
         let qkv_r3hd = qkv.reshape((qkv.dim(0)?, 3, heads, c / heads))?;
-        let y_rc = batch.attention(&qkv_r3hd, causal)?;
-        let x_rc = linear_onto(x_rc, &y_rc, &block.out[0], Some(&block.out[1]))?;
+        let y_rc = batch.attention(&qkv_r3hd, |group, q, k, v| causal(kernels, group, q, k, v))?;
+        let x_rc = linear_onto(kernels, x_rc, &y_rc, &block.out[0], Some(&block.out[1]))?;
         let inner_ri = dense(&norm(&x_rc, &block.norm2)?, &block.fc1)?;
-        let inner_ri = architecture.hidden_act.apply(&inner_ri)?;
-        linear_onto(&x_rc, &inner_ri, &block.fc2[0], Some(&block.fc2[1]))
+        let inner_ri = architecture.hidden_act.apply(kernels, &inner_ri)?;
+        linear_onto(
+            kernels,
+            &x_rc,
+            &inner_ri,
+            &block.fc2[0],
+            Some(&block.fc2[1]),
+        )
     }
 
     fn normed(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+        let kernels = self.weights.kernels();
         match &self.final_norm {
             Some([w, b]) => layer_norm(
+                kernels,
                 x,
                 Some(w),
                 Some(b),
@@ -303,7 +312,7 @@ impl ClipTextTower {
         let at = Tensor::new(at, x_rc.device())?;
         let mut pooled = self.normed(&x_rc.index_select(&at, 0)?)?;
         if let Some(projection) = &self.projection {
-            pooled = linear(&pooled, projection, None)?;
+            pooled = linear(self.weights.kernels(), &pooled, projection, None)?;
         }
         for (i, sequence) in batch.sequences.iter().enumerate() {
             encoded[sequence.caption].pooled = Some(pooled.get(i)?.contiguous()?);
@@ -314,15 +323,21 @@ impl ClipTextTower {
 
 /// Attention of a group's rows to themselves and what came before, of the first `keys` rows. As those after
 /// see all of the first `keys`, there are two plain cases and no mask tensor.
-fn causal(group: &Group, q: &Tensor, k: &Tensor, v: &Tensor) -> candle_core::Result<Tensor> {
+fn causal(
+    kernels: &Kernels,
+    group: &Group,
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+) -> candle_core::Result<Tensor> {
     let scale = 1.0 / (q.dim(3)? as f64).sqrt();
     let first = q.narrow(1, 0, group.keys)?;
-    let first = attention(&first, k, v, scale, None, &AttentionMask::Causal)?;
+    let first = attention(kernels, &first, k, v, scale, None, &AttentionMask::Causal)?;
     if group.keys == group.length {
         return Ok(first);
     }
     let rest = q.narrow(1, group.keys, group.length - group.keys)?;
-    let rest = attention(&rest, k, v, scale, None, &AttentionMask::None)?;
+    let rest = attention(kernels, &rest, k, v, scale, None, &AttentionMask::None)?;
     Tensor::cat(&[first, rest], 1)
 }
 

@@ -12,7 +12,7 @@ use candle_core::{DType, Tensor};
 use super::bias::PositionBias;
 use super::{PadRows, T5EncoderArchitecture, T5Network, names};
 use crate::nn::weights::Weights;
-use crate::nn::{AttentionMask, attention, linear, linear_onto, rms_norm};
+use crate::nn::{AttentionMask, Kernels, attention, linear, linear_onto, rms_norm};
 use crate::text::batch::{Batch, Group, Sequence, batches_of};
 use crate::text::check::{check_vocabulary, positive};
 use crate::text::names::refuse_unexpected;
@@ -221,6 +221,10 @@ impl T5Encoder {
         Ok(self.weights.rows(size, names::EMBEDDING, &batch.ids())?)
     }
 
+    fn kernels(&self) -> &Kernels {
+        self.weights.kernels()
+    }
+
     fn block(&self, block: usize) -> Result<Block, Error> {
         match self.resident.get(block) {
             Some(block) => Ok(block.clone()),
@@ -231,12 +235,18 @@ impl T5Encoder {
     fn layer(&self, block: &Block, batch: &Batch, x_rc: &Tensor) -> candle_core::Result<Tensor> {
         let architecture = &self.network.architecture;
         let (heads, width) = (architecture.num_heads, architecture.d_kv);
-        let qkv = linear(&self.norm(x_rc, &block.attention_norm)?, &block.qkv, None)?;
+        let kernels = self.kernels();
+        let qkv = linear(
+            kernels,
+            &self.norm(x_rc, &block.attention_norm)?,
+            &block.qkv,
+            None,
+        )?;
         let qkv_r3hd = qkv.reshape((qkv.dim(0)?, 3, heads, width))?;
         let y_rc = batch.attention(&qkv_r3hd, |group, q, k, v| self.attend(group, q, k, v))?;
-        let x_rc = clamped(onto(x_rc, &y_rc, &block.out)?)?;
+        let x_rc = clamped(onto(kernels, x_rc, &y_rc, &block.out)?)?;
         let inner_rf = self.widened(block, &self.norm(&x_rc, &block.feed_forward_norm)?)?;
-        clamped(onto(&x_rc, &inner_rf, &block.outward)?)
+        clamped(onto(kernels, &x_rc, &inner_rf, &block.outward)?)
     }
 
     fn attend(
@@ -247,18 +257,29 @@ impl T5Encoder {
         v: &Tensor,
     ) -> candle_core::Result<Tensor> {
         let bias = self.bias.get(group.length, group.keys)?;
-        attention(q, k, v, 1.0, Some(&bias), &AttentionMask::None)
+        attention(
+            self.kernels(),
+            q,
+            k,
+            v,
+            1.0,
+            Some(&bias),
+            &AttentionMask::None,
+        )
     }
 
     /// The inner activations of the feed-forward, `[r, f]`.
     fn widened(&self, block: &Block, x_rc: &Tensor) -> candle_core::Result<Tensor> {
-        let activation = self.network.architecture.activation;
+        let (kernels, activation) = (self.kernels(), self.network.architecture.activation);
         let inner_rf = match block.inward.as_slice() {
             [wi_0, wi_1] => {
-                let (gate, x) = (linear(x_rc, wi_0, None)?, linear(x_rc, wi_1, None)?);
-                activation.apply_gated(&gate, &x)?
+                let (gate, x) = (
+                    linear(kernels, x_rc, wi_0, None)?,
+                    linear(kernels, x_rc, wi_1, None)?,
+                );
+                activation.apply_gated(kernels, &gate, &x)?
             }
-            [wi] => activation.apply(&linear(x_rc, wi, None)?)?,
+            [wi] => activation.apply(kernels, &linear(kernels, x_rc, wi, None)?)?,
             _ => candle_core::bail!("a feed-forward with {} inward matrices", block.inward.len()),
         };
         inner_rf.to_dtype(block.outward.dtype())
@@ -268,25 +289,25 @@ impl T5Encoder {
     fn norm(&self, x: &Tensor, weight: &Tensor) -> candle_core::Result<Tensor> {
         let eps = self.network.architecture.layer_norm_epsilon;
         if x.dtype() == weight.dtype() {
-            return rms_norm(x, Some(weight), eps);
+            return rms_norm(self.kernels(), x, Some(weight), eps);
         }
-        rms_norm(x, None, eps)?
+        rms_norm(self.kernels(), x, None, eps)?
             .to_dtype(weight.dtype())?
             .broadcast_mul(weight)
     }
 }
 
 /// The residual stream and `y w^T`, in the wider of the two types.
-fn onto(x: &Tensor, y: &Tensor, w: &Tensor) -> candle_core::Result<Tensor> {
+fn onto(kernels: &Kernels, x: &Tensor, y: &Tensor, w: &Tensor) -> candle_core::Result<Tensor> {
     if x.dtype() == w.dtype() {
-        return linear_onto(x, y, w, None);
+        return linear_onto(kernels, x, y, w, None);
     }
     let wide = if x.dtype() == DType::F32 {
         DType::F32
     } else {
         w.dtype()
     };
-    x.to_dtype(wide)? + linear(y, w, None)?.to_dtype(wide)?
+    x.to_dtype(wide)? + linear(kernels, y, w, None)?.to_dtype(wide)?
 }
 
 /// In f16, what overflowed becomes the largest finite value less 1000 (transformers' `T5Block`).

@@ -36,7 +36,10 @@ fn the_single_file_naming_gives_the_same_numbers_bit_for_bit() {
         let (single, folder) = (load(&path).unwrap(), golden.model());
         for i in 0..INPUTS {
             let call = |model: &dyn Denoiser| {
-                let output = golden.inputs(i).call(model, &Tape::off(), &Bound::none());
+                let output =
+                    golden
+                        .inputs(i)
+                        .call(model, &Tape::off(&Kernels::NONE), &Bound::none());
                 output
                     .tensor()
                     .flatten_all()
@@ -60,9 +63,11 @@ fn a_row_of_a_batch_equals_the_row_alone() {
     let model = golden.model();
     for i in [1, PADDED] {
         let inputs = golden.inputs(i);
-        let whole = inputs.call(&*model, &Tape::off(), &Bound::none());
+        let whole = inputs.call(&*model, &Tape::off(&Kernels::NONE), &Bound::none());
         for row in 0..2 {
-            let alone = inputs.row(row).call(&*model, &Tape::off(), &Bound::none());
+            let alone = inputs
+                .row(row)
+                .call(&*model, &Tape::off(&Kernels::NONE), &Bound::none());
             let expected = whole.tensor().narrow(0, row, 1).unwrap();
             assert!(error_of(alone.tensor(), &expected) < 1e-6);
         }
@@ -73,7 +78,7 @@ fn a_row_of_a_batch_equals_the_row_alone() {
 fn what_masked_pads_hold_does_not_matter() {
     let golden = golden("dev");
     let (model, mut inputs) = (golden.model(), golden.inputs(PADDED));
-    let call = |inputs: &Inputs| inputs.call(&*model, &Tape::off(), &Bound::none());
+    let call = |inputs: &Inputs| inputs.call(&*model, &Tape::off(&Kernels::NONE), &Bound::none());
     let before = call(&inputs);
     // The pads of both rows: from the longer caption's end on.
     let (from, all) = (6, inputs.conditioning.context.dim(1).unwrap());

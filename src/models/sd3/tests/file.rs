@@ -10,7 +10,7 @@ fn a_saved_lora_read_back_gives_the_same_prediction() {
     let (model, inputs) = (golden.model(), golden.inputs(0));
     let set = trained(&model, "all-linear");
     let expected = predict(&*model, &inputs, &set);
-    let without = inputs.call(&*model, &Tape::off(), &Bound::none());
+    let without = inputs.call(&*model, &Tape::off(&Kernels::NONE), &Bound::none());
     assert!(
         error_of(without.tensor(), &expected) > 1e-2,
         "the adapters do nothing"

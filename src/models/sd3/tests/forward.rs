@@ -36,7 +36,10 @@ fn the_single_file_naming_gives_the_same_numbers_bit_for_bit() {
         golden.check_forward(&*single, 3, LIMIT);
         for i in 0..3 {
             let call = |model: &dyn Denoiser| {
-                let output = golden.inputs(i).call(model, &Tape::off(), &Bound::none());
+                let output =
+                    golden
+                        .inputs(i)
+                        .call(model, &Tape::off(&Kernels::NONE), &Bound::none());
                 output
                     .tensor()
                     .flatten_all()
@@ -58,9 +61,11 @@ fn the_single_file_naming_gives_the_same_numbers_bit_for_bit() {
 fn a_row_of_a_batch_equals_the_row_alone() {
     let golden = golden("dual");
     let (model, inputs) = (golden.model(), golden.inputs(1));
-    let whole = inputs.call(&*model, &Tape::off(), &Bound::none());
+    let whole = inputs.call(&*model, &Tape::off(&Kernels::NONE), &Bound::none());
     for row in 0..2 {
-        let alone = inputs.row(row).call(&*model, &Tape::off(), &Bound::none());
+        let alone = inputs
+            .row(row)
+            .call(&*model, &Tape::off(&Kernels::NONE), &Bound::none());
         assert!(error_of(alone.tensor(), &whole.tensor().narrow(0, row, 1).unwrap()) < 1e-6);
     }
 }

@@ -24,7 +24,10 @@ fn the_single_file_naming_gives_the_same_numbers_bit_for_bit() {
         let folder = golden.model();
         for i in 0..INPUTS {
             let call = |model: &dyn Denoiser| {
-                let output = golden.inputs(i).call(model, &Tape::off(), &Bound::none());
+                let output =
+                    golden
+                        .inputs(i)
+                        .call(model, &Tape::off(&Kernels::NONE), &Bound::none());
                 let flat = output.tensor().flatten_all().unwrap();
                 flat.to_vec1::<f32>().unwrap()
             };
@@ -43,9 +46,11 @@ fn a_row_of_a_batch_equals_the_row_alone() {
     for name in ["sdxl", "sd1"] {
         let golden = golden(name);
         let (model, inputs) = (golden.model(), golden.inputs(2));
-        let whole = inputs.call(&*model, &Tape::off(), &Bound::none());
+        let whole = inputs.call(&*model, &Tape::off(&Kernels::NONE), &Bound::none());
         for row in 0..2 {
-            let alone = inputs.row(row).call(&*model, &Tape::off(), &Bound::none());
+            let alone = inputs
+                .row(row)
+                .call(&*model, &Tape::off(&Kernels::NONE), &Bound::none());
             let of_whole = whole.tensor().narrow(0, row, 1).unwrap();
             assert_eq!(error_of(alone.tensor(), &of_whole), 0.0, "{name} row {row}");
         }

@@ -1,25 +1,25 @@
 //! NVIDIA's cuDNN 9, opened when a program asks for it: the calls that we use of it, and its descriptors.
 
 use std::ffi::{CStr, c_char, c_void};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::ptr::null_mut;
-use std::sync::OnceLock;
+use std::sync::Arc;
 
-use candle_core::{Result, bail};
+use candle_core::{Error, Result, bail};
 use libloading::Library;
+
+use crate::device::{keep_open, open_library};
 
 const NAMES: [&str; 2] = ["libcudnn.so.9", "libcudnn.so"];
 /// `10000 major + 100 minor + patch` since when reductions take all that they are told, and backward's worst faults are past.
 const LEAST_VERSION: usize = 91_100;
 const MOST_VERSION: usize = 99_999;
 
-static API: OnceLock<Api> = OnceLock::new();
-
 /// What a call answers: 0 if it did what was asked.
 type Status = i32;
 
 /// The calls, as the library's headers declare them.
-struct Api {
+pub(super) struct Api {
     error_string: unsafe extern "C" fn(Status) -> *const c_char,
     last_error: unsafe extern "C" fn(*mut c_char, usize),
     create: unsafe extern "C" fn(*mut *mut c_void) -> Status,
@@ -33,21 +33,6 @@ struct Api {
     execute: unsafe extern "C" fn(*mut c_void, *mut c_void, *mut c_void) -> Status,
 }
 
-/// Opens the library, by the system's loader or from `folders`; once, and it stays open.
-pub(super) fn load(folders: &[PathBuf]) -> Result<()> {
-    if API.get().is_some() {
-        return Ok(());
-    }
-    let library = open(&NAMES.map(str::to_owned), folders)?;
-    let api = Api::of(&library)?;
-    for name in needed(&library)? {
-        keep(open(&[name], folders)?);
-    }
-    keep(library);
-    let _ = API.set(api); // another thread's is as good
-    Ok(())
-}
-
 /// What cuDNN opens by name only when it needs it, and without which it ends the program or finds no engine.
 fn needed(library: &Library) -> Result<[String; 2]> {
     // SAFETY: the type is that of cuDNN 9's headers.
@@ -56,50 +41,6 @@ fn needed(library: &Library) -> Result<[String; 2]> {
         version()
     };
     Ok(["libcublasLt", "libnvrtc"].map(|name| format!("{name}.so.{}", runtime / 1000)))
-}
-
-/// Never unloaded: its calls are kept, and whoever asks for it by its name later finds it.
-fn keep(library: Library) {
-    let _ = std::mem::ManuallyDrop::new(library);
-}
-
-fn api() -> Result<&'static Api> {
-    match API.get() {
-        Some(api) => Ok(api),
-        None => bail!("cuDNN has not been opened"),
-    }
-}
-
-fn open(names: &[String], folders: &[PathBuf]) -> Result<Library> {
-    let by_name = names.iter().map(PathBuf::from);
-    let in_folders = folders
-        .iter()
-        .flat_map(|folder| names.iter().map(move |name| folder.join(name)));
-    let mut why = String::new();
-    for place in by_name.chain(in_folders) {
-        match open_one(&place) {
-            Ok(library) => return Ok(library),
-            Err(error) => why = reason(&error),
-        }
-    }
-    bail!(
-        "{} was not found by the system's loader or in {} folders: {why}",
-        names.join(" or "),
-        folders.len()
-    )
-}
-
-/// What the system's loader says, which the error keeps to itself.
-fn reason(error: &libloading::Error) -> String {
-    match std::error::Error::source(error) {
-        Some(source) => source.to_string(),
-        None => error.to_string(),
-    }
-}
-
-fn open_one(place: &Path) -> std::result::Result<Library, libloading::Error> {
-    // SAFETY: NVIDIA's libraries may be loaded at any time; their initialisers touch nothing of ours.
-    unsafe { Library::new(place) }
 }
 
 /// A call of the library.
@@ -116,6 +57,18 @@ unsafe fn call<T: Copy>(library: &Library, name: &str) -> Result<T> {
 }
 
 impl Api {
+    /// Opens the library, by the system's loader or from `folders`. It stays open.
+    pub(super) fn open(folders: &[PathBuf]) -> Result<Arc<Self>> {
+        let open = |names: &[&str]| open_library(names, folders).map_err(Error::msg);
+        let library = open(&NAMES)?;
+        let api = Self::of(&library)?;
+        for name in needed(&library)? {
+            keep_open(open(&[&name])?);
+        }
+        keep_open(library);
+        Ok(Arc::new(api))
+    }
+
     fn of(library: &Library) -> Result<Self> {
         // SAFETY: the types are those of cuDNN 9's headers.
         unsafe {
@@ -161,18 +114,26 @@ impl Api {
 }
 
 /// A cuDNN context, of the GPU whose CUDA context was current when it was made.
-pub(super) struct Handle(*mut c_void);
+pub(super) struct Handle {
+    raw: *mut c_void,
+    api: Arc<Api>,
+}
 
 // SAFETY: cuDNN's handles may be used by any one thread at a time.
 unsafe impl Send for Handle {}
 
 impl Handle {
     /// The GPU's CUDA context must be the thread's.
-    pub(super) fn new() -> Result<Self> {
-        let (api, mut raw) = (api()?, null_mut());
+    pub(super) fn new(api: Arc<Api>) -> Result<Self> {
+        let mut raw = null_mut();
         // SAFETY: the library writes one pointer.
         api.check(unsafe { (api.create)(&raw mut raw) }, "start")?;
-        Ok(Self(raw))
+        Ok(Self { raw, api })
+    }
+
+    /// The library it is of.
+    pub(super) fn api(&self) -> &Arc<Api> {
+        &self.api
     }
 
     /// Runs a plan on a stream.
@@ -187,12 +148,12 @@ impl Handle {
         plan: &Descriptor,
         pack: &Descriptor,
     ) -> Result<()> {
-        let api = api()?;
+        let api = &self.api;
         // SAFETY: the handle lives; the rest is the caller's promise.
         let (taken, asked) = unsafe {
-            let taken = (api.set_stream)(self.0, stream);
+            let taken = (api.set_stream)(self.raw, stream);
             match taken {
-                0 => (taken, (api.execute)(self.0, plan.0, pack.0)),
+                0 => (taken, (api.execute)(self.raw, plan.raw, pack.raw)),
                 _ => (taken, 0),
             }
         };
@@ -203,10 +164,8 @@ impl Handle {
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        if let Ok(api) = api() {
-            // SAFETY: made by `create`, and dropped once.
-            unsafe { (api.destroy)(self.0) };
-        }
+        // SAFETY: made by `create`, and dropped once.
+        unsafe { (self.api.destroy)(self.raw) };
     }
 }
 
@@ -248,18 +207,29 @@ pub(super) enum Holds {
 }
 
 /// An object of cuDNN's that is described by attributes until it is finalized.
-pub(super) struct Descriptor(*mut c_void);
+pub(super) struct Descriptor {
+    raw: *mut c_void,
+    api: Arc<Api>,
+}
 
 // SAFETY: a descriptor is memory of the library's that any one thread may use at a time.
 unsafe impl Send for Descriptor {}
 
 impl Descriptor {
-    pub(super) fn new(kind: Kind) -> Result<Self> {
-        let (api, mut raw) = (api()?, null_mut());
+    pub(super) fn new(api: &Arc<Api>, kind: Kind) -> Result<Self> {
+        let mut raw = null_mut();
         // SAFETY: the library writes one pointer.
         let status = unsafe { (api.create_descriptor)(kind as i32, &raw mut raw) };
         api.check(status, "make a descriptor")?;
-        Ok(Self(raw))
+        Ok(Self {
+            raw,
+            api: Arc::clone(api),
+        })
+    }
+
+    /// The library it is of.
+    pub(super) fn api(&self) -> &Arc<Api> {
+        &self.api
     }
 
     pub(super) fn with_integers(self, attribute: i32, values: &[i64]) -> Result<Self> {
@@ -286,7 +256,7 @@ impl Descriptor {
 
     pub(super) fn with_handle(self, attribute: i32, handle: &Handle) -> Result<Self> {
         // SAFETY: a handle is one pointer.
-        unsafe { self.with(attribute, Holds::Handle, &[handle.0]) }
+        unsafe { self.with(attribute, Holds::Handle, &[handle.raw]) }
     }
 
     pub(super) fn with_addresses(self, attribute: i32, values: &[*mut c_void]) -> Result<Self> {
@@ -296,7 +266,7 @@ impl Descriptor {
 
     /// Other descriptors, finalized ones, which must outlive this one.
     pub(super) fn with_descriptors(self, attribute: i32, values: &[&Self]) -> Result<Self> {
-        let raw: Vec<*mut c_void> = values.iter().map(|value| value.0).collect();
+        let raw: Vec<*mut c_void> = values.iter().map(|value| value.raw).collect();
         // SAFETY: a descriptor is one pointer.
         unsafe { self.with(attribute, Holds::Descriptor, &raw) }
     }
@@ -305,18 +275,18 @@ impl Descriptor {
     ///
     /// `T` is laid out as the library takes `holds` to be.
     unsafe fn with<T>(self, attribute: i32, holds: Holds, values: &[T]) -> Result<Self> {
-        let (api, count) = (api()?, values.len() as i64);
+        let (api, count) = (&self.api, values.len() as i64);
         let values = values.as_ptr().cast();
         // SAFETY: the values are copied by the call, and their type is the caller's promise.
-        let status = unsafe { (api.set)(self.0, attribute, holds as i32, count, values) };
+        let status = unsafe { (api.set)(self.raw, attribute, holds as i32, count, values) };
         api.check(status, &format!("take attribute {attribute}"))?;
         Ok(self)
     }
 
     pub(super) fn finalized(self) -> Result<Self> {
-        let api = api()?;
         // SAFETY: the descriptor lives.
-        api.check(unsafe { (api.finalize)(self.0) }, "finalize a descriptor")?;
+        let status = unsafe { (self.api.finalize)(self.raw) };
+        self.api.check(status, "finalize a descriptor")?;
         Ok(self)
     }
 
@@ -353,8 +323,10 @@ impl Descriptor {
     }
 
     fn some_descriptors(&self, attribute: i32, kind: Kind, count: usize) -> Result<Vec<Self>> {
-        let made: Vec<Self> = (0..count).map(|_| Self::new(kind)).collect::<Result<_>>()?;
-        let mut raw: Vec<*mut c_void> = made.iter().map(|one| one.0).collect();
+        let made: Vec<Self> = (0..count)
+            .map(|_| Self::new(&self.api, kind))
+            .collect::<Result<_>>()?;
+        let mut raw: Vec<*mut c_void> = made.iter().map(|one| one.raw).collect();
         let (room, to) = (count as i64, raw.as_mut_ptr().cast());
         // SAFETY: room for as many descriptors as are asked for, made for the library to fill.
         let filled = unsafe { self.get(attribute, Holds::Descriptor, room, to)? };
@@ -373,10 +345,10 @@ impl Descriptor {
         room: i64,
         to: *mut c_void,
     ) -> Result<usize> {
-        let (api, mut count) = (api()?, 0i64);
+        let (api, mut count) = (&self.api, 0i64);
         // SAFETY: the caller's promise.
         let status =
-            unsafe { (api.get)(self.0, attribute, holds as i32, room, &raw mut count, to) };
+            unsafe { (api.get)(self.raw, attribute, holds as i32, room, &raw mut count, to) };
         api.check(status, &format!("tell attribute {attribute}"))?;
         Ok(count.max(0) as usize)
     }
@@ -384,9 +356,7 @@ impl Descriptor {
 
 impl Drop for Descriptor {
     fn drop(&mut self) {
-        if let Ok(api) = api() {
-            // SAFETY: made by `create_descriptor`, and dropped once.
-            unsafe { (api.destroy_descriptor)(self.0) };
-        }
+        // SAFETY: made by `create_descriptor`, and dropped once.
+        unsafe { (self.api.destroy_descriptor)(self.raw) };
     }
 }

@@ -144,7 +144,7 @@ pub(super) struct Forward {
 
 impl Forward {
     pub(super) fn new(handle: &Handle, attention: &Attention) -> Result<Self> {
-        let mut made = Graph::default();
+        let mut made = Graph::new(handle.api());
         let graph = &mut made;
         let (n, m) = (attention.queries, attention.keys);
         let (scores, row) = (attention.scores(), attention.row());
@@ -210,7 +210,7 @@ impl Backward {
     /// The gradient of q is a product of its own, with all of the scores' gradients in the workspace, and not added up in
     /// f32 by whoever comes first: so the same bits come out every time.
     pub(super) fn new(handle: &Handle, attention: &Attention) -> Result<Self> {
-        let mut made = Graph::default();
+        let mut made = Graph::new(handle.api());
         let graph = &mut made;
         let (n, m) = (attention.queries, attention.keys);
         let (of_queries, of_keys) = (attention.packed(n), attention.packed(m));

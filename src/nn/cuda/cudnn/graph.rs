@@ -1,8 +1,10 @@
 //! Graphs of operations on tensors.
 
+use std::sync::Arc;
+
 use candle_core::{Result, bail};
 
-use super::api::{Descriptor, Holds, Kind};
+use super::api::{Api, Descriptor, Holds, Kind};
 use super::attribute;
 
 /// Bytes that every address is a multiple of.
@@ -82,8 +84,8 @@ pub(super) struct Counts {
 }
 
 /// A graph while it is described.
-#[derive(Default)]
 pub(super) struct Graph {
+    api: Arc<Api>,
     tensors: Vec<Descriptor>,
     layouts: Vec<Layout>,
     /// What operations do, apart from on what.
@@ -92,6 +94,17 @@ pub(super) struct Graph {
 }
 
 impl Graph {
+    /// Of nothing yet.
+    pub(super) fn new(api: &Arc<Api>) -> Self {
+        Self {
+            api: Arc::clone(api),
+            tensors: Vec::new(),
+            layouts: Vec::new(),
+            modes: Vec::new(),
+            operations: Vec::new(),
+        }
+    }
+
     /// A tensor in memory.
     pub(super) fn given(&mut self, numbers: Numbers, layout: Layout) -> Result<Node> {
         self.tensor(numbers, layout, Ok)
@@ -122,7 +135,7 @@ impl Graph {
         more: impl FnOnce(Descriptor) -> Result<Descriptor>,
     ) -> Result<Node> {
         let node = Node(self.tensors.len());
-        let tensor = Descriptor::new(Kind::Tensor)?
+        let tensor = Descriptor::new(&self.api, Kind::Tensor)?
             .with_choice(attribute::TENSOR_TYPE, Holds::DataType, numbers as i32)?
             .with_integers(attribute::TENSOR_DIMENSIONS, &layout.dims)?
             .with_integers(attribute::TENSOR_STRIDES, &layout.strides)?
@@ -144,7 +157,7 @@ impl Graph {
             Pointwise::Less | Pointwise::And => Numbers::Flags,
             _ => Numbers::F32,
         };
-        let mode = pointwise_mode(mode as i32, computes_in)?.finalized()?;
+        let mode = pointwise_mode(&self.api, mode as i32, computes_in)?.finalized()?;
         let others = b.map(|b| (attribute::POINTWISE_B, b));
         self.pointwise_operation(mode, x, others.as_slice(), y)
     }
@@ -162,7 +175,7 @@ impl Graph {
 
     /// Each number's place along an axis.
     pub(super) fn index(&mut self, x: Node, axis: i64) -> Result<Node> {
-        let mode = pointwise_mode(INDEX, Numbers::I32)?
+        let mode = pointwise_mode(&self.api, INDEX, Numbers::I32)?
             .with_integers(attribute::POINTWISE_AXIS, &[axis])?
             .finalized()?;
         let y = self.between(Numbers::I32, self.layout(x)?)?;
@@ -171,7 +184,7 @@ impl Graph {
 
     /// `x` where `kept`, otherwise `other`.
     pub(super) fn select(&mut self, kept: Node, x: Node, other: Node) -> Result<Node> {
-        let mode = pointwise_mode(SELECT, Numbers::F32)?.finalized()?;
+        let mode = pointwise_mode(&self.api, SELECT, Numbers::F32)?.finalized()?;
         let y = self.between(Numbers::F32, self.layout(x)?)?;
         let others = [
             (attribute::POINTWISE_B, other),
@@ -187,7 +200,7 @@ impl Graph {
         others: &[(i32, Node)],
         y: Node,
     ) -> Result<Node> {
-        let mut operation = Descriptor::new(Kind::PointwiseOperation)?
+        let mut operation = Descriptor::new(&self.api, Kind::PointwiseOperation)?
             .with_descriptors(attribute::POINTWISE_DESCRIPTOR, &[&mode])?
             .with_descriptors(attribute::POINTWISE_X, &[self.at(x)?])?
             .with_descriptors(attribute::POINTWISE_Y, &[self.at(y)?])?
@@ -203,13 +216,13 @@ impl Graph {
     /// `y` of rows of `x`.
     pub(super) fn reduce(&mut self, reduction: Reduction, x: Node, y: Node) -> Result<Node> {
         let (operator, f32s) = (Holds::ReductionOperator, Numbers::F32 as i32);
-        let mode = Descriptor::new(Kind::Reduction)?
+        let mode = Descriptor::new(&self.api, Kind::Reduction)?
             .with_choice(attribute::REDUCTION_OPERATOR, operator, reduction as i32)?
             .with_choice(attribute::REDUCTION_COMPUTES_IN, Holds::DataType, f32s)?
             // As cuDNN's own frontend has it: attention's kernels sum rows in one order anyway, and know no other pattern.
             .with_flag(attribute::REDUCTION_DETERMINISTIC, false)?
             .finalized()?;
-        let operation = Descriptor::new(Kind::ReductionOperation)?
+        let operation = Descriptor::new(&self.api, Kind::ReductionOperation)?
             .with_descriptors(attribute::REDUCTION_X, &[self.at(x)?])?
             .with_descriptors(attribute::REDUCTION_Y, &[self.at(y)?])?
             .with_descriptors(attribute::REDUCTION_DESCRIPTOR, &[&mode])?;
@@ -225,10 +238,10 @@ impl Graph {
         c: Node,
     ) -> Result<Node> {
         let f32s = Numbers::F32 as i32;
-        let mode = Descriptor::new(Kind::Matmul)?
+        let mode = Descriptor::new(&self.api, Kind::Matmul)?
             .with_choice(attribute::MATMUL_COMPUTES_IN, Holds::DataType, f32s)?
             .finalized()?;
-        let mut operation = Descriptor::new(Kind::MatmulOperation)?
+        let mut operation = Descriptor::new(&self.api, Kind::MatmulOperation)?
             .with_descriptors(attribute::MATMUL_A, &[self.at(a)?])?
             .with_descriptors(attribute::MATMUL_B, &[self.at(b)?])?
             .with_descriptors(attribute::MATMUL_C, &[self.at(c)?])?
@@ -250,7 +263,7 @@ impl Graph {
     /// `x` with its last two dimensions exchanged, between operations.
     pub(super) fn turn(&mut self, x: Node, numbers: Numbers) -> Result<Node> {
         let y = self.between(numbers, self.layout(x)?.turned())?;
-        let operation = Descriptor::new(Kind::ReshapeOperation)?
+        let operation = Descriptor::new(&self.api, Kind::ReshapeOperation)?
             .with_descriptors(attribute::RESHAPE_X, &[self.at(x)?])?
             .with_descriptors(attribute::RESHAPE_Y, &[self.at(y)?])?;
         self.done(None, operation)?;
@@ -282,9 +295,9 @@ impl Graph {
     }
 }
 
-fn pointwise_mode(mode: i32, computes_in: Numbers) -> Result<Descriptor> {
+fn pointwise_mode(api: &Arc<Api>, mode: i32, computes_in: Numbers) -> Result<Descriptor> {
     let (pointwise, numbers) = (Holds::PointwiseMode, computes_in as i32);
-    Descriptor::new(Kind::Pointwise)?
+    Descriptor::new(api, Kind::Pointwise)?
         .with_choice(attribute::POINTWISE_MODE, pointwise, mode)?
         .with_choice(attribute::POINTWISE_COMPUTES_IN, Holds::DataType, numbers)
 }

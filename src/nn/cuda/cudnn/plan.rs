@@ -26,7 +26,7 @@ pub(super) struct Plan {
 impl Plan {
     /// The first plan that cuDNN can make of a graph, of those that give the same bits every time.
     pub(super) fn new(handle: &Handle, parts: Graph) -> Result<Self> {
-        let graph = Descriptor::new(Kind::OperationGraph)?
+        let graph = Descriptor::new(handle.api(), Kind::OperationGraph)?
             .with_handle(attribute::GRAPH_HANDLE, handle)?
             .with_descriptors(attribute::GRAPH_OPERATIONS, &parts.operations())?
             .finalized()?;
@@ -74,7 +74,7 @@ impl Plan {
         let at = |address: u64| address as *mut c_void;
         let ids: Vec<i64> = places.iter().map(|(node, _)| node.id()).collect();
         let addresses: Vec<_> = places.iter().map(|&(_, address)| at(address)).collect();
-        let pack = Descriptor::new(Kind::VariantPack)?
+        let pack = Descriptor::new(handle.api(), Kind::VariantPack)?
             .with_integers(attribute::PACK_IDS, &ids)?
             .with_addresses(attribute::PACK_ADDRESSES, &addresses)?
             .with_addresses(attribute::PACK_WORKSPACE, &[at(workspace)])?
@@ -101,7 +101,7 @@ fn first(
 
 /// Engines with their settings, the best first.
 fn configs(graph: &Descriptor, mode: i32) -> Result<Vec<Descriptor>> {
-    let heuristics = Descriptor::new(Kind::EngineHeuristics)?
+    let heuristics = Descriptor::new(graph.api(), Kind::EngineHeuristics)?
         .with_descriptors(attribute::HEURISTICS_GRAPH, &[graph])?
         .with_choice(attribute::HEURISTICS_MODE, Holds::HeuristicMode, mode)?
         .finalized()?;
@@ -115,7 +115,7 @@ fn finalize(config: &Descriptor) -> Result<(Descriptor, usize)> {
     if notes.contains(&NONDETERMINISTIC) {
         bail!("cuDNN's engine does not give the same bits every time");
     }
-    let plan = Descriptor::new(Kind::ExecutionPlan)?
+    let plan = Descriptor::new(config.api(), Kind::ExecutionPlan)?
         .with_descriptors(attribute::PLAN_CONFIG, &[config])?
         .finalized()?;
     let workspace = plan.integer(attribute::PLAN_WORKSPACE)?;

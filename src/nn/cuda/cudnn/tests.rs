@@ -5,12 +5,12 @@ use std::sync::OnceLock;
 
 use candle_core::{DType, Device, Result, Tensor};
 
-use super::{backward, forward, load};
+use super::Cudnn;
 use crate::device::{self, Choice};
 use crate::nn::attention::{Parts, joint_attention, joint_attention_backward};
-use crate::nn::cuda::{Kernels, serving};
+use crate::nn::cuda::Kernels;
 use crate::nn::tests::{difference, normal};
-use crate::nn::{AttentionMask, own_kernels};
+use crate::nn::{self, AttentionMask};
 
 /// Results and gradients: how far they may be off, in units of the largest.
 const LIMITS: [f64; 4] = [6e-3, 2e-2, 2e-2, 2e-2];
@@ -23,14 +23,27 @@ fn folders() -> Vec<PathBuf> {
     })
 }
 
-fn gpu() -> Option<&'static Device> {
-    static GPU: OnceLock<Option<Device>> = OnceLock::new();
-    let open = || -> std::result::Result<Device, String> {
+/// A GPU with its kernels and cuDNN.
+struct Gpu {
+    device: Device,
+    kernels: Kernels,
+    cudnn: Cudnn,
+}
+
+fn gpu() -> Option<&'static Gpu> {
+    static GPU: OnceLock<Option<Gpu>> = OnceLock::new();
+    let open = || -> std::result::Result<Gpu, String> {
         let folders = folders();
         let opened = device::open(Choice::Cuda(0), &folders).map_err(|e| e.to_string())?;
-        own_kernels(&opened.device).map_err(|e| e.to_string())?;
-        load(&folders).map_err(|e| e.to_string())?;
-        Ok(opened.device)
+        let device = opened.device;
+        let gpu = device.as_cuda_device().map_err(|e| e.to_string())?;
+        let kernels = Kernels::compile(gpu).map_err(|e| e.to_string())?;
+        let cudnn = Cudnn::open(&kernels, &folders).map_err(|e| e.to_string())?;
+        Ok(Gpu {
+            device,
+            kernels,
+            cudnn,
+        })
     };
     let gpu = GPU.get_or_init(|| open().map_err(|why| println!("skipped: {why}")).ok());
     gpu.as_ref()
@@ -60,25 +73,25 @@ impl Case {
     }
 
     /// The results and the gradients of q, k and v by cuDNN, on the CPU.
-    fn by_cuda(&self, gpu: &Device) -> Result<Vec<Tensor>> {
+    fn by_cuda(&self, gpu: &Gpu) -> Result<Vec<Tensor>> {
         let there: Vec<_> = self
             .inputs
             .iter()
-            .map(|t| t.to_device(gpu))
+            .map(|t| t.to_device(&gpu.device))
             .collect::<Result<_>>()?;
-        let kernels: Kernels = serving(&there[0]).unwrap();
         let counts = match &self.counts {
             Some(counts) => {
                 let counts: Vec<u32> = counts.iter().map(|&count| count as u32).collect();
-                Some(Tensor::from_vec(counts, 2, gpu)?)
+                Some(Tensor::from_vec(counts, 2, &gpu.device)?)
             }
             None => None,
         };
         let (q, k, v, gradient) = (&there[0], &there[1], &there[2], &there[3]);
         let (scale, counts) = (self.scale, counts.as_ref());
-        let (out, stats) = forward(&kernels, q, k, v, scale, counts)?;
+        let Gpu { kernels, cudnn, .. } = gpu;
+        let (out, stats) = cudnn.forward(kernels, (q, k, v), scale, counts)?;
         let kept = (&out, &stats);
-        let back = backward(&kernels, (q, k, v), kept, gradient, scale, counts)?;
+        let back = cudnn.backward(kernels, (q, k, v), kept, gradient, scale, counts)?;
         let all = [vec![out], back.to_vec()].concat();
         all.iter().map(|t| t.to_device(&Device::Cpu)).collect()
     }
@@ -96,14 +109,16 @@ impl Case {
             None => AttentionMask::None,
         };
         let gradient = exact(&self.inputs[3])?.flatten_from(2)?;
-        let (outs, kept) = joint_attention(&parts, self.scale, None, &mask)?;
-        let back = joint_attention_backward(&parts, self.scale, None, &mask, &kept, &[gradient])?;
+        let none = nn::Kernels::NONE;
+        let (outs, kept) = joint_attention(&none, &parts, self.scale, None, &mask)?;
+        let back =
+            joint_attention_backward(&none, &parts, self.scale, None, &mask, &kept, &[gradient])?;
         let out = outs[0].reshape(self.inputs[0].shape())?;
         let back = [back.q, back.k, back.v].concat();
         Ok([vec![out], back].concat())
     }
 
-    fn held(&self, gpu: &Device) {
+    fn held(&self, gpu: &Gpu) {
         let (want, found) = (self.by_cpu().unwrap(), self.by_cuda(gpu).unwrap());
         let again = self.by_cuda(gpu).unwrap();
         let what = format!("{:?} by {:?}", self.inputs[0].dims(), self.inputs[1].dims());
@@ -178,12 +193,14 @@ fn one_key() {
 #[test]
 fn what_is_not_served() {
     let Some(gpu) = gpu() else { return };
-    let zeros = |shape: &[usize], dtype| Tensor::zeros(shape, dtype, gpu).unwrap();
+    let zeros = |shape: &[usize], dtype| Tensor::zeros(shape, dtype, &gpu.device).unwrap();
     let q = zeros(&[1, 4, 2, 64], DType::BF16);
-    let kernels = serving(&q).unwrap();
-    let refused = |k: &Tensor| forward(&kernels, &q, k, k, 1.0, None).is_err();
-    assert!(refused(&zeros(&[1, 4, 2, 64], DType::F32)));
-    assert!(refused(&zeros(&[1, 4, 3, 64], DType::BF16)));
+    let refused = |q: &Tensor, k: &Tensor| {
+        let made = gpu.cudnn.forward(&gpu.kernels, (q, k, k), 1.0, None);
+        made.is_err()
+    };
+    assert!(refused(&q, &zeros(&[1, 4, 2, 64], DType::F32)));
+    assert!(refused(&q, &zeros(&[1, 4, 3, 64], DType::BF16)));
     let narrow = zeros(&[1, 4, 2, 4], DType::BF16);
-    assert!(forward(&kernels, &narrow, &narrow, &narrow, 1.0, None).is_err());
+    assert!(refused(&narrow, &narrow));
 }

@@ -1,0 +1,117 @@
+//! Linear layers on a GPU: as composed of candle's operations, but what is added is added by the product itself, and the
+//! gradients of an adapter keep their f32 sums.
+
+use candle_core::{DType, Result, Tensor};
+
+use super::Kernels;
+use super::gemm::{Factor, add_product, scaled_product};
+use super::views::dense;
+use super::{biased, rows};
+use crate::nn::cpu;
+use crate::nn::linear::{Adapted, LowRank, Wanted, composed, shape_with_last};
+
+/// `x w^T + b`.
+pub(crate) fn product(
+    kernels: &Kernels,
+    x: &Tensor,
+    w: &Tensor,
+    b: Option<&Tensor>,
+) -> Result<Tensor> {
+    let Some(b) = b.filter(|b| b.dtype() == x.dtype()) else {
+        return composed(&dense(kernels, x)?, w, b);
+    };
+    let x_rows = matrix(kernels, x)?;
+    let (w, b) = (dense(kernels, w)?, dense(kernels, b)?);
+    let y = match biased::linear(kernels, &x_rows, &w, &b)? {
+        Some(y) => y,
+        None => {
+            let y = rows::spread(kernels, &b, x_rows.dim(0)?)?;
+            add_product(kernels, &y, 1.0, Factor::of(&x_rows), Factor::turned(&w))?;
+            y
+        }
+    };
+    y.reshape(shape_with_last(x, w.dim(0)?))
+}
+
+/// `x w^T + b` plus the update of an adapter, which sees `input` of `x`; and `input a^T`, `[.., r]`, as
+/// [`crate::nn::linear::forward`] gives it.
+pub(crate) fn adapted(
+    kernels: &Kernels,
+    (x, input): (&Tensor, &Tensor),
+    w: &Tensor,
+    b: Option<&Tensor>,
+    lora: &LowRank,
+) -> Result<(Tensor, Option<Tensor>)> {
+    let fit = |t: &Tensor| t.to_dtype(x.dtype());
+    let down = composed(&dense(kernels, input)?, &fit(&lora.a)?, None)?;
+    let y = product(kernels, x, w, b)?;
+    let up = dense(kernels, &fit(&lora.b)?)?;
+    let (y_rows, down_rows) = (y.reshape(cpu::rows_of(&y)?)?, matrix(kernels, &down)?);
+    let (left, right) = (Factor::of(&down_rows), Factor::turned(&up));
+    add_product(kernels, &y_rows, lora.scale, left, right)?;
+    Ok((y, Some(down)))
+}
+
+/// All leading dimensions as one.
+fn matrix(kernels: &Kernels, t: &Tensor) -> Result<Tensor> {
+    let extents = cpu::rows_of(t)?;
+    dense(kernels, t)?.reshape(extents)
+}
+
+/// As [`crate::nn::linear::backward`].
+pub(crate) fn backward(
+    kernels: &Kernels,
+    gradient: &Tensor,
+    w: &Tensor,
+    lora: Option<Adapted<'_>>,
+    wanted: Wanted,
+    earlier: Option<Tensor>,
+) -> Result<[Option<Tensor>; 3]> {
+    let rows = |t: &Tensor| matrix(kernels, t);
+    let shape = shape_with_last(gradient, w.dim(1)?);
+    let g = rows(gradient)?;
+    let dx = match earlier {
+        _ if !wanted.x => None,
+        Some(earlier) => {
+            let (dx, w) = (rows(&earlier)?, dense(kernels, w)?);
+            add_product(kernels, &dx, 1.0, Factor::of(&g), Factor::of(&w))?;
+            Some(dx)
+        }
+        None => Some(g.matmul(w)?),
+    };
+    let (mut da, mut db) = (None, None);
+    if let Some(Adapted {
+        adapter: lora,
+        x,
+        down,
+    }) = lora
+    {
+        let fit = |t: &Tensor| dense(kernels, &t.to_dtype(g.dtype())?);
+        let (a, b) = (fit(&lora.a)?, fit(&lora.b)?);
+        if let Some(down) = down.filter(|_| wanted.b) {
+            let (g, down) = (Factor::turned(&g), rows(down)?);
+            let (down, wide) = (Factor::of(&down), DType::F32);
+            db = Some(scaled_product(kernels, wide, lora.scale, g, down)?);
+        }
+        let (left, right) = (Factor::of(&g), Factor::of(&b));
+        let t = scaled_product(kernels, g.dtype(), lora.scale, left, right)?;
+        if let Some(x) = x.filter(|_| wanted.a) {
+            let (t, x) = (Factor::turned(&t), rows(&lora.input(x)?)?);
+            let (x, wide) = (Factor::of(&x), DType::F32);
+            da = Some(scaled_product(kernels, wide, 1.0, t, x)?);
+        }
+        match (&dx, &lora.mask) {
+            (Some(dx), None) => {
+                add_product(kernels, dx, 1.0, Factor::of(&t), Factor::of(&a))?;
+            }
+            (Some(dx), Some(mask)) => {
+                let seen = (t.matmul(&a)? * rows(&fit(mask)?)?)?;
+                let sum = (dx + seen)?.reshape(shape)?;
+                return Ok([Some(sum), da, db]);
+            }
+            _ => {}
+        }
+    }
+    let dx = dx.map(|dx| dx.reshape(shape)).transpose()?;
+    Ok([dx, da, db])
+}
