@@ -23,10 +23,16 @@ impl ViewRules {
     /// # Errors
     /// If its buckets contradict each other or the model.
     pub fn new(set: &DatasetSettings, multiple: u32) -> Result<Self, Error> {
+        let Size { width, height } = set.resolution;
+        let (min, max) = match set.bucket {
+            true => (set.min_bucket_px, set.max_bucket_px),
+            // Without buckets there is one size, and bounds that are its sides leave no other.
+            false => (width.min(height), width.max(height)),
+        };
         let rules = BucketRules {
             resolution: set.resolution,
-            min: set.min_bucket_px,
-            max: set.max_bucket_px,
+            min,
+            max,
             step: set.bucket_step_px,
             single: !set.bucket,
             no_upscale: set.no_upscale,

@@ -63,9 +63,9 @@ pub struct DatasetSettings {
     pub bucket: bool,
     /// Buckets' sides are multiples of this, in px.
     pub bucket_step_px: u32,
-    /// The shortest side of a bucket, in px; the resolution where there are none but squares.
+    /// The shortest side of a bucket, in px.
     pub min_bucket_px: u32,
-    /// The longest side of a bucket, in px; likewise.
+    /// The longest side of a bucket, in px.
     pub max_bucket_px: u32,
     /// Whether small pictures stay small.
     pub no_upscale: bool,
@@ -283,11 +283,6 @@ impl Experiment {
     }
 
     fn dataset(&self, set: &raw::Dataset) -> DatasetSettings {
-        let (min_bucket_px, max_bucket_px) = match set.bucket {
-            true => (set.min_bucket_px(), set.max_bucket_px()),
-            // Bounds that are equal leave no other.
-            false => (set.resolution, set.resolution),
-        };
         DatasetSettings {
             path: self.path(&set.path),
             repeats: set.repeats,
@@ -302,8 +297,8 @@ impl Experiment {
             },
             bucket: set.bucket,
             bucket_step_px: set.bucket_step,
-            min_bucket_px,
-            max_bucket_px,
+            min_bucket_px: set.min_bucket_px(),
+            max_bucket_px: set.max_bucket_px(),
             no_upscale: set.no_upscale,
             crops: set.crops,
             flip: set.flip,
