@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::data::Place;
+use super::data::SlotComponents;
 use super::encoder::EncoderRecipe;
 use super::rules::{Absent, AssembledPads, Assembly, DenoiserMask, EncoderRules, TokenRecipe};
 use super::{Error, RecipeName};
@@ -14,7 +14,7 @@ const MOST_TOKENS: usize = 8192;
 /// The encoders in the order of the assembly, after all checks that need no checkpoint.
 pub(super) fn in_order(
     mut encoders: BTreeMap<String, EncoderRules>,
-    places: &BTreeMap<String, Place>,
+    components: &BTreeMap<String, SlotComponents>,
     assembly: &Assembly,
     recipe: &RecipeName,
 ) -> Result<Vec<EncoderRecipe>, Error> {
@@ -22,12 +22,12 @@ pub(super) fn in_order(
     checks.assembly(&encoders, assembly)?;
     let mut ordered = Vec::new();
     for slot in assembly.context.iter().flatten().chain(&assembly.pooled) {
-        if let (Some(rules), Some(place)) = (encoders.remove(slot), places.get(slot)) {
+        if let (Some(rules), Some(components_of)) = (encoders.remove(slot), components.get(slot)) {
             checks.encoder(slot, &rules, assembly)?;
             ordered.push(EncoderRecipe {
                 slot: slot.clone(),
-                component: place.component.clone(),
-                tokenizer_component: place.tokenizer.clone(),
+                component: components_of.component.clone(),
+                tokenizer_component: components_of.tokenizer.clone(),
                 rules,
             });
         }

@@ -15,7 +15,7 @@ use super::Error;
 use crate::text::{self, Kind};
 
 /// A shipped file: its path, and its text.
-pub struct File {
+pub struct RecipeFile {
     /// The path, from the repository's root.
     pub path: String,
     /// The content.
@@ -25,12 +25,12 @@ pub struct File {
 static SHIPPED: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/configs/recipes");
 
 /// Every shipped recipe file, family by family: the reference, then the others by name. Adding a variant is adding its file.
-pub fn files() -> Vec<File> {
+pub fn files() -> Vec<RecipeFile> {
     let folders = SHIPPED.dirs().flat_map(Dir::files);
-    let mut files: Vec<File> = folders
+    let mut files: Vec<RecipeFile> = folders
         .filter_map(|file| {
             let path = file.path().to_str()?;
-            Some(File {
+            Some(RecipeFile {
                 path: format!("configs/recipes/{path}"),
                 text: file.contents_utf8()?,
             })
@@ -109,7 +109,7 @@ pub struct Claim {
 
 /// Where a slot's encoder lies in a checkpoint, and what it is.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub(super) struct Place {
+pub(super) struct SlotComponents {
     pub(super) network: &'static dyn Kind,
     pub(super) component: String,
     pub(super) tokenizer: String,
@@ -122,7 +122,7 @@ pub(super) struct Variant {
     pub(super) name: String,
     pub(super) title: String,
     pub(super) flavors: Vec<String>,
-    pub(super) places: BTreeMap<String, Place>,
+    pub(super) components: BTreeMap<String, SlotComponents>,
     pub(super) fields: BTreeMap<String, Field>,
     /// By flavor, the fields that it has otherwise.
     pub(super) by_flavor: BTreeMap<String, BTreeMap<String, Field>>,
@@ -161,7 +161,7 @@ struct RawField {
 ///
 /// # Errors
 /// If a file is wrong, which the tests rule out for the shipped ones.
-pub(super) fn variants(files: &[File]) -> Result<Vec<Variant>, Error> {
+pub(super) fn variants(files: &[RecipeFile]) -> Result<Vec<Variant>, Error> {
     let mut variants: Vec<Variant> = Vec::new();
     for file in files {
         let wrong = |why: String| Error::Data {
@@ -189,7 +189,7 @@ pub(super) fn variants(files: &[File]) -> Result<Vec<Variant>, Error> {
 }
 
 fn variant(raw: RawFile, base: Option<Variant>, path: &str) -> Result<Variant, String> {
-    let mut found = Found::default();
+    let mut found = RuleTables::default();
     for (key, value) in raw.rules {
         let table = value
             .as_table()
@@ -202,7 +202,7 @@ fn variant(raw: RawFile, base: Option<Variant>, path: &str) -> Result<Variant, S
         name: String::new(),
         title: String::new(),
         flavors: raw.flavors,
-        places: BTreeMap::new(),
+        components: BTreeMap::new(),
         fields: BTreeMap::new(),
         by_flavor: BTreeMap::new(),
         sources: BTreeMap::new(),
@@ -225,7 +225,7 @@ fn variant(raw: RawFile, base: Option<Variant>, path: &str) -> Result<Variant, S
     for (flavor, table) in raw.flavor {
         whole.add_flavor(flavor, &table, path)?;
     }
-    whole.places.extend(places(found.words)?);
+    whole.components.extend(slot_components(found.words)?);
     whole.name = raw.variant;
     whole.title = raw.title;
     whole.sources.extend(raw.sources);
@@ -250,7 +250,7 @@ impl Variant {
         if !self.flavors.contains(&flavor) {
             return Err(format!("`flavor.{flavor}` is not one of its flavors"));
         }
-        let mut found = Found::default();
+        let mut found = RuleTables::default();
         for (key, value) in table {
             let inner = value.as_table();
             let inner = inner.ok_or_else(|| format!("`flavor.{flavor}.{key}` is not a table"))?;
@@ -279,12 +279,12 @@ impl Variant {
 
 /// What a file's tables hold: fields, and plain words such as a component's name.
 #[derive(Default)]
-struct Found {
+struct RuleTables {
     fields: BTreeMap<String, Field>,
     words: BTreeMap<String, BTreeMap<String, String>>,
 }
 
-impl Found {
+impl RuleTables {
     fn collect(&mut self, path: &str, table: &toml::Table, file: &str) -> Result<(), String> {
         if table.contains_key("value") {
             let raw: RawField = toml::Value::Table(table.clone())
@@ -334,9 +334,9 @@ fn is_finite(value: &toml::Value) -> bool {
     }
 }
 
-fn places(
+fn slot_components(
     words: BTreeMap<String, BTreeMap<String, String>>,
-) -> Result<BTreeMap<String, Place>, String> {
+) -> Result<BTreeMap<String, SlotComponents>, String> {
     words
         .into_iter()
         .map(|(slot, mut words)| {
@@ -346,13 +346,13 @@ fn places(
                     .ok_or_else(|| format!("`{slot}.{key}` is missing"))
             };
             let network = take("network")?;
-            let place = Place {
+            let components_of = SlotComponents {
                 component: take("component")?,
                 tokenizer: take("tokenizer")?,
                 network: text::kind(&network).map_err(|e| format!("`{slot}.network`: {e}"))?,
             };
             match words.keys().next() {
-                None => Ok((slot, place)),
+                None => Ok((slot, components_of)),
                 Some(key) => Err(format!("`{slot}.{key}` has neither value nor source")),
             }
         })

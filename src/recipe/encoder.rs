@@ -31,7 +31,7 @@ impl EncoderRules {
         let mut take = |key: &str| rules.get_mut(key).map_or(Value::Null, Value::take);
         let text = |e: serde_json::Error| e.to_string();
         let tokens: TokenRecipe = serde_json::from_value(take("tokens")).map_err(text)?;
-        kind.check_tokens(&tokens.own)?;
+        kind.check_tokens(&tokens.of_kind)?;
         Ok(Self {
             network: kind,
             tokens,
@@ -88,7 +88,7 @@ impl EncoderRecipe {
                 Pad::Id(id) => id,
             },
             pad_text: rules.pad_text,
-            own: rules.own.clone(),
+            of_kind: rules.of_kind.clone(),
         }
     }
 

@@ -85,7 +85,7 @@ impl Serialize for Subject {
 /// What a field does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Class {
+pub enum EffectClass {
     /// It changes the numbers.
     Effective,
     /// It changes them under a condition.
@@ -94,7 +94,7 @@ pub enum Class {
     Inert,
 }
 
-impl std::fmt::Display for Class {
+impl std::fmt::Display for EffectClass {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.pad(match self {
             Self::Effective => "effective",
@@ -107,11 +107,11 @@ impl std::fmt::Display for Class {
 /// What is known of one or several fields.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Entry {
+pub struct FieldNote {
     /// The fields' names.
     pub names: Vec<String>,
     /// What they do.
-    pub class: Class,
+    pub class: EffectClass,
     /// What transformers uses where the file leaves the field out.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub default: Option<Value>,
@@ -123,35 +123,35 @@ pub struct Entry {
 
 /// A field of a file or of a recipe, explained.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Explained {
+pub struct ExplainedField {
     /// The field's path.
     pub field: String,
     /// Its value; `None`: the file leaves it out.
     pub value: Option<Value>,
     /// What is known of it; `None`: nothing, so it may matter.
     #[serde(flatten)]
-    pub entry: Option<Entry>,
+    pub entry: Option<FieldNote>,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Tables {
-    tokenizer: Vec<Entry>,
-    recipe: Vec<Entry>,
+    tokenizer: Vec<FieldNote>,
+    recipe: Vec<FieldNote>,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct TablesOfKind {
-    config: Vec<Entry>,
-    recipe: Vec<Entry>,
+    config: Vec<FieldNote>,
+    recipe: Vec<FieldNote>,
 }
 
 /// All that is known about a subject's fields.
 ///
 /// # Errors
 /// If the shipped tables are wrong, which the tests rule out.
-pub fn table(subject: Subject) -> Result<Vec<Entry>, Error> {
+pub fn table(subject: Subject) -> Result<Vec<FieldNote>, Error> {
     match subject {
         Subject::Encoder(kind) => Ok(of_kind(kind)?.config),
         Subject::Tokenizer => Ok(common()?.tokenizer),
@@ -185,7 +185,7 @@ fn parsed<T: DeserializeOwned>(text: &str, file: String) -> Result<T, Error> {
 ///
 /// # Errors
 /// As [`table`].
-pub fn file(subject: Subject, content: &Value) -> Result<Vec<Explained>, Error> {
+pub fn file(subject: Subject, content: &Value) -> Result<Vec<ExplainedField>, Error> {
     let entries = table(subject)?;
     let mut explained = Vec::new();
     let mut seen: Vec<&str> = Vec::new();
@@ -196,11 +196,16 @@ pub fn file(subject: Subject, content: &Value) -> Result<Vec<Explained>, Error> 
         };
         for (name, value) in inner.into_iter().flatten() {
             seen.push(name);
-            explained.push(one(format!("{field}.{name}"), Some(value), name, &entries));
+            explained.push(explained_field(
+                format!("{field}.{name}"),
+                Some(value),
+                name,
+                &entries,
+            ));
         }
         if inner.is_none() {
             seen.push(field);
-            explained.push(one(field.clone(), Some(value), field, &entries));
+            explained.push(explained_field(field.clone(), Some(value), field, &entries));
         }
     }
     for entry in entries.iter().filter(|e| e.default.is_some()) {
@@ -209,7 +214,7 @@ pub fn file(subject: Subject, content: &Value) -> Result<Vec<Explained>, Error> 
                 entry
                     .names
                     .first()
-                    .map(|name| one(name.clone(), None, name, &entries)),
+                    .map(|name| explained_field(name.clone(), None, name, &entries)),
             );
         }
     }
@@ -220,7 +225,7 @@ pub fn file(subject: Subject, content: &Value) -> Result<Vec<Explained>, Error> 
 ///
 /// # Errors
 /// As [`table`].
-pub fn recipe(recipe: &Recipe) -> Result<Vec<Explained>, Error> {
+pub fn recipe(recipe: &Recipe) -> Result<Vec<ExplainedField>, Error> {
     let common = common()?.recipe;
     let mut by_slot = BTreeMap::new();
     for encoder in recipe.encoders() {
@@ -230,7 +235,7 @@ pub fn recipe(recipe: &Recipe) -> Result<Vec<Explained>, Error> {
     let explain = |(path, field): (&String, &super::Field)| {
         let slot = path.split('.').next().unwrap_or_default();
         let entries = by_slot.get(slot).unwrap_or(&common);
-        one(path.clone(), Some(&field.value), recipe_name(path), entries)
+        explained_field(path.clone(), Some(&field.value), recipe_name(path), entries)
     };
     Ok(recipe.fields().iter().map(explain).collect())
 }
@@ -246,8 +251,13 @@ fn recipe_name(path: &str) -> &str {
     path.split_once('.').map_or(path, |(_, rest)| rest)
 }
 
-fn one(field: String, value: Option<&Value>, name: &str, entries: &[Entry]) -> Explained {
-    Explained {
+fn explained_field(
+    field: String,
+    value: Option<&Value>,
+    name: &str,
+    entries: &[FieldNote],
+) -> ExplainedField {
+    ExplainedField {
         field,
         value: value.cloned(),
         entry: entries

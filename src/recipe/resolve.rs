@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 
 use crate::digest::Fingerprint;
 
-use super::data::{self, Claim, Field, Place, Status, Variant};
+use super::data::{self, Claim, Field, SlotComponents, Status, Variant};
 use super::diff::readable;
 use super::encoder::EncoderRecipe;
 use super::error::nearest;
@@ -134,7 +134,7 @@ impl Recipe {
             file: format!("configs/recipes/{}/{}.toml", name.family, name.variant),
             why,
         };
-        let mut rules = Rules::of(&fields, &variant.places).map_err(broken)?;
+        let mut rules = TypedRules::of(&fields, &variant.components).map_err(broken)?;
         let mut deviations = Vec::new();
         for (field, value) in flattened(deviate) {
             let Some(old) = fields.get(&field).cloned() else {
@@ -155,15 +155,16 @@ impl Recipe {
                 continue;
             }
             fields.insert(field.clone(), deviated(value.clone(), &old));
-            rules =
-                Rules::of(&fields, &variant.places).map_err(|why| wrong(value.to_string(), why))?;
+            rules = TypedRules::of(&fields, &variant.components)
+                .map_err(|why| wrong(value.to_string(), why))?;
             deviations.push(Deviation {
                 field,
                 value,
                 instead_of: old.value,
             });
         }
-        let encoders = checks::in_order(rules.encoders, &variant.places, &rules.assembly, &name)?;
+        let encoders =
+            checks::in_order(rules.encoders, &variant.components, &rules.assembly, &name)?;
         let fingerprint = Fingerprint::of(&canonical(&encoders, &rules.assembly));
         let claims = variant
             .claims
@@ -270,8 +271,8 @@ impl Recipe {
 
 /// Unit tests add a family, to see that nothing else is needed for one.
 #[cfg(test)]
-fn with_that_of_the_tests(mut files: Vec<data::File>) -> Vec<data::File> {
-    files.push(data::File {
+fn with_that_of_the_tests(mut files: Vec<data::RecipeFile>) -> Vec<data::RecipeFile> {
+    files.push(data::RecipeFile {
         path: "configs/recipes/fake/reference.toml".to_owned(),
         text: include_str!("../../tests/fake_family/reference.toml"),
     });
@@ -343,15 +344,15 @@ fn deviated(value: Value, old: &Field) -> Field {
 }
 
 /// The typed rules behind the fields.
-struct Rules {
+struct TypedRules {
     encoders: BTreeMap<String, EncoderRules>,
     assembly: Assembly,
 }
 
-impl Rules {
+impl TypedRules {
     fn of(
         fields: &BTreeMap<String, Field>,
-        places: &BTreeMap<String, Place>,
+        components: &BTreeMap<String, SlotComponents>,
     ) -> Result<Self, String> {
         let mut tree = Map::new();
         for (path, field) in fields {
@@ -361,10 +362,10 @@ impl Rules {
         let assembly = serde_json::from_value(assembly).map_err(|e| e.to_string())?;
         let mut encoders = BTreeMap::new();
         for (slot, value) in tree {
-            let place = places
+            let components_of = components
                 .get(&slot)
                 .ok_or_else(|| format!("`{slot}.network` is missing"))?;
-            let rules = EncoderRules::from_json(place.network, value)?;
+            let rules = EncoderRules::from_json(components_of.network, value)?;
             encoders.insert(slot, rules);
         }
         Ok(Self { encoders, assembly })

@@ -33,7 +33,7 @@ pub struct TokenRecipe {
     pub pad_text: PadText,
     /// Rules that one kind of encoder has beside these, by name.
     #[serde(flatten)]
-    pub own: Map<String, Value>,
+    pub of_kind: Map<String, Value>,
 }
 
 /// The id that fills.

@@ -87,7 +87,7 @@ pub fn from_config(
             found: shown(found),
         });
     }
-    kind.architecture(Fields {
+    kind.architecture(ConfigFields {
         map: config.clone(),
         file,
     })
@@ -95,12 +95,12 @@ pub fn from_config(
 
 /// A configuration's fields, read with transformers' defaults.
 #[derive(Debug)]
-pub struct Fields<'a> {
+pub struct ConfigFields<'a> {
     map: Map<String, Value>,
     file: &'a str,
 }
 
-impl Fields<'_> {
+impl ConfigFields<'_> {
     pub(super) fn wrong(&self, field: &str, expected: String, found: String) -> ConfigError {
         ConfigError::Field {
             file: self.file.to_owned(),

@@ -107,7 +107,7 @@ impl TextEncoder {
 }
 
 /// An encoder found in files, checked by their headers and not loaded.
-pub struct Located {
+pub struct LocatedEncoder {
     /// Under canonical names.
     pub weights: Weights,
     /// Canonical name and shape of every tensor that the rules need.
@@ -118,7 +118,7 @@ pub struct Located {
     pub notes: Vec<String>,
 }
 
-impl Located {
+impl LocatedEncoder {
     /// How many numbers a loaded encoder keeps in memory.
     pub fn resident_parameters(&self) -> u64 {
         let is_table = |name: &String| self.tables.contains(&name.as_str());

@@ -12,10 +12,10 @@ use std::sync::Arc;
 use serde::{Serialize, Serializer};
 use serde_json::{Map, Value};
 
-use super::config::{ConfigError, Fields};
+use super::config::{ConfigError, ConfigFields};
 use super::spec::TokenRules;
-use super::tokenizer::{Format, Tokens};
-use super::{Encoded, Error, Located, Residency};
+use super::tokenizer::{TokenizerFormat, Tokens};
+use super::{Encoded, Error, LocatedEncoder, Residency};
 use crate::nn::weights::Weights;
 
 /// A kind of text encoder.
@@ -48,13 +48,13 @@ pub trait Kind: Sync {
     fn fields(&self) -> &'static str;
 
     /// The files that its tokenizers are kept in, and how they are read.
-    fn tokenizer(&self) -> &'static Format;
+    fn tokenizer(&self) -> &'static TokenizerFormat;
 
     /// The architecture that a configuration describes, with transformers' defaults.
     ///
     /// # Errors
     /// If it does not describe such a network.
-    fn architecture(&self, config: Fields<'_>) -> Result<Box<dyn Architecture>, ConfigError>;
+    fn architecture(&self, config: ConfigFields<'_>) -> Result<Box<dyn Architecture>, ConfigError>;
 
     /// The architecture that base models were published with, for files without a configuration, by the recipes' name
     /// of the encoder; `None` for other names.
@@ -64,8 +64,8 @@ pub trait Kind: Sync {
     ///
     /// # Errors
     /// If it has no such rule, or the rule cannot be.
-    fn check_tokens(&self, own: &Map<String, Value>) -> Result<(), String> {
-        match own.keys().next() {
+    fn check_tokens(&self, rules: &Map<String, Value>) -> Result<(), String> {
+        match rules.keys().next() {
             None => Ok(()),
             Some(name) => Err(format!("unknown field `{name}`")),
         }
@@ -214,7 +214,7 @@ pub trait Network: fmt::Debug + Send + Sync {
     ///
     /// # Errors
     /// If architecture and rules do not fit each other or the files.
-    fn locate(&self, weights: &Weights) -> Result<Located, Error>;
+    fn locate(&self, weights: &Weights) -> Result<LocatedEncoder, Error>;
 
     /// Loads what the rules need of what [`Self::locate`] found.
     ///
@@ -222,7 +222,7 @@ pub trait Network: fmt::Debug + Send + Sync {
     /// If a tensor cannot be read.
     fn load(
         &self,
-        located: &Located,
+        located: &LocatedEncoder,
         residency: Residency,
     ) -> Result<Box<dyn LoadedNetwork>, Error>;
 }

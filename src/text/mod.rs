@@ -41,7 +41,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 pub use config::ConfigError;
-pub use encoder::{Encoded, Located, Residency, TensorList, TextEncoder, weights_digest};
+pub use encoder::{Encoded, LocatedEncoder, Residency, TensorList, TextEncoder, weights_digest};
 pub use error::Error;
 pub use kind::{Architecture, Contradiction, ForwardRecipe, Kind, LoadedNetwork, Misfit, Network};
 pub use tokenizer::{Tokenizer, TokenizerIdentity, Tokens};

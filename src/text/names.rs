@@ -21,7 +21,7 @@ const ELSEWHERE: [&str; 12] = [
 
 /// An encoder found in files.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Found<N> {
+pub(super) struct FoundEncoder<N> {
     /// What stands before all its names.
     pub(super) prefix: String,
     /// How it names them.
@@ -34,10 +34,10 @@ pub(super) fn find<N: Clone>(
     weights: &Weights,
     kind: &dyn Kind,
     anchor: &'static str,
-    recognise: impl Fn(&str) -> Option<Found<N>>,
-    fits: impl Fn(&Found<N>) -> bool,
-) -> Result<Found<N>, Error> {
-    let all: Vec<Found<N>> = weights
+    recognise: impl Fn(&str) -> Option<FoundEncoder<N>>,
+    fits: impl Fn(&FoundEncoder<N>) -> bool,
+) -> Result<FoundEncoder<N>, Error> {
+    let all: Vec<FoundEncoder<N>> = weights
         .names()
         .iter()
         .filter_map(|name| recognise(name))
@@ -45,7 +45,7 @@ pub(super) fn find<N: Clone>(
     if let [only] = all.as_slice() {
         return Ok(only.clone());
     }
-    let fitting: Vec<&Found<N>> = all.iter().filter(|found| fits(found)).collect();
+    let fitting: Vec<&FoundEncoder<N>> = all.iter().filter(|found| fits(found)).collect();
     match (fitting.as_slice(), all.is_empty()) {
         ([one], _) => Ok((*one).clone()),
         (_, true) => Err(Error::NotThere {

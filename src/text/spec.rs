@@ -22,7 +22,7 @@ pub const ENCODER_SPEC_VERSION: u32 = 1;
 /// In JSON the network has two fields, `architecture` and `forward`, each an object with the kind's name as `kind`
 /// and the kind's own fields.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(into = "Form", try_from = "Form")]
+#[serde(into = "SpecJson", try_from = "SpecJson")]
 pub struct EncoderSpec {
     /// [`ENCODER_SPEC_VERSION`].
     pub version: u32,
@@ -41,7 +41,7 @@ pub struct EncoderSpec {
 /// A spec as its JSON has it.
 #[derive(PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Form {
+struct SpecJson {
     version: u32,
     architecture: Value,
     weights: Digest,
@@ -51,7 +51,7 @@ struct Form {
     precision: Precision,
 }
 
-impl From<EncoderSpec> for Form {
+impl From<EncoderSpec> for SpecJson {
     fn from(spec: EncoderSpec) -> Self {
         let [architecture, forward] = super::network_json(&*spec.network);
         Self {
@@ -66,12 +66,12 @@ impl From<EncoderSpec> for Form {
     }
 }
 
-impl TryFrom<Form> for EncoderSpec {
+impl TryFrom<SpecJson> for EncoderSpec {
     type Error = String;
 
-    fn try_from(form: Form) -> Result<Self, String> {
+    fn try_from(form: SpecJson) -> Result<Self, String> {
         let network = super::network(form.architecture, form.forward)?;
-        network.kind().check_tokens(&form.tokens.own)?;
+        network.kind().check_tokens(&form.tokens.of_kind)?;
         Ok(Self {
             version: form.version,
             network,
@@ -85,7 +85,7 @@ impl TryFrom<Form> for EncoderSpec {
 
 impl PartialEq for EncoderSpec {
     fn eq(&self, other: &Self) -> bool {
-        Form::from(self.clone()) == Form::from(other.clone())
+        SpecJson::from(self.clone()) == SpecJson::from(other.clone())
     }
 }
 
@@ -114,7 +114,7 @@ pub struct TokenRules {
     pub pad_text: PadText,
     /// Rules that one kind of encoder has beside these, by name; the kind checks and reads them.
     #[serde(flatten)]
-    pub own: Map<String, Value>,
+    pub of_kind: Map<String, Value>,
 }
 
 impl TokenRules {

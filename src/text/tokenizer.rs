@@ -7,7 +7,7 @@
 //! The pipelines are those of transformers 5's own tokenizers (`CLIPTokenizer`, `T5Tokenizer`), which likewise take only
 //! vocabulary, merges and character map from the files and ignore the rest of a `tokenizer.json`.
 //!
-//! - `files`: what a tokenizer is, read from the files that a kind's [`Format`] names
+//! - `files`: what a tokenizer is, read from the files that a kind's [`TokenizerFormat`] names
 //! - `pipeline`: a `tokenizers` pipeline
 //! - `cleanup`: the changes to the text before
 
@@ -25,7 +25,7 @@ use super::spec::{PadText, TokenRules, Truncation};
 use crate::digest::Digest;
 
 pub(in crate::text) use files::read_bytes;
-pub use files::{Added, Definition, Format, Vocabulary};
+pub use files::{AddedToken, TokenizerDefinition, TokenizerFormat, Vocabulary};
 pub use pipeline::Pipeline;
 
 /// A word of at least this many tokens may be cut under [`Truncation::WholeWords`].
@@ -116,7 +116,7 @@ pub struct Tokens {
 
 /// A vocabulary and its pipeline; shared between threads.
 pub struct Tokenizer {
-    format: &'static Format,
+    format: &'static TokenizerFormat,
     plain: Pipeline,
     /// Pipelines that read one pad token's text as special, by pad id, built when first asked for.
     with_pad: Mutex<BTreeMap<u32, Arc<Pipeline>>>,
@@ -147,14 +147,17 @@ impl Tokenizer {
     ///
     /// # Errors
     /// If a file is missing, unreadable, or not such a tokenizer.
-    pub fn load(format: &'static Format, path: &Path) -> Result<Self, Error> {
+    pub fn load(format: &'static TokenizerFormat, path: &Path) -> Result<Self, Error> {
         let file = format.find(path)?;
         let definition = format.open(&file)?;
         Self::build(format, &definition).map_err(|p| format.malformed(&file, p))
     }
 
-    fn build(format: &'static Format, definition: &Definition) -> Result<Self, String> {
-        let Definition { vocabulary, added } = definition;
+    fn build(
+        format: &'static TokenizerFormat,
+        definition: &TokenizerDefinition,
+    ) -> Result<Self, String> {
+        let TokenizerDefinition { vocabulary, added } = definition;
         let mut plain = vocabulary.pipeline().map_err(|e| e.to_string())?;
         for token in added {
             plain.add(token)?;

@@ -240,7 +240,7 @@ prop_compose! {
         EncoderSpec {
             version: 1, network, weights, tokenizer,
             tokens: TokenRules {
-                cleanup, min_tokens, max_tokens, truncation, pad_id, pad_text, own: serde_json::Map::new(),
+                cleanup, min_tokens, max_tokens, truncation, pad_id, pad_text, of_kind: serde_json::Map::new(),
             },
             precision: Precision { compute, output },
         }

@@ -2,7 +2,7 @@
 
 use expect_test::{Expect, expect};
 
-use super::super::data::{self, File, Status, files};
+use super::super::data::{self, RecipeFile, Status, files};
 use super::super::explain::{self, Subject};
 use super::super::{Diff, Error, REFERENCE, RecipeName, list};
 use super::{deviated, json, shipped, spec_of};
@@ -359,12 +359,12 @@ fn flavors_with_the_same_rules_have_the_same_fingerprint() {
 fn a_wrong_data_file_is_named() {
     let wrong = |text: &'static str| {
         let files = [
-            File {
+            RecipeFile {
                 path: "reference.toml".to_owned(),
                 text: "family = 'x'\nvariant = 'reference'\ntitle = ''\nflavors = ['y']\n\
                        [assembly]\nmask = { value = 'none', source = 'here', status = 'read' }",
             },
-            File {
+            RecipeFile {
                 path: "other.toml".to_owned(),
                 text,
             },

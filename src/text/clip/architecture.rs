@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::ClipText;
 use crate::text::activation::Activation;
-use crate::text::config::{ConfigError, Fields};
+use crate::text::config::{ConfigError, ConfigFields};
 use crate::text::{Architecture, Kind};
 
 /// The objects of a whole CLIP's file that hold the text tower's fields; the second may repeat the first.
@@ -63,7 +63,7 @@ impl Architecture for ClipTextArchitecture {
 }
 
 /// The architecture of a `CLIPTextConfig`, or of the text tower in a `CLIPConfig`.
-pub(super) fn read(outer: Fields<'_>) -> Result<ClipTextArchitecture, ConfigError> {
+pub(super) fn read(outer: ConfigFields<'_>) -> Result<ClipTextArchitecture, ConfigError> {
     let nested = NESTED.iter().any(|key| outer.get(key).is_some());
     outer.model_type(super::MODEL_TYPES)?;
     let projected = nested || !is_plain_text_model(&outer);
@@ -100,7 +100,7 @@ pub(super) fn read(outer: Fields<'_>) -> Result<ClipTextArchitecture, ConfigErro
 }
 
 /// Whether `architectures` says that there is no `text_projection`.
-fn is_plain_text_model(config: &Fields<'_>) -> bool {
+fn is_plain_text_model(config: &ConfigFields<'_>) -> bool {
     let names = config.get("architectures").and_then(Value::as_array);
     names.is_some_and(|names| names.iter().any(|n| n.as_str() == Some("CLIPTextModel")))
 }

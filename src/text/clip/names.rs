@@ -14,7 +14,7 @@
 //! the CLIP-G of SDXL and SD3. For any other square matrix nothing can tell, and a note says so.
 
 use crate::nn::weights::{Stored, TensorSlice, Weights};
-use crate::text::names::{Found, add, find};
+use crate::text::names::{FoundEncoder, add, find};
 use crate::text::{Error, TensorList};
 
 use super::{ClipText, ClipTextArchitecture};
@@ -39,7 +39,7 @@ pub(super) enum Naming {
 pub(super) fn locate(
     weights: &Weights,
     architecture: &ClipTextArchitecture,
-) -> Result<Found<Naming>, Error> {
+) -> Result<FoundEncoder<Naming>, Error> {
     let size = [architecture.vocab_size, architecture.hidden_size];
     find(weights, &ClipText, HF_ANCHOR, recognise, |found| {
         let table = match found.naming {
@@ -53,10 +53,10 @@ pub(super) fn locate(
     })
 }
 
-fn recognise(name: &str) -> Option<Found<Naming>> {
+fn recognise(name: &str) -> Option<FoundEncoder<Naming>> {
     let found = |prefix: &str, naming| {
         let whole = prefix.is_empty() || prefix.ends_with('.');
-        whole.then(|| Found {
+        whole.then(|| FoundEncoder {
             prefix: prefix.to_owned(),
             naming,
         })
@@ -76,7 +76,7 @@ fn recognise(name: &str) -> Option<Found<Naming>> {
 }
 
 /// Where a file keeps the canonical tensor `name`. `raw_projection`: it has OpenCLIP's `text_projection`.
-pub(super) fn stored(found: &Found<Naming>, raw_projection: bool, name: &str) -> Stored {
+pub(super) fn stored(found: &FoundEncoder<Naming>, raw_projection: bool, name: &str) -> Stored {
     let mut stored: Stored = match found.naming {
         _ if name == PROJECTION && raw_projection => Stored {
             transposed: true,

@@ -4,10 +4,10 @@ use super::{ClipForward, ClipTextArchitecture, ClipTextNetwork, PooledRule, name
 use crate::nn::weights::Weights;
 use crate::text::check::positive;
 use crate::text::names::{add, refuse_unexpected};
-use crate::text::{Error, Located, TensorList};
+use crate::text::{Error, LocatedEncoder, TensorList};
 
 /// How much of a tower is computed.
-pub(super) struct Plan {
+pub(super) struct TowerPlan {
     /// Index into `hidden_states` of the sequence, if one is kept.
     pub(super) hidden: Option<usize>,
     /// How many layers are computed.
@@ -18,7 +18,7 @@ pub(super) struct Plan {
     pub(super) norms: bool,
 }
 
-impl Plan {
+impl TowerPlan {
     /// What the rules need.
     ///
     /// # Errors
@@ -42,9 +42,12 @@ impl Plan {
 }
 
 /// Finds the tower, and checks by the headers that all of it is there and nothing more.
-pub(super) fn locate(network: &ClipTextNetwork, weights: &Weights) -> Result<Located, Error> {
+pub(super) fn locate(
+    network: &ClipTextNetwork,
+    weights: &Weights,
+) -> Result<LocatedEncoder, Error> {
     let (architecture, rules) = (&network.architecture, &network.forward);
-    let plan = Plan::of(network)?;
+    let plan = TowerPlan::of(network)?;
     let found = names::locate(weights, architecture)?;
     let mut raw = false;
     let mut notes = Vec::new();
@@ -66,7 +69,7 @@ pub(super) fn locate(network: &ClipTextNetwork, weights: &Weights) -> Result<Loc
     })?;
     let tensors = tensors(network, &plan);
     canonical.require(&tensors)?;
-    Ok(Located {
+    Ok(LocatedEncoder {
         weights: canonical,
         tensors,
         tables: &[names::TABLE],
@@ -75,7 +78,7 @@ pub(super) fn locate(network: &ClipTextNetwork, weights: &Weights) -> Result<Loc
 }
 
 /// The tensors that the rules need.
-fn tensors(network: &ClipTextNetwork, plan: &Plan) -> TensorList {
+fn tensors(network: &ClipTextNetwork, plan: &TowerPlan) -> TensorList {
     let architecture = &network.architecture;
     let mut list = names::embeddings(architecture);
     for layer in 0..plan.depth {

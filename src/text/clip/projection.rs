@@ -2,7 +2,7 @@
 
 use crate::nn::weights::Weights;
 use crate::text::Error;
-use crate::text::names::Found;
+use crate::text::names::FoundEncoder;
 
 use super::names::{Naming, PROJECTION};
 
@@ -17,7 +17,7 @@ const BIG_G_WIDTH: usize = 1280;
 /// If the names contradict each other, or shape or values show that the name lies.
 pub(super) fn is_raw(
     weights: &Weights,
-    found: &Found<Naming>,
+    found: &FoundEncoder<Naming>,
     (width, columns): (usize, usize),
 ) -> Result<bool, Error> {
     let name = |leaf: &str| format!("{}{leaf}", found.prefix);
@@ -54,7 +54,7 @@ pub(super) fn is_raw(
 }
 
 /// What a person should know when nothing tells the orientation.
-pub(super) fn note(weights: &Weights, found: &Found<Naming>) -> Option<String> {
+pub(super) fn note(weights: &Weights, found: &FoundEncoder<Naming>) -> Option<String> {
     let linear = format!("{}{PROJECTION}", found.prefix);
     let square = weights
         .shape(&linear)

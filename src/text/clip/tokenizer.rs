@@ -16,7 +16,9 @@ use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::{Decoder as _, SplitDelimiterBehavior};
 
 use crate::digest;
-use crate::text::tokenizer::{Added, Definition, Error, Format, Pipeline, Vocabulary, read_bytes};
+use crate::text::tokenizer::{
+    AddedToken, Error, Pipeline, TokenizerDefinition, TokenizerFormat, Vocabulary, read_bytes,
+};
 
 const BOS: &str = "<|startoftext|>";
 const EOS: &str = "<|endoftext|>";
@@ -29,7 +31,7 @@ const SPLIT: &str =
     r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
 
 /// CLIP's tokenizers.
-pub(super) static FORMAT: Format = Format {
+pub(super) static FORMAT: TokenizerFormat = TokenizerFormat {
     name: "CLIP",
     files: &["tokenizer.json", "vocab.json"],
     expected: "tokenizer.json, or vocab.json and merges.txt",
@@ -41,13 +43,13 @@ pub(super) static FORMAT: Format = Format {
     readable,
 };
 
-struct Clip {
+struct ClipVocabulary {
     vocab: BTreeMap<String, u32>,
     /// In order of their rank.
     merges: Vec<(String, String)>,
 }
 
-impl Vocabulary for Clip {
+impl Vocabulary for ClipVocabulary {
     fn id_of(&self, token: &str) -> Option<u32> {
         self.vocab.get(token).copied()
     }
@@ -57,14 +59,14 @@ impl Vocabulary for Clip {
         largest.map(|(token, id)| (*id, token.clone()))
     }
 
-    fn canonical(&self, added: &[Added]) -> Vec<u8> {
+    fn canonical(&self, added: &[AddedToken]) -> Vec<u8> {
         #[derive(Serialize)]
         struct Form<'a> {
             kind: &'a str,
             version: u32,
             vocab: &'a BTreeMap<String, u32>,
             merges: &'a [(String, String)],
-            added: &'a [Added],
+            added: &'a [AddedToken],
         }
         digest::canonical_json(&Form {
             kind: "clip",
@@ -106,7 +108,7 @@ impl Vocabulary for Clip {
     }
 }
 
-fn read(file: &Path) -> Result<Definition, Error> {
+fn read(file: &Path) -> Result<TokenizerDefinition, Error> {
     let malformed = |problem| FORMAT.malformed(file, problem);
     if file.extension().is_none_or(|ext| ext != "json") {
         return Err(malformed(
@@ -124,7 +126,7 @@ fn read(file: &Path) -> Result<Definition, Error> {
     let vocab = serde_json::from_value(json)
         .map_err(|e| malformed(format!("not a map from token to id: {e}")))?;
     let clip = checked(vocab, merges).map_err(malformed)?;
-    Ok(Definition {
+    Ok(TokenizerDefinition {
         vocabulary: Box::new(clip),
         added: Vec::new(),
     })
@@ -134,7 +136,7 @@ fn read(file: &Path) -> Result<Definition, Error> {
 struct TokenizerJson {
     model: Model,
     #[serde(default)]
-    added_tokens: Vec<Added>,
+    added_tokens: Vec<AddedToken>,
 }
 
 #[derive(Deserialize)]
@@ -151,7 +153,7 @@ enum Merge {
     Text(String),
 }
 
-fn from_json(json: Value) -> Result<Definition, String> {
+fn from_json(json: Value) -> Result<TokenizerDefinition, String> {
     let json: TokenizerJson = serde_json::from_value(json).map_err(|e| e.to_string())?;
     let merges: Result<_, String> = (json.model.merges.into_iter())
         .map(|merge| match merge {
@@ -160,7 +162,7 @@ fn from_json(json: Value) -> Result<Definition, String> {
         })
         .collect();
     let clip = checked(json.model.vocab, merges?)?;
-    Ok(Definition {
+    Ok(TokenizerDefinition {
         vocabulary: Box::new(clip),
         added: json.added_tokens,
     })
@@ -181,7 +183,10 @@ fn merge_from_text(line: &str) -> Result<(String, String), String> {
     }
 }
 
-fn checked(vocab: BTreeMap<String, u32>, merges: Vec<(String, String)>) -> Result<Clip, String> {
+fn checked(
+    vocab: BTreeMap<String, u32>,
+    merges: Vec<(String, String)>,
+) -> Result<ClipVocabulary, String> {
     for special in [BOS, EOS] {
         if !vocab.contains_key(special) {
             return Err(format!("the vocabulary has no `{special}`"));
@@ -204,7 +209,7 @@ fn checked(vocab: BTreeMap<String, u32>, merges: Vec<(String, String)>) -> Resul
             }
         }
     }
-    Ok(Clip { vocab, merges })
+    Ok(ClipVocabulary { vocab, merges })
 }
 
 /// A byte-level token with its bytes as text, or the token itself where they are not whole characters.

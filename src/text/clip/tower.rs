@@ -11,7 +11,7 @@ use std::ops::Range;
 
 use candle_core::Tensor;
 
-use super::plan::Plan;
+use super::plan::TowerPlan;
 use super::{ClipTextArchitecture, ClipTextNetwork, PooledRule, names};
 use crate::nn::weights::Weights;
 use crate::nn::{AttentionMask, Kernels, attention, layer_norm, linear, linear_onto};
@@ -65,7 +65,7 @@ impl Block {
 /// A tower, ready to run.
 pub(super) struct ClipTextTower {
     network: ClipTextNetwork,
-    plan: Plan,
+    plan: TowerPlan,
     /// By canonical name.
     weights: Weights,
     /// Empty if layers are read when needed.
@@ -82,7 +82,7 @@ impl ClipTextTower {
         residency: Residency,
     ) -> Result<Self, Error> {
         let architecture = &network.architecture;
-        let plan = Plan::of(network)?;
+        let plan = TowerPlan::of(network)?;
         let c = architecture.hidden_size;
         let depth = match residency {
             Residency::Resident => plan.depth,

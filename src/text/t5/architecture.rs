@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::T5;
 use crate::text::activation::Activation;
-use crate::text::config::{ConfigError, Fields};
+use crate::text::config::{ConfigError, ConfigFields};
 use crate::text::{Architecture, Kind};
 
 /// The effective fields of a `T5Config`, for the encoder.
@@ -61,7 +61,7 @@ impl Architecture for T5EncoderArchitecture {
 }
 
 /// The architecture of a `T5Config`.
-pub(super) fn read(mut fields: Fields<'_>) -> Result<T5EncoderArchitecture, ConfigError> {
+pub(super) fn read(mut fields: ConfigFields<'_>) -> Result<T5EncoderArchitecture, ConfigError> {
     if fields.get("model_type").and_then(Value::as_str) == Some("umt5") {
         return Err(fields.wrong(
             "model_type",
@@ -122,7 +122,7 @@ pub(super) fn read(mut fields: Fields<'_>) -> Result<T5EncoderArchitecture, Conf
 
 /// `feed_forward_proj` is `ACT` or `gated-ACT`; `gated-gelu` means the tanh approximation. `dense_act_fn` and
 /// `is_gated_act` win over it where the file has them.
-fn feed_forward(fields: &Fields<'_>) -> Result<(Activation, bool), ConfigError> {
+fn feed_forward(fields: &ConfigFields<'_>) -> Result<(Activation, bool), ConfigError> {
     let proj = fields.text("feed_forward_proj", "relu")?;
     let (gated, name) = match proj.split_once('-') {
         None => (false, proj.as_str()),

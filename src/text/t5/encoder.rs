@@ -17,10 +17,10 @@ use crate::text::batch::{Batch, Group, Sequence, batches_of};
 use crate::text::check::{check_vocabulary, positive};
 use crate::text::names::refuse_unexpected;
 use crate::text::spec::EncoderMask;
-use crate::text::{Encoded, Error, LoadedNetwork, Located, Residency, Tokens};
+use crate::text::{Encoded, Error, LoadedNetwork, LocatedEncoder, Residency, Tokens};
 
 /// Finds the encoder, and checks by the headers that all of it is there and nothing more. The rules need all of it.
-pub(super) fn locate(network: &T5Network, weights: &Weights) -> Result<Located, Error> {
+pub(super) fn locate(network: &T5Network, weights: &Weights) -> Result<LocatedEncoder, Error> {
     check(network)?;
     let architecture = &network.architecture;
     let found = names::locate(weights, architecture)?;
@@ -40,7 +40,7 @@ pub(super) fn locate(network: &T5Network, weights: &Weights) -> Result<Located, 
             architecture.num_layers, architecture.is_gated_act
         )
     })?;
-    Ok(Located {
+    Ok(LocatedEncoder {
         weights: canonical,
         tensors,
         tables: &[names::EMBEDDING],

@@ -19,9 +19,11 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::config::{ConfigError, Fields};
-use super::tokenizer::Format;
-use super::{Architecture, Error, ForwardRecipe, Kind, LoadedNetwork, Located, Network, Residency};
+use super::config::{ConfigError, ConfigFields};
+use super::tokenizer::TokenizerFormat;
+use super::{
+    Architecture, Error, ForwardRecipe, Kind, LoadedNetwork, LocatedEncoder, Network, Residency,
+};
 use crate::nn::weights::Weights;
 
 pub use architecture::T5EncoderArchitecture;
@@ -60,11 +62,11 @@ impl Kind for T5 {
         include_str!("fields.toml")
     }
 
-    fn tokenizer(&self) -> &'static Format {
+    fn tokenizer(&self) -> &'static TokenizerFormat {
         &tokenizer::FORMAT
     }
 
-    fn architecture(&self, config: Fields<'_>) -> Result<Box<dyn Architecture>, ConfigError> {
+    fn architecture(&self, config: ConfigFields<'_>) -> Result<Box<dyn Architecture>, ConfigError> {
         Ok(Box::new(architecture::read(config)?))
     }
 
@@ -102,13 +104,13 @@ impl Network for T5Network {
         serde_json::json!(self.forward)
     }
 
-    fn locate(&self, weights: &Weights) -> Result<Located, Error> {
+    fn locate(&self, weights: &Weights) -> Result<LocatedEncoder, Error> {
         encoder::locate(self, weights)
     }
 
     fn load(
         &self,
-        located: &Located,
+        located: &LocatedEncoder,
         residency: Residency,
     ) -> Result<Box<dyn LoadedNetwork>, Error> {
         Ok(Box::new(encoder::T5Encoder::load(

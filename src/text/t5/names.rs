@@ -6,7 +6,7 @@
 //! (`enc.blk.0.attn_q.weight`).
 
 use crate::nn::weights::Weights;
-use crate::text::names::{Found, add, find};
+use crate::text::names::{FoundEncoder, add, find};
 use crate::text::{Error, TensorList};
 
 use super::{T5, T5EncoderArchitecture};
@@ -54,7 +54,7 @@ const LLAMA_CPP: &[(&str, &str)] = &[
 pub(super) fn locate(
     weights: &Weights,
     architecture: &T5EncoderArchitecture,
-) -> Result<Found<Naming>, Error> {
+) -> Result<FoundEncoder<Naming>, Error> {
     let recognise = |name: &str| {
         let (prefix, naming) = match name.strip_suffix(ANCHOR) {
             Some(prefix) => (
@@ -65,7 +65,7 @@ pub(super) fn locate(
             ),
             None => (name.strip_suffix(LLAMA_CPP_ANCHOR)?, Naming::LlamaCpp),
         };
-        (prefix.is_empty() || prefix.ends_with('.')).then(|| Found {
+        (prefix.is_empty() || prefix.ends_with('.')).then(|| FoundEncoder {
             prefix: prefix.to_owned(),
             naming,
         })
@@ -123,7 +123,7 @@ fn refuse_umt5(weights: &Weights, prefix: &str) -> Result<(), Error> {
 }
 
 /// Where a file keeps the canonical tensor `name`.
-pub(super) fn stored(found: &Found<Naming>, name: &str) -> String {
+pub(super) fn stored(found: &FoundEncoder<Naming>, name: &str) -> String {
     let theirs = match found.naming {
         Naming::HuggingFace { embedding } if name == EMBEDDING => embedding.to_owned(),
         Naming::HuggingFace { .. } => name.to_owned(),

@@ -5,7 +5,7 @@
 
 /// `ModelProto`, as far as it matters.
 #[derive(Debug, Default)]
-pub(super) struct Model {
+pub(super) struct SentencePieceModel {
     /// Field 1: text and score of each piece, in the order of their ids.
     pub(super) pieces: Vec<(String, f64)>,
     /// The index of the piece that stands for unknown text.
@@ -20,17 +20,17 @@ const UNKNOWN: u64 = 2;
 const UNIGRAM: u64 = 1;
 
 /// Reads a model file.
-pub(super) fn parse(bytes: &[u8]) -> Result<Model, String> {
-    let mut model = Model::default();
-    let mut fields = Fields(bytes);
+pub(super) fn parse(bytes: &[u8]) -> Result<SentencePieceModel, String> {
+    let mut model = SentencePieceModel::default();
+    let mut fields = MessageFields(bytes);
     while let Some((number, value)) = fields.next()? {
         match (number, value) {
-            (1, Value::Bytes(piece)) => read_piece(piece, &mut model)?,
-            (2, Value::Bytes(spec)) => check_trainer(spec)?,
-            (3, Value::Bytes(spec)) => {
-                let mut fields = Fields(spec);
+            (1, FieldValue::Bytes(piece)) => read_piece(piece, &mut model)?,
+            (2, FieldValue::Bytes(spec)) => check_trainer(spec)?,
+            (3, FieldValue::Bytes(spec)) => {
+                let mut fields = MessageFields(spec);
                 while let Some((number, value)) = fields.next()? {
-                    if let (2, Value::Bytes(charsmap)) = (number, value) {
+                    if let (2, FieldValue::Bytes(charsmap)) = (number, value) {
                         model.charsmap = charsmap.to_vec();
                     }
                 }
@@ -41,18 +41,18 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Model, String> {
     Ok(model)
 }
 
-fn read_piece(bytes: &[u8], model: &mut Model) -> Result<(), String> {
+fn read_piece(bytes: &[u8], model: &mut SentencePieceModel) -> Result<(), String> {
     let (mut text, mut score) = (String::new(), 0.0);
-    let mut fields = Fields(bytes);
+    let mut fields = MessageFields(bytes);
     while let Some((number, value)) = fields.next()? {
         match (number, value) {
-            (1, Value::Bytes(bytes)) => {
+            (1, FieldValue::Bytes(bytes)) => {
                 text = std::str::from_utf8(bytes)
                     .map_err(|_| format!("piece {} is not UTF-8", model.pieces.len()))?
                     .to_owned();
             }
-            (2, Value::Fixed32(bits)) => score = f64::from(f32::from_bits(bits)),
-            (3, Value::Varint(UNKNOWN)) => model.unknown = Some(model.pieces.len()),
+            (2, FieldValue::Fixed32(bits)) => score = f64::from(f32::from_bits(bits)),
+            (3, FieldValue::Varint(UNKNOWN)) => model.unknown = Some(model.pieces.len()),
             _ => {}
         }
     }
@@ -61,22 +61,22 @@ fn read_piece(bytes: &[u8], model: &mut Model) -> Result<(), String> {
 }
 
 fn check_trainer(bytes: &[u8]) -> Result<(), String> {
-    let mut fields = Fields(bytes);
+    let mut fields = MessageFields(bytes);
     while let Some((number, value)) = fields.next()? {
         match (number, value) {
-            (3, Value::Varint(kind)) if kind != UNIGRAM => {
+            (3, FieldValue::Varint(kind)) if kind != UNIGRAM => {
                 return Err(format!(
                     "SentencePiece model type {kind}, expected unigram (1)"
                 ));
             }
-            (35, Value::Varint(1)) => return Err("byte fallback is not part of T5".to_owned()),
+            (35, FieldValue::Varint(1)) => return Err("byte fallback is not part of T5".to_owned()),
             _ => {}
         }
     }
     Ok(())
 }
 
-enum Value<'b> {
+enum FieldValue<'b> {
     Varint(u64),
     Fixed32(u32),
     Fixed64,
@@ -84,26 +84,26 @@ enum Value<'b> {
 }
 
 /// The fields of one message, in file order.
-struct Fields<'b>(&'b [u8]);
+struct MessageFields<'b>(&'b [u8]);
 
-impl<'b> Fields<'b> {
-    fn next(&mut self) -> Result<Option<(u64, Value<'b>)>, String> {
+impl<'b> MessageFields<'b> {
+    fn next(&mut self) -> Result<Option<(u64, FieldValue<'b>)>, String> {
         if self.0.is_empty() {
             return Ok(None);
         }
         let tag = self.varint()?;
         let value = match tag & 7 {
-            0 => Value::Varint(self.varint()?),
+            0 => FieldValue::Varint(self.varint()?),
             1 => {
                 self.take(8)?;
-                Value::Fixed64
+                FieldValue::Fixed64
             }
             2 => {
                 let length = usize::try_from(self.varint()?).map_err(|_| Self::cut_off())?;
-                Value::Bytes(self.take(length)?)
+                FieldValue::Bytes(self.take(length)?)
             }
             5 => match self.take(4)? {
-                &[a, b, c, d] => Value::Fixed32(u32::from_le_bytes([a, b, c, d])),
+                &[a, b, c, d] => FieldValue::Fixed32(u32::from_le_bytes([a, b, c, d])),
                 _ => return Err(Self::cut_off()),
             },
             wire => return Err(format!("wire type {wire} in a protocol-buffer message")),

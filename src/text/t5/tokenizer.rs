@@ -16,7 +16,9 @@ use tokenizers::pre_tokenizers::whitespace::WhitespaceSplit;
 
 use super::{charsmap, sentencepiece};
 use crate::digest::{self, Digest};
-use crate::text::tokenizer::{Added, Definition, Error, Format, Pipeline, Vocabulary, read_bytes};
+use crate::text::tokenizer::{
+    AddedToken, Error, Pipeline, TokenizerDefinition, TokenizerFormat, Vocabulary, read_bytes,
+};
 
 const EOS: &str = "</s>";
 /// The index of the unknown piece; transformers takes no other.
@@ -28,7 +30,7 @@ const EXTRA_IDS: usize = 100;
 const VERSION: u32 = 1;
 
 /// T5's tokenizers.
-pub(super) static FORMAT: Format = Format {
+pub(super) static FORMAT: TokenizerFormat = TokenizerFormat {
     name: "T5",
     files: &["tokenizer.json", "spiece.model"],
     expected: "tokenizer.json or spiece.model",
@@ -40,13 +42,13 @@ pub(super) static FORMAT: Format = Format {
     readable: |token| token,
 };
 
-struct Pieces {
+struct T5Vocabulary {
     /// Text and score, in order of their ids.
     pieces: Vec<(String, f64)>,
     charsmap: Option<Vec<u8>>,
 }
 
-impl Vocabulary for Pieces {
+impl Vocabulary for T5Vocabulary {
     fn id_of(&self, token: &str) -> Option<u32> {
         (self.pieces.iter().zip(0_u32..))
             .find_map(|((piece, _), id)| (*piece == token).then_some(id))
@@ -57,14 +59,14 @@ impl Vocabulary for Pieces {
         self.pieces.last().map(|(piece, _)| (id, piece.clone()))
     }
 
-    fn canonical(&self, added: &[Added]) -> Vec<u8> {
+    fn canonical(&self, added: &[AddedToken]) -> Vec<u8> {
         #[derive(Serialize)]
         struct Form<'a> {
             kind: &'a str,
             version: u32,
             pieces: &'a [(String, f64)],
             charsmap: Option<Digest>,
-            added: &'a [Added],
+            added: &'a [AddedToken],
         }
         digest::canonical_json(&Form {
             kind: "t5",
@@ -106,13 +108,13 @@ fn is_sentinel(piece: &str) -> bool {
     number.is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
 }
 
-fn read(file: &Path) -> Result<Definition, Error> {
+fn read(file: &Path) -> Result<TokenizerDefinition, Error> {
     let malformed = |problem| FORMAT.malformed(file, problem);
     if file.extension().is_some_and(|ext| ext == "json") {
         return from_json(FORMAT.json(file)?).map_err(malformed);
     }
     let pieces = from_sentencepiece(&read_bytes(file)?).map_err(malformed)?;
-    Ok(Definition {
+    Ok(TokenizerDefinition {
         vocabulary: Box::new(pieces),
         added: Vec::new(),
     })
@@ -122,7 +124,7 @@ fn read(file: &Path) -> Result<Definition, Error> {
 struct TokenizerJson {
     model: Model,
     #[serde(default)]
-    added_tokens: Vec<Added>,
+    added_tokens: Vec<AddedToken>,
     normalizer: Option<NormalizerJson>,
 }
 
@@ -148,7 +150,7 @@ impl NormalizerJson {
     }
 }
 
-fn from_json(json: Value) -> Result<Definition, String> {
+fn from_json(json: Value) -> Result<TokenizerDefinition, String> {
     if !json.get("model").is_some_and(Value::is_object) {
         return Err("it has no `model`".to_owned());
     }
@@ -158,13 +160,13 @@ fn from_json(json: Value) -> Result<Definition, String> {
         .map(base64)
         .transpose()?;
     let pieces = checked(json.model.vocab, json.model.unk_id, charsmap)?;
-    Ok(Definition {
+    Ok(TokenizerDefinition {
         vocabulary: Box::new(pieces),
         added: json.added_tokens,
     })
 }
 
-fn from_sentencepiece(bytes: &[u8]) -> Result<Pieces, String> {
+fn from_sentencepiece(bytes: &[u8]) -> Result<T5Vocabulary, String> {
     let mut model = sentencepiece::parse(bytes)?;
     // The sentinels are not in the file; transformers appends them, the last first.
     if !model
@@ -185,7 +187,7 @@ fn checked(
     pieces: Vec<(String, f64)>,
     unknown: Option<usize>,
     charsmap: Option<Vec<u8>>,
-) -> Result<Pieces, String> {
+) -> Result<T5Vocabulary, String> {
     if unknown != Some(UNKNOWN) || pieces.len() <= UNKNOWN {
         return Err(format!(
             "the unknown piece must have the id {UNKNOWN}, found {unknown:?} of {} pieces",
@@ -206,7 +208,7 @@ fn checked(
     if let Some(map) = &charsmap {
         charsmap::check(map)?;
     }
-    Ok(Pieces { pieces, charsmap })
+    Ok(T5Vocabulary { pieces, charsmap })
 }
 
 fn base64(text: &str) -> Result<Vec<u8>, String> {

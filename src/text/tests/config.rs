@@ -86,7 +86,7 @@ fn a_plain_text_model_has_no_projection() {
 /// what is called effective changes the architecture or is refused.
 #[test]
 fn fields_do_what_their_explanation_says() {
-    use crate::recipe::explain::{Class, Subject, table};
+    use crate::recipe::explain::{EffectClass, Subject, table};
     let values = [
         json!(3),
         json!(0.5),
@@ -105,13 +105,13 @@ fn fields_do_what_their_explanation_says() {
                     let same =
                         from_config(&changed, kind, "config.json").is_ok_and(|a| *a == *plain);
                     match entry.class {
-                        Class::Inert => assert!(same, "{name} = {value}"),
-                        Class::Effective if value.is_number() || value.is_string() => {
+                        EffectClass::Inert => assert!(same, "{name} = {value}"),
+                        EffectClass::Effective if value.is_number() || value.is_string() => {
                             assert!(!same, "{name} = {value}");
                         }
-                        Class::Effective | Class::Conditional => {}
+                        EffectClass::Effective | EffectClass::Conditional => {}
                     }
-                    inert += usize::from(entry.class == Class::Inert);
+                    inert += usize::from(entry.class == EffectClass::Inert);
                 }
             }
         }

@@ -12,13 +12,15 @@ use serde_json::{Map, Value, json};
 use tokenizers::models::wordlevel::WordLevel;
 use tokenizers::pre_tokenizers::whitespace::WhitespaceSplit;
 
-use super::super::config::{ConfigError, Fields, read};
+use super::super::config::{ConfigError, ConfigFields, read};
 use super::super::spec::TokenRules;
 use super::super::t5::T5;
-use super::super::tokenizer::{Definition, Format, Pipeline, Vocabulary, read_bytes};
+use super::super::tokenizer::{
+    Pipeline, TokenizerDefinition, TokenizerFormat, Vocabulary, read_bytes,
+};
 use super::super::{
-    Architecture, Contradiction, Encoded, Error, ForwardRecipe, Kind, LoadedNetwork, Located,
-    Misfit, Network, Residency, TextEncoder, Tokenizer, Tokens, weights_digest,
+    Architecture, Contradiction, Encoded, Error, ForwardRecipe, Kind, LoadedNetwork,
+    LocatedEncoder, Misfit, Network, Residency, TextEncoder, Tokenizer, Tokens, weights_digest,
 };
 use crate::digest::{self, Digest};
 use crate::nn::weights::Weights;
@@ -29,7 +31,7 @@ use crate::text::TokenizerIdentity;
 #[derive(Debug)]
 struct Fake;
 
-static FORMAT: Format = Format {
+static FORMAT: TokenizerFormat = TokenizerFormat {
     name: "word",
     files: &["words.txt"],
     expected: "words.txt",
@@ -38,12 +40,12 @@ static FORMAT: Format = Format {
     end: "<end>",
     read: |file| {
         let text = String::from_utf8(read_bytes(file)?).expect("UTF-8");
-        Ok(Definition {
+        Ok(TokenizerDefinition {
             vocabulary: Box::new(Words(text.lines().map(str::to_owned).collect())),
             added: Vec::new(),
         })
     },
-    prompt: |rules, caption| Some(rules.own["template"].as_str()?.replace("{}", caption)),
+    prompt: |rules, caption| Some(rules.of_kind["template"].as_str()?.replace("{}", caption)),
     readable: |token| token,
 };
 
@@ -60,7 +62,7 @@ impl Vocabulary for Words {
         Some((self.id_of(last)?, last.clone()))
     }
 
-    fn canonical(&self, _added: &[crate::text::tokenizer::Added]) -> Vec<u8> {
+    fn canonical(&self, _added: &[crate::text::tokenizer::AddedToken]) -> Vec<u8> {
         digest::canonical_json(&self.0)
     }
 
@@ -105,11 +107,11 @@ impl Kind for Fake {
         ""
     }
 
-    fn tokenizer(&self) -> &'static Format {
+    fn tokenizer(&self) -> &'static TokenizerFormat {
         &FORMAT
     }
 
-    fn architecture(&self, config: Fields<'_>) -> Result<Box<dyn Architecture>, ConfigError> {
+    fn architecture(&self, config: ConfigFields<'_>) -> Result<Box<dyn Architecture>, ConfigError> {
         config.model_type(self.model_types())?;
         Ok(Box::new(Table {
             rows: config.size("rows", 1)?,
@@ -223,10 +225,10 @@ impl Network for DroppedTable {
         json!(self.forward)
     }
 
-    fn locate(&self, weights: &Weights) -> Result<Located, Error> {
+    fn locate(&self, weights: &Weights) -> Result<LocatedEncoder, Error> {
         let tensors = vec![("table".to_owned(), vec![self.table.rows, self.table.width])];
         weights.require(&tensors)?;
-        Ok(Located {
+        Ok(LocatedEncoder {
             weights: weights.clone(),
             tensors,
             tables: &[],
@@ -234,7 +236,11 @@ impl Network for DroppedTable {
         })
     }
 
-    fn load(&self, located: &Located, _: Residency) -> Result<Box<dyn LoadedNetwork>, Error> {
+    fn load(
+        &self,
+        located: &LocatedEncoder,
+        _: Residency,
+    ) -> Result<Box<dyn LoadedNetwork>, Error> {
         let shape = [self.table.rows, self.table.width];
         Ok(Box::new(Loaded {
             table: located.weights.get(&shape, "table")?,

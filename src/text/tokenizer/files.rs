@@ -14,7 +14,7 @@ use super::pipeline::Pipeline;
 use super::{Error, TokenRules};
 
 /// A kind's tokenizers: the files they are kept in, and what is the same for all of them.
-pub struct Format {
+pub struct TokenizerFormat {
     /// What a person calls them: `CLIP`.
     pub name: &'static str,
     /// Of these files a folder has one; the first that is there is read.
@@ -28,7 +28,7 @@ pub struct Format {
     /// The end-of-text token.
     pub end: &'static str,
     /// Reads one of the files and, where it needs them, those beside it.
-    pub read: fn(&Path) -> Result<Definition, Error>,
+    pub read: fn(&Path) -> Result<TokenizerDefinition, Error>,
     /// The text that is tokenized for a caption that was cleaned up: where a model expects more around it, by the token
     /// rules that are the kind's own.
     pub prompt: fn(&TokenRules, &str) -> Option<String>,
@@ -37,11 +37,11 @@ pub struct Format {
 }
 
 /// What a tokenizer is.
-pub struct Definition {
+pub struct TokenizerDefinition {
     /// Its vocabulary.
     pub vocabulary: Box<dyn Vocabulary>,
     /// The tokens that the file names as added; some may be of the vocabulary.
-    pub added: Vec<Added>,
+    pub added: Vec<AddedToken>,
 }
 
 /// A vocabulary as its files have it.
@@ -53,7 +53,7 @@ pub trait Vocabulary {
     fn largest(&self) -> Option<(u32, String)>;
 
     /// The canonical form of it and of the tokens that were added.
-    fn canonical(&self, added: &[Added]) -> Vec<u8>;
+    fn canonical(&self, added: &[AddedToken]) -> Vec<u8>;
 
     /// From a text to ids, built as transformers builds it.
     ///
@@ -64,7 +64,7 @@ pub trait Vocabulary {
 
 /// A token that somebody added beyond the vocabulary (textual inversion).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Added {
+pub struct AddedToken {
     /// Absent where the file keys its tokens by id.
     #[serde(default)]
     pub id: u32,
@@ -84,7 +84,7 @@ pub struct Added {
     pub normalized: bool,
 }
 
-impl Format {
+impl TokenizerFormat {
     /// How many tokens stand around every caption.
     pub fn specials(&self) -> usize {
         self.before.len() + self.after.len()
@@ -106,8 +106,8 @@ impl Format {
     }
 
     /// The tokenizer kept in `file`; of the added tokens those that lie beyond the vocabulary, by their ids.
-    pub(super) fn open(&self, file: &Path) -> Result<Definition, Error> {
-        let Definition { vocabulary, added } = (self.read)(file)?;
+    pub(super) fn open(&self, file: &Path) -> Result<TokenizerDefinition, Error> {
+        let TokenizerDefinition { vocabulary, added } = (self.read)(file)?;
         let mut beyond = BTreeMap::new();
         add(&*vocabulary, added, &mut beyond).map_err(|p| self.malformed(file, p))?;
         let config = file.with_file_name("tokenizer_config.json");
@@ -116,7 +116,7 @@ impl Format {
             let found = added_in_config(&read_bytes(&config)?).map_err(malformed)?;
             add(&*vocabulary, found, &mut beyond).map_err(malformed)?;
         }
-        Ok(Definition {
+        Ok(TokenizerDefinition {
             vocabulary,
             added: beyond.into_values().collect(),
         })
@@ -146,15 +146,15 @@ pub(in crate::text) fn read_bytes(path: &Path) -> Result<Vec<u8>, Error> {
 }
 
 /// The tokens under `added_tokens_decoder`, in a `tokenizer_config.json`.
-fn added_in_config(bytes: &[u8]) -> Result<Vec<Added>, String> {
+fn added_in_config(bytes: &[u8]) -> Result<Vec<AddedToken>, String> {
     #[derive(Deserialize)]
     struct Config {
         #[serde(default)]
-        added_tokens_decoder: BTreeMap<u32, Added>,
+        added_tokens_decoder: BTreeMap<u32, AddedToken>,
     }
     let config: Config = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
     Ok((config.added_tokens_decoder.into_iter())
-        .map(|(id, token)| Added { id, ..token })
+        .map(|(id, token)| AddedToken { id, ..token })
         .collect())
 }
 
@@ -162,8 +162,8 @@ fn added_in_config(bytes: &[u8]) -> Result<Vec<Added>, String> {
 /// whether the pad's text is special (`!` of CLIP-G) is for the recipe to say.
 fn add(
     vocabulary: &dyn Vocabulary,
-    found: Vec<Added>,
-    all: &mut BTreeMap<u32, Added>,
+    found: Vec<AddedToken>,
+    all: &mut BTreeMap<u32, AddedToken>,
 ) -> Result<(), String> {
     for token in found {
         match vocabulary.id_of(&token.content) {

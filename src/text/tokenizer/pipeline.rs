@@ -1,8 +1,8 @@
 //! A `tokenizers` pipeline. Special tokens around a sequence are not its business.
 
-use tokenizers::AddedToken;
+use tokenizers::AddedToken as LibraryToken;
 
-use super::files::Added;
+use super::files::AddedToken;
 
 /// From a text to ids, without specials around.
 #[derive(Clone)]
@@ -54,7 +54,7 @@ impl Pipeline {
     fn add_specials(&mut self, tokens: impl IntoIterator<Item = String>) -> Result<(), String> {
         let tokens = tokens
             .into_iter()
-            .map(|token| AddedToken::from(token, true));
+            .map(|token| LibraryToken::from(token, true));
         self.0
             .add_special_tokens(tokens)
             .map_err(|e| e.to_string())?;
@@ -62,8 +62,8 @@ impl Pipeline {
     }
 
     /// Adds a token beyond the vocabulary, whose id must be the next free one.
-    pub(super) fn add(&mut self, token: &Added) -> Result<(), String> {
-        let added = AddedToken::from(token.content.clone(), false)
+    pub(super) fn add(&mut self, token: &AddedToken) -> Result<(), String> {
+        let added = LibraryToken::from(token.content.clone(), false)
             .single_word(token.single_word)
             .lstrip(token.lstrip)
             .rstrip(token.rstrip)

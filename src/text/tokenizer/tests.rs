@@ -41,7 +41,7 @@ fn rules(max_tokens: usize, pad_id: u32) -> TokenRules {
         truncation: Truncation::Tokens,
         pad_id,
         pad_text: PadText::Ordinary,
-        own: serde_json::Map::new(),
+        of_kind: serde_json::Map::new(),
     }
 }
 
@@ -274,7 +274,7 @@ fn known_answers() {
 }
 
 /// A tokenizer's digest by each of the files that it is kept in.
-fn digests(kind: &'static Format, folder: &Path, files: &[&str]) -> Vec<Digest> {
+fn digests(kind: &'static TokenizerFormat, folder: &Path, files: &[&str]) -> Vec<Digest> {
     let load = |file| {
         Tokenizer::load(kind, &folder.join(file))
             .expect("loads")
@@ -488,7 +488,7 @@ fn rules_that_cannot_hold_are_refused() {
 }
 
 /// Loads what is left of a tokenizer's file, and uses it if it still is one.
-fn try_damaged(kind: &'static Format, name: &str, bytes: &[u8]) {
+fn try_damaged(kind: &'static TokenizerFormat, name: &str, bytes: &[u8]) {
     let folder = tempfile::tempdir().expect("folder");
     let file = folder.path().join(name);
     fs::write(&file, bytes).expect("write");

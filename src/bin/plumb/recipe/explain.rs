@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use plumb::monitor::Monitor as _;
 use plumb::recipe::diff;
-use plumb::recipe::explain::{self, Class, Entry, Explained, Subject};
+use plumb::recipe::explain::{self, EffectClass, ExplainedField, FieldNote, Subject};
 use plumb::text::config;
 use serde_json::{Value, json};
 
@@ -130,10 +130,14 @@ fn explain_file(file: &Path, asked: Option<Subject>, args: &Args, ui: &Ui) -> Co
 }
 
 /// The fields by what they do, those with one reason together; at last those of which nothing is known.
-fn explained(fields: &[Explained]) -> String {
+fn explained(fields: &[ExplainedField]) -> String {
     let mut text = String::new();
-    for class in [Class::Effective, Class::Conditional, Class::Inert] {
-        let mut done: Vec<&Entry> = Vec::new();
+    for class in [
+        EffectClass::Effective,
+        EffectClass::Conditional,
+        EffectClass::Inert,
+    ] {
+        let mut done: Vec<&FieldNote> = Vec::new();
         for entry in fields.iter().filter_map(|f| f.entry.as_ref()) {
             if entry.class != class || done.contains(&entry) {
                 continue;
@@ -141,8 +145,8 @@ fn explained(fields: &[Explained]) -> String {
             done.push(entry);
             let alike = fields.iter().filter(|f| f.entry.as_ref() == Some(entry));
             let what: Vec<String> = match class {
-                Class::Inert => alike.map(|f| f.field.clone()).collect(),
-                Class::Effective | Class::Conditional => alike.map(valued).collect(),
+                EffectClass::Inert => alike.map(|f| f.field.clone()).collect(),
+                EffectClass::Effective | EffectClass::Conditional => alike.map(valued).collect(),
             };
             let why = format!("{} [{}]", entry.why, entry.source);
             text += &paragraph(class, &what.join(", "), &why);
@@ -164,7 +168,7 @@ fn explained(fields: &[Explained]) -> String {
 }
 
 /// `hidden_size = 768`, or what stands in for a field that the file leaves out.
-fn valued(field: &Explained) -> String {
+fn valued(field: &ExplainedField) -> String {
     let default = field.entry.as_ref().and_then(|e| e.default.as_ref());
     match (&field.value, default) {
         (Some(value), _) => format!("{} = {}", field.field, diff::readable(Some(value))),
@@ -178,7 +182,7 @@ fn valued(field: &Explained) -> String {
 }
 
 /// A class, what it is about, and below it the reason.
-fn paragraph(class: Class, what: &str, why: &str) -> String {
+fn paragraph(class: EffectClass, what: &str, why: &str) -> String {
     let first = wrapped(what, &format!("\n  {class:11}  "), 15);
     format!("{first}{}", wrapped(why, &" ".repeat(15), 15))
 }
