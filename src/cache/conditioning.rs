@@ -13,7 +13,7 @@ use crate::recipe::rules::{Absent, AssembledPads, DenoiserMask, Unconditional};
 
 /// One encoder's output for one caption, as f32.
 #[derive(Clone, Debug)]
-pub struct Output {
+pub struct EncoderOutput {
     /// The sequence, [tokens, width].
     pub hidden: Option<Tensor>,
     /// The pooled vector, [width].
@@ -23,7 +23,7 @@ pub struct Output {
 }
 
 /// The outputs of a caption by the recipe's slots; absent encoders are left out.
-pub type Outputs = BTreeMap<String, Output>;
+pub type EncoderOutputs = BTreeMap<String, EncoderOutput>;
 
 /// What the denoiser receives for one caption.
 #[derive(Clone, Debug)]
@@ -63,7 +63,11 @@ pub fn batch(samples: &[&Conditioning]) -> Result<ConditioningTensors> {
 ///
 /// # Errors
 /// If an output that the assembly needs is missing or does not fit.
-pub fn assemble(recipe: &Recipe, outputs: &Outputs, context_width: usize) -> Result<Conditioning> {
+pub fn assemble(
+    recipe: &Recipe,
+    outputs: &EncoderOutputs,
+    context_width: usize,
+) -> Result<Conditioning> {
     let assembly = recipe.assembly();
     let mut rows = Vec::new();
     for group in &assembly.context {
@@ -121,10 +125,10 @@ pub fn assemble(recipe: &Recipe, outputs: &Outputs, context_width: usize) -> Res
 /// If the empty caption's output is needed and not given.
 pub fn drop_caption(
     recipe: &Recipe,
-    outputs: &Outputs,
-    empty: Option<&Outputs>,
+    outputs: &EncoderOutputs,
+    empty: Option<&EncoderOutputs>,
     dropped: &BTreeSet<&str>,
-) -> Result<Outputs> {
+) -> Result<EncoderOutputs> {
     let zeros = |t: &Option<Tensor>| t.as_ref().map(Tensor::zeros_like).transpose();
     let mut replaced = outputs.clone();
     for (slot, output) in &mut replaced {
@@ -132,7 +136,7 @@ pub fn drop_caption(
             continue;
         }
         *output = match recipe.assembly().unconditional {
-            Unconditional::Zeros => Output {
+            Unconditional::Zeros => EncoderOutput {
                 hidden: zeros(&output.hidden)?,
                 pooled: zeros(&output.pooled)?,
                 token_count: output.token_count,
@@ -179,26 +183,26 @@ fn widen(rows: &Tensor, width: usize) -> Result<Tensor> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Output, Outputs, assemble, drop_caption};
+    use super::{EncoderOutput, EncoderOutputs, assemble, drop_caption};
     use crate::recipe::Recipe;
     use candle_core::{Device, Tensor};
     use std::collections::BTreeSet;
 
-    fn output(rows: usize, width: usize, pooled: usize, value: f32) -> Output {
+    fn output(rows: usize, width: usize, pooled: usize, value: f32) -> EncoderOutput {
         let full = |shape: &[usize]| {
             Tensor::from_vec(vec![value; shape.iter().product()], shape, &Device::Cpu)
                 .expect("a tensor")
         };
         let pooled = (pooled > 0).then(|| full(&[pooled]));
-        Output {
+        EncoderOutput {
             hidden: Some(full(&[rows, width])),
             pooled,
             token_count: 2,
         }
     }
 
-    fn outputs(t5: bool) -> Outputs {
-        let mut all = Outputs::from([
+    fn outputs(t5: bool) -> EncoderOutputs {
+        let mut all = EncoderOutputs::from([
             ("clip_l".to_owned(), output(3, 2, 2, 1.0)),
             ("clip_g".to_owned(), output(3, 3, 3, 2.0)),
         ]);
@@ -235,11 +239,11 @@ mod tests {
     #[test]
     fn a_dropped_encoder_is_the_empty_caption_or_zeros() {
         let dropped = BTreeSet::from(["clip_g"]);
-        let empty: Outputs = outputs(true)
+        let empty: EncoderOutputs = outputs(true)
             .into_keys()
             .map(|slot| (slot, output(3, 3, 3, 9.0)))
             .collect();
-        let value = |o: &Outputs, slot: &str| {
+        let value = |o: &EncoderOutputs, slot: &str| {
             o[slot]
                 .pooled
                 .as_ref()

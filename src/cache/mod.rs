@@ -6,7 +6,7 @@
 //!
 //! - [`Specs`]: the fingerprints that entries are filed under
 //! - [`Manifest`]: which entries an Experiment uses
-//! - [`Reader`]: embeddings and latents as tensors, by their specs alone; [`Source`]: the same for one base model, with its recipe
+//! - [`Reader`]: embeddings and latents as tensors, by their specs alone; [`ModelCache`]: the same for one base model, with its recipe
 //! - [`conditioning`]: what the denoiser receives of a caption's embeddings
 //! - [`tensors`]: between tensors and the store's bytes
 
@@ -18,9 +18,11 @@ mod refusal;
 mod specs;
 pub mod tensors;
 
-pub use conditioning::{Conditioning, Output, Outputs, assemble, batch, drop_caption};
+pub use conditioning::{
+    Conditioning, EncoderOutput, EncoderOutputs, assemble, batch, drop_caption,
+};
 pub use error::Error;
 pub use manifest::{Manifest, captions};
-pub use read::{Moments, Reader, Source};
+pub use read::{ModelCache, Reader, StoredLatents};
 pub use refusal::{MissingEntries, NearestSpec, Refusal, refuse_if_missing, refuse_without_store};
 pub use specs::{EncoderId, Specs};

@@ -2,7 +2,7 @@
 
 use candle_core::Tensor;
 
-use super::conditioning::{Conditioning, Output, Outputs, assemble};
+use super::conditioning::{Conditioning, EncoderOutput, EncoderOutputs, assemble};
 use super::{EncoderId, Error, Specs, tensors};
 use crate::base_model::BaseModel;
 use crate::dataset::Item;
@@ -13,7 +13,7 @@ use crate::store::{Store, StoreReader};
 use crate::vae::LatentGeometry;
 
 /// What the store has of one view of a picture.
-pub struct Moments {
+pub struct StoredLatents {
     /// The posterior's mean, one sample's latents as [`LatentGeometry`] has them.
     pub mean: Tensor,
     /// The logarithm of its variance, same shape.
@@ -57,8 +57,8 @@ impl Reader {
     ///
     /// # Errors
     /// If the store lacks an entry or cannot be read.
-    pub fn outputs(&self, caption: &str) -> Result<Outputs, Error> {
-        let mut outputs = Outputs::new();
+    pub fn outputs(&self, caption: &str) -> Result<EncoderOutputs, Error> {
+        let mut outputs = EncoderOutputs::new();
         for encoder in &self.specs.encoders {
             let id = encoder.entry(caption);
             let Some(entry) = self.store.get(&encoder.spec, &id)? else {
@@ -69,7 +69,7 @@ impl Reader {
                 });
             };
             let part = |name| entry.part(name).map(tensors::to_tensor).transpose();
-            let output = Output {
+            let output = EncoderOutput {
                 hidden: part("hidden")?,
                 pooled: part("pooled")?,
                 token_count: entry.token_count as usize,
@@ -83,7 +83,7 @@ impl Reader {
     ///
     /// # Errors
     /// If the store lacks them.
-    pub fn moments(&self, item: &Item, view: View) -> Result<Moments, Error> {
+    pub fn moments(&self, item: &Item, view: View) -> Result<StoredLatents, Error> {
         let lost = || Error::NoLatents {
             picture: item.picture.clone(),
         };
@@ -91,7 +91,7 @@ impl Reader {
         let entry = self.store.get(&self.specs.latents, &entry)?;
         let entry = entry.ok_or_else(lost)?;
         let part = |name| entry.part(name).map(tensors::to_tensor).ok_or_else(lost);
-        Ok(Moments {
+        Ok(StoredLatents {
             mean: part("mean")??,
             logvar: part("logvar")??,
             time_ids: time_ids(item.size, &view),
@@ -128,7 +128,7 @@ fn time_ids(original: Size, view: &View) -> [f32; 6] {
         false => view.left,
     };
     let bucket = view.bucket;
-    let told = [
+    let numbers = [
         original.height,
         original.width,
         view.top,
@@ -136,11 +136,11 @@ fn time_ids(original: Size, view: &View) -> [f32; 6] {
         bucket.height,
         bucket.width,
     ];
-    told.map(|px| px as f32)
+    numbers.map(|px| px as f32)
 }
 
 /// The cache of one base model: a reader, and what its entries are put together by.
-pub struct Source<'a> {
+pub struct ModelCache<'a> {
     /// How embeddings become conditioning.
     pub recipe: &'a Recipe,
     /// The model's latents.
@@ -151,7 +151,7 @@ pub struct Source<'a> {
     pub reader: Reader,
 }
 
-impl<'a> Source<'a> {
+impl<'a> ModelCache<'a> {
     /// Of the entries that `store` has now.
     ///
     /// # Errors
@@ -169,7 +169,7 @@ impl<'a> Source<'a> {
     ///
     /// # Errors
     /// If the store lacks an entry or cannot be read.
-    pub fn outputs(&self, caption: &str) -> Result<Outputs, Error> {
+    pub fn outputs(&self, caption: &str) -> Result<EncoderOutputs, Error> {
         self.reader.outputs(caption)
     }
 
@@ -177,7 +177,7 @@ impl<'a> Source<'a> {
     ///
     /// # Errors
     /// If an output that the recipe needs is missing or does not fit.
-    pub fn assemble(&self, outputs: &Outputs) -> candle_core::Result<Conditioning> {
+    pub fn assemble(&self, outputs: &EncoderOutputs) -> candle_core::Result<Conditioning> {
         assemble(self.recipe, outputs, self.context_width)
     }
 
@@ -204,8 +204,8 @@ mod tests {
             bucket: size(128, 64),
             flip: false,
         };
-        let told = time_ids(size(1600, 640), &view);
-        assert_eq!(told, [640.0, 1600.0, 0.0, 10.0, 64.0, 128.0]);
+        let numbers = time_ids(size(1600, 640), &view);
+        assert_eq!(numbers, [640.0, 1600.0, 0.0, 10.0, 64.0, 128.0]);
         view.flip = true;
         assert_eq!(time_ids(size(1600, 640), &view)[3], 22.0);
     }

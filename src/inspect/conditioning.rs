@@ -7,7 +7,7 @@ use candle_core::{Device, Tensor};
 
 use super::{Error, shapes};
 use crate::base_model::{BaseModel, TextEncoderPart};
-use crate::cache::{Conditioning, Output, Source, tensors};
+use crate::cache::{Conditioning, EncoderOutput, ModelCache, tensors};
 use crate::encode::{EncodeOptions, encode_captions, tokenize};
 use crate::monitor::Monitor;
 use crate::recipe::rules::DenoiserMask;
@@ -32,7 +32,7 @@ pub fn conditioning(
     monitor: &dyn Monitor,
 ) -> Result<BTreeMap<String, Vec<usize>>, Error> {
     encode_captions(base, store, &[caption.to_owned()], options, monitor)?;
-    let source = Source::open(base, store)?;
+    let source = ModelCache::open(base, store)?;
     let outputs = source.outputs(caption)?;
     let mut file = File::default();
     file.add_made(&source.assemble(&outputs)?)?;
@@ -85,7 +85,7 @@ impl File {
         &mut self,
         encoder: &TextEncoderPart,
         tokens: &Tokens,
-        output: Option<&Output>,
+        output: Option<&EncoderOutput>,
     ) -> candle_core::Result<()> {
         let slot = &encoder.slot;
         let ids: Vec<i64> = tokens.ids.iter().map(|&id| i64::from(id)).collect();

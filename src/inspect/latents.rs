@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::{Error, shapes};
 use crate::base_model::BaseModel;
-use crate::cache::{Moments, Source, tensors};
+use crate::cache::{ModelCache, StoredLatents, tensors};
 use crate::dataset::{self, Item, PictureFile, ViewRules};
 use crate::encode::encode_pictures;
 use crate::experiment::Experiment;
@@ -79,8 +79,8 @@ pub fn latents(
     if stats.failed > 0 {
         return Err(fail("it could not be decoded, see above".into()));
     }
-    let source = Source::open(base, store)?;
-    let Moments { mean, logvar, .. } = source.reader.moments(&item, view)?;
+    let source = ModelCache::open(base, store)?;
+    let StoredLatents { mean, logvar, .. } = source.reader.moments(&item, view)?;
     let made_of = BTreeMap::from([
         ("mean".to_owned(), mean.unsqueeze(0)?),
         ("logvar".to_owned(), logvar.unsqueeze(0)?),

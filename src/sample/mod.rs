@@ -12,7 +12,7 @@ pub use denoise::{SampleOptions, decode, sample, sample_from};
 
 use crate::autograd::Tape;
 use crate::base_model::{self, BaseModel, placement};
-use crate::cache::{self, Source};
+use crate::cache::{self, ModelCache};
 use crate::convert::provenance::Provenance;
 use crate::convert::{self, read_lora};
 use crate::encode::{self, EncodeOptions, encode_captions};
@@ -113,7 +113,7 @@ pub fn run(
     let placement = placement(experiment, &options.device, &options.kernels);
     let denoiser = base.denoiser.load(&placement)?;
     let bound = bind(adapters.as_ref(), denoiser.as_ref())?;
-    let source = Source::open(&base, &store)?;
+    let source = ModelCache::open(&base, &store)?;
     let steps = settings.steps * settings.prompts.len();
     monitor.start("sampling", Some(steps as u64));
     let advance = || monitor.advance(1);

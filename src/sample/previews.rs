@@ -4,7 +4,7 @@ use image::{ImageFormat, RgbImage};
 
 use super::{Error, SampleOptions, decode, sample};
 use crate::base_model::BaseModel;
-use crate::cache::{Conditioning, Source, drop_caption};
+use crate::cache::{Conditioning, ModelCache, drop_caption};
 use crate::experiment::SampleSettings;
 use crate::lora::Bound;
 use crate::models::Denoiser;
@@ -35,7 +35,7 @@ pub fn options(base: &BaseModel) -> SampleOptions {
 /// If an entry is missing, or the model fails.
 pub fn pictures(
     base: &BaseModel,
-    source: &Source<'_>,
+    source: &ModelCache<'_>,
     denoiser: &dyn Denoiser,
     adapters: &Bound,
     each_step: &dyn Fn(),
@@ -70,7 +70,7 @@ pub fn pictures(
 /// What guidance steers away from: the negative prompt, else what the recipe calls unconditional.
 fn unconditional(
     settings: &SampleSettings,
-    source: &Source<'_>,
+    source: &ModelCache<'_>,
 ) -> Result<Option<Conditioning>, Error> {
     if settings.guidance == 1.0 {
         return Ok(None);

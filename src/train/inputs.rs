@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use candle_core::{Device, Result, Tensor};
 
 use super::Error;
-use crate::cache::{Conditioning, Moments, Outputs, Source, batch, drop_caption};
+use crate::cache::{Conditioning, EncoderOutputs, ModelCache, StoredLatents, batch, drop_caption};
 use crate::dataset::Item;
 use crate::diffusion::{Level, LossWeighting, Process, TimestepSpec, add_noise};
 use crate::models::ConditioningTensors;
@@ -93,7 +93,7 @@ pub struct Drawn {
 /// # Errors
 /// If an entry is missing or damaged, or shapes do not fit.
 pub fn micro_batch(
-    source: &Source<'_>,
+    source: &ModelCache<'_>,
     items: &[&Item],
     micro_batch: u64,
     options: &DrawOptions,
@@ -131,7 +131,7 @@ pub fn parts(samples: Vec<(Drawn, Conditioning)>, options: &DrawOptions) -> Resu
 /// # Errors
 /// If its latents are missing or damaged.
 pub fn draw(
-    source: &Source<'_>,
+    source: &ModelCache<'_>,
     item: &Item,
     place: Place,
     options: &DrawOptions,
@@ -144,7 +144,7 @@ pub fn draw(
 /// As above, for what the store has of the picture.
 fn draw_from(
     geometry: &LatentGeometry,
-    moments: &Moments,
+    moments: &StoredLatents,
     place: Place,
     options: &DrawOptions,
 ) -> Result<Drawn> {
@@ -178,7 +178,7 @@ fn draw_from(
 /// # Errors
 /// If an entry is missing or damaged, or shapes do not fit.
 pub fn condition(
-    source: &Source<'_>,
+    source: &ModelCache<'_>,
     item: &Item,
     place: Place,
     options: &DrawOptions,
@@ -218,7 +218,7 @@ fn any_caption<'a>(item: &'a Item, rng: &mut Rng) -> &'a str {
 
 fn dropped_slots<'a>(
     recipe: &Recipe,
-    outputs: &'a Outputs,
+    outputs: &'a EncoderOutputs,
     probability: f64,
     rng: &mut Rng,
 ) -> BTreeSet<&'a str> {
@@ -279,7 +279,7 @@ fn part(samples: &[(Drawn, Conditioning)], of: f64, options: &DrawOptions) -> Re
 /// # Errors
 /// As [`micro_batch`].
 pub fn validation_part(
-    source: &Source<'_>,
+    source: &ModelCache<'_>,
     item: &Item,
     number: u64,
     (level, share): (u64, f64),
@@ -287,7 +287,7 @@ pub fn validation_part(
 ) -> std::result::Result<Part, Error> {
     let mut rng = Rng::new(0, Stream::Validation, level, number);
     let view = any_view(item, &mut rng)?;
-    let Moments { mean, time_ids, .. } = source.reader.moments(item, view)?;
+    let StoredLatents { mean, time_ids, .. } = source.reader.moments(item, view)?;
     let noise = Tensor::from_vec(rng.normals(mean.elem_count()), mean.dims(), &Device::Cpu)?;
     let drawn = Drawn {
         latents: source.geometry.normalize(&mean)?,

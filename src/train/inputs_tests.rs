@@ -53,13 +53,13 @@ const PLACE: Place = Place {
     sample: 1,
 };
 
-fn moments(shape: &[usize]) -> Moments {
+fn moments(shape: &[usize]) -> StoredLatents {
     let count = shape.iter().product::<usize>();
     let made = |stream| {
         let values = Rng::new(1, stream, 0, 0).normals(count);
         Tensor::from_vec(values, shape, &Device::Cpu).expect("a tensor")
     };
-    Moments {
+    StoredLatents {
         mean: made(Stream::Shuffle),
         logvar: made(Stream::Caption),
         time_ids: [0.0; 6],

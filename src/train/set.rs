@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::Error;
 use crate::base_model::BaseModel;
-use crate::cache::{self, Manifest, Source, Specs, refuse_if_missing};
+use crate::cache::{self, Manifest, ModelCache, Specs, refuse_if_missing};
 use crate::dataset::{self, Item};
 use crate::digest::Digest;
 use crate::experiment::{DatasetSettings, Experiment};
@@ -19,7 +19,7 @@ pub struct TrainingSet<'a> {
     /// Indices into `items`, each as often as it comes in an epoch.
     samples: Vec<usize>,
     held_out: Vec<Item>,
-    source: Source<'a>,
+    source: ModelCache<'a>,
     manifest: Digest,
     resolution: Size,
 }
@@ -47,7 +47,7 @@ impl<'a> TrainingSet<'a> {
             )),
             written => written?,
         }
-        let source = Source::open(base, store)?;
+        let source = ModelCache::open(base, store)?;
         for problem in source.reader.problems() {
             monitor.problem(&problem);
         }
@@ -90,7 +90,7 @@ impl<'a> TrainingSet<'a> {
     }
 
     /// Where tensors come from.
-    pub fn source(&self) -> &Source<'a> {
+    pub fn source(&self) -> &ModelCache<'a> {
         &self.source
     }
 

@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashMap};
 
 use candle_core::{Device, Tensor};
 use plumb::base_model::BaseModel;
-use plumb::cache::Source;
+use plumb::cache::ModelCache;
 use plumb::cache::{Conditioning, assemble, drop_caption};
 use plumb::encode::{EncodeOptions, encode_captions};
 use plumb::experiment::Experiment;
@@ -78,7 +78,7 @@ impl Kind {
             resident_limit_bytes: u64::MAX,
         };
         encode_captions(&base, &store, &captions, &options, &Silent).expect("encoded");
-        let source = Source::open(&base, &store).expect("a store");
+        let source = ModelCache::open(&base, &store).expect("a store");
         let said: Vec<Conditioning> = captions.iter().map(|c| conditioning(&source, c)).collect();
         for (n, said) in said.iter().enumerate() {
             let theirs = golden["context"].get(n).expect("a row");
@@ -128,13 +128,13 @@ impl Kind {
     }
 }
 
-fn conditioning(source: &Source<'_>, caption: &str) -> Conditioning {
+fn conditioning(source: &ModelCache<'_>, caption: &str) -> Conditioning {
     let outputs = source.outputs(caption).expect("encoded");
     assemble(source.recipe, &outputs, source.context_width).expect("assembled")
 }
 
 /// What stands for no caption.
-fn without_caption(source: &Source<'_>) -> Conditioning {
+fn without_caption(source: &ModelCache<'_>) -> Conditioning {
     let empty = source.outputs("").expect("encoded");
     let all: BTreeSet<&str> = empty.keys().map(String::as_str).collect();
     let dropped = drop_caption(source.recipe, &empty, Some(&empty), &all).expect("outputs");

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use candle_core::{DType, Device, Tensor};
 use plumb::autograd::{Tape, Value};
 use plumb::base_model::BaseModel;
-use plumb::cache::Source;
+use plumb::cache::ModelCache;
 use plumb::cache::{Conditioning, assemble};
 use plumb::diffusion::Spacing;
 use plumb::encode::{EncodeOptions, encode_captions, tokenize};
@@ -66,7 +66,7 @@ fn conditioning(world: &World, base: &BaseModel) -> Vec<Conditioning> {
         resident_limit_bytes: u64::MAX,
     };
     encode_captions(base, &store, &captions, &options, &Silent).expect("encoded");
-    let source = Source::open(base, &store).expect("a store");
+    let source = ModelCache::open(base, &store).expect("a store");
     let golden = golden();
     let outputs = captions
         .iter()

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use image::RgbImage;
 use include_dir::{Dir, include_dir};
 use plumb::base_model::{self, BaseModel};
-use plumb::cache::Source;
+use plumb::cache::ModelCache;
 use plumb::encode;
 use plumb::experiment::Experiment;
 use plumb::lora;
@@ -241,7 +241,7 @@ fn before_and_after(
 ) -> Result<(), Failure> {
     let base = BaseModel::open(experiment, &mut world::digest_memo()).map_err(Failure::error)?;
     let store = Store::open(&experiment.store_path()).map_err(Failure::error)?;
-    let source = Source::open(&base, &store).map_err(Failure::error)?;
+    let source = ModelCache::open(&base, &store).map_err(Failure::error)?;
     let placement = base_model::placement(experiment, &place.device, &place.kernels);
     let denoiser = base.denoiser.load(&placement).map_err(Failure::error)?;
     let adapters = sample::open_lora(lora, &base, ui).map_err(Failure::error)?;
@@ -274,7 +274,7 @@ type Pictures = Vec<(String, RgbImage)>;
 
 fn pictures(
     base: &BaseModel,
-    source: &Source<'_>,
+    source: &ModelCache<'_>,
     denoiser: &dyn Denoiser,
     adapters: Option<&lora::AdapterSet>,
     ui: &Ui,
