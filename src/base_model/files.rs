@@ -17,7 +17,7 @@ const VAE: &str = "vae";
 
 /// A line that is wanted under `[model.files]`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Need {
+pub struct NeededFile {
     /// Its key.
     pub key: String,
     /// What to name there.
@@ -27,10 +27,10 @@ pub struct Need {
 }
 
 /// What a recipe needs and neither the model nor the file map has.
-pub fn needs(recipe: &Recipe, components: &Components, map: &FileMap) -> Vec<Need> {
+pub fn needed_files(recipe: &Recipe, components: &Components, map: &FileMap) -> Vec<NeededFile> {
     let mut list = Vec::new();
     let mut need = |key: String, what, optional| {
-        list.push(Need {
+        list.push(NeededFile {
             key,
             what,
             optional,
@@ -84,7 +84,7 @@ fn tokenizer<'a>(
 }
 
 /// Finds parts.
-pub(super) struct Files<'a> {
+pub(super) struct ModelFiles<'a> {
     /// The Experiment's file, for messages.
     pub(super) experiment: &'a Path,
     /// As the program sees the paths.
@@ -95,11 +95,11 @@ pub(super) struct Files<'a> {
     pub(super) recipe: &'a Recipe,
 }
 
-impl Files<'_> {
+impl ModelFiles<'_> {
     /// Checks that every part is named or there, and no other is named.
     pub(super) fn check(&self) -> Result<(), Error> {
         self.check_slots()?;
-        let lines: Vec<String> = needs(self.recipe, self.components, &self.map)
+        let lines: Vec<String> = needed_files(self.recipe, self.components, &self.map)
             .iter()
             .filter(|need| !need.optional)
             .map(|need| format!("{} = \"...\" ({})", need.key, need.what))

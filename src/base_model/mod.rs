@@ -9,8 +9,8 @@ use std::path::PathBuf;
 
 use candle_core::{DType, Device};
 
-use files::Files;
-pub use files::{Need, needs};
+use files::ModelFiles;
+pub use files::{NeededFile, needed_files};
 
 use crate::device;
 use crate::digest::{Digest, Fingerprint};
@@ -137,7 +137,7 @@ impl BaseModel {
         let denoiser = family.open(family.components(&model.path)?)?;
         denoiser.check_whole()?;
         denoiser.check_flavor(flavor)?;
-        let files = Files {
+        let files = ModelFiles {
             experiment: &experiment.file,
             map: model.files,
             stored: model.stored,
@@ -298,7 +298,7 @@ pub fn candle_dtype(dtype: Dtype) -> DType {
     }
 }
 
-impl Files<'_> {
+impl ModelFiles<'_> {
     fn encoder(
         &self,
         recipe: &EncoderRecipe,

@@ -107,7 +107,7 @@ fn encode_for(
         ));
     }
     for part in missing.chunks(chunk) {
-        stats.truncated += encode_part(encoder, &network, part, &mut writer)?;
+        stats.truncated += encode_chunk(encoder, &network, part, &mut writer)?;
         stats.encoded += part.len() as u64;
         monitor.advance(part.len() as u64);
     }
@@ -133,7 +133,7 @@ fn missing<'a>(
 }
 
 /// Encodes some captions; returns how many were cut.
-fn encode_part(
+fn encode_chunk(
     encoder: &TextEncoderPart,
     network: &TextEncoder,
     part: &[Missing<'_>],

@@ -5,11 +5,11 @@ use crate::diffusion::Shift;
 use crate::models;
 
 /// A field by its dotted name, and what is wrong with it.
-type Wrong = (String, String);
+type FieldProblem = (String, String);
 
 impl Raw {
     /// The first value out of its range, with its field.
-    pub(super) fn check(&self) -> Result<(), Wrong> {
+    pub(super) fn check(&self) -> Result<(), FieldProblem> {
         self.check_positive()?;
         self.check_shares()?;
         self.check_not_negative()?;
@@ -32,7 +32,7 @@ impl Raw {
         self.check_datasets()
     }
 
-    fn check_datasets(&self) -> Result<(), Wrong> {
+    fn check_datasets(&self) -> Result<(), FieldProblem> {
         // What the family's released models need. The model's own VAE, which nobody has opened yet, has the last word.
         let family = models::family(&self.model.family);
         let multiple = family.map_or(1, |family| family.latents().side_multiple());
@@ -43,7 +43,7 @@ impl Raw {
         Ok(())
     }
 
-    fn check_positive(&self) -> Result<(), Wrong> {
+    fn check_positive(&self) -> Result<(), FieldProblem> {
         let (t, s) = (&self.train, &self.sample);
         let fixed = |shift: Option<Shift>| shift.and_then(Shift::fixed).unwrap_or(1.0);
         let positive = [
@@ -70,7 +70,7 @@ impl Raw {
         first_without(&positive, is_positive, "a number above 0")
     }
 
-    fn check_shares(&self) -> Result<(), Wrong> {
+    fn check_shares(&self) -> Result<(), FieldProblem> {
         let t = &self.train;
         let shares = [
             ("train.caption_dropout", t.caption_dropout),
@@ -83,7 +83,7 @@ impl Raw {
         first_without(&shares, is_share, "at least 0 and less than 1")
     }
 
-    fn check_not_negative(&self) -> Result<(), Wrong> {
+    fn check_not_negative(&self) -> Result<(), FieldProblem> {
         let t = &self.train;
         let not_negative = [
             ("train.max_grad_norm", t.max_grad_norm),
@@ -102,14 +102,14 @@ fn first_without(
     fields: &[(&str, f64)],
     is_right: impl Fn(f64) -> bool,
     expected: &str,
-) -> Result<(), Wrong> {
+) -> Result<(), FieldProblem> {
     match fields.iter().find(|(_, value)| !is_right(*value)) {
         None => Ok(()),
         Some((field, found)) => wrong(field, format!("expected {expected}, found {found}")),
     }
 }
 
-fn wrong(field: &str, why: impl Into<String>) -> Result<(), Wrong> {
+fn wrong(field: &str, why: impl Into<String>) -> Result<(), FieldProblem> {
     Err((field.to_owned(), why.into()))
 }
 
@@ -126,7 +126,7 @@ impl Dataset {
     }
 
     /// `multiple`: what the sides of pictures are multiples of, in px.
-    fn check(&self, multiple: u32) -> Result<(), Wrong> {
+    fn check(&self, multiple: u32) -> Result<(), FieldProblem> {
         if self.repeats == 0 {
             return wrong(
                 "repeats",

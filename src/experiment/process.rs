@@ -4,32 +4,32 @@ use super::{DdpmPrediction, Error, Experiment};
 use crate::diffusion::{LossWeighting, Prediction, Process, TimestepSampling};
 
 impl Experiment {
-    /// The process `own` of the flavor with what `[model]` says otherwise; `embedded_guidance` is the
+    /// The process `of_flavor` of the flavor with what `[model]` says otherwise; `embedded_guidance` is the
     /// usual input of its guidance embedding, if it has one. Options of `[train]` and `[sample]` that mean nothing to it are refused.
     ///
     /// # Errors
     /// For the first such option.
     pub(super) fn process(
         &self,
-        own: Process,
+        of_flavor: Process,
         embedded_guidance: Option<f64>,
     ) -> Result<Process, Error> {
         let model = &self.raw.model;
-        let found = match own.is_flow() {
+        let found = match of_flavor.is_flow() {
             true => self.misplaced_in_flow(),
             false => self.misplaced_in_ddpm(),
         };
         if let Some((field, why)) = found {
             return Err(self.wrong(
                 field,
-                format!("{why}; `{}` is {}", self.raw.model.flavor, kind(own)),
+                format!("{why}; `{}` is {}", self.raw.model.flavor, kind(of_flavor)),
             ));
         }
-        let told = [
+        let of_distilled = [
             ("train.guidance", self.raw.train.guidance),
             ("sample.true_cfg", self.raw.sample.true_cfg),
         ];
-        let misplaced = told.into_iter().find(|(_, value)| value.is_some());
+        let misplaced = of_distilled.into_iter().find(|(_, value)| value.is_some());
         if let (Some((field, _)), None) = (misplaced, embedded_guidance) {
             let why = "this option is for guidance-distilled models, which have a guidance embedding; leave it out";
             return Err(self.wrong(
@@ -38,7 +38,7 @@ impl Experiment {
             ));
         }
         let prediction = match model.prediction {
-            None => own.prediction,
+            None => of_flavor.prediction,
             Some(DdpmPrediction::Epsilon) => Prediction::Epsilon,
             Some(DdpmPrediction::V) => Prediction::Velocity,
         };
@@ -110,8 +110,8 @@ impl Experiment {
     }
 }
 
-fn kind(own: Process) -> &'static str {
-    match own.is_flow() {
+fn kind(of_flavor: Process) -> &'static str {
+    match of_flavor.is_flow() {
         true => "a model of rectified flow",
         false => "a DDPM model",
     }

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use crate::base_model::Need;
+use crate::base_model::NeededFile;
 use crate::models;
 use crate::nn::weights::{self, Weights};
 
@@ -83,7 +83,7 @@ pub struct Report {
     /// Tensors of a single file that belong to no part, and are not read.
     pub ignored: Vec<String>,
     /// What must be named under `[model.files]` beside it.
-    pub needs: Vec<Need>,
+    pub needs: Vec<NeededFile>,
     /// What it takes, where enough of it is there to tell.
     pub memory: Option<Memory>,
     /// What to know, and to do with it.

@@ -119,13 +119,13 @@ impl ResNet {
 }
 
 /// The innermost level: a residual block, a self-attention of one head, a residual block.
-pub(super) struct Mid {
+pub(super) struct MidBlock {
     first: ResNet,
     attention: Option<Attention>,
     second: ResNet,
 }
 
-impl Mid {
+impl MidBlock {
     pub(super) fn load<E>(
         get: Parameters<'_, E>,
         name: &str,
@@ -154,18 +154,18 @@ impl Mid {
 /// Self-attention of one head over all pixels of the level, beside the residual.
 struct Attention {
     norm: Norm,
-    q: Matrix,
-    k: Matrix,
-    v: Matrix,
-    out: Matrix,
+    q: Linear,
+    k: Linear,
+    v: Linear,
+    out: Linear,
 }
 
-struct Matrix {
+struct Linear {
     weight_oi: Tensor,
     bias_o: Tensor,
 }
 
-impl Matrix {
+impl Linear {
     fn load<E>(get: Parameters<'_, E>, name: &str, width: usize) -> std::result::Result<Self, E> {
         Ok(Self {
             weight_oi: get(&[width, width], &format!("{name}.weight"))?,
@@ -187,10 +187,10 @@ impl Attention {
     ) -> std::result::Result<Self, E> {
         Ok(Self {
             norm: Norm::load(get, &format!("{name}.group_norm"), width, groups)?,
-            q: Matrix::load(get, &format!("{name}.to_q"), width)?,
-            k: Matrix::load(get, &format!("{name}.to_k"), width)?,
-            v: Matrix::load(get, &format!("{name}.to_v"), width)?,
-            out: Matrix::load(get, &format!("{name}.to_out.0"), width)?,
+            q: Linear::load(get, &format!("{name}.to_q"), width)?,
+            k: Linear::load(get, &format!("{name}.to_k"), width)?,
+            v: Linear::load(get, &format!("{name}.to_v"), width)?,
+            out: Linear::load(get, &format!("{name}.to_out.0"), width)?,
         })
     }
 
@@ -199,7 +199,7 @@ impl Attention {
         let n = h * w;
         let y_bnc = self.norm.forward(kernels, x_bchw)?;
         let y_bnc = y_bnc.reshape((b, c, n))?.transpose(1, 2)?.contiguous()?;
-        let head = |part: &Matrix| part.forward(kernels, &y_bnc)?.reshape((b, n, 1, c));
+        let head = |part: &Linear| part.forward(kernels, &y_bnc)?.reshape((b, n, 1, c));
         let (q_bnhd, k_bnhd, v_bnhd) = (head(&self.q)?, head(&self.k)?, head(&self.v)?);
         let scale = 1.0 / (c as f64).sqrt();
         let y_bnc = attention(

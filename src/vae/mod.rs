@@ -21,7 +21,7 @@ use candle_core::{Device, Result, Tensor, bail};
 use crate::nn::weights::{self, Weights};
 use crate::nn::{Conv2dOptions, Kernels};
 use crate::recipe::latents::{VaeArchitecture, VaeEncoderArchitecture};
-use blocks::{Conv, Mid, Norm, Parameters, ResNet};
+use blocks::{Conv, MidBlock, Norm, Parameters, ResNet};
 
 /// What the encoder makes of pictures: a normal distribution over latents.
 #[derive(Clone, Debug)]
@@ -76,7 +76,7 @@ pub struct Encoder {
     kernels: Kernels,
     conv_in: Conv,
     levels: Vec<(Vec<ResNet>, Option<Conv>)>,
-    mid: Mid,
+    mid: MidBlock,
     norm_out: Norm,
     conv_out: Conv,
     quant: Option<Conv>,
@@ -126,7 +126,7 @@ impl Encoder {
             kernels: kernels.clone(),
             conv_in,
             levels,
-            mid: Mid::load(
+            mid: MidBlock::load(
                 get,
                 "encoder.mid_block",
                 width,
@@ -159,7 +159,7 @@ impl Encoder {
                 pixels_bchw.dims()
             );
         }
-        let moments = each(pixels_bchw, |one| self.encode_one(one))?;
+        let moments = per_picture(pixels_bchw, |picture| self.encode_picture(picture))?;
         let half = self.architecture.latent_channels;
         Ok(Moments {
             mean: moments.narrow(1, 0, half)?.contiguous()?,
@@ -167,7 +167,7 @@ impl Encoder {
         })
     }
 
-    fn encode_one(&self, pixels_1chw: &Tensor) -> Result<Tensor> {
+    fn encode_picture(&self, pixels_1chw: &Tensor) -> Result<Tensor> {
         let kernels = &self.kernels;
         let mut x = self
             .conv_in
@@ -196,7 +196,7 @@ pub struct Decoder {
     kernels: Kernels,
     post_quant: Option<Conv>,
     conv_in: Conv,
-    mid: Mid,
+    mid: MidBlock,
     levels: Vec<(Vec<ResNet>, Option<Conv>)>,
     norm_out: Norm,
     conv_out: Conv,
@@ -229,7 +229,7 @@ impl Decoder {
             .then(|| Conv::load(get, "post_quant_conv", latent, latent, 1));
         let conv_in = Conv::load(get, "decoder.conv_in", latent, width, 3)?;
         let attention = a.encoder.mid_block_add_attention;
-        let mid = Mid::load(get, "decoder.mid_block", width, groups, attention)?;
+        let mid = MidBlock::load(get, "decoder.mid_block", width, groups, attention)?;
         let mut levels = Vec::new();
         for (level, &out) in channels.iter().rev().enumerate() {
             let name = format!("decoder.up_blocks.{level}");
@@ -274,10 +274,10 @@ impl Decoder {
                 latents_bchw.dims()
             );
         }
-        each(latents_bchw, |one| self.decode_one(one))
+        per_picture(latents_bchw, |picture| self.decode_latents(picture))
     }
 
-    fn decode_one(&self, latents_1chw: &Tensor) -> Result<Tensor> {
+    fn decode_latents(&self, latents_1chw: &Tensor) -> Result<Tensor> {
         let (kernels, mut x) = (&self.kernels, latents_1chw.clone());
         if let Some(post_quant) = &self.post_quant {
             x = post_quant.forward(kernels, &x, Conv2dOptions::POINTWISE)?;
@@ -298,7 +298,7 @@ impl Decoder {
 }
 
 /// `f` of each row of a batch, as a batch again.
-fn each(batch: &Tensor, f: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
+fn per_picture(batch: &Tensor, f: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
     let rows: Vec<_> = (0..batch.dim(0)?)
         .map(|n| f(&batch.narrow(0, n, 1)?))
         .collect::<Result<_>>()?;

@@ -13,7 +13,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 /// Components that live apart from the model's path, by the recipe's slots (`clip_l`, `t5`, ...) and `vae`. A path alone is the
 /// slot's weights; `SLOT_config` and `SLOT_tokenizer` are short for the table's fields.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "BTreeMap<String, Entry>")]
+#[serde(try_from = "BTreeMap<String, PathOrFiles>")]
 pub struct FileMap(BTreeMap<String, SlotFiles>);
 
 /// The files of one component: files, folders, or addresses on the hub.
@@ -42,42 +42,42 @@ impl SlotFiles {
 }
 
 /// What may stand at a key.
-enum Entry {
+enum PathOrFiles {
     Path(PathBuf),
     Files(SlotFiles),
 }
 
-impl<'de> Deserialize<'de> for Entry {
+impl<'de> Deserialize<'de> for PathOrFiles {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct PathOrTable;
-        impl<'de> Visitor<'de> for PathOrTable {
-            type Value = Entry;
+        struct PathOrFilesVisitor;
+        impl<'de> Visitor<'de> for PathOrFilesVisitor {
+            type Value = PathOrFiles;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("a path, or a table of `weights`, `config` and `tokenizer`")
             }
 
-            fn visit_str<E: Error>(self, path: &str) -> Result<Entry, E> {
-                Ok(Entry::Path(path.into()))
+            fn visit_str<E: Error>(self, path: &str) -> Result<PathOrFiles, E> {
+                Ok(PathOrFiles::Path(path.into()))
             }
 
-            fn visit_map<A: MapAccess<'de>>(self, table: A) -> Result<Entry, A::Error> {
-                SlotFiles::deserialize(MapAccessDeserializer::new(table)).map(Entry::Files)
+            fn visit_map<A: MapAccess<'de>>(self, table: A) -> Result<PathOrFiles, A::Error> {
+                SlotFiles::deserialize(MapAccessDeserializer::new(table)).map(PathOrFiles::Files)
             }
         }
-        deserializer.deserialize_any(PathOrTable)
+        deserializer.deserialize_any(PathOrFilesVisitor)
     }
 }
 
-impl TryFrom<BTreeMap<String, Entry>> for FileMap {
+impl TryFrom<BTreeMap<String, PathOrFiles>> for FileMap {
     type Error = String;
 
-    fn try_from(entries: BTreeMap<String, Entry>) -> Result<Self, String> {
+    fn try_from(entries: BTreeMap<String, PathOrFiles>) -> Result<Self, String> {
         let mut map = Self::default();
         for (key, entry) in entries {
             let (slot, files) = match entry {
-                Entry::Files(files) => (key.as_str(), files),
-                Entry::Path(path) => short(&key, path),
+                PathOrFiles::Files(files) => (key.as_str(), files),
+                PathOrFiles::Path(path) => short(&key, path),
             };
             map.add(slot, files)?;
         }

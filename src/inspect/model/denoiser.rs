@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use super::memory::{self, Memory, Use};
 use super::part::{self, Part};
 use super::{Kind, Report, reasons};
-use crate::base_model::needs;
+use crate::base_model::needed_files;
 use crate::experiment::FileMap;
 use crate::models::{self, Components, Flavor, OpenedDenoiser};
 use crate::nn::weights::Weights;
@@ -77,7 +77,7 @@ impl Candidate {
         self.denoiser(&mut report);
         let mut encode = Vec::new();
         if let Some(recipe) = recipes.first() {
-            report.needs = needs(recipe, self.components(), &FileMap::default());
+            report.needs = needed_files(recipe, self.components(), &FileMap::default());
             encode = self.encoders(recipe, &mut report);
         }
         let (vae, factors) = self.vae(&mut report);

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::memory::{Memory, Use};
 use super::{Kind, Report};
-use crate::base_model::{Need, candle_dtype};
+use crate::base_model::{NeededFile, candle_dtype};
 use crate::digest::Digest;
 use crate::models::{self, Component};
 use crate::nn::weights::{self, Weights};
@@ -272,7 +272,7 @@ fn lone_encoder(path: &Path, weights: &Weights, component: &Component) -> Option
     report.parts = vec![Part::new(&slots.join("/"), component, weights)];
     for (recipe, recipes, whole) in &fits {
         let slot = &recipe.slot;
-        report.needs.push(Need {
+        report.needs.push(NeededFile {
             key: format!("{slot}_tokenizer"),
             what: "the folder of its tokenizer, unless the model at `path` has it".to_owned(),
             optional: true,
