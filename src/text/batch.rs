@@ -45,10 +45,13 @@ pub(super) struct Batch {
 
 /// Sorts sequences into batches of about the same size.
 pub(super) fn batches_of(mut sequences: Vec<Sequence>) -> Vec<Batch> {
+    // Equal lengths next to each other are one group of attention.
     sequences.sort_by_key(|s| (s.ids.len(), s.keys, s.caption));
-    let all: usize = sequences.iter().map(|s| s.ids.len()).sum();
-    let enough = all.div_ceil(all.div_ceil(ROWS_PER_BATCH).max(1));
+    let total: usize = sequences.iter().map(|s| s.ids.len()).sum();
+    // Equal shares, not full batches and a rest: a small batch reads all weights for few rows.
+    let enough = total.div_ceil(total.div_ceil(ROWS_PER_BATCH).max(1));
     let mut batches: Vec<Batch> = Vec::new();
+    // Full, so that the first sequence opens a batch.
     let mut rows = usize::MAX;
     for sequence in sequences {
         if rows >= enough || rows + sequence.ids.len() > ROWS_PER_BATCH {
@@ -127,17 +130,18 @@ impl Batch {
             outputs.push(y.reshape((b * n, heads * width))?);
         }
         match outputs.as_slice() {
-            [one] => Ok(one.clone()),
-            all => Tensor::cat(all, 0),
+            // `cat` would copy it.
+            [single] => Ok(single.clone()),
+            several => Tensor::cat(several, 0),
         }
     }
 }
 
 /// The states of `from`, `[r, c]` for each batch, as those of `to`, whose sequences are as long or shorter.
 pub(super) fn regroup(from: &[Batch], states: &[Tensor], to: &[Batch]) -> Result<Vec<Tensor>> {
-    let all = match states {
-        [one] => one.clone(),
-        many => Tensor::cat(many, 0)?,
+    let rows_of_all = match states {
+        [single] => single.clone(),
+        several => Tensor::cat(several, 0)?,
     };
     let mut starts = HashMap::new();
     let mut first = 0;
@@ -154,7 +158,7 @@ pub(super) fn regroup(from: &[Batch], states: &[Tensor], to: &[Batch]) -> Result
             let start = u32::try_from(*start)?;
             rows.extend((start..).take(sequence.ids.len()));
         }
-        all.index_select(&Tensor::new(rows, all.device())?, 0)
+        rows_of_all.index_select(&Tensor::new(rows, rows_of_all.device())?, 0)
     };
     to.iter().map(of_batch).collect()
 }

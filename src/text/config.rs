@@ -38,7 +38,7 @@ pub enum ConfigError {
     Field {
         /// The file.
         file: String,
-        /// The field.
+        /// Its name, with its object before it where it is nested: `text_config_dict.hidden_size`.
         field: String,
         /// What it must be.
         expected: String,
@@ -131,6 +131,7 @@ impl ConfigFields<'_> {
             })
     }
 
+    // transformers also takes a list of ids here; which of them is pooled at would be a guess.
     pub(super) fn id(&self, field: &str, default: u32) -> Result<u32, ConfigError> {
         let Some(value) = self.get(field) else {
             return Ok(default);
@@ -189,6 +190,7 @@ impl ConfigFields<'_> {
         let mut map = Map::new();
         for name in [under, over] {
             let inner = match self.get(name) {
+                // Whole CLIPs have been saved with `"text_config_dict": null`.
                 None | Some(Value::Null) => continue,
                 Some(Value::Object(inner)) => inner,
                 Some(value) => return Err(self.wrong(name, "an object".into(), shown(value))),

@@ -21,8 +21,9 @@ pub struct Encoded {
 impl Encoded {
     /// Each output there is, with the name that the store keeps it under.
     pub fn outputs(&self) -> impl Iterator<Item = (&'static str, &Tensor)> {
-        let all = [("hidden", &self.hidden), ("pooled", &self.pooled)];
-        all.into_iter()
+        let outputs = [("hidden", &self.hidden), ("pooled", &self.pooled)];
+        outputs
+            .into_iter()
             .filter_map(|(name, tensor)| Some((name, tensor.as_ref()?)))
     }
 }
@@ -75,6 +76,7 @@ impl TextEncoder {
     pub fn encode(&self, captions: &[Tokens]) -> Result<Vec<Encoded>, Error> {
         for (caption, tokens) in captions.iter().enumerate() {
             let len = tokens.ids.len();
+            // A caption without a key to attend to would be a softmax over nothing, which is NaN.
             if tokens.count == 0 || tokens.count > len {
                 return Err(Error::Count {
                     caption,
@@ -85,6 +87,7 @@ impl TextEncoder {
         }
         let encoded = self.network.encode(captions)?;
         for (caption, encoded) in encoded.iter().enumerate() {
+            // Refused here, as a stored NaN would spoil every training that reads the entry.
             self.check_finite(caption, encoded)?;
         }
         Ok(encoded)

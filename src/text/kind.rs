@@ -90,6 +90,7 @@ impl fmt::Debug for dyn Kind {
     }
 }
 
+// By name: kinds are types without fields, whose addresses need not differ.
 impl PartialEq for dyn Kind {
     fn eq(&self, other: &Self) -> bool {
         self.name() == other.name()
@@ -126,6 +127,7 @@ impl dyn Architecture {
     /// # Errors
     /// If it is another kind's than the one that the recipe wants.
     pub(super) fn of_kind<A: Architecture>(&self, wanted: &dyn Kind) -> Result<&A, Misfit> {
+        // Only `dyn Any` itself can be downcast.
         let any: &dyn Any = self;
         any.downcast_ref().ok_or_else(|| Misfit {
             field: "network",
@@ -138,6 +140,7 @@ impl dyn Architecture {
     }
 }
 
+// By the JSON that fingerprints cover: what they cannot tell apart is equal.
 impl PartialEq for dyn Architecture {
     fn eq(&self, other: &Self) -> bool {
         self.kind() == other.kind() && self.to_json() == other.to_json()

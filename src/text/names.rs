@@ -19,10 +19,10 @@ const ELSEWHERE: [&str; 12] = [
     "cond_stage_model.",
 ];
 
-/// An encoder found in files.
+/// Where an encoder's tensors lie among those of the files: what `locate` of each kind finds out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct FoundEncoder<N> {
-    /// What stands before all its names.
+    /// What stands before all its names, the dot included; empty where the file holds it alone.
     pub(super) prefix: String,
     /// How it names them.
     pub(super) naming: N,
@@ -37,17 +37,19 @@ pub(super) fn find<N: Clone>(
     recognise: impl Fn(&str) -> Option<FoundEncoder<N>>,
     fits: impl Fn(&FoundEncoder<N>) -> bool,
 ) -> Result<FoundEncoder<N>, Error> {
-    let all: Vec<FoundEncoder<N>> = weights
+    let found: Vec<FoundEncoder<N>> = weights
         .names()
         .iter()
         .filter_map(|name| recognise(name))
         .collect();
-    if let [only] = all.as_slice() {
+    // Taken whatever its size: a wrong size is then refused tensor by tensor, which says more than that none fits.
+    if let [only] = found.as_slice() {
         return Ok(only.clone());
     }
-    let fitting: Vec<&FoundEncoder<N>> = all.iter().filter(|found| fits(found)).collect();
-    match (fitting.as_slice(), all.is_empty()) {
-        ([one], _) => Ok((*one).clone()),
+    // SD3's single files hold CLIP-L and CLIP-G side by side.
+    let fitting: Vec<&FoundEncoder<N>> = found.iter().filter(|found| fits(found)).collect();
+    match (fitting.as_slice(), found.is_empty()) {
+        ([fitting], _) => Ok((*fitting).clone()),
         (_, true) => Err(Error::NotThere {
             files: weights.describe(),
             encoder: kind.title(),
@@ -56,7 +58,7 @@ pub(super) fn find<N: Clone>(
         _ => Err(Error::Ambiguous {
             files: weights.describe(),
             encoder: kind.title(),
-            prefixes: all
+            prefixes: found
                 .iter()
                 .map(|f| format!("`{}`", f.prefix))
                 .collect::<Vec<_>>()
@@ -77,6 +79,7 @@ pub(super) fn refuse_unexpected(
     let known: std::collections::BTreeSet<&str> = stored.iter().map(String::as_str).collect();
     let elsewhere = |name: &str| ELSEWHERE.iter().any(|part| name.starts_with(part));
     let names = weights.names();
+    // A configuration with fewer layers than the file has would load, and give other numbers.
     let unexpected: Vec<&String> = names
         .iter()
         .filter(|name| {

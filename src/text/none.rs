@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize, Serializer};
 
-/// The one word beside a value.
+/// The word `none`, as an alternative to a value in an untagged enum.
 #[derive(Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum NoneWord {

@@ -38,7 +38,7 @@ pub struct EncoderSpec {
     pub precision: Precision,
 }
 
-/// A spec as its JSON has it.
+/// The canonical form: a spec as its JSON has it.
 #[derive(PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct SpecJson {
@@ -71,6 +71,7 @@ impl TryFrom<SpecJson> for EncoderSpec {
 
     fn try_from(form: SpecJson) -> Result<Self, String> {
         let network = super::network(form.architecture, form.forward)?;
+        // serde cannot refuse unknown fields beside a flattened map: the kind has to.
         network.kind().check_tokens(&form.tokens.of_kind)?;
         Ok(Self {
             version: form.version,
@@ -83,6 +84,7 @@ impl TryFrom<SpecJson> for EncoderSpec {
     }
 }
 
+// As JSON, since a `dyn Network` has no other equality.
 impl PartialEq for EncoderSpec {
     fn eq(&self, other: &Self) -> bool {
         SpecJson::from(self.clone()) == SpecJson::from(other.clone())
@@ -112,7 +114,7 @@ pub struct TokenRules {
     /// Whether the text of `pad_id` in the vocabulary is read as that id inside a caption (`!` in diffusers'
     /// CLIP-G), beyond the special tokens that every tokenizer of this kind has.
     pub pad_text: PadText,
-    /// Rules that one kind of encoder has beside these, by name; the kind checks and reads them.
+    /// Token rules that only this kind of encoder has, by name; in JSON they stand beside the others.
     #[serde(flatten)]
     pub of_kind: Map<String, Value>,
 }
@@ -208,6 +210,7 @@ pub fn caption_entry(spec: &Fingerprint, caption: &str) -> Fingerprint {
     Fingerprint::of(&Entry {
         caption,
         spec,
+        // Of this object's form; the spec's own version is in its fingerprint.
         version: 1,
     })
 }

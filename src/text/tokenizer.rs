@@ -74,7 +74,7 @@ pub enum Error {
     DoesNotFit {
         /// The largest id.
         id: u32,
-        /// Its token.
+        /// The text of that id's token.
         token: String,
         /// Rows of the embedding table.
         rows: usize,
@@ -104,7 +104,7 @@ pub struct TokenizerIdentity {
 /// A caption's token ids.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tokens {
-    /// The ids, specials and pads included.
+    /// The ids in the order of the encoder's rows: specials, content, specials, pads.
     pub ids: Vec<u32>,
     /// How many of them come before the pads, specials included.
     pub count: usize,
@@ -176,6 +176,7 @@ impl Tokenizer {
             after: ids(format.after)?,
             end: id_of(&format.end)?,
             digest: Digest::of(&canonical),
+            // Pairs compare by id first.
             largest: last_added
                 .max(vocabulary.largest())
                 .ok_or("the vocabulary is empty")?,
@@ -309,6 +310,7 @@ impl Tokenizer {
         if rules.pad_text == PadText::Ordinary || self.plain.is_special(rules.pad_id) {
             return Ok(None);
         }
+        // A panic of another thread leaves the map usable: pipelines go in whole.
         let mut built = self.with_pad.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(pipeline) = built.get(&rules.pad_id) {
             return Ok(Some(Arc::clone(pipeline)));
@@ -372,9 +374,11 @@ fn cut_at_words(
     for word in text.split([' ', '\n']).filter(|word| !word.is_empty()) {
         let word_ids = pipeline.encode(word)?;
         total += word_ids.len();
+        // Counted on, as `Tokens::total` says how long the caption is.
         if full {
             continue;
         }
+        // Never below 0: no more than fits is taken.
         full = word_ids.len() > room - ids.len();
         if !full {
             ids.extend_from_slice(&word_ids);

@@ -58,6 +58,7 @@ impl Architecture for ClipTextArchitecture {
     }
 
     fn end_id(&self) -> u32 {
+        // `<|endoftext|>` is the last token of every CLIP vocabulary.
         u32::try_from(self.vocab_size.saturating_sub(1)).unwrap_or(u32::MAX)
     }
 }
@@ -66,6 +67,7 @@ impl Architecture for ClipTextArchitecture {
 pub(super) fn read(outer: ConfigFields<'_>) -> Result<ClipTextArchitecture, ConfigError> {
     let nested = NESTED.iter().any(|key| outer.get(key).is_some());
     outer.model_type(super::MODEL_TYPES)?;
+    // Where no class is named, a projection is assumed: a recipe that applies it finds out by the weights.
     let projected = nested || !is_plain_text_model(&outer);
     let fields = if nested {
         outer.merged(NESTED[0], NESTED[1])?
@@ -82,6 +84,7 @@ pub(super) fn read(outer: ConfigFields<'_>) -> Result<ClipTextArchitecture, Conf
         ));
     }
     Ok(ClipTextArchitecture {
+        // `CLIPTextConfig`'s defaults.
         vocab_size: fields.size("vocab_size", 49408)?,
         hidden_size,
         intermediate_size: fields.size("intermediate_size", 2048)?,
@@ -117,6 +120,7 @@ pub(super) fn published(slot: &str) -> Option<ClipTextArchitecture> {
         hidden_act: Activation::Gelu,
         layer_norm_eps: 1e-5,
         projection_dim: Some(1280),
+        // As their configurations have it, which makes `config_eos` pool at the largest id.
         eos_token_id: Some(2),
     };
     match slot {

@@ -31,7 +31,7 @@ pub use rules::{ClipForward, ClipForwardRecipe, PooledRule, ProjectionRule};
 
 const MODEL_TYPES: &[&str] = &["clip_text_model", "clip"];
 
-/// The kind.
+/// The kind `clip_text`.
 #[derive(Debug)]
 pub struct ClipText;
 
@@ -97,7 +97,7 @@ impl Kind for ClipText {
 /// A tower, and what is taken from it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ClipTextNetwork {
-    /// The tower.
+    /// Sizes and constants; in a spec only those that the rules use.
     pub architecture: ClipTextArchitecture,
     /// What is taken from it.
     pub forward: ClipForward,

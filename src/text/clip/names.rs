@@ -55,6 +55,7 @@ pub(super) fn locate(
 
 fn recognise(name: &str) -> Option<FoundEncoder<Naming>> {
     let found = |prefix: &str, naming| {
+        // A name that merely ends like the anchor is another tensor's.
         let whole = prefix.is_empty() || prefix.ends_with('.');
         whole.then(|| FoundEncoder {
             prefix: prefix.to_owned(),
@@ -78,6 +79,7 @@ fn recognise(name: &str) -> Option<FoundEncoder<Naming>> {
 /// Where a file keeps the canonical tensor `name`. `raw_projection`: it has OpenCLIP's `text_projection`.
 pub(super) fn stored(found: &FoundEncoder<Naming>, raw_projection: bool, name: &str) -> Stored {
     let mut stored: Stored = match found.naming {
+        // Before the namings: it may have OpenCLIP's name in any of them.
         _ if name == PROJECTION && raw_projection => Stored {
             transposed: true,
             .."text_projection".into()
@@ -134,6 +136,7 @@ fn open_clip(name: &str) -> Stored {
 /// Whether a tensor, by its name below the prefix, has no part in the numbers.
 pub(super) fn is_inert(below: &str) -> bool {
     let below = below.strip_prefix("text_model.").unwrap_or(below);
+    // Buffers that older transformers and OpenCLIP save beside the weights.
     // The projection is not inert where a recipe applies it; it is then among the expected names.
     matches!(
         below,

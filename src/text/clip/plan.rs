@@ -30,6 +30,7 @@ impl TowerPlan {
         let pools = rules.pooled != PooledRule::None;
         Ok(Self {
             hidden,
+            // The pooled row is of the last layer, whichever layer gives the sequence.
             depth: if pools {
                 architecture.num_hidden_layers
             } else {
@@ -63,6 +64,7 @@ pub(super) fn locate(
         let found = found.clone();
         weights.renamed(move |name: &str| names::stored(&found, raw, name))
     };
+    // The whole tower, though the rules may need less: a file that lacks layers is another network's.
     canonical.require(&tower)?;
     refuse_unexpected(weights, &found.prefix, &stored, names::is_inert, |first| {
         hint(architecture, first)
@@ -94,6 +96,7 @@ fn tensors(network: &ClipTextNetwork, plan: &TowerPlan) -> TensorList {
     list
 }
 
+// Specs are also read from JSON, so that what `architecture::read` refuses is refused here again.
 fn check(architecture: &ClipTextArchitecture, rules: &ClipForward) -> Result<(), Error> {
     positive("vocab_size", architecture.vocab_size)?;
     positive("intermediate_size", architecture.intermediate_size)?;
@@ -139,6 +142,7 @@ fn hidden_index(
         return Ok(None);
     };
     let states = architecture.num_hidden_layers + 1;
+    // -i32::MIN is no i32.
     let from_end = layer
         .checked_neg()
         .and_then(|n| usize::try_from(n).ok())

@@ -92,6 +92,7 @@ impl ForwardRecipe for ClipForwardRecipe {
         self.pooled != PooledRule::None
     }
 
+    // Rows of pads are always computed here, so the assembly may keep them.
     fn check(&self, slot: &str, _pads_kept: bool) -> Result<(), Contradiction> {
         if let Some(layer) = self.hidden_layer.filter(|layer| *layer >= 0) {
             return Err(Contradiction {
@@ -154,6 +155,8 @@ impl ClipForwardRecipe {
     /// Architecture and rules without what has no effect: no projection without a pooled row, no norm or mask without a
     /// sequence, and the end-of-text id only where the pooled rule looks for it.
     fn effective(&self, clip: &ClipTextArchitecture, end_id: u32) -> ClipTextNetwork {
+        // Configurations had this wrong id before transformers' PR 24773; `CLIPTextTransformer` still pools at the
+        // largest id then.
         const LEGACY_EOS: u32 = 2;
         let pooled = match (self.pooled, clip.eos_token_id) {
             (PooledRule::ConfigEos, Some(LEGACY_EOS)) => PooledRule::ArgmaxId,
@@ -167,6 +170,7 @@ impl ClipForwardRecipe {
             projection: pooled != PooledRule::None
                 && self.projection != ProjectionRule::Skip
                 && clip.projection_dim.is_some(),
+            // The pooled row sees only rows before it, and pads come after.
             mask: if has_sequence {
                 self.mask
             } else {
@@ -189,6 +193,7 @@ impl ClipForwardRecipe {
     }
 }
 
+// Positions are learned, so there is none beyond the table; "never cut" cannot be kept.
 fn check_positions(clip: &ClipTextArchitecture, max_tokens: Option<usize>) -> Result<(), Misfit> {
     let positions = clip.max_position_embeddings;
     match max_tokens {

@@ -55,6 +55,7 @@ impl Vocabulary for ClipVocabulary {
     }
 
     fn largest(&self) -> Option<(u32, String)> {
+        // The map is in order of texts, not of ids.
         let largest = self.vocab.iter().max_by_key(|(_, id)| **id);
         largest.map(|(token, id)| (*id, token.clone()))
     }
@@ -87,6 +88,7 @@ impl Vocabulary for ClipVocabulary {
             .vocab_and_merges(vocab, self.merges.clone())
             .continuing_subword_prefix(String::new())
             .end_of_word_suffix("</w>".to_owned())
+            // As `CLIPTokenizer`, whose unknown token is `<|endoftext|>`.
             .unk_token(EOS.to_owned())
             .build()?;
         let mut tokenizer = tokenizers::Tokenizer::new(model);
@@ -98,6 +100,7 @@ impl Vocabulary for ClipVocabulary {
         tokenizer.with_pre_tokenizer(Some(PreSequence::new(vec![
             Split::new(
                 SplitPattern::Regex(SPLIT.to_owned()),
+                // Inverted: what lies between matches is removed, white space above all.
                 SplitDelimiterBehavior::Removed,
                 true,
             )?
@@ -171,6 +174,7 @@ fn from_json(json: Value) -> Result<TokenizerDefinition, String> {
 /// The lines of a `merges.txt`, whose first may be a comment with the version.
 fn merges_from_text(text: &str) -> Result<Vec<(String, String)>, String> {
     text.lines()
+        // Not every `#`: merges of hash signs begin so, too.
         .filter(|line| !line.is_empty() && !line.starts_with("#version"))
         .map(merge_from_text)
         .collect()
@@ -192,6 +196,7 @@ fn checked(
             return Err(format!("the vocabulary has no `{special}`"));
         }
     }
+    // `id_to_token` could give back either of two.
     let mut ids = BTreeSet::new();
     for (token, id) in &vocab {
         if !ids.insert(*id) {

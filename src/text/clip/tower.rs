@@ -307,6 +307,7 @@ impl ClipTextTower {
     ) -> candle_core::Result<()> {
         let at: Vec<u32> = batch
             .starts()
+            // Beyond every row, so that the lookup fails instead of this.
             .map(|(start, s)| u32::try_from(start + rows[s.caption]).unwrap_or(u32::MAX))
             .collect();
         let at = Tensor::new(at, x_rc.device())?;
@@ -345,6 +346,7 @@ fn causal(
 fn pooled_row(rule: PooledRule, eos: Option<u32>, tokens: &Tokens) -> Result<usize, u32> {
     let first = |id: u32| tokens.ids.iter().position(|&other| other == id);
     let largest = || {
+        // The first of equals, as `torch.argmax`: pads may have the same id.
         let max = tokens.ids.iter().max().copied().unwrap_or_default();
         first(max).unwrap_or_default()
     };
@@ -354,6 +356,7 @@ fn pooled_row(rule: PooledRule, eos: Option<u32>, tokens: &Tokens) -> Result<usi
         // transformers: 2 is the id that configurations wrongly had when the rule was argmax.
         PooledRule::ConfigEos => Ok(match eos {
             None | Some(2) => largest(),
+            // `argmax` of no match is row 0.
             Some(id) => first(id).unwrap_or(0),
         }),
         PooledRule::FirstEos => {

@@ -56,12 +56,14 @@ impl Architecture for T5EncoderArchitecture {
     }
 
     fn end_id(&self) -> u32 {
+        // `<pad>` 0, `</s>` 1, `<unk>` 2 in every T5 vocabulary (transformers' tokenization_t5.py).
         1
     }
 }
 
 /// The architecture of a `T5Config`.
 pub(super) fn read(mut fields: ConfigFields<'_>) -> Result<T5EncoderArchitecture, ConfigError> {
+    // Before the check of `model_type`, to say why: its names and shapes are T5's.
     if fields.get("model_type").and_then(Value::as_str) == Some("umt5") {
         return Err(fields.wrong(
             "model_type",
@@ -106,6 +108,7 @@ pub(super) fn read(mut fields: ConfigFields<'_>) -> Result<T5EncoderArchitecture
         ));
     }
     Ok(T5EncoderArchitecture {
+        // `T5Config`'s defaults, those of t5-small.
         vocab_size: fields.size("vocab_size", 32128)?,
         d_model: fields.size("d_model", 512)?,
         d_kv: fields.size("d_kv", 64)?,
@@ -126,6 +129,7 @@ fn feed_forward(fields: &ConfigFields<'_>) -> Result<(Activation, bool), ConfigE
     let proj = fields.text("feed_forward_proj", "relu")?;
     let (gated, name) = match proj.split_once('-') {
         None => (false, proj.as_str()),
+        // "For backwards compatibility" (`T5Config.__init__`): v1.1 was trained with the approximation.
         Some(("gated", "gelu")) => (true, "gelu_new"),
         Some(("gated", name)) if !name.contains('-') => (true, name),
         Some(_) => {

@@ -25,6 +25,7 @@ pub(super) fn bucket(distance: isize, buckets: usize, max_distance: usize) -> us
         return behind + distance;
     }
     let ratio = (distance as f32 / exact as f32).ln();
+    // transformers takes this logarithm in Python's f64 and that of the distance in the tensor's f32.
     let scale = (max_distance as f64 / exact as f64).ln() as f32;
     #[expect(
         clippy::cast_possible_truncation,
@@ -41,6 +42,7 @@ pub(super) struct PositionBias {
     max_distance: usize,
     /// Per bucket, per head.
     table: Vec<Vec<f32>>,
+    /// The embedding itself, for its type and device.
     like: Tensor,
     cache: Mutex<HashMap<(usize, usize), Tensor>>,
 }
@@ -62,6 +64,7 @@ impl PositionBias {
 
     /// `[1, heads, queries, keys]`.
     pub(super) fn get(&self, queries: usize, keys: usize) -> Result<Tensor> {
+        // A panic of another thread leaves the map usable: tables go in whole.
         let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = cache.get(&(queries, keys)) {
             return Ok(known.clone());
@@ -94,6 +97,7 @@ impl PositionBias {
                 }
             });
         let bias = Tensor::from_vec(bias, (1, heads, queries, keys), &candle_core::Device::Cpu)?;
+        // The table's own numbers came from that type: the way through f32 loses nothing.
         bias.to_device(self.like.device())?
             .to_dtype(self.like.dtype())
     }

@@ -10,6 +10,7 @@ pub(super) fn check(charsmap: &[u8]) -> Result<(), String> {
     let (size, rest) = charsmap
         .split_first_chunk::<4>()
         .ok_or_else(|| damaged("it has no header"))?;
+    // `spm_precompiled`, which walks it, counts whole units of 4 bytes too.
     let size = u32::from_le_bytes(*size) as usize / 4 * 4;
     if size == 0 || size > rest.len() {
         return Err(damaged("the trie is empty or cut off"));
@@ -25,6 +26,7 @@ pub(super) fn check(charsmap: &[u8]) -> Result<(), String> {
 
 /// Visits every unit that some text can reach.
 fn check_trie(units: &[usize], texts: &str) -> Result<(), &'static str> {
+    // A damaged trie may link in a circle.
     let mut seen = vec![false; units.len()];
     let mut open = vec![offset(units[0])];
     while let Some(base) = open.pop() {
@@ -35,6 +37,7 @@ fn check_trie(units: &[usize], texts: &str) -> Result<(), &'static str> {
         for label in 1..=255 {
             let child = base ^ label;
             let unit = units[child];
+            // Bit 31 marks a unit that holds a value and has no label.
             if unit & ((1 << 31) | 0xFF) != label || std::mem::replace(&mut seen[child], true) {
                 continue;
             }
@@ -51,10 +54,13 @@ fn check_trie(units: &[usize], texts: &str) -> Result<(), &'static str> {
     Ok(())
 }
 
+// Bits as in `DoubleArrayUnit` of darts-clone.
+
 fn has_value(unit: usize) -> bool {
     (unit >> 8) & 1 == 1
 }
 
 fn offset(unit: usize) -> usize {
+    // Bit 9: the offset counts in steps of 256.
     (unit >> 10) << ((unit & (1 << 9)) >> 6)
 }

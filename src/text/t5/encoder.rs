@@ -48,6 +48,7 @@ pub(super) fn locate(network: &T5Network, weights: &Weights) -> Result<LocatedEn
     })
 }
 
+// Specs are also read from JSON, so that what `architecture::read` refuses is refused here again.
 fn check(network: &T5Network) -> Result<(), Error> {
     let (a, rules) = (&network.architecture, &network.forward);
     for (field, value) in [
@@ -109,6 +110,7 @@ impl Block {
         let get = |name: &str, shape: &[usize]| weights.pp(name).get(shape, "weight");
         let [q, k, v] = ["q", "k", "v"].map(|n| get(&format!("0.SelfAttention.{n}"), &[inner, c]));
         let inward = names::inward(architecture).iter();
+        // `_keep_in_fp32_modules = ["wo"]` of `T5PreTrainedModel`; it holds for f16 only.
         let wide = match weights.dtype() {
             DType::F16 => weights.clone().with_dtype(DType::F32),
             _ => weights.clone(),
@@ -262,6 +264,7 @@ impl T5Encoder {
             q,
             k,
             v,
+            // No 1 / sqrt(d): T5 has it in the initialization of q (`T5PreTrainedModel._init_weights`).
             1.0,
             Some(&bias),
             &AttentionMask::None,
@@ -282,6 +285,7 @@ impl T5Encoder {
             [wi] => activation.apply(kernels, &linear(kernels, x_rc, wi, None)?)?,
             _ => candle_core::bail!("a feed-forward with {} inward matrices", block.inward.len()),
         };
+        // As `T5DenseGatedActDense.forward`, for `wo` in f32.
         inner_rf.to_dtype(block.outward.dtype())
     }
 

@@ -29,7 +29,7 @@ use crate::nn::weights::Weights;
 pub use architecture::T5EncoderArchitecture;
 pub use rules::{PadRows, T5Forward};
 
-/// The kind.
+/// The kind `t5_encoder`.
 #[derive(Debug)]
 pub struct T5;
 
@@ -89,7 +89,7 @@ impl Kind for T5 {
 /// An encoder, and what is taken from it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct T5Network {
-    /// The encoder.
+    /// Sizes and constants; all of them count.
     pub architecture: T5EncoderArchitecture,
     /// What is taken from it.
     pub forward: T5Forward,

@@ -25,7 +25,7 @@ pub(super) const ANCHORS: &[&str] = &[ANCHOR, LLAMA_CPP_ANCHOR];
 pub(super) enum Naming {
     /// Canonical, but for the name of the embedding table.
     HuggingFace {
-        /// Its name.
+        /// `shared.weight` or `encoder.embed_tokens.weight`.
         embedding: &'static str,
     },
     /// That of GGUF files.
@@ -86,6 +86,7 @@ pub(super) fn locate(
     let name = |leaf: &str| format!("{}{leaf}", found.prefix);
     let (first, second) = (name(EMBEDDING), name(OTHER_EMBEDDING));
     match (weights.contains(&first), weights.contains(&second)) {
+        // The two are one tensor in T5: a file in which they differ is not of this network.
         (true, true) if !weights.same_bytes(&first, &second)? => {
             return Err(Error::Untied {
                 files: weights.describe(),
@@ -150,7 +151,7 @@ fn llama_cpp(name: &str) -> String {
 
 /// Whether a tensor, by its name below the prefix, has no part in the numbers.
 pub(super) fn is_inert(below: &str) -> bool {
-    // A whole T5 in GGUF has its decoder below `dec.`.
+    // Of the two names of the embedding one is read. A whole T5 in GGUF has its decoder below `dec.`.
     matches!(below, EMBEDDING | OTHER_EMBEDDING) || below.starts_with("dec.")
 }
 

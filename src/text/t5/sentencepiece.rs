@@ -51,6 +51,7 @@ fn read_piece(bytes: &[u8], model: &mut SentencePieceModel) -> Result<(), String
                     .map_err(|_| format!("piece {} is not UTF-8", model.pieces.len()))?
                     .to_owned();
             }
+            // Widened to the f64 that `tokenizers` and a tokenizer.json have, so that both files give one digest.
             (2, FieldValue::Fixed32(bits)) => score = f64::from(f32::from_bits(bits)),
             (3, FieldValue::Varint(UNKNOWN)) => model.unknown = Some(model.pieces.len()),
             _ => {}
@@ -64,11 +65,13 @@ fn check_trainer(bytes: &[u8]) -> Result<(), String> {
     let mut fields = MessageFields(bytes);
     while let Some((number, value)) = fields.next()? {
         match (number, value) {
+            // `TrainerSpec.model_type`.
             (3, FieldValue::Varint(kind)) if kind != UNIGRAM => {
                 return Err(format!(
                     "SentencePiece model type {kind}, expected unigram (1)"
                 ));
             }
+            // `TrainerSpec.byte_fallback`.
             (35, FieldValue::Varint(1)) => return Err("byte fallback is not part of T5".to_owned()),
             _ => {}
         }
@@ -76,6 +79,7 @@ fn check_trainer(bytes: &[u8]) -> Result<(), String> {
     Ok(())
 }
 
+/// The wire types that the format has; groups are long deprecated and refused.
 enum FieldValue<'b> {
     Varint(u64),
     Fixed32(u32),
@@ -113,6 +117,7 @@ impl<'b> MessageFields<'b> {
 
     fn varint(&mut self) -> Result<u64, String> {
         let mut number = 0;
+        // Ten bytes at most: without a bound a damaged file would shift past 64 bits.
         for shift in (0..64).step_by(7) {
             let byte = self.take(1)?[0];
             number |= u64::from(byte & 0x7F) << shift;

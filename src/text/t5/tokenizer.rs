@@ -93,6 +93,7 @@ impl Vocabulary for T5Vocabulary {
             .map(|(piece, _)| piece)
             .filter(|piece| is_sentinel(piece))
             .cloned();
+        // A special that the vocabulary lacks would be given a new id.
         let known = known
             .into_iter()
             .filter(|token| self.pieces.iter().any(|(piece, _)| piece == token));
@@ -145,12 +146,13 @@ struct NormalizerJson {
 
 impl NormalizerJson {
     fn charsmap(&self) -> Option<&str> {
-        let own = self.precompiled_charsmap.as_deref();
-        own.or_else(|| self.normalizers.iter().find_map(Self::charsmap))
+        let direct = self.precompiled_charsmap.as_deref();
+        direct.or_else(|| self.normalizers.iter().find_map(Self::charsmap))
     }
 }
 
 fn from_json(json: Value) -> Result<TokenizerDefinition, String> {
+    // serde would also take a list for a structure.
     if !json.get("model").is_some_and(Value::is_object) {
         return Err("it has no `model`".to_owned());
     }

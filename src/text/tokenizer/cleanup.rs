@@ -103,6 +103,7 @@ fn segments(text: &str) -> Vec<&str> {
 /// `text` cut before each outermost `(` and after each `)` that closes it.
 fn groups(text: &str) -> Vec<&str> {
     let mut parts = Vec::new();
+    // Signed: a `)` too many takes the reference's level below 0 too, where the next `(` opens no group.
     let (mut start, mut level) = (0, 0_i64);
     for (at, byte) in text.bytes().enumerate() {
         match byte {

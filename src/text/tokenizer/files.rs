@@ -36,9 +36,9 @@ pub struct TokenizerFormat {
     pub readable: fn(String) -> String,
 }
 
-/// What a tokenizer is.
+/// What a tokenizer's files say, before a pipeline is built of it.
 pub struct TokenizerDefinition {
-    /// Its vocabulary.
+    /// The tokens the model was trained with, and how a text is split into them.
     pub vocabulary: Box<dyn Vocabulary>,
     /// The tokens that the file names as added; some may be of the vocabulary.
     pub added: Vec<AddedToken>,
@@ -68,7 +68,7 @@ pub struct AddedToken {
     /// Absent where the file keys its tokens by id.
     #[serde(default)]
     pub id: u32,
-    /// Its text.
+    /// The text that is read as this token.
     pub content: String,
     /// Whether it is read only where no word goes on around it.
     #[serde(default)]
@@ -108,6 +108,7 @@ impl TokenizerFormat {
     /// The tokenizer kept in `file`; of the added tokens those that lie beyond the vocabulary, by their ids.
     pub(super) fn open(&self, file: &Path) -> Result<TokenizerDefinition, Error> {
         let TokenizerDefinition { vocabulary, added } = (self.read)(file)?;
+        // By id, as the library gives each token that is added the next free one.
         let mut beyond = BTreeMap::new();
         add(&*vocabulary, added, &mut beyond).map_err(|p| self.malformed(file, p))?;
         let config = file.with_file_name("tokenizer_config.json");

@@ -21,6 +21,7 @@ impl Pipeline {
 
     /// The ids of `text`.
     pub(super) fn encode(&self, text: &str) -> Result<Vec<u32>, String> {
+        // Without specials, which `Tokenizer` puts around, and without offsets, which nobody asks for.
         let encoding = self.0.encode_fast(text, false).map_err(|e| e.to_string())?;
         Ok(encoding.get_ids().to_vec())
     }
@@ -54,6 +55,7 @@ impl Pipeline {
     fn add_specials(&mut self, tokens: impl IntoIterator<Item = String>) -> Result<(), String> {
         let tokens = tokens
             .into_iter()
+            // Special, so that the text is looked for before the normalizer lower-cases it.
             .map(|token| LibraryToken::from(token, true));
         self.0
             .add_special_tokens(tokens)
