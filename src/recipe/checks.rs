@@ -21,6 +21,7 @@ pub(super) fn in_order(
     let checks = Checks { recipe };
     checks.assembly(&encoders, assembly)?;
     let mut ordered = Vec::new();
+    // A slot in both is taken where it comes first: `remove` finds it once.
     for slot in assembly.context.iter().flatten().chain(&assembly.pooled) {
         if let (Some(rules), Some(components_of)) = (encoders.remove(slot), components.get(slot)) {
             checks.encoder(slot, &rules, assembly)?;
@@ -32,6 +33,7 @@ pub(super) fn in_order(
             });
         }
     }
+    // What no part of the assembly uses would be encoded for nothing.
     match encoders.keys().next() {
         None => Ok(ordered),
         Some(slot) => Err(checks.contradiction(
@@ -91,6 +93,7 @@ impl Checks<'_> {
                 return Err(self.contradiction("assembly.pads", format!("`{slot}` is missing")));
             }
         }
+        // A denoiser is told one count of tokens, which can only mark pads at the end of its context.
         if assembly.mask == DenoiserMask::Pads && in_context.len() != 1 {
             return Err(self.contradiction(
                 "assembly.mask = pads and assembly.context",
@@ -108,6 +111,7 @@ impl Checks<'_> {
 
     fn encoder(&self, slot: &str, rules: &EncoderRules, assembly: &Assembly) -> Result<(), Error> {
         self.tokens(slot, rules.network, &rules.tokens)?;
+        // A slot without pads is not in the context: no row of it is kept.
         let pads_kept = assembly.pads.get(slot) == Some(&AssembledPads::Keep);
         rules
             .forward

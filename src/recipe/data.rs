@@ -18,7 +18,7 @@ use crate::text::{self, Kind};
 pub struct RecipeFile {
     /// The path, from the repository's root.
     pub path: String,
-    /// The content.
+    /// Its TOML.
     pub text: &'static str,
 }
 
@@ -79,7 +79,7 @@ impl std::fmt::Display for Status {
 /// One field of a recipe, with where it comes from.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Field {
-    /// The value.
+    /// As the file has it, as JSON; "none" where TOML would need a null.
     pub value: Value,
     /// The file that says so, or `[recipe.deviate]`.
     pub file: String,
@@ -107,7 +107,7 @@ pub struct Claim {
     pub status: Status,
 }
 
-/// Where a slot's encoder lies in a checkpoint, and what it is.
+/// A slot's kind of encoder, and the folders of a diffusers checkpoint that hold it and its tokenizer.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(super) struct SlotComponents {
     pub(super) network: &'static dyn Kind,
@@ -124,7 +124,7 @@ pub(super) struct Variant {
     pub(super) flavors: Vec<String>,
     pub(super) components: BTreeMap<String, SlotComponents>,
     pub(super) fields: BTreeMap<String, Field>,
-    /// By flavor, the fields that it has otherwise.
+    /// By flavor, the fields in which it differs from `fields`.
     pub(super) by_flavor: BTreeMap<String, BTreeMap<String, Field>>,
     pub(super) sources: BTreeMap<String, String>,
     pub(super) claims: Vec<Claim>,
@@ -189,15 +189,16 @@ pub(super) fn variants(files: &[RecipeFile]) -> Result<Vec<Variant>, Error> {
 }
 
 fn variant(raw: RawFile, base: Option<Variant>, path: &str) -> Result<Variant, String> {
-    let mut found = RuleTables::default();
+    let mut tables = RuleTables::default();
     for (key, value) in raw.rules {
         let table = value
             .as_table()
             .ok_or_else(|| format!("`{key}` is not a table of rules"))?;
-        found.collect(&key, table, path)?;
+        tables.collect(&key, table, path)?;
     }
+    // A complete file has no base whose fields it could misspell.
     let is_overlay = base.is_some();
-    let mut whole = base.unwrap_or_else(|| Variant {
+    let mut variant = base.unwrap_or_else(|| Variant {
         family: raw.family,
         name: String::new(),
         title: String::new(),
@@ -208,29 +209,31 @@ fn variant(raw: RawFile, base: Option<Variant>, path: &str) -> Result<Variant, S
         sources: BTreeMap::new(),
         claims: Vec::new(),
     });
-    for (field, new) in found.fields {
-        let in_flavors = whole.by_flavor.values_mut();
+    for (field, new) in tables.fields {
+        // A value outside `[flavor]` is for all flavors: those that the base has for one give way.
+        let in_flavors = variant.by_flavor.values_mut();
         let in_flavors = in_flavors.filter_map(|f| f.remove(&field)).count();
         if is_overlay {
-            match whole.fields.get(&field) {
+            match variant.fields.get(&field) {
                 None => return Err(format!("`{field}` is not a field of its base")),
+                // A variant's file lists differences and nothing else, so that it can be read as a list of them.
                 Some(old) if old.value == new.value && in_flavors == 0 => {
                     return Err(format!("`{field}` does not differ from its base"));
                 }
                 Some(_) => {}
             }
         }
-        whole.fields.insert(field, new);
+        variant.fields.insert(field, new);
     }
     for (flavor, table) in raw.flavor {
-        whole.add_flavor(flavor, &table, path)?;
+        variant.add_flavor(flavor, &table, path)?;
     }
-    whole.components.extend(slot_components(found.words)?);
-    whole.name = raw.variant;
-    whole.title = raw.title;
-    whole.sources.extend(raw.sources);
-    whole.claims.extend(raw.claims);
-    Ok(whole)
+    variant.components.extend(slot_components(tables.words)?);
+    variant.name = raw.variant;
+    variant.title = raw.title;
+    variant.sources.extend(raw.sources);
+    variant.claims.extend(raw.claims);
+    Ok(variant)
 }
 
 impl Variant {
@@ -250,26 +253,26 @@ impl Variant {
         if !self.flavors.contains(&flavor) {
             return Err(format!("`flavor.{flavor}` is not one of its flavors"));
         }
-        let mut found = RuleTables::default();
+        let mut tables = RuleTables::default();
         for (key, value) in table {
             let inner = value.as_table();
             let inner = inner.ok_or_else(|| format!("`flavor.{flavor}.{key}` is not a table"))?;
-            found.collect(key, inner, path)?;
+            tables.collect(key, inner, path)?;
         }
-        if let Some(slot) = found.words.keys().next() {
+        if let Some(slot) = tables.words.keys().next() {
             return Err(format!(
                 "`flavor.{flavor}.{slot}` has a word without source"
             ));
         }
-        for (field, new) in found.fields {
+        for (field, new) in tables.fields {
             match self.fields_of(&flavor).get(&field) {
                 None => return Err(format!("`flavor.{flavor}.{field}` is not a field")),
                 Some(old) if old.value == new.value => {
                     return Err(format!("`flavor.{flavor}.{field}` changes nothing"));
                 }
                 Some(_) => {
-                    let own = self.by_flavor.entry(flavor.clone()).or_default();
-                    own.insert(field, new);
+                    let changed = self.by_flavor.entry(flavor.clone()).or_default();
+                    changed.insert(field, new);
                 }
             }
         }
@@ -277,7 +280,8 @@ impl Variant {
     }
 }
 
-/// What a file's tables hold: fields, and plain words such as a component's name.
+/// What a file's tables hold: rules by dotted path, and by slot the plain words that are no rules and need no source, such
+/// as a component's name.
 #[derive(Default)]
 struct RuleTables {
     fields: BTreeMap<String, Field>,
@@ -287,6 +291,7 @@ struct RuleTables {
 impl RuleTables {
     fn collect(&mut self, path: &str, table: &toml::Table, file: &str) -> Result<(), String> {
         if table.contains_key("value") {
+            // A table with a value is a rule, any other a group of them.
             let raw: RawField = toml::Value::Table(table.clone())
                 .try_into()
                 .map_err(|e| format!("`{path}`: {e}"))?;

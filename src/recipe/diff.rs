@@ -105,6 +105,7 @@ pub fn readable(value: Option<&Value>) -> String {
     match value {
         None => "(no such field)".into(),
         Some(Value::Null) => "none".into(),
+        // As `Digest::short`, which a person finds again in other messages.
         Some(Value::String(text)) if is_id(text) => format!("{}...", &text[..12]),
         Some(Value::String(text)) => text.clone(),
         Some(Value::Array(items)) => {

@@ -21,7 +21,7 @@ pub struct EncoderRecipe {
     pub component: String,
     /// The folder of its tokenizer in a diffusers checkpoint: `tokenizer_3`.
     pub tokenizer_component: String,
-    /// Its rules.
+    /// What it is given, what is taken from it, and in which precision.
     pub rules: EncoderRules,
 }
 
@@ -61,6 +61,7 @@ impl EncoderRecipe {
         let network = rules
             .network(architecture, &mut tokens, tokenizer.end_id)
             .map_err(|misfit| self.does_not_fit(misfit.field, misfit.why))?;
+        // After the network's rules, which may have set the pad id to 0 where it has no effect.
         self.check_vocabulary(architecture.vocab_size(), &tokens, tokenizer.end_id)?;
         Ok(EncoderSpec {
             version: ENCODER_SPEC_VERSION,
@@ -79,10 +80,12 @@ impl EncoderRecipe {
             cleanup: rules.cleanup.clone(),
             min_tokens: rules.min_tokens,
             max_tokens: rules.max_tokens,
+            // Where nothing is ever cut, where it is cut has no effect.
             truncation: match rules.max_tokens {
                 None => Truncation::Tokens,
                 Some(_) => rules.truncation,
             },
+            // `end` and its number are one rule, so that recipes that write it either way share entries.
             pad_id: match rules.pad {
                 Pad::End => end_id,
                 Pad::Id(id) => id,

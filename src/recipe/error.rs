@@ -32,7 +32,7 @@ pub enum Error {
         did_you_mean(nearest.as_deref())
     )]
     UnknownField {
-        /// The recipe.
+        /// Its name, as `plumb recipe show` takes it.
         recipe: String,
         /// As written.
         field: String,
@@ -46,7 +46,7 @@ pub enum Error {
         field: String,
         /// What is wrong.
         why: String,
-        /// The value.
+        /// The deviation's value, as TOML or JSON has it.
         found: String,
         /// The recipe's own value, as JSON.
         base: String,
@@ -54,7 +54,7 @@ pub enum Error {
     /// Two fields exclude each other.
     #[error("{fields} in the recipe {recipe}: {why}")]
     Contradiction {
-        /// The recipe.
+        /// Its name.
         recipe: String,
         /// The fields, with their values.
         fields: String,
@@ -64,7 +64,7 @@ pub enum Error {
     /// The rules do not fit the checkpoint.
     #[error("the recipe's `{field}` does not fit this checkpoint's {slot}: {why}")]
     DoesNotFit {
-        /// The encoder's slot.
+        /// What does not fit: the encoder's folder in the checkpoint, or `denoiser`.
         slot: String,
         /// The field.
         field: String,
@@ -90,6 +90,8 @@ fn did_you_mean(nearest: Option<&str>) -> String {
 
 /// The name nearest to `name`, if one is near enough to be meant.
 pub(super) fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<String> {
+    // A field whose last part is right is likelier meant than one that merely looks alike. Jaro-Winkler, which
+    // favours a common start, finds something near for any name below the right slot; hence its handicap.
     let last = |path: &str| path.rsplit('.').next().unwrap_or_default().to_owned();
     let score = |candidate: &str| {
         let same_end = f64::from(u8::from(last(candidate) == last(name)));

@@ -63,6 +63,7 @@ impl Subject {
         ];
         match content.get("model_type").and_then(Value::as_str) {
             Some(found) => {
+                // A `model_type` that no kind explains is no tokenizer's file either.
                 let kind = KINDS
                     .iter()
                     .find(|kind| kind.model_types().contains(&found));
@@ -115,7 +116,7 @@ pub struct FieldNote {
     /// What transformers uses where the file leaves the field out.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub default: Option<Value>,
-    /// Why.
+    /// Why, as a sentence for a person.
     pub why: String,
     /// Who says so.
     pub source: String,
@@ -156,11 +157,11 @@ pub fn table(subject: Subject) -> Result<Vec<FieldNote>, Error> {
         Subject::Encoder(kind) => Ok(of_kind(kind)?.config),
         Subject::Tokenizer => Ok(common()?.tokenizer),
         Subject::Recipe => {
-            let mut all = common()?.recipe;
+            let mut notes = common()?.recipe;
             for kind in KINDS {
-                all.extend(of_kind(*kind)?.recipe);
+                notes.extend(of_kind(*kind)?.recipe);
             }
-            Ok(all)
+            Ok(notes)
         }
     }
 }
@@ -208,6 +209,7 @@ pub fn file(subject: Subject, content: &Value) -> Result<Vec<ExplainedField>, Er
             explained.push(explained_field(field.clone(), Some(value), field, &entries));
         }
     }
+    // A field that is left out has its default, and may matter as much as one that is there.
     for entry in entries.iter().filter(|e| e.default.is_some()) {
         if !entry.names.iter().any(|name| seen.contains(&name.as_str())) {
             explained.extend(
@@ -229,8 +231,12 @@ pub fn recipe(recipe: &Recipe) -> Result<Vec<ExplainedField>, Error> {
     let common = common()?.recipe;
     let mut by_slot = BTreeMap::new();
     for encoder in recipe.encoders() {
-        let own = of_kind(encoder.rules.network)?.recipe;
-        by_slot.insert(encoder.slot.as_str(), [common.as_slice(), &own].concat());
+        // Kinds have fields of one name that do different things, such as `forward.mask`.
+        let of_kind = of_kind(encoder.rules.network)?.recipe;
+        by_slot.insert(
+            encoder.slot.as_str(),
+            [common.as_slice(), &of_kind].concat(),
+        );
     }
     let explain = |(path, field): (&String, &super::Field)| {
         let slot = path.split('.').next().unwrap_or_default();

@@ -17,7 +17,7 @@ pub struct RecipeName {
     pub family: String,
     /// The flavor: `3.5-large`.
     pub flavor: String,
-    /// The variant: `reference`, `diffusers`, ...
+    /// Whose way of making conditioning: `reference`, `diffusers`, ...
     pub variant: String,
 }
 
@@ -53,6 +53,7 @@ impl FromStr for RecipeName {
 impl fmt::Display for RecipeName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.family, self.flavor)?;
+        // Left out as a person would: the name parses back to the same.
         if self.variant != REFERENCE {
             write!(f, ":{}", self.variant)?;
         }

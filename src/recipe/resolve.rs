@@ -17,7 +17,7 @@ use super::{Error, RecipeName, checks};
 /// The version of the canonical form of a recipe's rules. A change of meaning of any field bumps it.
 pub const RECIPE_VERSION: u32 = 1;
 
-/// The file name that stands for a deviation.
+/// What [`Field::file`] is for a deviation.
 const DEVIATE: &str = "[recipe.deviate]";
 
 /// A recipe with every field resolved.
@@ -58,13 +58,13 @@ impl std::fmt::Display for Deviation {
 /// A shipped variant, as `plumb recipe list` shows it.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Listing {
-    /// The family.
+    /// `sd3`, `flux1`, ...
     pub family: String,
     /// The flavors it serves.
     pub flavors: Vec<String>,
-    /// The variant.
+    /// `reference`, `diffusers`, `kohya`, ...
     pub variant: String,
-    /// Whose way it is.
+    /// Whose way of making conditioning it is, for a person.
     pub title: String,
 }
 
@@ -146,14 +146,17 @@ impl Recipe {
             };
             let wrong = |found: String, why: String| Error::WrongValue {
                 field: field.clone(),
+                // serde names the type of Rust.
                 why: why.replace("expected usize", "expected a whole number"),
                 found,
                 base: old.value.to_string(),
             };
             let value = data::json_of(&value).map_err(|why| wrong(value.to_string(), why))?;
+            // What is set to what it is anyway is no deviation: no report and no fingerprint knows of it.
             if value == old.value {
                 continue;
             }
+            // Parsed after each, so that an error is this field's.
             fields.insert(field.clone(), deviated(value.clone(), &old));
             rules = TypedRules::of(&fields, &variant.components)
                 .map_err(|why| wrong(value.to_string(), why))?;
@@ -164,6 +167,7 @@ impl Recipe {
             });
         }
         let encoders =
+            // After all of them: two deviations that only fit together may come in any order.
             checks::in_order(rules.encoders, &variant.components, &rules.assembly, &name)?;
         let fingerprint = Fingerprint::of(&canonical(&encoders, &rules.assembly));
         let claims = variant
@@ -184,12 +188,12 @@ impl Recipe {
         })
     }
 
-    /// The name.
+    /// As asked for; deviations do not change it.
     pub fn name(&self) -> &RecipeName {
         &self.name
     }
 
-    /// Whose way it is.
+    /// Whose way of making conditioning it is, for a person.
     pub fn title(&self) -> &str {
         &self.title
     }
@@ -282,6 +286,7 @@ fn with_that_of_the_tests(mut files: Vec<data::RecipeFile>) -> Vec<data::RecipeF
 /// The variant that a name means.
 fn select(variants: Vec<Variant>, name: &RecipeName) -> Result<Variant, Error> {
     let unknown = |what: String, name: &str, mut known: Vec<String>| {
+        // Files come family by family, so that equal names are neighbours.
         known.dedup();
         Error::Unknown {
             what,
@@ -343,7 +348,7 @@ fn deviated(value: Value, old: &Field) -> Field {
     }
 }
 
-/// The typed rules behind the fields.
+/// The fields as types, without their sources.
 struct TypedRules {
     encoders: BTreeMap<String, EncoderRules>,
     assembly: Assembly,

@@ -25,13 +25,13 @@ pub struct TokenRecipe {
     /// Longer sequences are cut to this many ids; `None`: never cut.
     #[serde(serialize_with = "none_or", deserialize_with = "count_or_none")]
     pub max_tokens: Option<usize>,
-    /// Where a sequence is cut.
+    /// Where a sequence of more than `max_tokens` is cut; without effect where there is none.
     pub truncation: Truncation,
-    /// The id that fills.
+    /// The id that fills a sequence up to `min_tokens`.
     pub pad: Pad,
     /// Whether the pad id's text inside a caption is read as that id.
     pub pad_text: PadText,
-    /// Rules that one kind of encoder has beside these, by name.
+    /// Token rules that only this kind of encoder has, by name; in a recipe they stand beside the others.
     #[serde(flatten)]
     pub of_kind: Map<String, Value>,
 }
@@ -82,7 +82,7 @@ pub struct Assembly {
     pub pooled: Vec<String>,
     /// What the denoiser masks.
     pub mask: DenoiserMask,
-    /// What becomes of each context slot's pad rows.
+    /// What becomes of the pad rows of each slot in `context`; every one of them is here.
     pub pads: BTreeMap<String, AssembledPads>,
     /// What the unconditional branch and a dropped caption receive.
     pub unconditional: Unconditional,
@@ -162,6 +162,7 @@ impl Serialize for Pad {
 
 impl<'de> Deserialize<'de> for Pad {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        // An enum of one word, as a `String` would take any other.
         #[derive(Deserialize)]
         #[serde(rename_all = "snake_case")]
         enum Word {

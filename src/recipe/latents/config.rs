@@ -9,7 +9,7 @@ use super::{LatentStatistics, VaeArchitecture, VaeEncoderArchitecture};
 /// A VAE's configuration.
 #[derive(Clone, Debug, PartialEq)]
 pub struct VaeConfig {
-    /// The network.
+    /// The network, both halves.
     pub architecture: VaeArchitecture,
     /// What brings its latents to those that the denoiser was trained with.
     pub statistics: LatentStatistics,
@@ -136,10 +136,12 @@ impl RawConfig {
                 "`_class_name` is `{class}`, expected `AutoencoderKL`"
             ));
         }
+        // diffusers has both names for it (`ACT2CLS`).
         if self.act_fn != "silu" && self.act_fn != "swish" {
             return Err(format!("`act_fn` is `{}`, expected `silu`", self.act_fn));
         }
         let levels = self.block_out_channels.len();
+        // `VaeEncoderArchitecture::factor` shifts by their number.
         if !(1..=8).contains(&levels) {
             return Err(format!(
                 "`block_out_channels` has {levels} levels, expected 1 to 8"
@@ -176,6 +178,7 @@ impl RawConfig {
             .iter()
             .map(|&n| ("block_out_channels", n));
         for (name, count) in sizes.into_iter().chain(levels) {
+            // Beyond any network, and small enough that no product of two overflows.
             if !(1..=65_536).contains(&count) {
                 return Err(format!("`{name}` is {count}, expected 1 to 65536"));
             }

@@ -12,11 +12,11 @@ pub enum LatentStatistics {
     },
     /// `(latents - mean) * scale / std`, one mean and one deviation a channel.
     PerChannel {
-        /// Of all channels.
+        /// `scaling_factor`, the same for all channels.
         scale: f64,
-        /// Taken off first.
+        /// Taken off first; one number a channel.
         mean: Vec<f64>,
-        /// Divided by.
+        /// Divided by, one number a channel, each above 0.
         std: Vec<f64>,
     },
 }
@@ -60,6 +60,7 @@ impl LatentStatistics {
                 "`latents_mean`: expected finite numbers, found {found}"
             ));
         }
+        // A deviation below 0 would turn the sign of a channel unnoticed.
         let divides = |number: &f64| number.is_finite() && *number > 0.0;
         if let Some(found) = std.iter().find(|number| !divides(number)) {
             return Err(format!(
