@@ -28,7 +28,7 @@ pub type EncoderOutputs = BTreeMap<String, EncoderOutput>;
 /// What the denoiser receives for one caption.
 #[derive(Clone, Debug)]
 pub struct Conditioning {
-    /// One row a token, [tokens, width].
+    /// The sequences of all encoders as the assembly joins them, [tokens, width]; width is the denoiser's.
     pub context: Tensor,
     /// [width]; [0] for a recipe without pooled input.
     pub pooled: Tensor,
@@ -45,6 +45,7 @@ pub fn batch(samples: &[&Conditioning]) -> Result<ConditioningTensors> {
         Tensor::stack(&samples.iter().map(|s| part(s)).collect::<Vec<_>>(), 0)
     };
     let counts: Vec<usize> = samples.iter().filter_map(|s| s.token_count).collect();
+    // All or none: recipes mask pads or do not, so a mixture is of two recipes.
     let token_counts = match counts.len() {
         0 => None,
         all if all == samples.len() => Some(counts),
@@ -96,6 +97,7 @@ pub fn assemble(
         };
         pooled.push(vector);
     }
+    // Empty instead of none, so that batches of every family stack alike.
     let pooled = match pooled.is_empty() {
         true => Tensor::from_vec(Vec::<f32>::new(), 0, &Device::Cpu)?,
         false => Tensor::cat(&pooled, 0)?,
@@ -106,6 +108,7 @@ pub fn assemble(
             let counts = group.iter().filter_map(|slot| outputs.get(slot));
             counts
                 .map(|o| o.token_count)
+                // Encoders side by side share rows: a row is a pad where it is one of all.
                 .max()
                 .map(|n| n.min(context.dims()[0]))
         }
@@ -129,6 +132,7 @@ pub fn drop_caption(
     empty: Option<&EncoderOutputs>,
     dropped: &BTreeSet<&str>,
 ) -> Result<EncoderOutputs> {
+    // Of the same shape, so that contexts of a batch stay equally long.
     let zeros = |t: &Option<Tensor>| t.as_ref().map(Tensor::zeros_like).transpose();
     let mut replaced = outputs.clone();
     for (slot, output) in &mut replaced {
@@ -177,6 +181,7 @@ fn widen(rows: &Tensor, width: usize) -> Result<Tensor> {
     if have == width {
         return Ok(rows.clone());
     }
+    // On the right, as `F.pad` in diffusers' SD3 pipeline widens CLIP's rows to T5's.
     let fill = Tensor::zeros((count, width - have), rows.dtype(), rows.device())?;
     Tensor::cat(&[rows, &fill], 1)
 }

@@ -11,17 +11,17 @@ pub enum Error {
     /// The store lacks an encoder's entry of a caption.
     #[error("{slot}: the store has no entry of `{caption}` (entry {}); encode it first", entry.short())]
     NoCaption {
-        /// The encoder.
+        /// The encoder's slot in the recipe: `clip_l`, `t5`.
         slot: String,
-        /// The caption.
+        /// The whole caption.
         caption: String,
-        /// The entry.
+        /// The fingerprint that the entry would have.
         entry: Fingerprint,
     },
     /// Latents were there at the start and are gone or damaged now.
     #[error("{}: its latents are damaged or gone from the store; `plumb store check --read-data` says more, `plumb encode` makes them again", picture.display())]
     NoLatents {
-        /// The picture.
+        /// The picture's file.
         picture: PathBuf,
     },
     /// The denoiser's header, which says how wide its context is.

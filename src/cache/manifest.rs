@@ -12,8 +12,8 @@ use crate::store::{self, Store};
 
 /// Every caption that an Experiment needs: those of its pictures, in their order, its prompts, and what stands for no caption.
 pub fn captions(experiment: &Experiment, items: &[Item]) -> Vec<String> {
-    let own = items.iter().flat_map(|item| item.captions.iter().cloned());
-    own.chain(experiment.extra_captions()).collect()
+    let of_pictures = items.iter().flat_map(|item| item.captions.iter().cloned());
+    of_pictures.chain(experiment.extra_captions()).collect()
 }
 
 /// A list of entries, (spec, entry), sorted, each once.
@@ -37,6 +37,7 @@ impl Manifest {
                 entries.push((specs.latents, specs.view(item.digest, view)));
             }
         }
+        // One order whatever order the pictures were found in: the digest is over it.
         entries.sort_unstable();
         entries.dedup();
         Self(entries)
@@ -83,6 +84,7 @@ fn run_id(verb: &str, experiment: &Experiment, captions: Option<&Path>) -> Strin
     let plain: String = stem
         .chars()
         .filter(|c| c.is_ascii_alphanumeric() || *c == '-' || *c == '_')
+        // A long stem would leave no room for the rest in a file name.
         .take(60)
         .collect();
     format!("{verb}-{plain}-{}", Digest::of(origin.as_bytes()).short())

@@ -124,6 +124,7 @@ impl Reader {
 /// the mirrored picture.
 fn time_ids(original: Size, view: &View) -> [f32; 6] {
     let left = match view.flip {
+        // The store mirrors the crop, not the picture.
         true => view.resized.width - view.left - view.bucket.width,
         false => view.left,
     };

@@ -34,7 +34,7 @@ pub struct MissingEntries {
 /// A spec of the store that differs from the wanted one.
 #[derive(Debug, Serialize)]
 pub struct NearestSpec {
-    /// Its fingerprint.
+    /// The fingerprint that its entries are filed under.
     pub spec: Fingerprint,
     /// How many entries it has.
     pub entries: u64,
@@ -45,7 +45,7 @@ pub struct NearestSpec {
 /// All that is missing. It prints as what a person reads.
 #[derive(Debug, Serialize)]
 pub struct Refusal {
-    /// The store.
+    /// The store's folder, as the Experiment names it.
     pub store: String,
     /// One for each spec of which something is missing; empty where there is no store.
     pub missing: Vec<MissingEntries>,
@@ -53,7 +53,7 @@ pub struct Refusal {
     pub command: String,
 }
 
-/// What is missing is named by so many captions or pictures.
+/// So many of the missing captions or pictures are named.
 const EXAMPLES: usize = 3;
 
 /// What an Experiment is refused for, if its `captions` and pictures are not all in the store.
@@ -71,6 +71,7 @@ pub fn refuse_if_missing(
     let mut missing = Vec::new();
     for (encoder, part) in reader.specs().encoders.iter().zip(&base.encoders) {
         let without = reader.captions_without(encoder, captions.iter().map(String::as_str));
+        // Cut, as captions of several hundred characters would hide the rest of the message.
         let quoted = |caption: &str| format!("`{}`", caption.chars().take(70).collect::<String>());
         let recipe = base.recipe.encoder(&encoder.slot);
         let origin = |path: &str| {
@@ -151,13 +152,14 @@ fn missing_entries(
 /// If the store cannot be read.
 fn nearest(
     reader: &StoreReader,
-    own: &Fingerprint,
+    wanted_spec: &Fingerprint,
     wanted: &Value,
     origin: impl Fn(&str) -> Option<String>,
 ) -> Result<Option<NearestSpec>, store::Error> {
+    // Of latents there is no kind: they are compared with latents only.
     let kind = |spec: &Value| spec.pointer("/architecture/kind").cloned();
     let mut best: Option<NearestSpec> = None;
-    for spec in reader.specs()?.into_iter().filter(|s| s != own) {
+    for spec in reader.specs()?.into_iter().filter(|s| s != wanted_spec) {
         let Some(found) = reader
             .spec_json(&spec)?
             .and_then(|j| serde_json::from_slice::<Value>(&j).ok())
@@ -165,6 +167,7 @@ fn nearest(
             continue;
         };
         let entries = reader.entries(&spec).len() as u64;
+        // A spec without entries would not show what the store can be used for.
         if kind(&found) != kind(wanted) || entries == 0 {
             continue;
         }

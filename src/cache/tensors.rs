@@ -23,6 +23,7 @@ pub fn to_bytes(tensor: &Tensor, dtype: Dtype) -> Result<TensorBytes> {
     };
     let tensor = tensor.to_dtype(candle)?;
     let (storage, layout) = tensor.storage_and_layout();
+    // `contiguous` leaves a tensor that is a contiguous part of a larger one where it is.
     let Some((start, end)) = layout.contiguous_offsets() else {
         bail!("a contiguous tensor has gaps");
     };
@@ -66,7 +67,7 @@ pub fn write_safetensors(
     tensors: &BTreeMap<String, Tensor>,
     metadata: &BTreeMap<String, String>,
 ) -> std::result::Result<(), super::Error> {
-    let whole: Vec<(&String, Tensor)> = tensors
+    let contiguous: Vec<(&String, Tensor)> = tensors
         .iter()
         .map(|(name, t)| Ok((name, t.contiguous()?)))
         .collect::<candle_core::Result<_>>()?;
@@ -74,7 +75,7 @@ pub fn write_safetensors(
         .iter()
         .map(|(k, v)| (k.clone(), v.clone()))
         .collect();
-    let bytes = safetensors::serialize(whole.iter().map(|(n, t)| (n, t)), Some(metadata))
+    let bytes = safetensors::serialize(contiguous.iter().map(|(n, t)| (n, t)), Some(metadata))
         .map_err(candle_core::Error::wrap)?;
     Ok(store::write_file(path, &[&bytes])?)
 }

@@ -15,7 +15,7 @@ use crate::recipe::spec::caption_entry;
 use crate::store::{NewEntry, Store, StoreReader, StoreWriter};
 use crate::text::{Encoded, Residency, TextEncoder, Tokens};
 
-/// Captions in one call of a resident encoder.
+/// Captions in one call of a resident encoder; the store may commit after each.
 const RESIDENT_CHUNK: usize = 128;
 /// Captions in one call of a streamed encoder, which reads all its weights in each.
 const STREAMED_CHUNK: usize = 4096;
@@ -23,7 +23,7 @@ const STREAMED_CHUNK: usize = 4096;
 /// What encoding one encoder's captions came to.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct CaptionStats {
-    /// The encoder.
+    /// The encoder's slot in the recipe: `clip_l`, `t5`.
     pub slot: String,
     /// The spec's fingerprint.
     pub spec: String,
@@ -87,12 +87,14 @@ fn encode_for(
         false => (Residency::Resident, RESIDENT_CHUNK),
     };
     let mut writer = store.writer()?;
+    // The store takes no entry of a spec that it does not have.
     writer.put_spec(&encoder.fingerprint, &canonical_json(&encoder.spec))?;
     monitor.start(
         &format!("captions, {}", encoder.slot),
         Some(missing.len() as u64),
     );
     let network = encoder.load(residency, &options.device, &options.kernels)?;
+    // With a configuration beside them the files are a library's own, whose names can be trusted.
     if encoder.bare_file {
         for note in network.notes() {
             monitor.note(note);
@@ -106,17 +108,17 @@ fn encode_for(
             reduced.join(", ")
         ));
     }
-    for part in missing.chunks(chunk) {
-        stats.truncated += encode_chunk(encoder, &network, part, &mut writer)?;
-        stats.encoded += part.len() as u64;
-        monitor.advance(part.len() as u64);
+    for captions in missing.chunks(chunk) {
+        stats.truncated += encode_chunk(encoder, &network, captions, &mut writer)?;
+        stats.encoded += captions.len() as u64;
+        monitor.advance(captions.len() as u64);
     }
     writer.finish()?;
     monitor.finish();
     Ok(stats)
 }
 
-/// A caption that an encoder has no entry of, and that entry.
+/// A caption that an encoder has no entry of, and the fingerprint that the entry will have.
 type Missing<'a> = (Fingerprint, &'a str);
 
 fn missing<'a>(

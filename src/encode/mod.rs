@@ -87,9 +87,9 @@ pub struct EncodeOptions {
 /// What encoding came to.
 #[derive(Debug, Serialize)]
 pub struct EncodeReport {
-    /// The store.
+    /// The store's folder.
     pub store: PathBuf,
-    /// Of each encoder.
+    /// One for each encoder, in the recipe's order.
     pub captions: Vec<CaptionStats>,
     /// None where only captions were asked for.
     pub pictures: Option<PictureStats>,
@@ -172,6 +172,7 @@ fn read_captions(file: &Path) -> Result<Vec<String>, Error> {
             "line {line} is not UTF-8 text; save the file as UTF-8"
         ))
     })?;
+    // Some editors of Windows begin UTF-8 with a byte order mark, which is no part of the first caption.
     let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
     Ok(text.lines().map(str::to_owned).collect())
 }

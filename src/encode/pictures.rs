@@ -19,7 +19,8 @@ use crate::nn::Kernels;
 use crate::recipe::latents::LatentKey;
 use crate::store::{NewEntry, Store};
 
-/// Pictures decoded together.
+/// Pictures decoded together, on all cores; the VAE takes them one by one. At 1024 px their pixels are 200 MB for each
+/// view.
 const CHUNK: usize = 16;
 
 /// What encoding pictures came to. A view is one crop, mirrored or not.
@@ -56,6 +57,7 @@ pub fn encode_pictures(
         let mut views = Vec::new();
         for &view in &item.views {
             let entry = specs.view(item.digest, view);
+            // Two data sets may hold the same picture.
             if seen.insert(entry) && !reader.contains(&spec, &entry) {
                 views.push(view);
             }
@@ -107,6 +109,7 @@ pub fn encode_pictures(
 }
 
 fn prepare(item: &Item) -> Result<Vec<PreparedPicture>, PictureError> {
+    // The file may have changed since it was scanned; its latents would be filed under what it was.
     PictureFile::open(&item.picture)?
         .expect(&item.digest)?
         .prepare_all(&item.views)
@@ -139,6 +142,7 @@ fn encode(
     let output = base.vae.spec.precision.output;
     let mut parts = Vec::new();
     for (name, tensor) in [("mean", &moments.mean), ("logvar", &moments.logvar)] {
+        // The store keeps single samples.
         let tensor = tensor.squeeze(0).map_err(fail)?;
         parts.push((
             name.to_owned(),

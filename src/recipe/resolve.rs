@@ -166,8 +166,8 @@ impl Recipe {
                 instead_of: old.value,
             });
         }
+        // After all of them: two deviations that only fit together may come in any order.
         let encoders =
-            // After all of them: two deviations that only fit together may come in any order.
             checks::in_order(rules.encoders, &variant.components, &rules.assembly, &name)?;
         let fingerprint = Fingerprint::of(&canonical(&encoders, &rules.assembly));
         let claims = variant

@@ -9,7 +9,8 @@ use crate::nn::{
 /// Epsilon of every group norm, fixed in all implementations.
 const EPS: f64 = 1e-6;
 
-/// Gives the tensor of this shape and canonical name.
+/// Gives the tensor of this shape and canonical name; fails as its caller does, since `names` lists tensors by it
+/// without having any.
 pub(super) type Parameters<'a, E> = &'a dyn Fn(&[usize], &str) -> std::result::Result<Tensor, E>;
 
 pub(super) struct Conv {
@@ -91,6 +92,7 @@ impl ResNet {
         output: usize,
         groups: usize,
     ) -> std::result::Result<Self, E> {
+        // diffusers has one exactly where the width changes (`use_in_shortcut`).
         let shortcut = (input != output)
             .then(|| Conv::load(get, &format!("{name}.conv_shortcut"), input, output, 1));
         Ok(Self {
@@ -121,6 +123,7 @@ impl ResNet {
 /// The innermost level: a residual block, a self-attention of one head, a residual block.
 pub(super) struct MidBlock {
     first: ResNet,
+    /// None where `mid_block_add_attention` is false.
     attention: Option<Attention>,
     second: ResNet,
 }
@@ -199,6 +202,7 @@ impl Attention {
         let n = h * w;
         let y_bnc = self.norm.forward(kernels, x_bchw)?;
         let y_bnc = y_bnc.reshape((b, c, n))?.transpose(1, 2)?.contiguous()?;
+        // One head as wide as the level: `attention_head_dim` of diffusers' `UNetMidBlock2D` is its width here.
         let head = |part: &Linear| part.forward(kernels, &y_bnc)?.reshape((b, n, 1, c));
         let (q_bnhd, k_bnhd, v_bnhd) = (head(&self.q)?, head(&self.k)?, head(&self.v)?);
         let scale = 1.0 / (c as f64).sqrt();

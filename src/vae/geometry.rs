@@ -20,7 +20,7 @@ pub struct Extents {
 }
 
 impl Extents {
-    /// Those of a picture.
+    /// The extents of a picture: of one frame.
     pub const fn picture(height: usize, width: usize) -> Self {
         Self {
             frames: 1,
@@ -49,9 +49,9 @@ impl std::fmt::Display for Extents {
 /// Pixels a latent, along each axis.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Factors {
-    /// Rows of pixels.
+    /// Rows of pixels that become one row of latents.
     pub height: usize,
-    /// Columns of pixels.
+    /// Columns of pixels that become one column of latents.
     pub width: usize,
     /// Frames a latent frame, of which the first stands for one frame alone (the VAEs of Wan and others are causal in
     /// time). None for a VAE of pictures, whose latents have no axis for frames.
@@ -59,7 +59,7 @@ pub struct Factors {
 }
 
 impl Factors {
-    /// Those of a VAE of pictures that makes sides smaller so many times.
+    /// The factors of a VAE of pictures whose latents have `1 / side` of the pixels along each side.
     pub const fn of_pictures(side: usize) -> Self {
         Self {
             height: side,
@@ -72,7 +72,7 @@ impl Factors {
 /// A model's latents.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LatentGeometry {
-    /// Channels.
+    /// Channels of the latents: 4 of SD1.5 and SDXL, 16 of SD3 and FLUX.1.
     pub channels: usize,
     /// Pixels a latent.
     pub factors: Factors,
@@ -84,7 +84,7 @@ pub struct LatentGeometry {
 }
 
 impl LatentGeometry {
-    /// That of a VAE, for a denoiser with this patch.
+    /// The geometry of this VAE's latents, for a denoiser that joins squares of `patch` x `patch` of them.
     pub fn new(vae: &VaeConfig, patch: usize) -> Self {
         let encoder = &vae.architecture.encoder;
         Self {
@@ -122,6 +122,7 @@ impl LatentGeometry {
             None if pixels.frames != 1 => {
                 bail!("a video of {pixels} px: this model makes pictures, of 1 frame")
             }
+            // The first latent frame stands for one frame, each later one for `step`.
             Some(step) if pixels.frames == 0 || !(pixels.frames - 1).is_multiple_of(step) => bail!(
                 "a video of {pixels} px: the number of frames must be 1 more than a multiple of {step}"
             ),
@@ -129,7 +130,7 @@ impl LatentGeometry {
         }
     }
 
-    /// Those of the latents of so many pixels; what is left over at an end is dropped, as VAEs do.
+    /// The extents of the latents that a picture or video of this size has; what is left over at an end is dropped, as VAEs do.
     pub fn latents(&self, pixels: Extents) -> Extents {
         Extents {
             frames: match self.factors.time {
@@ -184,20 +185,22 @@ impl LatentGeometry {
         match &self.statistics {
             LatentStatistics::Shared { scale, shift } => latents.affine(*scale, -shift * scale),
             LatentStatistics::PerChannel { scale, mean, std } => {
+                // In diffusers' order, as another one rounds otherwise: `(x - mean) * scaling_factor / std`.
                 let centered = latents.broadcast_sub(&self.per_channel(mean, latents)?)?;
                 (centered * *scale)?.broadcast_div(&self.per_channel(std, latents)?)
             }
         }
     }
 
-    /// The VAE's latents of the denoiser's, as above.
+    /// The VAE's latents of the denoiser's, of one sample or a batch: [`Self::normalize`] undone.
     ///
     /// # Errors
-    /// As above.
+    /// As [`Self::normalize`].
     pub fn denormalize(&self, latents: &Tensor) -> Result<Tensor> {
         match &self.statistics {
             LatentStatistics::Shared { scale, shift } => latents.affine(1.0 / scale, *shift),
             LatentStatistics::PerChannel { scale, mean, std } => {
+                // Likewise: `x * std / scaling_factor + mean`.
                 let spread = latents.broadcast_mul(&self.per_channel(std, latents)?)?;
                 (spread / *scale)?.broadcast_add(&self.per_channel(mean, latents)?)
             }
@@ -218,8 +221,8 @@ impl LatentGeometry {
     }
 
     fn channel_axis(&self, latents: &Tensor) -> Result<usize> {
-        let own = if self.factors.time.is_some() { 4 } else { 3 };
-        match latents.rank().checked_sub(own) {
+        let rank_of_one = if self.factors.time.is_some() { 4 } else { 3 };
+        match latents.rank().checked_sub(rank_of_one) {
             Some(axis @ (0 | 1)) => Ok(axis),
             _ => self.misshapen(latents),
         }

@@ -113,6 +113,7 @@ impl Encoder {
                 blocks.push(ResNet::load(get, &block, width, out, groups)?);
                 width = out;
             }
+            // The innermost level keeps its size.
             let down = (level + 1 < a.block_out_channels.len())
                 .then(|| Conv::load(get, &format!("{name}.downsamplers.0.conv"), out, out, 3));
             levels.push((blocks, down.transpose()?));
@@ -152,6 +153,7 @@ impl Encoder {
     pub fn encode(&self, pixels_bchw: &Tensor) -> Result<Moments> {
         let (_, c, h, w) = pixels_bchw.dims4()?;
         let factor = self.architecture.factor();
+        // A side of less than one latent would halve to nothing; what is left over beside whole latents is dropped.
         if c != self.architecture.in_channels || h < factor || w < factor {
             bail!(
                 "the VAE expects pictures with {} channels of at least {factor} x {factor} pixels, found {:?}",
@@ -163,6 +165,7 @@ impl Encoder {
         let half = self.architecture.latent_channels;
         Ok(Moments {
             mean: moments.narrow(1, 0, half)?.contiguous()?,
+            // The bounds of diffusers' `DiagonalGaussianDistribution`.
             logvar: moments.narrow(1, half, half)?.clamp(-30f32, 20f32)?,
         })
     }
@@ -234,6 +237,7 @@ impl Decoder {
         for (level, &out) in channels.iter().rev().enumerate() {
             let name = format!("decoder.up_blocks.{level}");
             let mut blocks = Vec::new();
+            // One more than in the encoder: `layers_per_block + 1` in diffusers' `Decoder`.
             for block in 0..=a.encoder.layers_per_block {
                 let block = format!("{name}.resnets.{block}");
                 blocks.push(ResNet::load(get, &block, width, out, groups)?);
@@ -297,14 +301,15 @@ impl Decoder {
     }
 }
 
-/// `f` of each row of a batch, as a batch again.
+/// `f` of each picture of a batch, alone: it then takes the memory of one, and its numbers do not depend on the others.
 fn per_picture(batch: &Tensor, f: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
     let rows: Vec<_> = (0..batch.dim(0)?)
         .map(|n| f(&batch.narrow(0, n, 1)?))
         .collect::<Result<_>>()?;
     match rows.as_slice() {
         [] => bail!("the VAE was given no picture"),
-        [one] => Ok(one.clone()),
+        // `cat` would copy it.
+        [single] => Ok(single.clone()),
         _ => Tensor::cat(&rows, 0),
     }
 }

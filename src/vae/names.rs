@@ -25,6 +25,7 @@ pub fn canonical(weights: &Weights) -> Weights {
         .into_iter()
         .find(|scope| has(&format!("{scope}decoder.conv_in.weight")));
     let scoped = weights.pp(scope.unwrap_or_default());
+    // Told by the innermost level, which every size of the network has.
     if scoped.contains("decoder.mid.block_1.conv1.weight") {
         let levels = (0..)
             .take_while(|n| scoped.contains(&format!("decoder.up.{n}.block.0.conv1.weight")))
@@ -88,6 +89,7 @@ fn original_name(name: &str, levels: usize) -> String {
 /// `None` if they do not look like an autoencoder; what fits only partly is found out by loading.
 pub fn architecture(weights: &Weights) -> Option<VaeArchitecture> {
     let dim = |name: &str, axis: usize| weights.shape(name)?.get(axis).copied();
+    // As many levels as `VaeConfig` takes.
     let block_out_channels: Vec<_> = (0..8)
         .map_while(|n| {
             dim(
@@ -109,6 +111,7 @@ pub fn architecture(weights: &Weights) -> Option<VaeArchitecture> {
             in_channels: dim("encoder.conv_in.weight", 1)?,
             block_out_channels,
             layers_per_block,
+            // Of the decoder, as the encoder's last convolution has mean and log-variance: twice as many.
             latent_channels: dim("decoder.conv_in.weight", 1)?,
             norm_num_groups: 32,
             use_quant_conv: weights.contains("quant_conv.weight"),
