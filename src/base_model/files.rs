@@ -18,7 +18,7 @@ const VAE: &str = "vae";
 /// A line that is wanted under `[model.files]`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct NeededFile {
-    /// Its key.
+    /// The key to write: `clip_l`, `t5_tokenizer`, `vae`.
     pub key: String,
     /// What to name there.
     pub what: String,
@@ -69,7 +69,7 @@ fn tokenizer<'a>(
     components: &'a Components,
     map: &'a FileMap,
 ) -> Option<&'a Path> {
-    let own = |encoder: &EncoderRecipe| {
+    let of_encoder = |encoder: &EncoderRecipe| {
         let there = components
             .tokenizers
             .get(encoder.tokenizer_component.as_str());
@@ -79,11 +79,11 @@ fn tokenizer<'a>(
         named.or(there.map(PathBuf::as_path))
     };
     let is_kin = |other: &&EncoderRecipe| other.rules.network == encoder.rules.network;
-    let kin = || recipe.encoders().iter().filter(is_kin).find_map(own);
-    own(encoder).or_else(kin)
+    let kin = || recipe.encoders().iter().filter(is_kin).find_map(of_encoder);
+    of_encoder(encoder).or_else(kin)
 }
 
-/// Finds parts.
+/// Finds the files of a base model's parts, for one Experiment and recipe.
 pub(super) struct ModelFiles<'a> {
     /// The Experiment's file, for messages.
     pub(super) experiment: &'a Path,
@@ -143,6 +143,7 @@ impl ModelFiles<'_> {
             return self.components.parts.get(name).cloned();
         };
         let weights = path.to_owned();
+        // In a folder, and beside a file.
         let beside = [
             weights.join("config.json"),
             weights.with_file_name("config.json"),

@@ -129,7 +129,7 @@ pub struct Options {
     pub cache: PathBuf,
     /// The hub (`https://huggingface.co`).
     pub endpoint: String,
-    /// The person's token.
+    /// The access token, for gated and private repositories; None: there is none.
     pub token: Option<String>,
     /// Whether to look in the cache only.
     pub offline: bool,
@@ -186,6 +186,7 @@ impl Address {
     /// What the cache has of it.
     fn cached(&self, cache: &Path) -> Option<PathBuf> {
         let folder = self.folder(cache);
+        // The layout of huggingface_hub's cache: `refs/BRANCH` holds a commit, `snapshots/COMMIT` its files.
         let named = std::fs::read_to_string(folder.join("refs").join(self.revision()));
         // A full commit hash needs no ref.
         let commit = named.map_or_else(|_| self.revision().to_owned(), |c| c.trim().to_owned());
@@ -235,6 +236,7 @@ fn online(address: &Address, options: &Options, monitor: &dyn Monitor) -> Result
     match download::fetch(address, options, monitor) {
         Err(Error::Unreachable {
             reason, endpoint, ..
+        // What was fetched before is enough to go on without a network.
         }) if address.cached(&options.cache).is_some() => {
             monitor.note(&format!(
                 "{address}: {endpoint} cannot be reached ({reason}), what is in the cache is used"

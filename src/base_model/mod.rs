@@ -51,7 +51,7 @@ pub enum Error {
     /// A text encoder's weights are wrong.
     #[error("{slot}: {source}")]
     Encoder {
-        /// The encoder.
+        /// The encoder's slot in the recipe: `clip_l`, `t5`.
         slot: String,
         /// What is wrong.
         source: text::Error,
@@ -73,7 +73,7 @@ pub enum Error {
 pub struct BaseModel {
     /// Its denoiser, with the family it is of and the model's parts.
     pub denoiser: OpenedDenoiser,
-    /// Its flavor.
+    /// Its flavor, whose defaults fill `settings`.
     pub flavor: &'static Flavor,
     /// What the Experiment says of it and of its training, with the flavor's defaults.
     pub settings: Settings,
@@ -95,7 +95,7 @@ pub struct TextEncoderPart {
     pub fingerprint: Fingerprint,
     /// How captions become ids; as in the spec, before fields without effect were left out.
     pub tokens: TokenRules,
-    /// Its tokenizer.
+    /// The vocabulary that `tokens` are made by; its digest stands in `spec`.
     pub tokenizer: Tokenizer,
     /// Whether its files came without a configuration, so that names alone said what they are.
     pub bare_file: bool,
@@ -108,7 +108,7 @@ pub struct VaePart {
     pub spec: LatentSpec,
     /// The spec's fingerprint.
     pub fingerprint: Fingerprint,
-    /// Its configuration.
+    /// Its configuration, or what the weights tell of it where there is no `config.json`.
     pub config: VaeConfig,
     weights: Weights,
 }
@@ -204,6 +204,7 @@ pub fn resolve_recipe(model: &ModelSettings) -> Result<Recipe, recipe::Error> {
         let (family, flavor) = (&model.family, &model.flavor);
         Recipe::resolve(family, flavor, &model.variant, deviate)
     };
+    // Once without, to know the encoders and whether the person named the field, which then wins.
     let recipe = resolve(&deviate)?;
     let Some(precision) = model.stored else {
         return Ok(recipe);
@@ -242,6 +243,7 @@ impl TextEncoderPart {
     pub fn reduced_types(&self) -> Vec<String> {
         let types = self.weights.storage().types.into_keys();
         types
+            // GGUF's block types (`Q4_K`), and the two kinds of `F8`.
             .filter(|name| name.starts_with(['Q']) || name.starts_with("F8"))
             .collect()
     }
@@ -253,6 +255,7 @@ impl TextEncoderPart {
                 .shape(name)
                 .map_or(0, |s| s.iter().product::<usize>())
         };
+        // All of the file, of which a whole checkpoint holds more than this encoder: a bound from above.
         let elements: usize = self.weights.names().iter().map(count).sum();
         (elements * self.weights.dtype().size_in_bytes()) as u64
     }
@@ -362,6 +365,7 @@ impl ModelFiles<'_> {
             weights: digest,
             picture: PictureRules::CURRENT,
             precision: Precision {
+                // SDXL's VAE overflows in f16 (its `config.json` says `force_upcast`), and each picture is encoded once.
                 compute: Dtype::F32,
                 output,
             },

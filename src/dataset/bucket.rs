@@ -90,7 +90,7 @@ pub struct Placement {
 pub struct Buckets {
     rules: BucketRules,
     area: u64,
-    /// In order; empty where nothing is enlarged.
+    /// In order of width and height; empty under `no_upscale`, where each picture has its own.
     sizes: Vec<Size>,
 }
 
@@ -112,6 +112,7 @@ impl Buckets {
             resolution.width.min(resolution.height),
             resolution.width.max(resolution.height),
         );
+        // Bounded, so that `candidates` ends soon and no side overflows.
         if short == 0 || long > 1 << 16 {
             return fail(format!(
                 "the resolution is {}x{}, expected sides of 1 to 65536",
@@ -177,12 +178,13 @@ impl Buckets {
         let error = |size: &Size| (aspect(*size) - ratio).abs();
         let bucket = match self.sizes.contains(&picture) {
             true => picture,
-            // The first of equals, as `min_by` keeps it.
+            // The first of equals, as `min_by` and kohya's `argmin` give it.
             false => *self
                 .sizes
                 .iter()
                 .min_by(|a, b| error(a).total_cmp(&error(b)))?,
         };
+        // By the side that must not fall short; the other one overhangs and is cropped.
         let scale = if ratio > aspect(bucket) {
             f64::from(bucket.height) / f64::from(picture.height)
         } else {
@@ -211,6 +213,7 @@ impl Buckets {
                 return None;
             }
             let error = |width, height| (f64::from(width) / f64::from(height) - ratio).abs();
+            // The height where equal, as in kohya.
             resized = if error(by_width, its_height) < error(its_width, by_height) {
                 Size {
                     width: by_width,
@@ -241,6 +244,7 @@ impl Placement {
             slack(self.resized.height, self.bucket.height),
         );
         let place = |slack: u64, n: u32| match crops {
+            // 0 is refused by the Experiment; here it must not divide.
             0 | 1 => (slack / 2) as u32,
             _ => (slack * u64::from(n) / u64::from(crops - 1)) as u32,
         };
@@ -253,6 +257,7 @@ impl Placement {
                 flip: false,
             })
             .collect();
+        // Places only move on, so equal ones are neighbours.
         views.dedup();
         if flip {
             views = views
@@ -267,6 +272,7 @@ impl Placement {
 fn candidates(area: u64, rules: BucketRules) -> Vec<Size> {
     let BucketRules { min, max, step, .. } = rules;
     let square = (area as f64).sqrt() as u32 / step * step;
+    // In order of width and height, which decides between buckets that are equally near.
     let mut sizes = std::collections::BTreeSet::new();
     if square > 0 {
         sizes.insert(Size {
@@ -295,7 +301,7 @@ fn aspect(size: Size) -> f64 {
     f64::from(size.width) / f64::from(size.height)
 }
 
-/// To the nearest whole number, halves up.
+/// To the nearest whole number, halves up: kohya's `int(x + 0.5)`, not Python's `round`, which takes halves to even.
 fn half_up(x: f64) -> u32 {
     (x + 0.5) as u32
 }

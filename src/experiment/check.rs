@@ -25,6 +25,7 @@ impl Raw {
                 "expected f32 or bf16 (in f16 gradients underflow), found f16",
             );
         }
+        // It becomes the name of files in `train.output`, and must not lead out of it or hide them.
         if t.name.is_empty() || t.name.contains(['/', '\\', '\0']) || t.name.starts_with('.') {
             let why = format!("expected a plain file name, found `{}`", t.name);
             return wrong("train.name", why);
@@ -45,6 +46,7 @@ impl Raw {
 
     fn check_positive(&self) -> Result<(), FieldProblem> {
         let (t, s) = (&self.train, &self.sample);
+        // A shift by resolution has no number to check.
         let fixed = |shift: Option<Shift>| shift.and_then(Shift::fixed).unwrap_or(1.0);
         let positive = [
             ("train.steps", t.steps as f64),
@@ -72,6 +74,8 @@ impl Raw {
 
     fn check_shares(&self) -> Result<(), FieldProblem> {
         let t = &self.train;
+        // A beta of 1 would never move its moment, dropout of 1 leave nothing to scale up, a share of 1 nothing to
+        // train.
         let shares = [
             ("train.caption_dropout", t.caption_dropout),
             ("train.validation_share", t.validation_share),
@@ -117,6 +121,7 @@ impl Dataset {
     /// The shortest side of a bucket, in px.
     pub fn min_bucket_px(&self) -> u32 {
         self.min_bucket
+            // 256 is kohya's default (`--min_bucket_reso`).
             .unwrap_or_else(|| (self.resolution / 2).clamp(self.bucket_step, 256))
     }
 
@@ -133,6 +138,7 @@ impl Dataset {
                 "expected 1 or more; leave the data set out to use none of it",
             );
         }
+        // Each crop is an entry of the store.
         if !(1..=64).contains(&self.crops) {
             return wrong("crops", format!("expected 1 to 64, found {}", self.crops));
         }

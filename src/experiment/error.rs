@@ -8,7 +8,7 @@ pub enum Error {
     /// The file cannot be read.
     #[error("{}: cannot be read: {why}", file.display())]
     Unreadable {
-        /// The file.
+        /// The Experiment file.
         file: PathBuf,
         /// What the system said.
         why: String,
@@ -54,6 +54,7 @@ impl Error {
 /// serde lists every known name after an unknown one; a person wants the nearest.
 fn with_nearest(message: &str) -> String {
     let message = message.trim().replace('\n', " ");
+    // serde's message has every name in backticks, the unknown one first.
     let names: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
     let kind = ["unknown field", "unknown variant"]
         .into_iter()

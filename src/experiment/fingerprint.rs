@@ -92,6 +92,7 @@ impl Experiment {
             "zero_terminal_snr": raw.model.zero_terminal_snr,
             "train": train,
         });
+        // The first version left it out where it was not set, and its fingerprints stand in checkpoints.
         if let Some(quantized) = raw.model.weights {
             parts["weights"] = json!(quantized);
         }
@@ -101,11 +102,11 @@ impl Experiment {
 
 /// The fields that differ from their defaults, by dotted name.
 fn changed(raw: &Raw) -> Map<String, Value> {
-    let mut all = Map::new();
+    let mut changed = Map::new();
     let mut add = |name: &str, section: Map<String, Value>, defaults: &Map<String, Value>| {
         for (field, value) in section {
             if defaults.get(&field).unwrap_or(&Value::Null) != &value {
-                all.insert(format!("{name}.{field}"), value);
+                changed.insert(format!("{name}.{field}"), value);
             }
         }
     };
@@ -128,11 +129,12 @@ fn changed(raw: &Raw) -> Map<String, Value> {
     ]);
     let defaults = Map::from_iter([("zero_terminal_snr".to_owned(), json!(false))]);
     add("model", model, &defaults);
-    all
+    changed
 }
 
 /// A number of steps has no default, so it is always among what is changed.
 fn train_defaults() -> Map<String, Value> {
+    // serde's defaults stand at the fields; the smallest section has them all.
     let least: Result<Train, _> = toml::from_str("steps = 1\noutput = \"\"");
     let mut defaults = least.map_or_else(|_| Map::new(), |train| section(&train));
     defaults.remove("steps");

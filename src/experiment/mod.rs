@@ -27,7 +27,7 @@ pub use settings::{
 pub struct Experiment {
     /// What the file says, with the defaults that depend on nothing.
     raw: Raw,
-    /// The file.
+    /// The file, as it was named when it was opened.
     pub file: PathBuf,
     /// The folder that relative paths start from.
     pub folder: PathBuf,
@@ -69,6 +69,7 @@ impl Experiment {
             field,
             why,
         })?;
+        // The parent of a bare file name is empty, which is no folder to open.
         let folder = file
             .parent()
             .filter(|p| !p.as_os_str().is_empty())

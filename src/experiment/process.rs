@@ -4,7 +4,7 @@ use super::{DdpmPrediction, Error, Experiment};
 use crate::diffusion::{LossWeighting, Prediction, Process, TimestepSampling};
 
 impl Experiment {
-    /// The process `of_flavor` of the flavor with what `[model]` says otherwise; `embedded_guidance` is the
+    /// The flavor's process with what `[model]` says otherwise; `embedded_guidance` is the
     /// usual input of its guidance embedding, if it has one. Options of `[train]` and `[sample]` that mean nothing to it are refused.
     ///
     /// # Errors
@@ -37,6 +37,7 @@ impl Experiment {
                 format!("{why}; `{}` has none", self.raw.model.flavor),
             ));
         }
+        // After the checks above: only a DDPM flavor may be told another prediction.
         let prediction = match model.prediction {
             None => of_flavor.prediction,
             Some(DdpmPrediction::Epsilon) => Prediction::Epsilon,
@@ -64,6 +65,7 @@ impl Experiment {
         let (model, train) = (&self.raw.model, &self.raw.train);
         let flow = Process::new(Prediction::Flow);
         let sampler = self.raw.sample.sampler;
+        // An option at its default cannot be told from one that was left out, and does no harm.
         let options = [
             ("model.prediction", model.prediction.is_some()),
             ("model.zero_terminal_snr", model.zero_terminal_snr),
@@ -85,8 +87,8 @@ impl Experiment {
 
     fn misplaced_in_ddpm(&self) -> Option<(&'static str, &'static str)> {
         let (train, sample) = (&self.raw.train, &self.raw.sample);
-        let other = |sampling| sampling != TimestepSampling::Uniform;
-        if train.timestep_sampling.is_some_and(other) {
+        let is_uneven = |sampling| sampling != TimestepSampling::Uniform;
+        if train.timestep_sampling.is_some_and(is_uneven) {
             return Some((
                 "train.timestep_sampling",
                 "the steps of a DDPM model are visited evenly: use `uniform`",

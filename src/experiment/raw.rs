@@ -265,10 +265,12 @@ fn yes() -> bool {
     true
 }
 
+// SDXL, SD3 and FLUX.1 were trained at 1024 px.
 fn resolution() -> u32 {
     1024
 }
 
+// kohya's `--bucket_reso_steps`.
 fn bucket_step() -> u32 {
     64
 }

@@ -82,7 +82,7 @@ pub struct Settings {
     pub process: Process,
     /// The LoRA.
     pub adapter: AdapterSettings,
-    /// The training.
+    /// How the LoRA is trained.
     pub train: TrainSettings,
     /// Preview pictures.
     pub sample: SampleSettings,
@@ -103,7 +103,7 @@ pub struct AdapterSettings {
     pub save_precision: Precision,
 }
 
-/// The training.
+/// How the LoRA is trained, with the flavor's defaults filled in.
 #[derive(Clone, Debug)]
 pub struct TrainSettings {
     /// Optimizer steps.
@@ -122,7 +122,7 @@ pub struct TrainSettings {
     pub gradient_accumulation: usize,
     /// What the gradient's norm is cut to; 0: never.
     pub max_grad_norm: f64,
-    /// What trains the adapters.
+    /// The optimizer, with its constants.
     pub optimizer: OptimizerOptions,
     /// What every random number derives from.
     pub seed: u64,
@@ -232,6 +232,7 @@ impl Experiment {
     pub fn extra_captions(&self) -> Vec<String> {
         let (train, sample) = (&self.raw.train, &self.raw.sample);
         let mut captions = Vec::new();
+        // The empty caption, which most recipes have for none.
         if train.caption_dropout > 0.0 {
             captions.push(String::new());
         }
@@ -254,6 +255,7 @@ impl Experiment {
         sample.seed = overrides.seed.unwrap_or(sample.seed);
         sample.steps = overrides.steps.or(sample.steps);
         sample.guidance = overrides.guidance.or(sample.guidance);
+        // The command line may name what the file may not.
         self.raw.check().map_err(|(field, why)| Error::Value {
             file: self.file.clone(),
             field,
@@ -272,6 +274,7 @@ impl Experiment {
             process,
             adapter: AdapterSettings {
                 rank: adapter.rank,
+                // A scale of 1, as diffusers' scripts have it; kohya's default alpha is 1 instead.
                 alpha: adapter.alpha.unwrap_or(adapter.rank as f64),
                 targets: adapter.targets.clone(),
                 dropout: adapter.dropout,
@@ -348,8 +351,10 @@ impl Experiment {
     fn sample(&self, flavor: &Flavor) -> SampleSettings {
         let sample = &self.raw.sample;
         let first = self.raw.dataset.first();
+        // Previews show what was trained, so at its size.
         let side = first.map_or(flavor.resolution_px, |set| set.resolution);
         let (embedded_guidance, guidance) = match flavor.embedded_guidance {
+            // What people call guidance of such a model is the embedding's input.
             Some(authors) => (
                 Some(sample.guidance.unwrap_or(authors)),
                 sample.true_cfg.unwrap_or(flavor.guidance),

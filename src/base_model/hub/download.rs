@@ -22,6 +22,7 @@ pub(super) fn fetch(
     let api = ApiBuilder::from_cache(cache.clone())
         .with_endpoint(options.endpoint.trim_end_matches('/').to_owned())
         .with_token(options.token.clone())
+        // Its own bar would print across ours.
         .with_progress(false)
         .with_retries(RETRIES)
         .with_user_agent("plumb", env!("CARGO_PKG_VERSION"))
@@ -45,6 +46,7 @@ pub(super) fn fetch(
         get(&api, &cache, &commit, &file, monitor).map_err(|e| fail(&file, e))?;
     }
     let kept = cache.repo(named);
+    // Last, as `Address::cached` takes what a ref points to for complete.
     kept.create_ref(&info.sha)
         .map_err(|e| fail("", ApiError::IoError(e)))?;
     let snapshot = kept.pointer_path(&info.sha);
@@ -67,6 +69,7 @@ fn get(
     file: &str,
     monitor: &dyn Monitor,
 ) -> Result<(), ApiError> {
+    // Else hf-hub would ask the hub about every file once more.
     if cache.repo(commit.clone()).get(file).is_some() {
         return Ok(());
     }
@@ -102,6 +105,7 @@ fn explain(address: &Address, options: &Options, file: &str, error: &ApiError) -
     match error {
         ApiError::TooManyRetries(last) => explain(&address, options, file, last),
         ApiError::RequestError(error) => match &**error {
+            // Also what is not there, unless a token says who asks: the hub does not tell strangers what is private.
             ureq::Error::StatusCode(status @ (401 | 403)) => Error::Refused {
                 address,
                 repo,

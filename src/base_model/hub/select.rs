@@ -53,19 +53,20 @@ pub fn wanted(address: &Address, files: &[String]) -> Result<Vec<String>, Error>
         None => below(""),
     };
     let is_weights = |name: &String| name.ends_with(".safetensors") || name.ends_with(".gguf");
+    // A tokenizer's folder, for `[model.files]`, has no weights.
     let has_tokenizer = chosen.iter().any(|f| !f.ends_with("config.json"));
     if chosen.iter().any(is_weights) || address.inside.is_some() && has_tokenizer {
         return Ok(chosen);
     }
-    let some: Vec<&String> = files.iter().filter(|f| is_weights(f)).collect();
-    Err(nothing(match some.as_slice() {
+    let weights: Vec<&String> = files.iter().filter(|f| is_weights(f)).collect();
+    Err(nothing(match weights.as_slice() {
         [] => "the repository has no safetensors or GGUF file there".to_owned(),
-        some => {
-            let names = some.iter().take(8).map(|f| format!("`{f}`"));
+        weights => {
+            let names = weights.iter().take(8).map(|f| format!("`{f}`"));
             format!(
                 "it does not say which file is meant; name one, such as {SCHEME}{}/{}; it has {}",
                 address.repo,
-                some[0],
+                weights[0],
                 names.collect::<Vec<_>>().join(", "),
                 SCHEME = super::SCHEME,
             )
@@ -110,13 +111,14 @@ fn weights<'a>(inside: &BTreeSet<&'a str>) -> Vec<&'a str> {
             return vec![single];
         }
     }
-    let all: Vec<&str> = inside
+    let weights: Vec<&str> = inside
         .iter()
         .copied()
         .filter(|name| name.ends_with(".safetensors") || name.ends_with(".gguf"))
         .collect();
-    match all.as_slice() {
+    match weights.as_slice() {
         [only] => vec![only],
+        // Several: which is meant is for the person to say.
         _ => Vec::new(),
     }
 }

@@ -41,7 +41,8 @@ impl SlotFiles {
     }
 }
 
-/// What may stand at a key.
+/// What may stand at a key of the table.
+// Read by hand: of an untagged enum, serde would only say that no variant matches, and not which field is unknown.
 enum PathOrFiles {
     Path(PathBuf),
     Files(SlotFiles),
@@ -103,6 +104,7 @@ fn short(key: &str, path: PathBuf) -> (&str, SlotFiles) {
 
 impl FileMap {
     fn add(&mut self, slot: &str, mut files: SlotFiles) -> Result<(), String> {
+        // The short keys and the table may together name a slot's files, each once.
         let known = self.0.entry(slot.to_owned()).or_default();
         for ((part, old), (_, new)) in known.parts().into_iter().zip(files.parts()) {
             if old.is_some() && new.is_some() {
@@ -125,9 +127,9 @@ impl FileMap {
 
     /// The paths that are named.
     pub fn paths(&self) -> impl Iterator<Item = &Path> {
-        let each = self.0.values();
-        let all = each.flat_map(|files| [&files.weights, &files.config, &files.tokenizer]);
-        all.filter_map(Option::as_deref)
+        let slots = self.0.values();
+        let paths = slots.flat_map(|files| [&files.weights, &files.config, &files.tokenizer]);
+        paths.filter_map(Option::as_deref)
     }
 
     /// The same with every path changed.

@@ -130,10 +130,12 @@ fn one_f64() -> f64 {
     1.0
 }
 
+// The default of diffusers' DreamBooth LoRA scripts.
 fn learning_rate() -> f64 {
     1e-4
 }
 
+// Betas, epsilon and weight decay are the defaults of PyTorch's `AdamW`.
 fn beta1() -> f64 {
     0.9
 }
@@ -154,10 +156,12 @@ fn no_weighting() -> LossWeighting {
     LossWeighting::None
 }
 
+// `rf/mode(1.29)` in Esser et al. 2024 (arXiv:2403.03206); the default of diffusers' scripts too.
 fn mode_scale() -> f64 {
     1.29
 }
 
+// `--checkpointing_steps` of diffusers' scripts.
 fn checkpoint_every() -> u64 {
     500
 }
