@@ -122,7 +122,7 @@ impl Dataset {
     pub fn min_bucket_px(&self) -> u32 {
         self.min_bucket
             // 256 is kohya's default (`--min_bucket_reso`).
-            .unwrap_or_else(|| (self.resolution / 2).clamp(self.bucket_step, 256))
+            .unwrap_or_else(|| (self.resolution / 2).min(256).max(self.bucket_step))
     }
 
     /// The longest side of a bucket, in px.
