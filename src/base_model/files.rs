@@ -40,6 +40,7 @@ pub fn needed_files(recipe: &Recipe, components: &Components, map: &FileMap) -> 
         let slot = &encoder.slot;
         let there = components.parts.contains_key(encoder.component.as_str());
         let there = there || weights(map, slot).is_some();
+        // A tokenizer can be missing only along with its encoder.
         let optional = !there && matches!(encoder.rules.absent, Absent::ZeroRows(_));
         if !there {
             let what = encoder.rules.network.weights().to_owned();
@@ -170,6 +171,7 @@ impl ModelFiles<'_> {
     ) -> Result<Box<dyn Architecture>, Error> {
         match self.config(&recipe.slot, component) {
             Some(file) => Ok(config::read(&file, recipe.rules.network)?),
+            // Single files carry no configuration; of the encoders they hold there is one published size each.
             None => text::published(&recipe.slot).ok_or_else(|| {
                 self.missing(format!(
                     "`{0}` has no config.json; add {0}_config = \"...\" under [model.files]",

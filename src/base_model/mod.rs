@@ -147,6 +147,7 @@ impl BaseModel {
         files.check()?;
         let mut encoders = Vec::new();
         for encoder in recipe.encoders() {
+            // None of one that the recipe does without.
             encoders.extend(files.encoder(encoder, memo)?);
         }
         let vae = files.vae_base(family, memo)?;

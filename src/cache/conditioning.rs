@@ -112,6 +112,7 @@ pub fn assemble(
                 .max()
                 .map(|n| n.min(context.dims()[0]))
         }
+        // A recipe that masks pads has one group: `recipe::checks` refuses others.
         _ => None,
     };
     Ok(Conditioning {
@@ -157,6 +158,7 @@ pub fn drop_caption(
 /// Rows for an encoder that the user does not have.
 fn stand_in(recipe: &Recipe, slot: &str, width: usize) -> Result<Tensor> {
     match recipe.encoder(slot).map(|e| e.rules.absent) {
+        // As wide as the context, since no encoder tells a width.
         Some(Absent::ZeroRows(count)) => Tensor::zeros((count, width), DType::F32, &Device::Cpu),
         _ => bail!("there is no entry of `{slot}`, and the recipe does not do without"),
     }

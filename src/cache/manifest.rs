@@ -87,5 +87,6 @@ fn run_id(verb: &str, experiment: &Experiment, captions: Option<&Path>) -> Strin
         // A long stem would leave no room for the rest in a file name.
         .take(60)
         .collect();
+    // With a digest of the path, as Experiments of one name in different folders are different runs.
     format!("{verb}-{plain}-{}", Digest::of(origin.as_bytes()).short())
 }

@@ -78,6 +78,7 @@ pub fn refuse_if_missing(
             let field = recipe.and_then(|r| r.field_behind(path));
             field
                 .and_then(|f| base.recipe.origin(&f))
+                // What is no field of the recipe, the checkpoint decides.
                 .or_else(|| Some("the checkpoint".to_owned()))
         };
         missing.extend(missing_entries(
@@ -92,6 +93,7 @@ pub fn refuse_if_missing(
     let (mut without, mut views) = (Vec::new(), 0);
     for item in items {
         let name = item.picture.display().to_string();
+        // Once for each view, as entries are what is counted.
         without.extend(std::iter::repeat_n(name, reader.views_without(item)));
         views += item.views.len();
     }

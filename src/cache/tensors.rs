@@ -27,6 +27,7 @@ pub fn to_bytes(tensor: &Tensor, dtype: Dtype) -> Result<TensorBytes> {
     let Some((start, end)) = layout.contiguous_offsets() else {
         bail!("a contiguous tensor has gaps");
     };
+    // Little-endian on every machine, as the store's format says.
     let bytes = match &*storage {
         Storage::Cpu(CpuStorage::F32(v)) => {
             v[start..end].iter().flat_map(|x| x.to_le_bytes()).collect()

@@ -193,6 +193,7 @@ fn new_entry(
         truncated: tokens.truncated,
         tokens: tokens.ids,
         parts,
+        // What `caption_entry` hashes: the store refuses a key of another fingerprint.
         key: serde_json::json!({ "caption": caption, "spec": encoder.fingerprint, "version": 1 }),
     })
 }

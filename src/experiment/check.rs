@@ -48,6 +48,7 @@ impl Raw {
         let (t, s) = (&self.train, &self.sample);
         // A shift by resolution has no number to check.
         let fixed = |shift: Option<Shift>| shift.and_then(Shift::fixed).unwrap_or(1.0);
+        // As f64, in which a large count is rounded: only 0 is told from the others here.
         let positive = [
             ("train.steps", t.steps as f64),
             ("train.batch_size", t.batch_size as f64),

@@ -105,6 +105,7 @@ fn changed(raw: &Raw) -> Map<String, Value> {
     let mut changed = Map::new();
     let mut add = |name: &str, section: Map<String, Value>, defaults: &Map<String, Value>| {
         for (field, value) in section {
+            // An option without a default is null where it is not set.
             if defaults.get(&field).unwrap_or(&Value::Null) != &value {
                 changed.insert(format!("{name}.{field}"), value);
             }

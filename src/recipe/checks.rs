@@ -79,6 +79,7 @@ impl Checks<'_> {
                 }
             }
         }
+        // Of an empty group there would be nothing to join.
         if in_context.is_empty() || assembly.context.iter().any(Vec::is_empty) {
             return Err(self.contradiction("assembly.context", "a part of it is empty"));
         }
@@ -89,6 +90,7 @@ impl Checks<'_> {
                     "its sequence is used but not kept",
                 ));
             }
+            // There is no default: programs differ in it, and the denoiser sees the difference.
             if !assembly.pads.contains_key(*slot) {
                 return Err(self.contradiction("assembly.pads", format!("`{slot}` is missing")));
             }
@@ -122,6 +124,7 @@ impl Checks<'_> {
                 format!("{slot}.absent = {rows}"),
                 format!("expected at most {MOST_TOKENS} rows"),
             )),
+            // Rows of zeros stand in for a sequence, and for nothing else.
             Absent::ZeroRows(_) if assembly.pooled.iter().any(|s| s == slot) => Err(self
                 .contradiction(
                     format!("{slot}.absent and assembly.pooled"),

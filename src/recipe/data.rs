@@ -59,6 +59,7 @@ pub enum Status {
     /// Could not be checked.
     Unverified,
     /// Set under `[recipe.deviate]`.
+    // No file may claim it.
     #[serde(skip_deserializing)]
     Deviation,
 }
@@ -144,6 +145,7 @@ struct RawFile {
     claims: Vec<Claim>,
     #[serde(default)]
     flavor: BTreeMap<String, toml::Table>,
+    // Whatever else stands in the file; `RuleTables::collect` refuses what is no rule.
     #[serde(flatten)]
     rules: BTreeMap<String, toml::Value>,
 }
@@ -169,6 +171,7 @@ pub(super) fn variants(files: &[RecipeFile]) -> Result<Vec<Variant>, Error> {
             why,
         };
         let raw: RawFile = toml::from_str(file.text).map_err(|e| wrong(e.to_string()))?;
+        // Among those before it only, so that one pass is enough and no two can be each other's base.
         let base = match &raw.base {
             None => None,
             Some(name) => Some(
@@ -356,6 +359,7 @@ fn slot_components(
                 tokenizer: take("tokenizer")?,
                 network: text::kind(&network).map_err(|e| format!("`{slot}.network`: {e}"))?,
             };
+            // What is left is a misspelt word, or a rule that lost its table.
             match words.keys().next() {
                 None => Ok((slot, components_of)),
                 Some(key) => Err(format!("`{slot}.{key}` has neither value nor source")),

@@ -28,6 +28,7 @@ pub struct EncoderRecipe {
 impl EncoderRules {
     /// From the JSON of a recipe's fields.
     pub(crate) fn from_json(kind: &'static dyn Kind, mut rules: Value) -> Result<Self, String> {
+        // A group that is missing is null, which none can be read from.
         let mut take = |key: &str| rules.get_mut(key).map_or(Value::Null, Value::take);
         let text = |e: serde_json::Error| e.to_string();
         let tokens: TokenRecipe = serde_json::from_value(take("tokens")).map_err(text)?;
@@ -100,6 +101,7 @@ impl EncoderRecipe {
     pub fn field_behind(&self, spec_path: &str) -> Option<String> {
         let path = match spec_path {
             "tokens.pad_id" => "tokens.pad",
+            // A spec names the kind twice, a recipe once.
             "forward.kind" | "architecture.kind" => "network",
             path if ["tokens.", "forward.", "precision."]
                 .iter()

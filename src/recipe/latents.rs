@@ -28,7 +28,7 @@ pub const LATENT_SPEC_VERSION: u32 = 1;
 pub struct LatentSpec {
     /// [`LATENT_SPEC_VERSION`].
     pub version: u32,
-    /// The network, from the checkpoint's configuration.
+    /// The encoder half, from the checkpoint's configuration.
     pub architecture: VaeEncoderArchitecture,
     /// The encoder's weights: over canonical name, shape, dtype and bytes of each.
     pub weights: Digest,
@@ -68,6 +68,7 @@ pub struct VaeEncoderArchitecture {
 impl VaeEncoderArchitecture {
     /// Pixels per latent, along one side.
     pub fn factor(&self) -> usize {
+        // Each level but the innermost halves.
         1 << (self.block_out_channels.len().max(1) - 1)
     }
 }

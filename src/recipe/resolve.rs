@@ -324,6 +324,7 @@ fn select(variants: Vec<Variant>, name: &RecipeName) -> Result<Variant, Error> {
 
 /// A table's leaves by dotted path. No field's value is itself a table.
 fn flattened(table: &toml::Table) -> Vec<(String, toml::Value)> {
+    // Dotted keys come as tables, a quoted key as one with dots in it: both give one path.
     let mut leaves = Vec::new();
     for (key, value) in table {
         match value {
@@ -344,6 +345,7 @@ fn deviated(value: Value, old: &Field) -> Field {
         file: DEVIATE.to_owned(),
         source: format!("instead of {} from {}", old.value, old.file),
         status: Status::Deviation,
+        // The note was on the other value.
         note: None,
     }
 }
@@ -365,6 +367,7 @@ impl TypedRules {
         }
         let assembly = tree.remove("assembly").unwrap_or(Value::Null);
         let assembly = serde_json::from_value(assembly).map_err(|e| e.to_string())?;
+        // Every other group of rules is an encoder's, by its slot.
         let mut encoders = BTreeMap::new();
         for (slot, value) in tree {
             let components_of = components

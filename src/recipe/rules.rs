@@ -135,6 +135,7 @@ pub enum Dropout {
     untagged,
     expecting = "expected a whole number of tokens, or \"none\" for no limit"
 )]
+// Untagged, with a message of its own: serde's would be that no variant matches.
 enum CountOrNone {
     Count(usize),
     None(NoneWord),

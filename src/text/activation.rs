@@ -31,6 +31,7 @@ impl Activation {
         Some(match name {
             "quick_gelu" => Self::QuickGelu,
             "gelu" => Self::Gelu,
+            // Two classes of transformers with one formula.
             "gelu_new" | "gelu_pytorch_tanh" => Self::GeluNew,
             "relu" => Self::Relu,
             "silu" | "swish" => Self::Silu,

@@ -156,6 +156,7 @@ pub(super) fn regroup(from: &[Batch], states: &[Tensor], to: &[Batch]) -> Result
                 bail!("caption {} is in no batch", sequence.caption)
             };
             let start = u32::try_from(*start)?;
+            // Its first rows: attention was causal, so none of them saw a row that is left out.
             rows.extend((start..).take(sequence.ids.len()));
         }
         rows_of_all.index_select(&Tensor::new(rows, rows_of_all.device())?, 0)

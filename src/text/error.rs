@@ -19,7 +19,7 @@ pub enum Error {
     /// No tensor looks like this encoder.
     #[error("{files} has no {encoder}: no tensor is called `{anchor}`")]
     NotThere {
-        /// The files.
+        /// The files, as [`Weights::describe`](crate::nn::weights::Weights::describe) names them.
         files: String,
         /// The kind of encoder.
         encoder: &'static str,
@@ -29,7 +29,7 @@ pub enum Error {
     /// Several encoders of one kind and size are there.
     #[error("{files} has more than one {encoder} (below {prefixes}): name the one that is meant")]
     Ambiguous {
-        /// The files.
+        /// The files, as [`Weights::describe`](crate::nn::weights::Weights::describe) names them.
         files: String,
         /// The kind of encoder.
         encoder: &'static str,
@@ -41,9 +41,9 @@ pub enum Error {
         "{files} has {count} tensors that the encoder's configuration has no place for, the first is `{first}`: {hint}"
     )]
     Unexpected {
-        /// The files.
+        /// The files, as [`Weights::describe`](crate::nn::weights::Weights::describe) names them.
         files: String,
-        /// How many.
+        /// How many such tensors there are.
         count: usize,
         /// The first by name.
         first: String,
@@ -55,11 +55,11 @@ pub enum Error {
         "`{first}` and `{second}` in {files} should be the same tensor and differ: it is not clear which one is meant"
     )]
     Untied {
-        /// The files.
+        /// The files, as [`Weights::describe`](crate::nn::weights::Weights::describe) names them.
         files: String,
-        /// One name.
+        /// One of the names, as the files have it.
         first: String,
-        /// The other.
+        /// The other name.
         second: String,
     },
     /// A token id is not in the vocabulary.
@@ -71,9 +71,9 @@ pub enum Error {
         caption: usize,
         /// Index in the caption.
         position: usize,
-        /// The token.
+        /// The token's id, which no row has.
         id: u32,
-        /// The vocabulary's size.
+        /// Rows of the embedding table.
         vocab_size: usize,
     },
     /// More tokens than the encoder has positions for.

@@ -134,6 +134,7 @@ impl TokenRules {
 #[serde(rename_all = "snake_case")]
 pub enum Cleanup {
     /// Only the first 226 characters are kept (Stability's reference for T5).
+    // serde alone would call it `first_characters226`.
     #[serde(rename = "first_226_characters")]
     FirstCharacters226,
     /// Only the first line is kept, stripped (kohya).

@@ -244,6 +244,7 @@ impl Tokenizer {
     pub fn encode(&self, rules: &TokenRules, caption: &str) -> Result<Tokens, Error> {
         let room = self.room(rules)?;
         let text = cleanup::apply(&rules.cleanup, caption);
+        // After the clean-up, which is of the caption and not of what a kind puts around it.
         let text = match (self.format.prompt)(rules, &text) {
             Some(prompt) => prompt.into(),
             None => text,
@@ -280,6 +281,7 @@ impl Tokenizer {
     /// How many ids of content the rules leave room for.
     fn room(&self, rules: &TokenRules) -> Result<Option<usize>, Error> {
         let specials = self.format.specials();
+        // Asked also where nothing is padded, as `pad_text` may read it in a caption.
         if self.plain.token_of(rules.pad_id).is_none() {
             return Err(Error::Rules(format!(
                 "pad_id {} is not in the {} tokenizer's vocabulary, whose largest id is {}",

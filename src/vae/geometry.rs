@@ -100,6 +100,7 @@ impl LatentGeometry {
     pub fn side_multiple(&self) -> u32 {
         let (height, width) = self.multiples();
         let common = (1..=width).find(|times| (times * height).is_multiple_of(width));
+        // Always found: `width` times the height is one.
         (common.unwrap_or(1) * height) as u32
     }
 
@@ -183,6 +184,7 @@ impl LatentGeometry {
     /// If they are not shaped so, or the device fails.
     pub fn normalize(&self, latents: &Tensor) -> Result<Tensor> {
         match &self.statistics {
+            // In one step, as `x * scale - shift * scale`.
             LatentStatistics::Shared { scale, shift } => latents.affine(*scale, -shift * scale),
             LatentStatistics::PerChannel { scale, mean, std } => {
                 // In diffusers' order, as another one rounds otherwise: `(x - mean) * scaling_factor / std`.
@@ -217,6 +219,7 @@ impl LatentGeometry {
     fn per_channel(&self, numbers: &[f64], latents: &Tensor) -> Result<Tensor> {
         let mut shape = vec![1; latents.rank()];
         shape[self.channel_axis(latents)?] = numbers.len();
+        // Rounded once, from f64 to the type of the latents.
         Tensor::from_slice(numbers, shape, latents.device())?.to_dtype(latents.dtype())
     }
 

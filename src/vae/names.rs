@@ -63,6 +63,7 @@ fn original_name(name: &str, levels: usize) -> String {
             format!("decoder.up.{}.", levels - 1 - n),
         )
     });
+    // Dots on both sides, so that `.norm.` is no part of `.norm1.`.
     let parts = [
         (".mid_block.resnets.0.", ".mid.block_1."),
         (".mid_block.resnets.1.", ".mid.block_2."),

@@ -189,6 +189,7 @@ impl Architecture {
                 self.token_channels
             ));
         }
+        // Channels turn in pairs.
         let fits = self.axes.iter().try_fold(0, |sum: usize, axis| {
             axis.is_multiple_of(2).then(|| sum.checked_add(*axis))?
         });

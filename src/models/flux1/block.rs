@@ -108,6 +108,7 @@ fn joint(
             Err(other) => bail!("attention gave {} parts", other.len()),
         };
     }
+    // Attention in parts takes no mask, so the two are copied into one here only.
     let whole = |part: usize| tape.cat(&[&picture[part], &context[part]], 1);
     let (q, k, v) = (whole(0)?, whole(1)?, whole(2)?);
     let attended = tape.attention(&q, &k, &v, scale, None, &tokens.mask)?;

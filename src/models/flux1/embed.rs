@@ -69,6 +69,7 @@ impl Rotary {
                 }
             }
         }
+        // The context, at angle 0.
         cos.resize(tokens * half, 1.0);
         sin.resize(tokens * half, 0.0);
         Ok(Self {

@@ -99,7 +99,7 @@ const STATISTICS: LatentStatistics = LatentStatistics::Shared {
 
 const DENOISER: &str = "transformer";
 
-/// The family.
+/// The family `flux1`.
 pub const FLUX1: Family = Family {
     name: "flux1",
     flavors: FLAVORS,

@@ -61,12 +61,14 @@ impl JointBlock {
         let mods = Modulation::new(pass, &self.modulation, vector)?;
         let context_mods = Modulation::new(pass, &self.context.modulation, vector)?;
         let x_in = mods.norm(pass, x, 0, 1)?;
+        // The last context has diffusers' `AdaLayerNormContinuous`, which begins with the scale.
         let (shift, scale) = if self.context.next.is_some() {
             (0, 1)
         } else {
             (1, 0)
         };
         let context_in = context_mods.norm(pass, context, shift, scale)?;
+        // Of x as it came in: `SD35AdaLayerNormZeroX` modulates one norm for both attentions.
         let dual_in = match &self.dual {
             Some(_) => Some(mods.norm(pass, x, 6, 7)?),
             None => None,

@@ -119,7 +119,7 @@ const PATCH: usize = 2;
 
 const DENOISER: &str = "transformer";
 
-/// The family.
+/// The family `sd3`.
 pub const SD3: Family = Family {
     name: "sd3",
     flavors: FLAVORS,

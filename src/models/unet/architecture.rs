@@ -157,6 +157,7 @@ impl Architecture {
                 depth,
                 heads,
             } = *level;
+            // Even, as the first width is that of the timestep's sinusoid: half cosines, half sines.
             if !(1..=MAX_DIMENSION).contains(&width) || width % self.groups != 0 || width % 2 != 0 {
                 let groups = self.groups;
                 return Err(format!(
@@ -247,6 +248,7 @@ impl Architecture {
                 None => None,
             },
             groups: variant.groups,
+            // diffusers' default `norm_eps`, in no tensor either.
             eps: 1e-5,
         };
         own.check()?;

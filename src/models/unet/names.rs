@@ -55,6 +55,8 @@ impl Original {
         if !stored.contains("input_blocks.0.0.weight") {
             return None;
         }
+        // Block 0 is `conv_in`; a level's residual blocks follow, then what halves it, which so has their count as
+        // its number.
         let first_halving =
             (1..64).find(|i| stored.contains(&format!("input_blocks.{i}.0.op.weight")));
         let per_level = first_halving.unwrap_or(3);

@@ -15,7 +15,7 @@ use crate::models::transformer::{Loaded, check_shapes, picture_dims, sinusoids};
 use crate::models::{ConditioningTensors, Denoiser, Error, Source};
 use crate::nn::{Conv2dOptions, Kernels};
 
-/// How a level's last convolution halves the picture.
+/// How a level's last convolution halves the picture: with zeros on all sides (`downsample_padding` 1), unlike the VAE's.
 const HALVE: Conv2dOptions = Conv2dOptions {
     stride: 2,
     ..Conv2dOptions::SAME

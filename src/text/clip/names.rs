@@ -40,6 +40,7 @@ pub(super) fn locate(
     weights: &Weights,
     architecture: &ClipTextArchitecture,
 ) -> Result<FoundEncoder<Naming>, Error> {
+    // The table's shape tells CLIP-L from CLIP-G: the width differs.
     let size = [architecture.vocab_size, architecture.hidden_size];
     find(weights, &ClipText, HF_ANCHOR, recognise, |found| {
         let table = match found.naming {
@@ -92,6 +93,7 @@ pub(super) fn stored(found: &FoundEncoder<Naming>, raw_projection: bool, name: &
     stored
 }
 
+/// OpenCLIP's name of a canonical tensor. A name that is unknown stays as it is, and will not be found.
 fn open_clip(name: &str) -> Stored {
     let plain = match name {
         TABLE => Some("token_embedding.weight"),

@@ -30,6 +30,7 @@ pub(super) fn is_raw(
         ))
     };
     match (weights.contains(&raw), weights.shape(&linear)) {
+        // Without either, the recipe's need of one is refused when tensors are required.
         (raw_is_there, None) => Ok(raw_is_there),
         (true, Some(_)) => Err(Error::Untied {
             files: weights.describe(),

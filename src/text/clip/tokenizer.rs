@@ -119,6 +119,7 @@ fn read(file: &Path) -> Result<TokenizerDefinition, Error> {
         ));
     }
     let json = FORMAT.json(file)?;
+    // A vocab.json has `model` too: the token, with its id.
     if json.get("model").is_some_and(Value::is_object) {
         return from_json(json).map_err(malformed);
     }

@@ -88,6 +88,7 @@ impl ClipTextTower {
             Residency::Resident => plan.depth,
             Residency::Streamed => 0,
         };
+        // Layers behind the last that is asked for are not even read.
         let resident = (0..depth)
             .map(|layer| Block::load(architecture, weights, layer))
             .collect::<Result<_, _>>()?;
@@ -125,6 +126,7 @@ impl LoadedNetwork for ClipTextTower {
         let shortest: Vec<usize> = pooled_rows.iter().map(|row| row + 1).collect();
         let longest: Vec<usize> = match self.plan.hidden {
             Some(_) => captions.iter().map(|t| t.ids.len()).collect(),
+            // Without a sequence nobody reads a row behind the pooled one.
             None => shortest.clone(),
         };
         let batches = batches_of(self.sequences(captions, &longest));

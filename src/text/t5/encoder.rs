@@ -25,6 +25,7 @@ pub(super) fn locate(network: &T5Network, weights: &Weights) -> Result<LocatedEn
     let architecture = &network.architecture;
     let found = names::locate(weights, architecture)?;
     let tensors = names::encoder(architecture);
+    // By the files' names, as unexpected tensors are looked for among these.
     let stored: Vec<String> = tensors
         .iter()
         .map(|(name, _)| names::stored(&found, name))
@@ -246,6 +247,7 @@ impl T5Encoder {
         )?;
         let qkv_r3hd = qkv.reshape((qkv.dim(0)?, 3, heads, width))?;
         let y_rc = batch.attention(&qkv_r3hd, |group, q, k, v| self.attend(group, q, k, v))?;
+        // After each half, as `T5Block.forward`.
         let x_rc = clamped(onto(kernels, x_rc, &y_rc, &block.out)?)?;
         let inner_rf = self.widened(block, &self.norm(&x_rc, &block.feed_forward_norm)?)?;
         clamped(onto(kernels, &x_rc, &inner_rf, &block.outward)?)

@@ -70,6 +70,7 @@ pub(super) fn locate(
             naming,
         })
     };
+    // Not the embedding, which has either of two names.
     let size = [
         architecture.num_heads * architecture.d_kv,
         architecture.d_model,

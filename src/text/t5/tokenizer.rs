@@ -72,6 +72,7 @@ impl Vocabulary for T5Vocabulary {
             kind: "t5",
             version: VERSION,
             pieces: &self.pieces,
+            // Its bytes have no form in JSON.
             charsmap: self.charsmap.as_deref().map(Digest::of),
             added,
         })
@@ -198,6 +199,7 @@ fn checked(
     }
     let mut seen = BTreeSet::new();
     for (id, (piece, score)) in pieces.iter().enumerate() {
+        // The digest is over JSON, which has no infinite score, and of two equal pieces one id could not be told.
         if piece.is_empty() || !score.is_finite() || !seen.insert(piece) {
             return Err(format!(
                 "piece {id} (`{piece}`, score {score}) is empty, a duplicate, or without a finite score"
