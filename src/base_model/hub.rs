@@ -36,7 +36,7 @@ pub enum Error {
     NotBuilt {
         /// What was wanted.
         address: Address,
-        /// Its repository.
+        /// Its repository, `owner/name`.
         repo: String,
         /// Where it was looked for.
         cache: PathBuf,
@@ -58,7 +58,7 @@ pub enum Error {
     Unreachable {
         /// What was wanted.
         address: Address,
-        /// The hub.
+        /// The address of the hub that was asked.
         endpoint: String,
         /// What the system said.
         reason: String,
@@ -70,9 +70,9 @@ pub enum Error {
     Refused {
         /// What was wanted.
         address: Address,
-        /// Its repository.
+        /// Its repository, `owner/name`.
         repo: String,
-        /// The hub.
+        /// The address of the hub that was asked.
         endpoint: String,
         /// 401 or 403.
         status: u16,
@@ -84,9 +84,9 @@ pub enum Error {
     NotThere {
         /// What was wanted.
         address: Address,
-        /// Its repository.
+        /// Its repository, `owner/name`.
         repo: String,
-        /// Its revision.
+        /// The branch, tag or commit that was asked for.
         revision: String,
     },
     /// The repository has nothing that is wanted.

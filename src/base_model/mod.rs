@@ -77,7 +77,7 @@ pub struct BaseModel {
     pub flavor: &'static Flavor,
     /// What the Experiment says of it and of its training, with the flavor's defaults.
     pub settings: Settings,
-    /// How its conditioning is made.
+    /// How its conditioning is made, the Experiment's deviations included.
     pub recipe: Recipe,
     /// The encoders there are, in the recipe's order.
     pub encoders: Vec<TextEncoderPart>,

@@ -144,11 +144,11 @@ fn time_ids(original: Size, view: &View) -> [f32; 6] {
 pub struct ModelCache<'a> {
     /// How embeddings become conditioning.
     pub recipe: &'a Recipe,
-    /// The model's latents.
+    /// Channels, factors and statistics of the model's latents.
     pub geometry: LatentGeometry,
     /// Channels of the denoiser's context.
     pub context_width: usize,
-    /// Where the entries are.
+    /// Reads the entries; the denoiser's recipe and width are applied here.
     pub reader: Reader,
 }
 

@@ -8,7 +8,7 @@ use crate::recipe::spec::caption_entry;
 /// A text encoder in the store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EncoderId {
-    /// What the recipe calls it.
+    /// Its slot in the recipe: `clip_l`, `t5`.
     pub slot: String,
     /// The fingerprint of its spec.
     pub spec: Fingerprint,
@@ -44,7 +44,7 @@ impl From<&BaseModel> for Specs {
 }
 
 impl Specs {
-    /// All of them.
+    /// The fingerprints of all of them: encoders in the recipe's order, then the VAE.
     pub fn all(&self) -> Vec<Fingerprint> {
         let encoders = self.encoders.iter().map(|encoder| encoder.spec);
         encoders.chain([self.latents]).collect()

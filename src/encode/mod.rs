@@ -34,7 +34,7 @@ pub enum Error {
     /// The file of captions.
     #[error("{}: {why}", file.display())]
     Captions {
-        /// The file.
+        /// The file of captions.
         file: PathBuf,
         /// What is wrong, and what to do.
         why: String,
@@ -45,7 +45,7 @@ pub enum Error {
     /// A caption and an encoder do not fit.
     #[error("{slot}: {source}")]
     Encoder {
-        /// The encoder.
+        /// The encoder's slot in the recipe: `clip_l`, `t5`.
         slot: String,
         /// What is wrong.
         source: text::Error,
@@ -53,9 +53,9 @@ pub enum Error {
     /// The tokenizer.
     #[error("{slot}: caption `{caption}`: {source}")]
     Tokenizer {
-        /// The encoder.
+        /// The encoder's slot in the recipe: `clip_l`, `t5`.
         slot: String,
-        /// The caption's beginning.
+        /// The caption's first 60 characters.
         caption: String,
         /// What is wrong.
         source: tokenizer::Error,
@@ -63,7 +63,7 @@ pub enum Error {
     /// The VAE failed on a picture.
     #[error("{}: {source}", path.display())]
     Vae {
-        /// The picture.
+        /// The picture's file.
         path: PathBuf,
         /// What is wrong.
         source: candle_core::Error,
@@ -76,7 +76,7 @@ pub enum Error {
 /// Where encoders compute, and where a large one's weights are meanwhile.
 #[derive(Clone, Debug)]
 pub struct EncodeOptions {
-    /// Where they compute.
+    /// Where encoders and VAE compute.
     pub device: Device,
     /// Our own CUDA kernels that they compute by there, if any.
     pub kernels: Kernels,

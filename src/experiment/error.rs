@@ -16,7 +16,7 @@ pub enum Error {
     /// The text is not TOML, or a value has the wrong type, or a key is unknown or missing.
     #[error("{}:{line}: {why}", file.display())]
     Malformed {
-        /// The file.
+        /// The Experiment file.
         file: PathBuf,
         /// The line, from 1.
         line: usize,
@@ -26,7 +26,7 @@ pub enum Error {
     /// A value is out of its range.
     #[error("{}: `{field}`: {why}", file.display())]
     Value {
-        /// The file.
+        /// The Experiment file.
         file: PathBuf,
         /// The field's dotted name.
         field: String,

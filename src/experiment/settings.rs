@@ -80,15 +80,15 @@ pub struct DatasetSettings {
 pub struct Settings {
     /// What the denoiser predicts, and along which path of noise.
     pub process: Process,
-    /// The LoRA.
+    /// Which LoRA is trained.
     pub adapter: AdapterSettings,
     /// How the LoRA is trained.
     pub train: TrainSettings,
-    /// Preview pictures.
+    /// How preview pictures are sampled.
     pub sample: SampleSettings,
 }
 
-/// The LoRA.
+/// Which LoRA is trained.
 #[derive(Clone, Debug)]
 pub struct AdapterSettings {
     /// Rank of every update.
@@ -150,7 +150,7 @@ pub struct TrainSettings {
     pub sample_every: u64,
 }
 
-/// Preview pictures.
+/// How preview pictures are sampled, with the flavor's defaults filled in.
 #[derive(Clone, Debug)]
 pub struct SampleSettings {
     /// Captions of the pictures.
@@ -161,7 +161,7 @@ pub struct SampleSettings {
     pub width: u32,
     /// Height in px.
     pub height: u32,
-    /// How the sampler walks.
+    /// Which sampler, one that fits the process.
     pub sampler: Sampler,
     /// Sampler steps.
     pub steps: usize,

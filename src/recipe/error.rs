@@ -42,7 +42,7 @@ pub enum Error {
     /// A deviation's value is not of the field's type.
     #[error("[recipe.deviate] `{field}`: {why} (found {found}; the recipe has {base})")]
     WrongValue {
-        /// The field.
+        /// The field's dotted path.
         field: String,
         /// What is wrong.
         why: String,
@@ -66,7 +66,7 @@ pub enum Error {
     DoesNotFit {
         /// What does not fit: the encoder's folder in the checkpoint, or `denoiser`.
         slot: String,
-        /// The field.
+        /// The field's dotted path, its encoder's slot first.
         field: String,
         /// Expected and found.
         why: String,
@@ -77,7 +77,7 @@ pub enum Error {
     /// A recipe's data file is wrong.
     #[error("{file}: {why}")]
     Data {
-        /// The file.
+        /// Its path from the repository's root, or what else a person finds it by.
         file: String,
         /// What is wrong.
         why: String,

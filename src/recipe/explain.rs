@@ -26,7 +26,7 @@ pub enum Subject {
 }
 
 impl Subject {
-    /// All of them.
+    /// Every subject, the recipe first.
     pub fn all() -> impl Iterator<Item = Self> {
         let encoders = KINDS.iter().map(|kind| Self::Encoder(*kind));
         [Self::Recipe]

@@ -20,7 +20,7 @@ pub enum ConfigError {
     /// The file cannot be read.
     #[error("{file}: cannot be read: {source}")]
     Io {
-        /// The file.
+        /// The path of the `config.json`.
         file: String,
         /// Why not.
         source: std::io::Error,
@@ -28,7 +28,7 @@ pub enum ConfigError {
     /// The file is not JSON, or not an object.
     #[error("{file}: not a model configuration: {why}")]
     NotAConfiguration {
-        /// The file.
+        /// The path of the `config.json`.
         file: String,
         /// What is wrong.
         why: String,
@@ -36,7 +36,7 @@ pub enum ConfigError {
     /// A field is not what it must be.
     #[error("{file}: `{field}`: expected {expected}, found {found}")]
     Field {
-        /// The file.
+        /// The path of the `config.json`.
         file: String,
         /// Its name, with its object before it where it is nested: `text_config_dict.hidden_size`.
         field: String,

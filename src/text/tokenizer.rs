@@ -39,7 +39,7 @@ pub enum Error {
     /// A file could not be read.
     #[error("{}: cannot be read", path.display())]
     Read {
-        /// The file.
+        /// The path of the file.
         path: PathBuf,
         /// What the operating system said.
         source: std::io::Error,
@@ -60,7 +60,7 @@ pub enum Error {
     /// A file does not say what a tokenizer's file must say.
     #[error("{}: not a {kind} tokenizer: {problem}", path.display())]
     Malformed {
-        /// The file.
+        /// The path of the file.
         path: PathBuf,
         /// The kind of tokenizer wanted.
         kind: &'static str,
@@ -85,7 +85,7 @@ pub enum Error {
     /// The `tokenizers` library failed on a caption.
     #[error("the tokenizer failed on the caption {caption:?}: {problem}")]
     Failed {
-        /// The caption's beginning.
+        /// The caption's first 60 characters.
         caption: String,
         /// What the library said.
         problem: String,

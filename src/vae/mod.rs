@@ -32,7 +32,7 @@ pub struct Moments {
     pub logvar: Tensor,
 }
 
-/// Both halves.
+/// Encoder and decoder of one VAE.
 pub struct AutoencoderKl {
     encoder: Encoder,
     decoder: Decoder,
@@ -70,7 +70,7 @@ impl AutoencoderKl {
     }
 }
 
-/// Pixels to latents.
+/// The half that makes latents of pixels.
 pub struct Encoder {
     architecture: VaeEncoderArchitecture,
     kernels: Kernels,
@@ -193,7 +193,7 @@ impl Encoder {
     }
 }
 
-/// Latents to pixels.
+/// The half that makes pixels of latents.
 pub struct Decoder {
     latent_channels: usize,
     kernels: Kernels,
