@@ -77,7 +77,7 @@ pub enum Error {
     /// A recipe's data file is wrong.
     #[error("{file}: {why}")]
     Data {
-        /// Its path from the repository's root, or what else a person finds it by.
+        /// The file's path, or what it describes.
         file: String,
         /// What is wrong.
         why: String,
