@@ -35,7 +35,7 @@ pub fn conditioning(
     let source = ModelCache::open(base, store)?;
     let outputs = source.outputs(caption)?;
     let mut file = File::default();
-    file.add_made(&source.assemble(&outputs)?)?;
+    file.add_conditioning(&source.assemble(&outputs)?)?;
     for encoder in &base.encoders {
         let tokens = tokenize(encoder, caption)?;
         file.add_encoder(encoder, &tokens, outputs.get(&encoder.slot))?;
@@ -52,7 +52,7 @@ pub fn conditioning(
     Ok(shapes(&file.tensors))
 }
 
-/// What is written: tensors, and metadata.
+/// The file to write: tensors, and metadata by key.
 #[derive(Default)]
 struct File {
     tensors: BTreeMap<String, Tensor>,
@@ -69,7 +69,7 @@ impl File {
     }
 
     /// What the denoiser receives, as a batch of one.
-    fn add_made(&mut self, made: &Conditioning) -> candle_core::Result<()> {
+    fn add_conditioning(&mut self, made: &Conditioning) -> candle_core::Result<()> {
         self.add_tensor("context", made.context.unsqueeze(0)?);
         self.add_tensor("pooled", made.pooled.unsqueeze(0)?);
         if let Some(count) = made.token_count {
@@ -88,6 +88,7 @@ impl File {
         output: Option<&EncoderOutput>,
     ) -> candle_core::Result<()> {
         let slot = &encoder.slot;
+        // I64: the type of torch's token ids.
         let ids: Vec<i64> = tokens.ids.iter().map(|&id| i64::from(id)).collect();
         let ids = Tensor::from_vec(ids, tokens.ids.len(), &Device::Cpu)?;
         self.add_tensor(&format!("{slot}.token_ids"), ids);

@@ -20,7 +20,7 @@ use crate::store::Store;
 /// What a picture was made of.
 #[derive(Debug, Serialize)]
 pub struct PictureReport {
-    /// The picture's own size.
+    /// The picture's size in its file, in px.
     pub original_size: Size,
     /// How it was resized and cropped.
     pub view: View,
@@ -54,6 +54,7 @@ pub fn latents(
     })?;
     let file = PictureFile::open(picture).map_err(dataset::Error::from)?;
     let view_rules = ViewRules {
+        // One picture to look at, so one view: neither random crops nor mirroring.
         crops: 1,
         flip: false,
         ..ViewRules::new(set, base.latent_geometry().side_multiple())?

@@ -14,19 +14,19 @@ use crate::recipe::{Diff, Recipe};
 /// What a LoRA file is, and what it says of its making.
 #[derive(Debug, Serialize)]
 pub struct LoraReport {
-    /// The family it is for.
+    /// The name of the family it is for.
     pub family: &'static str,
-    /// Whose naming it has.
+    /// The naming of its tensors, by the program that uses it.
     pub format: &'static str,
-    /// How its numbers are stored.
+    /// The element type of its tensors.
     pub dtype: &'static str,
     /// Tensors of text encoders beside those of the denoiser.
     pub text_encoder_tensors: usize,
     /// Modules with an adapter.
     pub modules: usize,
-    /// Numbers in them.
+    /// Numbers in those adapters.
     pub parameters: usize,
-    /// The ranks there are.
+    /// The distinct ranks of the adapters, rising.
     pub ranks: Vec<usize>,
     /// How it was made, where plumb made it.
     pub provenance: Option<Provenance>,
@@ -34,7 +34,7 @@ pub struct LoraReport {
     pub converted: Option<Converted>,
     /// In which fields the recipe differs from the authors' reference.
     pub from_reference: Option<Diff>,
-    /// The rest of its metadata.
+    /// Metadata other than plumb's own, which is in `provenance` and `converted`.
     pub metadata: BTreeMap<String, String>,
 }
 
@@ -57,7 +57,7 @@ pub fn lora(path: &Path, family: Option<&str>) -> Result<LoraReport, Error> {
     let mut ranks: Vec<usize> = file.modules.iter().map(Module::rank).collect();
     ranks.sort_unstable();
     ranks.dedup();
-    let own = [provenance::METADATA_KEY, convert::METADATA_KEY];
+    let own_keys = [provenance::METADATA_KEY, convert::METADATA_KEY];
     let others = file.metadata.into_iter();
     Ok(LoraReport {
         family: file.naming.family,
@@ -70,11 +70,14 @@ pub fn lora(path: &Path, family: Option<&str>) -> Result<LoraReport, Error> {
         converted,
         from_reference: provenance.as_ref().and_then(against_reference),
         provenance,
-        metadata: others.filter(|(k, _)| !own.contains(&k.as_str())).collect(),
+        metadata: others
+            .filter(|(k, _)| !own_keys.contains(&k.as_str()))
+            .collect(),
     })
 }
 
 fn against_reference(made: &Provenance) -> Option<Diff> {
+    // Against the authors' recipe without deviations, whatever recipe the training named.
     let none = toml::Table::new();
     let reference = Recipe::resolve(&made.family, &made.flavor, "reference", &none).ok()?;
     Some(Diff::between(&reference.rules(), made.recipe.get("rules")?))

@@ -20,8 +20,8 @@ use crate::base_model::NeededFile;
 use crate::models;
 use crate::nn::weights::{self, Weights};
 
-pub use memory::{ADAPTER_RANK, Memory, Train, Use};
-pub use part::Part;
+pub use memory::{ADAPTER_RANK, Memory, NetworkMemory, TrainMemory};
+pub use part::StoredNetwork;
 
 /// Why a path could not be looked at.
 #[derive(Debug, thiserror::Error)]
@@ -66,25 +66,25 @@ pub enum Kind {
 /// What lies at a path.
 #[derive(Debug, Serialize)]
 pub struct Report {
-    /// The path.
+    /// As it was given.
     pub path: PathBuf,
-    /// What it is.
+    /// A model, a part of one, or a LoRA.
     pub kind: Kind,
-    /// The same in a sentence.
+    /// What it is, as a sentence.
     pub summary: String,
-    /// A model's family.
+    /// A model's family; absent for parts and LoRAs.
     pub family: Option<&'static str>,
     /// The flavors it may be, by its architecture.
     pub flavors: Vec<&'static str>,
     /// The recipes that belong to it, as `plumb recipe show` takes them.
     pub recipes: Vec<String>,
-    /// What is in it.
-    pub parts: Vec<Part>,
+    /// The networks found in it: the denoiser first, then encoders and the VAE.
+    pub parts: Vec<StoredNetwork>,
     /// Tensors of a single file that belong to no part, and are not read.
     pub ignored: Vec<String>,
     /// What must be named under `[model.files]` beside it.
     pub needs: Vec<NeededFile>,
-    /// What it takes, where enough of it is there to tell.
+    /// Estimated peaks, where enough of the model is there to tell.
     pub memory: Option<Memory>,
     /// What to know, and to do with it.
     pub notes: Vec<String>,
@@ -118,6 +118,7 @@ pub fn check(path: &Path) -> Result<Report, Error> {
     let names: Vec<String> = weights
         .names()
         .iter()
+        // Enough to recognise whose file it is, in an error of one line.
         .take(3)
         .map(|n| format!("`{n}`"))
         .collect();
@@ -129,6 +130,7 @@ pub fn check(path: &Path) -> Result<Report, Error> {
 }
 
 fn lora(path: &Path, weights: &Weights) -> Option<Report> {
+    // Of peft and diffusers (`lora_A`), and of kohya's scripts (`lora_down`).
     const SIGNS: [&str; 4] = [
         ".lora_A.",
         ".lora_down.",

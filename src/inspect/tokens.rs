@@ -10,7 +10,7 @@ use crate::text::Tokens;
 /// A caption's tokens under one encoder.
 #[derive(Debug, Serialize)]
 pub struct TokenReport {
-    /// The encoder.
+    /// The encoder's slot in the recipe, such as `clip_l`.
     pub slot: String,
     /// Every id, pads included.
     pub ids: Vec<u32>,

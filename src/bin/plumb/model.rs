@@ -3,7 +3,9 @@
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
-use plumb::inspect::model::{self, ADAPTER_RANK, Kind, Memory, Part, Report, Use};
+use plumb::inspect::model::{
+    self, ADAPTER_RANK, Kind, Memory, NetworkMemory, Report, StoredNetwork,
+};
 use plumb::monitor::Monitor as _;
 use plumb::train::plan::Machine;
 
@@ -93,7 +95,7 @@ fn describe(report: &Report) -> String {
     text + &verdict
 }
 
-fn parts(parts: &[Part]) -> String {
+fn parts(parts: &[StoredNetwork]) -> String {
     let mut text = String::new();
     for (n, part) in parts.iter().enumerate() {
         let types: Vec<String> = part
@@ -145,7 +147,7 @@ fn lines_to_write(report: &Report) -> String {
 }
 
 fn memory(memory: &Memory) -> String {
-    let each = |uses: &[Use]| {
+    let each = |uses: &[NetworkMemory]| {
         let each = uses
             .iter()
             .map(|u| format!("{} {} in {}", u.what, bytes(u.bytes), u.dtype));

@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use super::memory::{self, Memory, Use};
-use super::part::{self, Part};
+use super::memory::{self, Memory, NetworkMemory};
+use super::part::{self, StoredNetwork};
 use super::{Kind, Report, reasons};
 use crate::base_model::needed_files;
 use crate::experiment::FileMap;
@@ -12,10 +12,10 @@ use crate::nn::weights::Weights;
 use crate::recipe::{Recipe, RecipeName};
 use crate::vae::Factors;
 
-/// A denoiser of the family that takes the path, whole or not.
+/// A path read as a model of one family, which may lack tensors.
 struct Candidate {
     denoiser: OpenedDenoiser,
-    /// The flavors it may be; none where it is not whole.
+    /// The flavors it may be; none where tensors are missing.
     flavors: Vec<&'static Flavor>,
 }
 
@@ -26,12 +26,13 @@ pub(super) fn check(path: &Path) -> Result<Report, String> {
             flavors: denoiser.flavors(),
             denoiser,
         },
+        // Reported with its faults rather than refused: which tensors a download lacks is what a person looks for here.
         Err(_) => nearest(path)?,
     };
     Ok(candidate.report(path))
 }
 
-/// The family that has the fewest faults with a model that is not whole.
+/// The family under which a model with missing or misshapen tensors has the fewest faults.
 fn nearest(path: &Path) -> Result<Candidate, String> {
     let mut refused = Vec::new();
     let mut best: Option<(usize, Candidate)> = None;
@@ -116,12 +117,14 @@ impl Candidate {
         report.problems.extend(part::extra(weights, tensors));
         let name = self.denoiser.family.denoiser();
         if let Some(component) = self.components().parts.get(name) {
-            report.parts.push(Part::new("denoiser", component, weights));
+            report
+                .parts
+                .push(StoredNetwork::new("denoiser", component, weights));
         }
     }
 
-    fn encoders(&self, recipe: &Recipe, report: &mut Report) -> Vec<Use> {
-        let mut taken = Vec::new();
+    fn encoders(&self, recipe: &Recipe, report: &mut Report) -> Vec<NetworkMemory> {
+        let mut memory = Vec::new();
         for encoder in recipe.encoders() {
             let Some(component) = self.components().parts.get(encoder.component.as_str()) else {
                 continue;
@@ -129,28 +132,30 @@ impl Candidate {
             let name = encoder.tokenizer_component.as_str();
             let tokenizer = self.components().tokenizers.get(name);
             if let Ok(weights) = component.open() {
-                let part = Part::new(&encoder.slot, component, &weights);
-                report.parts.push(part);
+                let stored = StoredNetwork::new(&encoder.slot, component, &weights);
+                report.parts.push(stored);
             }
             match part::encoder(encoder, component, tokenizer.map(PathBuf::as_path)) {
-                Ok(whole) => {
-                    taken.push(whole.taken);
-                    report.notes.extend(whole.notes);
+                Ok(checked) => {
+                    memory.push(checked.memory);
+                    report.notes.extend(checked.notes);
                 }
                 Err(problem) => report.problems.push(format!("{}: {problem}", encoder.slot)),
             }
         }
-        taken
+        memory
     }
 
-    /// What encoding with the VAE takes, where there is one, and pixels a latent.
-    fn vae(&self, report: &mut Report) -> (Option<Use>, Factors) {
+    /// The memory of encoding with the VAE, where there is one, and how many pixels make a latent.
+    fn vae(&self, report: &mut Report) -> (Option<NetworkMemory>, Factors) {
         let released = self.denoiser.family.latents().factors;
         let Some(component) = self.components().parts.get("vae") else {
             return (None, released);
         };
         if let Ok(weights) = component.open() {
-            report.parts.push(Part::new("vae", component, &weights));
+            report
+                .parts
+                .push(StoredNetwork::new("vae", component, &weights));
         }
         let Some(vae) = part::vae(component) else {
             let problem = "vae: its tensors are not those of an AutoencoderKL";
@@ -158,23 +163,24 @@ impl Candidate {
             return (None, released);
         };
         report.problems.extend(vae.problems);
-        (Some(vae.taken), vae.factors.unwrap_or(released))
+        (Some(vae.memory), vae.factors.unwrap_or(released))
     }
 }
 
 /// Tensors of a single file that are in no part.
 fn ignored(path: &Path, components: &Components) -> Vec<String> {
+    // In a folder, networks are in files of their own, and each is checked for tensors that it has no place for.
     if path.is_dir() {
         return Vec::new();
     }
-    let Ok(whole) = Weights::open(&[path.to_owned()]) else {
+    let Ok(file) = Weights::open(&[path.to_owned()]) else {
         return Vec::new();
     };
     let in_part = |name: &str| {
         let mut parts = components.parts.values();
         parts.any(|part| name.starts_with(&part.prefix))
     };
-    let mut names = whole.names();
+    let mut names = file.names();
     names.retain(|name| !in_part(name));
     names
 }

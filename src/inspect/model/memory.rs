@@ -12,37 +12,37 @@ use crate::vae::{Extents, Factors, LatentGeometry};
 /// The rank that a training's estimate is for.
 pub const ADAPTER_RANK: usize = 16;
 
-/// What encoding and training take.
+/// Peak memory of encoding and of training, estimated from shapes.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Memory {
     /// Each network that encodes, with its weights loaded; one is in memory at a time.
-    pub encode: Vec<Use>,
-    /// The largest of them.
+    pub encode: Vec<NetworkMemory>,
+    /// Bytes of the largest of them; 0 if there is none.
     pub encode_bytes: u64,
     /// Training in f32 on a processor, and in bf16 on a GPU.
-    pub train: Vec<Train>,
+    pub train: Vec<TrainMemory>,
     /// What `encode_bytes` does not count.
     pub left_out: &'static str,
 }
 
-/// One thing in memory.
+/// A network that encodes, loaded.
 #[derive(Clone, Debug, Serialize)]
-pub struct Use {
-    /// What it is.
+pub struct NetworkMemory {
+    /// `vae`, or the encoder's slot in recipes: `clip_l`.
     pub what: String,
-    /// How many numbers.
+    /// Numbers of its weights.
     pub parameters: u64,
     /// The type that they are kept in.
     pub dtype: &'static str,
-    /// Their bytes.
+    /// Bytes of its weights in this type.
     pub bytes: u64,
 }
 
 /// What a training takes: adapters of [`ADAPTER_RANK`] on the default targets, the default optimizer, one picture at a time, of the
 /// size that the flavor was trained for.
 #[derive(Clone, Debug, Serialize)]
-pub struct Train {
-    /// What computes.
+pub struct TrainMemory {
+    /// Where it is trained.
     pub machine: Machine,
     /// The type it computes in.
     pub dtype: &'static str,
@@ -54,7 +54,7 @@ pub struct Train {
     pub checkpointed: PeakMemory,
 }
 
-impl Use {
+impl NetworkMemory {
     pub(super) fn new(what: impl Into<String>, parameters: u64, dtype: candle_core::DType) -> Self {
         Self {
             what: what.into(),
@@ -66,9 +66,14 @@ impl Use {
 }
 
 impl Memory {
-    pub(super) fn new(encode: Vec<Use>, train: Vec<Train>) -> Self {
+    pub(super) fn new(encode: Vec<NetworkMemory>, train: Vec<TrainMemory>) -> Self {
         Self {
-            encode_bytes: encode.iter().map(|u| u.bytes).max().unwrap_or(0),
+            // One network is loaded at a time.
+            encode_bytes: encode
+                .iter()
+                .map(|network| network.bytes)
+                .max()
+                .unwrap_or(0),
             train,
             encode,
             left_out: "what a batch of captions or a picture adds while it is encoded",
@@ -83,7 +88,7 @@ pub(super) fn train(
     factors: Factors,
     flavor: &Flavor,
     recipe: &Recipe,
-) -> Vec<Train> {
+) -> Vec<TrainMemory> {
     let presets = denoiser.family.presets;
     let preset = presets.first().map(|p| p.name.to_owned());
     let chosen = lora::targets::select(denoiser.linears(), preset.as_slice(), presets);
@@ -98,7 +103,7 @@ pub(super) fn train(
     };
     let estimate = |machine, dtype: candle_core::DType| {
         let bytes = |checkpointing| {
-            let wanted = MemoryRequest {
+            let request = MemoryRequest {
                 denoiser,
                 adapted: &adapted,
                 rank: ADAPTER_RANK,
@@ -109,12 +114,14 @@ pub(super) fn train(
                 dtype,
                 storage: WeightStorage::Whole,
                 machine,
+                // As a training is without `--own-kernels`.
                 own_kernels: false,
                 checkpointing: Some(checkpointing),
             };
-            plan::make(&wanted, u64::MAX).ok().map(|plan| plan.bytes)
+            // All memory there is: the estimate itself is asked for, not a way to save.
+            plan::make(&request, u64::MAX).ok().map(|plan| plan.bytes)
         };
-        Some(Train {
+        Some(TrainMemory {
             machine,
             dtype: dtype.as_str(),
             pixels,
@@ -122,11 +129,12 @@ pub(super) fn train(
             checkpointed: bytes(true)?,
         })
     };
-    let kinds = [
+    // The types that a training uses by default there.
+    let machines = [
         (Machine::Cpu, candle_core::DType::F32),
         (Machine::Gpu, candle_core::DType::BF16),
     ];
-    kinds
+    machines
         .into_iter()
         .filter_map(|(machine, dtype)| estimate(machine, dtype))
         .collect()

@@ -1,4 +1,4 @@
-//! One text encoder or VAE: what is stored of it, and whether it is whole.
+//! The networks of a checkpoint: what the files hold of each, and whether a text encoder or VAE has all of its tensors.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use candle_core::DType;
 use serde::Serialize;
 
-use super::memory::{Memory, Use};
+use super::memory::{Memory, NetworkMemory};
 use super::{Kind, Report};
 use crate::base_model::{NeededFile, candle_dtype};
 use crate::digest::Digest;
@@ -17,24 +17,24 @@ use crate::recipe::{EncoderRecipe, Recipe, RecipeName};
 use crate::text::{self, Architecture, Tokenizer, TokenizerIdentity, published};
 use crate::vae::{self, Factors};
 
-/// One network of a checkpoint.
+/// What the files hold of one network.
 #[derive(Clone, Debug, Serialize)]
-pub struct Part {
+pub struct StoredNetwork {
     /// `denoiser`, `vae`, or what recipes call an encoder: `clip_l`.
     pub name: String,
-    /// Its folder or file.
+    /// The folder or file that its weights are in.
     pub path: PathBuf,
-    /// What its tensors' names begin with, in a single file.
+    /// What its tensors' names begin with where a file holds several networks, else empty.
     pub prefix: String,
     /// How many numbers are stored.
     pub parameters: u64,
-    /// Bytes in the files.
+    /// Bytes of its tensors in the files.
     pub bytes: u64,
     /// How many tensors of each element type.
     pub types: BTreeMap<String, usize>,
 }
 
-impl Part {
+impl StoredNetwork {
     pub(super) fn new(name: &str, component: &Component, weights: &Weights) -> Self {
         let stored = weights.storage();
         Self {
@@ -48,27 +48,28 @@ impl Part {
     }
 }
 
-/// An encoder that is whole.
-pub(super) struct Whole {
-    /// What encoding with it takes.
-    pub(super) taken: Use,
-    /// What to know of it.
+/// A text encoder whose tensors are all there.
+pub(super) struct CheckedEncoder {
+    /// With its weights loaded.
+    pub(super) memory: NetworkMemory,
+    /// About its tensors' names, for files that came without a configuration.
     pub(super) notes: Vec<String>,
     architecture: Box<dyn Architecture>,
 }
 
-/// Checks an encoder; the error is what is wrong.
+/// Checks a text encoder's tensors against the network of a recipe; the error is a line for the report.
 pub(super) fn encoder(
     recipe: &EncoderRecipe,
     component: &Component,
     tokenizer: Option<&Path>,
-) -> Result<Whole, String> {
+) -> Result<CheckedEncoder, String> {
     let weights = component.open().map_err(|e| e.to_string())?;
     let architecture = match &component.config {
         Some(file) => text::config::read(file, recipe.rules.network).map_err(|e| e.to_string())?,
         None => published(&recipe.slot).ok_or("its architecture is not known")?,
     };
     let identity = identity(&*architecture, tokenizer)?;
+    // Only the network is asked of the spec, not its fingerprint: the weights need not be read for their digest.
     let spec = recipe
         .spec(&*architecture, Digest::of(b""), identity)
         .map_err(|e| e.to_string())?;
@@ -76,7 +77,7 @@ pub(super) fn encoder(
         .network
         .locate(&weights)
         .map_err(|e| hint_of_config(e, recipe, component))?;
-    let taken = Use::new(
+    let memory = NetworkMemory::new(
         recipe.slot.clone(),
         found.resident_parameters(),
         candle_dtype(spec.precision.compute),
@@ -86,8 +87,8 @@ pub(super) fn encoder(
         Some(_) => Vec::new(),
         None => found.notes,
     };
-    Ok(Whole {
-        taken,
+    Ok(CheckedEncoder {
+        memory,
         notes,
         architecture,
     })
@@ -120,32 +121,32 @@ fn identity(
     Ok(tokenizer.identity())
 }
 
-/// A VAE that was looked at.
-pub(super) struct Vae {
-    /// What encoding with it takes.
-    pub(super) taken: Use,
-    /// What is wrong with it.
+/// A VAE, with or without faults.
+pub(super) struct CheckedVae {
+    /// Of its encoder with the weights loaded.
+    pub(super) memory: NetworkMemory,
+    /// Missing, misshapen and unknown tensors, or why its configuration cannot be read.
     pub(super) problems: Vec<String>,
     /// Pixels a latent, where its configuration can be read.
     pub(super) factors: Option<Factors>,
 }
 
 /// Looks at a VAE; `None` if it is none.
-pub(super) fn vae(component: &Component) -> Option<Vae> {
+pub(super) fn vae(component: &Component) -> Option<CheckedVae> {
     let weights = vae::names::canonical(&component.open().ok()?);
-    let told = vae::names::architecture(&weights)?;
+    let by_names = vae::names::architecture(&weights)?;
     let architecture = match &component.config {
         Some(path) => match VaeConfig::read(path) {
             Ok(config) => config.architecture,
             Err(error) => {
-                return Some(Vae {
-                    taken: Use::new("vae", 0, DType::F32),
+                return Some(CheckedVae {
+                    memory: NetworkMemory::new("vae", 0, DType::F32),
                     problems: vec![error.to_string()],
                     factors: None,
                 });
             }
         },
-        None => told,
+        None => by_names,
     };
     let mut tensors = vae::names::encoder_tensors(&architecture.encoder);
     let encoder: usize = tensors
@@ -159,8 +160,9 @@ pub(super) fn vae(component: &Component) -> Option<Vae> {
         .map(ToString::to_string)
         .collect();
     problems.extend(extra(&weights, &tensors));
-    Some(Vae {
-        taken: Use::new("vae", encoder as u64, DType::F32),
+    Some(CheckedVae {
+        // f32, which the VAE encodes in whatever its files hold; the decoder is not loaded for it.
+        memory: NetworkMemory::new("vae", encoder as u64, DType::F32),
         problems,
         factors: Some(Factors::of_pictures(architecture.encoder.factor())),
     })
@@ -170,7 +172,7 @@ pub(super) fn vae(component: &Component) -> Option<Vae> {
 pub(super) fn extra(weights: &Weights, tensors: &[(String, Vec<usize>)]) -> Option<String> {
     const SHOWN: usize = 5;
     let mut extra = weights.extra(tensors);
-    // Training keeps these beside the weights; nothing reads them.
+    // Buffers of torch's BatchNorm that only training counts in; inference does not read them.
     extra.retain(|name| !name.ends_with("num_batches_tracked"));
     let shown: Vec<String> = extra
         .iter()
@@ -213,19 +215,19 @@ fn known_encoders() -> Vec<(EncoderRecipe, Vec<String>)> {
     list
 }
 
-/// A VAE or text encoder that lies alone; `None` if it is none.
+/// The report on a file that is a VAE or a text encoder alone; `None` if it is neither.
 pub(super) fn lone(path: &Path, weights: &Weights) -> Option<Report> {
     let beside = [path.join("config.json"), path.with_file_name("config.json")];
     let config = beside.into_iter().find(|p| p.is_file());
     let component = Component::new(path.to_owned(), config);
-    if let Some(Vae {
-        taken, problems, ..
+    if let Some(CheckedVae {
+        memory, problems, ..
     }) = vae(&component)
     {
         return Some(Report {
             summary: "a VAE (AutoencoderKL) alone".to_owned(),
-            parts: vec![Part::new("vae", &component, weights)],
-            memory: Some(Memory::new(vec![taken], Vec::new())),
+            parts: vec![StoredNetwork::new("vae", &component, weights)],
+            memory: Some(Memory::new(vec![memory], Vec::new())),
             notes: vec![format!(
                 "name it under [model.files]: vae = {:?}",
                 path.display().to_string()
@@ -242,7 +244,8 @@ fn lone_encoder(path: &Path, weights: &Weights, component: &Component) -> Option
     let mut broken = None;
     for (recipe, recipes) in known_encoders() {
         match encoder(&recipe, component, None) {
-            Ok(whole) => fits.push((recipe, recipes, whole)),
+            Ok(checked) => fits.push((recipe, recipes, checked)),
+            // Tensors that only this network has, and yet not all of them: it is a damaged one, not another network.
             Err(problem) if has_anchor(weights, recipe.rules.network.anchors()) => {
                 broken = broken.or(Some((recipe, recipes, problem)));
             }
@@ -254,10 +257,10 @@ fn lone_encoder(path: &Path, weights: &Weights, component: &Component) -> Option
         fits.retain(is_published);
     }
     let mut report = Report::of(path, Kind::Part);
-    let Some((first, _, whole)) = fits.first() else {
+    let Some((first, _, checked)) = fits.first() else {
         let (recipe, recipes, problem) = broken?;
         report.summary = format!("a {} that is not whole", recipe.rules.network.title());
-        report.parts = vec![Part::new(&recipe.slot, component, weights)];
+        report.parts = vec![StoredNetwork::new(&recipe.slot, component, weights)];
         report.recipes = recipes;
         report.problems = vec![problem];
         return Some(report);
@@ -268,9 +271,9 @@ fn lone_encoder(path: &Path, weights: &Weights, component: &Component) -> Option
         .collect();
     let network = first.rules.network.title();
     report.summary = format!("a {network} alone, which serves as {}", slots.join(" or "));
-    report.memory = Some(Memory::new(vec![whole.taken.clone()], Vec::new()));
-    report.parts = vec![Part::new(&slots.join("/"), component, weights)];
-    for (recipe, recipes, whole) in &fits {
+    report.memory = Some(Memory::new(vec![checked.memory.clone()], Vec::new()));
+    report.parts = vec![StoredNetwork::new(&slots.join("/"), component, weights)];
+    for (recipe, recipes, checked) in &fits {
         let slot = &recipe.slot;
         report.needs.push(NeededFile {
             key: format!("{slot}_tokenizer"),
@@ -281,7 +284,7 @@ fn lone_encoder(path: &Path, weights: &Weights, component: &Component) -> Option
         report
             .notes
             .push(format!("name it under [model.files]: {slot} = {file:?}"));
-        report.notes.extend(whole.notes.iter().cloned());
+        report.notes.extend(checked.notes.iter().cloned());
         report.recipes.extend(recipes.iter().cloned());
     }
     report.recipes.sort();
@@ -290,14 +293,14 @@ fn lone_encoder(path: &Path, weights: &Weights, component: &Component) -> Option
 }
 
 /// Whether it has the size that the base models' encoder of that slot was published in.
-fn is_published((recipe, _, whole): &(EncoderRecipe, Vec<String>, Whole)) -> bool {
+fn is_published((recipe, _, checked): &(EncoderRecipe, Vec<String>, CheckedEncoder)) -> bool {
     published(&recipe.slot).is_some_and(|published| {
-        published.kind() == whole.architecture.kind()
-            && published.width() == whole.architecture.width()
+        published.kind() == checked.architecture.kind()
+            && published.width() == checked.architecture.width()
     })
 }
 
 fn has_anchor(weights: &Weights, anchors: &[&str]) -> bool {
-    let is_one = |name: &String| anchors.iter().any(|end| name.ends_with(end));
-    weights.names().iter().any(is_one)
+    let is_anchor = |name: &String| anchors.iter().any(|end| name.ends_with(end));
+    weights.names().iter().any(is_anchor)
 }
