@@ -8,24 +8,25 @@ use super::StateTensor;
 use crate::nn::Kernels;
 use crate::nn::flat::AdamWUpdate;
 
-/// The constants of AdamW.
+/// The constants of AdamW; the learning rate comes with each step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AdamWOptions {
-    /// Decay of the first moment.
+    /// Decay of the first moment per step, in [0, 1).
     pub beta1: f64,
-    /// Decay of the second moment.
+    /// Decay of the second moment per step, in [0, 1).
     pub beta2: f64,
-    /// Added to the root of the second moment.
+    /// Added to the root of the corrected second moment.
     pub epsilon: f64,
     /// Decoupled weight decay, per unit of learning rate.
     pub weight_decay: f64,
 }
 
-/// The state of AdamW.
+/// AdamW with its state for one flat tensor.
 #[derive(Clone, Debug)]
 pub struct AdamW {
     options: AdamWOptions,
     num_steps: u64,
+    /// Both moments `[n]` in f32 on the parameters' device, edited in place.
     first_moment: Tensor,
     second_moment: Tensor,
 }
@@ -58,7 +59,7 @@ impl fmt::Display for AdamWOptions {
 }
 
 impl AdamW {
-    /// The first and the second moment.
+    /// The names are those of checkpoints.
     pub(super) fn state_tensors(num_parameters: usize) -> [StateTensor; 2] {
         ["first_moment", "second_moment"].map(|name| StateTensor {
             name,
@@ -120,14 +121,18 @@ impl AdamW {
             epsilon,
             weight_decay,
         } = self.options;
+        // `powi` takes an i32. Long before that many steps both corrections are 1.
         let exponent = self.num_steps.min(i32::MAX as u64) as i32;
+        // As torch: computed in f64 from the step's number and rounded once, where a running product would drift.
         let update = AdamWUpdate {
             keep1: beta1 as f32,
             take1: (1.0 - beta1) as f32,
             keep2: beta2 as f32,
             take2: (1.0 - beta2) as f32,
+            // Decoupled from the gradient (torch's `param.mul_(1 - lr * weight_decay)`).
             shrink: (1.0 - learning_rate * weight_decay) as f32,
             step_size: (learning_rate / (1.0 - beta1.powi(exponent))) as f32,
+            // Torch divides the root by it and adds epsilon after; the other order weighs epsilon differently in early steps.
             root_correction: (1.0 - beta2.powi(exponent)).sqrt() as f32,
             epsilon: epsilon as f32,
         };

@@ -33,7 +33,9 @@ pub fn clip_gradient_norm(
     let Some(max_norm) = max_norm else {
         return Ok(norm);
     };
+    // torch's `clip_grad_norm_` adds 1e-6, against a division by 0.
     let scale = max_norm / (norm + 1e-6);
+    // Also false for a norm of NaN: the gradient stays as it is, to be seen.
     if scale < 1.0 {
         scale_in_place(gradient, scale)?;
     }

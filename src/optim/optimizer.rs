@@ -25,11 +25,11 @@ pub enum Optimizer {
 /// A flat tensor of an optimizer's state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StateTensor {
-    /// Its name in checkpoints, which may never change. Not `parameters`: those are there under that name.
+    /// Its name in checkpoints: it may never change, and `parameters` is taken.
     pub name: &'static str,
     /// The type of its numbers.
     pub dtype: DType,
-    /// How many numbers it has.
+    /// Its number of elements.
     pub length: usize,
 }
 

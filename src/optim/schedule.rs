@@ -29,9 +29,11 @@ pub struct LrSchedule {
 impl LrSchedule {
     /// The learning rate of optimizer step `step`, counted from 0.
     pub fn at(&self, step: u64) -> f64 {
+        // From 0: the first step of a warm-up changes nothing, as in transformers.
         if step < self.warmup_steps {
             return self.peak * step as f64 / self.warmup_steps as f64;
         }
+        // At least 1: where warm-up takes all steps there is nothing to divide by.
         let decay_steps = self.total_steps.saturating_sub(self.warmup_steps).max(1);
         let progress = ((step - self.warmup_steps) as f64 / decay_steps as f64).min(1.0);
         self.peak

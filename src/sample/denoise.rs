@@ -19,7 +19,7 @@ pub struct SampleOptions {
     pub pixels: Extents,
     /// What the denoiser predicts.
     pub process: Process,
-    /// How the sampler walks.
+    /// The rule of a step.
     pub sampler: Sampler,
     /// Steps of the sampler.
     pub steps: usize,
@@ -35,7 +35,7 @@ pub struct SampleOptions {
     pub size_conditioning: bool,
     /// What the noise derives from.
     pub seed: u64,
-    /// The number of the picture among those of one seed.
+    /// The picture's number among those of one seed: each gets other noise.
     pub number: u64,
 }
 
@@ -79,6 +79,7 @@ pub fn sample_from(
     options: &SampleOptions,
     each_step: &dyn Fn(),
 ) -> Result<Tensor> {
+    // A guidance of 1 gives the conditional prediction: half of the work is saved.
     let guided = match (options.guidance == 1.0, unconditional) {
         (true, _) => None,
         (false, Some(unconditional)) => Some(unconditional),
@@ -93,7 +94,7 @@ pub fn sample_from(
         time_ids: options.size_conditioning.then(|| whole_picture(options)),
         guidance: options.embedded_guidance,
     };
-    let mut walk = SamplerRun::new(
+    let mut sampler_run = SamplerRun::new(
         options.sampler,
         options.process,
         options.steps,
@@ -101,8 +102,8 @@ pub fn sample_from(
         options.spacing,
     )?;
     let mut latents = noise;
-    for i in 0..walk.num_steps() {
-        let timestep = walk.timestep(i);
+    for i in 0..sampler_run.num_steps() {
+        let timestep = sampler_run.timestep(i);
         let prediction = match guided {
             None => model.predict(&latents, timestep, conditional)?,
             Some(unconditional) => {
@@ -112,7 +113,7 @@ pub fn sample_from(
             }
         };
         let noise = || step_noise(&latents, options, i);
-        latents = walk.step(i, &latents, &prediction, noise)?;
+        latents = sampler_run.step(i, &latents, &prediction, noise)?;
         each_step();
     }
     Ok(latents)
@@ -132,6 +133,7 @@ pub fn decode(decoder: &Decoder, geometry: &LatentGeometry, latents: &Tensor) ->
     let values = pixels.permute((1, 2, 0))?.flatten_all()?.to_vec1::<f32>()?;
     let bytes = values
         .iter()
+        // The VAE's range is [-1, 1]; rounding, not cutting, as diffusers' `VaeImageProcessor`.
         .map(|v| ((v.clamp(-1.0, 1.0) + 1.0) * 127.5).round() as u8)
         .collect();
     match RgbImage::from_raw(width as u32, height as u32, bytes) {
@@ -186,6 +188,7 @@ impl Model<'_> {
         with: &Conditioning,
         without: &Conditioning,
     ) -> Result<(Tensor, Tensor)> {
+        // Padding the shorter one would change what it attends to.
         if with.context.dims() != without.context.dims() {
             return Ok((
                 self.predict(latents, timestep, with)?,
@@ -218,7 +221,7 @@ impl Model<'_> {
             &timesteps,
             &inputs,
         )?;
-        // The walk itself is a few numbers: it is the same on the host, whatever computes the network.
+        // The sampler's own arithmetic is on a few numbers: done on the host in f32, it is the same whatever computes the network.
         let prediction = prediction.into_tensor().to_device(&Device::Cpu)?;
         prediction.to_dtype(latents.dtype())
     }

@@ -10,7 +10,7 @@ use crate::lora::Bound;
 use crate::models::Denoiser;
 use crate::vae::Extents;
 
-/// How previews are sampled; the first of them, numbered 0.
+/// How the first preview is sampled; the others differ in their `number`.
 pub fn options(base: &BaseModel) -> SampleOptions {
     let (settings, geometry) = (&base.settings.sample, base.latent_geometry());
     let pixels = Extents::picture(settings.height as usize, settings.width as usize);
@@ -72,6 +72,7 @@ fn unconditional(
     settings: &SampleSettings,
     source: &ModelCache<'_>,
 ) -> Result<Option<Conditioning>, Error> {
+    // Not even read: without guidance the store need not have the empty caption.
     if settings.guidance == 1.0 {
         return Ok(None);
     }
@@ -79,9 +80,10 @@ fn unconditional(
         return Ok(Some(source.conditioning(negative)?));
     }
     let outputs = source.outputs("")?;
-    let all = outputs.keys().map(String::as_str).collect();
-    let none = drop_caption(source.recipe, &outputs, Some(&outputs), &all)?;
-    Ok(Some(source.assemble(&none)?))
+    // What training shows for a dropped caption, in every encoder: zeros or the empty caption's embeddings, as the recipe says.
+    let every_slot = outputs.keys().map(String::as_str).collect();
+    let dropped = drop_caption(source.recipe, &outputs, Some(&outputs), &every_slot)?;
+    Ok(Some(source.assemble(&dropped)?))
 }
 
 /// A picture as the bytes of a PNG file.

@@ -14,6 +14,7 @@ use embedded_graphics::prelude::Drawable as _;
 use embedded_graphics::text::{Baseline, Text};
 use image::{Rgb, RgbImage, imageops};
 
+// Of `FONT_7X13`, with two pixels between lines.
 const LETTER_WIDTH_PX: u32 = 7;
 const LINE_HEIGHT_PX: u32 = 15;
 const GAP_PX: u32 = 8;
@@ -21,7 +22,7 @@ const LABEL_WIDTH_PX: u32 = 24 * LETTER_WIDTH_PX;
 const PAPER: Rgb<u8> = Rgb([250, 250, 248]);
 
 /// One row of a sheet.
-pub struct Row {
+pub struct SheetRow {
     /// The words at its left, wrapped.
     pub label: String,
     /// Its pictures, one a column.
@@ -31,7 +32,7 @@ pub struct Row {
 /// Draws a sheet: a title, a line of column heads, and the rows.
 ///
 /// A column is as wide as its widest picture; smaller pictures stand at its left.
-pub fn contact_sheet(title: &str, heads: &[&str], rows: &[Row]) -> RgbImage {
+pub fn contact_sheet(title: &str, heads: &[&str], rows: &[SheetRow]) -> RgbImage {
     let columns = rows
         .iter()
         .map(|r| r.pictures.len())
@@ -50,9 +51,9 @@ pub fn contact_sheet(title: &str, heads: &[&str], rows: &[Row]) -> RgbImage {
     let lefts: Vec<u32> = widths
         .iter()
         .scan(LABEL_WIDTH_PX + 2 * GAP_PX, |left, w| {
-            let this = *left;
+            let column_left = *left;
             *left += w + GAP_PX;
-            Some(this)
+            Some(column_left)
         })
         .collect();
     for (head, left) in heads.iter().zip(&lefts) {
@@ -74,7 +75,7 @@ pub fn contact_sheet(title: &str, heads: &[&str], rows: &[Row]) -> RgbImage {
     sheet.0
 }
 
-fn column_width(heads: &[&str], rows: &[Row], column: usize) -> u32 {
+fn column_width(heads: &[&str], rows: &[SheetRow], column: usize) -> u32 {
     let pictures = rows
         .iter()
         .filter_map(|r| r.pictures.get(column))
@@ -85,7 +86,7 @@ fn column_width(heads: &[&str], rows: &[Row], column: usize) -> u32 {
         .unwrap_or(0)
 }
 
-fn row_height(row: &Row) -> u32 {
+fn row_height(row: &SheetRow) -> u32 {
     let lines = wrap(&row.label, (LABEL_WIDTH_PX / LETTER_WIDTH_PX) as usize).len() as u32;
     let pictures = row.pictures.iter().map(RgbImage::height);
     pictures.chain([lines * LINE_HEIGHT_PX]).max().unwrap_or(0)
@@ -103,6 +104,7 @@ fn wrap(text: &str, columns: usize) -> Vec<String> {
         while !rest.is_empty() {
             let line = lines.last_mut().map_or(0, |l| l.chars().count());
             let space = usize::from(line > 0);
+            // A word longer than a line is cut, but only from the start of a line: else it would be cut where it need not be.
             if line + space + rest.len() <= columns || line == 0 {
                 let taken: String = rest.drain(..rest.len().min(columns)).collect();
                 if let Some(last) = lines.last_mut() {
@@ -133,6 +135,7 @@ impl Sheet {
             .collect();
         let style = MonoTextStyle::new(&FONT_7X13, Rgb888::new(30, 30, 30));
         let place = Point::new(x as i32, y as i32);
+        // `Infallible` is the sheet's error: there is no other arm.
         let Ok(_) = Text::with_baseline(&printable, place, style, Baseline::Top).draw(self);
     }
 }
@@ -152,6 +155,7 @@ impl DrawTarget for Sheet {
         pixels: I,
     ) -> Result<(), Infallible> {
         for Pixel(Point { x, y }, color) in pixels {
+            // The trait asks that pixels outside are passed over.
             if let (Ok(x), Ok(y)) = (u32::try_from(x), u32::try_from(y))
                 && let Some(pixel) = self.0.get_pixel_mut_checked(x, y)
             {
@@ -164,7 +168,7 @@ impl DrawTarget for Sheet {
 
 #[cfg(test)]
 mod tests {
-    use super::{PAPER, Row, contact_sheet, wrap};
+    use super::{PAPER, SheetRow, contact_sheet, wrap};
     use image::{Rgb, RgbImage};
 
     #[test]
@@ -172,11 +176,11 @@ mod tests {
         let red = RgbImage::from_pixel(40, 30, Rgb([255, 0, 0]));
         let blue = RgbImage::from_pixel(20, 50, Rgb([0, 0, 255]));
         let rows = [
-            Row {
+            SheetRow {
                 label: "a red one".into(),
                 pictures: vec![red.clone(), blue.clone()],
             },
-            Row {
+            SheetRow {
                 label: String::new(),
                 pictures: vec![blue],
             },

@@ -14,24 +14,26 @@ use crate::convert::provenance::Provenance;
 use crate::experiment::{Precision, Settings};
 use crate::lora::{self, FileOptions, SaveDtype, metadata::FileInfo};
 use crate::sample::previews;
-use crate::sample::sheet::{Row, contact_sheet};
+use crate::sample::sheet::{SheetRow, contact_sheet};
 use crate::store;
 
 impl Run<'_> {
+    /// Samples the prompts with the adapters as they are, into `previews/` and TensorBoard.
     pub(super) fn preview(&self, metrics: &mut Metrics, step: u64) -> Result<(), Error> {
         let (tape, dtype) = (Tape::off(self.denoiser.kernels()), self.denoiser.dtype());
         let bound = self.adapters.bind_to(&self.values, &tape, dtype, None)?;
         let pictures =
             previews::pictures(self.base, self.set.source(), self.denoiser, &bound, &|| ())?;
-        let rows: Vec<Row> = pictures
+        let rows: Vec<SheetRow> = pictures
             .into_iter()
-            .map(|(label, p)| Row {
+            .map(|(label, p)| SheetRow {
                 label,
                 pictures: vec![p],
             })
             .collect();
         let sheet = contact_sheet(&format!("step {step}"), &[], &rows);
         let png = previews::png(&sheet)?;
+        // Eight digits: file names sort as steps do.
         let path = self
             .output
             .join("previews")
@@ -59,6 +61,7 @@ impl Run<'_> {
         Ok(())
     }
 
+    /// Writes the finished LoRA and gives its path.
     pub(super) fn save_lora(&self) -> Result<PathBuf, Error> {
         let (settings, adapters) = (&self.base.settings, self.adapters_now()?);
         let provenance = Provenance::new(
@@ -94,9 +97,11 @@ impl Run<'_> {
         Ok(path)
     }
 
+    /// Writes the dump of the step under way, of so many passes.
     pub(super) fn write_dump(&self, dump: &Dump, passes: usize, path: &Path) -> Result<(), Error> {
         let Settings { adapter, train, .. } = &self.base.settings;
         let facts = [
+            // Written within the step, before it is counted.
             ("step", (self.step + 1).to_string()),
             ("micro_batches", passes.to_string()),
             ("rank", adapter.rank.to_string()),

@@ -12,7 +12,7 @@ use plumb::experiment::Experiment;
 use plumb::lora;
 use plumb::models::Denoiser;
 use plumb::monitor::Monitor as _;
-use plumb::sample::sheet::{Row, contact_sheet};
+use plumb::sample::sheet::{SheetRow, contact_sheet};
 use plumb::sample::{self, previews};
 use plumb::store::{self, Store};
 use plumb::train::{self, Error, TrainOptions};
@@ -251,12 +251,12 @@ fn before_and_after(
     let (before, after) = (sample(None)?, sample(Some(&adapters))?);
     ui.finish();
     let examples = examples(experiment)?;
-    let mut rows = vec![Row {
+    let mut rows = vec![SheetRow {
         label: "pictures of the style, from the training set".to_owned(),
         pictures: examples,
     }];
     for ((prompt, before), (_, after)) in before.into_iter().zip(after) {
-        rows.push(Row {
+        rows.push(SheetRow {
             label: prompt,
             pictures: vec![before, after],
         });
