@@ -15,7 +15,7 @@ use plumb::models::{self, Component, Components, ConditioningTensors};
 use plumb::nn::Kernels;
 use plumb::optim::{Optimizer, OptimizerOptions};
 use plumb::rng::{Rng, Stream};
-use plumb::train::inputs::Part;
+use plumb::train::inputs::DenoiserBatch;
 use plumb::train::step::Pass;
 use serde_json::{Value, json};
 
@@ -116,7 +116,7 @@ fn measure(case: &Value) -> Result<Value> {
         adapters.values().len(),
         &device,
     )?;
-    let part = part(&shape, batch)?;
+    let micro_batch = denoiser_batch(&shape, batch)?;
     let mut seconds = Vec::new();
     let steps = case["steps"].as_u64().unwrap_or(5) as usize;
     for step in 0..WARM_UP + steps {
@@ -134,7 +134,7 @@ fn measure(case: &Value) -> Result<Value> {
             recompute,
             offload: false,
         };
-        pass.backward(&part, step as u64, 1.0, &gradient)?;
+        pass.backward(&micro_batch, step as u64, 1.0, &gradient)?;
         optimizer.step(&Kernels::NONE, &values, &gradient, 1e-4)?;
         if step >= WARM_UP {
             seconds.push(start.elapsed().as_secs_f64());
@@ -144,7 +144,7 @@ fn measure(case: &Value) -> Result<Value> {
     Ok(json!({ "step_s": seconds[seconds.len() / 2], "peak_rss_mib": peak_mib()? }))
 }
 
-fn part(shape: &Value, batch: usize) -> Result<Part> {
+fn denoiser_batch(shape: &Value, batch: usize) -> Result<DenoiserBatch> {
     let size = |key: &str| {
         shape[key]
             .as_u64()
@@ -169,7 +169,7 @@ fn part(shape: &Value, batch: usize) -> Result<Part> {
         )
     };
     let levels: Vec<Level> = sigmas.iter().map(|&s| Level::of_flow(s)).collect();
-    Ok(Part {
+    Ok(DenoiserBatch {
         noisy: add_noise(&latents, &noise, &levels)?,
         target: Process::new(Prediction::Flow).target(&latents, &noise, &levels)?,
         sigmas: numbers(&|s| s)?,

@@ -13,7 +13,7 @@ use plumb::models::{
 use plumb::nn::{Frozen, Kernels};
 use plumb::optim::{Optimizer, OptimizerOptions, clip_gradient_norm};
 use plumb::rng::{Rng, Stream};
-use plumb::train::inputs::Part;
+use plumb::train::inputs::DenoiserBatch;
 use plumb::train::plan::{self, Machine, MemoryRequest};
 use plumb::train::step::Pass;
 use plumb::vae::Extents;
@@ -130,7 +130,7 @@ pub(super) fn train(case: &Value, place: &Place) -> Result<Value> {
     let values = adapters.to_device(device)?;
     let mut optimizer =
         Optimizer::new(OptimizerOptions::default(), adapters.values().len(), device)?;
-    let part = part(&shape, (batch, px, latents, context))?;
+    let micro_batch = denoiser_batch(&shape, (batch, px, latents, context))?;
     let pass = Pass {
         denoiser: denoiser.as_ref(),
         adapters: &adapters,
@@ -142,7 +142,7 @@ pub(super) fn train(case: &Value, place: &Place) -> Result<Value> {
     let (mut number, mut loss) = (0, 0.0);
     let timings = Timings::of(device, case, || {
         let gradient = values.zeros_like()?;
-        loss = pass.backward(&part, number, 1.0, &gradient)?.loss;
+        loss = pass.backward(&micro_batch, number, 1.0, &gradient)?.loss;
         clip_gradient_norm(kernels, &gradient, Some(1.0))?;
         optimizer.step(kernels, &values, &gradient, 1e-4)?;
         number += 1;
@@ -159,10 +159,10 @@ pub(super) fn train(case: &Value, place: &Place) -> Result<Value> {
 }
 
 /// A micro-batch on the host.
-fn part(
+fn denoiser_batch(
     shape: &Value,
     (batch, px, extents, tokens): (usize, usize, Extents, usize),
-) -> Result<Part> {
+) -> Result<DenoiserBatch> {
     let size = |keys: &[&str]| {
         let found = keys.iter().find_map(|key| shape[*key].as_u64());
         found.map(|v| v as usize).ok_or(format!("no {keys:?}"))
@@ -209,7 +209,7 @@ fn part(
         let ids = [px, px, 0.0, 0.0, px, px].repeat(batch);
         conditioning.time_ids = Some(Tensor::from_vec(ids, (batch, 6), &Device::Cpu)?);
     }
-    Ok(Part {
+    Ok(DenoiserBatch {
         noisy: add_noise(&latents, &noise, &levels)?,
         target: Process::new(Prediction::Flow).target(&latents, &noise, &levels)?,
         sigmas: numbers(&|s| s)?,

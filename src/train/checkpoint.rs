@@ -52,19 +52,19 @@ pub enum Error {
     Store(#[from] store::Error),
 }
 
-/// What a checkpoint says of its run; a run goes on only from its own.
+/// What a checkpoint says of its run. A run resumes only where all but `computed` agree.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct State {
     /// Optimizer steps done.
     pub step: u64,
-    /// What the training depends on in the Experiment.
+    /// The fingerprint of what in the Experiment decides trained numbers.
     pub training: Fingerprint,
-    /// The denoiser's weights.
+    /// The digest of the denoiser's weights.
     pub denoiser: Digest,
-    /// The entries it trains from.
+    /// The digest of the list of entries that it trains from.
     pub manifest: Digest,
-    /// Names and shapes of the adapter's tensors.
+    /// The fingerprint of the adapters' tensors, names and shapes: how `parameters` is laid out.
     pub layout: Fingerprint,
     /// On what and in what type it was computed, in words. A run may go on elsewhere, but then not bit for bit.
     pub computed: String,
@@ -91,9 +91,10 @@ impl Checkpoint {
         let name = format!("{PREFIX}{:08}{ENDING}", self.state.step);
         let path = folder.join(name);
         store::write_file(&path, &[&self.to_bytes(&path)?])?;
-        let mut all = list(folder)?;
-        all.truncate(all.len().saturating_sub(keep.max(1)));
-        for (_, old) in all {
+        // Only now that the new one is durable; with a `keep` of 0 it would remove itself.
+        let mut old = list(folder)?;
+        old.truncate(old.len().saturating_sub(keep.max(1)));
+        for (_, old) in old {
             // An old checkpoint that stays does no harm.
             let _ = std::fs::remove_file(old);
         }
@@ -106,11 +107,11 @@ impl Checkpoint {
             why,
         };
         let state = serde_json::to_string(&self.state).map_err(|e| unwritable(e.to_string()))?;
-        let own = (PARAMETERS, &self.parameters);
+        let parameters = (PARAMETERS, &self.parameters);
         let tensors = self.optimizer.iter().map(|(name, t)| (name.as_str(), t));
-        // Here, where it can fail: safetensors asks for bytes in a way that cannot.
+        // Copied to the host here, where an error can be returned: safetensors' trait for tensors gives bytes without a `Result`.
         let tensors = tensors
-            .chain([own])
+            .chain([parameters])
             .map(|(name, tensor)| Ok((name, tensor.to_device(&Device::Cpu)?)))
             .collect::<candle_core::Result<Vec<_>>>()
             .map_err(|e| unwritable(e.to_string()))?;
@@ -132,13 +133,15 @@ impl Checkpoint {
     ) -> Result<Option<Self>, Error> {
         let mut damaged = None;
         for (step, path) in list(folder)?.into_iter().rev() {
-            let own = State {
+            let at_step = State {
                 step,
                 ..expected.clone()
             };
-            match Self::read(&path, &own, first, optimizer) {
+            match Self::read(&path, &at_step, first, optimizer) {
                 Ok(found) => return Ok(Some(found)),
+                // Not skipped: going on from an older one would overwrite another run's checkpoints.
                 Err(error @ Error::OtherRun { .. }) => return Err(error),
+                // A damaged file costs the steps since the one before it.
                 Err(error) => damaged = damaged.or(Some(error)),
             }
         }
@@ -158,6 +161,7 @@ impl Checkpoint {
         let bytes = std::fs::read(path).map_err(|e| unreadable(e.to_string()))?;
         let mut state = read_state(&bytes).map_err(unreadable)?;
         let tensors = SafeTensors::deserialize(&bytes).map_err(|e| unreadable(e.to_string()))?;
+        // The first version fingerprinted the same training differently; taken as this run's, it is compared like any other.
         if Some(state.training) == first {
             state.training = expected.training;
         }
@@ -205,6 +209,7 @@ impl State {
         {
             None => Ok(()),
             Some((what, expected, found)) => {
+                // Fingerprints are 64 digits long; 12 tell them apart.
                 let short = |id: String| id.chars().take(12).collect();
                 Err(Error::OtherRun {
                     path: path.into(),

@@ -15,7 +15,7 @@ pub enum Error {
     /// The Experiment asks for something that cannot be.
     #[error("{}: {what}", file.display())]
     Experiment {
-        /// The file.
+        /// The Experiment's file.
         file: PathBuf,
         /// What is wrong, and what to do.
         what: String,

@@ -1,9 +1,10 @@
 //! What a micro-batch feeds the denoiser. [`draw`] gives latents from the stored posterior, noise and a noise level; [`condition`]
-//! gives the caption's conditioning; [`parts`] puts the two together, whatever conditioning they are given. Every
-//! draw is keyed by (seed, stream, micro-batch, place in it).
+//! gives the caption's conditioning; [`denoiser_batches`] puts the two together, whatever conditioning they are given. Every
+//! draw is keyed by (seed, stream, number of the micro-batch, place of the sample in it).
 //!
 //! Samples of one micro-batch may have contexts of different lengths (a recipe without a fixed T5 length); those
-//! of one length make a *part*, and the parts of a micro-batch share its loss by their number of samples.
+//! of one length make a [`DenoiserBatch`]. The loss of a micro-batch is the mean over its samples, so each of its batches counts by
+//! its number of samples.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -20,7 +21,7 @@ use crate::recipe::rules::Dropout;
 use crate::rng::{Rng, Stream};
 use crate::vae::LatentGeometry;
 
-/// What the draws depend on, beside the pictures.
+/// What the draws depend on, beside the pictures and captions.
 #[derive(Clone)]
 pub struct DrawOptions {
     /// The Experiment's seed.
@@ -31,9 +32,9 @@ pub struct DrawOptions {
     pub timesteps: TimestepSpec,
     /// How much each noise level counts.
     pub weighting: LossWeighting,
-    /// The most that a noise level of DDPM may count, as a signal-to-noise ratio.
+    /// The gamma of min-SNR weighting (Hang et al., arXiv:2303.09556), for DDPM only; without it `weighting` holds.
     pub min_snr_gamma: Option<f64>,
-    /// The standard deviation by which the noise of each channel is moved.
+    /// The standard deviation of what is added to the noise, one number for each channel of a sample; 0 for none.
     pub noise_offset: f64,
     /// Whether the denoiser has an embedding of each picture's size and crop.
     pub size_conditioning: bool,
@@ -44,10 +45,10 @@ pub struct DrawOptions {
 }
 
 /// Samples with contexts of one length, ready for the denoiser. All tensors are f32.
-pub struct Part {
+pub struct DenoiserBatch {
     /// The denoiser's latents, [batch, channels, height, width], or with frames before the height.
     pub latents: Tensor,
-    /// As many standard normals, moved by the noise offset.
+    /// Standard normals in the shape of `latents`, each channel of a sample shifted by the noise offset.
     pub noise: Tensor,
     /// The mixture the denoiser sees.
     pub noisy: Tensor,
@@ -61,20 +62,20 @@ pub struct Part {
     pub weights: Tensor,
     /// Context, pooled, and the inputs of other embeddings.
     pub conditioning: ConditioningTensors,
-    /// The share of the micro-batch that this part is.
+    /// The part of the micro-batch's samples that this batch has, in (0, 1]: the weight of its loss.
     pub share: f64,
 }
 
 /// A micro-batch's number and the place of a sample in it: what its draws are keyed by.
 #[derive(Clone, Copy, Debug)]
-pub struct Place {
+pub struct DrawKey {
     /// The micro-batch, counted over the whole run.
     pub micro_batch: u64,
-    /// From 0.
+    /// The sample's place in the micro-batch, from 0.
     pub sample: u64,
 }
 
-impl Place {
+impl DrawKey {
     fn rng(self, seed: u64, stream: Stream) -> Rng {
         Rng::new(seed, stream, self.micro_batch, self.sample)
     }
@@ -82,9 +83,11 @@ impl Place {
 
 /// What is drawn for a sample: all but its conditioning.
 pub struct Drawn {
+    /// As the denoiser sees them: normalized, `[channels, height, width]`, or with frames before the height.
     latents: Tensor,
     noise: Tensor,
     level: Level,
+    /// Height and width of the picture, top and left of the crop, height and width of the crop, in px.
     time_ids: [f32; 6],
 }
 
@@ -97,33 +100,39 @@ pub fn micro_batch(
     items: &[&Item],
     micro_batch: u64,
     options: &DrawOptions,
-) -> std::result::Result<Vec<Part>, Error> {
+) -> std::result::Result<Vec<DenoiserBatch>, Error> {
     let mut samples = Vec::with_capacity(items.len());
     for (sample, item) in (0..).zip(items) {
-        let place = Place {
+        let key = DrawKey {
             micro_batch,
             sample,
         };
-        let drawn = draw(source, item, place, options)?;
-        samples.push((drawn, condition(source, item, place, options)?));
+        let drawn = draw(source, item, key, options)?;
+        samples.push((drawn, condition(source, item, key, options)?));
     }
-    Ok(parts(samples, options)?)
+    Ok(denoiser_batches(samples, options)?)
 }
 
-/// The samples of a micro-batch by the length of their contexts, each length a part.
+/// The samples of a micro-batch by the length of their contexts, a batch for each length, the shortest first.
 ///
 /// # Errors
 /// If shapes do not fit.
-pub fn parts(samples: Vec<(Drawn, Conditioning)>, options: &DrawOptions) -> Result<Vec<Part>> {
-    let all = samples.len() as f64;
+pub fn denoiser_batches(
+    samples: Vec<(Drawn, Conditioning)>,
+    options: &DrawOptions,
+) -> Result<Vec<DenoiserBatch>> {
+    let in_micro_batch = samples.len() as f64;
+    // In order of length: in a hash map's order gradients would be summed differently from run to run.
     let mut by_length = BTreeMap::<usize, Vec<_>>::new();
     for (drawn, conditioning) in samples {
         let length = conditioning.context.dim(0)?;
-        let same = by_length.entry(length).or_default();
-        same.push((drawn, conditioning));
+        let group = by_length.entry(length).or_default();
+        group.push((drawn, conditioning));
     }
-    let parts = by_length.into_values();
-    parts.map(|samples| part(&samples, all, options)).collect()
+    let groups = by_length.into_values();
+    groups
+        .map(|samples| denoiser_batch(&samples, in_micro_batch, options))
+        .collect()
 }
 
 /// Latents, noise and a noise level for a picture.
@@ -133,29 +142,31 @@ pub fn parts(samples: Vec<(Drawn, Conditioning)>, options: &DrawOptions) -> Resu
 pub fn draw(
     source: &ModelCache<'_>,
     item: &Item,
-    place: Place,
+    key: DrawKey,
     options: &DrawOptions,
 ) -> std::result::Result<Drawn, Error> {
-    let view = any_view(item, &mut place.rng(options.seed, Stream::Augment))?;
+    let view = any_view(item, &mut key.rng(options.seed, Stream::Augment))?;
     let moments = source.reader.moments(item, view)?;
-    Ok(draw_from(&source.geometry, &moments, place, options)?)
+    Ok(draw_from(&source.geometry, &moments, key, options)?)
 }
 
-/// As above, for what the store has of the picture.
+/// As [`draw`], for what the store has of the picture.
 fn draw_from(
     geometry: &LatentGeometry,
     moments: &StoredLatents,
-    place: Place,
+    key: DrawKey,
     options: &DrawOptions,
 ) -> Result<Drawn> {
-    let rng = |stream| place.rng(options.seed, stream);
+    let rng = |stream| key.rng(options.seed, stream);
     let (mean, logvar) = (&moments.mean, &moments.logvar);
     let count = mean.elem_count();
     let normals = |stream| Tensor::from_vec(rng(stream).normals(count), mean.dims(), &Device::Cpu);
+    // A sample of the VAE's posterior, drawn anew at each step: the store keeps mean and log-variance, no frozen sample.
     let spread = ((logvar * 0.5)?.exp()? * normals(Stream::Posterior)?)?;
     let latents = geometry.normalize(&(mean + spread)?)?;
     let mut noise = normals(Stream::Noise)?;
     if options.noise_offset > 0.0 {
+        // One number a channel, the same for all its pixels.
         let mut shape = vec![1; mean.rank()];
         shape[0] = mean.dim(0)?;
         let offsets = rng(Stream::NoiseOffset).normals(shape[0]);
@@ -180,11 +191,12 @@ fn draw_from(
 pub fn condition(
     source: &ModelCache<'_>,
     item: &Item,
-    place: Place,
+    key: DrawKey,
     options: &DrawOptions,
 ) -> std::result::Result<Conditioning, Error> {
-    let rng = |stream| place.rng(options.seed, stream);
+    let rng = |stream| key.rng(options.seed, stream);
     let outputs = source.outputs(any_caption(item, &mut rng(Stream::Caption)))?;
+    // A stream of its own: turning dropout on must not change which caption is picked.
     let mut rng = rng(Stream::CaptionDropout);
     let dropped = dropped_slots(source.recipe, &outputs, options.caption_dropout, &mut rng);
     if dropped.is_empty() {
@@ -207,7 +219,7 @@ fn any_view(item: &Item, rng: &mut Rng) -> std::result::Result<View, Error> {
     })?)
 }
 
-/// One of a picture's captions, as above.
+/// One of a picture's captions, empty if it has none. Nothing is drawn where there is one.
 fn any_caption<'a>(item: &'a Item, rng: &mut Rng) -> &'a str {
     let number = match item.captions.len() {
         0 | 1 => 0,
@@ -233,7 +245,11 @@ fn dropped_slots<'a>(
     }
 }
 
-fn part(samples: &[(Drawn, Conditioning)], of: f64, options: &DrawOptions) -> Result<Part> {
+fn denoiser_batch(
+    samples: &[(Drawn, Conditioning)],
+    in_micro_batch: f64,
+    options: &DrawOptions,
+) -> Result<DenoiserBatch> {
     let drawn = || samples.iter().map(|(drawn, _)| drawn);
     let stack = |f: &dyn Fn(&Drawn) -> &Tensor| {
         Tensor::stack(&drawn().map(|s| f(s).clone()).collect::<Vec<_>>(), 0)
@@ -249,7 +265,7 @@ fn part(samples: &[(Drawn, Conditioning)], of: f64, options: &DrawOptions) -> Re
     };
     let (latents, noise) = (stack(&|s| &s.latents)?, stack(&|s| &s.noise)?);
     let levels: Vec<Level> = drawn().map(|s| s.level).collect();
-    let captions: Vec<&Conditioning> = samples.iter().map(|(_, told)| told).collect();
+    let captions: Vec<&Conditioning> = samples.iter().map(|(_, caption)| caption).collect();
     let mut conditioning = batch(&captions)?;
     if let Some(guidance) = options.embedded_guidance {
         conditioning.guidance = Some(numbers(&|_| guidance)?);
@@ -259,32 +275,33 @@ fn part(samples: &[(Drawn, Conditioning)], of: f64, options: &DrawOptions) -> Re
         let ids = Tensor::from_vec(ids, (samples.len(), 6), &Device::Cpu)?;
         conditioning.time_ids = Some(ids);
     }
-    Ok(Part {
+    Ok(DenoiserBatch {
         noisy: add_noise(&latents, &noise, &levels)?,
         target: options.process.target(&latents, &noise, &levels)?,
         sigmas: numbers(&|level| level.sigma)?,
         timesteps: numbers(&|level| level.timestep)?,
         weights: numbers(&weight)?,
         conditioning,
-        share: samples.len() as f64 / of,
+        share: samples.len() as f64 / in_micro_batch,
         latents,
         noise,
     })
 }
 
-/// The part that validates `item`, whose number among the held-out pictures is `number`: the posterior's mean, mixed with noise
-/// at `share` (0: none, 1: all noise), the noise level with the number `level`. The noise depends on the two numbers alone, and
-/// every level counts the same.
+/// A batch of one held-out picture, `item`, the `number`-th of them: the mean of its posterior, mixed with noise at `share` (0 for none,
+/// 1 for noise only), which is the `level`-th noise level. The noise depends on `number` and `level` alone, so losses of different
+/// steps compare; the loss is not weighted by the noise level.
 ///
 /// # Errors
 /// As [`micro_batch`].
-pub fn validation_part(
+pub fn validation_batch(
     source: &ModelCache<'_>,
     item: &Item,
     number: u64,
     (level, share): (u64, f64),
     options: &DrawOptions,
-) -> std::result::Result<Part, Error> {
+) -> std::result::Result<DenoiserBatch, Error> {
+    // Not the Experiment's seed: validation losses of trainings with different seeds are comparable.
     let mut rng = Rng::new(0, Stream::Validation, level, number);
     let view = any_view(item, &mut rng)?;
     let StoredLatents { mean, time_ids, .. } = source.reader.moments(item, view)?;
@@ -302,7 +319,7 @@ pub fn validation_part(
         ..*options
     };
     let sample = (drawn, source.conditioning(first)?);
-    Ok(part(&[sample], 1.0, &options)?)
+    Ok(denoiser_batch(&[sample], 1.0, &options)?)
 }
 
 #[cfg(test)]

@@ -48,7 +48,7 @@ fn options() -> DrawOptions {
     }
 }
 
-const PLACE: Place = Place {
+const KEY: DrawKey = DrawKey {
     micro_batch: 3,
     sample: 1,
 };
@@ -111,14 +111,14 @@ impl Denoiser for Half {
 #[test]
 fn latents_with_frames_go_from_the_store_to_the_loss() {
     let shape = [2, 3, 4, 6];
-    let drawn = draw_from(&geometry(), &moments(&shape), PLACE, &options()).expect("drawn");
+    let drawn = draw_from(&geometry(), &moments(&shape), KEY, &options()).expect("drawn");
     assert_eq!(drawn.latents.dims(), shape);
     let samples = vec![(drawn, caption())];
-    let parts = parts(samples, &options()).expect("parts");
-    let [part] = parts.as_slice() else {
-        panic!("{} parts", parts.len());
+    let batches = denoiser_batches(samples, &options()).expect("batches");
+    let [batch] = batches.as_slice() else {
+        panic!("{} batches", batches.len());
     };
-    for tensor in [&part.latents, &part.noise, &part.noisy, &part.target] {
+    for tensor in [&batch.latents, &batch.noise, &batch.noisy, &batch.target] {
         assert_eq!(tensor.dims(), [1, 2, 3, 4, 6]);
     }
     let adapters = AdapterSet::new(&[], 1, 1.0, 0).expect("no adapters");
@@ -130,19 +130,19 @@ fn latents_with_frames_go_from_the_store_to_the_loss() {
         recompute: Recompute::Never,
         offload: false,
     };
-    let errors = values(&part.noisy)
+    let errors = values(&batch.noisy)
         .into_iter()
-        .zip(values(&part.target))
+        .zip(values(&batch.target))
         .map(|(noisy, target)| f64::from(0.5 * noisy - target).powi(2));
     let expected = errors.sum::<f64>() / 144.0;
-    let loss = pass.loss(part).expect("a loss");
+    let loss = pass.loss(batch).expect("a loss");
     assert!((loss - expected).abs() < 1e-6 * expected, "{loss}");
 }
 
 #[test]
 fn the_shift_of_noise_levels_grows_with_frames() {
     let level = |shape: &[usize]| {
-        let drawn = draw_from(&geometry(), &moments(shape), PLACE, &options());
+        let drawn = draw_from(&geometry(), &moments(shape), KEY, &options());
         drawn.expect("drawn").level.sigma
     };
     assert!(level(&[2, 9, 64, 64]) > level(&[2, 1, 64, 64]));
@@ -156,8 +156,8 @@ fn a_picture_of_one_frame_is_drawn_as_one_without_an_axis_for_frames() {
         factors: Factors::of_pictures(8),
         ..geometry()
     };
-    let video = draw_from(&geometry(), &moments(&[2, 1, 4, 6]), PLACE, &options());
-    let picture = draw_from(&pictures, &moments(&[2, 4, 6]), PLACE, &options());
+    let video = draw_from(&geometry(), &moments(&[2, 1, 4, 6]), KEY, &options());
+    let picture = draw_from(&pictures, &moments(&[2, 4, 6]), KEY, &options());
     let (video, picture) = (video.expect("drawn"), picture.expect("drawn"));
     for (with, without) in [
         (&video.latents, &picture.latents),
@@ -177,7 +177,7 @@ fn the_noise_offset_moves_a_channel_in_all_frames_alike() {
             noise_offset,
             ..options()
         };
-        let drawn = draw_from(&geometry(), &moments(&[2, 3, 4, 6]), PLACE, &options);
+        let drawn = draw_from(&geometry(), &moments(&[2, 3, 4, 6]), KEY, &options);
         drawn.expect("drawn").noise
     };
     let moved = (drawn(0.5) - drawn(0.0)).expect("a difference");

@@ -4,16 +4,16 @@
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread;
 
-use super::inputs::{self, DrawOptions, Part};
+use super::inputs::{self, DenoiserBatch, DrawOptions};
 use super::{Error, TrainingSet};
 use crate::dataset::Item;
 
-/// Micro-batches that are ready and not yet asked for, at most; one more is being made.
+/// Micro-batches that are ready and not yet asked for, at most; one more is being made. Each is held in memory.
 const READY: usize = 2;
 
 /// The step's end of the thread that makes micro-batches.
 pub(super) struct Loader {
-    parts: Receiver<Result<Vec<Part>, Error>>,
+    ready: Receiver<Result<Vec<DenoiserBatch>, Error>>,
 }
 
 impl Loader {
@@ -26,7 +26,7 @@ impl Loader {
         consume: impl FnOnce(Self) -> R,
     ) -> R {
         thread::scope(|scope| {
-            let (send, parts) = sync_channel(READY);
+            let (send, ready) = sync_channel(READY);
             scope.spawn(move || {
                 batches.try_for_each(|(number, samples)| {
                     let items: Vec<&Item> = samples.iter().map(|&s| set.item(s)).collect();
@@ -36,13 +36,13 @@ impl Loader {
                 })
             });
             // `consume` drops the receiver before the scope waits for the thread, which may be waiting to send.
-            consume(Self { parts })
+            consume(Self { ready })
         })
     }
 
     /// The next micro-batch; waits for it.
-    pub(super) fn next(&self) -> Result<Vec<Part>, Error> {
-        match self.parts.recv() {
+    pub(super) fn next(&self) -> Result<Vec<DenoiserBatch>, Error> {
+        match self.ready.recv() {
             Ok(made) => made,
             Err(_) => Err(Error::Tensor(candle_core::Error::Msg(
                 "a step asked for a micro-batch beyond the last".to_owned(),

@@ -20,6 +20,7 @@ pub(super) fn training(
     step: u64,
 ) -> BTreeMap<String, String> {
     let (train, adapter) = (&settings.train, &settings.adapter);
+    // Readers compare with what kohya's scripts write: Python's `str()` of booleans, numbers and tuples.
     let python = |value: bool| if value { "True" } else { "False" }.to_owned();
     let schedule = match train.lr_schedule {
         LrDecay::Constant if train.warmup_steps > 0 => "constant_with_warmup",
@@ -35,6 +36,7 @@ pub(super) fn training(
         ("ss_steps", step.to_string()),
         ("ss_max_train_steps", train.steps.to_string()),
         ("ss_learning_rate", format!("{:?}", train.learning_rate)),
+        // kohya's scripts have a rate each for the denoiser and for text encoders; only the denoiser is trained here.
         ("ss_unet_lr", format!("{:?}", train.learning_rate)),
         ("ss_lr_scheduler", schedule.to_owned()),
         ("ss_lr_warmup_steps", train.warmup_steps.to_string()),
@@ -62,6 +64,7 @@ pub(super) fn training(
         ("ss_tag_frequency", folders.tags),
     ]);
     match settings.process.prediction {
+        // The key is of Stability's model specification, for Stable Diffusion's two kinds only.
         Prediction::Flow => {}
         Prediction::Epsilon => {
             keys.insert("modelspec.prediction_type", "epsilon".to_owned());
@@ -96,9 +99,11 @@ struct Folder<'a> {
 fn folders(set: &TrainingSet<'_>) -> Folders {
     let mut folders: BTreeMap<String, Folder<'_>> = BTreeMap::new();
     for item in set.items() {
+        // The name alone: a path would tell others of this machine and change the file with it.
         let name = item.picture.parent().and_then(|folder| folder.file_name());
         let name = name.unwrap_or_default().to_string_lossy().into_owned();
         let folder = folders.entry(name).or_default();
+        // Two data sets may share a folder's name; the format has one number for both.
         folder.repeats = folder.repeats.max(item.repeats);
         folder.pictures += 1;
         let tags = item.captions.iter().flat_map(|caption| caption.split(','));
@@ -127,6 +132,7 @@ fn folders(set: &TrainingSet<'_>) -> Folders {
 
 fn commonest<'a>(tags: &BTreeMap<&'a str, usize>) -> BTreeMap<&'a str, usize> {
     let mut sorted: Vec<_> = tags.iter().map(|(tag, count)| (*tag, *count)).collect();
+    // Ties by name: the same data make the same file.
     sorted.sort_by_key(|(tag, count)| (std::cmp::Reverse(*count), *tag));
     sorted.truncate(MAX_TAGS);
     sorted.into_iter().collect()

@@ -26,7 +26,7 @@ pub enum MetricsLine {
         learning_rate: f64,
         /// The gradient's norm before clipping.
         gradient_norm: f64,
-        /// Wall-clock seconds the step took.
+        /// Wall-clock seconds the step took, `waited` included.
         seconds: f64,
         /// Of these, seconds in which it waited for its micro-batches.
         #[serde(default)]
@@ -53,7 +53,7 @@ impl MetricsLine {
     }
 }
 
-/// The open files of both outputs.
+/// The open files of `metrics.jsonl` and of TensorBoard's events.
 pub struct Metrics {
     lines: File,
     events: EventWriter<File>,
@@ -61,15 +61,15 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Opens the metrics in `folder` for a run that goes on after `step`: what an earlier run told of later
-    /// steps is dropped.
+    /// Opens the metrics in `folder` for a run that goes on after `step`: lines of later steps, which will be done again, are
+    /// dropped.
     ///
     /// # Errors
     /// If the files cannot be read or written.
     pub fn open(folder: &Path, step: u64, clock: Clock) -> io::Result<Self> {
         let path = folder.join("metrics.jsonl");
         let kept = keep_until(&path, step)?;
-        // As a whole: a kill leaves the old lines or the new ones, and what is appended begins on a line of its own.
+        // Replaced in one rename: a kill leaves the old lines or the new ones, and what is appended begins on a line of its own.
         store::write_file(&path, &[kept.as_bytes()]).map_err(io::Error::other)?;
         let lines = OpenOptions::new().append(true).open(&path)?;
         let logs = folder.join("tensorboard");

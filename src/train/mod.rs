@@ -41,32 +41,32 @@ pub use set::TrainingSet;
 pub const VALIDATION_SIGMAS: [f64; 10] =
     [0.05, 0.15, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75, 0.85, 0.95];
 
-/// What the command line adds to an Experiment: where, how far, how loud.
+/// What the command line adds to an Experiment; nothing of it changes what a step computes but `placement`.
 pub struct TrainOptions {
     /// Whether checkpoints of an earlier run are ignored.
     pub restart: bool,
-    /// Write what step K (from 1) saw and made to a file.
+    /// (K, file): write what step K (from 1) saw and made to the file.
     pub dump_step: Option<(u64, PathBuf)>,
     /// Stop after this many steps of this call, as if interrupted: with a checkpoint.
     pub stop_after: Option<u64>,
-    /// The time now.
+    /// Seconds since 1970; the library itself reads no clock.
     pub clock: Clock,
-    /// Where and in what the base model computes, and how it is kept.
+    /// The base model's device, type and storage of weights; the plan may change the last.
     pub placement: Placement,
-    /// Bytes of memory that may be used there.
+    /// Bytes of that device's memory that may be used.
     pub memory_bytes: u64,
 }
 
-/// What a training came to.
+/// The result of a training.
 #[derive(Clone, Debug, Serialize)]
 pub struct TrainReport {
     /// The LoRA; absent where the run stopped early.
     pub lora: Option<PathBuf>,
     /// Optimizer steps done in all.
     pub step: u64,
-    /// The step it went on from.
+    /// The checkpoint's step that it resumed from; 0 for a run from the start.
     pub resumed_from: u64,
-    /// The mean loss of the last steps.
+    /// The mean loss of the last steps, 20 at most; absent where this call made none.
     pub loss: Option<f64>,
     /// The last validation loss.
     pub validation_loss: Option<f64>,
@@ -95,6 +95,7 @@ pub fn run(
     }
     let store = Store::open(&experiment.store_path()).map_err(|e| no_store(experiment, &e))?;
     let set = TrainingSet::open(experiment, &base, &store, monitor)?;
+    // Before loading: a model that cannot fit is refused in seconds.
     let plan = plan(&base, &set, options)?;
     monitor.note(&format!("memory: {plan}"));
     let placement = Placement {
@@ -136,7 +137,7 @@ fn plan(
     options: &TrainOptions,
 ) -> Result<MemoryPlan, Error> {
     let Settings { adapter, train, .. } = &base.settings;
-    let wanted = MemoryRequest {
+    let request = MemoryRequest {
         denoiser: &base.denoiser,
         adapted: &run::adapted(base)?,
         rank: adapter.rank,
@@ -150,7 +151,7 @@ fn plan(
         own_kernels: options.placement.kernels.are_there(),
         checkpointing: train.gradient_checkpointing,
     };
-    Ok(plan::make(&wanted, options.memory_bytes)?)
+    Ok(plan::make(&request, options.memory_bytes)?)
 }
 
 fn tell_recipe(base: &BaseModel, monitor: &dyn Monitor) {
@@ -183,6 +184,7 @@ fn tell_start(run: &Run<'_>, monitor: &dyn Monitor) {
     }
 }
 
+/// A store that is there and cannot be opened is the fault; one that is not there is refused with the command that makes it.
 fn no_store(experiment: &Experiment, error: &store::Error) -> Error {
     if experiment.store_path().join("store.json").exists() {
         let what = format!("the store cannot be opened: {error}");

@@ -1,8 +1,8 @@
-//! The memory plan of a training, made from headers before anything is loaded: whether the base model's weights fit, on how many
-//! blocks gradient checkpointing is needed, whether their inputs are offloaded to the CPU, and what to change where it cannot fit.
+//! The memory plan of a training, made from the shapes in the weight files' headers before anything is loaded. It decides on how many
+//! blocks gradients are checkpointed, whether the inputs of those blocks are offloaded to the CPU, and whether weights stay in their
+//! files. Where nothing fits, it says what to change.
 //!
-//! None of its choices changes a number that is trained. Estimates are upper bounds, except for what CUDA's libraries take for
-//! themselves.
+//! None of these choices changes a trained number. Estimates are upper bounds, except for the memory of CUDA's libraries.
 
 use std::collections::BTreeMap;
 
@@ -16,39 +16,39 @@ use crate::optim::OptimizerOptions;
 use crate::recipe::Recipe;
 use crate::vae::Extents;
 
-/// What CUDA's driver and libraries take for themselves, about; measured by nobody yet.
+/// A guess at what CUDA's context, cuBLAS and cuDNN take on a GPU; not measured.
 const LIBRARY_BYTES: u64 = 600 << 20;
 
 /// What decides how much memory a training takes.
 #[derive(Clone)]
 pub struct MemoryRequest<'a> {
-    /// The denoiser.
+    /// Opened, not loaded: only its shapes are asked for.
     pub denoiser: &'a OpenedDenoiser,
     /// The linears that will carry adapters.
     pub adapted: &'a [LinearShape],
     /// The adapters' rank.
     pub rank: usize,
-    /// What trains them.
+    /// Decides the bytes of state for each trained parameter.
     pub optimizer: OptimizerOptions,
     /// Samples in a micro-batch.
     pub samples: usize,
-    /// Those of the largest latents.
+    /// The extents of the largest latents, as the VAE makes them (not px).
     pub latents: Extents,
-    /// Tokens of the longest context.
+    /// Tokens of the longest context, pads included.
     pub context: usize,
-    /// The type it computes in.
+    /// The type that the denoiser computes in.
     pub dtype: DType,
-    /// How the denoiser's weights are stored: whole, quantized, or in their files.
+    /// How the denoiser's weights are to be stored. Only for `Whole` does the plan fall back on reading them from their files.
     pub storage: WeightStorage,
-    /// What it computes on.
+    /// Where the denoiser computes.
     pub machine: Machine,
-    /// Whether it computes by our own CUDA kernels, which store no attention scores.
+    /// Whether our own CUDA kernels compute attention: they keep its result for the backward pass.
     pub own_kernels: bool,
     /// Gradient checkpointing on all blocks, or none; None leaves it to the plan.
     pub checkpointing: Option<bool>,
 }
 
-/// What computes.
+/// Which memory is planned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Machine {
@@ -59,7 +59,7 @@ pub enum Machine {
 }
 
 impl Machine {
-    /// That of a device.
+    /// The machine of a device; every device but the CPU counts as a GPU.
     pub fn of(device: &Device) -> Self {
         match device {
             Device::Cpu => Self::Cpu,
@@ -68,23 +68,23 @@ impl Machine {
     }
 }
 
-/// Peak memory of a step, by what it is for.
+/// Peak memory of a training step in bytes, by what it is for.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct PeakMemory {
     /// The denoiser's weights.
     pub weights: u64,
-    /// The adapters' numbers and gradient, the optimizer's state, and what the network sees of them.
+    /// The adapters' f32 parameters and gradient, their copies in the denoiser's type, and the optimizer's state.
     pub adapters: u64,
     /// What the forward pass stores for the backward pass.
     pub activations: u64,
     /// Temporary tensors inside an operation.
     pub temporary: u64,
-    /// What libraries take.
+    /// CUDA's context and libraries; 0 on a CPU.
     pub libraries: u64,
 }
 
 impl PeakMemory {
-    /// Their sum.
+    /// The sum of all fields.
     pub fn total(&self) -> u64 {
         self.weights + self.adapters + self.activations + self.temporary + self.libraries
     }
@@ -93,15 +93,15 @@ impl PeakMemory {
 /// How a training fits into memory.
 #[derive(Clone, Debug)]
 pub struct MemoryPlan {
-    /// How the denoiser's weights are stored.
+    /// How the denoiser's weights are stored: as asked for, or in their files where that is the only way to fit.
     pub storage: WeightStorage,
     /// The blocks with gradient checkpointing.
     pub recompute: Recompute,
     /// Whether the inputs of these blocks are offloaded to the CPU's memory.
     pub offload: bool,
-    /// How many blocks have gradient checkpointing, of how many.
+    /// (blocks with gradient checkpointing, all blocks)
     pub checkpointed: (usize, usize),
-    /// What it takes.
+    /// The estimated peak.
     pub bytes: PeakMemory,
 }
 
@@ -109,127 +109,134 @@ pub struct MemoryPlan {
 #[derive(Debug, thiserror::Error)]
 #[error("it does not fit: {} needed at least, {} free ({bytes}); {advice}", gb(bytes.total()), gb(*available))]
 pub struct DoesNotFit {
-    /// The least that it takes.
+    /// The estimated peak of the plan that takes least.
     pub bytes: Box<PeakMemory>,
     /// Bytes that are free.
     pub available: u64,
-    /// What helps.
+    /// What to change, the most helpful first.
     pub advice: String,
 }
 
-/// Makes the plan for `available` bytes.
+/// The first plan that fits into `available` bytes, in the order of the time it costs: no checkpointing, checkpointing of ever more
+/// blocks, offloading of their inputs, and last weights that are read from their files.
 ///
 /// # Errors
-/// If it cannot fit, with what would help.
-pub fn make(wanted: &MemoryRequest<'_>, available: u64) -> Result<MemoryPlan, DoesNotFit> {
-    let counts = Counts::of(wanted);
-    let ways = match wanted.storage {
+/// If none fits, with what would help.
+pub fn make(request: &MemoryRequest<'_>, available: u64) -> Result<MemoryPlan, DoesNotFit> {
+    let estimator = Estimator::of(request);
+    let storages = match request.storage {
         WeightStorage::Whole => vec![WeightStorage::Whole, WeightStorage::IN_FILE],
         other => vec![other],
     };
     let mut least = None;
-    for storage in ways {
-        match counts.fit(wanted, storage, available) {
-            Ok(plan) if storage != wanted.storage => {
-                return Ok(counts.fill(wanted, plan, available));
+    for storage in storages {
+        match estimator.fit(request, storage, available) {
+            Ok(plan) if storage != request.storage => {
+                return Ok(estimator.fill(request, plan, available));
             }
             Ok(plan) => return Ok(plan),
+            // Overwritten by the next storage: with weights in their files the least is needed, and that is reported.
             Err(bytes) => least = Some(bytes),
         }
     }
     let bytes = Box::new(least.unwrap_or_default());
     Err(DoesNotFit {
-        advice: advice(wanted, &bytes),
+        advice: advice(request, &bytes),
         bytes,
         available,
     })
 }
 
-/// Rows that a recipe's context has for a caption of ordinary length.
+/// Tokens of a recipe's context for an estimate without captions: an encoder's fixed length where the recipe has one.
 pub fn context_tokens(recipe: &Recipe) -> usize {
+    // A guess, twice CLIP's 77, where the recipe sets no limit.
     const ORDINARY: usize = 154;
     let rows = |slot: &String| {
         let tokens = recipe.encoder(slot).map(|e| &e.rules.tokens);
         tokens.map_or(0, |t| t.max_tokens.unwrap_or(t.min_tokens.max(ORDINARY)))
     };
     let groups = recipe.assembly().context.iter();
+    // Encoders of a group stand side by side in each token (as CLIP-L and CLIP-G), groups follow each other.
     groups
         .map(|slots| slots.iter().map(rows).max().unwrap_or(0))
         .sum()
 }
 
-/// What a plan is made of.
-struct Counts {
+/// Estimates the memory of each way to train.
+struct Estimator {
     activations: Activations,
     /// Shapes of the denoiser's tensors.
     tensors: Vec<Vec<usize>>,
+    /// Trained parameters.
     adapters: u64,
 }
 
-impl Counts {
-    fn of(wanted: &MemoryRequest<'_>) -> Self {
-        let adapted: BTreeMap<String, usize> = wanted
+impl Estimator {
+    fn of(request: &MemoryRequest<'_>) -> Self {
+        let adapted: BTreeMap<String, usize> = request
             .adapted
             .iter()
-            .map(|linear| (linear.name.clone(), wanted.rank))
+            .map(|linear| (linear.name.clone(), request.rank))
             .collect();
         let step = StepShape {
-            samples: wanted.samples,
-            latents: wanted.latents,
-            context: wanted.context,
+            samples: request.samples,
+            latents: request.latents,
+            context: request.context,
             adapted,
-            attended: wanted.own_kernels,
+            attended: request.own_kernels,
         };
         let numbers = |linear: &LinearShape| {
+            // On a convolution the first matrix has its window, the second is 1 x 1.
             let window = linear.kernel.map_or(1, |side| side * side);
-            wanted.rank * (linear.inputs * window + linear.outputs)
+            request.rank * (linear.inputs * window + linear.outputs)
         };
-        let tensors = wanted.denoiser.tensors().iter();
+        let tensors = request.denoiser.tensors().iter();
         Self {
-            activations: wanted.denoiser.activations(&step),
+            activations: request.denoiser.activations(&step),
             tensors: tensors.map(|(_, shape)| shape.clone()).collect(),
-            adapters: wanted.adapted.iter().map(numbers).sum::<usize>() as u64,
+            adapters: request.adapted.iter().map(numbers).sum::<usize>() as u64,
         }
     }
 
-    /// A plan with the weights stored so; the least it would take where it does not fit.
+    /// The cheapest plan in time that fits with this storage of the weights, else the memory of the smallest.
     fn fit(
         &self,
-        wanted: &MemoryRequest<'_>,
+        request: &MemoryRequest<'_>,
         storage: WeightStorage,
         available: u64,
     ) -> Result<MemoryPlan, PeakMemory> {
-        let all = self.activations.blocks.len();
-        let counts = match wanted.checkpointing {
-            Some(true) => all..=all,
+        let blocks = self.activations.blocks.len();
+        let counts = match request.checkpointing {
+            Some(true) => blocks..=blocks,
             Some(false) => 0..=0,
-            None => 0..=all,
+            None => 0..=blocks,
         };
         let mut choices: Vec<(bool, usize, u64)> = counts
             .map(|checkpointed| (false, checkpointed, self.activations.kept(checkpointed)))
             .collect();
-        // On a CPU there is nowhere else to offload to.
-        if wanted.machine == Machine::Gpu && wanted.checkpointing != Some(false) {
+        // On a CPU, activations already are in the memory that they would be offloaded to.
+        if request.machine == Machine::Gpu && request.checkpointing != Some(false) {
             let offloaded = self.activations.kept_offloaded();
-            choices.extend(offloaded.map(|stored| (true, all, stored)));
+            choices.extend(offloaded.map(|stored| (true, blocks, stored)));
         }
-        // To read a weight from its file costs more than to compute a block again: what activations leave free is for weights.
+        // Reading a weight from its file takes longer than computing a block again: first shrink activations, so that `fill` can keep
+        // more weights in memory.
         if matches!(storage, WeightStorage::InFile { .. }) {
             choices.reverse();
         }
         let mut least: Option<PeakMemory> = None;
         for (offload, checkpointed, stored) in choices {
-            let bytes = self.bytes(wanted, storage, stored);
+            let bytes = self.bytes(request, storage, stored);
             if bytes.total() <= available {
                 return Ok(MemoryPlan {
                     storage,
                     recompute: match checkpointed {
                         0 => Recompute::Never,
-                        some if some == all => Recompute::EveryBlock,
+                        some if some == blocks => Recompute::EveryBlock,
                         some => Recompute::Blocks((0..some).collect()),
                     },
                     offload,
-                    checkpointed: (checkpointed, all),
+                    checkpointed: (checkpointed, blocks),
                     bytes,
                 });
             }
@@ -239,8 +246,13 @@ impl Counts {
     }
 
     /// Keeps as many weight matrices in memory as fit, where the others are read from their files.
-    fn fill(&self, wanted: &MemoryRequest<'_>, mut plan: MemoryPlan, available: u64) -> MemoryPlan {
-        let in_files = self.weights(wanted.dtype, WeightStorage::Whole) - plan.bytes.weights;
+    fn fill(
+        &self,
+        request: &MemoryRequest<'_>,
+        mut plan: MemoryPlan,
+        available: u64,
+    ) -> MemoryPlan {
+        let in_files = self.weights(request.dtype, WeightStorage::Whole) - plan.bytes.weights;
         let resident_bytes = in_files.min(available.saturating_sub(plan.bytes.total()));
         plan.storage = WeightStorage::InFile { resident_bytes };
         plan.bytes.weights += resident_bytes;
@@ -248,41 +260,48 @@ impl Counts {
     }
 
     fn weights(&self, dtype: DType, storage: WeightStorage) -> u64 {
-        let one = |shape: &Vec<usize>| match shape[..] {
+        // Only matrices are quantized or left in their files.
+        let stored = |shape: &Vec<usize>| match shape[..] {
             [outputs, inputs] => storage.bytes([outputs, inputs], dtype),
             _ => shape.iter().product::<usize>() * dtype.size_in_bytes(),
         };
-        self.tensors.iter().map(one).sum::<usize>() as u64
+        self.tensors.iter().map(stored).sum::<usize>() as u64
     }
 
-    /// With so many numbers stored by the forward pass.
-    fn bytes(&self, wanted: &MemoryRequest<'_>, storage: WeightStorage, stored: u64) -> PeakMemory {
-        let dtype = wanted.dtype;
+    /// The peak with `stored` numbers kept for the backward pass.
+    fn bytes(
+        &self,
+        request: &MemoryRequest<'_>,
+        storage: WeightStorage,
+        stored: u64,
+    ) -> PeakMemory {
+        let dtype = request.dtype;
         let size = dtype.size_in_bytes() as u64;
         let whole = |shape: &[usize]| shape.iter().product::<usize>() * dtype.size_in_bytes();
-        // A matrix that is stored quantized is dequantized, by way of f32, whenever it is used.
+        // A matrix that is not whole is made so for each use: itself in the denoiser's type, and two f32 copies on the way.
         let matrices = self.tensors.iter().filter(|shape| shape.len() == 2);
         let largest = matrices.map(|shape| whole(shape)).max().unwrap_or(0) as u64;
         let dequantized = match storage {
             WeightStorage::Whole => 0,
             WeightStorage::Quantized(_) => largest + largest / size * 8,
-            // And those that are read ahead of it.
+            // And the matrices that are read ahead while this one is used.
             WeightStorage::InFile { .. } => {
                 (1 + nn::PREFETCHED as u64) * largest + largest / size * 8
             }
         };
-        // Numbers and gradient in f32; what the network sees of them and gives back in its own type.
+        // Parameters and gradient in f32, and both again in the denoiser's type: the copy it reads, the gradient it returns.
         let adapters = self.adapters * (2 * 4 + 2 * size)
-            + wanted.optimizer.state_bytes(self.adapters as usize) as u64;
-        // By kernels an operation holds its result; composed of tensor operations, a few intermediate ones in f32.
-        let kernels = wanted.machine == Machine::Cpu && dtype == DType::F32;
+            + request.optimizer.state_bytes(self.adapters as usize) as u64;
+        // Bytes for each passing number. A CPU kernel holds little beside its result; composed of tensor operations, the same
+        // operation also holds a few intermediate tensors in f32.
+        let kernels = request.machine == Machine::Cpu && dtype == DType::F32;
         let temporary = self.activations.passing * if kernels { 8 } else { 16 };
         PeakMemory {
             weights: self.weights(dtype, storage),
             adapters,
             activations: stored * size,
             temporary: temporary + dequantized,
-            libraries: match wanted.machine {
+            libraries: match request.machine {
                 Machine::Cpu => 0,
                 Machine::Gpu => LIBRARY_BYTES,
             },
@@ -291,24 +310,25 @@ impl Counts {
 }
 
 /// What to change, the most helpful first.
-fn advice(wanted: &MemoryRequest<'_>, bytes: &PeakMemory) -> String {
+fn advice(request: &MemoryRequest<'_>, bytes: &PeakMemory) -> String {
     let mut list = Vec::new();
-    if wanted.checkpointing == Some(false) {
+    if request.checkpointing == Some(false) {
         list.push("leave out `gradient_checkpointing = false`".to_owned());
     }
+    // Smaller batches and pictures help only against activations.
     if bytes.activations + bytes.temporary > bytes.weights {
-        if wanted.samples > 1 {
+        if request.samples > 1 {
             list.push(format!(
                 "lower `train.batch_size` ({}) and raise `train.gradient_accumulation`",
-                wanted.samples
+                request.samples
             ));
         }
         list.push("lower the data sets' `resolution`".to_owned());
     }
-    if !matches!(wanted.storage, WeightStorage::Quantized(_)) {
+    if !matches!(request.storage, WeightStorage::Quantized(_)) {
         list.push("set `[model] weights = \"nf4\"` (or `fp8`)".to_owned());
     }
-    list.push(match wanted.machine {
+    list.push(match request.machine {
         Machine::Cpu => "use a machine with more memory".to_owned(),
         Machine::Gpu => "compute on the CPU (`--device cpu`), if it has more memory".to_owned(),
     });
@@ -339,8 +359,11 @@ impl std::fmt::Display for PeakMemory {
 impl std::fmt::Display for MemoryPlan {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "peak {} ({})", gb(self.bytes.total()), self.bytes)?;
-        if let (some @ 1.., all) = self.checkpointed {
-            write!(f, "; gradient checkpointing on {some} of {all} blocks")?;
+        if let (checkpointed @ 1.., blocks) = self.checkpointed {
+            write!(
+                f,
+                "; gradient checkpointing on {checkpointed} of {blocks} blocks"
+            )?;
         }
         if self.offload {
             write!(f, ", their inputs offloaded to the CPU")?;

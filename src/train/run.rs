@@ -6,7 +6,7 @@ use candle_core::{Device, Tensor};
 
 use super::batches::Batches;
 use super::checkpoint::{Checkpoint, State};
-use super::inputs::{self, DrawOptions, Part};
+use super::inputs::{self, DenoiserBatch, DrawOptions};
 use super::loader::Loader;
 use super::metrics::{Metrics, MetricsLine};
 use super::plan::MemoryPlan;
@@ -20,6 +20,9 @@ use crate::models::{Denoiser, WeightStorage};
 use crate::monitor::Monitor;
 use crate::optim::{Decay, LrSchedule, Optimizer, clip_gradient_norm};
 
+/// Steps whose losses are averaged for what is shown and reported: a single step's loss jumps with its noise level.
+const RECENT_STEPS: usize = 20;
+
 /// A training under way.
 pub(super) struct Run<'a> {
     pub(super) experiment: &'a Experiment,
@@ -27,12 +30,13 @@ pub(super) struct Run<'a> {
     pub(super) set: &'a TrainingSet<'a>,
     pub(super) denoiser: &'a dyn Denoiser,
     pub(super) state: State,
-    /// How the checkpoint was computed that the run goes on from, if otherwise.
+    /// How the steps before the resumed checkpoint were computed, in words; None if as now.
     pub(super) computed_before: Option<String>,
+    /// Optimizer steps done.
     pub(super) step: u64,
-    /// Where each adapter's numbers are; the numbers as they were at the start.
+    /// The adapters' layout in `values`. Their own numbers are those of the start and not updated.
     pub(super) adapters: AdapterSet,
-    /// The adapters' numbers now, on the denoiser's device.
+    /// The adapters' numbers, `[n]` in f32 on the denoiser's device, updated in place by each step.
     pub(super) values: Tensor,
     pub(super) optimizer: Optimizer,
     pub(super) schedule: LrSchedule,
@@ -40,11 +44,12 @@ pub(super) struct Run<'a> {
     pub(super) draws: DrawOptions,
     pub(super) plan: MemoryPlan,
     pub(super) output: PathBuf,
+    /// Losses of the last steps, at most [`RECENT_STEPS`].
     pub(super) recent: Vec<f64>,
     pub(super) validation_loss: Option<f64>,
 }
 
-/// What decides how numbers are rounded, in words.
+/// What decides how numbers are rounded, in words. Written into checkpoints and LoRAs.
 fn computed(denoiser: &dyn Denoiser, storage: WeightStorage) -> String {
     let kernels = denoiser.kernels();
     let device = match denoiser.device() {
@@ -53,6 +58,7 @@ fn computed(denoiser: &dyn Denoiser, storage: WeightStorage) -> String {
         _ if kernels.are_there() => "on a GPU by own kernels",
         _ => "on a GPU",
     };
+    // Weights that are read from their files are the same numbers as whole ones: only quantization counts.
     let quantized = match storage {
         WeightStorage::Quantized(quantization) => {
             format!(", weights in {quantization:?}").to_lowercase()
@@ -135,7 +141,7 @@ impl<'a> Run<'a> {
         self.batches.num_per_epoch()
     }
 
-    /// The loop.
+    /// Trains until the last step, or the last of this call, with the reports and checkpoints that are due.
     pub(super) fn go(
         &mut self,
         options: &TrainOptions,
@@ -153,6 +159,7 @@ impl<'a> Run<'a> {
         std::fs::create_dir_all(&self.output).map_err(|e| io(&self.output, e))?;
         let mut metrics = Metrics::open(&self.output, self.step, options.clock)
             .map_err(|e| io(&self.output, e))?;
+        // The base model alone (B is 0 at the start): what later validations and previews are compared with.
         if self.step == 0 {
             self.report(
                 &mut metrics,
@@ -164,6 +171,7 @@ impl<'a> Run<'a> {
         }
         monitor.start("training", Some(train.steps));
         monitor.advance(self.step);
+        // Counted over the whole run, so that a resumed one draws what the uninterrupted one would have drawn.
         let each = train.gradient_accumulation as u64;
         let (mut batches, set) = (self.batches.clone(), self.set);
         let numbers = self.step * each..last * each;
@@ -217,6 +225,7 @@ impl<'a> Run<'a> {
         let line = MetricsLine::Step {
             step: self.step,
             loss,
+            // `advance` has counted the step already.
             learning_rate: self.schedule.at(self.step - 1),
             gradient_norm,
             seconds,
@@ -233,7 +242,9 @@ impl<'a> Run<'a> {
         ));
         let due = |every: u64| every > 0 && self.step.is_multiple_of(every);
         let (validate, preview) = (due(train.validate_every), due(train.sample_every));
+        // Also where `stop_after` ends the call: no step is done twice.
         let checkpoint = self.step == last || due(train.checkpoint_every);
+        // Before the checkpoint: a run killed in between repeats the step and with it its validation.
         self.report(metrics, self.step, validate, preview, monitor)?;
         if checkpoint {
             self.checkpoint()?;
@@ -244,7 +255,7 @@ impl<'a> Run<'a> {
     /// One optimizer step; gives its loss and the gradient's norm before clipping.
     fn advance(
         &mut self,
-        micro_batches: &[Vec<Part>],
+        micro_batches: &[Vec<DenoiserBatch>],
         dump: Option<&PathBuf>,
     ) -> Result<(f64, f64), Error> {
         let train: &'a TrainSettings = &self.base.settings.train;
@@ -252,18 +263,20 @@ impl<'a> Run<'a> {
         let gradient = self.values.zeros_like()?;
         let mut record = dump.map(|_| Dump::default());
         let (mut loss, mut passes) = (0.0, 0);
-        for (number, parts) in (self.step * accumulation..).zip(micro_batches) {
-            for (place, part) in parts.iter().enumerate() {
-                let share = part.share / accumulation as f64;
-                let pass = number << 16 | place as u64;
-                let result = self.pass().backward(part, pass, share, &gradient)?;
+        for (number, batches) in (self.step * accumulation..).zip(micro_batches) {
+            for (index, batch) in batches.iter().enumerate() {
+                let share = batch.share / accumulation as f64;
+                // Unique in the run: a micro-batch has at most as many batches as samples, far below 2^16.
+                let pass = number << 16 | index as u64;
+                let result = self.pass().backward(batch, pass, share, &gradient)?;
                 loss += result.loss * share;
                 if let Some(record) = &mut record {
-                    record.add(passes, part, &result)?;
+                    record.add(passes, batch, &result)?;
                 }
                 passes += 1;
             }
         }
+        // Before the update: the adapters and their last checkpoint stay usable.
         if !loss.is_finite() {
             return Err(Error::Diverged {
                 step: self.step + 1,
@@ -274,6 +287,7 @@ impl<'a> Run<'a> {
             record.add_adapters(&self.adapters_now()?, &gradient.to_vec1()?)?;
             self.write_dump(&record, passes, path)?;
         }
+        // 0 means no clipping, as in kohya's scripts.
         let max_norm = Some(train.max_grad_norm).filter(|n| *n > 0.0);
         let kernels = self.denoiser.kernels();
         let norm = clip_gradient_norm(kernels, &gradient, max_norm)?;
@@ -282,7 +296,7 @@ impl<'a> Run<'a> {
             .step(kernels, &self.values, &gradient, rate)?;
         self.step += 1;
         self.recent.push(loss);
-        if self.recent.len() > 20 {
+        if self.recent.len() > RECENT_STEPS {
             self.recent.remove(0);
         }
         Ok((loss, norm))
@@ -346,8 +360,8 @@ impl<'a> Run<'a> {
         for level in (0..).zip(VALIDATION_SIGMAS) {
             let mut sum = 0.0;
             for (number, item) in (0..).zip(held_out) {
-                let part = inputs::validation_part(source, item, number, level, &self.draws)?;
-                sum += self.pass().loss(&part)?;
+                let batch = inputs::validation_batch(source, item, number, level, &self.draws)?;
+                sum += self.pass().loss(&batch)?;
             }
             losses.push(sum / held_out.len() as f64);
         }
@@ -359,6 +373,7 @@ impl<'a> Run<'a> {
 pub(super) fn adapted(base: &BaseModel) -> Result<Vec<LinearShape>, Error> {
     let presets = base.denoiser.family.presets;
     let named = &base.settings.adapter.targets;
+    // The family's first preset is its default.
     let targets = match named.is_empty() {
         true => presets
             .first()

@@ -1,4 +1,4 @@
-//! What a training trains from: the pictures of an Experiment, checked to be in the store before anything starts.
+//! The pictures and captions of a training. Before it starts, the store is checked to hold an entry for each of them.
 
 use std::collections::BTreeSet;
 
@@ -16,8 +16,9 @@ use crate::vae::Extents;
 /// All pictures of a training, with where their tensors come from.
 pub struct TrainingSet<'a> {
     items: Vec<Item>,
-    /// Indices into `items`, each as often as it comes in an epoch.
+    /// Indices into `items`: a picture with `repeats = 3` is there three times.
     samples: Vec<usize>,
+    /// For validation, never trained from.
     held_out: Vec<Item>,
     source: ModelCache<'a>,
     manifest: Digest,
@@ -25,8 +26,8 @@ pub struct TrainingSet<'a> {
 }
 
 impl<'a> TrainingSet<'a> {
-    /// Finds the pictures of an Experiment and checks that the store has all they need, previews included. The list
-    /// of entries is written down as a run, so that garbage collection keeps them.
+    /// Finds the pictures of an Experiment and checks that the store has their latents and the embeddings of their captions and of the
+    /// previews' prompts. The list of these entries is written into the store as a run, so that `plumb store gc` keeps them.
     ///
     /// # Errors
     /// [`Error::Refused`] where the store lacks something.
@@ -36,11 +37,12 @@ impl<'a> TrainingSet<'a> {
         store: &Store,
         monitor: &dyn Monitor,
     ) -> Result<Self, Error> {
-        let all = dataset::open(experiment, base.latent_geometry().side_multiple(), monitor)?;
-        let captions: BTreeSet<String> = cache::captions(experiment, &all).into_iter().collect();
+        let pictures = dataset::open(experiment, base.latent_geometry().side_multiple(), monitor)?;
+        let captions: BTreeSet<String> =
+            cache::captions(experiment, &pictures).into_iter().collect();
         let texts = captions.iter().map(String::as_str);
-        let used = Manifest::new(&Specs::from(base), texts, &all);
-        // Before looking whether they are there: then nothing can remove them in between.
+        let used = Manifest::new(&Specs::from(base), texts, &pictures);
+        // Written before checking that the entries exist: a garbage collection in between cannot remove them.
         match used.write(store, "train", experiment, None) {
             Err(e) if e.is_read_only() => monitor.note(&format!(
                 "{e}; training from it, but nothing keeps `plumb store gc` from removing what this run uses"
@@ -52,11 +54,13 @@ impl<'a> TrainingSet<'a> {
             monitor.problem(&problem);
         }
         let reader = &source.reader;
-        if let Some(refusal) = refuse_if_missing(experiment, base, store, reader, &captions, &all)?
+        if let Some(refusal) =
+            refuse_if_missing(experiment, base, store, reader, &captions, &pictures)?
         {
             return Err(Error::Refused(Box::new(refusal)));
         }
-        let (held_out, items): (Vec<_>, Vec<_>) = all.into_iter().partition(|item| item.held_out);
+        let (held_out, items): (Vec<_>, Vec<_>) =
+            pictures.into_iter().partition(|item| item.held_out);
         let repeated = |(n, item): (usize, &Item)| std::iter::repeat_n(n, item.repeats as usize);
         Ok(Self {
             samples: items.iter().enumerate().flat_map(repeated).collect(),
@@ -68,18 +72,21 @@ impl<'a> TrainingSet<'a> {
         })
     }
 
-    /// The picture of sample `index`.
+    /// The picture of sample `index`, which counts repeats.
+    ///
+    /// # Panics
+    /// If there is no such sample.
     pub fn item(&self, index: usize) -> &Item {
         &self.items[self.samples[index]]
     }
 
-    /// The bucket of every sample.
+    /// The bucket of every sample, in px: only pictures of one bucket fit into one micro-batch.
     pub fn buckets(&self) -> Vec<Size> {
         let samples = 0..self.samples.len();
         samples.map(|sample| self.item(sample).bucket()).collect()
     }
 
-    /// The pictures that are trained from.
+    /// The pictures that are trained from, without repeats.
     pub fn items(&self) -> &[Item] {
         &self.items
     }
@@ -89,17 +96,17 @@ impl<'a> TrainingSet<'a> {
         &self.held_out
     }
 
-    /// Where tensors come from.
+    /// Reads the tensors of pictures and captions from the store.
     pub fn source(&self) -> &ModelCache<'a> {
         &self.source
     }
 
-    /// The digest of the list of entries.
+    /// The digest of the list of entries; a checkpoint is resumed only with the same.
     pub fn manifest(&self) -> Digest {
         self.manifest
     }
 
-    /// The extents of the latents of the most pixels, validation included.
+    /// The extents of the latents of the largest bucket, validation included: what memory is planned for. 1 x 1 without pictures.
     pub fn largest_latents(&self) -> Extents {
         let buckets = self.items.iter().chain(&self.held_out).map(Item::bucket);
         let largest = buckets.max_by_key(|b| u64::from(b.width) * u64::from(b.height));
@@ -108,11 +115,12 @@ impl<'a> TrainingSet<'a> {
         })
     }
 
-    /// Rows of the longest context among some of the captions, the longest of them first.
+    /// An estimate of the longest context's tokens: the most among the longest captions, measured in bytes.
     ///
     /// # Errors
     /// If an entry cannot be read.
     pub fn longest_context(&self) -> Result<usize, Error> {
+        // Bytes and tokens do not rank captions quite the same way; a few of the longest are read, not one, and not the whole store.
         const LOOKED_AT: usize = 16;
         let captions = self.items.iter().flat_map(|item| &item.captions);
         let mut captions: Vec<&str> = captions.map(String::as_str).collect();
@@ -125,13 +133,13 @@ impl<'a> TrainingSet<'a> {
         Ok(longest)
     }
 
-    /// The largest resolution asked for.
+    /// The largest `resolution` of the Experiment's data sets, in px.
     pub fn resolution(&self) -> Size {
         self.resolution
     }
 }
 
-/// That of the most pixels; none of no data set.
+/// The resolution of the most pixels; 0 x 0 without data sets.
 fn largest_resolution(sets: &[DatasetSettings]) -> Size {
     let sizes = sets.iter().map(|set| set.resolution);
     let largest = sizes.max_by_key(|size| u64::from(size.width) * u64::from(size.height));

@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 
 use candle_core::{DType, Device, Result, Tensor};
 
-use super::inputs::Part;
+use super::inputs::DenoiserBatch;
 use crate::autograd::{Tape, Value};
 use crate::lora::{AdapterSet, Bound, Dropout, Recompute};
 use crate::models::{self, Denoiser};
 
-/// What a forward and backward pass needs beside the part.
+/// What the passes of a step share: the network, the adapters and how memory is saved.
 pub struct Pass<'a> {
     /// The base model.
     pub denoiser: &'a dyn Denoiser,
@@ -25,23 +25,23 @@ pub struct Pass<'a> {
     pub offload: bool,
 }
 
-/// What a part's pass made.
+/// What a pass made.
 pub struct PassResult {
-    /// The denoiser's prediction.
+    /// The denoiser's prediction, in the shape of the batch's target.
     pub prediction: Tensor,
     /// The mean weighted squared error.
     pub loss: f64,
 }
 
 impl Pass<'_> {
-    /// Predicts, and adds the gradient of `factor * loss` to `gradient`, which is like the values. `number` is one that no
-    /// other pass of the run has.
+    /// Predicts, and adds the gradient of `factor * loss` to `gradient`, `[n]` in f32 as the values. `number` keys the dropout
+    /// inside the adapters: no other pass of the run may have the same.
     ///
     /// # Errors
     /// If shapes do not fit or the device fails.
     pub fn backward(
         &self,
-        part: &Part,
+        batch: &DenoiserBatch,
         number: u64,
         factor: f64,
         gradient: &Tensor,
@@ -58,8 +58,8 @@ impl Pass<'_> {
             .adapters
             .bind_to(self.values, &tape, dtype, Some(dropout))?
             .with_recompute(self.recompute.clone());
-        let prediction = self.predict(&tape, &bound, part)?;
-        let loss = loss_value(&tape, &prediction, part)?;
+        let prediction = self.predict(&tape, &bound, batch)?;
+        let loss = loss_value(&tape, &prediction, batch)?;
         let mut gradients = tape.backward(&loss)?;
         bound.collect(&mut gradients, factor, gradient)?;
         Ok(PassResult {
@@ -69,34 +69,34 @@ impl Pass<'_> {
         })
     }
 
-    /// Predicts only; the loss is that of [`Self::backward`].
+    /// The loss of [`Self::backward`], without gradients and without dropout.
     ///
     /// # Errors
     /// If shapes do not fit or the device fails.
-    pub fn loss(&self, part: &Part) -> Result<f64> {
+    pub fn loss(&self, batch: &DenoiserBatch) -> Result<f64> {
         let tape = Tape::off(self.denoiser.kernels());
         let dtype = self.denoiser.dtype();
         let bound = self.adapters.bind_to(self.values, &tape, dtype, None)?;
-        let prediction = self.predict(&tape, &bound, part)?;
-        scalar(&loss_value(&tape, &prediction, part)?)
+        let prediction = self.predict(&tape, &bound, batch)?;
+        scalar(&loss_value(&tape, &prediction, batch)?)
     }
 
-    fn predict(&self, tape: &Tape, bound: &Bound, part: &Part) -> Result<Value> {
+    fn predict(&self, tape: &Tape, bound: &Bound, batch: &DenoiserBatch) -> Result<Value> {
         models::predict(
             self.denoiser,
             tape,
             bound,
-            &part.noisy,
-            &part.timesteps,
-            &part.conditioning,
+            &batch.noisy,
+            &batch.timesteps,
+            &batch.conditioning,
         )
     }
 }
 
-/// The mean of the squared error, each sample by its weight.
-fn loss_value(tape: &Tape, prediction: &Value, part: &Part) -> Result<Value> {
-    let weights = part.weights.to_dtype(DType::F64)?.to_vec1::<f64>()?;
-    let target = part.target.to_device(prediction.tensor().device())?;
+/// The mean of the squared error, each sample's times its weight.
+fn loss_value(tape: &Tape, prediction: &Value, batch: &DenoiserBatch) -> Result<Value> {
+    let weights = batch.weights.to_dtype(DType::F64)?.to_vec1::<f64>()?;
+    let target = batch.target.to_device(prediction.tensor().device())?;
     tape.mse(prediction, &target, Some(&weights))
 }
 
@@ -116,20 +116,20 @@ impl Dump {
     ///
     /// # Errors
     /// If the device fails.
-    pub fn add(&mut self, pass: usize, part: &Part, result: &PassResult) -> Result<()> {
+    pub fn add(&mut self, pass: usize, batch: &DenoiserBatch, result: &PassResult) -> Result<()> {
         let suffix = if pass == 0 {
             String::new()
         } else {
             format!(".{pass}")
         };
         let loss = Tensor::new(&[result.loss as f32], &Device::Cpu)?;
-        let counts = part.conditioning.token_counts.as_ref().map(|counts| {
+        let counts = batch.conditioning.token_counts.as_ref().map(|counts| {
             let counts: Vec<u32> = counts.iter().map(|&count| count as u32).collect();
             Tensor::new(counts, &Device::Cpu)
         });
         for (name, tensor) in [
-            ("time_ids", part.conditioning.time_ids.clone()),
-            ("guidance", part.conditioning.guidance.clone()),
+            ("time_ids", batch.conditioning.time_ids.clone()),
+            ("guidance", batch.conditioning.guidance.clone()),
             ("token_counts", counts.transpose()?),
         ] {
             if let Some(tensor) = tensor {
@@ -138,21 +138,22 @@ impl Dump {
             }
         }
         for (name, tensor) in [
-            ("latents", &part.latents),
-            ("noise", &part.noise),
-            ("noisy_latents", &part.noisy),
-            ("sigma", &part.sigmas),
-            ("timestep", &part.timesteps),
-            ("context", &part.conditioning.context),
-            ("pooled", &part.conditioning.pooled),
+            ("latents", &batch.latents),
+            ("noise", &batch.noise),
+            ("noisy_latents", &batch.noisy),
+            ("sigma", &batch.sigmas),
+            ("timestep", &batch.timesteps),
+            ("context", &batch.conditioning.context),
+            ("pooled", &batch.conditioning.pooled),
             ("prediction", &result.prediction),
-            ("target", &part.target),
-            ("loss_weight", &part.weights),
+            ("target", &batch.target),
+            ("loss_weight", &batch.weights),
             ("loss", &loss),
         ] {
-            let here = tensor.to_device(&Device::Cpu)?.to_dtype(DType::F32)?;
+            // f32 holds every number of bf16 and f16 exactly: one type to read, whatever was computed in.
+            let on_host = tensor.to_device(&Device::Cpu)?.to_dtype(DType::F32)?;
             self.tensors
-                .insert(format!("{name}{suffix}"), here.contiguous()?);
+                .insert(format!("{name}{suffix}"), on_host.contiguous()?);
         }
         Ok(())
     }

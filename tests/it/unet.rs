@@ -10,7 +10,7 @@ use plumb::lora::{AdapterSet, Recompute};
 use plumb::models::{self, ConditioningTensors};
 use plumb::nn::Kernels;
 use plumb::optim::{Optimizer, OptimizerOptions};
-use plumb::train::inputs::Part;
+use plumb::train::inputs::DenoiserBatch;
 use plumb::train::step::Pass;
 use serde_json::Value;
 
@@ -296,7 +296,7 @@ fn twenty_steps_lose_what_they_lose_in_diffusers_and_peft() {
     let (steps, losses) = (numbers("timesteps"), numbers("losses"));
     assert_eq!(losses.len(), 20);
     for (i, (timestep, expected)) in steps.into_iter().zip(losses).enumerate() {
-        let part = part(&golden, i, f64::from(timestep));
+        let batch = denoiser_batch(&golden, i, f64::from(timestep));
         let gradient = values.zeros_like().expect("zeros");
         let pass = Pass {
             denoiser: denoiser.as_ref(),
@@ -307,7 +307,7 @@ fn twenty_steps_lose_what_they_lose_in_diffusers_and_peft() {
             offload: false,
         };
         let made = pass
-            .backward(&part, i as u64, 1.0, &gradient)
+            .backward(&batch, i as u64, 1.0, &gradient)
             .expect("a step");
         let error = (made.loss / f64::from(expected) - 1.0).abs();
         assert!(
@@ -322,7 +322,7 @@ fn twenty_steps_lose_what_they_lose_in_diffusers_and_peft() {
 }
 
 /// What step `i` of the curve sees.
-fn part(golden: &Golden, i: usize, timestep: f64) -> Part {
+fn denoiser_batch(golden: &Golden, i: usize, timestep: f64) -> DenoiserBatch {
     let process = Process::new(Prediction::Epsilon);
     let levels = [process.level((timestep + 0.5) / 1000.0)];
     let latents = golden.get("latents");
@@ -332,7 +332,7 @@ fn part(golden: &Golden, i: usize, timestep: f64) -> Part {
     };
     let mut conditioning = ConditioningTensors::new(golden.get("context"), golden.get("pooled"));
     conditioning.time_ids = Some(golden.get("time_ids"));
-    Part {
+    DenoiserBatch {
         noisy: add_noise(&latents, &noise, &levels).expect("noisy"),
         target: process.target(&latents, &noise, &levels).expect("a target"),
         sigmas: number(&|level| level.sigma),
