@@ -151,6 +151,7 @@ impl Bench {
         let weights = Weights::open(&[model])?;
         let encoder = TextEncoder::load(&*self.network, &weights, Residency::Resident)?;
         let difference = self.difference(&encoder.encode(&tokens)?, folder.path())?;
+        // Ours has run once for the comparison; theirs does here.
         peer.turn()?;
         let (mut ours, mut theirs) = (Vec::new(), Vec::new());
         for _ in 0..TURNS {
@@ -217,6 +218,7 @@ impl Bench {
                            row: usize|
          -> Result<(), Failure> {
             if let (Some(found), Some(expected)) = (found, expected) {
+                // Ours drops pad rows where they are masked: the peer's are not compared.
                 let expected = expected.get(row)?.narrow(0, 0, found.dim(0)?)?;
                 let rms = expected.sqr()?.mean_all()?.sqrt()?.to_scalar::<f32>()?;
                 let most = (found - expected)?.abs()?.max_all()?.to_scalar::<f32>()?;
@@ -296,7 +298,7 @@ impl std::fmt::Display for Spread {
 
 pub(crate) fn clip_tensors(a: &ClipTextArchitecture) -> Vec<(String, Vec<usize>)> {
     let (c, i) = (a.hidden_size, a.intermediate_size);
-    let mut all: Vec<(String, Vec<usize>)> = vec![
+    let mut tensors: Vec<(String, Vec<usize>)> = vec![
         (
             "text_model.embeddings.token_embedding.weight".into(),
             vec![a.vocab_size, c],
@@ -321,16 +323,16 @@ pub(crate) fn clip_tensors(a: &ClipTextArchitecture) -> Vec<(String, Vec<usize>)
             ("layer_norm2", vec![c]),
         ] {
             let name = format!("text_model.encoder.layers.{layer}.{name}");
-            all.push((format!("{name}.bias"), shape[..1].to_vec()));
-            all.push((format!("{name}.weight"), shape));
+            tensors.push((format!("{name}.bias"), shape[..1].to_vec()));
+            tensors.push((format!("{name}.weight"), shape));
         }
     }
-    all
+    tensors
 }
 
 pub(crate) fn t5_tensors(a: &T5EncoderArchitecture) -> Vec<(String, Vec<usize>)> {
     let (c, f, inner) = (a.d_model, a.d_ff, a.num_heads * a.d_kv);
-    let mut all: Vec<(String, Vec<usize>)> = vec![
+    let mut tensors: Vec<(String, Vec<usize>)> = vec![
         ("shared.weight".into(), vec![a.vocab_size, c]),
         (
             "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight".into(),
@@ -350,10 +352,10 @@ pub(crate) fn t5_tensors(a: &T5EncoderArchitecture) -> Vec<(String, Vec<usize>)>
             ("1.DenseReluDense.wi_1", vec![f, c]),
             ("1.DenseReluDense.wo", vec![c, f]),
         ] {
-            all.push((format!("encoder.block.{block}.layer.{name}.weight"), shape));
+            tensors.push((format!("encoder.block.{block}.layer.{name}.weight"), shape));
         }
     }
-    all
+    tensors
 }
 
 /// Random weights in f16, of a size that keeps activations near 1.
@@ -366,6 +368,7 @@ pub(crate) fn write_weights(path: &Path, tensors: &[(String, Vec<usize>)]) -> Re
             let embedding = name.contains("embed") || name.starts_with("shared");
             let scale = match shape.as_slice() {
                 _ if embedding => 1.0,
+                // Uniform in +-sqrt(3 / inputs) has the variance 1 / inputs: sums keep the size of their terms.
                 [_, inputs] => (3.0 / *inputs as f32).sqrt(),
                 _ => 0.1,
             };
@@ -375,11 +378,13 @@ pub(crate) fn write_weights(path: &Path, tensors: &[(String, Vec<usize>)]) -> Re
             } else {
                 scale
             };
+            // A generator for each tensor, so that they are made in parallel.
             let mut state = (index as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
             let mut next = || {
                 state = state
                     .wrapping_mul(6_364_136_223_846_793_005)
                     .wrapping_add(1_442_695_040_888_963_407);
+                // The upper bits: the lower ones of a linear congruential generator repeat early.
                 let unit = (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0;
                 half::f16::from_f32(scale * unit + f32::from(u8::from(norm)))
             };
@@ -450,6 +455,7 @@ impl Peer {
 
 impl Drop for Peer {
     fn drop(&mut self) {
+        // It waits for lines for ever. Where it has ended already, there is nothing to do.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }

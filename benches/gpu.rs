@@ -19,7 +19,7 @@ use serde_json::Value;
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
-/// Turns that do not count, unless a case says otherwise.
+/// Turns that do not count, unless a case says otherwise: in them NVRTC compiles kernels and memory pools grow.
 const WARM_UP: usize = 3;
 
 pub(crate) fn run(case: &str) -> Result<()> {
@@ -33,12 +33,12 @@ pub(crate) fn run(case: &str) -> Result<()> {
     if case["cudnn"].as_bool() == Some(true) {
         kernels = kernels.with_cudnn(&[])?;
     }
-    let place = Place { device, kernels };
+    let backend = Backend { device, kernels };
     let measured = match text(&case, "kind")? {
-        "train" => train::train(&case, &place)?,
-        "encode" => encode::captions(&case, &place)?,
-        "parts" => parts::parts(&case, &place)?,
-        "vae" => encode::pictures(&case, &place)?,
+        "train" => train::train(&case, &backend)?,
+        "encode" => encode::captions(&case, &backend)?,
+        "parts" => parts::parts(&case, &backend)?,
+        "vae" => encode::pictures(&case, &backend)?,
         other => return Err(format!("no kind of case `{other}`").into()),
     };
     println!("{measured}");
@@ -54,7 +54,7 @@ fn count(case: &Value, key: &str) -> Result<usize> {
 }
 
 /// Where and by what a case is computed.
-struct Place {
+struct Backend {
     device: Device,
     kernels: Kernels,
 }
@@ -80,6 +80,7 @@ impl Timings {
             .ok_or(candle_core::Error::Msg("no `steps`".to_owned()))?;
         let mut seconds = Vec::new();
         for number in 0..warm_up + turns as usize {
+            // A GPU is only asked to compute: without waiting, a turn would be over before it began.
             device.synchronize()?;
             let start = Instant::now();
             turn()?;

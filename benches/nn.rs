@@ -15,7 +15,7 @@ use plumb::rng::{Rng, Stream};
 
 type Failure = Box<dyn std::error::Error>;
 
-/// Turns of each side, after one that does not count.
+/// Turns of each side, after one that does not count: it starts threads and fills caches. Odd, so that there is a median.
 const TURNS: usize = 9;
 
 /// What torch is asked for, by name and sizes: SD3.5-medium's shapes at 512 px, and a small network's.
@@ -52,11 +52,12 @@ pub(crate) fn run(filter: &str) -> std::result::Result<(), Failure> {
             .skip(1)
             .map(str::parse)
             .collect::<std::result::Result<_, _>>()?;
-        let step = Step::new(case, &sizes)?;
+        let benched = BenchedOperation::new(case, &sizes)?;
         let (mut ours, mut theirs) = (Vec::new(), Vec::new());
         for turn in 0..=TURNS {
+            // In turns: what else runs on the machine disturbs both sides alike.
             let (busy, clock) = (busy_seconds()?, Instant::now());
-            step.run()?;
+            benched.run()?;
             let pair = (busy_seconds()? - busy, clock.elapsed().as_secs_f64());
             let peers = peer.turn(case)?;
             if turn > 0 {
@@ -85,6 +86,7 @@ pub(crate) fn run(filter: &str) -> std::result::Result<(), Failure> {
 fn busy_seconds() -> std::result::Result<f64, Failure> {
     let mut nanoseconds = 0u64;
     for task in std::fs::read_dir("/proc/self/task")? {
+        // Field 1, in nanoseconds; /proc/self/stat counts hundredths of a second, too coarse for one operation.
         let line = std::fs::read_to_string(task?.path().join("schedstat"))?;
         nanoseconds += line.split(' ').next().unwrap_or("0").parse::<u64>()?;
     }
@@ -94,7 +96,7 @@ fn busy_seconds() -> std::result::Result<f64, Failure> {
 type Operation = Box<dyn Fn(&Tape, &[Value]) -> Result<Vec<Value>>>;
 
 /// One operation with its inputs and the gradients of its results.
-struct Step {
+struct BenchedOperation {
     inputs: Vec<Tensor>,
     seeds: Vec<Tensor>,
     operation: Operation,
@@ -109,7 +111,7 @@ fn normal(seed: u64, shape: &[usize]) -> Result<Tensor> {
     )
 }
 
-impl Step {
+impl BenchedOperation {
     fn new(case: &str, sizes: &[usize]) -> std::result::Result<Self, Failure> {
         let kind = case.split(' ').next().unwrap_or_default();
         let (shapes, operation): (Vec<Vec<usize>>, Operation) = match (kind, sizes) {
@@ -200,6 +202,7 @@ impl Step {
             .map(|(i, shape)| normal(10 + i as u64, shape))
             .collect::<Result<_>>()?;
         let values: Vec<_> = inputs.iter().cloned().map(Value::constant).collect();
+        // Run once for the shapes of its results.
         let outs = operation(&Tape::off(&Kernels::NONE), &values)?;
         let seeds = outs
             .iter()

@@ -16,7 +16,7 @@ use crate::gpu::opened;
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
 const SIZES_GB: [u64; 6] = [8, 12, 16, 24, 48, 80];
-/// What the desktop and other programs take.
+/// What the desktop and other programs take of a GPU's memory; a guess.
 const OTHERS_GB: f64 = 0.5;
 const RANK: usize = 16;
 
@@ -73,6 +73,7 @@ fn planned(
         dtype: DType::BF16,
         storage,
         machine: Machine::Gpu,
+        // As without `--own-kernels`.
         own_kernels: false,
         checkpointing: None,
     };

@@ -26,12 +26,12 @@ pub(crate) fn run() {
 
 /// The best wall time of several goes, and the mean processor time, which other work on the machine disturbs
 /// less.
-struct Took {
+struct Elapsed {
     wall: Duration,
     processor: f64,
 }
 
-impl std::fmt::Display for Took {
+impl std::fmt::Display for Elapsed {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
             f,
@@ -46,11 +46,12 @@ impl std::fmt::Display for Took {
 fn processor_seconds() -> f64 {
     let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
     let after_name = stat.rsplit(')').next().unwrap_or_default();
+    // utime and stime, in hundredths of a second; the name before them may hold spaces.
     let ticks = after_name.split_whitespace().skip(11).take(2);
     ticks.filter_map(|t| t.parse::<f64>().ok()).sum::<f64>() / 100.0
 }
 
-fn best_of<T>(times: usize, mut f: impl FnMut() -> T) -> (Took, T) {
+fn best_of<T>(times: usize, mut f: impl FnMut() -> T) -> (Elapsed, T) {
     let before = processor_seconds();
     let mut best: Option<(Duration, T)> = None;
     for _ in 0..times {
@@ -63,7 +64,7 @@ fn best_of<T>(times: usize, mut f: impl FnMut() -> T) -> (Took, T) {
     }
     let processor = (processor_seconds() - before) / times as f64;
     let (wall, result) = best.expect("at least once");
-    (Took { wall, processor }, result)
+    (Elapsed { wall, processor }, result)
 }
 
 fn spec(number: usize) -> (Fingerprint, Vec<u8>) {
@@ -97,6 +98,7 @@ fn new_entry(spec: &Fingerprint, caption: String, parts: Vec<(String, TensorByte
         .map(|b| u32::from(b) * 397)
         .collect();
     let token_count = tokens.len() as u32;
+    // Padded as CLIP-L's are.
     tokens.resize(77, 49407);
     NewEntry {
         entry: Fingerprint::of(&key),
@@ -129,6 +131,7 @@ fn opening(path: &Path) {
         for number in 0..3 {
             let (id, _) = spec(number);
             for i in batch * BATCH..(batch + 1) * BATCH {
+                // Like CLIP-L, CLIP-G and T5: the third has no pooled vector. Small, since opening reads no payload.
                 let parts = if number == 2 {
                     vec![small("hidden")]
                 } else {
@@ -231,8 +234,9 @@ fn reading(path: &Path) {
     };
     let (first, ()) = best_of(5, || read_all(&store.reader().expect("a reader")));
     let reader = store.reader().expect("a reader");
+    // A reader checks each payload's digest once; this is the time that counts from the second epoch on.
     read_all(&reader);
-    let (again, ()) = best_of(5, || read_all(&reader));
+    let (repeated, ()) = best_of(5, || read_all(&reader));
     let memory: Vec<Vec<u8>> = entries
         .iter()
         .map(|e| {
@@ -252,8 +256,8 @@ fn reading(path: &Path) {
     println!("  memcpy of the same bytes: {:.2} GB/s", rate(copy.wall));
     println!(
         "  read and copy, checked before in this process: {:.2} GB/s, {:.2} of memcpy",
-        rate(again.wall),
-        rate(again.wall) / rate(copy.wall)
+        rate(repeated.wall),
+        rate(repeated.wall) / rate(copy.wall)
     );
     println!(
         "  first read, open and digests included: {:.2} GB/s, {:.2} of memcpy",

@@ -21,7 +21,9 @@ use serde_json::{Value, json};
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
+/// Set in the child process, which measures this case instead of starting the peer.
 const CASE: &str = "PLUMB_BENCH_CASE";
+/// Steps that do not count: the first allocates what later ones reuse.
 const WARM_UP: usize = 2;
 
 pub(crate) fn run(filter: &str) -> Result<()> {
@@ -176,6 +178,7 @@ fn denoiser_batch(shape: &Value, batch: usize) -> Result<DenoiserBatch> {
         timesteps: numbers(&|s| s * 1000.0)?,
         weights: numbers(&|_| 1.0)?,
         conditioning: ConditioningTensors::new(
+            // 77 rows of CLIP and 77 of T5, as the peer's script makes.
             normals(&[batch, 154, size("joint_attention_dim")?], 2)?,
             normals(&[batch, size("pooled_projection_dim")?], 3)?,
         ),
@@ -190,6 +193,7 @@ fn peak_mib() -> Result<f64> {
     let status = std::fs::read_to_string("/proc/self/status")?;
     let line = status
         .lines()
+        // The high-water mark of a process cannot be taken back: hence a process for each case.
         .find_map(|l| l.strip_prefix("VmHWM:"))
         .ok_or("no VmHWM")?;
     Ok(line.trim().trim_end_matches("kB").trim().parse::<f64>()? / 1024.0)

@@ -15,12 +15,12 @@ use plumb::text::{Network, Residency, TextEncoder, Tokens};
 use plumb::vae;
 use serde_json::{Value, json};
 
-use super::{Place, Result, Timings, count, text};
+use super::{Backend, Result, Timings, count, text};
 use crate::encode::{clip_tensors, t5_tensors, write_weights};
 
 /// All captions in one call, in bf16, until the results are back on the host.
-pub(super) fn captions(case: &Value, place: &Place) -> Result<Value> {
-    let Place { device, kernels } = place;
+pub(super) fn captions(case: &Value, backend: &Backend) -> Result<Value> {
+    let Backend { device, kernels } = backend;
     let (network, tensors) = encoder(text(case, "model")?)?;
     let file = Path::new(text(case, "file")?);
     if !file.exists() {
@@ -42,6 +42,7 @@ pub(super) fn captions(case: &Value, place: &Place) -> Result<Value> {
     );
     let timings = Timings::of(device, case, || {
         for encoded in encoder.encode(&tokens).map_err(candle_core::Error::wrap)? {
+            // Brought back, as into the cache: a GPU's work is only over then.
             for part in [encoded.hidden, encoded.pooled].into_iter().flatten() {
                 part.to_device(&Device::Cpu)?;
             }
@@ -134,8 +135,8 @@ fn tokens(captions: usize, length: usize, end: u32) -> Vec<Tokens> {
 }
 
 /// One picture after the other, in f32, as latents are made.
-pub(super) fn pictures(case: &Value, place: &Place) -> Result<Value> {
-    let Place { device, kernels } = place;
+pub(super) fn pictures(case: &Value, backend: &Backend) -> Result<Value> {
+    let Backend { device, kernels } = backend;
     let architecture = match text(case, "model")? {
         "vae" => VaeEncoderArchitecture {
             in_channels: 3,

@@ -5,17 +5,17 @@ use plumb::autograd::{AttentionPart, LoraValues, Tape, Value};
 use plumb::device;
 use serde_json::{Map, Value as Json, json};
 
-use super::{Place, Result, Timings, count};
+use super::{Backend, Result, Timings, count};
 
 type Made = candle_core::Result<Value>;
 
-/// Tensors of random numbers.
-struct Maker<'a> {
+/// Makes tensors of random numbers of one type on one device.
+struct RandomTensors<'a> {
     device: &'a Device,
     dtype: DType,
 }
 
-impl Maker<'_> {
+impl RandomTensors<'_> {
     fn normals(&self, shape: &[usize], spread: f64) -> candle_core::Result<Tensor> {
         let made = Tensor::randn(0f32, spread as f32, shape, self.device)?;
         made.to_dtype(self.dtype)
@@ -23,13 +23,13 @@ impl Maker<'_> {
 }
 
 /// Seconds of each operation, by name, and how many sums or bytes it is.
-pub(super) fn parts(case: &Json, place: &Place) -> Result<Json> {
-    let device = &place.device;
+pub(super) fn parts(case: &Json, backend: &Backend) -> Result<Json> {
+    let device = &backend.device;
     let (tokens, batch) = (count(case, "tokens")?, count(case, "batch")?);
     let (heads, width) = (count(case, "heads")?, count(case, "width")?);
     let rank = count(case, "rank")?;
     let channels = heads * width;
-    let make = Maker {
+    let make = RandomTensors {
         device,
         dtype: device::usual_dtype(device),
     };
@@ -47,7 +47,7 @@ pub(super) fn parts(case: &Json, place: &Place) -> Result<Json> {
     let gain = make.normals(&[width], 0.1)?;
     let angles = Tensor::rand(0f32, 6.0, (tokens, width / 2), device)?;
     let (cos, sin) = (angles.cos()?, angles.sin()?);
-    let time = |input: &Tensor, op: &dyn Fn(&Tape, &Value) -> Made| once(place, case, input, op);
+    let time = |input: &Tensor, op: &dyn Fn(&Tape, &Value) -> Made| once(backend, case, input, op);
     let constant = |t: &Tensor| Value::constant(t.clone());
     let mut found = Map::new();
     let mut put = |name: &str, timings: Timings| {
@@ -109,15 +109,16 @@ pub(super) fn parts(case: &Json, place: &Place) -> Result<Json> {
 
 /// Forward and back through one operation.
 fn once(
-    place: &Place,
+    backend: &Backend,
     case: &Json,
     input: &Tensor,
     op: &dyn Fn(&Tape, &Value) -> Made,
 ) -> Result<Timings> {
-    Timings::of(&place.device, case, || {
-        let tape = Tape::recording(&place.kernels);
+    Timings::of(&backend.device, case, || {
+        let tape = Tape::recording(&backend.kernels);
         let leaf = tape.leaf(input.clone());
         let out = op(&tape, &leaf)?;
+        // Any gradient of its shape does: time does not depend on the numbers.
         let seed = out.tensor().clone();
         tape.backward_from(&[(&out, seed)])?;
         Ok(())

@@ -19,7 +19,7 @@ use plumb::train::step::Pass;
 use plumb::vae::Extents;
 use serde_json::{Value, json};
 
-use super::{Place, Result, Timings, count, text};
+use super::{Backend, Result, Timings, count, text};
 
 /// Random weights, as large as keeps activations near 1.
 struct Random {
@@ -51,6 +51,7 @@ impl Source for Random {
     fn tensor(&self, shape: &[usize], name: &str) -> std::result::Result<Tensor, Error> {
         let inputs: usize = shape.iter().skip(1).product();
         let norm = shape.len() == 1 && name.contains("norm") && name.ends_with("weight");
+        // Gains near 1, biases near 0, matrices such that a layer keeps the size of its input.
         let made = match (shape.len(), norm) {
             (_, true) => self.normals(shape, 0.02, 1.0),
             (1, _) => self.normals(shape, 0.02, 0.0),
@@ -80,6 +81,7 @@ pub(crate) fn opened(
     let part = folder.join(family.denoiser());
     std::fs::create_dir_all(&part)?;
     std::fs::copy(config, part.join("config.json"))?;
+    // A family opens no folder without a file of weights.
     let nothing = Tensor::zeros(1, DType::F32, &Device::Cpu)?;
     let file = part.join("diffusion_pytorch_model.safetensors");
     candle_core::safetensors::save(&[("nothing", nothing)].into(), file)?;
@@ -87,8 +89,8 @@ pub(crate) fn opened(
 }
 
 /// Training steps: forward, backward, clipping and AdamW, inputs brought from the host.
-pub(super) fn train(case: &Value, place: &Place) -> Result<Value> {
-    let Place { device, kernels } = place;
+pub(super) fn train(case: &Value, backend: &Backend) -> Result<Value> {
+    let Backend { device, kernels } = backend;
     let family = models::family(text(case, "family")?)?;
     let folder = tempfile::tempdir()?;
     let config = PathBuf::from(text(case, "config")?);
@@ -174,6 +176,7 @@ fn denoiser_batch(
         true => size(&["in_channels"])? / 4,
         false => size(&["in_channels"])?,
     };
+    // SDXL joins the pooled vector with six embedded sizes (`add_embedding` in diffusers): its config has the sum.
     let pooled = match size_embedding {
         true => {
             size(&["projection_class_embeddings_input_dim"])?
