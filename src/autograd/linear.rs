@@ -5,7 +5,7 @@ use candle_core::{Result, Tensor};
 use super::gradient::Gradient;
 use super::tape::{Tape, Value};
 use crate::nn::Frozen;
-use crate::nn::linear::{Adapted, LowRank, Wanted, backward, forward};
+use crate::nn::linear::{Adapted, LowRank, WantedGradients, backward, forward};
 
 /// A low-rank adapter on the tape: `y += scale (dropout x) a^T b^T`.
 #[derive(Clone, Debug)]
@@ -38,7 +38,7 @@ impl Tape {
             let (y, _) = forward(self.kernels(), x.tensor(), &w.dense()?, bias, None)?;
             // `x` is not saved: its gradient is made of the frozen weight alone.
             let (w, to) = (w.clone(), x.id());
-            let wanted = Wanted {
+            let wanted = WantedGradients {
                 x: true,
                 a: false,
                 b: false,
@@ -68,7 +68,7 @@ impl Tape {
         let inputs = [x, &lora.a, &lora.b];
         let targets = inputs.map(Value::id);
         let [x_id, a_id, b_id] = targets;
-        let wanted = Wanted {
+        let wanted = WantedGradients {
             x: x_id.is_some(),
             a: a_id.is_some(),
             b: b_id.is_some(),

@@ -117,6 +117,7 @@ impl Activation {
                 let density = ((x.sqr()? * -0.5)?.exp()? * (0.5 / std::f64::consts::PI).sqrt())?;
                 (phi + (x * density)?)?
             }
+            // gelu = x g(2 u) with the logistic g and u = scale x (1 + cubic x^2): g' = g (1 - g).
             Self::GeluTanh => {
                 let inner = ((x.sqr()? * GELU_CUBIC)? + 1.0)?;
                 let gate = sigmoid(&((x * inner)? * (2.0 * GELU_SCALE))?)?;

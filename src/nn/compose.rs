@@ -18,6 +18,7 @@ pub(crate) fn sigmoid(x: &Tensor) -> Result<Tensor> {
 
 /// Softmax over the last dimension.
 pub(crate) fn softmax(x: &Tensor) -> Result<Tensor> {
+    // Less the largest, or an exponential of a score above 88 would be infinite in f32.
     let x = x.broadcast_sub(&x.max_keepdim(D::Minus1)?)?.exp()?;
     x.broadcast_div(&x.sum_keepdim(D::Minus1)?)
 }

@@ -18,7 +18,7 @@ use super::gemm::{ALONE, Matrix, MatrixMut, Shared, Write, matmul};
 use super::real::Real;
 use super::resample::upsample_nearest_2x;
 
-/// Output pixels a tile aims at; a row wider than this is a tile of its own.
+/// Output pixels a tile aims at; a row wider than this is a tile of its own. It depends on the shape only, never on the threads.
 const TILE_PIXELS: usize = 512;
 /// The most floats of unrolled windows a thread holds.
 const COLUMN_FLOATS: usize = 256 * 1024;
@@ -172,6 +172,7 @@ fn in_strips(x: &Tensor, weight: &Tensor, stride: usize, strip_bytes: usize) -> 
     let rows = (strip_bytes / row_bytes.max(1)).clamp(1, out_h);
     let strip = |start: usize| {
         let rows = rows.min(out_h - start);
+        // Strips overlap by the rows that a window reaches beyond its own.
         let seen = x.narrow(2, start * stride, (rows - 1) * stride + kh)?;
         seen.contiguous()?.conv2d(weight, 0, stride, 1, 1)
     };
@@ -201,6 +202,7 @@ fn geometry(
             bias.dims()
         );
     }
+    // Before padding, as `Upsample2D` of diffusers does: interpolation, then a padded convolution.
     if options.upsample {
         (h, w) = (2 * h, 2 * w);
     }
@@ -251,6 +253,7 @@ fn on_cpu<T: Real>(
             let offset = picture * g.o * plane + first * g.out_w;
             // SAFETY: the tiles of a picture have distinct rows of its planes, pictures distinct planes.
             let mut out = unsafe { shared.matrix(offset, g.o, span * g.out_w, plane) };
+            // First, so that products are added to it and no pass over the picture follows.
             if let Some(bias) = &bias {
                 for (o, bias) in bias.iter().enumerate() {
                     out.row(o).fill(*bias);
@@ -283,6 +286,7 @@ fn one_tile<T: Real>(
     }
     let (window, in_plane) = (g.kh * g.kw, x.len() / g.i);
     let pixels = out.columns();
+    // A 1 x 1 window is the picture itself: nothing to unroll.
     let pointwise = window == 1 && g.options == Conv2dOptions::POINTWISE;
     let step = match pointwise {
         true => g.i,

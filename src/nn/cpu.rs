@@ -81,6 +81,7 @@ pub(crate) struct Elements<'t, T> {
 impl<T: WithDType> Deref for Elements<'_, T> {
     type Target = [T];
     fn deref(&self) -> &[T] {
+        // `elements` checked the type and the range.
         cpu_slice(&self.storage).map_or(&[], |all| &all[self.range.clone()])
     }
 }
@@ -166,6 +167,7 @@ pub(crate) fn edit<T: Real>(tensor: &Tensor, change: impl Fn(&mut [T])) -> Resul
             Ok(())
         }
     }
+    // candle's only way to write into a storage that others may hold: it locks it meanwhile.
     tensor.inplace_op1(&Edit(change, PhantomData))
 }
 
@@ -396,8 +398,8 @@ fn cat_slices<T: Real>(parts: &[Tensor], dim: usize) -> Result<Tensor> {
                 for (i, mut out) in out.chunks_exact_mut(row).enumerate() {
                     for slice in &slices {
                         let width = slice.len() / outer;
-                        let (here, rest) = out.split_at_mut(width);
-                        here.copy_from_slice(&slice[(piece * rows + i) * width..][..width]);
+                        let (segment, rest) = out.split_at_mut(width);
+                        segment.copy_from_slice(&slice[(piece * rows + i) * width..][..width]);
                         out = rest;
                     }
                 }
@@ -406,6 +408,8 @@ fn cat_slices<T: Real>(parts: &[Tensor], dim: usize) -> Result<Tensor> {
     tensor(out, &shape)
 }
 
+/// Sums side by side: one chain of additions would wait for each, and these become vector code. Fixed, whatever vectors the machine
+/// has, so that all machines add in one order.
 const LANES: usize = 16;
 
 /// The sum of `f` over the elements, in sixteen lanes that are added at the end.

@@ -20,6 +20,7 @@ pub(crate) fn mask(
     let _ = kernels;
     let mut rng = Rng::with_key(key);
     let kept = (1.0 / (1.0 - probability)) as f32;
+    // On the host and in f64, as our CUDA kernel compares too: the same zeros on every device.
     let draw = |_| {
         if rng.uniform() < probability {
             0.0

@@ -39,6 +39,7 @@ fn accumulate(
     if let Some(k) = kernels.serving(source) {
         return cuda::accumulate(k, target, start, source, factor);
     }
+    // Read by the CUDA build only.
     let _ = kernels;
     let source = source.to_dtype(DType::F32)?;
     by_kernel!(
@@ -85,6 +86,7 @@ pub(crate) fn accumulate_all(
 pub(crate) fn sum_of_squares(kernels: &Kernels, x: &Tensor) -> Result<f64> {
     by_kernel!(
         x,
+        // By one thread: in order, so that the clipped gradient is the same bits on every run.
         T => Ok(elements::<T>(x)?.iter().map(|&x| x.to_f64().powi(2)).sum()),
         cuda k in kernels => cuda::sum_of_squares(k, x),
         {
@@ -99,6 +101,7 @@ pub(crate) fn sum_of_squares(kernels: &Kernels, x: &Tensor) -> Result<f64> {
 
 /// The sum of squares by tensor operations: first of rows, because a GPU sums a row by one block.
 fn squares_by_rows(x: &Tensor) -> Result<f64> {
+    // Sums of so many squares in f32; those of the rows in f64, on the host.
     const ROW: usize = 1024;
     let len = x.elem_count();
     let whole = len / ROW * ROW;
@@ -180,6 +183,7 @@ impl AdamWUpdate {
                 });
             })
         };
+        // Moments in passes of their own: candle lends one tensor at a time for editing.
         moment(first, &|m, g| *m = self.keep1 * *m + self.take1 * g)?;
         moment(second, &|v, g| *v = self.keep2 * *v + self.take2 * g * g)?;
         let (first, second) = (elements::<f32>(first)?, elements::<f32>(second)?);

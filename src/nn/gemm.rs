@@ -343,6 +343,7 @@ fn matmul_by_crate<T: Real>(
     b: Matrix<'_, T>,
     threads: Parallelism,
 ) {
+    // One row more than the shortcut takes; two at least, since a lone row is gemm's matrix times a vector.
     let fewest = (SHORTCUT_RESULTS / c.columns + 1).max(2);
     if c.rows < fewest {
         return matmul_padded(c, write, scale, (a, b), fewest, threads);
@@ -352,6 +353,7 @@ fn matmul_by_crate<T: Real>(
         return call(c, write, scale, a, b, threads);
     }
     let blocks = inner.div_ceil(INNER_BLOCK);
+    // Of a length that depends on the inner dimension alone, so that a row is summed alike in every product.
     let length = inner.div_ceil(blocks);
     for start in (0..inner).step_by(length) {
         let length = length.min(inner - start);

@@ -112,6 +112,7 @@ fn on_cpu<T: Real>(
     if !out.is_empty() {
         let x = contiguous(x)?;
         let x = elements::<T>(&x)?;
+        // One thread a group: the channels of a group lie side by side in [B, C, ..].
         let size = channels * pixels;
         let pieces = out.par_chunks_exact_mut(size).zip(x.par_chunks_exact(size));
         pieces.enumerate().for_each(|(n, (out, x))| {
@@ -119,6 +120,7 @@ fn on_cpu<T: Real>(
             let (mean, first) = (T::from_f64(mean), n % groups * channels);
             let planes = out.chunks_exact_mut(pixels).zip(x.chunks_exact(pixels));
             for (c, (out, x)) in planes.enumerate() {
+                // Folded into one factor: one multiply-add a pixel.
                 let gain = T::from_f64(scale * weight[first + c].to_f64());
                 let bias = bias[first + c];
                 apply(x, mean, gain, bias, silu, out);

@@ -135,6 +135,7 @@ pub(crate) fn forward(
     by_kernel!(
         x,
         T => {
+            // By way of r numbers a row: the product b a would be a matrix as large as w.
             let down = product::<T>(&input, &lora.a, None, None)?;
             let y = product::<T>(x, w, b, None)?;
             add_product::<T>(&y, lora.scale, (&down, false), (&lora.b, true))?;
@@ -143,7 +144,7 @@ pub(crate) fn forward(
         cuda k in kernels => cuda::adapted(k, (x, &input), w, b, lora),
         {
             let down = composed(&input, &lora.a.to_dtype(x.dtype())?, None)?;
-            // Scaled where there are fewer numbers.
+            // Scaled here, where a row has r numbers and not `out`.
             let up = composed(&(&down * lora.scale)?, &lora.b.to_dtype(x.dtype())?, None)?;
             Ok(((composed(x, w, b)? + up)?, Some(down)))
         }
@@ -191,18 +192,18 @@ fn product<T: Real>(
     })
 }
 
-/// A tensor's elements, and whether they are seen as columns.
-type Side<'a> = (&'a Tensor, bool);
+/// A factor of a product: a tensor as rows of its last dimension, and whether it is transposed.
+type Operand<'a> = (&'a Tensor, bool);
 
 /// Calls `f` with both tensors as rows of their last dimension, transposed where asked for.
 fn with_matrices<T: Real, R>(
-    left: Side<'_>,
-    right: Side<'_>,
+    left: Operand<'_>,
+    right: Operand<'_>,
     f: impl FnOnce(Matrix<'_, T>, Matrix<'_, T>) -> Result<R>,
 ) -> Result<R> {
     let (left_dense, right_dense) = (cpu::contiguous(left.0)?, cpu::contiguous(right.0)?);
     let (left_data, right_data) = (elements::<T>(&left_dense)?, elements::<T>(&right_dense)?);
-    let matrix = |data, (tensor, transposed): Side<'_>| -> Result<_> {
+    let matrix = |data, (tensor, transposed): Operand<'_>| -> Result<_> {
         let (rows, columns) = cpu::rows_of(tensor)?;
         let matrix = Matrix::new(data, rows, columns, columns);
         Ok(if transposed { matrix.t() } else { matrix })
@@ -214,8 +215,8 @@ fn with_matrices<T: Real, R>(
 fn new_product<T: Real>(
     shape: &[usize],
     scale: f64,
-    left: Side<'_>,
-    right: Side<'_>,
+    left: Operand<'_>,
+    right: Operand<'_>,
 ) -> Result<Tensor> {
     with_matrices::<T, _>(left, right, |left, right| {
         let plus = Plus {
@@ -230,8 +231,8 @@ fn new_product<T: Real>(
 fn add_product<T: Real>(
     target: &Tensor,
     scale: f64,
-    left: Side<'_>,
-    right: Side<'_>,
+    left: Operand<'_>,
+    right: Operand<'_>,
 ) -> Result<()> {
     let (rows, columns) = cpu::rows_of(target)?;
     with_matrices::<T, _>(left, right, |left, right| {
@@ -243,15 +244,15 @@ fn add_product<T: Real>(
     })
 }
 
-/// Which gradients of a linear layer are wanted.
+/// Which gradients of a linear layer are computed: nobody reads the others.
 #[derive(Clone, Copy)]
-pub(crate) struct Wanted {
+pub(crate) struct WantedGradients {
     pub(crate) x: bool,
     pub(crate) a: bool,
     pub(crate) b: bool,
 }
 
-/// An adapter on its way back.
+/// What the backward pass reads of an adapter.
 #[derive(Clone, Copy)]
 pub(crate) struct Adapted<'a> {
     pub(crate) adapter: &'a LowRank,
@@ -271,7 +272,7 @@ pub(crate) fn backward(
     gradient: &Tensor,
     w: &Tensor,
     lora: Option<Adapted<'_>>,
-    wanted: Wanted,
+    wanted: WantedGradients,
     earlier: Option<Tensor>,
 ) -> Result<[Option<Tensor>; 3]> {
     by_kernel!(
@@ -286,13 +287,14 @@ fn backward_kernel<T: Real>(
     gradient: &Tensor,
     w: &Tensor,
     lora: Option<Adapted<'_>>,
-    wanted: Wanted,
+    wanted: WantedGradients,
     earlier: Option<Tensor>,
 ) -> Result<[Option<Tensor>; 3]> {
     let gradient = &cpu::contiguous(gradient)?;
     let shape = shape_with_last(gradient, w.dim(1)?);
     let dx = match earlier {
         _ if !wanted.x => None,
+        // Several linears read one x (q, k and v): their gradients are summed by the products, without a tensor each.
         Some(earlier) => {
             add_product::<T>(&earlier, 1.0, (gradient, false), (w, false))?;
             Some(earlier)
@@ -325,6 +327,7 @@ fn backward_kernel<T: Real>(
             }
             match (&dx, &lora.mask) {
                 (Some(dx), None) => add_product::<T>(dx, 1.0, (&t, false), (&lora.a, false))?,
+                // The mask multiplies t a alone: its product cannot be added straight to dx.
                 (Some(dx), Some(mask)) => {
                     let seen = new_product::<T>(&shape, 1.0, (&t, false), (&lora.a, false))?;
                     cpu::edit_with::<T>(&seen, mask, cpu::Product)?;
@@ -341,7 +344,7 @@ fn backward_composed(
     gradient: &Tensor,
     w: &Tensor,
     lora: Option<Adapted<'_>>,
-    wanted: Wanted,
+    wanted: WantedGradients,
     earlier: Option<Tensor>,
 ) -> Result<[Option<Tensor>; 3]> {
     let rows = |t: &Tensor| {

@@ -53,7 +53,8 @@ fn squares<T: Real>(prediction: &Tensor, target: &Tensor, row: usize) -> Result<
     let (p, t) = (cpu::contiguous(prediction)?, cpu::contiguous(target)?);
     let (p, t) = (elements::<T>(&p)?, elements::<T>(&t)?);
     let (p, t): (&[T], &[T]) = (&p, &t);
-    let one = |(p, t): (&[T], &[T])| {
+    // Pieces are summed in f32 lanes, their sums in f64 and in order.
+    let row_error = |(p, t): (&[T], &[T])| {
         let pieces: Vec<f64> = p
             .par_chunks(GRAIN)
             .zip(t.par_chunks(GRAIN))
@@ -63,7 +64,7 @@ fn squares<T: Real>(prediction: &Tensor, target: &Tensor, row: usize) -> Result<
     };
     Ok(p.chunks_exact(row)
         .zip(t.chunks_exact(row))
-        .map(one)
+        .map(row_error)
         .collect())
 }
 

@@ -31,6 +31,7 @@ pub(crate) fn conv2d_backward(
     let (_, _, spread_h, spread_w) = spread.dims4()?;
     // Zeros before and after, so that the result has the input's extent.
     let around = |extent: usize, kernel: usize, before: usize, spread: usize| {
+        // None for a padding beyond the kernel: the gradient would have to be cut, and no network here has one.
         let start = (kernel - 1).checked_sub(before)?;
         let end = (extent * grown + kernel - 1).checked_sub(spread + start)?;
         Some((start, end))
@@ -92,6 +93,7 @@ pub(crate) fn conv2d_weight_backward(
         ..options
     };
     let x_ibhw = x.transpose(0, 1)?.contiguous()?;
+    // The batch takes the place of the input channels, so that the convolution sums over it.
     let found_iokk = conv2d(kernels, &x_ibhw, &window_obhw, None, options)?;
     // Rows and columns that no stride reached are left over below and on the right.
     let found_iokk = found_iokk.narrow(2, 0, kernel)?.narrow(3, 0, kernel)?;
@@ -161,6 +163,7 @@ pub(crate) fn group_norm_backward(
         let normed = super::cuda::groups::Normed::new(x, (weight_c, bias_c), groups, eps)?;
         return normed.backward(k, &gradient, silu);
     }
+    // The normed picture is made again: it would be as large as x to keep.
     let gradient = if silu {
         let y = group_norm(kernels, x, weight_c, bias_c, groups, eps)?;
         Activation::Silu.backward(kernels, &y, gradient)?

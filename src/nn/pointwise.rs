@@ -49,6 +49,7 @@ pub(crate) fn sum_to(x: &Tensor, dims: &[usize]) -> Result<Tensor> {
     let spread: Vec<usize> = (0..x.rank())
         .filter(|&d| d < lead || (dims[d - lead] == 1 && x.dims()[d] != 1))
         .collect();
+    // In f32 at least: a sum over all tokens in bf16 would stop growing.
     wide(x)?
         .sum_keepdim(spread)?
         .reshape(dims)?

@@ -95,10 +95,12 @@ impl Real for f32 {
         const HIGH: f32 = 88.722_83;
         // Adding and taking away 1.5 * 2^23 rounds to the nearest integer, which then sits in the low bits.
         const ROUND: f32 = 12_582_912.0;
+        // Comparisons, not `min` and `max`: those would turn a NaN into a number.
         let x = if self > HIGH { HIGH } else { self };
         let x = if x < LOW { LOW } else { x };
         let shifted = x.mul_add(std::f32::consts::LOG2_E, ROUND);
         let whole = shifted - ROUND;
+        // ln 2 in two parts (Cody and Waite): the first has few digits, so that its product with `whole` is exact.
         let rest = whole.mul_add(-0.693_145_75, x);
         let rest = whole.mul_add(-1.428_606_8e-6, rest);
         let tail = horner(
@@ -158,6 +160,7 @@ impl Real for f32 {
             ],
         );
         let far = 1.0 - Real::exp(-log);
+        // Both are computed and one is picked: a branch would keep a loop from becoming vector code.
         if size < 1.0 { near } else { far.copysign(self) }
     }
 

@@ -61,6 +61,7 @@ fn kernel<T: Real>(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
                 .zip(x.chunks_exact(row))
                 .enumerate()
             {
+                // Rows are [B, N]: the table begins again with each batch row.
                 let start = (piece * step + i) % length * (width / 2);
                 turn(
                     out,
@@ -99,5 +100,6 @@ pub(crate) fn rope_backward(
     if let Some(k) = kernels.serving(gradient) {
         return rows::rope(k, gradient, (cos, sin), true);
     }
+    // A rotation's transpose is its inverse: the angle's sine changes sign.
     rope(kernels, gradient, cos, &wide(sin)?.neg()?)
 }

@@ -1,13 +1,13 @@
 //! The gradients of attention. With P the weights, O the result, S the scores:
 //! `dV = P^T dO`, `dP = dO V^T`, `dS = P (dP - rowsum(P dP))`, `dQ = scale dS K`, `dK = scale dS^T Q`.
-//! P is made again, a chunk of queries at a time; nothing of it is kept from the forward pass.
+//! P is made again, a chunk of queries at a time; nothing of it is saved from the forward pass.
 
 use candle_core::{D, Result, Tensor};
 use rayon::prelude::*;
 
 use super::composed::{Composed, heads_first, split};
 use super::kernel::{Bias, Chunk, Heads, Scoring, at_least, chunks, dense};
-use super::{AttentionMask, Extents, Kept, Parts};
+use super::{AttentionMask, Extents, Parts, SavedForBackward};
 use crate::nn::Kernels;
 use crate::nn::compose::wide;
 use crate::nn::cpu::{self, by_kernel};
@@ -25,7 +25,7 @@ pub(crate) fn joint_attention_backward(
     scale: f64,
     bias: Option<&Tensor>,
     mask: &AttentionMask,
-    kept: &Kept,
+    saved: &SavedForBackward,
     gradients: &[Tensor],
 ) -> Result<Parts> {
     let extents = Extents::of(parts)?;
@@ -40,16 +40,16 @@ pub(crate) fn joint_attention_backward(
         .map(|(g, n)| heads(g, n))
         .collect::<Result<_>>()?;
     #[cfg(feature = "cuda")]
-    if let Some(kept) = &kept.by_cuda
+    if let Some(saved) = &saved.by_cuda
         && bias.is_none()
-        && (*mask == AttentionMask::None || kept.serves_counts())
+        && (*mask == AttentionMask::None || saved.serves_counts())
         && let Some(k) = kernels.serving(&parts.q[0])
     {
         let given = (parts, &gradients[..]);
-        return crate::nn::cuda::attention::backward(k, &extents, given, scale, kept);
+        return crate::nn::cuda::attention::backward(k, &extents, given, scale, saved);
     }
     #[cfg(not(feature = "cuda"))]
-    let _ = kept;
+    let _ = saved;
     by_kernel!(
         &parts.q[0],
         T => kernel::<T>(&extents, parts, scale, bias, mask, &gradients),
@@ -155,6 +155,8 @@ fn kernel<T: Real>(
             dv: Targets::new(&mut dv, &extents.keys, heads, value_width),
         };
         let tasks = batch * heads;
+        // A head is never split between threads: its keys' gradients are sums over all of its queries. Where there are fewer heads
+        // than threads, the products themselves are shared. Either way a number is summed in one order.
         if tasks >= rayon::current_num_threads() {
             (0..tasks)
                 .into_par_iter()
@@ -245,6 +247,7 @@ impl<T: Real> Work<'_, T> {
                     self.dv.rows(part, (b, h), 0, count),
                 )
             };
+            // Added: every chunk of queries has its share. dq belongs to this chunk alone.
             matmul(&mut dv, Write::Add, T::one(), p.t(), out, threads);
             matmul(
                 &mut dq,
@@ -281,23 +284,24 @@ fn composed(
     mask: &AttentionMask,
     gradients: &[Tensor],
 ) -> Result<Parts> {
-    let all = Composed::new(extents, parts, scale, bias, mask)?;
-    let dtype = all.q.dtype();
+    let joined = Composed::new(extents, parts, scale, bias, mask)?;
+    let dtype = joined.q.dtype();
     let gradients = heads_first(gradients)?;
     let (mut dq, mut dk, mut dv) = (
         Vec::new(),
-        wide(&all.k.zeros_like()?)?,
-        wide(&all.v.zeros_like()?)?,
+        // Sums over chunks, in f32 at least.
+        wide(&joined.k.zeros_like()?)?,
+        wide(&joined.v.zeros_like()?)?,
     );
-    for (start, rows) in all.chunks() {
-        let p = all.weights((start, rows))?;
+    for (start, rows) in joined.chunks() {
+        let p = joined.weights((start, rows))?;
         let out = gradients.narrow(2, start, rows)?.contiguous()?;
-        let q = all.q.narrow(2, start, rows)?.contiguous()?;
+        let q = joined.q.narrow(2, start, rows)?.contiguous()?;
         dv = (dv + wide(&p.transpose(2, 3)?.to_dtype(dtype)?.matmul(&out)?)?)?;
-        let dp = wide(&out.matmul(&all.v.transpose(2, 3)?)?)?;
+        let dp = wide(&out.matmul(&joined.v.transpose(2, 3)?)?)?;
         let mean = (&p * &dp)?.sum_keepdim(D::Minus1)?;
         let ds = ((&p * dp.broadcast_sub(&mean)?)? * scale)?.to_dtype(dtype)?;
-        dq.push(ds.matmul(&all.k)?);
+        dq.push(ds.matmul(&joined.k)?);
         dk = (dk + wide(&ds.transpose(2, 3)?.matmul(&q)?)?)?;
     }
     let packed =

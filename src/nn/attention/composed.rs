@@ -54,10 +54,10 @@ impl<'a> Composed<'a> {
 
     /// The (start, rows) of all chunks of the queries.
     pub(super) fn chunks(&self) -> impl Iterator<Item = (usize, usize)> + use<> {
-        let all = self.extents.all_queries();
-        (0..all)
+        let queries = self.extents.all_queries();
+        (0..queries)
             .step_by(QUERY_CHUNK)
-            .map(move |start| (start, QUERY_CHUNK.min(all - start)))
+            .map(move |start| (start, QUERY_CHUNK.min(queries - start)))
     }
 
     /// The attention weights of the queries from `start` on, `[B, H, rows, M]`, in f32 at least.
@@ -101,11 +101,11 @@ pub(super) fn forward(
     bias: Option<&Tensor>,
     mask: &AttentionMask,
 ) -> Result<Vec<Tensor>> {
-    let all = Composed::new(extents, parts, scale, bias, mask)?;
+    let joined = Composed::new(extents, parts, scale, bias, mask)?;
     let mut outs = Vec::new();
-    for chunk in all.chunks() {
-        let p = all.weights(chunk)?.to_dtype(all.v.dtype())?;
-        outs.push(p.matmul(&all.v)?.transpose(1, 2)?);
+    for chunk in joined.chunks() {
+        let p = joined.weights(chunk)?.to_dtype(joined.v.dtype())?;
+        outs.push(p.matmul(&joined.v)?.transpose(1, 2)?);
     }
     let out = Tensor::cat(&outs, 1)?.flatten_from(2)?;
     split(&out, &extents.queries)
@@ -114,10 +114,10 @@ pub(super) fn forward(
 /// `[B, sum of lengths, ..]` cut into `[B, length, ..]`.
 pub(super) fn split(tensor: &Tensor, lengths: &[usize]) -> Result<Vec<Tensor>> {
     let mut start = 0;
-    let mut one = |&length: &usize| {
+    let mut next_part = |&length: &usize| {
         let part = tensor.narrow(1, start, length)?.contiguous();
         start += length;
         part
     };
-    lengths.iter().map(&mut one).collect()
+    lengths.iter().map(&mut next_part).collect()
 }

@@ -47,14 +47,14 @@ impl<'t, T: Real> Heads<'t, T> {
 
 /// The tensors, copied where their last dimension is not in order.
 pub(super) fn dense(tensors: &[Tensor]) -> Result<Vec<Tensor>> {
-    let one = |t: &Tensor| {
+    let in_order = |t: &Tensor| {
         if t.stride().last() == Some(&1) {
             Ok(t.clone())
         } else {
             cpu::contiguous(t)
         }
     };
-    tensors.iter().map(one).collect()
+    tensors.iter().map(in_order).collect()
 }
 
 /// A contiguous `[1 or B, H, N, M]` bias.
@@ -68,6 +68,7 @@ pub(super) struct Bias<'t, T> {
 impl<'t, T: Real> Bias<'t, T> {
     pub(super) fn new(tensor: &'t Tensor) -> Result<Self> {
         let (batch, heads, queries, keys) = tensor.dims4()?;
+        // One bias for the whole batch: every batch row reads it from the start.
         let batch_stride = if batch > 1 { heads * queries * keys } else { 0 };
         Ok(Self {
             elements: elements(tensor)?,
@@ -188,6 +189,7 @@ vectorised! {
     fn exponentials<T: Real>(row: &mut [T]) -> T {
         let lowest = T::from_f64(f64::NEG_INFINITY);
         let largest = cpu::max(row, lowest);
+        // A row that sees nothing (all scores -inf): -inf less -inf would be NaN.
         let shift = if largest == lowest { T::zero() } else { largest };
         for x in row.iter_mut() {
             *x = (*x - shift).exp();
@@ -196,7 +198,7 @@ vectorised! {
     }
 }
 
-/// `scratch` made at least `len` long.
+/// The first `len` of `scratch`, which only grows: tasks of a thread reuse it. They are not cleared.
 pub(super) fn at_least<T: Real>(scratch: &mut Vec<T>, len: usize) -> &mut [T] {
     if scratch.len() < len {
         scratch.resize(len, T::zero());
@@ -273,6 +275,7 @@ pub(super) fn forward<T: Real>(
                 );
                 write = Write::Add;
             }
+            // The results are divided, not the weights: a row of results is D numbers, one of weights as many as there are keys.
             for (i, &factor) in factors[..rows].iter().enumerate() {
                 out.row(i).iter_mut().for_each(|x| *x *= factor);
             }

@@ -66,11 +66,12 @@ pub(crate) struct Parts {
     pub(crate) v: Vec<Tensor>,
 }
 
-/// What backward takes from forward, beside the inputs: nothing, but for our kernels on GPUs.
+/// What the forward pass saves for the backward pass beside its inputs: nothing, but by our kernels on GPUs, which save results and
+/// the logarithms of the rows' sums.
 #[derive(Clone, Default)]
-pub(crate) struct Kept {
+pub(crate) struct SavedForBackward {
     #[cfg(feature = "cuda")]
-    by_cuda: Option<cuda::Kept>,
+    by_cuda: Option<cuda::SavedForBackward>,
 }
 
 /// `attention` over the parts put together; a result `[B, N, H * E]` for each part of the queries. Bias and
@@ -81,17 +82,17 @@ pub(crate) fn joint_attention(
     scale: f64,
     bias: Option<&Tensor>,
     mask: &AttentionMask,
-) -> Result<(Vec<Tensor>, Kept)> {
+) -> Result<(Vec<Tensor>, SavedForBackward)> {
     let extents = Extents::of(parts)?;
     extents.check(bias, mask)?;
-    let nothing = |outs| (outs, Kept::default());
+    let nothing = |outs| (outs, SavedForBackward::default());
     by_kernel!(
         &parts.q[0],
         T => kernel::forward::<T>(&extents, parts, scale, bias, mask).map(nothing),
         cuda k in kernels => match cuda::serves(&extents, parts) {
             true => {
-                let (outs, kept) = cuda::forward(k, &extents, parts, scale, bias, mask)?;
-                Ok((outs, Kept { by_cuda: Some(kept) }))
+                let (outs, saved) = cuda::forward(k, &extents, parts, scale, bias, mask)?;
+                Ok((outs, SavedForBackward { by_cuda: Some(saved) }))
             }
             false => composed::forward(&extents, parts, scale, bias, mask).map(nothing),
         },
@@ -133,12 +134,12 @@ impl Extents {
                 ),
             }
         };
-        let all = |ts: &[Tensor], name, width| -> Result<Vec<usize>> {
+        let lengths = |ts: &[Tensor], name, width| -> Result<Vec<usize>> {
             ts.iter().map(|t| length(t, name, width)).collect()
         };
-        let queries = all(&parts.q, "q", width)?;
-        let keys = all(&parts.k, "k", width)?;
-        let values = all(&parts.v, "v", value_width)?;
+        let queries = lengths(&parts.q, "q", width)?;
+        let keys = lengths(&parts.k, "k", width)?;
+        let values = lengths(&parts.v, "v", value_width)?;
         if keys != values || keys.iter().sum::<usize>() == 0 {
             bail!("attention of {keys:?} keys on {values:?} values");
         }
@@ -166,6 +167,7 @@ impl Extents {
                 bail!("{} key counts for a batch of {batch}", counts.len())
             }
             AttentionMask::KeyCounts(counts) => {
+                // 0 is refused: a softmax over no keys has no value.
                 if let Some(count) = counts.iter().find(|&&count| count == 0 || count > keys) {
                     bail!("a key count of {count}, of {keys} keys");
                 }
@@ -209,6 +211,7 @@ impl Extents {
     fn reach(&self, mask: &AttentionMask, b: usize, query: usize) -> usize {
         match mask {
             AttentionMask::None => self.all_keys(),
+            // Counted from the end: with fewer queries than keys, the queries are the last tokens.
             AttentionMask::Causal => query + 1 + self.all_keys() - self.all_queries(),
             AttentionMask::KeyCounts(counts) => counts[b],
         }

@@ -21,6 +21,7 @@ struct Tokens {
     int split, total, row;
 };
 
+// Where head h of token i begins: two parts are read as one sequence, so that they need not be copied together.
 __device__ inline bf16* place(const Tokens& t, int b, int h, int i) {
     bool early = i < t.split;
     bf16* part = early ? t.first : t.second;
@@ -30,7 +31,7 @@ __device__ inline bf16* place(const Tokens& t, int b, int h, int i) {
 
 __device__ inline u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
 
-// 16 bytes into shared memory, zeros if there are none.
+// 16 bytes into shared memory, zeros if there are none. Asynchronous: the next tile arrives while this one is multiplied.
 __device__ inline void copy16(u32 to, const void* from, bool there) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(to), "l"(from), "r"(there ? 16 : 0));
 }
@@ -46,6 +47,7 @@ __device__ inline void load(bf16* to, const Tokens& t, int b, int h, int start) 
     for (int i = threadIdx.x; i < ROWS * (D / 8); i += THREADS) {
         int row = i / (D / 8), column = i % (D / 8) * 8, token = start + row;
         bool there = token < t.total;
+        // Past the end the address is that of token 0: it must be valid even where nothing is read.
         copy16(shared_address(to + row * STRIDE + column), place(t, b, h, there ? token : 0) + column, there);
     }
 }
@@ -163,9 +165,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_forward(
                 }
             }
         }
-        __syncthreads();
+        __syncthreads();  // all warps have read these keys: the next ones may take their place
         if (round + 1 < rounds) load<K_ROWS>(tile_k, k, b, h, first + K_ROWS);
-        commit();
+        commit();  // also where nothing was loaded: wait<1> below counts groups
         bool whole = !bias && !causal && first + K_ROWS <= reach;
 #pragma unroll
         for (int t = 0; t < 2; t++)
@@ -190,6 +192,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_forward(
                         top = fmaxf(top, x);
                     }
                 top = most(top);  // finite: every row sees the first key
+                // A higher top makes what was summed so far smaller (online softmax; Milakov, Gimelshein, arXiv:1805.02867).
                 float shrink = power(high[t][half] - top), gained = 0.0f;
                 high[t][half] = top;
 #pragma unroll
@@ -330,7 +333,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_backward_keys(
             inners[threadIdx.x] = query < q.total ? all_inner[query] : 0.0f;
         }
         wait<0>();
-        float p[EACH][4], g[EACH][4];  // rows are keys, columns queries
+        // Keys as rows: the weights come out transposed, as the left operands of both products below.
+        float p[EACH][4], g[EACH][4];
         scores(p, tile_k, own, tile_q);
         scores(g, tile_v, own, tile_g);
 #pragma unroll
@@ -380,6 +384,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_backward_queries
         for (int n = 0; n < EACH; n++)
 #pragma unroll
             for (int c = 0; c < 4; c++) {
+                // Zeros were loaded past the end, whose score of 0 would still have a weight.
                 bool there = first + n * 8 + column + c % 2 < k.total;
                 float weight = there ? power(p[n][c] * scale - sums[c / 2]) : 0.0f;
                 g[n][c] = weight * (g[n][c] - inners[c / 2]);

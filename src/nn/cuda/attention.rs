@@ -10,13 +10,14 @@ use super::{Argument, Kernels, config, grant};
 use crate::nn::AttentionMask;
 use crate::nn::attention::{Extents, Parts};
 
+// As in `attention.cu`: change both.
 const THREADS: u32 = 128;
 /// Queries of a block forward, and keys it sees at a time.
 const QUERIES: usize = 128;
 const KEYS: usize = 64;
 /// Rows of every tile backward.
 const ROWS: usize = 64;
-/// The widest head that fits in the registers.
+/// The widest head whose sums a thread can hold in registers.
 const MOST_WIDTH: usize = 128;
 
 /// Heads packed, `[B, N, H, D]`, in one or two parts that count as one sequence.
@@ -37,15 +38,16 @@ pub(crate) fn serves(extents: &Extents, parts: &Parts) -> bool {
     let (width, value_width) = extents.widths();
     parts.q[0].dtype() == DType::BF16
         && width == value_width
+        // The depth of a tensor core's product on bf16 (`mma.m16n8k16`).
         && width % 16 == 0
         && width <= MOST_WIDTH
         && parts.q.len() <= 2
         && parts.k.len() <= 2
 }
 
-/// What backward needs of forward.
+/// What the forward pass saves for the backward pass.
 #[derive(Clone)]
-pub(crate) struct Kept {
+pub(crate) struct SavedForBackward {
     /// The results, `[B, N, H, D]` of each part.
     outs: Vec<Tensor>,
     /// Logarithms of the sums of every row's exponentials, `[B, H, N]`: base 2, or cuDNN's.
@@ -55,7 +57,7 @@ pub(crate) struct Kept {
     by_cudnn: bool,
 }
 
-impl Kept {
+impl SavedForBackward {
     /// Whether backward takes key counts too.
     pub(crate) fn serves_counts(&self) -> bool {
         self.by_cudnn
@@ -70,7 +72,7 @@ pub(crate) fn forward(
     scale: f64,
     bias: Option<&Tensor>,
     mask: &AttentionMask,
-) -> Result<(Vec<Tensor>, Kept)> {
+) -> Result<(Vec<Tensor>, SavedForBackward)> {
     let counts = counts_of(mask, parts.q[0].device())?;
     if let Some(cudnn) = &kernels.cudnn
         && bias.is_none()
@@ -107,6 +109,7 @@ pub(crate) fn forward(
         Long(batch_apart as i64),
         Address(optional(&counts)?),
         Int(i32::from(*mask == AttentionMask::Causal)),
+        // Exponentials are powers of two there: a GPU has an instruction for 2^x and none for e^x.
         Float((scale * std::f64::consts::LOG2_E) as f32),
     ];
     call.run(
@@ -119,13 +122,13 @@ pub(crate) fn forward(
         .iter()
         .map(|out| out.flatten_from(2))
         .collect::<Result<_>>()?;
-    let kept = Kept {
+    let saved = SavedForBackward {
         outs,
         logsum,
         counts,
         by_cudnn: false,
     };
-    Ok((flat, kept))
+    Ok((flat, saved))
 }
 
 /// How many keys each row of the batch sees, where the mask says so.
@@ -163,29 +166,29 @@ fn forward_by_cudnn(
     parts: &Parts,
     scale: f64,
     counts: Option<Tensor>,
-) -> Result<(Vec<Tensor>, Kept)> {
+) -> Result<(Vec<Tensor>, SavedForBackward)> {
     let (q, k, v) = (joint(&parts.q)?, joint(&parts.k)?, joint(&parts.v)?);
     let (out, logsum) = cudnn.forward(kernels, (&q, &k, &v), scale, counts.as_ref())?;
     let flat = apart(kernels, &out, &parts.q)?;
     let flat = flat.iter().map(|out| out.flatten_from(2));
-    let kept = Kept {
+    let saved = SavedForBackward {
         outs: vec![out],
         logsum,
         counts,
         by_cudnn: true,
     };
-    Ok((flat.collect::<Result<_>>()?, kept))
+    Ok((flat.collect::<Result<_>>()?, saved))
 }
 
 fn backward_by_cudnn(
     (kernels, cudnn): (&Kernels, &Cudnn),
     (parts, gradients): (&Parts, &[Tensor]),
     scale: f64,
-    kept: &Kept,
+    saved: &SavedForBackward,
 ) -> Result<Parts> {
     let (q, k, v) = (joint(&parts.q)?, joint(&parts.k)?, joint(&parts.v)?);
-    let (made, gradient) = ((&kept.outs[0], &kept.logsum), joint(gradients)?);
-    let counts = kept.counts.as_ref();
+    let (made, gradient) = ((&saved.outs[0], &saved.logsum), joint(gradients)?);
+    let counts = saved.counts.as_ref();
     let [dq, dk, dv] = cudnn.backward(kernels, (&q, &k, &v), made, &gradient, scale, counts)?;
     Ok(Parts {
         q: apart(kernels, &dq, &parts.q)?,
@@ -195,34 +198,35 @@ fn backward_by_cudnn(
 }
 
 /// The gradients of all parts of q, k and v, of those of the results (`[B, N, H, D]` each). For no bias, and for no mask unless
-/// [`Kept::serves_counts`].
+/// [`SavedForBackward::serves_counts`].
 pub(crate) fn backward(
     kernels: &Kernels,
     extents: &Extents,
     (parts, gradients): (&Parts, &[Tensor]),
     scale: f64,
-    kept: &Kept,
+    saved: &SavedForBackward,
 ) -> Result<Parts> {
-    if kept.by_cudnn {
+    // cuDNN's logarithms are natural, ours base 2: the backward pass must be by whoever made them.
+    if saved.by_cudnn {
         let Some(cudnn) = &kernels.cudnn else {
             bail!(
                 "attention was computed by cuDNN, and its gradients are asked of kernels without it"
             );
         };
-        return backward_by_cudnn((kernels, cudnn), (parts, gradients), scale, kept);
+        return backward_by_cudnn((kernels, cudnn), (parts, gradients), scale, saved);
     }
     let call = Call::new(kernels, extents);
     let [q, k, v] = [&parts.q, &parts.k, &parts.v].map(|all| call.dense(all));
     let (q, k, v, gradients) = (q?, k?, v?, call.dense(gradients)?);
     let queries = extents.all_queries();
-    let inner = kernels.room(kept.logsum.shape(), DType::F32)?;
+    let inner = kernels.room(saved.logsum.shape(), DType::F32)?;
     let (dq, dk, dv) = (
         call.room_like(&q)?,
         call.room_like(&k)?,
         call.room_like(&v)?,
     );
     let (at_inner, at_gradients) = (Address(kernels.address(&inner)?), call.tokens(&gradients)?);
-    let first = [call.tokens(&kept.outs)?, at_gradients, at_inner];
+    let first = [call.tokens(&saved.outs)?, at_gradients, at_inner];
     call.run(
         "attention_inner",
         0,
@@ -234,7 +238,7 @@ pub(crate) fn backward(
         call.tokens(&k)?,
         call.tokens(&v)?,
         at_gradients,
-        Address(kernels.address(&kept.logsum)?),
+        Address(kernels.address(&saved.logsum)?),
         at_inner,
     ];
     let scales = [
@@ -276,13 +280,13 @@ impl<'a> Call<'a> {
 
     /// Parts as they may be read 16 bytes at a time.
     fn dense(&self, parts: &[Tensor]) -> Result<Vec<Tensor>> {
-        let one = |part: &Tensor| aligned(self.kernels, part, 16);
-        parts.iter().map(one).collect()
+        let aligned_part = |part: &Tensor| aligned(self.kernels, part, 16);
+        parts.iter().map(aligned_part).collect()
     }
 
     fn room_like(&self, parts: &[Tensor]) -> Result<Vec<Tensor>> {
-        let one = |part: &Tensor| self.kernels.room(part.shape(), DType::BF16);
-        parts.iter().map(one).collect()
+        let room = |part: &Tensor| self.kernels.room(part.shape(), DType::BF16);
+        parts.iter().map(room).collect()
     }
 
     fn tokens(&self, parts: &[Tensor]) -> Result<Argument> {
@@ -290,6 +294,7 @@ impl<'a> Call<'a> {
             bail!("attention of no tokens");
         };
         let (_, split, heads, width) = first.dims4()?;
+        // Never read where there is one part: `split` is then `total`.
         let second = parts.get(1).unwrap_or(first);
         let more = parts.get(1).map_or(Ok(0), |part| part.dim(1))?;
         Ok(Argument::Tokens(Tokens {
@@ -314,8 +319,10 @@ impl<'a> Call<'a> {
             &format!("attention-{width}"),
             name,
             include_str!("attention.cu"),
+            // Compiled for each width: tiles and sums are arrays of known size, which must stay in registers.
             &format!("-DD={width}"),
         )?;
+        // 8 numbers more a row: `STRIDE` of `attention.cu`.
         let shared = (rows * (width + 8) * DType::BF16.size_in_bytes()) as u32;
         grant(&function, shared)?;
         let (batch, heads) = self.extents.batch_and_heads();

@@ -13,7 +13,7 @@ use super::Kernels;
 
 /// What NVIDIA recommends for Hopper; older GPUs need less.
 const WORKSPACE_BYTES: usize = 32 << 20;
-/// What every matrix begins at a multiple of; others are not served.
+/// Bytes at a multiple of which every matrix begins: the heuristic is told so, and other matrices are not served.
 const ALIGNMENT: u32 = 16;
 
 /// Rows of x, its width, and the width of the result; whether in bf16.
@@ -22,7 +22,7 @@ type Shape = (usize, usize, usize, bool);
 /// cuBLASLt on a GPU, and how it multiplies each shape met so far.
 pub(super) struct Biased {
     handle: sys::cublasLtHandle_t,
-    plans: HashMap<Shape, Option<Plan>>,
+    plans: HashMap<Shape, Option<MatmulPlan>>,
     workspace: Tensor,
 }
 
@@ -31,6 +31,7 @@ unsafe impl Send for Biased {}
 
 impl Drop for Biased {
     fn drop(&mut self) {
+        // Before the handle that they were made by.
         self.plans.clear();
         // SAFETY: made by `new` and used no more. An error at the end has nobody to hear it.
         let _ = unsafe { result::destroy_handle(self.handle) };
@@ -38,15 +39,15 @@ impl Drop for Biased {
 }
 
 /// A product as the library describes it: columns first, so `w^T` from the left.
-struct Plan {
+struct MatmulPlan {
     product: sys::cublasLtMatmulDesc_t,
     layouts: [sys::cublasLtMatrixLayout_t; 3],
     algorithm: sys::cublasLtMatmulAlgo_t,
 }
 
-impl Drop for Plan {
+impl Drop for MatmulPlan {
     fn drop(&mut self) {
-        // SAFETY: made by `Plan::new` and used no more.
+        // SAFETY: made by `MatmulPlan::new` and used no more.
         unsafe {
             let _ = result::destroy_matmul_desc(self.product);
             for layout in self.layouts {
@@ -56,7 +57,7 @@ impl Drop for Plan {
     }
 }
 
-impl Plan {
+impl MatmulPlan {
     /// None if the library has no algorithm for the shape.
     fn new(handle: sys::cublasLtHandle_t, (m, k, n, half): Shape) -> Result<Option<Self>> {
         let kind = match half {
@@ -137,6 +138,7 @@ impl Plan {
         let found = unsafe {
             result::get_matmul_algo_heuristic(handle, self.product, w, x, y, y, preference)
         };
+        // An error here means that no algorithm serves the shape.
         Ok(found.ok().map(|found| found.algo))
     }
 }
@@ -146,14 +148,16 @@ impl Biased {
         Ok(Self {
             handle: result::create_handle().map_err(Error::wrap)?,
             plans: HashMap::new(),
+            // In f32 numbers, of 4 bytes.
             workspace: kernels.room(WORKSPACE_BYTES / 4, DType::F32)?,
         })
     }
 
     /// How a shape is multiplied; None where it cannot be.
-    fn plan(&mut self, shape: Shape) -> Result<Option<&Plan>> {
+    fn plan(&mut self, shape: Shape) -> Result<Option<&MatmulPlan>> {
+        // A shape that is not served is kept as None: the heuristic takes long to say so again.
         if !self.plans.contains_key(&shape) {
-            let plan = Plan::new(self.handle, shape)?;
+            let plan = MatmulPlan::new(self.handle, shape)?;
             self.plans.insert(shape, plan);
         }
         Ok(self.plans.get(&shape).and_then(Option::as_ref))
@@ -200,7 +204,8 @@ pub(crate) fn linear(
         sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_POINTER,
         &b,
     )?;
-    let (one, zero) = (1.0f32, 0.0f32);
+    // y = 1 * product + 0 * y: y is new memory, and is not read.
+    let (alpha, beta) = (1.0f32, 0.0f32);
     let number = |x: &f32| std::ptr::from_ref(x).cast::<c_void>();
     let [of_w, of_x, of_y] = plan.layouts;
     // SAFETY: the plan is that of these extents, all matrices are on the GPU, as large as they say and alive until the product
@@ -209,8 +214,8 @@ pub(crate) fn linear(
         result::matmul(
             handle,
             plan.product,
-            number(&one),
-            number(&zero),
+            number(&alpha),
+            number(&beta),
             w as *const c_void,
             of_w,
             x as *const c_void,

@@ -135,10 +135,12 @@ impl<'a> Conv<'a> {
         }
         let (_, _, window) = self.extents();
         let row_bytes = self.batch * window * self.out.1 * dtype.size_in_bytes();
-        let all = self.out.0;
-        let rows = (STRIP_BYTES / row_bytes.max(1)).clamp(1, all);
-        let strips = (0..all).step_by(rows);
-        strips.map(|first| (first, rows.min(all - first))).collect()
+        let height = self.out.0;
+        let rows = (STRIP_BYTES / row_bytes.max(1)).clamp(1, height);
+        let strips = (0..height).step_by(rows);
+        strips
+            .map(|first| (first, rows.min(height - first)))
+            .collect()
     }
 
     /// The picture that follows.
@@ -208,6 +210,7 @@ impl<'a> Conv<'a> {
         let weight = dense(kernels, &weight.to_dtype(gradient.dtype())?)?;
         let (inputs, outputs, window) = self.extents();
         let all = self.out.0 * self.out.1;
+        // Not in strips, as forward: a pixel's gradient is a sum over windows of several rows, gathered by one thread.
         let windows = kernels.room((self.batch, window, all), gradient.dtype())?;
         let extents = Extents {
             m: window,
@@ -259,6 +262,7 @@ impl<'a> Conv<'a> {
         let right = Matrices::rows(kernels, &windows, all)?.turned();
         for b in 0..self.batch {
             let factors = (left.from(b * outputs * all), right.from(b * window * all));
+            // One picture after the other: the sum over the batch has one order.
             let beta = if b == 0 { 0.0 } else { 1.0 };
             // SAFETY: as in `forward`, one picture at a time.
             unsafe { multiply(kernels, extents, (1.0, beta), factors, into)? };

@@ -104,7 +104,7 @@ impl Cudnn {
             Entry::Vacant(none) => none.insert(Forward::new(handle, &extents)?),
         };
         let work = kernels.room(forward.plan.workspace().div_ceil(4).max(1), DType::F32)?;
-        let mut all = vec![
+        let mut tensor_addresses = vec![
             (forward.q, places[0]),
             (forward.k, places[1]),
             (forward.v, places[2]),
@@ -112,13 +112,15 @@ impl Cudnn {
             (forward.out, kernels.address(&out)?),
             (forward.stats, kernels.address(&stats)?),
         ];
-        all.extend(mask_places(forward.mask, lengths.as_ref(), &values));
+        tensor_addresses.extend(mask_places(forward.mask, lengths.as_ref(), &values));
         let stream = kernels.inner.stream.cu_stream().cast();
         // SAFETY: the tensors are of the extents, the workspace is as large as the plan needs, and they live until the call is
         // made; the memory is freed in the stream's order.
         unsafe {
             let on = (handle, stream);
-            forward.plan.run(on, &all, kernels.address(&work)?)?;
+            forward
+                .plan
+                .run(on, &tensor_addresses, kernels.address(&work)?)?;
         }
         Ok((out, stats))
     }
@@ -144,13 +146,14 @@ impl Cudnn {
             // Not served, and needs no kernel: the only key has all the weight, whatever its score.
             return Ok([q.zeros_like()?, k.zeros_like()?, gradient.copy()?]);
         }
-        // Up to 9.15.0 scores beyond the last key counted, and at least up to 9.26 they overflow, on Hopper, where all scores of
-        // a query are below -88 (pytorch #196678, cudnn-frontend #1072): unless the lengths are told.
+        // Lengths are told even where nothing is masked. Without them, up to 9.15.0, scores beyond the last key counted, and at
+        // least up to 9.26, on Hopper, they overflow where all scores of
+        // a query are below -88 (pytorch #196678, cudnn-frontend #1072).
         extents.masked |= [extents.queries, extents.keys]
             .iter()
             .any(|n| n % TILE != 0);
         let room = |like: &Tensor| match counts {
-            Some(_) => like.zeros_like(), // whoever is not seen may not be written
+            Some(_) => like.zeros_like(), // cuDNN may not write keys that are not seen
             None => kernels.room(like.shape(), DType::BF16),
         };
         let made = [kernels.room(q.shape(), DType::BF16)?, room(k)?, room(v)?];
@@ -167,7 +170,7 @@ impl Cudnn {
             Entry::Vacant(none) => none.insert(Backward::new(handle, &extents)?),
         };
         let work = kernels.room(backward.plan.workspace().div_ceil(4).max(1), DType::F32)?;
-        let mut all = vec![
+        let mut tensor_addresses = vec![
             (backward.q, places[0]),
             (backward.k, places[1]),
             (backward.v, places[2]),
@@ -181,12 +184,14 @@ impl Cudnn {
             (backward.dk, kernels.address(&made[1])?),
             (backward.dv, kernels.address(&made[2])?),
         ];
-        all.extend(mask_places(backward.mask, lengths.as_ref(), &values));
+        tensor_addresses.extend(mask_places(backward.mask, lengths.as_ref(), &values));
         let stream = kernels.inner.stream.cu_stream().cast();
         // SAFETY: as in `forward`.
         unsafe {
             let on = (handle, stream);
-            backward.plan.run(on, &all, kernels.address(&work)?)?;
+            backward
+                .plan
+                .run(on, &tensor_addresses, kernels.address(&work)?)?;
         }
         Ok(made)
     }
@@ -254,13 +259,13 @@ fn check_backward(
 
 /// Tensors in one piece that begin where cuDNN's plans expect.
 fn aligned(kernels: &Kernels, tensors: &[&Tensor]) -> Result<Vec<Tensor>> {
-    let one = |tensor: &&Tensor| views::aligned(kernels, tensor, ALIGNMENT as u64);
-    tensors.iter().map(one).collect()
+    let aligned = |tensor: &&Tensor| views::aligned(kernels, tensor, ALIGNMENT as u64);
+    tensors.iter().map(aligned).collect()
 }
 
 fn addresses(kernels: &Kernels, tensors: &[Tensor]) -> Result<Vec<u64>> {
-    let one = |tensor: &Tensor| kernels.address(tensor);
-    tensors.iter().map(one).collect()
+    let address = |tensor: &Tensor| kernels.address(tensor);
+    tensors.iter().map(address).collect()
 }
 
 /// How many queries and keys count of each batch row, for a mask: where that is, and what must live until it was read.
@@ -280,10 +285,10 @@ impl State {
         if !extents.masked {
             return Ok(None);
         }
-        let queries = self.all(extents.batch, extents.queries, device)?;
+        let queries = self.full_lengths(extents.batch, extents.queries, device)?;
         let keys = match counts {
             Some(counts) => counts.clone(),
-            None => self.all(extents.batch, extents.keys, device)?,
+            None => self.full_lengths(extents.batch, extents.keys, device)?,
         };
         // Candle's copy, if it takes one: no kernel of ours moves integers.
         let keys = views::aligned(kernels, &keys.contiguous()?, ALIGNMENT as u64)?;
@@ -293,8 +298,8 @@ impl State {
         }))
     }
 
-    /// The same number for every batch row, kept: attention of one length comes again and again.
-    fn all(&mut self, batch: usize, length: usize, device: &Device) -> Result<Tensor> {
+    /// `length` for every batch row, kept: most steps have attention of the same few lengths.
+    fn full_lengths(&mut self, batch: usize, length: usize, device: &Device) -> Result<Tensor> {
         if let Some(made) = self.lengths.get(&(batch, length)) {
             return Ok(made.clone());
         }

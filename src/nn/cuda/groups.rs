@@ -8,6 +8,7 @@ use super::{Argument, Kernels, config};
 
 /// Numbers that a block reads, about: a group of a large picture is shared by several.
 const PIECE: usize = 16 * 1024;
+/// Every block adds up the sums of all pieces of its group.
 const MOST_PIECES: usize = 64;
 const THREADS: u32 = 256;
 

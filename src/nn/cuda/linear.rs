@@ -8,7 +8,7 @@ use super::gemm::{Factor, add_product, scaled_product};
 use super::views::dense;
 use super::{biased, rows};
 use crate::nn::cpu;
-use crate::nn::linear::{Adapted, LowRank, Wanted, composed, shape_with_last};
+use crate::nn::linear::{Adapted, LowRank, WantedGradients, composed, shape_with_last};
 
 /// `x w^T + b`.
 pub(crate) fn product(
@@ -17,6 +17,7 @@ pub(crate) fn product(
     w: &Tensor,
     b: Option<&Tensor>,
 ) -> Result<Tensor> {
+    // cuBLASLt wants the bias in the type of the product.
     let Some(b) = b.filter(|b| b.dtype() == x.dtype()) else {
         return composed(&dense(kernels, x)?, w, b);
     };
@@ -64,7 +65,7 @@ pub(crate) fn backward(
     gradient: &Tensor,
     w: &Tensor,
     lora: Option<Adapted<'_>>,
-    wanted: Wanted,
+    wanted: WantedGradients,
     earlier: Option<Tensor>,
 ) -> Result<[Option<Tensor>; 3]> {
     let rows = |t: &Tensor| matrix(kernels, t);
@@ -90,6 +91,7 @@ pub(crate) fn backward(
         let (a, b) = (fit(&lora.a)?, fit(&lora.b)?);
         if let Some(down) = down.filter(|_| wanted.b) {
             let (g, down) = (Factor::turned(&g), rows(down)?);
+            // In f32, as the adapters are trained: a gradient rounded to bf16 would lose small updates.
             let (down, wide) = (Factor::of(&down), DType::F32);
             db = Some(scaled_product(kernels, wide, lora.scale, g, down)?);
         }

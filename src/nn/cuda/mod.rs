@@ -122,7 +122,7 @@ impl Kernels {
         }
         let known = functions.keys().any(|(m, _)| m == module);
         let ptx = match known {
-            true => String::new(), // the device has the module
+            true => String::new(), // the device has the module, and does not look at the text
             false => compile(source, define)?,
         };
         let function = inner
@@ -170,6 +170,7 @@ impl Kernels {
     /// An uninitialised tensor, which a kernel must fill.
     fn room(&self, shape: impl Into<Shape>, dtype: DType) -> Result<Tensor> {
         let shape = shape.into();
+        // At least one number: the driver allocates no 0 bytes.
         let (device, count) = (&self.inner.device, shape.elem_count().max(1));
         // SAFETY: the caller's kernel writes every number before anything on the stream reads one.
         let storage = unsafe {
@@ -248,7 +249,7 @@ enum Argument {
     Double(f64),
 }
 
-/// Threads for `count` independent pieces of work, 256 a block.
+/// Threads for `count` independent pieces of work, 256 a block. One block where there are none: a launch of none is an error.
 fn blocks_for(count: usize) -> LaunchConfig {
     config(((count.div_ceil(256)).max(1) as u32, 1, 1), 256, 0)
 }

@@ -28,7 +28,7 @@ __device__ inline float over_warp(float x) {
 // The sum over a block of 256 threads, the same in all.
 __device__ float over_block(float x) {
     __shared__ float warps[8];
-    __syncthreads();
+    __syncthreads();  // a call before this one may still be read
     x = over_warp(x);
     if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = x;
     __syncthreads();
@@ -37,7 +37,7 @@ __device__ float over_block(float x) {
     return x;
 }
 
-// `V` neighbouring numbers at once.
+// `V` neighbouring numbers at once, by accesses of 16 bytes, the widest there are: a warp's reads then fill whole cache lines.
 template <int V>
 struct Several {
     num x[V];
@@ -184,12 +184,12 @@ __device__ void norm_backward(const num* x, const num* gradient, num* out, PerRo
     }
 }
 
-// The sum over a block of `THREADS` threads, the same in all, twice at once.
+// The sums over a block of ROW_THREADS threads of two numbers, the same in all threads.
 #define ROW_THREADS 128
 __device__ inline float2 over_row(float2 x) {
     __shared__ float2 warps[ROW_THREADS / 32];
     x.x = over_warp(x.x), x.y = over_warp(x.y);
-    __syncthreads();
+    __syncthreads();  // as in over_block
     if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = x;
     __syncthreads();
     x = make_float2(0.0f, 0.0f);
@@ -201,12 +201,12 @@ __device__ inline float2 over_row(float2 x) {
 // Wide rows: a block a row, which it reads once and holds in registers. K times 8 numbers a thread, so `width` is a multiple of 8
 // and at most K * 8 * ROW_THREADS.
 template <int K>
-struct Held {
+struct HeldRow {
     float x[K][8];
     float mean, factor;
 };
 template <int K>
-__device__ inline void hold(Held<K>& row, const num* from, int width, int centred, float eps) {
+__device__ inline void hold(HeldRow<K>& row, const num* from, int width, int centred, float eps) {
     float sum = 0.0f;
 #pragma unroll
     for (int k = 0; k < K; k++) {
@@ -220,7 +220,7 @@ __device__ inline void hold(Held<K>& row, const num* from, int width, int centre
     float squares = 0.0f;
 #pragma unroll
     for (int k = 0; k < K; k++) {
-        if ((k * ROW_THREADS + threadIdx.x) * 8 >= width) continue;
+        if ((k * ROW_THREADS + threadIdx.x) * 8 >= width) continue;  // never loaded
 #pragma unroll
         for (int j = 0; j < 8; j++) squares += (row.x[k][j] - row.mean) * (row.x[k][j] - row.mean);
     }
@@ -230,7 +230,7 @@ __device__ inline void hold(Held<K>& row, const num* from, int width, int centre
 template <int K>
 __device__ void norm_wide(const num* x, num* out, PerRow gain, PerRow bias, i64 row, int width, int centred, float eps) {
     const num *gains = of_row(gain, row, width), *biases = of_row(bias, row, width);
-    Held<K> held;
+    HeldRow<K> held;
     hold<K>(held, x + row * width, width, centred, eps);
 #pragma unroll
     for (int k = 0; k < K; k++) {
@@ -253,7 +253,7 @@ __device__ void norm_wide(const num* x, num* out, PerRow gain, PerRow bias, i64 
 template <int K>
 __device__ void norm_backward_wide(const num* x, const num* gradient, num* out, PerRow gain, i64 row, int width, int centred, float eps) {
     const num *from = gradient + row * width, *gains = of_row(gain, row, width);
-    Held<K> held;
+    HeldRow<K> held;
     hold<K>(held, x + row * width, width, centred, eps);
     float h[K][8];
     float2 sums = make_float2(0.0f, 0.0f);
@@ -469,6 +469,7 @@ extern "C" __global__ void dropout(Key key, double probability, float kept, num*
 #pragma unroll
     for (int i = 0; i < 8; i++) {
         unsigned long long low = x[2 * i] + start[2 * i], high = x[2 * i + 1] + start[2 * i + 1];
+        // 53 bits, as `Rng::uniform`.
         double uniform = (double)((high << 32 | low) >> 11) * (1.0 / 9007199254740992.0);
         if (block * 8 + i < count) out[block * 8 + i] = narrow(uniform < probability ? 0.0f : kept);
     }

@@ -9,7 +9,7 @@ use super::{Argument, Kernels, blocks_for, config};
 use crate::nn::Activation;
 use crate::nn::norm::Statistic;
 
-/// Rows that a block works on, a warp each.
+/// Rows that a block works on, a warp each; as in `rows.cu`.
 const WARPS: usize = 4;
 
 /// A vector for each of consecutive `span` rows (none: address 0), with `more` added to it.
@@ -59,13 +59,13 @@ pub(super) fn by_width(each: usize, [by_8, by_4, by_1]: [&'static str; 3]) -> &'
 }
 
 /// Tensors of one type over the rows of `x`, and how many numbers a thread takes at a time.
-struct Rows {
+struct RowLaunch {
     rows: usize,
     width: usize,
     each: usize,
 }
 
-impl Rows {
+impl RowLaunch {
     fn new(x: &Tensor) -> Result<Self> {
         let width = x.dim(D::Minus1)?;
         Ok(Self {
@@ -106,7 +106,9 @@ impl Rows {
     ) -> (&'static str, LaunchConfig) {
         /// Numbers of a block of a wide row that all its threads read at once.
         const AT_ONCE: usize = 8 * 32 * WARPS;
+        // How many times 8 numbers a thread holds: each is a kernel of its own, whose array stays in registers.
         let held = self.width.div_ceil(AT_ONCE);
+        // Narrower rows would leave more than half of a block idle: a warp each does them.
         if self.each == 8 && self.width >= AT_ONCE / 2 && held <= wide.len() {
             let grid = (self.rows as u32, 1, 1);
             return (wide[held - 1], config(grid, 32 * WARPS as u32, 0));
@@ -158,7 +160,7 @@ pub(crate) fn norm(
     let gain = gain.map(|t| fit(kernels, t, &x)).transpose()?;
     let bias = bias.map(|t| fit(kernels, t, &x)).transpose()?;
     let out = kernels.room(x.shape(), x.dtype())?;
-    let mut rows = Rows::new(&x)?;
+    let mut rows = RowLaunch::new(&x)?;
     let (from, to) = (rows.address(kernels, &x)?, rows.address(kernels, &out)?);
     let gain = rows.vectors(kernels, gain.as_ref(), more)?;
     let bias = rows.vectors(kernels, bias.as_ref(), 0.0)?;
@@ -192,7 +194,7 @@ pub(crate) fn norm_backward(
     let gradient = fit(kernels, gradient, &x)?;
     let gain = gain.map(|t| fit(kernels, t, &x)).transpose()?;
     let out = kernels.room(x.shape(), x.dtype())?;
-    let mut rows = Rows::new(&x)?;
+    let mut rows = RowLaunch::new(&x)?;
     let places = [&x, &gradient, &out].map(|t| rows.address(kernels, t));
     let [from, along, to] = places;
     let gain = rows.vectors(kernels, gain.as_ref(), more)?;
@@ -234,7 +236,7 @@ pub(crate) fn gated(
         fit(kernels, gate, &y)?,
     );
     let out = kernels.room(y.shape(), y.dtype())?;
-    let mut rows = Rows::new(&y)?;
+    let mut rows = RowLaunch::new(&y)?;
     let old = match &x {
         Some(x) => rows.address(kernels, x)?,
         None => 0,
@@ -261,7 +263,7 @@ pub(crate) fn spread(kernels: &Kernels, vector: &Tensor, rows: usize) -> Result<
     let vector = dense(kernels, vector)?;
     let width = vector.dim(0)?;
     let out = kernels.room((rows, width), vector.dtype())?;
-    let mut shape = Rows::new(&out)?;
+    let mut shape = RowLaunch::new(&out)?;
     let from = Address(shape.address(kernels, &vector)?);
     let to = Address(shape.address(kernels, &out)?);
     let (name, blocks) = shape.named(["spread_by_8", "spread_by_4", "spread_by_1"]);
@@ -281,10 +283,12 @@ pub(crate) fn rope(
 ) -> Result<Tensor> {
     let (_, length, heads, width) = x.dims4()?;
     let x = dense(kernels, x)?;
+    // In f32 whatever `x` is: cosines of far positions in bf16 would turn by another angle.
     let table = |t: &Tensor| t.to_dtype(DType::F32)?.contiguous();
     let (cos, sin) = (table(cos)?, table(sin)?);
     let out = kernels.room(x.shape(), x.dtype())?;
     let (from, to) = (kernels.address(&x)?, kernels.address(&out)?);
+    // At least 2: a pair is turned by one thread.
     let (name, each) = match widest(x.dtype(), width, &[from, to]) {
         8 => ("rope_by_8", 8),
         _ => ("rope_by_2", 2),
@@ -338,7 +342,7 @@ pub(crate) fn activate(
     }
     let other = other.map(|t| fit(kernels, t, &x)).transpose()?;
     let out = kernels.room(x.shape(), x.dtype())?;
-    let mut rows = Rows::flat(&x);
+    let mut rows = RowLaunch::flat(&x);
     let (from, to) = (rows.address(kernels, &x)?, rows.address(kernels, &out)?);
     let other = match &other {
         Some(other) => rows.address(kernels, other)?,
@@ -372,7 +376,7 @@ pub(crate) fn add(kernels: &Kernels, x: &Tensor, y: &Tensor) -> Result<Tensor> {
     let x = dense(kernels, x)?;
     let y = fit(kernels, y, &x)?;
     let out = kernels.room(x.shape(), x.dtype())?;
-    let mut rows = Rows::flat(&x);
+    let mut rows = RowLaunch::flat(&x);
     let places = [&x, &y, &out].map(|t| rows.address(kernels, t));
     let [x_at, y_at, to] = places;
     let (name, blocks) = rows.named(["add_by_8", "add_by_4", "add_by_1"]);
@@ -392,7 +396,7 @@ pub(crate) fn dropout(
     probability: f64,
     like: &Tensor,
 ) -> Result<Tensor> {
-    /// Numbers of a thread.
+    /// Numbers of a thread: a block of ChaCha8 is 64 bytes, eight numbers of 64 bits.
     const EACH: usize = 8;
     let word = |i| u32::from_le_bytes([key[i], key[i + 1], key[i + 2], key[i + 3]]);
     let words = std::array::from_fn(|i| word(4 * i));

@@ -44,19 +44,19 @@ fn held(
     let op = |x: &[Tensor]| op(kernels, x);
     let rounded: Vec<_> = inputs.iter().map(|t| t.to_dtype(dtype).unwrap()).collect();
     let on = |t: &Tensor| t.to_device(gpu).unwrap();
-    let there: Vec<_> = rounded.iter().map(on).collect();
+    let on_gpu: Vec<_> = rounded.iter().map(on).collect();
     let exact: Vec<_> = rounded
         .iter()
         .map(|t| t.to_dtype(DType::F64).unwrap())
         .collect();
     let home = |t: &Tensor| t.to_device(&Device::Cpu).unwrap();
-    let found: Vec<_> = op(&there).unwrap().iter().map(home).collect();
-    let again: Vec<_> = op(&there).unwrap().iter().map(home).collect();
+    let found: Vec<_> = op(&on_gpu).unwrap().iter().map(home).collect();
+    let repeated: Vec<_> = op(&on_gpu).unwrap().iter().map(home).collect();
     for (i, want) in op(&exact).unwrap().iter().enumerate() {
         assert_eq!(found[i].dtype(), dtype);
         let off = difference(&found[i], want);
         assert!(off < limit, "{dtype:?}, result {i}: off by {off}");
-        let (first, second) = (&found[i], &again[i]);
+        let (first, second) = (&found[i], &repeated[i]);
         assert_eq!(difference(first, second), 0.0, "result {i} changes");
     }
 }
@@ -229,15 +229,15 @@ fn sums_of_many_numbers() {
     let Some((gpu, kernels)) = gpu() else { return };
     for count in [1, 1000, 300_001] {
         let x = normal(1, &[count]).to_dtype(DType::F32).unwrap();
-        let there = x.to_device(gpu).unwrap();
-        let found = flat::sum_of_squares(kernels, &there).unwrap();
+        let on_gpu = x.to_device(gpu).unwrap();
+        let found = flat::sum_of_squares(kernels, &on_gpu).unwrap();
         let want: f64 = (x.to_vec1::<f32>().unwrap().iter())
             .map(|x| f64::from(*x).powi(2))
             .sum();
         assert!((found / want - 1.0).abs() < 1e-5, "{found} {want}");
 
         let target = Tensor::ones(count + 5, DType::F32, gpu).unwrap();
-        let pieces = [(0, there.narrow(0, 0, 1).unwrap()), (5, there.clone())];
+        let pieces = [(0, on_gpu.narrow(0, 0, 1).unwrap()), (5, on_gpu.clone())];
         flat::accumulate_all(kernels, &target, &pieces, 0.5).unwrap();
         let sums = target.to_vec1::<f32>().unwrap();
         let x = x.to_vec1::<f32>().unwrap();

@@ -69,18 +69,18 @@ impl Uploads {
             CpuStorage::F32(numbers) => as_bytes::<f32>(&numbers[range]),
             _ => bail!("an upload of {:?}", tensor.dtype()),
         };
-        let there = self.kernels.room(tensor.shape(), tensor.dtype())?;
+        let target = self.kernels.room(tensor.shape(), tensor.dtype())?;
         let mut staging = self.staged(bytes)?;
-        // The room may have been somebody's until now.
+        // The memory may have been freed by work that the main stream has yet to do: the copy waits for it.
         let main = &self.kernels.inner.stream;
         self.stream.wait(&main.record_event(None).w()?).w()?;
-        let to = self.kernels.address(&there)?;
+        let to = self.kernels.address(&target)?;
         let from = &staging.bytes.as_slice().w()?[..bytes.len()];
-        // SAFETY: `there` has room for the tensor; its memory and the staging stay until the event below has come.
+        // SAFETY: `target` has room for the tensor; its memory and the staging stay until the event below has come.
         unsafe { result::memcpy_htod_async(to, from, self.stream.cu_stream()) }.w()?;
         let arrived = Arc::new(self.stream.record_event(None).w()?);
         let coming = Coming {
-            tensor: Some(there),
+            tensor: Some(target),
             arrived: Arc::clone(&arrived),
             main: Arc::clone(main),
         };
@@ -95,6 +95,7 @@ impl Uploads {
             BUFFERS.. => self.staging.pop_front(),
             _ => None,
         };
+        // Its bytes are read until that copy is done.
         if let Some(oldest) = &oldest {
             oldest.wait()?;
         }

@@ -41,6 +41,7 @@ impl View {
             return None;
         }
         merged.resize(3, (1, 0));
+        // The kernel divides by extents of 32 bits; larger ones are left to candle.
         let small = |extent: usize| i32::try_from(extent).ok();
         Some(Self {
             strides: [2, 1, 0].map(|i| merged[i].1 as i64),
@@ -65,6 +66,7 @@ pub(crate) fn dense(kernels: &Kernels, x: &Tensor) -> Result<Tensor> {
     let out = kernels.room(x.shape(), x.dtype())?;
     let (from, to) = (kernels.start(x)?, kernels.address(&out)?);
     let apart = view.strides.iter().map(|&stride| stride as usize);
+    // Each row must begin where that many numbers can be read at once.
     let each = apart.fold(
         widest(x.dtype(), view.run as usize, &[from, to]),
         |each, stride| widest(x.dtype(), stride, &[]).min(each),

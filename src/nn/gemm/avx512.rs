@@ -112,11 +112,15 @@ pub(super) unsafe fn run(product: &Product, threads: usize) {
         // SAFETY: the caller's promises; pieces do not overlap.
         unsafe { piece(product, rows, columns) };
     };
-    let all = row_pieces * column_pieces;
+    let num_pieces = row_pieces * column_pieces;
     if threads == 1 {
-        (0..all).for_each(piece);
+        (0..num_pieces).for_each(piece);
     } else {
-        (0..all).into_par_iter().with_max_len(1).for_each(piece);
+        // One at a time: a piece is long enough, and rayon would hand out several to a thread.
+        (0..num_pieces)
+            .into_par_iter()
+            .with_max_len(1)
+            .for_each(piece);
     }
 }
 
@@ -140,11 +144,11 @@ fn pieces(rows: usize, columns: usize, threads: usize) -> (usize, usize) {
 /// Numbers that start at a cache line.
 #[repr(C, align(64))]
 #[derive(Clone, Copy)]
-struct Line([f32; LANES]);
+struct CacheLine([f32; LANES]);
 
 thread_local! {
     /// What this thread packs factors into: `TILE_ROWS` rows of the left one, then a block of the right one.
-    static PACKED: Cell<Vec<Line>> = const { Cell::new(Vec::new()) };
+    static PACKED: Cell<Vec<CacheLine>> = const { Cell::new(Vec::new()) };
 }
 
 /// The part of the product in `rows` and `columns`.
@@ -164,9 +168,10 @@ unsafe fn piece(p: &Product, rows: Range<usize>, columns: Range<usize>) {
     let depth = block * (INNER * COLUMNS / (block * width)).max(1);
     let mut packed = PACKED.take();
     let lines = TILE_ROWS * ROW / LANES;
-    let all = lines + depth.min(p.inner + LANES) * width / LANES;
-    if packed.len() < all {
-        packed.resize(all, Line([0.0; LANES]));
+    let needed = lines + depth.min(p.inner + LANES) * width / LANES;
+    // Kept by the thread and only grown: the factors of one product after the other are packed into the same pages.
+    if packed.len() < needed {
+        packed.resize(needed, CacheLine([0.0; LANES]));
     }
     let (left, right) = packed.split_at_mut(lines);
     let (left, right) = (
@@ -390,7 +395,7 @@ impl Tile {
     }
 }
 
-/// The function for tiles of 1, 2, .. rows.
+/// The function for tiles of 1, 2, .. rows: the number of rows must be known to the compiler for sums to stay in registers.
 const TILES: [unsafe fn(&Tile); TILE_ROWS] = [
     tile::<1>, tile::<2>, tile::<3>, tile::<4>, tile::<5>, tile::<6>, tile::<7>, tile::<8>,
     tile::<9>, tile::<10>, tile::<11>, tile::<12>, tile::<13>, tile::<14>,

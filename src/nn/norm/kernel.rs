@@ -8,7 +8,7 @@ use super::Statistic;
 use crate::nn::cpu::{self, elements, sum, sum2};
 use crate::nn::real::{Real, vectorised};
 
-/// Rows summed into one partial sum.
+/// Rows summed into one partial sum: fixed, so that the sums do not depend on the number of threads.
 const SUM_ROWS: usize = 64;
 
 /// Parameters for rows of `width`, of which consecutive `span` share one.
@@ -41,6 +41,7 @@ impl<'a, T> PerRow<'a, T> {
 #[inline(always)]
 fn statistics<T: Real>(statistic: Statistic, row: &[T], eps: f64) -> (T, T) {
     let count = T::from_f64(row.len() as f64);
+    // Two passes: E[x^2] - E[x]^2 would lose the digits of a row whose mean is large.
     let mean = match statistic {
         Statistic::Deviation => sum(row, |x| x) / count,
         Statistic::RootMeanSquare => T::zero(),
@@ -253,7 +254,7 @@ fn sums_over_rows<T: Real, const N: usize>(
     let (x, y): (&[T], &[T]) = (&x, &y);
     let span = rows / batch.max(1);
     let pieces = span.div_ceil(SUM_ROWS);
-    let one = |index: usize| {
+    let partial_sums = |index: usize| {
         let (b, start) = (index / pieces, index % pieces * SUM_ROWS);
         let range = (b * span + start) * width..(b * span + span.min(start + SUM_ROWS)) * width;
         let mut sums = std::array::from_fn(|_| vec![T::zero(); width]);
@@ -265,8 +266,12 @@ fn sums_over_rows<T: Real, const N: usize>(
         }
         sums
     };
-    let partial: Vec<[Vec<T>; N]> = (0..batch * pieces).into_par_iter().map(one).collect();
+    let partial: Vec<[Vec<T>; N]> = (0..batch * pieces)
+        .into_par_iter()
+        .map(partial_sums)
+        .collect();
     let mut out: [Vec<T>; N] = std::array::from_fn(|_| vec![T::zero(); batch * width]);
+    // By one thread and in order: the same bits whatever finished first.
     for (index, sums) in partial.iter().enumerate() {
         for (out, sums) in out.iter_mut().zip(sums) {
             for (out, &sum) in out[index / pieces * width..].iter_mut().zip(sums) {

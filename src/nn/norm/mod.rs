@@ -60,6 +60,7 @@ pub fn modulate(
     by_kernel!(
         x,
         T => {
+            // 1 + scale once for each batch row, not for each token.
             let mut gain = elements_of::<T>(scale)?;
             for gain in &mut gain {
                 *gain += 1.0;

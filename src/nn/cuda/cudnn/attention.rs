@@ -3,8 +3,8 @@
 use candle_core::Result;
 
 use super::api::Handle;
-use super::graph::{Counts, Graph, Layout, Node, Numbers, Pointwise, Reduction};
-use super::plan::Plan;
+use super::graph::{Graph, Layout, Node, Numbers, Pointwise, ProductLengths, Reduction};
+use super::plan::ExecutionPlan;
 
 /// The extents of an attention, and whether each batch row sees only so many keys: what a plan is made for. Its scale is
 /// given when it is run.
@@ -103,8 +103,8 @@ impl Roles {
     }
 
     /// Scores: queries by keys.
-    fn scores(&self) -> Counts {
-        Counts {
+    fn scores(&self) -> ProductLengths {
+        ProductLengths {
             rows: self.queries,
             columns: self.keys,
             inner: None,
@@ -112,8 +112,8 @@ impl Roles {
     }
 
     /// Something a query, summed over keys.
-    fn of_queries(&self) -> Counts {
-        Counts {
+    fn of_queries(&self) -> ProductLengths {
+        ProductLengths {
             rows: self.queries,
             columns: None,
             inner: self.keys,
@@ -121,8 +121,8 @@ impl Roles {
     }
 
     /// Something a key, summed over queries.
-    fn of_keys(&self) -> Counts {
-        Counts {
+    fn of_keys(&self) -> ProductLengths {
+        ProductLengths {
             rows: self.keys,
             columns: None,
             inner: self.queries,
@@ -132,7 +132,7 @@ impl Roles {
 
 /// A plan of attention, with the tensors that it is run on.
 pub(super) struct Forward {
-    pub(super) plan: Plan,
+    pub(super) plan: ExecutionPlan,
     pub(super) q: Node,
     pub(super) k: Node,
     pub(super) v: Node,
@@ -175,7 +175,7 @@ impl Forward {
         let out = graph.given(Numbers::Bf16, attention.packed(n))?;
         graph.product((weights, v), roles.of_queries(), out)?;
         Ok(Self {
-            plan: Plan::new(handle, made)?,
+            plan: ExecutionPlan::new(handle, made)?,
             q,
             k,
             v,
@@ -189,7 +189,7 @@ impl Forward {
 
 /// A plan of attention's gradients, with the tensors that it is run on.
 pub(super) struct Backward {
-    pub(super) plan: Plan,
+    pub(super) plan: ExecutionPlan,
     pub(super) q: Node,
     pub(super) k: Node,
     pub(super) v: Node,
@@ -257,7 +257,7 @@ impl Backward {
         let dq = graph.given(Numbers::Bf16, of_queries)?;
         graph.product((x, turned), roles.of_queries(), dq)?;
         Ok(Self {
-            plan: Plan::new(handle, made)?,
+            plan: ExecutionPlan::new(handle, made)?,
             q,
             k,
             v,

@@ -75,9 +75,9 @@ impl Node {
     }
 }
 
-/// How many rows, columns or inner numbers of each batch row a product is of, if not of all.
+/// Tensors of the lengths, of each batch row, that limit a product's rows, columns or inner extent; None for no limit.
 #[derive(Clone, Copy, Default)]
-pub(super) struct Counts {
+pub(super) struct ProductLengths {
     pub(super) rows: Option<Node>,
     pub(super) columns: Option<Node>,
     pub(super) inner: Option<Node>,
@@ -234,7 +234,7 @@ impl Graph {
     pub(super) fn product(
         &mut self,
         (a, b): (Node, Node),
-        counts: Counts,
+        counts: ProductLengths,
         c: Node,
     ) -> Result<Node> {
         let f32s = Numbers::F32 as i32;

@@ -14,7 +14,7 @@ const HEURISTIC_MODES: [i32; 2] = [3, 2];
 const NONDETERMINISTIC: i32 = 4;
 
 /// What cuDNN runs for a graph.
-pub(super) struct Plan {
+pub(super) struct ExecutionPlan {
     // Dropped from the first to the last: what is made of others before them.
     plan: Descriptor,
     _config: Descriptor,
@@ -23,7 +23,7 @@ pub(super) struct Plan {
     workspace: usize,
 }
 
-impl Plan {
+impl ExecutionPlan {
     /// The first plan that cuDNN can make of a graph, of those that give the same bits every time.
     pub(super) fn new(handle: &Handle, parts: Graph) -> Result<Self> {
         let graph = Descriptor::new(handle.api(), Kind::OperationGraph)?
@@ -112,6 +112,7 @@ fn configs(graph: &Descriptor, mode: i32) -> Result<Vec<Descriptor>> {
 fn finalize(config: &Descriptor) -> Result<(Descriptor, usize)> {
     let engine = config.descriptor(attribute::CONFIG_ENGINE, Kind::Engine)?;
     let notes = engine.choices(attribute::ENGINE_NUMERICAL_NOTES, Holds::NumericalNote)?;
+    // The same Experiment must give the same LoRA, byte for byte.
     if notes.contains(&NONDETERMINISTIC) {
         bail!("cuDNN's engine does not give the same bits every time");
     }

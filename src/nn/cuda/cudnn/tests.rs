@@ -17,8 +17,8 @@ const LIMITS: [f64; 4] = [6e-3, 2e-2, 2e-2, 2e-2];
 
 /// Where the program looks, beside the system's loader, if the test is told: folders between colons.
 fn folders() -> Vec<PathBuf> {
-    let told = std::env::var_os("PLUMB_TEST_LIBRARIES");
-    told.map_or_else(Vec::new, |folders| {
+    let folders = std::env::var_os("PLUMB_TEST_LIBRARIES");
+    folders.map_or_else(Vec::new, |folders| {
         std::env::split_paths(&folders).collect()
     })
 }
@@ -74,7 +74,7 @@ impl Case {
 
     /// The results and the gradients of q, k and v by cuDNN, on the CPU.
     fn by_cuda(&self, gpu: &Gpu) -> Result<Vec<Tensor>> {
-        let there: Vec<_> = self
+        let on_gpu: Vec<_> = self
             .inputs
             .iter()
             .map(|t| t.to_device(&gpu.device))
@@ -86,7 +86,7 @@ impl Case {
             }
             None => None,
         };
-        let (q, k, v, gradient) = (&there[0], &there[1], &there[2], &there[3]);
+        let (q, k, v, gradient) = (&on_gpu[0], &on_gpu[1], &on_gpu[2], &on_gpu[3]);
         let (scale, counts) = (self.scale, counts.as_ref());
         let Gpu { kernels, cudnn, .. } = gpu;
         let (out, stats) = cudnn.forward(kernels, (q, k, v), scale, counts)?;
@@ -120,17 +120,20 @@ impl Case {
 
     fn held(&self, gpu: &Gpu) {
         let (want, found) = (self.by_cpu().unwrap(), self.by_cuda(gpu).unwrap());
-        let again = self.by_cuda(gpu).unwrap();
-        let what = format!("{:?} by {:?}", self.inputs[0].dims(), self.inputs[1].dims());
+        let repeated = self.by_cuda(gpu).unwrap();
+        let case_name = format!("{:?} by {:?}", self.inputs[0].dims(), self.inputs[1].dims());
         for (i, limit) in LIMITS.into_iter().enumerate() {
             assert_eq!(found[i].dtype(), DType::BF16);
             let off = difference(&found[i], &want[i]);
-            println!("{what}, counts {:?}, result {i}: off by {off}", self.counts);
-            assert!(off < limit, "{what}, result {i}: off by {off}");
+            println!(
+                "{case_name}, counts {:?}, result {i}: off by {off}",
+                self.counts
+            );
+            assert!(off < limit, "{case_name}, result {i}: off by {off}");
             assert_eq!(
-                difference(&found[i], &again[i]),
+                difference(&found[i], &repeated[i]),
                 0.0,
-                "{what}, result {i} changes"
+                "{case_name}, result {i} changes"
             );
         }
     }
@@ -170,10 +173,10 @@ fn keys_that_are_not_seen() {
         let first = Tensor::cat(&[&kept, &other], 1).unwrap();
         case.inputs[i] = Tensor::cat(&[&first, &second], 0).unwrap();
     }
-    let again = case.by_cuda(gpu).unwrap();
-    for (found, again) in found.iter().zip(&again) {
+    let repeated = case.by_cuda(gpu).unwrap();
+    for (found, repeated) in found.iter().zip(&repeated) {
         let rows = |t: &Tensor| t.narrow(0, 0, 1).unwrap();
-        assert_eq!(difference(&rows(found), &rows(again)), 0.0);
+        assert_eq!(difference(&rows(found), &rows(repeated)), 0.0);
     }
 }
 
