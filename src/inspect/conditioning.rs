@@ -31,6 +31,7 @@ pub fn conditioning(
     out: &Path,
     monitor: &dyn Monitor,
 ) -> Result<BTreeMap<String, Vec<usize>>, Error> {
+    // Through the store, as training reads it: what is shown is what is trained on, its precision included.
     encode_captions(base, store, &[caption.to_owned()], options, monitor)?;
     let source = ModelCache::open(base, store)?;
     let outputs = source.outputs(caption)?;

@@ -24,7 +24,7 @@ pub struct PictureReport {
     pub original_size: Size,
     /// How it was resized and cropped.
     pub view: View,
-    /// Tensors in the file, with their shapes.
+    /// The shapes of the tensors in the file that was written.
     pub tensors: BTreeMap<String, Vec<usize>>,
 }
 

@@ -43,11 +43,13 @@ fn nearest(path: &Path) -> Result<Candidate, String> {
         match tried {
             Ok(denoiser) => {
                 let faults = denoiser.weights().faults(denoiser.tensors()).len();
+                // Strictly fewer: of equals the first in the list of families stays.
                 if best.as_ref().is_none_or(|(least, _)| faults < *least) {
                     let flavors = Vec::new();
                     best = Some((faults, Candidate { denoiser, flavors }));
                 }
             }
+            // Said of every file by all families but one: no news.
             Err(models::Error::NotThisFamily { .. }) => {}
             Err(error) => refused.push(error),
         }
@@ -98,6 +100,7 @@ impl Candidate {
 
     /// The reference recipes of the flavors that it may be.
     fn recipes(&self) -> Vec<Recipe> {
+        // With tensors missing any flavor is possible: all recipes of the family are named.
         let flavors: Vec<&Flavor> = match self.flavors.is_empty() {
             true => self.denoiser.family.flavors.iter().collect(),
             false => self.flavors.clone(),
