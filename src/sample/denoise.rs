@@ -147,6 +147,7 @@ fn start_noise(geometry: &LatentGeometry, options: &SampleOptions) -> Result<Ten
     let shape = geometry.shape(geometry.latents(options.pixels));
     let mut rng = Rng::new(options.seed, Stream::Sample, 0, options.number);
     let values = rng.normals(shape.iter().product());
+    // On the host in f32, on which every device agrees.
     Tensor::from_vec(values, shape, &Device::Cpu)?.unsqueeze(0)
 }
 

@@ -51,9 +51,9 @@ pub enum Error {
     /// What the LoRA's file says of its making.
     #[error("{}: its `plumb` metadata cannot be read: {source}", path.display())]
     Provenance {
-        /// The LoRA.
+        /// The LoRA's file.
         path: PathBuf,
-        /// What is wrong.
+        /// What is wrong with its JSON.
         source: serde_json::Error,
     },
     /// A computation.
@@ -72,11 +72,11 @@ pub enum Error {
 pub struct Written {
     /// Its caption.
     pub prompt: String,
-    /// The file.
+    /// Its PNG file.
     pub file: PathBuf,
 }
 
-/// What sampling came to.
+/// The pictures that sampling wrote.
 #[derive(Debug, Serialize)]
 pub struct SampleReport {
     /// In the order of the prompts.
@@ -109,8 +109,10 @@ pub fn run(
         monitor,
     )?;
     let adapters = lora.map(|path| open_lora(path, &base, monitor));
+    // Before the denoiser is loaded: a LoRA that does not fit is refused in seconds.
     let adapters = adapters.transpose()?;
     let placement = placement(experiment, &options.device, &options.kernels);
+    // After encoding, whose networks are dropped by then: never both in memory.
     let denoiser = base.denoiser.load(&placement)?;
     let bound = bind(adapters.as_ref(), denoiser.as_ref())?;
     let source = ModelCache::open(&base, &store)?;
@@ -122,6 +124,7 @@ pub fn run(
     monitor.finish();
     let mut written = Vec::new();
     for (number, (prompt, picture)) in pictures.into_iter().enumerate() {
+        // The seed in the name: another seed does not overwrite the pictures.
         let file = folder.join(format!("seed{}-{number:03}.png", settings.seed));
         store::write_file(&file, &[&previews::png(&picture)?])?;
         written.push(Written { prompt, file });
@@ -139,6 +142,7 @@ pub fn bind(adapters: Option<&AdapterSet>, denoiser: &dyn Denoiser) -> Result<Bo
     };
     let tape = Tape::off(denoiser.kernels());
     let (dtype, device) = (denoiser.dtype(), denoiser.device());
+    // None: dropout is for training.
     Ok(adapters.bind(&tape, dtype, device, None)?)
 }
 
