@@ -13,6 +13,7 @@ pub struct Batches {
     batch_size: usize,
     seed: u64,
     per_epoch: u64,
+    /// The epoch drawn last, with its number: batches are asked for in order, so one is enough.
     epoch: Option<(u64, Vec<Vec<usize>>)>,
 }
 
@@ -45,6 +46,7 @@ impl Batches {
 
     /// The samples of micro-batch `index`, counted from 0 over all epochs. Empty where there are no samples.
     pub fn get(&mut self, index: u64) -> &[usize] {
+        // Without samples an epoch has no batches: a division by 0.
         let Some(epoch) = index.checked_div(self.per_epoch) else {
             return &[];
         };

@@ -266,6 +266,7 @@ fn list(folder: &Path) -> Result<Vec<(u64, PathBuf)>, Error> {
             .and_then(|n| n.parse().ok());
         found.extend(step.map(|s| (s, path.clone())));
     }
+    // By step first, whatever order the file system lists them in.
     found.sort();
     Ok(found)
 }

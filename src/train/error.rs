@@ -27,15 +27,15 @@ pub enum Error {
     Diverged {
         /// The step, from 1.
         step: u64,
-        /// The loss.
+        /// NaN or an infinity.
         loss: f64,
     },
     /// A file of the run cannot be read or written.
     #[error("{}: {source}", path.display())]
     Io {
-        /// The file.
+        /// The file or folder.
         path: PathBuf,
-        /// What the system said.
+        /// The operating system's error.
         source: std::io::Error,
     },
     /// The base model.

@@ -36,6 +36,7 @@ impl<W: Write> EventWriter<W> {
         tag: &str,
         value: f32,
     ) -> io::Result<()> {
+        // `Summary.Value`: 1 tag, 2 simple_value.
         let mut content = Message::default();
         content.bytes(1, tag.as_bytes()).float(2, value);
         self.summary(wall_seconds, step, &content)
@@ -53,11 +54,12 @@ impl<W: Write> EventWriter<W> {
         size: (u32, u32),
         png: &[u8],
     ) -> io::Result<()> {
+        // `Summary.Image`: 1 height, 2 width, 3 colorspace, 4 encoded_image_string.
         let mut image = Message::default();
         image
             .varint(1, size.1.into())
             .varint(2, size.0.into())
-            // Height comes before width; 3 colours, RGB.
+            // 3 colours: RGB.
             .varint(3, 3)
             .bytes(4, png);
         let mut content = Message::default();
@@ -66,6 +68,7 @@ impl<W: Write> EventWriter<W> {
     }
 
     fn summary(&mut self, wall_seconds: f64, step: u64, content: &Message) -> io::Result<()> {
+        // `Event`: 1 wall_time, 2 step, 5 summary.
         let mut summary = Message::default();
         summary.bytes(1, &content.0);
         let mut event = Message::default();

@@ -99,6 +99,7 @@ pub fn run(
     let plan = plan(&base, &set, options)?;
     monitor.note(&format!("memory: {plan}"));
     let placement = Placement {
+        // Where whole weights do not fit, the plan reads them from their files.
         storage: plan.storage,
         ..options.placement.clone()
     };
@@ -116,6 +117,7 @@ pub fn run(
         options,
     )?;
     tell_start(&run, monitor);
+    // Refused, or nothing would be dumped and nobody told.
     if let Some((step, _)) = &options.dump_step
         && *step <= run.step
     {
@@ -143,6 +145,7 @@ fn plan(
         rank: adapter.rank,
         optimizer: train.optimizer,
         samples: train.batch_size,
+        // The largest pictures with the longest caption, though no micro-batch may have both: an upper bound.
         latents: set.largest_latents(),
         context: set.longest_context()?,
         dtype: options.placement.dtype,
