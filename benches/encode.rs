@@ -150,6 +150,7 @@ impl Bench {
 
         let weights = Weights::open(&[model])?;
         let encoder = TextEncoder::load(&*self.network, &weights, Residency::Resident)?;
+        // Before timing: a side that computes something else would win or lose for nothing.
         let difference = self.difference(&encoder.encode(&tokens)?, folder.path())?;
         // Ours has run once for the comparison; theirs does here.
         peer.turn()?;
@@ -160,6 +161,7 @@ impl Bench {
             ours.push(start.since());
             theirs.push(peer.turn()?);
         }
+        // Ratios turn by turn: the two of a turn met the same load of the machine.
         let both = || ours.iter().zip(&theirs);
         let clock = Spread::of(both().map(|(a, b)| b.clock / a.clock));
         let processor = Spread::of(both().map(|(a, b)| b.processor / a.processor));

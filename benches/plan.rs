@@ -35,12 +35,12 @@ pub(crate) fn run() -> Result<()> {
     );
     println!("|{}", "---|".repeat(1 + sizes.len()));
     for (name, family, config, px, tokens) in MODELS {
-        for (kept, weights) in [
+        for (storage, weights) in [
             (WeightStorage::Whole, "bf16"),
             (WeightStorage::Quantized(Quantization::Fp8), "fp8"),
             (WeightStorage::Quantized(Quantization::Nf4), "nf4"),
         ] {
-            let cells = SIZES_GB.map(|gb| planned(family, config, (px, tokens), kept, gb));
+            let cells = SIZES_GB.map(|gb| planned(family, config, (px, tokens), storage, gb));
             let cells: Vec<String> = cells.into_iter().collect::<Result<_>>()?;
             println!("| {name}, {weights} | {} |", cells.join(" | "));
         }
