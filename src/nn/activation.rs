@@ -98,6 +98,7 @@ impl Activation {
     /// `apply` by tensor operations, in f32 at least.
     pub(super) fn composed(self, x: &Tensor) -> Result<Tensor> {
         let dtype = x.dtype();
+        // Widened once here: each step of a composed activation in bf16 would be rounded.
         let x = &wide(x)?;
         let y = match self {
             Self::GeluErf => x.gelu_erf(),

@@ -109,6 +109,7 @@ fn on_cpu<T: Real>(
     let channels = weight.len() / groups;
     let pixels: usize = x.dims()[2..].iter().product();
     let mut out = vec![T::zero(); x.elem_count()];
+    // Chunks of 0 elements would panic.
     if !out.is_empty() {
         let x = contiguous(x)?;
         let x = elements::<T>(&x)?;

@@ -18,13 +18,13 @@ pub struct Kernels {
 }
 
 impl Kernels {
-    /// None of them.
+    /// No kernels of our own: for a CPU, or a GPU by candle's operations alone.
     pub const NONE: Self = Self {
         #[cfg(feature = "cuda")]
         compiled: None,
     };
 
-    /// Those of a GPU, compiled now; none for a CPU. They have been held against the CPU on an emulated GPU only.
+    /// The kernels of a GPU, compiled now; none for a CPU. They have been held against the CPU on an emulated GPU only.
     ///
     /// # Errors
     ///
@@ -86,6 +86,7 @@ impl Kernels {
     #[cfg(feature = "cuda")]
     pub(super) fn serving(&self, tensor: &Tensor) -> Option<&cuda::Kernels> {
         use candle_core::DType;
+        // A tensor may be on another GPU than the one they were compiled on.
         let kernels = self.of(tensor.device())?;
         matches!(tensor.dtype(), DType::BF16 | DType::F32).then_some(kernels)
     }

@@ -15,6 +15,7 @@ use super::real::{Real, vectorised};
 pub fn squared_error(prediction: &Tensor, target: &Tensor) -> Result<Vec<f64>> {
     let row = check(prediction, target)?;
     by_kernel!(prediction, T => squares::<T>(prediction, target, row), {
+        // Widened before subtracting: a good prediction's error is in the last bits of bf16.
         let error = (wide(prediction)? - wide(target)?)?.sqr()?.flatten_from(1)?.mean(1)?;
         error.to_dtype(DType::F64)?.to_vec1()
     })

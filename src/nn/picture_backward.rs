@@ -131,6 +131,7 @@ fn sums_2x2<T: Real>(x: &Tensor, [b, c, h, w]: [usize; 4]) -> Result<Tensor> {
     let dense = cpu::contiguous(x)?;
     let data = elements::<T>(&dense)?;
     let mut out = vec![T::zero(); b * c * h * w];
+    // Chunks of 0 elements would panic.
     if !out.is_empty() {
         let planes = out
             .par_chunks_exact_mut(h * w)

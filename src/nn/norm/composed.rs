@@ -23,6 +23,7 @@ pub(super) fn norm(
     bias: Option<&Tensor>,
     eps: f64,
 ) -> Result<Tensor> {
+    // Back in the type of x before the weight, which has that type.
     let y = unit(statistic, x, eps)?.0.to_dtype(x.dtype())?;
     let y = if let Some(weight) = weight {
         y.broadcast_mul(weight)?
@@ -73,6 +74,7 @@ pub(super) fn per_row(vectors: &Tensor, like: &Tensor) -> Result<Tensor> {
 /// The sums over all but the first and the last dimension: `[B, .., n]` to `[B, n]`.
 pub(super) fn row_sums(x: &Tensor) -> Result<Tensor> {
     let (batch, width) = (x.dim(0)?, x.dim(D::Minus1)?);
+    // Summed in f32: a sum over thousands of tokens outgrows bf16's 8 bits.
     wide(x)?
         .reshape((batch, (), width))?
         .sum(1)?

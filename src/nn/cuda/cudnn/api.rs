@@ -317,7 +317,7 @@ impl Descriptor {
     /// The one descriptor of an attribute, of a kind.
     pub(super) fn descriptor(&self, attribute: i32, kind: Kind) -> Result<Self> {
         match self.some_descriptors(attribute, kind, 1)?.pop() {
-            Some(one) => Ok(one),
+            Some(descriptor) => Ok(descriptor),
             None => bail!("cuDNN does not tell attribute {attribute}"),
         }
     }
@@ -326,7 +326,7 @@ impl Descriptor {
         let made: Vec<Self> = (0..count)
             .map(|_| Self::new(&self.api, kind))
             .collect::<Result<_>>()?;
-        let mut raw: Vec<*mut c_void> = made.iter().map(|one| one.raw).collect();
+        let mut raw: Vec<*mut c_void> = made.iter().map(|descriptor| descriptor.raw).collect();
         let (room, to) = (count as i64, raw.as_mut_ptr().cast());
         // SAFETY: room for as many descriptors as are asked for, made for the library to fill.
         let filled = unsafe { self.get(attribute, Holds::Descriptor, room, to)? };

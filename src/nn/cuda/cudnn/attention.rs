@@ -149,6 +149,7 @@ impl Forward {
         let (n, m) = (attention.queries, attention.keys);
         let (scores, row) = (attention.scores(), attention.row());
         let q = graph.given(Numbers::Bf16, attention.packed(n))?;
+        // k^T by exchanged strides: nothing is copied.
         let k = graph.given(Numbers::Bf16, attention.packed(m).turned())?;
         let v = graph.given(Numbers::Bf16, attention.packed(m))?;
         let scale = graph.value()?;
@@ -163,6 +164,7 @@ impl Forward {
         }
         let largest = graph.between(Numbers::F32, row)?;
         let largest = graph.reduce(Reduction::Largest, x, largest)?;
+        // Less the largest, so that no exponential overflows; its place in the logarithms is taken below.
         let x = graph.pointwise_between(Pointwise::Subtract, x, Some(largest))?;
         let x = graph.pointwise_between(Pointwise::Exponential, x, None)?;
         let sum = graph.between(Numbers::F32, row)?;
@@ -239,6 +241,7 @@ impl Backward {
         if let Some(mask) = mask {
             x = mask.apply(graph, x, scores)?;
         }
+        // With the saved logarithms there is no largest to find and no sum to divide by.
         let weights = graph.pointwise_between(Pointwise::Exponential, x, None)?;
         let turned = graph.turn(weights, Numbers::Bf16)?;
         let dv = graph.given(Numbers::Bf16, of_keys)?;
