@@ -117,9 +117,18 @@ fn is_test_file(path: &Path) -> bool {
         || path.ends_with("testing.rs")
 }
 
-/// The text before the unit tests.
+/// The text before the unit tests, which may also be declared anywhere and stand in a file of their own.
 fn without_tests(text: &str) -> &str {
-    text.split("\n#[cfg(test)]\nmod ").next().unwrap_or(text)
+    const TESTS: &str = "\n#[cfg(test)]\nmod ";
+    let is_inline = |at: usize| {
+        let line = text[at + TESTS.len()..].lines().next();
+        line.is_some_and(|line| line.ends_with('{'))
+    };
+    let mut found = text.match_indices(TESTS);
+    match found.find(|(at, _)| is_inline(*at)) {
+        Some((at, _)) => &text[..at],
+        None => text,
+    }
 }
 
 /// The module (first folder or file under `src`) a source file belongs to.
