@@ -7,6 +7,7 @@
 //! A wrong guess (in the first step, or around a validation) costs time only: the matrix is read when it is asked for.
 
 use std::collections::{HashMap, VecDeque};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
@@ -186,10 +187,14 @@ impl Shared {
             let matrix = Arc::clone(&state.matrices[id]);
             // Not held while reading: requests must find what is ready.
             drop(state);
-            let read = matrix.prefetch(&mut transfer);
+            // A panic must not leave `reading` set, on which a request would wait for ever. It will be met again by the
+            // request, which then reads the matrix itself.
+            let read = catch_unwind(AssertUnwindSafe(|| matrix.prefetch(&mut transfer)));
             state = self.lock();
             state.reading = None;
-            state.ready.insert(id, read);
+            if let Ok(read) = read {
+                state.ready.insert(id, read);
+            }
             self.changed.notify_all();
         }
     }
@@ -302,6 +307,25 @@ mod tests {
         assert!(state.ready.is_empty(), "it gives its room back");
         state.record_request(3);
         assert_eq!(state.queue, [2, 1], "and now on the transfer back");
+    }
+
+    #[test]
+    fn a_panic_while_prefetching_is_met_by_the_request_and_nobody_waits_for_ever() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let files = weights(folder.path(), 2);
+        let ahead = network(&files, 2);
+        let broken = files.renamed(|name| -> String { panic!("asked for {name}") });
+        ahead.add(MatrixInFile {
+            weights: broken,
+            name: "m2".to_owned(),
+            shape: [2, 3],
+        });
+        for _ in 0..3 {
+            for id in [0, 1] {
+                ahead.get(id).expect("a matrix");
+            }
+            catch_unwind(AssertUnwindSafe(|| ahead.get(2))).expect_err("a panic");
+        }
     }
 
     #[test]
