@@ -140,17 +140,10 @@ impl ModelFiles<'_> {
 
     /// The part that the Experiment calls `slot` and a folder of diffusers `name`.
     pub(super) fn component(&self, slot: &str, name: &str) -> Option<Component> {
-        let Some(path) = weights(&self.map, slot) else {
-            return self.components.parts.get(name).cloned();
-        };
-        let weights = path.to_owned();
-        // In a folder, and beside a file.
-        let beside = [
-            weights.join("config.json"),
-            weights.with_file_name("config.json"),
-        ];
-        let config = beside.into_iter().find(|p| p.is_file());
-        Some(Component::new(weights, config))
+        match weights(&self.map, slot) {
+            Some(path) => Some(Component::at(path)),
+            None => self.components.parts.get(name).cloned(),
+        }
     }
 
     pub(super) fn vae(&self) -> Result<Component, Error> {

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use crate::digest::Fingerprint;
-use crate::{models, store};
+use crate::store;
 
 /// Why an embedding or latents could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -24,9 +24,6 @@ pub enum Error {
         /// The picture's file.
         picture: PathBuf,
     },
-    /// The denoiser's header, which says how wide its context is.
-    #[error(transparent)]
-    Model(#[from] models::Error),
     /// The store cannot be read, or a file not be written.
     #[error(transparent)]
     Store(#[from] store::Error),

@@ -156,7 +156,7 @@ impl<'a> ModelCache<'a> {
     /// Of the entries that `store` has now.
     ///
     /// # Errors
-    /// If the store or the denoiser's header cannot be read.
+    /// If the store cannot be read.
     pub fn open(base: &'a BaseModel, store: &Store) -> Result<Self, Error> {
         Ok(Self {
             recipe: &base.recipe,

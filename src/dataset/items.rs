@@ -67,9 +67,12 @@ pub fn open(
     multiple: u32,
     monitor: &dyn Monitor,
 ) -> Result<Vec<Item>, Error> {
-    let sets = experiment.datasets();
-    let folders = sets.iter().map(|set| folder(set, multiple));
-    let folders = folders.collect::<Result<Vec<_>, _>>()?;
+    let folder = |set| {
+        let view_rules = ViewRules::new(&set, multiple)?;
+        Ok(Folder { set, view_rules })
+    };
+    let sets = experiment.datasets().into_iter();
+    let folders = sets.map(folder).collect::<Result<Vec<_>, Error>>()?;
     let mut data = Dataset::scan(&folders, monitor)?;
     let split = data.split(match experiment.validation_share() {
         0.0 => HeldOut::None,
@@ -79,19 +82,6 @@ pub fn open(
         data.items[place].held_out = true;
     }
     Ok(data.items)
-}
-
-fn folder(set: &DatasetSettings, multiple: u32) -> Result<Folder, Error> {
-    Ok(Folder {
-        path: set.path.clone(),
-        repeats: set.repeats,
-        trigger: set.trigger.clone(),
-        recursive: set.recursive,
-        caption_extension: set.caption_extension.clone(),
-        default_caption: set.default_caption.clone(),
-        allow_empty_captions: set.allow_empty_captions,
-        view_rules: ViewRules::new(set, multiple)?,
-    })
 }
 
 #[cfg(test)]

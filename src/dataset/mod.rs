@@ -18,26 +18,14 @@ pub use items::{ViewRules, open};
 pub use picture::{PictureError, PictureFile, PreparedPicture};
 
 use crate::digest::Digest;
+use crate::experiment::DatasetSettings;
 use crate::recipe::latents::{Size, View};
 
-/// One folder of captioned pictures, as a person describes it.
+/// One folder of captioned pictures.
 #[derive(Clone, Debug)]
 pub struct Folder {
-    /// Where its pictures lie.
-    pub path: PathBuf,
-    /// How often each of its pictures comes in one pass over the data.
-    pub repeats: u32,
-    /// The word that stands for what is learned: it replaces `[trigger]` in captions, and is put before those
-    /// that contain neither it nor the placeholder, as `word, caption`.
-    pub trigger: Option<String>,
-    /// Whether folders inside it are read as well.
-    pub recursive: bool,
-    /// The extension of caption files, without the dot; `None`: `txt`, else `caption`.
-    pub caption_extension: Option<String>,
-    /// The caption of pictures that have none; `None`: that is an error.
-    pub default_caption: Option<String>,
-    /// Whether captions may be empty, and pictures without one count as having an empty one.
-    pub allow_empty_captions: bool,
+    /// As the Experiment describes it.
+    pub set: DatasetSettings,
     /// Which size its pictures are brought to.
     pub view_rules: ViewRules,
 }

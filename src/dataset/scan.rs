@@ -67,7 +67,11 @@ fn item(folder: &Folder, picture: PathBuf, caption: String) -> Result<Item, Erro
         path: picture.clone(),
         problem,
     };
-    let trigger = folder.trigger.as_deref().filter(|word| !word.is_empty());
+    let trigger = folder
+        .set
+        .trigger
+        .as_deref()
+        .filter(|word| !word.is_empty());
     let caption = caption::with_trigger(&caption, trigger).map_err(unusable)?;
     let file = PictureFile::open(&picture)?;
     let (digest, size) = (file.digest, file.size);
@@ -79,28 +83,28 @@ fn item(folder: &Folder, picture: PathBuf, caption: String) -> Result<Item, Erro
         size,
         captions: vec![caption],
         views,
-        repeats: folder.repeats,
+        repeats: folder.set.repeats,
         held_out: false,
     })
 }
 
 /// The pictures of a folder and their captions, in order.
 fn pictures(folder: &Folder, monitor: &dyn Monitor) -> Result<Vec<(PathBuf, String)>, Error> {
-    let root = &folder.path;
+    let root = &folder.set.path;
     let fail = |path: &Path, problem: String| {
         Err(Error::Unusable {
             path: path.to_owned(),
             problem,
         })
     };
-    if folder.repeats == 0 {
+    if folder.set.repeats == 0 {
         return fail(
             root,
             "`repeats` is 0, expected at least 1; leave the folder out instead".to_owned(),
         );
     }
     let mut files = Vec::new();
-    let deeper = files_below(root, root, folder.recursive, &mut files)?;
+    let deeper = files_below(root, root, folder.set.recursive, &mut files)?;
     files.sort_by(|a, b| natural(a, b));
     let names: BTreeSet<&str> = files.iter().map(String::as_str).collect();
     let has_extension = |name: &str, list: &[&str]| {
@@ -175,11 +179,11 @@ fn caption_of(
 ) -> Result<Option<String>, Error> {
     let stem = Path::new(picture).with_extension("");
     let fail = |problem: String| Error::Unusable {
-        path: folder.path.join(picture),
+        path: folder.set.path.join(picture),
         problem,
     };
     let stem = stem.to_str().unwrap_or_default();
-    let extensions: &[&str] = match &folder.caption_extension {
+    let extensions: &[&str] = match &folder.set.caption_extension {
         Some(extension) => &[extension.trim_start_matches('.')],
         None => &["txt", "caption"],
     };
@@ -201,14 +205,14 @@ fn caption_of(
             )));
         }
         (Some(caption), []) => Some(caption),
-        (None, [file]) => Some(caption::read(&folder.path.join(file))?),
+        (None, [file]) => Some(caption::read(&folder.set.path.join(file))?),
         (None, []) => None,
     };
     let caption = caption
         // An empty file counts as none: it gets what the folder says of pictures without a caption.
         .filter(|caption| !caption.is_empty())
-        .or(folder.default_caption.clone());
-    Ok(caption.or(folder.allow_empty_captions.then(String::new)))
+        .or(folder.set.default_caption.clone());
+    Ok(caption.or(folder.set.allow_empty_captions.then(String::new)))
 }
 
 /// Adds the paths of all files below `folder`, relative to `root` and with `/`. Says whether there are folders

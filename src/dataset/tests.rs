@@ -9,16 +9,27 @@ use crate::recipe::latents::{LatentKey, Size};
 /// A folder read once, with the caption beside each picture.
 fn folder(path: impl Into<PathBuf>) -> Folder {
     let rules = BucketRules::around(64);
+    let buckets = Buckets::new(rules, 16).expect("buckets");
     Folder {
-        path: path.into(),
-        repeats: 1,
-        trigger: None,
-        recursive: false,
-        caption_extension: None,
-        default_caption: None,
-        allow_empty_captions: false,
+        set: DatasetSettings {
+            path: path.into(),
+            repeats: 1,
+            trigger: None,
+            recursive: false,
+            caption_extension: None,
+            default_caption: None,
+            allow_empty_captions: false,
+            resolution: rules.resolution,
+            bucket: true,
+            bucket_step_px: rules.step,
+            min_bucket_px: rules.min,
+            max_bucket_px: rules.max,
+            no_upscale: rules.no_upscale,
+            crops: 1,
+            flip: false,
+        },
         view_rules: ViewRules {
-            buckets: Buckets::new(rules, 16).expect("buckets"),
+            buckets,
             crops: 1,
             flip: false,
         },
@@ -55,6 +66,12 @@ impl Place {
 
     fn folder(&self) -> Folder {
         folder(self.path())
+    }
+
+    fn folder_with(&self, change: impl FnOnce(&mut DatasetSettings)) -> Folder {
+        let mut folder = self.folder();
+        change(&mut folder.set);
+        folder
     }
 
     fn scan(&self) -> Result<Dataset, Error> {
@@ -146,18 +163,12 @@ fn pictures_without_caption_are_named_all_at_once() {
             "allow_empty_captions",
         ],
     );
-    let allowed = Folder {
-        allow_empty_captions: true,
-        ..place.folder()
-    };
+    let allowed = place.folder_with(|set| set.allow_empty_captions = true);
     assert_eq!(
         captions(&Dataset::scan(&[allowed], &Silent).expect("scans")),
         ["", ""]
     );
-    let default = Folder {
-        default_caption: Some("a thing".to_owned()),
-        ..place.folder()
-    };
+    let default = place.folder_with(|set| set.default_caption = Some("a thing".to_owned()));
     assert_eq!(
         captions(&Dataset::scan(&[default], &Silent).expect("scans")),
         ["a thing", "a thing"]
@@ -171,10 +182,7 @@ fn a_list_gives_captions_and_contradictions_are_refused() {
     let list = "{\"file_name\": \"./a.png\", \"text\": \"an a\", \"more\": 1}\n\n\
                 {\"file_name\": \"deep/b.png\", \"caption\": \"a b\"}\n";
     place.write("metadata.jsonl", list);
-    let deep = Folder {
-        recursive: true,
-        ..place.folder()
-    };
+    let deep = place.folder_with(|set| set.recursive = true);
     let scan = || Dataset::scan(std::slice::from_ref(&deep), &Silent);
     assert_eq!(captions(&scan().expect("scans")), ["an a", "a b"]);
     refused(
@@ -222,10 +230,7 @@ fn two_caption_files_contradict_and_two_pictures_of_one_name_share() {
     );
     place.write("a.caption", "other");
     refused(place.scan(), &["a.txt", "a.caption", "remove one"]);
-    let chosen = Folder {
-        caption_extension: Some(".caption".to_owned()),
-        ..place.folder()
-    };
+    let chosen = place.folder_with(|set| set.caption_extension = Some(".caption".to_owned()));
     assert_eq!(
         captions(&Dataset::scan(&[chosen], &Silent).expect("scans")),
         ["other", "other"]
@@ -244,10 +249,7 @@ fn the_trigger_word_fills_its_place_or_comes_first() {
             .write(&format!("{n}.txt"), text);
     }
     refused(place.scan(), &["0.png", "`[trigger]`", "no trigger word"]);
-    let folder = Folder {
-        trigger: Some("sks".to_owned()),
-        ..place.folder()
-    };
+    let folder = place.folder_with(|set| set.trigger = Some("sks".to_owned()));
     let dataset = Dataset::scan(&[folder], &Silent).expect("scans");
     assert_eq!(
         captions(&dataset),
@@ -271,10 +273,7 @@ fn folders_inside_are_read_when_asked_for_and_told_of_otherwise() {
         "{:?}",
         recorder.notes()
     );
-    let deep = Folder {
-        recursive: true,
-        ..place.folder()
-    };
+    let deep = place.folder_with(|set| set.recursive = true);
     assert_eq!(
         captions(&Dataset::scan(&[deep], &Silent).expect("scans")),
         ["outer", "inner"]
@@ -315,10 +314,7 @@ fn everything_wrong_is_told_at_once() {
         assert!(line.contains(part), "{line}");
     }
     refused(Dataset::scan(&[], &Silent), &["no folder"]);
-    let never = Folder {
-        repeats: 0,
-        ..two.folder()
-    };
+    let never = two.folder_with(|set| set.repeats = 0);
     refused(Dataset::scan(&[never], &Silent), &["`repeats` is 0"]);
 }
 

@@ -45,17 +45,18 @@ pub struct ModelSettings {
 pub struct DatasetSettings {
     /// The folder, as the program sees the path.
     pub path: PathBuf,
-    /// How often each picture comes in an epoch.
+    /// How often each of its pictures comes in an epoch.
     pub repeats: u32,
-    /// The word for what is learned.
+    /// The word that stands for what is learned: it replaces `[trigger]` in captions, and is put before those
+    /// that contain neither it nor the placeholder, as `word, caption`.
     pub trigger: Option<String>,
     /// Whether folders inside it are read as well.
     pub recursive: bool,
-    /// The extension of caption files, without the dot; None: `txt`, else `caption`.
+    /// The extension of caption files, without the dot; `None`: `txt`, else `caption`.
     pub caption_extension: Option<String>,
-    /// The caption of pictures that have none.
+    /// The caption of pictures that have none; `None`: that is an error.
     pub default_caption: Option<String>,
-    /// Whether captions may be empty.
+    /// Whether captions may be empty, and pictures without one count as having an empty one.
     pub allow_empty_captions: bool,
     /// The size whose area every bucket has about.
     pub resolution: Size,

@@ -35,6 +35,13 @@ impl Component {
         }
     }
 
+    /// A part that a person names: a folder or a file, with the `config.json` that lies in it or beside it, if any.
+    pub fn at(path: &Path) -> Self {
+        let configs = [path.join("config.json"), path.with_file_name("config.json")];
+        let config = configs.into_iter().find(|config| config.is_file());
+        Self::new(path.to_owned(), config)
+    }
+
     /// A part of a single file that was opened.
     fn below(weights: &Weights, path: &Path, prefix: &str) -> Self {
         Self {

@@ -217,9 +217,7 @@ fn known_encoders() -> Vec<(EncoderRecipe, Vec<String>)> {
 
 /// The report on a file that is a VAE or a text encoder alone; `None` if it is neither.
 pub(super) fn lone(path: &Path, weights: &Weights) -> Option<Report> {
-    let beside = [path.join("config.json"), path.with_file_name("config.json")];
-    let config = beside.into_iter().find(|p| p.is_file());
-    let component = Component::new(path.to_owned(), config);
+    let component = Component::at(path);
     if let Some(CheckedVae {
         memory, problems, ..
     }) = vae(&component)
