@@ -1,0 +1,116 @@
+//! Foreign text as a person may see it: names in files, paths, values, what a server said. It may hold escape sequences that
+//! steer a terminal, letters that turn the direction of a line, or ten megabytes.
+//!
+//! Whatever was not written by this program goes through here before it enters a message or a table. JSON output does not: it has
+//! its own escapes, and is read by programs.
+
+use std::fmt::{self, Display, Formatter, Write as _};
+use std::path::Path;
+
+/// Characters of a text that are shown.
+const TEXT_CHARS: usize = 200;
+
+/// Characters of a path that are shown: its file name matters most, and is at its end.
+const PATH_CHARS: usize = 400;
+
+/// A foreign text, escaped and cut when it is written.
+#[derive(Clone, Copy, Debug)]
+pub struct Shown<T>(T);
+
+/// The beginning of a text, on one line, with what a terminal would act on escaped as in Rust (`\n`, `\u{1b}`).
+pub fn text(text: &str) -> Shown<&str> {
+    Shown(text)
+}
+
+/// A path, on one line, escaped like a text; a long one lacks its middle.
+pub fn path(path: &Path) -> Shown<&Path> {
+    Shown(path)
+}
+
+impl Display for Shown<&str> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        // Counted before it is collected: the text may be larger than what is left of memory.
+        match self.0.char_indices().nth(TEXT_CHARS) {
+            None => escape(self.0, f),
+            Some((end, _)) => {
+                escape(&self.0[..end], f)?;
+                let left = self.0[end..].chars().count();
+                write!(f, "... ({left} more characters)")
+            }
+        }
+    }
+}
+
+impl Display for Shown<&Path> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let path = self.0.to_string_lossy();
+        let chars = path.chars().count();
+        if chars <= PATH_CHARS {
+            return escape(&path, f);
+        }
+        let half = PATH_CHARS / 2;
+        let at = |n: usize| path.char_indices().nth(n).map_or(path.len(), |(i, _)| i);
+        escape(&path[..at(half)], f)?;
+        f.write_str("...")?;
+        escape(&path[at(chars - half)..], f)
+    }
+}
+
+fn escape(text: &str, f: &mut Formatter<'_>) -> fmt::Result {
+    for c in text.chars() {
+        if is_unsafe(c) {
+            write!(f, "{}", c.escape_debug())?;
+        } else {
+            f.write_char(c)?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether a terminal acts on a character, or shows nothing for it: controls, line ends, marks of direction, zero-width
+/// characters but the joiner that emoji are made with.
+fn is_unsafe(c: char) -> bool {
+    c.is_control()
+        || matches!(
+            c,
+            '\u{61c}' | '\u{200b}' | '\u{200c}' | '\u{200e}' | '\u{200f}' | '\u{feff}'
+        )
+        || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}')
+        || matches!(c, '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{path, text};
+    use std::path::Path;
+
+    #[test]
+    fn what_steers_a_terminal_is_escaped_and_the_rest_is_left() {
+        let hostile = "a\u{1b}[2J\nb\u{202e}c\u{9b}d\r";
+        assert_eq!(
+            text(hostile).to_string(),
+            r"a\u{1b}[2J\nb\u{202e}c\u{9b}d\r"
+        );
+        let plain = "C:\\data \"\u{e9}\" \u{732b} \u{1f469}\u{200d}\u{1f680} <pad>";
+        assert_eq!(text(plain).to_string(), plain);
+    }
+
+    #[test]
+    fn a_long_text_is_cut_between_characters() {
+        let long = "\u{732b}".repeat(1000);
+        let shown = text(&long).to_string();
+        assert_eq!(shown, "\u{732b}".repeat(200) + "... (800 more characters)");
+        assert_eq!(text(&long[..600]).to_string(), "\u{732b}".repeat(200));
+    }
+
+    #[test]
+    fn a_long_path_keeps_its_file_name() {
+        let long = "x/".repeat(1000) + "a\u{7}.png";
+        let shown = path(Path::new(&long)).to_string();
+        assert!(
+            shown.ends_with(r"a\u{7}.png") && shown.chars().count() < 420,
+            "{shown}"
+        );
+        assert_eq!(path(Path::new("/a/b.png")).to_string(), "/a/b.png");
+    }
+}
