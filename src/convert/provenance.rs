@@ -41,18 +41,46 @@ pub struct Provenance {
     /// On what, and in what type, the last of them were computed. Empty in LoRAs of versions that did not record it.
     #[serde(default)]
     pub computed: String,
+    /// Earlier stretches of the training that were otherwise than its last one; none in a run from the start to its end.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub history: Vec<Stretch>,
     /// The Experiment file's text, comments and all.
     pub experiment: String,
 }
 
+/// A stretch of a training after which it went on otherwise: on another machine, or with learning rates for another length.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Stretch {
+    /// Optimizer steps done at its end, counted from the training's start.
+    pub until: u64,
+    /// On what, and in what type, it was computed.
+    pub computed: String,
+    /// The steps that the training was to have: the learning rates depend on them.
+    pub steps: u64,
+    /// The steps of warm-up in these.
+    pub warmup_steps: u64,
+}
+
+/// What a training tells of its way.
+#[derive(Clone, Copy, Debug)]
+pub struct Course<'a> {
+    /// Optimizer steps done.
+    pub step: u64,
+    /// On what, and in what type, the last of them were computed.
+    pub computed: &'a str,
+    /// What was otherwise before.
+    pub history: &'a [Stretch],
+}
+
 impl Provenance {
-    /// Of a LoRA after `step` steps, the last of them `computed` on the device and in the type named.
+    /// Of a LoRA that came about on this course.
     pub fn new(
         experiment: &Experiment,
         base: &BaseModel,
         denoiser: Digest,
         manifest: Digest,
-        (step, computed): (u64, &str),
+        course: Course<'_>,
     ) -> Self {
         Self {
             tool: crate::store::TOOL.to_owned(),
@@ -70,8 +98,9 @@ impl Provenance {
             latents: base.vae.fingerprint,
             manifest,
             seed: experiment.seed(),
-            step,
-            computed: computed.to_owned(),
+            step: course.step,
+            computed: course.computed.to_owned(),
+            history: course.history.to_vec(),
             experiment: experiment.text.clone(),
         }
     }

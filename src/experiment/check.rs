@@ -1,6 +1,7 @@
 //! Ranges that types cannot say.
 
-use super::raw::{Dataset, Precision, Raw};
+use super::file_name;
+use super::raw::{Dataset, Precision, Raw, Warmup};
 use crate::diffusion::Shift;
 use crate::models;
 
@@ -25,12 +26,39 @@ impl Raw {
                 "expected f32 or bf16 (in f16 gradients underflow), found f16",
             );
         }
-        // It becomes the name of files in `train.output`, and must not lead out of it or hide them.
-        if t.name.is_empty() || t.name.contains(['/', '\\', '\0']) || t.name.starts_with('.') {
-            let why = format!("expected a plain file name, found `{}`", t.name);
+        if let Some(why) = file_name::problem(&t.name) {
             return wrong("train.name", why);
         }
+        self.check_length()?;
         self.check_datasets()
+    }
+
+    /// That the training has one length, and its warm-up an end in it.
+    fn check_length(&self) -> Result<(), FieldProblem> {
+        let t = &self.train;
+        match (t.steps, t.epochs) {
+            (None, None) => {
+                return wrong("train.steps", "expected `steps` or `epochs`, found neither");
+            }
+            (Some(_), Some(_)) => {
+                return wrong("train.epochs", "expected `steps` or `epochs`, found both");
+            }
+            _ => {}
+        }
+        match (t.warmup_steps, t.steps) {
+            (Warmup::Share(share), _) if !(0.0..1.0).contains(&share) => wrong(
+                "train.warmup_steps",
+                format!(
+                    "expected a whole number of steps, or a share of at least 0 and less than 1, found {share}"
+                ),
+            ),
+            // Of a training that is counted in epochs the steps are not known here.
+            (Warmup::Steps(warmup), Some(steps)) if warmup > steps => wrong(
+                "train.warmup_steps",
+                format!("expected at most `train.steps` ({steps}), found {warmup}"),
+            ),
+            _ => Ok(()),
+        }
     }
 
     fn check_datasets(&self) -> Result<(), FieldProblem> {
@@ -50,7 +78,8 @@ impl Raw {
         let fixed = |shift: Option<Shift>| shift.and_then(Shift::fixed).unwrap_or(1.0);
         // As f64, in which a large count is rounded: only 0 is told from the others here.
         let positive = [
-            ("train.steps", t.steps as f64),
+            ("train.steps", t.steps.unwrap_or(1) as f64),
+            ("train.epochs", t.epochs.unwrap_or(1) as f64),
             ("train.batch_size", t.batch_size as f64),
             (
                 "train.gradient_accumulation",

@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::Experiment;
-use super::raw::{Adapter, Raw, Train};
+use super::raw::{Adapter, Raw, Train, Warmup};
 use crate::digest::Fingerprint;
 
 /// Of the form below. A change of a default must come with a new version that names the old default.
@@ -56,21 +56,68 @@ const FIRST_TRAIN: [&str; 24] = [
 ];
 const FIRST_MODEL: [&str; 3] = ["prediction", "zero_terminal_snr", "weights"];
 
-impl Experiment {
+/// What a training depends on in an Experiment, field by field.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TrainingFields {
+    family: String,
+    flavor: String,
+    changed: Map<String, Value>,
+}
+
+impl TrainingFields {
     /// The id of what a training run depends on.
-    pub fn training_fingerprint(&self) -> Fingerprint {
-        let (model, changed) = (&self.raw.model, changed(&self.raw));
+    pub fn fingerprint(&self) -> Fingerprint {
         Fingerprint::of(&json!({
             "version": VERSION,
-            "family": model.family,
-            "flavor": model.flavor,
-            "changed": changed,
+            "family": self.family,
+            "flavor": self.flavor,
+            "changed": self.changed,
         }))
     }
 
+    /// The fields that differ from their defaults, and the base model's name, by dotted name.
+    pub fn by_name(&self) -> Map<String, Value> {
+        let mut fields = self.changed.clone();
+        fields.insert("model.family".to_owned(), json!(self.family));
+        fields.insert("model.flavor".to_owned(), json!(self.flavor));
+        fields
+    }
+}
+
+/// What a field is where a file does not set it; null where it has no default.
+pub fn default_of(field: &str) -> Value {
+    let (section, field) = field.split_once('.').unwrap_or(("", field));
+    let defaults = match section {
+        "adapter" => section_of(&Adapter::default()),
+        "train" => train_defaults(),
+        "model" => model_defaults(),
+        _ => Map::new(),
+    };
+    defaults.get(field).cloned().unwrap_or(Value::Null)
+}
+
+impl Experiment {
+    /// What a training of `steps` steps, `warmup_steps` of them for warm-up, depends on. The file may give both in other measures.
+    pub fn training(&self, steps: u64, warmup_steps: u64) -> TrainingFields {
+        TrainingFields {
+            family: self.raw.model.family.clone(),
+            flavor: self.raw.model.flavor.clone(),
+            changed: changed(&resolved(&self.raw, steps, warmup_steps)),
+        }
+    }
+
+    /// The fields of each data set but its path. What decides numbers is what they come to: pictures, crops and captions.
+    pub fn dataset_fields(&self) -> Vec<Map<String, Value>> {
+        let mut sets: Vec<_> = self.raw.dataset.iter().map(section_of).collect();
+        for set in &mut sets {
+            set.remove("path");
+        }
+        sets
+    }
+
     /// The id that a checkpoint of the first version has of the same; None where a field is set that there was not then.
-    pub fn first_training_fingerprint(&self) -> Option<Fingerprint> {
-        let raw = &self.raw;
+    pub fn first_training_fingerprint(&self, steps: u64, warmup_steps: u64) -> Option<Fingerprint> {
+        let raw = &resolved(&self.raw, steps, warmup_steps);
         let known = |key: &str| match key.split_once('.') {
             Some(("adapter", field)) => FIRST_ADAPTER.contains(&field),
             Some(("train", field)) => FIRST_TRAIN.contains(&field),
@@ -80,9 +127,9 @@ impl Experiment {
         if !changed(raw).keys().all(|key| known(key)) {
             return None;
         }
-        let mut train = section(&raw.train);
+        let mut train = section_of(&raw.train);
         train.retain(|field, _| FIRST_TRAIN.contains(&field.as_str()));
-        let mut adapter = section(&raw.adapter);
+        let mut adapter = section_of(&raw.adapter);
         adapter.retain(|field, _| FIRST_ADAPTER.contains(&field.as_str()));
         let mut parts = json!({
             "adapter": adapter,
@@ -100,6 +147,14 @@ impl Experiment {
     }
 }
 
+/// The same file with its length in steps.
+fn resolved(raw: &Raw, steps: u64, warmup_steps: u64) -> Raw {
+    let mut raw = raw.clone();
+    (raw.train.steps, raw.train.epochs) = (Some(steps), None);
+    raw.train.warmup_steps = Warmup::Steps(warmup_steps);
+    raw
+}
+
 /// The fields that differ from their defaults, by dotted name.
 fn changed(raw: &Raw) -> Map<String, Value> {
     let mut changed = Map::new();
@@ -113,10 +168,10 @@ fn changed(raw: &Raw) -> Map<String, Value> {
     };
     add(
         "adapter",
-        section(&raw.adapter),
-        &section(&Adapter::default()),
+        section_of(&raw.adapter),
+        &section_of(&Adapter::default()),
     );
-    let mut train = section(&raw.train);
+    let mut train = section_of(&raw.train);
     train.retain(|field, _| !REPORTING.contains(&field.as_str()));
     add("train", train, &train_defaults());
     let model = &raw.model;
@@ -128,21 +183,24 @@ fn changed(raw: &Raw) -> Map<String, Value> {
         ),
         ("weights".to_owned(), json!(model.weights)),
     ]);
-    let defaults = Map::from_iter([("zero_terminal_snr".to_owned(), json!(false))]);
-    add("model", model, &defaults);
+    add("model", model, &model_defaults());
     changed
+}
+
+fn model_defaults() -> Map<String, Value> {
+    Map::from_iter([("zero_terminal_snr".to_owned(), json!(false))])
 }
 
 /// A number of steps has no default, so it is always among what is changed.
 fn train_defaults() -> Map<String, Value> {
     // serde's defaults stand at the fields; the smallest section has them all.
     let least: Result<Train, _> = toml::from_str("steps = 1\noutput = \"\"");
-    let mut defaults = least.map_or_else(|_| Map::new(), |train| section(&train));
+    let mut defaults = least.map_or_else(|_| Map::new(), |train| section_of(&train));
     defaults.remove("steps");
     defaults
 }
 
-fn section(section: &impl Serialize) -> Map<String, Value> {
+fn section_of(section: &impl Serialize) -> Map<String, Value> {
     match json!(section) {
         Value::Object(fields) => fields,
         _ => Map::new(),

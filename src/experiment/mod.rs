@@ -7,6 +7,7 @@
 
 mod check;
 mod error;
+mod file_name;
 mod fingerprint;
 mod process;
 pub mod raw;
@@ -16,10 +17,13 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 pub use error::Error;
-pub use raw::{DdpmPrediction, FileMap, LrDecay, Precision, QuantizedWeights, Raw, SlotFiles};
+pub use fingerprint::{TrainingFields, default_of};
+pub use raw::{
+    DdpmPrediction, FileMap, LrDecay, Precision, QuantizedWeights, Raw, SlotFiles, Warmup,
+};
 pub use settings::{
     AdapterSettings, DatasetSettings, ModelSettings, SampleOverrides, SampleSettings, Settings,
-    TrainSettings,
+    TrainLength, TrainSettings,
 };
 
 /// An Experiment whose values were checked.

@@ -13,7 +13,7 @@ use crate::diffusion::{Sampler, Shift};
 use crate::recipe::spec::Dtype;
 
 pub use files::{FileMap, SlotFiles};
-pub use train::{LrDecay, Train};
+pub use train::{LrDecay, Train, Warmup};
 
 /// An Experiment: a base model, its data, the recipe, the adapter and the training.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]

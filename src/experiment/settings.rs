@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use super::raw::{self, LrDecay, Precision, QuantizedWeights};
+use super::raw::{self, LrDecay, Precision, QuantizedWeights, Warmup};
 use super::{Error, Experiment, FileMap};
 use crate::diffusion::{
     LossWeighting, Process, Sampler, Shift, Spacing, TimestepSampling, TimestepSpec,
@@ -104,19 +104,28 @@ pub struct AdapterSettings {
     pub save_precision: Precision,
 }
 
+/// When a training ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TrainLength {
+    /// After so many optimizer steps.
+    Steps(u64),
+    /// After so many passes over the data.
+    Epochs(u64),
+}
+
 /// How the LoRA is trained, with the flavor's defaults filled in.
 #[derive(Clone, Debug)]
 pub struct TrainSettings {
-    /// Optimizer steps.
-    pub steps: u64,
+    /// When it ends.
+    pub length: TrainLength,
     /// The LoRA's file name, without its ending.
     pub name: String,
     /// The highest learning rate.
     pub learning_rate: f64,
     /// What the learning rate does after warm-up.
     pub lr_schedule: LrDecay,
-    /// Steps over which the learning rate rises from 0.
-    pub warmup_steps: u64,
+    /// How long the learning rate rises from 0.
+    pub warmup: Warmup,
     /// Pictures in a micro-batch.
     pub batch_size: usize,
     /// Micro-batches in an optimizer step.
@@ -313,11 +322,15 @@ impl Experiment {
         let train = &self.raw.train;
         let sampling = train.timestep_sampling;
         TrainSettings {
-            steps: train.steps,
+            length: match (train.steps, train.epochs) {
+                (None, Some(epochs)) => TrainLength::Epochs(epochs),
+                // One of them is there: checked when the file was read.
+                (steps, _) => TrainLength::Steps(steps.unwrap_or_default()),
+            },
             name: train.name.clone(),
             learning_rate: train.learning_rate,
             lr_schedule: train.lr_schedule,
-            warmup_steps: train.warmup_steps,
+            warmup: train.warmup_steps,
             batch_size: train.batch_size,
             gradient_accumulation: train.gradient_accumulation,
             max_grad_norm: train.max_grad_norm,

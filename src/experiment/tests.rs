@@ -3,7 +3,7 @@ use std::path::Path;
 use expect_test::expect;
 use serde_json::Value;
 
-use super::{Experiment, Raw, json_schema};
+use super::{Experiment, Raw, Warmup, json_schema};
 
 const SMALLEST: &str = r#"
 [model]
@@ -61,14 +61,14 @@ fn mistakes_get_one_line_with_the_place_and_the_nearest_name() {
     expect![[r#"
         some/exp.toml:12: unknown key `learing_rate`; did you mean `learning_rate`?
         some/exp.toml:11: invalid type: string "ten", expected u64
-        some/exp.toml:10: missing field `steps`
+        some/exp.toml: `train.steps`: expected `steps` or `epochs`, found neither
         some/exp.toml: `train.steps`: expected a number above 0, found 0
         some/exp.toml:11: invalid value: integer `-1`, expected u64
         some/exp.toml: `train.learning_rate`: expected a number above 0, found NaN
         some/exp.toml:12: unknown value `cosin`; did you mean `cosine`?
         some/exp.toml:12: unknown value `rainbow`; expected one of uniform, logit_normal, mode
         some/exp.toml: `train.caption_dropout`: expected at least 0 and less than 1, found 1.5
-        some/exp.toml: `train.name`: expected a plain file name, found `../x`
+        some/exp.toml: `train.name`: expected a plain file name without / \ < > : " | ? *, found `../x`
         some/exp.toml:6: unknown key `stores`; did you mean `store`?
         some/exp.toml: `dataset[0].repeats`: expected 1 or more; leave the data set out to use none of it
         some/exp.toml: `dataset[0].resolution`: expected 64 to 16384 px, found 7
@@ -187,7 +187,7 @@ fn files_are_named_by_slot_in_short_or_as_a_table() {
 fn only_what_changes_the_numbers_is_in_the_training_fingerprint() {
     let fingerprint = |text: String| {
         let experiment = Experiment::parse(Path::new("a/b.toml"), text).expect("valid");
-        experiment.training_fingerprint()
+        experiment.training(10, 0).fingerprint()
     };
     let base = fingerprint(SMALLEST.to_owned());
     for same in [
@@ -211,6 +211,93 @@ fn only_what_changes_the_numbers_is_in_the_training_fingerprint() {
     ] {
         let text = SMALLEST.replace("output = \"out\"", &format!("output = \"out\"\n{other}"));
         assert_ne!(fingerprint(text), base, "{other}");
+    }
+}
+
+/// They stand in checkpoints.
+#[test]
+fn training_fingerprints_are_those_of_earlier_versions() {
+    for (set, steps, warmup, expected) in [
+        (
+            "steps = 10",
+            10,
+            0,
+            "0894cb5dd7c058e777159d6a77ea76c855f8d378cf747fe69d68f315b0171762",
+        ),
+        (
+            "steps = 10\nwarmup_steps = 3\nlr_schedule = \"cosine\"\nshift = 2.0\n[adapter]\nrank = 4",
+            10,
+            3,
+            "e68244580b5a15e13ae14899e96e3c1e38f289e2101a7a79aa6b2a2a1bf614e3",
+        ),
+        // Other measures of the same.
+        (
+            "epochs = 5\nwarmup_steps = 0.3\nlr_schedule = \"cosine\"\nshift = 2.0\n[adapter]\nrank = 4",
+            10,
+            3,
+            "e68244580b5a15e13ae14899e96e3c1e38f289e2101a7a79aa6b2a2a1bf614e3",
+        ),
+    ] {
+        let text = SMALLEST.replace(
+            "steps = 10\noutput = \"out\"",
+            &format!("output = \"out\"\n{set}"),
+        );
+        let experiment = Experiment::parse(Path::new("a/b.toml"), text).expect("valid");
+        let found = experiment.training(steps, warmup).fingerprint();
+        assert_eq!(found.to_string(), expected, "{set}");
+    }
+}
+
+#[test]
+fn a_training_has_one_length_and_its_warm_up_ends_in_it() {
+    let said = |set: &str| complaint(|t| t.replace("steps = 10", set));
+    for right in [
+        "epochs = 3",
+        "epochs = 3\nwarmup_steps = 500",
+        "steps = 10\nwarmup_steps = 10",
+        "steps = 10\nwarmup_steps = 0.25",
+        "steps = 10\nwarmup_steps = 0.0",
+    ] {
+        assert_eq!(said(right), "no error", "{right}");
+    }
+    for (wrong, why) in [
+        (
+            "seed = 1",
+            "`train.steps`: expected `steps` or `epochs`, found neither",
+        ),
+        (
+            "steps = 10\nepochs = 3",
+            "`train.epochs`: expected `steps` or `epochs`, found both",
+        ),
+        (
+            "epochs = 0",
+            "`train.epochs`: expected a number above 0, found 0",
+        ),
+        (
+            "steps = 10\nwarmup_steps = 11",
+            "`train.warmup_steps`: expected at most `train.steps` (10), found 11",
+        ),
+        ("steps = 10\nwarmup_steps = 1.0", "less than 1, found 1"),
+        ("steps = 10\nwarmup_steps = -1", "less than 1, found -1"),
+        (
+            "steps = 10\nwarmup_steps = \"10%\"",
+            "expected a number of steps, or a share of all steps below 1",
+        ),
+    ] {
+        let said = said(wrong);
+        assert!(said.contains(why), "{wrong}: {said}");
+    }
+}
+
+#[test]
+fn a_share_of_warm_up_is_rounded_down_as_in_kohya_s_scripts() {
+    for (share, steps, warmup) in [
+        (0.1, 1000, 100),
+        (0.1, 1009, 100),
+        (0.29, 100, 28),
+        (0.0, 5, 0),
+    ] {
+        assert_eq!(Warmup::Share(share).of(steps), warmup);
     }
 }
 

@@ -208,6 +208,13 @@ pub fn write_file(path: &Path, chunks: &[&[u8]]) -> Result<(), Error> {
     disk::write_once(&Local, folder, &name, chunks)
 }
 
+/// The process that wrote the file of this name, where it is a temporary name of [`write_file`].
+pub(crate) fn writer_of_temporary(name: &str) -> Option<u32> {
+    let (process, number) = name.strip_prefix(disk::TEMP_PREFIX)?.split_once('-')?;
+    number.parse::<u64>().ok()?;
+    process.parse().ok()
+}
+
 /// Runs a decoder on bytes that may be hostile: a panic in a library below becomes an error of that one file.
 fn contain<T>(decode: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
     // Unwind safe: what a decoder leaves half done is its own and dropped.

@@ -1,10 +1,12 @@
-//! Checkpoints: all a run needs to go on as if it had never stopped.
+//! A checkpoint: all a run needs to go on as if it had never stopped.
 //!
-//! One safetensors file a checkpoint, `checkpoints/step-00000500.safetensors`: the adapter's `f32` masters as the flat tensor
-//! `parameters`, the optimizer's state as flat tensors under the names that it gives them, and one metadata entry, `plumb`,
-//! with [`State`] as JSON. Randomness needs no state: it is a function of the step.
+//! One safetensors file: the adapter's `f32` masters as the flat tensor `parameters`, the optimizer's state as flat tensors under
+//! the names that it gives them, and one metadata entry, `plumb`, as JSON: a digest of the whole file and [`State`]. Randomness needs
+//! no state: it is a function of the step. Which of a run's checkpoints is used, [`super::checkpoints`] decides.
 
 use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
 use candle_core::safetensors::Load as _;
@@ -12,62 +14,136 @@ use candle_core::{DType, Device, Tensor};
 use safetensors::tensor::SafeTensors;
 use serde::{Deserialize, Serialize};
 
+use super::identity::Identity;
+use crate::convert::provenance::Stretch;
 use crate::digest::{Digest, Fingerprint};
 use crate::optim::{OptimizerOptions, StateTensor};
-use crate::store;
+use crate::{shown, store};
 
 const METADATA_KEY: &str = "plumb";
 const PARAMETERS: &str = "parameters";
-const PREFIX: &str = "step-";
-const ENDING: &str = ".safetensors";
+
+/// How the metadata entry begins; the digest's 64 digits follow. In the header each quote has a backslash before it.
+const DIGEST_BEFORE: &str = "{\"digest\":\"";
+const DIGEST_DIGITS: usize = 64;
+
+/// The largest file that is read: a LoRA of five thousand million parameters.
+const LIMIT_BYTES: u64 = 64 << 30;
 
 /// Why a checkpoint could not be written or used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The folder of checkpoints cannot be read, or a file in it.
-    #[error("{}: cannot be read: {why}", path.display())]
+    /// The operating system cannot read it.
+    #[error(
+        "{}: cannot be read: {source}; make it readable, or remove it to go on from the one before it",
+        shown::path(path)
+    )]
     Unreadable {
         /// The file or folder.
         path: PathBuf,
-        /// What is wrong.
+        /// What the system said.
+        source: io::Error,
+    },
+    /// It was read, and is not what was written.
+    #[error("{}: is damaged: {why}", shown::path(path))]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// Expected and found.
         why: String,
     },
-    /// The checkpoint belongs to another run.
+    /// It is as it was written, and another version's.
     #[error(
-        "{}: its {what} differs from this run's (expected {expected}, found {found}); \
-         choose another `train.output`, or start over with --restart", path.display()
+        "{}: is whole, but this plumb cannot read its state: {why}; use the version that wrote it, or start over with --restart",
+        shown::path(path)
+    )]
+    OtherVersion {
+        /// The file.
+        path: PathBuf,
+        /// What is not understood.
+        why: String,
+    },
+    /// It belongs to another run.
+    #[error(
+        "{}: is of a run with another Experiment or other data: {differences}; set that back, choose another `train.output`, or start over with --restart",
+        shown::path(path)
     )]
     OtherRun {
         /// The file.
         path: PathBuf,
-        /// What differs.
-        what: &'static str,
-        /// This run's.
-        expected: String,
-        /// The checkpoint's.
-        found: String,
+        /// What differs, with both values.
+        differences: String,
     },
-    /// The checkpoint could not be put in place.
-    #[error(transparent)]
-    Store(#[from] store::Error),
+    /// There are checkpoints, and none can be used.
+    #[error(
+        "none of the checkpoints (there are {count}) is sound: {first}; put back a sound copy, or start over with --restart"
+    )]
+    NoneSound {
+        /// How many there are.
+        count: usize,
+        /// What is wrong with the newest.
+        first: Box<Self>,
+    },
+    /// A tensor cannot be copied from its device.
+    #[error("step {step}: the checkpoint cannot be made: {source}")]
+    Unmade {
+        /// Its step.
+        step: u64,
+        /// What failed.
+        source: candle_core::Error,
+    },
+    /// It cannot be written.
+    #[error("step {step}: the checkpoint cannot be kept: {source}; {}", from_where(*last))]
+    Unsaved {
+        /// Its step.
+        step: u64,
+        /// The step of the last one that is sound; None where there is none.
+        last: Option<u64>,
+        /// What failed.
+        source: store::Error,
+    },
 }
 
-/// What a checkpoint says of its run. A run resumes only where all but `computed` agree.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+fn from_where(last: Option<u64>) -> String {
+    match last {
+        Some(step) => format!("the last that was kept is of step {step}"),
+        None => "none was kept before".to_owned(),
+    }
+}
+
+/// What a checkpoint says of its run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct State {
     /// Optimizer steps done.
     pub step: u64,
-    /// The fingerprint of what in the Experiment decides trained numbers.
-    pub training: Fingerprint,
-    /// The digest of the denoiser's weights.
-    pub denoiser: Digest,
-    /// The digest of the list of entries that it trains from.
-    pub manifest: Digest,
-    /// The fingerprint of the adapters' tensors, names and shapes: how `parameters` is laid out.
-    pub layout: Fingerprint,
+    /// What decides the run's numbers.
+    pub identity: Identity,
     /// On what and in what type it was computed, in words. A run may go on elsewhere, but then not bit for bit.
     pub computed: String,
+    /// Earlier stretches that were computed elsewhere, or under other learning rates.
+    pub history: Vec<Stretch>,
+}
+
+/// [`State`] as it was before checkpoints had a digest.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FirstState {
+    step: u64,
+    training: Fingerprint,
+    denoiser: Digest,
+    manifest: Digest,
+    layout: Fingerprint,
+    computed: String,
+}
+
+/// The metadata entry. The digest comes first: [`DIGEST_BEFORE`].
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Entry {
+    /// Of the whole file, with zeros in its own place.
+    digest: Digest,
+    state: State,
 }
 
 /// A checkpoint in memory.
@@ -82,31 +158,20 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Writes the checkpoint into `folder`, whole and durable or not at all, then removes the oldest beyond
-    /// the last `keep`.
+    /// The bytes of its file.
     ///
     /// # Errors
-    /// If the file cannot be written. That old ones cannot be removed is no error.
-    pub fn write(&self, folder: &Path, keep: usize) -> Result<PathBuf, Error> {
-        let name = format!("{PREFIX}{:08}{ENDING}", self.state.step);
-        let path = folder.join(name);
-        store::write_file(&path, &[&self.to_bytes(&path)?])?;
-        // Only now that the new one is durable; with a `keep` of 0 it would remove itself.
-        let mut old = list(folder)?;
-        old.truncate(old.len().saturating_sub(keep.max(1)));
-        for (_, old) in old {
-            // An old checkpoint that stays does no harm.
-            let _ = std::fs::remove_file(old);
-        }
-        Ok(path)
-    }
-
-    fn to_bytes(&self, path: &Path) -> Result<Vec<u8>, Error> {
-        let unwritable = |why: String| Error::Unreadable {
-            path: path.into(),
-            why,
+    /// If a tensor cannot be copied from its device.
+    pub fn to_bytes(&self) -> Result<Vec<u8>, Error> {
+        let step = self.state.step;
+        let unmade = |source| Error::Unmade { step, source };
+        let unset = Digest::from_bytes([0; 32]);
+        let entry = Entry {
+            digest: unset,
+            state: self.state.clone(),
         };
-        let state = serde_json::to_string(&self.state).map_err(|e| unwritable(e.to_string()))?;
+        let text =
+            serde_json::to_string(&entry).map_err(|e| unmade(candle_core::Error::wrap(e)))?;
         let parameters = (PARAMETERS, &self.parameters);
         let tensors = self.optimizer.iter().map(|(name, t)| (name.as_str(), t));
         // Copied to the host here, where an error can be returned: safetensors' trait for tensors gives bytes without a `Result`.
@@ -114,263 +179,196 @@ impl Checkpoint {
             .chain([parameters])
             .map(|(name, tensor)| Ok((name, tensor.to_device(&Device::Cpu)?)))
             .collect::<candle_core::Result<Vec<_>>>()
-            .map_err(|e| unwritable(e.to_string()))?;
-        let metadata = HashMap::from([(METADATA_KEY.to_owned(), state)]);
-        safetensors::serialize(tensors, Some(metadata)).map_err(|e| unwritable(e.to_string()))
+            .map_err(unmade)?;
+        let metadata = HashMap::from([(METADATA_KEY.to_owned(), text)]);
+        let mut bytes = safetensors::serialize(tensors, Some(metadata))
+            .map_err(|e| unmade(candle_core::Error::wrap(e)))?;
+        let at = digest_place(&bytes, unset).ok_or_else(|| {
+            unmade(candle_core::Error::Msg(
+                "the digest has no place".to_owned(),
+            ))
+        })?;
+        let digest = Digest::of(&bytes).to_string();
+        bytes[at..at + DIGEST_DIGITS].copy_from_slice(digest.as_bytes());
+        Ok(bytes)
     }
 
-    /// Reads the newest checkpoint in `folder` that is whole and belongs to the run `expected` describes
-    /// (its step aside), trained by `optimizer`. `first` is what a checkpoint of the first version has for its training. `None`
-    /// where the folder has none.
+    /// Reads the checkpoint at `path`, of a run trained by `optimizer`; and whether it has a digest, which then fits.
     ///
     /// # Errors
-    /// If the newest whole one belongs to another run, or none of those there can be read.
-    pub fn newest(
-        folder: &Path,
-        expected: &State,
-        first: Option<Fingerprint>,
-        optimizer: &OptimizerOptions,
-    ) -> Result<Option<Self>, Error> {
-        let mut damaged = None;
-        for (step, path) in list(folder)?.into_iter().rev() {
-            let at_step = State {
-                step,
-                ..expected.clone()
-            };
-            match Self::read(&path, &at_step, first, optimizer) {
-                Ok(found) => return Ok(Some(found)),
-                // Not skipped: going on from an older one would overwrite another run's checkpoints.
-                Err(error @ Error::OtherRun { .. }) => return Err(error),
-                // A damaged file costs the steps since the one before it.
-                Err(error) => damaged = damaged.or(Some(error)),
-            }
-        }
-        damaged.map_or(Ok(None), Err)
+    /// [`Error::Damaged`] if it is not as it was written; else as the variants say.
+    pub fn read(path: &Path, optimizer: &OptimizerOptions) -> Result<(Self, bool), Error> {
+        let bytes = read_file(path).map_err(|source| Error::Unreadable {
+            path: path.into(),
+            source,
+        })?;
+        Self::from_bytes(bytes, optimizer).map_err(|fault| fault.at(path))
     }
 
-    fn read(
-        path: &Path,
-        expected: &State,
-        first: Option<Fingerprint>,
-        optimizer: &OptimizerOptions,
-    ) -> Result<Self, Error> {
-        let unreadable = |why: String| Error::Unreadable {
-            path: path.into(),
-            why,
+    fn from_bytes(mut bytes: Vec<u8>, optimizer: &OptimizerOptions) -> Result<(Self, bool), Fault> {
+        let entry = metadata_entry(&bytes)?;
+        let has_digest = entry.starts_with(DIGEST_BEFORE);
+        let state = match has_digest {
+            true => {
+                check_digest(&mut bytes, &entry)?;
+                let entry: Entry =
+                    serde_json::from_str(&entry).map_err(|e| Fault::OtherVersion(e.to_string()))?;
+                entry.state
+            }
+            false => {
+                let state: FirstState = serde_json::from_str(&entry).map_err(damaged)?;
+                state.into()
+            }
         };
-        let bytes = std::fs::read(path).map_err(|e| unreadable(e.to_string()))?;
-        let mut state = read_state(&bytes).map_err(unreadable)?;
-        let tensors = SafeTensors::deserialize(&bytes).map_err(|e| unreadable(e.to_string()))?;
-        // The first version fingerprinted the same training differently; taken as this run's, it is compared like any other.
-        if Some(state.training) == first {
-            state.training = expected.training;
-        }
-        state.check(path, expected)?;
-        let parameters = tensors.tensor(PARAMETERS);
-        let length = parameters.map_err(|e| unreadable(e.to_string()))?;
+        let tensors = SafeTensors::deserialize(&bytes).map_err(damaged)?;
+        let length = tensors.tensor(PARAMETERS).map_err(damaged)?;
         let length = length.shape().iter().product();
         let flat = |name, dtype| StateTensor {
             name,
             dtype,
             length,
         };
-        let parameters = read_flat(&tensors, flat(PARAMETERS, DType::F32)).map_err(unreadable)?;
-        let optimizer = optimizer.state_tensors(length).into_iter();
-        let optimizer = optimizer
+        let parameters = read_flat(&tensors, flat(PARAMETERS, DType::F32))?;
+        let wanted = optimizer.state_tensors(length).into_iter();
+        let optimizer = wanted
             .map(|tensor| Ok((tensor.name.to_owned(), read_flat(&tensors, tensor)?)))
-            .collect::<Result<_, _>>();
-        Ok(Self {
+            .collect::<Result<_, Fault>>()?;
+        let checkpoint = Self {
             state,
             parameters,
-            optimizer: optimizer.map_err(unreadable)?,
-        })
+            optimizer,
+        };
+        if let Some(name) = checkpoint.not_finite().map_err(damaged)? {
+            return Err(Fault::Damaged(format!(
+                "`{name}` has numbers that are not finite"
+            )));
+        }
+        Ok((checkpoint, has_digest))
+    }
+
+    /// The name of a tensor in which a number is NaN or infinite, if there is one: no run can go on from it.
+    ///
+    /// # Errors
+    /// If a tensor cannot be copied from its device.
+    pub fn not_finite(&self) -> candle_core::Result<Option<String>> {
+        let optimizer = self.optimizer.iter().map(|(name, t)| (name.as_str(), t));
+        for (name, tensor) in [(PARAMETERS, &self.parameters)]
+            .into_iter()
+            .chain(optimizer)
+        {
+            // NaN and the infinities stay what they are in a product with 0, and in a sum; finite numbers come to 0.
+            let sum = (tensor.to_dtype(DType::F32)? * 0.0)?.sum_all()?;
+            if !sum.to_scalar::<f32>()?.is_finite() {
+                return Ok(Some(name.to_owned()));
+            }
+        }
+        Ok(None)
     }
 }
 
-impl State {
-    /// That a checkpoint with this state is of the run and the step that `expected` describes.
-    fn check(&self, path: &Path, expected: &Self) -> Result<(), Error> {
-        let text = |s: &dyn std::fmt::Display| s.to_string();
-        let (e, f) = (expected, self);
-        let pairs = [
-            ("training section", text(&e.training), text(&f.training)),
-            ("base model", text(&e.denoiser), text(&f.denoiser)),
-            (
-                "set of cached entries",
-                text(&e.manifest),
-                text(&f.manifest),
-            ),
-            ("set of adapted modules", text(&e.layout), text(&f.layout)),
-            ("step", text(&e.step), text(&f.step)),
-        ];
-        match pairs
-            .into_iter()
-            .find(|(_, expected, found)| expected != found)
-        {
-            None => Ok(()),
-            Some((what, expected, found)) => {
-                // Fingerprints are 64 digits long; 12 tell them apart.
-                let short = |id: String| id.chars().take(12).collect();
-                Err(Error::OtherRun {
-                    path: path.into(),
-                    what,
-                    expected: short(expected),
-                    found: short(found),
-                })
-            }
+impl From<FirstState> for State {
+    fn from(first: FirstState) -> Self {
+        Self {
+            step: first.step,
+            identity: Identity {
+                training: first.training,
+                denoiser: first.denoiser,
+                manifest: first.manifest,
+                layout: first.layout,
+                description: None,
+            },
+            computed: first.computed,
+            history: Vec::new(),
         }
     }
 }
 
-fn read_state(file: &[u8]) -> Result<State, String> {
-    let (_, header) = SafeTensors::read_metadata(file).map_err(|e| e.to_string())?;
-    let text = header.metadata().as_ref().and_then(|m| m.get(METADATA_KEY));
-    let text = text.ok_or_else(|| format!("it has no `{METADATA_KEY}` metadata"))?;
-    serde_json::from_str(text).map_err(|e| e.to_string())
+/// What is wrong with the bytes of a file.
+enum Fault {
+    Damaged(String),
+    OtherVersion(String),
 }
 
-fn read_flat(file: &SafeTensors<'_>, wanted: StateTensor) -> Result<Tensor, String> {
+impl Fault {
+    fn at(self, path: &Path) -> Error {
+        let path = path.into();
+        match self {
+            Self::Damaged(why) => Error::Damaged { path, why },
+            Self::OtherVersion(why) => Error::OtherVersion { path, why },
+        }
+    }
+}
+
+fn damaged(why: impl std::fmt::Display) -> Fault {
+    // Names of tensors and fields stand in it, as the file has them.
+    Fault::Damaged(shown::text(&why.to_string()).to_string())
+}
+
+/// A file's bytes. What is no file has no end, or is none of ours.
+fn read_file(path: &Path) -> io::Result<Vec<u8>> {
+    let metadata = std::fs::metadata(path)?;
+    if !metadata.is_file() || metadata.len() > LIMIT_BYTES {
+        return Err(io::Error::other("it is no file of a checkpoint's size"));
+    }
+    let mut bytes = Vec::new();
+    File::open(path)?
+        .take(LIMIT_BYTES)
+        .read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+fn metadata_entry(file: &[u8]) -> Result<String, Fault> {
+    let (_, header) = SafeTensors::read_metadata(file).map_err(damaged)?;
+    let entries = header.metadata().as_ref();
+    let entry = entries.filter(|m| m.len() == 1);
+    let entry = entry.and_then(|m| m.get(METADATA_KEY)).cloned();
+    entry.ok_or_else(|| damaged(format!("expected one metadata entry, `{METADATA_KEY}`")))
+}
+
+/// Where a file's header has the digits of its digest.
+fn digest_place(file: &[u8], digest: Digest) -> Option<usize> {
+    let before = DIGEST_BEFORE.replace('"', "\\\"");
+    let wanted = format!("{before}{digest}");
+    let at = file
+        .windows(wanted.len())
+        .position(|w| w == wanted.as_bytes())?;
+    Some(at + before.len())
+}
+
+/// That the digest which the metadata entry names is the file's.
+fn check_digest(file: &mut [u8], entry: &str) -> Result<(), Fault> {
+    let digits = entry[DIGEST_BEFORE.len()..].get(..DIGEST_DIGITS);
+    let named: Option<Digest> = digits.and_then(|digits| digits.parse().ok());
+    let place = named.and_then(|named| digest_place(file, named).map(|at| (named, at)));
+    let Some((named, at)) = place else {
+        return Err(damaged("its digest cannot be read"));
+    };
+    file[at..at + DIGEST_DIGITS].fill(b'0');
+    let found = Digest::of(file);
+    if found == named {
+        return Ok(());
+    }
+    let (named, found) = (named.short(), found.short());
+    Err(damaged(format!("expected digest {named}, found {found}")))
+}
+
+fn read_flat(file: &SafeTensors<'_>, wanted: StateTensor) -> Result<Tensor, Fault> {
     let StateTensor {
         name,
         dtype,
         length,
     } = wanted;
-    let view = file.tensor(name).map_err(|e| e.to_string())?;
+    let view = file.tensor(name).map_err(damaged)?;
     if view.dtype() != dtype.into() || view.shape() != [length] {
-        return Err(format!(
+        return Err(damaged(format!(
             "tensor `{name}`: expected {length} numbers in {dtype:?}, found {:?} in {:?}",
             view.shape(),
             view.dtype()
-        ));
+        )));
     }
-    view.load(&Device::Cpu).map_err(|e| e.to_string())
-}
-
-/// The checkpoints in a folder, oldest first, by step.
-fn list(folder: &Path) -> Result<Vec<(u64, PathBuf)>, Error> {
-    let unreadable = |e: std::io::Error| Error::Unreadable {
-        path: folder.into(),
-        why: e.to_string(),
-    };
-    let entries = match std::fs::read_dir(folder) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        other => other.map_err(unreadable)?,
-    };
-    let mut found = Vec::new();
-    for entry in entries {
-        let path = entry.map_err(unreadable)?.path();
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        let step = name
-            .strip_prefix(PREFIX)
-            .and_then(|n| n.strip_suffix(ENDING))
-            .and_then(|n| n.parse().ok());
-        found.extend(step.map(|s| (s, path.clone())));
-    }
-    // By step first, whatever order the file system lists them in.
-    found.sort();
-    Ok(found)
+    view.load(&Device::Cpu).map_err(damaged)
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::BTreeMap;
-    use std::path::Path;
-
-    use candle_core::{Device, Tensor};
-
-    use super::{Checkpoint, Error, State, list, read_state};
-    use crate::digest::{Digest, Fingerprint};
-    use crate::optim::OptimizerOptions;
-
-    fn checkpoint(step: u64) -> Checkpoint {
-        let id = Fingerprint::from_bytes([1; 32]);
-        let digest = Digest::of(b"x");
-        let state = State {
-            step,
-            training: id,
-            denoiser: digest,
-            manifest: digest,
-            layout: id,
-            computed: "on a CPU in f32".to_owned(),
-        };
-        let flat = |factor: f32| {
-            let values = [factor * step as f32, f32::MIN_POSITIVE, -0.0];
-            Tensor::new(&values, &Device::Cpu).expect("a tensor")
-        };
-        Checkpoint {
-            state,
-            parameters: flat(1.0),
-            optimizer: BTreeMap::from([
-                ("first_moment".to_owned(), flat(2.0)),
-                ("second_moment".to_owned(), flat(3.0)),
-            ]),
-        }
-    }
-
-    fn newest(folder: &Path, expected: &State) -> Result<Option<Vec<u8>>, Error> {
-        let found = Checkpoint::newest(folder, expected, None, &OptimizerOptions::default())?;
-        Ok(found.map(|checkpoint| bytes_of(&checkpoint)))
-    }
-
-    fn bytes_of(checkpoint: &Checkpoint) -> Vec<u8> {
-        checkpoint.to_bytes(Path::new("")).expect("bytes")
-    }
-
-    #[test]
-    fn the_newest_whole_checkpoint_is_found_and_old_ones_go() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let expected = checkpoint(0).state;
-        assert_eq!(newest(folder.path(), &expected).expect("empty"), None);
-        for step in [5, 10, 15] {
-            checkpoint(step).write(folder.path(), 2).expect("written");
-        }
-        let steps: Vec<u64> = list(folder.path())
-            .expect("listed")
-            .into_iter()
-            .map(|(s, _)| s)
-            .collect();
-        assert_eq!(steps, [10, 15]);
-        let last = folder.path().join("step-00000015.safetensors");
-        let bytes = std::fs::read(&last).expect("readable");
-        std::fs::write(&last, &bytes[..bytes.len() - 1]).expect("cut");
-        let found = newest(folder.path(), &expected).expect("the older one");
-        assert_eq!(found, Some(bytes_of(&checkpoint(10))));
-    }
-
-    #[test]
-    fn a_checkpoint_of_another_run_is_refused_with_what_differs() {
-        let folder = tempfile::tempdir().expect("a folder");
-        checkpoint(5).write(folder.path(), 2).expect("written");
-        let mut expected = checkpoint(0).state;
-        expected.denoiser = Digest::of(b"another");
-        let error = newest(folder.path(), &expected).expect_err("refused");
-        assert!(
-            error
-                .to_string()
-                .contains("its base model differs from this run's"),
-            "{error}"
-        );
-    }
-
-    #[test]
-    fn without_its_optimizer_s_state_a_checkpoint_is_damaged() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let mut last = checkpoint(15);
-        last.optimizer.remove("second_moment");
-        last.write(folder.path(), 2).expect("written");
-        let error = newest(folder.path(), &last.state).expect_err("damaged");
-        assert!(error.to_string().contains("second_moment"), "{error}");
-        checkpoint(10).write(folder.path(), 2).expect("written");
-        let found = newest(folder.path(), &last.state).expect("the older one");
-        assert_eq!(found, Some(bytes_of(&checkpoint(10))));
-    }
-
-    #[test]
-    fn a_checkpoint_of_the_first_version_is_read_and_written_the_same() {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let folder = root.join("tests/fixtures/run-v1/out/checkpoints");
-        let written = std::fs::read(folder.join("step-00000002.safetensors")).expect("a file");
-        let state = read_state(&written).expect("a state");
-        assert_eq!(newest(&folder, &state).expect("read"), Some(written));
-    }
-}
+#[path = "checkpoint_tests.rs"]
+mod tests;

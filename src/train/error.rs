@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::{checkpoint, plan};
+use super::{checkpoint, output, plan};
 use crate::cache::{self, Refusal};
 use crate::{base_model, dataset, lora, models, sample, store};
 
@@ -30,6 +30,16 @@ pub enum Error {
         /// NaN or an infinity.
         loss: f64,
     },
+    /// The loss was finite, and what it was to change was not.
+    #[error(
+        "step {step}: {what} NaN or infinite: the training diverged; a lower `train.learning_rate` or a smaller `train.max_grad_norm` helps"
+    )]
+    NotFinite {
+        /// The step, from 1.
+        step: u64,
+        /// What is not finite, with its verb.
+        what: String,
+    },
     /// A file of the run cannot be read or written.
     #[error("{}: {source}", path.display())]
     Io {
@@ -56,6 +66,9 @@ pub enum Error {
     /// A checkpoint.
     #[error(transparent)]
     Checkpoint(#[from] checkpoint::Error),
+    /// The folder of the run.
+    #[error(transparent)]
+    Output(#[from] output::Error),
     /// The store.
     #[error(transparent)]
     Store(#[from] store::Error),

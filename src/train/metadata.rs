@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use serde_json::json;
 
+use super::length::Length;
 use super::set::TrainingSet;
 use crate::diffusion::Prediction;
 use crate::experiment::{LrDecay, Settings};
@@ -17,13 +18,14 @@ const MAX_TAGS: usize = 1000;
 pub(super) fn training(
     settings: &Settings,
     set: &TrainingSet<'_>,
+    length: Length,
     step: u64,
 ) -> BTreeMap<String, String> {
     let (train, adapter) = (&settings.train, &settings.adapter);
     // Readers compare with what kohya's scripts write: Python's `str()` of booleans, numbers and tuples.
     let python = |value: bool| if value { "True" } else { "False" }.to_owned();
     let schedule = match train.lr_schedule {
-        LrDecay::Constant if train.warmup_steps > 0 => "constant_with_warmup",
+        LrDecay::Constant if length.warmup_steps > 0 => "constant_with_warmup",
         LrDecay::Constant => "constant",
         LrDecay::Cosine => "cosine",
         LrDecay::Linear => "linear",
@@ -34,12 +36,12 @@ pub(super) fn training(
         ("ss_output_name", train.name.clone()),
         ("ss_seed", train.seed.to_string()),
         ("ss_steps", step.to_string()),
-        ("ss_max_train_steps", train.steps.to_string()),
+        ("ss_max_train_steps", length.steps.to_string()),
         ("ss_learning_rate", format!("{:?}", train.learning_rate)),
         // kohya's scripts have a rate each for the denoiser and for text encoders; only the denoiser is trained here.
         ("ss_unet_lr", format!("{:?}", train.learning_rate)),
         ("ss_lr_scheduler", schedule.to_owned()),
-        ("ss_lr_warmup_steps", train.warmup_steps.to_string()),
+        ("ss_lr_warmup_steps", length.warmup_steps.to_string()),
         ("ss_optimizer", train.optimizer.to_string()),
         ("ss_max_grad_norm", format!("{:?}", train.max_grad_norm)),
         ("ss_total_batch_size", train.batch_size.to_string()),

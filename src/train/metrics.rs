@@ -7,7 +7,16 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::events::EventWriter;
-use crate::store;
+use crate::monitor::Monitor;
+use crate::{shown, store};
+
+/// The file of metrics in a run's folder.
+pub(super) const LINES: &str = "metrics.jsonl";
+/// The folder of TensorBoard's events there.
+pub(super) const TENSORBOARD: &str = "tensorboard";
+
+/// How the names of event files begin.
+const EVENTS: &str = "events.out.tfevents.";
 
 /// The time now, in seconds since 1970. The library does not look at the clock itself.
 pub type Clock = fn() -> f64;
@@ -66,16 +75,24 @@ impl Metrics {
     ///
     /// # Errors
     /// If the files cannot be read or written.
-    pub fn open(folder: &Path, step: u64, clock: Clock) -> io::Result<Self> {
-        let path = folder.join("metrics.jsonl");
-        let kept = keep_until(&path, step)?;
+    pub fn open(folder: &Path, step: u64, clock: Clock, monitor: &dyn Monitor) -> io::Result<Self> {
+        let path = folder.join(LINES);
+        let (kept, unreadable) = keep_until(&path, step)?;
+        if unreadable > 0 && step > 0 {
+            monitor.note(&format!(
+                "{}: {unreadable} lines cannot be read and are left out; the training does not depend on them",
+                shown::path(&path)
+            ));
+        }
         // Replaced in one rename: a kill leaves the old lines or the new ones, and what is appended begins on a line of its own.
         store::write_file(&path, &[kept.as_bytes()]).map_err(io::Error::other)?;
         let lines = OpenOptions::new().append(true).open(&path)?;
-        let logs = folder.join("tensorboard");
+        let logs = folder.join(TENSORBOARD);
         std::fs::create_dir_all(&logs)?;
-        // A file for each start. TensorBoard reads a folder's files in the order of their names, so the time has leading zeros.
-        let name = format!("events.out.tfevents.{:010}.plumb.{step}", clock() as u64);
+        // A file for each start. TensorBoard reads a folder's files in the order of their names, so the time has leading zeros, and
+        // stands still where the clock went back.
+        let time = (clock() as u64).max(latest(&logs));
+        let name = format!("{EVENTS}{time:010}.plumb.{step}");
         let events = OpenOptions::new()
             .create(true)
             .append(true)
@@ -146,26 +163,48 @@ impl Metrics {
     }
 }
 
-/// The whole lines of steps up to `step`; none for a run that begins.
-fn keep_until(path: &Path, step: u64) -> io::Result<String> {
-    let text = match std::fs::read_to_string(path) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => String::new(),
+/// The latest time in the names of event files.
+fn latest(logs: &Path) -> u64 {
+    let entries = std::fs::read_dir(logs).into_iter().flatten().flatten();
+    let times = entries.filter_map(|entry| {
+        let name = entry.file_name().into_string().ok()?;
+        let (time, _) = name.strip_prefix(EVENTS)?.split_once('.')?;
+        // Ten digits are three hundred years.
+        time.parse().ok().filter(|time| *time < 10_000_000_000)
+    });
+    times.max().unwrap_or(0)
+}
+
+/// The whole lines of steps up to `step`, none for a run that begins; and how many others cannot be read, but for the last, which a
+/// kill may have cut short.
+fn keep_until(path: &Path, step: u64) -> io::Result<(String, usize)> {
+    let bytes = match std::fs::read(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Vec::new(),
         other => other?,
     };
-    let known = |line: &&str| {
-        // A line that a kill cut short does not parse, and is left out.
-        serde_json::from_str::<MetricsLine>(line).is_ok_and(|l| l.step() <= step && step > 0)
-    };
-    Ok(text
-        .lines()
-        .filter(known)
-        .map(|l| format!("{l}\n"))
-        .collect())
+    let (mut kept, mut unreadable) = (String::new(), 0);
+    let mut lines = bytes.split(|b| *b == b'\n').peekable();
+    while let Some(line) = lines.next() {
+        let is_last = lines.peek().is_none();
+        match (
+            serde_json::from_slice::<MetricsLine>(line),
+            std::str::from_utf8(line),
+        ) {
+            (Ok(known), Ok(text)) if known.step() <= step && step > 0 => {
+                kept += text;
+                kept.push('\n');
+            }
+            (Ok(_), _) => {}
+            (Err(_), _) => unreadable += usize::from(!is_last && !line.is_empty()),
+        }
+    }
+    Ok((kept, unreadable))
 }
 
 #[cfg(test)]
 mod tests {
     use super::{Metrics, MetricsLine};
+    use crate::monitor::Silent;
 
     #[test]
     fn a_resumed_run_continues_its_metrics_without_doubling_steps() {
@@ -178,11 +217,11 @@ mod tests {
             seconds: 0.1,
             waited: 0.05,
         };
-        let mut metrics = Metrics::open(folder.path(), 0, || 1.0).expect("opened");
+        let mut metrics = Metrics::open(folder.path(), 0, || 2.0, &Silent).expect("opened");
         for step in 1..=4 {
             metrics.write(&line(step)).expect("told");
         }
-        let mut metrics = Metrics::open(folder.path(), 2, || 2.0).expect("reopened");
+        let mut metrics = Metrics::open(folder.path(), 2, || 1.0, &Silent).expect("reopened");
         metrics.write(&line(3)).expect("told");
         let text = std::fs::read_to_string(folder.path().join("metrics.jsonl")).expect("readable");
         let steps: Vec<MetricsLine> = text
@@ -190,5 +229,12 @@ mod tests {
             .map(|l| serde_json::from_str(l).expect("a line"))
             .collect();
         assert_eq!(steps, [line(1), line(2), line(3)]);
+        // The clock went back in between: the files' names still have the order of the starts.
+        let logs = std::fs::read_dir(folder.path().join("tensorboard")).expect("a folder");
+        let logs = logs.map(|e| e.expect("an entry").file_name());
+        let mut logs: Vec<_> = logs.map(|n| n.to_string_lossy().into_owned()).collect();
+        logs.sort();
+        let name = |step| format!("events.out.tfevents.0000000002.plumb.{step}");
+        assert_eq!(logs, [name(0), name(2)]);
     }
 }

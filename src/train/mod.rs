@@ -3,18 +3,24 @@
 //!
 //! The loop is in `run.rs`; a step is a function of (Experiment, base model, entries, number of the step), so that a
 //! resumed run equals an uninterrupted one bit for bit. Read [`inputs`] for what a step sees, [`step`] for what it
-//! does with it, [`checkpoint`] for what is kept.
+//! does with it, [`checkpoint`] for what is kept, [`identity`] for what must be the same for a run to go on, [`output`] for its folder.
 
 pub mod batches;
+mod beginning;
 pub mod checkpoint;
+pub mod checkpoints;
 mod error;
 pub mod events;
+pub mod identity;
 pub mod inputs;
+mod length;
 mod loader;
 mod metadata;
 pub mod metrics;
+pub mod output;
 pub mod plan;
 mod results;
+mod resume;
 mod run;
 mod set;
 pub mod step;
@@ -31,8 +37,10 @@ use crate::monitor::Monitor;
 use crate::nn::weights::DigestMemo;
 use crate::store::{self, Store};
 
+use beginning::Beginning;
 pub use error::Error;
 use metrics::Clock;
+use output::OutputFolder;
 use plan::{Machine, MemoryPlan, MemoryRequest};
 use run::Run;
 pub use set::TrainingSet;
@@ -103,7 +111,20 @@ pub fn run(
         storage: plan.storage,
         ..options.placement.clone()
     };
-    let denoiser_digest = base.denoiser_digest(memo)?;
+    // From here on the folder of the run is this training's; nothing is in it yet that was not there before.
+    let train = &base.settings.train;
+    let output = OutputFolder::open(&experiment.output_path(), &results::lora_file(train))?;
+    let beginning = Beginning::find(
+        experiment,
+        &base,
+        &set,
+        base.denoiser_digest(memo)?,
+        &output,
+        (options, &placement),
+        monitor,
+    )?;
+    refuse_dump_of_the_past(experiment, options, beginning.state.step)?;
+    output.check_room(&beginning.needs(&base.settings)?)?;
     monitor.start("loading the base model", None);
     let denoiser = base.denoiser.load(&placement)?;
     monitor.finish();
@@ -112,24 +133,29 @@ pub fn run(
         &base,
         &set,
         denoiser.as_ref(),
-        denoiser_digest,
         plan,
-        options,
+        &output,
+        beginning,
     )?;
     tell_start(&run, monitor);
-    // Refused, or nothing would be dumped and nobody told.
-    if let Some((step, _)) = &options.dump_step
-        && *step <= run.step
-    {
-        return Err(Error::Experiment {
+    run.go(options, monitor)
+}
+
+/// Refused, or nothing would be dumped and nobody told.
+fn refuse_dump_of_the_past(
+    experiment: &Experiment,
+    options: &TrainOptions,
+    done: u64,
+) -> Result<(), Error> {
+    match &options.dump_step {
+        Some((step, _)) if *step <= done => Err(Error::Experiment {
             file: experiment.file.clone(),
             what: format!(
-                "step {step} cannot be dumped: a checkpoint is at step {} already; say --restart to begin again",
-                run.step
+                "step {step} cannot be dumped: a checkpoint is at step {done} already; say --restart to begin again"
             ),
-        });
+        }),
+        _ => Ok(()),
     }
-    run.go(options, monitor)
 }
 
 /// The plan of the training's memory.
@@ -176,15 +202,6 @@ fn tell_start(run: &Run<'_>, monitor: &dyn Monitor) {
         run.set.items().len(),
         run.num_per_epoch()
     ));
-    if run.step > 0 {
-        monitor.note(&format!("going on after step {}", run.step));
-    }
-    if let Some(before) = &run.computed_before {
-        monitor.note(&format!(
-            "until now this run was computed {before}, from here on {}: the steps to come differ in rounding",
-            run.state.computed
-        ));
-    }
 }
 
 /// A store that is there and cannot be opened is the fault; one that is not there is refused with the command that makes it.

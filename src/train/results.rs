@@ -6,16 +6,31 @@ use super::Error;
 use super::checkpoint::{Checkpoint, State};
 use super::metadata::training;
 use super::metrics::Metrics;
+use super::output::PREVIEWS;
 use super::run::Run;
 use super::step::Dump;
 use crate::autograd::Tape;
 use crate::cache::tensors;
-use crate::convert::provenance::Provenance;
-use crate::experiment::{Precision, Settings};
+use crate::convert::provenance::{Course, Provenance};
+use crate::experiment::{Precision, Settings, TrainSettings};
 use crate::lora::{self, FileOptions, SaveDtype, metadata::FileInfo};
 use crate::sample::previews;
 use crate::sample::sheet::{SheetRow, contact_sheet};
 use crate::store;
+
+/// The type of a LoRA's numbers in its file.
+pub(super) fn save_dtype(precision: Precision) -> SaveDtype {
+    match precision {
+        Precision::F32 => SaveDtype::F32,
+        Precision::F16 => SaveDtype::F16,
+        Precision::Bf16 => SaveDtype::Bf16,
+    }
+}
+
+/// The name of a training's LoRA.
+pub(super) fn lora_file(train: &TrainSettings) -> String {
+    format!("{}.safetensors", train.name)
+}
 
 impl Run<'_> {
     /// Samples the prompts with the adapters as they are, into `previews/` and TensorBoard.
@@ -36,7 +51,7 @@ impl Run<'_> {
         // Eight digits: file names sort as steps do.
         let path = self
             .output
-            .join("previews")
+            .join(PREVIEWS)
             .join(format!("step-{step:08}.png"));
         store::write_file(&path, &[&png])?;
         let size = (sheet.width(), sheet.height());
@@ -45,7 +60,7 @@ impl Run<'_> {
             .map_err(|source| Error::Io { path, source })
     }
 
-    pub(super) fn checkpoint(&self) -> Result<(), Error> {
+    pub(super) fn checkpoint(&mut self) -> Result<(), Error> {
         let checkpoint = Checkpoint {
             state: State {
                 step: self.step,
@@ -54,10 +69,14 @@ impl Run<'_> {
             parameters: self.values.clone(),
             optimizer: self.optimizer.state(),
         };
-        checkpoint.write(
-            &self.output.join("checkpoints"),
-            self.base.settings.train.keep_checkpoints,
-        )?;
+        // Not kept: the run could not go on from it, and the last one would be the next to be removed.
+        if let Some(name) = checkpoint.not_finite()? {
+            return Err(Error::NotFinite {
+                step: self.step,
+                what: format!("the checkpoint's `{name}` has numbers that are"),
+            });
+        }
+        self.checkpoints.write(&checkpoint)?;
         Ok(())
     }
 
@@ -67,9 +86,13 @@ impl Run<'_> {
         let provenance = Provenance::new(
             self.experiment,
             self.base,
-            self.state.denoiser,
-            self.state.manifest,
-            (self.step, &self.state.computed),
+            self.state.identity.denoiser,
+            self.state.identity.manifest,
+            Course {
+                step: self.step,
+                computed: &self.state.computed,
+                history: &self.state.history,
+            },
         );
         let resolution = self.set.resolution();
         let info = FileInfo {
@@ -79,20 +102,14 @@ impl Run<'_> {
             resolution: (resolution.width, resolution.height),
         };
         let mut metadata = lora::metadata::standard(&adapters, &info);
-        metadata.extend(training(settings, self.set, self.step));
+        metadata.extend(training(settings, self.set, self.length, self.step));
         provenance.write(&mut metadata);
         let options = FileOptions {
             component: self.base.denoiser.family.denoiser(),
-            dtype: match settings.adapter.save_precision {
-                Precision::F32 => SaveDtype::F32,
-                Precision::F16 => SaveDtype::F16,
-                Precision::Bf16 => SaveDtype::Bf16,
-            },
+            dtype: save_dtype(settings.adapter.save_precision),
             metadata,
         };
-        let path = self
-            .output
-            .join(format!("{}.safetensors", settings.train.name));
+        let path = self.output.join(lora_file(&settings.train));
         store::write_file(&path, &[&lora::file::write(&adapters, &options)?])?;
         Ok(path)
     }

@@ -2,23 +2,26 @@
 
 use std::path::PathBuf;
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 
 use super::batches::Batches;
-use super::checkpoint::{Checkpoint, State};
+use super::beginning::Beginning;
+use super::checkpoint::State;
+use super::checkpoints::Checkpoints;
 use super::inputs::{self, DenoiserBatch, DrawOptions};
+use super::length::Length;
 use super::loader::Loader;
 use super::metrics::{Metrics, MetricsLine};
+use super::output::OutputFolder;
 use super::plan::MemoryPlan;
 use super::step::{Dump, Pass};
 use super::{Error, TrainOptions, TrainReport, TrainingSet, VALIDATION_SIGMAS};
 use crate::base_model::BaseModel;
-use crate::digest::{Digest, Fingerprint};
-use crate::experiment::{Experiment, LrDecay, TrainSettings};
+use crate::experiment::{Experiment, TrainSettings};
 use crate::lora::{self, AdapterSet, LinearShape};
-use crate::models::{Denoiser, WeightStorage};
+use crate::models::Denoiser;
 use crate::monitor::Monitor;
-use crate::optim::{Decay, LrSchedule, Optimizer, clip_gradient_norm};
+use crate::optim::{LrSchedule, Optimizer, clip_gradient_norm};
 
 /// Steps whose losses are averaged for what is shown and reported: a single step's loss jumps with its noise level.
 const RECENT_STEPS: usize = 20;
@@ -29,9 +32,10 @@ pub(super) struct Run<'a> {
     pub(super) base: &'a BaseModel,
     pub(super) set: &'a TrainingSet<'a>,
     pub(super) denoiser: &'a dyn Denoiser,
+    /// What checkpoints say, their step aside.
     pub(super) state: State,
-    /// How the steps before the resumed checkpoint were computed, in words; None if as now.
-    pub(super) computed_before: Option<String>,
+    pub(super) checkpoints: Checkpoints,
+    pub(super) length: Length,
     /// Optimizer steps done.
     pub(super) step: u64,
     /// The adapters' layout in `values`. Their own numbers are those of the start and not updated.
@@ -49,90 +53,51 @@ pub(super) struct Run<'a> {
     pub(super) validation_loss: Option<f64>,
 }
 
-/// What decides how numbers are rounded, in words. Written into checkpoints and LoRAs.
-fn computed(denoiser: &dyn Denoiser, storage: WeightStorage) -> String {
-    let kernels = denoiser.kernels();
-    let device = match denoiser.device() {
-        Device::Cpu => "on a CPU",
-        _ if kernels.have_cudnn() => "on a GPU by own kernels and cuDNN",
-        _ if kernels.are_there() => "on a GPU by own kernels",
-        _ => "on a GPU",
-    };
-    // Weights that are read from their files are the same numbers as whole ones: only quantization counts.
-    let quantized = match storage {
-        WeightStorage::Quantized(quantization) => {
-            format!(", weights in {quantization:?}").to_lowercase()
-        }
-        _ => String::new(),
-    };
-    format!("{device} in {}{quantized}", denoiser.dtype().as_str())
-}
-
 impl<'a> Run<'a> {
     pub(super) fn start(
         experiment: &'a Experiment,
         base: &'a BaseModel,
         set: &'a TrainingSet<'a>,
         denoiser: &'a dyn Denoiser,
-        denoiser_digest: Digest,
         plan: MemoryPlan,
-        options: &TrainOptions,
+        output: &OutputFolder,
+        beginning: Beginning,
     ) -> Result<Self, Error> {
         let train = &base.settings.train;
-        let mut adapters = new_adapters(base)?;
-        let layout: Vec<_> = adapters
-            .tensors()
-            .map(|(name, shape, _)| (name, shape))
-            .collect();
-        let state = State {
-            step: 0,
-            training: experiment.training_fingerprint(),
-            denoiser: denoiser_digest,
-            manifest: set.manifest(),
-            layout: Fingerprint::of(&layout),
-            computed: computed(denoiser, plan.storage),
-        };
-        let output = experiment.output_path();
-        let device = denoiser.device();
-        let length = adapters.values().len();
-        let found = match options.restart {
-            true => None,
-            false => Checkpoint::newest(
-                &output.join("checkpoints"),
-                &state,
-                experiment.first_training_fingerprint(),
-                &train.optimizer,
-            )?,
-        };
-        let (step, computed_before, optimizer) = match found {
-            None => (0, None, Optimizer::new(train.optimizer, length, device)?),
+        let Beginning {
+            adapters,
+            optimizer,
+            state,
+            checkpoints,
+            batches,
+            length,
+        } = beginning;
+        let (device, count) = (denoiser.device(), adapters.values().len());
+        let optimizer = match optimizer {
+            None => Optimizer::new(train.optimizer, count, device)?,
             Some(found) => {
-                adapters.set_values(found.parameters.to_vec1()?)?;
-                let (step, before) = (found.state.step, found.state.computed);
-                let before = Some(before).filter(|before| *before != state.computed);
-                let optimizer =
-                    Optimizer::from_state(train.optimizer, length, step, &found.optimizer, device)?;
-                (step, before, optimizer)
+                Optimizer::from_state(train.optimizer, count, state.step, &found, device)?
             }
         };
         Ok(Self {
             values: adapters.to_device(device)?,
-            batches: Batches::new(&set.buckets(), train.batch_size, train.seed),
-            schedule: schedule(train),
+            schedule: length.schedule(train),
             draws: draw_options(base),
-            plan,
             recent: Vec::new(),
             validation_loss: None,
-            computed_before,
+            step: state.step,
+            output: output.path.clone(),
             experiment,
             base,
             set,
             denoiser,
             state,
-            step,
+            checkpoints,
+            length,
             adapters,
             optimizer,
-            output,
+            batches,
+            plan,
         })
     }
 
@@ -148,17 +113,17 @@ impl<'a> Run<'a> {
         monitor: &dyn Monitor,
     ) -> Result<TrainReport, Error> {
         let train: &'a TrainSettings = &self.base.settings.train;
-        let resumed_from = self.step;
+        let (resumed_from, steps) = (self.step, self.length.steps);
         let last = options
             .stop_after
-            .map_or(train.steps, |n| train.steps.min(resumed_from + n));
-        let io = |path: &PathBuf, source| Error::Io {
-            path: path.clone(),
-            source,
-        };
-        std::fs::create_dir_all(&self.output).map_err(|e| io(&self.output, e))?;
-        let mut metrics = Metrics::open(&self.output, self.step, options.clock)
-            .map_err(|e| io(&self.output, e))?;
+            .map_or(steps, |n| steps.min(resumed_from.saturating_add(n)));
+        let mut metrics =
+            Metrics::open(&self.output, self.step, options.clock, monitor).map_err(|source| {
+                Error::Io {
+                    path: self.output.clone(),
+                    source,
+                }
+            })?;
         // The base model alone (B is 0 at the start): what later validations and previews are compared with.
         if self.step == 0 {
             self.report(
@@ -169,7 +134,7 @@ impl<'a> Run<'a> {
                 monitor,
             )?;
         }
-        monitor.start("training", Some(train.steps));
+        monitor.start("training", Some(steps));
         monitor.advance(self.step);
         // Counted over the whole run, so that a resumed one draws what the uninterrupted one would have drawn.
         let each = train.gradient_accumulation as u64;
@@ -184,7 +149,7 @@ impl<'a> Run<'a> {
             Ok::<_, Error>(())
         })?;
         monitor.finish();
-        let lora = if self.step == train.steps {
+        let lora = if self.step == steps {
             Some(self.save_lora()?)
         } else {
             None
@@ -215,13 +180,14 @@ impl<'a> Run<'a> {
         let micro_batches = (0..train.gradient_accumulation)
             .map(|_| loader.next())
             .collect::<Result<Vec<_>, _>>()?;
-        let waited = (options.clock)() - started;
+        // Not below 0 where somebody sets the clock.
+        let waited = ((options.clock)() - started).max(0.0);
         let dump = options
             .dump_step
             .as_ref()
             .filter(|(step, _)| *step == self.step + 1);
         let (loss, gradient_norm) = self.advance(&micro_batches, dump.map(|(_, path)| path))?;
-        let seconds = (options.clock)() - started;
+        let seconds = ((options.clock)() - started).max(0.0);
         let line = MetricsLine::Step {
             step: self.step,
             loss,
@@ -291,6 +257,12 @@ impl<'a> Run<'a> {
         let max_norm = Some(train.max_grad_norm).filter(|n| *n > 0.0);
         let kernels = self.denoiser.kernels();
         let norm = clip_gradient_norm(kernels, &gradient, max_norm)?;
+        if !norm.is_finite() {
+            return Err(Error::NotFinite {
+                step: self.step + 1,
+                what: "the loss is finite, but its gradient is".to_owned(),
+            });
+        }
         let rate = self.schedule.at(self.step);
         self.optimizer
             .step(kernels, &self.values, &gradient, rate)?;
@@ -389,7 +361,8 @@ pub(super) fn adapted(base: &BaseModel) -> Result<Vec<LinearShape>, Error> {
     )?)
 }
 
-fn new_adapters(base: &BaseModel) -> Result<AdapterSet, Error> {
+/// The adapters of an Experiment, with the numbers that a training starts from.
+pub(super) fn new_adapters(base: &BaseModel) -> Result<AdapterSet, Error> {
     let (adapter, seed) = (&base.settings.adapter, base.settings.train.seed);
     let linears = adapted(base)?;
     Ok(AdapterSet::new(
@@ -398,19 +371,6 @@ fn new_adapters(base: &BaseModel) -> Result<AdapterSet, Error> {
         adapter.alpha,
         seed,
     )?)
-}
-
-fn schedule(train: &TrainSettings) -> LrSchedule {
-    LrSchedule {
-        peak: train.learning_rate,
-        warmup_steps: train.warmup_steps,
-        total_steps: train.steps,
-        decay: match train.lr_schedule {
-            LrDecay::Constant => Decay::Constant,
-            LrDecay::Cosine => Decay::Cosine,
-            LrDecay::Linear => Decay::Linear,
-        },
-    }
 }
 
 fn draw_options(base: &BaseModel) -> DrawOptions {

@@ -30,7 +30,9 @@ fn a_store_is_found_whole_and_a_run_goes_on() {
     }
     assert_eq!(encoded["pictures"]["encoded"], 0);
 
-    let trained = plumb(folder.path(), &["--json", "train", "run.toml"]).expect(0);
+    let trained = plumb(folder.path(), &["--json", "train", "run.toml"])
+        .expect(0)
+        .says("carries no digest");
     let trained = trained.json();
     assert_eq!(
         (&trained["resumed_from"], &trained["step"]),
@@ -38,6 +40,29 @@ fn a_store_is_found_whole_and_a_run_goes_on() {
     );
     let loss = trained["loss"].as_f64().expect("a loss");
     assert!((loss - LOSS).abs() < 1e-3, "{loss}, expected {LOSS}");
+}
+
+/// Their fingerprint alone tells how long such a run was to be, where it is at its end.
+#[test]
+fn a_run_that_an_earlier_version_ended_is_made_longer() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let old = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/run-v1");
+    copy(&old, folder.path());
+    let experiment = std::fs::read_to_string(old.join("experiment.toml")).expect("text");
+    let text = experiment.replace("MODEL", &tiny_sd3().display().to_string());
+    // It was to have 4 steps, and has 2.
+    let write = |text: &str| std::fs::write(folder.path().join("run.toml"), text).expect("writes");
+    write(&text.replace("steps = 4", "steps = 5"));
+    plumb(folder.path(), &["train", "run.toml"])
+        .expect(1)
+        .says("this checkpoint's version did not keep")
+        .says("--restart");
+    write(&text);
+    plumb(folder.path(), &["train", "run.toml"]).expect(0);
+    write(&text.replace("steps = 4", "steps = 5"));
+    plumb(folder.path(), &["train", "run.toml"])
+        .expect(0)
+        .says("going on after step 4, to 5 steps instead of 4");
 }
 
 fn copy(from: &Path, to: &Path) {

@@ -235,6 +235,13 @@ fn describe_lora(origin: &str, report: &LoraReport) -> String {
         format!("seed, steps       {}, {}", made.seed, made.step),
         format!("computed          {}", made.computed),
     ]);
+    for before in &made.history {
+        let (until, steps) = (before.until, before.steps);
+        let computed = &before.computed;
+        lines.push(format!(
+            "  until step {until} {computed}, as a training of {steps} steps"
+        ));
+    }
     match &report.from_reference {
         Some(diff) if diff.is_empty() => {
             lines.push("conditioning as the reference has it".to_owned());

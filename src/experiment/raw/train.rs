@@ -8,12 +8,16 @@ use serde::{Deserialize, Serialize};
 use super::Precision;
 use crate::diffusion::{LossWeighting, Shift, TimestepSampling};
 
-/// The training.
+/// The training. Its length is given as `steps` or as `epochs`.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(extend("oneOf" = [{ "required": ["steps"] }, { "required": ["epochs"] }]))]
 pub struct Train {
-    /// Optimizer steps.
-    pub steps: u64,
+    /// Optimizer steps. Raised after a training, they let it go on.
+    pub steps: Option<u64>,
+    /// Passes over the data instead of steps: each picture as often as its data set's `repeats`. The last step is filled up from the
+    /// next pass where `gradient_accumulation` asks for it.
+    pub epochs: Option<u64>,
     /// The folder for the LoRA, checkpoints, metrics and previews.
     pub output: PathBuf,
     /// The LoRA's file name, without its ending.
@@ -25,9 +29,9 @@ pub struct Train {
     /// What the learning rate does after warm-up.
     #[serde(default)]
     pub lr_schedule: LrDecay,
-    /// Steps over which the learning rate rises from 0.
+    /// Steps over which the learning rate rises from 0: their number, or a share of all steps (0.1), rounded down.
     #[serde(default)]
-    pub warmup_steps: u64,
+    pub warmup_steps: Warmup,
     /// Pictures in a micro-batch.
     #[serde(default = "one_usize")]
     pub batch_size: usize,
@@ -103,6 +107,36 @@ pub struct Train {
     /// Preview pictures every so many steps; 0: never.
     #[serde(default)]
     pub sample_every: u64,
+}
+
+/// How long the learning rate rises.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(
+    untagged,
+    expecting = "expected a number of steps, or a share of all steps below 1"
+)]
+pub enum Warmup {
+    /// So many steps.
+    Steps(u64),
+    /// A part of all steps, at least 0 and less than 1. kohya's `lr_warmup_steps` is read so too.
+    Share(f64),
+}
+
+impl Warmup {
+    /// The steps of warm-up in a training of `steps` steps.
+    pub fn of(self, steps: u64) -> u64 {
+        match self {
+            Self::Steps(number) => number,
+            // Rounded down, as kohya's scripts do.
+            Self::Share(share) => (share * steps as f64) as u64,
+        }
+    }
+}
+
+impl Default for Warmup {
+    fn default() -> Self {
+        Self::Steps(0)
+    }
 }
 
 /// What the learning rate does after warm-up.

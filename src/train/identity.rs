@@ -1,0 +1,325 @@
+//! What decides the numbers of a run, and in what two of them differ, in the words of the Experiment.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+
+use super::TrainingSet;
+use super::length::Length;
+use crate::base_model::BaseModel;
+use crate::dataset::Item;
+use crate::diffusion::Prediction;
+use crate::digest::{Digest, Fingerprint, canonical_json};
+use crate::experiment::{Experiment, Settings, Warmup, default_of};
+use crate::lora::AdapterSet;
+use crate::recipe::diff::{Diff, readable};
+use crate::shown;
+
+/// Differences that a message names; the others are counted.
+const MOST_NAMED: usize = 8;
+
+/// What decides a run's numbers. A run goes on only where all of it is the same, a longer training aside.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Identity {
+    /// The fingerprint of what in the Experiment decides trained numbers.
+    pub training: Fingerprint,
+    /// The digest of the denoiser's weights.
+    pub denoiser: Digest,
+    /// The digest of the list of entries that it trains from.
+    pub manifest: Digest,
+    /// The fingerprint of the adapters' tensors, names and shapes: how a checkpoint's `parameters` are laid out.
+    pub layout: Fingerprint,
+    /// What these were made from; None in checkpoints of versions that did not keep it.
+    pub description: Option<Description>,
+}
+
+/// What a run's numbers depend on, with values that can be told.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Description {
+    /// The Experiment's fields that differ from their defaults, by dotted name; its length is in steps.
+    pub set: Map<String, Value>,
+    /// What fields come to where the file may leave them to the flavor or the base model. They count instead of `set`, where both
+    /// runs know them.
+    pub resolved: Map<String, Value>,
+    /// The recipe's fingerprint.
+    pub recipe: Fingerprint,
+    /// The recipe's fields.
+    pub rules: Value,
+    /// Each text encoder by slot, and the VAE, with the fingerprints of their specs.
+    pub specs: BTreeMap<String, Fingerprint>,
+    /// The pictures, with those held out.
+    pub pictures: usize,
+    /// Digests of what is trained from, picture by picture, by the words of [`DATA`].
+    pub data: BTreeMap<String, Digest>,
+    /// The fields of the data sets, to explain `data`: they do not count themselves.
+    pub datasets: Vec<Map<String, Value>>,
+}
+
+/// Which pictures, and in what order: an epoch is shuffled by their places.
+const PICTURES: &str = "pictures";
+/// The names in [`Description::data`], with what to say where one differs.
+const DATA: [(&str, &str); 5] = [
+    (PICTURES, "the pictures or their order"),
+    ("views", "the sizes and crops of the pictures"),
+    ("captions", "the captions"),
+    ("repeats", "how often pictures come in an epoch"),
+    ("held_out", "which pictures are held out"),
+];
+
+impl Identity {
+    pub(super) fn new(
+        experiment: &Experiment,
+        base: &BaseModel,
+        set: &TrainingSet<'_>,
+        (denoiser, adapters): (Digest, &AdapterSet),
+        length: Length,
+    ) -> Self {
+        let layout: Vec<_> = adapters
+            .tensors()
+            .map(|(name, shape, _)| (name, shape))
+            .collect();
+        let training = experiment.training(length.steps, length.warmup_steps);
+        let encoders = base.encoders.iter();
+        let encoders = encoders.map(|e| (e.slot.clone(), e.fingerprint));
+        let all: Vec<&Item> = set.items().iter().chain(set.held_out()).collect();
+        Self {
+            training: training.fingerprint(),
+            denoiser,
+            manifest: set.manifest(),
+            layout: Fingerprint::of(&layout),
+            description: Some(Description {
+                set: training.by_name(),
+                resolved: resolved(&base.settings),
+                recipe: base.recipe.fingerprint(),
+                rules: base.recipe.rules(),
+                specs: encoders
+                    .chain([("vae".to_owned(), base.vae.fingerprint)])
+                    .collect(),
+                pictures: all.len(),
+                data: data(&all),
+                datasets: experiment.dataset_fields(),
+            }),
+        }
+    }
+
+    /// In what this run, which a checkpoint is of, differs from `now`: a clause for each. `longer` leaves out what a training of
+    /// another length has otherwise.
+    pub(super) fn differences(&self, now: &Self, longer: bool) -> Vec<String> {
+        let mut found = match (&self.description, &now.description) {
+            (Some(a), Some(b)) => a.differences(&b.as_read(), longer),
+            _ if self.training != now.training => {
+                let why = "the fields of the Experiment, which this checkpoint's version did not keep one by one";
+                vec![both(why, &self.training.short(), &now.training.short())]
+            }
+            _ => Vec::new(),
+        };
+        if self.denoiser != now.denoiser {
+            let (a, b) = (self.denoiser.short(), now.denoiser.short());
+            found.push(both("the base model's weights", &a, &b));
+        }
+        if self.manifest != now.manifest && found.is_empty() {
+            let (a, b) = (self.manifest.short(), now.manifest.short());
+            found.push(both("the list of entries in the store", &a, &b));
+        }
+        if self.layout != now.layout && found.is_empty() {
+            let (a, b) = (self.layout.short(), now.layout.short());
+            found.push(both("the adapted modules", &a, &b));
+        }
+        found
+    }
+
+    /// The length that this run had; None where it was not kept.
+    pub(super) fn length(&self) -> Option<Length> {
+        let set = &self.description.as_ref()?.set;
+        Some(Length {
+            steps: set.get("train.steps")?.as_u64()?,
+            warmup_steps: set
+                .get("train.warmup_steps")
+                .map_or(Some(0), Value::as_u64)?,
+        })
+    }
+}
+
+impl Description {
+    /// As it comes back from a file: a number with many digits may be read as its neighbour.
+    fn as_read(&self) -> Self {
+        let text = serde_json::to_string(self).ok();
+        let read = text.and_then(|text| serde_json::from_str(&text).ok());
+        read.unwrap_or_else(|| self.clone())
+    }
+
+    fn differences(&self, now: &Self, longer: bool) -> Vec<String> {
+        let mut found = self.in_fields(now, longer);
+        if self.recipe != now.recipe {
+            for field in Diff::between(&self.rules, &now.rules).fields {
+                let name = format!("the recipe's `{}`", shown::text(&field.field));
+                let [a, b] = [&field.wanted, &field.found].map(|v| readable(v.as_ref()));
+                found.push(both(&name, &shown::text(&a), &shown::text(&b)));
+            }
+            if Diff::between(&self.rules, &now.rules).is_empty() {
+                found.push(both(
+                    "the recipe",
+                    &self.recipe.short(),
+                    &now.recipe.short(),
+                ));
+            }
+        }
+        found.extend(self.in_data(now));
+        for (slot, now) in &now.specs {
+            let before = self.specs.get(slot).filter(|before| *before != now);
+            // Where the recipe is another, so are the encoders' specs.
+            if let (Some(before), true) = (before, found.is_empty()) {
+                let name = format!("the component `{}`", shown::text(slot));
+                found.push(both(&name, &before.short(), &now.short()));
+            }
+        }
+        found
+    }
+
+    fn in_fields(&self, now: &Self, longer: bool) -> Vec<String> {
+        let names: BTreeSet<&String> = [&self.set, &now.set, &self.resolved, &now.resolved]
+            .into_iter()
+            .flat_map(Map::keys)
+            .collect();
+        let of_length =
+            |name: &str| longer && ["train.steps", "train.warmup_steps"].contains(&name);
+        let mut found = Vec::new();
+        for name in names.into_iter().filter(|name| !of_length(name)) {
+            let (a, b) = match (self.resolved.get(name), now.resolved.get(name)) {
+                (Some(a), Some(b)) => (Some(a), Some(b)),
+                // A version that did not resolve the field; left to the flavor, it is null on both sides.
+                _ => (self.set.get(name), now.set.get(name)),
+            };
+            if a != b {
+                let [a, b] = [a, b].map(|value| shown_value(name, value));
+                let name = format!("`{}`", shown::text(name));
+                found.push(format!("{name}: this run {a}, the file says {b}"));
+            }
+        }
+        found
+    }
+
+    fn in_data(&self, now: &Self) -> Vec<String> {
+        let mut found = Vec::new();
+        for (name, words) in DATA {
+            // A later version may digest more.
+            let (Some(a), Some(b)) = (self.data.get(name), now.data.get(name)) else {
+                continue;
+            };
+            if a == b {
+                continue;
+            }
+            let counted = name == PICTURES && self.pictures != now.pictures;
+            found.push(match counted {
+                true => both("the pictures", &self.pictures, &now.pictures),
+                false => words.to_owned(),
+            });
+            // The lists of fewer or more pictures differ in everything.
+            if counted {
+                break;
+            }
+        }
+        if !found.is_empty() {
+            found.extend(self.in_datasets(now));
+        }
+        found
+    }
+
+    fn in_datasets(&self, now: &Self) -> Vec<String> {
+        if self.datasets.len() != now.datasets.len() {
+            let (a, b) = (self.datasets.len(), now.datasets.len());
+            return vec![both("the data sets", &a, &b)];
+        }
+        let mut found = Vec::new();
+        for (number, (a, b)) in self.datasets.iter().zip(&now.datasets).enumerate() {
+            let diff = Diff::between(&json!(a), &json!(b));
+            found.extend(diff.fields.into_iter().map(|field| {
+                let name = format!("dataset[{number}].{}", field.field);
+                let value = |v: &Option<Value>| shown_value(&name, v.as_ref());
+                let (a, b) = (value(&field.wanted), value(&field.found));
+                format!("`{}`: this run {a}, the file says {b}", shown::text(&name))
+            }));
+        }
+        found
+    }
+}
+
+fn both(what: &str, run: &dyn std::fmt::Display, now: &dyn std::fmt::Display) -> String {
+    format!("{what}: this run {run}, now {now}")
+}
+
+fn shown_value(field: &str, value: Option<&Value>) -> String {
+    let value = match value {
+        Some(value) => value.clone(),
+        None => match default_of(field) {
+            Value::Null => return "nothing".to_owned(),
+            default => return format!("{default} (the default)"),
+        },
+    };
+    match value {
+        Value::Null => "nothing".to_owned(),
+        value => shown::text(&value.to_string()).to_string(),
+    }
+}
+
+/// The clauses in one line, the first of them.
+pub(super) fn joined(differences: &[String]) -> String {
+    let named = differences.iter().take(MOST_NAMED).cloned();
+    let mut named: Vec<String> = named.collect();
+    if let Some(more @ 1..) = differences.len().checked_sub(MOST_NAMED) {
+        named.push(format!("and {more} more"));
+    }
+    named.join("; ")
+}
+
+/// Whether a run of the length `before` may have got `now` by a change of its steps alone: a warm-up that is a share moves with them.
+pub(super) fn is_same_but_longer(before: Length, now: Length, warmup: Warmup) -> bool {
+    before.steps != now.steps && before == Length::with(warmup, before.steps)
+}
+
+fn resolved(settings: &Settings) -> Map<String, Value> {
+    let Settings {
+        process,
+        adapter,
+        train,
+        ..
+    } = settings;
+    let prediction = match process.prediction {
+        Prediction::Flow => "flow",
+        Prediction::Epsilon => "epsilon",
+        Prediction::Velocity => "v",
+    };
+    let mut facts = vec![
+        ("model.prediction", json!(prediction)),
+        ("model.zero_terminal_snr", json!(process.zero_terminal_snr)),
+        ("adapter.alpha", json!(adapter.alpha)),
+        ("train.guidance", json!(train.guidance)),
+    ];
+    // DDPM's noise levels have neither.
+    if process.is_flow() {
+        facts.push(("train.shift", json!(train.timesteps.shift)));
+        facts.push(("train.timestep_sampling", json!(train.timesteps.sampling)));
+    }
+    let named = facts.into_iter();
+    named
+        .map(|(name, value)| (name.to_owned(), value))
+        .collect()
+}
+
+fn data(items: &[&Item]) -> BTreeMap<String, Digest> {
+    let list = |of: &dyn Fn(&Item) -> Value| {
+        let list: Vec<Value> = items.iter().map(|item| of(item)).collect();
+        Digest::of(&canonical_json(&list))
+    };
+    let [pictures, views, captions, repeats, held_out] = DATA.map(|(name, _)| name.to_owned());
+    BTreeMap::from([
+        (pictures, list(&|item| json!(item.digest))),
+        (views, list(&|item| json!(item.views))),
+        (captions, list(&|item| json!(item.captions))),
+        (repeats, list(&|item| json!(item.repeats))),
+        (held_out, list(&|item| json!(item.held_out))),
+    ])
+}

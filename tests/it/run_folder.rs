@@ -1,0 +1,201 @@
+//! The folder of a run: one training at a time, and what is wrong with it is told before anything is computed.
+
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use crate::util::listing;
+use crate::world::World;
+
+fn encoded() -> World {
+    let world = World::new();
+    world.run(&["encode", "exp.toml"]).expect(0);
+    world
+}
+
+/// A training in a process of its own, at work when this returns.
+fn at_work(world: &World) -> Child {
+    let child = Command::new(env!("CARGO_BIN_EXE_plumb"))
+        .args(["train", "exp.toml"])
+        .current_dir(world.path("."))
+        .env(
+            "XDG_CACHE_HOME",
+            std::env::temp_dir().join("plumb-tests-cache"),
+        )
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("started");
+    wait_for(&world.path("out/checkpoints/step-00000002.safetensors"));
+    child
+}
+
+fn wait_for(path: &Path) {
+    for _ in 0..3000 {
+        if path.exists() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    panic!("{} never came", path.display());
+}
+
+#[test]
+fn two_trainings_in_one_folder_are_refused_and_a_killed_one_leaves_it_free() {
+    let world = encoded();
+    world.edit("steps = 4", "steps = 1000000");
+    let mut first = at_work(&world);
+    for args in [
+        &["train", "exp.toml"][..],
+        &["train", "exp.toml", "--restart"],
+    ] {
+        world
+            .run(args)
+            .expect(1)
+            .says("another training is at work in this folder")
+            .says(&format!("(process {})", first.id()));
+    }
+    first.kill().expect("killed");
+    first.wait().expect("ended");
+    world.write("out/checkpoints/.tmp-4294967294-0", "half a checkpoint");
+    world.write("out/.tmp-4294967294-1", "half a LoRA");
+    world
+        .run(&["train", "exp.toml", "--stop-after", "1"])
+        .expect(0)
+        .says("going on after step");
+    let left = listing(&world.path("out"));
+    assert!(
+        !left
+            .iter()
+            .any(|f| f.contains(".tmp-") || f.contains("lock")),
+        "{left:?}"
+    );
+    // Each step once.
+    let metrics = String::from_utf8(world.read("out/metrics.jsonl")).expect("text");
+    let steps = metrics.lines().map(|line| {
+        let line: serde_json::Value = serde_json::from_str(line).expect("JSON");
+        line["step"].as_u64().expect("a step")
+    });
+    let steps: Vec<u64> = steps.collect();
+    assert_eq!(steps, (1..=steps.len() as u64).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_name_that_no_file_can_have_is_refused_before_anything_starts() {
+    let world = World::new();
+    for name in [
+        &"x".repeat(300),
+        "a\\u001bb",
+        "style.",
+        "style ",
+        "CON",
+        "a/b",
+    ] {
+        let named = format!("seed = 5\nname = \"{name}\"");
+        world.edit("seed = 5", &named);
+        let ran = world
+            .run(&["train", "exp.toml"])
+            .expect(2)
+            .says("`train.name`");
+        assert!(ran.stderr.len() < 600, "{}", ran.stderr);
+        world.edit(&named, "seed = 5");
+    }
+    assert!(!world.path("out").exists() && !world.path("store").exists());
+}
+
+#[test]
+fn a_refused_training_leaves_the_folder_as_it_was() {
+    let world = encoded();
+    // A file where a folder must be; then a base model that is not what it says.
+    world.write("file", "x");
+    world.edit("output = \"out\"", "output = \"file/out\"");
+    world
+        .run(&["train", "exp.toml"])
+        .expect(1)
+        .says("file: expected a folder");
+    world.edit("output = \"file/out\"", "output = \"a/b/out\"");
+    world.edit("steps = 4", "epochs = 2\nwarmup_steps = 50");
+    world
+        .run(&["train", "exp.toml"])
+        .expect(2)
+        .says("`train.warmup_steps`");
+    assert!(!world.path("a").exists());
+}
+
+/// Runs `script` with `out/` on an empty file system of `size`, where the machine allows one of one's own.
+fn on_small_disk(world: &World, size: &str, script: &str) -> Option<(bool, String)> {
+    let mount = format!("mkdir -p out && mount -t tmpfs -o size={size} tmpfs out");
+    let shell = |script: &str| {
+        Command::new("unshare")
+            .args(["-rm", "sh", "-c", script])
+            .current_dir(world.path("."))
+            .env("PLUMB", env!("CARGO_BIN_EXE_plumb"))
+            .env(
+                "XDG_CACHE_HOME",
+                std::env::temp_dir().join("plumb-tests-cache"),
+            )
+            .output()
+    };
+    if !shell(&mount).is_ok_and(|o| o.status.success()) {
+        eprintln!("skipped: this machine allows no file system of one's own");
+        return None;
+    }
+    let output = shell(&format!("{mount} && {script}")).expect("started");
+    let text = [output.stdout, output.stderr].concat();
+    Some((
+        output.status.success(),
+        String::from_utf8_lossy(&text).into_owned(),
+    ))
+}
+
+#[test]
+fn a_disk_that_is_full_or_may_not_be_written_is_told_before_the_first_step() {
+    let world = encoded();
+    let script = "
+        $PLUMB train exp.toml; test $? = 1 || exit 9
+        test -z \"$(ls out)\" || exit 8
+        dd if=/dev/zero of=out/filler bs=4k 2>/dev/null
+        $PLUMB train exp.toml; test $? = 1 || exit 7
+        rm out/filler
+        mount -o remount,size=64m,ro out
+        $PLUMB train exp.toml; test $? = 1 || exit 6
+        mount -o remount,rw out
+        $PLUMB train exp.toml || exit 5
+        test -z \"$(ls out | grep lock)\"";
+    let Some((well, said)) = on_small_disk(&world, "64k", script) else {
+        return;
+    };
+    assert!(well, "{said}");
+    assert!(
+        said.contains("the disk has 0.1 MB free, and the run needs"),
+        "{said}"
+    );
+    assert!(said.contains("out: cannot be written: "), "{said}");
+    assert!(said.contains("Read-only file system"), "{said}");
+    assert!(!said.contains("going on after"), "{said}");
+}
+
+#[test]
+fn a_disk_that_fills_up_costs_no_sound_checkpoint() {
+    let world = encoded();
+    world.edit("steps = 4", "steps = 1000000");
+    let script = "
+        $PLUMB train exp.toml & child=$!
+        while ! ls out/checkpoints/step-* >/dev/null 2>&1; do sleep 0.05; done
+        while kill -0 $child 2>/dev/null; do
+            dd if=/dev/zero of=out/filler.$((n += 1)) bs=4k 2>/dev/null; sleep 0.05
+        done
+        wait $child; test $? = 1 || exit 9
+        ls -A out/checkpoints | grep tmp && exit 8
+        rm out/filler.*
+        $PLUMB train exp.toml --stop-after 1";
+    let Some((well, said)) = on_small_disk(&world, "8m", script) else {
+        return;
+    };
+    assert!(well, "{said}");
+    assert!(said.contains("No space left"), "{said}");
+    assert!(
+        said.contains("going on after step") && !said.contains("problem"),
+        "{said}"
+    );
+    assert!(!said.contains("panicked"), "{said}");
+}
