@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 
 use super::Experiment;
 use super::raw::{Adapter, Raw, Train};
-use crate::digest::Fingerprint;
+use crate::digest::{Digest, Fingerprint};
 
 /// Of the form below. A change of a default must come with a new version that names the old default.
 const VERSION: u32 = 2;
@@ -25,6 +25,9 @@ const REPORTING: [&str; 7] = [
     "sample_every",
     "gradient_checkpointing",
 ];
+
+/// The LoRA that a training starts from.
+const START: &str = "adapter.from";
 
 /// The fields that the first version took of each section.
 const FIRST_ADAPTER: [&str; 5] = ["rank", "alpha", "targets", "dropout", "save_precision"];
@@ -57,9 +60,13 @@ const FIRST_TRAIN: [&str; 24] = [
 const FIRST_MODEL: [&str; 3] = ["prediction", "zero_terminal_snr", "weights"];
 
 impl Experiment {
-    /// The id of what a training run depends on.
-    pub fn training_fingerprint(&self) -> Fingerprint {
-        let (model, changed) = (&self.raw.model, changed(&self.raw));
+    /// The id of what a training run depends on. `start`: the digest of the LoRA that it starts from.
+    pub fn training_fingerprint(&self, start: Option<Digest>) -> Fingerprint {
+        let (model, mut changed) = (&self.raw.model, changed(&self.raw));
+        // Where the file lies changes no number.
+        if changed.remove(START).is_some() {
+            changed.insert(START.to_owned(), json!(start));
+        }
         Fingerprint::of(&json!({
             "version": VERSION,
             "family": model.family,

@@ -19,7 +19,7 @@ pub use error::Error;
 pub use raw::{DdpmPrediction, FileMap, LrDecay, Precision, QuantizedWeights, Raw, SlotFiles};
 pub use settings::{
     AdapterSettings, DatasetSettings, ModelSettings, SampleOverrides, SampleSettings, Settings,
-    TrainSettings,
+    StartSettings, TrainSettings,
 };
 
 /// An Experiment whose values were checked.

@@ -17,6 +17,7 @@ pub mod plan;
 mod results;
 mod run;
 mod set;
+mod start;
 pub mod step;
 
 use std::path::PathBuf;
@@ -36,6 +37,7 @@ use metrics::Clock;
 use plan::{Machine, MemoryPlan, MemoryRequest};
 use run::Run;
 pub use set::TrainingSet;
+use start::Start;
 
 /// The noise levels at which validation looks: sigmas of a flow, thousandths of DDPM's steps.
 pub const VALIDATION_SIGMAS: [f64; 10] =
@@ -96,7 +98,8 @@ pub fn run(
     let store = Store::open(&experiment.store_path()).map_err(|e| no_store(experiment, &e))?;
     let set = TrainingSet::open(experiment, &base, &store, monitor)?;
     // Before loading: a model that cannot fit is refused in seconds.
-    let plan = plan(&base, &set, options)?;
+    let start = Start::read(experiment, &base, monitor)?;
+    let plan = plan(&base, &set, options, start.as_ref())?;
     monitor.note(&format!("memory: {plan}"));
     let placement = Placement {
         // Where whole weights do not fit, the plan reads them from their files.
@@ -104,6 +107,9 @@ pub fn run(
         ..options.placement.clone()
     };
     let denoiser_digest = base.denoiser_digest(memo)?;
+    if let Some(start) = &start {
+        start.tell_base(denoiser_digest, monitor);
+    }
     monitor.start("loading the base model", None);
     let denoiser = base.denoiser.load(&placement)?;
     monitor.finish();
@@ -113,7 +119,7 @@ pub fn run(
         &set,
         denoiser.as_ref(),
         denoiser_digest,
-        plan,
+        (plan, start),
         options,
     )?;
     tell_start(&run, monitor);
@@ -137,12 +143,13 @@ fn plan(
     base: &BaseModel,
     set: &TrainingSet<'_>,
     options: &TrainOptions,
+    start: Option<&Start>,
 ) -> Result<MemoryPlan, Error> {
     let Settings { adapter, train, .. } = &base.settings;
     let request = MemoryRequest {
         denoiser: &base.denoiser,
-        adapted: &run::adapted(base)?,
-        rank: adapter.rank,
+        adapted: &run::adapted(base, start)?,
+        rank: start.map_or(adapter.rank, Start::rank),
         optimizer: train.optimizer,
         samples: train.batch_size,
         // The largest pictures with the longest caption, though no micro-batch may have both: an upper bound.

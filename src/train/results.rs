@@ -64,13 +64,14 @@ impl Run<'_> {
     /// Writes the finished LoRA and gives its path.
     pub(super) fn save_lora(&self) -> Result<PathBuf, Error> {
         let (settings, adapters) = (&self.base.settings, self.adapters_now()?);
-        let provenance = Provenance::new(
+        let mut provenance = Provenance::new(
             self.experiment,
             self.base,
             self.state.denoiser,
             self.state.manifest,
             (self.step, &self.state.computed),
         );
+        provenance.from.clone_from(&self.from);
         let resolution = self.set.resolution();
         let info = FileInfo {
             architecture: self.base.flavor.architecture,
@@ -100,12 +101,16 @@ impl Run<'_> {
     /// Writes the dump of the step under way, of so many passes.
     pub(super) fn write_dump(&self, dump: &Dump, passes: usize, path: &Path) -> Result<(), Error> {
         let Settings { adapter, train, .. } = &self.base.settings;
+        let first = self.adapters.adapters().first();
         let facts = [
             // Written within the step, before it is counted.
             ("step", (self.step + 1).to_string()),
             ("micro_batches", passes.to_string()),
-            ("rank", adapter.rank.to_string()),
-            ("alpha", adapter.alpha.to_string()),
+            ("rank", first.map_or(0, |adapter| adapter.rank).to_string()),
+            (
+                "alpha",
+                first.map_or(0.0, |adapter| adapter.alpha).to_string(),
+            ),
             ("dropout", adapter.dropout.to_string()),
             ("seed", train.seed.to_string()),
             ("family", self.base.denoiser.family.name.to_owned()),

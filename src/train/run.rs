@@ -10,9 +10,11 @@ use super::inputs::{self, DenoiserBatch, DrawOptions};
 use super::loader::Loader;
 use super::metrics::{Metrics, MetricsLine};
 use super::plan::MemoryPlan;
+use super::start::Start;
 use super::step::{Dump, Pass};
 use super::{Error, TrainOptions, TrainReport, TrainingSet, VALIDATION_SIGMAS};
 use crate::base_model::BaseModel;
+use crate::convert::provenance::StartedFrom;
 use crate::digest::{Digest, Fingerprint};
 use crate::experiment::{Experiment, LrDecay, TrainSettings};
 use crate::lora::{self, AdapterSet, LinearShape};
@@ -32,6 +34,8 @@ pub(super) struct Run<'a> {
     pub(super) state: State,
     /// How the steps before the resumed checkpoint were computed, in words; None if as now.
     pub(super) computed_before: Option<String>,
+    /// The LoRAs that the training started from, the last first.
+    pub(super) from: Vec<StartedFrom>,
     /// Optimizer steps done.
     pub(super) step: u64,
     /// The adapters' layout in `values`. Their own numbers are those of the start and not updated.
@@ -75,18 +79,18 @@ impl<'a> Run<'a> {
         set: &'a TrainingSet<'a>,
         denoiser: &'a dyn Denoiser,
         denoiser_digest: Digest,
-        plan: MemoryPlan,
+        (plan, start): (MemoryPlan, Option<Start>),
         options: &TrainOptions,
     ) -> Result<Self, Error> {
         let train = &base.settings.train;
-        let mut adapters = new_adapters(base)?;
+        let mut adapters = first_adapters(base, start.as_ref())?;
         let layout: Vec<_> = adapters
             .tensors()
             .map(|(name, shape, _)| (name, shape))
             .collect();
         let state = State {
             step: 0,
-            training: experiment.training_fingerprint(),
+            training: experiment.training_fingerprint(start.as_ref().map(|start| start.digest)),
             denoiser: denoiser_digest,
             manifest: set.manifest(),
             layout: Fingerprint::of(&layout),
@@ -124,6 +128,7 @@ impl<'a> Run<'a> {
             recent: Vec::new(),
             validation_loss: None,
             computed_before,
+            from: start.map(|start| start.from).unwrap_or_default(),
             experiment,
             base,
             set,
@@ -159,7 +164,7 @@ impl<'a> Run<'a> {
         std::fs::create_dir_all(&self.output).map_err(|e| io(&self.output, e))?;
         let mut metrics = Metrics::open(&self.output, self.step, options.clock)
             .map_err(|e| io(&self.output, e))?;
-        // The base model alone (B is 0 at the start): what later validations and previews are compared with.
+        // The base model alone (B is 0 at the start), or with the LoRA that the training starts from: what later validations and previews are compared with.
         if self.step == 0 {
             self.report(
                 &mut metrics,
@@ -370,7 +375,10 @@ impl<'a> Run<'a> {
 }
 
 /// The linears that an Experiment adapts.
-pub(super) fn adapted(base: &BaseModel) -> Result<Vec<LinearShape>, Error> {
+pub(super) fn adapted(base: &BaseModel, start: Option<&Start>) -> Result<Vec<LinearShape>, Error> {
+    if let Some(start) = start {
+        return Ok(start.linears(base));
+    }
     let presets = base.denoiser.family.presets;
     let named = &base.settings.adapter.targets;
     // The family's first preset is its default.
@@ -389,9 +397,20 @@ pub(super) fn adapted(base: &BaseModel) -> Result<Vec<LinearShape>, Error> {
     )?)
 }
 
-fn new_adapters(base: &BaseModel) -> Result<AdapterSet, Error> {
+/// The linears that the Experiment names; None where it leaves them open.
+pub(super) fn named_targets(base: &BaseModel) -> Result<Option<Vec<LinearShape>>, Error> {
+    match base.settings.adapter.targets.is_empty() {
+        true => Ok(None),
+        false => adapted(base, None).map(Some),
+    }
+}
+
+fn first_adapters(base: &BaseModel, start: Option<&Start>) -> Result<AdapterSet, Error> {
+    if let Some(start) = start {
+        return Ok(start.adapters.clone());
+    }
     let (adapter, seed) = (&base.settings.adapter, base.settings.train.seed);
-    let linears = adapted(base)?;
+    let linears = adapted(base, None)?;
     Ok(AdapterSet::new(
         &linears,
         adapter.rank,
