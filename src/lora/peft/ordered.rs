@@ -11,7 +11,7 @@ use crate::shown;
 #[derive(Clone, Debug)]
 pub(super) enum Json {
     /// Fields in order; of one that is there twice the last value, at the place of the first, as in Python.
-    Object(Vec<(String, Json)>),
+    Object(Vec<(String, Self)>),
     /// Of a list only how long it is: nothing that is read here is a list.
     List(usize),
     Plain(Value),
