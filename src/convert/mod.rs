@@ -3,6 +3,7 @@
 //! The file that is made says what it was made from; what the source says about its training stays in it.
 
 pub mod provenance;
+mod source;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -14,24 +15,38 @@ use crate::digest::Digest;
 use crate::lora::formats::{self, Imported, ReadOptions, Target, WriteOptions};
 use crate::lora::{self, SaveDtype};
 use crate::models::lora_names::namings;
+use crate::monitor::Monitor;
+use crate::shown;
 use crate::store;
+use source::Source;
 
 /// Under this key a file's metadata has [`Converted`] as JSON.
-pub const METADATA_KEY: &str = "plumb.converted";
+pub const METADATA_KEY: &str = lora::metadata::CONVERTED;
 
 /// Why a LoRA could not be converted.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The source cannot be read.
-    #[error("{}: cannot be read: {source}", path.display())]
+    #[error("{}: cannot be read: {source}", shown::path(path))]
     Io {
         /// The file.
         path: PathBuf,
         /// What the system said.
         source: std::io::Error,
     },
+    /// What was named is no LoRA, nor a folder with one.
+    #[error("{}: {what}", shown::path(path))]
+    Folder {
+        /// The folder or file.
+        path: PathBuf,
+        /// What is there instead, and what to do.
+        what: String,
+    },
     /// The result would replace the source.
-    #[error("{}: is the file to convert; give another one with --out", path.display())]
+    #[error(
+        "{}: is the file to convert; give another one with --out",
+        shown::path(path)
+    )]
     SameFile {
         /// The file.
         path: PathBuf,
@@ -42,6 +57,15 @@ pub enum Error {
     /// The result cannot be written.
     #[error(transparent)]
     Store(#[from] store::Error),
+}
+
+impl Error {
+    fn io(path: &Path, source: std::io::Error) -> Self {
+        Self::Io {
+            path: path.to_owned(),
+            source,
+        }
+    }
 }
 
 /// What a converted file says about where it comes from.
@@ -113,24 +137,56 @@ pub struct ConvertReport {
     pub left_out: usize,
 }
 
-/// Reads a LoRA of any known naming and family.
-///
-/// # Errors
-/// If the file cannot be read or is none.
-pub fn read_lora(
-    path: &Path,
-    family: Option<&str>,
-    without_text_encoders: bool,
-) -> Result<Imported<'static>, Error> {
-    Ok(parse(
-        path,
-        &read_bytes(path)?,
-        family,
-        without_text_encoders,
-    )?)
+/// What a caller of [`read_lora`] knows about a LoRA, and wants of it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ReadLora<'a> {
+    /// The family, where it is known; otherwise the file has to tell.
+    pub family: Option<&'a str>,
+    /// Whether adapters of text encoders are left out. Otherwise a file that has some is refused.
+    pub without_text_encoders: bool,
+    /// Whether a file that is not what plumb wrote is read all the same, to look at it.
+    pub damaged: bool,
 }
 
-/// Writes the LoRA in `source` to `out` in another naming.
+/// A LoRA that was read.
+#[derive(Debug)]
+pub struct ReadFile {
+    /// What is in it.
+    pub lora: Imported<'static>,
+    /// The file, where a folder was given the one in it.
+    pub file: PathBuf,
+    /// The digest of the file, and of PEFT's config with it where there is one.
+    pub digest: Digest,
+}
+
+impl ReadFile {
+    /// Tells what a person should know of the file.
+    pub fn tell(&self, monitor: &dyn Monitor) {
+        let file = shown::path(&self.file);
+        for problem in &self.lora.problems {
+            monitor.problem(&format!("{file}: {problem}"));
+        }
+        for note in &self.lora.notes {
+            monitor.note(&format!("{file}: {note}"));
+        }
+    }
+}
+
+/// Reads a LoRA of any known naming and family, from a file or a folder that PEFT or diffusers saved.
+///
+/// # Errors
+/// If the file cannot be read or is none, or is not what plumb wrote.
+pub fn read_lora(path: &Path, options: &ReadLora<'_>) -> Result<ReadFile, Error> {
+    let source = Source::read(path)?;
+    let lora = parse(&source, options)?;
+    Ok(ReadFile {
+        digest: source.digest(lora.has_config),
+        lora,
+        file: source.file,
+    })
+}
+
+/// Writes the LoRA in `source`, a file or a folder, to `out` in another naming.
 ///
 /// # Errors
 /// If the source is no LoRA of a known naming and family, the target would ignore something in it, or the result
@@ -139,28 +195,32 @@ pub fn lora(
     source: &Path,
     out: &Path,
     options: &ConvertOptions<'_>,
+    monitor: &dyn Monitor,
 ) -> Result<ConvertReport, Error> {
-    let bytes = read_bytes(source)?;
+    let options_of_source = ReadLora {
+        family: options.family,
+        without_text_encoders: options.without_text_encoders,
+        damaged: false,
+    };
+    let read = read_lora(source, &options_of_source)?;
+    read.tell(monitor);
+    let ReadFile {
+        lora: read,
+        file,
+        digest,
+    } = read;
     // By real paths: a link or another spelling may lead to the same file.
-    let same = |out: PathBuf| source.canonicalize().is_ok_and(|source| source == out);
+    let same = |out: PathBuf| file.canonicalize().is_ok_and(|source| source == out);
     if out.canonicalize().is_ok_and(same) {
         return Err(Error::SameFile {
             path: out.to_owned(),
         });
     }
-    let read = parse(
-        source,
-        &bytes,
-        options.family,
-        options.without_text_encoders,
-    )?;
     let converted = Converted {
         tool: store::TOOL.to_owned(),
         from: read.format.name().to_owned(),
-        source: Digest::of(&bytes),
+        source: digest,
     };
-    // The numbers were taken out; a large LoRA is not to be in memory twice.
-    drop(bytes);
     let mut metadata = read.metadata;
     write_entry(&mut metadata, METADATA_KEY, &converted);
     let mut ranks: Vec<_> = read.modules.iter().map(formats::Module::rank).collect();
@@ -187,23 +247,14 @@ pub fn lora(
     })
 }
 
-fn read_bytes(path: &Path) -> Result<Vec<u8>, Error> {
-    std::fs::read(path).map_err(|source| Error::Io {
-        path: path.to_owned(),
-        source,
-    })
-}
-
-fn parse(
-    path: &Path,
-    bytes: &[u8],
-    family: Option<&str>,
-    without_text_encoders: bool,
-) -> Result<Imported<'static>, lora::Error> {
+fn parse(source: &Source, options: &ReadLora<'_>) -> Result<Imported<'static>, lora::Error> {
     let options = ReadOptions {
         namings: namings(),
-        family,
-        without_text_encoders,
+        family: options.family,
+        without_text_encoders: options.without_text_encoders,
+        config: source.config(),
+        damaged: options.damaged,
     };
-    formats::read(bytes, &path.display().to_string(), &options)
+    let origin = shown::path(&source.file).to_string();
+    formats::read(&source.bytes, &origin, &options)
 }

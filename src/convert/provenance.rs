@@ -5,12 +5,13 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::ReadFile;
 use crate::base_model::BaseModel;
 use crate::digest::{Digest, Fingerprint};
 use crate::experiment::Experiment;
 
 /// The metadata key of the JSON below.
-pub const METADATA_KEY: &str = "plumb";
+pub const METADATA_KEY: &str = crate::lora::metadata::PROVENANCE;
 
 /// How a LoRA was made: enough to make it again, and to notice a use with another recipe.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -44,6 +45,10 @@ pub struct Provenance {
     /// Earlier stretches of the training that were otherwise than its last one; none in a run from the start to its end.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub history: Vec<Stretch>,
+    /// The LoRAs that the training started from, the last first: itself, the one that this was started from, and so on. Empty where it
+    /// began anew.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub from: Vec<StartedFrom>,
     /// The Experiment file's text, comments and all.
     pub experiment: String,
 }
@@ -71,6 +76,81 @@ pub struct Course<'a> {
     pub computed: &'a str,
     /// What was otherwise before.
     pub history: &'a [Stretch],
+    /// The LoRAs that it started from, the last first.
+    pub from: &'a [StartedFrom],
+}
+
+/// A LoRA that a training started from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StartedFrom {
+    /// The digest of its file; where PEFT's config was read with it, of both digests.
+    pub source: Digest,
+    /// The naming that it had, as [`crate::lora::formats::Format::name`] says it.
+    pub format: String,
+    /// How it was made, where plumb trained it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub made: Option<MadeBefore>,
+    /// What another program said of it, in the keys of its metadata.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub said: BTreeMap<String, String>,
+}
+
+/// What a LoRA that plumb trained said of its making.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MadeBefore {
+    /// The digest of the denoiser's weights.
+    pub base: Digest,
+    /// The fingerprint of the recipe.
+    pub recipe_fingerprint: Fingerprint,
+    /// The digest of the list of entries that it was trained from.
+    pub manifest: Digest,
+    /// Optimizer steps.
+    pub step: u64,
+}
+
+/// Keys by which other programs name a LoRA and its training.
+const SAID: [&str; 6] = [
+    "modelspec.title",
+    "ss_base_model_version",
+    "ss_output_name",
+    "ss_sd_model_name",
+    "ss_steps",
+    "sshs_model_hash",
+];
+
+/// The LoRAs that are remembered; a longer line would be a growing file.
+const MAX_BEFORE: usize = 100;
+
+/// Characters of a value that another program wrote.
+const MAX_SAID: usize = 200;
+
+/// What a LoRA started from `read` says of that: it, and what it was started from itself. `made` is its own provenance.
+pub fn started_from(read: &ReadFile, made: Option<&Provenance>) -> Vec<StartedFrom> {
+    let said = SAID.iter().filter_map(|key| {
+        let value = read.lora.metadata.get(*key)?;
+        Some(((*key).to_owned(), value.chars().take(MAX_SAID).collect()))
+    });
+    let last = StartedFrom {
+        source: read.digest,
+        format: read.lora.format.name().to_owned(),
+        made: made.map(|made| MadeBefore {
+            base: made.base,
+            recipe_fingerprint: made.recipe_fingerprint,
+            manifest: made.manifest,
+            step: made.step,
+        }),
+        said: if made.is_some() {
+            BTreeMap::new()
+        } else {
+            said.collect()
+        },
+    };
+    let before = made.map(|made| made.from.clone()).unwrap_or_default();
+    let mut all: Vec<_> = std::iter::once(last).chain(before).collect();
+    all.truncate(MAX_BEFORE);
+    all
 }
 
 impl Provenance {
@@ -101,6 +181,7 @@ impl Provenance {
             step: course.step,
             computed: course.computed.to_owned(),
             history: course.history.to_vec(),
+            from: course.from.to_vec(),
             experiment: experiment.text.clone(),
         }
     }

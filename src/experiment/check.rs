@@ -91,7 +91,7 @@ impl Raw {
             ("train.logit_std", t.logit_std),
             ("train.shift", fixed(t.shift)),
             ("train.min_snr_gamma", t.min_snr_gamma.unwrap_or(1.0)),
-            ("adapter.rank", self.adapter.rank as f64),
+            ("adapter.rank", self.adapter.new_rank() as f64),
             ("adapter.alpha", self.adapter.alpha.unwrap_or(1.0)),
             ("sample.shift", fixed(s.shift)),
             ("sample.steps", s.steps.unwrap_or(1) as f64),

@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 
 use super::Experiment;
 use super::raw::{Adapter, Raw, Train, Warmup};
-use crate::digest::Fingerprint;
+use crate::digest::{Digest, Fingerprint};
 
 /// Of the form below. A change of a default must come with a new version that names the old default.
 const VERSION: u32 = 2;
@@ -25,6 +25,9 @@ const REPORTING: [&str; 7] = [
     "sample_every",
     "gradient_checkpointing",
 ];
+
+/// The LoRA that a training starts from.
+const START: &str = "adapter.from";
 
 /// The fields that the first version took of each section.
 const FIRST_ADAPTER: [&str; 5] = ["rank", "alpha", "targets", "dropout", "save_precision"];
@@ -98,11 +101,17 @@ pub fn default_of(field: &str) -> Value {
 
 impl Experiment {
     /// What a training of `steps` steps, `warmup_steps` of them for warm-up, depends on. The file may give both in other measures.
-    pub fn training(&self, steps: u64, warmup_steps: u64) -> TrainingFields {
+    /// `start`: the digest of the LoRA that it starts from.
+    pub fn training(&self, steps: u64, warmup_steps: u64, start: Option<Digest>) -> TrainingFields {
+        let mut changed = changed(&resolved(&self.raw, steps, warmup_steps));
+        // Where the file lies changes no number.
+        if changed.remove(START).is_some() {
+            changed.insert(START.to_owned(), json!(start));
+        }
         TrainingFields {
             family: self.raw.model.family.clone(),
             flavor: self.raw.model.flavor.clone(),
-            changed: changed(&resolved(&self.raw, steps, warmup_steps)),
+            changed,
         }
     }
 

@@ -23,7 +23,7 @@ pub use raw::{
 };
 pub use settings::{
     AdapterSettings, DatasetSettings, ModelSettings, SampleOverrides, SampleSettings, Settings,
-    TrainLength, TrainSettings,
+    StartSettings, TrainLength, TrainSettings,
 };
 
 /// An Experiment whose values were checked.

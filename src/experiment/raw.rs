@@ -193,9 +193,14 @@ pub struct Dataset {
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Adapter {
-    /// Rank of every update.
-    #[serde(default = "rank")]
-    pub rank: usize,
+    /// A LoRA to start from, in the naming of any program that `plumb import lora` reads: a file, or a folder that PEFT saved. Rank,
+    /// alpha and targets are then its own where they are not set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<PathBuf>,
+    /// Rank of every update; the default is 16, or that of the LoRA it starts from.
+    #[serde(default, serialize_with = "rank_or_default")]
+    #[schemars(default = "default_rank", with = "usize")]
+    pub rank: Option<usize>,
     /// The update is scaled by alpha / rank; the default is the rank.
     pub alpha: Option<f64>,
     /// Module patterns (`*` matches anything), or presets of the family such as `attention`,
@@ -213,7 +218,8 @@ pub struct Adapter {
 impl Default for Adapter {
     fn default() -> Self {
         Self {
-            rank: rank(),
+            from: None,
+            rank: None,
             alpha: None,
             targets: Vec::new(),
             dropout: 0.0,
@@ -275,6 +281,21 @@ fn bucket_step() -> u32 {
     64
 }
 
-fn rank() -> usize {
+fn default_rank() -> usize {
     16
+}
+
+/// Fingerprints have the default as they had when it was no option to leave it open.
+fn rank_or_default<S: serde::Serializer>(
+    rank: &Option<usize>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    rank.unwrap_or_else(default_rank).serialize(serializer)
+}
+
+impl Adapter {
+    /// The rank of new adapters.
+    pub fn new_rank(&self) -> usize {
+        self.rank.unwrap_or_else(default_rank)
+    }
 }

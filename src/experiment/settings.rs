@@ -92,9 +92,11 @@ pub struct Settings {
 /// Which LoRA is trained.
 #[derive(Clone, Debug)]
 pub struct AdapterSettings {
-    /// Rank of every update.
+    /// The LoRA that the training starts from.
+    pub from: Option<StartSettings>,
+    /// Rank of every update of a new LoRA.
     pub rank: usize,
-    /// The update is scaled by alpha / rank.
+    /// The update of a new LoRA is scaled by alpha / rank.
     pub alpha: f64,
     /// Module patterns or presets; empty: the family's default.
     pub targets: Vec<String>,
@@ -102,6 +104,17 @@ pub struct AdapterSettings {
     pub dropout: f64,
     /// The precision of the saved LoRA.
     pub save_precision: Precision,
+}
+
+/// A LoRA to start from, and what the Experiment says of it.
+#[derive(Clone, Debug)]
+pub struct StartSettings {
+    /// The LoRA, as the program sees the path.
+    pub path: PathBuf,
+    /// The rank that is set; None: the LoRA's.
+    pub rank: Option<usize>,
+    /// The alpha that is set; None: the LoRA's.
+    pub alpha: Option<f64>,
 }
 
 /// When a training ends.
@@ -283,9 +296,14 @@ impl Experiment {
         Ok(Settings {
             process,
             adapter: AdapterSettings {
-                rank: adapter.rank,
+                from: adapter.from.as_ref().map(|path| StartSettings {
+                    path: self.path(path),
+                    rank: adapter.rank,
+                    alpha: adapter.alpha,
+                }),
+                rank: adapter.new_rank(),
                 // A scale of 1, as diffusers' scripts have it; kohya's default alpha is 1 instead.
-                alpha: adapter.alpha.unwrap_or(adapter.rank as f64),
+                alpha: adapter.alpha.unwrap_or(adapter.new_rank() as f64),
                 targets: adapter.targets.clone(),
                 dropout: adapter.dropout,
                 save_precision: adapter.save_precision,

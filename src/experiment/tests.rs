@@ -33,7 +33,10 @@ fn the_smallest_experiment_gets_every_default() {
     assert_eq!(experiment.store_path(), Path::new("some/store"));
     assert_eq!(experiment.raw.recipe.variant, "reference");
     assert_eq!(
-        (experiment.raw.adapter.rank, experiment.raw.adapter.alpha),
+        (
+            experiment.raw.adapter.new_rank(),
+            experiment.raw.adapter.alpha
+        ),
         (16, None)
     );
     assert_eq!(experiment.raw.dataset[0].min_bucket_px(), 256);
@@ -187,7 +190,7 @@ fn files_are_named_by_slot_in_short_or_as_a_table() {
 fn only_what_changes_the_numbers_is_in_the_training_fingerprint() {
     let fingerprint = |text: String| {
         let experiment = Experiment::parse(Path::new("a/b.toml"), text).expect("valid");
-        experiment.training(10, 0).fingerprint()
+        experiment.training(10, 0, None).fingerprint()
     };
     let base = fingerprint(SMALLEST.to_owned());
     for same in [
@@ -243,7 +246,7 @@ fn training_fingerprints_are_those_of_earlier_versions() {
             &format!("output = \"out\"\n{set}"),
         );
         let experiment = Experiment::parse(Path::new("a/b.toml"), text).expect("valid");
-        let found = experiment.training(steps, warmup).fingerprint();
+        let found = experiment.training(steps, warmup, None).fingerprint();
         assert_eq!(found.to_string(), expected, "{set}");
     }
 }

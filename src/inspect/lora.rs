@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::Error;
 use crate::convert::provenance::{self, Provenance};
-use crate::convert::{self, Converted};
+use crate::convert::{self, Converted, ReadFile, ReadLora};
 use crate::lora::formats::Module;
 use crate::recipe::{Diff, Recipe};
 
@@ -28,6 +28,10 @@ pub struct LoraReport {
     pub parameters: usize,
     /// The distinct ranks of the adapters, rising.
     pub ranks: Vec<usize>,
+    /// What does not fit in it: hashes that are not those of its tensors or its header.
+    pub problems: Vec<String>,
+    /// What else a person should know of it.
+    pub notes: Vec<String>,
     /// How it was made, where plumb made it.
     pub provenance: Option<Provenance>,
     /// What it was made from, where it was converted.
@@ -41,15 +45,21 @@ pub struct LoraReport {
 /// Reads a LoRA of any known naming; `family` is for where the file does not tell it.
 ///
 /// # Errors
-/// If the file cannot be read or is none, or what plumb wrote into it is damaged.
+/// If the file cannot be read or is none, or what plumb wrote into it is no longer JSON.
 pub fn lora(path: &Path, family: Option<&str>) -> Result<LoraReport, Error> {
-    let file = convert::read_lora(path, family, true)?;
+    let options = ReadLora {
+        family,
+        without_text_encoders: true,
+        damaged: true,
+    };
+    let ReadFile {
+        lora: file,
+        file: path,
+        ..
+    } = convert::read_lora(path, &options)?;
     let unreadable = |key| {
-        move |source| Error::Metadata {
-            path: path.to_owned(),
-            key,
-            source,
-        }
+        let path = path.clone();
+        move |source| Error::Metadata { path, key, source }
     };
     let converted = Converted::read(&file.metadata).map_err(unreadable(convert::METADATA_KEY))?;
     let provenance =
@@ -67,6 +77,8 @@ pub fn lora(path: &Path, family: Option<&str>) -> Result<LoraReport, Error> {
         parameters: file.modules.iter().map(Module::parameters).sum(),
         ranks,
         text_encoder_tensors: file.left_out,
+        problems: file.damage.into_iter().chain(file.problems).collect(),
+        notes: file.notes,
         converted,
         from_reference: provenance.as_ref().and_then(against_reference),
         provenance,

@@ -15,7 +15,8 @@ mod write;
 use std::collections::BTreeMap;
 
 pub use read::read;
-pub(super) use read::{StatedAlphas, linear_shape};
+pub(super) use read::{alpha, linear_shape, metadata_config};
+pub(super) use stored::{header_bytes, names};
 pub use write::write;
 pub(super) use write::{
     EncodedTensor, adapter_metadata, commonest_rank, encode, fold, to_safetensors,

@@ -17,7 +17,7 @@ mod write;
 use std::collections::BTreeMap;
 
 pub use naming::{FusedPart, Naming, Row, Spelling};
-pub use read::{Imported, ReadOptions, read};
+pub use read::{ConfigBeside, Imported, ReadOptions, check_header, header_of, read};
 pub use write::{Target, WriteOptions, write};
 
 use super::file::{self, Matrix};
@@ -57,7 +57,15 @@ impl Module {
     /// # Errors
     /// If a number becomes too large.
     fn fold(&mut self) -> Result<(), String> {
-        let (on_a, on_b) = file::fold(self.scale());
+        self.set_alpha(self.rank() as f64)
+    }
+
+    /// Takes another alpha, above 0, and scales the numbers so that the update stays as it is.
+    ///
+    /// # Errors
+    /// If a number becomes too large.
+    pub fn set_alpha(&mut self, alpha: f64) -> Result<(), String> {
+        let (on_a, on_b) = file::fold(self.alpha / alpha);
         for (matrix, factor) in [(&mut self.a, on_a), (&mut self.b, on_b)] {
             for value in &mut matrix.values {
                 *value = (f64::from(*value) * factor) as f32;
@@ -66,7 +74,7 @@ impl Module {
                 }
             }
         }
-        self.alpha = self.rank() as f64;
+        self.alpha = alpha;
         Ok(())
     }
 

@@ -1,5 +1,6 @@
 //! What a LoRA file says about itself besides its tensors, in the keys that other tools read: the MUST keys of
-//! ModelSpec 1.0.1 and the few `ss_` keys from which tools tell base model, rank and alpha.
+//! ModelSpec 1.0.1 and the few `ss_` keys from which tools tell base model, rank and alpha; and the hashes that tell whether
+//! the file is still what was written (`seal`).
 
 use std::collections::BTreeMap;
 
@@ -7,6 +8,12 @@ use sha2::{Digest as _, Sha256};
 
 use super::AdapterSet;
 use super::file::commonest_rank;
+
+/// Under this key a LoRA that plumb trained says how.
+pub const PROVENANCE: &str = "plumb";
+
+/// Under this key a LoRA that plumb converted says what it was made from.
+pub const CONVERTED: &str = "plumb.converted";
 
 /// What the standard keys are made from.
 #[derive(Clone, Copy, Debug)]
@@ -46,7 +53,7 @@ pub fn standard(set: &AdapterSet, info: &FileInfo<'_>) -> BTreeMap<String, Strin
 }
 
 /// The SHA-256 of `parts`, one after the other, as lower-case hex digits.
-fn sha256<'a>(parts: impl Iterator<Item = &'a [u8]>) -> String {
+pub(super) fn sha256<'a>(parts: impl Iterator<Item = &'a [u8]>) -> String {
     let mut hasher = Sha256::new();
     parts.for_each(|part| hasher.update(part));
     format!("{:x}", hasher.finalize())

@@ -16,6 +16,9 @@ pub mod bind;
 pub mod file;
 pub mod formats;
 pub mod metadata;
+mod peft;
+mod seal;
+mod sum;
 pub mod targets;
 
 use std::ops::Range;
@@ -35,6 +38,9 @@ pub enum Error {
     /// An alpha that is no finite number.
     #[error("adapter alpha: expected a finite number, found {0}")]
     Alpha(f64),
+    /// A strength that is no finite number.
+    #[error("LoRA strength: expected a finite number, found {0}")]
+    Strength(f64),
     /// A pattern that no linear's name fits.
     #[error("adapter target `{pattern}` fits none of the {count} linears; near it: {near}")]
     NoSuchTarget {
@@ -92,6 +98,16 @@ pub enum Error {
         /// The tensor's name.
         tensor: String,
         /// Expected and found.
+        what: String,
+    },
+    /// A LoRA file that is not what plumb wrote.
+    #[error(
+        "{origin}: {what}: it is damaged, or another program changed it without its hashes; get it anew, or make it again"
+    )]
+    Damaged {
+        /// The file.
+        origin: String,
+        /// What does not fit.
         what: String,
     },
     /// A number of masters that does not fit the layout.

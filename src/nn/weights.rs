@@ -41,6 +41,7 @@ pub use element::{BlockType, ElementType};
 pub use error::Error;
 pub use file::FileState;
 use file::WeightsFile;
+pub use header::other_kind;
 
 use super::Kernels;
 

@@ -1,6 +1,7 @@
 //! Sampling: the pictures of an Experiment's `[sample]` section, from its base model with or without a LoRA.
 
 mod denoise;
+mod loras;
 pub mod previews;
 pub mod sheet;
 
@@ -9,19 +10,19 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 pub use denoise::{SampleOptions, decode, sample, sample_from};
+pub use loras::{LoraUse, MAX_STRENGTH, open_lora, open_loras, read_for};
 
 use crate::autograd::Tape;
 use crate::base_model::{self, BaseModel, placement};
 use crate::cache::{self, ModelCache};
-use crate::convert::provenance::Provenance;
-use crate::convert::{self, read_lora};
+use crate::convert;
 use crate::encode::{self, EncodeOptions, encode_captions};
 use crate::experiment::Experiment;
 use crate::lora::{self, AdapterSet, Bound};
 use crate::models::{self, Denoiser};
 use crate::monitor::Monitor;
 use crate::nn::weights::DigestMemo;
-use crate::recipe::Diff;
+use crate::shown;
 use crate::store::{self, Store};
 
 /// Why there are no pictures.
@@ -49,7 +50,7 @@ pub enum Error {
     #[error(transparent)]
     Lora(#[from] lora::Error),
     /// What the LoRA's file says of its making.
-    #[error("{}: its `plumb` metadata cannot be read: {source}", path.display())]
+    #[error("{}: its `plumb` metadata cannot be read: {source}", shown::path(path))]
     Provenance {
         /// The LoRA's file.
         path: PathBuf,
@@ -89,7 +90,7 @@ pub struct SampleReport {
 /// If there is no prompt, or a part of it all cannot be read, computed or written.
 pub fn run(
     experiment: &Experiment,
-    lora: Option<&Path>,
+    loras: &[LoraUse],
     folder: &Path,
     options: &EncodeOptions,
     memo: &mut DigestMemo,
@@ -108,9 +109,8 @@ pub fn run(
         options,
         monitor,
     )?;
-    let adapters = lora.map(|path| open_lora(path, &base, monitor));
     // Before the denoiser is loaded: a LoRA that does not fit is refused in seconds.
-    let adapters = adapters.transpose()?;
+    let adapters = open_loras(loras, &base, monitor)?;
     let placement = placement(experiment, &options.device, &options.kernels);
     // After encoding, whose networks are dropped by then: never both in memory.
     let denoiser = base.denoiser.load(&placement)?;
@@ -144,33 +144,4 @@ pub fn bind(adapters: Option<&AdapterSet>, denoiser: &dyn Denoiser) -> Result<Bo
     let (dtype, device) = (denoiser.dtype(), denoiser.device());
     // None: dropout is for training.
     Ok(adapters.bind(&tape, dtype, device, None)?)
-}
-
-/// Reads a LoRA and warns where it was trained otherwise than it is used.
-///
-/// # Errors
-/// If the file is no LoRA of the base model's family, or adapts what the base model has not.
-pub fn open_lora(
-    path: &Path,
-    base: &BaseModel,
-    monitor: &dyn Monitor,
-) -> Result<AdapterSet, Error> {
-    let file = read_lora(path, Some(base.denoiser.family.name), false)?;
-    let made = Provenance::read(&file.metadata).map_err(|source| Error::Provenance {
-        path: path.to_owned(),
-        source,
-    })?;
-    if let Some(made) = made
-        && made.recipe_fingerprint != base.recipe.fingerprint()
-    {
-        let rules = made.recipe.get("rules").cloned().unwrap_or_default();
-        let diff = Diff::between(&base.recipe.rules(), &rules);
-        monitor.note(&format!(
-            "warning: {} was trained with another recipe than this Experiment's:\n{diff}",
-            path.display()
-        ));
-    }
-    let adapters = lora::formats::adapters(file.modules)?;
-    adapters.check(base.denoiser.linears())?;
-    Ok(adapters)
 }

@@ -12,9 +12,11 @@ use super::length::Length;
 use super::output::{CHECKPOINTS, Needs, OutputFolder};
 use super::results::save_dtype;
 use super::resume::Wanted;
-use super::run::new_adapters;
+use super::run::first_adapters;
+use super::start::Start;
 use super::{Error, TrainOptions, TrainingSet};
 use crate::base_model::BaseModel;
+use crate::convert::provenance::StartedFrom;
 use crate::digest::Digest;
 use crate::experiment::{Experiment, Settings};
 use crate::lora::{AdapterSet, SaveDtype};
@@ -31,6 +33,8 @@ pub(super) struct Beginning {
     pub(super) checkpoints: Checkpoints,
     pub(super) batches: Batches,
     pub(super) length: Length,
+    /// The LoRAs that the training started from, the last first.
+    pub(super) from: Vec<StartedFrom>,
 }
 
 /// What decides how numbers are rounded, in words. Written into checkpoints and LoRAs.
@@ -54,12 +58,12 @@ fn computed(placement: &Placement) -> String {
 
 impl Beginning {
     /// Finds where the run in `output` begins: at its newest sound checkpoint, or at step 0. `denoiser` is the digest of its
-    /// weights.
+    /// weights, `start` the LoRA that the training starts from.
     pub(super) fn find(
         experiment: &Experiment,
         base: &BaseModel,
         set: &TrainingSet<'_>,
-        denoiser: Digest,
+        (denoiser, start): (Digest, Option<Start>),
         output: &OutputFolder,
         options: (&TrainOptions, &Placement),
         monitor: &dyn Monitor,
@@ -71,14 +75,22 @@ impl Beginning {
         if let Some(told) = length.told(train, batches.num_per_epoch()) {
             monitor.note(&told);
         }
-        let mut adapters = new_adapters(base)?;
-        let identity = Identity::new(experiment, base, set, (denoiser, &adapters), length);
+        let mut adapters = first_adapters(base, start.as_ref())?;
+        let start_digest = start.as_ref().map(|start| start.digest);
+        let identity = Identity::new(
+            experiment,
+            base,
+            set,
+            (denoiser, start_digest, &adapters),
+            length,
+        );
         let mut checkpoints =
             Checkpoints::new(&output.path.join(CHECKPOINTS), train.keep_checkpoints);
         let wanted = Wanted {
             experiment,
             train,
             identity,
+            start: start_digest,
             length,
             computed: computed(placement),
         };
@@ -105,6 +117,7 @@ impl Beginning {
             checkpoints,
             batches,
             length,
+            from: start.map(|start| start.from).unwrap_or_default(),
         })
     }
 

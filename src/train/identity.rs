@@ -74,14 +74,14 @@ impl Identity {
         experiment: &Experiment,
         base: &BaseModel,
         set: &TrainingSet<'_>,
-        (denoiser, adapters): (Digest, &AdapterSet),
+        (denoiser, start, adapters): (Digest, Option<Digest>, &AdapterSet),
         length: Length,
     ) -> Self {
         let layout: Vec<_> = adapters
             .tensors()
             .map(|(name, shape, _)| (name, shape))
             .collect();
-        let training = experiment.training(length.steps, length.warmup_steps);
+        let training = experiment.training(length.steps, length.warmup_steps, start);
         let encoders = base.encoders.iter();
         let encoders = encoders.map(|e| (e.slot.clone(), e.fingerprint));
         let all: Vec<&Item> = set.items().iter().chain(set.held_out()).collect();

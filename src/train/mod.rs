@@ -23,6 +23,7 @@ mod results;
 mod resume;
 mod run;
 mod set;
+mod start;
 pub mod step;
 
 use std::path::PathBuf;
@@ -44,6 +45,7 @@ use output::OutputFolder;
 use plan::{Machine, MemoryPlan, MemoryRequest};
 use run::Run;
 pub use set::TrainingSet;
+use start::Start;
 
 /// The noise levels at which validation looks: sigmas of a flow, thousandths of DDPM's steps.
 pub const VALIDATION_SIGMAS: [f64; 10] =
@@ -104,7 +106,8 @@ pub fn run(
     let store = Store::open(&experiment.store_path()).map_err(|e| no_store(experiment, &e))?;
     let set = TrainingSet::open(experiment, &base, &store, monitor)?;
     // Before loading: a model that cannot fit is refused in seconds.
-    let plan = plan(&base, &set, options)?;
+    let start = Start::read(experiment, &base, monitor)?;
+    let plan = plan(&base, &set, options, start.as_ref())?;
     monitor.note(&format!("memory: {plan}"));
     let placement = Placement {
         // Where whole weights do not fit, the plan reads them from their files.
@@ -114,11 +117,15 @@ pub fn run(
     // From here on the folder of the run is this training's; nothing is in it yet that was not there before.
     let train = &base.settings.train;
     let output = OutputFolder::open(&experiment.output_path(), &results::lora_file(train))?;
+    let denoiser_digest = base.denoiser_digest(memo)?;
+    if let Some(start) = &start {
+        start.tell_base(denoiser_digest, monitor);
+    }
     let beginning = Beginning::find(
         experiment,
         &base,
         &set,
-        base.denoiser_digest(memo)?,
+        (denoiser_digest, start),
         &output,
         (options, &placement),
         monitor,
@@ -163,12 +170,13 @@ fn plan(
     base: &BaseModel,
     set: &TrainingSet<'_>,
     options: &TrainOptions,
+    start: Option<&Start>,
 ) -> Result<MemoryPlan, Error> {
     let Settings { adapter, train, .. } = &base.settings;
     let request = MemoryRequest {
         denoiser: &base.denoiser,
-        adapted: &run::adapted(base)?,
-        rank: adapter.rank,
+        adapted: &run::adapted(base, start)?,
+        rank: start.map_or(adapter.rank, Start::rank),
         optimizer: train.optimizer,
         samples: train.batch_size,
         // The largest pictures with the longest caption, though no micro-batch may have both: an upper bound.

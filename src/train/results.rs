@@ -92,6 +92,7 @@ impl Run<'_> {
                 step: self.step,
                 computed: &self.state.computed,
                 history: &self.state.history,
+                from: &self.from,
             },
         );
         let resolution = self.set.resolution();
@@ -117,12 +118,16 @@ impl Run<'_> {
     /// Writes the dump of the step under way, of so many passes.
     pub(super) fn write_dump(&self, dump: &Dump, passes: usize, path: &Path) -> Result<(), Error> {
         let Settings { adapter, train, .. } = &self.base.settings;
+        let first = self.adapters.adapters().first();
         let facts = [
             // Written within the step, before it is counted.
             ("step", (self.step + 1).to_string()),
             ("micro_batches", passes.to_string()),
-            ("rank", adapter.rank.to_string()),
-            ("alpha", adapter.alpha.to_string()),
+            ("rank", first.map_or(0, |adapter| adapter.rank).to_string()),
+            (
+                "alpha",
+                first.map_or(0.0, |adapter| adapter.alpha).to_string(),
+            ),
             ("dropout", adapter.dropout.to_string()),
             ("seed", train.seed.to_string()),
             ("family", self.base.denoiser.family.name.to_owned()),

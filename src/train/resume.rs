@@ -8,6 +8,7 @@ use super::checkpoints::{Checkpoints, Newest};
 use super::identity::{Identity, is_same_but_longer, joined};
 use super::length::Length;
 use crate::convert::provenance::Stretch;
+use crate::digest::Digest;
 use crate::experiment::{Experiment, TrainLength, TrainSettings};
 use crate::monitor::Monitor;
 use crate::shown;
@@ -17,6 +18,8 @@ pub(super) struct Wanted<'a> {
     pub(super) experiment: &'a Experiment,
     pub(super) train: &'a TrainSettings,
     pub(super) identity: Identity,
+    /// The digest of the LoRA that it starts from.
+    pub(super) start: Option<Digest>,
     pub(super) length: Length,
     /// On what and in what type it will be computed, in words.
     pub(super) computed: String,
@@ -133,7 +136,10 @@ impl Wanted<'_> {
 
     fn is_fingerprint(&self, found: &Identity, length: Length) -> bool {
         let (steps, warmup) = (length.steps, length.warmup_steps);
-        let training = self.experiment.training(steps, warmup).fingerprint();
+        let training = self
+            .experiment
+            .training(steps, warmup, self.start)
+            .fingerprint();
         let first = self.experiment.first_training_fingerprint(steps, warmup);
         found.training == training || Some(found.training) == first
     }

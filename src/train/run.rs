@@ -14,9 +14,11 @@ use super::loader::Loader;
 use super::metrics::{Metrics, MetricsLine};
 use super::output::OutputFolder;
 use super::plan::MemoryPlan;
+use super::start::Start;
 use super::step::{Dump, Pass};
 use super::{Error, TrainOptions, TrainReport, TrainingSet, VALIDATION_SIGMAS};
 use crate::base_model::BaseModel;
+use crate::convert::provenance::StartedFrom;
 use crate::experiment::{Experiment, TrainSettings};
 use crate::lora::{self, AdapterSet, LinearShape};
 use crate::models::Denoiser;
@@ -36,6 +38,8 @@ pub(super) struct Run<'a> {
     pub(super) state: State,
     pub(super) checkpoints: Checkpoints,
     pub(super) length: Length,
+    /// The LoRAs that the training started from, the last first.
+    pub(super) from: Vec<StartedFrom>,
     /// Optimizer steps done.
     pub(super) step: u64,
     /// The adapters' layout in `values`. Their own numbers are those of the start and not updated.
@@ -71,6 +75,7 @@ impl<'a> Run<'a> {
             checkpoints,
             batches,
             length,
+            from,
         } = beginning;
         let (device, count) = (denoiser.device(), adapters.values().len());
         let optimizer = match optimizer {
@@ -87,6 +92,7 @@ impl<'a> Run<'a> {
             validation_loss: None,
             step: state.step,
             output: output.path.clone(),
+            from,
             experiment,
             base,
             set,
@@ -124,7 +130,7 @@ impl<'a> Run<'a> {
                     source,
                 }
             })?;
-        // The base model alone (B is 0 at the start): what later validations and previews are compared with.
+        // The base model alone (B is 0 at the start), or with the LoRA that the training starts from: what later validations and previews are compared with.
         if self.step == 0 {
             self.report(
                 &mut metrics,
@@ -342,7 +348,10 @@ impl<'a> Run<'a> {
 }
 
 /// The linears that an Experiment adapts.
-pub(super) fn adapted(base: &BaseModel) -> Result<Vec<LinearShape>, Error> {
+pub(super) fn adapted(base: &BaseModel, start: Option<&Start>) -> Result<Vec<LinearShape>, Error> {
+    if let Some(start) = start {
+        return Ok(start.linears(base));
+    }
     let presets = base.denoiser.family.presets;
     let named = &base.settings.adapter.targets;
     // The family's first preset is its default.
@@ -361,10 +370,21 @@ pub(super) fn adapted(base: &BaseModel) -> Result<Vec<LinearShape>, Error> {
     )?)
 }
 
+/// The linears that the Experiment names; None where it leaves them open.
+pub(super) fn named_targets(base: &BaseModel) -> Result<Option<Vec<LinearShape>>, Error> {
+    match base.settings.adapter.targets.is_empty() {
+        true => Ok(None),
+        false => adapted(base, None).map(Some),
+    }
+}
+
 /// The adapters of an Experiment, with the numbers that a training starts from.
-pub(super) fn new_adapters(base: &BaseModel) -> Result<AdapterSet, Error> {
+pub(super) fn first_adapters(base: &BaseModel, start: Option<&Start>) -> Result<AdapterSet, Error> {
+    if let Some(start) = start {
+        return Ok(start.adapters.clone());
+    }
     let (adapter, seed) = (&base.settings.adapter, base.settings.train.seed);
-    let linears = adapted(base)?;
+    let linears = adapted(base, None)?;
     Ok(AdapterSet::new(
         &linears,
         adapter.rank,

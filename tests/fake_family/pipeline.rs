@@ -9,7 +9,7 @@ use candle_core::{Device, Tensor};
 use image::{Rgb, RgbImage};
 
 use super::{FAKE, TIME_CHANNELS};
-use crate::convert::read_lora;
+use crate::convert::{ReadLora, read_lora};
 use crate::encode::{self, EncodeOptions};
 use crate::experiment::Experiment;
 use crate::inspect;
@@ -18,7 +18,7 @@ use crate::monitor::Silent;
 use crate::nn::Kernels;
 use crate::nn::weights::DigestMemo;
 use crate::rng::{Rng, Stream};
-use crate::sample;
+use crate::sample::{self, LoraUse};
 use crate::train::{self, TrainOptions};
 
 /// The bundled miniature's latents, and the width of its CLIP.
@@ -131,14 +131,16 @@ fn a_family_that_is_added_in_one_place_goes_the_whole_way() {
     assert_eq!((trained.modules, trained.step), (4, 30));
     let lora = trained.lora.unwrap();
 
-    let read = read_lora(&lora, None, false).unwrap();
-    assert_eq!(read.naming.family, "fake");
+    let read = read_lora(&lora, &ReadLora::default()).unwrap();
+    assert_eq!(read.lora.naming.family, "fake");
     let drawn = folder.path().join("drawn");
     let draw = |lora: Option<&Path>, name: &str| {
         let folder = drawn.join(name);
+        let used = lora.map(|path| LoraUse::parse(path.to_owned()).unwrap());
+        let used: Vec<_> = used.into_iter().collect();
         let report = sample::run(
             &experiment,
-            lora,
+            &used,
             &folder,
             &options,
             &mut memo_of(&drawn),

@@ -43,7 +43,7 @@ fn tiny_modules() -> Vec<Module> {
 }
 
 /// A LoRA for the bundled model.
-fn tiny_lora() -> Vec<u8> {
+pub(crate) fn tiny_lora() -> Vec<u8> {
     lora("sd3", "stable-diffusion-3-5-large/lora", tiny_modules())
 }
 

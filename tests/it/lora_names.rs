@@ -250,6 +250,8 @@ fn there_and_back(modules: &[Module], naming: &Naming, target: Target) -> Vec<Mo
         namings: namings(),
         family: Some(naming.family),
         without_text_encoders: false,
+        config: None,
+        damaged: false,
     };
     formats::read(&bytes, "l", &options).expect("sound").modules
 }

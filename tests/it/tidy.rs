@@ -19,7 +19,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("autograd", &["nn"]),
     ("optim", &["nn"]),
     ("diffusion", &[]),
-    ("lora", &["autograd", "nn", "rng"]),
+    ("lora", &["autograd", "digest", "nn", "rng"]),
     ("text", &["digest", "nn"]),
     ("recipe", &["digest", "text"]),
     ("vae", &["autograd", "digest", "nn", "recipe"]),

@@ -51,7 +51,7 @@ enum Export {
 
 #[derive(clap::Args)]
 struct Source {
-    /// The LoRA (safetensors).
+    /// The LoRA: a safetensors file, or a folder that PEFT or diffusers saved.
     file: PathBuf,
     /// The file to write; by default beside FILE, with the naming in its name.
     #[arg(long, value_name = "FILE")]
@@ -111,7 +111,7 @@ fn lora(source: &Source, format: Format, ui: &Ui) -> CommandResult {
         family: source.family.as_deref(),
         without_text_encoders: source.without_text_encoders,
     };
-    let report = convert::lora(&source.file, &out, &options).map_err(Failure::error)?;
+    let report = convert::lora(&source.file, &out, &options, ui).map_err(Failure::error)?;
     if report.left_out > 0 {
         ui.note(&format!(
             "{} tensors of text encoders were left out",
@@ -131,8 +131,14 @@ fn lora(source: &Source, format: Format, ui: &Ui) -> CommandResult {
     ui.report(&report, &text)
 }
 
-/// `lora.safetensors` becomes `lora-kohya.safetensors`.
+/// `lora.safetensors` becomes `lora-kohya.safetensors`, and so does a folder `lora`.
 fn beside(file: &Path, name: &str) -> PathBuf {
+    // The folder that one is in, or the one above it, is called `.` or `..`, which are no names.
+    let real = file.canonicalize().ok();
+    let file = match (file.file_name(), &real) {
+        (None, Some(real)) => real,
+        _ => file,
+    };
     let stem = file.file_stem().unwrap_or_default().to_string_lossy();
     file.with_file_name(format!("{stem}-{name}.safetensors"))
 }

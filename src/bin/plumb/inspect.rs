@@ -4,8 +4,11 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use plumb::base_model::BaseModel;
+use plumb::convert::provenance::StartedFrom;
 use plumb::experiment::Experiment;
 use plumb::inspect::{self, LoraReport, TokenReport};
+use plumb::monitor::Monitor as _;
+use plumb::shown;
 use plumb::store::Store;
 
 use crate::CommandResult;
@@ -57,7 +60,7 @@ enum Command {
     },
     /// Show what a LoRA was trained with.
     Lora {
-        /// The LoRA (safetensors), in the naming of any program that `plumb import lora` reads.
+        /// The LoRA, a file or a folder, in the naming of any program that `plumb import lora` reads.
         file: PathBuf,
         /// The family it is for, where the file does not tell.
         #[arg(long, value_name = "NAME")]
@@ -167,9 +170,37 @@ fn describe_tokens(report: &TokenReport) -> String {
 
 fn show_lora(path: &Path, family: Option<&str>, ui: &Ui) -> CommandResult {
     let report = inspect::lora(path, family).map_err(Failure::error)?;
-    ui.report(
-        &report,
-        &describe_lora(&path.display().to_string(), &report),
+    let origin = shown::path(path).to_string();
+    for problem in &report.problems {
+        ui.problem(&format!("{origin}: {problem}"));
+    }
+    for note in &report.notes {
+        ui.note(&format!("{origin}: {note}"));
+    }
+    ui.report(&report, &describe_lora(&origin, &report))
+}
+
+fn describe_start(from: &StartedFrom) -> String {
+    let by = match &from.made {
+        Some(made) => format!(
+            "trained by plumb for {} steps on weights {}, recipe ({})",
+            made.step,
+            made.base.short(),
+            made.recipe_fingerprint.short()
+        ),
+        None => {
+            let said = from
+                .said
+                .get("ss_output_name")
+                .or(from.said.get("modelspec.title"));
+            let said = said.map_or("", String::as_str);
+            format!("of another program, `{}`", shown::text(said))
+        }
+    };
+    format!(
+        "started from      {}, in the naming of {}, {by}",
+        from.source.short(),
+        shown::text(&from.format)
     )
 }
 
@@ -204,7 +235,7 @@ fn describe_lora(origin: &str, report: &LoraReport) -> String {
             report
                 .metadata
                 .iter()
-                .map(|(k, v)| format!("  {k}: {}", v.chars().take(100).collect::<String>())),
+                .map(|(k, v)| format!("  {}: {}", shown::text(k), shown::text(v))),
         );
         return lines.join("\n");
     };
@@ -242,6 +273,7 @@ fn describe_lora(origin: &str, report: &LoraReport) -> String {
             "  until step {until} {computed}, as a training of {steps} steps"
         ));
     }
+    lines.extend(made.from.iter().map(describe_start));
     match &report.from_reference {
         Some(diff) if diff.is_empty() => {
             lines.push("conditioning as the reference has it".to_owned());
@@ -250,6 +282,10 @@ fn describe_lora(origin: &str, report: &LoraReport) -> String {
         None => {}
     }
     lines.push("\nExperiment:".to_owned());
-    lines.extend(made.experiment.lines().map(|l| format!("  {l}")));
+    lines.extend(
+        made.experiment
+            .lines()
+            .map(|l| format!("  {}", shown::text(l))),
+    );
     lines.join("\n")
 }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use plumb::experiment::SampleOverrides;
-use plumb::sample::{self, Error};
+use plumb::sample::{self, Error, LoraUse};
 
 use crate::CommandResult;
 use crate::ui::{Failure, Ui};
@@ -16,9 +16,11 @@ use crate::world::{self, DeviceArgs};
 pub(crate) struct Args {
     /// The Experiment file.
     experiment: PathBuf,
-    /// Use this LoRA.
-    #[arg(long, value_name = "FILE")]
-    lora: Option<PathBuf>,
+    /// Use this LoRA, a file or a folder that PEFT saved, with a strength from -100 to 100 instead of 1; may be given several times.
+    ///
+    /// What the LoRAs change is added up, so their order means nothing.
+    #[arg(long, value_name = "FILE[:STRENGTH]")]
+    lora: Vec<PathBuf>,
     /// Sample this caption instead of the Experiment's; may be given several times.
     #[arg(long, value_name = "TEXT")]
     prompt: Vec<String>,
@@ -39,6 +41,8 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args, ui: &Ui) -> CommandResult {
+    let loras = args.lora.iter().cloned().map(LoraUse::parse);
+    let loras: Vec<_> = loras.collect::<Result<_, _>>().map_err(Failure::usage)?;
     let mut experiment = world::open_experiment(&args.experiment, ui)?;
     let overrides = SampleOverrides {
         prompts: args.prompt.clone(),
@@ -52,9 +56,9 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> CommandResult {
     let samples = || experiment.output_path().join("samples");
     let folder = args.out.clone().unwrap_or_else(samples);
     let options = world::encode_options(&args.device.open(ui)?);
-    let (lora, mut memo) = (args.lora.as_deref(), world::digest_memo());
+    let mut memo = world::digest_memo();
     let report =
-        sample::run(&experiment, lora, &folder, &options, &mut memo, ui).map_err(failure)?;
+        sample::run(&experiment, &loras, &folder, &options, &mut memo, ui).map_err(failure)?;
     let lines = report
         .pictures
         .iter()

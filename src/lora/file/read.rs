@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use super::stored::{StoredTensors, TensorRole, group_by_module};
+use super::stored::{AdapterTensors, StoredTensors, TensorRole, group_by_module};
 use super::{ADAPTER_METADATA, LoraFile, Matrix, tensor_error};
+use crate::lora::peft::PeftConfig;
 use crate::lora::{AdapterSet, Error, LinearShape};
+use crate::shown;
 
 /// Reads a LoRA file. `component` as in [`FileOptions`](super::FileOptions); names as PEFT itself writes them
 /// (`base_model.model.`) and without a component are read too. Alpha is the module's `.alpha` tensor, or else what the
@@ -30,17 +32,21 @@ pub fn read(bytes: &[u8], origin: &str, component: &str) -> Result<LoraFile, Err
     if named.is_empty() {
         return Err(file_error("expected adapters, found no tensor".to_owned()));
     }
-    let stated = StatedAlphas::parse(&stored.metadata, component).map_err(file_error)?;
+    if let Some(what) = stored.verdict.damage {
+        return Err(Error::Damaged {
+            origin: origin.to_owned(),
+            what,
+        });
+    }
+    let stated = metadata_config(&stored.metadata, component).map_err(file_error)?;
+    let stated: Vec<_> = stated.iter().collect();
     let mut shapes = Vec::new();
     let mut values = Vec::new();
     for (module, pair) in group_by_module(origin, named.into_iter(), String::clone)? {
         let rank = pair.rank();
-        let alpha = pair.alpha.or_else(|| stated.of(&module));
-        shapes.push((
-            linear_shape(module, &pair.a.1, &pair.b.1),
-            rank,
-            alpha.unwrap_or(rank as f64),
-        ));
+        let alpha =
+            alpha(&pair, &module, &stated).map_err(|what| tensor_error(origin, &pair.a.0, what))?;
+        shapes.push((linear_shape(module, &pair.a.1, &pair.b.1), rank, alpha));
         values.extend(pair.a.1.values);
         values.extend(pair.b.1.values);
     }
@@ -99,89 +105,43 @@ fn parse_name<'n>(name: &'n str, component: &str) -> Result<(&'n str, TensorRole
     Err(format!("{expected}, found another kind of tensor"))
 }
 
-/// The alphas that the metadata JSON states.
-#[derive(Default)]
-pub(in crate::lora) struct StatedAlphas {
-    default: Option<f64>,
-    by_module: Vec<(String, f64)>,
+/// The `LoraConfig` in a file's metadata, as diffusers and PEFT write it.
+pub(in crate::lora) fn metadata_config(
+    metadata: &BTreeMap<String, String>,
+    component: &str,
+) -> Result<Option<PeftConfig>, String> {
+    let Some(text) = metadata
+        .get(ADAPTER_METADATA)
+        .filter(|text| !text.is_empty())
+    else {
+        return Ok(None);
+    };
+    PeftConfig::of_metadata(text, &format!("metadata `{ADAPTER_METADATA}`"), component)
 }
 
-impl StatedAlphas {
-    pub(in crate::lora) fn parse(
-        metadata: &BTreeMap<String, String>,
-        component: &str,
-    ) -> Result<Self, String> {
-        let Some(text) = metadata.get(ADAPTER_METADATA) else {
-            return Ok(Self::default());
-        };
-        let field = |key: &str| format!("metadata `{ADAPTER_METADATA}`, `{component}.{key}`");
-        let fields: BTreeMap<String, serde_json::Value> =
-            serde_json::from_str(text).map_err(|error| {
-                format!("metadata `{ADAPTER_METADATA}`: expected a JSON object: {error}")
-            })?;
-        let get = |key: &str| {
-            fields
-                // diffusers puts the component in front, PEFT alone does not.
-                .get(&format!("{component}.{key}"))
-                .or_else(|| fields.get(key))
-        };
-        if get("use_dora").and_then(serde_json::Value::as_bool) == Some(true) {
-            return Err(format!("{}: DoRA is not supported", field("use_dora")));
-        }
-        // Their scale is alpha / sqrt(rank): read as plain LoRA, every update would be wrong by a factor.
-        if get("use_rslora").and_then(serde_json::Value::as_bool) == Some(true) {
-            return Err(format!(
-                "{}: rank-stabilised scaling is not supported",
-                field("use_rslora")
-            ));
-        }
-        let number = |value: &serde_json::Value, key: &str| {
-            value
-                .as_f64()
-                .ok_or_else(|| format!("{}: expected a number, found {value}", field(key)))
-        };
-        let default = get("lora_alpha")
-            .map(|value| number(value, "lora_alpha"))
-            .transpose()?;
-        let mut by_module = Vec::new();
-        match get("alpha_pattern") {
-            None | Some(serde_json::Value::Null) => {}
-            Some(serde_json::Value::Object(patterns)) => {
-                for (pattern, value) in patterns {
-                    by_module.push((pattern.clone(), number(value, "alpha_pattern")?));
-                }
-            }
-            Some(other) => {
+/// The alpha of an adapter: what its tensor and the configs say, or else the rank. Where two say different things, programs
+/// differ in which they take or refuse the file, as diffusers does.
+pub(in crate::lora) fn alpha(
+    adapter: &AdapterTensors,
+    module: &str,
+    configs: &[&PeftConfig],
+) -> Result<f64, String> {
+    let rank = adapter.rank();
+    let mut known = adapter.alpha.map(|alpha| (alpha, "its `.alpha` tensor"));
+    for config in configs {
+        let stated = config.alpha_of(module, rank)?;
+        match known {
+            None => known = Some((stated, config.place())),
+            // A tensor may have been rounded to 8 bits of precision.
+            Some((alpha, _)) if (alpha - stated).abs() <= stated.abs() / 128.0 => {}
+            Some((alpha, place)) => {
                 return Err(format!(
-                    "{}: expected an object, found {other}",
-                    field("alpha_pattern")
+                    "the alpha of `{}` is {alpha} by {place} and {stated} by {}; only one of them can be meant, remove the other",
+                    shown::text(module),
+                    config.place()
                 ));
             }
         }
-        // PEFT takes these keys for regular expressions. Only plain names are matched below, so others would be passed over.
-        let special = |c: char| "*+?()[]{}|\\$".contains(c);
-        if let Some((pattern, _)) = by_module
-            .iter()
-            .find(|(pattern, _)| pattern.contains(special))
-        {
-            return Err(format!(
-                "{}: expected module names, found the expression `{pattern}`",
-                field("alpha_pattern")
-            ));
-        }
-        Ok(Self { default, by_module })
     }
-
-    /// As PEFT matches: a name that is the module's or its end after a dot; with `^` the module's only.
-    pub(in crate::lora) fn of(&self, module: &str) -> Option<f64> {
-        let fits = |pattern: &str| match pattern.strip_prefix('^') {
-            Some(whole) => module == whole,
-            None => module == pattern || module.ends_with(&format!(".{pattern}")),
-        };
-        self.by_module
-            .iter()
-            .find(|(pattern, _)| fits(pattern))
-            .map(|(_, alpha)| *alpha)
-            .or(self.default)
-    }
+    Ok(known.map_or(rank as f64, |(alpha, _)| alpha))
 }

@@ -2,34 +2,104 @@
 
 use std::collections::BTreeMap;
 
+use float8::{F8E4M3, F8E5M2};
 use half::{bf16, f16};
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use safetensors::tensor::{Dtype, Metadata, SafeTensors, TensorView};
 
 use super::{Matrix, SaveDtype, tensor_error};
 use crate::lora::Error;
+use crate::lora::seal::{self, Verdict};
+use crate::nn::weights::other_kind;
+
+/// Bytes of a header at most, as the format's library has it.
+const MAX_HEADER_BYTES: u64 = 100_000_000;
 
 /// A file's metadata and its tensors by name.
 pub(in crate::lora) struct StoredTensors<'a> {
     pub(in crate::lora) metadata: BTreeMap<String, String>,
     pub(in crate::lora) tensors: Vec<(String, TensorView<'a>)>,
+    /// What the hashes in the metadata say of the file.
+    pub(in crate::lora) verdict: Verdict,
+}
+
+/// How long a safetensors file's header is with the length before it, by its first bytes, and `file_bytes` in all.
+///
+/// # Errors
+/// If it is none, with what it is instead.
+pub(in crate::lora) fn header_bytes(first: &[u8], file_bytes: u64) -> Result<u64, String> {
+    // A header of 1152 bytes has a length that begins as a pickle does.
+    let is_header = first.get(8) == Some(&b'{');
+    if let (Some(kind), false) = (other_kind(first), is_header) {
+        return Err(kind);
+    }
+    let Some(length) = first.first_chunk::<8>() else {
+        return Err(format!(
+            "it has {file_bytes} bytes, fewer than the 8 of a header's length"
+        ));
+    };
+    let (length, follow) = (u64::from_le_bytes(*length), file_bytes.saturating_sub(8));
+    if length > follow || length > MAX_HEADER_BYTES {
+        return Err(format!(
+            "its header claims {length} bytes, {follow} follow: it is cut short or another kind of file"
+        ));
+    }
+    Ok(8 + length)
+}
+
+/// The names of a file's tensors, by its header alone (with the length before it).
+///
+/// # Errors
+/// If the header is none, or the file is not as long as it says.
+pub(in crate::lora) fn names(header: &[u8], file_bytes: u64) -> Result<Vec<String>, String> {
+    let parsed: Metadata = serde_json::from_slice(header.get(8..).unwrap_or_default())
+        .map_err(|error| format!("its header cannot be read: {error}"))?;
+    let (expected, found) = (
+        parsed.data_len() as u64,
+        file_bytes.saturating_sub(header.len() as u64),
+    );
+    if expected != found {
+        let kind = if found < expected {
+            "cut short"
+        } else {
+            "damaged"
+        };
+        return Err(format!(
+            "its tensors have {expected} bytes by its header, {found} follow: it is {kind}"
+        ));
+    }
+    let mut names: Vec<_> = parsed.tensors().into_keys().collect();
+    names.sort_unstable();
+    Ok(names)
 }
 
 impl<'a> StoredTensors<'a> {
     /// Opens the bytes of a safetensors file; `origin` names it in errors.
     pub(in crate::lora) fn open(bytes: &'a [u8], origin: &str) -> Result<Self, Error> {
-        let not_safetensors = |error| Error::File {
+        let not_safetensors = |error: &dyn std::fmt::Display| Error::File {
             origin: origin.to_owned(),
             what: format!("not a safetensors file: {error}"),
         };
-        let (_, header) = SafeTensors::read_metadata(bytes).map_err(not_safetensors)?;
-        let metadata = header.metadata().clone().unwrap_or_default();
-        let stored = SafeTensors::deserialize(bytes).map_err(not_safetensors)?;
+        let length = bytes.len() as u64;
+        let header = header_bytes(bytes, length).map_err(|why| not_safetensors(&why))?;
+        names(&bytes[..header as usize], length).map_err(|why| not_safetensors(&why))?;
+        let (_, parsed) = SafeTensors::read_metadata(bytes).map_err(|e| not_safetensors(&e))?;
+        let metadata = parsed.metadata().clone().unwrap_or_default();
+        let metadata: BTreeMap<_, _> = metadata.into_iter().collect();
+        let stored = SafeTensors::deserialize(bytes).map_err(|e| not_safetensors(&e))?;
         let mut tensors = stored.tensors();
         // The library lists them as they lie in the file; an error should not depend on that.
         tensors.sort_by(|(left, _), (right, _)| left.cmp(right));
+        let entries = parsed.tensors();
+        let entries = entries.iter().map(|(name, info)| {
+            let (start, end) = info.data_offsets;
+            let dtype = format!("{:?}", info.dtype);
+            (name.as_str(), dtype, &info.shape[..], [start, end])
+        });
+        let verdict = seal::verify(&metadata, entries.collect(), &bytes[header as usize..]);
         Ok(Self {
-            metadata: metadata.into_iter().collect(),
+            metadata,
             tensors,
+            verdict,
         })
     }
 
@@ -159,25 +229,62 @@ fn shape_of(view: &TensorView<'_>) -> Result<Vec<usize>, String> {
     ))
 }
 
+/// Trainers store an alpha in any type, whole numbers and doubles too.
 fn alpha_of(view: &TensorView<'_>) -> Result<f64, String> {
-    match decode(view)?[..] {
-        [alpha] => Ok(f64::from(alpha)),
-        ref other => Err(format!("expected one number, found {}", other.len())),
+    let count: usize = view.shape().iter().product();
+    if count != 1 {
+        return Err(format!("expected one number, found {count}"));
+    }
+    fn bytes<const N: usize>(view: &TensorView<'_>) -> [u8; N] {
+        // As long as the type and the count of one say: the library has checked that.
+        view.data().first_chunk().copied().unwrap_or([0; N])
+    }
+    let alpha = match view.dtype() {
+        Dtype::F64 => f64::from_le_bytes(bytes(view)),
+        Dtype::I64 => i64::from_le_bytes(bytes(view)) as f64,
+        Dtype::U64 => u64::from_le_bytes(bytes(view)) as f64,
+        Dtype::I32 => i32::from_le_bytes(bytes(view)).into(),
+        Dtype::U32 => u32::from_le_bytes(bytes(view)).into(),
+        Dtype::I16 => i16::from_le_bytes(bytes(view)).into(),
+        Dtype::U16 => u16::from_le_bytes(bytes(view)).into(),
+        Dtype::I8 => i8::from_le_bytes(bytes(view)).into(),
+        Dtype::U8 => u8::from_le_bytes(bytes(view)).into(),
+        _ => f64::from(decode(view)?[0]),
+    };
+    match alpha.is_finite() {
+        true => Ok(alpha),
+        false => Err(format!("expected a finite number, found {alpha}")),
     }
 }
 
-/// A tensor's numbers, refused if one of them is not finite.
+/// A tensor's numbers, refused if one of them is not finite. Doubles are rounded, as every program does that uses them.
 fn decode(view: &TensorView<'_>) -> Result<Vec<f32>, String> {
     let bytes = view.data();
     let halves = || bytes.as_chunks::<2>().0.iter();
     let values: Vec<f32> = match view.dtype() {
+        Dtype::F64 => {
+            let doubles = bytes.as_chunks::<8>().0.iter();
+            doubles.map(|&b| f64::from_le_bytes(b) as f32).collect()
+        }
         Dtype::F32 => {
             let words = bytes.as_chunks::<4>().0.iter();
             words.map(|&b| f32::from_le_bytes(b)).collect()
         }
         Dtype::F16 => halves().map(|&b| f16::from_le_bytes(b).to_f32()).collect(),
         Dtype::BF16 => halves().map(|&b| bf16::from_le_bytes(b).to_f32()).collect(),
-        other => return Err(format!("expected F32, F16 or BF16, found {other:?}")),
+        Dtype::F8_E4M3 => {
+            let numbers = bytes.iter();
+            numbers.map(|&b| F8E4M3::from_bits(b).to_f32()).collect()
+        }
+        Dtype::F8_E5M2 => {
+            let numbers = bytes.iter();
+            numbers.map(|&b| F8E5M2::from_bits(b).to_f32()).collect()
+        }
+        other => {
+            return Err(format!(
+                "expected F64, F32, F16, BF16 or F8, found {other:?}"
+            ));
+        }
     };
     match values.iter().position(|value| !value.is_finite()) {
         Some(index) => Err(format!(

@@ -6,7 +6,7 @@ use half::{bf16, f16};
 use serde_json::json;
 
 use super::{ADAPTER_METADATA, FileOptions, SaveDtype, tensor_error};
-use crate::lora::{AdapterSet, Error, metadata};
+use crate::lora::{AdapterSet, Error, metadata, seal};
 
 /// The bytes of a LoRA file.
 ///
@@ -165,7 +165,10 @@ pub(in crate::lora) fn to_safetensors(
         .filter(|(key, _)| key.starts_with("ss_"))
         .map(|(key, value)| (key.clone(), value.clone()))
         .collect();
-    metadata.extend(metadata::hashes(&header(&trained, &tensors), &data));
+    let hashes = metadata::hashes(&header(&trained, &tensors), &data);
+    let data_hash = hashes["sshs_model_hash"].clone();
+    metadata.extend(hashes);
+    seal::add(&mut metadata, entries(&tensors), &data_hash);
     let mut out = header(&metadata, &tensors);
     for bytes in data {
         out.extend(bytes);
@@ -173,20 +176,39 @@ pub(in crate::lora) fn to_safetensors(
     out
 }
 
+/// The tensors as the header has them.
+fn entries(tensors: &[EncodedTensor]) -> Vec<seal::Entry<'_>> {
+    let mut offset = 0;
+    let entry = |tensor: &'_ EncodedTensor| {
+        let start = offset;
+        offset += tensor.bytes.len();
+        [start, offset]
+    };
+    let places: Vec<_> = tensors.iter().map(entry).collect();
+    let named = tensors.iter().zip(places);
+    named
+        .map(|(t, place)| {
+            (
+                t.name.as_str(),
+                t.dtype.name().to_owned(),
+                &t.shape[..],
+                place,
+            )
+        })
+        .collect()
+}
+
 /// The length and the header. The format keeps metadata in a map without an order; here it is sorted, so that equal
 /// content is equal bytes.
 fn header(metadata: &BTreeMap<String, String>, tensors: &[EncodedTensor]) -> Vec<u8> {
     let mut header = format!("{{\"__metadata__\":{}", json!(metadata));
-    let mut offset = 0;
-    for tensor in tensors {
-        let end = offset + tensor.bytes.len();
+    for (name, dtype, shape, place) in entries(tensors) {
         header.push_str(&format!(
-            ",{}:{{\"dtype\":\"{}\",\"shape\":{},\"data_offsets\":[{offset},{end}]}}",
-            json!(tensor.name),
-            tensor.dtype.name(),
-            json!(tensor.shape),
+            ",{}:{{\"dtype\":\"{dtype}\",\"shape\":{},\"data_offsets\":{}}}",
+            json!(name),
+            json!(shape),
+            json!(place),
         ));
-        offset = end;
     }
     header.push('}');
     // The format's own library pads so, that the numbers are aligned.

@@ -6,8 +6,8 @@ use crate::lora::file::stored::TensorRole;
 /// What a tensor's name in a LoRA file says about it.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum TensorKey {
-    /// A part of an adapter on the denoiser.
-    Denoiser(ModuleAddress, TensorRole),
+    /// A part of an adapter on the denoiser, and PEFT's name of the adapter where the tensor has it.
+    Denoiser(ModuleAddress, TensorRole, Option<String>),
     /// An adapter on a text encoder.
     TextEncoder,
     /// Of a kind that is not read, with the kind's name.
@@ -46,6 +46,7 @@ const PREFIXES: &[(&str, Convention)] = &[
     ("lora_transformer_", Convention::OneTrainer),
     ("lycoris_", Convention::Lycoris),
     ("base_model.model.", Convention::Peft),
+    ("model.diffusion_model.", Convention::Comfy),
     ("diffusion_model.", Convention::Comfy),
     ("transformer.", Convention::Component),
     ("unet.", Convention::Component),
@@ -56,8 +57,6 @@ const PREFIXES: &[(&str, Convention)] = &[
 const SUFFIXES: &[(&str, TensorRole)] = &[
     (".lora_A.weight", TensorRole::A),
     (".lora_B.weight", TensorRole::B),
-    (".lora_A.default.weight", TensorRole::A),
-    (".lora_B.default.weight", TensorRole::B),
     (".lora_down.weight", TensorRole::A),
     (".lora_up.weight", TensorRole::B),
     (".lora.down.weight", TensorRole::A),
@@ -69,18 +68,47 @@ const SUFFIXES: &[(&str, TensorRole)] = &[
     (".alpha", TensorRole::Alpha),
 ];
 
+/// What wrappers of a model leave in the names of its modules: `torch.compile`, data parallelism, PEFT around PEFT, and a
+/// component's name inside.
+const WRAPPERS: &[&str] = &[
+    "_orig_mod.",
+    "module.",
+    "base_model.model.",
+    "model.diffusion_model.",
+    "diffusion_model.",
+    "transformer.",
+    "unet.",
+];
+
 /// What in a tensor's name tells that it is not of a plain LoRA, and the words for its kind.
 const OTHER_KINDS: &[(&str, &str)] = &[
     (".lora_magnitude_vector", "of DoRA"),
     (".dora_scale", "of DoRA"),
     (".hada_", "of LoHa"),
     (".lokr_", "of LoKr"),
-    (".oft_", "of OFT"),
     (".lora_mid.", "of a convolution's third factor (Tucker)"),
     (".processor.qkv_lora", "of XLabs' scripts"),
     (".processor.proj_lora", "of XLabs' scripts"),
     ("_norm.scale", "of a BFL control LoRA"),
     (".lora_B.bias", "of a bias's LoRA"),
+    (".lora_up.bias", "of a bias's LoRA"),
+    (".lora_embedding_", "of an embedding's LoRA"),
+    (".modules_to_save.", "of a module that was trained whole"),
+    (".lora_E", "of AdaLoRA"),
+    (".ranknum", "of AdaLoRA"),
+    (".oft_", "of OFT"),
+    (".boft_", "of BOFT"),
+    (".loha_", "of LoHa"),
+    (".vera_", "of VeRA"),
+    (".ia3_", "of IA3"),
+    (".on_input", "of IA3"),
+    (".hra_", "of HRA"),
+    (".w_norm", "of a norm's change"),
+    (".b_norm", "of a norm's change"),
+    (".a1.weight", "of GLoRA"),
+    (".a2.weight", "of GLoRA"),
+    (".b1.weight", "of GLoRA"),
+    (".b2.weight", "of GLoRA"),
 ];
 
 impl Convention {
@@ -99,9 +127,13 @@ impl Convention {
 
 impl TensorKey {
     pub(super) fn of(name: &str) -> Self {
+        let name = &without_compile(name);
         // First: adapters of text encoders have the same endings as the denoiser's.
         let text = ["lora_te", "text_encoder"];
-        if text.iter().any(|start| name.starts_with(start)) {
+        if text
+            .iter()
+            .any(|start| without_wrappers(name).starts_with(start))
+        {
             return Self::TextEncoder;
         }
         // Before the endings: `.lora_mid.weight` and XLabs' names end like those of plain LoRA.
@@ -113,21 +145,53 @@ impl TensorKey {
         }
         let parsed = SUFFIXES
             .iter()
-            .find_map(|(suffix, part)| Some((name.strip_suffix(suffix)?, *part)));
-        let Some((path, part)) = parsed else {
+            .find_map(|(suffix, part)| Some((name.strip_suffix(suffix)?, *part, None)));
+        let Some((path, part, adapter)) = parsed.or_else(|| with_adapter_name(name)) else {
             return Self::Other("of an unknown kind");
         };
+        let mut path = path;
+        while let Some(inside) = path.strip_prefix("module.") {
+            path = inside;
+        }
         let found = PREFIXES
             .iter()
             .find_map(|(prefix, convention)| Some((path.strip_prefix(prefix)?, *convention)));
         match found {
             Some((module, convention)) if !module.is_empty() => {
-                let module = without_processor(module);
-                Self::Denoiser(ModuleAddress { convention, module }, part)
+                let module = without_processor(without_wrappers(module));
+                Self::Denoiser(ModuleAddress { convention, module }, part, adapter)
             }
             _ => Self::Other("of an unknown kind"),
         }
     }
+}
+
+/// PEFT's own way to write a tensor's name, with that of the adapter in it: `proj_out.lora_A.default.weight`.
+fn with_adapter_name(name: &str) -> Option<(&str, TensorRole, Option<String>)> {
+    let name = name.strip_suffix(".weight")?;
+    let (path, adapter) = name.rsplit_once('.')?;
+    let parts = [(".lora_A", TensorRole::A), (".lora_B", TensorRole::B)];
+    let found = parts
+        .iter()
+        .find_map(|(suffix, part)| Some((path.strip_suffix(suffix)?, *part)));
+    found.map(|(path, part)| (path, part, Some(adapter.to_owned())))
+}
+
+/// Without the marks of `torch.compile`, which may be at the model or at each block.
+fn without_compile(name: &str) -> String {
+    let dotted = name.replace("._orig_mod.", ".");
+    let flat = dotted.replace("__orig_mod_", "_");
+    flat.strip_prefix("_orig_mod.").unwrap_or(&flat).to_owned()
+}
+
+fn without_wrappers(mut module: &str) -> &str {
+    while let Some(inside) = WRAPPERS
+        .iter()
+        .find_map(|wrapper| module.strip_prefix(wrapper))
+    {
+        module = inside;
+    }
+    module
 }
 
 /// Old files of diffusers name an attention's linears by its processor: `attn1.processor.to_out` is
@@ -147,8 +211,12 @@ mod tests {
     #[test]
     fn names_of_many_programs() {
         let text = |name: &str| match TensorKey::of(name) {
-            TensorKey::Denoiser(address, part) => {
-                format!("{:?} {} {part:?}", address.convention, address.module)
+            TensorKey::Denoiser(address, part, adapter) => {
+                let adapter = adapter.map_or(String::new(), |name| format!(" {name}"));
+                format!(
+                    "{:?} {} {part:?}{adapter}",
+                    address.convention, address.module
+                )
             }
             other => format!("{other:?}"),
         };
@@ -177,6 +245,17 @@ mod tests {
             "transformer.lora_A.weight",
             "lora_unet_.alpha",
             "x.weight",
+            "_orig_mod.proj_out.lora_A.weight",
+            "transformer._orig_mod.transformer_blocks.0._orig_mod.attn.to_q.lora_A.weight",
+            "lora_unet__orig_mod_double_blocks_0__orig_mod_img_attn_qkv.alpha",
+            "module.transformer.proj_out.lora_A.weight",
+            "unet.module.conv_in.lora_B.weight",
+            "base_model.model._orig_mod.module.proj_out.lora_A.weight",
+            "transformer.base_model.model.proj_out.lora_A.my_style.weight",
+            "module.text_encoder.x.lora_A.weight",
+            "model.diffusion_model.out.2.lora_up.weight",
+            "lora_unet_x.b1.weight",
+            "base_model.model.conv_in.modules_to_save.weight",
         ];
         let lines: Vec<_> = names.map(|name| format!("{name}: {}", text(name))).to_vec();
         expect_test::expect![[r#"
@@ -185,7 +264,7 @@ mod tests {
             unet.mid_block.attn1.processor.to_out_lora.up.weight: Component mid_block.attn1.to_out.0 B
             unet.mid_block.attn1.processor.to_q_lora.up.weight: Component mid_block.attn1.to_q B
             lora_unet_double_blocks_0_img_attn_qkv.alpha: Kohya double_blocks_0_img_attn_qkv Alpha
-            base_model.model.proj_out.lora_B.default.weight: Peft proj_out B
+            base_model.model.proj_out.lora_B.default.weight: Peft proj_out B default
             diffusion_model.double_blocks.0.img_attn.qkv.lora_up.weight: Comfy double_blocks.0.img_attn.qkv B
             lora_transformer_proj_out.lora_down.weight: OneTrainer proj_out A
             lycoris_proj_out.lora_down.weight: Lycoris proj_out A
@@ -203,6 +282,17 @@ mod tests {
             lora_unet_x.diff: Other("of a whole weight's change")
             transformer.lora_A.weight: Bare transformer A
             lora_unet_.alpha: Other("of an unknown kind")
-            x.weight: Other("of an unknown kind")"#]].assert_eq(&lines.join("\n"));
+            x.weight: Other("of an unknown kind")
+            _orig_mod.proj_out.lora_A.weight: Bare proj_out A
+            transformer._orig_mod.transformer_blocks.0._orig_mod.attn.to_q.lora_A.weight: Component transformer_blocks.0.attn.to_q A
+            lora_unet__orig_mod_double_blocks_0__orig_mod_img_attn_qkv.alpha: Kohya double_blocks_0_img_attn_qkv Alpha
+            module.transformer.proj_out.lora_A.weight: Component proj_out A
+            unet.module.conv_in.lora_B.weight: Component conv_in B
+            base_model.model._orig_mod.module.proj_out.lora_A.weight: Peft proj_out A
+            transformer.base_model.model.proj_out.lora_A.my_style.weight: Component proj_out A my_style
+            module.text_encoder.x.lora_A.weight: TextEncoder
+            model.diffusion_model.out.2.lora_up.weight: Comfy out.2 B
+            lora_unet_x.b1.weight: Other("of GLoRA")
+            base_model.model.conv_in.modules_to_save.weight: Other("of a module that was trained whole")"#]].assert_eq(&lines.join("\n"));
     }
 }

@@ -1,6 +1,6 @@
 //! A LoRA file of any known naming to modules in ours.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::fuse;
 use super::keys::{Convention, ModuleAddress, TensorKey};
@@ -8,8 +8,12 @@ use super::naming::{NamedModule, Naming};
 use super::{Format, Module};
 use crate::lora::Error;
 use crate::lora::file::stored::{AdapterTensors, StoredTensors, TensorRole, group_by_module};
-use crate::lora::file::{ADAPTER_METADATA, SaveDtype, StatedAlphas, tensor_error};
+use crate::lora::file::{
+    ADAPTER_METADATA, SaveDtype, alpha, header_bytes, metadata_config, names, tensor_error,
+};
+use crate::lora::peft::PeftConfig;
 use crate::lora::targets;
+use crate::shown;
 
 /// What the caller knows about a file, and wants of it.
 #[derive(Clone, Copy, Debug)]
@@ -20,6 +24,20 @@ pub struct ReadOptions<'n, 'f> {
     pub family: Option<&'f str>,
     /// Whether adapters of text encoders are left out. Otherwise a file that has some is refused.
     pub without_text_encoders: bool,
+    /// PEFT's `adapter_config.json` from beside the file.
+    pub config: Option<ConfigBeside<'f>>,
+    /// Whether a file that is not what plumb wrote is read all the same, to look at it.
+    pub damaged: bool,
+}
+
+/// An `adapter_config.json` in the folder of a LoRA file.
+#[derive(Clone, Copy, Debug)]
+pub struct ConfigBeside<'f> {
+    /// Its text.
+    pub text: &'f str,
+    /// Whether the LoRA file has the name that PEFT gives it. Under another name the two may have nothing to do with each
+    /// other: then the names of the tensors decide.
+    pub named_by_peft: bool,
 }
 
 /// A LoRA file in our naming.
@@ -37,6 +55,14 @@ pub struct Imported<'n> {
     pub dtype: SaveDtype,
     /// How many tensors of text encoders were left out.
     pub left_out: usize,
+    /// What does not fit in a file that is read all the same, each as half a sentence about it.
+    pub damage: Option<String>,
+    /// Hashes of other programs that do not fit, each as half a sentence about the file.
+    pub problems: Vec<String>,
+    /// What a person should know of the file, each as half a sentence about it.
+    pub notes: Vec<String>,
+    /// Whether PEFT's config from beside the file was used.
+    pub has_config: bool,
 }
 
 type Tensors<'v, 'a> = Vec<(
@@ -45,11 +71,39 @@ type Tensors<'v, 'a> = Vec<(
     TensorRole,
 )>;
 
-/// Reads a LoRA file whatever its naming. `origin` names it in errors. Alpha is the module's `.alpha` tensor, or else
-/// what PEFT's metadata says, or else the rank.
+/// How many bytes of a file of `file_bytes` are its header, told by its first bytes.
 ///
 /// # Errors
-/// If the bytes are no LoRA file of a known naming and family, or a tensor is misshapen, alone, or not finite.
+/// If it is no safetensors file.
+pub fn header_of(first: &[u8], file_bytes: u64, origin: &str) -> Result<u64, Error> {
+    header_bytes(first, file_bytes).map_err(|why| not_safetensors(origin, &why))
+}
+
+/// Whether a file may be a LoRA, told by its header: a base model of 24 GB need not be read to be refused.
+///
+/// # Errors
+/// If the header is none, the file is not as long as it says, or a tensor is not a LoRA's.
+pub fn check_header(header: &[u8], file_bytes: u64, origin: &str) -> Result<(), Error> {
+    let names = names(header, file_bytes).map_err(|why| not_safetensors(origin, &why))?;
+    names.iter().try_for_each(|name| match TensorKey::of(name) {
+        TensorKey::Other(kind) => Err(other_kind(origin, name, kind)),
+        _ => Ok(()),
+    })
+}
+
+fn not_safetensors(origin: &str, why: &str) -> Error {
+    Error::File {
+        origin: origin.to_owned(),
+        what: format!("not a safetensors file: {why}"),
+    }
+}
+
+/// Reads a LoRA file whatever its naming. `origin` names it in errors. Alpha is the module's `.alpha` tensor, or what PEFT's
+/// config says in the metadata or beside the file, or else the rank.
+///
+/// # Errors
+/// If the bytes are no LoRA file of a known naming and family, a tensor is misshapen, alone, or not finite, a config says that
+/// it is no plain LoRA, two places have different alphas, or the file is not what plumb wrote.
 pub fn read<'n>(
     bytes: &[u8],
     origin: &str,
@@ -66,16 +120,28 @@ pub fn read<'n>(
             "expected adapters of a denoiser, found none".to_owned(),
         ));
     };
-    let format = format_of(first.convention, &stored.metadata);
+    let convention = first.convention;
+    let format = format_of(convention, &stored.metadata);
     let naming = choose(&named, origin, &stored.metadata, options)?;
-    let stated = StatedAlphas::parse(&stored.metadata, naming.component).map_err(file_error)?;
+    if let (Some(what), false) = (&stored.verdict.damage, options.damaged) {
+        return Err(Error::Damaged {
+            origin: origin.to_owned(),
+            what: what.clone(),
+        });
+    }
+    let inside = metadata_config(&stored.metadata, naming.component).map_err(file_error)?;
+    let has_alphas = named.iter().any(|(_, _, role)| *role == TensorRole::Alpha);
+    let is_told = has_alphas || inside.is_some();
+    let mut notes = stored.verdict.notes.clone();
+    let beside =
+        config_beside(options.config, convention, is_told, &mut notes).map_err(file_error)?;
+    let configs: Vec<_> = inside.iter().chain(&beside).collect();
     let dtype = stored.dtype();
     let found = group_by_module(origin, named.into_iter(), |address| address.module.clone())?;
     let mut modules = BTreeMap::new();
     for (address, pair) in found {
-        let places = places(naming, &address);
         // Two names in a file may be one module, by different conventions.
-        for module in in_our_naming(pair, &places, &stated, origin)? {
+        for module in in_our_naming(pair, naming, &address, &configs, origin)? {
             let name = module.name.clone();
             if modules.insert(name.clone(), module).is_some() {
                 return Err(Error::Duplicate(name));
@@ -89,7 +155,40 @@ pub fn read<'n>(
         metadata: stored.metadata,
         dtype,
         left_out,
+        damage: stored.verdict.damage,
+        problems: stored.verdict.problems,
+        notes,
+        has_config: beside.is_some(),
     })
+}
+
+/// PEFT's config beside the file, where the file is PEFT's. `is_told`: whether the file itself says its alphas.
+fn config_beside(
+    config: Option<ConfigBeside<'_>>,
+    convention: Convention,
+    is_told: bool,
+    notes: &mut Vec<String>,
+) -> Result<Option<PeftConfig>, String> {
+    let of_peft = match convention {
+        Convention::Peft => true,
+        // PEFT writes these too, and so does diffusers for a single network.
+        Convention::Bare => !is_told,
+        _ => false,
+    };
+    match config {
+        Some(config) if config.named_by_peft || of_peft => {
+            PeftConfig::of_file(config.text, "adapter_config.json").map(Some)
+        }
+        Some(_) if !is_told => {
+            notes.push("its alpha is taken to be the rank, as its naming has it; the adapter_config.json beside it belongs to files of PEFT and was not read".to_owned());
+            Ok(None)
+        }
+        None if !is_told && convention == Convention::Peft => {
+            notes.push("its alpha is taken to be the rank, as diffusers does: PEFT keeps it in an adapter_config.json, and there is none beside it".to_owned());
+            Ok(None)
+        }
+        _ => Ok(None),
+    }
 }
 
 /// The denoiser's tensors with what their names say, and how many tensors of text encoders there are beside them.
@@ -99,17 +198,31 @@ fn addresses<'v, 'a>(
     options: &ReadOptions<'_, '_>,
 ) -> Result<(Tensors<'v, 'a>, usize), Error> {
     let (mut named, mut text) = (Vec::new(), Vec::new());
+    let mut adapters = BTreeSet::new();
     for tensor in &stored.tensors {
         match TensorKey::of(&tensor.0) {
-            TensorKey::Denoiser(address, part) => named.push((tensor, address, part)),
-            TensorKey::TextEncoder => text.push(&tensor.0),
-            TensorKey::Other(kind) => {
-                let what = format!(
-                    "a tensor {kind}; expected plain LoRA, with names like `transformer.<module>.lora_A.weight` or `lora_unet_<module>.lora_down.weight`"
-                );
-                return Err(tensor_error(origin, &tensor.0, what));
+            TensorKey::Denoiser(address, part, adapter) => {
+                adapters.extend(adapter);
+                named.push((tensor, address, part));
             }
+            TensorKey::TextEncoder => text.push(&tensor.0),
+            TensorKey::Other(kind) => return Err(other_kind(origin, &tensor.0, kind)),
         }
+    }
+    if adapters.len() > 1 {
+        let names: Vec<_> = adapters
+            .iter()
+            .take(3)
+            .map(|name| format!("`{}`", shown::text(name)))
+            .collect();
+        return Err(Error::File {
+            origin: origin.to_owned(),
+            what: format!(
+                "{} adapters in one file ({}), expected one; save each for itself",
+                adapters.len(),
+                names.join(", ")
+            ),
+        });
     }
     match text.first() {
         Some(first) if !options.without_text_encoders => Err(Error::File {
@@ -121,6 +234,13 @@ fn addresses<'v, 'a>(
         }),
         _ => Ok((named, text.len())),
     }
+}
+
+fn other_kind(origin: &str, tensor: &str, kind: &str) -> Error {
+    let what = format!(
+        "a tensor {kind}; expected plain LoRA, with names like `transformer.<module>.lora_A.weight` or `lora_unet_<module>.lora_down.weight`"
+    );
+    tensor_error(origin, tensor, what)
 }
 
 fn format_of(convention: Convention, metadata: &BTreeMap<String, String>) -> Format {
@@ -258,7 +378,7 @@ fn stated_family<'a>(
 }
 
 fn near(naming: &Naming, name: &str) -> String {
-    let TensorKey::Denoiser(address, _) = TensorKey::of(name) else {
+    let TensorKey::Denoiser(address, ..) = TensorKey::of(name) else {
         return String::new();
     };
     let (spellings, flat) = address.convention.spellings();
@@ -275,21 +395,30 @@ fn near(naming: &Naming, name: &str) -> String {
 /// An adapter of a file in our naming: several adapters where it is on a fused module.
 fn in_our_naming(
     pair: AdapterTensors,
-    places: &[NamedModule],
-    stated: &StatedAlphas,
+    naming: &Naming,
+    address: &ModuleAddress,
+    configs: &[&PeftConfig],
     origin: &str,
 ) -> Result<Vec<Module>, Error> {
+    let places = places(naming, address);
     let Some(first) = places.first() else {
         return Ok(Vec::new());
     };
     let b_name = pair.b.0.clone();
-    let rank = pair.rank() as f64;
-    let alpha = pair.alpha.or_else(|| stated.of(&first.ours));
+    let (_, is_flat) = address.convention.spellings();
+    // PEFT's patterns are for the names of the network that was trained, whosever they are.
+    let name = if is_flat {
+        &first.ours
+    } else {
+        &address.module
+    };
+    let alpha =
+        alpha(&pair, name, configs).map_err(|what| tensor_error(origin, &pair.a.0, what))?;
     let mut module = Module {
         name: first.ours.clone(),
         a: pair.a.1,
         b: pair.b.1,
-        alpha: alpha.unwrap_or(rank),
+        alpha,
     };
     // Only then are the outputs a scale and a shift; the same module of another block may have more.
     if first.halves_swapped && module.has_two_halves() {

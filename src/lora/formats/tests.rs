@@ -81,6 +81,8 @@ fn read_back(bytes: &[u8]) -> Vec<Module> {
         namings: &namings,
         family: None,
         without_text_encoders: false,
+        config: None,
+        damaged: false,
     };
     read(bytes, "l", &options).unwrap().modules
 }
@@ -312,6 +314,8 @@ fn check_with(bytes: &[u8], family: Option<&str>, without: bool, expected: Expec
         namings: &namings,
         family,
         without_text_encoders: without,
+        config: None,
+        damaged: false,
     };
     let got = match read(bytes, "l.safetensors", &options) {
         Ok(file) => {
@@ -460,7 +464,9 @@ fn other_files_are_refused_by_what_they_are() {
         b"",
         None,
         false,
-        expect!["l.safetensors: not a safetensors file: header too small"],
+        expect![
+            "l.safetensors: not a safetensors file: it has 0 bytes, fewer than the 8 of a header's length"
+        ],
     );
     let one = |name: &str, shape: &[usize], expected| {
         check_with(&file(&[], &[(name, shape)]), None, false, expected);
@@ -592,7 +598,10 @@ fn the_metadata_is_true_of_the_tensors_written() {
         .unwrap();
         let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
         let all: BTreeMap<_, _> = header.metadata().clone().unwrap().into_iter().collect();
-        let hashed = |key: &str| key.starts_with("sshs_") || key.ends_with("sha256");
+        let hashed = |key: &str| {
+            let ends = ["sha256", ".digests"];
+            key.starts_with("sshs_") || ends.iter().any(|end| key.ends_with(end))
+        };
         let lines = all
             .iter()
             .filter(|(k, _)| !hashed(k))
@@ -603,6 +612,7 @@ fn the_metadata_is_true_of_the_tensors_written() {
         format = pt
         modelspec.implementation = https://example.org/f
         plumb = {}
+        plumb.version = 2
         ss_base_model_version = f1-special
         ss_network_alpha = 1.0
         ss_network_args = {}
@@ -614,6 +624,7 @@ fn the_metadata_is_true_of_the_tensors_written() {
         lora_adapter_metadata = {"transformer.alpha_pattern":{},"transformer.lora_alpha":2,"transformer.r":2,"transformer.rank_pattern":{},"transformer.target_modules":["blocks.0.o"]}
         modelspec.implementation = diffusers
         plumb = {}
+        plumb.version = 2
         ss_base_model_version = f1-special
         ss_network_alpha = 2.0
         ss_network_dim = 2"#]].assert_eq(&metadata_of(Target::Diffusers));
@@ -621,10 +632,203 @@ fn the_metadata_is_true_of_the_tensors_written() {
         format = pt
         modelspec.implementation = diffusers
         plumb = {}
+        plumb.version = 2
         ss_base_model_version = f1-special
         ss_network_alpha = 2.0
         ss_network_dim = 2"#]]
     .assert_eq(&metadata_of(Target::AiToolkit));
+}
+
+#[test]
+fn every_flipped_bit_of_a_file_of_ours_is_noticed() {
+    let metadata = [
+        ("plumb", r#"{"step":1}"#),
+        ("modelspec.title", "stamps"),
+        ("ss_steps", "100"),
+    ];
+    for target in [Target::Kohya, Target::Diffusers] {
+        let modules = vec![
+            module("out", 2, 2, 3, 1.0),
+            module("blocks.0.q", 3, 1, 3, 1.0),
+        ];
+        let options = WriteOptions {
+            metadata: metadata
+                .iter()
+                .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+                .collect(),
+            ..options(target, None)
+        };
+        let (sound, _) = write(modules, &naming(), &options).unwrap();
+        assert!(notes_of(&sound).unwrap().is_empty());
+        for place in 0..sound.len() {
+            let mut bytes = sound.clone();
+            bytes[place] ^= 1 << (place % 8);
+            // Told or refused: it is never read as if nothing were.
+            if let Ok(notes) = notes_of(&bytes) {
+                assert_eq!(notes.len(), 1, "{target:?} byte {place}");
+                let end = place.min(sound.len() - 20) + 20;
+                let around = String::from_utf8_lossy(&sound[place.saturating_sub(20)..end]);
+                let data = 8 + u64::from_le_bytes(*sound.first_chunk().unwrap()) as usize;
+                assert!(place < data, "numbers are refused, not noted: {around}");
+            }
+        }
+    }
+}
+
+/// What is noted of a file that is read.
+fn notes_of(bytes: &[u8]) -> Result<Vec<String>, Error> {
+    let namings = [naming()];
+    let options = ReadOptions {
+        namings: &namings,
+        family: None,
+        without_text_encoders: false,
+        config: None,
+        damaged: false,
+    };
+    let read = read(bytes, "l", &options)?;
+    Ok([read.problems, read.notes].concat())
+}
+
+#[test]
+fn hashes_of_other_programs_are_told_and_of_earlier_plumbs_believed() {
+    let tensors = [
+        ("lora_unet_final_2.lora_down.weight", &[1usize, 2][..]),
+        ("lora_unet_final_2.lora_up.weight", &[2, 1]),
+    ];
+    let plain = file(&[], &tensors);
+    let data = 8 + u64::from_le_bytes(*plain.first_chunk().unwrap()) as usize;
+    let right = crate::lora::metadata::sha256(std::iter::once(&plain[data..]));
+    let wrong = "0".repeat(64);
+    let spec = format!("0x{}", right.to_uppercase());
+    for (key, value) in [
+        ("sshs_model_hash", &right),
+        ("modelspec.hash_sha256", &spec),
+    ] {
+        let sound = file(&[(key, value)], &tensors);
+        assert!(notes_of(&sound).unwrap().is_empty(), "{key}");
+        let stale = notes_of(&file(&[(key, &wrong)], &tensors)).unwrap();
+        assert!(stale[0].contains(key) && stale.len() == 1, "{stale:?}");
+        // Not a hash at all, as some tools write.
+        assert!(
+            notes_of(&file(&[(key, "none")], &tensors))
+                .unwrap()
+                .is_empty()
+        );
+        for ours in ["plumb", "plumb.converted"] {
+            let sound = file(&[(key, value), (ours, "{}")], &tensors);
+            assert!(notes_of(&sound).unwrap().is_empty(), "{key}");
+            let damaged = file(&[(key, &wrong), (ours, "{}")], &tensors);
+            let error = notes_of(&damaged).unwrap_err().to_string();
+            assert!(
+                error.contains("it is damaged, or another program changed it"),
+                "{error}"
+            );
+        }
+    }
+}
+
+#[test]
+fn an_alpha_is_read_in_any_type() {
+    let alpha = |dtype, bytes: &[u8], shape: &[usize]| {
+        let one = 1f32.to_le_bytes().repeat(2);
+        let tensors = [
+            (
+                "transformer.out.lora_A.weight",
+                TensorView::new(Dtype::F32, vec![1, 2], &one),
+            ),
+            (
+                "transformer.out.lora_B.weight",
+                TensorView::new(Dtype::F32, vec![2, 1], &one),
+            ),
+            (
+                "transformer.out.alpha",
+                TensorView::new(dtype, shape.to_vec(), bytes),
+            ),
+        ];
+        let tensors = tensors.map(|(name, view)| (name, view.unwrap()));
+        let bytes = safetensors::serialize(tensors, None).unwrap();
+        let namings = [naming()];
+        let options = ReadOptions {
+            namings: &namings,
+            family: None,
+            without_text_encoders: false,
+            config: None,
+            damaged: false,
+        };
+        read(&bytes, "l", &options).map(|read| read.modules[0].alpha)
+    };
+    assert_eq!(alpha(Dtype::I64, &8i64.to_le_bytes(), &[]).unwrap(), 8.0);
+    assert_eq!(alpha(Dtype::I32, &8i32.to_le_bytes(), &[1]).unwrap(), 8.0);
+    assert_eq!(alpha(Dtype::I16, &8i16.to_le_bytes(), &[]).unwrap(), 8.0);
+    assert_eq!(alpha(Dtype::U8, &[8], &[1, 1]).unwrap(), 8.0);
+    assert_eq!(alpha(Dtype::F64, &0.1f64.to_le_bytes(), &[]).unwrap(), 0.1);
+    let half = half::f16::from_f32(8.0).to_le_bytes();
+    assert_eq!(alpha(Dtype::F16, &half, &[]).unwrap(), 8.0);
+    let half = half::bf16::from_f32(8.0).to_le_bytes();
+    assert_eq!(alpha(Dtype::BF16, &half, &[]).unwrap(), 8.0);
+    for (bytes, shape) in [
+        (f64::NAN.to_le_bytes().to_vec(), vec![]),
+        (vec![0; 16], vec![2]),
+    ] {
+        assert!(alpha(Dtype::F64, &bytes, &shape).is_err());
+    }
+    assert!(alpha(Dtype::BOOL, &[1], &[]).is_err());
+}
+
+#[test]
+fn a_config_beside_a_file_counts_where_the_file_is_pefts() {
+    let text = r#"{"peft_type": "LORA", "r": 1, "lora_alpha": 4}"#;
+    let alpha = |prefix: &str, own: &[(&str, &str)], config: Option<(&str, bool)>| {
+        let names = ["lora_A", "lora_B"].map(|part| format!("{prefix}out.{part}.weight"));
+        let tensors = [(names[0].as_str(), &[1usize, 2][..]), (&names[1], &[2, 1])];
+        let namings = [naming()];
+        let options = ReadOptions {
+            namings: &namings,
+            family: None,
+            without_text_encoders: false,
+            config: config.map(|(text, named_by_peft)| ConfigBeside {
+                text,
+                named_by_peft,
+            }),
+            damaged: false,
+        };
+        match read(&file(own, &tensors), "l", &options) {
+            Ok(read) => format!("{} {}", read.modules[0].alpha, read.notes.len()),
+            Err(error) => error.to_string(),
+        }
+    };
+    let peft = "base_model.model.";
+    assert_eq!(alpha(peft, &[], Some((text, false))), "4 0");
+    assert_eq!(alpha("", &[], Some((text, false))), "4 0");
+    assert_eq!(alpha("transformer.", &[], Some((text, true))), "4 0");
+    // The names are diffusers', which reads no such file: told, not guessed.
+    assert_eq!(alpha("transformer.", &[], Some((text, false))), "1 1");
+    assert_eq!(alpha(peft, &[], None), "1 1");
+    assert_eq!(alpha("transformer.", &[], None), "1 0");
+    let inside = [(
+        "lora_adapter_metadata",
+        r#"{"transformer.r": 1, "transformer.lora_alpha": 2}"#,
+    )];
+    assert_eq!(alpha("transformer.", &inside, Some((text, false))), "2 0");
+    expect!["l: tensor `base_model.model.out.lora_A.weight`: the alpha of `out` is 2 by metadata `lora_adapter_metadata` and 4 by adapter_config.json; only one of them can be meant, remove the other"]
+        .assert_eq(&alpha(peft, &inside, Some((text, false))));
+    expect!["l: adapter_config.json, `use_dora`: found true: that is DoRA; plumb reads plain LoRA"]
+        .assert_eq(&alpha(peft, &[], Some((r#"{"use_dora": true}"#, false))));
+    expect!["l: tensor `base_model.model.out.lora_A.weight`: expected rank 16, as adapter_config.json says, found 1"]
+        .assert_eq(&alpha(peft, &[], Some((r#"{"r": 16}"#, false))));
+}
+
+#[test]
+fn several_adapters_in_one_file_are_refused() {
+    let tensors = [
+        ("base_model.model.out.lora_A.a.weight", &[1usize, 2][..]),
+        ("base_model.model.out.lora_B.a.weight", &[2, 1]),
+        ("base_model.model.blocks.0.q.lora_A.b.weight", &[1, 2]),
+        ("base_model.model.blocks.0.q.lora_B.b.weight", &[2, 1]),
+    ];
+    let error = notes_of(&file(&[], &tensors)).unwrap_err().to_string();
+    expect!["l: 2 adapters in one file (`a`, `b`), expected one; save each for itself"]
+        .assert_eq(&error);
 }
 
 proptest::proptest! {
@@ -636,7 +840,7 @@ proptest::proptest! {
         bytes[place] = byte;
         bytes.truncate(bytes.len().saturating_sub(cut % 40));
         let namings = [naming()];
-        let options = ReadOptions { namings: &namings, family: None, without_text_encoders: true };
+        let options = ReadOptions { namings: &namings, family: None, without_text_encoders: true, config: None, damaged: false };
         let _ = read(&bytes, "l", &options);
     }
 }

@@ -59,7 +59,7 @@ pub(super) fn read(map: &[u8]) -> Result<FileContents, String> {
 }
 
 /// Why the file cannot be a safetensors file, if it is of a kind that people mistake for one.
-fn other_kind(map: &[u8]) -> Option<String> {
+pub fn other_kind(map: &[u8]) -> Option<String> {
     let is = |magic: &[u8]| map.starts_with(magic);
     let kind = if is(b"PK\x03\x04") || is(b"\x80\x02") || is(b"\x80\x04") {
         "it is a PyTorch checkpoint (.ckpt, .pt, .bin), which can run code when it is opened; \

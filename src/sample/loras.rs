@@ -1,0 +1,172 @@
+//! The LoRAs that pictures are sampled with.
+
+use std::path::PathBuf;
+
+use super::Error;
+use crate::base_model::BaseModel;
+use crate::convert::provenance::Provenance;
+use crate::convert::{ReadFile, ReadLora, read_lora};
+use crate::lora::{self, AdapterSet};
+use crate::monitor::Monitor;
+use crate::recipe::Diff;
+use crate::shown;
+
+/// The strongest use of a LoRA, either way: beyond it numbers overflow, and no picture comes of it.
+pub const MAX_STRENGTH: f64 = 100.0;
+
+/// A LoRA and how strongly it is used.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LoraUse {
+    /// The file, or a folder that PEFT or diffusers saved.
+    pub path: PathBuf,
+    /// What its update is multiplied with; 1 is the whole, 0 is nothing, and below 0 it is turned round.
+    pub strength: f64,
+}
+
+impl LoraUse {
+    /// A path as a command line has it, with `:` and a strength behind it or without. A file that is there under the whole of it is
+    /// meant as it stands.
+    ///
+    /// # Errors
+    /// If the strength is out of range.
+    pub fn parse(path: PathBuf) -> Result<Self, String> {
+        let whole = |path| Self {
+            path,
+            strength: 1.0,
+        };
+        let split = path.to_str().and_then(|text| text.rsplit_once(':'));
+        let strength = split.and_then(|(_, strength)| strength.parse::<f64>().ok());
+        // Without a file before it, it is a path with a colon: `C:1`.
+        let (Some((file, text)), Some(strength)) = (split, strength) else {
+            return Ok(whole(path));
+        };
+        if file.is_empty() || path.exists() {
+            return Ok(whole(path));
+        }
+        // Of numbers that are none, too.
+        if !(-MAX_STRENGTH..=MAX_STRENGTH).contains(&strength) {
+            return Err(format!(
+                "{}: expected a strength from -{MAX_STRENGTH} to {MAX_STRENGTH}, found {}",
+                shown::text(file),
+                shown::text(text)
+            ));
+        }
+        Ok(Self {
+            path: PathBuf::from(file),
+            strength,
+        })
+    }
+}
+
+/// Reads LoRAs and adds them up; None where there is none.
+///
+/// # Errors
+/// As [`open_lora`], or if they do not fit each other.
+pub fn open_loras(
+    loras: &[LoraUse],
+    base: &BaseModel,
+    monitor: &dyn Monitor,
+) -> Result<Option<AdapterSet>, Error> {
+    if loras.is_empty() {
+        return Ok(None);
+    }
+    let mut sets = Vec::new();
+    for LoraUse { path, strength } in loras {
+        sets.push((open_lora(path, base, monitor)?, *strength));
+    }
+    Ok(Some(AdapterSet::sum(&sets)?))
+}
+
+/// Reads a LoRA and warns where it was trained otherwise than it is used.
+///
+/// # Errors
+/// If the file is no LoRA of the base model's family, is damaged, or adapts what the base model has not.
+pub fn open_lora(
+    path: &std::path::Path,
+    base: &BaseModel,
+    monitor: &dyn Monitor,
+) -> Result<AdapterSet, Error> {
+    let (read, _) = read_for(path, base, monitor)?;
+    let adapters = lora::formats::adapters(read.lora.modules)?;
+    adapters.check(base.denoiser.linears())?;
+    Ok(adapters)
+}
+
+/// Reads a LoRA for a base model, with what it says of its making, and tells what a person should know of it: above all where it
+/// was trained otherwise than it is used.
+///
+/// # Errors
+/// If the file is no LoRA of the base model's family, or is damaged.
+pub fn read_for(
+    path: &std::path::Path,
+    base: &BaseModel,
+    monitor: &dyn Monitor,
+) -> Result<(ReadFile, Option<Provenance>), Error> {
+    let options = ReadLora {
+        family: Some(base.denoiser.family.name),
+        ..ReadLora::default()
+    };
+    let read = read_lora(path, &options)?;
+    read.tell(monitor);
+    let made = Provenance::read(&read.lora.metadata).map_err(|source| Error::Provenance {
+        path: read.file.clone(),
+        source,
+    })?;
+    if let Some(made) = &made
+        && made.recipe_fingerprint != base.recipe.fingerprint()
+    {
+        let rules = made.recipe.get("rules").cloned().unwrap_or_default();
+        let diff = Diff::between(&base.recipe.rules(), &rules);
+        monitor.note(&format!(
+            "warning: {} was trained with another recipe than this Experiment's:\n{diff}",
+            shown::path(&read.file)
+        ));
+    }
+    Ok((read, made))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_strength_is_a_number_behind_the_last_colon() {
+        let shown = |text: &str| match LoraUse::parse(PathBuf::from(text)) {
+            Ok(used) => format!("{} {}", used.path.display(), used.strength),
+            Err(error) => error,
+        };
+        let texts = [
+            "a.safetensors",
+            "a.safetensors:0.6",
+            "a.safetensors:-1",
+            "a.safetensors:0",
+            "a.safetensors:1e-1",
+            "C:\\loras\\a.safetensors",
+            "C:\\loras\\a.safetensors:.5",
+            "a:b",
+            "a.safetensors:",
+            ":1",
+            "a.safetensors:nan",
+            "a.safetensors:inf",
+            "a.safetensors:1e300",
+        ];
+        let lines: Vec<_> = texts
+            .map(|text| format!("{text} = {}", shown(text)))
+            .to_vec();
+        expect_test::expect![[r#"
+            a.safetensors = a.safetensors 1
+            a.safetensors:0.6 = a.safetensors 0.6
+            a.safetensors:-1 = a.safetensors -1
+            a.safetensors:0 = a.safetensors 0
+            a.safetensors:1e-1 = a.safetensors 0.1
+            C:\loras\a.safetensors = C:\loras\a.safetensors 1
+            C:\loras\a.safetensors:.5 = C:\loras\a.safetensors 0.5
+            a:b = a:b 1
+            a.safetensors: = a.safetensors: 1
+            :1 = :1 1
+            a.safetensors:nan = a.safetensors: expected a strength from -100 to 100, found nan
+            a.safetensors:inf = a.safetensors: expected a strength from -100 to 100, found inf
+            a.safetensors:1e300 = a.safetensors: expected a strength from -100 to 100, found 1e300"#]]
+        .assert_eq(&lines.join("\n"));
+    }
+}
