@@ -214,6 +214,23 @@ fn commands_wait_and_with_wait_0_fail_at_once() {
 }
 
 #[test]
+fn a_refused_training_leaves_no_run() {
+    let world = World::new();
+    world.write("new.txt", "a caption of no picture\n");
+    world
+        .run(&["encode", "exp.toml", "--captions", "new.txt"])
+        .expect(0);
+    world.run(&["train", "exp.toml"]).expect(4);
+    let check = ["store", "check", "store", "--read-data"];
+    world.run(&check).expect(0);
+    let runs = crate::util::listing(&world.path("store/runs"));
+    assert!(
+        runs.iter().all(|run| run.starts_with("encode-")),
+        "{runs:?}"
+    );
+}
+
+#[test]
 fn a_gc_waits_until_packs_have_their_rows() {
     let dir = scratch();
     let store = Store::open_or_create(dir.path()).expect("new");
