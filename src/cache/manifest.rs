@@ -8,7 +8,8 @@ use super::Specs;
 use crate::dataset::Item;
 use crate::digest::{Digest, Fingerprint, canonical_json};
 use crate::experiment::Experiment;
-use crate::store::{self, Store};
+use crate::monitor::Monitor;
+use crate::store::{self, Lacking, Store};
 
 /// Every caption that an Experiment needs: those of its pictures, in their order, its prompts, and what stands for no caption.
 pub fn captions(experiment: &Experiment, items: &[Item]) -> Vec<String> {
@@ -54,20 +55,29 @@ impl Manifest {
     }
 
     /// Writes it as the run of `verb` on this Experiment (and `captions`, a file of captions alone), in place of
-    /// the one that was written before.
+    /// the one that was written before. A store that may not be written is none the worse for it, and a note says so.
     ///
     /// # Errors
-    /// If the store cannot be written or is being cleaned up.
+    /// If the store cannot be written, is kept busy by others for too long, or lacks entries and `lacking` says to refuse.
     pub fn write(
         &self,
         store: &Store,
         verb: &str,
-        experiment: &Experiment,
-        captions: Option<&Path>,
+        experiment: (&Experiment, Option<&Path>),
+        lacking: Lacking,
+        monitor: &dyn Monitor,
     ) -> Result<(), store::Error> {
+        let (experiment, captions) = experiment;
         let file = experiment.file.display().to_string();
         let note = serde_json::json!({ "experiment": file });
-        store.write_run(&run_id(verb, experiment, captions), &self.0, note)?;
+        let id = run_id(verb, experiment, captions);
+        let write = || store.write_run(&id, &self.0, note.clone(), lacking);
+        match store.when_free(monitor, write) {
+            Err(e) if e.is_read_only() => monitor.note(&format!(
+                "{e}; but nothing keeps `plumb store gc` from removing what this run uses"
+            )),
+            written => _ = written?,
+        }
         Ok(())
     }
 }

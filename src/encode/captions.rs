@@ -86,7 +86,7 @@ fn encode_for(
         true => (Residency::Streamed, STREAMED_CHUNK),
         false => (Residency::Resident, RESIDENT_CHUNK),
     };
-    let mut writer = store.writer()?;
+    let mut writer = store.when_free(monitor, || store.writer())?;
     // The store takes no entry of a spec that it does not have.
     writer.put_spec(&encoder.fingerprint, &canonical_json(&encoder.spec))?;
     monitor.start(

@@ -5,6 +5,7 @@ mod captions;
 mod pictures;
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use candle_core::Device;
 use serde::Serialize;
@@ -14,12 +15,12 @@ pub use pictures::{PictureStats, encode_pictures, pixels};
 
 use crate::base_model::{self, BaseModel};
 use crate::cache::{self, Manifest, Specs};
-use crate::dataset::{self, Item};
+use crate::dataset;
 use crate::experiment::Experiment;
 use crate::monitor::Monitor;
 use crate::nn::Kernels;
 use crate::nn::weights::DigestMemo;
-use crate::store::{self, Store};
+use crate::store::{self, Lacking, Store};
 use crate::text::{self, tokenizer};
 
 /// Why captions or pictures could not be encoded.
@@ -82,6 +83,8 @@ pub struct EncodeOptions {
     pub kernels: Kernels,
     /// Encoders with more bytes of weights than this are read layer by layer.
     pub resident_limit_bytes: u64,
+    /// How long to wait for a process that cleans the store up or mends it.
+    pub wait: Duration,
 }
 
 /// What encoding came to.
@@ -116,7 +119,7 @@ pub fn run(
             base.recipe.name()
         ));
     }
-    let store = Store::open_or_create(&experiment.store_path())?;
+    let store = Store::open_or_create(&experiment.store_path())?.waiting(options.wait);
     let items = match captions {
         Some(_) => Vec::new(),
         None => dataset::open(experiment, base.latent_geometry().side_multiple(), monitor)?,
@@ -136,26 +139,19 @@ pub fn run(
             monitor,
         )?),
     };
-    remember(experiment, captions, &base, &store, (&texts, &items))?;
+    let used = Manifest::new(
+        &Specs::from(&base),
+        texts.iter().map(String::as_str),
+        &items,
+    );
+    // After the entries are there, and without those of pictures that could not be used.
+    let by = (experiment, captions);
+    used.write(&store, "encode", by, Lacking::LeaveOut, monitor)?;
     Ok(EncodeReport {
         store: store.path().to_owned(),
         captions: embedded,
         pictures,
     })
-}
-
-/// Writes down which entries are used, after they are there: a list of entries that an interrupted encode did not get to would
-/// be a problem to `store check`.
-fn remember(
-    experiment: &Experiment,
-    captions: Option<&Path>,
-    base: &BaseModel,
-    store: &Store,
-    (texts, items): (&[String], &[Item]),
-) -> Result<(), Error> {
-    let texts = texts.iter().map(String::as_str);
-    let used = Manifest::new(&Specs::from(base), texts, items);
-    Ok(used.write(store, "encode", experiment, captions)?)
 }
 
 /// One caption a line, exactly as it stands there; only the line's end is no part of it.

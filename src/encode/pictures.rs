@@ -80,7 +80,7 @@ pub fn encode_pictures(
     if missing.is_empty() {
         return Ok(stats);
     }
-    let mut writer = store.writer()?;
+    let mut writer = store.when_free(monitor, || store.writer())?;
     writer.put_spec(&spec, &canonical_json(&base.vae.spec))?;
     let encoder = base.vae.load_encoder(device, kernels)?;
     monitor.start("pictures", Some(missing.len() as u64));

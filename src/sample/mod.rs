@@ -101,7 +101,7 @@ pub fn run(
     if settings.prompts.is_empty() {
         return Err(Error::NoPrompt);
     }
-    let store = Store::open_or_create(&experiment.store_path())?;
+    let store = Store::open_or_create(&experiment.store_path())?.waiting(options.wait);
     encode_captions(
         &base,
         &store,

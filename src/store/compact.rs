@@ -1,11 +1,11 @@
 //! Merging small index parts: a new part with all their rows first, then the old ones go.
 
+use super::disk::ListedFile;
 use super::index::{self, ROWS_LIMIT};
-use super::lock;
 use super::record::Record;
 use super::snapshot::decode_part;
 use super::writer::write_index_part;
-use super::{Error, Store};
+use super::{Error, Store, disk, lock};
 use crate::digest::{Digest, Fingerprint};
 
 /// Parts of a spec are merged when more than this many of them are small.
@@ -21,7 +21,8 @@ pub(super) fn compact(store: &Store) -> Result<usize, Error> {
         let mut found = Vec::new();
         for spec in store.layout.indexed_specs()? {
             let parts = store.layout.index_parts(&spec)?;
-            let small = parts.into_iter().filter(|(_, f)| f.bytes < SMALL_BYTES);
+            let is_small = |f: &ListedFile| f.is_own && f.bytes < SMALL_BYTES;
+            let small = parts.into_iter().filter(|(_, f)| is_small(f));
             let small: Vec<Digest> = small.map(|(part, _)| part).collect();
             if small.len() > SMALL_PARTS {
                 found.push((spec, small));
@@ -34,7 +35,10 @@ pub(super) fn compact(store: &Store) -> Result<usize, Error> {
     if crowded(store)?.is_empty() {
         return Ok(0);
     }
-    let _lock = lock::exclusive(&*store.disk, &store.layout)?;
+    let _lock = lock::exclusive(
+        &store.layout,
+        "the merging of index files after an encoding",
+    )?;
     let mut removed = 0;
     for (spec, parts) in crowded(store)? {
         removed += merge(store, &spec, &parts)?;
@@ -46,7 +50,7 @@ fn merge(store: &Store, spec: &Fingerprint, parts: &[Digest]) -> Result<usize, E
     let mut sound = Vec::new();
     let mut records = Vec::new();
     for part in parts {
-        // A damaged part is left for `check` to tell of.
+        // A part that is damaged or cannot be read now is left as it is, for `check` to tell of.
         if let Ok(found) = decode_part(&store.layout, spec, part, index::records) {
             sound.push(*part);
             records.extend(found);
@@ -86,16 +90,13 @@ pub(super) fn remove_parts<'a>(
     let mut removed = 0;
     for part in parts {
         let path = store.layout.index_part(spec, part);
-        store
-            .disk
-            .remove(&path)
-            .map_err(|e| Error::io("remove", &path, e))?;
+        disk::remove(store.disk(), &path)?;
         removed += 1;
     }
     let dir = store.layout.index_of(spec);
     if removed > 0 {
         store
-            .disk
+            .disk()
             .sync_dir(&dir)
             .map_err(|e| Error::io("sync the folder", &dir, e))?;
     }

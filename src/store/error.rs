@@ -74,12 +74,14 @@ pub enum Error {
         why: String,
     },
     /// Another process holds the lock.
-    #[error("the store at {path} is busy: {holder}; try again when it is done")]
+    #[error(
+        "the store at {path} is busy: {holder}; try again when it is done, or wait longer (--wait)"
+    )]
     Busy {
         /// The store.
         path: PathBuf,
         /// What the other process may be doing, as a clause.
-        holder: &'static str,
+        holder: String,
     },
     /// The request makes no sense or would do harm.
     #[error("{0}")]
@@ -115,6 +117,11 @@ impl Error {
     /// Whether the store may be read but not written.
     pub fn is_read_only(&self) -> bool {
         matches!(self, Self::Io { cause, .. } if is_read_only(cause))
+    }
+
+    /// Whether a file was read whole and is not what it must be. Anything else that went wrong says nothing about it.
+    pub(super) fn is_content(&self) -> bool {
+        matches!(self, Self::Malformed { .. } | Self::Damaged { .. })
     }
 
     /// Whether a file named in a listing was gone when it was opened.

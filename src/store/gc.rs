@@ -2,24 +2,27 @@
 //!
 //! The order makes every moment safe: payloads that stay are in a new pack, and its rows in a new index part,
 //! before the old part goes; no row names a pack any more before the pack goes.
+//!
+//! Only files that the store wrote go, by their names and kind, in its own folders: nothing behind a link does. Whatever cannot
+//! be read ends it.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
 
-use super::check::open_pack;
 use super::compact::{remove_parts, write_parts};
-use super::disk::{self, ListedFile, TEMP_PREFIX};
-use super::layout::SET_ASIDE;
+use super::disk::{self, ListedFile};
+use super::leftovers::Leftovers;
 use super::pack::{PACK_LIMIT_BYTES, PackBuilder};
-use super::packed::{self, PackedEntry};
+use super::packed::{OpenedPack, PackedEntry};
 use super::record::Record;
 use super::snapshot::decode_part;
 use super::writer::write_pack;
-use super::{Error, Problem, Store, index, lock, relative};
+use super::{Error, Problem, Store, index, lock, packfile};
 use crate::digest::{Digest, Fingerprint};
 use crate::monitor::Monitor;
+use crate::shown;
 
 /// A pack is rewritten when more than this share of its payload bytes is unused.
 const UNUSED_SHARE: f64 = 0.05;
@@ -60,7 +63,7 @@ pub struct GcReport {
     pub bytes_freed: u64,
     /// Files removed that interrupted writes left, or that `rebuild-index` set aside.
     pub leftovers_removed: u64,
-    /// Entries that could not be taken over because they are damaged.
+    /// Entries that could not be taken over because they are damaged, and leftovers that stay.
     pub problems: Vec<Problem>,
 }
 
@@ -74,6 +77,8 @@ struct GcPlan {
     rewrite: HashSet<Digest>,
     remove: HashSet<Digest>,
     leftovers: Vec<std::path::PathBuf>,
+    /// Specs whose index lies behind a link: it stays as it is.
+    linked: HashSet<Fingerprint>,
 }
 
 impl Store {
@@ -87,7 +92,7 @@ impl Store {
         let _lock = if options.dry_run {
             None
         } else {
-            Some(lock::exclusive(&*self.disk, &self.layout)?)
+            Some(lock::exclusive(&self.layout, "plumb store gc")?)
         };
         let mut report = GcReport {
             dry_run: options.dry_run,
@@ -129,13 +134,7 @@ impl Store {
         roots: &HashSet<(Fingerprint, Fingerprint)>,
         report: &mut GcReport,
     ) -> Result<GcPlan, Error> {
-        // A time that is unknown or in the future counts as young: what is kept wrongly goes next time.
-        let is_old = |file: &ListedFile| {
-            let age = file
-                .modified
-                .and_then(|m| options.now.duration_since(m).ok());
-            age.is_some_and(|age| age >= options.grace)
-        };
+        let is_old = |file: &ListedFile| file.is_own && options.is_old(file.modified);
         let mut plan = GcPlan {
             packs: BTreeMap::new(),
             specs: BTreeMap::new(),
@@ -143,16 +142,16 @@ impl Store {
             rewrite: HashSet::new(),
             remove: HashSet::new(),
             leftovers: Vec::new(),
+            linked: HashSet::new(),
         };
         // Index before packs, as readers do.
         let mut rows = BTreeMap::new();
         for spec in self.layout.indexed_specs()? {
-            let parts: Vec<Digest> = self
-                .layout
-                .index_parts(&spec)?
-                .into_iter()
-                .map(|(p, _)| p)
-                .collect();
+            let parts = self.layout.index_parts(&spec)?;
+            if parts.iter().any(|(_, f)| !f.is_own) {
+                plan.linked.insert(spec);
+            }
+            let parts: Vec<Digest> = parts.into_iter().map(|(p, _)| p).collect();
             rows.insert(spec, (self.records_of_parts(&spec, &parts)?, parts));
         }
         plan.packs = self.layout.list_packs()?.into_iter().collect();
@@ -161,26 +160,55 @@ impl Store {
         for (spec, (records, parts)) in rows {
             let total = records.len();
             // A young pack keeps its entries: its run may not be written yet.
+            let is_linked = plan.linked.contains(&spec);
             let kept = self.keep(records, &mut used, |r| {
-                roots.contains(&(spec, r.entry))
+                is_linked
+                    || roots.contains(&(spec, r.entry))
                     || plan.packs.get(&r.pack).is_some_and(|f| !is_old(f))
-            });
+            })?;
             if kept.len() < total {
                 plan.thinned.insert(spec);
             }
             report.entries_kept += kept.len() as u64;
             report.entries_removed += (total - kept.len()) as u64;
-            self.plan_small_packs(&mut plan, &kept);
+            if !is_linked {
+                self.plan_small_packs(&mut plan, &kept);
+            }
             plan.specs.insert(spec, (parts, kept));
         }
+        self.plan_packs(&mut plan, &used, &is_old, report)?;
+        report.packs_rewritten = plan.rewrite.len() as u64;
+        report.packs_removed = (plan.remove.len() + plan.rewrite.len()) as u64;
+        report.bytes_freed += plan.remove.iter().map(|p| plan.packs[p].bytes).sum::<u64>();
+        let kept = plan
+            .specs
+            .iter()
+            .flat_map(|(spec, (_, rows))| rows.iter().map(move |r| (*spec, r.entry)));
+        let lacking = roots - &kept.collect();
+        let leftovers = Leftovers::find(&self.layout, options, &lacking)?;
+        plan.leftovers = leftovers.files;
+        report.problems.extend(leftovers.problems);
+        report.leftovers_removed = plan.leftovers.len() as u64;
+        Ok(plan)
+    }
+
+    /// Decides which packs go and which are rewritten, by the payload bytes that stay of each.
+    fn plan_packs(
+        &self,
+        plan: &mut GcPlan,
+        used: &HashMap<Digest, u64>,
+        is_old: &dyn Fn(&ListedFile) -> bool,
+        report: &mut GcReport,
+    ) -> Result<(), Error> {
         for (pack, file) in &plan.packs {
             match used.get(pack) {
                 // No row names it. A young one may be a writer's whose rows are still to come.
                 None if is_old(file) => _ = plan.remove.insert(*pack),
                 None => {}
-                Some(0) => _ = plan.remove.insert(*pack),
-                Some(kept) => {
-                    let payload_bytes = self.payload_bytes(pack, file.bytes);
+                Some(0) if file.is_own => _ = plan.remove.insert(*pack),
+                Some(0) => {}
+                Some(kept) if file.is_own => {
+                    let payload_bytes = self.payload_bytes(pack, file.bytes)?;
                     let unused = payload_bytes.saturating_sub(*kept);
                     // Copying a whole pack to win a few bytes is not worth it.
                     if unused as f64 > payload_bytes as f64 * UNUSED_SHARE {
@@ -188,32 +216,32 @@ impl Store {
                         report.bytes_freed += unused;
                     }
                 }
+                Some(_) => {}
             }
         }
-        report.packs_rewritten = plan.rewrite.len() as u64;
-        report.packs_removed = (plan.remove.len() + plan.rewrite.len()) as u64;
-        report.bytes_freed += plan.remove.iter().map(|p| plan.packs[p].bytes).sum::<u64>();
-        for folder in self.layout.folders()? {
-            let files = disk::list(&folder)?;
-            let is_left =
-                |f: &&ListedFile| f.name.starts_with(TEMP_PREFIX) || f.name.ends_with(SET_ASIDE);
-            let left = files.iter().filter(is_left).filter(|f| is_old(f));
-            plan.leftovers.extend(left.map(|f| folder.join(&f.name)));
+        // Rows that stay as they are need their packs as they are.
+        for spec in &plan.linked {
+            let kept = plan.specs.get(spec).into_iter().flat_map(|(_, kept)| kept);
+            for record in kept {
+                plan.rewrite.remove(&record.pack);
+            }
         }
-        report.leftovers_removed = plan.leftovers.len() as u64;
-        Ok(plan)
+        Ok(())
     }
 
     fn records_of_parts(&self, spec: &Fingerprint, parts: &[Digest]) -> Result<Vec<Record>, Error> {
         let mut records = Vec::new();
         for part in parts {
-            let found = decode_part(&self.layout, spec, part, index::records).map_err(|e| {
-                // Entries of a part that cannot be read would look like unused payloads, and go.
-                Error::Refused(format!(
-                    "{e}; run `plumb store rebuild-index` before cleaning up"
-                ))
-            })?;
-            records.extend(found);
+            // Entries of a part that is left out would look like unused payloads, and go.
+            match decode_part(&self.layout, spec, part, index::records) {
+                Ok(found) => records.extend(found),
+                Err(e) if e.is_content() => {
+                    return Err(Error::Refused(format!(
+                        "{e}; run `plumb store rebuild-index` before cleaning up"
+                    )));
+                }
+                Err(e) => return Err(e),
+            }
         }
         records.sort_by_key(|r| (r.entry, r.pack));
         Ok(records)
@@ -225,7 +253,7 @@ impl Store {
         records: Vec<Record>,
         used: &mut HashMap<Digest, u64>,
         wanted: impl Fn(&Record) -> bool,
-    ) -> Vec<Record> {
+    ) -> Result<Vec<Record>, Error> {
         let mut kept: Vec<Record> = Vec::new();
         for record in records {
             // A pack of which nothing stays is known with 0 bytes, unlike one that no row names.
@@ -235,7 +263,7 @@ impl Store {
             }
             match kept.last_mut().filter(|last| last.entry == record.entry) {
                 // Of two copies the one that reads back stays; reading it is the only way to know.
-                Some(last) if self.is_sound(last) => {}
+                Some(last) if packfile::is_sound(&self.layout, last)? => {}
                 Some(last) => *last = record,
                 None => kept.push(record),
             }
@@ -244,26 +272,16 @@ impl Store {
             let bytes: u64 = record.parts.iter().map(|p| p.length).sum();
             *used.entry(record.pack).or_default() += bytes;
         }
-        kept
+        Ok(kept)
     }
 
     /// The bytes of a pack's file that are not its header.
-    fn payload_bytes(&self, pack: &Digest, file_bytes: u64) -> u64 {
-        let map = packed::map_file(&self.layout.pack(pack)).ok();
-        let length = map
-            // The first 8 bytes of a safetensors file are its header's length.
-            .and_then(|m| m.first_chunk().copied())
-            .map_or(0, u64::from_le_bytes);
-        file_bytes.saturating_sub(length).saturating_sub(8)
-    }
-
-    fn is_sound(&self, record: &Record) -> bool {
-        packed::map_file(&self.layout.pack(&record.pack)).is_ok_and(|map| {
-            record
-                .parts
-                .iter()
-                .all(|p| packed::payload(p, &map).is_ok())
-        })
+    fn payload_bytes(&self, pack: &Digest, file_bytes: u64) -> Result<u64, Error> {
+        // The first 8 bytes of a safetensors file are its header's length.
+        let length = disk::read_range(self.disk(), &self.layout.pack(pack), 0, 8)?;
+        let length = length.and_then(|bytes| bytes.first_chunk().copied());
+        let length = length.map_or(0, u64::from_le_bytes);
+        Ok(file_bytes.saturating_sub(length).saturating_sub(8))
     }
 
     fn plan_small_packs(&self, plan: &mut GcPlan, kept: &[Record]) {
@@ -271,7 +289,7 @@ impl Store {
         let is_small = |p: &Digest| {
             plan.packs
                 .get(p)
-                .is_some_and(|f| f.bytes < SMALL_PACK_BYTES)
+                .is_some_and(|f| f.is_own && f.bytes < SMALL_PACK_BYTES)
         };
         let small: Vec<Digest> = packs.into_iter().filter(is_small).collect();
         if small.len() > SMALL_PACKS {
@@ -291,6 +309,9 @@ impl Store {
         );
         let mut new_packs = HashSet::new();
         for (spec, (parts, kept)) in std::mem::take(&mut plan.specs) {
+            if plan.linked.contains(&spec) {
+                continue;
+            }
             let (moving, mut rows): (Vec<_>, Vec<_>) = kept
                 .into_iter()
                 .partition(|r| plan.rewrite.contains(&r.pack));
@@ -314,11 +335,11 @@ impl Store {
             .chain(&plan.rewrite)
             .filter(|p| !new_packs.contains(p));
         for pack in gone {
-            self.remove_file(&self.layout.pack(pack))?;
+            disk::remove(self.disk(), &self.layout.pack(pack))?;
             monitor.advance(1);
         }
         for path in &plan.leftovers {
-            self.remove_file(path)?;
+            disk::remove(self.disk(), path)?;
         }
         monitor.finish();
         Ok(())
@@ -342,34 +363,36 @@ impl Store {
         let mut builder: Option<PackBuilder> = None;
         for (pack, records) in by_pack {
             monitor.advance(1);
-            let (map, opened) = match open_pack(&self.layout, &pack) {
+            let rows_of_pack: HashMap<Fingerprint, &Record> =
+                records.iter().map(|r| (r.entry, r)).collect();
+            let (bytes, opened) = match self.open_as_indexed(&pack, &rows_of_pack) {
                 Ok(opened) => opened,
-                Err(e) => {
-                    report
-                        .problems
-                        .push(self.problem(&pack, format!("not repacked: {e}")));
-                    // Its rows stay with it: of a pack that cannot be opened nothing can be moved.
+                Err(e) if e.is_content() => {
+                    let what = format!("not repacked: {e}");
+                    report.problems.push(self.problem(&pack, what));
+                    // Its rows stay with it: of a pack that is not what the index says nothing can be moved.
                     rows.extend(records);
                     stuck.insert(pack);
                     continue;
                 }
+                Err(e) => return Err(e),
             };
             let target =
                 builder.get_or_insert_with(|| PackBuilder::new(*spec, opened.spec_json.clone()));
-            let wanted: HashSet<Fingerprint> = records.iter().map(|r| r.entry).collect();
             for packed in opened.entries {
-                if wanted.contains(&packed.record.entry) {
-                    match packed.payloads(&map) {
-                        Ok(payloads) => {
-                            let payloads = payloads.into_iter().map(<[u8]>::to_vec).collect();
-                            move_entry(self, target, packed, payloads, rows)?;
-                        }
-                        Err(why) => {
-                            let entry = &packed.record;
-                            let what =
-                                format!("entry {} ({:?}) lost: {why}", entry.entry, entry.source);
-                            report.problems.push(self.problem(&pack, what));
-                        }
+                if !rows_of_pack.contains_key(&packed.record.entry) {
+                    continue;
+                }
+                match packed.payloads(&bytes) {
+                    Ok(payloads) => {
+                        let payloads = payloads.into_iter().map(<[u8]>::to_vec).collect();
+                        move_entry(self, target, packed, payloads, rows)?;
+                    }
+                    Err(why) => {
+                        let entry = &packed.record;
+                        let source = shown::text(&entry.source);
+                        let what = format!("entry {} (\"{source}\") lost: {why}", entry.entry);
+                        report.problems.push(self.problem(&pack, what));
                     }
                 }
             }
@@ -380,20 +403,40 @@ impl Store {
         Ok(stuck)
     }
 
-    fn problem(&self, pack: &Digest, what: String) -> Problem {
-        Problem {
-            file: relative(&self.layout, &self.layout.pack(pack)),
-            what,
-            mend: "encoding again replaces it".to_owned(),
+    /// Reads a pack whose header says of its entries what the index says: of the two, a damaged header would be believed.
+    fn open_as_indexed(
+        &self,
+        pack: &Digest,
+        rows: &HashMap<Fingerprint, &Record>,
+    ) -> Result<(Vec<u8>, OpenedPack), Error> {
+        let file = self.layout.pack_path(*pack);
+        let (bytes, opened) = packfile::open(&self.layout, &file)?;
+        let alike = opened.entries.iter();
+        let alike = alike.filter(|e| {
+            rows.get(&e.record.entry)
+                .is_some_and(|row| **row == e.record)
+        });
+        match alike.count() == rows.len() {
+            true => Ok((bytes, opened)),
+            false => Err(Error::malformed(
+                &file.path,
+                "it says otherwise of its entries than the index; `plumb store rebuild-index` mends it",
+            )),
         }
     }
 
-    fn remove_file(&self, path: &std::path::Path) -> Result<(), Error> {
-        match self.disk.remove(path) {
-            // Whoever removed it, it is gone.
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
-            other => other.map_err(|e| Error::io("remove", path, e)),
-        }
+    fn problem(&self, pack: &Digest, what: String) -> Problem {
+        let path = self.layout.pack(pack);
+        Problem::of(&self.layout, &path, what, "encoding again replaces it")
+    }
+}
+
+impl GcOptions {
+    /// Whether a file of this time may go by its age. A time that is unknown or in the future counts as young: what is kept
+    /// wrongly goes next time.
+    pub(super) fn is_old(&self, modified: Option<SystemTime>) -> bool {
+        let age = modified.and_then(|m| self.now.duration_since(m).ok());
+        age.is_some_and(|age| age >= self.grace)
     }
 }
 

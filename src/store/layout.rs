@@ -1,11 +1,13 @@
 //! The paths inside a store (the parent module's documentation shows the tree), and the format's version.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use super::Error;
-use super::disk::{self, ListedFile};
+use super::disk::{self, Disk, ListedFile};
+use super::temporary;
 use crate::digest::{Digest, Fingerprint};
 
 /// The version of the format this program writes; it reads this one and all before it.
@@ -17,10 +19,18 @@ const FORMAT_NAME: &str = "plumb-store";
 /// The largest `store.json` or spec that is read, so that a wrong file is not taken into memory whole.
 const JSON_LIMIT_BYTES: u64 = 4 << 20;
 
-/// Where things lie inside the store at `root`.
-#[derive(Clone, Debug)]
+/// Where things lie inside the store at `root`, and the way to the disk.
+#[derive(Clone)]
 pub(super) struct Layout {
     pub(super) root: PathBuf,
+    pub(super) disk: Arc<dyn Disk>,
+}
+
+/// A pack's digest, and where its file is now: under its name, or set aside.
+#[derive(Clone)]
+pub(super) struct PackPath {
+    pub(super) pack: Digest,
+    pub(super) path: PathBuf,
 }
 
 impl Layout {
@@ -38,6 +48,11 @@ impl Layout {
 
     pub(super) fn spec(&self, spec: &Fingerprint) -> PathBuf {
         self.specs().join(format!("{spec}.json"))
+    }
+
+    /// Where a file is put that is not the spec in its name.
+    pub(super) fn spec_set_aside(&self, spec: &Fingerprint) -> PathBuf {
+        self.specs().join(format!("{spec}{SPEC_SET_ASIDE}"))
     }
 
     pub(super) fn packs(&self) -> PathBuf {
@@ -73,10 +88,43 @@ impl Layout {
         self.runs().join(format!("{id}.json"))
     }
 
+    pub(super) fn list(&self, dir: &Path) -> Result<Vec<ListedFile>, Error> {
+        disk::list(&*self.disk, dir)
+    }
+
+    /// Whether `dir`, a folder of the store, and the one that it is in are no links out of it.
+    fn is_own(&self, dir: &Path) -> Result<bool, Error> {
+        for folder in dir.ancestors().take_while(|a| *a != self.root) {
+            if !disk::is_own_folder(&*self.disk, folder)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// The files in `dir`, a folder of the store, that are called by an id and `suffix`, sorted. Where the folder lies
+    /// behind a link, none of them is the store's own.
+    fn named<T: std::str::FromStr>(
+        &self,
+        dir: &Path,
+        suffix: &str,
+    ) -> Result<Vec<(T, ListedFile)>, Error> {
+        let mut found = Vec::new();
+        let is_own = self.is_own(dir)?;
+        for mut file in self.list(dir)? {
+            file.is_own &= is_own && file.is_file;
+            if let Some(Ok(id)) = file.name.strip_suffix(suffix).map(str::parse) {
+                found.push((id, file));
+            }
+        }
+        Ok(found)
+    }
+
     /// The specs that have an index folder, sorted.
     pub(super) fn indexed_specs(&self) -> Result<Vec<Fingerprint>, Error> {
-        Ok(disk::list(&self.index())?
-            .iter()
+        let folders = self.list(&self.index())?.into_iter();
+        Ok(folders
+            .filter(|f| f.is_folder)
             .filter_map(|f| f.name.parse().ok())
             .collect())
     }
@@ -86,43 +134,99 @@ impl Layout {
         &self,
         spec: &Fingerprint,
     ) -> Result<Vec<(Digest, ListedFile)>, Error> {
-        Ok(named_by_digest(
-            disk::list(&self.index_of(spec))?,
-            ".parquet",
-        ))
+        self.named(&self.index_of(spec), ".parquet")
     }
 
     /// The packs, sorted by digest; files under other names are left out.
     pub(super) fn list_packs(&self) -> Result<Vec<(Digest, ListedFile)>, Error> {
+        self.packs_named(".safetensors")
+    }
+
+    /// As [`Self::list_packs`], with their paths.
+    pub(super) fn pack_files(&self) -> Result<Vec<(PackPath, ListedFile)>, Error> {
+        let path = |(pack, file)| (self.pack_path(pack), file);
+        Ok(self.list_packs()?.into_iter().map(path).collect())
+    }
+
+    /// The packs that were set aside as damaged.
+    pub(super) fn set_aside_files(&self) -> Result<Vec<(PackPath, ListedFile)>, Error> {
+        let path = |(pack, file)| {
+            let path = self.set_aside(&pack);
+            (PackPath { pack, path }, file)
+        };
+        Ok(self.packs_named(SET_ASIDE)?.into_iter().map(path).collect())
+    }
+
+    pub(super) fn pack_path(&self, pack: Digest) -> PackPath {
+        let path = self.pack(&pack);
+        PackPath { pack, path }
+    }
+
+    /// Where a damaged pack is put.
+    pub(super) fn set_aside(&self, pack: &Digest) -> PathBuf {
+        self.pack_dir(pack).join(format!("{pack}{SET_ASIDE}"))
+    }
+
+    fn packs_named(&self, suffix: &str) -> Result<Vec<(Digest, ListedFile)>, Error> {
         let mut packs = Vec::new();
-        for folder in disk::list(&self.packs())? {
-            let dir = self.packs().join(&folder.name);
-            if folder.name.len() == 2 && dir.is_dir() {
-                packs.extend(
-                    named_by_digest(disk::list(&dir)?, ".safetensors")
-                        .into_iter()
-                        // A pack in another folder would be found by listing and not by its name.
-                        .filter(|(pack, _)| self.pack_dir(pack) == dir),
-                );
-            }
+        for folder in self.pack_folders()? {
+            let here = self.named::<Digest>(&folder, suffix)?.into_iter();
+            // A pack in another folder would be found by listing and not by its name.
+            packs.extend(here.filter(|(pack, _)| self.pack_dir(pack) == folder));
         }
         Ok(packs)
     }
 
-    /// All folders in which files are written, and interrupted writes can be left.
+    fn pack_folders(&self) -> Result<Vec<PathBuf>, Error> {
+        let is_hex = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
+        let folders = self.list(&self.packs())?.into_iter();
+        Ok(folders
+            .filter(|f| f.is_folder && f.name.len() == 2 && f.name.bytes().all(is_hex))
+            .map(|f| self.packs().join(f.name))
+            .collect())
+    }
+
+    /// The specs on disk, sorted.
+    pub(super) fn list_specs(&self) -> Result<Vec<(Fingerprint, ListedFile)>, Error> {
+        self.named(&self.specs(), ".json")
+    }
+
+    /// The files that were set aside because they are not the spec in their name.
+    pub(super) fn list_specs_set_aside(&self) -> Result<Vec<(Fingerprint, ListedFile)>, Error> {
+        self.named(&self.specs(), SPEC_SET_ASIDE)
+    }
+
+    /// What writes under way or interrupted have left, in the store's own folders alone.
+    pub(super) fn temporary_files(&self) -> Result<Vec<(PathBuf, ListedFile)>, Error> {
+        let mut found = Vec::new();
+        for folder in self.folders()? {
+            let files = self.list(&folder)?.into_iter();
+            let files = files.filter(|f| f.is_own && f.is_file && temporary::is_name(&f.name));
+            found.extend(files.map(|f| (folder.join(&f.name), f)));
+        }
+        Ok(found)
+    }
+
+    /// The store's own folders, in which files are written; none behind a link.
     pub(super) fn folders(&self) -> Result<Vec<PathBuf>, Error> {
-        let mut folders = vec![self.root.clone(), self.specs(), self.runs()];
-        for parent in [self.packs(), self.index()] {
-            for folder in disk::list(&parent)? {
-                folders.push(parent.join(folder.name));
+        let mut folders = vec![self.specs(), self.runs()];
+        folders.extend(self.pack_folders()?);
+        let specs = self.indexed_specs()?;
+        folders.extend(specs.iter().map(|spec| self.index_of(spec)));
+        let mut own = vec![self.root.clone()];
+        for folder in folders {
+            if self.is_own(&folder)? {
+                own.push(folder);
             }
         }
-        Ok(folders)
+        Ok(own)
     }
 }
 
-/// Packs that were set aside because something in them is damaged end so. Only `gc` looks at them.
+/// Packs that were set aside because something in them is damaged end so. Only `rebuild-index` and `gc` look at them.
 pub(super) const SET_ASIDE: &str = ".safetensors.damaged";
+/// Likewise files that are not the spec in their name.
+pub(super) const SPEC_SET_ASIDE: &str = ".json.damaged";
 
 pub(super) const MARKER: &str = "store.json";
 
@@ -132,14 +236,6 @@ pub(super) fn pack_name(pack: &Digest) -> String {
 
 pub(super) fn part_name(part: &Digest) -> String {
     format!("{part}.parquet")
-}
-
-/// The files called by a digest and `suffix`.
-fn named_by_digest(files: Vec<ListedFile>, suffix: &str) -> Vec<(Digest, ListedFile)> {
-    files
-        .into_iter()
-        .filter_map(|f| Some((f.name.strip_suffix(suffix)?.parse().ok()?, f)))
-        .collect()
 }
 
 #[derive(Serialize, Deserialize)]
@@ -155,8 +251,9 @@ pub(super) fn marker_bytes() -> Vec<u8> {
 }
 
 /// Reads `store.json` and refuses a format that is newer than this program.
-pub(super) fn read_marker(path: &Path) -> Result<u64, Error> {
-    let bytes = disk::read_bounded(path, JSON_LIMIT_BYTES)?;
+pub(super) fn read_marker(layout: &Layout) -> Result<u64, Error> {
+    let path = &layout.marker();
+    let bytes = disk::read_bounded(&*layout.disk, path, JSON_LIMIT_BYTES)?;
     let mend = "`plumb store rebuild-index` writes it anew";
     let marker: Marker = serde_json::from_slice(&bytes).map_err(|e| {
         Error::malformed(
@@ -179,10 +276,11 @@ pub(super) fn read_marker(path: &Path) -> Result<u64, Error> {
 
 /// Whether the folder has anything in it that is not left over from the making of a store.
 pub(super) fn holds_anything(layout: &Layout) -> Result<bool, Error> {
-    Ok(disk::list(&layout.root)?
+    Ok(layout
+        .list(&layout.root)?
         .iter()
         // Left by a creation that was interrupted: trying again must work.
-        .any(|f| f.name != "lock" && !f.name.starts_with(disk::TEMP_PREFIX)))
+        .any(|f| f.name != "lock" && !temporary::is_name(&f.name)))
 }
 
 /// Refuses a version newer than this program's.
@@ -205,18 +303,27 @@ pub(super) fn check_version(path: &Path, found: u64) -> Result<(), Error> {
 }
 
 /// Reads a spec and makes sure that it is the one its name says.
-pub(super) fn read_spec(path: &Path, spec: &Fingerprint) -> Result<Vec<u8>, Error> {
-    let bytes = disk::read_bounded(path, JSON_LIMIT_BYTES)?;
-    let found = blake3::hash(&bytes);
-    // Compared as bytes: it is a digest of the file and a fingerprint of the spec, as the file is the canonical form.
-    if found.as_bytes() != spec.as_bytes() {
+pub(super) fn read_spec(layout: &Layout, spec: &Fingerprint) -> Result<Vec<u8>, Error> {
+    let path = layout.spec(spec);
+    let bytes = disk::read_bounded(&*layout.disk, &path, JSON_LIMIT_BYTES)?;
+    let found = spec_of(&bytes);
+    if found != *spec {
         return Err(Error::malformed(
-            path,
+            &path,
             format!(
-                "expected content with the digest in the name, found {}; encoding again or `plumb store rebuild-index` writes it anew",
-                found.to_hex()
+                "expected content with the digest in the name, found {found}; encoding again or `plumb store rebuild-index` mends it"
             ),
         ));
     }
     Ok(bytes)
+}
+
+/// The bytes of a file that ought to be a spec, whatever they are.
+pub(super) fn read_as_spec(layout: &Layout, path: &Path) -> Result<Vec<u8>, Error> {
+    disk::read_bounded(&*layout.disk, path, JSON_LIMIT_BYTES)
+}
+
+/// The fingerprint of the spec that has this canonical form: the digest of the file is the fingerprint of what it says.
+pub(super) fn spec_of(canonical_json: &[u8]) -> Fingerprint {
+    Fingerprint::from_bytes(*blake3::hash(canonical_json).as_bytes())
 }

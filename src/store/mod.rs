@@ -17,10 +17,11 @@
 //! ```
 //!
 //! `schemas/FORMAT.md` has every byte and column. Start reading at [`StoreWriter::put`] and
-//! [`StoreReader::get`]; `gc`, `rebuild` and `compact` are the only files that remove anything.
+//! [`StoreReader::get`]; `gc`, `rebuild`, `compact` and `temporary` are the only files that remove anything.
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::Serialize;
 
@@ -33,16 +34,22 @@ mod error;
 mod gc;
 mod index;
 mod layout;
+mod leftovers;
 mod lock;
 mod pack;
 mod packed;
+mod packfile;
 mod presence;
 mod reader;
 mod rebuild;
 mod record;
+mod repair;
 mod run;
+mod salvage;
 mod snapshot;
+mod specs;
 mod stats;
+mod temporary;
 mod tensor;
 mod writer;
 
@@ -51,16 +58,18 @@ pub use disk::{Disk, Local};
 pub use error::Error;
 pub use gc::{GcOptions, GcReport};
 pub use layout::FORMAT_VERSION;
+pub use lock::when_free;
 pub use pack::PACK_LIMIT_BYTES;
 pub use reader::{Entry, Payload, StoreReader};
 pub use rebuild::RebuildReport;
 pub use record::{NewEntry, PartRecord, Record};
-pub use run::Run;
+pub use run::{Lacking, Run};
 pub use stats::{SpecStats, StoreStats};
+pub use temporary::collect_temporary_files;
 pub use tensor::{ElementType, Summary, TensorBytes};
 pub use writer::{CommitStats, StoreWriter};
 
-use layout::Layout;
+use layout::{Layout, PackPath};
 
 /// The program and its version, as rows and packs record it.
 pub const TOOL: &str = concat!("plumb ", env!("CARGO_PKG_VERSION"));
@@ -69,7 +78,7 @@ pub const TOOL: &str = concat!("plumb ", env!("CARGO_PKG_VERSION"));
 #[derive(Clone)]
 pub struct Store {
     layout: Layout,
-    disk: Arc<dyn Disk>,
+    wait: Duration,
 }
 
 /// Something wrong in a store that did not end the work.
@@ -86,6 +95,18 @@ pub struct Problem {
 impl std::fmt::Display for Problem {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}: {}; {}", self.file, self.what, self.mend)
+    }
+}
+
+impl Problem {
+    /// Of the file `path`, whose name `what` need not repeat.
+    fn of(layout: &Layout, path: &Path, what: String, mend: &str) -> Self {
+        let prefix = format!("{}: ", path.display());
+        Self {
+            file: relative(layout, path),
+            what: what.strip_prefix(&prefix).unwrap_or(&what).to_owned(),
+            mend: mend.to_owned(),
+        }
     }
 }
 
@@ -111,12 +132,10 @@ impl Store {
     /// # Errors
     /// As [`Self::open`].
     pub fn open_with(path: &Path, disk: Arc<dyn Disk>) -> Result<Self, Error> {
-        let layout = Layout {
-            root: path.to_owned(),
-        };
-        match layout::read_marker(&layout.marker()) {
-            Ok(_) => Ok(Self { layout, disk }),
-            Err(e) if e.is_gone() => Err(no_marker(&layout)),
+        let store = Self::at(path, disk);
+        match layout::read_marker(&store.layout) {
+            Ok(_) => Ok(store),
+            Err(e) if e.is_gone() => Err(no_marker(&store.layout)),
             Err(e) => Err(e),
         }
     }
@@ -126,10 +145,8 @@ impl Store {
     /// # Errors
     /// As [`Self::open_or_create`].
     pub fn open_or_create_with(path: &Path, disk: Arc<dyn Disk>) -> Result<Self, Error> {
-        let layout = Layout {
-            root: path.to_owned(),
-        };
-        if !layout.marker().exists() {
+        let layout = Self::at(path, disk.clone()).layout;
+        if !disk::is_there(&*disk, &layout.marker())? {
             // A folder of something else: most likely a wrong path.
             if layout::holds_anything(&layout)? {
                 return Err(no_marker(&layout));
@@ -138,6 +155,28 @@ impl Store {
             disk::write_once(&*disk, path, layout::MARKER, &[&layout::marker_bytes()])?;
         }
         Self::open_with(path, disk)
+    }
+
+    /// Whatever is at `path`, store or not.
+    fn at(path: &Path, disk: Arc<dyn Disk>) -> Self {
+        let layout = Layout {
+            root: path.to_owned(),
+            disk,
+        };
+        Self {
+            layout,
+            wait: Duration::ZERO,
+        }
+    }
+
+    fn disk(&self) -> &dyn Disk {
+        &*self.layout.disk
+    }
+
+    /// Makes [`Self::when_free`] wait so long for other processes.
+    #[must_use]
+    pub fn waiting(self, wait: Duration) -> Self {
+        Self { wait, ..self }
     }
 
     /// The folder it was opened in.
@@ -206,13 +245,6 @@ pub fn write_file(path: &Path, chunks: &[&[u8]]) -> Result<(), Error> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     create_root(&Local, folder)?;
     disk::write_once(&Local, folder, &name, chunks)
-}
-
-/// The process that wrote the file of this name, where it is a temporary name of [`write_file`].
-pub(crate) fn writer_of_temporary(name: &str) -> Option<u32> {
-    let (process, number) = name.strip_prefix(disk::TEMP_PREFIX)?.split_once('-')?;
-    number.parse::<u64>().ok()?;
-    process.parse().ok()
 }
 
 /// Runs a decoder on bytes that may be hostile: a panic in a library below becomes an error of that one file.

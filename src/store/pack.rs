@@ -16,7 +16,7 @@ use crate::digest::{Digest, Fingerprint};
 /// The largest pack, header included.
 pub const PACK_LIMIT_BYTES: usize = 256 << 20;
 /// The largest header of a pack. The safetensors library refuses headers above 100 MB.
-const HEADER_LIMIT_BYTES: usize = 32 << 20;
+pub(super) const HEADER_LIMIT_BYTES: usize = 32 << 20;
 /// An upper bound of a tensor's own entry in the header: its name, type, shape and offsets.
 const TENSOR_HEADER_BYTES: usize = 512;
 
@@ -35,6 +35,25 @@ pub(super) struct HeaderRecord {
     truncated: bool,
     tool: String,
     pub(super) parts: BTreeMap<String, HeaderPart>,
+}
+
+impl HeaderRecord {
+    /// What a header says of an entry of which the index has a row; `key` must be its key record.
+    pub(super) fn of_row(row: &Record, key: String) -> Self {
+        let part = |p: &PartRecord| {
+            let (digest, summary) = (p.digest, p.summary);
+            (p.part.clone(), HeaderPart { digest, summary })
+        };
+        Self {
+            key,
+            source: row.source.clone(),
+            tokens: row.tokens.clone(),
+            token_count: row.token_count,
+            truncated: row.truncated,
+            tool: row.tool.clone(),
+            parts: row.parts.iter().map(part).collect(),
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]

@@ -91,12 +91,14 @@ enum ReadFault {
     Moved(Error),
     /// What is there is not what was written.
     Damaged(Error),
+    /// It could not be read, which says nothing about it.
+    Failed(Error),
 }
 
 impl ReadFault {
     fn into_error(self) -> Error {
         match self {
-            Self::Moved(e) | Self::Damaged(e) => e,
+            Self::Moved(e) | Self::Damaged(e) | Self::Failed(e) => e,
         }
     }
 }
@@ -136,12 +138,19 @@ impl StoreReader {
         self.snapshot().problems.clone()
     }
 
+    /// Whether all of the index could be read, damaged parts aside.
+    pub(super) fn is_complete(&self) -> bool {
+        !self.snapshot().lacks_parts
+    }
+
     /// The specs that have entries or a description here, sorted.
     ///
     /// # Errors
     /// If the folder cannot be read.
     pub fn specs(&self) -> Result<Vec<Fingerprint>, Error> {
-        let mut specs: BTreeSet<Fingerprint> = super::disk::list(&self.layout.specs())?
+        let mut specs: BTreeSet<Fingerprint> = self
+            .layout
+            .list(&self.layout.specs())?
             .iter()
             .filter_map(|f| f.name.strip_suffix(".json")?.parse().ok())
             .collect();
@@ -154,7 +163,7 @@ impl StoreReader {
     /// # Errors
     /// If it cannot be read or is not what its name says.
     pub fn spec_json(&self, spec: &Fingerprint) -> Result<Option<Vec<u8>>, Error> {
-        match layout::read_spec(&self.layout.spec(spec), spec) {
+        match layout::read_spec(&self.layout, spec) {
             Err(e) if e.is_gone() => Ok(None),
             other => other.map(Some),
         }
@@ -221,7 +230,10 @@ impl StoreReader {
                     // The first fault is told, unless a file is gone: then looking again may still find the entry.
                     fault.get_or_insert(ReadFault::Damaged(e));
                 }
-                Err(moved) => fault = Some(moved),
+                Err(moved @ ReadFault::Moved(_)) => fault = Some(moved),
+                // Before damage: of an entry that cannot be read now nobody knows whether it is damaged.
+                Err(failed) if !matches!(fault, Some(ReadFault::Moved(_))) => fault = Some(failed),
+                Err(_) => {}
             }
         }
         fault.map_or(Ok(None), Err)
@@ -244,12 +256,10 @@ impl StoreReader {
                 why,
             })
         };
-        let moved = |e: Error| {
-            if e.is_gone() {
-                ReadFault::Moved(e)
-            } else {
-                damaged(e.to_string())
-            }
+        let moved = |e: Error| match e {
+            e if e.is_gone() => ReadFault::Moved(e),
+            e if e.is_content() => damaged(e.to_string()),
+            e => ReadFault::Failed(e),
         };
         let rows = snapshot
             .payload_rows(&self.layout, spec, candidate)

@@ -7,8 +7,9 @@ use serde_json::Value;
 
 use super::disk::{self, create_dirs, write_once};
 use super::layout::{self, FORMAT_VERSION};
-use super::{Error, Store, lock};
+use super::{Error, Store, lock, temporary};
 use crate::digest::{Digest, Fingerprint, canonical_json};
+use crate::shown;
 
 /// The largest run file: three million entries.
 const RUN_LIMIT_BYTES: u64 = 256 << 20;
@@ -33,55 +34,84 @@ impl Run {
     }
 }
 
+/// What to do where the store lacks entries of a run that is to be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lacking {
+    /// Write nothing, and say so.
+    Refuse,
+    /// Write the run without them.
+    LeaveOut,
+}
+
 #[derive(Serialize, Deserialize)]
+// A member that nobody knows is a misspelt one of ours: what it said would be lost unseen.
+#[serde(deny_unknown_fields)]
 struct RunFile {
     version: u64,
     id: String,
     extra: Value,
     entries: BTreeMap<String, Vec<Fingerprint>>,
+    /// Of the canonical form of the other members. Runs of earlier versions have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    digest: Option<Digest>,
 }
 
 impl Store {
     /// Writes down that the run `id` uses `entries`, given as (spec, entry), so that garbage collection keeps
     /// them. A run of the same name is replaced as a whole. The digest is that of the list, whatever its order.
     ///
-    /// Write it before checking that the entries are there: then nothing can remove them in between.
+    /// A run lists no entry that the store lacks. It is looked for under the lock, so nothing can remove it in between.
     ///
     /// # Errors
-    /// If `id` is no file name, or the store cannot be written or is being cleaned up.
+    /// If `id` is no file name, if entries are lacking and `lacking` says to refuse, or if the store cannot be written or is
+    /// being cleaned up.
     pub fn write_run(
         &self,
         id: &str,
         entries: &[(Fingerprint, Fingerprint)],
         extra: Value,
+        lacking: Lacking,
     ) -> Result<Digest, Error> {
         if !is_run_id(id) {
             return Err(Error::Refused(format!(
-                "cannot write the run `{id}`: expected 1 to 128 letters, digits, `.`, `_` or `-`, not beginning with `.`"
+                "cannot write the run `{}`: expected 1 to 128 letters, digits, `.`, `_` or `-`, not beginning with `.`",
+                shown::text(id)
             )));
         }
-        let mut by_spec: BTreeMap<String, Vec<Fingerprint>> = BTreeMap::new();
-        for (spec, entry) in entries {
-            by_spec.entry(spec.to_string()).or_default().push(*entry);
-        }
-        for list in by_spec.values_mut() {
-            // The digest is of the list as a set: the order of captions is not what a run depends on.
-            list.sort_unstable();
-            list.dedup();
-        }
-        let file = RunFile {
-            version: FORMAT_VERSION,
-            id: id.to_owned(),
-            extra,
-            entries: by_spec,
-        };
-        let bytes = canonical_json(&file);
         // A cleaner that is at work has read the runs already, and would not see this one.
-        let _lock = lock::shared(&*self.disk, &self.layout)?;
+        let _lock = lock::shared(&self.layout)?;
+        let here = self.those_here(entries)?;
+        if here.len() < entries.len() && lacking == Lacking::Refuse {
+            return Err(Error::Refused(format!(
+                "cannot write the run {id}: the store lacks {} of its {} entries; encode them first",
+                entries.len() - here.len(),
+                entries.len()
+            )));
+        }
+        let bytes = run_bytes(id, &here, extra);
         let dir = self.layout.runs();
-        create_dirs(&*self.disk, &self.layout.root, &dir)?;
-        write_once(&*self.disk, &dir, &format!("{id}.json"), &[&bytes])?;
+        create_dirs(self.disk(), &self.layout.root, &dir)?;
+        // No writer is the owner of these names, so whoever writes a run collects what killed ones left beside it.
+        let _ = temporary::collect(self.disk(), &dir);
+        write_once(self.disk(), &dir, &format!("{id}.json"), &[&bytes])?;
         Ok(Digest::of(&bytes))
+    }
+
+    /// Those of `entries` that the store has. Where a part of the index cannot be read now, that is not known, and they count
+    /// as there: a run rather keeps too much.
+    fn those_here(
+        &self,
+        entries: &[(Fingerprint, Fingerprint)],
+    ) -> Result<Vec<(Fingerprint, Fingerprint)>, Error> {
+        let mut specs: Vec<Fingerprint> = entries.iter().map(|(spec, _)| *spec).collect();
+        specs.sort_unstable();
+        specs.dedup();
+        let reader = self.reader_of(&specs)?;
+        let is_here = |(spec, entry): &&(Fingerprint, Fingerprint)| reader.contains(spec, entry);
+        Ok(match reader.is_complete() {
+            true => entries.iter().filter(is_here).copied().collect(),
+            false => entries.to_vec(),
+        })
     }
 
     /// The names of the runs, sorted.
@@ -89,7 +119,8 @@ impl Store {
     /// # Errors
     /// If the folder cannot be read.
     pub fn runs(&self) -> Result<Vec<String>, Error> {
-        Ok(disk::list(&self.layout.runs())?
+        let files = self.layout.list(&self.layout.runs())?;
+        Ok(files
             .iter()
             .filter_map(|f| f.name.strip_suffix(".json"))
             .filter(|id| is_run_id(id))
@@ -100,19 +131,36 @@ impl Store {
     /// The run called `id`.
     ///
     /// # Errors
-    /// If it is not there or cannot be understood.
+    /// If it is not there or cannot be understood, or if it is not what was written.
     pub fn run(&self, id: &str) -> Result<Run, Error> {
         if !is_run_id(id) {
+            let id = shown::text(id);
             return Err(Error::Refused(format!("`{id}` is no name of a run")));
         }
         let path = self.layout.run(id);
-        let bytes = disk::read_bounded(&path, RUN_LIMIT_BYTES)?;
+        let bytes = disk::read_bounded(self.disk(), &path, RUN_LIMIT_BYTES)?;
         let malformed = |why: String| {
             let mend = "write it again by encoding or training, or remove it";
             Error::malformed(&path, format!("not a run: {why}; {mend}"))
         };
-        let file: RunFile = serde_json::from_slice(&bytes).map_err(|e| malformed(e.to_string()))?;
+        let mut file: RunFile =
+            serde_json::from_slice(&bytes).map_err(|e| malformed(e.to_string()))?;
         layout::check_version(&path, file.version)?;
+        if let Some(expected) = file.digest.take() {
+            let found = Digest::of(&canonical_json(&file));
+            if found != expected {
+                let (found, expected) = (found.short(), expected.short());
+                return Err(malformed(format!(
+                    "its members have the digest {found}, expected {expected} as it says itself"
+                )));
+            }
+        }
+        if file.id != id {
+            let found = shown::text(&file.id);
+            return Err(malformed(format!(
+                "field `id`: expected the file's name, found `{found}`"
+            )));
+        }
         let entries: Result<BTreeMap<Fingerprint, Vec<Fingerprint>>, _> = file
             .entries
             .into_iter()
@@ -125,6 +173,28 @@ impl Store {
             extra: file.extra,
         })
     }
+}
+
+/// The canonical form of a run, with its own digest.
+fn run_bytes(id: &str, entries: &[(Fingerprint, Fingerprint)], extra: Value) -> Vec<u8> {
+    let mut by_spec: BTreeMap<String, Vec<Fingerprint>> = BTreeMap::new();
+    for (spec, entry) in entries {
+        by_spec.entry(spec.to_string()).or_default().push(*entry);
+    }
+    for list in by_spec.values_mut() {
+        // The digest is of the list as a set: the order of captions is not what a run depends on.
+        list.sort_unstable();
+        list.dedup();
+    }
+    let mut file = RunFile {
+        version: FORMAT_VERSION,
+        id: id.to_owned(),
+        extra,
+        entries: by_spec,
+        digest: None,
+    };
+    file.digest = Some(Digest::of(&canonical_json(&file)));
+    canonical_json(&file)
 }
 
 fn is_run_id(id: &str) -> bool {

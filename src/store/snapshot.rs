@@ -13,7 +13,7 @@ use rayon::prelude::{IntoParallelRefIterator as _, ParallelIterator as _, Parall
 use super::index::{self, PayloadRow};
 use super::layout::Layout;
 use super::presence::EntryRows;
-use super::{Error, Problem, disk, packed, relative};
+use super::{Error, Problem, disk, packed};
 use crate::digest::{Digest, Fingerprint};
 
 /// How often the index is listed again because a cleaner removed parts meanwhile.
@@ -119,6 +119,8 @@ pub(super) struct Snapshot {
     pub(super) tables: BTreeMap<Fingerprint, SpecTable>,
     pub(super) packs: Vec<MappedPack>,
     pub(super) problems: Vec<Problem>,
+    /// Whether some part could not be read now, for a reason that says nothing about it.
+    pub(super) lacks_parts: bool,
 }
 
 type LoadedPart = (Fingerprint, Digest, Result<Vec<EntryRows>, Error>);
@@ -144,15 +146,19 @@ impl Snapshot {
                 .collect();
             let packs = layout.list_packs()?;
             // A cleaner removes parts before packs: when all parts are still there, so were their packs.
-            let gone = |(spec, part, _): &LoadedPart| !layout.index_part(spec, part).exists();
-            if !loaded.iter().any(gone) {
-                let packs = packs.into_iter().map(|(pack, f)| (pack, f.bytes)).collect();
+            let mut is_stable = true;
+            for (spec, part, _) in &loaded {
+                is_stable &= disk::is_there(&*layout.disk, &layout.index_part(spec, part))?;
+            }
+            if is_stable {
+                let packs = packs.into_iter().filter(|(_, f)| f.is_file);
+                let packs = packs.map(|(pack, f)| (pack, f.bytes)).collect();
                 return Ok(Self::assemble(layout, loaded, &packs));
             }
         }
         Err(Error::Busy {
             path: layout.root.clone(),
-            holder: "its index keeps changing",
+            holder: "its index keeps changing".to_owned(),
         })
     }
 
@@ -164,7 +170,7 @@ impl Snapshot {
             let presence = match presence {
                 Ok(presence) => presence,
                 Err(e) => {
-                    snapshot.problem(layout, &path, e.to_string());
+                    snapshot.problem(layout, &path, &e);
                     continue;
                 }
             };
@@ -202,9 +208,9 @@ impl Snapshot {
                 });
             }
             for (pack, entries) in lost {
-                let what =
-                    format!("missing or shorter than the index says, {entries} entries lost");
-                snapshot.problem(layout, &layout.pack(&pack), what);
+                let path = layout.pack(&pack);
+                let why = format!("missing or shorter than the index says, {entries} entries lost");
+                snapshot.problem(layout, &path, &Error::malformed(&path, why));
             }
         }
         for table in snapshot.tables.values_mut() {
@@ -213,16 +219,15 @@ impl Snapshot {
         snapshot
     }
 
-    fn problem(&mut self, layout: &Layout, path: &std::path::Path, what: String) {
-        let file = relative(layout, path);
-        self.problems.push(Problem {
-            what: what
-                .strip_prefix(&format!("{}: ", path.display()))
-                .unwrap_or(&what)
-                .to_owned(),
-            file,
-            mend: "`plumb store rebuild-index` and encoding again mend it".to_owned(),
-        });
+    fn problem(&mut self, layout: &Layout, path: &std::path::Path, e: &Error) {
+        self.lacks_parts |= !e.is_content();
+        let mend = match e.is_content() {
+            true => "`plumb store rebuild-index` and encoding again mend it",
+            // Nobody knows what the file holds, so nothing is to be rebuilt.
+            false => "until it can be read, its entries count as missing",
+        };
+        self.problems
+            .push(Problem::of(layout, path, e.to_string(), mend));
     }
 
     /// The rows of `candidate`, loading its part if it was not.
@@ -282,7 +287,7 @@ pub(super) fn decode_part<T>(
     decode: fn(Bytes, &Fingerprint) -> Result<T, String>,
 ) -> Result<T, Error> {
     let path = layout.index_part(spec, part);
-    let bytes = disk::read_bounded(&path, index::PART_LIMIT_BYTES)?;
+    let bytes = disk::read_bounded(&*layout.disk, &path, index::PART_LIMIT_BYTES)?;
     let found = Digest::of(&bytes);
     if found != *part {
         return Err(Error::malformed(

@@ -90,9 +90,15 @@ impl Store {
             *index_bytes += file.bytes;
             let presence = decode_part(&self.layout, spec, &part, index::presence);
             let rows = decode_part(&self.layout, spec, &part, index::payloads);
-            let (Ok(presence), Ok(rows)) = (presence, rows) else {
-                stats.damaged_index_parts += 1;
-                continue;
+            let (presence, rows) = match (presence, rows) {
+                (Ok(presence), Ok(rows)) => (presence, rows),
+                // Merged into another while we looked.
+                (Err(e), _) | (_, Err(e)) if e.is_gone() => continue,
+                (Err(e), _) | (_, Err(e)) if e.is_content() => {
+                    stats.damaged_index_parts += 1;
+                    continue;
+                }
+                (Err(e), _) | (_, Err(e)) => return Err(e),
             };
             for found in presence {
                 *entries.entry(found.entry).or_default() += 1;

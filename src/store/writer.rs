@@ -6,7 +6,7 @@ use super::disk::{create_dirs, write_once};
 use super::lock::{self, Lock};
 use super::pack::{self, PACK_LIMIT_BYTES, PackBuilder};
 use super::record::{NewEntry, Record};
-use super::{Error, Store, compact, index, layout};
+use super::{Error, Store, compact, index, layout, specs, temporary};
 use crate::digest::{Digest, Fingerprint};
 
 /// Waiting payloads, in bytes or entries, from which on [`StoreWriter::commit_if_large`] commits; also about what a kill may cost.
@@ -45,7 +45,7 @@ pub struct CommitStats {
 
 impl StoreWriter {
     pub(super) fn new(store: Store) -> Result<Self, Error> {
-        let lock = lock::shared(&*store.disk, &store.layout)?;
+        let lock = lock::shared(&store.layout)?;
         Ok(Self {
             store,
             lock: Some(lock),
@@ -91,17 +91,8 @@ impl StoreWriter {
                     "cannot store the spec {spec}: expected a JSON object"
                 ))
             })?;
-        let Store { layout, disk } = &self.store;
         // Read, not only looked for: encoding again is what mends a damaged spec.
-        if layout::read_spec(&layout.spec(spec), spec).is_err() {
-            create_dirs(&**disk, &layout.root, &layout.specs())?;
-            write_once(
-                &**disk,
-                &layout.specs(),
-                &format!("{spec}.json"),
-                &[canonical_json],
-            )?;
-        }
+        specs::write(&self.store, spec, canonical_json)?;
         self.specs.insert(*spec, text.to_owned());
         Ok(())
     }
@@ -186,7 +177,8 @@ impl StoreWriter {
         self.commit()
     }
 
-    /// Commits, and merges small index parts when many have come together and nobody else writes.
+    /// Commits, removes temporary files of writers that died, and merges small index parts when many have come together and
+    /// nobody else writes.
     ///
     /// # Errors
     /// As [`Self::commit`].
@@ -194,6 +186,10 @@ impl StoreWriter {
         let stats = self.commit()?;
         // Compaction needs the exclusive lock, which our own shared one would refuse.
         self.lock = None;
+        for folder in self.store.layout.folders()? {
+            // What cannot be removed now, the next one to finish or `gc` removes.
+            let _ = temporary::collect(self.store.disk(), &folder);
+        }
         match compact::compact(&self.store) {
             // Somebody writes: the next one to finish does it.
             Ok(_) | Err(Error::Busy { .. }) => Ok(stats),
@@ -218,12 +214,12 @@ pub(super) fn write_pack(
     builder: &PackBuilder,
     written: &mut Vec<Record>,
 ) -> Result<Digest, Error> {
-    let Store { layout, disk } = store;
+    let (layout, disk) = (&store.layout, store.disk());
     let sealed = builder.seal()?;
     let dir = layout.pack_dir(&sealed.digest);
-    create_dirs(&**disk, &layout.root, &dir)?;
+    create_dirs(disk, &layout.root, &dir)?;
     write_once(
-        &**disk,
+        disk,
         &dir,
         &layout::pack_name(&sealed.digest),
         &sealed.chunks(),
@@ -238,11 +234,11 @@ pub(super) fn write_index_part(
     spec: &Fingerprint,
     records: &[Record],
 ) -> Result<Digest, Error> {
-    let Store { layout, disk } = store;
+    let (layout, disk) = (&store.layout, store.disk());
     let bytes = index::encode(spec, records)?;
     let digest = Digest::of(&bytes);
     let dir = layout.index_of(spec);
-    create_dirs(&**disk, &layout.root, &dir)?;
-    write_once(&**disk, &dir, &layout::part_name(&digest), &[&bytes])?;
+    create_dirs(disk, &layout.root, &dir)?;
+    write_once(disk, &dir, &layout::part_name(&digest), &[&bytes])?;
     Ok(digest)
 }

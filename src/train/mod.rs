@@ -27,6 +27,7 @@ mod start;
 pub mod step;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::Serialize;
 
@@ -65,6 +66,8 @@ pub struct TrainOptions {
     pub placement: Placement,
     /// Bytes of that device's memory that may be used.
     pub memory_bytes: u64,
+    /// How long to wait for a process that cleans the store up or mends it.
+    pub wait: Duration,
 }
 
 /// The result of a training.
@@ -104,6 +107,7 @@ pub fn run(
         monitor.note(&format!("caution: {caution}"));
     }
     let store = Store::open(&experiment.store_path()).map_err(|e| no_store(experiment, &e))?;
+    let store = store.waiting(options.wait);
     let set = TrainingSet::open(experiment, &base, &store, monitor)?;
     // Before loading: a model that cannot fit is refused in seconds.
     let start = Start::read(experiment, &base, monitor)?;

@@ -5,8 +5,6 @@ use std::fs::{File, TryLockError};
 use std::io::{self, Read as _, Seek as _, Write as _};
 use std::path::{Path, PathBuf};
 
-use sysinfo::{Pid, ProcessRefreshKind, ProcessesToUpdate, System};
-
 use crate::{shown, store};
 
 /// Held locked by the training that works in the folder, with its process's number in it.
@@ -132,11 +130,9 @@ impl OutputFolder {
         for part in [PREVIEWS, super::metrics::TENSORBOARD] {
             free_name(&path.join(part), "a folder, or nothing", Path::is_dir)?;
         }
-        // Into the folder itself, `plumb lora` may be writing.
-        remove_abandoned(path, is_running);
-        // Here only trainings write, and this one holds the lock.
+        remove_abandoned(path);
         for part in [CHECKPOINTS, PREVIEWS] {
-            remove_abandoned(&path.join(part), |_| false);
+            remove_abandoned(&path.join(part));
         }
         Ok(folder)
     }
@@ -277,29 +273,9 @@ fn try_to_write(folder: &Path) -> io::Result<()> {
     probe.sync_all()
 }
 
-/// Removes what killed processes left half written: files under a temporary name whose writer is not `at_work`.
-fn remove_abandoned(folder: &Path, at_work: fn(u32) -> bool) {
-    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
-        let writer = store::writer_of_temporary(&entry.file_name().to_string_lossy());
-        // Not where the name is of a folder or a link, which we do not make.
-        let is_file = entry.file_type().is_ok_and(|kind| kind.is_file());
-        if is_file && writer.is_some_and(|process| !at_work(process)) {
-            // Where it stays, it does no harm.
-            let _ = std::fs::remove_file(entry.path());
-        }
-    }
-}
-
-/// Whether another process of this number is running. In containers each process may have the number of the last.
-fn is_running(process: u32) -> bool {
-    let id = Pid::from_u32(process);
-    let mut system = System::new();
-    system.refresh_processes_specifics(
-        ProcessesToUpdate::Some(&[id]),
-        true,
-        ProcessRefreshKind::nothing(),
-    );
-    process != std::process::id() && system.process(id).is_some()
+/// Removes what killed trainings left half written. Where something stays, it does no harm.
+fn remove_abandoned(folder: &Path) {
+    let _ = store::collect_temporary_files(folder);
 }
 
 /// That nothing is at `path`, or what `fits`.

@@ -10,7 +10,7 @@ use crate::digest::Digest;
 use crate::experiment::{DatasetSettings, Experiment};
 use crate::monitor::Monitor;
 use crate::recipe::latents::Size;
-use crate::store::Store;
+use crate::store::{Lacking, Store};
 use crate::vae::Extents;
 
 /// All pictures of a training, with where their tensors come from.
@@ -42,13 +42,6 @@ impl<'a> TrainingSet<'a> {
             cache::captions(experiment, &pictures).into_iter().collect();
         let texts = captions.iter().map(String::as_str);
         let used = Manifest::new(&Specs::from(base), texts, &pictures);
-        // Written before checking that the entries exist: a garbage collection in between cannot remove them.
-        match used.write(store, "train", experiment, None) {
-            Err(e) if e.is_read_only() => monitor.note(&format!(
-                "{e}; training from it, but nothing keeps `plumb store gc` from removing what this run uses"
-            )),
-            written => written?,
-        }
         let source = ModelCache::open(base, store)?;
         for problem in source.reader.problems() {
             monitor.problem(&problem);
@@ -59,6 +52,9 @@ impl<'a> TrainingSet<'a> {
         {
             return Err(Error::Refused(Box::new(refusal)));
         }
+        // Only of what is there: a refused training leaves no trace. What a garbage collection takes before the list is
+        // written is missed in writing it.
+        used.write(store, "train", (experiment, None), Lacking::Refuse, monitor)?;
         let (held_out, items): (Vec<_>, Vec<_>) =
             pictures.into_iter().partition(|item| item.held_out);
         let repeated = |(n, item): (usize, &Item)| std::iter::repeat_n(n, item.repeats as usize);

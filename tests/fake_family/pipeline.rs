@@ -113,6 +113,7 @@ fn a_family_that_is_added_in_one_place_goes_the_whole_way() {
         device: Device::Cpu,
         kernels: Kernels::NONE,
         resident_limit_bytes: u64::MAX,
+        wait: std::time::Duration::ZERO,
     };
 
     let encoded = encode::run(&experiment, None, &options, &mut memo, &Silent).unwrap();
@@ -126,6 +127,7 @@ fn a_family_that_is_added_in_one_place_goes_the_whole_way() {
         clock: || 0.0,
         placement,
         memory_bytes: 1 << 30,
+        wait: std::time::Duration::ZERO,
     };
     let trained = train::run(&experiment, &options_of_training, &mut memo, &Silent).unwrap();
     assert_eq!((trained.modules, trained.step), (4, 30));

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use plumb::store::Store;
+use plumb::store::{Lacking, Store};
 
 use crate::store_util::{add, entry, files, scratch, spec};
 use crate::util::plumb;
@@ -18,6 +18,7 @@ fn a_sound_store_is_called_sound_and_measured() {
             "cats",
             &[(id, entry(&id, "a").entry)],
             serde_json::json!({}),
+            Lacking::Refuse,
         )
         .expect("run");
     plumb(dir.path(), &["store", "check", "store"])

@@ -56,8 +56,11 @@ fn two_trainings_in_one_folder_are_refused_and_a_killed_one_leaves_it_free() {
     }
     first.kill().expect("killed");
     first.wait().expect("ended");
-    world.write("out/checkpoints/.tmp-4294967294-0", "half a checkpoint");
-    world.write("out/.tmp-4294967294-1", "half a LoRA");
+    world.write(
+        "out/checkpoints/.tmp-4294967294-0-held",
+        "half a checkpoint",
+    );
+    world.write("out/.tmp-4294967294-1-held", "half a LoRA");
     world
         .run(&["train", "exp.toml", "--stop-after", "1"])
         .expect(0)

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use plumb::monitor::Silent;
-use plumb::store::{Disk, Error, GcOptions, Store};
+use plumb::store::{Disk, Error, GcOptions, Lacking, Store};
 
 use crate::store_util::{Fault, Faulty, Step, add, entry, put, readable, scratch, spec};
 
@@ -55,7 +55,7 @@ fn story(path: &Path, disk: &Arc<dyn Disk>, told: &mut Told) -> Result<(), Error
     *told = Told::SecondBatch;
     let (id, _) = spec(1);
     let used: Vec<_> = USED.iter().map(|c| (id, entry(&id, c).entry)).collect();
-    store.write_run("story", &used, serde_json::json!({}))?;
+    store.write_run("story", &used, serde_json::json!({}), Lacking::Refuse)?;
     *told = Told::Run;
     let options = GcOptions {
         now: SystemTime::now() + Duration::from_secs(1_000_000),

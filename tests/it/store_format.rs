@@ -6,7 +6,7 @@ use std::process::Command;
 
 use plumb::digest::Fingerprint;
 use plumb::monitor::Silent;
-use plumb::store::{ElementType, FORMAT_VERSION, NewEntry, Store, TensorBytes};
+use plumb::store::{ElementType, FORMAT_VERSION, Lacking, NewEntry, Store, TensorBytes};
 
 use crate::store_util::{copy_dir, entry, readable, scratch, spec};
 
@@ -118,6 +118,7 @@ fn write_fixture(path: &Path) {
             "fixture",
             &used,
             serde_json::json!({"made_by": "store_format.rs"}),
+            Lacking::Refuse,
         )
         .expect("run");
     fs::remove_file(path.join("lock")).expect("the lock is no part of it");

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::time::{Duration, SystemTime};
 
 use plumb::monitor::Silent;
-use plumb::store::{Error, GcOptions, GcReport, Store};
+use plumb::store::{Error, GcOptions, GcReport, Lacking, Store};
 
 use crate::store_util::{add, copy_dir, entry, files, readable, reads_back, scratch, spec};
 use crate::util::listing;
@@ -32,7 +32,7 @@ fn use_entries(store: &Store, run: &str, number: u32, captions: &[&str]) {
     let (id, _) = spec(number);
     let entries: Vec<_> = captions.iter().map(|c| (id, entry(&id, c).entry)).collect();
     store
-        .write_run(run, &entries, serde_json::json!({}))
+        .write_run(run, &entries, serde_json::json!({}), Lacking::Refuse)
         .expect("run");
 }
 

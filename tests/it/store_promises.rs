@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use plumb::digest::Fingerprint;
 use plumb::monitor::Silent;
-use plumb::store::{Error, NewEntry, Store, TensorBytes};
+use plumb::store::{Error, Lacking, NewEntry, Store, TensorBytes};
 
 use crate::store_util::{
     Fault, Faulty, add, copy_dir, entry, files, put, readable, reads_back, scratch, spec,
@@ -261,12 +261,18 @@ fn a_run_names_its_entries_whatever_their_order() {
     let dir = scratch();
     let store = Store::open_or_create(dir.path()).expect("new");
     let (id, _) = spec(1);
+    add(&store, 1, &["a", "b"]).expect("add");
     let entries: Vec<_> = ["b", "a", "b"]
         .iter()
         .map(|c| (id, entry(&id, c).entry))
         .collect();
     let digest = store
-        .write_run("cats", &entries, serde_json::json!({"steps": 3}))
+        .write_run(
+            "cats",
+            &entries,
+            serde_json::json!({"steps": 3}),
+            Lacking::Refuse,
+        )
         .expect("write");
     let run = store.run("cats").expect("read");
     assert_eq!(
@@ -276,7 +282,12 @@ fn a_run_names_its_entries_whatever_their_order() {
     let reversed: Vec<_> = entries.iter().rev().copied().collect();
     assert_eq!(
         store
-            .write_run("cats", &reversed, serde_json::json!({"steps": 3}))
+            .write_run(
+                "cats",
+                &reversed,
+                serde_json::json!({"steps": 3}),
+                Lacking::Refuse
+            )
             .expect("write"),
         digest
     );
@@ -284,7 +295,7 @@ fn a_run_names_its_entries_whatever_their_order() {
     for bad in ["", ".cats", "a/b", "..", "caf\u{e9}"] {
         assert!(
             store
-                .write_run(bad, &entries, serde_json::Value::Null)
+                .write_run(bad, &entries, serde_json::Value::Null, Lacking::Refuse)
                 .is_err(),
             "{bad}"
         );

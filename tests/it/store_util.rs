@@ -155,6 +155,8 @@ pub(crate) enum Fault {
     FullFrom(usize),
     /// The disk may not be written.
     ReadOnly,
+    /// This reading of a file or folder fails, and none other.
+    Reading(usize, io::ErrorKind),
 }
 
 /// A disk that keeps a log of what was done to it and fails as told.
@@ -162,6 +164,7 @@ pub(crate) struct Faulty {
     fault: Fault,
     log: Mutex<Vec<Step>>,
     count: Mutex<usize>,
+    readings: Mutex<usize>,
 }
 
 impl Faulty {
@@ -170,12 +173,29 @@ impl Faulty {
             fault,
             log: Mutex::new(Vec::new()),
             count: Mutex::new(0),
+            readings: Mutex::new(0),
         }
     }
 
     /// How many steps were tried.
     pub(crate) fn steps(&self) -> usize {
         *self.count.lock().expect("no panic inside")
+    }
+
+    /// How often something was read.
+    pub(crate) fn readings(&self) -> usize {
+        *self.readings.lock().expect("no panic inside")
+    }
+
+    /// Counts a reading and says whether it succeeds.
+    fn allow_reading(&self) -> io::Result<()> {
+        let mut readings = self.readings.lock().expect("no panic inside");
+        let reading = *readings;
+        *readings += 1;
+        match self.fault {
+            Fault::Reading(at, kind) if reading == at => Err(kind.into()),
+            _ => Ok(()),
+        }
     }
 
     /// The steps that were done, in order.
@@ -263,5 +283,33 @@ impl Disk for Faulty {
             return Err(io::ErrorKind::ReadOnlyFilesystem.into());
         }
         Local.open_lock(path)
+    }
+
+    fn open(&self, path: &Path) -> io::Result<File> {
+        self.allow_reading()?;
+        Local.open(path)
+    }
+
+    fn read_at(
+        &self,
+        file: &File,
+        path: &Path,
+        offset: u64,
+        buffer: &mut [u8],
+    ) -> io::Result<usize> {
+        self.allow_reading()?;
+        // In small pieces, as a network file system may give them.
+        let some = buffer.len().min(1000);
+        Local.read_at(file, path, offset, &mut buffer[..some])
+    }
+
+    fn read_dir(&self, path: &Path) -> io::Result<fs::ReadDir> {
+        self.allow_reading()?;
+        Local.read_dir(path)
+    }
+
+    fn look_at(&self, path: &Path) -> io::Result<fs::Metadata> {
+        self.allow_reading()?;
+        Local.look_at(path)
     }
 }

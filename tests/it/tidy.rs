@@ -66,6 +66,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "digest",
             "experiment",
             "models",
+            "monitor",
             "recipe",
             "store",
             "vae",

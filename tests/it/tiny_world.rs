@@ -64,6 +64,7 @@ fn conditioning(world: &World, base: &BaseModel) -> Vec<Conditioning> {
         device: Device::Cpu,
         kernels: Kernels::NONE,
         resident_limit_bytes: u64::MAX,
+        wait: std::time::Duration::ZERO,
     };
     encode_captions(base, &store, &captions, &options, &Silent).expect("encoded");
     let source = ModelCache::open(base, &store).expect("a store");

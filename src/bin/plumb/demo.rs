@@ -20,7 +20,7 @@ use serde::Serialize;
 
 use crate::CommandResult;
 use crate::ui::{Failure, Ui};
-use crate::world::{self, ComputeDevice, DeviceArgs};
+use crate::world::{self, ComputeDevice, DeviceArgs, WaitArgs};
 
 /// The miniature of SD3.5.
 static TINY_SD3: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/assets/tiny-sd3");
@@ -130,7 +130,10 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> CommandResult {
     let told = |text: &str| ui.note(text);
 
     told("1. encode: captions and pictures into the store, each once");
-    let (encode_options, mut memo) = (world::encode_options(&place), world::digest_memo());
+    let (encode_options, mut memo) = (
+        world::encode_options(&place, &WaitArgs::default()),
+        world::digest_memo(),
+    );
     let encoded = encode::run(&experiment, None, &encode_options, &mut memo, ui)
         .map_err(crate::encode::failure)?;
     told(&indent(&crate::encode::describe(&encoded)));
@@ -176,6 +179,7 @@ fn options(experiment: &Experiment, place: &ComputeDevice) -> TrainOptions {
         clock: world::now_seconds,
         placement: base_model::placement(experiment, &place.device, &place.kernels),
         memory_bytes: place.memory_bytes,
+        wait: WaitArgs::default().limit(),
     }
 }
 

@@ -7,7 +7,7 @@ use plumb::encode::{self, EncodeReport, Error};
 
 use crate::CommandResult;
 use crate::ui::{Failure, Ui};
-use crate::world::{self, DeviceArgs};
+use crate::world::{self, DeviceArgs, WaitArgs};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -18,11 +18,13 @@ pub(crate) struct Args {
     pub(crate) captions: Option<PathBuf>,
     #[command(flatten)]
     device: DeviceArgs,
+    #[command(flatten)]
+    wait: WaitArgs,
 }
 
 pub(crate) fn run(args: &Args, ui: &Ui) -> CommandResult {
     let experiment = world::open_experiment(&args.experiment, ui)?;
-    let options = world::encode_options(&args.device.open(ui)?);
+    let options = world::encode_options(&args.device.open(ui)?, &args.wait);
     let (captions, mut memo) = (args.captions.as_deref(), world::digest_memo());
     let report = encode::run(&experiment, captions, &options, &mut memo, ui).map_err(failure)?;
     ui.report(&report, &describe(&report))

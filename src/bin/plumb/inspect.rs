@@ -13,7 +13,7 @@ use plumb::store::Store;
 
 use crate::CommandResult;
 use crate::ui::{Failure, Ui};
-use crate::world::{self, ComputeDevice};
+use crate::world::{self, ComputeDevice, WaitArgs};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -81,7 +81,7 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> CommandResult {
         } => {
             let (experiment, base) = open(experiment, ui)?;
             let store = open_store(&experiment)?;
-            let options = world::encode_options(&ComputeDevice::cpu());
+            let options = world::encode_options(&ComputeDevice::cpu(), &WaitArgs::default());
             let shapes = inspect::conditioning(&base, &store, caption, &options, out, ui)
                 .map_err(Failure::error)?;
             ui.report(&shapes, &format!("{}\n{}", table(&shapes), out.display()))
@@ -123,7 +123,8 @@ fn open(experiment: &Path, ui: &Ui) -> Result<(Experiment, BaseModel), Failure> 
 }
 
 fn open_store(experiment: &Experiment) -> Result<Store, Failure> {
-    Store::open_or_create(&experiment.store_path()).map_err(Failure::error)
+    let store = Store::open_or_create(&experiment.store_path()).map_err(Failure::error)?;
+    Ok(store.waiting(WaitArgs::default().limit()))
 }
 
 fn table(shapes: &BTreeMap<String, Vec<usize>>) -> String {

@@ -7,7 +7,7 @@ use plumb::sample::{self, Error, LoraUse};
 
 use crate::CommandResult;
 use crate::ui::{Failure, Ui};
-use crate::world::{self, DeviceArgs};
+use crate::world::{self, DeviceArgs, WaitArgs};
 
 /// Sample the pictures of an Experiment's [sample] section.
 ///
@@ -38,6 +38,8 @@ pub(crate) struct Args {
     out: Option<PathBuf>,
     #[command(flatten)]
     device: DeviceArgs,
+    #[command(flatten)]
+    wait: WaitArgs,
 }
 
 pub(crate) fn run(args: &Args, ui: &Ui) -> CommandResult {
@@ -55,7 +57,7 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> CommandResult {
         .map_err(Failure::usage)?;
     let samples = || experiment.output_path().join("samples");
     let folder = args.out.clone().unwrap_or_else(samples);
-    let options = world::encode_options(&args.device.open(ui)?);
+    let options = world::encode_options(&args.device.open(ui)?, &args.wait);
     let mut memo = world::digest_memo();
     let report =
         sample::run(&experiment, &loras, &folder, &options, &mut memo, ui).map_err(failure)?;

@@ -12,6 +12,7 @@ use plumb::store::{
 
 use crate::CommandResult;
 use crate::ui::{Failure, Ui};
+use crate::world::WaitArgs;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -32,14 +33,17 @@ enum Command {
     /// Make the index anew from the packs, leaving out what is damaged.
     ///
     /// Also writes store.json and specs anew where they are missing. Entries left out are encoded again by the
-    /// next `plumb encode`.
+    /// next `plumb encode`. A file that cannot be read, for its rights or its disk, ends the command: that is no damage.
     RebuildIndex {
         /// The store's folder.
         store: PathBuf,
+        #[command(flatten)]
+        wait: WaitArgs,
     },
     /// Remove what no run uses.
     ///
-    /// A run is a file in the store's folder `runs`; remove it to give up its entries.
+    /// A run is a file in the store's folder `runs`; remove it to give up its entries. Nothing behind a link is removed, and
+    /// nothing that plumb did not write.
     Gc {
         /// The store's folder.
         store: PathBuf,
@@ -52,6 +56,8 @@ enum Command {
         /// Go on even when no run uses anything: removes all that is old enough.
         #[arg(long)]
         without_runs: bool,
+        #[command(flatten)]
+        wait: WaitArgs,
     },
     /// Tell what the store holds.
     Stats {
@@ -63,12 +69,13 @@ enum Command {
 pub(crate) fn run(args: &Args, ui: &Ui) -> CommandResult {
     match &args.command {
         Command::Check { store, read_data } => check(store, *read_data, ui),
-        Command::RebuildIndex { store } => rebuild_index(store, ui),
+        Command::RebuildIndex { store, wait } => rebuild_index(store, wait, ui),
         Command::Gc {
             store,
             dry_run,
             grace_hours,
             without_runs,
+            wait,
         } => {
             let options = GcOptions {
                 now: crate::world::now(),
@@ -76,7 +83,7 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> CommandResult {
                 dry_run: *dry_run,
                 without_runs: *without_runs,
             };
-            gc(store, &options, ui)
+            gc(store, &options, wait, ui)
         }
         Command::Stats { store } => stats(store, ui),
     }
@@ -112,7 +119,7 @@ fn check_text(path: &Path, report: &CheckReport) -> String {
     if report.unindexed_entries > 0 {
         let _ = write!(
             text,
-            "\n{} without a row in the index, left by an interrupted run or a lost index part:\n\
+            "\n{} without a row in the index, being written or left by an interrupted run or a lost index part:\n\
              `plumb store rebuild-index` brings them back, `plumb store gc` removes them in time",
             count(report.unindexed_entries, "packed entry", "packed entries")
         );
@@ -131,11 +138,19 @@ fn check_text(path: &Path, report: &CheckReport) -> String {
             count(report.set_aside_packs, "damaged pack", "damaged packs")
         );
     }
+    if report.set_aside_specs > 0 {
+        let files = count(report.set_aside_specs, "misnamed spec", "misnamed specs");
+        let _ = write!(
+            text,
+            "\n{files} set aside by `plumb store rebuild-index`; `plumb store gc` removes them in time"
+        );
+    }
     text
 }
 
-fn rebuild_index(path: &Path, ui: &Ui) -> CommandResult {
-    let report = Store::rebuild_index(path, ui).map_err(Failure::error)?;
+fn rebuild_index(path: &Path, wait: &WaitArgs, ui: &Ui) -> CommandResult {
+    let rebuild = || Store::rebuild_index(path, ui);
+    let report = store::when_free(wait.limit(), ui, rebuild).map_err(Failure::error)?;
     ui.report(&report, &rebuild_text(path, &report))?;
     tell(&report.problems, ui);
     Ok(())
@@ -153,19 +168,44 @@ fn rebuild_text(path: &Path, report: &RebuildReport) -> String {
     if report.store_json_written {
         text.push_str("\nstore.json was written anew");
     }
-    if report.specs_written > 0 {
-        let _ = write!(
-            text,
-            "\n{} written anew",
-            count(report.specs_written, "spec", "specs")
-        );
+    for (n, one, many, done) in [
+        (report.specs_written, "spec", "specs", "written anew"),
+        (
+            report.specs_set_aside,
+            "misnamed spec",
+            "misnamed specs",
+            "set aside",
+        ),
+        (
+            report.packs_repaired,
+            "pack",
+            "packs",
+            "repaired, with the bytes again that were written",
+        ),
+        (
+            report.packs_restored,
+            "pack",
+            "packs",
+            "set aside before and sound, brought back",
+        ),
+        (
+            report.packs_set_aside,
+            "damaged pack",
+            "damaged packs",
+            "set aside; what was sound in them is in new packs",
+        ),
+    ] {
+        if n > 0 {
+            let _ = write!(text, "\n{} {done}", count(n, one, many));
+        }
     }
     text
 }
 
-fn gc(path: &Path, options: &GcOptions, ui: &Ui) -> CommandResult {
+fn gc(path: &Path, options: &GcOptions, wait: &WaitArgs, ui: &Ui) -> CommandResult {
     let store = Store::open(path).map_err(Failure::error)?;
-    let report = store.gc(options, ui).map_err(Failure::error)?;
+    let report = store::when_free(wait.limit(), ui, || store.gc(options, ui));
+    let report = report.map_err(Failure::error)?;
     ui.report(&report, &gc_text(path, &report))?;
     tell(&report.problems, ui);
     Ok(())

@@ -7,7 +7,7 @@ use plumb::train::{self, Error, TrainOptions, TrainReport};
 
 use crate::CommandResult;
 use crate::ui::{Failure, Ui};
-use crate::world::{self, DeviceArgs};
+use crate::world::{self, DeviceArgs, WaitArgs};
 
 /// Train the LoRA of an Experiment, or go on with it.
 ///
@@ -34,6 +34,8 @@ pub(crate) struct Args {
     pub(crate) dump_step: Option<Vec<String>>,
     #[command(flatten)]
     device: DeviceArgs,
+    #[command(flatten)]
+    wait: WaitArgs,
 }
 
 pub(crate) fn run(args: &Args, ui: &Ui) -> CommandResult {
@@ -46,6 +48,7 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> CommandResult {
         clock: world::now_seconds,
         placement: base_model::placement(&experiment, &place.device, &place.kernels),
         memory_bytes: place.memory_bytes,
+        wait: args.wait.limit(),
     };
     let report =
         train::run(&experiment, &options, &mut world::digest_memo(), ui).map_err(failure)?;

@@ -1,7 +1,7 @@
 //! The machine as commands see it: environment variables, devices, memory, the clock.
 
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use candle_core::Device;
 use plumb::base_model;
@@ -109,6 +109,30 @@ pub(crate) struct DeviceArgs {
     cudnn: bool,
 }
 
+/// How long to wait for another process.
+#[derive(clap::Args)]
+pub(crate) struct WaitArgs {
+    /// Wait at most so long for another process that cleans up, mends or writes to the store, 0 not at all.
+    #[arg(long, value_name = "SECONDS", default_value_t = DEFAULT_WAIT_SECONDS)]
+    wait: u64,
+}
+
+/// Cleaning up a large store takes minutes.
+const DEFAULT_WAIT_SECONDS: u64 = 600;
+
+impl WaitArgs {
+    pub(crate) fn limit(&self) -> Duration {
+        Duration::from_secs(self.wait)
+    }
+}
+
+impl Default for WaitArgs {
+    fn default() -> Self {
+        let wait = DEFAULT_WAIT_SECONDS;
+        Self { wait }
+    }
+}
+
 /// What computes, and the memory that it may use.
 pub(crate) struct ComputeDevice {
     pub(crate) device: Device,
@@ -203,12 +227,13 @@ fn cuda_folders() -> Vec<PathBuf> {
 }
 
 /// Encoders that fill most of the memory are read layer by layer.
-pub(crate) fn encode_options(place: &ComputeDevice) -> EncodeOptions {
+pub(crate) fn encode_options(place: &ComputeDevice, wait: &WaitArgs) -> EncodeOptions {
     EncodeOptions {
         device: place.device.clone(),
         kernels: place.kernels.clone(),
         // The rest is for activations.
         resident_limit_bytes: place.memory_bytes / 10 * 7,
+        wait: wait.limit(),
     }
 }
 
