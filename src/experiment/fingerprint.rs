@@ -118,7 +118,7 @@ fn changed(raw: &Raw) -> Map<String, Value> {
     );
     let mut train = section(&raw.train);
     train.retain(|field, _| !REPORTING.contains(&field.as_str()));
-    add("train", train, &train_defaults());
+    add("train", train, &section(&Train::default()));
     let model = &raw.model;
     let model = Map::from_iter([
         ("prediction".to_owned(), json!(model.prediction)),
@@ -131,15 +131,6 @@ fn changed(raw: &Raw) -> Map<String, Value> {
     let defaults = Map::from_iter([("zero_terminal_snr".to_owned(), json!(false))]);
     add("model", model, &defaults);
     changed
-}
-
-/// A number of steps has no default, so it is always among what is changed.
-fn train_defaults() -> Map<String, Value> {
-    // serde's defaults stand at the fields; the smallest section has them all.
-    let least: Result<Train, _> = toml::from_str("steps = 1\noutput = \"\"");
-    let mut defaults = least.map_or_else(|_| Map::new(), |train| section(&train));
-    defaults.remove("steps");
-    defaults
 }
 
 fn section(section: &impl Serialize) -> Map<String, Value> {

@@ -34,6 +34,7 @@ pub use source::{Placement, Source, WeightStorage};
 use crate::autograd::{Tape, Value};
 use crate::lora::Bound;
 use crate::nn::{Kernels, weights};
+use crate::shown;
 
 /// Every family this program knows.
 static FAMILIES: &[&Family] = &[
@@ -54,7 +55,10 @@ pub fn families() -> impl Iterator<Item = &'static Family> {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// No family of that name.
-    #[error("model family: expected one of {known}, found `{found}`")]
+    #[error(
+        "model family: expected one of {known}, found `{}`",
+        shown::text(found)
+    )]
     NoSuchFamily {
         /// The name given.
         found: String,
@@ -62,7 +66,10 @@ pub enum Error {
         known: String,
     },
     /// No flavor of that name.
-    #[error("model flavor of family `{family}`: expected one of {known}, found `{found}`")]
+    #[error(
+        "model flavor of family `{family}`: expected one of {known}, found `{}`",
+        shown::text(found)
+    )]
     NoSuchFlavor {
         /// The family.
         family: &'static str,

@@ -19,12 +19,12 @@ mod run;
 mod set;
 pub mod step;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use crate::base_model::BaseModel;
-use crate::cache::refuse_without_store;
+use crate::base_model::{self, BaseModel};
+use crate::cache::{CutCaptions, refuse_without_store};
 use crate::experiment::{Experiment, Settings};
 use crate::models::Placement;
 use crate::monitor::Monitor;
@@ -76,6 +76,8 @@ pub struct TrainReport {
     pub parameters: usize,
     /// Pictures trained from, repeats and mirrored ones not counted twice.
     pub pictures: usize,
+    /// How many captions each encoder cut.
+    pub captions: Vec<CutCaptions>,
 }
 
 /// Trains the LoRA of an Experiment, or goes on with it.
@@ -88,13 +90,31 @@ pub fn run(
     memo: &mut DigestMemo,
     monitor: &dyn Monitor,
 ) -> Result<TrainReport, Error> {
+    // First, as it takes no time: what other commands do not ask for may be missing.
+    experiment
+        .training_output()
+        .map_err(base_model::Error::from)?;
+    let store = experiment.store_path().map_err(base_model::Error::from)?;
     let base = BaseModel::open(experiment, memo)?;
     tell_recipe(&base, monitor);
     if let Some(caution) = base.flavor.caution {
         monitor.note(&format!("caution: {caution}"));
     }
-    let store = Store::open(&experiment.store_path()).map_err(|e| no_store(experiment, &e))?;
+    let steps = base.settings.train.steps;
+    if let Some((step, _)) = options.dump_step.as_ref().filter(|(step, _)| *step > steps) {
+        return Err(Error::Experiment {
+            file: experiment.file.clone(),
+            what: format!("step {step} cannot be dumped: the training has {steps}"),
+        });
+    }
+    let store = Store::open(&store).map_err(|e| no_store(experiment, &store, &e))?;
     let set = TrainingSet::open(experiment, &base, &store, monitor)?;
+    for cut in set.truncated().iter().filter(|cut| cut.truncated > 0) {
+        monitor.note(&format!(
+            "{}: {} of {} captions are cut (`plumb inspect tokens` shows where)",
+            cut.slot, cut.truncated, cut.captions
+        ));
+    }
     // Before loading: a model that cannot fit is refused in seconds.
     let plan = plan(&base, &set, options)?;
     monitor.note(&format!("memory: {plan}"));
@@ -188,13 +208,13 @@ fn tell_start(run: &Run<'_>, monitor: &dyn Monitor) {
 }
 
 /// A store that is there and cannot be opened is the fault; one that is not there is refused with the command that makes it.
-fn no_store(experiment: &Experiment, error: &store::Error) -> Error {
-    if experiment.store_path().join("store.json").exists() {
+fn no_store(experiment: &Experiment, store: &Path, error: &store::Error) -> Error {
+    if store.join("store.json").exists() {
         let what = format!("the store cannot be opened: {error}");
         return Error::Experiment {
             file: experiment.file.clone(),
             what,
         };
     }
-    Error::Refused(Box::new(refuse_without_store(experiment)))
+    Error::Refused(Box::new(refuse_without_store(experiment, store)))
 }

@@ -12,7 +12,7 @@ use super::metrics::{Metrics, MetricsLine};
 use super::plan::MemoryPlan;
 use super::step::{Dump, Pass};
 use super::{Error, TrainOptions, TrainReport, TrainingSet, VALIDATION_SIGMAS};
-use crate::base_model::BaseModel;
+use crate::base_model::{self, BaseModel};
 use crate::digest::{Digest, Fingerprint};
 use crate::experiment::{Experiment, LrDecay, TrainSettings};
 use crate::lora::{self, AdapterSet, LinearShape};
@@ -92,7 +92,9 @@ impl<'a> Run<'a> {
             layout: Fingerprint::of(&layout),
             computed: computed(denoiser, plan.storage),
         };
-        let output = experiment.output_path();
+        let output = experiment
+            .training_output()
+            .map_err(base_model::Error::from)?;
         let device = denoiser.device();
         let length = adapters.values().len();
         let found = match options.restart {
@@ -149,9 +151,9 @@ impl<'a> Run<'a> {
     ) -> Result<TrainReport, Error> {
         let train: &'a TrainSettings = &self.base.settings.train;
         let resumed_from = self.step;
-        let last = options
-            .stop_after
-            .map_or(train.steps, |n| train.steps.min(resumed_from + n));
+        let last = options.stop_after.map_or(train.steps, |n| {
+            train.steps.min(resumed_from.saturating_add(n))
+        });
         let io = |path: &PathBuf, source| Error::Io {
             path: path.clone(),
             source,
@@ -198,6 +200,7 @@ impl<'a> Run<'a> {
             modules: self.adapters.adapters().len(),
             parameters: self.adapters.values().len(),
             pictures: self.set.items().len(),
+            captions: self.set.truncated().to_vec(),
         })
     }
 

@@ -6,11 +6,15 @@ use std::path::{Path, PathBuf};
 use plumb::base_model::BaseModel;
 use plumb::experiment::Experiment;
 use plumb::inspect::{self, LoraReport, TokenReport};
+use plumb::shown;
 use plumb::store::Store;
 
 use crate::CommandResult;
 use crate::ui::{Failure, Ui};
 use crate::world::{self, ComputeDevice};
+
+/// Lines of an Experiment that are printed: a file may hold any text in its place.
+const MAX_LINES: usize = 500;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -120,7 +124,8 @@ fn open(experiment: &Path, ui: &Ui) -> Result<(Experiment, BaseModel), Failure> 
 }
 
 fn open_store(experiment: &Experiment) -> Result<Store, Failure> {
-    Store::open_or_create(&experiment.store_path()).map_err(Failure::error)
+    let path = experiment.store_path().map_err(Failure::usage)?;
+    Store::open_or_create(&path).map_err(Failure::error)
 }
 
 fn table(shapes: &BTreeMap<String, Vec<usize>>) -> String {
@@ -204,7 +209,7 @@ fn describe_lora(origin: &str, report: &LoraReport) -> String {
             report
                 .metadata
                 .iter()
-                .map(|(k, v)| format!("  {k}: {}", v.chars().take(100).collect::<String>())),
+                .map(|(k, v)| format!("  {}: {}", shown::text(k), shown::text(v))),
         );
         return lines.join("\n");
     };
@@ -214,7 +219,7 @@ fn describe_lora(origin: &str, report: &LoraReport) -> String {
         .and_then(|v| v.as_str())
         .unwrap_or("?");
     lines.extend([
-        format!("made by           {}", made.tool),
+        format!("made by           {}", shown::text(&made.tool)),
         format!(
             "base model        {}/{}, weights {}",
             made.family,
@@ -243,6 +248,11 @@ fn describe_lora(origin: &str, report: &LoraReport) -> String {
         None => {}
     }
     lines.push("\nExperiment:".to_owned());
-    lines.extend(made.experiment.lines().map(|l| format!("  {l}")));
+    let experiment = made.experiment.lines();
+    lines.extend(experiment.take(MAX_LINES).map(|l| format!("  {l}")));
+    let more = made.experiment.lines().count().saturating_sub(MAX_LINES);
+    if more > 0 {
+        lines.push(format!("  ... ({more} more lines, which --json has)"));
+    }
     lines.join("\n")
 }

@@ -12,10 +12,10 @@ use crate::diffusion::{LossWeighting, Shift, TimestepSampling};
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Train {
-    /// Optimizer steps.
-    pub steps: u64,
+    /// Optimizer steps. A training needs this and `output`, other commands neither.
+    pub steps: Option<u64>,
     /// The folder for the LoRA, checkpoints, metrics and previews.
-    pub output: PathBuf,
+    pub output: Option<PathBuf>,
     /// The LoRA's file name, without its ending.
     #[serde(default = "name")]
     pub name: String,
@@ -116,6 +116,44 @@ pub enum LrDecay {
     Cosine,
     /// It falls to 0 along a line.
     Linear,
+}
+
+impl Default for Train {
+    fn default() -> Self {
+        Self {
+            steps: None,
+            output: None,
+            name: name(),
+            learning_rate: learning_rate(),
+            lr_schedule: LrDecay::default(),
+            warmup_steps: 0,
+            batch_size: one_usize(),
+            gradient_accumulation: one_usize(),
+            max_grad_norm: one_f64(),
+            beta1: beta1(),
+            beta2: beta2(),
+            epsilon: epsilon(),
+            weight_decay: weight_decay(),
+            seed: 0,
+            caption_dropout: 0.0,
+            timestep_sampling: None,
+            logit_mean: 0.0,
+            logit_std: one_f64(),
+            mode_scale: mode_scale(),
+            shift: None,
+            guidance: None,
+            loss_weighting: no_weighting(),
+            min_snr_gamma: None,
+            noise_offset: 0.0,
+            gradient_checkpointing: None,
+            compute: None,
+            checkpoint_every: checkpoint_every(),
+            keep_checkpoints: keep_checkpoints(),
+            validate_every: 0,
+            validation_share: 0.0,
+            sample_every: 0,
+        }
+    }
 }
 
 fn name() -> String {
