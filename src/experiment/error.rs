@@ -78,6 +78,8 @@ pub(super) fn with_nearest(message: &str) -> String {
     };
     let nearest = known
         .iter()
+        // Nobody mistypes so much that megabytes were to be compared.
+        .filter(|_| unknown.len() <= 200)
         .map(|name| (strsim::jaro_winkler(unknown, name), name))
         .max_by(|a, b| a.0.total_cmp(&b.0))
         .filter(|(similarity, _)| *similarity > 0.75);

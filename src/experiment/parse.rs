@@ -51,8 +51,11 @@ fn line_of(text: &str, at: usize) -> usize {
 fn syntax(text: &str, line: usize, message: &str) -> String {
     let message = shown::text(&message.trim().replace('\n', ", ")).to_string();
     let source = text.lines().nth(line - 1).unwrap_or_default();
-    match source.contains('"') && source.contains('\\') {
-        true => format!("{message}; {PATH_HINT}"),
+    let is_escape = ["escape", "unicode"]
+        .iter()
+        .any(|word| message.contains(word));
+    match is_escape && source.contains('\\') {
+        true => format!("a `\\` here begins no known escape; {PATH_HINT}"),
         false => message,
     }
 }

@@ -121,8 +121,8 @@ fn mistakes_get_one_line_with_the_place_and_the_nearest_name() {
         some/exp.toml: `recipe.deviate.t5.tokens.max_tokens`: expected 0 to 8192, found 1e18
         some/exp.toml:3: unknown key `family`; expected one of model, recipe, store, dataset, adapter, train, sample
         some/exp.toml: `dataset[0].path`: there is a line end in `D:\new\table`; in double quotes `\` begins an escape: write a path with `/`, or in 'single quotes'
-        some/exp.toml:9: missing escaped value, expected `b`, `e`, `f`, `n`, `r`, `\`, `"`, `x`, `u`, `U`; in double quotes `\` begins an escape: write a path with `/`, or in 'single quotes'
-        some/exp.toml:9: too few unicode value digits, expected unicode hexadecimal value; in double quotes `\` begins an escape: write a path with `/`, or in 'single quotes'
+        some/exp.toml:9: a `\` here begins no known escape; in double quotes `\` begins an escape: write a path with `/`, or in 'single quotes'
+        some/exp.toml:9: a `\` here begins no known escape; in double quotes `\` begins an escape: write a path with `/`, or in 'single quotes'
         some/exp.toml: `train.output`: there is the control character \u{1b} in `a\u{1b}[2Jb`; in double quotes `\` begins an escape: write a path with `/`, or in 'single quotes'
         some/exp.toml:12: unknown key `a\u{1b}[2J`; expected one of steps, output, name, learning_rate, lr_schedule, warmup_steps, batch_size, gradient_accumulation, max_grad_norm, beta1, beta2, epsilon, weight_decay, seed, caption_dropout, timestep_sampling, logit_mean, logit_std, mode_scale, shift, guidance, loss_weighting, min_snr_gamma, noise_offset, gradient_checkpointing, compute, checkpoint_every, keep_checkpoints, validate_every, validation_share, sample_every
     "#]].assert_eq(&(cases.join("\n") + "\n"));
