@@ -14,6 +14,7 @@ use crate::digest::Digest;
 use crate::lora::formats::{self, Imported, ReadOptions, Target, WriteOptions};
 use crate::lora::{self, SaveDtype};
 use crate::models::lora_names::namings;
+use crate::shown;
 use crate::store;
 
 /// Under this key a file's metadata has [`Converted`] as JSON.
@@ -23,7 +24,7 @@ pub const METADATA_KEY: &str = "plumb.converted";
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The source cannot be read.
-    #[error("{}: cannot be read: {source}", path.display())]
+    #[error("{}: cannot be read: {source}", shown::path(path))]
     Io {
         /// The file.
         path: PathBuf,
@@ -31,7 +32,10 @@ pub enum Error {
         source: std::io::Error,
     },
     /// The result would replace the source.
-    #[error("{}: is the file to convert; give another one with --out", path.display())]
+    #[error(
+        "{}: is the file to convert; give another one with --out",
+        shown::path(path)
+    )]
     SameFile {
         /// The file.
         path: PathBuf,

@@ -22,6 +22,7 @@ use crate::models::{self, Denoiser};
 use crate::monitor::Monitor;
 use crate::nn::weights::DigestMemo;
 use crate::recipe::Diff;
+use crate::shown;
 use crate::store::{self, Store};
 
 /// Why there are no pictures.
@@ -49,7 +50,7 @@ pub enum Error {
     #[error(transparent)]
     Lora(#[from] lora::Error),
     /// What the LoRA's file says of its making.
-    #[error("{}: its `plumb` metadata cannot be read: {source}", path.display())]
+    #[error("{}: its `plumb` metadata cannot be read: {source}", shown::path(path))]
     Provenance {
         /// The LoRA's file.
         path: PathBuf,

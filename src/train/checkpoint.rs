@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::digest::{Digest, Fingerprint};
 use crate::optim::{OptimizerOptions, StateTensor};
+use crate::shown;
 use crate::store;
 
 const METADATA_KEY: &str = "plumb";
@@ -25,7 +26,7 @@ const ENDING: &str = ".safetensors";
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The folder of checkpoints cannot be read, or a file in it.
-    #[error("{}: cannot be read: {why}", path.display())]
+    #[error("{}: cannot be read: {why}", shown::path(path))]
     Unreadable {
         /// The file or folder.
         path: PathBuf,
@@ -35,7 +36,8 @@ pub enum Error {
     /// The checkpoint belongs to another run.
     #[error(
         "{}: its {what} differs from this run's (expected {expected}, found {found}); \
-         choose another `train.output`, or start over with --restart", path.display()
+         choose another `train.output`, or start over with --restart",
+        shown::path(path)
     )]
     OtherRun {
         /// The file.
