@@ -4,7 +4,7 @@
 //! Whatever was not written by this program goes through here before it enters a message or a table. JSON output does not: it has
 //! its own escapes, and is read by programs.
 
-use std::fmt::{self, Display, Formatter, Write as _};
+use std::fmt::{self, Display, Formatter};
 use std::path::Path;
 
 /// Characters of a text that are shown.
@@ -12,6 +12,29 @@ const TEXT_CHARS: usize = 200;
 
 /// Characters of a path that are shown: its file name matters most, and is at its end.
 const PATH_CHARS: usize = 400;
+
+/// Characters of a line that are shown of a message or a report.
+const LINE_CHARS: usize = 4000;
+
+/// A message or a report as a whole, on its way to a person: the last place where what nobody thought of is caught. Line ends
+/// stay, all else is escaped; long lines are cut.
+pub fn lines(text: &str) -> String {
+    let lines: Vec<String> = text.split('\n').map(line).collect();
+    lines.join("\n")
+}
+
+/// The same on one line: a line end in an error is from a name that is in it.
+pub fn line(text: &str) -> String {
+    let mut shown = String::new();
+    let end = text.char_indices().nth(LINE_CHARS).map(|(at, _)| at);
+    // Writing into a string cannot fail.
+    let _ = escape(&text[..end.unwrap_or(text.len())], &mut shown);
+    if let Some(end) = end {
+        let left = text[end..].chars().count();
+        shown += &format!("... ({left} more characters)");
+    }
+    shown
+}
 
 /// A foreign text, escaped and cut when it is written.
 #[derive(Clone, Copy, Debug)]
@@ -56,7 +79,7 @@ impl Display for Shown<&Path> {
     }
 }
 
-fn escape(text: &str, f: &mut Formatter<'_>) -> fmt::Result {
+fn escape(text: &str, f: &mut impl fmt::Write) -> fmt::Result {
     for c in text.chars() {
         if is_unsafe(c) {
             write!(f, "{}", c.escape_debug())?;
@@ -81,7 +104,7 @@ fn is_unsafe(c: char) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{path, text};
+    use super::{line, lines, path, text};
     use std::path::Path;
 
     #[test]
@@ -101,6 +124,15 @@ mod tests {
         let shown = text(&long).to_string();
         assert_eq!(shown, "\u{732b}".repeat(200) + "... (800 more characters)");
         assert_eq!(text(&long[..600]).to_string(), "\u{732b}".repeat(200));
+    }
+
+    #[test]
+    fn a_report_keeps_its_lines_and_an_error_has_one() {
+        let hostile = "a\r\nb\u{1b}]0;x\u{7}\n";
+        assert_eq!(lines(hostile), "a\\r\nb\\u{1b}]0;x\\u{7}\n");
+        assert_eq!(line(hostile), r"a\r\nb\u{1b}]0;x\u{7}\n");
+        let long = format!("{}\nb", "a".repeat(10_000_000));
+        assert!(lines(&long).len() < 5000 && lines(&long).ends_with("more characters)\nb"));
     }
 
     #[test]

@@ -15,6 +15,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use crate::monitor::Monitor;
+use crate::shown;
 
 pub use select::wanted;
 
@@ -31,7 +32,8 @@ pub enum Error {
     Malformed(String),
     /// This build cannot download, and it is not in the cache.
     #[error(
-        "{address} is not in the cache ({}), and this plumb was built without downloads: build it with `--features hub`, or fetch the model (`hf download {repo}`) and name its folder", cache.display()
+        "{address} is not in the cache ({}), and this plumb was built without downloads: build it with `--features hub`, or fetch the model (`hf download {repo}`) and name its folder",
+        shown::path(cache)
     )]
     NotBuilt {
         /// What was wanted.
@@ -43,7 +45,8 @@ pub enum Error {
     },
     /// Downloads are off, and it is not in the cache.
     #[error(
-        "{address} is not in the cache ({}), and HF_HUB_OFFLINE is set: unset it, or fetch the model elsewhere and name its folder", cache.display()
+        "{address} is not in the cache ({}), and HF_HUB_OFFLINE is set: unset it, or fetch the model elsewhere and name its folder",
+        shown::path(cache)
     )]
     Offline {
         /// What was wanted.

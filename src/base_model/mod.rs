@@ -23,6 +23,7 @@ use crate::recipe::latents::{
 };
 use crate::recipe::rules::DenoiserMask;
 use crate::recipe::{self, EncoderRecipe, Recipe};
+use crate::shown;
 use crate::text::spec::{Dtype, EncoderSpec, Precision, TokenRules};
 use crate::text::{self, Residency, TextEncoder, Tokenizer, tokenizer};
 use crate::vae::{self, LatentGeometry};
@@ -60,7 +61,7 @@ pub enum Error {
     #[error(transparent)]
     Weights(#[from] weights::Error),
     /// Something the Experiment does not name is needed.
-    #[error("{}: {what}", file.display())]
+    #[error("{}: {what}", shown::path(file))]
     Missing {
         /// The Experiment file or the model.
         file: PathBuf,

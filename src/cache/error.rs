@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use crate::digest::Fingerprint;
+use crate::shown;
 use crate::store;
 
 /// Why an embedding or latents could not be read.
@@ -19,7 +20,10 @@ pub enum Error {
         entry: Fingerprint,
     },
     /// Latents were there at the start and are gone or damaged now.
-    #[error("{}: its latents are damaged or gone from the store; `plumb store check --read-data` says more, `plumb encode` makes them again", picture.display())]
+    #[error(
+        "{}: its latents are damaged or gone from the store; `plumb store check --read-data` says more, `plumb encode` makes them again",
+        shown::path(picture)
+    )]
     NoLatents {
         /// The picture's file.
         picture: PathBuf,

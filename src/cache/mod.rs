@@ -23,6 +23,6 @@ pub use conditioning::{
 };
 pub use error::Error;
 pub use manifest::{Manifest, captions};
-pub use read::{ModelCache, Reader, StoredLatents};
+pub use read::{CutCaptions, ModelCache, Reader, StoredLatents};
 pub use refusal::{MissingEntries, NearestSpec, Refusal, refuse_if_missing, refuse_without_store};
 pub use specs::{EncoderId, Specs};

@@ -1,6 +1,9 @@
 //! Embeddings and latents as tensors.
 
+use std::collections::BTreeSet;
+
 use candle_core::Tensor;
+use serde::Serialize;
 
 use super::conditioning::{Conditioning, EncoderOutput, EncoderOutputs, assemble};
 use super::{EncoderId, Error, Specs, tensors};
@@ -22,6 +25,17 @@ pub struct StoredLatents {
     ///
     /// [`ConditioningTensors::time_ids`]: crate::models::ConditioningTensors::time_ids
     pub time_ids: [f32; 6],
+}
+
+/// How many of a training's captions an encoder cut because they are too long.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct CutCaptions {
+    /// The encoder's slot in the recipe: `clip_l`, `t5`.
+    pub slot: String,
+    /// Different captions.
+    pub captions: u64,
+    /// Of these, cut.
+    pub truncated: u64,
 }
 
 /// Reads the entries of some specs, those that a store has when it is opened.
@@ -96,6 +110,22 @@ impl Reader {
             logvar: part("logvar")??,
             time_ids: time_ids(item.size, &view),
         })
+    }
+
+    /// How many of `captions` each encoder cut, all of which the store has.
+    ///
+    /// # Errors
+    /// If the store's index cannot be read.
+    pub fn truncated(&self, captions: &BTreeSet<String>) -> Result<Vec<CutCaptions>, Error> {
+        let count = |encoder: &EncoderId| {
+            let entries: Vec<_> = captions.iter().map(|c| encoder.entry(c)).collect();
+            Ok(CutCaptions {
+                slot: encoder.slot.clone(),
+                captions: captions.len() as u64,
+                truncated: self.store.truncated(&encoder.spec, &entries)?,
+            })
+        };
+        self.specs.encoders.iter().map(count).collect()
     }
 
     /// Captions that an encoder has no entry of.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::path::Path;
 
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -105,17 +106,17 @@ pub fn refuse_if_missing(
         &json!(base.vae.spec),
         |_| Some("the checkpoint".to_owned()),
     )?);
-    Ok((!missing.is_empty()).then(|| refusal(experiment, missing)))
+    Ok((!missing.is_empty()).then(|| refusal(experiment, store.path(), missing)))
 }
 
 /// The refusal of an Experiment whose store is not there yet.
-pub fn refuse_without_store(experiment: &Experiment) -> Refusal {
-    refusal(experiment, Vec::new())
+pub fn refuse_without_store(experiment: &Experiment, store: &Path) -> Refusal {
+    refusal(experiment, store, Vec::new())
 }
 
-fn refusal(experiment: &Experiment, missing: Vec<MissingEntries>) -> Refusal {
+fn refusal(experiment: &Experiment, store: &Path, missing: Vec<MissingEntries>) -> Refusal {
     Refusal {
-        store: experiment.store_path().display().to_string(),
+        store: store.display().to_string(),
         missing,
         command: format!("plumb encode {}", experiment.file.display()),
     }

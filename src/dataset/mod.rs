@@ -20,6 +20,7 @@ pub use picture::{PictureError, PictureFile, PreparedPicture};
 use crate::digest::Digest;
 use crate::experiment::DatasetSettings;
 use crate::recipe::latents::{Size, View};
+use crate::shown;
 
 /// One folder of captioned pictures.
 #[derive(Clone, Debug)]
@@ -88,7 +89,7 @@ pub struct Split {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A folder or file cannot be read.
-    #[error("cannot read {}: {source}", path.display())]
+    #[error("cannot read {}: {source}", shown::path(path))]
     Io {
         /// The file or folder.
         path: PathBuf,
@@ -99,7 +100,7 @@ pub enum Error {
     #[error(transparent)]
     Picture(#[from] PictureError),
     /// A caption, a list of captions or a folder is not as it must be.
-    #[error("{}: {problem}", path.display())]
+    #[error("{}: {problem}", shown::path(path))]
     Unusable {
         /// The file or folder.
         path: PathBuf,

@@ -24,6 +24,7 @@ use image::{AnimationDecoder as _, DynamicImage, ImageDecoder, ImageFormat, Imag
 use super::resize::resize;
 use crate::digest::Digest;
 use crate::recipe::latents::{Size, View};
+use crate::shown;
 
 /// The most pixels a picture may have: 134 million, such as 16384 x 8192. A bound on memory against hostile files.
 const MOST_PIXELS: u64 = 1 << 27;
@@ -36,7 +37,7 @@ const MOST_DECODER_BYTES: u64 = 8 * MOST_PIXELS + (64 << 20);
 #[derive(Debug, thiserror::Error)]
 pub enum PictureError {
     /// The file cannot be read.
-    #[error("cannot read {}: {source}", path.display())]
+    #[error("cannot read {}: {source}", shown::path(path))]
     Io {
         /// The file.
         path: PathBuf,
@@ -44,7 +45,7 @@ pub enum PictureError {
         source: std::io::Error,
     },
     /// The file is not a picture, or not a whole one, or not of a supported kind.
-    #[error("{}: {problem}", path.display())]
+    #[error("{}: {problem}", shown::path(path))]
     Unusable {
         /// The file.
         path: PathBuf,
@@ -52,7 +53,10 @@ pub enum PictureError {
         problem: String,
     },
     /// The file is not the one that was looked at before.
-    #[error("{} has changed since it was listed: run the command again", path.display())]
+    #[error(
+        "{} has changed since it was listed: run the command again",
+        shown::path(path)
+    )]
     Changed {
         /// The file.
         path: PathBuf,

@@ -12,6 +12,7 @@ use crate::cache::tensors;
 use crate::digest::{Fingerprint, canonical_json};
 use crate::monitor::Monitor;
 use crate::recipe::spec::caption_entry;
+use crate::shown;
 use crate::store::{NewEntry, Store, StoreReader, StoreWriter};
 use crate::text::{Encoded, Residency, TextEncoder, Tokens};
 
@@ -19,6 +20,8 @@ use crate::text::{Encoded, Residency, TextEncoder, Tokens};
 const RESIDENT_CHUNK: usize = 128;
 /// Captions in one call of a streamed encoder, which reads all its weights in each.
 const STREAMED_CHUNK: usize = 4096;
+/// The longest caption: more is a wrong file, and would only be told after all before it were encoded.
+pub(super) const MAX_CAPTION_BYTES: usize = 64 << 10;
 
 /// What encoding one encoder's captions came to.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -33,7 +36,7 @@ pub struct CaptionStats {
     pub present: u64,
     /// Encoded now.
     pub encoded: u64,
-    /// Of all asked for and encoded now, cut because they are too long.
+    /// Of all asked for, cut because they are too long, now or when they were encoded.
     pub truncated: u64,
 }
 
@@ -54,6 +57,15 @@ pub fn encode_captions(
         .map(String::as_str)
         .filter(|c| seen.insert(*c))
         .collect();
+    if let Some(long) = unique
+        .iter()
+        .find(|caption| caption.len() > MAX_CAPTION_BYTES)
+    {
+        return Err(Error::LongCaption {
+            caption: shown::text(long).to_string(),
+            bytes: long.len(),
+        });
+    }
     let specs: Vec<Fingerprint> = base.encoders.iter().map(|e| e.fingerprint).collect();
     let reader = store.reader_of(&specs)?;
     base.encoders
@@ -70,12 +82,13 @@ fn encode_for(
     options: &EncodeOptions,
     monitor: &dyn Monitor,
 ) -> Result<CaptionStats, Error> {
-    let missing = missing(encoder, reader, captions);
+    let (present, missing) = split(encoder, reader, captions);
     let mut stats = CaptionStats {
         slot: encoder.slot.clone(),
         spec: encoder.fingerprint.to_string(),
         captions: captions.len() as u64,
-        present: (captions.len() - missing.len()) as u64,
+        present: present.len() as u64,
+        truncated: reader.truncated(&encoder.fingerprint, &present)?,
         ..CaptionStats::default()
     };
     if missing.is_empty() {
@@ -121,17 +134,21 @@ fn encode_for(
 /// A caption that an encoder has no entry of, and the fingerprint that the entry will have.
 type Missing<'a> = (Fingerprint, &'a str);
 
-fn missing<'a>(
+/// Captions of which an encoder has an entry, by those, and the others.
+fn split<'a>(
     encoder: &TextEncoderPart,
     reader: &StoreReader,
     captions: &[&'a str],
-) -> Vec<Missing<'a>> {
+) -> (Vec<Fingerprint>, Vec<Missing<'a>>) {
     let entry = |caption: &&'a str| (caption_entry(&encoder.fingerprint, caption), *caption);
     let entries: Vec<Missing<'a>> = captions.par_iter().map(entry).collect();
-    entries
+    let (present, missing): (Vec<_>, Vec<_>) = entries
         .into_iter()
-        .filter(|(entry, _)| !reader.contains(&encoder.fingerprint, entry))
-        .collect()
+        .partition(|(entry, _)| reader.contains(&encoder.fingerprint, entry));
+    (
+        present.into_iter().map(|(entry, _)| entry).collect(),
+        missing,
+    )
 }
 
 /// Encodes some captions; returns how many were cut.
@@ -168,7 +185,7 @@ pub fn tokenize(encoder: &TextEncoderPart, caption: &str) -> Result<Tokens, Erro
         .encode(&encoder.tokens, caption)
         .map_err(|source| Error::Tokenizer {
             slot: encoder.slot.clone(),
-            caption: caption.chars().take(60).collect(),
+            caption: shown::text(caption).to_string(),
             source,
         })
 }

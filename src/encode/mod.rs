@@ -16,10 +16,11 @@ pub use pictures::{PictureStats, encode_pictures, pixels};
 use crate::base_model::{self, BaseModel};
 use crate::cache::{self, Manifest, Specs};
 use crate::dataset;
-use crate::experiment::Experiment;
+use crate::experiment::{self, Experiment, read_text};
 use crate::monitor::Monitor;
 use crate::nn::Kernels;
 use crate::nn::weights::DigestMemo;
+use crate::shown;
 use crate::store::{self, Lacking, Store};
 use crate::text::{self, tokenizer};
 
@@ -33,12 +34,20 @@ pub enum Error {
     #[error(transparent)]
     Dataset(#[from] dataset::Error),
     /// The file of captions.
-    #[error("{}: {why}", file.display())]
+    #[error("{}: {why}", shown::path(file))]
     Captions {
         /// The file of captions.
         file: PathBuf,
         /// What is wrong, and what to do.
         why: String,
+    },
+    /// A caption is no caption.
+    #[error("a caption has {bytes} bytes, expected at most 65536: `{caption}`")]
+    LongCaption {
+        /// Its beginning.
+        caption: String,
+        /// Its length.
+        bytes: usize,
     },
     /// The store.
     #[error(transparent)]
@@ -56,13 +65,13 @@ pub enum Error {
     Tokenizer {
         /// The encoder's slot in the recipe: `clip_l`, `t5`.
         slot: String,
-        /// The caption's first 60 characters.
+        /// The caption's beginning.
         caption: String,
         /// What is wrong.
         source: tokenizer::Error,
     },
     /// The VAE failed on a picture.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {source}", shown::path(path))]
     Vae {
         /// The picture's file.
         path: PathBuf,
@@ -110,6 +119,16 @@ pub fn run(
     memo: &mut DigestMemo,
     monitor: &dyn Monitor,
 ) -> Result<EncodeReport, Error> {
+    let store = experiment.store_path().map_err(base_model::Error::from)?;
+    let only_captions = captions.is_some() || experiment.datasets().is_empty();
+    let mut texts = match captions {
+        Some(file) => read_captions(file)?,
+        None => experiment.extra_captions(),
+    };
+    if only_captions && captions.is_none() && texts.is_empty() {
+        let file = experiment.file.clone();
+        return Err(base_model::Error::from(experiment::Error::NothingToEncode { file }).into());
+    }
     monitor.start("reading the base model", None);
     let base = BaseModel::open(experiment, memo)?;
     monitor.finish();
@@ -119,19 +138,18 @@ pub fn run(
             base.recipe.name()
         ));
     }
-    let store = Store::open_or_create(&experiment.store_path())?.waiting(options.wait);
-    let items = match captions {
-        Some(_) => Vec::new(),
-        None => dataset::open(experiment, base.latent_geometry().side_multiple(), monitor)?,
+    let store = Store::open_or_create(&store)?.waiting(options.wait);
+    let items = match only_captions {
+        true => Vec::new(),
+        false => dataset::open(experiment, base.latent_geometry().side_multiple(), monitor)?,
     };
-    let texts = match captions {
-        Some(file) => read_captions(file)?,
-        None => cache::captions(experiment, &items),
-    };
+    if captions.is_none() {
+        texts = cache::captions(experiment, &items);
+    }
     let embedded = encode_captions(&base, &store, &texts, options, monitor)?;
-    let pictures = match captions {
-        Some(_) => None,
-        None => Some(encode_pictures(
+    let pictures = match only_captions {
+        true => None,
+        false => Some(encode_pictures(
             &base,
             &store,
             &items,
@@ -154,21 +172,22 @@ pub fn run(
     })
 }
 
+/// The largest file of captions, in bytes.
+const MAX_CAPTIONS_FILE: u64 = 256 << 20;
+
 /// One caption a line, exactly as it stands there; only the line's end is no part of it.
 fn read_captions(file: &Path) -> Result<Vec<String>, Error> {
     let fail = |why: String| Error::Captions {
         file: file.to_owned(),
         why,
     };
-    let bytes = std::fs::read(file).map_err(|e| fail(e.to_string()))?;
-    let text = String::from_utf8(bytes).map_err(|e| {
-        let at = e.utf8_error().valid_up_to();
-        let line = e.as_bytes()[..at].iter().filter(|&&b| b == b'\n').count() + 1;
-        fail(format!(
-            "line {line} is not UTF-8 text; save the file as UTF-8"
-        ))
-    })?;
-    // Some editors of Windows begin UTF-8 with a byte order mark, which is no part of the first caption.
-    let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
+    let text = read_text(file, MAX_CAPTIONS_FILE).map_err(fail)?;
+    let long = |line: &str| line.len() > captions::MAX_CAPTION_BYTES;
+    if let Some((n, line)) = text.lines().enumerate().find(|(_, line)| long(line)) {
+        let (line, bytes, most) = (n + 1, line.len(), captions::MAX_CAPTION_BYTES);
+        return Err(fail(format!(
+            "line {line}: expected a caption of at most {most} bytes, found {bytes}"
+        )));
+    }
     Ok(text.lines().map(str::to_owned).collect())
 }

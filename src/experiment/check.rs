@@ -1,25 +1,17 @@
-//! Ranges that types cannot say.
+//! What neither types nor the bounds of single numbers say.
 
 use super::file_name;
 use super::raw::{Dataset, Precision, Raw, Warmup};
-use crate::diffusion::Shift;
 use crate::models;
+use crate::shown;
 
 /// A field by its dotted name, and what is wrong with it.
 type FieldProblem = (String, String);
 
 impl Raw {
-    /// The first value out of its range, with its field.
+    /// The first field that contradicts another or names what cannot be.
     pub(super) fn check(&self) -> Result<(), FieldProblem> {
-        self.check_positive()?;
-        self.check_shares()?;
-        self.check_not_negative()?;
         let t = &self.train;
-        let finite = [
-            ("train.logit_mean", t.logit_mean),
-            ("train.mode_scale", t.mode_scale),
-        ];
-        first_without(&finite, f64::is_finite, "a finite number")?;
         if t.compute == Some(Precision::F16) {
             return wrong(
                 "train.compute",
@@ -30,20 +22,17 @@ impl Raw {
             return wrong("train.name", why);
         }
         self.check_length()?;
+        let prompts = self.check_prompts();
+        prompts.map_err(|(field, why)| (field.to_owned(), why))?;
+        self.check_model()?;
         self.check_datasets()
     }
 
     /// That the training has one length, and its warm-up an end in it.
     fn check_length(&self) -> Result<(), FieldProblem> {
         let t = &self.train;
-        match (t.steps, t.epochs) {
-            (None, None) => {
-                return wrong("train.steps", "expected `steps` or `epochs`, found neither");
-            }
-            (Some(_), Some(_)) => {
-                return wrong("train.epochs", "expected `steps` or `epochs`, found both");
-            }
-            _ => {}
+        if t.steps.is_some() && t.epochs.is_some() {
+            return wrong("train.epochs", "expected `steps` or `epochs`, found both");
         }
         match (t.warmup_steps, t.steps) {
             (Warmup::Share(share), _) if !(0.0..1.0).contains(&share) => wrong(
@@ -55,9 +44,22 @@ impl Raw {
             // Of a training that is counted in epochs the steps are not known here.
             (Warmup::Steps(warmup), Some(steps)) if warmup > steps => wrong(
                 "train.warmup_steps",
-                format!("expected at most `train.steps` ({steps}), found {warmup}"),
+                format!("expected at most the {steps} steps of the training, found {warmup}"),
             ),
             _ => Ok(()),
+        }
+    }
+
+    fn check_model(&self) -> Result<(), FieldProblem> {
+        let (family, flavor) = (&self.model.family, &self.model.flavor);
+        let found = models::family(family).and_then(|family| family.flavor(flavor));
+        match found {
+            Err(models::Error::NoSuchFamily { found, known }) => {
+                let why = format!("expected one of {known}, found `{}`", shown::text(&found));
+                wrong("model.family", why)
+            }
+            Err(e) => wrong("model.flavor", e.to_string()),
+            Ok(_) => Ok(()),
         }
     }
 
@@ -70,76 +72,6 @@ impl Raw {
                 .map_err(|(field, why)| (format!("dataset[{i}].{field}"), why))?;
         }
         Ok(())
-    }
-
-    fn check_positive(&self) -> Result<(), FieldProblem> {
-        let (t, s) = (&self.train, &self.sample);
-        // A shift by resolution has no number to check.
-        let fixed = |shift: Option<Shift>| shift.and_then(Shift::fixed).unwrap_or(1.0);
-        // As f64, in which a large count is rounded: only 0 is told from the others here.
-        let positive = [
-            ("train.steps", t.steps.unwrap_or(1) as f64),
-            ("train.epochs", t.epochs.unwrap_or(1) as f64),
-            ("train.batch_size", t.batch_size as f64),
-            (
-                "train.gradient_accumulation",
-                t.gradient_accumulation as f64,
-            ),
-            ("train.learning_rate", t.learning_rate),
-            ("train.epsilon", t.epsilon),
-            ("train.keep_checkpoints", t.keep_checkpoints as f64),
-            ("train.logit_std", t.logit_std),
-            ("train.shift", fixed(t.shift)),
-            ("train.min_snr_gamma", t.min_snr_gamma.unwrap_or(1.0)),
-            ("adapter.rank", self.adapter.new_rank() as f64),
-            ("adapter.alpha", self.adapter.alpha.unwrap_or(1.0)),
-            ("sample.shift", fixed(s.shift)),
-            ("sample.steps", s.steps.unwrap_or(1) as f64),
-            ("sample.width", f64::from(s.width.unwrap_or(1))),
-            ("sample.height", f64::from(s.height.unwrap_or(1))),
-        ];
-        let is_positive = |value: f64| value > 0.0 && value.is_finite();
-        first_without(&positive, is_positive, "a number above 0")
-    }
-
-    fn check_shares(&self) -> Result<(), FieldProblem> {
-        let t = &self.train;
-        // A beta of 1 would never move its moment, dropout of 1 leave nothing to scale up, a share of 1 nothing to
-        // train.
-        let shares = [
-            ("train.caption_dropout", t.caption_dropout),
-            ("train.validation_share", t.validation_share),
-            ("adapter.dropout", self.adapter.dropout),
-            ("train.beta1", t.beta1),
-            ("train.beta2", t.beta2),
-        ];
-        let is_share = |value: f64| (0.0..1.0).contains(&value);
-        first_without(&shares, is_share, "at least 0 and less than 1")
-    }
-
-    fn check_not_negative(&self) -> Result<(), FieldProblem> {
-        let t = &self.train;
-        let not_negative = [
-            ("train.max_grad_norm", t.max_grad_norm),
-            ("train.weight_decay", t.weight_decay),
-            ("train.noise_offset", t.noise_offset),
-            ("train.guidance", t.guidance.unwrap_or(0.0)),
-            ("sample.guidance", self.sample.guidance.unwrap_or(0.0)),
-            ("sample.true_cfg", self.sample.true_cfg.unwrap_or(0.0)),
-        ];
-        let is_not_negative = |value: f64| value >= 0.0 && value.is_finite();
-        first_without(&not_negative, is_not_negative, "0 or more")
-    }
-}
-
-fn first_without(
-    fields: &[(&str, f64)],
-    is_right: impl Fn(f64) -> bool,
-    expected: &str,
-) -> Result<(), FieldProblem> {
-    match fields.iter().find(|(_, value)| !is_right(*value)) {
-        None => Ok(()),
-        Some((field, found)) => wrong(field, format!("expected {expected}, found {found}")),
     }
 }
 
@@ -162,28 +94,30 @@ impl Dataset {
 
     /// `multiple`: what the sides of pictures are multiples of, in px.
     fn check(&self, multiple: u32) -> Result<(), FieldProblem> {
-        if self.repeats == 0 {
-            return wrong(
-                "repeats",
-                "expected 1 or more; leave the data set out to use none of it",
-            );
+        if !self.bucket {
+            let bounds = [
+                ("min_bucket", self.min_bucket),
+                ("max_bucket", self.max_bucket),
+            ];
+            if let Some((field, _)) = bounds.into_iter().find(|(_, bound)| bound.is_some()) {
+                return wrong(
+                    field,
+                    "with `bucket = false` there is one size; leave it out",
+                );
+            }
         }
-        // Each crop is an entry of the store.
-        if !(1..=64).contains(&self.crops) {
-            return wrong("crops", format!("expected 1 to 64, found {}", self.crops));
-        }
-        if self.bucket_step == 0 || !self.bucket_step.is_multiple_of(multiple) {
+        if !self.bucket_step.is_multiple_of(multiple) {
             let found = self.bucket_step;
             return wrong(
                 "bucket_step",
                 format!("expected a multiple of {multiple} px, found {found}"),
             );
         }
-        if !(self.bucket_step..=16_384).contains(&self.resolution) {
+        if self.resolution < self.bucket_step {
             let (step, found) = (self.bucket_step, self.resolution);
             return wrong(
                 "resolution",
-                format!("expected {step} to 16384 px, found {found}"),
+                format!("expected at least the bucket_step of {step} px, found {found}"),
             );
         }
         if self.min_bucket_px() > self.resolution || self.max_bucket_px() < self.resolution {

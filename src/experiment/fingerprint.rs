@@ -92,7 +92,7 @@ pub fn default_of(field: &str) -> Value {
     let (section, field) = field.split_once('.').unwrap_or(("", field));
     let defaults = match section {
         "adapter" => section_of(&Adapter::default()),
-        "train" => train_defaults(),
+        "train" => section_of(&Train::default()),
         "model" => model_defaults(),
         _ => Map::new(),
     };
@@ -182,7 +182,7 @@ fn changed(raw: &Raw) -> Map<String, Value> {
     );
     let mut train = section_of(&raw.train);
     train.retain(|field, _| !REPORTING.contains(&field.as_str()));
-    add("train", train, &train_defaults());
+    add("train", train, &section_of(&Train::default()));
     let model = &raw.model;
     let model = Map::from_iter([
         ("prediction".to_owned(), json!(model.prediction)),
@@ -198,15 +198,6 @@ fn changed(raw: &Raw) -> Map<String, Value> {
 
 fn model_defaults() -> Map<String, Value> {
     Map::from_iter([("zero_terminal_snr".to_owned(), json!(false))])
-}
-
-/// A number of steps has no default, so it is always among what is changed.
-fn train_defaults() -> Map<String, Value> {
-    // serde's defaults stand at the fields; the smallest section has them all.
-    let least: Result<Train, _> = toml::from_str("steps = 1\noutput = \"\"");
-    let mut defaults = least.map_or_else(|_| Map::new(), |train| section_of(&train));
-    defaults.remove("steps");
-    defaults
 }
 
 fn section_of(section: &impl Serialize) -> Map<String, Value> {

@@ -5,19 +5,27 @@
 //! can be checked without a model or a store, and resolves paths against the file's folder. What the rest of the program
 //! reads are [`Settings`], with what depends on the flavor (shift, guidance) filled in.
 
+mod bounds;
 mod check;
+mod effect;
 mod error;
 mod file_name;
 mod fingerprint;
+mod parse;
+mod paths;
 mod process;
 pub mod raw;
 mod settings;
+mod text_file;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use crate::shown;
+
 pub use error::Error;
 pub use fingerprint::{TrainingFields, default_of};
+pub use paths::Variables;
 pub use raw::{
     DdpmPrediction, FileMap, LrDecay, Precision, QuantizedWeights, Raw, SlotFiles, Warmup,
 };
@@ -25,6 +33,10 @@ pub use settings::{
     AdapterSettings, DatasetSettings, ModelSettings, SampleOverrides, SampleSettings, Settings,
     StartSettings, TrainLength, TrainSettings,
 };
+pub use text_file::read_text;
+
+/// The largest Experiment file, in bytes.
+const MAX_FILE: u64 = 4 << 20;
 
 /// An Experiment whose values were checked.
 #[derive(Clone, Debug)]
@@ -37,29 +49,66 @@ pub struct Experiment {
     pub folder: PathBuf,
     /// The file's text, for provenance.
     pub text: String,
-    /// Where paths of the file are that are no paths of this machine (`hf://...`), by what the file says.
+    /// Where paths are that the file does not say plainly (`hf://...`, `~`, `$NAME`), by what it says.
     pub fetched: BTreeMap<PathBuf, PathBuf>,
 }
 
 impl Experiment {
-    /// Reads and checks an Experiment file.
+    /// Reads and checks an Experiment file; its paths may have `~` and the names of `variables`.
     ///
     /// # Errors
     /// If the file cannot be read, is not TOML, has an unknown key (the nearest known one is named) or a
     /// value out of its range.
-    pub fn open(file: &Path) -> Result<Self, Error> {
-        let bytes = std::fs::read(file).map_err(|e| Error::Unreadable {
+    pub fn open(file: &Path, variables: &Variables) -> Result<Self, Error> {
+        let text = read_text(file, MAX_FILE).map_err(|why| Error::Unreadable {
             file: file.into(),
-            why: e.to_string(),
+            why,
         })?;
-        let text = String::from_utf8(bytes).map_err(|e| Error::Unreadable {
-            file: file.into(),
-            why: format!(
-                "it is not UTF-8 text (byte {} is not)",
-                e.utf8_error().valid_up_to()
-            ),
-        })?;
-        Self::parse(file, text)
+        let mut experiment = Self::parse(file, text)?;
+        experiment.expand_paths(variables)?;
+        experiment.read_prompts()?;
+        Ok(experiment)
+    }
+
+    fn expand_paths(&mut self, variables: &Variables) -> Result<(), Error> {
+        for (field, path) in self.raw.paths() {
+            let expanded = paths::expand(&path, variables).map_err(|why| self.wrong(field, why))?;
+            if let Some(expanded) = expanded {
+                self.fetched.insert(path, self.folder.join(expanded));
+            }
+        }
+        Ok(())
+    }
+
+    /// The prompts of `prompts_file`: one a line; empty lines and those that begin with `#` are none.
+    fn read_prompts(&mut self) -> Result<(), Error> {
+        const FIELD: &str = "sample.prompts_file";
+        let Some(file) = self.raw.sample.prompts_file.clone() else {
+            return Ok(());
+        };
+        let file = self.path(&file);
+        let wrong = |why: String| self.wrong(FIELD, format!("{}: {why}", shown::path(&file)));
+        if !self.raw.sample.prompts.is_empty() {
+            return Err(wrong(
+                "there are `prompts` too; give one of the two".to_owned(),
+            ));
+        }
+        let text = read_text(&file, MAX_FILE).map_err(wrong)?;
+        let lines = text.lines().map(str::trim);
+        let prompts: Vec<String> = lines
+            .filter(|line| !line.is_empty() && !line.starts_with('#'))
+            .map(str::to_owned)
+            .collect();
+        if prompts.is_empty() {
+            return Err(wrong("there is no prompt in it".to_owned()));
+        }
+        self.raw.sample.prompts = prompts;
+        self.check_raw()
+    }
+
+    fn check_raw(&self) -> Result<(), Error> {
+        let checked = self.raw.check();
+        checked.map_err(|(field, why)| self.wrong(&field, why))
     }
 
     /// Checks an Experiment's text; `file` names it in messages and anchors relative paths.
@@ -67,7 +116,7 @@ impl Experiment {
     /// # Errors
     /// As [`Self::open`].
     pub fn parse(file: &Path, text: String) -> Result<Self, Error> {
-        let raw: Raw = toml::from_str(&text).map_err(|e| Error::from_toml(file, &text, &e))?;
+        let raw = parse::parse(file, &text)?;
         raw.check().map_err(|(field, why)| Error::Value {
             file: file.into(),
             field,
@@ -102,13 +151,47 @@ impl Experiment {
     }
 
     /// Where the store is.
-    pub fn store_path(&self) -> PathBuf {
-        self.path(&self.raw.store.path)
+    ///
+    /// # Errors
+    /// If the file does not say.
+    pub fn store_path(&self) -> Result<PathBuf, Error> {
+        let path = self.raw.store.path.as_deref();
+        path.map(|path| self.path(path))
+            .ok_or_else(|| Error::Missing {
+                file: self.file.clone(),
+                what: "what is encoded",
+                missing: "a place, `path` under [store]".to_owned(),
+                smallest: "two lines: `[store]` and `path = \"store\"`",
+            })
     }
 
-    /// Where the run's files go.
-    pub fn output_path(&self) -> PathBuf {
-        self.path(&self.raw.train.output)
+    /// Where a training's files go, if the file says so.
+    pub fn output_path(&self) -> Option<PathBuf> {
+        self.raw.train.output.as_deref().map(|path| self.path(path))
+    }
+
+    /// Where the files of a training go that can begin.
+    ///
+    /// # Errors
+    /// If `[train]` lacks what has no default.
+    pub fn training_output(&self) -> Result<PathBuf, Error> {
+        let output = self.output_path();
+        let has_no_length = self.raw.train.steps.or(self.raw.train.epochs).is_none();
+        let missing: Vec<&str> = [
+            ("`steps` (or `epochs`)", has_no_length),
+            ("`output`", output.is_none()),
+        ]
+        .into_iter()
+        .filter_map(|(field, is_missing)| is_missing.then_some(field))
+        .collect();
+        output
+            .filter(|_| missing.is_empty())
+            .ok_or_else(|| Error::Missing {
+                file: self.file.clone(),
+                what: "training",
+                missing: format!("{} under [train]", missing.join(" and ")),
+                smallest: "three lines: `[train]`, `steps = 2000` and `output = \"out\"`",
+            })
     }
 }
 
@@ -117,7 +200,11 @@ impl Experiment {
 /// # Errors
 /// If the schema cannot be written as JSON, which would be a bug.
 pub fn json_schema() -> Result<String, serde_json::Error> {
-    Ok(serde_json::to_string_pretty(&schemars::schema_for!(Raw))? + "\n")
+    let mut schema = schemars::schema_for!(Raw).to_value();
+    bounds::write_into(&mut schema);
+    // As a schema again, it is written in the usual order.
+    let schema = schemars::Schema::try_from(schema)?;
+    Ok(serde_json::to_string_pretty(&schema)? + "\n")
 }
 
 #[cfg(test)]

@@ -53,7 +53,7 @@ impl Experiment {
         })
     }
 
-    fn wrong(&self, field: &str, why: String) -> Error {
+    pub(super) fn wrong(&self, field: &str, why: String) -> Error {
         Error::Value {
             file: self.file.clone(),
             field: field.to_owned(),
@@ -100,8 +100,6 @@ impl Experiment {
                 "train.loss_weighting",
                 train.loss_weighting != LossWeighting::None,
             ),
-            ("train.logit_mean", train.logit_mean != 0.0),
-            ("train.logit_std", train.logit_std != 1.0),
             ("sample.shift", sample.shift.is_some()),
         ];
         let found = options.into_iter().find(|(_, set)| *set)?;

@@ -26,6 +26,7 @@ pub struct Raw {
     #[serde(default)]
     pub recipe: Recipe,
     /// Where embeddings and latents are kept.
+    #[serde(default)]
     pub store: Store,
     /// Folders of captioned pictures.
     #[serde(default)]
@@ -33,11 +34,39 @@ pub struct Raw {
     /// The LoRA.
     #[serde(default)]
     pub adapter: Adapter,
-    /// The training.
+    /// The training; only `plumb train` needs it.
+    #[serde(default)]
     pub train: Train,
     /// Preview pictures.
     #[serde(default)]
     pub sample: Sample,
+}
+
+impl Raw {
+    /// The fields with paths, and what they say.
+    pub(super) fn paths(&self) -> Vec<(&'static str, PathBuf)> {
+        let model = std::iter::once(("model.path", Some(&self.model.path)));
+        let others = [
+            ("store.path", self.store.path.as_ref()),
+            ("adapter.from", self.adapter.from.as_ref()),
+            ("train.output", self.train.output.as_ref()),
+            ("sample.prompts_file", self.sample.prompts_file.as_ref()),
+        ];
+        let sets = self
+            .dataset
+            .iter()
+            .map(|set| ("dataset.path", Some(&set.path)));
+        let named = model.chain(others).chain(sets);
+        let files = self
+            .model
+            .files
+            .paths()
+            .map(|path| ("model.files", path.to_owned()));
+        named
+            .filter_map(|(field, path)| Some((field, path?.clone())))
+            .chain(files)
+            .collect()
+    }
 }
 
 /// The base model.
@@ -132,11 +161,11 @@ impl Default for Recipe {
 }
 
 /// The cache.
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Store {
-    /// The store's folder; made when it is not there.
-    pub path: PathBuf,
+    /// The store's folder; made when it is not there. Every command needs it that encodes or reads what was encoded.
+    pub path: Option<PathBuf>,
     /// The precision in which embeddings and latents are kept; the default is the recipe's, and f32 for
     /// latents.
     pub precision: Option<Precision>,
@@ -234,6 +263,9 @@ impl Default for Adapter {
 pub struct Sample {
     /// Captions of the pictures.
     pub prompts: Vec<String>,
+    /// A text file of such captions instead, one a line; lines that begin with `#` are left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prompts_file: Option<PathBuf>,
     /// The caption to steer away from; the default is the recipe's unconditional entry.
     pub negative_prompt: Option<String>,
     /// Width in px; the default is the first data set's resolution.

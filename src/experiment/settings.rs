@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 use super::raw::{self, LrDecay, Precision, QuantizedWeights, Warmup};
-use super::{Error, Experiment, FileMap};
+use super::{Error, Experiment, FileMap, bounds};
 use crate::diffusion::{
     LossWeighting, Process, Sampler, Shift, Spacing, TimestepSampling, TimestepSpec,
 };
@@ -207,6 +207,8 @@ pub struct SampleSettings {
 pub struct SampleOverrides {
     /// Prompts, if any.
     pub prompts: Vec<String>,
+    /// A file of prompts, seen from where the program runs.
+    pub prompts_file: Option<PathBuf>,
     /// What the start noise derives from.
     pub seed: Option<u64>,
     /// Sampler steps.
@@ -271,19 +273,32 @@ impl Experiment {
     /// # Errors
     /// If a value is out of its range.
     pub fn override_sample(&mut self, overrides: SampleOverrides) -> Result<(), Error> {
+        // A command line may say what a file may not.
+        let (steps, guidance) = (overrides.steps, overrides.guidance);
+        let numbers = [
+            ("sample.steps", steps.map(|n| n as f64)),
+            ("sample.seed", overrides.seed.map(|n| n as f64)),
+            ("sample.guidance", guidance),
+        ];
+        for (field, found) in numbers.into_iter().filter_map(|(f, n)| Some((f, n?))) {
+            if let Some(range) = bounds::range(field).filter(|range| !range.has(found)) {
+                return Err(self.wrong(field, format!("expected {range}, found {found}")));
+            }
+        }
         let sample = &mut self.raw.sample;
-        if !overrides.prompts.is_empty() {
+        if !overrides.prompts.is_empty() || overrides.prompts_file.is_some() {
             sample.prompts = overrides.prompts;
+            sample.prompts_file = None;
         }
         sample.seed = overrides.seed.unwrap_or(sample.seed);
         sample.steps = overrides.steps.or(sample.steps);
         sample.guidance = overrides.guidance.or(sample.guidance);
-        // The command line may name what the file may not.
-        self.raw.check().map_err(|(field, why)| Error::Value {
-            file: self.file.clone(),
-            field,
-            why,
-        })
+        if let Some(file) = overrides.prompts_file {
+            // Seen from where the program runs, not from the Experiment's folder.
+            sample.prompts_file = Some(std::path::absolute(&file).unwrap_or(file));
+            self.read_prompts()?;
+        }
+        self.check_raw()
     }
 
     /// The sections that depend on the flavor.
@@ -293,7 +308,7 @@ impl Experiment {
     pub fn settings(&self, flavor: &Flavor) -> Result<Settings, Error> {
         let process = self.process(flavor.process, flavor.embedded_guidance)?;
         let adapter = &self.raw.adapter;
-        Ok(Settings {
+        let settings = Settings {
             process,
             adapter: AdapterSettings {
                 from: adapter.from.as_ref().map(|path| StartSettings {
@@ -310,7 +325,9 @@ impl Experiment {
             },
             train: self.train(flavor),
             sample: self.sample(flavor),
-        })
+        };
+        self.check_effects(&settings)?;
+        Ok(settings)
     }
 
     fn dataset(&self, set: &raw::Dataset) -> DatasetSettings {
@@ -342,7 +359,7 @@ impl Experiment {
         TrainSettings {
             length: match (train.steps, train.epochs) {
                 (None, Some(epochs)) => TrainLength::Epochs(epochs),
-                // One of them is there: checked when the file was read.
+                // A training that has neither is refused before it begins.
                 (steps, _) => TrainLength::Steps(steps.unwrap_or_default()),
             },
             name: train.name.clone(),

@@ -1,9 +1,11 @@
 use std::path::Path;
 
 use expect_test::expect;
-use serde_json::Value;
+use serde_json::{Value, json};
 
+use super::bounds::FIELDS;
 use super::{Experiment, Raw, Warmup, json_schema};
+use crate::digest::Fingerprint;
 
 const SMALLEST: &str = r#"
 [model]
@@ -30,7 +32,10 @@ fn complaint(change: impl Fn(&str) -> String) -> String {
 fn the_smallest_experiment_gets_every_default() {
     let experiment =
         Experiment::parse(Path::new("some/exp.toml"), SMALLEST.to_owned()).expect("valid");
-    assert_eq!(experiment.store_path(), Path::new("some/store"));
+    assert_eq!(
+        experiment.store_path().expect("named"),
+        Path::new("some/store")
+    );
     assert_eq!(experiment.raw.recipe.variant, "reference");
     assert_eq!(
         (
@@ -47,7 +52,6 @@ fn mistakes_get_one_line_with_the_place_and_the_nearest_name() {
     let cases = [
         complaint(|t| t.replace("steps = 10", "steps = 10\nlearing_rate = 1.0")),
         complaint(|t| t.replace("steps = 10", "steps = \"ten\"")),
-        complaint(|t| t.replace("steps = 10", "")),
         complaint(|t| t.replace("steps = 10", "steps = 0")),
         complaint(|t| t.replace("steps = 10", "steps = -1")),
         complaint(|t| t.replace("steps = 10", "steps = 10\nlearning_rate = nan")),
@@ -60,24 +64,196 @@ fn mistakes_get_one_line_with_the_place_and_the_nearest_name() {
         complaint(|t| t.replace("path = \"pictures\"", "path = \"pictures\"\nresolution = 7")),
         complaint(|t| t.replace("[store]", "[store")),
         complaint(|t| t.replace("steps", "steps = 5\nsteps")),
+        complaint(|t| t.replace("steps = 10", "steps = 1.5")),
+        complaint(|t| t.replace("steps = 10", "steps = 18446744073709551616")),
+        complaint(|t| t.replace("steps = 10", "steps = 10\nlearning_rate = \"1e-4\"")),
+        complaint(|t| t.replace("steps = 10", "steps = 10\nlearning_rate = [1e-4]")),
+        complaint(|t| t.replace("steps = 10", "steps = 10\nnoise_offset = -0.0")),
+        complaint(|t| t.replace("steps = 10", "steps = 10\nseed = 9007199254740992")),
+        complaint(|t| t.replace("path = \"pictures\"", "path = \"pictures\"\nflip = 1")),
+        complaint(|t| t.replace("path = \"pictures\"", "path = 1979-05-27")),
+        complaint(|t| t.replace("path = \"pictures\"", "")),
+        complaint(|t| t.replace("[[dataset]]", "[dataset]")),
+        complaint(|t| t.replace("[train]", "[adapter]\ntargets = \"attention\"\n[train]")),
+        complaint(|t| t.replace("[train]", "[adapter]\nrank = 288230376151711744\n[train]")),
+        complaint(|t| t.replace("[train]", "[adapter]\ntargets = [\"a\", 2]\n[train]")),
+        complaint(|t| {
+            t.replace(
+                "[train]",
+                "[recipe.deviate]\nt5.tokens.max_tokens = 1e18\n[train]",
+            )
+        }),
+        complaint(|t| {
+            t.replace("[store]\npath = \"store\"", "store = \"x\"")
+                .replace("[model]", "")
+        }),
+        complaint(|t| t.replace("\"pictures\"", r#""D:\new\table""#)),
+        complaint(|t| t.replace("\"pictures\"", r#""D:\data\Users""#)),
+        complaint(|t| t.replace("\"pictures\"", r#""C:\Users\me""#)),
+        complaint(|t| t.replace("\"out\"", r#""a\u001b[2Jb""#)),
+        complaint(|t| t.replace("steps = 10", "steps = 10\n\"a\\u001b[2J\" = 1")),
     ];
     expect![[r#"
         some/exp.toml:12: unknown key `learing_rate`; did you mean `learning_rate`?
-        some/exp.toml:11: invalid type: string "ten", expected u64
-        some/exp.toml: `train.steps`: expected `steps` or `epochs`, found neither
-        some/exp.toml: `train.steps`: expected a number above 0, found 0
-        some/exp.toml:11: invalid value: integer `-1`, expected u64
-        some/exp.toml: `train.learning_rate`: expected a number above 0, found NaN
-        some/exp.toml:12: unknown value `cosin`; did you mean `cosine`?
-        some/exp.toml:12: unknown value `rainbow`; expected one of uniform, logit_normal, mode
+        some/exp.toml:11: `train.steps`: expected a whole number, found text "ten"
+        some/exp.toml: `train.steps`: expected 1 to 1000000000, found 0
+        some/exp.toml: `train.steps`: expected 1 to 1000000000, found -1
+        some/exp.toml: `train.learning_rate`: expected more than 0 and at most 1000000000000000000000000000000, found nan
+        some/exp.toml:12: `train.lr_schedule`: unknown value `cosin`; did you mean `cosine`?
+        some/exp.toml:12: `train.timestep_sampling`: unknown value `rainbow`; expected one of uniform, logit_normal, mode
         some/exp.toml: `train.caption_dropout`: expected at least 0 and less than 1, found 1.5
         some/exp.toml: `train.name`: expected a plain file name without / \ < > : " | ? *, found `../x`
         some/exp.toml:6: unknown key `stores`; did you mean `store`?
-        some/exp.toml: `dataset[0].repeats`: expected 1 or more; leave the data set out to use none of it
-        some/exp.toml: `dataset[0].resolution`: expected 64 to 16384 px, found 7
+        some/exp.toml: `dataset[0].repeats`: expected 1 to 100000, found 0
+        some/exp.toml: `dataset[0].resolution`: expected 8 to 16384, found 7
         some/exp.toml:6: unclosed table, expected `]`
         some/exp.toml:12: duplicate key
+        some/exp.toml: `train.steps`: expected 1 to 1000000000, found 1.5
+        some/exp.toml: `train.steps`: expected 1 to 1000000000, found 18446744073709551616
+        some/exp.toml:12: `train.learning_rate`: expected a number, found text "1e-4"; leave out the quotes
+        some/exp.toml:12: `train.learning_rate`: expected a number, found a list
+        some/exp.toml: `train.noise_offset`: expected 0 to 100, found -0.0
+        some/exp.toml: `train.seed`: expected 0 to 9007199254740991, found 9007199254740992
+        some/exp.toml:10: `dataset[0].flip`: expected true or false, found the number 1
+        some/exp.toml:9: `dataset[0].path`: expected a path in quotes, found a date
+        some/exp.toml:8: `path` is missing in `dataset[0]`
+        some/exp.toml:8: `dataset`: there may be several, so its name stands in two brackets: [[dataset]]
+        some/exp.toml:11: `adapter.targets`: expected a list in brackets, found text "attention"
+        some/exp.toml: `adapter.rank`: expected 1 to 65536, found 288230376151711744
+        some/exp.toml:11: `adapter.targets[1]`: expected text in quotes, found the number 2
+        some/exp.toml: `recipe.deviate.t5.tokens.max_tokens`: expected 0 to 8192, found 1e18
+        some/exp.toml:3: unknown key `family`; expected one of model, recipe, store, dataset, adapter, train, sample
+        some/exp.toml: `dataset[0].path`: there is a line end in `D:\new\table`; in double quotes `\` begins an escape: write a path with `/`, or in 'single quotes'
+        some/exp.toml:9: a `\` here begins no known escape; in double quotes `\` begins an escape: write a path with `/`, or in 'single quotes'
+        some/exp.toml:9: a `\` here begins no known escape; in double quotes `\` begins an escape: write a path with `/`, or in 'single quotes'
+        some/exp.toml: `train.output`: there is the control character \u{1b} in `a\u{1b}[2Jb`; in double quotes `\` begins an escape: write a path with `/`, or in 'single quotes'
+        some/exp.toml:12: unknown key `a\u{1b}[2J`; expected one of steps, epochs, output, name, learning_rate, lr_schedule, warmup_steps, batch_size, gradient_accumulation, max_grad_norm, beta1, beta2, epsilon, weight_decay, seed, caption_dropout, timestep_sampling, logit_mean, logit_std, mode_scale, shift, guidance, loss_weighting, min_snr_gamma, noise_offset, gradient_checkpointing, compute, checkpoint_every, keep_checkpoints, validate_every, validation_share, sample_every
     "#]].assert_eq(&(cases.join("\n") + "\n"));
+}
+
+#[test]
+fn a_section_that_is_left_out_is_one_without_fields() {
+    let parse = |text: String| Experiment::parse(Path::new("a/b.toml"), text).expect("valid");
+    let model = SMALLEST.split("[store]").next().expect("text");
+    let absent = parse(model.to_owned());
+    let empty = parse(format!(
+        "{model}[store]\n[train]\n[recipe]\n[adapter]\n[sample]\n"
+    ));
+    assert_eq!(json!(absent.raw), json!(empty.raw));
+    assert_eq!(absent.output_path(), None);
+    assert!(absent.store_path().is_err() && absent.training_output().is_err());
+}
+
+/// What checkpoints of runs hold that were made before `[train]` could be left out.
+#[test]
+fn the_training_fingerprint_of_old_runs_stays() {
+    let experiment = Experiment::parse(Path::new("a/b.toml"), SMALLEST.to_owned()).expect("valid");
+    let changed = json!({ "train.steps": 10 });
+    let of = json!({ "version": 2, "family": "sd3", "flavor": "3.5-medium", "changed": changed });
+    assert_eq!(
+        experiment.training(10, 0, None).fingerprint(),
+        Fingerprint::of(&of)
+    );
+}
+
+/// Whatever stands in the fields, there is an answer in one short line, or an Experiment whose numbers are within the bounds.
+#[test]
+fn no_number_and_no_other_value_panics() {
+    let values = [
+        "0",
+        "-1",
+        "1",
+        "7",
+        "65536",
+        "1000000001",
+        "9223372036854775807",
+        "-9223372036854775808",
+        "18446744073709551615",
+        "99999999999999999999999999999999999999999999",
+        "0x7fffffffffffffff",
+        "0.0",
+        "-0.0",
+        "1e-320",
+        "1e308",
+        "1e999",
+        "inf",
+        "-inf",
+        "nan",
+        "0.5",
+        "true",
+        "\"\"",
+        "\"resolution\"",
+        "\"1\"",
+        "[]",
+        "[[1]]",
+        "{}",
+        "{ a = 1 }",
+        "1979-05-27",
+    ];
+    let mut told = 0;
+    for (field, range) in FIELDS {
+        for value in values {
+            let (section, name) = field.split_once('.').expect("a dotted name");
+            let header = match section {
+                "dataset" => "[[dataset]]\npath = \"pictures\"\n".to_owned(),
+                other => format!("[{other}]\n"),
+            };
+            let text = format!(
+                "[model]\nfamily = \"sd3\"\nflavor = \"3.5-medium\"\npath = \"m\"\n{header}{name} = {value}\n"
+            );
+            let family = crate::models::family("sd3").expect("there");
+            match Experiment::parse(Path::new("e.toml"), text) {
+                Ok(experiment) => {
+                    experiment.training(10, 0, None).fingerprint();
+                    let _ = experiment.settings(family.flavor("3.5-medium").expect("there"));
+                    let found: f64 = value
+                        .replace("0x7fffffffffffffff", "9223372036854775807")
+                        .parse()
+                        .unwrap_or(f64::NAN);
+                    assert!(
+                        range.has(found) || value == "\"resolution\"",
+                        "{field} = {value}"
+                    );
+                }
+                Err(error) => {
+                    let line = error.to_string();
+                    assert!(
+                        line.len() < 500 && line.contains(name),
+                        "{field} = {value}: {line}"
+                    );
+                    told += 1;
+                }
+            }
+        }
+    }
+    assert!(told > 500, "{told}");
+}
+
+#[test]
+fn every_number_of_the_schema_has_its_bound_and_no_bound_is_of_another_field() {
+    let schema: Value = serde_json::from_str(&json_schema().expect("schema")).expect("JSON");
+    let mut found = Vec::new();
+    for (section, part) in schema["properties"].as_object().expect("sections") {
+        let fields = referred(&schema, part)["properties"].as_object();
+        for (field, property) in fields.into_iter().flatten() {
+            if has_number(&schema, property) {
+                let has = |least_or_most: [&str; 2]| {
+                    least_or_most.iter().any(|key| property[key].is_number())
+                };
+                let least = has(["minimum", "exclusiveMinimum"]);
+                let most = has(["maximum", "exclusiveMaximum"]);
+                assert!(least && most, "{section}.{field}: {property}");
+                found.push(format!("{section}.{field}"));
+            }
+        }
+    }
+    let mut bounds: Vec<_> = FIELDS
+        .iter()
+        .map(|(field, _)| (*field).to_owned())
+        .collect();
+    bounds.sort();
+    found.sort();
+    assert_eq!(found, bounds);
 }
 
 /// JSON has no NaN and no infinity, so none may come into a fingerprint.
@@ -96,13 +272,16 @@ fn every_number_of_every_section_must_be_finite() {
             for value in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
                 let mut file: toml::Table = toml::from_str(SMALLEST).expect("TOML");
                 let table = file.entry(section).or_insert(toml::Table::new().into());
-                let table = table
-                    .as_table_mut()
-                    .expect("a section with numbers is one table");
+                // The data sets are a list, with one in it.
+                let (table, at) = match table.as_array().is_some() {
+                    true => (&mut table.as_array_mut().expect("a list")[0], "[0]"),
+                    false => (table, ""),
+                };
+                let table = table.as_table_mut().expect("a section");
                 table.insert(field.clone(), value.into());
                 let text = toml::to_string(&file).expect("TOML");
                 let said = complaint(|_| text.clone());
-                let expected = format!("some/exp.toml: `{section}.{field}`: expected ");
+                let expected = format!("some/exp.toml: `{section}{at}.{field}`: expected ");
                 assert!(
                     said.starts_with(&expected),
                     "{section}.{field} = {value}: {said}"
@@ -111,7 +290,7 @@ fn every_number_of_every_section_must_be_finite() {
             }
         }
     }
-    assert!(found >= 3 * 18, "{found}");
+    assert!(found >= 3 * 40, "{found}");
 }
 
 /// What a schema refers to, or itself.
@@ -128,10 +307,10 @@ fn referred<'a>(root: &'a Value, schema: &'a Value) -> &'a Value {
 fn has_number(root: &Value, schema: &Value) -> bool {
     let schema = referred(root, schema);
     let named = |kind: &Value| {
-        kind == "number"
-            || kind
-                .as_array()
-                .is_some_and(|k| k.contains(&"number".into()))
+        ["number", "integer"].iter().any(|name| {
+            let among = |kinds: &Vec<Value>| kinds.contains(&(*name).into());
+            kind == name || kind.as_array().is_some_and(among)
+        })
     };
     let any = schema["anyOf"].as_array().into_iter().flatten();
     named(&schema["type"]) || any.into_iter().any(|schema| has_number(root, schema))
@@ -151,7 +330,7 @@ fn steps_of_buckets_are_whole_tokens_of_the_family() {
     for good in ["32", "512"] {
         assert_eq!(step(good), "no error");
     }
-    for bad in ["0", "24"] {
+    for bad in ["8", "24"] {
         let line = format!(
             "some/exp.toml: `dataset[0].bucket_step`: expected a multiple of 16 px, found {bad}"
         );
@@ -174,9 +353,9 @@ fn files_are_named_by_slot_in_short_or_as_a_table() {
     assert_eq!(short.paths().count(), 3);
     let wrong = |lines| files(lines).expect_err("wrong").to_string();
     expect![[r#"
-        a/b.toml:7: invalid type: integer `1`, expected a path, or a table of `weights`, `config` and `tokenizer`
+        a/b.toml:7: `model.files.t5`: expected a path, or a table of `weights`, `config` and `tokenizer`, found the number 1
         a/b.toml:7: unknown key `weight`; did you mean `weights`?
-        a/b.toml:6: `t5` is given its tokenizer twice
+        a/b.toml:6: `model.files`: `t5` is given its tokenizer twice
     "#]]
     .assert_eq(&format!(
         "{}\n{}\n{}\n",
@@ -265,26 +444,25 @@ fn a_training_has_one_length_and_its_warm_up_ends_in_it() {
     }
     for (wrong, why) in [
         (
-            "seed = 1",
-            "`train.steps`: expected `steps` or `epochs`, found neither",
-        ),
-        (
             "steps = 10\nepochs = 3",
             "`train.epochs`: expected `steps` or `epochs`, found both",
         ),
         (
             "epochs = 0",
-            "`train.epochs`: expected a number above 0, found 0",
+            "`train.epochs`: expected 1 to 1000000000, found 0",
         ),
         (
             "steps = 10\nwarmup_steps = 11",
-            "`train.warmup_steps`: expected at most `train.steps` (10), found 11",
+            "`train.warmup_steps`: expected at most the 10 steps of the training, found 11",
         ),
         ("steps = 10\nwarmup_steps = 1.0", "less than 1, found 1"),
-        ("steps = 10\nwarmup_steps = -1", "less than 1, found -1"),
+        (
+            "steps = 10\nwarmup_steps = -1",
+            "expected 0 to 1000000000, found -1",
+        ),
         (
             "steps = 10\nwarmup_steps = \"10%\"",
-            "expected a number of steps, or a share of all steps below 1",
+            "`train.warmup_steps`: expected a number of steps, or a share of all steps below 1",
         ),
     ] {
         let said = said(wrong);

@@ -17,6 +17,7 @@ pub use latents::{PictureReport, latents};
 pub use lora::{LoraReport, lora};
 pub use tokens::{TokenReport, tokens};
 
+use crate::shown;
 use crate::{cache, convert, dataset, encode};
 
 /// Why something could not be shown.
@@ -29,7 +30,7 @@ pub enum Error {
     #[error(transparent)]
     Dataset(#[from] dataset::Error),
     /// The picture cannot be used under these rules.
-    #[error("{}: {why}", path.display())]
+    #[error("{}: {why}", shown::path(path))]
     Picture {
         /// The picture.
         path: PathBuf,
@@ -43,7 +44,7 @@ pub enum Error {
     #[error(transparent)]
     Lora(#[from] convert::Error),
     /// What a LoRA's file says of its making.
-    #[error("{}: its `{key}` metadata cannot be read: {source}", path.display())]
+    #[error("{}: its `{key}` metadata cannot be read: {source}", shown::path(path))]
     Metadata {
         /// The file.
         path: PathBuf,

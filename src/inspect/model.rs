@@ -19,6 +19,7 @@ use serde::Serialize;
 use crate::base_model::NeededFile;
 use crate::models;
 use crate::nn::weights::{self, Weights};
+use crate::shown;
 
 pub use memory::{ADAPTER_RANK, Memory, NetworkMemory, TrainMemory};
 pub use part::StoredNetwork;
@@ -31,7 +32,8 @@ pub enum Error {
     Weights(#[from] weights::Error),
     /// It is a folder without weights or parts.
     #[error(
-        "{}: no model here: expected a folder as diffusers writes it (with model_index.json, transformer/ or unet/, vae/, ...), a folder with one safetensors file, or a file", path.display()
+        "{}: no model here: expected a folder as diffusers writes it (with model_index.json, transformer/ or unet/, vae/, ...), a folder with one safetensors file, or a file",
+        shown::path(path)
     )]
     Nothing {
         /// The folder.
@@ -39,7 +41,8 @@ pub enum Error {
     },
     /// Nothing that this program knows.
     #[error(
-        "{}: not a model, text encoder, VAE or LoRA that plumb knows; its first tensors are {names}{reasons}", path.display()
+        "{}: not a model, text encoder, VAE or LoRA that plumb knows; its first tensors are {names}{reasons}",
+        shown::path(path)
     )]
     Unknown {
         /// The file or folder.

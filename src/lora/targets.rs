@@ -150,12 +150,14 @@ pub(crate) fn near<'a>(wanted: &str, names: impl Iterator<Item = &'a str>) -> St
     // So that names which are equally like the wanted one come in a fixed order.
     names.sort_unstable();
     names.dedup();
+    // A name of a hostile file may have megabytes, and the distance takes time by the product of the lengths.
+    let wanted: String = wanted.chars().take(300).collect();
     let likeness = |name: &str| {
         let end = name.rsplit('.').next().unwrap_or(name);
-        strsim::normalized_levenshtein(wanted, name)
-            .max(strsim::normalized_levenshtein(wanted, end))
+        strsim::normalized_levenshtein(&wanted, name)
+            .max(strsim::normalized_levenshtein(&wanted, end))
     };
-    names.sort_by(|left, right| likeness(right).total_cmp(&likeness(left)));
+    names.sort_by_cached_key(|name| std::cmp::Reverse((likeness(name) * 1e9) as u64));
     let quoted: Vec<_> = names
         .iter()
         .take(3)

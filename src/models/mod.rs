@@ -34,6 +34,7 @@ pub use source::{Placement, Source, WeightStorage};
 use crate::autograd::{Tape, Value};
 use crate::lora::Bound;
 use crate::nn::{Kernels, weights};
+use crate::shown;
 
 /// Every family this program knows.
 static FAMILIES: &[&Family] = &[
@@ -54,7 +55,10 @@ pub fn families() -> impl Iterator<Item = &'static Family> {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// No family of that name.
-    #[error("model family: expected one of {known}, found `{found}`")]
+    #[error(
+        "model family: expected one of {known}, found `{}`",
+        shown::text(found)
+    )]
     NoSuchFamily {
         /// The name given.
         found: String,
@@ -62,7 +66,10 @@ pub enum Error {
         known: String,
     },
     /// No flavor of that name.
-    #[error("model flavor of family `{family}`: expected one of {known}, found `{found}`")]
+    #[error(
+        "model flavor of family `{family}`: expected one of {known}, found `{}`",
+        shown::text(found)
+    )]
     NoSuchFlavor {
         /// The family.
         family: &'static str,
@@ -72,7 +79,10 @@ pub enum Error {
         known: String,
     },
     /// The model is of another flavor than the one named.
-    #[error("{}: the weights are those of flavor {detected}, not of `{wanted}`", path.display())]
+    #[error(
+        "{}: the weights are those of flavor {detected}, not of `{wanted}`",
+        shown::path(path)
+    )]
     WrongFlavor {
         /// The model.
         path: PathBuf,
@@ -82,7 +92,7 @@ pub enum Error {
         detected: String,
     },
     /// Nothing at the path that is a model of a known family.
-    #[error("{}: not a model of family {family}: {reason}", path.display())]
+    #[error("{}: not a model of family {family}: {reason}", shown::path(path))]
     NotThisFamily {
         /// The model.
         path: PathBuf,
@@ -92,7 +102,7 @@ pub enum Error {
         reason: String,
     },
     /// A part of the model is not there.
-    #[error("{}: the model has no `{component}`{hint}", path.display())]
+    #[error("{}: the model has no `{component}`{hint}", shown::path(path))]
     NoComponent {
         /// The model.
         path: PathBuf,
@@ -102,7 +112,7 @@ pub enum Error {
         hint: String,
     },
     /// A file could not be read.
-    #[error("{}: cannot be read: {source}", path.display())]
+    #[error("{}: cannot be read: {source}", shown::path(path))]
     Io {
         /// The file.
         path: PathBuf,
@@ -110,7 +120,7 @@ pub enum Error {
         source: std::io::Error,
     },
     /// A config file is wrong.
-    #[error("{}: {what}", path.display())]
+    #[error("{}: {what}", shown::path(path))]
     Config {
         /// The file.
         path: PathBuf,

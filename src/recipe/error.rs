@@ -90,6 +90,10 @@ fn did_you_mean(nearest: Option<&str>) -> String {
 
 /// The name nearest to `name`, if one is near enough to be meant.
 pub(super) fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<String> {
+    // Nobody mistypes so much, and comparing takes memory by the square.
+    if name.len() > 200 {
+        return None;
+    }
     // A field whose last part is right is likelier meant than one that merely looks alike. Jaro-Winkler, which
     // favours a common start, finds something near for any name below the right slot; hence its handicap.
     let last = |path: &str| path.rsplit('.').next().unwrap_or_default().to_owned();

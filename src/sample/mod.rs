@@ -101,14 +101,21 @@ pub fn run(
     if settings.prompts.is_empty() {
         return Err(Error::NoPrompt);
     }
-    let store = Store::open_or_create(&experiment.store_path())?.waiting(options.wait);
-    encode_captions(
+    let store = Store::open_or_create(&experiment.store_path().map_err(base_model::Error::from)?)?
+        .waiting(options.wait);
+    let encoded = encode_captions(
         &base,
         &store,
         &experiment.extra_captions(),
         options,
         monitor,
     )?;
+    for stats in encoded.iter().filter(|stats| stats.truncated > 0) {
+        monitor.note(&format!(
+            "{}: {} of {} prompts are cut (`plumb inspect tokens` shows where)",
+            stats.slot, stats.truncated, stats.captions
+        ));
+    }
     // Before the denoiser is loaded: a LoRA that does not fit is refused in seconds.
     let adapters = open_loras(loras, &base, monitor)?;
     let placement = placement(experiment, &options.device, &options.kernels);

@@ -283,6 +283,23 @@ impl StoreReader {
         })
     }
 
+    /// How many of `entries` have a caption that was cut. No payload is read.
+    ///
+    /// # Errors
+    /// If an index part cannot be read.
+    pub fn truncated(&self, spec: &Fingerprint, entries: &[Fingerprint]) -> Result<u64, Error> {
+        let snapshot = self.snapshot();
+        let Some(table) = snapshot.tables.get(spec) else {
+            return Ok(0);
+        };
+        let mut count = 0;
+        for candidate in entries.iter().filter_map(|entry| table.find(entry).first()) {
+            let rows = snapshot.payload_rows(&self.layout, spec, candidate)?;
+            count += u64::from(rows.first().is_some_and(|row| row.truncated));
+        }
+        Ok(count)
+    }
+
     /// All that the index says of an entry; `None` if it is not there. No payload is read.
     ///
     /// # Errors

@@ -23,6 +23,7 @@ use rayon::prelude::*;
 
 use super::spec::{PadText, TokenRules, Truncation};
 use crate::digest::Digest;
+use crate::shown;
 
 pub(in crate::text) use files::read_bytes;
 pub use files::{AddedToken, TokenizerDefinition, TokenizerFormat, Vocabulary};
@@ -37,7 +38,7 @@ const LONG_WORD_TOKENS: usize = 8;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A file could not be read.
-    #[error("{}: cannot be read", path.display())]
+    #[error("{}: cannot be read", shown::path(path))]
     Read {
         /// The path of the file.
         path: PathBuf,
@@ -47,7 +48,7 @@ pub enum Error {
     /// A folder holds none of the files a tokenizer is kept in.
     #[error(
         "{}: no {kind} tokenizer here; expected {expected}; give the model's tokenizer folder or one of these files",
-        path.display()
+        shown::path(path)
     )]
     Missing {
         /// The folder or file that was asked for.
@@ -58,7 +59,7 @@ pub enum Error {
         expected: &'static str,
     },
     /// A file does not say what a tokenizer's file must say.
-    #[error("{}: not a {kind} tokenizer: {problem}", path.display())]
+    #[error("{}: not a {kind} tokenizer: {problem}", shown::path(path))]
     Malformed {
         /// The path of the file.
         path: PathBuf,

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use super::{checkpoint, output, plan};
 use crate::cache::{self, Refusal};
+use crate::shown;
 use crate::{base_model, dataset, lora, models, sample, store};
 
 /// Why a training ended early, or never began.
@@ -13,7 +14,7 @@ pub enum Error {
     #[error("{0}")]
     Refused(Box<Refusal>),
     /// The Experiment asks for something that cannot be.
-    #[error("{}: {what}", file.display())]
+    #[error("{}: {what}", shown::path(file))]
     Experiment {
         /// The Experiment's file.
         file: PathBuf,
@@ -41,7 +42,7 @@ pub enum Error {
         what: String,
     },
     /// A file of the run cannot be read or written.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {source}", shown::path(path))]
     Io {
         /// The file or folder.
         path: PathBuf,

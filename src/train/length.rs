@@ -171,7 +171,7 @@ mod tests {
                 "`train.warmup_steps`: expected at most the 10 steps that `train.epochs` comes to, found 11",
             ),
             (
-                "epochs = 4000000000",
+                "epochs = 1000000000",
                 1 << 40,
                 "`train.epochs`: expected at most",
             ),

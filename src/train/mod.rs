@@ -26,13 +26,13 @@ mod set;
 mod start;
 pub mod step;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::base_model::BaseModel;
-use crate::cache::refuse_without_store;
+use crate::base_model::{self, BaseModel};
+use crate::cache::{CutCaptions, refuse_without_store};
 use crate::experiment::{Experiment, Settings};
 use crate::models::Placement;
 use crate::monitor::Monitor;
@@ -89,6 +89,8 @@ pub struct TrainReport {
     pub parameters: usize,
     /// Pictures trained from, repeats and mirrored ones not counted twice.
     pub pictures: usize,
+    /// How many captions each encoder cut.
+    pub captions: Vec<CutCaptions>,
 }
 
 /// Trains the LoRA of an Experiment, or goes on with it.
@@ -101,14 +103,25 @@ pub fn run(
     memo: &mut DigestMemo,
     monitor: &dyn Monitor,
 ) -> Result<TrainReport, Error> {
+    // First, as it takes no time: what other commands do not ask for may be missing.
+    let output = experiment
+        .training_output()
+        .map_err(base_model::Error::from)?;
+    let store = experiment.store_path().map_err(base_model::Error::from)?;
     let base = BaseModel::open(experiment, memo)?;
     tell_recipe(&base, monitor);
     if let Some(caution) = base.flavor.caution {
         monitor.note(&format!("caution: {caution}"));
     }
-    let store = Store::open(&experiment.store_path()).map_err(|e| no_store(experiment, &e))?;
+    let store = Store::open(&store).map_err(|e| no_store(experiment, &store, &e))?;
     let store = store.waiting(options.wait);
     let set = TrainingSet::open(experiment, &base, &store, monitor)?;
+    for cut in set.truncated().iter().filter(|cut| cut.truncated > 0) {
+        monitor.note(&format!(
+            "{}: {} of {} captions are cut (`plumb inspect tokens` shows where)",
+            cut.slot, cut.truncated, cut.captions
+        ));
+    }
     // Before loading: a model that cannot fit is refused in seconds.
     let start = Start::read(experiment, &base, monitor)?;
     let plan = plan(&base, &set, options, start.as_ref())?;
@@ -120,7 +133,7 @@ pub fn run(
     };
     // From here on the folder of the run is this training's; nothing is in it yet that was not there before.
     let train = &base.settings.train;
-    let output = OutputFolder::open(&experiment.output_path(), &results::lora_file(train))?;
+    let output = OutputFolder::open(&output, &results::lora_file(train))?;
     let denoiser_digest = base.denoiser_digest(memo)?;
     if let Some(start) = &start {
         start.tell_base(denoiser_digest, monitor);
@@ -134,7 +147,8 @@ pub fn run(
         (options, &placement),
         monitor,
     )?;
-    refuse_dump_of_the_past(experiment, options, beginning.state.step)?;
+    let (done, steps) = (beginning.state.step, beginning.length.steps);
+    check_dump(experiment, options, (done, steps))?;
     output.check_room(&beginning.needs(&base.settings)?)?;
     monitor.start("loading the base model", None);
     let denoiser = base.denoiser.load(&placement)?;
@@ -153,20 +167,23 @@ pub fn run(
 }
 
 /// Refused, or nothing would be dumped and nobody told.
-fn refuse_dump_of_the_past(
+fn check_dump(
     experiment: &Experiment,
     options: &TrainOptions,
-    done: u64,
+    (done, steps): (u64, u64),
 ) -> Result<(), Error> {
-    match &options.dump_step {
-        Some((step, _)) if *step <= done => Err(Error::Experiment {
-            file: experiment.file.clone(),
-            what: format!(
-                "step {step} cannot be dumped: a checkpoint is at step {done} already; say --restart to begin again"
-            ),
-        }),
-        _ => Ok(()),
-    }
+    let why = match &options.dump_step {
+        Some((step, _)) if *step <= done => {
+            format!("a checkpoint is at step {done} already; say --restart to begin again")
+        }
+        Some((step, _)) if *step > steps => format!("the training has {steps}"),
+        _ => return Ok(()),
+    };
+    let step = options.dump_step.as_ref().map_or(0, |(step, _)| *step);
+    Err(Error::Experiment {
+        file: experiment.file.clone(),
+        what: format!("step {step} cannot be dumped: {why}"),
+    })
 }
 
 /// The plan of the training's memory.
@@ -217,13 +234,13 @@ fn tell_start(run: &Run<'_>, monitor: &dyn Monitor) {
 }
 
 /// A store that is there and cannot be opened is the fault; one that is not there is refused with the command that makes it.
-fn no_store(experiment: &Experiment, error: &store::Error) -> Error {
-    if experiment.store_path().join("store.json").exists() {
+fn no_store(experiment: &Experiment, store: &Path, error: &store::Error) -> Error {
+    if store.join("store.json").exists() {
         let what = format!("the store cannot be opened: {error}");
         return Error::Experiment {
             file: experiment.file.clone(),
             what,
         };
     }
-    Error::Refused(Box::new(refuse_without_store(experiment)))
+    Error::Refused(Box::new(refuse_without_store(experiment, store)))
 }

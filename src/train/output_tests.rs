@@ -35,15 +35,15 @@ fn what_killed_trainings_left_is_removed_and_nothing_else() {
     let around = tempfile::tempdir().expect("a folder");
     let path = around.path();
     std::fs::create_dir_all(path.join("checkpoints")).expect("a folder");
-    std::fs::create_dir_all(path.join("previews/.tmp-1-1")).expect("a folder");
+    std::fs::create_dir_all(path.join("previews/.tmp-1-1-held")).expect("a folder");
     let outside = path.join("outside");
     std::fs::write(&outside, "x").expect("written");
     for name in [
-        // No process has this number.
-        ".tmp-4294967294-0",
-        &format!(".tmp-{}-7", std::process::id()),
-        "checkpoints/.tmp-1-0",
-        // Of others: by their names, or because their writer is at work.
+        // Nobody holds these.
+        ".tmp-4294967294-0-held",
+        &format!(".tmp-{}-7-held", std::process::id()),
+        "checkpoints/.tmp-1-0-held",
+        // Of others, by their names.
         ".tmp-notes",
         ".tmp-1-0",
         "checkpoints/.tmp-x-1",
@@ -52,7 +52,7 @@ fn what_killed_trainings_left_is_removed_and_nothing_else() {
         std::fs::write(path.join(name), "x").expect("written");
     }
     #[cfg(unix)]
-    std::os::unix::fs::symlink(&outside, path.join("checkpoints/.tmp-2-2")).expect("a link");
+    std::os::unix::fs::symlink(&outside, path.join("checkpoints/.tmp-2-2-held")).expect("a link");
     drop(OutputFolder::open(path, "lora.safetensors").expect("free"));
     assert_eq!(
         names(path),
@@ -66,10 +66,10 @@ fn what_killed_trainings_left_is_removed_and_nothing_else() {
     );
     let mut left = vec![".tmp-x-1", "tmp-1-1"];
     if cfg!(unix) {
-        left.insert(0, ".tmp-2-2");
+        left.insert(0, ".tmp-2-2-held");
     }
     assert_eq!(names(&path.join("checkpoints")), left);
-    assert_eq!(names(&path.join("previews")), [".tmp-1-1"]);
+    assert_eq!(names(&path.join("previews")), [".tmp-1-1-held"]);
 }
 
 #[test]

@@ -86,7 +86,14 @@ pub struct PeakMemory {
 impl PeakMemory {
     /// The sum of all fields.
     pub fn total(&self) -> u64 {
-        self.weights + self.adapters + self.activations + self.temporary + self.libraries
+        let parts = [
+            self.weights,
+            self.adapters,
+            self.activations,
+            self.temporary,
+            self.libraries,
+        ];
+        parts.into_iter().fold(0, u64::saturating_add)
     }
 }
 
@@ -188,13 +195,14 @@ impl Estimator {
         let numbers = |linear: &LinearShape| {
             // On a convolution the first matrix has its window, the second is 1 x 1.
             let window = linear.kernel.map_or(1, |side| side * side);
-            request.rank * (linear.inputs * window + linear.outputs)
+            let row = linear.inputs * window + linear.outputs;
+            (request.rank as u64).saturating_mul(row as u64)
         };
         let tensors = request.denoiser.tensors().iter();
         Self {
             activations: request.denoiser.activations(&step),
             tensors: tensors.map(|(_, shape)| shape.clone()).collect(),
-            adapters: request.adapted.iter().map(numbers).sum::<usize>() as u64,
+            adapters: (request.adapted.iter().map(numbers)).fold(0, u64::saturating_add),
         }
     }
 
@@ -252,10 +260,11 @@ impl Estimator {
         mut plan: MemoryPlan,
         available: u64,
     ) -> MemoryPlan {
-        let in_files = self.weights(request.dtype, WeightStorage::Whole) - plan.bytes.weights;
+        let whole = self.weights(request.dtype, WeightStorage::Whole);
+        let in_files = whole.saturating_sub(plan.bytes.weights);
         let resident_bytes = in_files.min(available.saturating_sub(plan.bytes.total()));
         plan.storage = WeightStorage::InFile { resident_bytes };
-        plan.bytes.weights += resident_bytes;
+        plan.bytes.weights = plan.bytes.weights.saturating_add(resident_bytes);
         plan
     }
 
@@ -290,17 +299,20 @@ impl Estimator {
             }
         };
         // Parameters and gradient in f32, and both again in the denoiser's type: the copy it reads, the gradient it returns.
-        let adapters = self.adapters * (2 * 4 + 2 * size)
-            + request.optimizer.state_bytes(self.adapters as usize) as u64;
+        // Beyond this no machine has the memory, and the bytes of the state could not be counted.
+        let counted = self.adapters.min(1 << 56);
+        let state = request.optimizer.state_bytes(counted as usize) as u64;
+        let adapters = (self.adapters.saturating_mul(2 * 4 + 2 * size)).saturating_add(state);
         // Bytes for each passing number. A CPU kernel holds little beside its result; composed of tensor operations, the same
         // operation also holds a few intermediate tensors in f32.
         let kernels = request.machine == Machine::Cpu && dtype == DType::F32;
-        let temporary = self.activations.passing * if kernels { 8 } else { 16 };
+        let bytes_each = if kernels { 8 } else { 16 };
+        let temporary = self.activations.passing.saturating_mul(bytes_each);
         PeakMemory {
             weights: self.weights(dtype, storage),
             adapters,
-            activations: stored * size,
-            temporary: temporary + dequantized,
+            activations: stored.saturating_mul(size),
+            temporary: temporary.saturating_add(dequantized),
             libraries: match request.machine {
                 Machine::Cpu => 0,
                 Machine::Gpu => LIBRARY_BYTES,
@@ -311,12 +323,18 @@ impl Estimator {
 
 /// What to change, the most helpful first.
 fn advice(request: &MemoryRequest<'_>, bytes: &PeakMemory) -> String {
+    let others = bytes.activations.saturating_add(bytes.temporary);
     let mut list = Vec::new();
+    let lower_rank = format!("lower `adapter.rank` ({})", request.rank);
+    let rank_is_most = bytes.adapters > bytes.weights.max(others);
+    if rank_is_most {
+        list.push(lower_rank.clone());
+    }
     if request.checkpointing == Some(false) {
         list.push("leave out `gradient_checkpointing = false`".to_owned());
     }
     // Smaller batches and pictures help only against activations.
-    if bytes.activations + bytes.temporary > bytes.weights {
+    if others > bytes.weights {
         if request.samples > 1 {
             list.push(format!(
                 "lower `train.batch_size` ({}) and raise `train.gradient_accumulation`",
@@ -332,11 +350,19 @@ fn advice(request: &MemoryRequest<'_>, bytes: &PeakMemory) -> String {
         Machine::Cpu => "use a machine with more memory".to_owned(),
         Machine::Gpu => "compute on the CPU (`--device cpu`), if it has more memory".to_owned(),
     });
-    format!(
-        "what helps: {}. A smaller rank does not: the adapters are {} of it",
-        list.join("; "),
-        gb(bytes.adapters)
-    )
+    // Below a twentieth it is not worth a weaker LoRA.
+    let rank_matters = bytes.adapters > bytes.total() / 20;
+    if rank_matters && !rank_is_most {
+        list.push(lower_rank);
+    }
+    let list = format!("what helps: {}", list.join("; "));
+    match rank_matters {
+        true => list,
+        false => format!(
+            "{list}. A smaller rank does not: the adapters are {} of it",
+            gb(bytes.adapters)
+        ),
+    }
 }
 
 impl std::fmt::Display for PeakMemory {

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::Error;
 use crate::base_model::BaseModel;
-use crate::cache::{self, Manifest, ModelCache, Specs, refuse_if_missing};
+use crate::cache::{self, CutCaptions, Manifest, ModelCache, Specs, refuse_if_missing};
 use crate::dataset::{self, Item};
 use crate::digest::Digest;
 use crate::experiment::{DatasetSettings, Experiment};
@@ -23,6 +23,7 @@ pub struct TrainingSet<'a> {
     source: ModelCache<'a>,
     manifest: Digest,
     resolution: Size,
+    truncated: Vec<CutCaptions>,
 }
 
 impl<'a> TrainingSet<'a> {
@@ -59,6 +60,7 @@ impl<'a> TrainingSet<'a> {
             pictures.into_iter().partition(|item| item.held_out);
         let repeated = |(n, item): (usize, &Item)| std::iter::repeat_n(n, item.repeats as usize);
         Ok(Self {
+            truncated: source.reader.truncated(&captions)?,
             samples: items.iter().enumerate().flat_map(repeated).collect(),
             items,
             held_out,
@@ -80,6 +82,11 @@ impl<'a> TrainingSet<'a> {
     pub fn buckets(&self) -> Vec<Size> {
         let samples = 0..self.samples.len();
         samples.map(|sample| self.item(sample).bucket()).collect()
+    }
+
+    /// How many of the captions each encoder cut.
+    pub fn truncated(&self) -> &[CutCaptions] {
+        &self.truncated
     }
 
     /// The pictures that are trained from, without repeats.

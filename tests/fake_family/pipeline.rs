@@ -101,7 +101,7 @@ prompts = ["a"]
 "#;
     let file = folder.join("exp.toml");
     std::fs::write(&file, text).unwrap();
-    Experiment::open(&file).unwrap()
+    Experiment::open(&file, &Default::default()).unwrap()
 }
 
 #[test]

@@ -170,15 +170,15 @@ fn another_familys_or_flavors_model_is_told_apart() {
     world.edit("flavor = \"3-medium\"", "flavor = \"4\"");
     world
         .run(&["encode", "exp.toml"])
-        .expect(1)
-        .says("model flavor")
+        .expect(2)
+        .says("exp.toml: `model.flavor`: model flavor of family `sd3`: expected one of")
         .says("3.5-large");
     world.edit("family = \"sd3\"", "family = \"sd9\"");
     world
         .run(&["encode", "exp.toml"])
-        .expect(1)
-        .says("model family")
-        .says("sd3");
+        .expect(2)
+        .says("exp.toml: `model.family`: expected one of `sd3`")
+        .says("found `sd9`");
 }
 
 #[test]

@@ -17,7 +17,8 @@ fn files(folder: &str) -> Vec<PathBuf> {
 #[test]
 fn every_shipped_experiment_is_valid_and_its_recipe_resolves() {
     for file in [files("configs"), files("configs/demo")].concat() {
-        let experiment = Experiment::open(&file).unwrap_or_else(|e| panic!("{e}"));
+        let experiment =
+            Experiment::open(&file, &Default::default()).unwrap_or_else(|e| panic!("{e}"));
         plumb::base_model::resolve_recipe(&experiment.model())
             .unwrap_or_else(|e| panic!("{}: {e}", file.display()));
     }
@@ -33,7 +34,7 @@ fn every_invalid_experiment_fails_with_its_message() {
             .next()
             .and_then(|l| l.strip_prefix("# "))
             .expect("a first line `# message`");
-        let error = match Experiment::open(&file) {
+        let error = match Experiment::open(&file, &Default::default()) {
             Err(error) => error.to_string(),
             Ok(experiment) => plumb::base_model::resolve_recipe(&experiment.model())
                 .map(|_| String::from("no error"))

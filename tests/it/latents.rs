@@ -38,7 +38,7 @@ fn wide_pictures_make_wide_latents_from_the_plan_to_the_previews() {
     world.edit("seed = 5", "seed = 5\nsample_every = 4");
     world.edit("]\nsteps = 2", "]\nsteps = 2\nwidth = 128\nheight = 32");
     world.run(&["encode", "exp.toml"]).expect(0);
-    let experiment = Experiment::open(&world.path("exp.toml")).expect("valid");
+    let experiment = Experiment::open(&world.path("exp.toml"), &Default::default()).expect("valid");
     let mut memo = DigestMemo::open(&world.path("memo.json"));
     let base = BaseModel::open(&experiment, &mut memo).expect("the bundled model");
     let store = Store::open(&world.path("store")).expect("the store");

@@ -560,3 +560,25 @@ fn there_is_one_version_of_each_crate_whose_types_we_share() {
         assert_eq!(count, 1, "{name} stands {count} times in Cargo.lock");
     }
 }
+
+/// A path comes from a person or from a file's name: what is in it must not steer a terminal (`src/shown.rs`).
+#[test]
+fn errors_show_paths_escaped() {
+    let mut wrong = Vec::new();
+    for (path, text) in sources("src") {
+        let attributes = text.split("#[error(").skip(1);
+        let is_raw = |rest: &str| {
+            let attribute = rest.split(")]").next().unwrap_or_default();
+            attribute.contains(".display()")
+        };
+        let count = attributes.filter(|rest| is_raw(rest)).count();
+        if count > 0 {
+            wrong.push(format!("{}: {count} errors", path.display()));
+        }
+    }
+    assert!(
+        wrong.is_empty(),
+        "shown::path shows a path:\n{}",
+        wrong.join("\n")
+    );
+}

@@ -68,7 +68,8 @@ impl Kind {
 
     fn check(&self) {
         let (world, (golden, captions)) = (self.world(), self.golden());
-        let experiment = Experiment::open(&world.path("exp.toml")).expect("valid");
+        let experiment =
+            Experiment::open(&world.path("exp.toml"), &Default::default()).expect("valid");
         let mut memo = DigestMemo::open(&world.path("memo.json"));
         let base = BaseModel::open(&experiment, &mut memo).expect("the bundled model");
         let store = Store::open_or_create(&world.path("store")).expect("a store");

@@ -94,7 +94,7 @@ fn conditioning(world: &World, base: &BaseModel) -> Vec<Conditioning> {
 }
 
 fn open(world: &World) -> BaseModel {
-    let experiment = Experiment::open(&world.path("exp.toml")).expect("valid");
+    let experiment = Experiment::open(&world.path("exp.toml"), &Default::default()).expect("valid");
     BaseModel::open(&experiment, &mut DigestMemo::open(&world.path("memo.json")))
         .expect("the bundled model")
 }

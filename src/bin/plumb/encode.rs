@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
+use plumb::dataset;
 use plumb::encode::{self, EncodeReport, Error};
 
 use crate::CommandResult;
@@ -34,6 +35,7 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> CommandResult {
 pub(crate) fn failure(error: Error) -> Failure {
     match error {
         Error::Base(error) => world::base_failure(error),
+        Error::Dataset(dataset::Error::Several(_)) => Failure::errors(error),
         other => Failure::error(other),
     }
 }
@@ -43,10 +45,10 @@ pub(crate) fn describe(report: &EncodeReport) -> String {
     for stats in &report.captions {
         let cut = match stats.truncated {
             0 => String::new(),
-            n => format!(", {n} of them cut (`plumb inspect tokens` shows where)"),
+            n => format!("; {n} of them all are cut (`plumb inspect tokens` shows where)"),
         };
         lines.push(format!(
-            "{:8} {:6} captions: {} encoded{cut}, {} there already",
+            "{:8} {:6} captions: {} encoded, {} there already{cut}",
             stats.slot, stats.captions, stats.encoded, stats.present
         ));
     }

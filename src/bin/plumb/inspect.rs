@@ -15,6 +15,9 @@ use crate::CommandResult;
 use crate::ui::{Failure, Ui};
 use crate::world::{self, ComputeDevice, WaitArgs};
 
+/// Lines of an Experiment that are printed: a file may hold any text in its place.
+const MAX_LINES: usize = 500;
+
 #[derive(clap::Args)]
 pub(crate) struct Args {
     #[command(subcommand)]
@@ -123,7 +126,8 @@ fn open(experiment: &Path, ui: &Ui) -> Result<(Experiment, BaseModel), Failure> 
 }
 
 fn open_store(experiment: &Experiment) -> Result<Store, Failure> {
-    let store = Store::open_or_create(&experiment.store_path()).map_err(Failure::error)?;
+    let path = experiment.store_path().map_err(Failure::usage)?;
+    let store = Store::open_or_create(&path).map_err(Failure::error)?;
     Ok(store.waiting(WaitArgs::default().limit()))
 }
 
@@ -246,7 +250,7 @@ fn describe_lora(origin: &str, report: &LoraReport) -> String {
         .and_then(|v| v.as_str())
         .unwrap_or("?");
     lines.extend([
-        format!("made by           {}", made.tool),
+        format!("made by           {}", shown::text(&made.tool)),
         format!(
             "base model        {}/{}, weights {}",
             made.family,
@@ -283,10 +287,11 @@ fn describe_lora(origin: &str, report: &LoraReport) -> String {
         None => {}
     }
     lines.push("\nExperiment:".to_owned());
-    lines.extend(
-        made.experiment
-            .lines()
-            .map(|l| format!("  {}", shown::text(l))),
-    );
+    let experiment = made.experiment.lines();
+    lines.extend(experiment.take(MAX_LINES).map(|l| format!("  {l}")));
+    let more = made.experiment.lines().count().saturating_sub(MAX_LINES);
+    if more > 0 {
+        lines.push(format!("  ... ({more} more lines, which --json has)"));
+    }
     lines.join("\n")
 }

@@ -16,6 +16,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use plumb::shown;
 use ui::{Failure, Ui};
 
 /// It keeps freed memory for the next tensor: the system's gives large ones back, and each new page costs a fault.
@@ -61,7 +62,10 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(told) => return tell(&told),
+    };
     let ui = Ui::new(cli.json, cli.quiet);
     let result = match cli.command {
         Command::Demo(args) => demo::run(&args, &ui),
@@ -79,6 +83,18 @@ fn main() -> ExitCode {
         Ok(()) => ui.exit_code(),
         Err(failure) => ui.fail(&failure),
     }
+}
+
+/// Help, or what is wrong with the arguments, which may be names of files that a shell put there.
+fn tell(told: &clap::Error) -> ExitCode {
+    let text = told.render().to_string();
+    if shown::lines(&text) == text {
+        // With colors.
+        let _ = told.print();
+    } else {
+        eprintln!("{}", shown::lines(text.trim_end()));
+    }
+    ExitCode::from(if told.use_stderr() { 2 } else { 0 })
 }
 
 /// A command has reported its result itself; what is left to say is why it failed.

@@ -63,14 +63,8 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> CommandResult {
 
 fn list(ui: &Ui) -> CommandResult {
     let listings = plumb::recipe::list().map_err(Failure::error)?;
-    let mut text = String::new();
-    let mut rows = Vec::new();
-    let mut family = "";
+    let mut rows = vec![["variant", "tokens", "differs in", "whose way"].map(str::to_owned)];
     for listing in &listings {
-        if listing.family != family {
-            family = &listing.family;
-            text += &format!("{family}: {}\n", listing.flavors.join(", "));
-        }
         // A variant serves several flavors by the same rules; the first stands for them.
         let name = |variant: &str| RecipeName {
             family: listing.family.clone(),
@@ -83,7 +77,7 @@ fn list(ui: &Ui) -> CommandResult {
             .fields
             .len();
         rows.push([
-            format!("  :{}", listing.variant),
+            format!(":{}", listing.variant),
             lengths(&recipe),
             match differs {
                 0 => "-".to_owned(),
@@ -92,11 +86,18 @@ fn list(ui: &Ui) -> CommandResult {
             listing.title.clone(),
         ]);
     }
-    rows.insert(
-        0,
-        ["  variant", "tokens", "differs in", "whose way"].map(str::to_owned),
-    );
-    text += &columns(&rows);
+    // One width for the columns of all families.
+    let table = columns(&rows);
+    let mut lines = table.lines();
+    let mut text = format!("  {}\n", lines.next().unwrap_or_default());
+    let mut family = "";
+    for (listing, line) in listings.iter().zip(lines) {
+        if listing.family != family {
+            family = &listing.family;
+            text += &format!("{family}: {}\n", listing.flavors.join(", "));
+        }
+        text += &format!("  {line}\n");
+    }
     text += "\nA recipe is named FAMILY/FLAVOR, or FAMILY/FLAVOR:VARIANT for another program's way:\n\
              \x20 plumb recipe show sd3/3.5-large\n\
              \x20 plumb recipe diff sd3/3.5-large sd3/3.5-large:kohya\n";

@@ -24,6 +24,9 @@ pub(crate) struct Args {
     /// Sample this caption instead of the Experiment's; may be given several times.
     #[arg(long, value_name = "TEXT")]
     prompt: Vec<String>,
+    /// Sample the captions in this text file instead, one a line; lines that begin with `#` are left out.
+    #[arg(long, value_name = "FILE", conflicts_with = "prompt")]
+    prompts_file: Option<PathBuf>,
     /// What the start noise derives from, instead of the Experiment's.
     #[arg(long)]
     seed: Option<u64>,
@@ -48,6 +51,7 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> CommandResult {
     let mut experiment = world::open_experiment(&args.experiment, ui)?;
     let overrides = SampleOverrides {
         prompts: args.prompt.clone(),
+        prompts_file: args.prompts_file.clone(),
         seed: args.seed,
         steps: args.steps,
         guidance: args.guidance,
@@ -55,8 +59,10 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> CommandResult {
     experiment
         .override_sample(overrides)
         .map_err(Failure::usage)?;
-    let samples = || experiment.output_path().join("samples");
-    let folder = args.out.clone().unwrap_or_else(samples);
+    let samples = experiment.output_path().map(|out| out.join("samples"));
+    let folder = args.out.clone().or(samples).ok_or_else(|| {
+        Failure::usage("where do the pictures go? Give --out FOLDER, or `output` under [train] in the Experiment")
+    })?;
     let options = world::encode_options(&args.device.open(ui)?, &args.wait);
     let mut memo = world::digest_memo();
     let report =

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use plumb::base_model;
+use plumb::dataset;
 use plumb::train::{self, Error, TrainOptions, TrainReport};
 
 use crate::CommandResult;
@@ -22,7 +23,7 @@ pub(crate) struct Args {
     #[arg(long)]
     pub(crate) restart: bool,
     /// Stop after this many steps, with a checkpoint.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) stop_after: Option<u64>,
     /// Write what step K (from 1) saw and made to FILE (safetensors).
     ///
@@ -60,6 +61,7 @@ pub(crate) fn failure(error: Error) -> Failure {
     match error {
         Error::Refused(refusal) => Failure::refused(refusal),
         Error::Base(error) => world::base_failure(error),
+        Error::Dataset(dataset::Error::Several(_)) => Failure::errors(error),
         Error::Experiment { .. } => Failure::usage(error),
         other => Failure::error(other),
     }

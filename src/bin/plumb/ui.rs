@@ -8,29 +8,40 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use plumb::monitor::Monitor;
+use plumb::shown;
 use serde::Serialize;
 
 /// Why a command ended early, and with which exit status.
 #[derive(Debug)]
 pub(crate) struct Failure {
     status: u8,
+    /// What a person may see: escaped, without a backtrace.
     message: String,
 }
 
 impl Failure {
     /// An error: exit status 1.
     pub(crate) fn error(error: impl std::fmt::Display) -> Self {
+        Self::one_line(1, &error)
+    }
+
+    /// Several errors, each on a line of its own: exit status 1.
+    pub(crate) fn errors(errors: impl std::fmt::Display) -> Self {
         Self {
             status: 1,
-            message: error.to_string(),
+            message: shown::lines(&errors.to_string()),
         }
     }
 
     /// Wrong usage or a wrong Experiment file: exit status 2.
     pub(crate) fn usage(error: impl std::fmt::Display) -> Self {
+        Self::one_line(2, &error)
+    }
+
+    fn one_line(status: u8, error: &impl std::fmt::Display) -> Self {
         Self {
-            status: 2,
-            message: error.to_string(),
+            status,
+            message: shown::line(without_backtrace(&error.to_string())),
         }
     }
 
@@ -38,9 +49,19 @@ impl Failure {
     pub(crate) fn refused(reason: impl std::fmt::Display) -> Self {
         Self {
             status: 4,
-            message: reason.to_string(),
+            message: shown::lines(&reason.to_string()),
         }
     }
+}
+
+/// An error as it is without RUST_BACKTRACE: candle puts a backtrace behind its errors where that is set, which is for who debugs a
+/// panic.
+fn without_backtrace(message: &str) -> &str {
+    let begins = message.match_indices('\n').find(|(at, _)| {
+        let frame = message[at + 1..].trim_start();
+        frame.starts_with("0: ") && message[at + 1..].starts_with("   ")
+    });
+    begins.map_or(message, |(at, _)| &message[..at])
 }
 
 /// The terminal, or what stands in for it. It is the library's [`Monitor`].
@@ -67,7 +88,7 @@ impl Ui {
             let json = serde_json::to_string_pretty(value).map_err(Failure::error)?;
             self.print(&json)
         } else {
-            self.print(text.trim_end())
+            self.print(&shown::lines(text.trim_end()))
         }
     }
 
@@ -142,7 +163,7 @@ impl Monitor for Ui {
                 ProgressStyle::with_template(template)
                     .unwrap_or_else(|_| ProgressStyle::default_bar()),
             )
-            .with_prefix(stage.to_owned());
+            .with_prefix(shown::text(stage).to_string());
         // So that a long unit of work does not look like a hang.
         bar.enable_steady_tick(Duration::from_millis(200));
         *self.slot() = Some(bar);
@@ -156,7 +177,7 @@ impl Monitor for Ui {
 
     fn status(&self, text: &str) {
         if let Some(bar) = &*self.slot() {
-            bar.set_message(text.to_owned());
+            bar.set_message(shown::text(text).to_string());
         }
     }
 
@@ -166,12 +187,13 @@ impl Monitor for Ui {
 
     fn note(&self, text: &str) {
         if !self.quiet {
-            self.complain(text);
+            self.complain(&shown::lines(text));
         }
     }
 
     fn problem(&self, text: &str) {
         self.problems.fetch_add(1, Ordering::Relaxed);
+        let text = shown::line(without_backtrace(text));
         self.complain(&format!("problem: {text}"));
     }
 }

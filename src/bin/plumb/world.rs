@@ -19,7 +19,10 @@ use crate::ui::{Failure, Ui};
 /// Opens an Experiment file, and fetches what it names on the hub; what is wrong with it is the user's to mend, with
 /// exit status 2.
 pub(crate) fn open_experiment(path: &Path, monitor: &dyn Monitor) -> Result<Experiment, Failure> {
-    let mut experiment = Experiment::open(path).map_err(Failure::usage)?;
+    // A variable that is not text cannot be part of a path that is.
+    let variables = std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+    let mut experiment = Experiment::open(path, &variables.collect()).map_err(Failure::usage)?;
     let remote = |path: &&Path| Address::is_one(path);
     let addresses: Vec<PathBuf> = experiment
         .model_paths()
@@ -193,11 +196,12 @@ impl ComputeDevice {
 }
 
 fn limit_bytes(gb: f64) -> Result<u64, Failure> {
-    if gb.is_finite() && gb > 0.0 {
+    // More than any machine has; a number of bytes has an end.
+    if gb > 0.0 && gb <= 1e9 {
         return Ok((gb * 1e9) as u64);
     }
     Err(Failure::usage(format!(
-        "--memory: expected a number of GB above 0, found {gb}"
+        "--memory: expected a number of GB above 0 and at most 1e9, found {gb}"
     )))
 }
 

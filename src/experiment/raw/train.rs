@@ -11,15 +11,16 @@ use crate::diffusion::{LossWeighting, Shift, TimestepSampling};
 /// The training. Its length is given as `steps` or as `epochs`.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-#[schemars(extend("oneOf" = [{ "required": ["steps"] }, { "required": ["epochs"] }]))]
+#[schemars(extend("not" = { "required": ["steps", "epochs"] }))]
 pub struct Train {
-    /// Optimizer steps. Raised after a training, they let it go on.
+    /// Optimizer steps: a training needs these or `epochs`, and `output`; other commands need neither. Raised after a training, they
+    /// let it go on.
     pub steps: Option<u64>,
     /// Passes over the data instead of steps: each picture as often as its data set's `repeats`. The last step is filled up from the
     /// next pass where `gradient_accumulation` asks for it.
     pub epochs: Option<u64>,
     /// The folder for the LoRA, checkpoints, metrics and previews.
-    pub output: PathBuf,
+    pub output: Option<PathBuf>,
     /// The LoRA's file name, without its ending.
     #[serde(default = "name")]
     pub name: String,
@@ -150,6 +151,45 @@ pub enum LrDecay {
     Cosine,
     /// It falls to 0 along a line.
     Linear,
+}
+
+impl Default for Train {
+    fn default() -> Self {
+        Self {
+            steps: None,
+            epochs: None,
+            output: None,
+            name: name(),
+            learning_rate: learning_rate(),
+            lr_schedule: LrDecay::default(),
+            warmup_steps: Warmup::default(),
+            batch_size: one_usize(),
+            gradient_accumulation: one_usize(),
+            max_grad_norm: one_f64(),
+            beta1: beta1(),
+            beta2: beta2(),
+            epsilon: epsilon(),
+            weight_decay: weight_decay(),
+            seed: 0,
+            caption_dropout: 0.0,
+            timestep_sampling: None,
+            logit_mean: 0.0,
+            logit_std: one_f64(),
+            mode_scale: mode_scale(),
+            shift: None,
+            guidance: None,
+            loss_weighting: no_weighting(),
+            min_snr_gamma: None,
+            noise_offset: 0.0,
+            gradient_checkpointing: None,
+            compute: None,
+            checkpoint_every: checkpoint_every(),
+            keep_checkpoints: keep_checkpoints(),
+            validate_every: 0,
+            validation_share: 0.0,
+            sample_every: 0,
+        }
+    }
 }
 
 fn name() -> String {

@@ -2,13 +2,15 @@
 
 use std::path::PathBuf;
 
+use crate::shown;
+
 use super::ElementType;
 
 /// Why weights could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A file could not be opened, mapped or listed.
-    #[error("cannot read {}: {error}", path.display())]
+    #[error("cannot read {}: {error}", shown::path(path))]
     Io {
         /// The file or folder.
         path: PathBuf,
@@ -16,7 +18,7 @@ pub enum Error {
         error: std::io::Error,
     },
     /// No weights where they were looked for.
-    #[error("no weights in {}: {reason}", path.display())]
+    #[error("no weights in {}: {reason}", shown::path(path))]
     NotFound {
         /// The folder, or what was given.
         path: PathBuf,
@@ -24,7 +26,7 @@ pub enum Error {
         reason: String,
     },
     /// The file is not a whole and consistent safetensors file, GGUF file or shard index.
-    #[error("{} is not a valid {kind} file: {reason}", path.display())]
+    #[error("{} is not a valid {kind} file: {reason}", shown::path(path))]
     Format {
         /// The file.
         path: PathBuf,
@@ -34,7 +36,11 @@ pub enum Error {
         reason: String,
     },
     /// Two files hold a tensor of the same name.
-    #[error("tensor `{tensor}` is in both {} and {}: give one of them", first.display(), second.display())]
+    #[error(
+        "tensor `{tensor}` is in both {} and {}: give one of them",
+        shown::path(first),
+        shown::path(second)
+    )]
     Duplicate {
         /// Its name in both files.
         tensor: String,
@@ -54,7 +60,10 @@ pub enum Error {
         near: String,
     },
     /// A tensor is there in another shape.
-    #[error("tensor `{tensor}` in {} has shape {found:?} ({dtype}), expected {expected:?}", path.display())]
+    #[error(
+        "tensor `{tensor}` in {} has shape {found:?} ({dtype}), expected {expected:?}",
+        shown::path(path)
+    )]
     Shape {
         /// The file.
         path: PathBuf,
@@ -68,7 +77,10 @@ pub enum Error {
         dtype: ElementType,
     },
     /// A tensor's element type is not one that weights are read from.
-    #[error("tensor `{tensor}` in {} is {found}, expected F32, F16, BF16, F64 or an 8-bit float", path.display())]
+    #[error(
+        "tensor `{tensor}` in {} is {found}, expected F32, F16, BF16, F64 or an 8-bit float",
+        shown::path(path)
+    )]
     ElementType {
         /// The file.
         path: PathBuf,
@@ -78,7 +90,10 @@ pub enum Error {
         found: ElementType,
     },
     /// A part of a quantised tensor, or its transpose, does not consist of whole blocks.
-    #[error("tensor `{tensor}` in {} is {dtype} of shape {shape:?}, and {needed} of it is needed: its blocks of numbers cannot be taken apart", path.display())]
+    #[error(
+        "tensor `{tensor}` in {} is {dtype} of shape {shape:?}, and {needed} of it is needed: its blocks of numbers cannot be taken apart",
+        shown::path(path)
+    )]
     Blocks {
         /// The file.
         path: PathBuf,
@@ -92,7 +107,10 @@ pub enum Error {
         needed: &'static str,
     },
     /// A weight is NaN or infinite.
-    #[error("tensor `{tensor}` in {} holds {value} at element {index}: the file is damaged", path.display())]
+    #[error(
+        "tensor `{tensor}` in {} holds {value} at element {index}: the file is damaged",
+        shown::path(path)
+    )]
     NonFinite {
         /// The file.
         path: PathBuf,
@@ -104,7 +122,10 @@ pub enum Error {
         index: usize,
     },
     /// A row was asked for that the tensor does not have.
-    #[error("row {row} of tensor `{tensor}` in {} was asked for, it has {rows}", path.display())]
+    #[error(
+        "row {row} of tensor `{tensor}` in {} was asked for, it has {rows}",
+        shown::path(path)
+    )]
     Row {
         /// The file.
         path: PathBuf,
@@ -116,7 +137,7 @@ pub enum Error {
         rows: usize,
     },
     /// The tensor could not be made on the device.
-    #[error("tensor `{tensor}` in {} cannot be loaded: {error}", path.display())]
+    #[error("tensor `{tensor}` in {} cannot be loaded: {error}", shown::path(path))]
     Device {
         /// The file.
         path: PathBuf,
