@@ -117,9 +117,12 @@ pub fn run(
         ));
     }
     let store = Store::open_or_create(&experiment.store_path())?;
-    let items = match captions {
-        Some(_) => Vec::new(),
-        None => dataset::open(experiment, base.latent_geometry().side_multiple(), monitor)?,
+    let (items, unusable) = match captions {
+        Some(_) => (Vec::new(), 0),
+        None => {
+            let multiple = base.latent_geometry().side_multiple();
+            dataset::open_usable(experiment, multiple, monitor)?
+        }
     };
     let texts = match captions {
         Some(file) => read_captions(file)?,
@@ -128,13 +131,12 @@ pub fn run(
     let embedded = encode_captions(&base, &store, &texts, options, monitor)?;
     let pictures = match captions {
         Some(_) => None,
-        None => Some(encode_pictures(
-            &base,
-            &store,
-            &items,
-            (&options.device, &options.kernels),
-            monitor,
-        )?),
+        None => {
+            let on = (&options.device, &options.kernels);
+            let mut stats = encode_pictures(&base, &store, &items, on, monitor)?;
+            stats.failed += unusable;
+            Some(stats)
+        }
     };
     remember(experiment, captions, &base, &store, (&texts, &items))?;
     Ok(EncodeReport {
