@@ -58,7 +58,7 @@ impl Reason {
             Self::Orphan => "captions without a picture",
             Self::Cache => "caches of other trainers",
             Self::Hidden => "hidden",
-            Self::Other => "no pictures",
+            Self::Other => "other files",
             Self::System => "files of the system",
         }
     }

@@ -292,33 +292,29 @@ fn tell_of_names(
             named(first)
         ));
     }
-    // kohya's folders: how often each picture comes, and what stands for a caption where there is none.
+    tell_of_numbers(folder, files, monitor);
+}
+
+/// Tells of kohya's folders, whose names say how often each picture comes.
+fn tell_of_numbers(folder: &Folder, files: &Files, monitor: &dyn Monitor) {
     let own = folder.set.path.file_name().and_then(|name| name.to_str());
-    let own = own
-        .filter(|_| folder.set.repeats == 1)
-        .map(|name| ("", name));
+    // Who writes repeats does not expect the name to be read.
+    let own = own.filter(|_| folder.set.repeats == 1);
     let inside = files
         .folders
         .iter()
-        .map(|name| (name.as_str(), name.rsplit('/').next().unwrap_or(name)));
-    let numbered: Vec<_> = own
-        .into_iter()
-        .chain(inside)
-        .filter_map(|(path, name)| Some((path, number(name)?)))
+        .filter_map(|name| name.rsplit('/').next());
+    let numbered = own.into_iter().chain(inside);
+    let lines: Vec<_> = numbered
+        .filter_map(|name| Some((name, number(name)?)))
         .filter(|(_, repeats)| *repeats > 1)
+        .map(|(name, repeats)| format!("`repeats = {repeats}` for {}", shown::text(name)))
         .collect();
-    let lines = numbered.iter().take(3).map(|(path, repeats)| {
-        let path = folder.set.path.join(path);
-        let path = path.components().collect::<PathBuf>();
-        format!("path = '{}', repeats = {repeats}", shown::path(&path))
-    });
-    let lines: Vec<_> = lines.collect();
     if !lines.is_empty() {
         monitor.note(&format!(
-            "{root}: the numbers in names of folders are not read, as kohya reads them; for that write one [[dataset]] a \
-             folder: {}{}",
-            lines.join("; "),
-            if numbered.len() > lines.len() { "; ..." } else { "" }
+            "{}: kohya's numbers in the names of folders are not read; write a [[dataset]] for each of these folders, with {}",
+            shown::path(&folder.set.path),
+            named(&lines)
         ));
     }
 }
