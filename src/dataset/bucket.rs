@@ -124,12 +124,20 @@ impl Buckets {
                 "the step is {step}, expected a multiple of {multiple}, as the model needs"
             ));
         }
-        if min == 0 || min % step != 0 || max % step != 0 || max > 1 << 16 {
+        // Without others, the resolution is the one bucket, and no step leads to it.
+        let is_single = rules.single && !rules.no_upscale;
+        if is_single && (short % multiple != 0 || long % multiple != 0) {
+            return fail(format!(
+                "the only one is {}x{}, expected multiples of {multiple}, as the model needs",
+                resolution.width, resolution.height
+            ));
+        }
+        if !is_single && (min == 0 || min % step != 0 || max % step != 0 || max > 1 << 16) {
             return fail(format!(
                 "the sides are {min} to {max}, expected multiples of the step {step} up to 65536"
             ));
         }
-        if min > short || max < long {
+        if !is_single && (min > short || max < long) {
             return fail(format!(
                 "the sides are {min} to {max}, which the resolution {}x{} exceeds",
                 resolution.width, resolution.height

@@ -1,16 +1,17 @@
-//! Captions: the text files beside pictures, `metadata.jsonl`, and the trigger word.
+//! Captions in files: the text beside a picture, and the lists that Hugging Face's image folders have.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read as _;
 use std::path::{Component, Path};
 
-use serde::Deserialize;
+use serde_json::Value;
 
 use super::Error;
+use crate::shown;
 
-/// The list of captions that Hugging Face's image folders have.
-pub(super) const LIST: &str = "metadata.jsonl";
-/// What stands in a caption for the trigger word.
-const PLACEHOLDER: &str = "[trigger]";
+/// The names of lists of captions: a JSON object a line, or a table; with `file_name` and `text`.
+pub(super) const LISTS: [&str; 2] = ["metadata.jsonl", "metadata.csv"];
 /// The largest caption file, and the largest list of captions, that is read.
 const MOST_CAPTION_BYTES: u64 = 1 << 20;
 const MOST_LIST_BYTES: u64 = 1 << 28;
@@ -36,11 +37,14 @@ fn text(path: &Path, most_bytes: u64) -> Result<String, Error> {
             problem,
         })
     };
-    let length = std::fs::metadata(path).map_err(io)?.len();
-    if length > most_bytes {
-        return fail(format!("{length} bytes, expected at most {most_bytes}"));
+    let (file, mut bytes) = (File::open(path).map_err(io)?, Vec::new());
+    // Bounded, as a file may grow, and one that is no file may never end.
+    file.take(most_bytes + 1)
+        .read_to_end(&mut bytes)
+        .map_err(io)?;
+    if bytes.len() as u64 > most_bytes {
+        return fail(format!("more bytes than {most_bytes}: cut it"));
     }
-    let bytes = std::fs::read(path).map_err(io)?;
     // What Windows' Notepad calls Unicode. As UTF-8 it fails at its first byte, which would tell a person nothing.
     if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {
         return fail("the text is UTF-16: save it as UTF-8".to_owned());
@@ -57,44 +61,100 @@ fn text(path: &Path, most_bytes: u64) -> Result<String, Error> {
     }
 }
 
-/// A line of `metadata.jsonl`. Further fields are allowed.
-#[derive(Deserialize)]
-struct CaptionLine {
-    file_name: String,
-    text: Option<String>,
-    caption: Option<String>,
-}
+/// One picture and its caption, as a line of a list gives them.
+type Line = (String, String);
 
-/// The captions of `metadata.jsonl`, by the picture's path below the folder.
+/// The captions of a list, by the picture's path below the folder of the list. Further fields are allowed.
 pub(super) fn list(path: &Path) -> Result<BTreeMap<String, String>, Error> {
+    let text = text(path, MOST_LIST_BYTES)?;
+    let fail = |(line, problem): (u64, String)| Error::Unusable {
+        path: path.to_owned(),
+        problem: format!("line {line}: {problem}"),
+    };
+    let lines = match path.extension().is_some_and(|e| e == "csv") {
+        true => csv_lines(&text),
+        false => json_lines(&text),
+    };
     let mut captions = BTreeMap::new();
-    for (n, line) in text(path, MOST_LIST_BYTES)?.lines().enumerate() {
-        if line.trim().is_empty() {
-            continue;
-        }
-        let fail = |problem: String| Error::Unusable {
-            path: path.to_owned(),
-            problem: format!("line {}: {problem}", n + 1),
-        };
-        // Through a map, as serde would also take a list for a structure.
-        let map: serde_json::Map<_, _> =
-            serde_json::from_str(line).map_err(|e| fail(e.to_string()))?;
-        let line: CaptionLine =
-            serde_json::from_value(map.into()).map_err(|e| fail(e.to_string()))?;
-        let Some(caption) = line.text.or(line.caption) else {
-            return Err(fail("no field `text` (nor `caption`)".to_owned()));
-        };
-        let name = below(&line.file_name).ok_or_else(|| {
-            fail(format!(
-                "`file_name` is `{}`, expected a path below the folder",
-                line.file_name
-            ))
+    for (number, (file_name, caption)) in lines.map_err(fail)? {
+        let shown = shown::text(&file_name);
+        let name = below(&file_name).ok_or_else(|| {
+            let problem = format!("`file_name` is `{shown}`, expected a path below the folder");
+            fail((number, problem))
         })?;
         if captions.insert(name, caption.trim().to_owned()).is_some() {
-            return Err(fail(format!("`{}` is there twice", line.file_name)));
+            return Err(fail((number, format!("`{shown}` is there twice"))));
         }
     }
     Ok(captions)
+}
+
+/// The lines of a `metadata.jsonl`, each with its number.
+fn json_lines(text: &str) -> Result<Vec<(u64, Line)>, (u64, String)> {
+    let numbered = (1..).zip(text.lines());
+    numbered
+        .filter(|(_, line)| !line.trim().is_empty())
+        .map(|(n, line)| Ok((n, json_line(line).map_err(|problem| (n, problem))?)))
+        .collect()
+}
+
+fn json_line(line: &str) -> Result<Line, String> {
+    let value: Value = serde_json::from_str(line).map_err(|e| e.to_string())?;
+    let Value::Object(fields) = value else {
+        return Err(format!(
+            "expected an object with `file_name` and `text`, found {}",
+            kind(&value)
+        ));
+    };
+    let field = |name: &str| match fields.get(name) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text.clone())),
+        Some(Value::Array(_)) => Err(format!(
+            "`{name}` is a list, expected one text: choose one of them, or join them"
+        )),
+        Some(other) => Err(format!("`{name}` is {}, expected a text", kind(other))),
+    };
+    let file_name = field("file_name")?.ok_or("no field `file_name`")?;
+    let caption = match field("text")? {
+        Some(text) => Some(text),
+        None => field("caption")?,
+    };
+    Ok((file_name, caption.ok_or("no field `text` (nor `caption`)")?))
+}
+
+fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "true or false",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a text",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
+    }
+}
+
+/// The rows of a `metadata.csv`, each with the number of its first line.
+fn csv_lines(text: &str) -> Result<Vec<(u64, Line)>, (u64, String)> {
+    let mut table = csv::Reader::from_reader(text.as_bytes());
+    let problem = |e: &csv::Error| {
+        let line = e.position().map_or(1, csv::Position::line);
+        let text = e.to_string();
+        (line, shown::text(&text).to_string())
+    };
+    let columns = table.headers().map_err(|e| problem(&e))?.clone();
+    let column = |name: &str| columns.iter().position(|column| column.trim() == name);
+    let file_name = column("file_name");
+    let caption = column("text").or(column("caption"));
+    let missing = |name: &str| (1, format!("no column `{name}`"));
+    let file_name = file_name.ok_or_else(|| missing("file_name"))?;
+    let caption = caption.ok_or_else(|| missing("text"))?;
+    let row = |row: Result<csv::StringRecord, csv::Error>| {
+        let row = row.map_err(|e| problem(&e))?;
+        let line = row.position().map_or(1, csv::Position::line);
+        let cell = |n: usize| row.get(n).unwrap_or_default().to_owned();
+        Ok((line, (cell(file_name), cell(caption))))
+    };
+    table.records().map(row).collect()
 }
 
 /// `path` with `/` and without `.`; `None` if it is empty, absolute, or leads out of the folder.
@@ -112,28 +172,4 @@ fn below(path: &str) -> Option<String> {
     parts
         .filter(|parts| !parts.is_empty())
         .map(|parts| parts.join("/"))
-}
-
-/// The caption with the trigger word in it.
-///
-/// # Errors
-/// What is wrong, if there is a placeholder and no word.
-pub(super) fn with_trigger(caption: &str, trigger: Option<&str>) -> Result<String, String> {
-    let Some(word) = trigger else {
-        return match caption.contains(PLACEHOLDER) {
-            true => Err(format!(
-                "the caption has `{PLACEHOLDER}`, but no trigger word is given"
-            )),
-            false => Ok(caption.to_owned()),
-        };
-    };
-    if caption.contains(PLACEHOLDER) {
-        Ok(caption.replace(PLACEHOLDER, word))
-    } else if caption.contains(word) {
-        Ok(caption.to_owned())
-    } else if caption.is_empty() {
-        Ok(word.to_owned())
-    } else {
-        Ok(format!("{word}, {caption}"))
-    }
 }

@@ -67,13 +67,37 @@ pub fn open(
     multiple: u32,
     monitor: &dyn Monitor,
 ) -> Result<Vec<Item>, Error> {
+    let data = Dataset::scan(&folders(experiment, multiple)?, monitor)?;
+    held_out(experiment, data)
+}
+
+/// The same without the pictures that cannot be used: each is a problem of one line. For what is done picture by picture; a
+/// training with fewer pictures would be another one. Gives their number as well.
+///
+/// # Errors
+/// If a folder or caption cannot be used, or no picture.
+pub fn open_usable(
+    experiment: &Experiment,
+    multiple: u32,
+    monitor: &dyn Monitor,
+) -> Result<(Vec<Item>, u64), Error> {
+    let (data, broken) = Dataset::scan_usable(&folders(experiment, multiple)?, monitor)?;
+    for error in &broken {
+        monitor.problem(&error.to_string());
+    }
+    Ok((held_out(experiment, data)?, broken.len() as u64))
+}
+
+fn folders(experiment: &Experiment, multiple: u32) -> Result<Vec<Folder>, Error> {
     let folder = |set| {
         let view_rules = ViewRules::new(&set, multiple)?;
         Ok(Folder { set, view_rules })
     };
-    let sets = experiment.datasets().into_iter();
-    let folders = sets.map(folder).collect::<Result<Vec<_>, Error>>()?;
-    let mut data = Dataset::scan(&folders, monitor)?;
+    experiment.datasets().into_iter().map(folder).collect()
+}
+
+/// The items, of which those that are held out are marked.
+fn held_out(experiment: &Experiment, mut data: Dataset) -> Result<Vec<Item>, Error> {
     let split = data.split(match experiment.validation_share() {
         0.0 => HeldOut::None,
         share => HeldOut::Fraction(share),

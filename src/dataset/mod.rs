@@ -5,16 +5,21 @@
 //! matter to what is computed, only to the order of things and to messages.
 
 mod bucket;
+mod budget;
 mod caption;
+mod files;
 mod items;
+mod left_out;
+mod natural;
 mod picture;
 mod resize;
 mod scan;
+mod trigger;
 
 use std::path::PathBuf;
 
 pub use bucket::{BucketError, BucketRules, Buckets, Placement};
-pub use items::{ViewRules, open};
+pub use items::{ViewRules, open, open_usable};
 pub use picture::{PictureError, PictureFile, PreparedPicture};
 
 use crate::digest::Digest;
@@ -36,9 +41,9 @@ pub struct Folder {
 pub struct Item {
     /// Where the picture lies.
     pub picture: PathBuf,
-    /// The digest of its bytes: what it is known by.
+    /// What it is known by: [`PictureFile::digest`].
     pub digest: Digest,
-    /// Its size, turned as its EXIF orientation says.
+    /// Its size, turned as its orientation says.
     pub size: Size,
     /// Its captions as the text encoders get them; never none. A step uses one of them.
     pub captions: Vec<String>,
@@ -55,6 +60,17 @@ impl Item {
     pub fn bucket(&self) -> Size {
         self.views.first().map_or(self.size, |view| view.bucket)
     }
+}
+
+/// The pixels of each item's views, decoded on all cores, within a bound on the memory that all of it takes.
+pub fn prepare(items: &[Item]) -> Vec<Result<Vec<PreparedPicture>, PictureError>> {
+    let need = |item: &Item| picture::decoding_bytes(&item.picture, item.size);
+    budget::map_within(budget::DECODING_BYTES, items, need, |item| {
+        // The file may have changed since it was scanned; its latents would be filed under what it was.
+        PictureFile::open(&item.picture)?
+            .expect(&item.digest)?
+            .prepare_all(&item.views)
+    })
 }
 
 /// All captioned pictures of some folders, in the order of the folders and, inside each, of the names as a
@@ -109,13 +125,30 @@ pub enum Error {
     },
     /// Pictures without a caption, where neither an empty one nor a default is allowed.
     #[error(
-        "{count} pictures have no caption: {named}; write a .txt beside each, or set `default_caption` or \
-         `allow_empty_captions = true`"
+        "{}: {count} pictures have no caption: {named}; write a .txt beside each, or set `default_caption` or \
+         `allow_empty_captions = true`",
+        shown::path(folder)
     )]
     NoCaption {
-        /// How many there are in the folder.
+        /// The folder.
+        folder: PathBuf,
+        /// How many there are in it.
         count: usize,
         /// The first of them, in one line.
+        named: String,
+    },
+    /// The same, with captions that say nothing.
+    #[error(
+        "{}: {count} captions are empty: {named}; write one into each, or set `default_caption` or \
+         `allow_empty_captions = true`",
+        shown::path(folder)
+    )]
+    EmptyCaption {
+        /// The folder.
+        folder: PathBuf,
+        /// How many there are in it.
+        count: usize,
+        /// The first files they stand in, in one line.
         named: String,
     },
     /// There is nothing to train on.
@@ -139,6 +172,16 @@ fn lines(errors: &[Error]) -> String {
         lines.push(format!("and {} more", errors.len() - MOST_LINES));
     }
     lines.join("\n")
+}
+
+impl Error {
+    /// One error for all of some; `None` for none.
+    fn of(mut errors: Vec<Self>) -> Option<Self> {
+        match errors.len() {
+            0 | 1 => errors.pop(),
+            _ => Some(Self::Several(errors)),
+        }
+    }
 }
 
 impl Dataset {

@@ -7,17 +7,19 @@
 //! - Where a side grows: `lanczos`, three lobes, the algorithm of Pillow's `LANCZOS` (which trainers use here)
 //!   step by step, to the same bits.
 
+use std::borrow::Cow;
+
 use rayon::prelude::*;
 
 use crate::recipe::latents::Size;
 
 /// `rgb` (3 bytes a pixel, row major) of size `from`, as one of size `to`. No side may be 0.
-pub(super) fn resize(rgb: Vec<u8>, from: Size, to: Size) -> Vec<u8> {
+pub(super) fn resize(rgb: Cow<'_, [u8]>, from: Size, to: Size) -> Cow<'_, [u8]> {
     if from == to {
         return rgb;
     }
     if to.width <= from.width && to.height <= from.height {
-        return area(&rgb, from, to);
+        return area(&rgb, from, to).into();
     }
     // As Pillow 13: across first, except where the height shrinks (older ones: always across first).
     if to.height < from.height {
@@ -152,7 +154,7 @@ fn level(sum: i64) -> u8 {
     ((sum + (1 << (LANCZOS_BITS - 1))) >> LANCZOS_BITS).clamp(0, 255) as u8
 }
 
-fn lanczos_rows(rgb: Vec<u8>, from: u32, to: u32) -> Vec<u8> {
+fn lanczos_rows(rgb: Cow<'_, [u8]>, from: u32, to: u32) -> Cow<'_, [u8]> {
     if from == to {
         return rgb;
     }
@@ -172,10 +174,10 @@ fn lanczos_rows(rgb: Vec<u8>, from: u32, to: u32) -> Vec<u8> {
                 pixel.copy_from_slice(&sums.map(level));
             }
         });
-    out
+    out.into()
 }
 
-fn lanczos_columns(rgb: Vec<u8>, width: u32, from: u32, to: u32) -> Vec<u8> {
+fn lanczos_columns(rgb: Cow<'_, [u8]>, width: u32, from: u32, to: u32) -> Cow<'_, [u8]> {
     if from == to {
         return rgb;
     }
@@ -198,7 +200,7 @@ fn lanczos_columns(rgb: Vec<u8>, width: u32, from: u32, to: u32) -> Vec<u8> {
                 *value = level(sum);
             }
         });
-    out
+    out.into()
 }
 
 #[cfg(test)]
@@ -226,7 +228,7 @@ mod tests {
             (size(9, 4), size(1, 1)),
         ] {
             let rgb = picture(from);
-            let small = resize(rgb.clone(), from, to);
+            let small = resize(rgb.clone().into(), from, to);
             for (x, y, c) in (0..to.width * to.height * 3)
                 .map(|n| (n / 3 % to.width, n / 3 / to.width, n as usize % 3))
             {
@@ -254,7 +256,7 @@ mod tests {
             (size(3000, 2), size(100, 1)),
         ] {
             let rgb = [12, 200, 255].repeat((from.width * from.height) as usize);
-            let out = resize(rgb, from, to);
+            let out = resize(rgb.into(), from, to);
             assert_eq!(out, [12, 200, 255].repeat((to.width * to.height) as usize));
         }
     }
@@ -277,7 +279,7 @@ mod tests {
             let expected = tensors.tensor(&format!("{n}.out")).expect("out");
             let size = |shape: &[usize]| size(shape[1] as u32, shape[0] as u32);
             let found = resize(
-                source.data().to_vec(),
+                source.data().into(),
                 size(source.shape()),
                 size(expected.shape()),
             );

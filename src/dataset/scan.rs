@@ -1,298 +1,326 @@
 //! Finding pictures and their captions. Everything that is wrong is told at once.
 
-use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use rayon::prelude::*;
-
-use super::caption::{self, LIST};
+use super::budget::{DECODING_BYTES, map_within};
+use super::caption;
+use super::files::{self, Files, is_picture_name};
+use super::left_out::{Reason, named};
+use super::picture::file_bytes;
+use super::trigger::with_trigger;
 use super::{Dataset, Error, Folder, Item, PictureFile};
 use crate::monitor::Monitor;
+use crate::shown;
 
-/// Extensions of files that are taken for pictures, in any case.
-const PICTURES: [&str; 8] = ["png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff"];
-/// Extensions of pictures that cannot be decoded here: told, where others are passed over.
-const UNREADABLE: [&str; 6] = ["avif", "heic", "heif", "jxl", "jp2", "psd"];
-/// The most names in one message.
-const NAMED: usize = 10;
+/// A picture with its caption, of the folder with this index.
+type Found = (usize, PathBuf, String);
 
 impl Dataset {
     /// The captioned pictures of these folders.
     ///
-    /// In a folder, a picture's caption is its line in `metadata.jsonl` (`file_name` and `text`) or the file of
-    /// its name with the extension `.txt` (else `.caption`). Hidden files are not looked at. Every file is read
-    /// once, for its digest; none is decoded.
+    /// In a folder, a picture's caption is its line in `metadata.jsonl` or `metadata.csv` (`file_name` and `text`) or the file of
+    /// its name with the extension `.txt` (else `.caption`). Every file is used, or named in one line of what was left and why.
+    /// Each picture is read once, for its digest; none is decoded.
     ///
     /// # Errors
     /// If a folder cannot be read or has no picture, a picture or caption cannot be used, or a picture has no
     /// caption; all of it, not only the first.
     pub fn scan(folders: &[Folder], monitor: &dyn Monitor) -> Result<Self, Error> {
-        let (mut found, mut errors) = (Vec::new(), Vec::new());
+        let (dataset, broken) = Self::scan_usable(folders, monitor)?;
+        match Error::of(broken) {
+            Some(error) => Err(error),
+            None => Ok(dataset),
+        }
+    }
+
+    /// The same without the pictures that cannot be used, and what is wrong with each of those.
+    ///
+    /// # Errors
+    /// As [`Self::scan`], but for pictures; and if none can be used.
+    pub fn scan_usable(
+        folders: &[Folder],
+        monitor: &dyn Monitor,
+    ) -> Result<(Self, Vec<Error>), Error> {
+        let (mut found, mut errors): (Vec<Found>, _) = (Vec::new(), Vec::new());
         for (n, folder) in folders.iter().enumerate() {
-            match pictures(folder, monitor) {
-                Ok(pictures) => found.extend(pictures.into_iter().map(|picture| (n, picture))),
+            match captioned(folder, monitor) {
+                Ok(pictures) => found.extend(pictures.into_iter().map(|(p, c)| (n, p, c))),
                 Err(error) => errors.push(error),
             }
         }
         monitor.start("look at pictures", Some(found.len() as u64));
-        let items: Vec<_> = found
-            .into_par_iter()
-            .map(|(n, (picture, caption))| {
-                let item = item(&folders[n], picture, caption);
-                monitor.advance(1);
-                item
-            })
-            .collect();
+        let bytes = |(_, path, _): &Found| file_bytes(path);
+        let items = map_within(DECODING_BYTES, &found, bytes, |(n, path, caption)| {
+            let item = item(&folders[*n], path, caption);
+            monitor.advance(1);
+            item
+        });
         monitor.finish();
-        let (items, failed): (Vec<_>, Vec<_>) = items.into_iter().partition(Result::is_ok);
-        errors.extend(failed.into_iter().filter_map(Result::err));
-        if errors.len() > 1 {
-            return Err(Error::Several(errors));
+        let (items, broken): (Vec<_>, Vec<_>) = items.into_iter().partition(Result::is_ok);
+        let items: Vec<_> = items.into_iter().filter_map(Result::ok).collect();
+        let broken: Vec<_> = broken.into_iter().filter_map(Result::err).collect();
+        // With nothing left, what is wrong with the pictures is what is wrong.
+        if !errors.is_empty() || items.is_empty() {
+            errors.extend(broken);
+            return Err(Error::of(errors)
+                .unwrap_or_else(|| Error::Nothing("no folder of pictures is given".to_owned())));
         }
-        match errors.pop() {
-            Some(error) => Err(error),
-            None if items.is_empty() => {
-                Err(Error::Nothing("no folder of pictures is given".to_owned()))
-            }
-            None => Ok(Self {
-                items: items.into_iter().filter_map(Result::ok).collect(),
-            }),
-        }
+        Ok((Self { items }, broken))
     }
 }
 
-fn item(folder: &Folder, picture: PathBuf, caption: String) -> Result<Item, Error> {
-    let unusable = |problem: String| Error::Unusable {
-        path: picture.clone(),
-        problem,
-    };
-    let trigger = folder
-        .set
-        .trigger
-        .as_deref()
-        .filter(|word| !word.is_empty());
-    let caption = caption::with_trigger(&caption, trigger).map_err(unusable)?;
-    let file = PictureFile::open(&picture)?;
+fn item(folder: &Folder, picture: &Path, caption: &str) -> Result<Item, Error> {
+    let file = PictureFile::open(picture)?;
     let (digest, size) = (file.digest, file.size);
     let views = folder.view_rules.views(size);
-    let views = views.map_err(|e| unusable(e.to_string()))?;
+    let views = views.map_err(|e| unusable(picture, e.to_string()))?;
     Ok(Item {
-        picture,
+        picture: picture.to_owned(),
         digest,
         size,
-        captions: vec![caption],
+        captions: vec![caption.to_owned()],
         views,
         repeats: folder.set.repeats,
         held_out: false,
     })
 }
 
-/// The pictures of a folder and their captions, in order.
-fn pictures(folder: &Folder, monitor: &dyn Monitor) -> Result<Vec<(PathBuf, String)>, Error> {
+fn unusable(path: &Path, problem: String) -> Error {
+    Error::Unusable {
+        path: path.to_owned(),
+        problem,
+    }
+}
+
+/// The pictures of a folder and their captions with the trigger word, in order.
+fn captioned(folder: &Folder, monitor: &dyn Monitor) -> Result<Vec<(PathBuf, String)>, Error> {
     let root = &folder.set.path;
-    let fail = |path: &Path, problem: String| {
-        Err(Error::Unusable {
-            path: path.to_owned(),
-            problem,
-        })
-    };
     if folder.set.repeats == 0 {
-        return fail(
-            root,
-            "`repeats` is 0, expected at least 1; leave the folder out instead".to_owned(),
-        );
+        let problem = "`repeats` is 0, expected at least 1; leave the folder out instead";
+        return Err(unusable(root, problem.to_owned()));
     }
-    let mut files = Vec::new();
-    let deeper = files_below(root, root, folder.set.recursive, &mut files)?;
-    files.sort_by(|a, b| natural(a, b));
-    let names: BTreeSet<&str> = files.iter().map(String::as_str).collect();
-    let has_extension = |name: &str, list: &[&str]| {
-        let extension = Path::new(name).extension().and_then(|e| e.to_str());
-        extension.is_some_and(|e| list.iter().any(|known| e.eq_ignore_ascii_case(known)))
-    };
-    // A problem and not silence: a data set that is smaller than the person thinks trains another LoRA.
-    for name in files.iter().filter(|name| has_extension(name, &UNREADABLE)) {
-        monitor.problem(&format!(
-            "{} was not read: save it as PNG, JPEG or WebP",
-            root.join(name).display()
-        ));
+    let mut files = files::find(&folder.set)?;
+    let listed = lists(root, &files)?;
+    let beside = beside(&files.pictures, &files.captions);
+    let used: BTreeSet<&String> = beside.values().flatten().copied().collect();
+    for name in files.captions.iter().filter(|name| !used.contains(name)) {
+        files.left.add(Reason::Orphan, name.clone());
     }
-    let pictures: Vec<&str> = files
-        .iter()
-        .map(String::as_str)
-        .filter(|name| has_extension(name, &PICTURES))
-        .collect();
-    if pictures.is_empty() {
-        let hint = if deeper {
-            " (it has folders: set `recursive = true` to read them)"
-        } else {
-            ""
+    if files.pictures.is_empty() {
+        return Err(no_picture(root, &files));
+    }
+    files.left.tell(root, monitor);
+    tell_of_names(folder, &files, &beside, monitor);
+    let (mut out, mut bare, mut empty) = (Vec::new(), Vec::new(), Vec::new());
+    let mut errors = Vec::new();
+    for name in &files.pictures {
+        let path = root.join(name);
+        let beside = beside.get(name.as_str()).map_or(&[][..], Vec::as_slice);
+        let (caption, source) = match own_caption(root, name, beside, listed.get(name)) {
+            Ok(found) => found,
+            Err(error) => {
+                errors.push(error);
+                continue;
+            }
         };
-        return fail(root, format!("the folder has no picture{hint}"));
-    }
-    if deeper {
-        monitor.note(&format!(
-            "{} has folders inside that were not read (`recursive = true` reads them)",
-            root.display()
-        ));
-    }
-    let mut listed = match names.contains(LIST) {
-        true => caption::list(&root.join(LIST))?,
-        false => BTreeMap::new(),
-    };
-    let (mut out, mut bare) = (Vec::new(), Vec::new());
-    for name in pictures {
-        match caption_of(folder, name, &names, listed.remove(name))? {
-            Some(caption) => out.push((root.join(name), caption)),
-            None => bare.push(root.join(name)),
+        match caption
+            .filter(|c| !c.is_empty())
+            .or_else(|| assumed(folder))
+        {
+            Some(caption) => match with_trigger(&caption, folder.set.trigger.as_deref()) {
+                Ok(caption) => out.push((path, caption)),
+                Err(problem) => errors.push(unusable(&path, problem)),
+            },
+            None if source.is_empty() => bare.push(name),
+            None => empty.push(source),
         }
     }
-    // A misspelt name: its caption would be used for nothing, and nobody would know.
-    if let Some(name) = listed.keys().next() {
-        return fail(
-            &root.join(LIST),
-            format!("`{name}` is not a picture in the folder"),
-        );
-    }
+    let counted = |names: &[&str]| (names.len(), named(names), root.clone());
     if !bare.is_empty() {
-        let named: Vec<_> = bare
-            .iter()
-            .take(NAMED)
-            .map(|path| path.display().to_string())
-            .collect();
-        let more = if bare.len() > NAMED { ", ..." } else { "" };
-        return Err(Error::NoCaption {
-            count: bare.len(),
-            named: format!("{}{more}", named.join(", ")),
+        let names: Vec<_> = bare.iter().map(|name| name.as_str()).collect();
+        let (count, named, folder) = counted(&names);
+        errors.push(Error::NoCaption {
+            folder,
+            count,
+            named,
         });
     }
-    Ok(out)
+    if !empty.is_empty() {
+        let (count, named, folder) = counted(&empty);
+        errors.push(Error::EmptyCaption {
+            folder,
+            count,
+            named,
+        });
+    }
+    match Error::of(errors) {
+        Some(error) => Err(error),
+        None => Ok(out),
+    }
 }
 
-/// A picture's caption; `None` if it has none and none is assumed.
-fn caption_of(
-    folder: &Folder,
-    picture: &str,
-    names: &BTreeSet<&str>,
-    listed: Option<String>,
-) -> Result<Option<String>, Error> {
-    let stem = Path::new(picture).with_extension("");
-    let fail = |problem: String| Error::Unusable {
-        path: folder.set.path.join(picture),
-        problem,
+/// The caption of pictures without one, if one is assumed.
+fn assumed(folder: &Folder) -> Option<String> {
+    let empty = folder.set.allow_empty_captions.then(String::new);
+    folder.set.default_caption.clone().or(empty)
+}
+
+fn no_picture(root: &Path, files: &Files) -> Error {
+    let mut hints = Vec::new();
+    if !files.closed.is_empty() {
+        hints.push("it has folders: set `recursive = true` to read them".to_owned());
+    }
+    hints.extend(files.left.instead());
+    let hint = match hints.is_empty() {
+        true => String::new(),
+        false => format!(" ({})", hints.join("; ")),
     };
-    let stem = stem.to_str().unwrap_or_default();
-    let extensions: &[&str] = match &folder.set.caption_extension {
-        Some(extension) => &[extension.trim_start_matches('.')],
-        None => &["txt", "caption"],
+    unusable(root, format!("the folder has no picture{hint}"))
+}
+
+/// The captions of all lists, each with the name of its list, by picture.
+fn lists(root: &Path, files: &Files) -> Result<BTreeMap<String, (String, String)>, Error> {
+    let pictures: BTreeSet<&String> = files.pictures.iter().collect();
+    let mut all: BTreeMap<String, (String, String)> = BTreeMap::new();
+    for list in &files.lists {
+        let folder = list.rsplit_once('/').map_or("", |(folder, _)| folder);
+        for (name, caption) in caption::list(&root.join(list))? {
+            let name = Path::new(folder)
+                .join(name)
+                .to_string_lossy()
+                .replace('\\', "/");
+            let fail = |problem: String| Err(unusable(&root.join(list), problem));
+            let shown = shown::text(&name);
+            // A misspelt name: its caption would be used for nothing, and nobody would know.
+            if !pictures.contains(&name) && !files.left.has(&name) {
+                let hint = match name.contains('/') && !files.closed.is_empty() {
+                    true => " (set `recursive = true` to read the folders inside)",
+                    false => "",
+                };
+                return fail(format!("`{shown}` is not a picture in the folder{hint}"));
+            }
+            if let Some((_, other)) = all.get(&name) {
+                return fail(format!(
+                    "`{shown}` has a caption in {other} as well: remove one of them"
+                ));
+            }
+            all.insert(name, (caption, list.clone()));
+        }
+    }
+    Ok(all)
+}
+
+/// The caption files of each picture that has some: those with its name and another extension.
+fn beside<'a>(
+    pictures: &'a [String],
+    captions: &'a [String],
+) -> BTreeMap<&'a str, Vec<&'a String>> {
+    let stem = |name: &str| Path::new(name).with_extension("");
+    let mut of_stem: BTreeMap<PathBuf, Vec<&String>> = BTreeMap::new();
+    for name in captions {
+        of_stem.entry(stem(name)).or_default().push(name);
+    }
+    let of = |picture: &String| -> Vec<&'a String> {
+        let mut stems = vec![stem(picture)];
+        // A point in a name without extension, as in `v1.5`.
+        if !is_picture_name(picture) && stems[0] != Path::new(picture) {
+            stems.push(picture.into());
+        }
+        let found = stems.iter().filter_map(|stem| of_stem.get(stem));
+        found.flatten().copied().collect()
     };
-    let beside: Vec<_> = extensions
+    let pictures = pictures
         .iter()
-        .map(|extension| format!("{stem}.{extension}"))
-        .filter(|name| names.contains(name.as_str()))
-        .collect();
-    // Of two captions the right one cannot be guessed.
-    let caption = match (listed, beside.as_slice()) {
-        (Some(_), [file, ..]) => {
-            return Err(fail(format!(
-                "it has a caption in {LIST} and one in {file}: remove one of them"
-            )));
-        }
-        (_, [one, other, ..]) => {
-            return Err(fail(format!(
-                "it has captions in {one} and in {other}: remove one of them"
-            )));
-        }
-        (Some(caption), []) => Some(caption),
-        (None, [file]) => Some(caption::read(&folder.set.path.join(file))?),
-        (None, []) => None,
-    };
-    let caption = caption
-        // An empty file counts as none: it gets what the folder says of pictures without a caption.
-        .filter(|caption| !caption.is_empty())
-        .or(folder.set.default_caption.clone());
-    Ok(caption.or(folder.set.allow_empty_captions.then(String::new)))
+        .map(|picture| (picture.as_str(), of(picture)));
+    pictures
+        .filter(|(_, captions)| !captions.is_empty())
+        .collect()
 }
 
-/// Adds the paths of all files below `folder`, relative to `root` and with `/`. Says whether there are folders
-/// that were not entered. Links to folders are not followed, as they may lead in circles.
-fn files_below(
+/// A picture's own caption, and the file it stands in; nothing and no name if it has none.
+fn own_caption<'a>(
     root: &Path,
-    folder: &Path,
-    recursive: bool,
-    files: &mut Vec<String>,
-) -> Result<bool, Error> {
-    let io = |source| Error::Io {
-        path: folder.to_owned(),
-        source,
+    picture: &str,
+    beside: &[&'a String],
+    listed: Option<&'a (String, String)>,
+) -> Result<(Option<String>, &'a str), Error> {
+    let fail = |one: &str, other: &str| {
+        let (one, other) = (shown::text(one), shown::text(other));
+        let problem = format!("it has captions in {one} and in {other}: remove one of them");
+        Err(unusable(&root.join(picture), problem))
     };
-    let mut deeper = false;
-    for entry in std::fs::read_dir(folder).map_err(io)? {
-        let entry = entry.map_err(io)?;
-        let path = entry.path();
-        // Among them macOS' `._NAME` files, which are called like pictures and are none.
-        if entry.file_name().as_encoded_bytes().starts_with(b".") {
-            continue;
-        }
-        let is_folder = entry.file_type().map_err(io)?.is_dir();
-        if is_folder && recursive {
-            files_below(root, &path, recursive, files)?;
-        } else if is_folder {
-            deeper = true;
-        } else if path.is_file() {
-            let below: Option<Vec<_>> = path
-                .strip_prefix(root)
-                .unwrap_or(&path)
-                .iter()
-                .map(|part| part.to_str())
-                .collect();
-            let Some(below) = below else {
-                let problem = "the name is not Unicode: rename the file".to_owned();
-                return Err(Error::Unusable { path, problem });
-            };
-            files.push(below.join("/"));
-        }
-    }
-    Ok(deeper)
-}
-
-/// The order of names as file managers have it: numbers in them by value, letters without their case. Byte by byte where that does not
-/// decide, so that the order is total.
-pub(super) fn natural(a: &str, b: &str) -> Ordering {
-    let (mut x, mut y) = (a.as_bytes(), b.as_bytes());
-    loop {
-        match (x.first(), y.first()) {
-            (None, None) => return a.cmp(b),
-            (None, _) => return Ordering::Less,
-            (_, None) => return Ordering::Greater,
-            (Some(p), Some(q)) if p.is_ascii_digit() && q.is_ascii_digit() => {
-                let (m, n) = (number(&mut x), number(&mut y));
-                // Without leading zeros the longer number is the larger; no number is too long to compare.
-                let order = m.len().cmp(&n.len()).then(m.cmp(n));
-                if order != Ordering::Equal {
-                    return order;
-                }
-            }
-            (Some(p), Some(q)) => {
-                let order = p.to_ascii_lowercase().cmp(&q.to_ascii_lowercase());
-                if order != Ordering::Equal {
-                    return order;
-                }
-                (x, y) = (&x[1..], &y[1..]);
-            }
-        }
+    // Of two captions the right one cannot be guessed.
+    match (listed, beside) {
+        (Some((_, list)), [file, ..]) => fail(list, file),
+        (_, [one, other, ..]) => fail(one, other),
+        (Some((caption, list)), []) => Ok((Some(caption.clone()), list)),
+        (None, [file]) => Ok((Some(caption::read(&root.join(file))?), file)),
+        (None, []) => Ok((None, "")),
     }
 }
 
-/// Takes the digits at the front, and gives them without leading zeros.
-fn number<'a>(text: &mut &'a [u8]) -> &'a [u8] {
-    let end = text
+/// What names may mean to a person and do not mean here.
+fn tell_of_names(
+    folder: &Folder,
+    files: &Files,
+    beside: &BTreeMap<&str, Vec<&String>>,
+    monitor: &dyn Monitor,
+) {
+    let root = shown::path(&folder.set.path);
+    if !files.closed.is_empty() {
+        monitor.note(&format!(
+            "{root} has {} folders inside that were not read (`recursive = true` reads them): {}",
+            files.closed.len(),
+            named(&files.closed)
+        ));
+    }
+    let mut users: BTreeMap<&String, Vec<&str>> = BTreeMap::new();
+    for (&picture, captions) in beside {
+        for &caption in captions {
+            users.entry(caption).or_default().push(picture);
+        }
+    }
+    let shared: Vec<_> = users
+        .values()
+        .filter(|pictures| pictures.len() > 1)
+        .collect();
+    if let Some(first) = shared.first() {
+        monitor.note(&format!(
+            "{root}: {} caption files belong to several pictures each, as these have one name: {}",
+            shared.len(),
+            named(first)
+        ));
+    }
+    tell_of_numbers(folder, files, monitor);
+}
+
+/// Tells of kohya's folders, whose names say how often each picture comes.
+fn tell_of_numbers(folder: &Folder, files: &Files, monitor: &dyn Monitor) {
+    let own = folder.set.path.file_name().and_then(|name| name.to_str());
+    // Who writes repeats does not expect the name to be read.
+    let own = own.filter(|_| folder.set.repeats == 1);
+    let inside = files
+        .folders
         .iter()
-        .position(|b| !b.is_ascii_digit())
-        .unwrap_or(text.len());
-    let (digits, rest) = text.split_at(end);
-    *text = rest;
-    let zeros = digits.iter().take_while(|&&b| b == b'0').count();
-    &digits[zeros..]
+        .filter_map(|name| name.rsplit('/').next());
+    let numbered = own.into_iter().chain(inside);
+    let lines: Vec<_> = numbered
+        .filter_map(|name| Some((name, number(name)?)))
+        .filter(|(_, repeats)| *repeats > 1)
+        .map(|(name, repeats)| format!("`repeats = {repeats}` for {}", shown::text(name)))
+        .collect();
+    if !lines.is_empty() {
+        monitor.note(&format!(
+            "{}: kohya's numbers in the names of folders are not read; write a [[dataset]] for each of these folders, with {}",
+            shown::path(&folder.set.path),
+            named(&lines)
+        ));
+    }
+}
+
+/// How often kohya would repeat the pictures of a folder with this name: `10_sks dog`.
+fn number(name: &str) -> Option<u32> {
+    let (number, rest) = name.split_once('_')?;
+    (!rest.is_empty()).then(|| number.parse().ok())?
 }

@@ -139,9 +139,12 @@ pub fn run(
         ));
     }
     let store = Store::open_or_create(&store)?.waiting(options.wait);
-    let items = match only_captions {
-        true => Vec::new(),
-        false => dataset::open(experiment, base.latent_geometry().side_multiple(), monitor)?,
+    let (items, unusable) = match only_captions {
+        true => (Vec::new(), 0),
+        false => {
+            let multiple = base.latent_geometry().side_multiple();
+            dataset::open_usable(experiment, multiple, monitor)?
+        }
     };
     if captions.is_none() {
         texts = cache::captions(experiment, &items);
@@ -149,13 +152,12 @@ pub fn run(
     let embedded = encode_captions(&base, &store, &texts, options, monitor)?;
     let pictures = match only_captions {
         true => None,
-        false => Some(encode_pictures(
-            &base,
-            &store,
-            &items,
-            (&options.device, &options.kernels),
-            monitor,
-        )?),
+        false => {
+            let on = (&options.device, &options.kernels);
+            let mut stats = encode_pictures(&base, &store, &items, on, monitor)?;
+            stats.failed += unusable;
+            Some(stats)
+        }
     };
     let used = Manifest::new(
         &Specs::from(&base),

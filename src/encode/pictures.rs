@@ -5,14 +5,13 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use candle_core::{Device, Tensor};
-use rayon::prelude::{IntoParallelRefIterator as _, ParallelIterator as _};
 use serde::Serialize;
 use serde_json::json;
 
 use super::Error;
 use crate::base_model::BaseModel;
 use crate::cache::{Specs, tensors};
-use crate::dataset::{Item, PictureError, PictureFile, PreparedPicture};
+use crate::dataset::{self, Item, PreparedPicture};
 use crate::digest::canonical_json;
 use crate::monitor::Monitor;
 use crate::nn::Kernels;
@@ -34,7 +33,7 @@ pub struct PictureStats {
     pub present: u64,
     /// Encoded now.
     pub encoded: u64,
-    /// Pictures that could not be decoded, each reported.
+    /// Pictures that could not be read or decoded, each reported.
     pub failed: u64,
 }
 
@@ -85,8 +84,7 @@ pub fn encode_pictures(
     let encoder = base.vae.load_encoder(device, kernels)?;
     monitor.start("pictures", Some(missing.len() as u64));
     for chunk in missing.chunks(CHUNK) {
-        let prepared: Vec<_> = chunk.par_iter().map(prepare).collect();
-        for (item, prepared) in chunk.iter().zip(prepared) {
+        for (item, prepared) in chunk.iter().zip(dataset::prepare(chunk)) {
             match prepared {
                 Err(error) => {
                     monitor.problem(&error.to_string());
@@ -106,13 +104,6 @@ pub fn encode_pictures(
     writer.finish()?;
     monitor.finish();
     Ok(stats)
-}
-
-fn prepare(item: &Item) -> Result<Vec<PreparedPicture>, PictureError> {
-    // The file may have changed since it was scanned; its latents would be filed under what it was.
-    PictureFile::open(&item.picture)?
-        .expect(&item.digest)?
-        .prepare_all(&item.views)
 }
 
 /// The pixels of a view as the VAE reads them, [1, 3, height, width].

@@ -82,14 +82,22 @@ fn wrong(field: &str, why: impl Into<String>) -> Result<(), FieldProblem> {
 impl Dataset {
     /// The shortest side of a bucket, in px.
     pub fn min_bucket_px(&self) -> u32 {
-        self.min_bucket
-            // 256 is kohya's default (`--min_bucket_reso`).
-            .unwrap_or_else(|| (self.resolution / 2).min(256).max(self.bucket_step))
+        let [width, height] = self.resolution.sides();
+        // 256 is kohya's default (`--min_bucket_reso`); it rounds down as well.
+        let usual = (width.min(height) / 2).min(256);
+        let in_steps = usual / self.bucket_step.max(1) * self.bucket_step;
+        self.min_bucket.unwrap_or(in_steps.max(self.bucket_step))
     }
 
     /// The longest side of a bucket, in px.
     pub fn max_bucket_px(&self) -> u32 {
-        self.max_bucket.unwrap_or(self.resolution.saturating_mul(2))
+        let [width, height] = self.resolution.sides();
+        // kohya rounds up as well.
+        let usual = width.max(height).saturating_mul(2);
+        let in_steps = usual
+            .div_ceil(self.bucket_step.max(1))
+            .saturating_mul(self.bucket_step);
+        self.max_bucket.unwrap_or(in_steps)
     }
 
     /// `multiple`: what the sides of pictures are multiples of, in px.
@@ -106,28 +114,56 @@ impl Dataset {
                 );
             }
         }
-        if !self.bucket_step.is_multiple_of(multiple) {
-            let found = self.bucket_step;
+        if self.no_upscale && !self.bucket {
+            let why = "expected `bucket = true` beside it: without buckets every picture is brought to the resolution";
+            return wrong("no_upscale", why);
+        }
+        self.check_buckets(multiple)
+    }
+
+    fn check_buckets(&self, multiple: u32) -> Result<(), FieldProblem> {
+        let step = self.bucket_step;
+        if !step.is_multiple_of(multiple) {
             return wrong(
                 "bucket_step",
-                format!("expected a multiple of {multiple} px, found {found}"),
+                format!("expected a multiple of {multiple} px, found {step}"),
             );
         }
-        if self.resolution < self.bucket_step {
-            let (step, found) = (self.bucket_step, self.resolution);
+        let sides = self.resolution.sides();
+        if let Some(found) = sides.iter().find(|side| **side < step) {
             return wrong(
                 "resolution",
                 format!("expected at least the bucket_step of {step} px, found {found}"),
             );
         }
-        if self.min_bucket_px() > self.resolution || self.max_bucket_px() < self.resolution {
-            let (min, max) = (self.min_bucket_px(), self.max_bucket_px());
-            let found = self.resolution;
-            return wrong(
-                "resolution",
-                format!("expected it within min_bucket {min} and max_bucket {max}, found {found}"),
-            );
+        if !self.bucket {
+            return match sides.iter().find(|side| !side.is_multiple_of(multiple)) {
+                None => Ok(()),
+                Some(found) => {
+                    let why = format!(
+                        "expected multiples of {multiple} px without buckets, found {found}"
+                    );
+                    wrong("resolution", why)
+                }
+            };
         }
-        Ok(())
+        let (min, max) = (self.min_bucket_px(), self.max_bucket_px());
+        for (field, side) in [("min_bucket", min), ("max_bucket", max)] {
+            if side == 0 || side > 1 << 16 || !side.is_multiple_of(step) {
+                let why = format!(
+                    "expected a multiple of `bucket_step` {step} px up to 65536, found {side}"
+                );
+                return wrong(field, why);
+            }
+        }
+        match sides.iter().find(|side| !(min..=max).contains(side)) {
+            None => Ok(()),
+            Some(found) => {
+                let why = format!(
+                    "expected it within min_bucket {min} and max_bucket {max}, found {found}"
+                );
+                wrong("resolution", why)
+            }
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! The mirror of the Experiment file. Each default stands at its field. `[train]` has a file of its own.
 
 mod files;
+mod resolution;
 mod train;
 
 use std::collections::BTreeMap;
@@ -13,6 +14,7 @@ use crate::diffusion::{Sampler, Shift};
 use crate::recipe::spec::Dtype;
 
 pub use files::{FileMap, SlotFiles};
+pub use resolution::Resolution;
 pub use train::{LrDecay, Train, Warmup};
 
 /// An Experiment: a base model, its data, the recipe, the adapter and the training.
@@ -175,17 +177,20 @@ pub struct Store {
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Dataset {
-    /// The folder: pictures with a .txt or .caption beside each, or a metadata.jsonl.
+    /// The folder: pictures with a .txt or .caption beside each, or a metadata.jsonl or metadata.csv.
     pub path: PathBuf,
     /// How often each picture comes in an epoch.
     #[serde(default = "one")]
     pub repeats: u32,
-    /// The word for what is learned: it replaces `[trigger]` in captions, and is put before those that contain
-    /// neither, as `word, caption`.
+    /// The word, or words, for what is learned: it replaces `[trigger]` in captions, and is put before those that contain
+    /// neither, as `word, caption`. Inside a longer word it does not count, nor with other capitals.
     pub trigger: Option<String>,
     /// Whether folders inside it are read as well.
     #[serde(default)]
     pub recursive: bool,
+    /// Whether links that lead out of the folder are followed; else they are left out, and told.
+    #[serde(default)]
+    pub follow_links: bool,
     /// The extension of caption files, without the dot; the default is `txt`, else `caption`.
     pub caption_extension: Option<String>,
     /// The caption of pictures that have none.
@@ -193,18 +198,20 @@ pub struct Dataset {
     /// Whether captions may be empty, and pictures without one count as having an empty one.
     #[serde(default)]
     pub allow_empty_captions: bool,
-    /// Side of a square whose area every bucket has about, in px.
+    /// What every bucket has about the area of: a square of this side in px, or `[width, height]`.
     #[serde(default = "resolution")]
-    pub resolution: u32,
-    /// Whether pictures are sorted into aspect-ratio buckets; else all are cropped square.
+    pub resolution: Resolution,
+    /// Whether pictures are sorted into aspect-ratio buckets; else all are cropped to the resolution.
     #[serde(default = "yes")]
     pub bucket: bool,
     /// Buckets' sides are multiples of this, in px.
     #[serde(default = "bucket_step")]
     pub bucket_step: u32,
-    /// The shortest side of a bucket, in px; the default is 256, or less for small resolutions.
+    /// The shortest side of a bucket, in px; the default is 256, or less for small resolutions, in
+    /// whole steps.
     pub min_bucket: Option<u32>,
-    /// The longest side of a bucket, in px; the default is twice the resolution.
+    /// The longest side of a bucket, in px; the default is twice the resolution's longer side, in whole
+    /// steps.
     pub max_bucket: Option<u32>,
     /// Whether small pictures stay small instead of being enlarged to a bucket.
     #[serde(default)]
@@ -268,7 +275,7 @@ pub struct Sample {
     pub prompts_file: Option<PathBuf>,
     /// The caption to steer away from; the default is the recipe's unconditional entry.
     pub negative_prompt: Option<String>,
-    /// Width in px; the default is the first data set's resolution.
+    /// Width in px; the default is the first data set's resolution, in whole steps of its buckets.
     pub width: Option<u32>,
     /// Height in px.
     pub height: Option<u32>,
@@ -304,8 +311,8 @@ fn yes() -> bool {
 }
 
 // SDXL, SD3 and FLUX.1 were trained at 1024 px.
-fn resolution() -> u32 {
-    1024
+fn resolution() -> Resolution {
+    Resolution::Side(1024)
 }
 
 // kohya's `--bucket_reso_steps`.

@@ -48,10 +48,12 @@ pub struct DatasetSettings {
     /// How often each of its pictures comes in an epoch.
     pub repeats: u32,
     /// The word that stands for what is learned: it replaces `[trigger]` in captions, and is put before those
-    /// that contain neither it nor the placeholder, as `word, caption`.
+    /// that contain neither it, as a whole word, nor the placeholder, as `word, caption`.
     pub trigger: Option<String>,
     /// Whether folders inside it are read as well.
     pub recursive: bool,
+    /// Whether links that lead out of it are followed.
+    pub follow_links: bool,
     /// The extension of caption files, without the dot; `None`: `txt`, else `caption`.
     pub caption_extension: Option<String>,
     /// The caption of pictures that have none; `None`: that is an error.
@@ -331,18 +333,17 @@ impl Experiment {
     }
 
     fn dataset(&self, set: &raw::Dataset) -> DatasetSettings {
+        let [width, height] = set.resolution.sides();
         DatasetSettings {
             path: self.path(&set.path),
             repeats: set.repeats,
             trigger: set.trigger.clone(),
             recursive: set.recursive,
+            follow_links: set.follow_links,
             caption_extension: set.caption_extension.clone(),
             default_caption: set.default_caption.clone(),
             allow_empty_captions: set.allow_empty_captions,
-            resolution: Size {
-                width: set.resolution,
-                height: set.resolution,
-            },
+            resolution: Size { width, height },
             bucket: set.bucket,
             bucket_step_px: set.bucket_step,
             min_bucket_px: set.min_bucket_px(),
@@ -400,8 +401,13 @@ impl Experiment {
     fn sample(&self, flavor: &Flavor) -> SampleSettings {
         let sample = &self.raw.sample;
         let first = self.raw.dataset.first();
-        // Previews show what was trained, so at its size.
-        let side = first.map_or(flavor.resolution_px, |set| set.resolution);
+        // Previews show what was trained, so at its size, which like a bucket's is whole steps.
+        let in_steps = |set: &raw::Dataset| {
+            let step = set.bucket_step.max(1);
+            let whole = |side: u32| if set.bucket { side / step * step } else { side };
+            set.resolution.sides().map(whole)
+        };
+        let [width, height] = first.map_or([flavor.resolution_px; 2], in_steps);
         let (embedded_guidance, guidance) = match flavor.embedded_guidance {
             // What people call guidance of such a model is the embedding's input.
             Some(authors) => (
@@ -413,8 +419,8 @@ impl Experiment {
         SampleSettings {
             prompts: sample.prompts.clone(),
             negative_prompt: sample.negative_prompt.clone(),
-            width: sample.width.unwrap_or(side),
-            height: sample.height.unwrap_or(side),
+            width: sample.width.unwrap_or(width),
+            height: sample.height.unwrap_or(height),
             sampler: sample.sampler.unwrap_or(flavor.sampler),
             steps: sample.steps.unwrap_or(flavor.steps as usize),
             guidance,

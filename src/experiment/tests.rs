@@ -495,3 +495,50 @@ fn the_json_schema_in_the_repository_is_fresh() {
         "schemas/experiment.schema.json is stale: run PLUMB_UPDATE=1 cargo test schema"
     );
 }
+
+#[test]
+fn buckets_come_out_in_whole_steps_whatever_the_resolution() {
+    let set = |lines: &str| {
+        let text = SMALLEST.replace("\"pictures\"", &format!("\"pictures\"\n{lines}"));
+        Experiment::parse(Path::new("a/b.toml"), text).map(|e| e.datasets().remove(0))
+    };
+    for (resolution, sides, min, max) in [
+        ("500", (500, 500), 192, 1024),
+        ("720", (720, 720), 256, 1472),
+        ("1000", (1000, 1000), 256, 2048),
+        ("1080", (1080, 1080), 256, 2176),
+        ("1024", (1024, 1024), 256, 2048),
+        ("[1024, 768]", (1024, 768), 256, 2048),
+        ("64", (64, 64), 64, 128),
+    ] {
+        let set = set(&format!("resolution = {resolution}")).expect(resolution);
+        let found = (set.resolution.width, set.resolution.height);
+        assert_eq!(
+            (found, set.min_bucket_px, set.max_bucket_px),
+            (sides, min, max)
+        );
+    }
+    let wrong = |lines: &str| set(lines).expect_err(lines).to_string();
+    expect![[r#"
+        a/b.toml: `dataset[0].max_bucket`: expected a multiple of `bucket_step` 64 px up to 65536, found 1000
+        a/b.toml: `dataset[0].min_bucket`: expected 1 to 16384, found 0
+        a/b.toml: `dataset[0].resolution`: expected it within min_bucket 256 and max_bucket 960, found 1024
+        a/b.toml: `dataset[0].resolution`: expected multiples of 16 px without buckets, found 1000
+        a/b.toml: `dataset[0].no_upscale`: expected `bucket = true` beside it: without buckets every picture is brought to the resolution
+        a/b.toml: `dataset[0].resolution[0]`: expected 8 to 16384, found 1
+        a/b.toml:10: `dataset[0].resolution`: expected a number of px, or [width, height], found text "1024"
+    "#]]
+    .assert_eq(
+        &[
+            "max_bucket = 1000",
+            "min_bucket = 0",
+            "max_bucket = 960",
+            "bucket = false\nresolution = 1000",
+            "bucket = false\nno_upscale = true",
+            "resolution = [1, 2, 3]",
+            "resolution = \"1024\"",
+        ]
+        .map(|lines| wrong(lines) + "\n")
+        .concat(),
+    );
+}

@@ -5,7 +5,8 @@
 //! only: the decoder does not change what is stored), and the rules by which a file becomes pixels are named
 //! here. The store keeps mean and log-variance *unscaled*, so the scaling and shift of a model are not part of
 //! a spec. The picture itself is known by the digest of its file's bytes: cheap, found again after a rename
-//! or a move, and never after an edit.
+//! or a move, and never after an edit. (Where an earlier version read other pixels from the same bytes, by a digest of these and the
+//! version of reading.)
 
 mod config;
 mod statistics;
@@ -136,7 +137,7 @@ pub enum AlphaRule {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OrientationRule {
-    /// The EXIF orientation is applied: the picture is as viewers show it.
+    /// The EXIF orientation, or that of XMP where EXIF has none, is applied: the picture is as viewers show it.
     Exif,
 }
 
@@ -199,7 +200,7 @@ pub struct LatentKey {
     pub version: u32,
     /// The fingerprint of the [`LatentSpec`].
     pub spec: Fingerprint,
-    /// The digest of the picture's file.
+    /// What the picture is known by: the digest of its file, or of that and the version of reading.
     pub picture: Digest,
     /// What of it is encoded.
     pub view: View,

@@ -61,6 +61,13 @@ fn pictures_that_cannot_be_used_are_told_all_at_once() {
     world.write_bytes("pictures/p1.png", b"not a picture");
     world
         .run(&["encode", "exp.toml"])
+        .expect(3)
+        .says("p0.png")
+        .says("p1.png")
+        .says("2 pictures could not be used");
+    // With fewer pictures it would be another training.
+    world
+        .run(&["train", "exp.toml"])
         .expect(1)
         .says("p0.png")
         .says("p1.png");

@@ -85,6 +85,9 @@ RULES = {
     "sdxl": dict(resolution=[1024, 1024], min=512, max=2048, step=64, no_upscale=False),
     "sdxl_kohya_default": dict(resolution=[1024, 1024], min=256, max=1024, step=64, no_upscale=False),
     "oblong": dict(resolution=[512, 768], min=256, max=1024, step=32, no_upscale=False),
+    # kohya rounds bounds to whole steps, the resolution's area stays.
+    "side_1000": dict(resolution=[1000, 1000], min=256, max=2048, step=64, no_upscale=False),
+    "wide": dict(resolution=[1080, 720], min=256, max=2176, step=64, no_upscale=False),
     "tiny": dict(resolution=[128, 128], min=64, max=256, step=16, no_upscale=False),
     "no_upscale": dict(resolution=[1024, 1024], min=512, max=2048, step=64, no_upscale=True),
     "no_upscale_fine": dict(resolution=[512, 512], min=256, max=1024, step=8, no_upscale=True),

@@ -1,26 +1,40 @@
 //! Files to pixels.
 //!
 //! What a file holds is found from its content, never from its name. Dimensions are checked before anything is
-//! decoded. Every picture becomes 8-bit RGB, turned as its EXIF orientation says:
+//! decoded. A damaged file is refused, never completed. Every picture becomes 8-bit RGB, turned as its orientation
+//! says ([`orientation`]):
 //!
 //! | in the file | becomes |
 //! |---|---|
 //! | grey | red = green = blue |
 //! | palette | the palette's colours |
-//! | transparency | laid over white |
+//! | transparency | laid over white; colours that a TIFF says are multiplied by it are taken so |
 //! | 16 bits a sample | rounded to 8 (after laying over white) |
 //! | CMYK (JPEG, TIFF) | RGB as the decoder converts it, without a profile |
 //! | a colour profile | ignored |
 //! | several pages (TIFF) | the first |
-//! | an animation | refused: which frame is meant is not ours to guess |
+//! | an animation of several frames | refused: which frame is meant is not ours to guess |
 //! | floating-point samples | refused: their range is not known |
 
-use std::io::Cursor;
+mod containers;
+mod decode;
+mod guard;
+mod ifd;
+mod jpeg;
+mod kinds;
+mod orientation;
+
+use std::borrow::Cow;
+use std::fs::File;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
-use image::codecs::{gif::GifDecoder, png::PngDecoder, webp::WebPDecoder};
-use image::{AnimationDecoder as _, DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
+use image::ImageFormat;
+use image::metadata::Orientation;
 
+pub(super) use kinds::{HEAD_BYTES, Kind, kind};
+
+use self::decode::Alpha;
 use super::resize::resize;
 use crate::digest::Digest;
 use crate::recipe::latents::{Size, View};
@@ -32,6 +46,11 @@ const MOST_PIXELS: u64 = 1 << 27;
 const MOST_BYTES: u64 = 1 << 30;
 /// What a decoder may allocate: 8 bytes for each of the most pixels, and some for itself.
 const MOST_DECODER_BYTES: u64 = 8 * MOST_PIXELS + (64 << 20);
+/// What decoding takes for each pixel: at most four samples of 16 bits, and the RGB made of them.
+const BYTES_PER_PIXEL: u64 = 8 + 3;
+/// The version of how files are read. Files of which the first version read other pixels have another identity, so that latents
+/// made of those are not taken for theirs.
+const READING: u32 = 2;
 
 /// Why a picture cannot be used: always of one file, and with what to do.
 #[derive(Debug, thiserror::Error)]
@@ -68,7 +87,10 @@ pub struct PictureFile {
     path: PathBuf,
     bytes: Vec<u8>,
     format: ImageFormat,
-    /// The digest of the file's bytes: what the picture is known by.
+    alpha: Alpha,
+    turn: Orientation,
+    /// What the picture is known by: the digest of the file's bytes, or of that and the version of reading, if the first version
+    /// read other pixels from them.
     pub digest: Digest,
     /// Its size, turned as its orientation says.
     pub size: Size,
@@ -100,37 +122,50 @@ impl PictureFile {
         if bytes.is_empty() {
             return Err(fail("the file is empty".to_owned()));
         }
-        let format = image::guess_format(&bytes).map_err(|_| {
-            fail("not a picture that can be read (PNG, JPEG, WebP, BMP, GIF or TIFF)".to_owned())
-        })?;
-        if is_animated(&bytes, format).map_err(|e| fail(broken(&e)))? {
+        let format = match kind(&bytes) {
+            Kind::Picture(format) => format,
+            Kind::Known(name, remedy) => return Err(fail(format!("{name}: {remedy}"))),
+            Kind::Unknown => {
+                return Err(fail(
+                    "not a picture that can be read (PNG, JPEG, WebP, BMP, GIF or TIFF)".to_owned(),
+                ));
+            }
+        };
+        if containers::is_animated(&bytes, format) {
             return Err(fail(
                 "animated: save the frame that is meant as a picture of its own".to_owned(),
             ));
         }
-        let mut decoder = decoder(&bytes, format).map_err(|e| fail(broken(&e)))?;
-        let (width, height) = decoder.dimensions();
+        let ((width, height), has_alpha) = decode::header(&bytes, format).map_err(fail)?;
         let pixels = u64::from(width) * u64::from(height);
         if pixels == 0 || pixels > MOST_PIXELS {
             return Err(fail(format!(
                 "{width}x{height} pixels, expected 1 to {MOST_PIXELS}: save it smaller"
             )));
         }
-        // The orientations 5 to 8 of EXIF exchange width and height. One that cannot be read is none: the
-        // pixels are there all the same.
-        let turned = decoder.orientation().is_ok_and(|o| o.to_exif() >= 5);
-        let (width, height) = if turned {
-            (height, width)
-        } else {
-            (width, height)
+        let alpha = decode::alpha(&bytes, format);
+        let (turn, turn_before) = orientation::orientations(&bytes, format);
+        // The orientations 5 to 8 of EXIF exchange width and height.
+        let (width, height) = match turn.to_exif() {
+            5.. => (height, width),
+            _ => (width, height),
         };
-        let digest = Digest::of(&bytes);
-        // It borrows the bytes.
-        drop(decoder);
+        let mut digest = Digest::of(&bytes);
+        if turn != turn_before || has_alpha && alpha != Alpha::Straight {
+            digest = Digest::of(
+                &[
+                    format!("plumb picture {READING}").as_bytes(),
+                    digest.as_bytes(),
+                ]
+                .concat(),
+            );
+        }
         Ok(Self {
             path: path.to_owned(),
             bytes,
             format,
+            alpha,
+            turn,
             digest,
             size: Size { width, height },
         })
@@ -141,8 +176,7 @@ impl PictureFile {
     /// # Errors
     /// If the file does not decode.
     pub fn prepare(&self, view: View) -> Result<PreparedPicture, PictureError> {
-        let rgb = self.decode()?;
-        self.prepared(rgb, view)
+        self.prepared(&self.decode()?, view)
     }
 
     /// As [`Self::prepare`] for several views; the picture is decoded once.
@@ -153,44 +187,31 @@ impl PictureFile {
         let rgb = self.decode()?;
         views
             .iter()
-            .map(|&view| self.prepared(rgb.clone(), view))
+            .map(|&view| self.prepared(&rgb, view))
             .collect()
     }
 
     /// The picture as 8-bit RGB, row major, of [`Self::size`].
     ///
     /// # Errors
-    /// If the file does not decode.
+    /// If the file does not decode, or is damaged.
     pub fn decode(&self) -> Result<Vec<u8>, PictureError> {
         let fail = |problem: String| PictureError::Unusable {
             path: self.path.clone(),
             problem,
         };
-        if self.format == ImageFormat::Jpeg && !jpeg_is_whole(&self.bytes) {
-            return Err(fail(
-                "broken or not whole: the end of the JPEG is missing".to_owned(),
-            ));
-        }
-        let mut decoder = decoder(&self.bytes, self.format).map_err(|e| fail(broken(&e)))?;
-        let orientation = decoder.orientation();
-        let mut picture = DynamicImage::from_decoder(decoder).map_err(|e| fail(broken(&e)))?;
-        if let Ok(orientation) = orientation {
-            picture.apply_orientation(orientation);
-        }
-        let found = Size {
-            width: picture.width(),
-            height: picture.height(),
-        };
+        let decoded = decode::rgb(&self.bytes, self.format, self.alpha, self.turn);
+        let (rgb, (width, height)) = decoded.map_err(fail)?;
         // The bucket was chosen by the size in the header.
-        if found != self.size {
+        if (Size { width, height }) != self.size {
             return Err(fail(
                 "the header tells another size than the picture has".to_owned(),
             ));
         }
-        rgb8(picture).map_err(fail)
+        Ok(rgb)
     }
 
-    fn prepared(&self, rgb: Vec<u8>, view: View) -> Result<PreparedPicture, PictureError> {
+    fn prepared(&self, rgb: &[u8], view: View) -> Result<PreparedPicture, PictureError> {
         let View {
             resized,
             left,
@@ -209,7 +230,7 @@ impl PictureFile {
                 "the view {view:?} reaches beyond the picture"
             )));
         }
-        let rgb = resize(rgb, self.size, resized);
+        let rgb = resize(Cow::Borrowed(rgb), self.size, resized);
         let (width, height) = (bucket.width as usize, bucket.height as usize);
         let mut pixels = vec![0f32; 3 * width * height];
         for (c, plane) in pixels.chunks_exact_mut((width * height).max(1)).enumerate() {
@@ -256,122 +277,25 @@ fn read(path: &Path) -> Result<Vec<u8>, PictureError> {
             problem: format!("{length} bytes, expected at most {MOST_BYTES}: save it smaller"),
         });
     }
-    std::fs::read(path).map_err(io)
+    // Bounded, as a file may grow, and one that is no file may never end.
+    let mut bytes = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(MOST_BYTES).read_to_end(&mut bytes));
+    read.map_err(io).map(|_| bytes)
 }
 
-fn broken(error: &image::ImageError) -> String {
-    // An error is one line, and a decoder may quote bytes of the file.
-    let text: String = error
-        .to_string()
-        .chars()
-        .map(|c| if c.is_control() { ' ' } else { c })
-        .collect();
-    format!("broken, not whole, or of an unsupported kind: {text}")
+/// An upper bound on the memory that decoding a picture takes, by its size and that of its file.
+pub(super) fn decoding_bytes(path: &Path, size: Size) -> u64 {
+    let pixels = u64::from(size.width) * u64::from(size.height);
+    file_bytes(path).saturating_add(pixels.saturating_mul(BYTES_PER_PIXEL))
 }
 
-fn limits() -> Limits {
-    let mut limits = Limits::default();
-    limits.max_alloc = Some(MOST_DECODER_BYTES);
-    limits
-}
-
-fn decoder(bytes: &[u8], format: ImageFormat) -> image::ImageResult<impl ImageDecoder + '_> {
-    let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
-    reader.limits(limits());
-    reader.into_decoder()
-}
-
-fn is_animated(bytes: &[u8], format: ImageFormat) -> image::ImageResult<bool> {
-    Ok(match format {
-        ImageFormat::Png => PngDecoder::with_limits(Cursor::new(bytes), limits())?.is_apng()?,
-        ImageFormat::WebP => WebPDecoder::new(Cursor::new(bytes))?.has_animation(),
-        ImageFormat::Gif => {
-            let mut decoder = GifDecoder::new(Cursor::new(bytes))?;
-            // Frames are decoded to count them: as large a picture as is refused anyway must not be.
-            let (width, height) = decoder.dimensions();
-            if u64::from(width) * u64::from(height) > MOST_PIXELS {
-                return Ok(false);
-            }
-            decoder.set_limits(limits())?;
-            decoder
-                .into_frames()
-                // Two frames are enough to know; the others are not decoded.
-                .take(2)
-                .try_fold(0, |n, frame| frame.map(|_| n + 1))?
-                > 1
-        }
-        _ => false,
-    })
-}
-
-/// Whether a JPEG's picture data has an end. The decoder fills what is missing with grey and says nothing.
-fn jpeg_is_whole(bytes: &[u8]) -> bool {
-    // Behind the two bytes that begin a file (SOI). The markers are those of ITU-T T.81, B.1.
-    let mut at = 2;
-    // Segments up to the picture data, which alone may be searched: an embedded preview has an end as well.
-    while let Some(&[0xff, marker]) = bytes.get(at..at + 2).and_then(|b| b.as_array()) {
-        match marker {
-            // Fill bytes before a marker; markers without a length (TEM, restarts, SOI); the end; the beginning of picture data.
-            0xff => at += 1,
-            0x01 | 0xd0..=0xd8 => at += 2,
-            0xd9 => return false,
-            0xda => return bytes[at..].windows(2).any(|pair| pair == [0xff, 0xd9]),
-            _ => {
-                let Some(&length) = bytes.get(at + 2..at + 4).and_then(|b| b.as_array::<2>())
-                else {
-                    return false;
-                };
-                at += 2 + usize::from(u16::from_be_bytes(length));
-            }
-        }
-    }
-    false
-}
-
-/// Any supported picture as 8-bit RGB over white.
-fn rgb8(picture: DynamicImage) -> Result<Vec<u8>, String> {
-    use DynamicImage as D;
-    Ok(match picture {
-        D::ImageRgb8(b) => b.into_raw(),
-        D::ImageLuma8(b) => b.as_raw().iter().flat_map(|&v| [v; 3]).collect(),
-        D::ImageLumaA8(b) => b
-            .pixels()
-            .flat_map(|p| [over_white8(p.0[0], p.0[1]); 3])
-            .collect(),
-        D::ImageRgba8(b) => b
-            .pixels()
-            .flat_map(|p| [0, 1, 2].map(|c| over_white8(p.0[c], p.0[3])))
-            .collect(),
-        D::ImageLuma16(b) => b.as_raw().iter().flat_map(|&v| [to_8(v); 3]).collect(),
-        D::ImageRgb16(b) => b.as_raw().iter().map(|&v| to_8(v)).collect(),
-        D::ImageLumaA16(b) => b
-            .pixels()
-            .flat_map(|p| [to_8(over_white16(p.0[0], p.0[1])); 3])
-            .collect(),
-        D::ImageRgba16(b) => b
-            .pixels()
-            .flat_map(|p| [0, 1, 2].map(|c| to_8(over_white16(p.0[c], p.0[3]))))
-            .collect(),
-        _ => return Err("floating-point samples: save it with 8 or 16 bits a sample".to_owned()),
-    })
-}
-
-/// `value` with opacity `alpha` over white, rounded.
-fn over_white8(value: u8, alpha: u8) -> u8 {
-    let (value, alpha) = (u32::from(value), u32::from(alpha));
-    ((value * alpha + 255 * (255 - alpha) + 127) / 255) as u8
-}
-
-fn over_white16(value: u16, alpha: u16) -> u16 {
-    let (value, alpha) = (u64::from(value), u64::from(alpha));
-    ((value * alpha + 65_535 * (65_535 - alpha) + 32_767) / 65_535) as u16
-}
-
-/// Rounded to the nearest: 65535 is 255 times 257.
-fn to_8(value: u16) -> u8 {
-    ((u32::from(value) + 128) / 257) as u8
+/// The size of a file, or 0: reading it will tell why.
+pub(super) fn file_bytes(path: &Path) -> u64 {
+    std::fs::metadata(path).map_or(0, |file| file.len())
 }
 
 #[cfg(test)]
-#[path = "picture_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+mod damage_tests;

@@ -1,0 +1,138 @@
+//! Files of a data folder that are not used, told once and in few lines: how many, why, and the first of them by name.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use super::natural::natural;
+use crate::monitor::Monitor;
+use crate::shown;
+
+/// The most names for one reason.
+const NAMED: usize = 5;
+
+/// Why a file is not used. Those up to [`Self::Device`] are problems: the data set is smaller than a person may think, and
+/// trains another LoRA.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Reason {
+    /// A picture or video that cannot be decoded here.
+    Undecodable,
+    /// A link to nothing.
+    Dangling,
+    /// A link to what lies elsewhere, and the Experiment does not say that links are followed.
+    LeadsOut,
+    /// Neither a file nor a folder.
+    Device,
+    /// A copy that an editor keeps, or a download that has not ended.
+    Unfinished,
+    /// A mask or conditioning picture of another trainer.
+    Mask,
+    /// A caption whose picture is not there.
+    Orphan,
+    /// What another trainer has computed.
+    Cache,
+    /// Hidden by its name.
+    Hidden,
+    /// Anything else that is no picture.
+    Other,
+    /// What a system writes beside files: never a person's.
+    System,
+}
+
+impl Reason {
+    fn is_problem(self) -> bool {
+        self <= Self::Device
+    }
+
+    fn why(self) -> &'static str {
+        match self {
+            Self::Undecodable => {
+                "of kinds that cannot be decoded here (save them as PNG, JPEG or WebP)"
+            }
+            Self::Dangling => "links to nothing",
+            Self::LeadsOut => {
+                "links that lead out of the folder (`follow_links = true` follows them)"
+            }
+            Self::Device => "neither files nor folders",
+            Self::Unfinished => "backup copies or unfinished downloads",
+            Self::Mask => "masks of other trainers",
+            Self::Orphan => "captions without a picture",
+            Self::Cache => "caches of other trainers",
+            Self::Hidden => "hidden",
+            Self::Other => "other files",
+            Self::System => "files of the system",
+        }
+    }
+}
+
+/// All files of one folder that are not used.
+#[derive(Debug, Default)]
+pub(super) struct LeftOut(BTreeMap<Reason, Vec<String>>);
+
+impl LeftOut {
+    pub(super) fn add(&mut self, reason: Reason, name: String) {
+        self.0.entry(reason).or_default().push(name);
+    }
+
+    /// In natural order, whatever order the system gave.
+    pub(super) fn sort(&mut self) {
+        for names in self.0.values_mut() {
+            names.sort_by(|a, b| natural(a, b));
+        }
+    }
+
+    /// Whether a file is among them.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.0.values().flatten().any(|left| left == name)
+    }
+
+    /// What is there instead of pictures, for a folder that has none.
+    pub(super) fn instead(&self) -> Option<String> {
+        let told = self
+            .0
+            .iter()
+            .filter(|(reason, _)| **reason != Reason::System);
+        let told: Vec<_> = told.map(|(reason, names)| part(*reason, names)).collect();
+        (!told.is_empty()).then(|| told.join(", "))
+    }
+
+    pub(super) fn tell(&self, folder: &Path, monitor: &dyn Monitor) {
+        let folder = shown::path(folder);
+        for (reason, names) in self.0.iter().filter(|(reason, _)| reason.is_problem()) {
+            monitor.problem(&format!("{folder}: not read: {}", part(*reason, names)));
+        }
+        let harmless = self.0.iter().filter(|(reason, _)| !reason.is_problem());
+        let parts: Vec<_> = harmless
+            .map(|(reason, names)| part(*reason, names))
+            .collect();
+        // The system's alone are not worth a line.
+        if self
+            .0
+            .keys()
+            .any(|reason| !reason.is_problem() && *reason != Reason::System)
+        {
+            monitor.note(&format!("{folder}: not used: {}", parts.join(", ")));
+        }
+    }
+}
+
+fn part(reason: Reason, names: &[String]) -> String {
+    let count = names.len();
+    let why = reason.why();
+    // Nobody chose their names.
+    if reason == Reason::System {
+        return format!("{count} {why}");
+    }
+    format!("{count} {why}: {}", named(names))
+}
+
+/// The first names of a list, in one line.
+pub(super) fn named(names: &[impl AsRef<str>]) -> String {
+    let first = names.iter().take(NAMED);
+    let mut first: Vec<_> = first
+        .map(|name| shown::text(name.as_ref()).to_string())
+        .collect();
+    if names.len() > NAMED {
+        first.push("...".to_owned());
+    }
+    first.join(", ")
+}
