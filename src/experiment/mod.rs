@@ -10,6 +10,7 @@ mod error;
 mod fingerprint;
 mod process;
 pub mod raw;
+mod schedule;
 mod settings;
 
 use std::collections::BTreeMap;

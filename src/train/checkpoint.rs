@@ -66,6 +66,12 @@ pub struct State {
     pub manifest: Digest,
     /// The fingerprint of the adapters' tensors, names and shapes: how `parameters` is laid out.
     pub layout: Fingerprint,
+    /// The fingerprint of the denoiser's configuration; absent where it has none, and in checkpoints of before it was written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config: Option<Fingerprint>,
+    /// The fingerprint of how the denoiser's latents come from the VAE's; absent in checkpoints of before it was written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub latents: Option<Fingerprint>,
     /// On what and in what type it was computed, in words. A run may go on elsewhere, but then not bit for bit.
     pub computed: String,
 }
@@ -192,6 +198,12 @@ impl State {
     fn check(&self, path: &Path, expected: &Self) -> Result<(), Error> {
         let text = |s: &dyn std::fmt::Display| s.to_string();
         let (e, f) = (expected, self);
+        // Compared where both are known.
+        let known = |a: Option<Fingerprint>, b: Option<Fingerprint>| match (a, b) {
+            (Some(a), Some(b)) => (a.to_string(), b.to_string()),
+            _ => (String::new(), String::new()),
+        };
+        let (config, latents) = (known(e.config, f.config), known(e.latents, f.latents));
         let pairs = [
             ("training section", text(&e.training), text(&f.training)),
             ("base model", text(&e.denoiser), text(&f.denoiser)),
@@ -201,6 +213,8 @@ impl State {
                 text(&f.manifest),
             ),
             ("set of adapted modules", text(&e.layout), text(&f.layout)),
+            ("denoiser's config.json", config.0, config.1),
+            ("VAE's scaling and shift of latents", latents.0, latents.1),
             ("step", text(&e.step), text(&f.step)),
         ];
         match pairs
@@ -291,6 +305,8 @@ mod tests {
             denoiser: digest,
             manifest: digest,
             layout: id,
+            config: None,
+            latents: None,
             computed: "on a CPU in f32".to_owned(),
         };
         let flat = |factor: f32| {

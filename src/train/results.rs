@@ -11,6 +11,7 @@ use super::step::Dump;
 use crate::autograd::Tape;
 use crate::cache::tensors;
 use crate::convert::provenance::Provenance;
+use crate::diffusion::Prediction;
 use crate::experiment::{Precision, Settings};
 use crate::lora::{self, FileOptions, SaveDtype, metadata::FileInfo};
 use crate::sample::previews;
@@ -72,9 +73,16 @@ impl Run<'_> {
             (self.step, &self.state.computed),
         );
         let resolution = self.set.resolution();
+        let flavor = self.base.flavor;
+        let predicts_v = settings.process.prediction == Prediction::Velocity;
+        let base_version = match flavor.base_version {
+            // kohya's scripts name what is predicted of Stable Diffusion 1 only.
+            "sd_v1" if predicts_v => "sd_v1_v",
+            other => other,
+        };
         let info = FileInfo {
-            architecture: self.base.flavor.architecture,
-            base_version: self.base.flavor.base_version,
+            architecture: flavor.architecture,
+            base_version,
             title: &settings.train.name,
             resolution: (resolution.width, resolution.height),
         };

@@ -84,12 +84,15 @@ impl<'a> Run<'a> {
             .tensors()
             .map(|(name, shape, _)| (name, shape))
             .collect();
+        let (config, latents) = base.configurations()?;
         let state = State {
             step: 0,
             training: experiment.training_fingerprint(),
             denoiser: denoiser_digest,
             manifest: set.manifest(),
             layout: Fingerprint::of(&layout),
+            config,
+            latents: Some(latents),
             computed: computed(denoiser, plan.storage),
         };
         let output = experiment.output_path();

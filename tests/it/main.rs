@@ -25,6 +25,7 @@ mod miniatures;
 mod old_run;
 mod pipeline;
 mod placement;
+mod schedules;
 mod single_files;
 mod store_crash;
 mod store_damage;
