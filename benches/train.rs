@@ -105,6 +105,7 @@ fn measure(case: &Value) -> Result<Value> {
         path: folder,
         parts: [("transformer", denoiser)].into(),
         tokenizers: [].into(),
+        scheduler: None,
     };
     let opened = family.open(components)?;
     let denoiser = opened.load(&models::Placement::default())?;

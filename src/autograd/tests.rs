@@ -3,6 +3,7 @@
 
 pub(crate) mod memory;
 mod operations;
+mod precision;
 mod tape;
 
 use std::sync::OnceLock;

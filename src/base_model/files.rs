@@ -14,6 +14,7 @@ use crate::text::spec::Dtype;
 use crate::text::{self, Architecture, config};
 
 const VAE: &str = "vae";
+const SCHEDULER: &str = "scheduler";
 
 /// A line that is wanted under `[model.files]`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -119,13 +120,19 @@ impl ModelFiles<'_> {
     /// What is named and would not be used is a mistake.
     fn check_slots(&self) -> Result<(), Error> {
         let encoders = self.recipe.encoders().iter();
-        let slots: Vec<&str> = encoders.map(|e| e.slot.as_str()).chain([VAE]).collect();
+        let slots: Vec<&str> = encoders
+            .map(|e| e.slot.as_str())
+            .chain([VAE, SCHEDULER])
+            .collect();
         for (slot, files) in self.map.slots() {
             let why = if !slots.contains(&slot) {
                 let (name, all) = (self.recipe.name(), slots.join("`, `"));
                 format!("recipe {name} has no such component; there are `{all}`")
             } else if slot == VAE && files.tokenizer.is_some() {
                 "a VAE has no tokenizer".to_owned()
+            } else if slot == SCHEDULER && (files.tokenizer.is_some() || files.config.is_some()) {
+                "a scheduler is its scheduler_config.json alone: write scheduler = \"...\""
+                    .to_owned()
             } else {
                 continue;
             };
@@ -144,6 +151,11 @@ impl ModelFiles<'_> {
             Some(path) => Some(Component::at(path)),
             None => self.components.parts.get(name).cloned(),
         }
+    }
+
+    /// The scheduler's configuration that a person names.
+    pub(super) fn scheduler(&self) -> Option<&Path> {
+        weights(&self.map, SCHEDULER)
     }
 
     pub(super) fn vae(&self) -> Result<Component, Error> {

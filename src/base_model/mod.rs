@@ -76,6 +76,10 @@ pub struct BaseModel {
     pub denoiser: OpenedDenoiser,
     /// Its flavor, whose defaults fill `settings`.
     pub flavor: &'static Flavor,
+    /// The Experiment, with what the model says of its noise schedule where the Experiment says nothing.
+    pub experiment: Experiment,
+    /// What of that came from the model, as sentences for a person.
+    pub notes: Vec<String>,
     /// What the Experiment says of it and of its training, with the flavor's defaults.
     pub settings: Settings,
     /// How its conditioning is made, the Experiment's deviations included.
@@ -123,7 +127,6 @@ impl BaseModel {
         let model = experiment.model();
         let family = models::family(&model.family)?;
         let flavor = family.flavor(&model.flavor)?;
-        let settings = experiment.settings(flavor)?;
         let recipe = resolve_recipe(&model)?;
         if recipe.assembly().mask == DenoiserMask::Pads && !family.masks_pads {
             return Err(Error::Recipe(recipe::Error::DoesNotFit {
@@ -145,6 +148,9 @@ impl BaseModel {
             components: &denoiser.components,
             recipe: &recipe,
         };
+        let schedule = denoiser.schedule(files.scheduler())?;
+        let (completed, notes) = experiment.completed(flavor, &schedule)?;
+        let settings = completed.settings(flavor)?;
         files.check()?;
         let mut encoders = Vec::new();
         for encoder in recipe.encoders() {
@@ -155,6 +161,8 @@ impl BaseModel {
         Ok(Self {
             denoiser,
             flavor,
+            experiment: completed,
+            notes,
             settings,
             recipe,
             encoders,
@@ -165,6 +173,19 @@ impl BaseModel {
     /// The model's latents, against pixels and against the VAE's own.
     pub fn latent_geometry(&self) -> LatentGeometry {
         LatentGeometry::new(&self.vae.config, self.denoiser.family.latents().patch)
+    }
+
+    /// What configurations say that is neither in a digest of weights nor in a spec: the denoiser's (None: it has none), and how its
+    /// latents come from the VAE's.
+    ///
+    /// # Errors
+    /// If a file cannot be read.
+    pub fn configurations(&self) -> Result<(Option<Fingerprint>, Fingerprint), Error> {
+        let denoiser = self.denoiser.config()?;
+        Ok((
+            denoiser.as_ref().map(Fingerprint::of),
+            Fingerprint::of(&self.vae.config.statistics),
+        ))
     }
 
     /// The digest of the denoiser's weights.

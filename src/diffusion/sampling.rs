@@ -5,6 +5,10 @@
 //! `set_alpha_to_one = false`, `use_karras_sigmas` as the sampler's name says, `final_sigmas_type = zero`; with zero
 //! terminal signal-to-noise `timestep_spacing = trailing`. They are written on pictures of constant variance
 //! (`alpha^2 + sigma^2 = 1`), where Euler's scaled start and input are the picture itself.
+//!
+//! One thing is not as in diffusers: its DDIM goes down by 1000 / steps rounded down in every step, and with trailing spacing,
+//! where the number of steps does not divide 1000, the next step begins at another level than the one reached. Here each step goes
+//! to the level where the next begins; the two are equal where it divides 1000.
 
 use candle_core::{Result, Tensor, bail};
 use serde::{Deserialize, Serialize};

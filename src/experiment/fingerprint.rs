@@ -145,7 +145,7 @@ impl Experiment {
             "family": raw.model.family,
             "flavor": raw.model.flavor,
             "prediction": raw.model.prediction,
-            "zero_terminal_snr": raw.model.zero_terminal_snr,
+            "zero_terminal_snr": raw.model.zero_terminal_snr.unwrap_or(false),
             "train": train,
         });
         // The first version left it out where it was not set, and its fingerprints stand in checkpoints.
@@ -188,7 +188,7 @@ fn changed(raw: &Raw) -> Map<String, Value> {
         ("prediction".to_owned(), json!(model.prediction)),
         (
             "zero_terminal_snr".to_owned(),
-            json!(model.zero_terminal_snr),
+            json!(model.zero_terminal_snr.unwrap_or(false)),
         ),
         ("weights".to_owned(), json!(model.weights)),
     ]);

@@ -15,6 +15,7 @@ mod parse;
 mod paths;
 mod process;
 pub mod raw;
+mod schedule;
 mod settings;
 mod text_file;
 

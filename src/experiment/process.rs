@@ -43,13 +43,14 @@ impl Experiment {
             Some(DdpmPrediction::Epsilon) => Prediction::Epsilon,
             Some(DdpmPrediction::V) => Prediction::Velocity,
         };
-        if model.zero_terminal_snr && prediction == Prediction::Epsilon {
+        let zero_terminal_snr = model.zero_terminal_snr.unwrap_or(false);
+        if zero_terminal_snr && prediction == Prediction::Epsilon {
             let why = "a model that predicts noise learns nothing from pure noise; set `prediction = \"v\"` if the model was trained so";
             return Err(self.wrong("model.zero_terminal_snr", why.to_owned()));
         }
         Ok(Process {
             prediction,
-            zero_terminal_snr: model.zero_terminal_snr,
+            zero_terminal_snr,
         })
     }
 
@@ -68,7 +69,10 @@ impl Experiment {
         // An option at its default cannot be told from one that was left out, and does no harm.
         let options = [
             ("model.prediction", model.prediction.is_some()),
-            ("model.zero_terminal_snr", model.zero_terminal_snr),
+            (
+                "model.zero_terminal_snr",
+                model.zero_terminal_snr == Some(true),
+            ),
             ("train.min_snr_gamma", train.min_snr_gamma.is_some()),
             ("train.noise_offset", train.noise_offset != 0.0),
         ];

@@ -82,11 +82,11 @@ pub struct Model {
     /// A folder as diffusers writes it, a single file with the denoiser (safetensors or GGUF), or one of these on
     /// the hub: `hf://owner/name@revision`, `hf://owner/name/file@revision`.
     pub path: PathBuf,
-    /// What the denoiser predicts, where a fine-tune of SD1.5 or SDXL differs from its flavor.
+    /// What the denoiser of SD1.5 or SDXL predicts; the default is what the checkpoint says of itself, else its flavor's.
     pub prediction: Option<DdpmPrediction>,
-    /// Whether the noise schedule of SD1.5 or SDXL ends in pure noise, as some fine-tunes were trained.
-    #[serde(default)]
-    pub zero_terminal_snr: bool,
+    /// Whether the noise schedule of SD1.5 or SDXL ends in pure noise, as some fine-tunes were trained; the default is what the
+    /// checkpoint says of itself, else false.
+    pub zero_terminal_snr: Option<bool>,
     /// Quantize the denoiser's matrices, to fit a larger model into memory; each is dequantized when it is used.
     /// The LoRA is then trained on a model that is near the base, not equal.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -542,3 +542,101 @@ fn buckets_come_out_in_whole_steps_whatever_the_resolution() {
         .concat(),
     );
 }
+
+#[test]
+fn what_a_model_says_of_its_noise_schedule_stands_in_for_lines_that_are_left_out() {
+    use crate::diffusion::Prediction;
+    use crate::models::{self, Said, Schedule};
+
+    let of_sdxl = |lines: &str| {
+        let text = SMALLEST.replace("\"sd3\"", "\"sdxl\"");
+        let flavor = format!("\"base-1.0\"\n{lines}");
+        let text = text.replace("\"3.5-medium\"", &flavor);
+        Experiment::parse(Path::new("a/b.toml"), text).expect("valid")
+    };
+    let flavor = models::family("sdxl").and_then(|f| f.flavor("base-1.0"));
+    let flavor = flavor.expect("a flavor");
+    let said = |prediction: Option<Prediction>, zero: Option<bool>| Schedule {
+        prediction: prediction.map(|value| Said {
+            value,
+            place: "here".to_owned(),
+        }),
+        zero_terminal_snr: zero.map(|value| Said {
+            value,
+            place: "there".to_owned(),
+        }),
+        shift: None,
+    };
+    let (v, epsilon) = (Some(Prediction::Velocity), Some(Prediction::Epsilon));
+    let silent = of_sdxl("");
+    for nothing_new in [said(None, None), said(epsilon, Some(false))] {
+        let (own, notes) = silent.completed(flavor, &nothing_new).expect("agrees");
+        assert_eq!(
+            own.training(10, 0, None).fingerprint(),
+            silent.training(10, 0, None).fingerprint()
+        );
+        assert_eq!(
+            own.first_training_fingerprint(10, 0),
+            silent.first_training_fingerprint(10, 0)
+        );
+        assert!(notes.is_empty());
+    }
+    let written = of_sdxl("prediction = \"v\"\nzero_terminal_snr = true\n");
+    let (own, notes) = silent
+        .completed(flavor, &said(v, Some(true)))
+        .expect("agrees");
+    assert_eq!(
+        own.training(10, 0, None).fingerprint(),
+        written.training(10, 0, None).fingerprint()
+    );
+    assert_ne!(
+        own.training(10, 0, None).fingerprint(),
+        silent.training(10, 0, None).fingerprint()
+    );
+    assert_eq!(notes.len(), 2);
+    assert!(
+        written
+            .completed(flavor, &said(v, Some(true)))
+            .is_ok_and(|(_, n)| n.is_empty())
+    );
+    // Each of the two lines alone is enough where the model says the other.
+    let (own, _) = of_sdxl("zero_terminal_snr = true\n")
+        .completed(flavor, &said(v, None))
+        .expect("agrees");
+    assert_eq!(
+        own.training(10, 0, None).fingerprint(),
+        written.training(10, 0, None).fingerprint()
+    );
+    assert!(own.settings(flavor).is_ok());
+    for (lines, says, why) in [
+        (
+            "prediction = \"v\"\n",
+            said(epsilon, None),
+            "`model.prediction`: the Experiment says v, the model",
+        ),
+        (
+            "prediction = \"epsilon\"\n",
+            said(v, None),
+            "says v (here); leave `prediction` out",
+        ),
+        (
+            "zero_terminal_snr = false\n",
+            said(v, Some(true)),
+            "`model.zero_terminal_snr`: the Experiment says false",
+        ),
+        (
+            "zero_terminal_snr = true\n",
+            said(v, Some(false)),
+            "says false (there)",
+        ),
+    ] {
+        let error = of_sdxl(lines)
+            .completed(flavor, &says)
+            .expect_err("refused")
+            .to_string();
+        assert!(
+            error.contains(why) && error.contains("scheduler = "),
+            "{error}"
+        );
+    }
+}

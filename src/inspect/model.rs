@@ -87,6 +87,10 @@ pub struct Report {
     pub ignored: Vec<String>,
     /// What must be named under `[model.files]` beside it.
     pub needs: Vec<NeededFile>,
+    /// What it says of how it was trained, each as `what: value (place)`.
+    pub says: Vec<String>,
+    /// Lines for `[model]` that it says itself and that are not its flavor's: what is trained where they are left out.
+    pub lines: Vec<String>,
     /// Estimated peaks, where enough of the model is there to tell.
     pub memory: Option<Memory>,
     /// What to know, and to do with it.
@@ -166,6 +170,8 @@ impl Report {
             parts: Vec::new(),
             ignored: Vec::new(),
             needs: Vec::new(),
+            says: Vec::new(),
+            lines: Vec::new(),
             memory: None,
             notes: Vec::new(),
             problems: Vec::new(),

@@ -51,16 +51,23 @@ impl Component {
         }
     }
 
+    /// All of the file it is in, or of its own files.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub(super) fn whole(&self) -> Result<Weights, Error> {
+        match &self.shared {
+            Some(weights) => Ok(weights.clone()),
+            None => Ok(Weights::open(std::slice::from_ref(&self.weights))?),
+        }
+    }
+
     /// Its weights, lazily, with names as they are in the files after the prefix.
     ///
     /// # Errors
     /// If the files are not whole safetensors files.
     pub fn open(&self) -> Result<Weights, Error> {
-        let weights = match &self.shared {
-            Some(weights) => weights.clone(),
-            None => Weights::open(std::slice::from_ref(&self.weights))?,
-        };
-        Ok(weights.pp(&self.prefix))
+        Ok(self.whole()?.pp(&self.prefix))
     }
 }
 
@@ -73,6 +80,8 @@ pub struct Components {
     pub parts: BTreeMap<&'static str, Component>,
     /// Folders of tokenizers (`tokenizer`, `tokenizer_2`, ...); a single file has none.
     pub tokenizers: BTreeMap<&'static str, PathBuf>,
+    /// The scheduler's configuration; a single file has none.
+    pub scheduler: Option<PathBuf>,
 }
 
 impl Components {
@@ -106,6 +115,7 @@ impl Components {
             path: path.to_owned(),
             parts: parts.iter().filter_map(component).collect(),
             tokenizers: tokenizers.iter().filter_map(tokenizer).collect(),
+            scheduler: Some(path.join("scheduler/scheduler_config.json")).filter(|p| p.is_file()),
         }
     }
 
@@ -130,6 +140,7 @@ impl Components {
             path: path.to_owned(),
             parts,
             tokenizers: BTreeMap::new(),
+            scheduler: None,
         })
     }
 }

@@ -14,6 +14,7 @@ pub mod layout;
 pub mod linear;
 pub mod lora_names;
 mod opened;
+pub mod schedule;
 pub mod sd3;
 pub mod source;
 #[cfg(test)]
@@ -29,6 +30,7 @@ pub use activations::{Activations, BlockActivations, StepShape};
 pub use family::{Architecture, Family, Flavor};
 pub use layout::{Component, Components};
 pub use opened::OpenedDenoiser;
+pub use schedule::{Said, Schedule};
 pub use source::{Placement, Source, WeightStorage};
 
 use crate::autograd::{Tape, Value};
@@ -123,6 +125,14 @@ pub enum Error {
     #[error("{}: {what}", shown::path(path))]
     Config {
         /// The file.
+        path: PathBuf,
+        /// Which field, what was expected and found.
+        what: String,
+    },
+    /// What a model says of its noise schedule is not supported, or contradicts itself.
+    #[error("{}: {what}", shown::path(path))]
+    Schedule {
+        /// The file or folder.
         path: PathBuf,
         /// Which field, what was expected and found.
         what: String,

@@ -2,10 +2,14 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
+use serde_json::{Map, Value};
 
 use super::family::DescribedWeights;
+use super::layout::read_json;
+use super::schedule::{Schedule, is_marker};
 use super::source::FileSource;
 use super::{
     Activations, Architecture, Components, Denoiser, Error, Family, Flavor, Placement, Source,
@@ -46,7 +50,8 @@ impl OpenedDenoiser {
     pub fn check_whole(&self) -> Result<(), Error> {
         let weights = &self.described.weights;
         weights.require(&self.tensors)?;
-        let extra = weights.extra(&self.tensors);
+        let mut extra = weights.extra(&self.tensors);
+        extra.retain(|name| !is_marker(name));
         match extra.first() {
             Some(first) => Err(Error::ExtraTensors {
                 files: weights.describe(),
@@ -55,6 +60,32 @@ impl OpenedDenoiser {
             }),
             None => Ok(()),
         }
+    }
+
+    /// What the model says of its noise schedule, or the scheduler's configuration that a person names instead.
+    ///
+    /// # Errors
+    /// If it cannot be read, contradicts itself, or is a schedule that this program does not have.
+    pub fn schedule(&self, named: Option<&Path>) -> Result<Schedule, Error> {
+        let denoiser = self.components.get(self.family.denoiser())?;
+        // All flavors of a family are of one kind.
+        let flow = self.family.flavors[0].process.is_flow();
+        Schedule::read(&self.components, denoiser, flow, named)
+    }
+
+    /// The fields of its configuration, if it has one.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn config(&self) -> Result<Option<Map<String, Value>>, Error> {
+        let denoiser = self.components.get(self.family.denoiser())?;
+        let Some(path) = &denoiser.config else {
+            return Ok(None);
+        };
+        let mut fields = read_json(path)?;
+        // What wrote it, and when.
+        fields.retain(|field, _| !field.starts_with('_'));
+        Ok(Some(fields))
     }
 
     /// The weights under canonical names (diffusers'), whatever the files call them.

@@ -12,6 +12,7 @@ use super::cpu::{by_kernel, contiguous, elements, tensor};
 #[cfg(feature = "cuda")]
 use super::cuda::groups::Normed;
 use super::real::{Real, vectorised};
+use super::sums::sum_f64;
 
 /// `x` normalised over each of `groups` equal groups of channels, then scaled and shifted per channel.
 ///
@@ -135,24 +136,10 @@ vectorised! {
     /// Mean and one over the standard deviation.
     fn moments<T: Real>(x: &[T], eps: f64) -> (f64, f64) {
         let count = x.len() as f64;
-        let mean = sum(x, |v| v) / count;
-        let variance = sum(x, |v| (v - mean) * (v - mean)) / count;
+        let mean = sum_f64(x, |v| v) / count;
+        let variance = sum_f64(x, |v| (v - mean) * (v - mean)) / count;
         (mean, 1.0 / (variance + eps).sqrt())
     }
-}
-
-/// The sum of `f` over `x` in f64, in eight lanes so that it becomes vector code.
-#[inline(always)]
-fn sum<T: Real>(x: &[T], f: impl Fn(f64) -> f64) -> f64 {
-    let mut lanes = [0f64; 8];
-    let (chunks, rest) = x.as_chunks::<8>();
-    for chunk in chunks {
-        for i in 0..8 {
-            lanes[i] += f(chunk[i].to_f64());
-        }
-    }
-    let rest: f64 = rest.iter().map(|v| f(v.to_f64())).sum();
-    lanes.iter().sum::<f64>() + rest
 }
 
 vectorised! {

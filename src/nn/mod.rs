@@ -27,6 +27,7 @@ pub(crate) mod pointwise;
 mod real;
 mod resample;
 pub(crate) mod rope;
+mod sums;
 pub mod weights;
 
 pub use activation::Activation;

@@ -6,6 +6,7 @@ use super::Kernels;
 use super::compose::wide;
 use super::cpu::{Product, Sum, Unary, by_kernel, map, map2};
 use super::real::Real;
+use super::sums;
 
 /// `x + y`, spreading dimensions of 1.
 pub(crate) fn add(kernels: &Kernels, x: &Tensor, y: &Tensor) -> Result<Tensor> {
@@ -49,9 +50,11 @@ pub(crate) fn sum_to(x: &Tensor, dims: &[usize]) -> Result<Tensor> {
     let spread: Vec<usize> = (0..x.rank())
         .filter(|&d| d < lead || (dims[d - lead] == 1 && x.dims()[d] != 1))
         .collect();
-    // In f32 at least: a sum over all tokens in bf16 would stop growing.
-    wide(x)?
-        .sum_keepdim(spread)?
-        .reshape(dims)?
-        .to_dtype(x.dtype())
+    let summed: Result<Tensor> = by_kernel!(
+        x,
+        T => sums::sum_keepdim::<T>(x, &spread),
+        // In f32 at least: a sum over all tokens in bf16 would stop growing.
+        wide(x)?.sum_keepdim(spread)?.to_dtype(x.dtype())
+    );
+    summed?.reshape(dims)
 }

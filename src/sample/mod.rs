@@ -97,6 +97,9 @@ pub fn run(
     monitor: &dyn Monitor,
 ) -> Result<SampleReport, Error> {
     let base = BaseModel::open(experiment, memo)?;
+    for note in &base.notes {
+        monitor.note(note);
+    }
     let settings = &base.settings.sample;
     if settings.prompts.is_empty() {
         return Err(Error::NoPrompt);

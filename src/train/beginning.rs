@@ -83,7 +83,7 @@ impl Beginning {
             set,
             (denoiser, start_digest, &adapters),
             length,
-        );
+        )?;
         let mut checkpoints =
             Checkpoints::new(&output.path.join(CHECKPOINTS), train.keep_checkpoints);
         let wanted = Wanted {

@@ -30,6 +30,7 @@ fn state(step: u64) -> State {
                 pictures: 3,
                 data: BTreeMap::from([("captions".to_owned(), digest)]),
                 datasets: vec![fields(1.0)],
+                configurations: BTreeMap::from([("a config".to_owned(), id)]),
             }),
         },
         computed: "on a \"CPU\" in f32".to_owned(),

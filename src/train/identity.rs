@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 
 use super::TrainingSet;
 use super::length::Length;
-use crate::base_model::BaseModel;
+use crate::base_model::{self, BaseModel};
 use crate::dataset::Item;
 use crate::diffusion::Prediction;
 use crate::digest::{Digest, Fingerprint, canonical_json};
@@ -56,7 +56,14 @@ pub struct Description {
     pub data: BTreeMap<String, Digest>,
     /// The fields of the data sets, to explain `data`: they do not count themselves.
     pub datasets: Vec<Map<String, Value>>,
+    /// What the base model says of itself beside its weights, by the words of a message.
+    #[serde(default)]
+    pub configurations: BTreeMap<String, Fingerprint>,
 }
+
+/// The names in [`Description::configurations`].
+const DENOISER_CONFIG: &str = "the denoiser's config.json";
+const LATENTS: &str = "the VAE's scaling and shift of latents";
 
 /// Which pictures, and in what order: an epoch is shuffled by their places.
 const PICTURES: &str = "pictures";
@@ -76,7 +83,9 @@ impl Identity {
         set: &TrainingSet<'_>,
         (denoiser, start, adapters): (Digest, Option<Digest>, &AdapterSet),
         length: Length,
-    ) -> Self {
+    ) -> Result<Self, base_model::Error> {
+        let (denoiser_config, latents) = base.configurations()?;
+        let configurations = [(DENOISER_CONFIG, denoiser_config), (LATENTS, Some(latents))];
         let layout: Vec<_> = adapters
             .tensors()
             .map(|(name, shape, _)| (name, shape))
@@ -85,7 +94,7 @@ impl Identity {
         let encoders = base.encoders.iter();
         let encoders = encoders.map(|e| (e.slot.clone(), e.fingerprint));
         let all: Vec<&Item> = set.items().iter().chain(set.held_out()).collect();
-        Self {
+        Ok(Self {
             training: training.fingerprint(),
             denoiser,
             manifest: set.manifest(),
@@ -101,8 +110,12 @@ impl Identity {
                 pictures: all.len(),
                 data: data(&all),
                 datasets: experiment.dataset_fields(),
+                configurations: configurations
+                    .into_iter()
+                    .filter_map(|(name, id)| Some((name.to_owned(), id?)))
+                    .collect(),
             }),
-        }
+        })
     }
 
     /// In what this run, which a checkpoint is of, differs from `now`: a clause for each. `longer` leaves out what a training of
@@ -174,6 +187,16 @@ impl Description {
             if let (Some(before), true) = (before, found.is_empty()) {
                 let name = format!("the component `{}`", shown::text(slot));
                 found.push(both(&name, &before.short(), &now.short()));
+            }
+        }
+        for (name, now) in &now.configurations {
+            let before = self.configurations.get(name);
+            if let Some(before) = before.filter(|before| *before != now) {
+                found.push(both(
+                    &shown::text(name).to_string(),
+                    &before.short(),
+                    &now.short(),
+                ));
             }
         }
         found

@@ -9,6 +9,7 @@ use super::length::Length;
 use super::set::TrainingSet;
 use crate::diffusion::Prediction;
 use crate::experiment::{LrDecay, Settings};
+use crate::models::schedule::word;
 use crate::recipe::latents::Size;
 
 /// Tags of a folder that are listed: the commonest. Sentences as captions have as many as there are pictures.
@@ -68,11 +69,11 @@ pub(super) fn training(
     match settings.process.prediction {
         // The key is of Stability's model specification, for Stable Diffusion's two kinds only.
         Prediction::Flow => {}
-        Prediction::Epsilon => {
-            keys.insert("modelspec.prediction_type", "epsilon".to_owned());
-        }
-        Prediction::Velocity => {
-            keys.insert("modelspec.prediction_type", "v".to_owned());
+        Prediction::Epsilon | Prediction::Velocity => {
+            let prediction = word(settings.process.prediction).to_owned();
+            keys.insert("modelspec.prediction_type", prediction);
+            let zero = python(settings.process.zero_terminal_snr);
+            keys.insert("ss_zero_terminal_snr", zero);
         }
     }
     keys.into_iter().map(|(k, v)| (k.to_owned(), v)).collect()

@@ -109,6 +109,8 @@ pub fn run(
         .map_err(base_model::Error::from)?;
     let store = experiment.store_path().map_err(base_model::Error::from)?;
     let base = BaseModel::open(experiment, memo)?;
+    // With what the model says of itself: a run goes on only while that stays the same too.
+    let experiment = &base.experiment;
     tell_recipe(&base, monitor);
     if let Some(caution) = base.flavor.caution {
         monitor.note(&format!("caution: {caution}"));
@@ -220,6 +222,9 @@ fn tell_recipe(base: &BaseModel, monitor: &dyn Monitor) {
     ));
     for deviation in base.recipe.deviations() {
         monitor.note(&format!("  deviates: {deviation}"));
+    }
+    for note in &base.notes {
+        monitor.note(note);
     }
 }
 

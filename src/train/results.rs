@@ -12,6 +12,7 @@ use super::step::Dump;
 use crate::autograd::Tape;
 use crate::cache::tensors;
 use crate::convert::provenance::{Course, Provenance};
+use crate::diffusion::Prediction;
 use crate::experiment::{Precision, Settings, TrainSettings};
 use crate::lora::{self, FileOptions, SaveDtype, metadata::FileInfo};
 use crate::sample::previews;
@@ -96,9 +97,16 @@ impl Run<'_> {
             },
         );
         let resolution = self.set.resolution();
+        let flavor = self.base.flavor;
+        let predicts_v = settings.process.prediction == Prediction::Velocity;
+        let base_version = match flavor.base_version {
+            // kohya's scripts name what is predicted of Stable Diffusion 1 only.
+            "sd_v1" if predicts_v => "sd_v1_v",
+            other => other,
+        };
         let info = FileInfo {
-            architecture: self.base.flavor.architecture,
-            base_version: self.base.flavor.base_version,
+            architecture: flavor.architecture,
+            base_version,
             title: &settings.train.name,
             resolution: (resolution.width, resolution.height),
         };

@@ -31,6 +31,7 @@ mod placement;
 mod resume;
 mod run_damage;
 mod run_folder;
+mod schedules;
 mod single_files;
 mod start_from;
 mod store_busy;

@@ -170,7 +170,7 @@ fn what_differs_is_named_with_both_values() {
         ),
         (
             "seed = 5",
-            "seed = 5\nvalidation_share = 0.3",
+            "seed = 5\nvalidation_share = 0.3\nvalidate_every = 1",
             &["`train.validation_share`: this run 0.0 (the default), the file says 0.3"],
         ),
         // What a change of steps alone would not have: it is named, and the steps are not.

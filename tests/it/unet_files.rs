@@ -116,6 +116,21 @@ impl Kind {
 
     /// A folder of diffusers, encoded, trained and sampled; and its UNet.
     fn folder(&self) -> (World, Tensors) {
+        let (world, unet) = self.new_folder();
+        let (captions, pictures) = encoded(&world);
+        assert!(
+            captions.iter().all(|&n| n == 5) && pictures == 3,
+            "{captions:?}"
+        );
+        world.run(&["train", "exp.toml"]).expect(0);
+        world
+            .run(&["sample", "exp.toml", "--out", "samples"])
+            .expect(0);
+        (world, unet)
+    }
+
+    /// A folder of diffusers, and its UNet.
+    fn new_folder(&self) -> (World, Tensors) {
         let world = self.world();
         for part in [
             "text_encoder",
@@ -128,15 +143,6 @@ impl Kind {
         }
         let unet = self.unet(&world);
         Self::point_at(&world, "path = \"base\"");
-        let (captions, pictures) = encoded(&world);
-        assert!(
-            captions.iter().all(|&n| n == 5) && pictures == 3,
-            "{captions:?}"
-        );
-        world.run(&["train", "exp.toml"]).expect(0);
-        world
-            .run(&["sample", "exp.toml", "--out", "samples"])
-            .expect(0);
         (world, unet)
     }
 
@@ -183,4 +189,57 @@ fn compviss_file_of_sd1_is_the_folder() {
         &folder,
         &SD1.single(unet, clip_l("cond_stage_model.transformer.")),
     );
+}
+
+/// ComfyUI's marks, as NoobAI's files have them; and the metadata that kohya's scripts write.
+#[test]
+fn a_single_file_that_says_v_is_trained_as_v() {
+    for (kind, version) in [(&SDXL, "sdxl_base_v1-0"), (&SD1, "sd_v1_v")] {
+        let (world, unet) = kind.new_folder();
+        drop(world);
+        let encoders = match kind.family {
+            "sdxl" => {
+                let mut encoders = clip_l("conditioner.embedders.0.transformer.");
+                let clip_g = open_clip(part("text_encoder_2"));
+                encoders.extend(prefixed(clip_g, "conditioner.embedders.1.model."));
+                let nothing = Tensor::zeros(0, DType::F32, &Device::Cpu).expect("a tensor");
+                encoders.insert("v_pred".to_owned(), nothing.clone());
+                encoders.insert("ztsnr".to_owned(), nothing);
+                encoders
+            }
+            _ => clip_l("cond_stage_model.transformer."),
+        };
+        let world = kind.single(unet, encoders);
+        if kind.family == "sd1" {
+            let tensors = world.read("model.safetensors");
+            let tensors = safetensors::SafeTensors::deserialize(&tensors).expect("tensors");
+            let says = ("modelspec.prediction_type".to_owned(), "v".to_owned());
+            let bytes = safetensors::serialize(tensors.tensors(), Some(HashMap::from([says])));
+            world.write_bytes("model.safetensors", &bytes.expect("bytes"));
+        }
+        // Its text encoders are smaller than the published ones.
+        let check = world
+            .run(&["model", "check", "model.safetensors"])
+            .expect(3);
+        assert!(!check.stdout.contains("not read"), "{}", check.stdout);
+        check.says("prediction = \"v\"\n");
+        world.run(&["encode", "exp.toml"]).expect(0);
+        world
+            .run(&["train", "exp.toml", "--stop-after", "1"])
+            .expect(0)
+            .says("the model says that it predicts v");
+        world.edit("steps = 4", "steps = 1");
+        world.run(&["train", "exp.toml", "--restart"]).expect(0);
+        let lora = world.read("out/lora.safetensors");
+        let (_, header) = safetensors::SafeTensors::read_metadata(&lora).expect("a header");
+        let found = header.metadata().clone().expect("metadata");
+        let zero = if kind.family == "sdxl" {
+            "True"
+        } else {
+            "False"
+        };
+        assert_eq!(found["modelspec.prediction_type"], "v");
+        assert_eq!(found["ss_zero_terminal_snr"], zero);
+        assert_eq!(found["ss_base_model_version"], version);
+    }
 }

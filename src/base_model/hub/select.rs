@@ -17,6 +17,9 @@ const PARTS: &[&str] = &[
     "tokenizer_3",
 ];
 
+/// What is read of a pipeline beside its parts.
+const PIPELINE_FILES: &[&str] = &["model_index.json", "scheduler/scheduler_config.json"];
+
 /// What is read of a part beside its weights.
 const SMALL_FILES: &[&str] = &[
     "config.json",
@@ -33,7 +36,7 @@ const SMALL_FILES: &[&str] = &[
 ///
 /// - A file inside: that one.
 /// - A folder inside, or a repository that is one part: its weights, configuration and tokenizer.
-/// - A pipeline: the same of every part, and `model_index.json`; not the single files that may lie beside it.
+/// - A pipeline: the same of every part, `model_index.json`, and its scheduler's configuration; not the single files that may lie beside it.
 ///
 /// # Errors
 /// If there is no such file or folder, or it has no weights.
@@ -48,7 +51,10 @@ pub fn wanted(address: &Address, files: &[String]) -> Result<Vec<String>, Error>
         Some(inside) => below(&format!("{inside}/")),
         None if files.iter().any(|f| f == "model_index.json") => {
             let parts = PARTS.iter().flat_map(|part| below(&format!("{part}/")));
-            parts.chain(["model_index.json".to_owned()]).collect()
+            let is_small = |file: &&String| PIPELINE_FILES.contains(&file.as_str());
+            parts
+                .chain(files.iter().filter(is_small).cloned())
+                .collect()
         }
         None => below(""),
     };

@@ -74,6 +74,7 @@ fn of_a_pipeline_only_what_is_used_is_taken_and_once() {
         chosen("hf://o/n", &files),
         [
             "model_index.json",
+            "scheduler/scheduler_config.json",
             "text_encoder/config.json",
             "text_encoder/model.safetensors",
             "text_encoder_2/config.json",

@@ -78,6 +78,10 @@ fn describe(report: &Report) -> String {
             report.ignored[0]
         );
     }
+    for (n, said) in report.says.iter().enumerate() {
+        let label = if n == 0 { "it says" } else { "" };
+        let _ = writeln!(text, "{label:10}{said}");
+    }
     text.push_str(&lines_to_write(report));
     if let Some(memory) = &report.memory {
         text.push_str(&self::memory(memory));
@@ -130,6 +134,7 @@ fn lines_to_write(report: &Report) -> String {
             format!("flavor = {flavor:?}"),
             format!("path = {:?}", report.path.display().to_string()),
         ]);
+        lines.extend(report.lines.iter().cloned());
     }
     if !report.needs.is_empty() {
         lines.push("[model.files]".to_owned());

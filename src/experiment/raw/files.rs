@@ -10,8 +10,9 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{Error, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
-/// Components that live apart from the model's path, by the recipe's slots (`clip_l`, `t5`, ...) and `vae`. A path alone is the
-/// slot's weights; `SLOT_config` and `SLOT_tokenizer` are short for the table's fields.
+/// Components that live apart from the model's path, by the recipe's slots (`clip_l`, `t5`, ...), `vae`, and `scheduler` (a
+/// scheduler_config.json, which then counts instead of what the model says of its noise schedule). A path alone is the slot's
+/// weights; `SLOT_config` and `SLOT_tokenizer` are short for the table's fields.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "BTreeMap<String, PathOrFiles>")]
 pub struct FileMap(BTreeMap<String, SlotFiles>);
@@ -153,7 +154,7 @@ impl JsonSchema for FileMap {
     fn json_schema(generator: &mut SchemaGenerator) -> Schema {
         let files = generator.subschema_for::<SlotFiles>();
         json_schema!({
-            "description": "Components that live apart from the model's path, by the recipe's slots (`clip_l`, `t5`, ...) and `vae`. A path alone is the slot's weights; `SLOT_config` and `SLOT_tokenizer` are short for the table's fields.",
+            "description": "Components that live apart from the model's path, by the recipe's slots (`clip_l`, `t5`, ...), `vae`, and `scheduler` (a scheduler_config.json, which then counts instead of what the model says of its noise schedule). A path alone is the slot's weights; `SLOT_config` and `SLOT_tokenizer` are short for the table's fields.",
             "type": "object",
             "additionalProperties": { "anyOf": [{ "type": "string" }, files] }
         })

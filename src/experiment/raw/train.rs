@@ -63,7 +63,8 @@ pub struct Train {
     /// The density of the noise levels; the default is `logit_normal` for a flow. DDPM's steps are visited evenly
     /// (`uniform`).
     pub timestep_sampling: Option<TimestepSampling>,
-    /// Mean of the normal of `logit_normal`.
+    /// Mean of the normal of `logit_normal`. Above 0 there is more noise, as in the SD3 paper. diffusers' scripts, and kohya's for
+    /// FLUX.1, take the drawn number as a place in a list that falls from noise: with them a mean above 0 is less noise, so turn its sign.
     #[serde(default)]
     pub logit_mean: f64,
     /// Standard deviation of the normal of `logit_normal`.

@@ -7,6 +7,7 @@ use super::part::{self, StoredNetwork};
 use super::{Kind, Report, reasons};
 use crate::base_model::needed_files;
 use crate::experiment::FileMap;
+use crate::models::schedule::{is_marker, shift_word, word};
 use crate::models::{self, Components, Flavor, OpenedDenoiser};
 use crate::nn::weights::Weights;
 use crate::recipe::{Recipe, RecipeName};
@@ -78,6 +79,7 @@ impl Candidate {
         let recipes = self.recipes();
         report.recipes = recipes.iter().map(|r| r.name().to_string()).collect();
         self.denoiser(&mut report);
+        self.schedule(&mut report);
         let mut encode = Vec::new();
         if let Some(recipe) = recipes.first() {
             report.needs = needed_files(recipe, self.components(), &FileMap::default());
@@ -123,6 +125,45 @@ impl Candidate {
             report
                 .parts
                 .push(StoredNetwork::new("denoiser", component, weights));
+        }
+    }
+
+    /// What the model says of its noise schedule.
+    fn schedule(&self, report: &mut Report) {
+        let flavor = self.flavors.first().copied();
+        let Some(flavor) = flavor.or(self.denoiser.family.flavors.first()) else {
+            return;
+        };
+        let said = match self.denoiser.schedule(None) {
+            Ok(said) => said,
+            Err(error) => return report.problems.push(error.to_string()),
+        };
+        let mut says = |what: &str, value: String, place: &str| {
+            report.says.push(format!("{what} {value} ({place})"));
+        };
+        if let Some(said) = &said.prediction {
+            says("prediction", word(said.value).to_owned(), &said.place);
+            if said.value != flavor.process.prediction {
+                let line = format!("prediction = {:?}", word(said.value));
+                report.lines.push(line);
+            }
+        }
+        if let Some(said) = &said.zero_terminal_snr {
+            says("zero terminal SNR", said.value.to_string(), &said.place);
+            if said.value {
+                report.lines.push("zero_terminal_snr = true".to_owned());
+            }
+        }
+        if let Some(said) = &said.shift {
+            says("shift", shift_word(said.value), &said.place);
+            if said.value != flavor.shift {
+                report.notes.push(format!(
+                    "its shift of noise levels is {}, that of flavor {} is {}: [train] and [sample] follow the model where they name no shift",
+                    shift_word(said.value),
+                    flavor.name,
+                    shift_word(flavor.shift)
+                ));
+            }
         }
     }
 
@@ -184,6 +225,6 @@ fn ignored(path: &Path, components: &Components) -> Vec<String> {
         parts.any(|part| name.starts_with(&part.prefix))
     };
     let mut names = file.names();
-    names.retain(|name| !in_part(name));
+    names.retain(|name| !in_part(name) && !is_marker(name));
     names
 }

@@ -10,6 +10,7 @@ use super::memory::{Memory, NetworkMemory};
 use super::{Kind, Report};
 use crate::base_model::{NeededFile, candle_dtype};
 use crate::digest::Digest;
+use crate::models::schedule::is_marker;
 use crate::models::{self, Component};
 use crate::nn::weights::{self, Weights};
 use crate::recipe::latents::VaeConfig;
@@ -173,7 +174,7 @@ pub(super) fn extra(weights: &Weights, tensors: &[(String, Vec<usize>)]) -> Opti
     const SHOWN: usize = 5;
     let mut extra = weights.extra(tensors);
     // Buffers of torch's BatchNorm that only training counts in; inference does not read them.
-    extra.retain(|name| !name.ends_with("num_batches_tracked"));
+    extra.retain(|name| !name.ends_with("num_batches_tracked") && !is_marker(name));
     let shown: Vec<String> = extra
         .iter()
         .take(SHOWN)

@@ -5,8 +5,9 @@ use candle_core::{D, Result, Tensor};
 use rayon::prelude::*;
 
 use super::Statistic;
-use crate::nn::cpu::{self, elements, sum, sum2};
+use crate::nn::cpu::{self, elements, sum};
 use crate::nn::real::{Real, vectorised};
+use crate::nn::sums::{sum_f64, sum2_f64};
 
 /// Rows summed into one partial sum: fixed, so that the sums do not depend on the number of threads.
 const SUM_ROWS: usize = 64;
@@ -85,6 +86,10 @@ vectorised! {
 
 vectorised! {
     /// Edits the gradient `h` of a row's result into that of the row.
+    ///
+    /// Computed in f64 and rounded once: the numbers of a row's gradient add up to 0, and what is summed over them next
+    /// (the shift of each channel before a group norm) is a small difference of large numbers. A rounded mean would leave
+    /// the same error in all of them, which grows with their number.
     fn norm_row_backward<T: Real>(
         statistic: Statistic,
         eps: f64,
@@ -95,15 +100,21 @@ vectorised! {
         for (h, &gain) in h.iter_mut().zip(gain.unwrap_or_default()) {
             *h *= gain;
         }
-        let (mean, factor) = statistics(statistic, x, eps);
-        let count = T::from_f64(x.len() as f64);
-        let along = sum2(h, x, |h, x| h * (x - mean)) * factor / count;
-        let across = match statistic {
-            Statistic::Deviation => sum(h, |h| h) / count,
-            Statistic::RootMeanSquare => T::zero(),
+        let count = x.len() as f64;
+        let mean = match statistic {
+            Statistic::Deviation => sum_f64(x, |x| x) / count,
+            Statistic::RootMeanSquare => 0.0,
         };
+        let square = sum_f64(x, |x| (x - mean) * (x - mean)) / count;
+        let factor = 1.0 / (square + eps).sqrt();
+        let across = match statistic {
+            Statistic::Deviation => sum_f64(h, |h| h) / count,
+            Statistic::RootMeanSquare => 0.0,
+        };
+        let along = sum2_f64(h, x, |h, x| h * (x - mean)) * factor / count;
         for (h, &x) in h.iter_mut().zip(x) {
-            *h = factor * (*h - across - (x - mean) * factor * along);
+            let unit = (x.to_f64() - mean) * factor;
+            *h = T::from_f64(factor * (h.to_f64() - across - unit * along));
         }
     }
 }
@@ -270,16 +281,16 @@ fn sums_over_rows<T: Real, const N: usize>(
         .into_par_iter()
         .map(partial_sums)
         .collect();
-    let mut out: [Vec<T>; N] = std::array::from_fn(|_| vec![T::zero(); batch * width]);
+    let mut out: [Vec<f64>; N] = std::array::from_fn(|_| vec![0.0; batch * width]);
     // By one thread and in order: the same bits whatever finished first.
     for (index, sums) in partial.iter().enumerate() {
         for (out, sums) in out.iter_mut().zip(sums) {
             for (out, &sum) in out[index / pieces * width..].iter_mut().zip(sums) {
-                *out += sum;
+                *out += sum.to_f64();
             }
         }
     }
-    Ok(out)
+    Ok(out.map(|sums| sums.into_iter().map(T::from_f64).collect()))
 }
 
 /// The sums of the products of the rows of `x` and `y`, per batch row.

@@ -1,7 +1,10 @@
 //! The statistics by which a denoiser's latents come from the VAE's.
 
+use serde::Serialize;
+
 /// From the VAE's latents to those that the denoiser was trained with.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum LatentStatistics {
     /// `(latents - shift) * scale`, in all channels.
     Shared {
