@@ -1,6 +1,6 @@
 //! Weights: safetensors and GGUF files behind memory maps, read tensor by tensor.
 //!
-//! - `file`, `header`, `gguf`: files and what their headers say; `scaled`: 8-bit weights with scales
+//! - `file`, `header`, `gguf`: files and what their headers say; `kind`: what other files are; `scaled`: 8-bit weights with scales
 //! - `element`, `cast`, `blocks`: the types that numbers are stored as, and the way from there to tensors
 //! - `view`: one tensor as stored; `digest`: the id of many; `audit`: everything that does not fit; `error`: what can be wrong
 //!
@@ -22,6 +22,7 @@ mod error;
 mod file;
 mod gguf;
 mod header;
+mod kind;
 mod scaled;
 #[cfg(test)]
 mod tests;
@@ -41,6 +42,7 @@ pub use element::{BlockType, ElementType};
 pub use error::Error;
 pub use file::FileState;
 use file::WeightsFile;
+pub use kind::{KIND_BYTES, other_kind};
 
 use super::Kernels;
 

@@ -25,7 +25,7 @@ struct Header {
 
 /// Reads and checks the header of the file behind `map`.
 pub(super) fn read(map: &[u8]) -> Result<FileContents, String> {
-    if let Some(kind) = other_kind(map) {
+    if let Some(kind) = super::other_kind(map) {
         return Err(kind);
     }
     let Some((length, rest)) = map.split_first_chunk::<8>() else {
@@ -56,22 +56,6 @@ pub(super) fn read(map: &[u8]) -> Result<FileContents, String> {
     )?;
     let metadata = header.metadata.unwrap_or_default().into_iter().collect();
     Ok(FileContents { tensors, metadata })
-}
-
-/// Why the file cannot be a safetensors file, if it is of a kind that people mistake for one.
-fn other_kind(map: &[u8]) -> Option<String> {
-    let is = |magic: &[u8]| map.starts_with(magic);
-    let kind = if is(b"PK\x03\x04") || is(b"\x80\x02") || is(b"\x80\x04") {
-        "it is a PyTorch checkpoint (.ckpt, .pt, .bin), which can run code when it is opened; \
-         use the model's safetensors file"
-    } else if is(b"version https://git-lfs") {
-        "it is a Git LFS pointer: the weights themselves were not downloaded (`git lfs pull`)"
-    } else if is(b"<!DOCTYPE") || is(b"<html") {
-        "it is a web page: the download was not let through"
-    } else {
-        return None;
-    };
-    Some(kind.to_owned())
 }
 
 /// Checks that the tensors fill the `data_bytes` bytes after the header, and gives their places in the file.

@@ -221,7 +221,7 @@ fn files_of_other_kinds_are_recognised() {
         std::fs::write(&path, bytes).expect("written");
         says(&path, reason);
     };
-    check(b"PK\x03\x04rest", "PyTorch checkpoint");
+    check(b"PK\x03\x04\0\0archive/data.pkl", "PyTorch checkpoint");
     check(
         b"version https://git-lfs.github.com/spec/v1\n",
         "Git LFS pointer",
