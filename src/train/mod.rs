@@ -105,7 +105,7 @@ pub fn run(
     };
     let denoiser_digest = base.denoiser_digest(memo)?;
     monitor.start("loading the base model", None);
-    let denoiser = base.denoiser.load(&placement)?;
+    let denoiser = base.load_denoiser(&placement, &denoiser_digest)?;
     monitor.finish();
     let mut run = Run::start(
         experiment,

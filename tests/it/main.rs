@@ -16,7 +16,6 @@ mod encode_kill;
 mod flux;
 mod flux_files;
 mod full_size;
-#[cfg(feature = "hub")]
 mod hub;
 mod latents;
 mod layouts;

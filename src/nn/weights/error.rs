@@ -3,20 +3,42 @@
 use std::path::PathBuf;
 
 use super::ElementType;
+use crate::shown;
 
 /// Why weights could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A file could not be opened, mapped or listed.
-    #[error("cannot read {}: {error}", path.display())]
+    /// A file could not be opened, read or listed.
+    #[error("cannot read {}: {error}", shown::path(path))]
     Io {
         /// The file or folder.
         path: PathBuf,
         /// What the system said.
         error: std::io::Error,
     },
+    /// A file was changed while it was in use.
+    #[error(
+        "{} was changed while it was in use: what was read of it may be of two versions; begin again",
+        shown::path(path)
+    )]
+    Changed {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The weights are not those that were read whole before.
+    #[error(
+        "{files} holds other weights ({found}) than were read there before ({remembered}), and nothing told so: what was remembered is corrected now; run this again"
+    )]
+    Remembered {
+        /// The files, as [`super::Weights::describe`] names them.
+        files: String,
+        /// The digest that was remembered, shortened.
+        remembered: String,
+        /// The digest of what is there, shortened.
+        found: String,
+    },
     /// No weights where they were looked for.
-    #[error("no weights in {}: {reason}", path.display())]
+    #[error("no weights in {}: {reason}", shown::path(path))]
     NotFound {
         /// The folder, or what was given.
         path: PathBuf,
@@ -24,7 +46,7 @@ pub enum Error {
         reason: String,
     },
     /// The file is not a whole and consistent safetensors file, GGUF file or shard index.
-    #[error("{} is not a valid {kind} file: {reason}", path.display())]
+    #[error("{} is not a valid {kind} file: {reason}", shown::path(path))]
     Format {
         /// The file.
         path: PathBuf,
@@ -34,7 +56,12 @@ pub enum Error {
         reason: String,
     },
     /// Two files hold a tensor of the same name.
-    #[error("tensor `{tensor}` is in both {} and {}: give one of them", first.display(), second.display())]
+    #[error(
+        "tensor `{}` is in both {} and {}: give one of them",
+        shown::text(tensor),
+        shown::path(first),
+        shown::path(second)
+    )]
     Duplicate {
         /// Its name in both files.
         tensor: String,
@@ -44,7 +71,7 @@ pub enum Error {
         second: PathBuf,
     },
     /// A tensor that the network needs is not there.
-    #[error("tensor `{tensor}` is missing from {files}{near}")]
+    #[error("tensor `{}` is missing from {files}{near}", shown::text(tensor))]
     Missing {
         /// The name looked for in the files.
         tensor: String,
@@ -54,7 +81,11 @@ pub enum Error {
         near: String,
     },
     /// A tensor is there in another shape.
-    #[error("tensor `{tensor}` in {} has shape {found:?} ({dtype}), expected {expected:?}", path.display())]
+    #[error(
+        "tensor `{}` in {} has shape {found:?} ({dtype}), expected {expected:?}",
+        shown::text(tensor),
+        shown::path(path)
+    )]
     Shape {
         /// The file.
         path: PathBuf,
@@ -68,7 +99,11 @@ pub enum Error {
         dtype: ElementType,
     },
     /// A tensor's element type is not one that weights are read from.
-    #[error("tensor `{tensor}` in {} is {found}, expected F32, F16, BF16, F64 or an 8-bit float", path.display())]
+    #[error(
+        "tensor `{}` in {} is {found}, expected F32, F16, BF16, F64 or an 8-bit float",
+        shown::text(tensor),
+        shown::path(path)
+    )]
     ElementType {
         /// The file.
         path: PathBuf,
@@ -78,7 +113,11 @@ pub enum Error {
         found: ElementType,
     },
     /// A part of a quantised tensor, or its transpose, does not consist of whole blocks.
-    #[error("tensor `{tensor}` in {} is {dtype} of shape {shape:?}, and {needed} of it is needed: its blocks of numbers cannot be taken apart", path.display())]
+    #[error(
+        "tensor `{}` in {} is {dtype} of shape {shape:?}, and {needed} of it is needed: its blocks of numbers cannot be taken apart",
+        shown::text(tensor),
+        shown::path(path)
+    )]
     Blocks {
         /// The file.
         path: PathBuf,
@@ -92,7 +131,11 @@ pub enum Error {
         needed: &'static str,
     },
     /// A weight is NaN or infinite.
-    #[error("tensor `{tensor}` in {} holds {value} at element {index}: the file is damaged", path.display())]
+    #[error(
+        "tensor `{}` in {} holds {value} at element {index}: the file is damaged",
+        shown::text(tensor),
+        shown::path(path)
+    )]
     NonFinite {
         /// The file.
         path: PathBuf,
@@ -104,7 +147,11 @@ pub enum Error {
         index: usize,
     },
     /// A row was asked for that the tensor does not have.
-    #[error("row {row} of tensor `{tensor}` in {} was asked for, it has {rows}", path.display())]
+    #[error(
+        "row {row} of tensor `{}` in {} was asked for, it has {rows}",
+        shown::text(tensor),
+        shown::path(path)
+    )]
     Row {
         /// The file.
         path: PathBuf,
@@ -116,7 +163,11 @@ pub enum Error {
         rows: usize,
     },
     /// The tensor could not be made on the device.
-    #[error("tensor `{tensor}` in {} cannot be loaded: {error}", path.display())]
+    #[error(
+        "tensor `{}` in {} cannot be loaded: {error}",
+        shown::text(tensor),
+        shown::path(path)
+    )]
     Device {
         /// The file.
         path: PathBuf,

@@ -162,7 +162,9 @@ fn large_quantised_tensors_are_decoded_as_candle_does() {
     ] {
         let quantised = QTensor::quantize(&source, theirs).expect("quantised");
         let from = cast::StoredNumbers {
-            bytes: &quantised.data().expect("bytes"),
+            content: &super::super::content::Content::InMemory(
+                quantised.data().expect("bytes").into_owned(),
+            ),
             dtype: ElementType::Block(ours),
             scale: None,
         };
