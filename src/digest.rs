@@ -8,8 +8,6 @@
 //! `blake3(rfc8785(value))`. This file knows nothing of what is described.
 
 use std::fmt;
-use std::fs::File;
-use std::path::Path;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
@@ -97,17 +95,6 @@ impl Digest {
     /// The digest of `bytes`.
     pub fn of(bytes: &[u8]) -> Self {
         Self(*blake3::hash(bytes).as_bytes())
-    }
-
-    /// The digest of a file's content, read through a memory map on all cores.
-    ///
-    /// # Errors
-    /// If the file cannot be opened or read.
-    pub fn of_file(path: &Path) -> std::io::Result<Self> {
-        File::open(path)?;
-        let mut hasher = blake3::Hasher::new();
-        hasher.update_mmap_rayon(path)?;
-        Ok(Self(*hasher.finalize().as_bytes()))
     }
 }
 

@@ -5,7 +5,7 @@
 //!
 //! | layer | modules | may use |
 //! |---|---|---|
-//! | L0 vocabulary | [`digest`], [`rng`], [`monitor`], [`shown`] | nothing of ours |
+//! | L0 vocabulary | [`digest`], [`files`], [`rng`], [`monitor`], [`shown`] | nothing of ours |
 //! | L1 bytes | [`store`] | L0; no candle; parquet only here |
 //! | L2 numerics | [`device`], [`autograd`], [`nn`], [`lora`], [`optim`], [`diffusion`] | L0; candle starts here; no files but `nn::weights` |
 //! | L3 networks and what they are fed | [`text`], [`recipe`], [`vae`], [`models`] | L2, and those before them in this list; no store, no clock, no randomness |
@@ -26,6 +26,7 @@
 )]
 
 pub mod digest;
+pub mod files;
 pub mod monitor;
 pub mod rng;
 pub mod shown;

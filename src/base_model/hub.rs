@@ -3,16 +3,22 @@
 //!
 //! Files go to the cache that all of the hub's programs share, so nothing is downloaded twice; of a folder in the
 //! layout of diffusers only what is used comes: the parts' weights (one of several precisions), configurations and
-//! tokenizers. Downloading needs the feature `hub`; without it, and offline, what is in the cache is used.
+//! tokenizers. Every file is compared with the hash that the hub lists, or that the cache calls it by, before it is used the
+//! first time; offline, what is in the cache is used.
 
-#[cfg(feature = "hub")]
+mod cache;
 mod download;
+mod hash;
+mod remote;
 mod select;
 #[cfg(test)]
 mod tests;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
+
+use cache::CachedRepo;
+use hash::Verified;
 
 use crate::monitor::Monitor;
 use crate::shown;
@@ -27,22 +33,9 @@ const MAIN: &str = "main";
 pub enum Error {
     /// Not an address.
     #[error(
-        "`{0}` is not an address on the hub: expected hf://owner/name, hf://owner/name@revision or hf://owner/name/file@revision"
+        "`{}` is not an address on the hub: expected hf://owner/name, hf://owner/name@revision or hf://owner/name/file@revision", shown::text(.0)
     )]
     Malformed(String),
-    /// This build cannot download, and it is not in the cache.
-    #[error(
-        "{address} is not in the cache ({}), and this plumb was built without downloads: build it with `--features hub`, or fetch the model (`hf download {repo}`) and name its folder",
-        shown::path(cache)
-    )]
-    NotBuilt {
-        /// What was wanted.
-        address: Address,
-        /// Its repository, `owner/name`.
-        repo: String,
-        /// Where it was looked for.
-        cache: PathBuf,
-    },
     /// Downloads are off, and it is not in the cache.
     #[error(
         "{address} is not in the cache ({}), and HF_HUB_OFFLINE is set: unset it, or fetch the model elsewhere and name its folder",
@@ -68,7 +61,7 @@ pub enum Error {
     },
     /// The hub refuses.
     #[error(
-        "{address}: the hub refuses ({status}): {repo} is gated, private or not there; accept its terms at {endpoint}/{repo}, and set HF_TOKEN to a token of yours that may read it{token}"
+        "{address}: the hub refuses ({status}): {repo} is {why}; accept its licence at {endpoint}/{repo} if it has one, and set HF_TOKEN to a token of yours that may read it{token}"
     )]
     Refused {
         /// What was wanted.
@@ -79,6 +72,8 @@ pub enum Error {
         endpoint: String,
         /// 401 or 403.
         status: u16,
+        /// What the hub says of the repository.
+        why: &'static str,
         /// Whether there was a token, as the end of a sentence.
         token: &'static str,
     },
@@ -100,9 +95,57 @@ pub enum Error {
         /// What the repository has instead.
         reason: String,
     },
+    /// The hub answers nobody who asks so often.
+    #[error("{address}: the hub has had too many requests (429): try again later, or set HF_TOKEN")]
+    Busy {
+        /// What was wanted.
+        address: Address,
+    },
+    /// The disk is too full for it.
+    #[error(
+        "{address}: {needed} are to be downloaded, and {} has {free} free: make room, or set HF_HOME to a folder on another disk",
+        shown::path(cache)
+    )]
+    NoSpace {
+        /// What was wanted.
+        address: Address,
+        /// How much is missing.
+        needed: String,
+        /// The folder of the cache.
+        cache: PathBuf,
+        /// How much there is room for.
+        free: String,
+    },
+    /// A file of the cache is not what its name says.
+    #[error(
+        "{address}: {} is damaged: {reason}; remove it, and let it be downloaded again",
+        shown::path(file)
+    )]
+    Damaged {
+        /// What was wanted.
+        address: Address,
+        /// The file in the cache.
+        file: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The cache has some of it.
+    #[error(
+        "{address} is in the cache only in part: {} has no `{missing}`; let it be downloaded (without HF_HUB_OFFLINE)",
+        shown::path(folder)
+    )]
+    Incomplete {
+        /// What was wanted.
+        address: Address,
+        /// The snapshot's folder.
+        folder: PathBuf,
+        /// A folder that its `model_index.json` names.
+        missing: String,
+    },
     /// A download failed.
     #[error(
-        "{address}: `{file}` could not be downloaded: {reason}; the next try goes on where this one ended"
+        "{address}: `{}` could not be downloaded: {reason}; the next try goes on where this one ended",
+        shown::text(file)
     )]
     Failed {
         /// What was wanted.
@@ -126,7 +169,7 @@ pub struct Address {
 }
 
 /// Where the hub and its cache are.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Options {
     /// The folder of the cache (`~/.cache/huggingface/hub`).
     pub cache: PathBuf,
@@ -136,6 +179,37 @@ pub struct Options {
     pub token: Option<String>,
     /// Whether to look in the cache only.
     pub offline: bool,
+    /// Where it is remembered which files of the cache were compared with their hash; None: they are compared each time.
+    pub verified: Option<PathBuf>,
+}
+
+// By hand, as the token is nobody's to read.
+impl fmt::Debug for Options {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Options")
+            .field("cache", &self.cache)
+            .field("endpoint", &self.shown_endpoint())
+            .field("token", &self.token.as_ref().map(|_| "..."))
+            .field("offline", &self.offline)
+            .field("verified", &self.verified)
+            .finish()
+    }
+}
+
+impl Options {
+    /// The hub's address for messages: without what may stand before an `@` in it, a name and a password.
+    fn shown_endpoint(&self) -> String {
+        let endpoint = self.endpoint.trim_end_matches('/');
+        let plain = match endpoint.split_once("://") {
+            Some((scheme, rest)) => {
+                let (host, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+                let host = host.rsplit('@').next().unwrap_or(host);
+                format!("{scheme}://{host}{path}")
+            }
+            None => endpoint.to_owned(),
+        };
+        shown::text(&plain).to_string()
+    }
 }
 
 impl Address {
@@ -181,24 +255,12 @@ impl Address {
         self.revision.as_deref().unwrap_or(MAIN)
     }
 
-    /// The folder of the repository in a cache.
-    fn folder(&self, cache: &Path) -> PathBuf {
-        cache.join(format!("models--{}", self.repo.replace('/', "--")))
-    }
-
-    /// What the cache has of it.
-    fn cached(&self, cache: &Path) -> Option<PathBuf> {
-        let folder = self.folder(cache);
-        // The layout of huggingface_hub's cache: `refs/BRANCH` holds a commit, `snapshots/COMMIT` its files.
-        let named = std::fs::read_to_string(folder.join("refs").join(self.revision()));
-        // A full commit hash needs no ref.
-        let commit = named.map_or_else(|_| self.revision().to_owned(), |c| c.trim().to_owned());
-        let snapshot = folder.join("snapshots").join(commit);
-        let found = match &self.inside {
+    /// What is meant, where the repository's files are in `snapshot`.
+    fn in_snapshot(&self, snapshot: PathBuf) -> PathBuf {
+        match &self.inside {
             Some(inside) => snapshot.join(inside),
             None => snapshot,
-        };
-        found.exists().then_some(found)
+        }
     }
 }
 
@@ -225,42 +287,81 @@ pub fn fetch(
     monitor: &dyn Monitor,
 ) -> Result<PathBuf, Error> {
     if options.offline {
-        let cached = address.cached(&options.cache);
-        return cached.ok_or_else(|| Error::Offline {
+        let found = cached(address, options, monitor)?;
+        return found.ok_or_else(|| Error::Offline {
             address: address.clone(),
             cache: options.cache.clone(),
         });
     }
-    online(address, options, monitor)
-}
-
-#[cfg(feature = "hub")]
-fn online(address: &Address, options: &Options, monitor: &dyn Monitor) -> Result<PathBuf, Error> {
     match download::fetch(address, options, monitor) {
         Err(Error::Unreachable {
-            reason, endpoint, ..
-        // What was fetched before is enough to go on without a network.
-        }) if address.cached(&options.cache).is_some() => {
-            monitor.note(&format!(
-                "{address}: {endpoint} cannot be reached ({reason}), what is in the cache is used"
-            ));
-            address
-                .cached(&options.cache)
-                .ok_or_else(|| Error::Offline {
-                    address: address.clone(),
-                    cache: options.cache.clone(),
-                })
-        }
+            address: wanted,
+            endpoint,
+            reason,
+        }) => match cached(address, options, monitor)? {
+            // What was fetched before is enough to go on without a network.
+            Some(found) => {
+                monitor.note(&format!(
+                    "{address}: {endpoint} cannot be reached ({reason}), what is in the cache is used"
+                ));
+                Ok(found)
+            }
+            None => Err(Error::Unreachable {
+                address: wanted,
+                endpoint,
+                reason,
+            }),
+        },
         other => other,
     }
 }
 
-#[cfg(not(feature = "hub"))]
-fn online(address: &Address, options: &Options, _: &dyn Monitor) -> Result<PathBuf, Error> {
-    let cached = address.cached(&options.cache);
-    cached.ok_or_else(|| Error::NotBuilt {
+/// What the cache has of an address, each file compared with the hash that its name in the cache is.
+fn cached(
+    address: &Address,
+    options: &Options,
+    monitor: &dyn Monitor,
+) -> Result<Option<PathBuf>, Error> {
+    let repo = CachedRepo::new(&options.cache, address);
+    let Some(commit) = repo.commit(address)? else {
+        return Ok(None);
+    };
+    let files = repo.listing(&commit);
+    let found = address.in_snapshot(repo.snapshot(&commit));
+    if !found.exists() {
+        return Ok(None);
+    }
+    let damaged = |file: PathBuf, reason: String| Error::Damaged {
         address: address.clone(),
-        repo: address.repo.clone(),
-        cache: options.cache.clone(),
-    })
+        file,
+        reason,
+    };
+    let mut verified = Verified::open(options.verified.as_deref());
+    for name in wanted(address, &files)? {
+        let pointer = repo.pointer(&commit, &name);
+        let located = repo.located(&pointer);
+        let (real, hash) = located.map_err(|e| damaged(pointer.clone(), e.to_string()))?;
+        // Where a system has no links, nothing says what the content should be.
+        let Some(hash) = hash else { continue };
+        let checked = verified.check(&real, &hash, monitor);
+        match checked {
+            Ok(true) => {}
+            Ok(false) => {
+                let reason = "its content has another hash than its name says";
+                return Err(damaged(real, reason.to_owned()));
+            }
+            Err(error) => return Err(damaged(real, error.to_string())),
+        }
+    }
+    verified.save();
+    if address.inside.is_none()
+        && let Some(missing) = select::missing_part(&found, &files)
+    {
+        return Err(Error::Incomplete {
+            address: address.clone(),
+            folder: found,
+            missing,
+        });
+    }
+    Ok(Some(found))
 }

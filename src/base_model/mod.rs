@@ -15,7 +15,7 @@ pub use files::{NeededFile, needed_files};
 use crate::device;
 use crate::digest::{Digest, Fingerprint};
 use crate::experiment::{self, Experiment, ModelSettings, QuantizedWeights, Settings};
-use crate::models::{self, Family, Flavor, OpenedDenoiser, Placement, WeightStorage};
+use crate::models::{self, Denoiser, Family, Flavor, OpenedDenoiser, Placement, WeightStorage};
 use crate::nn::weights::{self, DigestMemo, Weights};
 use crate::nn::{Kernels, Quantization};
 use crate::recipe::latents::{
@@ -195,6 +195,19 @@ impl BaseModel {
     pub fn denoiser_digest(&self, memo: &mut DigestMemo) -> Result<Digest, Error> {
         Ok(memo.digest(self.denoiser.weights(), self.denoiser.tensors())?)
     }
+
+    /// Loads the denoiser, and makes sure that its weights have this digest.
+    ///
+    /// # Errors
+    /// If a tensor is missing, misshapen or not finite, the weights are others, or memory is short.
+    pub fn load_denoiser(
+        &self,
+        placement: &Placement,
+        digest: &Digest,
+    ) -> Result<Box<dyn Denoiser>, Error> {
+        let (weights, tensors) = (self.denoiser.weights(), self.denoiser.tensors());
+        Ok(weights.load_checked(tensors, digest, || self.denoiser.load(placement))?)
+    }
 }
 
 /// Where, in what and by what an Experiment's denoiser computes on `device`, and how it is kept.
@@ -247,10 +260,10 @@ pub fn resolve_recipe(model: &ModelSettings) -> Result<Recipe, recipe::Error> {
 }
 
 impl TextEncoderPart {
-    /// Loads the encoder, to compute on `device` by `kernels`.
+    /// Loads the encoder, to compute on `device` by `kernels`, and makes sure that its weights are those of the spec.
     ///
     /// # Errors
-    /// If a tensor is missing, misshapen or not finite.
+    /// If a tensor is missing, misshapen or not finite, or the weights are others.
     pub fn load(
         &self,
         residency: Residency,
@@ -258,7 +271,14 @@ impl TextEncoderPart {
         kernels: &Kernels,
     ) -> Result<TextEncoder, Error> {
         let weights = self.weights.clone().on(device).with_kernels(kernels);
-        TextEncoder::load(&*self.spec.network, &weights, residency).map_err(|e| self.fail(e))
+        let network = &*self.spec.network;
+        let found = network.locate(&weights).map_err(|e| self.fail(e))?;
+        let load = || TextEncoder::load(network, &weights, residency);
+        // What is computed is stored under the spec, so it is computed by what the spec names.
+        let loaded = found
+            .weights
+            .load_checked(&found.tensors, &self.spec.weights, load);
+        loaded.map_err(|e| self.fail(e))
     }
 
     /// The types of fewer than 16 bits that weights are stored in, if any: then it is another encoder than the one
@@ -292,15 +312,17 @@ impl TextEncoderPart {
 }
 
 impl VaePart {
-    /// Loads the half that makes latents, to compute on `device` by `kernels`.
+    /// Loads the half that makes latents, to compute on `device` by `kernels`, and makes sure that its weights are those of the
+    /// spec.
     ///
     /// # Errors
-    /// If a tensor is missing, misshapen or not finite.
+    /// If a tensor is missing, misshapen or not finite, or the weights are others.
     pub fn load_encoder(&self, device: &Device, kernels: &Kernels) -> Result<vae::Encoder, Error> {
-        Ok(vae::Encoder::load(
-            &self.config.architecture.encoder,
-            &self.weights.clone().on(device).with_kernels(kernels),
-        )?)
+        let architecture = &self.config.architecture.encoder;
+        let weights = self.weights.clone().on(device).with_kernels(kernels);
+        let tensors = vae::names::encoder_tensors(architecture);
+        let load = || vae::Encoder::load(architecture, &weights);
+        Ok(weights.load_checked(&tensors, &self.spec.weights, load)?)
     }
 
     /// Loads the half that makes pictures, to compute on `device` by `kernels`.

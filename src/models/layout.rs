@@ -8,6 +8,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use super::Error;
+use crate::files;
 use crate::nn::weights::Weights;
 use crate::recipe::latents::LatentStatistics;
 
@@ -252,7 +253,7 @@ pub(super) fn latent_statistics(
 /// # Errors
 /// If the file cannot be read or holds something else.
 pub(super) fn read_json(path: &Path) -> Result<Map<String, Value>, Error> {
-    let bytes = std::fs::read(path).map_err(|source| Error::Io {
+    let bytes = files::read(path, files::MAX_CONFIG_BYTES).map_err(|source| Error::Io {
         path: path.to_owned(),
         source,
     })?;

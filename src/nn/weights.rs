@@ -1,8 +1,8 @@
-//! Weights: safetensors and GGUF files behind memory maps, read tensor by tensor.
+//! Weights: safetensors and GGUF files, read tensor by tensor.
 //!
-//! - `file`, `header`, `gguf`: files and what their headers say; `scaled`: 8-bit weights with scales
+//! - `file`, `header`, `gguf`: files and what their headers say; `kind`: what other files are; `scaled`: 8-bit weights with scales
 //! - `element`, `cast`, `blocks`: the types that numbers are stored as, and the way from there to tensors
-//! - `view`: one tensor as stored; `digest`: the id of many; `audit`: everything that does not fit; `error`: what can be wrong
+//! - `paths`: folders and indexes of shards; `view`, `content`: one tensor as stored; `digest`: the id of many; `audit`: everything that does not fit; `error`: what can be wrong
 //!
 //! [`Weights::open`] reads headers only, so a 19 GB file opens at once and a tensor costs memory when it is
 //! asked for. A network asks by *canonical* name and expected shape; a rename map says where the files keep
@@ -10,18 +10,20 @@
 //! that names the file and the tensor.
 //!
 //! Nothing in a file is trusted: `header.rs` and `gguf.rs` say what is checked of a header, [`Weights::get`] what is checked of
-//! a tensor. This module is the one place of the numeric layers that touches files, and the
-//! one place with `unsafe` (the memory map).
+//! a tensor. This module is the one place of the numeric layers that touches files.
 
 mod audit;
 mod blocks;
 mod cast;
+mod content;
 mod digest;
 mod element;
 mod error;
 mod file;
 mod gguf;
 mod header;
+mod kind;
+mod paths;
 mod scaled;
 #[cfg(test)]
 mod tests;
@@ -41,9 +43,11 @@ pub use element::{BlockType, ElementType};
 pub use error::Error;
 pub use file::FileState;
 use file::WeightsFile;
-pub use header::other_kind;
+pub use kind::{KIND_BYTES, other_kind};
 
 use super::Kernels;
+use crate::digest::Digest;
+use crate::shown;
 
 /// Where the files keep a canonical tensor, and what has to be done to it. In this order: the slice is taken, transposed, swapped.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -111,7 +115,7 @@ type Rename = dyn Fn(&str) -> Stored + Send + Sync;
 
 /// Weights files, a scope in their names, the type and device that tensors are loaded to, and what a network of them computes by.
 ///
-/// Cloning is cheap and shares the maps; tensors that any clone reads count as used.
+/// Cloning is cheap and shares the files; tensors that any clone reads count as used.
 #[derive(Clone)]
 pub struct Weights {
     shared: Arc<OpenFiles>,
@@ -130,6 +134,10 @@ struct OpenFiles {
     /// By the name of a tensor in the files, the index of the file that has it.
     tensors: BTreeMap<String, usize>,
     used: Mutex<BTreeSet<String>>,
+    /// Digests that were made by reading the files whole.
+    read_whole: Mutex<BTreeSet<Digest>>,
+    /// The memo that a digest came from without a reading; it is corrected where it was wrong.
+    memo: Mutex<Option<PathBuf>>,
 }
 
 impl Weights {
@@ -141,7 +149,7 @@ impl Weights {
     pub fn open(paths: &[PathBuf]) -> Result<Self, Error> {
         let mut files: Vec<WeightsFile> = Vec::new();
         let mut tensors = BTreeMap::new();
-        for path in file::resolve(paths)? {
+        for path in paths::resolve(paths)? {
             let file = WeightsFile::open(&path)?;
             for name in file.tensors.keys() {
                 if let Some(first) = tensors.insert(name.clone(), files.len()) {
@@ -161,6 +169,8 @@ impl Weights {
                 files,
                 tensors,
                 used: Mutex::default(),
+                read_whole: Mutex::default(),
+                memo: Mutex::default(),
             }),
             rename: None,
             root: String::new(),
@@ -277,13 +287,16 @@ impl Weights {
     /// Whether two tensors are stored with the same shape, type and bytes.
     ///
     /// # Errors
-    /// If one is missing.
+    /// If one is missing or cannot be read.
     pub fn same_bytes(&self, first: &str, second: &str) -> Result<bool, Error> {
         let (first, second) = (self.stored(first).name, self.stored(second).name);
         let ((file_a, a), (file_b, b)) = (self.find(&first)?, self.find(&second)?);
         // The scale belongs to the numbers: equal bytes with different scales are different weights.
         let kind = |entry: &file::TensorEntry| (entry.dtype, entry.shape.clone(), entry.scale);
-        Ok(kind(a) == kind(b) && file_a.bytes(a) == file_b.bytes(b))
+        if kind(a) != kind(b) {
+            return Ok(false);
+        }
+        Ok(file_a.content(a).into_bytes()? == file_b.content(b).into_bytes()?)
     }
 
     /// Checks names, shapes and element types of many tensors by the headers alone.
@@ -321,12 +334,12 @@ impl Weights {
     /// The files' names in one line, for messages.
     pub fn describe(&self) -> String {
         match self.shared.files.as_slice() {
-            [one] => one.path().display().to_string(),
+            [one] => shown::path(one.path()).to_string(),
             [first, .., last] => format!(
                 "{} files ({} to {})",
                 self.shared.files.len(),
-                first.path().display(),
-                last.path().display()
+                shown::path(first.path()),
+                shown::path(last.path())
             ),
             [] => "no file".to_owned(),
         }
@@ -380,7 +393,9 @@ impl Weights {
             .max_by(|a, b| a.0.total_cmp(&b.0));
         match nearest {
             // A name that is less alike would mislead more than help.
-            Some((score, name)) if score > 0.6 => format!(" (the nearest name there: `{name}`)"),
+            Some((score, name)) if score > 0.6 => {
+                format!(" (the nearest name there: `{}`)", shown::text(name))
+            }
             _ => String::new(),
         }
     }

@@ -1,12 +1,13 @@
-//! Reading packs: one payload out of a map, or the whole header.
+//! Reading packs: one payload, or the whole header.
 //!
 //! The official safetensors crate reads the header, bounds included.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
-use std::path::Path;
+use std::io::{Read as _, Seek as _, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
-use memmap2::Mmap;
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorInfo;
 
@@ -18,15 +19,56 @@ use super::tensor::ElementType;
 use super::{Error, layout};
 use crate::digest::{Digest, Fingerprint};
 
-/// Maps a file into memory.
-#[expect(
-    unsafe_code,
-    reason = "packs are written once and only ever unlinked, which leaves a map whole"
-)]
-pub(super) fn map_file(path: &Path) -> Result<Mmap, Error> {
-    let file = File::open(path).map_err(|e| Error::io("open", path, e))?;
-    // SAFETY: no plumb process writes to or truncates a pack; each payload's digest is checked before use.
-    unsafe { Mmap::map(&file) }.map_err(|e| Error::io("map", path, e))
+/// A pack, open to be read at places. Not mapped: a map of a file that is cut short, or lies on a drive that fails, ends a
+/// training by a signal where a read gives an error.
+pub(super) struct PackFile {
+    path: PathBuf,
+    file: File,
+    length: u64,
+    modified: Option<SystemTime>,
+}
+
+impl PackFile {
+    pub(super) fn open(path: &Path) -> Result<Self, Error> {
+        let file = File::open(path).map_err(|e| Error::io("open", path, e))?;
+        let metadata = file.metadata().map_err(|e| Error::io("read", path, e))?;
+        Ok(Self {
+            path: path.to_owned(),
+            file,
+            length: metadata.len(),
+            modified: metadata.modified().ok(),
+        })
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What a file that was written to has another of.
+    pub(super) fn state(&self) -> (u64, Option<SystemTime>) {
+        (self.length, self.modified)
+    }
+
+    /// The bytes of `part`, not compared with its digest.
+    pub(super) fn read(&self, part: &PartRecord) -> Result<Vec<u8>, Error> {
+        let end = part.offset.checked_add(part.length);
+        // Before anything is allocated: an index may say anything.
+        let length = usize::try_from(part.length).ok();
+        let length = length.filter(|_| end.is_some_and(|end| end <= self.length));
+        let beyond = || {
+            let why = format!("part {} lies beyond the end of the file", part.part);
+            Error::malformed(&self.path, why)
+        };
+        let mut bytes = Vec::with_capacity(length.ok_or_else(beyond)?);
+        let sought = (&self.file).seek(SeekFrom::Start(part.offset));
+        let read = sought.and_then(|_| (&self.file).take(part.length).read_to_end(&mut bytes));
+        read.map_err(|e| Error::io("read", &self.path, e))?;
+        // It may have been cut short since its length was asked for.
+        if bytes.len() as u64 != part.length {
+            return Err(beyond());
+        }
+        Ok(bytes)
+    }
 }
 
 /// A pack's header, read and checked: what its entries are and where their payloads begin. No payload was read.
@@ -61,9 +103,14 @@ impl PackedEntry {
 pub(super) fn payload<'a>(part: &PartRecord, map: &'a [u8]) -> Result<&'a [u8], String> {
     let bytes = slice(map, part.offset, part.length)
         .ok_or_else(|| format!("part {} lies beyond the end of the file", part.part))?;
+    check_digest(part, bytes).map(|()| bytes)
+}
+
+/// Whether `bytes` are what was written as `part`.
+pub(super) fn check_digest(part: &PartRecord, bytes: &[u8]) -> Result<(), String> {
     let found = Digest::of(bytes);
     if found == part.digest {
-        Ok(bytes)
+        Ok(())
     } else {
         Err(format!(
             "part {} has the digest {}, expected {}",

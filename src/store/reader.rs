@@ -1,13 +1,11 @@
 //! Reading: what is there, and its bytes, checked.
 
 use std::collections::BTreeSet;
-use std::ops::Range;
 use std::sync::{Arc, PoisonError, RwLock};
-
-use memmap2::Mmap;
 
 use super::index::{self, PayloadRow};
 use super::layout::{self, Layout};
+use super::packed::PackFile;
 use super::record::Record;
 use super::snapshot::{EntryLocation, ReadState, Snapshot, decode_part};
 use super::tensor::{ElementType, TensorBytes, size_bytes};
@@ -44,7 +42,7 @@ impl Entry {
     }
 }
 
-/// A tensor in a mapped pack, not copied. Little endian, row major.
+/// A tensor of a pack, in memory. Little endian, row major.
 #[derive(Clone)]
 pub struct Payload {
     /// The type of each element.
@@ -53,14 +51,13 @@ pub struct Payload {
     pub shape: Vec<usize>,
     /// The digest of [`Self::bytes`], which was compared.
     pub digest: Digest,
-    map: Arc<Mmap>,
-    range: Range<usize>,
+    bytes: Arc<Vec<u8>>,
 }
 
 impl Payload {
-    /// The elements, in the mapped file.
+    /// The elements.
     pub fn bytes(&self) -> &[u8] {
-        &self.map[self.range.clone()]
+        &self.bytes
     }
 
     /// A copy that owns its bytes.
@@ -258,21 +255,24 @@ impl StoreReader {
         };
         let moved = |e: Error| match e {
             e if e.is_gone() => ReadFault::Moved(e),
+            Error::Malformed { path, why } if path == pack_path => damaged(why),
             e if e.is_content() => damaged(e.to_string()),
             e => ReadFault::Failed(e),
         };
         let rows = snapshot
             .payload_rows(&self.layout, spec, candidate)
             .map_err(moved)?;
-        let map = snapshot.pack_map(&self.layout, candidate).map_err(moved)?;
+        let opened = snapshot.open_pack(&self.layout, candidate);
+        let (pack, as_before) = opened.map_err(moved)?;
+        let checked = as_before && candidate.state() == ReadState::Sound;
         let first = rows.first().ok_or_else(|| damaged("no rows".to_owned()))?;
         let mut parts = rows
             .iter()
-            .map(|row| payload(row, &map, candidate.state()))
+            .map(|row| payload(row, &pack, checked))
             .collect::<Result<Vec<_>, _>>()
-            .map_err(damaged)?;
+            .map_err(moved)?;
         parts.sort_by(|a, b| a.0.cmp(&b.0));
-        // Packs never change, so one check lasts as long as the map is held.
+        // Packs never change, so one check lasts as long as the file looks the same. One that does not is checked each time.
         candidate.set_state(ReadState::Sound);
         Ok(Entry {
             entry: candidate.entry,
@@ -344,37 +344,25 @@ impl StoreReader {
     }
 }
 
-/// The payload of a row, checked unless it was before.
-fn payload(
-    row: &PayloadRow,
-    map: &Arc<Mmap>,
-    state: ReadState,
-) -> Result<(String, Payload), String> {
+/// The payload of a row, compared with its digest unless it was before.
+fn payload(row: &PayloadRow, pack: &PackFile, checked: bool) -> Result<(String, Payload), Error> {
     let part = &row.part;
+    let malformed = |why: String| Error::malformed(pack.path(), why);
     if size_bytes(part.dtype, &part.shape).map(|n| n as u64) != Some(part.length) {
-        return Err(format!(
+        return Err(malformed(format!(
             "part {}: {} bytes for {} of shape {:?}",
             part.part, part.length, part.dtype, part.shape
-        ));
+        )));
     }
-    if state != ReadState::Sound {
-        packed::payload(part, map)?;
-    }
-    let start = usize::try_from(part.offset).unwrap_or(usize::MAX);
-    // Saturated, a place that does not fit in memory lies beyond the end below.
-    let range = start..start.saturating_add(usize::try_from(part.length).unwrap_or(usize::MAX));
-    if range.end > map.len() {
-        return Err(format!(
-            "part {} lies beyond the end of the file",
-            part.part
-        ));
+    let bytes = pack.read(part)?;
+    if !checked {
+        packed::check_digest(part, &bytes).map_err(malformed)?;
     }
     let payload = Payload {
         dtype: part.dtype,
         shape: part.shape.clone(),
         digest: part.digest,
-        map: map.clone(),
-        range,
+        bytes: Arc::new(bytes),
     };
     Ok((part.part.clone(), payload))
 }

@@ -3,17 +3,18 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::time::SystemTime;
 
 use bytes::Bytes;
-use memmap2::Mmap;
 use rayon::prelude::{IntoParallelRefIterator as _, ParallelIterator as _, ParallelSliceMut as _};
 
 use super::index::{self, PayloadRow};
 use super::layout::Layout;
+use super::packed::PackFile;
 use super::presence::EntryRows;
-use super::{Error, Problem, disk, packed};
+use super::{Error, Problem, disk};
 use crate::digest::{Digest, Fingerprint};
 
 /// How often the index is listed again because a cleaner removed parts meanwhile.
@@ -58,10 +59,11 @@ pub(super) struct IndexPart {
     payloads: OnceLock<Vec<PayloadRow>>,
 }
 
-/// A pack, mapped when first read.
-pub(super) struct MappedPack {
+/// A pack, opened for each read: of a large store's packs there may be more than a process may have open files.
+pub(super) struct Pack {
     pub(super) digest: Digest,
-    map: OnceLock<Arc<Mmap>>,
+    /// Length and time of change, when it was first opened.
+    state: OnceLock<(u64, Option<SystemTime>)>,
 }
 
 /// The entries of one spec, for look-up by fingerprint.
@@ -117,7 +119,7 @@ fn bucket(entry: &Fingerprint, bits: u32) -> usize {
 #[derive(Default)]
 pub(super) struct Snapshot {
     pub(super) tables: BTreeMap<Fingerprint, SpecTable>,
-    pub(super) packs: Vec<MappedPack>,
+    pub(super) packs: Vec<Pack>,
     pub(super) problems: Vec<Problem>,
     /// Whether some part could not be read now, for a reason that says nothing about it.
     pub(super) lacks_parts: bool,
@@ -192,9 +194,9 @@ impl Snapshot {
                     continue;
                 }
                 let number = *pack_numbers.entry(found.pack).or_insert_with(|| {
-                    snapshot.packs.push(MappedPack {
+                    snapshot.packs.push(Pack {
                         digest: found.pack,
-                        map: OnceLock::new(),
+                        state: OnceLock::new(),
                     });
                     snapshot.packs.len() as u32 - 1
                 });
@@ -255,18 +257,16 @@ impl Snapshot {
         Ok(rows.get(row_range(candidate)).unwrap_or_default())
     }
 
-    /// The bytes of a candidate's pack.
-    pub(super) fn pack_map(
+    /// A candidate's pack, and whether it is as it was when it was opened before: then what was checked need not be again.
+    pub(super) fn open_pack(
         &self,
         layout: &Layout,
         candidate: &EntryLocation,
-    ) -> Result<Arc<Mmap>, Error> {
+    ) -> Result<(PackFile, bool), Error> {
         let slot = &self.packs[candidate.pack as usize];
-        if let Some(map) = slot.map.get() {
-            return Ok(map.clone());
-        }
-        let map = Arc::new(packed::map_file(&layout.pack(&slot.digest))?);
-        Ok(slot.map.get_or_init(|| map).clone())
+        let file = PackFile::open(&layout.pack(&slot.digest))?;
+        let as_before = *slot.state.get_or_init(|| file.state()) == file.state();
+        Ok((file, as_before))
     }
 }
 

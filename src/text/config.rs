@@ -10,6 +10,7 @@ use serde_json::{Map, Value};
 
 use super::activation::Activation;
 use super::{Architecture, Kind};
+use crate::files;
 
 /// No encoder is larger in any direction; a larger number is damage.
 const LARGEST: u64 = 1 << 24;
@@ -53,7 +54,7 @@ pub enum ConfigError {
 /// If the file cannot be read, is not JSON, or does not describe such a network.
 pub fn read(file: &Path, kind: &dyn Kind) -> Result<Box<dyn Architecture>, ConfigError> {
     let name = file.display().to_string();
-    let text = std::fs::read(file).map_err(|source| ConfigError::Io {
+    let text = files::read(file, files::MAX_CONFIG_BYTES).map_err(|source| ConfigError::Io {
         file: name.clone(),
         source,
     })?;

@@ -153,7 +153,7 @@ pub fn run(
     check_dump(experiment, options, (done, steps))?;
     output.check_room(&beginning.needs(&base.settings)?)?;
     monitor.start("loading the base model", None);
-    let denoiser = base.denoiser.load(&placement)?;
+    let denoiser = base.load_denoiser(&placement, &denoiser_digest)?;
     monitor.finish();
     let mut run = Run::start(
         experiment,

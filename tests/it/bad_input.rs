@@ -271,26 +271,6 @@ fn a_training_that_diverges_says_so() {
         .says("learning_rate");
 }
 
-#[cfg(not(feature = "hub"))]
-#[test]
-fn a_model_on_the_hub_needs_a_build_with_downloads() {
-    let world = World::new();
-    world.edit(
-        &format!("path = {:?}", tiny_sd3().display().to_string()),
-        "path = \"hf://someone/model@main\"",
-    );
-    world
-        .run(&["encode", "exp.toml"])
-        .expect(1)
-        .says("hf://someone/model@main")
-        .says("--features hub");
-    world.edit("hf://someone/model@main", "hf://someone");
-    world
-        .run(&["encode", "exp.toml"])
-        .expect(2)
-        .says("`hf://someone` is not an address on the hub");
-}
-
 #[test]
 fn a_component_that_the_recipe_does_not_have_is_refused_by_name() {
     let world = World::new();

@@ -256,7 +256,7 @@ fn what_is_no_model_gets_one_line() {
     };
     write(b"{}");
     says("file", "not a valid safetensors file");
-    write(b"PK\x03\x04");
+    write(b"PK\x03\x04\0\0archive/data.pkl");
     says("file", "PyTorch checkpoint");
     write(b"GGUF\x03\0\0\0");
     says("file", "not a valid GGUF file");

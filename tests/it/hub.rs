@@ -7,6 +7,8 @@ use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
+use sha2::Digest as _;
+
 use crate::util::{Ran, listing, plumb_with};
 use crate::world::{World, tiny_sd3};
 
@@ -23,7 +25,15 @@ struct Hub {
     token: Option<&'static str>,
     /// The next large file breaks off in the middle.
     breaks: AtomicBool,
+    /// The next large file has a wrong byte.
+    damages: AtomicBool,
+    /// Its list has names only, as some mirrors' do.
+    is_bare: AtomicBool,
+    /// What it calls the commit, and each file's hash, if not what they are.
+    lies: Mutex<(Option<String>, Option<String>)>,
     seen: Mutex<Seen>,
+    /// The ranges that were asked for.
+    ranges: Mutex<Vec<String>>,
 }
 
 impl Hub {
@@ -48,7 +58,11 @@ impl Hub {
             port: listener.local_addr().expect("an address").port(),
             token,
             breaks: AtomicBool::new(false),
+            damages: AtomicBool::new(false),
+            is_bare: AtomicBool::new(false),
+            lies: Mutex::default(),
             seen: Mutex::default(),
+            ranges: Mutex::default(),
         });
         let served = hub.clone();
         std::thread::spawn(move || {
@@ -83,22 +97,18 @@ impl Hub {
             .lock()
             .expect("no panic")
             .push((path.clone(), token));
+        let asked = &mut *self.ranges.lock().expect("no panic");
+        asked.extend(range.clone().filter(|_| path.starts_with("/cdn/")));
         let at_repo = |prefix: &str| {
             path.strip_prefix(&format!("{prefix}{REPO}/"))
                 .map(str::to_owned)
         };
         if let Some(revision) = at_repo("/api/models/") {
-            let known = ["revision/main", &format!("revision/{COMMIT}")].contains(&&*revision);
-            if !known {
+            let known = ["main", COMMIT].map(|r| format!("revision/{r}?blobs=true"));
+            if !known.contains(&revision) {
                 return reply(&mut stream, "404 Not Found", &[], b"{}");
             }
-            let siblings: Vec<_> = self
-                .files
-                .keys()
-                .map(|f| serde_json::json!({"rfilename": f}))
-                .collect();
-            let body = serde_json::json!({"sha": COMMIT, "siblings": siblings}).to_string();
-            return reply(&mut stream, "200 OK", &[], body.as_bytes());
+            return reply(&mut stream, "200 OK", &[], self.list().as_bytes());
         }
         if let Some(file) = path.strip_prefix("/cdn/") {
             return self.send(&mut stream, file, range.as_deref(), &[]);
@@ -113,19 +123,55 @@ impl Hub {
             return reply(&mut stream, "403 Forbidden", &[], b"gated");
         }
         let commit = ("x-repo-commit", COMMIT.to_owned());
-        if file.ends_with(".safetensors") {
+        let Some(bytes) = self.files.get(&file) else {
+            return reply(&mut stream, "404 Not Found", &[], b"");
+        };
+        let (hash, size) = (self.hash(&file), bytes.len().to_string());
+        if is_large(&file) {
             // The same machine under another name, as another host.
             let elsewhere = format!("http://localhost:{}/cdn/{file}", self.port);
-            let etag = format!("\"{:064x}\"", file.len());
             let headers = [
                 commit,
-                ("x-linked-etag", etag + &file.replace('/', "-")),
+                ("x-linked-etag", format!("\"{hash}\"")),
+                ("x-linked-size", size),
                 ("location", elsewhere),
             ];
             return reply(&mut stream, "302 Found", &headers, b"");
         }
-        let etag = ("etag", format!("\"{}\"", file.replace('/', "-")));
+        let etag = ("etag", format!("W/\"{hash}\""));
         self.send(&mut stream, &file, range.as_deref(), &[commit, etag])
+    }
+
+    /// SHA-256 of a large file, Git's hash of a small one, or a lie.
+    fn hash(&self, file: &str) -> String {
+        if let Some(lie) = self.lies.lock().expect("no panic").1.clone() {
+            return lie;
+        }
+        let bytes = &self.files[file];
+        let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect();
+        if is_large(file) {
+            return hex(sha2::Sha256::digest(bytes).as_slice());
+        }
+        let head = format!("blob {}\0", bytes.len());
+        hex(sha1::Sha1::digest([head.as_bytes(), bytes].concat()).as_slice())
+    }
+
+    fn list(&self) -> String {
+        let describe = |(file, bytes): (&String, &Vec<u8>)| {
+            if self.is_bare.load(Ordering::SeqCst) {
+                return serde_json::json!({"rfilename": file});
+            }
+            let (hash, size) = (self.hash(file), bytes.len());
+            let lfs = serde_json::json!({"sha256": hash, "size": size, "pointerSize": 134});
+            match is_large(file) {
+                true => serde_json::json!({"rfilename": file, "size": size, "lfs": lfs}),
+                false => serde_json::json!({"rfilename": file, "size": size, "blobId": hash}),
+            }
+        };
+        let siblings: Vec<_> = self.files.iter().map(describe).collect();
+        let lie = self.lies.lock().expect("no panic").0.clone();
+        let commit = lie.unwrap_or_else(|| COMMIT.to_owned());
+        serde_json::json!({"sha": commit, "siblings": siblings}).to_string()
     }
 
     fn send(
@@ -141,7 +187,11 @@ impl Hub {
         let (start, end) = range.and_then(|r| r.split_once('-')).unwrap_or(("0", ""));
         let start: usize = start.parse().unwrap_or(0);
         let end: usize = end.parse().map_or(bytes.len(), |end: usize| end + 1);
-        let part = &bytes[start.min(bytes.len())..end.min(bytes.len())];
+        let mut part = bytes[start.min(bytes.len())..end.min(bytes.len())].to_vec();
+        if part.len() > 1000 && self.damages.swap(false, Ordering::SeqCst) {
+            part[500] ^= 1;
+        }
+        let part = part.as_slice();
         let place = format!("bytes {start}-{}/{}", end.max(1) - 1, bytes.len());
         let mut headers = headers.to_vec();
         headers.push(("content-range", place));
@@ -165,6 +215,10 @@ impl Hub {
     fn endpoint(&self) -> String {
         format!("http://127.0.0.1:{}", self.port)
     }
+}
+
+fn is_large(file: &str) -> bool {
+    file.ends_with(".safetensors")
 }
 
 fn reply(
@@ -213,6 +267,7 @@ fn run(world: &World, hub: &str, variables: &[(&str, &str)], args: &[&str]) -> R
         ("HF_HOME", &cache),
         ("HF_TOKEN", ""),
         ("HF_HUB_OFFLINE", ""),
+        ("XDG_CACHE_HOME", &cache),
     ];
     all.extend(variables);
     plumb_with(&world.path(""), args, &all)
@@ -225,7 +280,10 @@ fn a_model_is_downloaded_once_and_then_used_from_the_cache() {
     let hub = Hub::serve(None);
     hub.breaks.store(true, Ordering::SeqCst);
     let world = world("hf://someone/tiny");
-    run(&world, &hub.endpoint(), &[], ENCODE).expect(0);
+    run(&world, &hub.endpoint(), &[], ENCODE)
+        .expect(0)
+        .says("hf://someone/tiny: downloading")
+        .says(" MB, to ");
     assert!(!hub.breaks.load(Ordering::SeqCst), "no download broke off");
     for file in ["README.md", "/sd3.safetensors", "fp16.safetensors", ".bin"] {
         assert!(!hub.asked_for(file), "{file} was asked for");
@@ -238,6 +296,11 @@ fn a_model_is_downloaded_once_and_then_used_from_the_cache() {
     assert!(kept == hub.files["transformer/diffusion_pytorch_model.safetensors"]);
     let kept = world.read("hub/models--someone--tiny/refs/main");
     assert_eq!(kept, COMMIT.as_bytes());
+
+    // What broke off was not sent twice.
+    let ranges = hub.ranges.lock().expect("no panic").clone();
+    assert_eq!(ranges.len(), 1, "{ranges:?}");
+    assert!(!ranges[0].starts_with("0-"), "{ranges:?}");
 
     // Another run asks which files there are, and for none of them.
     hub.seen.lock().expect("no panic").clear();
@@ -294,7 +357,15 @@ fn a_gated_repository_wants_a_token() {
     says(&[], "(403)");
     says(&[("HF_TOKEN", "wrong")], "the one that is set may not");
     world.write("hub/token", "secret\n");
-    run(&world, &hub.endpoint(), &[], ENCODE).expect(0);
+    let ran = run(&world, &hub.endpoint(), &[], ENCODE).expect(0);
+    assert!(!(ran.stderr + &ran.stdout).contains("secret"));
+    // It is for the hub, not for the servers that keep its large files.
+    let seen = hub.seen.lock().expect("no panic");
+    let with_token = |prefix: &str| {
+        let mut there = seen.iter().filter(|(path, _)| path.starts_with(prefix));
+        there.any(|(_, token)| token.as_deref() == Some("Bearer secret"))
+    };
+    assert!(with_token("/someone/tiny/resolve/") && !with_token("/cdn/"));
 }
 
 #[test]
@@ -338,4 +409,59 @@ fn what_is_not_there_gets_one_line() {
         &[("HF_HUB_OFFLINE", "true")],
         "HF_HUB_OFFLINE is set",
     );
+}
+
+#[test]
+fn what_is_damaged_on_its_way_or_in_the_cache_is_downloaded_again() {
+    let hub = Hub::serve(None);
+    hub.damages.store(true, Ordering::SeqCst);
+    let world = world("hf://someone/tiny");
+    let encode = || run(&world, &hub.endpoint(), &[], ENCODE);
+    encode().expect(0);
+    assert!(!hub.damages.load(Ordering::SeqCst), "nothing was damaged");
+    let vae = "vae/diffusion_pytorch_model.safetensors";
+    let place = format!("hub/models--someone--tiny/snapshots/{COMMIT}/{vae}");
+    assert!(world.read(&place) == hub.files[vae]);
+
+    let mut bytes = hub.files[vae].clone();
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    world.write_bytes(&place, &bytes);
+    let offline = [("HF_HUB_OFFLINE", "1")];
+    run(&world, &hub.endpoint(), &offline, ENCODE)
+        .expect(1)
+        .says("another hash than its name says");
+    encode().expect(0);
+    assert!(world.read(&place) == hub.files[vae]);
+    run(&world, &hub.endpoint(), &offline, ENCODE).expect(0);
+}
+
+#[test]
+fn a_mirror_that_lists_names_only_is_asked_for_each_file() {
+    let hub = Hub::serve(None);
+    hub.is_bare.store(true, Ordering::SeqCst);
+    let world = world("hf://someone/tiny");
+    run(&world, &hub.endpoint(), &[], ENCODE).expect(0);
+}
+
+#[test]
+fn what_a_server_calls_commit_or_hash_becomes_no_path() {
+    let hub = Hub::serve(None);
+    let says = |commit: Option<&str>, hash: Option<&str>, bare: bool, text: &str| {
+        hub.is_bare.store(bare, Ordering::SeqCst);
+        *hub.lies.lock().expect("no panic") = (commit.map(str::to_owned), hash.map(str::to_owned));
+        let world = world("hf://someone/tiny");
+        let before = listing(&world.path(""));
+        run(&world, &hub.endpoint(), &[], ENCODE)
+            .expect(1)
+            .says(text);
+        assert_eq!(listing(&world.path("")), before);
+    };
+    says(Some("../../../outside"), None, false, "expected a commit");
+    says(Some("/etc"), None, false, "expected a commit");
+    for bare in [false, true] {
+        let text = "so it cannot be verified";
+        says(None, Some("../../../outside"), bare, text);
+        says(None, Some(""), bare, text);
+    }
 }

@@ -17,7 +17,6 @@ mod flux;
 mod flux_files;
 mod full_size;
 mod hostile_text;
-#[cfg(feature = "hub")]
 mod hub;
 mod latents;
 mod layouts;

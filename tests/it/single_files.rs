@@ -247,7 +247,7 @@ fn damaged_files_of_every_kind_get_one_line() {
     says(&whole[..whole.len() - 100], "cut short");
     says(&whole[..100], "cut short");
     says(b"GGUF\x09\0\0\0", "version is 9");
-    says(b"PK\x03\x04 a pickle", "PyTorch checkpoint");
+    says(b"PK\x03\x04\0\0archive/data.pkl", "PyTorch checkpoint");
     let mut scaled = fp8(&part("text_encoder_3"), true);
     let lost = "encoder.block.1.layer.0.SelfAttention.q.scale_weight";
     scaled.remove(lost).expect("a scale");

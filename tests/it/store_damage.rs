@@ -272,3 +272,38 @@ fn once_read_a_damaged_entry_counts_as_missing() {
         assert!(said.contains(words), "`{words}` is not in: {said}");
     }
 }
+
+#[test]
+fn a_pack_that_is_cut_short_or_written_to_under_a_reader_is_an_error() {
+    let scene = scene();
+    let reader = scene.store.reader().expect("a reader");
+    let (id, _) = spec(1);
+    let entries = reader.entries(&id);
+    let read = |entry| reader.get(&id, entry).map(|found| found.expect("there"));
+    assert!(entries.iter().all(|entry| read(entry).is_ok()));
+    let held = read(&entries[0]).expect("sound");
+    let before = held.parts[0].1.bytes().to_vec();
+    let packs = files(scene.store.path(), ".safetensors");
+    assert!(!packs.is_empty());
+    for pack in &packs {
+        let bytes = fs::read(pack).expect("read");
+        let header = u64::from_le_bytes(*bytes.first_chunk().expect("a header"));
+        let data = 8 + usize::try_from(header).expect("fits");
+        let mut other = bytes.clone();
+        other[data..].iter_mut().for_each(|b| *b ^= 1);
+        fs::write(pack, other).expect("written");
+    }
+    // Each was read and compared before, and is compared again now.
+    assert!(entries.iter().all(|entry| read(entry).is_err()));
+    let reader = scene.store.reader().expect("a reader");
+    for pack in &packs {
+        let file = fs::File::options().write(true).open(pack);
+        file.and_then(|f| f.set_len(100)).expect("cut");
+    }
+    for entry in &entries {
+        let said = reader.get(&id, entry).expect_err("cut short").to_string();
+        assert!(said.contains("lies beyond the end of the file"), "{said}");
+    }
+    // What was handed out stays as it was.
+    assert!(held.parts[0].1.bytes() == before);
+}

@@ -1,8 +1,15 @@
 //! Which files of a repository are used.
 
 use std::collections::BTreeSet;
+use std::path::Path;
+
+use serde_json::Value;
 
 use super::{Address, Error};
+use crate::files;
+
+/// The file that makes a repository a pipeline.
+const INDEX: &str = "model_index.json";
 
 /// Parts of a pipeline that this program reads.
 const PARTS: &[&str] = &[
@@ -15,14 +22,14 @@ const PARTS: &[&str] = &[
     "tokenizer",
     "tokenizer_2",
     "tokenizer_3",
+    // Its configuration says what the denoiser predicts.
+    "scheduler",
 ];
-
-/// What is read of a pipeline beside its parts.
-const PIPELINE_FILES: &[&str] = &["model_index.json", "scheduler/scheduler_config.json"];
 
 /// What is read of a part beside its weights.
 const SMALL_FILES: &[&str] = &[
     "config.json",
+    "scheduler_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
     "vocab.json",
@@ -36,7 +43,7 @@ const SMALL_FILES: &[&str] = &[
 ///
 /// - A file inside: that one.
 /// - A folder inside, or a repository that is one part: its weights, configuration and tokenizer.
-/// - A pipeline: the same of every part, `model_index.json`, and its scheduler's configuration; not the single files that may lie beside it.
+/// - A pipeline: the same of every part (of its scheduler the configuration) and `model_index.json`; not the single files that may lie beside it.
 ///
 /// # Errors
 /// If there is no such file or folder, or it has no weights.
@@ -49,12 +56,9 @@ pub fn wanted(address: &Address, files: &[String]) -> Result<Vec<String>, Error>
     let chosen: Vec<String> = match &address.inside {
         Some(inside) if files.contains(inside) => return Ok(vec![inside.clone()]),
         Some(inside) => below(&format!("{inside}/")),
-        None if files.iter().any(|f| f == "model_index.json") => {
+        None if files.iter().any(|f| f == INDEX) => {
             let parts = PARTS.iter().flat_map(|part| below(&format!("{part}/")));
-            let is_small = |file: &&String| PIPELINE_FILES.contains(&file.as_str());
-            parts
-                .chain(files.iter().filter(is_small).cloned())
-                .collect()
+            parts.chain([INDEX.to_owned()]).collect()
         }
         None => below(""),
     };
@@ -78,6 +82,20 @@ pub fn wanted(address: &Address, files: &[String]) -> Result<Vec<String>, Error>
             )
         }
     }))
+}
+
+/// A part that a pipeline's `model_index.json` names, of those that this program reads, and that `listed` has nothing of: a
+/// download that broke off must not look like a model without that part.
+pub(super) fn missing_part(pipeline: &Path, listed: &[String]) -> Option<String> {
+    let index = files::read(&pipeline.join(INDEX), files::MAX_CONFIG_BYTES).ok()?;
+    let index: serde_json::Map<String, Value> = serde_json::from_slice(&index).ok()?;
+    let is_named = |part: &&&str| {
+        let class = index.get(**part).and_then(|entry| entry.get(1));
+        class.is_some_and(Value::is_string)
+    };
+    let is_there = |part: &str| listed.iter().any(|f| f.starts_with(&format!("{part}/")));
+    let missing = PARTS.iter().filter(is_named).find(|part| !is_there(part));
+    missing.map(|part| (*part).to_owned())
 }
 
 /// What is used of one folder (a prefix that is empty or ends with `/`).

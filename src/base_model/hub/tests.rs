@@ -52,6 +52,7 @@ fn of_a_pipeline_only_what_is_used_is_taken_and_once() {
         "flux1-dev.safetensors",
         "ae.safetensors",
         "scheduler/scheduler_config.json",
+        "scheduler/README.md",
         "safety_checker/model.safetensors",
         "text_encoder/config.json",
         "text_encoder/model.safetensors",
@@ -126,6 +127,7 @@ fn the_cache_is_used_offline() {
         endpoint: "http://127.0.0.1:1".to_owned(),
         token: None,
         offline: true,
+        verified: None,
     };
     let one = address("hf://owner/name/ae.safetensors");
     let text = match fetch(&one, &options, &Silent) {
@@ -134,14 +136,109 @@ fn the_cache_is_used_offline() {
     };
     assert!(text.contains("HF_HUB_OFFLINE"), "{text}");
     let repository = folder.path().join("models--owner--name");
-    let snapshot = repository.join("snapshots/0123abcd");
+    let commit = "0123456789abcdef0123456789abcdef01234567";
+    let snapshot = repository.join("snapshots").join(commit);
     std::fs::create_dir_all(repository.join("refs")).expect("a folder");
     std::fs::create_dir_all(&snapshot).expect("a folder");
-    std::fs::write(repository.join("refs/main"), "0123abcd").expect("written");
+    std::fs::write(repository.join("refs/main"), commit).expect("written");
     std::fs::write(snapshot.join("ae.safetensors"), "x").expect("written");
     let found = fetch(&one, &options, &Silent).unwrap_or_else(|e| panic!("{e}"));
     assert_eq!(found, snapshot.join("ae.safetensors"));
-    let by_commit = address("hf://owner/name@0123abcd");
+    let by_commit = address(&format!("hf://owner/name@{commit}"));
     let found = fetch(&by_commit, &options, &Silent).unwrap_or_else(|e| panic!("{e}"));
     assert_eq!(found, snapshot);
+}
+
+/// A cache with one file in the layout of huggingface_hub, called by `name`.
+#[cfg(unix)]
+fn cache_with(folder: &Path, name: &str, content: &str) -> PathBuf {
+    let repository = folder.join("models--owner--name");
+    let snapshot = repository.join("snapshots").join("a".repeat(40));
+    for made in [
+        &repository.join("refs"),
+        &repository.join("blobs"),
+        &snapshot,
+    ] {
+        std::fs::create_dir_all(made).expect("a folder");
+    }
+    std::fs::write(repository.join("refs/main"), "a".repeat(40)).expect("written");
+    std::fs::write(repository.join("blobs").join(name), content).expect("written");
+    let pointer = snapshot.join("ae.safetensors");
+    let target = format!("../../blobs/{name}");
+    std::os::unix::fs::symlink(target, &pointer).expect("a link");
+    pointer
+}
+
+#[cfg(unix)]
+#[test]
+fn nothing_in_a_cache_is_believed_but_by_its_hash() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let options = Options {
+        cache: folder.path().join("hub"),
+        endpoint: "http://127.0.0.1:1".to_owned(),
+        token: None,
+        offline: true,
+        verified: Some(folder.path().join("hub.json")),
+    };
+    let one = address("hf://owner/name/ae.safetensors");
+    let says = |part: &str| match fetch(&one, &options, &Silent) {
+        Err(error) => assert!(error.to_string().contains(part), "{error}"),
+        Ok(path) => panic!("{}", path.display()),
+    };
+    // `git hash-object` of "hello" and a line feed.
+    let hash = "ce013625030ba8dba906f756967f9e9ca394464a";
+    let pointer = cache_with(&options.cache, hash, "hello\n");
+    assert_eq!(fetch(&one, &options, &Silent).expect("sound"), pointer);
+    let refs = options.cache.join("models--owner--name/refs/main");
+    let blob = options.cache.join("models--owner--name/blobs").join(hash);
+    std::fs::write(&blob, "hellO\n").expect("written");
+    says("another hash than its name says");
+    std::fs::write(&blob, "hello\n").expect("written");
+    for bad in ["/etc", "../../..", "", "\u{1b}[2J", &"A".repeat(40)] {
+        std::fs::write(&refs, bad).expect("written");
+        says("expected a commit (40 hexadecimal digits)");
+    }
+    std::fs::write(&refs, "a".repeat(40)).expect("written");
+    fetch(&one, &options, &Silent).expect("sound");
+    std::fs::remove_file(&pointer).expect("removed");
+    let outside = folder.path().join(hash);
+    std::fs::write(&outside, "hello\n").expect("written");
+    std::os::unix::fs::symlink(&outside, &pointer).expect("a link");
+    says("it leads out of the cache");
+}
+
+#[test]
+fn a_pipeline_of_which_parts_are_missing_is_not_used() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let options = Options {
+        cache: folder.path().to_owned(),
+        endpoint: "http://127.0.0.1:1".to_owned(),
+        token: Some("secret".to_owned()),
+        offline: true,
+        verified: None,
+    };
+    assert!(!format!("{options:?}").contains("secret"));
+    let snapshot = folder
+        .path()
+        .join("models--owner--name/snapshots")
+        .join("a".repeat(40));
+    let put = |file: &str, text: &str| {
+        let path = snapshot.join(file);
+        std::fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
+        std::fs::write(path, text).expect("written");
+    };
+    put("vae/diffusion_pytorch_model.safetensors", "x");
+    let parts = r#"{"vae": ["diffusers", "AutoencoderKL"], "text_encoder_3": [null, null],
+        "scheduler": ["diffusers", "EulerDiscreteScheduler"], "feature_extractor": ["a", "b"]}"#;
+    put("model_index.json", parts);
+    let pipeline = address(&format!("hf://owner/name@{}", "a".repeat(40)));
+    match fetch(&pipeline, &options, &Silent) {
+        Err(error) => assert!(error.to_string().contains("has no `scheduler`"), "{error}"),
+        Ok(path) => panic!("{}", path.display()),
+    }
+    put("scheduler/scheduler_config.json", "{}");
+    assert_eq!(
+        fetch(&pipeline, &options, &Silent).expect("whole"),
+        snapshot
+    );
 }

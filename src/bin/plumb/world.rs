@@ -60,17 +60,23 @@ fn hub_options() -> hub::Options {
         let file = named("HF_TOKEN_PATH").map_or_else(|| home.join("token"), PathBuf::from);
         std::fs::read_to_string(file).ok()
     };
-    let token = text("HF_TOKEN").or_else(kept_token);
+    let token = text("HF_TOKEN").or_else(|| text("HUGGING_FACE_HUB_TOKEN"));
+    let token = token.or_else(kept_token);
     let is_on = |value: String| {
         let value = value.to_ascii_lowercase();
         // The values that huggingface_hub takes for true.
         ["1", "true", "yes", "on"].contains(&value.as_str())
     };
     hub::Options {
-        cache: named("HF_HUB_CACHE").map_or_else(|| home.join("hub"), PathBuf::from),
+        cache: named("HF_HUB_CACHE")
+            .or_else(|| named("HUGGINGFACE_HUB_CACHE"))
+            .map_or_else(|| home.join("hub"), PathBuf::from),
         endpoint: text("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".to_owned()),
         token: token.map(|t| t.trim().to_owned()).filter(|t| !t.is_empty()),
-        offline: text("HF_HUB_OFFLINE").is_some_and(is_on),
+        offline: ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"]
+            .iter()
+            .any(|name| text(name).is_some_and(is_on)),
+        verified: Some(cache_folder().join("hub.json")),
     }
 }
 

@@ -6,6 +6,7 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 
 use super::blocks;
+use super::content::Content;
 use super::element::ElementType;
 
 /// Elements converted at a time: small enough for a buffer on the stack, and whole blocks of every type.
@@ -15,6 +16,7 @@ const TASK: usize = 64 * CHUNK;
 
 pub(super) enum CastError {
     NonFinite { value: f32, index: usize },
+    Unread(super::Error),
     Device(candle_core::Error),
 }
 
@@ -28,7 +30,7 @@ impl From<candle_core::Error> for CastError {
 #[derive(Clone, Copy)]
 pub(super) struct StoredNumbers<'a> {
     /// Little-endian, whole blocks.
-    pub(super) bytes: &'a [u8],
+    pub(super) content: &'a Content<'a>,
     /// Never [`ElementType::Other`].
     pub(super) dtype: ElementType,
     pub(super) scale: Option<f32>,
@@ -62,36 +64,54 @@ fn collect<T: WithDType>(
 ) -> Result<Vec<T>, CastError> {
     let (block, block_bytes) = from.dtype.block();
     let bytes_of = |elements: usize| elements / block * block_bytes;
-    let mut values = vec![T::zero(); from.bytes.len() / block_bytes * block];
-    let tasks = values
-        .par_chunks_mut(TASK)
-        .zip(from.bytes.par_chunks(bytes_of(TASK)));
+    let mut values = vec![T::zero(); from.content.len() / block_bytes * block];
+    let tasks = values.par_chunks_mut(TASK).enumerate();
     // The first in order, not the first found: the message is the same for any number of threads.
-    let bad = tasks.enumerate().find_map_first(|(task, (values, bytes))| {
-        let mut buffer = [0f32; CHUNK];
-        let chunks = values.chunks_mut(CHUNK).zip(bytes.chunks(bytes_of(CHUNK)));
-        for (chunk, (values, bytes)) in chunks.enumerate() {
-            let buffer = &mut buffer[..values.len()];
-            widen(bytes, from.dtype, buffer);
-            if let Some(scale) = from.scale {
-                for x in buffer.iter_mut() {
-                    *x *= scale;
-                }
-            }
-            // Before the cast: what is too large for f16 becomes infinite without the file being damaged.
-            if let Some(at) = non_finite(buffer) {
-                return Some((buffer[at], task * TASK + chunk * CHUNK + at));
-            }
-            for (value, &x) in values.iter_mut().zip(&*buffer) {
-                *value = cast(x);
-            }
+    let bad = tasks.find_map_first(|(task, values)| {
+        // Each task reads what it converts, so that no tensor is in memory as its file has it as well.
+        let (at, count) = (task * bytes_of(TASK), bytes_of(values.len()));
+        let convert = |bytes: &[u8]| convert(from, bytes, values, &cast);
+        match from.content.with(at, count, convert) {
+            Ok(bad) => bad.map(|(value, at)| CastError::NonFinite {
+                value,
+                index: task * TASK + at,
+            }),
+            Err(error) => Some(CastError::Unread(error)),
         }
-        None
     });
     match bad {
-        Some((value, index)) => Err(CastError::NonFinite { value, index }),
+        Some(error) => Err(error),
         None => Ok(values),
     }
+}
+
+/// One task's numbers; the first that is not finite, and its place among them.
+fn convert<T>(
+    from: StoredNumbers<'_>,
+    bytes: &[u8],
+    values: &mut [T],
+    cast: &impl Fn(f32) -> T,
+) -> Option<(f32, usize)> {
+    let (block, block_bytes) = from.dtype.block();
+    let mut buffer = [0f32; CHUNK];
+    let pieces = bytes.chunks(CHUNK / block * block_bytes);
+    for (chunk, (values, bytes)) in values.chunks_mut(CHUNK).zip(pieces).enumerate() {
+        let buffer = &mut buffer[..values.len()];
+        widen(bytes, from.dtype, buffer);
+        if let Some(scale) = from.scale {
+            for x in buffer.iter_mut() {
+                *x *= scale;
+            }
+        }
+        // Before the cast: what is too large for f16 becomes infinite without the file being damaged.
+        if let Some(at) = non_finite(buffer) {
+            return Some((buffer[at], chunk * CHUNK + at));
+        }
+        for (value, &x) in values.iter_mut().zip(&*buffer) {
+            *value = cast(x);
+        }
+    }
+    None
 }
 
 /// At most [`CHUNK`] elements to f32. Files do not align their tensors, so elements are copied out of bytes.

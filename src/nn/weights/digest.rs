@@ -6,16 +6,21 @@
 //! other weights than those they were made from. A scaled tensor's line has `"scale"` too, the scale's f32 bits as
 //! a number; a quantised tensor's bytes are its blocks.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
+use super::file::WeightsFile;
 use super::{Error, FileState, Stored, TensorSlice, Weights};
 use crate::digest::{Digest, Fingerprint, canonical_json};
+use crate::files;
 
 /// Changes when the digest's definition does, so that old memories are forgotten.
-const MEMO_VERSION: u32 = 1;
+const MEMO_VERSION: u32 = 2;
+/// An entry has some hundred bytes.
+const MAX_MEMO_BYTES: u64 = 64 << 20;
 
 impl Weights {
     /// The digest of these tensors (canonical names and shapes), read from the files and marked as used.
@@ -46,13 +51,78 @@ impl Weights {
             });
             hasher.update(&line);
             hasher.update(b"\n");
-            hasher.update_rayon(&view.bytes);
+            view.content.for_each_piece(|piece| {
+                hasher.update_rayon(piece);
+            })?;
         }
-        Ok(hasher.finalize().into())
+        let digest = hasher.finalize().into();
+        lock(&self.shared.read_whole).insert(digest);
+        Ok(digest)
+    }
+
+    /// Loads what these tensors make, and makes sure that it is what `digest` says: they are read whole meanwhile, unless
+    /// `digest` was made by reading these very files, and the files may not change before the end.
+    ///
+    /// # Errors
+    /// As `load`, and if the tensors have another digest or a file was changed.
+    pub fn load_checked<T, E: From<Error>>(
+        &self,
+        tensors: &[(String, Vec<usize>)],
+        digest: &Digest,
+        load: impl FnOnce() -> Result<T, E>,
+    ) -> Result<T, E> {
+        let (checked, loaded) = std::thread::scope(|scope| {
+            let check = scope.spawn(|| self.check_digest(tensors, digest));
+            let loaded = load();
+            (check.join(), loaded)
+        });
+        match checked {
+            // Told first: other weights may also be the reason why they did not load.
+            Ok(checked) => checked?,
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+        let loaded = loaded?;
+        self.check_unchanged()?;
+        Ok(loaded)
+    }
+
+    fn check_digest(&self, tensors: &[(String, Vec<usize>)], digest: &Digest) -> Result<(), Error> {
+        let is_known = |read: &BTreeSet<Digest>| read.contains(digest);
+        if is_known(&lock(&self.shared.read_whole)) {
+            return Ok(());
+        }
+        let found = self.digest(tensors)?;
+        self.check_unchanged()?;
+        if found == *digest {
+            return Ok(());
+        }
+        if let Some(memo) = &*lock(&self.shared.memo) {
+            DigestMemo::open(memo).learn(self, tensors, found)?;
+        }
+        Err(Error::Remembered {
+            files: self.describe(),
+            remembered: digest.short(),
+            found: found.short(),
+        })
+    }
+
+    /// Refuses files of which anything was changed since they were opened.
+    fn check_unchanged(&self) -> Result<(), Error> {
+        let mut files = self.shared.files.iter();
+        files.try_for_each(WeightsFile::check_unchanged)
     }
 }
 
-/// Digests of weights already read, by path, size and time of change, in one small JSON file.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Digests of weights already read, in one small JSON file.
+///
+/// What was read before is known again by the file's place, length and times, and by a digest of its header and of some MB all
+/// over it, which is made each time. That sees what people do (another model under the old name and time), but neither one bit
+/// that fell over nor a memo that somebody wrote: so whatever is loaded to compute with is read whole, see
+/// [`Weights::load_checked`].
 ///
 /// It is a cache: a file that cannot be read is taken as empty, one that cannot be written is left.
 pub struct DigestMemo {
@@ -75,7 +145,7 @@ struct MemoFile {
 impl DigestMemo {
     /// The memory kept at `path`, which need not exist yet.
     pub fn open(path: &Path) -> Self {
-        let read = std::fs::read(path).ok();
+        let read = files::read(path, MAX_MEMO_BYTES).ok();
         let parsed = read.and_then(|text| serde_json::from_slice::<MemoFile>(&text).ok());
         let known = parsed
             .filter(|f| f.version == MEMO_VERSION)
@@ -95,14 +165,29 @@ impl DigestMemo {
         weights: &Weights,
         tensors: &[(String, Vec<usize>)],
     ) -> Result<Digest, Error> {
-        let files = weights.absolute_files();
-        let key = weights.memo_key(tensors, &files);
+        let key = weights.memo_key(tensors, &weights.absolute_files())?;
         if let Some(known) = self.known.get(&key) {
             // As a reading would have: otherwise they would be told as unused.
             weights.mark_used(tensors);
+            *lock(&weights.shared.memo) = Some(self.path.clone());
             return Ok(known.digest);
         }
         let digest = weights.digest(tensors)?;
+        self.learn(weights, tensors, digest)?;
+        Ok(digest)
+    }
+
+    /// Remembers a digest that was made by reading the tensors.
+    fn learn(
+        &mut self,
+        weights: &Weights,
+        tensors: &[(String, Vec<usize>)],
+        digest: Digest,
+    ) -> Result<(), Error> {
+        let files = weights.absolute_files();
+        let key = weights.memo_key(tensors, &files)?;
+        // It is of what was read, and that is of one version only if nothing was written meanwhile.
+        weights.check_unchanged()?;
         // What is known of an older content of the same files will never be asked again.
         self.known.retain(|_, known| {
             let stale = |old: &FileState| files.iter().any(|f| f.path == old.path && f != old);
@@ -110,7 +195,7 @@ impl DigestMemo {
         });
         self.known.insert(key, KnownDigest { digest, files });
         self.save();
-        Ok(digest)
+        Ok(())
     }
 
     fn save(&self) {
@@ -149,21 +234,39 @@ impl Weights {
         self.files().iter().map(absolute).collect()
     }
 
-    /// What a digest is remembered under: the files (path, size, time of change) and which tensors are read from where in them.
-    fn memo_key(&self, tensors: &[(String, Vec<usize>)], files: &[FileState]) -> Fingerprint {
+    /// What a digest is remembered under: the files, a sample of their content, and which tensors are read from where in them.
+    fn memo_key(
+        &self,
+        tensors: &[(String, Vec<usize>)],
+        files: &[FileState],
+    ) -> Result<Fingerprint, Error> {
         #[derive(Serialize)]
         struct MemoKey<'a> {
-            files: Vec<(String, u64, String)>,
+            files: Vec<(String, [String; 5], Digest)>,
             tensors: Vec<(&'a str, &'a [usize], String)>,
         }
-        let file = |f: &FileState| {
-            (
-                f.path.to_string_lossy().into_owned(),
-                f.size_bytes,
-                // As text: JSON numbers are exact up to 2^53 only.
-                f.modified_ns.to_string(),
-            )
+        let file = |(file, sample): (&FileState, Digest)| {
+            let path = file.path.to_string_lossy().into_owned();
+            let FileState {
+                path: _,
+                size_bytes,
+                modified_ns,
+                device,
+                inode,
+                changed_ns,
+            } = file;
+            // As text: JSON numbers are exact up to 2^53 only.
+            let ids = [size_bytes, device, inode].map(u64::to_string);
+            let times = [modified_ns, changed_ns].map(i64::to_string);
+            let [size, device, inode] = ids;
+            let [modified, changed] = times;
+            (path, [size, device, inode, modified, changed], sample)
         };
+        let opened = &self.shared.files;
+        let samples: Vec<Digest> = opened
+            .iter()
+            .map(WeightsFile::sample)
+            .collect::<Result<_, _>>()?;
         let stored = |name: &str| stored_text(&self.stored(name));
         let mut tensors: Vec<_> = tensors
             .iter()
@@ -171,18 +274,13 @@ impl Weights {
             .collect();
         // The digest does not depend on the order, so neither may its key.
         tensors.sort();
-        let files = files.iter().map(file).collect();
-        Fingerprint::of(&MemoKey { files, tensors })
+        let files = files.iter().zip(samples).map(file).collect();
+        Ok(Fingerprint::of(&MemoKey { files, tensors }))
     }
 
     fn mark_used(&self, tensors: &[(String, Vec<usize>)]) {
         let names = tensors.iter().map(|(name, _)| self.stored(name).name);
-        let mut used = self
-            .shared
-            .used
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
-        used.extend(names);
+        lock(&self.shared.used).extend(names);
     }
 }
 

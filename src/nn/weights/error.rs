@@ -9,13 +9,34 @@ use super::ElementType;
 /// Why weights could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A file could not be opened, mapped or listed.
+    /// A file could not be opened, read or listed.
     #[error("cannot read {}: {error}", shown::path(path))]
     Io {
         /// The file or folder.
         path: PathBuf,
         /// What the system said.
         error: std::io::Error,
+    },
+    /// A file was changed while it was in use.
+    #[error(
+        "{} was changed while it was in use: what was read of it may be of two versions; begin again",
+        shown::path(path)
+    )]
+    Changed {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The weights are not those that were read whole before.
+    #[error(
+        "{files} holds other weights ({found}) than were read there before ({remembered}), and nothing told so: what was remembered is corrected now; run this again"
+    )]
+    Remembered {
+        /// The files, as [`super::Weights::describe`] names them.
+        files: String,
+        /// The digest that was remembered, shortened.
+        remembered: String,
+        /// The digest of what is there, shortened.
+        found: String,
     },
     /// No weights where they were looked for.
     #[error("no weights in {}: {reason}", shown::path(path))]
@@ -37,7 +58,8 @@ pub enum Error {
     },
     /// Two files hold a tensor of the same name.
     #[error(
-        "tensor `{tensor}` is in both {} and {}: give one of them",
+        "tensor `{}` is in both {} and {}: give one of them",
+        shown::text(tensor),
         shown::path(first),
         shown::path(second)
     )]
@@ -50,7 +72,7 @@ pub enum Error {
         second: PathBuf,
     },
     /// A tensor that the network needs is not there.
-    #[error("tensor `{tensor}` is missing from {files}{near}")]
+    #[error("tensor `{}` is missing from {files}{near}", shown::text(tensor))]
     Missing {
         /// The name looked for in the files.
         tensor: String,
@@ -61,7 +83,8 @@ pub enum Error {
     },
     /// A tensor is there in another shape.
     #[error(
-        "tensor `{tensor}` in {} has shape {found:?} ({dtype}), expected {expected:?}",
+        "tensor `{}` in {} has shape {found:?} ({dtype}), expected {expected:?}",
+        shown::text(tensor),
         shown::path(path)
     )]
     Shape {
@@ -78,7 +101,8 @@ pub enum Error {
     },
     /// A tensor's element type is not one that weights are read from.
     #[error(
-        "tensor `{tensor}` in {} is {found}, expected F32, F16, BF16, F64 or an 8-bit float",
+        "tensor `{}` in {} is {found}, expected F32, F16, BF16, F64 or an 8-bit float",
+        shown::text(tensor),
         shown::path(path)
     )]
     ElementType {
@@ -91,7 +115,8 @@ pub enum Error {
     },
     /// A part of a quantised tensor, or its transpose, does not consist of whole blocks.
     #[error(
-        "tensor `{tensor}` in {} is {dtype} of shape {shape:?}, and {needed} of it is needed: its blocks of numbers cannot be taken apart",
+        "tensor `{}` in {} is {dtype} of shape {shape:?}, and {needed} of it is needed: its blocks of numbers cannot be taken apart",
+        shown::text(tensor),
         shown::path(path)
     )]
     Blocks {
@@ -108,7 +133,8 @@ pub enum Error {
     },
     /// A weight is NaN or infinite.
     #[error(
-        "tensor `{tensor}` in {} holds {value} at element {index}: the file is damaged",
+        "tensor `{}` in {} holds {value} at element {index}: the file is damaged",
+        shown::text(tensor),
         shown::path(path)
     )]
     NonFinite {
@@ -123,7 +149,8 @@ pub enum Error {
     },
     /// A row was asked for that the tensor does not have.
     #[error(
-        "row {row} of tensor `{tensor}` in {} was asked for, it has {rows}",
+        "row {row} of tensor `{}` in {} was asked for, it has {rows}",
+        shown::text(tensor),
         shown::path(path)
     )]
     Row {
@@ -137,7 +164,11 @@ pub enum Error {
         rows: usize,
     },
     /// The tensor could not be made on the device.
-    #[error("tensor `{tensor}` in {} cannot be loaded: {error}", shown::path(path))]
+    #[error(
+        "tensor `{}` in {} cannot be loaded: {error}",
+        shown::text(tensor),
+        shown::path(path)
+    )]
     Device {
         /// The file.
         path: PathBuf,

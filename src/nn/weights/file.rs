@@ -1,18 +1,26 @@
-//! One weights file behind a memory map, and the ways to name several.
+//! One weights file, read at places.
 //!
 //! What kind of file it is, its first bytes say, not its name.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs::File;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicI64, Ordering};
 
-use memmap2::Mmap;
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use super::content::Content;
 use super::element::ElementType;
-use super::{Error, gguf, header, scaled};
+use super::{Error, gguf, header, kind, scaled};
+use crate::digest::Digest;
+use crate::files;
 
-const INDEX_SUFFIX: &str = ".safetensors.index.json";
+/// Places of a file that are looked at to see whether it is still the one that was read whole, and how large each is: 4 MiB in all.
+const SAMPLES: usize = 64;
+const SAMPLE_BYTES: usize = 64 << 10;
 
 /// By what a file is taken to be the one that was read before, without reading it again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,6 +31,12 @@ pub struct FileState {
     pub size_bytes: u64,
     /// When its content was last changed, in nanoseconds since 1970, as the file system says.
     pub modified_ns: i64,
+    /// The file system it lies on, and its number there; 0 where the system has none (Windows).
+    pub device: u64,
+    /// The file's number on its file system.
+    pub inode: u64,
+    /// When anything of it was last changed, in nanoseconds since 1970: programs can set the time of its content, but not this.
+    pub changed_ns: i64,
 }
 
 /// A tensor in a file: its type, its shape as stored, and its bytes from `start` to `end` of the file.
@@ -41,14 +55,25 @@ pub(super) struct FileContents {
     pub(super) tensors: BTreeMap<String, TensorEntry>,
     /// Text fields of the header, by name.
     pub(super) metadata: BTreeMap<String, String>,
+    /// Where the header ends.
+    pub(super) data_start: usize,
 }
 
-/// A weights file, mapped, with its header read and checked.
+/// A weights file, open, with its header read and checked.
+///
+/// It is read at places and not mapped: a mapped file that is cut short, or lies on a drive that fails, ends the program by
+/// a signal where a read gives an error.
 pub(super) struct WeightsFile {
     pub(super) state: FileState,
     pub(super) tensors: BTreeMap<String, TensorEntry>,
     pub(super) metadata: BTreeMap<String, String>,
-    map: Mmap,
+    file: File,
+    /// Where the header ends.
+    data_start: usize,
+    /// Of the header and of places all over the file, once it was asked for.
+    sample: OnceLock<Digest>,
+    /// When the file was changed in any way, last seen; begins as the state's.
+    changed_ns: AtomicI64,
 }
 
 impl WeightsFile {
@@ -57,34 +82,38 @@ impl WeightsFile {
             path: path.to_owned(),
             error,
         };
-        let file = File::open(path).map_err(io)?;
-        // Of the open file, not of the path: what is mapped is what is described.
+        let file = files::open(path).map_err(io)?;
+        // Of the open file, not of the path: what is read is what is described.
         let state = FileState::of(path, &file).map_err(io)?;
-        // SAFETY: the bytes are only ever read, as `u8`. Another process that shortens the file meanwhile
-        // ends this one (SIGBUS), one that overwrites it changes what is read; neither breaks memory safety
-        // here, and weights files are written once.
-        #[expect(unsafe_code, reason = "a 19 GB file must not be copied to be read")]
-        let map = unsafe { Mmap::map(&file) }.map_err(io)?;
-        let read = match map.get(..4) {
-            Some(gguf::MAGIC) => ("GGUF", gguf::read(&map)),
-            _ => ("safetensors", header::read(&map)),
-        };
+        let too_large = || io(std::io::ErrorKind::FileTooLarge.into());
+        let file_bytes = usize::try_from(state.size_bytes).map_err(|_| too_large())?;
+        let (kind, read) = read_header(&file, file_bytes).map_err(io)?;
         let format = |reason| Error::Format {
             path: path.to_owned(),
-            kind: read.0,
+            kind,
             reason,
         };
         let FileContents {
             mut tensors,
             metadata,
-        } = read.1.map_err(format)?;
+            data_start,
+        } = read.map_err(format)?;
         // Scales and markers are not weights: they would be told as unused tensors.
-        scaled::absorb(&mut tensors, &map).map_err(format)?;
+        let read_entry = |entry: &TensorEntry| {
+            let mut bytes = vec![0; entry.end - entry.start];
+            let read = read_exact_at(&file, entry.start, &mut bytes);
+            read.map(|()| bytes)
+                .map_err(|e| format!("it cannot be read: {e}"))
+        };
+        scaled::absorb(&mut tensors, &read_entry).map_err(format)?;
         Ok(Self {
+            changed_ns: AtomicI64::new(state.changed_ns),
             state,
             tensors,
             metadata,
-            map,
+            file,
+            data_start,
+            sample: OnceLock::new(),
         })
     }
 
@@ -93,13 +122,180 @@ impl WeightsFile {
     }
 
     /// The bytes of one of this file's own entries.
-    pub(super) fn bytes(&self, entry: &TensorEntry) -> &[u8] {
-        &self.map[entry.start..entry.end]
+    pub(super) fn content(&self, entry: &TensorEntry) -> Content<'_> {
+        Content::InFile {
+            file: self,
+            start: entry.start,
+            end: entry.end,
+        }
+    }
+
+    /// Fills `into` from byte `at` of the file.
+    pub(super) fn read(&self, at: usize, into: &mut [u8]) -> Result<(), Error> {
+        let read = read_exact_at(&self.file, at, into);
+        // A file that was cut short is told as that, and not as one that ends too early.
+        self.check_content_unchanged()?;
+        read.map_err(|error| self.io(error))
+    }
+
+    /// Refuses a file that was written to since it was opened.
+    ///
+    /// A new name, another link or other permissions change no content, and should not end a training that reads from the
+    /// file for days: then the sample decides.
+    fn check_content_unchanged(&self) -> Result<(), Error> {
+        let now = self.state_now()?;
+        let seen = self.changed_ns.load(Ordering::Relaxed);
+        if now.has_content_of(&self.state) && now.changed_ns == seen {
+            return Ok(());
+        }
+        let same_sample = || -> Result<bool, Error> {
+            let Some(sample) = self.sample.get() else {
+                return Ok(true);
+            };
+            Ok(*sample == self.take_sample()?)
+        };
+        if !now.has_content_of(&self.state) || !same_sample()? {
+            return Err(self.changed());
+        }
+        self.changed_ns.store(now.changed_ns, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Refuses a file of which anything was changed since it was opened.
+    pub(super) fn check_unchanged(&self) -> Result<(), Error> {
+        match self.state_now()? == self.state {
+            true => Ok(()),
+            false => Err(self.changed()),
+        }
+    }
+
+    fn state_now(&self) -> Result<FileState, Error> {
+        FileState::of(self.path(), &self.file).map_err(|error| self.io(error))
+    }
+
+    pub(super) fn changed(&self) -> Error {
+        Error::Changed {
+            path: self.path().to_owned(),
+        }
+    }
+
+    fn io(&self, error: std::io::Error) -> Error {
+        Error::Io {
+            path: self.path().to_owned(),
+            error,
+        }
+    }
+
+    /// The digest of the whole header and of places spread over the rest: whole where there is little.
+    pub(super) fn sample(&self) -> Result<Digest, Error> {
+        if let Some(sample) = self.sample.get() {
+            return Ok(*sample);
+        }
+        let sample = self.take_sample()?;
+        Ok(*self.sample.get_or_init(|| sample))
+    }
+
+    fn take_sample(&self) -> Result<Digest, Error> {
+        let end = usize::try_from(self.state.size_bytes).unwrap_or(usize::MAX);
+        let places = sample_places(self.data_start, end);
+        let mut bytes = vec![0; places.iter().map(ExactSizeIterator::len).sum()];
+        let mut rest = bytes.as_mut_slice();
+        let mut reads = Vec::new();
+        for place in places {
+            let (into, behind) = rest.split_at_mut(place.len());
+            reads.push((place.start, into));
+            rest = behind;
+        }
+        // At once: a place costs a seek where the drive is slow, and drives reorder what waits.
+        reads
+            .into_par_iter()
+            .try_for_each(|(at, into)| read_exact_at(&self.file, at, into))
+            .map_err(|error| self.io(error))?;
+        Ok(Digest::of(&bytes))
+    }
+}
+
+/// The header, and [`SAMPLES`] places between it and the end, the last of which ends there.
+pub(super) fn sample_places(data_start: usize, end: usize) -> Vec<Range<usize>> {
+    let data = end.saturating_sub(data_start);
+    let header = 0..data_start;
+    if data <= SAMPLES * SAMPLE_BYTES {
+        return vec![header, data_start..data_start + data];
+    }
+    let last = data - SAMPLE_BYTES;
+    let spread = (0..SAMPLES).map(|i| {
+        // In u128: a file has up to 2^63 bytes.
+        let at = (last as u128 * i as u128 / (SAMPLES as u128 - 1)) as usize;
+        data_start + at..data_start + at + SAMPLE_BYTES
+    });
+    std::iter::once(header).chain(spread).collect()
+}
+
+/// The kind of the file, and what its header says.
+fn read_header(
+    file: &File,
+    file_bytes: usize,
+) -> std::io::Result<(&'static str, Result<FileContents, String>)> {
+    let prefix = |length: usize| {
+        let mut bytes = vec![0; length];
+        read_exact_at(file, 0, &mut bytes).map(|()| bytes)
+    };
+    let first = prefix(file_bytes.min(kind::KIND_BYTES))?;
+    if !first.starts_with(gguf::MAGIC) {
+        const KIND: &str = "safetensors";
+        let length = match header::length(&first, file_bytes as u64) {
+            Ok(length) => length,
+            Err(reason) => return Ok((KIND, Err(reason))),
+        };
+        let bytes = prefix(8 + length)?;
+        let data_bytes = file_bytes - bytes.len();
+        return Ok((KIND, header::read(&bytes[8..], data_bytes)));
+    }
+    // A GGUF header does not say how long it is. It gets the other format's limit.
+    let limit = usize::try_from(header::MAX_HEADER_BYTES).map_or(file_bytes, |n| file_bytes.min(n));
+    let mut length = limit.min(1 << 20);
+    loop {
+        match gguf::read(&prefix(length)?, file_bytes) {
+            Ok(contents) => return Ok(("GGUF", Ok(contents))),
+            Err(gguf::Unread::Longer(_)) if length < limit => length = limit.min(length * 4),
+            Err(gguf::Unread::Longer(reason) | gguf::Unread::Wrong(reason)) => {
+                return Ok(("GGUF", Err(reason)));
+            }
+        }
+    }
+}
+
+/// Fills `into` from byte `at` of a file, whose own position others may be using.
+fn read_exact_at(file: &File, at: usize, into: &mut [u8]) -> std::io::Result<()> {
+    #[cfg(unix)]
+    {
+        std::os::unix::fs::FileExt::read_exact_at(file, into, at as u64)
+    }
+    #[cfg(windows)]
+    {
+        use std::os::windows::fs::FileExt as _;
+        let (mut at, mut into) = (at as u64, into);
+        while !into.is_empty() {
+            match file.seek_read(into, at) {
+                Ok(0) => return Err(std::io::ErrorKind::UnexpectedEof.into()),
+                Ok(count) => {
+                    at += count as u64;
+                    into = &mut into[count..];
+                }
+                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
     }
 }
 
 impl FileState {
-    fn of(path: &Path, file: &File) -> std::io::Result<Self> {
+    /// That of an open file; `path` is what it is called.
+    ///
+    /// # Errors
+    /// If the system does not tell.
+    pub fn of(path: &Path, file: &File) -> std::io::Result<Self> {
         let metadata = file.metadata()?;
         let since = metadata.modified()?.duration_since(std::time::UNIX_EPOCH);
         let modified_ns = match since {
@@ -107,112 +303,28 @@ impl FileState {
             // A file system may tell a time before 1970.
             Err(before) => i64::try_from(before.duration().as_nanos()).map_or(i64::MIN, |ns| -ns),
         };
+        #[cfg(unix)]
+        let (device, inode, changed_ns) = {
+            use std::os::unix::fs::MetadataExt as _;
+            let seconds = metadata.ctime().saturating_mul(1_000_000_000);
+            let changed_ns = seconds.saturating_add(metadata.ctime_nsec());
+            (metadata.dev(), metadata.ino(), changed_ns)
+        };
+        // The standard library tells none of these elsewhere.
+        #[cfg(not(unix))]
+        let (device, inode, changed_ns) = (0, 0, 0);
         Ok(Self {
             path: path.to_owned(),
             size_bytes: metadata.len(),
             modified_ns,
+            device,
+            inode,
+            changed_ns,
         })
     }
-}
 
-/// The files behind what a person gave: files, shard indexes, folders.
-pub(super) fn resolve(paths: &[PathBuf]) -> Result<Vec<PathBuf>, Error> {
-    let mut files = Vec::new();
-    for path in paths {
-        let path = if path.is_dir() {
-            in_folder(path)?
-        } else {
-            path.clone()
-        };
-        if path.to_string_lossy().ends_with(INDEX_SUFFIX) {
-            files.extend(shards(&path)?);
-        } else {
-            files.push(path);
-        }
+    /// Whether the file is as long as it was, and nobody says that it was written to.
+    fn has_content_of(&self, before: &Self) -> bool {
+        (self.size_bytes, self.modified_ns) == (before.size_bytes, before.modified_ns)
     }
-    if files.is_empty() {
-        return Err(Error::NotFound {
-            path: PathBuf::new(),
-            reason: "no file was given".to_owned(),
-        });
-    }
-    Ok(files)
-}
-
-/// The one index or weights file that a folder means: the names Hugging Face libraries write come first,
-/// else the only safetensors or GGUF file there.
-fn in_folder(folder: &Path) -> Result<PathBuf, Error> {
-    for stem in ["model", "diffusion_pytorch_model"] {
-        for suffix in [INDEX_SUFFIX, ".safetensors"] {
-            let path = folder.join(format!("{stem}{suffix}"));
-            if path.is_file() {
-                return Ok(path);
-            }
-        }
-    }
-    let listing = std::fs::read_dir(folder).and_then(Iterator::collect::<Result<Vec<_>, _>>);
-    let listing = listing.map_err(|error| Error::Io {
-        path: folder.to_owned(),
-        error,
-    })?;
-    let paths = listing.iter().map(std::fs::DirEntry::path);
-    let is_weights = |p: &PathBuf| {
-        p.extension()
-            .is_some_and(|e| e == "safetensors" || e == "gguf")
-    };
-    // Not several as one: a folder may hold the same model twice, in other types.
-    let mut found: Vec<_> = paths.filter(is_weights).collect();
-    found.sort();
-    match (found.pop(), found.is_empty()) {
-        (Some(only), true) => Ok(only),
-        (Some(_), false) => Err(Error::NotFound {
-            path: folder.to_owned(),
-            reason: format!(
-                "it has {} weights files, none called model.safetensors: name one",
-                found.len() + 1
-            ),
-        }),
-        (None, _) => Err(Error::NotFound {
-            path: folder.to_owned(),
-            reason: "it has no .safetensors or .gguf file".to_owned(),
-        }),
-    }
-}
-
-#[derive(Deserialize)]
-struct ShardIndex {
-    weight_map: BTreeMap<String, String>,
-}
-
-/// The shards that an index names. That each tensor is where the index says need not be checked: all shards
-/// are opened, and a tensor missing from all of them is found missing.
-fn shards(index: &Path) -> Result<Vec<PathBuf>, Error> {
-    let format = |reason: String| Error::Format {
-        path: index.to_owned(),
-        kind: "shard index",
-        reason,
-    };
-    let text = std::fs::read(index).map_err(|error| Error::Io {
-        path: index.to_owned(),
-        error,
-    })?;
-    let parsed: ShardIndex = serde_json::from_slice(&text)
-        .map_err(|e| format(format!("it is not an index of shards ({e})")))?;
-    // A set: each shard is named once for each of its tensors.
-    let names: BTreeSet<String> = parsed.weight_map.into_values().collect();
-    let mut files = Vec::new();
-    for name in names {
-        // A shard lies beside its index; anything else would read files the person did not name.
-        if Path::new(&name)
-            .file_name()
-            .is_none_or(|file| file != name.as_str())
-        {
-            return Err(format(format!("shard `{name}` is not a plain file name")));
-        }
-        files.push(index.with_file_name(name));
-    }
-    if files.is_empty() {
-        return Err(format("it names no shard".to_owned()));
-    }
-    Ok(files)
 }

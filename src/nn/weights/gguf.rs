@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use super::element::{BlockType, ElementType};
 use super::file::{FileContents, TensorEntry};
-use super::header::MAX_HEADER_BYTES;
+use crate::shown;
 
 /// The first bytes of every GGUF file, of any version.
 pub(super) const MAGIC: &[u8] = b"GGUF";
@@ -38,14 +38,28 @@ struct TensorListing {
     offset: usize,
 }
 
-/// Reads and checks the header of the file behind `map`.
-pub(super) fn read(map: &[u8]) -> Result<FileContents, String> {
-    // A GGUF header does not say how long it is, so it gets the other format's limit.
-    let limit = usize::try_from(MAX_HEADER_BYTES).map_or(map.len(), |n| map.len().min(n));
+/// Why a header was not read.
+pub(super) enum Unread {
+    /// It goes on behind the bytes that were given; the reason is for where none are left.
+    Longer(String),
+    Wrong(String),
+}
+
+/// Reads and checks the header of a file of `file_bytes`, of which `first` are the first.
+pub(super) fn read(first: &[u8], file_bytes: usize) -> Result<FileContents, Unread> {
     let mut cursor = Cursor {
-        bytes: &map[..limit],
+        bytes: first,
         at: MAGIC.len(),
+        ran_out: false,
     };
+    let read = read_header(&mut cursor, file_bytes);
+    read.map_err(|reason| match cursor.ran_out {
+        true => Unread::Longer(reason),
+        false => Unread::Wrong(reason),
+    })
+}
+
+fn read_header(cursor: &mut Cursor<'_>, file_bytes: usize) -> Result<FileContents, String> {
     let version = cursor.u32()?;
     if !matches!(version, 2 | 3) {
         return Err(format!(
@@ -74,10 +88,11 @@ pub(super) fn read(map: &[u8]) -> Result<FileContents, String> {
         })?;
     // As gguf-py and llama.cpp: the data begin at the next aligned byte after the list.
     let data_start = cursor.at.next_multiple_of(alignment);
-    let tensors = check_places(listed, &known.shapes, data_start, map.len(), alignment)?;
+    let tensors = check_places(listed, &known.shapes, data_start, file_bytes, alignment)?;
     Ok(FileContents {
         tensors,
         metadata: known.text,
+        data_start,
     })
 }
 
@@ -100,6 +115,7 @@ fn check_places(
             shape,
             offset,
         } = tensor;
+        let shown = shown::text(&name);
         let elements = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
         // Blocks lie along the rows, so a row has whole ones.
         let row = shape.last().copied().unwrap_or(1);
@@ -108,19 +124,19 @@ fn check_places(
             .and_then(|n| dtype.bytes(n));
         let Some(bytes) = bytes else {
             return Err(format!(
-                "tensor `{name}` cannot be {dtype} of shape {shape:?}"
+                "tensor `{shown}` cannot be {dtype} of shape {shape:?}"
             ));
         };
         if !offset.is_multiple_of(alignment) || offset < reached {
             return Err(format!(
-                "tensor `{name}` starts at byte {offset} of the data, expected a multiple of {alignment} not below {reached}"
+                "tensor `{shown}` starts at byte {offset} of the data, expected a multiple of {alignment} not below {reached}"
             ));
         }
         let start = data_start.checked_add(offset);
         let place = start.and_then(|start| Some((start, start.checked_add(bytes)?)));
         let Some((start, end)) = place.filter(|(_, end)| *end <= length) else {
             return Err(format!(
-                "tensor `{name}` has {bytes} bytes from byte {offset} of the data, the file has {length} bytes: it is cut short"
+                "tensor `{shown}` has {bytes} bytes from byte {offset} of the data, the file has {length} bytes: it is cut short"
             ));
         };
         reached = offset + bytes;
@@ -133,7 +149,7 @@ fn check_places(
             scale: None,
         };
         if entries.insert(name.clone(), entry).is_some() {
-            return Err(format!("tensor `{name}` is listed twice"));
+            return Err(format!("tensor `{}` is listed twice", shown::text(&name)));
         }
     }
     Ok(entries)
@@ -144,12 +160,13 @@ fn original_shape(
     stored: Vec<usize>,
     original: Option<&Vec<usize>>,
 ) -> Result<Vec<usize>, String> {
+    let shown = shown::text(name);
     let count = |shape: &[usize]| shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
     match original {
         None => Ok(stored),
         Some(original) if count(original) == count(&stored) => Ok(original.clone()),
         Some(original) => Err(format!(
-            "tensor `{name}` has shape {stored:?}, and `{ORIGINAL_SHAPE}{name}` says {original:?}: not as many numbers"
+            "tensor `{shown}` has shape {stored:?}, and `{ORIGINAL_SHAPE}{shown}` says {original:?}: not as many numbers"
         )),
     }
 }
@@ -195,12 +212,15 @@ fn element_type(number: u32) -> Result<ElementType, String> {
 struct Cursor<'a> {
     bytes: &'a [u8],
     at: usize,
+    /// Whether more bytes were wanted than there are.
+    ran_out: bool,
 }
 
 impl<'a> Cursor<'a> {
     fn take(&mut self, count: usize) -> Result<&'a [u8], String> {
         let end = self.at.checked_add(count);
         let taken = end.and_then(|end| self.bytes.get(self.at..end));
+        self.ran_out |= taken.is_none();
         let taken = taken.ok_or_else(|| {
             format!(
                 "its header wants {count} bytes at byte {}, and has {}: the file is cut short or damaged",
@@ -265,7 +285,7 @@ impl<'a> Cursor<'a> {
                 let size = number_bytes(of, key)?;
                 let bytes = count
                     .checked_mul(size)
-                    .ok_or_else(|| format!("the length of `{key}` overflows"))?;
+                    .ok_or_else(|| format!("the length of `{}` overflows", shown::text(key)))?;
                 let bytes = self.take(bytes)?;
                 if let Some(tensor) = key.strip_prefix(ORIGINAL_SHAPE) {
                     let shape = bytes.chunks_exact(size).map(unsigned).collect();
@@ -289,7 +309,8 @@ impl<'a> Cursor<'a> {
         let dimensions = self.u32()?;
         if dimensions > MAX_DIMENSIONS {
             return Err(format!(
-                "tensor `{name}` has {dimensions} dimensions, at most {MAX_DIMENSIONS} can be"
+                "tensor `{}` has {dimensions} dimensions, at most {MAX_DIMENSIONS} can be",
+                shown::text(&name)
             ));
         }
         let mut shape = Vec::new();
@@ -298,8 +319,8 @@ impl<'a> Cursor<'a> {
         }
         // GGUF lists the fastest dimension first, the tensors here the slowest.
         shape.reverse();
-        let dtype =
-            element_type(self.u32()?).map_err(|what| format!("tensor `{name}` is {what}"))?;
+        let dtype = element_type(self.u32()?)
+            .map_err(|what| format!("tensor `{}` is {what}", shown::text(&name)))?;
         let offset = self.length()?;
         Ok(TensorListing {
             name,
@@ -318,7 +339,8 @@ fn number_bytes(kind: u32, key: &str) -> Result<usize, String> {
         4..=6 => Ok(4),
         10..=12 => Ok(8),
         other => Err(format!(
-            "the value `{key}` is of kind {other}, which is not known"
+            "the value `{}` is of kind {other}, which is not known",
+            shown::text(key)
         )),
     }
 }

@@ -11,9 +11,13 @@ use safetensors::tensor::TensorInfo;
 use serde::Deserialize;
 
 use super::file::{FileContents, TensorEntry};
+use crate::shown;
 
 /// The limit that the safetensors library itself has (`MAX_HEADER_SIZE`).
 pub(super) const MAX_HEADER_BYTES: u64 = 100_000_000;
+
+/// More than any network has, and few enough for a message.
+const MAX_DIMENSIONS: usize = 16;
 
 #[derive(Deserialize)]
 struct Header {
@@ -23,15 +27,14 @@ struct Header {
     tensors: HashMap<String, TensorInfo>,
 }
 
-/// Reads and checks the header of the file behind `map`.
-pub(super) fn read(map: &[u8]) -> Result<FileContents, String> {
-    if let Some(kind) = other_kind(map) {
+/// How many bytes the header of a file of `file_bytes` has, by the file's first bytes.
+pub(super) fn length(first: &[u8], file_bytes: u64) -> Result<usize, String> {
+    if let Some(kind) = super::other_kind(first) {
         return Err(kind);
     }
-    let Some((length, rest)) = map.split_first_chunk::<8>() else {
+    let Some((length, _)) = first.split_first_chunk::<8>() else {
         return Err(format!(
-            "it has {} bytes, fewer than the 8 of a header's length",
-            map.len()
+            "it has {file_bytes} bytes, fewer than the 8 of a header's length"
         ));
     };
     let length = u64::from_le_bytes(*length);
@@ -40,38 +43,30 @@ pub(super) fn read(map: &[u8]) -> Result<FileContents, String> {
             "its header claims {length} bytes, the limit is {MAX_HEADER_BYTES}"
         ));
     }
-    let header_bytes = usize::try_from(length).ok().and_then(|n| rest.get(..n));
-    let Some(header_bytes) = header_bytes else {
-        return Err(format!(
-            "its header claims {length} bytes, {} follow: it is cut short or another kind of file",
-            rest.len()
-        ));
-    };
-    let header: Header = serde_json::from_slice(header_bytes)
-        .map_err(|e| format!("its header is not a safetensors header ({e})"))?;
-    let tensors = check_places(
-        header.tensors,
-        8 + header_bytes.len(),
-        rest.len() - header_bytes.len(),
-    )?;
-    let metadata = header.metadata.unwrap_or_default().into_iter().collect();
-    Ok(FileContents { tensors, metadata })
+    let follow = file_bytes.saturating_sub(8);
+    let fits = usize::try_from(length).ok().filter(|_| length <= follow);
+    fits.ok_or_else(|| {
+        format!(
+            "its header claims {length} bytes, {follow} follow: it is cut short or another kind of file"
+        )
+    })
 }
 
-/// Why the file cannot be a safetensors file, if it is of a kind that people mistake for one.
-pub fn other_kind(map: &[u8]) -> Option<String> {
-    let is = |magic: &[u8]| map.starts_with(magic);
-    let kind = if is(b"PK\x03\x04") || is(b"\x80\x02") || is(b"\x80\x04") {
-        "it is a PyTorch checkpoint (.ckpt, .pt, .bin), which can run code when it is opened; \
-         use the model's safetensors file"
-    } else if is(b"version https://git-lfs") {
-        "it is a Git LFS pointer: the weights themselves were not downloaded (`git lfs pull`)"
-    } else if is(b"<!DOCTYPE") || is(b"<html") {
-        "it is a web page: the download was not let through"
-    } else {
-        return None;
-    };
-    Some(kind.to_owned())
+/// Reads and checks a header (without its length) that `data_bytes` of tensors follow.
+pub(super) fn read(header: &[u8], data_bytes: usize) -> Result<FileContents, String> {
+    let parsed: Header = serde_json::from_slice(header).map_err(|e| {
+        let reason = e.to_string();
+        let reason = shown::text(&reason);
+        format!("its header is not a safetensors header ({reason})")
+    })?;
+    let data_start = 8 + header.len();
+    let tensors = check_places(parsed.tensors, data_start, data_bytes)?;
+    let metadata = parsed.metadata.unwrap_or_default().into_iter().collect();
+    Ok(FileContents {
+        tensors,
+        metadata,
+        data_start,
+    })
 }
 
 /// Checks that the tensors fill the `data_bytes` bytes after the header, and gives their places in the file.
@@ -87,14 +82,21 @@ fn check_places(
     let mut entries = BTreeMap::new();
     for (name, info) in ordered {
         let (start, end) = info.data_offsets;
+        let shown = shown::text(&name);
+        if info.shape.len() > MAX_DIMENSIONS {
+            return Err(format!(
+                "tensor `{shown}` has {} dimensions, at most {MAX_DIMENSIONS} can be",
+                info.shape.len()
+            ));
+        }
         if start != reached || end < start {
             return Err(format!(
-                "tensor `{name}` claims bytes {start} to {end}, but the tensors before it end at {reached}"
+                "tensor `{shown}` claims bytes {start} to {end}, but the tensors before it end at {reached}"
             ));
         }
         if end > data_bytes {
             return Err(format!(
-                "tensor `{name}` ends at byte {end} of {data_bytes}: the file is cut short"
+                "tensor `{shown}` ends at byte {end} of {data_bytes}: the file is cut short"
             ));
         }
         let elements = info.shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
@@ -102,7 +104,7 @@ fn check_places(
         let bits = elements.and_then(|n| n.checked_mul(info.dtype.bitsize()));
         if bits != (end - start).checked_mul(8) {
             return Err(format!(
-                "tensor `{name}` has {} bytes, which do not fit {} of shape {:?}",
+                "tensor `{shown}` has {} bytes, which do not fit {} of shape {:?}",
                 end - start,
                 info.dtype,
                 info.shape

@@ -11,16 +11,22 @@ use half::{bf16, f16};
 
 use super::element::ElementType;
 use super::file::TensorEntry;
+use crate::shown;
 
 const MARKER: &str = "scaled_fp8";
 const SCALES: [&str; 2] = ["scale_weight", "weight_scale"];
 const INPUTS: [&str; 2] = ["scale_input", "input_scale"];
 const LAYER_MARKER: &str = "comfy_quant";
+/// A layer's format is one small JSON object.
+const MAX_FORMAT_BYTES: usize = 1 << 16;
+
+/// Reads an entry's bytes.
+type ReadEntry<'a> = &'a dyn Fn(&TensorEntry) -> Result<Vec<u8>, String>;
 
 /// Gives scaled weights their scales, and takes scales and markers out of `tensors`.
 pub(super) fn absorb(
     tensors: &mut BTreeMap<String, TensorEntry>,
-    file: &[u8],
+    read: ReadEntry<'_>,
 ) -> Result<(), String> {
     let leaf = |name: &str| {
         name.rsplit_once('.')
@@ -36,13 +42,13 @@ pub(super) fn absorb(
         if leaf == MARKER {
             marked.push(layer.to_owned());
         } else if leaf == LAYER_MARKER {
-            check_format(name, &file[entry.start..entry.end])?;
+            check_format(name, entry, read)?;
             marked.push(layer.to_owned());
         // A tensor that is only called like a scale (a learned `scale_weight`) has no weight beside it.
         } else if !tensors.contains_key(&format!("{layer}weight")) {
             continue;
         } else if SCALES.contains(&leaf.as_str()) {
-            scales.push((format!("{layer}weight"), scale(name, entry, file)?));
+            scales.push((format!("{layer}weight"), scale(name, entry, read)?));
         } else if !INPUTS.contains(&leaf.as_str()) {
             continue;
         }
@@ -62,8 +68,9 @@ pub(super) fn absorb(
     };
     match tensors.iter().find(is_bare) {
         Some((name, _)) => Err(format!(
-            "it is marked as having scaled 8-bit weights, and `{name}` has no scale (`{}{}`)",
-            name.strip_suffix("weight").unwrap_or(name),
+            "it is marked as having scaled 8-bit weights, and `{}` has no scale (`{}{}`)",
+            shown::text(name),
+            shown::text(name.strip_suffix("weight").unwrap_or(name)),
             SCALES[0]
         )),
         None => Ok(()),
@@ -71,15 +78,20 @@ pub(super) fn absorb(
 }
 
 /// The one number of the scale tensor `name`.
-fn scale(name: &str, entry: &TensorEntry, file: &[u8]) -> Result<f32, String> {
-    let bytes = &file[entry.start..entry.end];
-    let value = match (entry.dtype, bytes) {
+fn scale(name: &str, entry: &TensorEntry, read: ReadEntry<'_>) -> Result<f32, String> {
+    let shown = shown::text(name);
+    // What is longer is no scale, and not read.
+    let bytes = match entry.end - entry.start {
+        2 | 4 => read(entry)?,
+        _ => Vec::new(),
+    };
+    let value = match (entry.dtype, bytes.as_slice()) {
         (ElementType::F32, &[a, b, c, d]) => f32::from_le_bytes([a, b, c, d]),
         (ElementType::F16, &[a, b]) => f16::from_le_bytes([a, b]).to_f32(),
         (ElementType::BF16, &[a, b]) => bf16::from_le_bytes([a, b]).to_f32(),
         _ => {
             return Err(format!(
-                "the scale `{name}` has shape {:?} ({}), expected one number (F32, F16 or BF16): scales per row or block are not read",
+                "the scale `{shown}` has shape {:?} ({}), expected one number (F32, F16 or BF16): scales per row or block are not read",
                 entry.shape, entry.dtype
             ));
         }
@@ -87,17 +99,23 @@ fn scale(name: &str, entry: &TensorEntry, file: &[u8]) -> Result<f32, String> {
     if value.is_finite() {
         Ok(value)
     } else {
-        Err(format!("the scale `{name}` is {value}"))
+        Err(format!("the scale `{shown}` is {value}"))
     }
 }
 
-fn check_format(name: &str, bytes: &[u8]) -> Result<(), String> {
-    let parsed: Option<serde_json::Value> = serde_json::from_slice(bytes).ok();
+fn check_format(name: &str, entry: &TensorEntry, read: ReadEntry<'_>) -> Result<(), String> {
+    let name = shown::text(name);
+    let bytes = match entry.end - entry.start {
+        0..=MAX_FORMAT_BYTES => read(entry)?,
+        _ => Vec::new(),
+    };
+    let parsed: Option<serde_json::Value> = serde_json::from_slice(&bytes).ok();
     let format = parsed.as_ref().and_then(|v| v.get("format")?.as_str());
     match format {
         Some("float8_e4m3fn" | "float8_e5m2") => Ok(()),
         Some(other) => Err(format!(
-            "`{name}` says that the weight is stored as {other}, expected float8_e4m3fn or float8_e5m2: use another version of the file"
+            "`{name}` says that the weight is stored as {}, expected float8_e4m3fn or float8_e5m2: use another version of the file",
+            shown::text(other)
         )),
         None => Err(format!("`{name}` is not JSON with a `format`")),
     }

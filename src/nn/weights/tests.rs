@@ -7,9 +7,10 @@ use proptest::prelude::*;
 use safetensors::Dtype;
 use safetensors::tensor::{TensorView, serialize_to_file};
 
+mod changes;
 mod formats;
 
-use super::{DigestMemo, Error, Stored, TensorSlice, Weights};
+use super::{Error, Stored, TensorSlice, Weights};
 
 type Named<'a> = (&'a str, Dtype, Vec<usize>, Vec<u8>);
 
@@ -529,74 +530,6 @@ fn the_digest_is_that_of_the_encoder_not_of_its_files() {
     all.sort();
     all.dedup();
     assert_eq!(all.len(), 6);
-}
-
-#[test]
-fn a_remembered_digest_is_forgotten_when_the_file_changes() {
-    let folder = tempfile::tempdir().expect("folder");
-    let path = small(folder.path());
-    let used = list(&[("block.0.w", &[2, 3])]);
-    let memo_path = folder.path().join("deep").join("memo.json");
-    let first = DigestMemo::open(&memo_path)
-        .digest(&open(&path), &used)
-        .expect("there");
-    assert!(memo_path.is_file());
-
-    // Asked again, the file's content is not read: a forged answer comes back.
-    let text = std::fs::read_to_string(&memo_path).expect("UTF-8");
-    let forged = text.replace(&first.to_string(), &"0".repeat(64));
-    std::fs::write(&memo_path, forged).expect("written");
-    let weights = open(&path);
-    let remembered = DigestMemo::open(&memo_path)
-        .digest(&weights, &used)
-        .expect("there");
-    assert_eq!(remembered.to_string(), "0".repeat(64));
-    assert!(
-        weights.unused().is_empty(),
-        "a remembered tensor counts as used"
-    );
-
-    // A change of time alone is enough to read again, and the old answer goes.
-    let later = std::time::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000_000);
-    let file = std::fs::File::options()
-        .append(true)
-        .open(&path)
-        .expect("open");
-    file.set_modified(later).expect("set");
-    let mut memo = DigestMemo::open(&memo_path);
-    assert_eq!(memo.digest(&open(&path), &used).expect("there"), first);
-    assert!(
-        !std::fs::read_to_string(&memo_path)
-            .expect("UTF-8")
-            .contains(&"0".repeat(64))
-    );
-
-    // A damaged memory is an empty one.
-    std::fs::write(&memo_path, "{").expect("written");
-    assert_eq!(
-        DigestMemo::open(&memo_path)
-            .digest(&open(&path), &used)
-            .expect("there"),
-        first
-    );
-}
-
-#[test]
-fn the_keys_of_a_memo_stay_those_of_the_first_version() {
-    let whole = super::digest::stored_text(&Stored::from("a.b"));
-    assert_eq!(
-        whole,
-        r#"Stored { name: "a.b", part: None, swapped: false, transposed: false }"#
-    );
-    let slice = Stored {
-        part: Some(TensorSlice::nth(1, 3)),
-        transposed: true,
-        ..Stored::from("qkv")
-    };
-    assert_eq!(
-        super::digest::stored_text(&slice),
-        r#"Stored { name: "qkv", part: Some(Part { first: 1, count: 1, of: 3 }), swapped: false, transposed: true }"#
-    );
 }
 
 #[test]

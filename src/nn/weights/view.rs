@@ -1,10 +1,10 @@
 //! One tensor as stored: where it is, whether it fits, and its bytes as the canonical tensor has them.
 
-use std::borrow::Cow;
 use std::sync::PoisonError;
 
 use candle_core::Tensor;
 
+use super::content::Content;
 use super::element::ElementType;
 use super::file::{TensorEntry, WeightsFile};
 use super::{Error, Stored, Weights, cast};
@@ -16,7 +16,7 @@ pub(super) struct TensorView<'a> {
     pub(super) dtype: ElementType,
     pub(super) scale: Option<f32>,
     /// Canonical: after taking the part, transposing and swapping.
-    pub(super) bytes: Cow<'a, [u8]>,
+    pub(super) content: Content<'a>,
 }
 
 impl Weights {
@@ -26,7 +26,7 @@ impl Weights {
     /// If it is missing, misshapen, not of a float type, or holds a NaN or an infinity.
     pub fn get(&self, shape: &[usize], name: &str) -> Result<Tensor, Error> {
         let view = self.view(shape, name)?;
-        self.tensor(&view, &view.bytes, shape)
+        self.tensor(&view, &view.content, shape)
     }
 
     /// Rows of a matrix of `shape` (rows, columns), as `[rows.len(), columns]`, reading nothing else of it: an embedding's lookup.
@@ -44,19 +44,20 @@ impl Weights {
         })?;
         let mut bytes = Vec::with_capacity(rows.len() * row_bytes);
         for &row in rows {
-            // Row by row out of the map: a T5's embedding has hundreds of MB, a caption needs a few rows.
+            // Row by row: a T5's embedding has hundreds of MB, a caption needs a few rows.
             let start = row as usize * row_bytes;
-            let Some(found) = view.bytes.get(start..start + row_bytes) else {
+            if row as usize >= shape.0 {
                 return Err(Error::Row {
                     path: view.file.path().to_owned(),
                     tensor: view.name,
                     row,
                     rows: shape.0,
                 });
-            };
-            bytes.extend_from_slice(found);
+            }
+            let found = |found: &[u8]| bytes.extend_from_slice(found);
+            view.content.with(start, row_bytes, found)?;
         }
-        self.tensor(&view, &bytes, &[rows.len(), shape.1])
+        self.tensor(&view, &Content::InMemory(bytes), &[rows.len(), shape.1])
     }
 
     /// The entry of a stored tensor, if its shape and element type fit the canonical `shape`.
@@ -101,15 +102,15 @@ impl Weights {
             needed,
         };
         let elements: usize = shape.iter().product();
-        let mut bytes = Cow::Borrowed(file.bytes(entry));
-        if let (Some(part), Cow::Borrowed(whole)) = (stored.part, &bytes) {
+        let mut content = file.content(entry);
+        if let Some(part) = stored.part {
             let piece = entry
                 .dtype
                 .bytes(elements / part.count)
-                .filter(|len| len * part.pieces == whole.len());
+                .filter(|len| len * part.pieces == content.len());
             let piece = piece.ok_or_else(|| not_whole_blocks("a part"))?;
             let start = part.first * piece;
-            bytes = Cow::Borrowed(&whole[start..start + part.count * piece]);
+            content = content.part(start, part.count * piece);
         }
         if let (true, &[rows, columns]) = (stored.transposed, shape) {
             // Blocks lie along a row, so a transposed matrix has none of them.
@@ -117,15 +118,18 @@ impl Weights {
                 return Err(not_whole_blocks("the transpose"));
             };
             // `shape` is the canonical one; the stored bytes have `columns` rows.
-            bytes = Cow::Owned(cast::transpose(&bytes, columns, rows, element));
+            let bytes = content.into_bytes()?;
+            content = Content::InMemory(cast::transpose(&bytes, columns, rows, element));
         }
         if stored.swapped {
             let half = entry
                 .dtype
                 .bytes(elements / 2)
-                .filter(|len| len * 2 == bytes.len());
+                .filter(|len| len * 2 == content.len());
             let half = half.ok_or_else(|| not_whole_blocks("a half"))?;
-            bytes = Cow::Owned([&bytes[half..], &bytes[..half]].concat());
+            let mut bytes = content.into_bytes()?;
+            bytes.rotate_left(half);
+            content = Content::InMemory(bytes);
         }
         let mut used = self
             .shared
@@ -138,18 +142,18 @@ impl Weights {
             name: stored.name.clone(),
             dtype: entry.dtype,
             scale: entry.scale,
-            bytes,
+            content,
         })
     }
 
     fn tensor(
         &self,
         view: &TensorView<'_>,
-        bytes: &[u8],
+        content: &Content<'_>,
         shape: &[usize],
     ) -> Result<Tensor, Error> {
         let from = cast::StoredNumbers {
-            bytes,
+            content,
             dtype: view.dtype,
             scale: view.scale,
         };
@@ -161,6 +165,7 @@ impl Weights {
                 value,
                 index,
             },
+            cast::CastError::Unread(error) => error,
             cast::CastError::Device(error) => Error::Device {
                 path: view.file.path().to_owned(),
                 tensor: view.name.clone(),

@@ -5,6 +5,7 @@ use std::path::Path;
 use serde::Deserialize;
 
 use super::{LatentStatistics, VaeArchitecture, VaeEncoderArchitecture};
+use crate::files;
 
 /// A VAE's configuration.
 #[derive(Clone, Debug, PartialEq)]
@@ -30,10 +31,12 @@ impl VaeConfig {
     /// If the file cannot be read, and as [`Self::parse`].
     pub fn read(file: &Path) -> Result<Self, ConfigError> {
         let name = file.display().to_string();
-        let text = std::fs::read_to_string(file).map_err(|e| ConfigError {
+        let unreadable = |e: &dyn std::fmt::Display| ConfigError {
             file: name.clone(),
             problem: format!("cannot be read: {e}"),
-        })?;
+        };
+        let bytes = files::read(file, files::MAX_CONFIG_BYTES).map_err(|e| unreadable(&e))?;
+        let text = String::from_utf8(bytes).map_err(|e| unreadable(&e))?;
         Self::parse(&text, &name)
     }
 

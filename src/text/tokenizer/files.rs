@@ -4,7 +4,6 @@
 //! of special tokens, lengths) is the same for every tokenizer of a kind, or decided by the recipe.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -12,6 +11,10 @@ use serde_json::Value;
 
 use super::pipeline::Pipeline;
 use super::{Error, TokenRules};
+use crate::files;
+
+/// The largest that is published (Gemma, 262,144 tokens) has 33 MB.
+const MAX_TOKENIZER_BYTES: u64 = 256 << 20;
 
 /// A kind's tokenizers: the files they are kept in, and what is the same for all of them.
 pub struct TokenizerFormat {
@@ -140,7 +143,7 @@ impl TokenizerFormat {
 
 /// The bytes of a file.
 pub(in crate::text) fn read_bytes(path: &Path) -> Result<Vec<u8>, Error> {
-    fs::read(path).map_err(|source| Error::Read {
+    files::read(path, MAX_TOKENIZER_BYTES).map_err(|source| Error::Read {
         path: path.to_owned(),
         source,
     })

@@ -162,7 +162,9 @@ fn large_quantised_tensors_are_decoded_as_candle_does() {
     ] {
         let quantised = QTensor::quantize(&source, theirs).expect("quantised");
         let from = cast::StoredNumbers {
-            bytes: &quantised.data().expect("bytes"),
+            content: &super::super::content::Content::InMemory(
+                quantised.data().expect("bytes").into_owned(),
+            ),
             dtype: ElementType::Block(ours),
             scale: None,
         };
@@ -221,7 +223,7 @@ fn files_of_other_kinds_are_recognised() {
         std::fs::write(&path, bytes).expect("written");
         says(&path, reason);
     };
-    check(b"PK\x03\x04rest", "PyTorch checkpoint");
+    check(b"PK\x03\x04\0\0archive/data.pkl", "PyTorch checkpoint");
     check(
         b"version https://git-lfs.github.com/spec/v1\n",
         "Git LFS pointer",
