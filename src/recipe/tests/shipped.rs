@@ -94,7 +94,7 @@ fn what_is_only_believed_is_said_to_be() {
     assert_eq!(claims("sd3/3-medium"), 4);
     assert_eq!(claims("sd3/3.5-medium"), 7);
     assert_eq!(claims("sd3/3.5-large"), 7);
-    assert_eq!(claims("sd3/3.5-large:ai-toolkit"), 8);
+    assert_eq!(claims("sd3/3.5-large:ai-toolkit"), 9);
 }
 
 #[test]
@@ -245,6 +245,24 @@ fn diffusion_pipe_differs_where_it_is_documented_to() {
         t5.tokens.max_tokens       none                                         256
         t5.tokens.min_tokens       77                                           256"#]],
     );
+}
+
+#[test]
+fn diffusion_pipe_gives_both_encoders_of_sdxl_one_tokenizer_and_pads_nothing() {
+    let (reference, other) = (
+        shipped("sdxl/base-1.0"),
+        shipped("sdxl/base-1.0:diffusion-pipe"),
+    );
+    let diff = Diff::between(&reference.rules(), &other.rules());
+    expect![[r#"
+        field                     reference  diffusion-pipe
+        assembly.unconditional    zeros      encoded_empty
+        clip_g.forward.pooled     argmax_id  config_eos
+        clip_g.tokens.min_tokens  77         0
+        clip_g.tokens.pad         0          end
+        clip_l.tokens.min_tokens  77         0"#]]
+    .assert_eq(&diff.table(REFERENCE, "diffusion-pipe"));
+    assert_eq!(spec_of(&other, "clip_g").tokens.pad_id, 49407);
 }
 
 /// In which fields FLUX.1's variants and flavors differ from the reference's dev.
