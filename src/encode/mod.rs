@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use candle_core::Device;
 use serde::Serialize;
 
-pub use captions::{CaptionStats, encode_captions, tokenize};
+pub use captions::{CaptionStats, encode_captions, read_text, tokenize};
 pub use pictures::{PictureStats, encode_pictures, pixels};
 
 use crate::base_model::{self, BaseModel};

@@ -406,5 +406,10 @@ fn rules_json(encoders: &[EncoderRecipe], assembly: &Assembly) -> Value {
 }
 
 fn canonical(encoders: &[EncoderRecipe], assembly: &Assembly) -> Value {
-    json!({ "version": RECIPE_VERSION, "rules": rules_json(encoders, assembly) })
+    let mut encoders = encoders.to_vec();
+    for encoder in &mut encoders {
+        let rules = &mut encoder.rules;
+        rules.tokens.of_kind = rules.network.without_defaults(&rules.tokens.of_kind);
+    }
+    json!({ "version": RECIPE_VERSION, "rules": rules_json(&encoders, assembly) })
 }

@@ -3,11 +3,13 @@
 //! - `architecture`: `config.json`, and what was published
 //! - `rules`: which layer, which norm, which row is pooled, what is masked
 //! - `tokenizer`: byte-level BPE
+//! - `implementations`: what other programs make of its vocabulary
 //! - `names`, `projection`: where files keep the tensors
 //! - `plan`: what a spec asks of the tower, checked against the files
 //! - `tower`: the network
 
 mod architecture;
+mod implementations;
 pub(super) mod names;
 mod plan;
 mod projection;
@@ -17,14 +19,17 @@ mod tower;
 
 use std::sync::Arc;
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::config::{ConfigError, ConfigFields};
-use super::tokenizer::TokenizerFormat;
+use super::spec::PadText;
+use super::tokenizer::{TokenizerFormat, implementation_default};
 use super::{
     Architecture, Error, ForwardRecipe, Kind, LoadedNetwork, LocatedEncoder, Network, Residency,
 };
 use crate::nn::weights::Weights;
+
+use tokenizer::{BOS, EOS};
 
 pub use architecture::ClipTextArchitecture;
 pub use rules::{ClipForward, ClipForwardRecipe, PooledRule, ProjectionRule};
@@ -78,6 +83,14 @@ impl Kind for ClipText {
 
     fn published(&self, slot: &str) -> Option<Box<dyn Architecture>> {
         Some(Box::new(architecture::published(slot)?))
+    }
+
+    fn check_tokens(&self, rules: &Map<String, Value>, pad_text: PadText) -> Result<(), String> {
+        rules::check_tokens(rules, pad_text)
+    }
+
+    fn token_defaults(&self) -> Map<String, Value> {
+        implementation_default()
     }
 
     fn forward_recipe(&self, forward: Value) -> serde_json::Result<Arc<dyn ForwardRecipe>> {

@@ -4,11 +4,13 @@
 use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer, Serialize};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
+use super::implementations::{self, Program};
 use super::{ClipText, ClipTextArchitecture, ClipTextNetwork};
 use crate::text::none::{NoneWord, none_or};
-use crate::text::spec::{EncoderMask, TokenRules};
+use crate::text::spec::{EncoderMask, PadText, TokenRules};
+use crate::text::tokenizer::{IMPLEMENTATION, check_implementation};
 use crate::text::{Architecture, Contradiction, ForwardRecipe, Kind, Misfit, Network};
 
 /// What is taken from a CLIP text tower.
@@ -41,6 +43,28 @@ pub enum PooledRule {
     /// As transformers decides: [`Self::ArgmaxId`] where the configuration's `eos_token_id` is 2 (a spec then
     /// says so), else at the first id equal to it, and at row 0 where there is none.
     ConfigEos,
+}
+
+/// Checks CLIP's own token rules.
+pub(super) fn check_tokens(rules: &Map<String, Value>, pad_text: PadText) -> Result<(), String> {
+    for (name, value) in rules {
+        match name.as_str() {
+            IMPLEMENTATION => {
+                let names = implementations::NAMES.map(|(name, _)| name);
+                check_implementation(value, &names)?;
+                let reads_pads = |(name, program): &(&str, Program)| {
+                    value != name || program.reads_added_tokens()
+                };
+                if pad_text == PadText::Special && !implementations::NAMES.iter().all(reads_pads) {
+                    return Err(format!(
+                        "`pad_text` = special and `{IMPLEMENTATION}` = {value}: that program reads no pad token's text as special"
+                    ));
+                }
+            }
+            _ => return Err(format!("unknown field `{name}`")),
+        }
+    }
+    Ok(())
 }
 
 /// What is taken from a CLIP text tower, before the checkpoint is known.

@@ -15,13 +15,15 @@ use tokenizers::pre_tokenizers::sequence::Sequence as PreSequence;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::{Decoder as _, SplitDelimiterBehavior};
 
+use super::implementations;
 use crate::digest;
 use crate::text::tokenizer::{
-    AddedToken, Error, Pipeline, TokenizerDefinition, TokenizerFormat, Vocabulary, read_bytes,
+    AddedToken, Error, Implementation, Pipeline, TokenizerDefinition, TokenizerFormat, Vocabulary,
+    read_bytes,
 };
 
-const BOS: &str = "<|startoftext|>";
-const EOS: &str = "<|endoftext|>";
+pub(super) const BOS: &str = "<|startoftext|>";
+pub(super) const EOS: &str = "<|endoftext|>";
 
 /// The version of the canonical form behind the digest.
 const VERSION: u32 = 1;
@@ -108,6 +110,10 @@ impl Vocabulary for ClipVocabulary {
             ByteLevel::default().add_prefix_space(false).into(),
         ])));
         Pipeline::new(tokenizer, [BOS.to_owned(), EOS.to_owned()])
+    }
+
+    fn implementations(&self) -> Result<Vec<(&'static str, Box<dyn Implementation>)>, String> {
+        Ok(implementations::all())
     }
 }
 

@@ -14,10 +14,11 @@ use tokenizers::pre_tokenizers::metaspace::{Metaspace, PrependScheme};
 use tokenizers::pre_tokenizers::sequence::Sequence as PreSequence;
 use tokenizers::pre_tokenizers::whitespace::WhitespaceSplit;
 
-use super::{charsmap, sentencepiece};
+use super::{charsmap, implementations, sentencepiece};
 use crate::digest::{self, Digest};
 use crate::text::tokenizer::{
-    AddedToken, Error, Pipeline, TokenizerDefinition, TokenizerFormat, Vocabulary, read_bytes,
+    AddedToken, Error, Implementation, Pipeline, TokenizerDefinition, TokenizerFormat, Vocabulary,
+    read_bytes,
 };
 
 const EOS: &str = "</s>";
@@ -99,6 +100,10 @@ impl Vocabulary for T5Vocabulary {
             .into_iter()
             .filter(|token| self.pieces.iter().any(|(piece, _)| piece == token));
         Pipeline::new(tokenizer, known.chain(sentinels))
+    }
+
+    fn implementations(&self) -> Result<Vec<(&'static str, Box<dyn Implementation>)>, String> {
+        implementations::all(self.charsmap.as_deref())
     }
 }
 

@@ -13,7 +13,7 @@ use tokenizers::models::wordlevel::WordLevel;
 use tokenizers::pre_tokenizers::whitespace::WhitespaceSplit;
 
 use super::super::config::{ConfigError, ConfigFields, read};
-use super::super::spec::TokenRules;
+use super::super::spec::{PadText, TokenRules};
 use super::super::t5::T5;
 use super::super::tokenizer::{
     Pipeline, TokenizerDefinition, TokenizerFormat, Vocabulary, read_bytes,
@@ -123,7 +123,7 @@ impl Kind for Fake {
         None
     }
 
-    fn check_tokens(&self, own: &Map<String, Value>) -> Result<(), String> {
+    fn check_tokens(&self, own: &Map<String, Value>, _: PadText) -> Result<(), String> {
         match own.iter().find(|(name, _)| *name != "template") {
             Some((name, _)) => Err(format!("unknown field `{name}`")),
             None => Ok(()),

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::pipeline::Pipeline;
-use super::{Error, TokenRules};
+use super::{Error, Implementation, TokenRules};
 
 /// A kind's tokenizers: the files they are kept in, and what is the same for all of them.
 pub struct TokenizerFormat {
@@ -60,6 +60,14 @@ pub trait Vocabulary {
     /// # Errors
     /// If the library takes it for no such vocabulary.
     fn pipeline(&self) -> tokenizers::Result<Pipeline>;
+
+    /// The other ways from a text to ids, by the names that recipes have for them.
+    ///
+    /// # Errors
+    /// If one cannot be made of this vocabulary.
+    fn implementations(&self) -> Result<Vec<(&'static str, Box<dyn Implementation>)>, String> {
+        Ok(Vec::new())
+    }
 }
 
 /// A token that somebody added beyond the vocabulary (textual inversion).
