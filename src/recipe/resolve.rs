@@ -301,7 +301,8 @@ fn select(variants: Vec<Variant>, name: &RecipeName) -> Result<Variant, Error> {
         let known = others.into_iter().map(|v| v.family).collect();
         return Err(unknown("family".into(), &name.family, known));
     }
-    let names = family.iter().map(|v| v.name.clone()).collect();
+    let serving = family.iter().filter(|v| v.flavors.contains(&name.flavor));
+    let names = serving.map(|v| v.name.clone()).collect();
     let flavors: Vec<String> = family.iter().flat_map(|v| v.flavors.clone()).collect();
     if !flavors.contains(&name.flavor) {
         let mut known: Vec<String> = Vec::new();

@@ -77,6 +77,11 @@ pub trait Kind: Sync {
         Map::new()
     }
 
+    /// Whether the pads of a sequence are its last rows under these rules, as zeroing or masking them needs.
+    fn pads_are_last(&self, _rules: &Map<String, Value>) -> bool {
+        true
+    }
+
     /// The forward rules of a recipe, from its data.
     ///
     /// # Errors

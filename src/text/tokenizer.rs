@@ -11,6 +11,7 @@
 //! - `files`: what a tokenizer is, read from the files that a kind's [`TokenizerFormat`] names
 //! - `pipeline`: a `tokenizers` pipeline
 //! - `implementation`: the other ways from a text to ids
+//! - `windows`: captions longer than what an encoder takes at once
 //! - `cleanup`: the changes to the text before
 //! - `python`, `html`, `ftfy`: what programs in Python do to text
 
@@ -21,6 +22,7 @@ mod html;
 mod implementation;
 mod pipeline;
 pub(in crate::text) mod python;
+mod windows;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -35,9 +37,10 @@ use implementation::Reader;
 
 pub(in crate::text) use files::read_bytes;
 pub use files::{AddedToken, TokenizerDefinition, TokenizerFormat, Vocabulary};
-pub use implementation::{IMPLEMENTATION, Implementation, Part, TODAYS};
+pub use implementation::{IMPLEMENTATION, Implementation, NamedImplementations, Part, TODAYS};
 pub(in crate::text) use implementation::{check_implementation, implementation_default};
 pub use pipeline::Pipeline;
+pub use windows::Windows;
 
 /// A word of at least this many tokens may be cut under [`Truncation::WholeWords`].
 ///
@@ -260,6 +263,21 @@ impl Tokenizer {
         let text = self.prompt(rules, caption);
         let with_pad = self.pipeline_with_pad(rules)?;
         let reader = self.reader(rules, with_pad.as_deref())?;
+        let (windows, most) = ((self.format.windows)(rules), rules.max_tokens);
+        let room = match (windows, room, most) {
+            (Windows::Joined(count), Some(room), _) => Some(room * count),
+            (Windows::Whole, Some(room), Some(most)) => {
+                let contents = windows::contents(&reader, rules.truncation, &text, room)
+                    .map_err(|problem| failed(caption, problem))?;
+                return Ok(windows::framed(
+                    &contents,
+                    most,
+                    rules,
+                    (&self.before, &self.after),
+                ));
+            }
+            (_, room, _) => room,
+        };
         let cut = match rules.truncation {
             Truncation::Tokens => cut_at_tokens(&reader, &text, room),
             Truncation::WholeWords => cut_at_words(&reader, &text, room),
@@ -269,7 +287,12 @@ impl Tokenizer {
             content.pop();
             total -= 1;
         }
-        Ok(self.framed(&content, total, rules))
+        let least = match (windows, room) {
+            // Every window is encoded, whether the caption reaches it or not.
+            (Windows::Joined(_), Some(room)) => room + self.format.specials(),
+            _ => rules.min_tokens,
+        };
+        Ok(self.framed(&content, total, least, rules.pad_id))
     }
 
     /// What of `caption` is turned into ids: the text after the recipe's clean-up and that of the implementation.
@@ -382,16 +405,16 @@ impl Tokenizer {
         Ok(Some(pipeline))
     }
 
-    /// `content` between the specials, padded. `total` counts the content had nothing been cut.
-    fn framed(&self, content: &[u32], total: usize, rules: &TokenRules) -> Tokens {
+    /// `content` between the specials, padded up to `least`. `total` counts the content had nothing been cut.
+    fn framed(&self, content: &[u32], total: usize, least: usize, pad: u32) -> Tokens {
         let specials = self.format.specials();
-        let mut ids = Vec::with_capacity(rules.min_tokens.max(content.len() + specials));
+        let mut ids = Vec::with_capacity(least.max(content.len() + specials));
         ids.extend_from_slice(&self.before);
         ids.extend_from_slice(content);
         ids.extend_from_slice(&self.after);
         let count = ids.len();
-        if count < rules.min_tokens {
-            ids.resize(rules.min_tokens, rules.pad_id);
+        if count < least {
+            ids.resize(least, pad);
         }
         Tokens {
             ids,

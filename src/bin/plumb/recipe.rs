@@ -65,10 +65,10 @@ fn list(ui: &Ui) -> CommandResult {
     let listings = plumb::recipe::list().map_err(Failure::error)?;
     let mut text = String::new();
     let mut rows = Vec::new();
-    let mut family = "";
+    let (mut family, mut all): (&str, &[String]) = ("", &[]);
     for listing in &listings {
         if listing.family != family {
-            family = &listing.family;
+            (family, all) = (&listing.family, &listing.flavors);
             text += &format!("{family}: {}\n", listing.flavors.join(", "));
         }
         // A variant serves several flavors by the same rules; the first stands for them.
@@ -89,7 +89,10 @@ fn list(ui: &Ui) -> CommandResult {
                 0 => "-".to_owned(),
                 n => format!("{n} fields"),
             },
-            listing.title.clone(),
+            match listing.flavors == all {
+                true => listing.title.clone(),
+                false => format!("{}; for {}", listing.title, listing.flavors.join(", ")),
+            },
         ]);
     }
     rows.insert(

@@ -4,7 +4,7 @@ use expect_test::{Expect, expect};
 
 use super::super::data::{self, RecipeFile, Status, files};
 use super::super::explain::{self, Subject};
-use super::super::{Diff, Error, REFERENCE, RecipeName, list};
+use super::super::{Diff, Error, REFERENCE, Recipe, RecipeName, list};
 use super::{deviated, json, shipped, spec_of};
 
 /// Every recipe: each variant for each flavor it serves.
@@ -142,6 +142,7 @@ fn diffusers_differs_where_it_is_documented_to() {
             clip_l.tokens.truncation      whole_words                                  tokens
             t5.absent                     refuse                                       256
             t5.tokens.cleanup             [first_226_characters, drop_prompt_weights]  []
+            t5.tokens.implementation      transformers_4_fast                          transformers_5
             t5.tokens.max_tokens          none                                         256
             t5.tokens.min_tokens          77                                           256"#]],
     );
@@ -164,6 +165,7 @@ fn kohya_differs_where_it_is_documented_to() {
             clip_l.tokens.truncation      whole_words                                  tokens
             t5.absent                     refuse                                       77
             t5.tokens.cleanup             [first_226_characters, drop_prompt_weights]  [first_line]
+            t5.tokens.implementation      transformers_4_fast                          transformers_5
             t5.tokens.max_tokens          none                                         256
             t5.tokens.min_tokens          77                                           256"#]],
     );
@@ -186,6 +188,7 @@ fn ai_toolkit_differs_where_it_is_documented_to() {
             clip_l.tokens.implementation  transformers_4                               transformers_5
             clip_l.tokens.truncation      whole_words                                  tokens
             t5.tokens.cleanup             [first_226_characters, drop_prompt_weights]  [respace_commas]
+            t5.tokens.implementation      transformers_4_fast                          transformers_5
             t5.tokens.max_tokens          none                                         256
             t5.tokens.min_tokens          77                                           256"#]],
     );
@@ -208,6 +211,7 @@ fn simpletuner_differs_where_it_is_documented_to() {
             clip_l.tokens.implementation  transformers_4                               transformers_5
             clip_l.tokens.truncation      whole_words                                  tokens
             t5.tokens.cleanup             [first_226_characters, drop_prompt_weights]  []
+            t5.tokens.implementation      transformers_4_fast                          transformers_5
             t5.tokens.max_tokens          none                                         154
             t5.tokens.min_tokens          77                                           154"#]],
     );
@@ -233,6 +237,7 @@ fn onetrainer_differs_where_it_is_documented_to() {
             clip_l.tokens.truncation      whole_words                                  tokens
             t5.absent                     refuse                                       77
             t5.tokens.cleanup             [first_226_characters, drop_prompt_weights]  []
+            t5.tokens.implementation      transformers_4_fast                          transformers_5
             t5.tokens.max_tokens          none                                         77"#]],
     );
 }
@@ -254,6 +259,7 @@ fn diffusion_pipe_differs_where_it_is_documented_to() {
             clip_l.tokens.implementation  transformers_4                               transformers_5
             clip_l.tokens.truncation      whole_words                                  tokens
             t5.tokens.cleanup             [first_226_characters, drop_prompt_weights]  []
+            t5.tokens.implementation      transformers_4_fast                          transformers_5
             t5.tokens.max_tokens          none                                         256
             t5.tokens.min_tokens          77                                           256"#]],
     );
@@ -270,9 +276,11 @@ fn diffusion_pipe_gives_both_encoders_of_sdxl_one_tokenizer_and_pads_nothing() {
         field                         reference                diffusion-pipe
         assembly.unconditional        zeros                    encoded_empty
         clip_g.forward.pooled         argmax_id                config_eos
+        clip_g.tokens.chunks          1                        whole
         clip_g.tokens.implementation  open_clip_ftfy_6.1       transformers_5
         clip_g.tokens.min_tokens      77                       0
         clip_g.tokens.pad             0                        end
+        clip_l.tokens.chunks          1                        whole
         clip_l.tokens.implementation  transformers_4_ftfy_6.1  transformers_5
         clip_l.tokens.min_tokens      77                       0"#]]
     .assert_eq(&diff.table(REFERENCE, "diffusion-pipe"));
@@ -375,6 +383,22 @@ fn flux_differs_where_it_is_documented_to() {
             field                         reference       other
             clip_l.tokens.implementation  transformers_4  transformers_5
             t5.tokens.implementation      transformers_4  transformers_5"#]],
+    );
+}
+
+#[test]
+fn musubi_trains_of_flux_what_has_the_encoders_of_dev() {
+    check_flux(
+        "flux1/dev:musubi",
+        expect![[r#"
+            field                         reference       other
+            clip_l.tokens.implementation  transformers_4  transformers_4_ftfy_6.3"#]],
+    );
+    let none = Recipe::resolve("flux1", "schnell", "musubi", &toml::Table::new());
+    let said = none.expect_err("it does not train schnell").to_string();
+    assert!(
+        said.contains("no variant of flux1 `musubi`") && !said.contains(", musubi"),
+        "{said}"
     );
 }
 

@@ -9,7 +9,7 @@ use std::sync::LazyLock;
 use tokenizers::utils::SysRegex;
 
 use crate::text::tokenizer::ftfy::{self, Version};
-use crate::text::tokenizer::{Implementation, Pipeline, python};
+use crate::text::tokenizer::{Implementation, NamedImplementations, Pipeline, python};
 
 /// All of them, by the names that recipes have for them.
 pub(super) const NAMES: [(&str, Program); 6] = [
@@ -58,7 +58,7 @@ impl Program {
 struct WordBpe(Program);
 
 /// All of them, by name.
-pub(super) fn all() -> Vec<(&'static str, Box<dyn Implementation>)> {
+pub(super) fn all() -> NamedImplementations {
     let one = |(name, program)| -> (&'static str, Box<dyn Implementation>) {
         (name, Box::new(WordBpe(program)))
     };

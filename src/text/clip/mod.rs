@@ -3,12 +3,14 @@
 //! - `architecture`: `config.json`, and what was published
 //! - `rules`: which layer, which norm, which row is pooled, what is masked
 //! - `tokenizer`: byte-level BPE
+//! - `chunks`: captions longer than a window
 //! - `implementations`: what other programs make of its vocabulary
 //! - `names`, `projection`: where files keep the tensors
 //! - `plan`: what a spec asks of the tower, checked against the files
 //! - `tower`: the network
 
 mod architecture;
+mod chunks;
 mod implementations;
 pub(super) mod names;
 mod plan;
@@ -32,6 +34,7 @@ use crate::nn::weights::Weights;
 use tokenizer::{BOS, EOS};
 
 pub use architecture::ClipTextArchitecture;
+pub use chunks::Chunks;
 pub use rules::{ClipForward, ClipForwardRecipe, PooledRule, ProjectionRule};
 
 const MODEL_TYPES: &[&str] = &["clip_text_model", "clip"];
@@ -90,7 +93,13 @@ impl Kind for ClipText {
     }
 
     fn token_defaults(&self) -> Map<String, Value> {
-        implementation_default()
+        let mut defaults = implementation_default();
+        defaults.insert(chunks::CHUNKS.to_owned(), 1.into());
+        defaults
+    }
+
+    fn pads_are_last(&self, rules: &Map<String, Value>) -> bool {
+        rules.get(chunks::CHUNKS).is_none_or(|chunks| *chunks == 1)
     }
 
     fn forward_recipe(&self, forward: Value) -> serde_json::Result<Arc<dyn ForwardRecipe>> {

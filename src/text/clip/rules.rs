@@ -6,11 +6,12 @@ use std::sync::Arc;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value, json};
 
+use super::chunks::{self, Chunks};
 use super::implementations::{self, Program};
 use super::{ClipText, ClipTextArchitecture, ClipTextNetwork};
 use crate::text::none::{NoneWord, none_or};
-use crate::text::spec::{EncoderMask, PadText, TokenRules};
-use crate::text::tokenizer::{IMPLEMENTATION, check_implementation};
+use crate::text::spec::{EncoderMask, PadText, TokenRules, Truncation};
+use crate::text::tokenizer::{IMPLEMENTATION, Windows, check_implementation};
 use crate::text::{Architecture, Contradiction, ForwardRecipe, Kind, Misfit, Network};
 
 /// What is taken from a CLIP text tower.
@@ -28,6 +29,9 @@ pub struct ClipForward {
     pub projection: bool,
     /// Whether pad ids are masked in the encoder's attention.
     pub mask: EncoderMask,
+    /// How a sequence of several windows is encoded; `None`: it is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chunks: Option<Chunks>,
 }
 
 /// The row of CLIP's last hidden state that is pooled.
@@ -61,6 +65,7 @@ pub(super) fn check_tokens(rules: &Map<String, Value>, pad_text: PadText) -> Res
                     ));
                 }
             }
+            chunks::CHUNKS => chunks::check(value)?,
             _ => return Err(format!("unknown field `{name}`")),
         }
     }
@@ -149,7 +154,8 @@ impl ForwardRecipe for ClipForwardRecipe {
                     .into(),
             });
         }
-        let network = self.effective(clip, end_id);
+        let mut network = self.effective(clip, end_id);
+        network.forward.chunks = self.chunks(tokens, end_id)?;
         // Pads come after the pooled row, unless the rule looks for the largest id and the pad's is larger.
         if network.forward.hidden_layer.is_none() && tokens.pad_id <= end_id {
             tokens.forget_pads();
@@ -159,6 +165,53 @@ impl ForwardRecipe for ClipForwardRecipe {
 }
 
 impl ClipForwardRecipe {
+    /// How captions of several windows are encoded. Where only the pooled row is kept, which is the first window's, there
+    /// is one.
+    fn chunks(&self, tokens: &mut TokenRules, end: u32) -> Result<Option<Chunks>, Misfit> {
+        if self.hidden_layer.is_none() {
+            tokens.of_kind.remove(chunks::CHUNKS);
+        }
+        let window = tokens.max_tokens.unwrap_or(0);
+        let found = match chunks::windows(tokens) {
+            Windows::One => return Ok(None),
+            Windows::Whole => Chunks::Whole { window },
+            Windows::Joined(_) => Chunks::Inner {
+                window,
+                pad: tokens.pad_id,
+                end,
+            },
+        };
+        let wrong = |why: &str| {
+            Err(Misfit {
+                field: "tokens.chunks",
+                why: why.to_owned(),
+            })
+        };
+        if self.mask != EncoderMask::None {
+            return wrong(
+                "expected forward.mask = none, as the pads of several windows are not the last ids",
+            );
+        }
+        if window < 3 {
+            return wrong(
+                "expected a max_tokens of at least 3: each window has a start and an end token",
+            );
+        }
+        if matches!(found, Chunks::Inner { .. }) {
+            if tokens.truncation != Truncation::Tokens {
+                return wrong(
+                    "expected tokens.truncation = tokens where windows are joined; \"whole\" keeps words whole",
+                );
+            }
+            if tokens.min_tokens != window {
+                return wrong(
+                    "expected min_tokens = max_tokens where windows are joined, as every one is encoded",
+                );
+            }
+        }
+        Ok(Some(found))
+    }
+
     fn check_layer(&self, clip: &ClipTextArchitecture) -> Result<(), Misfit> {
         let states = clip.num_hidden_layers + 1;
         let is_there = |layer: i32| {
@@ -200,6 +253,7 @@ impl ClipForwardRecipe {
             } else {
                 EncoderMask::None
             },
+            chunks: None,
         };
         let architecture = ClipTextArchitecture {
             projection_dim: clip.projection_dim.filter(|_| forward.projection),

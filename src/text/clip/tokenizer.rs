@@ -18,8 +18,8 @@ use tokenizers::{Decoder as _, SplitDelimiterBehavior};
 use super::implementations;
 use crate::digest;
 use crate::text::tokenizer::{
-    AddedToken, Error, Implementation, Pipeline, TokenizerDefinition, TokenizerFormat, Vocabulary,
-    read_bytes,
+    AddedToken, Error, NamedImplementations, Pipeline, TokenizerDefinition, TokenizerFormat,
+    Vocabulary, read_bytes,
 };
 
 pub(super) const BOS: &str = "<|startoftext|>";
@@ -42,6 +42,7 @@ pub(super) static FORMAT: TokenizerFormat = TokenizerFormat {
     end: EOS,
     read,
     prompt: |_, _| None,
+    windows: super::chunks::windows,
     readable,
 };
 
@@ -112,7 +113,7 @@ impl Vocabulary for ClipVocabulary {
         Pipeline::new(tokenizer, [BOS.to_owned(), EOS.to_owned()])
     }
 
-    fn implementations(&self) -> Result<Vec<(&'static str, Box<dyn Implementation>)>, String> {
+    fn implementations(&self) -> Result<NamedImplementations, String> {
         Ok(implementations::all())
     }
 }

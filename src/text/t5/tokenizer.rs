@@ -17,8 +17,8 @@ use tokenizers::pre_tokenizers::whitespace::WhitespaceSplit;
 use super::{charsmap, implementations, sentencepiece};
 use crate::digest::{self, Digest};
 use crate::text::tokenizer::{
-    AddedToken, Error, Implementation, Pipeline, TokenizerDefinition, TokenizerFormat, Vocabulary,
-    read_bytes,
+    AddedToken, Error, NamedImplementations, Pipeline, TokenizerDefinition, TokenizerFormat,
+    Vocabulary, Windows, read_bytes,
 };
 
 const EOS: &str = "</s>";
@@ -40,6 +40,7 @@ pub(super) static FORMAT: TokenizerFormat = TokenizerFormat {
     end: EOS,
     read,
     prompt: |_, _| None,
+    windows: |_| Windows::One,
     readable: |token| token,
 };
 
@@ -102,7 +103,7 @@ impl Vocabulary for T5Vocabulary {
         Pipeline::new(tokenizer, known.chain(sentinels))
     }
 
-    fn implementations(&self) -> Result<Vec<(&'static str, Box<dyn Implementation>)>, String> {
+    fn implementations(&self) -> Result<NamedImplementations, String> {
         implementations::all(self.charsmap.as_deref())
     }
 }

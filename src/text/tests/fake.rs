@@ -16,7 +16,7 @@ use super::super::config::{ConfigError, ConfigFields, read};
 use super::super::spec::{PadText, TokenRules};
 use super::super::t5::T5;
 use super::super::tokenizer::{
-    Pipeline, TokenizerDefinition, TokenizerFormat, Vocabulary, read_bytes,
+    Pipeline, TokenizerDefinition, TokenizerFormat, Vocabulary, Windows, read_bytes,
 };
 use super::super::{
     Architecture, Contradiction, Encoded, Error, ForwardRecipe, Kind, LoadedNetwork,
@@ -46,6 +46,7 @@ static FORMAT: TokenizerFormat = TokenizerFormat {
         })
     },
     prompt: |rules, caption| Some(rules.of_kind["template"].as_str()?.replace("{}", caption)),
+    windows: |_| Windows::One,
     readable: |token| token,
 };
 

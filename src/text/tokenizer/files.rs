@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::pipeline::Pipeline;
-use super::{Error, Implementation, TokenRules};
+use super::{Error, NamedImplementations, TokenRules, Windows};
 
 /// A kind's tokenizers: the files they are kept in, and what is the same for all of them.
 pub struct TokenizerFormat {
@@ -32,6 +32,8 @@ pub struct TokenizerFormat {
     /// The text that is tokenized for a caption that was cleaned up: where a model expects more around it, by the token
     /// rules that are the kind's own.
     pub prompt: fn(&TokenRules, &str) -> Option<String>,
+    /// How many windows a caption may fill, by the token rules that are the kind's own.
+    pub windows: fn(&TokenRules) -> Windows,
     /// A token as a person reads it.
     pub readable: fn(String) -> String,
 }
@@ -65,7 +67,7 @@ pub trait Vocabulary {
     ///
     /// # Errors
     /// If one cannot be made of this vocabulary.
-    fn implementations(&self) -> Result<Vec<(&'static str, Box<dyn Implementation>)>, String> {
+    fn implementations(&self) -> Result<NamedImplementations, String> {
         Ok(Vec::new())
     }
 }

@@ -51,6 +51,9 @@ pub trait Implementation: Send + Sync {
     fn ids(&self, pipeline: &Pipeline, cleaned: &str) -> Result<Vec<u32>, String>;
 }
 
+/// Implementations by the names that recipes have for them.
+pub type NamedImplementations = Vec<(&'static str, Box<dyn Implementation>)>;
+
 /// A part of a text.
 #[derive(Debug, PartialEq)]
 pub enum Part<'t> {
