@@ -81,6 +81,7 @@ fn benches() -> Vec<Bench> {
             pooled: PooledRule::ArgmaxId,
             projection: true,
             mask: EncoderMask::None,
+            chunks: None,
         };
         Bench {
             name,

@@ -76,6 +76,7 @@ fn encoder(name: &str) -> Result<Encoder> {
             pooled: PooledRule::ArgmaxId,
             projection: true,
             mask: EncoderMask::None,
+            chunks: None,
         };
         let network = ClipTextNetwork {
             architecture,

@@ -13,6 +13,7 @@ use crate::dataset::Item;
 use crate::digest::Fingerprint;
 use crate::experiment::Experiment;
 use crate::recipe::Diff;
+use crate::recipe::spec::spelled_out;
 use crate::store::{self, Store, StoreReader};
 
 /// What is missing of one spec.
@@ -174,7 +175,8 @@ fn nearest(
         if kind(&found) != kind(wanted) || entries == 0 {
             continue;
         }
-        let diff = Diff::between(wanted, &found);
+        // What an earlier version had no rule for, it did in the rule's default way.
+        let diff = Diff::between(&spelled_out(wanted), &spelled_out(&found));
         if best
             .as_ref()
             .is_none_or(|b| diff.fields.len() < b.diff.fields.len())

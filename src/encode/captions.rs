@@ -14,7 +14,7 @@ use crate::monitor::Monitor;
 use crate::recipe::spec::caption_entry;
 use crate::shown;
 use crate::store::{NewEntry, Store, StoreReader, StoreWriter};
-use crate::text::{Encoded, Residency, TextEncoder, Tokens};
+use crate::text::{Encoded, Residency, TextEncoder, Tokens, tokenizer};
 
 /// Captions in one call of a resident encoder; the store may commit after each.
 const RESIDENT_CHUNK: usize = 128;
@@ -183,11 +183,26 @@ pub fn tokenize(encoder: &TextEncoderPart, caption: &str) -> Result<Tokens, Erro
     encoder
         .tokenizer
         .encode(&encoder.tokens, caption)
-        .map_err(|source| Error::Tokenizer {
-            slot: encoder.slot.clone(),
-            caption: shown::text(caption).to_string(),
-            source,
-        })
+        .map_err(|source| tokenizer_failed(encoder, caption, source))
+}
+
+/// What of a caption an encoder's tokenizer turns into ids, after all clean-up.
+///
+/// # Errors
+/// As [`tokenize`].
+pub fn read_text(encoder: &TextEncoderPart, caption: &str) -> Result<String, Error> {
+    encoder
+        .tokenizer
+        .read_text(&encoder.tokens, caption)
+        .map_err(|source| tokenizer_failed(encoder, caption, source))
+}
+
+fn tokenizer_failed(encoder: &TextEncoderPart, caption: &str, source: tokenizer::Error) -> Error {
+    Error::Tokenizer {
+        slot: encoder.slot.clone(),
+        caption: shown::text(caption).to_string(),
+        source,
+    }
 }
 
 fn new_entry(

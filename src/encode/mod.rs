@@ -10,13 +10,13 @@ use std::time::Duration;
 use candle_core::Device;
 use serde::Serialize;
 
-pub use captions::{CaptionStats, encode_captions, tokenize};
+pub use captions::{CaptionStats, encode_captions, read_text, tokenize};
 pub use pictures::{PictureStats, encode_pictures, pixels};
 
 use crate::base_model::{self, BaseModel};
 use crate::cache::{self, Manifest, Specs};
 use crate::dataset;
-use crate::experiment::{self, Experiment, read_text};
+use crate::experiment::{self, Experiment};
 use crate::monitor::Monitor;
 use crate::nn::Kernels;
 use crate::nn::weights::DigestMemo;
@@ -183,7 +183,7 @@ fn read_captions(file: &Path) -> Result<Vec<String>, Error> {
         file: file.to_owned(),
         why,
     };
-    let text = read_text(file, MAX_CAPTIONS_FILE).map_err(fail)?;
+    let text = experiment::read_text(file, MAX_CAPTIONS_FILE).map_err(fail)?;
     let long = |line: &str| line.len() > captions::MAX_CAPTION_BYTES;
     if let Some((n, line)) = text.lines().enumerate().find(|(_, line)| long(line)) {
         let (line, bytes, most) = (n + 1, line.len(), captions::MAX_CAPTION_BYTES);

@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::Error;
 use crate::base_model::{BaseModel, TextEncoderPart};
-use crate::encode::tokenize;
+use crate::encode::{read_text, tokenize};
 use crate::text::Tokens;
 
 /// A caption's tokens under one encoder.
@@ -12,6 +12,9 @@ use crate::text::Tokens;
 pub struct TokenReport {
     /// The encoder's slot in the recipe, such as `clip_l`.
     pub slot: String,
+    /// What of the caption is turned into ids, where that is another text: after the recipe's clean-up and the
+    /// implementation's.
+    pub read_as: Option<String>,
     /// Every id, pads included.
     pub ids: Vec<u32>,
     /// Each id as the vocabulary writes it.
@@ -31,11 +34,15 @@ pub struct TokenReport {
 pub fn tokens(base: &BaseModel, caption: &str) -> Result<Vec<TokenReport>, Error> {
     base.encoders
         .iter()
-        .map(|encoder| Ok(report(encoder, tokenize(encoder, caption)?)))
+        .map(|encoder| {
+            let read = read_text(encoder, caption)?;
+            let read_as = (read != caption).then_some(read);
+            Ok(report(encoder, tokenize(encoder, caption)?, read_as))
+        })
         .collect()
 }
 
-fn report(encoder: &TextEncoderPart, tokens: Tokens) -> TokenReport {
+fn report(encoder: &TextEncoderPart, tokens: Tokens, read_as: Option<String>) -> TokenReport {
     let text = |id: &u32| {
         encoder
             .tokenizer
@@ -44,6 +51,7 @@ fn report(encoder: &TextEncoderPart, tokens: Tokens) -> TokenReport {
     };
     TokenReport {
         slot: encoder.slot.clone(),
+        read_as,
         tokens: tokens.ids.iter().map(text).collect(),
         ids: tokens.ids,
         count: tokens.count,

@@ -7,6 +7,7 @@ use super::encoder::EncoderRecipe;
 use super::rules::{Absent, AssembledPads, Assembly, DenoiserMask, EncoderRules, TokenRecipe};
 use super::{Error, RecipeName};
 use crate::text::Kind;
+use crate::text::tokenizer::IMPLEMENTATION;
 
 /// More tokens than any encoder is used with; a larger number in a recipe is a slip of the pen.
 const MOST_TOKENS: usize = 8192;
@@ -33,6 +34,7 @@ pub(super) fn in_order(
             });
         }
     }
+    checks.side_by_side(&ordered, assembly)?;
     // What no part of the assembly uses would be encoded for nothing.
     match encoders.keys().next() {
         None => Ok(ordered),
@@ -111,10 +113,38 @@ impl Checks<'_> {
         Ok(())
     }
 
+    /// Encoders whose rows lie side by side have equally many of them.
+    fn side_by_side(&self, encoders: &[EncoderRecipe], assembly: &Assembly) -> Result<(), Error> {
+        let rows = |slot: &String| {
+            let tokens = &encoders.iter().find(|e| e.slot == *slot)?.rules.tokens;
+            let mut own = tokens.of_kind.clone();
+            // Programs read a caption differently, and give as many rows.
+            own.remove(IMPLEMENTATION);
+            Some((tokens.min_tokens, tokens.max_tokens, own))
+        };
+        for group in &assembly.context {
+            if let Some(other) = group.iter().find(|slot| rows(slot) != rows(&group[0])) {
+                return Err(self.contradiction(
+                    format!("{}.tokens and {other}.tokens", group[0]),
+                    "their rows lie side by side, so that min_tokens, max_tokens and chunks must be the same: set both",
+                ));
+            }
+        }
+        Ok(())
+    }
+
     fn encoder(&self, slot: &str, rules: &EncoderRules, assembly: &Assembly) -> Result<(), Error> {
         self.tokens(slot, rules.network, &rules.tokens)?;
         // A slot without pads is not in the context: no row of it is kept.
         let pads_kept = assembly.pads.get(slot) == Some(&AssembledPads::Keep);
+        let pads_matter = !pads_kept || assembly.mask == DenoiserMask::Pads;
+        let in_context = assembly.context.iter().flatten().any(|s| s == slot);
+        if in_context && pads_matter && !rules.network.pads_are_last(&rules.tokens.of_kind) {
+            return Err(self.contradiction(
+                format!("{slot}.tokens.chunks and assembly.pads.{slot} or assembly.mask"),
+                "the pads of several windows are not the last rows: keep them, and mask none",
+            ));
+        }
         rules
             .forward
             .check(slot, pads_kept)

@@ -1,7 +1,8 @@
 //! The recipes that ship with the program: TOML files under `configs/recipes/`, one a variant, in which
 //! every field carries its source and how sure it is.
 //!
-//! A file without `base` is complete. A file with one names exactly the fields in which it differs. Fields below
+//! A file without `base` is complete. A file with one names exactly the fields in which it differs, and its flavors where it
+//! serves not all of its base's. Fields below
 //! `[flavor.NAME]` are for that flavor only; a field that a file names outside is for all flavors, whatever its base has
 //! for one.
 
@@ -205,7 +206,7 @@ fn variant(raw: RawFile, base: Option<Variant>, path: &str) -> Result<Variant, S
         family: raw.family,
         name: String::new(),
         title: String::new(),
-        flavors: raw.flavors,
+        flavors: raw.flavors.clone(),
         components: BTreeMap::new(),
         fields: BTreeMap::new(),
         by_flavor: BTreeMap::new(),
@@ -230,6 +231,15 @@ fn variant(raw: RawFile, base: Option<Variant>, path: &str) -> Result<Variant, S
     }
     for (flavor, table) in raw.flavor {
         variant.add_flavor(flavor, &table, path)?;
+    }
+    if is_overlay && !raw.flavors.is_empty() {
+        if let Some(unknown) = raw.flavors.iter().find(|f| !variant.flavors.contains(f)) {
+            return Err(format!("`{unknown}` is not a flavor of its base"));
+        }
+        variant
+            .by_flavor
+            .retain(|flavor, _| raw.flavors.contains(flavor));
+        variant.flavors = raw.flavors;
     }
     variant.components.extend(slot_components(tables.words)?);
     variant.name = raw.variant;

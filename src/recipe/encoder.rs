@@ -32,7 +32,7 @@ impl EncoderRules {
         let mut take = |key: &str| rules.get_mut(key).map_or(Value::Null, Value::take);
         let text = |e: serde_json::Error| e.to_string();
         let tokens: TokenRecipe = serde_json::from_value(take("tokens")).map_err(text)?;
-        kind.check_tokens(&tokens.of_kind)?;
+        kind.check_tokens(&tokens.of_kind, tokens.pad_text)?;
         Ok(Self {
             network: kind,
             tokens,
@@ -92,7 +92,7 @@ impl EncoderRecipe {
                 Pad::Id(id) => id,
             },
             pad_text: rules.pad_text,
-            of_kind: rules.of_kind.clone(),
+            of_kind: self.rules.network.without_defaults(&rules.of_kind),
         }
     }
 

@@ -301,7 +301,8 @@ fn select(variants: Vec<Variant>, name: &RecipeName) -> Result<Variant, Error> {
         let known = others.into_iter().map(|v| v.family).collect();
         return Err(unknown("family".into(), &name.family, known));
     }
-    let names = family.iter().map(|v| v.name.clone()).collect();
+    let serving = family.iter().filter(|v| v.flavors.contains(&name.flavor));
+    let names = serving.map(|v| v.name.clone()).collect();
     let flavors: Vec<String> = family.iter().flat_map(|v| v.flavors.clone()).collect();
     if !flavors.contains(&name.flavor) {
         let mut known: Vec<String> = Vec::new();
@@ -406,5 +407,10 @@ fn rules_json(encoders: &[EncoderRecipe], assembly: &Assembly) -> Value {
 }
 
 fn canonical(encoders: &[EncoderRecipe], assembly: &Assembly) -> Value {
-    json!({ "version": RECIPE_VERSION, "rules": rules_json(encoders, assembly) })
+    let mut encoders = encoders.to_vec();
+    for encoder in &mut encoders {
+        let rules = &mut encoder.rules;
+        rules.tokens.of_kind = rules.network.without_defaults(&rules.tokens.of_kind);
+    }
+    json!({ "version": RECIPE_VERSION, "rules": rules_json(&encoders, assembly) })
 }

@@ -13,7 +13,7 @@ use serde::{Serialize, Serializer};
 use serde_json::{Map, Value};
 
 use super::config::{ConfigError, ConfigFields};
-use super::spec::TokenRules;
+use super::spec::{PadText, TokenRules};
 use super::tokenizer::{TokenizerFormat, Tokens};
 use super::{Encoded, Error, LocatedEncoder, Residency};
 use crate::nn::weights::Weights;
@@ -60,15 +60,26 @@ pub trait Kind: Sync {
     /// of the encoder; `None` for other names.
     fn published(&self, slot: &str) -> Option<Box<dyn Architecture>>;
 
-    /// Checks the token rules that are this kind's own.
+    /// Checks the token rules that are this kind's own; `pad_text` is one that all kinds have.
     ///
     /// # Errors
     /// If it has no such rule, or the rule cannot be.
-    fn check_tokens(&self, rules: &Map<String, Value>) -> Result<(), String> {
+    fn check_tokens(&self, rules: &Map<String, Value>, _pad_text: PadText) -> Result<(), String> {
         match rules.keys().next() {
             None => Ok(()),
             Some(name) => Err(format!("unknown field `{name}`")),
         }
+    }
+
+    /// The token rules of its own that came after recipes and specs were first written, each with the value that stands
+    /// for what was before: a canonical form leaves it out.
+    fn token_defaults(&self) -> Map<String, Value> {
+        Map::new()
+    }
+
+    /// Whether the pads of a sequence are its last rows under these rules, as zeroing or masking them needs.
+    fn pads_are_last(&self, _rules: &Map<String, Value>) -> bool {
+        true
     }
 
     /// The forward rules of a recipe, from its data.
@@ -82,6 +93,19 @@ pub trait Kind: Sync {
     /// # Errors
     /// If a field is missing, unknown or not what it must be.
     fn network(&self, architecture: Value, forward: Value) -> serde_json::Result<Arc<dyn Network>>;
+}
+
+impl dyn Kind {
+    /// `rules` without those that have their default.
+    pub(crate) fn without_defaults(&self, rules: &Map<String, Value>) -> Map<String, Value> {
+        let defaults = self.token_defaults();
+        let differ = rules
+            .iter()
+            .filter(|(name, value)| defaults.get(*name) != Some(value));
+        differ
+            .map(|(name, value)| (name.clone(), value.clone()))
+            .collect()
+    }
 }
 
 impl fmt::Debug for dyn Kind {

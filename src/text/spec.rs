@@ -72,7 +72,12 @@ impl TryFrom<SpecJson> for EncoderSpec {
     fn try_from(form: SpecJson) -> Result<Self, String> {
         let network = super::network(form.architecture, form.forward)?;
         // serde cannot refuse unknown fields beside a flattened map: the kind has to.
-        network.kind().check_tokens(&form.tokens.of_kind)?;
+        let (kind, own) = (network.kind(), &form.tokens.of_kind);
+        kind.check_tokens(own, form.tokens.pad_text)?;
+        // Written out, a default would make another fingerprint of the same rules.
+        if kind.without_defaults(own) != *own {
+            return Err("a token rule that has its default is left out of a spec".to_owned());
+        }
         Ok(Self {
             version: form.version,
             network,
@@ -89,6 +94,20 @@ impl PartialEq for EncoderSpec {
     fn eq(&self, other: &Self) -> bool {
         SpecJson::from(self.clone()) == SpecJson::from(other.clone())
     }
+}
+
+/// The JSON of a spec with the token rules in it that a canonical form leaves out, for a person to compare.
+pub fn spelled_out(spec: &Value) -> Value {
+    let mut spec = spec.clone();
+    let name = spec.pointer("/architecture/kind").and_then(Value::as_str);
+    if let Some(Ok(kind)) = name.map(super::kind)
+        && let Some(Value::Object(tokens)) = spec.get_mut("tokens")
+    {
+        for (rule, default) in kind.token_defaults() {
+            tokens.entry(rule).or_insert(default);
+        }
+    }
+    spec
 }
 
 impl EncoderSpec {

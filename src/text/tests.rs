@@ -2,6 +2,7 @@ mod config;
 mod fake;
 mod files;
 mod golden;
+mod long;
 mod refusals;
 mod second;
 
@@ -72,6 +73,10 @@ impl Golden {
     }
 
     fn cases(&self) -> Vec<Case> {
+        self.cases_as()
+    }
+
+    fn cases_as<T: serde::de::DeserializeOwned>(&self) -> Vec<T> {
         let bytes = std::fs::read(&self.path).expect("read");
         let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).expect("header");
         let metadata = header.metadata().clone().expect("metadata");

@@ -5,16 +5,26 @@
 //! (clean-up, lengths, cutting, pads) comes with each call as [`TokenRules`].
 //!
 //! The pipelines are those of transformers 5's own tokenizers (`CLIPTokenizer`, `T5Tokenizer`), which likewise take only
-//! vocabulary, merges and character map from the files and ignore the rest of a `tokenizer.json`.
+//! vocabulary, merges and character map from the files and ignore the rest of a `tokenizer.json`. Other programs, and
+//! earlier versions of this one, read the same vocabulary otherwise: each is an [`Implementation`].
 //!
 //! - `files`: what a tokenizer is, read from the files that a kind's [`TokenizerFormat`] names
 //! - `pipeline`: a `tokenizers` pipeline
+//! - `implementation`: the other ways from a text to ids
+//! - `windows`: captions longer than what an encoder takes at once
 //! - `cleanup`: the changes to the text before
+//! - `python`, `html`, `ftfy`: what programs in Python do to text
 
 mod cleanup;
 mod files;
+pub(in crate::text) mod ftfy;
+mod html;
+mod implementation;
 mod pipeline;
+pub(in crate::text) mod python;
+mod windows;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -24,10 +34,14 @@ use rayon::prelude::*;
 use super::spec::{PadText, TokenRules, Truncation};
 use crate::digest::Digest;
 use crate::shown;
+use implementation::Reader;
 
 pub(in crate::text) use files::read_bytes;
 pub use files::{AddedToken, TokenizerDefinition, TokenizerFormat, Vocabulary};
+pub use implementation::{IMPLEMENTATION, Implementation, NamedImplementations, Part, TODAYS};
+pub(in crate::text) use implementation::{check_implementation, implementation_default};
 pub use pipeline::Pipeline;
+pub use windows::Windows;
 
 /// A word of at least this many tokens may be cut under [`Truncation::WholeWords`].
 ///
@@ -121,6 +135,8 @@ pub struct Tokenizer {
     plain: Pipeline,
     /// Pipelines that read one pad token's text as special, by pad id, built when first asked for.
     with_pad: Mutex<BTreeMap<u32, Arc<Pipeline>>>,
+    /// The ways from a text to ids beside the pipeline's own, by the names that recipes have for them.
+    implementations: BTreeMap<&'static str, Box<dyn Implementation>>,
     digest: Digest,
     before: Vec<u32>,
     after: Vec<u32>,
@@ -183,6 +199,7 @@ impl Tokenizer {
                 .ok_or("the vocabulary is empty")?,
             plain,
             with_pad: Mutex::default(),
+            implementations: vocabulary.implementations()?.into_iter().collect(),
         })
     }
 
@@ -244,24 +261,86 @@ impl Tokenizer {
     /// [`Error::Rules`] where no sequence can satisfy the rules.
     pub fn encode(&self, rules: &TokenRules, caption: &str) -> Result<Tokens, Error> {
         let room = self.room(rules)?;
+        let text = self.prompt(rules, caption);
+        let with_pad = self.pipeline_with_pad(rules)?;
+        let reader = self.reader(rules, with_pad.as_deref())?;
+        let (windows, most) = ((self.format.windows)(rules), rules.max_tokens);
+        let room = match (windows, room, most) {
+            (Windows::Joined(count), Some(room), _) => Some(room * count),
+            (Windows::Whole, Some(room), Some(most)) => {
+                let contents = windows::contents(&reader, rules.truncation, &text, room)
+                    .map_err(|problem| failed(caption, problem))?;
+                return Ok(windows::framed(
+                    &contents,
+                    most,
+                    rules,
+                    (&self.before, &self.after),
+                ));
+            }
+            (_, room, _) => room,
+        };
+        let cut = match rules.truncation {
+            Truncation::Tokens => cut_at_tokens(&reader, &text, room),
+            Truncation::WholeWords => cut_at_words(&reader, &text, room),
+        };
+        let (mut content, mut total) = cut.map_err(|problem| failed(caption, problem))?;
+        if reader.ends_once() && content.last() == Some(&self.end) {
+            content.pop();
+            total -= 1;
+        }
+        let least = match (windows, room) {
+            // Every window is encoded, whether the caption reaches it or not.
+            (Windows::Joined(_), Some(room)) => room + self.format.specials(),
+            _ => rules.min_tokens,
+        };
+        Ok(self.framed(&content, total, least, rules.pad_id))
+    }
+
+    /// What of `caption` is turned into ids: the text after the recipe's clean-up and that of the implementation.
+    ///
+    /// # Errors
+    /// As [`Self::encode`].
+    pub fn read_text(&self, rules: &TokenRules, caption: &str) -> Result<String, Error> {
+        let text = self.prompt(rules, caption);
+        let with_pad = self.pipeline_with_pad(rules)?;
+        let reader = self.reader(rules, with_pad.as_deref())?;
+        reader
+            .text(&text)
+            .map_err(|problem| failed(caption, problem))
+    }
+
+    /// The caption after the recipe's clean-up, with what the kind puts around it.
+    fn prompt<'c>(&self, rules: &TokenRules, caption: &'c str) -> Cow<'c, str> {
         let text = cleanup::apply(&rules.cleanup, caption);
         // After the clean-up, which is of the caption and not of what a kind puts around it.
-        let text = match (self.format.prompt)(rules, &text) {
+        match (self.format.prompt)(rules, &text) {
             Some(prompt) => prompt.into(),
             None => text,
+        }
+    }
+
+    /// What reads texts under `rules`.
+    fn reader<'t>(
+        &'t self,
+        rules: &TokenRules,
+        with_pad: Option<&'t Pipeline>,
+    ) -> Result<Reader<'t>, Error> {
+        let pipeline = with_pad.unwrap_or(&self.plain);
+        let name = match rules.of_kind.get(IMPLEMENTATION) {
+            None => TODAYS,
+            Some(name) => name.as_str().unwrap_or_default(),
         };
-        let failed = |problem| Error::Failed {
-            caption: caption.chars().take(60).collect(),
-            problem,
-        };
-        let with_pad = self.pipeline_with_pad(rules)?;
-        let pipeline = with_pad.as_deref().unwrap_or(&self.plain);
-        let cut = match rules.truncation {
-            Truncation::Tokens => cut_at_tokens(pipeline, &text, room),
-            Truncation::WholeWords => cut_at_words(pipeline, &text, room),
-        };
-        let (content, total) = cut.map_err(failed)?;
-        Ok(self.framed(&content, total, rules))
+        if name == TODAYS {
+            return Ok(Reader::of(pipeline));
+        }
+        let found = self.implementations.get(name);
+        let found = found.ok_or_else(|| {
+            Error::Rules(format!(
+                "a {} tokenizer has no implementation `{name}`",
+                self.format.name
+            ))
+        })?;
+        Ok(Reader::by(pipeline, &**found))
     }
 
     /// [`Self::encode`] for many captions, on all cores, in their order.
@@ -327,16 +406,16 @@ impl Tokenizer {
         Ok(Some(pipeline))
     }
 
-    /// `content` between the specials, padded. `total` counts the content had nothing been cut.
-    fn framed(&self, content: &[u32], total: usize, rules: &TokenRules) -> Tokens {
+    /// `content` between the specials, padded up to `least`. `total` counts the content had nothing been cut.
+    fn framed(&self, content: &[u32], total: usize, least: usize, pad: u32) -> Tokens {
         let specials = self.format.specials();
-        let mut ids = Vec::with_capacity(rules.min_tokens.max(content.len() + specials));
+        let mut ids = Vec::with_capacity(least.max(content.len() + specials));
         ids.extend_from_slice(&self.before);
         ids.extend_from_slice(content);
         ids.extend_from_slice(&self.after);
         let count = ids.len();
-        if count < rules.min_tokens {
-            ids.resize(rules.min_tokens, rules.pad_id);
+        if count < least {
+            ids.resize(least, pad);
         }
         Tokens {
             ids,
@@ -347,13 +426,20 @@ impl Tokenizer {
     }
 }
 
+fn failed(caption: &str, problem: String) -> Error {
+    Error::Failed {
+        caption: caption.chars().take(60).collect(),
+        problem,
+    }
+}
+
 /// The first `room` ids of `text`, and how many there were.
 fn cut_at_tokens(
-    pipeline: &Pipeline,
+    reader: &Reader<'_>,
     text: &str,
     room: Option<usize>,
 ) -> Result<(Vec<u32>, usize), String> {
-    let mut ids = pipeline.encode(text)?;
+    let mut ids = reader.encode(text)?;
     let total = ids.len();
     ids.truncate(room.unwrap_or(total));
     Ok((ids, total))
@@ -366,7 +452,7 @@ fn cut_at_tokens(
 ///
 /// Source: the first chunk of `SDTokenizer.tokenize_with_weights` in Stability's `other_impls.py`.
 fn cut_at_words(
-    pipeline: &Pipeline,
+    reader: &Reader<'_>,
     text: &str,
     room: Option<usize>,
 ) -> Result<(Vec<u32>, usize), String> {
@@ -375,7 +461,7 @@ fn cut_at_words(
     let mut total = 0;
     let mut full = false;
     for word in text.split([' ', '\n']).filter(|word| !word.is_empty()) {
-        let word_ids = pipeline.encode(word)?;
+        let word_ids = reader.encode(word)?;
         total += word_ids.len();
         // Counted on, as `Tokens::total` says how long the caption is.
         if full {

@@ -30,7 +30,7 @@ fn list_names_all_variants() {
     let (status, text, _) = recipe(&["list"]);
     assert_eq!(status, 0);
     let variants = listed.as_array().expect("a list");
-    assert_eq!(variants.len(), 7 + 7 + 7 + 5);
+    assert_eq!(variants.len(), 7 + 8 + 7 + 5);
     for variant in variants {
         let name = variant["variant"].as_str().expect("a name");
         assert!(text.contains(&format!(":{name}")), "{text}");
@@ -55,7 +55,7 @@ fn show_gives_each_field_its_source_and_marks_what_differs() {
     let (status, text, _) = recipe(&["show", "sd3/3.5-large:kohya"]);
     assert_eq!(status, 0);
     let marked = text.lines().filter(|line| line.starts_with("* ")).count();
-    assert_eq!(marked, 11 + 1, "eleven fields and the legend\n{text}");
+    assert_eq!(marked, 14 + 1, "fourteen fields and the legend\n{text}");
     let (_, with_notes, _) = recipe(&["show", "sd3/3.5-large:kohya", "--notes"]);
     assert!(with_notes.len() > text.len());
     assert!(

@@ -157,6 +157,9 @@ fn describe_tokens(report: &TokenReport) -> String {
         "{}: {} tokens and {pads} pads{cut}",
         report.slot, report.count
     )];
+    if let Some(text) = &report.read_as {
+        lines.push(format!("    read as `{}`", shown::text(text)));
+    }
     let mut line = String::from("   ");
     for (token, id) in report.tokens.iter().zip(&report.ids).take(report.count) {
         let word = format!(" {token}({id})");

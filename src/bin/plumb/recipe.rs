@@ -64,7 +64,11 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> CommandResult {
 fn list(ui: &Ui) -> CommandResult {
     let listings = plumb::recipe::list().map_err(Failure::error)?;
     let mut rows = vec![["variant", "tokens", "differs in", "whose way"].map(str::to_owned)];
+    let (mut family, mut all): (&str, &[String]) = ("", &[]);
     for listing in &listings {
+        if listing.family != family {
+            (family, all) = (&listing.family, &listing.flavors);
+        }
         // A variant serves several flavors by the same rules; the first stands for them.
         let name = |variant: &str| RecipeName {
             family: listing.family.clone(),
@@ -83,7 +87,10 @@ fn list(ui: &Ui) -> CommandResult {
                 0 => "-".to_owned(),
                 n => format!("{n} fields"),
             },
-            listing.title.clone(),
+            match listing.flavors == all {
+                true => listing.title.clone(),
+                false => format!("{}; for {}", listing.title, listing.flavors.join(", ")),
+            },
         ]);
     }
     // One width for the columns of all families.

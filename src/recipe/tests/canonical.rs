@@ -26,7 +26,7 @@ use crate::text::spec::{
 };
 use crate::text::t5::{PadRows, T5EncoderArchitecture, T5Forward, T5Network};
 
-use super::{json as to_json, shipped, spec_of};
+use super::{deviated, json as to_json, shipped, spec_of};
 
 /// Every way to change one leaf of a JSON value into another of the same kind, and every `null` filled.
 fn mutations(value: &Value) -> Vec<Value> {
@@ -72,6 +72,12 @@ fn words(text: &str) -> Vec<String> {
         &["keep", "drop"],
         &["f32", "f16", "bf16"],
         &["clip_text", "t5_encoder"],
+        &[
+            "transformers_4",
+            "transformers_4_fast",
+            "transformers_4_ftfy_6.1",
+            "open_clip_ftfy_6.1",
+        ],
     ];
     if text.len() == 64 {
         return vec![Digest::of(text.as_bytes()).to_string()];
@@ -202,6 +208,7 @@ fn networks() -> impl Strategy<Value = Arc<dyn Network>> {
                     pooled,
                     projection,
                     mask,
+                    chunks: Option::None,
                 };
                 Arc::new(ClipTextNetwork {
                     architecture,
@@ -234,13 +241,19 @@ prop_compose! {
         truncation in proptest::sample::select(vec![Truncation::Tokens, Truncation::WholeWords]),
         pad_id in any::<u32>(),
         pad_text in proptest::sample::select(vec![PadText::Ordinary, PadText::Special]),
+        implementation in proptest::sample::select(vec!["transformers_5", "transformers_4"]),
         compute in dtypes(),
         output in dtypes(),
     ) -> EncoderSpec {
+        let mut of_kind = serde_json::Map::new();
+        // The default is not written.
+        if implementation != "transformers_5" {
+            of_kind.insert("implementation".to_owned(), implementation.into());
+        }
         EncoderSpec {
             version: 1, network, weights, tokenizer,
             tokens: TokenRules {
-                cleanup, min_tokens, max_tokens, truncation, pad_id, pad_text, of_kind: serde_json::Map::new(),
+                cleanup, min_tokens, max_tokens, truncation, pad_id, pad_text, of_kind,
             },
             precision: Precision { compute, output },
         }
@@ -271,7 +284,12 @@ proptest! {
 /// every store in the world misses: bump `ENCODER_SPEC_VERSION` knowingly.
 #[test]
 fn fingerprints_never_change() {
-    let recipe = shipped("sd3/3.5-large");
+    // What was written before there were implementations is what today's gives, which no canonical form names.
+    let recipe = deviated(
+        "sd3/3.5-large",
+        "clip_l.tokens.implementation = 'transformers_5'\nclip_g.tokens.implementation = 'transformers_5'\nt5.tokens.implementation = 'transformers_5'",
+    )
+    .expect("deviations");
     let text = canonical_json(&spec_of(&recipe, "clip_g"));
     expect_test::expect![[r#"{"architecture":{"eos_token_id":null,"hidden_act":"gelu","hidden_size":1280,"intermediate_size":5120,"kind":"clip_text","layer_norm_eps":0.00001,"max_position_embeddings":77,"num_attention_heads":20,"num_hidden_layers":32,"projection_dim":1280,"vocab_size":49408},"forward":{"final_norm":false,"hidden_layer":-2,"kind":"clip_text","mask":"none","pooled":"argmax_id","projection":true},"precision":{"compute":"f32","output":"f32"},"tokenizer":"dcd7fa975da818f1df39519759ef71e4e911241d2ad561e1118fcb9bcf7bcc21","tokens":{"cleanup":["drop_prompt_weights"],"max_tokens":77,"min_tokens":77,"pad_id":0,"pad_text":"ordinary","truncation":"whole_words"},"version":1,"weights":"3edc5c4a5df8c79ef4f8dbdc373cd21ca041ccf39fe5693250d004092094dc4a"}"#]].assert_eq(&String::from_utf8(text).expect("UTF-8"));
     let of = |slot| spec_of(&recipe, slot).fingerprint().to_string();
@@ -288,4 +306,37 @@ fn fingerprints_never_change() {
         .assert_eq(&entry.to_string());
     expect_test::expect!["c4d80831cf59d14cdcff0faae4b4829b6f1b70bdfa567ea9460535523a9cd366"]
         .assert_eq(&recipe.fingerprint().to_string());
+    let reference = shipped("sd3/3.5-large");
+    let text = canonical_json(&spec_of(&reference, "clip_g").tokens);
+    expect_test::expect![[r#"{"cleanup":["drop_prompt_weights"],"implementation":"transformers_4","max_tokens":77,"min_tokens":77,"pad_id":0,"pad_text":"ordinary","truncation":"whole_words"}"#]].assert_eq(&String::from_utf8(text).expect("UTF-8"));
+    assert_ne!(reference.fingerprint(), recipe.fingerprint());
+}
+
+/// The fingerprints of all recipes, as the version before implementations had them: only those of references are others now.
+#[test]
+fn a_rule_that_came_later_changes_no_fingerprint_of_a_recipe_that_has_its_default() {
+    let of = |name: &str| shipped(name).fingerprint().short();
+    expect_test::expect![[r#"
+        8da8ec9f05e1 sd1/1.5:kohya
+        4de4ac9dfa22 sd1/1.5:diffusers
+        5298dcad64e7 sdxl/base-1.0:diffusers
+        5b8744d5fce3 sdxl/base-1.0:kohya
+        1f2fb90151ab sd3/3.5-large:diffusers
+        29e86ccac838 sd3/3.5-large:kohya
+        395dbc4023c1 flux1/dev:diffusers
+        272f047261be flux1/schnell:ai-toolkit"#]]
+    .assert_eq(
+        &[
+            "sd1/1.5:kohya",
+            "sd1/1.5:diffusers",
+            "sdxl/base-1.0:diffusers",
+            "sdxl/base-1.0:kohya",
+            "sd3/3.5-large:diffusers",
+            "sd3/3.5-large:kohya",
+            "flux1/dev:diffusers",
+            "flux1/schnell:ai-toolkit",
+        ]
+        .map(|name| format!("{} {name}", of(name)))
+        .join("\n"),
+    );
 }

@@ -115,7 +115,7 @@ fn a_difference_in_a_spec_is_traced_to_the_recipes_field() {
     assert_eq!(field, "clip_g.tokens.pad");
     assert_eq!(
         recipe.origin(&field).expect("an origin"),
-        "configs/recipes/sd3/reference.toml (sd35:other_impls.py:428-436)"
+        "configs/recipes/sd3/reference.toml (sd35:other_impls.py:426-428)"
     );
     assert_eq!(encoder.field_behind("architecture.hidden_size"), None);
     assert_eq!(encoder.field_behind("weights"), None);

@@ -51,6 +51,51 @@ fn a_deviation_is_used_recorded_and_named_as_the_source() {
 }
 
 #[test]
+fn captions_of_several_windows_are_a_deviation_by_name() {
+    const KOHYA: &str = "sdxl/base-1.0:kohya";
+    let both = |value: &str| {
+        let slots = ["clip_l", "clip_g"].map(|slot| format!("{slot}.tokens.chunks = {value}"));
+        slots.join("\n")
+    };
+    let recipe = deviated(KOHYA, &both("3")).expect("three windows");
+    let spec = json!(spec_of(&recipe, "clip_g"));
+    assert_eq!(spec["tokens"]["chunks"], 3);
+    assert_eq!(
+        spec["forward"]["chunks"],
+        json!({ "join": "inner", "window": 77, "pad": 0, "end": 49407 })
+    );
+    let one = deviated(KOHYA, &both("1")).expect("the recipe's own");
+    assert_eq!(one.fingerprint(), shipped(KOHYA).fingerprint());
+    let one = json!(spec_of(&one, "clip_g"));
+    assert!(one["forward"].get("chunks").is_none() && one["tokens"].get("chunks").is_none());
+    for value in ["0", "9", "-1", "2.5", "'many'", "true"] {
+        let error = deviated(KOHYA, &both(value)).expect_err(value).to_string();
+        assert!(error.contains("`chunks`: expected 1 to 8"), "{error}");
+    }
+    let zeroed = format!("{}\nassembly.pads.clip_l = 'zero'", both("2"));
+    let error = deviated(KOHYA, &zeroed)
+        .expect_err("zeroed pads")
+        .to_string();
+    assert!(error.contains("clip_l.tokens.chunks"), "{error}");
+    let error = deviated(KOHYA, "clip_l.tokens.chunks = 3").expect_err("one of two");
+    assert!(error.to_string().contains("side by side"), "{error}");
+    // What needs the checkpoint's table of positions is refused with it.
+    let architecture = crate::text::published("clip_l").expect("CLIP-L");
+    for rule in [
+        "clip_l.tokens.truncation = 'whole_words'",
+        "clip_l.tokens.min_tokens = 0\nclip_g.tokens.min_tokens = 0",
+        "clip_l.forward.mask = 'pads'",
+    ] {
+        let recipe = deviated(KOHYA, &format!("{}\n{rule}", both("2"))).expect(rule);
+        let encoder = recipe.encoder("clip_l").expect("a slot");
+        let digest = crate::digest::Digest::of(b"weights");
+        let spec = encoder.spec(&*architecture, digest, super::tokenizer("clip_l"));
+        let error = spec.expect_err(rule).to_string();
+        assert!(error.contains("clip_l.tokens.chunks"), "{error}");
+    }
+}
+
+#[test]
 fn dotted_and_quoted_keys_mean_the_same() {
     let dotted = deviated(NAME, "clip_g.tokens.pad_text = 'special'").expect("dotted");
     let quoted = deviated(NAME, "'clip_g.tokens.pad_text' = 'special'").expect("quoted");

@@ -4,7 +4,7 @@ use expect_test::{Expect, expect};
 
 use super::super::data::{self, RecipeFile, Status, files};
 use super::super::explain::{self, Subject};
-use super::super::{Diff, Error, REFERENCE, RecipeName, list};
+use super::super::{Diff, Error, REFERENCE, Recipe, RecipeName, list};
 use super::{deviated, json, shipped, spec_of};
 
 /// Every recipe: each variant for each flavor it serves.
@@ -46,8 +46,8 @@ fn every_recipe_file_is_embedded_and_every_recipe_resolves() {
     assert_eq!(on_disk, embedded);
 
     let names = all();
-    // Seven variants of four flavors of SD3 and of two of FLUX.1, of one of SDXL, and five of SD1.5.
-    assert_eq!(names.len(), 7 * 4 + 7 * 2 + 7 + 5);
+    // Seven variants of four flavors of SD3 and of two of FLUX.1, of which musubi has one, of one of SDXL, and five of SD1.5.
+    assert_eq!(names.len(), 7 * 4 + 7 * 2 + 1 + 7 + 5);
     for name in names {
         let recipe = shipped(&name.to_string());
         assert_eq!(*recipe.name(), name);
@@ -94,7 +94,7 @@ fn what_is_only_believed_is_said_to_be() {
     assert_eq!(claims("sd3/3-medium"), 4);
     assert_eq!(claims("sd3/3.5-medium"), 7);
     assert_eq!(claims("sd3/3.5-large"), 7);
-    assert_eq!(claims("sd3/3.5-large:ai-toolkit"), 8);
+    assert_eq!(claims("sd3/3.5-large:ai-toolkit"), 9);
 }
 
 #[test]
@@ -129,19 +129,22 @@ fn diffusers_differs_where_it_is_documented_to() {
     check(
         "diffusers",
         expect![[r#"
-        field                      reference                                    diffusers
-        clip_g.forward.pooled      argmax_id                                    config_eos
-        clip_g.tokens.cleanup      [drop_prompt_weights]                        []
-        clip_g.tokens.pad_text     ordinary                                     special
-        clip_g.tokens.truncation   whole_words                                  tokens
-        clip_l.forward.pooled      argmax_id                                    config_eos
-        clip_l.forward.projection  skip                                         apply_if_present
-        clip_l.tokens.cleanup      [drop_prompt_weights]                        []
-        clip_l.tokens.truncation   whole_words                                  tokens
-        t5.absent                  refuse                                       256
-        t5.tokens.cleanup          [first_226_characters, drop_prompt_weights]  []
-        t5.tokens.max_tokens       none                                         256
-        t5.tokens.min_tokens       77                                           256"#]],
+            field                         reference                                    diffusers
+            clip_g.forward.pooled         argmax_id                                    config_eos
+            clip_g.tokens.cleanup         [drop_prompt_weights]                        []
+            clip_g.tokens.implementation  transformers_4                               transformers_5
+            clip_g.tokens.pad_text        ordinary                                     special
+            clip_g.tokens.truncation      whole_words                                  tokens
+            clip_l.forward.pooled         argmax_id                                    config_eos
+            clip_l.forward.projection     skip                                         apply_if_present
+            clip_l.tokens.cleanup         [drop_prompt_weights]                        []
+            clip_l.tokens.implementation  transformers_4                               transformers_5
+            clip_l.tokens.truncation      whole_words                                  tokens
+            t5.absent                     refuse                                       256
+            t5.tokens.cleanup             [first_226_characters, drop_prompt_weights]  []
+            t5.tokens.implementation      transformers_4_fast                          transformers_5
+            t5.tokens.max_tokens          none                                         256
+            t5.tokens.min_tokens          77                                           256"#]],
     );
 }
 
@@ -150,18 +153,21 @@ fn kohya_differs_where_it_is_documented_to() {
     check(
         "kohya",
         expect![[r#"
-        field                      reference                                    kohya
-        clip_g.forward.pooled      argmax_id                                    config_eos
-        clip_g.tokens.cleanup      [drop_prompt_weights]                        [first_line]
-        clip_g.tokens.truncation   whole_words                                  tokens
-        clip_l.forward.pooled      argmax_id                                    config_eos
-        clip_l.forward.projection  skip                                         apply_if_present
-        clip_l.tokens.cleanup      [drop_prompt_weights]                        [first_line]
-        clip_l.tokens.truncation   whole_words                                  tokens
-        t5.absent                  refuse                                       77
-        t5.tokens.cleanup          [first_226_characters, drop_prompt_weights]  [first_line]
-        t5.tokens.max_tokens       none                                         256
-        t5.tokens.min_tokens       77                                           256"#]],
+            field                         reference                                    kohya
+            clip_g.forward.pooled         argmax_id                                    config_eos
+            clip_g.tokens.cleanup         [drop_prompt_weights]                        [first_line]
+            clip_g.tokens.implementation  transformers_4                               transformers_5
+            clip_g.tokens.truncation      whole_words                                  tokens
+            clip_l.forward.pooled         argmax_id                                    config_eos
+            clip_l.forward.projection     skip                                         apply_if_present
+            clip_l.tokens.cleanup         [drop_prompt_weights]                        [first_line]
+            clip_l.tokens.implementation  transformers_4                               transformers_5
+            clip_l.tokens.truncation      whole_words                                  tokens
+            t5.absent                     refuse                                       77
+            t5.tokens.cleanup             [first_226_characters, drop_prompt_weights]  [first_line]
+            t5.tokens.implementation      transformers_4_fast                          transformers_5
+            t5.tokens.max_tokens          none                                         256
+            t5.tokens.min_tokens          77                                           256"#]],
     );
 }
 
@@ -170,18 +176,21 @@ fn ai_toolkit_differs_where_it_is_documented_to() {
     check(
         "ai-toolkit",
         expect![[r#"
-        field                      reference                                    ai-toolkit
-        clip_g.forward.pooled      argmax_id                                    config_eos
-        clip_g.tokens.cleanup      [drop_prompt_weights]                        [respace_commas]
-        clip_g.tokens.pad_text     ordinary                                     special
-        clip_g.tokens.truncation   whole_words                                  tokens
-        clip_l.forward.pooled      argmax_id                                    config_eos
-        clip_l.forward.projection  skip                                         apply_if_present
-        clip_l.tokens.cleanup      [drop_prompt_weights]                        [respace_commas]
-        clip_l.tokens.truncation   whole_words                                  tokens
-        t5.tokens.cleanup          [first_226_characters, drop_prompt_weights]  [respace_commas]
-        t5.tokens.max_tokens       none                                         256
-        t5.tokens.min_tokens       77                                           256"#]],
+            field                         reference                                    ai-toolkit
+            clip_g.forward.pooled         argmax_id                                    config_eos
+            clip_g.tokens.cleanup         [drop_prompt_weights]                        [respace_commas]
+            clip_g.tokens.implementation  transformers_4                               transformers_5
+            clip_g.tokens.pad_text        ordinary                                     special
+            clip_g.tokens.truncation      whole_words                                  tokens
+            clip_l.forward.pooled         argmax_id                                    config_eos
+            clip_l.forward.projection     skip                                         apply_if_present
+            clip_l.tokens.cleanup         [drop_prompt_weights]                        [respace_commas]
+            clip_l.tokens.implementation  transformers_4                               transformers_5
+            clip_l.tokens.truncation      whole_words                                  tokens
+            t5.tokens.cleanup             [first_226_characters, drop_prompt_weights]  [respace_commas]
+            t5.tokens.implementation      transformers_4_fast                          transformers_5
+            t5.tokens.max_tokens          none                                         256
+            t5.tokens.min_tokens          77                                           256"#]],
     );
 }
 
@@ -190,18 +199,21 @@ fn simpletuner_differs_where_it_is_documented_to() {
     check(
         "simpletuner",
         expect![[r#"
-        field                      reference                                    simpletuner
-        clip_g.forward.pooled      argmax_id                                    config_eos
-        clip_g.tokens.cleanup      [drop_prompt_weights]                        []
-        clip_g.tokens.pad_text     ordinary                                     special
-        clip_g.tokens.truncation   whole_words                                  tokens
-        clip_l.forward.pooled      argmax_id                                    config_eos
-        clip_l.forward.projection  skip                                         apply_if_present
-        clip_l.tokens.cleanup      [drop_prompt_weights]                        []
-        clip_l.tokens.truncation   whole_words                                  tokens
-        t5.tokens.cleanup          [first_226_characters, drop_prompt_weights]  []
-        t5.tokens.max_tokens       none                                         154
-        t5.tokens.min_tokens       77                                           154"#]],
+            field                         reference                                    simpletuner
+            clip_g.forward.pooled         argmax_id                                    config_eos
+            clip_g.tokens.cleanup         [drop_prompt_weights]                        []
+            clip_g.tokens.implementation  transformers_4                               transformers_5
+            clip_g.tokens.pad_text        ordinary                                     special
+            clip_g.tokens.truncation      whole_words                                  tokens
+            clip_l.forward.pooled         argmax_id                                    config_eos
+            clip_l.forward.projection     skip                                         apply_if_present
+            clip_l.tokens.cleanup         [drop_prompt_weights]                        []
+            clip_l.tokens.implementation  transformers_4                               transformers_5
+            clip_l.tokens.truncation      whole_words                                  tokens
+            t5.tokens.cleanup             [first_226_characters, drop_prompt_weights]  []
+            t5.tokens.implementation      transformers_4_fast                          transformers_5
+            t5.tokens.max_tokens          none                                         154
+            t5.tokens.min_tokens          77                                           154"#]],
     );
 }
 
@@ -210,20 +222,23 @@ fn onetrainer_differs_where_it_is_documented_to() {
     check(
         "onetrainer",
         expect![[r#"
-        field                      reference                                    onetrainer
-        assembly.dropout           together                                     each_encoder
-        assembly.unconditional     encoded_empty                                zeros
-        clip_g.forward.pooled      argmax_id                                    config_eos
-        clip_g.tokens.cleanup      [drop_prompt_weights]                        []
-        clip_g.tokens.pad_text     ordinary                                     special
-        clip_g.tokens.truncation   whole_words                                  tokens
-        clip_l.forward.pooled      argmax_id                                    config_eos
-        clip_l.forward.projection  skip                                         apply_if_present
-        clip_l.tokens.cleanup      [drop_prompt_weights]                        []
-        clip_l.tokens.truncation   whole_words                                  tokens
-        t5.absent                  refuse                                       77
-        t5.tokens.cleanup          [first_226_characters, drop_prompt_weights]  []
-        t5.tokens.max_tokens       none                                         77"#]],
+            field                         reference                                    onetrainer
+            assembly.dropout              together                                     each_encoder
+            assembly.unconditional        encoded_empty                                zeros
+            clip_g.forward.pooled         argmax_id                                    config_eos
+            clip_g.tokens.cleanup         [drop_prompt_weights]                        []
+            clip_g.tokens.implementation  transformers_4                               transformers_5
+            clip_g.tokens.pad_text        ordinary                                     special
+            clip_g.tokens.truncation      whole_words                                  tokens
+            clip_l.forward.pooled         argmax_id                                    config_eos
+            clip_l.forward.projection     skip                                         apply_if_present
+            clip_l.tokens.cleanup         [drop_prompt_weights]                        []
+            clip_l.tokens.implementation  transformers_4                               transformers_5
+            clip_l.tokens.truncation      whole_words                                  tokens
+            t5.absent                     refuse                                       77
+            t5.tokens.cleanup             [first_226_characters, drop_prompt_weights]  []
+            t5.tokens.implementation      transformers_4_fast                          transformers_5
+            t5.tokens.max_tokens          none                                         77"#]],
     );
 }
 
@@ -232,19 +247,44 @@ fn diffusion_pipe_differs_where_it_is_documented_to() {
     check(
         "diffusion-pipe",
         expect![[r#"
-        field                      reference                                    diffusion-pipe
-        clip_g.forward.pooled      argmax_id                                    config_eos
-        clip_g.tokens.cleanup      [drop_prompt_weights]                        []
-        clip_g.tokens.pad_text     ordinary                                     special
-        clip_g.tokens.truncation   whole_words                                  tokens
-        clip_l.forward.pooled      argmax_id                                    config_eos
-        clip_l.forward.projection  skip                                         apply_if_present
-        clip_l.tokens.cleanup      [drop_prompt_weights]                        []
-        clip_l.tokens.truncation   whole_words                                  tokens
-        t5.tokens.cleanup          [first_226_characters, drop_prompt_weights]  []
-        t5.tokens.max_tokens       none                                         256
-        t5.tokens.min_tokens       77                                           256"#]],
+            field                         reference                                    diffusion-pipe
+            clip_g.forward.pooled         argmax_id                                    config_eos
+            clip_g.tokens.cleanup         [drop_prompt_weights]                        []
+            clip_g.tokens.implementation  transformers_4                               transformers_5
+            clip_g.tokens.pad_text        ordinary                                     special
+            clip_g.tokens.truncation      whole_words                                  tokens
+            clip_l.forward.pooled         argmax_id                                    config_eos
+            clip_l.forward.projection     skip                                         apply_if_present
+            clip_l.tokens.cleanup         [drop_prompt_weights]                        []
+            clip_l.tokens.implementation  transformers_4                               transformers_5
+            clip_l.tokens.truncation      whole_words                                  tokens
+            t5.tokens.cleanup             [first_226_characters, drop_prompt_weights]  []
+            t5.tokens.implementation      transformers_4_fast                          transformers_5
+            t5.tokens.max_tokens          none                                         256
+            t5.tokens.min_tokens          77                                           256"#]],
     );
+}
+
+#[test]
+fn diffusion_pipe_gives_both_encoders_of_sdxl_one_tokenizer_and_pads_nothing() {
+    let (reference, other) = (
+        shipped("sdxl/base-1.0"),
+        shipped("sdxl/base-1.0:diffusion-pipe"),
+    );
+    let diff = Diff::between(&reference.rules(), &other.rules());
+    expect![[r#"
+        field                         reference                diffusion-pipe
+        assembly.unconditional        zeros                    encoded_empty
+        clip_g.forward.pooled         argmax_id                config_eos
+        clip_g.tokens.chunks          1                        whole
+        clip_g.tokens.implementation  open_clip_ftfy_6.1       transformers_5
+        clip_g.tokens.min_tokens      77                       0
+        clip_g.tokens.pad             0                        end
+        clip_l.tokens.chunks          1                        whole
+        clip_l.tokens.implementation  transformers_4_ftfy_6.1  transformers_5
+        clip_l.tokens.min_tokens      77                       0"#]]
+    .assert_eq(&diff.table(REFERENCE, "diffusion-pipe"));
+    assert_eq!(spec_of(&other, "clip_g").tokens.pad_id, 49407);
 }
 
 /// In which fields FLUX.1's variants and flavors differ from the reference's dev.
@@ -263,62 +303,102 @@ fn flux_differs_where_it_is_documented_to() {
         t5.tokens.max_tokens  512        256
         t5.tokens.min_tokens  512        256"#]],
     );
-    check_flux("flux1/dev:diffusers", expect!["field  reference  other"]);
+    check_flux(
+        "flux1/dev:diffusers",
+        expect![[r#"
+        field                         reference       other
+        clip_l.tokens.implementation  transformers_4  transformers_5
+        t5.tokens.implementation      transformers_4  transformers_5"#]],
+    );
     check_flux(
         "flux1/schnell:diffusers",
-        expect!["field  reference  other"],
+        expect![[r#"
+            field                         reference       other
+            clip_l.tokens.implementation  transformers_4  transformers_5
+            t5.tokens.implementation      transformers_4  transformers_5"#]],
     );
     check_flux(
         "flux1/dev:kohya",
         expect![[r#"
-        field                  reference  other
-        clip_l.tokens.cleanup  []         [first_line]
-        t5.tokens.cleanup      []         [first_line]"#]],
+            field                         reference       other
+            clip_l.tokens.cleanup         []              [first_line]
+            clip_l.tokens.implementation  transformers_4  transformers_5
+            t5.tokens.cleanup             []              [first_line]
+            t5.tokens.implementation      transformers_4  transformers_5"#]],
     );
     check_flux(
         "flux1/schnell:kohya",
         expect![[r#"
-        field                  reference  other
-        clip_l.tokens.cleanup  []         [first_line]
-        t5.tokens.cleanup      []         [first_line]
-        t5.tokens.max_tokens   512        256
-        t5.tokens.min_tokens   512        256"#]],
+            field                         reference       other
+            clip_l.tokens.cleanup         []              [first_line]
+            clip_l.tokens.implementation  transformers_4  transformers_5
+            t5.tokens.cleanup             []              [first_line]
+            t5.tokens.implementation      transformers_4  transformers_5
+            t5.tokens.max_tokens          512             256
+            t5.tokens.min_tokens          512             256"#]],
     );
     check_flux(
         "flux1/schnell:ai-toolkit",
         expect![[r#"
-        field                  reference  other
-        clip_l.tokens.cleanup  []         [respace_commas]
-        t5.tokens.cleanup      []         [respace_commas]"#]],
+            field                         reference       other
+            clip_l.tokens.cleanup         []              [respace_commas]
+            clip_l.tokens.implementation  transformers_4  transformers_5
+            t5.tokens.cleanup             []              [respace_commas]
+            t5.tokens.implementation      transformers_4  transformers_5"#]],
     );
     check_flux(
         "flux1/schnell:simpletuner",
         expect![[r#"
-        field                 reference  other
-        t5.tokens.max_tokens  512        256
-        t5.tokens.min_tokens  512        256"#]],
+            field                         reference       other
+            clip_l.tokens.implementation  transformers_4  transformers_5
+            t5.tokens.implementation      transformers_4  transformers_5
+            t5.tokens.max_tokens          512             256
+            t5.tokens.min_tokens          512             256"#]],
     );
     check_flux(
         "flux1/dev:onetrainer",
         expect![[r#"
-        field                   reference      other
-        assembly.dropout        together       each_encoder
-        assembly.unconditional  encoded_empty  zeros
-        t5.tokens.max_tokens    512            77
-        t5.tokens.min_tokens    512            77"#]],
+            field                         reference       other
+            assembly.dropout              together        each_encoder
+            assembly.unconditional        encoded_empty   zeros
+            clip_l.tokens.implementation  transformers_4  transformers_5
+            t5.tokens.implementation      transformers_4  transformers_5
+            t5.tokens.max_tokens          512             77
+            t5.tokens.min_tokens          512             77"#]],
     );
     check_flux(
         "flux1/schnell:onetrainer",
         expect![[r#"
-        field                   reference      other
-        assembly.dropout        together       each_encoder
-        assembly.unconditional  encoded_empty  zeros
-        t5.tokens.max_tokens    512            77
-        t5.tokens.min_tokens    512            77"#]],
+            field                         reference       other
+            assembly.dropout              together        each_encoder
+            assembly.unconditional        encoded_empty   zeros
+            clip_l.tokens.implementation  transformers_4  transformers_5
+            t5.tokens.implementation      transformers_4  transformers_5
+            t5.tokens.max_tokens          512             77
+            t5.tokens.min_tokens          512             77"#]],
     );
     check_flux(
         "flux1/schnell:diffusion-pipe",
-        expect!["field  reference  other"],
+        expect![[r#"
+            field                         reference       other
+            clip_l.tokens.implementation  transformers_4  transformers_5
+            t5.tokens.implementation      transformers_4  transformers_5"#]],
+    );
+}
+
+#[test]
+fn musubi_trains_of_flux_what_has_the_encoders_of_dev() {
+    check_flux(
+        "flux1/dev:musubi",
+        expect![[r#"
+            field                         reference       other
+            clip_l.tokens.implementation  transformers_4  transformers_4_ftfy_6.3"#]],
+    );
+    let none = Recipe::resolve("flux1", "schnell", "musubi", &toml::Table::new());
+    let said = none.expect_err("it does not train schnell").to_string();
+    assert!(
+        said.contains("no variant of flux1 `musubi`") && !said.contains(", musubi"),
+        "{said}"
     );
 }
 
@@ -340,7 +420,7 @@ fn variants_share_the_entries_of_encoders_on_which_they_agree() {
     let kohya = shipped("sd3/3.5-large:kohya");
     let as_kohya = deviated(
         "sd3/3.5-large",
-        "clip_g.tokens.truncation = 'tokens'\nclip_g.tokens.cleanup = ['first_line']",
+        "clip_g.tokens.truncation = 'tokens'\nclip_g.tokens.cleanup = ['first_line']\nclip_g.tokens.implementation = 'transformers_5'",
     )
     .expect("deviations");
     assert_eq!(spec_of(&kohya, "clip_g"), spec_of(&as_kohya, "clip_g"));

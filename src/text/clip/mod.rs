@@ -3,11 +3,15 @@
 //! - `architecture`: `config.json`, and what was published
 //! - `rules`: which layer, which norm, which row is pooled, what is masked
 //! - `tokenizer`: byte-level BPE
+//! - `chunks`: captions longer than a window
+//! - `implementations`: what other programs make of its vocabulary
 //! - `names`, `projection`: where files keep the tensors
 //! - `plan`: what a spec asks of the tower, checked against the files
 //! - `tower`: the network
 
 mod architecture;
+mod chunks;
+mod implementations;
 pub(super) mod names;
 mod plan;
 mod projection;
@@ -17,16 +21,20 @@ mod tower;
 
 use std::sync::Arc;
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::config::{ConfigError, ConfigFields};
-use super::tokenizer::TokenizerFormat;
+use super::spec::PadText;
+use super::tokenizer::{TokenizerFormat, implementation_default};
 use super::{
     Architecture, Error, ForwardRecipe, Kind, LoadedNetwork, LocatedEncoder, Network, Residency,
 };
 use crate::nn::weights::Weights;
 
+use tokenizer::{BOS, EOS};
+
 pub use architecture::ClipTextArchitecture;
+pub use chunks::Chunks;
 pub use rules::{ClipForward, ClipForwardRecipe, PooledRule, ProjectionRule};
 
 const MODEL_TYPES: &[&str] = &["clip_text_model", "clip"];
@@ -78,6 +86,20 @@ impl Kind for ClipText {
 
     fn published(&self, slot: &str) -> Option<Box<dyn Architecture>> {
         Some(Box::new(architecture::published(slot)?))
+    }
+
+    fn check_tokens(&self, rules: &Map<String, Value>, pad_text: PadText) -> Result<(), String> {
+        rules::check_tokens(rules, pad_text)
+    }
+
+    fn token_defaults(&self) -> Map<String, Value> {
+        let mut defaults = implementation_default();
+        defaults.insert(chunks::CHUNKS.to_owned(), 1.into());
+        defaults
+    }
+
+    fn pads_are_last(&self, rules: &Map<String, Value>) -> bool {
+        rules.get(chunks::CHUNKS).is_none_or(|chunks| *chunks == 1)
     }
 
     fn forward_recipe(&self, forward: Value) -> serde_json::Result<Arc<dyn ForwardRecipe>> {

@@ -1,6 +1,8 @@
 //! What a spec asks of a CLIP text tower, checked against itself and against the files.
 
-use super::{ClipForward, ClipTextArchitecture, ClipTextNetwork, PooledRule, names, projection};
+use super::{
+    Chunks, ClipForward, ClipTextArchitecture, ClipTextNetwork, PooledRule, names, projection,
+};
 use crate::nn::weights::Weights;
 use crate::text::check::positive;
 use crate::text::names::{add, refuse_unexpected};
@@ -115,6 +117,15 @@ fn check(architecture: &ClipTextArchitecture, rules: &ClipForward) -> Result<(),
     }
     if !(architecture.layer_norm_eps >= 0.0 && architecture.layer_norm_eps.is_finite()) {
         return wrong(format!("layer_norm_eps is {}", architecture.layer_norm_eps));
+    }
+    let window = match rules.chunks {
+        Some(Chunks::Inner { window, .. } | Chunks::Whole { window }) => window,
+        None => architecture.max_position_embeddings.max(3),
+    };
+    if window < 3 {
+        return wrong(format!(
+            "a window of {window} ids has no room for a caption"
+        ));
     }
     if rules.hidden_layer.is_none() && rules.pooled == PooledRule::None {
         return wrong("the forward rules keep neither a sequence nor a pooled vector".into());

@@ -4,11 +4,14 @@
 use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer, Serialize};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
+use super::chunks::{self, Chunks};
+use super::implementations::{self, Program};
 use super::{ClipText, ClipTextArchitecture, ClipTextNetwork};
 use crate::text::none::{NoneWord, none_or};
-use crate::text::spec::{EncoderMask, TokenRules};
+use crate::text::spec::{EncoderMask, PadText, TokenRules, Truncation};
+use crate::text::tokenizer::{IMPLEMENTATION, Windows, check_implementation};
 use crate::text::{Architecture, Contradiction, ForwardRecipe, Kind, Misfit, Network};
 
 /// What is taken from a CLIP text tower.
@@ -26,6 +29,9 @@ pub struct ClipForward {
     pub projection: bool,
     /// Whether pad ids are masked in the encoder's attention.
     pub mask: EncoderMask,
+    /// How a sequence of several windows is encoded; `None`: it is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chunks: Option<Chunks>,
 }
 
 /// The row of CLIP's last hidden state that is pooled.
@@ -41,6 +47,29 @@ pub enum PooledRule {
     /// As transformers decides: [`Self::ArgmaxId`] where the configuration's `eos_token_id` is 2 (a spec then
     /// says so), else at the first id equal to it, and at row 0 where there is none.
     ConfigEos,
+}
+
+/// Checks CLIP's own token rules.
+pub(super) fn check_tokens(rules: &Map<String, Value>, pad_text: PadText) -> Result<(), String> {
+    for (name, value) in rules {
+        match name.as_str() {
+            IMPLEMENTATION => {
+                let names = implementations::NAMES.map(|(name, _)| name);
+                check_implementation(value, &names)?;
+                let reads_pads = |(name, program): &(&str, Program)| {
+                    value != name || program.reads_added_tokens()
+                };
+                if pad_text == PadText::Special && !implementations::NAMES.iter().all(reads_pads) {
+                    return Err(format!(
+                        "`pad_text` = special and `{IMPLEMENTATION}` = {value}: that program reads no pad token's text as special"
+                    ));
+                }
+            }
+            chunks::CHUNKS => chunks::check(value)?,
+            _ => return Err(format!("unknown field `{name}`")),
+        }
+    }
+    Ok(())
 }
 
 /// What is taken from a CLIP text tower, before the checkpoint is known.
@@ -125,7 +154,8 @@ impl ForwardRecipe for ClipForwardRecipe {
                     .into(),
             });
         }
-        let network = self.effective(clip, end_id);
+        let mut network = self.effective(clip, end_id);
+        network.forward.chunks = self.chunks(tokens, end_id)?;
         // Pads come after the pooled row, unless the rule looks for the largest id and the pad's is larger.
         if network.forward.hidden_layer.is_none() && tokens.pad_id <= end_id {
             tokens.forget_pads();
@@ -135,6 +165,53 @@ impl ForwardRecipe for ClipForwardRecipe {
 }
 
 impl ClipForwardRecipe {
+    /// How captions of several windows are encoded. Where only the pooled row is kept, which is the first window's, there
+    /// is one.
+    fn chunks(&self, tokens: &mut TokenRules, end: u32) -> Result<Option<Chunks>, Misfit> {
+        if self.hidden_layer.is_none() {
+            tokens.of_kind.remove(chunks::CHUNKS);
+        }
+        let window = tokens.max_tokens.unwrap_or(0);
+        let found = match chunks::windows(tokens) {
+            Windows::One => return Ok(None),
+            Windows::Whole => Chunks::Whole { window },
+            Windows::Joined(_) => Chunks::Inner {
+                window,
+                pad: tokens.pad_id,
+                end,
+            },
+        };
+        let wrong = |why: &str| {
+            Err(Misfit {
+                field: "tokens.chunks",
+                why: why.to_owned(),
+            })
+        };
+        if self.mask != EncoderMask::None {
+            return wrong(
+                "expected forward.mask = none, as the pads of several windows are not the last ids",
+            );
+        }
+        if window < 3 {
+            return wrong(
+                "expected a max_tokens of at least 3: each window has a start and an end token",
+            );
+        }
+        if matches!(found, Chunks::Inner { .. }) {
+            if tokens.truncation != Truncation::Tokens {
+                return wrong(
+                    "expected tokens.truncation = tokens where windows are joined; \"whole\" keeps words whole",
+                );
+            }
+            if tokens.min_tokens != window {
+                return wrong(
+                    "expected min_tokens = max_tokens where windows are joined, as every one is encoded",
+                );
+            }
+        }
+        Ok(Some(found))
+    }
+
     fn check_layer(&self, clip: &ClipTextArchitecture) -> Result<(), Misfit> {
         let states = clip.num_hidden_layers + 1;
         let is_there = |layer: i32| {
@@ -176,6 +253,7 @@ impl ClipForwardRecipe {
             } else {
                 EncoderMask::None
             },
+            chunks: None,
         };
         let architecture = ClipTextArchitecture {
             projection_dim: clip.projection_dim.filter(|_| forward.projection),

@@ -15,13 +15,15 @@ use tokenizers::pre_tokenizers::sequence::Sequence as PreSequence;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::{Decoder as _, SplitDelimiterBehavior};
 
+use super::implementations;
 use crate::digest;
 use crate::text::tokenizer::{
-    AddedToken, Error, Pipeline, TokenizerDefinition, TokenizerFormat, Vocabulary, read_bytes,
+    AddedToken, Error, NamedImplementations, Pipeline, TokenizerDefinition, TokenizerFormat,
+    Vocabulary, read_bytes,
 };
 
-const BOS: &str = "<|startoftext|>";
-const EOS: &str = "<|endoftext|>";
+pub(super) const BOS: &str = "<|startoftext|>";
+pub(super) const EOS: &str = "<|endoftext|>";
 
 /// The version of the canonical form behind the digest.
 const VERSION: u32 = 1;
@@ -40,6 +42,7 @@ pub(super) static FORMAT: TokenizerFormat = TokenizerFormat {
     end: EOS,
     read,
     prompt: |_, _| None,
+    windows: super::chunks::windows,
     readable,
 };
 
@@ -108,6 +111,10 @@ impl Vocabulary for ClipVocabulary {
             ByteLevel::default().add_prefix_space(false).into(),
         ])));
         Pipeline::new(tokenizer, [BOS.to_owned(), EOS.to_owned()])
+    }
+
+    fn implementations(&self) -> Result<NamedImplementations, String> {
+        Ok(implementations::all())
     }
 }
 

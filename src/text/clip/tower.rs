@@ -122,6 +122,22 @@ impl ClipTextTower {
 
 impl LoadedNetwork for ClipTextTower {
     fn encode(&self, captions: &[Tokens]) -> Result<Vec<Encoded>, Error> {
+        let Some(chunks) = &self.network.forward.chunks else {
+            return self.encode_windows(captions);
+        };
+        let windows: Vec<Vec<Tokens>> = captions.iter().map(|t| chunks.windows(t)).collect();
+        let mut encoded = self.encode_windows(&windows.concat())?.into_iter();
+        let join = |of_one: &Vec<Tokens>| {
+            let outputs: Vec<Encoded> = encoded.by_ref().take(of_one.len()).collect();
+            Ok(chunks.joined(&outputs)?)
+        };
+        windows.iter().map(join).collect()
+    }
+}
+
+impl ClipTextTower {
+    /// Encodes sequences that fit into the table of positions.
+    fn encode_windows(&self, captions: &[Tokens]) -> Result<Vec<Encoded>, Error> {
         let pooled_rows = self.check_tokens(captions)?;
         let shortest: Vec<usize> = pooled_rows.iter().map(|row| row + 1).collect();
         let longest: Vec<usize> = match self.plan.hidden {
@@ -157,9 +173,7 @@ impl LoadedNetwork for ClipTextTower {
         }
         Ok(encoded)
     }
-}
 
-impl ClipTextTower {
     /// The residual stream of each batch after `layers`.
     fn run(
         &self,

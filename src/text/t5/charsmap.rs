@@ -4,8 +4,50 @@
 //! Layout: little-endian `u32` size of the trie in bytes; the trie's `u32` units; the replacement texts, each
 //! ended by NUL. Source: `Builder::CompileCharsMap` of SentencePiece, and the darts-clone units it stores.
 
+/// A map that was checked.
+pub(super) struct CharsMap {
+    units: Vec<usize>,
+    texts: String,
+}
+
+impl CharsMap {
+    /// The map in `charsmap`, of which walking with any text stays inside.
+    pub(super) fn of(charsmap: &[u8]) -> Result<Self, String> {
+        let (units, texts) = read(charsmap)?;
+        Ok(Self {
+            units,
+            texts: texts.to_owned(),
+        })
+    }
+
+    /// The longest beginning of `text` that the map replaces: its length in bytes, and by what.
+    pub(super) fn longest(&self, text: &str) -> Option<(usize, &str)> {
+        let mut at = offset(*self.units.first()?);
+        let mut longest = None;
+        for (index, byte) in text.bytes().enumerate() {
+            at ^= usize::from(byte);
+            let unit = *self.units.get(at)?;
+            if unit & ((1 << 31) | 0xFF) != usize::from(byte) {
+                break;
+            }
+            at ^= offset(unit);
+            if has_value(unit) {
+                longest = Some((index + 1, self.units.get(at)? & 0x7FFF_FFFF));
+            }
+        }
+        let (length, start) = longest?;
+        let text = self.texts.get(start..)?;
+        // Each text is ended by NUL.
+        Some((length, text.split('\0').next().unwrap_or(text)))
+    }
+}
+
 /// Checks that walking `charsmap` with any text stays inside it.
 pub(super) fn check(charsmap: &[u8]) -> Result<(), String> {
+    read(charsmap).map(|_| ())
+}
+
+fn read(charsmap: &[u8]) -> Result<(Vec<usize>, &str), String> {
     let damaged = |what: &str| format!("the precompiled character map is damaged: {what}");
     let (size, rest) = charsmap
         .split_first_chunk::<4>()
@@ -21,7 +63,8 @@ pub(super) fn check(charsmap: &[u8]) -> Result<(), String> {
         .chunks_exact(4)
         .map(|unit| u32::from_le_bytes([unit[0], unit[1], unit[2], unit[3]]) as usize)
         .collect();
-    check_trie(&units, texts).map_err(damaged)
+    check_trie(&units, texts).map_err(damaged)?;
+    Ok((units, texts))
 }
 
 /// Visits every unit that some text can reach.

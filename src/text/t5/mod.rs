@@ -3,6 +3,7 @@
 //! - `architecture`: `config.json`, and what was published
 //! - `rules`: what is masked, and what becomes of the rows of pads
 //! - `tokenizer`: SentencePiece's unigram pieces; `sentencepiece`, `charsmap`: the two binary formats inside, distrusted
+//! - `implementations`: what other programs make of its vocabulary
 //! - `names`: where files keep the tensors
 //! - `encoder`, `bias`: the network, and its relative position bias
 
@@ -10,6 +11,7 @@ mod architecture;
 mod bias;
 mod charsmap;
 mod encoder;
+mod implementations;
 mod names;
 mod rules;
 mod sentencepiece;
@@ -17,10 +19,11 @@ mod tokenizer;
 
 use std::sync::Arc;
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::config::{ConfigError, ConfigFields};
-use super::tokenizer::TokenizerFormat;
+use super::spec::PadText;
+use super::tokenizer::{TokenizerFormat, implementation_default};
 use super::{
     Architecture, Error, ForwardRecipe, Kind, LoadedNetwork, LocatedEncoder, Network, Residency,
 };
@@ -72,6 +75,14 @@ impl Kind for T5 {
 
     fn published(&self, slot: &str) -> Option<Box<dyn Architecture>> {
         Some(Box::new(architecture::published(slot)?))
+    }
+
+    fn check_tokens(&self, rules: &Map<String, Value>, _: PadText) -> Result<(), String> {
+        rules::check_tokens(rules)
+    }
+
+    fn token_defaults(&self) -> Map<String, Value> {
+        implementation_default()
     }
 
     fn forward_recipe(&self, forward: Value) -> serde_json::Result<Arc<dyn ForwardRecipe>> {

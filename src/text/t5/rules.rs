@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
-use super::{T5, T5EncoderArchitecture, T5Network};
+use super::{T5, T5EncoderArchitecture, T5Network, implementations};
 use crate::text::spec::{EncoderMask, TokenRules};
+use crate::text::tokenizer::{IMPLEMENTATION, check_implementation};
 use crate::text::{Architecture, Contradiction, ForwardRecipe, Kind, Misfit, Network};
 
 /// What is taken from a T5 encoder, in a recipe as in a spec.
@@ -28,6 +29,17 @@ pub enum PadRows {
     /// They are neither computed nor kept; allowed only with [`EncoderMask::Pads`], which makes the other
     /// rows independent of them.
     Drop,
+}
+
+/// Checks T5's own token rules.
+pub(super) fn check_tokens(rules: &Map<String, Value>) -> Result<(), String> {
+    for (name, value) in rules {
+        match name.as_str() {
+            IMPLEMENTATION => check_implementation(value, &implementations::NAMES)?,
+            _ => return Err(format!("unknown field `{name}`")),
+        }
+    }
+    Ok(())
 }
 
 impl ForwardRecipe for T5Forward {

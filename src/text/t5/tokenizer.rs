@@ -14,10 +14,11 @@ use tokenizers::pre_tokenizers::metaspace::{Metaspace, PrependScheme};
 use tokenizers::pre_tokenizers::sequence::Sequence as PreSequence;
 use tokenizers::pre_tokenizers::whitespace::WhitespaceSplit;
 
-use super::{charsmap, sentencepiece};
+use super::{charsmap, implementations, sentencepiece};
 use crate::digest::{self, Digest};
 use crate::text::tokenizer::{
-    AddedToken, Error, Pipeline, TokenizerDefinition, TokenizerFormat, Vocabulary, read_bytes,
+    AddedToken, Error, NamedImplementations, Pipeline, TokenizerDefinition, TokenizerFormat,
+    Vocabulary, Windows, read_bytes,
 };
 
 const EOS: &str = "</s>";
@@ -39,6 +40,7 @@ pub(super) static FORMAT: TokenizerFormat = TokenizerFormat {
     end: EOS,
     read,
     prompt: |_, _| None,
+    windows: |_| Windows::One,
     readable: |token| token,
 };
 
@@ -99,6 +101,10 @@ impl Vocabulary for T5Vocabulary {
             .into_iter()
             .filter(|token| self.pieces.iter().any(|(piece, _)| piece == token));
         Pipeline::new(tokenizer, known.chain(sentinels))
+    }
+
+    fn implementations(&self) -> Result<NamedImplementations, String> {
+        implementations::all(self.charsmap.as_deref())
     }
 }
 

@@ -13,10 +13,10 @@ use tokenizers::models::wordlevel::WordLevel;
 use tokenizers::pre_tokenizers::whitespace::WhitespaceSplit;
 
 use super::super::config::{ConfigError, ConfigFields, read};
-use super::super::spec::TokenRules;
+use super::super::spec::{PadText, TokenRules};
 use super::super::t5::T5;
 use super::super::tokenizer::{
-    Pipeline, TokenizerDefinition, TokenizerFormat, Vocabulary, read_bytes,
+    Pipeline, TokenizerDefinition, TokenizerFormat, Vocabulary, Windows, read_bytes,
 };
 use super::super::{
     Architecture, Contradiction, Encoded, Error, ForwardRecipe, Kind, LoadedNetwork,
@@ -46,6 +46,7 @@ static FORMAT: TokenizerFormat = TokenizerFormat {
         })
     },
     prompt: |rules, caption| Some(rules.of_kind["template"].as_str()?.replace("{}", caption)),
+    windows: |_| Windows::One,
     readable: |token| token,
 };
 
@@ -123,7 +124,7 @@ impl Kind for Fake {
         None
     }
 
-    fn check_tokens(&self, own: &Map<String, Value>) -> Result<(), String> {
+    fn check_tokens(&self, own: &Map<String, Value>, _: PadText) -> Result<(), String> {
         match own.iter().find(|(name, _)| *name != "template") {
             Some((name, _)) => Err(format!("unknown field `{name}`")),
             None => Ok(()),

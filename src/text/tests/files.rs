@@ -366,6 +366,7 @@ fn full_size_encoders_have_their_published_parameters() {
             pooled: PooledRule::ArgmaxId,
             projection: true,
             mask: EncoderMask::None,
+            chunks: None,
         },
     };
     let check = |name: &str, network: &dyn Network, expected: usize| {

@@ -153,6 +153,7 @@ fn every_knob_changes_the_numbers() {
         pooled: PooledRule::ArgmaxId,
         projection: true,
         mask: EncoderMask::None,
+        chunks: None,
     };
     let a = ClipTextArchitecture {
         projection_dim: Some(16),

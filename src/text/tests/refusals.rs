@@ -59,6 +59,7 @@ fn setting(file: &str, model: &str) -> Setting {
             pooled: PooledRule::ArgmaxId,
             projection: true,
             mask: EncoderMask::None,
+            chunks: None,
         },
         t5,
         t5_rules: T5Forward {

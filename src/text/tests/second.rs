@@ -68,6 +68,7 @@ fn clip_equals_candle_transformers() {
             pooled: PooledRule::ArgmaxId,
             projection: false,
             mask: EncoderMask::None,
+            chunks: None,
         },
     };
     let ours = encode(&network, &golden.weights("quick"), &tokens);

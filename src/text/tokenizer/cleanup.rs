@@ -7,6 +7,7 @@ use std::borrow::Cow;
 
 use tokenizers::utils::SysRegex;
 
+use super::python;
 use crate::text::spec::Cleanup;
 
 /// Parentheses nested deeper than this are left as they are. (The reference, which recurses, fails there.)
@@ -43,12 +44,7 @@ fn first_characters(text: &str, count: usize) -> &str {
 /// carriage return ends one too) and strips the first.
 fn first_line(text: &str) -> &str {
     let end = text.find(['\n', '\r']).unwrap_or(text.len());
-    text[..end].trim_matches(is_python_space)
-}
-
-/// Python's `str.isspace`: Unicode's white space and the four separators of ASCII.
-fn is_python_space(c: char) -> bool {
-    c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c)
+    text[..end].trim_matches(python::is_space)
 }
 
 /// The caption without the parentheses and weights of prompt syntax, its words joined by single spaces.
@@ -143,7 +139,7 @@ fn without_weight(inner: &str) -> &str {
 fn is_python_float(text: &str) -> bool {
     let mut ascii = String::with_capacity(text.len());
     let mut before = ' ';
-    let mut rest = text.trim_matches(is_python_space).chars().peekable();
+    let mut rest = text.trim_matches(python::is_space).chars().peekable();
     while let Some(c) = rest.next() {
         let digit_follows = rest.peek().copied().is_some_and(is_decimal_digit);
         match c {

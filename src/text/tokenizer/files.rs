@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::pipeline::Pipeline;
-use super::{Error, TokenRules};
+use super::{Error, NamedImplementations, TokenRules, Windows};
 use crate::files;
 
 /// The largest that is published (Gemma, 262,144 tokens) has 33 MB.
@@ -35,6 +35,8 @@ pub struct TokenizerFormat {
     /// The text that is tokenized for a caption that was cleaned up: where a model expects more around it, by the token
     /// rules that are the kind's own.
     pub prompt: fn(&TokenRules, &str) -> Option<String>,
+    /// How many windows a caption may fill, by the token rules that are the kind's own.
+    pub windows: fn(&TokenRules) -> Windows,
     /// A token as a person reads it.
     pub readable: fn(String) -> String,
 }
@@ -63,6 +65,14 @@ pub trait Vocabulary {
     /// # Errors
     /// If the library takes it for no such vocabulary.
     fn pipeline(&self) -> tokenizers::Result<Pipeline>;
+
+    /// The other ways from a text to ids, by the names that recipes have for them.
+    ///
+    /// # Errors
+    /// If one cannot be made of this vocabulary.
+    fn implementations(&self) -> Result<NamedImplementations, String> {
+        Ok(Vec::new())
+    }
 }
 
 /// A token that somebody added beyond the vocabulary (textual inversion).

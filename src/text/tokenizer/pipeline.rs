@@ -1,6 +1,6 @@
 //! A `tokenizers` pipeline. Special tokens around a sequence are not its business.
 
-use tokenizers::AddedToken as LibraryToken;
+use tokenizers::{AddedToken as LibraryToken, Model as _};
 
 use super::files::AddedToken;
 
@@ -26,7 +26,20 @@ impl Pipeline {
         Ok(encoding.get_ids().to_vec())
     }
 
-    pub(super) fn id_of(&self, token: &str) -> Option<u32> {
+    /// The ids that the model itself makes of `text`: no token is looked for in it, nothing is normalized or split.
+    pub(in crate::text) fn model_ids(&self, text: &str) -> Result<Vec<u32>, String> {
+        let tokens = self.0.get_model().tokenize(text);
+        Ok((tokens.map_err(|e| e.to_string())?.iter())
+            .map(|token| token.id)
+            .collect())
+    }
+
+    /// The tokens that are read as their ids wherever their text stands, with that text.
+    pub(super) fn whole_tokens(&self) -> Vec<(u32, LibraryToken)> {
+        self.0.get_added_tokens_decoder().into_iter().collect()
+    }
+
+    pub(in crate::text) fn id_of(&self, token: &str) -> Option<u32> {
         self.0.token_to_id(token)
     }
 
