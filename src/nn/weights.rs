@@ -43,6 +43,7 @@ pub use element::{BlockType, ElementType};
 pub use error::Error;
 pub use file::FileState;
 use file::WeightsFile;
+pub use header::length as header_length;
 pub use kind::{KIND_BYTES, other_kind};
 
 use super::Kernels;

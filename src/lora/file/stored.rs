@@ -9,10 +9,7 @@ use safetensors::tensor::{Dtype, Metadata, SafeTensors, TensorView};
 use super::{Matrix, SaveDtype, tensor_error};
 use crate::lora::Error;
 use crate::lora::seal::{self, Verdict};
-use crate::nn::weights::other_kind;
-
-/// Bytes of a header at most, as the format's library has it.
-const MAX_HEADER_BYTES: u64 = 100_000_000;
+use crate::nn::weights::header_length;
 
 /// A file's metadata and its tensors by name.
 pub(in crate::lora) struct StoredTensors<'a> {
@@ -27,23 +24,7 @@ pub(in crate::lora) struct StoredTensors<'a> {
 /// # Errors
 /// If it is none, with what it is instead.
 pub(in crate::lora) fn header_bytes(first: &[u8], file_bytes: u64) -> Result<u64, String> {
-    // A header of 1152 bytes has a length that begins as a pickle does.
-    let is_header = first.get(8) == Some(&b'{');
-    if let (Some(kind), false) = (other_kind(first), is_header) {
-        return Err(kind);
-    }
-    let Some(length) = first.first_chunk::<8>() else {
-        return Err(format!(
-            "it has {file_bytes} bytes, fewer than the 8 of a header's length"
-        ));
-    };
-    let (length, follow) = (u64::from_le_bytes(*length), file_bytes.saturating_sub(8));
-    if length > follow || length > MAX_HEADER_BYTES {
-        return Err(format!(
-            "its header claims {length} bytes, {follow} follow: it is cut short or another kind of file"
-        ));
-    }
-    Ok(8 + length)
+    Ok(8 + header_length(first, file_bytes)? as u64)
 }
 
 /// The names of a file's tensors, by its header alone (with the length before it).

@@ -28,7 +28,10 @@ struct Header {
 }
 
 /// How many bytes the header of a file of `file_bytes` has, by the file's first bytes.
-pub(super) fn length(first: &[u8], file_bytes: u64) -> Result<usize, String> {
+///
+/// # Errors
+/// If the file is none of safetensors, with what it is instead.
+pub fn length(first: &[u8], file_bytes: u64) -> Result<usize, String> {
     if let Some(kind) = super::other_kind(first) {
         return Err(kind);
     }
