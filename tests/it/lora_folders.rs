@@ -85,7 +85,11 @@ fn what_is_no_lora_is_called_what_it_is() {
     write(&folder, "dora/adapter_model.safetensors", adapter(PEFT));
     write(&folder, "dora/adapter_config.json", dora);
     refused("dora", "`use_dora`: found true: that is DoRA");
-    write(&folder, "pickled/adapter_model.bin", b"PK\x03\x04");
+    write(
+        &folder,
+        "pickled/adapter_model.bin",
+        b"PK\x03\x04....archive/data.pkl",
+    );
     refused(
         "pickled",
         "only `adapter_model.bin`, pickles, which can run code",
@@ -100,7 +104,7 @@ fn what_is_no_lora_is_called_what_it_is() {
         "none",
         "no LoRA in it; expected `adapter_model.safetensors`",
     );
-    write(&folder, "l.pt", b"PK\x03\x04");
+    write(&folder, "l.pt", b"PK\x03\x04....archive/data.pkl");
     refused("l.pt", "which can run code when it is opened");
     write(&folder, "l.safetensors", "<!DOCTYPE html>");
     refused("l.safetensors", "it is a web page");

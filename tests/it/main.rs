@@ -12,6 +12,7 @@ mod cli_model;
 mod cli_recipe;
 mod cli_store;
 mod configs;
+mod corpus;
 mod encode_kill;
 mod flux;
 mod flux_files;

@@ -9,6 +9,13 @@ use crate::world::tiny_sd3;
 /// The mean loss of the last two steps, as that version went on to.
 const LOSS: f64 = 1.6612;
 
+/// It read captions with what is now one of several implementations, and no longer the reference's.
+const DEVIATE: &str = "[recipe.deviate]
+clip_l.tokens.implementation = 'transformers_5'
+clip_g.tokens.implementation = 'transformers_5'
+t5.tokens.implementation = 'transformers_5'
+";
+
 #[test]
 fn a_store_is_found_whole_and_a_run_goes_on() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -16,9 +23,7 @@ fn a_store_is_found_whole_and_a_run_goes_on() {
     copy(&old, folder.path());
     let experiment = std::fs::read_to_string(old.join("experiment.toml")).expect("text");
     let model = tiny_sd3().display().to_string();
-    // That version read captions with what is now one of several implementations, and no longer the reference's.
-    let deviate = "[recipe.deviate]\nclip_l.tokens.implementation = 'transformers_5'\nclip_g.tokens.implementation = 'transformers_5'\nt5.tokens.implementation = 'transformers_5'\n";
-    let text = format!("{}\n{deviate}", experiment.replace("MODEL", &model));
+    let text = format!("{}\n{DEVIATE}", experiment.replace("MODEL", &model));
     std::fs::write(folder.path().join("run.toml"), text).expect("writes");
 
     plumb(folder.path(), &["store", "check", "--read-data", "store"]).expect(0);
@@ -51,7 +56,8 @@ fn a_run_that_an_earlier_version_ended_is_made_longer() {
     let old = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/run-v1");
     copy(&old, folder.path());
     let experiment = std::fs::read_to_string(old.join("experiment.toml")).expect("text");
-    let text = experiment.replace("MODEL", &tiny_sd3().display().to_string());
+    let model = tiny_sd3().display().to_string();
+    let text = format!("{}\n{DEVIATE}", experiment.replace("MODEL", &model));
     // It was to have 4 steps, and has 2.
     let write = |text: &str| std::fs::write(folder.path().join("run.toml"), text).expect("writes");
     write(&text.replace("steps = 4", "steps = 5"));

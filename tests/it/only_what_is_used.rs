@@ -56,7 +56,7 @@ fn pictures_are_encoded_without_a_training_and_a_training_says_what_it_lacks() {
     let ran = world.run(&["train", "exp.toml"]).expect(2);
     assert_eq!(
         ran.stderr,
-        "error: exp.toml: training needs `steps` and `output` under [train]; \
+        "error: exp.toml: training needs `steps` (or `epochs`) and `output` under [train]; \
          write at least three lines: `[train]`, `steps = 2000` and `output = \"out\"`\n"
     );
     let text = String::from_utf8(world.read("exp.toml")).expect("UTF-8");
@@ -64,7 +64,7 @@ fn pictures_are_encoded_without_a_training_and_a_training_says_what_it_lacks() {
     world
         .run(&["train", "exp.toml"])
         .expect(2)
-        .says("training needs `steps` under [train]");
+        .says("training needs `steps` (or `epochs`) under [train]");
 }
 
 #[test]

@@ -104,7 +104,7 @@ fn packed_weights_train_near_the_whole_model_and_say_so() {
     world
         .run(&["train", "exp.toml"])
         .expect(1)
-        .says("its training section differs");
+        .says("`model.weights`: this run \"nf4\"");
     let whole = first_step(&world);
     let off = [&int8, &fp8, &nf4].map(|step| (loss(step) / loss(&whole) - 1.0).abs());
     assert!(off[0] < 0.01 && off[1] < 0.02 && off[2] < 0.1, "{off:?}");

@@ -273,5 +273,8 @@ fn a_run_does_not_go_on_from_another_lora() {
     ];
     world.run(&export).expect(0);
     started.set("k.safetensors", "", "b");
-    world.run(&["train", "exp.toml"]).expect(1).says("differs");
+    world
+        .run(&["train", "exp.toml"])
+        .expect(1)
+        .says("`adapter.from`: this run");
 }

@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use plumb::base_model::BaseModel;
-use plumb::convert::provenance::StartedFrom;
+use plumb::convert::provenance::{Provenance, StartedFrom};
 use plumb::experiment::Experiment;
 use plumb::inspect::{self, LoraReport, TokenReport};
 use plumb::monitor::Monitor as _;
+use plumb::recipe::Diff;
 use plumb::shown;
 use plumb::store::Store;
 
@@ -247,12 +248,25 @@ fn describe_lora(origin: &str, report: &LoraReport) -> String {
         );
         return lines.join("\n");
     };
+    lines.extend(describe_making(made, report.from_reference.as_ref()));
+    lines.push("\nExperiment:".to_owned());
+    let experiment = made.experiment.lines();
+    lines.extend(experiment.take(MAX_LINES).map(|l| format!("  {l}")));
+    let more = made.experiment.lines().count().saturating_sub(MAX_LINES);
+    if more > 0 {
+        lines.push(format!("  ... ({more} more lines, which --json has)"));
+    }
+    lines.join("\n")
+}
+
+/// What a LoRA of ours says of its making. `from_reference`: in what its recipe differs from the reference.
+fn describe_making(made: &Provenance, from_reference: Option<&Diff>) -> Vec<String> {
     let variant = made
         .recipe
         .get("variant")
         .and_then(|v| v.as_str())
         .unwrap_or("?");
-    lines.extend([
+    let mut lines = vec![
         format!("made by           {}", shown::text(&made.tool)),
         format!(
             "base model        {}/{}, weights {}",
@@ -264,7 +278,7 @@ fn describe_lora(origin: &str, report: &LoraReport) -> String {
             "recipe            {variant} ({})",
             made.recipe_fingerprint.short()
         ),
-    ]);
+    ];
     for (slot, spec) in &made.encoders {
         lines.push(format!("  {slot:16}{}", spec.short()));
     }
@@ -282,19 +296,12 @@ fn describe_lora(origin: &str, report: &LoraReport) -> String {
         ));
     }
     lines.extend(made.from.iter().map(describe_start));
-    match &report.from_reference {
+    match from_reference {
         Some(diff) if diff.is_empty() => {
             lines.push("conditioning as the reference has it".to_owned());
         }
         Some(diff) => lines.push(format!("conditioning against the reference:\n{diff}")),
         None => {}
     }
-    lines.push("\nExperiment:".to_owned());
-    let experiment = made.experiment.lines();
-    lines.extend(experiment.take(MAX_LINES).map(|l| format!("  {l}")));
-    let more = made.experiment.lines().count().saturating_sub(MAX_LINES);
-    if more > 0 {
-        lines.push(format!("  ... ({more} more lines, which --json has)"));
-    }
-    lines.join("\n")
+    lines
 }

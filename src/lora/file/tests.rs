@@ -178,9 +178,7 @@ fn alpha_comes_from_its_tensor_or_the_metadata_or_is_the_rank() {
 fn a_file_that_is_no_lora_of_this_naming_gets_one_clear_line() {
     check(
         b"",
-        expect![
-            "l.safetensors: not a safetensors file: it is empty"
-        ],
+        expect!["l.safetensors: not a safetensors file: it is empty"],
     );
     check(
         &[255; 64],

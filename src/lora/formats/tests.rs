@@ -464,9 +464,7 @@ fn other_files_are_refused_by_what_they_are() {
         b"",
         None,
         false,
-        expect![
-            "l.safetensors: not a safetensors file: it is empty"
-        ],
+        expect!["l.safetensors: not a safetensors file: it is empty"],
     );
     let one = |name: &str, shape: &[usize], expected| {
         check_with(&file(&[], &[(name, shape)]), None, false, expected);
