@@ -95,6 +95,8 @@ pub(super) struct ModelFiles<'a> {
     pub(super) stored: Option<Dtype>,
     pub(super) components: &'a Components,
     pub(super) recipe: &'a Recipe,
+    /// The recipe without each of its deviations, by the field.
+    pub(super) without: Vec<(String, Recipe)>,
 }
 
 impl ModelFiles<'_> {

@@ -22,7 +22,7 @@ use crate::recipe::latents::{
     ConfigError, LATENT_SPEC_VERSION, LatentSpec, PictureRules, VaeConfig,
 };
 use crate::recipe::rules::DenoiserMask;
-use crate::recipe::{self, EncoderRecipe, Recipe};
+use crate::recipe::{self, Deviation, EncoderRecipe, Recipe};
 use crate::shown;
 use crate::text::spec::{Dtype, EncoderSpec, Precision, TokenRules};
 use crate::text::{self, Residency, TextEncoder, Tokenizer, tokenizer};
@@ -78,7 +78,7 @@ pub struct BaseModel {
     pub flavor: &'static Flavor,
     /// The Experiment, with what the model says of its noise schedule where the Experiment says nothing.
     pub experiment: Experiment,
-    /// What of that came from the model, as sentences for a person.
+    /// What a person should know of it, as sentences: what came from the model, and which deviation changes nothing.
     pub notes: Vec<String>,
     /// What the Experiment says of it and of its training, with the flavor's defaults.
     pub settings: Settings,
@@ -141,21 +141,23 @@ impl BaseModel {
         let denoiser = family.open(family.components(&model.path)?)?;
         denoiser.check_whole()?;
         denoiser.check_flavor(flavor)?;
+        let without = without_each(&model, &recipe);
         let files = ModelFiles {
             experiment: &experiment.file,
             map: model.files,
             stored: model.stored,
             components: &denoiser.components,
             recipe: &recipe,
+            without,
         };
         let schedule = denoiser.schedule(files.scheduler())?;
-        let (completed, notes) = experiment.completed(flavor, &schedule)?;
+        let (completed, mut notes) = experiment.completed(flavor, &schedule)?;
         let settings = completed.settings(flavor)?;
         files.check()?;
         let mut encoders = Vec::new();
         for encoder in recipe.encoders() {
             // None of one that the recipe does without.
-            encoders.extend(files.encoder(encoder, memo)?);
+            encoders.extend(files.encoder(encoder, memo, &mut notes)?);
         }
         let vae = files.vae_base(family, memo)?;
         Ok(Self {
@@ -259,6 +261,28 @@ pub fn resolve_recipe(model: &ModelSettings) -> Result<Recipe, recipe::Error> {
     resolve(&deviate)
 }
 
+/// The recipe without each of the deviations that the Experiment names, by its field. One without which the others do not fit has no
+/// recipe.
+fn without_each(model: &ModelSettings, recipe: &Recipe) -> Vec<(String, Recipe)> {
+    let table = |left_out: &str| {
+        let others = recipe.deviations().iter().filter(|d| d.field != left_out);
+        let entry = |d: &Deviation| Some((d.field.clone(), toml::Value::try_from(&d.value).ok()?));
+        others.filter_map(entry).collect::<toml::Table>()
+    };
+    let without = |field: &str| {
+        let model = ModelSettings {
+            deviate: table(field),
+            // What is stored is a wish of its own, and among the deviations already.
+            stored: None,
+            ..model.clone()
+        };
+        Some((field.to_owned(), resolve_recipe(&model).ok()?))
+    };
+    let of_store = |d: &&Deviation| d.field.ends_with(".precision.output");
+    let named = recipe.deviations().iter().filter(|d| !of_store(d));
+    named.filter_map(|d| without(&d.field)).collect()
+}
+
 impl TextEncoderPart {
     /// Loads the encoder, to compute on `device` by `kernels`, and makes sure that its weights are those of the spec.
     ///
@@ -351,6 +375,7 @@ impl ModelFiles<'_> {
         &self,
         recipe: &EncoderRecipe,
         memo: &mut DigestMemo,
+        notes: &mut Vec<String>,
     ) -> Result<Option<TextEncoderPart>, Error> {
         let Some(component) = self.component(&recipe.slot, &recipe.component) else {
             return Ok(None);
@@ -360,7 +385,10 @@ impl ModelFiles<'_> {
         let tokenizer = Tokenizer::load(format, &self.tokenizer(recipe)?)?;
         let identity = tokenizer.identity();
         // The rules decide which weights are used, so the digest comes after them.
-        let mut spec = recipe.spec(&*architecture, Digest::of(b""), identity)?;
+        let of_rules =
+            |recipe: &EncoderRecipe| recipe.spec(&*architecture, Digest::of(b""), identity);
+        let mut spec = of_rules(recipe)?;
+        notes.extend(self.idle_deviations(recipe, &spec, of_rules));
         tokenizer.check_fits(architecture.vocab_size())?;
         let weights = component
             .open()?
@@ -381,6 +409,28 @@ impl ModelFiles<'_> {
             tokenizer,
             weights,
         }))
+    }
+
+    /// A sentence for each deviation of an encoder that changes nothing: its spec is the same without it.
+    fn idle_deviations(
+        &self,
+        recipe: &EncoderRecipe,
+        spec: &EncoderSpec,
+        of_rules: impl Fn(&EncoderRecipe) -> Result<EncoderSpec, recipe::Error>,
+    ) -> Vec<String> {
+        let is_idle = |other: &Recipe| {
+            let other = other.encoders().iter().find(|e| e.slot == recipe.slot);
+            let other = other.and_then(|other| of_rules(other).ok());
+            other.is_some_and(|other| other.fingerprint() == spec.fingerprint())
+        };
+        let prefix = format!("{}.", recipe.slot);
+        let of_this = self.without.iter().filter(|(f, _)| f.starts_with(&prefix));
+        of_this
+            .filter(|(_, without)| is_idle(without))
+            .map(|(field, _)| {
+                format!("[recipe.deviate] {field} changes nothing beside the recipe's other rules")
+            })
+            .collect()
     }
 
     fn vae_base(&self, family: &Family, memo: &mut DigestMemo) -> Result<VaePart, Error> {

@@ -132,6 +132,9 @@ pub fn run(
     monitor.start("reading the base model", None);
     let base = BaseModel::open(experiment, memo)?;
     monitor.finish();
+    for note in &base.notes {
+        monitor.note(note);
+    }
     for deviation in base.recipe.deviations() {
         monitor.note(&format!(
             "recipe {} deviates: {deviation}",

@@ -26,6 +26,22 @@ pub struct TrainingSet<'a> {
     truncated: Vec<CutCaptions>,
 }
 
+/// Samples of an epoch, repeats counted: each takes some bytes, and a slip in `repeats` would ask for more than there are.
+const MAX_SAMPLES: u64 = 100_000_000;
+
+fn check_samples(experiment: &Experiment, pictures: &[Item]) -> Result<(), Error> {
+    let samples: u64 = pictures.iter().map(|item| u64::from(item.repeats)).sum();
+    if samples <= MAX_SAMPLES {
+        return Ok(());
+    }
+    Err(Error::Experiment {
+        file: experiment.file.clone(),
+        what: format!(
+            "`dataset.repeats`: an epoch would have {samples} samples, expected at most {MAX_SAMPLES}"
+        ),
+    })
+}
+
 impl<'a> TrainingSet<'a> {
     /// Finds the pictures of an Experiment and checks that the store has their latents and the embeddings of their captions and of the
     /// previews' prompts. The list of these entries is written into the store as a run, so that `plumb store gc` keeps them.
@@ -39,6 +55,7 @@ impl<'a> TrainingSet<'a> {
         monitor: &dyn Monitor,
     ) -> Result<Self, Error> {
         let pictures = dataset::open(experiment, base.latent_geometry().side_multiple(), monitor)?;
+        check_samples(experiment, &pictures)?;
         let captions: BTreeSet<String> =
             cache::captions(experiment, &pictures).into_iter().collect();
         let texts = captions.iter().map(String::as_str);

@@ -184,3 +184,16 @@ fn paths_may_name_the_home_folder_and_variables() {
         .expect(2)
         .says("exp.toml: `store.path`: the variable `$PLUMB_TEST_STORE` is not set");
 }
+
+#[test]
+fn a_deviation_that_changes_nothing_is_told() {
+    let world = World::new();
+    // This recipe's T5 cuts no caption, so that where it would cut does not count.
+    let idle = "t5.tokens.truncation = \"whole_words\"";
+    let text = World::experiment() + "\n[recipe.deviate]\n" + idle + "\nclip_l.tokens.pad = 0\n";
+    world.write("exp.toml", &text);
+    let told = "t5.tokens.truncation changes nothing";
+    let encoded = world.run(&["encode", "exp.toml"]).expect(0).says(told);
+    assert!(!encoded.stderr.contains("clip_l.tokens.pad changes"));
+    world.run(&["train", "exp.toml"]).expect(0).says(told);
+}

@@ -61,6 +61,9 @@ pub(super) struct Addition {
 /// [`ConditioningTensors::time_ids`]: crate::models::ConditioningTensors::time_ids
 pub(super) const SIZES: usize = 6;
 
+/// The width of Stable Diffusion 2's context, that of OpenCLIP's ViT-H; Stable Diffusion 1 has 768.
+const SD2_CONTEXT: usize = 1024;
+
 /// How the channels of a level are split into heads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Heads {
@@ -104,6 +107,10 @@ impl Architecture {
             )),
             (true, false) => Err(not_this(
                 "its UNet has an embedding of pooled vectors and sizes, as SDXL has".into(),
+            )),
+            // Its text encoder is another one with other pads, and a single file's heads are split otherwise.
+            (false, false) if own.context_width == SD2_CONTEXT => Err(not_this(
+                "its UNet takes a context of width 1024, so it is a Stable Diffusion 2, which there is no recipe for".into(),
             )),
             _ => Ok(own),
         }

@@ -44,6 +44,20 @@ fn a_family_is_told_from_the_architecture() {
         .assert_eq(&message(wrong.map(|_| ()), folder.path()));
 }
 
+/// Its encoder, its pads and a single file's heads are others than SD1's, and its tensors would load all the same.
+#[test]
+fn stable_diffusion_2_is_not_taken_for_1() {
+    let golden = golden("sd1");
+    let config: serde_json::Value = serde_json::from_str(&golden.metadata["config"]).unwrap();
+    let mut config = config.as_object().unwrap().clone();
+    config.insert("cross_attention_dim".to_owned(), 1024.into());
+    let config = serde_json::Value::from(config).to_string();
+    let folder = golden.folder_with(&golden.weights(), &config);
+    let loaded = testing::load(family("sd1"), folder.path()).map(|_| ());
+    expect!["./unet: not a model of family `sd1`: its UNet takes a context of width 1024, so it is a Stable Diffusion 2, which there is no recipe for"]
+        .assert_eq(&message(loaded, folder.path()));
+}
+
 fn check_damage(damage: &dyn Fn(&mut HashMap<String, Tensor>), expected: Expect) {
     let golden = golden("sdxl");
     let mut weights = golden.weights();
