@@ -288,7 +288,26 @@ impl StoreReader {
     /// # Errors
     /// If an index part cannot be read.
     pub fn truncated(&self, spec: &Fingerprint, entries: &[Fingerprint]) -> Result<u64, Error> {
-        let snapshot = self.snapshot();
+        self.again_if_moved(|snapshot| self.truncated_in(snapshot, spec, entries))
+    }
+
+    /// Looks once more where a file is gone: gc and compaction move entries and then remove what they moved them from.
+    fn again_if_moved<T>(&self, look: impl Fn(&Snapshot) -> Result<T, Error>) -> Result<T, Error> {
+        match look(&self.snapshot()) {
+            Err(e) if e.is_gone() => {
+                self.refresh()?;
+                look(&self.snapshot())
+            }
+            other => other,
+        }
+    }
+
+    fn truncated_in(
+        &self,
+        snapshot: &Snapshot,
+        spec: &Fingerprint,
+        entries: &[Fingerprint],
+    ) -> Result<u64, Error> {
         let Some(table) = snapshot.tables.get(spec) else {
             return Ok(0);
         };
@@ -305,16 +324,17 @@ impl StoreReader {
     /// # Errors
     /// If the index part cannot be read.
     pub fn record(&self, spec: &Fingerprint, entry: &Fingerprint) -> Result<Option<Record>, Error> {
-        let snapshot = self.snapshot();
-        let Some(table) = snapshot.tables.get(spec) else {
-            return Ok(None);
-        };
-        let Some(candidate) = table.find(entry).first() else {
-            return Ok(None);
-        };
-        let part = table.parts[candidate.part as usize].digest;
-        let records = decode_part(&self.layout, spec, &part, index::records)?;
-        Ok(records.into_iter().find(|r| r.entry == *entry))
+        self.again_if_moved(|snapshot| {
+            let Some(table) = snapshot.tables.get(spec) else {
+                return Ok(None);
+            };
+            let Some(candidate) = table.find(entry).first() else {
+                return Ok(None);
+            };
+            let part = table.parts[candidate.part as usize].digest;
+            let records = decode_part(&self.layout, spec, &part, index::records)?;
+            Ok(records.into_iter().find(|r| r.entry == *entry))
+        })
     }
 
     /// All that the index says of the entries of a spec, sorted, each once.
@@ -322,7 +342,10 @@ impl StoreReader {
     /// # Errors
     /// If an index part cannot be read.
     pub fn records(&self, spec: &Fingerprint) -> Result<Vec<Record>, Error> {
-        let snapshot = self.snapshot();
+        self.again_if_moved(|snapshot| self.records_in(snapshot, spec))
+    }
+
+    fn records_in(&self, snapshot: &Snapshot, spec: &Fingerprint) -> Result<Vec<Record>, Error> {
         let mut records = Vec::new();
         for part in snapshot
             .tables
