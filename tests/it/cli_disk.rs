@@ -5,10 +5,15 @@ use std::process::Command;
 
 use crate::world::World;
 
-/// Runs `script` with `store/` on an empty file system of `size`, as the superuser of a new namespace. Gives what
+/// Runs `script` with `folder` on an empty file system of `size`, as the superuser of a new namespace. Gives what
 /// was printed and whether it went well; nothing where the machine has no such namespaces.
-fn on_small_disk(world: &World, size: &str, script: &str) -> Option<(bool, String)> {
-    let mount = format!("mkdir -p store && mount -t tmpfs -o size={size} tmpfs store");
+pub(crate) fn on_small_disk(
+    world: &World,
+    folder: &str,
+    size: &str,
+    script: &str,
+) -> Option<(bool, String)> {
+    let mount = format!("mkdir -p {folder} && mount -t tmpfs -o size={size} tmpfs {folder}");
     let shell = |script: &str| {
         Command::new("unshare")
             .args(["-rm", "sh", "-c", script])
@@ -43,7 +48,7 @@ fn a_full_disk_ends_encode_with_one_line_and_more_space_lets_it_go_on() {
         mount -o remount,size=64m store
         $PLUMB encode exp.toml --captions captions.txt --quiet || exit 7
         $PLUMB store check store --read-data";
-    let Some((well, said)) = on_small_disk(&world, "2m", script) else {
+    let Some((well, said)) = on_small_disk(&world, "store", "2m", script) else {
         return;
     };
     assert!(well, "{said}");
@@ -60,7 +65,7 @@ fn a_store_that_may_not_be_written_can_be_trained_from_and_refuses_to_encode() {
         $PLUMB train exp.toml || exit 8
         echo a new caption > new.txt
         $PLUMB encode exp.toml --captions new.txt; test $? = 1";
-    let Some((well, said)) = on_small_disk(&world, "64m", script) else {
+    let Some((well, said)) = on_small_disk(&world, "store", "64m", script) else {
         return;
     };
     assert!(well, "{said}");

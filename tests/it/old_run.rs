@@ -16,14 +16,20 @@ clip_g.tokens.implementation = 'transformers_5'
 t5.tokens.implementation = 'transformers_5'
 ";
 
-#[test]
-fn a_store_is_found_whole_and_a_run_goes_on() {
+/// A copy of what that version left, and its Experiment as this version means the same.
+fn old_run() -> (tempfile::TempDir, String) {
     let folder = tempfile::tempdir().expect("a folder");
     let old = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/run-v1");
     copy(&old, folder.path());
     let experiment = std::fs::read_to_string(old.join("experiment.toml")).expect("text");
     let model = tiny_sd3().display().to_string();
     let text = format!("{}\n{DEVIATE}", experiment.replace("MODEL", &model));
+    (folder, text)
+}
+
+#[test]
+fn a_store_is_found_whole_and_a_run_goes_on() {
+    let (folder, text) = old_run();
     std::fs::write(folder.path().join("run.toml"), text).expect("writes");
 
     plumb(folder.path(), &["store", "check", "--read-data", "store"]).expect(0);
@@ -52,12 +58,7 @@ fn a_store_is_found_whole_and_a_run_goes_on() {
 /// Their fingerprint alone tells how long such a run was to be, where it is at its end.
 #[test]
 fn a_run_that_an_earlier_version_ended_is_made_longer() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let old = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/run-v1");
-    copy(&old, folder.path());
-    let experiment = std::fs::read_to_string(old.join("experiment.toml")).expect("text");
-    let model = tiny_sd3().display().to_string();
-    let text = format!("{}\n{DEVIATE}", experiment.replace("MODEL", &model));
+    let (folder, text) = old_run();
     // It was to have 4 steps, and has 2.
     let write = |text: &str| std::fs::write(folder.path().join("run.toml"), text).expect("writes");
     write(&text.replace("steps = 4", "steps = 5"));

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use crate::cli_disk::on_small_disk;
 use crate::util::listing;
 use crate::world::World;
 
@@ -124,32 +125,6 @@ fn a_refused_training_leaves_the_folder_as_it_was() {
     assert!(!world.path("a").exists());
 }
 
-/// Runs `script` with `out/` on an empty file system of `size`, where the machine allows one of one's own.
-fn on_small_disk(world: &World, size: &str, script: &str) -> Option<(bool, String)> {
-    let mount = format!("mkdir -p out && mount -t tmpfs -o size={size} tmpfs out");
-    let shell = |script: &str| {
-        Command::new("unshare")
-            .args(["-rm", "sh", "-c", script])
-            .current_dir(world.path("."))
-            .env("PLUMB", env!("CARGO_BIN_EXE_plumb"))
-            .env(
-                "XDG_CACHE_HOME",
-                std::env::temp_dir().join("plumb-tests-cache"),
-            )
-            .output()
-    };
-    if !shell(&mount).is_ok_and(|o| o.status.success()) {
-        eprintln!("skipped: this machine allows no file system of one's own");
-        return None;
-    }
-    let output = shell(&format!("{mount} && {script}")).expect("started");
-    let text = [output.stdout, output.stderr].concat();
-    Some((
-        output.status.success(),
-        String::from_utf8_lossy(&text).into_owned(),
-    ))
-}
-
 #[test]
 fn a_disk_that_is_full_or_may_not_be_written_is_told_before_the_first_step() {
     let world = encoded();
@@ -164,7 +139,7 @@ fn a_disk_that_is_full_or_may_not_be_written_is_told_before_the_first_step() {
         mount -o remount,rw out
         $PLUMB train exp.toml || exit 5
         test -z \"$(ls out | grep lock)\"";
-    let Some((well, said)) = on_small_disk(&world, "64k", script) else {
+    let Some((well, said)) = on_small_disk(&world, "out", "64k", script) else {
         return;
     };
     assert!(well, "{said}");
@@ -191,7 +166,7 @@ fn a_disk_that_fills_up_costs_no_sound_checkpoint() {
         ls -A out/checkpoints | grep tmp && exit 8
         rm out/filler.*
         $PLUMB train exp.toml --stop-after 1";
-    let Some((well, said)) = on_small_disk(&world, "8m", script) else {
+    let Some((well, said)) = on_small_disk(&world, "out", "8m", script) else {
         return;
     };
     assert!(well, "{said}");
