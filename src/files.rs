@@ -3,7 +3,7 @@
 //! Only regular files are opened (links are followed), and no more is read than the caller says such a file can have.
 
 use std::fs::{File, FileType, Metadata};
-use std::io::{Error, ErrorKind, Read as _, Result};
+use std::io::{Error, ErrorKind, Read as _, Result, Write as _};
 use std::path::Path;
 
 /// Bytes that a model's configuration, or a list in JSON, can have; those that are published have a few kB.
@@ -40,6 +40,20 @@ pub fn read(path: &Path, limit: u64) -> Result<Vec<u8>> {
         return Err(Error::new(ErrorKind::FileTooLarge, reason));
     }
     Ok(bytes)
+}
+
+/// Puts a file of a cache in place, for others whole or not at all; missing folders are made. Not synced: it can be made again.
+///
+/// # Errors
+/// If the file or a folder cannot be written.
+pub fn replace(path: &Path, content: &[u8]) -> Result<()> {
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty());
+    let folder = folder.unwrap_or(Path::new("."));
+    std::fs::create_dir_all(folder)?;
+    let mut file = tempfile::NamedTempFile::new_in(folder)?;
+    file.write_all(content)?;
+    file.persist(path)?;
+    Ok(())
 }
 
 fn check(metadata: &Metadata) -> Result<()> {

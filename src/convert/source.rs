@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::Error;
 use crate::digest::Digest;
+use crate::files::{self, MAX_CONFIG_BYTES};
 use crate::lora::formats::{self, ConfigBeside};
 use crate::shown;
 
@@ -17,9 +18,6 @@ const PEFT_CONFIG: &str = "adapter_config.json";
 
 /// The names that a LoRA has in a folder of its own: PEFT's and diffusers'.
 const WEIGHTS: [&str; 2] = [PEFT_WEIGHTS, "pytorch_lora_weights.safetensors"];
-
-/// Bytes of a config at most: one that names each module of a large network has some hundred thousand.
-const MAX_CONFIG_BYTES: u64 = 16 << 20;
 
 /// First bytes that tell a file's kind, and the length of a header.
 const FIRST_BYTES: u64 = 1024;
@@ -186,5 +184,5 @@ fn open_regular(path: &Path) -> Result<File, Error> {
             what: "expected a file or a folder, found a device or a pipe".to_owned(),
         });
     }
-    File::open(path).map_err(io)
+    files::open(path).map_err(io)
 }

@@ -1,13 +1,13 @@
 //! Captions in files: the text beside a picture, and the lists that Hugging Face's image folders have.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io::Read as _;
 use std::path::{Component, Path};
 
 use serde_json::Value;
 
 use super::Error;
+use crate::files;
 use crate::shown;
 
 /// The names of lists of captions: a JSON object a line, or a table; with `file_name` and `text`.
@@ -37,7 +37,7 @@ fn text(path: &Path, most_bytes: u64) -> Result<String, Error> {
             problem,
         })
     };
-    let (file, mut bytes) = (File::open(path).map_err(io)?, Vec::new());
+    let (file, mut bytes) = (files::open(path).map_err(io)?, Vec::new());
     // Bounded, as a file may grow, and one that is no file may never end.
     file.take(most_bytes + 1)
         .read_to_end(&mut bytes)

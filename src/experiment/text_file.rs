@@ -1,9 +1,10 @@
 //! Small text files that a person writes: Experiments, lists of captions and of prompts. What is no such file is refused by its kind and
 //! size, before it is read: a device has no end, and a pipe may never say anything.
 
-use std::fs::{self, File};
-use std::io::Read as _;
+use std::fs;
 use std::path::Path;
+
+use crate::files;
 
 /// The text of a file of at most `limit` bytes, without the byte order mark that some editors begin UTF-8 with.
 ///
@@ -19,22 +20,13 @@ pub fn read_text(file: &Path, limit: u64) -> Result<String, String> {
         };
         return Err(format!("expected a text file, found {found}"));
     }
-    let too_large =
-        |bytes: u64| format!("expected a text file of at most {limit} bytes, found {bytes} bytes");
-    if metadata.len() > limit {
-        return Err(too_large(metadata.len()));
+    let found = metadata.len();
+    if found > limit {
+        return Err(format!(
+            "expected a text file of at most {limit} bytes, found {found} bytes"
+        ));
     }
-    let mut bytes = Vec::new();
-    // It may have grown, and some files of /proc say that they have none.
-    let reader = File::open(file).map_err(unreadable)?;
-    reader
-        .take(limit + 1)
-        .read_to_end(&mut bytes)
-        .map_err(unreadable)?;
-    if bytes.len() as u64 > limit {
-        return Err(too_large(bytes.len() as u64));
-    }
-    decode(bytes)
+    decode(files::read(file, limit).map_err(unreadable)?)
 }
 
 fn decode(bytes: Vec<u8>) -> Result<String, String> {

@@ -13,6 +13,7 @@ use std::path::Path;
 
 use super::{Component, Components, Error};
 use crate::diffusion::{Prediction, Shift, ShiftRule};
+use crate::files;
 use crate::nn::weights::Weights;
 use crate::shown;
 
@@ -247,7 +248,7 @@ fn predicts(prediction: Prediction, field: impl fmt::Display, path: &Path) -> Sc
 /// looked for, so it is read as lines.
 fn yaml_beside(path: &Path) -> Result<Schedule, Error> {
     let mut text = Vec::new();
-    std::fs::File::open(path)
+    files::open(path)
         .and_then(|file| file.take(MAX_YAML_BYTES).read_to_end(&mut text))
         .map_err(|source| Error::Io {
             path: path.to_owned(),

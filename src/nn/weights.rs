@@ -32,7 +32,7 @@ mod view;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use candle_core::{DType, Device};
 
@@ -139,6 +139,11 @@ struct OpenFiles {
     read_whole: Mutex<BTreeSet<Digest>>,
     /// The memo that a digest came from without a reading; it is corrected where it was wrong.
     memo: Mutex<Option<PathBuf>>,
+}
+
+/// What a thread that panicked left is whole: each change of it is one call.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Weights {
@@ -310,11 +315,7 @@ impl Weights {
 
     /// The names in the files below the scope that nothing has read so far, in full.
     pub fn unused(&self) -> Vec<String> {
-        let used = self
-            .shared
-            .used
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let used = lock(&self.shared.used);
         self.below()
             .filter(|n| !used.contains(*n))
             .map(str::to_owned)

@@ -161,11 +161,6 @@ impl<'a> CachedRepo<'a> {
             return Ok(());
         }
         let path = self.folder.join("refs").join(revision);
-        let folder = path.parent().unwrap_or(&self.folder);
-        std::fs::create_dir_all(folder)?;
-        let mut file = tempfile::NamedTempFile::new_in(folder)?;
-        io::Write::write_all(&mut file, commit.as_bytes())?;
-        file.persist(&path)?;
-        Ok(())
+        files::replace(&path, commit.as_bytes())
     }
 }

@@ -174,16 +174,8 @@ impl Verified {
         let Some(path) = self.path.as_ref().filter(|_| self.changed) else {
             return;
         };
-        let write = || -> io::Result<()> {
-            let folder = path.parent().filter(|p| !p.as_os_str().is_empty());
-            let folder = folder.unwrap_or(Path::new("."));
-            std::fs::create_dir_all(folder)?;
-            let mut file = tempfile::NamedTempFile::new_in(folder)?;
-            serde_json::to_writer_pretty(&mut file, &self.known)?;
-            file.persist(path)?;
-            Ok(())
-        };
-        let _ = write();
+        let content = serde_json::to_vec_pretty(&self.known).map_err(io::Error::from);
+        let _ = content.and_then(|content| files::replace(path, &content));
     }
 }
 

@@ -8,12 +8,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
 use super::file::WeightsFile;
-use super::{Error, FileState, Stored, TensorSlice, Weights};
+use super::{Error, FileState, Stored, TensorSlice, Weights, lock};
 use crate::digest::{Digest, Fingerprint, canonical_json};
 use crate::files;
 
@@ -113,10 +112,6 @@ impl Weights {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// Digests of weights already read, in one small JSON file.
 ///
 /// What was read before is known again by the file's place, length and times, and by a digest of its header and of some MB all
@@ -208,19 +203,9 @@ impl DigestMemo {
             version: MEMO_VERSION,
             known: &self.known,
         };
-        let folder = self.path.parent().filter(|p| !p.as_os_str().is_empty());
-        let write = || -> std::io::Result<()> {
-            let folder = folder.unwrap_or(Path::new("."));
-            std::fs::create_dir_all(folder)?;
-            // Written beside and renamed, so that a process that reads meanwhile never sees half of it. Not synced: it is a
-            // cache.
-            let mut file = tempfile::NamedTempFile::new_in(folder)?;
-            serde_json::to_writer_pretty(&mut file, &content)?;
-            file.persist(&self.path)?;
-            Ok(())
-        };
         // Losing the memory costs a reading of the weights, nothing else.
-        let _ = write();
+        let content = serde_json::to_vec_pretty(&content).map_err(std::io::Error::from);
+        let _ = content.and_then(|content| files::replace(&self.path, &content));
     }
 }
 

@@ -1,13 +1,11 @@
 //! One tensor as stored: where it is, whether it fits, and its bytes as the canonical tensor has them.
 
-use std::sync::PoisonError;
-
 use candle_core::Tensor;
 
 use super::content::Content;
 use super::element::ElementType;
 use super::file::{TensorEntry, WeightsFile};
-use super::{Error, Stored, Weights, cast};
+use super::{Error, Stored, Weights, cast, lock};
 
 /// A stored tensor that fits, and the bytes of the canonical tensor in it.
 pub(super) struct TensorView<'a> {
@@ -131,11 +129,7 @@ impl Weights {
             bytes.rotate_left(half);
             content = Content::InMemory(bytes);
         }
-        let mut used = self
-            .shared
-            .used
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut used = lock(&self.shared.used);
         used.insert(stored.name.clone());
         Ok(TensorView {
             file,

@@ -95,9 +95,12 @@ fn explain_table(subject: Subject, args: &Args, ui: &Ui) -> CommandResult {
     ui.report(&entries, &text)
 }
 
+/// The largest is a tokenizer.json; the largest published one has 33 MB.
+const MAX_FILE_BYTES: u64 = 256 << 20;
+
 fn explain_file(file: &Path, asked: Option<Subject>, args: &Args, ui: &Ui) -> CommandResult {
-    let bytes =
-        std::fs::read(file).map_err(|e| Failure::error(format!("{}: {e}", file.display())))?;
+    let bytes = plumb::files::read(file, MAX_FILE_BYTES)
+        .map_err(|e| Failure::error(format!("{}: {e}", file.display())))?;
     let content: Value = serde_json::from_slice(&bytes)
         .map_err(|e| Failure::error(format!("{}: not JSON: {e}", file.display())))?;
     let subject = asked
