@@ -6,9 +6,8 @@ fn be(bytes: &[u8]) -> usize {
     bytes.iter().fold(0, |n, &b| n << 8 | usize::from(b))
 }
 
-/// A JPEG's segments up to its first picture data: the marker, the content, and the place in the file behind it. The last one
-/// is the header of the picture data (0xda).
-pub(super) fn jpeg_segments(bytes: &[u8]) -> Vec<(u8, &[u8], usize)> {
+/// A JPEG's segments up to its first picture data: the marker and the content. The last one is the header of the picture data (0xda).
+pub(super) fn jpeg_segments(bytes: &[u8]) -> Vec<(u8, &[u8])> {
     let mut found = Vec::new();
     // Behind the two bytes that begin a file (SOI). The markers are those of ITU-T T.81, B.1.
     let mut at = 2;
@@ -22,7 +21,7 @@ pub(super) fn jpeg_segments(bytes: &[u8]) -> Vec<(u8, &[u8], usize)> {
 }
 
 /// The next segment at or behind `at`, which moves on; `None` at the end of the picture or file.
-pub(super) fn jpeg_segment<'a>(bytes: &'a [u8], at: &mut usize) -> Option<(u8, &'a [u8], usize)> {
+pub(super) fn jpeg_segment<'a>(bytes: &'a [u8], at: &mut usize) -> Option<(u8, &'a [u8])> {
     loop {
         let marker = bytes.get(*at..*at + 2)?;
         match (marker[0], marker[1]) {
@@ -34,7 +33,7 @@ pub(super) fn jpeg_segment<'a>(bytes: &'a [u8], at: &mut usize) -> Option<(u8, &
                 let length = be(bytes.get(*at + 2..*at + 4)?);
                 let content = bytes.get(*at + 4..*at + 2 + length.max(2))?;
                 *at += 2 + length.max(2);
-                return Some((marker, content, *at));
+                return Some((marker, content));
             }
             _ => *at += 1,
         }

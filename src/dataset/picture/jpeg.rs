@@ -54,7 +54,7 @@ struct Reader {
 /// What is wrong with it.
 pub(super) fn check(bytes: &[u8]) -> Result<(), String> {
     let (mut reader, mut at) = (Reader::default(), 2);
-    while let Some((marker, content, end)) = jpeg_segment(bytes, &mut at) {
+    while let Some((marker, content)) = jpeg_segment(bytes, &mut at) {
         match marker {
             0xc4 => reader.tables(content).ok_or("its code tables are broken")?,
             0xc0..=0xc2 if reader.frame.is_none() => match Frame::new(marker, content) {
@@ -69,7 +69,7 @@ pub(super) fn check(bytes: &[u8]) -> Result<(), String> {
                     .ok_or("its restart interval is broken")?;
                 reader.restart = usize::from(u16::from_be_bytes(*count));
             }
-            0xda => at = reader.scan(bytes, content, end)?,
+            0xda => at = reader.scan(bytes, content, at)?,
             _ => {}
         }
     }

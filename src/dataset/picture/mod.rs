@@ -25,7 +25,6 @@ mod kinds;
 mod orientation;
 
 use std::borrow::Cow;
-use std::fs::File;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
@@ -37,6 +36,7 @@ pub(super) use kinds::{HEAD_BYTES, Kind, kind};
 use self::decode::Alpha;
 use super::resize::resize;
 use crate::digest::Digest;
+use crate::files;
 use crate::recipe::latents::{Size, View};
 use crate::shown;
 
@@ -176,7 +176,8 @@ impl PictureFile {
     /// # Errors
     /// If the file does not decode.
     pub fn prepare(&self, view: View) -> Result<PreparedPicture, PictureError> {
-        self.prepared(&self.decode()?, view)
+        let mut prepared = self.prepare_all(&[view])?;
+        Ok(prepared.remove(0))
     }
 
     /// As [`Self::prepare`] for several views; the picture is decoded once.
@@ -185,10 +186,19 @@ impl PictureFile {
     /// If the file does not decode.
     pub fn prepare_all(&self, views: &[View]) -> Result<Vec<PreparedPicture>, PictureError> {
         let rgb = self.decode()?;
-        views
-            .iter()
-            .map(|&view| self.prepared(&rgb, view))
-            .collect()
+        // The crops of a picture, mirrored or not, are of one size: it is resized once.
+        let mut resized: Option<(Size, Cow<'_, [u8]>)> = None;
+        let mut prepared = Vec::with_capacity(views.len());
+        for &view in views {
+            self.check_fits(view)?;
+            let there = resized.take().filter(|(size, _)| *size == view.resized);
+            let (_, pixels) = resized.insert(there.unwrap_or_else(|| {
+                let pixels = resize(Cow::Borrowed(&rgb), self.size, view.resized);
+                (view.resized, pixels)
+            }));
+            prepared.push(self.prepared(pixels, view));
+        }
+        Ok(prepared)
     }
 
     /// The picture as 8-bit RGB, row major, of [`Self::size`].
@@ -211,7 +221,23 @@ impl PictureFile {
         Ok(rgb)
     }
 
-    fn prepared(&self, rgb: &[u8], view: View) -> Result<PreparedPicture, PictureError> {
+    fn check_fits(&self, view: View) -> Result<(), PictureError> {
+        let (bucket, resized) = (view.bucket, view.resized);
+        let fits =
+            |start: u32, side: u32, whole: u32| start.checked_add(side).is_some_and(|e| e <= whole);
+        if fits(view.left, bucket.width, resized.width)
+            && fits(view.top, bucket.height, resized.height)
+        {
+            return Ok(());
+        }
+        Err(PictureError::Unusable {
+            path: self.path.clone(),
+            problem: format!("the view {view:?} reaches beyond the picture"),
+        })
+    }
+
+    /// A view that fits, of the resized picture `rgb`.
+    fn prepared(&self, rgb: &[u8], view: View) -> PreparedPicture {
         let View {
             resized,
             left,
@@ -219,18 +245,6 @@ impl PictureFile {
             bucket,
             flip,
         } = view;
-        let fail = |problem: String| PictureError::Unusable {
-            path: self.path.clone(),
-            problem,
-        };
-        let fits =
-            |start: u32, side: u32, whole: u32| start.checked_add(side).is_some_and(|e| e <= whole);
-        if !fits(left, bucket.width, resized.width) || !fits(top, bucket.height, resized.height) {
-            return Err(fail(format!(
-                "the view {view:?} reaches beyond the picture"
-            )));
-        }
-        let rgb = resize(Cow::Borrowed(rgb), self.size, resized);
         let (width, height) = (bucket.width as usize, bucket.height as usize);
         let mut pixels = vec![0f32; 3 * width * height];
         for (c, plane) in pixels.chunks_exact_mut((width * height).max(1)).enumerate() {
@@ -244,12 +258,12 @@ impl PictureFile {
                 }
             }
         }
-        Ok(PreparedPicture {
+        PreparedPicture {
             pixels,
             view,
             original_size: self.size,
             digest: self.digest,
-        })
+        }
     }
 
     /// The same, if it is the file that is known by `digest`.
@@ -279,7 +293,7 @@ fn read(path: &Path) -> Result<Vec<u8>, PictureError> {
     }
     // Bounded, as a file may grow, and one that is no file may never end.
     let mut bytes = Vec::new();
-    let read = File::open(path).and_then(|file| file.take(MOST_BYTES).read_to_end(&mut bytes));
+    let read = files::open(path).and_then(|file| file.take(MOST_BYTES).read_to_end(&mut bytes));
     read.map_err(io).map(|_| bytes)
 }
 

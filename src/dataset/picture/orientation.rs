@@ -71,7 +71,7 @@ fn without_prefix(exif: &[u8]) -> &[u8] {
 
 fn in_jpeg(bytes: &[u8]) -> Said<'_> {
     let mut said = Said::default();
-    for (marker, content, _) in jpeg_segments(bytes) {
+    for (marker, content) in jpeg_segments(bytes) {
         if marker != 0xe1 {
             continue;
         }
