@@ -42,7 +42,7 @@ pub enum Error {
         why: String,
     },
     /// A caption is no caption.
-    #[error("a caption has {bytes} bytes, expected at most 65536: `{caption}`")]
+    #[error("a caption has {bytes} bytes, expected at most {most}: `{caption}`", most = captions::MAX_CAPTION_BYTES)]
     LongCaption {
         /// Its beginning.
         caption: String,

@@ -1,6 +1,6 @@
 //! What an Experiment makes of its flavor's process, and options that are not for it.
 
-use super::{DdpmPrediction, Error, Experiment};
+use super::{Error, Experiment};
 use crate::diffusion::{LossWeighting, Prediction, Process, TimestepSampling};
 
 impl Experiment {
@@ -38,11 +38,9 @@ impl Experiment {
             ));
         }
         // After the checks above: only a DDPM flavor may be told another prediction.
-        let prediction = match model.prediction {
-            None => of_flavor.prediction,
-            Some(DdpmPrediction::Epsilon) => Prediction::Epsilon,
-            Some(DdpmPrediction::V) => Prediction::Velocity,
-        };
+        let prediction = model
+            .prediction
+            .map_or(of_flavor.prediction, Prediction::from);
         let zero_terminal_snr = model.zero_terminal_snr.unwrap_or(false);
         if zero_terminal_snr && prediction == Prediction::Epsilon {
             let why = "a model that predicts noise learns nothing from pure noise; set `prediction = \"v\"` if the model was trained so";

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::diffusion::{Sampler, Shift};
+use crate::diffusion::{Prediction, Sampler, Shift};
 use crate::recipe::spec::Dtype;
 
 pub use files::{FileMap, SlotFiles};
@@ -104,6 +104,15 @@ pub enum DdpmPrediction {
     Epsilon,
     /// The velocity.
     V,
+}
+
+impl From<DdpmPrediction> for Prediction {
+    fn from(prediction: DdpmPrediction) -> Self {
+        match prediction {
+            DdpmPrediction::Epsilon => Self::Epsilon,
+            DdpmPrediction::V => Self::Velocity,
+        }
+    }
 }
 
 /// How matrices are quantized.
@@ -252,15 +261,9 @@ pub struct Adapter {
 }
 
 impl Default for Adapter {
+    /// Each default stands at its field: a section without fields has them all.
     fn default() -> Self {
-        Self {
-            from: None,
-            rank: None,
-            alpha: None,
-            targets: Vec::new(),
-            dropout: 0.0,
-            save_precision: f32_precision(),
-        }
+        toml::from_str("").expect("no field is required")
     }
 }
 

@@ -69,10 +69,7 @@ impl Experiment {
             );
             Err(self.wrong(field, why))
         };
-        let own = model.prediction.map(|prediction| match prediction {
-            DdpmPrediction::Epsilon => Prediction::Epsilon,
-            DdpmPrediction::V => Prediction::Velocity,
-        });
+        let own = model.prediction.map(Prediction::from);
         if let (Some(own), Some(said)) = (own, &said.prediction)
             && own != said.value
         {

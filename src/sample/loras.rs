@@ -12,7 +12,7 @@ use crate::recipe::Diff;
 use crate::shown;
 
 /// The strongest use of a LoRA, either way: beyond it numbers overflow, and no picture comes of it.
-pub const MAX_STRENGTH: f64 = 100.0;
+const MAX_STRENGTH: f64 = 100.0;
 
 /// A LoRA and how strongly it is used.
 #[derive(Clone, Debug, PartialEq)]
@@ -62,7 +62,7 @@ impl LoraUse {
 ///
 /// # Errors
 /// As [`open_lora`], or if they do not fit each other.
-pub fn open_loras(
+pub(super) fn open_loras(
     loras: &[LoraUse],
     base: &BaseModel,
     monitor: &dyn Monitor,

@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 pub use denoise::{SampleOptions, decode, sample, sample_from};
-pub use loras::{LoraUse, MAX_STRENGTH, open_lora, open_loras, read_for};
+use loras::open_loras;
+pub use loras::{LoraUse, open_lora, read_for};
 
 use crate::autograd::Tape;
 use crate::base_model::{self, BaseModel, placement};
