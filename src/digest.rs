@@ -107,7 +107,12 @@ impl From<blake3::Hash> for Digest {
 impl Fingerprint {
     /// The fingerprint of a description: BLAKE3 of its canonical JSON, see [`canonical_json`].
     pub fn of(description: &impl Serialize) -> Self {
-        Self(*blake3::hash(&canonical_json(description)).as_bytes())
+        Self::of_canonical(&canonical_json(description))
+    }
+
+    /// The fingerprint of a description that has this canonical JSON.
+    pub fn of_canonical(json: &[u8]) -> Self {
+        Self(*blake3::hash(json).as_bytes())
     }
 }
 

@@ -50,7 +50,7 @@ impl SaveDtype {
     }
 
     /// Bytes of one number.
-    fn size(self) -> usize {
+    pub(crate) fn size(self) -> usize {
         match self {
             Self::F32 => 4,
             Self::F16 | Self::Bf16 => 2,

@@ -306,7 +306,7 @@ pub(super) fn check_version(path: &Path, found: u64) -> Result<(), Error> {
 pub(super) fn read_spec(layout: &Layout, spec: &Fingerprint) -> Result<Vec<u8>, Error> {
     let path = layout.spec(spec);
     let bytes = disk::read_bounded(&*layout.disk, &path, JSON_LIMIT_BYTES)?;
-    let found = spec_of(&bytes);
+    let found = Fingerprint::of_canonical(&bytes);
     if found != *spec {
         return Err(Error::malformed(
             &path,
@@ -321,9 +321,4 @@ pub(super) fn read_spec(layout: &Layout, spec: &Fingerprint) -> Result<Vec<u8>, 
 /// The bytes of a file that ought to be a spec, whatever they are.
 pub(super) fn read_as_spec(layout: &Layout, path: &Path) -> Result<Vec<u8>, Error> {
     disk::read_bounded(&*layout.disk, path, JSON_LIMIT_BYTES)
-}
-
-/// The fingerprint of the spec that has this canonical form: the digest of the file is the fingerprint of what it says.
-pub(super) fn spec_of(canonical_json: &[u8]) -> Fingerprint {
-    Fingerprint::from_bytes(*blake3::hash(canonical_json).as_bytes())
 }

@@ -68,7 +68,7 @@ impl Leftovers {
 
     fn spec(&mut self, layout: &Layout, spec: &Fingerprint, path: PathBuf) {
         let what = match layout::read_as_spec(layout, &path) {
-            Ok(bytes) if layout::spec_of(&bytes) == *spec => {
+            Ok(bytes) if Fingerprint::of_canonical(&bytes) == *spec => {
                 "set aside, but it is the spec in its name".to_owned()
             }
             Ok(_) => return self.files.push(path),

@@ -95,8 +95,10 @@ pub(super) fn read_header(layout: &Layout, file: &PackPath) -> Result<Vec<u8>, E
     let head = (said.saturating_add(8))
         .min(HEADER_LIMIT_BYTES as u64 + 8)
         .min(length);
-    let mut bytes = disk::read_range(disk, path, 0, head)?.unwrap_or_default();
-    bytes.resize(usize::try_from(length).unwrap_or(bytes.len()), 0);
+    let header = disk::read_range(disk, path, 0, head)?.unwrap_or_default();
+    // Zeros that nobody touches take no memory, where a growing list would write them.
+    let mut bytes = vec![0; usize::try_from(length).unwrap_or(header.len())];
+    bytes[..header.len()].copy_from_slice(&header);
     Ok(bytes)
 }
 

@@ -194,16 +194,10 @@ impl StoreReader {
     /// # Errors
     /// [`Error::Damaged`] if it is there but not as it was written: for who encodes, the same as `None`.
     pub fn get(&self, spec: &Fingerprint, entry: &Fingerprint) -> Result<Option<Entry>, Error> {
-        match self.try_get(&self.snapshot(), spec, entry) {
-            // gc and compaction move entries and then remove what they moved them from. So look again,
-            // once: a second miss is a loss.
-            Err(ReadFault::Moved(_)) => {
-                self.refresh()?;
-                self.try_get(&self.snapshot(), spec, entry)
-                    .map_err(ReadFault::into_error)
-            }
-            other => other.map_err(ReadFault::into_error),
-        }
+        self.again_if_moved(|snapshot| {
+            let found = self.try_get(snapshot, spec, entry);
+            found.map_err(ReadFault::into_error)
+        })
     }
 
     fn try_get(
@@ -291,7 +285,8 @@ impl StoreReader {
         self.again_if_moved(|snapshot| self.truncated_in(snapshot, spec, entries))
     }
 
-    /// Looks once more where a file is gone: gc and compaction move entries and then remove what they moved them from.
+    /// Looks once more where a file is gone: gc and compaction move entries and then remove what they moved them from. A second
+    /// miss is a loss.
     fn again_if_moved<T>(&self, look: impl Fn(&Snapshot) -> Result<T, Error>) -> Result<T, Error> {
         match look(&self.snapshot()) {
             Err(e) if e.is_gone() => {

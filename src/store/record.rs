@@ -88,7 +88,7 @@ impl NewEntry {
         }
         let key = canonical_json(&self.key);
         // Computed here, not believed: an entry under a wrong fingerprint would be found for another caption.
-        let found = Fingerprint::from_bytes(*blake3::hash(&key).as_bytes());
+        let found = Fingerprint::of_canonical(&key);
         if found != self.entry {
             return Err(unfit(format!(
                 "expected the entry's fingerprint to be that of its key record, {found}, found {}",

@@ -293,7 +293,7 @@ impl<'a> Keys<'a> {
             let record = first::<String>(rest).unwrap_or_default();
             let key = record.strip_prefix(r#"{"key":"#).map(str::as_bytes);
             if let Some(key) = key.and_then(first::<String>) {
-                let entry = Fingerprint::from_bytes(*blake3::hash(key.as_bytes()).as_bytes());
+                let entry = Fingerprint::of_canonical(key.as_bytes());
                 self.found.insert(entry, key);
             }
         }

@@ -52,7 +52,7 @@ impl Misnamed {
     pub(super) fn mend(self, store: &Store, report: &mut RebuildReport) -> Result<(), Error> {
         for (name, content, is_own) in self.0 {
             if let Some(content) = content {
-                let spec = layout::spec_of(&content);
+                let spec = Fingerprint::of_canonical(&content);
                 report.specs_written += u64::from(write(store, &spec, &content)?);
             }
             let (from, to) = (store.layout.spec(&name), store.layout.spec_set_aside(&name));

@@ -19,7 +19,7 @@ use crate::base_model::BaseModel;
 use crate::convert::provenance::StartedFrom;
 use crate::digest::Digest;
 use crate::experiment::{Experiment, Settings};
-use crate::lora::{AdapterSet, SaveDtype};
+use crate::lora::AdapterSet;
 use crate::models::{Placement, WeightStorage};
 use crate::monitor::Monitor;
 
@@ -125,10 +125,7 @@ impl Beginning {
     pub(super) fn needs(&self, settings: &Settings) -> Result<Needs, Error> {
         let numbers = self.adapters.values().len();
         let optimizer = settings.train.optimizer.state_bytes(numbers);
-        let each = match save_dtype(settings.adapter.save_precision) {
-            SaveDtype::F32 => 4,
-            SaveDtype::F16 | SaveDtype::Bf16 => 2,
-        };
+        let each = save_dtype(settings.adapter.save_precision).size();
         let left = self.length.steps.saturating_sub(self.state.step);
         let writes = match settings.train.checkpoint_every {
             0 => left.min(1),

@@ -9,10 +9,10 @@ use super::TrainingSet;
 use super::length::Length;
 use crate::base_model::{self, BaseModel};
 use crate::dataset::Item;
-use crate::diffusion::Prediction;
 use crate::digest::{Digest, Fingerprint, canonical_json};
 use crate::experiment::{Experiment, Settings, Warmup, default_of};
 use crate::lora::AdapterSet;
+use crate::models::schedule::word;
 use crate::recipe::diff::{Diff, readable};
 use crate::shown;
 
@@ -310,13 +310,8 @@ fn resolved(settings: &Settings) -> Map<String, Value> {
         train,
         ..
     } = settings;
-    let prediction = match process.prediction {
-        Prediction::Flow => "flow",
-        Prediction::Epsilon => "epsilon",
-        Prediction::Velocity => "v",
-    };
     let mut facts = vec![
-        ("model.prediction", json!(prediction)),
+        ("model.prediction", json!(word(process.prediction))),
         ("model.zero_terminal_snr", json!(process.zero_terminal_snr)),
         ("adapter.alpha", json!(adapter.alpha)),
         ("train.guidance", json!(train.guidance)),

@@ -76,29 +76,29 @@ impl Config {
         self.0.get(field).filter(|value| !value.is_null())
     }
 
+    fn read<'a, T>(
+        &'a self,
+        field: &str,
+        expected: &str,
+        as_type: impl Fn(&'a Value) -> Option<T>,
+    ) -> Result<Option<T>, String> {
+        let read = |value| {
+            let wrong = || format!("`{field}`: expected {expected}, found {}", json(value));
+            as_type(value).ok_or_else(wrong)
+        };
+        self.get(field).map(read).transpose()
+    }
+
     fn text(&self, field: &str) -> Result<Option<&str>, String> {
-        let read = |value: &Value| format!("`{field}`: expected a text, found {}", json(value));
-        let value = self.get(field);
-        value
-            .map(|value| value.as_str().ok_or_else(|| read(value)))
-            .transpose()
+        self.read(field, "a text", Value::as_str)
     }
 
     fn flag(&self, field: &str) -> Result<Option<bool>, String> {
-        let read =
-            |value: &Value| format!("`{field}`: expected true or false, found {}", json(value));
-        let value = self.get(field);
-        value
-            .map(|value| value.as_bool().ok_or_else(|| read(value)))
-            .transpose()
+        self.read(field, "true or false", Value::as_bool)
     }
 
     fn number(&self, field: &str) -> Result<Option<f64>, String> {
-        let read = |value: &Value| format!("`{field}`: expected a number, found {}", json(value));
-        let value = self.get(field);
-        value
-            .map(|value| value.as_f64().ok_or_else(|| read(value)))
-            .transpose()
+        self.read(field, "a number", Value::as_f64)
     }
 
     fn expect(&self, (field, expected): (&str, Expected)) -> Result<(), String> {

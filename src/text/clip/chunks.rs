@@ -74,26 +74,21 @@ impl Chunks {
                 .chunks(window)
                 .map(|ids| one(ids.to_vec()))
                 .collect(),
-            Self::Inner { pad, end, .. } => {
+            Self::Inner { window, pad, end } => {
                 let inner = tokens.ids.get(1..tokens.ids.len() - 1).unwrap_or_default();
                 let (first, last) = (tokens.ids[0], tokens.ids[tokens.ids.len() - 1]);
-                let window = |between: &[u32]| {
-                    let ids: Vec<u32> = [&[first], between, &[last]].concat();
+                // Ids of a window that are of the caption.
+                let between = window.saturating_sub(2).max(1);
+                let of_window = |inner: &[u32]| {
+                    let ids: Vec<u32> = [&[first], inner, &[last]].concat();
                     one(if pad == end {
                         ids
                     } else {
                         ended(ids, pad, end)
                     })
                 };
-                inner.chunks(self.between()).map(window).collect()
+                inner.chunks(between).map(of_window).collect()
             }
-        }
-    }
-
-    /// Ids of a window that are of the caption.
-    fn between(&self) -> usize {
-        match self {
-            Self::Inner { window, .. } | Self::Whole { window } => window.saturating_sub(2).max(1),
         }
     }
 

@@ -118,11 +118,9 @@ fn check(architecture: &ClipTextArchitecture, rules: &ClipForward) -> Result<(),
     if !(architecture.layer_norm_eps >= 0.0 && architecture.layer_norm_eps.is_finite()) {
         return wrong(format!("layer_norm_eps is {}", architecture.layer_norm_eps));
     }
-    let window = match rules.chunks {
-        Some(Chunks::Inner { window, .. } | Chunks::Whole { window }) => window,
-        None => architecture.max_position_embeddings.max(3),
-    };
-    if window < 3 {
+    if let Some(Chunks::Inner { window, .. } | Chunks::Whole { window }) = rules.chunks
+        && window < 3
+    {
         return wrong(format!(
             "a window of {window} ids has no room for a caption"
         ));

@@ -1,7 +1,7 @@
 //! Bytes that are nearly UTF-8.
 
 /// A byte that a sloppy encoding has for a character that was lost.
-const LOST: u8 = 0x1A;
+pub(super) const LOST: u8 = 0x1A;
 
 fn is_continuation(byte: u8) -> bool {
     (0x80..=0xBF).contains(&byte)

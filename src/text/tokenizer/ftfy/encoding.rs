@@ -24,9 +24,6 @@ const ORDER: [&str; 10] = [
 const WINDOWS_1252: &str = "sloppy-windows-1252";
 const MAC_ROMAN: &str = "macroman";
 
-/// The byte that a sloppy encoding has for a character that was lost.
-const LOST: u8 = 0x1A;
-
 /// More steps than any text needs; ftfy has no bound.
 const MOST_STEPS: usize = 64;
 
@@ -200,8 +197,8 @@ impl Encoding {
             bytes.insert(char::from(byte), byte);
         }
         if name.starts_with("sloppy-") {
-            bytes.remove(&char::from(LOST));
-            bytes.insert(char::REPLACEMENT_CHARACTER, LOST);
+            bytes.remove(&char::from(bytes::LOST));
+            bytes.insert(char::REPLACEMENT_CHARACTER, bytes::LOST);
         }
         Self { name, bytes }
     }
