@@ -9,7 +9,7 @@
 //! | L1 bytes | [`store`] | L0; no candle; parquet only here |
 //! | L2 numerics | [`device`], [`autograd`], [`nn`], [`lora`], [`optim`], [`diffusion`] | L0; candle starts here; no files but `nn::weights` |
 //! | L3 networks and what they are fed | [`text`], [`recipe`], [`vae`], [`models`] | L2, and those before them in this list; no store, no clock, no randomness |
-//! | L4 what a user names | [`experiment`], [`base_model`], [`dataset`] | all below |
+//! | L4 what a user names | [`experiment`], [`base_model`], [`dataset`], [`foreign`] | all below |
 //! | L5 the store as tensors | [`cache`] | all below |
 //! | L6 verbs | [`convert`], [`encode`], [`sample`], [`train`], [`inspect`] | all below, and verbs before them in this list |
 //! | L7 | `src/bin/plumb` | the public interface above, clap, the terminal |
@@ -48,6 +48,7 @@ pub mod vae;
 pub mod base_model;
 pub mod dataset;
 pub mod experiment;
+pub mod foreign;
 
 pub mod cache;
 

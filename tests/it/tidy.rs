@@ -60,6 +60,20 @@ const LAYERS: &[(&str, &[&str])] = &[
         &["digest", "experiment", "monitor", "recipe", "rng"],
     ),
     (
+        "foreign",
+        &[
+            "dataset",
+            "diffusion",
+            "digest",
+            "experiment",
+            "models",
+            "monitor",
+            "optim",
+            "recipe",
+            "text",
+        ],
+    ),
+    (
         "cache",
         &[
             "base_model",
@@ -76,7 +90,9 @@ const LAYERS: &[(&str, &[&str])] = &[
 ];
 
 /// The verbs, each of which may use those before it and every module above.
-const VERBS: &[&str] = &["convert", "encode", "sample", "train", "inspect"];
+const VERBS: &[&str] = &[
+    "convert", "encode", "sample", "train", "probe", "compare", "audit", "inspect",
+];
 
 /// What a module may use of ours; None for what is no module.
 fn may_use(module: &str) -> Option<Vec<&'static str>> {
