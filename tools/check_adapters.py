@@ -2,10 +2,11 @@
 
     python tools/check_adapters.py make BASE_FOLDER OUT     writes adapters for the UNet of a small model, and prints their names
     python tools/check_adapters.py compare BASE_FOLDER OUT  compares what each changes with what `OUT/NAME.plumb.safetensors` says,
-                                                            which `plumb import lora OUT/NAME` made of it
+                                                            which `plumb import lora OUT/NAME` made of it, and with what the folder
+                                                            `OUT/NAME.peft` changes, which `plumb export lora OUT/NAME` made of it
 
 For PEFT's folders the reference is `PeftModel.from_pretrained(...).merge_and_unload()`, for diffusers' files `load_lora_weights`
-and `fuse_lora`.
+and `fuse_lora`; for plumb's folders PEFT's, and diffusers' `load_lora_adapter`.
 """
 
 import json
@@ -83,32 +84,64 @@ def reference(base, adapter):
         loaded.fuse_lora(components=["unet"])
         loaded.unload_lora_weights()
         model = loaded.unet
+    return changes(before, model)
+
+
+def changes(before, model):
     after = weights(model)
-    changes = {name: after[name] - value for name, value in before.items()}
-    return {name: change for name, change in changes.items() if change.abs().max() > 0}
+    found = {name: after[name] - value for name, value in before.items()}
+    return {name: change for name, change in found.items() if change.abs().max() > 0}
+
+
+def by_diffusers(base, folder):
+    model = load(base)
+    before = weights(model)
+    model.load_lora_adapter(folder, weight_name="adapter_model.safetensors", prefix="base_model.model")
+    stored = {name.removeprefix("base_model.model.") for name in load_file(folder / "adapter_model.safetensors")}
+    adapted = {name.replace(".default_0.", ".") for name, _ in model.named_parameters() if ".lora_" in name}
+    if adapted != stored:
+        sys.exit(f"{folder}: diffusers puts adapters on {sorted(adapted ^ stored)[:3]} too, or not")
+    model.fuse_lora()
+    model.unload_lora()
+    return changes(before, model)
+
+
+def modules_of(base, folder):
+    """The modules that PEFT puts adapters on."""
+    model = PeftModel.from_pretrained(load(base), folder)
+    names = [name for name, _ in model.named_parameters() if ".lora_A." in name]
+    return {name.removeprefix("base_model.model.").split(".lora_A.")[0] + ".weight" for name in names}
 
 
 def ours(file):
     stored = load_file(file)
-    changes = {}
+    found = {}
     for name, a in stored.items():
         if name.endswith(".lora_A.weight"):
             module = name.removesuffix(".lora_A.weight")
             b = stored[f"{module}.lora_B.weight"]
             change = (b.flatten(1) @ a.flatten(1)).reshape(b.shape[0], *a.shape[1:])
-            changes[module.removeprefix("unet.") + ".weight"] = change
-    return changes
+            found[module.split(".", 1)[1] + ".weight"] = change
+    return found
 
 
 def compare(base, out):
     for name in [part for name in CONFIGS for part in (name, f"{name}.safetensors")]:
-        expected, found = reference(base, out / name), ours(out / f"{name}.plumb.safetensors")
-        if expected.keys() != found.keys():
-            sys.exit(f"{name}: {len(expected)} modules, plumb has {len(found)}")
-        error = max(((found[k] - v).abs().max() / v.abs().max()).item() for k, v in expected.items())
-        print(f"{name}: {len(found)} modules, max relative error {error:.1e}")
-        if error > LIMIT:
-            sys.exit(f"{name}: over {LIMIT:.0e}")
+        expected, exported = reference(base, out / name), out / f"{name}.peft"
+        hold(name, expected, ours(out / f"{name}.plumb.safetensors"))
+        hold(f"{name} exported, in PEFT", expected, reference(base, exported))
+        hold(f"{name} exported, in diffusers", expected, by_diffusers(base, exported))
+        if modules_of(base, exported) != expected.keys():
+            sys.exit(f"{exported}: PEFT puts adapters on other modules")
+
+
+def hold(name, expected, found):
+    if expected.keys() != found.keys():
+        sys.exit(f"{name}: {len(expected)} modules, plumb has {len(found)}")
+    error = max(((found[k] - v).abs().max() / v.abs().max()).item() for k, v in expected.items())
+    print(f"{name}: {len(found)} modules, max relative error {error:.1e}")
+    if error > LIMIT:
+        sys.exit(f"{name}: over {LIMIT:.0e}")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ pub mod provenance;
 mod source;
 
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
@@ -18,7 +19,7 @@ use crate::models::lora_names::namings;
 use crate::monitor::Monitor;
 use crate::shown;
 use crate::store;
-use source::Source;
+use source::{PEFT_CONFIG, PEFT_WEIGHTS, Source};
 
 /// Under this key a file's metadata has [`Converted`] as JSON.
 pub const METADATA_KEY: &str = lora::metadata::CONVERTED;
@@ -119,9 +120,9 @@ pub struct ConvertOptions<'a> {
 /// What a conversion read and wrote.
 #[derive(Debug, Serialize)]
 pub struct ConvertReport {
-    /// Where the result was written.
+    /// Where the result was written: a file, or PEFT's folder.
     pub file: PathBuf,
-    /// The digest of the result.
+    /// The digest of the result, of PEFT's config with it where there is one.
     pub digest: Digest,
     /// The family of base models that it is for, such as `sdxl`.
     pub family: &'static str,
@@ -186,7 +187,7 @@ pub fn read_lora(path: &Path, options: &ReadLora<'_>) -> Result<ReadFile, Error>
     })
 }
 
-/// Writes the LoRA in `source`, a file or a folder, to `out` in another naming.
+/// Writes the LoRA in `source`, a file or a folder, to `out` in another naming: a file, or for PEFT a folder.
 ///
 /// # Errors
 /// If the source is no LoRA of a known naming and family, the target would ignore something in it, or the result
@@ -209,9 +210,13 @@ pub fn lora(
         file,
         digest,
     } = read;
+    let weights = match options.target {
+        Target::Peft => in_peft_folder(out)?,
+        _ => out.to_owned(),
+    };
     // By real paths: a link or another spelling may lead to the same file.
     let same = |out: PathBuf| file.canonicalize().is_ok_and(|source| source == out);
-    if out.canonicalize().is_ok_and(same) {
+    if weights.canonicalize().is_ok_and(same) {
         return Err(Error::SameFile {
             path: out.to_owned(),
         });
@@ -233,11 +238,16 @@ pub fn lora(
         source: read.dtype,
         metadata,
     };
+    let config =
+        (options.target == Target::Peft).then(|| formats::peft_config(&read.modules, read.naming));
     let (bytes, dtype) = formats::write(read.modules, read.naming, &options)?;
-    store::write_file(out, &[&bytes])?;
+    if let Some(config) = &config {
+        write_config(&weights.with_file_name(PEFT_CONFIG), config, &weights)?;
+    }
+    store::write_file(&weights, &[&bytes])?;
     Ok(ConvertReport {
         file: out.to_owned(),
-        digest: Digest::of(&bytes),
+        digest: source::digest(&bytes, config.as_deref()),
         family: read.naming.family,
         from: read.format.name(),
         modules,
@@ -245,6 +255,27 @@ pub fn lora(
         dtype: dtype.name(),
         left_out: read.left_out,
     })
+}
+
+/// The file of PEFT's weights in the folder `out`.
+fn in_peft_folder(out: &Path) -> Result<PathBuf, Error> {
+    if out.is_file() || out.extension().is_some_and(|end| end == "safetensors") {
+        return Err(Error::Folder {
+            path: out.to_owned(),
+            what: "expected the name of a folder, as PEFT keeps a LoRA in two files".to_owned(),
+        });
+    }
+    Ok(out.join(PEFT_WEIGHTS))
+}
+
+/// Writes PEFT's config, before the weights that it is for: weights of an earlier adapter are taken away first, as with a config that
+/// is not theirs they would be another LoRA.
+fn write_config(path: &Path, text: &str, weights: &Path) -> Result<(), Error> {
+    match std::fs::remove_file(weights) {
+        Err(e) if e.kind() != ErrorKind::NotFound => return Err(Error::io(weights, e)),
+        _ => {}
+    }
+    Ok(store::write_file(path, &[text.as_bytes()])?)
 }
 
 fn parse(source: &Source, options: &ReadLora<'_>) -> Result<Imported<'static>, lora::Error> {

@@ -11,10 +11,10 @@ use crate::lora::formats::{self, ConfigBeside};
 use crate::shown;
 
 /// PEFT's name of its weights.
-const PEFT_WEIGHTS: &str = "adapter_model.safetensors";
+pub(super) const PEFT_WEIGHTS: &str = "adapter_model.safetensors";
 
 /// PEFT's name of its config.
-const PEFT_CONFIG: &str = "adapter_config.json";
+pub(super) const PEFT_CONFIG: &str = "adapter_config.json";
 
 /// The names that a LoRA has in a folder of its own: PEFT's and diffusers'.
 const WEIGHTS: [&str; 2] = [PEFT_WEIGHTS, "pytorch_lora_weights.safetensors"];
@@ -55,14 +55,8 @@ impl Source {
 
     /// The digest of the weights' file; `with_config`, of the digests of both.
     pub(super) fn digest(&self, with_config: bool) -> Digest {
-        let weights = Digest::of(&self.bytes);
-        match &self.config {
-            Some(text) if with_config => {
-                let both = [weights, Digest::of(text.as_bytes())];
-                Digest::of(both.map(|digest| digest.to_string()).concat().as_bytes())
-            }
-            _ => weights,
-        }
+        let config = self.config.as_deref().filter(|_| with_config);
+        digest(&self.bytes, config)
     }
 
     /// PEFT's config beside it.
@@ -76,6 +70,16 @@ impl Source {
             named_by_peft,
         })
     }
+}
+
+/// The digest of a LoRA: of its file, or of the digests of it and of the config beside it.
+pub(super) fn digest(weights: &[u8], config: Option<&str>) -> Digest {
+    let weights = Digest::of(weights);
+    let Some(text) = config else {
+        return weights;
+    };
+    let both = [weights, Digest::of(text.as_bytes())];
+    Digest::of(both.map(|digest| digest.to_string()).concat().as_bytes())
 }
 
 /// The LoRA in a folder.

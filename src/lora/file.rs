@@ -27,6 +27,9 @@ use super::{AdapterSet, Error};
 /// Key of the JSON in which diffusers and PEFT keep rank, alpha and targets.
 pub(super) const ADAPTER_METADATA: &str = "lora_adapter_metadata";
 
+/// What PEFT's wrapper of a network puts in front of every module's name.
+pub(super) const PEFT_COMPONENT: &str = "base_model.model";
+
 /// How a LoRA file stores its numbers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum SaveDtype {

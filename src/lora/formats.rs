@@ -18,7 +18,7 @@ use std::collections::BTreeMap;
 
 pub use naming::{FusedPart, Naming, Row, Spelling};
 pub use read::{ConfigBeside, Imported, ReadOptions, check_header, header_of, read};
-pub use write::{Target, WriteOptions, write};
+pub use write::{Target, WriteOptions, peft_config, write};
 
 use super::file::{self, Matrix};
 use super::{AdapterSet, Error};

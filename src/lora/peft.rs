@@ -6,11 +6,13 @@
 
 mod ordered;
 mod pattern;
+mod stated;
 
 use serde_json::Value;
 
 use self::ordered::Json;
 use self::pattern::Pattern;
+pub(super) use self::stated::{StatedModule, config_file, stated};
 use crate::shown;
 
 /// PEFT's default of `lora_alpha`.

@@ -195,6 +195,64 @@ fn several_loras_are_added_up_in_any_order() {
 }
 
 #[test]
+fn a_lora_goes_to_pefts_folder_and_back_bit_for_bit() {
+    let folder = scratch();
+    write(&folder, "lora.safetensors", tiny_lora());
+    let run = |args: &[&str]| plumb(folder.path(), args).expect(0);
+    let read = |name: &str| read_lora(&folder.path().join(name), &ReadLora::default()).expect(name);
+    // Of kohya's naming too, which has alphas beside the ranks.
+    run(&["export", "lora", "lora.safetensors", "--format", "kohya"]);
+    for (name, made) in [("lora", "lora-peft"), ("lora-kohya", "lora-kohya-peft")] {
+        let file = format!("{name}.safetensors");
+        run(&["export", "lora", &file, "--format", "peft"])
+            .says(&format!("{made}: sd3, "))
+            .says("to that of peft");
+        let (before, after) = (read(&file).lora, read(made).lora);
+        assert_eq!(before.modules, after.modules, "{name}");
+        assert_eq!(after.format.name(), "peft");
+        run(&["inspect", "lora", made]).says("converted by      plumb");
+    }
+    // The weights alone say the same, and another config beside them is not believed.
+    let alone = folder
+        .path()
+        .join("lora-kohya-peft/adapter_model.safetensors");
+    std::fs::copy(alone, folder.path().join("alone.safetensors")).expect("copied");
+    let kohya = read("lora-kohya.safetensors").lora.modules;
+    assert_eq!(read("alone.safetensors").lora.modules, kohya);
+    let config = r#"{"peft_type": "LORA", "lora_alpha": 64}"#;
+    write(&folder, "lora-kohya-peft/adapter_config.json", config);
+    plumb(folder.path(), &["import", "lora", "lora-kohya-peft"])
+        .expect(1)
+        .says("only one of them can be meant");
+    // Again into the same folder: what was in it is replaced as a whole.
+    run(&[
+        "export",
+        "lora",
+        "lora-kohya.safetensors",
+        "--format",
+        "peft",
+    ]);
+    assert_eq!(read("lora-kohya-peft").lora.modules, kohya);
+    let out = ["--format", "peft", "--out", "x.safetensors"];
+    let export = ["export", "lora", "lora.safetensors"];
+    plumb(folder.path(), &[&export[..], &out].concat())
+        .expect(1)
+        .says("expected the name of a folder");
+    let same = [
+        "export",
+        "lora",
+        "lora-peft",
+        "--format",
+        "peft",
+        "--out",
+        "lora-peft",
+    ];
+    plumb(folder.path(), &same)
+        .expect(1)
+        .says("is the file to convert");
+}
+
+#[test]
 fn adapters_of_peft_and_diffusers_change_what_these_libraries_change() {
     let Some(python) = std::env::var_os("PLUMB_PYTHON") else {
         println!("skipped: PLUMB_PYTHON names no Python with diffusers and peft");
@@ -224,6 +282,9 @@ fn adapters_of_peft_and_diffusers_change_what_these_libraries_change() {
             "import", "lora", name, "--family", "sdxl", "--dtype", "f32", "--out", &out,
         ];
         plumb(folder.path(), &args).expect(0);
+        let (from, out) = (["export", "lora", name], format!("{name}.peft"));
+        let to = ["--format", "peft", "--family", "sdxl", "--out", &out];
+        plumb(folder.path(), &[&from[..], &to].concat()).expect(0);
     }
     println!("{}", run("compare"));
 }

@@ -53,7 +53,7 @@ enum Export {
 struct Source {
     /// The LoRA: a safetensors file, or a folder that PEFT or diffusers saved.
     file: PathBuf,
-    /// The file to write; by default beside FILE, with the naming in its name.
+    /// The file to write, for PEFT the folder; by default beside FILE, with the naming in its name.
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
     /// How numbers are stored; by default as in FILE, or as f32 where that would round them.
@@ -72,6 +72,8 @@ enum Format {
     Diffusers,
     Kohya,
     AiToolkit,
+    /// A folder as `save_pretrained` of PEFT writes it.
+    Peft,
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
@@ -96,10 +98,11 @@ fn lora(source: &Source, format: Format, ui: &Ui) -> CommandResult {
         Format::Diffusers => (Target::Diffusers, "diffusers"),
         Format::Kohya => (Target::Kohya, "kohya"),
         Format::AiToolkit => (Target::AiToolkit, "ai-toolkit"),
+        Format::Peft => (Target::Peft, "peft"),
     };
     let out = match &source.out {
         Some(out) => out.clone(),
-        None => beside(&source.file, name),
+        None => beside(&source.file, name, format),
     };
     let options = ConvertOptions {
         target,
@@ -131,8 +134,8 @@ fn lora(source: &Source, format: Format, ui: &Ui) -> CommandResult {
     ui.report(&report, &text)
 }
 
-/// `lora.safetensors` becomes `lora-kohya.safetensors`, and so does a folder `lora`.
-fn beside(file: &Path, name: &str) -> PathBuf {
+/// `lora.safetensors` becomes `lora-kohya.safetensors`, and so does a folder `lora`; for PEFT, the folder `lora-peft`.
+fn beside(file: &Path, name: &str, format: Format) -> PathBuf {
     // The folder that one is in, or the one above it, is called `.` or `..`, which are no names.
     let real = file.canonicalize().ok();
     let file = match (file.file_name(), &real) {
@@ -140,5 +143,9 @@ fn beside(file: &Path, name: &str) -> PathBuf {
         _ => file,
     };
     let stem = file.file_stem().unwrap_or_default().to_string_lossy();
-    file.with_file_name(format!("{stem}-{name}.safetensors"))
+    let end = match format {
+        Format::Peft => "",
+        _ => ".safetensors",
+    };
+    file.with_file_name(format!("{stem}-{name}{end}"))
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::stored::{AdapterTensors, StoredTensors, TensorRole, group_by_module};
-use super::{ADAPTER_METADATA, LoraFile, Matrix, tensor_error};
+use super::{ADAPTER_METADATA, LoraFile, Matrix, PEFT_COMPONENT, tensor_error};
 use crate::lora::peft::PeftConfig;
 use crate::lora::{AdapterSet, Error, LinearShape};
 use crate::shown;
@@ -116,7 +116,11 @@ pub(in crate::lora) fn metadata_config(
     else {
         return Ok(None);
     };
-    PeftConfig::of_metadata(text, &format!("metadata `{ADAPTER_METADATA}`"), component)
+    let place = format!("metadata `{ADAPTER_METADATA}`");
+    match PeftConfig::of_metadata(text, &place, component)? {
+        None => PeftConfig::of_metadata(text, &place, PEFT_COMPONENT),
+        found => Ok(found),
+    }
 }
 
 /// The alpha of an adapter: what its tensor and the configs say, or else the rank. Where two say different things, programs

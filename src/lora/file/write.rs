@@ -6,6 +6,7 @@ use half::{bf16, f16};
 use serde_json::json;
 
 use super::{ADAPTER_METADATA, FileOptions, SaveDtype, tensor_error};
+use crate::lora::peft::{StatedModule, stated};
 use crate::lora::{AdapterSet, Error, metadata, seal};
 
 /// The bytes of a LoRA file.
@@ -14,14 +15,15 @@ use crate::lora::{AdapterSet, Error, metadata, seal};
 /// If a number is not finite, or is too large for the chosen dtype.
 pub fn write(set: &AdapterSet, options: &FileOptions) -> Result<Vec<u8>, Error> {
     let mut metadata = options.metadata.clone();
-    let ranks: Vec<_> = set
-        .adapters()
-        .iter()
-        .map(|adapter| (adapter.name.as_str(), adapter.rank))
-        .collect();
+    // alpha / rank is folded into the tensors, so alpha is the rank.
+    let folded = set.adapters().iter().map(|adapter| StatedModule {
+        name: &adapter.name,
+        rank: adapter.rank,
+        alpha: adapter.rank as f64,
+    });
     metadata.insert(
         ADAPTER_METADATA.to_owned(),
-        adapter_metadata(&ranks, options.component),
+        adapter_metadata(&folded.collect::<Vec<_>>(), options.component),
     );
     let factors = set.adapters().iter().flat_map(|adapter| {
         let (on_a, on_b) = fold(adapter.scale());
@@ -111,24 +113,8 @@ pub(in crate::lora) fn encode(
 }
 
 /// What PEFT's LoraConfig is made from, each key with the component in front, as diffusers writes it.
-pub(in crate::lora) fn adapter_metadata(modules: &[(&str, usize)], component: &str) -> String {
-    let rank = commonest_rank(modules.iter().map(|(_, rank)| *rank));
-    // Without `^` PEFT would take a name for the end of other modules' names as well.
-    let pattern: BTreeMap<_, _> = modules
-        .iter()
-        .filter(|(_, other)| *other != rank)
-        .map(|(name, rank)| (format!("^{name}"), *rank))
-        .collect();
-    let names: Vec<_> = modules.iter().map(|(name, _)| name).collect();
-    let fields = BTreeMap::from([
-        ("r", json!(rank)),
-        ("lora_alpha", json!(rank)),
-        ("rank_pattern", json!(pattern)),
-        // alpha / rank is folded into the tensors, so alpha is the rank everywhere and one pattern serves both.
-        ("alpha_pattern", json!(pattern)),
-        ("target_modules", json!(names)),
-    ]);
-    let named: BTreeMap<_, _> = fields
+pub(in crate::lora) fn adapter_metadata(modules: &[StatedModule<'_>], component: &str) -> String {
+    let named: BTreeMap<_, _> = stated(modules)
         .into_iter()
         .map(|(key, value)| (format!("{component}.{key}"), value))
         .collect();

@@ -150,6 +150,15 @@ impl Naming {
         found
     }
 
+    /// Whether another module's name ends in a dot and this one: `proj_out`, where blocks have one too.
+    pub(super) fn is_end_of_another(&self, name: &str) -> bool {
+        let ends = |row: &Row| {
+            let before = row.ours.dotted.strip_suffix(name);
+            before.is_some_and(|before| before.ends_with('.'))
+        };
+        self.rows.iter().any(ends)
+    }
+
     /// The module that diffusers calls so.
     pub fn ours(&self, name: &str) -> Option<NamedModule> {
         self.find(name, Spelling::Diffusers, false).pop()

@@ -6,9 +6,10 @@ use super::naming::{FusedPart, Naming, Spelling, flat};
 use super::{Module, fuse};
 use crate::lora::Error;
 use crate::lora::file::{
-    ADAPTER_METADATA, EncodedTensor, SaveDtype, adapter_metadata, commonest_rank, encode, fold,
-    to_safetensors,
+    ADAPTER_METADATA, EncodedTensor, PEFT_COMPONENT, SaveDtype, adapter_metadata, commonest_rank,
+    encode, fold, to_safetensors,
 };
+use crate::lora::peft::{StatedModule, config_file};
 
 /// A naming that files are written in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,6 +20,8 @@ pub enum Target {
     Kohya,
     /// As ai-toolkit writes and reads.
     AiToolkit,
+    /// As PEFT writes and reads: with a config in a file beside it.
+    Peft,
 }
 
 /// What decides how a file is written, besides its modules.
@@ -55,7 +58,7 @@ pub fn write(
     // First: a file that is read without an adapter works, and is not the LoRA that was converted.
     refuse_ignored(&modules, naming, options.target)?;
     let as_kohya = match options.target {
-        Target::Diffusers => false,
+        Target::Diffusers | Target::Peft => false,
         Target::Kohya => true,
         Target::AiToolkit => naming.ai_toolkit_as_kohya,
     };
@@ -66,32 +69,67 @@ pub fn write(
     let mut metadata = options.metadata.clone();
     // It describes the source's tensors.
     metadata.remove(ADAPTER_METADATA);
-    describe_network(&mut metadata, &modules, naming, as_kohya);
-    if options.target == Target::Diffusers {
-        let ranks: Vec<_> = modules
-            .iter()
-            .map(|m| (m.name.as_str(), m.rank()))
-            .collect();
-        let json = adapter_metadata(&ranks, naming.component);
-        metadata.insert(ADAPTER_METADATA.to_owned(), json);
-    }
-    let tensors: Vec<TensorToWrite> = modules
-        .into_iter()
-        .flat_map(|module| {
-            if as_kohya {
-                with_alpha(module)
-            } else {
-                folded(module, naming.component)
-            }
-        })
-        .collect();
-    let (tensors, dtype) = encode_all(&tensors, options)?;
+    describe_network(&mut metadata, &modules, naming, options.target, as_kohya);
+    describe_adapters(&mut metadata, &modules, naming, options.target);
+    let tensors = modules.into_iter().flat_map(|module| {
+        if as_kohya {
+            return with_alpha(module);
+        }
+        match options.target {
+            Target::Peft => as_they_are(module),
+            _ => folded(module, naming.component),
+        }
+    });
+    let (tensors, dtype) = encode_all(&tensors.collect::<Vec<_>>(), options)?;
     Ok((to_safetensors(metadata, tensors), dtype))
+}
+
+/// The text of the `adapter_config.json` that PEFT has beside a file of [`Target::Peft`].
+pub fn peft_config(modules: &[Module], naming: &Naming) -> String {
+    let stated: Vec<_> = modules
+        .iter()
+        .map(|m| StatedModule::new(m, m.alpha))
+        .collect();
+    let only = modules.iter().any(|m| naming.is_end_of_another(&m.name));
+    config_file(&stated, only)
+}
+
+/// Ranks and alphas in the header, where diffusers looks for them. Of PEFT's files too: they can be parted from their config.
+fn describe_adapters(
+    metadata: &mut BTreeMap<String, String>,
+    modules: &[Module],
+    naming: &Naming,
+    target: Target,
+) {
+    // alpha / rank is folded into the tensors.
+    let folded = |module: &Module| module.rank() as f64;
+    let kept = |module: &Module| module.alpha;
+    let (component, alpha): (_, fn(&Module) -> f64) = match target {
+        Target::Kohya | Target::AiToolkit => return,
+        Target::Diffusers => (naming.component, folded),
+        Target::Peft => (PEFT_COMPONENT, kept),
+    };
+    let stated: Vec<_> = modules
+        .iter()
+        .map(|m| StatedModule::new(m, alpha(m)))
+        .collect();
+    let json = adapter_metadata(&stated, component);
+    metadata.insert(ADAPTER_METADATA.to_owned(), json);
+}
+
+impl<'a> StatedModule<'a> {
+    fn new(module: &'a Module, alpha: f64) -> Self {
+        Self {
+            name: &module.name,
+            rank: module.rank(),
+            alpha,
+        }
+    }
 }
 
 fn refuse_ignored(modules: &[Module], naming: &Naming, target: Target) -> Result<(), Error> {
     let ignored = |module: &&Module| match target {
-        Target::Diffusers => false,
+        Target::Diffusers | Target::Peft => false,
         Target::Kohya => naming.ours(&module.name).is_none(),
         Target::AiToolkit => {
             let mut marks = naming.ai_toolkit_modules.iter();
@@ -108,6 +146,7 @@ fn refuse_ignored(modules: &[Module], naming: &Naming, target: Target) -> Result
     }
     let program = match target {
         Target::Diffusers => "diffusers",
+        Target::Peft => "PEFT",
         Target::Kohya => "kohya's scripts and ComfyUI",
         Target::AiToolkit => "ai-toolkit",
     };
@@ -156,12 +195,13 @@ fn describe_network(
     metadata: &mut BTreeMap<String, String>,
     modules: &[Module],
     naming: &Naming,
+    target: Target,
     as_kohya: bool,
 ) {
     let rank = commonest_rank(modules.iter().map(Module::rank));
     let alpha = modules
         .iter()
-        .find(|module| as_kohya && module.rank() == rank)
+        .find(|module| (as_kohya || target == Target::Peft) && module.rank() == rank)
         .map_or(rank as f64, |module| module.alpha);
     metadata.insert("ss_network_dim".to_owned(), rank.to_string());
     // With a point, as Python writes a float: `8.0`.
@@ -205,8 +245,16 @@ fn with_alpha(module: Module) -> Vec<TensorToWrite> {
     ]
 }
 
+fn as_they_are(module: Module) -> Vec<TensorToWrite> {
+    with_component(module, PEFT_COMPONENT, (1.0, 1.0))
+}
+
 fn folded(module: Module, component: &str) -> Vec<TensorToWrite> {
-    let (on_a, on_b) = fold(module.scale());
+    let factors = fold(module.scale());
+    with_component(module, component, factors)
+}
+
+fn with_component(module: Module, component: &str, (on_a, on_b): (f64, f64)) -> Vec<TensorToWrite> {
     let path = format!("{component}.{}", module.name);
     let tensor = |part: char, matrix: super::Matrix, factor| TensorToWrite {
         name: format!("{path}.lora_{part}.weight"),
