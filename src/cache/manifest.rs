@@ -4,7 +4,8 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::Specs;
+use super::{Description, Specs};
+use crate::base_model::BaseModel;
 use crate::dataset::Item;
 use crate::digest::{Digest, Fingerprint, canonical_json};
 use crate::experiment::Experiment;
@@ -17,16 +18,21 @@ pub fn captions(experiment: &Experiment, items: &[Item]) -> Vec<String> {
     of_pictures.chain(experiment.extra_captions()).collect()
 }
 
-/// A list of entries, (spec, entry), sorted, each once.
-pub struct Manifest(Vec<(Fingerprint, Fingerprint)>);
+/// A list of entries, and what they are put together by.
+pub struct Manifest {
+    /// (spec, entry), sorted, each once.
+    entries: Vec<(Fingerprint, Fingerprint)>,
+    model: Description,
+}
 
 impl Manifest {
-    /// What every encoder makes of `captions`, and the VAE of the views of `items`.
+    /// What every encoder of `base` makes of `captions`, and its VAE of the views of `items`.
     pub fn new<'a>(
-        specs: &Specs,
+        base: &BaseModel,
         captions: impl Iterator<Item = &'a str> + Clone,
         items: &[Item],
     ) -> Self {
+        let specs = Specs::from(base);
         let mut entries = Vec::new();
         for encoder in &specs.encoders {
             for caption in captions.clone() {
@@ -41,14 +47,17 @@ impl Manifest {
         // One order whatever order the pictures were found in: the digest is over it.
         entries.sort_unstable();
         entries.dedup();
-        Self(entries)
+        Self {
+            entries,
+            model: base.into(),
+        }
     }
 
     /// The digest of the canonical JSON of the list, an object of specs with their entries: the same wherever the
     /// Experiment and the store lie.
     pub fn digest(&self) -> Digest {
         let mut by_spec = BTreeMap::<String, Vec<Fingerprint>>::new();
-        for (spec, entry) in &self.0 {
+        for (spec, entry) in &self.entries {
             by_spec.entry(spec.to_string()).or_default().push(*entry);
         }
         Digest::of(&canonical_json(&by_spec))
@@ -69,9 +78,9 @@ impl Manifest {
     ) -> Result<(), store::Error> {
         let (experiment, captions) = experiment;
         let file = experiment.file.display().to_string();
-        let note = serde_json::json!({ "experiment": file });
+        let note = serde_json::json!({ "experiment": file, "model": self.model });
         let id = run_id(verb, experiment, captions);
-        let write = || store.write_run(&id, &self.0, note.clone(), lacking);
+        let write = || store.write_run(&id, &self.entries, note.clone(), lacking);
         match store.when_free(monitor, write) {
             Err(e) if e.is_read_only() => monitor.note(&format!(
                 "{e}; but nothing keeps `plumb store gc` from removing what this run uses"

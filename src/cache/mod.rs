@@ -6,11 +6,13 @@
 //!
 //! - [`Specs`]: the fingerprints that entries are filed under
 //! - [`Manifest`]: which entries an Experiment uses
+//! - [`Description`]: what it takes to read them in another program
 //! - [`Reader`]: embeddings and latents as tensors, by their specs alone; [`ModelCache`]: the same for one base model, with its recipe
 //! - [`conditioning`]: what the denoiser receives of a caption's embeddings
 //! - [`tensors`]: between tensors and the store's bytes
 
 pub mod conditioning;
+mod description;
 mod error;
 mod manifest;
 mod read;
@@ -21,8 +23,9 @@ pub mod tensors;
 pub use conditioning::{
     Conditioning, EncoderOutput, EncoderOutputs, assemble, batch, drop_caption,
 };
+pub use description::Description;
 pub use error::Error;
 pub use manifest::{Manifest, captions};
-pub use read::{CutCaptions, ModelCache, Reader, StoredLatents};
+pub use read::{CutCaptions, ModelCache, Reader, StoredLatents, time_ids};
 pub use refusal::{MissingEntries, NearestSpec, Refusal, refuse_if_missing, refuse_without_store};
 pub use specs::{EncoderId, Specs};

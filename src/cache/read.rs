@@ -150,9 +150,9 @@ impl Reader {
 }
 
 /// Height and width before the picture was resized, top and left of the crop in the resized picture, height and width
-/// of the crop (SDXL: Podell et al., arXiv:2307.01952, section 2.2). In a mirrored view the crop lies where it does in
+/// of the crop, in px (SDXL: Podell et al., arXiv:2307.01952, section 2.2). In a mirrored view the crop lies where it does in
 /// the mirrored picture.
-fn time_ids(original: Size, view: &View) -> [f32; 6] {
+pub fn time_ids(original: Size, view: &View) -> [f32; 6] {
     let left = match view.flip {
         // The store mirrors the crop, not the picture.
         true => view.resized.width - view.left - view.bucket.width,

@@ -135,8 +135,9 @@ fn missing_entries(
         return Ok(None);
     }
     // Where some are there, the recipe is right and captions are new; where none is, another recipe may be.
-    let nearest = match without.len() == wanted {
-        true => nearest(&store.reader()?, &spec, json, origin)?,
+    let reader = store.reader()?;
+    let nearest = match reader.entries(&spec).is_empty() {
+        true => nearest(&reader, &spec, json, origin)?,
         false => None,
     };
     Ok(Some(MissingEntries {

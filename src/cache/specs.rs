@@ -1,12 +1,14 @@
 //! The fingerprints that entries are filed under.
 
+use serde::Serialize;
+
 use crate::base_model::BaseModel;
 use crate::digest::{Digest, Fingerprint};
 use crate::recipe::latents::{LatentKey, View};
 use crate::recipe::spec::caption_entry;
 
 /// A text encoder in the store.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct EncoderId {
     /// Its slot in the recipe: `clip_l`, `t5`.
     pub slot: String,

@@ -14,7 +14,7 @@ pub use captions::{CaptionStats, encode_captions, read_text, tokenize};
 pub use pictures::{PictureStats, encode_pictures, pixels};
 
 use crate::base_model::{self, BaseModel};
-use crate::cache::{self, Manifest, Specs};
+use crate::cache::{self, Manifest};
 use crate::dataset;
 use crate::experiment::{self, Experiment};
 use crate::monitor::Monitor;
@@ -162,11 +162,7 @@ pub fn run(
             Some(stats)
         }
     };
-    let used = Manifest::new(
-        &Specs::from(&base),
-        texts.iter().map(String::as_str),
-        &items,
-    );
+    let used = Manifest::new(&base, texts.iter().map(String::as_str), &items);
     // After the entries are there, and without those of pictures that could not be used.
     let by = (experiment, captions);
     used.write(&store, "encode", by, Lacking::LeaveOut, monitor)?;

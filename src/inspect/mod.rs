@@ -1,9 +1,10 @@
 //! Looking inside: a caption's tokens, what the denoiser receives for a caption or a picture, what a LoRA was trained with, what
-//! a checkpoint is. Everything comes from the same code as training.
+//! a checkpoint is, what another program has to know to read a store. Everything comes from the same code as training.
 
 mod conditioning;
 mod latents;
 mod lora;
+mod manifest;
 pub mod model;
 mod tokens;
 
@@ -15,6 +16,7 @@ use candle_core::Tensor;
 pub use conditioning::conditioning;
 pub use latents::{PictureReport, latents};
 pub use lora::{LoraReport, lora};
+pub use manifest::{Listed, ManifestReport, manifest};
 pub use tokens::{TokenReport, tokens};
 
 use crate::shown;
@@ -40,6 +42,9 @@ pub enum Error {
     /// An entry, what is made of it, or the file that is written.
     #[error(transparent)]
     Cache(#[from] cache::Error),
+    /// The store lacks what the Experiment needs.
+    #[error("{0}")]
+    Refused(Box<cache::Refusal>),
     /// The LoRA.
     #[error(transparent)]
     Lora(#[from] convert::Error),

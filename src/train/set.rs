@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::Error;
 use crate::base_model::BaseModel;
-use crate::cache::{self, CutCaptions, Manifest, ModelCache, Specs, refuse_if_missing};
+use crate::cache::{self, CutCaptions, Manifest, ModelCache, refuse_if_missing};
 use crate::dataset::{self, Item};
 use crate::digest::Digest;
 use crate::experiment::{DatasetSettings, Experiment};
@@ -59,7 +59,7 @@ impl<'a> TrainingSet<'a> {
         let captions: BTreeSet<String> =
             cache::captions(experiment, &pictures).into_iter().collect();
         let texts = captions.iter().map(String::as_str);
-        let used = Manifest::new(&Specs::from(base), texts, &pictures);
+        let used = Manifest::new(base, texts, &pictures);
         let source = ModelCache::open(base, store)?;
         for problem in source.reader.problems() {
             monitor.problem(&problem);

@@ -3,6 +3,7 @@
 mod conditioning;
 mod latents;
 mod lora;
+mod manifest;
 mod tokens;
 
 use std::collections::BTreeMap;
@@ -37,6 +38,10 @@ enum Command {
     Latents(latents::Args),
     /// Show what a LoRA was trained with.
     Lora(lora::Args),
+    /// Write what another program has to know to read an Experiment's captions and pictures from a store.
+    ///
+    /// The Python package reads it. The store is looked at as `train` does: what it lacks is refused.
+    Manifest(manifest::Args),
 }
 
 pub(crate) fn run(args: &Args, ui: &Ui) -> CommandResult {
@@ -45,6 +50,7 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> CommandResult {
         Command::Conditioning(args) => conditioning::run(args, ui),
         Command::Latents(args) => latents::run(args, ui),
         Command::Lora(args) => lora::run(args, ui),
+        Command::Manifest(args) => manifest::run(args, ui),
     }
 }
 

@@ -1,0 +1,63 @@
+//! `plumb inspect manifest`: what another program has to know to read a store.
+
+use std::path::PathBuf;
+
+use plumb::dataset;
+use plumb::inspect::{self, Error, Listed, ManifestReport};
+use plumb::store;
+
+use super::open;
+use crate::CommandResult;
+use crate::ui::{Failure, Ui};
+
+#[derive(clap::Args)]
+pub(super) struct Args {
+    /// The Experiment file.
+    experiment: PathBuf,
+    /// List this caption instead of the Experiment's pictures and prompts; may be given several times.
+    #[arg(long, value_name = "TEXT")]
+    caption: Vec<String>,
+    /// Read from the store in this folder instead of the Experiment's.
+    #[arg(long, value_name = "FOLDER")]
+    store: Option<PathBuf>,
+    /// The file to write; without it, only what is in it is told (and `--json` prints all of it).
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+}
+
+pub(super) fn run(args: &Args, ui: &Ui) -> CommandResult {
+    let (experiment, base) = open(&args.experiment, ui)?;
+    let folder = match &args.store {
+        Some(folder) => folder.clone(),
+        None => experiment.store_path().map_err(Failure::usage)?,
+    };
+    let listed = match args.caption.as_slice() {
+        [] => Listed::Experiment,
+        captions => Listed::Captions(captions),
+    };
+    let manifest =
+        inspect::manifest(&experiment, &base, &folder, listed, ui).map_err(
+            |error| match error {
+                Error::Refused(refusal) => Failure::refused(refusal),
+                Error::Dataset(dataset::Error::Several(_)) => Failure::errors(error),
+                other => Failure::error(other),
+            },
+        )?;
+    let mut text = describe(&manifest);
+    if let Some(out) = &args.out {
+        store::write_file(out, &[&manifest.to_bytes()]).map_err(Failure::error)?;
+        text += &format!("\n{}", out.display());
+    }
+    ui.report(&manifest, &text)
+}
+
+fn describe(manifest: &ManifestReport) -> String {
+    let views: usize = manifest.pictures.iter().map(|p| p.views.len()).sum();
+    format!(
+        "recipe {}, store {}: {} pictures in {views} views, and {} captions without a picture",
+        manifest.model.recipe(),
+        manifest.store,
+        manifest.pictures.len(),
+        manifest.prompts.len(),
+    )
+}

@@ -1,0 +1,219 @@
+//! A manifest: all that another program has to know to read an Experiment's captions and pictures from a store, and nothing that
+//! it would have to work out anew. The Python package under `python/` reads it.
+//!
+//! The store is looked at as `train` does, and what it lacks is refused in the same words, so that who reads by a manifest reads
+//! what a training would.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::Error;
+use crate::base_model::BaseModel;
+use crate::cache::{
+    self, Description, Manifest, Reader, Refusal, Specs, refuse_if_missing, refuse_without_store,
+    time_ids,
+};
+use crate::dataset::{self, Item};
+use crate::digest::{Digest, Fingerprint, canonical_json};
+use crate::experiment::Experiment;
+use crate::monitor::Monitor;
+use crate::recipe::latents::View;
+use crate::store::{Store, TOOL};
+
+/// The version of the members below.
+const MANIFEST_VERSION: u32 = 1;
+
+/// What a manifest is to list.
+#[derive(Clone, Copy, Debug)]
+pub enum Listed<'a> {
+    /// The Experiment's pictures with their captions, its prompts, and the empty caption where it is needed.
+    Experiment,
+    /// These captions, and no pictures.
+    Captions(&'a [String]),
+}
+
+/// What to read, and how it becomes what the denoiser receives.
+#[derive(Debug, Serialize)]
+pub struct ManifestReport {
+    version: u32,
+    /// The plumb that wrote it.
+    tool: &'static str,
+    experiment: ExperimentFile,
+    /// The store's folder.
+    pub store: String,
+    /// The recipe, the specs, and how tensors are put together.
+    pub model: Description,
+    /// The digest of the list of entries, as a LoRA's metadata has it.
+    entries: Digest,
+    /// Captions that belong to no picture.
+    pub prompts: Vec<String>,
+    /// In the order of the data sets and their files.
+    pub pictures: Vec<Picture>,
+}
+
+/// The Experiment that a manifest was made of.
+#[derive(Debug, Serialize)]
+struct ExperimentFile {
+    file: String,
+    /// The digest of its text.
+    digest: Digest,
+    /// The probability with which a training drops a caption.
+    caption_dropout: f64,
+}
+
+/// A picture, as [`Item`] has it.
+#[derive(Debug, Serialize)]
+pub struct Picture {
+    file: String,
+    /// What it is known by.
+    digest: Digest,
+    captions: Vec<String>,
+    /// All of one size.
+    pub views: Vec<PictureView>,
+    repeats: u32,
+    held_out: bool,
+}
+
+/// One view of a picture.
+#[derive(Debug, Serialize)]
+pub struct PictureView {
+    /// The fingerprint of its latents' entry.
+    entry: Fingerprint,
+    view: View,
+    /// [`time_ids`]: the input of the size embedding, where the model has one.
+    time_ids: [f32; 6],
+}
+
+impl ManifestReport {
+    /// The bytes of a file: the canonical JSON of the members, with a digest of that before them.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        // No other member comes before it in canonical JSON, so that who checks it need only cut it out.
+        let mut members: Value = json!(self);
+        let digest = Digest::of(&canonical_json(&members));
+        members["digest"] = json!(digest);
+        canonical_json(&members)
+    }
+}
+
+/// The manifest of what is `listed` of an Experiment. `folder` is the store to read from, where it is not the Experiment's.
+///
+/// # Errors
+/// [`Error::Refused`] where the store lacks something; otherwise if the pictures or the store cannot be read.
+pub fn manifest(
+    experiment: &Experiment,
+    base: &BaseModel,
+    folder: &Path,
+    listed: Listed<'_>,
+    monitor: &dyn Monitor,
+) -> Result<ManifestReport, Error> {
+    let (items, prompts) = match listed {
+        Listed::Captions(captions) => (Vec::new(), captions.to_vec()),
+        Listed::Experiment => {
+            let multiple = base.latent_geometry().side_multiple();
+            let items = dataset::open(experiment, multiple, monitor)?;
+            (items, experiment.extra_captions())
+        }
+    };
+    let of_pictures = items.iter().flat_map(|item| &item.captions);
+    let captions: BTreeSet<String> = of_pictures.chain(&prompts).cloned().collect();
+    refuse(
+        experiment,
+        base,
+        folder,
+        listed,
+        (&captions, &items),
+        monitor,
+    )?;
+    let used = Manifest::new(base, captions.iter().map(String::as_str), &items);
+    let specs = Specs::from(base);
+    Ok(ManifestReport {
+        version: MANIFEST_VERSION,
+        tool: TOOL,
+        experiment: ExperimentFile {
+            file: shown_absolute(&experiment.file),
+            digest: Digest::of(experiment.text.as_bytes()),
+            caption_dropout: base.settings.train.caption_dropout,
+        },
+        store: shown_absolute(folder),
+        model: base.into(),
+        entries: used.digest(),
+        prompts,
+        pictures: items.iter().map(|item| picture(&specs, item)).collect(),
+    })
+}
+
+/// Refuses what `train` would.
+fn refuse(
+    experiment: &Experiment,
+    base: &BaseModel,
+    folder: &Path,
+    listed: Listed<'_>,
+    (captions, items): (&BTreeSet<String>, &[Item]),
+    monitor: &dyn Monitor,
+) -> Result<(), Error> {
+    let found = match Store::open(folder) {
+        Err(_) if !folder.join("store.json").exists() => {
+            Some(refuse_without_store(experiment, folder))
+        }
+        Err(error) => return Err(cache::Error::Store(error).into()),
+        Ok(store) => {
+            let reader = Reader::open(Specs::from(base), &store)?;
+            for problem in reader.problems() {
+                monitor.problem(&problem);
+            }
+            refuse_if_missing(experiment, base, &store, &reader, captions, items)?
+        }
+    };
+    let Some(mut refusal) = found else {
+        return Ok(());
+    };
+    add_to_command(&mut refusal, experiment, folder, listed);
+    Err(Error::Refused(Box::new(refusal)))
+}
+
+/// `plumb encode` makes what the Experiment has, in the Experiment's own store.
+fn add_to_command(
+    refusal: &mut Refusal,
+    experiment: &Experiment,
+    folder: &Path,
+    listed: Listed<'_>,
+) {
+    if matches!(listed, Listed::Captions(_)) {
+        let more = " --captions FILE, a text file with the captions, one a line";
+        refusal.command.push_str(more);
+    }
+    let own = experiment.store_path().ok();
+    if own.as_deref().is_none_or(|own| !is_same(own, folder)) {
+        let more = format!(", with `[store] path` set to {}", folder.display());
+        refusal.command.push_str(&more);
+    }
+}
+
+fn is_same(one: &Path, other: &Path) -> bool {
+    one == other || matches!((one.canonicalize(), other.canonicalize()), (Ok(a), Ok(b)) if a == b)
+}
+
+fn picture(specs: &Specs, item: &Item) -> Picture {
+    let view = |&view: &View| PictureView {
+        entry: specs.view(item.digest, view),
+        view,
+        time_ids: time_ids(item.size, &view),
+    };
+    Picture {
+        file: shown_absolute(&item.picture),
+        digest: item.digest,
+        captions: item.captions.clone(),
+        views: item.views.iter().map(view).collect(),
+        repeats: item.repeats,
+        held_out: item.held_out,
+    }
+}
+
+/// For people and for programs elsewhere: no part of what is read.
+fn shown_absolute(path: &Path) -> String {
+    let absolute = std::path::absolute(path);
+    absolute.as_deref().unwrap_or(path).display().to_string()
+}

@@ -1,0 +1,62 @@
+//! The Python package under `python/`, by its own tests on the program of these tests.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+fn package() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("python")
+}
+
+/// Runs a file of `python/tests`, or says that it was skipped.
+fn run(file: &str) {
+    let Some(python) = std::env::var_os("PLUMB_PYTHON") else {
+        println!("skipped: PLUMB_PYTHON names no Python with pyarrow, blake3, numpy and torch");
+        return;
+    };
+    let caches = std::env::temp_dir().join("plumb-tests-cache");
+    let output = Command::new(python)
+        // Into no folder of the sources: `cargo test` leaves them as they are.
+        .args(["-B", "-W", "default", "-m", "unittest", "-v", file])
+        .current_dir(package().join("tests"))
+        .env("PYTHONPATH", package())
+        .env("PLUMB_PROGRAM", env!("CARGO_BIN_EXE_plumb"))
+        .env("XDG_CACHE_HOME", caches)
+        .output()
+        .expect("PLUMB_PYTHON runs");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    assert!(!said.contains("Ran 0 tests"), "{said}");
+}
+
+#[test]
+fn conditioning_is_bit_for_bit_what_inspect_writes() {
+    run("test_conditioning");
+}
+
+#[test]
+fn what_is_missing_changed_or_damaged_is_refused() {
+    run("test_refusals");
+}
+
+#[test]
+fn the_data_set_is_what_training_sees() {
+    run("test_dataset");
+}
+
+#[test]
+fn the_example_of_the_docs_trains_a_lora() {
+    run("test_docs");
+}
+
+#[test]
+fn every_file_of_python_tests_is_run() {
+    let own = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(file!()));
+    let own = own.expect("this file");
+    let files = std::fs::read_dir(package().join("tests")).expect("tests");
+    for file in files.flatten() {
+        let name = file.file_name().to_string_lossy().into_owned();
+        if let Some(module) = name.strip_suffix(".py").filter(|m| m.starts_with("test_")) {
+            assert!(own.contains(&format!("run(\"{module}\")")), "{name}");
+        }
+    }
+}
