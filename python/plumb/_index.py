@@ -102,7 +102,7 @@ class Index:
         for number, (table, places) in enumerate(found):
             self._tables.append(table)
             for place in places:
-                self._places.setdefault(place.entry, []).append((number, place.first, place.count))
+                self._places.setdefault(place.entry, []).append((number, place.first, place.rows))
 
     def _table(self, path: str, name: str, spec: str) -> tuple[pyarrow.Table, list[_Place]] | None:
         try:
@@ -185,7 +185,7 @@ class _Place(NamedTuple):
 
     entry: str
     first: int
-    count: int
+    rows: int
     pack: str
     end: int
 

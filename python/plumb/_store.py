@@ -31,7 +31,7 @@ from ._text import (
 _JSON_LIMIT = 4 << 20
 _RUN_LIMIT = 256 << 20
 _PACK_LIMIT = 256 << 20
-_TYPES = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
+_TYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
 _RUN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}\.json", re.ASCII)
 
 RecipeLike = Union[str, "os.PathLike[str]", Recipe, Manifest]

@@ -72,12 +72,12 @@ class Dataset(torch.utils.data.Dataset[dict[str, Any]]):
         # The picture's number, and that of its caption where it is not drawn.
         self._samples: list[tuple[int, int | None]] = []
         for number, picture in enumerate(self.pictures):
-            chosen: list[int | None] = {
+            kinds: dict[str, list[int | None]] = {
                 "random": [None],
                 "first": [0],
                 "all": list(range(len(picture.captions))),
-            }[captions]
-            self._samples += [(number, caption) for caption in chosen] * picture.repeats
+            }
+            self._samples += [(number, caption) for caption in kinds[captions]] * picture.repeats
         self._refuse_if_missing()
 
     def __len__(self) -> int:

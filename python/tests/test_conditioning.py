@@ -55,7 +55,10 @@ class Equal(unittest.TestCase):
                 self.check(World(self, "sd3", "reference", store=precision))
 
     def test_sd3_with_zeroed_pads_and_longer_captions(self):
-        deviate = '[recipe.deviate]\nassembly.pads.t5 = "zero"\nassembly.pads.clip_l = "zero"\nt5.tokens.max_tokens = 154\nt5.tokens.min_tokens = 154'
+        deviate = (
+            '[recipe.deviate]\nassembly.pads.t5 = "zero"\nassembly.pads.clip_l = "zero"\n'
+            "t5.tokens.max_tokens = 154\nt5.tokens.min_tokens = 154"
+        )
         store = self.check(World(self, "sd3", "diffusers", recipe=deviate), [CAPTIONS[1], LONG])
         self.assertEqual(len(store._experiments), 1)
 

@@ -48,6 +48,62 @@ fn the_example_of_the_docs_trains_a_lora() {
     run("test_docs");
 }
 
+/// Of Python itself, or where it is asked for: everybody else has to be installed with the package.
+const THERE: [&str; 14] = [
+    "__future__",
+    "collections",
+    "dataclasses",
+    "io",
+    "json",
+    "os",
+    "re",
+    "shutil",
+    "subprocess",
+    "sysconfig",
+    "torch",
+    "typing",
+    "warnings",
+    "plumb",
+];
+
+#[test]
+fn the_package_depends_on_what_it_imports() {
+    let text = std::fs::read_to_string(package().join("../pyproject.toml")).expect("pyproject");
+    let pyproject: toml::Table = toml::from_str(&text).expect("TOML");
+    let listed = pyproject["project"]["dependencies"].as_array();
+    let listed: Vec<&str> = listed
+        .expect("a list")
+        .iter()
+        .filter_map(|d| d.as_str())
+        .collect();
+    let depends = |name: &str| listed.iter().any(|d| d.starts_with(name));
+    let mut imported = 0;
+    for file in std::fs::read_dir(package().join("plumb"))
+        .expect("the package")
+        .flatten()
+    {
+        let Ok(code) = std::fs::read_to_string(file.path()) else {
+            continue;
+        };
+        // Without docstrings, which have examples.
+        for line in code.split("\"\"\"").step_by(2).flat_map(str::lines) {
+            let words: Vec<&str> = line.trim().split([' ', '.']).collect();
+            if let ["import" | "from", name, ..] = words[..]
+                && !name.is_empty()
+            {
+                imported += 1;
+                let path = file.path();
+                assert!(
+                    THERE.contains(&name) || depends(name),
+                    "{}: {line}",
+                    path.display()
+                );
+            }
+        }
+    }
+    assert!(imported > 20, "{imported}");
+}
+
 #[test]
 fn every_file_of_python_tests_is_run() {
     let own = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(file!()));
