@@ -1,6 +1,7 @@
 //! The captions that there are to look at: those of an Experiment, with their pictures, or all that a store has.
 
 use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
 
 use serde::Serialize;
 use serde_json::Value;
@@ -119,6 +120,12 @@ impl Captions {
             items: Vec::new(),
             encoders,
         })
+    }
+
+    /// The files of the pictures that a caption belongs to.
+    pub fn pictures(&self, caption: &Caption) -> Vec<PathBuf> {
+        let items = caption.items.iter().map(|&item| &self.items[item]);
+        items.map(|item| item.picture.clone()).collect()
     }
 
     /// Their texts.

@@ -3,11 +3,17 @@
 
 pub mod captions;
 mod conditioning;
+pub mod diff;
+mod entry;
 mod export;
 mod latents;
 mod lora;
 pub mod model;
+mod neighbors;
+mod spec_title;
+mod store;
 mod tokens;
+mod truncation;
 pub mod vectors;
 
 use std::collections::BTreeMap;
@@ -16,10 +22,20 @@ use std::path::PathBuf;
 use candle_core::Tensor;
 
 pub use conditioning::conditioning;
+pub use entry::{
+    EntryAddress, EntryReport, PartReport, RunUse, entries_beginning, entries_of_caption, entry,
+};
 pub use export::{ExportReport, ExportedEncoder, export};
 pub use latents::{PictureReport, latents};
 pub use lora::{LoraReport, lora};
+pub use neighbors::{
+    Contradictions, NearPair, NearestCaptions, Neighbor, NeighborOptions, Neighbors, SameCaption,
+    SamePicture, contradictions, nearest_to, neighbors,
+};
+pub use spec_title::spec_title;
+pub use store::{AlikeSpec, Leftovers, RunReport, SpecReport, StoreReport, store};
 pub use tokens::{TokenReport, tokens};
+pub use truncation::{CaptionCut, CutCaption, EncoderCuts, TruncationReport, truncation};
 
 use crate::shown;
 use crate::{cache, convert, dataset, encode};

@@ -7,6 +7,7 @@
 
 mod bad_input;
 mod cli_disk;
+mod cli_inspect;
 mod cli_lora;
 mod cli_model;
 mod cli_recipe;

@@ -1,9 +1,13 @@
 //! `plumb inspect`: what exactly a model receives, and what a LoRA was trained with.
 
 mod conditioning;
+mod diff;
+mod entry;
 mod export;
 mod latents;
 mod lora;
+mod neighbors;
+mod store;
 mod subject;
 mod tokens;
 
@@ -26,7 +30,6 @@ pub(crate) struct Args {
 
 #[derive(clap::Subcommand)]
 enum Command {
-    /// Show a caption's tokens under every encoder, and where it is cut.
     Tokens(tokens::Args),
     /// Write the tensors that the denoiser receives for a caption.
     ///
@@ -37,6 +40,10 @@ enum Command {
     ///
     /// The picture is cropped as the Experiment's first data set says, and encoded first if the store lacks it.
     Latents(latents::Args),
+    Entry(entry::Args),
+    Diff(diff::Args),
+    Neighbors(neighbors::Args),
+    Store(store::Args),
     Export(export::Args),
     /// Show what a LoRA was trained with.
     Lora(lora::Args),
@@ -47,6 +54,10 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> CommandResult {
         Command::Tokens(args) => tokens::run(args, ui),
         Command::Conditioning(args) => conditioning::run(args, ui),
         Command::Latents(args) => latents::run(args, ui),
+        Command::Entry(args) => entry::run(args, ui),
+        Command::Diff(args) => diff::run(args, ui),
+        Command::Neighbors(args) => neighbors::run(args, ui),
+        Command::Store(args) => store::run(args, ui),
         Command::Export(args) => export::run(args, ui),
         Command::Lora(args) => lora::run(args, ui),
     }
@@ -72,4 +83,9 @@ fn table(shapes: &BTreeMap<String, Vec<usize>>) -> String {
         .map(|(name, shape)| format!("{name:width$}  {shape:?}"))
         .collect();
     lines.join("\n")
+}
+
+/// A part of a whole, for a person.
+fn percent(part: u64, whole: u64) -> String {
+    format!("{:.1} %", 100.0 * part as f64 / whole.max(1) as f64)
 }

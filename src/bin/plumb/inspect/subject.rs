@@ -39,6 +39,14 @@ impl Subject {
         }
     }
 
+    /// The store; an Experiment that has none yet is told how to make it.
+    pub(super) fn store(&self) -> Result<&Store, Failure> {
+        match self {
+            Self::Store(store) | Self::Experiment(_, Some(store)) => Ok(store),
+            Self::Experiment(opened, None) => Err(without_store(&opened.0)?),
+        }
+    }
+
     pub(super) fn captions(&self, ui: &Ui) -> Result<Captions, Failure> {
         match self {
             Self::Experiment(opened, _) => {
@@ -56,11 +64,7 @@ impl Subject {
         let reader = match self {
             Self::Store(store) => store.reader().map_err(Failure::error)?,
             Self::Experiment(opened, None) => {
-                let (experiment, _) = &**opened;
-                let place = experiment.store_path().map_err(Failure::usage)?;
-                return Err(Failure::refused(cache::refuse_without_store(
-                    experiment, &place,
-                )));
+                return Err(without_store(&opened.0)?);
             }
             Self::Experiment(opened, Some(store)) => {
                 refuse_if_none(opened, store, captions)?;
@@ -73,6 +77,12 @@ impl Subject {
         }
         Ok(reader)
     }
+}
+
+fn without_store(experiment: &Experiment) -> Result<Failure, Failure> {
+    let place = experiment.store_path().map_err(Failure::usage)?;
+    let refusal = cache::refuse_without_store(experiment, &place);
+    Ok(Failure::refused(refusal))
 }
 
 fn refuse_if_none(
