@@ -9,10 +9,12 @@
 //! - [`Description`]: what it takes to read them in another program
 //! - [`Reader`]: embeddings and latents as tensors, by their specs alone; [`ModelCache`]: the same for one base model, with its recipe
 //! - [`conditioning`]: what the denoiser receives of a caption's embeddings
+//! - [`difference`]: how much two outputs differ, true tokens, pads and pooled apart
 //! - [`tensors`]: between tensors and the store's bytes
 
 pub mod conditioning;
 mod description;
+pub mod difference;
 mod error;
 mod manifest;
 mod read;

@@ -36,6 +36,8 @@ pub struct CutCaptions {
     pub captions: u64,
     /// Of these, cut.
     pub truncated: u64,
+    /// Of these, shortened by the recipe's clean-up before anything is counted in tokens.
+    pub shortened: u64,
 }
 
 /// Reads the entries of some specs, those that a store has when it is opened.
@@ -112,22 +114,6 @@ impl Reader {
         })
     }
 
-    /// How many of `captions` each encoder cut, all of which the store has.
-    ///
-    /// # Errors
-    /// If the store's index cannot be read.
-    pub fn truncated(&self, captions: &BTreeSet<String>) -> Result<Vec<CutCaptions>, Error> {
-        let count = |encoder: &EncoderId| {
-            let entries: Vec<_> = captions.iter().map(|c| encoder.entry(c)).collect();
-            Ok(CutCaptions {
-                slot: encoder.slot.clone(),
-                captions: captions.len() as u64,
-                truncated: self.store.truncated(&encoder.spec, &entries)?,
-            })
-        };
-        self.specs.encoders.iter().map(count).collect()
-    }
-
     /// Captions that an encoder has no entry of.
     pub(super) fn captions_without<'a>(
         &self,
@@ -202,6 +188,26 @@ impl<'a> ModelCache<'a> {
     /// If the store lacks an entry or cannot be read.
     pub fn outputs(&self, caption: &str) -> Result<EncoderOutputs, Error> {
         self.reader.outputs(caption)
+    }
+
+    /// How many of `captions` each encoder cut, all of which the store has.
+    ///
+    /// # Errors
+    /// If the store's index cannot be read.
+    pub fn truncated(&self, captions: &BTreeSet<String>) -> Result<Vec<CutCaptions>, Error> {
+        let texts: Vec<&str> = captions.iter().map(String::as_str).collect();
+        let count = |encoder: &EncoderId| {
+            let entries: Vec<_> = texts.iter().map(|c| encoder.entry(c)).collect();
+            let rules = self.recipe.encoder(&encoder.slot);
+            let shortens = |text: &&str| rules.is_some_and(|e| e.rules.tokens.shortens(text));
+            Ok(CutCaptions {
+                slot: encoder.slot.clone(),
+                captions: texts.len() as u64,
+                truncated: self.reader.store.truncated(&encoder.spec, &entries)?,
+                shortened: texts.iter().copied().filter(|text| shortens(text)).count() as u64,
+            })
+        };
+        self.reader.specs.encoders.iter().map(count).collect()
     }
 
     /// What the denoiser receives of these.

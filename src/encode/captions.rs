@@ -14,6 +14,7 @@ use crate::monitor::Monitor;
 use crate::recipe::spec::caption_entry;
 use crate::shown;
 use crate::store::{NewEntry, Store, StoreReader, StoreWriter};
+use crate::text::tokenizer::Lost;
 use crate::text::{Encoded, Residency, TextEncoder, Tokens, tokenizer};
 
 /// Captions in one call of a resident encoder; the store may commit after each.
@@ -38,6 +39,8 @@ pub struct CaptionStats {
     pub encoded: u64,
     /// Of all asked for, cut because they are too long, now or when they were encoded.
     pub truncated: u64,
+    /// Of all asked for, those of which the recipe's clean-up drops text before anything is counted in tokens.
+    pub shortened: u64,
 }
 
 /// Encodes what the store lacks of `captions`, for every encoder of `base`.
@@ -70,12 +73,12 @@ pub fn encode_captions(
     let reader = store.reader_of(&specs)?;
     base.encoders
         .iter()
-        .map(|e| encode_for(e, store, &reader, &unique, options, monitor))
+        .map(|e| encode_for((base, e), store, &reader, &unique, options, monitor))
         .collect()
 }
 
 fn encode_for(
-    encoder: &TextEncoderPart,
+    (base, encoder): (&BaseModel, &TextEncoderPart),
     store: &Store,
     reader: &StoreReader,
     captions: &[&str],
@@ -83,12 +86,16 @@ fn encode_for(
     monitor: &dyn Monitor,
 ) -> Result<CaptionStats, Error> {
     let (present, missing) = split(encoder, reader, captions);
+    let rules = base.recipe.encoder(&encoder.slot);
+    let shortens = |text: &&&str| rules.is_some_and(|e| e.rules.tokens.shortens(text));
+    let shortened = captions.par_iter().filter(shortens).count();
     let mut stats = CaptionStats {
         slot: encoder.slot.clone(),
         spec: encoder.fingerprint.to_string(),
         captions: captions.len() as u64,
         present: present.len() as u64,
         truncated: reader.truncated(&encoder.fingerprint, &present)?,
+        shortened: shortened as u64,
         ..CaptionStats::default()
     };
     if missing.is_empty() {
@@ -194,6 +201,17 @@ pub fn read_text(encoder: &TextEncoderPart, caption: &str) -> Result<String, Err
     encoder
         .tokenizer
         .read_text(&encoder.tokens, caption)
+        .map_err(|source| tokenizer_failed(encoder, caption, source))
+}
+
+/// What of a caption an encoder does not see.
+///
+/// # Errors
+/// As [`tokenize`].
+pub fn lost_text(encoder: &TextEncoderPart, caption: &str) -> Result<Lost, Error> {
+    encoder
+        .tokenizer
+        .lost(&encoder.tokens, caption)
         .map_err(|source| tokenizer_failed(encoder, caption, source))
 }
 

@@ -1,12 +1,21 @@
 //! Looking inside: a caption's tokens, what the denoiser receives for a caption or a picture, what a LoRA was trained with, what
 //! a checkpoint is, what another program has to know to read a store. Everything comes from the same code as training.
 
+pub mod captions;
 mod conditioning;
+pub mod diff;
+mod entry;
+mod export;
 mod latents;
 mod lora;
 mod manifest;
 pub mod model;
+mod neighbors;
+mod spec_title;
+mod store;
 mod tokens;
+mod truncation;
+pub mod vectors;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -14,10 +23,21 @@ use std::path::PathBuf;
 use candle_core::Tensor;
 
 pub use conditioning::conditioning;
+pub use entry::{
+    EntryAddress, EntryReport, PartReport, RunUse, entries_beginning, entries_of_caption, entry,
+};
+pub use export::{ExportReport, ExportedEncoder, export};
 pub use latents::{PictureReport, latents};
 pub use lora::{LoraReport, lora};
 pub use manifest::{Listed, ManifestReport, manifest};
+pub use neighbors::{
+    Contradictions, NearPair, NearestCaptions, Neighbor, NeighborOptions, Neighbors, SameCaption,
+    SamePicture, contradictions, nearest_to, neighbors,
+};
+pub use spec_title::spec_title;
+pub use store::{AlikeSpec, Leftovers, RunReport, SpecReport, StoreReport, store};
 pub use tokens::{TokenReport, tokens};
+pub use truncation::{CaptionCut, CutCaption, EncoderCuts, TruncationReport, truncation};
 
 use crate::shown;
 use crate::{cache, convert, dataset, encode};
@@ -45,6 +65,9 @@ pub enum Error {
     /// The store lacks what the Experiment needs.
     #[error("{0}")]
     Refused(Box<cache::Refusal>),
+    /// Vectors that do not fit into memory are kept in a file without a name meanwhile.
+    #[error("cannot keep vectors in a temporary file: {0}; TMPDIR names another folder")]
+    Rows(std::io::Error),
     /// The LoRA.
     #[error(transparent)]
     Lora(#[from] convert::Error),

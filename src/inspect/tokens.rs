@@ -4,8 +4,9 @@ use serde::Serialize;
 
 use super::Error;
 use crate::base_model::{BaseModel, TextEncoderPart};
-use crate::encode::{read_text, tokenize};
+use crate::encode::{lost_text, read_text, tokenize};
 use crate::text::Tokens;
+use crate::text::tokenizer::Lost;
 
 /// A caption's tokens under one encoder.
 #[derive(Debug, Serialize)]
@@ -21,10 +22,20 @@ pub struct TokenReport {
     pub tokens: Vec<String>,
     /// Ids before the pads.
     pub count: usize,
+    /// Ids behind those.
+    pub pads: usize,
     /// What `count` would be had nothing been cut.
     pub total: usize,
+    /// The most ids that the recipe gives this encoder; `None`: as many as a caption has.
+    pub limit: Option<usize>,
     /// Whether something was cut.
     pub truncated: bool,
+    /// Of the ids before the last of `count`, those that are the pad or the end token: the caption's text writes them, or they
+    /// stand for what the vocabulary lacks. An encoder may take one for the end of the caption. 0 where a caption may fill several
+    /// windows, each with an end of its own.
+    pub specials_inside: usize,
+    /// What of the caption does not reach the encoder.
+    pub lost: Lost,
 }
 
 /// A caption's tokens under every encoder.
@@ -32,30 +43,40 @@ pub struct TokenReport {
 /// # Errors
 /// If the caption cannot be tokenized.
 pub fn tokens(base: &BaseModel, caption: &str) -> Result<Vec<TokenReport>, Error> {
-    base.encoders
-        .iter()
-        .map(|encoder| {
-            let read = read_text(encoder, caption)?;
-            let read_as = (read != caption).then_some(read);
-            Ok(report(encoder, tokenize(encoder, caption)?, read_as))
-        })
-        .collect()
+    let report = |encoder| report(encoder, caption);
+    base.encoders.iter().map(report).collect()
 }
 
-fn report(encoder: &TextEncoderPart, tokens: Tokens, read_as: Option<String>) -> TokenReport {
+fn report(encoder: &TextEncoderPart, caption: &str) -> Result<TokenReport, Error> {
+    let read = read_text(encoder, caption)?;
+    let Tokens {
+        ids,
+        count,
+        truncated,
+        total,
+    } = tokenize(encoder, caption)?;
     let text = |id: &u32| {
-        encoder
-            .tokenizer
-            .token(*id)
-            .unwrap_or_else(|| format!("<{id}>"))
+        let token = encoder.tokenizer.token(*id);
+        token.unwrap_or_else(|| format!("<{id}>"))
     };
-    TokenReport {
+    let (rules, tokenizer) = (&encoder.tokens, &encoder.tokenizer);
+    let limit = tokenizer.limit(rules);
+    let is_special = |id: &&u32| [rules.pad_id, tokenizer.eos_id()].contains(id);
+    let inside = ids.iter().take(count.saturating_sub(1));
+    Ok(TokenReport {
+        specials_inside: match limit == rules.max_tokens {
+            true => inside.filter(is_special).count(),
+            false => 0,
+        },
+        limit,
         slot: encoder.slot.clone(),
-        read_as,
-        tokens: tokens.ids.iter().map(text).collect(),
-        ids: tokens.ids,
-        count: tokens.count,
-        total: tokens.total,
-        truncated: tokens.truncated,
-    }
+        read_as: (read != caption).then_some(read),
+        tokens: ids.iter().map(text).collect(),
+        pads: ids.len() - count,
+        lost: lost_text(encoder, caption)?,
+        ids,
+        count,
+        total,
+        truncated,
+    })
 }

@@ -13,6 +13,7 @@ use serde_json::{Map, Value};
 
 use crate::text::none::{NoneWord, none_or};
 use crate::text::spec::{Cleanup, PadText, Precision, Truncation};
+use crate::text::tokenizer::is_shortened;
 use crate::text::{ForwardRecipe, Kind};
 
 /// How a caption becomes token ids; [`TokenRules`](crate::text::spec::TokenRules) before the tokenizer is known.
@@ -34,6 +35,13 @@ pub struct TokenRecipe {
     /// Token rules that only this kind of encoder has, by name; in a recipe they stand beside the others.
     #[serde(flatten)]
     pub of_kind: Map<String, Value>,
+}
+
+impl TokenRecipe {
+    /// Whether the clean-up drops text of a caption, before anything is counted in tokens.
+    pub fn shortens(&self, caption: &str) -> bool {
+        is_shortened(&self.cleanup, caption)
+    }
 }
 
 /// The id that fills.

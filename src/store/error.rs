@@ -120,7 +120,7 @@ impl Error {
     }
 
     /// Whether a file was read whole and is not what it must be. Anything else that went wrong says nothing about it.
-    pub(super) fn is_content(&self) -> bool {
+    pub(crate) fn is_content(&self) -> bool {
         matches!(self, Self::Malformed { .. } | Self::Damaged { .. })
     }
 

@@ -19,13 +19,13 @@
 //! `schemas/FORMAT.md` has every byte and column. Start reading at [`StoreWriter::put`] and
 //! [`StoreReader::get`]; `gc`, `rebuild`, `compact` and `temporary` are the only files that remove anything.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::digest::Fingerprint;
+use crate::digest::{Digest, Fingerprint};
 
 mod check;
 mod compact;
@@ -49,6 +49,7 @@ mod salvage;
 mod snapshot;
 mod specs;
 mod stats;
+pub mod table;
 mod temporary;
 mod tensor;
 mod writer;
@@ -182,6 +183,11 @@ impl Store {
     /// The folder it was opened in.
     pub fn path(&self) -> &Path {
         &self.layout.root
+    }
+
+    /// The file of a pack.
+    pub fn pack_path(&self, pack: &Digest) -> PathBuf {
+        self.layout.pack(pack)
     }
 
     /// A view of all entries as they are now.

@@ -314,6 +314,32 @@ impl StoreReader {
         Ok(count)
     }
 
+    /// The entries of a spec, sorted, each once, with the bytes of their payloads.
+    ///
+    /// # Errors
+    /// If an index part cannot be read.
+    pub fn entry_bytes(&self, spec: &Fingerprint) -> Result<Vec<(Fingerprint, u64)>, Error> {
+        self.again_if_moved(|snapshot| {
+            let candidates = snapshot.tables.get(spec).map(|t| t.candidates.as_slice());
+            let mut found: Vec<(Fingerprint, u64)> = Vec::new();
+            for candidate in candidates.unwrap_or_default() {
+                // Sorted by entry, so copies stand together.
+                if found
+                    .last()
+                    .is_some_and(|(last, _)| *last == candidate.entry)
+                {
+                    continue;
+                }
+                let rows = snapshot.payload_rows(&self.layout, spec, candidate)?;
+                found.push((
+                    candidate.entry,
+                    rows.iter().map(|row| row.part.length).sum(),
+                ));
+            }
+            Ok(found)
+        })
+    }
+
     /// All that the index says of an entry; `None` if it is not there. No payload is read.
     ///
     /// # Errors

@@ -13,6 +13,7 @@
 //! - `implementation`: the other ways from a text to ids
 //! - `windows`: captions longer than what an encoder takes at once
 //! - `cleanup`: the changes to the text before
+//! - `lost`: what of a caption does not reach the encoder
 //! - `python`, `html`, `ftfy`: what programs in Python do to text
 
 mod cleanup;
@@ -20,6 +21,7 @@ mod files;
 pub(in crate::text) mod ftfy;
 mod html;
 mod implementation;
+mod lost;
 mod pipeline;
 pub(in crate::text) mod python;
 mod windows;
@@ -40,6 +42,7 @@ pub(in crate::text) use files::read_bytes;
 pub use files::{AddedToken, TokenizerDefinition, TokenizerFormat, Vocabulary};
 pub use implementation::{IMPLEMENTATION, Implementation, NamedImplementations, Part, TODAYS};
 pub(in crate::text) use implementation::{check_implementation, implementation_default};
+pub use lost::{CutText, DroppedText, Lost, is_shortened};
 pub use pipeline::Pipeline;
 pub use windows::Windows;
 
@@ -264,26 +267,32 @@ impl Tokenizer {
         let text = self.prompt(rules, caption);
         let with_pad = self.pipeline_with_pad(rules)?;
         let reader = self.reader(rules, with_pad.as_deref())?;
-        let (windows, most) = ((self.format.windows)(rules), rules.max_tokens);
-        let room = match (windows, room, most) {
+        self.tokens(rules, room, &reader, &text)
+            .map_err(|problem| failed(caption, problem))
+    }
+
+    /// The ids of a text that was cleaned up, with `room` for content.
+    fn tokens(
+        &self,
+        rules: &TokenRules,
+        room: Option<usize>,
+        reader: &Reader<'_>,
+        text: &str,
+    ) -> Result<Tokens, String> {
+        let windows = (self.format.windows)(rules);
+        let room = match (windows, room, rules.max_tokens) {
             (Windows::Joined(count), Some(room), _) => Some(room * count),
             (Windows::Whole, Some(room), Some(most)) => {
-                let contents = windows::contents(&reader, rules.truncation, &text, room)
-                    .map_err(|problem| failed(caption, problem))?;
-                return Ok(windows::framed(
-                    &contents,
-                    most,
-                    rules,
-                    (&self.before, &self.after),
-                ));
+                let contents = windows::contents(reader, rules.truncation, text, room)?;
+                let around = (&self.before[..], &self.after[..]);
+                return Ok(windows::framed(&contents, most, rules, around));
             }
             (_, room, _) => room,
         };
-        let cut = match rules.truncation {
-            Truncation::Tokens => cut_at_tokens(&reader, &text, room),
-            Truncation::WholeWords => cut_at_words(&reader, &text, room),
+        let (mut content, mut total) = match rules.truncation {
+            Truncation::Tokens => cut_at_tokens(reader, text, room)?,
+            Truncation::WholeWords => cut_at_words(reader, text, room)?,
         };
-        let (mut content, mut total) = cut.map_err(|problem| failed(caption, problem))?;
         if reader.ends_once() && content.last() == Some(&self.end) {
             content.pop();
             total -= 1;

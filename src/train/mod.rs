@@ -118,12 +118,7 @@ pub fn run(
     let store = Store::open(&store).map_err(|e| no_store(experiment, &store, &e))?;
     let store = store.waiting(options.wait);
     let set = TrainingSet::open(experiment, &base, &store, monitor)?;
-    for cut in set.truncated().iter().filter(|cut| cut.truncated > 0) {
-        monitor.note(&format!(
-            "{}: {} of {} captions are cut (`plumb inspect tokens` shows where)",
-            cut.slot, cut.truncated, cut.captions
-        ));
-    }
+    tell_cuts(set.truncated(), monitor);
     // Before loading: a model that cannot fit is refused in seconds.
     let start = Start::read(experiment, &base, monitor)?;
     let plan = plan(&base, &set, options, start.as_ref())?;
@@ -225,6 +220,25 @@ fn tell_recipe(base: &BaseModel, monitor: &dyn Monitor) {
     }
     for note in &base.notes {
         monitor.note(note);
+    }
+}
+
+fn tell_cuts(captions: &[CutCaptions], monitor: &dyn Monitor) {
+    for of in captions {
+        for (count, what) in [
+            (of.truncated, "are cut"),
+            (
+                of.shortened,
+                "lose text by the recipe's clean-up, before they are tokens",
+            ),
+        ] {
+            if count > 0 {
+                monitor.note(&format!(
+                    "{}: {count} of {} captions {what} (`plumb inspect tokens` shows where)",
+                    of.slot, of.captions
+                ));
+            }
+        }
     }
 }
 

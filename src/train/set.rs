@@ -77,7 +77,7 @@ impl<'a> TrainingSet<'a> {
             pictures.into_iter().partition(|item| item.held_out);
         let repeated = |(n, item): (usize, &Item)| std::iter::repeat_n(n, item.repeats as usize);
         Ok(Self {
-            truncated: source.reader.truncated(&captions)?,
+            truncated: source.truncated(&captions)?,
             samples: items.iter().enumerate().flat_map(repeated).collect(),
             items,
             held_out,

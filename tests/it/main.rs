@@ -7,6 +7,7 @@
 
 mod bad_input;
 mod cli_disk;
+mod cli_inspect;
 mod cli_lora;
 mod cli_model;
 mod cli_recipe;
@@ -19,6 +20,7 @@ mod flux_files;
 mod full_size;
 mod hostile_text;
 mod hub;
+mod inspect_export;
 mod latents;
 mod layouts;
 mod lora_folders;

@@ -43,10 +43,16 @@ pub(crate) fn failure(error: Error) -> Failure {
 pub(crate) fn describe(report: &EncodeReport) -> String {
     let mut lines = Vec::new();
     for stats in &report.captions {
-        let cut = match stats.truncated {
+        let mut cut = match stats.truncated {
             0 => String::new(),
             n => format!("; {n} of them all are cut (`plumb inspect tokens` shows where)"),
         };
+        if stats.shortened > 0 {
+            cut += &format!(
+                "; {} lose text by the recipe's clean-up, before they are tokens",
+                stats.shortened
+            );
+        }
         lines.push(format!(
             "{:8} {:6} captions: {} encoded, {} there already{cut}",
             stats.slot, stats.captions, stats.encoded, stats.present

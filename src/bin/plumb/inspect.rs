@@ -1,9 +1,15 @@
 //! `plumb inspect`: what exactly a model receives, and what a LoRA was trained with.
 
 mod conditioning;
+mod diff;
+mod entry;
+mod export;
 mod latents;
 mod lora;
 mod manifest;
+mod neighbors;
+mod store;
+mod subject;
 mod tokens;
 
 use std::collections::BTreeMap;
@@ -25,7 +31,6 @@ pub(crate) struct Args {
 
 #[derive(clap::Subcommand)]
 enum Command {
-    /// Show a caption's tokens under every encoder, and where it is cut.
     Tokens(tokens::Args),
     /// Write the tensors that the denoiser receives for a caption.
     ///
@@ -36,6 +41,11 @@ enum Command {
     ///
     /// The picture is cropped as the Experiment's first data set says, and encoded first if the store lacks it.
     Latents(latents::Args),
+    Entry(entry::Args),
+    Diff(diff::Args),
+    Neighbors(neighbors::Args),
+    Store(store::Args),
+    Export(export::Args),
     /// Show what a LoRA was trained with.
     Lora(lora::Args),
     /// Write what another program has to know to read an Experiment's captions and pictures from a store.
@@ -49,6 +59,11 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> CommandResult {
         Command::Tokens(args) => tokens::run(args, ui),
         Command::Conditioning(args) => conditioning::run(args, ui),
         Command::Latents(args) => latents::run(args, ui),
+        Command::Entry(args) => entry::run(args, ui),
+        Command::Diff(args) => diff::run(args, ui),
+        Command::Neighbors(args) => neighbors::run(args, ui),
+        Command::Store(args) => store::run(args, ui),
+        Command::Export(args) => export::run(args, ui),
         Command::Lora(args) => lora::run(args, ui),
         Command::Manifest(args) => manifest::run(args, ui),
     }
@@ -74,4 +89,9 @@ fn table(shapes: &BTreeMap<String, Vec<usize>>) -> String {
         .map(|(name, shape)| format!("{name:width$}  {shape:?}"))
         .collect();
     lines.join("\n")
+}
+
+/// A part of a whole, for a person.
+fn percent(part: u64, whole: u64) -> String {
+    format!("{:.1} %", 100.0 * part as f64 / whole.max(1) as f64)
 }

@@ -4,6 +4,7 @@ mod convert;
 mod demo;
 mod encode;
 mod inspect;
+mod layout;
 mod model;
 mod recipe;
 mod sample;
@@ -47,7 +48,7 @@ enum Command {
     Encode(encode::Args),
     Train(train::Args),
     Sample(sample::Args),
-    /// Look inside: tokens, conditioning, latents, LoRAs.
+    /// Look inside: tokens, entries, differences, neighbours, stores, conditioning, latents, LoRAs.
     Inspect(inspect::Args),
     /// Tell what a checkpoint is and what it needs.
     Model(model::Args),

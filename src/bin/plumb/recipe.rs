@@ -1,14 +1,13 @@
 //! `plumb recipe`: list, show, compare and explain conditioning recipes.
 
 mod explain;
-mod layout;
 
 use clap::Subcommand;
 use plumb::recipe::{Diff, Field, Recipe, RecipeName, Status, diff};
 use serde_json::json;
 
-use self::layout::{columns, wrapped};
 use crate::CommandResult;
+use crate::layout::{columns, wrapped};
 use crate::ui::{Failure, Ui};
 
 #[derive(clap::Args)]

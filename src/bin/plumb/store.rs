@@ -11,6 +11,7 @@ use plumb::store::{
 };
 
 use crate::CommandResult;
+use crate::layout::{count, size};
 use crate::ui::{Failure, Ui};
 use crate::world::WaitArgs;
 
@@ -59,7 +60,7 @@ enum Command {
         #[command(flatten)]
         wait: WaitArgs,
     },
-    /// Tell what the store holds.
+    /// Tell how much the store holds: entries, packs and bytes. `plumb inspect store` tells what it is and who uses it.
     Stats {
         /// The store's folder.
         store: PathBuf,
@@ -313,24 +314,4 @@ fn spec_kind(reader: &store::StoreReader, spec: &Fingerprint) -> String {
     let value: serde_json::Value = serde_json::from_slice(&json).unwrap_or_default();
     let kind = value.pointer("/architecture/kind").and_then(|k| k.as_str());
     kind.map(|k| format!("  {k}")).unwrap_or_default()
-}
-
-fn count(n: u64, one: &str, many: &str) -> String {
-    format!("{n} {}", if n == 1 { one } else { many })
-}
-
-/// A size in the unit that suits it.
-fn size(bytes: u64) -> String {
-    const UNITS: [&str; 5] = ["bytes", "KiB", "MiB", "GiB", "TiB"];
-    let mut scaled = bytes as f64;
-    let mut unit = 0;
-    while scaled >= 1024.0 && unit + 1 < UNITS.len() {
-        scaled /= 1024.0;
-        unit += 1;
-    }
-    if unit == 0 {
-        format!("{bytes} bytes")
-    } else {
-        format!("{scaled:.1} {}", UNITS[unit])
-    }
 }

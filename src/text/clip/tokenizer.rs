@@ -40,6 +40,7 @@ pub(super) static FORMAT: TokenizerFormat = TokenizerFormat {
     before: &[BOS],
     after: &[EOS],
     end: EOS,
+    unknown: EOS,
     read,
     prompt: |_, _| None,
     windows: super::chunks::windows,
@@ -92,7 +93,7 @@ impl Vocabulary for ClipVocabulary {
             .continuing_subword_prefix(String::new())
             .end_of_word_suffix("</w>".to_owned())
             // As `CLIPTokenizer`, whose unknown token is `<|endoftext|>`.
-            .unk_token(EOS.to_owned())
+            .unk_token(FORMAT.unknown.to_owned())
             .build()?;
         let mut tokenizer = tokenizers::Tokenizer::new(model);
         tokenizer.with_normalizer(Some(Sequence::new(vec![

@@ -38,6 +38,7 @@ pub(super) static FORMAT: TokenizerFormat = TokenizerFormat {
     before: &[],
     after: &[EOS],
     end: EOS,
+    unknown: "<unk>",
     read,
     prompt: |_, _| None,
     windows: |_| Windows::One,
@@ -91,7 +92,7 @@ impl Vocabulary for T5Vocabulary {
             PreTokenizerWrapper::WhitespaceSplit(WhitespaceSplit),
             Metaspace::new('\u{2581}', PrependScheme::Always, true).into(),
         ])));
-        let known = ["<pad>", EOS, "<unk>"].map(str::to_owned);
+        let known = ["<pad>", EOS, FORMAT.unknown].map(str::to_owned);
         let sentinels = (self.pieces.iter())
             .map(|(piece, _)| piece)
             .filter(|piece| is_sentinel(piece))

@@ -27,6 +27,32 @@ pub(super) fn apply<'t>(steps: &[Cleanup], text: &'t str) -> Cow<'t, str> {
         })
 }
 
+/// What the steps drop of the end of `text`, each that does, with what it drops. White space alone is nothing.
+pub(super) fn dropped(steps: &[Cleanup], text: &str) -> Vec<(Cleanup, String)> {
+    let mut found = Vec::new();
+    let mut text = Cow::Borrowed(text);
+    for step in steps {
+        let kept = match step {
+            Cleanup::FirstCharacters226 => first_characters(&text, 226),
+            Cleanup::FirstLine => first_line(&text),
+            // These change the text, and keep its words.
+            Cleanup::RespaceCommas | Cleanup::DropPromptWeights => &text,
+        };
+        // A slice of it, at its beginning but for white space.
+        let begin = text.len() - text.trim_start_matches(python::is_space).len();
+        let rest = match text.starts_with(kept) {
+            true => &text[kept.len()..],
+            false => &text[(begin + kept.len()).min(text.len())..],
+        };
+        let rest = rest.trim_matches(python::is_space);
+        if !rest.is_empty() && kept.len() < text.len() {
+            found.push((*step, rest.to_owned()));
+        }
+        text = Cow::Owned(apply(&[*step], &text).into_owned());
+    }
+    found
+}
+
 fn on_slice<'t>(text: Cow<'t, str>, part: fn(&str) -> &str) -> Cow<'t, str> {
     match text {
         Cow::Borrowed(text) => Cow::Borrowed(part(text)),

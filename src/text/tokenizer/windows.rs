@@ -4,7 +4,7 @@ use super::implementation::Reader;
 use super::{LONG_WORD_TOKENS, TokenRules, Tokens, Truncation};
 
 /// More windows than any caption fills that a person wrote; what is behind them is cut.
-const MOST_WINDOWS: usize = 32;
+pub(super) const MOST_WINDOWS: usize = 32;
 
 /// How many windows a caption may fill.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

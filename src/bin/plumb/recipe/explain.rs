@@ -8,9 +8,9 @@ use plumb::recipe::explain::{self, EffectClass, ExplainedField, FieldNote, Subje
 use plumb::text::config;
 use serde_json::{Value, json};
 
-use super::layout::wrapped;
 use super::named;
 use crate::CommandResult;
+use crate::layout::wrapped;
 use crate::ui::{Failure, Ui};
 
 #[derive(clap::Args)]

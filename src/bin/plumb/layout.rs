@@ -4,7 +4,7 @@
 const WIDTH: usize = 100;
 
 /// Cells under one another, two spaces apart, nothing after the last.
-pub(super) fn columns<const N: usize>(rows: &[[String; N]]) -> String {
+pub(crate) fn columns<const N: usize>(rows: &[[String; N]]) -> String {
     let width = |column: usize| {
         let cells = rows.iter().map(|row| row[column].chars().count());
         cells.max().unwrap_or(0)
@@ -23,7 +23,7 @@ pub(super) fn columns<const N: usize>(rows: &[[String; N]]) -> String {
 }
 
 /// `text` broken at spaces, after `first`, later lines indented.
-pub(super) fn wrapped(text: &str, first: &str, indent: usize) -> String {
+pub(crate) fn wrapped(text: &str, first: &str, indent: usize) -> String {
     let mut lines = first.to_owned();
     let mut used = first.trim_start_matches('\n').chars().count();
     let mut fresh = true;
@@ -44,4 +44,25 @@ pub(super) fn wrapped(text: &str, first: &str, indent: usize) -> String {
         fresh = false;
     }
     lines + "\n"
+}
+
+/// A number with its noun.
+pub(crate) fn count(n: u64, one: &str, many: &str) -> String {
+    format!("{n} {}", if n == 1 { one } else { many })
+}
+
+/// A size in the unit that suits it.
+pub(crate) fn size(bytes: u64) -> String {
+    const UNITS: [&str; 5] = ["bytes", "KiB", "MiB", "GiB", "TiB"];
+    let mut scaled = bytes as f64;
+    let mut unit = 0;
+    while scaled >= 1024.0 && unit + 1 < UNITS.len() {
+        scaled /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 {
+        format!("{bytes} bytes")
+    } else {
+        format!("{scaled:.1} {}", UNITS[unit])
+    }
 }

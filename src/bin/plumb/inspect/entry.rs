@@ -1,0 +1,295 @@
+//! `plumb inspect entry`: one entry of a store.
+
+use std::path::PathBuf;
+
+use plumb::cache::Specs;
+use plumb::inspect::{self, EntryAddress, EntryReport, PartReport};
+use plumb::monitor::Monitor as _;
+use plumb::recipe::diff::readable;
+use plumb::shown;
+use plumb::store::{ElementType, StoreReader};
+use serde_json::Value;
+
+use super::subject::Subject;
+use crate::CommandResult;
+use crate::layout::{columns, size};
+use crate::ui::{Failure, Ui};
+
+/// Show an entry of a store: what made it, where it lies, its statistics and norms token by token, and who uses it.
+///
+/// By its caption (of an Experiment: one entry for each encoder; of a store: under every spec that it has), or by its
+/// fingerprint, of which the beginning is enough. Every payload is compared with its digest; damage gives exit status 3.
+#[derive(clap::Args)]
+pub(super) struct Args {
+    /// The store's folder, or an Experiment file.
+    #[arg(value_name = "STORE|EXPERIMENT")]
+    place: PathBuf,
+    /// The entry's fingerprint, or 4 or more of its first digits.
+    #[arg(required_unless_present = "caption", conflicts_with = "caption")]
+    fingerprint: Option<String>,
+    /// The entry's caption.
+    #[arg(long, value_name = "TEXT")]
+    caption: Option<String>,
+}
+
+/// Digits of a fingerprint that are asked for at least: fewer fit many entries.
+const LEAST_DIGITS: usize = 4;
+
+/// Entries that are shown; more fit only a short beginning.
+const MOST_ENTRIES: usize = 32;
+
+pub(super) fn run(args: &Args, ui: &Ui) -> CommandResult {
+    let subject = Subject::open(&args.place, ui)?;
+    let store = subject.store()?;
+    let reader = store.reader().map_err(Failure::error)?;
+    for problem in reader.problems() {
+        ui.problem(&problem.to_string());
+    }
+    let found = match (&args.caption, &args.fingerprint) {
+        (Some(caption), _) => by_caption(&subject, &reader, caption, ui)?,
+        (None, Some(digits)) => by_digits(&reader, digits)?,
+        (None, None) => Vec::new(),
+    };
+    let mut reports = Vec::new();
+    for (slot, address) in &found {
+        let report = inspect::entry(store, &reader, address).map_err(Failure::error)?;
+        reports.extend(report.map(|report| (slot.clone(), report)));
+    }
+    let texts: Vec<String> = reports.iter().map(|(slot, r)| describe(slot, r)).collect();
+    let values: Vec<&EntryReport> = reports.iter().map(|(_, report)| report).collect();
+    ui.report(&values, &texts.join("\n\n"))?;
+    for (_, report) in &reports {
+        if let Some(damage) = &report.damage {
+            ui.problem(damage);
+        }
+        for part in report.parts.iter().filter(|part| part.non_finite > 0) {
+            ui.problem(&format!(
+                "entry {}: part {}: {} numbers are NaN or infinite, expected none; encode it again",
+                report.entry.short(),
+                part.part,
+                part.non_finite
+            ));
+        }
+    }
+    Ok(())
+}
+
+type Named = (Option<String>, EntryAddress);
+
+fn by_caption(
+    subject: &Subject,
+    reader: &StoreReader,
+    caption: &str,
+    ui: &Ui,
+) -> Result<Vec<Named>, Failure> {
+    let quoted = shown::text(caption);
+    let Some(base) = subject.base() else {
+        let found = inspect::entries_of_caption(reader, caption).map_err(Failure::error)?;
+        if found.is_empty() {
+            return Err(Failure::error(format!(
+                "the store has no entry of `{quoted}` under any spec; captions are found as they stand, white space and case included"
+            )));
+        }
+        return Ok(found.into_iter().map(|address| (None, address)).collect());
+    };
+    let (mut found, mut missing) = (Vec::new(), Vec::new());
+    for encoder in Specs::from(base).encoders {
+        let entry = encoder.entry(caption);
+        let spec = encoder.spec;
+        if reader.contains(&spec, &entry) {
+            found.push((Some(encoder.slot), EntryAddress { spec, entry }));
+        } else {
+            missing.push(format!(
+                "{}: the store has no sound entry of `{quoted}` (entry {}); `plumb encode` makes it",
+                encoder.slot,
+                entry.short()
+            ));
+        }
+    }
+    if found.is_empty() {
+        return Err(Failure::error(missing.swap_remove(0)));
+    }
+    for what in missing {
+        ui.problem(&what);
+    }
+    Ok(found)
+}
+
+fn by_digits(reader: &StoreReader, digits: &str) -> Result<Vec<Named>, Failure> {
+    let is_digit = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
+    if !(LEAST_DIGITS..=64).contains(&digits.len()) || !digits.bytes().all(is_digit) {
+        return Err(Failure::usage(format!(
+            "expected {LEAST_DIGITS} to 64 lower-case hexadecimal digits of an entry's fingerprint, found `{}`; with --caption an entry is found by its caption",
+            shown::text(digits)
+        )));
+    }
+    let found = inspect::entries_beginning(reader, digits).map_err(Failure::error)?;
+    match found.len() {
+        0 => Err(Failure::error(format!(
+            "the store has no entry whose fingerprint begins with {digits}"
+        ))),
+        n if n > MOST_ENTRIES => Err(Failure::error(format!(
+            "{n} entries have a fingerprint that begins with {digits}; give more digits"
+        ))),
+        _ => Ok(found.into_iter().map(|address| (None, address)).collect()),
+    }
+}
+
+fn describe(slot: &Option<String>, report: &EntryReport) -> String {
+    let record = &report.record;
+    let slot = slot
+        .as_ref()
+        .map_or(String::new(), |slot| format!("{slot}: "));
+    let mut text = format!(
+        "{slot}entry {}\nof `{}`\n",
+        report.entry,
+        shown::text(&record.source)
+    );
+    let pads = record
+        .tokens
+        .len()
+        .saturating_sub(record.token_count as usize);
+    if !record.tokens.is_empty() {
+        let cut = if record.truncated { ", CUT" } else { "" };
+        text += &format!("{} tokens and {pads} pads{cut}\n", record.token_count);
+    }
+    text += &format!(
+        "made by {} under spec {}\n",
+        record.tool,
+        report.spec.short()
+    );
+    text += &format!("  {}\n", shown::text(&report.made_by));
+    text += &fields(&report.fields);
+    text += &format!("in {}\n", shown::path(&report.file));
+    text += &places(report);
+    for part in &report.parts {
+        if let Some(norms) = norms(part, record.token_count as usize) {
+            text += &norms;
+        }
+    }
+    text += match (&report.damage, report.parts.is_empty()) {
+        (Some(_), _) => "DAMAGED: see below\n",
+        (None, true) => "",
+        (None, false) => "every part is what was written: its digest was compared\n",
+    };
+    match report.runs.as_slice() {
+        [] => text += "no run uses it\n",
+        runs => {
+            for run in runs {
+                let of = run.experiment.as_deref().unwrap_or("an unknown Experiment");
+                text += &format!("used by {} of {}\n", run.id, shown::text(of));
+            }
+        }
+    }
+    text.trim_end().to_owned()
+}
+
+/// The spec's fields but those of the line above, each on a line of its own.
+fn fields(spec: &Value) -> String {
+    fn walk(path: &str, value: &Value, rows: &mut Vec<[String; 2]>) {
+        match value {
+            Value::Object(members) => {
+                for (name, value) in members {
+                    let path = match path {
+                        "" => name.clone(),
+                        _ => format!("{path}.{name}"),
+                    };
+                    walk(&path, value, rows);
+                }
+            }
+            other => {
+                let value = readable(Some(other));
+                rows.push([format!("  {path}"), shown::text(&value).to_string()]);
+            }
+        }
+    }
+    let mut rows = Vec::new();
+    walk("", spec, &mut rows);
+    // The architecture is the checkpoint's; --json has it.
+    rows.retain(|[path, _]| !path.starts_with("  architecture") && !path.is_empty());
+    columns(&rows)
+}
+
+fn places(report: &EntryReport) -> String {
+    let head = [
+        "part",
+        "type",
+        "shape",
+        "offset",
+        "bytes",
+        "mean",
+        "std",
+        "min",
+        "max",
+        "non-finite",
+    ];
+    let mut rows = vec![head.map(str::to_owned)];
+    for part in &report.record.parts {
+        let number = |value: f32| format!("{value:.4}");
+        let s = &part.summary;
+        let found = report.parts.iter().find(|read| read.part == part.part);
+        rows.push([
+            part.part.clone(),
+            type_name(part.dtype),
+            format!("{:?}", part.shape),
+            part.offset.to_string(),
+            size(part.length),
+            number(s.mean),
+            number(s.std),
+            number(s.min),
+            number(s.max),
+            found
+                .map_or(s.non_finite, |read| read.non_finite)
+                .to_string(),
+        ]);
+    }
+    columns(&rows)
+}
+
+fn type_name(dtype: ElementType) -> String {
+    dtype.name().to_lowercase()
+}
+
+/// Marks of a scale from the smallest norm to the largest.
+const MARKS: &[u8] = b".:-=+*#%@";
+
+/// Marks on a line.
+const LINE: usize = 80;
+
+/// The norms of a sequence's rows, as marks of a scale; of a vector, its norm.
+fn norms(part: &PartReport, token_count: usize) -> Option<String> {
+    let finite = || part.norms.iter().copied().filter(|norm| norm.is_finite());
+    let (least, most) = (finite().reduce(f64::min)?, finite().reduce(f64::max)?);
+    if part.norms.len() == 1 {
+        return Some(format!("norm of {}: {least:.4}\n", part.part));
+    }
+    let mark = |norm: &f64| match norm {
+        norm if !norm.is_finite() => '!',
+        norm if *norm == 0.0 => '0',
+        norm => {
+            let part = (norm - least) / (most - least).max(f64::MIN_POSITIVE);
+            let place = (part * (MARKS.len() - 1) as f64).round() as usize;
+            char::from(MARKS[place.min(MARKS.len() - 1)])
+        }
+    };
+    let mut text = format!(
+        "norms of {}, token by token: . {least:.3} to @ {most:.3}{}\n",
+        part.part,
+        match part.zero_rows {
+            0 => String::new(),
+            n => format!(", 0 where all is zero ({n} rows)"),
+        }
+    );
+    let split = token_count.min(part.norms.len());
+    for (what, norms) in [
+        ("tokens", &part.norms[..split]),
+        ("pads", &part.norms[split..]),
+    ] {
+        let marks: Vec<char> = norms.iter().map(mark).collect();
+        for (n, line) in marks.chunks(LINE).enumerate() {
+            let what = if n == 0 { what } else { "" };
+            text += &format!("  {what:7}{}\n", line.iter().collect::<String>());
+        }
+    }
+    Some(text)
+}

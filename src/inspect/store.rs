@@ -1,0 +1,233 @@
+//! What a store holds and who uses it: each spec in words, the runs that share its entries, and what no run uses.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
+
+use serde::Serialize;
+use serde_json::Value;
+
+use super::Error;
+use super::entry::{RunUse, run_use};
+use super::spec_title::{self, spec_title};
+use crate::cache;
+use crate::digest::Fingerprint;
+use crate::monitor::Monitor;
+use crate::recipe::Diff;
+use crate::recipe::spec::spelled_out;
+use crate::store::{CheckReport, Store, StoreReader, StoreStats};
+
+/// What a store holds and who uses it.
+#[derive(Debug, Serialize)]
+pub struct StoreReport {
+    /// Its folder.
+    pub path: PathBuf,
+    /// Sizes and counts.
+    pub stats: StoreStats,
+    /// Its specs: those with most bytes first.
+    pub specs: Vec<SpecReport>,
+    /// The runs, by name.
+    pub runs: Vec<RunReport>,
+    /// Entries that no run uses.
+    pub orphans: u64,
+    /// The bytes of their payloads.
+    pub orphan_bytes: u64,
+    /// Entries that several runs use.
+    pub shared: u64,
+    /// Files of interrupted writes, and what was set aside as damaged.
+    pub leftovers: Leftovers,
+    /// What is wrong, a line each.
+    pub problems: Vec<String>,
+}
+
+/// A spec of a store.
+#[derive(Debug, Serialize)]
+pub struct SpecReport {
+    /// Its fingerprint.
+    pub spec: Fingerprint,
+    /// What it is, in a line.
+    pub what: String,
+    /// Its entries that can be used.
+    pub entries: u64,
+    /// The bytes of their payloads.
+    pub bytes: u64,
+    /// Of these entries, those that no run uses.
+    pub orphans: u64,
+    /// The bytes of their payloads.
+    pub orphan_bytes: u64,
+    /// The entries that several runs use.
+    pub shared: u64,
+    /// Entries whose caption was cut.
+    pub truncated: u64,
+    /// The runs that use some.
+    pub runs: Vec<String>,
+    /// The spec before it of the same weights that differs in the fewest fields.
+    pub alike: Option<AlikeSpec>,
+}
+
+/// A spec of the same weights.
+#[derive(Debug, Serialize)]
+pub struct AlikeSpec {
+    /// Its fingerprint.
+    pub spec: Fingerprint,
+    /// In which fields they differ: `wanted` is what this one has, `found` what the other has.
+    pub diff: Diff,
+}
+
+/// A run of a store.
+#[derive(Debug, Serialize)]
+pub struct RunReport {
+    /// Its name and Experiment.
+    #[serde(flatten)]
+    pub run: RunUse,
+    /// Entries that it uses; `None` where its file cannot be understood.
+    pub entries: Option<u64>,
+    /// Of these, used by no other run.
+    pub alone: u64,
+    /// Of these, no longer in the store.
+    pub missing: u64,
+}
+
+/// What lies in a store and is neither pack nor index.
+#[derive(Debug, Serialize)]
+pub struct Leftovers {
+    /// Files that an interrupted write left.
+    pub temporary_files: u64,
+    /// Packs that were set aside as damaged.
+    pub set_aside_packs: u64,
+    /// Files that were set aside because they are not the spec in their name.
+    pub set_aside_specs: u64,
+    /// Entries in packs that no row names.
+    pub unindexed_entries: u64,
+}
+
+/// Who uses an entry: a run by its place, and how many more.
+#[derive(Clone, Copy)]
+struct Users {
+    first: u32,
+    count: u32,
+}
+
+/// What the store holds and who uses it. Only headers and the index are read.
+///
+/// # Errors
+/// If the store cannot be read.
+pub fn store(store: &Store, monitor: &dyn Monitor) -> Result<StoreReport, Error> {
+    let fail = |e| Error::from(cache::Error::from(e));
+    let check = Store::check(store.path(), false, monitor).map_err(fail)?;
+    let mut problems: Vec<String> = check.problems.iter().map(ToString::to_string).collect();
+    let reader = store.reader().map_err(fail)?;
+    let mut runs = Vec::new();
+    let mut users: HashMap<(Fingerprint, Fingerprint), Users> = HashMap::new();
+    let mut of_spec: BTreeMap<Fingerprint, Vec<String>> = BTreeMap::new();
+    for id in store.runs().map_err(fail)? {
+        let mut report = RunReport {
+            run: run_use(id.clone(), &Value::Null),
+            entries: None,
+            alone: 0,
+            missing: 0,
+        };
+        match store.run(&id) {
+            Ok(run) => {
+                report.run = run_use(id.clone(), &run.extra);
+                report.entries = Some(run.num_entries() as u64);
+                for (spec, entries) in run.entries {
+                    of_spec.entry(spec).or_default().push(id.clone());
+                    for entry in entries {
+                        report.missing += u64::from(!reader.contains(&spec, &entry));
+                        let first = runs.len() as u32;
+                        let users = users.entry((spec, entry));
+                        users.or_insert(Users { first, count: 0 }).count += 1;
+                    }
+                }
+            }
+            Err(e) => problems.push(e.to_string()),
+        }
+        runs.push(report);
+    }
+    for used in users.values().filter(|users| users.count == 1) {
+        runs[used.first as usize].alone += 1;
+    }
+    let stats = store.stats().map_err(fail)?;
+    let mut specs = Vec::new();
+    for spec in reader.specs().map_err(fail)? {
+        let runs = of_spec.remove(&spec).unwrap_or_default();
+        specs.push(spec_report(&reader, spec, &users, &stats, runs)?);
+    }
+    specs.sort_by_key(|spec| std::cmp::Reverse(spec.bytes));
+    find_alike(&reader, &mut specs)?;
+    problems.sort();
+    problems.dedup();
+    Ok(StoreReport {
+        path: store.path().to_owned(),
+        orphans: specs.iter().map(|spec| spec.orphans).sum(),
+        orphan_bytes: specs.iter().map(|spec| spec.orphan_bytes).sum(),
+        shared: specs.iter().map(|spec| spec.shared).sum(),
+        specs,
+        runs,
+        stats,
+        leftovers: leftovers(&check),
+        problems,
+    })
+}
+
+fn spec_report(
+    reader: &StoreReader,
+    spec: Fingerprint,
+    users: &HashMap<(Fingerprint, Fingerprint), Users>,
+    stats: &StoreStats,
+    runs: Vec<String>,
+) -> Result<SpecReport, Error> {
+    let mut report = SpecReport {
+        spec,
+        what: spec_title(&spec_title::json(reader, &spec)?),
+        entries: 0,
+        bytes: 0,
+        orphans: 0,
+        orphan_bytes: 0,
+        shared: 0,
+        truncated: (stats.specs.get(&spec.to_string())).map_or(0, |s| s.truncated_entries),
+        runs,
+        alike: None,
+    };
+    for (entry, bytes) in reader.entry_bytes(&spec).map_err(cache::Error::from)? {
+        report.entries += 1;
+        report.bytes += bytes;
+        match users.get(&(spec, entry)) {
+            None => {
+                report.orphans += 1;
+                report.orphan_bytes += bytes;
+            }
+            Some(users) => report.shared += u64::from(users.count > 1),
+        }
+    }
+    Ok(report)
+}
+
+/// Says of each spec in which fields it differs from one before it that has the same weights.
+fn find_alike(reader: &StoreReader, specs: &mut [SpecReport]) -> Result<(), Error> {
+    let json = specs
+        .iter()
+        .map(|spec| spec_title::json(reader, &spec.spec));
+    let json: Vec<Value> = json.collect::<Result<_, _>>()?;
+    let spelled: Vec<Value> = json.iter().map(spelled_out).collect();
+    for place in 1..specs.len() {
+        let weights = |of: usize| json[of].get("weights").filter(|w| !w.is_null());
+        let alike = (0..place).filter(|&of| weights(of).is_some() && weights(of) == weights(place));
+        let diffs = alike.map(|of| (of, Diff::between(&spelled[place], &spelled[of])));
+        let nearest = diffs.min_by_key(|(_, diff)| diff.fields.len());
+        specs[place].alike = nearest.map(|(of, diff)| AlikeSpec {
+            spec: specs[of].spec,
+            diff,
+        });
+    }
+    Ok(())
+}
+
+fn leftovers(check: &CheckReport) -> Leftovers {
+    Leftovers {
+        temporary_files: check.temporary_files,
+        set_aside_packs: check.set_aside_packs,
+        set_aside_specs: check.set_aside_specs,
+        unindexed_entries: check.unindexed_entries,
+    }
+}
