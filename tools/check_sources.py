@@ -1,4 +1,4 @@
-"""Looks up every source that the recipes name: does the path exist at its revision, are there so many lines, is the
+"""Looks up every source that the recipes and the trainers' settings name: does the path exist at its revision, are there so many lines, is the
 name in the file, and does a range of lines end inside a function that begins within it (then it runs too far)?
 
 Run by hand, where the repositories can be had:
@@ -188,7 +188,8 @@ def main():
     parser.add_argument("--list", action="store_true")
     arguments = parser.parse_args()
     wrong, unchecked, looked_up = [], {}, 0
-    for file in sorted((ROOT / "configs/recipes").glob("*/*.toml")):
+    files = [*sorted((ROOT / "configs/recipes").glob("*/*.toml")), *sorted((ROOT / "configs/trainers").glob("*.toml"))]
+    for file in files:
         for alias, said, where in citations(file, arguments.clones):
             if arguments.list:
                 print(where)

@@ -20,6 +20,7 @@ mod flux_files;
 mod full_size;
 mod hostile_text;
 mod hub;
+mod import_config;
 mod inspect_export;
 mod latents;
 mod layouts;

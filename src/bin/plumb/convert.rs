@@ -1,4 +1,6 @@
-//! `plumb import` and `plumb export`: LoRAs from and for other programs.
+//! `plumb import` and `plumb export`: LoRAs from and for other programs, and their configs.
+
+mod config;
 
 use std::path::{Path, PathBuf};
 
@@ -26,6 +28,13 @@ enum Import {
         #[command(flatten)]
         source: Source,
     },
+    /// Make an Experiment of another trainer's config, and tell what becomes of every setting.
+    ///
+    /// Reads command lines, config files and data sets of kohya's sd-scripts, YAML of ai-toolkit, config.json (.toml, .env) and
+    /// multidatabackend.json of SimpleTuner, command lines of diffusers' LoRA scripts, JSON of OneTrainer and TOML of
+    /// diffusion-pipe. The table says of each setting what it became, or why nothing comes of it, with the place in the
+    /// trainer's source. Conditioning is made as the base model expects unless --keep-recipe is given.
+    Config(config::Args),
 }
 
 #[derive(clap::Args)]
@@ -84,8 +93,10 @@ enum Dtype {
 }
 
 pub(crate) fn import(args: &ImportArgs, ui: &Ui) -> CommandResult {
-    let Import::Lora { source } = &args.command;
-    lora(source, Format::Diffusers, ui)
+    match &args.command {
+        Import::Lora { source } => lora(source, Format::Diffusers, ui),
+        Import::Config(args) => config::run(args, ui),
+    }
 }
 
 pub(crate) fn export(args: &ExportArgs, ui: &Ui) -> CommandResult {

@@ -1,0 +1,326 @@
+//! What becomes of each setting, by what is known of its trainer: the rows of the table, and the draft of the Experiment.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use toml::Value as Toml;
+
+use super::Trainer;
+use super::convert;
+use super::draft::Draft;
+use super::knowledge::{Knowledge, Rule, Status, equals};
+use super::report::Row;
+use super::setting::{Lookup, Setting};
+use super::tree::Value;
+
+/// Parts of names whose values are shown to nobody.
+const SECRETS: [&str; 6] = [
+    "hub_token",
+    "huggingface_token",
+    "hf_token",
+    "api_key",
+    "password",
+    "secret",
+];
+
+/// What settings are sorted by.
+pub(super) struct Classifier<'a> {
+    pub(super) trainer: Trainer,
+    pub(super) knowledge: &'a Knowledge,
+    pub(super) family: &'a str,
+    /// Where files lie that the config names.
+    pub(super) folder: &'a Path,
+    /// The numbers of all data sets.
+    pub(super) sets: Vec<usize>,
+}
+
+impl Classifier<'_> {
+    /// Sorts every setting, and what counts where nothing is written.
+    pub(super) fn run(&self, settings: &[Setting], draft: &mut Draft) -> Vec<Row> {
+        let defaults = self.defaults(settings);
+        let lookup = Lookup::new(settings, &defaults);
+        let mut rows = Vec::new();
+        for (n, setting) in settings.iter().enumerate() {
+            let row = match later(settings, n) {
+                Some(other) => self.overridden(setting, other),
+                None => self.row(setting, &lookup, rows.len(), n, draft),
+            };
+            rows.push(row);
+        }
+        self.unwritten(settings, &lookup, &mut rows, draft);
+        rows
+    }
+
+    fn rule(&self, scope: &str, name: &str, lookup: &Lookup<'_>) -> Option<&Rule> {
+        let is_named = |rule: &&Rule| {
+            let in_scope = rule.scopes.iter().any(|s| s == scope || s == "*");
+            in_scope && rule.names.iter().any(|n| n == name || n == "*")
+        };
+        let is_for = |rule: &&Rule| {
+            rule.families.is_empty() || rule.families.iter().any(|f| f == self.family)
+        };
+        let rules = self.knowledge.keys.iter().filter(is_named).filter(is_for);
+        let mut rules = rules.filter(|rule| lookup.holds(&rule.when));
+        rules.next()
+    }
+
+    fn blank(&self, setting: &Setting, status: Status) -> Row {
+        let is_secret = SECRETS
+            .iter()
+            .any(|part| setting.name.to_lowercase().contains(part))
+            && matches!(setting.value, Value::Text(_));
+        Row {
+            file: setting.file,
+            line: setting.line,
+            setting: setting.place.clone(),
+            value: match is_secret {
+                true => "(not shown)".to_owned(),
+                false => setting.value.written(),
+            },
+            written: true,
+            status,
+            fields: BTreeMap::new(),
+            why: None,
+            source: None,
+        }
+    }
+
+    fn overridden(&self, setting: &Setting, other: &Setting) -> Row {
+        let why = match other.line.filter(|_| other.file == setting.file) {
+            Some(line) => format!("`{}` in line {line} counts", other.place),
+            None => format!("the later `{}` counts", other.place),
+        };
+        Row {
+            why: Some(why),
+            ..self.blank(setting, Status::Overridden)
+        }
+    }
+
+    fn row(
+        &self,
+        setting: &Setting,
+        lookup: &Lookup<'_>,
+        row: usize,
+        order: usize,
+        draft: &mut Draft,
+    ) -> Row {
+        let Some(rule) = self.rule(&setting.scope, &setting.name, lookup) else {
+            return self.without_rule(setting);
+        };
+        let mut found = self.blank(setting, rule.status);
+        found.why.clone_from(&rule.text);
+        found.source = self.source(rule, &setting.scope, &setting.name);
+        if setting.value == Value::Null && !rule.off.iter().any(|off| equals(&Value::Null, off)) {
+            found.status = Status::NotNeeded;
+            found.why = Some("nothing is set: the trainer's default counts".to_owned());
+            return found;
+        }
+        let asks = !rule.off.iter().any(|off| equals(&setting.value, off));
+        if !asks && matches!(rule.status, Status::Effective | Status::NotSupported) {
+            found.status = Status::NotNeeded;
+            found.why = Some("at this value it asks for nothing".to_owned());
+            return found;
+        }
+        if rule.status == Status::Effective {
+            let rank = (rule.wins, setting.rank + 1, order);
+            let origin = match setting.line {
+                Some(line) => format!("{}, line {line}", setting.place),
+                None => setting.place.clone(),
+            };
+            let sets = match setting.sets.is_empty() {
+                true => &self.sets,
+                false => &setting.sets,
+            };
+            draft.origin(row, origin);
+            self.effective(rule, &setting.value, rank, row, sets, draft, &mut found);
+        }
+        found
+    }
+
+    /// Puts a value into the draft, or says in its row why not.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "what a row and a slot are made of"
+    )]
+    fn effective(
+        &self,
+        rule: &Rule,
+        value: &Value,
+        rank: (bool, u8, usize),
+        row: usize,
+        sets: &[usize],
+        draft: &mut Draft,
+        found: &mut Row,
+    ) {
+        match convert::fields(rule, value, self.folder) {
+            Ok(fields) if fields.is_empty() => {
+                found.status = Status::NotNeeded;
+                found.why = found.why.take().or(Some("plumb does so anyway".to_owned()));
+            }
+            Ok(fields) => {
+                for (field, value) in fields {
+                    let field = match field.strip_prefix("recipe.") {
+                        Some(name) => format!("recipe.deviate.{name}"),
+                        None => field,
+                    };
+                    draft.put(&field, value, rank, row, sets);
+                }
+            }
+            Err(why) => {
+                found.status = Status::NotSupported;
+                found.why = Some(why);
+            }
+        }
+    }
+
+    fn without_rule(&self, setting: &Setting) -> Row {
+        let known = &self.knowledge.known;
+        if let Some(place) = known.place(&setting.scope, &setting.name) {
+            return Row {
+                why: Some("the trainer reads it; what it does was not looked at".to_owned()),
+                source: Some(place.to_owned()),
+                ..self.blank(setting, Status::NotLookedAt)
+            };
+        }
+        let mut why = self.knowledge.unknown.clone();
+        if let Some(nearest) = known.nearest(&setting.scope, &setting.name) {
+            why += &format!("; it does know `{nearest}`");
+        } else if let Some(other) = self.elsewhere(&setting.scope, &setting.name) {
+            why += &format!("; it does know one in `{other}`");
+        }
+        let source = &self.knowledge.unknown_source;
+        Row {
+            why: Some(why),
+            source: Some(self.knowledge.shown_source(self.trainer, source)),
+            ..self.blank(setting, Status::Unknown)
+        }
+    }
+
+    /// Another part of the configuration that has the name.
+    fn elsewhere(&self, scope: &str, name: &str) -> Option<&str> {
+        let scopes = self.knowledge.known.scopes.iter();
+        let mut having =
+            scopes.filter(|(other, names)| *other != scope && names.contains_key(name));
+        having.next().map(|(other, _)| other.as_str())
+    }
+
+    fn source(&self, rule: &Rule, scope: &str, name: &str) -> Option<String> {
+        match rule.source.as_deref() {
+            Some(source) => Some(self.knowledge.shown_source(self.trainer, source)),
+            None => self.knowledge.known.place(scope, name).map(str::to_owned),
+        }
+    }
+
+    /// By `scope.name`, what counts where nothing is written, of rules that hold without any other.
+    fn defaults(&self, settings: &[Setting]) -> Vec<(String, Toml)> {
+        let none = Lookup::new(settings, &[]);
+        let mut found = Vec::new();
+        for rule in &self.knowledge.keys {
+            let is_for = rule.families.is_empty() || rule.families.iter().any(|f| f == self.family);
+            let (Some(default), true) = (&rule.default, is_for && none.holds(&rule.when)) else {
+                continue;
+            };
+            let (scope, name) = (&rule.scopes[0], &rule.names[0]);
+            let key = format!("{scope}.{name}");
+            if found.iter().all(|(known, _)| *known != key) {
+                found.push((key, default.clone()));
+            }
+        }
+        found
+    }
+
+    /// Rows for what is not written and counts all the same.
+    fn unwritten(
+        &self,
+        settings: &[Setting],
+        lookup: &Lookup<'_>,
+        rows: &mut Vec<Row>,
+        draft: &mut Draft,
+    ) {
+        for rule in &self.knowledge.keys {
+            let Some(default) = &rule.default else {
+                continue;
+            };
+            let (scope, name) = (&rule.scopes[0], &rule.names[0]);
+            let counts = self.rule(scope, name, lookup);
+            if !counts.is_some_and(|counts| std::ptr::eq(counts, rule)) {
+                continue;
+            }
+            let written: Vec<&Setting> = settings
+                .iter()
+                .filter(|s| rule.scopes.contains(&s.scope) && rule.names.contains(&s.name))
+                .filter(|s| s.value != Value::Null)
+                .collect();
+            let is_everywhere = written.iter().any(|s| s.sets.is_empty());
+            let without = |set: &&usize| !written.iter().any(|s| s.sets.contains(set));
+            let sets: Vec<usize> = self.sets.iter().filter(without).copied().collect();
+            let of_sets = rule.fields.iter().any(|f| f.starts_with("dataset."));
+            let missing = match of_sets {
+                true => !is_everywhere && !sets.is_empty(),
+                false => written.is_empty(),
+            };
+            if !missing {
+                continue;
+            }
+            let row = rows.len();
+            if let Some(found) = self.of_default(rule, default, row, &sets, draft) {
+                rows.push(found);
+            }
+        }
+    }
+
+    fn of_default(
+        &self,
+        rule: &Rule,
+        default: &Toml,
+        row: usize,
+        sets: &[usize],
+        draft: &mut Draft,
+    ) -> Option<Row> {
+        let value = plain(default);
+        if rule.off.iter().any(|off| equals(&value, off)) {
+            return None;
+        }
+        let mut found = Row {
+            file: 0,
+            line: None,
+            setting: rule.names[0].clone(),
+            value: value.written(),
+            written: false,
+            status: rule.status,
+            fields: BTreeMap::new(),
+            why: rule.text.clone(),
+            source: self.source(rule, &rule.scopes[0], &rule.names[0]),
+        };
+        if rule.status == Status::Effective {
+            draft.origin(row, format!("{}'s default", self.trainer.name()));
+            self.effective(rule, &value, (false, 0, 0), row, sets, draft, &mut found);
+        }
+        // What changes nothing need not be told of what nobody wrote.
+        let is_told = found.status == Status::Effective || found.status.is_lost();
+        is_told.then_some(found)
+    }
+}
+
+/// The setting that counts instead: of the same thing, of a higher rank or later.
+fn later(settings: &[Setting], n: usize) -> Option<&Setting> {
+    let this = &settings[n];
+    let others = settings.iter().enumerate().filter(|(m, other)| {
+        let same_place = other.place == this.place && other.file == this.file;
+        let is_run = this.sets.is_empty() && other.sets.is_empty() && other.rank != this.rank;
+        let same = other.scope == this.scope && other.name == this.name && (same_place || is_run);
+        same && (other.rank, *m) > (this.rank, n)
+    });
+    others.map(|(_, other)| other).next_back()
+}
+
+fn plain(value: &Toml) -> Value {
+    match value {
+        Toml::Boolean(flag) => Value::Flag(*flag),
+        Toml::Integer(number) => Value::Integer(*number),
+        Toml::Float(number) => Value::Number(*number),
+        Toml::String(text) if text == "none" => Value::Null,
+        Toml::String(text) => Value::Text(text.clone()),
+        value => Value::Text(value.to_string()),
+    }
+}

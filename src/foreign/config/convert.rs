@@ -1,0 +1,363 @@
+//! From a value as it is written to that of a field.
+
+use std::path::Path;
+
+use toml::Value as Toml;
+
+use super::knowledge::{As, Rule, equals, flag};
+use super::tree::Value;
+use crate::experiment::read_text;
+use crate::shown;
+
+/// The largest file of prompts.
+const MAX_PROMPTS_FILE: u64 = 1 << 20;
+
+/// Prompts that are taken over; more make previews that nobody waits for.
+const MAX_PROMPTS: usize = 64;
+
+/// Fields with their values.
+pub(super) type Fields = Vec<(String, Toml)>;
+
+/// What a setting of a rule comes to; `folder` is the config's, where files that it names may lie.
+///
+/// # Errors
+/// Why it cannot be taken over, as half a sentence.
+pub(super) fn fields(rule: &Rule, value: &Value, folder: &Path) -> Result<Fields, String> {
+    let field = rule.fields.first().cloned();
+    let one = |value: Toml| {
+        Ok(field
+            .clone()
+            .map(|field| (field, value))
+            .into_iter()
+            .collect())
+    };
+    match rule.how {
+        As::Integer => {
+            let number = Toml::Integer(integer(value)?);
+            let fields = rule.fields.iter().cloned();
+            Ok(fields.map(|field| (field, number.clone())).collect())
+        }
+        As::OneMore => one(Toml::Integer(integer(value)?.saturating_add(1))),
+        As::Number => one(number(value)?),
+        As::Pair => pair(rule, value),
+        As::Flag | As::Not => {
+            let flag = flag(value).ok_or_else(|| expected("true or false", value))?;
+            one(Toml::Boolean(flag != (rule.how == As::Not)))
+        }
+        As::Text => one(Toml::String(text(value)?)),
+        As::Path => one(Toml::String(path(value)?)),
+        As::Model => one(Toml::String(model(&path(value)?))),
+        As::Resolution => one(resolution(value)?),
+        As::Resolutions => one(resolutions(value)?),
+        As::Extension => one(Toml::String(
+            text(value)?.trim_start_matches('.').to_owned(),
+        )),
+        As::Prompts => one(prompts(value)?),
+        As::PromptFile => one(prompt_file(&text(value)?, folder)?),
+        As::Warmup => one(warmup(value)?),
+        As::Words => words(rule, value),
+    }
+}
+
+fn expected(what: &str, found: &Value) -> String {
+    format!("expected {what}, found `{}`", shown::text(&found.written()))
+}
+
+fn integer(value: &Value) -> Result<i64, String> {
+    let found = match value {
+        Value::Integer(number) => Some(*number),
+        Value::Number(number) => whole(*number),
+        // argparse reads text; so do settings that a JSON has in quotes.
+        Value::Text(text) => text
+            .trim()
+            .parse()
+            .ok()
+            .or_else(|| whole(text.trim().parse().ok()?)),
+        Value::List(items) if items.len() == 1 => return integer(&items[0].value),
+        _ => None,
+    };
+    found.ok_or_else(|| expected("a whole number", value))
+}
+
+fn whole(number: f64) -> Option<i64> {
+    // Beyond it, numbers are no longer exact.
+    let fits = number.fract() == 0.0 && number.abs() < 9e15;
+    fits.then_some(number as i64)
+}
+
+fn real(value: &Value) -> Option<f64> {
+    let found = match value {
+        Value::Integer(number) => Some(*number as f64),
+        Value::Number(number) => Some(*number),
+        Value::Text(text) => text.trim().parse().ok(),
+        Value::List(items) if items.len() == 1 => return real(&items[0].value),
+        _ => None,
+    };
+    found.filter(|number| number.is_finite())
+}
+
+fn number(value: &Value) -> Result<Toml, String> {
+    let found = real(value).map(Toml::Float);
+    found.ok_or_else(|| expected("a number", value))
+}
+
+/// `0.9,0.99` or `[0.9, 0.99]` or `(0.9, 0.99)`.
+fn pair(rule: &Rule, value: &Value) -> Result<Fields, String> {
+    let numbers: Option<Vec<f64>> = match value {
+        Value::List(items) => items.iter().map(|item| real(&item.value)).collect(),
+        Value::Text(text) => text
+            .trim_matches(['(', ')', '[', ']', ' '])
+            .split(',')
+            .map(|part| part.trim().parse().ok())
+            .collect(),
+        _ => None,
+    };
+    let numbers = numbers.filter(|numbers| numbers.len() == rule.fields.len());
+    let numbers = numbers.ok_or_else(|| expected("two numbers", value))?;
+    let values = numbers.into_iter().map(Toml::Float);
+    Ok(rule.fields.iter().cloned().zip(values).collect())
+}
+
+fn text(value: &Value) -> Result<String, String> {
+    match value {
+        Value::Text(text) => Ok(text.clone()),
+        Value::Integer(_) | Value::Number(_) => Ok(value.written()),
+        _ => Err(expected("text", value)),
+    }
+}
+
+fn path(value: &Value) -> Result<String, String> {
+    let path = text(value)?;
+    match path.chars().any(char::is_control) {
+        true => Err(expected("a path", value)),
+        false => Ok(path),
+    }
+}
+
+/// The trainers take what is no folder or file for a name on the hub.
+fn model(path: &str) -> String {
+    let part = |part: &str| {
+        !part.is_empty()
+            && !part.starts_with('.')
+            && part
+                .chars()
+                .all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+    };
+    let is_name = path
+        .split_once('/')
+        .is_some_and(|(owner, name)| part(owner) && part(name));
+    let ending = Path::new(path)
+        .extension()
+        .unwrap_or_default()
+        .to_string_lossy();
+    let is_file = ["safetensors", "ckpt", "gguf", "pt", "bin"].contains(&ending.as_ref());
+    match is_name && !is_file && !Path::new(path).exists() {
+        true => format!("hf://{path}"),
+        false => path.to_owned(),
+    }
+}
+
+fn side(value: &Value) -> Result<i64, String> {
+    integer(value).map_err(|_| expected("a side in px", value))
+}
+
+fn resolution(value: &Value) -> Result<Toml, String> {
+    let sides: Vec<i64> = match value {
+        Value::List(items) => items
+            .iter()
+            .map(|item| side(&item.value))
+            .collect::<Result<_, _>>()?,
+        Value::Text(text) => {
+            let text = text.trim_matches(['(', ')', '[', ']', ' ']);
+            let parts = text.split([',', 'x']).map(|part| part.trim().parse().ok());
+            let sides: Option<Vec<i64>> = parts.collect();
+            sides.ok_or_else(|| expected("one side or two, in px", value))?
+        }
+        value => vec![side(value)?],
+    };
+    match sides.as_slice() {
+        [side] => Ok(Toml::Integer(*side)),
+        [width, height] if width == height => Ok(Toml::Integer(*width)),
+        [width, height] => Ok(Toml::Array(vec![(*width).into(), (*height).into()])),
+        _ => Err(expected("one side or two, in px", value)),
+    }
+}
+
+/// Each is a size of its own: `[512, 768]`, `512,768`, or a pair in a list of pairs.
+fn resolutions(value: &Value) -> Result<Toml, String> {
+    let each: Vec<Toml> = match value {
+        Value::List(items) => items
+            .iter()
+            .map(|item| resolution(&item.value))
+            .collect::<Result<_, _>>()?,
+        Value::Text(text) => {
+            let parts = text
+                .split(',')
+                .map(|part| resolution(&Value::Text(part.trim().to_owned())));
+            parts.collect::<Result<_, _>>()?
+        }
+        value => vec![resolution(value)?],
+    };
+    match each.len() {
+        1..=16 => Ok(Toml::Array(each)),
+        _ => Err(expected("1 to 16 sides in px", value)),
+    }
+}
+
+fn prompts(value: &Value) -> Result<Toml, String> {
+    let texts: Vec<String> = match value {
+        Value::List(items) => items
+            .iter()
+            .map(|item| text(&item.value))
+            .collect::<Result<_, _>>()?,
+        value => vec![text(value)?],
+    };
+    let texts = texts.iter().take(MAX_PROMPTS);
+    Ok(Toml::Array(
+        texts
+            .map(|text| Toml::String(without_flags(text)))
+            .collect(),
+    ))
+}
+
+/// A prompt without the flags that trainers read at its end (`--n blurry --w 768`), which would be encoded as words.
+fn without_flags(prompt: &str) -> String {
+    let is_flag = |at: &usize| {
+        let rest = &prompt[at + 3..];
+        rest.starts_with(|c: char| c.is_ascii_alphabetic())
+    };
+    let flags = prompt.match_indices(" --").map(|(at, _)| at).find(is_flag);
+    prompt[..flags.unwrap_or(prompt.len())]
+        .trim_end()
+        .to_owned()
+}
+
+/// The prompts of a file as kohya's scripts read them, without their flags (`--n`, `--w`, ...).
+fn prompt_file(name: &str, folder: &Path) -> Result<Toml, String> {
+    if !name.to_lowercase().ends_with(".txt") {
+        return Err("plumb reads prompts from a text file, one a line".to_owned());
+    }
+    let file = folder.join(name);
+    if !file.is_file() {
+        return Err("the file is not here; write its prompts under [sample]".to_owned());
+    }
+    let text = read_text(&file, MAX_PROMPTS_FILE)?;
+    let lines = text.lines().map(str::trim);
+    let lines = lines.filter(|line| !line.is_empty() && !line.starts_with('#'));
+    let prompts = lines.map(|line| Toml::String(without_flags(line)));
+    let prompts: Vec<Toml> = prompts.take(MAX_PROMPTS).collect();
+    match prompts.is_empty() {
+        true => Err("there is no prompt in it".to_owned()),
+        false => Ok(Toml::Array(prompts)),
+    }
+}
+
+fn warmup(value: &Value) -> Result<Toml, String> {
+    let found = real(value).ok_or_else(|| expected("a number of steps", value))?;
+    Ok(match whole(found) {
+        Some(steps) => Toml::Integer(steps),
+        None => Toml::Float(found),
+    })
+}
+
+fn words(rule: &Rule, value: &Value) -> Result<Fields, String> {
+    // A table with the word itself first: `1.0` is no key that a number would find.
+    let said = rule
+        .values
+        .iter()
+        .find(|(word, _)| equals(value, &Toml::String((*word).clone())))
+        .map(|(_, said)| said);
+    match said {
+        Some(Toml::Table(fields)) => Ok(fields.clone().into_iter().collect()),
+        Some(said) => {
+            let field = rule.fields.first().cloned();
+            Ok(field
+                .map(|field| (field, said.clone()))
+                .into_iter()
+                .collect())
+        }
+        None => {
+            let known: Vec<&str> = rule.values.keys().map(String::as_str).collect();
+            Err(format!(
+                "plumb has nothing like `{}`; of this setting it takes over {}",
+                shown::text(&value.written()),
+                known.join(", ")
+            ))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Value, integer, model, pair, resolution, resolutions, warmup};
+    use crate::foreign::config::tree::Node;
+
+    fn list(items: &[i64]) -> Value {
+        let node = |n: &i64| Node {
+            line: None,
+            value: Value::Integer(*n),
+        };
+        Value::List(items.iter().map(node).collect())
+    }
+
+    fn text(text: &str) -> Value {
+        Value::Text(text.to_owned())
+    }
+
+    #[test]
+    fn sides_are_read_in_every_writing() {
+        for (value, expected) in [
+            (text("1024"), "1024"),
+            (text("768,1024"), "[768, 1024]"),
+            (text("768x768"), "768"),
+            (list(&[512, 640]), "[512, 640]"),
+            (Value::Number(512.0), "512"),
+        ] {
+            assert_eq!(resolution(&value).expect("sides").to_string(), expected);
+        }
+        assert!(resolution(&text("large")).is_err());
+        let several = resolutions(&list(&[512, 768])).expect("sides");
+        assert_eq!(several.to_string(), "[512, 768]");
+    }
+
+    #[test]
+    fn names_on_the_hub_are_told_from_files() {
+        assert_eq!(model("a/b-1.0"), "hf://a/b-1.0");
+        for file in [
+            "/a/b",
+            "a/b.safetensors",
+            "./a",
+            "a/b/c",
+            "C:\\a",
+            "src/lib.rs",
+        ] {
+            assert_eq!(model(file), file);
+        }
+    }
+
+    #[test]
+    fn numbers_that_are_none_are_errors() {
+        assert_eq!(integer(&text("2e3")), Ok(2000));
+        for value in [text("1.5"), text("nan"), Value::Number(1e300), Value::Null] {
+            assert!(integer(&value).is_err(), "{value:?}");
+        }
+        assert_eq!(
+            warmup(&text("0.1")).map(|v| v.to_string()),
+            Ok("0.1".to_owned())
+        );
+    }
+
+    #[test]
+    fn betas_come_in_two() {
+        let rule = |fields: &str| -> super::Rule {
+            toml::from_str(&format!(
+                "scope = \"a\"\nname = \"b\"\nas = \"pair\"\nsource = \"x\"\nfield = {fields}"
+            ))
+            .expect("a rule")
+        };
+        let betas = rule("[\"train.beta1\", \"train.beta2\"]");
+        let found = pair(&betas, &text("(0.9, 0.99)")).expect("two");
+        assert_eq!(found[1].1.to_string(), "0.99");
+        assert!(pair(&betas, &text("0.9")).is_err());
+    }
+}

@@ -1,0 +1,350 @@
+//! The Experiment that is being made: fields with where each comes from, then its text, tried until it holds.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::Path;
+
+use toml::Value as Toml;
+
+use super::base::Change;
+use super::knowledge::Status;
+use crate::experiment::{self, Experiment};
+use crate::models::Flavor;
+use crate::shown;
+
+/// Sections of a file, in the order in which people read it.
+const SECTIONS: [&str; 7] = [
+    "model",
+    "model.files",
+    "recipe",
+    "recipe.deviate",
+    "store",
+    "adapter",
+    "train",
+];
+
+/// Where fields of the recipe stand.
+const DEVIATE: &str = "recipe.deviate.";
+
+/// How a setting stands among others of its field: whether it is one that wins, its rank, its order.
+pub(super) type Rank = (bool, u8, usize);
+
+/// A value of a field, with the row it comes from.
+#[derive(Clone, Debug)]
+struct Slot {
+    value: Toml,
+    rank: Rank,
+    rows: Vec<usize>,
+}
+
+/// Fields of a run and of each of its data sets.
+#[derive(Debug, Default)]
+pub(super) struct Draft {
+    run: BTreeMap<String, Slot>,
+    sets: BTreeMap<usize, BTreeMap<String, Slot>>,
+    /// Where each row's values are from, as a comment says it.
+    origins: BTreeMap<usize, String>,
+    /// Rows that another one's value took the place of.
+    displaced: BTreeMap<usize, usize>,
+    /// Lines at the top.
+    pub(super) header: Vec<String>,
+}
+
+impl Draft {
+    /// Sets a field, where nothing that counts before it is set. `sets`: the data sets it is about.
+    pub(super) fn put(&mut self, field: &str, value: Toml, rank: Rank, row: usize, sets: &[usize]) {
+        let slot = Slot {
+            value,
+            rank,
+            rows: vec![row],
+        };
+        let displaced = &mut self.displaced;
+        let Some(name) = field.strip_prefix("dataset.") else {
+            return place(&mut self.run, field, slot, displaced);
+        };
+        for set in sets {
+            place(
+                self.sets.entry(*set).or_default(),
+                name,
+                slot.clone(),
+                displaced,
+            );
+        }
+    }
+
+    /// Sets a field that is no setting of the config.
+    pub(super) fn ours(&mut self, field: &str, value: Toml) {
+        let slot = Slot {
+            value,
+            rank: (true, u8::MAX, usize::MAX),
+            rows: Vec::new(),
+        };
+        self.run.insert(field.to_owned(), slot);
+    }
+
+    /// The text of a field.
+    pub(super) fn text_of(&self, field: &str) -> Option<String> {
+        let slot = self.run.get(field)?;
+        slot.value.as_str().map(str::to_owned)
+    }
+
+    /// The row whose value took the place of a row's.
+    pub(super) fn instead_of(&self, row: usize) -> Option<usize> {
+        self.displaced.get(&row).copied()
+    }
+
+    /// Takes out the fields of the recipe that the config has otherwise: their names, values and rows.
+    pub(super) fn take_deviations(&mut self) -> Vec<(String, Toml, Vec<usize>)> {
+        let is_one = |field: &String| field.starts_with(DEVIATE);
+        let fields: Vec<String> = self.run.keys().filter(|f| is_one(f)).cloned().collect();
+        let take = |field: String| {
+            let slot = self.run.remove(&field)?;
+            Some((field[DEVIATE.len()..].to_owned(), slot.value, slot.rows))
+        };
+        fields.into_iter().filter_map(take).collect()
+    }
+
+    /// Puts one of them back.
+    pub(super) fn deviate(&mut self, name: &str, value: Toml, rows: Vec<usize>) {
+        let rank = (true, u8::MAX, usize::MAX);
+        let slot = Slot { value, rank, rows };
+        self.run.insert(format!("{DEVIATE}{name}"), slot);
+    }
+
+    /// Says where a row's values are from.
+    pub(super) fn origin(&mut self, row: usize, text: String) {
+        self.origins.insert(row, text);
+    }
+
+    /// Whether a field is set.
+    pub(super) fn has(&self, field: &str) -> bool {
+        self.run.contains_key(field)
+    }
+
+    /// The fields that a row has in the end, with their values: of data sets the first's.
+    pub(super) fn fields_of(&self, row: usize) -> Vec<(String, Toml)> {
+        let of_run = self.run.iter().map(|(field, slot)| (field.clone(), slot));
+        let of_sets = self.sets.values().flatten();
+        let of_sets = of_sets.map(|(field, slot)| (format!("dataset.{field}"), slot));
+        let mut found: Vec<(String, Toml)> = Vec::new();
+        for (field, slot) in of_run
+            .chain(of_sets)
+            .filter(|(_, slot)| slot.rows.contains(&row))
+        {
+            if found.iter().all(|(known, _)| *known != field) {
+                found.push((field, slot.value.clone()));
+            }
+        }
+        found
+    }
+
+    /// Data sets without a folder, which are left out.
+    pub(super) fn drop_sets_without_path(&mut self) -> usize {
+        let before = self.sets.len();
+        self.sets.retain(|_, set| set.contains_key("path"));
+        before - self.sets.len()
+    }
+
+    /// How many data sets there are.
+    pub(super) fn set_count(&self) -> usize {
+        self.sets.len()
+    }
+
+    /// Takes out what no Experiment can have, until it holds; the text, and what was taken out.
+    ///
+    /// # Errors
+    /// If it lacks what every Experiment needs.
+    pub(super) fn settle(
+        &mut self,
+        file: &Path,
+        flavor: &Flavor,
+    ) -> Result<(String, Vec<Change>), String> {
+        let mut refused = Vec::new();
+        // Each turn takes out a field.
+        for _ in 0..=self.run.len() + self.sets.values().map(BTreeMap::len).sum::<usize>() {
+            let text = self.text();
+            let tried = Experiment::parse(file, text.clone())
+                .and_then(|experiment| experiment.settings(flavor).map(|_| ()));
+            let (field, why) = match tried {
+                Ok(()) => return Ok((text, refused)),
+                Err(experiment::Error::Value { field, why, .. }) => (field, why),
+                Err(e) => return Err(format!("the Experiment would not hold: {e}")),
+            };
+            let rows = self
+                .take(&field)
+                .ok_or_else(|| format!("the Experiment would not hold: `{field}`: {why}"))?;
+            refused.push(Change {
+                rows,
+                status: Status::NotSupported,
+                why,
+            });
+        }
+        Err("the Experiment would not hold".to_owned())
+    }
+
+    /// Removes a field by the name that an error has for it: `dataset[1].resolution`, `sample.prompts`.
+    fn take(&mut self, field: &str) -> Option<Vec<usize>> {
+        let Some(rest) = field.strip_prefix("dataset[") else {
+            // A place in a list is part of its field.
+            let field = field.split('[').next().unwrap_or(field);
+            return self.run.remove(field).map(|slot| slot.rows);
+        };
+        let (number, name) = rest.split_once("].")?;
+        let mut number: usize = number.parse().ok()?;
+        let name = name.split('[').next()?;
+        for set in self.sets.values_mut() {
+            let copies = copies(set).len();
+            if number < copies {
+                let found = set
+                    .remove(name)
+                    .or_else(|| (name == "resolution").then(|| set.remove("resolutions"))?);
+                return found.map(|slot| slot.rows);
+            }
+            number -= copies;
+        }
+        None
+    }
+
+    /// The Experiment as a file.
+    pub(super) fn text(&self) -> String {
+        let mut text = String::new();
+        for line in &self.header {
+            let _ = writeln!(text, "# {}", shown::line(line));
+        }
+        for section in SECTIONS {
+            if section == "adapter" {
+                for set in self.sets.values() {
+                    for size in copies(set) {
+                        text += "\n[[dataset]]\n";
+                        self.lines(set, size.as_ref(), &mut text);
+                    }
+                }
+            }
+            self.section(section, &mut text);
+        }
+        self.section("sample", &mut text);
+        text
+    }
+
+    fn section(&self, section: &str, text: &mut String) {
+        let inside = |field: &str| {
+            let rest = field.strip_prefix(section)?.strip_prefix('.')?;
+            let is_deeper = SECTIONS.iter().any(|other| {
+                other.len() > section.len() && field.starts_with(&format!("{other}."))
+            });
+            (!is_deeper).then(|| rest.to_owned())
+        };
+        let fields: BTreeMap<String, Slot> = self
+            .run
+            .iter()
+            .filter_map(|(field, slot)| Some((inside(field)?, slot.clone())))
+            .collect();
+        if !fields.is_empty() {
+            let _ = writeln!(text, "\n[{section}]");
+            self.lines(&fields, None, text);
+        }
+    }
+
+    fn lines(&self, fields: &BTreeMap<String, Slot>, size: Option<&Toml>, text: &mut String) {
+        // What it is about first.
+        let first =
+            |field: &str| !matches!(field, "family" | "flavor" | "path" | "output" | "steps");
+        let mut sorted: Vec<(&String, &Slot)> = fields.iter().collect();
+        sorted.sort_by_key(|(field, _)| first(field));
+        for (field, slot) in sorted {
+            let (field, value) = match field.as_str() {
+                "resolutions" => ("resolution", size.unwrap_or(&slot.value)),
+                field => (field, &slot.value),
+            };
+            let _ = write!(text, "{field} = {}", written(value));
+            let origins: Vec<&str> = slot
+                .rows
+                .iter()
+                .filter_map(|row| self.origins.get(row).map(String::as_str))
+                .collect();
+            match origins.first() {
+                Some(origin) => {
+                    let _ = writeln!(text, " # {}", shown::text(origin));
+                }
+                None => text.push('\n'),
+            }
+        }
+    }
+}
+
+fn place(
+    fields: &mut BTreeMap<String, Slot>,
+    field: &str,
+    slot: Slot,
+    displaced: &mut BTreeMap<usize, usize>,
+) {
+    match fields.get_mut(field) {
+        // Prompts that stand one by one.
+        Some(Slot {
+            value: Toml::Array(list),
+            rows,
+            ..
+        }) if field == "sample.prompts" => {
+            if let Toml::Array(more) = slot.value {
+                list.extend(more);
+            }
+            rows.extend(slot.rows);
+        }
+        Some(old) => {
+            let (loser, winner) = match old.rank > slot.rank {
+                true => (slot, &*old),
+                false => (std::mem::replace(old, slot), &*old),
+            };
+            let winner = winner.rows.first().copied();
+            let pairs = loser
+                .rows
+                .into_iter()
+                .filter_map(|row| Some((row, winner?)));
+            displaced.extend(pairs);
+        }
+        None => {
+            fields.insert(field.to_owned(), slot);
+        }
+    }
+}
+
+/// A data set stands once for each of its sizes.
+fn copies(set: &BTreeMap<String, Slot>) -> Vec<Option<Toml>> {
+    match set.get("resolutions").map(|slot| &slot.value) {
+        Some(Toml::Array(sizes)) => sizes.iter().cloned().map(Some).collect(),
+        _ => vec![None],
+    }
+}
+
+/// A value on one line.
+fn written(value: &Toml) -> String {
+    match value {
+        // Whole numbers stay readable: 16 and not 16.0.
+        Toml::Float(number) if number.fract() == 0.0 && number.abs() < 1e15 => {
+            format!("{number:.0}")
+        }
+        Toml::Float(number) if number.abs() < 1e-3 => format!("{number:e}"),
+        Toml::String(text) => quoted(text),
+        Toml::Array(items) => {
+            let items: Vec<String> = items.iter().map(written).collect();
+            format!("[{}]", items.join(", "))
+        }
+        value => value.to_string(),
+    }
+}
+
+/// A text on one line, with every control character escaped.
+fn quoted(text: &str) -> String {
+    let mut quoted = String::from('"');
+    for c in text.chars() {
+        match c {
+            '"' | '\\' => quoted.extend(['\\', c]),
+            '\n' => quoted += "\\n",
+            c if c.is_control() => {
+                let _ = write!(quoted, "\\u{:04X}", u32::from(c));
+            }
+            c => quoted.push(c),
+        }
+    }
+    quoted + "\""
+}

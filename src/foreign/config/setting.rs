@@ -1,0 +1,147 @@
+//! One setting of a config: what a trainer calls it, and what is written.
+
+use super::knowledge::{When, equals};
+use super::tree::{Node, Value};
+
+/// A name with a value, at one place of a file.
+#[derive(Clone, Debug)]
+pub(super) struct Setting {
+    /// The place as a person finds it: `config.process[0].train.lr`, `--network_dim`.
+    pub(super) place: String,
+    /// Which of the files.
+    pub(super) file: usize,
+    /// The line, where the format tells.
+    pub(super) line: Option<usize>,
+    /// The part of the trainer's configuration that it belongs to.
+    pub(super) scope: String,
+    pub(super) name: String,
+    pub(super) value: Value,
+    /// The data sets it is about, by their numbers; for none, it is about the run.
+    pub(super) sets: Vec<usize>,
+    /// Of two settings of one thing, that of the higher rank counts, and of equal ones the later.
+    pub(super) rank: u8,
+}
+
+/// A step on the way to a value.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Step {
+    Key(String),
+    Item(usize),
+}
+
+/// A value that rows are made of, with the way to it.
+pub(super) struct Leaf<'a> {
+    pub(super) way: Vec<Step>,
+    pub(super) line: Option<usize>,
+    pub(super) value: &'a Value,
+}
+
+impl Leaf<'_> {
+    /// `config.process[0].train.lr`.
+    pub(super) fn place(&self) -> String {
+        let mut place = String::new();
+        for step in &self.way {
+            match step {
+                Step::Item(n) => place += &format!("[{n}]"),
+                Step::Key(key) if place.is_empty() => place += key,
+                Step::Key(key) => place += &format!(".{key}"),
+            }
+        }
+        place
+    }
+
+    /// The keys on the way, without places in lists.
+    pub(super) fn keys(&self) -> Vec<&str> {
+        let keys = self.way.iter().filter_map(|step| match step {
+            Step::Key(key) => Some(key.as_str()),
+            Step::Item(_) => None,
+        });
+        keys.collect()
+    }
+}
+
+/// Every value of a document that is not made of others.
+pub(super) fn leaves(node: &Node) -> Vec<Leaf<'_>> {
+    let (mut found, mut way) = (Vec::new(), Vec::new());
+    collect(node, node.line, &mut way, &mut found);
+    found
+}
+
+fn collect<'a>(
+    node: &'a Node,
+    line: Option<usize>,
+    way: &mut Vec<Step>,
+    found: &mut Vec<Leaf<'a>>,
+) {
+    match &node.value {
+        Value::Table(entries) if node.value.is_branch() => {
+            for entry in entries {
+                way.push(Step::Key(entry.key.clone()));
+                collect(&entry.node, entry.line, way, found);
+                way.pop();
+            }
+        }
+        Value::List(items) if node.value.is_branch() => {
+            for (n, item) in items.iter().enumerate() {
+                way.push(Step::Item(n));
+                collect(item, item.line, way, found);
+                way.pop();
+            }
+        }
+        value => found.push(Leaf {
+            way: way.clone(),
+            line,
+            value,
+        }),
+    }
+}
+
+/// What settings come to, for rules that ask for others.
+pub(super) struct Lookup<'a> {
+    settings: &'a [Setting],
+    defaults: &'a [(String, toml::Value)],
+}
+
+impl<'a> Lookup<'a> {
+    pub(super) fn new(settings: &'a [Setting], defaults: &'a [(String, toml::Value)]) -> Self {
+        Self { settings, defaults }
+    }
+
+    /// The setting that counts of a `scope.name`.
+    pub(super) fn setting(&self, key: &str) -> Option<&'a Setting> {
+        let (scope, name) = key.rsplit_once('.')?;
+        let all = self
+            .settings
+            .iter()
+            .filter(|s| s.scope == scope && s.name == name);
+        // Of equal ranks, `max_by_key` gives the last.
+        all.max_by_key(|setting| setting.rank)
+    }
+
+    /// Whether all conditions hold.
+    pub(super) fn holds(&self, when: &[When]) -> bool {
+        when.iter().all(|when| self.one_holds(when))
+    }
+
+    fn one_holds(&self, when: &When) -> bool {
+        let setting = self.setting(&when.key);
+        let written = setting.filter(|setting| setting.value != Value::Null);
+        if when.written.is_some_and(|asked| asked != written.is_some()) {
+            return false;
+        }
+        let default = self.defaults.iter().find(|(key, _)| *key == when.key);
+        let is = |said: &toml::Value| match written {
+            Some(setting) => equals(&setting.value, said),
+            None => default.is_some_and(|(_, default)| default == said),
+        };
+        if !when.is.is_empty() && !when.is.iter().any(is) {
+            return false;
+        }
+        if when.is_not.iter().any(is) {
+            return false;
+        }
+        let text = written.map(|setting| setting.value.written().to_lowercase());
+        let contains = |part: &String| text.as_ref().is_some_and(|text| text.contains(part));
+        when.contains.is_empty() || when.contains.iter().any(contains)
+    }
+}

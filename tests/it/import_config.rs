@@ -1,0 +1,156 @@
+//! `plumb import config`: other trainers' files as Experiments, and the table of what becomes of every setting.
+
+use std::path::{Path, PathBuf};
+
+use expect_test::expect_file;
+
+use crate::util::{Ran, plumb};
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/trainers")
+}
+
+/// Imports a fixture and holds the Experiment and the table against their golden files.
+fn check(files: &[&str], golden: &str, more: &[&str]) -> Ran {
+    let folder = tempfile::tempdir().expect("a folder");
+    let paths: Vec<String> = files
+        .iter()
+        .map(|file| root().join(file).display().to_string())
+        .collect();
+    let mut args = vec!["import", "config"];
+    args.extend(paths.iter().map(String::as_str));
+    args.extend_from_slice(more);
+    args.extend_from_slice(&["--out", "exp.toml"]);
+    let ran = plumb(folder.path(), &args);
+    let table = ran.stdout.replace(&root().display().to_string(), "");
+    let experiment = std::fs::read_to_string(folder.path().join("exp.toml")).unwrap_or_default();
+    let golden =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/import/{golden}"));
+    expect_file![golden.with_extension("txt")].assert_eq(&table);
+    expect_file![golden.with_extension("toml")].assert_eq(&experiment);
+    // What was written is an Experiment that the other commands read.
+    let file = folder.path().join("exp.toml");
+    plumb::experiment::Experiment::open(&file, &Default::default())
+        .unwrap_or_else(|e| panic!("{e}"));
+    ran
+}
+
+#[test]
+fn an_ai_toolkit_config_full_of_text_encoder_settings_is_told_one_by_one() {
+    let file = ["ai-toolkit/flux-text-encoders.yaml"];
+    let ran = check(&file, "ai-toolkit-flux", &[]).expect(3);
+    for said in [
+        "for FLUX T5 gets 512 tokens and CLIP 77, always",
+        "FLUX gets CLIP's pooled output and T5's last hidden state",
+        "kept and read by nothing: text encoders get `train.lr`",
+        "toolkit/train_tools.py:546-564",
+    ] {
+        assert!(ran.stdout.contains(said), "{said}\n{}", ran.stdout);
+    }
+    check(&file, "ai-toolkit-flux-kept", &["--keep-recipe"]).expect(3);
+    check(&["ai-toolkit/sdxl.yaml"], "ai-toolkit-sdxl", &[]).expect(3);
+}
+
+#[test]
+fn kohyas_command_lines_config_files_and_data_sets_are_read() {
+    check(&["kohya/sdxl.sh"], "kohya-sdxl", &[]).expect(3);
+    // The data set is found where the config names it.
+    check(&["kohya/flux.toml"], "kohya-flux", &["--keep-recipe"]).expect(0);
+}
+
+#[test]
+fn configs_of_the_other_trainers_are_read() {
+    check(&["simpletuner/config/config.json"], "simpletuner-flux", &[]).expect(3);
+    // Nothing of it is lost.
+    check(&["simpletuner/sdxl.env"], "simpletuner-sdxl", &[]).expect(0);
+    check(&["diffusers/flux.sh"], "diffusers-flux", &[]).expect(3);
+    check(&["diffusers/sd3.sh"], "diffusers-sd3", &[]).expect(3);
+    check(&["onetrainer/sdxl.json"], "onetrainer-sdxl", &[]).expect(3);
+    check(&["onetrainer/flux.json"], "onetrainer-flux", &[]).expect(3);
+    check(&["diffusion-pipe/flux.toml"], "diffusion-pipe-flux", &[]).expect(3);
+    check(&["diffusion-pipe/sdxl.toml"], "diffusion-pipe-sdxl", &[]).expect(3);
+}
+
+/// Counted by other readers than ours.
+#[test]
+fn the_table_has_every_setting_of_the_file() {
+    fn json(value: &serde_json::Value) -> usize {
+        match value {
+            serde_json::Value::Object(table) if !table.is_empty() => table.values().map(json).sum(),
+            serde_json::Value::Array(list) if list.iter().any(serde_json::Value::is_object) => {
+                list.iter().map(json).sum()
+            }
+            _ => 1,
+        }
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    let rows = |file: &str| {
+        let path = root().join(file).display().to_string();
+        let ran = plumb(folder.path(), &["import", "config", &path, "--json"]).expect(3);
+        let rows = ran.json()["settings"].as_array().expect("rows").clone();
+        rows.iter()
+            .filter(|row| row["written"] == true && row["file"] == 0)
+            .count()
+    };
+    let text = |file: &str| std::fs::read_to_string(root().join(file)).expect("a fixture");
+    for file in ["onetrainer/sdxl.json", "onetrainer/flux.json"] {
+        let value = serde_json::from_str(&text(file)).expect("JSON");
+        assert_eq!(rows(file), json(&value), "{file}");
+    }
+    for file in ["diffusion-pipe/flux.toml", "diffusion-pipe/sdxl.toml"] {
+        let value: toml::Value = toml::from_str(&text(file)).expect("TOML");
+        let value = serde_json::to_value(value).expect("JSON");
+        assert_eq!(rows(file), json(&value), "{file}");
+    }
+    // A row for `key: value`; lists of texts are one.
+    let yaml = text("ai-toolkit/flux-text-encoders.yaml");
+    let settings = yaml.lines().filter(|line| {
+        let line = line.trim_start().trim_start_matches("- ");
+        let is_branch = line.ends_with(':') && line != "prompts:";
+        !line.starts_with(['#', '"']) && line.contains(':') && !is_branch
+    });
+    assert_eq!(rows("ai-toolkit/flux-text-encoders.yaml"), settings.count());
+}
+
+#[test]
+fn wrong_inputs_are_refused_in_one_line_that_says_what_to_do() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let write =
+        |name: &str, text: &str| std::fs::write(folder.path().join(name), text).expect("written");
+    write("a.yaml", "x: 1\n");
+    let import = |args: &[&str]| plumb(folder.path(), &[&["import", "config"], args].concat());
+    import(&["a.yaml"])
+        .expect(2)
+        .says("--from (one of kohya, ai-toolkit");
+    import(&["a.yaml", "--from", "ai-toolkit"])
+        .expect(1)
+        .says("it has no `config`");
+    import(&["none.yaml"])
+        .expect(1)
+        .says("none.yaml: cannot be read");
+    import(&[]).expect(2);
+    write(
+        "wan.yaml",
+        "job: extension\nconfig: {name: a, process: [{type: sd_trainer, model: {name_or_path: x, arch: wan21}}]}\n",
+    );
+    import(&["wan.yaml"])
+        .expect(2)
+        .says("of no family that plumb trains");
+    write(
+        "no.yaml",
+        "job: extension\nconfig: {name: a, process: [{type: sd_trainer, model: {arch: flux}}]}\n",
+    );
+    import(&["no.yaml"]).expect(2).says("names no base model");
+    let fixture = root().join("kohya/sdxl.sh").display().to_string();
+    import(&[&fixture, "--model", "sdxl/base-2"])
+        .expect(2)
+        .says("base-2");
+    write("there.toml", "");
+    import(&[&fixture, "--out", "there.toml"])
+        .expect(2)
+        .says("is there already");
+    // Without --out, the Experiment alone is on standard output.
+    let ran = import(&[&fixture]).expect(3);
+    assert!(ran.stdout.contains("[model]") && !ran.stdout.contains("taken over"));
+    assert!(ran.stderr.contains("taken over"));
+}
