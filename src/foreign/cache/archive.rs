@@ -1,7 +1,7 @@
 //! Zip files as numpy and torch write them, unpacked in memory within bounds.
 
 use std::collections::BTreeMap;
-use std::io::{Cursor, Read as _};
+use std::io::{Cursor, Read as _, Write as _};
 
 use crate::shown;
 
@@ -52,6 +52,25 @@ pub(super) fn parts(bytes: &[u8]) -> Result<BTreeMap<String, Vec<u8>>, String> {
         }
     }
     Ok(parts)
+}
+
+/// A zip file of these parts, stored as they are and in this order, with the date of none: the same for the same parts.
+///
+/// # Errors
+/// If there are too many bytes for one.
+pub(super) fn pack(parts: &[(String, Vec<u8>)]) -> Result<Vec<u8>, String> {
+    let options = zip::write::SimpleFileOptions::default()
+        .compression_method(zip::CompressionMethod::Stored)
+        // As torch does, so that numbers can be mapped where they lie.
+        .with_alignment(64);
+    let mut archive = zip::ZipWriter::new(Cursor::new(Vec::new()));
+    for (name, content) in parts {
+        let started = archive.start_file(name.as_str(), options);
+        started.map_err(|e| e.to_string())?;
+        archive.write_all(content).map_err(|e| e.to_string())?;
+    }
+    let done = archive.finish().map_err(|e| e.to_string())?;
+    Ok(done.into_inner())
 }
 
 /// The content of a gzip file.

@@ -15,6 +15,9 @@ mod pickle;
 mod read;
 mod scan;
 mod torch;
+mod write;
+mod write_npz;
+mod write_torch;
 
 #[cfg(test)]
 mod fuzz_tests;
@@ -24,6 +27,9 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 pub use array::{Array, NumberType};
+pub use write::{ToWrite, safetensors};
+pub use write_npz::npz;
+pub use write_torch::{torch_dict, torch_tensor};
 
 use crate::shown;
 
