@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
-use plumb::foreign::cache::{Cache, Content, Entry};
+use plumb::foreign::cache::{Cache, Content, Entry, Role};
 
 use crate::world::World;
 
@@ -128,8 +128,11 @@ fn kohya_finds_sequences_masks_and_raw_latents() {
         );
         assert!((theirs - ours).abs() < 1e-5, "{theirs} {ours}");
     }
-    assert_eq!(array(&latents, "original_size_8x8"), [64.0, 64.0]);
-    assert_eq!(array(&latents, "crop_ltrb_8x8"), [0.0, 0.0, 64.0, 64.0]);
+    let Role::Latents(facts) = &latents.tensors[0].role else {
+        panic!("{:?}", latents.tensors[0].role);
+    };
+    assert_eq!(facts.original.as_deref(), Some(&[64.0, 64.0][..]));
+    assert_eq!(facts.crop.as_deref(), Some(&[0.0, 0.0, 64.0, 64.0][..]));
 
     let again = [
         "export", "cache", "exp.toml", "--for", "kohya", "--out", "cache",

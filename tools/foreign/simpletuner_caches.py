@@ -5,7 +5,7 @@ and _format_text_embedding of its SD3, Flux and SDXL classes, and their check_us
 names, and encode_cache_batch of the model. Not its own: the model objects are made without their loaders, the encoders are opened by
 transformers, and the picture is brought to size by Pillow (the tuner does it in a metadata backend that scans the data set first).
 
-    python tools/foreign/simpletuner.py --trainer CLONE --family sd3 --out FOLDER
+    python tools/foreign/simpletuner_caches.py --trainer CLONE --family sd3 --out FOLDER
 
 Revision: bc8e6ab (2026-08-22), with transformers 5.23.0, diffusers 0.42.1.
 """
