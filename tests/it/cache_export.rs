@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
-use plumb::foreign::cache::{Cache, Content, Entry, Role};
+use plumb::foreign::cache::{Cache, CacheFile, Content, Entry, Role};
 
 use crate::world::World;
 
@@ -151,8 +151,19 @@ fn ai_toolkit_and_simpletuner_find_what_the_denoiser_receives() {
     let world = squares();
     export(&world, "ai-toolkit", "ait");
     let wanted = wanted(&world, "a red circle, \u{72ac} blue", "pictures/p1.png");
-    let text = entry(&world.path("ait/_t_e_cache"), Content::Text, "p1_");
-    assert_eq!(array(&text, "text_embed"), values(&wanted["context"]));
+    // The caption's, and the blank one's for where it is dropped.
+    let texts = Cache::open(&world.path("ait/_t_e_cache"))
+        .expect("a cache")
+        .files;
+    let context = values(&wanted["context"]);
+    let reads = |f: &CacheFile| f.read().expect("readable");
+    let of_p1 = texts
+        .iter()
+        .filter(|f| f.path.to_string_lossy().contains("p1_"));
+    let mut found = of_p1
+        .map(reads)
+        .filter(|e| array(e, "text_embed") == context);
+    let text = found.next().expect("one of them is of this caption");
     assert_eq!(array(&text, "pooled_embed"), values(&wanted["pooled"]));
 
     let report = export(&world, "simpletuner", "st");
@@ -162,8 +173,6 @@ fn ai_toolkit_and_simpletuner_find_what_the_denoiser_receives() {
         (&4.into(), &3.into())
     );
     let texts = Cache::open(&world.path("st/text")).expect("a cache").files;
-    let context = values(&wanted["context"]);
-    let reads = |f: &plumb::foreign::cache::CacheFile| f.read().expect("readable");
     let mut found = texts
         .iter()
         .map(reads)
@@ -189,8 +198,9 @@ from safetensors.torch import load_file
 folder = sys.argv[1]
 key = hashlib.md5("a red circle, \u72ac blue".encode()).hexdigest()
 made = torch.load(f"{folder}/st/text/{key}-sd3.pt", weights_only=True)
-want = load_file(glob.glob(f"{folder}/ait/_t_e_cache/p1_*")[0])
-assert torch.equal(made["prompt_embeds"], want["text_embed"]), "prompt_embeds"
+both = [load_file(path) for path in glob.glob(f"{folder}/ait/_t_e_cache/p1_*")]
+assert len(both) == 2, "the caption's and the blank one's"
+want = next(w for w in both if torch.equal(made["prompt_embeds"], w["text_embed"]))
 assert torch.equal(made["pooled_prompt_embeds"], want["pooled_embed"][0]), "pooled"
 stem = hashlib.sha256(b"p1").hexdigest()
 latents = torch.load(f"{folder}/st/vae/{stem}.pt", weights_only=True)

@@ -6,25 +6,28 @@ use super::{CacheOptions, CacheTarget};
 use crate::base_model::BaseModel;
 use crate::dataset::{Item, PictureFile};
 use crate::experiment::{DatasetSettings, Experiment};
+use crate::models::cache_names::CacheNames;
 use crate::recipe::rules::DenoiserMask;
 use crate::shown;
 use crate::text::spec::Dtype;
 
 /// Whether the trainer has such a cache for the model, and can hold what the recipe makes.
-pub(super) fn model(base: &BaseModel, options: &CacheOptions<'_>) -> Result<(), String> {
+pub(super) fn model(
+    base: &BaseModel,
+    options: &CacheOptions<'_>,
+) -> Result<&'static CacheNames, String> {
     let (target, family) = (options.target, base.denoiser.family.name);
-    let families: &[&str] = match target {
-        CacheTarget::Kohya => &["flux1", "sd3", "sdxl"],
-        CacheTarget::Musubi => &["flux1"],
-        CacheTarget::AiToolkit | CacheTarget::Simpletuner => &["flux1", "sd3", "sdxl"],
-    };
-    if !families.contains(&family) {
-        let why = match target {
-            CacheTarget::Musubi => "it trains FLUX.1 Kontext [dev] alone of plumb's families",
-            CacheTarget::Kohya => "its scripts for it keep no text embeddings on disk",
-            _ => "plumb does not write its cache for it",
-        };
-        return Err(format!("{} and {family}: {why}", target.name()));
+    let names = base.denoiser.family.caches.ok_or_else(|| {
+        format!(
+            "{} and {family}: no trainer's cache of it is written, as its embeddings are not kept on disk",
+            target.name()
+        )
+    })?;
+    if target == CacheTarget::Musubi && names.musubi.is_none() {
+        return Err(format!(
+            "{} and {family}: it trains FLUX.1 Kontext [dev] alone of plumb's families",
+            target.name()
+        ));
     }
     if target == CacheTarget::Kohya && options.dtype == Dtype::Bf16 {
         return Err(
@@ -33,7 +36,8 @@ pub(super) fn model(base: &BaseModel, options: &CacheOptions<'_>) -> Result<(), 
     }
     let assembly = base.recipe.assembly();
     let has_mask = match target {
-        CacheTarget::Kohya | CacheTarget::Simpletuner => family == "flux1",
+        CacheTarget::Kohya => names.kohya.masks,
+        CacheTarget::Simpletuner => names.simpletuner.masks,
         CacheTarget::Musubi | CacheTarget::AiToolkit => false,
     };
     if assembly.mask == DenoiserMask::Pads && !has_mask {
@@ -42,18 +46,13 @@ pub(super) fn model(base: &BaseModel, options: &CacheOptions<'_>) -> Result<(), 
             target.name()
         ));
     }
-    let (context, pooled): (&[&[&str]], &[&str]) = match family {
-        "sd3" => (&[&["clip_l", "clip_g"], &["t5"]], &["clip_l", "clip_g"]),
-        "sdxl" => (&[&["clip_l", "clip_g"]], &["clip_g"]),
-        _ => (&[&["t5"]], &["clip_l"]),
-    };
-    if assembly.context != context || assembly.pooled != pooled {
+    if assembly.context != names.context || assembly.pooled != names.pooled {
         return Err(format!(
             "`assembly.context` or `assembly.pooled` deviates, and {} joins the encoders itself, in the usual order",
             target.name()
         ));
     }
-    Ok(())
+    Ok(names)
 }
 
 /// Whether a picture has what a cache can hold of one.

@@ -7,25 +7,16 @@ use super::CacheError;
 use super::values::{Source, Text, write};
 use crate::dataset::Item;
 use crate::foreign::cache::{ToWrite, npz};
+use crate::models::cache_names::KohyaArrays;
 use crate::recipe::latents::{LatentStatistics, View};
 use crate::text::spec::Dtype;
 
 type Made = Result<Result<Vec<u8>, String>, CacheError>;
 
-/// What the scripts multiply latents by and take off them, after they read the cache: (scale, shift). FLUX.1's are stored as the denoiser
-/// takes them (`library/sd3_models.py` `process_in`, `library/sdxl_model_util.py:18`).
-fn constants(family: &str) -> Option<(f64, f64)> {
-    match family {
-        "sd3" => Some((1.5305, 0.0609)),
-        "sdxl" => Some((0.13025, 0.0)),
-        _ => None,
-    }
-}
-
 pub(super) fn text(source: &Source<'_>, text: &Text<'_>) -> Made {
     let (context, pooled) = (&text.made.context, &text.made.pooled);
-    let arrays = match source.family {
-        "sdxl" => {
+    let arrays = match source.names.kohya.arrays {
+        KohyaArrays::TwoClips => {
             let Some((_, width)) = text.hidden("clip_l") else {
                 return Ok(Err(no_clip()));
             };
@@ -36,7 +27,7 @@ pub(super) fn text(source: &Source<'_>, text: &Text<'_>) -> Made {
                 source.write("pool2", pooled)?,
             ]
         }
-        "sd3" => {
+        KohyaArrays::ClipsAndT5 => {
             let (Some((rows, l)), Some((_, g))) = (text.hidden("clip_l"), text.hidden("clip_g"))
             else {
                 return Ok(Err(no_clip()));
@@ -55,7 +46,7 @@ pub(super) fn text(source: &Source<'_>, text: &Text<'_>) -> Made {
                 ToWrite::flag("apply_t5_attn_mask", false),
             ]
         }
-        _ => {
+        KohyaArrays::PooledAndT5 => {
             let rows = context.dim(0)?;
             let ids = Tensor::zeros((rows, 3), context.dtype(), context.device())?;
             vec![
@@ -81,9 +72,9 @@ pub(super) fn latents(source: &Source<'_>, item: &Item) -> Made {
         let latents = as_stored(source, item, view)?;
         let (_, height, width) = latents.dims3()?;
         // Those of SD and SDXL have one resolution a file.
-        let of = match source.family {
-            "sdxl" => String::new(),
-            _ => format!("_{height}x{width}"),
+        let of = match source.names.kohya.resolutions {
+            false => String::new(),
+            true => format!("_{height}x{width}"),
         };
         if view.flip {
             let name = format!("latents_flipped{of}");
@@ -108,7 +99,7 @@ pub(super) fn latents(source: &Source<'_>, item: &Item) -> Made {
 
 /// So that what the scripts make of them is what the denoiser takes.
 fn as_stored(source: &Source<'_>, item: &Item, view: View) -> Result<Tensor, CacheError> {
-    let Some((scale, shift)) = constants(source.family) else {
+    let Some((scale, shift)) = source.names.kohya.statistics else {
         return Ok(source.scaled(item, view)?);
     };
     let own = LatentStatistics::Shared { scale, shift };

@@ -151,7 +151,7 @@ pub fn cache(
         file: experiment.file.clone(),
         what,
     };
-    check::model(&base, options).map_err(cannot)?;
+    let names = check::model(&base, options).map_err(cannot)?;
     let store = match Store::open(&path) {
         Ok(store) => store.waiting(options.wait),
         Err(_) if !path.join("store.json").exists() => {
@@ -168,7 +168,7 @@ pub fn cache(
     {
         return Err(CacheError::Refused(Box::new(refusal)));
     }
-    let source = Source::new(&base, source, options);
+    let source = Source::new((&base, names), source, options);
     let plan = plan(experiment, &source, &items, options)?;
     let mut report = CacheExport {
         target: options.target,

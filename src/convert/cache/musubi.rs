@@ -18,8 +18,9 @@ pub(super) fn text(
         source.write(&format!("t5_vec_{numbers}"), &text.made.context)?,
         source.write(&format!("clip_l_pooler_{numbers}"), &text.made.pooled)?,
     ];
+    let (_, architecture) = source.names.musubi.unwrap_or_default();
     let metadata = [
-        ("architecture", "flux_kontext".to_owned()),
+        ("architecture", architecture.to_owned()),
         ("caption1", text.caption.to_owned()),
         ("format_version", "1.0.1".to_owned()),
     ];

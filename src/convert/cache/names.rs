@@ -38,24 +38,20 @@ pub(super) fn files<'a>(
     let size = format!("{:04}x{:04}", item.size.width, item.size.height);
     Ok(match options.target {
         CacheTarget::Kohya => {
-            let (texts, latents) = match source.family {
-                "sd3" => ("_sd3_te", "sd3"),
-                "sdxl" => ("_te_outputs", "sdxl"),
-                _ => ("_flux_te", "flux"),
-            };
-            let latents = folder.join(format!("{stem}_{size}_{latents}.npz"));
-            let texts = folder.join(format!("{stem}{texts}.npz"));
+            let names = &source.names.kohya;
+            let latents = folder.join(format!("{stem}_{size}{}", names.latents));
+            let texts = folder.join(format!("{stem}{}", names.texts));
             vec![(texts, text), (latents, What::Latents(item))]
         }
         // In one folder, whatever folder the picture is in.
-        CacheTarget::Musubi => vec![(format!("{stem}_fk_te.safetensors").into(), text)],
+        CacheTarget::Musubi => {
+            let (short, _) = source.names.musubi.unwrap_or_default();
+            vec![(format!("{stem}_{short}_te.safetensors").into(), text)]
+        }
         CacheTarget::AiToolkit => ai_toolkit_files(source, set, item, (folder, stem, file_name))?,
         CacheTarget::Simpletuner => {
             square(set)?;
-            let family = match source.family {
-                "flux1" => "flux",
-                other => other,
-            };
+            let family = source.names.simpletuner.name;
             let caption = captions::simpletuner(set, item)?;
             let named = |caption: &str| {
                 let hash = hexadecimal(&md5::Md5::digest(caption.as_bytes()));
@@ -91,13 +87,9 @@ fn ai_toolkit_files<'a>(
     item: &'a Item,
     (folder, stem, file_name): (&Path, &str, &str),
 ) -> Result<Vec<(PathBuf, What<'a>)>, String> {
-    let (arch, space) = match source.family {
-        "flux1" => ("flux", "flux1"),
-        other => (other, other),
-    };
-    // `get_bucket_divisibility`: two latents of SDXL, four of the transformers'.
-    let latent = source.cache.geometry.factors.width as u32;
-    let step = latent * if source.family == "sdxl" { 2 } else { 4 };
+    let names = &source.names.ai_toolkit;
+    // `get_bucket_divisibility`.
+    let step = source.cache.geometry.factors.width as u32 * names.step;
     let crop = ai_toolkit::crop(item.size, set.resolution.width, step);
     let view = &item.views[0];
     if !crop.is(view) {
@@ -116,10 +108,10 @@ fn ai_toolkit_files<'a>(
     }
     let caption = captions::ai_toolkit(set, item)?;
     let texts = |caption: &str| {
-        let key = ai_toolkit::text_key(caption, arch);
+        let key = ai_toolkit::text_key(caption, names.texts);
         folder.join(format!("_t_e_cache/{stem}_{key}.safetensors"))
     };
-    let key = ai_toolkit::latents_key(file_name, &crop, space);
+    let key = ai_toolkit::latents_key(file_name, &crop, names.latents);
     let latents = folder.join(format!("_latent_cache/{stem}_{key}.safetensors"));
     let mut files = vec![
         (texts(&caption), What::Text(&item.captions[0])),

@@ -16,7 +16,7 @@ pub(super) fn text(source: &Source<'_>, text: &Text<'_>) -> Made {
         source.write("prompt_embeds", &context.unsqueeze(0)?)?,
         source.write("pooled_prompt_embeds", &text.made.pooled)?,
     ];
-    if source.family == "flux1" {
+    if source.names.simpletuner.masks {
         let rows = context.dim(0)?;
         let ids = Tensor::zeros((1, rows, 3), context.dtype(), context.device())?;
         tensors.push(source.write("time_ids", &ids)?);

@@ -7,6 +7,7 @@ use crate::base_model::BaseModel;
 use crate::cache::{self, Conditioning, EncoderOutputs, ModelCache, tensors};
 use crate::dataset::Item;
 use crate::foreign::cache::{NumberType, ToWrite};
+use crate::models::cache_names::CacheNames;
 use crate::recipe::latents::View;
 use crate::recipe::rules::DenoiserMask;
 use crate::text::spec::Dtype;
@@ -15,7 +16,7 @@ use crate::text::spec::Dtype;
 pub(super) struct Source<'a> {
     pub(super) cache: ModelCache<'a>,
     pub(super) target: CacheTarget,
-    pub(super) family: &'static str,
+    pub(super) names: &'static CacheNames,
     pub(super) dtype: Dtype,
     /// Whether the denoiser masks pads.
     pub(super) masked: bool,
@@ -30,14 +31,14 @@ pub(super) struct Text<'a> {
 
 impl<'a> Source<'a> {
     pub(super) fn new(
-        base: &'a BaseModel,
+        (base, names): (&'a BaseModel, &'static CacheNames),
         cache: ModelCache<'a>,
         options: &CacheOptions<'_>,
     ) -> Self {
         Self {
             cache,
             target: options.target,
-            family: base.denoiser.family.name,
+            names,
             dtype: options.dtype,
             masked: base.recipe.assembly().mask == DenoiserMask::Pads,
         }
