@@ -1,7 +1,8 @@
-//! LoRA files from the naming of one program to that of another.
+//! What plumb and other programs make, each in the form of the other: LoRAs ([`lora`]) and caches ([`cache`]).
 //!
 //! The file that is made says what it was made from; what the source says about its training stays in it.
 
+pub mod cache;
 pub mod provenance;
 mod source;
 

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use super::cache_names::CacheNames;
 use super::layout::{self, Layout};
 use super::{
     Activations, Component, Components, Denoiser, Error, OpenedDenoiser, Source, StepShape, quoted,
@@ -24,6 +25,8 @@ pub struct Family {
     /// Whether the denoiser can leave a context's pads out of its attention
     /// ([`ConditioningTensors::token_counts`](super::ConditioningTensors::token_counts)).
     pub masks_pads: bool,
+    /// Its names in the caches of other trainers; none where no cache of it is written.
+    pub caches: Option<&'static CacheNames>,
     /// See [`Self::latents`].
     pub(super) latents: fn() -> LatentGeometry,
     /// Where its models have their parts.

@@ -5,6 +5,7 @@
 //! module names a family, but for the demo's miniatures.
 
 pub mod activations;
+pub mod cache_names;
 #[cfg(test)]
 #[path = "../../tests/fake_family/mod.rs"]
 mod fake_family;

@@ -64,6 +64,7 @@ pub(super) const FAKE: Family = Family {
         prefixes: &[("transformer", &["model."])],
         sign: "to_hidden.",
     },
+    caches: None,
     naming: || Naming {
         family: "fake",
         component: "transformer",

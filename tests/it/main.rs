@@ -6,6 +6,7 @@
 )]
 
 mod bad_input;
+mod cache_export;
 mod cli_disk;
 mod cli_inspect;
 mod cli_lora;

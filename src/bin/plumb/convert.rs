@@ -1,16 +1,20 @@
-//! `plumb import` and `plumb export`: LoRAs from and for other programs, and their configs.
+//! `plumb import` and `plumb export`: LoRAs from and for other programs, configs of other trainers, and caches for them.
 
 mod config;
 
 use std::path::{Path, PathBuf};
 
+use plumb::convert::cache::{CacheError, CacheExport, CacheOptions, CacheTarget, cache};
 use plumb::convert::{self, ConvertOptions};
+use plumb::dataset;
 use plumb::lora::SaveDtype;
 use plumb::lora::formats::Target;
 use plumb::monitor::Monitor as _;
+use plumb::text::spec;
 
 use crate::CommandResult;
 use crate::ui::{Failure, Ui};
+use crate::world::{self, WaitArgs};
 
 #[derive(clap::Args)]
 pub(crate) struct ImportArgs {
@@ -56,6 +60,39 @@ enum Export {
         #[arg(long)]
         format: Format,
     },
+    /// Write the embeddings and latents of an Experiment as the cache of another trainer.
+    ///
+    /// The trainer then trains from them as if it had made them: its own names, shapes and flags. Latents are the posterior's mean.
+    /// Where its cache cannot hold what the Experiment says, or it would look for other crops or captions, nothing is written.
+    Cache(CacheArgs),
+}
+
+#[derive(clap::Args)]
+struct CacheArgs {
+    /// The Experiment file; its store must hold what it needs.
+    experiment: PathBuf,
+    /// Whose cache.
+    #[arg(long = "for", value_name = "TRAINER")]
+    target: CacheFor,
+    /// The folder to write, such as that of the pictures.
+    #[arg(long, value_name = "FOLDER")]
+    out: PathBuf,
+    /// How embeddings are stored.
+    #[arg(long, default_value = "f32")]
+    dtype: Dtype,
+    /// Replace files that are there.
+    #[arg(long)]
+    overwrite: bool,
+    #[command(flatten)]
+    wait: WaitArgs,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum CacheFor {
+    Kohya,
+    Musubi,
+    AiToolkit,
+    Simpletuner,
 }
 
 #[derive(clap::Args)]
@@ -100,8 +137,56 @@ pub(crate) fn import(args: &ImportArgs, ui: &Ui) -> CommandResult {
 }
 
 pub(crate) fn export(args: &ExportArgs, ui: &Ui) -> CommandResult {
-    let Export::Lora { source, format } = &args.command;
-    lora(source, *format, ui)
+    match &args.command {
+        Export::Lora { source, format } => lora(source, *format, ui),
+        Export::Cache(args) => export_cache(args, ui),
+    }
+}
+
+fn export_cache(args: &CacheArgs, ui: &Ui) -> CommandResult {
+    let experiment = world::open_experiment(&args.experiment, ui)?;
+    let options = CacheOptions {
+        target: match args.target {
+            CacheFor::Kohya => CacheTarget::Kohya,
+            CacheFor::Musubi => CacheTarget::Musubi,
+            CacheFor::AiToolkit => CacheTarget::AiToolkit,
+            CacheFor::Simpletuner => CacheTarget::Simpletuner,
+        },
+        out: &args.out,
+        dtype: match args.dtype {
+            Dtype::F32 => spec::Dtype::F32,
+            Dtype::F16 => spec::Dtype::F16,
+            Dtype::Bf16 => spec::Dtype::Bf16,
+        },
+        overwrite: args.overwrite,
+        wait: args.wait.limit(),
+    };
+    let report = cache(&experiment, &options, &mut world::digest_memo(), ui);
+    let report = report.map_err(|error| match error {
+        CacheError::Refused(refusal) => Failure::refused(refusal),
+        CacheError::Base(error) => world::base_failure(error),
+        CacheError::Dataset(dataset::Error::Several(_)) => Failure::errors(error),
+        CacheError::Cannot { .. } => Failure::usage(error),
+        other => Failure::error(other),
+    })?;
+    ui.report(&report, &describe(&report))
+}
+
+fn describe(report: &CacheExport) -> String {
+    let mut text = format!(
+        "{}: for {}, {} files of embeddings (recipe {}) and {} of latents, {:.1} MB",
+        report.out.display(),
+        report.target.name(),
+        report.texts,
+        report.recipe,
+        report.latents,
+        report.bytes as f64 / 1e6
+    );
+    for line in &report.settings {
+        text.push_str("\n  ");
+        text.push_str(line);
+    }
+    text
 }
 
 fn lora(source: &Source, format: Format, ui: &Ui) -> CommandResult {

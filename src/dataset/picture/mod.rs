@@ -109,6 +109,11 @@ pub struct PreparedPicture {
 }
 
 impl PictureFile {
+    /// Whether the file says that its picture lies turned or mirrored in it, so that a program that does not read this sees another one.
+    pub fn is_turned(&self) -> bool {
+        self.turn != Orientation::NoTransforms
+    }
+
     /// Reads a file and its header.
     ///
     /// # Errors

@@ -19,6 +19,7 @@ mod names;
 use self::architecture::{Architecture, PATCH};
 use self::flux::Flux;
 pub(super) use self::names::{DOUBLE, OUTER, SINGLE};
+use super::cache_names::{AiToolkitNames, CacheNames, KohyaArrays, KohyaNames, SimpleTunerNames};
 use super::layout::Layout;
 use super::{Activations, Denoiser, Error, Family, Flavor, Source, StepShape};
 use crate::diffusion::{Prediction, Process, Sampler, Shift, ShiftRule, Spacing};
@@ -99,6 +100,31 @@ const STATISTICS: LatentStatistics = LatentStatistics::Shared {
 
 const DENOISER: &str = "transformer";
 
+/// As `strategy_flux.py` of kohya's sd-scripts, musubi-tuner's FLUX.1 Kontext, `stable_diffusion_model.py` of ai-toolkit and
+/// `models/flux/model.py` of SimpleTuner have it.
+const CACHES: CacheNames = CacheNames {
+    context: &[&["t5"]],
+    pooled: &["clip_l"],
+    kohya: KohyaNames {
+        texts: "_flux_te.npz",
+        latents: "_flux.npz",
+        arrays: KohyaArrays::PooledAndT5,
+        statistics: None,
+        resolutions: true,
+        masks: true,
+    },
+    musubi: Some(("fk", "flux_kontext")),
+    ai_toolkit: AiToolkitNames {
+        texts: "flux",
+        latents: "flux1",
+        step: 4,
+    },
+    simpletuner: SimpleTunerNames {
+        name: "flux",
+        masks: true,
+    },
+};
+
 /// The family `flux1`.
 pub const FLUX1: Family = Family {
     name: "flux1",
@@ -124,6 +150,7 @@ pub const FLUX1: Family = Family {
         sign: "double_blocks.",
     },
     naming: lora_names::naming,
+    caches: Some(&CACHES),
     open: names::open,
 };
 

@@ -18,6 +18,7 @@ mod names;
 use self::architecture::Architecture;
 use self::mmdit::MmDit;
 pub(super) use self::names::{BLOCK, OUTER};
+use super::cache_names::{AiToolkitNames, CacheNames, KohyaArrays, KohyaNames, SimpleTunerNames};
 use super::layout::Layout;
 use super::{Activations, Denoiser, Error, Family, Flavor, Source, StepShape};
 use crate::diffusion::{Prediction, Process, Sampler, Shift, Spacing};
@@ -119,6 +120,31 @@ const PATCH: usize = 2;
 
 const DENOISER: &str = "transformer";
 
+/// As `strategy_sd3.py` of kohya's sd-scripts, `stable_diffusion_model.py` of ai-toolkit and `models/sd3/model.py` of SimpleTuner have it.
+const CACHES: CacheNames = CacheNames {
+    context: &[&["clip_l", "clip_g"], &["t5"]],
+    pooled: &["clip_l", "clip_g"],
+    kohya: KohyaNames {
+        texts: "_sd3_te.npz",
+        latents: "_sd3.npz",
+        arrays: KohyaArrays::ClipsAndT5,
+        // `library/sd3_models.py` `process_in`.
+        statistics: Some((1.5305, 0.0609)),
+        resolutions: true,
+        masks: false,
+    },
+    musubi: None,
+    ai_toolkit: AiToolkitNames {
+        texts: "sd3",
+        latents: "sd3",
+        step: 4,
+    },
+    simpletuner: SimpleTunerNames {
+        name: "sd3",
+        masks: false,
+    },
+};
+
 /// The family `sd3`.
 pub const SD3: Family = Family {
     name: "sd3",
@@ -151,6 +177,7 @@ pub const SD3: Family = Family {
         sign: "joint_blocks.",
     },
     naming: lora_names::naming,
+    caches: Some(&CACHES),
     open: names::open,
 };
 

@@ -17,6 +17,7 @@ mod network;
 use self::architecture::{Architecture, Heads, Variant};
 pub(super) use self::names::{OUTER, RESNET};
 use self::network::UNet;
+use super::cache_names::{AiToolkitNames, CacheNames, KohyaArrays, KohyaNames, SimpleTunerNames};
 use super::layout::Layout;
 use super::{Activations, Denoiser, Error, Family, Flavor, Source, StepShape};
 use crate::diffusion::{Prediction, Process, Sampler, Shift, Spacing};
@@ -25,6 +26,32 @@ use crate::recipe::latents::LatentStatistics;
 use crate::vae::{Factors, LatentGeometry};
 
 const NOISE: Process = Process::new(Prediction::Epsilon);
+
+/// As `strategy_sdxl.py` and `strategy_sd.py` of kohya's sd-scripts, `stable_diffusion_model.py` of ai-toolkit and
+/// `models/sdxl/model.py` of SimpleTuner have it.
+const CACHES: CacheNames = CacheNames {
+    context: &[&["clip_l", "clip_g"]],
+    pooled: &["clip_g"],
+    kohya: KohyaNames {
+        texts: "_te_outputs.npz",
+        latents: "_sdxl.npz",
+        arrays: KohyaArrays::TwoClips,
+        // `library/sdxl_model_util.py:18`.
+        statistics: Some((0.13025, 0.0)),
+        resolutions: false,
+        masks: false,
+    },
+    musubi: None,
+    ai_toolkit: AiToolkitNames {
+        texts: "sdxl",
+        latents: "sdxl",
+        step: 2,
+    },
+    simpletuner: SimpleTunerNames {
+        name: "sdxl",
+        masks: false,
+    },
+};
 
 /// SDXL. Steps and guidance as in diffusers' pipeline; the sampler is the one its files name.
 pub const SDXL: Family = Family {
@@ -74,6 +101,7 @@ pub const SDXL: Family = Family {
         sign: SIGN,
     },
     naming: lora_names::sdxl,
+    caches: Some(&CACHES),
     open: |component| names::open(component, SDXL_VARIANT),
 };
 
@@ -134,6 +162,8 @@ pub const SD1: Family = Family {
         sign: SIGN,
     },
     naming: lora_names::sd1,
+    // Neither kohya nor SimpleTuner keeps its embeddings.
+    caches: None,
     open: |component| names::open(component, SD1_VARIANT),
 };
 

@@ -1,0 +1,174 @@
+//! The names under which the trainers look for what they cached.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+use sha2::Digest as _;
+
+use super::values::Source;
+use super::{CacheOptions, CacheTarget, What, ai_toolkit, captions};
+use crate::dataset::Item;
+use crate::experiment::DatasetSettings;
+
+/// The data set that a picture is of: the innermost folder around it.
+pub(super) fn set_of<'a>(
+    sets: &'a [DatasetSettings],
+    item: &Item,
+) -> Result<&'a DatasetSettings, String> {
+    let around = sets.iter().filter(|s| item.picture.starts_with(&s.path));
+    let innermost = around.max_by_key(|s| s.path.components().count());
+    innermost.ok_or_else(|| "it lies in no folder of the Experiment's data sets".to_owned())
+}
+
+/// The files that a picture has in the cache, below its folder.
+pub(super) fn files<'a>(
+    source: &Source<'_>,
+    set: &DatasetSettings,
+    item: &'a Item,
+    options: &CacheOptions<'_>,
+) -> Result<Vec<(PathBuf, What<'a>)>, String> {
+    let text = What::Text(&item.captions[0]);
+    let below = item
+        .picture
+        .strip_prefix(&set.path)
+        .unwrap_or(&item.picture);
+    let folder = below.parent().unwrap_or(Path::new(""));
+    let stem = utf8(item.picture.file_stem())?;
+    let file_name = utf8(item.picture.file_name())?;
+    let size = format!("{:04}x{:04}", item.size.width, item.size.height);
+    Ok(match options.target {
+        CacheTarget::Kohya => {
+            let names = &source.names.kohya;
+            let latents = folder.join(format!("{stem}_{size}{}", names.latents));
+            let texts = folder.join(format!("{stem}{}", names.texts));
+            vec![(texts, text), (latents, What::Latents(item))]
+        }
+        // In one folder, whatever folder the picture is in.
+        CacheTarget::Musubi => {
+            let (short, _) = source.names.musubi.unwrap_or_default();
+            vec![(format!("{stem}_{short}_te.safetensors").into(), text)]
+        }
+        CacheTarget::AiToolkit => ai_toolkit_files(source, set, item, (folder, stem, file_name))?,
+        CacheTarget::Simpletuner => {
+            square(set)?;
+            let family = source.names.simpletuner.name;
+            let caption = captions::simpletuner(set, item)?;
+            let named = |caption: &str| {
+                let hash = hexadecimal(&md5::Md5::digest(caption.as_bytes()));
+                PathBuf::from(format!("text/{hash}-{family}.pt"))
+            };
+            let stem = hexadecimal(&sha2::Sha256::digest(stem.as_bytes()));
+            let latents = Path::new("vae").join(folder).join(format!("{stem}.pt"));
+            let mut files = vec![(named(&caption), text), (latents, What::Latents(item))];
+            if source.has("") && !caption.is_empty() {
+                files.push((named(""), What::Text("")));
+            }
+            files
+        }
+    })
+}
+
+/// SimpleTuner's buckets are its own, but that of a square is everybody's.
+fn square(set: &DatasetSettings) -> Result<(), String> {
+    let (width, height) = (set.resolution.width, set.resolution.height);
+    if !set.bucket && width == height && width.is_multiple_of(64) {
+        return Ok(());
+    }
+    Err(format!(
+        "SimpleTuner sorts pictures into buckets of its own; the crops that both have are squares of a multiple of 64 px: \
+         `bucket = false` and a `resolution` such as {}",
+        (width.max(64) + 32) / 64 * 64
+    ))
+}
+
+fn ai_toolkit_files<'a>(
+    source: &Source<'_>,
+    set: &DatasetSettings,
+    item: &'a Item,
+    (folder, stem, file_name): (&Path, &str, &str),
+) -> Result<Vec<(PathBuf, What<'a>)>, String> {
+    let names = &source.names.ai_toolkit;
+    // `get_bucket_divisibility`.
+    let step = source.cache.geometry.factors.width as u32 * names.step;
+    let crop = ai_toolkit::crop(item.size, set.resolution.width, step);
+    let view = &item.views[0];
+    if !crop.is(view) {
+        return Err(format!(
+            "ai-toolkit would crop it to {}x{} out of {}x{}, the Experiment to {}x{} out of {}x{}: pictures that need no crop, or \
+             `bucket_step = {step}` and `no_upscale = true`, bring them together",
+            crop.bucket.width,
+            crop.bucket.height,
+            crop.resized.width,
+            crop.resized.height,
+            view.bucket.width,
+            view.bucket.height,
+            view.resized.width,
+            view.resized.height
+        ));
+    }
+    let caption = captions::ai_toolkit(set, item)?;
+    let texts = |caption: &str| {
+        let key = ai_toolkit::text_key(caption, names.texts);
+        folder.join(format!("_t_e_cache/{stem}_{key}.safetensors"))
+    };
+    let key = ai_toolkit::latents_key(file_name, &crop, names.latents);
+    let latents = folder.join(format!("_latent_cache/{stem}_{key}.safetensors"));
+    let mut files = vec![
+        (texts(&caption), What::Text(&item.captions[0])),
+        (latents, What::Latents(item)),
+    ];
+    // Read where its captions are dropped.
+    if source.has("") && !caption.is_empty() && set.trigger.is_none() {
+        files.push((texts(""), What::Text("")));
+    }
+    Ok(files)
+}
+
+fn utf8(name: Option<&std::ffi::OsStr>) -> Result<&str, String> {
+    let name = name.and_then(std::ffi::OsStr::to_str);
+    name.ok_or_else(|| "its name is not UTF-8: rename it".to_owned())
+}
+
+fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+/// Python's `base64.urlsafe_b64encode`, without the signs of equality at the end.
+pub(super) fn base64(bytes: &[u8]) -> String {
+    const SIGNS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+    let mut text = String::new();
+    for chunk in bytes.chunks(3) {
+        let byte = |i: usize| u32::from(chunk.get(i).copied().unwrap_or(0));
+        let bits = byte(0) << 16 | byte(1) << 8 | byte(2);
+        for n in 0..=chunk.len() {
+            let sign = (bits >> (18 - 6 * n) & 63) as usize;
+            text.push(char::from(SIGNS[sign]));
+        }
+    }
+    text
+}
+
+/// Text as Python's `json.dumps` writes it: in ASCII.
+pub(super) fn json_text(text: &str) -> String {
+    let mut json = String::from("\"");
+    for unit in text.encode_utf16() {
+        match u8::try_from(unit) {
+            Ok(b'"') => json.push_str("\\\""),
+            Ok(b'\\') => json.push_str("\\\\"),
+            Ok(b'\n') => json.push_str("\\n"),
+            Ok(b'\r') => json.push_str("\\r"),
+            Ok(b'\t') => json.push_str("\\t"),
+            Ok(8) => json.push_str("\\b"),
+            Ok(12) => json.push_str("\\f"),
+            Ok(ascii) if (0x20..0x7f).contains(&ascii) => json.push(char::from(ascii)),
+            // Python leaves DEL as it is.
+            Ok(0x7f) => json.push('\u{7f}'),
+            _ => _ = write!(json, "\\u{unit:04x}"),
+        }
+    }
+    json.push('"');
+    json
+}
