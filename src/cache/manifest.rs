@@ -10,7 +10,7 @@ use crate::dataset::Item;
 use crate::digest::{Digest, Fingerprint, canonical_json};
 use crate::experiment::Experiment;
 use crate::monitor::Monitor;
-use crate::store::{self, Lacking, Store};
+use crate::store::{self, Lacking, Run, Store};
 
 /// Every caption that an Experiment needs: those of its pictures, in their order, its prompts, and what stands for no caption.
 pub fn captions(experiment: &Experiment, items: &[Item]) -> Vec<String> {
@@ -51,6 +51,25 @@ impl Manifest {
             entries,
             model: base.into(),
         }
+    }
+
+    /// The list that a run in the store has.
+    pub fn of_run(run: &Run) -> Self {
+        let of_spec = |(spec, entries): (&Fingerprint, &Vec<Fingerprint>)| {
+            let entries: Vec<_> = entries.iter().map(|entry| (*spec, *entry)).collect();
+            entries
+        };
+        Self(run.entries.iter().flat_map(of_spec).collect())
+    }
+
+    /// Whether an entry of a spec is on it.
+    pub fn has(&self, spec: Fingerprint, entry: Fingerprint) -> bool {
+        self.0.binary_search(&(spec, entry)).is_ok()
+    }
+
+    /// How many entries of a spec are on it.
+    pub fn count(&self, spec: Fingerprint) -> usize {
+        self.0.iter().filter(|(of, _)| *of == spec).count()
     }
 
     /// The digest of the canonical JSON of the list, an object of specs with their entries: the same wherever the

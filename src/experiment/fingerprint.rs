@@ -115,6 +115,11 @@ impl Experiment {
         }
     }
 
+    /// The fields that differ from their defaults and decide trained numbers, by dotted name, as the file says them.
+    pub fn set_for_training(&self) -> Map<String, Value> {
+        changed(&self.raw)
+    }
+
     /// The fields of each data set but its path. What decides numbers is what they come to: pictures, crops and captions.
     pub fn dataset_fields(&self) -> Vec<Map<String, Value>> {
         let mut sets: Vec<_> = self.raw.dataset.iter().map(section_of).collect();

@@ -65,6 +65,15 @@ impl Experiment {
             file: file.into(),
             why,
         })?;
+        Self::of_text(file, text, variables)
+    }
+
+    /// The same of a text that is in no file of its own, such as the one that a LoRA carries; `file` names it in messages and anchors
+    /// relative paths.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn of_text(file: &Path, text: String, variables: &Variables) -> Result<Self, Error> {
         let mut experiment = Self::parse(file, text)?;
         experiment.expand_paths(variables)?;
         experiment.read_prompts()?;

@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use candle_core::{Device, Result, Tensor};
 
 use super::Error;
+use crate::base_model::BaseModel;
 use crate::cache::{Conditioning, EncoderOutputs, ModelCache, StoredLatents, batch, drop_caption};
 use crate::dataset::Item;
 use crate::diffusion::{Level, LossWeighting, Process, TimestepSpec, add_noise};
@@ -42,6 +43,24 @@ pub struct DrawOptions {
     pub embedded_guidance: Option<f64>,
     /// Probability with which a caption is dropped.
     pub caption_dropout: f64,
+}
+
+impl DrawOptions {
+    /// What a training of this Experiment draws by.
+    pub fn of(base: &BaseModel) -> Self {
+        let train = &base.settings.train;
+        Self {
+            seed: train.seed,
+            timesteps: train.timesteps,
+            process: base.settings.process,
+            weighting: train.loss_weighting,
+            min_snr_gamma: train.min_snr_gamma,
+            noise_offset: train.noise_offset,
+            size_conditioning: base.flavor.size_conditioning,
+            embedded_guidance: train.guidance,
+            caption_dropout: train.caption_dropout,
+        }
+    }
 }
 
 /// Samples with contexts of one length, ready for the denoiser. All tensors are f32.

@@ -58,7 +58,7 @@ impl Pass<'_> {
             .adapters
             .bind_to(self.values, &tape, dtype, Some(dropout))?
             .with_recompute(self.recompute.clone());
-        let prediction = self.predict(&tape, &bound, batch)?;
+        let prediction = predict(self.denoiser, &tape, &bound, batch)?;
         let loss = loss_value(&tape, &prediction, batch)?;
         let mut gradients = tape.backward(&loss)?;
         bound.collect(&mut gradients, factor, gradient)?;
@@ -77,20 +77,32 @@ impl Pass<'_> {
         let tape = Tape::off(self.denoiser.kernels());
         let dtype = self.denoiser.dtype();
         let bound = self.adapters.bind_to(self.values, &tape, dtype, None)?;
-        let prediction = self.predict(&tape, &bound, batch)?;
-        scalar(&loss_value(&tape, &prediction, batch)?)
+        loss(self.denoiser, &tape, &bound, batch)
     }
+}
 
-    fn predict(&self, tape: &Tape, bound: &Bound, batch: &DenoiserBatch) -> Result<Value> {
-        models::predict(
-            self.denoiser,
-            tape,
-            bound,
-            &batch.noisy,
-            &batch.timesteps,
-            &batch.conditioning,
-        )
-    }
+/// The loss of a batch under adapters that are bound to a tape without gradients.
+///
+/// # Errors
+/// If shapes do not fit or the device fails.
+pub fn loss(
+    denoiser: &dyn Denoiser,
+    tape: &Tape,
+    bound: &Bound,
+    batch: &DenoiserBatch,
+) -> Result<f64> {
+    let prediction = predict(denoiser, tape, bound, batch)?;
+    scalar(&loss_value(tape, &prediction, batch)?)
+}
+
+fn predict(
+    denoiser: &dyn Denoiser,
+    tape: &Tape,
+    bound: &Bound,
+    batch: &DenoiserBatch,
+) -> Result<Value> {
+    let (noisy, timesteps) = (&batch.noisy, &batch.timesteps);
+    models::predict(denoiser, tape, bound, noisy, timesteps, &batch.conditioning)
 }
 
 /// The mean of the squared error, each sample's times its weight.

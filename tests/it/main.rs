@@ -13,6 +13,7 @@ mod cli_lora;
 mod cli_model;
 mod cli_recipe;
 mod cli_store;
+mod compare;
 mod configs;
 mod corpus;
 mod encode_kill;

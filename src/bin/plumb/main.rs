@@ -1,5 +1,6 @@
 //! The command line: arguments in, library calls, words out. No numbers are made here.
 
+mod compare;
 mod convert;
 mod demo;
 mod encode;
@@ -48,6 +49,7 @@ enum Command {
     Encode(encode::Args),
     Train(train::Args),
     Sample(sample::Args),
+    Compare(compare::Args),
     /// Look inside: tokens, entries, differences, neighbours, stores, conditioning, latents, LoRAs.
     Inspect(inspect::Args),
     /// Tell what a checkpoint is and what it needs.
@@ -73,6 +75,7 @@ fn main() -> ExitCode {
         Command::Encode(args) => encode::run(&args, &ui),
         Command::Train(args) => train::run(&args, &ui),
         Command::Sample(args) => sample::run(&args, &ui),
+        Command::Compare(args) => compare::run(&args, &ui),
         Command::Inspect(args) => inspect::run(&args, &ui),
         Command::Model(args) => model::run(&args, &ui),
         Command::Import(args) => convert::import(&args, &ui),

@@ -8,7 +8,7 @@ use plumb::base_model;
 use plumb::base_model::hub::{self, Address};
 use plumb::device::{self, Choice};
 use plumb::encode::EncodeOptions;
-use plumb::experiment::Experiment;
+use plumb::experiment::{Experiment, Variables};
 use plumb::monitor::Monitor;
 use plumb::nn::Kernels;
 use plumb::nn::weights::DigestMemo;
@@ -19,10 +19,23 @@ use crate::ui::{Failure, Ui};
 /// Opens an Experiment file, and fetches what it names on the hub; what is wrong with it is the user's to mend, with
 /// exit status 2.
 pub(crate) fn open_experiment(path: &Path, monitor: &dyn Monitor) -> Result<Experiment, Failure> {
+    let experiment = Experiment::open(path, &variables()).map_err(Failure::usage)?;
+    fetched(experiment, monitor)
+}
+
+/// The environment's variables, which paths in an Experiment may name.
+pub(crate) fn variables() -> Variables {
     // A variable that is not text cannot be part of a path that is.
-    let variables = std::env::vars_os()
-        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
-    let mut experiment = Experiment::open(path, &variables.collect()).map_err(Failure::usage)?;
+    std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .collect()
+}
+
+/// The Experiment with what it names on the hub fetched.
+pub(crate) fn fetched(
+    mut experiment: Experiment,
+    monitor: &dyn Monitor,
+) -> Result<Experiment, Failure> {
     let remote = |path: &&Path| Address::is_one(path);
     let addresses: Vec<PathBuf> = experiment
         .model_paths()

@@ -1,0 +1,68 @@
+//! The losses that are compared: of every picture, at every noise level, with the same noise for everybody.
+
+use super::Error;
+use crate::autograd::Tape;
+use crate::cache::ModelCache;
+use crate::dataset::Item;
+use crate::lora::Bound;
+use crate::models::Denoiser;
+use crate::monitor::Monitor;
+use crate::train::VALIDATION_SIGMAS;
+use crate::train::inputs::{DrawOptions, validation_batch};
+use crate::train::step;
+
+/// Draws of noise in which one picture's number never meets another's.
+const APART: u64 = 1 << 32;
+
+/// The losses of a picture, one for each of [`VALIDATION_SIGMAS`], each the mean of its draws.
+pub(super) type LossesOf = Vec<f64>;
+
+/// The losses of every picture.
+pub(super) struct Losses {
+    /// Of A and of B.
+    pub(super) both: [Vec<LossesOf>; 2],
+    /// Of the base model alone, where they were wanted.
+    pub(super) base: Option<Vec<LossesOf>>,
+}
+
+/// Who predicts: the denoiser with adapters or without.
+pub(super) struct Predictor<'a> {
+    pub(super) denoiser: &'a dyn Denoiser,
+    pub(super) adapters: &'a Bound,
+}
+
+/// The losses of every picture. The first draw is the one that a training validates with.
+pub(super) fn losses(
+    predictor: &Predictor<'_>,
+    source: &ModelCache<'_>,
+    pictures: &[Item],
+    (draws, options): (u64, &DrawOptions),
+    monitor: &dyn Monitor,
+) -> Result<Vec<LossesOf>, Error> {
+    let tape = Tape::off(predictor.denoiser.kernels());
+    let mut all = Vec::with_capacity(pictures.len());
+    for (number, item) in (0..).zip(pictures) {
+        let mut of_picture = Vec::with_capacity(VALIDATION_SIGMAS.len());
+        for level in (0..).zip(VALIDATION_SIGMAS) {
+            let mut sum = 0.0;
+            for draw in 0..draws {
+                let number = draw * APART + number;
+                let batch = validation_batch(source, item, number, level, options)?;
+                sum += step::loss(predictor.denoiser, &tape, predictor.adapters, &batch)?;
+            }
+            of_picture.push(sum / draws as f64);
+            monitor.advance(1);
+        }
+        all.push(of_picture);
+    }
+    Ok(all)
+}
+
+/// The mean over noise levels, picture by picture.
+pub(super) fn by_picture(losses: &[LossesOf]) -> Vec<f64> {
+    losses.iter().map(|of_picture| mean(of_picture)).collect()
+}
+
+pub(super) fn mean(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / values.len().max(1) as f64
+}

@@ -1,0 +1,345 @@
+//! Comparing two LoRAs of one base model: which of them predicts pictures better that neither was trained from.
+//!
+//! Both see the same pictures with the same noise, so what is measured is a difference for each picture, and pictures are what
+//! the interval is over. By default each LoRA gets its captions as it did in training: under the recipe that it says. Who samples both in
+//! one program has one recipe for them, so both can be measured under one.
+
+mod differences;
+mod error;
+mod lora;
+mod measure;
+mod paired;
+mod pictures;
+mod report;
+mod sheet;
+
+use std::path::{Path, PathBuf};
+
+pub use differences::Difference;
+pub use error::Error;
+pub use lora::experiment_of;
+pub use paired::Paired;
+pub use report::{AtLevel, CompareReport, Measured, OfPicture, RecipeUsed};
+
+use crate::base_model::{self, BaseModel};
+use crate::cache::ModelCache;
+use crate::dataset::Item;
+use crate::digest::Digest;
+use crate::encode::{EncodeOptions, encode_captions, encode_pictures};
+use crate::experiment::Experiment;
+use crate::lora::Bound;
+use crate::models::{Denoiser, Placement};
+use crate::monitor::Monitor;
+use crate::nn::weights::DigestMemo;
+use crate::recipe::Recipe;
+use crate::sample;
+use crate::shown;
+use crate::store::Store;
+use crate::train::VALIDATION_SIGMAS;
+use crate::train::inputs::DrawOptions;
+use lora::Lora;
+use measure::{Losses, LossesOf, Predictor};
+
+/// Under which recipe captions are encoded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Under {
+    /// Each LoRA's own: the one that it says it was trained with.
+    Own,
+    /// The Experiment's for both, its deviations included.
+    Experiment,
+    /// The variant of this name for both.
+    Variant(String),
+}
+
+/// What a person may choose about a comparison.
+pub struct CompareOptions {
+    /// The recipe, or recipes.
+    pub under: Under,
+    /// Whether the base model is measured too.
+    pub with_base: bool,
+    /// How often noise is drawn for each picture and noise level.
+    pub draws: u64,
+    /// A folder for previews, if they are wanted.
+    pub out: Option<PathBuf>,
+    /// How captions and pictures are encoded that the store lacks.
+    pub encode: EncodeOptions,
+    /// Where the denoiser computes.
+    pub placement: Placement,
+}
+
+/// Compares the LoRAs in `files`, A and B, on the base model and the pictures of an Experiment: those that it holds out of training,
+/// or all of them where it holds out none and neither was trained from them. What the store lacks is encoded first.
+///
+/// # Errors
+/// If the LoRAs cannot be compared, as the variants of [`Error`] say, or something fails.
+pub fn run(
+    files: [&Path; 2],
+    experiment: &Experiment,
+    options: &CompareOptions,
+    memo: &mut DigestMemo,
+    monitor: &dyn Monitor,
+) -> Result<CompareReport, Error> {
+    let loras = open(files, experiment, monitor)?;
+    let mut base = BaseModel::open(experiment, memo)?;
+    for note in &base.notes {
+        monitor.note(note);
+    }
+    let digest = base.denoiser_digest(memo)?;
+    check_base(&loras, experiment, digest)?;
+    let recipes = [
+        recipe_for(&loras[0], &options.under, &base)?,
+        recipe_for(&loras[1], &options.under, &base)?,
+    ];
+    let path = experiment.store_path().map_err(base_model::Error::from)?;
+    let store = Store::open_or_create(&path)?.waiting(options.encode.wait);
+    let pictures = pictures::choose(experiment, &base, &store, &loras, monitor)?;
+    // After all that may be refused.
+    tell_recipes(&loras, &recipes, &options.under, monitor);
+    base.settings.sample.prompts = match options.out {
+        Some(_) => sheet::prompts(&base, &pictures),
+        None => Vec::new(),
+    };
+    let [of_a, of_b] = recipes;
+    let stage = Stage {
+        under: [base.with_recipe(of_a, memo)?, base.with_recipe(of_b, memo)?],
+        base,
+        store,
+        pictures,
+    };
+    stage.encode(&options.encode, monitor)?;
+    let made = loras.each_ref().map(|lora| lora.made.clone());
+    let [a, b] = &loras;
+    let a_before = stage.described(a, &stage.under[0]);
+    let b_before = stage.described(b, &stage.under[1]);
+    // Before the denoiser is loaded: a LoRA that does not fit is refused in seconds.
+    let [a, b] = loras;
+    let adapters = [a.adapters(&stage.base)?, b.adapters(&stage.base)?];
+    monitor.start("loading the base model", None);
+    let denoiser = stage.base.load_denoiser(&options.placement, &digest)?;
+    monitor.finish();
+    let denoiser = denoiser.as_ref();
+    let [of_a, of_b] = &adapters;
+    let bound = [
+        sample::bind(Some(of_a), denoiser)?,
+        sample::bind(Some(of_b), denoiser)?,
+    ];
+    let Losses {
+        both: losses,
+        base: base_losses,
+    } = stage.measure(denoiser, &bound, options, monitor)?;
+    let files = [a_before.file.as_path(), b_before.file.as_path()];
+    check_finite(files, &stage.pictures, &losses)?;
+    let sheet = match &options.out {
+        Some(folder) => Some(stage.previews(denoiser, &bound, files, folder, monitor)?),
+        None => None,
+    };
+    let [each_a, each_b] = losses.each_ref().map(|losses| measure::by_picture(losses));
+    Ok(CompareReport {
+        a: Measured {
+            loss: measure::mean(&each_a),
+            ..a_before
+        },
+        b: Measured {
+            loss: measure::mean(&each_b),
+            ..b_before
+        },
+        base: base_losses.map(|losses| measure::mean(&measure::by_picture(&losses))),
+        data: experiment.file.clone(),
+        pictures: stage.pictures.len(),
+        draws: options.draws,
+        difference: Paired::of(&each_a, &each_b),
+        levels: report::levels(&losses),
+        differences: match &made {
+            [Some(a), Some(b)] => differences::between(a, b),
+            _ => Vec::new(),
+        },
+        by_picture: report::of_pictures(&stage.pictures, &losses),
+        sheet,
+    })
+}
+
+/// Everything but the network and the adapters.
+struct Stage {
+    /// The base model as the Experiment has it.
+    base: BaseModel,
+    /// It under the recipe of A and that of B.
+    under: [BaseModel; 2],
+    store: Store,
+    pictures: Vec<Item>,
+}
+
+impl Stage {
+    /// Encodes what the store lacks.
+    fn encode(&self, options: &EncodeOptions, monitor: &dyn Monitor) -> Result<(), Error> {
+        let of_pictures = self
+            .pictures
+            .iter()
+            .filter_map(|item| item.captions.first());
+        let mut captions: Vec<String> = of_pictures.cloned().collect();
+        captions.extend(sheet::captions(&self.base));
+        for base in self.under.iter().chain([&self.base]) {
+            encode_captions(base, &self.store, &captions, options, monitor)?;
+        }
+        let on = (&options.device, &options.kernels);
+        encode_pictures(&self.base, &self.store, &self.pictures, on, monitor)?;
+        Ok(())
+    }
+
+    /// A LoRA before it is measured.
+    fn described(&self, lora: &Lora, under: &BaseModel) -> Measured {
+        let own = lora.made.as_ref().map(|made| made.recipe_fingerprint);
+        Measured {
+            file: lora.file().to_owned(),
+            digest: lora.read_file().digest,
+            steps: lora.made.as_ref().map(|made| made.step),
+            under: RecipeUsed::of(under),
+            is_own: own.map(|own| own == under.recipe.fingerprint()),
+            loss: f64::NAN,
+        }
+    }
+
+    /// The losses of A and B, and of the base model where they are wanted.
+    fn measure(
+        &self,
+        denoiser: &dyn Denoiser,
+        bound: &[Bound; 2],
+        options: &CompareOptions,
+        monitor: &dyn Monitor,
+    ) -> Result<Losses, Error> {
+        let sides = if options.with_base { 3 } else { 2 };
+        let each = self.pictures.len() * VALIDATION_SIGMAS.len();
+        monitor.start("measuring", Some((sides * each) as u64));
+        let draws = (options.draws, &DrawOptions::of(&self.base));
+        let of = |base: &BaseModel, adapters: &Bound| {
+            let source = ModelCache::open(base, &self.store)?;
+            let predictor = Predictor { denoiser, adapters };
+            measure::losses(&predictor, &source, &self.pictures, draws, monitor)
+        };
+        let [a, b] = &self.under;
+        let both = [of(a, &bound[0])?, of(b, &bound[1])?];
+        let base = match options.with_base {
+            true => Some(of(&self.base, &Bound::none())?),
+            false => None,
+        };
+        monitor.finish();
+        Ok(Losses { both, base })
+    }
+
+    /// Writes the sheet of previews: the base model, A, B.
+    fn previews(
+        &self,
+        denoiser: &dyn Denoiser,
+        bound: &[Bound; 2],
+        files: [&Path; 2],
+        folder: &Path,
+        monitor: &dyn Monitor,
+    ) -> Result<PathBuf, Error> {
+        let [a, b] = &self.under;
+        let columns = [(&self.base, &Bound::none()), (a, &bound[0]), (b, &bound[1])];
+        let drawn = sheet::Previews {
+            store: &self.store,
+            denoiser,
+            monitor,
+        };
+        drawn.write(columns, files, folder)
+    }
+}
+
+/// Reads both, and refuses what cannot be compared.
+fn open(
+    files: [&Path; 2],
+    experiment: &Experiment,
+    monitor: &dyn Monitor,
+) -> Result<[Lora; 2], Error> {
+    let family = experiment.model().family;
+    let read = |path| Lora::read(path, Some(&family));
+    let loras = [read(files[0])?, read(files[1])?];
+    for lora in &loras {
+        lora.read_file().tell(monitor);
+    }
+    let [a, b] = loras.each_ref().map(Lora::read_file);
+    if a.digest == b.digest {
+        return Err(Error::SameLora {
+            a: a.file.clone(),
+            b: b.file.clone(),
+            digest: a.digest,
+        });
+    }
+    Ok(loras)
+}
+
+/// That both were trained on these weights, as far as they say.
+fn check_base(loras: &[Lora; 2], experiment: &Experiment, digest: Digest) -> Result<(), Error> {
+    let trained_on = |lora: &Lora| lora.made.as_ref().map(|made| made.base);
+    let [a, b] = loras;
+    let other = |lora: &Lora, trained_on, of, found| Error::OtherBase {
+        lora: lora.file().to_owned(),
+        trained_on,
+        of,
+        found,
+    };
+    if let (Some(of_a), Some(of_b)) = (trained_on(a), trained_on(b))
+        && of_a != of_b
+    {
+        let of = format!("that of {}", shown::path(a.file()));
+        return Err(other(b, of_b, of, of_a));
+    }
+    for lora in loras {
+        if let Some(trained) = trained_on(lora).filter(|trained| *trained != digest) {
+            let of = format!("that of {}", shown::path(&experiment.file));
+            return Err(other(lora, trained, of, digest));
+        }
+    }
+    Ok(())
+}
+
+fn recipe_for(lora: &Lora, under: &Under, base: &BaseModel) -> Result<Recipe, Error> {
+    Ok(match under {
+        Under::Own => lora.recipe()?.unwrap_or_else(|| base.recipe.clone()),
+        Under::Experiment => base.recipe.clone(),
+        Under::Variant(name) => {
+            let of = base.recipe.name();
+            Recipe::resolve(&of.family, &of.flavor, name, &toml::Table::new())?
+        }
+    })
+}
+
+/// What a person should know of the recipes before numbers are made by them.
+fn tell_recipes(loras: &[Lora; 2], recipes: &[Recipe; 2], under: &Under, monitor: &dyn Monitor) {
+    for lora in loras.iter().filter(|lora| lora.made.is_none()) {
+        let how = match under {
+            Under::Own => "; it is measured under the Experiment's",
+            _ => "",
+        };
+        monitor.note(&format!(
+            "{}: says nothing of the recipe that it was trained with{how}",
+            shown::path(lora.file())
+        ));
+    }
+    let [a, b] = recipes;
+    if a.fingerprint() != b.fingerprint() {
+        monitor.note(
+            "A and B were trained with different recipes: each is measured under its own. A program that samples both has one \
+             recipe for them; --recipe measures both under one",
+        );
+    }
+}
+
+fn check_finite(
+    files: [&Path; 2],
+    pictures: &[Item],
+    losses: &[Vec<LossesOf>; 2],
+) -> Result<(), Error> {
+    for (file, losses) in files.into_iter().zip(losses) {
+        for (item, of_picture) in pictures.iter().zip(losses) {
+            if let Some(&loss) = of_picture.iter().find(|loss| !loss.is_finite()) {
+                return Err(Error::NotFinite {
+                    lora: file.to_owned(),
+                    picture: item.picture.clone(),
+                    loss,
+                });
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,82 @@
+//! Previews side by side: the base model, A, B, with the same prompts and the same start noise.
+
+use std::path::{Path, PathBuf};
+
+use super::Error;
+use crate::base_model::BaseModel;
+use crate::cache::ModelCache;
+use crate::dataset::Item;
+use crate::lora::Bound;
+use crate::models::Denoiser;
+use crate::monitor::Monitor;
+use crate::sample::previews;
+use crate::sample::sheet::{SheetRow, contact_sheet};
+use crate::shown;
+use crate::store::{self, Store};
+
+/// Captions that stand in where an Experiment has no prompts.
+const CAPTIONS: usize = 4;
+
+/// The name of the sheet's file.
+const FILE: &str = "compare.png";
+
+/// What previews are asked for: the Experiment's prompts, or captions of the first pictures.
+pub(super) fn prompts(base: &BaseModel, pictures: &[Item]) -> Vec<String> {
+    let own = &base.settings.sample.prompts;
+    if !own.is_empty() {
+        return own.clone();
+    }
+    let captions = pictures.iter().filter_map(|item| item.captions.first());
+    captions.take(CAPTIONS).cloned().collect()
+}
+
+/// The captions that sampling a base model's prompts reads.
+pub(super) fn captions(base: &BaseModel) -> Vec<String> {
+    let settings = &base.settings.sample;
+    let mut captions = settings.prompts.clone();
+    if !captions.is_empty() {
+        captions.push(settings.negative_prompt.clone().unwrap_or_default());
+    }
+    captions
+}
+
+/// What all columns of a sheet share.
+pub(super) struct Previews<'a> {
+    pub(super) store: &'a Store,
+    pub(super) denoiser: &'a dyn Denoiser,
+    pub(super) monitor: &'a dyn Monitor,
+}
+
+impl Previews<'_> {
+    /// Samples a column for each base model with its adapters, and writes the sheet into `folder`.
+    pub(super) fn write(
+        &self,
+        columns: [(&BaseModel, &Bound); 3],
+        files: [&Path; 2],
+        folder: &Path,
+    ) -> Result<PathBuf, Error> {
+        let settings = &columns[0].0.settings.sample;
+        let work = columns.len() * settings.prompts.len() * settings.steps;
+        self.monitor.start("sampling", Some(work as u64));
+        let mut rows: Vec<SheetRow> = Vec::new();
+        for (base, adapters) in columns {
+            let source = ModelCache::open(base, self.store)?;
+            let advance = || self.monitor.advance(1);
+            let pictures = previews::pictures(base, &source, self.denoiser, adapters, &advance)?;
+            for (number, (label, picture)) in pictures.into_iter().enumerate() {
+                if rows.len() <= number {
+                    let pictures = Vec::new();
+                    rows.push(SheetRow { label, pictures });
+                }
+                rows[number].pictures.push(picture);
+            }
+        }
+        self.monitor.finish();
+        let [a, b] = files;
+        let title = format!("A {}   B {}", shown::path(a), shown::path(b));
+        let sheet = contact_sheet(&title, &["base model", "A", "B"], &rows);
+        let path = folder.join(FILE);
+        store::write_file(&path, &[&previews::png(&sheet)?])?;
+        Ok(path)
+    }
+}
