@@ -18,11 +18,44 @@ pub fn captions(experiment: &Experiment, items: &[Item]) -> Vec<String> {
     of_pictures.chain(experiment.extra_captions()).collect()
 }
 
+/// A list of entries: (spec, entry), sorted, each once.
+pub struct EntryList(Vec<(Fingerprint, Fingerprint)>);
+
 /// A list of entries, and what they are put together by.
 pub struct Manifest {
-    /// (spec, entry), sorted, each once.
-    entries: Vec<(Fingerprint, Fingerprint)>,
+    entries: EntryList,
     model: Description,
+}
+
+impl EntryList {
+    /// The list that a run in the store has.
+    pub fn of_run(run: &Run) -> Self {
+        let of_spec = |(spec, entries): (&Fingerprint, &Vec<Fingerprint>)| {
+            let entries: Vec<_> = entries.iter().map(|entry| (*spec, *entry)).collect();
+            entries
+        };
+        Self(run.entries.iter().flat_map(of_spec).collect())
+    }
+
+    /// Whether an entry of a spec is on it.
+    pub fn has(&self, spec: Fingerprint, entry: Fingerprint) -> bool {
+        self.0.binary_search(&(spec, entry)).is_ok()
+    }
+
+    /// How many entries of a spec are on it.
+    pub fn count(&self, spec: Fingerprint) -> usize {
+        self.0.iter().filter(|(of, _)| *of == spec).count()
+    }
+
+    /// The digest of the canonical JSON of the list, an object of specs with their entries: the same wherever the
+    /// Experiment and the store lie.
+    pub fn digest(&self) -> Digest {
+        let mut by_spec = BTreeMap::<String, Vec<Fingerprint>>::new();
+        for (spec, entry) in &self.0 {
+            by_spec.entry(spec.to_string()).or_default().push(*entry);
+        }
+        Digest::of(&canonical_json(&by_spec))
+    }
 }
 
 impl Manifest {
@@ -48,38 +81,14 @@ impl Manifest {
         entries.sort_unstable();
         entries.dedup();
         Self {
-            entries,
+            entries: EntryList(entries),
             model: base.into(),
         }
     }
 
-    /// The list that a run in the store has.
-    pub fn of_run(run: &Run) -> Self {
-        let of_spec = |(spec, entries): (&Fingerprint, &Vec<Fingerprint>)| {
-            let entries: Vec<_> = entries.iter().map(|entry| (*spec, *entry)).collect();
-            entries
-        };
-        Self(run.entries.iter().flat_map(of_spec).collect())
-    }
-
-    /// Whether an entry of a spec is on it.
-    pub fn has(&self, spec: Fingerprint, entry: Fingerprint) -> bool {
-        self.0.binary_search(&(spec, entry)).is_ok()
-    }
-
-    /// How many entries of a spec are on it.
-    pub fn count(&self, spec: Fingerprint) -> usize {
-        self.0.iter().filter(|(of, _)| *of == spec).count()
-    }
-
-    /// The digest of the canonical JSON of the list, an object of specs with their entries: the same wherever the
-    /// Experiment and the store lie.
+    /// The digest of its list of entries.
     pub fn digest(&self) -> Digest {
-        let mut by_spec = BTreeMap::<String, Vec<Fingerprint>>::new();
-        for (spec, entry) in &self.entries {
-            by_spec.entry(spec.to_string()).or_default().push(*entry);
-        }
-        Digest::of(&canonical_json(&by_spec))
+        self.entries.digest()
     }
 
     /// Writes it as the run of `verb` on this Experiment (and `captions`, a file of captions alone), in place of
@@ -99,7 +108,7 @@ impl Manifest {
         let file = experiment.file.display().to_string();
         let note = serde_json::json!({ "experiment": file, "model": self.model });
         let id = run_id(verb, experiment, captions);
-        let write = || store.write_run(&id, &self.entries, note.clone(), lacking);
+        let write = || store.write_run(&id, &self.entries.0, note.clone(), lacking);
         match store.when_free(monitor, write) {
             Err(e) if e.is_read_only() => monitor.note(&format!(
                 "{e}; but nothing keeps `plumb store gc` from removing what this run uses"

@@ -5,7 +5,7 @@
 //! the store differs.
 //!
 //! - [`Specs`]: the fingerprints that entries are filed under
-//! - [`Manifest`]: which entries an Experiment uses
+//! - [`Manifest`]: which entries an Experiment uses; [`EntryList`]: which entries a run in the store uses
 //! - [`Description`]: what it takes to read them in another program
 //! - [`Reader`]: embeddings and latents as tensors, by their specs alone; [`ModelCache`]: the same for one base model, with its recipe
 //! - [`conditioning`]: what the denoiser receives of a caption's embeddings
@@ -27,7 +27,7 @@ pub use conditioning::{
 };
 pub use description::Description;
 pub use error::Error;
-pub use manifest::{Manifest, captions};
+pub use manifest::{EntryList, Manifest, captions};
 pub use read::{CutCaptions, ModelCache, Reader, StoredLatents, time_ids};
 pub use refusal::{MissingEntries, NearestSpec, Refusal, refuse_if_missing, refuse_without_store};
 pub use specs::{EncoderId, Specs};

@@ -3,7 +3,7 @@
 use super::Error;
 use super::lora::Lora;
 use crate::base_model::BaseModel;
-use crate::cache::{Manifest, Specs};
+use crate::cache::{EntryList, Specs};
 use crate::dataset::{self, Item};
 use crate::digest::{Digest, Fingerprint};
 use crate::experiment::Experiment;
@@ -95,13 +95,13 @@ impl Data<'_> {
         Ok(())
     }
 
-    fn is_listed(&self, list: &Manifest, item: &Item) -> bool {
+    fn is_listed(&self, list: &EntryList, item: &Item) -> bool {
         let mut views = item.views.iter();
         views.any(|&view| list.has(self.specs.latents, self.specs.view(item.digest, view)))
     }
 
     /// Whether a list has the Experiment's pictures and no others.
-    fn is_all_of(&self, list: &Manifest) -> bool {
+    fn is_all_of(&self, list: &EntryList) -> bool {
         let mut own: Vec<Fingerprint> = Vec::new();
         for item in self.all {
             let views = item.views.iter();
@@ -116,11 +116,11 @@ impl Data<'_> {
 }
 
 /// The list of what a training used, if this store has it.
-fn list_of(store: &Store, digest: Digest) -> Result<Option<Manifest>, Error> {
+fn list_of(store: &Store, digest: Digest) -> Result<Option<EntryList>, Error> {
     for id in store.runs()? {
         // A run that cannot be read is no reason not to compare.
         let Ok(run) = store.run(&id) else { continue };
-        let list = Manifest::of_run(&run);
+        let list = EntryList::of_run(&run);
         if list.digest() == digest {
             return Ok(Some(list));
         }
