@@ -87,7 +87,7 @@ impl<'a> Run<'a> {
         Ok(Self {
             values: adapters.to_device(device)?,
             schedule: length.schedule(train),
-            draws: draw_options(base),
+            draws: DrawOptions::of(base),
             recent: Vec::new(),
             validation_loss: None,
             step: state.step,
@@ -392,21 +392,6 @@ pub(super) fn first_adapters(base: &BaseModel, start: Option<&Start>) -> Result<
         adapter.alpha,
         seed,
     )?)
-}
-
-fn draw_options(base: &BaseModel) -> DrawOptions {
-    let train = &base.settings.train;
-    DrawOptions {
-        seed: train.seed,
-        timesteps: train.timesteps,
-        process: base.settings.process,
-        weighting: train.loss_weighting,
-        min_snr_gamma: train.min_snr_gamma,
-        noise_offset: train.noise_offset,
-        size_conditioning: base.flavor.size_conditioning,
-        embedded_guidance: train.guidance,
-        caption_dropout: train.caption_dropout,
-    }
 }
 
 fn mean(values: &[f64]) -> Option<f64> {

@@ -28,6 +28,7 @@ mod old_run;
 mod only_what_is_used;
 mod pipeline;
 mod placement;
+mod probe;
 mod resume;
 mod run_damage;
 mod run_folder;
