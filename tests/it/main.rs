@@ -33,6 +33,7 @@ mod old_run;
 mod only_what_is_used;
 mod pipeline;
 mod placement;
+mod probe;
 mod python;
 mod resume;
 mod run_damage;

@@ -7,6 +7,7 @@ mod encode;
 mod inspect;
 mod layout;
 mod model;
+mod probe;
 mod recipe;
 mod sample;
 mod store;
@@ -49,6 +50,7 @@ enum Command {
     Encode(encode::Args),
     Train(train::Args),
     Sample(sample::Args),
+    Probe(probe::Args),
     Compare(compare::Args),
     /// Look inside: tokens, entries, differences, neighbours, stores, conditioning, latents, LoRAs.
     Inspect(inspect::Args),
@@ -75,6 +77,7 @@ fn main() -> ExitCode {
         Command::Encode(args) => encode::run(&args, &ui),
         Command::Train(args) => train::run(&args, &ui),
         Command::Sample(args) => sample::run(&args, &ui),
+        Command::Probe(args) => probe::run(&args, &ui),
         Command::Compare(args) => compare::run(&args, &ui),
         Command::Inspect(args) => inspect::run(&args, &ui),
         Command::Model(args) => model::run(&args, &ui),
