@@ -1,0 +1,233 @@
+//! Caches of embeddings and latents that other trainers wrote: kohya's sd-scripts (`.npz`), musubi-tuner, ai-toolkit (safetensors),
+//! SimpleTuner and OneTrainer (`.pt`), and folders of plain safetensors files.
+//!
+//! [`Cache::open`] finds a folder's entries by their names, [`CacheFile::read`] reads one: which tensor is whose, as that trainer's
+//! own code names it. Nothing is guessed about how the numbers were made: that is `audit`'s work.
+//!
+//! What is refused: files of more than 256 MiB or that unpack to more; pickles that name anything but tensors and plain values, which
+//! are never run; arrays of Python objects; diffusion-pipe's caches, whose places stand in sqlite files.
+
+mod archive;
+mod array;
+mod names;
+mod npy;
+mod pickle;
+mod read;
+mod scan;
+mod torch;
+
+#[cfg(test)]
+mod fuzz_tests;
+
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+pub use array::{Array, NumberType};
+
+use crate::shown;
+
+/// Whose program wrote a cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Trainer {
+    /// kohya-ss/sd-scripts.
+    Kohya,
+    /// kohya-ss/musubi-tuner.
+    Musubi,
+    /// ostris/ai-toolkit.
+    AiToolkit,
+    /// bghira/SimpleTuner.
+    Simpletuner,
+    /// Nerogar/OneTrainer.
+    Onetrainer,
+    /// Anybody's safetensors files with tensors of known names.
+    Safetensors,
+}
+
+impl Trainer {
+    /// As messages name it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Kohya => "kohya",
+            Self::Musubi => "musubi",
+            Self::AiToolkit => "ai-toolkit",
+            Self::Simpletuner => "simpletuner",
+            Self::Onetrainer => "onetrainer",
+            Self::Safetensors => "safetensors",
+        }
+    }
+}
+
+/// What an entry is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Content {
+    /// A caption's embeddings.
+    Text,
+    /// A picture's latents.
+    Latents,
+}
+
+/// What an entry is filed under.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Key {
+    /// The picture's file name without its extension.
+    Stem(String),
+    /// The MD5 of the caption, in hexadecimal digits.
+    CaptionMd5(String),
+    /// The SHA-256 of the picture's file name without its extension, in hexadecimal digits.
+    StemSha256(String),
+    /// The row in the trainer's list of pictures, from 0.
+    Row(usize),
+}
+
+impl std::fmt::Display for Key {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Stem(stem) => write!(f, "{}", shown::text(stem)),
+            Self::CaptionMd5(hash) => write!(f, "caption with MD5 {hash}"),
+            Self::StemSha256(hash) => write!(f, "picture whose name has SHA-256 {hash}"),
+            Self::Row(row) => write!(f, "row {row}"),
+        }
+    }
+}
+
+/// What a tensor is. Encoders are named by their slot in plumb's recipes (`clip_l`, `t5`), or by their folder in a checkpoint of
+/// diffusers (`text_encoder_2`) where that is what the trainer counts by.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Role {
+    /// Sequences of these encoders, [rows, width], joined along channels.
+    Hidden(Vec<String>),
+    /// Pooled vectors of these encoders, joined.
+    Pooled(Vec<String>),
+    /// The sequences of all encoders as the denoiser takes them.
+    Context,
+    /// The pooled vectors of all encoders as the denoiser takes them.
+    ContextPooled,
+    /// 1 for each row that is no pad, of this encoder, or of the only one there is.
+    Mask(Option<String>),
+    /// Token ids of an encoder.
+    Ids(String),
+    /// Latents, [channels, height, width].
+    Latents(LatentFacts),
+    /// What plumb has no use for.
+    Other,
+}
+
+/// What a cache says of latents beside their numbers.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct LatentFacts {
+    /// Whether the picture was mirrored.
+    pub flipped: bool,
+    /// Left, top, right and bottom of the crop, as the trainer counts them.
+    pub crop: Option<Vec<f32>>,
+    /// The picture's size before anything was done to it, width and height.
+    pub original: Option<Vec<f32>>,
+}
+
+/// A tensor of an entry.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Tensor {
+    /// Its name in the file.
+    pub name: String,
+    /// What it is.
+    pub role: Role,
+    /// Its numbers.
+    pub array: Array,
+}
+
+/// An entry, read.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Entry {
+    /// The caption that the file says it is of, where it says so.
+    pub caption: Option<String>,
+    /// Its tensors, by name.
+    pub tensors: Vec<Tensor>,
+    /// What the file says beside its tensors, as text: flags, sizes, the architecture.
+    pub facts: Vec<(String, String)>,
+}
+
+impl Entry {
+    /// The tensors with infinite numbers or none: their names, and how many.
+    pub fn not_finite(&self) -> Vec<(&str, usize)> {
+        let bad = |t: &'_ Tensor| t.array.not_finite();
+        let found = self.tensors.iter().filter(|t| bad(t) > 0);
+        found.map(|t| (t.name.as_str(), bad(t))).collect()
+    }
+}
+
+/// A file of a cache.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CacheFile {
+    /// Where it lies.
+    pub path: PathBuf,
+    /// Whose program wrote it.
+    pub trainer: Trainer,
+    /// What it is of.
+    pub content: Content,
+    /// What it is filed under.
+    pub key: Key,
+}
+
+impl CacheFile {
+    /// Reads it.
+    ///
+    /// # Errors
+    /// If it cannot be read, is damaged, or is not what its name says.
+    pub fn read(&self) -> Result<Entry, Error> {
+        read::entry(self)
+    }
+}
+
+/// A file that was left out, and why.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct LeftOut {
+    /// Where it lies.
+    pub path: PathBuf,
+    /// Why.
+    pub why: String,
+}
+
+/// The entries that a folder, or a file, holds.
+#[derive(Clone, Debug)]
+pub struct Cache {
+    /// By path. Never none.
+    pub files: Vec<CacheFile>,
+    /// What looks like part of a cache and is not read.
+    pub left_out: Vec<LeftOut>,
+    /// Where OneTrainer's cache says which pictures its rows are, by row.
+    pub row_pictures: Vec<PathBuf>,
+}
+
+impl Cache {
+    /// Finds the entries under `path`, a folder or a single file. Only names are looked at, and the headers of safetensors files.
+    ///
+    /// # Errors
+    /// If there is no entry, or a folder cannot be read.
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        scan::open(path)
+    }
+}
+
+/// Why a cache cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file or folder cannot be read.
+    #[error("cannot read {}: {source}", shown::path(path))]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A file is not what it should be.
+    #[error("{}: {why}", shown::path(path))]
+    Unreadable {
+        /// The file or folder.
+        path: PathBuf,
+        /// What is wrong.
+        why: String,
+    },
+}

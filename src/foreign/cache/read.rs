@@ -1,0 +1,312 @@
+//! One file of a cache: its tensors with what they are, its caption, and what else it says.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use safetensors::{Dtype, SafeTensors};
+
+use super::array::{Array, ByteOrder, MAX_NUMBERS, NumberType};
+use super::torch::Saved;
+use super::{CacheFile, Content, Entry, Error, LatentFacts, Role, Tensor, Trainer};
+use super::{archive, names, npy, torch};
+use crate::files;
+use crate::shown;
+
+/// The longest of the facts that are kept: captions can be long.
+const MAX_FACT_CHARS: usize = 64 << 10;
+
+/// Reads an entry.
+pub(super) fn entry(file: &CacheFile) -> Result<Entry, Error> {
+    let bytes = bytes(&file.path)?;
+    let unreadable = |why| unreadable(&file.path, why);
+    let mut read = match file.path.extension().and_then(|e| e.to_str()) {
+        Some("npz") => numpy(&bytes),
+        Some("safetensors") => safetensors(&bytes),
+        _ => saved(torch::read(&bytes).map_err(unreadable)?, file.content),
+    }
+    .map_err(unreadable)?;
+    place_facts(&mut read);
+    let wanted = |role: &Role| match file.content {
+        Content::Latents => matches!(role, Role::Latents(_)),
+        Content::Text => matches!(
+            role,
+            Role::Hidden(_) | Role::Pooled(_) | Role::Context | Role::ContextPooled
+        ),
+    };
+    if !read.tensors.iter().any(|t| wanted(&t.role)) {
+        let names: Vec<&str> = read.tensors.iter().map(|t| t.name.as_str()).collect();
+        let names = names.join(", ");
+        let of = match file.content {
+            Content::Text => "embeddings",
+            Content::Latents => "latents",
+        };
+        let what = match read.facts.iter().find(|(key, _)| key == "architecture") {
+            Some((_, name)) => {
+                let name = shown::text(name);
+                format!(
+                    " (it is for {name}, for whose text encoder plumb has no base model, if it is whole)"
+                )
+            }
+            None => String::new(),
+        };
+        return Err(unreadable(format!(
+            "it has no {of} by a name that plumb knows, but {}{what}",
+            shown::text(&names)
+        )));
+    }
+    Ok(read)
+}
+
+/// What OneTrainer's `aggregate.pt` says: the picture of each row, in order.
+pub(super) fn row_pictures(path: &Path) -> Result<Vec<String>, Error> {
+    let saved = torch::read(&bytes(path)?).map_err(|why| unreadable(path, why))?;
+    let Saved::List(rows) = saved else {
+        return Err(unreadable(path, "it is no list of rows".to_owned()));
+    };
+    let picture = |row: &Saved| match row {
+        Saved::Dict(row) => match row.get("image_path") {
+            Some(Saved::Text(path)) => Some(path.clone()),
+            _ => None,
+        },
+        _ => None,
+    };
+    // One for text has rows that say nothing.
+    Ok(rows.iter().map_while(picture).collect())
+}
+
+fn bytes(path: &Path) -> Result<Vec<u8>, Error> {
+    files::read(path, archive::MAX_BYTES).map_err(|source| Error::Io {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+fn unreadable(path: &Path, why: String) -> Error {
+    Error::Unreadable {
+        path: path.to_owned(),
+        why,
+    }
+}
+
+/// kohya's: arrays, and flags that are arrays of one number.
+pub(super) fn numpy(bytes: &[u8]) -> Result<Entry, String> {
+    let mut entry = empty();
+    let mut left = MAX_NUMBERS;
+    for (part, content) in archive::parts(bytes)? {
+        let name = part.strip_suffix(".npy").unwrap_or(&part).to_owned();
+        let shown = || format!("array `{}`", shown::text(&name));
+        let array = npy::read(&content).map_err(|why| format!("{}: {why}", shown()))?;
+        left = left
+            .checked_sub(array.values.len())
+            .ok_or_else(|| format!("its arrays have more than {MAX_NUMBERS} numbers"))?;
+        add(&mut entry, name, array);
+    }
+    Ok(entry)
+}
+
+/// musubi's, ai-toolkit's, and anybody's.
+pub(super) fn safetensors(bytes: &[u8]) -> Result<Entry, String> {
+    let wrong = |e: safetensors::SafeTensorError| {
+        let reason = e.to_string();
+        format!("it is no safetensors file ({})", shown::text(&reason))
+    };
+    let (_, header) = SafeTensors::read_metadata(bytes).map_err(wrong)?;
+    let tensors = SafeTensors::deserialize(bytes).map_err(wrong)?;
+    let mut entry = empty();
+    let mut left = MAX_NUMBERS;
+    for (name, view) in tensors.iter() {
+        let shown = || format!("tensor `{}`", shown::text(name));
+        let Some(stored) = number_type(view.dtype()) else {
+            return Err(format!(
+                "{} has numbers of type {}, which no cache has",
+                shown(),
+                view.dtype()
+            ));
+        };
+        let shape = view.shape().to_vec();
+        let array = Array::of_bytes(stored, ByteOrder::Little, shape, view.data());
+        let array = array.map_err(|why| format!("{}: {why}", shown()))?;
+        left = left
+            .checked_sub(array.values.len())
+            .ok_or_else(|| format!("its tensors have more than {MAX_NUMBERS} numbers"))?;
+        add(&mut entry, name.to_owned(), array);
+    }
+    for (key, value) in header.metadata().iter().flatten() {
+        match key.as_str() {
+            // musubi's, and what plumb writes.
+            "caption1" | "caption" => entry.caption = Some(value.clone()),
+            _ => add_fact(&mut entry, key, value.clone()),
+        }
+    }
+    entry.tensors.sort_by(|a, b| a.name.cmp(&b.name));
+    entry.facts.sort();
+    Ok(entry)
+}
+
+/// SimpleTuner's and OneTrainer's: a dictionary of tensors, or one tensor of latents.
+fn saved(saved: Saved, content: Content) -> Result<Entry, String> {
+    let mut entry = empty();
+    let dict = match saved {
+        Saved::Dict(dict) => dict,
+        Saved::Tensor(array) if content == Content::Latents => {
+            BTreeMap::from([("latents".to_owned(), Saved::Tensor(array))])
+        }
+        _ => return Err("it holds no dictionary of tensors".to_owned()),
+    };
+    for (name, value) in dict {
+        match value {
+            Saved::Tensor(array) => add(&mut entry, name, array),
+            Saved::Text(text) => add_fact(&mut entry, &name, text),
+            Saved::Bool(value) => add_fact(&mut entry, &name, value.to_string()),
+            Saved::Int(value) => add_fact(&mut entry, &name, value.to_string()),
+            Saved::Float(value) => add_fact(&mut entry, &name, value.to_string()),
+            Saved::List(items) => {
+                let numbers = items.iter().map(|item| match item {
+                    Saved::Int(value) => Some(value.to_string()),
+                    Saved::Float(value) => Some(value.to_string()),
+                    Saved::Tensor(array) if array.values.len() == 1 => {
+                        Some(array.values[0].to_string())
+                    }
+                    _ => None,
+                });
+                if let Some(numbers) = numbers.collect::<Option<Vec<_>>>() {
+                    add_fact(&mut entry, &name, numbers.join(","));
+                }
+            }
+            Saved::None | Saved::Dict(_) => {}
+        }
+    }
+    Ok(entry)
+}
+
+fn empty() -> Entry {
+    Entry {
+        caption: None,
+        tensors: Vec::new(),
+        facts: Vec::new(),
+    }
+}
+
+/// A tensor, or a fact where it is a single number or a short list of whole numbers.
+fn add(entry: &mut Entry, name: String, array: Array) {
+    let role = names::role(&name);
+    let is_short = array.shape.len() < 2 && array.values.len() <= 8;
+    if role == Role::Other && is_short {
+        let number = |v: &f32| match array.stored {
+            NumberType::Bool => (*v != 0.0).to_string(),
+            _ => v.to_string(),
+        };
+        let numbers: Vec<String> = array.values.iter().map(number).collect();
+        add_fact(entry, &name, numbers.join(","));
+        return;
+    }
+    entry.tensors.push(Tensor { name, role, array });
+}
+
+fn add_fact(entry: &mut Entry, key: &str, value: String) {
+    if value.len() <= MAX_FACT_CHARS {
+        entry.facts.push((key.to_owned(), value));
+    }
+}
+
+/// Puts what stands beside latents into their roles: kohya's `crop_ltrb_8x8` and `original_size_8x8`, OneTrainer's names.
+fn place_facts(entry: &mut Entry) {
+    let facts: BTreeMap<&str, &str> = entry
+        .facts
+        .iter()
+        .map(|(k, v)| (k.as_str(), v.as_str()))
+        .collect();
+    let numbers = |key: String| -> Option<Vec<f32>> {
+        let text = facts.get(key.as_str())?;
+        text.split(',').map(|n| n.parse().ok()).collect()
+    };
+    for tensor in &mut entry.tensors {
+        let Role::Latents(LatentFacts { crop, original, .. }) = &mut tensor.role else {
+            continue;
+        };
+        let suffix = names::resolution(&tensor.name);
+        *crop = numbers(format!("crop_ltrb{suffix}"));
+        *original = numbers(format!("original_size{suffix}"));
+        if let (None, Some(offset), Some(size)) = (
+            crop.as_ref(),
+            numbers("crop_offset".to_owned()),
+            numbers("crop_resolution".to_owned()),
+        ) {
+            // Top and left, height and width (mgds `ScaleCropImage`).
+            if let ([top, left], [height, width]) = (offset.as_slice(), size.as_slice()) {
+                *crop = Some(vec![*left, *top, left + width, top + height]);
+            }
+        }
+        if original.is_none() {
+            // Height and width.
+            *original = numbers("original_resolution".to_owned())
+                .filter(|size| size.len() == 2)
+                .map(|size| vec![size[1], size[0]])
+                .or_else(|| {
+                    let side = |key: &str| numbers(key.to_owned())?.first().copied();
+                    Some(vec![side("width")?, side("height")?])
+                });
+        }
+    }
+}
+
+fn number_type(dtype: Dtype) -> Option<NumberType> {
+    Some(match dtype {
+        Dtype::F64 => NumberType::F64,
+        Dtype::F32 => NumberType::F32,
+        Dtype::F16 => NumberType::F16,
+        Dtype::BF16 => NumberType::Bf16,
+        Dtype::F8_E4M3 => NumberType::F8E4m3,
+        Dtype::F8_E5M2 => NumberType::F8E5m2,
+        Dtype::I64 => NumberType::I64,
+        Dtype::I32 => NumberType::I32,
+        Dtype::I16 => NumberType::I16,
+        Dtype::I8 => NumberType::I8,
+        Dtype::U8 => NumberType::U8,
+        Dtype::BOOL => NumberType::Bool,
+        _ => return None,
+    })
+}
+
+/// Whose a safetensors file is and what it is of, by its header; `None` for none of a cache's.
+pub(super) fn kind_of_safetensors(path: &Path) -> Option<(Trainer, Content)> {
+    use std::io::Read as _;
+    let mut file = files::open(path).ok()?;
+    let mut length = [0; 8];
+    file.read_exact(&mut length).ok()?;
+    let length = usize::try_from(u64::from_le_bytes(length)).ok()?;
+    // A cache's file has a few tensors and a caption.
+    if length > 1 << 20 {
+        return None;
+    }
+    let mut header = vec![0; length];
+    file.read_exact(&mut header).ok()?;
+    let header: serde_json::Map<String, serde_json::Value> =
+        serde_json::from_slice(&header).ok()?;
+    let of_musubi = header.get("__metadata__").is_some_and(|metadata| {
+        let has = |key: &str| metadata.get(key).is_some();
+        has("architecture") && has("format_version")
+    });
+    let names = || header.keys().filter(|name| *name != "__metadata__");
+    let roles: Vec<Role> = names().map(|name| names::role(name)).collect();
+    let is_text = |role: &Role| {
+        matches!(
+            role,
+            Role::Hidden(_) | Role::Pooled(_) | Role::Context | Role::ContextPooled
+        )
+    };
+    let text_name = path.to_string_lossy().ends_with("_te.safetensors");
+    let content = if roles.iter().any(is_text) || of_musubi && text_name {
+        Content::Text
+    } else if roles.iter().any(|role| matches!(role, Role::Latents(_))) || of_musubi {
+        Content::Latents
+    } else {
+        return None;
+    };
+    let of_ai_toolkit = names().any(|name| name == "text_embed" || name == "latent");
+    Some(match () {
+        () if of_musubi => (Trainer::Musubi, content),
+        () if of_ai_toolkit => (Trainer::AiToolkit, content),
+        () => (Trainer::Safetensors, content),
+    })
+}
