@@ -1,5 +1,6 @@
 //! The command line: arguments in, library calls, words out. No numbers are made here.
 
+mod audit;
 mod convert;
 mod demo;
 mod encode;
@@ -47,6 +48,7 @@ enum Command {
     Encode(encode::Args),
     Train(train::Args),
     Sample(sample::Args),
+    Audit(audit::Args),
     /// Look inside: tokens, conditioning, latents, LoRAs.
     Inspect(inspect::Args),
     /// Tell what a checkpoint is and what it needs.
@@ -72,6 +74,7 @@ fn main() -> ExitCode {
         Command::Encode(args) => encode::run(&args, &ui),
         Command::Train(args) => train::run(&args, &ui),
         Command::Sample(args) => sample::run(&args, &ui),
+        Command::Audit(args) => audit::run(&args, &ui),
         Command::Inspect(args) => inspect::run(&args, &ui),
         Command::Model(args) => model::run(&args, &ui),
         Command::Import(args) => convert::import(&args, &ui),

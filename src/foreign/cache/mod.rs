@@ -94,6 +94,24 @@ impl std::fmt::Display for Key {
     }
 }
 
+impl Key {
+    /// What SimpleTuner files a caption under.
+    pub fn of_caption(caption: &str) -> Self {
+        use md5::Digest as _;
+        Self::CaptionMd5(hexadecimal(&md5::Md5::digest(caption.as_bytes())))
+    }
+
+    /// What SimpleTuner files a picture's latents under.
+    pub fn of_stem(stem: &str) -> Self {
+        use sha2::Digest as _;
+        Self::StemSha256(hexadecimal(&sha2::Sha256::digest(stem.as_bytes())))
+    }
+}
+
+fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// What a tensor is. Encoders are named by their slot in plumb's recipes (`clip_l`, `t5`), or by their folder in a checkpoint of
 /// diffusers (`text_encoder_2`) where that is what the trainer counts by.
 #[derive(Clone, Debug, PartialEq)]
