@@ -5,6 +5,7 @@
     reason = "tests make, damage and date files as they need"
 )]
 
+mod audit;
 mod bad_input;
 mod cache_export;
 mod cli_disk;

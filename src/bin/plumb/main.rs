@@ -1,5 +1,6 @@
 //! The command line: arguments in, library calls, words out. No numbers are made here.
 
+mod audit;
 mod compare;
 mod convert;
 mod demo;
@@ -52,6 +53,7 @@ enum Command {
     Sample(sample::Args),
     Probe(probe::Args),
     Compare(compare::Args),
+    Audit(audit::Args),
     /// Look inside: tokens, entries, differences, neighbours, stores, conditioning, latents, LoRAs.
     Inspect(inspect::Args),
     /// Tell what a checkpoint is and what it needs.
@@ -79,6 +81,7 @@ fn main() -> ExitCode {
         Command::Sample(args) => sample::run(&args, &ui),
         Command::Probe(args) => probe::run(&args, &ui),
         Command::Compare(args) => compare::run(&args, &ui),
+        Command::Audit(args) => audit::run(&args, &ui),
         Command::Inspect(args) => inspect::run(&args, &ui),
         Command::Model(args) => model::run(&args, &ui),
         Command::Import(args) => convert::import(&args, &ui),

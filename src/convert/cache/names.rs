@@ -3,12 +3,11 @@
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
-use sha2::Digest as _;
-
 use super::values::Source;
 use super::{CacheOptions, CacheTarget, What, ai_toolkit, captions};
 use crate::dataset::Item;
 use crate::experiment::DatasetSettings;
+use crate::foreign::cache::{caption_md5, stem_sha256};
 
 /// The data set that a picture is of: the innermost folder around it.
 pub(super) fn set_of<'a>(
@@ -53,12 +52,11 @@ pub(super) fn files<'a>(
             square(set)?;
             let family = source.names.simpletuner.name;
             let caption = captions::simpletuner(set, item)?;
-            let named = |caption: &str| {
-                let hash = hexadecimal(&md5::Md5::digest(caption.as_bytes()));
-                PathBuf::from(format!("text/{hash}-{family}.pt"))
-            };
-            let stem = hexadecimal(&sha2::Sha256::digest(stem.as_bytes()));
-            let latents = Path::new("vae").join(folder).join(format!("{stem}.pt"));
+            let named =
+                |caption: &str| PathBuf::from(format!("text/{}-{family}.pt", caption_md5(caption)));
+            let latents = Path::new("vae")
+                .join(folder)
+                .join(format!("{}.pt", stem_sha256(stem)));
             let mut files = vec![(named(&caption), text), (latents, What::Latents(item))];
             if source.has("") && !caption.is_empty() {
                 files.push((named(""), What::Text("")));
@@ -127,13 +125,6 @@ fn ai_toolkit_files<'a>(
 fn utf8(name: Option<&std::ffi::OsStr>) -> Result<&str, String> {
     let name = name.and_then(std::ffi::OsStr::to_str);
     name.ok_or_else(|| "its name is not UTF-8: rename it".to_owned())
-}
-
-fn hexadecimal(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        _ = write!(text, "{byte:02x}");
-        text
-    })
 }
 
 /// Python's `base64.urlsafe_b64encode`, without the signs of equality at the end.

@@ -100,6 +100,22 @@ impl std::fmt::Display for Key {
     }
 }
 
+/// The MD5 of a caption in hexadecimal digits, under which SimpleTuner files it.
+pub fn caption_md5(caption: &str) -> String {
+    use md5::Digest as _;
+    hexadecimal(&md5::Md5::digest(caption.as_bytes()))
+}
+
+/// The SHA-256 of a file name without its extension in hexadecimal digits, under which SimpleTuner files a picture's latents.
+pub fn stem_sha256(stem: &str) -> String {
+    use sha2::Digest as _;
+    hexadecimal(&sha2::Sha256::digest(stem.as_bytes()))
+}
+
+fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// What a tensor is. Encoders are named by their slot in plumb's recipes (`clip_l`, `t5`), or by their folder in a checkpoint of
 /// diffusers (`text_encoder_2`) where that is what the trainer counts by.
 #[derive(Clone, Debug, PartialEq)]

@@ -1,0 +1,74 @@
+//! What trainers do to an encoder's sequence before they store it.
+
+use candle_core::{Result, Tensor};
+use serde::Serialize;
+
+/// What became of an encoder's sequence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum After {
+    /// It is stored as the encoder gave it.
+    Nothing,
+    /// Rows of pads are zeros.
+    PadsZeroed,
+    /// Rows of pads are not there.
+    PadsDropped,
+    /// Rows are cut off behind the true tokens, as where captions are encoded in batches that are as long as their longest.
+    Shortened,
+    /// The same, and what is left of the pads is zeros.
+    ShortenedZeroed,
+    /// Rows of zeros follow, as where caches of different lengths are put into one batch.
+    Lengthened,
+}
+
+impl After {
+    /// All, the simplest first.
+    pub(super) const ALL: [Self; 6] = [
+        Self::Nothing,
+        Self::PadsZeroed,
+        Self::PadsDropped,
+        Self::Shortened,
+        Self::ShortenedZeroed,
+        Self::Lengthened,
+    ];
+
+    /// As a person reads it; nothing for nothing.
+    pub fn words(self) -> Option<&'static str> {
+        match self {
+            Self::Nothing => None,
+            Self::PadsZeroed => Some("pads zeroed"),
+            Self::PadsDropped => Some("pads dropped"),
+            Self::Shortened => Some("pads cut to a shorter length"),
+            Self::ShortenedZeroed => Some("pads zeroed and cut to a shorter length"),
+            Self::Lengthened => Some("filled up with rows of zeros"),
+        }
+    }
+
+    /// Whether `given` rows with `count` true tokens can have become `found` rows.
+    pub(super) fn fits(self, given: usize, count: usize, found: usize) -> bool {
+        match self {
+            Self::Nothing => given == found,
+            Self::PadsZeroed => given == found && count < given,
+            Self::PadsDropped => count == found && count < given,
+            Self::Shortened | Self::ShortenedZeroed => found < given && count <= found,
+            Self::Lengthened => found > given,
+        }
+    }
+
+    /// The sequence, [rows, width], after it.
+    pub(super) fn of(self, hidden: &Tensor, count: usize, found: usize) -> Result<Tensor> {
+        let (rows, width) = hidden.dims2()?;
+        let zeros = |rows: usize| Tensor::zeros((rows, width), hidden.dtype(), hidden.device());
+        let true_rows = || hidden.narrow(0, 0, count.min(rows));
+        match self {
+            Self::Nothing => Ok(hidden.clone()),
+            Self::PadsDropped => true_rows(),
+            Self::PadsZeroed => Tensor::cat(&[&true_rows()?, &zeros(rows - count.min(rows))?], 0),
+            Self::Shortened => hidden.narrow(0, 0, found.min(rows)),
+            Self::ShortenedZeroed => {
+                Tensor::cat(&[&true_rows()?, &zeros(found.saturating_sub(count))?], 0)
+            }
+            Self::Lengthened => Tensor::cat(&[hidden, &zeros(found.saturating_sub(rows))?], 0),
+        }
+    }
+}

@@ -1,0 +1,165 @@
+//! One encoder's part of the entries that are looked at, and how well a recipe that was tried fits it.
+
+use serde_json::json;
+
+use super::Error;
+use super::after::After;
+use super::measure::{Errors, Tolerance, errors};
+use super::observe::Seen;
+use crate::base_model::TextEncoderPart;
+use crate::recipe::Recipe;
+use crate::text::Tokens;
+use crate::text::spec::Dtype;
+
+/// A candidate is not better than another whose median error is at most so many times as large: they cannot be told apart.
+const TIE: f64 = 1.5;
+/// Nor is a difference of this size, whatever the other is.
+const FLOOR: f64 = 1e-7;
+
+/// How many captions an error below which nothing nearer is looked for must have.
+const EXACT: f64 = 1e-5;
+
+/// A recipe that was tried for an encoder.
+pub(super) struct Tried {
+    pub(super) labels: Vec<String>,
+    /// Lower ones are preferred among those that fit equally well.
+    pub(super) order: usize,
+    pub(super) recipe: Recipe,
+    pub(super) part: TextEncoderPart,
+    pub(super) after: After,
+    /// Of each entry; none where shapes do not fit.
+    pub(super) errors: Vec<Option<Errors>>,
+}
+
+/// One slot of all entries.
+pub(super) struct Entries<'a> {
+    pub(super) slot: &'a str,
+    pub(super) seen: Vec<&'a Seen>,
+    pub(super) texts: Vec<&'a str>,
+    pub(super) tolerance: Tolerance,
+}
+
+impl Entries<'_> {
+    /// The rows of every entry, where all have as many.
+    pub(super) fn length(&self) -> Option<usize> {
+        let rows = |s: &&Seen| s.hidden.as_ref().and_then(|h| h.dim(0).ok());
+        let mut all = self.seen.iter().map(rows);
+        let first = all.next()??;
+        all.all(|rows| rows == Some(first)).then_some(first)
+    }
+
+    /// Whether what a recipe gives can have become what the entries have: else it need not be computed.
+    pub(super) fn can_fit(&self, part: &TextEncoderPart, tokens: &[Tokens]) -> bool {
+        // Several windows have fewer rows than ids.
+        if json!(part.spec).pointer("/forward/chunks").is_some() {
+            return true;
+        }
+        let fits = |(seen, tokens): (&&Seen, &Tokens)| {
+            let rows = seen.hidden.as_ref().and_then(|h| h.dim(0).ok());
+            let given = [tokens.ids.len(), tokens.count];
+            rows.is_none_or(|rows| {
+                let can = |after: &After| given.iter().any(|g| after.fits(*g, tokens.count, rows));
+                After::ALL.iter().any(can)
+            })
+        };
+        // Some may be of other captions.
+        self.seen.iter().zip(tokens).any(fits)
+    }
+
+    /// The errors after what fits best of all that trainers do.
+    pub(super) fn compare(
+        &self,
+        outputs: &[crate::cache::EncoderOutput],
+    ) -> Result<(After, Vec<Option<Errors>>), Error> {
+        let mut best: Option<(After, Vec<Option<Errors>>)> = None;
+        for after in After::ALL {
+            let pairs = outputs.iter().zip(&self.seen);
+            let found: Vec<Option<Errors>> = pairs
+                .map(|(output, seen)| {
+                    // Of a caption without pads, whatever is done to pads does nothing.
+                    let without_pads = output.hidden.as_ref().and_then(|h| h.dim(0).ok());
+                    let idle = without_pads.is_none_or(|rows| rows <= output.token_count);
+                    let after =
+                        match idle && matches!(after, After::PadsZeroed | After::PadsDropped) {
+                            true => After::Nothing,
+                            false => after,
+                        };
+                    errors(output, after, seen)
+                })
+                .collect::<candle_core::Result<_>>()?;
+            let better = best.as_ref().is_none_or(|(_, old)| {
+                let (new, old) = (self.score(&found), self.score(old));
+                new.0 > old.0 || new.0 == old.0 && new.1 * TIE + FLOOR < old.1
+            });
+            if better {
+                best = Some((after, found));
+            }
+        }
+        Ok(best.unwrap_or((After::Nothing, Vec::new())))
+    }
+
+    /// How many entries are reproduced, and the median of all errors.
+    pub(super) fn score(&self, errors: &[Option<Errors>]) -> (usize, f64) {
+        let worst = |e: &Option<Errors>| e.as_ref().map_or(f64::INFINITY, Errors::worst);
+        let mut all: Vec<f64> = errors.iter().map(worst).collect();
+        all.sort_by(f64::total_cmp);
+        let within = all
+            .iter()
+            .filter(|e| **e <= self.tolerance.relative)
+            .count();
+        // The lower one of two: an entry that is of another caption says nothing.
+        let median = all.get(all.len().saturating_sub(1) / 2).copied();
+        (within, median.unwrap_or(f64::INFINITY))
+    }
+
+    pub(super) fn matching(&self, tried: &Tried) -> usize {
+        self.score(&tried.errors).0
+    }
+
+    pub(super) fn best(&self, tried: &[Tried]) -> Option<usize> {
+        self.best_of(tried, &(0..tried.len()).collect::<Vec<_>>())
+    }
+
+    /// The most preferred of those that fit as well as any.
+    pub(super) fn best_of(&self, tried: &[Tried], among: &[usize]) -> Option<usize> {
+        let scores: Vec<(usize, (usize, f64))> = among
+            .iter()
+            .map(|n| (*n, self.score(&tried[*n].errors)))
+            .collect();
+        let most = scores.iter().map(|(_, s)| s.0).max()?;
+        let of_most = || scores.iter().filter(move |(_, s)| s.0 == most);
+        let least = of_most().map(|(_, s)| s.1).min_by(f64::total_cmp)?;
+        of_most()
+            .filter(|(_, s)| s.1 <= least * TIE + FLOOR)
+            .min_by_key(|(n, _)| tried[*n].order)
+            .map(|(n, _)| *n)
+    }
+
+    /// Whether one of those asked for reproduces most entries so exactly that nothing can be nearer.
+    pub(super) fn is_settled(&self, tried: &[Tried], asked: impl Fn(&Tried) -> bool) -> bool {
+        tried.iter().filter(|t| asked(t)).any(|t| {
+            let (within, median) = self.score(&t.errors);
+            within * 2 > self.seen.len() && median <= EXACT
+        })
+    }
+
+    /// Whether these entries cannot tell a recipe from the winner.
+    pub(super) fn is_tie(&self, tried: &Tried, winner: &Tried) -> bool {
+        let (one, best) = (self.score(&tried.errors), self.score(&winner.errors));
+        one.0 == best.0 && one.1.is_finite() && one.1 <= best.1 * TIE + FLOOR
+    }
+}
+
+/// The precision that all of them have.
+pub(super) fn precision(seen: &[&Seen]) -> Result<Dtype, Error> {
+    let all: Vec<Dtype> = seen
+        .iter()
+        .map(|s| s.precision())
+        .collect::<candle_core::Result<_>>()?;
+    let has = |wanted: Dtype| all.contains(&wanted);
+    Ok(match () {
+        () if has(Dtype::F32) => Dtype::F32,
+        () if has(Dtype::F16) => Dtype::F16,
+        () => Dtype::Bf16,
+    })
+}

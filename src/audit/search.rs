@@ -1,0 +1,405 @@
+//! Which recipe gives what a cache has of one encoder: the trainer's own first, then the other variants, then recipes that differ from
+//! these in one field.
+
+use serde_json::{Value, json};
+
+use super::Error;
+use super::after::After;
+use super::entries::{Entries, Tried, precision};
+use super::measure::{Errors, Tolerance};
+use super::observe::{Seen, SeenSlots, Shapes};
+use super::pair::Paired;
+use super::report::{CacheReport, EncoderFinding, FieldSaid, Verdict};
+use super::run::{Runner, network_key, tokens};
+use crate::base_model::{BaseModel, TextEncoderPart};
+use crate::monitor::Monitor;
+use crate::nn::weights::DigestMemo;
+use crate::recipe::candidates::{Candidate, Sweep, neighbours, variants};
+use crate::recipe::rules::AssembledPads;
+use crate::recipe::spec::spelled_out;
+use crate::recipe::{Diff, REFERENCE, Recipe, RecipeName};
+use crate::text::spec::Dtype;
+
+/// An entry that was looked at.
+#[derive(Clone, Debug)]
+pub(super) struct Observation<'a> {
+    pub(super) paired: Paired<'a>,
+    /// The caption that is encoded again.
+    pub(super) text: String,
+    pub(super) seen: SeenSlots,
+}
+
+/// The recipe that fits an encoder's part of a cache best.
+pub(super) struct Winner {
+    pub(super) slot: String,
+    pub(super) part: TextEncoderPart,
+    pub(super) after: After,
+    pub(super) tolerance: Tolerance,
+    /// By the place of the observation.
+    pub(super) errors: Vec<(usize, Option<Errors>)>,
+}
+
+/// The search through recipes, encoder by encoder.
+pub(super) struct Search<'a, 'b> {
+    base: &'a BaseModel,
+    pub(super) runner: &'b mut Runner<'a>,
+    memo: &'b mut DigestMemo,
+    monitor: &'b dyn Monitor,
+    variants: Vec<Candidate>,
+    /// Whose variant is tried first.
+    home: String,
+    pub(super) winners: Vec<Winner>,
+}
+
+impl<'a, 'b> Search<'a, 'b> {
+    /// `trainer` is whose variant is tried first, if the family has one of that name.
+    pub(super) fn new(
+        base: &'a BaseModel,
+        runner: &'b mut Runner<'a>,
+        memo: &'b mut DigestMemo,
+        trainer: &str,
+        monitor: &'b dyn Monitor,
+    ) -> Result<Self, Error> {
+        let name = base.recipe.name();
+        let variants = variants(&name.family, &name.flavor)?;
+        let is_there = variants
+            .iter()
+            .any(|c| c.labels.iter().any(|l| l == trainer));
+        Ok(Self {
+            base,
+            runner,
+            memo,
+            monitor,
+            variants,
+            home: if is_there { trainer } else { REFERENCE }.to_owned(),
+            winners: Vec::new(),
+        })
+    }
+
+    /// Finds out what made each slot's part.
+    pub(super) fn slots(
+        &mut self,
+        shapes: &Shapes,
+        observed: &[Observation<'_>],
+        report: &mut CacheReport,
+    ) -> Result<(), Error> {
+        for slot in shapes.slots() {
+            report.encoders.extend(self.slot(slot, observed)?);
+        }
+        Ok(())
+    }
+
+    /// What made a slot's part of the entries; `None` where they have none.
+    fn slot(
+        &mut self,
+        slot: &str,
+        observed: &[Observation<'_>],
+    ) -> Result<Option<EncoderFinding>, Error> {
+        let with = |(n, o): (usize, &'_ Observation<'_>)| o.seen.get(slot).map(|_| n);
+        let places: Vec<usize> = observed.iter().enumerate().filter_map(with).collect();
+        if places.is_empty() {
+            return Ok(None);
+        }
+        let seen: Vec<&Seen> = places.iter().map(|n| &observed[*n].seen[slot]).collect();
+        let texts: Vec<&str> = places.iter().map(|n| observed[*n].text.as_str()).collect();
+        let entries = Entries {
+            slot,
+            tolerance: Tolerance::of(precision(&seen)?),
+            seen,
+            texts,
+        };
+        self.monitor.start(&format!("recipes for {slot}"), None);
+        let tried = self.all_stages(&entries)?;
+        self.monitor.finish();
+        let Some(best) = entries.best(&tried) else {
+            return Ok(None);
+        };
+        let mut finding = self.finding(&entries, &tried, best);
+        if !finding.same_as_base && finding.verdict == Verdict::Reproduced {
+            self.weigh(&entries, &tried, best, &mut finding.base)?;
+        }
+        let mut tried = tried;
+        let winner = tried.swap_remove(best);
+        self.winners.push(Winner {
+            slot: slot.to_owned(),
+            part: winner.part,
+            after: winner.after,
+            tolerance: entries.tolerance,
+            errors: places.into_iter().zip(winner.errors).collect(),
+        });
+        Ok(Some(finding))
+    }
+
+    fn all_stages(&mut self, entries: &Entries<'_>) -> Result<Vec<Tried>, Error> {
+        let precisions = match entries.tolerance.precision {
+            Dtype::F32 => vec![Dtype::F32],
+            // Computed in it, or rounded to it at the end.
+            other => vec![other, Dtype::F32],
+        };
+        let length = entries.length();
+        let mut list = Vec::new();
+        for (n, variant) in self.variants.clone().into_iter().enumerate() {
+            let is_home = variant.labels.contains(&self.home);
+            let order = if is_home { 0 } else { 1000 + n };
+            for compute in &precisions {
+                let compute = in_precision(&variant, *compute, entries.tolerance.precision)?;
+                let lengthened = length.and_then(|n| with_length(&compute, entries.slot, n));
+                list.push((order, compute));
+                list.extend(lengthened.map(|l| (if is_home { 1 } else { 2000 + n }, l)));
+            }
+        }
+        let mut tried = self.round(entries, list)?;
+        if entries.is_settled(&tried, |t| t.order == 0) {
+            return Ok(tried);
+        }
+        // What is nearest of the trainer's own, with one field otherwise.
+        let homes: Vec<usize> = (0..tried.len()).filter(|n| tried[*n].order < 2).collect();
+        if let Some(home) = entries.best_of(&tried, &homes) {
+            self.near(entries, &mut tried, home, 10)?;
+        }
+        if !entries.is_settled(&tried, |_| true)
+            && let Some(best) = entries.best(&tried)
+        {
+            self.near(entries, &mut tried, best, 3000)?;
+        }
+        Ok(tried)
+    }
+
+    /// Which of the fields that differ from the base model's recipe make a difference for these captions: those that do when they alone
+    /// are as it expects.
+    fn weigh(
+        &mut self,
+        entries: &Entries<'_>,
+        tried: &[Tried],
+        best: usize,
+        fields: &mut [FieldSaid],
+    ) -> Result<(), Error> {
+        let winner = &tried[best];
+        let name =
+            RecipeName::reference(&winner.recipe.name().family, &winner.recipe.name().flavor);
+        let reference = Recipe::shipped(&name)?;
+        let recipe = winner.recipe.encoder(entries.slot);
+        for field in fields {
+            let Some(path) = recipe.and_then(|r| r.field_behind(&field.field)) else {
+                continue;
+            };
+            let Some(expected) = reference.fields().get(&path).map(|f| f.value.clone()) else {
+                continue;
+            };
+            let sweep = Sweep {
+                fields: vec![path],
+                values: vec![expected],
+            };
+            // What it cannot have alone, it cannot be told of alone.
+            let Ok(candidates) = sweep.candidates(&winner.recipe) else {
+                continue;
+            };
+            let list = candidates.into_iter().map(|c| (0, c)).collect();
+            let without = self.round(entries, list)?;
+            field.matters = without.first().map(|t| !entries.is_tie(t, winner));
+        }
+        Ok(())
+    }
+
+    /// Tries what differs from a recipe in one field.
+    fn near(
+        &mut self,
+        entries: &Entries<'_>,
+        tried: &mut Vec<Tried>,
+        from: usize,
+        order: usize,
+    ) -> Result<(), Error> {
+        let origin = &tried[from];
+        let mut labels = origin.labels.clone();
+        labels.truncate(1);
+        let of_slot = |c: &Candidate| {
+            let prefix = format!("{}.", entries.slot);
+            c.labels.iter().any(|label| label.contains(prefix.as_str()))
+        };
+        let near = neighbours(&origin.recipe)?.into_iter().filter(of_slot);
+        let list = near.enumerate().map(|(n, mut candidate)| {
+            for label in &mut candidate.labels {
+                *label = format!("{} with {label}", labels.join(", "));
+            }
+            (order + n, candidate)
+        });
+        let list = list.collect();
+        tried.extend(self.round(entries, list)?);
+        Ok(())
+    }
+
+    /// Encodes under each candidate and compares.
+    fn round(
+        &mut self,
+        entries: &Entries<'_>,
+        candidates: Vec<(usize, Candidate)>,
+    ) -> Result<Vec<Tried>, Error> {
+        let mut parts = Vec::new();
+        for (order, candidate) in candidates {
+            // What does not fit the model has not made its cache.
+            let Ok(base) = self.base.with_recipe(candidate.recipe.clone(), self.memo) else {
+                continue;
+            };
+            let part = base.encoders.into_iter().find(|e| e.slot == entries.slot);
+            if let Some(part) = part {
+                let tokens = tokens(&part, &entries.texts)?;
+                parts.push((order, candidate, part, tokens));
+            }
+        }
+        // Equal networks one after the other: each is loaded once.
+        parts.sort_by_key(|(order, _, part, _)| (network_key(part), *order));
+        let mut tried = Vec::new();
+        for (order, candidate, part, tokens) in parts {
+            let (after, errors) = match entries.can_fit(&part, &tokens) {
+                false => (After::Nothing, vec![None; entries.seen.len()]),
+                true => {
+                    let outputs = self.runner.tokens(&part, &tokens)?;
+                    entries.compare(&outputs)?
+                }
+            };
+            self.monitor.advance(1);
+            tried.push(Tried {
+                labels: candidate.labels,
+                order,
+                recipe: candidate.recipe,
+                part,
+                after,
+                errors,
+            });
+        }
+        tried.sort_by_key(|t| t.order);
+        Ok(tried)
+    }
+
+    /// What is said of the best.
+    fn finding(&self, entries: &Entries<'_>, tried: &[Tried], best: usize) -> EncoderFinding {
+        let winner = &tried[best];
+        let matching = entries.matching(winner);
+        let verdict = match matching * 2 > entries.seen.len() {
+            true => Verdict::Reproduced,
+            false => Verdict::NotReproduced,
+        };
+        let named = |t: &&Tried, name: &str| t.labels.iter().any(|l| l == name);
+        let precision = winner.part.spec.precision;
+        let same_precision = |t: &&Tried| t.part.spec.precision == precision;
+        let of_variant = |name: &str| tried.iter().filter(same_precision).find(|t| named(t, name));
+        let changed = of_variant(&self.home).map(|home| said(home, winner));
+        let reference = of_variant(REFERENCE);
+        let ties: Vec<&Tried> = tried.iter().filter(|t| entries.is_tie(t, winner)).collect();
+        let ties_with = |t: &Tried| ties.iter().any(|tie| std::ptr::eq(*tie, t));
+        let is_home = of_variant(&self.home).is_some_and(ties_with);
+        let mut also: Vec<String> = ties
+            .iter()
+            .filter(|t| t.order == 0 || (1000..2000).contains(&t.order))
+            // What is done to pads afterwards, the others' programs do not do.
+            .filter(|_| winner.after == After::Nothing)
+            .flat_map(|t| t.labels.clone())
+            .filter(|label| *label != self.home || !is_home)
+            .collect();
+        also.sort();
+        also.dedup();
+        let or = ties
+            .iter()
+            .filter(|t| t.order != winner.order && (10..1000).contains(&t.order));
+        let or = match is_home || winner.order >= 1000 {
+            true => Vec::new(),
+            false => or.flat_map(|t| t.labels.first().cloned()).collect(),
+        };
+        let zeroes = |recipe: &Recipe| {
+            recipe.assembly().pads.get(entries.slot) == Some(&AssembledPads::Zero)
+        };
+        let after_fits = |recipe: &Recipe| match winner.after {
+            After::Nothing => true,
+            After::PadsZeroed => zeroes(recipe),
+            _ => false,
+        };
+        let same_as_base = reference.is_some_and(|r| ties_with(r) && after_fits(&r.recipe));
+        let matched = winner.errors.iter().flatten();
+        let matched = matched.filter(|e| {
+            verdict == Verdict::NotReproduced || e.worst() <= entries.tolerance.relative
+        });
+        EncoderFinding {
+            slot: entries.slot.to_owned(),
+            verdict,
+            like: self.home.clone(),
+            changed: match is_home {
+                true => Vec::new(),
+                false => changed.unwrap_or_default(),
+            },
+            also,
+            or,
+            after: winner.after,
+            compute: precision.compute,
+            tolerance: entries.tolerance,
+            errors: Errors::of_all(matched),
+            matching,
+            compared: entries.seen.len(),
+            tried: tried.len(),
+            same_as_base,
+            base: reference.map_or_else(Vec::new, |r| said(r, winner)),
+        }
+    }
+}
+
+/// A recipe with every encoder computing in a precision, and what it gives rounded to that of the cache.
+fn in_precision(candidate: &Candidate, compute: Dtype, output: Dtype) -> Result<Candidate, Error> {
+    let name = candidate.recipe.name();
+    let mut deviate = toml::Table::new();
+    let word = |dtype: Dtype| match dtype {
+        Dtype::F32 => "f32",
+        Dtype::F16 => "f16",
+        Dtype::Bf16 => "bf16",
+    };
+    for encoder in candidate.recipe.encoders() {
+        for (field, dtype) in [("compute", compute), ("output", output)] {
+            let field = format!("{}.precision.{field}", encoder.slot);
+            deviate.insert(field, toml::Value::String(word(dtype).to_owned()));
+        }
+    }
+    let recipe = Recipe::resolve(&name.family, &name.flavor, &name.variant, &deviate)?;
+    Ok(Candidate {
+        labels: candidate.labels.clone(),
+        recipe,
+    })
+}
+
+/// A recipe whose encoder gives sequences of that length.
+fn with_length(candidate: &Candidate, slot: &str, rows: usize) -> Option<Candidate> {
+    let sweep = Sweep {
+        fields: vec![
+            format!("{slot}.tokens.max_tokens"),
+            format!("{slot}.tokens.min_tokens"),
+        ],
+        values: vec![json!(rows)],
+    };
+    let mut found = sweep.candidates(&candidate.recipe).ok()?;
+    let mut lengthened = found.pop()?;
+    lengthened.labels = candidate
+        .labels
+        .iter()
+        .map(|label| format!("{label} of {rows} tokens"))
+        .collect();
+    Some(lengthened)
+}
+
+/// In which fields what made a cache differs from a variant. Precisions are said apart.
+fn said(variant: &Tried, made: &Tried) -> Vec<FieldSaid> {
+    let spec = |t: &Tried| spelled_out(&json!(t.part.spec));
+    let diff = Diff::between(&spec(variant), &spec(made));
+    let is_rule = |field: &str| field.starts_with("tokens.") || field.starts_with("forward.");
+    let mut fields: Vec<FieldSaid> = diff
+        .fields
+        .into_iter()
+        .filter(|f| is_rule(&f.field))
+        // How windows are joined follows from `tokens.chunks`.
+        .filter(|f| f.field != "forward.chunks")
+        .map(|f| FieldSaid {
+            matters: None,
+            field: f.field,
+            cached: f.found.unwrap_or(Value::Null),
+            expected: f.wanted.unwrap_or(Value::Null),
+        })
+        .collect();
+    fields.sort_by(|a, b| a.field.cmp(&b.field));
+    fields
+}

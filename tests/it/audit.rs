@@ -1,0 +1,274 @@
+//! `plumb audit` on caches that other trainers' own code wrote (`tests/fixtures/foreign`), and on what is done to them.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::util::Ran;
+use crate::world::World;
+
+const SDXL: [&str; 3] = ["sdxl", "base-1.0", "tiny-sdxl"];
+const SD3: [&str; 3] = ["sd3", "3.5-large", "tiny-sd3"];
+const FLUX: [&str; 3] = ["flux1", "dev", "tiny-flux"];
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/fixtures/foreign")
+        .join(name)
+}
+
+/// A folder with the fixture's pictures, the cache `name` beside them, and an Experiment.
+fn world(name: &str, [family, flavor, model]: [&str; 3]) -> World {
+    let world = World::new();
+    world.copy_folder(&fixture("pictures"), "data");
+    world.copy_folder(&fixture(name), "cache");
+    let model = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("assets")
+        .join(model);
+    world.write(
+        "exp.toml",
+        &format!(
+            "[model]\nfamily = {family:?}\nflavor = {flavor:?}\npath = {model:?}\n[store]\npath = \"store\"\n\
+             [[dataset]]\npath = \"data\"\nresolution = 128\nbucket_step = 16\n"
+        ),
+    );
+    world
+}
+
+fn audit(world: &World) -> Ran {
+    world.run(&["--json", "audit", "cache", "exp.toml", "--device", "cpu"])
+}
+
+/// One encoder's finding.
+#[track_caller]
+fn encoder<'a>(report: &'a Value, slot: &str) -> &'a Value {
+    let all = report["encoders"].as_array().expect("a list");
+    let found = all.iter().find(|e| e["slot"] == slot);
+    found.unwrap_or_else(|| panic!("no {slot} in {report}"))
+}
+
+/// Fails unless a slot's part is reproduced as `like` makes it, with these fields otherwise.
+#[track_caller]
+fn made_by(report: &Value, slot: &str, like: &str, changed: &[(&str, Value)]) {
+    let found = encoder(report, slot);
+    assert_eq!(found["verdict"], "reproduced", "{found}");
+    assert_eq!(found["like"], like, "{found}");
+    let fields = found["changed"].as_array().expect("a list").iter();
+    let fields: Vec<(&str, &Value)> = fields
+        .map(|f| (f["field"].as_str().expect("a name"), &f["cached"]))
+        .collect();
+    let wanted: Vec<(&str, &Value)> = changed.iter().map(|(f, v)| (*f, v)).collect();
+    assert_eq!(fields, wanted, "{found}");
+}
+
+#[test]
+fn what_each_trainer_wrote_is_named_as_its_own() {
+    let chunks = [("tokens.chunks", 2.into())];
+    let length = [
+        ("tokens.max_tokens", 77.into()),
+        ("tokens.min_tokens", 77.into()),
+    ];
+    type Case = (
+        &'static str,
+        [&'static str; 3],
+        &'static str,
+        Vec<(&'static str, Vec<(&'static str, Value)>)>,
+    );
+    let cases: [Case; 7] = [
+        (
+            "kohya-sdxl",
+            SDXL,
+            "kohya",
+            vec![("clip_l", vec![]), ("clip_g", vec![])],
+        ),
+        (
+            "kohya-sdxl-150",
+            SDXL,
+            "kohya",
+            vec![("clip_l", chunks.to_vec()), ("clip_g", chunks.to_vec())],
+        ),
+        (
+            "kohya-sd3-t5-77",
+            SD3,
+            "kohya",
+            vec![
+                ("clip_l", vec![]),
+                ("clip_g", vec![]),
+                ("t5", length.to_vec()),
+            ],
+        ),
+        (
+            "ai-toolkit-sdxl-bf16",
+            SDXL,
+            "ai-toolkit",
+            vec![("clip_l", vec![]), ("clip_g", vec![])],
+        ),
+        (
+            "simpletuner-sd3-zeroed",
+            SD3,
+            "simpletuner",
+            vec![("clip_l", vec![]), ("clip_g", vec![]), ("t5", vec![])],
+        ),
+        (
+            "musubi-flux1-bf16",
+            FLUX,
+            "musubi",
+            vec![("clip_l", vec![]), ("t5", vec![])],
+        ),
+        (
+            "onetrainer-flux1-bf16",
+            FLUX,
+            "onetrainer",
+            vec![("clip_l", vec![]), ("t5", vec![])],
+        ),
+    ];
+    for (name, model, like, slots) in cases {
+        let report = audit(&world(name, model)).json();
+        for (slot, changed) in &slots {
+            made_by(&report, slot, like, changed);
+        }
+        assert_eq!(
+            report["encoders"].as_array().map(Vec::len),
+            Some(slots.len()),
+            "{name}"
+        );
+        assert_eq!(report["stale"], Value::Array(Vec::new()), "{name}");
+        let t5 = report["encoders"]
+            .as_array()
+            .expect("a list")
+            .iter()
+            .find(|e| e["slot"] == "t5");
+        let after = t5.map_or("nothing", |t5| t5["after"].as_str().expect("a word"));
+        let wanted = if name.ends_with("zeroed") {
+            "pads_zeroed"
+        } else {
+            "nothing"
+        };
+        assert_eq!(after, wanted, "{name}");
+        if name.ends_with("bf16") {
+            assert_eq!(
+                encoder(&report, "clip_l")["tolerance"]["precision"],
+                "bf16",
+                "{name}"
+            );
+        }
+    }
+}
+
+#[test]
+fn the_exit_status_tells_whether_the_base_model_expects_it() {
+    // SDXL's own code and kohya's make the same of these captions.
+    let same = world("kohya-sdxl", SDXL);
+    let ran = same
+        .run(&["audit", "cache", "exp.toml", "--device", "cpu"])
+        .expect(0);
+    ran.says("clip_l   as kohya makes it")
+        .says("the base model (sdxl base-1.0) expects this");
+    let other = world("kohya-sd3-t5-77", SD3);
+    let ran = other
+        .run(&["audit", "cache", "exp.toml", "--device", "cpu"])
+        .expect(3);
+    ran.says("as kohya makes it, with tokens.max_tokens 77 instead of 256")
+        .says("problem: the cache is not what the base model's own recipe makes of these captions");
+    // Nothing is written.
+    assert!(!other.path("store").exists());
+}
+
+#[test]
+fn an_entry_of_another_caption_is_stale_and_the_caption_is_named() {
+    let world = world("kohya-sdxl", SDXL);
+    let (one, other) = (world.read("data/01.txt"), world.read("data/05.txt"));
+    // Two captions that were exchanged since.
+    world.write_bytes("data/01.txt", &other);
+    let report = audit(&world).expect(3).json();
+    let stale = report["stale"].as_array().expect("a list");
+    assert_eq!(stale.len(), 1, "{report}");
+    assert!(
+        stale[0]["path"]
+            .as_str()
+            .is_some_and(|p| p.ends_with("01_te_outputs.npz"))
+    );
+    assert_eq!(
+        stale[0]["made_of"],
+        Value::Null,
+        "the old caption is nowhere"
+    );
+    made_by(&report, "clip_l", "kohya", &[]);
+    world.write_bytes("data/03.txt", &one);
+    world.write_bytes("data/01.txt", &world.read("data/05.txt"));
+    let text = String::from_utf8(one).expect("text");
+    let report = audit(&world).json();
+    let of = |name: &str| {
+        let stale = report["stale"].as_array().expect("a list");
+        let found = stale
+            .iter()
+            .find(|s| s["path"].as_str().is_some_and(|p| p.contains(name)));
+        found.cloned().unwrap_or_default()
+    };
+    // With two of three stale no recipe is the cache's, so nothing is said of single entries.
+    if encoder(&report, "clip_l")["verdict"] == "reproduced" {
+        assert_eq!(of("01_te")["made_of"], text.trim());
+    } else {
+        assert_eq!(report["stale"], Value::Array(Vec::new()));
+    }
+}
+
+#[test]
+fn a_trigger_word_that_the_trainer_never_applied_is_told() {
+    let world = world("kohya-sdxl", SDXL);
+    world.edit("path = \"data\"", "path = \"data\"\ntrigger = \"zwx\"");
+    let ran = world
+        .run(&["audit", "cache", "exp.toml", "--device", "cpu"])
+        .expect(3);
+    ran.says("without the Experiment's trigger word")
+        .says("as kohya makes it");
+}
+
+#[test]
+fn latents_are_told_from_those_of_other_pictures() {
+    let world = world("kohya-sdxl", SDXL);
+    let report = audit(&world).json();
+    let pictures = &report["pictures"];
+    assert_eq!(pictures["compared"], 3, "{report}");
+    assert_eq!(pictures["scaling"][0][0], "of_vae", "{pictures}");
+    assert_eq!(pictures["others"], Value::Array(Vec::new()), "{pictures}");
+    let report = audit(&crate::audit::world("ai-toolkit-sdxl-bf16", SDXL)).json();
+    assert_eq!(
+        report["pictures"]["scaling"][0][0], "of_denoiser",
+        "{report}"
+    );
+    // Another picture under the same name.
+    world.picture("data/01.png", 128, 128, [10, 200, 90]);
+    let report = audit(&world).expect(3).json();
+    let others = report["pictures"]["others"].as_array().expect("a list");
+    assert_eq!(others.len(), 1, "{report}");
+}
+
+#[test]
+fn what_cannot_be_read_is_told_in_one_line() {
+    let world = world("kohya-sdxl", SDXL);
+    let te = "cache/01_te_outputs.npz";
+    let whole = world.read(te);
+    world.write_bytes(te, &whole[..whole.len() / 2]);
+    let ran = world
+        .run(&["audit", "cache", "exp.toml", "--device", "cpu"])
+        .expect(3);
+    ran.says("01_te_outputs.npz: it is no whole zip file")
+        .says("as kohya makes it");
+    for (cache, says) in [
+        ("nowhere", "cannot read nowhere"),
+        ("data/01.txt", "there is no entry of a cache"),
+        ("exp.toml", "there is no entry of a cache"),
+    ] {
+        world
+            .run(&["audit", cache, "exp.toml"])
+            .expect(1)
+            .says(says);
+    }
+    world.run(&["audit", "cache"]).expect(2);
+    // Another base model's.
+    let other = crate::audit::world("kohya-sdxl", SD3);
+    other
+        .run(&["audit", "cache", "exp.toml", "--device", "cpu"])
+        .expect(3);
+}
