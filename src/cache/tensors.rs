@@ -81,7 +81,11 @@ pub fn write_safetensors(
     Ok(store::write_file(path, &[&bytes])?)
 }
 
-fn to_f32(dtype: ElementType, bytes: &[u8]) -> Result<Vec<f32>> {
+/// Little-endian numbers as f32; bytes beyond the last whole number are passed over.
+///
+/// # Errors
+/// If they are no floating-point numbers.
+pub fn to_f32(dtype: ElementType, bytes: &[u8]) -> Result<Vec<f32>> {
     Ok(match dtype {
         ElementType::F32 => bytes
             .chunks_exact(4)

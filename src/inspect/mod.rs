@@ -6,6 +6,7 @@ mod latents;
 mod lora;
 pub mod model;
 mod tokens;
+pub mod vectors;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -40,6 +41,9 @@ pub enum Error {
     /// An entry, what is made of it, or the file that is written.
     #[error(transparent)]
     Cache(#[from] cache::Error),
+    /// Vectors that do not fit into memory are kept in a file without a name meanwhile.
+    #[error("cannot keep vectors in a temporary file: {0}; TMPDIR names another folder")]
+    Rows(std::io::Error),
     /// The LoRA.
     #[error(transparent)]
     Lora(#[from] convert::Error),
