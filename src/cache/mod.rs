@@ -8,9 +8,11 @@
 //! - [`Manifest`]: which entries an Experiment uses
 //! - [`Reader`]: embeddings and latents as tensors, by their specs alone; [`ModelCache`]: the same for one base model, with its recipe
 //! - [`conditioning`]: what the denoiser receives of a caption's embeddings
+//! - [`difference`]: how much two outputs differ, true tokens, pads and pooled apart
 //! - [`tensors`]: between tensors and the store's bytes
 
 pub mod conditioning;
+pub mod difference;
 mod error;
 mod manifest;
 mod read;
