@@ -14,6 +14,7 @@ mod natural;
 mod picture;
 mod resize;
 mod scan;
+mod thumbnail;
 mod trigger;
 
 use std::path::PathBuf;
@@ -21,6 +22,7 @@ use std::path::PathBuf;
 pub use bucket::{BucketError, BucketRules, Buckets, Placement};
 pub use items::{ViewRules, open, open_usable};
 pub use picture::{PictureError, PictureFile, PreparedPicture};
+pub use thumbnail::{Thumbnail, thumbnails};
 
 use crate::digest::Digest;
 use crate::experiment::DatasetSettings;

@@ -1,7 +1,9 @@
 //! Looking inside: a caption's tokens, what the denoiser receives for a caption or a picture, what a LoRA was trained with, what
 //! a checkpoint is. Everything comes from the same code as training.
 
+pub mod captions;
 mod conditioning;
+mod export;
 mod latents;
 mod lora;
 pub mod model;
@@ -14,6 +16,7 @@ use std::path::PathBuf;
 use candle_core::Tensor;
 
 pub use conditioning::conditioning;
+pub use export::{ExportReport, ExportedEncoder, export};
 pub use latents::{PictureReport, latents};
 pub use lora::{LoraReport, lora};
 pub use tokens::{TokenReport, tokens};

@@ -1,5 +1,5 @@
-//! The Parquet codec of index parts: one row a payload, the rows of an entry side by side. The only file that
-//! knows arrow and parquet.
+//! The Parquet codec of index parts: one row a payload, the rows of an entry side by side. It and `table`
+//! are the only files that know arrow and parquet.
 //!
 //! A part is named by the digest of its bytes and is checked against it before it is decoded, so that chance
 //! damage never reaches the decoder. What a hostile file could still do is bounded here.

@@ -49,6 +49,7 @@ mod salvage;
 mod snapshot;
 mod specs;
 mod stats;
+pub mod table;
 mod temporary;
 mod tensor;
 mod writer;

@@ -19,6 +19,7 @@ mod flux_files;
 mod full_size;
 mod hostile_text;
 mod hub;
+mod inspect_export;
 mod latents;
 mod layouts;
 mod lora_folders;

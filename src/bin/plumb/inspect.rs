@@ -1,8 +1,10 @@
 //! `plumb inspect`: what exactly a model receives, and what a LoRA was trained with.
 
 mod conditioning;
+mod export;
 mod latents;
 mod lora;
+mod subject;
 mod tokens;
 
 use std::collections::BTreeMap;
@@ -35,6 +37,7 @@ enum Command {
     ///
     /// The picture is cropped as the Experiment's first data set says, and encoded first if the store lacks it.
     Latents(latents::Args),
+    Export(export::Args),
     /// Show what a LoRA was trained with.
     Lora(lora::Args),
 }
@@ -44,6 +47,7 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> CommandResult {
         Command::Tokens(args) => tokens::run(args, ui),
         Command::Conditioning(args) => conditioning::run(args, ui),
         Command::Latents(args) => latents::run(args, ui),
+        Command::Export(args) => export::run(args, ui),
         Command::Lora(args) => lora::run(args, ui),
     }
 }

@@ -1,0 +1,98 @@
+//! What is looked at: an Experiment, or a store by itself.
+
+use std::path::Path;
+
+use plumb::base_model::BaseModel;
+use plumb::cache::{self, Reader, Specs, refuse_if_missing};
+use plumb::experiment::Experiment;
+use plumb::inspect::captions::Captions;
+use plumb::monitor::Monitor as _;
+use plumb::store::{Store, StoreReader};
+
+use crate::ui::{Failure, Ui};
+
+/// An Experiment with its base model, or a store alone.
+pub(super) enum Subject {
+    Experiment(Box<(Experiment, BaseModel)>, Option<Store>),
+    Store(Store),
+}
+
+impl Subject {
+    /// A folder is a store, anything else an Experiment's file.
+    pub(super) fn open(path: &Path, ui: &Ui) -> Result<Self, Failure> {
+        if path.is_dir() {
+            return Ok(Self::Store(Store::open(path).map_err(Failure::error)?));
+        }
+        let opened = super::open(path, ui)?;
+        let place = opened.0.store_path().map_err(Failure::usage)?;
+        let store = match place.is_dir() {
+            true => Some(Store::open(&place).map_err(Failure::error)?),
+            false => None,
+        };
+        Ok(Self::Experiment(Box::new(opened), store))
+    }
+
+    pub(super) fn base(&self) -> Option<&BaseModel> {
+        match self {
+            Self::Experiment(opened, _) => Some(&opened.1),
+            Self::Store(_) => None,
+        }
+    }
+
+    pub(super) fn captions(&self, ui: &Ui) -> Result<Captions, Failure> {
+        match self {
+            Self::Experiment(opened, _) => {
+                Captions::of_experiment(&opened.0, &opened.1, ui).map_err(Failure::error)
+            }
+            Self::Store(store) => {
+                let reader = store.reader().map_err(Failure::error)?;
+                Captions::of_store(&reader).map_err(Failure::error)
+            }
+        }
+    }
+
+    /// The store's entries. An Experiment of whose captions the store has none is refused, as `train` refuses it.
+    pub(super) fn reader(&self, captions: &Captions, ui: &Ui) -> Result<StoreReader, Failure> {
+        let reader = match self {
+            Self::Store(store) => store.reader().map_err(Failure::error)?,
+            Self::Experiment(opened, None) => {
+                let (experiment, _) = &**opened;
+                let place = experiment.store_path().map_err(Failure::usage)?;
+                return Err(Failure::refused(cache::refuse_without_store(
+                    experiment, &place,
+                )));
+            }
+            Self::Experiment(opened, Some(store)) => {
+                refuse_if_none(opened, store, captions)?;
+                let specs: Vec<_> = captions.encoders.iter().map(|e| e.spec).collect();
+                store.reader_of(&specs).map_err(Failure::error)?
+            }
+        };
+        for problem in reader.problems() {
+            ui.problem(&problem.to_string());
+        }
+        Ok(reader)
+    }
+}
+
+fn refuse_if_none(
+    opened: &(Experiment, BaseModel),
+    store: &Store,
+    captions: &Captions,
+) -> Result<(), Failure> {
+    let (experiment, base) = opened;
+    let reader = Reader::open(Specs::from(base), store).map_err(Failure::error)?;
+    let texts = captions.all.iter().map(|c| c.text.clone()).collect();
+    let refusal = refuse_if_missing(experiment, base, store, &reader, &texts, &[]);
+    let refusal = refusal.map_err(Failure::error)?;
+    match refusal {
+        // Where something is there, that is shown, and what is not is told.
+        Some(refusal)
+            if (refusal.missing.iter().filter(|m| m.missing == m.wanted)).count()
+                == captions.encoders.len() =>
+        {
+            Err(Failure::refused(refusal))
+        }
+        _ => Ok(()),
+    }
+}

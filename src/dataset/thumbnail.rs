@@ -1,0 +1,63 @@
+//! Small pictures to show a person, of any that a training can use.
+
+use std::borrow::Cow;
+
+use super::Item;
+use super::budget;
+use super::picture::{self, PictureError, PictureFile};
+use super::resize::resize;
+use crate::recipe::latents::Size;
+
+/// A picture in small: 8-bit RGB, row major.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Thumbnail {
+    /// Its size.
+    pub size: Size,
+    /// 3 bytes a pixel.
+    pub rgb: Vec<u8>,
+}
+
+/// Each item's whole picture with no side longer than `side` px, decoded on all cores within a bound on memory.
+pub fn thumbnails(items: &[&Item], side: u32) -> Vec<Result<Thumbnail, PictureError>> {
+    let need = |item: &&Item| picture::decoding_bytes(&item.picture, item.size);
+    budget::map_within(budget::DECODING_BYTES, items, need, |item| {
+        let file = PictureFile::open(&item.picture)?.expect(&item.digest)?;
+        let rgb = file.decode()?;
+        let size = fitted(file.size, side);
+        Ok(Thumbnail {
+            size,
+            rgb: resize(Cow::Borrowed(&rgb), file.size, size).into_owned(),
+        })
+    })
+}
+
+/// The size with the same proportions whose longer side is at most `side`; never larger.
+fn fitted(size: Size, side: u32) -> Size {
+    let longer = size.width.max(size.height).max(1);
+    if longer <= side {
+        return size;
+    }
+    // At least a pixel, of a picture that is a line.
+    let scaled = |length: u32| {
+        let length = u64::from(length) * u64::from(side) / u64::from(longer);
+        (length as u32).max(1)
+    };
+    Size {
+        width: scaled(size.width),
+        height: scaled(size.height),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Size, fitted};
+
+    #[test]
+    fn proportions_stay_and_nothing_grows_or_vanishes() {
+        let size = |width, height| Size { width, height };
+        assert_eq!(fitted(size(400, 200), 64), size(64, 32));
+        assert_eq!(fitted(size(20, 64), 64), size(20, 64));
+        assert_eq!(fitted(size(1, 16384), 64), size(1, 64));
+        assert_eq!(fitted(size(u32::MAX, 1), 64), size(64, 1));
+    }
+}

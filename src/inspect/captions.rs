@@ -1,0 +1,146 @@
+//! The captions that there are to look at: those of an Experiment, with their pictures, or all that a store has.
+
+use std::collections::{BTreeMap, HashMap};
+
+use serde::Serialize;
+use serde_json::Value;
+
+use super::Error;
+use crate::base_model::BaseModel;
+use crate::cache::{self, EncoderId, Specs};
+use crate::dataset::{self, Item};
+use crate::digest::Fingerprint;
+use crate::experiment::Experiment;
+use crate::monitor::Monitor;
+use crate::store::StoreReader;
+
+/// Where a caption is from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Origin {
+    /// A picture of the data sets.
+    Picture,
+    /// A prompt of the previews, or what stands for no caption.
+    Prompt,
+    /// The store, which does not know what its captions are for.
+    Store,
+}
+
+/// A caption.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Caption {
+    /// Its text.
+    pub text: String,
+    /// Where it is from.
+    pub origin: Origin,
+    /// The items that it belongs to, by their places in [`Captions::items`].
+    pub items: Vec<usize>,
+}
+
+/// Captions, each once, and the encoders that there are for them.
+pub struct Captions {
+    /// In the order of the data sets, then the prompts; of a store, sorted.
+    pub all: Vec<Caption>,
+    /// The pictures; none of a store.
+    pub items: Vec<Item>,
+    /// In the recipe's order.
+    pub encoders: Vec<EncoderId>,
+}
+
+impl Captions {
+    /// Those of an Experiment. A picture that cannot be used is told, and is not among the items.
+    ///
+    /// # Errors
+    /// If a data set cannot be read.
+    pub fn of_experiment(
+        experiment: &Experiment,
+        base: &BaseModel,
+        monitor: &dyn Monitor,
+    ) -> Result<Self, Error> {
+        let multiple = base.latent_geometry().side_multiple();
+        let items = match experiment.datasets().is_empty() {
+            true => Vec::new(),
+            false => dataset::open_usable(experiment, multiple, monitor)?.0,
+        };
+        let mut all: Vec<Caption> = Vec::new();
+        let mut places = HashMap::new();
+        let of_items = items.iter().enumerate();
+        let of_items = of_items.flat_map(|(n, item)| {
+            let captions = item.captions.iter();
+            captions.map(move |text| (text.clone(), Some(n)))
+        });
+        let extra = experiment.extra_captions().into_iter();
+        for (text, item) in of_items.chain(extra.map(|text| (text, None))) {
+            let place = *places.entry(text.clone()).or_insert_with(|| {
+                all.push(Caption {
+                    text,
+                    origin: item.map_or(Origin::Prompt, |_| Origin::Picture),
+                    items: Vec::new(),
+                });
+                all.len() - 1
+            });
+            all[place].items.extend(item);
+        }
+        Ok(Self {
+            all,
+            items,
+            encoders: Specs::from(base).encoders,
+        })
+    }
+
+    /// All that a store has an entry of, under any text encoder. An encoder is called by its kind and the beginning of its
+    /// fingerprint, as a store knows no recipe.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    pub fn of_store(reader: &StoreReader) -> Result<Self, Error> {
+        let mut texts = BTreeMap::<String, ()>::new();
+        let mut encoders = Vec::new();
+        for spec in reader.specs().map_err(cache::Error::from)? {
+            let Some(slot) = slot(reader, &spec)? else {
+                continue;
+            };
+            let records = reader.records(&spec).map_err(cache::Error::from)?;
+            if records.is_empty() {
+                continue;
+            }
+            texts.extend(records.into_iter().map(|record| (record.source, ())));
+            encoders.push(EncoderId { slot, spec });
+        }
+        // Neither by fingerprint, which would look like chance.
+        encoders.sort_by(|a, b| a.slot.cmp(&b.slot));
+        let caption = |(text, ())| Caption {
+            text,
+            origin: Origin::Store,
+            items: Vec::new(),
+        };
+        Ok(Self {
+            all: texts.into_iter().map(caption).collect(),
+            items: Vec::new(),
+            encoders,
+        })
+    }
+
+    /// Their texts.
+    pub fn texts(&self) -> Vec<&str> {
+        self.all
+            .iter()
+            .map(|caption| caption.text.as_str())
+            .collect()
+    }
+}
+
+/// What a spec of the store is called, if it is a text encoder's.
+fn slot(reader: &StoreReader, spec: &Fingerprint) -> Result<Option<String>, Error> {
+    let json = reader.spec_json(spec).map_err(cache::Error::from)?;
+    let json = json.and_then(|json| serde_json::from_slice::<Value>(&json).ok());
+    let Some(json) = json.filter(|json| json.get("tokens").is_some()) else {
+        return Ok(None);
+    };
+    let kind = json.pointer("/architecture/kind").and_then(Value::as_str);
+    Ok(Some(format!(
+        "{}_{}",
+        kind.unwrap_or("encoder"),
+        spec.short()
+    )))
+}

@@ -1,0 +1,193 @@
+//! `plumb inspect export`: the table that pandas and embedding-atlas read, against the store and numpy.
+
+use std::path::Path;
+use std::process::Command;
+
+use crate::world::World;
+
+/// Reads a table with pyarrow: the columns, and of each encoder how its vectors' norms and its plane agree with numpy's.
+const READ: &str = r#"
+import json, sys, io
+import numpy as np
+import pyarrow.parquet as pq
+from PIL import Image
+file = pq.ParquetFile(sys.argv[1])
+table = file.read()
+rows = table.to_pylist()
+said = {"columns": table.column_names, "captions": table["caption"].to_pylist(), "groups": file.num_row_groups}
+for slot in [n[:-2] for n in table.column_names if n.endswith("_x")]:
+    have = [r for r in rows if r[slot + "_vector"] is not None]
+    a = np.array([r[slot + "_vector"] for r in have], np.float64)
+    points = np.array([[r[slot + "_x"], r[slot + "_y"]] for r in have])
+    u, s, vt = np.linalg.svd(a - a.mean(0), full_matrices=False)
+    vt = np.array([v * np.sign(v[np.argmax(np.abs(v))]) for v in vt[:2]])
+    error = np.abs((a - a.mean(0)) @ vt.T - points).max() / np.abs(points).max()
+    norms = np.array([r[slot + "_norm"] for r in have])
+    said[slot] = {"vectors": len(have), "plane": float(error), "norms": float(np.abs(np.linalg.norm(a, axis=1) / norms - 1).max()),
+                  "width": a.shape[1], "tokens": [r[slot + "_tokens"] for r in rows], "truncated": [r[slot + "_truncated"] for r in rows]}
+thumbnails = table["thumbnail"].to_pylist() if "thumbnail" in table.column_names else []
+said["thumbnails"] = [None if t is None else [t["path"], *Image.open(io.BytesIO(t["bytes"])).size] for t in thumbnails]
+said["pictures"] = [len(p) for p in table["pictures"].to_pylist()]
+print(json.dumps(said))
+"#;
+
+fn read(table: &Path) -> Option<serde_json::Value> {
+    let Some(python) = std::env::var_os("PLUMB_PYTHON") else {
+        println!("skipped: PLUMB_PYTHON names no Python with pyarrow, numpy and Pillow");
+        return None;
+    };
+    let output = Command::new(python)
+        .args(["-c", READ])
+        .arg(table)
+        .env("OMP_NUM_THREADS", "1")
+        .output()
+        .expect("Python runs");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    Some(serde_json::from_slice(&output.stdout).expect("JSON"))
+}
+
+fn encoded() -> World {
+    let world = World::new();
+    world.write(
+        "pictures/p1.txt",
+        &"a long caption of many words ".repeat(40),
+    );
+    world.write(
+        "pictures/p2.txt",
+        "\u{5d0}\u{202e}\u{1f469}\u{200d}\u{1f680} \"quoted\" </script>",
+    );
+    world.run(&["encode", "exp.toml"]).expect(0);
+    world
+}
+
+#[test]
+fn pyarrow_reads_every_caption_with_its_vectors_and_numpy_finds_the_same_plane() {
+    let world = encoded();
+    let export = [
+        "inspect",
+        "export",
+        "exp.toml",
+        "--parquet",
+        "new/table.parquet",
+    ];
+    let said = world.run(&export).expect(0).says("5 captions");
+    let _ = said.says("embedding-atlas new/table.parquet --text caption --x clip_l_x --y clip_l_y");
+    let Some(read) = read(&world.path("new/table.parquet")) else {
+        return;
+    };
+    let begins = [
+        "caption",
+        "origin",
+        "pictures",
+        "recipe",
+        "thumbnail",
+        "clip_l_x",
+    ];
+    for (n, name) in begins.iter().enumerate() {
+        assert_eq!(read["columns"][n], *name);
+    }
+    assert_eq!(
+        read["captions"][2],
+        "\u{5d0}\u{202e}\u{1f469}\u{200d}\u{1f680} \"quoted\" </script>"
+    );
+    for slot in ["clip_l", "clip_g", "t5"] {
+        let of = &read[slot];
+        assert_eq!(of["vectors"], 5, "{slot}");
+        assert!(
+            of["plane"].as_f64().expect("a number") < 1e-5,
+            "{slot}: {of}"
+        );
+        assert!(
+            of["norms"].as_f64().expect("a number") < 1e-5,
+            "{slot}: {of}"
+        );
+    }
+    assert_eq!(
+        read["clip_l"]["truncated"],
+        serde_json::json!([false, true, false, false, false])
+    );
+    assert_eq!(read["clip_l"]["tokens"][1], 77);
+    assert_eq!(read["thumbnails"][0], serde_json::json!(["p0.png", 64, 64]));
+    // The prompt and the empty caption have none.
+    assert_eq!(read["thumbnails"][3], serde_json::Value::Null);
+    assert_eq!(read["pictures"], serde_json::json!([1, 1, 1, 0, 0]));
+}
+
+#[test]
+fn a_store_alone_is_exported_too_and_a_damaged_entry_is_told_and_null() {
+    let world = encoded();
+    let packs = crate::store_util::files(&world.path("store"), ".safetensors");
+    let said = world
+        .run(&[
+            "inspect",
+            "export",
+            "store",
+            "--parquet",
+            "all.parquet",
+            "--json",
+        ])
+        .expect(0);
+    let report = said.json();
+    assert_eq!(report["captions"], 5);
+    let slots: Vec<&str> = report["encoders"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .filter_map(|e| e["slot"].as_str())
+        .collect();
+    assert_eq!(slots.len(), 3);
+    assert!(
+        slots[0].starts_with("clip_text_") && slots[2].starts_with("t5_"),
+        "{slots:?}"
+    );
+    for pack in packs {
+        let mut bytes = std::fs::read(&pack).expect("a pack");
+        *bytes.last_mut().expect("bytes") ^= 1;
+        std::fs::write(&pack, bytes).expect("written");
+    }
+    let export = [
+        "inspect",
+        "export",
+        "exp.toml",
+        "--parquet",
+        "table.parquet",
+        "--no-thumbnails",
+    ];
+    let _ = world.run(&export).expect(3).says("1 are damaged");
+    if let Some(read) = read(&world.path("table.parquet")) {
+        let vectors: i64 = ["clip_l", "clip_g", "t5"]
+            .iter()
+            .filter_map(|s| read[*s]["vectors"].as_i64())
+            .sum();
+        assert!(vectors < 15, "{read}");
+        assert_eq!(read["thumbnails"], serde_json::json!([]));
+    }
+}
+
+#[test]
+fn what_cannot_be_exported_is_refused_in_a_line() {
+    let world = World::new();
+    let export = |from: &str| world.run(&["inspect", "export", from, "--parquet", "t.parquet"]);
+    let _ = export("exp.toml")
+        .expect(4)
+        .says("to mend it: plumb encode exp.toml");
+    let _ = export("pictures").expect(1).says("store.json");
+    let _ = export("absent.toml").expect(2).says("absent.toml");
+    // Of other captions, under the same recipe.
+    world.write("one.txt", "something else\n");
+    world
+        .run(&["encode", "exp.toml", "--captions", "one.txt"])
+        .expect(0);
+    let _ = export("exp.toml")
+        .expect(4)
+        .says("5 of 5 entries are missing");
+    assert!(!world.path("t.parquet").exists());
+    world.write("one.txt", "a blue square\n");
+    world
+        .run(&["encode", "exp.toml", "--captions", "one.txt"])
+        .expect(0);
+    let _ = export("exp.toml")
+        .expect(3)
+        .says("4 of 5 captions are not in the store");
+}
