@@ -2,13 +2,16 @@
 //! and of the VAE computed. Nothing is loaded here but headers, configurations and tokenizers; weights are read
 //! once, for their digests, which the memo remembers.
 
+mod encoder;
 mod files;
 pub mod hub;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use candle_core::{DType, Device};
 
+pub use encoder::TextEncoderPart;
 use files::ModelFiles;
 pub use files::{NeededFile, needed_files};
 
@@ -22,10 +25,10 @@ use crate::recipe::latents::{
     ConfigError, LATENT_SPEC_VERSION, LatentSpec, PictureRules, VaeConfig,
 };
 use crate::recipe::rules::DenoiserMask;
-use crate::recipe::{self, Deviation, EncoderRecipe, Recipe};
+use crate::recipe::{self, Deviation, Recipe};
 use crate::shown;
-use crate::text::spec::{Dtype, EncoderSpec, Precision, TokenRules};
-use crate::text::{self, Residency, TextEncoder, Tokenizer, tokenizer};
+use crate::text::spec::{Dtype, Precision};
+use crate::text::{self, tokenizer};
 use crate::vae::{self, LatentGeometry};
 
 /// Why a base model could not be opened.
@@ -73,7 +76,7 @@ pub enum Error {
 /// A base model, ready to be used in parts.
 pub struct BaseModel {
     /// Its denoiser, with the family it is of and the model's parts.
-    pub denoiser: OpenedDenoiser,
+    pub denoiser: Arc<OpenedDenoiser>,
     /// Its flavor, whose defaults fill `settings`.
     pub flavor: &'static Flavor,
     /// The Experiment, with what the model says of its noise schedule where the Experiment says nothing.
@@ -90,24 +93,8 @@ pub struct BaseModel {
     pub vae: VaePart,
 }
 
-/// One text encoder of a base model.
-pub struct TextEncoderPart {
-    /// What the recipe calls it.
-    pub slot: String,
-    /// What its outputs depend on.
-    pub spec: EncoderSpec,
-    /// The spec's fingerprint.
-    pub fingerprint: Fingerprint,
-    /// How captions become ids; as in the spec, before fields without effect were left out.
-    pub tokens: TokenRules,
-    /// The vocabulary that `tokens` are made by; its digest stands in `spec`.
-    pub tokenizer: Tokenizer,
-    /// Whether its files came without a configuration, so that names alone said what they are.
-    pub bare_file: bool,
-    weights: Weights,
-}
-
 /// The VAE of a base model.
+#[derive(Clone)]
 pub struct VaePart {
     /// What its latents depend on.
     pub spec: LatentSpec,
@@ -128,17 +115,8 @@ impl BaseModel {
         let family = models::family(&model.family)?;
         let flavor = family.flavor(&model.flavor)?;
         let recipe = resolve_recipe(&model)?;
-        if recipe.assembly().mask == DenoiserMask::Pads && !family.masks_pads {
-            return Err(Error::Recipe(recipe::Error::DoesNotFit {
-                slot: "denoiser".to_owned(),
-                field: "assembly.mask".to_owned(),
-                why: format!(
-                    "expected none (a denoiser of family `{}` has no mask), found pads",
-                    family.name
-                ),
-            }));
-        }
-        let denoiser = family.open(family.components(&model.path)?)?;
+        check_mask(family, &recipe)?;
+        let denoiser = Arc::new(family.open(family.components(&model.path)?)?);
         denoiser.check_whole()?;
         denoiser.check_flavor(flavor)?;
         let without = without_each(&model, &recipe);
@@ -157,7 +135,7 @@ impl BaseModel {
         let mut encoders = Vec::new();
         for encoder in recipe.encoders() {
             // None of one that the recipe does without.
-            encoders.extend(files.encoder(encoder, memo, &mut notes)?);
+            encoders.extend(files.encoder(encoder, &[], memo, &mut notes)?);
         }
         let vae = files.vae_base(family, memo)?;
         Ok(Self {
@@ -169,6 +147,39 @@ impl BaseModel {
             recipe,
             encoders,
             vae,
+        })
+    }
+
+    /// The same base model under another recipe of its family. Files that are open stay so, and weights that were looked at are not
+    /// looked at again: a change of rules costs next to nothing.
+    ///
+    /// # Errors
+    /// If the recipe does not fit the model, or needs an encoder that is not there.
+    pub fn with_recipe(&self, recipe: Recipe, memo: &mut DigestMemo) -> Result<Self, Error> {
+        let model = self.experiment.model();
+        check_mask(self.denoiser.family, &recipe)?;
+        let files = ModelFiles {
+            experiment: &self.experiment.file,
+            map: model.files,
+            stored: model.stored,
+            components: &self.denoiser.components,
+            recipe: &recipe,
+            without: Vec::new(),
+        };
+        files.check()?;
+        let mut encoders = Vec::new();
+        for encoder in recipe.encoders() {
+            encoders.extend(files.encoder(encoder, &self.encoders, memo, &mut Vec::new())?);
+        }
+        Ok(Self {
+            denoiser: self.denoiser.clone(),
+            flavor: self.flavor,
+            experiment: self.experiment.clone(),
+            notes: Vec::new(),
+            settings: self.settings.clone(),
+            encoders,
+            vae: self.vae.clone(),
+            recipe,
         })
     }
 
@@ -210,6 +221,20 @@ impl BaseModel {
         let (weights, tensors) = (self.denoiser.weights(), self.denoiser.tensors());
         Ok(weights.load_checked(tensors, digest, || self.denoiser.load(placement))?)
     }
+}
+
+fn check_mask(family: &Family, recipe: &Recipe) -> Result<(), Error> {
+    if recipe.assembly().mask == DenoiserMask::None || family.masks_pads {
+        return Ok(());
+    }
+    Err(Error::Recipe(recipe::Error::DoesNotFit {
+        slot: "denoiser".to_owned(),
+        field: "assembly.mask".to_owned(),
+        why: format!(
+            "expected none (a denoiser of family `{}` has no mask), found pads",
+            family.name
+        ),
+    }))
 }
 
 /// Where, in what and by what an Experiment's denoiser computes on `device`, and how it is kept.
@@ -283,58 +308,6 @@ fn without_each(model: &ModelSettings, recipe: &Recipe) -> Vec<(String, Recipe)>
     named.filter_map(|d| without(&d.field)).collect()
 }
 
-impl TextEncoderPart {
-    /// Loads the encoder, to compute on `device` by `kernels`, and makes sure that its weights are those of the spec.
-    ///
-    /// # Errors
-    /// If a tensor is missing, misshapen or not finite, or the weights are others.
-    pub fn load(
-        &self,
-        residency: Residency,
-        device: &Device,
-        kernels: &Kernels,
-    ) -> Result<TextEncoder, Error> {
-        let weights = self.weights.clone().on(device).with_kernels(kernels);
-        let network = &*self.spec.network;
-        let found = network.locate(&weights).map_err(|e| self.fail(e))?;
-        let load = || TextEncoder::load(network, &weights, residency);
-        // What is computed is stored under the spec, so it is computed by what the spec names.
-        let loaded = found
-            .weights
-            .load_checked(&found.tensors, &self.spec.weights, load);
-        loaded.map_err(|e| self.fail(e))
-    }
-
-    /// The types of fewer than 16 bits that weights are stored in, if any: then it is another encoder than the one
-    /// that the base model was trained with.
-    pub fn reduced_types(&self) -> Vec<String> {
-        let types = self.weights.storage().types.into_keys();
-        types
-            // GGUF's block types (`Q4_K`), and the two kinds of `F8`.
-            .filter(|name| name.starts_with(['Q']) || name.starts_with("F8"))
-            .collect()
-    }
-
-    /// Bytes of the weights in the precision they are computed in.
-    pub fn weight_bytes(&self) -> u64 {
-        let count = |name: &String| {
-            self.weights
-                .shape(name)
-                .map_or(0, |s| s.iter().product::<usize>())
-        };
-        // All of the file, of which a whole checkpoint holds more than this encoder: a bound from above.
-        let elements: usize = self.weights.names().iter().map(count).sum();
-        (elements * self.weights.dtype().size_in_bytes()) as u64
-    }
-
-    fn fail(&self, source: text::Error) -> Error {
-        Error::Encoder {
-            slot: self.slot.clone(),
-            source,
-        }
-    }
-}
-
 impl VaePart {
     /// Loads the half that makes latents, to compute on `device` by `kernels`, and makes sure that its weights are those of the
     /// spec.
@@ -371,68 +344,6 @@ pub fn candle_dtype(dtype: Dtype) -> DType {
 }
 
 impl ModelFiles<'_> {
-    fn encoder(
-        &self,
-        recipe: &EncoderRecipe,
-        memo: &mut DigestMemo,
-        notes: &mut Vec<String>,
-    ) -> Result<Option<TextEncoderPart>, Error> {
-        let Some(component) = self.component(&recipe.slot, &recipe.component) else {
-            return Ok(None);
-        };
-        let architecture = self.architecture(recipe, &component)?;
-        let format = architecture.kind().tokenizer();
-        let tokenizer = Tokenizer::load(format, &self.tokenizer(recipe)?)?;
-        let identity = tokenizer.identity();
-        // The rules decide which weights are used, so the digest comes after them.
-        let of_rules =
-            |recipe: &EncoderRecipe| recipe.spec(&*architecture, Digest::of(b""), identity);
-        let mut spec = of_rules(recipe)?;
-        notes.extend(self.idle_deviations(recipe, &spec, of_rules));
-        tokenizer.check_fits(architecture.vocab_size())?;
-        let weights = component
-            .open()?
-            .with_dtype(candle_dtype(spec.precision.compute));
-        let digest = text::weights_digest(&*spec.network, &weights, Some(memo));
-        let slot = recipe.slot.clone();
-        spec.weights = digest.map_err(|source| Error::Encoder {
-            slot: slot.clone(),
-            source,
-        })?;
-        let (fingerprint, tokens) = (spec.fingerprint(), recipe.tokens(identity.end_id));
-        Ok(Some(TextEncoderPart {
-            bare_file: component.config.is_none(),
-            slot,
-            spec,
-            fingerprint,
-            tokens,
-            tokenizer,
-            weights,
-        }))
-    }
-
-    /// A sentence for each deviation of an encoder that changes nothing: its spec is the same without it.
-    fn idle_deviations(
-        &self,
-        recipe: &EncoderRecipe,
-        spec: &EncoderSpec,
-        of_rules: impl Fn(&EncoderRecipe) -> Result<EncoderSpec, recipe::Error>,
-    ) -> Vec<String> {
-        let is_idle = |other: &Recipe| {
-            let other = other.encoders().iter().find(|e| e.slot == recipe.slot);
-            let other = other.and_then(|other| of_rules(other).ok());
-            other.is_some_and(|other| other.fingerprint() == spec.fingerprint())
-        };
-        let prefix = format!("{}.", recipe.slot);
-        let of_this = self.without.iter().filter(|(f, _)| f.starts_with(&prefix));
-        of_this
-            .filter(|(_, without)| is_idle(without))
-            .map(|(field, _)| {
-                format!("[recipe.deviate] {field} changes nothing beside the recipe's other rules")
-            })
-            .collect()
-    }
-
     fn vae_base(&self, family: &Family, memo: &mut DigestMemo) -> Result<VaePart, Error> {
         let component = self.vae()?;
         let weights = vae::names::canonical(&component.open()?);

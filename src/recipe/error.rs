@@ -2,6 +2,7 @@
 
 use strsim::{jaro_winkler, normalized_damerau_levenshtein};
 
+use crate::shown;
 use crate::text::ConfigError;
 
 /// Why a recipe could not be had, or does not fit a checkpoint.
@@ -50,6 +51,14 @@ pub enum Error {
         found: String,
         /// The recipe's own value, as JSON.
         base: String,
+    },
+    /// What a person wants to be tried is not a sweep, or cannot be tried.
+    #[error("--vary {}: {why}", shown::text(sweep))]
+    Sweep {
+        /// The sweep as written, or its fields.
+        sweep: String,
+        /// What is wrong, and what is expected.
+        why: String,
     },
     /// Two fields exclude each other.
     #[error("{fields} in the recipe {recipe}: {why}")]

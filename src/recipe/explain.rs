@@ -139,6 +139,7 @@ pub struct ExplainedField {
 struct Tables {
     tokenizer: Vec<FieldNote>,
     recipe: Vec<FieldNote>,
+    values: FieldValues,
 }
 
 #[derive(Deserialize)]
@@ -146,7 +147,12 @@ struct Tables {
 struct TablesOfKind {
     config: Vec<FieldNote>,
     recipe: Vec<FieldNote>,
+    #[serde(default)]
+    values: FieldValues,
 }
+
+/// By a field's name, the values that a search tries.
+type FieldValues = BTreeMap<String, Vec<Value>>;
 
 /// All that is known about a subject's fields.
 ///
@@ -244,6 +250,26 @@ pub fn recipe(recipe: &Recipe) -> Result<Vec<ExplainedField>, Error> {
         explained_field(path.clone(), Some(&field.value), recipe_name(path), entries)
     };
     Ok(recipe.fields().iter().map(explain).collect())
+}
+
+/// The values worth trying at each field of a recipe that can change a caption's conditioning, its own among them.
+///
+/// # Errors
+/// As [`table`].
+pub fn values(recipe: &Recipe) -> Result<BTreeMap<String, Vec<Value>>, Error> {
+    let common = common()?.values;
+    let mut by_slot = BTreeMap::new();
+    for encoder in recipe.encoders() {
+        let of_kind = of_kind(encoder.rules.network)?.values;
+        by_slot.insert(encoder.slot.as_str(), of_kind);
+    }
+    let of_field = |path: &String| {
+        let slot = path.split('.').next().unwrap_or_default();
+        let of_kind = by_slot.get(slot).and_then(|v| v.get(recipe_name(path)));
+        let values = of_kind.or_else(|| common.get(recipe_name(path)))?;
+        Some((path.clone(), values.clone()))
+    };
+    Ok(recipe.fields().keys().filter_map(of_field).collect())
 }
 
 /// The name under which a recipe's field stands in the table: without its slot.

@@ -104,11 +104,30 @@ impl Recipe {
             flavor: flavor.to_owned(),
             variant: variant.to_owned(),
         };
-        let files = data::files();
-        #[cfg(test)]
-        let files = with_that_of_the_tests(files);
-        let variant = select(data::variants(&files)?, &name)?;
+        let variant = select_shipped(&name)?;
         Self::from_variant(name, variant, deviate)
+    }
+
+    /// This recipe's deviations and more, the later ones before its own, as [`Self::resolve`] takes them.
+    ///
+    /// # Errors
+    /// If a value is none that TOML has.
+    pub(super) fn deviate_with(&self, more: &[(String, Value)]) -> Result<toml::Table, Error> {
+        let own = self.deviations.iter().map(|d| (&d.field, &d.value));
+        let mut table = toml::Table::new();
+        for (field, value) in own.chain(more.iter().map(|(f, v)| (f, v))) {
+            let toml = toml::Value::try_from(value).map_err(|e| Error::WrongValue {
+                field: field.clone(),
+                why: e.to_string(),
+                found: value.to_string(),
+                base: self
+                    .fields
+                    .get(field)
+                    .map_or_else(String::new, |f| f.value.to_string()),
+            })?;
+            table.insert(field.clone(), toml);
+        }
+        Ok(table)
     }
 
     /// The shipped recipe of that name.
@@ -281,6 +300,14 @@ fn with_that_of_the_tests(mut files: Vec<data::RecipeFile>) -> Vec<data::RecipeF
         text: include_str!("../../tests/fake_family/reference.toml"),
     });
     files
+}
+
+/// The shipped variant that a name means.
+pub(super) fn select_shipped(name: &RecipeName) -> Result<Variant, Error> {
+    let files = data::files();
+    #[cfg(test)]
+    let files = with_that_of_the_tests(files);
+    select(data::variants(&files)?, name)
 }
 
 /// The variant that a name means.

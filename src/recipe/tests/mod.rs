@@ -1,5 +1,6 @@
 //! Recipes and specs: what ships, what a person may change, and what enters a fingerprint.
 
+mod candidates;
 mod canonical;
 mod checkpoint;
 mod deviate;
