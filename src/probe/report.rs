@@ -1,0 +1,273 @@
+//! The report of a probe, as the file that `--out` names has it: what was compared, what was found, and the numbers of each picture.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::digest::{Digest, Fingerprint};
+use crate::files;
+use crate::recipe::Deviation;
+
+/// The version of the form. One that knows less refuses to read more.
+pub const REPORT_VERSION: u32 = 1;
+
+/// A report of a hundred recipes over ten thousand pictures has 20 MB.
+const MAX_BYTES: u64 = 256 << 20;
+
+/// What a probe found.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Report {
+    /// [`REPORT_VERSION`].
+    pub version: u32,
+    /// The program that wrote it: `plumb 0.1.0`.
+    pub tool: String,
+    /// The Experiment's file, as it was named.
+    pub experiment: String,
+    /// The base model's family: `sd3`.
+    pub family: String,
+    /// Its flavor: `3.5-large`.
+    pub flavor: String,
+    /// The digest of the denoiser's weights.
+    pub base: Digest,
+    /// How it was measured.
+    pub method: Method,
+    /// The pictures that were measured, in the order in which they were.
+    pub pictures: Vec<Picture>,
+    /// Pictures that could not be used.
+    pub failed: u64,
+    /// The recipes that were compared; the first is the one that the others are compared with.
+    pub candidates: Vec<CandidateReport>,
+    /// Recipes that do not fit the base model, and why.
+    pub left_out: Vec<LeftOut>,
+    /// What was found, in a few sentences.
+    pub conclusion: String,
+}
+
+/// How a probe measured.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Method {
+    /// What noise, timesteps and the order of pictures derive from.
+    pub seed: u64,
+    /// Draws of noise and timestep for each picture, one in each of as many equal parts of the schedule.
+    pub draws: u32,
+    /// The embedded guidance that the denoiser was given, if it has such an input.
+    pub guidance: Option<f64>,
+    /// The chance of a false alarm over all candidates and looks.
+    pub alpha: f64,
+    /// When the numbers were looked at, as planned; the probe ends at the first look at which all is clear.
+    pub looks: Vec<Look>,
+    /// Looks that were made.
+    pub looks_made: u32,
+}
+
+/// A look at the numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Look {
+    /// Pictures by then.
+    pub pictures: u64,
+    /// The part of `alpha` that it spends; all parts together are 1.
+    pub share: f64,
+}
+
+/// A picture that was measured.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Picture {
+    /// Its file.
+    pub file: String,
+    /// What it is known by. Copies are one picture.
+    pub digest: Digest,
+}
+
+/// What was found of one recipe.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CandidateReport {
+    /// What a person calls it; several where variants have the same rules.
+    pub labels: Vec<String>,
+    /// The variant that it is made from: `sd3/3.5-large:kohya`.
+    pub recipe: String,
+    /// The fingerprint of its rules.
+    pub fingerprint: Fingerprint,
+    /// In which fields it differs from the one that it is compared with.
+    pub differs: Vec<Change>,
+    /// What the numbers say.
+    pub verdict: Verdict,
+    /// The mean loss: of a picture's draws, then of pictures.
+    pub loss: f64,
+    /// Pictures of which the denoiser received other numbers.
+    pub changed: u64,
+    /// Its loss minus that of the recipe it is compared with; none for that one itself, and where too few pictures changed.
+    pub difference: Option<Difference>,
+    /// The same in equal parts of the noise schedule, from little noise to much.
+    pub bands: Vec<Band>,
+    /// Pictures that would tell, if the difference is as large as it seems now; only for what could not be told.
+    pub pictures_to_tell: Option<u64>,
+    /// The difference of each picture, in the order of [`Report::pictures`].
+    pub by_picture: Vec<f64>,
+}
+
+/// A field that differs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Change {
+    /// Its dotted path: `t5.tokens.max_tokens`.
+    pub field: String,
+    /// Its value in the candidate.
+    pub value: Value,
+    /// Its value in the recipe that the candidate is compared with.
+    pub instead_of: Value,
+}
+
+impl From<Deviation> for Change {
+    fn from(deviation: Deviation) -> Self {
+        Self {
+            field: deviation.field,
+            value: deviation.value,
+            instead_of: deviation.instead_of,
+        }
+    }
+}
+
+/// A mean difference of losses, below 0 where the candidate's is lower.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Difference {
+    /// The mean over pictures.
+    pub mean: f64,
+    /// The interval's ends. It is a 95 % interval of this candidate alone, at whatever look the probe ended.
+    pub low: f64,
+    /// See `low`.
+    pub high: f64,
+    /// The mean in standard deviations between pictures, of those that changed.
+    pub effect_size: f64,
+    /// Two-sided, corrected for the number of looks.
+    pub p: f64,
+    /// The same, corrected for the number of candidates as well (Holm).
+    pub p_corrected: f64,
+}
+
+/// A difference in a part of the noise schedule. It is not corrected for anything: it describes.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Band {
+    /// The share of noise at its beginning, 0 for none.
+    pub from: f64,
+    /// At its end, 1 for noise alone.
+    pub to: f64,
+    /// The mean difference over pictures.
+    pub mean: f64,
+    /// The ends of its 95 % interval.
+    pub low: f64,
+    /// See `low`.
+    pub high: f64,
+}
+
+/// What the numbers say of a candidate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// It is the one that the others are compared with.
+    ComparedWith,
+    /// For every caption the denoiser receives exactly the same tensors.
+    Same,
+    /// The base model predicts better under it.
+    Preferred,
+    /// The base model predicts worse under it.
+    Worse,
+    /// At this size it cannot be told.
+    Indistinguishable,
+}
+
+impl Verdict {
+    /// As a person reads it.
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::ComparedWith => "compared with",
+            Self::Same => "no effect: same tensors",
+            Self::Preferred => "preferred",
+            Self::Worse => "worse",
+            Self::Indistinguishable => "indistinguishable",
+        }
+    }
+}
+
+/// A recipe that was not measured.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LeftOut {
+    /// What a person calls it.
+    pub label: String,
+    /// Why it does not fit the base model.
+    pub why: String,
+}
+
+impl Report {
+    /// Reads one from a file.
+    ///
+    /// # Errors
+    /// In one line, if it cannot be read, is too long, or is no report of a version that is known.
+    pub fn read(path: &Path) -> Result<Self, String> {
+        let bytes = files::read(path, MAX_BYTES).map_err(|e| e.to_string())?;
+        #[derive(Deserialize)]
+        struct OnlyVersion {
+            version: u32,
+        }
+        let no_report = |e: serde_json::Error| {
+            format!("expected a report of `plumb probe`, as its --out writes it: {e}")
+        };
+        // First, as a later version may have fields that this one does not know.
+        let OnlyVersion { version } = serde_json::from_slice(&bytes).map_err(no_report)?;
+        if version != REPORT_VERSION {
+            return Err(format!(
+                "expected a report of version {REPORT_VERSION}, found {version}: it was written by another plumb"
+            ));
+        }
+        let report: Self = serde_json::from_slice(&bytes).map_err(no_report)?;
+        report.check()?;
+        Ok(report)
+    }
+
+    fn check(&self) -> Result<(), String> {
+        let pictures = self.pictures.len();
+        let fits = |c: &&CandidateReport| c.by_picture.len() != pictures;
+        if let Some(candidate) = self.candidates.iter().find(fits) {
+            let label = candidate.label();
+            return Err(format!(
+                "candidate `{}`: expected a number for each of {pictures} pictures, found {}",
+                crate::shown::text(&label),
+                candidate.by_picture.len()
+            ));
+        }
+        match self.candidates.first() {
+            Some(first) if first.verdict == Verdict::ComparedWith => Ok(()),
+            _ => Err("its first candidate is not the one that the others are compared with".into()),
+        }
+    }
+
+    /// The file's content.
+    ///
+    /// # Errors
+    /// If a number is not finite, which JSON cannot say.
+    pub fn to_json(&self) -> Result<Vec<u8>, serde_json::Error> {
+        serde_json::to_vec(self)
+    }
+
+    /// The candidates that differ from the compared one in this field and no other.
+    pub fn measured(&self, field: &str) -> Vec<&CandidateReport> {
+        let only =
+            |c: &&CandidateReport| matches!(c.differs.as_slice(), [one] if one.field == field);
+        self.candidates.iter().filter(only).collect()
+    }
+}
+
+impl CandidateReport {
+    /// All labels: `diffusers = ai-toolkit`.
+    pub fn label(&self) -> String {
+        self.labels.join(" = ")
+    }
+}
