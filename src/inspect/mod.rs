@@ -7,6 +7,7 @@ mod export;
 mod latents;
 mod lora;
 pub mod model;
+pub mod report;
 mod tokens;
 pub mod vectors;
 

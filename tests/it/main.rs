@@ -6,6 +6,7 @@
 )]
 
 mod bad_input;
+mod browser;
 mod cli_disk;
 mod cli_lora;
 mod cli_model;
@@ -20,6 +21,7 @@ mod full_size;
 mod hostile_text;
 mod hub;
 mod inspect_export;
+mod inspect_report;
 mod latents;
 mod layouts;
 mod lora_folders;

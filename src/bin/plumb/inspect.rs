@@ -4,6 +4,7 @@ mod conditioning;
 mod export;
 mod latents;
 mod lora;
+pub(crate) mod report;
 mod subject;
 mod tokens;
 
@@ -40,6 +41,7 @@ enum Command {
     Export(export::Args),
     /// Show what a LoRA was trained with.
     Lora(lora::Args),
+    Report(report::Args),
 }
 
 pub(crate) fn run(args: &Args, ui: &Ui) -> CommandResult {
@@ -49,6 +51,7 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> CommandResult {
         Command::Latents(args) => latents::run(args, ui),
         Command::Export(args) => export::run(args, ui),
         Command::Lora(args) => lora::run(args, ui),
+        Command::Report(args) => report::run(args, ui),
     }
 }
 
