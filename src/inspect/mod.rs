@@ -11,6 +11,7 @@ mod lora;
 mod manifest;
 pub mod model;
 mod neighbors;
+pub mod report;
 mod spec_title;
 mod store;
 mod tokens;

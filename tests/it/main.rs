@@ -7,6 +7,7 @@
 
 mod audit;
 mod bad_input;
+mod browser;
 mod cache_export;
 mod cli_disk;
 mod cli_inspect;
@@ -25,6 +26,7 @@ mod hostile_text;
 mod hub;
 mod import_config;
 mod inspect_export;
+mod inspect_report;
 mod latents;
 mod layouts;
 mod lora_folders;

@@ -92,7 +92,7 @@ impl Family {
     }
 }
 
-/// Show the whole story on a miniature of SD3.5: encode, train, sample before and after, refuse a mismatch.
+/// Show the whole story on a miniature of SD3.5: encode, train, sample before and after, refuse a mismatch, report.
 ///
 /// It needs no download and no GPU and takes a few minutes. Everything lies in one folder, which may be removed. The
 /// miniatures of FLUX.1 and SDXL are in plumb's repository: `--family flux1 --model assets/tiny-flux`,
@@ -118,6 +118,7 @@ struct Report {
     lora: PathBuf,
     experiment: PathBuf,
     refusal: String,
+    page: PathBuf,
     seconds: f64,
 }
 
@@ -159,12 +160,18 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> CommandResult {
     let refusal = refused(&experiment, story, folder, &place, ui)?;
     told(&indent(&refusal));
 
+    told("\n5. look: tokens, a map of the captions, the training's curves");
+    let page = folder.join("report.html");
+    crate::inspect::report::write_page(&file, &page, ui)?;
+    told(&indent(&page.display().to_string()));
+
     let seconds = world::now_seconds() - started;
     let report = Report {
         contact_sheet: sheet,
         lora,
         experiment: file,
         refusal,
+        page,
         seconds,
     };
     ui.report(&report, &farewell(&report, story))
@@ -343,7 +350,8 @@ fn farewell(report: &Report, story: &DemoStory) -> String {
         .unwrap_or(Path::new("."))
         .display();
     format!(
-        "\nDone in {:.0} s. Open {} to see what was learned.\n\n\
+        "\nDone in {:.0} s. Open {} to see what was learned, and {} in a browser to see\n\
+         what it was learned from.\n\n\
          Look further:\n\
          \x20 plumb inspect lora {}\n\
          \x20 plumb recipe diff {}\n\
@@ -352,6 +360,7 @@ fn farewell(report: &Report, story: &DemoStory) -> String {
          \x20 plumb encode my.toml && plumb train my.toml",
         report.seconds,
         report.contact_sheet.display(),
+        report.page.display(),
         report.lora.display(),
         story.recipes,
         story.template,

@@ -8,6 +8,7 @@ mod latents;
 mod lora;
 mod manifest;
 mod neighbors;
+pub(crate) mod report;
 mod store;
 mod subject;
 mod tokens;
@@ -45,6 +46,7 @@ enum Command {
     Diff(diff::Args),
     Neighbors(neighbors::Args),
     Store(store::Args),
+    Report(report::Args),
     Export(export::Args),
     /// Show what a LoRA was trained with.
     Lora(lora::Args),
@@ -63,6 +65,7 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> CommandResult {
         Command::Diff(args) => diff::run(args, ui),
         Command::Neighbors(args) => neighbors::run(args, ui),
         Command::Store(args) => store::run(args, ui),
+        Command::Report(args) => report::run(args, ui),
         Command::Export(args) => export::run(args, ui),
         Command::Lora(args) => lora::run(args, ui),
         Command::Manifest(args) => manifest::run(args, ui),

@@ -59,6 +59,13 @@ impl Subject {
         }
     }
 
+    pub(super) fn experiment(&self) -> Option<&Experiment> {
+        match self {
+            Self::Experiment(opened, _) => Some(&opened.0),
+            Self::Store(_) => None,
+        }
+    }
+
     /// The store's entries. An Experiment of whose captions the store has none is refused, as `train` refuses it.
     pub(super) fn reader(&self, captions: &Captions, ui: &Ui) -> Result<StoreReader, Failure> {
         let reader = match self {
