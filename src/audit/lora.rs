@@ -257,12 +257,12 @@ fn fields(
             .and_then(|v| of(&v.recipe))
             .filter(|_| program != Some(REFERENCE));
         let recorded_otherwise = recorded.is_some_and(|(v, _)| *v != expected.value);
-        let of_interest = match (recorded, &usual) {
+        let of_interest = match recorded {
             // plumb records every field: those that are as expected are no news.
-            (Some((_, key)), _) if key == METADATA_KEY => recorded_otherwise,
-            (Some(_), _) => true,
-            (None, Some(usual)) => *usual != expected.value,
-            (None, None) => variants
+            Some((_, key)) if key == METADATA_KEY => recorded_otherwise,
+            Some(_) => true,
+            // Even where the program usually does as expected: what nobody recorded may have been set otherwise.
+            None => variants
                 .iter()
                 .any(|v| of(&v.recipe).as_ref() != Some(&expected.value)),
         };
@@ -349,6 +349,9 @@ mod tests {
         assert_eq!(inert, 2);
         let cleanup = of("t5.tokens.cleanup").expect("kohya's own");
         assert_eq!((cleanup.said.clone(), cleanup.differs()), (None, false));
+        // As expected by default, but it can be set, and the file does not tell.
+        let length = of("t5.tokens.max_tokens").expect("of interest");
+        assert_eq!((&length.said, &length.usual), (&None, &Some(json!(512))));
     }
 
     #[test]

@@ -8,7 +8,8 @@ const WIDTH: f64 = 640.0;
 const HEIGHT: f64 = 260.0;
 const LEFT: f64 = 56.0;
 const BOTTOM: f64 = 34.0;
-const TOP: f64 = 10.0;
+/// Room for the label of y above its axis.
+const TOP: f64 = 26.0;
 const RIGHT: f64 = 12.0;
 /// Points of a line that are drawn: more than there are pixels show nothing.
 const MOST_POINTS: usize = 400;
@@ -44,7 +45,7 @@ pub(super) fn lines(title: &str, (x_label, y_label): (&str, &str), series: &[Ser
                     text.tick.mid x=(px(x(tick))) y=(HEIGHT - BOTTOM + 16.0) { (number(tick)) }
                 }
                 text.tick.end x=(WIDTH - RIGHT) y=(HEIGHT - 3.0) { (x_label) }
-                text.tick x=(LEFT) y=(HEIGHT - 3.0) { (y_label) }
+                text.tick x="4" y="13" { (y_label) }
                 @for (series, points) in &drawn {
                     polyline class=(format!("line {}", series.class))
                         points=(points.iter().map(|p| format!("{},{}", px(x(p.0)), px(y(p.1)))).collect::<Vec<_>>().join(" ")) {}

@@ -16,6 +16,7 @@ use crate::cache::EncoderId;
 use crate::dataset::{self, Item};
 use crate::monitor::Monitor;
 use crate::shown;
+use crate::text::tokenizer::is_shortened;
 
 /// The longer side of a thumbnail, in px.
 const THUMBNAIL_PX: u32 = 80;
@@ -53,8 +54,10 @@ pub(super) struct EncoderView {
     pub(super) explained: [f64; 2],
     /// By places among the shown.
     pub(super) near: Nearness,
-    /// Of all captions.
+    /// Of all captions: cut behind the limit of tokens.
     pub(super) truncated: usize,
+    /// Of all captions: those of which the recipe's clean-up drops text; none where the recipe is not known.
+    pub(super) shortened: Option<usize>,
     pub(super) with_entry: usize,
     pub(super) missing: usize,
     /// How many are damaged, and what is wrong with the first.
@@ -170,6 +173,10 @@ fn view(
         explained: plane.explained,
         near,
         truncated: vectors.of.iter().filter(|of| of.truncated).count(),
+        shortened: part(sources, id).map(|part| {
+            let steps = &part.tokens.cleanup;
+            all.iter().filter(|c| is_shortened(steps, &c.text)).count()
+        }),
         with_entry: vectors.of.len(),
         missing: vectors.without.len() - damage.len(),
         damaged: (

@@ -166,6 +166,7 @@ impl View<'_> {
                 @if self.sources.base.is_some() { div { dt { "pictures" } dd { (pictures) } } }
                 @for encoder in encoders {
                     div { dt { "cut by " (encoder.slot) } dd { (encoder.truncated) } }
+                    @if let Some(count @ 1..) = encoder.shortened { div { dt { "shortened for " (encoder.slot) } dd { (count) } } }
                 }
                 @if let Some((step, _)) = steps { div { dt { "steps trained" } dd { (step) } } }
             }
@@ -284,9 +285,9 @@ impl View<'_> {
             section #cut aria-labelledby="h-cut" {
                 h2 #h-cut { "Cut captions" }
                 div.wide { table {
-                    thead { tr { th scope="col" { "encoder" } th scope="col" { "in the store" } th scope="col" { "cut" } th scope="col" { "most tokens lost" } } }
+                    thead { tr { th scope="col" { "encoder" } th scope="col" { "in the store" } th scope="col" { "cut" } th scope="col" { "most tokens lost" } th scope="col" { "shortened by clean-up" } } }
                     tbody { @for encoder in &self.gathered.encoders {
-                        tr { th scope="row" { (encoder.slot) } td { (encoder.with_entry) " of " (all) } td { (encoder.truncated) } td { @match encoder.most_lost() { Some(lost) => (lost), None => "not known" } } }
+                        tr { th scope="row" { (encoder.slot) } td { (encoder.with_entry) " of " (all) } td { (encoder.truncated) } td { @match encoder.most_lost() { Some(lost) => (lost), None => "not known" } } td { @match encoder.shortened { Some(count) => (count), None => "not known" } } }
                     } }
                 } }
                 @for encoder in &self.gathered.encoders { (self.worst(encoder)) }
@@ -298,19 +299,20 @@ impl View<'_> {
         let strips = encoder.strips.iter().enumerate();
         let mut cut: Vec<_> = strips
             .filter_map(|(n, strip)| Some((n, strip.as_ref()?)))
-            .filter(|(_, strip)| strip.truncated)
+            .filter(|(_, strip)| strip.truncated || strip.shortened)
             .collect();
         cut.sort_by_key(|(n, strip)| (std::cmp::Reverse(strip.total), *n));
         let more = cut.len().saturating_sub(MOST_CUT);
         html! {
             @if !cut.is_empty() {
-                h3 { "Cut by " (encoder.slot) }
+                h3 { "Text lost by " (encoder.slot) }
                 ol.cuts {
                     @for (n, strip) in cut.iter().take(MOST_CUT) {
                         li {
                             (self.link(*n))
                             p.fine {
                                 @match strip.total {
+                                    _ if !strip.truncated => "dropped by the recipe's clean-up",
                                     Some(total) => { (total - strip.count) " of " (total) " tokens lost" }
                                     None => { (strip.count) " tokens kept" }
                                 }

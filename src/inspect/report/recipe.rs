@@ -98,7 +98,7 @@ fn table<'a>(rows: impl Iterator<Item = &'a Row>, probe: Option<&ProbeReport>) -
                             td title=[row.source.as_ref()] { (readable(row.reference.as_ref())) }
                             td {
                                 @match &row.note {
-                                    Some(note) => { b { (note.class) } ": " (note.why) " " span.fine { "(source: " (note.source) ")" } }
+                                    Some(note) => { b { (note.class) } ": " (note.why) " " span.fine { (known_by(&note.source)) } }
                                     None => { "not known, so it may matter" }
                                 }
                                 @if row.differs() { (cost(row, probe)) }
@@ -108,6 +108,14 @@ fn table<'a>(rows: impl Iterator<Item = &'a Row>, probe: Option<&ProbeReport>) -
                 }
             }
         }
+    }
+}
+
+/// How it is known what a field does.
+fn known_by(source: &str) -> String {
+    match source {
+        "measured" => "(tried on small models)".to_owned(),
+        source => format!("(source: {source})"),
     }
 }
 
@@ -125,7 +133,8 @@ fn cost(row: &Row, report: Option<&ProbeReport>) -> Markup {
         br;
         @match measured {
             Some(measured) => { b { "Measured" } ", " (measured) }
-            None => span.fine { "What it costs is not measured" @if report.is_some() { " by this probe" } "." },
+            None if report.is_some() => span.fine { "This probe did not measure what it costs." },
+            None => span.fine { "What it costs is not measured; " code { "plumb probe" } " does that." },
         }
     }
 }

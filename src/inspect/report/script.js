@@ -12,7 +12,7 @@
   const words = (text) => { const b = bytes(text || ""), out = []; for (let i = 0; i + 1 < b.length; i += 2) out.push(b[i] | b[i + 1] << 8); return out; };
   const make = (tag, name, text) => { const e = document.createElement(tag); if (name) e.className = name; if (text !== undefined) e.textContent = text; return e; };
   const title = (caption) => caption.t === "" ? "(the empty caption)" : caption.t;
-  const isCut = (caption) => caption.e.some((s) => s && s.t);
+  const isCut = (caption) => caption.e.some((s) => s && (s.t || s.d));
   const mode = () => (document.querySelector("input[name=mode]:checked") || {}).value || "norm";
   const show = (image, caption) => {
     image.hidden = caption.h === undefined;
@@ -65,6 +65,7 @@
       if (!strip) { head.append(" tokens left out to keep the page small"); return; }
       head.append(" " + strip.k + " tokens" + (strip.p ? ", " + strip.p + " pads" : ""));
       if (strip.t) head.append(make("span", "warn", ", cut: the whole caption has " + strip.t));
+      if (strip.d) head.append(make("span", "warn", ", the recipe's clean-up drops text"));
       if (strip.f) head.append(make("span", "warn", "; " + strip.f));
       const all = ids(strip.i), norms = words(strip.n), cosines = words(strip.c);
       row.setAttribute("aria-label", "Tokens under " + encoder.slot);

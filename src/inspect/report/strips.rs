@@ -10,16 +10,16 @@ use super::packed;
 use crate::base_model::TextEncoderPart;
 use crate::cache::{self, EncoderId, EncoderOutput, tensors};
 use crate::digest::Fingerprint;
-use crate::encode::tokenize;
+use crate::encode::{lost_text, tokenize};
 use crate::shown;
 use crate::store::{self, StoreReader};
-use crate::text::Tokens;
+use crate::text::tokenizer::Lost;
 
 /// Tokens of a caption that are shown; the longest sequences have 512.
 const MOST_TOKENS: usize = 512;
 
-/// Tokens that are lost and shown.
-const MOST_LOST: usize = 120;
+/// Characters of lost text that are shown.
+const MOST_LOST: usize = 600;
 
 /// A caption's tokens under one encoder.
 pub(super) struct Strip {
@@ -36,10 +36,12 @@ pub(super) struct Strip {
     /// Pads, and their id.
     pub(super) pads: usize,
     pub(super) pad: Option<u32>,
-    /// The pieces that are lost.
+    /// The text that is lost.
     pub(super) lost: String,
-    /// Whether something was cut.
+    /// Whether tokens were cut.
     pub(super) truncated: bool,
+    /// Whether the recipe's clean-up drops text.
+    pub(super) shortened: bool,
     /// Why there are no norms.
     pub(super) fault: Option<String>,
 }
@@ -63,6 +65,8 @@ pub(super) struct PackedStrip {
     pad: Option<u32>,
     #[serde(rename = "l", skip_serializing_if = "String::is_empty")]
     lost: String,
+    #[serde(rename = "d", skip_serializing_if = "std::ops::Not::not")]
+    shortened: bool,
     #[serde(rename = "f", skip_serializing_if = "Option::is_none")]
     fault: Option<String>,
 }
@@ -82,6 +86,7 @@ impl Strip {
             pads: self.pads,
             pad: self.pad,
             lost: self.lost.clone(),
+            shortened: self.shortened,
             fault: self.fault.clone(),
         }
     }
@@ -171,9 +176,10 @@ fn piece(part: &TextEncoderPart, id: u32) -> String {
 fn of_tokens(part: &TextEncoderPart, caption: &str) -> Result<Strip, Error> {
     let tokens = tokenize(part, caption)?;
     let total = Some(tokens.total);
-    let lost = lost(part, caption, &tokens);
+    let lost = lost_text(part, caption)?;
     Ok(Strip {
-        lost,
+        shortened: !lost.dropped.is_empty(),
+        lost: lost_words(lost),
         ..strip(&tokens.ids, tokens.count, total, tokens.truncated)
     })
 }
@@ -190,42 +196,21 @@ fn strip(ids: &[u32], count: usize, total: Option<usize>, truncated: bool) -> St
         pad: ids.get(count).copied(),
         lost: String::new(),
         truncated,
+        shortened: false,
         fault: None,
     }
 }
 
-/// What of a caption is cut, in the vocabulary's pieces: what the tokenizer makes of it without a limit, behind what was kept.
-fn lost(part: &TextEncoderPart, caption: &str, kept: &Tokens) -> String {
-    if !kept.truncated {
-        return String::new();
+/// The text that is lost, what clean-up drops first; of much, the beginning.
+fn lost_words(lost: Lost) -> String {
+    let dropped = lost.dropped.into_iter().map(|dropped| dropped.text);
+    let all = dropped.chain(lost.cut.map(|cut| cut.text));
+    let all: Vec<String> = all.map(|text| text.trim().to_owned()).collect();
+    let text = all.join(" \u{2026} ");
+    match text.char_indices().nth(MOST_LOST) {
+        Some((end, _)) => text[..end].to_owned() + "\u{2026}",
+        None => text,
     }
-    let mut rules = part.tokens.clone();
-    rules.max_tokens = None;
-    let Ok(whole) = part.tokenizer.encode(&rules, caption) else {
-        return String::new();
-    };
-    // Without the end token, which stands behind what was kept.
-    let begin = kept.count.saturating_sub(1);
-    let same = kept.ids.get(..begin) == whole.ids.get(..begin);
-    let Some(behind) = whole
-        .ids
-        .get(begin..whole.count.saturating_sub(1))
-        .filter(|_| same)
-    else {
-        return String::new();
-    };
-    let mut text: String = behind
-        .iter()
-        .take(MOST_LOST)
-        .map(|id| {
-            let piece = piece(part, *id);
-            piece.replace("</w>", " ").replace('\u{2581}', " ")
-        })
-        .collect();
-    if behind.len() > MOST_LOST {
-        text += "\u{2026}";
-    }
-    text.trim().to_owned()
 }
 
 fn norm(row: &[f32]) -> f32 {
