@@ -9,6 +9,7 @@ mod encode;
 mod gpu;
 mod nn;
 mod plan;
+mod probe;
 mod store;
 mod train;
 
@@ -27,9 +28,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         Some("gpu") => gpu::run(filter)?,
         Some("nn") => nn::run(filter)?,
         Some("plan") => plan::run()?,
+        Some("probe") => probe::run(filter)?,
         Some("store") => store::run(),
         Some("train") => train::run(filter)?,
-        _ => println!("name one of: encode, gpu, nn, plan, store, train"),
+        _ => println!("name one of: encode, gpu, nn, plan, probe, store, train"),
     }
     Ok(())
 }

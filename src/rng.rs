@@ -38,6 +38,9 @@ pub enum Stream {
     SampleStep = 12,
     /// Which of a picture's captions a step uses.
     Caption = 13,
+    /// A probe's noise and timesteps (step = the draw, sample = from the picture's digest), and its order of pictures (step =
+    /// `u64::MAX`).
+    Probe = 14,
 }
 
 /// The random numbers of one coordinate (seed, stream, step, sample), from its first on.

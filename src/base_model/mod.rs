@@ -262,28 +262,31 @@ pub fn placement(experiment: &Experiment, device: &Device, kernels: &Kernels) ->
 /// # Errors
 /// If there is no such recipe, or a deviation does not fit.
 pub fn resolve_recipe(model: &ModelSettings) -> Result<Recipe, recipe::Error> {
-    let mut deviate = model.deviate.clone();
-    let resolve = |deviate: &toml::Table| {
-        let (family, flavor) = (&model.family, &model.flavor);
-        Recipe::resolve(family, flavor, &model.variant, deviate)
-    };
-    // Once without, to know the encoders and whether the person named the field, which then wins.
-    let recipe = resolve(&deviate)?;
-    let Some(precision) = model.stored else {
+    let (family, flavor) = (&model.family, &model.flavor);
+    let recipe = Recipe::resolve(family, flavor, &model.variant, &model.deviate)?;
+    storing(recipe, model.stored)
+}
+
+/// The recipe with the precision that `[store] precision` keeps outputs in, where no deviation names another.
+///
+/// # Errors
+/// If a precision does not go with the recipe.
+pub fn storing(recipe: Recipe, stored: Option<Dtype>) -> Result<Recipe, recipe::Error> {
+    let Some(precision) = stored else {
         return Ok(recipe);
     };
-    let word = serde_json::to_value(precision).unwrap_or_default();
+    let mut changes = Vec::new();
     for encoder in recipe.encoders() {
         let field = format!("{}.precision.output", encoder.slot);
         let named = recipe.deviations().iter().any(|d| d.field == field);
         if !named && encoder.rules.precision.output != precision {
-            deviate.insert(
-                field,
-                toml::Value::String(word.as_str().unwrap_or_default().to_owned()),
-            );
+            changes.push((field, serde_json::to_value(precision).unwrap_or_default()));
         }
     }
-    resolve(&deviate)
+    match changes.is_empty() {
+        true => Ok(recipe),
+        false => recipe.deviating(&changes),
+    }
 }
 
 /// The recipe without each of the deviations that the Experiment names, by its field. One without which the others do not fit has no

@@ -138,6 +138,11 @@ impl Reader {
         captions.filter(|caption| !there(caption)).collect()
     }
 
+    /// Whether the latents of all of a picture's views are there.
+    pub fn has_views(&self, item: &Item) -> bool {
+        self.views_without(item) == 0
+    }
+
     /// How many of a picture's views have no latents.
     pub(super) fn views_without(&self, item: &Item) -> usize {
         let entries = item

@@ -89,6 +89,9 @@ pub struct Picture {
 pub struct CandidateReport {
     /// What a person calls it; several where variants have the same rules.
     pub labels: Vec<String>,
+    /// The first candidate that gives the denoiser exactly the same tensors for every caption, if it is not the first itself. They are
+    /// tested once.
+    pub same_as: Option<String>,
     /// The variant that it is made from: `sd3/3.5-large:kohya`.
     pub recipe: String,
     /// The fingerprint of its rules.
@@ -257,11 +260,38 @@ impl Report {
         serde_json::to_vec(self)
     }
 
-    /// The candidates that differ from the compared one in this field and no other.
+    /// The candidates that are tested: those that give the same tensors as one before them are left out. Those that have no effect at
+    /// all are there.
+    pub fn distinct(&self) -> Vec<&CandidateReport> {
+        let is_distinct = |c: &&CandidateReport| c.same_as.is_none() || c.verdict == Verdict::Same;
+        self.candidates.iter().filter(is_distinct).collect()
+    }
+
+    /// A candidate's labels, and those of the ones that give the same tensors: `kohya, diffusers = ai-toolkit`.
+    pub fn label(&self, candidate: &CandidateReport) -> String {
+        let own = candidate.label();
+        if candidate.verdict == Verdict::Same {
+            return own;
+        }
+        let alike = self.candidates.iter();
+        let alike =
+            alike.filter(|c| c.same_as.as_ref() == Some(&own) && c.verdict != Verdict::Same);
+        let labels: Vec<String> = [own.clone()]
+            .into_iter()
+            .chain(alike.map(CandidateReport::label))
+            .collect();
+        labels.join(" = ")
+    }
+
+    /// The candidates that differ from the one they are compared with in this field alone, or in it and others that took the same value
+    /// because they go together.
     pub fn measured(&self, field: &str) -> Vec<&CandidateReport> {
-        let only =
-            |c: &&CandidateReport| matches!(c.differs.as_slice(), [one] if one.field == field);
-        self.candidates.iter().filter(only).collect()
+        let tells = |candidate: &&CandidateReport| {
+            let differs = &candidate.differs;
+            let own = differs.iter().find(|change| change.field == field);
+            own.is_some_and(|own| differs.iter().all(|other| other.value == own.value))
+        };
+        self.candidates.iter().filter(tells).collect()
     }
 }
 

@@ -108,6 +108,16 @@ impl Recipe {
         Self::from_variant(name, variant, deviate)
     }
 
+    /// This recipe with more deviations, which come before its own.
+    ///
+    /// # Errors
+    /// As [`Self::resolve`].
+    pub fn deviating(&self, more: &[(String, Value)]) -> Result<Self, Error> {
+        let name = &self.name;
+        let table = self.deviate_with(more)?;
+        Self::resolve(&name.family, &name.flavor, &name.variant, &table)
+    }
+
     /// This recipe's deviations and more, the later ones before its own, as [`Self::resolve`] takes them.
     ///
     /// # Errors

@@ -61,6 +61,16 @@ impl DrawOptions {
             caption_dropout: train.caption_dropout,
         }
     }
+
+    /// The same with a loss that counts every noise level alike.
+    #[must_use]
+    pub fn unweighted(&self) -> Self {
+        Self {
+            weighting: LossWeighting::None,
+            min_snr_gamma: None,
+            ..self.clone()
+        }
+    }
 }
 
 /// Samples with contexts of one length, ready for the denoiser. All tensors are f32.
@@ -101,6 +111,7 @@ impl DrawKey {
 }
 
 /// What is drawn for a sample: all but its conditioning.
+#[derive(Clone)]
 pub struct Drawn {
     /// As the denoiser sees them: normalized, `[channels, height, width]`, or with frames before the height.
     latents: Tensor,
@@ -323,22 +334,32 @@ pub fn validation_batch(
     // Not the Experiment's seed: validation losses of trainings with different seeds are comparable.
     let mut rng = Rng::new(0, Stream::Validation, level, number);
     let view = any_view(item, &mut rng)?;
+    let drawn = draw_at(source, (item, view), share, &mut rng, options.process)?;
+    let first = item.captions.first().map_or("", String::as_str);
+    let sample = (drawn, source.conditioning(first)?);
+    Ok(denoiser_batch(&[sample], 1.0, &options.unweighted())?)
+}
+
+/// A picture as a measurement sees it: the mean of the posterior of `item`'s `view`, mixed with noise from `rng` at `share` (0 for
+/// none, 1 for noise only).
+///
+/// # Errors
+/// If its latents are missing or damaged.
+pub fn draw_at(
+    source: &ModelCache<'_>,
+    (item, view): (&Item, View),
+    share: f64,
+    rng: &mut Rng,
+    process: Process,
+) -> std::result::Result<Drawn, crate::cache::Error> {
     let StoredLatents { mean, time_ids, .. } = source.reader.moments(item, view)?;
     let noise = Tensor::from_vec(rng.normals(mean.elem_count()), mean.dims(), &Device::Cpu)?;
-    let drawn = Drawn {
+    Ok(Drawn {
         latents: source.geometry.normalize(&mean)?,
         noise,
-        level: options.process.level(share),
+        level: process.level(share),
         time_ids,
-    };
-    let first = item.captions.first().map_or("", String::as_str);
-    let options = DrawOptions {
-        weighting: LossWeighting::None,
-        min_snr_gamma: None,
-        ..*options
-    };
-    let sample = (drawn, source.conditioning(first)?);
-    Ok(denoiser_batch(&[sample], 1.0, &options)?)
+    })
 }
 
 #[cfg(test)]

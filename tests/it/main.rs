@@ -29,6 +29,7 @@ mod old_run;
 mod only_what_is_used;
 mod pipeline;
 mod placement;
+mod probe;
 mod resume;
 mod run_damage;
 mod run_folder;

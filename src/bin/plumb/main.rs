@@ -6,6 +6,7 @@ mod demo;
 mod encode;
 mod inspect;
 mod model;
+mod probe;
 mod recipe;
 mod sample;
 mod store;
@@ -48,6 +49,7 @@ enum Command {
     Encode(encode::Args),
     Train(train::Args),
     Sample(sample::Args),
+    Probe(probe::Args),
     Compare(compare::Args),
     /// Look inside: tokens, conditioning, latents, LoRAs.
     Inspect(inspect::Args),
@@ -74,6 +76,7 @@ fn main() -> ExitCode {
         Command::Encode(args) => encode::run(&args, &ui),
         Command::Train(args) => train::run(&args, &ui),
         Command::Sample(args) => sample::run(&args, &ui),
+        Command::Probe(args) => probe::run(&args, &ui),
         Command::Compare(args) => compare::run(&args, &ui),
         Command::Inspect(args) => inspect::run(&args, &ui),
         Command::Model(args) => model::run(&args, &ui),

@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use plumb::monitor::Monitor as _;
+use plumb::probe::Report;
+use plumb::probe::report::CandidateReport;
 use plumb::recipe::diff;
 use plumb::recipe::explain::{self, EffectClass, ExplainedField, FieldNote, Subject};
 use plumb::text::config;
@@ -11,6 +13,7 @@ use serde_json::{Value, json};
 use super::layout::wrapped;
 use super::named;
 use crate::CommandResult;
+use crate::probe::{interval, probability};
 use crate::ui::{Failure, Ui};
 
 #[derive(clap::Args)]
@@ -26,9 +29,17 @@ pub(super) struct Args {
     /// Only fields whose name contains this.
     #[arg(long, value_name = "TEXT")]
     field: Option<String>,
+    /// Also show what `plumb probe --out REPORT` measured of each field; for the recipe that it compared with.
+    #[arg(long, value_name = "REPORT", conflicts_with = "config")]
+    measured: Option<PathBuf>,
 }
 
 pub(super) fn run(args: &Args, ui: &Ui) -> CommandResult {
+    if args.measured.is_some() && args.what.as_ref().is_none_or(|name| !name.contains('/')) {
+        let why =
+            "--measured: expected a recipe's name before it, the one that the probe compared with";
+        return Err(Failure::usage(why));
+    }
     let asked = match args.what.as_deref() {
         None => None,
         Some(name) => match Subject::all().find(|subject| subject.word() == name) {
@@ -60,8 +71,60 @@ fn explain_recipe(name: &str, args: &Args, ui: &Ui) -> CommandResult {
     let recipe = named(name, None)?;
     let mut fields = explain::recipe(&recipe).map_err(Failure::error)?;
     fields.retain(|f| matches(args, std::slice::from_ref(&f.field)));
-    let text = format!("{}\n{}", recipe.name(), explained(&fields));
-    ui.report(&fields, &text)
+    let Some(file) = &args.measured else {
+        let text = format!("{}\n{}", recipe.name(), explained(&fields, &|_| Vec::new()));
+        return ui.report(&fields, &text);
+    };
+    let report =
+        Report::read(file).map_err(|why| Failure::error(format!("{}: {why}", file.display())))?;
+    let against = report
+        .candidates
+        .first()
+        .map(|c| c.recipe.as_str())
+        .unwrap_or_default();
+    if recipe.name().to_string() != against {
+        return Err(Failure::usage(format!(
+            "{}: it compares with {against}; `plumb recipe explain {against} --measured {0}` shows it",
+            file.display()
+        )));
+    }
+    let measured = |field: &str| report.measured(field).into_iter().map(sentence).collect();
+    let text = format!(
+        "{}, as measured on {} pictures with base model {}\n{}",
+        recipe.name(),
+        report.pictures.len(),
+        report.base.short(),
+        explained(&fields, &measured)
+    );
+    let json: Vec<Value> = fields
+        .iter()
+        .map(|field| json!({ "explained": field, "measured": report.measured(&field.field) }))
+        .collect();
+    ui.report(&json, &text)
+}
+
+/// What was measured of a candidate: `with 154: worse, +0.0083 +- 0.0014 (p <0.0001)`.
+fn sentence(candidate: &CandidateReport) -> String {
+    let change = candidate.differs.first();
+    let value = diff::readable(change.map(|change| &change.value));
+    let fields: Vec<&str> = candidate
+        .differs
+        .iter()
+        .map(|change| change.field.as_str())
+        .collect();
+    let found = match &candidate.difference {
+        None => String::new(),
+        Some(found) => format!(
+            ", {} (p {})",
+            interval(found, 5),
+            probability(found.p_corrected)
+        ),
+    };
+    format!(
+        "{} = {value}: {}{found}",
+        fields.join(", "),
+        candidate.verdict.words()
+    )
 }
 
 fn matches(args: &Args, names: &[String]) -> bool {
@@ -119,7 +182,11 @@ fn explain_file(file: &Path, asked: Option<Subject>, args: &Args, ui: &Ui) -> Co
         Subject::Encoder(kind) => Some(config::from_config(&content, kind, &name)),
         Subject::Tokenizer | Subject::Recipe => None,
     };
-    let text = format!("{name}: {}\n{}", subject.title(), explained(&fields));
+    let text = format!(
+        "{name}: {}\n{}",
+        subject.title(),
+        explained(&fields, &|_| Vec::new())
+    );
     let refused = match &read {
         Some(Err(e)) => Some(e.to_string()),
         _ => None,
@@ -133,7 +200,7 @@ fn explain_file(file: &Path, asked: Option<Subject>, args: &Args, ui: &Ui) -> Co
 }
 
 /// The fields by what they do, those with one reason together; at last those of which nothing is known.
-fn explained(fields: &[ExplainedField]) -> String {
+fn explained(fields: &[ExplainedField], measured: &dyn Fn(&str) -> Vec<String>) -> String {
     let mut text = String::new();
     for class in [
         EffectClass::Effective,
@@ -153,6 +220,12 @@ fn explained(fields: &[ExplainedField]) -> String {
             };
             let why = format!("{} [{}]", entry.why, entry.source);
             text += &paragraph(class, &what.join(", "), &why);
+            let alike = fields.iter().filter(|f| f.entry.as_ref() == Some(entry));
+            let mut told: Vec<String> = alike.flat_map(|f| measured(&f.field)).collect();
+            told.dedup();
+            for found in told {
+                text += &wrapped(&found, "               measured: ", 25);
+            }
         }
     }
     let unknown: Vec<&str> = fields

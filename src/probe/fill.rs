@@ -1,0 +1,64 @@
+//! Fills the store with what the compared recipes make of the captions.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::Error;
+use super::choice::ComparedRecipes;
+use super::measure::Subject;
+use crate::base_model::TextEncoderPart;
+use crate::encode::{self, EncodeOptions, encode_captions};
+use crate::monitor::Monitor;
+use crate::recipe::spec::{Dtype, caption_entry};
+use crate::store::Store;
+
+/// Encodes what is missing, and says beforehand how much that is.
+pub(super) fn captions(
+    compared: &ComparedRecipes,
+    store: &Store,
+    subjects: &[Subject],
+    options: &EncodeOptions,
+    monitor: &dyn Monitor,
+) -> Result<(), Error> {
+    let captions: BTreeSet<&str> = subjects.iter().flat_map(Subject::captions).collect();
+    let captions: Vec<String> = captions.into_iter().map(str::to_owned).collect();
+    // Recipes share what their encoders make alike.
+    let mut parts = BTreeMap::new();
+    for part in compared.recipes.iter().flat_map(|c| &c.base.encoders) {
+        parts.entry(part.fingerprint).or_insert(part);
+    }
+    let specs: Vec<_> = parts.keys().copied().collect();
+    let reader = store.reader_of(&specs)?;
+    let (mut entries, mut bytes) = (0u64, 0u64);
+    for (spec, part) in &parts {
+        let lacks = |c: &&String| !reader.contains(spec, &caption_entry(spec, c));
+        for caption in captions.iter().filter(lacks) {
+            entries += 1;
+            bytes += entry_bytes(part, caption)?;
+        }
+    }
+    monitor.note(&format!(
+        "{} recipes, {} captions; to encode: {entries} embeddings, about {:.1} MB in the store{}",
+        compared.recipes.len(),
+        captions.len(),
+        bytes as f64 / 1e6,
+        match entries {
+            0 => "",
+            _ => " (`plumb store gc` removes them again)",
+        }
+    ));
+    for recipe in &compared.recipes {
+        encode_captions(&recipe.base, store, &captions, options, monitor)?;
+    }
+    Ok(())
+}
+
+/// What a caption's entry takes: its rows, and one more for what is pooled.
+fn entry_bytes(part: &TextEncoderPart, caption: &str) -> Result<u64, Error> {
+    let tokens = encode::tokenize(part, caption)?;
+    let width = part.spec.network.architecture().width();
+    let size = match part.spec.precision.output {
+        Dtype::F32 => 4,
+        Dtype::F16 | Dtype::Bf16 => 2,
+    };
+    Ok(((tokens.ids.len() + 1) * width * size) as u64)
+}
