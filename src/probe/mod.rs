@@ -6,9 +6,9 @@
 //! evidence of what the base model was trained with, on these pictures; nothing is trained.
 //!
 //! - [`choice`]: the recipes that are compared
-//! - [`measure`]: losses
+//! - [`measure`]: the losses of each picture
 //! - [`stats`]: what differences of losses say, and what looking several times costs
-//! - [`judge`]: verdicts
+//! - [`judge`]: the verdicts that follow
 //! - [`report`]: what is found, as a file
 
 pub mod choice;
