@@ -2,11 +2,12 @@
 steps, under the right recipe and under wrong ones, and has `plumb compare` measure each against the one that was trained
 right: under the right recipe, as a program samples it, and under the wrong one, as its trainer validates it.
 
-    python tools/probe_worlds.py --out target/worlds --only t5-154 --only t5-256
+    python tools/probe_worlds.py --out target/worlds --only t5-256
     python tools/misalignment.py --plumb target/release/plumb --worlds target/worlds --work target/misalignment
 
-Writes docs/misalignment.json (every number), docs/misalignment.md (the table) and docs/misalignment.png (pictures). Each finished LoRA and
-measurement is kept in --work, and a stopped run goes on. The whole takes about an hour on two cores.
+Writes docs/misalignment.json (every number) and docs/misalignment.png (pictures), and prints the table that docs/misalignment.md has. Each
+finished LoRA and measurement is kept in --work, and a stopped run goes on. The table that is there has the first seed and, of four recipes,
+the second: an hour on a busy machine of two cores.
 """
 
 import argparse
@@ -101,10 +102,17 @@ class Lab:
             self.run("train", experiment)
         return made
 
+    def kept(self, base: str, wrong: str, seed: int, how: str) -> Path:
+        return self.work / base / f"{wrong.replace(' ', '-')}-{seed}-{how}.json"
+
+    def done(self, base: str, wrong: str) -> int:
+        """How many seeds are measured, from the first on."""
+        return next(seed for seed in range(1000) if not self.kept(base, wrong, seed, "right").exists())
+
     def measured(self, base: str, wrong: str, seed: int, how: str) -> dict:
         """B, trained wrong, against A, trained right. `how` captions are encoded: both by the `right` recipe, with the base model
         alone beside once, or each LoRA's by its `own`."""
-        kept = self.work / base / f"{wrong.replace(' ', '-')}-{seed}-{how}.json"
+        kept = self.kept(base, wrong, seed, how)
         if not kept.exists():
             a, b = self.lora(base, right(base), seed), self.lora(base, wrong, seed)
             data = self.experiment(base, right(base), "held-out", "measured")
@@ -131,7 +139,8 @@ def differences(reports: list[dict]):
     return [[picture["b"] - picture["a"] for picture in report["by_picture"]] for report in reports]
 
 
-def row(lab: Lab, base: str, wrong: str, seeds: int) -> dict:
+def row(lab: Lab, base: str, wrong: str) -> dict:
+    seeds = lab.done(base, wrong)
     sampled_right = [lab.measured(base, wrong, seed, "right") for seed in range(seeds)]
     mean = lambda side: sum(report[side]["loss"] for report in sampled_right) / seeds
     found = {"base": base, "trained": wrong, "loss": mean("b"), "loss_right": mean("a"), "cost": interval(differences(sampled_right))}
@@ -147,15 +156,14 @@ def without(lab: Lab, base: str) -> float:
     return lab.measured(base, SWAPPED, 0, "right")["base"]
 
 
-def another_seed(lab: Lab, base: str, seeds: int) -> dict:
+def another_seed(lab: Lab, base: str) -> dict:
     """How much two LoRAs differ that were trained alike, but for the seed: the size of a difference that means nothing."""
-    losses = []
-    for seed in range(seeds):
-        report = lab.measured(base, SWAPPED, seed, "right")
-        losses.append(report["a"]["loss"])
+    first = BASES[base][0]
+    seeds = lab.done(base, first)
+    losses = [lab.measured(base, first, seed, "right")["a"]["loss"] for seed in range(seeds)]
     spread = [abs(a - b) for k, a in enumerate(losses) for b in losses[:k]]
     found = {"base": base, "without": without(lab, base), "trained_right": sum(losses) / seeds}
-    return found | {"mean": sum(spread) / len(spread), "most": max(spread)}
+    return found | {"differences": spread}
 
 
 def sheet(lab: Lab, base: str, file: Path) -> None:
@@ -185,9 +193,10 @@ def table(rows: list[dict], spreads: list[dict]) -> str:
         lines.append(f"| {r['base']} | {r['trained']} | {number(r['cost'])} | {seeds} | {home} |")
     lines.append("")
     for spread in spreads:
+        seeds = ", ".join(f"{difference:.4f}" for difference in spread["differences"])
         lines.append(
-            f"{spread['base']}: loss without a LoRA {spread['without']:.4f}, with those trained right {spread['trained_right']:.4f}; "
-            f"two that differ in their seed alone differ by {spread['mean']:.4f} on average, {spread['most']:.4f} at most."
+            f"{spread['base']}: loss without a LoRA {spread['without']:.4f}, with those trained right {spread['trained_right']:.4f}"
+            + (f"; two that differ in their seed alone differ by {seeds}." if seeds else ".")
         )
     return "\n".join(lines) + "\n"
 
@@ -208,9 +217,9 @@ def main() -> None:
         for base in bases:
             for wrong in BASES[base]:
                 lab.measured(base, wrong, seed, "right")
-        rows = [row(lab, base, wrong, seed + 1) for base in bases for wrong in BASES[base]]
-        spreads = [another_seed(lab, base, seed + 1) for base in bases] if seed else []
-        numbers = {"seeds": seed + 1, "pictures": HELD_OUT, "rows": rows, "another_seed": spreads}
+        rows = [row(lab, base, wrong) for base in bases for wrong in BASES[base]]
+        spreads = [another_seed(lab, base) for base in bases]
+        numbers = {"pictures": HELD_OUT, "steps": STEPS, "rows": rows, "another_seed": spreads}
         (args.docs / "misalignment.json").write_text(json.dumps(numbers, indent=1) + "\n")
         (args.work / "table.md").write_text(table(rows, spreads))
         if seed == 0:

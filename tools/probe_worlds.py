@@ -12,6 +12,10 @@ OUT/NAME is a diffusers folder with `truth.toml`, the fields in which its recipe
 stand under [recipe.deviate]; OUT/data are 256 captioned pictures that none of them has seen. With --plumb, the conditioning of
 a caption in this script is compared with that of the program under truth.toml.
 
+Which recipe they prefer is printed, by the loss of 128 unseen pairs. Six of them lose by every other recipe, by 2.9 standard errors and
+more. Two hardly tell theirs from the reference, from which masks and zeros differ little at 77 tokens: t5-zeroed-pads loses 0.0003 +- 0.0006 by
+it, and t5-masked gains 0.0024 +- 0.0012. A search for the true recipe of these two has no clear answer to find.
+
 One world takes 1 to 3 minutes of one core, all eight 15. The weights are not kept in the repository.
 """
 

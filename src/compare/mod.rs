@@ -80,42 +80,19 @@ pub fn run(
     monitor: &dyn Monitor,
 ) -> Result<CompareReport, Error> {
     let loras = open(files, experiment, monitor)?;
-    let mut base = BaseModel::open(experiment, memo)?;
-    for note in &base.notes {
-        monitor.note(note);
-    }
-    let digest = base.denoiser_digest(memo)?;
-    check_base(&loras, experiment, digest)?;
-    let recipes = [
-        recipe_for(&loras[0], &options.under, &base)?,
-        recipe_for(&loras[1], &options.under, &base)?,
-    ];
-    let path = experiment.store_path().map_err(base_model::Error::from)?;
-    let store = Store::open_or_create(&path)?.waiting(options.encode.wait);
-    let pictures = pictures::choose(experiment, &base, &store, &loras, monitor)?;
-    // After all that may be refused.
-    tell_recipes(&loras, &recipes, &options.under, monitor);
-    base.settings.sample.prompts = match options.out {
-        Some(_) => sheet::prompts(&base, &pictures),
-        None => Vec::new(),
-    };
-    let [of_a, of_b] = recipes;
-    let stage = Stage {
-        under: [base.with_recipe(of_a, memo)?, base.with_recipe(of_b, memo)?],
-        base,
-        store,
-        pictures,
-    };
-    stage.encode(&options.encode, monitor)?;
+    let stage = Stage::set(&loras, experiment, options, memo, monitor)?;
     let made = loras.each_ref().map(|lora| lora.made.clone());
     let [a, b] = &loras;
-    let a_before = stage.described(a, &stage.under[0]);
-    let b_before = stage.described(b, &stage.under[1]);
-    // Before the denoiser is loaded: a LoRA that does not fit is refused in seconds.
+    let (a_before, b_before) = (
+        stage.described(a, &stage.under[0]),
+        stage.described(b, &stage.under[1]),
+    );
+    // Before anything is encoded or loaded: a LoRA that does not fit is refused in seconds.
     let [a, b] = loras;
     let adapters = [a.adapters(&stage.base)?, b.adapters(&stage.base)?];
+    stage.encode(&options.encode, monitor)?;
     monitor.start("loading the base model", None);
-    let denoiser = stage.base.load_denoiser(&options.placement, &digest)?;
+    let denoiser = (stage.base).load_denoiser(&options.placement, &stage.digest)?;
     monitor.finish();
     let denoiser = denoiser.as_ref();
     let [of_a, of_b] = &adapters;
@@ -123,43 +100,39 @@ pub fn run(
         sample::bind(Some(of_a), denoiser)?,
         sample::bind(Some(of_b), denoiser)?,
     ];
-    let Losses {
-        both: losses,
-        base: base_losses,
-    } = stage.measure(denoiser, &bound, options, monitor)?;
+    let Losses { both, base } = stage.measure(denoiser, &bound, options, monitor)?;
     let files = [a_before.file.as_path(), b_before.file.as_path()];
-    check_finite(files, &stage.pictures, &losses)?;
+    check_finite(files, &stage.pictures, &both)?;
     let sheet = match &options.out {
-        Some(folder) => Some(stage.previews(denoiser, &bound, files, folder, monitor)?),
+        Some(folder) => {
+            Some(stage.previews(denoiser, &bound, files, (folder, options), monitor)?)
+        }
         None => None,
     };
-    let [each_a, each_b] = losses.each_ref().map(|losses| measure::by_picture(losses));
+    let [each_a, each_b] = both.each_ref().map(|losses| measure::by_picture(losses));
+    let (loss_a, loss_b) = (measure::mean(&each_a), measure::mean(&each_b));
     Ok(CompareReport {
-        a: Measured {
-            loss: measure::mean(&each_a),
-            ..a_before
-        },
-        b: Measured {
-            loss: measure::mean(&each_b),
-            ..b_before
-        },
-        base: base_losses.map(|losses| measure::mean(&measure::by_picture(&losses))),
+        a: a_before.with_loss(loss_a),
+        b: b_before.with_loss(loss_b),
+        base: base.map(|losses| measure::mean(&measure::by_picture(&losses))),
         data: experiment.file.clone(),
         pictures: stage.pictures.len(),
         draws: options.draws,
         difference: Paired::of(&each_a, &each_b),
-        levels: report::levels(&losses),
+        levels: report::levels(&both),
         differences: match &made {
             [Some(a), Some(b)] => differences::between(a, b),
             _ => Vec::new(),
         },
-        by_picture: report::of_pictures(&stage.pictures, &losses),
+        by_picture: report::of_pictures(&stage.pictures, &both),
         sheet,
     })
 }
 
 /// Everything but the network and the adapters.
 struct Stage {
+    /// The digest of the base model's denoiser.
+    digest: Digest,
     /// The base model as the Experiment has it.
     base: BaseModel,
     /// It under the recipe of A and that of B.
@@ -169,6 +142,51 @@ struct Stage {
 }
 
 impl Stage {
+    /// Opens the base model under the recipes and chooses the pictures; refuses what cannot be compared.
+    fn set(
+        loras: &[Lora; 2],
+        experiment: &Experiment,
+        options: &CompareOptions,
+        memo: &mut DigestMemo,
+        monitor: &dyn Monitor,
+    ) -> Result<Self, Error> {
+        let mut base = BaseModel::open(experiment, memo)?;
+        for note in &base.notes {
+            monitor.note(note);
+        }
+        let digest = base.denoiser_digest(memo)?;
+        check_base(loras, experiment, digest)?;
+        let recipes = [
+            recipe_for(&loras[0], &options.under, &base)?,
+            recipe_for(&loras[1], &options.under, &base)?,
+        ];
+        let path = experiment.store_path().map_err(base_model::Error::from)?;
+        let store = Store::open_or_create(&path)?.waiting(options.encode.wait);
+        let pictures = pictures::choose(experiment, &base, &store, loras, monitor)?;
+        // After all that may be refused.
+        tell_recipes(loras, &recipes, &options.under, monitor);
+        base.settings.sample.prompts = match options.out {
+            Some(_) => sheet::prompts(&base, &pictures),
+            None => Vec::new(),
+        };
+        let [of_a, of_b] = recipes;
+        Ok(Self {
+            digest,
+            under: [base.with_recipe(of_a, memo)?, base.with_recipe(of_b, memo)?],
+            base,
+            store,
+            pictures,
+        })
+    }
+
+    /// The base model without a LoRA, under the recipe for both or else as the Experiment has it.
+    fn alone(&self, options: &CompareOptions) -> &BaseModel {
+        match options.under {
+            Under::Variant(_) => &self.under[0],
+            Under::Own | Under::Experiment => &self.base,
+        }
+    }
+
     /// Encodes what the store lacks.
     fn encode(&self, options: &EncodeOptions, monitor: &dyn Monitor) -> Result<(), Error> {
         let of_pictures = self
@@ -218,7 +236,7 @@ impl Stage {
         let [a, b] = &self.under;
         let both = [of(a, &bound[0])?, of(b, &bound[1])?];
         let base = match options.with_base {
-            true => Some(of(&self.base, &Bound::none())?),
+            true => Some(of(self.alone(options), &Bound::none())?),
             false => None,
         };
         monitor.finish();
@@ -231,11 +249,12 @@ impl Stage {
         denoiser: &dyn Denoiser,
         bound: &[Bound; 2],
         files: [&Path; 2],
-        folder: &Path,
+        (folder, options): (&Path, &CompareOptions),
         monitor: &dyn Monitor,
     ) -> Result<PathBuf, Error> {
         let [a, b] = &self.under;
-        let columns = [(&self.base, &Bound::none()), (a, &bound[0]), (b, &bound[1])];
+        let alone = self.alone(options);
+        let columns = [(alone, &Bound::none()), (a, &bound[0]), (b, &bound[1])];
         let drawn = sheet::Previews {
             store: &self.store,
             denoiser,

@@ -1,165 +1,74 @@
-//! Paired differences: a mean with an interval over pictures, by Student's t.
+//! A paired difference of two LoRAs' losses over pictures, by the statistics of [`crate::probe`].
 
 use serde::Serialize;
 
-/// The confidence of intervals.
-const CONFIDENCE: f64 = 0.95;
+use crate::probe::stats;
+
+/// 1 less the confidence of intervals.
+const ALPHA: f64 = 0.05;
 
 /// B's loss less A's, over pictures.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Paired {
     /// The mean difference: below 0 where B's losses are lower.
     pub mean: f64,
-    /// Its 95 % interval; None of a single picture.
+    /// Its 95 % interval; None where fewer than [`stats::FEWEST_CHANGED`] pictures differ.
     pub interval: Option<[f64; 2]>,
-    /// The probability of a difference this large, either way, if there were none; None where no two pictures differ in theirs.
+    /// The probability of a difference this large, either way, if there were none; None where there is no interval.
     pub p: Option<f64>,
     /// Pictures for which B's loss is the lower one.
     pub b_is_lower: usize,
+    /// Pictures that would tell, if the difference is as large as it seems; None where there is no interval.
+    pub pictures_to_tell: Option<u64>,
 }
 
 impl Paired {
     /// Of the losses of A and B, picture by picture.
     pub fn of(a: &[f64], b: &[f64]) -> Self {
         let differences: Vec<f64> = a.iter().zip(b).map(|(a, b)| b - a).collect();
-        let count = differences.len() as f64;
-        let mean = differences.iter().sum::<f64>() / count.max(1.0);
-        let squares: f64 = differences.iter().map(|d| (d - mean).powi(2)).sum();
-        let freedom = count - 1.0;
-        let error = (squares / freedom / count).sqrt();
-        let known = freedom >= 1.0;
-        let half = || t_quantile(CONFIDENCE, freedom) * error;
+        let found = stats::Paired::of(&differences);
+        let interval = found.interval(ALPHA).map(|(low, high)| [low, high]);
         Self {
-            mean,
-            interval: known.then(|| [mean - half(), mean + half()]),
-            p: (known && error > 0.0).then(|| t_outside(mean / error, freedom)),
+            mean: found.mean,
+            p: interval.map(|_| found.p),
+            interval,
             b_is_lower: differences.iter().filter(|d| **d < 0.0).count(),
+            pictures_to_tell: interval.and_then(|_| found.pictures_to_tell(ALPHA)),
         }
     }
 
-    /// Whether the interval leaves 0 out, on which side.
+    /// Whether the interval leaves 0 out.
     pub fn is_shown(&self) -> bool {
         self.interval
             .is_some_and(|[low, high]| low > 0.0 || high < 0.0)
     }
 }
 
-/// The probability that Student's t is farther from 0 than `t`.
-fn t_outside(t: f64, freedom: f64) -> f64 {
-    incomplete_beta(freedom / 2.0, 0.5, freedom / (freedom + t * t))
-}
-
-/// The t that a share `inside` of Student's distribution lies within, either way of 0.
-fn t_quantile(inside: f64, freedom: f64) -> f64 {
-    let (mut low, mut high) = (0.0, 1e4);
-    // To more digits than anybody reads.
-    for _ in 0..80 {
-        let middle = (low + high) / 2.0;
-        if t_outside(middle, freedom) > 1.0 - inside {
-            low = middle;
-        } else {
-            high = middle;
-        }
-    }
-    high
-}
-
-/// The regularized incomplete beta function I_x(a, b), by its continued fraction (Abramowitz and Stegun, 26.5.8), summed by Lentz's
-/// method.
-fn incomplete_beta(a: f64, b: f64, x: f64) -> f64 {
-    if x <= 0.0 || x >= 1.0 {
-        return x.clamp(0.0, 1.0);
-    }
-    // The fraction converges fast on one side; the other is its mirror.
-    if x > (a + 1.0) / (a + b + 2.0) {
-        return 1.0 - incomplete_beta(b, a, 1.0 - x);
-    }
-    let front = (a * x.ln() + b * (1.0 - x).ln() - ln_beta(a, b)).exp() / a;
-    front * fraction(a, b, x)
-}
-
-fn fraction(a: f64, b: f64, x: f64) -> f64 {
-    const TINY: f64 = 1e-300;
-    let away = |value: f64| if value.abs() < TINY { TINY } else { value };
-    let (mut c, mut d) = (1.0, 1.0 / away(1.0 - (a + b) * x / (a + 1.0)));
-    let mut sum = d;
-    for m in 1..500 {
-        let m = f64::from(m);
-        let even = m * (b - m) * x / ((a + 2.0 * m - 1.0) * (a + 2.0 * m));
-        let odd = -(a + m) * (a + b + m) * x / ((a + 2.0 * m) * (a + 2.0 * m + 1.0));
-        let mut change = 1.0;
-        for term in [even, odd] {
-            d = 1.0 / away(1.0 + term * d);
-            c = away(1.0 + term / c);
-            change = c * d;
-            sum *= change;
-        }
-        if (change - 1.0).abs() < 1e-15 {
-            break;
-        }
-    }
-    sum
-}
-
-fn ln_beta(a: f64, b: f64) -> f64 {
-    ln_gamma(a) + ln_gamma(b) - ln_gamma(a + b)
-}
-
-/// ln of the gamma function of a positive number, by Stirling's series (Abramowitz and Stegun, 6.1.41).
-fn ln_gamma(mut x: f64) -> f64 {
-    let mut shift = 0.0;
-    while x < 10.0 {
-        shift -= x.ln();
-        x += 1.0;
-    }
-    let series = 1.0 / (12.0 * x) - 1.0 / (360.0 * x.powi(3)) + 1.0 / (1260.0 * x.powi(5))
-        - 1.0 / (1680.0 * x.powi(7));
-    shift + (x - 0.5) * x.ln() - x + 0.5 * (2.0 * std::f64::consts::PI).ln() + series
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[track_caller]
-    fn close(found: f64, expected: f64) {
-        assert!(
-            (found - expected).abs() <= 1e-8 * expected.abs(),
-            "{found}, expected {expected}"
-        );
-    }
-
-    #[test]
-    fn students_t_is_that_of_scipy() {
-        // scipy.stats: t.ppf(0.975, n) and 2 * t.sf(x, n).
-        close(t_quantile(0.95, 1.0), 12.706_204_736_174_694);
-        close(t_quantile(0.95, 9.0), 2.262_157_162_798_205);
-        close(t_quantile(0.95, 127.0), 1.978_819_534_702_853_9);
-        close(t_outside(2.5, 9.0), 0.033_861_827_682_985_735);
-        close(t_outside(-0.3, 3.0), 0.783_763_292_039_919);
-        close(t_outside(12.0, 63.0), 6.347_967_543_679_063e-18);
-    }
-
     #[test]
     fn a_difference_is_b_less_a() {
-        let a = [1.0, 2.0, 3.0, 4.0];
-        let b = [1.5, 2.25, 3.75, 4.5];
+        let a = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0];
+        let b = [1.5, 2.25, 3.75, 4.5, 5.25, 6.75];
         let found = Paired::of(&a, &b);
         assert_eq!((found.mean, found.b_is_lower), (0.5, 0));
-        let [low, high] = found.interval.expect("four pictures");
-        // scipy.stats.t.interval.
-        close(low, 0.175_192_934_093_722_27);
-        close(high, 0.824_807_065_906_277_8);
         assert!(found.is_shown() && found.p.is_some_and(|p| p < 0.05));
+        let [low, high] = found.interval.expect("six pictures");
+        assert!((low + high - 1.0).abs() < 1e-12, "{low} {high}");
         let turned = Paired::of(&b, &a);
-        assert_eq!((turned.mean, turned.p), (-0.5, found.p));
+        assert_eq!((turned.mean, turned.b_is_lower), (-0.5, 6));
+        assert_eq!(turned.p, found.p);
     }
 
     #[test]
-    fn what_has_no_spread_claims_none() {
-        assert_eq!(Paired::of(&[1.0], &[2.0]).interval, None);
-        assert_eq!(Paired::of(&[1.0, 2.0], &[1.0, 2.0]).p, None);
-        assert!(!Paired::of(&[1.0, 2.0], &[1.0, 2.0]).is_shown());
-        assert!(!Paired::of(&[], &[]).is_shown());
+    fn what_has_no_spread_or_too_few_pictures_claims_nothing() {
+        let few = Paired::of(&[1.0, 2.0, 3.0], &[2.0, 3.5, 4.0]);
+        assert_eq!((few.interval, few.p), (None, None));
+        for same in [&[][..], &[1.0; 8]] {
+            let found = Paired::of(same, same);
+            assert_eq!((found.mean, found.is_shown()), (0.0, false));
+        }
     }
 }

@@ -92,6 +92,12 @@ pub struct OfPicture {
     pub b: f64,
 }
 
+impl Measured {
+    pub(super) fn with_loss(self, loss: f64) -> Self {
+        Self { loss, ..self }
+    }
+}
+
 impl RecipeUsed {
     pub(super) fn of(base: &BaseModel) -> Self {
         Self {

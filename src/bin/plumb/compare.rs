@@ -8,6 +8,7 @@ use plumb::compare::{
 };
 use plumb::dataset;
 use plumb::experiment::Experiment;
+use plumb::probe::stats::FEWEST_CHANGED;
 use plumb::recipe::diff::readable;
 use plumb::shown;
 
@@ -153,12 +154,13 @@ fn verdict(report: &CompareReport) -> String {
         interval,
         p,
         b_is_lower,
+        pictures_to_tell,
     } = &report.difference;
     let (mean, b_is_lower) = (*mean, *b_is_lower);
     let pictures = report.pictures;
     let Some([low, high]) = interval else {
         return format!(
-            "B's loss is {mean:+.5} beside A's. One picture says nothing about others: there is no interval"
+            "B's loss is {mean:+.5} beside A's, over {pictures} pictures: too few for an interval, {FEWEST_CHANGED} are the fewest"
         );
     };
     let p = p.map_or_else(String::new, |p| match p < 0.001 {
@@ -169,7 +171,10 @@ fn verdict(report: &CompareReport) -> String {
         "B's loss is {mean:+.5} beside A's (95 % interval {low:+.5} to {high:+.5}{p}), and lower for {b_is_lower} of {pictures} pictures"
     );
     if !report.difference.is_shown() {
-        return format!("no difference is shown: {found}");
+        let more = pictures_to_tell.map_or_else(String::new, |count| {
+            format!("; if it is as large as it seems, {count} pictures would tell")
+        });
+        return format!("no difference is shown: {found}{more}");
     }
     let better = if mean < 0.0 { "B" } else { "A" };
     format!("{better} predicts these pictures better: {found}")
