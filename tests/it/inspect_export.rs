@@ -107,7 +107,8 @@ fn pyarrow_reads_every_caption_with_its_vectors_and_numpy_finds_the_same_plane()
         read["clip_l"]["truncated"],
         serde_json::json!([false, true, false, false, false])
     );
-    assert_eq!(read["clip_l"]["tokens"][1], 77);
+    // One of 77 is left free: the reference cuts at whole words.
+    assert_eq!(read["clip_l"]["tokens"][1], 76);
     assert_eq!(read["thumbnails"][0], serde_json::json!(["p0.png", 64, 64]));
     // The prompt and the empty caption have none.
     assert_eq!(read["thumbnails"][3], serde_json::Value::Null);

@@ -519,8 +519,8 @@ fn sources_are_ascii() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// A registry takes 10 MB, compressed: text becomes a quarter, weights hardly shrink.
-const MAX_PACKAGE_BYTES: u64 = 12_000_000;
+/// A registry takes 10 MB, compressed.
+const MAX_PACKAGE_BYTES: u64 = 10_000_000;
 
 #[test]
 fn the_package_is_one_that_a_registry_takes() {
@@ -545,14 +545,18 @@ fn the_package_is_one_that_a_registry_takes() {
     }
     assert!(
         bytes < MAX_PACKAGE_BYTES,
-        "{bytes} bytes, expected below {MAX_PACKAGE_BYTES}"
+        "about {bytes} bytes compressed, expected below {MAX_PACKAGE_BYTES}"
     );
 }
 
+/// About what is left when compressed: of text a quarter, of weights hardly less.
 fn bytes_under(path: &Path) -> u64 {
     let metadata = std::fs::metadata(path).expect("what the manifest includes");
     if metadata.is_file() {
-        return metadata.len();
+        let is_text = path
+            .extension()
+            .is_some_and(|e| e != "safetensors" && e != "png");
+        return metadata.len() / if is_text { 4 } else { 1 };
     }
     let entries = std::fs::read_dir(path).expect("a folder of the project");
     entries

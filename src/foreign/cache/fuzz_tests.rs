@@ -1,7 +1,7 @@
 //! Small files of each format, damaged at random: every one must be read or refused, without a panic and within bounds.
 //!
 //! A few seconds in each run of the tests; `PLUMB_FUZZ_SECONDS=3600` for longer, with other damage from another `PLUMB_FUZZ_SEED`.
-//! What ever ends in a panic is printed, and belongs into `tests/corpus/caches`.
+//! What ever ends in a panic is printed, and belongs into `tests/corpus`, in a folder `caches` of its own, with a test.
 
 use std::time::{Duration, Instant};
 
