@@ -221,3 +221,22 @@ fn hard_cases_get_a_page_or_a_line() {
         .says("damaged in the store")
         .says("p0.png");
 }
+
+/// The folder of a training keeps its curves when the Experiment changes.
+#[test]
+fn a_training_under_another_recipe_is_told_beside_its_curves() {
+    let world = World::new();
+    let page = || {
+        world.run(&["encode", "exp.toml"]).expect(0);
+        let report = ["inspect", "report", "exp.toml", "--html", "page.html"];
+        world.run(&report).expect(0);
+        std::fs::read_to_string(world.path("page.html")).expect("a page")
+    };
+    world.run(&["encode", "exp.toml"]).expect(0);
+    world.run(&["train", "exp.toml"]).expect(0);
+    let same = page();
+    assert!(same.contains("Training") && !same.contains("another recipe</b>"));
+    let experiment = World::experiment().replace("\"reference\"", "\"kohya\"");
+    world.write("exp.toml", &experiment);
+    assert!(page().contains("trained under <b>another recipe</b>"));
+}

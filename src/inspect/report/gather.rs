@@ -92,7 +92,7 @@ pub(super) fn gather(
     let captions: Vec<&Caption> = shown.iter().map(|&n| &all[n]).collect();
     let texts = texts(&captions, budget.text_bytes);
     let run = match &sources.output {
-        Some(folder) => run::read(folder, budget.preview_bytes, monitor),
+        Some(folder) => run::read(folder, sources.base, budget.preview_bytes, monitor),
         None => None,
     };
     let text_bytes: usize = texts.iter().map(String::len).sum();

@@ -9,6 +9,7 @@ use super::compare::Comparison;
 use super::compared::{compared, cosine};
 use super::gather::{EncoderView, Gathered};
 use super::near::Pair;
+use super::run::TrainedUnder;
 use super::strips::PackedStrip;
 use super::{Sources, chart, map, packed, probe, recipe};
 use crate::inspect::captions::{Caption, Origin};
@@ -365,6 +366,11 @@ impl View<'_> {
             section #training aria-labelledby="h-training" {
                 h2 #h-training { "Training" }
                 p { "From " code { (shown::path(&run.folder)) } "." }
+                @match &run.recipe {
+                    TrainedUnder::This => {}
+                    TrainedUnder::Another(recipe) => p.warn { "Its LoRA was trained under " b { "another recipe" } " (" code { (recipe.short()) } "): these curves are not of the embeddings on this page." }
+                    TrainedUnder::Unknown => p.fine { "There is no finished LoRA that tells which recipe it was trained under." }
+                }
                 @if run.loss.is_empty() { p { "No step is recorded." } }
                 @else {
                     div.charts {

@@ -6,7 +6,10 @@ use std::path::{Path, PathBuf};
 use image::codecs::jpeg::JpegEncoder;
 use image::{ExtendedColorType, ImageEncoder as _, ImageReader, Limits};
 
+use super::super::lora;
 use super::packed;
+use crate::base_model::BaseModel;
+use crate::digest::Fingerprint;
 use crate::monitor::Monitor;
 use crate::train::metrics::MetricsLine;
 use crate::{files, shown};
@@ -19,9 +22,34 @@ const MOST_LINE: u64 = 1 << 20;
 const PREVIEW_PX: u32 = 640;
 const MOST_PREVIEW: u64 = 64 << 20;
 
+/// Whether a training had the recipe that the page is of. Another one may have written into the same folder.
+#[derive(Debug, PartialEq)]
+pub(super) enum TrainedUnder {
+    This,
+    Another(Fingerprint),
+    /// There is no LoRA of plumb's that would tell.
+    Unknown,
+}
+
+impl TrainedUnder {
+    fn of(folder: &Path, base: Option<&BaseModel>) -> Self {
+        let Some(base) = base else {
+            return Self::Unknown;
+        };
+        let read = lora(folder, Some(&base.recipe.name().family));
+        let made = read.ok().and_then(|report| report.provenance);
+        match made.map(|made| made.recipe_fingerprint) {
+            None => Self::Unknown,
+            Some(recipe) if recipe == base.recipe.fingerprint() => Self::This,
+            Some(recipe) => Self::Another(recipe),
+        }
+    }
+}
+
 /// What there is of a training.
 pub(super) struct TrainingRun {
     pub(super) folder: PathBuf,
+    pub(super) recipe: TrainedUnder,
     /// (step, loss), each kind rising.
     pub(super) loss: Vec<(f64, f64)>,
     pub(super) validation: Vec<(f64, f64)>,
@@ -34,6 +62,7 @@ pub(super) struct TrainingRun {
 /// `None` where the folder has no metrics.
 pub(super) fn read(
     folder: &Path,
+    base: Option<&BaseModel>,
     preview_bytes: usize,
     monitor: &dyn Monitor,
 ) -> Option<TrainingRun> {
@@ -41,6 +70,7 @@ pub(super) fn read(
     let file = files::open(&path).ok()?;
     let mut run = TrainingRun {
         folder: folder.to_owned(),
+        recipe: TrainedUnder::of(folder, base),
         loss: Vec::new(),
         validation: Vec::new(),
         learning_rate: Vec::new(),
