@@ -159,16 +159,16 @@ mod tests {
     #[test]
     fn an_experiment_lies_where_its_output_starts() {
         let of = |folder: &str, output: &str| root(Path::new(folder), Path::new(output));
-        assert_eq!(of("/work/a/out", "out"), Some(PathBuf::from("/work/a")));
-        assert_eq!(of("/work/a/out", "./out"), Some(PathBuf::from("/work/a")));
-        assert_eq!(of("/work/a/out", "a/out"), Some(PathBuf::from("/work")));
+        assert_eq!(of("/runs/a/out", "out"), Some(PathBuf::from("/runs/a")));
+        assert_eq!(of("/runs/a/out", "./out"), Some(PathBuf::from("/runs/a")));
+        assert_eq!(of("/runs/a/out", "a/out"), Some(PathBuf::from("/runs")));
         assert_eq!(
-            of("/work/out", "/work/out"),
-            Some(PathBuf::from("/work/out"))
+            of("/runs/out", "/runs/out"),
+            Some(PathBuf::from("/runs/out"))
         );
-        assert_eq!(of("/work/moved", "out"), None);
-        assert_eq!(of("/work/out", ""), None);
+        assert_eq!(of("/runs/moved", "out"), None);
+        assert_eq!(of("/runs/out", ""), None);
         // A folder beside the Experiment's: where it lay is not told by the end of the path.
-        assert_eq!(of("/work/out", "../out"), None);
+        assert_eq!(of("/runs/out", "../out"), None);
     }
 }
