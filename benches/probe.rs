@@ -247,10 +247,9 @@ fn alarms(differences: &[Vec<f64>], turn: Turn) -> u64 {
 
 fn inert(report: &Report) -> String {
     let is_inert = |label: &String| INERT.iter().any(|inert| label.starts_with(inert));
-    let found = report
-        .candidates
-        .iter()
-        .filter(|c| c.labels.iter().any(is_inert));
+    // The first is the truth, which has every label that means what it is.
+    let others = report.candidates.iter().skip(1);
+    let found = others.filter(|c| c.labels.iter().any(is_inert));
     let (same, others): (Vec<_>, Vec<_>) = found.partition(|c| c.verdict == Verdict::Same);
     match others.as_slice() {
         [] => format!("{} the same", same.len()),
