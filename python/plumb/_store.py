@@ -19,12 +19,12 @@ from ._recipe import Recipe, recipe_of
 from ._text import (
     absolute,
     caption_entry,
+    check_seal,
     check_version,
     digest,
     experiment_digest,
     parse_object,
     read_file,
-    sealed_object,
     shown,
 )
 
@@ -124,13 +124,14 @@ class Store:
         for path in self._runs():
             mend = "write it again by encoding, or remove it"
             try:
-                members = parse_object(read_file(path, _RUN_LIMIT), path)
+                data = read_file(path, _RUN_LIMIT)
+                members = parse_object(data, path)
                 check_version(members.get("version"), FORMAT_VERSION, path)
                 extra = members.get("extra")
                 if not isinstance(extra, dict) or "model" not in extra:
                     # Of a plumb that did not write it down yet.
                     continue
-                extra = sealed_object(path, _RUN_LIMIT, mend)["extra"]
+                check_seal(data, path, mend)
             except FileNotFoundError:
                 continue
             except OSError as error:

@@ -84,13 +84,18 @@ def sealed_object(path: str, limit: int, mend: str) -> dict[str, Any]:
     """
     data = read_file(path, limit)
     found = parse_object(data, path)
+    check_seal(data, path, mend)
+    return found
+
+
+def check_seal(data: bytes, path: str, mend: str) -> None:
+    """Raises Damaged where the digest that an object's text begins with is not that of its other members."""
     begin = b'{"digest":"'
     end = len(begin) + 64
     rest = data[end + 2 :]
     is_sealed = data.startswith(begin) and data[end : end + 2] == b'",'
     if not is_sealed or digest(b"{" + rest) != data[len(begin) : end].decode("ascii", "replace"):
         raise Damaged(f"{path}: its members are not those of its digest; {mend}")
-    return found
 
 
 def absolute(path: str | os.PathLike[str]) -> str:

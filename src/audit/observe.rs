@@ -8,7 +8,7 @@ use half::{bf16, f16};
 use super::Error;
 use super::run::Runner;
 use crate::base_model::BaseModel;
-use crate::foreign::cache::{Array, Entry, NumberType, Role};
+use crate::foreign::cache::{Array, Entry, Role};
 use crate::text::spec::Dtype;
 
 /// What one encoder gave for one caption, as a cache has it.
@@ -20,8 +20,6 @@ pub(super) struct Seen {
     pub(super) pooled: Option<Tensor>,
     /// Token ids, pads included, where they are stored.
     pub(super) ids: Option<Vec<u32>>,
-    /// How the numbers are stored.
-    pub(super) stored: Option<NumberType>,
 }
 
 /// Everything in an entry, by slot.
@@ -190,7 +188,6 @@ impl Shapes {
             let tensor = Tensor::from_vec(values, (rows, wide), &Device::Cpu);
             let seen = seen.entry(shape.slot.clone()).or_default();
             seen.hidden = Some(tensor.map_err(|e| e.to_string())?);
-            seen.stored = Some(array.stored);
             left += wide;
         }
         Ok(())
@@ -220,7 +217,6 @@ impl Shapes {
             let tensor = Tensor::from_vec(values, wide(shape), &Device::Cpu);
             let seen = seen.entry(shape.slot.clone()).or_default();
             seen.pooled = Some(tensor.map_err(|e| e.to_string())?);
-            seen.stored = seen.stored.or(Some(array.stored));
         }
         Ok(())
     }

@@ -191,8 +191,8 @@ pub(super) fn pair<'a>(
 pub(super) fn spread<'a>(paired: &[Paired<'a>], count: usize) -> Vec<Paired<'a>> {
     let mut ordered: Vec<&Paired<'a>> = paired.iter().collect();
     ordered.sort_by(|a, b| {
-        let key = |p: &Paired<'a>| (p.text.len(), p.file.path.clone());
-        key(a).cmp(&key(b))
+        let lengths = a.text.len().cmp(&b.text.len());
+        lengths.then_with(|| a.file.path.cmp(&b.file.path))
     });
     let (all, count) = (ordered.len(), count.max(1).min(ordered.len()));
     let place = |n: usize| match count {

@@ -6,7 +6,7 @@ use rayon::prelude::{IntoParallelRefIterator as _, ParallelIterator as _};
 
 use super::Error;
 use crate::base_model::TextEncoderPart;
-use crate::cache::{EncoderOutput, tensors};
+use crate::cache::EncoderOutput;
 use crate::digest::Fingerprint;
 use crate::encode::{self, EncodeOptions, tokenize};
 use crate::experiment::Experiment;
@@ -27,8 +27,6 @@ pub(super) struct Runner<'a> {
     /// The encoder that ran last: the next is often the same.
     loaded: Option<(NetworkKey, TextEncoder)>,
     outputs: BTreeMap<OutputKey, EncoderOutput>,
-    /// How many captions were computed.
-    pub(super) computed: usize,
 }
 
 impl<'a> Runner<'a> {
@@ -41,7 +39,6 @@ impl<'a> Runner<'a> {
             store,
             loaded: None,
             outputs: BTreeMap::new(),
-            computed: 0,
         }
     }
 
@@ -85,7 +82,6 @@ impl<'a> Runner<'a> {
                 slot: part.slot.clone(),
                 source,
             })?;
-            self.computed += missing.len();
             for (tokens, encoded) in missing.iter().zip(encoded) {
                 // Rounded to the precision that is stored, as an entry of the store is.
                 let rounded = |tensor: Option<candle_core::Tensor>| {
@@ -134,12 +130,7 @@ impl<'a> Runner<'a> {
     fn stored(&self, part: &TextEncoderPart, caption: &str) -> Option<EncoderOutput> {
         let entry = caption_entry(&part.fingerprint, caption);
         let entry = self.store.as_ref()?.get(&part.fingerprint, &entry).ok()??;
-        let tensor = |name| entry.part(name).map(tensors::to_tensor).transpose().ok();
-        Some(EncoderOutput {
-            hidden: tensor("hidden")?,
-            pooled: tensor("pooled")?,
-            token_count: entry.token_count as usize,
-        })
+        EncoderOutput::of_entry(&entry).ok()
     }
 }
 

@@ -247,7 +247,7 @@ impl<'a, 'b> Search<'a, 'b> {
             }
         }
         // Equal networks one after the other: each is loaded once.
-        parts.sort_by_key(|(order, _, part, _)| (network_key(part), *order));
+        parts.sort_by_cached_key(|(order, _, part, _)| (network_key(part), *order));
         let mut tried = Vec::new();
         for (order, candidate, part, tokens) in parts {
             let (after, errors) = match entries.can_fit(&part, &tokens) {
@@ -343,20 +343,13 @@ impl<'a, 'b> Search<'a, 'b> {
 
 /// A recipe with every encoder computing in a precision, and what it gives rounded to that of the cache.
 fn in_precision(candidate: &Candidate, compute: Dtype, output: Dtype) -> Result<Candidate, Error> {
-    let name = candidate.recipe.name();
-    let mut deviate = toml::Table::new();
-    let word = |dtype: Dtype| match dtype {
-        Dtype::F32 => "f32",
-        Dtype::F16 => "f16",
-        Dtype::Bf16 => "bf16",
-    };
+    let mut deviate = Vec::new();
     for encoder in candidate.recipe.encoders() {
         for (field, dtype) in [("compute", compute), ("output", output)] {
-            let field = format!("{}.precision.{field}", encoder.slot);
-            deviate.insert(field, toml::Value::String(word(dtype).to_owned()));
+            deviate.push((format!("{}.precision.{field}", encoder.slot), json!(dtype)));
         }
     }
-    let recipe = Recipe::resolve(&name.family, &name.flavor, &name.variant, &deviate)?;
+    let recipe = candidate.recipe.deviating(&deviate)?;
     Ok(Candidate {
         labels: candidate.labels.clone(),
         recipe,

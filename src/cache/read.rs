@@ -12,7 +12,7 @@ use crate::dataset::Item;
 use crate::digest::Fingerprint;
 use crate::recipe::Recipe;
 use crate::recipe::latents::{Size, View};
-use crate::store::{Store, StoreReader};
+use crate::store::{Entry, Store, StoreReader};
 use crate::vae::LatentGeometry;
 
 /// What the store has of one view of a picture.
@@ -46,6 +46,21 @@ pub struct Reader {
     store: StoreReader,
 }
 
+impl EncoderOutput {
+    /// Of a caption's entry in the store.
+    ///
+    /// # Errors
+    /// If a part of it is no tensor.
+    pub fn of_entry(entry: &Entry) -> candle_core::Result<Self> {
+        let part = |name| entry.part(name).map(tensors::to_tensor).transpose();
+        Ok(Self {
+            hidden: part("hidden")?,
+            pooled: part("pooled")?,
+            token_count: entry.token_count as usize,
+        })
+    }
+}
+
 impl Reader {
     /// Of the entries that `store` has now.
     ///
@@ -69,6 +84,11 @@ impl Reader {
         problems.iter().map(ToString::to_string).collect()
     }
 
+    /// Whether the store has any entry of one of the specs.
+    pub(super) fn has_entries(&self, spec: &Fingerprint) -> bool {
+        !self.store.entries(spec).is_empty()
+    }
+
     /// What every encoder made of a caption.
     ///
     /// # Errors
@@ -84,13 +104,7 @@ impl Reader {
                     entry: id,
                 });
             };
-            let part = |name| entry.part(name).map(tensors::to_tensor).transpose();
-            let output = EncoderOutput {
-                hidden: part("hidden")?,
-                pooled: part("pooled")?,
-                token_count: entry.token_count as usize,
-            };
-            outputs.insert(encoder.slot.clone(), output);
+            outputs.insert(encoder.slot.clone(), EncoderOutput::of_entry(&entry)?);
         }
         Ok(outputs)
     }

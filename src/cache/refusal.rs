@@ -84,7 +84,7 @@ pub fn refuse_if_missing(
                 .or_else(|| Some("the checkpoint".to_owned()))
         };
         missing.extend(missing_entries(
-            store,
+            (store, reader),
             (&encoder.slot, encoder.spec),
             captions.len(),
             without.into_iter().map(quoted).collect(),
@@ -100,7 +100,7 @@ pub fn refuse_if_missing(
         views += item.views.len();
     }
     missing.extend(missing_entries(
-        store,
+        (store, reader),
         ("latents", reader.specs().latents),
         views,
         without,
@@ -124,7 +124,7 @@ fn refusal(experiment: &Experiment, store: &Path, missing: Vec<MissingEntries>) 
 }
 
 fn missing_entries(
-    store: &Store,
+    (store, reader): (&Store, &Reader),
     (what, spec): (&str, Fingerprint),
     wanted: usize,
     without: Vec<String>,
@@ -135,10 +135,9 @@ fn missing_entries(
         return Ok(None);
     }
     // Where some are there, the recipe is right and captions are new; where none is, another recipe may be.
-    let reader = store.reader()?;
-    let nearest = match reader.entries(&spec).is_empty() {
-        true => nearest(&reader, &spec, json, origin)?,
-        false => None,
+    let nearest = match reader.has_entries(&spec) {
+        false => nearest(&store.reader()?, &spec, json, origin)?,
+        true => None,
     };
     Ok(Some(MissingEntries {
         what: what.to_owned(),

@@ -7,6 +7,7 @@ use crate::dataset::Item;
 use crate::lora::Bound;
 use crate::models::Denoiser;
 use crate::monitor::Monitor;
+use crate::probe::stats::mean;
 use crate::train::VALIDATION_SIGMAS;
 use crate::train::inputs::{DrawOptions, validation_batch};
 use crate::train::step;
@@ -61,8 +62,4 @@ pub(super) fn losses(
 /// The mean over noise levels, picture by picture.
 pub(super) fn by_picture(losses: &[LossesOf]) -> Vec<f64> {
     losses.iter().map(|of_picture| mean(of_picture)).collect()
-}
-
-pub(super) fn mean(values: &[f64]) -> f64 {
-    values.iter().sum::<f64>() / values.len().max(1) as f64
 }

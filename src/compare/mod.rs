@@ -31,6 +31,7 @@ use crate::lora::Bound;
 use crate::models::{Denoiser, Placement};
 use crate::monitor::Monitor;
 use crate::nn::weights::DigestMemo;
+use crate::probe::stats::mean;
 use crate::recipe::Recipe;
 use crate::sample;
 use crate::shown;
@@ -90,7 +91,7 @@ pub fn run(
     // Before anything is encoded or loaded: a LoRA that does not fit is refused in seconds.
     let [a, b] = loras;
     let adapters = [a.adapters(&stage.base)?, b.adapters(&stage.base)?];
-    stage.encode(&options.encode, monitor)?;
+    stage.encode(options, monitor)?;
     monitor.start("loading the base model", None);
     let denoiser = (stage.base).load_denoiser(&options.placement, &stage.digest)?;
     monitor.finish();
@@ -110,11 +111,11 @@ pub fn run(
         None => None,
     };
     let [each_a, each_b] = both.each_ref().map(|losses| measure::by_picture(losses));
-    let (loss_a, loss_b) = (measure::mean(&each_a), measure::mean(&each_b));
+    let (loss_a, loss_b) = (mean(&each_a), mean(&each_b));
     Ok(CompareReport {
         a: a_before.with_loss(loss_a),
         b: b_before.with_loss(loss_b),
-        base: base.map(|losses| measure::mean(&measure::by_picture(&losses))),
+        base: base.map(|losses| mean(&measure::by_picture(&losses))),
         data: experiment.file.clone(),
         pictures: stage.pictures.len(),
         draws: options.draws,
@@ -188,14 +189,18 @@ impl Stage {
     }
 
     /// Encodes what the store lacks.
-    fn encode(&self, options: &EncodeOptions, monitor: &dyn Monitor) -> Result<(), Error> {
+    fn encode(&self, options: &CompareOptions, monitor: &dyn Monitor) -> Result<(), Error> {
+        // Without a LoRA, captions are read for the base model's loss and for its previews.
+        let with_base = options.with_base || options.out.is_some();
+        let alone = with_base.then(|| self.alone(options));
+        let options = &options.encode;
         let of_pictures = self
             .pictures
             .iter()
             .filter_map(|item| item.captions.first());
         let mut captions: Vec<String> = of_pictures.cloned().collect();
         captions.extend(sheet::captions(&self.base));
-        for base in self.under.iter().chain([&self.base]) {
+        for base in self.under.iter().chain(alone) {
             encode_captions(base, &self.store, &captions, options, monitor)?;
         }
         let on = (&options.device, &options.kernels);

@@ -5,11 +5,12 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use super::Difference;
-use super::measure::{LossesOf, by_picture, mean};
+use super::measure::{LossesOf, by_picture};
 use super::paired::Paired;
 use crate::base_model::BaseModel;
 use crate::dataset::Item;
 use crate::digest::{Digest, Fingerprint};
+use crate::probe::stats::mean;
 use crate::recipe::Deviation;
 use crate::train::VALIDATION_SIGMAS;
 

@@ -34,7 +34,7 @@ pub use settings::{
     AdapterSettings, DatasetSettings, ModelSettings, SampleOverrides, SampleSettings, Settings,
     StartSettings, TrainLength, TrainSettings,
 };
-pub use text_file::read_text;
+pub use text_file::{prompt_lines, read_text};
 
 /// The largest Experiment file, in bytes.
 const MAX_FILE: u64 = 4 << 20;
@@ -104,11 +104,7 @@ impl Experiment {
             ));
         }
         let text = read_text(&file, MAX_FILE).map_err(wrong)?;
-        let lines = text.lines().map(str::trim);
-        let prompts: Vec<String> = lines
-            .filter(|line| !line.is_empty() && !line.starts_with('#'))
-            .map(str::to_owned)
-            .collect();
+        let prompts: Vec<String> = prompt_lines(&text).map(str::to_owned).collect();
         if prompts.is_empty() {
             return Err(wrong("there is no prompt in it".to_owned()));
         }

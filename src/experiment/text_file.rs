@@ -6,6 +6,12 @@ use std::path::Path;
 
 use crate::files;
 
+/// The prompts of a text, one a line; empty lines and those that begin with `#` are none.
+pub fn prompt_lines(text: &str) -> impl Iterator<Item = &str> {
+    let lines = text.lines().map(str::trim);
+    lines.filter(|line| !line.is_empty() && !line.starts_with('#'))
+}
+
 /// The text of a file of at most `limit` bytes, without the byte order mark that some editors begin UTF-8 with.
 ///
 /// # Errors

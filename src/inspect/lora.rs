@@ -9,7 +9,7 @@ use super::Error;
 use crate::convert::provenance::{self, Provenance};
 use crate::convert::{self, Converted, ReadFile, ReadLora};
 use crate::lora::formats::Module;
-use crate::recipe::{Diff, Recipe};
+use crate::recipe::{Diff, Recipe, RecipeName};
 
 /// What a LoRA file is, and what it says of its making.
 #[derive(Debug, Serialize)]
@@ -90,7 +90,6 @@ pub fn lora(path: &Path, family: Option<&str>) -> Result<LoraReport, Error> {
 
 fn against_reference(made: &Provenance) -> Option<Diff> {
     // Against the authors' recipe without deviations, whatever recipe the training named.
-    let none = toml::Table::new();
-    let reference = Recipe::resolve(&made.family, &made.flavor, "reference", &none).ok()?;
+    let reference = Recipe::shipped(&RecipeName::reference(&made.family, &made.flavor)).ok()?;
     Some(Diff::between(&reference.rules(), made.recipe.get("rules")?))
 }

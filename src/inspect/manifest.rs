@@ -155,9 +155,7 @@ fn refuse(
     monitor: &dyn Monitor,
 ) -> Result<(), Error> {
     let found = match Store::open(folder) {
-        Err(_) if !folder.join("store.json").exists() => {
-            Some(refuse_without_store(experiment, folder))
-        }
+        Err(_) if !Store::is_at(folder) => Some(refuse_without_store(experiment, folder)),
         Err(error) => return Err(cache::Error::Store(error).into()),
         Ok(store) => {
             let reader = Reader::open(Specs::from(base), &store)?;

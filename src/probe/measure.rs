@@ -7,6 +7,7 @@ use candle_core::{DType, Tensor};
 use super::Error;
 use super::choice::ComparedRecipes;
 use super::report::LeftOut;
+use super::stats::mean;
 use crate::autograd::Tape;
 use crate::base_model::BaseModel;
 use crate::cache::{Conditioning, ModelCache};
@@ -134,10 +135,6 @@ impl Row {
         let differences: Vec<f64> = pairs.map(|(first, other)| other - first).collect();
         mean(&differences)
     }
-}
-
-fn mean(values: &[f64]) -> f64 {
-    values.iter().sum::<f64>() / values.len().max(1) as f64
 }
 
 /// The pictures measured so far.

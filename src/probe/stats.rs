@@ -25,6 +25,11 @@ const LOOKS: usize = 4;
 /// The power for which a number of pictures is told.
 const POWER: f64 = 0.8;
 
+/// The mean; 0 of nothing.
+pub fn mean(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / values.len().max(1) as f64
+}
+
 /// A paired comparison over pictures.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Paired {

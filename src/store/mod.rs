@@ -120,6 +120,11 @@ impl Store {
         Self::open_with(path, Arc::new(Local))
     }
 
+    /// Whether the folder `path` is a store, of whatever format and state.
+    pub fn is_at(path: &Path) -> bool {
+        path.join(layout::MARKER).exists()
+    }
+
     /// Opens the store in the folder `path`, or makes one where there is nothing.
     ///
     /// # Errors

@@ -254,7 +254,7 @@ fn tell_start(run: &Run<'_>, monitor: &dyn Monitor) {
 
 /// A store that is there and cannot be opened is the fault; one that is not there is refused with the command that makes it.
 fn no_store(experiment: &Experiment, store: &Path, error: &store::Error) -> Error {
-    if store.join("store.json").exists() {
+    if Store::is_at(store) {
         let what = format!("the store cannot be opened: {error}");
         return Error::Experiment {
             file: experiment.file.clone(),

@@ -24,12 +24,17 @@ pub(crate) fn columns<const N: usize>(rows: &[[String; N]]) -> String {
 
 /// `text` broken at spaces, after `first`, later lines indented.
 pub(crate) fn wrapped(text: &str, first: &str, indent: usize) -> String {
+    wrapped_to(WIDTH, text, first, indent)
+}
+
+/// The same, to `width` columns.
+pub(crate) fn wrapped_to(width: usize, text: &str, first: &str, indent: usize) -> String {
     let mut lines = first.to_owned();
     let mut used = first.trim_start_matches('\n').chars().count();
     let mut fresh = true;
     for word in text.split(' ') {
         let length = word.chars().count();
-        if !fresh && used + 1 + length > WIDTH {
+        if !fresh && used + 1 + length > width {
             lines += "\n";
             lines += &" ".repeat(indent);
             used = indent;

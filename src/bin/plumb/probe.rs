@@ -9,6 +9,7 @@ use plumb::probe::{self, Error, ProbeOptions, ProbePlace, Report, Vary, conclusi
 use plumb::{encode, store};
 
 use crate::CommandResult;
+use crate::layout::wrapped_to;
 use crate::ui::{Failure, Ui};
 use crate::world::{self, DeviceArgs, WaitArgs};
 
@@ -276,20 +277,5 @@ fn by_band(report: &Report, rows: &[&CandidateReport]) -> String {
 
 /// Broken at spaces.
 fn wrapped(text: &str) -> String {
-    let mut lines = String::new();
-    let mut used = 0;
-    for word in text.split(' ') {
-        let length = word.chars().count();
-        if used > 0 && used + 1 + length > WIDTH {
-            lines += "\n";
-            used = 0;
-        }
-        if used > 0 {
-            lines += " ";
-            used += 1;
-        }
-        lines += word;
-        used += length;
-    }
-    lines + "\n"
+    wrapped_to(WIDTH, text, "", 0)
 }

@@ -1,8 +1,11 @@
 //! The cache of ai-toolkit: `toolkit/prompt_utils.py` `PromptEmbeds.save`, and `toolkit/dataloader_mixins.py`: `_cache_one_latent`,
 //! `get_latent_info_dict`, `get_text_embedding_info_dict`, `setup_buckets`; `toolkit/buckets.py`.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+
 use super::CacheError;
-use super::names::{base64, json_text};
+use super::names::json_text;
 use super::values::{Source, Text, write};
 use crate::dataset::Item;
 use crate::foreign::cache::safetensors;
@@ -117,7 +120,8 @@ pub(super) fn text_key(caption: &str, arch: &str) -> String {
 
 fn key(json: &str) -> String {
     use md5::Digest as _;
-    base64(&md5::Md5::digest(json.as_bytes()))
+    // Python's `base64.urlsafe_b64encode`, without the signs of equality at the end.
+    URL_SAFE_NO_PAD.encode(md5::Md5::digest(json.as_bytes()))
 }
 
 #[cfg(test)]

@@ -154,7 +154,7 @@ pub fn cache(
     let names = check::model(&base, options).map_err(cannot)?;
     let store = match Store::open(&path) {
         Ok(store) => store.waiting(options.wait),
-        Err(_) if !path.join("store.json").exists() => {
+        Err(_) if !Store::is_at(&path) => {
             let refusal = refuse_without_store(experiment, &path);
             return Err(CacheError::Refused(Box::new(refusal)));
         }

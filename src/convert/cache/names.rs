@@ -127,21 +127,6 @@ fn utf8(name: Option<&std::ffi::OsStr>) -> Result<&str, String> {
     name.ok_or_else(|| "its name is not UTF-8: rename it".to_owned())
 }
 
-/// Python's `base64.urlsafe_b64encode`, without the signs of equality at the end.
-pub(super) fn base64(bytes: &[u8]) -> String {
-    const SIGNS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
-    let mut text = String::new();
-    for chunk in bytes.chunks(3) {
-        let byte = |i: usize| u32::from(chunk.get(i).copied().unwrap_or(0));
-        let bits = byte(0) << 16 | byte(1) << 8 | byte(2);
-        for n in 0..=chunk.len() {
-            let sign = (bits >> (18 - 6 * n) & 63) as usize;
-            text.push(char::from(SIGNS[sign]));
-        }
-    }
-    text
-}
-
 /// Text as Python's `json.dumps` writes it: in ASCII.
 pub(super) fn json_text(text: &str) -> String {
     let mut json = String::from("\"");

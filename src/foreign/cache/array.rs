@@ -58,14 +58,6 @@ impl NumberType {
         }
     }
 
-    /// Whether it has a fraction.
-    pub fn is_float(self) -> bool {
-        matches!(
-            self,
-            Self::F64 | Self::F32 | Self::F16 | Self::Bf16 | Self::F8E4m3 | Self::F8E5m2
-        )
-    }
-
     /// One number, little-endian, of as many bytes as [`Self::bytes`] says; zeros stand for what is missing.
     fn value(self, bytes: &[u8]) -> f32 {
         fn first<const N: usize>(bytes: &[u8]) -> [u8; N] {

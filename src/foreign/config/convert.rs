@@ -6,7 +6,7 @@ use toml::Value as Toml;
 
 use super::knowledge::{As, Rule, equals, flag};
 use super::tree::Value;
-use crate::experiment::read_text;
+use crate::experiment::{prompt_lines, read_text};
 use crate::shown;
 
 /// The largest file of prompts.
@@ -242,9 +242,7 @@ fn prompt_file(name: &str, folder: &Path) -> Result<Toml, String> {
         return Err("the file is not here; write its prompts under [sample]".to_owned());
     }
     let text = read_text(&file, MAX_PROMPTS_FILE)?;
-    let lines = text.lines().map(str::trim);
-    let lines = lines.filter(|line| !line.is_empty() && !line.starts_with('#'));
-    let prompts = lines.map(|line| Toml::String(without_flags(line)));
+    let prompts = prompt_lines(&text).map(|line| Toml::String(without_flags(line)));
     let prompts: Vec<Toml> = prompts.take(MAX_PROMPTS).collect();
     match prompts.is_empty() {
         true => Err("there is no prompt in it".to_owned()),

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::Pairing;
 use crate::base_model::BaseModel;
-use crate::cache::{self, EncoderId, EncoderOutput, Specs, tensors};
+use crate::cache::{self, EncoderId, EncoderOutput, Specs};
 use crate::digest::Fingerprint;
 use crate::encode::tokenize;
 use crate::inspect::Error;
@@ -103,12 +103,7 @@ impl<'a> Side<'a> {
             }
             Err(e) => return Err(cache::Error::from(e).into()),
         };
-        let part = |name| entry.part(name).map(tensors::to_tensor).transpose();
-        let output = EncoderOutput {
-            hidden: part("hidden")?,
-            pooled: part("pooled")?,
-            token_count: entry.token_count as usize,
-        };
+        let output = EncoderOutput::of_entry(&entry)?;
         Ok(Found::Output(output, self.ids(encoder, &id, caption)?))
     }
 

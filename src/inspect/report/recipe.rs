@@ -11,7 +11,7 @@ use crate::base_model::BaseModel;
 use crate::probe::report::Report as ProbeReport;
 use crate::recipe::diff::readable;
 use crate::recipe::explain::{self, ExplainedField};
-use crate::recipe::{self, Recipe};
+use crate::recipe::{self, Recipe, RecipeName};
 
 /// A field of the recipe, and of the base model's own.
 pub(super) struct Row {
@@ -36,7 +36,7 @@ impl Row {
 /// If the base model has no recipe of its own, which the tests rule out.
 pub(super) fn rows(base: &BaseModel) -> Result<Vec<Row>, recipe::Error> {
     let name = base.recipe.name();
-    let reference = Recipe::resolve(&name.family, &name.flavor, "reference", &toml::Table::new())?;
+    let reference = Recipe::shipped(&RecipeName::reference(&name.family, &name.flavor))?;
     let by_field = |recipe: &Recipe| -> Result<BTreeMap<String, ExplainedField>, recipe::Error> {
         let fields = explain::recipe(recipe)?.into_iter();
         Ok(fields.map(|f| (f.field.clone(), f)).collect())

@@ -8,7 +8,7 @@ use super::super::Error;
 use super::super::captions::Caption;
 use super::packed;
 use crate::base_model::TextEncoderPart;
-use crate::cache::{self, EncoderId, EncoderOutput, tensors};
+use crate::cache::{self, EncoderId, EncoderOutput};
 use crate::digest::Fingerprint;
 use crate::encode::{lost_text, tokenize};
 use crate::shown;
@@ -232,13 +232,8 @@ pub(super) fn output(
         Err(e @ store::Error::Damaged { .. }) => return Ok((None, Some(e.to_string()))),
         Err(e) => return Err(cache::Error::from(e).into()),
     };
-    let part = |name| entry.part(name).map(tensors::to_tensor).transpose();
     let made = || -> candle_core::Result<EncoderOutput> {
-        let output = EncoderOutput {
-            hidden: part("hidden")?,
-            pooled: part("pooled")?,
-            token_count: entry.token_count as usize,
-        };
+        let output = EncoderOutput::of_entry(&entry)?;
         if let Some(hidden) = &output.hidden {
             hidden.dims2()?;
         }

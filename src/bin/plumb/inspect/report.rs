@@ -9,7 +9,7 @@ use plumb::inspect::captions::Captions;
 use plumb::inspect::report::{self, Budget, Other, Report, Sources};
 use plumb::monitor::Monitor as _;
 use plumb::probe::report::Report as ProbeReport;
-use plumb::recipe::{REFERENCE, Recipe};
+use plumb::recipe::{REFERENCE, Recipe, RecipeName};
 use plumb::shown;
 use plumb::store::{self, Store, StoreReader};
 use serde::Serialize;
@@ -213,10 +213,11 @@ fn is_experiment(name: &str) -> bool {
 }
 
 fn under(base: &BaseModel, variant: &str) -> Result<BaseModel, Failure> {
-    let name = base.recipe.name();
-    let none = toml::Table::new();
-    let recipe = Recipe::resolve(&name.family, &name.flavor, variant, &none);
-    let recipe = recipe
+    let name = RecipeName {
+        variant: variant.to_owned(),
+        ..base.recipe.name().clone()
+    };
+    let recipe = Recipe::shipped(&name)
         .map_err(base_model::Error::from)
         .map_err(world::base_failure)?;
     let mut memo = world::digest_memo();
