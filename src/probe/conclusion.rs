@@ -19,9 +19,14 @@ pub(super) fn of(report: &Report) -> String {
     };
     let (preferred, worse) = (of_verdict(Verdict::Preferred), of_verdict(Verdict::Worse));
     let unclear = of_verdict(Verdict::Indistinguishable);
+    let negligible = of_verdict(Verdict::Negligible);
     let label = against.label();
     let mut sentences = Vec::new();
-    if preferred.is_empty() && worse.is_empty() && unclear.is_empty() {
+    sentences.extend(doubt(report));
+    if [&preferred, &worse, &unclear, &negligible]
+        .iter()
+        .all(|v| v.is_empty())
+    {
         sentences.push(format!(
             "On this base model and these captions every recipe that was tried gives the denoiser the same tensors as {label}."
         ));
@@ -57,11 +62,21 @@ pub(super) fn of(report: &Report) -> String {
         }
     }
     sentences.push(
-        "This is evidence of what the base model was trained with, from these pictures; it is no proof, and a recipe that was not \
-         tried may be better."
+        "This is evidence, no proof, and a recipe that was not tried may be better. It holds for pictures of the kind and the \
+         resolution that the base model was trained on: on others a base may prefer recipes that it was not trained with."
             .to_owned(),
     );
     sentences.join(" ")
+}
+
+/// What a failed control means.
+fn doubt(report: &Report) -> Option<String> {
+    let control = report.control.as_ref()?;
+    (control.verdict != Verdict::Worse).then(|| {
+        "Do not believe the preferences below: another picture's caption does no clear harm here, so this base model does not use what it \
+         is told of these pictures. Are they of the kind and the resolution that it was trained on?"
+            .to_owned()
+    })
 }
 
 fn mean(candidate: &CandidateReport) -> f64 {
@@ -90,5 +105,40 @@ fn named(report: &Report, candidates: &[&CandidateReport]) -> String {
     match rest {
         0 => names,
         n => format!("{names}; and {n} more"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::of;
+    use crate::probe::report::{Report, Verdict};
+
+    #[test]
+    fn preferences_are_doubted_where_another_caption_does_no_harm() {
+        let id = "0".repeat(64);
+        let reference = json!({
+            "labels": ["reference"], "recipe": "sd3/3.5-large", "fingerprint": id, "differs": [], "verdict": "compared_with",
+            "loss": 0.5, "changed": 0, "difference": null, "bands": [], "pictures_to_tell": null, "by_picture": [],
+        });
+        let report = |verdict: Verdict| -> Report {
+            serde_json::from_value(json!({
+                "version": 2, "tool": "plumb", "experiment": "exp.toml", "family": "sd3", "flavor": "3.5-large", "base": id,
+                "method": { "seed": 1, "draws": 4, "guidance": null, "alpha": 0.05, "negligible": 0.001, "looks": [], "looks_made": 1 },
+                "pictures": [], "failed": 0, "candidates": [reference], "control": { "verdict": verdict, "difference": null },
+                "left_out": [], "conclusion": "",
+            }))
+            .expect("a report")
+        };
+        let doubt = "Do not believe the preferences";
+        assert!(!of(&report(Verdict::Worse)).contains(doubt));
+        for verdict in [
+            Verdict::Indistinguishable,
+            Verdict::Preferred,
+            Verdict::Same,
+        ] {
+            assert!(of(&report(verdict)).starts_with(doubt));
+        }
     }
 }

@@ -3,10 +3,11 @@
 use super::choice::ComparedRecipes;
 use super::measure::{Row, firsts};
 use super::report::{
-    Band, CandidateReport, Difference, Look, Method, Picture, REPORT_VERSION, Report, Verdict,
+    Band, CandidateReport, Control, Difference, Look, Method, Picture, REPORT_VERSION, Report,
+    Verdict,
 };
-use super::stats::{Paired, holm};
-use super::{ALPHA, conclusion};
+use super::stats::{Paired, holm, mean};
+use super::{ALPHA, NEGLIGIBLE, conclusion};
 use crate::base_model::BaseModel;
 use crate::digest::Digest;
 use crate::recipe::candidates::differences;
@@ -45,7 +46,11 @@ pub fn told(rows: &[Row], looks: &[(usize, f64)]) -> Vec<Told> {
     // One of those that are the same stands for them: a test of each would only make the corrections larger.
     let distinct: Vec<usize> = (0..recipes).filter(|&r| alike[r] == r).collect();
     let by_recipe: Vec<Vec<f64>> = distinct.iter().map(|&r| of_recipe(r)).collect();
-    let of_distinct = told_of(&by_recipe, looks);
+    let mut of_distinct = told_of(&by_recipe, looks);
+    let loss = mean_loss(rows, 0);
+    for told in &mut of_distinct {
+        told.forget_trifles(looks, loss);
+    }
     let told = |recipe: usize| {
         let place = distinct.iter().position(|&d| d == alike[recipe]);
         let mut told = place.map_or_else(|| uncorrected(&[], looks), |at| of_distinct[at]);
@@ -59,6 +64,47 @@ pub fn told(rows: &[Row], looks: &[(usize, f64)]) -> Vec<Told> {
         told
     };
     (0..recipes).map(told).collect()
+}
+
+fn mean_loss(rows: &[Row], recipe: usize) -> f64 {
+    mean(&rows.iter().map(|row| row.loss(recipe)).collect::<Vec<_>>())
+}
+
+impl Told {
+    /// Of a difference whose whole interval is below [`NEGLIGIBLE`] of `loss`, its sign is not worth telling.
+    fn forget_trifles(&mut self, looks: &[(usize, f64)], loss: f64) {
+        let interval = self.paired.interval(interval_level(looks));
+        let bound = NEGLIGIBLE * loss;
+        if interval.is_some_and(|(low, high)| low.abs().max(high.abs()) < bound) {
+            self.verdict = Verdict::Negligible;
+        }
+    }
+
+    fn difference(&self, interval: Option<(f64, f64)>) -> Option<Difference> {
+        interval.map(|(low, high)| Difference {
+            mean: self.paired.mean,
+            low,
+            high,
+            effect_size: self.paired.effect_size,
+            p: self.p,
+            p_corrected: self.p_corrected,
+        })
+    }
+}
+
+/// The level of an interval after these looks.
+fn interval_level(looks: &[(usize, f64)]) -> f64 {
+    ALPHA * looks.last().map_or(1.0, |look| look.1)
+}
+
+fn control(rows: &[Row], looks: &[(usize, f64)]) -> Option<Control> {
+    let differences: Option<Vec<f64>> = rows.iter().map(Row::control_difference).collect();
+    let told = told_of(&[differences?], looks);
+    let told = told.first()?;
+    Some(Control {
+        verdict: told.verdict,
+        difference: told.difference(told.paired.interval(interval_level(looks))),
+    })
 }
 
 /// By recipe, the first one under which the denoiser received exactly the same for every picture.
@@ -146,7 +192,7 @@ pub(super) fn report(measured: Measured<'_>) -> Report {
     let is_tested = |&recipe: &usize| recipe > 0 && alike[recipe] == recipe;
     let tested = (0..told.len()).filter(is_tested).count();
     let levels = Levels {
-        interval: ALPHA * made.last().map_or(1.0, |look| look.1),
+        interval: interval_level(&made),
         to_tell: ALPHA * last / tested.max(1) as f64,
     };
     let candidates =
@@ -159,6 +205,7 @@ pub(super) fn report(measured: Measured<'_>) -> Report {
         flavor: name.flavor.clone(),
         base: measured.digest,
         candidates: candidates.collect(),
+        control: control(measured.rows, &made),
         left_out: measured.compared.left_out.clone(),
         conclusion: String::new(),
         experiment: measured.experiment,
@@ -203,16 +250,9 @@ fn candidate(
             .map(Into::into)
             .collect(),
         verdict: told.verdict,
-        loss: rows.iter().map(|row| row.loss(recipe)).sum::<f64>() / rows.len().max(1) as f64,
+        loss: mean_loss(rows, recipe),
         changed: told.paired.changed as u64,
-        difference: interval.map(|(low, high)| Difference {
-            mean: told.paired.mean,
-            low,
-            high,
-            effect_size: told.paired.effect_size,
-            p: told.p,
-            p_corrected: told.p_corrected,
-        }),
+        difference: told.difference(interval),
         bands: match tested {
             true => bands(rows, recipe, measured.bands as usize),
             false => Vec::new(),
@@ -249,7 +289,7 @@ fn bands(rows: &[Row], recipe: usize, bands: usize) -> Vec<Band> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Told, all_clear, told, told_of};
+    use super::{Told, all_clear, control, told, told_of};
     use crate::probe::measure::Row;
     use crate::probe::report::Verdict;
     use crate::probe::stats::looks;
@@ -308,6 +348,7 @@ mod tests {
                 vec![0.6 + 0.01 * n as f64, 0.25],
             ],
             alike: vec![0, 0, 2, 2],
+            control: Vec::new(),
         };
         let rows: Vec<Row> = (0..8).map(row).collect();
         let found = told(&rows, &[(8, 1.0)]);
@@ -332,11 +373,56 @@ mod tests {
         );
     }
 
+    /// Pictures of which the loss is 0.5 under the first recipe, and `above` more with another caption and under a second recipe.
+    fn rows(above: impl Fn(usize) -> f64) -> Vec<Row> {
+        let row = |n| Row {
+            losses: vec![vec![0.5], vec![0.5 + above(n)]],
+            alike: vec![0, 1],
+            control: vec![0.5 + above(n)],
+        };
+        (0..32).map(row).collect()
+    }
+
+    #[test]
+    fn a_difference_that_is_surely_a_trifle_is_neither_better_nor_worse() {
+        let looks = looks(32, 0.05);
+        let verdict = |rows: &[Row]| told(rows, &looks)[1].verdict;
+        let trifle = rows(|n| 1e-4 + 1e-6 * n as f64);
+        assert_eq!(verdict(&trifle), Verdict::Negligible);
+        assert!(all_clear(&told(&trifle, &looks)));
+        // Ten times as much is more than a thousandth of the loss.
+        assert_eq!(verdict(&rows(|n| 1e-3 + 1e-5 * n as f64)), Verdict::Worse);
+        // As small a mean, but it may be larger than that.
+        let sign = |n: usize| if n.is_multiple_of(2) { 1.0 } else { -1.0 };
+        assert_eq!(
+            verdict(&rows(|n| 1e-4 + 0.01 * sign(n))),
+            Verdict::Indistinguishable
+        );
+    }
+
+    #[test]
+    fn the_control_tells_whether_captions_matter() {
+        let looks = looks(32, 0.05);
+        let verdict = |rows: &[Row]| control(rows, &looks).map(|control| control.verdict);
+        assert_eq!(
+            verdict(&rows(|n| 0.1 + 0.01 * n as f64)),
+            Some(Verdict::Worse)
+        );
+        assert_eq!(
+            verdict(&rows(|n| if n.is_multiple_of(2) { 0.1 } else { -0.1 })),
+            Some(Verdict::Indistinguishable)
+        );
+        let mut without = rows(|_| 0.1);
+        without[3].control.clear();
+        assert_eq!(verdict(&without), None);
+    }
+
     #[test]
     fn bands_are_parts_of_the_draws() {
         let row = Row {
             losses: vec![vec![0.0; 4], vec![1.0, 2.0, 3.0, 5.0]],
             alike: vec![0, 1],
+            control: Vec::new(),
         };
         assert_eq!(row.difference(1, (0, 2)), 1.5);
         assert_eq!(row.difference(1, (1, 2)), 4.0);

@@ -32,6 +32,14 @@ impl Subject {
         &self.0[0]
     }
 
+    /// The first caption of those after this one among `all` that it has not itself; `at` is its place.
+    pub fn stranger<'a>(&self, all: &'a [Self], at: usize) -> Option<&'a str> {
+        let (before, from) = all.split_at(at.min(all.len()));
+        let others = from.iter().skip(1).chain(before);
+        let is_strange = |caption: &&str| self.captions().all(|own| own != *caption);
+        others.flat_map(Self::captions).find(is_strange)
+    }
+
     /// All captions of the picture.
     pub fn captions(&self) -> impl Iterator<Item = &str> {
         let captions = self.0.iter().flat_map(|item| &item.captions);
@@ -116,6 +124,8 @@ pub struct Row {
     pub losses: Vec<Vec<f64>>,
     /// By recipe, the first one under which the denoiser received exactly the same.
     pub alike: Vec<usize>,
+    /// By draw, under the first recipe with the caption of another picture; empty where there was none.
+    pub control: Vec<f64>,
 }
 
 impl Row {
@@ -134,6 +144,14 @@ impl Row {
         let pairs = first.iter().zip(other).skip(band * size).take(size);
         let differences: Vec<f64> = pairs.map(|(first, other)| other - first).collect();
         mean(&differences)
+    }
+
+    /// By how much the loss is above the first recipe's with the caption of another picture.
+    pub fn control_difference(&self) -> Option<f64> {
+        let own = self.losses.first()?;
+        let pairs = own.iter().zip(&self.control);
+        let differences: Vec<f64> = pairs.map(|(own, other)| other - own).collect();
+        (!differences.is_empty()).then(|| mean(&differences))
     }
 }
 
@@ -182,18 +200,18 @@ impl<'a> Measurement<'a> {
         self.rows
     }
 
-    /// Measures one more.
+    /// Measures one more; `stranger` is another picture's caption.
     ///
     /// # Errors
     /// If an entry is missing or damaged, or a recipe gives what the denoiser does not take.
-    pub fn add(&mut self, subject: &Subject) -> Result<(), Error> {
-        let copies = subject.0.iter().map(|item| self.measured(item));
+    pub fn add(&mut self, subject: &Subject, stranger: Option<&str>) -> Result<(), Error> {
+        let copies = subject.0.iter().map(|item| self.measured(item, stranger));
         let copies: Vec<Row> = copies.collect::<Result<_, _>>()?;
         self.rows.push(averaged(&copies));
         Ok(())
     }
 
-    fn measured(&self, item: &Item) -> Result<Row, Error> {
+    fn measured(&self, item: &Item, stranger: Option<&str>) -> Result<Row, Error> {
         let (_, first) = self
             .recipes
             .first()
@@ -202,6 +220,7 @@ impl<'a> Measurement<'a> {
         let mut row = Row {
             losses: vec![Vec::new(); count],
             alike: Vec::new(),
+            control: Vec::new(),
         };
         let view = item.views.first().copied();
         let view = view.ok_or_else(|| crate::cache::Error::NoLatents {
@@ -215,7 +234,7 @@ impl<'a> Measurement<'a> {
             let caption = item.captions.get(draw as usize % captions);
             let caption = caption.map_or("", String::as_str);
             if !made.contains_key(caption) {
-                made.insert(caption, self.conditionings(caption)?);
+                made.insert(caption, self.conditionings(caption, count)?);
             }
             let mut rng = Rng::new(
                 self.draws.seed,
@@ -227,8 +246,17 @@ impl<'a> Measurement<'a> {
             let drawn = draw_at(first, (item, view), share, &mut rng, self.options.process)?;
             samples.push((caption, drawn));
         }
+        row.alike = firsts(count, |recipe| {
+            made.values().map(|d| d.which[recipe]).collect::<Vec<_>>()
+        });
+        let own = samples.len();
+        if let Some(stranger) = stranger {
+            made.insert(stranger, self.conditionings(stranger, 1)?);
+            let drawn: Vec<Drawn> = samples.iter().map(|(_, drawn)| drawn.clone()).collect();
+            samples.extend(drawn.into_iter().map(|drawn| (stranger, drawn)));
+        }
         let losses = self.losses(&samples, &made)?;
-        for ((caption, _), of_draw) in samples.iter().zip(&losses) {
+        for (number, ((caption, _), of_draw)) in samples.iter().zip(&losses).enumerate() {
             let Some(of_caption) = made.get(caption) else {
                 continue;
             };
@@ -240,20 +268,20 @@ impl<'a> Measurement<'a> {
                         label: self.recipes[recipe].0.clone(),
                     });
                 }
-                row.losses[recipe].push(loss);
+                match number < own {
+                    true => row.losses[recipe].push(loss),
+                    false => row.control.push(loss),
+                }
             }
         }
-        row.alike = firsts(count, |recipe| {
-            made.values().map(|d| d.which[recipe]).collect::<Vec<_>>()
-        });
         Ok(row)
     }
 
-    /// What each recipe makes of a caption; equal ones once.
-    fn conditionings(&self, caption: &str) -> Result<Different, Error> {
+    /// What each of the first `count` recipes makes of a caption; equal ones once.
+    fn conditionings(&self, caption: &str, count: usize) -> Result<Different, Error> {
         let mut different = Different::default();
         let mut known = BTreeMap::new();
-        for (label, cache) in &self.recipes {
+        for (label, cache) in self.recipes.iter().take(count) {
             let outputs = cache.outputs(caption)?;
             let made = cache.assemble(&outputs);
             let made = made.and_then(|made| Ok((identity(&made)?, made)));
@@ -387,6 +415,10 @@ fn averaged(copies: &[Row]) -> Row {
             let all: Vec<f64> = copies.iter().map(|c| c.losses[recipe][draw]).collect();
             *loss = mean(&all);
         }
+    }
+    for (draw, loss) in row.control.iter_mut().enumerate() {
+        let all: Vec<f64> = copies.iter().map(|c| c.control[draw]).collect();
+        *loss = mean(&all);
     }
     row
 }

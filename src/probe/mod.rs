@@ -5,6 +5,9 @@
 //! weights would decide where in the schedule a recipe has to be right. Latents are the mean of the VAE's posterior. What comes out is
 //! evidence of what the base model was trained with, on these pictures; nothing is trained.
 //!
+//! As a control each picture is measured with another's caption as well: where that does no harm, the base model does not use what
+//! it is told of these pictures, and which telling it prefers means nothing.
+//!
 //! - [`choice`]: the recipes that are compared
 //! - [`measure`]: the losses of each picture
 //! - [`stats`]: what differences of losses say, and what looking several times costs
@@ -41,6 +44,8 @@ use report::{Method, Picture};
 
 /// The chance of a false alarm over all candidates and looks.
 pub const ALPHA: f64 = 0.05;
+/// A difference that is surely below this part of the loss is worth nobody's time.
+pub const NEGLIGIBLE: f64 = 0.001;
 /// Fewer pictures would tell of nothing but a catastrophe.
 pub const FEWEST_PICTURES: usize = 8;
 
@@ -143,6 +148,7 @@ pub fn run(
             draws: options.draws,
             guidance: base.settings.train.guidance,
             alpha: ALPHA,
+            negligible: NEGLIGIBLE,
             looks: looks.iter().map(|&look| look.into()).collect(),
             looks_made,
         },
@@ -160,8 +166,9 @@ fn looked(
     monitor.start("pictures", Some(subjects.len() as u64));
     let mut made = 0;
     for (size, _) in looks {
-        for subject in subjects.iter().take(*size).skip(measurement.rows().len()) {
-            measurement.add(subject)?;
+        let next = measurement.rows().len();
+        for (at, subject) in subjects.iter().enumerate().take(*size).skip(next) {
+            measurement.add(subject, subject.stranger(subjects, at))?;
             monitor.advance(1);
         }
         made += 1;

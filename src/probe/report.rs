@@ -10,7 +10,7 @@ use crate::files;
 use crate::recipe::Deviation;
 
 /// The version of the form. One that knows less refuses to read more.
-pub const REPORT_VERSION: u32 = 1;
+pub const REPORT_VERSION: u32 = 2;
 
 /// A report of a hundred recipes over ten thousand pictures has 20 MB.
 const MAX_BYTES: u64 = 256 << 20;
@@ -39,6 +39,9 @@ pub struct Report {
     pub failed: u64,
     /// The recipes that were compared; the first is the one that the others are compared with.
     pub candidates: Vec<CandidateReport>,
+    /// The first recipe with the captions of other pictures; none in reports of version 1, and where all captions are alike.
+    #[serde(default)]
+    pub control: Option<Control>,
     /// Recipes that do not fit the base model, and why.
     pub left_out: Vec<LeftOut>,
     /// What was found, in a few sentences.
@@ -57,6 +60,9 @@ pub struct Method {
     pub guidance: Option<f64>,
     /// The chance of a false alarm over all candidates and looks.
     pub alpha: f64,
+    /// The part of the loss below which a difference is negligible; 0 in reports of version 1, which do not tell it.
+    #[serde(default)]
+    pub negligible: f64,
     /// When the numbers were looked at, as planned; the probe ends at the first look at which all is clear.
     pub looks: Vec<Look>,
     /// Looks that were made.
@@ -112,6 +118,16 @@ pub struct CandidateReport {
     pub pictures_to_tell: Option<u64>,
     /// The difference of each picture, in the order of [`Report::pictures`].
     pub by_picture: Vec<f64>,
+}
+
+/// Whether the captions matter to the base model on these pictures: a check of the probe itself.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Control {
+    /// What the numbers say of another picture's caption. Unless it is [`Verdict::Worse`], no preference can be believed.
+    pub verdict: Verdict,
+    /// The loss with another picture's caption minus that with the picture's own.
+    pub difference: Option<Difference>,
 }
 
 /// A field that differs.
@@ -182,6 +198,8 @@ pub enum Verdict {
     Preferred,
     /// The base model predicts worse under it.
     Worse,
+    /// Whatever the difference is, it is below [`Method::negligible`] of the loss.
+    Negligible,
     /// At this size it cannot be told.
     Indistinguishable,
 }
@@ -194,6 +212,7 @@ impl Verdict {
             Self::Same => "no effect: same tensors",
             Self::Preferred => "preferred",
             Self::Worse => "worse",
+            Self::Negligible => "negligible",
             Self::Indistinguishable => "indistinguishable",
         }
     }
@@ -225,9 +244,9 @@ impl Report {
         };
         // First, as a later version may have fields that this one does not know.
         let OnlyVersion { version } = serde_json::from_slice(&bytes).map_err(no_report)?;
-        if version != REPORT_VERSION {
+        if !(1..=REPORT_VERSION).contains(&version) {
             return Err(format!(
-                "expected a report of version {REPORT_VERSION}, found {version}: it was written by another plumb"
+                "expected a report of version 1 to {REPORT_VERSION}, found {version}: it was written by another plumb"
             ));
         }
         let report: Self = serde_json::from_slice(&bytes).map_err(no_report)?;

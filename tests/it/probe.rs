@@ -110,6 +110,8 @@ fn the_true_recipe_wins_and_an_inert_field_is_told_as_such() {
         words.contains("No recipe that was tried is preferred to reference"),
         "{text}"
     );
+    assert_eq!(report["control"]["verdict"], "worse", "{text}");
+    assert!(words.contains("the captions matter"), "{text}");
     assert!(
         text.lines().all(|line| line.chars().count() <= 80),
         "{text}"

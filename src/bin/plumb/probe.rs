@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use plumb::base_model;
 use plumb::dataset;
-use plumb::probe::report::{CandidateReport, Difference, Verdict};
+use plumb::probe::report::{CandidateReport, Control, Difference, Verdict};
 use plumb::probe::{self, Error, ProbeOptions, ProbePlace, Report, Vary, conclusion};
 use plumb::{encode, store};
 
@@ -16,7 +16,8 @@ use crate::world::{self, DeviceArgs, WaitArgs};
 /// Measure which conditioning recipe the base model expects.
 ///
 /// The frozen base model predicts the same noisy pictures under one recipe and under others; the difference of its losses is the
-/// recipes'. Pictures like those that the base model was trained on tell most. By default the shipped variants are compared with the reference. Captions are encoded into the Experiment's store first.
+/// recipes'. Use pictures of the kind and the resolution that the base model was trained on: on others it may prefer recipes that it was
+/// not trained with. As a control, each picture is measured with another's caption as well. By default the shipped variants are compared with the reference. Captions are encoded into the Experiment's store first.
 /// The probe ends as soon as every recipe's answer is clear. What it says is evidence, not proof.
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -122,7 +123,7 @@ fn describe(report: &Report) -> String {
         .first()
         .map_or_else(String::new, CandidateReport::label);
     let mut rows: Vec<&CandidateReport> = report.distinct().into_iter().skip(1).collect();
-    rows.retain(|c| c.verdict != Verdict::Same);
+    rows.retain(|c| !matches!(c.verdict, Verdict::Same | Verdict::Negligible));
     rows.sort_by(|a, b| mean(a).total_cmp(&mean(b)));
     let loss = report.candidates.first().map_or(0.0, |c| c.loss);
     let mut text = wrapped(&format!(
@@ -133,17 +134,16 @@ fn describe(report: &Report) -> String {
         text += &table(report, &rows);
         text += &by_band(report, &rows);
     }
-    let same = report
-        .candidates
-        .iter()
-        .filter(|c| c.verdict == Verdict::Same);
-    let same: Vec<String> = same.map(CandidateReport::label).collect();
-    if !same.is_empty() {
+    let negligible = format!(
+        "Negligible, surely below {} % of the loss",
+        report.method.negligible * 100.0
+    );
+    text += &listed(report, Verdict::Negligible, &negligible);
+    let same = "No effect on this base with these captions, as the denoiser gets the same tensors";
+    text += &listed(report, Verdict::Same, same);
+    if let Some(control) = &report.control {
         text += "\n";
-        text += &wrapped(&format!(
-            "No effect on this base with these captions, as the denoiser gets the same tensors: {}.",
-            same.join("; ")
-        ));
+        text += &wrapped(&of_control(control));
     }
     let method = &report.method;
     let guidance = method.guidance.map_or_else(String::new, |guidance| {
@@ -161,6 +161,34 @@ fn describe(report: &Report) -> String {
     ));
     text += "\n";
     text + &wrapped(&report.conclusion)
+}
+
+/// A paragraph of all that came to one verdict.
+fn listed(report: &Report, verdict: Verdict, what: &str) -> String {
+    let found = report.distinct().into_iter();
+    let found = found.filter(|c| c.verdict == verdict);
+    let labels: Vec<String> = found.map(|c| report.label(c)).collect();
+    match labels.is_empty() {
+        true => String::new(),
+        false => format!("\n{}", wrapped(&format!("{what}: {}.", labels.join("; ")))),
+    }
+}
+
+fn of_control(control: &Control) -> String {
+    let Some(found) = &control.difference else {
+        return "Control: too few captions differ between pictures to tell whether they matter."
+            .to_owned();
+    };
+    let decimals = decimals_of(half(found));
+    format!(
+        "Control: with the captions of other pictures the loss is {} (p {}): {}.",
+        interval(found, decimals),
+        probability(found.p),
+        match control.verdict {
+            Verdict::Worse => "the captions matter",
+            _ => "the captions do not clearly matter",
+        }
+    )
 }
 
 fn mean(candidate: &CandidateReport) -> f64 {
@@ -205,8 +233,11 @@ fn decimals(rows: &[&CandidateReport]) -> usize {
     let differences = rows.iter().filter_map(|row| row.difference);
     let mut halves: Vec<f64> = differences.map(|d| half(&d)).filter(|h| *h > 0.0).collect();
     halves.sort_by(f64::total_cmp);
-    let middle = halves.get(halves.len() / 2).copied().unwrap_or(0.01);
-    (1.0 - middle.log10().floor()).clamp(3.0, 7.0) as usize
+    decimals_of(halves.get(halves.len() / 2).copied().unwrap_or(0.01))
+}
+
+fn decimals_of(half: f64) -> usize {
+    (1.0 - half.max(1e-9).log10().floor()).clamp(3.0, 7.0) as usize
 }
 
 fn half(difference: &Difference) -> f64 {

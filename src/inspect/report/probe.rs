@@ -97,7 +97,10 @@ fn class(verdict: Verdict) -> &'static str {
     match verdict {
         Verdict::Worse => "b",
         Verdict::Preferred => "a",
-        Verdict::ComparedWith | Verdict::Same | Verdict::Indistinguishable => "c",
+        Verdict::ComparedWith
+        | Verdict::Same
+        | Verdict::Negligible
+        | Verdict::Indistinguishable => "c",
     }
 }
 
