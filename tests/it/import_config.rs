@@ -49,6 +49,8 @@ fn an_ai_toolkit_config_full_of_text_encoder_settings_is_told_one_by_one() {
     }
     check(&file, "ai-toolkit-flux-kept", &["--keep-recipe"]).expect(3);
     check(&["ai-toolkit/sdxl.yaml"], "ai-toolkit-sdxl", &[]).expect(3);
+    // What the window writes; the steps of it are micro-batches.
+    check(&["ai-toolkit/window-flux.yaml"], "ai-toolkit-window", &[]).expect(3);
 }
 
 #[test]
@@ -61,14 +63,85 @@ fn kohyas_command_lines_config_files_and_data_sets_are_read() {
 #[test]
 fn configs_of_the_other_trainers_are_read() {
     check(&["simpletuner/config/config.json"], "simpletuner-flux", &[]).expect(3);
-    // Nothing of it is lost.
-    check(&["simpletuner/sdxl.env"], "simpletuner-sdxl", &[]).expect(0);
+    check(&["simpletuner/sdxl.env"], "simpletuner-sdxl", &[]).expect(3);
     check(&["diffusers/flux.sh"], "diffusers-flux", &[]).expect(3);
     check(&["diffusers/sd3.sh"], "diffusers-sd3", &[]).expect(3);
     check(&["onetrainer/sdxl.json"], "onetrainer-sdxl", &[]).expect(3);
     check(&["onetrainer/flux.json"], "onetrainer-flux", &[]).expect(3);
+    // What the window saves has every part of every model and every parameter of every optimizer.
+    let saved = ["onetrainer/saved-by-the-window.json"];
+    check(&saved, "onetrainer-saved", &["--keep-recipe"]).expect(3);
     check(&["diffusion-pipe/flux.toml"], "diffusion-pipe-flux", &[]).expect(3);
     check(&["diffusion-pipe/sdxl.toml"], "diffusion-pipe-sdxl", &[]).expect(3);
+}
+
+/// Imports a config that is written here, with others beside it, and gives the Experiment's text.
+fn import_text(files: &[(&str, &str)], status: i32) -> String {
+    let folder = tempfile::tempdir().expect("a folder");
+    for (name, text) in files {
+        std::fs::write(folder.path().join(name), text).expect("written");
+    }
+    let args = ["import", "config", files[0].0, "--out", "exp.toml"];
+    plumb(folder.path(), &args).expect(status);
+    std::fs::read_to_string(folder.path().join("exp.toml")).expect("an Experiment")
+}
+
+/// Of each, what a reading of the names alone would get wrong.
+#[test]
+fn what_a_setting_does_is_what_the_trainers_code_does() {
+    // The mean of the logit-normal: for SD3 the draw is the noise level itself, for FLUX a place in a list that falls from noise.
+    let sd3 = "accelerate launch sd3_train_network.py --pretrained_model_name_or_path m.safetensors \
+        --weighting_scheme logit_normal --logit_mean 0.5 --lr_scheduler linear --lr_warmup_steps 10% --network_alpha 0";
+    let text = import_text(&[("sd3.sh", sd3)], 3);
+    for line in ["logit_mean = 0.5", "warmup_steps = 0.1"] {
+        assert!(text.contains(line), "{line}\n{text}");
+    }
+    assert!(!text.contains("\nalpha"), "{text}");
+    // A learning rate of 1 is a factor of Prodigy's.
+    let prodigy = "accelerate launch train_dreambooth_lora_flux.py --pretrained_model_name_or_path a/b \
+        --instance_data_dir /data --instance_prompt cat --optimizer prodigy --learning_rate 1.0 --max_train_steps 10";
+    let text = import_text(&[("flux.sh", prodigy)], 3);
+    assert!(!text.contains("\nlearning_rate"), "{text}");
+    // Each data set's rules look at its own settings; what is not written counts with its default.
+    let options = r#"{"model_family": "sdxl", "model_type": "lora", "data_backend_config": "data.json", "learning_rate": 1e-4}"#;
+    let sets = r#"[{"id": "a", "instance_data_dir": "/a", "caption_strategy": "textfile", "crop": true},
+        {"id": "b", "instance_data_dir": "/b", "caption_strategy": "textfile", "crop": false, "crop_aspect": "square"}]"#;
+    let text = import_text(&[("config.json", options), ("data.json", sets)], 3);
+    let found = |line: &str| text.matches(&format!("\n{line}")).count();
+    assert_eq!(found("bucket = false"), 1, "{text}");
+    for line in [
+        "path = \"hf://stabilityai/stable-diffusion-xl-base-1.0\"",
+        "dropout = 0.1",
+        "caption_dropout = 0.1",
+        "epochs = 1",
+        "epsilon = 1e-6",
+    ] {
+        assert_eq!(found(line), 1, "{line}\n{text}");
+    }
+}
+
+/// Names of a config before its version 8, and the denoiser's part under the name of another.
+#[test]
+fn an_older_config_of_onetrainer_is_read_as_onetrainer_reads_it() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let text = r#"{"__version": 7, "model_type": "FLUX_DEV_1", "training_method": "LORA", "base_model_name": "a/b",
+        "weight_dtype": "FLOAT_8", "prior": {"weight_dtype": "NONE", "learning_rate": 0.5, "guidance_scale": 2.0},
+        "transformer": {"learning_rate": 0.1}, "lora_layer_preset": "attn-only", "lora_layers": "attn"}"#;
+    std::fs::write(folder.path().join("old.json"), text).expect("written");
+    let ran = plumb(
+        folder.path(),
+        &["import", "config", "old.json", "--out", "exp.toml"],
+    );
+    ran.expect(3);
+    let experiment = std::fs::read_to_string(folder.path().join("exp.toml")).expect("written");
+    for line in [
+        "weights = \"fp8\" # prior.weight_dtype",
+        "learning_rate = 0.5 # prior.learning_rate",
+        "guidance = 2 # prior.guidance_scale",
+        "targets = [\"attention\"] # lora_layers",
+    ] {
+        assert!(experiment.contains(line), "{line}\n{experiment}");
+    }
 }
 
 /// Counted by other readers than ours.

@@ -46,7 +46,7 @@ pub(super) fn family(
     let rule = knowledge
         .models
         .iter()
-        .find(|rule| lookup.holds(&rule.when));
+        .find(|rule| lookup.holds(&rule.when, None));
     match rule {
         Some(rule) if models::family(&rule.family).is_ok() => Ok(Told {
             family: rule.family.clone(),

@@ -14,7 +14,8 @@ use super::setting::{Lookup, Setting};
 use super::tree::Value;
 
 /// Parts of names whose values are shown to nobody.
-const SECRETS: [&str; 6] = [
+const SECRETS: [&str; 7] = [
+    "access_key",
     "hub_token",
     "huggingface_token",
     "hf_token",
@@ -51,7 +52,14 @@ impl Classifier<'_> {
         rows
     }
 
-    fn rule(&self, scope: &str, name: &str, lookup: &Lookup<'_>) -> Option<&Rule> {
+    /// The rule that holds of a name, for a data set where one is meant.
+    fn rule(
+        &self,
+        scope: &str,
+        name: &str,
+        lookup: &Lookup<'_>,
+        set: Option<usize>,
+    ) -> Option<&Rule> {
         let is_named = |rule: &&Rule| {
             let in_scope = rule.scopes.iter().any(|s| s == scope || s == "*");
             in_scope && rule.names.iter().any(|n| n == name || n == "*")
@@ -60,7 +68,7 @@ impl Classifier<'_> {
             rule.families.is_empty() || rule.families.iter().any(|f| f == self.family)
         };
         let rules = self.knowledge.keys.iter().filter(is_named).filter(is_for);
-        let mut rules = rules.filter(|rule| lookup.holds(&rule.when));
+        let mut rules = rules.filter(|rule| lookup.holds(&rule.when, set));
         rules.next()
     }
 
@@ -104,18 +112,21 @@ impl Classifier<'_> {
         order: usize,
         draft: &mut Draft,
     ) -> Row {
-        let Some(rule) = self.rule(&setting.scope, &setting.name, lookup) else {
+        let set = setting.sets.first().copied();
+        let Some(rule) = self.rule(&setting.scope, &setting.name, lookup, set) else {
             return self.without_rule(setting);
         };
         let mut found = self.blank(setting, rule.status);
         found.why.clone_from(&rule.text);
         found.source = self.source(rule, &setting.scope, &setting.name);
-        if setting.value == Value::Null && !rule.off.iter().any(|off| equals(&Value::Null, off)) {
+        let null = rule.null.as_ref().filter(|_| setting.value == Value::Null);
+        let value = null.map_or_else(|| setting.value.clone(), plain);
+        if value == Value::Null && !rule.off.iter().any(|off| equals(&Value::Null, off)) {
             found.status = Status::NotNeeded;
             found.why = Some("nothing is set: the trainer's default counts".to_owned());
             return found;
         }
-        let asks = !rule.off.iter().any(|off| equals(&setting.value, off));
+        let asks = !rule.off.iter().any(|off| equals(&value, off));
         if !asks && matches!(rule.status, Status::Effective | Status::NotSupported) {
             found.status = Status::NotNeeded;
             found.why = Some("at this value it asks for nothing".to_owned());
@@ -132,7 +143,8 @@ impl Classifier<'_> {
                 false => &setting.sets,
             };
             draft.origin(row, origin);
-            self.effective(rule, &setting.value, rank, row, sets, draft, &mut found);
+            let value = micro_batches(rule, value, lookup);
+            self.effective(rule, &value, rank, row, sets, draft, &mut found);
         }
         found
     }
@@ -217,7 +229,8 @@ impl Classifier<'_> {
         let mut found = Vec::new();
         for rule in &self.knowledge.keys {
             let is_for = rule.families.is_empty() || rule.families.iter().any(|f| f == self.family);
-            let (Some(default), true) = (&rule.default, is_for && none.holds(&rule.when)) else {
+            let (Some(default), true) = (&rule.default, is_for && none.holds(&rule.when, None))
+            else {
                 continue;
             };
             let (scope, name) = (&rule.scopes[0], &rule.names[0]);
@@ -242,50 +255,72 @@ impl Classifier<'_> {
                 continue;
             };
             let (scope, name) = (&rule.scopes[0], &rule.names[0]);
-            let counts = self.rule(scope, name, lookup);
-            if !counts.is_some_and(|counts| std::ptr::eq(counts, rule)) {
-                continue;
-            }
+            let counts = |set: Option<usize>| {
+                let found = self.rule(scope, name, lookup, set);
+                found.is_some_and(|found| std::ptr::eq(found, rule))
+            };
             let written: Vec<&Setting> = settings
                 .iter()
                 .filter(|s| rule.scopes.contains(&s.scope) && rule.names.contains(&s.name))
-                .filter(|s| s.value != Value::Null)
+                .filter(|s| s.value != Value::Null || rule.null.is_some())
                 .collect();
             let is_everywhere = written.iter().any(|s| s.sets.is_empty());
             let without = |set: &&usize| !written.iter().any(|s| s.sets.contains(set));
-            let sets: Vec<usize> = self.sets.iter().filter(without).copied().collect();
-            let of_sets = rule.fields.iter().any(|f| f.starts_with("dataset."));
+            let of_sets = self.is_of_sets(rule, settings);
+            let sets = self.sets.iter().filter(without).copied();
+            let sets: Vec<usize> = match of_sets {
+                true => sets.filter(|set| counts(Some(*set))).collect(),
+                false => sets.collect(),
+            };
             let missing = match of_sets {
                 true => !is_everywhere && !sets.is_empty(),
-                false => written.is_empty(),
+                false => written.is_empty() && counts(None),
             };
             if !missing {
                 continue;
             }
             let row = rows.len();
+            let default = micro_batches(rule, plain(default), lookup);
             if let Some(found) = self.of_default(rule, default, row, &sets, draft) {
                 rows.push(found);
             }
         }
     }
 
+    /// Whether a rule is about each data set on its own.
+    fn is_of_sets(&self, rule: &Rule, settings: &[Setting]) -> bool {
+        let inner = rule.values.values().filter_map(Toml::as_table);
+        let mut fields = inner.flat_map(toml::Table::keys).chain(&rule.fields);
+        let has_field = fields.any(|field| field.starts_with("dataset."));
+        // A part of the configuration that each data set has.
+        let scope = &rule.scopes[0];
+        let of_scope = |s: &Setting| s.scope == *scope && !s.sets.is_empty();
+        !self.sets.is_empty() && (has_field || settings.iter().any(of_scope))
+    }
+
     fn of_default(
         &self,
         rule: &Rule,
-        default: &Toml,
+        value: Value,
         row: usize,
         sets: &[usize],
         draft: &mut Draft,
     ) -> Option<Row> {
-        let value = plain(default);
         if rule.off.iter().any(|off| equals(&value, off)) {
             return None;
         }
         let mut found = Row {
             file: 0,
             line: None,
-            setting: rule.names[0].clone(),
-            value: value.written(),
+            setting: match rule.scopes[0].as_str() {
+                "config" | "options" | "arguments" | "implied" => rule.names[0].clone(),
+                scope => format!("{scope}.{}", rule.names[0]),
+            },
+            // A trainer's own word, such as diffusers' `none`.
+            value: match value {
+                Value::Null => "none".to_owned(),
+                _ => value.written(),
+            },
             written: false,
             status: rule.status,
             fields: BTreeMap::new(),
@@ -312,6 +347,18 @@ fn later(settings: &[Setting], n: usize) -> Option<&Setting> {
         same && (other.rank, *m) > (this.rank, n)
     });
     others.map(|(_, other)| other).next_back()
+}
+
+/// A number of micro-batches as one of optimizer steps, where the rule says that it is one; a share stays.
+fn micro_batches(rule: &Rule, value: Value, lookup: &Lookup<'_>) -> Value {
+    let divisor = rule.divided_by.as_ref().and_then(|key| lookup.setting(key));
+    let divisor = divisor.and_then(|setting| convert::whole_number(&setting.value));
+    match (convert::whole_number(&value), divisor) {
+        (Some(number), Some(divisor)) if divisor > 1 && number > 1 => {
+            Value::Integer((number / divisor).max(1))
+        }
+        _ => value,
+    }
 }
 
 fn plain(value: &Toml) -> Value {

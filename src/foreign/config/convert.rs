@@ -33,11 +33,12 @@ pub(super) fn fields(rule: &Rule, value: &Value, folder: &Path) -> Result<Fields
     };
     match rule.how {
         As::Integer => {
-            let number = Toml::Integer(integer(value)?);
+            let number = integer(value)?;
+            let number = Toml::Integer(rule.most.map_or(number, |most| number.min(most)));
             let fields = rule.fields.iter().cloned();
             Ok(fields.map(|field| (field, number.clone())).collect())
         }
-        As::OneMore => one(Toml::Integer(integer(value)?.saturating_add(1))),
+        As::OneMore => one(one_more(value)?),
         As::Number => one(number(value)?),
         As::Pair => pair(rule, value),
         As::Flag | As::Not => {
@@ -55,6 +56,7 @@ pub(super) fn fields(rule: &Rule, value: &Value, folder: &Path) -> Result<Fields
         As::Prompts => one(prompts(value)?),
         As::PromptFile => one(prompt_file(&text(value)?, folder)?),
         As::Warmup => one(warmup(value)?),
+        As::WarmupShare => one(warmup_share(value)?),
         As::Words => words(rule, value),
     }
 }
@@ -77,6 +79,11 @@ fn integer(value: &Value) -> Result<i64, String> {
         _ => None,
     };
     found.ok_or_else(|| expected("a whole number", value))
+}
+
+/// A whole number, if it is one.
+pub(super) fn whole_number(value: &Value) -> Option<i64> {
+    integer(value).ok()
 }
 
 fn whole(number: f64) -> Option<i64> {
@@ -251,11 +258,40 @@ fn prompt_file(name: &str, folder: &Path) -> Result<Toml, String> {
 }
 
 fn warmup(value: &Value) -> Result<Toml, String> {
-    let found = real(value).ok_or_else(|| expected("a number of steps", value))?;
+    // kohya's scripts know `10%`.
+    let percent = match value {
+        Value::Text(text) => text.trim().strip_suffix('%'),
+        _ => None,
+    };
+    let percent = percent.and_then(|text| text.trim().parse::<f64>().ok());
+    let found = percent
+        .map(|percent| percent / 100.0)
+        .or(real(value))
+        .ok_or_else(|| expected("a number of steps", value))?;
     Ok(match whole(found) {
         Some(steps) => Toml::Integer(steps),
         None => Toml::Float(found),
     })
+}
+
+/// Up to 1 it is a share: 1 are all steps, and less than 0 none.
+fn warmup_share(value: &Value) -> Result<Toml, String> {
+    match real(value) {
+        Some(1.0) => Err("warms up over all steps, and plumb's share is below 1".to_owned()),
+        Some(steps) if steps > 1.0 => Ok(Toml::Integer(steps as i64)),
+        Some(share) => warmup(&Value::Number(share.max(0.0))),
+        None => Err(expected("a number of steps", value)),
+    }
+}
+
+/// A number as whole as it was.
+fn one_more(value: &Value) -> Result<Toml, String> {
+    match integer(value) {
+        Ok(number) => Ok(Toml::Integer(number.saturating_add(1))),
+        Err(_) => real(value)
+            .map(|number| Toml::Float(number + 1.0))
+            .ok_or_else(|| expected("a number", value)),
+    }
 }
 
 fn words(rule: &Rule, value: &Value) -> Result<Fields, String> {
@@ -287,7 +323,7 @@ fn words(rule: &Rule, value: &Value) -> Result<Fields, String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Value, integer, model, pair, resolution, resolutions, warmup};
+    use super::{Value, integer, model, pair, resolution, resolutions, warmup, warmup_share};
     use crate::foreign::config::tree::Node;
 
     fn list(items: &[i64]) -> Value {
@@ -339,10 +375,17 @@ mod tests {
         for value in [text("1.5"), text("nan"), Value::Number(1e300), Value::Null] {
             assert!(integer(&value).is_err(), "{value:?}");
         }
-        assert_eq!(
-            warmup(&text("0.1")).map(|v| v.to_string()),
-            Ok("0.1".to_owned())
-        );
+        for said in ["0.1", "10%"] {
+            assert_eq!(
+                warmup(&text(said)).map(|v| v.to_string()),
+                Ok("0.1".to_owned())
+            );
+        }
+        let share = |number: f64| warmup_share(&Value::Number(number)).map(|v| v.to_string());
+        assert_eq!(share(0.5), Ok("0.5".to_owned()));
+        assert_eq!(share(200.0), Ok("200".to_owned()));
+        assert_eq!(share(-1.0), Ok("0".to_owned()));
+        assert!(share(1.0).is_err());
     }
 
     #[test]

@@ -58,7 +58,7 @@ impl Status {
 pub(super) enum As {
     /// A whole number, of one field or several.
     Integer,
-    /// A whole number, and one more.
+    /// A number, and one more.
     OneMore,
     /// A number.
     Number,
@@ -86,6 +86,8 @@ pub(super) enum As {
     PromptFile,
     /// A number of steps, or a share of them below 1.
     Warmup,
+    /// A number of steps above 1, else a share of them.
+    WarmupShare,
     /// By the table `values`.
     Words,
 }
@@ -142,6 +144,12 @@ pub(super) struct Rule {
     pub(super) values: toml::Table,
     /// What counts where nothing is written.
     pub(super) default: Option<toml::Value>,
+    /// What an empty value stands for, where that is not the default.
+    pub(super) null: Option<toml::Value>,
+    /// The setting that a whole number is divided by: it counts micro-batches.
+    pub(super) divided_by: Option<String>,
+    /// What a larger whole number counts as.
+    pub(super) most: Option<i64>,
     /// Values that ask for nothing.
     pub(super) off: Vec<toml::Value>,
     /// Whether it counts before other settings of the same field.
@@ -166,6 +174,9 @@ struct RawRule {
     #[serde(default)]
     values: toml::Table,
     default: Option<toml::Value>,
+    null: Option<toml::Value>,
+    divided_by: Option<String>,
+    most: Option<i64>,
     #[serde(default)]
     off: Vec<toml::Value>,
     #[serde(default)]
@@ -210,6 +221,9 @@ impl TryFrom<RawRule> for Rule {
             how,
             values: raw.values,
             default: raw.default,
+            null: raw.null,
+            divided_by: raw.divided_by,
+            most: raw.most,
             off: raw.off,
             wins: raw.wins,
             text: raw.text,
@@ -347,6 +361,17 @@ impl Knowledge {
             knowledge.known.scopes.insert(scope.clone(), names);
         }
         Ok(knowledge)
+    }
+
+    /// The trainer's repository with the revision that was read, and those of others that sources name.
+    pub(super) fn revisions(&self, trainer: Trainer) -> String {
+        let own = self.sources.get(trainer.name()).cloned();
+        let others = self
+            .sources
+            .iter()
+            .filter(|(alias, _)| *alias != trainer.name());
+        let others = others.map(|(alias, source)| format!("{alias}: {source}"));
+        own.into_iter().chain(others).collect::<Vec<_>>().join("; ")
     }
 
     /// A source without its alias, as a person finds it in the trainer's repository.

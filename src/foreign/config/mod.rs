@@ -191,11 +191,7 @@ fn finish(
         files: sources.paths(),
         trainer: trainer.name(),
         title: knowledge.title.clone(),
-        revision: knowledge
-            .sources
-            .get(trainer.name())
-            .cloned()
-            .unwrap_or_default(),
+        revision: knowledge.revisions(trainer),
         family: told.family,
         flavor: flavor.name.to_owned(),
         recipe,
@@ -243,6 +239,10 @@ fn settle_rows(draft: &Draft, rows: &mut [Row]) {
             row.why = Some("another setting of the same thing counts".to_owned());
             if let Some(other) = draft.instead_of(n) {
                 row.why = Some(format!("`{}` counts", places[other]));
+            } else if row.written && draft.set_count() == 0 {
+                row.status = Status::NotSupported;
+                let why = "it is about data sets, and the files that are given have none";
+                row.why = Some(why.to_owned());
             }
             continue;
         }

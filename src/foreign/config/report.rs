@@ -56,7 +56,7 @@ pub struct Imported {
     pub trainer: &'static str,
     /// The trainer, for a person.
     pub title: String,
-    /// The trainer's repository and the revision that sources are of.
+    /// The trainer's repository and the revision that sources are of, then others that they name.
     pub revision: String,
     /// The base model's family.
     pub family: String,

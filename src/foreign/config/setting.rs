@@ -109,22 +109,32 @@ impl<'a> Lookup<'a> {
 
     /// The setting that counts of a `scope.name`.
     pub(super) fn setting(&self, key: &str) -> Option<&'a Setting> {
+        self.of_set(key, None)
+    }
+
+    /// The setting that counts of a `scope.name`, of a data set or all of them.
+    fn of_set(&self, key: &str, set: Option<usize>) -> Option<&'a Setting> {
         let (scope, name) = key.rsplit_once('.')?;
+        let is_of_set = |s: &&Setting| match set {
+            Some(set) => s.sets.is_empty() || s.sets.contains(&set),
+            None => true,
+        };
         let all = self
             .settings
             .iter()
-            .filter(|s| s.scope == scope && s.name == name);
+            .filter(|s| s.scope == scope && s.name == name)
+            .filter(is_of_set);
         // Of equal ranks, `max_by_key` gives the last.
         all.max_by_key(|setting| setting.rank)
     }
 
-    /// Whether all conditions hold.
-    pub(super) fn holds(&self, when: &[When]) -> bool {
-        when.iter().all(|when| self.one_holds(when))
+    /// Whether all conditions hold, for a data set where one is meant: each has its own.
+    pub(super) fn holds(&self, when: &[When], set: Option<usize>) -> bool {
+        when.iter().all(|when| self.one_holds(when, set))
     }
 
-    fn one_holds(&self, when: &When) -> bool {
-        let setting = self.setting(&when.key);
+    fn one_holds(&self, when: &When, set: Option<usize>) -> bool {
+        let setting = self.of_set(&when.key, set);
         let written = setting.filter(|setting| setting.value != Value::Null);
         if when.written.is_some_and(|asked| asked != written.is_some()) {
             return false;

@@ -121,8 +121,13 @@ fn every_source_has_an_alias_and_every_default_holds() {
         );
         for rule in &knowledge.keys {
             for part in rule.source.iter().flat_map(|source| source.split("; ")) {
-                let (alias, _) = part.split_once(':').expect("an alias");
+                let (alias, place) = part.split_once(':').expect("an alias");
                 assert!(knowledge.sources.contains_key(alias), "{trainer}: {part}");
+                // A file or a class alone leaves a reader to search for what is claimed.
+                let lines = place.rsplit_once(':').map_or("", |(_, lines)| lines);
+                let is_lines = |c: char| c.is_ascii_digit() || c == '-' || c == ',';
+                let named = !lines.is_empty() && lines.chars().all(is_lines);
+                assert!(named, "{trainer}: {part} names no lines");
             }
             let says = rule.text.is_some() || rule.status == Status::Effective;
             assert!(says, "{trainer}: {:?} says nothing", rule.names);

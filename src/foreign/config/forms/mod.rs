@@ -129,7 +129,8 @@ impl Gathered {
                 setting.name.clone_from(other);
             }
         }
-        if known.scopes.contains_key("arguments") {
+        let has_arguments = self.settings.iter().any(|s| s.scope == "arguments");
+        if known.scopes.contains_key("arguments") || !has_arguments {
             return;
         }
         let of_script = self

@@ -2,7 +2,7 @@
 
 use super::{Gathered, Place, Sources};
 use crate::foreign::config::Error;
-use crate::foreign::config::setting::{Leaf, Step};
+use crate::foreign::config::setting::{Leaf, Setting, Step};
 use crate::foreign::config::tree::{Node, Value};
 
 pub(super) fn gather(sources: &mut Sources) -> Result<Gathered, Error> {
@@ -52,6 +52,7 @@ pub(super) fn gather(sources: &mut Sources) -> Result<Gathered, Error> {
         gathered.add_all(node, file, |leaf| place(leaf, &[prefix]));
     }
     drop_disabled(&mut gathered);
+    from_older(&mut gathered);
     Ok(gathered)
 }
 
@@ -74,8 +75,27 @@ fn place(leaf: &Leaf<'_>, prefix: &[&str]) -> Place {
     }
 }
 
-/// Concepts that are switched off, or only for validation, are no data sets.
+/// Concepts that are switched off, or only for validation, are no data sets; samples that are switched off no previews.
 fn drop_disabled(gathered: &mut Gathered) {
+    let is_off_sample =
+        |s: &Setting| s.scope == "samples" && s.name == "enabled" && s.value == Value::Flag(false);
+    let beginning = |s: &Setting| {
+        (
+            s.file,
+            s.place.split(']').next().unwrap_or_default().to_owned(),
+        )
+    };
+    let unused: Vec<(usize, String)> = gathered
+        .settings
+        .iter()
+        .filter(|s| is_off_sample(s))
+        .map(beginning)
+        .collect();
+    for setting in &mut gathered.settings {
+        if setting.scope == "samples" && unused.contains(&beginning(setting)) {
+            "unused samples".clone_into(&mut setting.scope);
+        }
+    }
     let is_off = |scope: &str, name: &str, value: &Value| match (scope, name, value) {
         ("concepts", "enabled", Value::Flag(false)) => true,
         ("concepts", "type", Value::Text(kind)) => kind != "STANDARD",
@@ -90,6 +110,46 @@ fn drop_disabled(gathered: &mut Gathered) {
     for setting in &mut gathered.settings {
         if setting.sets.iter().any(|set| off.contains(set)) {
             setting.scope = format!("unused {}", setting.scope);
+        }
+    }
+}
+
+/// The number of the last version of OneTrainer's configs that calls something by a name, and the name of today
+/// (modules/util/config/TrainConfig.py `__migration_5` to `__migration_9`). Files without a number are presets, which are as
+/// today's.
+fn from_older(gathered: &mut Gathered) {
+    const RENAMED: [(i64, &str, &str); 5] = [
+        (5, "save_after", "save_every"),
+        (5, "save_after_unit", "save_every_unit"),
+        (7, "lora_layers", "layer_filter"),
+        (7, "lora_layer_preset", "layer_filter_preset"),
+        (7, "lora_layers_regex", "layer_filter_regex"),
+    ];
+    let of_run = |name: &'static str| move |s: &&Setting| s.scope == "config" && s.name == name;
+    let found = gathered.settings.iter().find(of_run("__version"));
+    let Some(Value::Integer(version)) = found.map(|s| s.value.clone()) else {
+        return;
+    };
+    let weight_dtype = gathered.settings.iter().find(of_run("weight_dtype"));
+    let weight_dtype = weight_dtype.map(|s| s.value.clone());
+    for setting in &mut gathered.settings {
+        // What FLUX and SD3 had was the prior's; what stood under its own name was put aside.
+        match setting.scope.as_str() {
+            "prior" if version <= 8 => "transformer".clone_into(&mut setting.scope),
+            "transformer" if version <= 8 => "prior".clone_into(&mut setting.scope),
+            _ => {}
+        }
+        if version <= 9 && setting.name == "weight_dtype" && setting.scope != "config" {
+            let none = Value::Text("NONE".to_owned());
+            if let (true, Some(dtype)) = (setting.value == none, &weight_dtype) {
+                setting.value.clone_from(dtype);
+            }
+        }
+        let renamed = RENAMED.iter().find(|(last, old, _)| {
+            version <= *last && setting.scope == "config" && setting.name == *old
+        });
+        if let Some((_, _, new)) = renamed {
+            (*new).clone_into(&mut setting.name);
         }
     }
 }
