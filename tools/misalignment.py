@@ -5,7 +5,7 @@ right: under the right recipe, as a program samples it, and under the wrong one,
     python tools/probe_worlds.py --out target/worlds --only t5-256
     python tools/misalignment.py --plumb target/release/plumb --worlds target/worlds --work target/misalignment
 
-Writes docs/misalignment.json (every number) and docs/misalignment.png (pictures), and prints the table that docs/misalignment.md has. Each
+Writes docs/misalignment.json (every number) and docs/misalignment.png and misalignment-flux.png (pictures), and prints the table that docs/misalignment.md has. Each
 finished LoRA and measurement is kept in --work, and a stopped run goes on. The table that is there has the first seed and, of four recipes,
 the second: an hour on a busy machine of two cores.
 """
@@ -27,12 +27,18 @@ TRAIN, HELD_OUT = 20, 32
 STEPS, BATCH, RATE, RANK = 120, 4, 2e-3, 16
 QUANTILE = 2.040  # of Student's t, for 32 pictures
 SWAPPED = "swapped captions"
+# Those that probe_worlds.py makes bases under, and two that FLUX.1's trainers differ in: its T5 has 512 tokens.
+RECIPES = WORLDS | {"t5-77": {"t5.tokens.min_tokens": 77, "t5.tokens.max_tokens": 77}}
 # Which wrong recipes are tried on which base; its own recipe is the right one.
 BASES = {
     "tiny-sd3": ["t5-154", "t5-256", "t5-zeroed-pads", "clip-g-end-pad", "clip-last-layer", SWAPPED],
     "t5-256": ["reference", SWAPPED],
+    "tiny-flux": ["t5-77", "t5-256", "t5-masked", "t5-zeroed-pads", SWAPPED],
 }
-AT_HOME = ["t5-256", "t5-zeroed-pads", "clip-last-layer"]
+SD3 = 'family = "sd3"\nflavor = "3.5-large"'
+MODELS = {"tiny-flux": 'family = "flux1"\nflavor = "dev"'}
+FILE, SHEETS = "misalignment.json", {"tiny-sd3": "misalignment.png", "tiny-flux": "misalignment-flux.png"}
+AT_HOME = ["t5-77", "t5-256", "t5-zeroed-pads", "clip-last-layer"]
 PROMPTS = [
     "blueprint style, a big red heart in the center",
     "a small yellow star in the top left corner, blueprint style",
@@ -67,15 +73,15 @@ class Lab:
             (self.work / "pictures.part").rename(self.work / "pictures")
 
     def base(self, name: str) -> Path:
-        return REPOSITORY / "assets/tiny-sd3" if name == "tiny-sd3" else self.worlds / name
+        return REPOSITORY / "assets" / name if name.startswith("tiny-") else self.worlds / name
 
     def experiment(self, base: str, recipe: str, pictures: str, name: str, seed: int = 0) -> Path:
         """An Experiment file, written."""
         file = self.work / base / f"{name}.toml"
         file.parent.mkdir(exist_ok=True)
-        deviate = "".join(f"{field} = {json.dumps(value)}\n" for field, value in WORLDS[recipe].items())
+        deviate = "".join(f"{field} = {json.dumps(value)}\n" for field, value in RECIPES[recipe].items())
         file.write_text(
-            f'[model]\nfamily = "sd3"\nflavor = "3.5-large"\npath = "{self.base(base)}"\n'
+            f'[model]\n{MODELS.get(base, SD3)}\npath = "{self.base(base)}"\n'
             f'[recipe.deviate]\n{deviate}[store]\npath = "../store"\n'
             f'[[dataset]]\npath = "../pictures/{pictures}"\nresolution = 128\nbucket_step = 16\n'
             f'[adapter]\nrank = {RANK}\ntargets = ["attention+mlp"]\n'
@@ -123,7 +129,7 @@ class Lab:
 
 
 def right(base: str) -> str:
-    return "reference" if base == "tiny-sd3" else base
+    return "reference" if base.startswith("tiny-") else base
 
 
 def interval(rows: list[list[float]]):
@@ -201,6 +207,11 @@ def table(rows: list[dict], spreads: list[dict]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def kept_rows(file: Path, bases: list[str], of: str) -> list[dict]:
+    """What the file has of other bases than these."""
+    return [row for row in json.loads(file.read_text())[of] if row["base"] not in bases] if file.exists() else []
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--plumb", type=Path, required=True)
@@ -219,11 +230,15 @@ def main() -> None:
                 lab.measured(base, wrong, seed, "right")
         rows = [row(lab, base, wrong) for base in bases for wrong in BASES[base]]
         spreads = [another_seed(lab, base) for base in bases]
+        rows, spreads = kept_rows(args.docs / FILE, bases, "rows") + rows, kept_rows(args.docs / FILE, bases, "another_seed") + spreads
         numbers = {"pictures": HELD_OUT, "steps": STEPS, "rows": rows, "another_seed": spreads}
-        (args.docs / "misalignment.json").write_text(json.dumps(numbers, indent=1) + "\n")
+        (args.docs / FILE).write_text(json.dumps(numbers, indent=1) + "\n")
         (args.work / "table.md").write_text(table(rows, spreads))
         if seed == 0:
-            sheet(lab, bases[0], args.docs / "misalignment.png")
+            for base in bases:
+                # One sheet for each family.
+                if base in SHEETS:
+                    sheet(lab, base, args.docs / SHEETS[base])
     print(table(rows, spreads))
 
 

@@ -20,7 +20,7 @@ pub(super) fn of(report: &Report) -> String {
     let (preferred, worse) = (of_verdict(Verdict::Preferred), of_verdict(Verdict::Worse));
     let unclear = of_verdict(Verdict::Indistinguishable);
     let negligible = of_verdict(Verdict::Negligible);
-    let label = against.label();
+    let label = against.title();
     let mut sentences = Vec::new();
     sentences.extend(doubt(report));
     if [&preferred, &worse, &unclear, &negligible]

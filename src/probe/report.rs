@@ -286,20 +286,21 @@ impl Report {
         self.candidates.iter().filter(is_distinct).collect()
     }
 
-    /// A candidate's labels, and those of the ones that give the same tensors: `kohya, diffusers = ai-toolkit`.
+    /// A candidate's labels, and those of the ones that give the same tensors: `kohya | ai-toolkit | t5.tokens.min_tokens = 77`.
     pub fn label(&self, candidate: &CandidateReport) -> String {
         let own = candidate.label();
         if candidate.verdict == Verdict::Same {
-            return own;
+            return candidate.title();
         }
         let alike = self.candidates.iter();
         let alike =
             alike.filter(|c| c.same_as.as_ref() == Some(&own) && c.verdict != Verdict::Same);
-        let labels: Vec<String> = [own.clone()]
+        let labels: Vec<String> = [candidate]
             .into_iter()
-            .chain(alike.map(CandidateReport::label))
+            .chain(alike)
+            .map(CandidateReport::title)
             .collect();
-        labels.join(" = ")
+        labels.join(" | ")
     }
 
     /// The candidates that differ from the one they are compared with in this field alone, or in it and others that took the same value
@@ -315,8 +316,13 @@ impl Report {
 }
 
 impl CandidateReport {
-    /// All labels: `diffusers = ai-toolkit`.
+    /// All labels, as [`Self::same_as`] has them: `diffusers = ai-toolkit`.
     pub fn label(&self) -> String {
         self.labels.join(" = ")
+    }
+
+    /// All labels as a person reads them, since some have a `=` of their own.
+    pub fn title(&self) -> String {
+        self.labels.join(" | ")
     }
 }

@@ -121,7 +121,7 @@ fn describe(report: &Report) -> String {
     let against = report
         .candidates
         .first()
-        .map_or_else(String::new, CandidateReport::label);
+        .map_or_else(String::new, CandidateReport::title);
     let mut rows: Vec<&CandidateReport> = report.distinct().into_iter().skip(1).collect();
     rows.retain(|c| !matches!(c.verdict, Verdict::Same | Verdict::Negligible));
     rows.sort_by(|a, b| mean(a).total_cmp(&mean(b)));

@@ -44,7 +44,7 @@ pub(super) fn section(report: &Report) -> Markup {
 }
 
 fn label(candidates: &[CandidateReport]) -> String {
-    let label = candidates.first().map(CandidateReport::label);
+    let label = candidates.first().map(CandidateReport::title);
     shown::text(&label.unwrap_or_default()).to_string()
 }
 
@@ -52,7 +52,7 @@ fn row(candidate: &CandidateReport) -> Markup {
     let difference = candidate.difference.as_ref();
     html! {
         tr {
-            th scope="row" { (shown::text(&candidate.label())) }
+            th scope="row" { (shown::text(&candidate.title())) }
             td { @if let Some(d) = difference { (signed(d.mean)) } }
             td { @if let Some(d) = difference { (signed(d.low)) " to " (signed(d.high)) } }
             td { @if let Some(d) = difference { (number(d.p_corrected)) } }
@@ -82,7 +82,7 @@ fn intervals(candidates: &[&CandidateReport]) -> Markup {
                 @for (n, candidate) in candidates.iter().enumerate() {
                     @if let Some(d) = &candidate.difference {
                         @let y = (n as f64 + 0.5) * ROW;
-                        text.tick.end x=(LEFT - 10.0) y=(px(y + 4.0)) { (short(&candidate.label())) }
+                        text.tick.end x=(LEFT - 10.0) y=(px(y + 4.0)) { (short(&candidate.title())) }
                         line class=(format!("bar {}", class(candidate.verdict))) x1=(px(x(d.low))) x2=(px(x(d.high))) y1=(px(y)) y2=(px(y)) {}
                         circle class=(format!("dot {}", class(candidate.verdict))) cx=(px(x(d.mean))) cy=(px(y)) r="4" {}
                     }
