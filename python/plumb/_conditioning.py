@@ -10,6 +10,7 @@ import numpy as np
 
 from ._errors import Error
 from ._recipe import Recipe
+from ._text import shown
 
 if TYPE_CHECKING:
     import torch
@@ -86,7 +87,7 @@ def drop_caption(
     for slot in dropped & replaced.keys():
         if recipe.unconditional == "encoded_empty":
             if empty is None:
-                raise Error(f"the entry of the empty caption is missing for `{slot}`")
+                raise Error(f"the entry of the empty caption is missing for {shown(slot)}")
             replaced[slot] = empty[slot]
             continue
         had = replaced[slot]
@@ -106,18 +107,18 @@ def _columns(recipe: Recipe, group: tuple[str, ...], outputs: Mapping[str, Encod
         if output is None:
             rows = dict(recipe.zero_rows).get(slot)
             if rows is None:
-                raise Error(f"there is no entry of `{slot}`, and the recipe does not do without")
+                raise Error(f"there is no entry of {shown(slot)}, and the recipe does not do without")
             columns.append(np.zeros((rows, recipe.context_width), np.float32))
             continue
         hidden = output.hidden
         if hidden is None or hidden.ndim != 2:
-            raise Error(f"the entry of `{slot}` has no sequence, which the recipe's context needs")
+            raise Error(f"the entry of {shown(slot)} has no sequence, which the recipe's context needs")
         if slot in recipe.zeroed and output.token_count < len(hidden):
             hidden = hidden.copy()
             hidden[output.token_count :] = 0.0
         columns.append(hidden)
     if len({len(column) for column in columns}) > 1:
-        raise Error(f"the sequences of {', '.join(group)} have {[len(c) for c in columns]} rows, expected as many in each")
+        raise Error(f"the sequences of {shown(', '.join(group))} have {[len(c) for c in columns]} rows, expected as many in each")
     return columns
 
 
@@ -132,5 +133,5 @@ def _widened(rows: np.ndarray, recipe: Recipe) -> np.ndarray:
 def _pooled(slot: str, outputs: Mapping[str, EncoderOutput]) -> np.ndarray:
     output = outputs.get(slot)
     if output is None or output.pooled is None:
-        raise Error(f"the entry of `{slot}` has no pooled vector, which the recipe needs")
+        raise Error(f"the entry of {shown(slot)} has no pooled vector, which the recipe needs")
     return output.pooled

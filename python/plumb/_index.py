@@ -141,6 +141,8 @@ def _parse(data: bytes, name: str, spec: str) -> pyarrow.Table:
             if found != kind:
                 raise Damaged(f"column {column}: expected {kind}, found {found}")
         table = file.read(columns=list(_COLUMNS), use_threads=False).combine_chunks()
+        # Text that is none is found here, and not when a row is looked at.
+        table.validate(full=True)
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise Damaged(f"it cannot be decoded: {str(error).strip()}") from None
     nulls = [column for column in _COLUMNS if table[column].null_count > 0]
@@ -197,7 +199,9 @@ def _places(table: pyarrow.Table) -> list[_Place]:
     while first < len(entries):
         entry, pack, count = entries[first], names[first], counts[first]
         last = first + count
-        whole = count > 0 and entries[first:last] == [entry] * count and names[first:last] == [pack] * count
+        # A count is anything up to 4 billion: it is compared before as much is made.
+        whole = 0 < count <= len(entries) - first
+        whole = whole and entries[first:last] == [entry] * count and names[first:last] == [pack] * count
         if not whole or not is_id(entry) or not is_id(pack):
             raise Damaged(f"row {first}: expected {count} rows of one entry in one pack, found {shown(entry)} in {shown(pack)}")
         end = max(starts[row] + lengths[row] for row in range(first, last))

@@ -13,6 +13,7 @@ from ._errors import Damaged
 from ._text import check_version, is_id, shown
 
 DESCRIPTION_VERSION = 1
+_LARGEST = float(np.finfo(np.float64).max)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +128,9 @@ def _is_count(value: object) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and bool(np.isfinite(value))
+    # A whole number may be too large for a float.
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_number and -_LARGEST <= value <= _LARGEST
 
 
 class _Reader:
@@ -140,11 +143,11 @@ class _Reader:
         self.members: Mapping[str, Any] = members
 
     def wrong(self, name: str, expected: str, found: object) -> Damaged:
-        return Damaged(f"{self.place}: field `{name}`: expected {expected}, found {shown(found)}")
+        return Damaged(f"{self.place}: field {shown(name)}: expected {expected}, found {shown(found)}")
 
     def value(self, name: str) -> Any:
         if name not in self.members:
-            raise Damaged(f"{self.place}: field `{name}`: expected, not found")
+            raise Damaged(f"{self.place}: field {shown(name)}: expected, not found")
         return self.members[name]
 
     def _checked(self, name: str, is_right: Callable[[Any], bool], expected: str) -> Any:

@@ -283,7 +283,7 @@ class Store:
                 ) from None
         lacking = [name for name in needed if name not in tensors]
         if lacking:
-            raise Damaged(f"damaged entry {entry} of spec {spec}: expected a part `{lacking[0]}`, found {sorted(tensors)}")
+            raise Damaged(f"damaged entry {entry} of spec {spec}: expected a part `{lacking[0]}`, found {shown(sorted(tensors))}")
         return tensors
 
 
@@ -291,34 +291,34 @@ def _payload(path: str, part: Part) -> np.ndarray:
     """A tensor's numbers as f32, compared with their digest."""
     kind = _TYPES.get(part.dtype)
     if kind is None:
-        raise Damaged(f"part {part.name}: expected floating-point numbers, found {shown(part.dtype)}")
+        raise Damaged(f"part {shown(part.name)}: expected floating-point numbers, found {shown(part.dtype)}")
     count = 1
     for side in part.shape:
         count *= side
     if part.length != count * kind.itemsize or part.length > _PACK_LIMIT:
-        raise Damaged(f"part {part.name}: {part.length} bytes for {part.dtype} of shape {list(part.shape)}")
+        raise Damaged(f"part {shown(part.name)}: {part.length} bytes for {part.dtype} of shape {list(part.shape)}")
     with open(path, "rb") as pack:
         pack.seek(part.offset)
         data = pack.read(part.length)
     if digest(data) != part.digest:
-        raise Damaged(f"part {part.name}: its bytes have another digest than {part.digest[:12]}")
+        raise Damaged(f"part {shown(part.name)}: its bytes have another digest than {part.digest[:12]}")
     numbers = np.frombuffer(data, kind)
     if part.dtype == "BF16":
         # bf16 is the upper half of f32.
         numbers = (numbers.astype(np.uint32) << 16).view(np.float32)
     numbers = numbers.astype(np.float32).reshape(part.shape)
     if not np.isfinite(numbers).all():
-        raise Damaged(f"part {part.name}: a number in it is not finite")
+        raise Damaged(f"part {shown(part.name)}: a number in it is not finite")
     return numbers
 
 
 def _no_entry(path: str, slots: list[str], caption: str, experiment: str | None) -> str:
     lines = [f"{path} does not hold what is asked for", ""]
-    lines += [f"{slot}: the store has no entry of {shown(caption)}" for slot in slots]
+    lines += [f"{shown(slot)[1:-1]}: the store has no entry of {shown(caption)}" for slot in slots]
     named = experiment or "EXPERIMENT"
     lines += ["", f"to mend it: plumb encode {named} --captions FILE, a text file with the captions, one a line"]
     return "\n".join(lines)
 
 
 def _short(recipe: Recipe) -> str:
-    return ", ".join(f"{slot} {spec[:12]}" for slot, spec in recipe.encoders)
+    return ", ".join(f"{shown(slot)[1:-1]} {spec[:12]}" for slot, spec in recipe.encoders)

@@ -62,6 +62,8 @@ def parse_object(data: bytes, path: str) -> dict[str, Any]:
         found = json.loads(data)
     except ValueError as error:
         raise Damaged(f"{path}: expected JSON: {error}") from None
+    except RecursionError:
+        raise Damaged(f"{path}: expected JSON as plumb writes it: its lists are too deep inside each other") from None
     if not isinstance(found, dict):
         raise Damaged(f"{path}: expected a JSON object, found {type(found).__name__}")
     return found

@@ -86,7 +86,7 @@ class Refused(unittest.TestCase):
         (world.store / "store.json").write_text('{"format": "plumb-store", "version": 2}')
         with self.assertRaisesRegex(plumb.NewerFormat, "format version 2.*up to 1"):
             plumb.Store(world.store)
-        for text in ("", "[]", '{"format": "x", "version": 1}', '{"format": "plumb-store", "version": true}'):
+        for text in ("", "[]", "[" * 100_000, '{"format": "x", "version": 1}', '{"format": "plumb-store", "version": true}'):
             (world.store / "store.json").write_text(text)
             with self.assertRaises(plumb.Damaged):
                 plumb.Store(world.store)
@@ -162,6 +162,8 @@ class Damage(unittest.TestCase):
             lambda table: table.set_column(0, "entry", pyarrow.array(["../" * 5] * len(table))),
             lambda table: table.set_column(2, "parts", pyarrow.array([7] * len(table), pyarrow.uint32())),
             lambda table: table.set_column(2, "parts", pyarrow.array([0] * len(table), pyarrow.uint32())),
+            lambda table: table.set_column(2, "parts", pyarrow.array([(1 << 32) - 1] * len(table), pyarrow.uint32())),
+            lambda table: table.set_column(0, "entry", pyarrow.array([b"\xff"] * len(table)).view(pyarrow.string())),
         ):
             self.setUp()
             self.rewrite(make)

@@ -145,7 +145,12 @@ impl Entries<'_> {
 
     /// Whether these entries cannot tell a recipe from the winner.
     pub(super) fn is_tie(&self, tried: &Tried, winner: &Tried) -> bool {
-        let (one, best) = (self.score(&tried.errors), self.score(&winner.errors));
+        self.ties(&tried.errors, &winner.errors)
+    }
+
+    /// The same of errors.
+    pub(super) fn ties(&self, one: &[Option<Errors>], best: &[Option<Errors>]) -> bool {
+        let (one, best) = (self.score(one), self.score(best));
         one.0 == best.0 && one.1.is_finite() && one.1 <= best.1 * TIE + FLOOR
     }
 }

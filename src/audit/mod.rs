@@ -20,6 +20,7 @@ mod pair;
 mod report;
 mod run;
 mod search;
+mod side;
 mod stale;
 
 use std::path::{Path, PathBuf};
@@ -29,6 +30,7 @@ pub use latents::{LatentsFinding, Moment, OtherSize, Scaling};
 pub use lora::{LoraAudit, LoraField, lora};
 pub use measure::{Errors, Tolerance};
 pub use report::{CacheReport, EncoderFinding, FieldSaid, Reading, StaleEntry, Verdict};
+pub use side::{CacheSide, InCache, Made, side};
 
 use crate::base_model::{self, BaseModel};
 use crate::convert;
@@ -103,11 +105,7 @@ pub fn cache(
     monitor.start("reading the base model", None);
     let base = BaseModel::open(experiment, memo)?;
     monitor.finish();
-    let multiple = base.latent_geometry().side_multiple();
-    let items = match experiment.datasets().is_empty() {
-        true => Vec::new(),
-        false => dataset::open_usable(experiment, multiple, monitor)?.0,
-    };
+    let items = items(experiment, &base, monitor)?;
     let known = pair::Known::new(&items, experiment.extra_captions());
     let of = |content| {
         cache
@@ -159,7 +157,20 @@ pub fn cache(
     Ok(report)
 }
 
-/// What made the embeddings.
+/// The Experiment's pictures; none where it has no data set.
+fn items(
+    experiment: &Experiment,
+    base: &BaseModel,
+    monitor: &dyn Monitor,
+) -> Result<Vec<dataset::Item>, Error> {
+    let multiple = base.latent_geometry().side_multiple();
+    Ok(match experiment.datasets().is_empty() {
+        true => Vec::new(),
+        false => dataset::open_usable(experiment, multiple, monitor)?.0,
+    })
+}
+
+/// What made the embeddings: of each encoder in the report's order.
 fn embeddings(
     report: &mut CacheReport,
     experiment: &Experiment,
@@ -168,16 +179,16 @@ fn embeddings(
     options: &AuditOptions,
     memo: &mut DigestMemo,
     monitor: &dyn Monitor,
-) -> Result<(), Error> {
+) -> Result<Option<(observe::Shapes, Vec<search::Winner>)>, Error> {
     let sample = pair::spread(&pairing.paired, options.sample);
     if sample.is_empty() {
-        return Ok(());
+        return Ok(None);
     }
     let mut runner = run::Runner::new(&options.encode, experiment);
     let shapes = observe::Shapes::of(base, &mut runner)?;
     let mut observed = report.read(&sample, &shapes, monitor);
     if observed.is_empty() {
-        return Ok(());
+        return Ok(None);
     }
     let trainer = report.trainers.first().map_or("", |t| t.name());
     let mut search = search::Search::new(base, &mut runner, memo, trainer, monitor)?;
@@ -197,5 +208,7 @@ fn embeddings(
             observed = raw;
         }
     }
-    stale::look(report, &observed, known, &mut search)
+    stale::look(report, &observed, known, &mut search)?;
+    let winners = search.winners;
+    Ok(Some((shapes, winners)))
 }

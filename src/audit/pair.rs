@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 
 use super::search::Observation;
 use crate::dataset::Item;
-use crate::files;
 use crate::foreign::cache::{Cache, CacheFile, Key, caption_md5, stem_sha256};
 
 /// The captions of an Experiment, each with the picture it is of.
@@ -21,6 +20,8 @@ pub(super) struct Caption {
     /// The picture; none for a prompt of previews, and the empty caption.
     pub(super) picture: Option<PathBuf>,
     pub(super) text: String,
+    /// As it is written, without the trigger word.
+    written: String,
 }
 
 impl Known {
@@ -30,6 +31,7 @@ impl Known {
             item.captions.first().map(|text| Caption {
                 picture: Some(picture),
                 text: text.clone(),
+                written: item.written.clone(),
             })
         };
         let mut captions: Vec<Caption> = items.iter().filter_map(of_item).collect();
@@ -40,6 +42,7 @@ impl Known {
                 .chain([String::new()])
                 .map(|text| Caption {
                     picture: None,
+                    written: text.clone(),
                     text,
                 }),
         );
@@ -202,9 +205,6 @@ pub(super) fn spread<'a>(paired: &[Paired<'a>], count: usize) -> Vec<Paired<'a>>
     (0..count).map(|n| ordered[place(n)].clone()).collect()
 }
 
-/// The longest caption file.
-const MAX_CAPTION_FILE: u64 = 1 << 20;
-
 /// The entries with the texts of their caption files as they are, without the Experiment's trigger word; `None` where these are the
 /// Experiment's captions.
 pub(super) fn as_in_files<'a>(
@@ -213,13 +213,12 @@ pub(super) fn as_in_files<'a>(
 ) -> Option<Vec<Observation<'a>>> {
     let mut differs = false;
     let raw = observed.iter().map(|o| {
-        let picture = known.captions[o.paired.caption].picture.as_deref();
-        let read = |extension: &str| {
-            let bytes = files::read(&picture?.with_extension(extension), MAX_CAPTION_FILE).ok()?;
-            Some(String::from_utf8(bytes).ok()?.trim().to_owned())
+        let caption = &known.captions[o.paired.caption];
+        // What the entry itself says it is of has no other writing.
+        let text = match o.text == caption.text {
+            true => caption.written.clone(),
+            false => o.text.clone(),
         };
-        let text = read("txt").or_else(|| read("caption"));
-        let text = text.unwrap_or_else(|| o.text.clone());
         differs |= text != o.text;
         Observation { text, ..o.clone() }
     });
@@ -239,6 +238,7 @@ mod tests {
         let caption = |(picture, text): &(&str, &str)| Caption {
             picture: Some(PathBuf::from(picture)),
             text: (*text).to_owned(),
+            written: (*text).to_owned(),
         };
         known.captions = captions.iter().map(caption).collect();
         known.by_stem.clear();
@@ -257,6 +257,7 @@ mod tests {
             trainer: Trainer::Kohya,
             content: Content::Text,
             key,
+            spans: Vec::new(),
         }
     }
 

@@ -35,6 +35,8 @@ pub(super) struct Winner {
     pub(super) part: TextEncoderPart,
     pub(super) after: After,
     pub(super) tolerance: Tolerance,
+    /// Whether the Experiment's own recipe fits as well.
+    pub(super) as_experiment: bool,
     /// By the place of the observation.
     pub(super) errors: Vec<(usize, Option<Errors>)>,
 }
@@ -118,6 +120,7 @@ impl<'a, 'b> Search<'a, 'b> {
         if !finding.same_as_base && finding.verdict == Verdict::Reproduced {
             self.weigh(&entries, &tried, best, &mut finding.base)?;
         }
+        let as_experiment = self.is_own(&entries, &tried[best])?;
         let mut tried = tried;
         let winner = tried.swap_remove(best);
         self.winners.push(Winner {
@@ -125,9 +128,27 @@ impl<'a, 'b> Search<'a, 'b> {
             part: winner.part,
             after: winner.after,
             tolerance: entries.tolerance,
+            as_experiment,
             errors: places.into_iter().zip(winner.errors).collect(),
         });
         Ok(Some(finding))
+    }
+
+    /// Whether these entries cannot tell the Experiment's own recipe from the winner.
+    fn is_own(&mut self, entries: &Entries<'_>, winner: &Tried) -> Result<bool, Error> {
+        let base = self.base;
+        let Some(own) = base.encoders.iter().find(|e| e.slot == entries.slot) else {
+            return Ok(false);
+        };
+        let tokens = tokens(own, &entries.texts)?;
+        if own.fingerprint == winner.part.fingerprint {
+            return Ok(true);
+        }
+        if !entries.can_fit(own, &tokens) {
+            return Ok(false);
+        }
+        let (after, errors) = entries.compare(&self.runner.tokens(own, &tokens)?)?;
+        Ok(after == winner.after && entries.ties(&errors, &winner.errors))
     }
 
     fn all_stages(&mut self, entries: &Entries<'_>) -> Result<Vec<Tried>, Error> {
@@ -313,7 +334,9 @@ impl<'a, 'b> Search<'a, 'b> {
             After::PadsZeroed => zeroes(recipe),
             _ => false,
         };
-        let same_as_base = reference.is_some_and(|r| ties_with(r) && after_fits(&r.recipe));
+        // Where nothing reproduces it, what lies as far off as the base model's recipe is not that recipe's.
+        let same_as_base = verdict == Verdict::Reproduced
+            && reference.is_some_and(|r| ties_with(r) && after_fits(&r.recipe));
         let matched = winner.errors.iter().flatten();
         let matched = matched.filter(|e| {
             verdict == Verdict::NotReproduced || e.worst() <= entries.tolerance.relative

@@ -25,7 +25,7 @@ use crate::base_model::{self, BaseModel};
 use crate::cache::ModelCache;
 use crate::dataset::Item;
 use crate::digest::Digest;
-use crate::encode::{EncodeOptions, encode_captions, encode_pictures};
+use crate::encode::{EncodeOptions, encode_captions, encode_pictures, tell_of_no_run};
 use crate::experiment::Experiment;
 use crate::lora::Bound;
 use crate::models::{Denoiser, Placement};
@@ -201,7 +201,8 @@ impl Stage {
         let mut captions: Vec<String> = of_pictures.cloned().collect();
         captions.extend(sheet::captions(&self.base));
         for base in self.under.iter().chain(alone) {
-            encode_captions(base, &self.store, &captions, options, monitor)?;
+            let stats = encode_captions(base, &self.store, &captions, options, monitor)?;
+            tell_of_no_run(&stats, monitor);
         }
         let on = (&options.device, &options.kernels);
         encode_pictures(&self.base, &self.store, &self.pictures, on, monitor)?;

@@ -49,6 +49,8 @@ pub struct Item {
     pub size: Size,
     /// Its captions as the text encoders get them; never none. A step uses one of them.
     pub captions: Vec<String>,
+    /// Its caption as it is written: without the trigger word, or with what stands for it.
+    pub written: String,
     /// Its crops, mirrored or not, all of one bucket; never none. A step uses one of them.
     pub views: Vec<View>,
     /// How often it comes in one pass over the data.

@@ -14,7 +14,7 @@ use crate::monitor::Monitor;
 use crate::shown;
 
 /// A picture with its caption, of the folder with this index.
-type Found = (usize, PathBuf, String);
+type Found = (usize, PathBuf, Captioned);
 
 impl Dataset {
     /// The captioned pictures of these folders.
@@ -70,7 +70,15 @@ impl Dataset {
     }
 }
 
-fn item(folder: &Folder, picture: &Path, caption: &str) -> Result<Item, Error> {
+/// A picture's caption.
+struct Captioned {
+    /// With the trigger word.
+    as_encoded: String,
+    /// As it is written.
+    written: String,
+}
+
+fn item(folder: &Folder, picture: &Path, caption: &Captioned) -> Result<Item, Error> {
     let file = PictureFile::open(picture)?;
     let (digest, size) = (file.digest, file.size);
     let views = folder.view_rules.views(size);
@@ -79,7 +87,8 @@ fn item(folder: &Folder, picture: &Path, caption: &str) -> Result<Item, Error> {
         picture: picture.to_owned(),
         digest,
         size,
-        captions: vec![caption.to_owned()],
+        captions: vec![caption.as_encoded.clone()],
+        written: caption.written.clone(),
         views,
         repeats: folder.set.repeats,
         held_out: false,
@@ -94,7 +103,7 @@ fn unusable(path: &Path, problem: String) -> Error {
 }
 
 /// The pictures of a folder and their captions with the trigger word, in order.
-fn captioned(folder: &Folder, monitor: &dyn Monitor) -> Result<Vec<(PathBuf, String)>, Error> {
+fn captioned(folder: &Folder, monitor: &dyn Monitor) -> Result<Vec<(PathBuf, Captioned)>, Error> {
     let root = &folder.set.path;
     if folder.set.repeats == 0 {
         let problem = "`repeats` is 0, expected at least 1; leave the folder out instead";
@@ -129,7 +138,13 @@ fn captioned(folder: &Folder, monitor: &dyn Monitor) -> Result<Vec<(PathBuf, Str
             .or_else(|| assumed(folder))
         {
             Some(caption) => match with_trigger(&caption, folder.set.trigger.as_deref()) {
-                Ok(caption) => out.push((path, caption)),
+                Ok(as_encoded) => out.push((
+                    path,
+                    Captioned {
+                        as_encoded,
+                        written: caption,
+                    },
+                )),
                 Err(problem) => errors.push(unusable(&path, problem)),
             },
             None if source.is_empty() => bare.push(name),

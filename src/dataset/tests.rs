@@ -379,6 +379,7 @@ fn dataset(contents: &[u8]) -> Dataset {
             height: 1,
         },
         captions: vec![String::new()],
+        written: String::new(),
         views: Vec::new(),
         repeats: 1,
         held_out: false,

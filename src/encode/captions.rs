@@ -43,6 +43,18 @@ pub struct CaptionStats {
     pub shortened: u64,
 }
 
+/// Tells that what was encoded now is of no run, so that garbage collection may remove it. For verbs that encode to look at something;
+/// what `plumb encode` makes, and what a training needs, is a run's.
+pub fn tell_of_no_run(stats: &[CaptionStats], monitor: &dyn Monitor) {
+    let encoded: u64 = stats.iter().map(|stats| stats.encoded).sum();
+    if encoded > 0 {
+        monitor.note(&format!(
+            "{encoded} embeddings were encoded into the store for this alone: `plumb store gc` removes them once they are old enough, unless \
+             `plumb encode` is asked for their captions"
+        ));
+    }
+}
+
 /// Encodes what the store lacks of `captions`, for every encoder of `base`.
 ///
 /// # Errors

@@ -10,7 +10,7 @@ use std::time::Duration;
 use candle_core::Device;
 use serde::Serialize;
 
-pub use captions::{CaptionStats, encode_captions, lost_text, read_text, tokenize};
+pub use captions::{CaptionStats, encode_captions, lost_text, read_text, tell_of_no_run, tokenize};
 pub use pictures::{PictureStats, encode_pictures, pixels};
 
 use crate::base_model::{self, BaseModel};

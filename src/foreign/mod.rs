@@ -5,3 +5,6 @@
 
 pub mod cache;
 pub mod config;
+
+#[cfg(test)]
+mod fuzz_tests;

@@ -1,6 +1,6 @@
 //! The captions that there are to look at: those of an Experiment, with their pictures, or all that a store has.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
 
 use serde::Serialize;
@@ -10,7 +10,7 @@ use super::Error;
 use crate::base_model::BaseModel;
 use crate::cache::{self, EncoderId, Specs};
 use crate::dataset::{self, Item};
-use crate::digest::Fingerprint;
+use crate::digest::{Digest, Fingerprint};
 use crate::experiment::Experiment;
 use crate::monitor::Monitor;
 use crate::store::StoreReader;
@@ -126,6 +126,12 @@ impl Captions {
     pub fn pictures(&self, caption: &Caption) -> Vec<PathBuf> {
         let items = caption.items.iter().map(|&item| &self.items[item]);
         items.map(|item| item.picture.clone()).collect()
+    }
+
+    /// The digests of the pictures that a caption belongs to: copies of a file are one picture.
+    pub fn digests(&self, caption: &Caption) -> BTreeSet<Digest> {
+        let items = caption.items.iter();
+        items.map(|&item| self.items[item].digest).collect()
     }
 
     /// Their texts.

@@ -8,7 +8,7 @@ use candle_core::{Device, Tensor};
 use super::{Error, shapes};
 use crate::base_model::{BaseModel, TextEncoderPart};
 use crate::cache::{Conditioning, EncoderOutput, ModelCache, tensors};
-use crate::encode::{EncodeOptions, encode_captions, tokenize};
+use crate::encode::{EncodeOptions, encode_captions, tell_of_no_run, tokenize};
 use crate::monitor::Monitor;
 use crate::recipe::rules::DenoiserMask;
 use crate::store::Store;
@@ -32,7 +32,8 @@ pub fn conditioning(
     monitor: &dyn Monitor,
 ) -> Result<BTreeMap<String, Vec<usize>>, Error> {
     // Through the store, as training reads it: what is shown is what is trained on, its precision included.
-    encode_captions(base, store, &[caption.to_owned()], options, monitor)?;
+    let stats = encode_captions(base, store, &[caption.to_owned()], options, monitor)?;
+    tell_of_no_run(&stats, monitor);
     let source = ModelCache::open(base, store)?;
     let outputs = source.outputs(caption)?;
     let mut file = File::default();

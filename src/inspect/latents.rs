@@ -70,6 +70,7 @@ pub fn latents(
         digest: file.digest,
         size: file.size,
         captions: vec![String::new()],
+        written: String::new(),
         views,
         repeats: 1,
         held_out: false,

@@ -72,6 +72,9 @@ pub enum Error {
     /// The LoRA.
     #[error(transparent)]
     Lora(#[from] convert::Error),
+    /// Another trainer's cache.
+    #[error(transparent)]
+    Audit(#[from] crate::audit::Error),
     /// What a LoRA's file says of its making.
     #[error("{}: its `{key}` metadata cannot be read: {source}", shown::path(path))]
     Metadata {

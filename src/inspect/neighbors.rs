@@ -4,14 +4,14 @@
 //! captions no matrix of all pairs is ever there: what is kept is bounded by the number of captions.
 
 use std::cmp::Ordering;
-use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use std::collections::{BTreeMap, BinaryHeap};
 use std::path::PathBuf;
 
 use candle_core::{Device, Tensor};
 use serde::Serialize;
 
 use super::Error;
-use super::captions::{Caption, Captions};
+use super::captions::Captions;
 use super::vectors::{CaptionVectors, Rows, VectorKind, Without};
 use crate::digest::Digest;
 use crate::monitor::Monitor;
@@ -347,7 +347,7 @@ impl Pairs<'_> {
     fn add(&mut self, cosine: f32, first: usize, second: usize) {
         let mut captions = [self.places[first], self.places[second]];
         captions.sort_unstable();
-        let [a, b] = captions.map(|place| pictures(self.captions, &self.captions.all[place]));
+        let [a, b] = captions.map(|place| self.captions.digests(&self.captions.all[place]));
         let other_pictures = !a.is_empty() && !b.is_empty() && a.is_disjoint(&b);
         self.count += 1;
         self.with_other_pictures += u64::from(other_pictures);
@@ -366,11 +366,6 @@ impl Pairs<'_> {
         let sorted = self.kept.into_sorted_vec().into_iter();
         sorted.map(|std::cmp::Reverse(pair)| pair).collect()
     }
-}
-
-fn pictures(captions: &Captions, caption: &Caption) -> BTreeSet<Digest> {
-    let items = caption.items.iter();
-    items.map(|&item| captions.items[item].digest).collect()
 }
 
 #[cfg(test)]

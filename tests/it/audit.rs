@@ -74,7 +74,7 @@ fn what_each_trainer_wrote_is_named_as_its_own() {
         &'static str,
         Vec<(&'static str, Vec<(&'static str, Value)>)>,
     );
-    let cases: [Case; 7] = [
+    let cases: [Case; 8] = [
         (
             "kohya-sdxl",
             SDXL,
@@ -114,6 +114,12 @@ fn what_each_trainer_wrote_is_named_as_its_own() {
             FLUX,
             "musubi",
             vec![("clip_l", vec![]), ("t5", vec![])],
+        ),
+        (
+            "diffusion-pipe-sd3-bf16",
+            SD3,
+            "diffusion-pipe",
+            vec![("clip_l", vec![]), ("clip_g", vec![]), ("t5", vec![])],
         ),
         (
             "onetrainer-flux1-bf16",
@@ -222,6 +228,32 @@ fn a_trigger_word_that_the_trainer_never_applied_is_told() {
         .expect(3);
     ran.says("without the Experiment's trigger word")
         .says("as kohya makes it");
+    // Caption files as a data set may have them: with a byte-order mark, lines of Windows, and another ending.
+    for name in ["01", "03", "05"] {
+        let text = world.read(&format!("data/{name}.txt"));
+        let marked = [b"\xef\xbb\xbf", &text[..], b"\r\n"].concat();
+        world.write_bytes(&format!("data/{name}.tags"), &marked);
+        std::fs::remove_file(world.path(&format!("data/{name}.txt"))).expect("removed");
+    }
+    world.edit("trigger =", "caption_extension = \"tags\"\ntrigger =");
+    let ran = world
+        .run(&["audit", "cache", "exp.toml", "--device", "cpu"])
+        .expect(3);
+    ran.says("without the Experiment's trigger word")
+        .says("as kohya makes it");
+}
+
+#[test]
+fn a_cache_that_no_recipe_gives_is_not_called_the_base_models() {
+    let world = world("kohya-sdxl", SDXL);
+    for name in ["01", "03", "05"] {
+        world.write_bytes(&format!("data/{name}.txt"), b"words of nobody");
+    }
+    let ran = world
+        .run(&["audit", "cache", "exp.toml", "--device", "cpu"])
+        .expect(3);
+    let ran = ran.says("recipes gives it; the nearest");
+    assert!(!ran.stdout.contains("expects this"), "{}", ran.stdout);
 }
 
 #[test]
@@ -271,4 +303,64 @@ fn what_cannot_be_read_is_told_in_one_line() {
     other
         .run(&["audit", "cache", "exp.toml", "--device", "cpu"])
         .expect(3);
+}
+
+#[test]
+fn a_cache_is_compared_with_an_experiment_by_parameters_and_numbers() {
+    let world = world("kohya-sd3-t5-77", SD3);
+    // The trainer's own recipe, from which the cache differs in the length of T5.
+    world.edit("[store]", "[recipe]\nvariant = \"kohya\"\n[store]");
+    world.run(&["encode", "exp.toml"]).expect(0);
+    let report = world
+        .run(&["--json", "inspect", "diff", "exp.toml", "cache"])
+        .json();
+    let t5 = encoder_of_diff(&report, "t5");
+    assert_eq!(t5["made"][1]["verdict"], "reproduced", "{t5}");
+    assert_eq!(t5["made"][1]["like"], "kohya", "{t5}");
+    let first = &t5["parameters"]["fields"][0];
+    assert_eq!(first["field"], "tokens.max_tokens", "{t5}");
+    assert_eq!(
+        (&first["wanted"], &first["found"]),
+        (&256.into(), &77.into())
+    );
+    // The same true tokens at another length: pads are on the first side alone.
+    assert_eq!(t5["compared"], 2, "{t5}");
+    assert!(t5["pads"]["one_sided"][0].as_u64() > Some(0), "{t5}");
+    let clip = encoder_of_diff(&report, "clip_g");
+    assert!(clip["made"][1]["as_experiment"] == true, "{clip}");
+    assert_eq!(clip["parameters"]["fields"], Value::Array(Vec::new()));
+    assert!(
+        clip["tokens"]["min_cosine"].as_f64() > Some(0.9999),
+        "{clip}"
+    );
+    assert!(clip["pooled"]["rows"] == 2, "{clip}");
+    // One caption, with the cache as the first side.
+    let text = String::from_utf8(world.read("data/03.txt")).expect("text");
+    let caption = text.trim();
+    let ran = world
+        .run(&["inspect", "diff", "cache", "exp.toml", "--caption", caption])
+        .expect(0);
+    ran.says("cache: made as the Experiment does")
+        .says("cache: made as kohya does, or nearly so")
+        .says("same parameters")
+        .says("first differs tokens.max_tokens: 77 | 256");
+    // What is encoded for this alone is no run's.
+    let mut two = vec!["inspect", "diff", "exp.toml", "--caption", caption];
+    two.extend(["--caption", "words that are new"]);
+    let says = "3 embeddings were encoded into the store for this alone: `plumb store gc` removes";
+    world.run(&two).expect(0).says(says);
+    // A store alone tells no picture's name, and two caches no base model.
+    for other in ["store", "cache"] {
+        world
+            .run(&["inspect", "diff", other, "cache"])
+            .expect(2)
+            .says("name the Experiment as the other side");
+    }
+}
+
+#[track_caller]
+fn encoder_of_diff<'a>(report: &'a Value, slot: &str) -> &'a Value {
+    let all = report["encoders"].as_array().expect("a list");
+    let found = all.iter().find(|e| e["slots"][0] == slot);
+    found.unwrap_or_else(|| panic!("no {slot} in {report}"))
 }

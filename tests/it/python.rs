@@ -48,6 +48,11 @@ fn the_example_of_the_docs_trains_a_lora() {
     run("test_docs");
 }
 
+#[test]
+fn damaged_files_are_read_or_refused() {
+    run("test_fuzz");
+}
+
 /// Of Python itself, or where it is asked for: everybody else has to be installed with the package.
 const THERE: [&str; 14] = [
     "__future__",

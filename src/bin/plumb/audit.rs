@@ -19,8 +19,8 @@ const MOST_NAMED: usize = 10;
 /// Find out what made another trainer's cache of embeddings, and which entries are stale.
 ///
 /// A sample of the captions is encoded again under every recipe that could have made the cache; for each encoder the recipe that
-/// reproduces it is named, or the nearest. Caches of kohya, musubi, ai-toolkit, SimpleTuner and OneTrainer are read, and folders of
-/// safetensors files. Nothing is written.
+/// reproduces it is named, or the nearest. Caches of kohya, musubi, ai-toolkit, SimpleTuner, OneTrainer and diffusion-pipe are read,
+/// and folders of safetensors files. Nothing is written.
 ///
 /// With `--lora FILE [EXPERIMENT]`: what a LoRA's file says of how its captions were encoded, beside what its base model expects.
 ///
@@ -127,7 +127,7 @@ fn lora(file: &Path, experiment: Option<&Path>, ui: &Ui) -> CommandResult {
     Ok(())
 }
 
-fn failure(error: Error) -> Failure {
+pub(crate) fn failure(error: Error) -> Failure {
     match error {
         Error::Base(error) => world::base_failure(error),
         Error::Recipe(error) => Failure::usage(error),
@@ -240,6 +240,9 @@ fn against_base(found: &EncoderFinding, base: &str) -> Option<String> {
     let mut fields = changes(&of_weight, expectation);
     if let Some(words) = found.after.words() {
         fields.push(format!("rows as the encoder gives them (here: {words})"));
+    }
+    if fields.is_empty() {
+        return None;
     }
     let idle = match idle {
         0 => String::new(),

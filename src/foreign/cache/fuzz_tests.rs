@@ -1,68 +1,12 @@
 //! Small files of each format, damaged at random: every one must be read or refused, without a panic and within bounds.
-//!
-//! A few seconds in each run of the tests; `PLUMB_FUZZ_SECONDS=3600` for longer, with other damage from another `PLUMB_FUZZ_SEED`.
-//! What ever ends in a panic is printed, and belongs into `tests/corpus`, in a folder `caches` of its own, with a test.
-
-use std::time::{Duration, Instant};
 
 use super::archive::tests::zipped;
 use super::npy::tests::npy;
 use super::{npy as numpy_file, read, torch};
+use crate::foreign::fuzz_tests;
 
-/// xorshift64*: good enough to choose bytes.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self, below: usize) -> usize {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) as usize % below.max(1)
-    }
-
-    /// Changes a few bytes, cuts, repeats or inserts.
-    fn damage(&mut self, bytes: &mut Vec<u8>) {
-        for _ in 0..=self.next(4) {
-            let at = self.next(bytes.len());
-            match self.next(6) {
-                0 => bytes.truncate(at),
-                1 => {
-                    let part = bytes[at..(at + 16).min(bytes.len())].to_vec();
-                    let to = self.next(bytes.len());
-                    bytes.splice(to..to, part);
-                }
-                2 if !bytes.is_empty() => bytes[at] = [0, 1, 0x7f, 0x80, 0xff][self.next(5)],
-                3 if !bytes.is_empty() => bytes[at] ^= 1 << self.next(8),
-                4 => bytes.insert(at, self.next(256) as u8),
-                _ if !bytes.is_empty() => {
-                    bytes.remove(at);
-                }
-                _ => {}
-            }
-        }
-    }
-}
-
-fn number(name: &str, default: u64) -> u64 {
-    std::env::var(name)
-        .ok()
-        .and_then(|n| n.parse().ok())
-        .unwrap_or(default)
-}
-
-/// Damages `whole` again and again; what is read or refused is for `reader`.
 fn fuzz(whole: &[u8], reader: impl Fn(&[u8]) + std::panic::RefUnwindSafe) {
-    let time = Duration::from_secs(number("PLUMB_FUZZ_SECONDS", 2));
-    let mut random = Random(number("PLUMB_FUZZ_SEED", 0x9e37_79b9_7f4a_7c15) | 1);
-    let (start, mut runs) = (Instant::now(), 0u64);
-    // At least some hundred, however slow the machine is.
-    while runs < 300 || start.elapsed() < time {
-        let mut bytes = whole.to_vec();
-        random.damage(&mut bytes);
-        let read = std::panic::catch_unwind(|| reader(&bytes));
-        assert!(read.is_ok(), "run {runs}: {bytes:?}");
-        runs += 1;
-    }
+    fuzz_tests::fuzz(&[whole], &[], 300, |_, bytes| reader(bytes));
 }
 
 fn f32s(count: usize) -> Vec<u8> {

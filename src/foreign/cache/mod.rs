@@ -1,11 +1,11 @@
 //! Caches of embeddings and latents that other trainers wrote: kohya's sd-scripts (`.npz`), musubi-tuner, ai-toolkit (safetensors),
-//! SimpleTuner and OneTrainer (`.pt`), and folders of plain safetensors files.
+//! SimpleTuner and OneTrainer (`.pt`), diffusion-pipe (shards), and folders of plain safetensors files.
 //!
 //! [`Cache::open`] finds a folder's entries by their names, [`CacheFile::read`] reads one: which tensor is whose, as that trainer's
 //! own code names it. Nothing is guessed about how the numbers were made: that is `audit`'s work.
 //!
 //! What is refused: files of more than 256 MiB or that unpack to more; pickles that name anything but tensors and plain values, which
-//! are never run; arrays of Python objects; diffusion-pipe's caches, whose places stand in sqlite files.
+//! are never run; arrays of Python objects; diffusion-pipe's caches from before November 2025, which are files of Arrow.
 
 mod archive;
 mod array;
@@ -14,6 +14,7 @@ mod npy;
 mod pickle;
 mod read;
 mod scan;
+mod shards;
 mod torch;
 mod write;
 mod write_npz;
@@ -47,6 +48,8 @@ pub enum Trainer {
     Simpletuner,
     /// Nerogar/OneTrainer.
     Onetrainer,
+    /// tdrussell/diffusion-pipe.
+    DiffusionPipe,
     /// Anybody's safetensors files with tensors of known names.
     Safetensors,
 }
@@ -60,6 +63,7 @@ impl Trainer {
             Self::AiToolkit => "ai-toolkit",
             Self::Simpletuner => "simpletuner",
             Self::Onetrainer => "onetrainer",
+            Self::DiffusionPipe => "diffusion-pipe",
             Self::Safetensors => "safetensors",
         }
     }
@@ -180,10 +184,21 @@ impl Entry {
     }
 }
 
-/// A file of a cache.
+/// A part of a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// The file.
+    pub path: PathBuf,
+    /// Where it begins, in bytes.
+    pub offset: u64,
+    /// Its length, in bytes.
+    pub length: u64,
+}
+
+/// A file of a cache, or an entry of several in files that have many.
 #[derive(Clone, Debug, PartialEq)]
 pub struct CacheFile {
-    /// Where it lies.
+    /// Where it lies; the file and the entry's number in it, from 0, where a file has many.
     pub path: PathBuf,
     /// Whose program wrote it.
     pub trainer: Trainer,
@@ -191,6 +206,8 @@ pub struct CacheFile {
     pub content: Content,
     /// What it is filed under.
     pub key: Key,
+    /// Where its parts lie in files that have many entries; none: it is all of its file.
+    pub spans: Vec<Span>,
 }
 
 impl CacheFile {

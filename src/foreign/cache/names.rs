@@ -5,6 +5,7 @@
 //! - ostris/ai-toolkit at 27a03a9: `toolkit/prompt_utils.py` (`PromptEmbeds.save`), `toolkit/dataloader_mixins.py`
 //! - bghira/SimpleTuner at bc8e6ab: `_format_text_embedding` of `models/{sd3,flux,sdxl}/model.py`
 //! - Nerogar/OneTrainer at 23df383: `_cache_modules` of `modules/dataLoader/*BaseDataLoader.py`
+//! - tdrussell/diffusion-pipe at 8f83dbf: `get_call_text_encoder_fn` of `models/sd3.py` and `models/flux.py`
 //! - plumb's own `inspect conditioning` and `inspect latents`
 
 use super::{LatentFacts, Role};
@@ -20,12 +21,13 @@ pub(super) fn role(name: &str) -> Role {
     let pooled = |slots: &[&str]| Role::Pooled(owned(slots));
     match plain(name) {
         "hidden_state1" => hidden(&["clip_l"]),
-        "hidden_state2" => hidden(&["clip_g"]),
-        "pool2" => pooled(&["clip_g"]),
+        "hidden_state2" | "prompt_2_embed" => hidden(&["clip_g"]),
+        "prompt_embed" => hidden(&["clip_l"]),
+        "pool2" | "pooled_prompt_2_embed" => pooled(&["clip_g"]),
         "lg_out" => hidden(&["clip_l", "clip_g"]),
         "lg_pooled" => pooled(&["clip_l", "clip_g"]),
-        "t5_out" | "t5_vec" | "t5" => hidden(&["t5"]),
-        "l_pooled" | "clip_l_pooler" => pooled(&["clip_l"]),
+        "t5_out" | "t5_vec" | "t5" | "t5_embed" | "t5_prompt_embed" => hidden(&["t5"]),
+        "l_pooled" | "clip_l_pooler" | "clip_embed" | "pooled_prompt_embed" => pooled(&["clip_l"]),
         "clip_l_attn_mask" => Role::Mask(Some("clip_l".to_owned())),
         "clip_g_attn_mask" => Role::Mask(Some("clip_g".to_owned())),
         "t5_attn_mask" => Role::Mask(Some("t5".to_owned())),

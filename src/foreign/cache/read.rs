@@ -17,12 +17,13 @@ const MAX_FACT_CHARS: usize = 64 << 10;
 
 /// Reads an entry.
 pub(super) fn entry(file: &CacheFile) -> Result<Entry, Error> {
-    let bytes = bytes(&file.path)?;
     let unreadable = |why| unreadable(&file.path, why);
-    let mut read = match file.path.extension().and_then(|e| e.to_str()) {
-        Some("npz") => numpy(&bytes),
-        Some("safetensors") => safetensors(&bytes),
-        _ => saved(torch::read(&bytes).map_err(unreadable)?, file.content),
+    let ending = file.path.extension().and_then(|e| e.to_str());
+    let mut read = match (ending, file.spans.is_empty()) {
+        (_, false) => joined(file),
+        (Some("npz"), true) => numpy(&bytes(&file.path)?),
+        (Some("safetensors"), true) => safetensors(&bytes(&file.path)?),
+        (_, true) => torch::read(&bytes(&file.path)?).and_then(|s| saved(s, file.content)),
     }
     .map_err(unreadable)?;
     place_facts(&mut read);
@@ -140,6 +141,20 @@ pub(super) fn safetensors(bytes: &[u8]) -> Result<Entry, String> {
     }
     entry.tensors.sort_by(|a, b| a.name.cmp(&b.name));
     entry.facts.sort();
+    Ok(entry)
+}
+
+/// diffusion-pipe's: the tensors of all parts.
+fn joined(file: &CacheFile) -> Result<Entry, String> {
+    let mut entry = empty();
+    for span in &file.spans {
+        let mut part = saved(torch::read(&span.read()?)?, file.content)?;
+        entry.tensors.append(&mut part.tensors);
+        entry.facts.append(&mut part.facts);
+    }
+    let caption = entry.facts.iter().find(|(key, _)| key == "caption");
+    entry.caption = caption.map(|(_, caption)| caption.clone());
+    entry.tensors.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(entry)
 }
 

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{Cache, CacheFile, Content, Error, Key, LeftOut, Trainer, read};
+use super::{Cache, CacheFile, Content, Error, Key, LeftOut, Trainer, read, shards};
 use crate::shown;
 
 /// The most files that are looked at, and how deep folders may be inside each other.
@@ -21,6 +21,9 @@ pub(super) fn open(path: &Path) -> Result<Cache, Error> {
     } else {
         found.add(path.to_owned());
     }
+    let (entries, left_out) = shards::entries(std::mem::take(&mut found.shards))?;
+    found.files.extend(entries);
+    found.left_out.extend(left_out);
     found.files.sort_by(|a, b| a.path.cmp(&b.path));
     found.left_out.sort_by(|a, b| a.path.cmp(&b.path));
     let row_pictures = match found.files.iter().any(|f| f.trainer == Trainer::Onetrainer) {
@@ -32,7 +35,7 @@ pub(super) fn open(path: &Path) -> Result<Cache, Error> {
             Some(LeftOut { path, why }) => {
                 format!("{}: {why}", shown::path(path))
             }
-            None => "there is no entry of a cache of kohya, musubi, ai-toolkit, SimpleTuner or OneTrainer, and no safetensors file of \
+            None => "there is no entry of a cache of kohya, musubi, ai-toolkit, SimpleTuner, OneTrainer or diffusion-pipe, and no safetensors file of \
                      embeddings or latents"
                 .to_owned(),
         };
@@ -59,6 +62,8 @@ fn io(path: &Path, source: std::io::Error) -> Error {
 struct Found {
     files: Vec<CacheFile>,
     left_out: Vec<LeftOut>,
+    /// diffusion-pipe's shards.
+    shards: Vec<PathBuf>,
     /// OneTrainer's `aggregate.pt` files.
     aggregates: Vec<PathBuf>,
     seen: usize,
@@ -106,8 +111,17 @@ impl Found {
                 return;
             }
             Some((stem, "pt")) => torch(&path, stem),
-            Some(("metadata", "db")) => {
-                let why = "diffusion-pipe's cache keeps its captions and places in sqlite and arrow files, which plumb does not read; audit a run by its recipe instead (`plumb recipe show`)";
+            Some((_, "bin")) => {
+                if shards::content(&path).is_some() {
+                    self.shards.push(path);
+                }
+                return;
+            }
+            Some((stem, "arrow"))
+                if stem.starts_with("latents") || stem.starts_with("text_embeddings") =>
+            {
+                let why = "it is of diffusion-pipe from before November 2025, whose caches are files of Arrow, which plumb does not read; a \
+                           newer diffusion-pipe makes the cache anew as shards (`--regenerate_cache`)";
                 self.leave_out(&path, why);
                 return;
             }
@@ -119,6 +133,7 @@ impl Found {
                 trainer,
                 content,
                 key,
+                spans: Vec::new(),
             }),
             Ok(None) => {}
             Err(why) => self.leave_out(&path, why),

@@ -40,6 +40,15 @@ const GZIP: &[u8] = b"\x1f\x8b";
 /// # Errors
 /// If it is not torch's, is damaged, or has anything in it but tensors and plain values.
 pub(super) fn read(bytes: &[u8]) -> Result<Saved, String> {
+    read_with(bytes, true)
+}
+
+/// The same without tensors, in whose places there is nothing: for who asks what an entry is of.
+pub(super) fn read_without_numbers(bytes: &[u8]) -> Result<Saved, String> {
+    read_with(bytes, false)
+}
+
+fn read_with(bytes: &[u8], with_numbers: bool) -> Result<Saved, String> {
     let unpacked;
     let bytes = match bytes.starts_with(GZIP) {
         true => {
@@ -70,6 +79,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<Saved, String> {
         parts: &parts,
         folder,
         order,
+        with_numbers,
         numbers: MAX_NUMBERS,
         values: MAX_VALUES,
         text: MAX_TEXT,
@@ -83,6 +93,7 @@ struct Reader<'a> {
     parts: &'a BTreeMap<String, Vec<u8>>,
     folder: &'a str,
     order: ByteOrder,
+    with_numbers: bool,
     numbers: usize,
     values: usize,
     text: usize,
@@ -129,6 +140,7 @@ impl<'a> Reader<'a> {
                 }
                 Saved::Dict(dict)
             }
+            Value::Tensor { .. } if !self.with_numbers => Saved::None,
             Value::Tensor {
                 stored,
                 storage,

@@ -269,4 +269,6 @@ fn header(trainer: Trainer, names: &str, recipe: &RecipeChoice) -> Vec<String> {
 }
 
 #[cfg(test)]
+mod fuzz_tests;
+#[cfg(test)]
 mod tests;

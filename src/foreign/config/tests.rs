@@ -10,7 +10,7 @@ use super::knowledge::{Knowledge, Rule, Status};
 use super::{Error, Options, Trainer, import};
 use crate::experiment::{Experiment, json_schema};
 
-fn fixtures() -> Vec<PathBuf> {
+pub(super) fn fixtures() -> Vec<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/trainers");
     let (mut folders, mut found) = (vec![root], Vec::new());
     while let Some(folder) = folders.pop() {

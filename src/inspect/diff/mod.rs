@@ -1,9 +1,9 @@
 //! What differs between two ways to encode a caption, between two captions, or between two stores: first the parameters, then the
 //! numbers, with true tokens, pads and pooled vectors apart.
 //!
-//! Everything is read from stores, with digests checked; nothing is encoded here.
+//! Everything is read from stores, with digests checked, or from another trainer's cache that was audited; nothing is encoded here.
 //!
-//! - `side`: the encoders of an Experiment, or of a store by itself, and which of one side is which of the other
+//! - `side`: the encoders of an Experiment, of a store by itself, or of a cache, and which of one side is which of the other
 //! - [`caption_diff`]: one caption, row by row
 //! - [`set_diff`]: many captions, summed up
 
@@ -17,6 +17,7 @@ pub use caption::{CaptionDiff, EncoderDiff, Received, caption_diff};
 pub use set::{EncoderSetDiff, SetDiff, Spread, WorstCaption, set_diff};
 pub use side::Side;
 
+use crate::audit::{After, Made, Verdict};
 use crate::digest::Fingerprint;
 use crate::recipe::Diff;
 
@@ -30,6 +31,46 @@ pub struct Pairing {
     /// The parameters that differ, those first that come first on the way from a caption to numbers. `wanted` is what the first side
     /// has, `found` what the second has.
     pub parameters: Diff,
+    /// Of a side that is another trainer's cache: what made it, as far as it can be told.
+    #[serde(skip_serializing_if = "no_cache")]
+    pub made: [Option<MadeBy>; 2],
+}
+
+fn no_cache(made: &[Option<MadeBy>; 2]) -> bool {
+    made.iter().all(Option::is_none)
+}
+
+/// What made an encoder's part of another trainer's cache, as an audit finds it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct MadeBy {
+    /// Whether a recipe reproduces it; else the parameters are those of the nearest.
+    pub verdict: Verdict,
+    /// The variant that it is told against.
+    pub like: String,
+    /// What became of the encoder's sequence.
+    pub after: After,
+    /// Whether the Experiment's own recipe gives the same for the captions looked at.
+    pub as_experiment: bool,
+    /// Entries that are reproduced, of those that were looked at.
+    pub matching: usize,
+    /// Entries that were looked at.
+    pub compared: usize,
+    /// Recipes that were tried.
+    pub tried: usize,
+}
+
+impl From<&Made> for MadeBy {
+    fn from(made: &Made) -> Self {
+        Self {
+            verdict: made.verdict,
+            like: made.like.clone(),
+            after: made.after,
+            as_experiment: made.as_experiment,
+            matching: made.matching,
+            compared: made.compared,
+            tried: made.tried,
+        }
+    }
 }
 
 impl Pairing {

@@ -4,8 +4,9 @@ use std::collections::HashMap;
 
 use serde_json::Value;
 
-use super::Pairing;
-use crate::base_model::BaseModel;
+use super::{MadeBy, Pairing};
+use crate::audit::{CacheSide, InCache, Made};
+use crate::base_model::{BaseModel, TextEncoderPart};
 use crate::cache::{self, EncoderId, EncoderOutput, Specs};
 use crate::digest::Fingerprint;
 use crate::encode::tokenize;
@@ -16,15 +17,22 @@ use crate::recipe::Diff;
 use crate::recipe::spec::spelled_out;
 use crate::store::{self, Store, StoreReader};
 
-/// The encoders of an Experiment or of a store, and where their entries are.
+/// The encoders of an Experiment, of a store, or of another trainer's cache, and where their entries are.
 pub struct Side<'a> {
     /// What a person calls it.
     pub name: String,
     pub(super) base: Option<&'a BaseModel>,
     pub(super) encoders: Vec<EncoderId>,
-    reader: StoreReader,
-    /// Token ids by entry, of a store whose entries many are asked for.
-    ids: HashMap<Fingerprint, Vec<u32>>,
+    source: Source,
+}
+
+enum Source {
+    Store {
+        reader: StoreReader,
+        /// Token ids by entry, of a store whose entries many are asked for.
+        ids: HashMap<Fingerprint, Vec<u32>>,
+    },
+    Cache(CacheSide),
 }
 
 /// What a side has of a caption under one encoder.
@@ -44,9 +52,11 @@ impl<'a> Side<'a> {
         Ok(Self {
             name,
             base: Some(base),
-            reader: store.reader_of(&specs.all()).map_err(cache::Error::from)?,
+            source: Source::Store {
+                reader: store.reader_of(&specs.all()).map_err(cache::Error::from)?,
+                ids: HashMap::new(),
+            },
             encoders: specs.encoders,
-            ids: HashMap::new(),
         })
     }
 
@@ -64,15 +74,45 @@ impl<'a> Side<'a> {
             name,
             base: None,
             encoders,
-            reader,
-            ids: HashMap::new(),
+            source: Source::Store {
+                reader,
+                ids: HashMap::new(),
+            },
         })
     }
 
-    /// What of the index could not be used, a line each.
+    /// The encoders of another trainer's cache, by the slots of the Experiment that it was opened for. Their specs are those of the
+    /// recipe that made it, or of the nearest.
+    pub fn of_cache(name: String, cache: CacheSide) -> Self {
+        let id = |(slot, made): (&String, &Made)| EncoderId {
+            slot: slot.clone(),
+            spec: made.part.fingerprint,
+        };
+        Self {
+            name,
+            base: None,
+            encoders: cache.encoders.iter().map(id).collect(),
+            source: Source::Cache(cache),
+        }
+    }
+
+    /// What of the index could not be used, or what a person should know of a cache, a line each.
     pub fn problems(&self) -> Vec<String> {
-        let problems = self.reader.problems();
-        problems.iter().map(ToString::to_string).collect()
+        match &self.source {
+            Source::Store { reader, .. } => {
+                let problems = reader.problems();
+                problems.iter().map(ToString::to_string).collect()
+            }
+            Source::Cache(cache) => cache.problems.clone(),
+        }
+    }
+
+    /// What made an encoder's part of a cache.
+    pub(super) fn made(&self, slot: Option<&String>) -> Option<&Made> {
+        match &self.source {
+            Source::Cache(cache) => cache.encoders.get(slot?),
+            Source::Store { .. } => None,
+        }
     }
 
     pub(super) fn encoder(&self, slot: Option<&String>) -> Option<&EncoderId> {
@@ -81,21 +121,33 @@ impl<'a> Side<'a> {
 
     /// Reads the token ids of all entries at once, for who asks for many.
     pub(super) fn load_ids(&mut self) -> Result<(), Error> {
+        let Source::Store { reader, ids } = &mut self.source else {
+            return Ok(());
+        };
         if self.base.is_some() {
             return Ok(());
         }
         for encoder in &self.encoders {
-            let records = self.reader.records(&encoder.spec);
+            let records = reader.records(&encoder.spec);
             let records = records.map_err(cache::Error::from)?.into_iter();
-            self.ids.extend(records.map(|r| (r.entry, r.tokens)));
+            ids.extend(records.map(|r| (r.entry, r.tokens)));
         }
         Ok(())
     }
 
     /// What an encoder made of a caption, with the ids of its rows.
     pub(super) fn output(&self, encoder: &EncoderId, caption: &str) -> Result<Found, Error> {
+        let (reader, known) = match &self.source {
+            Source::Store { reader, ids } => (reader, ids),
+            Source::Cache(cache) => {
+                return Ok(match cache.output(&encoder.slot, caption)? {
+                    InCache::Output(output, ids) => Found::Output(output, ids),
+                    InCache::Missing(why) => Found::Missing(why),
+                });
+            }
+        };
         let id = encoder.entry(caption);
-        let entry = match self.reader.get(&encoder.spec, &id) {
+        let entry = match reader.get(&encoder.spec, &id) {
             Ok(Some(entry)) => entry,
             Ok(None) => return Ok(Found::Missing(None)),
             Err(e @ store::Error::Damaged { .. }) => {
@@ -104,31 +156,28 @@ impl<'a> Side<'a> {
             Err(e) => return Err(cache::Error::from(e).into()),
         };
         let output = EncoderOutput::of_entry(&entry)?;
-        Ok(Found::Output(output, self.ids(encoder, &id, caption)?))
+        if let Some(part) = self.part(&encoder.slot) {
+            return Ok(Found::Output(output, Some(tokenize(part, caption)?.ids)));
+        }
+        if let Some(ids) = known.get(&id) {
+            return Ok(Found::Output(output, Some(ids.clone())));
+        }
+        let record = reader.record(&encoder.spec, &id);
+        let record = record.map_err(cache::Error::from)?;
+        Ok(Found::Output(output, record.map(|record| record.tokens)))
     }
 
-    fn ids(
-        &self,
-        encoder: &EncoderId,
-        entry: &Fingerprint,
-        caption: &str,
-    ) -> Result<Option<Vec<u32>>, Error> {
-        let parts = self.base.map_or(&[][..], |base| &base.encoders);
-        if let Some(part) = parts.iter().find(|part| part.slot == encoder.slot) {
-            return Ok(Some(tokenize(part, caption)?.ids));
+    /// The encoder, where there is more of it than its spec.
+    fn part(&self, slot: &str) -> Option<&TextEncoderPart> {
+        match &self.source {
+            Source::Cache(cache) => cache.encoders.get(slot).map(|made| &made.part),
+            Source::Store { .. } => self.base?.encoders.iter().find(|part| part.slot == slot),
         }
-        if let Some(ids) = self.ids.get(entry) {
-            return Ok(Some(ids.clone()));
-        }
-        let record = self.reader.record(&encoder.spec, entry);
-        let record = record.map_err(cache::Error::from)?;
-        Ok(record.map(|record| record.tokens))
     }
 
     /// Tokens as a person reads them; their ids where there is no vocabulary.
     pub(super) fn words(&self, slot: &str, ids: &[u32]) -> Vec<String> {
-        let parts = self.base.map_or(&[][..], |base| &base.encoders);
-        let part = parts.iter().find(|part| part.slot == slot);
+        let part = self.part(slot);
         let word = |id: &u32| {
             let token = part.and_then(|part| part.tokenizer.token(*id));
             token.unwrap_or_else(|| format!("<{id}>"))
@@ -136,16 +185,19 @@ impl<'a> Side<'a> {
         ids.iter().map(word).collect()
     }
 
+    /// Whether its slots are those of an Experiment's recipe.
+    fn has_slots(&self) -> bool {
+        self.base.is_some() || matches!(self.source, Source::Cache(_))
+    }
+
     fn specs(&self) -> Result<Vec<Value>, Error> {
-        if let Some(base) = self.base {
-            // The store may not have them yet.
-            let specs = base.encoders.iter();
-            return Ok(specs.map(|e| serde_json::json!(e.spec)).collect());
-        }
-        let specs = self.encoders.iter();
-        specs
-            .map(|e| spec_title::json(&self.reader, &e.spec))
-            .collect()
+        let spec = |e: &EncoderId| match (self.part(&e.slot), &self.source) {
+            // The store may not have it yet.
+            (Some(part), _) => Ok(serde_json::json!(part.spec)),
+            (None, Source::Store { reader, .. }) => spec_title::json(reader, &e.spec),
+            (None, Source::Cache(_)) => Ok(Value::Null),
+        };
+        self.encoders.iter().map(spec).collect()
     }
 }
 
@@ -153,7 +205,7 @@ impl<'a> Side<'a> {
 /// kind whose spec differs in the fewest fields, equal ones first.
 pub(super) fn pairings(first: &Side<'_>, second: &Side<'_>) -> Result<Vec<Pairing>, Error> {
     let specs = [first.specs()?, second.specs()?];
-    let by_slot = first.base.is_some() && second.base.is_some();
+    let by_slot = first.has_slots() && second.has_slots();
     let mut candidates = Vec::new();
     for (i, a) in first.encoders.iter().enumerate() {
         for (j, b) in second.encoders.iter().enumerate() {
@@ -183,7 +235,13 @@ pub(super) fn pairings(first: &Side<'_>, second: &Side<'_>) -> Result<Vec<Pairin
     };
     let pairing = |a: Option<&EncoderId>, b: Option<&EncoderId>, parameters| {
         let (a, b) = (side(a), side(b));
+        let made = [first.made(a.0.as_ref()), second.made(b.0.as_ref())];
+        let made = made.map(|made| made.map(MadeBy::from));
+        // Parameters that these captions do not tell from the Experiment's own are no news.
+        let is_own = made.iter().flatten().any(|made| made.as_experiment);
+        let parameters = if is_own { Diff::default() } else { parameters };
         Pairing {
+            made,
             slots: [a.0, b.0],
             specs: [a.1, b.1],
             parameters,

@@ -2,6 +2,7 @@ use super::*;
 use crate::cache::EncoderId;
 use crate::dataset::Item;
 use crate::digest::Fingerprint;
+use crate::inspect::captions::Caption;
 use crate::inspect::captions::Origin;
 use crate::inspect::vectors::VectorOf;
 use crate::monitor::Silent;
@@ -16,6 +17,7 @@ fn item(picture: &str, content: &str, caption: &str) -> Item {
             height: 1,
         },
         captions: vec![caption.to_owned()],
+        written: caption.to_owned(),
         views: Vec::new(),
         repeats: 1,
         held_out: false,

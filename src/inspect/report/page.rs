@@ -265,9 +265,10 @@ impl View<'_> {
     }
 
     fn pair(&self, pair: &Pair) -> Markup {
-        let [a, b] = pair.places.map(|n| &self.captions[n].items);
+        let captions = &self.sources.captions;
+        let [a, b] = pair.places.map(|n| captions.digests(self.captions[n]));
         let of_pictures = !a.is_empty() && !b.is_empty();
-        let shared = a.iter().any(|item| b.contains(item));
+        let shared = !a.is_disjoint(&b);
         html! {
             span.value { (cosine(pair.cosine)) }
             (self.link(pair.places[0])) (self.link(pair.places[1]))

@@ -1,10 +1,14 @@
-//! `plumb inspect diff`: two recipes, two captions or two stores, by parameters and numbers.
+//! `plumb inspect diff`: two recipes, two captions, two stores, or an Experiment and another trainer's cache, by parameters and numbers.
 
 mod text;
 
 use std::path::{Path, PathBuf};
 
-use plumb::encode::encode_captions;
+use plumb::audit::{self, AuditOptions};
+use plumb::base_model::BaseModel;
+use plumb::encode::{encode_captions, tell_of_no_run};
+use plumb::experiment::Experiment;
+use plumb::inspect::captions::Captions;
 use plumb::inspect::diff::{Side, caption_diff, set_diff};
 use plumb::monitor::Monitor as _;
 use plumb::shown;
@@ -16,23 +20,30 @@ use crate::CommandResult;
 use crate::ui::{Failure, Ui};
 use crate::world::{self, ComputeDevice, WaitArgs};
 
-/// Show in what two recipes, captions or stores differ: the first parameter that does, then the numbers.
+/// Entries of a cache that are looked at to find out what made it.
+const SAMPLE: usize = 16;
+
+/// Show in what two recipes, captions, stores or caches differ: the first parameter that does, then the numbers.
 ///
 ///   plumb inspect diff A.toml B.toml --caption TEXT            one caption under two Experiments
 ///   plumb inspect diff A.toml --caption TEXT --caption TEXT    two captions under one
 ///   plumb inspect diff A.toml B.toml                           all captions of A.toml, summed up
+///   plumb inspect diff A.toml CACHE                            the same against another trainer's cache
 ///
 /// Each of the two may also be the folder of a store: its encoders are paired with those whose specs differ least. True tokens
 /// (aligned by their ids), pads and pooled vectors are compared apart: cosine, and the largest absolute difference of two numbers.
 /// A caption that an Experiment's store lacks is encoded first; with all captions, what is missing is counted.
+///
+/// Of a cache (kohya, musubi, ai-toolkit, SimpleTuner, OneTrainer, diffusion-pipe, safetensors; a folder or a file), the parameters are
+/// those of the recipe that reproduces it, found as `plumb audit` does, or of the nearest.
 #[derive(clap::Args)]
 #[command(verbatim_doc_comment)]
 pub(super) struct Args {
-    /// An Experiment file, or a store's folder.
-    #[arg(value_name = "EXPERIMENT|STORE")]
+    /// An Experiment file, a store's folder, or another trainer's cache.
+    #[arg(value_name = "EXPERIMENT|STORE|CACHE")]
     first: PathBuf,
-    /// What it is compared with.
-    #[arg(value_name = "EXPERIMENT|STORE")]
+    /// What it is compared with; a cache, with an Experiment.
+    #[arg(value_name = "EXPERIMENT|STORE|CACHE")]
     second: Option<PathBuf>,
     /// The caption; given twice, the one of the first side and the one of the second.
     #[arg(long, value_name = "TEXT")]
@@ -67,17 +78,109 @@ pub(super) fn run(args: &Args, ui: &Ui) -> CommandResult {
             )));
         }
     };
-    let first = Subject::open(&args.first, ui)?;
-    let second = args.second.as_ref().map(|path| Subject::open(path, ui));
-    let second = second.transpose()?;
-    let second = second.as_ref().unwrap_or(&first);
+    let parties = Parties::open(args, ui)?;
     let names = [
         name(&args.first),
         name(args.second.as_ref().unwrap_or(&args.first)),
     ];
     match captions {
-        Some(captions) => one(args, [&first, second], names, captions, ui),
-        None => all(args, [&first, second], names, ui),
+        Some(captions) => one(args, &parties, names, captions, ui),
+        None => all(args, &parties, names, ui),
+    }
+}
+
+/// What is compared.
+struct Parties {
+    first: Party,
+    /// None: the first with itself.
+    second: Option<Party>,
+}
+
+enum Party {
+    Subject(Subject),
+    Cache(PathBuf),
+}
+
+impl Party {
+    fn open(path: &Path, ui: &Ui) -> Result<Self, Failure> {
+        match is_cache(path) {
+            true => Ok(Self::Cache(path.to_owned())),
+            false => Subject::open(path, ui).map(Self::Subject),
+        }
+    }
+
+    fn subject(&self) -> Option<&Subject> {
+        match self {
+            Self::Subject(subject) => Some(subject),
+            Self::Cache(_) => None,
+        }
+    }
+}
+
+/// A folder that is no store, or a file of a format that caches have.
+fn is_cache(path: &Path) -> bool {
+    let ending = path.extension().and_then(|ending| ending.to_str());
+    match path.is_dir() {
+        true => !Store::is_at(path),
+        false => matches!(ending, Some("npz" | "pt" | "safetensors" | "bin")),
+    }
+}
+
+impl Parties {
+    fn open(args: &Args, ui: &Ui) -> Result<Self, Failure> {
+        let first = Party::open(&args.first, ui)?;
+        let second = args.second.as_ref().map(|path| Party::open(path, ui));
+        let parties = Self {
+            first,
+            second: second.transpose()?,
+        };
+        let cache = parties.both().into_iter().find_map(|party| match party {
+            Party::Cache(path) => Some(path),
+            Party::Subject(_) => None,
+        });
+        if let (Some(cache), None) = (cache, parties.experiment()) {
+            return Err(Failure::usage(format!(
+                "{} is no store: as another trainer's cache it is compared with an Experiment, whose pictures and captions tell what its \
+                 entries are of; name the Experiment as the other side",
+                shown::path(cache)
+            )));
+        }
+        Ok(parties)
+    }
+
+    fn both(&self) -> [&Party; 2] {
+        [&self.first, self.second.as_ref().unwrap_or(&self.first)]
+    }
+
+    /// The Experiment that a cache is compared with.
+    fn experiment(&self) -> Option<(&Experiment, &BaseModel)> {
+        self.both().into_iter().find_map(|party| {
+            let subject = party.subject()?;
+            Some((subject.experiment()?, subject.base()?))
+        })
+    }
+
+    /// The first side's captions; a cache's are the Experiment's.
+    fn captions(&self, ui: &Ui) -> Result<Captions, Failure> {
+        let subject = self.both().into_iter().find_map(Party::subject);
+        subject.map_or_else(
+            || Err(Failure::usage("expected an Experiment or a store")),
+            |subject| subject.captions(ui),
+        )
+    }
+
+    /// A cache as a side, audited.
+    fn cache(&self, path: &Path, name: String, ui: &Ui) -> Result<Side<'static>, Failure> {
+        let Some((experiment, base)) = self.experiment() else {
+            return Err(Failure::usage("a cache is compared with an Experiment"));
+        };
+        let options = AuditOptions {
+            sample: SAMPLE,
+            encode: world::encode_options(&ComputeDevice::cpu(), &WaitArgs::default()),
+        };
+        let mut memo = world::digest_memo();
+        let side = audit::side(experiment, base, path, &options, &mut memo, ui);
+        Ok(Side::of_cache(name, side.map_err(crate::audit::failure)?))
     }
 }
 
@@ -87,14 +190,15 @@ fn name(path: &Path) -> String {
 
 fn one(
     args: &Args,
-    subjects: [&Subject; 2],
+    parties: &Parties,
     names: [String; 2],
     captions: [&String; 2],
     ui: &Ui,
 ) -> CommandResult {
     let [first, second] = names;
-    let a = caption_side(subjects[0], first, captions[0], ui)?;
-    let b = caption_side(subjects[1], second, captions[1], ui)?;
+    let [one, other] = parties.both();
+    let a = caption_side(parties, one, first, captions[0], ui)?;
+    let b = caption_side(parties, other, second, captions[1], ui)?;
     tell_problems([&a, &b], ui);
     let report = caption_diff([&a, &b], captions.map(String::as_str)).map_err(Failure::error)?;
     if report.encoders.iter().all(|e| e.difference.is_none()) {
@@ -118,32 +222,38 @@ fn one(
 
 /// A side that has the caption: an Experiment's is encoded where it is missing.
 fn caption_side<'a>(
-    subject: &'a Subject,
+    parties: &Parties,
+    party: &'a Party,
     name: String,
     caption: &str,
     ui: &Ui,
 ) -> Result<Side<'a>, Failure> {
     let store: Store;
+    let subject = match party {
+        Party::Subject(subject) => subject,
+        Party::Cache(path) => return parties.cache(path, name, ui),
+    };
     let side = match subject {
         Subject::Store(store) => Side::of_store(name, store, Some(caption)),
         Subject::Experiment(opened, _) => {
             let (experiment, base) = &**opened;
             store = open_store(experiment)?;
             let options = world::encode_options(&ComputeDevice::cpu(), &WaitArgs::default());
-            encode_captions(base, &store, &[caption.to_owned()], &options, ui)
-                .map_err(Failure::error)?;
+            let stats = encode_captions(base, &store, &[caption.to_owned()], &options, ui);
+            tell_of_no_run(&stats.map_err(Failure::error)?, ui);
             Side::of_experiment(name, base, &store)
         }
     };
     side.map_err(Failure::error)
 }
 
-fn all(args: &Args, subjects: [&Subject; 2], names: [String; 2], ui: &Ui) -> CommandResult {
-    let captions = subjects[0].captions(ui)?;
+fn all(args: &Args, parties: &Parties, names: [String; 2], ui: &Ui) -> CommandResult {
+    let captions = parties.captions(ui)?;
     let [first, second] = names;
+    let [one, other] = parties.both();
     let sides = [
-        set_side(subjects[0], first)?,
-        set_side(subjects[1], second)?,
+        set_side(parties, one, first, ui)?,
+        set_side(parties, other, second, ui)?,
     ];
     tell_problems([&sides[0], &sides[1]], ui);
     let report = set_diff(sides, &captions.texts(), ui).map_err(Failure::error)?;
@@ -153,12 +263,14 @@ fn all(args: &Args, subjects: [&Subject; 2], names: [String; 2], ui: &Ui) -> Com
         if let Some(damage) = &encoder.damage {
             ui.problem(&format!("{name}: {damage}"));
         }
-        let of_experiments = subjects
-            .iter()
+        let of_experiments = parties
+            .both()
+            .into_iter()
+            .map(Party::subject)
             .zip(encoder.missing)
             .zip([&args.first, args.second.as_ref().unwrap_or(&args.first)]);
         for ((subject, missing), path) in of_experiments {
-            if missing > 0 && subject.base().is_some() {
+            if missing > 0 && subject.is_some_and(|s| s.base().is_some()) {
                 ui.problem(&format!(
                     "{name}: {missing} of {} captions have no sound entry under {}; `plumb encode` makes them",
                     report.captions,
@@ -171,7 +283,16 @@ fn all(args: &Args, subjects: [&Subject; 2], names: [String; 2], ui: &Ui) -> Com
 }
 
 /// A side as it is: with all captions, nothing is encoded.
-fn set_side(subject: &Subject, name: String) -> Result<Side<'_>, Failure> {
+fn set_side<'a>(
+    parties: &Parties,
+    party: &'a Party,
+    name: String,
+    ui: &Ui,
+) -> Result<Side<'a>, Failure> {
+    let subject = match party {
+        Party::Subject(subject) => subject,
+        Party::Cache(path) => return parties.cache(path, name, ui),
+    };
     let side = match subject {
         Subject::Store(store) => Side::of_store(name, store, None),
         Subject::Experiment(opened, _) => Side::of_experiment(name, &opened.1, subject.store()?),

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use plumb::base_model::{self, BaseModel};
-use plumb::encode::encode_captions;
+use plumb::encode::{encode_captions, tell_of_no_run};
 use plumb::experiment::Experiment;
 use plumb::inspect::captions::Captions;
 use plumb::inspect::report::{self, Budget, Other, Report, Sources};
@@ -190,7 +190,8 @@ impl OtherRecipe {
             let store = store.clone().waiting(WaitArgs::default().limit());
             let options = world::encode_options(&ComputeDevice::cpu(), &WaitArgs::default());
             let texts: Vec<String> = captions.all.iter().map(|c| c.text.clone()).collect();
-            encode_captions(&other, &store, &texts, &options, ui).map_err(Failure::error)?;
+            let stats = encode_captions(&other, &store, &texts, &options, ui);
+            tell_of_no_run(&stats.map_err(Failure::error)?, ui);
         }
         let specs: Vec<_> = other.encoders.iter().map(|e| e.fingerprint).collect();
         Ok(Some(Self {

@@ -25,7 +25,7 @@ impl Subject {
         }
         let opened = super::open(path, ui)?;
         let place = opened.0.store_path().map_err(Failure::usage)?;
-        let store = match place.is_dir() {
+        let store = match Store::is_at(&place) {
             true => Some(Store::open(&place).map_err(Failure::error)?),
             false => None,
         };

@@ -25,9 +25,7 @@ pub(super) fn gather(sources: &mut Sources) -> Result<Gathered, Error> {
     if let (Some(name), None) = (gathered.text("config", "dataset"), data_set) {
         data_set = sources.companion(0, &name)?;
         if data_set.is_none() {
-            gathered.notes.push(format!(
-                "the file `{name}` of `dataset` is not here; give it as well"
-            ));
+            gathered.not_here(&name, "`dataset`");
         }
     }
     let Some((file, node)) = data_set.and_then(|file| Some((file, sources.values(file)?))) else {

@@ -8,6 +8,7 @@ use crate::foreign::config::Error;
 use crate::foreign::config::read::Document;
 use crate::foreign::config::setting::{Leaf, Setting, Step};
 use crate::foreign::config::tree::{Node, Value};
+use crate::shown;
 
 /// The scripts that train LoRAs of a family that plumb has.
 pub(super) const SCRIPTS: [&str; 4] = [
@@ -55,16 +56,15 @@ pub(super) fn gather(sources: &mut Sources) -> Result<Gathered, Error> {
             Some(file) if file >= given => arguments(sources, file, &mut gathered),
             Some(_) => {}
             None => gathered.notes.push(format!(
-                "the file `{name}` of --config_file is not here: what is in it is not in the table; give it as well"
+                "the file `{}` of --config_file is not here: what is in it is not in the table; give it as well",
+                shown::text(&name)
             )),
         }
     }
     if let (Some(name), None) = (gathered.text("arguments", "dataset_config"), data_set) {
         data_set = sources.companion(0, &name)?;
         if data_set.is_none() {
-            gathered.notes.push(format!(
-                "the file `{name}` of --dataset_config is not here; give it as well"
-            ));
+            gathered.not_here(&name, "--dataset_config");
         }
     }
     match data_set.and_then(|file| Some((file, sources.values(file)?))) {
@@ -160,7 +160,8 @@ fn folders(gathered: &mut Gathered) {
     if names.is_empty() {
         gathered.new_set();
         gathered.notes.push(format!(
-            "`{folder}` has no folders named `10_word` here: where it has, each is a [[dataset]] with `repeats = 10` of its own"
+            "`{}` has no folders named `10_word` here: where it has, each is a [[dataset]] with `repeats = 10` of its own",
+            shown::text(&folder)
         ));
         return;
     }

@@ -14,6 +14,7 @@ use super::knowledge::Knowledge;
 use super::setting::{Leaf, Setting, leaves};
 use super::tree::{Node, Value};
 use super::{Error, Trainer};
+use crate::shown;
 
 pub(super) use detect::detect;
 pub(super) use sources::Sources;
@@ -67,6 +68,14 @@ impl Gathered {
     fn new_set(&mut self) -> usize {
         self.sets = (self.sets + 1).min(MAX_SETS);
         self.sets - 1
+    }
+
+    /// Notes that a file which a setting names is not there.
+    fn not_here(&mut self, name: &str, setting: &str) {
+        self.notes.push(format!(
+            "the file `{}` of {setting} is not here; give it as well",
+            shown::text(name)
+        ));
     }
 
     /// Every value of a document.

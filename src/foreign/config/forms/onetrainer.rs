@@ -34,9 +34,7 @@ pub(super) fn gather(sources: &mut Sources) -> Result<Gathered, Error> {
         if let (None, false, Some(name)) = (*found, has, name) {
             *found = sources.companion(0, &name)?;
             if found.is_none() {
-                gathered.notes.push(format!(
-                    "the file `{name}` of {key} is not here; give it as well"
-                ));
+                gathered.not_here(&name, key);
             }
         }
     }

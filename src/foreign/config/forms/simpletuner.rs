@@ -21,9 +21,7 @@ pub(super) fn gather(sources: &mut Sources) -> Result<Gathered, Error> {
     if let (Some(name), None) = (named, backends) {
         backends = sources.companion(0, &name)?;
         if backends.is_none() {
-            gathered.notes.push(format!(
-                "the file `{name}` of data_backend_config is not here; give it as well"
-            ));
+            gathered.not_here(&name, "data_backend_config");
         }
     }
     if let Some((file, node)) = backends.and_then(|file| Some((file, sources.values(file)?))) {

@@ -1,5 +1,6 @@
 //! What differs, in words and tables.
 
+use plumb::audit::Verdict;
 use plumb::cache::difference::{
     Compared, RowDifference, RowsDifference, SequenceDifference, VectorDifference,
 };
@@ -11,6 +12,32 @@ use plumb::shown;
 
 use crate::inspect::percent;
 use crate::layout::columns;
+
+/// What made a side that is a cache, as far as it can be told.
+fn made(pairing: &Pairing, sides: &[String; 2]) -> String {
+    let mut text = String::new();
+    for (made, side) in pairing.made.iter().zip(sides) {
+        let Some(made) = made else { continue };
+        let like = match (made.as_experiment, made.like.as_str()) {
+            (true, _) => "as the Experiment does",
+            (false, "reference") => "as the authors' own code does",
+            (false, like) => &format!("as {like} does, or nearly so"),
+        };
+        let then = made.after.words();
+        let then = then.map_or(String::new(), |words| format!(", then {words}"));
+        let counts = format!("{} of {} entries", made.matching, made.compared);
+        text += &match made.verdict {
+            Verdict::Reproduced => {
+                format!("  {side}: made {like}{then}; {counts} are reproduced\n")
+            }
+            Verdict::NotReproduced => format!(
+                "  {side}: none of {} recipes gives it ({counts} are reproduced); the nearest makes it {like}{then}\n",
+                made.tried
+            ),
+        };
+    }
+    text
+}
 
 /// The parameters that differ, the first of them first.
 fn parameters(pairing: &Pairing) -> String {
@@ -26,6 +53,9 @@ fn parameters(pairing: &Pairing) -> String {
     };
     match (fields.split_first(), pairing.specs) {
         (None, [Some(a), Some(b)]) if a == b => "  same parameters\n".to_owned(),
+        (None, _) if pairing.made.iter().flatten().any(|m| m.as_experiment) => {
+            "  no parameter differs that these captions tell\n".to_owned()
+        }
         (None, _) => String::new(),
         (Some((first, rest)), _) => {
             let mut text = format!("  first differs {}\n", line(first));
@@ -65,6 +95,7 @@ pub(super) fn one(report: &CaptionDiff, most: usize) -> String {
     };
     for encoder in &report.encoders {
         text += &title(&encoder.pairing, &report.sides);
+        text += &made(&encoder.pairing, &report.sides);
         text += &parameters(&encoder.pairing);
         text += &describe_encoder(encoder, &report.sides, most);
     }
@@ -92,6 +123,7 @@ fn describe_encoder(encoder: &EncoderDiff, sides: &[String; 2], most: usize) -> 
     } else if encoder.pairing.specs[0] == encoder.pairing.specs[1]
         && encoder.tokens[0] == encoder.tokens[1]
         && !encoder.tokens[0].is_empty()
+        && encoder.pairing.made.iter().all(Option::is_none)
     {
         text += "  one spec and other numbers: one of both was computed on another device or by another version\n";
     }
@@ -280,6 +312,7 @@ pub(super) fn all(report: &SetDiff) -> String {
     );
     for encoder in &report.encoders {
         text += &title(&encoder.pairing, &report.sides);
+        text += &made(&encoder.pairing, &report.sides);
         text += &parameters(&encoder.pairing);
         text += &describe_set(encoder, &report.sides);
     }
