@@ -12,7 +12,9 @@ use crate::nn::Kernels;
 use crate::nn::weights::{DigestMemo, Weights};
 use crate::recipe::{self, EncoderRecipe, Recipe};
 use crate::text::spec::{EncoderSpec, TokenRules};
-use crate::text::{self, Architecture, Network, Residency, TensorList, TextEncoder, Tokenizer};
+use crate::text::{
+    self, Architecture, Network, Residency, TensorList, TextEncoder, Tokenizer, Tokens,
+};
 
 /// One text encoder of a base model.
 pub struct TextEncoderPart {
@@ -149,6 +151,12 @@ impl TextEncoderPart {
         // All of the file, of which a whole checkpoint holds more than this encoder: a bound from above.
         let elements: usize = self.weights.names().iter().map(count).sum();
         (elements * self.weights.dtype().size_in_bytes()) as u64
+    }
+
+    /// Bytes that a caption's outputs take in the store.
+    pub fn entry_bytes(&self, tokens: &Tokens) -> u64 {
+        let dtype = candle_dtype(self.spec.precision.output);
+        (self.spec.network.numbers(tokens) * dtype.size_in_bytes()) as u64
     }
 
     fn fail(&self, source: text::Error) -> Error {

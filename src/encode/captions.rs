@@ -19,8 +19,14 @@ use crate::text::{Encoded, Residency, TextEncoder, Tokens, tokenizer};
 
 /// Captions in one call of a resident encoder; the store may commit after each.
 const RESIDENT_CHUNK: usize = 128;
-/// Captions in one call of a streamed encoder, which reads all its weights in each.
+/// Most captions in one call of a streamed encoder, which reads all its weights in each.
 const STREAMED_CHUNK: usize = 4096;
+/// Most bytes of outputs of such a call, which lie in memory until it has ended.
+const STREAMED_BYTES: u64 = 1 << 30;
+/// Less than this is not told: it fits everywhere, and is written in no time.
+const WORTH_TELLING: u64 = 100_000_000;
+/// What is left free on a disk.
+const SPARE_BYTES: u64 = 100_000_000;
 /// The longest caption: more is a wrong file, and would only be told after all before it were encoded.
 pub(super) const MAX_CAPTION_BYTES: usize = 64 << 10;
 
@@ -71,21 +77,82 @@ pub fn encode_captions(
     }
     let specs: Vec<Fingerprint> = base.encoders.iter().map(|e| e.fingerprint).collect();
     let reader = store.reader_of(&specs)?;
-    base.encoders
+    let wanted = base.encoders.iter().map(|encoder| {
+        let (present, missing) = split(encoder, &reader, &unique);
+        let bytes = output_bytes(encoder, &missing)?;
+        Ok(Wanted {
+            encoder,
+            present,
+            missing,
+            bytes,
+        })
+    });
+    let wanted = wanted.collect::<Result<Vec<_>, Error>>()?;
+    check_space(store, &wanted, monitor)?;
+    wanted
         .iter()
-        .map(|e| encode_for((base, e), store, &reader, &unique, options, monitor))
+        .map(|wanted| encode_for((base, wanted), store, &reader, &unique, options, monitor))
         .collect()
 }
 
+/// What an encoder is to make.
+struct Wanted<'a> {
+    encoder: &'a TextEncoderPart,
+    /// The entries that are there.
+    present: Vec<Fingerprint>,
+    missing: Vec<Missing<'a>>,
+    /// What those will take in the store.
+    bytes: u64,
+}
+
+/// Bytes that the outputs of captions will take in the store.
+fn output_bytes(encoder: &TextEncoderPart, captions: &[Missing<'_>]) -> Result<u64, Error> {
+    let bytes = |(_, caption): &Missing<'_>| Ok(encoder.entry_bytes(&tokenize(encoder, caption)?));
+    captions.par_iter().map(bytes).sum()
+}
+
+/// Tells what the store will grow by, and makes sure that there is room for it.
+fn check_space(store: &Store, wanted: &[Wanted<'_>], monitor: &dyn Monitor) -> Result<(), Error> {
+    let needed: u64 = wanted.iter().map(|wanted| wanted.bytes).sum();
+    // Where the system does not tell, writing will.
+    let free = fs4::available_space(store.path()).unwrap_or(u64::MAX);
+    if needed > 0 && free < needed.saturating_add(SPARE_BYTES) {
+        return Err(Error::NoSpace {
+            store: store.path().to_owned(),
+            needed: amount(needed),
+            free: amount(free),
+        });
+    }
+    if needed >= WORTH_TELLING {
+        let parts = wanted.iter().filter(|wanted| wanted.bytes > 0);
+        let parts: Vec<String> = parts
+            .map(|w| format!("{} {}", w.encoder.slot, amount(w.bytes)))
+            .collect();
+        monitor.note(&format!(
+            "the captions to encode will take {} in the store ({})",
+            amount(needed),
+            parts.join(", ")
+        ));
+    }
+    Ok(())
+}
+
+fn amount(bytes: u64) -> String {
+    match bytes {
+        1_000_000_000.. => format!("{:.1} GB", bytes as f64 / 1e9),
+        _ => format!("{:.1} MB", bytes as f64 / 1e6),
+    }
+}
+
 fn encode_for(
-    (base, encoder): (&BaseModel, &TextEncoderPart),
+    (base, wanted): (&BaseModel, &Wanted<'_>),
     store: &Store,
     reader: &StoreReader,
     captions: &[&str],
     options: &EncodeOptions,
     monitor: &dyn Monitor,
 ) -> Result<CaptionStats, Error> {
-    let (present, missing) = split(encoder, reader, captions);
+    let (encoder, missing) = (wanted.encoder, &wanted.missing);
     let rules = base.recipe.encoder(&encoder.slot);
     let shortens = |text: &&&str| rules.is_some_and(|e| e.rules.tokens.shortens(text));
     let shortened = captions.par_iter().filter(shortens).count();
@@ -93,8 +160,8 @@ fn encode_for(
         slot: encoder.slot.clone(),
         spec: encoder.fingerprint.to_string(),
         captions: captions.len() as u64,
-        present: present.len() as u64,
-        truncated: reader.truncated(&encoder.fingerprint, &present)?,
+        present: wanted.present.len() as u64,
+        truncated: reader.truncated(&encoder.fingerprint, &wanted.present)?,
         shortened: shortened as u64,
         ..CaptionStats::default()
     };
@@ -103,7 +170,7 @@ fn encode_for(
     }
     let streamed = encoder.weight_bytes() > options.resident_limit_bytes;
     let (residency, chunk) = match streamed {
-        true => (Residency::Streamed, STREAMED_CHUNK),
+        true => (Residency::Streamed, streamed_chunk(wanted)),
         false => (Residency::Resident, RESIDENT_CHUNK),
     };
     let mut writer = store.when_free(monitor, || store.writer())?;
@@ -136,6 +203,13 @@ fn encode_for(
     writer.finish()?;
     monitor.finish();
     Ok(stats)
+}
+
+/// How many captions a streamed encoder is called with.
+fn streamed_chunk(wanted: &Wanted<'_>) -> usize {
+    let one = wanted.bytes.div_ceil(wanted.missing.len().max(1) as u64);
+    let fit = usize::try_from(STREAMED_BYTES / one.max(1)).unwrap_or(usize::MAX);
+    fit.clamp(1, STREAMED_CHUNK)
 }
 
 /// A caption that an encoder has no entry of, and the fingerprint that the entry will have.

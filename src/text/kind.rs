@@ -60,6 +60,11 @@ pub trait Kind: Sync {
     /// of the encoder; `None` for other names.
     fn published(&self, slot: &str) -> Option<Box<dyn Architecture>>;
 
+    /// [`Self::published`], of the size that `weights` are of where base models have several under one name.
+    fn published_for(&self, slot: &str, _weights: &Weights) -> Option<Box<dyn Architecture>> {
+        self.published(slot)
+    }
+
     /// Checks the token rules that are this kind's own; `pad_text` is one that all kinds have.
     ///
     /// # Errors
@@ -235,6 +240,9 @@ pub trait Network: fmt::Debug + Send + Sync {
 
     /// The forward rules' fields.
     fn forward(&self) -> Value;
+
+    /// How many numbers its outputs for a caption's tokens have together.
+    fn numbers(&self, tokens: &Tokens) -> usize;
 
     /// Finds the encoder among `weights` by its names (alone or below a prefix), and checks by the headers that all of
     /// it is there and nothing more.
