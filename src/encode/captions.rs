@@ -2,6 +2,7 @@
 //! encoder whose entries are all there.
 
 use std::collections::HashSet;
+use std::path::Path;
 
 use rayon::prelude::{IntoParallelRefIterator as _, ParallelIterator as _};
 use serde::Serialize;
@@ -116,13 +117,7 @@ fn check_space(store: &Store, wanted: &[Wanted<'_>], monitor: &dyn Monitor) -> R
     let needed: u64 = wanted.iter().map(|wanted| wanted.bytes).sum();
     // Where the system does not tell, writing will.
     let free = fs4::available_space(store.path()).unwrap_or(u64::MAX);
-    if needed > 0 && free < needed.saturating_add(SPARE_BYTES) {
-        return Err(Error::NoSpace {
-            store: store.path().to_owned(),
-            needed: amount(needed),
-            free: amount(free),
-        });
-    }
+    has_room(store.path(), needed, free)?;
     if needed >= WORTH_TELLING {
         let parts = wanted.iter().filter(|wanted| wanted.bytes > 0);
         let parts: Vec<String> = parts
@@ -135,6 +130,17 @@ fn check_space(store: &Store, wanted: &[Wanted<'_>], monitor: &dyn Monitor) -> R
         ));
     }
     Ok(())
+}
+
+fn has_room(store: &Path, needed: u64, free: u64) -> Result<(), Error> {
+    if needed == 0 || free >= needed.saturating_add(SPARE_BYTES) {
+        return Ok(());
+    }
+    Err(Error::NoSpace {
+        store: store.to_owned(),
+        needed: amount(needed),
+        free: amount(free),
+    })
 }
 
 fn amount(bytes: u64) -> String {
@@ -170,7 +176,10 @@ fn encode_for(
     }
     let streamed = encoder.weight_bytes() > options.resident_limit_bytes;
     let (residency, chunk) = match streamed {
-        true => (Residency::Streamed, streamed_chunk(wanted)),
+        true => (
+            Residency::Streamed,
+            streamed_chunk(missing.len(), wanted.bytes),
+        ),
         false => (Residency::Resident, RESIDENT_CHUNK),
     };
     let mut writer = store.when_free(monitor, || store.writer())?;
@@ -205,9 +214,9 @@ fn encode_for(
     Ok(stats)
 }
 
-/// How many captions a streamed encoder is called with.
-fn streamed_chunk(wanted: &Wanted<'_>) -> usize {
-    let one = wanted.bytes.div_ceil(wanted.missing.len().max(1) as u64);
+/// With how many captions a streamed encoder is called, of so many whose outputs take so many bytes.
+fn streamed_chunk(captions: usize, bytes: u64) -> usize {
+    let one = bytes.div_ceil(captions.max(1) as u64);
     let fit = usize::try_from(STREAMED_BYTES / one.max(1)).unwrap_or(usize::MAX);
     fit.clamp(1, STREAMED_CHUNK)
 }
@@ -320,4 +329,31 @@ fn new_entry(
         // What `caption_entry` hashes: the store refuses a key of another fingerprint.
         key: serde_json::json!({ "caption": caption, "spec": encoder.fingerprint, "version": 1 }),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_disk_has_no_room_for_is_refused_before_anything_is_encoded() {
+        let store = Path::new("store");
+        has_room(store, 0, 0).expect("nothing to write");
+        has_room(store, 1, u64::MAX).expect("room");
+        let error = has_room(store, 7_900_000_000, 4_000_000_000).expect_err("no room");
+        assert_eq!(
+            error.to_string(),
+            "store: the captions to encode take 7.9 GB, its disk has 4.0 GB free: make room, or name a store elsewhere under [store]"
+        );
+        has_room(store, u64::MAX, u64::MAX - 1).expect_err("no room for the spare bytes");
+    }
+
+    #[test]
+    fn a_streamed_encoder_is_called_with_what_fits_in_memory() {
+        assert_eq!(streamed_chunk(10_000, 0), STREAMED_CHUNK);
+        // FLUX.2 klein: 7.9 MB a caption in bf16.
+        assert_eq!(streamed_chunk(100, 100 * 512 * 7680 * 2), 136);
+        assert_eq!(streamed_chunk(1, 1 << 40), 1);
+        assert_eq!(streamed_chunk(0, 0), STREAMED_CHUNK);
+    }
 }

@@ -7,6 +7,7 @@
 
 use std::any::Any;
 use std::fmt;
+use std::path::Path;
 use std::sync::Arc;
 
 use serde::{Serialize, Serializer};
@@ -14,7 +15,7 @@ use serde_json::{Map, Value};
 
 use super::config::{ConfigError, ConfigFields};
 use super::spec::{PadText, TokenRules};
-use super::tokenizer::{TokenizerFormat, Tokens};
+use super::tokenizer::{Tokenizer, TokenizerFormat, Tokens};
 use super::{Encoded, Error, LocatedEncoder, Residency};
 use crate::nn::weights::Weights;
 
@@ -80,6 +81,17 @@ pub trait Kind: Sync {
     /// for what was before: a canonical form leaves it out.
     fn token_defaults(&self) -> Map<String, Value> {
         Map::new()
+    }
+
+    /// What a person should know of the tokenizer that was read from `path`, as sentences: where programs that ask it for
+    /// more than ids get something else than `rules` say.
+    fn tokenizer_notes(
+        &self,
+        _rules: &TokenRules,
+        _tokenizer: &Tokenizer,
+        _path: &Path,
+    ) -> Vec<String> {
+        Vec::new()
     }
 
     /// Whether the pads of a sequence are its last rows under these rules, as zeroing or masking them needs.

@@ -3,10 +3,12 @@
 //! - `architecture`: `config.json`, and what was published
 //! - `rules`: which layers are taken, what becomes of the rows of pads, and the text around a caption
 //! - `tokenizer`: byte-level BPE, whose special tokens lie beyond the vocabulary
+//! - `chat`: what the checkpoint's own tokenizer would put around a caption
 //! - `names`: where files keep the tensors
 //! - `encoder`, `rotary`: the network, and its positions
 
 mod architecture;
+mod chat;
 mod encoder;
 mod names;
 mod rotary;
@@ -15,16 +17,17 @@ mod rules;
 mod tests;
 mod tokenizer;
 
+use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
 use super::config::{ConfigError, ConfigFields};
-use super::spec::PadText;
+use super::spec::{PadText, TokenRules};
 use super::tokenizer::TokenizerFormat;
 use super::{
     Architecture, Error, ForwardRecipe, Kind, LoadedNetwork, LocatedEncoder, Network, Residency,
-    Tokens,
+    Tokenizer, Tokens,
 };
 use crate::nn::weights::Weights;
 
@@ -82,6 +85,15 @@ impl Kind for Qwen3 {
 
     fn check_tokens(&self, rules: &Map<String, Value>, _: PadText) -> Result<(), String> {
         rules::check_tokens(rules)
+    }
+
+    fn tokenizer_notes(
+        &self,
+        rules: &TokenRules,
+        tokenizer: &Tokenizer,
+        path: &Path,
+    ) -> Vec<String> {
+        chat::notes(rules, tokenizer, path)
     }
 
     fn forward_recipe(&self, forward: Value) -> serde_json::Result<Arc<dyn ForwardRecipe>> {

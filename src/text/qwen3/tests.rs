@@ -246,6 +246,74 @@ fn a_template_that_the_tokenizer_cannot_read_is_refused() {
     assert_eq!(missing, Err("missing field `template`".to_owned()));
 }
 
+/// What the tokenizer in `folder` has of its own against rules.
+fn notes(rules: &TokenRules, folder: &Path) -> Vec<String> {
+    Qwen3.tokenizer_notes(rules, &tokenizer(folder), folder)
+}
+
+#[test]
+fn a_chat_template_that_gives_another_text_than_the_recipe_is_told() {
+    let whole = golden("tokenizers/qwen3");
+    for template in [
+        KLEIN,
+        Z_IMAGE,
+        PLAIN,
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n{caption}<|im_end|>\n",
+    ] {
+        assert_eq!(
+            notes(&token_rules(template, 24, &tiny()), &whole),
+            Vec::<String>::new()
+        );
+    }
+    let other = token_rules("<|im_start|>user\n {caption}<|im_end|>\n", 24, &tiny());
+    let told = notes(&other, &whole);
+    assert!(
+        told.len() == 1 && told[0].contains("of the caption `a cat`, the recipe `"),
+        "{told:?}"
+    );
+
+    // A checkpoint that trims captions, fills with another token, or has a template that cannot be looked into.
+    let folder = tempfile::tempdir().expect("folder");
+    let write =
+        |name: &str, text: &str| std::fs::write(folder.path().join(name), text).expect("written");
+    std::fs::copy(
+        whole.join("tokenizer.json"),
+        folder.path().join("tokenizer.json"),
+    )
+    .expect("copied");
+    let rules = token_rules(KLEIN, 24, &tiny());
+    assert_eq!(notes(&rules, folder.path()), Vec::<String>::new());
+    let released = std::fs::read_to_string(whole.join("chat_template.jinja")).expect("read");
+    write(
+        "chat_template.jinja",
+        &released.replace(
+            "'\\n' + message.content +",
+            "'\\n' + message.content|trim +",
+        ),
+    );
+    let told = notes(&rules, folder.path());
+    assert!(
+        told.len() == 1 && told[0].contains("programs that ask the template"),
+        "{told:?}"
+    );
+    write("chat_template.jinja", "{% set a = a + a %}");
+    let told = notes(&rules, folder.path());
+    assert!(
+        told.len() == 1 && told[0].contains("could not be compared"),
+        "{told:?}"
+    );
+    write("chat_template.jinja", &released);
+    write(
+        "tokenizer_config.json",
+        r#"{"pad_token": "<|vision_pad|>"}"#,
+    );
+    let told = notes(&rules, folder.path());
+    assert!(
+        told.len() == 1 && told[0].contains("names `<|vision_pad|>` as what fills"),
+        "{told:?}"
+    );
+}
+
 // ---------------------------------------------------------------- the whole way
 
 struct Pipelines {
