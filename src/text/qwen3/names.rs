@@ -59,11 +59,29 @@ pub(super) fn locate(
     weights: &Weights,
     architecture: &Qwen3Architecture,
 ) -> Result<FoundEncoder<Naming>, Error> {
+    refuse_vision(weights)?;
     let size = [architecture.vocab_size, architecture.hidden_size];
     find(weights, &Qwen3, ANCHOR, recognise, |found| {
         let table = weights.shape(&stored(found, EMBEDDING));
         table.is_some_and(|shape| shape == size)
     })
+}
+
+/// The text half of a Qwen3-VL has these names and shapes, and positions of its own.
+fn refuse_vision(weights: &Weights) -> Result<(), Error> {
+    let names = weights.names();
+    let is_vision = |name: &&String| {
+        name.starts_with("visual.")
+            || name.contains(".visual.")
+            || name.contains("language_model.") && recognise(name).is_some()
+    };
+    match names.iter().find(is_vision) {
+        None => Ok(()),
+        Some(name) => Err(Error::OfKind(format!(
+            "{} is a Qwen3-VL (it has `{name}`), whose positions are not those of a Qwen3: it is not supported",
+            weights.describe()
+        ))),
+    }
 }
 
 /// The published architecture of a file's own width; that of the slot where none is found.

@@ -488,6 +488,30 @@ fn only_what_is_taken_is_digested() {
 }
 
 #[test]
+fn the_text_half_of_a_vision_model_is_refused() {
+    let golden = Pipelines::open();
+    let spec = golden.spec(KLEIN, forward(&[2, 4], "keep"));
+    let folder = tempfile::tempdir().expect("folder");
+    let path = folder.path().join("model.safetensors");
+    for (prefix, more) in [
+        ("model.language_model.", None),
+        ("model.", Some("visual.blocks.0.norm1.weight")),
+    ] {
+        let own = golden.tensors.iter().filter_map(|(name, t)| {
+            let name = name.strip_prefix("model/model.")?;
+            Some((format!("{prefix}{name}"), t.clone()))
+        });
+        let more = more.map(|name| (name.to_owned(), golden.tensors["klein"].clone()));
+        candle_core::safetensors::save(&own.chain(more).collect(), &path).expect("written");
+        let weights = Weights::open(std::slice::from_ref(&path)).expect("opens");
+        let Err(error) = spec.network.locate(&weights) else {
+            panic!("{prefix} is refused")
+        };
+        assert!(error.to_string().contains("is a Qwen3-VL"), "{error}");
+    }
+}
+
+#[test]
 fn a_configuration_that_is_not_meant_is_refused() {
     let read = |changed: Value| {
         let mut config = json!({"model_type": "qwen3", "num_hidden_layers": 4, "rope_theta": 1e6});
