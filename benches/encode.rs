@@ -13,6 +13,7 @@ use candle_core::{Device, Tensor};
 use plumb::nn::weights::Weights;
 use plumb::text::activation::Activation;
 use plumb::text::clip::{ClipForward, ClipTextArchitecture, ClipTextNetwork, PooledRule};
+use plumb::text::qwen3::{Qwen3Architecture, Qwen3Forward, Qwen3Network};
 use plumb::text::spec::EncoderMask;
 use plumb::text::t5::{PadRows, T5EncoderArchitecture, T5Forward, T5Network};
 use plumb::text::tokenizer::Tokens;
@@ -127,6 +128,42 @@ fn benches() -> Vec<Bench> {
             pad: 0,
         }
     };
+    let qwen3 = |name, masked| {
+        // Qwen3-0.6B's, as `transformers` has its defaults for the rest.
+        let architecture = Qwen3Architecture {
+            vocab_size: 151_936,
+            hidden_size: 1024,
+            intermediate_size: 3072,
+            num_hidden_layers: 28,
+            num_attention_heads: 16,
+            num_key_value_heads: 8,
+            head_dim: 128,
+            hidden_act: Activation::Silu,
+            rms_norm_eps: 1e-6,
+            rope_theta: 1e6,
+        };
+        let forward = Qwen3Forward {
+            hidden_layers: vec![27],
+            final_norm: false,
+            mask: EncoderMask::Pads,
+            pad_rows: match masked {
+                true => PadRows::Drop,
+                false => PadRows::Keep,
+            },
+        };
+        Bench {
+            name,
+            tensors: qwen3_tensors(&architecture),
+            network: Box::new(Qwen3Network {
+                architecture,
+                forward,
+            }),
+            masked: true,
+            length: 77,
+            eos: 151_643,
+            pad: 151_643,
+        }
+    };
     let (base, large) = ((768, 2048, 12, 12), (1024, 2816, 24, 16));
     vec![
         clip("CLIP-L, 77", 768, 12, 12, Activation::QuickGelu, 49407),
@@ -137,6 +174,8 @@ fn benches() -> Vec<Bench> {
         t5("T5 large, 77, pads attended", large, 77, false),
         t5("T5 large, 256, pads attended", large, 256, false),
         t5("T5 large, 256, pads masked", large, 256, true),
+        qwen3("Qwen3 0.6B, 77, pads dropped", true),
+        qwen3("Qwen3 0.6B, 77, pads kept", false),
     ]
 }
 
@@ -356,6 +395,33 @@ pub(crate) fn t5_tensors(a: &T5EncoderArchitecture) -> Vec<(String, Vec<usize>)>
             ("1.DenseReluDense.wo", vec![c, f]),
         ] {
             tensors.push((format!("encoder.block.{block}.layer.{name}.weight"), shape));
+        }
+    }
+    tensors
+}
+
+fn qwen3_tensors(a: &Qwen3Architecture) -> Vec<(String, Vec<usize>)> {
+    let (c, f, d) = (a.hidden_size, a.intermediate_size, a.head_dim);
+    let (queries, keys) = (a.num_attention_heads * d, a.num_key_value_heads * d);
+    let mut tensors: Vec<(String, Vec<usize>)> = vec![
+        ("embed_tokens.weight".into(), vec![a.vocab_size, c]),
+        ("norm.weight".into(), vec![c]),
+    ];
+    for layer in 0..a.num_hidden_layers {
+        for (name, shape) in [
+            ("input_layernorm", vec![c]),
+            ("self_attn.q_proj", vec![queries, c]),
+            ("self_attn.k_proj", vec![keys, c]),
+            ("self_attn.v_proj", vec![keys, c]),
+            ("self_attn.q_norm", vec![d]),
+            ("self_attn.k_norm", vec![d]),
+            ("self_attn.o_proj", vec![c, queries]),
+            ("post_attention_layernorm", vec![c]),
+            ("mlp.gate_proj", vec![f, c]),
+            ("mlp.up_proj", vec![f, c]),
+            ("mlp.down_proj", vec![c, f]),
+        ] {
+            tensors.push((format!("layers.{layer}.{name}.weight"), shape));
         }
     }
     tensors

@@ -12,7 +12,7 @@ import time
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection, Qwen3Config, Qwen3Model, T5Config, T5EncoderModel
 
 folder, threads = pathlib.Path(sys.argv[1]), int(sys.argv[2])
 torch.set_num_threads(threads)
@@ -26,6 +26,11 @@ with torch.device("meta"):
         sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
                  "max_position_embeddings", "hidden_act", "layer_norm_eps", "projection_dim")
         model = CLIPTextModelWithProjection(CLIPTextConfig(**{k: a[k] for k in sizes}, eos_token_id=2))
+    elif a["kind"] == "qwen3":
+        sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+                 "num_key_value_heads", "head_dim", "hidden_act", "rms_norm_eps")
+        rope = {"rope_type": "default", "rope_theta": a["rope_theta"]}
+        model = Qwen3Model(Qwen3Config(**{k: a[k] for k in sizes}, rope_parameters=rope))
     else:
         sizes = ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads")
         model = T5EncoderModel(T5Config(**{k: a[k] for k in sizes}, feed_forward_proj="gated-gelu"))
@@ -34,6 +39,8 @@ model.load_state_dict(weights, strict=False, assign=True)
 if hasattr(model, "text_model"):  # buffers that are in no file
     embeddings = model.text_model.embeddings
     embeddings.position_ids = torch.arange(a["max_position_embeddings"]).expand((1, -1))
+if a["kind"] == "qwen3":  # as above
+    model.rotary_emb = type(model.rotary_emb)(model.config)
 model.tie_weights()
 model.eval()
 assert not any(p.is_meta for p in [*model.parameters(), *model.buffers()])
@@ -43,6 +50,8 @@ def encode():
     if a["kind"] == "clip_text":
         out = model(ids, output_hidden_states=True)
         return out.hidden_states[-2], out.text_embeds
+    if a["kind"] == "qwen3":  # as the pipelines take it, with all layers computed
+        return (model(ids, attention_mask=mask, output_hidden_states=True, use_cache=False).hidden_states[-2],)
     return (model(ids, attention_mask=mask)[0],)
 
 

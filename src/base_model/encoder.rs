@@ -1,6 +1,7 @@
 //! The text encoders of a base model: their files, opened once, and what each recipe makes of them.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::Device;
@@ -11,8 +12,11 @@ use crate::digest::{Digest, Fingerprint};
 use crate::nn::Kernels;
 use crate::nn::weights::{DigestMemo, Weights};
 use crate::recipe::{self, EncoderRecipe, Recipe};
+use crate::shown;
 use crate::text::spec::{EncoderSpec, TokenRules};
-use crate::text::{self, Architecture, Network, Residency, TensorList, TextEncoder, Tokenizer};
+use crate::text::{
+    self, Architecture, Network, Residency, TensorList, TextEncoder, Tokenizer, Tokens,
+};
 
 /// One text encoder of a base model.
 pub struct TextEncoderPart {
@@ -36,6 +40,8 @@ pub struct TextEncoderPart {
 pub(super) struct OpenedEncoder {
     architecture: Box<dyn Architecture>,
     tokenizer: Arc<Tokenizer>,
+    /// Where it was read.
+    tokenizer_path: PathBuf,
     weights: Weights,
     bare_file: bool,
     /// By the tensors they are of: which of them a network uses, the rules decide.
@@ -49,8 +55,10 @@ impl OpenedEncoder {
         };
         let architecture = files.architecture(recipe, &component)?;
         let format = architecture.kind().tokenizer();
-        let tokenizer = Tokenizer::load(format, &files.tokenizer(recipe)?)?;
+        let tokenizer_path = files.tokenizer(recipe)?;
+        let tokenizer = Tokenizer::load(format, &tokenizer_path)?;
         Ok(Some(Self {
+            tokenizer_path,
             tokenizer: Arc::new(tokenizer),
             weights: component.open()?,
             bare_file: component.config.is_none(),
@@ -151,6 +159,21 @@ impl TextEncoderPart {
         (elements * self.weights.dtype().size_in_bytes()) as u64
     }
 
+    /// Where its tokenizer says something else than the recipe, as sentences.
+    fn tokenizer_notes(&self) -> Vec<String> {
+        let kind = self.spec.network.kind();
+        let (tokenizer, path) = (&self.tokenizer, &self.opened.tokenizer_path);
+        let notes = kind.tokenizer_notes(&self.spec.tokens, tokenizer, path);
+        let named = |note| format!("{}, {}: {note}", self.slot, shown::path(path));
+        notes.into_iter().map(named).collect()
+    }
+
+    /// Bytes that a caption's outputs take in the store.
+    pub fn entry_bytes(&self, tokens: &Tokens) -> u64 {
+        let dtype = candle_dtype(self.spec.precision.output);
+        (self.spec.network.numbers(tokens) * dtype.size_in_bytes()) as u64
+    }
+
     fn fail(&self, source: text::Error) -> Error {
         Error::Encoder {
             slot: self.slot.clone(),
@@ -178,7 +201,9 @@ impl ModelFiles<'_> {
             },
         };
         notes.extend(self.idle_deviations(recipe, &opened)?);
-        TextEncoderPart::of(opened, recipe, memo).map(Some)
+        let part = TextEncoderPart::of(opened, recipe, memo)?;
+        notes.extend(part.tokenizer_notes());
+        Ok(Some(part))
     }
 
     /// A sentence for each deviation of an encoder that changes nothing: its spec is the same without it.

@@ -178,8 +178,8 @@ impl ModelFiles<'_> {
     ) -> Result<Box<dyn Architecture>, Error> {
         match self.config(&recipe.slot, component) {
             Some(file) => Ok(config::read(&file, recipe.rules.network)?),
-            // Single files carry no configuration; of the encoders they hold there is one published size each.
-            None => text::published(&recipe.slot).ok_or_else(|| {
+            // Single files carry no configuration; of the encoders they hold the published sizes are known.
+            None => text::published_for(&recipe.slot, &component.open()?).ok_or_else(|| {
                 self.missing(format!(
                     "`{0}` has no config.json; add {0}_config = \"...\" under [model.files]",
                     recipe.slot

@@ -2,6 +2,7 @@
 //! encoder whose entries are all there.
 
 use std::collections::HashSet;
+use std::path::Path;
 
 use rayon::prelude::{IntoParallelRefIterator as _, ParallelIterator as _};
 use serde::Serialize;
@@ -19,8 +20,14 @@ use crate::text::{Encoded, Residency, TextEncoder, Tokens, tokenizer};
 
 /// Captions in one call of a resident encoder; the store may commit after each.
 const RESIDENT_CHUNK: usize = 128;
-/// Captions in one call of a streamed encoder, which reads all its weights in each.
+/// Most captions in one call of a streamed encoder, which reads all its weights in each.
 const STREAMED_CHUNK: usize = 4096;
+/// Most bytes of outputs of such a call, which lie in memory until it has ended.
+const STREAMED_BYTES: u64 = 1 << 30;
+/// Less than this is not told: it fits everywhere, and is written in no time.
+const WORTH_TELLING: u64 = 100_000_000;
+/// What is left free on a disk.
+const SPARE_BYTES: u64 = 100_000_000;
 /// The longest caption: more is a wrong file, and would only be told after all before it were encoded.
 pub(super) const MAX_CAPTION_BYTES: usize = 64 << 10;
 
@@ -83,21 +90,87 @@ pub fn encode_captions(
     }
     let specs: Vec<Fingerprint> = base.encoders.iter().map(|e| e.fingerprint).collect();
     let reader = store.reader_of(&specs)?;
-    base.encoders
+    let wanted = base.encoders.iter().map(|encoder| {
+        let (present, missing) = split(encoder, &reader, &unique);
+        let bytes = output_bytes(encoder, &missing)?;
+        Ok(Wanted {
+            encoder,
+            present,
+            missing,
+            bytes,
+        })
+    });
+    let wanted = wanted.collect::<Result<Vec<_>, Error>>()?;
+    check_space(store, &wanted, monitor)?;
+    wanted
         .iter()
-        .map(|e| encode_for((base, e), store, &reader, &unique, options, monitor))
+        .map(|wanted| encode_for((base, wanted), store, &reader, &unique, options, monitor))
         .collect()
 }
 
+/// What an encoder is to make.
+struct Wanted<'a> {
+    encoder: &'a TextEncoderPart,
+    /// The entries that are there.
+    present: Vec<Fingerprint>,
+    missing: Vec<Missing<'a>>,
+    /// What those will take in the store.
+    bytes: u64,
+}
+
+/// Bytes that the outputs of captions will take in the store.
+fn output_bytes(encoder: &TextEncoderPart, captions: &[Missing<'_>]) -> Result<u64, Error> {
+    let bytes = |(_, caption): &Missing<'_>| Ok(encoder.entry_bytes(&tokenize(encoder, caption)?));
+    captions.par_iter().map(bytes).sum()
+}
+
+/// Tells what the store will grow by, and makes sure that there is room for it.
+fn check_space(store: &Store, wanted: &[Wanted<'_>], monitor: &dyn Monitor) -> Result<(), Error> {
+    let needed: u64 = wanted.iter().map(|wanted| wanted.bytes).sum();
+    // Where the system does not tell, writing will.
+    let free = fs4::available_space(store.path()).unwrap_or(u64::MAX);
+    has_room(store.path(), needed, free)?;
+    if needed >= WORTH_TELLING {
+        let parts = wanted.iter().filter(|wanted| wanted.bytes > 0);
+        let parts: Vec<String> = parts
+            .map(|w| format!("{} {}", w.encoder.slot, amount(w.bytes)))
+            .collect();
+        monitor.note(&format!(
+            "the captions to encode will take {} in the store ({})",
+            amount(needed),
+            parts.join(", ")
+        ));
+    }
+    Ok(())
+}
+
+fn has_room(store: &Path, needed: u64, free: u64) -> Result<(), Error> {
+    if needed == 0 || free >= needed.saturating_add(SPARE_BYTES) {
+        return Ok(());
+    }
+    Err(Error::NoSpace {
+        store: store.to_owned(),
+        needed: amount(needed),
+        free: amount(free),
+    })
+}
+
+fn amount(bytes: u64) -> String {
+    match bytes {
+        1_000_000_000.. => format!("{:.1} GB", bytes as f64 / 1e9),
+        _ => format!("{:.1} MB", bytes as f64 / 1e6),
+    }
+}
+
 fn encode_for(
-    (base, encoder): (&BaseModel, &TextEncoderPart),
+    (base, wanted): (&BaseModel, &Wanted<'_>),
     store: &Store,
     reader: &StoreReader,
     captions: &[&str],
     options: &EncodeOptions,
     monitor: &dyn Monitor,
 ) -> Result<CaptionStats, Error> {
-    let (present, missing) = split(encoder, reader, captions);
+    let (encoder, missing) = (wanted.encoder, &wanted.missing);
     let rules = base.recipe.encoder(&encoder.slot);
     let shortens = |text: &&&str| rules.is_some_and(|e| e.rules.tokens.shortens(text));
     let shortened = captions.par_iter().filter(shortens).count();
@@ -105,8 +178,8 @@ fn encode_for(
         slot: encoder.slot.clone(),
         spec: encoder.fingerprint.to_string(),
         captions: captions.len() as u64,
-        present: present.len() as u64,
-        truncated: reader.truncated(&encoder.fingerprint, &present)?,
+        present: wanted.present.len() as u64,
+        truncated: reader.truncated(&encoder.fingerprint, &wanted.present)?,
         shortened: shortened as u64,
         ..CaptionStats::default()
     };
@@ -115,7 +188,10 @@ fn encode_for(
     }
     let streamed = encoder.weight_bytes() > options.resident_limit_bytes;
     let (residency, chunk) = match streamed {
-        true => (Residency::Streamed, STREAMED_CHUNK),
+        true => (
+            Residency::Streamed,
+            streamed_chunk(missing.len(), wanted.bytes),
+        ),
         false => (Residency::Resident, RESIDENT_CHUNK),
     };
     let mut writer = store.when_free(monitor, || store.writer())?;
@@ -148,6 +224,13 @@ fn encode_for(
     writer.finish()?;
     monitor.finish();
     Ok(stats)
+}
+
+/// With how many captions a streamed encoder is called, of so many whose outputs take so many bytes.
+fn streamed_chunk(captions: usize, bytes: u64) -> usize {
+    let one = bytes.div_ceil(captions.max(1) as u64);
+    let fit = usize::try_from(STREAMED_BYTES / one.max(1)).unwrap_or(usize::MAX);
+    fit.clamp(1, STREAMED_CHUNK)
 }
 
 /// A caption that an encoder has no entry of, and the fingerprint that the entry will have.
@@ -258,4 +341,31 @@ fn new_entry(
         // What `caption_entry` hashes: the store refuses a key of another fingerprint.
         key: serde_json::json!({ "caption": caption, "spec": encoder.fingerprint, "version": 1 }),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_disk_has_no_room_for_is_refused_before_anything_is_encoded() {
+        let store = Path::new("store");
+        has_room(store, 0, 0).expect("nothing to write");
+        has_room(store, 1, u64::MAX).expect("room");
+        let error = has_room(store, 7_900_000_000, 4_000_000_000).expect_err("no room");
+        assert_eq!(
+            error.to_string(),
+            "store: the captions to encode take 7.9 GB, its disk has 4.0 GB free: make room, or name a store elsewhere under [store]"
+        );
+        has_room(store, u64::MAX, u64::MAX - 1).expect_err("no room for the spare bytes");
+    }
+
+    #[test]
+    fn a_streamed_encoder_is_called_with_what_fits_in_memory() {
+        assert_eq!(streamed_chunk(10_000, 0), STREAMED_CHUNK);
+        // FLUX.2 klein: 7.9 MB a caption in bf16.
+        assert_eq!(streamed_chunk(100, 100 * 512 * 7680 * 2), 136);
+        assert_eq!(streamed_chunk(1, 1 << 40), 1);
+        assert_eq!(streamed_chunk(0, 0), STREAMED_CHUNK);
+    }
 }

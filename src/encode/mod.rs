@@ -52,6 +52,19 @@ pub enum Error {
     /// The store.
     #[error(transparent)]
     Store(#[from] store::Error),
+    /// The disk has no room for what is to be encoded.
+    #[error(
+        "{}: the captions to encode take {needed}, its disk has {free} free: make room, or name a store elsewhere under [store]",
+        shown::path(store)
+    )]
+    NoSpace {
+        /// The store's folder.
+        store: PathBuf,
+        /// What they take.
+        needed: String,
+        /// What is free.
+        free: String,
+    },
     /// A caption and an encoder do not fit.
     #[error("{slot}: {source}")]
     Encoder {

@@ -46,6 +46,7 @@ pub fn spec_title(spec: &Value) -> String {
         words.push(tokens(spec));
         for (field, path) in [
             ("layer", "/forward/hidden_layer"),
+            ("layers", "/forward/hidden_layers"),
             ("pooled", "/forward/pooled"),
             ("mask", "/forward/mask"),
             ("pad rows", "/forward/pad_rows"),
@@ -81,6 +82,19 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::spec_title;
+
+    #[test]
+    fn a_language_model_tells_the_layers_that_are_taken() {
+        let spec = json!({
+            "architecture": {"kind": "qwen3", "num_hidden_layers": 36, "hidden_size": 2560},
+            "forward": {"kind": "qwen3", "hidden_layers": [9, 18, 27], "mask": "pads", "pad_rows": "keep"},
+            "tokens": {"min_tokens": 512, "max_tokens": 512}, "precision": {"output": "bf16"},
+        });
+        assert_eq!(
+            spec_title(&spec),
+            "Qwen3 language model, 36 layers x 2560, 512 tokens, layers [9, 18, 27], mask pads, pad rows keep, bf16"
+        );
+    }
 
     #[test]
     fn a_spec_is_told_in_a_line_and_a_foreign_one_says_so() {

@@ -34,6 +34,8 @@ pub struct TokenReport {
     /// stand for what the vocabulary lacks. An encoder may take one for the end of the caption. 0 where a caption may fill several
     /// windows, each with an end of its own.
     pub specials_inside: usize,
+    /// Other tokens that are read whole and that the caption's text writes, such as `<|im_end|>` of a chat: each once.
+    pub specials_written: Vec<String>,
     /// What of the caption does not reach the encoder.
     pub lost: Lost,
 }
@@ -62,12 +64,15 @@ fn report(encoder: &TextEncoderPart, caption: &str) -> Result<TokenReport, Error
     let (rules, tokenizer) = (&encoder.tokens, &encoder.tokenizer);
     let limit = tokenizer.limit(rules);
     let is_special = |id: &&u32| [rules.pad_id, tokenizer.eos_id()].contains(id);
+    let written = tokenizer.written(rules, caption).into_iter();
+    let written = written.filter(|(id, _)| !is_special(&id));
     let inside = ids.iter().take(count.saturating_sub(1));
     Ok(TokenReport {
         specials_inside: match limit == rules.max_tokens {
             true => inside.filter(is_special).count(),
             false => 0,
         },
+        specials_written: written.map(|(_, token)| token).collect(),
         limit,
         slot: encoder.slot.clone(),
         read_as: (read != caption).then_some(read),

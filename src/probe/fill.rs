@@ -8,7 +8,7 @@ use super::measure::Subject;
 use crate::base_model::TextEncoderPart;
 use crate::encode::{self, EncodeOptions, encode_captions};
 use crate::monitor::Monitor;
-use crate::recipe::spec::{Dtype, caption_entry};
+use crate::recipe::spec::caption_entry;
 use crate::store::Store;
 
 /// Encodes what is missing, and says beforehand how much that is.
@@ -52,13 +52,8 @@ pub(super) fn captions(
     Ok(())
 }
 
-/// What a caption's entry takes: its rows, and one more for what is pooled.
+/// What a caption's entry takes.
 fn entry_bytes(part: &TextEncoderPart, caption: &str) -> Result<u64, Error> {
     let tokens = encode::tokenize(part, caption)?;
-    let width = part.spec.network.architecture().width();
-    let size = match part.spec.precision.output {
-        Dtype::F32 => 4,
-        Dtype::F16 | Dtype::Bf16 => 2,
-    };
-    Ok(((tokens.ids.len() + 1) * width * size) as u64)
+    Ok(part.entry_bytes(&tokens))
 }

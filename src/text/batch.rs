@@ -1,4 +1,4 @@
-//! Sequences of different lengths, laid end to end as rows.
+//! Sequences of different lengths, laid end to end as rows, and their attention.
 //!
 //! A linear layer, a norm or an activation does not care where one sequence ends, so a batch is computed as
 //! one matrix of exactly the rows that are needed. Attention is done per [`Group`], a run of sequences of
@@ -9,6 +9,8 @@
 use std::collections::HashMap;
 
 use candle_core::{Result, Tensor, bail};
+
+use crate::nn::{AttentionMask, Kernels, attention};
 
 /// Rows that are computed together: many, as each batch reads all weights again; few enough that the widest
 /// activations of T5-XXL stay below 200 MB.
@@ -119,22 +121,73 @@ impl Batch {
         attend: impl Fn(&Group, &Tensor, &Tensor, &Tensor) -> Result<Tensor>,
     ) -> Result<Tensor> {
         let (_, _, heads, width) = qkv_r3hd.dims4()?;
-        let mut outputs = Vec::with_capacity(self.groups.len());
-        for group in &self.groups {
+        self.by_group(|group| {
             let (b, n) = (group.sequences, group.length);
             let rows = qkv_r3hd.narrow(0, group.start, b * n)?;
             let rows = rows.reshape((b, n, 3, heads, width))?;
             let [q, k, v] = [0, 1, 2].map(|i| rows.narrow(2, i, 1).and_then(|t| t.squeeze(2)));
             let keys = |t: Result<Tensor>| t?.narrow(1, 0, group.keys);
             let y = attend(group, &q?, &keys(k)?, &keys(v)?)?;
-            outputs.push(y.reshape((b * n, heads * width))?);
-        }
+            y.reshape((b * n, heads * width))
+        })
+    }
+
+    /// The same where each of `groups` heads of keys and values, `[r, groups, d]`, serves as many neighbouring heads of
+    /// the queries, `[r, h, d]` (grouped-query attention, Ainslie et al. 2023).
+    pub(super) fn grouped_attention(
+        &self,
+        q_rhd: &Tensor,
+        [k_rgd, v_rgd]: [&Tensor; 2],
+        attend: impl Fn(&Group, &Tensor, &Tensor, &Tensor) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        let (_, heads, width) = q_rhd.dims3()?;
+        let groups = k_rgd.dim(1)?;
+        self.by_group(|group| {
+            let (b, n) = (group.sequences, group.length);
+            let rows = |t: &Tensor, heads| {
+                let rows = t.narrow(0, group.start, b * n)?;
+                rows.reshape((b, n, heads, width))
+            };
+            let keys = |t: &Tensor| {
+                let shape = (b, group.keys, groups, heads / groups, width);
+                let once = rows(t, groups)?.narrow(1, 0, group.keys)?.unsqueeze(3)?;
+                once.broadcast_as(shape)?
+                    .reshape((b, group.keys, heads, width))
+            };
+            let y = attend(group, &rows(q_rhd, heads)?, &keys(k_rgd)?, &keys(v_rgd)?)?;
+            y.reshape((b * n, heads * width))
+        })
+    }
+
+    /// The rows that `of` gives for each group, one below the other.
+    fn by_group(&self, of: impl Fn(&Group) -> Result<Tensor>) -> Result<Tensor> {
+        let outputs = self.groups.iter().map(of).collect::<Result<Vec<_>>>()?;
         match outputs.as_slice() {
             // `cat` would copy it.
             [single] => Ok(single.clone()),
             several => Tensor::cat(several, 0),
         }
     }
+}
+
+/// Attention of a group's rows to themselves and what came before, of the first `keys` rows. As those after
+/// see all of the first `keys`, there are two plain cases and no mask tensor.
+pub(super) fn causal(
+    kernels: &Kernels,
+    group: &Group,
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+) -> Result<Tensor> {
+    let scale = 1.0 / (q.dim(3)? as f64).sqrt();
+    let first = q.narrow(1, 0, group.keys)?;
+    let first = attention(kernels, &first, k, v, scale, None, &AttentionMask::Causal)?;
+    if group.keys == group.length {
+        return Ok(first);
+    }
+    let rest = q.narrow(1, group.keys, group.length - group.keys)?;
+    let rest = attention(kernels, &rest, k, v, scale, None, &AttentionMask::None)?;
+    Tensor::cat(&[first, rest], 1)
 }
 
 /// The states of `from`, `[r, c]` for each batch, as those of `to`, whose sequences are as long or shorter.

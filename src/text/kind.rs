@@ -7,6 +7,7 @@
 
 use std::any::Any;
 use std::fmt;
+use std::path::Path;
 use std::sync::Arc;
 
 use serde::{Serialize, Serializer};
@@ -14,7 +15,7 @@ use serde_json::{Map, Value};
 
 use super::config::{ConfigError, ConfigFields};
 use super::spec::{PadText, TokenRules};
-use super::tokenizer::{TokenizerFormat, Tokens};
+use super::tokenizer::{Tokenizer, TokenizerFormat, Tokens};
 use super::{Encoded, Error, LocatedEncoder, Residency};
 use crate::nn::weights::Weights;
 
@@ -60,6 +61,11 @@ pub trait Kind: Sync {
     /// of the encoder; `None` for other names.
     fn published(&self, slot: &str) -> Option<Box<dyn Architecture>>;
 
+    /// [`Self::published`], of the size that `weights` are of where base models have several under one name.
+    fn published_for(&self, slot: &str, _weights: &Weights) -> Option<Box<dyn Architecture>> {
+        self.published(slot)
+    }
+
     /// Checks the token rules that are this kind's own; `pad_text` is one that all kinds have.
     ///
     /// # Errors
@@ -75,6 +81,17 @@ pub trait Kind: Sync {
     /// for what was before: a canonical form leaves it out.
     fn token_defaults(&self) -> Map<String, Value> {
         Map::new()
+    }
+
+    /// What a person should know of the tokenizer that was read from `path`, as sentences: where programs that ask it for
+    /// more than ids get something else than `rules` say.
+    fn tokenizer_notes(
+        &self,
+        _rules: &TokenRules,
+        _tokenizer: &Tokenizer,
+        _path: &Path,
+    ) -> Vec<String> {
+        Vec::new()
     }
 
     /// Whether the pads of a sequence are its last rows under these rules, as zeroing or masking them needs.
@@ -235,6 +252,9 @@ pub trait Network: fmt::Debug + Send + Sync {
 
     /// The forward rules' fields.
     fn forward(&self) -> Value;
+
+    /// How many numbers its outputs for a caption's tokens have together.
+    fn numbers(&self, tokens: &Tokens) -> usize;
 
     /// Finds the encoder among `weights` by its names (alone or below a prefix), and checks by the headers that all of
     /// it is there and nothing more.

@@ -32,6 +32,7 @@ mod error;
 mod kind;
 mod names;
 pub mod none;
+pub mod qwen3;
 pub mod spec;
 pub mod t5;
 pub mod tokenizer;
@@ -46,8 +47,10 @@ pub use error::Error;
 pub use kind::{Architecture, Contradiction, ForwardRecipe, Kind, LoadedNetwork, Misfit, Network};
 pub use tokenizer::{Tokenizer, TokenizerIdentity, Tokens};
 
+use crate::nn::weights::Weights;
+
 /// Every kind of text encoder this program knows.
-pub const KINDS: &[&dyn Kind] = &[&clip::ClipText, &t5::T5];
+pub const KINDS: &[&dyn Kind] = &[&clip::ClipText, &t5::T5, &qwen3::Qwen3];
 
 /// The kind that recipes and specs call `name`.
 ///
@@ -68,6 +71,13 @@ pub fn kind(name: &str) -> Result<&'static dyn Kind, String> {
 /// files (`clip_l.safetensors`), which carry no configuration; `None` for other slots.
 pub fn published(slot: &str) -> Option<Box<dyn Architecture>> {
     KINDS.iter().find_map(|kind| kind.published(slot))
+}
+
+/// As [`published`], of the size that the file's `weights` are of where base models have several under one name.
+pub fn published_for(slot: &str, weights: &Weights) -> Option<Box<dyn Architecture>> {
+    KINDS
+        .iter()
+        .find_map(|kind| kind.published_for(slot, weights))
 }
 
 /// The network that the fields `architecture` and `forward` of a spec describe.

@@ -8,14 +8,17 @@
 //! vocabulary, merges and character map from the files and ignore the rest of a `tokenizer.json`. Other programs, and
 //! earlier versions of this one, read the same vocabulary otherwise: each is an [`Implementation`].
 //!
+//! - `bpe`: the files of byte-level BPE vocabularies
 //! - `files`: what a tokenizer is, read from the files that a kind's [`TokenizerFormat`] names
 //! - `pipeline`: a `tokenizers` pipeline
 //! - `implementation`: the other ways from a text to ids
 //! - `windows`: captions longer than what an encoder takes at once
+//! - `specials`: the tokens that a caption's text, or the text around it, spells
 //! - `cleanup`: the changes to the text before
 //! - `lost`: what of a caption does not reach the encoder
 //! - `python`, `html`, `ftfy`: what programs in Python do to text
 
+pub(in crate::text) mod bpe;
 mod cleanup;
 mod files;
 pub(in crate::text) mod ftfy;
@@ -24,6 +27,7 @@ mod implementation;
 mod lost;
 mod pipeline;
 pub(in crate::text) mod python;
+mod specials;
 mod windows;
 
 use std::borrow::Cow;
@@ -377,6 +381,7 @@ impl Tokenizer {
                 rules.pad_id, self.format.name, self.largest.0
             )));
         }
+        self.check_template(rules)?;
         let Some(max) = rules.max_tokens else {
             return Ok(None);
         };

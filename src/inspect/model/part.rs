@@ -15,7 +15,7 @@ use crate::models::{self, Component};
 use crate::nn::weights::{self, Weights};
 use crate::recipe::latents::VaeConfig;
 use crate::recipe::{EncoderRecipe, Recipe, RecipeName};
-use crate::text::{self, Architecture, Tokenizer, TokenizerIdentity, published};
+use crate::text::{self, Architecture, Tokenizer, TokenizerIdentity, published, published_for};
 use crate::vae::{self, Factors};
 
 /// What the files hold of one network.
@@ -67,7 +67,7 @@ pub(super) fn encoder(
     let weights = component.open().map_err(|e| e.to_string())?;
     let architecture = match &component.config {
         Some(file) => text::config::read(file, recipe.rules.network).map_err(|e| e.to_string())?,
-        None => published(&recipe.slot).ok_or("its architecture is not known")?,
+        None => published_for(&recipe.slot, &weights).ok_or("its architecture is not known")?,
     };
     let identity = identity(&*architecture, tokenizer)?;
     // Only the network is asked of the spec, not its fingerprint: the weights need not be read for their digest.

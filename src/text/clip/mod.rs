@@ -28,6 +28,7 @@ use super::spec::PadText;
 use super::tokenizer::{TokenizerFormat, implementation_default};
 use super::{
     Architecture, Error, ForwardRecipe, Kind, LoadedNetwork, LocatedEncoder, Network, Residency,
+    Tokens,
 };
 use crate::nn::weights::Weights;
 
@@ -132,6 +133,17 @@ impl Network for ClipTextNetwork {
 
     fn forward(&self) -> Value {
         serde_json::json!(self.forward)
+    }
+
+    fn numbers(&self, tokens: &Tokens) -> usize {
+        let (a, rules) = (&self.architecture, &self.forward);
+        let rows = rules.hidden_layer.map_or(0, |_| tokens.ids.len());
+        let pooled = match (rules.pooled, a.projection_dim) {
+            (PooledRule::None, _) => 0,
+            (_, Some(width)) if rules.projection => width,
+            _ => a.hidden_size,
+        };
+        rows * a.hidden_size + pooled
     }
 
     fn locate(&self, weights: &Weights) -> Result<LocatedEncoder, Error> {

@@ -2,24 +2,23 @@
 //!
 //! Source: `CLIPTokenizer.__init__` of transformers 5 (`models/clip/tokenization_clip.py`).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::Path;
 
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde::Serialize;
+use tokenizers::SplitDelimiterBehavior;
 use tokenizers::models::bpe::{BPE, Vocab};
 use tokenizers::normalizers::replace::ReplacePattern;
 use tokenizers::normalizers::{Lowercase, NFC, Replace, Sequence};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::pre_tokenizers::sequence::Sequence as PreSequence;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
-use tokenizers::{Decoder as _, SplitDelimiterBehavior};
 
 use super::implementations;
 use crate::digest;
 use crate::text::tokenizer::{
     AddedToken, Error, NamedImplementations, Pipeline, TokenizerDefinition, TokenizerFormat,
-    Vocabulary, read_bytes,
+    Vocabulary, bpe,
 };
 
 pub(super) const BOS: &str = "<|startoftext|>";
@@ -43,8 +42,9 @@ pub(super) static FORMAT: TokenizerFormat = TokenizerFormat {
     unknown: EOS,
     read,
     prompt: |_, _| None,
+    needs: |_| Vec::new(),
     windows: super::chunks::windows,
-    readable,
+    readable: bpe::readable,
 };
 
 struct ClipVocabulary {
@@ -59,9 +59,7 @@ impl Vocabulary for ClipVocabulary {
     }
 
     fn largest(&self) -> Option<(u32, String)> {
-        // The map is in order of texts, not of ids.
-        let largest = self.vocab.iter().max_by_key(|(_, id)| **id);
-        largest.map(|(token, id)| (*id, token.clone()))
+        bpe::largest(&self.vocab)
     }
 
     fn canonical(&self, added: &[AddedToken]) -> Vec<u8> {
@@ -120,116 +118,12 @@ impl Vocabulary for ClipVocabulary {
 }
 
 fn read(file: &Path) -> Result<TokenizerDefinition, Error> {
-    let malformed = |problem| FORMAT.malformed(file, problem);
-    if file.extension().is_none_or(|ext| ext != "json") {
-        return Err(malformed(
-            "expected a tokenizer.json or a vocab.json".to_owned(),
-        ));
-    }
-    let json = FORMAT.json(file)?;
-    // A vocab.json has `model` too: the token, with its id.
-    if json.get("model").is_some_and(Value::is_object) {
-        return from_json(json).map_err(malformed);
-    }
-    let merges = file.with_file_name("merges.txt");
-    let text = String::from_utf8(read_bytes(&merges)?)
-        .map_err(|_| FORMAT.malformed(&merges, "not UTF-8".to_owned()))?;
-    let merges = merges_from_text(&text).map_err(|p| FORMAT.malformed(&merges, p))?;
-    let vocab = serde_json::from_value(json)
-        .map_err(|e| malformed(format!("not a map from token to id: {e}")))?;
-    let clip = checked(vocab, merges).map_err(malformed)?;
+    let files = bpe::read(&FORMAT, &[BOS, EOS], file)?;
     Ok(TokenizerDefinition {
-        vocabulary: Box::new(clip),
-        added: Vec::new(),
+        vocabulary: Box::new(ClipVocabulary {
+            vocab: files.vocab,
+            merges: files.merges,
+        }),
+        added: files.added,
     })
-}
-
-#[derive(Deserialize)]
-struct TokenizerJson {
-    model: Model,
-    #[serde(default)]
-    added_tokens: Vec<AddedToken>,
-}
-
-#[derive(Deserialize)]
-struct Model {
-    vocab: BTreeMap<String, u32>,
-    merges: Vec<Merge>,
-}
-
-/// A merge, as newer and older `tokenizer.json` spell it.
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Merge {
-    Pair(String, String),
-    Text(String),
-}
-
-fn from_json(json: Value) -> Result<TokenizerDefinition, String> {
-    let json: TokenizerJson = serde_json::from_value(json).map_err(|e| e.to_string())?;
-    let merges: Result<_, String> = (json.model.merges.into_iter())
-        .map(|merge| match merge {
-            Merge::Pair(left, right) => Ok((left, right)),
-            Merge::Text(text) => merge_from_text(&text),
-        })
-        .collect();
-    let clip = checked(json.model.vocab, merges?)?;
-    Ok(TokenizerDefinition {
-        vocabulary: Box::new(clip),
-        added: json.added_tokens,
-    })
-}
-
-/// The lines of a `merges.txt`, whose first may be a comment with the version.
-fn merges_from_text(text: &str) -> Result<Vec<(String, String)>, String> {
-    text.lines()
-        // Not every `#`: merges of hash signs begin so, too.
-        .filter(|line| !line.is_empty() && !line.starts_with("#version"))
-        .map(merge_from_text)
-        .collect()
-}
-
-fn merge_from_text(line: &str) -> Result<(String, String), String> {
-    match line.split_once(' ') {
-        Some((left, right)) if !right.contains(' ') => Ok((left.to_owned(), right.to_owned())),
-        _ => Err(format!("`{line}` is not a merge of two tokens")),
-    }
-}
-
-fn checked(
-    vocab: BTreeMap<String, u32>,
-    merges: Vec<(String, String)>,
-) -> Result<ClipVocabulary, String> {
-    for special in [BOS, EOS] {
-        if !vocab.contains_key(special) {
-            return Err(format!("the vocabulary has no `{special}`"));
-        }
-    }
-    // `id_to_token` could give back either of two.
-    let mut ids = BTreeSet::new();
-    for (token, id) in &vocab {
-        if !ids.insert(*id) {
-            return Err(format!(
-                "two tokens have the id {id}, one of them `{token}`"
-            ));
-        }
-    }
-    for (left, right) in &merges {
-        for token in [left, right, &format!("{left}{right}")] {
-            if !vocab.contains_key(token) {
-                return Err(format!(
-                    "the merge of `{left}` and `{right}` needs the token `{token}`, which the vocabulary lacks"
-                ));
-            }
-        }
-    }
-    Ok(ClipVocabulary { vocab, merges })
-}
-
-/// A byte-level token with its bytes as text, or the token itself where they are not whole characters.
-fn readable(token: String) -> String {
-    match ByteLevel::default().decode_chain(vec![token.clone()]) {
-        Ok(parts) if !parts.concat().contains(char::REPLACEMENT_CHARACTER) => parts.concat(),
-        _ => token,
-    }
 }

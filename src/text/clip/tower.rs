@@ -14,8 +14,8 @@ use candle_core::Tensor;
 use super::plan::TowerPlan;
 use super::{ClipTextArchitecture, ClipTextNetwork, PooledRule, names};
 use crate::nn::weights::Weights;
-use crate::nn::{AttentionMask, Kernels, attention, layer_norm, linear, linear_onto};
-use crate::text::batch::{Batch, Group, Sequence, batches_of, regroup};
+use crate::nn::{layer_norm, linear, linear_onto};
+use crate::text::batch::{Batch, Sequence, batches_of, causal, regroup};
 use crate::text::check::check_vocabulary;
 use crate::text::spec::EncoderMask;
 use crate::text::{Encoded, Error, LoadedNetwork, Residency, Tokens};
@@ -336,26 +336,6 @@ impl ClipTextTower {
         }
         Ok(())
     }
-}
-
-/// Attention of a group's rows to themselves and what came before, of the first `keys` rows. As those after
-/// see all of the first `keys`, there are two plain cases and no mask tensor.
-fn causal(
-    kernels: &Kernels,
-    group: &Group,
-    q: &Tensor,
-    k: &Tensor,
-    v: &Tensor,
-) -> candle_core::Result<Tensor> {
-    let scale = 1.0 / (q.dim(3)? as f64).sqrt();
-    let first = q.narrow(1, 0, group.keys)?;
-    let first = attention(kernels, &first, k, v, scale, None, &AttentionMask::Causal)?;
-    if group.keys == group.length {
-        return Ok(first);
-    }
-    let rest = q.narrow(1, group.keys, group.length - group.keys)?;
-    let rest = attention(kernels, &rest, k, v, scale, None, &AttentionMask::None)?;
-    Tensor::cat(&[first, rest], 1)
 }
 
 /// The row that `rule` pools at; the id that was looked for if there is none.

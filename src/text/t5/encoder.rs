@@ -201,10 +201,7 @@ impl T5Encoder {
     fn sequences(&self, captions: &[Tokens]) -> Vec<Sequence> {
         let rules = &self.network.forward;
         let sequence = |(caption, tokens): (usize, &Tokens)| {
-            let rows = match rules.pad_rows {
-                PadRows::Keep => tokens.ids.len(),
-                PadRows::Drop => tokens.count,
-            };
+            let rows = rules.pad_rows.of(tokens);
             Sequence {
                 caption,
                 ids: tokens.ids[..rows].to_vec(),

@@ -26,11 +26,14 @@ use super::spec::PadText;
 use super::tokenizer::{TokenizerFormat, implementation_default};
 use super::{
     Architecture, Error, ForwardRecipe, Kind, LoadedNetwork, LocatedEncoder, Network, Residency,
+    Tokens,
 };
 use crate::nn::weights::Weights;
 
 pub use architecture::T5EncoderArchitecture;
-pub use rules::{PadRows, T5Forward};
+pub use rules::T5Forward;
+
+pub use super::spec::PadRows;
 
 /// The kind `t5_encoder`.
 #[derive(Debug)]
@@ -113,6 +116,10 @@ impl Network for T5Network {
 
     fn forward(&self) -> Value {
         serde_json::json!(self.forward)
+    }
+
+    fn numbers(&self, tokens: &Tokens) -> usize {
+        self.forward.pad_rows.of(tokens) * self.architecture.d_model
     }
 
     fn locate(&self, weights: &Weights) -> Result<LocatedEncoder, Error> {

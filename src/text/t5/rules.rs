@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::{T5, T5EncoderArchitecture, T5Network, implementations};
-use crate::text::spec::{EncoderMask, TokenRules};
+use crate::text::spec::{EncoderMask, PadRows, TokenRules};
 use crate::text::tokenizer::{IMPLEMENTATION, check_implementation};
 use crate::text::{Architecture, Contradiction, ForwardRecipe, Kind, Misfit, Network};
 
@@ -18,17 +18,6 @@ pub struct T5Forward {
     pub mask: EncoderMask,
     /// Whether the rows of pad ids are kept.
     pub pad_rows: PadRows,
-}
-
-/// What becomes of the rows of pad ids.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum PadRows {
-    /// They are computed and kept: the denoiser will read them.
-    Keep,
-    /// They are neither computed nor kept; allowed only with [`EncoderMask::Pads`], which makes the other
-    /// rows independent of them.
-    Drop,
 }
 
 /// Checks T5's own token rules.

@@ -44,6 +44,7 @@ pub(super) static FORMAT: TokenizerFormat = TokenizerFormat {
     unknown: "<unk>",
     read,
     prompt: |_, _| None,
+    needs: |_| Vec::new(),
     windows: |_| Windows::One,
     readable: |token| token,
 };

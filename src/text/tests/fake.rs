@@ -47,6 +47,7 @@ static FORMAT: TokenizerFormat = TokenizerFormat {
         })
     },
     prompt: |rules, caption| Some(rules.of_kind["template"].as_str()?.replace("{}", caption)),
+    needs: |_| Vec::new(),
     windows: |_| Windows::One,
     readable: |token| token,
 };
@@ -225,6 +226,10 @@ impl Network for DroppedTable {
 
     fn forward(&self) -> Value {
         json!(self.forward)
+    }
+
+    fn numbers(&self, tokens: &Tokens) -> usize {
+        tokens.ids.len().saturating_sub(self.forward.drop) * self.table.width
     }
 
     fn locate(&self, weights: &Weights) -> Result<LocatedEncoder, Error> {

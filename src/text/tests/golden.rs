@@ -75,6 +75,11 @@ fn t5_equals_transformers_for_every_knob() {
     check("t5.safetensors");
 }
 
+#[test]
+fn qwen3_equals_transformers_for_every_knob() {
+    check("qwen3.safetensors");
+}
+
 fn bits(encoded: &Encoded) -> Vec<u32> {
     let both = [&encoded.hidden, &encoded.pooled];
     let flat = |t: &candle_core::Tensor| {
@@ -91,7 +96,7 @@ fn bits(encoded: &Encoded) -> Vec<u32> {
 
 #[test]
 fn a_caption_in_any_batch_equals_the_caption_alone_bit_for_bit() {
-    for file in ["clip.safetensors", "t5.safetensors"] {
+    for file in ["clip.safetensors", "t5.safetensors", "qwen3.safetensors"] {
         let golden = Golden::open(file);
         for case in golden.cases() {
             let tokens = captions(&golden, &case);
@@ -210,7 +215,7 @@ fn every_knob_changes_the_numbers() {
 #[test]
 fn half_precision_is_near_f32() {
     for (dtype, tolerance) in [(DType::F16, 0.02), (DType::BF16, 0.15)] {
-        for file in ["clip.safetensors", "t5.safetensors"] {
+        for file in ["clip.safetensors", "t5.safetensors", "qwen3.safetensors"] {
             let golden = Golden::open(file);
             for case in golden.cases().iter().step_by(4) {
                 let tokens = captions(&golden, case);

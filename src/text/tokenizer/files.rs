@@ -37,6 +37,8 @@ pub struct TokenizerFormat {
     /// The text that is tokenized for a caption that was cleaned up: where a model expects more around it, by the token
     /// rules that are the kind's own.
     pub prompt: fn(&TokenRules, &str) -> Option<String>,
+    /// The tokens in what stands around a caption: spelled out in pieces they would mean something else.
+    pub needs: fn(&TokenRules) -> Vec<&str>,
     /// How many windows a caption may fill, by the token rules that are the kind's own.
     pub windows: fn(&TokenRules) -> Windows,
     /// A token as a person reads it.

@@ -72,7 +72,8 @@ fn describe_tokens(report: &TokenReport) -> String {
     }
     let mut line = String::from("   ");
     for (token, id) in report.tokens.iter().zip(&report.ids).take(report.count) {
-        let word = format!(" {token}({id})");
+        // A token may be a line feed.
+        let word = format!(" {}({id})", shown::text(token));
         // In characters: tokens may have letters of several bytes.
         if line.chars().count() + word.chars().count() > 100 {
             lines.push(std::mem::replace(&mut line, String::from("   ")));
@@ -83,12 +84,22 @@ fn describe_tokens(report: &TokenReport) -> String {
     if let (true, Some(id), Some(token)) =
         (report.pads > 0, report.ids.last(), report.tokens.last())
     {
+        let token = shown::text(token);
         lines.push(format!("    then {token}({id}) x {}", report.pads));
     }
     if report.specials_inside > 0 {
         lines.push(format!(
             "    {} of these are pad or end tokens that the caption's text writes or stands for",
             report.specials_inside
+        ));
+    }
+    if !report.specials_written.is_empty() {
+        let written: Vec<String> = (report.specials_written.iter())
+            .map(|token| format!("`{}`", shown::text(token)))
+            .collect();
+        lines.push(format!(
+            "    the caption's text writes {}, which is read as such a token and not as text",
+            written.join(", ")
         ));
     }
     lines.extend(
