@@ -13,8 +13,8 @@ use super::{Dataset, Error, Folder, Item, PictureFile};
 use crate::monitor::Monitor;
 use crate::shown;
 
-/// A picture with its caption, of the folder with this index.
-type Found = (usize, PathBuf, String);
+/// A picture with its captions, of the folder with this index.
+type Found = (usize, PathBuf, Vec<String>);
 
 impl Dataset {
     /// The captioned pictures of these folders.
@@ -51,8 +51,8 @@ impl Dataset {
         }
         monitor.start("look at pictures", Some(found.len() as u64));
         let bytes = |(_, path, _): &Found| file_bytes(path);
-        let items = map_within(DECODING_BYTES, &found, bytes, |(n, path, caption)| {
-            let item = item(&folders[*n], path, caption);
+        let items = map_within(DECODING_BYTES, &found, bytes, |(n, path, captions)| {
+            let item = item(&folders[*n], path, captions);
             monitor.advance(1);
             item
         });
@@ -70,7 +70,7 @@ impl Dataset {
     }
 }
 
-fn item(folder: &Folder, picture: &Path, caption: &str) -> Result<Item, Error> {
+fn item(folder: &Folder, picture: &Path, captions: &[String]) -> Result<Item, Error> {
     let file = PictureFile::open(picture)?;
     let (digest, size) = (file.digest, file.size);
     let views = folder.view_rules.views(size);
@@ -79,7 +79,7 @@ fn item(folder: &Folder, picture: &Path, caption: &str) -> Result<Item, Error> {
         picture: picture.to_owned(),
         digest,
         size,
-        captions: vec![caption.to_owned()],
+        captions: captions.to_vec(),
         views,
         repeats: folder.set.repeats,
         held_out: false,
@@ -93,8 +93,11 @@ fn unusable(path: &Path, problem: String) -> Error {
     }
 }
 
+/// A picture, and its captions.
+type Captioned = (PathBuf, Vec<String>);
+
 /// The pictures of a folder and their captions with the trigger word, in order.
-fn captioned(folder: &Folder, monitor: &dyn Monitor) -> Result<Vec<(PathBuf, String)>, Error> {
+fn captioned(folder: &Folder, monitor: &dyn Monitor) -> Result<Vec<Captioned>, Error> {
     let root = &folder.set.path;
     if folder.set.repeats == 0 {
         let problem = "`repeats` is 0, expected at least 1; leave the folder out instead";
@@ -113,7 +116,7 @@ fn captioned(folder: &Folder, monitor: &dyn Monitor) -> Result<Vec<(PathBuf, Str
     files.left.tell(root, monitor);
     tell_of_names(folder, &files, &beside, monitor);
     let (mut out, mut bare, mut empty) = (Vec::new(), Vec::new(), Vec::new());
-    let mut errors = Vec::new();
+    let (mut errors, mut fixed) = (Vec::new(), Vec::new());
     for name in &files.pictures {
         let path = root.join(name);
         let beside = beside.get(name.as_str()).map_or(&[][..], Vec::as_slice);
@@ -128,8 +131,13 @@ fn captioned(folder: &Folder, monitor: &dyn Monitor) -> Result<Vec<(PathBuf, Str
             .filter(|c| !c.is_empty())
             .or_else(|| assumed(folder))
         {
-            Some(caption) => match with_trigger(&caption, folder.set.trigger.as_deref()) {
-                Ok(caption) => out.push((path, caption)),
+            Some(caption) => match variants(folder, &caption) {
+                Ok((captions, varies)) => {
+                    if !varies {
+                        fixed.push(name);
+                    }
+                    out.push((path, captions));
+                }
                 Err(problem) => errors.push(unusable(&path, problem)),
             },
             None if source.is_empty() => bare.push(name),
@@ -154,10 +162,47 @@ fn captioned(folder: &Folder, monitor: &dyn Monitor) -> Result<Vec<(PathBuf, Str
             named,
         });
     }
-    match Error::of(errors) {
-        Some(error) => Err(error),
-        None => Ok(out),
+    if let Some(error) = Error::of(errors) {
+        return Err(error);
     }
+    tell_of_tags(folder, &fixed, out.len(), monitor)?;
+    Ok(out)
+}
+
+/// The captions of a picture, and whether tags are shuffled or left out in them, if they are to be.
+fn variants(folder: &Folder, caption: &str) -> Result<(Vec<String>, bool), String> {
+    let (captions, varies) = match &folder.set.tags {
+        None => (vec![caption.to_owned()], true),
+        Some(tags) => (tags.variants(caption)?, tags.has_effect(caption)),
+    };
+    // After the tags were left out: the trigger word never is.
+    let trigger = folder.set.trigger.as_deref();
+    let captions = captions.iter().map(|text| with_trigger(text, trigger));
+    Ok((captions.collect::<Result<_, _>>()?, varies))
+}
+
+/// Tells of captions in which there is nothing to shuffle or leave out; that there are no others is an error.
+fn tell_of_tags(
+    folder: &Folder,
+    fixed: &[&String],
+    pictures: usize,
+    monitor: &dyn Monitor,
+) -> Result<(), Error> {
+    if fixed.is_empty() || folder.set.tags.is_none() {
+        return Ok(());
+    }
+    let names: Vec<&str> = fixed.iter().map(|name| name.as_str()).collect();
+    let told = format!(
+        "{} of {pictures} captions have no tags to shuffle or leave out: {} (tags stand between commas; those that are kept do not count)",
+        fixed.len(),
+        named(&names)
+    );
+    if fixed.len() == pictures {
+        let problem = format!("{told}: leave `shuffle_tags` and `tag_dropout` out");
+        return Err(unusable(&folder.set.path, problem));
+    }
+    monitor.note(&format!("{}: {told}", shown::path(&folder.set.path)));
+    Ok(())
 }
 
 /// The caption of pictures without one, if one is assumed.
