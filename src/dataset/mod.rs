@@ -14,6 +14,7 @@ mod natural;
 mod picture;
 mod resize;
 mod scan;
+mod tags;
 mod thumbnail;
 mod trigger;
 

@@ -13,7 +13,7 @@ use super::{Dataset, Error, Folder, Item, PictureFile};
 use crate::monitor::Monitor;
 use crate::shown;
 
-/// A picture with its caption, of the folder with this index.
+/// A picture with its captions, of the folder with this index.
 type Found = (usize, PathBuf, Captioned);
 
 impl Dataset {
@@ -51,8 +51,8 @@ impl Dataset {
         }
         monitor.start("look at pictures", Some(found.len() as u64));
         let bytes = |(_, path, _): &Found| file_bytes(path);
-        let items = map_within(DECODING_BYTES, &found, bytes, |(n, path, caption)| {
-            let item = item(&folders[*n], path, caption);
+        let items = map_within(DECODING_BYTES, &found, bytes, |(n, path, captions)| {
+            let item = item(&folders[*n], path, captions);
             monitor.advance(1);
             item
         });
@@ -70,15 +70,15 @@ impl Dataset {
     }
 }
 
-/// A picture's caption.
+/// A picture's captions.
 struct Captioned {
-    /// With the trigger word.
-    as_encoded: String,
+    /// With the trigger word, one a variant.
+    as_encoded: Vec<String>,
     /// As it is written.
     written: String,
 }
 
-fn item(folder: &Folder, picture: &Path, caption: &Captioned) -> Result<Item, Error> {
+fn item(folder: &Folder, picture: &Path, captions: &Captioned) -> Result<Item, Error> {
     let file = PictureFile::open(picture)?;
     let (digest, size) = (file.digest, file.size);
     let views = folder.view_rules.views(size);
@@ -87,8 +87,8 @@ fn item(folder: &Folder, picture: &Path, caption: &Captioned) -> Result<Item, Er
         picture: picture.to_owned(),
         digest,
         size,
-        captions: vec![caption.as_encoded.clone()],
-        written: caption.written.clone(),
+        captions: captions.as_encoded.clone(),
+        written: captions.written.clone(),
         views,
         repeats: folder.set.repeats,
         held_out: false,
@@ -122,7 +122,7 @@ fn captioned(folder: &Folder, monitor: &dyn Monitor) -> Result<Vec<(PathBuf, Cap
     files.left.tell(root, monitor);
     tell_of_names(folder, &files, &beside, monitor);
     let (mut out, mut bare, mut empty) = (Vec::new(), Vec::new(), Vec::new());
-    let mut errors = Vec::new();
+    let (mut errors, mut fixed) = (Vec::new(), Vec::new());
     for name in &files.pictures {
         let path = root.join(name);
         let beside = beside.get(name.as_str()).map_or(&[][..], Vec::as_slice);
@@ -137,14 +137,20 @@ fn captioned(folder: &Folder, monitor: &dyn Monitor) -> Result<Vec<(PathBuf, Cap
             .filter(|c| !c.is_empty())
             .or_else(|| assumed(folder))
         {
-            Some(caption) => match with_trigger(&caption, folder.set.trigger.as_deref()) {
-                Ok(as_encoded) => out.push((
-                    path,
-                    Captioned {
-                        as_encoded,
-                        written: caption,
-                    },
-                )),
+            Some(caption) => match variants(folder, &caption) {
+                Ok((as_encoded, varies)) => {
+                    if !varies {
+                        fixed.push(name);
+                    }
+                    let written = caption;
+                    out.push((
+                        path,
+                        Captioned {
+                            as_encoded,
+                            written,
+                        },
+                    ));
+                }
                 Err(problem) => errors.push(unusable(&path, problem)),
             },
             None if source.is_empty() => bare.push(name),
@@ -169,10 +175,47 @@ fn captioned(folder: &Folder, monitor: &dyn Monitor) -> Result<Vec<(PathBuf, Cap
             named,
         });
     }
-    match Error::of(errors) {
-        Some(error) => Err(error),
-        None => Ok(out),
+    if let Some(error) = Error::of(errors) {
+        return Err(error);
     }
+    tell_of_tags(folder, &fixed, out.len(), monitor)?;
+    Ok(out)
+}
+
+/// The captions of a picture, and whether tags are shuffled or left out in them, if they are to be.
+fn variants(folder: &Folder, caption: &str) -> Result<(Vec<String>, bool), String> {
+    let (captions, varies) = match &folder.set.tags {
+        None => (vec![caption.to_owned()], true),
+        Some(tags) => (tags.variants(caption)?, tags.has_effect(caption)),
+    };
+    // After the tags were left out: the trigger word never is.
+    let trigger = folder.set.trigger.as_deref();
+    let captions = captions.iter().map(|text| with_trigger(text, trigger));
+    Ok((captions.collect::<Result<_, _>>()?, varies))
+}
+
+/// Tells of captions in which there is nothing to shuffle or leave out; that there are no others is an error.
+fn tell_of_tags(
+    folder: &Folder,
+    fixed: &[&String],
+    pictures: usize,
+    monitor: &dyn Monitor,
+) -> Result<(), Error> {
+    if fixed.is_empty() || folder.set.tags.is_none() {
+        return Ok(());
+    }
+    let names: Vec<&str> = fixed.iter().map(|name| name.as_str()).collect();
+    let told = format!(
+        "{} of {pictures} captions have no tags to shuffle or leave out: {} (tags stand between commas; those that are kept do not count)",
+        fixed.len(),
+        named(&names)
+    );
+    if fixed.len() == pictures {
+        let problem = format!("{told}: leave `shuffle_tags` and `tag_dropout` out");
+        return Err(unusable(&folder.set.path, problem));
+    }
+    monitor.note(&format!("{}: {told}", shown::path(&folder.set.path)));
+    Ok(())
 }
 
 /// The caption of pictures without one, if one is assumed.

@@ -20,6 +20,7 @@ fn folder(path: impl Into<PathBuf>) -> Folder {
             caption_extension: None,
             default_caption: None,
             allow_empty_captions: false,
+            tags: None,
             resolution: rules.resolution,
             bucket: true,
             bucket_step_px: rules.step,

@@ -12,7 +12,7 @@ mod shift;
 mod timestep;
 
 pub use process::{Level, Prediction, Process, add_noise};
-pub use sampler::{Spacing, euler_sigmas, guide};
+pub use sampler::{Spacing, euler_sigmas, guide, rescale_guided};
 pub use sampling::{Sampler, SamplerRun};
 pub use shift::{Shift, ShiftRule};
 pub use timestep::{LossWeighting, TimestepSampling, TimestepSpec, shift_sigma};

@@ -44,9 +44,53 @@ pub fn guide(unconditional: &Tensor, conditional: &Tensor, scale: f64) -> Result
     unconditional + ((conditional - unconditional)? * scale)?
 }
 
+/// The guided prediction, `rescale` of the way (0 to 1) to one with the spread of the conditional prediction (Lin et al.,
+/// arXiv:2305.08891, section 3.4; `rescale_noise_cfg` of diffusers).
+///
+/// Shapes: [B, ..], each sample of the batch on its own.
+///
+/// # Errors
+/// If the shapes disagree.
+pub fn rescale_guided(guided: &Tensor, conditional: &Tensor, rescale: f64) -> Result<Tensor> {
+    let factor = (spread(conditional)? / spread(guided)?)?;
+    let factor = ((factor * rescale)? + (1.0 - rescale))?;
+    let mut shape = vec![1; guided.rank()];
+    shape[0] = factor.elem_count();
+    guided.broadcast_mul(&factor.reshape(shape)?.to_dtype(guided.dtype())?)
+}
+
+/// The standard deviation of each sample's numbers, up to a factor that is the same for all of one shape.
+fn spread(samples: &Tensor) -> Result<Tensor> {
+    let rows = samples.flatten_from(1)?.to_dtype(candle_core::DType::F64)?;
+    let centered = rows.broadcast_sub(&rows.mean_keepdim(1)?)?;
+    // A prediction that is the same everywhere has none, and is left as it is by any factor that is a number.
+    centered.sqr()?.mean(1)?.sqrt()?.maximum(f64::MIN_POSITIVE)
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{Spacing, euler_sigmas};
+    use candle_core::{Device, Tensor};
+
+    use super::{Spacing, euler_sigmas, rescale_guided};
+
+    /// diffusers 0.42.1: `rescale_noise_cfg(2 * x - 1, x, 0.7)` of x = [[1, 2, 4], [0, 0, 1]].
+    #[test]
+    fn guidance_is_rescaled_as_in_diffusers_sample_by_sample() {
+        let with = Tensor::new(&[[1f32, 2.0, 4.0], [0.0, 0.0, 1.0]], &Device::Cpu).expect("x");
+        let guided = with.affine(2.0, -1.0).expect("guided");
+        let made = rescale_guided(&guided, &with, 0.7).expect("rescaled");
+        let made = made.to_vec2::<f32>().expect("numbers");
+        for (ours, theirs) in made
+            .concat()
+            .iter()
+            .zip([0.65, 1.95, 4.55, -0.65, -0.65, 0.65])
+        {
+            assert!((ours - theirs).abs() < 1e-6, "{made:?}");
+        }
+        let flat = Tensor::zeros((1, 4), candle_core::DType::F32, &Device::Cpu).expect("zeros");
+        let made = rescale_guided(&flat, &flat, 1.0).expect("rescaled");
+        assert_eq!(made.to_vec2::<f32>().expect("numbers"), [[0.0; 4]]);
+    }
 
     /// `FlowMatchEulerDiscreteScheduler(shift=...).set_timesteps(5)`, diffusers 0.42.1.
     #[test]

@@ -24,8 +24,6 @@ const RESIDENT_CHUNK: usize = 128;
 const STREAMED_CHUNK: usize = 4096;
 /// Most bytes of outputs of such a call, which lie in memory until it has ended.
 const STREAMED_BYTES: u64 = 1 << 30;
-/// Less than this is not told: it fits everywhere, and is written in no time.
-const WORTH_TELLING: u64 = 100_000_000;
 /// What is left free on a disk.
 const SPARE_BYTES: u64 = 100_000_000;
 /// The longest caption: more is a wrong file, and would only be told after all before it were encoded.
@@ -101,7 +99,7 @@ pub fn encode_captions(
         })
     });
     let wanted = wanted.collect::<Result<Vec<_>, Error>>()?;
-    check_space(store, &wanted, monitor)?;
+    check_space(store, &wanted)?;
     wanted
         .iter()
         .map(|wanted| encode_for((base, wanted), store, &reader, &unique, options, monitor))
@@ -124,24 +122,11 @@ fn output_bytes(encoder: &TextEncoderPart, captions: &[Missing<'_>]) -> Result<u
     captions.par_iter().map(bytes).sum()
 }
 
-/// Tells what the store will grow by, and makes sure that there is room for it.
-fn check_space(store: &Store, wanted: &[Wanted<'_>], monitor: &dyn Monitor) -> Result<(), Error> {
+fn check_space(store: &Store, wanted: &[Wanted<'_>]) -> Result<(), Error> {
     let needed: u64 = wanted.iter().map(|wanted| wanted.bytes).sum();
     // Where the system does not tell, writing will.
     let free = fs4::available_space(store.path()).unwrap_or(u64::MAX);
-    has_room(store.path(), needed, free)?;
-    if needed >= WORTH_TELLING {
-        let parts = wanted.iter().filter(|wanted| wanted.bytes > 0);
-        let parts: Vec<String> = parts
-            .map(|w| format!("{} {}", w.encoder.slot, amount(w.bytes)))
-            .collect();
-        monitor.note(&format!(
-            "the captions to encode will take {} in the store ({})",
-            amount(needed),
-            parts.join(", ")
-        ));
-    }
-    Ok(())
+    has_room(store.path(), needed, free)
 }
 
 fn has_room(store: &Path, needed: u64, free: u64) -> Result<(), Error> {
@@ -155,7 +140,8 @@ fn has_room(store: &Path, needed: u64, free: u64) -> Result<(), Error> {
     })
 }
 
-fn amount(bytes: u64) -> String {
+/// `7.9 GB`
+pub(super) fn amount(bytes: u64) -> String {
     match bytes {
         1_000_000_000.. => format!("{:.1} GB", bytes as f64 / 1e9),
         _ => format!("{:.1} MB", bytes as f64 / 1e6),

@@ -2,6 +2,7 @@
 //! done.
 
 mod captions;
+mod missing;
 mod pictures;
 
 use std::path::{Path, PathBuf};
@@ -11,6 +12,7 @@ use candle_core::Device;
 use serde::Serialize;
 
 pub use captions::{CaptionStats, encode_captions, lost_text, read_text, tell_of_no_run, tokenize};
+pub use missing::{Missing, missing};
 pub use pictures::{PictureStats, encode_pictures, pixels};
 
 use crate::base_model::{self, BaseModel};
@@ -165,6 +167,7 @@ pub fn run(
     if captions.is_none() {
         texts = cache::captions(experiment, &items);
     }
+    missing::tell(&base, &store, &texts, &items, monitor)?;
     let embedded = encode_captions(&base, &store, &texts, options, monitor)?;
     let pictures = match only_captions {
         true => None,

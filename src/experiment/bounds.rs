@@ -32,7 +32,7 @@ const SIDE: i64 = 16_384;
 const LARGE: f64 = 1e6;
 
 /// The fields with numbers, without the place in a list, and what they may be.
-pub(super) const FIELDS: [(&str, Range); 41] = [
+pub(super) const FIELDS: [(&str, Range); 45] = [
     ("dataset.repeats", Whole(1, 100_000)),
     ("dataset.resolution", Whole(8, SIDE)),
     ("dataset.bucket_step", Whole(1, SIDE)),
@@ -40,6 +40,10 @@ pub(super) const FIELDS: [(&str, Range); 41] = [
     ("dataset.max_bucket", Whole(8, 2 * SIDE)),
     // Each crop is an entry of the store.
     ("dataset.crops", Whole(1, 64)),
+    ("dataset.keep_tags", Whole(0, 1000)),
+    ("dataset.tag_dropout", Below(0.0, 1.0)),
+    // Each is an entry of the store for each encoder.
+    ("dataset.caption_variants", Whole(2, 1000)),
     ("adapter.rank", Whole(1, 65_536)),
     ("adapter.alpha", Above(0.0, LARGE)),
     // Dropout of 1 would leave nothing to scale up.
@@ -79,6 +83,7 @@ pub(super) const FIELDS: [(&str, Range); 41] = [
     ("sample.steps", Whole(1, 10_000)),
     ("sample.guidance", Real(0.0, 1000.0)),
     ("sample.true_cfg", Real(0.0, 1000.0)),
+    ("sample.guidance_rescale", Real(0.0, 1.0)),
     ("sample.shift", Above(0.0, 1000.0)),
     ("sample.seed", Whole(0, EXACT)),
 ];

@@ -118,7 +118,36 @@ impl Dataset {
             let why = "expected `bucket = true` beside it: without buckets every picture is brought to the resolution";
             return wrong("no_upscale", why);
         }
+        self.check_tags()?;
         self.check_buckets(multiple)
+    }
+
+    /// Whether there are variants of its captions.
+    pub fn varies_tags(&self) -> bool {
+        self.shuffle_tags || self.tag_dropout > 0.0
+    }
+
+    fn check_tags(&self) -> Result<(), FieldProblem> {
+        let separator = self.keep_tags_separator.as_deref();
+        if separator.is_some_and(|text| text.trim().is_empty() || text.contains(',')) {
+            let why = "expected signs that no tag has, such as `|||`, and no comma, which separates all tags";
+            return wrong("keep_tags_separator", why);
+        }
+        if self.varies_tags() {
+            return Ok(());
+        }
+        let options = [
+            ("keep_tags", self.keep_tags > 0),
+            ("keep_tags_separator", separator.is_some()),
+            ("caption_variants", self.caption_variants.is_some()),
+        ];
+        match options.into_iter().find(|(_, set)| *set) {
+            None => Ok(()),
+            Some((field, _)) => wrong(
+                field,
+                "tags are neither shuffled nor left out: set `shuffle_tags = true` (or `tag_dropout`), or leave it out",
+            ),
+        }
     }
 
     fn check_buckets(&self, multiple: u32) -> Result<(), FieldProblem> {

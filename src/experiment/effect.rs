@@ -82,6 +82,10 @@ fn without_effect(raw: &Raw, settings: &Settings) -> Option<FieldProblem> {
         };
         return Some(("sample.negative_prompt", why.to_owned()));
     }
+    if sample.guidance_rescale > 0.0 && sample.guidance == 1.0 {
+        let why = "without classifier-free guidance nothing is rescaled: set `guidance` (or `true_cfg` of a guidance-distilled model) above 1, or leave it out";
+        return Some(("sample.guidance_rescale", why.to_owned()));
+    }
     of_timesteps(&raw.train, settings).or_else(|| of_training(raw))
 }
 

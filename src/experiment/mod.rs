@@ -32,7 +32,7 @@ pub use raw::{
 };
 pub use settings::{
     AdapterSettings, DatasetSettings, ModelSettings, SampleOverrides, SampleSettings, Settings,
-    StartSettings, TrainLength, TrainSettings,
+    StartSettings, TagSettings, TrainLength, TrainSettings,
 };
 pub use text_file::{prompt_lines, read_text};
 

@@ -41,7 +41,9 @@ impl Experiment {
         let prediction = model
             .prediction
             .map_or(of_flavor.prediction, Prediction::from);
-        let zero_terminal_snr = model.zero_terminal_snr.unwrap_or(false);
+        // A flavor's schedule ends in pure noise because of what it predicts.
+        let of_flavor_too = prediction == of_flavor.prediction && of_flavor.zero_terminal_snr;
+        let zero_terminal_snr = model.zero_terminal_snr.unwrap_or(of_flavor_too);
         if zero_terminal_snr && prediction == Prediction::Epsilon {
             let why = "a model that predicts noise learns nothing from pure noise; set `prediction = \"v\"` if the model was trained so";
             return Err(self.wrong("model.zero_terminal_snr", why.to_owned()));

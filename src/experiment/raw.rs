@@ -207,6 +207,23 @@ pub struct Dataset {
     /// Whether captions may be empty, and pictures without one count as having an empty one.
     #[serde(default)]
     pub allow_empty_captions: bool,
+    /// Whether captions are lists of tags, separated by commas, of which there are variants with the tags in other orders. Each is
+    /// encoded like any caption; a step uses one of them, drawn from the seed.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub shuffle_tags: bool,
+    /// So many first tags of a caption stay where they are (kohya's `keep_tokens`).
+    #[serde(default, skip_serializing_if = "is_nothing")]
+    pub keep_tags: usize,
+    /// What stands in a caption after the tags that are kept, such as `|||`, instead of their number; after a second one all tags
+    /// are kept too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keep_tags_separator: Option<String>,
+    /// Probability with which a tag that is not kept is left out of a variant.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub tag_dropout: f64,
+    /// How many variants of each caption there are, the caption in its own order included; the default is 8.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub caption_variants: Option<u32>,
     /// What every bucket has about the area of: a square of this side in px, or `[width, height]`.
     #[serde(default = "resolution")]
     pub resolution: Resolution,
@@ -291,6 +308,10 @@ pub struct Sample {
     pub guidance: Option<f64>,
     /// Scale of classifier-free guidance for a guidance-distilled model, at twice the time; the default is none.
     pub true_cfg: Option<f64>,
+    /// How far classifier-free guidance is kept from widening what is predicted, 0 (not at all) to 1: against the glaring colors of
+    /// models whose noise schedule ends in pure noise.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub guidance_rescale: f64,
     /// Shift of a flow's noise levels, a number or `resolution`; the default is the flavor's.
     pub shift: Option<Shift>,
     /// What the start noise derives from.
@@ -303,6 +324,18 @@ fn reference() -> String {
 
 fn f32_precision() -> Precision {
     Precision::F32
+}
+
+fn is_false(flag: &bool) -> bool {
+    !flag
+}
+
+fn is_nothing(number: &usize) -> bool {
+    *number == 0
+}
+
+fn is_zero(number: &f64) -> bool {
+    *number == 0.0
 }
 
 fn one() -> u32 {

@@ -17,6 +17,9 @@ use crate::recipe::spec::Dtype;
 /// scale.
 const TRAINING_GUIDANCE: f64 = 1.0;
 
+/// Enough that a caption's order is seldom the same twice in a row, and few enough to keep.
+const CAPTION_VARIANTS: u32 = 8;
+
 /// The base model and its recipe, which need no flavor to be told.
 #[derive(Clone, Debug)]
 pub struct ModelSettings {
@@ -60,6 +63,8 @@ pub struct DatasetSettings {
     pub default_caption: Option<String>,
     /// Whether captions may be empty, and pictures without one count as having an empty one.
     pub allow_empty_captions: bool,
+    /// The variants of its captions, if it has some.
+    pub tags: Option<TagSettings>,
     /// The size whose area every bucket has about.
     pub resolution: Size,
     /// Whether there are other buckets than the resolution.
@@ -76,6 +81,21 @@ pub struct DatasetSettings {
     pub crops: u32,
     /// Whether each crop is also there mirrored.
     pub flip: bool,
+}
+
+/// Variants of captions that are lists of tags.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TagSettings {
+    /// How many there are of a caption, itself included.
+    pub variants: u32,
+    /// Whether tags are shuffled.
+    pub shuffle: bool,
+    /// So many first tags are neither shuffled nor left out.
+    pub keep: usize,
+    /// What stands after the kept tags instead, and once more before kept ones at the end.
+    pub separator: Option<String>,
+    /// Probability with which a tag is left out.
+    pub dropout: f64,
 }
 
 /// The sections that depend on the flavor.
@@ -192,6 +212,8 @@ pub struct SampleSettings {
     pub steps: usize,
     /// Scale of classifier-free guidance; 1 is none.
     pub guidance: f64,
+    /// How far each guided prediction is brought back to the spread of the conditional one, 0 to 1.
+    pub guidance_rescale: f64,
     /// The guidance embedding's input, where the denoiser has one.
     pub embedded_guidance: Option<f64>,
     /// Shift of a flow's noise levels.
@@ -343,6 +365,13 @@ impl Experiment {
             caption_extension: set.caption_extension.clone(),
             default_caption: set.default_caption.clone(),
             allow_empty_captions: set.allow_empty_captions,
+            tags: set.varies_tags().then(|| TagSettings {
+                variants: set.caption_variants.unwrap_or(CAPTION_VARIANTS),
+                shuffle: set.shuffle_tags,
+                keep: set.keep_tags,
+                separator: set.keep_tags_separator.clone(),
+                dropout: set.tag_dropout,
+            }),
             resolution: Size { width, height },
             bucket: set.bucket,
             bucket_step_px: set.bucket_step,
@@ -424,6 +453,7 @@ impl Experiment {
             sampler: sample.sampler.unwrap_or(flavor.sampler),
             steps: sample.steps.unwrap_or(flavor.steps as usize),
             guidance,
+            guidance_rescale: sample.guidance_rescale,
             embedded_guidance,
             shift: sample.shift.unwrap_or(flavor.shift),
             spacing: flavor.spacing,

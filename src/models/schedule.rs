@@ -102,6 +102,7 @@ impl Schedule {
             for claim in metadata(&weights, path)? {
                 said.merge(claim, path)?;
             }
+            said.merge(kohya(&weights, path)?, path)?;
             let yaml = path.with_extension("yaml");
             if path.is_file() && yaml.is_file() {
                 said.merge(yaml_beside(&yaml)?, &yaml)?;
@@ -232,6 +233,38 @@ fn metadata(weights: &Weights, path: &Path) -> Result<Vec<Schedule>, Error> {
         ));
     }
     Ok(found)
+}
+
+/// Metadata of files that kohya's scripts and their like made.
+fn kohya(weights: &Weights, path: &Path) -> Result<Schedule, Error> {
+    let flag = |key: &str| {
+        let value = weights.metadata(key).unwrap_or_default().trim();
+        let value = match value.to_ascii_lowercase().as_str() {
+            // Python's word for what was left open.
+            "" | "none" => return Ok(None),
+            "true" => true,
+            "false" => false,
+            _ => {
+                let found = shown::text(value);
+                let what = format!("`{key}`: expected True or False, found `{found}`; {REMEDY}");
+                return Err(wrong(path, what));
+            }
+        };
+        let place = place(format_args!("`{key}`"), path);
+        Ok(Some(Said { value, place }))
+    };
+    let prediction = flag("ss_v_parameterization")?.map(|said| Said {
+        value: match said.value {
+            true => Prediction::Velocity,
+            false => Prediction::Epsilon,
+        },
+        place: said.place,
+    });
+    Ok(Schedule {
+        prediction,
+        zero_terminal_snr: flag("ss_zero_terminal_snr")?,
+        shift: None,
+    })
 }
 
 fn predicts(prediction: Prediction, field: impl fmt::Display, path: &Path) -> Schedule {

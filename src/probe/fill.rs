@@ -5,10 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::Error;
 use super::choice::ComparedRecipes;
 use super::measure::Subject;
-use crate::base_model::TextEncoderPart;
 use crate::encode::{self, EncodeOptions, encode_captions};
 use crate::monitor::Monitor;
-use crate::recipe::spec::caption_entry;
 use crate::store::Store;
 
 /// Encodes what is missing, and says beforehand how much that is.
@@ -28,13 +26,12 @@ pub(super) fn captions(
     }
     let specs: Vec<_> = parts.keys().copied().collect();
     let reader = store.reader_of(&specs)?;
+    let texts: Vec<&str> = captions.iter().map(String::as_str).collect();
     let (mut entries, mut bytes) = (0u64, 0u64);
-    for (spec, part) in &parts {
-        let lacks = |c: &&String| !reader.contains(spec, &caption_entry(spec, c));
-        for caption in captions.iter().filter(lacks) {
-            entries += 1;
-            bytes += entry_bytes(part, caption)?;
-        }
+    for part in parts.values() {
+        let missing = encode::missing(part, &reader, &texts)?;
+        entries += missing.entries;
+        bytes += missing.bytes;
     }
     monitor.note(&format!(
         "{} recipes, {} captions; to encode: {entries} embeddings, about {:.1} MB in the store{}",
@@ -50,10 +47,4 @@ pub(super) fn captions(
         encode_captions(&recipe.base, store, &captions, options, monitor)?;
     }
     Ok(())
-}
-
-/// What a caption's entry takes.
-fn entry_bytes(part: &TextEncoderPart, caption: &str) -> Result<u64, Error> {
-    let tokens = encode::tokenize(part, caption)?;
-    Ok(part.entry_bytes(&tokens))
 }

@@ -37,10 +37,12 @@ pub fn files() -> Vec<RecipeFile> {
             })
         })
         .collect();
-    // The others are told by what differs from the reference, which must be known before them.
+    // The others are told by what differs from the reference, or from one whose name theirs begins with, which must be known
+    // before them.
     files.sort_by_cached_key(|file| {
-        let (folder, name) = file.path.rsplit_once('/').unwrap_or_default();
-        (folder.to_owned(), name != "reference.toml", name.to_owned())
+        let path = file.path.strip_suffix(".toml").unwrap_or(&file.path);
+        let (folder, name) = path.rsplit_once('/').unwrap_or_default();
+        (folder.to_owned(), name != "reference", name.to_owned())
     });
     files
 }

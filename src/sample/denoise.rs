@@ -6,7 +6,7 @@ use image::RgbImage;
 
 use crate::autograd::Tape;
 use crate::cache::{Conditioning, batch};
-use crate::diffusion::{Process, Sampler, SamplerRun, Spacing, guide};
+use crate::diffusion::{Process, Sampler, SamplerRun, Spacing, guide, rescale_guided};
 use crate::lora::Bound;
 use crate::models::{self, ConditioningTensors, Denoiser};
 use crate::rng::{Rng, Stream};
@@ -25,6 +25,8 @@ pub struct SampleOptions {
     pub steps: usize,
     /// Scale of classifier-free guidance; 1 is none.
     pub guidance: f64,
+    /// How far each guided prediction is brought back to the spread of the conditional one, 0 to 1.
+    pub guidance_rescale: f64,
     /// The guidance embedding's input, where the denoiser has one.
     pub embedded_guidance: Option<f64>,
     /// Shift of a flow's noise levels.
@@ -109,7 +111,11 @@ pub fn sample_from(
             Some(unconditional) => {
                 let (with, without) =
                     model.predict_both(&latents, timestep, conditional, unconditional)?;
-                guide(&without, &with, options.guidance)?
+                let guided = guide(&without, &with, options.guidance)?;
+                match options.guidance_rescale {
+                    0.0 => guided,
+                    rescale => rescale_guided(&guided, &with, rescale)?,
+                }
             }
         };
         let noise = || step_noise(&latents, options, i);

@@ -20,6 +20,7 @@ pub fn options(base: &BaseModel) -> SampleOptions {
         sampler: settings.sampler,
         steps: settings.steps,
         guidance: settings.guidance,
+        guidance_rescale: settings.guidance_rescale,
         embedded_guidance: settings.embedded_guidance,
         spacing: settings.spacing,
         shift: (settings.shift).at(geometry.tokens(geometry.latents(pixels))),

@@ -198,6 +198,7 @@ fn a_video_is_sampled_from_noise_of_its_own_shape() {
         sampler: Sampler::Euler,
         steps: 2,
         guidance: 3.0,
+        guidance_rescale: 0.0,
         embedded_guidance: None,
         shift: 1.0,
         spacing: Spacing::Even,

@@ -74,6 +74,9 @@ pub(super) fn training(
             keys.insert("modelspec.prediction_type", prediction);
             let zero = python(settings.process.zero_terminal_snr);
             keys.insert("ss_zero_terminal_snr", zero);
+            // No script of kohya's writes it, and others read it.
+            let velocity = settings.process.prediction == Prediction::Velocity;
+            keys.insert("ss_v_parameterization", python(velocity));
         }
     }
     keys.into_iter().map(|(k, v)| (k.to_owned(), v)).collect()
@@ -109,8 +112,9 @@ fn folders(set: &TrainingSet<'_>) -> Folders {
         // Two data sets may share a folder's name; the format has one number for both.
         folder.repeats = folder.repeats.max(item.repeats);
         folder.pictures += 1;
-        let tags = item.captions.iter().flat_map(|caption| caption.split(','));
-        for tag in tags.map(str::trim) {
+        // Of variants of a caption, the first has all its tags.
+        let first = item.captions.first().map_or("", String::as_str);
+        for tag in first.split(',').map(str::trim) {
             if !tag.is_empty() {
                 *folder.tags.entry(tag).or_default() += 1;
             }

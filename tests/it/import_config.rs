@@ -185,6 +185,37 @@ fn the_table_has_every_setting_of_the_file() {
     assert_eq!(rows("ai-toolkit/flux-text-encoders.yaml"), settings.count());
 }
 
+/// What a training of NoobAI's v-prediction model asks for, and what it forgot.
+#[test]
+fn v_prediction_tags_and_long_captions_of_kohya_are_taken_over() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let config = "pretrained_model_name_or_path = \"noobaiXLNAIXL_vPred10Version.safetensors\"\n\
+        network_module = \"networks.lora\"\nv_parameterization = true\nmax_token_length = 150\n\
+        shuffle_caption = true\nkeep_tokens_separator = \"|||\"\ncaption_tag_dropout_rate = 0.1\n\
+        train_data_dir = \"pictures\"\nmax_train_steps = 9\noutput_dir = \"out\"\n";
+    std::fs::write(folder.path().join("a.toml"), config).expect("written");
+    let args = [
+        "import",
+        "config",
+        "a.toml",
+        "--from",
+        "kohya",
+        "--keep-recipe",
+    ];
+    let said = plumb(folder.path(), &args).stdout;
+    for line in [
+        "flavor = \"noobai-vpred-1.0\"",
+        "prediction = \"v\" # v_parameterization",
+        "zero_terminal_snr = false # kohya's default",
+        "clip_g.tokens.chunks = 2 # max_token_length",
+        "shuffle_tags = true # shuffle_caption",
+        "keep_tags_separator = \"|||\"",
+        "tag_dropout = 0.1",
+    ] {
+        assert!(said.contains(line), "{line} is not in\n{said}");
+    }
+}
+
 #[test]
 fn wrong_inputs_are_refused_in_one_line_that_says_what_to_do() {
     let folder = tempfile::tempdir().expect("a folder");

@@ -58,6 +58,7 @@ mod store_model;
 mod store_promises;
 mod store_reading;
 mod store_util;
+mod tags;
 mod tidy;
 mod tiny_pipelines;
 mod tiny_world;

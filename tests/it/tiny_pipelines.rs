@@ -152,3 +152,67 @@ fn flux_is_what_its_pipeline_makes() {
 fn sdxl_is_what_its_pipeline_makes() {
     SDXL.check();
 }
+
+/// 20 steps from pure noise, with the flavor's own sampler and rescaled guidance: what `sdxl_vpred` of the script does.
+#[test]
+fn v_prediction_from_pure_noise_is_what_its_pipeline_makes() {
+    let kind = Kind {
+        flavor: "noobai-vpred-1.0",
+        ..SDXL
+    };
+    let world = kind.world();
+    world.edit("]\nsteps = 8", "]\nguidance_rescale = 0.2\nsteps = 20");
+    world.edit(
+        "[recipe]",
+        "[model.files]\nscheduler = \"scheduler.json\"\n[recipe]",
+    );
+    let scheduler = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/assets/tiny-sdxl/scheduler/scheduler_config.json"
+    );
+    let scheduler = std::fs::read_to_string(scheduler).expect("the asset");
+    let scheduler = scheduler
+        .replace("\"epsilon\"", "\"v_prediction\"")
+        .replace(
+            "\"rescale_betas_zero_snr\": false",
+            "\"rescale_betas_zero_snr\": true",
+        );
+    world.write("scheduler.json", &scheduler);
+    let (_, captions) = SDXL.golden();
+    let path = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/tests/golden/tiny_sdxl_vpred.safetensors"
+    );
+    let golden = candle_core::safetensors::load(path, &Device::Cpu).expect("the golden");
+    let experiment = Experiment::open(&world.path("exp.toml"), &Default::default()).expect("valid");
+    let mut memo = DigestMemo::open(&world.path("memo.json"));
+    let base = BaseModel::open(&experiment, &mut memo).expect("the bundled model");
+    let store = Store::open_or_create(&world.path("store")).expect("a store");
+    let options = EncodeOptions {
+        device: Device::Cpu,
+        kernels: Kernels::NONE,
+        resident_limit_bytes: u64::MAX,
+        wait: std::time::Duration::ZERO,
+    };
+    encode_captions(&base, &store, &captions, &options, &Silent).expect("encoded");
+    let source = ModelCache::open(&base, &store).expect("a store");
+    let denoiser = base
+        .denoiser
+        .load(&Placement::default())
+        .expect("the denoiser");
+    let latents = sample_from(
+        denoiser.as_ref(),
+        &Bound::none(),
+        golden["noise"].clone(),
+        &conditioning(&source, &captions[0]),
+        Some(&without_caption(&source)),
+        &previews::options(&base),
+        &|| (),
+    );
+    close(
+        "latents",
+        &latents.expect("sampled"),
+        &golden["latents"],
+        1e-3,
+    );
+}

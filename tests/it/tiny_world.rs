@@ -194,6 +194,7 @@ fn conditioning_latents_prediction_and_samples_are_those_of_diffusers() {
         sampler: base.flavor.sampler,
         steps: 8,
         guidance: 3.5,
+        guidance_rescale: 0.0,
         shift,
         size_conditioning: false,
         embedded_guidance: None,

@@ -264,6 +264,41 @@ fn options_of_another_kind_of_model_are_refused_by_name() {
 #[test]
 fn twenty_steps_lose_what_they_lose_in_diffusers_and_peft() {
     let golden = Golden::read("unet_world.safetensors");
+    let numbers = |name: &str| golden.get(name).to_vec1::<f32>().expect("numbers");
+    let process = Process::new(Prediction::Epsilon);
+    check_curve(
+        &golden,
+        process,
+        Some(5.0),
+        &numbers("timesteps"),
+        &numbers("losses"),
+    );
+}
+
+/// The same for v-prediction along a schedule that ends in pure noise, a step there included: `tools/goldens/unet_vpred.py`.
+#[test]
+fn twenty_steps_of_v_prediction_with_pure_noise_too() {
+    let golden = Golden::read("unet_world.safetensors");
+    let path =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/unet_world_vpred.safetensors");
+    let curve = candle_core::safetensors::load(path, &Device::Cpu).expect("tensors");
+    let numbers = |name: &str| curve[name].to_vec1::<f32>().expect("numbers");
+    let process = Process {
+        prediction: Prediction::Velocity,
+        zero_terminal_snr: true,
+    };
+    let timesteps = numbers("timesteps");
+    assert!(timesteps.contains(&999.0));
+    check_curve(&golden, process, None, &timesteps, &numbers("losses"));
+}
+
+fn check_curve(
+    golden: &Golden,
+    process: Process,
+    min_snr_gamma: Option<f64>,
+    steps: &[f32],
+    losses: &[f32],
+) {
     let folder = tempfile::tempdir().expect("a folder");
     golden.write(folder.path());
     let family = models::family("sdxl").expect("a family");
@@ -292,11 +327,9 @@ fn twenty_steps_lose_what_they_lose_in_diffusers_and_peft() {
         &Device::Cpu,
     )
     .expect("a state");
-    let numbers = |name: &str| golden.get(name).to_vec1::<f32>().expect("numbers");
-    let (steps, losses) = (numbers("timesteps"), numbers("losses"));
     assert_eq!(losses.len(), 20);
-    for (i, (timestep, expected)) in steps.into_iter().zip(losses).enumerate() {
-        let batch = denoiser_batch(&golden, i, f64::from(timestep));
+    for (i, (&timestep, &expected)) in steps.iter().zip(losses).enumerate() {
+        let batch = denoiser_batch(golden, process, min_snr_gamma, (i, f64::from(timestep)));
         let gradient = values.zeros_like().expect("zeros");
         let pass = Pass {
             denoiser: denoiser.as_ref(),
@@ -322,8 +355,12 @@ fn twenty_steps_lose_what_they_lose_in_diffusers_and_peft() {
 }
 
 /// What step `i` of the curve sees.
-fn denoiser_batch(golden: &Golden, i: usize, timestep: f64) -> DenoiserBatch {
-    let process = Process::new(Prediction::Epsilon);
+fn denoiser_batch(
+    golden: &Golden,
+    process: Process,
+    min_snr_gamma: Option<f64>,
+    (i, timestep): (usize, f64),
+) -> DenoiserBatch {
     let levels = [process.level((timestep + 0.5) / 1000.0)];
     let latents = golden.get("latents");
     let noise = golden.get("noises").narrow(0, i, 1).expect("a noise");
@@ -337,7 +374,7 @@ fn denoiser_batch(golden: &Golden, i: usize, timestep: f64) -> DenoiserBatch {
         target: process.target(&latents, &noise, &levels).expect("a target"),
         sigmas: number(&|level| level.sigma),
         timesteps: number(&|level| level.timestep),
-        weights: number(&|level| process.weight(level, LossWeighting::None, Some(5.0))),
+        weights: number(&|level| process.weight(level, LossWeighting::None, min_snr_gamma)),
         conditioning,
         share: 1.0,
         latents,

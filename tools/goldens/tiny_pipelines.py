@@ -1,6 +1,6 @@
 """What diffusers' own pipelines make of the bundled miniatures of FLUX.1 and SDXL, for our end-to-end comparison.
 
-    python tools/goldens/tiny_pipelines.py      # reads assets/, writes tests/golden/tiny_{flux,sdxl}.safetensors
+    python tools/goldens/tiny_pipelines.py      # reads assets/, writes tests/golden/tiny_{flux,sdxl,sdxl_vpred}.safetensors
 
 The pipelines are opened afresh (f16 weights, computed in f32), encode the captions, and sample the first of them from
 given noise. Nothing of ours takes part. That of SD3 is `tiny_sd3.py`, which follows the authors' recipe instead.
@@ -12,7 +12,7 @@ from pathlib import Path
 import diffusers
 import torch
 import transformers
-from diffusers import FluxPipeline, StableDiffusionXLPipeline
+from diffusers import EulerDiscreteScheduler, FluxPipeline, StableDiffusionXLPipeline
 from safetensors.torch import save_file
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -63,10 +63,22 @@ def sdxl():
     return said | {"noise": noise, "latents": latents, "pixels": pixels_of(pipeline, latents)}
 
 
+def sdxl_vpred():
+    """As NoobAI's v-prediction models are sampled: pure noise first, and guidance rescaled."""
+    pipeline = open_pipeline(StableDiffusionXLPipeline, "tiny-sdxl")
+    changes = dict(prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing")
+    pipeline.scheduler = EulerDiscreteScheduler.from_config(pipeline.scheduler.config, **changes)
+    noise = torch.randn(1, 4, SIDE // 8, SIDE // 8)
+    made = pipeline(
+        CAPTIONS[0], height=SIDE, width=SIDE, num_inference_steps=20, guidance_scale=GUIDANCE, guidance_rescale=0.2, latents=noise, output_type="latent"
+    )
+    return {"noise": noise, "latents": made.images}
+
+
 @torch.no_grad()
 def main() -> None:
     torch.set_num_threads(1)
-    for name, make in (("flux", flux), ("sdxl", sdxl)):
+    for name, make in (("flux", flux), ("sdxl", sdxl), ("sdxl_vpred", sdxl_vpred)):
         torch.manual_seed(0)
         about = {"script": "tools/goldens/tiny_pipelines.py", "captions": json.dumps(CAPTIONS), "steps": str(STEPS), "guidance": str(GUIDANCE)}
         about |= {m.__name__: m.__version__ for m in (torch, transformers, diffusers)}

@@ -110,14 +110,22 @@ fn list(ui: &Ui) -> CommandResult {
     ui.report(&listings, &text)
 }
 
-/// How many tokens each encoder gets: `clip_l 77, t5 77+`.
+/// How many tokens each encoder gets: `clip_l 77, t5 77+`; those of joined windows (`chunks`) share a start and an end.
 fn lengths(recipe: &Recipe) -> String {
     let length = |e: &plumb::recipe::EncoderRecipe| {
         let tokens = &e.rules.tokens;
+        let windows = tokens.of_kind.get("chunks");
+        let joined = windows.and_then(serde_json::Value::as_u64).unwrap_or(1) as usize;
+        let whole = match windows {
+            Some(windows) if windows.is_string() => " a window",
+            _ => "",
+        };
         let count = match tokens.max_tokens {
             None => format!("{}+", tokens.min_tokens),
-            Some(most) if most == tokens.min_tokens => most.to_string(),
-            Some(most) => format!("{}-{most}", tokens.min_tokens),
+            Some(most) if most == tokens.min_tokens => {
+                (most.saturating_sub(2) * joined + 2).to_string()
+            }
+            Some(most) => format!("{}-{most}{whole}", tokens.min_tokens),
         };
         format!("{} {count}", e.slot)
     };

@@ -6,6 +6,7 @@ use super::memory::{self, Memory, NetworkMemory};
 use super::part::{self, StoredNetwork};
 use super::{Kind, Report, reasons};
 use crate::base_model::needed_files;
+use crate::diffusion::Prediction;
 use crate::experiment::FileMap;
 use crate::models::schedule::{is_marker, shift_word, word};
 use crate::models::{self, Components, Flavor, OpenedDenoiser};
@@ -64,7 +65,8 @@ impl Candidate {
         &self.denoiser.components
     }
 
-    fn report(self, path: &Path) -> Report {
+    fn report(mut self, path: &Path) -> Report {
+        self.leave_out_contradicted();
         let mut report = Report::of(path, Kind::Model);
         let family = self.denoiser.family.name;
         report.family = Some(family);
@@ -100,7 +102,16 @@ impl Candidate {
         report
     }
 
-    /// The reference recipes of the flavors that it may be.
+    /// Leaves out flavors of v-prediction where the model says that it predicts noise.
+    fn leave_out_contradicted(&mut self) {
+        let said = self.denoiser.schedule(None).ok().and_then(|s| s.prediction);
+        if said.is_some_and(|said| said.value == Prediction::Epsilon) {
+            let is_other = |flavor: &&Flavor| flavor.process.prediction == Prediction::Velocity;
+            self.flavors.retain(|flavor| !is_other(flavor));
+        }
+    }
+
+    /// The reference recipes of the flavors that it may be, each of different rules once.
     fn recipes(&self) -> Vec<Recipe> {
         // With tensors missing any flavor is possible: all recipes of the family are named.
         let flavors: Vec<&Flavor> = match self.flavors.is_empty() {
@@ -111,7 +122,14 @@ impl Candidate {
             let name = RecipeName::reference(self.denoiser.family.name, flavor.name);
             Recipe::shipped(&name).ok()
         };
-        flavors.into_iter().filter_map(shipped).collect()
+        let mut seen = Vec::new();
+        let mut recipes: Vec<Recipe> = flavors.into_iter().filter_map(shipped).collect();
+        recipes.retain(|recipe| {
+            let is_new = !seen.contains(&recipe.fingerprint());
+            seen.push(recipe.fingerprint());
+            is_new
+        });
+        recipes
     }
 
     fn denoiser(&self, report: &mut Report) {

@@ -109,6 +109,16 @@ fn single_files_say_it_by_tensors_metadata_and_a_yaml() {
                 "{key} {value}"
             );
         }
+        let kohya = [
+            ("ss_v_parameterization", "True"),
+            ("ss_zero_terminal_snr", "True"),
+        ];
+        assert_eq!(said(&[], &kohya, None), (V, Some(true)));
+        let kohya = [
+            ("ss_v_parameterization", "False"),
+            ("ss_zero_terminal_snr", "None"),
+        ];
+        assert_eq!(said(&[], &kohya, None), (EPSILON, None));
         let yaml = "model:\n  params:\n    parameterization: \"v\"  # as trained\n";
         assert_eq!(said(&[], &[], Some(yaml)), (V, None));
         let sgm =
@@ -141,6 +151,9 @@ fn edm_and_contradictions_are_refused_by_name() {
         &[(key, "x0")],
         "`modelspec.predict_key`: expected epsilon or v, found `x0`",
     );
+    refused(&["v_pred"], &[("ss_v_parameterization", "False")], why);
+    let odd = "`ss_zero_terminal_snr`: expected True or False, found `maybe`";
+    refused(&[], &[("ss_zero_terminal_snr", "maybe")], odd);
     refused(
         &["ztsnr"],
         &[(key, "epsilon")],

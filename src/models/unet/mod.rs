@@ -2,6 +2,7 @@
 //! UNet of residual blocks and transformers, with other numbers.
 //!
 //! - `architecture`: the network's numbers, from a config or from shapes
+//! - `flavors`: SDXL and the large fine-tunes of it
 //! - `names`: diffusers' and the original code's naming of its weights
 //! - `layers`, `network`: the network
 //!
@@ -9,6 +10,7 @@
 
 mod activations;
 mod architecture;
+mod flavors;
 mod layers;
 mod lora_names;
 mod names;
@@ -53,24 +55,10 @@ const CACHES: CacheNames = CacheNames {
     },
 };
 
-/// SDXL. Steps and guidance as in diffusers' pipeline; the sampler is the one its files name.
+/// SDXL, with the fine-tunes that are bases themselves.
 pub const SDXL: Family = Family {
     name: "sdxl",
-    flavors: &[Flavor {
-        name: "base-1.0",
-        process: NOISE,
-        sampler: Sampler::Euler,
-        size_conditioning: true,
-        shift: Shift::Fixed(1.0),
-        spacing: Spacing::Trained,
-        steps: 50,
-        guidance: 5.0,
-        embedded_guidance: None,
-        resolution_px: 1024,
-        architecture: "stable-diffusion-xl-v1-base",
-        base_version: "sdxl_base_v1-0",
-        caution: None,
-    }],
+    flavors: flavors::SDXL,
     presets: &[
         ATTENTION,
         ATTENTION_MLP,
