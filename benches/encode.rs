@@ -14,7 +14,7 @@ use plumb::nn::weights::Weights;
 use plumb::text::activation::Activation;
 use plumb::text::clip::{ClipForward, ClipTextArchitecture, ClipTextNetwork, PooledRule};
 use plumb::text::spec::EncoderMask;
-use plumb::text::t5::{PadRows, T5EncoderArchitecture, T5Forward, T5Network};
+use plumb::text::t5::{PadRows, T5EncoderArchitecture, T5Forward, T5Mask, T5Network};
 use plumb::text::tokenizer::Tokens;
 use plumb::text::{Encoded, Network, Residency, TextEncoder};
 use rayon::prelude::*;
@@ -111,8 +111,8 @@ fn benches() -> Vec<Bench> {
             relative_attention_max_distance: 128,
         };
         let (mask, pad_rows) = match masked {
-            true => (EncoderMask::Pads, PadRows::Drop),
-            false => (EncoderMask::None, PadRows::Keep),
+            true => (T5Mask::Pads, PadRows::Drop),
+            false => (T5Mask::None, PadRows::Keep),
         };
         Bench {
             name,

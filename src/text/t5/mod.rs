@@ -30,7 +30,7 @@ use super::{
 use crate::nn::weights::Weights;
 
 pub use architecture::T5EncoderArchitecture;
-pub use rules::{PadRows, T5Forward};
+pub use rules::{PadRows, T5Forward, T5Mask};
 
 /// The kind `t5_encoder`.
 #[derive(Debug)]
