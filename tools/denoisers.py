@@ -59,7 +59,7 @@ def predict(transformer, latents, timesteps, context, pooled, guidance=None, tim
         given |= dict(pooled_projections=pooled, guidance=guidance)
     elif token_counts is not None:
         # Booleans: attention adds what is a number to its scores.
-        seen = torch.arange(context.shape[1])[None] < token_counts[:, None]
+        seen = torch.arange(context.shape[1])[None] < token_counts.long()[:, None]
         given["attention_mask"] = torch.cat([seen, torch.ones(b, i * j, dtype=torch.bool)], dim=1)
     out = transformer(
         hidden_states=latents.view(b, c, i, 2, j, 2).permute(0, 2, 4, 1, 3, 5).reshape(b, i * j, c * 4),
