@@ -32,30 +32,38 @@ def pipeline(transformer):
     kind, parts = {
         "SD3Transformer2DModel": (diffusers.StableDiffusion3Pipeline, ["", "_2", "_3"]),
         "FluxTransformer2DModel": (diffusers.FluxPipeline, ["", "_2"]),
+        "ChromaTransformer2DModel": (diffusers.ChromaPipeline, [""]),
     }[type(transformer).__name__]
     absent = {f"{what}{part}": None for what in ("text_encoder", "tokenizer") for part in parts}
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
     return kind(transformer=transformer, scheduler=scheduler, vae=None, **absent)
 
 
-def predict(transformer, latents, timesteps, context, pooled, guidance=None, time_ids=None):
-    """The prediction for latents [b, c, h, w] at timesteps of 0 to 1000."""
+def predict(transformer, latents, timesteps, context, pooled, guidance=None, time_ids=None, token_counts=None):
+    """The prediction for latents [b, c, h, w] at timesteps of 0 to 1000. `token_counts`: rows of each context that Chroma sees; the
+    other classes have no mask."""
     if component(transformer) == "unet":
         added = None if time_ids is None else {"text_embeds": pooled, "time_ids": time_ids}
         return transformer(latents, timesteps, context, added_cond_kwargs=added, return_dict=False)[0]
-    given = dict(encoder_hidden_states=context, pooled_projections=pooled, return_dict=False)
-    if type(transformer).__name__ != "FluxTransformer2DModel":
-        return transformer(hidden_states=latents, timestep=timesteps, **given)[0]
+    given = dict(encoder_hidden_states=context, return_dict=False)
+    kind = type(transformer).__name__
+    if kind not in ("FluxTransformer2DModel", "ChromaTransformer2DModel"):
+        return transformer(hidden_states=latents, timestep=timesteps, pooled_projections=pooled, **given)[0]
     # As FluxPipeline does: 2 x 2 patches packed before, unpacked after, ids of rows and columns, times of 0 to 1.
     b, c, h, w = latents.shape
     i, j = h // 2, w // 2
     ids = torch.zeros(i, j, 3)
     ids[..., 1] += torch.arange(i)[:, None]
     ids[..., 2] += torch.arange(j)[None, :]
+    if kind == "FluxTransformer2DModel":
+        given |= dict(pooled_projections=pooled, guidance=guidance)
+    elif token_counts is not None:
+        # Booleans: attention adds what is a number to its scores.
+        seen = torch.arange(context.shape[1])[None] < token_counts.long()[:, None]
+        given["attention_mask"] = torch.cat([seen, torch.ones(b, i * j, dtype=torch.bool)], dim=1)
     out = transformer(
         hidden_states=latents.view(b, c, i, 2, j, 2).permute(0, 2, 4, 1, 3, 5).reshape(b, i * j, c * 4),
         timestep=timesteps / 1000,
-        guidance=guidance,
         img_ids=ids.reshape(-1, 3),
         txt_ids=torch.zeros(context.shape[1], 3),
         **given,

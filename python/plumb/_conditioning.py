@@ -41,7 +41,7 @@ class Conditioning:
     mask: Any | None
     """[tokens], bool: True for rows that the denoiser sees. None where the recipe has none: then pads are attended to."""
     token_count: int | None
-    """Rows before the pads, where there is a mask."""
+    """Rows that the denoiser sees, the first so many, where there is a mask."""
     encoders: Mapping[str, EncoderOutput]
     """What each encoder made, by its slot."""
 
@@ -63,10 +63,10 @@ def assemble(recipe: Recipe, outputs: Mapping[str, EncoderOutput]) -> Conditioni
     context = np.concatenate(rows, axis=0)
     count = None
     # A recipe that masks pads has one group.
-    if recipe.masks_pads and len(recipe.context) == 1:
+    if recipe.mask != "none" and len(recipe.context) == 1:
         counts = [outputs[slot].token_count for slot in recipe.context[0] if slot in outputs]
         # Encoders side by side share rows: a row is a pad where it is one of all.
-        count = min(max(counts), len(context))
+        count = min(max(counts) + (recipe.mask == "pads_but_one"), len(context))
     return Conditioning(
         context=context,
         pooled=np.concatenate(pooled) if pooled else np.zeros(0, np.float32),

@@ -39,8 +39,8 @@ class Recipe:
     """Slots whose pooled vectors are joined."""
     zeroed: frozenset[str]
     """Slots whose pads become zeros."""
-    masks_pads: bool
-    """Whether the denoiser gets a mask."""
+    mask: str
+    """What the denoiser masks: `none`, `pads`, or `pads_but_one`, where it sees the first."""
     unconditional: str
     """What stands for no caption: `encoded_empty` or `zeros`."""
     dropout: str
@@ -91,7 +91,7 @@ def recipe_of(model: object, place: str) -> Recipe:
         context=tuple(tuple(assembly.words(group)) for group in assembly.items("context")),
         pooled=tuple(assembly.words(assembly.items("pooled"))),
         zeroed=frozenset(slot for slot, rule in pads.items() if rule == "zero"),
-        masks_pads=assembly.word("mask", ("none", "pads")) == "pads",
+        mask=assembly.word("mask", ("none", "pads", "pads_but_one")),
         unconditional=assembly.word("unconditional", ("encoded_empty", "zeros")),
         dropout=assembly.word("dropout", ("together", "each_encoder")),
         context_width=read.whole("context_width"),

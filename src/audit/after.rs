@@ -19,17 +19,20 @@ pub enum After {
     ShortenedZeroed,
     /// Rows of zeros follow, as where caches of different lengths are put into one batch.
     Lengthened,
+    /// Rows of pads follow that the denoiser does not see, and the recipe does not keep.
+    UnseenPads,
 }
 
 impl After {
     /// All, the simplest first.
-    pub(super) const ALL: [Self; 6] = [
+    pub(super) const ALL: [Self; 7] = [
         Self::Nothing,
         Self::PadsZeroed,
         Self::PadsDropped,
         Self::Shortened,
         Self::ShortenedZeroed,
         Self::Lengthened,
+        Self::UnseenPads,
     ];
 
     /// As a person reads it; nothing for nothing.
@@ -41,6 +44,9 @@ impl After {
             Self::Shortened => Some("pads cut to a shorter length"),
             Self::ShortenedZeroed => Some("pads zeroed and cut to a shorter length"),
             Self::Lengthened => Some("filled up with rows of zeros"),
+            Self::UnseenPads => {
+                Some("with pads that the denoiser does not see, which were not compared")
+            }
         }
     }
 
@@ -52,6 +58,8 @@ impl After {
             Self::PadsDropped => count == found && count < given,
             Self::Shortened | Self::ShortenedZeroed => found < given && count <= found,
             Self::Lengthened => found > given,
+            // Of a recipe that keeps the first pad alone.
+            Self::UnseenPads => found > given && given == count + 1,
         }
     }
 
@@ -61,7 +69,7 @@ impl After {
         let zeros = |rows: usize| Tensor::zeros((rows, width), hidden.dtype(), hidden.device());
         let true_rows = || hidden.narrow(0, 0, count.min(rows));
         match self {
-            Self::Nothing => Ok(hidden.clone()),
+            Self::Nothing | Self::UnseenPads => Ok(hidden.clone()),
             Self::PadsDropped => true_rows(),
             Self::PadsZeroed => Tensor::cat(&[&true_rows()?, &zeros(rows - count.min(rows))?], 0),
             Self::Shortened => hidden.narrow(0, 0, found.min(rows)),
@@ -70,5 +78,22 @@ impl After {
             }
             Self::Lengthened => Tensor::cat(&[hidden, &zeros(found.saturating_sub(rows))?], 0),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::{DType, Device};
+
+    #[test]
+    fn pads_that_a_recipe_does_not_keep_are_not_compared() {
+        let fits = |given, count, found| After::UnseenPads.fits(given, count, found);
+        // Three tokens and one pad of 512 rows; not where pads are dropped, kept, or not there.
+        assert!(fits(4, 3, 512));
+        assert!(!fits(3, 3, 512) && !fits(512, 3, 512) && !fits(4, 3, 4) && !fits(4, 3, 3));
+        let rows = Tensor::ones((4, 2), DType::F32, &Device::Cpu).expect("made");
+        let same = After::UnseenPads.of(&rows, 3, 512).expect("made");
+        assert_eq!(same.dims(), [4, 2]);
     }
 }

@@ -87,6 +87,10 @@ pub(super) fn errors(output: &EncoderOutput, after: After, seen: &Seen) -> Resul
             return Ok(None);
         }
         let given = after.of(given, output.token_count, found_rows)?;
+        let found = match after {
+            After::UnseenPads => &found.narrow(0, 0, rows)?,
+            _ => found,
+        };
         let side = |rows| Sequence {
             rows,
             token_count: output.token_count,

@@ -313,7 +313,7 @@ impl<'a, 'b> Search<'a, 'b> {
             .iter()
             .filter(|t| t.order == 0 || (1000..2000).contains(&t.order))
             // What is done to pads afterwards, the others' programs do not do.
-            .filter(|_| winner.after == After::Nothing)
+            .filter(|_| matches!(winner.after, After::Nothing | After::UnseenPads))
             .flat_map(|t| t.labels.clone())
             .filter(|label| *label != self.home || !is_home)
             .collect();
@@ -330,7 +330,7 @@ impl<'a, 'b> Search<'a, 'b> {
             recipe.assembly().pads.get(entries.slot) == Some(&AssembledPads::Zero)
         };
         let after_fits = |recipe: &Recipe| match winner.after {
-            After::Nothing => true,
+            After::Nothing | After::UnseenPads => true,
             After::PadsZeroed => zeroes(recipe),
             _ => false,
         };

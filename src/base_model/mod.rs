@@ -231,8 +231,9 @@ fn check_mask(family: &Family, recipe: &Recipe) -> Result<(), Error> {
         slot: "denoiser".to_owned(),
         field: "assembly.mask".to_owned(),
         why: format!(
-            "expected none (a denoiser of family `{}` has no mask), found pads",
-            family.name
+            "expected none (a denoiser of family `{}` has no mask), found {}",
+            family.name,
+            recipe.assembly().mask.name()
         ),
     }))
 }

@@ -9,7 +9,7 @@ use candle_core::{DType, Device, Result, Tensor, bail};
 
 use crate::models::ConditioningTensors;
 use crate::recipe::Recipe;
-use crate::recipe::rules::{Absent, AssembledPads, DenoiserMask, Unconditional};
+use crate::recipe::rules::{Absent, AssembledPads, Unconditional};
 
 /// One encoder's output for one caption, as f32.
 #[derive(Clone, Debug)]
@@ -32,14 +32,15 @@ pub struct Conditioning {
     pub context: Tensor,
     /// [width]; [0] for a recipe without pooled input.
     pub pooled: Tensor,
-    /// Rows of the context before its pads, where the recipe has the denoiser mask pads.
+    /// Rows of the context that the denoiser sees, the first so many, where the recipe has it mask pads.
     pub token_count: Option<usize>,
 }
 
-/// Several captions' conditioning for one call of the denoiser; all contexts are equally long.
+/// Several captions' conditioning for one call of the denoiser. All contexts are equally long, or their pads are masked: then the
+/// shorter ones are filled up with rows that nothing sees.
 ///
 /// # Errors
-/// If they are not, or are of different recipes.
+/// If they are neither, or are of different recipes.
 pub fn batch(samples: &[&Conditioning]) -> Result<ConditioningTensors> {
     let stack = |part: &dyn Fn(&Conditioning) -> Tensor| {
         Tensor::stack(&samples.iter().map(|s| part(s)).collect::<Vec<_>>(), 0)
@@ -51,13 +52,30 @@ pub fn batch(samples: &[&Conditioning]) -> Result<ConditioningTensors> {
         all if all == samples.len() => Some(counts),
         some => bail!("{some} of {} contexts have masked pads", samples.len()),
     };
+    let context = match token_counts {
+        None => stack(&|s| s.context.clone())?,
+        Some(_) => filled_up(samples)?,
+    };
     Ok(ConditioningTensors {
         token_counts,
-        ..ConditioningTensors::new(
-            stack(&|s| s.context.clone())?,
-            stack(&|s| s.pooled.clone())?,
-        )
+        ..ConditioningTensors::new(context, stack(&|s| s.pooled.clone())?)
     })
+}
+
+/// The contexts [tokens, width], each with rows of zeros behind it up to the longest.
+fn filled_up(samples: &[&Conditioning]) -> Result<Tensor> {
+    let rows = samples.iter().map(|s| s.context.dims()[0]).max();
+    let longest = rows.unwrap_or(0);
+    let filled = samples.iter().map(|sample| {
+        let (rows, width) = sample.context.dims2()?;
+        if rows == longest {
+            return Ok(sample.context.clone());
+        }
+        let (dtype, device) = (sample.context.dtype(), sample.context.device());
+        let unseen = Tensor::zeros((longest - rows, width), dtype, device)?;
+        Tensor::cat(&[&sample.context, &unseen], 0)
+    });
+    Tensor::stack(&filled.collect::<Result<Vec<_>>>()?, 0)
 }
 
 /// Puts the outputs of a caption together. `context_width` is the denoiser's.
@@ -103,14 +121,12 @@ pub fn assemble(
         false => Tensor::cat(&pooled, 0)?,
     };
     let context = Tensor::cat(&rows, 0)?.contiguous()?;
-    let token_count = match (assembly.mask, assembly.context.as_slice()) {
-        (DenoiserMask::Pads, [group]) => {
+    let token_count = match assembly.context.as_slice() {
+        [group] => {
             let counts = group.iter().filter_map(|slot| outputs.get(slot));
-            counts
-                .map(|o| o.token_count)
-                // Encoders side by side share rows: a row is a pad where it is one of all.
-                .max()
-                .map(|n| n.min(context.dims()[0]))
+            // Encoders side by side share rows: a row is a pad where it is one of all.
+            let count = counts.map(|o| o.token_count).max();
+            count.and_then(|n| assembly.mask.seen(n, context.dims()[0]))
         }
         // A recipe that masks pads has one group: `recipe::checks` refuses others.
         _ => None,

@@ -10,7 +10,6 @@ use crate::base_model::{BaseModel, TextEncoderPart};
 use crate::cache::{Conditioning, EncoderOutput, ModelCache, tensors};
 use crate::encode::{EncodeOptions, encode_captions, tell_of_no_run, tokenize};
 use crate::monitor::Monitor;
-use crate::recipe::rules::DenoiserMask;
 use crate::store::Store;
 use crate::text::Tokens;
 
@@ -42,10 +41,7 @@ pub fn conditioning(
         let tokens = tokenize(encoder, caption)?;
         file.add_encoder(encoder, &tokens, outputs.get(&encoder.slot))?;
     }
-    let mask = match base.recipe.assembly().mask {
-        DenoiserMask::None => "none",
-        DenoiserMask::Pads => "pads",
-    };
+    let mask = base.recipe.assembly().mask.name();
     file.add_fact("caption", caption);
     file.add_fact("mask", mask);
     file.add_fact("recipe", base.recipe.name());

@@ -16,7 +16,7 @@ mod write;
 
 use std::collections::BTreeMap;
 
-pub use naming::{FusedPart, Naming, Row, Spelling};
+pub use naming::{AiToolkitNaming, FusedPart, Naming, Row, Spelling};
 pub use read::{ConfigBeside, Imported, ReadOptions, check_header, header_of, read};
 pub use write::{Target, WriteOptions, peft_config, write};
 

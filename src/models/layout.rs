@@ -189,7 +189,10 @@ impl Layout {
 ///
 /// # Errors
 /// If it cannot be read, is of another class, or has a field that `T` has not.
-pub(super) fn read_config<T: DeserializeOwned>(path: &Path, class: &str) -> Result<T, Error> {
+pub(super) fn read_config<T: DeserializeOwned>(
+    path: &Path,
+    class: &'static str,
+) -> Result<T, Error> {
     let wrong = |what: String| Error::Config {
         path: path.to_owned(),
         what,
@@ -197,9 +200,11 @@ pub(super) fn read_config<T: DeserializeOwned>(path: &Path, class: &str) -> Resu
     let mut object = read_json(path)?;
     match object.get("_class_name").and_then(Value::as_str) {
         Some(other) if other != class => {
-            return Err(wrong(format!(
-                "`_class_name`: expected `{class}`, found `{other}`"
-            )));
+            return Err(Error::OtherClass {
+                path: path.to_owned(),
+                expected: class,
+                found: other.to_owned(),
+            });
         }
         _ => {}
     }

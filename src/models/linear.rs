@@ -33,6 +33,19 @@ impl Linear {
         })
     }
 
+    /// One that never carries an adapter, with a bias.
+    pub(super) fn untrained(
+        source: &dyn Source,
+        name: &str,
+        (outputs, inputs): (usize, usize),
+    ) -> Result<Self, Error> {
+        Ok(Self {
+            weight: source.untrained([outputs, inputs], &format!("{name}.weight"))?,
+            bias: Some(source.tensor(&[outputs], &format!("{name}.bias"))?),
+            name: name.to_owned(),
+        })
+    }
+
     /// [.., inputs] to [.., outputs].
     pub(super) fn forward(
         &self,

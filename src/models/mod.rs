@@ -6,6 +6,7 @@
 
 pub mod activations;
 pub mod cache_names;
+pub mod chroma;
 #[cfg(test)]
 #[path = "../../tests/fake_family/mod.rs"]
 mod fake_family;
@@ -43,6 +44,7 @@ use crate::shown;
 static FAMILIES: &[&Family] = &[
     &sd3::SD3,
     &flux1::FLUX1,
+    &chroma::CHROMA,
     &unet::SDXL,
     &unet::SD1,
     #[cfg(test)]
@@ -122,6 +124,20 @@ pub enum Error {
         /// What the system said.
         source: std::io::Error,
     },
+    /// A config is of another network.
+    #[error(
+        "{}: `_class_name`: expected `{expected}`, found `{}`",
+        shown::path(path),
+        shown::text(found)
+    )]
+    OtherClass {
+        /// The file.
+        path: PathBuf,
+        /// The class of the family's networks.
+        expected: &'static str,
+        /// The class it names.
+        found: String,
+    },
     /// A config file is wrong.
     #[error("{}: {what}", shown::path(path))]
     Config {
@@ -176,7 +192,7 @@ pub struct ConditioningTensors {
     pub context: Tensor,
     /// [batch, width]: one vector per caption; width 0 for a family without one.
     pub pooled: Tensor,
-    /// Rows of each sample's context before its pads, where the recipe has the denoiser mask pads.
+    /// Rows of each sample's context that are seen, the first so many, where the recipe has the denoiser mask pads.
     pub token_counts: Option<Vec<usize>>,
     /// [batch]: the guidance embedding's input, for distilled models.
     pub guidance: Option<Tensor>,
@@ -290,7 +306,13 @@ pub fn detect(path: &Path) -> Result<OpenedDenoiser, Error> {
         match opened.and_then(|opened| opened.check_whole().map(|()| opened)) {
             Ok(opened) => return Ok(opened),
             // Another family may still take it: all that have a folder `transformer` look alike until it is opened.
-            Err(error) => refused = Some(error),
+            // What is wrong with a model of this family says more than that it is of another one.
+            Err(error) => {
+                let keeps = refused.as_ref().is_some_and(|old| !is_other_family(old));
+                if !(keeps && is_other_family(&error)) {
+                    refused = Some(error);
+                }
+            }
         }
     }
     Err(refused.unwrap_or_else(|| Error::NotThisFamily {
@@ -298,6 +320,13 @@ pub fn detect(path: &Path) -> Result<OpenedDenoiser, Error> {
         family: quoted(families().map(|family| family.name)),
         reason: "expected a folder with `transformer/` or `unet/`, or a safetensors or GGUF file with a denoiser's tensors".to_owned(),
     }))
+}
+
+fn is_other_family(error: &Error) -> bool {
+    matches!(
+        error,
+        Error::NotThisFamily { .. } | Error::OtherClass { .. }
+    )
 }
 
 fn quoted<'a>(names: impl Iterator<Item = &'a str>) -> String {

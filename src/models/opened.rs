@@ -210,6 +210,10 @@ impl Source for Recorder {
         Ok(self.tensor(&shape, name)?.into())
     }
 
+    fn untrained(&self, shape: [usize; 2], name: &str) -> Result<Frozen, Error> {
+        Ok(self.tensor(&shape, name)?.into())
+    }
+
     fn kernel(&self, shape: [usize; 4], name: &str) -> Result<Tensor, Error> {
         self.carries_adapter(&shape, name, true);
         self.tensor(&shape, name)

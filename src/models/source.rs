@@ -24,6 +24,14 @@ pub trait Source {
         Ok(self.tensor(&shape, name)?.into())
     }
 
+    /// The matrix of a linear layer that is never adapted.
+    ///
+    /// # Errors
+    /// As [`Self::tensor`].
+    fn untrained(&self, shape: [usize; 2], name: &str) -> Result<Frozen, Error> {
+        self.matrix(shape, name)
+    }
+
     /// The kernel `[outputs, inputs, height, width]` of a convolution that may carry an adapter.
     ///
     /// # Errors

@@ -305,6 +305,8 @@ pub(super) fn check_loss_curve(golden: &Golden) {
             timesteps: (sigmas * 1000.0).unwrap(),
             conditioning: ConditioningTensors {
                 guidance: find("guidance"),
+                token_counts: find("token_counts")
+                    .map(|t| numbers(t).into_iter().map(|n| n as usize).collect()),
                 ..ConditioningTensors::new(get("context"), get("pooled"))
             },
             target: (noise - latents).unwrap(),

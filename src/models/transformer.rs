@@ -112,6 +112,16 @@ impl Modulation {
         Ok(Self(pass.tape.split(&all, 1, &vec![width; count])?))
     }
 
+    /// Of vectors [b, k, d] that were made for the whole network, those with these numbers.
+    pub(super) fn among(pass: Pass<'_>, vectors_bkd: &Value, numbers: &[usize]) -> Result<Self> {
+        let (b, _, d) = vectors_bkd.tensor().dims3()?;
+        let vector = |&number: &usize| {
+            let one = pass.tape.narrow(vectors_bkd, 1, number, 1)?;
+            pass.tape.reshape(&one, &[b, d])
+        };
+        Ok(Self(numbers.iter().map(vector).collect::<Result<_>>()?))
+    }
+
     /// The norm of `x` [b, n, d], times 1 + the `scale`th part, plus the `shift`th.
     pub(super) fn norm(
         &self,

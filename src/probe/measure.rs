@@ -305,7 +305,7 @@ impl<'a> Measurement<'a> {
         samples: &[(&str, Drawn)],
         made: &BTreeMap<&str, Different>,
     ) -> Result<Vec<Vec<f64>>, Error> {
-        // A call of the denoiser has contexts of one length, with masked pads or without.
+        // A call of the denoiser has contexts of one length, or masked pads.
         let mut calls = BTreeMap::<_, Vec<_>>::new();
         let mut losses = Vec::new();
         for (number, (caption, drawn)) in samples.iter().enumerate() {
@@ -313,7 +313,10 @@ impl<'a> Measurement<'a> {
             losses.push(vec![f64::NAN; conditionings.len()]);
             for (which, (label, conditioning)) in conditionings.iter().enumerate() {
                 let key = (
-                    conditioning.context.dims().to_vec(),
+                    match conditioning.token_count {
+                        None => conditioning.context.dims().to_vec(),
+                        Some(_) => Vec::new(),
+                    },
                     conditioning.pooled.dims().to_vec(),
                     conditioning.token_count.is_some(),
                 );
@@ -380,10 +383,14 @@ pub(super) fn firsts<K: Ord>(count: usize, key: impl Fn(usize) -> K) -> Vec<usiz
         .collect()
 }
 
-/// What two conditionings have in common that are the same to the last bit.
+/// What two conditionings have in common that are the same to the last bit, in all that the denoiser sees.
 fn identity(conditioning: &Conditioning) -> candle_core::Result<(Digest, Option<usize>)> {
     let mut bytes = Vec::new();
-    for tensor in [&conditioning.context, &conditioning.pooled] {
+    let context = match conditioning.token_count {
+        Some(seen) => conditioning.context.narrow(0, 0, seen)?,
+        None => conditioning.context.clone(),
+    };
+    for tensor in [&context, &conditioning.pooled] {
         for size in tensor.dims() {
             bytes.extend_from_slice(&(*size as u64).to_le_bytes());
         }

@@ -98,9 +98,12 @@ impl Checks<'_> {
             }
         }
         // A denoiser is told one count of tokens, which can only mark pads at the end of its context.
-        if assembly.mask == DenoiserMask::Pads && in_context.len() != 1 {
+        if assembly.mask != DenoiserMask::None && in_context.len() != 1 {
             return Err(self.contradiction(
-                "assembly.mask = pads and assembly.context",
+                format!(
+                    "assembly.mask = {} and assembly.context",
+                    assembly.mask.name()
+                ),
                 "expected the context of one encoder, whose pads are its last rows",
             ));
         }
@@ -137,7 +140,7 @@ impl Checks<'_> {
         self.tokens(slot, rules.network, &rules.tokens)?;
         // A slot without pads is not in the context: no row of it is kept.
         let pads_kept = assembly.pads.get(slot) == Some(&AssembledPads::Keep);
-        let pads_matter = !pads_kept || assembly.mask == DenoiserMask::Pads;
+        let pads_matter = !pads_kept || assembly.mask != DenoiserMask::None;
         let in_context = assembly.context.iter().flatten().any(|s| s == slot);
         if in_context && pads_matter && !rules.network.pads_are_last(&rules.tokens.of_kind) {
             return Err(self.contradiction(
@@ -149,6 +152,15 @@ impl Checks<'_> {
             .forward
             .check(slot, pads_kept)
             .map_err(|found| self.contradiction(found.fields, found.why))?;
+        if rules.forward.keeps_one_pad() && assembly.mask != DenoiserMask::PadsButOne {
+            return Err(self.contradiction(
+                format!(
+                    "{slot}.forward.pad_rows = one and assembly.mask = {}",
+                    assembly.mask.name()
+                ),
+                "rows of pads may be left out only where the denoiser sees none but the first (pads_but_one): keep them",
+            ));
+        }
         match rules.absent {
             Absent::ZeroRows(rows) if rows > MOST_TOKENS => Err(self.contradiction(
                 format!("{slot}.absent = {rows}"),

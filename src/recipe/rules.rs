@@ -106,6 +106,28 @@ pub enum DenoiserMask {
     None,
     /// No token of picture or caption attends to a pad.
     Pads,
+    /// No token of picture or caption attends to a pad but the first.
+    PadsButOne,
+}
+
+impl DenoiserMask {
+    /// Of `rows` rows with `count` true tokens, how many are seen: the first so many. `None`: no mask.
+    pub fn seen(self, count: usize, rows: usize) -> Option<usize> {
+        match self {
+            Self::None => None,
+            Self::Pads => Some(count.min(rows)),
+            Self::PadsButOne => Some((count + 1).min(rows)),
+        }
+    }
+
+    /// As recipes have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Pads => "pads",
+            Self::PadsButOne => "pads_but_one",
+        }
+    }
 }
 
 /// What becomes of an encoder's pad rows in the context.

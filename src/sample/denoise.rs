@@ -195,8 +195,9 @@ impl Model<'_> {
         with: &Conditioning,
         without: &Conditioning,
     ) -> Result<(Tensor, Tensor)> {
-        // Padding the shorter one would change what it attends to.
-        if with.context.dims() != without.context.dims() {
+        // Filling up the shorter one would change what it attends to, unless its pads are masked.
+        let masked = with.token_count.is_some() && without.token_count.is_some();
+        if with.context.dims() != without.context.dims() && !masked {
             return Ok((
                 self.predict(latents, timestep, with)?,
                 self.predict(latents, timestep, without)?,

@@ -202,6 +202,11 @@ pub trait ForwardRecipe: fmt::Debug + Send + Sync {
     /// Whether there is a pooled vector.
     fn is_pooled(&self) -> bool;
 
+    /// Whether rows of pads but the first are not kept, which only a denoiser that sees no other can do without.
+    fn keeps_one_pad(&self) -> bool {
+        false
+    }
+
     /// Checks the rules against each other and the assembly; `slot` is the recipe's name of the encoder, `pads_kept`
     /// whether the assembly has rows of pads stay as the encoder made them.
     ///

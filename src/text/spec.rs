@@ -11,7 +11,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{Network, Tokens};
+use super::Network;
 use crate::digest::{Digest, Fingerprint};
 
 /// The version of the canonical form of [`EncoderSpec`]. A change of meaning of any field bumps it.
@@ -193,26 +193,6 @@ pub enum EncoderMask {
     None,
     /// No token attends to a pad.
     Pads,
-}
-
-/// What becomes of the rows of pad ids.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum PadRows {
-    /// They are computed and kept: the denoiser will read them.
-    Keep,
-    /// They are neither computed nor kept; allowed only where no other row depends on them.
-    Drop,
-}
-
-impl PadRows {
-    /// How many rows of a caption are kept.
-    pub(super) fn of(self, tokens: &Tokens) -> usize {
-        match self {
-            Self::Keep => tokens.ids.len(),
-            Self::Drop => tokens.count,
-        }
-    }
 }
 
 /// The precisions of an encoder's run.

@@ -143,7 +143,8 @@ pub fn micro_batch(
     Ok(denoiser_batches(samples, options)?)
 }
 
-/// The samples of a micro-batch by the length of their contexts, a batch for each length, the shortest first.
+/// The samples of a micro-batch by the length of their contexts, a batch for each length, the shortest first. Where pads are masked,
+/// one batch for all.
 ///
 /// # Errors
 /// If shapes do not fit.
@@ -155,7 +156,10 @@ pub fn denoiser_batches(
     // In order of length: in a hash map's order gradients would be summed differently from run to run.
     let mut by_length = BTreeMap::<usize, Vec<_>>::new();
     for (drawn, conditioning) in samples {
-        let length = conditioning.context.dim(0)?;
+        let length = match conditioning.token_count {
+            None => conditioning.context.dim(0)?,
+            Some(_) => 0,
+        };
         let group = by_length.entry(length).or_default();
         group.push((drawn, conditioning));
     }

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::autograd::{Tape, Value};
 use crate::diffusion::{Prediction, Process, Sampler, Shift, Spacing};
-use crate::lora::formats::{Naming, Row, Spelling};
+use crate::lora::formats::{AiToolkitNaming, Naming, Row, Spelling};
 use crate::lora::{Bound, Preset};
 use crate::nn::Kernels;
 use crate::recipe::latents::LatentStatistics;
@@ -74,7 +74,8 @@ pub(super) const FAKE: Family = Family {
         base_version: None,
         metadata_marks: &["fake"],
         widths: &[],
-        ai_toolkit_as_kohya: false,
+        only_where_stated: false,
+        ai_toolkit: AiToolkitNaming::Diffusers,
         ai_toolkit_modules: &[],
         rows: ["to_hidden", "time", "caption", "to_pixels"]
             .map(|name| Row::new(name, format!("native_{name}")))

@@ -353,6 +353,27 @@ const FULL_SIZE: &[FullSize] = &[
         billions: 11.9,
     },
     FullSize {
+        files: &[("chroma1-hd.safetensors", "chroma1_single")],
+        path: "chroma1-hd.safetensors",
+        family: "chroma",
+        flavors: &["hd", "base"],
+        parts: &["denoiser"],
+        needs: &["t5", "t5_tokenizer", "vae"],
+        billions: 8.9,
+    },
+    FullSize {
+        files: &[(
+            "chroma/transformer/diffusion_pytorch_model.safetensors",
+            "chroma1",
+        )],
+        path: "chroma",
+        family: "chroma",
+        flavors: &["hd", "base"],
+        parts: &["denoiser"],
+        needs: &["t5", "t5_tokenizer", "vae"],
+        billions: 8.9,
+    },
+    FullSize {
         files: &[("sd_xl_base_1.0.safetensors", "sdxl_single")],
         path: "sd_xl_base_1.0.safetensors",
         family: "sdxl",

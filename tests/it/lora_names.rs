@@ -44,6 +44,7 @@ const NETWORKS: &[(&str, &str)] = &[
     ("sd3.5-large", "sd3"),
     ("sd3.5-medium", "sd3"),
     ("flux1-dev", "flux1"),
+    ("chroma", "chroma"),
     ("sdxl", "sdxl"),
     ("sd1", "sd1"),
     ("unet_tiny", "sdxl"),
@@ -98,6 +99,8 @@ fn as_many_modules_and_numbers_as_the_trainers_have() {
     for (network_name, family, ours, kohya) in [
         ("sdxl", "sdxl", (722, 42_557_440), (722, 42_557_440)),
         ("flux1-dev", "flux1", (494, 85_917_696), (304, 76_578_816)),
+        // FLUX.1's without its 76 modulations.
+        ("chroma", "chroma", (418, 65_372_160), (228, 56_033_280)),
         ("sd3.5-large", "sd3", (0, 0), (377, 67_395_584)),
         ("sd3.5-medium", "sd3", (0, 0), (263, 29_614_080)),
     ] {

@@ -9,6 +9,7 @@ mod audit;
 mod bad_input;
 mod browser;
 mod cache_export;
+mod chroma;
 mod cli_disk;
 mod cli_inspect;
 mod cli_lora;

@@ -84,7 +84,8 @@ def to_single_file(state, config):
     put("final_layer.adaLN_modulation.1", "norm_out.linear")
     for kind in ("weight", "bias"):  # (scale, shift) to (shift, scale)
         name = f"final_layer.adaLN_modulation.1.{kind}"
-        out[name] = torch.cat(out[name].chunk(2)[::-1])
+        if name in out:  # Chroma has none
+            out[name] = torch.cat(out[name].chunk(2)[::-1])
     return out
 
 

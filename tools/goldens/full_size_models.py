@@ -8,11 +8,12 @@ torch's meta device, so nothing of their size is held. A new file is a line in `
 
 import json
 
+import chroma
 import flux1
 import sd3
 import torch
 import unet
-from diffusers import AutoencoderKL, FluxTransformer2DModel, SD3Transformer2DModel, UNet2DConditionModel
+from diffusers import AutoencoderKL, ChromaTransformer2DModel, FluxTransformer2DModel, SD3Transformer2DModel, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 from vae import original_names
 
@@ -117,6 +118,7 @@ def main() -> None:
         sd35 = SD3Transformer2DModel(**SD35_LARGE).state_dict()
         sd3_vae = vae(latent_channels=16, use_quant_conv=False, use_post_quant_conv=False).state_dict()
         flux = FluxTransformer2DModel(guidance_embeds=True)
+        chroma1 = ChromaTransformer2DModel()
         sdxl = UNet2DConditionModel(**SDXL)
         files = {
             "sd35_large": sd35,
@@ -127,6 +129,8 @@ def main() -> None:
             },
             "flux1_dev": flux.state_dict(),
             "flux1_dev_single": flux1.to_single_file(flux.state_dict(), flux.config),
+            "chroma1": chroma1.state_dict(),
+            "chroma1_single": chroma.to_single_file(chroma1.state_dict(), chroma1.config),
             "sdxl": sdxl.state_dict(),
             "sdxl_single": sdxl_single(sdxl),
         }

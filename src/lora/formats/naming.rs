@@ -20,12 +20,26 @@ pub struct Naming {
     pub metadata_marks: &'static [&'static str],
     /// The end of a module's name and its inputs, which tell the family where names do not.
     pub widths: &'static [(&'static str, usize)],
-    /// Whether ai-toolkit writes the family's files as kohya's scripts do, with alpha, and not as diffusers.
-    pub ai_toolkit_as_kohya: bool,
+    /// Whether its modules are another family's as well, so that a file is of this one only if its metadata or a person
+    /// says so.
+    pub only_where_stated: bool,
+    /// How ai-toolkit writes the family's files.
+    pub ai_toolkit: AiToolkitNaming,
     /// What is in the name of each module that ai-toolkit puts adapters on; it ignores others.
     pub ai_toolkit_modules: &'static [&'static str],
     /// All modules that can carry an adapter.
     pub rows: Vec<Row>,
+}
+
+/// How ai-toolkit writes a family's files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AiToolkitNaming {
+    /// As diffusers.
+    Diffusers,
+    /// As kohya's scripts, with alpha.
+    Kohya,
+    /// With the names of the authors' code behind `diffusion_model.`.
+    Native,
 }
 
 /// Whose name of a module it is.
@@ -102,6 +116,11 @@ impl Row {
     pub fn swapped(mut self) -> Self {
         self.halves_swapped = true;
         self
+    }
+
+    /// Its name in diffusers, with a `{}` for each block number.
+    pub fn ours(&self) -> &str {
+        &self.ours.dotted
     }
 
     /// The name with a `{}` for each block number; `flat`: with underscores for dots.
@@ -209,7 +228,8 @@ mod tests {
             base_version: None,
             metadata_marks: &[],
             widths: &[],
-            ai_toolkit_as_kohya: false,
+            only_where_stated: false,
+            ai_toolkit: AiToolkitNaming::Diffusers,
             ai_toolkit_modules: &["b."],
             rows: vec![
                 Row::new("b.{}.v", "n.{}.qv").part(1, &[1, 1]),

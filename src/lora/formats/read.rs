@@ -333,12 +333,14 @@ fn choose<'n>(
                 options.family.unwrap_or_default()
             ))),
         },
-        _ => stated_family(named, metadata, &fitting).ok_or_else(|| {
-            file_error(format!(
-                "its modules are there in several families, {}, and nothing in it says which is meant; name one with --family",
-                families(&fitting)
-            ))
-        }),
+        _ => stated_family(named, metadata, &fitting)
+            .or_else(|| unless_stated(&fitting))
+            .ok_or_else(|| {
+                file_error(format!(
+                    "its modules are there in several families, {}, and nothing in it says which is meant; name one with --family",
+                    families(&fitting)
+                ))
+            }),
     }
 }
 
@@ -350,7 +352,7 @@ fn stated_family<'a>(
 ) -> Option<&'a Naming> {
     let stated: String = ["modelspec.architecture", "ss_base_model_version"]
         .iter()
-        .filter_map(|key| metadata.get(*key).map(String::as_str))
+        .filter_map(|key| metadata.get(*key).map(|value| value.to_lowercase()))
         .collect();
     let has_mark = |naming: &&&Naming| {
         let mut marks = naming.metadata_marks.iter();
@@ -375,6 +377,15 @@ fn stated_family<'a>(
     // Widths first: a tensor's shape cannot be wrong, a file's metadata can.
     only(fitting.iter().filter(has_width).collect())
         .or_else(|| only(fitting.iter().filter(has_mark).collect()))
+}
+
+/// Of several families with these modules, the one that needs no word of it.
+fn unless_stated<'a>(fitting: &[&'a Naming]) -> Option<&'a Naming> {
+    let mut unsaid = fitting.iter().filter(|naming| !naming.only_where_stated);
+    match (unsaid.next(), unsaid.next()) {
+        (Some(naming), None) => Some(naming),
+        _ => None,
+    }
 }
 
 fn near(naming: &Naming, name: &str) -> String {

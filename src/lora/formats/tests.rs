@@ -18,7 +18,8 @@ fn naming() -> Naming {
         base_version: Some("f1"),
         metadata_marks: &["eff"],
         widths: &[("out", 7)],
-        ai_toolkit_as_kohya: false,
+        only_where_stated: false,
+        ai_toolkit: AiToolkitNaming::Diffusers,
         ai_toolkit_modules: &["blocks."],
         rows: vec![
             Row::new("blocks.{}.q", "n.{}.qkv").part(0, THIRDS),

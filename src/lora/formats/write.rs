@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::naming::{FusedPart, Naming, Spelling, flat};
+use super::naming::{AiToolkitNaming, FusedPart, Naming, Spelling, flat};
 use super::{Module, fuse};
 use crate::lora::Error;
 use crate::lora::file::{
@@ -23,6 +23,9 @@ pub enum Target {
     /// As PEFT writes and reads: with a config in a file beside it.
     Peft,
 }
+
+/// What stands in front of the names of the authors' code.
+const COMFY_COMPONENT: &str = "diffusion_model";
 
 /// What decides how a file is written, besides its modules.
 #[derive(Clone, Debug)]
@@ -60,10 +63,13 @@ pub fn write(
     let as_kohya = match options.target {
         Target::Diffusers | Target::Peft => false,
         Target::Kohya => true,
-        Target::AiToolkit => naming.ai_toolkit_as_kohya,
+        Target::AiToolkit => naming.ai_toolkit == AiToolkitNaming::Kohya,
     };
+    let native =
+        options.target == Target::AiToolkit && naming.ai_toolkit == AiToolkitNaming::Native;
     let modules = match naming.kohya {
         Spelling::Native if as_kohya => in_native_naming(modules, naming)?,
+        _ if native => in_native_naming(modules, naming)?,
         _ => modules,
     };
     let mut metadata = options.metadata.clone();
@@ -77,6 +83,7 @@ pub fn write(
         }
         match options.target {
             Target::Peft => as_they_are(module),
+            _ if native => folded(module, COMFY_COMPONENT),
             _ => folded(module, naming.component),
         }
     });
@@ -216,7 +223,9 @@ fn describe_network(
         metadata.insert("ss_network_args".to_owned(), "{}".to_owned());
     }
     if let Some(implementation) = metadata.get_mut("modelspec.implementation") {
-        let native = as_kohya && naming.kohya == Spelling::Native;
+        let of_ai_toolkit = naming.ai_toolkit == AiToolkitNaming::Native;
+        let native = as_kohya && naming.kohya == Spelling::Native
+            || target == Target::AiToolkit && of_ai_toolkit;
         let names = if native {
             naming.implementation
         } else {

@@ -6,7 +6,7 @@ use crate::models::transformer::MLP_RATIO;
 use crate::models::transformer::activations::{Gates, attention_input, feed_forward};
 
 impl Architecture {
-    pub(super) fn of_step(&self, step: &StepShape) -> Activations {
+    pub(in crate::models) fn of_step(&self, step: &StepShape) -> Activations {
         let (b, d) = (step.samples, self.width());
         let patches = step.latents.height / PATCH * (step.latents.width / PATCH);
         let (picture, context) = (b * patches, b * step.context);

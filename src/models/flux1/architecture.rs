@@ -5,38 +5,39 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-use crate::models::Error;
 use crate::models::layout::{Component, read_config};
+use crate::models::transformer::Loader;
+use crate::models::{Error, Source};
 use crate::nn::weights::Weights;
 
 /// Side of a patch, in latent pixels: a token is a patch's channels.
-pub(super) const PATCH: usize = 2;
+pub(in crate::models) const PATCH: usize = 2;
 
 /// No dimension of a network is larger; keeps hostile configs from overflowing.
-const MAX_DIMENSION: usize = 1 << 20;
+pub(in crate::models) const MAX_DIMENSION: usize = 1 << 20;
 
 /// No network has more blocks; keeps the lists of their names small.
-const MAX_DEPTH: usize = 1 << 10;
+pub(in crate::models) const MAX_DEPTH: usize = 1 << 10;
 
 /// What is needed to build the network.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Architecture {
+pub(in crate::models) struct Architecture {
     /// Channels of a token: those of the latents times a patch's pixels.
-    pub(super) token_channels: usize,
+    pub(in crate::models) token_channels: usize,
     /// Blocks in which picture and caption have weights of their own.
-    pub(super) num_double: usize,
+    pub(in crate::models) num_double: usize,
     /// Blocks in which they share them.
-    pub(super) num_single: usize,
-    pub(super) heads: usize,
-    pub(super) head_channels: usize,
+    pub(in crate::models) num_single: usize,
+    pub(in crate::models) heads: usize,
+    pub(in crate::models) head_channels: usize,
     /// Width of the context.
-    pub(super) context_width: usize,
-    /// Width of the pooled vector.
-    pub(super) pooled_width: usize,
+    pub(in crate::models) context_width: usize,
+    /// Width of the pooled vector; 0 for a network without one.
+    pub(in crate::models) pooled_width: usize,
     /// Whether the network has a guidance embedding (dev).
-    pub(super) guidance: bool,
+    pub(in crate::models) guidance: bool,
     /// Channels of a head that turn with a token's first id (0 in text to picture), row and column.
-    pub(super) axes: [usize; 3],
+    pub(in crate::models) axes: [usize; 3],
 }
 
 /// `transformer/config.json`, with the defaults of diffusers' FluxTransformer2DModel.
@@ -111,31 +112,31 @@ impl Architecture {
             axes: config.axes_dims_rope,
         };
         let out_channels = config.out_channels.unwrap_or(config.in_channels);
-        own.check(out_channels).map_err(wrong)?;
+        own.check_pooled()
+            .and_then(|()| own.check(out_channels))
+            .map_err(wrong)?;
         Ok(own)
     }
 
-    /// From the shapes of weights with canonical names. The rotary axes are in no tensor: as in all released models
+    fn from_shapes(weights: &Weights) -> Result<Self, String> {
+        let mut own = Self::of_blocks(weights)?;
+        let [_, pooled_width] = matrix(weights, "time_text_embed.text_embedder.linear_1.weight")?;
+        own.pooled_width = pooled_width;
+        own.guidance = weights.contains("time_text_embed.guidance_embedder.linear_1.weight");
+        own.check_pooled()?;
+        Ok(own)
+    }
+
+    /// A network with neither pooled vector nor guidance, from the shapes of weights with canonical names. The rotary axes are in no tensor: as in all released models
     /// (16, 56 and 56 of 128), the first has an eighth of a head's channels (a multiple of four, so that all are even),
     /// and the others share the rest.
-    fn from_shapes(weights: &Weights) -> Result<Self, String> {
-        let shape = |name: &str| {
-            weights
-                .shape(name)
-                .ok_or_else(|| format!("it has no tensor for `{name}`"))
-        };
-        let matrix = |name: &str| match *shape(name)? {
-            [rows, columns] => Ok((rows, columns)),
-            ref other => Err(format!(
-                "`{name}`: expected two dimensions, found {other:?}"
-            )),
-        };
+    pub(in crate::models) fn of_blocks(weights: &Weights) -> Result<Self, String> {
         let depth = |kind: &str| {
             let there = |i: &usize| weights.contains(&format!("{kind}.{i}.attn.to_q.weight"));
             (0..).take_while(there).count()
         };
-        let (width, token_channels) = matrix("x_embedder.weight")?;
-        let head_channels: usize = shape("transformer_blocks.0.attn.norm_q.weight")?
+        let [width, token_channels] = matrix(weights, "x_embedder.weight")?;
+        let head_channels: usize = shape(weights, "transformer_blocks.0.attn.norm_q.weight")?
             .iter()
             .product();
         if head_channels == 0 || !width.is_multiple_of(head_channels) {
@@ -151,16 +152,21 @@ impl Architecture {
             num_single: depth("single_transformer_blocks"),
             heads: width / head_channels,
             head_channels,
-            context_width: matrix("context_embedder.weight")?.1,
-            pooled_width: matrix("time_text_embed.text_embedder.linear_1.weight")?.1,
-            guidance: weights.contains("time_text_embed.guidance_embedder.linear_1.weight"),
+            context_width: matrix(weights, "context_embedder.weight")?[1],
+            pooled_width: 0,
+            guidance: false,
             axes: [first, other, other],
         };
-        own.check(matrix("proj_out.weight")?.0)?;
+        own.check(matrix(weights, "proj_out.weight")?[0])?;
         Ok(own)
     }
 
-    fn check(&self, out_channels: usize) -> Result<(), String> {
+    fn check_pooled(&self) -> Result<(), String> {
+        in_bounds("pooled_projection_dim", self.pooled_width, 1, MAX_DIMENSION)
+    }
+
+    /// All but the pooled vector.
+    pub(in crate::models) fn check(&self, out_channels: usize) -> Result<(), String> {
         for (field, value, least, most) in [
             ("in_channels", self.token_channels, 1, MAX_DIMENSION),
             ("num_layers", self.num_double, 1, MAX_DEPTH),
@@ -168,13 +174,8 @@ impl Architecture {
             ("num_attention_heads", self.heads, 1, MAX_DIMENSION),
             ("attention_head_dim", self.head_channels, 1, MAX_DIMENSION),
             ("joint_attention_dim", self.context_width, 1, MAX_DIMENSION),
-            ("pooled_projection_dim", self.pooled_width, 1, MAX_DIMENSION),
         ] {
-            if !(least..=most).contains(&value) {
-                return Err(format!(
-                    "`{field}`: expected {least} to {most}, found {value}"
-                ));
-            }
+            in_bounds(field, value, least, most)?;
         }
         if self.token_channels != out_channels {
             return Err(format!(
@@ -202,15 +203,52 @@ impl Architecture {
         Ok(())
     }
 
+    /// Makes modules of this network's tensors.
+    pub(super) fn loader<'a>(&self, source: &'a dyn Source) -> Loader<'a> {
+        Loader {
+            source,
+            width: self.width(),
+            head_channels: self.head_channels,
+        }
+    }
+
     /// Channels of the residual streams.
-    pub(super) fn width(&self) -> usize {
+    pub(in crate::models) fn width(&self) -> usize {
         self.heads * self.head_channels
     }
 
     /// Channels of the latents.
-    pub(super) fn latent_channels(&self) -> usize {
+    pub(in crate::models) fn latent_channels(&self) -> usize {
         self.token_channels / (PATCH * PATCH)
     }
+}
+
+/// The shape of a tensor, which must be there.
+fn shape(weights: &Weights, name: &str) -> Result<Vec<usize>, String> {
+    weights
+        .shape(name)
+        .ok_or_else(|| format!("it has no tensor for `{name}`"))
+}
+
+/// Rows and columns of a matrix.
+pub(in crate::models) fn matrix(weights: &Weights, name: &str) -> Result<[usize; 2], String> {
+    let wrong = |found| format!("`{name}`: expected two dimensions, found {found:?}");
+    shape(weights, name)?.try_into().map_err(wrong)
+}
+
+/// A config's number within its bounds.
+pub(in crate::models) fn in_bounds(
+    field: &str,
+    value: usize,
+    least: usize,
+    most: usize,
+) -> Result<(), String> {
+    if (least..=most).contains(&value) {
+        return Ok(());
+    }
+    Err(format!(
+        "`{field}`: expected {least} to {most}, found {value}"
+    ))
 }
 
 #[cfg(test)]

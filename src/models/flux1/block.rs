@@ -11,6 +11,24 @@ use crate::models::linear::Linear;
 use crate::models::transformer::{FeedForward, Heads, Modulation, Pass};
 use crate::nn::AttentionMask;
 
+/// Where a block's shifts, scales and gates come from.
+pub(in crate::models) enum Modulator {
+    /// A linear of the conditioning vector [b, d].
+    Linear(Linear),
+    /// The vectors of these numbers among those that were made for the whole network, [b, k, d].
+    Vectors(Vec<usize>),
+}
+
+impl Modulator {
+    /// The parts, of the conditioning vector or of the vectors.
+    pub(super) fn parts(&self, pass: Pass<'_>, vector: &Value) -> Result<Modulation> {
+        match self {
+            Self::Linear(linear) => Modulation::new(pass, linear, vector),
+            Self::Vectors(numbers) => Modulation::among(pass, vector, numbers),
+        }
+    }
+}
+
 /// What attention needs to know of the tokens, the picture's first, then the context's.
 pub(super) struct Tokens {
     pub(super) rotary: Rotary,
@@ -22,7 +40,7 @@ pub(super) struct Tokens {
 
 /// One half of a double block.
 pub(super) struct Half {
-    pub(super) modulation: Linear,
+    pub(super) modulation: Modulator,
     pub(super) q: Heads,
     pub(super) k: Heads,
     pub(super) v: Heads,
@@ -61,8 +79,7 @@ pub(super) struct DoubleBlock {
 }
 
 impl DoubleBlock {
-    /// Picture [b, n, d], context [b, m, d] and the activated conditioning vector [b, d] to the next picture and
-    /// context.
+    /// Picture [b, n, d], context [b, m, d] and what its modulators take of `vector` to the next picture and context.
     pub(super) fn forward(
         &self,
         pass: Pass<'_>,
@@ -71,8 +88,8 @@ impl DoubleBlock {
         context: &Value,
         vector: &Value,
     ) -> Result<[Value; 2]> {
-        let mods = Modulation::new(pass, &self.picture.modulation, vector)?;
-        let context_mods = Modulation::new(pass, &self.context.modulation, vector)?;
+        let mods = self.picture.modulation.parts(pass, vector)?;
+        let context_mods = self.context.modulation.parts(pass, vector)?;
         let [q, k, v] = self.picture.heads(pass, &mods.norm(pass, x, 0, 1)?)?;
         let of_context = self
             .context
@@ -126,7 +143,7 @@ fn scale_of(q_bnhe: &Value) -> Result<f64> {
 
 /// A single block. Parts of its modulation: shift, scale and gate.
 pub(super) struct SingleBlock {
-    pub(super) modulation: Linear,
+    pub(super) modulation: Modulator,
     pub(super) q: Heads,
     pub(super) k: Heads,
     pub(super) v: Heads,
@@ -136,7 +153,7 @@ pub(super) struct SingleBlock {
 }
 
 impl SingleBlock {
-    /// Picture and context [b, n + m, d] and the activated conditioning vector [b, d] to the next picture and context.
+    /// Picture and context [b, n + m, d] and what its modulator takes of `vector` to the next picture and context.
     pub(super) fn forward(
         &self,
         pass: Pass<'_>,
@@ -145,7 +162,7 @@ impl SingleBlock {
         vector: &Value,
     ) -> Result<Value> {
         let (tape, rotary) = (pass.tape, &tokens.rotary);
-        let mods = Modulation::new(pass, &self.modulation, vector)?;
+        let mods = self.modulation.parts(pass, vector)?;
         let y = mods.norm(pass, x, 0, 1)?;
         let turn = |x: &Value| tape.rope(x, &rotary.cos, &rotary.sin);
         let q = turn(&self.q.forward(pass, &y)?)?;

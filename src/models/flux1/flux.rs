@@ -7,14 +7,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use candle_core::{DType, Device, Result, Tensor, bail};
 
 use super::architecture::Architecture;
-use super::block::{DoubleBlock, Half, SingleBlock, Tokens};
+use super::block::{DoubleBlock, Half, Modulator, SingleBlock, Tokens};
 use super::embed::{Rotary, pack, patches, unpack};
 use crate::autograd::{Tape, Value};
 use crate::lora::Bound;
 use crate::models::linear::Linear;
 use crate::models::transformer::{
-    Embedder, Loaded, Loader, MLP_RATIO, Modulation, Pass, TIME_CHANNELS, check_shapes,
-    picture_dims, timestep_sinusoid,
+    Embedder, Loaded, Loader, MLP_RATIO, Pass, TIME_CHANNELS, check_shapes, picture_dims,
+    timestep_sinusoid,
 };
 use crate::models::{ConditioningTensors, Denoiser, Error, Source};
 use crate::nn::{AttentionMask, Kernels};
@@ -22,18 +22,16 @@ use crate::nn::{AttentionMask, Kernels};
 /// The guidance scale is embedded as a timestep is: in thousandths.
 const GUIDANCE_UNIT: f64 = 1000.0;
 
-/// A FLUX.1 transformer with frozen weights.
-pub(super) struct Flux {
+/// A FLUX.1 transformer with frozen weights, or one of its kin.
+pub(in crate::models) struct Flux {
     architecture: Architecture,
     kernels: Kernels,
-    time: Embedder,
-    guidance: Option<Embedder>,
-    pooled: Embedder,
+    conditioner: Box<dyn Conditioner>,
     context: Linear,
     picture: Linear,
     double_blocks: Vec<Arc<DoubleBlock>>,
     single_blocks: Vec<Arc<SingleBlock>>,
-    norm_out: Linear,
+    norm_out: Modulator,
     proj_out: Linear,
     /// A tensor of the network's type on its device.
     like: Tensor,
@@ -44,28 +42,111 @@ pub(super) struct Flux {
 /// Rows and columns of patches, and tokens of the context.
 type Extents = ((usize, usize), usize);
 
+/// What is done to timesteps and pooled vectors before the blocks: FLUX.1's embedders, and what its kin has in their place.
+pub(in crate::models) trait Conditioner: Send + Sync {
+    /// What the modulators take: [b, d], or vectors for the whole network [b, k, d]. `like` has the network's type and device.
+    fn vector(
+        &self,
+        pass: Pass<'_>,
+        timesteps: &Tensor,
+        conditioning: &ConditioningTensors,
+        like: &Tensor,
+    ) -> Result<Value>;
+}
+
+/// How a module is modulated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::models) enum Modulated {
+    /// The picture in this double block.
+    Picture(usize),
+    /// The context in this double block.
+    Context(usize),
+    /// This single block.
+    Single(usize),
+    /// The last norm.
+    Last,
+}
+
+/// Makes the modulators of a network.
+pub(in crate::models) type Modulators<'a> = dyn Fn(Modulated) -> Loaded<Modulator> + 'a;
+
+/// FLUX.1's embedders.
+struct Embedders {
+    time: Embedder,
+    guidance: Option<Embedder>,
+    pooled: Embedder,
+}
+
+impl Conditioner for Embedders {
+    /// Timesteps, guidance and pooled vector to the conditioning vector [b, d], activated, as every modulation takes
+    /// it.
+    fn vector(
+        &self,
+        pass: Pass<'_>,
+        timesteps: &Tensor,
+        conditioning: &ConditioningTensors,
+        like: &Tensor,
+    ) -> Result<Value> {
+        let (tape, pooled) = (pass.tape, &conditioning.pooled);
+        let told = |numbers: &Tensor| timestep_sinusoid(numbers, like);
+        let mut vector = self.time.forward(pass, told(timesteps)?)?;
+        if let (Some(embedder), Some(guidance)) = (&self.guidance, &conditioning.guidance) {
+            let guidance = embedder.forward(pass, told(&(guidance * GUIDANCE_UNIT)?)?)?;
+            vector = tape.add(&vector, &guidance)?;
+        }
+        let pooled = self.pooled.forward(pass, pooled.clone())?;
+        tape.silu(&tape.add(&vector, &pooled)?)
+    }
+}
+
 impl Flux {
-    /// Builds the network from tensors by canonical name.
+    /// Builds FLUX.1 from tensors by canonical name.
     pub(super) fn build(architecture: Architecture, source: &dyn Source) -> Loaded<Self> {
-        let (width, tokens) = (architecture.width(), architecture.token_channels);
-        let loader = Loader {
-            source,
-            width,
-            head_channels: architecture.head_channels,
-        };
+        let loader = architecture.loader(source);
         let embedder = |name: &str, inputs| {
             loader.embedder(&format!("time_text_embed.{name}_embedder"), inputs)
         };
-        let double = |i| double_block(loader, i).map(Arc::new);
-        let single = |i| single_block(loader, i).map(Arc::new);
         let guidance = architecture
             .guidance
             .then(|| embedder("guidance", TIME_CHANNELS));
-        Ok(Self {
-            kernels: source.kernels(),
+        let conditioner = Embedders {
             time: embedder("timestep", TIME_CHANNELS)?,
             guidance: guidance.transpose()?,
             pooled: embedder("text", architecture.pooled_width)?,
+        };
+        let modulators = |of: Modulated| {
+            let (name, parts) = match of {
+                Modulated::Picture(i) => (format!("transformer_blocks.{i}.norm1.linear"), 6),
+                Modulated::Context(i) => {
+                    (format!("transformer_blocks.{i}.norm1_context.linear"), 6)
+                }
+                Modulated::Single(i) => (format!("single_transformer_blocks.{i}.norm.linear"), 3),
+                Modulated::Last => ("norm_out.linear".to_owned(), 2),
+            };
+            Ok(Modulator::Linear(loader.wide(&name, (parts, 1))?))
+        };
+        Self::of(
+            architecture.clone(),
+            source,
+            Box::new(conditioner),
+            &modulators,
+        )
+    }
+
+    /// Builds a network with this beginning and these modulators. The last norm's are (scale, shift).
+    pub(in crate::models) fn of(
+        architecture: Architecture,
+        source: &dyn Source,
+        conditioner: Box<dyn Conditioner>,
+        modulators: &Modulators<'_>,
+    ) -> Loaded<Self> {
+        let (width, tokens) = (architecture.width(), architecture.token_channels);
+        let loader = architecture.loader(source);
+        let double = |i| double_block(loader, i, modulators).map(Arc::new);
+        let single = |i| single_block(loader, i, modulators).map(Arc::new);
+        Ok(Self {
+            kernels: source.kernels(),
+            conditioner,
             context: loader.linear("context_embedder", (width, architecture.context_width))?,
             picture: loader.linear("x_embedder", (width, tokens))?,
             double_blocks: (0..architecture.num_double)
@@ -74,7 +155,7 @@ impl Flux {
             single_blocks: (0..architecture.num_single)
                 .map(single)
                 .collect::<Loaded<_>>()?,
-            norm_out: loader.wide("norm_out.linear", (2, 1))?,
+            norm_out: modulators(Modulated::Last)?,
             proj_out: loader.linear("proj_out", (tokens, width))?,
             like: source.tensor(&[width], "x_embedder.bias")?,
             architecture,
@@ -123,38 +204,19 @@ impl Flux {
         if m == 0 {
             bail!("denoiser input `context`: expected at least one token, found none");
         }
-        match (&self.guidance, guidance) {
-            (Some(_), None) => {
+        match (own.guidance, guidance) {
+            (true, None) => {
                 bail!(
                     "denoiser input `guidance`: this model has a guidance embedding, found no input"
                 )
             }
-            (None, Some(_)) => {
+            (false, Some(_)) => {
                 bail!(
                     "denoiser input `guidance`: this model has no guidance embedding, found an input"
                 )
             }
             _ => Ok(()),
         }
-    }
-
-    /// Timesteps, guidance and pooled vector to the conditioning vector [b, d], activated, as every modulation takes
-    /// it.
-    fn vector(
-        &self,
-        pass: Pass<'_>,
-        timesteps: &Tensor,
-        conditioning: &ConditioningTensors,
-    ) -> Result<Value> {
-        let (tape, pooled) = (pass.tape, &conditioning.pooled);
-        let told = |numbers: &Tensor| timestep_sinusoid(numbers, pooled);
-        let mut vector = self.time.forward(pass, told(timesteps)?)?;
-        if let (Some(embedder), Some(guidance)) = (&self.guidance, &conditioning.guidance) {
-            let guidance = embedder.forward(pass, told(&(guidance * GUIDANCE_UNIT)?)?)?;
-            vector = tape.add(&vector, &guidance)?;
-        }
-        let pooled = self.pooled.forward(pass, pooled.clone())?;
-        tape.silu(&tape.add(&vector, &pooled)?)
     }
 
     fn tokens(&self, latents: &Value, conditioning: &ConditioningTensors) -> Result<Tokens> {
@@ -250,15 +312,18 @@ impl Denoiser for Flux {
             heads: self.architecture.heads,
         };
         let tokens = self.tokens(latents, conditioning)?;
-        let vector = self.vector(pass, timesteps, conditioning)?;
+        let like = latents.tensor();
+        let vector = self
+            .conditioner
+            .vector(pass, timesteps, conditioning, like)?;
         let x = self
             .picture
             .forward(tape, adapters, &pack(tape, latents)?)?;
         let context = Value::constant(conditioning.context.clone());
         let context = self.context.forward(tape, adapters, &context)?;
         let x = self.blocks(pass, tokens, x, context, &vector)?;
-        let mods = Modulation::new(pass, &self.norm_out, &vector)?;
-        // The last modulation of diffusers is (scale, shift); those of the blocks begin with the shift.
+        let mods = self.norm_out.parts(pass, &vector)?;
+        // The last modulation of diffusers' FLUX.1 is (scale, shift); those of the blocks begin with the shift.
         let x = mods.norm(pass, &x, 1, 0)?;
         let x = self.proj_out.forward(tape, adapters, &x)?;
         let (_, c, h, w) = latents.tensor().dims4()?;
@@ -279,16 +344,16 @@ impl Denoiser for Flux {
 }
 
 /// Double block `i`.
-fn double_block(loader: Loader<'_>, i: usize) -> Loaded<DoubleBlock> {
+fn double_block(loader: Loader<'_>, i: usize, modulators: &Modulators<'_>) -> Loaded<DoubleBlock> {
     let own = |part: &str| format!("transformer_blocks.{i}.{part}");
-    // The modulation, queries, keys, values, both norms, the output and the feed-forward.
-    let half = |[modulation, q, k, v, norm_q, norm_k, out, feed_forward]: [&str; 8]| {
+    // Queries, keys, values, both norms, the output and the feed-forward.
+    let half = |of, [q, k, v, norm_q, norm_k, out, feed_forward]: [&str; 7]| {
         let attn = |part: &str| own(&format!("attn.{part}"));
         let heads = |linear: &str, norm: Option<&str>| {
             loader.heads(&attn(linear), norm.map(attn).as_deref())
         };
         Ok::<_, Error>(Half {
-            modulation: loader.wide(&own(modulation), (6, 1))?,
+            modulation: modulators(of)?,
             q: heads(q, Some(norm_q))?,
             k: heads(k, Some(norm_k))?,
             v: heads(v, None)?,
@@ -297,36 +362,32 @@ fn double_block(loader: Loader<'_>, i: usize) -> Loaded<DoubleBlock> {
         })
     };
     Ok(DoubleBlock {
-        picture: half([
-            "norm1.linear",
-            "to_q",
-            "to_k",
-            "to_v",
-            "norm_q",
-            "norm_k",
-            "to_out.0",
-            "ff",
-        ])?,
-        context: half([
-            "norm1_context.linear",
-            "add_q_proj",
-            "add_k_proj",
-            "add_v_proj",
-            "norm_added_q",
-            "norm_added_k",
-            "to_add_out",
-            "ff_context",
-        ])?,
+        picture: half(
+            Modulated::Picture(i),
+            ["to_q", "to_k", "to_v", "norm_q", "norm_k", "to_out.0", "ff"],
+        )?,
+        context: half(
+            Modulated::Context(i),
+            [
+                "add_q_proj",
+                "add_k_proj",
+                "add_v_proj",
+                "norm_added_q",
+                "norm_added_k",
+                "to_add_out",
+                "ff_context",
+            ],
+        )?,
     })
 }
 
 /// Single block `i`.
-fn single_block(loader: Loader<'_>, i: usize) -> Loaded<SingleBlock> {
+fn single_block(loader: Loader<'_>, i: usize, modulators: &Modulators<'_>) -> Loaded<SingleBlock> {
     let own = |part: &str| format!("single_transformer_blocks.{i}.{part}");
     let heads =
         |linear: &str, norm: Option<&str>| loader.heads(&own(linear), norm.map(own).as_deref());
     Ok(SingleBlock {
-        modulation: loader.wide(&own("norm.linear"), (3, 1))?,
+        modulation: modulators(Modulated::Single(i))?,
         q: heads("attn.to_q", Some("attn.norm_q"))?,
         k: heads("attn.to_k", Some("attn.norm_k"))?,
         v: heads("attn.to_v", None)?,

@@ -2,12 +2,12 @@
 //! of the feed-forward part, whose outputs are four times the inputs.
 
 use super::{DOUBLE, OUTER, SINGLE};
-use crate::lora::formats::{Naming, Row, Spelling};
+use crate::lora::formats::{AiToolkitNaming, Naming, Row, Spelling};
 use crate::models::lora_names::THIRDS;
 
 const LINEAR1: &[usize] = &[1, 1, 1, 4];
 
-pub(super) fn naming() -> Naming {
+pub(in crate::models) fn naming() -> Naming {
     let mut rows = Vec::new();
     for (ours_blocks, native_blocks, parts, units) in [
         ("transformer_blocks", "double_blocks", DOUBLE, THIRDS),
@@ -46,7 +46,8 @@ pub(super) fn naming() -> Naming {
         base_version: Some("flux1"),
         metadata_marks: &["flux"],
         widths: &[(".attn.to_q", 3072)],
-        ai_toolkit_as_kohya: false,
+        only_where_stated: false,
+        ai_toolkit: AiToolkitNaming::Diffusers,
         ai_toolkit_modules: &["transformer_blocks."],
         rows,
     }

@@ -9,16 +9,16 @@
 //! many steps to a few, and has none.
 
 mod activations;
-mod architecture;
-mod block;
+pub(super) mod architecture;
+pub(super) mod block;
 mod embed;
-mod flux;
-mod lora_names;
-mod names;
+pub(super) mod flux;
+pub(super) mod lora_names;
+pub(super) mod names;
 
 use self::architecture::{Architecture, PATCH};
 use self::flux::Flux;
-pub(super) use self::names::{DOUBLE, OUTER, SINGLE};
+use self::names::{DOUBLE, OUTER, SINGLE};
 use super::cache_names::{AiToolkitNames, CacheNames, KohyaArrays, KohyaNames, SimpleTunerNames};
 use super::layout::Layout;
 use super::{Activations, Denoiser, Error, Family, Flavor, Source, StepShape};

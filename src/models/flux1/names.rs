@@ -11,6 +11,15 @@ use super::architecture::Architecture;
 /// Reads what the denoiser's files and config say of it.
 pub(super) fn open(component: &Component) -> Result<DescribedWeights, Error> {
     let stored = component.open()?;
+    if stored.contains("distilled_guidance_layer.in_proj.weight") && component.config.is_none() {
+        return Err(Error::NotThisFamily {
+            path: component.weights.clone(),
+            family: "`flux1`".to_owned(),
+            reason:
+                "it has tensors `distilled_guidance_layer.*`, which Chroma has: family `chroma`"
+                    .to_owned(),
+        });
+    }
     let single_file = stored.contains("img_in.weight");
     let place = move |name: &str| match single_file {
         true => in_single_file(name),
@@ -96,7 +105,7 @@ const NORMS: &[(&str, &str, &str)] = &[
 
 /// Where a single file keeps a tensor of diffusers' name. A name that is unknown stays as it is, and will not be
 /// found.
-fn in_single_file(name: &str) -> Stored {
+pub(in crate::models) fn in_single_file(name: &str) -> Stored {
     in_outer(name)
         .or_else(|| in_block(name))
         .unwrap_or_else(|| name.into())

@@ -1,7 +1,7 @@
 //! SD3: the tables by which its single files are read.
 
 use super::{BLOCK, OUTER};
-use crate::lora::formats::{Naming, Row, Spelling};
+use crate::lora::formats::{AiToolkitNaming, Naming, Row, Spelling};
 use crate::models::lora_names::THIRDS;
 
 pub(super) fn naming() -> Naming {
@@ -45,7 +45,8 @@ pub(super) fn naming() -> Naming {
         base_version: None,
         metadata_marks: &["stable-diffusion-3"],
         widths: &[(".attn.to_q", 1536), (".attn.to_q", 2432)],
-        ai_toolkit_as_kohya: false,
+        only_where_stated: false,
+        ai_toolkit: AiToolkitNaming::Diffusers,
         ai_toolkit_modules: &["transformer_blocks."],
         rows: rows.collect(),
     }

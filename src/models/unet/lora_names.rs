@@ -2,7 +2,7 @@
 //! and what leads to the next level down; three residual blocks up), diffusers counts levels and blocks in them.
 
 use super::{OUTER, RESNET};
-use crate::lora::formats::{Naming, Row, Spelling};
+use crate::lora::formats::{AiToolkitNaming, Naming, Row, Spelling};
 
 /// Residual blocks in a level on the way down; there is one more on the way up.
 const LAYERS: usize = 2;
@@ -60,7 +60,8 @@ fn naming() -> Naming {
         base_version: None,
         metadata_marks: &[],
         widths: &[],
-        ai_toolkit_as_kohya: true,
+        only_where_stated: false,
+        ai_toolkit: AiToolkitNaming::Kohya,
         ai_toolkit_modules: &[
             ".attentions.",
             ".resnets.",

@@ -24,7 +24,7 @@ use crate::text::spec::{
     Cleanup, Dtype, EncoderMask, EncoderSpec, PadText, Precision, TokenRules, Truncation,
     caption_entry,
 };
-use crate::text::t5::{PadRows, T5EncoderArchitecture, T5Forward, T5Network};
+use crate::text::t5::{PadRows, T5EncoderArchitecture, T5Forward, T5Mask, T5Network};
 
 use super::{deviated, json as to_json, shipped, spec_of};
 
@@ -216,8 +216,14 @@ fn networks() -> impl Strategy<Value = Arc<dyn Network>> {
                 }) as Arc<dyn Network>
             },
         );
-    let rows = proptest::sample::select(vec![PadRows::Keep, PadRows::Drop]);
-    let t5 = (t5s(), masks(), rows).prop_map(|(architecture, mask, pad_rows)| {
+    let rows = proptest::sample::select(vec![PadRows::Keep, PadRows::One, PadRows::Drop]);
+    let masks = proptest::sample::select(vec![
+        T5Mask::None,
+        T5Mask::Pads,
+        T5Mask::PadsButOne,
+        T5Mask::PadsUniform,
+    ]);
+    let t5 = (t5s(), masks, rows).prop_map(|(architecture, mask, pad_rows)| {
         let forward = T5Forward { mask, pad_rows };
         Arc::new(T5Network {
             architecture,

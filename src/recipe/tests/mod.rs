@@ -3,6 +3,7 @@
 mod candidates;
 mod canonical;
 mod checkpoint;
+mod chroma;
 mod deviate;
 mod shipped;
 

@@ -10,13 +10,13 @@
 use candle_core::{D, Tensor};
 
 use super::rotary::{Angles, neighbours, rows_of_neighbours};
-use super::{Qwen3Architecture, Qwen3Network, names};
+use super::{PadRows, Qwen3Architecture, Qwen3Network, names};
 use crate::nn::weights::Weights;
 use crate::nn::{Kernels, linear, linear_onto, rms_norm};
 use crate::text::batch::{Batch, Sequence, batches_of, causal};
 use crate::text::check::{check_vocabulary, positive};
 use crate::text::names::refuse_unexpected;
-use crate::text::spec::{EncoderMask, PadRows};
+use crate::text::spec::EncoderMask;
 use crate::text::{Encoded, Error, LoadedNetwork, LocatedEncoder, Residency, Tokens};
 
 /// Finds the model, and checks by the headers that all of it is there and nothing more. Layers behind the last one that is

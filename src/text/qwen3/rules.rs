@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::{Qwen3, Qwen3Architecture, Qwen3Network};
-use crate::text::spec::{EncoderMask, PadRows, TokenRules};
-use crate::text::{Architecture, Contradiction, ForwardRecipe, Kind, Misfit, Network};
+use crate::text::spec::{EncoderMask, TokenRules};
+use crate::text::{Architecture, Contradiction, ForwardRecipe, Kind, Misfit, Network, Tokens};
 
 /// The name of the token rule that says what stands around a caption.
 pub(super) const TEMPLATE: &str = "template";
@@ -17,6 +17,26 @@ const CAPTION: &str = "{caption}";
 const MOST_TEMPLATE: usize = 16 << 10;
 /// The most layers that are taken.
 const MOST_LAYERS: usize = 128;
+
+/// What becomes of the rows of pad ids.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PadRows {
+    /// They are computed and kept: the denoiser will read them.
+    Keep,
+    /// They are neither computed nor kept; allowed only where no other row depends on them.
+    Drop,
+}
+
+impl PadRows {
+    /// How many rows of a caption are kept.
+    pub(super) fn of(self, tokens: &Tokens) -> usize {
+        match self {
+            Self::Keep => tokens.ids.len(),
+            Self::Drop => tokens.count,
+        }
+    }
+}
 
 /// What is taken from a Qwen3.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

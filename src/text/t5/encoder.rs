@@ -10,13 +10,12 @@
 use candle_core::{DType, Tensor};
 
 use super::bias::PositionBias;
-use super::{PadRows, T5EncoderArchitecture, T5Network, names};
+use super::{PadRows, T5EncoderArchitecture, T5Mask, T5Network, names};
 use crate::nn::weights::Weights;
 use crate::nn::{AttentionMask, Kernels, attention, linear, linear_onto, rms_norm};
 use crate::text::batch::{Batch, Group, Sequence, batches_of};
 use crate::text::check::{check_vocabulary, positive};
 use crate::text::names::refuse_unexpected;
-use crate::text::spec::EncoderMask;
 use crate::text::{Encoded, Error, LoadedNetwork, LocatedEncoder, Residency, Tokens};
 
 /// Finds the encoder, and checks by the headers that all of it is there and nothing more. The rules need all of it.
@@ -78,7 +77,7 @@ fn check(network: &T5Network) -> Result<(), Error> {
             a.relative_attention_max_distance
         ));
     }
-    if rules.pad_rows == PadRows::Drop && rules.mask == EncoderMask::None {
+    if rules.pad_rows == PadRows::Drop && !rules.mask.hides_pads() {
         return wrong(
             "pad rows are dropped, but pads are attended: mask them or keep their rows".into(),
         );
@@ -182,15 +181,15 @@ impl LoadedNetwork for T5Encoder {
         for block in 0..self.network.architecture.num_layers {
             let block = self.block(block)?;
             for (batch, x_rc) in batches.iter().zip(&mut states) {
-                *x_rc = self.layer(&block, batch, x_rc)?;
+                *x_rc = self.layer(&block, batch, captions, x_rc)?;
             }
         }
         let mut encoded = vec![Encoded::default(); captions.len()];
         for (batch, x_rc) in batches.iter().zip(&states) {
             let x_rc = self.norm(x_rc, &self.final_norm)?;
             for (start, sequence) in batch.starts() {
-                encoded[sequence.caption].hidden =
-                    Some(x_rc.narrow(0, start, sequence.ids.len())?.contiguous()?);
+                let rows = self.kept(&captions[sequence.caption]);
+                encoded[sequence.caption].hidden = Some(x_rc.narrow(0, start, rows)?.contiguous()?);
             }
         }
         Ok(encoded)
@@ -199,20 +198,25 @@ impl LoadedNetwork for T5Encoder {
 
 impl T5Encoder {
     fn sequences(&self, captions: &[Tokens]) -> Vec<Sequence> {
-        let rules = &self.network.forward;
+        let mask = self.network.forward.mask;
         let sequence = |(caption, tokens): (usize, &Tokens)| {
-            let rows = rules.pad_rows.of(tokens);
+            let all = tokens.ids.len();
+            let keys = mask.keys(tokens.count, all);
+            // What is attended is computed, kept or not.
+            let rows = self.kept(tokens).max(keys);
             Sequence {
                 caption,
                 ids: tokens.ids[..rows].to_vec(),
-                keys: if rules.mask == EncoderMask::Pads {
-                    tokens.count
-                } else {
-                    rows
-                },
+                keys,
             }
         };
         captions.iter().enumerate().map(sequence).collect()
+    }
+
+    /// Rows that are kept of a caption.
+    fn kept(&self, tokens: &Tokens) -> usize {
+        let rules = &self.network.forward;
+        rules.pad_rows.kept(tokens.count, tokens.ids.len())
     }
 
     fn embed(&self, batch: &Batch) -> Result<Tensor, Error> {
@@ -232,7 +236,13 @@ impl T5Encoder {
         }
     }
 
-    fn layer(&self, block: &Block, batch: &Batch, x_rc: &Tensor) -> candle_core::Result<Tensor> {
+    fn layer(
+        &self,
+        block: &Block,
+        batch: &Batch,
+        captions: &[Tokens],
+        x_rc: &Tensor,
+    ) -> candle_core::Result<Tensor> {
         let architecture = &self.network.architecture;
         let (heads, width) = (architecture.num_heads, architecture.d_kv);
         let kernels = self.kernels();
@@ -243,7 +253,11 @@ impl T5Encoder {
             None,
         )?;
         let qkv_r3hd = qkv.reshape((qkv.dim(0)?, 3, heads, width))?;
-        let y_rc = batch.attention(&qkv_r3hd, |group, q, k, v| self.attend(group, q, k, v))?;
+        let mut y_rc = batch.attention(&qkv_r3hd, |group, q, k, v| self.attend(group, q, k, v))?;
+        if self.network.forward.mask == T5Mask::PadsUniform {
+            let v_rc = qkv_r3hd.narrow(1, 2, 1)?.reshape(y_rc.shape())?;
+            y_rc = with_uniform_pads(batch, captions, &y_rc, &v_rc)?;
+        }
         // After each half, as `T5Block.forward`.
         let x_rc = clamped(onto(kernels, x_rc, &y_rc, &block.out)?)?;
         let inner_rf = self.widened(block, &self.norm(&x_rc, &block.feed_forward_norm)?)?;
@@ -298,6 +312,33 @@ impl T5Encoder {
             .to_dtype(weight.dtype())?
             .broadcast_mul(weight)
     }
+}
+
+/// `y_rc`, attention's result, with what pads find by [`T5Mask::PadsUniform`]: the mean of the values `v_rc` of the whole
+/// sequence. Pads have one embedding and find the same in every layer, so their values are equal, and those of the pads
+/// that are not computed need not be known.
+fn with_uniform_pads(
+    batch: &Batch,
+    captions: &[Tokens],
+    y_rc: &Tensor,
+    v_rc: &Tensor,
+) -> candle_core::Result<Tensor> {
+    let wide = |t: Tensor| t.to_dtype(DType::F32);
+    let width = y_rc.dim(1)?;
+    let mut rows = Vec::new();
+    for (start, sequence) in batch.starts() {
+        let Tokens { ids, count, .. } = &captions[sequence.caption];
+        let (count, pads) = (*count, sequence.ids.len() - count);
+        rows.push(y_rc.narrow(0, start, count)?);
+        if pads > 0 {
+            let of_tokens = wide(v_rc.narrow(0, start, count)?)?.sum_keepdim(0)?;
+            let of_pad = wide(v_rc.narrow(0, start + count, 1)?)?;
+            let sum = (of_tokens + (of_pad * (ids.len() - count) as f64)?)?;
+            let mean = (sum / ids.len() as f64)?.to_dtype(y_rc.dtype())?;
+            rows.push(mean.broadcast_as((pads, width))?);
+        }
+    }
+    Tensor::cat(&rows, 0)
 }
 
 /// The residual stream and `y w^T`, in the wider of the two types.

@@ -31,9 +31,7 @@ use super::{
 use crate::nn::weights::Weights;
 
 pub use architecture::T5EncoderArchitecture;
-pub use rules::T5Forward;
-
-pub use super::spec::PadRows;
+pub use rules::{PadRows, T5Forward, T5Mask};
 
 /// The kind `t5_encoder`.
 #[derive(Debug)]
@@ -119,7 +117,8 @@ impl Network for T5Network {
     }
 
     fn numbers(&self, tokens: &Tokens) -> usize {
-        self.forward.pad_rows.of(tokens) * self.architecture.d_model
+        let rows = self.forward.pad_rows.kept(tokens.count, tokens.ids.len());
+        rows * self.architecture.d_model
     }
 
     fn locate(&self, weights: &Weights) -> Result<LocatedEncoder, Error> {

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::{T5, T5EncoderArchitecture, T5Network, implementations};
-use crate::text::spec::{EncoderMask, PadRows, TokenRules};
+use crate::text::spec::TokenRules;
 use crate::text::tokenizer::{IMPLEMENTATION, check_implementation};
 use crate::text::{Architecture, Contradiction, ForwardRecipe, Kind, Misfit, Network};
 
@@ -14,10 +14,37 @@ use crate::text::{Architecture, Contradiction, ForwardRecipe, Kind, Misfit, Netw
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct T5Forward {
-    /// Whether pad ids are masked in the encoder's attention.
-    pub mask: EncoderMask,
+    /// What the encoder's attention does about pad ids.
+    pub mask: T5Mask,
     /// Whether the rows of pad ids are kept.
     pub pad_rows: PadRows,
+}
+
+/// What attention does about pads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum T5Mask {
+    /// Pads are attended like any token.
+    None,
+    /// No token attends to a pad; a pad attends to the true tokens.
+    Pads,
+    /// No token attends to a pad but the first.
+    PadsButOne,
+    /// No token attends to a pad; a pad attends to the whole sequence evenly, whatever its scores. So it is where
+    /// all of a pad's scores are masked by a large negative number (`T5Stack.forward` of lodestone-rock/flow).
+    PadsUniform,
+}
+
+/// What becomes of the rows of pad ids.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PadRows {
+    /// They are computed and kept: the denoiser will read them.
+    Keep,
+    /// That of the first is kept, for a denoiser that sees no other.
+    One,
+    /// They are neither computed nor kept; allowed only where the mask makes the other rows independent of them.
+    Drop,
 }
 
 /// Checks T5's own token rules.
@@ -48,13 +75,20 @@ impl ForwardRecipe for T5Forward {
         false
     }
 
+    fn keeps_one_pad(&self) -> bool {
+        self.pad_rows == PadRows::One
+    }
+
     fn check(&self, slot: &str, pads_kept: bool) -> Result<(), Contradiction> {
-        if self.pad_rows == PadRows::Keep {
+        if self.pad_rows != PadRows::Drop {
             return Ok(());
         }
-        if self.mask != EncoderMask::Pads {
+        if !self.mask.hides_pads() {
             return Err(Contradiction {
-                fields: format!("{slot}.forward.pad_rows = drop and {slot}.forward.mask = none"),
+                fields: format!(
+                    "{slot}.forward.pad_rows = drop and {slot}.forward.mask = {}",
+                    self.mask.name()
+                ),
                 why: "rows of pads may be dropped only where pads are masked, for else they change the others".into(),
             });
         }
@@ -74,12 +108,51 @@ impl ForwardRecipe for T5Forward {
         _end_id: u32,
     ) -> Result<Arc<dyn Network>, Misfit> {
         let architecture = architecture.of_kind::<T5EncoderArchitecture>(&T5)?.clone();
+        let mut forward = self.clone();
         if self.pad_rows == PadRows::Drop {
             tokens.forget_pads();
+            // The two differ in rows of pads alone.
+            forward.mask = T5Mask::Pads;
         }
         Ok(Arc::new(T5Network {
             architecture,
-            forward: self.clone(),
+            forward,
         }))
+    }
+}
+
+impl T5Mask {
+    /// Whether the rows of true tokens are the same without any pad.
+    pub(super) fn hides_pads(self) -> bool {
+        matches!(self, Self::Pads | Self::PadsUniform)
+    }
+
+    /// Of `rows` rows with `count` true tokens, how many are attended by a true token: the first so many.
+    pub(super) fn keys(self, count: usize, rows: usize) -> usize {
+        match self {
+            Self::None => rows,
+            Self::Pads | Self::PadsUniform => count,
+            Self::PadsButOne => rows.min(count + 1),
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Pads => "pads",
+            Self::PadsButOne => "pads_but_one",
+            Self::PadsUniform => "pads_uniform",
+        }
+    }
+}
+
+impl PadRows {
+    /// Of `rows` rows with `count` true tokens, how many are kept.
+    pub(super) fn kept(self, count: usize, rows: usize) -> usize {
+        match self {
+            Self::Keep => rows,
+            Self::One => rows.min(count + 1),
+            Self::Drop => count,
+        }
     }
 }

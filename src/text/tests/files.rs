@@ -11,7 +11,7 @@ use crate::nn::weights::Weights;
 use crate::text::activation::Activation;
 use crate::text::clip::{ClipForward, ClipTextArchitecture, ClipTextNetwork, PooledRule};
 use crate::text::spec::EncoderMask;
-use crate::text::t5::{PadRows, T5EncoderArchitecture, T5Forward, T5Network};
+use crate::text::t5::{PadRows, T5EncoderArchitecture, T5Forward, T5Mask, T5Network};
 use crate::text::{Error, Network, Residency, TextEncoder, weights_digest};
 
 type Tensors = HashMap<String, Tensor>;
@@ -349,7 +349,7 @@ fn t5_xxl() -> T5Network {
             relative_attention_max_distance: 128,
         },
         forward: T5Forward {
-            mask: EncoderMask::None,
+            mask: T5Mask::None,
             pad_rows: PadRows::Keep,
         },
     }

@@ -23,7 +23,7 @@ fn check(file: &str) {
             let encoded = encoder
                 .encode(&tokens)
                 .unwrap_or_else(|e| panic!("case {index}: {e}"));
-            let keeps_pads = case.forward["pad_rows"] != "drop";
+            let pad_rows = case.forward["pad_rows"].as_str();
             for (row, (encoded, tokens)) in encoded.iter().zip(&tokens).enumerate() {
                 let what = |output: &str| {
                     format!(
@@ -38,10 +38,10 @@ fn check(file: &str) {
                     what("hidden")
                 );
                 if let (Some(found), Some(name)) = (&encoded.hidden, &case.hidden) {
-                    let rows = if keeps_pads {
-                        tokens.ids.len()
-                    } else {
-                        tokens.count
+                    let rows = match pad_rows {
+                        Some("drop") => tokens.count,
+                        Some("one") => tokens.ids.len().min(tokens.count + 1),
+                        _ => tokens.ids.len(),
                     };
                     let expected = golden
                         .row(name, row)
@@ -80,6 +80,11 @@ fn qwen3_equals_transformers_for_every_knob() {
     check("qwen3.safetensors");
 }
 
+#[test]
+fn t5_equals_transformers_for_every_mask() {
+    check("t5_masks.safetensors");
+}
+
 fn bits(encoded: &Encoded) -> Vec<u32> {
     let both = [&encoded.hidden, &encoded.pooled];
     let flat = |t: &candle_core::Tensor| {
@@ -96,7 +101,12 @@ fn bits(encoded: &Encoded) -> Vec<u32> {
 
 #[test]
 fn a_caption_in_any_batch_equals_the_caption_alone_bit_for_bit() {
-    for file in ["clip.safetensors", "t5.safetensors", "qwen3.safetensors"] {
+    for file in [
+        "clip.safetensors",
+        "t5.safetensors",
+        "t5_masks.safetensors",
+        "qwen3.safetensors",
+    ] {
         let golden = Golden::open(file);
         for case in golden.cases() {
             let tokens = captions(&golden, &case);
@@ -215,7 +225,12 @@ fn every_knob_changes_the_numbers() {
 #[test]
 fn half_precision_is_near_f32() {
     for (dtype, tolerance) in [(DType::F16, 0.02), (DType::BF16, 0.15)] {
-        for file in ["clip.safetensors", "t5.safetensors", "qwen3.safetensors"] {
+        for file in [
+            "clip.safetensors",
+            "t5.safetensors",
+            "t5_masks.safetensors",
+            "qwen3.safetensors",
+        ] {
             let golden = Golden::open(file);
             for case in golden.cases().iter().step_by(4) {
                 let tokens = captions(&golden, case);

@@ -9,7 +9,7 @@ use super::{Golden, captions, weights_of};
 use crate::nn::weights::Weights;
 use crate::text::clip::{ClipForward, ClipTextArchitecture, ClipTextNetwork, PooledRule};
 use crate::text::spec::EncoderMask;
-use crate::text::t5::{PadRows, T5EncoderArchitecture, T5Forward, T5Network};
+use crate::text::t5::{PadRows, T5EncoderArchitecture, T5Forward, T5Mask, T5Network};
 use crate::text::tokenizer::Tokens;
 use crate::text::{Residency, TextEncoder};
 
@@ -63,7 +63,7 @@ fn setting(file: &str, model: &str) -> Setting {
         },
         t5,
         t5_rules: T5Forward {
-            mask: EncoderMask::None,
+            mask: T5Mask::None,
             pad_rows: PadRows::Keep,
         },
         tokens: captions(&golden, &case),

@@ -10,7 +10,7 @@ use candle_transformers::models::t5;
 use super::{Golden, captions, compare, encode};
 use crate::text::clip::{ClipForward, ClipTextArchitecture, ClipTextNetwork, PooledRule};
 use crate::text::spec::EncoderMask;
-use crate::text::t5::{PadRows, T5Forward, T5Network};
+use crate::text::t5::{PadRows, T5Forward, T5Mask, T5Network};
 
 /// Both compute in f32 and sum in different orders.
 const TOLERANCE: f32 = 1e-5;
@@ -114,7 +114,7 @@ fn t5_equals_candle_transformers() {
     let network = T5Network {
         architecture: a,
         forward: T5Forward {
-            mask: EncoderMask::None,
+            mask: T5Mask::None,
             pad_rows: PadRows::Keep,
         },
     };

@@ -1,0 +1,87 @@
+//! Adapters through the network: gradients against peft and finite differences, and LoRA files in diffusers.
+
+use super::*;
+use crate::lora::targets::select;
+use crate::models::testing::{
+    check_activations, check_finite_differences, check_loss_curve, check_presets, check_recompute,
+};
+
+#[test]
+fn every_adapters_gradient_equals_pefts() {
+    for name in MODELS {
+        golden(name).check_gradients(&["all", "attention"]);
+    }
+}
+
+/// With masks of different lengths.
+#[test]
+fn twenty_steps_of_training_have_the_losses_of_peft_and_torch() {
+    check_loss_curve(&golden("two"));
+}
+
+#[test]
+fn running_blocks_again_gives_the_same_gradients() {
+    // The second of two single blocks after two double ones.
+    check_recompute(&golden("two"), 3);
+}
+
+#[test]
+fn every_adapter_on_every_preset_gets_a_gradient() {
+    MODELS.map(golden).iter().for_each(check_presets);
+}
+
+#[test]
+fn no_target_reaches_the_approximator() {
+    let golden = golden("two");
+    let model = golden.model();
+    let select = |target: &str| select(model.linears(), &[target.to_owned()], CHROMA.presets);
+    for preset in CHROMA.presets {
+        let chosen = select(preset.name).unwrap();
+        assert!(chosen.iter().all(|l| !l.name.contains("distilled")));
+    }
+    for target in [
+        "distilled_guidance_layer.*",
+        "distilled_guidance_layer.in_proj",
+        "*linear_1",
+    ] {
+        assert!(select(target).is_err(), "{target}");
+    }
+}
+
+/// The network in f64, with pads that are not seen.
+#[test]
+fn each_a_and_b_receives_the_gradient_that_finite_differences_give() {
+    let golden = golden("two");
+    let wide = |tensor: Tensor| tensor.to_dtype(DType::F64).unwrap();
+    let (set, _) = golden.adapters(&golden.model(), "all");
+    let inputs = golden.inputs(3);
+    let inputs = Inputs {
+        latents: wide(inputs.latents),
+        timesteps: inputs.timesteps,
+        conditioning: ConditioningTensors {
+            context: wide(inputs.conditioning.context),
+            pooled: wide(inputs.conditioning.pooled),
+            ..inputs.conditioning
+        },
+        target: wide(inputs.target),
+    };
+    check_finite_differences(
+        "two",
+        &*golden.model_in_f64(),
+        &inputs,
+        &set,
+        "nothing is unused",
+    );
+}
+
+#[test]
+fn diffusers_loads_a_saved_lora_and_predicts_the_same() {
+    for name in MODELS {
+        golden(name).check_lora_file_in_diffusers();
+    }
+}
+
+#[test]
+fn a_pass_keeps_as_much_as_the_plan_of_memory_counts() {
+    check_activations(&golden("two"), (24, 32), 40);
+}
