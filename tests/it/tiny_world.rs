@@ -196,6 +196,7 @@ fn conditioning_latents_prediction_and_samples_are_those_of_diffusers() {
         guidance: 3.5,
         shift,
         size_conditioning: false,
+        reference: None,
         embedded_guidance: None,
         spacing: Spacing::Trained,
         seed: 0,

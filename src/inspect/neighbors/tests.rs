@@ -19,6 +19,7 @@ fn item(picture: &str, content: &str, caption: &str) -> Item {
         views: Vec::new(),
         repeats: 1,
         held_out: false,
+        reference: None,
     }
 }
 

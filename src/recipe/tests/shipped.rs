@@ -46,8 +46,9 @@ fn every_recipe_file_is_embedded_and_every_recipe_resolves() {
     assert_eq!(on_disk, embedded);
 
     let names = all();
-    // Seven variants of four flavors of SD3 and of two of FLUX.1, of which musubi has one, of one of SDXL, and five of SD1.5.
-    assert_eq!(names.len(), 7 * 4 + 7 * 2 + 1 + 7 + 5);
+    // Seven variants of four flavors of SD3 and of two of FLUX.1, five of these of its third, musubi's of two, seven of SDXL and five of
+    // SD1.5.
+    assert_eq!(names.len(), 7 * 4 + 7 * 2 + 5 + 2 + 7 + 5);
     for name in names {
         let recipe = shipped(&name.to_string());
         assert_eq!(*recipe.name(), name);
