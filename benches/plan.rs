@@ -69,6 +69,7 @@ fn planned(
         optimizer: OptimizerOptions::default(),
         samples: 1,
         latents: family.latents().latents(Extents::picture(px, px)),
+        reference: None,
         context: tokens,
         dtype: DType::BF16,
         storage,

@@ -3,8 +3,8 @@
     python tools/check_lora.py LORA.safetensors BASE_FOLDER DUMP.safetensors
 
 BASE_FOLDER is a model in the layout of diffusers (only its denoiser is read). DUMP holds what we gave the denoiser and
-what it answered with the LoRA on: `latents`, `timesteps`, `context`, `pooled`, `output`, and `guidance` and `time_ids`
-where the model is told them.
+what it answered with the LoRA on: `latents`, `timesteps`, `context`, `pooled`, `output`, and `guidance`, `time_ids` and
+`reference` where the model is told them.
 
 Prints the largest error relative to the largest output; exits 1 if it is over 1e-4, if the LoRA changes nothing, or if
 any of its tensors was not taken.
@@ -22,7 +22,7 @@ LIMIT = 1e-4
 
 @torch.no_grad()
 def call(transformer, dump):
-    names = ("latents", "timesteps", "context", "pooled", "guidance", "time_ids")
+    names = ("latents", "timesteps", "context", "pooled", "guidance", "time_ids", "reference")
     given = {name: dump[name].float() for name in names if name in dump}
     return predict(transformer, **given)
 

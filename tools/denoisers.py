@@ -39,9 +39,19 @@ def pipeline(transformer):
     return kind(transformer=transformer, scheduler=scheduler, vae=None, **absent)
 
 
-def predict(transformer, latents, timesteps, context, pooled, guidance=None, time_ids=None, token_counts=None):
-    """The prediction for latents [b, c, h, w] at timesteps of 0 to 1000. `token_counts`: rows of each context that Chroma sees; the
-    other classes have no mask."""
+def packed(latents):
+    """Latents as tokens, and the ids of these."""
+    b, c, h, w = latents.shape
+    i, j = h // 2, w // 2
+    ids = torch.zeros(i, j, 3)
+    ids[..., 1] += torch.arange(i)[:, None]
+    ids[..., 2] += torch.arange(j)[None, :]
+    return latents.view(b, c, i, 2, j, 2).permute(0, 2, 4, 1, 3, 5).reshape(b, i * j, c * 4), ids.reshape(-1, 3)
+
+
+def predict(transformer, latents, timesteps, context, pooled, guidance=None, time_ids=None, token_counts=None, reference=None):
+    """The prediction for latents [b, c, h, w] at timesteps of 0 to 1000. `token_counts`: rows of each context that Chroma sees, the
+    other classes have no mask; `reference` are the latents of FLUX.1 Kontext's other picture."""
     if component(transformer) == "unet":
         added = None if time_ids is None else {"text_embeds": pooled, "time_ids": time_ids}
         return transformer(latents, timesteps, context, added_cond_kwargs=added, return_dict=False)[0]
@@ -52,20 +62,23 @@ def predict(transformer, latents, timesteps, context, pooled, guidance=None, tim
     # As FluxPipeline does: 2 x 2 patches packed before, unpacked after, ids of rows and columns, times of 0 to 1.
     b, c, h, w = latents.shape
     i, j = h // 2, w // 2
-    ids = torch.zeros(i, j, 3)
-    ids[..., 1] += torch.arange(i)[:, None]
-    ids[..., 2] += torch.arange(j)[None, :]
+    tokens, ids = packed(latents)
     if kind == "FluxTransformer2DModel":
         given |= dict(pooled_projections=pooled, guidance=guidance)
     elif token_counts is not None:
         # Booleans: attention adds what is a number to its scores.
         seen = torch.arange(context.shape[1])[None] < token_counts.long()[:, None]
         given["attention_mask"] = torch.cat([seen, torch.ones(b, i * j, dtype=torch.bool)], dim=1)
+    if reference is not None:
+        # As FluxKontextPipeline does: behind the picture's, told apart by the first id, and left out of what is predicted.
+        others, their_ids = packed(reference)
+        their_ids[..., 0] = 1
+        tokens, ids = torch.cat([tokens, others], 1), torch.cat([ids, their_ids])
     out = transformer(
-        hidden_states=latents.view(b, c, i, 2, j, 2).permute(0, 2, 4, 1, 3, 5).reshape(b, i * j, c * 4),
+        hidden_states=tokens,
         timestep=timesteps / 1000,
-        img_ids=ids.reshape(-1, 3),
+        img_ids=ids,
         txt_ids=torch.zeros(context.shape[1], 3),
         **given,
-    )[0]
+    )[0][:, : i * j]
     return out.view(b, i, j, c, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(b, c, h, w)

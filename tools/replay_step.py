@@ -67,7 +67,7 @@ def main():
         sigma = dump["sigma"].view(-1, 1, 1, 1)
         noisy = (1 - sigma) * dump["latents"] + sigma * dump["noise"]
         target = dump["noise"] - dump["latents"]
-    given = [dump["timestep"], dump["context"], dump["pooled"], dump.get("guidance"), dump.get("time_ids"), dump.get("token_counts")]
+    given = [dump["timestep"], dump["context"], dump["pooled"], *map(dump.get, ("guidance", "time_ids", "token_counts", "reference"))]
     prediction = predict(transformer, noisy, *given)
     weight = dump["loss_weight"].view(-1, 1, 1, 1)
     loss = (weight * (prediction - target) ** 2).mean()

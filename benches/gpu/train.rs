@@ -111,6 +111,7 @@ pub(super) fn train(case: &Value, backend: &Backend) -> Result<Value> {
         optimizer: OptimizerOptions::default(),
         samples: batch,
         latents,
+        reference: None,
         context,
         dtype,
         storage: WeightStorage::Whole,

@@ -257,6 +257,7 @@ impl Looker<'_> {
             top: (resized.height - size.height) / 2,
             bucket: size,
             flip: false,
+            resampling: crate::recipe::latents::Resampling::Spec,
         }
     }
 

@@ -131,6 +131,7 @@ impl BaseModel {
         let schedule = denoiser.schedule(files.scheduler())?;
         let (completed, mut notes) = experiment.completed(flavor, &schedule)?;
         let settings = completed.settings(flavor)?;
+        notes.extend(named_after_another(&denoiser, flavor));
         files.check()?;
         let mut encoders = Vec::new();
         for encoder in recipe.encoders() {
@@ -221,6 +222,25 @@ impl BaseModel {
         let (weights, tensors) = (self.denoiser.weights(), self.denoiser.tensors());
         Ok(weights.load_checked(tensors, digest, || self.denoiser.load(placement))?)
     }
+}
+
+/// What the name of a model says against the flavor that the Experiment names, where shapes say nothing: one that takes references and
+/// is used as one that takes none would be trained without them, and nobody would know.
+fn named_after_another(denoiser: &OpenedDenoiser, flavor: &Flavor) -> Option<String> {
+    let path = &denoiser.components.path;
+    let name = path.file_name()?.to_string_lossy().to_lowercase();
+    let possible = denoiser.flavors();
+    let takes_references = |other: &&&Flavor| other.references.is_some();
+    let mut others = possible.iter().filter(takes_references);
+    let other = others.find(|other| name.contains(other.name))?;
+    (flavor.references.is_none()).then(|| {
+        format!(
+            "warning: {} is called after flavor `{}`, whose shapes it has too, and the Experiment says `{}`, which is given no references",
+            shown::path(path),
+            other.name,
+            flavor.name
+        )
+    })
 }
 
 fn check_mask(family: &Family, recipe: &Recipe) -> Result<(), Error> {

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use super::{Description, Specs};
 use crate::base_model::BaseModel;
-use crate::dataset::Item;
+use crate::dataset::{Item, Viewed};
 use crate::digest::{Digest, Fingerprint, canonical_json};
 use crate::experiment::Experiment;
 use crate::monitor::Monitor;
@@ -59,11 +59,11 @@ impl EntryList {
 }
 
 impl Manifest {
-    /// What every encoder of `base` makes of `captions`, and its VAE of the views of `items`.
+    /// What every encoder of `base` makes of `captions`, and its VAE of the views of `pictures`.
     pub fn new<'a>(
         base: &BaseModel,
         captions: impl Iterator<Item = &'a str> + Clone,
-        items: &[Item],
+        pictures: &[Viewed<'_>],
     ) -> Self {
         let specs = Specs::from(base);
         let mut entries = Vec::new();
@@ -72,9 +72,9 @@ impl Manifest {
                 entries.push((encoder.spec, encoder.entry(caption)));
             }
         }
-        for item in items {
-            for &view in &item.views {
-                entries.push((specs.latents, specs.view(item.digest, view)));
+        for picture in pictures {
+            for &view in &picture.views {
+                entries.push((specs.latents, specs.view(picture.digest, view)));
             }
         }
         // One order whatever order the pictures were found in: the digest is over it.

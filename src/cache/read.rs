@@ -1,6 +1,7 @@
 //! Embeddings and latents as tensors.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 
 use candle_core::Tensor;
 use serde::Serialize;
@@ -8,8 +9,8 @@ use serde::Serialize;
 use super::conditioning::{Conditioning, EncoderOutput, EncoderOutputs, assemble};
 use super::{EncoderId, Error, Specs, tensors};
 use crate::base_model::BaseModel;
-use crate::dataset::Item;
-use crate::digest::Fingerprint;
+use crate::dataset::{Item, Reference, Viewed};
+use crate::digest::{Digest, Fingerprint};
 use crate::recipe::Recipe;
 use crate::recipe::latents::{Size, View};
 use crate::store::{Entry, Store, StoreReader};
@@ -114,18 +115,44 @@ impl Reader {
     /// # Errors
     /// If the store lacks them.
     pub fn moments(&self, item: &Item, view: View) -> Result<StoredLatents, Error> {
-        let lost = || Error::NoLatents {
-            picture: item.picture.clone(),
-        };
-        let entry = self.specs.view(item.digest, view);
-        let entry = self.store.get(&self.specs.latents, &entry)?;
-        let entry = entry.ok_or_else(lost)?;
-        let part = |name| entry.part(name).map(tensors::to_tensor).ok_or_else(lost);
+        let [mean, logvar] =
+            self.latents((&item.picture, item.digest), view, ["mean", "logvar"])?;
         Ok(StoredLatents {
-            mean: part("mean")??,
-            logvar: part("logvar")??,
+            mean,
+            logvar,
             time_ids: time_ids(item.size, &view),
         })
+    }
+
+    /// The latents of a reference in one of its views: the posterior's mean, as the authors' code (`AutoEncoder(sample_z=False)`) and
+    /// diffusers' pipeline (`sample_mode="argmax"`) have it. What is given is not drawn.
+    ///
+    /// # Errors
+    /// If the store lacks them.
+    pub fn reference(&self, reference: &Reference, view: View) -> Result<Tensor, Error> {
+        let picture = (reference.picture.as_path(), reference.digest);
+        let [mean] = self.latents(picture, view, ["mean"])?;
+        Ok(mean)
+    }
+
+    fn latents<const N: usize>(
+        &self,
+        (picture, digest): (&Path, Digest),
+        view: View,
+        parts: [&str; N],
+    ) -> Result<[Tensor; N], Error> {
+        let lost = || Error::NoLatents {
+            picture: picture.to_owned(),
+        };
+        let entry = self.specs.view(digest, view);
+        let entry = self.store.get(&self.specs.latents, &entry)?;
+        let entry = entry.ok_or_else(lost)?;
+        let mut read = Vec::with_capacity(N);
+        for name in parts {
+            read.push(tensors::to_tensor(entry.part(name).ok_or_else(lost)?)?);
+        }
+        // As many as there are names.
+        read.try_into().map_err(|_| lost())
     }
 
     /// Captions that an encoder has no entry of.
@@ -138,17 +165,21 @@ impl Reader {
         captions.filter(|caption| !there(caption)).collect()
     }
 
-    /// Whether the latents of all of a picture's views are there.
+    /// Whether the latents of all of a picture's views are there, and of its reference's.
     pub fn has_views(&self, item: &Item) -> bool {
-        self.views_without(item) == 0
+        let reference = item.reference.as_ref().map(Reference::viewed);
+        let all = std::iter::once(item.viewed()).chain(reference);
+        all.map(|picture| self.views_without(&picture))
+            .sum::<usize>()
+            == 0
     }
 
     /// How many of a picture's views have no latents.
-    pub(super) fn views_without(&self, item: &Item) -> usize {
-        let entries = item
+    pub(super) fn views_without(&self, picture: &Viewed<'_>) -> usize {
+        let entries = picture
             .views
             .iter()
-            .map(|&view| self.specs.view(item.digest, view));
+            .map(|&view| self.specs.view(picture.digest, view));
         let there = |entry: &Fingerprint| self.store.contains(&self.specs.latents, entry);
         entries.filter(|entry| !there(entry)).count()
     }
@@ -259,6 +290,7 @@ mod tests {
             top: 0,
             bucket: size(128, 64),
             flip: false,
+            resampling: crate::recipe::latents::Resampling::Spec,
         };
         let numbers = time_ids(size(1600, 640), &view);
         assert_eq!(numbers, [640.0, 1600.0, 0.0, 10.0, 64.0, 128.0]);

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::{Error, Reader};
 use crate::base_model::BaseModel;
-use crate::dataset::Item;
+use crate::dataset::Viewed;
 use crate::digest::Fingerprint;
 use crate::experiment::Experiment;
 use crate::recipe::Diff;
@@ -68,7 +68,7 @@ pub fn refuse_if_missing(
     store: &Store,
     reader: &Reader,
     captions: &BTreeSet<String>,
-    items: &[Item],
+    pictures: &[Viewed<'_>],
 ) -> Result<Option<Refusal>, Error> {
     let mut missing = Vec::new();
     for (encoder, part) in reader.specs().encoders.iter().zip(&base.encoders) {
@@ -93,11 +93,11 @@ pub fn refuse_if_missing(
         )?);
     }
     let (mut without, mut views) = (Vec::new(), 0);
-    for item in items {
-        let name = item.picture.display().to_string();
+    for picture in pictures {
+        let name = picture.picture.display().to_string();
         // Once for each view, as entries are what is counted.
-        without.extend(std::iter::repeat_n(name, reader.views_without(item)));
-        views += item.views.len();
+        without.extend(std::iter::repeat_n(name, reader.views_without(picture)));
+        views += picture.views.len();
     }
     missing.extend(missing_entries(
         (store, reader),

@@ -23,7 +23,7 @@ pub use report::{AtLevel, CompareReport, Measured, OfPicture, RecipeUsed};
 
 use crate::base_model::{self, BaseModel};
 use crate::cache::ModelCache;
-use crate::dataset::Item;
+use crate::dataset::{self, Item, Preview};
 use crate::digest::Digest;
 use crate::encode::{EncodeOptions, encode_captions, encode_pictures, tell_of_no_run};
 use crate::experiment::Experiment;
@@ -140,6 +140,8 @@ struct Stage {
     under: [BaseModel; 2],
     store: Store,
     pictures: Vec<Item>,
+    /// What the previews are given beside them.
+    references: Vec<Preview>,
 }
 
 impl Stage {
@@ -164,6 +166,7 @@ impl Stage {
         let path = experiment.store_path().map_err(base_model::Error::from)?;
         let store = Store::open_or_create(&path)?.waiting(options.encode.wait);
         let pictures = pictures::choose(experiment, &base, &store, loras, monitor)?;
+        let references = sheet::references(experiment, &base, &pictures)?;
         // After all that may be refused.
         tell_recipes(loras, &recipes, &options.under, monitor);
         base.settings.sample.prompts = match options.out {
@@ -177,6 +180,7 @@ impl Stage {
             base,
             store,
             pictures,
+            references,
         })
     }
 
@@ -205,7 +209,8 @@ impl Stage {
             tell_of_no_run(&stats, monitor);
         }
         let on = (&options.device, &options.kernels);
-        encode_pictures(&self.base, &self.store, &self.pictures, on, monitor)?;
+        let viewed = dataset::viewed(&self.pictures, &self.references);
+        encode_pictures(&self.base, &self.store, &viewed, on, monitor)?;
         Ok(())
     }
 
@@ -263,6 +268,7 @@ impl Stage {
         let columns = [(alone, &Bound::none()), (a, &bound[0]), (b, &bound[1])];
         let drawn = sheet::Previews {
             store: &self.store,
+            references: &self.references,
             denoiser,
             monitor,
         };

@@ -4,7 +4,7 @@ use super::Error;
 use super::lora::Lora;
 use crate::base_model::BaseModel;
 use crate::cache::{EntryList, Specs};
-use crate::dataset::{self, Item};
+use crate::dataset::{self, Item, Preview};
 use crate::digest::{Digest, Fingerprint};
 use crate::experiment::Experiment;
 use crate::monitor::Monitor;
@@ -26,10 +26,12 @@ pub(super) fn choose(
         let experiment = experiment.file.clone();
         return Err(Error::NoPictures { experiment });
     }
+    let previews = dataset::previews(experiment, &base.settings.sample, multiple)?;
     let data = Data {
         experiment,
         specs: Specs::from(base),
         all: &all,
+        previews: &previews,
         chosen: chosen(&all),
     };
     for lora in loras {
@@ -51,6 +53,8 @@ struct Data<'a> {
     experiment: &'a Experiment,
     specs: Specs,
     all: &'a [Item],
+    /// The references of its previews.
+    previews: &'a [Preview],
     /// Those that are compared on.
     chosen: Vec<&'a Item>,
 }
@@ -103,9 +107,9 @@ impl Data<'_> {
     /// Whether a list has the Experiment's pictures and no others.
     fn is_all_of(&self, list: &EntryList) -> bool {
         let mut own: Vec<Fingerprint> = Vec::new();
-        for item in self.all {
-            let views = item.views.iter();
-            own.extend(views.map(|&view| self.specs.view(item.digest, view)));
+        for picture in dataset::viewed(self.all, self.previews) {
+            let views = picture.views.iter();
+            own.extend(views.map(|&view| self.specs.view(picture.digest, view)));
         }
         // Copies of a picture have one entry.
         own.sort_unstable();

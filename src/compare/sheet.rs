@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use super::Error;
 use crate::base_model::BaseModel;
 use crate::cache::ModelCache;
-use crate::dataset::Item;
+use crate::dataset::{self, Item, Preview};
+use crate::experiment::Experiment;
 use crate::lora::Bound;
 use crate::models::Denoiser;
 use crate::monitor::Monitor;
@@ -30,6 +31,33 @@ pub(super) fn prompts(base: &BaseModel, pictures: &[Item]) -> Vec<String> {
     captions.take(CAPTIONS).cloned().collect()
 }
 
+/// The references of these: the Experiment's own, or those of the pictures whose captions they are.
+pub(super) fn references(
+    experiment: &Experiment,
+    base: &BaseModel,
+    pictures: &[Item],
+) -> Result<Vec<Preview>, Error> {
+    let settings = &base.settings.sample;
+    if !settings.prompts.is_empty() {
+        let multiple = base.latent_geometry().side_multiple();
+        return Ok(dataset::previews(experiment, settings, multiple)?);
+    }
+    let shown = pictures.iter().filter(|item| !item.captions.is_empty());
+    let shown: Vec<&Item> = shown.take(CAPTIONS).collect();
+    let of_item = |item: &&Item| {
+        let mut reference = item.reference.clone()?;
+        reference.views.truncate(1);
+        let size = item.bucket();
+        Some(Preview { reference, size })
+    };
+    let made: Vec<Preview> = shown.iter().filter_map(of_item).collect();
+    // One for each, or none: some pictures with and some without cannot be told in one list.
+    Ok(match made.len() == shown.len() {
+        true => made,
+        false => Vec::new(),
+    })
+}
+
 /// The captions that sampling a base model's prompts reads.
 pub(super) fn captions(base: &BaseModel) -> Vec<String> {
     let settings = &base.settings.sample;
@@ -43,6 +71,7 @@ pub(super) fn captions(base: &BaseModel) -> Vec<String> {
 /// What all columns of a sheet share.
 pub(super) struct Previews<'a> {
     pub(super) store: &'a Store,
+    pub(super) references: &'a [Preview],
     pub(super) denoiser: &'a dyn Denoiser,
     pub(super) monitor: &'a dyn Monitor,
 }
@@ -62,7 +91,13 @@ impl Previews<'_> {
         for (base, adapters) in columns {
             let source = ModelCache::open(base, self.store)?;
             let advance = || self.monitor.advance(1);
-            let pictures = previews::pictures(base, &source, self.denoiser, adapters, &advance)?;
+            let pictures = previews::pictures(
+                (base, &source),
+                self.references,
+                self.denoiser,
+                adapters,
+                &advance,
+            )?;
             for (number, (label, picture)) in pictures.into_iter().enumerate() {
                 if rows.len() <= number {
                     let pictures = Vec::new();

@@ -4,7 +4,7 @@
 //! `library/model_util.py: make_bucket_resolutions`), number for number; `tools/goldens/buckets.py` states it
 //! in words. A picture is scaled to cover its bucket and cropped, never padded.
 
-use crate::recipe::latents::{Size, View};
+use crate::recipe::latents::{Resampling, Size, View};
 
 /// A resized picture of more than this many times its bucket's pixels is refused: scaling a strip until it
 /// covers a bucket would need any amount of memory, and keep next to nothing of it.
@@ -263,6 +263,7 @@ impl Placement {
                 top: place(high, n),
                 bucket: self.bucket,
                 flip: false,
+                resampling: Resampling::Spec,
             })
             .collect();
         // Places only move on, so equal ones are neighbours.

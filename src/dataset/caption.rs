@@ -61,44 +61,66 @@ fn text(path: &Path, most_bytes: u64) -> Result<String, Error> {
     }
 }
 
-/// One picture and its caption, as a line of a list gives them.
-type Line = (String, String);
+/// One picture, as a line of a list gives it.
+struct Line {
+    file_name: String,
+    caption: String,
+    reference: Option<String>,
+}
 
-/// The captions of a list, by the picture's path below the folder of the list. Further fields are allowed.
-pub(super) fn list(path: &Path) -> Result<BTreeMap<String, String>, Error> {
+/// What a list says of a picture.
+pub(super) struct Listed {
+    pub(super) caption: String,
+    /// The path of its reference picture below the folder of the list, where a column of them is asked for.
+    pub(super) reference: Option<String>,
+}
+
+/// The lines of a list, by the picture's path below the folder of the list. `column` has the pictures' references. Further fields
+/// are allowed.
+pub(super) fn list(path: &Path, column: Option<&str>) -> Result<BTreeMap<String, Listed>, Error> {
     let text = text(path, MOST_LIST_BYTES)?;
     let fail = |(line, problem): (u64, String)| Error::Unusable {
         path: path.to_owned(),
         problem: format!("line {line}: {problem}"),
     };
     let lines = match path.extension().is_some_and(|e| e == "csv") {
-        true => csv_lines(&text),
-        false => json_lines(&text),
+        true => csv_lines(&text, column),
+        false => json_lines(&text, column),
     };
-    let mut captions = BTreeMap::new();
-    for (number, (file_name, caption)) in lines.map_err(fail)? {
-        let shown = shown::text(&file_name);
-        let name = below(&file_name).ok_or_else(|| {
-            let problem = format!("`file_name` is `{shown}`, expected a path below the folder");
-            fail((number, problem))
-        })?;
-        if captions.insert(name, caption.trim().to_owned()).is_some() {
+    let mut listed = BTreeMap::new();
+    for (number, line) in lines.map_err(fail)? {
+        let below = |field: &str, path: &str| {
+            below(path).ok_or_else(|| {
+                let (field, shown) = (shown::text(field), shown::text(path));
+                let problem = format!("`{field}` is `{shown}`, expected a path below the folder");
+                fail((number, problem))
+            })
+        };
+        let name = below("file_name", &line.file_name)?;
+        let reference = line.reference.filter(|path| !path.is_empty());
+        let reference = reference.map(|path| below(column.unwrap_or_default(), &path));
+        let of_picture = Listed {
+            caption: line.caption.trim().to_owned(),
+            reference: reference.transpose()?,
+        };
+        if listed.insert(name, of_picture).is_some() {
+            let shown = shown::text(&line.file_name);
             return Err(fail((number, format!("`{shown}` is there twice"))));
         }
     }
-    Ok(captions)
+    Ok(listed)
 }
 
 /// The lines of a `metadata.jsonl`, each with its number.
-fn json_lines(text: &str) -> Result<Vec<(u64, Line)>, (u64, String)> {
+fn json_lines(text: &str, column: Option<&str>) -> Result<Vec<(u64, Line)>, (u64, String)> {
     let numbered = (1..).zip(text.lines());
     numbered
         .filter(|(_, line)| !line.trim().is_empty())
-        .map(|(n, line)| Ok((n, json_line(line).map_err(|problem| (n, problem))?)))
+        .map(|(n, line)| Ok((n, json_line(line, column).map_err(|problem| (n, problem))?)))
         .collect()
 }
 
-fn json_line(line: &str) -> Result<Line, String> {
+fn json_line(line: &str, column: Option<&str>) -> Result<Line, String> {
     let value: Value = serde_json::from_str(line).map_err(|e| e.to_string())?;
     let Value::Object(fields) = value else {
         return Err(format!(
@@ -110,16 +132,25 @@ fn json_line(line: &str) -> Result<Line, String> {
         None | Some(Value::Null) => Ok(None),
         Some(Value::String(text)) => Ok(Some(text.clone())),
         Some(Value::Array(_)) => Err(format!(
-            "`{name}` is a list, expected one text: choose one of them, or join them"
+            "`{}` is a list, expected one text: choose one of them, or join them",
+            shown::text(name)
         )),
-        Some(other) => Err(format!("`{name}` is {}, expected a text", kind(other))),
+        Some(other) => Err(format!(
+            "`{}` is {}, expected a text",
+            shown::text(name),
+            kind(other)
+        )),
     };
     let file_name = field("file_name")?.ok_or("no field `file_name`")?;
     let caption = match field("text")? {
         Some(text) => Some(text),
         None => field("caption")?,
     };
-    Ok((file_name, caption.ok_or("no field `text` (nor `caption`)")?))
+    Ok(Line {
+        file_name,
+        caption: caption.ok_or("no field `text` (nor `caption`)")?,
+        reference: column.map(field).transpose()?.flatten(),
+    })
 }
 
 fn kind(value: &Value) -> &'static str {
@@ -134,7 +165,7 @@ fn kind(value: &Value) -> &'static str {
 }
 
 /// The rows of a `metadata.csv`, each with the number of its first line.
-fn csv_lines(text: &str) -> Result<Vec<(u64, Line)>, (u64, String)> {
+fn csv_lines(text: &str, reference: Option<&str>) -> Result<Vec<(u64, Line)>, (u64, String)> {
     let mut table = csv::Reader::from_reader(text.as_bytes());
     let problem = |e: &csv::Error| {
         let line = e.position().map_or(1, csv::Position::line);
@@ -145,14 +176,21 @@ fn csv_lines(text: &str) -> Result<Vec<(u64, Line)>, (u64, String)> {
     let column = |name: &str| columns.iter().position(|column| column.trim() == name);
     let file_name = column("file_name");
     let caption = column("text").or(column("caption"));
-    let missing = |name: &str| (1, format!("no column `{name}`"));
+    let missing = |name: &str| (1, format!("no column `{}`", shown::text(name)));
     let file_name = file_name.ok_or_else(|| missing("file_name"))?;
     let caption = caption.ok_or_else(|| missing("text"))?;
+    let reference = reference.map(|name| column(name).ok_or_else(|| missing(name)));
+    let reference = reference.transpose()?;
     let row = |row: Result<csv::StringRecord, csv::Error>| {
         let row = row.map_err(|e| problem(&e))?;
         let line = row.position().map_or(1, csv::Position::line);
         let cell = |n: usize| row.get(n).unwrap_or_default().to_owned();
-        Ok((line, (cell(file_name), cell(caption))))
+        let of_picture = Line {
+            file_name: cell(file_name),
+            caption: cell(caption),
+            reference: reference.map(cell),
+        };
+        Ok((line, of_picture))
     };
     table.records().map(row).collect()
 }

@@ -1,7 +1,7 @@
 //! An Experiment's pictures and captions: found, looked at, sorted into buckets. `encode` makes what they need,
 //! `train` asks whether it is there; both come through here, so that they mean the same.
 
-use super::{BucketError, BucketRules, Buckets, Dataset, Error, Folder, HeldOut, Item};
+use super::{BucketError, BucketRules, Buckets, Dataset, Error, Folder, HeldOut, Item, references};
 use crate::experiment::{DatasetSettings, Experiment};
 use crate::monitor::Monitor;
 use crate::recipe::latents::{Size, View};
@@ -89,9 +89,15 @@ pub fn open_usable(
 }
 
 fn folders(experiment: &Experiment, multiple: u32) -> Result<Vec<Folder>, Error> {
+    let sizes = references::sizes(experiment.reference_sizes(), multiple);
     let folder = |set| {
         let view_rules = ViewRules::new(&set, multiple)?;
-        Ok(Folder { set, view_rules })
+        let reference_sizes = sizes.clone();
+        Ok(Folder {
+            set,
+            view_rules,
+            reference_sizes,
+        })
     };
     experiment.datasets().into_iter().map(folder).collect()
 }

@@ -28,6 +28,10 @@ pub(super) enum Reason {
     Mask,
     /// A caption whose picture is not there.
     Orphan,
+    /// A reference whose picture is not there.
+    OrphanReference,
+    /// A caption of a reference, which has none.
+    ReferenceCaption,
     /// What another trainer has computed.
     Cache,
     /// Hidden by its name.
@@ -56,6 +60,8 @@ impl Reason {
             Self::Unfinished => "backup copies or unfinished downloads",
             Self::Mask => "masks of other trainers",
             Self::Orphan => "captions without a picture",
+            Self::OrphanReference => "references without a picture of their name",
+            Self::ReferenceCaption => "captions of references, which are not read",
             Self::Cache => "caches of other trainers",
             Self::Hidden => "hidden",
             Self::Other => "other files",

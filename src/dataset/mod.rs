@@ -12,17 +12,19 @@ mod items;
 mod left_out;
 mod natural;
 mod picture;
+mod references;
 mod resize;
 mod scan;
 mod tags;
 mod thumbnail;
 mod trigger;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 pub use bucket::{BucketError, BucketRules, Buckets, Placement};
 pub use items::{ViewRules, open, open_usable};
 pub use picture::{PictureError, PictureFile, PreparedPicture};
+pub use references::{Preview, previews};
 pub use thumbnail::{Thumbnail, thumbnails};
 
 use crate::digest::Digest;
@@ -37,6 +39,8 @@ pub struct Folder {
     pub set: DatasetSettings,
     /// Which size its pictures are brought to.
     pub view_rules: ViewRules,
+    /// The sizes that the model's authors bring references to, as the model can take them; none for a model without references.
+    pub reference_sizes: Vec<Size>,
 }
 
 /// A captioned picture, from the folder it was found in to the step that trains on it.
@@ -58,6 +62,51 @@ pub struct Item {
     pub repeats: u32,
     /// Whether it is kept for validation.
     pub held_out: bool,
+    /// The picture that the denoiser is given beside it, for flavors that take one.
+    pub reference: Option<Reference>,
+}
+
+/// A picture that is given to the denoiser beside a noisy one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reference {
+    /// Where it lies.
+    pub picture: PathBuf,
+    /// What it is known by: [`PictureFile::digest`].
+    pub digest: Digest,
+    /// Its size, turned as its orientation says.
+    pub size: Size,
+    /// How it is seen beside each view of the other, in their order; all of one size.
+    pub views: Vec<View>,
+}
+
+/// A picture, and views of it.
+#[derive(Clone, Debug)]
+pub struct Viewed<'a> {
+    /// Where it lies.
+    pub picture: &'a Path,
+    /// What it is known by.
+    pub digest: Digest,
+    /// Its size.
+    pub size: Size,
+    /// The views.
+    pub views: Vec<View>,
+}
+
+impl Reference {
+    /// The size that the VAE sees.
+    pub fn bucket(&self) -> Size {
+        self.views.first().map_or(self.size, |view| view.bucket)
+    }
+
+    /// With all of its views.
+    pub fn viewed(&self) -> Viewed<'_> {
+        Viewed {
+            picture: &self.picture,
+            digest: self.digest,
+            size: self.size,
+            views: self.views.clone(),
+        }
+    }
 }
 
 impl Item {
@@ -65,16 +114,44 @@ impl Item {
     pub fn bucket(&self) -> Size {
         self.views.first().map_or(self.size, |view| view.bucket)
     }
+
+    /// With all of its views.
+    pub fn viewed(&self) -> Viewed<'_> {
+        Viewed {
+            picture: &self.picture,
+            digest: self.digest,
+            size: self.size,
+            views: self.views.clone(),
+        }
+    }
+
+    /// Its reference, and how that is seen beside `view` of the picture; None without a reference, or such a view.
+    pub fn reference_beside(&self, view: View) -> Option<(&Reference, View)> {
+        let reference = self.reference.as_ref()?;
+        let place = self.views.iter().position(|own| *own == view)?;
+        Some((reference, *reference.views.get(place)?))
+    }
 }
 
-/// The pixels of each item's views, decoded on all cores, within a bound on the memory that all of it takes.
-pub fn prepare(items: &[Item]) -> Vec<Result<Vec<PreparedPicture>, PictureError>> {
-    let need = |item: &Item| picture::decoding_bytes(&item.picture, item.size);
-    budget::map_within(budget::DECODING_BYTES, items, need, |item| {
+/// Every picture of items and previews, then every reference of these with the same views once, however many share it.
+pub fn viewed<'a>(items: &'a [Item], previews: &'a [Preview]) -> Vec<Viewed<'a>> {
+    let of_items = items.iter().filter_map(|item| item.reference.as_ref());
+    let references = of_items.chain(previews.iter().map(|preview| &preview.reference));
+    let mut seen = std::collections::BTreeSet::new();
+    let references = references.filter(|r| seen.insert((r.digest, r.views.clone())));
+    let mut all: Vec<Viewed<'a>> = items.iter().map(Item::viewed).collect();
+    all.extend(references.map(Reference::viewed));
+    all
+}
+
+/// The pixels of each picture's views, decoded on all cores, within a bound on the memory that all of it takes.
+pub fn prepare(pictures: &[Viewed<'_>]) -> Vec<Result<Vec<PreparedPicture>, PictureError>> {
+    let need = |of: &Viewed<'_>| picture::decoding_bytes(of.picture, of.size);
+    budget::map_within(budget::DECODING_BYTES, pictures, need, |of| {
         // The file may have changed since it was scanned; its latents would be filed under what it was.
-        PictureFile::open(&item.picture)?
-            .expect(&item.digest)?
-            .prepare_all(&item.views)
+        PictureFile::open(of.picture)?
+            .expect(&of.digest)?
+            .prepare_all(&of.views)
     })
 }
 
@@ -155,6 +232,21 @@ pub enum Error {
         count: usize,
         /// The first files they stand in, in one line.
         named: String,
+    },
+    /// Pictures without a reference, where each needs one.
+    #[error(
+        "{}: {count} pictures have no reference: {named}; {remedy}",
+        shown::path(folder)
+    )]
+    NoReference {
+        /// The folder.
+        folder: PathBuf,
+        /// How many there are in it.
+        count: usize,
+        /// The first of them, in one line.
+        named: String,
+        /// What to do.
+        remedy: String,
     },
     /// There is nothing to train on.
     #[error("{0}")]

@@ -5,24 +5,31 @@
 //!   partly covered pixels by their share, rounded half up. This is what OpenCV's `INTER_AREA` (which trainers
 //!   use here) does with floats; the two differ by at most one level, where a mean is near one half.
 //! - Where a side grows: `lanczos`, three lobes, the algorithm of Pillow's `LANCZOS` (which trainers use here)
-//!   step by step, to the same bits.
+//!   step by step, to the same bits. A view may ask for it where both sides shrink as well.
 
 use std::borrow::Cow;
 
 use rayon::prelude::*;
 
-use crate::recipe::latents::Size;
+use crate::recipe::latents::{Resampling, Size};
 
 /// `rgb` (3 bytes a pixel, row major) of size `from`, as one of size `to`. No side may be 0.
-pub(super) fn resize(rgb: Cow<'_, [u8]>, from: Size, to: Size) -> Cow<'_, [u8]> {
+pub(super) fn resize(
+    rgb: Cow<'_, [u8]>,
+    from: Size,
+    to: Size,
+    resampling: Resampling,
+) -> Cow<'_, [u8]> {
     if from == to {
         return rgb;
     }
-    if to.width <= from.width && to.height <= from.height {
+    let shrinks = to.width <= from.width && to.height <= from.height;
+    if shrinks && resampling == Resampling::Spec {
         return area(&rgb, from, to).into();
     }
-    // As Pillow 13: across first, except where the height shrinks (older ones: always across first).
-    if to.height < from.height {
+    // As Pillow 13 where the width grows: across first, except where the height shrinks. Older ones are always across first, and so are
+    // views that ask for Lanczos: those that they follow are older.
+    if to.height < from.height && resampling == Resampling::Spec {
         let low = lanczos_columns(rgb, from.width, from.height, to.height);
         return lanczos_rows(low, from.width, to.width);
     }
@@ -228,7 +235,7 @@ mod tests {
             (size(9, 4), size(1, 1)),
         ] {
             let rgb = picture(from);
-            let small = resize(rgb.clone().into(), from, to);
+            let small = resize(rgb.clone().into(), from, to, Resampling::Spec);
             for (x, y, c) in (0..to.width * to.height * 3)
                 .map(|n| (n / 3 % to.width, n / 3 / to.width, n as usize % 3))
             {
@@ -256,7 +263,7 @@ mod tests {
             (size(3000, 2), size(100, 1)),
         ] {
             let rgb = [12, 200, 255].repeat((from.width * from.height) as usize);
-            let out = resize(rgb.into(), from, to);
+            let out = resize(rgb.into(), from, to, Resampling::Spec);
             assert_eq!(out, [12, 200, 255].repeat((to.width * to.height) as usize));
         }
     }
@@ -282,6 +289,7 @@ mod tests {
                 source.data().into(),
                 size(source.shape()),
                 size(expected.shape()),
+                Resampling::Spec,
             );
             let apart = found
                 .iter()

@@ -4,24 +4,41 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use super::budget::{DECODING_BYTES, map_within};
-use super::caption;
+use super::caption::{self, Listed};
 use super::files::{self, Files, is_picture_name};
 use super::left_out::{Reason, named};
 use super::picture::file_bytes;
+use super::references::{self, Opened};
 use super::trigger::with_trigger;
-use super::{Dataset, Error, Folder, Item, PictureFile};
+use super::{Dataset, Error, Folder, Item, PictureFile, Reference};
+use crate::experiment::DatasetSettings;
 use crate::monitor::Monitor;
+use crate::recipe::latents::View;
 use crate::shown;
 
-/// A picture with its captions, of the folder with this index.
-type Found = (usize, PathBuf, Captioned);
+/// A picture with its captions, and its reference if it has one.
+struct Captioned {
+    picture: PathBuf,
+    /// With the trigger word, one a variant.
+    as_encoded: Vec<String>,
+    /// As the caption is written.
+    written: String,
+    reference: Option<PathBuf>,
+}
+
+/// One of the folder with this index.
+type Found = (usize, Captioned);
+
+/// References by their path, each opened once however many pictures share it, or why one cannot be.
+type OpenedReferences<'a> = BTreeMap<&'a Path, Result<Opened<'a>, String>>;
 
 impl Dataset {
     /// The captioned pictures of these folders.
     ///
     /// In a folder, a picture's caption is its line in `metadata.jsonl` or `metadata.csv` (`file_name` and `text`) or the file of
     /// its name with the extension `.txt` (else `.caption`). Every file is used, or named in one line of what was left and why.
-    /// Each picture is read once, for its digest; none is decoded.
+    /// Each picture is read once, for its digest; none is decoded. So are reference pictures, found in a folder of their own by their
+    /// names, or in a column of the list.
     ///
     /// # Errors
     /// If a folder cannot be read or has no picture, a picture or caption cannot be used, or a picture has no
@@ -45,14 +62,18 @@ impl Dataset {
         let (mut found, mut errors): (Vec<Found>, _) = (Vec::new(), Vec::new());
         for (n, folder) in folders.iter().enumerate() {
             match captioned(folder, monitor) {
-                Ok(pictures) => found.extend(pictures.into_iter().map(|(p, c)| (n, p, c))),
+                Ok(pictures) => found.extend(pictures.into_iter().map(|p| (n, p))),
                 Err(error) => errors.push(error),
             }
         }
-        monitor.start("look at pictures", Some(found.len() as u64));
-        let bytes = |(_, path, _): &Found| file_bytes(path);
-        let items = map_within(DECODING_BYTES, &found, bytes, |(n, path, captions)| {
-            let item = item(&folders[*n], path, captions);
+        let references = found.iter().filter_map(|(_, of)| of.reference.as_deref());
+        let references: BTreeSet<&Path> = references.collect();
+        let work = found.len() + references.len();
+        monitor.start("look at pictures", Some(work as u64));
+        let references = opened(references, monitor);
+        let bytes = |(_, of): &Found| file_bytes(&of.picture);
+        let items = map_within(DECODING_BYTES, &found, bytes, |(n, of)| {
+            let item = item(&folders[*n], of, &references);
             monitor.advance(1);
             item
         });
@@ -66,33 +87,74 @@ impl Dataset {
             return Err(Error::of(errors)
                 .unwrap_or_else(|| Error::Nothing("no folder of pictures is given".to_owned())));
         }
+        references::tell(&items, monitor);
         Ok((Self { items }, broken))
     }
 }
 
-/// A picture's captions.
-struct Captioned {
-    /// With the trigger word, one a variant.
-    as_encoded: Vec<String>,
-    /// As it is written.
-    written: String,
+fn opened<'a>(paths: BTreeSet<&'a Path>, monitor: &dyn Monitor) -> OpenedReferences<'a> {
+    let paths: Vec<&Path> = paths.into_iter().collect();
+    let bytes = |path: &&Path| file_bytes(path);
+    let files = map_within(DECODING_BYTES, &paths, bytes, |&picture| {
+        let file = PictureFile::open(picture).map_err(|e| e.to_string());
+        monitor.advance(1);
+        // Only digest and size are asked for later: the bytes of all at once would fill the memory.
+        file.map(|file| Opened {
+            picture,
+            digest: file.digest,
+            size: file.size,
+        })
+    });
+    paths.into_iter().zip(files).collect()
 }
 
-fn item(folder: &Folder, picture: &Path, captions: &Captioned) -> Result<Item, Error> {
+fn item(
+    folder: &Folder,
+    found: &Captioned,
+    references: &OpenedReferences<'_>,
+) -> Result<Item, Error> {
+    let picture = &found.picture;
     let file = PictureFile::open(picture)?;
     let (digest, size) = (file.digest, file.size);
     let views = folder.view_rules.views(size);
     let views = views.map_err(|e| unusable(picture, e.to_string()))?;
+    let reference = reference(folder, found, &views, references)?;
     Ok(Item {
         picture: picture.to_owned(),
         digest,
         size,
-        captions: captions.as_encoded.clone(),
-        written: captions.written.clone(),
+        captions: found.as_encoded.clone(),
+        written: found.written.clone(),
         views,
         repeats: folder.set.repeats,
         held_out: false,
+        reference,
     })
+}
+
+fn reference(
+    folder: &Folder,
+    found: &Captioned,
+    views: &[View],
+    references: &OpenedReferences<'_>,
+) -> Result<Option<Reference>, Error> {
+    let opened = found
+        .reference
+        .as_deref()
+        .and_then(|path| references.get(path));
+    let (Some(opened), Some(settings)) = (opened, &folder.set.references) else {
+        return Ok(None);
+    };
+    match opened {
+        Ok(opened) => {
+            let (rule, sizes) = (settings.size, &folder.reference_sizes);
+            Ok(Some(references::beside(opened, rule, sizes, views)))
+        }
+        Err(why) => Err(unusable(
+            &found.picture,
+            format!("its reference cannot be used: {why}"),
+        )),
+    }
 }
 
 fn unusable(path: &Path, problem: String) -> Error {
@@ -103,14 +165,15 @@ fn unusable(path: &Path, problem: String) -> Error {
 }
 
 /// The pictures of a folder and their captions with the trigger word, in order.
-fn captioned(folder: &Folder, monitor: &dyn Monitor) -> Result<Vec<(PathBuf, Captioned)>, Error> {
+fn captioned(folder: &Folder, monitor: &dyn Monitor) -> Result<Vec<Captioned>, Error> {
     let root = &folder.set.path;
     if folder.set.repeats == 0 {
         let problem = "`repeats` is 0, expected at least 1; leave the folder out instead";
         return Err(unusable(root, problem.to_owned()));
     }
     let mut files = files::find(&folder.set)?;
-    let listed = lists(root, &files)?;
+    let listed = lists(&folder.set, &files)?;
+    references::leave_named(&mut files, &listed);
     let beside = beside(&files.pictures, &files.captions);
     let used: BTreeSet<&String> = beside.values().flatten().copied().collect();
     for name in files.captions.iter().filter(|name| !used.contains(name)) {
@@ -123,6 +186,11 @@ fn captioned(folder: &Folder, monitor: &dyn Monitor) -> Result<Vec<(PathBuf, Cap
     tell_of_names(folder, &files, &beside, monitor);
     let (mut out, mut bare, mut empty) = (Vec::new(), Vec::new(), Vec::new());
     let (mut errors, mut fixed) = (Vec::new(), Vec::new());
+    let mut references = references::find(&folder.set, &files.pictures, &listed, monitor)
+        .unwrap_or_else(|error| {
+            errors.push(error);
+            BTreeMap::new()
+        });
     for name in &files.pictures {
         let path = root.join(name);
         let beside = beside.get(name.as_str()).map_or(&[][..], Vec::as_slice);
@@ -142,14 +210,12 @@ fn captioned(folder: &Folder, monitor: &dyn Monitor) -> Result<Vec<(PathBuf, Cap
                     if !varies {
                         fixed.push(name);
                     }
-                    let written = caption;
-                    out.push((
-                        path,
-                        Captioned {
-                            as_encoded,
-                            written,
-                        },
-                    ));
+                    out.push(Captioned {
+                        reference: references.remove(name),
+                        picture: path,
+                        as_encoded,
+                        written: caption,
+                    });
                 }
                 Err(problem) => errors.push(unusable(&path, problem)),
             },
@@ -237,17 +303,24 @@ fn no_picture(root: &Path, files: &Files) -> Error {
     unusable(root, format!("the folder has no picture{hint}"))
 }
 
-/// The captions of all lists, each with the name of its list, by picture.
-fn lists(root: &Path, files: &Files) -> Result<BTreeMap<String, (String, String)>, Error> {
+/// What all lists say, each line with the name of its list, by picture.
+fn lists(
+    set: &DatasetSettings,
+    files: &Files,
+) -> Result<BTreeMap<String, (Listed, String)>, Error> {
+    let root = &set.path;
+    let column = set.reference_column();
     let pictures: BTreeSet<&String> = files.pictures.iter().collect();
-    let mut all: BTreeMap<String, (String, String)> = BTreeMap::new();
+    let mut all: BTreeMap<String, (Listed, String)> = BTreeMap::new();
     for list in &files.lists {
         let folder = list.rsplit_once('/').map_or("", |(folder, _)| folder);
-        for (name, caption) in caption::list(&root.join(list))? {
-            let name = Path::new(folder)
-                .join(name)
-                .to_string_lossy()
-                .replace('\\', "/");
+        let below_root = |name: &str| {
+            let path = Path::new(folder).join(name);
+            path.to_string_lossy().replace('\\', "/")
+        };
+        for (name, mut line) in caption::list(&root.join(list), column)? {
+            let name = below_root(&name);
+            line.reference = line.reference.as_deref().map(below_root);
             let fail = |problem: String| Err(unusable(&root.join(list), problem));
             let shown = shown::text(&name);
             // A misspelt name: its caption would be used for nothing, and nobody would know.
@@ -263,7 +336,7 @@ fn lists(root: &Path, files: &Files) -> Result<BTreeMap<String, (String, String)
                     "`{shown}` has a caption in {other} as well: remove one of them"
                 ));
             }
-            all.insert(name, (caption, list.clone()));
+            all.insert(name, (line, list.clone()));
         }
     }
     Ok(all)
@@ -301,7 +374,7 @@ fn own_caption<'a>(
     root: &Path,
     picture: &str,
     beside: &[&'a String],
-    listed: Option<&'a (String, String)>,
+    listed: Option<&'a (Listed, String)>,
 ) -> Result<(Option<String>, &'a str), Error> {
     let fail = |one: &str, other: &str| {
         let (one, other) = (shown::text(one), shown::text(other));
@@ -312,7 +385,7 @@ fn own_caption<'a>(
     match (listed, beside) {
         (Some((_, list)), [file, ..]) => fail(list, file),
         (_, [one, other, ..]) => fail(one, other),
-        (Some((caption, list)), []) => Ok((Some(caption.clone()), list)),
+        (Some((line, list)), []) => Ok((Some(line.caption.clone()), list)),
         (None, [file]) => Ok((Some(caption::read(&root.join(file))?), file)),
         (None, []) => Ok((None, "")),
     }

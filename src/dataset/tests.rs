@@ -29,12 +29,14 @@ fn folder(path: impl Into<PathBuf>) -> Folder {
             no_upscale: rules.no_upscale,
             crops: 1,
             flip: false,
+            references: None,
         },
         view_rules: ViewRules {
             buckets,
             crops: 1,
             flip: false,
         },
+        reference_sizes: Vec::new(),
     }
 }
 
@@ -343,6 +345,7 @@ fn moving_or_renaming_changes_no_key_and_editing_a_caption_changes_only_that_cap
             height: 64,
         },
         flip: false,
+        resampling: crate::recipe::latents::Resampling::Spec,
     };
     let spec = crate::digest::Fingerprint::of(&"a spec");
     let keys = |dataset: &Dataset| -> Vec<_> {
@@ -384,6 +387,7 @@ fn dataset(contents: &[u8]) -> Dataset {
         views: Vec::new(),
         repeats: 1,
         held_out: false,
+        reference: None,
     };
     Dataset {
         items: contents.iter().enumerate().map(item).collect(),

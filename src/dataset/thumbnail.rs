@@ -6,7 +6,7 @@ use super::Item;
 use super::budget;
 use super::picture::{self, PictureError, PictureFile};
 use super::resize::resize;
-use crate::recipe::latents::Size;
+use crate::recipe::latents::{Resampling, Size};
 
 /// A picture in small: 8-bit RGB, row major.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,7 +26,7 @@ pub fn thumbnails(items: &[&Item], side: u32) -> Vec<Result<Thumbnail, PictureEr
         let size = fitted(file.size, side);
         Ok(Thumbnail {
             size,
-            rgb: resize(Cow::Borrowed(&rgb), file.size, size).into_owned(),
+            rgb: resize(Cow::Borrowed(&rgb), file.size, size, Resampling::Spec).into_owned(),
         })
     })
 }

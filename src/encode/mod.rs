@@ -5,6 +5,7 @@ mod captions;
 mod missing;
 mod pictures;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -17,7 +18,7 @@ pub use pictures::{PictureStats, encode_pictures, pixels};
 
 use crate::base_model::{self, BaseModel};
 use crate::cache::{self, Manifest};
-use crate::dataset;
+use crate::dataset::{self, Item, Preview};
 use crate::experiment::{self, Experiment};
 use crate::monitor::Monitor;
 use crate::nn::Kernels;
@@ -120,6 +121,34 @@ pub struct EncodeReport {
     pub captions: Vec<CaptionStats>,
     /// None where only captions were asked for.
     pub pictures: Option<PictureStats>,
+    /// The reference pictures among these; None where there are none.
+    pub references: Option<References>,
+}
+
+/// The reference pictures of an Experiment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct References {
+    /// Pictures of the data sets that have one.
+    pub pairs: usize,
+    /// Pictures of the data sets that have none.
+    pub without: usize,
+    /// Different references, those of previews among them.
+    pub different: usize,
+}
+
+impl References {
+    /// Of these; None where there are none.
+    pub fn of(items: &[Item], previews: &[Preview]) -> Option<Self> {
+        let of_items = items.iter().filter_map(|item| item.reference.as_ref());
+        let of_previews = previews.iter().map(|preview| &preview.reference);
+        let pairs = of_items.clone().count();
+        let different: BTreeSet<_> = of_items.chain(of_previews).map(|r| r.digest).collect();
+        (!different.is_empty()).then_some(Self {
+            pairs,
+            without: items.len() - pairs,
+            different: different.len(),
+        })
+    }
 }
 
 /// Encodes what an Experiment needs, or the lines of `captions`, a text file, and nothing else.
@@ -157,28 +186,31 @@ pub fn run(
         ));
     }
     let store = Store::open_or_create(&store)?.waiting(options.wait);
+    let multiple = base.latent_geometry().side_multiple();
     let (items, unusable) = match only_captions {
         true => (Vec::new(), 0),
-        false => {
-            let multiple = base.latent_geometry().side_multiple();
-            dataset::open_usable(experiment, multiple, monitor)?
-        }
+        false => dataset::open_usable(experiment, multiple, monitor)?,
     };
+    let previews = match captions {
+        Some(_) => Vec::new(),
+        None => dataset::previews(experiment, &base.settings.sample, multiple)?,
+    };
+    let viewed = dataset::viewed(&items, &previews);
     if captions.is_none() {
         texts = cache::captions(experiment, &items);
     }
     missing::tell(&base, &store, &texts, &items, monitor)?;
     let embedded = encode_captions(&base, &store, &texts, options, monitor)?;
-    let pictures = match only_captions {
+    let pictures = match only_captions && previews.is_empty() {
         true => None,
         false => {
             let on = (&options.device, &options.kernels);
-            let mut stats = encode_pictures(&base, &store, &items, on, monitor)?;
+            let mut stats = encode_pictures(&base, &store, &viewed, on, monitor)?;
             stats.failed += unusable;
             Some(stats)
         }
     };
-    let used = Manifest::new(&base, texts.iter().map(String::as_str), &items);
+    let used = Manifest::new(&base, texts.iter().map(String::as_str), &viewed);
     // After the entries are there, and without those of pictures that could not be used.
     let by = (experiment, captions);
     used.write(&store, "encode", by, Lacking::LeaveOut, monitor)?;
@@ -186,6 +218,7 @@ pub fn run(
         store: store.path().to_owned(),
         captions: embedded,
         pictures,
+        references: References::of(&items, &previews),
     })
 }
 

@@ -11,7 +11,7 @@ use serde_json::json;
 use super::Error;
 use crate::base_model::BaseModel;
 use crate::cache::{Specs, tensors};
-use crate::dataset::{self, Item, PreparedPicture};
+use crate::dataset::{self, PreparedPicture, Viewed};
 use crate::digest::canonical_json;
 use crate::monitor::Monitor;
 use crate::nn::Kernels;
@@ -44,7 +44,7 @@ pub struct PictureStats {
 pub fn encode_pictures(
     base: &BaseModel,
     store: &Store,
-    items: &[Item],
+    pictures: &[Viewed<'_>],
     (device, kernels): (&Device, &Kernels),
     monitor: &dyn Monitor,
 ) -> Result<PictureStats, Error> {
@@ -52,23 +52,23 @@ pub fn encode_pictures(
     let reader = store.reader_of(&[spec])?;
     let mut seen = BTreeSet::new();
     let mut missing = Vec::new();
-    for item in items {
+    for picture in pictures {
         let mut views = Vec::new();
-        for &view in &item.views {
-            let entry = specs.view(item.digest, view);
-            // Two data sets may hold the same picture.
+        for &view in &picture.views {
+            let entry = specs.view(picture.digest, view);
+            // Two data sets may hold the same picture, and a reference may be one of the pictures.
             if seen.insert(entry) && !reader.contains(&spec, &entry) {
                 views.push(view);
             }
         }
         if !views.is_empty() {
-            missing.push(Item {
+            missing.push(Viewed {
                 views,
-                ..item.clone()
+                ..picture.clone()
             });
         }
     }
-    let lacking: usize = missing.iter().map(|item| item.views.len()).sum();
+    let lacking: usize = missing.iter().map(|picture| picture.views.len()).sum();
     let present = (seen.len() - lacking) as u64;
     let mut stats = PictureStats {
         spec: spec.to_string(),
@@ -84,7 +84,7 @@ pub fn encode_pictures(
     let encoder = base.vae.load_encoder(device, kernels)?;
     monitor.start("pictures", Some(missing.len() as u64));
     for chunk in missing.chunks(CHUNK) {
-        for (item, prepared) in chunk.iter().zip(dataset::prepare(chunk)) {
+        for (of, prepared) in chunk.iter().zip(dataset::prepare(chunk)) {
             match prepared {
                 Err(error) => {
                     monitor.problem(&error.to_string());
@@ -92,7 +92,7 @@ pub fn encode_pictures(
                 }
                 Ok(views) => {
                     for view in views {
-                        writer.put(encode(base, &encoder, &item.picture, &view)?)?;
+                        writer.put(encode(base, &encoder, of.picture, &view)?)?;
                         stats.encoded += 1;
                     }
                 }

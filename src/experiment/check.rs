@@ -6,7 +6,7 @@ use crate::models;
 use crate::shown;
 
 /// A field by its dotted name, and what is wrong with it.
-type FieldProblem = (String, String);
+pub(super) type FieldProblem = (String, String);
 
 impl Raw {
     /// The first field that contradicts another or names what cannot be.
@@ -25,7 +25,8 @@ impl Raw {
         let prompts = self.check_prompts();
         prompts.map_err(|(field, why)| (field.to_owned(), why))?;
         self.check_model()?;
-        self.check_datasets()
+        self.check_datasets()?;
+        self.check_references()
     }
 
     /// That the training has one length, and its warm-up an end in it.
@@ -75,7 +76,7 @@ impl Raw {
     }
 }
 
-fn wrong(field: &str, why: impl Into<String>) -> Result<(), FieldProblem> {
+pub(super) fn wrong(field: &str, why: impl Into<String>) -> Result<(), FieldProblem> {
     Err((field.to_owned(), why.into()))
 }
 

@@ -125,6 +125,7 @@ impl Experiment {
         let mut sets: Vec<_> = self.raw.dataset.iter().map(section_of).collect();
         for set in &mut sets {
             set.remove("path");
+            set.remove("references");
         }
         sets
     }

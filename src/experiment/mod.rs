@@ -15,6 +15,7 @@ mod parse;
 mod paths;
 mod process;
 pub mod raw;
+mod references;
 mod schedule;
 mod settings;
 mod text_file;
@@ -28,8 +29,10 @@ pub use error::Error;
 pub use fingerprint::{TrainingFields, default_of};
 pub use paths::Variables;
 pub use raw::{
-    DdpmPrediction, FileMap, LrDecay, Precision, QuantizedWeights, Raw, SlotFiles, Warmup,
+    DdpmPrediction, FileMap, LrDecay, Precision, QuantizedWeights, Raw, ReferenceSize, SlotFiles,
+    Warmup,
 };
+pub use references::{ReferenceSettings, ReferenceSource};
 pub use settings::{
     AdapterSettings, DatasetSettings, ModelSettings, SampleOverrides, SampleSettings, Settings,
     StartSettings, TagSettings, TrainLength, TrainSettings,

@@ -54,11 +54,15 @@ impl Raw {
             ("train.output", self.train.output.as_ref()),
             ("sample.prompts_file", self.sample.prompts_file.as_ref()),
         ];
-        let sets = self
-            .dataset
-            .iter()
-            .map(|set| ("dataset.path", Some(&set.path)));
-        let named = model.chain(others).chain(sets);
+        let sets = self.dataset.iter().flat_map(|set| {
+            [
+                ("dataset.path", Some(&set.path)),
+                ("dataset.references", set.references.as_ref()),
+            ]
+        });
+        let of_previews = self.sample.references.iter();
+        let of_previews = of_previews.map(|path| ("sample.references", Some(path)));
+        let named = model.chain(others).chain(sets).chain(of_previews);
         let files = self
             .model
             .files
@@ -246,9 +250,35 @@ pub struct Dataset {
     /// A step uses one of them, drawn from the seed.
     #[serde(default = "one")]
     pub crops: u32,
-    /// Whether each crop is also there mirrored.
+    /// Whether each crop is also there mirrored, its reference with it.
     #[serde(default)]
     pub flip: bool,
+    /// For a flavor that is given another picture beside each one (FLUX.1 Kontext): the folder of these references, each with the
+    /// name of its picture and any ending of a picture.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub references: Option<PathBuf>,
+    /// Instead of a folder: the field of metadata.jsonl, or column of metadata.csv, that names each picture's reference by a path
+    /// below the list's folder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reference_column: Option<String>,
+    /// Which size references are brought to; the default is `target`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reference_size: Option<ReferenceSize>,
+    /// Whether such a flavor is trained on these pictures without references, as on text to picture.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub without_references: bool,
+}
+
+/// Which size a reference picture is brought to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ReferenceSize {
+    /// Resized, cropped and mirrored as the picture that it stands beside, as trainers have it.
+    #[default]
+    Target,
+    /// The whole of it, in that of its authors' sizes that is nearest in shape, about a megapixel, whatever size the other has: as their
+    /// own program and diffusers' pipeline have it.
+    Preferred,
 }
 
 /// The LoRA.
@@ -293,9 +323,16 @@ pub struct Sample {
     /// A text file of such captions instead, one a line; lines that begin with `#` are left out.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prompts_file: Option<PathBuf>,
+    /// Reference pictures, for a flavor that is given one (FLUX.1 Kontext): one for all prompts, or one for each.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub references: Vec<PathBuf>,
+    /// Which size they are brought to; the default is that of the first data set, or else `preferred`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reference_size: Option<ReferenceSize>,
     /// The caption to steer away from; the default is the recipe's unconditional entry.
     pub negative_prompt: Option<String>,
-    /// Width in px; the default is the first data set's resolution, in whole steps of its buckets.
+    /// Width in px; the default is the first data set's resolution, in whole steps of its buckets. With a reference, and neither width
+    /// nor height, it is that of the reference in a bucket of that data set, or else in its authors' sizes.
     pub width: Option<u32>,
     /// Height in px.
     pub height: Option<u32>,

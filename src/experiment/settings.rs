@@ -3,7 +3,8 @@
 
 use std::path::PathBuf;
 
-use super::raw::{self, LrDecay, Precision, QuantizedWeights, Warmup};
+use super::raw::{self, LrDecay, Precision, QuantizedWeights, ReferenceSize, Warmup};
+use super::references::ReferenceSettings;
 use super::{Error, Experiment, FileMap, bounds};
 use crate::diffusion::{
     LossWeighting, Process, Sampler, Shift, Spacing, TimestepSampling, TimestepSpec,
@@ -81,6 +82,8 @@ pub struct DatasetSettings {
     pub crops: u32,
     /// Whether each crop is also there mirrored.
     pub flip: bool,
+    /// Where the pictures' references are, if they have some.
+    pub references: Option<ReferenceSettings>,
 }
 
 /// Variants of captions that are lists of tags.
@@ -202,6 +205,10 @@ pub struct SampleSettings {
     pub prompts: Vec<String>,
     /// The caption to steer away from; None: the recipe's unconditional entry.
     pub negative_prompt: Option<String>,
+    /// Reference pictures, as the program sees their paths: none, one for all prompts, or one for each.
+    pub references: Vec<PathBuf>,
+    /// Which size they are brought to.
+    pub reference_size: ReferenceSize,
     /// Width in px.
     pub width: u32,
     /// Height in px.
@@ -233,6 +240,8 @@ pub struct SampleOverrides {
     pub prompts: Vec<String>,
     /// A file of prompts, seen from where the program runs.
     pub prompts_file: Option<PathBuf>,
+    /// Reference pictures, seen from where the program runs, if any.
+    pub references: Vec<PathBuf>,
     /// What the start noise derives from.
     pub seed: Option<u64>,
     /// Sampler steps.
@@ -314,6 +323,10 @@ impl Experiment {
             sample.prompts = overrides.prompts;
             sample.prompts_file = None;
         }
+        if !overrides.references.is_empty() {
+            let absolute = |path: PathBuf| std::path::absolute(&path).unwrap_or(path);
+            sample.references = overrides.references.into_iter().map(absolute).collect();
+        }
         sample.seed = overrides.seed.unwrap_or(sample.seed);
         sample.steps = overrides.steps.or(sample.steps);
         sample.guidance = overrides.guidance.or(sample.guidance);
@@ -380,6 +393,7 @@ impl Experiment {
             no_upscale: set.no_upscale,
             crops: set.crops,
             flip: set.flip,
+            references: self.references(set),
         }
     }
 
@@ -437,6 +451,8 @@ impl Experiment {
             set.resolution.sides().map(whole)
         };
         let [width, height] = first.map_or([flavor.resolution_px; 2], in_steps);
+        let trained = first.and_then(|set| self.references(set));
+        let reference_size = trained.map_or(ReferenceSize::Preferred, |references| references.size);
         let (embedded_guidance, guidance) = match flavor.embedded_guidance {
             // What people call guidance of such a model is the embedding's input.
             Some(authors) => (
@@ -447,6 +463,8 @@ impl Experiment {
         };
         SampleSettings {
             prompts: sample.prompts.clone(),
+            references: sample.references.iter().map(|p| self.path(p)).collect(),
+            reference_size: sample.reference_size.unwrap_or(reference_size),
             negative_prompt: sample.negative_prompt.clone(),
             width: sample.width.unwrap_or(width),
             height: sample.height.unwrap_or(height),

@@ -74,10 +74,10 @@ pub fn latents(
         views,
         repeats: 1,
         held_out: false,
+        reference: None,
     };
-    let items = std::slice::from_ref(&item);
     let cpu = (&Device::Cpu, &Kernels::NONE);
-    let stats = encode_pictures(base, store, items, cpu, monitor)?;
+    let stats = encode_pictures(base, store, &[item.viewed()], cpu, monitor)?;
     if stats.failed > 0 {
         return Err(fail("it could not be decoded, see above".into()));
     }

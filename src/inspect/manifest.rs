@@ -16,7 +16,7 @@ use crate::cache::{
     self, Description, Manifest, Reader, Refusal, Specs, refuse_if_missing, refuse_without_store,
     time_ids,
 };
-use crate::dataset::{self, Item};
+use crate::dataset::{self, Item, Reference, Viewed};
 use crate::digest::{Digest, Fingerprint, canonical_json};
 use crate::experiment::Experiment;
 use crate::monitor::Monitor;
@@ -25,6 +25,9 @@ use crate::store::{Store, TOOL};
 
 /// The version of the members below.
 const MANIFEST_VERSION: u32 = 1;
+
+/// That of a manifest with references: who does not know them must not read pictures without.
+const WITH_REFERENCES: u32 = 2;
 
 /// What a manifest is to list.
 #[derive(Clone, Copy, Debug)]
@@ -52,6 +55,9 @@ pub struct ManifestReport {
     pub prompts: Vec<String>,
     /// In the order of the data sets and their files.
     pub pictures: Vec<Picture>,
+    /// The references of the previews: one for all prompts, or one for each.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    preview_references: Vec<ReferencePicture>,
 }
 
 /// The Experiment that a manifest was made of.
@@ -75,6 +81,18 @@ pub struct Picture {
     pub views: Vec<PictureView>,
     repeats: u32,
     held_out: bool,
+    /// What the denoiser is given beside it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reference: Option<ReferencePicture>,
+}
+
+/// A reference picture, as [`Reference`] has it.
+#[derive(Debug, Serialize)]
+pub struct ReferencePicture {
+    file: String,
+    digest: Digest,
+    /// One for each view of the picture, in their order. The denoiser is given the latents' mean.
+    views: Vec<PictureView>,
 }
 
 /// One view of a picture.
@@ -109,14 +127,16 @@ pub fn manifest(
     listed: Listed<'_>,
     monitor: &dyn Monitor,
 ) -> Result<ManifestReport, Error> {
-    let (items, prompts) = match listed {
-        Listed::Captions(captions) => (Vec::new(), captions.to_vec()),
+    let (items, previews, prompts) = match listed {
+        Listed::Captions(captions) => (Vec::new(), Vec::new(), captions.to_vec()),
         Listed::Experiment => {
             let multiple = base.latent_geometry().side_multiple();
             let items = dataset::open(experiment, multiple, monitor)?;
-            (items, experiment.extra_captions())
+            let previews = dataset::previews(experiment, &base.settings.sample, multiple)?;
+            (items, previews, experiment.extra_captions())
         }
     };
+    let viewed = dataset::viewed(&items, &previews);
     let of_pictures = items.iter().flat_map(|item| &item.captions);
     let captions: BTreeSet<String> = of_pictures.chain(&prompts).cloned().collect();
     refuse(
@@ -124,13 +144,16 @@ pub fn manifest(
         base,
         folder,
         listed,
-        (&captions, &items),
+        (&captions, &viewed),
         monitor,
     )?;
-    let used = Manifest::new(base, captions.iter().map(String::as_str), &items);
+    let used = Manifest::new(base, captions.iter().map(String::as_str), &viewed);
     let specs = Specs::from(base);
     Ok(ManifestReport {
-        version: MANIFEST_VERSION,
+        version: match viewed.len() == items.len() {
+            true => MANIFEST_VERSION,
+            false => WITH_REFERENCES,
+        },
         tool: TOOL,
         experiment: ExperimentFile {
             file: shown_absolute(&experiment.file),
@@ -142,6 +165,9 @@ pub fn manifest(
         entries: used.digest(),
         prompts,
         pictures: items.iter().map(|item| picture(&specs, item)).collect(),
+        preview_references: (previews.iter())
+            .map(|preview| reference_picture(&specs, &preview.reference))
+            .collect(),
     })
 }
 
@@ -151,7 +177,7 @@ fn refuse(
     base: &BaseModel,
     folder: &Path,
     listed: Listed<'_>,
-    (captions, items): (&BTreeSet<String>, &[Item]),
+    (captions, pictures): (&BTreeSet<String>, &[Viewed<'_>]),
     monitor: &dyn Monitor,
 ) -> Result<(), Error> {
     let found = match Store::open(folder) {
@@ -162,7 +188,7 @@ fn refuse(
             for problem in reader.problems() {
                 monitor.problem(&problem);
             }
-            refuse_if_missing(experiment, base, &store, &reader, captions, items)?
+            refuse_if_missing(experiment, base, &store, &reader, captions, pictures)?
         }
     };
     let Some(mut refusal) = found else {
@@ -195,19 +221,32 @@ fn is_same(one: &Path, other: &Path) -> bool {
 }
 
 fn picture(specs: &Specs, item: &Item) -> Picture {
-    let view = |&view: &View| PictureView {
-        entry: specs.view(item.digest, view),
-        view,
-        time_ids: time_ids(item.size, &view),
-    };
     Picture {
         file: shown_absolute(&item.picture),
         digest: item.digest,
         captions: item.captions.clone(),
-        views: item.views.iter().map(view).collect(),
+        views: views(specs, &item.viewed()),
         repeats: item.repeats,
         held_out: item.held_out,
+        reference: item.reference.as_ref().map(|r| reference_picture(specs, r)),
     }
+}
+
+fn reference_picture(specs: &Specs, reference: &Reference) -> ReferencePicture {
+    ReferencePicture {
+        file: shown_absolute(&reference.picture),
+        digest: reference.digest,
+        views: views(specs, &reference.viewed()),
+    }
+}
+
+fn views(specs: &Specs, of: &Viewed<'_>) -> Vec<PictureView> {
+    let view = |&view: &View| PictureView {
+        entry: specs.view(of.digest, view),
+        view,
+        time_ids: time_ids(of.size, &view),
+    };
+    of.views.iter().map(view).collect()
 }
 
 /// For people and for programs elsewhere: no part of what is read.

@@ -12,6 +12,8 @@ pub struct StepShape {
     pub samples: usize,
     /// Those of the latents.
     pub latents: Extents,
+    /// Those of the latents of each sample's reference picture, where there is one.
+    pub reference: Option<Extents>,
     /// Tokens of the context.
     pub context: usize,
     /// The rank of each adapter, by the module it is on.

@@ -11,7 +11,7 @@ use crate::diffusion::{Process, Sampler, Shift, Spacing};
 use crate::lora::Preset;
 use crate::lora::formats::Naming;
 use crate::nn::weights::Weights;
-use crate::recipe::latents::LatentStatistics;
+use crate::recipe::latents::{LatentStatistics, Size};
 use crate::vae::LatentGeometry;
 
 /// A family of base models: what differs between families and is not in the recipe.
@@ -87,6 +87,9 @@ pub struct Flavor {
     /// The authors' input of the guidance embedding
     /// ([`ConditioningTensors::guidance`](super::ConditioningTensors::guidance)), where the model has one.
     pub embedded_guidance: Option<f64>,
+    /// The sizes in px that its authors bring a reference picture to, where it is given one beside the noisy picture
+    /// ([`ConditioningTensors::reference`](super::ConditioningTensors::reference)); None for a model that takes none.
+    pub references: Option<&'static [Size]>,
     /// Side of the pictures it was trained for, in pixels.
     pub resolution_px: u32,
     /// ModelSpec's name.

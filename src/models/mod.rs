@@ -199,6 +199,9 @@ pub struct ConditioningTensors {
     /// [batch, 6]: height and width of the picture before its crop, top and left of the crop, height and width of
     /// what came out, in px; for families with a size embedding.
     pub time_ids: Option<Tensor>,
+    /// [batch, channels, height, width]: the denoiser's latents of a picture that is given beside each noisy one, of any size; for
+    /// flavors with [`Flavor::references`].
+    pub reference: Option<Tensor>,
 }
 
 impl ConditioningTensors {
@@ -210,10 +213,11 @@ impl ConditioningTensors {
             token_counts: None,
             guidance: None,
             time_ids: None,
+            reference: None,
         }
     }
 
-    /// Context and pooled vectors in `dtype` on `device`. The few other numbers, and the timesteps, stay where the
+    /// Context, pooled vectors and reference in `dtype` on `device`. The few other numbers, and the timesteps, stay where the
     /// program is: the networks make sinusoids of them there.
     ///
     /// # Errors
@@ -223,8 +227,23 @@ impl ConditioningTensors {
         Ok(Self {
             context: moved(&self.context)?,
             pooled: moved(&self.pooled)?,
+            reference: self.reference.as_ref().map(moved).transpose()?,
             ..self.clone()
         })
+    }
+
+    /// For a network that takes no reference picture: it would be passed over, and nobody told.
+    ///
+    /// # Errors
+    /// If there is one.
+    pub(crate) fn refuse_reference(&self) -> candle_core::Result<()> {
+        match &self.reference {
+            None => Ok(()),
+            Some(reference) => candle_core::bail!(
+                "denoiser input `reference`: this network takes no reference picture, found {:?}",
+                reference.dims()
+            ),
+        }
     }
 }
 

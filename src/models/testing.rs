@@ -79,6 +79,7 @@ impl Golden {
             conditioning: ConditioningTensors {
                 guidance: self.find(&format!("{i}.guidance")),
                 time_ids: self.find(&format!("{i}.time_ids")),
+                reference: self.find(&format!("{i}.reference")),
                 token_counts: counts.map(|c| c.into_iter().map(|n| n as usize).collect()),
                 ..ConditioningTensors::new(get("context"), get("pooled"))
             },
@@ -246,6 +247,9 @@ impl Golden {
             if let Some(ids) = &inputs.conditioning.time_ids {
                 dumped.insert("time_ids", ids.clone());
             }
+            if let Some(reference) = &inputs.conditioning.reference {
+                dumped.insert("reference", reference.clone());
+            }
             candle_core::safetensors::save(&dumped, &dump).unwrap();
             let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tools/check_lora.py");
             let run = Command::new(&python)
@@ -307,6 +311,7 @@ pub(super) fn check_loss_curve(golden: &Golden) {
                 guidance: find("guidance"),
                 token_counts: find("token_counts")
                     .map(|t| numbers(t).into_iter().map(|n| n as usize).collect()),
+                reference: find("reference"),
                 ..ConditioningTensors::new(get("context"), get("pooled"))
             },
             target: (noise - latents).unwrap(),
@@ -335,11 +340,14 @@ pub(super) fn check_activations(golden: &Golden, latents: (usize, usize), contex
     let (family, folder) = (golden.family, golden.folder());
     let model = load(family, folder.path()).unwrap();
     let inputs = golden.inputs(0).resized(latents, context);
+    let reference = inputs.conditioning.reference.as_ref();
+    let reference = reference.map(|t| t.dims4().unwrap());
     for preset in family.presets {
         let set = trained(&model, preset.name);
         let step = StepShape {
             samples: inputs.latents.dim(0).unwrap(),
             latents: Extents::picture(latents.0, latents.1),
+            reference: reference.map(|(_, _, h, w)| Extents::picture(h, w)),
             context,
             adapted: set
                 .adapters()
@@ -444,6 +452,8 @@ impl Inputs {
             timesteps: self.timesteps.clone(),
             conditioning: ConditioningTensors {
                 context: made(&[b, context, width]),
+                // Half as high.
+                reference: (self.conditioning.reference.as_ref()).map(|_| made(&[b, c, h / 2, w])),
                 ..self.conditioning.clone()
             },
             target: made(&[b, c, h, w]),
@@ -463,6 +473,7 @@ impl Inputs {
                 token_counts: whole.token_counts.as_ref().map(|counts| vec![counts[row]]),
                 guidance: whole.guidance.as_ref().map(take),
                 time_ids: whole.time_ids.as_ref().map(take),
+                reference: whole.reference.as_ref().map(take),
             },
             target: take(&self.target),
         }

@@ -208,10 +208,13 @@ fn subjects(
     // One view, which is all that is measured.
     for item in groups.iter_mut().flatten() {
         item.views.truncate(1);
+        if let Some(reference) = &mut item.reference {
+            reference.views.truncate(1);
+        }
     }
     let all: Vec<Item> = groups.iter().flatten().cloned().collect();
     let on = (&place.encode.device, &place.encode.kernels);
-    let stats = encode_pictures(base, store, &all, on, monitor)?;
+    let stats = encode_pictures(base, store, &dataset::viewed(&all, &[]), on, monitor)?;
     let there = measure::with_latents(base, store, groups)?;
     Ok((there, stats.failed))
 }

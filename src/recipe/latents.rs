@@ -190,6 +190,29 @@ pub struct View {
     pub bucket: Size,
     /// Whether the kept part is then mirrored left to right.
     pub flip: bool,
+    /// The filter, where it is not the spec's. Left out of the canonical form where it is, as the first views had no other.
+    #[serde(default, skip_serializing_if = "Resampling::is_the_specs")]
+    pub resampling: Resampling,
+}
+
+/// The filter of a view.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum Resampling {
+    /// As [`PictureRules`] has it: one where no side grows, another where one does.
+    #[default]
+    Spec,
+    /// Lanczos with three lobes, whichever sides grow: how the authors of FLUX.1 Kontext resize a reference picture
+    /// (`prepare_kontext` in `src/flux/sampling.py`), and diffusers as well.
+    Lanczos3,
+}
+
+impl Resampling {
+    fn is_the_specs(&self) -> bool {
+        *self == Self::Spec
+    }
 }
 
 /// What one entry of latents depends on.

@@ -39,6 +39,7 @@ fn view() -> View {
             height: 1024,
         },
         flip: false,
+        resampling: crate::recipe::latents::Resampling::Spec,
     }
 }
 
@@ -124,6 +125,7 @@ proptest! {
                 top,
                 bucket: Size { width: w, height: h },
                 flip,
+                resampling: crate::recipe::latents::Resampling::Spec,
             })
         };
         let same = key(a).fingerprint() == key(b).fingerprint();

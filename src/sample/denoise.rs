@@ -13,7 +13,7 @@ use crate::rng::{Rng, Stream};
 use crate::vae::{Decoder, Extents, LatentGeometry};
 
 /// How one picture is sampled.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct SampleOptions {
     /// Its extents, in px.
     pub pixels: Extents,
@@ -35,6 +35,8 @@ pub struct SampleOptions {
     pub spacing: Spacing,
     /// Whether the denoiser has an embedding of the picture's size.
     pub size_conditioning: bool,
+    /// The denoiser's latents of the picture that it is given beside the noisy one, [1, channels, height, width].
+    pub reference: Option<Tensor>,
     /// What the noise derives from.
     pub seed: u64,
     /// The picture's number among those of one seed: each gets other noise.
@@ -95,6 +97,7 @@ pub fn sample_from(
         adapters,
         time_ids: options.size_conditioning.then(|| whole_picture(options)),
         guidance: options.embedded_guidance,
+        reference: options.reference.as_ref(),
     };
     let mut sampler_run = SamplerRun::new(
         options.sampler,
@@ -175,6 +178,7 @@ struct Model<'a> {
     adapters: &'a Bound,
     time_ids: Option<[f32; 6]>,
     guidance: Option<f64>,
+    reference: Option<&'a Tensor>,
 }
 
 impl Model<'_> {
@@ -221,6 +225,9 @@ impl Model<'_> {
             inputs.time_ids = Some(Tensor::from_vec(ids.repeat(rows), (rows, 6), device)?);
         }
         inputs.guidance = self.guidance.map(same).transpose()?;
+        if let Some(reference) = self.reference {
+            inputs.reference = Some(reference.repeat((rows, 1, 1, 1))?);
+        }
         let prediction = models::predict(
             self.denoiser,
             &Tape::off(self.denoiser.kernels()),

@@ -17,7 +17,8 @@ use crate::autograd::Tape;
 use crate::base_model::{self, BaseModel, placement};
 use crate::cache::{self, ModelCache};
 use crate::convert;
-use crate::encode::{self, EncodeOptions, encode_captions};
+use crate::dataset::{self, Preview};
+use crate::encode::{self, EncodeOptions, encode_captions, encode_pictures};
 use crate::experiment::Experiment;
 use crate::lora::{self, AdapterSet, Bound};
 use crate::models::{self, Denoiser};
@@ -32,6 +33,19 @@ pub enum Error {
     /// There is no caption to sample.
     #[error("there is nothing to sample: give --prompt, or `prompts` under [sample]")]
     NoPrompt,
+    /// Neither one reference for all prompts nor one for each.
+    #[error(
+        "expected one reference for all prompts, or one for each of {prompts}, found {references}"
+    )]
+    References {
+        /// How many there are.
+        references: usize,
+        /// How many prompts there are.
+        prompts: usize,
+    },
+    /// A reference picture.
+    #[error(transparent)]
+    Dataset(#[from] dataset::Error),
     /// The base model.
     #[error(transparent)]
     Base(#[from] base_model::Error),
@@ -58,6 +72,9 @@ pub enum Error {
         /// What is wrong with its JSON.
         source: serde_json::Error,
     },
+    /// A reference did not decode, as was told.
+    #[error("a reference picture cannot be used, see above")]
+    NoReference,
     /// A computation.
     #[error("{0}")]
     Tensor(#[from] candle_core::Error),
@@ -114,6 +131,12 @@ pub fn run(
         options,
         monitor,
     )?;
+    let references = references(&base, monitor)?;
+    let viewed = dataset::viewed(&[], &references);
+    let on = (&options.device, &options.kernels);
+    if encode_pictures(&base, &store, &viewed, on, monitor)?.failed > 0 {
+        return Err(Error::NoReference);
+    }
     for stats in encoded.iter().filter(|stats| stats.truncated > 0) {
         monitor.note(&format!(
             "{}: {} of {} prompts are cut (`plumb inspect tokens` shows where)",
@@ -131,7 +154,7 @@ pub fn run(
     monitor.start("sampling", Some(steps as u64));
     let advance = || monitor.advance(1);
     let denoiser = denoiser.as_ref();
-    let pictures = previews::pictures(&base, &source, denoiser, &bound, &advance)?;
+    let pictures = previews::pictures((&base, &source), &references, denoiser, &bound, &advance)?;
     monitor.finish();
     let mut written = Vec::new();
     for (number, (prompt, picture)) in pictures.into_iter().enumerate() {
@@ -141,6 +164,23 @@ pub fn run(
         written.push(Written { prompt, file });
     }
     Ok(SampleReport { pictures: written })
+}
+
+/// The references of the previews, and a word where there is something to say of them.
+///
+/// # Errors
+/// If one cannot be read.
+pub fn references(base: &BaseModel, monitor: &dyn Monitor) -> Result<Vec<Preview>, Error> {
+    let multiple = base.latent_geometry().side_multiple();
+    let settings = &base.settings.sample;
+    let found = dataset::previews(&base.experiment, settings, multiple)?;
+    if base.flavor.references.is_some() && found.is_empty() {
+        monitor.note(
+            "no reference picture is named: the previews are made of the prompts alone, as text to picture (`references` under [sample], or \
+             `plumb sample --reference FILE`, name one)",
+        );
+    }
+    Ok(found)
 }
 
 /// Adapters for inference; none where there is no LoRA.

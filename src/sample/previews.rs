@@ -5,6 +5,7 @@ use image::{ImageFormat, RgbImage};
 use super::{Error, SampleOptions, decode, sample};
 use crate::base_model::BaseModel;
 use crate::cache::{Conditioning, ModelCache, drop_caption};
+use crate::dataset::Preview;
 use crate::experiment::SampleSettings;
 use crate::lora::Bound;
 use crate::models::Denoiser;
@@ -25,23 +26,50 @@ pub fn options(base: &BaseModel) -> SampleOptions {
         spacing: settings.spacing,
         shift: (settings.shift).at(geometry.tokens(geometry.latents(pixels))),
         size_conditioning: settings.size_conditioning,
+        reference: None,
         seed: settings.seed,
         number: 0,
     }
 }
 
-/// One picture for each prompt, with its prompt.
+/// The same beside a reference, of that preview's size.
+///
+/// # Errors
+/// If the store lacks the reference's latents.
+fn beside(
+    base: &BaseModel,
+    source: &ModelCache<'_>,
+    preview: &Preview,
+) -> Result<SampleOptions, Error> {
+    let (settings, geometry) = (&base.settings.sample, &source.geometry);
+    let pixels = Extents::from(preview.size);
+    let mut reference = None;
+    // A preview is given one view.
+    if let Some(&view) = preview.reference.views.first() {
+        let latents = source.reader.reference(&preview.reference, view)?;
+        reference = Some(geometry.normalize(&latents)?.unsqueeze(0)?);
+    }
+    Ok(SampleOptions {
+        pixels,
+        shift: (settings.shift).at(geometry.tokens(geometry.latents(pixels))),
+        reference,
+        ..options(base)
+    })
+}
+
+/// One picture for each prompt, with its prompt. `references` are none, one for all prompts, or one for each.
 ///
 /// # Errors
 /// If an entry is missing, or the model fails.
 pub fn pictures(
-    base: &BaseModel,
-    source: &ModelCache<'_>,
+    (base, source): (&BaseModel, &ModelCache<'_>),
+    references: &[Preview],
     denoiser: &dyn Denoiser,
     adapters: &Bound,
     each_step: &dyn Fn(),
 ) -> Result<Vec<(String, RgbImage)>, Error> {
-    let (settings, options) = (&base.settings.sample, options(base));
+    let settings = &base.settings.sample;
+    check_number(references.len(), settings.prompts.len())?;
     let unconditional = unconditional(settings, source)?;
     let decoder = base
         .vae
@@ -49,9 +77,13 @@ pub fn pictures(
     let mut made = Vec::new();
     for (number, prompt) in settings.prompts.iter().enumerate() {
         let conditional = source.conditioning(prompt)?;
+        let reference = references.get(number).or(references.first());
         let options = SampleOptions {
             number: number as u64,
-            ..options
+            ..match reference {
+                Some(reference) => beside(base, source, reference)?,
+                None => options(base),
+            }
         };
         let latents = sample(
             denoiser,
@@ -66,6 +98,18 @@ pub fn pictures(
         made.push((prompt.clone(), picture));
     }
     Ok(made)
+}
+
+/// A preview without a reference of its own would get another's.
+fn check_number(references: usize, prompts: usize) -> Result<(), Error> {
+    match references {
+        0 | 1 => Ok(()),
+        some if some == prompts => Ok(()),
+        some => Err(Error::References {
+            references: some,
+            prompts,
+        }),
+    }
 }
 
 /// What guidance steers away from: the negative prompt, else what the recipe calls unconditional.

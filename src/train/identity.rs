@@ -67,13 +67,16 @@ const LATENTS: &str = "the VAE's scaling and shift of latents";
 
 /// Which pictures, and in what order: an epoch is shuffled by their places.
 const PICTURES: &str = "pictures";
+/// Which reference stands beside each picture, and how; left out where there is none.
+const REFERENCES: &str = "references";
 /// The names in [`Description::data`], with what to say where one differs.
-const DATA: [(&str, &str); 5] = [
+const DATA: [(&str, &str); 6] = [
     (PICTURES, "the pictures or their order"),
     ("views", "the sizes and crops of the pictures"),
     ("captions", "the captions"),
     ("repeats", "how often pictures come in an epoch"),
     ("held_out", "which pictures are held out"),
+    (REFERENCES, "the reference pictures"),
 ];
 
 impl Identity {
@@ -332,12 +335,18 @@ fn data(items: &[&Item]) -> BTreeMap<String, Digest> {
         let list: Vec<Value> = items.iter().map(|item| of(item)).collect();
         Digest::of(&canonical_json(&list))
     };
-    let [pictures, views, captions, repeats, held_out] = DATA.map(|(name, _)| name.to_owned());
-    BTreeMap::from([
+    let [pictures, views, captions, repeats, held_out, references] =
+        DATA.map(|(name, _)| name.to_owned());
+    let mut data = BTreeMap::from([
         (pictures, list(&|item| json!(item.digest))),
         (views, list(&|item| json!(item.views))),
         (captions, list(&|item| json!(item.captions))),
         (repeats, list(&|item| json!(item.repeats))),
         (held_out, list(&|item| json!(item.held_out))),
-    ])
+    ]);
+    if items.iter().any(|item| item.reference.is_some()) {
+        let known = |item: &Item| json!(item.reference.as_ref().map(|r| (r.digest, &r.views)));
+        data.insert(references, list(&known));
+    }
+    data
 }

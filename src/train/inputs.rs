@@ -8,7 +8,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::{Device, Result, Tensor, bail};
 
 use super::Error;
 use crate::base_model::BaseModel;
@@ -119,6 +119,8 @@ pub struct Drawn {
     level: Level,
     /// Height and width of the picture, top and left of the crop, height and width of the crop, in px.
     time_ids: [f32; 6],
+    /// What the denoiser is given beside them, normalized as they are, of a size of its own.
+    reference: Option<Tensor>,
 }
 
 /// Reads and draws the micro-batch of this number, made of `items`.
@@ -181,10 +183,26 @@ pub fn draw(
 ) -> std::result::Result<Drawn, Error> {
     let view = any_view(item, &mut key.rng(options.seed, Stream::Augment))?;
     let moments = source.reader.moments(item, view)?;
-    Ok(draw_from(&source.geometry, &moments, key, options)?)
+    Ok(Drawn {
+        reference: reference(source, item, view)?,
+        ..draw_from(&source.geometry, &moments, key, options)?
+    })
 }
 
-/// As [`draw`], for what the store has of the picture.
+/// The denoiser's latents of what it is given beside this view of a picture.
+fn reference(
+    source: &ModelCache<'_>,
+    item: &Item,
+    view: View,
+) -> std::result::Result<Option<Tensor>, crate::cache::Error> {
+    let Some((reference, view)) = item.reference_beside(view) else {
+        return Ok(None);
+    };
+    let mean = source.reader.reference(reference, view)?;
+    Ok(Some(source.geometry.normalize(&mean)?))
+}
+
+/// As [`draw`], for what the store has of the picture, without a reference.
 fn draw_from(
     geometry: &LatentGeometry,
     moments: &StoredLatents,
@@ -215,6 +233,7 @@ fn draw_from(
         latents,
         noise,
         time_ids: moments.time_ids,
+        reference: None,
     })
 }
 
@@ -304,6 +323,7 @@ fn denoiser_batch(
     if let Some(guidance) = options.embedded_guidance {
         conditioning.guidance = Some(numbers(&|_| guidance)?);
     }
+    conditioning.reference = references(samples)?;
     if options.size_conditioning {
         let ids: Vec<f32> = drawn().flat_map(|s| s.time_ids).collect();
         let ids = Tensor::from_vec(ids, (samples.len(), 6), &Device::Cpu)?;
@@ -320,6 +340,19 @@ fn denoiser_batch(
         latents,
         noise,
     })
+}
+
+/// The references of a batch, all of one size; none where no sample has one.
+fn references(samples: &[(Drawn, Conditioning)]) -> Result<Option<Tensor>> {
+    let all = samples
+        .iter()
+        .filter_map(|(drawn, _)| drawn.reference.clone());
+    let all: Vec<Tensor> = all.collect();
+    match all.len() {
+        0 => Ok(None),
+        some if some == samples.len() => Tensor::stack(&all, 0).map(Some),
+        some => bail!("{some} of {} samples have a reference", samples.len()),
+    }
 }
 
 /// A batch of one held-out picture, `item`, the `number`-th of them: the mean of its posterior, mixed with noise at `share` (0 for none,
@@ -363,6 +396,7 @@ pub fn draw_at(
         noise,
         level: process.level(share),
         time_ids,
+        reference: reference(source, item, view)?,
     })
 }
 

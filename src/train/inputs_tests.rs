@@ -203,6 +203,7 @@ fn a_video_is_sampled_from_noise_of_its_own_shape() {
         shift: 1.0,
         spacing: Spacing::Even,
         size_conditioning: false,
+        reference: None,
         seed: 1,
         number: 0,
     };

@@ -89,6 +89,8 @@ pub struct TrainReport {
     pub parameters: usize,
     /// Pictures trained from, repeats and mirrored ones not counted twice.
     pub pictures: usize,
+    /// Of these and those held out, the pictures that stand beside a reference.
+    pub pairs: usize,
     /// How many captions each encoder cut.
     pub captions: Vec<CutCaptions>,
 }
@@ -119,6 +121,7 @@ pub fn run(
     let store = store.waiting(options.wait);
     let set = TrainingSet::open(experiment, &base, &store, monitor)?;
     tell_cuts(set.truncated(), monitor);
+    tell_pairs(&base, &set, monitor);
     // Before loading: a model that cannot fit is refused in seconds.
     let start = Start::read(experiment, &base, monitor)?;
     let plan = plan(&base, &set, options, start.as_ref())?;
@@ -191,14 +194,16 @@ fn plan(
     start: Option<&Start>,
 ) -> Result<MemoryPlan, Error> {
     let Settings { adapter, train, .. } = &base.settings;
+    // The largest pictures with the longest caption, though no micro-batch may have both: an upper bound.
+    let (latents, reference) = set.largest_latents();
     let request = MemoryRequest {
         denoiser: &base.denoiser,
         adapted: &run::adapted(base, start)?,
         rank: start.map_or(adapter.rank, Start::rank),
         optimizer: train.optimizer,
         samples: train.batch_size,
-        // The largest pictures with the longest caption, though no micro-batch may have both: an upper bound.
-        latents: set.largest_latents(),
+        latents,
+        reference,
         context: set.longest_context()?,
         dtype: options.placement.dtype,
         storage: options.placement.storage,
@@ -220,6 +225,28 @@ fn tell_recipe(base: &BaseModel, monitor: &dyn Monitor) {
     }
     for note in &base.notes {
         monitor.note(note);
+    }
+}
+
+/// What the denoiser is given beside pictures, where it can be given something.
+fn tell_pairs(base: &BaseModel, set: &TrainingSet<'_>, monitor: &dyn Monitor) {
+    if base.flavor.references.is_none() {
+        return;
+    }
+    let (pairs, all) = (set.pairs(), set.items().len() + set.held_out().len());
+    monitor.note(&format!(
+        "{pairs} of {all} pictures stand beside a reference{}",
+        match all - pairs {
+            0 => "",
+            _ => "; the others are trained on as text to picture",
+        }
+    ));
+    let settings = &base.settings;
+    let previews = settings.train.sample_every > 0;
+    if previews && pairs > 0 && set.previews().is_empty() {
+        monitor.note(
+            "the previews are made of the prompts alone, as text to picture: `references` under [sample] names pictures to give beside",
+        );
     }
 }
 

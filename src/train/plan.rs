@@ -34,6 +34,8 @@ pub struct MemoryRequest<'a> {
     pub samples: usize,
     /// The extents of the largest latents, as the VAE makes them (not px).
     pub latents: Extents,
+    /// Those of its reference's latents, where it has one.
+    pub reference: Option<Extents>,
     /// Tokens of the longest context, pads included.
     pub context: usize,
     /// The type that the denoiser computes in.
@@ -188,6 +190,7 @@ impl Estimator {
         let step = StepShape {
             samples: request.samples,
             latents: request.latents,
+            reference: request.reference,
             context: request.context,
             adapted,
             attended: request.own_kernels,

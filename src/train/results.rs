@@ -38,8 +38,9 @@ impl Run<'_> {
     pub(super) fn preview(&self, metrics: &mut Metrics, step: u64) -> Result<(), Error> {
         let (tape, dtype) = (Tape::off(self.denoiser.kernels()), self.denoiser.dtype());
         let bound = self.adapters.bind_to(&self.values, &tape, dtype, None)?;
+        let from = (self.base, self.set.source());
         let pictures =
-            previews::pictures(self.base, self.set.source(), self.denoiser, &bound, &|| ())?;
+            previews::pictures(from, self.set.previews(), self.denoiser, &bound, &|| ())?;
         let rows: Vec<SheetRow> = pictures
             .into_iter()
             .map(|(label, p)| SheetRow {

@@ -169,6 +169,7 @@ impl<'a> Run<'a> {
             modules: self.adapters.adapters().len(),
             parameters: self.adapters.values().len(),
             pictures: self.set.items().len(),
+            pairs: self.set.pairs(),
             captions: self.set.truncated().to_vec(),
         })
     }

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::Error;
 use crate::base_model::BaseModel;
 use crate::cache::{self, CutCaptions, Manifest, ModelCache, refuse_if_missing};
-use crate::dataset::{self, Item};
+use crate::dataset::{self, Item, Preview, Reference};
 use crate::digest::Digest;
 use crate::experiment::{DatasetSettings, Experiment};
 use crate::monitor::Monitor;
@@ -20,6 +20,8 @@ pub struct TrainingSet<'a> {
     samples: Vec<usize>,
     /// For validation, never trained from.
     held_out: Vec<Item>,
+    /// The references of the previews.
+    previews: Vec<Preview>,
     source: ModelCache<'a>,
     manifest: Digest,
     resolution: Size,
@@ -54,19 +56,22 @@ impl<'a> TrainingSet<'a> {
         store: &Store,
         monitor: &dyn Monitor,
     ) -> Result<Self, Error> {
-        let pictures = dataset::open(experiment, base.latent_geometry().side_multiple(), monitor)?;
+        let multiple = base.latent_geometry().side_multiple();
+        let pictures = dataset::open(experiment, multiple, monitor)?;
+        let previews = dataset::previews(experiment, &base.settings.sample, multiple)?;
+        let viewed = dataset::viewed(&pictures, &previews);
         check_samples(experiment, &pictures)?;
         let captions: BTreeSet<String> =
             cache::captions(experiment, &pictures).into_iter().collect();
         let texts = captions.iter().map(String::as_str);
-        let used = Manifest::new(base, texts, &pictures);
+        let used = Manifest::new(base, texts, &viewed);
         let source = ModelCache::open(base, store)?;
         for problem in source.reader.problems() {
             monitor.problem(&problem);
         }
         let reader = &source.reader;
         if let Some(refusal) =
-            refuse_if_missing(experiment, base, store, reader, &captions, &pictures)?
+            refuse_if_missing(experiment, base, store, reader, &captions, &viewed)?
         {
             return Err(Error::Refused(Box::new(refusal)));
         }
@@ -81,6 +86,7 @@ impl<'a> TrainingSet<'a> {
             samples: items.iter().enumerate().flat_map(repeated).collect(),
             items,
             held_out,
+            previews,
             source,
             manifest: used.digest(),
             resolution: largest_resolution(&experiment.datasets()),
@@ -95,10 +101,22 @@ impl<'a> TrainingSet<'a> {
         &self.items[self.samples[index]]
     }
 
-    /// The bucket of every sample, in px: only pictures of one bucket fit into one micro-batch.
-    pub fn buckets(&self) -> Vec<Size> {
+    /// The bucket of every sample, in px, and that of its reference if it has one: only pictures of one bucket beside references of one
+    /// fit into one micro-batch.
+    pub fn buckets(&self) -> Vec<(Size, Option<Size>)> {
         let samples = 0..self.samples.len();
-        samples.map(|sample| self.item(sample).bucket()).collect()
+        samples.map(|sample| sizes(self.item(sample))).collect()
+    }
+
+    /// The references of the previews: none, one for all prompts, or one for each.
+    pub fn previews(&self) -> &[Preview] {
+        &self.previews
+    }
+
+    /// The pictures, trained from or held out, that have a reference.
+    pub fn pairs(&self) -> usize {
+        let all = self.items.iter().chain(&self.held_out);
+        all.filter(|item| item.reference.is_some()).count()
     }
 
     /// How many of the captions each encoder cut.
@@ -126,12 +144,15 @@ impl<'a> TrainingSet<'a> {
         self.manifest
     }
 
-    /// The extents of the latents of the largest bucket, validation included: what memory is planned for. 1 x 1 without pictures.
-    pub fn largest_latents(&self) -> Extents {
-        let buckets = self.items.iter().chain(&self.held_out).map(Item::bucket);
-        let largest = buckets.max_by_key(|b| u64::from(b.width) * u64::from(b.height));
-        largest.map_or(Extents::picture(1, 1), |bucket| {
-            self.source.geometry.latents(bucket.into())
+    /// The extents of the latents of the largest picture, and of its reference if it has one, validation included: what memory is
+    /// planned for. 1 x 1 without pictures.
+    pub fn largest_latents(&self) -> (Extents, Option<Extents>) {
+        let all = self.items.iter().chain(&self.held_out).map(sizes);
+        let area = |size: Size| u64::from(size.width) * u64::from(size.height);
+        let largest = all.max_by_key(|(own, other)| area(*own) + other.map_or(0, area));
+        let latents = |size: Size| self.source.geometry.latents(size.into());
+        largest.map_or((Extents::picture(1, 1), None), |(own, other)| {
+            (latents(own), other.map(latents))
         })
     }
 
@@ -157,6 +178,14 @@ impl<'a> TrainingSet<'a> {
     pub fn resolution(&self) -> Size {
         self.resolution
     }
+}
+
+/// What the VAE sees of a picture, and of its reference.
+fn sizes(item: &Item) -> (Size, Option<Size>) {
+    (
+        item.bucket(),
+        item.reference.as_ref().map(Reference::bucket),
+    )
 }
 
 /// The resolution of the most pixels; 0 x 0 without data sets.

@@ -142,6 +142,7 @@ impl Dump {
         for (name, tensor) in [
             ("time_ids", batch.conditioning.time_ids.clone()),
             ("guidance", batch.conditioning.guidance.clone()),
+            ("reference", batch.conditioning.reference.clone()),
             ("token_counts", counts.transpose()?),
         ] {
             if let Some(tensor) = tensor {

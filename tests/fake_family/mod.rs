@@ -38,6 +38,7 @@ pub(super) const FAKE: Family = Family {
         steps: 2,
         guidance: 1.0,
         embedded_guidance: None,
+        references: None,
         resolution_px: 64,
         architecture: "fake",
         base_version: "fake",
@@ -158,6 +159,7 @@ impl Denoiser for Pixels {
         conditioning: &ConditioningTensors,
     ) -> Result<Value> {
         let (b, c, h, w) = latents.tensor().dims4()?;
+        conditioning.refuse_reference()?;
         let pooled = &conditioning.pooled;
         check_shapes(&[
             ("latents", latents.dims(), &[b, self.numbers.channels, h, w]),

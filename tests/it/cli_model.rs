@@ -230,7 +230,7 @@ fn a_denoiser_in_gguf_is_the_one_of_the_safetensors_file() {
     check(folder.path(), "flux.gguf")
         .expect(0)
         .says("a model of family flux1, a GGUF file")
-        .says("flavor    dev\n");
+        .says("flavor    dev or kontext: only the values of the weights differ");
     let family = plumb::models::family("flux1").expect("there");
     let digest = |path: &Path| {
         let components = family.components(path).expect("found");
@@ -335,7 +335,7 @@ const FULL_SIZE: &[FullSize] = &[
         files: &[("flux1-dev.safetensors", "flux1_dev_single")],
         path: "flux1-dev.safetensors",
         family: "flux1",
-        flavors: &["dev"],
+        flavors: &["dev", "kontext"],
         parts: &["denoiser"],
         needs: &["t5", "t5_tokenizer", "clip_l", "clip_l_tokenizer", "vae"],
         billions: 11.9,
@@ -347,7 +347,7 @@ const FULL_SIZE: &[FullSize] = &[
         )],
         path: "flux",
         family: "flux1",
-        flavors: &["dev"],
+        flavors: &["dev", "kontext"],
         parts: &["denoiser"],
         needs: &["t5", "t5_tokenizer", "clip_l", "clip_l_tokenizer", "vae"],
         billions: 11.9,

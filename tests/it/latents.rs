@@ -43,7 +43,7 @@ fn wide_pictures_make_wide_latents_from_the_plan_to_the_previews() {
     let base = BaseModel::open(&experiment, &mut memo).expect("the bundled model");
     let store = Store::open(&world.path("store")).expect("the store");
     let set = TrainingSet::open(&experiment, &base, &store, &Silent).expect("encoded");
-    assert_eq!(set.largest_latents(), Extents::picture(4, 16));
+    assert_eq!(set.largest_latents(), (Extents::picture(4, 16), None));
     assert_eq!(set.resolution().width, 64);
 
     let step = first_step(&world);

@@ -197,6 +197,7 @@ fn conditioning_latents_prediction_and_samples_are_those_of_diffusers() {
         guidance_rescale: 0.0,
         shift,
         size_conditioning: false,
+        reference: None,
         embedded_guidance: None,
         spacing: Spacing::Trained,
         seed: 0,

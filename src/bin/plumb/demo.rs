@@ -293,7 +293,7 @@ fn pictures(
 ) -> Result<Pictures, Failure> {
     let bound = sample::bind(adapters, denoiser).map_err(Failure::error)?;
     let advance = || ui.advance(1);
-    previews::pictures(base, source, denoiser, &bound, &advance).map_err(Failure::error)
+    previews::pictures((base, source), &[], denoiser, &bound, &advance).map_err(Failure::error)
 }
 
 /// The first two pictures of the training set.

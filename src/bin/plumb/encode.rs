@@ -64,6 +64,16 @@ pub(crate) fn describe(report: &EncodeReport) -> String {
             "vae", stats.views, stats.encoded, stats.present
         ));
     }
+    if let Some(references) = &report.references {
+        let without = match references.without {
+            0 => String::new(),
+            n => format!(", {n} without one"),
+        };
+        lines.push(format!(
+            "{:8} {:6} pairs of a picture and its reference{without}; {} different references",
+            "", references.pairs, references.different
+        ));
+    }
     let problems = report.pictures.as_ref().map_or(0, |p| p.failed);
     if problems > 0 {
         lines.push(format!("{problems} pictures could not be used, see above"));

@@ -124,6 +124,17 @@ fn parts(parts: &[StoredNetwork]) -> String {
     text
 }
 
+/// What may stand there instead of the first flavor.
+fn others(flavors: &[&'static str]) -> String {
+    match flavors.split_first() {
+        Some((_, others @ [_, ..])) => {
+            let quoted: Vec<String> = others.iter().map(|name| format!("{name:?}")).collect();
+            format!("  # or {}", quoted.join(", "))
+        }
+        _ => String::new(),
+    }
+}
+
 /// The Experiment's lines for it, as far as they are known.
 fn lines_to_write(report: &Report) -> String {
     let mut lines = Vec::new();
@@ -131,7 +142,7 @@ fn lines_to_write(report: &Report) -> String {
         lines.extend([
             "[model]".to_owned(),
             format!("family = {family:?}"),
-            format!("flavor = {flavor:?}"),
+            format!("flavor = {flavor:?}{}", others(&report.flavors)),
             format!("path = {:?}", report.path.display().to_string()),
         ]);
         lines.extend(report.lines.iter().cloned());

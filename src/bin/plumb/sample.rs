@@ -27,6 +27,10 @@ pub(crate) struct Args {
     /// Sample the captions in this text file instead, one a line; lines that begin with `#` are left out.
     #[arg(long, value_name = "FILE", conflicts_with = "prompt")]
     prompts_file: Option<PathBuf>,
+    /// Give this picture beside the noisy one, for a model that takes one (FLUX.1 Kontext), instead of the Experiment's; given several
+    /// times, one for each caption.
+    #[arg(long, value_name = "FILE")]
+    reference: Vec<PathBuf>,
     /// What the start noise derives from, instead of the Experiment's.
     #[arg(long)]
     seed: Option<u64>,
@@ -52,6 +56,7 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> CommandResult {
     let overrides = SampleOverrides {
         prompts: args.prompt.clone(),
         prompts_file: args.prompts_file.clone(),
+        references: args.reference.clone(),
         seed: args.seed,
         steps: args.steps,
         guidance: args.guidance,
@@ -77,7 +82,7 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> CommandResult {
 
 fn failure(error: Error) -> Failure {
     match error {
-        Error::NoPrompt => Failure::usage(error),
+        Error::NoPrompt | Error::References { .. } => Failure::usage(error),
         Error::Base(error) => world::base_failure(error),
         other => Failure::error(other),
     }

@@ -66,6 +66,12 @@ pub(super) fn item(item: &Item, target: CacheTarget) -> Result<(), String> {
     if target == CacheTarget::Musubi {
         return Ok(());
     }
+    if item.reference.is_some() {
+        return Err(format!(
+            "it has a reference picture, whose latents are not written for {}",
+            target.name()
+        ));
+    }
     let mirrored = item.views.iter().filter(|v| v.flip).count();
     if views - mirrored != 1 {
         return Err(format!(
@@ -143,7 +149,7 @@ pub(super) fn settings(
         CacheTarget::Kohya => kohya_settings(experiment, masked),
         CacheTarget::Musubi => vec![
             format!("cache_directory = \"{}\"", options.out.display()),
-            "cache the latents with flux_kontext_cache_latents.py: each takes a control picture, which plumb has not"
+            "cache the latents with flux_kontext_cache_latents.py, from the pictures and their references (control_directory)"
                 .to_owned(),
         ],
         CacheTarget::AiToolkit => vec![

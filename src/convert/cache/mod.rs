@@ -164,7 +164,8 @@ pub fn cache(
     let source = ModelCache::open(&base, &store)?;
     let captions: BTreeSet<String> = items.iter().flat_map(|i| i.captions.clone()).collect();
     let reader = &source.reader;
-    if let Some(refusal) = refuse_if_missing(experiment, &base, &store, reader, &captions, &items)?
+    let viewed = dataset::viewed(&items, &[]);
+    if let Some(refusal) = refuse_if_missing(experiment, &base, &store, reader, &captions, &viewed)?
     {
         return Err(CacheError::Refused(Box::new(refusal)));
     }

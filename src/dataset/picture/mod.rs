@@ -37,7 +37,7 @@ use self::decode::Alpha;
 use super::resize::resize;
 use crate::digest::Digest;
 use crate::files;
-use crate::recipe::latents::{Size, View};
+use crate::recipe::latents::{Resampling, Size, View};
 use crate::shown;
 
 /// The most pixels a picture may have: 134 million, such as 16384 x 8192. A bound on memory against hostile files.
@@ -81,6 +81,9 @@ pub enum PictureError {
         path: PathBuf,
     },
 }
+
+/// A picture's pixels in a size, and by which filter.
+type Resized<'a> = ((Size, Resampling), Cow<'a, [u8]>);
 
 /// A picture file, read and looked at but not decoded.
 pub struct PictureFile {
@@ -192,14 +195,15 @@ impl PictureFile {
     pub fn prepare_all(&self, views: &[View]) -> Result<Vec<PreparedPicture>, PictureError> {
         let rgb = self.decode()?;
         // The crops of a picture, mirrored or not, are of one size: it is resized once.
-        let mut resized: Option<(Size, Cow<'_, [u8]>)> = None;
+        let mut resized: Option<Resized<'_>> = None;
         let mut prepared = Vec::with_capacity(views.len());
         for &view in views {
             self.check_fits(view)?;
-            let there = resized.take().filter(|(size, _)| *size == view.resized);
+            let how = (view.resized, view.resampling);
+            let there = resized.take().filter(|(known, _)| *known == how);
             let (_, pixels) = resized.insert(there.unwrap_or_else(|| {
-                let pixels = resize(Cow::Borrowed(&rgb), self.size, view.resized);
-                (view.resized, pixels)
+                let pixels = resize(Cow::Borrowed(&rgb), self.size, how.0, how.1);
+                (how, pixels)
             }));
             prepared.push(self.prepared(pixels, view));
         }
@@ -249,6 +253,7 @@ impl PictureFile {
             top,
             bucket,
             flip,
+            ..
         } = view;
         let (width, height) = (bucket.width as usize, bucket.height as usize);
         let mut pixels = vec![0f32; 3 * width * height];

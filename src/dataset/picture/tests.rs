@@ -17,6 +17,7 @@ fn whole(size: Size) -> View {
         top: 0,
         bucket: size,
         flip: false,
+        resampling: crate::recipe::latents::Resampling::Spec,
     }
 }
 

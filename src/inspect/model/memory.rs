@@ -110,6 +110,8 @@ pub(super) fn train(
                 optimizer: OptimizerOptions::default(),
                 samples: 1,
                 latents: geometry.latents(pixels),
+                // Of the picture's size, as trainers have it.
+                reference: flavor.references.map(|_| geometry.latents(pixels)),
                 context: plan::context_tokens(recipe),
                 dtype,
                 storage: WeightStorage::Whole,

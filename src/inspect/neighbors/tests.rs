@@ -21,6 +21,7 @@ fn item(picture: &str, content: &str, caption: &str) -> Item {
         views: Vec::new(),
         repeats: 1,
         held_out: false,
+        reference: None,
     }
 }
 

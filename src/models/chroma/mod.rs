@@ -35,6 +35,7 @@ const HD: Flavor = Flavor {
     steps: 20,
     guidance: 4.0,
     embedded_guidance: None,
+    references: None,
     resolution_px: 1024,
     architecture: "chroma",
     base_version: "chroma",

@@ -1,7 +1,7 @@
 //! The two kinds of blocks: double, in which picture and context have weights of their own and meet in one attention,
 //! and single, in which they are one sequence and attention and feed-forward run side by side.
 //!
-//! Shapes: b batch, n patches, m context tokens, h heads, e channels of a head, d = h * e.
+//! Shapes: b batch, n patches (a reference's among them), m context tokens, h heads, e channels of a head, d = h * e.
 
 use candle_core::{Result, bail};
 
@@ -32,7 +32,7 @@ impl Modulator {
 /// What attention needs to know of the tokens, the picture's first, then the context's.
 pub(super) struct Tokens {
     pub(super) rotary: Rotary,
-    /// The picture's.
+    /// The picture's, and behind them its reference's.
     pub(super) num_patches: usize,
     /// Which keys are seen: all, or none of the context's pads.
     pub(super) mask: AttentionMask,

@@ -1,7 +1,7 @@
 //! Around the blocks: patches to tokens and back, and the positions of tokens.
 //!
 //! Shapes: b batch, c channels, h w latent height and width, i j patches down and across, p side of a patch,
-//! n = i * j, m context tokens, e channels of a head.
+//! n = i * j, r the reference's patches, m context tokens, e channels of a head.
 
 use candle_core::{Device, Result, Tensor, bail};
 
@@ -37,8 +37,8 @@ pub(super) fn unpack(tape: &Tape, x: &Value, (i, j): (usize, usize), c: usize) -
     tape.reshape(&x_bcipjp, &[b, c, i * PATCH, j * PATCH])
 }
 
-/// Cosines and sines by which pairs of a head's channels turn, [n + m, e / 2] each in f32: for the patches row by row,
-/// then for the context.
+/// Cosines and sines by which pairs of a head's channels turn, [n + r + m, e / 2] each in f32: for the patches row by row,
+/// then for those of a reference, then for the context.
 #[derive(Clone)]
 pub(super) struct Rotary {
     pub(super) cos: Tensor,
@@ -46,26 +46,30 @@ pub(super) struct Rotary {
 }
 
 impl Rotary {
-    /// Angles in f64, as the authors and diffusers compute them. A patch's ids are (0, row, column), the context's
-    /// (0, 0, 0), so it does not turn.
+    /// Angles in f64, as the authors and diffusers compute them. A patch's ids are (0, row, column), a reference's (1, row,
+    /// column) (`prepare_kontext` in `src/flux/sampling.py`), the context's (0, 0, 0), so it does not turn. `pictures` are rows and
+    /// columns of the picture and of its references.
     pub(super) fn new(
         axes: [usize; 3],
-        (rows, columns): (usize, usize),
+        pictures: &[(usize, usize)],
         context: usize,
         device: &Device,
     ) -> Result<Self> {
         let half = axes.iter().sum::<usize>() / 2;
-        let tokens = rows * columns + context;
+        let patches = pictures.iter().map(|(rows, columns)| rows * columns);
+        let tokens = patches.sum::<usize>() + context;
         let mut cos = Vec::with_capacity(tokens * half);
         let mut sin = Vec::with_capacity(tokens * half);
-        let [of_rows, of_columns] = [(axes[1], rows), (axes[2], columns)]
-            .map(|(axis, count)| (0..count).map(|at| turns(axis, at)).collect::<Vec<_>>());
-        let still = turns(axes[0], 0);
-        for row in &of_rows {
-            for column in &of_columns {
-                for part in [&still, row, column] {
-                    cos.extend(part.iter().map(|turn| turn.0));
-                    sin.extend(part.iter().map(|turn| turn.1));
+        for (picture, &(rows, columns)) in pictures.iter().enumerate() {
+            let [of_rows, of_columns] = [(axes[1], rows), (axes[2], columns)]
+                .map(|(axis, count)| (0..count).map(|at| turns(axis, at)).collect::<Vec<_>>());
+            let first = turns(axes[0], picture.min(1));
+            for row in &of_rows {
+                for column in &of_columns {
+                    for part in [&first, row, column] {
+                        cos.extend(part.iter().map(|turn| turn.0));
+                        sin.extend(part.iter().map(|turn| turn.1));
+                    }
                 }
             }
         }

@@ -1,6 +1,6 @@
 //! The whole network: embeddings, double blocks, single blocks, and the projection back to latents.
 //!
-//! Shapes: b batch, n patches, m context tokens, d width.
+//! Shapes: b batch, n patches, r patches of a reference, m context tokens, d width.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -35,12 +35,12 @@ pub(in crate::models) struct Flux {
     proj_out: Linear,
     /// A tensor of the network's type on its device.
     like: Tensor,
-    /// The tables of the last call, for patches and context tokens of these numbers.
+    /// The tables of the last call, for pictures and context tokens of these numbers.
     rotary: Mutex<Option<(Extents, Rotary)>>,
 }
 
-/// Rows and columns of patches, and tokens of the context.
-type Extents = ((usize, usize), usize);
+/// Rows and columns of patches of the picture, and of its reference where there is one; and tokens of the context.
+type Extents = (Vec<(usize, usize)>, usize);
 
 /// What is done to timesteps and pooled vectors before the blocks: FLUX.1's embedders, and what its kin has in their place.
 pub(in crate::models) trait Conditioner: Send + Sync {
@@ -171,8 +171,9 @@ impl Flux {
         {
             return Ok(rotary.clone());
         }
-        let (patches, context) = extents;
-        let made = Rotary::new(self.architecture.axes, patches, context, self.like.device())?;
+        let (pictures, context) = &extents;
+        let device = self.like.device();
+        let made = Rotary::new(self.architecture.axes, pictures, *context, device)?;
         Ok(last.insert((extents, made)).1.clone())
     }
 
@@ -186,6 +187,11 @@ impl Flux {
         let (b, _, h, w) = picture_dims(latents)?;
         let m = conditioning.context.dims3()?.1;
         let guidance = conditioning.guidance.as_ref();
+        if let Some(reference) = &conditioning.reference {
+            let (_, _, h, w) = picture_dims(&Value::constant(reference.clone()))?;
+            let expected = [b, own.latent_channels(), h, w];
+            check_shapes(&[("reference", reference.dims(), &expected[..])])?;
+        }
         check_shapes(&[
             (
                 "latents",
@@ -220,10 +226,13 @@ impl Flux {
     }
 
     fn tokens(&self, latents: &Value, conditioning: &ConditioningTensors) -> Result<Tokens> {
-        let (_, _, h, w) = latents.tensor().dims4()?;
         let (b, m, _) = conditioning.context.dims3()?;
-        let (rows, columns) = patches(h, w)?;
-        let num_patches = rows * columns;
+        let mut pictures = Vec::new();
+        for picture in std::iter::once(latents.tensor()).chain(&conditioning.reference) {
+            let (_, _, h, w) = picture.dims4()?;
+            pictures.push(patches(h, w)?);
+        }
+        let num_patches = pictures.iter().map(|(rows, columns)| rows * columns).sum();
         let mask = match &conditioning.token_counts {
             None => AttentionMask::None,
             Some(counts) => {
@@ -236,13 +245,29 @@ impl Flux {
             }
         };
         Ok(Tokens {
-            rotary: self.rotary(((rows, columns), m))?,
+            rotary: self.rotary((pictures, m))?,
             num_patches,
             mask,
         })
     }
 
-    /// All blocks: picture [b, n, d] and context [b, m, d] to the picture.
+    /// The picture's tokens [b, n, c], and behind them the reference's: [b, n + r, c].
+    fn patches(
+        &self,
+        tape: &Tape,
+        latents: &Value,
+        conditioning: &ConditioningTensors,
+    ) -> Result<Value> {
+        let picture = pack(tape, latents)?;
+        let Some(reference) = &conditioning.reference else {
+            return Ok(picture);
+        };
+        let reference = pack(tape, &Value::constant(reference.clone()))?;
+        tape.cat(&[&picture, &reference], 1)
+    }
+
+    /// All blocks: picture with reference [b, n + r, d] and context [b, m, d] to all of
+    /// them, [b, n + r + m, d].
     fn blocks(
         &self,
         pass: Pass<'_>,
@@ -273,7 +298,7 @@ impl Flux {
             };
             [whole] = run_block(pass, self.double_blocks.len() + i, &[&whole, vector], run)?;
         }
-        pass.tape.narrow(&whole, 1, 0, tokens.num_patches)
+        Ok(whole)
     }
 }
 
@@ -316,18 +341,20 @@ impl Denoiser for Flux {
         let vector = self
             .conditioner
             .vector(pass, timesteps, conditioning, like)?;
-        let x = self
-            .picture
-            .forward(tape, adapters, &pack(tape, latents)?)?;
+        let x = self.patches(tape, latents, conditioning)?;
+        let x = self.picture.forward(tape, adapters, &x)?;
         let context = Value::constant(conditioning.context.clone());
         let context = self.context.forward(tape, adapters, &context)?;
         let x = self.blocks(pass, tokens, x, context, &vector)?;
+        let (_, c, h, w) = like.dims4()?;
+        let (rows, columns) = patches(h, w)?;
+        // The reference's tokens are given, not predicted.
+        let x = tape.narrow(&x, 1, 0, rows * columns)?;
         let mods = self.norm_out.parts(pass, &vector)?;
         // The last modulation of diffusers' FLUX.1 is (scale, shift); those of the blocks begin with the shift.
         let x = mods.norm(pass, &x, 1, 0)?;
         let x = self.proj_out.forward(tape, adapters, &x)?;
-        let (_, c, h, w) = latents.tensor().dims4()?;
-        unpack(tape, &x, patches(h, w)?, c)
+        unpack(tape, &x, (rows, columns), c)
     }
 
     fn dtype(&self) -> DType {

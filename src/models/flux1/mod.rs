@@ -5,8 +5,9 @@
 //! - `names`: diffusers' and the authors' naming of its weights
 //! - `embed`, `block`, `flux`: the network
 //!
-//! dev is distilled from guidance: it has a guidance embedding and needs one pass a step. schnell is distilled from
-//! many steps to a few, and has none.
+//! dev is distilled from guidance: it has a guidance embedding and needs one pass a step. kontext is dev trained further to be
+//! given a reference picture, whose tokens stand behind the noisy picture's. schnell is distilled from many steps to a few, and
+//! has no guidance embedding.
 
 mod activations;
 pub(super) mod architecture;
@@ -24,12 +25,47 @@ use super::layout::Layout;
 use super::{Activations, Denoiser, Error, Family, Flavor, Source, StepShape};
 use crate::diffusion::{Prediction, Process, Sampler, Shift, ShiftRule, Spacing};
 use crate::lora::Preset;
-use crate::recipe::latents::LatentStatistics;
+use crate::recipe::latents::{LatentStatistics, Size};
 use crate::vae::{Factors, LatentGeometry};
 
 const FLOW: Process = Process::new(Prediction::Flow);
 
-/// Steps, guidance and shift as in the authors' command line (`src/flux/cli.py`, `sampling.py`).
+/// `PREFERED_KONTEXT_RESOLUTIONS` of the authors' `src/flux/util.py`, on which the model was trained: width and height.
+const KONTEXT_SIZES: [Size; 17] = kontext_sizes([
+    (672, 1568),
+    (688, 1504),
+    (720, 1456),
+    (752, 1392),
+    (800, 1328),
+    (832, 1248),
+    (880, 1184),
+    (944, 1104),
+    (1024, 1024),
+    (1104, 944),
+    (1184, 880),
+    (1248, 832),
+    (1328, 800),
+    (1392, 752),
+    (1456, 720),
+    (1504, 688),
+    (1568, 672),
+]);
+
+const fn kontext_sizes(sides: [(u32, u32); 17]) -> [Size; 17] {
+    let mut sizes = [Size {
+        width: 0,
+        height: 0,
+    }; 17];
+    let mut n = 0;
+    while n < sizes.len() {
+        let (width, height) = sides[n];
+        sizes[n] = Size { width, height };
+        n += 1;
+    }
+    sizes
+}
+
+/// Steps, guidance and shift as in the authors' command lines (`src/flux/cli.py`, `cli_kontext.py`, `sampling.py`).
 const FLAVORS: &[Flavor] = &[
     Flavor {
         name: "dev",
@@ -41,10 +77,29 @@ const FLAVORS: &[Flavor] = &[
         steps: 50,
         guidance: 1.0,
         embedded_guidance: Some(3.5),
+        references: None,
         resolution_px: 1024,
         architecture: "flux-1-dev",
         base_version: "flux1",
         caution: None,
+    },
+    Flavor {
+        name: "kontext",
+        process: FLOW,
+        sampler: Sampler::Euler,
+        size_conditioning: false,
+        shift: Shift::By(ShiftRule::Resolution),
+        spacing: Spacing::Even,
+        steps: 30,
+        guidance: 1.0,
+        embedded_guidance: Some(2.5),
+        references: Some(&KONTEXT_SIZES),
+        resolution_px: 1024,
+        architecture: "flux-1-kontext-dev",
+        base_version: "flux1",
+        caution: Some(
+            "nothing but the values of its weights tells kontext from dev: that these are kontext's is taken from the Experiment",
+        ),
     },
     Flavor {
         name: "schnell",
@@ -56,6 +111,7 @@ const FLAVORS: &[Flavor] = &[
         steps: 4,
         guidance: 1.0,
         embedded_guidance: None,
+        references: None,
         resolution_px: 1024,
         architecture: "flux-1-schnell",
         base_version: "flux1",
@@ -167,7 +223,7 @@ impl super::Architecture for Architecture {
         self.of_step(step)
     }
 
-    /// Only dev has a guidance embedding.
+    /// Only dev and kontext have a guidance embedding, and nothing but the weights' values tells those two apart.
     fn could_be(&self, flavor: &Flavor) -> bool {
         self.guidance == flavor.embedded_guidance.is_some()
     }

@@ -2,6 +2,7 @@
 
 mod adapters;
 mod forward;
+mod kontext;
 mod loading;
 
 use std::collections::HashMap;

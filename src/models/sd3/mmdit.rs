@@ -79,6 +79,7 @@ impl MmDit {
         timesteps: &Tensor,
         conditioning: &ConditioningTensors,
     ) -> Result<()> {
+        conditioning.refuse_reference()?;
         let own = &self.architecture;
         let (b, c, h, w) = picture_dims(latents)?;
         self.patch_embed.patches(h, w)?;

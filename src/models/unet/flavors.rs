@@ -49,6 +49,7 @@ const BASE: Flavor = Flavor {
     steps: 50,
     guidance: 5.0,
     embedded_guidance: None,
+    references: None,
     resolution_px: 1024,
     architecture: "stable-diffusion-xl-v1-base",
     base_version: "sdxl_base_v1-0",

@@ -114,6 +114,7 @@ pub const SD1: Family = Family {
         steps: 50,
         guidance: 7.5,
         embedded_guidance: None,
+        references: None,
         resolution_px: 512,
         architecture: "stable-diffusion-v1",
         base_version: "sd_v1",

@@ -104,6 +104,7 @@ impl UNet {
         timesteps: &Tensor,
         conditioning: &ConditioningTensors,
     ) -> Result<()> {
+        conditioning.refuse_reference()?;
         let own = &self.architecture;
         let (b, _, h, w) = picture_dims(latents)?;
         let m = conditioning.context.dims3()?.1;

@@ -53,8 +53,17 @@ pub(super) fn run(args: &Args, ui: &Ui) -> CommandResult {
 
 fn describe(manifest: &ManifestReport) -> String {
     let views: usize = manifest.pictures.iter().map(|p| p.views.len()).sum();
+    let pairs = manifest
+        .pictures
+        .iter()
+        .filter(|p| p.reference.is_some())
+        .count();
+    let pairs = match pairs {
+        0 => String::new(),
+        pairs => format!(", {pairs} of them beside a reference"),
+    };
     format!(
-        "recipe {}, store {}: {} pictures in {views} views, and {} captions without a picture",
+        "recipe {}, store {}: {} pictures in {views} views{pairs}, and {} captions without a picture",
         manifest.model.recipe(),
         manifest.store,
         manifest.pictures.len(),

@@ -28,10 +28,12 @@ fn compare(vocabulary: &str, folder: &Path) {
                     whole.update(&packed(&tokens));
                     check_counts(&tokens, &rules, tokenizer);
                 }
-                found.insert(
-                    format!("{flavor}/{variant}/{}", encoder.slot),
-                    whole.finalize().to_hex().to_string(),
-                );
+                // kontext's routes are dev's.
+                let flavor = flavor.replace("kontext", "dev");
+                let ids = whole.finalize().to_hex().to_string();
+                let route = format!("{flavor}/{variant}/{}", encoder.slot);
+                let before = found.insert(route, ids.clone());
+                assert!(before.is_none_or(|before| before == ids), "{name}");
             }
         }
     }
