@@ -15,7 +15,7 @@ use plumb::text::activation::Activation;
 use plumb::text::clip::{ClipForward, ClipTextArchitecture, ClipTextNetwork, PooledRule};
 use plumb::text::qwen3::{self, Qwen3Architecture, Qwen3Forward, Qwen3Network};
 use plumb::text::spec::EncoderMask;
-use plumb::text::t5::{PadRows, T5EncoderArchitecture, T5Forward, T5Mask, T5Network};
+use plumb::text::t5::{T5EncoderArchitecture, T5Forward, T5Mask, T5Network, T5PadRows};
 use plumb::text::tokenizer::Tokens;
 use plumb::text::{Encoded, Network, Residency, TextEncoder};
 use rayon::prelude::*;
@@ -112,8 +112,8 @@ fn benches() -> Vec<Bench> {
             relative_attention_max_distance: 128,
         };
         let (mask, pad_rows) = match masked {
-            true => (T5Mask::Pads, PadRows::Drop),
-            false => (T5Mask::None, PadRows::Keep),
+            true => (T5Mask::Pads, T5PadRows::Drop),
+            false => (T5Mask::None, T5PadRows::Keep),
         };
         Bench {
             name,
@@ -147,8 +147,8 @@ fn benches() -> Vec<Bench> {
             final_norm: false,
             mask: EncoderMask::Pads,
             pad_rows: match masked {
-                true => qwen3::PadRows::Drop,
-                false => qwen3::PadRows::Keep,
+                true => qwen3::Qwen3PadRows::Drop,
+                false => qwen3::Qwen3PadRows::Keep,
             },
         };
         Bench {

@@ -57,9 +57,9 @@ def main():
         sys.exit("only steps of one micro-batch without adapter dropout can be replayed")
     transformer, parameters = load_with_adapters(arguments.base, dump, metadata)
 
+    # In f64: some gradients are small differences of large numbers, of which f32 keeps three digits.
+    transformer, dump = transformer.double(), {name: tensor.double() for name, tensor in dump.items()}
     if component(transformer) == "unet":
-        # In f64: some gradients are small differences of large numbers, of which f32 keeps three digits.
-        transformer, dump = transformer.double(), {name: tensor.double() for name, tensor in dump.items()}
         scheduler = DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
         noisy = scheduler.add_noise(dump["latents"], dump["noise"], dump["timestep"].long())
         target = dump["noise"]
@@ -81,9 +81,10 @@ def main():
     }
     for name, parameter in parameters.items():
         errors[f"gradient.{name}"] = relative_error(dump[f"gradient.{name}"], parameter.grad)
-    worst = max(errors, key=errors.get)
-    print(f"{len(parameters)} adapter tensors, loss {loss.item():.6f}, worst relative error {errors[worst]:.2e} ({worst})")
-    sys.exit(0 if errors[worst] <= TOLERANCE else 1)
+    worst = sorted(errors, key=errors.get, reverse=True)[:3]
+    named = ", ".join(f"{errors[name]:.2e} ({name})" for name in worst)
+    print(f"{len(parameters)} adapter tensors, loss {loss.item():.6f}, worst relative errors {named}")
+    sys.exit(0 if errors[worst[0]] <= TOLERANCE else 1)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ use plumb::rng::{Rng, Stream};
 use plumb::text::activation::Activation;
 use plumb::text::clip::{ClipForward, ClipTextArchitecture, ClipTextNetwork, PooledRule};
 use plumb::text::spec::EncoderMask;
-use plumb::text::t5::{PadRows, T5EncoderArchitecture, T5Forward, T5Mask, T5Network};
+use plumb::text::t5::{T5EncoderArchitecture, T5Forward, T5Mask, T5Network, T5PadRows};
 use plumb::text::{Network, Residency, TextEncoder, Tokens};
 use plumb::vae;
 use serde_json::{Value, json};
@@ -101,7 +101,7 @@ fn encoder(name: &str) -> Result<Encoder> {
         let tensors = t5_tensors(&architecture);
         let forward = T5Forward {
             mask: T5Mask::None,
-            pad_rows: PadRows::Keep,
+            pad_rows: T5PadRows::Keep,
         };
         let network = T5Network {
             architecture,

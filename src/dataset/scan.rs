@@ -219,33 +219,37 @@ fn captioned(folder: &Folder, monitor: &dyn Monitor) -> Result<Vec<Captioned>, E
                 }
                 Err(problem) => errors.push(unusable(&path, problem)),
             },
-            None if source.is_empty() => bare.push(name),
+            None if source.is_empty() => bare.push(name.as_str()),
             None => empty.push(source),
         }
     }
-    let counted = |names: &[&str]| (names.len(), named(names), root.clone());
-    if !bare.is_empty() {
-        let names: Vec<_> = bare.iter().map(|name| name.as_str()).collect();
-        let (count, named, folder) = counted(&names);
-        errors.push(Error::NoCaption {
-            folder,
-            count,
-            named,
-        });
-    }
-    if !empty.is_empty() {
-        let (count, named, folder) = counted(&empty);
-        errors.push(Error::EmptyCaption {
-            folder,
-            count,
-            named,
-        });
-    }
+    errors.extend(lacking(root, &bare, &empty));
     if let Some(error) = Error::of(errors) {
         return Err(error);
     }
     tell_of_tags(folder, &fixed, out.len(), monitor)?;
     Ok(out)
+}
+
+/// One error for all pictures without a caption, and one for all that have an empty one.
+fn lacking(root: &Path, bare: &[&str], empty: &[&str]) -> Vec<Error> {
+    let mut errors = Vec::new();
+    let folder = || root.to_owned();
+    if !bare.is_empty() {
+        errors.push(Error::NoCaption {
+            folder: folder(),
+            count: bare.len(),
+            named: named(bare),
+        });
+    }
+    if !empty.is_empty() {
+        errors.push(Error::EmptyCaption {
+            folder: folder(),
+            count: empty.len(),
+            named: named(empty),
+        });
+    }
+    errors
 }
 
 /// The captions of a picture, and whether tags are shuffled or left out in them, if they are to be.

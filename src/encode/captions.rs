@@ -24,8 +24,8 @@ const RESIDENT_CHUNK: usize = 128;
 const STREAMED_CHUNK: usize = 4096;
 /// Most bytes of outputs of such a call, which lie in memory until it has ended.
 const STREAMED_BYTES: u64 = 1 << 30;
-/// What is left free on a disk.
-const SPARE_BYTES: u64 = 100_000_000;
+/// What is written beside the outputs: headers, parts of the index, specs.
+const SPARE_BYTES: u64 = 1_000_000;
 /// The longest caption: more is a wrong file, and would only be told after all before it were encoded.
 pub(super) const MAX_CAPTION_BYTES: usize = 64 << 10;
 

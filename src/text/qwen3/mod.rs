@@ -32,7 +32,7 @@ use super::{
 use crate::nn::weights::Weights;
 
 pub use architecture::Qwen3Architecture;
-pub use rules::{PadRows, Qwen3Forward};
+pub use rules::{Qwen3Forward, Qwen3PadRows};
 
 /// The kind `qwen3`.
 #[derive(Debug)]

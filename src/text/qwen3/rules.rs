@@ -21,14 +21,14 @@ const MOST_LAYERS: usize = 128;
 /// What becomes of the rows of pad ids.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum PadRows {
+pub enum Qwen3PadRows {
     /// They are computed and kept: the denoiser will read them.
     Keep,
     /// They are neither computed nor kept; allowed only where no other row depends on them.
     Drop,
 }
 
-impl PadRows {
+impl Qwen3PadRows {
     /// How many rows of a caption are kept.
     pub(super) fn of(self, tokens: &Tokens) -> usize {
         match self {
@@ -51,7 +51,7 @@ pub struct Qwen3Forward {
     /// Whether pad ids are masked in the attention.
     pub mask: EncoderMask,
     /// Whether the rows of pad ids are kept.
-    pub pad_rows: PadRows,
+    pub pad_rows: Qwen3PadRows,
 }
 
 /// What is taken from a Qwen3, before the checkpoint is known.
@@ -62,7 +62,7 @@ pub(super) struct Qwen3ForwardRecipe {
     hidden_layers: Vec<i32>,
     final_norm: bool,
     mask: EncoderMask,
-    pad_rows: PadRows,
+    pad_rows: Qwen3PadRows,
 }
 
 /// Checks Qwen3's own token rules.
@@ -113,7 +113,7 @@ impl ForwardRecipe for Qwen3ForwardRecipe {
                 why: format!("expected at most {MOST_LAYERS} layers"),
             });
         }
-        if self.pad_rows == PadRows::Drop && pads_kept {
+        if self.pad_rows == Qwen3PadRows::Drop && pads_kept {
             return Err(Contradiction {
                 fields: format!("{slot}.forward.pad_rows = drop and assembly.pads.{slot} = keep"),
                 why: "the context wants rows that are not kept: set assembly.pads to zero".into(),
@@ -150,7 +150,7 @@ impl ForwardRecipe for Qwen3ForwardRecipe {
             .map(index)
             .collect::<Result<_, _>>()?;
         let mut mask = self.mask;
-        if self.pad_rows == PadRows::Drop {
+        if self.pad_rows == Qwen3PadRows::Drop {
             // Pads come last, and no row sees what comes after it: masked or not, the others are the same.
             mask = EncoderMask::Pads;
             tokens.forget_pads();

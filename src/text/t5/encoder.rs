@@ -10,7 +10,7 @@
 use candle_core::{DType, Tensor};
 
 use super::bias::PositionBias;
-use super::{PadRows, T5EncoderArchitecture, T5Mask, T5Network, names};
+use super::{T5EncoderArchitecture, T5Mask, T5Network, T5PadRows, names};
 use crate::nn::weights::Weights;
 use crate::nn::{AttentionMask, Kernels, attention, linear, linear_onto, rms_norm};
 use crate::text::batch::{Batch, Group, Sequence, batches_of};
@@ -77,7 +77,7 @@ fn check(network: &T5Network) -> Result<(), Error> {
             a.relative_attention_max_distance
         ));
     }
-    if rules.pad_rows == PadRows::Drop && !rules.mask.hides_pads() {
+    if rules.pad_rows == T5PadRows::Drop && !rules.mask.hides_pads() {
         return wrong(
             "pad rows are dropped, but pads are attended: mask them or keep their rows".into(),
         );

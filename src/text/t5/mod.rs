@@ -31,7 +31,7 @@ use super::{
 use crate::nn::weights::Weights;
 
 pub use architecture::T5EncoderArchitecture;
-pub use rules::{PadRows, T5Forward, T5Mask};
+pub use rules::{T5Forward, T5Mask, T5PadRows};
 
 /// The kind `t5_encoder`.
 #[derive(Debug)]

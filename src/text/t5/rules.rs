@@ -17,7 +17,7 @@ pub struct T5Forward {
     /// What the encoder's attention does about pad ids.
     pub mask: T5Mask,
     /// Whether the rows of pad ids are kept.
-    pub pad_rows: PadRows,
+    pub pad_rows: T5PadRows,
 }
 
 /// What attention does about pads.
@@ -38,7 +38,7 @@ pub enum T5Mask {
 /// What becomes of the rows of pad ids.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum PadRows {
+pub enum T5PadRows {
     /// They are computed and kept: the denoiser will read them.
     Keep,
     /// That of the first is kept, for a denoiser that sees no other.
@@ -76,11 +76,11 @@ impl ForwardRecipe for T5Forward {
     }
 
     fn keeps_one_pad(&self) -> bool {
-        self.pad_rows == PadRows::One
+        self.pad_rows == T5PadRows::One
     }
 
     fn check(&self, slot: &str, pads_kept: bool) -> Result<(), Contradiction> {
-        if self.pad_rows != PadRows::Drop {
+        if self.pad_rows != T5PadRows::Drop {
             return Ok(());
         }
         if !self.mask.hides_pads() {
@@ -109,7 +109,7 @@ impl ForwardRecipe for T5Forward {
     ) -> Result<Arc<dyn Network>, Misfit> {
         let architecture = architecture.of_kind::<T5EncoderArchitecture>(&T5)?.clone();
         let mut forward = self.clone();
-        if self.pad_rows == PadRows::Drop {
+        if self.pad_rows == T5PadRows::Drop {
             tokens.forget_pads();
             // The two differ in rows of pads alone.
             forward.mask = T5Mask::Pads;
@@ -146,7 +146,7 @@ impl T5Mask {
     }
 }
 
-impl PadRows {
+impl T5PadRows {
     /// Of `rows` rows with `count` true tokens, how many are kept.
     pub(super) fn kept(self, count: usize, rows: usize) -> usize {
         match self {

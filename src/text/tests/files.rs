@@ -11,7 +11,7 @@ use crate::nn::weights::Weights;
 use crate::text::activation::Activation;
 use crate::text::clip::{ClipForward, ClipTextArchitecture, ClipTextNetwork, PooledRule};
 use crate::text::spec::EncoderMask;
-use crate::text::t5::{PadRows, T5EncoderArchitecture, T5Forward, T5Mask, T5Network};
+use crate::text::t5::{T5EncoderArchitecture, T5Forward, T5Mask, T5Network, T5PadRows};
 use crate::text::{Error, Network, Residency, TextEncoder, weights_digest};
 
 type Tensors = HashMap<String, Tensor>;
@@ -350,7 +350,7 @@ fn t5_xxl() -> T5Network {
         },
         forward: T5Forward {
             mask: T5Mask::None,
-            pad_rows: PadRows::Keep,
+            pad_rows: T5PadRows::Keep,
         },
     }
 }

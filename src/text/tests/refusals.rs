@@ -9,7 +9,7 @@ use super::{Golden, captions, weights_of};
 use crate::nn::weights::Weights;
 use crate::text::clip::{ClipForward, ClipTextArchitecture, ClipTextNetwork, PooledRule};
 use crate::text::spec::EncoderMask;
-use crate::text::t5::{PadRows, T5EncoderArchitecture, T5Forward, T5Mask, T5Network};
+use crate::text::t5::{T5EncoderArchitecture, T5Forward, T5Mask, T5Network, T5PadRows};
 use crate::text::tokenizer::Tokens;
 use crate::text::{Residency, TextEncoder};
 
@@ -64,7 +64,7 @@ fn setting(file: &str, model: &str) -> Setting {
         t5,
         t5_rules: T5Forward {
             mask: T5Mask::None,
-            pad_rows: PadRows::Keep,
+            pad_rows: T5PadRows::Keep,
         },
         tokens: captions(&golden, &case),
     }
@@ -355,7 +355,7 @@ fn specs_that_contradict_themselves() {
         refused(t5.t5_encoder(), &["spec cannot be", part]);
     };
     check(
-        &|s| s.t5_rules.pad_rows = PadRows::Drop,
+        &|s| s.t5_rules.pad_rows = T5PadRows::Drop,
         "pads are attended",
     );
     check(&|s| s.t5.d_kv = 0, "d_kv is 0");

@@ -10,7 +10,7 @@ use candle_transformers::models::t5;
 use super::{Golden, captions, compare, encode};
 use crate::text::clip::{ClipForward, ClipTextArchitecture, ClipTextNetwork, PooledRule};
 use crate::text::spec::EncoderMask;
-use crate::text::t5::{PadRows, T5Forward, T5Mask, T5Network};
+use crate::text::t5::{T5Forward, T5Mask, T5Network, T5PadRows};
 
 /// Both compute in f32 and sum in different orders.
 const TOLERANCE: f32 = 1e-5;
@@ -115,7 +115,7 @@ fn t5_equals_candle_transformers() {
         architecture: a,
         forward: T5Forward {
             mask: T5Mask::None,
-            pad_rows: PadRows::Keep,
+            pad_rows: T5PadRows::Keep,
         },
     };
     let ours = encode(&network, &golden.weights("v1_1"), &tokens);
