@@ -1,0 +1,180 @@
+//! The ways in which trainers bring a picture to the size of its latents: which part of it they keep, and by which filter they resize.
+//!
+//! - scaled to cover the size, and the middle kept: kohya, musubi, OneTrainer, diffusion-pipe (with Pillow's `ImageOps.fit`); SimpleTuner and
+//!   ai-toolkit by default
+//! - another part of that: a random crop (ai-toolkit and OneTrainer write where; SimpleTuner, diffusers do not), or `crop_style = "corner"`
+//! - squashed to the size: SimpleTuner's `crop = false`
+//! - not resized: kohya's `bucket_no_upscale`
+//!
+//! Only those are looked for, and no crop between the middle and an end, where none is written beside the latents.
+
+use serde::Serialize;
+
+use crate::dataset::Item;
+use crate::foreign::cache::LatentFacts;
+use crate::recipe::latents::{Resampling, Size, View};
+
+/// Which part of a picture latents are of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Placement {
+    /// All of it, scaled to the size of the latents: they have its shape.
+    Whole,
+    /// The middle, scaled to cover the size.
+    Middle,
+    /// The left end of it, scaled to cover the size.
+    Left,
+    /// The right end.
+    Right,
+    /// The upper end.
+    Top,
+    /// The lower end.
+    Bottom,
+    /// Another part: one that is written beside the latents, or one of the Experiment's.
+    Elsewhere,
+    /// All of it, scaled to the size without regard to its shape.
+    Squashed,
+    /// The middle, not scaled.
+    Unscaled,
+}
+
+/// A way that is looked at.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Candidate {
+    pub(super) view: View,
+    pub(super) placement: Placement,
+    /// Whether what is written beside the latents, or else the Experiment, says so; or else the middle.
+    pub(super) expected: bool,
+}
+
+/// The filters that a resized picture may be from, other than the spec's.
+pub(super) const FILTERS: [Resampling; 3] = [
+    Resampling::Lanczos3,
+    Resampling::Bicubic,
+    Resampling::Bilinear,
+];
+
+/// The ways to bring a picture to latents of `size`, each once: first those that are expected, then the others.
+pub(super) fn candidates(item: &Item, size: Size, facts: &LatentFacts) -> Vec<Candidate> {
+    let flip = facts.flipped;
+    let mut all: Vec<Candidate> = Vec::new();
+    let mut add = |view: View, expected: bool| {
+        if fits(view) && all.iter().all(|known| known.view != view) {
+            all.push(Candidate {
+                view,
+                placement: named(view, item.size),
+                expected,
+            });
+        }
+    };
+    let cover = covering(item.size, size);
+    if let Some([left, top]) = facts.crop {
+        let resized = facts
+            .resized
+            .map_or(cover, |[width, height]| Size { width, height });
+        let view = at(resized, (left, top), size, flip);
+        add(view, true);
+    } else {
+        let own = item.views.iter().filter(|view| view.bucket == size);
+        own.filter(|view| view.flip == flip || !flip)
+            .for_each(|view| add(*view, true));
+        let is_own = item.views.iter().any(|view| view.bucket == size);
+        let view = at(cover, middle(cover, size), size, flip);
+        add(view, !is_own);
+    }
+    for flip in [flip, !flip] {
+        let end = (
+            cover.width.saturating_sub(size.width),
+            cover.height.saturating_sub(size.height),
+        );
+        for place in [middle(cover, size), (0, 0), end] {
+            let view = at(cover, place, size, flip);
+            add(view, false);
+        }
+        add(at(size, (0, 0), size, flip), false);
+        let view = at(item.size, middle(item.size, size), size, flip);
+        add(view, false);
+        // The expected ones, mirrored.
+        for own in item.views.iter().filter(|view| view.bucket == size) {
+            let view = View { flip, ..*own };
+            add(view, false);
+        }
+        if let (Some([left, top]), Some([width, height])) = (facts.crop, facts.resized) {
+            let view = at(Size { width, height }, (left, top), size, flip);
+            add(view, false);
+        }
+    }
+    all
+}
+
+/// The size of a picture that is scaled until it covers `size`, as kohya and musubi round it.
+fn covering(original: Size, size: Size) -> Size {
+    let ratio = |a: u32, b: u32| f64::from(a) / f64::from(b.max(1));
+    let scale = ratio(size.width, original.width).max(ratio(size.height, original.height));
+    let side =
+        |original: u32, least: u32| ((f64::from(original) * scale).round() as u32).max(least);
+    Size {
+        width: side(original.width, size.width),
+        height: side(original.height, size.height),
+    }
+}
+
+fn middle(resized: Size, size: Size) -> (u32, u32) {
+    (
+        resized.width.saturating_sub(size.width) / 2,
+        resized.height.saturating_sub(size.height) / 2,
+    )
+}
+
+fn at(resized: Size, (left, top): (u32, u32), bucket: Size, flip: bool) -> View {
+    View {
+        resized,
+        left,
+        top,
+        bucket,
+        flip,
+        resampling: Resampling::Spec,
+    }
+}
+
+/// Whether a view lies in its picture, and is of a size that can be computed: a hostile one would be a picture of gigabytes.
+fn fits(view: View) -> bool {
+    let View {
+        resized, bucket, ..
+    } = view;
+    let inside = |start: u32, side: u32, whole: u32| {
+        side > 0 && start.checked_add(side).is_some_and(|end| end <= whole)
+    };
+    inside(view.left, bucket.width, resized.width)
+        && inside(view.top, bucket.height, resized.height)
+        && u64::from(resized.width) * u64::from(resized.height) <= 1 << 26
+}
+
+/// What a view that fits keeps of a picture of that size.
+fn named(view: View, original: Size) -> Placement {
+    let View {
+        resized,
+        left,
+        top,
+        bucket,
+        ..
+    } = view;
+    let place = (left, top);
+    let end = (resized.width - bucket.width, resized.height - bucket.height);
+    if resized == original
+        && resized != covering(original, bucket)
+        && place == middle(resized, bucket)
+    {
+        return Placement::Unscaled;
+    }
+    match end {
+        (0, 0) if covering(original, bucket) == resized => Placement::Whole,
+        (0, 0) => Placement::Squashed,
+        _ if place == middle(resized, bucket) => Placement::Middle,
+        (_, 0) if left == 0 => Placement::Left,
+        (wide, 0) if left == wide => Placement::Right,
+        (0, _) if top == 0 => Placement::Top,
+        (0, high) if top == high => Placement::Bottom,
+        _ => Placement::Elsewhere,
+    }
+}
