@@ -93,3 +93,26 @@ pub(super) fn correlation(a: &Tensor, b: &Tensor) -> candle_core::Result<f64> {
         false => 0.0,
     })
 }
+
+/// Where in latents of a larger picture, [channels, height, width] as well, a part is most like `latents`: the correlation, and the
+/// first column and row. `None` where the picture is smaller.
+pub(super) fn most_alike_part(
+    whole: &Tensor,
+    latents: &Tensor,
+) -> candle_core::Result<Option<(f64, [u32; 2])>> {
+    let ((_, rows, columns), (_, high, wide)) = (whole.dims3()?, latents.dims3()?);
+    if rows < high || columns < wide {
+        return Ok(None);
+    }
+    let mut best: Option<(f64, [u32; 2])> = None;
+    for row in 0..=rows - high {
+        for column in 0..=columns - wide {
+            let part = whole.narrow(1, row, high)?.narrow(2, column, wide)?;
+            let alike = correlation(&part, latents)?;
+            if best.is_none_or(|(known, _)| alike > known) {
+                best = Some((alike, [column as u32, row as u32]));
+            }
+        }
+    }
+    Ok(best)
+}

@@ -11,7 +11,7 @@ use candle_core::{DType, Device, Tensor};
 use serde::Serialize;
 
 use super::Error;
-use super::fit::{Fit, correlation, deviations};
+use super::fit::{Fit, correlation, deviations, most_alike_part};
 use super::pair::{Known, Paired};
 use super::place::{self, Candidate, Placement};
 use crate::base_model::BaseModel;
@@ -308,20 +308,83 @@ impl Looker<'_> {
         if best.is_none_or(|fit: Fit| !fit.is_sure()) {
             self.fit(latents, &picture, &others, &mut best)?;
         }
-        if let Some(fit) = best
-            && fit.may_be_filtered()
-            && fit.candidate.view.resized != self.item.size
-        {
-            let by = |resampling| Candidate {
-                view: View {
-                    resampling,
-                    ..fit.candidate.view
-                },
-                ..fit.candidate
-            };
-            self.fit(latents, &picture, &place::FILTERS.map(by), &mut best)?;
+        self.filters(latents, &picture, &mut best)?;
+        if facts.crop.is_none() && best.is_some_and(|fit| fit.moment() == Moment::Near) {
+            self.elsewhere(latents, size, &picture, &mut best)?;
+            self.filters(latents, &picture, &mut best)?;
         }
         Ok(best)
+    }
+
+    /// Looks whether another filter gives what the best candidate does not.
+    fn filters(
+        &self,
+        latents: &Tensor,
+        picture: &PictureFile,
+        best: &mut Option<Fit>,
+    ) -> Result<(), Error> {
+        let Some(fit) = *best else { return Ok(()) };
+        if !fit.may_be_filtered() || fit.candidate.view.resized == self.item.size {
+            return Ok(());
+        }
+        let by = |resampling| Candidate {
+            view: View {
+                resampling,
+                ..fit.candidate.view
+            },
+            ..fit.candidate
+        };
+        self.fit(latents, picture, &place::FILTERS.map(by), best)
+    }
+
+    /// Looks for a crop that nothing names: first where in the latents of the covering picture these are most alike, to a latent's
+    /// width, and then pixel by pixel.
+    fn elsewhere(
+        &self,
+        latents: &Tensor,
+        size: Size,
+        picture: &PictureFile,
+        best: &mut Option<Fit>,
+    ) -> Result<(), Error> {
+        let factors = self.base.latent_geometry().factors;
+        let px = |factor: usize| u32::try_from(factor).unwrap_or(u32::MAX).max(1);
+        let step = [px(factors.width), px(factors.height)];
+        let mut most_alike: Option<(f64, View)> = None;
+        for whole in place::wholes(self.item, size, step) {
+            let prepared = picture.prepare(whole).map_err(dataset::Error::from)?;
+            let (mean, _) = self.moments(&prepared)?;
+            let Some((alike, [x, y])) = most_alike_part(&mean, latents)? else {
+                return Ok(());
+            };
+            if most_alike.is_none_or(|(known, _)| alike > known) {
+                let view = place::part(whole, size, [x * step[0], y * step[1]]);
+                most_alike = Some((alike, view));
+            }
+        }
+        let Some((_, view)) = most_alike else {
+            return Ok(());
+        };
+        let mut found = None;
+        self.fit(
+            latents,
+            picture,
+            &[place::unexpected(view, self.item)],
+            &mut found,
+        )?;
+        let mut by = step[0].max(step[1]) / 2;
+        while by > 0 {
+            if let Some(Fit { candidate, .. }) = found {
+                let around = place::around(candidate.view, by, self.item);
+                self.fit(latents, picture, &around, &mut found)?;
+            }
+            by /= 2;
+        }
+        if let (Some(found), Some(known)) = (found, *best)
+            && found.beats(&known)
+        {
+            *best = Some(found);
+        }
+        Ok(())
     }
 
     /// Compares latents with candidates, as long as none is sure, and puts the best in `best`.
@@ -365,17 +428,7 @@ impl Looker<'_> {
         candidate: Candidate,
         prepared: &PreparedPicture,
     ) -> Result<Option<Fit>, Error> {
-        let failed = |source| encode::Error::Vae {
-            path: self.item.picture.clone(),
-            source,
-        };
-        let pixels = pixels(prepared).and_then(|p| p.to_device(self.encoder.device()));
-        let moments = self
-            .encoder
-            .encode(&pixels.map_err(failed)?)
-            .map_err(failed)?;
-        let cpu = |t: &Tensor| t.squeeze(0)?.to_device(&Device::Cpu)?.to_dtype(DType::F32);
-        let (mean, logvar) = (cpu(&moments.mean)?, cpu(&moments.logvar)?);
+        let (mean, logvar) = self.moments(prepared)?;
         if mean.dims() != latents.dims() {
             return Ok(None);
         }
@@ -394,6 +447,21 @@ impl Looker<'_> {
             }
         }
         Ok(best)
+    }
+
+    /// Mean and log-variance of the VAE's distribution for a picture, [channels, height, width] of its latents.
+    fn moments(&self, prepared: &PreparedPicture) -> Result<(Tensor, Tensor), Error> {
+        let failed = |source| encode::Error::Vae {
+            path: self.item.picture.clone(),
+            source,
+        };
+        let pixels = pixels(prepared).and_then(|p| p.to_device(self.encoder.device()));
+        let moments = self
+            .encoder
+            .encode(&pixels.map_err(failed)?)
+            .map_err(failed)?;
+        let cpu = |t: &Tensor| t.squeeze(0)?.to_device(&Device::Cpu)?.to_dtype(DType::F32);
+        Ok((cpu(&moments.mean)?, cpu(&moments.logvar)?))
     }
 
     /// What the VAE's latents would be for each way of scaling that the model has.

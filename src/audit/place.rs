@@ -6,7 +6,7 @@
 //! - squashed to the size: SimpleTuner's `crop = false`
 //! - not resized: kohya's `bucket_no_upscale`
 //!
-//! Only those are looked for, and no crop between the middle and an end, where none is written beside the latents.
+//! Other crops of the picture that covers the size are looked for where none of these gives the latents and nothing is written.
 
 use serde::Serialize;
 
@@ -30,7 +30,7 @@ pub enum Placement {
     Top,
     /// The lower end.
     Bottom,
-    /// Another part: one that is written beside the latents, or one of the Experiment's.
+    /// Another part of it.
     Elsewhere,
     /// All of it, scaled to the size without regard to its shape.
     Squashed,
@@ -53,6 +53,9 @@ pub(super) const FILTERS: [Resampling; 3] = [
     Resampling::Bicubic,
     Resampling::Bilinear,
 ];
+
+/// How many times as many pixels as the latents' a picture may have in which a crop is looked for.
+const MOST_SEARCHED: u64 = 4;
 
 /// The ways to bring a picture to latents of `size`, each once: first those that are expected, then the others.
 pub(super) fn candidates(item: &Item, size: Size, facts: &LatentFacts) -> Vec<Candidate> {
@@ -105,6 +108,63 @@ pub(super) fn candidates(item: &Item, size: Size, facts: &LatentFacts) -> Vec<Ca
         }
     }
     all
+}
+
+/// The views of all of the covering picture that whole latents can be made of, mirrored or not, where that is more than `size` and not
+/// so much more that it would take long. `step`: pixels of a latent, across and down.
+pub(super) fn wholes(item: &Item, size: Size, step: [u32; 2]) -> Vec<View> {
+    let cover = covering(item.size, size);
+    let area = |size: Size| u64::from(size.width) * u64::from(size.height);
+    if cover == size || area(cover) > MOST_SEARCHED * area(size) {
+        return Vec::new();
+    }
+    let whole = Size {
+        width: cover.width / step[0] * step[0],
+        height: cover.height / step[1] * step[1],
+    };
+    let views = [false, true].map(|flip| at(cover, (0, 0), whole, flip));
+    views.into_iter().filter(|view| fits(*view)).collect()
+}
+
+/// The part of such a view that begins at these pixels of it, as it is shown.
+pub(super) fn part(whole: View, size: Size, [x, y]: [u32; 2]) -> View {
+    let left = match whole.flip {
+        true => whole
+            .bucket
+            .width
+            .saturating_sub(x.saturating_add(size.width)),
+        false => x,
+    };
+    at(whole.resized, (left, y), size, whole.flip)
+}
+
+/// Crops that lie `by` pixels beside one.
+pub(super) fn around(view: View, by: u32, item: &Item) -> Vec<Candidate> {
+    let View { left, top, .. } = view;
+    let places = [
+        (left.checked_sub(by), Some(top)),
+        (left.checked_add(by), Some(top)),
+        (Some(left), top.checked_sub(by)),
+        (Some(left), top.checked_add(by)),
+    ];
+    let views = places.into_iter().filter_map(|(left, top)| {
+        let view = View {
+            left: left?,
+            top: top?,
+            ..view
+        };
+        fits(view).then_some(view)
+    });
+    views.map(|view| unexpected(view, item)).collect()
+}
+
+/// A view that fits, and that nothing names.
+pub(super) fn unexpected(view: View, item: &Item) -> Candidate {
+    Candidate {
+        view,
+        placement: named(view, item.size),
+        expected: false,
+    }
 }
 
 /// The size of a picture that is scaled until it covers `size`, as kohya and musubi round it.

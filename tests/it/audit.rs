@@ -281,9 +281,9 @@ fn latents_are_told_from_those_of_other_pictures() {
     assert_eq!(others.len(), 1, "{report}");
 }
 
-/// 192 x 128 px of coloured squares, each another.
+/// 96 x 64 px of coloured squares, each another.
 fn squares(x: u32, y: u32) -> Rgb<u8> {
-    let n = (x / 12 + 16 * (y / 12)).wrapping_mul(2_654_435_761);
+    let n = (x / 8 + 16 * (y / 8)).wrapping_mul(2_654_435_761);
     Rgb([(n >> 24) as u8, (n >> 16) as u8, (n >> 8) as u8])
 }
 
@@ -301,23 +301,25 @@ fn squashed(x: u32, y: u32) -> Rgb<u8> {
 #[test]
 fn the_part_of_the_picture_that_latents_are_of_is_told() {
     type Pixels = fn(u32, u32) -> Rgb<u8>;
-    let parts: [(&str, Pixels); 7] = [
-        ("middle", |x, y| squares(x + 32, y)),
+    let parts: [(&str, Pixels); 9] = [
+        ("middle", |x, y| squares(x + 16, y)),
         ("left", squares),
-        ("right", |x, y| squares(x + 64, y)),
+        ("right", |x, y| squares(x + 32, y)),
         ("squashed", squashed),
-        ("mirrored", |x, y| squares(159 - x, y)),
-        ("mirrored_left", |x, y| squares(127 - x, y)),
+        ("mirrored", |x, y| squares(79 - x, y)),
+        ("mirrored_left", |x, y| squares(63 - x, y)),
+        ("elsewhere", |x, y| squares(x + 7, y)),
+        ("mirrored_elsewhere", |x, y| squares(63 + 21 - x, y)),
         ("other", |x, y| squares(y + 300, x + 500)),
     ];
     let world = world("kohya-sdxl", SDXL);
-    world.edit("bucket_step = 16", "bucket = false");
+    world.edit("128\nbucket_step = 16", "64\nbucket = false");
     for folder in ["data", "cache"] {
         std::fs::remove_dir_all(world.path(folder)).expect("removed");
     }
     std::fs::create_dir(world.path("data")).expect("a folder");
     for (name, pixels) in parts {
-        let picture = RgbImage::from_fn(128, 128, pixels);
+        let picture = RgbImage::from_fn(64, 64, pixels);
         let path = world.path(&format!("data/{name}.png"));
         picture.save(path).expect("a picture");
         world.write(&format!("data/{name}.txt"), "a red circle");
@@ -329,7 +331,7 @@ fn the_part_of_the_picture_that_latents_are_of_is_told() {
     world.run(&export).expect(0);
     // The parts become the picture that they are of.
     for (name, _) in parts {
-        let picture = RgbImage::from_fn(192, 128, squares);
+        let picture = RgbImage::from_fn(96, 64, squares);
         let path = world.path(&format!("data/{name}.png"));
         picture.save(path).expect("a picture");
     }
@@ -350,6 +352,8 @@ fn the_part_of_the_picture_that_latents_are_of_is_told() {
         "left false false",
         "left true false",
         "right false false",
+        "elsewhere false false",
+        "elsewhere true false",
         "squashed false false",
     ];
     assert_eq!(found, wanted, "{pictures}");
@@ -358,11 +362,11 @@ fn the_part_of_the_picture_that_latents_are_of_is_told() {
     assert!(others[0]["nearest"]["correlation"].as_f64() < Some(0.9));
     let ran = world.run(&["audit", "cache", "exp.toml", "--device", "cpu"]);
     ran.expect(3)
-        .says("1 of 7 reproduced: cropped in the middle\n")
-        .says("1 of 7 reproduced only cropped in the middle, mirrored, first cache/")
-        .says("1 of 7 reproduced only cropped at the left, first cache/")
-        .says("1 of 7 reproduced only squashed to the size, without a crop, first cache/")
-        .says("1 of 7 of another picture, or of another crop of it")
+        .says("1 of 9 reproduced: cropped in the middle\n")
+        .says("1 of 9 reproduced only cropped in the middle, mirrored, first cache/")
+        .says("1 of 9 reproduced only cropped at the left, first cache/")
+        .says("1 of 9 reproduced only squashed to the size, without a crop, first cache/")
+        .says("1 of 9 of another picture, or of another crop of it")
         .says("problem: the cache has latents of other parts of the Experiment's pictures");
 }
 

@@ -392,7 +392,7 @@ fn placement(placement: Placement, mirrored: bool) -> String {
         Placement::Right => "cropped at the right",
         Placement::Top => "cropped at the top",
         Placement::Bottom => "cropped at the bottom",
-        Placement::Elsewhere => "cropped where their files or the Experiment say",
+        Placement::Elsewhere => "cropped elsewhere",
         Placement::Squashed => "squashed to the size, without a crop",
         Placement::Unscaled => "cropped in the middle without resizing",
     };
