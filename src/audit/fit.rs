@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 
 use super::latents::{Moment, Scaling};
-use super::place::Candidate;
+use super::place::{Candidate, FILTERS};
 
 /// Above this correlation with the mean, channel by channel, latents are of the picture.
 const SAME_PICTURE: f64 = 0.95;
@@ -24,6 +24,8 @@ pub(super) struct Fit {
     pub(super) correlation: f64,
     /// The deviation of `deviations` where the latents are a sample.
     pub(super) spread: f64,
+    /// Which of the other filters it may be, where it is not the spec's: latents of some precision do not tell all of them apart.
+    pub(super) filters: [bool; FILTERS.len()],
 }
 
 impl Fit {

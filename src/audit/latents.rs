@@ -13,7 +13,7 @@ use serde::Serialize;
 use super::Error;
 use super::fit::{Fit, correlation, deviations, most_alike_part};
 use super::pair::{Known, Paired};
-use super::place::{self, Candidate, Placement};
+use super::place::{self, Candidate, Nearest, Placed};
 use crate::base_model::BaseModel;
 use crate::dataset::{self, Item, PictureFile, PreparedPicture};
 use crate::encode::{self, EncodeOptions, pixels};
@@ -68,25 +68,6 @@ pub struct LatentsFinding {
     pub other_sizes: Vec<OtherSize>,
 }
 
-/// Tensors that are of the same part of their pictures.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Placed {
-    /// Which part.
-    pub placement: Placement,
-    /// Whether it is mirrored.
-    pub mirrored: bool,
-    /// By which filter it was resized, as far as that can be told.
-    pub resampling: Resampling,
-    /// Whether the cache says so itself or, where it says nothing, the Experiment; or else the middle.
-    pub expected: bool,
-    /// Whether that gives the latents, and not only nearly.
-    pub reproduced: bool,
-    /// Tensors.
-    pub tensors: usize,
-    /// The first of their files.
-    pub first: PathBuf,
-}
-
 /// Latents of another picture.
 #[derive(Clone, Debug, Serialize)]
 pub struct Other {
@@ -94,17 +75,6 @@ pub struct Other {
     pub path: PathBuf,
     /// The placement of the picture that comes nearest; `None` where its size allows none.
     pub nearest: Option<Nearest>,
-}
-
-/// The placement of a picture that comes nearest to latents.
-#[derive(Clone, Copy, Debug, Serialize)]
-pub struct Nearest {
-    /// Which part of the picture.
-    pub placement: Placement,
-    /// Whether it is mirrored.
-    pub mirrored: bool,
-    /// How its latents correlate with these, channel by channel.
-    pub correlation: f64,
 }
 
 impl LatentsFinding {
@@ -121,6 +91,14 @@ impl LatentsFinding {
             expected,
         } = fit.candidate;
         let moment = fit.moment();
+        let filters = place::FILTERS.into_iter().zip(fit.filters);
+        let resampling = match view.resampling {
+            Resampling::Spec => vec![Resampling::Spec],
+            _ => filters
+                .filter(|(_, may_be)| *may_be)
+                .map(|(filter, _)| filter)
+                .collect(),
+        };
         count(&mut self.moment, moment);
         count(&mut self.scaling, fit.scaling);
         self.mirrored += usize::from(view.flip);
@@ -128,7 +106,7 @@ impl LatentsFinding {
         let new = Placed {
             placement,
             mirrored: view.flip,
-            resampling: view.resampling,
+            resampling,
             expected,
             reproduced: moment != Moment::Near,
             tensors: 1,
@@ -140,7 +118,7 @@ impl LatentsFinding {
                 !p.reproduced,
                 p.placement,
                 p.mirrored,
-                p.resampling,
+                p.resampling.clone(),
             )
         };
         match self.placed.iter_mut().find(|p| what(p) == what(&new)) {
@@ -334,7 +312,19 @@ impl Looker<'_> {
             },
             ..fit.candidate
         };
-        self.fit(latents, picture, &place::FILTERS.map(by), best)
+        let mut fits = [None; place::FILTERS.len()];
+        for (by_filter, candidate) in fits.iter_mut().zip(place::FILTERS.map(by)) {
+            self.fit(latents, picture, &[candidate], by_filter)?;
+        }
+        let of_all = fits.into_iter().flatten();
+        let nearest = of_all.min_by(|a, b| a.deviations.total_cmp(&b.deviations));
+        if let Some(nearest) = nearest.filter(|nearest| nearest.beats(&fit)) {
+            *best = Some(Fit {
+                filters: fits.map(|other| other.is_some_and(|other| !nearest.beats(&other))),
+                ..nearest
+            });
+        }
+        Ok(())
     }
 
     /// Looks for a crop that nothing names: first where in the latents of the covering picture these are most alike, to a latent's
@@ -441,6 +431,7 @@ impl Looker<'_> {
                 deviations: deviations(&plain, &mean, &logvar)?,
                 correlation: correlation(&plain, &mean)?,
                 spread,
+                filters: Default::default(),
             };
             if best.is_none_or(|b| fit.deviations < b.deviations) {
                 best = Some(fit);

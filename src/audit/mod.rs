@@ -28,10 +28,10 @@ mod stale;
 use std::path::{Path, PathBuf};
 
 pub use after::After;
-pub use latents::{LatentsFinding, Moment, Nearest, Other, OtherSize, Placed, Scaling};
+pub use latents::{LatentsFinding, Moment, Other, OtherSize, Scaling};
 pub use lora::{LoraAudit, LoraField, lora};
 pub use measure::{Errors, Tolerance};
-pub use place::Placement;
+pub use place::{Nearest, Placed, Placement};
 pub use report::{CacheReport, EncoderFinding, FieldSaid, Reading, StaleEntry, Verdict};
 pub use side::{CacheSide, InCache, Made, side};
 

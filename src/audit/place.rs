@@ -8,6 +8,8 @@
 //!
 //! Other crops of the picture that covers the size are looked for where none of these gives the latents and nothing is written.
 
+use std::path::PathBuf;
+
 use serde::Serialize;
 
 use crate::dataset::Item;
@@ -36,6 +38,36 @@ pub enum Placement {
     Squashed,
     /// The middle, not scaled.
     Unscaled,
+}
+
+/// Tensors that are of the same part of their pictures.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Placed {
+    /// Which part.
+    pub placement: Placement,
+    /// Whether it is mirrored.
+    pub mirrored: bool,
+    /// By which filter it was resized: one of these, which cannot be told apart.
+    pub resampling: Vec<Resampling>,
+    /// Whether the cache says so itself or, where it says nothing, the Experiment; or else the middle.
+    pub expected: bool,
+    /// Whether that gives the latents, and not only nearly.
+    pub reproduced: bool,
+    /// Tensors.
+    pub tensors: usize,
+    /// The first of their files.
+    pub first: PathBuf,
+}
+
+/// The placement of a picture that comes nearest to latents.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Nearest {
+    /// Which part of the picture.
+    pub placement: Placement,
+    /// Whether it is mirrored.
+    pub mirrored: bool,
+    /// How its latents correlate with these, channel by channel.
+    pub correlation: f64,
 }
 
 /// A way that is looked at.

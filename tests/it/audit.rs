@@ -342,7 +342,7 @@ fn the_part_of_the_picture_that_latents_are_of_is_told() {
         .iter()
         .map(|p| {
             let exact = p["reproduced"] == true && p["tensors"] == 1;
-            assert!(exact && p["resampling"] == "spec", "{pictures}");
+            assert!(exact && p["resampling"][0] == "spec", "{pictures}");
             format!("{} {} {}", p["placement"], p["mirrored"], p["expected"]).replace('"', "")
         })
         .collect();

@@ -367,11 +367,16 @@ fn placed_words(placed: &Placed, compared: usize) -> String {
         (false, true) => "nearly:",
         (false, false) => "nearly, only",
     };
-    let filter = match placed.resampling {
-        Resampling::Spec => "",
-        Resampling::Lanczos3 => ", resized by another filter: Lanczos",
-        Resampling::Bicubic => ", resized by another filter: bicubic",
-        Resampling::Bilinear => ", resized by another filter: bilinear",
+    let filters = placed.resampling.iter().filter_map(|filter| match filter {
+        Resampling::Spec => None,
+        Resampling::Lanczos3 => Some("Lanczos"),
+        Resampling::Bicubic => Some("bicubic"),
+        Resampling::Bilinear => Some("bilinear"),
+    });
+    let filters: Vec<&str> = filters.collect();
+    let filter = match filters.is_empty() {
+        true => String::new(),
+        false => format!(", resized by another filter: {}", filters.join(" or ")),
     };
     let first = match placed.expected && placed.reproduced {
         true => String::new(),
