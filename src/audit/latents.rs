@@ -1,22 +1,25 @@
 //! Latents of a cache against the pictures that they should be of: whether they are the VAE's own or scaled as the denoiser takes them,
-//! the mean of the VAE's distribution or a sample of it, mirrored, or of another picture.
+//! the mean of the VAE's distribution or a sample of it, of which part of the picture, or of another one.
 //!
 //! A sample is told from the mean by its distance from the mean in standard deviations, which for the thousands of numbers of a picture
-//! is 1 to within a few hundredths.
+//! is 1 to within a few hundredths. By the same distance one part of the picture is told from another (`place`): the candidate that makes
+//! the latents likeliest is theirs, and the expected one where that is no less likely.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use serde::Serialize;
 
 use super::Error;
+use super::fit::{Fit, correlation, deviations, most_alike_part};
 use super::pair::{Known, Paired};
+use super::place::{self, Candidate, Nearest, Placed};
 use crate::base_model::BaseModel;
-use crate::dataset::{self, Item, PictureFile};
+use crate::dataset::{self, Item, PictureFile, PreparedPicture};
 use crate::encode::{self, EncodeOptions, pixels};
-use crate::foreign::cache::{LeftOut, Role};
+use crate::foreign::cache::{LatentFacts, LeftOut, Role};
 use crate::monitor::Monitor;
-use crate::recipe::latents::{LatentStatistics, Size, View};
+use crate::recipe::latents::{LatentStatistics, Resampling, Size, View};
 use crate::shown;
 use crate::vae;
 
@@ -40,7 +43,7 @@ pub enum Moment {
     Mean,
     /// A sample.
     Sample,
-    /// Too far for either, and of the picture all the same: it was resized otherwise than plumb does.
+    /// Too far for either, and of the picture all the same: it was resized by a program of other numbers, or the latents were rounded.
     Near,
 }
 
@@ -55,12 +58,75 @@ pub struct LatentsFinding {
     pub moment: Vec<(Moment, usize)>,
     /// Tensors that are of the mirrored picture.
     pub mirrored: usize,
+    /// Which part of their pictures they are of; not those of `others`.
+    pub placed: Vec<Placed>,
     /// The largest distance from the mean, in standard deviations (root of the mean square), of those that are of their picture.
     pub deviations: f64,
-    /// Files whose latents are not of the picture that their name says, or of another crop of it.
-    pub others: Vec<PathBuf>,
+    /// Files whose latents are not of the picture that their name says, or of a part of it that no placement gives.
+    pub others: Vec<Other>,
     /// Files whose latents have another size than the Experiment's bucket for the picture.
     pub other_sizes: Vec<OtherSize>,
+}
+
+/// Latents of another picture.
+#[derive(Clone, Debug, Serialize)]
+pub struct Other {
+    /// The file.
+    pub path: PathBuf,
+    /// The placement of the picture that comes nearest; `None` where its size allows none.
+    pub nearest: Option<Nearest>,
+}
+
+impl LatentsFinding {
+    /// Whether latents are of other parts of their pictures than the cache or the Experiment says.
+    pub fn is_misplaced(&self) -> bool {
+        self.placed.iter().any(|placed| !placed.expected)
+    }
+
+    /// Counts a tensor that is of its picture.
+    fn add(&mut self, path: &Path, fit: &Fit) {
+        let Candidate {
+            view,
+            placement,
+            expected,
+        } = fit.candidate;
+        let moment = fit.moment();
+        let filters = place::FILTERS.into_iter().zip(fit.filters);
+        let resampling = match view.resampling {
+            Resampling::Spec => vec![Resampling::Spec],
+            _ => filters
+                .filter(|(_, may_be)| *may_be)
+                .map(|(filter, _)| filter)
+                .collect(),
+        };
+        count(&mut self.moment, moment);
+        count(&mut self.scaling, fit.scaling);
+        self.mirrored += usize::from(view.flip);
+        self.deviations = self.deviations.max(fit.deviations);
+        let new = Placed {
+            placement,
+            mirrored: view.flip,
+            resampling,
+            expected,
+            reproduced: moment != Moment::Near,
+            tensors: 1,
+            first: path.to_owned(),
+        };
+        let what = |p: &Placed| {
+            (
+                !p.expected,
+                !p.reproduced,
+                p.placement,
+                p.mirrored,
+                p.resampling.clone(),
+            )
+        };
+        match self.placed.iter_mut().find(|p| what(p) == what(&new)) {
+            Some(group) => group.tensors += 1,
+            None => self.placed.push(new),
+        }
+        self.placed.sort_by_key(what);
+    }
 }
 
 /// Latents of another size than the Experiment has.
@@ -73,9 +139,6 @@ pub struct OtherSize {
     /// The Experiment's bucket.
     pub expected: Size,
 }
-
-/// Above this correlation with the mean, channel by channel, latents are of the picture.
-const SAME_PICTURE: f64 = 0.95;
 
 /// Compares a sample of the latents.
 pub(super) fn look(
@@ -121,17 +184,6 @@ struct Looker<'a> {
     item: &'a Item,
 }
 
-/// How latents compare with a view of the picture.
-#[derive(Clone, Copy)]
-struct Fit {
-    scaling: Scaling,
-    /// In standard deviations.
-    deviations: f64,
-    correlation: f64,
-    /// The deviation of `deviations` where the latents are a sample.
-    spread: f64,
-}
-
 impl Looker<'_> {
     /// Compares a file's tensors; the inner error is about the file.
     fn file(
@@ -152,9 +204,9 @@ impl Looker<'_> {
         }
         let path = &paired.file.path;
         for tensor in &entry.tensors {
-            if !matches!(tensor.role, Role::Latents(_)) {
+            let Role::Latents(facts) = &tensor.role else {
                 continue;
-            }
+            };
             let shape: Vec<usize> = tensor
                 .array
                 .shape
@@ -177,16 +229,17 @@ impl Looker<'_> {
                 )));
             }
             let latents = Tensor::from_vec(tensor.array.values.clone(), (c, h, w), &Device::Cpu)?;
-            self.tensor(path, &latents, (h, w), finding)?;
+            self.tensor(path, &latents, (h, w), facts, finding)?;
         }
         Ok(Ok(()))
     }
 
     fn tensor(
         &self,
-        path: &std::path::Path,
+        path: &Path,
         latents: &Tensor,
         (h, w): (usize, usize),
+        facts: &LatentFacts,
         finding: &mut LatentsFinding,
     ) -> Result<(), Error> {
         let factors = self.base.latent_geometry().factors;
@@ -203,84 +256,169 @@ impl Looker<'_> {
             });
         }
         finding.compared += 1;
-        let (mut best, mut mirrored) = (None::<Fit>, false);
-        for flip in [false, true] {
-            let Some(fit) = self.fit(
-                latents,
-                View {
-                    flip,
-                    ..self.view(size)
-                },
-            )?
-            else {
-                continue;
-            };
-            if best.is_none_or(|b| fit.deviations < b.deviations) {
-                (best, mirrored) = (Some(fit), flip);
-            }
-        }
-        let is_sample = |fit: &Fit| fit.deviations <= 1.0 + 6.0 * fit.spread;
-        match best {
-            Some(fit) if fit.correlation >= SAME_PICTURE || is_sample(&fit) => {
-                let moment = match fit.deviations {
-                    d if d <= 0.1 => Moment::Mean,
-                    d if (d - 1.0).abs() <= 6.0 * fit.spread + 0.02 => Moment::Sample,
-                    _ => Moment::Near,
-                };
-                count(&mut finding.moment, moment);
-                count(&mut finding.scaling, fit.scaling);
-                finding.mirrored += usize::from(mirrored);
-                finding.deviations = finding.deviations.max(fit.deviations);
-            }
-            _ => finding.others.push(path.to_owned()),
+        match self.best(latents, size, facts)? {
+            Some(fit) if fit.is_its() => finding.add(path, &fit),
+            best => finding.others.push(Other {
+                path: path.to_owned(),
+                nearest: best.map(|fit| Nearest {
+                    placement: fit.candidate.placement,
+                    mirrored: fit.candidate.view.flip,
+                    correlation: fit.correlation,
+                }),
+            }),
         }
         Ok(())
     }
 
-    /// The Experiment's view of that size, or the middle of the picture where it has none.
-    fn view(&self, size: Size) -> View {
-        if let Some(view) = self.item.views.iter().find(|v| v.bucket == size) {
-            return *view;
+    /// The candidate that the latents are likeliest of; `None` where the picture cannot be brought to their size. Those that are not
+    /// expected are looked at where none of the expected is sure.
+    fn best(
+        &self,
+        latents: &Tensor,
+        size: Size,
+        facts: &LatentFacts,
+    ) -> Result<Option<Fit>, Error> {
+        let all = place::candidates(self.item, size, facts);
+        let (expected, others): (Vec<_>, Vec<_>) = all.into_iter().partition(|c| c.expected);
+        let picture = PictureFile::open(&self.item.picture).map_err(dataset::Error::from)?;
+        let mut best = None;
+        self.fit(latents, &picture, &expected, &mut best)?;
+        if best.is_none_or(|fit: Fit| !fit.is_sure()) {
+            self.fit(latents, &picture, &others, &mut best)?;
         }
-        let original = self.item.size;
-        let ratio = |a: u32, b: u32| f64::from(a) / f64::from(b.max(1));
-        let scale = ratio(size.width, original.width).max(ratio(size.height, original.height));
-        let side =
-            |original: u32, least: u32| ((f64::from(original) * scale).round() as u32).max(least);
-        let resized = Size {
-            width: side(original.width, size.width),
-            height: side(original.height, size.height),
-        };
-        View {
-            resized,
-            left: (resized.width - size.width) / 2,
-            top: (resized.height - size.height) / 2,
-            bucket: size,
-            flip: false,
-            resampling: crate::recipe::latents::Resampling::Spec,
+        self.filters(latents, &picture, &mut best)?;
+        if facts.crop.is_none() && best.is_some_and(|fit| fit.moment() == Moment::Near) {
+            self.elsewhere(latents, size, &picture, &mut best)?;
+            self.filters(latents, &picture, &mut best)?;
         }
+        Ok(best)
     }
 
-    /// How latents compare with a view; `None` where the picture cannot be brought to its size.
-    fn fit(&self, latents: &Tensor, view: View) -> Result<Option<Fit>, Error> {
-        // A hostile size would be a picture of gigabytes.
-        let pixels_of = |size: Size| u64::from(size.width) * u64::from(size.height);
-        if pixels_of(view.resized) > 1 << 26 || pixels_of(view.bucket) == 0 {
-            return Ok(None);
+    /// Looks whether another filter gives what the best candidate does not.
+    fn filters(
+        &self,
+        latents: &Tensor,
+        picture: &PictureFile,
+        best: &mut Option<Fit>,
+    ) -> Result<(), Error> {
+        let Some(fit) = *best else { return Ok(()) };
+        if !fit.may_be_filtered() || fit.candidate.view.resized == self.item.size {
+            return Ok(());
         }
-        let picture = PictureFile::open(&self.item.picture).map_err(dataset::Error::from)?;
-        let prepared = picture.prepare(view).map_err(dataset::Error::from)?;
-        let failed = |source| encode::Error::Vae {
-            path: self.item.picture.clone(),
-            source,
+        let by = |resampling| Candidate {
+            view: View {
+                resampling,
+                ..fit.candidate.view
+            },
+            ..fit.candidate
         };
-        let pixels = pixels(&prepared).and_then(|p| p.to_device(self.encoder.device()));
-        let moments = self
-            .encoder
-            .encode(&pixels.map_err(failed)?)
-            .map_err(failed)?;
-        let cpu = |t: &Tensor| t.squeeze(0)?.to_device(&Device::Cpu)?.to_dtype(DType::F32);
-        let (mean, logvar) = (cpu(&moments.mean)?, cpu(&moments.logvar)?);
+        let mut fits = [None; place::FILTERS.len()];
+        for (by_filter, candidate) in fits.iter_mut().zip(place::FILTERS.map(by)) {
+            self.fit(latents, picture, &[candidate], by_filter)?;
+        }
+        let of_all = fits.into_iter().flatten();
+        let nearest = of_all.min_by(|a, b| a.deviations.total_cmp(&b.deviations));
+        if let Some(nearest) = nearest.filter(|nearest| nearest.beats(&fit)) {
+            *best = Some(Fit {
+                filters: fits.map(|other| other.is_some_and(|other| !nearest.beats(&other))),
+                ..nearest
+            });
+        }
+        Ok(())
+    }
+
+    /// Looks for a crop that nothing names: first where in the latents of the covering picture these are most alike, to a latent's
+    /// width, and then pixel by pixel.
+    fn elsewhere(
+        &self,
+        latents: &Tensor,
+        size: Size,
+        picture: &PictureFile,
+        best: &mut Option<Fit>,
+    ) -> Result<(), Error> {
+        let factors = self.base.latent_geometry().factors;
+        let px = |factor: usize| u32::try_from(factor).unwrap_or(u32::MAX).max(1);
+        let step = [px(factors.width), px(factors.height)];
+        let mut most_alike: Option<(f64, View)> = None;
+        for whole in place::wholes(self.item, size, step) {
+            let prepared = picture.prepare(whole).map_err(dataset::Error::from)?;
+            let (mean, _) = self.moments(&prepared)?;
+            let Some((alike, [x, y])) = most_alike_part(&mean, latents)? else {
+                return Ok(());
+            };
+            if most_alike.is_none_or(|(known, _)| alike > known) {
+                let view = place::part(whole, size, [x * step[0], y * step[1]]);
+                most_alike = Some((alike, view));
+            }
+        }
+        let Some((_, view)) = most_alike else {
+            return Ok(());
+        };
+        let mut found = None;
+        self.fit(
+            latents,
+            picture,
+            &[place::unexpected(view, self.item)],
+            &mut found,
+        )?;
+        let mut by = step[0].max(step[1]) / 2;
+        while by > 0 {
+            if let Some(Fit { candidate, .. }) = found {
+                let around = place::around(candidate.view, by, self.item);
+                self.fit(latents, picture, &around, &mut found)?;
+            }
+            by /= 2;
+        }
+        if let (Some(found), Some(known)) = (found, *best)
+            && found.beats(&known)
+        {
+            *best = Some(found);
+        }
+        Ok(())
+    }
+
+    /// Compares latents with candidates, as long as none is sure, and puts the best in `best`.
+    fn fit(
+        &self,
+        latents: &Tensor,
+        picture: &PictureFile,
+        candidates: &[Candidate],
+        best: &mut Option<Fit>,
+    ) -> Result<(), Error> {
+        let views: Vec<View> = candidates.iter().map(|c| c.view).collect();
+        let Some(first) = views.first() else {
+            return Ok(());
+        };
+        // Pixels of several views are held at once, of a few only where they are large.
+        let pixels = u64::from(first.bucket.width) * u64::from(first.bucket.height);
+        let at_once = usize::try_from((1 << 24) / pixels.max(1))
+            .unwrap_or(1)
+            .max(1);
+        for (candidates, views) in candidates.chunks(at_once).zip(views.chunks(at_once)) {
+            let prepared = picture.prepare_all(views).map_err(dataset::Error::from)?;
+            for (candidate, prepared) in candidates.iter().zip(&prepared) {
+                let Some(fit) = self.compare(latents, *candidate, prepared)? else {
+                    return Ok(());
+                };
+                if best.is_none_or(|b| fit.beats(&b)) {
+                    *best = Some(fit);
+                }
+                if fit.is_sure() {
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// How latents compare with a candidate's pixels; `None` where the VAE makes other shapes of them.
+    fn compare(
+        &self,
+        latents: &Tensor,
+        candidate: Candidate,
+        prepared: &PreparedPicture,
+    ) -> Result<Option<Fit>, Error> {
+        let (mean, logvar) = self.moments(prepared)?;
         if mean.dims() != latents.dims() {
             return Ok(None);
         }
@@ -288,16 +426,33 @@ impl Looker<'_> {
         let mut best: Option<Fit> = None;
         for (scaling, plain) in self.scalings(latents)? {
             let fit = Fit {
+                candidate,
                 scaling,
                 deviations: deviations(&plain, &mean, &logvar)?,
                 correlation: correlation(&plain, &mean)?,
                 spread,
+                filters: Default::default(),
             };
             if best.is_none_or(|b| fit.deviations < b.deviations) {
                 best = Some(fit);
             }
         }
         Ok(best)
+    }
+
+    /// Mean and log-variance of the VAE's distribution for a picture, [channels, height, width] of its latents.
+    fn moments(&self, prepared: &PreparedPicture) -> Result<(Tensor, Tensor), Error> {
+        let failed = |source| encode::Error::Vae {
+            path: self.item.picture.clone(),
+            source,
+        };
+        let pixels = pixels(prepared).and_then(|p| p.to_device(self.encoder.device()));
+        let moments = self
+            .encoder
+            .encode(&pixels.map_err(failed)?)
+            .map_err(failed)?;
+        let cpu = |t: &Tensor| t.squeeze(0)?.to_device(&Device::Cpu)?.to_dtype(DType::F32);
+        Ok((cpu(&moments.mean)?, cpu(&moments.logvar)?))
     }
 
     /// What the VAE's latents would be for each way of scaling that the model has.
@@ -323,29 +478,4 @@ fn count<T: PartialEq + Ord + Copy>(counts: &mut Vec<(T, usize)>, of: T) {
         None => counts.push((of, 1)),
     }
     counts.sort();
-}
-
-/// Root mean square of the distance from the mean, in standard deviations.
-fn deviations(latents: &Tensor, mean: &Tensor, logvar: &Tensor) -> candle_core::Result<f64> {
-    let std = logvar.affine(0.5, 0.0)?.exp()?;
-    let z = ((latents - mean)? / std)?;
-    Ok(f64::from(z.sqr()?.mean_all()?.to_scalar::<f32>()?).sqrt())
-}
-
-/// Correlation over all numbers, each channel less its mean.
-fn correlation(a: &Tensor, b: &Tensor) -> candle_core::Result<f64> {
-    let centered = |t: &Tensor| {
-        t.flatten_from(1)?
-            .broadcast_sub(&t.flatten_from(1)?.mean_keepdim(1)?)
-    };
-    let (a, b) = (centered(a)?, centered(b)?);
-    let dot = |x: &Tensor, y: &Tensor| -> candle_core::Result<f64> {
-        Ok(f64::from((x * y)?.sum_all()?.to_scalar::<f32>()?))
-    };
-    let norms = dot(&a, &a)? * dot(&b, &b)?;
-    let product = dot(&a, &b)?;
-    Ok(match norms > 0.0 {
-        true => product / norms.sqrt(),
-        false => 0.0,
-    })
 }

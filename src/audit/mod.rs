@@ -12,11 +12,13 @@
 
 mod after;
 mod entries;
+mod fit;
 mod latents;
 mod lora;
 mod measure;
 mod observe;
 mod pair;
+mod place;
 mod report;
 mod run;
 mod search;
@@ -26,9 +28,10 @@ mod stale;
 use std::path::{Path, PathBuf};
 
 pub use after::After;
-pub use latents::{LatentsFinding, Moment, OtherSize, Scaling};
+pub use latents::{LatentsFinding, Moment, Other, OtherSize, Scaling};
 pub use lora::{LoraAudit, LoraField, lora};
 pub use measure::{Errors, Tolerance};
+pub use place::{Nearest, Placed, Placement};
 pub use report::{CacheReport, EncoderFinding, FieldSaid, Reading, StaleEntry, Verdict};
 pub use side::{CacheSide, InCache, Made, side};
 

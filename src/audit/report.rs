@@ -242,7 +242,7 @@ impl CacheReport {
         self.as_base = self.encoders.iter().all(|e| e.same_as_base)
             && self.stale.is_empty()
             && self.unreadable.is_empty()
-            && (self.pictures.as_ref()).is_none_or(|p| p.others.is_empty())
+            && (self.pictures.as_ref()).is_none_or(|p| p.others.is_empty() && !p.is_misplaced())
             && self.reading == Reading::Experiment;
     }
 }

@@ -207,6 +207,10 @@ pub enum Resampling {
     /// Lanczos with three lobes, whichever sides grow: how the authors of FLUX.1 Kontext resize a reference picture
     /// (`prepare_kontext` in `src/flux/sampling.py`), and diffusers as well.
     Lanczos3,
+    /// Pillow's `BICUBIC`, whichever sides grow. In no data set: `audit` looks whether a trainer resized so, as this and the next.
+    Bicubic,
+    /// Pillow's `BILINEAR`, whichever sides grow.
+    Bilinear,
 }
 
 impl Resampling {

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use image::{Rgb, RgbImage};
 use serde_json::Value;
 
 use crate::util::Ran;
@@ -264,6 +265,10 @@ fn latents_are_told_from_those_of_other_pictures() {
     assert_eq!(pictures["compared"], 3, "{report}");
     assert_eq!(pictures["scaling"][0][0], "of_vae", "{pictures}");
     assert_eq!(pictures["others"], Value::Array(Vec::new()), "{pictures}");
+    let placed = pictures["placed"].as_array().expect("a list").iter();
+    let placed: Vec<(&Value, &Value)> = placed.map(|p| (&p["placement"], &p["tensors"])).collect();
+    let wanted: [(Value, Value); 2] = [("whole".into(), 2.into()), ("middle".into(), 1.into())];
+    assert_eq!(placed, wanted.each_ref().map(|(a, b)| (a, b)));
     let report = audit(&crate::audit::world("ai-toolkit-sdxl-bf16", SDXL)).json();
     assert_eq!(
         report["pictures"]["scaling"][0][0], "of_denoiser",
@@ -274,6 +279,117 @@ fn latents_are_told_from_those_of_other_pictures() {
     let report = audit(&world).expect(3).json();
     let others = report["pictures"]["others"].as_array().expect("a list");
     assert_eq!(others.len(), 1, "{report}");
+}
+
+/// 96 x 64 px of coloured squares, each another.
+fn squares(x: u32, y: u32) -> Rgb<u8> {
+    let n = (x / 8 + 16 * (y / 8)).wrapping_mul(2_654_435_761);
+    Rgb([(n >> 24) as u8, (n >> 16) as u8, (n >> 8) as u8])
+}
+
+/// Columns 2 to 1 of three, as their mean by the area that each covers.
+fn squashed(x: u32, y: u32) -> Rgb<u8> {
+    let (first, middle) = (x / 2 * 3, x / 2 * 3 + 1);
+    let (whole, half) = match x % 2 {
+        0 => (squares(first, y), squares(middle, y)),
+        _ => (squares(middle + 1, y), squares(middle, y)),
+    };
+    let mean = |c: usize| (4 * u32::from(whole.0[c]) + 2 * u32::from(half.0[c]) + 3) / 6;
+    Rgb([0, 1, 2].map(|c| mean(c) as u8))
+}
+
+#[test]
+fn the_part_of_the_picture_that_latents_are_of_is_told() {
+    type Pixels = fn(u32, u32) -> Rgb<u8>;
+    let parts: [(&str, Pixels); 9] = [
+        ("middle", |x, y| squares(x + 16, y)),
+        ("left", squares),
+        ("right", |x, y| squares(x + 32, y)),
+        ("squashed", squashed),
+        ("mirrored", |x, y| squares(79 - x, y)),
+        ("mirrored_left", |x, y| squares(63 - x, y)),
+        ("elsewhere", |x, y| squares(x + 7, y)),
+        ("mirrored_elsewhere", |x, y| squares(63 + 21 - x, y)),
+        ("other", |x, y| squares(y + 300, x + 500)),
+    ];
+    let world = world("kohya-sdxl", SDXL);
+    world.edit("128\nbucket_step = 16", "64\nbucket = false");
+    for folder in ["data", "cache"] {
+        std::fs::remove_dir_all(world.path(folder)).expect("removed");
+    }
+    std::fs::create_dir(world.path("data")).expect("a folder");
+    for (name, pixels) in parts {
+        let picture = RgbImage::from_fn(64, 64, pixels);
+        let path = world.path(&format!("data/{name}.png"));
+        picture.save(path).expect("a picture");
+        world.write(&format!("data/{name}.txt"), "a red circle");
+    }
+    world.run(&["encode", "exp.toml"]).expect(0);
+    // SimpleTuner's files say nothing of a crop.
+    let export = ["export", "cache", "exp.toml", "--for", "simpletuner"];
+    let export = [&export[..], &["--out", "cache"]].concat();
+    world.run(&export).expect(0);
+    // The parts become the picture that they are of.
+    for (name, _) in parts {
+        let picture = RgbImage::from_fn(96, 64, squares);
+        let path = world.path(&format!("data/{name}.png"));
+        picture.save(path).expect("a picture");
+    }
+    let report = audit(&world).expect(3).json();
+    let pictures = &report["pictures"];
+    let placed = pictures["placed"].as_array().expect("a list");
+    let found: Vec<String> = placed
+        .iter()
+        .map(|p| {
+            let exact = p["reproduced"] == true && p["tensors"] == 1;
+            assert!(exact && p["resampling"][0] == "spec", "{pictures}");
+            format!("{} {} {}", p["placement"], p["mirrored"], p["expected"]).replace('"', "")
+        })
+        .collect();
+    let wanted = [
+        "middle false true",
+        "middle true false",
+        "left false false",
+        "left true false",
+        "right false false",
+        "elsewhere false false",
+        "elsewhere true false",
+        "squashed false false",
+    ];
+    assert_eq!(found, wanted, "{pictures}");
+    let others = pictures["others"].as_array().expect("a list");
+    assert_eq!(others.len(), 1, "{pictures}");
+    assert!(others[0]["nearest"]["correlation"].as_f64() < Some(0.9));
+    let ran = world.run(&["audit", "cache", "exp.toml", "--device", "cpu"]);
+    ran.expect(3)
+        .says("1 of 9 reproduced: cropped in the middle\n")
+        .says("1 of 9 reproduced only cropped in the middle, mirrored, first cache/")
+        .says("1 of 9 reproduced only cropped at the left, first cache/")
+        .says("1 of 9 reproduced only squashed to the size, without a crop, first cache/")
+        .says("1 of 9 of another picture, or of another crop of it")
+        .says("problem: the cache has latents of other parts of the Experiment's pictures");
+}
+
+#[test]
+fn a_crop_that_a_cache_writes_down_is_tried_there() {
+    let world = world("ai-toolkit-sdxl-bf16", SDXL);
+    let first = |report: &Value, placement: &str| {
+        let placed = report["pictures"]["placed"].as_array().expect("a list");
+        let found = placed.iter().find(|p| p["placement"] == placement);
+        found.cloned().unwrap_or_default()
+    };
+    let report = audit(&world).json();
+    assert_eq!(first(&report, "middle")["expected"], true, "{report}");
+    // The file says that its latents begin at the left; they do not.
+    let name = "cache/_latent_cache/03_MPRc0Luj_J_Vwx3Az5XAeA.safetensors";
+    let bytes = world.read(name);
+    let (from, to) = (&br#""crop_x":"5""#[..], &br#""crop_x":"0""#[..]);
+    let at = bytes.windows(from.len()).position(|part| part == from);
+    let at = at.expect("a crop");
+    let edited = [&bytes[..at], to, &bytes[at + from.len()..]].concat();
+    world.write_bytes(name, &edited);
+    let report = audit(&world).expect(3).json();
+    assert_eq!(first(&report, "middle")["expected"], false, "{report}");
 }
 
 #[test]

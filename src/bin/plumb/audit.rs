@@ -4,9 +4,10 @@ use std::path::{Path, PathBuf};
 
 use plumb::audit::{
     self, AuditOptions, CacheReport, EncoderFinding, Error, FieldSaid, LatentsFinding, Moment,
-    Reading, Scaling, Verdict,
+    Other, Placed, Placement, Reading, Scaling, Verdict,
 };
 use plumb::monitor::Monitor as _;
+use plumb::recipe::latents::Resampling;
 use plumb::shown;
 
 use crate::CommandResult;
@@ -71,6 +72,15 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> CommandResult {
         .is_some_and(|p| !p.others.is_empty())
     {
         ui.problem("the cache has latents that are not of the Experiment's pictures");
+    }
+    if report
+        .pictures
+        .as_ref()
+        .is_some_and(LatentsFinding::is_misplaced)
+    {
+        ui.problem(
+            "the cache has latents of other parts of the Experiment's pictures than it or the Experiment says",
+        );
     }
     if !report.stale.is_empty() {
         ui.problem("the cache has entries of other captions than the Experiment's");
@@ -306,14 +316,11 @@ fn pictures(found: &LatentsFinding) -> Vec<String> {
         let words = match moment {
             Moment::Mean => "the mean",
             Moment::Sample => "a sample",
-            Moment::Near => "of pixels that plumb resizes otherwise",
+            Moment::Near => "near the mean",
         };
         format!("{n} {words}")
     });
     let mut facts: Vec<String> = scaling.chain(moment).collect();
-    if found.mirrored > 0 {
-        facts.push(format!("{} mirrored", found.mirrored));
-    }
     if facts.is_empty() {
         facts.push("none is of its picture".to_owned());
     }
@@ -323,14 +330,20 @@ fn pictures(found: &LatentsFinding) -> Vec<String> {
         "latents",
         facts.join(", ")
     )];
+    lines.extend(
+        found
+            .placed
+            .iter()
+            .map(|placed| format!("{:8} {}", "", placed_words(placed, compared))),
+    );
     if !found.others.is_empty() {
         lines.push(format!(
-            "{:8} of another picture, or another crop of it: {}",
+            "{:8} {} of {compared} of another picture, or of another crop of it",
             "",
             found.others.len()
         ));
         let named = found.others.iter().take(MOST_NAMED);
-        lines.extend(named.map(|path| format!("  {}", shown::path(path))));
+        lines.extend(named.map(other_words));
     }
     if let Some(first) = found.other_sizes.first() {
         let px = |size: plumb::recipe::latents::Size| format!("{} x {}", size.width, size.height);
@@ -344,6 +357,63 @@ fn pictures(found: &LatentsFinding) -> Vec<String> {
         ));
     }
     lines
+}
+
+/// `2 of 6 reproduced: cropped in the middle`
+fn placed_words(placed: &Placed, compared: usize) -> String {
+    let how = match (placed.reproduced, placed.expected) {
+        (true, true) => "reproduced:",
+        (true, false) => "reproduced only",
+        (false, true) => "nearly:",
+        (false, false) => "nearly, only",
+    };
+    let filters = placed.resampling.iter().filter_map(|filter| match filter {
+        Resampling::Spec => None,
+        Resampling::Lanczos3 => Some("Lanczos"),
+        Resampling::Bicubic => Some("bicubic"),
+        Resampling::Bilinear => Some("bilinear"),
+    });
+    let filters: Vec<&str> = filters.collect();
+    let filter = match filters.is_empty() {
+        true => String::new(),
+        false => format!(", resized by another filter: {}", filters.join(" or ")),
+    };
+    let first = match placed.expected && placed.reproduced {
+        true => String::new(),
+        false => format!(", first {}", shown::path(&placed.first)),
+    };
+    let placement = placement(placed.placement, placed.mirrored);
+    format!(
+        "{} of {compared} {how} {placement}{filter}{first}",
+        placed.tensors
+    )
+}
+
+fn placement(placement: Placement, mirrored: bool) -> String {
+    let words = match placement {
+        Placement::Whole => "whole pictures",
+        Placement::Middle => "cropped in the middle",
+        Placement::Left => "cropped at the left",
+        Placement::Right => "cropped at the right",
+        Placement::Top => "cropped at the top",
+        Placement::Bottom => "cropped at the bottom",
+        Placement::Elsewhere => "cropped elsewhere",
+        Placement::Squashed => "squashed to the size, without a crop",
+        Placement::Unscaled => "cropped in the middle without resizing",
+    };
+    format!("{words}{}", if mirrored { ", mirrored" } else { "" })
+}
+
+fn other_words(other: &Other) -> String {
+    let path = shown::path(&other.path);
+    match &other.nearest {
+        Some(nearest) => format!(
+            "  {path}; the nearest: {}, correlation {:.2}",
+            placement(nearest.placement, nearest.mirrored),
+            nearest.correlation
+        ),
+        None => format!("  {path}"),
+    }
 }
 
 /// Entries and captions that do not belong together, or are not what they should be.

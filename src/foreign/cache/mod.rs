@@ -147,8 +147,10 @@ pub enum Role {
 pub struct LatentFacts {
     /// Whether the picture was mirrored.
     pub flipped: bool,
-    /// Left, top, right and bottom of the crop, as the trainer counts them.
-    pub crop: Option<Vec<f32>>,
+    /// Left and top of the crop in the resized picture, in px. (Not what kohya itself writes as `crop_ltrb`, which the sizes alone give.)
+    pub crop: Option<[u32; 2]>,
+    /// The size that the picture was resized to before the crop, width and height in px.
+    pub resized: Option<[u32; 2]>,
     /// The picture's size before anything was done to it, width and height.
     pub original: Option<Vec<f32>>,
 }

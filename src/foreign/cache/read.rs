@@ -7,7 +7,7 @@ use safetensors::{Dtype, SafeTensors};
 
 use super::array::{Array, ByteOrder, MAX_NUMBERS, NumberType};
 use super::torch::Saved;
-use super::{CacheFile, Content, Entry, Error, LatentFacts, Role, Tensor, Trainer};
+use super::{CacheFile, Content, Entry, Error, Role, Tensor, Trainer};
 use super::{archive, names, npy, torch};
 use crate::files;
 use crate::shown;
@@ -224,7 +224,7 @@ fn add_fact(entry: &mut Entry, key: &str, value: String) {
     }
 }
 
-/// Puts what stands beside latents into their roles: kohya's `crop_ltrb_8x8` and `original_size_8x8`, OneTrainer's names.
+/// Puts what stands beside latents into their roles: kohya's `crop_ltrb_8x8` and `original_size_8x8`, OneTrainer's and ai-toolkit's names.
 fn place_facts(entry: &mut Entry) {
     let facts: BTreeMap<&str, &str> = entry
         .facts
@@ -235,23 +235,43 @@ fn place_facts(entry: &mut Entry) {
         let text = facts.get(key.as_str())?;
         text.split(',').map(|n| n.parse().ok()).collect()
     };
+    let px = |key: &str| -> Option<Vec<u32>> {
+        let text = facts.get(key)?;
+        text.split(',').map(|n| n.parse().ok()).collect()
+    };
+    let pair = |first: &str, second: &str| match (&*px(first)?, &*px(second)?) {
+        (&[first], &[second]) => Some([first, second]),
+        _ => None,
+    };
     for tensor in &mut entry.tensors {
-        let Role::Latents(LatentFacts { crop, original, .. }) = &mut tensor.role else {
+        let Role::Latents(of) = &mut tensor.role else {
             continue;
         };
-        let suffix = names::resolution(&tensor.name);
-        *crop = numbers(format!("crop_ltrb{suffix}"));
-        *original = numbers(format!("original_size{suffix}"));
-        if let (None, Some(offset), Some(size)) = (
-            crop.as_ref(),
-            numbers("crop_offset".to_owned()),
-            numbers("crop_resolution".to_owned()),
-        ) {
-            // Top and left, height and width (mgds `ScaleCropImage`).
-            if let ([top, left], [height, width]) = (offset.as_slice(), size.as_slice()) {
-                *crop = Some(vec![*left, *top, left + width, top + height]);
+        // Top and left (mgds `ScaleCropImage`).
+        of.crop = pair("crop_x", "crop_y").or_else(|| match *px("crop_offset")? {
+            [top, left] => Some([left, top]),
+            _ => None,
+        });
+        of.resized = pair("scale_to_width", "scale_to_height");
+        if facts.get("flip_x") == Some(&"true") {
+            of.flipped = true;
+            // ai-toolkit mirrors before it crops.
+            if let (Some([left, _]), Some([wide, _]), Some([kept, _])) =
+                (&mut of.crop, of.resized, pair("crop_width", "crop_height"))
+            {
+                *left = wide.saturating_sub(left.saturating_add(kept));
             }
         }
+        let suffix = names::resolution(&tensor.name);
+        if let (None, Some(ltrb), [.., high, wide]) = (
+            of.crop,
+            px(&format!("crop_ltrb{suffix}")),
+            &*tensor.array.shape,
+        ) {
+            of.crop = kohya_crop(&ltrb, [*wide, *high]);
+        }
+        let original = &mut of.original;
+        *original = numbers(format!("original_size{suffix}"));
         if original.is_none() {
             // Height and width.
             *original = numbers("original_resolution".to_owned())
@@ -263,6 +283,20 @@ fn place_facts(entry: &mut Entry) {
                 });
         }
     }
+}
+
+/// Left and top of kohya's `crop_ltrb`, where that is a part of the resized picture as large as the latents: so plumb writes it. kohya
+/// itself writes what SDXL is told of a crop, computed from the sizes alone and never beyond the latents' own size.
+fn kohya_crop(ltrb: &[u32], latents: [usize; 2]) -> Option<[u32; 2]> {
+    let &[left, top, right, bottom] = ltrb else {
+        return None;
+    };
+    let is_side = |begin: u32, end: u32, side: usize| {
+        let px = end.checked_sub(begin).and_then(|n| usize::try_from(n).ok());
+        px.is_some() && px == side.checked_mul(8)
+    };
+    let is_whole = is_side(left, right, latents[0]) && is_side(top, bottom, latents[1]);
+    (is_whole && (left, top) != (0, 0)).then_some([left, top])
 }
 
 fn number_type(dtype: Dtype) -> Option<NumberType> {
