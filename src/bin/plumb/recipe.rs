@@ -84,6 +84,7 @@ fn list(ui: &Ui) -> CommandResult {
             lengths(&recipe),
             match differs {
                 0 => "-".to_owned(),
+                1 => "1 field".to_owned(),
                 n => format!("{n} fields"),
             },
             match listing.flavors == all {
