@@ -122,7 +122,7 @@ pub fn read<'n>(
     };
     let convention = first.convention;
     let format = format_of(convention, &stored.metadata);
-    let naming = choose(&named, origin, &stored.metadata, options)?;
+    let (naming, taken_to_be) = choose(&named, origin, &stored.metadata, options)?;
     if let (Some(what), false) = (&stored.verdict.damage, options.damaged) {
         return Err(Error::Damaged {
             origin: origin.to_owned(),
@@ -133,6 +133,7 @@ pub fn read<'n>(
     let has_alphas = named.iter().any(|(_, _, role)| *role == TensorRole::Alpha);
     let is_told = has_alphas || inside.is_some();
     let mut notes = stored.verdict.notes.clone();
+    notes.extend(taken_to_be);
     let beside =
         config_beside(options.config, convention, is_told, &mut notes).map_err(file_error)?;
     let configs: Vec<_> = inside.iter().chain(&beside).collect();
@@ -280,13 +281,13 @@ fn places(naming: &Naming, address: &ModuleAddress) -> Vec<NamedModule> {
     found.unwrap_or_default()
 }
 
-/// The family whose modules these are.
+/// The family whose modules these are, and a note where nothing in the file says so and another fits as well.
 fn choose<'n>(
     named: &Tensors<'_, '_>,
     origin: &str,
     metadata: &BTreeMap<String, String>,
     options: &ReadOptions<'n, '_>,
-) -> Result<&'n Naming, Error> {
+) -> Result<(&'n Naming, Option<String>), Error> {
     let file_error = |what: String| Error::File {
         origin: origin.to_owned(),
         what,
@@ -316,7 +317,7 @@ fn choose<'n>(
         quoted.collect::<Vec<_>>().join(", ")
     };
     match fitting[..] {
-        [naming] => Ok(naming),
+        [naming] => Ok((naming, None)),
         [] => match nearest {
             Some((count, naming, name)) => {
                 let near = near(naming, name);
@@ -334,7 +335,16 @@ fn choose<'n>(
             ))),
         },
         _ => stated_family(named, metadata, &fitting)
-            .or_else(|| unless_stated(&fitting))
+            .map(|naming| (naming, None))
+            .or_else(|| {
+                let naming = unless_stated(&fitting)?;
+                let note = format!(
+                    "nothing in it says its family: it is taken for one of {}, and could be of another of {}; --family says otherwise",
+                    naming.family,
+                    families(&fitting)
+                );
+                Some((naming, Some(note)))
+            })
             .ok_or_else(|| {
                 file_error(format!(
                     "its modules are there in several families, {}, and nothing in it says which is meant; name one with --family",

@@ -429,6 +429,39 @@ fn the_family_is_told_by_modules_metadata_or_the_person() {
 }
 
 #[test]
+fn a_family_that_is_guessed_is_said_to_be() {
+    let both = pair("transformer.blocks.0.q");
+    let both: Vec<_> = both
+        .iter()
+        .map(|(n, s)| (n.as_str(), s.as_slice()))
+        .collect();
+    let mut kin = naming();
+    (kin.family, kin.only_where_stated) = ("g", true);
+    let namings = [naming(), kin];
+    let notes = |family| {
+        let options = ReadOptions {
+            namings: &namings,
+            family,
+            without_text_encoders: false,
+            config: None,
+            damaged: false,
+        };
+        let read = read(&file(&[], &both), "l.safetensors", &options).expect("a LoRA");
+        let about = |note: &&String| note.contains("says its family");
+        (read.naming.family, read.notes.iter().find(about).cloned())
+    };
+    assert_eq!(
+        notes(None),
+        (
+            "f",
+            Some("nothing in it says its family: it is taken for one of f, and could be of another of `f`, `g`; --family says otherwise".to_owned())
+        )
+    );
+    assert_eq!(notes(Some("g")), ("g", None));
+    assert_eq!(notes(Some("f")), ("f", None));
+}
+
+#[test]
 fn adapters_of_text_encoders_are_left_out_only_when_asked() {
     let tensors: [(&str, &[usize]); 4] = [
         ("lora_unet_final_2.lora_down.weight", &[1, 2]),

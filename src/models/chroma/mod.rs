@@ -42,7 +42,8 @@ const HD: Flavor = Flavor {
     caution: None,
 };
 
-/// Of the same shapes: which of the two a file is, its name says and nothing in it.
+/// Of the same shapes: which of the two a file is, its name says and nothing in it. That the base is one of 512 px is believed, from its
+/// author's announcement.
 const FLAVORS: &[Flavor] = &[
     HD,
     Flavor {

@@ -7,8 +7,8 @@ use crate::models::Flavor;
 
 pub(super) const SDXL: &[Flavor] = &[
     BASE,
-    // The authors' cards name Euler a (of 0.1 also 20 to 28 steps and a guidance of 5 to 7.5). From 1.0 on it was trained up to
-    // 1536 px.
+    // Believed, not read at the source: Illustrious' cards could not be had. Euler a, for 0.1 20 to 28 steps and a guidance of 5 to
+    // 7.5; what is said of 1.0 and 2.0 comes from a guide of others. From 1.0 on it was trained up to 1536 px.
     fine_tune("illustrious-0.1", 28, 6.0),
     Flavor {
         resolution_px: 1536,
