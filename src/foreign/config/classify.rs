@@ -12,6 +12,7 @@ use super::knowledge::{Knowledge, Rule, Status, equals};
 use super::report::Row;
 use super::setting::{Lookup, Setting};
 use super::tree::Value;
+use crate::shown;
 
 /// Parts of names whose values are shown to nobody.
 const SECRETS: [&str; 7] = [
@@ -95,8 +96,8 @@ impl Classifier<'_> {
 
     fn overridden(&self, setting: &Setting, other: &Setting) -> Row {
         let why = match other.line.filter(|_| other.file == setting.file) {
-            Some(line) => format!("`{}` in line {line} counts", other.place),
-            None => format!("the later `{}` counts", other.place),
+            Some(line) => format!("`{}` in line {line} counts", shown::text(&other.place)),
+            None => format!("the later `{}` counts", shown::text(&other.place)),
         };
         Row {
             why: Some(why),

@@ -28,6 +28,7 @@ pub use error::Error;
 pub use knowledge::Status;
 pub use report::{Imported, RecipeChoice, Row};
 
+use crate::shown;
 use classify::Classifier;
 use draft::Draft;
 use forms::{Gathered, Sources};
@@ -238,7 +239,7 @@ fn settle_rows(draft: &Draft, rows: &mut [Row]) {
             row.status = Status::Overridden;
             row.why = Some("another setting of the same thing counts".to_owned());
             if let Some(other) = draft.instead_of(n) {
-                row.why = Some(format!("`{}` counts", places[other]));
+                row.why = Some(format!("`{}` counts", shown::text(&places[other])));
             } else if row.written && draft.set_count() == 0 {
                 row.status = Status::NotSupported;
                 let why = "it is about data sets, and the files that are given have none";
