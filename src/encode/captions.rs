@@ -7,6 +7,7 @@ use std::path::Path;
 use rayon::prelude::{IntoParallelRefIterator as _, ParallelIterator as _};
 use serde::Serialize;
 
+use super::missing::Missing;
 use super::{EncodeOptions, Error};
 use crate::base_model::{BaseModel, TextEncoderPart};
 use crate::cache::tensors;
@@ -71,62 +72,178 @@ pub fn encode_captions(
     options: &EncodeOptions,
     monitor: &dyn Monitor,
 ) -> Result<Vec<CaptionStats>, Error> {
-    let mut seen = HashSet::new();
-    let unique: Vec<&str> = captions
-        .iter()
-        .map(String::as_str)
-        .filter(|c| seen.insert(*c))
-        .collect();
-    if let Some(long) = unique
-        .iter()
-        .find(|caption| caption.len() > MAX_CAPTION_BYTES)
-    {
-        return Err(Error::LongCaption {
-            caption: shown::text(long).to_string(),
-            bytes: long.len(),
-        });
-    }
-    let specs: Vec<Fingerprint> = base.encoders.iter().map(|e| e.fingerprint).collect();
-    let reader = store.reader_of(&specs)?;
-    let wanted = base.encoders.iter().map(|encoder| {
-        let (present, missing) = split(encoder, &reader, &unique);
-        let bytes = output_bytes(encoder, &missing)?;
-        Ok(Wanted {
-            encoder,
-            present,
-            missing,
-            bytes,
-        })
-    });
-    let wanted = wanted.collect::<Result<Vec<_>, Error>>()?;
-    check_space(store, &wanted)?;
-    wanted
-        .iter()
-        .map(|wanted| encode_for((base, wanted), store, &reader, &unique, options, monitor))
-        .collect()
+    CaptionPlan::new(base, store, captions)?.encode(options, monitor)
 }
 
-/// What an encoder is to make.
-struct Wanted<'a> {
+/// What a store lacks of captions, for every encoder of a base model.
+pub(super) struct CaptionPlan<'a> {
+    base: &'a BaseModel,
+    store: &'a Store,
+    reader: StoreReader,
+    /// Each of the captions once.
+    pub(super) captions: Vec<&'a str>,
+    encoders: Vec<EncoderPlan<'a>>,
+}
+
+impl<'a> CaptionPlan<'a> {
+    /// Looks into the store.
+    ///
+    /// # Errors
+    /// If the store cannot be read, or a caption is too long or cannot be tokenized.
+    pub(super) fn new(
+        base: &'a BaseModel,
+        store: &'a Store,
+        captions: &'a [String],
+    ) -> Result<Self, Error> {
+        let mut seen = HashSet::new();
+        let captions: Vec<&str> = captions
+            .iter()
+            .map(String::as_str)
+            .filter(|c| seen.insert(*c))
+            .collect();
+        if let Some(long) = captions
+            .iter()
+            .find(|caption| caption.len() > MAX_CAPTION_BYTES)
+        {
+            return Err(Error::LongCaption {
+                caption: shown::text(long).to_string(),
+                bytes: long.len(),
+            });
+        }
+        let specs: Vec<Fingerprint> = base.encoders.iter().map(|e| e.fingerprint).collect();
+        let reader = store.reader_of(&specs)?;
+        let of_encoder = |encoder| EncoderPlan::new(encoder, &reader, &captions);
+        let encoders = base.encoders.iter().map(of_encoder);
+        Ok(Self {
+            base,
+            store,
+            encoders: encoders.collect::<Result<_, _>>()?,
+            reader,
+            captions,
+        })
+    }
+
+    /// What all encoders are to make.
+    pub(super) fn missing(&self) -> Missing {
+        self.encoders.iter().map(EncoderPlan::missing).sum()
+    }
+
+    /// Makes it.
+    ///
+    /// # Errors
+    /// As [`encode_captions`].
+    pub(super) fn encode(
+        &self,
+        options: &EncodeOptions,
+        monitor: &dyn Monitor,
+    ) -> Result<Vec<CaptionStats>, Error> {
+        let place = self.store.path();
+        // Where the system does not tell, writing will.
+        let free = fs4::available_space(place).unwrap_or(u64::MAX);
+        has_room(place, self.missing().bytes, free)?;
+        let encoders = self.encoders.iter();
+        encoders
+            .map(|e| self.encode_for(e, options, monitor))
+            .collect()
+    }
+
+    fn encode_for(
+        &self,
+        plan: &EncoderPlan<'_>,
+        options: &EncodeOptions,
+        monitor: &dyn Monitor,
+    ) -> Result<CaptionStats, Error> {
+        let (encoder, lacking) = (plan.encoder, &plan.lacking);
+        let rules = self.base.recipe.encoder(&encoder.slot);
+        let shortens = |text: &&&str| rules.is_some_and(|e| e.rules.tokens.shortens(text));
+        let shortened = self.captions.par_iter().filter(shortens).count();
+        let mut stats = CaptionStats {
+            slot: encoder.slot.clone(),
+            spec: encoder.fingerprint.to_string(),
+            captions: self.captions.len() as u64,
+            present: plan.present.len() as u64,
+            truncated: self.reader.truncated(&encoder.fingerprint, &plan.present)?,
+            shortened: shortened as u64,
+            ..CaptionStats::default()
+        };
+        if lacking.is_empty() {
+            return Ok(stats);
+        }
+        let streamed = encoder.weight_bytes() > options.resident_limit_bytes;
+        let (residency, chunk) = match streamed {
+            true => (
+                Residency::Streamed,
+                streamed_chunk(lacking.len(), plan.bytes),
+            ),
+            false => (Residency::Resident, RESIDENT_CHUNK),
+        };
+        let mut writer = self.store.when_free(monitor, || self.store.writer())?;
+        // The store takes no entry of a spec that it does not have.
+        writer.put_spec(&encoder.fingerprint, &canonical_json(&encoder.spec))?;
+        monitor.start(
+            &format!("captions, {}", encoder.slot),
+            Some(lacking.len() as u64),
+        );
+        let network = encoder.load(residency, &options.device, &options.kernels)?;
+        // With a configuration beside them the files are a library's own, whose names can be trusted.
+        if encoder.bare_file {
+            for note in network.notes() {
+                monitor.note(note);
+            }
+        }
+        let reduced = encoder.reduced_types();
+        if !reduced.is_empty() {
+            monitor.note(&format!(
+                "{}: its weights are stored as {}; what it makes of captions is near what the full encoder does, not equal",
+                encoder.slot,
+                reduced.join(", ")
+            ));
+        }
+        for captions in lacking.chunks(chunk) {
+            stats.truncated += encode_chunk(encoder, &network, captions, &mut writer)?;
+            stats.encoded += captions.len() as u64;
+            monitor.advance(captions.len() as u64);
+        }
+        writer.finish()?;
+        monitor.finish();
+        Ok(stats)
+    }
+}
+
+/// What one encoder is to make.
+pub(super) struct EncoderPlan<'a> {
     encoder: &'a TextEncoderPart,
     /// The entries that are there.
     present: Vec<Fingerprint>,
-    missing: Vec<Missing<'a>>,
+    lacking: Vec<Lacking<'a>>,
     /// What those will take in the store.
     bytes: u64,
 }
 
-/// Bytes that the outputs of captions will take in the store.
-fn output_bytes(encoder: &TextEncoderPart, captions: &[Missing<'_>]) -> Result<u64, Error> {
-    let bytes = |(_, caption): &Missing<'_>| Ok(encoder.entry_bytes(&tokenize(encoder, caption)?));
-    captions.par_iter().map(bytes).sum()
-}
+impl<'a> EncoderPlan<'a> {
+    /// Of captions that are each named once.
+    pub(super) fn new(
+        encoder: &'a TextEncoderPart,
+        reader: &StoreReader,
+        captions: &[&'a str],
+    ) -> Result<Self, Error> {
+        let (present, lacking) = split(encoder, reader, captions);
+        let bytes =
+            |(_, caption): &Lacking<'_>| Ok(encoder.entry_bytes(&tokenize(encoder, caption)?));
+        Ok(Self {
+            encoder,
+            present,
+            bytes: lacking.par_iter().map(bytes).sum::<Result<u64, Error>>()?,
+            lacking,
+        })
+    }
 
-fn check_space(store: &Store, wanted: &[Wanted<'_>]) -> Result<(), Error> {
-    let needed: u64 = wanted.iter().map(|wanted| wanted.bytes).sum();
-    // Where the system does not tell, writing will.
-    let free = fs4::available_space(store.path()).unwrap_or(u64::MAX);
-    has_room(store.path(), needed, free)
+    pub(super) fn missing(&self) -> Missing {
+        Missing {
+            entries: self.lacking.len() as u64,
+            bytes: self.bytes,
+        }
+    }
 }
 
 fn has_room(store: &Path, needed: u64, free: u64) -> Result<(), Error> {
@@ -148,70 +265,6 @@ pub(super) fn amount(bytes: u64) -> String {
     }
 }
 
-fn encode_for(
-    (base, wanted): (&BaseModel, &Wanted<'_>),
-    store: &Store,
-    reader: &StoreReader,
-    captions: &[&str],
-    options: &EncodeOptions,
-    monitor: &dyn Monitor,
-) -> Result<CaptionStats, Error> {
-    let (encoder, missing) = (wanted.encoder, &wanted.missing);
-    let rules = base.recipe.encoder(&encoder.slot);
-    let shortens = |text: &&&str| rules.is_some_and(|e| e.rules.tokens.shortens(text));
-    let shortened = captions.par_iter().filter(shortens).count();
-    let mut stats = CaptionStats {
-        slot: encoder.slot.clone(),
-        spec: encoder.fingerprint.to_string(),
-        captions: captions.len() as u64,
-        present: wanted.present.len() as u64,
-        truncated: reader.truncated(&encoder.fingerprint, &wanted.present)?,
-        shortened: shortened as u64,
-        ..CaptionStats::default()
-    };
-    if missing.is_empty() {
-        return Ok(stats);
-    }
-    let streamed = encoder.weight_bytes() > options.resident_limit_bytes;
-    let (residency, chunk) = match streamed {
-        true => (
-            Residency::Streamed,
-            streamed_chunk(missing.len(), wanted.bytes),
-        ),
-        false => (Residency::Resident, RESIDENT_CHUNK),
-    };
-    let mut writer = store.when_free(monitor, || store.writer())?;
-    // The store takes no entry of a spec that it does not have.
-    writer.put_spec(&encoder.fingerprint, &canonical_json(&encoder.spec))?;
-    monitor.start(
-        &format!("captions, {}", encoder.slot),
-        Some(missing.len() as u64),
-    );
-    let network = encoder.load(residency, &options.device, &options.kernels)?;
-    // With a configuration beside them the files are a library's own, whose names can be trusted.
-    if encoder.bare_file {
-        for note in network.notes() {
-            monitor.note(note);
-        }
-    }
-    let reduced = encoder.reduced_types();
-    if !reduced.is_empty() {
-        monitor.note(&format!(
-            "{}: its weights are stored as {}; what it makes of captions is near what the full encoder does, not equal",
-            encoder.slot,
-            reduced.join(", ")
-        ));
-    }
-    for captions in missing.chunks(chunk) {
-        stats.truncated += encode_chunk(encoder, &network, captions, &mut writer)?;
-        stats.encoded += captions.len() as u64;
-        monitor.advance(captions.len() as u64);
-    }
-    writer.finish()?;
-    monitor.finish();
-    Ok(stats)
-}
-
 /// With how many captions a streamed encoder is called, of so many whose outputs take so many bytes.
 fn streamed_chunk(captions: usize, bytes: u64) -> usize {
     let one = bytes.div_ceil(captions.max(1) as u64);
@@ -220,16 +273,16 @@ fn streamed_chunk(captions: usize, bytes: u64) -> usize {
 }
 
 /// A caption that an encoder has no entry of, and the fingerprint that the entry will have.
-type Missing<'a> = (Fingerprint, &'a str);
+type Lacking<'a> = (Fingerprint, &'a str);
 
 /// Captions of which an encoder has an entry, by those, and the others.
 fn split<'a>(
     encoder: &TextEncoderPart,
     reader: &StoreReader,
     captions: &[&'a str],
-) -> (Vec<Fingerprint>, Vec<Missing<'a>>) {
+) -> (Vec<Fingerprint>, Vec<Lacking<'a>>) {
     let entry = |caption: &&'a str| (caption_entry(&encoder.fingerprint, caption), *caption);
-    let entries: Vec<Missing<'a>> = captions.par_iter().map(entry).collect();
+    let entries: Vec<Lacking<'a>> = captions.par_iter().map(entry).collect();
     let (present, missing): (Vec<_>, Vec<_>) = entries
         .into_iter()
         .partition(|(entry, _)| reader.contains(&encoder.fingerprint, entry));
@@ -243,7 +296,7 @@ fn split<'a>(
 fn encode_chunk(
     encoder: &TextEncoderPart,
     network: &TextEncoder,
-    part: &[Missing<'_>],
+    part: &[Lacking<'_>],
     writer: &mut StoreWriter,
 ) -> Result<u64, Error> {
     let tokens: Vec<Tokens> = part

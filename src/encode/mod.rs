@@ -12,6 +12,7 @@ use std::time::Duration;
 use candle_core::Device;
 use serde::Serialize;
 
+use captions::CaptionPlan;
 pub use captions::{CaptionStats, encode_captions, lost_text, read_text, tell_of_no_run, tokenize};
 pub use missing::{Missing, missing};
 pub use pictures::{PictureStats, encode_pictures, pixels};
@@ -199,8 +200,9 @@ pub fn run(
     if captions.is_none() {
         texts = cache::captions(experiment, &items);
     }
-    missing::tell(&base, &store, &texts, &items, monitor)?;
-    let embedded = encode_captions(&base, &store, &texts, options, monitor)?;
+    let plan = CaptionPlan::new(&base, &store, &texts)?;
+    missing::tell(&plan, &items, monitor);
+    let embedded = plan.encode(options, monitor)?;
     let pictures = match only_captions && previews.is_empty() {
         true => None,
         false => {

@@ -54,7 +54,7 @@ pub fn encode_pictures(
     let mut missing = Vec::new();
     for picture in pictures {
         let mut views = Vec::new();
-        for &view in &picture.views {
+        for &view in picture.views.iter() {
             let entry = specs.view(picture.digest, view);
             // Two data sets may hold the same picture, and a reference may be one of the pictures.
             if seen.insert(entry) && !reader.contains(&spec, &entry) {
@@ -63,7 +63,7 @@ pub fn encode_pictures(
         }
         if !views.is_empty() {
             missing.push(Viewed {
-                views,
+                views: views.into(),
                 ..picture.clone()
             });
         }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::Error;
 use super::choice::ComparedRecipes;
 use super::measure::Subject;
-use crate::encode::{self, EncodeOptions, encode_captions};
+use crate::encode::{self, EncodeOptions, Missing, encode_captions};
 use crate::monitor::Monitor;
 use crate::store::Store;
 
@@ -27,12 +27,10 @@ pub(super) fn captions(
     let specs: Vec<_> = parts.keys().copied().collect();
     let reader = store.reader_of(&specs)?;
     let texts: Vec<&str> = captions.iter().map(String::as_str).collect();
-    let (mut entries, mut bytes) = (0u64, 0u64);
-    for part in parts.values() {
-        let missing = encode::missing(part, &reader, &texts)?;
-        entries += missing.entries;
-        bytes += missing.bytes;
-    }
+    let missing = parts
+        .values()
+        .map(|part| encode::missing(part, &reader, &texts));
+    let Missing { entries, bytes } = missing.sum::<Result<_, _>>()?;
     monitor.note(&format!(
         "{} recipes, {} captions; to encode: {entries} embeddings, about {:.1} MB in the store{}",
         compared.recipes.len(),
