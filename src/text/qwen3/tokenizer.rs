@@ -3,30 +3,24 @@
 //!
 //! Source: `Qwen2Tokenizer.__init__` of transformers 5 (`models/qwen2/tokenization_qwen2.py`), which Qwen3 has, too.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
-use serde::Serialize;
 use tokenizers::SplitDelimiterBehavior;
-use tokenizers::models::bpe::{BPE, Vocab};
 use tokenizers::normalizers::NFC;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::pre_tokenizers::sequence::Sequence as PreSequence;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 
 use super::rules;
-use crate::digest;
+use crate::text::tokenizer::bpe::{self, BpeKind, BpeVocabulary};
 use crate::text::tokenizer::{
-    AddedToken, Error, Pipeline, TokenizerDefinition, TokenizerFormat, Vocabulary, Windows, bpe,
+    Error, Pipeline, TokenizerDefinition, TokenizerFormat, Vocabulary as _, Windows,
 };
 
 /// The end of a text, which is also what fills: the same token in base and chat models.
 const END: &str = "<|endoftext|>";
 /// What a chat is written with.
 const OF_CHATS: [&str; 2] = ["<|im_start|>", "<|im_end|>"];
-
-/// The version of the canonical form behind the digest.
-const VERSION: u32 = 1;
 
 /// How Qwen splits a text before BPE.
 const SPLIT: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
@@ -56,67 +50,34 @@ pub(super) static FORMAT: TokenizerFormat = TokenizerFormat {
     readable: bpe::readable,
 };
 
-struct QwenVocabulary {
-    vocab: BTreeMap<String, u32>,
-    /// In order of their rank.
-    merges: Vec<(String, String)>,
-}
+static KIND: BpeKind = BpeKind {
+    name: "qwen2",
+    version: 1,
+    specials: &[],
+    pipeline,
+    implementations: Vec::new,
+};
 
-impl Vocabulary for QwenVocabulary {
-    fn id_of(&self, token: &str) -> Option<u32> {
-        self.vocab.get(token).copied()
-    }
-
-    fn largest(&self) -> Option<(u32, String)> {
-        bpe::largest(&self.vocab)
-    }
-
-    fn canonical(&self, added: &[AddedToken]) -> Vec<u8> {
-        #[derive(Serialize)]
-        struct Form<'a> {
-            kind: &'a str,
-            version: u32,
-            vocab: &'a BTreeMap<String, u32>,
-            merges: &'a [(String, String)],
-            added: &'a [AddedToken],
-        }
-        digest::canonical_json(&Form {
-            kind: "qwen2",
-            version: VERSION,
-            vocab: &self.vocab,
-            merges: &self.merges,
-            added,
-        })
-    }
-
-    fn pipeline(&self) -> tokenizers::Result<Pipeline> {
-        let vocab: Vocab = self
-            .vocab
-            .iter()
-            .map(|(token, id)| (token.clone(), *id))
-            .collect();
-        let model = BPE::builder()
-            .vocab_and_merges(vocab, self.merges.clone())
-            .build()?;
-        let mut tokenizer = tokenizers::Tokenizer::new(model);
-        tokenizer.with_normalizer(Some(NFC))?;
-        tokenizer.with_pre_tokenizer(Some(PreSequence::new(vec![
-            Split::new(
-                SplitPattern::Regex(SPLIT.to_owned()),
-                SplitDelimiterBehavior::Isolated,
-                false,
-            )?
+fn pipeline(vocabulary: &BpeVocabulary) -> tokenizers::Result<Pipeline> {
+    let model = vocabulary.model().build()?;
+    let mut tokenizer = tokenizers::Tokenizer::new(model);
+    tokenizer.with_normalizer(Some(NFC))?;
+    tokenizer.with_pre_tokenizer(Some(PreSequence::new(vec![
+        Split::new(
+            SplitPattern::Regex(SPLIT.to_owned()),
+            SplitDelimiterBehavior::Isolated,
+            false,
+        )?
+        .into(),
+        ByteLevel::default()
+            .add_prefix_space(false)
+            .use_regex(false)
             .into(),
-            ByteLevel::default()
-                .add_prefix_space(false)
-                .use_regex(false)
-                .into(),
-        ])));
-        // Where a vocabulary has them itself, as miniatures do.
-        let own = [END].iter().chain(&OF_CHATS);
-        let own = own.filter(|token| self.vocab.contains_key(**token));
-        Pipeline::new(tokenizer, own.map(|token| (*token).to_owned()))
-    }
+    ])));
+    // Where a vocabulary has them itself, as miniatures do.
+    let own = [END].iter().chain(&OF_CHATS);
+    let own = own.filter(|token| vocabulary.id_of(token).is_some());
+    Pipeline::new(tokenizer, own.map(|token| (*token).to_owned()))
 }
 
 /// The special tokens that a text spells: `<|name|>`, and the marks of a thought.
@@ -136,9 +97,9 @@ fn tokens_in(text: &str) -> Vec<&str> {
 }
 
 fn read(file: &Path) -> Result<TokenizerDefinition, Error> {
-    let files = bpe::read(&FORMAT, &[], file)?;
+    let (vocabulary, added) = bpe::read(&KIND, &FORMAT, file)?;
     // A byte without a token would be left out of a caption without a word.
-    let lacks = |byte: &char| !files.vocab.contains_key(&byte.to_string());
+    let lacks = |byte: &char| vocabulary.id_of(&byte.to_string()).is_none();
     if let Some(byte) = ByteLevel::alphabet().into_iter().filter(lacks).min() {
         return Err(FORMAT.malformed(
             file,
@@ -146,10 +107,7 @@ fn read(file: &Path) -> Result<TokenizerDefinition, Error> {
         ));
     }
     Ok(TokenizerDefinition {
-        vocabulary: Box::new(QwenVocabulary {
-            vocab: files.vocab,
-            merges: files.merges,
-        }),
-        added: files.added,
+        vocabulary: Box::new(vocabulary),
+        added,
     })
 }

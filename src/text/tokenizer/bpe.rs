@@ -1,32 +1,95 @@
-//! The files of byte-level BPE vocabularies: a `tokenizer.json`, or a `vocab.json` with a `merges.txt` beside it.
+//! Byte-level BPE vocabularies, and their files: a `tokenizer.json`, or a `vocab.json` with a `merges.txt` beside it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokenizers::Decoder as _;
+use tokenizers::models::bpe::{BPE, BpeBuilder, Vocab};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 
 use super::files::read_bytes;
-use super::{AddedToken, Error, TokenizerFormat};
+use super::{AddedToken, Error, NamedImplementations, Pipeline, TokenizerFormat, Vocabulary};
+use crate::digest;
 
-/// A byte-level BPE vocabulary.
-pub(in crate::text) struct BpeFiles {
-    /// Each token's id.
-    pub(in crate::text) vocab: BTreeMap<String, u32>,
-    /// In order of their rank.
-    pub(in crate::text) merges: Vec<(String, String)>,
-    /// The tokens that the file names as added; some may be of the vocabulary.
-    pub(in crate::text) added: Vec<AddedToken>,
+/// What one kind's vocabularies have of their own.
+pub(in crate::text) struct BpeKind {
+    /// The name in the canonical form behind the digest.
+    pub(in crate::text) name: &'static str,
+    /// The version of that form.
+    pub(in crate::text) version: u32,
+    /// Tokens that every such vocabulary has.
+    pub(in crate::text) specials: &'static [&'static str],
+    /// As [`Vocabulary::pipeline`].
+    pub(in crate::text) pipeline: fn(&BpeVocabulary) -> tokenizers::Result<Pipeline>,
+    /// As [`Vocabulary::implementations`].
+    pub(in crate::text) implementations: fn() -> NamedImplementations,
 }
 
-/// Reads `file`, one of the two kinds, whose vocabulary must have these special tokens.
+/// A vocabulary.
+pub(in crate::text) struct BpeVocabulary {
+    kind: &'static BpeKind,
+    /// Each token's id.
+    vocab: BTreeMap<String, u32>,
+    /// In order of their rank.
+    merges: Vec<(String, String)>,
+}
+
+impl BpeVocabulary {
+    /// The model, but for what a kind sets.
+    pub(in crate::text) fn model(&self) -> BpeBuilder {
+        let tokens = self.vocab.iter();
+        let vocab: Vocab = tokens.map(|(token, id)| (token.clone(), *id)).collect();
+        BPE::builder().vocab_and_merges(vocab, self.merges.clone())
+    }
+}
+
+impl Vocabulary for BpeVocabulary {
+    fn id_of(&self, token: &str) -> Option<u32> {
+        self.vocab.get(token).copied()
+    }
+
+    fn largest(&self) -> Option<(u32, String)> {
+        // The map is in order of texts, not of ids.
+        let largest = self.vocab.iter().max_by_key(|(_, id)| **id);
+        largest.map(|(token, id)| (*id, token.clone()))
+    }
+
+    fn canonical(&self, added: &[AddedToken]) -> Vec<u8> {
+        #[derive(Serialize)]
+        struct Form<'a> {
+            kind: &'a str,
+            version: u32,
+            vocab: &'a BTreeMap<String, u32>,
+            merges: &'a [(String, String)],
+            added: &'a [AddedToken],
+        }
+        digest::canonical_json(&Form {
+            kind: self.kind.name,
+            version: self.kind.version,
+            vocab: &self.vocab,
+            merges: &self.merges,
+            added,
+        })
+    }
+
+    fn pipeline(&self) -> tokenizers::Result<Pipeline> {
+        (self.kind.pipeline)(self)
+    }
+
+    fn implementations(&self) -> Result<NamedImplementations, String> {
+        Ok((self.kind.implementations)())
+    }
+}
+
+/// Reads `file`, a tokenizer.json or a vocab.json: the vocabulary, and the tokens that the file names as added, of which some may
+/// be of the vocabulary.
 pub(in crate::text) fn read(
+    kind: &'static BpeKind,
     format: &TokenizerFormat,
-    specials: &[&str],
     file: &Path,
-) -> Result<BpeFiles, Error> {
+) -> Result<(BpeVocabulary, Vec<AddedToken>), Error> {
     let malformed = |problem| format.malformed(file, problem);
     if file.extension().is_none_or(|ext| ext != "json") {
         return Err(malformed(
@@ -36,7 +99,7 @@ pub(in crate::text) fn read(
     let json = format.json(file)?;
     // A vocab.json has `model` too: the token, with its id.
     if json.get("model").is_some_and(Value::is_object) {
-        return from_json(json, specials).map_err(malformed);
+        return from_json(kind, json).map_err(malformed);
     }
     let merges = file.with_file_name("merges.txt");
     let text = String::from_utf8(read_bytes(&merges)?)
@@ -44,7 +107,8 @@ pub(in crate::text) fn read(
     let merges = merges_from_text(&text).map_err(|p| format.malformed(&merges, p))?;
     let vocab = serde_json::from_value(json)
         .map_err(|e| malformed(format!("not a map from token to id: {e}")))?;
-    checked(vocab, merges, specials).map_err(malformed)
+    let vocabulary = checked(kind, vocab, merges).map_err(malformed)?;
+    Ok((vocabulary, Vec::new()))
 }
 
 #[derive(Deserialize)]
@@ -68,7 +132,10 @@ enum Merge {
     Text(String),
 }
 
-fn from_json(json: Value, specials: &[&str]) -> Result<BpeFiles, String> {
+fn from_json(
+    kind: &'static BpeKind,
+    json: Value,
+) -> Result<(BpeVocabulary, Vec<AddedToken>), String> {
     let json: TokenizerJson = serde_json::from_value(json).map_err(|e| e.to_string())?;
     let merges: Result<_, String> = (json.model.merges.into_iter())
         .map(|merge| match merge {
@@ -76,10 +143,7 @@ fn from_json(json: Value, specials: &[&str]) -> Result<BpeFiles, String> {
             Merge::Text(text) => merge_from_text(&text),
         })
         .collect();
-    Ok(BpeFiles {
-        added: json.added_tokens,
-        ..checked(json.model.vocab, merges?, specials)?
-    })
+    Ok((checked(kind, json.model.vocab, merges?)?, json.added_tokens))
 }
 
 /// The lines of a `merges.txt`, whose first may be a comment with the version.
@@ -99,11 +163,11 @@ fn merge_from_text(line: &str) -> Result<(String, String), String> {
 }
 
 fn checked(
+    kind: &'static BpeKind,
     vocab: BTreeMap<String, u32>,
     merges: Vec<(String, String)>,
-    specials: &[&str],
-) -> Result<BpeFiles, String> {
-    if let Some(special) = specials.iter().find(|s| !vocab.contains_key(**s)) {
+) -> Result<BpeVocabulary, String> {
+    if let Some(special) = kind.specials.iter().find(|s| !vocab.contains_key(**s)) {
         return Err(format!("the vocabulary has no `{special}`"));
     }
     // `id_to_token` could give back either of two.
@@ -124,18 +188,11 @@ fn checked(
             }
         }
     }
-    Ok(BpeFiles {
+    Ok(BpeVocabulary {
+        kind,
         vocab,
         merges,
-        added: Vec::new(),
     })
-}
-
-/// The largest id of a vocabulary and its token.
-pub(in crate::text) fn largest(vocab: &BTreeMap<String, u32>) -> Option<(u32, String)> {
-    // The map is in order of texts, not of ids.
-    let largest = vocab.iter().max_by_key(|(_, id)| **id);
-    largest.map(|(token, id)| (*id, token.clone()))
 }
 
 /// A byte-level token with its bytes as text, or the token itself where they are not whole characters.
