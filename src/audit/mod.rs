@@ -33,7 +33,7 @@ pub use lora::{LoraAudit, LoraField, lora};
 pub use measure::{Errors, Tolerance};
 pub use place::{Nearest, Placed, Placement};
 pub use report::{CacheReport, EncoderFinding, FieldSaid, Reading, StaleEntry, Verdict};
-pub use side::{CacheSide, InCache, Made, side};
+pub use side::{CacheEncoder, CacheSide, InCache, Made, side};
 
 use crate::base_model::{self, BaseModel};
 use crate::convert;

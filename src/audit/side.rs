@@ -8,7 +8,6 @@ use candle_core::Tensor;
 use serde::Serialize;
 
 use super::after::After;
-use super::measure::Tolerance;
 use super::observe::{Seen, Shapes};
 use super::pair::{self, Known};
 use super::report::{CacheReport, Reading, Verdict};
@@ -23,33 +22,36 @@ use crate::nn::weights::DigestMemo;
 use crate::shown;
 
 /// What made one encoder's part of a cache.
-#[derive(Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Made {
-    /// Whether a recipe reproduces it.
+    /// Whether a recipe reproduces it; else what follows is the nearest one's.
     pub verdict: Verdict,
     /// The variant that it is told against: the trainer's own, or the reference where there is none.
     pub like: String,
     /// What became of the encoder's sequence.
     pub after: After,
-    /// How near counts as the same.
-    pub tolerance: Tolerance,
+    /// Whether the Experiment's own recipe gives the same for the captions looked at.
+    pub as_experiment: bool,
     /// Entries that are reproduced, of those that were looked at.
     pub matching: usize,
     /// Entries that were looked at.
     pub compared: usize,
     /// Recipes that were tried.
     pub tried: usize,
-    /// Whether the Experiment's own recipe gives the same for the captions looked at.
-    pub as_experiment: bool,
+}
+
+/// One encoder of a cache.
+pub struct CacheEncoder {
+    /// What made its part.
+    pub made: Made,
     /// The recipe's encoder, or that of the nearest.
-    #[serde(skip)]
     pub part: TextEncoderPart,
 }
 
 /// The embeddings of a cache.
 pub struct CacheSide {
     /// By the Experiment's slots, those that the cache has.
-    pub encoders: BTreeMap<String, Made>,
+    pub encoders: BTreeMap<String, CacheEncoder>,
     /// What a person should know, a line each.
     pub problems: Vec<String>,
     shapes: Shapes,
@@ -110,14 +112,13 @@ pub fn side(
             verdict: finding.verdict,
             like: finding.like,
             after: finding.after,
-            tolerance: finding.tolerance,
+            as_experiment: winner.as_experiment,
             matching: finding.matching,
             compared: finding.compared,
             tried: finding.tried,
-            as_experiment: winner.as_experiment,
-            part: winner.part,
         };
-        encoders.insert(finding.slot, made);
+        let part = winner.part;
+        encoders.insert(finding.slot, CacheEncoder { made, part });
     }
     let mut files = BTreeMap::new();
     for paired in &texts.paired {
@@ -147,7 +148,7 @@ impl CacheSide {
     /// # Errors
     /// If the caption cannot be tokenized.
     pub fn output(&self, slot: &str, caption: &str) -> Result<InCache, Error> {
-        let (Some(made), Some(file)) = (self.encoders.get(slot), self.files.get(caption)) else {
+        let (Some(encoder), Some(file)) = (self.encoders.get(slot), self.files.get(caption)) else {
             return Ok(InCache::Missing(None));
         };
         let bad = |why: String| {
@@ -165,7 +166,7 @@ impl CacheSide {
         }
         match self.shapes.split(&entry) {
             Ok(mut seen) => match seen.remove(slot) {
-                Some(seen) => made.output(seen, caption),
+                Some(seen) => encoder.output(seen, caption),
                 None => Ok(InCache::Missing(None)),
             },
             Err(why) => bad(why),
@@ -173,13 +174,13 @@ impl CacheSide {
     }
 }
 
-impl Made {
+impl CacheEncoder {
     fn output(&self, seen: Seen, caption: &str) -> Result<InCache, Error> {
         let tokens = tokenize(&self.part, caption)?;
         let rows = seen.hidden.as_ref().map(Tensor::dims2).transpose()?;
         let rows = rows.map_or(0, |(rows, _)| rows);
         // Where nothing reproduces the cache, or it has rows that no id is of, the ids would be a guess.
-        let is_sure = self.verdict == Verdict::Reproduced && rows <= tokens.ids.len();
+        let is_sure = self.made.verdict == Verdict::Reproduced && rows <= tokens.ids.len();
         let known = || tokens.ids.get(..rows).map(<[u32]>::to_vec);
         let ids = seen.ids.or_else(|| known().filter(|_| is_sure));
         let output = EncoderOutput {

@@ -17,7 +17,7 @@ pub use caption::{CaptionDiff, EncoderDiff, Received, caption_diff};
 pub use set::{EncoderSetDiff, SetDiff, Spread, WorstCaption, set_diff};
 pub use side::Side;
 
-use crate::audit::{After, Made, Verdict};
+use crate::audit::Made;
 use crate::digest::Fingerprint;
 use crate::recipe::Diff;
 
@@ -33,44 +33,11 @@ pub struct Pairing {
     pub parameters: Diff,
     /// Of a side that is another trainer's cache: what made it, as far as it can be told.
     #[serde(skip_serializing_if = "no_cache")]
-    pub made: [Option<MadeBy>; 2],
+    pub made: [Option<Made>; 2],
 }
 
-fn no_cache(made: &[Option<MadeBy>; 2]) -> bool {
+fn no_cache(made: &[Option<Made>; 2]) -> bool {
     made.iter().all(Option::is_none)
-}
-
-/// What made an encoder's part of another trainer's cache, as an audit finds it.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct MadeBy {
-    /// Whether a recipe reproduces it; else the parameters are those of the nearest.
-    pub verdict: Verdict,
-    /// The variant that it is told against.
-    pub like: String,
-    /// What became of the encoder's sequence.
-    pub after: After,
-    /// Whether the Experiment's own recipe gives the same for the captions looked at.
-    pub as_experiment: bool,
-    /// Entries that are reproduced, of those that were looked at.
-    pub matching: usize,
-    /// Entries that were looked at.
-    pub compared: usize,
-    /// Recipes that were tried.
-    pub tried: usize,
-}
-
-impl From<&Made> for MadeBy {
-    fn from(made: &Made) -> Self {
-        Self {
-            verdict: made.verdict,
-            like: made.like.clone(),
-            after: made.after,
-            as_experiment: made.as_experiment,
-            matching: made.matching,
-            compared: made.compared,
-            tried: made.tried,
-        }
-    }
 }
 
 impl Pairing {

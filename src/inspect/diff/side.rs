@@ -4,8 +4,8 @@ use std::collections::HashMap;
 
 use serde_json::Value;
 
-use super::{MadeBy, Pairing};
-use crate::audit::{CacheSide, InCache, Made};
+use super::Pairing;
+use crate::audit::{CacheEncoder, CacheSide, InCache, Made};
 use crate::base_model::{BaseModel, TextEncoderPart};
 use crate::cache::{self, EncoderId, EncoderOutput, Specs};
 use crate::digest::Fingerprint;
@@ -84,9 +84,9 @@ impl<'a> Side<'a> {
     /// The encoders of another trainer's cache, by the slots of the Experiment that it was opened for. Their specs are those of the
     /// recipe that made it, or of the nearest.
     pub fn of_cache(name: String, cache: CacheSide) -> Self {
-        let id = |(slot, made): (&String, &Made)| EncoderId {
+        let id = |(slot, encoder): (&String, &CacheEncoder)| EncoderId {
             slot: slot.clone(),
-            spec: made.part.fingerprint,
+            spec: encoder.part.fingerprint,
         };
         Self {
             name,
@@ -110,7 +110,7 @@ impl<'a> Side<'a> {
     /// What made an encoder's part of a cache.
     pub(super) fn made(&self, slot: Option<&String>) -> Option<&Made> {
         match &self.source {
-            Source::Cache(cache) => cache.encoders.get(slot?),
+            Source::Cache(cache) => cache.encoders.get(slot?).map(|encoder| &encoder.made),
             Source::Store { .. } => None,
         }
     }
@@ -170,7 +170,7 @@ impl<'a> Side<'a> {
     /// The encoder, where there is more of it than its spec.
     fn part(&self, slot: &str) -> Option<&TextEncoderPart> {
         match &self.source {
-            Source::Cache(cache) => cache.encoders.get(slot).map(|made| &made.part),
+            Source::Cache(cache) => cache.encoders.get(slot).map(|encoder| &encoder.part),
             Source::Store { .. } => self.base?.encoders.iter().find(|part| part.slot == slot),
         }
     }
@@ -236,7 +236,7 @@ pub(super) fn pairings(first: &Side<'_>, second: &Side<'_>) -> Result<Vec<Pairin
     let pairing = |a: Option<&EncoderId>, b: Option<&EncoderId>, parameters| {
         let (a, b) = (side(a), side(b));
         let made = [first.made(a.0.as_ref()), second.made(b.0.as_ref())];
-        let made = made.map(|made| made.map(MadeBy::from));
+        let made = made.map(|made| made.cloned());
         // Parameters that these captions do not tell from the Experiment's own are no news.
         let is_own = made.iter().flatten().any(|made| made.as_experiment);
         let parameters = if is_own { Diff::default() } else { parameters };
