@@ -73,7 +73,7 @@ impl Manifest {
             }
         }
         for picture in pictures {
-            for &view in &picture.views {
+            for &view in picture.views.iter() {
                 entries.push((specs.latents, specs.view(picture.digest, view)));
             }
         }

@@ -19,6 +19,8 @@ mod tags;
 mod thumbnail;
 mod trigger;
 
+use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 pub use bucket::{BucketError, BucketRules, Buckets, Placement};
@@ -89,7 +91,7 @@ pub struct Viewed<'a> {
     /// Its size.
     pub size: Size,
     /// The views.
-    pub views: Vec<View>,
+    pub views: Cow<'a, [View]>,
 }
 
 impl Reference {
@@ -104,7 +106,7 @@ impl Reference {
             picture: &self.picture,
             digest: self.digest,
             size: self.size,
-            views: self.views.clone(),
+            views: Cow::Borrowed(&self.views),
         }
     }
 }
@@ -121,7 +123,7 @@ impl Item {
             picture: &self.picture,
             digest: self.digest,
             size: self.size,
-            views: self.views.clone(),
+            views: Cow::Borrowed(&self.views),
         }
     }
 
@@ -137,8 +139,8 @@ impl Item {
 pub fn viewed<'a>(items: &'a [Item], previews: &'a [Preview]) -> Vec<Viewed<'a>> {
     let of_items = items.iter().filter_map(|item| item.reference.as_ref());
     let references = of_items.chain(previews.iter().map(|preview| &preview.reference));
-    let mut seen = std::collections::BTreeSet::new();
-    let references = references.filter(|r| seen.insert((r.digest, r.views.clone())));
+    let mut seen = BTreeSet::new();
+    let references = references.filter(|r| seen.insert((r.digest, &r.views)));
     let mut all: Vec<Viewed<'a>> = items.iter().map(Item::viewed).collect();
     all.extend(references.map(Reference::viewed));
     all

@@ -213,7 +213,7 @@ pub struct Dataset {
     pub allow_empty_captions: bool,
     /// Whether captions are lists of tags, separated by commas, of which there are variants with the tags in other orders. Each is
     /// encoded like any caption; a step uses one of them, drawn from the seed.
-    #[serde(default, skip_serializing_if = "is_false")]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub shuffle_tags: bool,
     /// So many first tags of a caption stay where they are (kohya's `keep_tokens`).
     #[serde(default, skip_serializing_if = "is_nothing")]
@@ -361,10 +361,6 @@ fn reference() -> String {
 
 fn f32_precision() -> Precision {
     Precision::F32
-}
-
-fn is_false(flag: &bool) -> bool {
-    !flag
 }
 
 fn is_nothing(number: &usize) -> bool {

@@ -410,6 +410,23 @@ pub(super) struct Inputs {
 }
 
 impl Inputs {
+    /// The same in f64, so that a difference of two losses has digits to spare.
+    pub(super) fn in_f64(self) -> Self {
+        let wide = |tensor: Tensor| tensor.to_dtype(DType::F64).unwrap();
+        let conditioning = self.conditioning;
+        Self {
+            latents: wide(self.latents),
+            timesteps: self.timesteps,
+            conditioning: ConditioningTensors {
+                context: wide(conditioning.context),
+                pooled: wide(conditioning.pooled),
+                reference: conditioning.reference.map(wide),
+                ..conditioning
+            },
+            target: wide(self.target),
+        }
+    }
+
     pub(super) fn call(&self, model: &dyn Denoiser, tape: &Tape, adapters: &Bound) -> Value {
         self.try_call(model, tape, adapters).unwrap()
     }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::str::FromStr;
 
 use safetensors::{Dtype, SafeTensors};
 
@@ -231,14 +232,8 @@ fn place_facts(entry: &mut Entry) {
         .iter()
         .map(|(k, v)| (k.as_str(), v.as_str()))
         .collect();
-    let numbers = |key: String| -> Option<Vec<f32>> {
-        let text = facts.get(key.as_str())?;
-        text.split(',').map(|n| n.parse().ok()).collect()
-    };
-    let px = |key: &str| -> Option<Vec<u32>> {
-        let text = facts.get(key)?;
-        text.split(',').map(|n| n.parse().ok()).collect()
-    };
+    let px = |key: &str| facts.get(key).and_then(|text| listed::<u32>(text));
+    let numbers = |key: &str| facts.get(key).and_then(|text| listed::<f32>(text));
     let pair = |first: &str, second: &str| match (&*px(first)?, &*px(second)?) {
         (&[first], &[second]) => Some([first, second]),
         _ => None,
@@ -271,18 +266,23 @@ fn place_facts(entry: &mut Entry) {
             of.crop = kohya_crop(&ltrb, [*wide, *high]);
         }
         let original = &mut of.original;
-        *original = numbers(format!("original_size{suffix}"));
+        *original = numbers(&format!("original_size{suffix}"));
         if original.is_none() {
             // Height and width.
-            *original = numbers("original_resolution".to_owned())
+            *original = numbers("original_resolution")
                 .filter(|size| size.len() == 2)
                 .map(|size| vec![size[1], size[0]])
                 .or_else(|| {
-                    let side = |key: &str| numbers(key.to_owned())?.first().copied();
+                    let side = |key: &str| numbers(key)?.first().copied();
                     Some(vec![side("width")?, side("height")?])
                 });
         }
     }
+}
+
+/// Numbers between commas.
+fn listed<T: FromStr>(text: &str) -> Option<Vec<T>> {
+    text.split(',').map(|n| n.parse().ok()).collect()
 }
 
 /// Left and top of kohya's `crop_ltrb`, where that is a part of the resized picture as large as the latents: so plumb writes it. kohya

@@ -65,16 +65,26 @@ pub fn write(
         Target::Kohya => true,
         Target::AiToolkit => naming.ai_toolkit == AiToolkitNaming::Kohya,
     };
-    let native =
-        options.target == Target::AiToolkit && naming.ai_toolkit == AiToolkitNaming::Native;
-    let modules = match naming.kohya {
-        Spelling::Native if as_kohya => in_native_naming(modules, naming)?,
-        _ if native => in_native_naming(modules, naming)?,
-        _ => modules,
+    let is_native = match as_kohya {
+        true => naming.kohya == Spelling::Native,
+        false => {
+            options.target == Target::AiToolkit && naming.ai_toolkit == AiToolkitNaming::Native
+        }
+    };
+    let modules = match is_native {
+        true => in_native_naming(modules, naming)?,
+        false => modules,
     };
     let mut metadata = options.metadata.clone();
     // It describes the source's tensors.
     metadata.remove(ADAPTER_METADATA);
+    let names = match is_native {
+        true => naming.implementation,
+        false => "diffusers",
+    };
+    if let Some(implementation) = metadata.get_mut("modelspec.implementation") {
+        names.clone_into(implementation);
+    }
     describe_network(&mut metadata, &modules, naming, options.target, as_kohya);
     describe_adapters(&mut metadata, &modules, naming, options.target);
     let tensors = modules.into_iter().flat_map(|module| {
@@ -83,7 +93,7 @@ pub fn write(
         }
         match options.target {
             Target::Peft => as_they_are(module),
-            _ if native => folded(module, COMFY_COMPONENT),
+            _ if is_native => folded(module, COMFY_COMPONENT),
             _ => folded(module, naming.component),
         }
     });
@@ -221,17 +231,6 @@ fn describe_network(
         let module = naming.network_module.to_owned();
         metadata.insert("ss_network_module".to_owned(), module);
         metadata.insert("ss_network_args".to_owned(), "{}".to_owned());
-    }
-    if let Some(implementation) = metadata.get_mut("modelspec.implementation") {
-        let of_ai_toolkit = naming.ai_toolkit == AiToolkitNaming::Native;
-        let native = as_kohya && naming.kohya == Spelling::Native
-            || target == Target::AiToolkit && of_ai_toolkit;
-        let names = if native {
-            naming.implementation
-        } else {
-            "diffusers"
-        };
-        names.clone_into(implementation);
     }
     if let Some(version) = naming.base_version {
         let stated = metadata.entry("ss_base_model_version".to_owned());

@@ -10,7 +10,6 @@ use candle_core::{DType, Device, Tensor};
 use super::*;
 use crate::autograd::Tape;
 use crate::lora::Bound;
-use crate::models::ConditioningTensors;
 use crate::models::testing::{self, Golden, Inputs, Model, error_of, golden_path, message};
 use crate::nn::Kernels;
 

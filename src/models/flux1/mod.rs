@@ -31,38 +31,28 @@ use crate::vae::{Factors, LatentGeometry};
 const FLOW: Process = Process::new(Prediction::Flow);
 
 /// `PREFERED_KONTEXT_RESOLUTIONS` of the authors' `src/flux/util.py`, on which the model was trained: width and height.
-const KONTEXT_SIZES: [Size; 17] = kontext_sizes([
-    (672, 1568),
-    (688, 1504),
-    (720, 1456),
-    (752, 1392),
-    (800, 1328),
-    (832, 1248),
-    (880, 1184),
-    (944, 1104),
-    (1024, 1024),
-    (1104, 944),
-    (1184, 880),
-    (1248, 832),
-    (1328, 800),
-    (1392, 752),
-    (1456, 720),
-    (1504, 688),
-    (1568, 672),
-]);
+const KONTEXT_SIZES: [Size; 17] = [
+    size(672, 1568),
+    size(688, 1504),
+    size(720, 1456),
+    size(752, 1392),
+    size(800, 1328),
+    size(832, 1248),
+    size(880, 1184),
+    size(944, 1104),
+    size(1024, 1024),
+    size(1104, 944),
+    size(1184, 880),
+    size(1248, 832),
+    size(1328, 800),
+    size(1392, 752),
+    size(1456, 720),
+    size(1504, 688),
+    size(1568, 672),
+];
 
-const fn kontext_sizes(sides: [(u32, u32); 17]) -> [Size; 17] {
-    let mut sizes = [Size {
-        width: 0,
-        height: 0,
-    }; 17];
-    let mut n = 0;
-    while n < sizes.len() {
-        let (width, height) = sides[n];
-        sizes[n] = Size { width, height };
-        n += 1;
-    }
-    sizes
+const fn size(width: u32, height: u32) -> Size {
+    Size { width, height }
 }
 
 /// Steps, guidance and shift as in the authors' command lines (`src/flux/cli.py`, `cli_kontext.py`, `sampling.py`).

@@ -13,8 +13,8 @@ use candle_core::{DType, Device, Tensor};
 use super::*;
 use crate::autograd::Tape;
 use crate::lora::Bound;
+use crate::models::Components;
 use crate::models::testing::{self, Golden, Inputs, Model, error_of, golden_path, message};
-use crate::models::{Components, ConditioningTensors};
 use crate::nn::Kernels;
 
 pub(super) const MODELS: [&str; 2] = ["dev", "schnell"];

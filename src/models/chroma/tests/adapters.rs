@@ -52,19 +52,8 @@ fn no_target_reaches_the_approximator() {
 #[test]
 fn each_a_and_b_receives_the_gradient_that_finite_differences_give() {
     let golden = golden("two");
-    let wide = |tensor: Tensor| tensor.to_dtype(DType::F64).unwrap();
     let (set, _) = golden.adapters(&golden.model(), "all");
-    let inputs = golden.inputs(3);
-    let inputs = Inputs {
-        latents: wide(inputs.latents),
-        timesteps: inputs.timesteps,
-        conditioning: ConditioningTensors {
-            context: wide(inputs.conditioning.context),
-            pooled: wide(inputs.conditioning.pooled),
-            ..inputs.conditioning
-        },
-        target: wide(inputs.target),
-    };
+    let inputs = golden.inputs(3).in_f64();
     check_finite_differences(
         "two",
         &*golden.model_in_f64(),

@@ -32,19 +32,8 @@ fn every_adapter_on_every_preset_gets_a_gradient() {
 #[test]
 fn each_a_and_b_receives_the_gradient_that_finite_differences_give() {
     let golden = golden("dev");
-    let wide = |tensor: Tensor| tensor.to_dtype(DType::F64).unwrap();
     let (set, _) = golden.adapters(&golden.model(), "all");
-    let inputs = golden.inputs(3);
-    let inputs = Inputs {
-        latents: wide(inputs.latents),
-        timesteps: inputs.timesteps,
-        conditioning: ConditioningTensors {
-            context: wide(inputs.conditioning.context),
-            pooled: wide(inputs.conditioning.pooled),
-            ..inputs.conditioning
-        },
-        target: wide(inputs.target),
-    };
+    let inputs = golden.inputs(3).in_f64();
     check_finite_differences(
         "dev",
         &*golden.model_in_f64(),

@@ -42,20 +42,8 @@ fn running_blocks_again_gives_the_same_gradients_beside_a_reference() {
 #[test]
 fn each_a_and_b_receives_the_gradient_that_finite_differences_give_beside_a_reference() {
     let golden = golden("kontext");
-    let wide = |tensor: Tensor| tensor.to_dtype(DType::F64).unwrap();
     let (set, _) = golden.adapters(&golden.model(), "all");
-    let inputs = golden.inputs(1);
-    let inputs = Inputs {
-        latents: wide(inputs.latents),
-        timesteps: inputs.timesteps,
-        conditioning: ConditioningTensors {
-            context: wide(inputs.conditioning.context),
-            pooled: wide(inputs.conditioning.pooled),
-            reference: inputs.conditioning.reference.map(wide),
-            ..inputs.conditioning
-        },
-        target: wide(inputs.target),
-    };
+    let inputs = golden.inputs(1).in_f64();
     let model = golden.model_in_f64();
     check_finite_differences("kontext", &*model, &inputs, &set, "nothing is unused");
 }

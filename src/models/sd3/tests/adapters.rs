@@ -61,26 +61,11 @@ fn every_adapter_on_every_preset_gets_a_gradient() {
     MODELS.map(golden).iter().for_each(check_presets);
 }
 
-/// In f64, so that a difference of two losses has digits to spare.
-fn inputs_in_f64(golden: &Golden) -> Inputs {
-    let wide = |tensor: Tensor| tensor.to_dtype(DType::F64).unwrap();
-    let inputs = golden.inputs(1);
-    Inputs {
-        latents: wide(inputs.latents),
-        timesteps: inputs.timesteps,
-        conditioning: ConditioningTensors::new(
-            wide(inputs.conditioning.context),
-            wide(inputs.conditioning.pooled),
-        ),
-        target: wide(inputs.target),
-    }
-}
-
 #[test]
 fn each_a_and_b_receives_the_gradient_that_finite_differences_give() {
     for name in MODELS {
         let golden = golden(name);
-        let inputs = inputs_in_f64(&golden);
+        let inputs = golden.inputs(1).in_f64();
         let (set, _) = golden.adapters(&golden.model(), "all");
         // The last block drops what its context's queries find.
         let last = if name == "dual" { 2 } else { 1 };
