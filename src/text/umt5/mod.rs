@@ -48,7 +48,7 @@ impl Kind for Umt5 {
     }
 
     fn weights(&self) -> &'static str {
-        "UMT5 weights, a safetensors or GGUF file or a folder"
+        "UMT5 weights, a safetensors, GGUF or PyTorch (.pth) file or a folder"
     }
 
     fn anchors(&self) -> &'static [&'static str] {
