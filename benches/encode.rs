@@ -15,9 +15,9 @@ use plumb::text::activation::Activation;
 use plumb::text::clip::{ClipForward, ClipTextArchitecture, ClipTextNetwork, PooledRule};
 use plumb::text::qwen3::{self, Qwen3Architecture, Qwen3Forward, Qwen3Network};
 use plumb::text::spec::EncoderMask;
+use plumb::text::t5::umt5::{Umt5EncoderArchitecture, Umt5Network};
 use plumb::text::t5::{T5EncoderArchitecture, T5Forward, T5Mask, T5Network, T5PadRows};
 use plumb::text::tokenizer::Tokens;
-use plumb::text::umt5::{Umt5EncoderArchitecture, Umt5Network};
 use plumb::text::{Encoded, Network, Residency, TextEncoder};
 use rayon::prelude::*;
 

@@ -24,6 +24,7 @@ mod file;
 mod gguf;
 mod header;
 mod kind;
+mod number;
 mod paths;
 pub(crate) mod pickle;
 mod scaled;
@@ -48,7 +49,7 @@ pub use file::FileState;
 use file::WeightsFile;
 pub use header::length as header_length;
 pub use kind::{KIND_BYTES, other_kind};
-pub use pickle::NumberType;
+pub use number::NumberType;
 
 use super::Kernels;
 use crate::digest::Digest;

@@ -36,7 +36,6 @@ pub mod qwen3;
 pub mod spec;
 pub mod t5;
 pub mod tokenizer;
-pub mod umt5;
 
 use std::sync::Arc;
 
@@ -51,7 +50,7 @@ pub use tokenizer::{Tokenizer, TokenizerIdentity, Tokens};
 use crate::nn::weights::Weights;
 
 /// Every kind of text encoder this program knows.
-pub const KINDS: &[&dyn Kind] = &[&clip::ClipText, &t5::T5, &qwen3::Qwen3, &umt5::Umt5];
+pub const KINDS: &[&dyn Kind] = &[&clip::ClipText, &t5::T5, &qwen3::Qwen3, &t5::Umt5];
 
 /// The kind that recipes and specs call `name`.
 ///

@@ -76,12 +76,12 @@ pub(super) fn read(fields: ConfigFields<'_>) -> Result<T5EncoderArchitecture, Co
 }
 
 /// What a configuration's fields are where it does not name them.
-pub(in crate::text) struct Defaults {
-    pub(in crate::text) vocab_size: usize,
-    pub(in crate::text) d_ff: usize,
-    pub(in crate::text) num_layers: usize,
-    pub(in crate::text) num_heads: usize,
-    pub(in crate::text) feed_forward_proj: &'static str,
+pub(super) struct Defaults {
+    pub(super) vocab_size: usize,
+    pub(super) d_ff: usize,
+    pub(super) num_layers: usize,
+    pub(super) num_heads: usize,
+    pub(super) feed_forward_proj: &'static str,
 }
 
 /// `T5Config`'s defaults, those of t5-small.
@@ -94,7 +94,7 @@ const DEFAULTS: Defaults = Defaults {
 };
 
 /// The architecture of a configuration of either kind.
-pub(in crate::text) fn read_fields(
+pub(super) fn read_fields(
     mut fields: ConfigFields<'_>,
     defaults: &Defaults,
 ) -> Result<T5EncoderArchitecture, ConfigError> {
@@ -185,7 +185,7 @@ pub(super) fn published(slot: &str) -> Option<T5EncoderArchitecture> {
 }
 
 /// The XXL of either kind, of a vocabulary of this size.
-pub(in crate::text) fn xxl(vocab_size: usize) -> T5EncoderArchitecture {
+pub(super) fn xxl(vocab_size: usize) -> T5EncoderArchitecture {
     T5EncoderArchitecture {
         vocab_size,
         d_model: 4096,

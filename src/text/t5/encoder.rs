@@ -20,7 +20,7 @@ use crate::text::names::refuse_unexpected;
 use crate::text::{Encoded, Error, LoadedNetwork, LocatedEncoder, Residency, Tokens};
 
 /// Finds the encoder, and checks by the headers that all of it is there and nothing more. The rules need all of it.
-pub(in crate::text) fn locate(stack: &Stack, weights: &Weights) -> Result<LocatedEncoder, Error> {
+pub(super) fn locate(stack: &Stack, weights: &Weights) -> Result<LocatedEncoder, Error> {
     check(stack)?;
     let architecture = &stack.architecture;
     let found = names::locate(weights, stack)?;
@@ -130,7 +130,7 @@ impl Block {
 }
 
 /// An encoder, ready to run.
-pub(in crate::text) struct T5Encoder {
+pub(super) struct T5Encoder {
     stack: Stack,
     /// By canonical name.
     weights: Weights,
@@ -142,7 +142,7 @@ pub(in crate::text) struct T5Encoder {
 }
 
 impl T5Encoder {
-    pub(in crate::text) fn load(
+    pub(super) fn load(
         stack: Stack,
         weights: &Weights,
         residency: Residency,

@@ -69,7 +69,7 @@ impl Implementation for Fast {
 }
 
 /// The ids of a text of which each word is read for itself, its mark before it; a mark without a word is one, too.
-pub(in crate::text) fn words_ids(pipeline: &Pipeline, text: &str) -> Result<Vec<u32>, String> {
+pub(super) fn words_ids(pipeline: &Pipeline, text: &str) -> Result<Vec<u32>, String> {
     let mut marked = text.replace(' ', MARK);
     if !marked.is_empty() && !marked.starts_with(MARK) {
         marked.insert_str(0, MARK);

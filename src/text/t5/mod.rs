@@ -7,15 +7,16 @@
 //! - `names`: where files keep the tensors
 //! - `encoder`, `bias`: the network, and its relative position bias
 
-pub(in crate::text) mod architecture;
+mod architecture;
 mod bias;
 mod charsmap;
-pub(in crate::text) mod encoder;
-pub(in crate::text) mod implementations;
-pub(in crate::text) mod names;
+mod encoder;
+mod implementations;
+mod names;
 mod rules;
 mod sentencepiece;
-pub(in crate::text) mod tokenizer;
+mod tokenizer;
+pub mod umt5;
 
 use std::sync::Arc;
 
@@ -32,6 +33,7 @@ use crate::nn::weights::Weights;
 
 pub use architecture::T5EncoderArchitecture;
 pub use rules::{T5Forward, T5Mask, T5PadRows};
+pub use umt5::Umt5;
 
 /// The kind `t5_encoder`.
 #[derive(Debug)]
@@ -120,15 +122,15 @@ impl T5Network {
 
 /// An encoder of either kind, and what is taken from it.
 #[derive(Clone, Debug)]
-pub(in crate::text) struct Stack {
+pub(super) struct Stack {
     /// Its kind.
-    pub(in crate::text) kind: &'static dyn Kind,
+    pub(super) kind: &'static dyn Kind,
     /// Sizes and constants.
-    pub(in crate::text) architecture: T5EncoderArchitecture,
+    pub(super) architecture: T5EncoderArchitecture,
     /// What is taken from it.
-    pub(in crate::text) forward: T5Forward,
+    pub(super) forward: T5Forward,
     /// Which blocks have a position bias of their own.
-    pub(in crate::text) tables: names::BiasTables,
+    pub(super) tables: names::BiasTables,
 }
 
 impl Network for T5Network {

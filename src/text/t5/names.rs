@@ -20,7 +20,7 @@ const WAN_ANCHOR: &str = "blocks.0.pos_embedding.embedding.weight";
 /// A name that gives an encoder away, in each naming.
 pub(super) const ANCHORS: &[&str] = &[ANCHOR, LLAMA_CPP_ANCHOR];
 /// A name that gives an encoder with a table in every block away, in each naming.
-pub(in crate::text) const UMT5_ANCHORS: &[&str] = &[
+pub(super) const UMT5_ANCHORS: &[&str] = &[
     "encoder.block.1.layer.0.SelfAttention.relative_attention_bias.weight",
     "enc.blk.1.attn_rel_b.weight",
     WAN_ANCHOR,
@@ -28,7 +28,7 @@ pub(in crate::text) const UMT5_ANCHORS: &[&str] = &[
 
 /// Which blocks have a relative position bias of their own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::text) enum BiasTables {
+pub(super) enum BiasTables {
     /// The first; its table serves all (T5).
     First,
     /// Every one (UMT5).

@@ -117,7 +117,7 @@ impl ForwardRecipe for T5Forward {
 
 impl T5Forward {
     /// These rules as a spec has them; in `tokens`, what has no effect beside them takes one fixed value.
-    pub(in crate::text) fn effective(&self, tokens: &mut TokenRules) -> Self {
+    pub(super) fn effective(&self, tokens: &mut TokenRules) -> Self {
         let mut forward = self.clone();
         if self.pad_rows == T5PadRows::Drop {
             tokens.forget_pads();
@@ -128,11 +128,7 @@ impl T5Forward {
     }
 
     /// How many numbers the outputs for `tokens` have.
-    pub(in crate::text) fn numbers(
-        &self,
-        architecture: &T5EncoderArchitecture,
-        tokens: &Tokens,
-    ) -> usize {
+    pub(super) fn numbers(&self, architecture: &T5EncoderArchitecture, tokens: &Tokens) -> usize {
         self.pad_rows.kept(tokens.count, tokens.ids.len()) * architecture.d_model
     }
 }

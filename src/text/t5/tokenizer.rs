@@ -24,25 +24,25 @@ use crate::text::tokenizer::{
     Vocabulary, Windows, read_bytes,
 };
 
-pub(in crate::text) const EOS: &str = "</s>";
-pub(in crate::text) const UNKNOWN: &str = "<unk>";
+pub(super) const EOS: &str = "</s>";
+pub(super) const UNKNOWN: &str = "<unk>";
 /// The index that transformers 5 takes for that of the unknown piece, whatever the vocabulary says.
-pub(in crate::text) const UNKNOWN_ID: usize = 2;
+pub(super) const UNKNOWN_ID: usize = 2;
 
 /// What T5's and UMT5's vocabularies differ in.
-pub(in crate::text) struct Dialect {
+pub(super) struct Dialect {
     /// The first word of the canonical form.
-    pub(in crate::text) kind: &'static str,
+    pub(super) kind: &'static str,
     /// The index of the piece `<unk>`.
-    pub(in crate::text) unknown: usize,
+    pub(super) unknown: usize,
     /// How many `<extra_id_*>` pieces follow the pieces of a `spiece.model`.
-    pub(in crate::text) extra_ids: usize,
+    pub(super) extra_ids: usize,
     /// The tokens that are read as their ids wherever they stand, beside `<extra_id_*>`.
-    pub(in crate::text) specials: &'static [&'static str],
+    pub(super) specials: &'static [&'static str],
     /// Whether pieces without text may be there, which nothing is read as.
-    pub(in crate::text) hollow: bool,
+    pub(super) hollow: bool,
     /// The ways from a text to ids beside transformers 5's, of a character map.
-    pub(in crate::text) implementations: fn(Option<&[u8]>) -> Result<NamedImplementations, String>,
+    pub(super) implementations: fn(Option<&[u8]>) -> Result<NamedImplementations, String>,
 }
 
 static T5_DIALECT: Dialect = Dialect {
@@ -144,7 +144,7 @@ fn is_sentinel(piece: &str) -> bool {
     number.is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
 }
 
-pub(in crate::text) fn read(
+pub(super) fn read(
     format: &TokenizerFormat,
     dialect: &'static Dialect,
     file: &Path,

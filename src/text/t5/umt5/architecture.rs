@@ -5,10 +5,10 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use super::super::T5EncoderArchitecture;
+use super::super::architecture::{Defaults, read_fields, xxl};
 use super::Umt5;
 use crate::text::config::{ConfigError, ConfigFields};
-use crate::text::t5::T5EncoderArchitecture;
-use crate::text::t5::architecture::{Defaults, read_fields, xxl};
 use crate::text::{Architecture, Kind};
 
 /// The effective fields of a `UMT5Config`, for the encoder: T5's.

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
+use super::super::T5Forward;
 use super::{Umt5, Umt5EncoderArchitecture, Umt5Network, tokenizer};
 use crate::text::spec::TokenRules;
-use crate::text::t5::T5Forward;
 use crate::text::tokenizer::{IMPLEMENTATION, check_implementation};
 use crate::text::{Architecture, Contradiction, ForwardRecipe, Kind, Misfit, Network};
 

@@ -9,9 +9,9 @@ use tokenizers::normalizers::replace::ReplacePattern;
 use tokenizers::normalizers::{Precompiled, Replace};
 use tokenizers::{NormalizedString, Normalizer as _};
 
+use super::super::implementations::words_ids;
+use super::super::tokenizer::{Dialect, EOS, UNKNOWN, UNKNOWN_ID, read};
 use crate::text::spec::TokenRules;
-use crate::text::t5::implementations::words_ids;
-use crate::text::t5::tokenizer::{Dialect, EOS, UNKNOWN, UNKNOWN_ID, read};
 use crate::text::tokenizer::{
     IMPLEMENTATION, Implementation, NamedImplementations, Pipeline, TokenizerFormat, Windows,
 };

@@ -1,4 +1,4 @@
-//! The encoder of UMT5, of every size: T5's (`t5`) with a position bias of its own in every block, and another tokenizer.
+//! The encoder of UMT5, of every size: T5's with a position bias of its own in every block, and another tokenizer.
 //! The two have the same names and shapes of tensors otherwise, so that each kind refuses the other's files.
 //!
 //! - `architecture`: `config.json`, and what was published
@@ -15,17 +15,17 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
-use super::config::{ConfigError, ConfigFields};
-use super::spec::PadText;
-use super::t5::encoder::{self, T5Encoder};
-use super::t5::names::{BiasTables, UMT5_ANCHORS};
-use super::t5::{Stack, T5Forward};
-use super::tokenizer::{TokenizerFormat, implementation_default};
-use super::{
+use super::encoder::{self, T5Encoder};
+use super::names::{BiasTables, UMT5_ANCHORS};
+use super::{Stack, T5Forward};
+use crate::nn::weights::Weights;
+use crate::text::config::{ConfigError, ConfigFields};
+use crate::text::spec::PadText;
+use crate::text::tokenizer::{TokenizerFormat, implementation_default};
+use crate::text::{
     Architecture, Error, ForwardRecipe, Kind, LoadedNetwork, LocatedEncoder, Network, Residency,
     Tokens,
 };
-use crate::nn::weights::Weights;
 
 pub use architecture::Umt5EncoderArchitecture;
 pub use rules::Umt5ForwardRecipe;
