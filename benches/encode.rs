@@ -15,6 +15,7 @@ use plumb::text::activation::Activation;
 use plumb::text::clip::{ClipForward, ClipTextArchitecture, ClipTextNetwork, PooledRule};
 use plumb::text::qwen3::{self, Qwen3Architecture, Qwen3Forward, Qwen3Network};
 use plumb::text::spec::EncoderMask;
+use plumb::text::t5::umt5::{Umt5EncoderArchitecture, Umt5Network};
 use plumb::text::t5::{T5EncoderArchitecture, T5Forward, T5Mask, T5Network, T5PadRows};
 use plumb::text::tokenizer::Tokens;
 use plumb::text::{Encoded, Network, Residency, TextEncoder};
@@ -97,20 +98,21 @@ fn benches() -> Vec<Bench> {
             pad,
         }
     };
-    let t5 = |name, (d_model, d_ff, num_layers, num_heads), length, masked| {
-        let architecture = T5EncoderArchitecture {
-            vocab_size: 32128,
-            d_model,
-            d_kv: 64,
-            d_ff,
-            num_layers,
-            num_heads,
-            activation: Activation::GeluNew,
-            is_gated_act: true,
-            layer_norm_epsilon: 1e-6,
-            relative_attention_num_buckets: 32,
-            relative_attention_max_distance: 128,
-        };
+    let sizes = |vocab_size, (d_model, d_ff, num_layers, num_heads)| T5EncoderArchitecture {
+        vocab_size,
+        d_model,
+        d_kv: 64,
+        d_ff,
+        num_layers,
+        num_heads,
+        activation: Activation::GeluNew,
+        is_gated_act: true,
+        layer_norm_epsilon: 1e-6,
+        relative_attention_num_buckets: 32,
+        relative_attention_max_distance: 128,
+    };
+    let t5 = |name, of, length, masked| {
+        let architecture = sizes(32128, of);
         let (mask, pad_rows) = match masked {
             true => (T5Mask::Pads, T5PadRows::Drop),
             false => (T5Mask::None, T5PadRows::Keep),
@@ -123,6 +125,28 @@ fn benches() -> Vec<Bench> {
                 forward: T5Forward { mask, pad_rows },
             }),
             masked,
+            length,
+            eos: 1,
+            pad: 0,
+        }
+    };
+    let umt5 = |name, of, length| {
+        let architecture = sizes(256_384, of);
+        let mut tensors = t5_tensors(&architecture);
+        let (first, shape) = tensors[1].clone();
+        let of_block = |block| first.replace("block.0", &format!("block.{block}"));
+        tensors.extend((1..architecture.num_layers).map(|block| (of_block(block), shape.clone())));
+        Bench {
+            name,
+            tensors,
+            network: Box::new(Umt5Network {
+                architecture: Umt5EncoderArchitecture(architecture),
+                forward: T5Forward {
+                    mask: T5Mask::Pads,
+                    pad_rows: T5PadRows::Drop,
+                },
+            }),
+            masked: true,
             length,
             eos: 1,
             pad: 0,
@@ -174,6 +198,7 @@ fn benches() -> Vec<Bench> {
         t5("T5 large, 77, pads attended", large, 77, false),
         t5("T5 large, 256, pads attended", large, 256, false),
         t5("T5 large, 256, pads masked", large, 256, true),
+        umt5("UMT5 base, 512, pads masked", base, 512),
         qwen3("Qwen3 0.6B, 77, pads dropped", true),
         qwen3("Qwen3 0.6B, 77, pads kept", false),
     ]

@@ -12,7 +12,7 @@ import time
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import CLIPTextConfig, CLIPTextModelWithProjection, Qwen3Config, Qwen3Model, T5Config, T5EncoderModel
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection, Qwen3Config, Qwen3Model, T5Config, T5EncoderModel, UMT5Config, UMT5EncoderModel
 
 folder, threads = pathlib.Path(sys.argv[1]), int(sys.argv[2])
 torch.set_num_threads(threads)
@@ -33,7 +33,8 @@ with torch.device("meta"):
         model = Qwen3Model(Qwen3Config(**{k: a[k] for k in sizes}, rope_parameters=rope))
     else:
         sizes = ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads")
-        model = T5EncoderModel(T5Config(**{k: a[k] for k in sizes}, feed_forward_proj="gated-gelu"))
+        config, model = (UMT5Config, UMT5EncoderModel) if a["kind"] == "umt5_encoder" else (T5Config, T5EncoderModel)
+        model = model(config(**{k: a[k] for k in sizes}, feed_forward_proj="gated-gelu"))
 weights = {k: v.float() for k, v in load_file(folder / "model.safetensors").items()}
 model.load_state_dict(weights, strict=False, assign=True)
 if hasattr(model, "text_model"):  # buffers that are in no file

@@ -116,6 +116,9 @@ def _columns(recipe: Recipe, group: tuple[str, ...], outputs: Mapping[str, Encod
         if slot in recipe.zeroed and output.token_count < len(hidden):
             hidden = hidden.copy()
             hidden[output.token_count :] = 0.0
+        least = dict(recipe.filled_rows).get(slot, 0)
+        if len(hidden) < least:
+            hidden = np.pad(hidden, ((0, least - len(hidden)), (0, 0)))
         columns.append(hidden)
     if len({len(column) for column in columns}) > 1:
         raise Error(f"the sequences of {shown(', '.join(group))} have {[len(c) for c in columns]} rows, expected as many in each")

@@ -33,6 +33,8 @@ class Recipe:
     """Slot and spec of each encoder that there is, in the recipe's order."""
     zero_rows: tuple[tuple[str, int], ...]
     """Slot and rows of zeros of each encoder that is left out."""
+    filled_rows: tuple[tuple[str, int], ...]
+    """Slot and rows, of each slot whose sequence is filled up to so many with rows of zeros."""
     context: tuple[tuple[str, ...], ...]
     """Slots whose sequences are joined by channel; the results are joined by row."""
     pooled: tuple[str, ...]
@@ -81,6 +83,8 @@ def recipe_of(model: object, place: str) -> Recipe:
     pads = assembly.mapping("pads", lambda v: v in ("keep", "zero"), '"keep" or "zero"')
     latents = read.inner("latents")
     scale, shift, mean, std = _statistics(latents.inner("statistics"), latents.whole("channels"))
+    # Absent where nothing is filled.
+    filled = read.mapping("filled_rows", _is_count, "a number of rows") if "filled_rows" in read.members else {}
     encoders = [_Reader(e, f"{place}, encoders") for e in read.items("encoders")]
     return Recipe(
         name=read.text("recipe"),
@@ -88,6 +92,7 @@ def recipe_of(model: object, place: str) -> Recipe:
         deviations=tuple(_deviation(_Reader(d, f"{place}, deviations")) for d in read.items("deviations")),
         encoders=tuple((encoder.text("slot"), encoder.id("spec")) for encoder in encoders),
         zero_rows=tuple(read.mapping("zero_rows", _is_count, "a number of rows").items()),
+        filled_rows=tuple(filled.items()),
         context=tuple(tuple(assembly.words(group)) for group in assembly.items("context")),
         pooled=tuple(assembly.words(assembly.items("pooled"))),
         zeroed=frozenset(slot for slot, rule in pads.items() if rule == "zero"),

@@ -9,7 +9,7 @@ use candle_core::{DType, Device, Result, Tensor, bail};
 
 use crate::models::ConditioningTensors;
 use crate::recipe::Recipe;
-use crate::recipe::rules::{Absent, AssembledPads, Unconditional};
+use crate::recipe::rules::{Absent, AssembledPads, DenoiserMask, Unconditional};
 
 /// One encoder's output for one caption, as f32.
 #[derive(Clone, Debug)]
@@ -101,7 +101,8 @@ pub fn assemble(
             };
             let zeroed = assembly.pads.get(slot) == Some(&AssembledPads::Zero);
             columns.push(if zeroed {
-                zero_rows_from(hidden, output.token_count)?
+                let least = filled_rows(recipe, slot).unwrap_or(0);
+                zero_rows_from(hidden, output.token_count, least)?
             } else {
                 hidden.clone()
             });
@@ -180,8 +181,20 @@ fn stand_in(recipe: &Recipe, slot: &str, width: usize) -> Result<Tensor> {
     }
 }
 
-fn zero_rows_from(hidden: &Tensor, count: usize) -> Result<Tensor> {
+/// How many rows a slot has at least, zeros behind those of its true tokens, where its pads become zeros that the denoiser sees:
+/// whether the store has rows of pads or not, it sees as many.
+pub(super) fn filled_rows(recipe: &Recipe, slot: &str) -> Option<usize> {
+    let assembly = recipe.assembly();
+    let zeroed = assembly.pads.get(slot) == Some(&AssembledPads::Zero);
+    let seen = assembly.mask == DenoiserMask::None;
+    let encoder = recipe.encoder(slot).filter(|_| zeroed && seen)?;
+    Some(encoder.rules.tokens.min_tokens)
+}
+
+/// `hidden` with zeros in its rows from `count` on, and `least` rows at least.
+fn zero_rows_from(hidden: &Tensor, count: usize, least: usize) -> Result<Tensor> {
     let (rows, width) = hidden.dims2()?;
+    let (count, rows) = (count.min(rows), rows.max(least));
     if count >= rows {
         return Ok(hidden.clone());
     }
@@ -250,6 +263,20 @@ mod tests {
             made.pooled.to_vec1::<f32>().expect("values"),
             [1.0, 1.0, 2.0, 2.0, 2.0]
         );
+    }
+
+    #[test]
+    fn zeros_that_the_denoiser_sees_are_there_whether_the_store_has_them_or_not() {
+        let wan = Recipe::resolve("wan", "t2v-1.3b", "reference", &toml::Table::new());
+        let wan = wan.expect("shipped");
+        for stored in [2, 5] {
+            let outputs = EncoderOutputs::from([("umt5".to_owned(), output(stored, 6, 0, 3.0))]);
+            let made = assemble(&wan, &outputs, 6).expect("assembled");
+            assert_eq!(made.context.dims(), [512, 6]);
+            let rows = made.context.to_vec2::<f32>().expect("values");
+            assert_eq!((rows[1][0], rows[2][0], rows[511][5]), (3.0, 0.0, 0.0));
+            assert_eq!((made.token_count, made.pooled.dims()), (None, &[0][..]));
+        }
     }
 
     #[test]

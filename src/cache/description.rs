@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
+use super::conditioning::filled_rows;
 use super::{EncoderId, Specs};
 use crate::base_model::BaseModel;
 use crate::digest::Fingerprint;
@@ -30,6 +31,10 @@ pub struct Description {
     encoders: Vec<EncoderId>,
     /// By the slot of each encoder that is left out, the rows of zeros in its place.
     zero_rows: BTreeMap<String, usize>,
+    /// By slot, how many rows there are at least, zeros behind those of its true tokens: where its pads become zeros that the denoiser
+    /// sees.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    filled_rows: BTreeMap<String, usize>,
     /// How the encoders' outputs become context, pooled vector and mask.
     assembly: Assembly,
     /// Channels of the context, up to which rows are filled with zeros.
@@ -69,6 +74,10 @@ impl From<&BaseModel> for Description {
                 _ => None,
             }
         });
+        let filled_rows = recipe.encoders().iter().filter_map(|encoder| {
+            let rows = filled_rows(recipe, &encoder.slot)?;
+            Some((encoder.slot.clone(), rows))
+        });
         let geometry = base.latent_geometry();
         Self {
             version: DESCRIPTION_VERSION,
@@ -76,6 +85,7 @@ impl From<&BaseModel> for Description {
             recipe_fingerprint: recipe.fingerprint(),
             deviations: recipe.deviations().to_vec(),
             zero_rows: zero_rows.collect(),
+            filled_rows: filled_rows.collect(),
             assembly: recipe.assembly().clone(),
             context_width: base.denoiser.context_width(),
             latents: LatentDescription {

@@ -342,11 +342,19 @@ pub(super) fn check_activations(golden: &Golden, latents: (usize, usize), contex
     let inputs = golden.inputs(0).resized(latents, context);
     let reference = inputs.conditioning.reference.as_ref();
     let reference = reference.map(|t| t.dims4().unwrap());
+    // Of videos what is beyond batch, channels, height and width.
+    let frames = match *inputs.latents.dims() {
+        [_, _, frames, _, _] => frames,
+        _ => 1,
+    };
     for preset in family.presets {
         let set = trained(&model, preset.name);
         let step = StepShape {
             samples: inputs.latents.dim(0).unwrap(),
-            latents: Extents::picture(latents.0, latents.1),
+            latents: Extents {
+                frames,
+                ..Extents::picture(latents.0, latents.1)
+            },
             reference: reference.map(|(_, _, h, w)| Extents::picture(h, w)),
             context,
             adapted: set
@@ -457,7 +465,10 @@ impl Inputs {
 
     /// Of other extents, with made-up numbers.
     fn resized(&self, (h, w): (usize, usize), context: usize) -> Self {
-        let (b, c, ..) = self.latents.dims4().unwrap();
+        let (b, c) = (self.latents.dim(0).unwrap(), self.latents.dim(1).unwrap());
+        let mut shape = self.latents.dims().to_vec();
+        let sides = shape.len() - 2;
+        shape[sides..].copy_from_slice(&[h, w]);
         let width = self.conditioning.context.dim(2).unwrap();
         let made = |shape: &[usize]| {
             crate::nn::tests::normal(1, shape)
@@ -465,7 +476,7 @@ impl Inputs {
                 .unwrap()
         };
         Self {
-            latents: made(&[b, c, h, w]),
+            latents: made(&shape),
             timesteps: self.timesteps.clone(),
             conditioning: ConditioningTensors {
                 context: made(&[b, context, width]),
@@ -473,7 +484,7 @@ impl Inputs {
                 reference: (self.conditioning.reference.as_ref()).map(|_| made(&[b, c, h / 2, w])),
                 ..self.conditioning.clone()
             },
-            target: made(&[b, c, h, w]),
+            target: made(&shape),
         }
     }
 

@@ -59,9 +59,14 @@ impl Loader<'_> {
 
     /// diffusers' FeedForward.
     pub(super) fn feed_forward(&self, name: &str) -> Loaded<FeedForward> {
+        self.feed_forward_of(name, MLP_RATIO * self.width)
+    }
+
+    /// diffusers' FeedForward of `inner` channels inside.
+    pub(super) fn feed_forward_of(&self, name: &str, inner: usize) -> Loaded<FeedForward> {
         Ok(FeedForward {
-            up: self.wide(&format!("{name}.net.0.proj"), (MLP_RATIO, 1))?,
-            down: self.wide(&format!("{name}.net.2"), (1, MLP_RATIO))?,
+            up: self.linear(&format!("{name}.net.0.proj"), (inner, self.width))?,
+            down: self.linear(&format!("{name}.net.2"), (self.width, inner))?,
         })
     }
 
@@ -120,6 +125,11 @@ impl Modulation {
             pass.tape.reshape(&one, &[b, d])
         };
         Ok(Self(numbers.iter().map(vector).collect::<Result<_>>()?))
+    }
+
+    /// Of parts [b, d] that were made elsewhere.
+    pub(super) fn of(parts: Vec<Value>) -> Self {
+        Self(parts)
     }
 
     /// The norm of `x` [b, n, d], times 1 + the `scale`th part, plus the `shift`th.

@@ -1,6 +1,7 @@
-//! Weights: safetensors and GGUF files, read tensor by tensor.
+//! Weights: safetensors and GGUF files and checkpoints of PyTorch, read tensor by tensor.
 //!
 //! - `file`, `header`, `gguf`: files and what their headers say; `kind`: what other files are; `scaled`: 8-bit weights with scales
+//! - `torch`, `pickle`: checkpoints of `torch.save`, read as data
 //! - `element`, `cast`, `blocks`: the types that numbers are stored as, and the way from there to tensors
 //! - `paths`: folders and indexes of shards; `view`, `content`: one tensor as stored; `digest`: the id of many; `audit`: everything that does not fit; `error`: what can be wrong
 //!
@@ -23,10 +24,13 @@ mod file;
 mod gguf;
 mod header;
 mod kind;
+mod number;
 mod paths;
+pub(crate) mod pickle;
 mod scaled;
 #[cfg(test)]
 mod tests;
+mod torch;
 mod view;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -45,6 +49,7 @@ pub use file::FileState;
 use file::WeightsFile;
 pub use header::length as header_length;
 pub use kind::{KIND_BYTES, other_kind};
+pub use number::NumberType;
 
 use super::Kernels;
 use crate::digest::Digest;
@@ -147,7 +152,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Weights {
-    /// Opens files (safetensors or GGUF), shard indexes (`*.safetensors.index.json`) and folders holding one of
+    /// Opens files (safetensors, GGUF, or of `torch.save`), shard indexes (`*.safetensors.index.json`) and folders holding one of
     /// these; tensors will be f32 on the CPU.
     ///
     /// # Errors

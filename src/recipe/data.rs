@@ -25,9 +25,14 @@ pub struct RecipeFile {
 
 static SHIPPED: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/configs/recipes");
 
+/// Families that no model can be opened of yet: their recipes are read by tests alone.
+const NOT_YET: &[&str] = &["wan"];
+
 /// Every shipped recipe file, family by family: the reference, then the others by name. Adding a variant is adding its file.
 pub fn files() -> Vec<RecipeFile> {
-    let folders = SHIPPED.dirs().flat_map(Dir::files);
+    let is_ready =
+        |folder: &&Dir<'_>| cfg!(test) || !NOT_YET.iter().any(|name| folder.path().ends_with(name));
+    let folders = SHIPPED.dirs().filter(is_ready).flat_map(Dir::files);
     let mut files: Vec<RecipeFile> = folders
         .filter_map(|file| {
             let path = file.path().to_str()?;

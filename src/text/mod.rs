@@ -50,7 +50,7 @@ pub use tokenizer::{Tokenizer, TokenizerIdentity, Tokens};
 use crate::nn::weights::Weights;
 
 /// Every kind of text encoder this program knows.
-pub const KINDS: &[&dyn Kind] = &[&clip::ClipText, &t5::T5, &qwen3::Qwen3];
+pub const KINDS: &[&dyn Kind] = &[&clip::ClipText, &t5::T5, &qwen3::Qwen3, &t5::Umt5];
 
 /// The kind that recipes and specs call `name`.
 ///

@@ -163,6 +163,14 @@ pub enum Cleanup {
     /// `(x)`, `(x:1.2)` lose parentheses and weights and stand apart as words of their own, `\(` `\)` lose the
     /// backslash (Stability's reference).
     DropPromptWeights,
+    /// `fix_text` of the Python package ftfy, version 6.3.1: text that was decoded wrongly is mended, and entities, ligatures,
+    /// full-width letters, curly quotes, line breaks and control characters become plain (Wan).
+    #[serde(rename = "ftfy_6.3")]
+    Ftfy63,
+    /// HTML entities become the characters that they name, twice: `&amp;amp;` becomes `&` (Wan).
+    UnescapeHtmlTwice,
+    /// Runs of white space become one space, those at the ends nothing (Wan).
+    CollapseWhitespace,
 }
 
 /// Where a too long sequence is cut.

@@ -103,6 +103,24 @@ impl Golden {
     }
 }
 
+/// The captions of tokens.safetensors.
+pub(super) fn token_captions() -> Vec<String> {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/tokens.safetensors");
+    let bytes = std::fs::read(path).expect("golden");
+    let file = safetensors::SafeTensors::deserialize(&bytes).expect("safetensors");
+    let mut text = file.tensor("text").expect("text").data();
+    let lengths = file.tensor("lengths").expect("lengths");
+    let lengths = lengths.data().chunks_exact(4);
+    lengths
+        .map(|length| {
+            let length = u32::from_le_bytes(length.try_into().expect("four bytes")) as usize;
+            let (caption, rest) = text.split_at(length);
+            text = rest;
+            String::from_utf8(caption.to_vec()).expect("UTF-8")
+        })
+        .collect()
+}
+
 /// Weights of a file that holds just these tensors.
 fn weights_of(tensors: &std::collections::HashMap<String, Tensor>) -> Weights {
     let folder = tempfile::tempdir().expect("folder");

@@ -268,7 +268,7 @@ impl Tokenizer {
     /// [`Error::Rules`] where no sequence can satisfy the rules.
     pub fn encode(&self, rules: &TokenRules, caption: &str) -> Result<Tokens, Error> {
         let room = self.room(rules)?;
-        let text = self.prompt(rules, caption);
+        let text = self.prompt(rules, caption)?;
         let with_pad = self.pipeline_with_pad(rules)?;
         let reader = self.reader(rules, with_pad.as_deref())?;
         self.tokens(rules, room, &reader, &text)
@@ -314,7 +314,7 @@ impl Tokenizer {
     /// # Errors
     /// As [`Self::encode`].
     pub fn read_text(&self, rules: &TokenRules, caption: &str) -> Result<String, Error> {
-        let text = self.prompt(rules, caption);
+        let text = self.prompt(rules, caption)?;
         let with_pad = self.pipeline_with_pad(rules)?;
         let reader = self.reader(rules, with_pad.as_deref())?;
         reader
@@ -323,13 +323,13 @@ impl Tokenizer {
     }
 
     /// The caption after the recipe's clean-up, with what the kind puts around it.
-    fn prompt<'c>(&self, rules: &TokenRules, caption: &'c str) -> Cow<'c, str> {
-        let text = cleanup::apply(&rules.cleanup, caption);
+    fn prompt<'c>(&self, rules: &TokenRules, caption: &'c str) -> Result<Cow<'c, str>, Error> {
+        let text = cleanup::apply(&rules.cleanup, caption).map_err(|p| failed(caption, p))?;
         // After the clean-up, which is of the caption and not of what a kind puts around it.
-        match (self.format.prompt)(rules, &text) {
+        Ok(match (self.format.prompt)(rules, &text) {
             Some(prompt) => prompt.into(),
             None => text,
-        }
+        })
     }
 
     /// What reads texts under `rules`.

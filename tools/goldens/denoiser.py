@@ -75,7 +75,7 @@ def loss_curve(model, call, targets, latents_shape, given_of, generator, out):
         given = given_of()
         latents, noise = (torch.randn(latents_shape, generator=generator) for _ in range(2))
         sigmas = torch.rand(latents_shape[0], generator=generator)
-        mix = sigmas.view(-1, 1, 1, 1)
+        mix = sigmas.view(-1, *[1] * (len(latents_shape) - 1))
         noisy = (1 - mix) * latents + mix * noise
         prediction = call(model, given | {"latents": noisy, "timesteps": sigmas * 1000})
         loss = torch.nn.functional.mse_loss(prediction, noise - latents)

@@ -2,83 +2,33 @@
 
 use half::{bf16, f16};
 
+pub use crate::nn::weights::NumberType;
+use crate::nn::weights::pickle::MAX_DIMENSIONS;
 use crate::shown;
 
 /// The most numbers that are read of one file, 256 MiB as f32. A FLUX caption of 512 tokens has two million.
 pub(super) const MAX_NUMBERS: usize = 1 << 26;
 
-/// More than any network has, and few enough for a message.
-pub(super) const MAX_DIMENSIONS: usize = 16;
-
-/// How a file stores each number.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
-#[serde(rename_all = "lowercase")]
-#[expect(missing_docs, reason = "the names say it")]
-pub enum NumberType {
-    F64,
-    F32,
-    F16,
-    Bf16,
-    F8E4m3,
-    F8E5m2,
-    I64,
-    I32,
-    I16,
-    I8,
-    U8,
-    Bool,
-}
-
-impl NumberType {
-    /// Bytes of one number.
-    pub fn bytes(self) -> usize {
-        match self {
-            Self::F64 | Self::I64 => 8,
-            Self::F32 | Self::I32 => 4,
-            Self::F16 | Self::Bf16 | Self::I16 => 2,
-            Self::F8E4m3 | Self::F8E5m2 | Self::I8 | Self::U8 | Self::Bool => 1,
-        }
+/// One number, little-endian, of as many bytes as [`NumberType::bytes`] says; zeros stand for what is missing.
+fn number(stored: NumberType, bytes: &[u8]) -> f32 {
+    fn first<const N: usize>(bytes: &[u8]) -> [u8; N] {
+        bytes.first_chunk().copied().unwrap_or([0; N])
     }
-
-    /// As messages and reports name it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::F64 => "f64",
-            Self::F32 => "f32",
-            Self::F16 => "f16",
-            Self::Bf16 => "bf16",
-            Self::F8E4m3 => "f8_e4m3",
-            Self::F8E5m2 => "f8_e5m2",
-            Self::I64 => "i64",
-            Self::I32 => "i32",
-            Self::I16 => "i16",
-            Self::I8 => "i8",
-            Self::U8 => "u8",
-            Self::Bool => "bool",
-        }
-    }
-
-    /// One number, little-endian, of as many bytes as [`Self::bytes`] says; zeros stand for what is missing.
-    fn value(self, bytes: &[u8]) -> f32 {
-        fn first<const N: usize>(bytes: &[u8]) -> [u8; N] {
-            bytes.first_chunk().copied().unwrap_or([0; N])
-        }
-        let byte = bytes.first().copied().unwrap_or(0);
-        match self {
-            Self::F64 => f64::from_le_bytes(first(bytes)) as f32,
-            Self::F32 => f32::from_le_bytes(first(bytes)),
-            Self::F16 => f16::from_le_bytes(first(bytes)).to_f32(),
-            Self::Bf16 => bf16::from_le_bytes(first(bytes)).to_f32(),
-            Self::F8E4m3 => float8::F8E4M3::from_bits(byte).to_f32(),
-            Self::F8E5m2 => float8::F8E5M2::from_bits(byte).to_f32(),
-            // Token ids and masks: exact up to 16 million.
-            Self::I64 => i64::from_le_bytes(first(bytes)) as f32,
-            Self::I32 => i32::from_le_bytes(first(bytes)) as f32,
-            Self::I16 => f32::from(i16::from_le_bytes(first(bytes))),
-            Self::I8 => f32::from(i8::from_le_bytes(first(bytes))),
-            Self::U8 => f32::from(byte),
-            Self::Bool => f32::from(u8::from(byte != 0)),
-        }
+    let byte = bytes.first().copied().unwrap_or(0);
+    match stored {
+        NumberType::F64 => f64::from_le_bytes(first(bytes)) as f32,
+        NumberType::F32 => f32::from_le_bytes(first(bytes)),
+        NumberType::F16 => f16::from_le_bytes(first(bytes)).to_f32(),
+        NumberType::Bf16 => bf16::from_le_bytes(first(bytes)).to_f32(),
+        NumberType::F8E4m3 => float8::F8E4M3::from_bits(byte).to_f32(),
+        NumberType::F8E5m2 => float8::F8E5M2::from_bits(byte).to_f32(),
+        // Token ids and masks: exact up to 16 million.
+        NumberType::I64 => i64::from_le_bytes(first(bytes)) as f32,
+        NumberType::I32 => i32::from_le_bytes(first(bytes)) as f32,
+        NumberType::I16 => f32::from(i16::from_le_bytes(first(bytes))),
+        NumberType::I8 => f32::from(i8::from_le_bytes(first(bytes))),
+        NumberType::U8 => f32::from(byte),
+        NumberType::Bool => f32::from(u8::from(byte != 0)),
     }
 }
 
@@ -196,13 +146,13 @@ impl Array {
 
 fn value(stored: NumberType, order: ByteOrder, bytes: &[u8]) -> f32 {
     if order == ByteOrder::Little || bytes.len() == 1 {
-        return stored.value(bytes);
+        return number(stored, bytes);
     }
     let mut turned = [0; 8];
     for (to, from) in turned.iter_mut().zip(bytes.iter().rev()) {
         *to = *from;
     }
-    stored.value(&turned[..bytes.len().min(8)])
+    number(stored, &turned[..bytes.len().min(8)])
 }
 
 /// How many numbers a shape has, which are few enough to be read.

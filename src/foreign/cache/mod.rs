@@ -11,7 +11,6 @@ mod archive;
 mod array;
 mod names;
 mod npy;
-mod pickle;
 mod read;
 mod scan;
 mod shards;

@@ -21,6 +21,11 @@ impl Gates {
         Self(step.adapted.keys().any(makes))
     }
 
+    /// If something that makes them carries an adapter.
+    pub(in crate::models) fn when(learned: bool) -> Self {
+        Self(learned)
+    }
+
     /// What one gated residual of rows of `width` keeps.
     pub(in crate::models) fn residual(self, rows: usize, width: usize) -> u64 {
         (rows * width) as u64 * u64::from(self.0)
@@ -52,7 +57,17 @@ pub(in crate::models) fn feed_forward(
     gates: Gates,
     (rows, width): (usize, usize),
 ) -> u64 {
-    let inner = MLP_RATIO * width;
+    feed_forward_of(step, name, gates, (rows, width), MLP_RATIO * width)
+}
+
+/// One that is `inner` wide inside.
+pub(in crate::models) fn feed_forward_of(
+    step: &StepShape,
+    name: &str,
+    gates: Gates,
+    (rows, width): (usize, usize),
+    inner: usize,
+) -> u64 {
     (rows * (width + inner)) as u64
         + step.adapter(&format!("{name}.net.0.proj"), rows, width)
         + step.adapter(&format!("{name}.net.2"), rows, inner)

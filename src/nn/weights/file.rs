@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::content::Content;
 use super::element::ElementType;
-use super::{Error, gguf, header, kind, scaled};
+use super::{Error, gguf, header, kind, scaled, torch};
 use crate::digest::Digest;
 use crate::files;
 
@@ -241,6 +241,9 @@ fn read_header(
         read_exact_at(file, 0, &mut bytes).map(|()| bytes)
     };
     let first = prefix(file_bytes.min(kind::KIND_BYTES))?;
+    if torch::is_checkpoint(&first) {
+        return Ok(("PyTorch checkpoint", torch::read(file, file_bytes)));
+    }
     if !first.starts_with(gguf::MAGIC) {
         const KIND: &str = "safetensors";
         let length = match header::length(&first, file_bytes as u64) {
@@ -266,7 +269,7 @@ fn read_header(
 }
 
 /// Fills `into` from byte `at` of a file, whose own position others may be using.
-fn read_exact_at(file: &File, at: usize, into: &mut [u8]) -> std::io::Result<()> {
+pub(super) fn read_exact_at(file: &File, at: usize, into: &mut [u8]) -> std::io::Result<()> {
     #[cfg(unix)]
     {
         std::os::unix::fs::FileExt::read_exact_at(file, into, at as u64)

@@ -240,8 +240,9 @@ prop_compose! {
         tokenizer in digests(),
         cleanup in proptest::sample::subsequence(vec![
             Cleanup::FirstCharacters226, Cleanup::FirstLine, Cleanup::RespaceCommas,
-            Cleanup::DropPromptWeights,
-        ], 0..=4),
+            Cleanup::DropPromptWeights, Cleanup::Ftfy63, Cleanup::UnescapeHtmlTwice,
+            Cleanup::CollapseWhitespace,
+        ], 0..=7),
         min_tokens in 0_usize..600,
         max_tokens in proptest::option::of(1_usize..600),
         truncation in proptest::sample::select(vec![Truncation::Tokens, Truncation::WholeWords]),

@@ -6,6 +6,7 @@ mod checkpoint;
 mod chroma;
 mod deviate;
 mod shipped;
+mod wan;
 
 use serde_json::Value;
 

@@ -30,7 +30,7 @@ pub(super) static FORMAT: TokenizerFormat = TokenizerFormat {
     before: &[BOS],
     after: &[EOS],
     end: EOS,
-    unknown: EOS,
+    unknown: |_| EOS,
     read,
     prompt: |_, _| None,
     needs: |_| Vec::new(),
@@ -52,7 +52,7 @@ fn pipeline(vocabulary: &BpeVocabulary) -> tokenizers::Result<Pipeline> {
         .continuing_subword_prefix(String::new())
         .end_of_word_suffix("</w>".to_owned())
         // As `CLIPTokenizer`, whose unknown token is `<|endoftext|>`.
-        .unk_token(FORMAT.unknown.to_owned())
+        .unk_token(EOS.to_owned())
         .build()?;
     let mut tokenizer = tokenizers::Tokenizer::new(model);
     tokenizer.with_normalizer(Some(Sequence::new(vec![

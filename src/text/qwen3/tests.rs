@@ -65,23 +65,6 @@ fn token_rules(template: &str, length: usize, tokenizer: &Tokenizer) -> TokenRul
 
 // ---------------------------------------------------------------- tokens
 
-/// The captions of tokens.safetensors.
-fn captions() -> Vec<String> {
-    let bytes = std::fs::read(golden("tokens.safetensors")).expect("golden");
-    let file = SafeTensors::deserialize(&bytes).expect("safetensors");
-    let mut text = file.tensor("text").expect("text").data();
-    let lengths = file.tensor("lengths").expect("lengths");
-    let lengths = lengths.data().chunks_exact(4);
-    lengths
-        .map(|length| {
-            let length = u32::from_le_bytes(length.try_into().expect("four bytes")) as usize;
-            let (caption, rest) = text.split_at(length);
-            text = rest;
-            String::from_utf8(caption.to_vec()).expect("UTF-8")
-        })
-        .collect()
-}
-
 fn tokens_golden() -> Value {
     let text = std::fs::read(golden("tokens_qwen3.json")).expect("golden");
     serde_json::from_slice(&text).expect("JSON")
@@ -90,7 +73,7 @@ fn tokens_golden() -> Value {
 fn compare(vocabulary: &str, folder: &Path) {
     let golden = tokens_golden();
     let more = golden["more"].as_array().expect("captions").iter();
-    let mut texts = captions();
+    let mut texts = crate::text::tests::token_captions();
     texts.extend(more.map(|text| text.as_str().expect("text").to_owned()));
     let tokenizer = tokenizer(folder);
     let expected: BTreeMap<String, String> =

@@ -34,7 +34,7 @@ pub(super) static FORMAT: TokenizerFormat = TokenizerFormat {
     after: &[],
     end: END,
     // Every byte has a token: `read` sees to it.
-    unknown: "",
+    unknown: |_| "",
     read,
     prompt: |rules, caption| {
         let (before, behind) = rules::around(rules)?;

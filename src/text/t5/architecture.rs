@@ -62,17 +62,42 @@ impl Architecture for T5EncoderArchitecture {
 }
 
 /// The architecture of a `T5Config`.
-pub(super) fn read(mut fields: ConfigFields<'_>) -> Result<T5EncoderArchitecture, ConfigError> {
+pub(super) fn read(fields: ConfigFields<'_>) -> Result<T5EncoderArchitecture, ConfigError> {
     // Before the check of `model_type`, to say why: its names and shapes are T5's.
     if fields.get("model_type").and_then(Value::as_str) == Some("umt5") {
         return Err(fields.wrong(
             "model_type",
             "t5".into(),
-            "umt5 (its position bias differs in every block; no family of plumb uses it yet)"
-                .into(),
+            "umt5 (its position bias differs in every block)".into(),
         ));
     }
     fields.model_type(&["t5"])?;
+    read_fields(fields, &DEFAULTS)
+}
+
+/// What a configuration's fields are where it does not name them.
+pub(super) struct Defaults {
+    pub(super) vocab_size: usize,
+    pub(super) d_ff: usize,
+    pub(super) num_layers: usize,
+    pub(super) num_heads: usize,
+    pub(super) feed_forward_proj: &'static str,
+}
+
+/// `T5Config`'s defaults, those of t5-small.
+const DEFAULTS: Defaults = Defaults {
+    vocab_size: 32128,
+    d_ff: 2048,
+    num_layers: 6,
+    num_heads: 8,
+    feed_forward_proj: "relu",
+};
+
+/// The architecture of a configuration of either kind.
+pub(super) fn read_fields(
+    mut fields: ConfigFields<'_>,
+    defaults: &Defaults,
+) -> Result<T5EncoderArchitecture, ConfigError> {
     // transformers takes these for the fields' other names.
     for (alias, name) in [
         ("hidden_size", "d_model"),
@@ -89,7 +114,7 @@ pub(super) fn read(mut fields: ConfigFields<'_>) -> Result<T5EncoderArchitecture
             "true".into(),
         ));
     }
-    let (activation, is_gated_act) = feed_forward(&fields)?;
+    let (activation, is_gated_act) = feed_forward(&fields, defaults.feed_forward_proj)?;
     let buckets = fields.size("relative_attention_num_buckets", 32)?;
     let max_distance = fields.size("relative_attention_max_distance", 128)?;
     // A quarter of the buckets hold one distance each; the rest spread logarithmically beyond them.
@@ -108,13 +133,12 @@ pub(super) fn read(mut fields: ConfigFields<'_>) -> Result<T5EncoderArchitecture
         ));
     }
     Ok(T5EncoderArchitecture {
-        // `T5Config`'s defaults, those of t5-small.
-        vocab_size: fields.size("vocab_size", 32128)?,
+        vocab_size: fields.size("vocab_size", defaults.vocab_size)?,
         d_model: fields.size("d_model", 512)?,
         d_kv: fields.size("d_kv", 64)?,
-        d_ff: fields.size("d_ff", 2048)?,
-        num_layers: fields.size("num_layers", 6)?,
-        num_heads: fields.size("num_heads", 8)?,
+        d_ff: fields.size("d_ff", defaults.d_ff)?,
+        num_layers: fields.size("num_layers", defaults.num_layers)?,
+        num_heads: fields.size("num_heads", defaults.num_heads)?,
         activation,
         is_gated_act,
         layer_norm_epsilon: fields.epsilon("layer_norm_epsilon", 1e-6)?,
@@ -125,8 +149,11 @@ pub(super) fn read(mut fields: ConfigFields<'_>) -> Result<T5EncoderArchitecture
 
 /// `feed_forward_proj` is `ACT` or `gated-ACT`; `gated-gelu` means the tanh approximation. `dense_act_fn` and
 /// `is_gated_act` win over it where the file has them.
-fn feed_forward(fields: &ConfigFields<'_>) -> Result<(Activation, bool), ConfigError> {
-    let proj = fields.text("feed_forward_proj", "relu")?;
+fn feed_forward(
+    fields: &ConfigFields<'_>,
+    default: &str,
+) -> Result<(Activation, bool), ConfigError> {
+    let proj = fields.text("feed_forward_proj", default)?;
     let (gated, name) = match proj.split_once('-') {
         None => (false, proj.as_str()),
         // "For backwards compatibility" (`T5Config.__init__`): v1.1 was trained with the approximation.
@@ -154,8 +181,13 @@ fn feed_forward(fields: &ConfigFields<'_>) -> Result<(Activation, bool), ConfigE
 
 /// T5 v1.1 XXL.
 pub(super) fn published(slot: &str) -> Option<T5EncoderArchitecture> {
-    (slot == "t5").then_some(T5EncoderArchitecture {
-        vocab_size: 32128,
+    (slot == "t5").then(|| xxl(32128))
+}
+
+/// The XXL of either kind, of a vocabulary of this size.
+pub(super) fn xxl(vocab_size: usize) -> T5EncoderArchitecture {
+    T5EncoderArchitecture {
+        vocab_size,
         d_model: 4096,
         d_kv: 64,
         d_ff: 10240,
@@ -166,5 +198,5 @@ pub(super) fn published(slot: &str) -> Option<T5EncoderArchitecture> {
         layer_norm_epsilon: 1e-6,
         relative_attention_num_buckets: 32,
         relative_attention_max_distance: 128,
-    })
+    }
 }

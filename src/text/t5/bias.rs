@@ -1,4 +1,4 @@
-//! The relative position bias: what a key's distance adds to its score, per head, the same in every layer.
+//! The relative position bias: what a key's distance adds to its score, per head.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -8,7 +8,7 @@ use rayon::prelude::*;
 
 use super::T5EncoderArchitecture;
 
-/// What is kept of past lengths, at most. One table of T5-XXL for 512 tokens has 67 MB.
+/// What an encoder keeps of past lengths, at most. One table of T5-XXL for 512 tokens has 67 MB.
 const CACHE_BYTES: usize = 512 << 20;
 
 /// The bucket of a key at `distance` (key minus query).
@@ -36,8 +36,9 @@ pub(super) fn bucket(distance: isize, buckets: usize, max_distance: usize) -> us
     behind + (exact + beyond).min(half - 1)
 }
 
-/// The bias tables of one encoder, by number of queries and keys.
+/// The biases of one table, by number of queries and keys.
 pub(super) struct PositionBias {
+    cache_bytes: usize,
     buckets: usize,
     max_distance: usize,
     /// Per bucket, per head.
@@ -48,12 +49,17 @@ pub(super) struct PositionBias {
 }
 
 impl PositionBias {
-    /// From the embedding `[buckets, heads]`; results are in its type, on its device.
-    pub(super) fn new(architecture: &T5EncoderArchitecture, table: &Tensor) -> Result<Self> {
+    /// From the embedding `[buckets, heads]`, one of the encoder's `tables`; results are in its type, on its device.
+    pub(super) fn new(
+        architecture: &T5EncoderArchitecture,
+        table: &Tensor,
+        tables: usize,
+    ) -> Result<Self> {
         let host = table
             .to_dtype(candle_core::DType::F32)?
             .to_device(&candle_core::Device::Cpu)?;
         Ok(Self {
+            cache_bytes: CACHE_BYTES / tables.max(1),
             buckets: architecture.relative_attention_num_buckets,
             max_distance: architecture.relative_attention_max_distance,
             table: host.to_vec2()?,
@@ -71,10 +77,12 @@ impl PositionBias {
         }
         let made = self.make(queries, keys)?;
         let bytes = |t: &Tensor| t.elem_count() * t.dtype().size_in_bytes();
-        if cache.values().map(bytes).sum::<usize>() + bytes(&made) > CACHE_BYTES {
+        if cache.values().map(bytes).sum::<usize>() + bytes(&made) > self.cache_bytes {
             cache.clear();
         }
-        cache.insert((queries, keys), made.clone());
+        if bytes(&made) <= self.cache_bytes {
+            cache.insert((queries, keys), made.clone());
+        }
         Ok(made)
     }
 

@@ -1,7 +1,8 @@
-//! The network of a T5 encoder.
+//! The network of a T5 or UMT5 encoder.
 //!
 //! Pre-norm transformer with RMS norms, no biases, no scale in its attention, and a relative position bias
-//! (Raffel et al. 2020). Follows `T5EncoderModel` of transformers, also in half precision: there `wo` and, from
+//! (Raffel et al. 2020), whose table all blocks share in T5 and each has for itself in UMT5. Follows `T5EncoderModel` and
+//! `UMT5EncoderModel` of transformers, also in half precision: there `wo` and, from
 //! it on, the residual stream stay f32 in f16, and what overflowed is clamped.
 //!
 //! Shapes: r rows of a batch (`batch.rs`), c width of the residual stream, f width of the feed-forward, h heads,
@@ -10,7 +11,7 @@
 use candle_core::{DType, Tensor};
 
 use super::bias::PositionBias;
-use super::{T5EncoderArchitecture, T5Mask, T5Network, T5PadRows, names};
+use super::{Stack, T5EncoderArchitecture, T5Mask, T5PadRows, names};
 use crate::nn::weights::Weights;
 use crate::nn::{AttentionMask, Kernels, attention, linear, linear_onto, rms_norm};
 use crate::text::batch::{Batch, Group, Sequence, batches_of};
@@ -19,11 +20,11 @@ use crate::text::names::refuse_unexpected;
 use crate::text::{Encoded, Error, LoadedNetwork, LocatedEncoder, Residency, Tokens};
 
 /// Finds the encoder, and checks by the headers that all of it is there and nothing more. The rules need all of it.
-pub(super) fn locate(network: &T5Network, weights: &Weights) -> Result<LocatedEncoder, Error> {
-    check(network)?;
-    let architecture = &network.architecture;
-    let found = names::locate(weights, architecture)?;
-    let tensors = names::encoder(architecture);
+pub(super) fn locate(stack: &Stack, weights: &Weights) -> Result<LocatedEncoder, Error> {
+    check(stack)?;
+    let architecture = &stack.architecture;
+    let found = names::locate(weights, stack)?;
+    let tensors = names::encoder(architecture, stack.tables);
     // By the files' names, as unexpected tensors are looked for among these.
     let stored: Vec<String> = tensors
         .iter()
@@ -49,8 +50,8 @@ pub(super) fn locate(network: &T5Network, weights: &Weights) -> Result<LocatedEn
 }
 
 // Specs are also read from JSON, so that what `architecture::read` refuses is refused here again.
-fn check(network: &T5Network) -> Result<(), Error> {
-    let (a, rules) = (&network.architecture, &network.forward);
+fn check(stack: &Stack) -> Result<(), Error> {
+    let (a, rules) = (&stack.architecture, &stack.forward);
     for (field, value) in [
         ("vocab_size", a.vocab_size),
         ("d_model", a.d_model),
@@ -130,22 +131,23 @@ impl Block {
 
 /// An encoder, ready to run.
 pub(super) struct T5Encoder {
-    network: T5Network,
+    stack: Stack,
     /// By canonical name.
     weights: Weights,
     /// Empty if layers are read when needed.
     resident: Vec<Block>,
-    bias: PositionBias,
+    /// One for all blocks, or one for each.
+    biases: Vec<PositionBias>,
     final_norm: Tensor,
 }
 
 impl T5Encoder {
     pub(super) fn load(
-        network: &T5Network,
+        stack: Stack,
         weights: &Weights,
         residency: Residency,
     ) -> Result<Self, Error> {
-        let architecture = &network.architecture;
+        let architecture = &stack.architecture;
         let depth = match residency {
             Residency::Resident => architecture.num_layers,
             Residency::Streamed => 0,
@@ -153,35 +155,38 @@ impl T5Encoder {
         let resident = (0..depth)
             .map(|block| Block::load(architecture, weights, block))
             .collect::<Result<_, _>>()?;
-        let table = weights.get(
-            &[
+        let tables = stack.tables.count(architecture.num_layers);
+        let bias = |block| -> Result<PositionBias, Error> {
+            let (buckets, heads) = (
                 architecture.relative_attention_num_buckets,
                 architecture.num_heads,
-            ],
-            names::BIAS,
-        )?;
+            );
+            let table = weights.get(&[buckets, heads], &names::bias(block))?;
+            Ok(PositionBias::new(architecture, &table, tables)?)
+        };
         Ok(Self {
             resident,
-            bias: PositionBias::new(architecture, &table)?,
+            biases: (0..tables).map(bias).collect::<Result<_, _>>()?,
             final_norm: weights.get(&[architecture.d_model], "encoder.final_layer_norm.weight")?,
-            network: network.clone(),
             weights: weights.clone(),
+            stack,
         })
     }
 }
 
 impl LoadedNetwork for T5Encoder {
     fn encode(&self, captions: &[Tokens]) -> Result<Vec<Encoded>, Error> {
-        check_vocabulary(captions, self.network.architecture.vocab_size)?;
+        check_vocabulary(captions, self.stack.architecture.vocab_size)?;
         let batches = batches_of(self.sequences(captions));
         let mut states = batches
             .iter()
             .map(|p| self.embed(p))
             .collect::<Result<Vec<_>, _>>()?;
-        for block in 0..self.network.architecture.num_layers {
-            let block = self.block(block)?;
+        for index in 0..self.stack.architecture.num_layers {
+            let block = self.block(index)?;
+            let bias = self.bias(index)?;
             for (batch, x_rc) in batches.iter().zip(&mut states) {
-                *x_rc = self.layer(&block, batch, captions, x_rc)?;
+                *x_rc = self.layer(&block, bias, batch, captions, x_rc)?;
             }
         }
         let mut encoded = vec![Encoded::default(); captions.len()];
@@ -198,7 +203,7 @@ impl LoadedNetwork for T5Encoder {
 
 impl T5Encoder {
     fn sequences(&self, captions: &[Tokens]) -> Vec<Sequence> {
-        let mask = self.network.forward.mask;
+        let mask = self.stack.forward.mask;
         let sequence = |(caption, tokens): (usize, &Tokens)| {
             let all = tokens.ids.len();
             let keys = mask.keys(tokens.count, all);
@@ -215,12 +220,12 @@ impl T5Encoder {
 
     /// Rows that are kept of a caption.
     fn kept(&self, tokens: &Tokens) -> usize {
-        let rules = &self.network.forward;
+        let rules = &self.stack.forward;
         rules.pad_rows.kept(tokens.count, tokens.ids.len())
     }
 
     fn embed(&self, batch: &Batch) -> Result<Tensor, Error> {
-        let architecture = &self.network.architecture;
+        let architecture = &self.stack.architecture;
         let size = (architecture.vocab_size, architecture.d_model);
         Ok(self.weights.rows(size, names::EMBEDDING, &batch.ids())?)
     }
@@ -232,18 +237,25 @@ impl T5Encoder {
     fn block(&self, block: usize) -> Result<Block, Error> {
         match self.resident.get(block) {
             Some(block) => Ok(block.clone()),
-            None => Block::load(&self.network.architecture, &self.weights, block),
+            None => Block::load(&self.stack.architecture, &self.weights, block),
         }
+    }
+
+    /// The position bias of a block.
+    fn bias(&self, block: usize) -> candle_core::Result<&PositionBias> {
+        let own = self.biases.get(block).or(self.biases.first());
+        own.ok_or_else(|| candle_core::Error::msg("an encoder without a position bias"))
     }
 
     fn layer(
         &self,
         block: &Block,
+        bias: &PositionBias,
         batch: &Batch,
         captions: &[Tokens],
         x_rc: &Tensor,
     ) -> candle_core::Result<Tensor> {
-        let architecture = &self.network.architecture;
+        let architecture = &self.stack.architecture;
         let (heads, width) = (architecture.num_heads, architecture.d_kv);
         let kernels = self.kernels();
         let qkv = linear(
@@ -253,8 +265,10 @@ impl T5Encoder {
             None,
         )?;
         let qkv_r3hd = qkv.reshape((qkv.dim(0)?, 3, heads, width))?;
-        let mut y_rc = batch.attention(&qkv_r3hd, |group, q, k, v| self.attend(group, q, k, v))?;
-        if self.network.forward.mask == T5Mask::PadsUniform {
+        let mut y_rc = batch.attention(&qkv_r3hd, |group, q, k, v| {
+            self.attend(bias, group, q, k, v)
+        })?;
+        if self.stack.forward.mask == T5Mask::PadsUniform {
             let v_rc = qkv_r3hd.narrow(1, 2, 1)?.reshape(y_rc.shape())?;
             y_rc = with_uniform_pads(batch, captions, &y_rc, &v_rc)?;
         }
@@ -266,12 +280,13 @@ impl T5Encoder {
 
     fn attend(
         &self,
+        bias: &PositionBias,
         group: &Group,
         q: &Tensor,
         k: &Tensor,
         v: &Tensor,
     ) -> candle_core::Result<Tensor> {
-        let bias = self.bias.get(group.length, group.keys)?;
+        let bias = bias.get(group.length, group.keys)?;
         attention(
             self.kernels(),
             q,
@@ -286,7 +301,7 @@ impl T5Encoder {
 
     /// The inner activations of the feed-forward, `[r, f]`.
     fn widened(&self, block: &Block, x_rc: &Tensor) -> candle_core::Result<Tensor> {
-        let (kernels, activation) = (self.kernels(), self.network.architecture.activation);
+        let (kernels, activation) = (self.kernels(), self.stack.architecture.activation);
         let inner_rf = match block.inward.as_slice() {
             [wi_0, wi_1] => {
                 let (gate, x) = (
@@ -304,7 +319,7 @@ impl T5Encoder {
 
     /// The RMS norm; its result has the type of the weight, as in transformers, whatever the residual stream's.
     fn norm(&self, x: &Tensor, weight: &Tensor) -> candle_core::Result<Tensor> {
-        let eps = self.network.architecture.layer_norm_epsilon;
+        let eps = self.stack.architecture.layer_norm_epsilon;
         if x.dtype() == weight.dtype() {
             return rms_norm(self.kernels(), x, Some(weight), eps);
         }

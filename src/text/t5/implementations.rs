@@ -64,17 +64,21 @@ impl Implementation for Fast {
     }
 
     fn ids(&self, pipeline: &Pipeline, cleaned: &str) -> Result<Vec<u32>, String> {
-        let mut marked = cleaned.replace(' ', MARK);
-        if !marked.is_empty() && !marked.starts_with(MARK) {
-            marked.insert_str(0, MARK);
-        }
-        let mut ids = Vec::new();
-        // Each word with the mark before it; a mark without a word is one, too.
-        for word in marked.split(MARK).skip(1) {
-            ids.extend(pipeline.model_ids(&format!("{MARK}{word}"))?);
-        }
-        Ok(ids)
+        words_ids(pipeline, cleaned)
     }
+}
+
+/// The ids of a text of which each word is read for itself, its mark before it; a mark without a word is one, too.
+pub(super) fn words_ids(pipeline: &Pipeline, text: &str) -> Result<Vec<u32>, String> {
+    let mut marked = text.replace(' ', MARK);
+    if !marked.is_empty() && !marked.starts_with(MARK) {
+        marked.insert_str(0, MARK);
+    }
+    let mut ids = Vec::new();
+    for word in marked.split(MARK).skip(1) {
+        ids.extend(pipeline.model_ids(&format!("{MARK}{word}"))?);
+    }
+    Ok(ids)
 }
 
 impl Implementation for SentencePiece {

@@ -1,4 +1,4 @@
-//! The encoder of T5 v1.1, of every size.
+//! The encoder of T5 v1.1, of every size. UMT5's is the same but for its position bias and its tokenizer (`umt5`).
 //!
 //! - `architecture`: `config.json`, and what was published
 //! - `rules`: what is masked, and what becomes of the rows of pads
@@ -16,6 +16,7 @@ mod names;
 mod rules;
 mod sentencepiece;
 mod tokenizer;
+pub mod umt5;
 
 use std::sync::Arc;
 
@@ -32,6 +33,7 @@ use crate::nn::weights::Weights;
 
 pub use architecture::T5EncoderArchitecture;
 pub use rules::{T5Forward, T5Mask, T5PadRows};
+pub use umt5::Umt5;
 
 /// The kind `t5_encoder`.
 #[derive(Debug)]
@@ -59,7 +61,7 @@ impl Kind for T5 {
     }
 
     fn model_types(&self) -> &'static [&'static str] {
-        &["t5", "umt5"]
+        &["t5"]
     }
 
     fn fields(&self) -> &'static str {
@@ -107,6 +109,30 @@ pub struct T5Network {
     pub forward: T5Forward,
 }
 
+impl T5Network {
+    fn stack(&self) -> Stack {
+        Stack {
+            kind: &T5,
+            architecture: self.architecture.clone(),
+            forward: self.forward.clone(),
+            tables: names::BiasTables::First,
+        }
+    }
+}
+
+/// An encoder of either kind, and what is taken from it.
+#[derive(Clone, Debug)]
+pub(super) struct Stack {
+    /// Its kind.
+    pub(super) kind: &'static dyn Kind,
+    /// Sizes and constants.
+    pub(super) architecture: T5EncoderArchitecture,
+    /// What is taken from it.
+    pub(super) forward: T5Forward,
+    /// Which blocks have a position bias of their own.
+    pub(super) tables: names::BiasTables,
+}
+
 impl Network for T5Network {
     fn architecture(&self) -> &dyn Architecture {
         &self.architecture
@@ -117,12 +143,11 @@ impl Network for T5Network {
     }
 
     fn numbers(&self, tokens: &Tokens) -> usize {
-        let rows = self.forward.pad_rows.kept(tokens.count, tokens.ids.len());
-        rows * self.architecture.d_model
+        self.forward.numbers(&self.architecture, tokens)
     }
 
     fn locate(&self, weights: &Weights) -> Result<LocatedEncoder, Error> {
-        encoder::locate(self, weights)
+        encoder::locate(&self.stack(), weights)
     }
 
     fn load(
@@ -131,7 +156,7 @@ impl Network for T5Network {
         residency: Residency,
     ) -> Result<Box<dyn LoadedNetwork>, Error> {
         Ok(Box::new(encoder::T5Encoder::load(
-            self,
+            self.stack(),
             &located.weights,
             residency,
         )?))

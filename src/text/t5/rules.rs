@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use super::{T5, T5EncoderArchitecture, T5Network, implementations};
 use crate::text::spec::TokenRules;
 use crate::text::tokenizer::{IMPLEMENTATION, check_implementation};
-use crate::text::{Architecture, Contradiction, ForwardRecipe, Kind, Misfit, Network};
+use crate::text::{Architecture, Contradiction, ForwardRecipe, Kind, Misfit, Network, Tokens};
 
 /// What is taken from a T5 encoder, in a recipe as in a spec.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -108,16 +108,28 @@ impl ForwardRecipe for T5Forward {
         _end_id: u32,
     ) -> Result<Arc<dyn Network>, Misfit> {
         let architecture = architecture.of_kind::<T5EncoderArchitecture>(&T5)?.clone();
+        Ok(Arc::new(T5Network {
+            architecture,
+            forward: self.effective(tokens),
+        }))
+    }
+}
+
+impl T5Forward {
+    /// These rules as a spec has them; in `tokens`, what has no effect beside them takes one fixed value.
+    pub(super) fn effective(&self, tokens: &mut TokenRules) -> Self {
         let mut forward = self.clone();
         if self.pad_rows == T5PadRows::Drop {
             tokens.forget_pads();
             // The two differ in rows of pads alone.
             forward.mask = T5Mask::Pads;
         }
-        Ok(Arc::new(T5Network {
-            architecture,
-            forward,
-        }))
+        forward
+    }
+
+    /// How many numbers the outputs for `tokens` have.
+    pub(super) fn numbers(&self, architecture: &T5EncoderArchitecture, tokens: &Tokens) -> usize {
+        self.pad_rows.kept(tokens.count, tokens.ids.len()) * architecture.d_model
     }
 }
 

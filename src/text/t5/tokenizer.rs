@@ -1,6 +1,6 @@
-//! T5's tokenizer: SentencePiece's unigram pieces with `</s>` after.
+//! The tokenizers of T5 and UMT5: SentencePiece's unigram pieces with `</s>` after.
 //!
-//! Source: `T5Tokenizer.__init__` of transformers 5 (`models/t5/tokenization_t5.py`).
+//! Source: `T5Tokenizer.__init__` of transformers 5 (`models/t5/tokenization_t5.py`), which both have there.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -24,11 +24,35 @@ use crate::text::tokenizer::{
     Vocabulary, Windows, read_bytes,
 };
 
-const EOS: &str = "</s>";
-/// The index of the unknown piece; transformers takes no other.
-const UNKNOWN: usize = 2;
-/// How many `<extra_id_*>` pieces follow the pieces of a `spiece.model`.
-const EXTRA_IDS: usize = 100;
+pub(super) const EOS: &str = "</s>";
+pub(super) const UNKNOWN: &str = "<unk>";
+/// The index that transformers 5 takes for that of the unknown piece, whatever the vocabulary says.
+pub(super) const UNKNOWN_ID: usize = 2;
+
+/// What T5's and UMT5's vocabularies differ in.
+pub(super) struct Dialect {
+    /// The first word of the canonical form.
+    pub(super) kind: &'static str,
+    /// The index of the piece `<unk>`.
+    pub(super) unknown: usize,
+    /// How many `<extra_id_*>` pieces follow the pieces of a `spiece.model`.
+    pub(super) extra_ids: usize,
+    /// The tokens that are read as their ids wherever they stand, beside `<extra_id_*>`.
+    pub(super) specials: &'static [&'static str],
+    /// Whether pieces without text may be there, which nothing is read as.
+    pub(super) hollow: bool,
+    /// The ways from a text to ids beside transformers 5's, of a character map.
+    pub(super) implementations: fn(Option<&[u8]>) -> Result<NamedImplementations, String>,
+}
+
+static T5_DIALECT: Dialect = Dialect {
+    kind: "t5",
+    unknown: UNKNOWN_ID,
+    extra_ids: 100,
+    specials: &["<pad>", EOS, UNKNOWN],
+    hollow: false,
+    implementations: implementations::all,
+};
 
 /// The version of the canonical form behind the digest.
 const VERSION: u32 = 1;
@@ -41,8 +65,8 @@ pub(super) static FORMAT: TokenizerFormat = TokenizerFormat {
     before: &[],
     after: &[EOS],
     end: EOS,
-    unknown: "<unk>",
-    read,
+    unknown: |_| UNKNOWN,
+    read: |file| read(&FORMAT, &T5_DIALECT, file),
     prompt: |_, _| None,
     needs: |_| Vec::new(),
     windows: |_| Windows::One,
@@ -50,6 +74,7 @@ pub(super) static FORMAT: TokenizerFormat = TokenizerFormat {
 };
 
 struct T5Vocabulary {
+    dialect: &'static Dialect,
     /// Text and score, in order of their ids.
     pieces: Vec<(String, f64)>,
     charsmap: Option<Vec<u8>>,
@@ -76,7 +101,7 @@ impl Vocabulary for T5Vocabulary {
             added: &'a [AddedToken],
         }
         digest::canonical_json(&Form {
-            kind: "t5",
+            kind: self.dialect.kind,
             version: VERSION,
             pieces: &self.pieces,
             // Its bytes have no form in JSON.
@@ -86,7 +111,7 @@ impl Vocabulary for T5Vocabulary {
     }
 
     fn pipeline(&self) -> tokenizers::Result<Pipeline> {
-        let model = Unigram::from(self.pieces.clone(), Some(UNKNOWN), false)?;
+        let model = Unigram::from(self.pieces.clone(), Some(UNKNOWN_ID), false)?;
         let mut tokenizer = tokenizers::Tokenizer::new(model);
         if let Some(map) = &self.charsmap {
             let map = Precompiled::from(map).map_err(|e| e.to_string())?;
@@ -96,20 +121,18 @@ impl Vocabulary for T5Vocabulary {
             PreTokenizerWrapper::WhitespaceSplit(WhitespaceSplit),
             Metaspace::new('\u{2581}', PrependScheme::Always, true).into(),
         ])));
-        let known = ["<pad>", EOS, FORMAT.unknown].map(str::to_owned);
+        let known = self.dialect.specials.iter().map(|t| (*t).to_owned());
         let sentinels = (self.pieces.iter())
             .map(|(piece, _)| piece)
             .filter(|piece| is_sentinel(piece))
             .cloned();
         // A special that the vocabulary lacks would be given a new id.
-        let known = known
-            .into_iter()
-            .filter(|token| self.pieces.iter().any(|(piece, _)| piece == token));
+        let known = known.filter(|token| self.pieces.iter().any(|(piece, _)| piece == token));
         Pipeline::new(tokenizer, known.chain(sentinels))
     }
 
     fn implementations(&self) -> Result<NamedImplementations, String> {
-        implementations::all(self.charsmap.as_deref())
+        (self.dialect.implementations)(self.charsmap.as_deref())
     }
 }
 
@@ -121,12 +144,16 @@ fn is_sentinel(piece: &str) -> bool {
     number.is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
 }
 
-fn read(file: &Path) -> Result<TokenizerDefinition, Error> {
-    let malformed = |problem| FORMAT.malformed(file, problem);
+pub(super) fn read(
+    format: &TokenizerFormat,
+    dialect: &'static Dialect,
+    file: &Path,
+) -> Result<TokenizerDefinition, Error> {
+    let malformed = |problem| format.malformed(file, problem);
     if file.extension().is_some_and(|ext| ext == "json") {
-        return from_json(FORMAT.json(file)?).map_err(malformed);
+        return from_json(dialect, format.json(file)?).map_err(malformed);
     }
-    let pieces = from_sentencepiece(&read_bytes(file)?).map_err(malformed)?;
+    let pieces = from_sentencepiece(dialect, &read_bytes(file)?).map_err(malformed)?;
     Ok(TokenizerDefinition {
         vocabulary: Box::new(pieces),
         added: Vec::new(),
@@ -163,7 +190,7 @@ impl NormalizerJson {
     }
 }
 
-fn from_json(json: Value) -> Result<TokenizerDefinition, String> {
+fn from_json(dialect: &'static Dialect, json: Value) -> Result<TokenizerDefinition, String> {
     // serde would also take a list for a structure.
     if !json.get("model").is_some_and(Value::is_object) {
         return Err("it has no `model`".to_owned());
@@ -173,14 +200,14 @@ fn from_json(json: Value) -> Result<TokenizerDefinition, String> {
         .and_then(NormalizerJson::charsmap)
         .map(base64)
         .transpose()?;
-    let pieces = checked(json.model.vocab, json.model.unk_id, charsmap)?;
+    let pieces = checked(dialect, json.model.vocab, json.model.unk_id, charsmap)?;
     Ok(TokenizerDefinition {
         vocabulary: Box::new(pieces),
         added: json.added_tokens,
     })
 }
 
-fn from_sentencepiece(bytes: &[u8]) -> Result<T5Vocabulary, String> {
+fn from_sentencepiece(dialect: &'static Dialect, bytes: &[u8]) -> Result<T5Vocabulary, String> {
     let mut model = sentencepiece::parse(bytes)?;
     // The sentinels are not in the file; transformers appends them, the last first.
     if !model
@@ -188,30 +215,33 @@ fn from_sentencepiece(bytes: &[u8]) -> Result<T5Vocabulary, String> {
         .iter()
         .any(|(piece, _)| piece == "<extra_id_0>")
     {
-        let extra = (0..EXTRA_IDS)
+        let extra = (0..dialect.extra_ids)
             .rev()
             .map(|n| (format!("<extra_id_{n}>"), 0.0));
         model.pieces.extend(extra);
     }
     let charsmap = Some(model.charsmap).filter(|map| !map.is_empty());
-    checked(model.pieces, model.unknown, charsmap)
+    checked(dialect, model.pieces, model.unknown, charsmap)
 }
 
 fn checked(
+    dialect: &'static Dialect,
     pieces: Vec<(String, f64)>,
     unknown: Option<usize>,
     charsmap: Option<Vec<u8>>,
 ) -> Result<T5Vocabulary, String> {
-    if unknown != Some(UNKNOWN) || pieces.len() <= UNKNOWN {
+    let wanted = dialect.unknown;
+    if unknown != Some(wanted) || pieces.len() <= wanted {
         return Err(format!(
-            "the unknown piece must have the id {UNKNOWN}, found {unknown:?} of {} pieces",
+            "the unknown piece must have the id {wanted}, found {unknown:?} of {} pieces",
             pieces.len()
         ));
     }
     let mut seen = BTreeSet::new();
     for (id, (piece, score)) in pieces.iter().enumerate() {
         // The digest is over JSON, which has no infinite score, and of two equal pieces one id could not be told.
-        if piece.is_empty() || !score.is_finite() || !seen.insert(piece) {
+        let hollow = dialect.hollow && piece.is_empty();
+        if !hollow && (piece.is_empty() || !seen.insert(piece)) || !score.is_finite() {
             return Err(format!(
                 "piece {id} (`{piece}`, score {score}) is empty, a duplicate, or without a finite score"
             ));
@@ -223,7 +253,11 @@ fn checked(
     if let Some(map) = &charsmap {
         charsmap::check(map)?;
     }
-    Ok(T5Vocabulary { pieces, charsmap })
+    Ok(T5Vocabulary {
+        dialect,
+        pieces,
+        charsmap,
+    })
 }
 
 fn base64(text: &str) -> Result<Vec<u8>, String> {

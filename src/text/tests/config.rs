@@ -312,7 +312,7 @@ fn a_umt5_is_refused_by_name() {
         T5_ENCODER,
         &with(t5_xxl(), "model_type", json!("umt5")),
         expect![
-            "te/config.json: `model_type`: expected t5, found umt5 (its position bias differs in every block; no family of plumb uses it yet)"
+            "te/config.json: `model_type`: expected t5, found umt5 (its position bias differs in every block)"
         ],
     );
 }

@@ -38,7 +38,7 @@ static FORMAT: TokenizerFormat = TokenizerFormat {
     before: &[],
     after: &[],
     end: "<end>",
-    unknown: "<end>",
+    unknown: |_| "<end>",
     read: |file| {
         let text = String::from_utf8(read_bytes(file)?).expect("UTF-8");
         Ok(TokenizerDefinition {

@@ -81,6 +81,47 @@ fn qwen3_equals_transformers_for_every_knob() {
 }
 
 #[test]
+fn umt5_equals_transformers_for_every_knob() {
+    check("umt5.safetensors");
+}
+
+/// The names of `wan/modules/t5.py` in Wan-Video/Wan2.1, of `models_t5_umt5-xxl-enc-bf16`.
+#[test]
+fn umt5_under_the_names_of_wans_code_gives_the_same() {
+    let golden = Golden::open("umt5.safetensors");
+    let case = golden.cases().remove(0);
+    let named = |name: &str| {
+        let parts = [
+            ("shared", "token_embedding"),
+            ("encoder.final_layer_norm", "norm"),
+            ("encoder.block", "blocks"),
+            (".layer.0.layer_norm", ".norm1"),
+            (
+                ".layer.0.SelfAttention.relative_attention_bias",
+                ".pos_embedding.embedding",
+            ),
+            (".layer.0.SelfAttention", ".attn"),
+            (".layer.1.layer_norm", ".norm2"),
+            (".layer.1.DenseReluDense.wi_0", ".ffn.gate.0"),
+            (".layer.1.DenseReluDense.wi_1", ".ffn.fc1"),
+            (".layer.1.DenseReluDense.wo", ".ffn.fc2"),
+        ];
+        parts.iter().fold(name.to_owned(), |name, (theirs, wan)| {
+            name.replace(theirs, wan)
+        })
+    };
+    let prefix = format!("{}/", case.model);
+    let tensors: std::collections::HashMap<_, _> = (golden.tensors.iter())
+        .filter_map(|(name, t)| Some((named(name.strip_prefix(&prefix)?), t.clone())))
+        .collect();
+    let tokens = captions(&golden, &case);
+    let network = case.network();
+    let renamed = encode(&*network, &super::weights_of(&tensors), &tokens);
+    let own = encode(&*network, &golden.weights(&case.model), &tokens);
+    assert_eq!(bits(&renamed[0]), bits(&own[0]));
+}
+
+#[test]
 fn t5_equals_transformers_for_every_mask() {
     check("t5_masks.safetensors");
 }
@@ -106,6 +147,7 @@ fn a_caption_in_any_batch_equals_the_caption_alone_bit_for_bit() {
         "t5.safetensors",
         "t5_masks.safetensors",
         "qwen3.safetensors",
+        "umt5.safetensors",
     ] {
         let golden = Golden::open(file);
         for case in golden.cases() {

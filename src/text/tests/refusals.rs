@@ -389,6 +389,25 @@ fn umt5_and_untied_embeddings() {
         &["is a UMT5 encoder (2 relative attention tables"],
     );
 
+    let mut lacking = setting("umt5.safetensors", "first");
+    for block in [1, 2] {
+        lacking
+            .tensors
+            .remove(&format!("encoder.block.{block}.{table}"));
+    }
+    let case = Golden::open("umt5.safetensors").cases().remove(0);
+    refused(
+        TextEncoder::load(
+            &*case.network(),
+            &weights_of(&lacking.tensors),
+            Residency::Resident,
+        ),
+        &[
+            "is a T5 encoder (1 relative attention table",
+            "wants a UMT5 encoder",
+        ],
+    );
+
     let mut untied = t5();
     let other = untied.tensors["shared.weight"]
         .affine(2.0, 0.0)

@@ -7,24 +7,31 @@ use std::borrow::Cow;
 
 use tokenizers::utils::SysRegex;
 
-use super::python;
+use super::{ftfy, python};
 use crate::text::spec::Cleanup;
 
 /// Parentheses nested deeper than this are left as they are. (The reference, which recurses, fails there.)
 const MAX_DEPTH: usize = 1000;
 
 /// `text` after `steps`, in their order.
-pub(super) fn apply<'t>(steps: &[Cleanup], text: &'t str) -> Cow<'t, str> {
-    steps
-        .iter()
-        .fold(Cow::Borrowed(text), |text, step| match step {
+///
+/// # Errors
+/// If the tables of a step are damaged.
+pub(super) fn apply<'t>(steps: &[Cleanup], text: &'t str) -> Result<Cow<'t, str>, String> {
+    steps.iter().try_fold(Cow::Borrowed(text), |text, step| {
+        Ok(match step {
             Cleanup::FirstCharacters226 => on_slice(text, |text| first_characters(text, 226)),
             Cleanup::FirstLine => on_slice(text, first_line),
             // The tokenizers of CLIP and T5 collapse white space, so trimming the parts would change nothing.
             Cleanup::RespaceCommas if text.contains(',') => text.replace(',', ", ").into(),
             Cleanup::RespaceCommas => text,
             Cleanup::DropPromptWeights => drop_prompt_weights(&text).into(),
+            Cleanup::Ftfy63 => ftfy::fix_text(ftfy::Version::V6_3, &text)?.into(),
+            Cleanup::UnescapeHtmlTwice if !text.contains('&') => text,
+            Cleanup::UnescapeHtmlTwice => ftfy::unescaped_twice(&text)?.into(),
+            Cleanup::CollapseWhitespace => python::joined_words(&text).into(),
         })
+    })
 }
 
 /// What the steps drop of the end of `text`, each that does, with what it drops. White space alone is nothing.
@@ -36,7 +43,11 @@ pub(super) fn dropped(steps: &[Cleanup], text: &str) -> Vec<(Cleanup, String)> {
             Cleanup::FirstCharacters226 => first_characters(&text, 226),
             Cleanup::FirstLine => first_line(&text),
             // These change the text, and keep its words.
-            Cleanup::RespaceCommas | Cleanup::DropPromptWeights => &text,
+            Cleanup::RespaceCommas
+            | Cleanup::DropPromptWeights
+            | Cleanup::Ftfy63
+            | Cleanup::UnescapeHtmlTwice
+            | Cleanup::CollapseWhitespace => &text,
         };
         // A slice of it, at its beginning but for white space.
         let begin = text.len() - text.trim_start_matches(python::is_space).len();
@@ -48,7 +59,10 @@ pub(super) fn dropped(steps: &[Cleanup], text: &str) -> Vec<(Cleanup, String)> {
         if !rest.is_empty() && kept.len() < text.len() {
             found.push((*step, rest.to_owned()));
         }
-        text = Cow::Owned(apply(&[*step], &text).into_owned());
+        // What has no tables cannot be encoded, which then says so.
+        if let Ok(changed) = apply(&[*step], &text) {
+            text = Cow::Owned(changed.into_owned());
+        }
     }
     found
 }
@@ -218,7 +232,9 @@ mod tests {
 
     #[test]
     fn lines_characters_and_commas() {
-        let check = |step, text: &str, expected: &str| assert_eq!(apply(&[step], text), expected);
+        let check = |step, text: &str, expected: &str| {
+            assert_eq!(apply(&[step], text).expect("applied"), expected);
+        };
         check(Cleanup::FirstLine, " a b \u{1f}\r\nc", "a b");
         check(Cleanup::FirstLine, "\nb", "");
         check(
@@ -228,5 +244,8 @@ mod tests {
         );
         check(Cleanup::FirstCharacters226, "short", "short");
         check(Cleanup::RespaceCommas, "a,b, c,,d", "a, b,  c, , d");
+        check(Cleanup::Ftfy63, "it\u{2019}s\r\n&amp;", "it's\n&");
+        check(Cleanup::UnescapeHtmlTwice, "&amp;lt;b>", "<b>");
+        check(Cleanup::CollapseWhitespace, " a\u{3000}\n b ", "a b");
     }
 }

@@ -30,8 +30,8 @@ pub struct TokenizerFormat {
     pub after: &'static [&'static str],
     /// The end-of-text token.
     pub end: &'static str,
-    /// The token that stands for what the vocabulary has no token for.
-    pub unknown: &'static str,
+    /// The token that stands for what the vocabulary has no token for, by the token rules that are the kind's own.
+    pub unknown: fn(&TokenRules) -> &'static str,
     /// Reads one of the files and, where it needs them, those beside it.
     pub read: fn(&Path) -> Result<TokenizerDefinition, Error>,
     /// The text that is tokenized for a caption that was cleaned up: where a model expects more around it, by the token

@@ -49,7 +49,7 @@ impl Tokenizer {
     /// As [`Self::encode`].
     pub fn lost(&self, rules: &TokenRules, caption: &str) -> Result<Lost, Error> {
         let room = self.room(rules)?;
-        let text = self.prompt(rules, caption);
+        let text = self.prompt(rules, caption)?;
         let with_pad = self.pipeline_with_pad(rules)?;
         let reader = self.reader(rules, with_pad.as_deref())?;
         let dropped = cleanup::dropped(&rules.cleanup, caption).into_iter();
@@ -82,7 +82,7 @@ impl Tokenizer {
         };
         let fail = |problem| failed(caption, problem);
         let cut = cut().map_err(fail)?;
-        let (unknown_tokens, unknown_words) = self.unknown(&reader, &text).map_err(fail)?;
+        let (unknown_tokens, unknown_words) = self.unknown(rules, &reader, &text).map_err(fail)?;
         Ok(Lost {
             dropped: dropped.map(|(by, text)| DroppedText { by, text }).collect(),
             cut,
@@ -103,15 +103,21 @@ impl Tokenizer {
     }
 
     /// How many tokens of `text` stand for what the vocabulary lacks, and the words they are in.
-    fn unknown(&self, reader: &Reader<'_>, text: &str) -> Result<(usize, Vec<String>), String> {
-        let Some(unknown) = self.plain.id_of(self.format.unknown) else {
+    fn unknown(
+        &self,
+        rules: &TokenRules,
+        reader: &Reader<'_>,
+        text: &str,
+    ) -> Result<(usize, Vec<String>), String> {
+        let token = (self.format.unknown)(rules);
+        let Some(unknown) = self.plain.id_of(token) else {
             return Ok((0, Vec::new()));
         };
         let count = |text: &str| -> Result<usize, String> {
             let ids = reader.encode(text)?;
             let found = ids.iter().filter(|id| **id == unknown).count();
             // Who writes the token itself gets it.
-            Ok(found.saturating_sub(text.matches(self.format.unknown).count()))
+            Ok(found.saturating_sub(text.matches(token).count()))
         };
         let total = count(text)?;
         let mut words: Vec<String> = Vec::new();

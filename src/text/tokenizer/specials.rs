@@ -7,7 +7,8 @@ impl Tokenizer {
     /// The tokens, by id and text, that are read whole wherever their text stands, and that `caption` writes: each once, in
     /// the order of their ids.
     pub fn written(&self, rules: &TokenRules, caption: &str) -> Vec<(u32, String)> {
-        let text = cleanup::apply(&rules.cleanup, caption);
+        // What cannot be cleaned up cannot be encoded, which then says so.
+        let text = cleanup::apply(&rules.cleanup, caption).unwrap_or(caption.into());
         let whole = self.plain.whole_tokens().into_iter();
         let mut found: Vec<(u32, String)> = whole
             .map(|(id, token)| (id, token.content))

@@ -549,10 +549,16 @@ proptest! {
         short in any::<bool>(),
         whole_words in any::<bool>(),
         special in any::<bool>(),
-        steps in proptest::collection::vec(0_usize..4, 0..4),
+        steps in proptest::collection::vec(0_usize..7, 0..4),
     ) {
-        use Cleanup::{DropPromptWeights, FirstCharacters226, FirstLine, RespaceCommas};
-        let all = [DropPromptWeights, FirstCharacters226, FirstLine, RespaceCommas];
+        use Cleanup::{
+            CollapseWhitespace, DropPromptWeights, FirstCharacters226, FirstLine, Ftfy63, RespaceCommas,
+            UnescapeHtmlTwice,
+        };
+        let all = [
+            DropPromptWeights, FirstCharacters226, FirstLine, RespaceCommas, Ftfy63, UnescapeHtmlTwice,
+            CollapseWhitespace,
+        ];
         let rules = TokenRules {
             cleanup: steps.iter().map(|step| all[*step]).collect(),
             min_tokens: if short { 0 } else { max },

@@ -215,6 +215,67 @@ fn scaled_files_that_are_not_whole_get_one_line_each() {
     assert!(text.contains("holds NaN at element 1"), "{text}");
 }
 
+/// `tools/goldens/torch_checkpoint.py`
+#[test]
+fn a_checkpoint_of_torch_holds_what_the_safetensors_file_does() {
+    let (pickled, safe) = (
+        open(&golden("checkpoint.pth")),
+        open(&golden("checkpoint.safetensors")),
+    );
+    assert_eq!(pickled.names(), safe.names());
+    assert_eq!(pickled.storage(), safe.storage());
+    for name in safe.names() {
+        let shape = safe.shape(&name).expect("there");
+        assert_eq!(pickled.shape(&name).expect("there"), shape, "{name}");
+        // A whole number is no weight, in either file.
+        if name != "count" {
+            let [ours, theirs] = [&pickled, &safe].map(|w| w.get(&shape, &name).expect("read"));
+            assert_eq!(bits(&ours), bits(&theirs), "{name}");
+        }
+    }
+    let list = [("lin.weight".to_owned(), vec![2, 3])];
+    let digest = |weights: &Weights| weights.digest(&list).expect("digested");
+    assert_eq!(digest(&pickled), digest(&safe));
+}
+
+#[test]
+fn a_damaged_checkpoint_of_torch_gets_one_line() {
+    let whole = std::fs::read(golden("checkpoint.pth")).expect("read");
+    let folder = tempfile::tempdir().expect("folder");
+    let path = folder.path().join("model.pth");
+    let check = |bytes: &[u8], reason: &str| {
+        std::fs::write(&path, bytes).expect("written");
+        says(&path, reason);
+    };
+    check(&whole[..whole.len() / 2], "its directory is missing");
+    let replaced = |old: &[u8], new: &[u8]| {
+        let at = whole
+            .windows(old.len())
+            .position(|w| w == old)
+            .expect("there");
+        let mut bytes = whole.clone();
+        bytes[at..at + new.len()].copy_from_slice(new);
+        bytes
+    };
+    // The zip file's checksum no longer fits.
+    check(
+        &replaced(b"FloatStorage", b"FlootStorage"),
+        "its pickle cannot be read",
+    );
+    // Whatever byte is wrong, nothing panics, and what is read has the size that it says.
+    for at in 0..whole.len() {
+        let mut bytes = whole.clone();
+        bytes[at] ^= 0x55;
+        std::fs::write(&path, &bytes).expect("written");
+        if let Ok(weights) = Weights::open(std::slice::from_ref(&path)) {
+            for name in weights.names() {
+                let shape = weights.shape(&name).expect("there");
+                let _ = weights.get(&shape, &name);
+            }
+        }
+    }
+}
+
 #[test]
 fn files_of_other_kinds_are_recognised() {
     let folder = tempfile::tempdir().expect("folder");

@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 
-use super::array::NumberType;
+use super::number::NumberType;
 use crate::shown;
 
 /// The most values of a pickle. A row of an aggregate of a data set has some ten.
@@ -15,12 +15,15 @@ const MAX_VALUES: usize = 4_000_000;
 /// The longest text: captions are below it.
 const MAX_TEXT: usize = 1 << 20;
 
+/// More than any network has, and few enough for a message.
+pub(crate) const MAX_DIMENSIONS: usize = 16;
+
 /// A value's place in the arena.
-pub(super) type Id = usize;
+pub(crate) type Id = usize;
 
 /// What a pickle is made of.
 #[derive(Clone, Debug)]
-pub(super) enum Value {
+pub(crate) enum Value {
     /// Python's `None`, and what has no meaning here: types, raw bytes.
     None,
     Bool(bool),
@@ -46,7 +49,7 @@ pub(super) enum Value {
 
 /// The names of Python's that are understood.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Known {
+pub(crate) enum Known {
     /// `torch.FloatStorage` and its kin.
     Storage(NumberType),
     /// `torch._utils._rebuild_tensor_v2`.
@@ -97,17 +100,17 @@ impl Known {
 
 /// A pickle's values, and which of them it is.
 #[derive(Debug)]
-pub(super) struct Pickle {
+pub(crate) struct Pickle {
     values: Vec<Value>,
     root: Id,
 }
 
 impl Pickle {
-    pub(super) fn root(&self) -> Id {
+    pub(crate) fn root(&self) -> Id {
         self.root
     }
 
-    pub(super) fn value(&self, id: Id) -> &Value {
+    pub(crate) fn value(&self, id: Id) -> &Value {
         // Ids are of this arena, which only grows.
         self.values.get(id).unwrap_or(&Value::None)
     }
@@ -117,7 +120,7 @@ impl Pickle {
 ///
 /// # Errors
 /// If it is cut short, has an opcode that tensors and plain values are not written with, or names anything else.
-pub(super) fn read(bytes: &[u8]) -> Result<Pickle, String> {
+pub(crate) fn read(bytes: &[u8]) -> Result<Pickle, String> {
     let mut machine = Machine {
         bytes,
         at: 0,
@@ -411,7 +414,7 @@ impl Machine<'_> {
     fn counts(&self, id: Id) -> Result<Vec<usize>, Stop> {
         let ids = self.list(id)?;
         // Else one long list, named by many tensors, would be copied for each.
-        if ids.len() > super::array::MAX_DIMENSIONS {
+        if ids.len() > MAX_DIMENSIONS {
             return Err(Stop::Malformed);
         }
         ids.iter().map(|id| self.count(*id)).collect()

@@ -1,0 +1,138 @@
+//! Wan 2.1 of Alibaba, text to video: one stream of patches of all frames, which attends to itself and then to the caption
+//! (github.com/Wan-Video/Wan2.1 `wan/modules/model.py`; diffusers `WanTransformer3DModel`).
+//!
+//! - `architecture`: the network's numbers, from a config or from shapes
+//! - `names`: diffusers' and the authors' naming of its weights
+//! - `network`, `block`, `positions`: the network
+//!
+//! Latents have an axis for frames, [b, c, f, h, w], also those of a still picture. All rows of the context are seen, zeros among
+//! them. Models that are given a picture (I2V), Wan 2.2's TI2V-5B and VACE are refused; the two experts of Wan 2.2's A14B are, by their
+//! shapes, a 14B of 2.1 each.
+
+mod activations;
+mod architecture;
+mod block;
+mod lora_names;
+mod names;
+mod network;
+mod positions;
+
+use self::architecture::{Architecture, PATCH};
+use self::network::Wan;
+use super::layout::Layout;
+use super::{Activations, Denoiser, Error, Family, Flavor, Source, StepShape};
+use crate::diffusion::{Prediction, Process, Sampler, Shift, Spacing};
+use crate::lora::Preset;
+use crate::recipe::latents::LatentStatistics;
+use crate::vae::{Factors, LatentGeometry};
+
+/// Width of the 1.3B.
+const SMALL: usize = 1536;
+
+/// Steps and guidance as in `generate.py` of Wan 2.1, where the 1.3B is advised a guidance of 6 and a shift of 8 to 12 (README.md); the
+/// shift of the code is 5. The authors' samplers are UniPC and DPM++; Euler's steps are along the same path.
+const T2V_1_3B: Flavor = Flavor {
+    name: "t2v-1.3b",
+    process: Process::new(Prediction::Flow),
+    sampler: Sampler::Euler,
+    size_conditioning: false,
+    shift: Shift::Fixed(5.0),
+    spacing: Spacing::Even,
+    steps: 50,
+    guidance: 5.0,
+    embedded_guidance: None,
+    references: None,
+    resolution_px: 640,
+    architecture: "wan-2.1-t2v-1.3b",
+    base_version: "wan2.1",
+    caution: None,
+};
+
+const FLAVORS: &[Flavor] = &[
+    T2V_1_3B,
+    Flavor {
+        name: "t2v-14b",
+        resolution_px: 960,
+        architecture: "wan-2.1-t2v-14b",
+        ..T2V_1_3B
+    },
+];
+
+/// `blocks` is what musubi-tuner, ai-toolkit and diffusion-pipe adapt where they are told nothing else: attention and feed-forward.
+const PRESETS: &[Preset] = &[
+    Preset {
+        name: "blocks",
+        patterns: &["blocks.*"],
+    },
+    Preset {
+        name: "attention",
+        patterns: &["attn1.*", "attn2.*"],
+    },
+    Preset {
+        name: "all-linear",
+        patterns: &["*"],
+    },
+];
+
+const DENOISER: &str = "transformer";
+
+/// The family `wan`.
+pub(super) const WAN: Family = Family {
+    name: "wan",
+    flavors: FLAVORS,
+    presets: PRESETS,
+    masks_pads: false,
+    latents: || LatentGeometry {
+        channels: 16,
+        factors: Factors {
+            height: 8,
+            width: 8,
+            time: Some(4),
+        },
+        statistics: LatentStatistics::Shared {
+            scale: 1.0,
+            shift: 0.0,
+        },
+        patch: PATCH,
+    },
+    layout: Layout {
+        denoiser: DENOISER,
+        folders: &[DENOISER, "vae", "text_encoder"],
+        tokenizers: &["tokenizer"],
+        prefixes: &[
+            (DENOISER, &["model.diffusion_model.", "diffusion_model."]),
+            ("vae", &["first_stage_model.", "vae."]),
+            ("text_encoder", &["text_encoders.umt5xxl.transformer."]),
+        ],
+        sign: "head.modulation",
+    },
+    naming: lora_names::naming,
+    caches: None,
+    open: names::open,
+};
+
+impl super::Architecture for Architecture {
+    fn build(&self, source: &dyn Source) -> Result<Box<dyn Denoiser>, Error> {
+        Ok(Box::new(Wan::build(self.clone(), source)?))
+    }
+
+    fn context_width(&self) -> usize {
+        self.context_width
+    }
+
+    fn activations(&self, step: &StepShape) -> Activations {
+        self.of_step(step)
+    }
+
+    /// By width; a miniature can be either.
+    fn could_be(&self, flavor: &Flavor) -> bool {
+        match self.width() {
+            SMALL => flavor.name == "t2v-1.3b",
+            width if width > SMALL => flavor.name == "t2v-14b",
+            _ => true,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
