@@ -433,12 +433,17 @@ pub(crate) fn write_weights(path: &Path, tensors: &[(String, Vec<usize>)]) -> Re
         .par_iter()
         .enumerate()
         .map(|(index, (name, shape))| {
-            let norm = name.contains("norm") && name.ends_with("weight");
+            let gain = name.ends_with("weight") || name.ends_with("gamma");
+            let norm = name.contains("norm") && gain;
             let embedding = name.contains("embed") || name.starts_with("shared");
             let scale = match shape.as_slice() {
                 _ if embedding => 1.0,
                 // Uniform in +-sqrt(3 / inputs) has the variance 1 / inputs: sums keep the size of their terms.
                 [_, inputs] => (3.0 / *inputs as f32).sqrt(),
+                // A convolution over time.
+                [_, window @ ..] if window.len() == 4 => {
+                    (3.0 / window.iter().product::<usize>() as f32).sqrt()
+                }
                 _ => 0.1,
             };
             // T5 does not scale its scores; its query weights are small instead.

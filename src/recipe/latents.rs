@@ -10,11 +10,13 @@
 
 mod config;
 mod statistics;
+mod wan;
 
 use serde::{Deserialize, Serialize};
 
 pub use config::{ConfigError, VaeConfig};
 pub use statistics::LatentStatistics;
+pub use wan::{WAN_LATENTS, WanArchitecture, WanClass, WanEncoderArchitecture};
 
 use crate::digest::{Digest, Fingerprint};
 use crate::text::spec::Precision;

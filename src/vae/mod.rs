@@ -13,6 +13,7 @@ mod geometry;
 pub mod names;
 #[cfg(test)]
 mod tests;
+pub mod wan;
 
 pub use geometry::{Extents, Factors, LatentGeometry};
 

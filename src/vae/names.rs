@@ -134,7 +134,7 @@ pub fn decoder_tensors(architecture: &VaeArchitecture) -> Vec<(String, Vec<usize
 }
 
 /// What `build` asks for, given empty tensors: names and shapes are stated in one place only.
-fn listed(
+pub(super) fn listed(
     build: impl Fn(Parameters<'_, candle_core::Error>) -> candle_core::Result<()>,
 ) -> Vec<(String, Vec<usize>)> {
     let list = RefCell::new(Vec::new());

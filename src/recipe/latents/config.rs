@@ -4,6 +4,7 @@ use std::path::Path;
 
 use serde::Deserialize;
 
+use super::wan::{self, RawWan, WanArchitecture};
 use super::{LatentStatistics, VaeArchitecture, VaeEncoderArchitecture};
 use crate::files;
 
@@ -79,6 +80,30 @@ impl VaeConfig {
             },
             statistics,
         })
+    }
+}
+
+impl WanArchitecture {
+    /// Of the text of a `vae/config.json`; `file` names it in errors. Fields that are absent have diffusers' defaults, which are the
+    /// released VAE's.
+    ///
+    /// # Errors
+    /// If it is not the configuration of an `AutoencoderKLWan`, or of one this program does not implement.
+    pub fn parse(json: &str, file: &str) -> Result<Self, ConfigError> {
+        let fail = |problem: String| ConfigError {
+            file: file.to_owned(),
+            problem,
+        };
+        let map: serde_json::Map<String, serde_json::Value> =
+            serde_json::from_str(json).map_err(|e| fail(e.to_string()))?;
+        if let Some(class) = map.get("_class_name").filter(|class| *class != wan::CLASS) {
+            return Err(fail(format!(
+                "`_class_name` is {class}, expected `{}`",
+                wan::CLASS
+            )));
+        }
+        let raw: RawWan = serde_json::from_value(map.into()).map_err(|e| fail(e.to_string()))?;
+        raw.architecture().map_err(fail)
     }
 }
 
