@@ -278,13 +278,13 @@ impl Bench {
 
 /// A point in time, or an amount of it: by the clock, and of all processors used by this process.
 #[derive(Clone, Copy)]
-struct Seconds {
-    clock: f64,
-    processor: f64,
+pub(crate) struct Seconds {
+    pub(crate) clock: f64,
+    pub(crate) processor: f64,
 }
 
 impl Seconds {
-    fn now() -> Self {
+    pub(crate) fn now() -> Self {
         static START: OnceLock<Instant> = OnceLock::new();
         // Fields 14 and 15, in hundredths; the name in field 2 may hold spaces. (Linux; elsewhere 0.)
         let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
@@ -301,7 +301,7 @@ impl Seconds {
         }
     }
 
-    fn since(self) -> Self {
+    pub(crate) fn since(self) -> Self {
         let now = Self::now();
         Self {
             clock: now.clock - self.clock,
