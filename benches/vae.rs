@@ -118,7 +118,7 @@ fn child(case: &Value) -> Result<(), Failure> {
     for first in (0..frames).step_by(4) {
         encoding.push(&clip(first, 4.min(frames - first), side)?)?;
     }
-    let mean = encoding.finish()?;
+    let mean = encoding.finish()?.mean;
     let taken = start.since();
     candle_core::safetensors::save(
         &[("mean", mean)].into_iter().collect(),

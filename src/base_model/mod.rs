@@ -5,34 +5,31 @@
 mod encoder;
 mod files;
 pub mod hub;
+mod vae;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device};
 
 pub use encoder::TextEncoderPart;
 use files::ModelFiles;
 pub use files::{NeededFile, needed_files};
+pub use vae::VaePart;
 
 use crate::device;
 use crate::digest::{Digest, Fingerprint};
 use crate::experiment::{self, Experiment, ModelSettings, QuantizedWeights, Settings};
-use crate::models::{
-    self, Component, Denoiser, Family, Flavor, OpenedDenoiser, Placement, WeightStorage,
-};
-use crate::nn::weights::{self, DigestMemo, Weights};
+use crate::models::{self, Denoiser, Family, Flavor, OpenedDenoiser, Placement, WeightStorage};
+use crate::nn::weights::{self, DigestMemo};
 use crate::nn::{Kernels, Quantization};
-use crate::recipe::latents::{
-    ConfigError, LATENT_SPEC_VERSION, LatentSpec, LatentStatistics, PictureRules, VaeArchitecture,
-    VaeConfig,
-};
+use crate::recipe::latents::ConfigError;
 use crate::recipe::rules::DenoiserMask;
 use crate::recipe::{self, Deviation, Recipe};
 use crate::shown;
-use crate::text::spec::{Dtype, Precision};
+use crate::text::spec::Dtype;
 use crate::text::{self, tokenizer};
-use crate::vae::{self, LatentGeometry};
+use crate::vae::LatentGeometry;
 
 /// Why a base model could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -94,20 +91,6 @@ pub struct BaseModel {
     pub encoders: Vec<TextEncoderPart>,
     /// The VAE.
     pub vae: VaePart,
-}
-
-/// The VAE of a base model.
-#[derive(Clone)]
-pub struct VaePart {
-    /// What its latents depend on.
-    pub spec: LatentSpec,
-    /// The spec's fingerprint.
-    pub fingerprint: Fingerprint,
-    /// The network, as its configuration has it, or the weights where there is no `config.json`.
-    pub architecture: VaeArchitecture,
-    /// How the denoiser's latents come from its own.
-    pub statistics: LatentStatistics,
-    weights: Weights,
 }
 
 impl BaseModel {
@@ -338,130 +321,11 @@ fn without_each(model: &ModelSettings, recipe: &Recipe) -> Vec<(String, Recipe)>
     named.filter_map(|d| without(&d.field)).collect()
 }
 
-impl VaePart {
-    /// Loads the half that makes latents, to compute on `device` by `kernels`, and makes sure that its weights are those of the
-    /// spec.
-    ///
-    /// # Errors
-    /// If a tensor is missing, misshapen or not finite, or the weights are others.
-    pub fn load_encoder(&self, device: &Device, kernels: &Kernels) -> Result<vae::Encoder, Error> {
-        let architecture = &self.architecture.encoder;
-        let weights = self.weights.clone().on(device).with_kernels(kernels);
-        let tensors = vae::names::encoder_tensors(architecture);
-        let load = || vae::Encoder::load(architecture, &weights);
-        Ok(weights.load_checked(&tensors, &self.spec.weights, load)?)
-    }
-
-    /// Loads the half that makes pictures, to compute on `device` by `kernels`.
-    ///
-    /// # Errors
-    /// If a tensor is missing, misshapen or not finite.
-    pub fn load_decoder(&self, device: &Device, kernels: &Kernels) -> Result<vae::Decoder, Error> {
-        Ok(vae::Decoder::load(
-            &self.architecture,
-            &self.weights.clone().on(device).with_kernels(kernels),
-        )?)
-    }
-}
-
-/// What the running statistics of the VAE's batch norm say of its latents, where it has one.
-fn norm_statistics(
-    architecture: &VaeArchitecture,
-    component: &Component,
-    weights: &Weights,
-) -> Result<Option<LatentStatistics>, Error> {
-    let encoder = &architecture.encoder;
-    let (Some(norm), Some(tensors)) = (
-        encoder.patch_norm,
-        vae::names::norm_tensors(encoder, weights)?,
-    ) else {
-        return Ok(None);
-    };
-    let wrong = |what: String| models::Error::Config {
-        path: component.weights.clone(),
-        what,
-    };
-    let numbers = |tensor: &Tensor| {
-        let numbers = tensor.to_dtype(DType::F32).and_then(|t| t.to_vec1());
-        numbers.map_err(|source| models::Error::Device {
-            what: "reading the statistics of the VAE's latents".to_owned(),
-            source,
-        })
-    };
-    let [mean, variance] = tensors;
-    let (mean, variance): (Vec<f32>, Vec<f32>) = (numbers(&mean)?, numbers(&variance)?);
-    let statistics = LatentStatistics::of_batch_norm(norm, &mean, &variance).map_err(wrong)?;
-    Ok(Some(statistics))
-}
-
 /// candle's name of a precision.
 pub fn candle_dtype(dtype: Dtype) -> DType {
     match dtype {
         Dtype::F32 => DType::F32,
         Dtype::F16 => DType::F16,
         Dtype::Bf16 => DType::BF16,
-    }
-}
-
-impl ModelFiles<'_> {
-    fn vae_base(&self, family: &Family, memo: &mut DigestMemo) -> Result<VaePart, Error> {
-        let component = self.vae()?;
-        let weights = vae::names::canonical(&component.open()?);
-        let missing = |what: &str| Error::Missing {
-            file: component.weights.clone(),
-            what: what.to_owned(),
-        };
-        let config = match &self.config("vae", &component) {
-            Some(path) => VaeConfig::read(path)?,
-            None => VaeConfig {
-                architecture: vae::names::architecture(&weights)
-                    .ok_or_else(|| missing("its tensors are not those of an AutoencoderKL"))?,
-                statistics: None,
-            },
-        };
-        let architecture = config.architecture;
-        let statistics = match (
-            norm_statistics(&architecture, &component, &weights)?,
-            config.statistics,
-        ) {
-            (Some(own), _) | (None, Some(own)) => own,
-            (None, None) => {
-                let channels = architecture.encoder.latent_channels;
-                family.latent_statistics(self.components, channels)?
-            }
-        };
-        // Latents of another scale would be taken for the denoiser's, and nothing would fail.
-        if let LatentStatistics::Patches { .. } = family.latents().statistics
-            && architecture.encoder.patch_norm.is_none()
-        {
-            return Err(missing(&format!(
-                "the VAE of a model of family `{}` has a batch norm (`bn.running_mean`, `bn.running_var`), by which its latents are scaled, and this one has none: name the VAE of FLUX.2 (`AutoencoderKLFlux2`) as [model] files.vae",
-                family.name
-            )));
-        }
-        let output = self.stored.unwrap_or(Dtype::F32);
-        let digest = memo.digest(
-            &weights,
-            &vae::names::encoder_tensors(&architecture.encoder),
-        )?;
-        let spec = LatentSpec {
-            version: LATENT_SPEC_VERSION,
-            architecture: architecture.encoder.clone(),
-            weights: digest,
-            picture: PictureRules::CURRENT,
-            precision: Precision {
-                // SDXL's VAE overflows in f16 (its `config.json` says `force_upcast`), and each picture is encoded once.
-                compute: Dtype::F32,
-                output,
-            },
-        };
-        let fingerprint = spec.fingerprint();
-        Ok(VaePart {
-            spec,
-            fingerprint,
-            architecture,
-            statistics,
-            weights,
-        })
     }
 }

@@ -30,6 +30,7 @@ mod resample;
 pub(crate) mod rope;
 mod sums;
 pub mod weights;
+pub(crate) mod winograd;
 
 pub use activation::Activation;
 pub use attention::{AttentionMask, attention};

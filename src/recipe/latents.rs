@@ -8,6 +8,7 @@
 //! or a move, and never after an edit. (Where an earlier version read other pixels from the same bytes, by a digest of these and the
 //! version of reading.)
 
+mod autoencoder;
 mod config;
 mod statistics;
 mod wan;
@@ -15,6 +16,7 @@ mod window;
 
 use serde::{Deserialize, Serialize};
 
+pub use autoencoder::{AutoencoderArchitecture, AutoencoderConfig, EncoderArchitecture};
 pub use config::{ConfigError, VaeConfig};
 pub use statistics::LatentStatistics;
 pub use wan::{WAN_LATENTS, WanArchitecture, WanClass, WanEncoderArchitecture};
@@ -34,7 +36,7 @@ pub struct LatentSpec {
     /// [`LATENT_SPEC_VERSION`].
     pub version: u32,
     /// The encoder half, from the checkpoint's configuration.
-    pub architecture: VaeEncoderArchitecture,
+    pub architecture: EncoderArchitecture,
     /// The encoder's weights: over canonical name, shape, dtype and bytes of each.
     pub weights: Digest,
     /// How a file becomes pixels.

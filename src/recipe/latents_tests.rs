@@ -8,7 +8,7 @@ use crate::recipe::spec::Dtype;
 fn spec() -> LatentSpec {
     LatentSpec {
         version: LATENT_SPEC_VERSION,
-        architecture: VaeEncoderArchitecture {
+        architecture: EncoderArchitecture::Pictures(VaeEncoderArchitecture {
             in_channels: 3,
             block_out_channels: vec![128, 256, 512, 512],
             layers_per_block: 2,
@@ -17,7 +17,7 @@ fn spec() -> LatentSpec {
             use_quant_conv: false,
             mid_block_add_attention: true,
             patch_norm: None,
-        },
+        }),
         weights: Digest::of(b"weights"),
         picture: PictureRules::CURRENT,
         precision: Precision {
@@ -151,7 +151,8 @@ fn a_config_is_read_with_the_defaults_of_diffusers() {
         "use_quant_conv": false, "down_block_types": ["DownEncoderBlock2D", "DownEncoderBlock2D",
         "DownEncoderBlock2D", "DownEncoderBlock2D"]}"#;
     let config = VaeConfig::parse(sd3, "config.json").expect("sd3");
-    assert_eq!(config.architecture.encoder, spec().architecture);
+    let encoder = EncoderArchitecture::Pictures(config.architecture.encoder.clone());
+    assert_eq!(encoder, spec().architecture);
     let (scale, shift) = (1.5305, 0.0609);
     let shared = LatentStatistics::Shared { scale, shift };
     assert_eq!(config.statistics, Some(shared));
@@ -183,7 +184,7 @@ fn the_config_of_flux2_has_a_batch_norm_and_leaves_the_statistics_to_the_weights
     assert_eq!(own.decoder_block_out_channels, [96, 192, 384, 384]);
     let norm = own.encoder.patch_norm.expect("a norm");
     let spec = LatentSpec {
-        architecture: own.encoder.clone(),
+        architecture: EncoderArchitecture::Pictures(own.encoder.clone()),
         ..spec()
     };
     let canonical = String::from_utf8(canonical_json(&spec)).expect("utf8");

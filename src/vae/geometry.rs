@@ -6,7 +6,7 @@
 use candle_core::{Result, Tensor, bail};
 use serde::Serialize;
 
-use crate::recipe::latents::{LatentStatistics, Size, VaeArchitecture};
+use crate::recipe::latents::{AutoencoderArchitecture, LatentStatistics, Size};
 
 /// How large a picture or video is along each axis, or its latents.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -59,6 +59,14 @@ pub struct Factors {
 }
 
 impl Factors {
+    /// The factors of an autoencoder.
+    pub fn of(vae: &AutoencoderArchitecture) -> Self {
+        Self {
+            time: vae.frames(),
+            ..Self::of_pictures(vae.factor())
+        }
+    }
+
     /// The factors of a VAE of pictures whose latents have `1 / side` of the pixels along each side.
     pub const fn of_pictures(side: usize) -> Self {
         Self {
@@ -85,10 +93,10 @@ pub struct LatentGeometry {
 
 impl LatentGeometry {
     /// The geometry of this VAE's latents, for a denoiser that joins squares of `patch` x `patch` of them.
-    pub fn new(vae: &VaeArchitecture, statistics: &LatentStatistics, patch: usize) -> Self {
+    pub fn new(vae: &AutoencoderArchitecture, statistics: &LatentStatistics, patch: usize) -> Self {
         Self {
-            channels: vae.encoder.latent_channels,
-            factors: Factors::of_pictures(vae.encoder.factor()),
+            channels: vae.latent_channels(),
+            factors: Factors::of(vae),
             statistics: statistics.clone(),
             patch,
         }

@@ -1,4 +1,5 @@
-//! The autoencoder of pictures, `AutoencoderKL` and FLUX.2's `AutoencoderKLFlux2`: pixels to latents and back.
+//! The autoencoder of pictures, `AutoencoderKL` and FLUX.2's `AutoencoderKLFlux2`: pixels to latents and back. [`wan`] is
+//! that of clips; [`autoencoder`] puts both behind one name.
 //!
 //! [`Encoder::encode`] gives mean and log-variance, never one frozen sample, and unscaled: [`LatentGeometry`] makes
 //! the denoiser's latents of them. Convolutions work in tiles and attention in parts of the queries,
@@ -8,6 +9,7 @@
 //!
 //! Legend of shape suffixes: b batch, c channels, h height, w width, n pixels of a level.
 
+pub mod autoencoder;
 mod blocks;
 mod geometry;
 pub mod names;
@@ -15,6 +17,7 @@ pub mod names;
 mod tests;
 pub mod wan;
 
+pub use autoencoder::{LatentDecoder, LatentEncoder};
 pub use geometry::{Extents, Factors, LatentGeometry};
 
 use candle_core::{Device, Result, Tensor, bail};

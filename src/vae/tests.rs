@@ -3,7 +3,7 @@ use std::path::PathBuf;
 use candle_core::{DType, Device, IndexOp as _};
 
 use super::*;
-use crate::recipe::latents::{LatentStatistics, VaeConfig};
+use crate::recipe::latents::{AutoencoderArchitecture, LatentStatistics, VaeConfig};
 
 fn golden(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/{name}.safetensors"))
@@ -155,7 +155,8 @@ fn flux2s_latents_are_scaled_by_the_running_statistics_of_patches() {
     let [mean, variance] = numbers(&case.weights);
     let norm = encoder.patch_norm.expect("a norm");
     let statistics = LatentStatistics::of_batch_norm(norm, &mean, &variance).expect("numbers");
-    let geometry = LatentGeometry::new(&case.config.architecture, &statistics, 2);
+    let whole = AutoencoderArchitecture::Pictures(case.config.architecture.clone());
+    let geometry = LatentGeometry::new(&whole, &statistics, 2);
     let (plain, scaled) = (case.tensor("mean"), case.tensor("normalized"));
     assert_close(
         &geometry.normalize(&plain).expect("scaled"),

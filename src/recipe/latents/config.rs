@@ -32,14 +32,7 @@ impl VaeConfig {
     /// # Errors
     /// If the file cannot be read, and as [`Self::parse`].
     pub fn read(file: &Path) -> Result<Self, ConfigError> {
-        let name = file.display().to_string();
-        let unreadable = |e: &dyn std::fmt::Display| ConfigError {
-            file: name.clone(),
-            problem: format!("cannot be read: {e}"),
-        };
-        let bytes = files::read(file, files::MAX_CONFIG_BYTES).map_err(|e| unreadable(&e))?;
-        let text = String::from_utf8(bytes).map_err(|e| unreadable(&e))?;
-        Self::parse(&text, &name)
+        Self::parse(&read_text(file)?, &file.display().to_string())
     }
 
     /// The same from the text of the file; `file` names it in errors. Fields that are absent have diffusers'
@@ -85,7 +78,23 @@ impl VaeConfig {
     }
 }
 
+/// The text of a configuration's file.
+pub(super) fn read_text(file: &Path) -> Result<String, ConfigError> {
+    let unreadable = |e: &dyn std::fmt::Display| ConfigError {
+        file: file.display().to_string(),
+        problem: format!("cannot be read: {e}"),
+    };
+    let bytes = files::read(file, files::MAX_CONFIG_BYTES).map_err(|e| unreadable(&e))?;
+    String::from_utf8(bytes).map_err(|e| unreadable(&e))
+}
+
 impl WanArchitecture {
+    /// Whether the text of a configuration says that it is of an `AutoencoderKLWan`.
+    pub(super) fn is_named_by(json: &str) -> bool {
+        let config: Option<serde_json::Value> = serde_json::from_str(json).ok();
+        config.is_some_and(|config| config["_class_name"] == wan::CLASS)
+    }
+
     /// Of the text of a `vae/config.json`; `file` names it in errors. Fields that are absent have diffusers' defaults, which are the
     /// released VAE's.
     ///

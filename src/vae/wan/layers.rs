@@ -4,6 +4,7 @@
 use candle_core::{Result, Tensor, bail};
 
 use super::super::blocks::Parameters;
+use crate::nn::winograd::Winograd;
 use crate::nn::{
     AttentionMask, Conv2dOptions, Kernels, attention, conv2d, conv2d_sum, linear, pixel_norm,
     pixel_norm_silu,
@@ -16,6 +17,14 @@ pub(super) struct State {
     second: History,
     /// Whether the clip's first frame has passed.
     begun: bool,
+}
+
+#[cfg(test)]
+impl State {
+    /// How many frames it keeps.
+    pub(super) fn frames(&self) -> usize {
+        self.first.0.len() + self.second.0.len()
+    }
 }
 
 /// The last frames that a convolution over time was given.
@@ -34,10 +43,17 @@ impl History {
 
 /// A convolution over time and space; causal: a frame's result depends on it and the two before, zeros before the first.
 pub(super) struct Conv3 {
-    /// One for each place in time, the last for the frame itself.
-    taps_oikk: Vec<Tensor>,
+    kernel: Kernel,
+    taps: usize,
     bias_o: Tensor,
     options: Conv2dOptions,
+}
+
+enum Kernel {
+    /// A convolution over space for each place in time, the last for the frame itself: `[O, I, K, K]`.
+    Plain(Vec<Tensor>),
+    /// On a CPU: with fewer products.
+    Winograd(Winograd),
 }
 
 impl Conv3 {
@@ -52,13 +68,17 @@ impl Conv3 {
             &[output, input, time, side, side],
             &format!("{name}.weight"),
         )?;
+        let bias_o = get(&[output], &format!("{name}.bias"))?;
         // Of tensors that are only listed there are no numbers.
         let taps = if weight.elem_count() == 0 { 0 } else { time };
+        let tap = |tap| weight.narrow(2, tap, 1)?.squeeze(2)?.contiguous();
         Ok(Self {
-            taps_oikk: (0..taps)
-                .map(|tap| weight.narrow(2, tap, 1)?.squeeze(2)?.contiguous())
-                .collect::<Result<_>>()?,
-            bias_o: get(&[output], &format!("{name}.bias"))?,
+            kernel: match Winograd::new(&weight, &bias_o)? {
+                Some(kernel) => Kernel::Winograd(kernel),
+                None => Kernel::Plain((0..taps).map(tap).collect::<Result<_>>()?),
+            },
+            taps,
+            bias_o,
             options: match side {
                 1 => Conv2dOptions::POINTWISE,
                 _ => Conv2dOptions::SAME,
@@ -70,22 +90,42 @@ impl Conv3 {
         self.bias_o.device()
     }
 
-    /// The next frame's result.
-    fn next(&self, kernels: &Kernels, history: &mut History, frame: &Tensor) -> Result<Tensor> {
-        let window = history.0.iter().chain([frame]);
-        let y = self.of_window(kernels, window);
-        history.push(frame, self.taps_oikk.len());
+    /// The next frame's result, to which `plus` is added.
+    fn next(
+        &self,
+        kernels: &Kernels,
+        history: &mut History,
+        frame: &Tensor,
+        plus: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        let window: Vec<&Tensor> = history.0.iter().chain([frame]).collect();
+        let y = self.of_window(kernels, &window, plus);
+        history.push(frame, self.taps);
         y
     }
 
-    /// The result of these frames, of which the last is the newest; those before the first are zeros, and not computed.
-    fn of_window<'a>(
+    /// The result of these frames, of which the last is the newest; those before the first are zeros, and not computed. `plus` is added.
+    fn of_window(
         &self,
         kernels: &Kernels,
-        frames: impl DoubleEndedIterator<Item = &'a Tensor>,
+        frames: &[&Tensor],
+        plus: Option<&Tensor>,
     ) -> Result<Tensor> {
-        let newest_first: Vec<_> = frames.rev().zip(self.taps_oikk.iter().rev()).collect();
-        conv2d_sum(kernels, &newest_first, Some(&self.bias_o), self.options)
+        let taps = match &self.kernel {
+            Kernel::Winograd(kernel) => return kernel.forward(frames, plus),
+            Kernel::Plain(taps) => taps,
+        };
+        let newest_first: Vec<_> = frames
+            .iter()
+            .copied()
+            .rev()
+            .zip(taps.iter().rev())
+            .collect();
+        let y = conv2d_sum(kernels, &newest_first, Some(&self.bias_o), self.options)?;
+        match plus {
+            Some(plus) => y + plus,
+            None => Ok(y),
+        }
     }
 }
 
@@ -144,13 +184,14 @@ impl ResNet {
 
     fn next(&self, kernels: &Kernels, state: &mut State, x: &Tensor) -> Result<Tensor> {
         let h = self.norm1.silu(kernels, x)?;
-        let h = self.conv1.next(kernels, &mut state.first, &h)?;
+        let h = self.conv1.next(kernels, &mut state.first, &h, None)?;
         let h = self.norm2.silu(kernels, &h)?;
-        let h = self.conv2.next(kernels, &mut state.second, &h)?;
-        match &self.shortcut {
-            Some(shortcut) => shortcut.of_window(kernels, [x].into_iter())? + h,
-            None => x + h,
-        }
+        let shortcut = match &self.shortcut {
+            Some(shortcut) => shortcut.of_window(kernels, &[x], None)?,
+            None => x.clone(),
+        };
+        let plus = Some(&shortcut);
+        self.conv2.next(kernels, &mut state.second, &h, plus)
     }
 }
 
@@ -273,7 +314,7 @@ impl Down {
         if seen.len() < 3 {
             return Ok(None);
         }
-        let y = time.of_window(kernels, seen.iter())?;
+        let y = time.of_window(kernels, &seen.iter().collect::<Vec<_>>(), None)?;
         seen.drain(..2);
         Ok(Some(y))
     }
@@ -307,7 +348,7 @@ impl Up {
         if !std::mem::replace(&mut state.begun, true) {
             return Ok(vec![double(x)?]);
         }
-        let two = time.next(kernels, &mut state.first, x)?;
+        let two = time.next(kernels, &mut state.first, x, None)?;
         let width = x.dim(1)?;
         // A frame's channels are the first half or the second.
         (0..2)
@@ -354,14 +395,14 @@ impl Layer {
     /// What comes out after the next frame went in: no frame, one or two.
     fn next(&self, kernels: &Kernels, state: &mut State, x: Tensor) -> Result<Vec<Tensor>> {
         let one = match self {
-            Self::Conv(conv) => conv.next(kernels, &mut state.first, &x)?,
+            Self::Conv(conv) => conv.next(kernels, &mut state.first, &x, None)?,
             Self::ResNet(block) => block.next(kernels, state, &x)?,
             Self::Attention(attention) => attention.forward(kernels, &x)?,
             Self::Down(down) => return Ok(down.next(kernels, state, &x)?.into_iter().collect()),
             Self::Up(up) => return up.next(kernels, state, &x),
             Self::Head(norm, conv) => {
                 let h = norm.silu(kernels, &x)?;
-                conv.next(kernels, &mut state.first, &h)?
+                conv.next(kernels, &mut state.first, &h, None)?
             }
         };
         Ok(vec![one])

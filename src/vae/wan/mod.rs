@@ -16,6 +16,7 @@ mod tests;
 
 use candle_core::{Device, Result, Tensor, bail};
 
+use super::Moments;
 use super::blocks::Parameters;
 use crate::nn::Kernels;
 use crate::nn::weights::{self, Weights};
@@ -96,7 +97,7 @@ impl Encoder {
             encoder: self,
             states: states(&self.layers),
             frames: 0,
-            latents: Vec::new(),
+            moments: Vec::new(),
         }
     }
 }
@@ -106,7 +107,7 @@ pub struct Encoding<'a> {
     encoder: &'a Encoder,
     states: Vec<State>,
     frames: usize,
-    latents: Vec<Tensor>,
+    moments: Vec<Tensor>,
 }
 
 impl Encoding<'_> {
@@ -130,10 +131,9 @@ impl Encoding<'_> {
         for n in 0..t {
             let frame = frames_tchw.narrow(0, n, 1)?.contiguous()?;
             check_channels(&frame, a.in_channels, "frames")?;
-            let latents = &mut self.latents;
-            send(kernels, layers, &mut self.states, frame, &mut |moments| {
-                // The authors and diffusers' pipelines take the mean. A copy, so that the whole does not stay in memory.
-                latents.push(moments.narrow(1, 0, a.z_dim)?.contiguous()?);
+            let moments = &mut self.moments;
+            send(kernels, layers, &mut self.states, frame, &mut |frame| {
+                moments.push(frame);
                 Ok(())
             })?;
             self.frames += 1;
@@ -141,11 +141,11 @@ impl Encoding<'_> {
         Ok(())
     }
 
-    /// The means of the latents of all frames, unscaled: [1, z_dim, t, h / factor, w / factor], with t one more than a fourth of the frames after the first.
+    /// The distribution of the latents of all frames, unscaled: [1, z_dim, t, h / factor, w / factor] each, with t = 1 + (frames - 1) / 4.
     ///
     /// # Errors
     /// If the number of frames is not one more than a multiple of four (what the temporal factor is), or the device fails.
-    pub fn finish(self) -> Result<Tensor> {
+    pub fn finish(self) -> Result<Moments> {
         let step = self.encoder.architecture.frames();
         if self.frames % step != 1 % step {
             bail!(
@@ -153,7 +153,13 @@ impl Encoding<'_> {
                 self.frames
             );
         }
-        Tensor::stack(&self.latents, 2)
+        let moments = Tensor::stack(&self.moments, 2)?;
+        let half = self.encoder.architecture.z_dim;
+        Ok(Moments {
+            mean: moments.narrow(1, 0, half)?.contiguous()?,
+            // The bounds of diffusers' `DiagonalGaussianDistribution`.
+            logvar: moments.narrow(1, half, half)?.clamp(-30f32, 20f32)?,
+        })
     }
 }
 

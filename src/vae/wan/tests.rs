@@ -57,7 +57,7 @@ fn encode(encoder: &Encoder, frames: &Tensor, at_a_time: usize) -> Tensor {
         let chunk = frames.narrow(0, start, at_a_time.min(count - start));
         encoding.push(&chunk.expect("chunk")).expect("encodes");
     }
-    encoding.finish().expect("a clip")
+    encoding.finish().expect("a clip").mean
 }
 
 fn decode(decoder: &Decoder, latents: &Tensor) -> Tensor {
@@ -109,6 +109,27 @@ fn how_many_frames_are_read_at_a_time_changes_no_bit() {
     for at_a_time in [1, 2, 3, 4, 7] {
         assert_eq!(values(&encode(&encoder, &clip, at_a_time)), whole);
     }
+}
+
+/// Of the memory itself: `cargo bench -- vae ours`.
+#[test]
+fn a_longer_clip_keeps_no_more_frames() {
+    let (weights, architecture, _) = opened();
+    let encoder = Encoder::load(&architecture.encoder, &weights).expect("loads");
+    let mut encoding = encoder.begin();
+    let mut kept = Vec::new();
+    for n in 0..25 {
+        encoding
+            .push(&wave(f64::from(n), [1, 3, 8, 8]))
+            .expect("encodes");
+        kept.push(encoding.states.iter().map(State::frames).sum::<usize>());
+    }
+    // Two frames for each of the convolutions over three frames; what halves the frames keeps up to two as well.
+    assert_eq!(kept[8], kept[24]);
+    assert!(
+        kept[12..].iter().all(|count| *count <= kept[8] + 4),
+        "{kept:?}"
+    );
 }
 
 #[test]
