@@ -303,13 +303,13 @@ impl Bench {
 
 /// A point in time, or an amount of it: by the clock, and of all processors used by this process.
 #[derive(Clone, Copy)]
-struct Seconds {
-    clock: f64,
-    processor: f64,
+pub(crate) struct Seconds {
+    pub(crate) clock: f64,
+    pub(crate) processor: f64,
 }
 
 impl Seconds {
-    fn now() -> Self {
+    pub(crate) fn now() -> Self {
         static START: OnceLock<Instant> = OnceLock::new();
         // Fields 14 and 15, in hundredths; the name in field 2 may hold spaces. (Linux; elsewhere 0.)
         let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
@@ -326,7 +326,7 @@ impl Seconds {
         }
     }
 
-    fn since(self) -> Self {
+    pub(crate) fn since(self) -> Self {
         let now = Self::now();
         Self {
             clock: now.clock - self.clock,
@@ -458,12 +458,17 @@ pub(crate) fn write_weights(path: &Path, tensors: &[(String, Vec<usize>)]) -> Re
         .par_iter()
         .enumerate()
         .map(|(index, (name, shape))| {
-            let norm = name.contains("norm") && name.ends_with("weight");
+            let gain = name.ends_with("weight") || name.ends_with("gamma");
+            let norm = name.contains("norm") && gain;
             let embedding = name.contains("embed") || name.starts_with("shared");
             let scale = match shape.as_slice() {
                 _ if embedding => 1.0,
                 // Uniform in +-sqrt(3 / inputs) has the variance 1 / inputs: sums keep the size of their terms.
                 [_, inputs] => (3.0 / *inputs as f32).sqrt(),
+                // A convolution over time.
+                [_, window @ ..] if window.len() == 4 => {
+                    (3.0 / window.iter().product::<usize>() as f32).sqrt()
+                }
                 _ => 0.1,
             };
             // T5 does not scale its scores; its query weights are small instead.

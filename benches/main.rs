@@ -12,6 +12,7 @@ mod plan;
 mod probe;
 mod store;
 mod train;
+mod vae;
 
 /// As in the program itself.
 #[global_allocator]
@@ -31,7 +32,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         Some("probe") => probe::run(filter)?,
         Some("store") => store::run(),
         Some("train") => train::run(filter)?,
-        _ => println!("name one of: encode, gpu, nn, plan, probe, store, train"),
+        Some("vae") => vae::run(filter)?,
+        _ => println!("name one of: encode, gpu, nn, plan, probe, store, train, vae"),
     }
     Ok(())
 }

@@ -39,15 +39,17 @@ RecipeLike = Union[str, "os.PathLike[str]", Recipe, Manifest]
 
 @dataclasses.dataclass(frozen=True)
 class Latents:
-    """What the VAE made of one view of a picture: the posterior, unscaled, as f32."""
+    """What the VAE made of one view of a picture or clip: the posterior, unscaled, as f32."""
 
     mean: np.ndarray
-    """[channels, height, width]."""
-    logvar: np.ndarray
-    """The logarithm of the variance, same shape."""
+    """[channels, height, width], or [channels, frames, height, width] of a VAE of clips."""
+    logvar: np.ndarray | None
+    """The logarithm of the variance, same shape; None where the mean stands for the latents, as of Wan's VAE."""
 
     def sample(self, noise: np.ndarray) -> np.ndarray:
-        """A sample of the posterior, from standard normals of the same shape."""
+        """A sample of the posterior, from standard normals of the same shape; the mean where that stands for the latents."""
+        if self.logvar is None:
+            return self.mean
         return self.mean + np.exp(self.logvar * np.float32(0.5)) * noise
 
 
@@ -108,15 +110,16 @@ class Store:
 
     def latents(self, spec: str, entry: str) -> Latents:
         """The latents of one view of a picture, as a manifest names them (`Picture.views`)."""
-        found = self._read(spec, entry, ("mean", "logvar"))
+        found = self._read(spec, entry, ("mean",))
         if found is None:
             raise Refused(
                 f"{self.path}: the store has no latents {entry[:12]} of spec {spec[:12]}; `plumb encode` makes them again"
             )
         tensors, _ = found
-        if tensors["mean"].shape != tensors["logvar"].shape:
+        mean, logvar = tensors["mean"], tensors.get("logvar")
+        if logvar is not None and mean.shape != logvar.shape:
             raise Damaged(f"{self.path}: entry {entry}: mean and log-variance have different shapes")
-        return Latents(tensors["mean"], tensors["logvar"])
+        return Latents(mean, logvar)
 
     def recipes(self) -> list[Recipe]:
         """The recipes that captions were encoded by, as the store's runs name them, each once. Needs no program."""

@@ -180,7 +180,7 @@ pub(super) fn look(
 /// One picture.
 struct Looker<'a> {
     base: &'a BaseModel,
-    encoder: &'a vae::Encoder,
+    encoder: &'a vae::LatentEncoder,
     item: &'a Item,
 }
 

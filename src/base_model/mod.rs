@@ -5,6 +5,7 @@
 mod encoder;
 mod files;
 pub mod hub;
+mod vae;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -14,22 +15,21 @@ use candle_core::{DType, Device};
 pub use encoder::TextEncoderPart;
 use files::ModelFiles;
 pub use files::{NeededFile, needed_files};
+pub use vae::VaePart;
 
 use crate::device;
 use crate::digest::{Digest, Fingerprint};
 use crate::experiment::{self, Experiment, ModelSettings, QuantizedWeights, Settings};
 use crate::models::{self, Denoiser, Family, Flavor, OpenedDenoiser, Placement, WeightStorage};
-use crate::nn::weights::{self, DigestMemo, Weights};
+use crate::nn::weights::{self, DigestMemo};
 use crate::nn::{Kernels, Quantization};
-use crate::recipe::latents::{
-    ConfigError, LATENT_SPEC_VERSION, LatentSpec, PictureRules, VaeConfig,
-};
+use crate::recipe::latents::ConfigError;
 use crate::recipe::rules::DenoiserMask;
 use crate::recipe::{self, Deviation, Recipe};
 use crate::shown;
-use crate::text::spec::{Dtype, Precision};
+use crate::text::spec::Dtype;
 use crate::text::{self, tokenizer};
-use crate::vae::{self, LatentGeometry};
+use crate::vae::LatentGeometry;
 
 /// Why a base model could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -91,18 +91,6 @@ pub struct BaseModel {
     pub encoders: Vec<TextEncoderPart>,
     /// The VAE.
     pub vae: VaePart,
-}
-
-/// The VAE of a base model.
-#[derive(Clone)]
-pub struct VaePart {
-    /// What its latents depend on.
-    pub spec: LatentSpec,
-    /// The spec's fingerprint.
-    pub fingerprint: Fingerprint,
-    /// Its configuration, or what the weights tell of it where there is no `config.json`.
-    pub config: VaeConfig,
-    weights: Weights,
 }
 
 impl BaseModel {
@@ -186,7 +174,8 @@ impl BaseModel {
 
     /// The model's latents, against pixels and against the VAE's own.
     pub fn latent_geometry(&self) -> LatentGeometry {
-        LatentGeometry::new(&self.vae.config, self.denoiser.family.latents().patch)
+        let patch = self.denoiser.family.latents().patch;
+        LatentGeometry::new(&self.vae.architecture, &self.vae.statistics, patch)
     }
 
     /// What configurations say that is neither in a digest of weights nor in a spec: the denoiser's (None: it has none), and how its
@@ -198,7 +187,7 @@ impl BaseModel {
         let denoiser = self.denoiser.config()?;
         Ok((
             denoiser.as_ref().map(Fingerprint::of),
-            Fingerprint::of(&self.vae.config.statistics),
+            Fingerprint::of(&self.vae.statistics),
         ))
     }
 
@@ -332,80 +321,11 @@ fn without_each(model: &ModelSettings, recipe: &Recipe) -> Vec<(String, Recipe)>
     named.filter_map(|d| without(&d.field)).collect()
 }
 
-impl VaePart {
-    /// Loads the half that makes latents, to compute on `device` by `kernels`, and makes sure that its weights are those of the
-    /// spec.
-    ///
-    /// # Errors
-    /// If a tensor is missing, misshapen or not finite, or the weights are others.
-    pub fn load_encoder(&self, device: &Device, kernels: &Kernels) -> Result<vae::Encoder, Error> {
-        let architecture = &self.config.architecture.encoder;
-        let weights = self.weights.clone().on(device).with_kernels(kernels);
-        let tensors = vae::names::encoder_tensors(architecture);
-        let load = || vae::Encoder::load(architecture, &weights);
-        Ok(weights.load_checked(&tensors, &self.spec.weights, load)?)
-    }
-
-    /// Loads the half that makes pictures, to compute on `device` by `kernels`.
-    ///
-    /// # Errors
-    /// If a tensor is missing, misshapen or not finite.
-    pub fn load_decoder(&self, device: &Device, kernels: &Kernels) -> Result<vae::Decoder, Error> {
-        Ok(vae::Decoder::load(
-            &self.config.architecture,
-            &self.weights.clone().on(device).with_kernels(kernels),
-        )?)
-    }
-}
-
 /// candle's name of a precision.
 pub fn candle_dtype(dtype: Dtype) -> DType {
     match dtype {
         Dtype::F32 => DType::F32,
         Dtype::F16 => DType::F16,
         Dtype::Bf16 => DType::BF16,
-    }
-}
-
-impl ModelFiles<'_> {
-    fn vae_base(&self, family: &Family, memo: &mut DigestMemo) -> Result<VaePart, Error> {
-        let component = self.vae()?;
-        let weights = vae::names::canonical(&component.open()?);
-        let config = match &self.config("vae", &component) {
-            Some(path) => VaeConfig::read(path)?,
-            None => {
-                let architecture =
-                    vae::names::architecture(&weights).ok_or_else(|| Error::Missing {
-                        file: component.weights.clone(),
-                        what: "its tensors are not those of an AutoencoderKL".to_owned(),
-                    })?;
-                let channels = architecture.encoder.latent_channels;
-                VaeConfig {
-                    statistics: family.latent_statistics(self.components, channels)?,
-                    architecture,
-                }
-            }
-        };
-        let output = self.stored.unwrap_or(Dtype::F32);
-        let architecture = config.architecture.encoder.clone();
-        let digest = memo.digest(&weights, &vae::names::encoder_tensors(&architecture))?;
-        let spec = LatentSpec {
-            version: LATENT_SPEC_VERSION,
-            architecture,
-            weights: digest,
-            picture: PictureRules::CURRENT,
-            precision: Precision {
-                // SDXL's VAE overflows in f16 (its `config.json` says `force_upcast`), and each picture is encoded once.
-                compute: Dtype::F32,
-                output,
-            },
-        };
-        let fingerprint = spec.fingerprint();
-        Ok(VaePart {
-            spec,
-            fingerprint,
-            config,
-            weights,
-        })
     }
 }

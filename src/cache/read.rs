@@ -20,8 +20,10 @@ use crate::vae::LatentGeometry;
 pub struct StoredLatents {
     /// The posterior's mean, one sample's latents as [`LatentGeometry`] has them.
     pub mean: Tensor,
-    /// The logarithm of its variance, same shape.
-    pub logvar: Tensor,
+    /// The logarithm of its variance, same shape; None where the mean stands for the latents ([`takes_means`]).
+    ///
+    /// [`takes_means`]: crate::recipe::latents::AutoencoderArchitecture::takes_means
+    pub logvar: Option<Tensor>,
     /// The size embedding's input: [`ConditioningTensors::time_ids`] of one sample.
     ///
     /// [`ConditioningTensors::time_ids`]: crate::models::ConditioningTensors::time_ids
@@ -115,11 +117,11 @@ impl Reader {
     /// # Errors
     /// If the store lacks them.
     pub fn moments(&self, item: &Item, view: View) -> Result<StoredLatents, Error> {
-        let [mean, logvar] =
-            self.latents((&item.picture, item.digest), view, ["mean", "logvar"])?;
+        let entry = self.latents((&item.picture, item.digest), view)?;
+        let logvar = entry.part("logvar").map(tensors::to_tensor);
         Ok(StoredLatents {
-            mean,
-            logvar,
+            mean: mean(&entry, &item.picture)?,
+            logvar: logvar.transpose()?,
             time_ids: time_ids(item.size, &view),
         })
     }
@@ -131,28 +133,13 @@ impl Reader {
     /// If the store lacks them.
     pub fn reference(&self, reference: &Reference, view: View) -> Result<Tensor, Error> {
         let picture = (reference.picture.as_path(), reference.digest);
-        let [mean] = self.latents(picture, view, ["mean"])?;
-        Ok(mean)
+        mean(&self.latents(picture, view)?, picture.0)
     }
 
-    fn latents<const N: usize>(
-        &self,
-        (picture, digest): (&Path, Digest),
-        view: View,
-        parts: [&str; N],
-    ) -> Result<[Tensor; N], Error> {
-        let lost = || Error::NoLatents {
-            picture: picture.to_owned(),
-        };
+    fn latents(&self, (picture, digest): (&Path, Digest), view: View) -> Result<Entry, Error> {
         let entry = self.specs.view(digest, view);
         let entry = self.store.get(&self.specs.latents, &entry)?;
-        let entry = entry.ok_or_else(lost)?;
-        let mut read = Vec::with_capacity(N);
-        for name in parts {
-            read.push(tensors::to_tensor(entry.part(name).ok_or_else(lost)?)?);
-        }
-        // As many as there are names.
-        read.try_into().map_err(|_| lost())
+        entry.ok_or_else(|| no_latents(picture))
     }
 
     /// Captions that an encoder has no entry of.
@@ -182,6 +169,18 @@ impl Reader {
             .map(|&view| self.specs.view(picture.digest, view));
         let there = |entry: &Fingerprint| self.store.contains(&self.specs.latents, entry);
         entries.filter(|entry| !there(entry)).count()
+    }
+}
+
+/// The mean of an entry of latents.
+fn mean(entry: &Entry, picture: &Path) -> Result<Tensor, Error> {
+    let mean = entry.part("mean").ok_or_else(|| no_latents(picture))?;
+    Ok(tensors::to_tensor(mean)?)
+}
+
+fn no_latents(picture: &Path) -> Error {
+    Error::NoLatents {
+        picture: picture.to_owned(),
     }
 }
 
@@ -291,6 +290,7 @@ mod tests {
             bucket: size(128, 64),
             flip: false,
             resampling: crate::recipe::latents::Resampling::Spec,
+            window: None,
         };
         let numbers = time_ids(size(1600, 640), &view);
         assert_eq!(numbers, [640.0, 1600.0, 0.0, 10.0, 64.0, 128.0]);

@@ -137,10 +137,7 @@ impl<'a> CaptionPlan<'a> {
         options: &EncodeOptions,
         monitor: &dyn Monitor,
     ) -> Result<Vec<CaptionStats>, Error> {
-        let place = self.store.path();
-        // Where the system does not tell, writing will.
-        let free = fs4::available_space(place).unwrap_or(u64::MAX);
-        has_room(place, self.missing().bytes, free)?;
+        check_room(self.store, self.missing())?;
         let encoders = self.encoders.iter();
         encoders
             .map(|e| self.encode_for(e, options, monitor))
@@ -244,6 +241,14 @@ impl<'a> EncoderPlan<'a> {
             bytes: self.bytes,
         }
     }
+}
+
+/// Fails where the disk has no room for entries to come.
+pub(super) fn check_room(store: &Store, missing: Missing) -> Result<(), Error> {
+    let place = store.path();
+    // Where the system does not tell, writing will.
+    let free = fs4::available_space(place).unwrap_or(u64::MAX);
+    has_room(place, missing.bytes, free)
 }
 
 fn has_room(store: &Path, needed: u64, free: u64) -> Result<(), Error> {
@@ -394,7 +399,7 @@ mod tests {
         let error = has_room(store, 7_900_000_000, 4_000_000_000).expect_err("no room");
         assert_eq!(
             error.to_string(),
-            "store: the captions to encode take 7.9 GB, its disk has 4.0 GB free: make room, or name a store elsewhere under [store]"
+            "store: what is to be encoded takes 7.9 GB, its disk has 4.0 GB free: make room, or name a store elsewhere under [store]"
         );
         has_room(store, u64::MAX, u64::MAX - 1).expect_err("no room for the spare bytes");
     }

@@ -5,6 +5,7 @@ use std::iter::Sum;
 
 use super::Error;
 use super::captions::{CaptionPlan, EncoderPlan, amount};
+use super::pictures::PicturePlan;
 use crate::base_model::TextEncoderPart;
 use crate::dataset::Item;
 use crate::monitor::Monitor;
@@ -40,14 +41,27 @@ pub fn missing(
     Ok(EncoderPlan::new(encoder, reader, captions)?.missing())
 }
 
-/// Tells how many captions there are, and what of them is to be encoded.
-pub(super) fn tell(plan: &CaptionPlan<'_>, items: &[Item], monitor: &dyn Monitor) {
+/// Tells how many captions there are, what of them is to be encoded, and of pictures and clips.
+pub(super) fn tell(
+    plan: &CaptionPlan<'_>,
+    items: &[Item],
+    latents: Option<&PicturePlan<'_>>,
+    monitor: &dyn Monitor,
+) {
     let missing = plan.missing();
     if missing.entries > 0 {
         monitor.note(&format!(
             "{} different captions{}; to encode: {} embeddings, about {} in the store",
             plan.captions.len(),
             variants(items),
+            missing.entries,
+            amount(missing.bytes)
+        ));
+    }
+    let missing = latents.map(PicturePlan::missing).unwrap_or_default();
+    if missing.entries > 0 {
+        monitor.note(&format!(
+            "to encode: latents of {} views, about {} in the store",
             missing.entries,
             amount(missing.bytes)
         ));

@@ -12,9 +12,10 @@ use std::time::Duration;
 use candle_core::Device;
 use serde::Serialize;
 
-use captions::CaptionPlan;
+use captions::{CaptionPlan, check_room};
 pub use captions::{CaptionStats, encode_captions, lost_text, read_text, tell_of_no_run, tokenize};
 pub use missing::{Missing, missing};
+use pictures::PicturePlan;
 pub use pictures::{PictureStats, encode_pictures, pixels};
 
 use crate::base_model::{self, BaseModel};
@@ -58,7 +59,7 @@ pub enum Error {
     Store(#[from] store::Error),
     /// The disk has no room for what is to be encoded.
     #[error(
-        "{}: the captions to encode take {needed}, its disk has {free} free: make room, or name a store elsewhere under [store]",
+        "{}: what is to be encoded takes {needed}, its disk has {free} free: make room, or name a store elsewhere under [store]",
         shown::path(store)
     )]
     NoSpace {
@@ -201,13 +202,19 @@ pub fn run(
         texts = cache::captions(experiment, &items);
     }
     let plan = CaptionPlan::new(&base, &store, &texts)?;
-    missing::tell(&plan, &items, monitor);
-    let embedded = plan.encode(options, monitor)?;
-    let pictures = match only_captions && previews.is_empty() {
+    let latents = match only_captions && previews.is_empty() {
         true => None,
-        false => {
-            let on = (&options.device, &options.kernels);
-            let mut stats = encode_pictures(&base, &store, &viewed, on, monitor)?;
+        false => Some(PicturePlan::new(&base.vae, &store, &viewed)?),
+    };
+    missing::tell(&plan, &items, latents.as_ref(), monitor);
+    let of_latents = latents.as_ref().map(PicturePlan::missing);
+    // Of all together, before the first is begun.
+    check_room(&store, of_latents.into_iter().chain([plan.missing()]).sum())?;
+    let embedded = plan.encode(options, monitor)?;
+    let pictures = match latents {
+        None => None,
+        Some(latents) => {
+            let mut stats = latents.encode((&options.device, &options.kernels), monitor)?;
             stats.failed += unusable;
             Some(stats)
         }

@@ -1,28 +1,32 @@
-//! Pictures into the store: each view of each picture that the store lacks, once, as the VAE's mean and
-//! log-variance.
+//! Pictures and clips into the store: each view of each that the store lacks, once, as the VAE's mean and log-variance, or its mean alone
+//! where that stands for the latents. The frames of a clip are read some at a time: never do all of them lie in memory.
 
 use std::collections::BTreeSet;
-use std::path::Path;
 
 use candle_core::{Device, Tensor};
 use serde::Serialize;
 use serde_json::json;
 
 use super::Error;
-use crate::base_model::BaseModel;
-use crate::cache::{Specs, tensors};
-use crate::dataset::{self, PreparedPicture, Viewed};
-use crate::digest::canonical_json;
+use super::missing::Missing;
+use crate::base_model::{BaseModel, VaePart, candle_dtype};
+use crate::cache::tensors;
+use crate::dataset::clip::{ClipFile, FrameChunk};
+use crate::dataset::{self, PictureError, PreparedPicture, Viewed};
+use crate::digest::{Digest, canonical_json};
 use crate::monitor::Monitor;
 use crate::nn::Kernels;
-use crate::recipe::latents::LatentKey;
-use crate::store::{NewEntry, Store};
+use crate::recipe::latents::{LatentKey, Size, View};
+use crate::store::{NewEntry, Store, StoreWriter};
+use crate::vae::{Extents, LatentEncoder, LatentGeometry, Moments};
 
 /// Pictures decoded together, on all cores; the VAE takes them one by one. At 1024 px their pixels are 200 MB for each
 /// view.
 const CHUNK: usize = 16;
+/// Frames of a clip that are read together, as many as become one frame of latents of Wan's.
+const FRAMES: usize = 4;
 
-/// What encoding pictures came to. A view is one crop, mirrored or not.
+/// What encoding pictures and clips came to. A view is one crop, mirrored or not; of a clip, of one window of frames.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct PictureStats {
     /// The spec's fingerprint.
@@ -33,7 +37,7 @@ pub struct PictureStats {
     pub present: u64,
     /// Encoded now.
     pub encoded: u64,
-    /// Pictures that could not be read or decoded, each reported.
+    /// Pictures and clips that could not be read or decoded, each reported.
     pub failed: u64,
 }
 
@@ -45,65 +49,289 @@ pub fn encode_pictures(
     base: &BaseModel,
     store: &Store,
     pictures: &[Viewed<'_>],
-    (device, kernels): (&Device, &Kernels),
+    on: (&Device, &Kernels),
     monitor: &dyn Monitor,
 ) -> Result<PictureStats, Error> {
-    let (spec, specs) = (base.vae.fingerprint, Specs::from(base));
-    let reader = store.reader_of(&[spec])?;
-    let mut seen = BTreeSet::new();
-    let mut missing = Vec::new();
-    for picture in pictures {
-        let mut views = Vec::new();
-        for &view in picture.views.iter() {
-            let entry = specs.view(picture.digest, view);
-            // Two data sets may hold the same picture, and a reference may be one of the pictures.
-            if seen.insert(entry) && !reader.contains(&spec, &entry) {
-                views.push(view);
+    PicturePlan::new(&base.vae, store, pictures)?.encode(on, monitor)
+}
+
+/// What a store lacks of pictures and clips.
+pub(super) struct PicturePlan<'a> {
+    vae: &'a VaePart,
+    store: &'a Store,
+    pictures: Vec<Viewed<'a>>,
+    clips: Vec<Viewed<'a>>,
+    /// Different views asked for.
+    views: u64,
+    missing: Missing,
+}
+
+impl<'a> PicturePlan<'a> {
+    /// # Errors
+    /// If the store cannot be read.
+    pub(super) fn new(
+        vae: &'a VaePart,
+        store: &'a Store,
+        pictures: &[Viewed<'a>],
+    ) -> Result<Self, Error> {
+        let spec = vae.fingerprint;
+        let reader = store.reader_of(&[spec])?;
+        let mut plan = Self {
+            vae,
+            store,
+            pictures: Vec::new(),
+            clips: Vec::new(),
+            views: 0,
+            missing: Missing::default(),
+        };
+        let mut seen = BTreeSet::new();
+        for picture in pictures {
+            let mut views = Vec::new();
+            for &view in picture.views.iter() {
+                let entry = LatentKey::new(spec, picture.digest, view).fingerprint();
+                // Two data sets may hold the same picture, and a reference may be one of the pictures.
+                if seen.insert(entry) && !reader.contains(&spec, &entry) {
+                    plan.missing.entries += 1;
+                    plan.missing.bytes += vae.view_bytes(view);
+                    views.push(view);
+                }
             }
-        }
-        if !views.is_empty() {
-            missing.push(Viewed {
+            let Some(first) = views.first() else {
+                continue;
+            };
+            let list = match first.window {
+                None => &mut plan.pictures,
+                Some(_) => &mut plan.clips,
+            };
+            list.push(Viewed {
                 views: views.into(),
                 ..picture.clone()
             });
         }
+        plan.views = seen.len() as u64;
+        Ok(plan)
     }
-    let lacking: usize = missing.iter().map(|picture| picture.views.len()).sum();
-    let present = (seen.len() - lacking) as u64;
-    let mut stats = PictureStats {
-        spec: spec.to_string(),
-        views: seen.len() as u64,
-        present,
-        ..PictureStats::default()
-    };
-    if missing.is_empty() {
-        return Ok(stats);
+
+    /// What is to be made.
+    pub(super) fn missing(&self) -> Missing {
+        self.missing
     }
-    let mut writer = store.when_free(monitor, || store.writer())?;
-    writer.put_spec(&spec, &canonical_json(&base.vae.spec))?;
-    let encoder = base.vae.load_encoder(device, kernels)?;
-    monitor.start("pictures", Some(missing.len() as u64));
-    for chunk in missing.chunks(CHUNK) {
-        for (of, prepared) in chunk.iter().zip(dataset::prepare(chunk)) {
-            match prepared {
-                Err(error) => {
-                    monitor.problem(&error.to_string());
-                    stats.failed += 1;
-                }
-                Ok(views) => {
-                    for view in views {
-                        writer.put(encode(base, &encoder, of.picture, &view)?)?;
-                        stats.encoded += 1;
+
+    /// Makes it.
+    ///
+    /// # Errors
+    /// As [`encode_pictures`].
+    pub(super) fn encode(
+        &self,
+        (device, kernels): (&Device, &Kernels),
+        monitor: &dyn Monitor,
+    ) -> Result<PictureStats, Error> {
+        let mut stats = PictureStats {
+            spec: self.vae.fingerprint.to_string(),
+            views: self.views,
+            present: self.views - self.missing.entries,
+            ..PictureStats::default()
+        };
+        if self.missing.entries == 0 {
+            return Ok(stats);
+        }
+        let mut writer = self.store.when_free(monitor, || self.store.writer())?;
+        writer.put_spec(&self.vae.fingerprint, &canonical_json(&self.vae.spec))?;
+        let encoder = self.vae.load_encoder(device, kernels)?;
+        self.encode_pictures(&encoder, &mut writer, &mut stats, monitor)?;
+        self.encode_clips(&encoder, &mut writer, &mut stats, monitor)?;
+        writer.finish()?;
+        Ok(stats)
+    }
+
+    fn encode_pictures(
+        &self,
+        encoder: &LatentEncoder,
+        writer: &mut StoreWriter,
+        stats: &mut PictureStats,
+        monitor: &dyn Monitor,
+    ) -> Result<(), Error> {
+        if self.pictures.is_empty() {
+            return Ok(());
+        }
+        monitor.start("pictures", Some(self.pictures.len() as u64));
+        for chunk in self.pictures.chunks(CHUNK) {
+            for (of, prepared) in chunk.iter().zip(dataset::prepare(chunk)) {
+                match prepared {
+                    Err(error) => stats.passed_over(&error, monitor),
+                    Ok(views) => {
+                        for view in views {
+                            writer.put(self.picture(encoder, of, &view)?)?;
+                            stats.encoded += 1;
+                        }
                     }
                 }
+                monitor.advance(1);
             }
-            monitor.advance(1);
+            writer.commit_if_large()?;
         }
-        writer.commit_if_large()?;
+        monitor.finish();
+        Ok(())
     }
-    writer.finish()?;
-    monitor.finish();
-    Ok(stats)
+
+    fn picture(
+        &self,
+        encoder: &LatentEncoder,
+        of: &Viewed<'_>,
+        prepared: &PreparedPicture,
+    ) -> Result<NewEntry, Error> {
+        let moments = pixels(prepared)
+            .and_then(|p| p.to_device(encoder.device()))
+            .and_then(|p| encoder.encode(&p));
+        let (view, size) = (prepared.view, prepared.original_size);
+        let source = format!(
+            "picture {} of {}",
+            prepared.digest.short(),
+            described(size, view)
+        );
+        moments
+            .and_then(|moments| self.entry((prepared.digest, view), &moments, source))
+            .map_err(|source| failed(of, source))
+    }
+
+    fn encode_clips(
+        &self,
+        encoder: &LatentEncoder,
+        writer: &mut StoreWriter,
+        stats: &mut PictureStats,
+        monitor: &dyn Monitor,
+    ) -> Result<(), Error> {
+        if self.clips.is_empty() {
+            return Ok(());
+        }
+        let frames = |of: &Viewed<'_>| of.views.iter().map(|v| u64::from(v.frames())).sum::<u64>();
+        monitor.start("frames of clips", Some(self.clips.iter().map(frames).sum()));
+        for of in &self.clips {
+            let mut left = frames(of);
+            let mut advance = |frames: u64| {
+                left = left.saturating_sub(frames);
+                monitor.advance(frames);
+            };
+            match self.clip(encoder, of, writer, &mut advance)? {
+                Err(error) => stats.passed_over(&error, monitor),
+                Ok(()) => stats.encoded += of.views.len() as u64,
+            }
+            // Of a clip that was passed over.
+            monitor.advance(left);
+            writer.commit_if_large()?;
+        }
+        monitor.finish();
+        Ok(())
+    }
+
+    /// The views of a clip; the inner error is about its file.
+    fn clip(
+        &self,
+        encoder: &LatentEncoder,
+        of: &Viewed<'_>,
+        writer: &mut StoreWriter,
+        advance: &mut dyn FnMut(u64),
+    ) -> Result<Result<(), PictureError>, Error> {
+        let clip = match ClipFile::open(of.picture).and_then(|clip| clip.expect(&of.digest)) {
+            Ok(clip) => clip,
+            Err(error) => return Ok(Err(error)),
+        };
+        for &view in of.views.iter() {
+            let moments = match self.frames(encoder, &clip, of, view, advance)? {
+                Ok(moments) => moments,
+                Err(error) => return Ok(Err(error)),
+            };
+            let source = format!("clip {} of {}", of.digest.short(), described(of.size, view));
+            let entry = self.entry((of.digest, view), &moments, source);
+            writer.put(entry.map_err(|source| failed(of, source))?)?;
+        }
+        Ok(Ok(()))
+    }
+
+    /// One view of a clip, read [`FRAMES`] at a time.
+    fn frames(
+        &self,
+        encoder: &LatentEncoder,
+        clip: &ClipFile,
+        of: &Viewed<'_>,
+        view: View,
+        advance: &mut dyn FnMut(u64),
+    ) -> Result<Result<Moments, PictureError>, Error> {
+        let fail = |source| failed(of, source);
+        let mut encoding = encoder.begin().map_err(fail)?;
+        let mut frames = match clip.read(view) {
+            Ok(frames) => frames,
+            Err(error) => return Ok(Err(error)),
+        };
+        while frames.left() > 0 {
+            let chunk = match frames.next(FRAMES) {
+                Ok(chunk) => chunk,
+                Err(error) => return Ok(Err(error)),
+            };
+            let pixels = frame_pixels(&chunk).and_then(|p| p.to_device(encoder.device()));
+            encoding.push(&pixels.map_err(fail)?).map_err(fail)?;
+            advance(chunk.frames as u64);
+        }
+        Ok(Ok(encoding.finish().map_err(fail)?))
+    }
+
+    fn entry(
+        &self,
+        (digest, view): (Digest, View),
+        moments: &Moments,
+        source: String,
+    ) -> candle_core::Result<NewEntry> {
+        let spec = self.vae.fingerprint;
+        let key = LatentKey::new(spec, digest, view);
+        let output = self.vae.spec.precision.output;
+        let mut stored = vec![("mean", &moments.mean)];
+        if !self.vae.architecture.takes_means() {
+            stored.push(("logvar", &moments.logvar));
+        }
+        let mut parts = Vec::new();
+        for (name, tensor) in stored {
+            // The store keeps single samples.
+            let bytes = tensors::to_bytes(&tensor.squeeze(0)?, output)?;
+            parts.push((name.to_owned(), bytes));
+        }
+        Ok(NewEntry {
+            entry: key.fingerprint(),
+            spec,
+            source,
+            tokens: Vec::new(),
+            token_count: 0,
+            truncated: false,
+            parts,
+            key: json!(key),
+        })
+    }
+}
+
+impl PictureStats {
+    fn passed_over(&mut self, error: &PictureError, monitor: &dyn Monitor) {
+        monitor.problem(&error.to_string());
+        self.failed += 1;
+    }
+}
+
+impl VaePart {
+    /// What the latents of a view take in the store, in bytes.
+    fn view_bytes(&self, view: View) -> u64 {
+        // What the denoiser makes tokens of has no part in it.
+        let geometry = LatentGeometry::new(&self.architecture, &self.statistics, 1);
+        let extents = Extents {
+            frames: view.frames() as usize,
+            ..Extents::from(view.bucket)
+        };
+        let numbers: usize = geometry.shape(geometry.latents(extents)).iter().product();
+        let tensors = if self.architecture.takes_means() {
+            1
+        } else {
+            2
+        };
+        let dtype = candle_dtype(self.spec.precision.output);
+        (tensors * numbers * dtype.size_in_bytes()) as u64
+    }
 }
 
 /// The pixels of a view as the VAE reads them, [1, 3, height, width].
@@ -116,49 +344,41 @@ pub fn pixels(prepared: &PreparedPicture) -> candle_core::Result<Tensor> {
     Tensor::from_slice(&prepared.pixels, shape, &Device::Cpu)
 }
 
-fn encode(
-    base: &BaseModel,
-    encoder: &crate::vae::Encoder,
-    path: &Path,
-    prepared: &PreparedPicture,
-) -> Result<NewEntry, Error> {
-    let fail = |source| Error::Vae {
-        path: path.into(),
-        source,
-    };
-    let spec = base.vae.fingerprint;
-    let key = LatentKey::new(spec, prepared.digest, prepared.view);
-    let pixels = pixels(prepared).and_then(|p| p.to_device(encoder.device()));
-    let moments = encoder.encode(&pixels.map_err(fail)?).map_err(fail)?;
-    let output = base.vae.spec.precision.output;
-    let mut parts = Vec::new();
-    for (name, tensor) in [("mean", &moments.mean), ("logvar", &moments.logvar)] {
-        // The store keeps single samples.
-        let tensor = tensor.squeeze(0).map_err(fail)?;
-        parts.push((
-            name.to_owned(),
-            tensors::to_bytes(&tensor, output).map_err(fail)?,
-        ));
-    }
-    let (view, size) = (prepared.view, prepared.original_size);
-    Ok(NewEntry {
-        entry: key.fingerprint(),
-        spec,
-        source: format!(
-            "picture {} of {} x {} px, {} x {} at ({}, {}){}",
-            prepared.digest.short(),
-            size.width,
-            size.height,
-            view.bucket.width,
-            view.bucket.height,
-            view.left,
-            view.top,
-            if view.flip { ", mirrored" } else { "" }
-        ),
-        tokens: Vec::new(),
-        token_count: 0,
-        truncated: false,
-        parts,
-        key: json!(key),
-    })
+/// Frames as the VAE reads them, [frames, 3, height, width].
+fn frame_pixels(chunk: &FrameChunk) -> candle_core::Result<Tensor> {
+    let (height, width) = (chunk.size.height as usize, chunk.size.width as usize);
+    let shape = (3, chunk.frames, height, width);
+    Tensor::from_vec(chunk.pixels(), shape, &Device::Cpu)?.transpose(0, 1)
 }
+
+/// What was made of a picture or clip of this size, for people.
+fn described(size: Size, view: View) -> String {
+    let window = view.window.map(|window| {
+        format!(
+            ", {} frames from frame {} on at {} a second",
+            window.frames, window.start, window.rate
+        )
+    });
+    format!(
+        "{} x {} px, {} x {} at ({}, {}){}{}",
+        size.width,
+        size.height,
+        view.bucket.width,
+        view.bucket.height,
+        view.left,
+        view.top,
+        if view.flip { ", mirrored" } else { "" },
+        window.unwrap_or_default()
+    )
+}
+
+fn failed(of: &Viewed<'_>, source: candle_core::Error) -> Error {
+    Error::Vae {
+        path: of.picture.to_owned(),
+        source,
+    }
+}
+
+#[cfg(test)]
+#[path = "pictures_tests.rs"]
+mod tests;

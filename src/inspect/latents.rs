@@ -31,7 +31,8 @@ pub struct PictureReport {
 /// Writes a picture's latents to `out`, under the rules of the Experiment's first data set, encoding the picture first
 /// if the store lacks it, on the CPU.
 ///
-/// Tensors: `mean` and `logvar` [1, channels, height, width], unscaled. Metadata: the picture's size, what it was
+/// Tensors: `mean` and `logvar` [1, channels, height, width], unscaled; `mean` alone, [1, channels, frames, height, width], where it
+/// stands for the latents. Metadata: the picture's size, what it was
 /// resized to, the crop's place and the bucket, in pixels, and the spec.
 ///
 /// # Errors
@@ -83,10 +84,10 @@ pub fn latents(
     }
     let source = ModelCache::open(base, store)?;
     let StoredLatents { mean, logvar, .. } = source.reader.moments(&item, view)?;
-    let made_of = BTreeMap::from([
-        ("mean".to_owned(), mean.unsqueeze(0)?),
-        ("logvar".to_owned(), logvar.unsqueeze(0)?),
-    ]);
+    let mut made_of = BTreeMap::from([("mean".to_owned(), mean.unsqueeze(0)?)]);
+    if let Some(logvar) = logvar {
+        made_of.insert("logvar".to_owned(), logvar.unsqueeze(0)?);
+    }
     let size = |s: Size| format!("{}x{}", s.width, s.height);
     let facts = BTreeMap::from([
         ("original_size".to_owned(), size(file.size)),

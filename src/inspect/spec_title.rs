@@ -56,6 +56,8 @@ pub fn spec_title(spec: &Value) -> String {
         }
     } else if let Some(channels) = word("/architecture/latent_channels") {
         words.push(format!("VAE encoder, {channels} channels"));
+    } else if let Some(channels) = word("/architecture/z_dim") {
+        words.push(format!("VAE encoder of clips, {channels} channels"));
     } else {
         words.push("a spec of an unknown kind".to_owned());
     }
@@ -111,6 +113,8 @@ mod tests {
         );
         let vae = json!({"architecture": {"latent_channels": 16}, "precision": {"output": "f32"}});
         assert_eq!(spec_title(&vae), "VAE encoder, 16 channels, f32");
+        let wan = json!({"architecture": {"class": "AutoencoderKLWan", "z_dim": 16}, "precision": {"output": "f32"}});
+        assert_eq!(spec_title(&wan), "VAE encoder of clips, 16 channels, f32");
         assert_eq!(spec_title(&Value::Null), "a spec of an unknown kind");
     }
 }

@@ -117,16 +117,52 @@ pub fn conv2d(
     bias_o: Option<&Tensor>,
     options: Conv2dOptions,
 ) -> Result<Tensor> {
+    conv2d_sum(kernels, &[(x_bihw, weight_oikk)], bias_o, options)
+}
+
+/// The sum of convolutions of one shape, each of a picture with its own weight: what a convolution over time makes of one frame.
+///
+/// Shapes as [`conv2d`].
+///
+/// # Errors
+/// As [`conv2d`], and if there is nothing to add up or the shapes differ.
+pub fn conv2d_sum(
+    kernels: &Kernels,
+    terms: &[(&Tensor, &Tensor)],
+    bias_o: Option<&Tensor>,
+    options: Conv2dOptions,
+) -> Result<Tensor> {
+    let Some((&(x_bihw, weight_oikk), rest)) = terms.split_first() else {
+        bail!("conv2d: there is nothing to add up");
+    };
     let geometry = geometry(x_bihw, weight_oikk, bias_o, options)?;
+    if let Some((x, weight)) = rest
+        .iter()
+        .find(|(x, weight)| x.shape() != x_bihw.shape() || weight.shape() != weight_oikk.shape())
+    {
+        bail!(
+            "conv2d: {:?} by {:?} cannot be added to {:?} by {:?}",
+            x.dims(),
+            weight.dims(),
+            x_bihw.dims(),
+            weight_oikk.dims()
+        );
+    }
     by_kernel!(
         x_bihw,
-        T => on_cpu::<T>(x_bihw, weight_oikk, bias_o, geometry),
+        T => on_cpu::<T>(terms, bias_o, geometry),
         cuda k in kernels => {
             let (b, _, h, w) = x_bihw.dims4()?;
             let conv = Conv::new(k, weight_oikk.dims4()?, options, b, (h, w));
-            conv.forward(x_bihw, weight_oikk, bias_o)
+            let first = conv.forward(x_bihw, weight_oikk, bias_o)?;
+            rest.iter()
+                .try_fold(first, |sum, (x, weight)| sum + conv.forward(x, weight, None)?)
         },
-        composed(x_bihw, weight_oikk, bias_o, options)
+        {
+            let first = composed(x_bihw, weight_oikk, bias_o, options)?;
+            rest.iter()
+                .try_fold(first, |sum, (x, weight)| sum + composed(x, weight, None, options)?)
+        }
     )
 }
 
@@ -230,21 +266,26 @@ fn geometry(
 }
 
 fn on_cpu<T: Real>(
-    x: &Tensor,
-    weight: &Tensor,
+    terms: &[(&Tensor, &Tensor)],
     bias: Option<&Tensor>,
     g: Geometry,
 ) -> Result<Tensor> {
-    let b = x.dim(0)?;
+    let b = terms.first().map_or(Ok(0), |(x, _)| x.dim(0))?;
     let bias = bias.map(|bias| bias.to_vec1::<T>()).transpose()?;
     let plane = g.out_h * g.out_w;
     let rows = (TILE_PIXELS / g.out_w).clamp(1, g.out_h);
     let tiles = g.out_h.div_ceil(rows);
     let mut out = vec![T::zero(); b * g.o * plane];
     let shared = Shared::new(&mut out);
-    let (x, weight) = (contiguous(x)?, contiguous(weight)?);
-    let (x, weight) = (elements::<T>(&x)?, elements::<T>(&weight)?);
-    let (x, weight): (&[T], &[T]) = (&x, &weight);
+    let terms = terms
+        .iter()
+        .map(|(x, weight)| Ok((contiguous(x)?, contiguous(weight)?)))
+        .collect::<Result<Vec<_>>>()?;
+    let terms = terms
+        .iter()
+        .map(|(x, weight)| Ok((elements::<T>(x)?, elements::<T>(weight)?)))
+        .collect::<Result<Vec<_>>>()?;
+    let terms: Vec<(&[T], &[T])> = terms.iter().map(|(x, weight)| (&**x, &**weight)).collect();
     (0..b * tiles)
         .into_par_iter()
         .for_each_init(Vec::new, |columns, task| {
@@ -259,15 +300,11 @@ fn on_cpu<T: Real>(
                     out.row(o).fill(*bias);
                 }
             }
-            let size = x.len() / b;
-            one_tile(
-                &x[picture * size..][..size],
-                weight,
-                &g,
-                first,
-                out,
-                columns,
-            );
+            for (x, weight) in &terms {
+                let size = x.len() / b;
+                let x = &x[picture * size..][..size];
+                one_tile(x, weight, &g, first, &mut out, columns);
+            }
         });
     tensor(out, &[b, g.o, g.out_h, g.out_w])
 }
@@ -278,7 +315,7 @@ fn one_tile<T: Real>(
     weight: &[T],
     g: &Geometry,
     first: usize,
-    mut out: MatrixMut<'_, T>,
+    out: &mut MatrixMut<'_, T>,
     columns: &mut Vec<T>,
 ) {
     if g.i == 0 {
@@ -308,7 +345,7 @@ fn one_tile<T: Real>(
             );
             Matrix::new(columns, depth, pixels, pixels)
         };
-        matmul(&mut out, Write::Add, T::one(), left, right, ALONE);
+        matmul(out, Write::Add, T::one(), left, right, ALONE);
     }
 }
 

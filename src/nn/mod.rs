@@ -23,22 +23,25 @@ pub(crate) mod linear;
 pub(crate) mod loss;
 pub(crate) mod norm;
 pub(crate) mod picture_backward;
+mod pixel_norm;
 pub(crate) mod pointwise;
 mod real;
 mod resample;
 pub(crate) mod rope;
 mod sums;
 pub mod weights;
+pub(crate) mod winograd;
 
 pub use activation::Activation;
 pub use attention::{AttentionMask, attention};
-pub use conv::{Conv2dOptions, Padding, conv2d};
+pub use conv::{Conv2dOptions, Padding, conv2d, conv2d_sum};
 pub use frozen::{DEPTH as PREFETCHED, Frozen, Prefetch, Quantization};
 pub use group_norm::{group_norm, group_norm_silu};
 pub use kernels::Kernels;
 pub use linear::{linear, linear_onto};
 pub use loss::squared_error;
 pub use norm::{gated_residual, layer_norm, modulate, rms_norm};
+pub use pixel_norm::{pixel_norm, pixel_norm_silu};
 pub use resample::upsample_nearest_2x;
 pub use rope::rope;
 

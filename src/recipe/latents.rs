@@ -8,13 +8,19 @@
 //! or a move, and never after an edit. (Where an earlier version read other pixels from the same bytes, by a digest of these and the
 //! version of reading.)
 
+mod autoencoder;
 mod config;
 mod statistics;
+mod wan;
+mod window;
 
 use serde::{Deserialize, Serialize};
 
+pub use autoencoder::{AutoencoderArchitecture, AutoencoderConfig, EncoderArchitecture};
 pub use config::{ConfigError, VaeConfig};
 pub use statistics::LatentStatistics;
+pub use wan::{WAN_LATENTS, WanArchitecture, WanClass, WanEncoderArchitecture};
+pub use window::{Rate, Window};
 
 use crate::digest::{Digest, Fingerprint};
 use crate::text::spec::Precision;
@@ -30,7 +36,7 @@ pub struct LatentSpec {
     /// [`LATENT_SPEC_VERSION`].
     pub version: u32,
     /// The encoder half, from the checkpoint's configuration.
-    pub architecture: VaeEncoderArchitecture,
+    pub architecture: EncoderArchitecture,
     /// The encoder's weights: over canonical name, shape, dtype and bytes of each.
     pub weights: Digest,
     /// How a file becomes pixels.
@@ -46,8 +52,8 @@ impl LatentSpec {
     }
 }
 
-/// The fields of an `AutoencoderKL` configuration that its encoder depends on.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// The fields of the configuration of an `AutoencoderKL` or `AutoencoderKLFlux2` that its encoder depends on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VaeEncoderArchitecture {
     /// Channels of a picture.
@@ -64,9 +70,30 @@ pub struct VaeEncoderArchitecture {
     pub use_quant_conv: bool,
     /// Whether the innermost level has a self-attention.
     pub mid_block_add_attention: bool,
+    /// The batch norm of FLUX.2's VAE. Left out of the canonical form where there is none, as the first VAEs had none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub patch_norm: Option<PatchNorm>,
+}
+
+/// A batch norm without weight and bias over patches of latents, by whose running statistics the denoiser's latents come from the
+/// VAE's (`bn` in `src/flux2/autoencoder.py` of Black Forest Labs and in diffusers' `AutoencoderKLFlux2`). A patch's channels
+/// are those of the latents one after another, each with the patch's places row by row.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PatchNorm {
+    /// Side of a patch, in latents.
+    pub side: usize,
+    /// Added to the variances.
+    pub eps: f64,
 }
 
 impl VaeEncoderArchitecture {
+    /// How many means and variances its batch norm has, if it has one.
+    pub fn norm_channels(&self) -> Option<usize> {
+        let norm = self.patch_norm?;
+        Some(self.latent_channels * norm.side * norm.side)
+    }
+
     /// Pixels per latent, along one side.
     pub fn factor(&self) -> usize {
         // Each level but the innermost halves.
@@ -74,13 +101,15 @@ impl VaeEncoderArchitecture {
     }
 }
 
-/// A whole `AutoencoderKL`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A whole `AutoencoderKL` or `AutoencoderKLFlux2`.
+#[derive(Clone, Debug, PartialEq)]
 pub struct VaeArchitecture {
     /// What the encoder and the decoder share.
     pub encoder: VaeEncoderArchitecture,
     /// Channels of a decoded picture.
     pub out_channels: usize,
+    /// Channels of each level of the decoder, from the picture inwards: the encoder's, but in FLUX.2's small decoder.
+    pub decoder_block_out_channels: Vec<usize>,
     /// Whether a 1 x 1 convolution precedes the decoder.
     pub use_post_quant_conv: bool,
 }
@@ -175,8 +204,8 @@ pub struct Size {
     pub height: u32,
 }
 
-/// What of a picture is encoded: resized to `resized`, of which the box at (`left`, `top`) of the bucket's
-/// size is kept, and mirrored if `flip`.
+/// What of a picture, or of each frame of a clip, is encoded: resized to `resized`, of which the box at (`left`, `top`) of the bucket's
+/// size is kept, and mirrored if `flip`; and which frames of the clip.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct View {
@@ -193,6 +222,16 @@ pub struct View {
     /// The filter, where it is not the spec's. Left out of the canonical form where it is, as the first views had no other.
     #[serde(default, skip_serializing_if = "Resampling::is_the_specs")]
     pub resampling: Resampling,
+    /// The frames, of a clip; None for a picture, in whose canonical form it is left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub window: Option<Window>,
+}
+
+impl View {
+    /// How many frames there are: 1 of a picture.
+    pub fn frames(&self) -> u32 {
+        self.window.map_or(1, |window| window.frames)
+    }
 }
 
 /// The filter of a view.
@@ -227,7 +266,8 @@ pub struct LatentKey {
     pub version: u32,
     /// The fingerprint of the [`LatentSpec`].
     pub spec: Fingerprint,
-    /// What the picture is known by: the digest of its file, or of that and the version of reading.
+    /// What the picture is known by: the digest of its file, or of that and the version of reading. A clip is known by the digest of its
+    /// files and of what decodes them.
     pub picture: Digest,
     /// What of it is encoded.
     pub view: View,

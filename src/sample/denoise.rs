@@ -10,7 +10,7 @@ use crate::diffusion::{Process, Sampler, SamplerRun, Spacing, guide, rescale_gui
 use crate::lora::Bound;
 use crate::models::{self, ConditioningTensors, Denoiser};
 use crate::rng::{Rng, Stream};
-use crate::vae::{Decoder, Extents, LatentGeometry};
+use crate::vae::{Extents, LatentDecoder, LatentGeometry};
 
 /// How one picture is sampled.
 #[derive(Clone, Debug)]
@@ -128,13 +128,45 @@ pub fn sample_from(
     Ok(latents)
 }
 
-/// Turns what the denoiser made into a picture.
+/// Turns what the denoiser made, a batch of one, into a picture.
+///
+/// # Errors
+/// If the decoder fails, or the latents are of several frames.
+pub fn decode(
+    decoder: &LatentDecoder,
+    geometry: &LatentGeometry,
+    latents: &Tensor,
+) -> Result<RgbImage> {
+    let mut frames = decode_frames(decoder, geometry, latents)?;
+    match (frames.pop(), frames.len()) {
+        (Some(picture), 0) => Ok(picture),
+        (_, more) => bail!(
+            "expected the latents of a picture, found a clip of {} frames",
+            more + 1
+        ),
+    }
+}
+
+/// Turns what the denoiser made, a batch of one, into the frames of a clip; a picture is one of one frame.
 ///
 /// # Errors
 /// If the decoder fails.
-pub fn decode(decoder: &Decoder, geometry: &LatentGeometry, latents: &Tensor) -> Result<RgbImage> {
+pub fn decode_frames(
+    decoder: &LatentDecoder,
+    geometry: &LatentGeometry,
+    latents: &Tensor,
+) -> Result<Vec<RgbImage>> {
     let latents = geometry.denormalize(latents)?.to_device(decoder.device())?;
-    let pixels = decoder.decode(&latents)?.squeeze(0)?;
+    let mut frames = Vec::new();
+    decoder.decode(&latents, &mut |pixels| {
+        frames.push(picture(&pixels.squeeze(0)?)?);
+        Ok(())
+    })?;
+    Ok(frames)
+}
+
+/// Pixels in [-1, 1], [channels, height, width], as 8-bit RGB.
+fn picture(pixels: &Tensor) -> Result<RgbImage> {
     let (channels, height, width) = pixels.dims3()?;
     if channels != 3 {
         bail!("expected a decoder of 3 channels, found {channels}");

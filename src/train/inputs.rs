@@ -210,12 +210,17 @@ fn draw_from(
     options: &DrawOptions,
 ) -> Result<Drawn> {
     let rng = |stream| key.rng(options.seed, stream);
-    let (mean, logvar) = (&moments.mean, &moments.logvar);
+    let mean = &moments.mean;
     let count = mean.elem_count();
     let normals = |stream| Tensor::from_vec(rng(stream).normals(count), mean.dims(), &Device::Cpu);
-    // A sample of the VAE's posterior, drawn anew at each step: the store keeps mean and log-variance, no frozen sample.
-    let spread = ((logvar * 0.5)?.exp()? * normals(Stream::Posterior)?)?;
-    let latents = geometry.normalize(&(mean + spread)?)?;
+    let latents = match &moments.logvar {
+        // A sample of the VAE's posterior, drawn anew at each step: the store keeps mean and log-variance, no frozen sample.
+        Some(logvar) => {
+            let spread = ((logvar * 0.5)?.exp()? * normals(Stream::Posterior)?)?;
+            geometry.normalize(&(mean + spread)?)?
+        }
+        None => geometry.normalize(mean)?,
+    };
     let mut noise = normals(Stream::Noise)?;
     if options.noise_offset > 0.0 {
         // One number a channel, the same for all its pixels.

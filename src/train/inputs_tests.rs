@@ -61,7 +61,7 @@ fn moments(shape: &[usize]) -> StoredLatents {
     };
     StoredLatents {
         mean: made(Stream::Shuffle),
-        logvar: made(Stream::Caption),
+        logvar: Some(made(Stream::Caption)),
         time_ids: [0.0; 6],
     }
 }

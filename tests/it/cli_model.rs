@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use plumb::recipe::latents::WanArchitecture;
+use plumb::vae::wan;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -179,6 +181,18 @@ fn encoders_vaes_and_loras_alone_are_told_apart() {
         .expect(0)
         .says("a VAE (AutoencoderKL) alone")
         .says("vae = \"ae.safetensors\"");
+    let released = WanArchitecture::parse("{}", "defaults").expect("the released one");
+    let mut tensors = wan::names::encoder_tensors(&released.encoder);
+    tensors.extend(wan::names::decoder_tensors(&released));
+    full_size::write(
+        &path("wan.safetensors"),
+        "F32",
+        &tensors.into_iter().collect(),
+    );
+    check(folder.path(), "wan.safetensors")
+        .expect(0)
+        .says("a VAE (AutoencoderKLWan) alone")
+        .says("vae = \"wan.safetensors\"");
     let encoder = tiny_sd3().join("text_encoder_3").display().to_string();
     check(folder.path(), &encoder)
         .expect(0)

@@ -220,7 +220,7 @@ impl Candidate {
                 .push(StoredNetwork::new("vae", component, &weights));
         }
         let Some(vae) = part::vae(component) else {
-            let problem = "vae: its tensors are not those of an AutoencoderKL";
+            let problem = "vae: its tensors are not those of an AutoencoderKL or AutoencoderKLWan";
             report.problems.push(problem.to_owned());
             return (None, released);
         };

@@ -13,7 +13,7 @@ use crate::digest::Digest;
 use crate::models::schedule::is_marker;
 use crate::models::{self, Component};
 use crate::nn::weights::{self, Weights};
-use crate::recipe::latents::VaeConfig;
+use crate::recipe::latents::{AutoencoderArchitecture, AutoencoderConfig};
 use crate::recipe::{EncoderRecipe, Recipe, RecipeName};
 use crate::text::{self, Architecture, Tokenizer, TokenizerIdentity, published, published_for};
 use crate::vae::{self, Factors};
@@ -124,6 +124,8 @@ fn identity(
 
 /// A VAE, with or without faults.
 pub(super) struct CheckedVae {
+    /// diffusers' name of its network.
+    pub(super) class: &'static str,
     /// Of its encoder with the weights loaded.
     pub(super) memory: NetworkMemory,
     /// Missing, misshapen and unknown tensors, or why its configuration cannot be read.
@@ -134,27 +136,33 @@ pub(super) struct CheckedVae {
 
 /// Looks at a VAE; `None` if it is none.
 pub(super) fn vae(component: &Component) -> Option<CheckedVae> {
-    let weights = vae::names::canonical(&component.open().ok()?);
-    let by_names = vae::names::architecture(&weights)?;
+    let file = component.open().ok()?;
+    let weights = vae::autoencoder::canonical(&file);
+    let by_names = vae::autoencoder::config(&weights);
+    // Wan's with other channels than the released one's cannot do without a configuration, but is one.
+    if by_names.is_none() && vae::wan::names::canonical(&file).is_none() {
+        return None;
+    }
     let architecture = match &component.config {
-        Some(path) => match VaeConfig::read(path) {
+        Some(path) => match AutoencoderConfig::read(path) {
             Ok(config) => config.architecture,
             Err(error) => {
                 return Some(CheckedVae {
+                    class: "autoencoder",
                     memory: NetworkMemory::new("vae", 0, DType::F32),
                     problems: vec![error.to_string()],
                     factors: None,
                 });
             }
         },
-        None => by_names,
+        None => by_names?.architecture,
     };
-    let mut tensors = vae::names::encoder_tensors(&architecture.encoder);
+    let mut tensors = vae::autoencoder::encoder_tensors(&architecture.encoder());
     let encoder: usize = tensors
         .iter()
         .map(|(_, s)| s.iter().product::<usize>())
         .sum();
-    tensors.extend(vae::names::decoder_tensors(&architecture));
+    tensors.extend(vae::autoencoder::decoder_tensors(&architecture));
     let mut problems: Vec<String> = weights
         .faults(&tensors)
         .iter()
@@ -162,10 +170,14 @@ pub(super) fn vae(component: &Component) -> Option<CheckedVae> {
         .collect();
     problems.extend(extra(&weights, &tensors));
     Some(CheckedVae {
+        class: match architecture {
+            AutoencoderArchitecture::Pictures(_) => "AutoencoderKL",
+            AutoencoderArchitecture::Wan(_) => "AutoencoderKLWan",
+        },
         // f32, which the VAE encodes in whatever its files hold; the decoder is not loaded for it.
         memory: NetworkMemory::new("vae", encoder as u64, DType::F32),
         problems,
-        factors: Some(Factors::of_pictures(architecture.encoder.factor())),
+        factors: Some(Factors::of(&architecture)),
     })
 }
 
@@ -220,11 +232,14 @@ fn known_encoders() -> Vec<(EncoderRecipe, Vec<String>)> {
 pub(super) fn lone(path: &Path, weights: &Weights) -> Option<Report> {
     let component = Component::at(path);
     if let Some(CheckedVae {
-        memory, problems, ..
+        class,
+        memory,
+        problems,
+        ..
     }) = vae(&component)
     {
         return Some(Report {
-            summary: "a VAE (AutoencoderKL) alone".to_owned(),
+            summary: format!("a VAE ({class}) alone"),
             parts: vec![StoredNetwork::new("vae", &component, weights)],
             memory: Some(Memory::new(vec![memory], Vec::new())),
             notes: vec![format!(

@@ -177,6 +177,15 @@ pub enum Error {
         /// What the backend said.
         error: Box<candle_core::Error>,
     },
+    /// A network could not bring what it loaded into the form that it computes with.
+    #[error("{0}")]
+    Form(Box<candle_core::Error>),
+}
+
+impl From<candle_core::Error> for Error {
+    fn from(error: candle_core::Error) -> Self {
+        Self::Form(Box::new(error))
+    }
 }
 
 impl From<Error> for candle_core::Error {
