@@ -226,6 +226,7 @@ fn at(resized: Size, (left, top): (u32, u32), bucket: Size, flip: bool) -> View 
         bucket,
         flip,
         resampling: Resampling::Spec,
+        window: None,
     }
 }
 

@@ -291,6 +291,7 @@ mod tests {
             bucket: size(128, 64),
             flip: false,
             resampling: crate::recipe::latents::Resampling::Spec,
+            window: None,
         };
         let numbers = time_ids(size(1600, 640), &view);
         assert_eq!(numbers, [640.0, 1600.0, 0.0, 10.0, 64.0, 128.0]);

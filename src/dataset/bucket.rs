@@ -264,6 +264,7 @@ impl Placement {
                 bucket: self.bucket,
                 flip: false,
                 resampling: Resampling::Spec,
+                window: None,
             })
             .collect();
         // Places only move on, so equal ones are neighbours.

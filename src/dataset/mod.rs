@@ -7,6 +7,7 @@
 mod bucket;
 mod budget;
 mod caption;
+pub mod clip;
 mod files;
 mod items;
 mod left_out;
@@ -45,12 +46,12 @@ pub struct Folder {
     pub reference_sizes: Vec<Size>,
 }
 
-/// A captioned picture, from the folder it was found in to the step that trains on it.
+/// A captioned picture, or a window of a captioned clip, from the folder it was found in to the step that trains on it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Item {
-    /// Where the picture lies.
+    /// Where the picture lies, or the clip: a file, or a folder of frames.
     pub picture: PathBuf,
-    /// What it is known by: [`PictureFile::digest`].
+    /// What it is known by: [`PictureFile::digest`], or [`clip::ClipFile::digest`].
     pub digest: Digest,
     /// Its size, turned as its orientation says.
     pub size: Size,
@@ -58,7 +59,7 @@ pub struct Item {
     pub captions: Vec<String>,
     /// Its caption as it is written: without the trigger word, or with what stands for it.
     pub written: String,
-    /// Its crops, mirrored or not, all of one bucket; never none. A step uses one of them.
+    /// Its crops, mirrored or not, all of one bucket, and of one window of a clip; never none. A step uses one of them.
     pub views: Vec<View>,
     /// How often it comes in one pass over the data.
     pub repeats: u32,
@@ -115,6 +116,11 @@ impl Item {
     /// The size that the VAE sees.
     pub fn bucket(&self) -> Size {
         self.views.first().map_or(self.size, |view| view.bucket)
+    }
+
+    /// How many frames the VAE sees: 1 of a picture.
+    pub fn frames(&self) -> u32 {
+        self.views.first().map_or(1, View::frames)
     }
 
     /// With all of its views.

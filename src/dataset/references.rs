@@ -74,6 +74,7 @@ fn whole(size: Size, resampling: Resampling) -> View {
         bucket: size,
         flip: false,
         resampling,
+        window: None,
     }
 }
 

@@ -83,6 +83,7 @@ fn a_reference_is_cropped_and_mirrored_as_its_target_or_mirrored_alone() {
         bucket: size(64, 64),
         flip: false,
         resampling: Resampling::Spec,
+        window: None,
     };
     let mirrored = View { flip: true, ..crop };
     let all = [crop, mirrored];

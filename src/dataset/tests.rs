@@ -346,6 +346,7 @@ fn moving_or_renaming_changes_no_key_and_editing_a_caption_changes_only_that_cap
         },
         flip: false,
         resampling: crate::recipe::latents::Resampling::Spec,
+        window: None,
     };
     let spec = crate::digest::Fingerprint::of(&"a spec");
     let keys = |dataset: &Dataset| -> Vec<_> {

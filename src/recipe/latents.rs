@@ -10,11 +10,13 @@
 
 mod config;
 mod statistics;
+mod window;
 
 use serde::{Deserialize, Serialize};
 
 pub use config::{ConfigError, VaeConfig};
 pub use statistics::LatentStatistics;
+pub use window::{Rate, Window};
 
 use crate::digest::{Digest, Fingerprint};
 use crate::text::spec::Precision;
@@ -175,8 +177,8 @@ pub struct Size {
     pub height: u32,
 }
 
-/// What of a picture is encoded: resized to `resized`, of which the box at (`left`, `top`) of the bucket's
-/// size is kept, and mirrored if `flip`.
+/// What of a picture, or of each frame of a clip, is encoded: resized to `resized`, of which the box at (`left`, `top`) of the bucket's
+/// size is kept, and mirrored if `flip`; and which frames of the clip.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct View {
@@ -193,6 +195,16 @@ pub struct View {
     /// The filter, where it is not the spec's. Left out of the canonical form where it is, as the first views had no other.
     #[serde(default, skip_serializing_if = "Resampling::is_the_specs")]
     pub resampling: Resampling,
+    /// The frames, of a clip; None for a picture, in whose canonical form it is left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub window: Option<Window>,
+}
+
+impl View {
+    /// How many frames there are: 1 of a picture.
+    pub fn frames(&self) -> u32 {
+        self.window.map_or(1, |window| window.frames)
+    }
 }
 
 /// The filter of a view.
@@ -227,7 +239,8 @@ pub struct LatentKey {
     pub version: u32,
     /// The fingerprint of the [`LatentSpec`].
     pub spec: Fingerprint,
-    /// What the picture is known by: the digest of its file, or of that and the version of reading.
+    /// What the picture is known by: the digest of its file, or of that and the version of reading. A clip is known by the digest of its
+    /// files and of what decodes them.
     pub picture: Digest,
     /// What of it is encoded.
     pub view: View,

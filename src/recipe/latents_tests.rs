@@ -40,6 +40,7 @@ fn view() -> View {
         },
         flip: false,
         resampling: crate::recipe::latents::Resampling::Spec,
+        window: None,
     }
 }
 
@@ -126,6 +127,7 @@ proptest! {
                 bucket: Size { width: w, height: h },
                 flip,
                 resampling: crate::recipe::latents::Resampling::Spec,
+                window: None,
             })
         };
         let same = key(a).fingerprint() == key(b).fingerprint();

@@ -198,7 +198,12 @@ impl PictureFile {
         let mut resized: Option<Resized<'_>> = None;
         let mut prepared = Vec::with_capacity(views.len());
         for &view in views {
-            self.check_fits(view)?;
+            if !fits(view) {
+                return Err(PictureError::Unusable {
+                    path: self.path.clone(),
+                    problem: format!("the view {view:?} reaches beyond the picture"),
+                });
+            }
             let how = (view.resized, view.resampling);
             let there = resized.take().filter(|(known, _)| *known == how);
             let (_, pixels) = resized.insert(there.unwrap_or_else(|| {
@@ -228,21 +233,6 @@ impl PictureFile {
             ));
         }
         Ok(rgb)
-    }
-
-    fn check_fits(&self, view: View) -> Result<(), PictureError> {
-        let (bucket, resized) = (view.bucket, view.resized);
-        let fits =
-            |start: u32, side: u32, whole: u32| start.checked_add(side).is_some_and(|e| e <= whole);
-        if fits(view.left, bucket.width, resized.width)
-            && fits(view.top, bucket.height, resized.height)
-        {
-            return Ok(());
-        }
-        Err(PictureError::Unusable {
-            path: self.path.clone(),
-            problem: format!("the view {view:?} reaches beyond the picture"),
-        })
     }
 
     /// A view that fits, of the resized picture `rgb`.
@@ -287,6 +277,14 @@ impl PictureFile {
             Err(PictureError::Changed { path: self.path })
         }
     }
+}
+
+/// Whether a view keeps no more than the resized picture has.
+pub(super) fn fits(view: View) -> bool {
+    let (bucket, resized) = (view.bucket, view.resized);
+    let fits =
+        |start: u32, side: u32, whole: u32| start.checked_add(side).is_some_and(|e| e <= whole);
+    fits(view.left, bucket.width, resized.width) && fits(view.top, bucket.height, resized.height)
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, PictureError> {

@@ -18,6 +18,7 @@ fn whole(size: Size) -> View {
         bucket: size,
         flip: false,
         resampling: crate::recipe::latents::Resampling::Spec,
+        window: None,
     }
 }
 

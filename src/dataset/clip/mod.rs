@@ -1,0 +1,228 @@
+//! Clips: moving pictures, read frame by frame.
+//!
+//! A [`ClipFile`] is a folder of numbered frames; a GIF, WebP or PNG that is animated; or a video, which `ffmpeg` decodes. Each is
+//! brought to the rate of a [`Window`]: its n-th frame is the last one that begins at most half a frame after n / rate, as ffmpeg's
+//! filter `fps` has it. Frames of a folder have no times: each is one frame, whatever the rate.
+//!
+//! Frames come in order, some at a time, resized and cropped as pictures are. At no time do all of them lie in memory.
+
+mod folder;
+
+use std::borrow::Cow;
+use std::path::{Path, PathBuf};
+
+use self::folder::FrameFolder;
+use super::picture::{PictureError, fits};
+use super::resize::resize;
+use crate::digest::Digest;
+use crate::recipe::latents::{Rate, Size, View, Window};
+
+/// The version of how clips are read. It is part of what a clip is known by.
+const READING: u32 = 1;
+
+/// A clip, looked at but not decoded.
+pub struct ClipFile {
+    path: PathBuf,
+    source: Source,
+    /// What it is known by: the digest of its files' bytes, of the version of reading, and of what decodes them.
+    pub digest: Digest,
+    /// Its size as it is shown: turned as its file says, and with square pixels.
+    pub size: Size,
+}
+
+enum Source {
+    Folder(FrameFolder),
+}
+
+/// Decodes the frames of one window.
+trait Decode: Send {
+    /// The next frame as 8-bit RGB, row major.
+    ///
+    /// # Errors
+    /// What is wrong with the clip. That it ends too early is such a thing.
+    fn next(&mut self) -> Result<Cow<'_, [u8]>, String>;
+
+    /// What is said once all frames were read.
+    ///
+    /// # Errors
+    /// What is wrong with the clip after all.
+    fn finish(&mut self) -> Result<(), String> {
+        Ok(())
+    }
+}
+
+/// The frames of one view of a clip, in order.
+pub struct Frames {
+    path: PathBuf,
+    decoder: Box<dyn Decode>,
+    /// The size of what the decoder gives.
+    coded: Size,
+    view: View,
+    left: u32,
+}
+
+/// Frames that follow each other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FrameChunk {
+    /// How many there are.
+    pub frames: usize,
+    /// The size of each.
+    pub size: Size,
+    /// 8-bit RGB: `[frames, height, width, 3]`, row major.
+    pub rgb: Vec<u8>,
+}
+
+impl ClipFile {
+    /// Looks at a clip: reads its files once for their digest, and its times; decodes nothing.
+    ///
+    /// # Errors
+    /// If it cannot be read, is no clip, or is too large.
+    pub fn open(path: &Path) -> Result<Self, PictureError> {
+        let folder = FrameFolder::open(path)?;
+        Ok(Self {
+            path: path.to_owned(),
+            digest: folder.digest,
+            size: folder.size,
+            source: Source::Folder(folder),
+        })
+    }
+
+    /// The same, if it is the clip that is known by `digest`.
+    ///
+    /// # Errors
+    /// If its bytes have changed since, or another ffmpeg would decode them.
+    pub fn expect(self, digest: &Digest) -> Result<Self, PictureError> {
+        match self.digest == *digest {
+            true => Ok(self),
+            false => Err(PictureError::Changed { path: self.path }),
+        }
+    }
+
+    /// How many frames it has at a rate; at least one.
+    pub fn frames_at(&self, _rate: Rate) -> u32 {
+        match &self.source {
+            Source::Folder(folder) => folder.len(),
+        }
+    }
+
+    /// Begins to read the frames of a view, which names its window.
+    ///
+    /// # Errors
+    /// If the window reaches beyond the clip's end, the view beyond its frames, or no decoder can be started.
+    pub fn read(&self, view: View) -> Result<Frames, PictureError> {
+        let window = view
+            .window
+            .ok_or_else(|| self.fail("a view of a clip without a window of frames".to_owned()))?;
+        if !fits(view) {
+            return Err(self.fail(format!("the view {view:?} reaches beyond the picture")));
+        }
+        let there = self.frames_at(window.rate);
+        if window.frames == 0
+            || window
+                .start
+                .checked_add(window.frames)
+                .is_none_or(|end| end > there)
+        {
+            return Err(self.fail(format!(
+                "frames {} to {} at {} frames a second, expected some of its {there}",
+                window.start,
+                u64::from(window.start) + u64::from(window.frames),
+                window.rate
+            )));
+        }
+        let (coded, decoder) = self.decoder(window)?;
+        Ok(Frames {
+            path: self.path.clone(),
+            decoder,
+            coded,
+            view,
+            left: window.frames,
+        })
+    }
+
+    fn decoder(&self, window: Window) -> Result<(Size, Box<dyn Decode>), PictureError> {
+        match &self.source {
+            Source::Folder(folder) => Ok((folder.size, Box::new(folder.decoder(window)))),
+        }
+    }
+
+    fn fail(&self, problem: String) -> PictureError {
+        let path = self.path.clone();
+        PictureError::Unusable { path, problem }
+    }
+}
+
+impl Frames {
+    /// How many frames are still to come.
+    pub fn left(&self) -> u32 {
+        self.left
+    }
+
+    /// The next `count` frames: fewer where the window ends, none behind its end.
+    ///
+    /// # Errors
+    /// If the clip is damaged, ends before its time, or its decoder dies or hangs.
+    pub fn next(&mut self, count: usize) -> Result<FrameChunk, PictureError> {
+        let frames = count.min(self.left as usize);
+        let size = self.view.bucket;
+        let mut rgb = Vec::with_capacity(frames * 3 * pixels(size));
+        for _ in 0..frames {
+            let fail = |problem| PictureError::Unusable {
+                path: self.path.clone(),
+                problem,
+            };
+            let frame = self.decoder.next().map_err(fail)?;
+            let (to, by) = (self.view.resized, self.view.resampling);
+            let frame = resize(frame, self.coded, to, by);
+            crop(&frame, &self.view, &mut rgb);
+            self.left -= 1;
+            if self.left == 0 {
+                self.decoder.finish().map_err(fail)?;
+            }
+        }
+        Ok(FrameChunk { frames, size, rgb })
+    }
+}
+
+impl FrameChunk {
+    /// What a VAE takes: `[3, frames, height, width]`, row major, in [-1, 1].
+    pub fn pixels(&self) -> Vec<f32> {
+        let plane = pixels(self.size);
+        let frames = || self.rgb.chunks_exact(3 * plane.max(1));
+        let mut all = Vec::with_capacity(self.rgb.len());
+        for channel in 0..3 {
+            for frame in frames() {
+                // The range that VAEs were trained on.
+                let values = frame.iter().skip(channel).step_by(3);
+                all.extend(values.map(|&value| f32::from(value) / 127.5 - 1.0));
+            }
+        }
+        all
+    }
+}
+
+fn pixels(size: Size) -> usize {
+    size.width as usize * size.height as usize
+}
+
+/// Adds the part of a resized frame that a view keeps.
+fn crop(frame: &[u8], view: &View, to: &mut Vec<u8>) {
+    let (width, resized) = (view.bucket.width as usize, view.resized.width as usize);
+    for y in 0..view.bucket.height as usize {
+        let start = ((view.top as usize + y) * resized + view.left as usize) * 3;
+        let row = &frame[start..start + 3 * width];
+        match view.flip {
+            false => to.extend_from_slice(row),
+            true => to.extend(row.rchunks_exact(3).flatten()),
+        }
+    }
+}
+
+/// What a clip is known by.
+fn identity(decoder: &str, files: &Digest) -> Digest {
+    let name = format!("plumb clip {READING}\n{decoder}\n");
+    Digest::of(&[name.as_bytes(), files.as_bytes()].concat())
+}
+
+#[cfg(test)]
+mod tests;
