@@ -4,26 +4,31 @@
 //! Links that stay inside the folder are followed; those that lead out of it only where the Experiment says so, as they would
 //! bring in what nobody has put there. Each folder is read once, so that links cannot lead in circles.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, DirEntry, File};
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use super::Error;
 use super::caption::LISTS;
+use super::clip::is_video_name;
+use super::clip::numbered::{Gaps, numbered};
 use super::left_out::{LeftOut, Reason};
 use super::natural::natural;
 use super::picture::{HEAD_BYTES, Kind, kind};
-use crate::experiment::DatasetSettings;
+use crate::experiment::{ClipUse, DatasetSettings};
+use crate::monitor::Monitor;
+use crate::shown;
 
 /// Extensions of files that are taken for pictures, in any case. What is in them, decides how they are read.
 const PICTURES: [&str; 13] = [
     "png", "apng", "jpg", "jpeg", "jpe", "jfif", "jif", "pjpeg", "pjp", "webp", "bmp", "gif", "tif",
 ];
 /// Extensions of pictures and videos that cannot be decoded here.
-const UNDECODABLE: [&str; 22] = [
+const UNDECODABLE: [&str; 29] = [
     "avif", "avifs", "heic", "heif", "hif", "jxl", "jp2", "j2k", "jpf", "psd", "exr", "hdr", "tga",
-    "dng", "cr2", "nef", "arw", "mp4", "webm", "mov", "mkv", "avi",
+    "dng", "cr2", "nef", "arw", "flv", "wmv", "mpg", "mpeg", "ts", "mts", "m2ts", "3gp", "ogv",
+    "qt", "vob", "y4m",
 ];
 /// Extensions of what other trainers compute from pictures and captions.
 const CACHES: [&str; 5] = ["npz", "npy", "pt", "pth", "safetensors"];
@@ -63,6 +68,8 @@ pub(super) struct Files {
     pub closed: Vec<String>,
     /// All folders inside, entered or not.
     pub folders: Vec<String>,
+    /// Of these, the ones with nothing but numbered pictures: clips, where a caption says so. With the numbers that are missing.
+    numbered: BTreeMap<String, Gaps>,
 }
 
 /// Finds the files of a data set.
@@ -162,6 +169,11 @@ impl Walk<'_> {
             self.found.left.add(Reason::Device, name);
         } else {
             self.found.folders.push(name.clone());
+            if self.set.clip_settings().is_some()
+                && let Some(gaps) = numbered(&path).map_err(io(&path))?
+            {
+                self.found.numbered.insert(name.clone(), gaps);
+            }
             match (self.set.recursive, kind.is_symlink()) {
                 (false, _) => self.found.closed.push(name),
                 (true, true) => self.linked.push(path),
@@ -251,6 +263,12 @@ fn role(set: &DatasetSettings, name: &str) -> Role {
         Role::None(Reason::Unfinished)
     } else if is_of(&CACHES) {
         Role::None(Reason::Cache)
+    } else if is_video_name(name) {
+        match set.clips {
+            ClipUse::Windows(_) => Role::Picture,
+            ClipUse::NotSet => Role::None(Reason::Clip),
+            ClipUse::Never => Role::None(Reason::Undecodable),
+        }
     } else if is_of(&UNDECODABLE) {
         Role::None(Reason::Undecodable)
     } else if stem.is_some_and(is_mask) {
@@ -283,6 +301,53 @@ fn head(path: &Path) -> Option<Vec<u8>> {
 }
 
 impl Files {
+    /// Whether a name may be that of a folder of frames.
+    pub(super) fn is_numbered(&self, name: &str) -> bool {
+        self.numbered.contains_key(name)
+    }
+
+    /// Makes clips of the folders of numbered frames that have captions: a file of the folder's name beside it, or a line in a list.
+    pub(super) fn take_clips(
+        &mut self,
+        root: &Path,
+        is_listed: impl Fn(&str) -> bool,
+        monitor: &dyn Monitor,
+    ) {
+        let stems = self
+            .captions
+            .iter()
+            .map(|name| Path::new(name).with_extension(""));
+        let stems: BTreeSet<PathBuf> = stems.collect();
+        let mut numbered = std::mem::take(&mut self.numbered);
+        numbered.retain(|name, _| stems.contains(Path::new(name)) || is_listed(name));
+        if numbered.is_empty() {
+            return;
+        }
+        let inside = |name: &str| {
+            let mut above = Path::new(name).ancestors().skip(1);
+            above.any(|folder| {
+                folder
+                    .to_str()
+                    .is_some_and(|folder| numbered.contains_key(folder))
+            })
+        };
+        self.pictures.retain(|name| !inside(name));
+        for names in [&mut self.closed, &mut self.folders] {
+            names.retain(|name| !numbered.contains_key(name));
+        }
+        for (name, gaps) in &numbered {
+            if let Some(gaps) = gaps {
+                let place = shown::path(root);
+                let name = shown::text(name);
+                monitor.problem(&format!(
+                    "{place}: {name}: frames are missing ({gaps}), and what is before them is followed by what is behind: add them, or split the clip"
+                ));
+            }
+        }
+        self.pictures.extend(numbered.into_keys());
+        self.pictures.sort_by(|a, b| natural(a, b));
+    }
+
     /// Leaves out pictures in a folder of masks whose names are those of pictures beside the folder, and that have no captions.
     fn leave_masks(&mut self) {
         let stem = |name: &str| Path::new(name).with_extension("");

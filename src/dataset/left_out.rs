@@ -16,6 +16,8 @@ const NAMED: usize = 5;
 pub(super) enum Reason {
     /// A picture or video that cannot be decoded here.
     Undecodable,
+    /// A clip, where the data set does not say how many frames of clips are taken.
+    Clip,
     /// A link to nothing.
     Dangling,
     /// A link to what lies elsewhere, and the Experiment does not say that links are followed.
@@ -52,6 +54,7 @@ impl Reason {
             Self::Undecodable => {
                 "of kinds that cannot be decoded here (save them as PNG, JPEG or WebP)"
             }
+            Self::Clip => "clips (set `frames`, such as to 17, to train on them)",
             Self::Dangling => "links to nothing",
             Self::LeadsOut => {
                 "links that lead out of the folder (`follow_links = true` follows them)"

@@ -5,15 +5,18 @@ use std::path::{Path, PathBuf};
 
 use super::budget::{DECODING_BYTES, map_within};
 use super::caption::{self, Listed};
+use super::clip::is_video_name;
+use super::clip::samples::{self, Samples, Short};
 use super::files::{self, Files, is_picture_name};
 use super::left_out::{Reason, named};
-use super::picture::file_bytes;
+use super::picture::{PictureError, file_bytes};
 use super::references::{self, Opened};
 use super::trigger::with_trigger;
 use super::{Dataset, Error, Folder, Item, PictureFile, Reference};
+use crate::digest::Digest;
 use crate::experiment::DatasetSettings;
 use crate::monitor::Monitor;
-use crate::recipe::latents::View;
+use crate::recipe::latents::{Size, View};
 use crate::shown;
 
 /// A picture with its captions, and its reference if it has one.
@@ -37,7 +40,7 @@ impl Dataset {
     ///
     /// In a folder, a picture's caption is its line in `metadata.jsonl` or `metadata.csv` (`file_name` and `text`) or the file of
     /// its name with the extension `.txt` (else `.caption`). Every file is used, or named in one line of what was left and why.
-    /// Each picture is read once, for its digest; none is decoded. So are reference pictures, found in a folder of their own by their
+    /// Each picture is read once, for its digest; none is decoded. So are clips, of which each window is an item, and reference pictures, found in a folder of their own by their
     /// names, or in a column of the list.
     ///
     /// # Errors
@@ -71,16 +74,39 @@ impl Dataset {
         let work = found.len() + references.len();
         monitor.start("look at pictures", Some(work as u64));
         let references = opened(references, monitor);
-        let bytes = |(_, of): &Found| file_bytes(&of.picture);
-        let items = map_within(DECODING_BYTES, &found, bytes, |(n, of)| {
-            let item = item(&folders[*n], of, &references);
+        let bytes = |(_, of): &Found| match is_video_name(&of.picture.to_string_lossy()) {
+            // Never all of it at once.
+            true => 0,
+            false => file_bytes(&of.picture),
+        };
+        let scanned = map_within(DECODING_BYTES, &found, bytes, |(n, of)| {
+            let scanned = items(&folders[*n], of, &references);
             monitor.advance(1);
-            item
+            scanned
         });
         monitor.finish();
-        let (items, broken): (Vec<_>, Vec<_>) = items.into_iter().partition(Result::is_ok);
-        let items: Vec<_> = items.into_iter().filter_map(Result::ok).collect();
-        let broken: Vec<_> = broken.into_iter().filter_map(Result::err).collect();
+        let (mut items, mut broken) = (Vec::new(), Vec::new());
+        let mut short: Vec<Short> = folders.iter().map(|_| Short::default()).collect();
+        for ((n, of), scanned) in found.iter().zip(scanned) {
+            match scanned {
+                Ok(Scanned::Items(found)) => items.extend(found),
+                Ok(Scanned::Short(samples, found)) => {
+                    short[*n].add(&folders[*n], &of.picture, &samples);
+                    items.extend(found);
+                }
+                Err(error) => broken.push(error),
+            }
+        }
+        if items.is_empty() {
+            errors.extend(
+                folders.iter().zip(&short).filter_map(|(folder, short)| {
+                    Some(unusable(&folder.set.path, short.without()?))
+                }),
+            );
+        }
+        for (folder, short) in folders.iter().zip(&short) {
+            short.tell(folder, monitor);
+        }
         // With nothing left, what is wrong with the pictures is what is wrong.
         if !errors.is_empty() || items.is_empty() {
             errors.extend(broken);
@@ -108,19 +134,62 @@ fn opened<'a>(paths: BTreeSet<&'a Path>, monitor: &dyn Monitor) -> OpenedReferen
     paths.into_iter().zip(files).collect()
 }
 
-fn item(
+/// What a picture or a clip gives.
+enum Scanned {
+    Items(Vec<Item>),
+    /// The same of a clip that is too short for some window, or for all.
+    Short(Samples, Vec<Item>),
+}
+
+fn items(
+    folder: &Folder,
+    found: &Captioned,
+    references: &OpenedReferences<'_>,
+) -> Result<Scanned, Error> {
+    let path = &found.picture;
+    let Some(settings) = folder.set.clip_settings() else {
+        return Ok(Scanned::Items(vec![picture(folder, found, references)?]));
+    };
+    if !samples::is_clip(path) {
+        match picture(folder, found, references) {
+            Err(Error::Picture(PictureError::Animated { .. })) => {}
+            item => return Ok(Scanned::Items(vec![item?])),
+        }
+    }
+    let samples = samples::samples(folder, settings, path)?;
+    let item =
+        |views: &Vec<View>| item(folder, found, (samples.digest, samples.size), views.clone());
+    let items = samples.views.iter().map(item).collect();
+    Ok(match samples.short {
+        None => Scanned::Items(items),
+        Some(_) => Scanned::Short(samples, items),
+    })
+}
+
+fn picture(
     folder: &Folder,
     found: &Captioned,
     references: &OpenedReferences<'_>,
 ) -> Result<Item, Error> {
-    let picture = &found.picture;
-    let file = PictureFile::open(picture)?;
+    let file = PictureFile::open(&found.picture)?;
     let (digest, size) = (file.digest, file.size);
     let views = folder.view_rules.views(size);
-    let views = views.map_err(|e| unusable(picture, e.to_string()))?;
+    let views = views.map_err(|e| unusable(&found.picture, e.to_string()))?;
     let reference = reference(folder, found, &views, references)?;
     Ok(Item {
-        picture: picture.to_owned(),
+        reference,
+        ..item(folder, found, (digest, size), views)
+    })
+}
+
+fn item(
+    folder: &Folder,
+    found: &Captioned,
+    (digest, size): (Digest, Size),
+    views: Vec<View>,
+) -> Item {
+    Item {
+        picture: found.picture.clone(),
         digest,
         size,
         captions: found.as_encoded.clone(),
@@ -128,8 +197,8 @@ fn item(
         views,
         repeats: folder.set.repeats,
         held_out: false,
-        reference,
-    })
+        reference: None,
+    }
 }
 
 fn reference(
@@ -174,6 +243,7 @@ fn captioned(folder: &Folder, monitor: &dyn Monitor) -> Result<Vec<Captioned>, E
     let mut files = files::find(&folder.set)?;
     let listed = lists(&folder.set, &files)?;
     references::leave_named(&mut files, &listed);
+    files.take_clips(root, |name| listed.contains_key(name), monitor);
     let beside = beside(&files.pictures, &files.captions);
     let used: BTreeSet<&String> = beside.values().flatten().copied().collect();
     for name in files.captions.iter().filter(|name| !used.contains(name)) {
@@ -328,7 +398,7 @@ fn lists(
             let fail = |problem: String| Err(unusable(&root.join(list), problem));
             let shown = shown::text(&name);
             // A misspelt name: its caption would be used for nothing, and nobody would know.
-            if !pictures.contains(&name) && !files.left.has(&name) {
+            if !pictures.contains(&name) && !files.left.has(&name) && !files.is_numbered(&name) {
                 let hint = match name.contains('/') && !files.closed.is_empty() {
                     true => " (set `recursive = true` to read the folders inside)",
                     false => "",

@@ -3,11 +3,12 @@ use std::path::Path;
 use proptest::prelude::*;
 
 use super::*;
+use crate::experiment::ClipUse;
 use crate::monitor::{Recorder, Silent};
 use crate::recipe::latents::{LatentKey, Size};
 
 /// A folder read once, with the caption beside each picture.
-fn folder(path: impl Into<PathBuf>) -> Folder {
+pub(super) fn folder(path: impl Into<PathBuf>) -> Folder {
     let rules = BucketRules::around(64);
     let buckets = Buckets::new(rules, 16).expect("buckets");
     Folder {
@@ -29,6 +30,7 @@ fn folder(path: impl Into<PathBuf>) -> Folder {
             no_upscale: rules.no_upscale,
             crops: 1,
             flip: false,
+            clips: ClipUse::Never,
             references: None,
         },
         view_rules: ViewRules {
@@ -41,18 +43,18 @@ fn folder(path: impl Into<PathBuf>) -> Folder {
 }
 
 /// A folder on disk that a test fills.
-struct Place(tempfile::TempDir);
+pub(super) struct Place(tempfile::TempDir);
 
 impl Place {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self(tempfile::tempdir().expect("folder"))
     }
 
-    fn path(&self) -> &Path {
+    pub(super) fn path(&self) -> &Path {
         self.0.path()
     }
 
-    fn write(&self, name: &str, bytes: impl AsRef<[u8]>) -> &Self {
+    pub(super) fn write(&self, name: &str, bytes: impl AsRef<[u8]>) -> &Self {
         let path = self.path().join(name);
         std::fs::create_dir_all(path.parent().expect("parent")).expect("folder");
         std::fs::write(path, bytes).expect("writes");

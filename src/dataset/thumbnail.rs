@@ -1,12 +1,13 @@
-//! Small pictures to show a person, of any that a training can use.
+//! Small pictures to show a person, of any that a training can use; of a clip, the frame in the middle of its window.
 
 use std::borrow::Cow;
 
 use super::Item;
 use super::budget;
+use super::clip::ClipFile;
 use super::picture::{self, PictureError, PictureFile};
 use super::resize::resize;
-use crate::recipe::latents::{Resampling, Size};
+use crate::recipe::latents::{Resampling, Size, View, Window};
 
 /// A picture in small: 8-bit RGB, row major.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,14 +22,38 @@ pub struct Thumbnail {
 pub fn thumbnails(items: &[&Item], side: u32) -> Vec<Result<Thumbnail, PictureError>> {
     let need = |item: &&Item| picture::decoding_bytes(&item.picture, item.size);
     budget::map_within(budget::DECODING_BYTES, items, need, |item| {
+        let size = fitted(item.size, side);
+        if let Some(window) = item.views.first().and_then(|view| view.window) {
+            return still(item, window, size);
+        }
         let file = PictureFile::open(&item.picture)?.expect(&item.digest)?;
         let rgb = file.decode()?;
-        let size = fitted(file.size, side);
         Ok(Thumbnail {
             size,
             rgb: resize(Cow::Borrowed(&rgb), file.size, size, Resampling::Spec).into_owned(),
         })
     })
+}
+
+/// The frame in the middle of a window.
+fn still(item: &Item, window: Window, size: Size) -> Result<Thumbnail, PictureError> {
+    let middle = Window {
+        start: window.start + window.frames / 2,
+        frames: 1,
+        ..window
+    };
+    let view = View {
+        resized: size,
+        left: 0,
+        top: 0,
+        bucket: size,
+        flip: false,
+        resampling: Resampling::Spec,
+        window: Some(middle),
+    };
+    let clip = ClipFile::open(&item.picture)?.expect(&item.digest)?;
+    let rgb = clip.read(view)?.next(1)?.rgb;
+    Ok(Thumbnail { size, rgb })
 }
 
 /// The size with the same proportions whose longer side is at most `side`; never larger.

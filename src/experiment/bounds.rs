@@ -32,7 +32,7 @@ const SIDE: i64 = 16_384;
 const LARGE: f64 = 1e6;
 
 /// The fields with numbers, without the place in a list, and what they may be.
-pub(super) const FIELDS: [(&str, Range); 45] = [
+pub(super) const FIELDS: [(&str, Range); 48] = [
     ("dataset.repeats", Whole(1, 100_000)),
     ("dataset.resolution", Whole(8, SIDE)),
     ("dataset.bucket_step", Whole(1, SIDE)),
@@ -40,6 +40,12 @@ pub(super) const FIELDS: [(&str, Range); 45] = [
     ("dataset.max_bucket", Whole(8, 2 * SIDE)),
     // Each crop is an entry of the store.
     ("dataset.crops", Whole(1, 64)),
+    // The longest that a model makes has some hundreds.
+    ("dataset.frames", Whole(1, 10_001)),
+    // In thousandths.
+    ("dataset.frame_rate", Real(0.001, 1000.0)),
+    // A day.
+    ("dataset.clip_start", Real(0.0, 86_400.0)),
     ("dataset.keep_tags", Whole(0, 1000)),
     ("dataset.tag_dropout", Below(0.0, 1.0)),
     // Each is an entry of the store for each encoder.

@@ -26,6 +26,7 @@ impl Raw {
         prompts.map_err(|(field, why)| (field.to_owned(), why))?;
         self.check_model()?;
         self.check_datasets()?;
+        self.check_clips()?;
         self.check_references()
     }
 

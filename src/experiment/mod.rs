@@ -7,6 +7,7 @@
 
 mod bounds;
 mod check;
+mod clips;
 mod effect;
 mod error;
 mod file_name;
@@ -25,12 +26,13 @@ use std::path::{Path, PathBuf};
 
 use crate::shown;
 
+pub use clips::{ClipSettings, ClipUse};
 pub use error::Error;
 pub use fingerprint::{TrainingFields, default_of};
 pub use paths::Variables;
 pub use raw::{
     DdpmPrediction, FileMap, LrDecay, Precision, QuantizedWeights, Raw, ReferenceSize, SlotFiles,
-    Warmup,
+    Warmup, Windows,
 };
 pub use references::{ReferenceSettings, ReferenceSource};
 pub use settings::{

@@ -1,6 +1,7 @@
 //! The mirror of the Experiment file. Each default stands at its field. `[train]` has a file of its own.
 
 mod files;
+mod frames;
 mod resolution;
 mod train;
 
@@ -14,6 +15,7 @@ use crate::diffusion::{Prediction, Sampler, Shift};
 use crate::recipe::spec::Dtype;
 
 pub use files::{FileMap, SlotFiles};
+pub use frames::{FrameCounts, Windows};
 pub use resolution::Resolution;
 pub use train::{LrDecay, Train, Warmup};
 
@@ -253,6 +255,21 @@ pub struct Dataset {
     /// Whether each crop is also there mirrored, its reference with it.
     #[serde(default)]
     pub flip: bool,
+    /// For a family that makes videos: how many frames are taken of a clip, or several such numbers; 1 more than a multiple of 4 (17,
+    /// 33, 81). Clips are videos, which need `ffmpeg`, animated GIF, WebP and PNG, and folders of numbered frames with a caption of
+    /// the folder's name beside them. Without this there are pictures alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub frames: Option<FrameCounts>,
+    /// Frames a second that clips are brought to, by leaving out or repeating some; the default is 16, as Wan 2.1 has it. Numbered
+    /// frames are taken as they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub frame_rate: Option<f64>,
+    /// Which frames of a clip: the default is `head`. Each window is a sample of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub windows: Option<Windows>,
+    /// So many seconds of each clip's beginning are left out; the default is 0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clip_start: Option<f64>,
     /// For a flavor that is given another picture beside each one (FLUX.1 Kontext): the folder of these references, each with the
     /// name of its picture and any ending of a picture.
     #[serde(default, skip_serializing_if = "Option::is_none")]

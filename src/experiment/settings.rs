@@ -3,6 +3,7 @@
 
 use std::path::PathBuf;
 
+use super::clips::ClipUse;
 use super::raw::{self, LrDecay, Precision, QuantizedWeights, ReferenceSize, Warmup};
 use super::references::ReferenceSettings;
 use super::{Error, Experiment, FileMap, bounds};
@@ -82,6 +83,8 @@ pub struct DatasetSettings {
     pub crops: u32,
     /// Whether each crop is also there mirrored.
     pub flip: bool,
+    /// What becomes of its clips.
+    pub clips: ClipUse,
     /// Where the pictures' references are, if they have some.
     pub references: Option<ReferenceSettings>,
 }
@@ -393,6 +396,7 @@ impl Experiment {
             no_upscale: set.no_upscale,
             crops: set.crops,
             flip: set.flip,
+            clips: self.clips(set),
             references: self.references(set),
         }
     }

@@ -101,9 +101,9 @@ impl<'a> TrainingSet<'a> {
         &self.items[self.samples[index]]
     }
 
-    /// The bucket of every sample, in px, and that of its reference if it has one: only pictures of one bucket beside references of one
-    /// fit into one micro-batch.
-    pub fn buckets(&self) -> Vec<(Size, Option<Size>)> {
+    /// The bucket of every sample, in px, its frames, and the bucket of its reference if it has one: only samples of one bucket and length
+    /// beside references of one bucket fit into one micro-batch.
+    pub fn buckets(&self) -> Vec<(Size, u32, Option<Size>)> {
         let samples = 0..self.samples.len();
         samples.map(|sample| sizes(self.item(sample))).collect()
     }
@@ -144,15 +144,24 @@ impl<'a> TrainingSet<'a> {
         self.manifest
     }
 
-    /// The extents of the latents of the largest picture, and of its reference if it has one, validation included: what memory is
+    /// The extents of the latents of the largest picture or clip, and of its reference if it has one, validation included: what memory is
     /// planned for. 1 x 1 without pictures.
     pub fn largest_latents(&self) -> (Extents, Option<Extents>) {
         let all = self.items.iter().chain(&self.held_out).map(sizes);
         let area = |size: Size| u64::from(size.width) * u64::from(size.height);
-        let largest = all.max_by_key(|(own, other)| area(*own) + other.map_or(0, area));
-        let latents = |size: Size| self.source.geometry.latents(size.into());
-        largest.map_or((Extents::picture(1, 1), None), |(own, other)| {
-            (latents(own), other.map(latents))
+        let latents = |size: Size, frames: u32| {
+            let pixels = Extents {
+                frames: frames as usize,
+                ..size.into()
+            };
+            self.source.geometry.latents(pixels)
+        };
+        let largest = all.max_by_key(|&(own, frames, other)| {
+            let frames = latents(own, frames).frames as u64;
+            area(own) * frames + other.map_or(0, area)
+        });
+        largest.map_or((Extents::picture(1, 1), None), |(own, frames, other)| {
+            (latents(own, frames), other.map(|size| latents(size, 1)))
         })
     }
 
@@ -181,9 +190,10 @@ impl<'a> TrainingSet<'a> {
 }
 
 /// What the VAE sees of a picture, and of its reference.
-fn sizes(item: &Item) -> (Size, Option<Size>) {
+fn sizes(item: &Item) -> (Size, u32, Option<Size>) {
     (
         item.bucket(),
+        item.frames(),
         item.reference.as_ref().map(Reference::bucket),
     )
 }

@@ -6,17 +6,30 @@
 //!
 //! Frames come in order, some at a time, resized and cropped as pictures are. At no time do all of them lie in memory.
 
+mod animation;
+mod ffmpeg;
 mod folder;
+pub(super) mod numbered;
+mod process;
+pub(super) mod samples;
+mod times;
+mod video;
+mod windows;
 
 use std::borrow::Cow;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use self::folder::FrameFolder;
-use super::picture::{PictureError, fits};
+use self::video::Video;
+use super::picture::{Animation, HEAD_BYTES, PictureError, fits};
 use super::resize::resize;
 use crate::digest::Digest;
+use crate::files;
 use crate::recipe::latents::{Rate, Size, View, Window};
 
+/// Extensions of videos, in any case.
+const VIDEOS: [&str; 6] = ["mp4", "m4v", "mov", "mkv", "webm", "avi"];
 /// The version of how clips are read. It is part of what a clip is known by.
 const READING: u32 = 1;
 
@@ -32,6 +45,8 @@ pub struct ClipFile {
 
 enum Source {
     Folder(FrameFolder),
+    Animation(Animation),
+    Video(Video),
 }
 
 /// Decodes the frames of one window.
@@ -78,12 +93,28 @@ impl ClipFile {
     /// # Errors
     /// If it cannot be read, is no clip, or is too large.
     pub fn open(path: &Path) -> Result<Self, PictureError> {
-        let folder = FrameFolder::open(path)?;
+        let (source, digest, size) = match kind(path)? {
+            Kind::Folder => {
+                let folder = FrameFolder::open(path)?;
+                let (digest, size) = (folder.digest, folder.size);
+                (Source::Folder(folder), digest, size)
+            }
+            Kind::Animation => {
+                let animation = Animation::open(path)?;
+                let (digest, size) = (identity("animation", &animation.file), animation.size);
+                (Source::Animation(animation), digest, size)
+            }
+            Kind::Video(container) => {
+                let video = Video::open(path, container)?;
+                let (digest, size) = (video.digest, video.size);
+                (Source::Video(video), digest, size)
+            }
+        };
         Ok(Self {
             path: path.to_owned(),
-            digest: folder.digest,
-            size: folder.size,
-            source: Source::Folder(folder),
+            source,
+            digest,
+            size,
         })
     }
 
@@ -99,9 +130,11 @@ impl ClipFile {
     }
 
     /// How many frames it has at a rate; at least one.
-    pub fn frames_at(&self, _rate: Rate) -> u32 {
+    pub fn frames_at(&self, rate: Rate) -> u32 {
         match &self.source {
             Source::Folder(folder) => folder.len(),
+            Source::Animation(animation) => animation::frames_at(animation, rate),
+            Source::Video(video) => video.frames_at(rate),
         }
     }
 
@@ -141,9 +174,18 @@ impl ClipFile {
     }
 
     fn decoder(&self, window: Window) -> Result<(Size, Box<dyn Decode>), PictureError> {
-        match &self.source {
-            Source::Folder(folder) => Ok((folder.size, Box::new(folder.decoder(window)))),
-        }
+        let fail = |problem| self.fail(problem);
+        Ok(match &self.source {
+            Source::Folder(folder) => (folder.size, Box::new(folder.decoder(window))),
+            Source::Animation(of) => {
+                let decoder = animation::decoder(of, window).map_err(fail)?;
+                (of.size, Box::new(decoder))
+            }
+            Source::Video(video) => {
+                let decoder = video.decoder(window).map_err(fail)?;
+                (video.coded, Box::new(decoder))
+            }
+        })
     }
 
     fn fail(&self, problem: String) -> PictureError {
@@ -198,6 +240,48 @@ impl FrameChunk {
             }
         }
         all
+    }
+}
+
+/// Whether a name is one of a video that can be read.
+pub(super) fn is_video_name(name: &str) -> bool {
+    let extension = Path::new(name).extension().and_then(|e| e.to_str());
+    extension.is_some_and(|e| VIDEOS.contains(&e.to_lowercase().as_str()))
+}
+
+/// What a clip is read by.
+enum Kind {
+    Folder,
+    Animation,
+    /// By ffmpeg, in its container of this name.
+    Video(&'static str),
+}
+
+/// What a path is, by its content.
+fn kind(path: &Path) -> Result<Kind, PictureError> {
+    let io = |source| PictureError::Io {
+        path: path.to_owned(),
+        source,
+    };
+    if std::fs::metadata(path).map_err(io)?.is_dir() {
+        return Ok(Kind::Folder);
+    }
+    let mut head = Vec::new();
+    let file = files::open(path).map_err(io)?;
+    file.take(HEAD_BYTES as u64)
+        .read_to_end(&mut head)
+        .map_err(io)?;
+    match video::container(&head) {
+        Some(container) => Ok(Kind::Video(container)),
+        None if Animation::may_be(&head) => Ok(Kind::Animation),
+        None => Err(PictureError::Unusable {
+            path: path.to_owned(),
+            problem: match head.is_empty() {
+                true => "the file is empty",
+                false => "not a clip that can be read (MP4, MOV, MKV, WebM, AVI, or an animated GIF, WebP or PNG)",
+            }
+            .to_owned(),
+        }),
     }
 }
 

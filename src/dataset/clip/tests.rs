@@ -6,7 +6,7 @@ use super::*;
 use crate::recipe::latents::Resampling;
 
 /// The n-th frame of a clip: one colour that tells the number, but for a stripe on the left.
-fn frame(n: u32, size: (u32, u32)) -> RgbImage {
+pub(super) fn frame(n: u32, size: (u32, u32)) -> RgbImage {
     RgbImage::from_fn(size.0, size.1, |x, _| match x {
         0 => Rgb([255, 0, 0]),
         _ => Rgb([(n * 10) as u8, 100, 50]),
@@ -17,7 +17,7 @@ fn save(folder: &Path, name: &str, picture: &RgbImage) {
     picture.save(folder.join(name)).expect("saved");
 }
 
-fn window(start: u32, frames: u32) -> Window {
+pub(super) fn window(start: u32, frames: u32) -> Window {
     let rate = Rate::new(16, 1).expect("a rate");
     Window {
         rate,
@@ -26,7 +26,7 @@ fn window(start: u32, frames: u32) -> Window {
     }
 }
 
-fn whole(size: Size, window: Window) -> View {
+pub(super) fn whole(size: Size, window: Window) -> View {
     View {
         resized: size,
         left: 0,
@@ -39,7 +39,7 @@ fn whole(size: Size, window: Window) -> View {
 }
 
 /// The numbers that the frames of a chunk tell.
-fn numbers(chunk: &FrameChunk) -> Vec<u8> {
+pub(super) fn numbers(chunk: &FrameChunk) -> Vec<u8> {
     let frames = chunk.rgb.chunks_exact(3 * pixels(chunk.size));
     frames.map(|frame| frame[frame.len() - 3] / 10).collect()
 }
@@ -123,4 +123,44 @@ fn a_frame_that_changed_or_has_another_size_is_told() {
             .contains("4.png: 8x4 pixels, expected 6x4"),
         "{error}"
     );
+}
+
+/// A GIF of frames 0 to `count`, each shown for so many hundredths of a second.
+fn gif(path: &Path, delays: &[u16]) {
+    use image::codecs::gif::GifEncoder;
+    let mut encoder = GifEncoder::new(std::fs::File::create(path).expect("made"));
+    for (n, &delay) in (0..).zip(delays) {
+        let picture = image::DynamicImage::ImageRgb8(frame(n, (6, 4))).to_rgba8();
+        let delay = image::Delay::from_numer_denom_ms(u32::from(delay) * 10, 1);
+        let frame = image::Frame::from_parts(picture, 0, 0, delay);
+        encoder.encode_frame(frame).expect("written");
+    }
+}
+
+#[test]
+fn an_animation_is_brought_to_the_rate_by_its_own_times() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("a.gif");
+    // 0.5 s, 0.25 s, what browsers show for 0.1 s, 0.4 s: 1.25 seconds are 20 frames.
+    gif(&path, &[50, 25, 1, 40]);
+    let clip = ClipFile::open(&path).expect("an animation");
+    assert_eq!(clip.frames_at(window(0, 1).rate), 20);
+    let chunk = clip
+        .read(whole(clip.size, window(6, 14)))
+        .and_then(|mut f| f.next(14));
+    assert_eq!(
+        numbers(&chunk.expect("frames")),
+        [0, 0, 1, 1, 1, 1, 2, 2, 3, 3, 3, 3, 3, 3]
+    );
+    let bytes = std::fs::read(&path).expect("read");
+    std::fs::write(&path, &bytes[..bytes.len() - 30]).expect("written");
+    let Err(error) = ClipFile::open(&path) else {
+        panic!("an animation that is cut off was taken");
+    };
+    assert!(error.to_string().contains("not whole"), "{error}");
+    save(folder.path(), "still.gif", &frame(1, (6, 4)));
+    let Err(error) = ClipFile::open(&folder.path().join("still.gif")) else {
+        panic!("a still picture was taken for a clip");
+    };
+    assert!(error.to_string().contains("a still picture"), "{error}");
 }

@@ -2,7 +2,7 @@
 //! GIF. Each stops at the first part that is not whole.
 
 /// Big-endian, as JPEG and PNG count.
-fn be(bytes: &[u8]) -> usize {
+pub(super) fn be(bytes: &[u8]) -> usize {
     bytes.iter().fold(0, |n, &b| n << 8 | usize::from(b))
 }
 
@@ -73,26 +73,46 @@ pub(super) fn webp_is_whole(bytes: &[u8]) -> bool {
 
 /// How many frames a GIF has, and whether the last is whole.
 pub(super) fn gif_frames(bytes: &[u8]) -> (usize, bool) {
+    let (delays, is_whole) = gif_parts(bytes);
+    (delays.len(), is_whole)
+}
+
+/// How long each frame of a GIF is shown, in hundredths of a second.
+pub(super) fn gif_delays(bytes: &[u8]) -> Vec<u16> {
+    gif_parts(bytes).0
+}
+
+/// The delay of each frame, and whether the last is whole.
+fn gif_parts(bytes: &[u8]) -> (Vec<u16>, bool) {
     let colours = |flags: u8| match flags & 0x80 {
         0 => 0,
         _ => 3 << ((flags & 7) + 1),
     };
     let Some(&flags) = bytes.get(10) else {
-        return (0, false);
+        return (Vec::new(), false);
     };
-    let (mut at, mut frames) = (13 + colours(flags), 0);
+    let (mut at, mut frames, mut delay) = (13 + colours(flags), Vec::new(), 0);
     loop {
         match bytes.get(at) {
             Some(0x3b) => return (frames, true),
             // Some programs leave the end out.
-            None => return (frames, frames > 0),
+            None => {
+                let is_whole = !frames.is_empty();
+                return (frames, is_whole);
+            }
             // An extension: its kind, and blocks.
-            Some(0x21) => at += 2,
+            Some(0x21) => {
+                // How the next frame is shown: the delay stands behind the block's length and flags.
+                if let Some(&[0xf9, 4, _, low, high]) = bytes.get(at + 1..at + 6) {
+                    delay = u16::from_le_bytes([low, high]);
+                }
+                at += 2;
+            }
             Some(0x2c) => {
                 let Some(&flags) = bytes.get(at + 9) else {
                     return (frames, false);
                 };
-                frames += 1;
+                frames.push(std::mem::take(&mut delay));
                 // Its header, colours, and the width of its codes.
                 at += 10 + colours(flags) + 1;
             }

@@ -66,7 +66,18 @@ pub(super) fn rgb(
         _ => {}
     }
     let decoded = guarded(|| DynamicImage::from_decoder(decoder(bytes, format)?));
-    let picture = decoded.map_err(crashed)?.map_err(broken)?;
+    turned(decoded.map_err(crashed)?.map_err(broken)?, alpha, turn)
+}
+
+/// A decoded picture's pixels, turned, row major; with their width and height.
+///
+/// # Errors
+/// If its samples cannot be used.
+pub(super) fn turned(
+    picture: DynamicImage,
+    alpha: Alpha,
+    turn: Orientation,
+) -> Result<(Vec<u8>, (u32, u32)), String> {
     let size = (picture.width(), picture.height());
     let rgb = rgb8(picture, alpha)?;
     if turn == Orientation::NoTransforms {
@@ -79,12 +90,12 @@ pub(super) fn rgb(
     Ok((picture.into_bytes(), size))
 }
 
-fn crashed(reason: String) -> String {
+pub(super) fn crashed(reason: String) -> String {
     let reason = shown::text(&reason).to_string();
     format!("its decoder failed ({reason}): save it anew as PNG or JPEG")
 }
 
-fn broken(error: image::ImageError) -> String {
+pub(super) fn broken(error: image::ImageError) -> String {
     // An error is one line, and a decoder may quote bytes of the file.
     let text = error.to_string();
     format!(
@@ -93,7 +104,7 @@ fn broken(error: image::ImageError) -> String {
     )
 }
 
-fn limits() -> Limits {
+pub(super) fn limits() -> Limits {
     let mut limits = Limits::default();
     limits.max_alloc = Some(MOST_DECODER_BYTES);
     limits

@@ -16,6 +16,7 @@
 //! | an animation of several frames | refused: which frame is meant is not ours to guess |
 //! | floating-point samples | refused: their range is not known |
 
+mod animation;
 mod containers;
 mod decode;
 mod guard;
@@ -31,9 +32,11 @@ use std::path::{Path, PathBuf};
 use image::ImageFormat;
 use image::metadata::Orientation;
 
+pub(super) use animation::{Animation, AnimationFrames};
 pub(super) use kinds::{HEAD_BYTES, Kind, kind};
 
 use self::decode::Alpha;
+use super::clip::is_video_name;
 use super::resize::resize;
 use crate::digest::Digest;
 use crate::files;
@@ -70,6 +73,15 @@ pub enum PictureError {
         path: PathBuf,
         /// What is wrong with it, and what to do.
         problem: String,
+    },
+    /// The file holds several pictures, shown one after the other, where one is expected.
+    #[error(
+        "{}: animated: save the frame that is meant as a picture of its own",
+        shown::path(path)
+    )]
+    Animated {
+        /// The file.
+        path: PathBuf,
     },
     /// The file is not the one that was looked at before.
     #[error(
@@ -140,9 +152,9 @@ impl PictureFile {
             }
         };
         if containers::is_animated(&bytes, format) {
-            return Err(fail(
-                "animated: save the frame that is meant as a picture of its own".to_owned(),
-            ));
+            return Err(PictureError::Animated {
+                path: path.to_owned(),
+            });
         }
         let ((width, height), has_alpha) = decode::header(&bytes, format).map_err(fail)?;
         let pixels = u64::from(width) * u64::from(height);
@@ -308,7 +320,12 @@ fn read(path: &Path) -> Result<Vec<u8>, PictureError> {
 /// An upper bound on the memory that decoding a picture takes, by its size and that of its file.
 pub(super) fn decoding_bytes(path: &Path, size: Size) -> u64 {
     let pixels = u64::from(size.width) * u64::from(size.height);
-    file_bytes(path).saturating_add(pixels.saturating_mul(BYTES_PER_PIXEL))
+    // A video is never read whole.
+    let file = match is_video_name(&path.to_string_lossy()) {
+        true => 0,
+        false => file_bytes(path),
+    };
+    file.saturating_add(pixels.saturating_mul(BYTES_PER_PIXEL))
 }
 
 /// The size of a file, or 0: reading it will tell why.
