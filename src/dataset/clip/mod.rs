@@ -50,7 +50,7 @@ enum Source {
 }
 
 /// Decodes the frames of one window.
-trait Decode: Send {
+trait Decode {
     /// The next frame as 8-bit RGB, row major.
     ///
     /// # Errors
