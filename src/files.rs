@@ -1,6 +1,13 @@
 //! Files that a person names, read within bounds: a device or a pipe may never end, and opening a pipe may wait for ever.
 //!
 //! Only regular files are opened (links are followed), and no more is read than the caller says such a file can have.
+//!
+//! - `pickle`, `number`: the pickles of `torch.save`, read as data
+
+mod number;
+pub(crate) mod pickle;
+
+pub use number::NumberType;
 
 use std::fs::{File, FileType, Metadata};
 use std::io::{Error, ErrorKind, Read as _, Result, Write as _};

@@ -1,7 +1,7 @@
 //! Weights: safetensors and GGUF files and checkpoints of PyTorch, read tensor by tensor.
 //!
 //! - `file`, `header`, `gguf`: files and what their headers say; `kind`: what other files are; `scaled`: 8-bit weights with scales
-//! - `torch`, `pickle`: checkpoints of `torch.save`, read as data
+//! - `torch`: checkpoints of `torch.save`
 //! - `element`, `cast`, `blocks`: the types that numbers are stored as, and the way from there to tensors
 //! - `paths`: folders and indexes of shards; `view`, `content`: one tensor as stored; `digest`: the id of many; `audit`: everything that does not fit; `error`: what can be wrong
 //!
@@ -24,9 +24,7 @@ mod file;
 mod gguf;
 mod header;
 mod kind;
-mod number;
 mod paths;
-pub(crate) mod pickle;
 mod scaled;
 #[cfg(test)]
 mod tests;
@@ -49,7 +47,6 @@ pub use file::FileState;
 use file::WeightsFile;
 pub use header::length as header_length;
 pub use kind::{KIND_BYTES, other_kind};
-pub use number::NumberType;
 
 use super::Kernels;
 use crate::digest::Digest;

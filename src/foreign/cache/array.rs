@@ -2,8 +2,8 @@
 
 use half::{bf16, f16};
 
-pub use crate::nn::weights::NumberType;
-use crate::nn::weights::pickle::MAX_DIMENSIONS;
+pub use crate::files::NumberType;
+use crate::files::pickle::MAX_DIMENSIONS;
 use crate::shown;
 
 /// The most numbers that are read of one file, 256 MiB as f32. A FLUX caption of 512 tokens has two million.

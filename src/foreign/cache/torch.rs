@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use super::archive;
 use super::array::{Array, ByteOrder, MAX_NUMBERS, count};
-use crate::nn::weights::pickle::{self, Id, Pickle, Value};
+use crate::files::pickle::{self, Id, Pickle, Value};
 use crate::shown;
 
 /// How deep lists and dictionaries may be inside each other.

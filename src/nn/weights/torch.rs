@@ -11,10 +11,10 @@ use std::io::{BufReader, Read as _};
 use safetensors::Dtype;
 use zip::CompressionMethod;
 
-use super::NumberType;
 use super::element::ElementType;
 use super::file::{FileContents, TensorEntry, read_exact_at};
-use super::pickle::{self, Pickle, Value};
+use crate::files::NumberType;
+use crate::files::pickle::{self, Pickle, Value};
 use crate::shown;
 
 /// The most bytes of a pickle, and of the directory of a zip file. A state dict takes some hundred bytes a tensor.

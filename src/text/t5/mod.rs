@@ -122,15 +122,15 @@ impl T5Network {
 
 /// An encoder of either kind, and what is taken from it.
 #[derive(Clone, Debug)]
-pub(super) struct Stack {
+struct Stack {
     /// Its kind.
-    pub(super) kind: &'static dyn Kind,
+    kind: &'static dyn Kind,
     /// Sizes and constants.
-    pub(super) architecture: T5EncoderArchitecture,
+    architecture: T5EncoderArchitecture,
     /// What is taken from it.
-    pub(super) forward: T5Forward,
+    forward: T5Forward,
     /// Which blocks have a position bias of their own.
-    pub(super) tables: names::BiasTables,
+    tables: names::BiasTables,
 }
 
 impl Network for T5Network {
