@@ -1,5 +1,6 @@
 //! Sampling: the pictures of an Experiment's `[sample]` section, from its base model with or without a LoRA.
 
+mod animation;
 mod denoise;
 mod loras;
 pub mod previews;
@@ -9,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+pub use animation::AnimatedWebp;
 pub use denoise::{SampleOptions, decode, decode_frames, sample, sample_from};
 use loras::open_loras;
 pub use loras::{LoraUse, open_lora, read_for};
@@ -43,6 +45,9 @@ pub enum Error {
         /// How many prompts there are.
         prompts: usize,
     },
+    /// A preview of a clip cannot be written.
+    #[error("animated WebP: {0}")]
+    Animation(String),
     /// A reference picture.
     #[error(transparent)]
     Dataset(#[from] dataset::Error),

@@ -52,8 +52,9 @@ pub(super) struct Video {
     stored: Size,
     /// Quarters of a turn, clockwise.
     turns: u32,
-    /// Its first frame, in ticks, and the end of its last, counted from there.
-    first: i64,
+    /// The time of its first frame, in ticks, where the container tells when frames are shown (AVI does not).
+    first: Option<i64>,
+    /// The end of its last frame, counted from the first.
     length: Moment,
 }
 
@@ -207,7 +208,7 @@ impl Video {
         // Errors end it, where it would go on with what its decoder makes up; times are the file's own, also after a seek; turning is
         // done by a filter of ours.
         let mut before = vec!["-nostdin", "-xerror", "-copyts", "-noautorotate"];
-        if seconds > SEEK_SECONDS {
+        if seconds > SEEK_SECONDS && self.first.is_some() {
             before.extend(["-ss", &seek]);
         }
         let mut command = ffmpeg::on_file("ffmpeg", self.container, &before, &self.path);
@@ -247,14 +248,17 @@ impl Video {
             3 => ",transpose=cclock",
             _ => "",
         };
+        let first = match self.first {
+            Some(first) => format!("round({first}*{above}/{below}/TB)"),
+            None => "STARTPTS".to_owned(),
+        };
         // Times from the first frame on, so that frames fall alike wherever decoding begins. The end of the last frame is rounded by
         // ffprobe and ffmpeg each in its own way, which may differ by one frame at another rate: the last is repeated once.
         format!(
-            "setpts=PTS-round({first}*{above}/{below}/TB),fps=fps={}/{}:round=near,tpad=stop=1:stop_mode=clone,\
+            "setpts=PTS-{first},fps=fps={}/{}:round=near,tpad=stop=1:stop_mode=clone,\
              trim=start_pts={start}:end_pts={end},setpts=PTS-STARTPTS,scale={width}:{height}:{TO_RGB},format=rgb24{turn}",
             rate.numerator(),
             rate.denominator(),
-            first = self.first,
         )
     }
 }
@@ -365,8 +369,8 @@ fn fraction(text: &str, line: char) -> Option<(u32, u32)> {
 /// What the packets of a video tell.
 #[derive(Debug, PartialEq, Eq)]
 struct Times {
-    /// The first frame's time.
-    first: i64,
+    /// The first frame's time; None where it is not told when frames are shown, only when they are decoded.
+    first: Option<i64>,
     /// From there to the end of the last.
     ticks: u64,
     /// Packets, those included that are not shown.
@@ -377,7 +381,7 @@ impl Times {
     /// Of lines `pts=0|dts=-1|duration=2|flags=K_`; None where no frame is shown.
     fn of(packets: &str) -> Option<Self> {
         let (mut first, mut last, mut end) = (i64::MAX, i64::MIN, i64::MIN);
-        let (mut count, mut shown) = (0, 0);
+        let (mut count, mut shown, mut is_told) = (0, 0, true);
         for line in packets.lines() {
             let field = |name: &str| {
                 let mut fields = line.split('|');
@@ -389,8 +393,10 @@ impl Times {
             if field("flags").is_none_or(|flags| flags.contains('D')) {
                 continue;
             }
-            // AVI tells only when to decode.
-            let Some(time) = number("pts").or_else(|| number("dts")) else {
+            let time = number("pts");
+            is_told &= time.is_some();
+            // Both span the same.
+            let Some(time) = time.or_else(|| number("dts")) else {
                 continue;
             };
             shown += 1;
@@ -407,7 +413,7 @@ impl Times {
         }
         let ticks = u64::try_from(end.saturating_sub(first)).ok()?;
         Some(Self {
-            first,
+            first: is_told.then_some(first),
             ticks,
             count,
         })
