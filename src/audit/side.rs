@@ -44,7 +44,7 @@ pub struct Made {
 pub struct CacheEncoder {
     /// What made its part.
     pub made: Made,
-    /// The recipe's encoder, or that of the nearest.
+    /// The recipe's encoder, or that of the nearest; the Experiment's own where it gives the same.
     pub part: TextEncoderPart,
 }
 
@@ -117,7 +117,12 @@ pub fn side(
             compared: finding.compared,
             tried: finding.tried,
         };
-        let part = winner.part;
+        // What these captions do not tell from the Experiment's own is taken for it.
+        let own = base.encoders.iter().find(|part| part.slot == winner.slot);
+        let part = match own.filter(|_| made.as_experiment) {
+            Some(own) => own.clone(),
+            None => winner.part,
+        };
         encoders.insert(finding.slot, CacheEncoder { made, part });
     }
     let mut files = BTreeMap::new();

@@ -19,6 +19,7 @@ use crate::text::{
 };
 
 /// One text encoder of a base model.
+#[derive(Clone)]
 pub struct TextEncoderPart {
     /// What the recipe calls it.
     pub slot: String,

@@ -74,6 +74,11 @@ impl Reader {
         })
     }
 
+    /// The entries themselves, for who reads more than tensors.
+    pub fn into_entries(self) -> StoreReader {
+        self.store
+    }
+
     /// What it reads.
     pub fn specs(&self) -> &Specs {
         &self.specs

@@ -1,6 +1,6 @@
 //! The captions that there are to look at: those of an Experiment, with their pictures, or all that a store has.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
 
 use serde::Serialize;
@@ -89,28 +89,18 @@ impl Captions {
         })
     }
 
-    /// All that a store has an entry of, under any text encoder. An encoder is called by its kind and the beginning of its
-    /// fingerprint, as a store knows no recipe.
+    /// All that a store has an entry of, under any text encoder.
     ///
     /// # Errors
     /// If the store cannot be read.
     pub fn of_store(reader: &StoreReader) -> Result<Self, Error> {
-        let mut texts = BTreeMap::<String, ()>::new();
-        let mut encoders = Vec::new();
-        for spec in reader.specs().map_err(cache::Error::from)? {
-            let Some(slot) = slot(reader, &spec)? else {
-                continue;
-            };
-            let records = reader.records(&spec).map_err(cache::Error::from)?;
-            if records.is_empty() {
-                continue;
-            }
-            texts.extend(records.into_iter().map(|record| (record.source, ())));
-            encoders.push(EncoderId { slot, spec });
+        let mut texts = BTreeSet::new();
+        let encoders = encoders_of_store(reader)?;
+        for encoder in &encoders {
+            let records = reader.records(&encoder.spec).map_err(cache::Error::from)?;
+            texts.extend(records.into_iter().map(|record| record.source));
         }
-        // Neither by fingerprint, which would look like chance.
-        encoders.sort_by(|a, b| a.slot.cmp(&b.slot));
-        let caption = |(text, ())| Caption {
+        let caption = |text| Caption {
             text,
             origin: Origin::Store,
             items: Vec::new(),
@@ -141,6 +131,26 @@ impl Captions {
             .map(|caption| caption.text.as_str())
             .collect()
     }
+}
+
+/// The text encoders that a store has entries of, each called by its kind and the beginning of its fingerprint, as a store knows no
+/// recipe.
+///
+/// # Errors
+/// If the store cannot be read.
+pub(super) fn encoders_of_store(reader: &StoreReader) -> Result<Vec<EncoderId>, Error> {
+    let mut encoders = Vec::new();
+    for spec in reader.specs().map_err(cache::Error::from)? {
+        if reader.entries(&spec).is_empty() {
+            continue;
+        }
+        if let Some(slot) = slot(reader, &spec)? {
+            encoders.push(EncoderId { slot, spec });
+        }
+    }
+    // By kind: the order of fingerprints would look like chance.
+    encoders.sort_by(|a, b| a.slot.cmp(&b.slot));
+    Ok(encoders)
 }
 
 /// What a spec of the store is called, if it is a text encoder's.

@@ -11,7 +11,7 @@ use crate::cache::{self, EncoderId, EncoderOutput, Specs};
 use crate::digest::Fingerprint;
 use crate::encode::tokenize;
 use crate::inspect::Error;
-use crate::inspect::captions::Captions;
+use crate::inspect::captions::encoders_of_store;
 use crate::inspect::spec_title;
 use crate::recipe::Diff;
 use crate::recipe::spec::spelled_out;
@@ -66,7 +66,7 @@ impl<'a> Side<'a> {
     /// If the store cannot be read.
     pub fn of_store(name: String, store: &Store, caption: Option<&str>) -> Result<Self, Error> {
         let reader = store.reader().map_err(cache::Error::from)?;
-        let mut encoders = Captions::of_store(&reader)?.encoders;
+        let mut encoders = encoders_of_store(&reader)?;
         if let Some(caption) = caption {
             encoders.retain(|e| reader.contains(&e.spec, &e.entry(caption)));
         }
@@ -236,12 +236,8 @@ pub(super) fn pairings(first: &Side<'_>, second: &Side<'_>) -> Result<Vec<Pairin
     let pairing = |a: Option<&EncoderId>, b: Option<&EncoderId>, parameters| {
         let (a, b) = (side(a), side(b));
         let made = [first.made(a.0.as_ref()), second.made(b.0.as_ref())];
-        let made = made.map(|made| made.cloned());
-        // Parameters that these captions do not tell from the Experiment's own are no news.
-        let is_own = made.iter().flatten().any(|made| made.as_experiment);
-        let parameters = if is_own { Diff::default() } else { parameters };
         Pairing {
-            made,
+            made: made.map(|made| made.cloned()),
             slots: [a.0, b.0],
             specs: [a.1, b.1],
             parameters,

@@ -66,23 +66,27 @@ impl Subject {
         }
     }
 
-    /// The store's entries. An Experiment of whose captions the store has none is refused, as `train` refuses it.
-    pub(super) fn reader(&self, captions: &Captions, ui: &Ui) -> Result<StoreReader, Failure> {
-        let reader = match self {
-            Self::Store(store) => store.reader().map_err(Failure::error)?,
+    /// The captions and the store's entries. An Experiment of whose captions the store has none is refused, as `train` refuses it.
+    pub(super) fn read(&self, ui: &Ui) -> Result<(Captions, StoreReader), Failure> {
+        let (captions, reader) = match self {
+            Self::Store(store) => {
+                let reader = store.reader().map_err(Failure::error)?;
+                let captions = Captions::of_store(&reader).map_err(Failure::error)?;
+                (captions, reader)
+            }
             Self::Experiment(opened, None) => {
                 return Err(without_store(&opened.0)?);
             }
             Self::Experiment(opened, Some(store)) => {
-                refuse_if_none(opened, store, captions)?;
-                let specs: Vec<_> = captions.encoders.iter().map(|e| e.spec).collect();
-                store.reader_of(&specs).map_err(Failure::error)?
+                let captions = self.captions(ui)?;
+                let reader = reader_of_some(opened, store, &captions)?;
+                (captions, reader)
             }
         };
         for problem in reader.problems() {
             ui.problem(&problem.to_string());
         }
-        Ok(reader)
+        Ok((captions, reader))
     }
 }
 
@@ -92,11 +96,11 @@ fn without_store(experiment: &Experiment) -> Result<Failure, Failure> {
     Ok(Failure::refused(refusal))
 }
 
-fn refuse_if_none(
+fn reader_of_some(
     opened: &(Experiment, BaseModel),
     store: &Store,
     captions: &Captions,
-) -> Result<(), Failure> {
+) -> Result<StoreReader, Failure> {
     let (experiment, base) = opened;
     let reader = Reader::open(Specs::from(base), store).map_err(Failure::error)?;
     let texts = captions.all.iter().map(|c| c.text.clone()).collect();
@@ -110,6 +114,6 @@ fn refuse_if_none(
         {
             Err(Failure::refused(refusal))
         }
-        _ => Ok(()),
+        _ => Ok(reader.into_entries()),
     }
 }

@@ -52,10 +52,10 @@ fn parameters(pairing: &Pairing) -> String {
         )
     };
     match (fields.split_first(), pairing.specs) {
-        (None, [Some(a), Some(b)]) if a == b => "  same parameters\n".to_owned(),
-        (None, _) if pairing.made.iter().flatten().any(|m| m.as_experiment) => {
+        (None, [Some(_), Some(_)]) if pairing.made.iter().any(Option::is_some) => {
             "  no parameter differs that these captions tell\n".to_owned()
         }
+        (None, [Some(a), Some(b)]) if a == b => "  same parameters\n".to_owned(),
         (None, _) => String::new(),
         (Some((first, rest)), _) => {
             let mut text = format!("  first differs {}\n", line(first));
