@@ -18,7 +18,7 @@ use crate::encode::tokenize;
 use crate::experiment::Experiment;
 use crate::foreign::cache::{self as foreign, Cache, CacheFile, Content};
 use crate::monitor::Monitor;
-use crate::nn::weights::DigestMemo;
+use crate::nn::weights::{DigestMemo, Rounding};
 use crate::shown;
 
 /// What made one encoder's part of a cache.
@@ -30,6 +30,8 @@ pub struct Made {
     pub like: String,
     /// What became of the encoder's sequence.
     pub after: After,
+    /// What the encoder's weights were rounded to before it computed.
+    pub weights: Option<Rounding>,
     /// Whether the Experiment's own recipe gives the same for the captions looked at.
     pub as_experiment: bool,
     /// Entries that are reproduced, of those that were looked at.
@@ -112,6 +114,7 @@ pub fn side(
             verdict: finding.verdict,
             like: finding.like,
             after: finding.after,
+            weights: finding.weights,
             as_experiment: winner.as_experiment,
             matching: finding.matching,
             compared: finding.compared,

@@ -159,7 +159,34 @@ fn what_each_trainer_wrote_is_named_as_its_own() {
                 "{name}"
             );
         }
+        if like == "musubi" {
+            // A sample, and the control picture's beside it, which are not the picture's.
+            let pictures = &report["pictures"];
+            assert_eq!(pictures["compared"], 1, "{pictures}");
+            assert_eq!(pictures["scaling"][0][0], "of_denoiser", "{pictures}");
+            assert_eq!(pictures["placed"][0]["placement"], "whole", "{pictures}");
+        }
     }
+}
+
+#[test]
+fn weights_of_eight_bits_are_told() {
+    let world = world("kohya-sd3-t5-fp8", SD3);
+    let report = audit(&world).expect(3).json();
+    let length = [
+        ("tokens.max_tokens", 77.into()),
+        ("tokens.min_tokens", 77.into()),
+    ];
+    made_by(&report, "t5", "kohya", &length);
+    assert_eq!(encoder(&report, "t5")["weights"], "fp8", "{report}");
+    for slot in ["clip_l", "clip_g"] {
+        made_by(&report, slot, "kohya", &[]);
+        assert_eq!(encoder(&report, slot)["weights"], Value::Null, "{report}");
+    }
+    let ran = world.run(&["audit", "cache", "exp.toml", "--device", "cpu"]);
+    ran.expect(3)
+        .says("as kohya makes it, with tokens.max_tokens 77 instead of 256, fp8 weights (e4m3)\n")
+        .says("the weights as they are (here: fp8 weights (e4m3))");
 }
 
 #[test]

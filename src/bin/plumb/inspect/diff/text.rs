@@ -23,8 +23,12 @@ fn made(pairing: &Pairing, sides: &[String; 2]) -> String {
             (false, "reference") => "as the authors' own code does",
             (false, like) => &format!("as {like} does, or nearly so"),
         };
+        let weights = made.weights.map_or(String::new(), |weights| {
+            format!(", with {}", weights.words())
+        });
         let then = made.after.words();
         let then = then.map_or(String::new(), |words| format!(", then {words}"));
+        let then = format!("{weights}{then}");
         let counts = format!("{} of {} entries", made.matching, made.compared);
         text += &match made.verdict {
             Verdict::Reproduced => {
