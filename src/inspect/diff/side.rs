@@ -31,6 +31,8 @@ enum Source {
         reader: StoreReader,
         /// Token ids by entry, of a store whose entries many are asked for.
         ids: HashMap<Fingerprint, Vec<u32>>,
+        /// Specs that are not what was written, a line each.
+        damaged: Vec<String>,
     },
     Cache(CacheSide),
 }
@@ -55,6 +57,7 @@ impl<'a> Side<'a> {
             source: Source::Store {
                 reader: store.reader_of(&specs.all()).map_err(cache::Error::from)?,
                 ids: HashMap::new(),
+                damaged: Vec::new(),
             },
             encoders: specs.encoders,
         })
@@ -66,7 +69,7 @@ impl<'a> Side<'a> {
     /// If the store cannot be read.
     pub fn of_store(name: String, store: &Store, caption: Option<&str>) -> Result<Self, Error> {
         let reader = store.reader().map_err(cache::Error::from)?;
-        let mut encoders = encoders_of_store(&reader)?;
+        let (mut encoders, damaged) = encoders_of_store(&reader)?;
         if let Some(caption) = caption {
             encoders.retain(|e| reader.contains(&e.spec, &e.entry(caption)));
         }
@@ -77,6 +80,7 @@ impl<'a> Side<'a> {
             source: Source::Store {
                 reader,
                 ids: HashMap::new(),
+                damaged,
             },
         })
     }
@@ -99,9 +103,12 @@ impl<'a> Side<'a> {
     /// What of the index could not be used, or what a person should know of a cache, a line each.
     pub fn problems(&self) -> Vec<String> {
         match &self.source {
-            Source::Store { reader, .. } => {
+            Source::Store {
+                reader, damaged, ..
+            } => {
                 let problems = reader.problems();
-                problems.iter().map(ToString::to_string).collect()
+                let problems = problems.iter().map(ToString::to_string);
+                problems.chain(damaged.iter().cloned()).collect()
             }
             Source::Cache(cache) => cache.problems.clone(),
         }
@@ -121,7 +128,7 @@ impl<'a> Side<'a> {
 
     /// Reads the token ids of all entries at once, for who asks for many.
     pub(super) fn load_ids(&mut self) -> Result<(), Error> {
-        let Source::Store { reader, ids } = &mut self.source else {
+        let Source::Store { reader, ids, .. } = &mut self.source else {
             return Ok(());
         };
         if self.base.is_some() {
@@ -138,7 +145,7 @@ impl<'a> Side<'a> {
     /// What an encoder made of a caption, with the ids of its rows.
     pub(super) fn output(&self, encoder: &EncoderId, caption: &str) -> Result<Found, Error> {
         let (reader, known) = match &self.source {
-            Source::Store { reader, ids } => (reader, ids),
+            Source::Store { reader, ids, .. } => (reader, ids),
             Source::Cache(cache) => {
                 return Ok(match cache.output(&encoder.slot, caption)? {
                     InCache::Output(output, ids) => Found::Output(output, ids),

@@ -1,6 +1,7 @@
 //! What is looked at: an Experiment, or a store by itself.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use plumb::base_model::BaseModel;
 use plumb::cache::{self, Reader, Specs, refuse_if_missing};
@@ -67,12 +68,12 @@ impl Subject {
     }
 
     /// The captions and the store's entries. An Experiment of whose captions the store has none is refused, as `train` refuses it.
-    pub(super) fn read(&self, ui: &Ui) -> Result<(Captions, StoreReader), Failure> {
+    pub(super) fn read(&self, ui: &Ui) -> Result<(Captions, Arc<StoreReader>), Failure> {
         let (captions, reader) = match self {
             Self::Store(store) => {
                 let reader = store.reader().map_err(Failure::error)?;
                 let captions = Captions::of_store(&reader).map_err(Failure::error)?;
-                (captions, reader)
+                (captions, Arc::new(reader))
             }
             Self::Experiment(opened, None) => {
                 return Err(without_store(&opened.0)?);
@@ -85,6 +86,9 @@ impl Subject {
         };
         for problem in reader.problems() {
             ui.problem(&problem.to_string());
+        }
+        for problem in &captions.problems {
+            ui.problem(problem);
         }
         Ok((captions, reader))
     }
@@ -100,7 +104,7 @@ fn reader_of_some(
     opened: &(Experiment, BaseModel),
     store: &Store,
     captions: &Captions,
-) -> Result<StoreReader, Failure> {
+) -> Result<Arc<StoreReader>, Failure> {
     let (experiment, base) = opened;
     let reader = Reader::open(Specs::from(base), store).map_err(Failure::error)?;
     let texts = captions.all.iter().map(|c| c.text.clone()).collect();
@@ -114,6 +118,6 @@ fn reader_of_some(
         {
             Err(Failure::refused(refusal))
         }
-        _ => Ok(reader.into_entries()),
+        _ => Ok(reader.entries().clone()),
     }
 }
