@@ -19,11 +19,31 @@ const FLOOR: f64 = 1e-7;
 /// How many captions an error below which nothing nearer is looked for must have.
 const EXACT: f64 = 1e-5;
 
+/// Which of recipes that fit equally well is preferred: what comes first. With a number: by their places in a list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Rank {
+    /// The trainer's own variant.
+    Home,
+    /// The same with sequences as long as the cache's.
+    HomeLengthened,
+    /// One that differs from the trainer's own in one field.
+    NearHome(usize),
+    /// Another variant.
+    Variant(usize),
+    /// The same with sequences as long as the cache's.
+    VariantLengthened(usize),
+    /// One that differs from the nearest so far in one field.
+    NearBest(usize),
+    /// The nearest so far with weights that were rounded.
+    Rounded(usize),
+    /// One that differs from the nearest of these in one field.
+    NearRounded(usize),
+}
+
 /// A recipe that was tried for an encoder.
 pub(super) struct Tried {
     pub(super) labels: Vec<String>,
-    /// Lower ones are preferred among those that fit equally well.
-    pub(super) order: usize,
+    pub(super) rank: Rank,
     pub(super) recipe: Recipe,
     pub(super) part: TextEncoderPart,
     pub(super) after: After,
@@ -131,7 +151,7 @@ impl Entries<'_> {
         let least = of_most().map(|(_, s)| s.1).min_by(f64::total_cmp)?;
         of_most()
             .filter(|(_, s)| s.1 <= least * TIE + FLOOR)
-            .min_by_key(|(n, _)| tried[*n].order)
+            .min_by_key(|(n, _)| tried[*n].rank)
             .map(|(n, _)| *n)
     }
 

@@ -207,6 +207,12 @@ impl Looker<'_> {
             let Role::Latents(facts) = &tensor.role else {
                 continue;
             };
+            if facts.upside_down {
+                return Ok(Err(
+                    "its picture was turned upside down before it was encoded (`flip_y`): that is not looked at"
+                        .to_owned(),
+                ));
+            }
             let shape: Vec<usize> = tensor
                 .array
                 .shape

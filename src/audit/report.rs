@@ -14,6 +14,7 @@ use super::search::Observation;
 use crate::base_model::BaseModel;
 use crate::foreign::cache::{Cache, Content, LeftOut, Trainer};
 use crate::monitor::Monitor;
+use crate::nn::weights::Rounding;
 use crate::shown;
 use crate::text::spec::Dtype;
 
@@ -83,6 +84,8 @@ pub struct EncoderFinding {
     pub or: Vec<String>,
     /// What became of the encoder's sequence.
     pub after: After,
+    /// What its weights were rounded to before it computed; `None`: they are the Experiment's as they are.
+    pub weights: Option<Rounding>,
     /// The precision that the encoder computed in.
     pub compute: Dtype,
     /// How near counts as the same.

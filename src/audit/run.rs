@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use rayon::prelude::{IntoParallelRefIterator as _, ParallelIterator as _};
+use serde_json::json;
 
 use super::Error;
 use crate::base_model::TextEncoderPart;
@@ -128,6 +129,10 @@ impl<'a> Runner<'a> {
     }
 
     fn stored(&self, part: &TextEncoderPart, caption: &str) -> Option<EncoderOutput> {
+        // The store has what the weights give as they are.
+        if part.rounding().is_some() {
+            return None;
+        }
         let entry = caption_entry(&part.fingerprint, caption);
         let entry = self.store.as_ref()?.get(&part.fingerprint, &entry).ok()??;
         EncoderOutput::of_entry(&entry).ok()
@@ -147,6 +152,7 @@ pub(super) fn network_key(part: &TextEncoderPart) -> NetworkKey {
     if let Some(fields) = spec.as_object_mut() {
         fields.remove("tokens");
         fields.remove("tokenizer");
+        fields.insert("rounding".to_owned(), json!(part.rounding()));
     }
     Fingerprint::of(&spec)
 }

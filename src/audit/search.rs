@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::Error;
 use super::after::After;
-use super::entries::{Entries, Tried, precision};
+use super::entries::{Entries, Rank, Tried, precision};
 use super::measure::{Errors, Tolerance};
 use super::observe::{Seen, SeenSlots, Shapes};
 use super::pair::Paired;
@@ -13,12 +13,16 @@ use super::report::{CacheReport, EncoderFinding, FieldSaid, Verdict};
 use super::run::{Runner, network_key, tokens};
 use crate::base_model::{BaseModel, TextEncoderPart};
 use crate::monitor::Monitor;
-use crate::nn::weights::DigestMemo;
+use crate::nn::weights::{DigestMemo, Rounding};
 use crate::recipe::candidates::{Candidate, Sweep, neighbours, variants};
 use crate::recipe::rules::AssembledPads;
 use crate::recipe::spec::spelled_out;
 use crate::recipe::{Diff, REFERENCE, Recipe, RecipeName};
 use crate::text::spec::Dtype;
+
+/// A median error below which weights of 8 bits are not looked for: numbers of four significant bits shift what a network gives by at
+/// least twice this.
+const OF_ROUNDED_WEIGHTS: f64 = 4e-3;
 
 /// An entry that was looked at.
 #[derive(Clone, Debug)]
@@ -141,7 +145,7 @@ impl<'a, 'b> Search<'a, 'b> {
             return Ok(false);
         };
         let tokens = tokens(own, &entries.texts)?;
-        if own.fingerprint == winner.part.fingerprint {
+        if own.fingerprint == winner.part.fingerprint && winner.part.rounding().is_none() {
             return Ok(true);
         }
         if !entries.can_fit(own, &tokens) {
@@ -160,30 +164,69 @@ impl<'a, 'b> Search<'a, 'b> {
         let length = entries.length();
         let mut list = Vec::new();
         for (n, variant) in self.variants.clone().into_iter().enumerate() {
-            let is_home = variant.labels.contains(&self.home);
-            let order = if is_home { 0 } else { 1000 + n };
+            let (rank, lengthened) = match variant.labels.contains(&self.home) {
+                true => (Rank::Home, Rank::HomeLengthened),
+                false => (Rank::Variant(n), Rank::VariantLengthened(n)),
+            };
             for compute in &precisions {
                 let compute = in_precision(&variant, *compute, entries.tolerance.precision)?;
-                let lengthened = length.and_then(|n| with_length(&compute, entries.slot, n));
-                list.push((order, compute));
-                list.extend(lengthened.map(|l| (if is_home { 1 } else { 2000 + n }, l)));
+                let longer = length.and_then(|n| with_length(&compute, entries.slot, n));
+                list.push((rank, compute));
+                list.extend(longer.map(|longer| (lengthened, longer)));
             }
         }
-        let mut tried = self.round(entries, list)?;
-        if entries.is_settled(&tried, |t| t.order == 0) {
+        let mut tried = self.round(entries, list, None)?;
+        if entries.is_settled(&tried, |t| t.rank == Rank::Home) {
             return Ok(tried);
         }
         // What is nearest of the trainer's own, with one field otherwise.
-        let homes: Vec<usize> = (0..tried.len()).filter(|n| tried[*n].order < 2).collect();
+        let is_home = |n: &usize| tried[*n].rank <= Rank::HomeLengthened;
+        let homes: Vec<usize> = (0..tried.len()).filter(is_home).collect();
         if let Some(home) = entries.best_of(&tried, &homes) {
-            self.near(entries, &mut tried, home, 10)?;
+            self.near(entries, &mut tried, home, Rank::NearHome)?;
         }
         if !entries.is_settled(&tried, |_| true)
             && let Some(best) = entries.best(&tried)
         {
-            self.near(entries, &mut tried, best, 3000)?;
+            self.near(entries, &mut tried, best, Rank::NearBest)?;
         }
+        self.rounded(entries, &mut tried, &precisions)?;
         Ok(tried)
+    }
+
+    /// Tries the nearest with weights of 8 bits, where it is as far off as these are from whole ones.
+    fn rounded(
+        &mut self,
+        entries: &Entries<'_>,
+        tried: &mut Vec<Tried>,
+        precisions: &[Dtype],
+    ) -> Result<(), Error> {
+        let is_far = |tried: &Tried| entries.score(&tried.errors).1 > OF_ROUNDED_WEIGHTS;
+        let Some(best) = entries.best(tried).filter(|best| is_far(&tried[*best])) else {
+            return Ok(());
+        };
+        let nearest = Candidate {
+            labels: tried[best]
+                .labels
+                .iter()
+                .take(1)
+                .map(|l| format!("{l}, fp8 weights"))
+                .collect(),
+            recipe: tried[best].recipe.clone(),
+        };
+        for rounding in Rounding::ALL {
+            let mut list = Vec::new();
+            for compute in precisions {
+                let compute = in_precision(&nearest, *compute, entries.tolerance.precision)?;
+                list.push((Rank::Rounded(list.len()), compute));
+            }
+            tried.extend(self.round(entries, list, Some(rounding))?);
+        }
+        let found = entries.best(tried);
+        match found.filter(|n| tried[*n].part.rounding().is_some() && is_far(&tried[*n])) {
+            Some(found) => self.near(entries, tried, found, Rank::NearRounded),
+            None => Ok(()),
+        }
     }
 
     /// Which of the fields that differ from the base model's recipe make a difference for these captions: those that do when they alone
@@ -215,8 +258,8 @@ impl<'a, 'b> Search<'a, 'b> {
             let Ok(candidates) = sweep.candidates(&winner.recipe) else {
                 continue;
             };
-            let list = candidates.into_iter().map(|c| (0, c)).collect();
-            let without = self.round(entries, list)?;
+            let list = candidates.into_iter().map(|c| (Rank::Home, c)).collect();
+            let without = self.round(entries, list, winner.part.rounding())?;
             field.matters = without.first().map(|t| !entries.is_tie(t, winner));
         }
         Ok(())
@@ -228,7 +271,7 @@ impl<'a, 'b> Search<'a, 'b> {
         entries: &Entries<'_>,
         tried: &mut Vec<Tried>,
         from: usize,
-        order: usize,
+        rank: fn(usize) -> Rank,
     ) -> Result<(), Error> {
         let origin = &tried[from];
         let mut labels = origin.labels.clone();
@@ -242,35 +285,40 @@ impl<'a, 'b> Search<'a, 'b> {
             for label in &mut candidate.labels {
                 *label = format!("{} with {label}", labels.join(", "));
             }
-            (order + n, candidate)
+            (rank(n), candidate)
         });
-        let list = list.collect();
-        tried.extend(self.round(entries, list)?);
+        let (list, rounding) = (list.collect(), origin.part.rounding());
+        tried.extend(self.round(entries, list, rounding)?);
         Ok(())
     }
 
-    /// Encodes under each candidate and compares.
+    /// Encodes under each candidate, with rounded weights if they are to be, and compares.
     fn round(
         &mut self,
         entries: &Entries<'_>,
-        candidates: Vec<(usize, Candidate)>,
+        candidates: Vec<(Rank, Candidate)>,
+        rounding: Option<Rounding>,
     ) -> Result<Vec<Tried>, Error> {
         let mut parts = Vec::new();
-        for (order, candidate) in candidates {
+        for (rank, candidate) in candidates {
             // What does not fit the model has not made its cache.
             let Ok(base) = self.base.with_recipe(candidate.recipe.clone(), self.memo) else {
                 continue;
             };
             let part = base.encoders.into_iter().find(|e| e.slot == entries.slot);
             if let Some(part) = part {
+                let part = match rounding {
+                    Some(rounding) => part.rounded(rounding),
+                    None => part,
+                };
                 let tokens = tokens(&part, &entries.texts)?;
-                parts.push((order, candidate, part, tokens));
+                parts.push((rank, candidate, part, tokens));
             }
         }
         // Equal networks one after the other: each is loaded once.
-        parts.sort_by_cached_key(|(order, _, part, _)| (network_key(part), *order));
+        parts.sort_by_cached_key(|(rank, _, part, _)| (network_key(part), *rank));
         let mut tried = Vec::new();
-        for (order, candidate, part, tokens) in parts {
+        for (rank, candidate, part, tokens) in parts {
             let (after, errors) = match entries.can_fit(&part, &tokens) {
                 false => (After::Nothing, vec![None; entries.seen.len()]),
                 true => {
@@ -281,14 +329,14 @@ impl<'a, 'b> Search<'a, 'b> {
             self.monitor.advance(1);
             tried.push(Tried {
                 labels: candidate.labels,
-                order,
+                rank,
                 recipe: candidate.recipe,
                 part,
                 after,
                 errors,
             });
         }
-        tried.sort_by_key(|t| t.order);
+        tried.sort_by_key(|t| t.rank);
         Ok(tried)
     }
 
@@ -311,7 +359,7 @@ impl<'a, 'b> Search<'a, 'b> {
         let is_home = of_variant(&self.home).is_some_and(ties_with);
         let mut also: Vec<String> = ties
             .iter()
-            .filter(|t| t.order == 0 || (1000..2000).contains(&t.order))
+            .filter(|t| matches!(t.rank, Rank::Home | Rank::Variant(_)))
             // What is done to pads afterwards, the others' programs do not do.
             .filter(|_| matches!(winner.after, After::Nothing | After::UnseenPads))
             .flat_map(|t| t.labels.clone())
@@ -319,10 +367,9 @@ impl<'a, 'b> Search<'a, 'b> {
             .collect();
         also.sort();
         also.dedup();
-        let or = ties
-            .iter()
-            .filter(|t| t.order != winner.order && (10..1000).contains(&t.order));
-        let or = match is_home || winner.order >= 1000 {
+        let is_near = |t: &&&Tried| t.rank != winner.rank && matches!(t.rank, Rank::NearHome(_));
+        let or = ties.iter().filter(is_near);
+        let or = match is_home || winner.rank > Rank::NearHome(usize::MAX) {
             true => Vec::new(),
             false => or.flat_map(|t| t.labels.first().cloned()).collect(),
         };
@@ -352,6 +399,7 @@ impl<'a, 'b> Search<'a, 'b> {
             also,
             or,
             after: winner.after,
+            weights: winner.part.rounding(),
             compute: precision.compute,
             tolerance: entries.tolerance,
             errors: Errors::of_all(matched),

@@ -18,7 +18,7 @@ use crate::encode::tokenize;
 use crate::experiment::Experiment;
 use crate::foreign::cache::{self as foreign, Cache, CacheFile, Content};
 use crate::monitor::Monitor;
-use crate::nn::weights::DigestMemo;
+use crate::nn::weights::{DigestMemo, Rounding};
 use crate::shown;
 
 /// What made one encoder's part of a cache.
@@ -30,6 +30,8 @@ pub struct Made {
     pub like: String,
     /// What became of the encoder's sequence.
     pub after: After,
+    /// What the encoder's weights were rounded to before it computed.
+    pub weights: Option<Rounding>,
     /// Whether the Experiment's own recipe gives the same for the captions looked at.
     pub as_experiment: bool,
     /// Entries that are reproduced, of those that were looked at.
@@ -44,7 +46,7 @@ pub struct Made {
 pub struct CacheEncoder {
     /// What made its part.
     pub made: Made,
-    /// The recipe's encoder, or that of the nearest.
+    /// The recipe's encoder, or that of the nearest; the Experiment's own where it gives the same.
     pub part: TextEncoderPart,
 }
 
@@ -112,12 +114,18 @@ pub fn side(
             verdict: finding.verdict,
             like: finding.like,
             after: finding.after,
+            weights: finding.weights,
             as_experiment: winner.as_experiment,
             matching: finding.matching,
             compared: finding.compared,
             tried: finding.tried,
         };
-        let part = winner.part;
+        // What these captions do not tell from the Experiment's own is taken for it.
+        let own = base.encoders.iter().find(|part| part.slot == winner.slot);
+        let part = match own.filter(|_| made.as_experiment) {
+            Some(own) => own.clone(),
+            None => winner.part,
+        };
         encoders.insert(finding.slot, CacheEncoder { made, part });
     }
     let mut files = BTreeMap::new();

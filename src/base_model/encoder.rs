@@ -10,7 +10,7 @@ use super::files::ModelFiles;
 use super::{Error, candle_dtype};
 use crate::digest::{Digest, Fingerprint};
 use crate::nn::Kernels;
-use crate::nn::weights::{DigestMemo, Weights};
+use crate::nn::weights::{DigestMemo, Rounding, Weights};
 use crate::recipe::{self, EncoderRecipe, Recipe};
 use crate::shown;
 use crate::text::spec::{EncoderSpec, TokenRules};
@@ -19,6 +19,7 @@ use crate::text::{
 };
 
 /// One text encoder of a base model.
+#[derive(Clone)]
 pub struct TextEncoderPart {
     /// What the recipe calls it.
     pub slot: String,
@@ -135,6 +136,19 @@ impl TextEncoderPart {
             .weights
             .load_checked(&found.tensors, &self.spec.weights, load);
         loaded.map_err(|e| self.fail(e))
+    }
+
+    /// The encoder as it is after its weights were rounded. What it gives is not what its spec names: it is for comparison, and goes into no
+    /// store.
+    #[must_use]
+    pub fn rounded(mut self, rounding: Rounding) -> Self {
+        self.weights = self.weights.rounded(rounding);
+        self
+    }
+
+    /// What its weights are rounded to.
+    pub fn rounding(&self) -> Option<Rounding> {
+        self.weights.rounding()
     }
 
     /// The types of fewer than 16 bits that weights are stored in, if any: then it is another encoder than the one

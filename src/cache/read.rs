@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::Arc;
 
 use candle_core::Tensor;
 use serde::Serialize;
@@ -46,7 +47,7 @@ pub struct CutCaptions {
 /// Reads the entries of some specs, those that a store has when it is opened.
 pub struct Reader {
     specs: Specs,
-    store: StoreReader,
+    store: Arc<StoreReader>,
 }
 
 impl EncoderOutput {
@@ -71,9 +72,14 @@ impl Reader {
     /// If the store cannot be read.
     pub fn open(specs: Specs, store: &Store) -> Result<Self, Error> {
         Ok(Self {
-            store: store.reader_of(&specs.all())?,
+            store: Arc::new(store.reader_of(&specs.all())?),
             specs,
         })
+    }
+
+    /// The entries themselves, for who reads more than tensors.
+    pub fn entries(&self) -> &Arc<StoreReader> {
+        &self.store
     }
 
     /// What it reads.
@@ -223,12 +229,37 @@ impl<'a> ModelCache<'a> {
     /// # Errors
     /// If the store cannot be read.
     pub fn open(base: &'a BaseModel, store: &Store) -> Result<Self, Error> {
-        Ok(Self {
+        Ok(Self::of(base, Reader::open(Specs::from(base), store)?))
+    }
+
+    /// Of several recipes of base models, in their order: the index is read once.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    pub fn open_all(
+        bases: impl Iterator<Item = &'a BaseModel>,
+        store: &Store,
+    ) -> Result<Vec<Self>, Error> {
+        let each: Vec<(&BaseModel, Specs)> = bases.map(|base| (base, Specs::from(base))).collect();
+        let mut all: Vec<Fingerprint> = each.iter().flat_map(|(_, specs)| specs.all()).collect();
+        all.sort_unstable();
+        all.dedup();
+        let store = Arc::new(store.reader_of(&all)?);
+        let reader = |specs| Reader {
+            specs,
+            store: store.clone(),
+        };
+        let of = |(base, specs)| Self::of(base, reader(specs));
+        Ok(each.into_iter().map(of).collect())
+    }
+
+    fn of(base: &'a BaseModel, reader: Reader) -> Self {
+        Self {
             recipe: &base.recipe,
             geometry: base.latent_geometry(),
             context_width: base.denoiser.context_width(),
-            reader: Reader::open(Specs::from(base), store)?,
-        })
+            reader,
+        }
     }
 
     /// What every encoder made of a caption.

@@ -9,7 +9,7 @@ use crate::models::Denoiser;
 use crate::monitor::Monitor;
 use crate::probe::stats::mean;
 use crate::train::VALIDATION_SIGMAS;
-use crate::train::inputs::{DrawOptions, validation_batch};
+use crate::train::inputs::{DrawOptions, HeldOut};
 use crate::train::step;
 
 /// Draws of noise in which one picture's number never meets another's.
@@ -43,12 +43,13 @@ pub(super) fn losses(
     let tape = Tape::off(predictor.denoiser.kernels());
     let mut all = Vec::with_capacity(pictures.len());
     for (number, item) in (0..).zip(pictures) {
+        let held_out = HeldOut::read(source, item)?;
         let mut of_picture = Vec::with_capacity(VALIDATION_SIGMAS.len());
         for level in (0..).zip(VALIDATION_SIGMAS) {
             let mut sum = 0.0;
             for draw in 0..draws {
                 let number = draw * APART + number;
-                let batch = validation_batch(source, item, number, level, options)?;
+                let batch = held_out.batch(number, level, options)?;
                 sum += step::loss(predictor.denoiser, &tape, predictor.adapters, &batch)?;
             }
             of_picture.push(sum / draws as f64);

@@ -19,7 +19,7 @@ pub use differences::Difference;
 pub use error::Error;
 pub use lora::experiment_of;
 pub use paired::Paired;
-pub use report::{AtLevel, CompareReport, Measured, OfPicture, RecipeUsed};
+pub use report::{AtLevel, CompareReport, LoraUsed, Measured, OfPicture, RecipeUsed};
 
 use crate::base_model::{self, BaseModel};
 use crate::cache::ModelCache;
@@ -113,8 +113,14 @@ pub fn run(
     let [each_a, each_b] = both.each_ref().map(|losses| measure::by_picture(losses));
     let (loss_a, loss_b) = (mean(&each_a), mean(&each_b));
     Ok(CompareReport {
-        a: a_before.with_loss(loss_a),
-        b: b_before.with_loss(loss_b),
+        a: Measured {
+            lora: a_before,
+            loss: loss_a,
+        },
+        b: Measured {
+            lora: b_before,
+            loss: loss_b,
+        },
         base: base.map(|losses| mean(&measure::by_picture(&losses))),
         data: experiment.file.clone(),
         pictures: stage.pictures.len(),
@@ -215,15 +221,14 @@ impl Stage {
     }
 
     /// A LoRA before it is measured.
-    fn described(&self, lora: &Lora, under: &BaseModel) -> Measured {
+    fn described(&self, lora: &Lora, under: &BaseModel) -> LoraUsed {
         let own = lora.made.as_ref().map(|made| made.recipe_fingerprint);
-        Measured {
+        LoraUsed {
             file: lora.file().to_owned(),
             digest: lora.read_file().digest,
             steps: lora.made.as_ref().map(|made| made.step),
             under: RecipeUsed::of(under),
             is_own: own.map(|own| own == under.recipe.fingerprint()),
-            loss: f64::NAN,
         }
     }
 

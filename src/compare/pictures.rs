@@ -5,7 +5,7 @@ use super::lora::Lora;
 use crate::base_model::BaseModel;
 use crate::cache::{EntryList, Specs};
 use crate::dataset::{self, Item, Preview};
-use crate::digest::{Digest, Fingerprint};
+use crate::digest::Fingerprint;
 use crate::experiment::Experiment;
 use crate::monitor::Monitor;
 use crate::shown;
@@ -34,8 +34,9 @@ pub(super) fn choose(
         previews: &previews,
         chosen: chosen(&all),
     };
-    for lora in loras {
-        data.check_unseen(lora, store, monitor)?;
+    let lists = lists_of(store, loras)?;
+    for (lora, list) in loras.iter().zip(&lists) {
+        data.check_unseen(lora, list.as_ref(), monitor)?;
     }
     Ok(data.chosen.into_iter().cloned().collect())
 }
@@ -61,22 +62,27 @@ struct Data<'a> {
 
 impl Data<'_> {
     /// Refuses pictures that a LoRA was trained from, and tells where some of them are among the chosen.
-    fn check_unseen(&self, lora: &Lora, store: &Store, monitor: &dyn Monitor) -> Result<(), Error> {
+    fn check_unseen(
+        &self,
+        lora: &Lora,
+        list: Option<&EntryList>,
+        monitor: &dyn Monitor,
+    ) -> Result<(), Error> {
         let file = shown::path(lora.file());
         let unknown = |why: &str| {
             monitor.note(&format!(
                 "{file}: whether it was trained from these pictures is not known: {why}"
             ));
         };
-        let Some(made) = &lora.made else {
+        if lora.made.is_none() {
             unknown("it says nothing of its making");
             return Ok(());
-        };
-        let Some(list) = list_of(store, made.manifest)? else {
+        }
+        let Some(list) = list else {
             unknown("the store has no list of what it was trained from");
             return Ok(());
         };
-        let is_listed = |item: &&Item| self.is_listed(&list, item);
+        let is_listed = |item: &&Item| self.is_listed(list, item);
         let listed = self.chosen.iter().copied().filter(is_listed).count();
         match lora.validation_share() {
             _ if listed == 0 => {}
@@ -92,7 +98,7 @@ impl Data<'_> {
                 self.chosen.len()
             )),
             // The split depends on the pictures and the share alone, so these are the ones that it held out.
-            Some(share) if share == self.experiment.validation_share() && self.is_all_of(&list) => {
+            Some(share) if share == self.experiment.validation_share() && self.is_all_of(list) => {
             }
             _ => unknown("they are in its data, of which it held out a part"),
         }
@@ -119,15 +125,21 @@ impl Data<'_> {
     }
 }
 
-/// The list of what a training used, if this store has it.
-fn list_of(store: &Store, digest: Digest) -> Result<Option<EntryList>, Error> {
+/// The lists of what two trainings used, those that this store has. Each run is read once.
+fn lists_of(store: &Store, loras: &[Lora; 2]) -> Result<[Option<EntryList>; 2], Error> {
+    let wanted = loras
+        .each_ref()
+        .map(|lora| lora.made.as_ref().map(|made| made.manifest));
+    let mut found = [None, None];
     for id in store.runs()? {
         // A run that cannot be read is no reason not to compare.
         let Ok(run) = store.run(&id) else { continue };
-        let list = EntryList::of_run(&run);
-        if list.digest() == digest {
-            return Ok(Some(list));
+        let digest = EntryList::of_run(&run).digest();
+        for (wanted, found) in wanted.iter().zip(&mut found) {
+            if *wanted == Some(digest) {
+                found.get_or_insert_with(|| EntryList::of_run(&run));
+            }
         }
     }
-    Ok(None)
+    Ok(found)
 }

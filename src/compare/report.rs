@@ -44,6 +44,16 @@ pub struct CompareReport {
 /// A LoRA, and how it did.
 #[derive(Debug, Serialize)]
 pub struct Measured {
+    /// Which it is.
+    #[serde(flatten)]
+    pub lora: LoraUsed,
+    /// Its mean loss.
+    pub loss: f64,
+}
+
+/// A LoRA, and the recipe that it is measured under.
+#[derive(Debug, Serialize)]
+pub struct LoraUsed {
     /// Its file.
     pub file: PathBuf,
     /// The file's digest.
@@ -54,8 +64,6 @@ pub struct Measured {
     pub under: RecipeUsed,
     /// Whether that is the one it says it was trained with; None where it says nothing.
     pub is_own: Option<bool>,
-    /// Its mean loss.
-    pub loss: f64,
 }
 
 /// A recipe in few words.
@@ -91,12 +99,6 @@ pub struct OfPicture {
     pub a: f64,
     /// B's.
     pub b: f64,
-}
-
-impl Measured {
-    pub(super) fn with_loss(self, loss: f64) -> Self {
-        Self { loss, ..self }
-    }
 }
 
 impl RecipeUsed {

@@ -1,6 +1,6 @@
 //! The captions that there are to look at: those of an Experiment, with their pictures, or all that a store has.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
 
 use serde::Serialize;
@@ -13,7 +13,7 @@ use crate::dataset::{self, Item};
 use crate::digest::{Digest, Fingerprint};
 use crate::experiment::Experiment;
 use crate::monitor::Monitor;
-use crate::store::StoreReader;
+use crate::store::{self, StoreReader};
 
 /// Where a caption is from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -46,6 +46,8 @@ pub struct Captions {
     pub items: Vec<Item>,
     /// In the recipe's order.
     pub encoders: Vec<EncoderId>,
+    /// What of a store could not be understood, a line each.
+    pub problems: Vec<String>,
 }
 
 impl Captions {
@@ -86,31 +88,22 @@ impl Captions {
             all,
             items,
             encoders: Specs::from(base).encoders,
+            problems: Vec::new(),
         })
     }
 
-    /// All that a store has an entry of, under any text encoder. An encoder is called by its kind and the beginning of its
-    /// fingerprint, as a store knows no recipe.
+    /// All that a store has an entry of, under any text encoder.
     ///
     /// # Errors
     /// If the store cannot be read.
     pub fn of_store(reader: &StoreReader) -> Result<Self, Error> {
-        let mut texts = BTreeMap::<String, ()>::new();
-        let mut encoders = Vec::new();
-        for spec in reader.specs().map_err(cache::Error::from)? {
-            let Some(slot) = slot(reader, &spec)? else {
-                continue;
-            };
-            let records = reader.records(&spec).map_err(cache::Error::from)?;
-            if records.is_empty() {
-                continue;
-            }
-            texts.extend(records.into_iter().map(|record| (record.source, ())));
-            encoders.push(EncoderId { slot, spec });
+        let mut texts = BTreeSet::new();
+        let (encoders, problems) = encoders_of_store(reader)?;
+        for encoder in &encoders {
+            let records = reader.records(&encoder.spec).map_err(cache::Error::from)?;
+            texts.extend(records.into_iter().map(|record| record.source));
         }
-        // Neither by fingerprint, which would look like chance.
-        encoders.sort_by(|a, b| a.slot.cmp(&b.slot));
-        let caption = |(text, ())| Caption {
+        let caption = |text| Caption {
             text,
             origin: Origin::Store,
             items: Vec::new(),
@@ -119,6 +112,7 @@ impl Captions {
             all: texts.into_iter().map(caption).collect(),
             items: Vec::new(),
             encoders,
+            problems,
         })
     }
 
@@ -143,9 +137,34 @@ impl Captions {
     }
 }
 
+/// The text encoders that a store has entries of, each called by its kind and the beginning of its fingerprint, as a store knows no
+/// recipe; and a line for each spec that is not what was written, whose entries are left out.
+///
+/// # Errors
+/// If the store cannot be read.
+pub(super) fn encoders_of_store(
+    reader: &StoreReader,
+) -> Result<(Vec<EncoderId>, Vec<String>), Error> {
+    let (mut encoders, mut problems) = (Vec::new(), Vec::new());
+    for spec in reader.specs().map_err(cache::Error::from)? {
+        if reader.entries(&spec).is_empty() {
+            continue;
+        }
+        match slot(reader, &spec) {
+            Ok(None) => {}
+            Ok(Some(slot)) => encoders.push(EncoderId { slot, spec }),
+            Err(e) if e.is_content() => problems.push(format!("{e}: its entries are left out")),
+            Err(e) => return Err(cache::Error::from(e).into()),
+        }
+    }
+    // By kind: the order of fingerprints would look like chance.
+    encoders.sort_by(|a, b| a.slot.cmp(&b.slot));
+    Ok((encoders, problems))
+}
+
 /// What a spec of the store is called, if it is a text encoder's.
-fn slot(reader: &StoreReader, spec: &Fingerprint) -> Result<Option<String>, Error> {
-    let json = reader.spec_json(spec).map_err(cache::Error::from)?;
+fn slot(reader: &StoreReader, spec: &Fingerprint) -> Result<Option<String>, store::Error> {
+    let json = reader.spec_json(spec)?;
     let json = json.and_then(|json| serde_json::from_slice::<Value>(&json).ok());
     let Some(json) = json.filter(|json| json.get("tokens").is_some()) else {
         return Ok(None);

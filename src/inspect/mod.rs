@@ -36,7 +36,7 @@ pub use neighbors::{
     SamePicture, contradictions, nearest_to, neighbors,
 };
 pub use spec_title::spec_title;
-pub use store::{AlikeSpec, Leftovers, RunReport, SpecReport, StoreReport, store};
+pub use store::{AlikeSpec, Leftovers, RunReport, SpecReport, StoreReport, experiments, store};
 pub use tokens::{TokenReport, tokens};
 pub use truncation::{CaptionCut, CutCaption, EncoderCuts, TruncationReport, truncation};
 

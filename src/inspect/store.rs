@@ -1,6 +1,6 @@
 //! What a store holds and who uses it: each spec in words, the runs that share its entries, and what no run uses.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
 
 use serde::Serialize;
@@ -105,6 +105,17 @@ pub struct Leftovers {
 struct Users {
     first: u32,
     count: u32,
+}
+
+/// The Experiments that the store's runs are of, as these call their files, each once. Runs that cannot be understood are left out.
+///
+/// # Errors
+/// If the folder of runs cannot be read.
+pub fn experiments(store: &Store) -> Result<Vec<PathBuf>, Error> {
+    let runs = store.runs().map_err(cache::Error::from)?.into_iter();
+    let known = runs.filter_map(|id| Some(run_use(id.clone(), &store.run(&id).ok()?.extra)));
+    let files = known.filter_map(|run| run.experiment.map(PathBuf::from));
+    Ok(files.collect::<BTreeSet<_>>().into_iter().collect())
 }
 
 /// What the store holds and who uses it. Only headers and the index are read.

@@ -2,7 +2,7 @@
 //!
 //! - `file`, `header`, `gguf`: files and what their headers say; `kind`: what other files are; `scaled`: 8-bit weights with scales
 //! - `torch`: checkpoints of `torch.save`
-//! - `element`, `cast`, `blocks`: the types that numbers are stored as, and the way from there to tensors
+//! - `element`, `cast`, `blocks`: the types that numbers are stored as, and the way from there to tensors; `rounding`: what other programs make of them
 //! - `paths`: folders and indexes of shards; `view`, `content`: one tensor as stored; `digest`: the id of many; `audit`: everything that does not fit; `error`: what can be wrong
 //!
 //! [`Weights::open`] reads headers only, so a 19 GB file opens at once and a tensor costs memory when it is
@@ -25,6 +25,7 @@ mod gguf;
 mod header;
 mod kind;
 mod paths;
+mod rounding;
 mod scaled;
 #[cfg(test)]
 mod tests;
@@ -47,6 +48,7 @@ pub use file::FileState;
 use file::WeightsFile;
 pub use header::length as header_length;
 pub use kind::{KIND_BYTES, other_kind};
+pub use rounding::Rounding;
 
 use super::Kernels;
 use crate::digest::Digest;
@@ -130,6 +132,7 @@ pub struct Weights {
     dtype: DType,
     device: Device,
     kernels: Kernels,
+    rounding: Option<Rounding>,
 }
 
 struct OpenFiles {
@@ -186,6 +189,7 @@ impl Weights {
             dtype: DType::F32,
             device: Device::Cpu,
             kernels: Kernels::NONE,
+            rounding: None,
         })
     }
 
@@ -208,6 +212,18 @@ impl Weights {
     pub fn with_kernels(mut self, kernels: &Kernels) -> Self {
         self.kernels = kernels.clone();
         self
+    }
+
+    /// The same weights, each rounded once it is read. Digests stay those of what is stored.
+    #[must_use]
+    pub fn rounded(mut self, rounding: Rounding) -> Self {
+        self.rounding = Some(rounding);
+        self
+    }
+
+    /// What each tensor is rounded to once it is read.
+    pub fn rounding(&self) -> Option<Rounding> {
+        self.rounding
     }
 
     /// The type tensors are loaded as, whatever the files have; F32 unless changed.

@@ -18,7 +18,7 @@ use crate::models::{self, Denoiser};
 use crate::nn::loss::squared_error;
 use crate::rng::{Rng, Stream};
 use crate::store::Store;
-use crate::train::inputs::{DrawOptions, Drawn, denoiser_batches, draw_at};
+use crate::train::inputs::{DrawOptions, Drawn, StillPicture, denoiser_batches};
 
 /// A picture, with its copies: several items only where the data set has the same picture more than once.
 pub struct Subject(Vec<Item>);
@@ -92,8 +92,7 @@ pub fn leave_out_misfits(
     let caption = subjects.iter().flat_map(Subject::captions).next();
     let mut pooled = None;
     let mut misfits = Vec::new();
-    for (at, recipe) in compared.recipes.iter().enumerate() {
-        let cache = ModelCache::open(&recipe.base, store)?;
+    for (at, cache) in caches(compared, store)?.iter().enumerate() {
         let outputs = cache.outputs(caption.unwrap_or_default())?;
         let why = match cache.assemble(&outputs) {
             Err(error) => error.to_string(),
@@ -115,6 +114,12 @@ pub fn leave_out_misfits(
         compared.left_out.push(LeftOut { label, why });
     }
     compared.check()
+}
+
+/// The store as each of the recipes sees it.
+fn caches<'a>(compared: &'a ComparedRecipes, store: &Store) -> Result<Vec<ModelCache<'a>>, Error> {
+    let bases = compared.recipes.iter().map(|recipe| &recipe.base);
+    Ok(ModelCache::open_all(bases, store)?)
 }
 
 /// The losses of one picture.
@@ -176,13 +181,10 @@ impl<'a> Measurement<'a> {
         denoiser: &'a dyn Denoiser,
         draws: Draws,
     ) -> Result<Self, Error> {
-        let open = |compared: &'a super::choice::Compared| {
-            let cache = ModelCache::open(&compared.base, store)?;
-            Ok((compared.candidate.label(), cache))
-        };
-        let recipes: Result<_, Error> = compared.recipes.iter().map(open).collect();
+        let caches = caches(compared, store)?.into_iter();
+        let labels = compared.recipes.iter().map(|c| c.candidate.label());
         Ok(Self {
-            recipes: recipes?,
+            recipes: labels.zip(caches).collect(),
             denoiser,
             options: DrawOptions::of(base).unweighted(),
             draws,
@@ -226,6 +228,7 @@ impl<'a> Measurement<'a> {
         let view = view.ok_or_else(|| crate::cache::Error::NoLatents {
             picture: item.picture.clone(),
         })?;
+        let picture = StillPicture::read(first, item, view)?;
         // What one caption becomes is put together once, however many draws it has.
         let mut made = BTreeMap::new();
         let mut samples = Vec::new();
@@ -243,7 +246,7 @@ impl<'a> Measurement<'a> {
                 number_of(&item.digest),
             );
             let share = (f64::from(draw) + rng.uniform()) / f64::from(self.draws.count);
-            let drawn = draw_at(first, (item, view), share, &mut rng, self.options.process)?;
+            let drawn = picture.draw(share, &mut rng, self.options.process)?;
             samples.push((caption, drawn));
         }
         row.alike = firsts(count, |recipe| {

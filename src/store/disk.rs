@@ -7,6 +7,7 @@
 //!
 //! An error of the system never stands for "not there" or "damaged": only its word that there is no such name does.
 
+use std::ffi::OsStr;
 use std::fs::{self, File, Metadata, ReadDir};
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::Path;
@@ -172,18 +173,27 @@ pub(super) fn write_once(
     chunks: &[&[u8]],
 ) -> Result<(), Error> {
     let (temp, written) = temporary::write(disk, dir, chunks)?;
+    place(disk, (written, &temp), (dir, name.as_ref()))
+}
+
+/// Gives a temporary file of the folder `dir` the name `name` there, durably; where that fails, or writing it did, it is removed.
+pub(super) fn place(
+    disk: &dyn Disk,
+    (written, temp): (Result<File, Error>, &Path),
+    (dir, name): (&Path, &OsStr),
+) -> Result<(), Error> {
     let target = dir.join(name);
     // The file stays open until it has its name: what is open is not collected.
     let placed = written.and_then(|file| {
         // Bytes before the name: after a power cut a name that is there must have all its bytes.
-        disk.sync_file(&file, &temp)
+        disk.sync_file(&file, temp)
             .map_err(|e| Error::io("sync", &target, e))?;
-        disk.rename(&temp, &target)
+        disk.rename(temp, &target)
             .map_err(|e| Error::io("rename a temporary file to", &target, e))
     });
     if placed.is_err() {
         // The first error is the one to tell; a file left behind is found by `check` and collected later.
-        let _ = disk.remove(&temp);
+        let _ = disk.remove(temp);
         return placed;
     }
     // Only now is the rename itself durable, so only now may a row name this file.

@@ -82,24 +82,6 @@ impl std::fmt::Debug for Payload {
     }
 }
 
-/// Why an entry could not be read at one of the places where it is.
-enum ReadFault {
-    /// A file that the snapshot knew is gone: it may have been rewritten elsewhere.
-    Moved(Error),
-    /// What is there is not what was written.
-    Damaged(Error),
-    /// It could not be read, which says nothing about it.
-    Failed(Error),
-}
-
-impl ReadFault {
-    fn into_error(self) -> Error {
-        match self {
-            Self::Moved(e) | Self::Damaged(e) | Self::Failed(e) => e,
-        }
-    }
-}
-
 impl StoreReader {
     pub(super) fn new(layout: Layout, specs: Option<Vec<Fingerprint>>) -> Result<Self, Error> {
         let snapshot = Snapshot::load(&layout, specs.as_deref())?;
@@ -194,10 +176,7 @@ impl StoreReader {
     /// # Errors
     /// [`Error::Damaged`] if it is there but not as it was written: for who encodes, the same as `None`.
     pub fn get(&self, spec: &Fingerprint, entry: &Fingerprint) -> Result<Option<Entry>, Error> {
-        self.again_if_moved(|snapshot| {
-            let found = self.try_get(snapshot, spec, entry);
-            found.map_err(ReadFault::into_error)
-        })
+        self.again_if_moved(|snapshot| self.try_get(snapshot, spec, entry))
     }
 
     fn try_get(
@@ -205,25 +184,26 @@ impl StoreReader {
         snapshot: &Snapshot,
         spec: &Fingerprint,
         entry: &Fingerprint,
-    ) -> Result<Option<Entry>, ReadFault> {
+    ) -> Result<Option<Entry>, Error> {
         let candidates = snapshot
             .tables
             .get(spec)
             .map(|t| t.find(entry))
             .unwrap_or_default();
-        let mut fault = None;
+        let mut fault: Option<Error> = None;
         // Two writers may both have stored it: any sound one will do.
         for candidate in candidates {
             match self.read(snapshot, spec, candidate) {
                 Ok(found) => return Ok(Some(found)),
-                Err(ReadFault::Damaged(e)) => {
+                Err(damaged @ Error::Damaged { .. }) => {
                     candidate.set_state(ReadState::Damaged);
                     // The first fault is told, unless a file is gone: then looking again may still find the entry.
-                    fault.get_or_insert(ReadFault::Damaged(e));
+                    fault.get_or_insert(damaged);
                 }
-                Err(moved @ ReadFault::Moved(_)) => fault = Some(moved),
                 // Before damage: of an entry that cannot be read now nobody knows whether it is damaged.
-                Err(failed) if !matches!(fault, Some(ReadFault::Moved(_))) => fault = Some(failed),
+                Err(e) if e.is_gone() || !fault.as_ref().is_some_and(Error::is_gone) => {
+                    fault = Some(e);
+                }
                 Err(_) => {}
             }
         }
@@ -235,36 +215,34 @@ impl StoreReader {
         snapshot: &Snapshot,
         spec: &Fingerprint,
         candidate: &EntryLocation,
-    ) -> Result<Entry, ReadFault> {
+    ) -> Result<Entry, Error> {
         let pack_path = self
             .layout
             .pack(&snapshot.packs[candidate.pack as usize].digest);
-        let damaged = |why: String| {
-            ReadFault::Damaged(Error::Damaged {
-                spec: *spec,
-                entry: candidate.entry,
-                path: pack_path.clone(),
-                why,
-            })
+        let damaged = |why: String| Error::Damaged {
+            spec: *spec,
+            entry: candidate.entry,
+            path: pack_path.clone(),
+            why,
         };
-        let moved = |e: Error| match e {
-            e if e.is_gone() => ReadFault::Moved(e),
+        // A file that is gone may have been rewritten elsewhere, and what could not be read says nothing of the entry.
+        let fault = |e: Error| match e {
             Error::Malformed { path, why } if path == pack_path => damaged(why),
             e if e.is_content() => damaged(e.to_string()),
-            e => ReadFault::Failed(e),
+            e => e,
         };
         let rows = snapshot
             .payload_rows(&self.layout, spec, candidate)
-            .map_err(moved)?;
+            .map_err(fault)?;
         let opened = snapshot.open_pack(&self.layout, candidate);
-        let (pack, as_before) = opened.map_err(moved)?;
+        let (pack, as_before) = opened.map_err(fault)?;
         let checked = as_before && candidate.state() == ReadState::Sound;
         let first = rows.first().ok_or_else(|| damaged("no rows".to_owned()))?;
         let mut parts = rows
             .iter()
             .map(|row| payload(row, &pack, checked))
             .collect::<Result<Vec<_>, _>>()
-            .map_err(moved)?;
+            .map_err(fault)?;
         parts.sort_by(|a, b| a.0.cmp(&b.0));
         // Packs never change, so one check lasts as long as the file looks the same. One that does not is checked each time.
         candidate.set_state(ReadState::Sound);

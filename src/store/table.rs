@@ -135,22 +135,8 @@ impl TableWriter {
         };
         let file = writer.into_inner();
         let file = file.map_err(|e| unwritable(&self.target, &e));
-        let placed = file.and_then(|file| self.place(&file));
-        if placed.is_err() {
-            let _ = disk::remove(&Local, &self.temporary);
-        }
-        placed
-    }
-
-    fn place(&self, file: &File) -> Result<(), Error> {
-        let failed = |action, path| move |e| Error::io(action, path, e);
-        let (from, to) = (&self.temporary, &self.target);
-        Local.sync_file(file, from).map_err(failed("sync", to))?;
-        let rename = "rename a temporary file to";
-        Local.rename(from, to).map_err(failed(rename, to))?;
-        let folder = &self.folder;
-        let synced = Local.sync_dir(folder);
-        synced.map_err(failed("sync the folder", folder))
+        let name = self.target.file_name().unwrap_or_default();
+        disk::place(&Local, (file, &self.temporary), (&self.folder, name))
     }
 }
 

@@ -6,6 +6,7 @@
 //! of one length make a [`DenoiserBatch`]. The loss of a micro-batch is the mean over its samples, so each of its batches counts by
 //! its number of samples.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 
 use candle_core::{Device, Result, Tensor, bail};
@@ -360,49 +361,101 @@ fn references(samples: &[(Drawn, Conditioning)]) -> Result<Option<Tensor>> {
     }
 }
 
-/// A batch of one held-out picture, `item`, the `number`-th of them: the mean of its posterior, mixed with noise at `share` (0 for none,
-/// 1 for noise only), which is the `level`-th noise level. The noise depends on `number` and `level` alone, so losses of different
-/// steps compare; the loss is not weighted by the noise level.
-///
-/// # Errors
-/// As [`micro_batch`].
-pub fn validation_batch(
-    source: &ModelCache<'_>,
-    item: &Item,
-    number: u64,
-    (level, share): (u64, f64),
-    options: &DrawOptions,
-) -> std::result::Result<DenoiserBatch, Error> {
-    // Not the Experiment's seed: validation losses of trainings with different seeds are comparable.
-    let mut rng = Rng::new(0, Stream::Validation, level, number);
-    let view = any_view(item, &mut rng)?;
-    let drawn = draw_at(source, (item, view), share, &mut rng, options.process)?;
-    let first = item.captions.first().map_or("", String::as_str);
-    let sample = (drawn, source.conditioning(first)?);
-    Ok(denoiser_batch(&[sample], 1.0, &options.unweighted())?)
+/// A view of a picture as a measurement sees it, read once for any number of draws of noise.
+pub struct StillPicture {
+    latents: Tensor,
+    time_ids: [f32; 6],
+    reference: Option<Tensor>,
 }
 
-/// A picture as a measurement sees it: the mean of the posterior of `item`'s `view`, mixed with noise from `rng` at `share` (0 for
-/// none, 1 for noise only).
-///
-/// # Errors
-/// If its latents are missing or damaged.
-pub fn draw_at(
-    source: &ModelCache<'_>,
-    (item, view): (&Item, View),
-    share: f64,
-    rng: &mut Rng,
-    process: Process,
-) -> std::result::Result<Drawn, crate::cache::Error> {
-    let StoredLatents { mean, time_ids, .. } = source.reader.moments(item, view)?;
-    let noise = Tensor::from_vec(rng.normals(mean.elem_count()), mean.dims(), &Device::Cpu)?;
-    Ok(Drawn {
-        latents: source.geometry.normalize(&mean)?,
-        noise,
-        level: process.level(share),
-        time_ids,
-        reference: reference(source, item, view)?,
-    })
+impl StillPicture {
+    /// The mean of the posterior of `item`'s `view`.
+    ///
+    /// # Errors
+    /// If its latents are missing or damaged.
+    pub fn read(
+        source: &ModelCache<'_>,
+        item: &Item,
+        view: View,
+    ) -> std::result::Result<Self, crate::cache::Error> {
+        let StoredLatents { mean, time_ids, .. } = source.reader.moments(item, view)?;
+        Ok(Self {
+            latents: source.geometry.normalize(&mean)?,
+            time_ids,
+            reference: reference(source, item, view)?,
+        })
+    }
+
+    /// Mixed with noise from `rng` at `share`: 0 for none, 1 for noise only.
+    ///
+    /// # Errors
+    /// If the noise cannot be held.
+    pub fn draw(&self, share: f64, rng: &mut Rng, process: Process) -> Result<Drawn> {
+        let latents = &self.latents;
+        let noise = rng.normals(latents.elem_count());
+        Ok(Drawn {
+            latents: latents.clone(),
+            noise: Tensor::from_vec(noise, latents.dims(), &Device::Cpu)?,
+            level: process.level(share),
+            time_ids: self.time_ids,
+            reference: self.reference.clone(),
+        })
+    }
+}
+
+/// A held-out picture with its first caption, read once for all noise levels and draws.
+pub struct HeldOut<'a> {
+    source: &'a ModelCache<'a>,
+    item: &'a Item,
+    conditioning: Conditioning,
+    views: RefCell<Vec<(View, StillPicture)>>,
+}
+
+impl<'a> HeldOut<'a> {
+    /// Reads its caption's embeddings.
+    ///
+    /// # Errors
+    /// If they are missing or damaged.
+    pub fn read(
+        source: &'a ModelCache<'a>,
+        item: &'a Item,
+    ) -> std::result::Result<Self, crate::cache::Error> {
+        let first = item.captions.first().map_or("", String::as_str);
+        Ok(Self {
+            source,
+            item,
+            conditioning: source.conditioning(first)?,
+            views: RefCell::default(),
+        })
+    }
+
+    /// A batch of it, the `number`-th of the held-out pictures: the mean of its posterior, mixed with noise at `share` (0 for none, 1 for
+    /// noise only), which is the `level`-th noise level. The noise depends on `number` and `level` alone, so losses of different steps
+    /// compare; the loss is not weighted by the noise level.
+    ///
+    /// # Errors
+    /// If its latents are missing or damaged.
+    pub fn batch(
+        &self,
+        number: u64,
+        (level, share): (u64, f64),
+        options: &DrawOptions,
+    ) -> std::result::Result<DenoiserBatch, Error> {
+        // Not the Experiment's seed: validation losses of trainings with different seeds are comparable.
+        let mut rng = Rng::new(0, Stream::Validation, level, number);
+        let view = any_view(self.item, &mut rng)?;
+        let mut views = self.views.borrow_mut();
+        let place = match views.iter().position(|(known, _)| *known == view) {
+            Some(place) => place,
+            None => {
+                views.push((view, StillPicture::read(self.source, self.item, view)?));
+                views.len() - 1
+            }
+        };
+        let drawn = views[place].1.draw(share, &mut rng, options.process)?;
+        let sample = (drawn, self.conditioning.clone());
+        Ok(denoiser_batch(&[sample], 1.0, &options.unweighted())?)
+    }
 }
 
 #[cfg(test)]

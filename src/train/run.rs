@@ -8,7 +8,7 @@ use super::batches::Batches;
 use super::beginning::Beginning;
 use super::checkpoint::State;
 use super::checkpoints::Checkpoints;
-use super::inputs::{self, DenoiserBatch, DrawOptions};
+use super::inputs::{DenoiserBatch, DrawOptions, HeldOut};
 use super::length::Length;
 use super::loader::Loader;
 use super::metrics::{Metrics, MetricsLine};
@@ -335,17 +335,17 @@ impl<'a> Run<'a> {
 
     /// The mean loss over the held-out pairs at each of [`VALIDATION_SIGMAS`], with noise that never changes.
     fn validate(&self) -> Result<Vec<f64>, Error> {
-        let mut losses = Vec::new();
+        let mut sums = vec![0.0; VALIDATION_SIGMAS.len()];
         let (source, held_out) = (self.set.source(), self.set.held_out());
-        for level in (0..).zip(VALIDATION_SIGMAS) {
-            let mut sum = 0.0;
-            for (number, item) in (0..).zip(held_out) {
-                let batch = inputs::validation_batch(source, item, number, level, &self.draws)?;
-                sum += self.pass().loss(&batch)?;
+        for (number, item) in (0..).zip(held_out) {
+            let picture = HeldOut::read(source, item)?;
+            for (level, sum) in (0..).zip(VALIDATION_SIGMAS).zip(&mut sums) {
+                let batch = picture.batch(number, level, &self.draws)?;
+                *sum += self.pass().loss(&batch)?;
             }
-            losses.push(sum / held_out.len() as f64);
         }
-        Ok(losses)
+        let count = held_out.len() as f64;
+        Ok(sums.into_iter().map(|sum| sum / count).collect())
     }
 }
 

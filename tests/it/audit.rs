@@ -159,7 +159,34 @@ fn what_each_trainer_wrote_is_named_as_its_own() {
                 "{name}"
             );
         }
+        if like == "musubi" {
+            // A sample, and the control picture's beside it, which are not the picture's.
+            let pictures = &report["pictures"];
+            assert_eq!(pictures["compared"], 1, "{pictures}");
+            assert_eq!(pictures["scaling"][0][0], "of_denoiser", "{pictures}");
+            assert_eq!(pictures["placed"][0]["placement"], "whole", "{pictures}");
+        }
     }
+}
+
+#[test]
+fn weights_of_eight_bits_are_told() {
+    let world = world("kohya-sd3-t5-fp8", SD3);
+    let report = audit(&world).expect(3).json();
+    let length = [
+        ("tokens.max_tokens", 77.into()),
+        ("tokens.min_tokens", 77.into()),
+    ];
+    made_by(&report, "t5", "kohya", &length);
+    assert_eq!(encoder(&report, "t5")["weights"], "fp8", "{report}");
+    for slot in ["clip_l", "clip_g"] {
+        made_by(&report, slot, "kohya", &[]);
+        assert_eq!(encoder(&report, slot)["weights"], Value::Null, "{report}");
+    }
+    let ran = world.run(&["audit", "cache", "exp.toml", "--device", "cpu"]);
+    ran.expect(3)
+        .says("as kohya makes it, with tokens.max_tokens 77 instead of 256, fp8 weights (e4m3)\n")
+        .says("the weights as they are (here: fp8 weights (e4m3))");
 }
 
 #[test]
@@ -458,20 +485,71 @@ fn a_cache_is_compared_with_an_experiment_by_parameters_and_numbers() {
         .expect(0);
     ran.says("cache: made as the Experiment does")
         .says("cache: made as kohya does, or nearly so")
-        .says("same parameters")
+        .says("no parameter differs that these captions tell")
         .says("first differs tokens.max_tokens: 77 | 256");
     // What is encoded for this alone is no run's.
     let mut two = vec!["inspect", "diff", "exp.toml", "--caption", caption];
     two.extend(["--caption", "words that are new"]);
     let says = "3 embeddings were encoded into the store for this alone: `plumb store gc` removes";
     world.run(&two).expect(0).says(says);
-    // A store alone tells no picture's name, and two caches no base model.
-    for other in ["store", "cache"] {
-        world
-            .run(&["inspect", "diff", other, "cache"])
-            .expect(2)
-            .says("name the Experiment as the other side");
-    }
+    caches_without_an_experiment_beside_them(&world);
+}
+
+/// A store's runs say which Experiment a cache's entries are of, as long as it is there; otherwise it is to be named.
+fn caches_without_an_experiment_beside_them(world: &World) {
+    let diff = ["--json", "inspect", "diff"];
+    let ran = world.run(&[&diff[..], &["store", "cache"]].concat());
+    let ran = ran.says("those of exp.toml, which the store's runs are of");
+    let report = ran.json();
+    let all = report["encoders"].as_array().expect("a list");
+    let of_kind = |kind: &str| {
+        let slot = |e: &&Value| e["slots"][0].as_str().is_some_and(|s| s.starts_with(kind));
+        all.iter().find(slot).cloned().unwrap_or_default()
+    };
+    // A store's encoder is told from the cache's by the Experiment's own specs, not by what resembles it.
+    assert_eq!(
+        of_kind("t5")["parameters"]["fields"][0]["field"],
+        "tokens.max_tokens"
+    );
+    let clip = of_kind("clip");
+    assert_eq!(
+        clip["parameters"]["fields"],
+        Value::Array(Vec::new()),
+        "{clip}"
+    );
+    assert_eq!(clip["compared"], 2, "{clip}");
+    std::fs::rename(world.path("exp.toml"), world.path("else.toml")).expect("moved");
+    let says = "runs are of exp.toml, which is not there: plumb inspect diff store cache --experiment EXPERIMENT.toml";
+    let ran = world.run(&["inspect", "diff", "store", "cache"]);
+    ran.expect(2).says(says);
+    let named = ["cache", "cache", "--experiment", "else.toml"];
+    let report = world.run(&[&diff[..], &named].concat()).json();
+    let t5 = encoder_of_diff(&report, "t5");
+    assert!(t5["equal"] == 2 && t5["compared"] == 2, "{t5}");
+    let ran = world.run(&["inspect", "diff", "cache", "cache"]);
+    ran.expect(2)
+        .says("neither side says which one: plumb inspect diff cache cache --experiment");
+    let idle = [
+        "inspect",
+        "diff",
+        "else.toml",
+        "cache",
+        "--experiment",
+        "else.toml",
+    ];
+    world
+        .run(&idle)
+        .expect(2)
+        .says("one of the sides is an Experiment");
+    let idle = [
+        "inspect",
+        "diff",
+        "store",
+        "store",
+        "--experiment",
+        "else.toml",
+    ];
+    world.run(&idle).expect(2).says("neither side is one");
 }
 
 #[track_caller]

@@ -127,6 +127,40 @@ fn what_is_given_beside_is_the_mean_and_the_same_part_of_the_reference() {
     // One of them is drawn.
     assert!(apart > 0.0 && apart < spread, "{apart} of {spread}");
     assert_eq!(step["prediction"].dims(), latents.dims());
+    musubi_finds_pairs(&world);
+}
+
+/// The cache of the tuner that trains this model, as our reader reads it. That the tuner reads it: tools/foreign/load.py.
+fn musubi_finds_pairs(world: &World) {
+    let export = ["--json", "export", "cache", "exp.toml", "--for", "musubi"];
+    let export = [&export[..], &["--out", "cache"]].concat();
+    let report = world.run(&export).expect(0).json();
+    assert_eq!(
+        (&report["texts"], &report["latents"]),
+        (&3.into(), &3.into())
+    );
+    let inspect = ["inspect", "latents", "exp.toml", "--picture"];
+    let inspect = [&inspect[..], &["pictures/p0.png", "--out", "l.st"]].concat();
+    world.run(&inspect).expect(0);
+    let config = std::fs::read(tiny_flux().join("vae/config.json")).expect("a config");
+    let config: serde_json::Value = serde_json::from_slice(&config).expect("JSON");
+    let factor = |name: &str| config[name].as_f64().expect("a number");
+    let mean = (&tensors(world, "l.st")["mean"] - factor("shift_factor")).expect("numbers");
+    let mean = (mean * factor("scaling_factor")).expect("numbers");
+    let cached = tensors(world, "cache/p0_0064x0064_fk.safetensors");
+    for name in ["latents_1x8x8_float32", "latents_control_1x8x8_float32"] {
+        let apart = (&cached[name].unsqueeze(0).expect("one") - &mean).expect("of one shape");
+        let apart = apart.abs().and_then(|d| d.max_all()?.to_scalar::<f32>());
+        assert!(apart.expect("a number") < 1e-5, "{name}");
+    }
+    let audit = ["audit", "cache", "exp.toml", "--device", "cpu"];
+    let ran = world.run(&audit).expect(0);
+    ran.says("3 compared: 3 scaled as the denoiser takes them, 3 the mean")
+        .says("the base model (flux1 kontext) expects this");
+    world.edit("bucket_step = 16", "bucket_step = 16\nflip = true");
+    world.run(&["encode", "exp.toml"]).expect(0);
+    let mirrored = "it is there mirrored as well, which is not written for musubi-tuner";
+    world.run(&export).expect(2).says(mirrored);
 }
 
 #[test]

@@ -29,6 +29,8 @@ CASES = {
         "lg-mask": dict(lg_mask=True, changed={"clip_l.forward.mask": "pads", "clip_g.forward.mask": "pads"}),
         "bf16": dict(dtype="bfloat16", changed={"dtype": "bf16"}),
         "fp16": dict(dtype="float16", changed={"dtype": "f16"}),
+        # Shorter, for files that are kept.
+        "fp8": dict(dtype="bfloat16", fp8=True, t5_length=77, changed={"dtype": "bf16", "weights": "fp8"}),
         "stale": dict(stale=True),
         "hard": dict(captions=HARD, changed=FTFY | {"clip_g.tokens.implementation": "transformers_4_ftfy_6.3"}),
     },
@@ -204,7 +206,16 @@ def run(family, name, case, out, accelerator):
     set_strategies(*strategies(family, tokenizer_folder(base, out), case))
     models = encoders(family, base, dtype)
     data = dream_booth(folder)
-    data.new_cache_text_encoder_outputs(models, accelerator)
+    if case.get("fp8"):
+        # With `--fp8_base` a T5 whose file is in fp8 stays so, and computes under autocast (`cache_text_encoder_outputs_if_needed`).
+        import sd3_train_network
+
+        trainer = sd3_train_network.Sd3NetworkTrainer()
+        trainer.prepare_text_encoder_fp8(2, models[2], torch.float8_e4m3fn, dtype)
+        with torch.autocast("cpu", dtype=dtype):
+            data.new_cache_text_encoder_outputs(models, accelerator)
+    else:
+        data.new_cache_text_encoder_outputs(models, accelerator)
     latents(data, vae(family, base), accelerator)
     if case.get("stale"):
         (folder / "01.txt").write_text("a blue circle, edited since\n")

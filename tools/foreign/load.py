@@ -40,10 +40,10 @@ class Never:
     __call__ = encode = encode_prompt = encode_images = never
 
 
-def exported(args, name):
+def exported(args, name, squares=False):
     """The folder of pictures with the trainer's cache in it, the Experiment and the pictures' captions."""
     # Those that are no squares go through buckets, which are plumb's with kohya alone; SimpleTuner takes no caption from an empty line.
-    squares = name != "kohya"
+    squares = squares or name != "kohya"
     left_out = (("03", "04") if squares else ()) + (("00",) if name == "simpletuner" else ())
     captions = {k: v for k, v in CAPTIONS.items() if k not in left_out}
     folder = args.out / "pictures"
@@ -51,6 +51,10 @@ def exported(args, name):
     model, flavor = MODELS[args.family]
     experiment = args.out / "exp.toml"
     buckets = "bucket = false" if squares else "bucket_step = 16"
+    if name == "musubi":
+        # It trains Kontext alone, with a second picture beside each; the miniature's weights are dev's, of the same shapes.
+        flavor, beside = "kontext", controls(args.out / "controls", folder, files)
+        buckets += f'\nreferences = "{beside}"'
     experiment.write_text(
         f'[model]\nfamily = "{args.family}"\nflavor = "{flavor}"\npath = "{ASSETS / model}"\n[recipe]\nvariant = "reference"\n'
         f'[store]\npath = "{args.out / "store"}"\n'
@@ -62,13 +66,28 @@ def exported(args, name):
     return folder, experiment, files
 
 
+def controls(beside, folder, files):
+    """The pictures of `folder` upside down, under the same names."""
+    from PIL import Image, ImageOps
+
+    beside.mkdir(exist_ok=True)
+    for file in files:
+        ImageOps.flip(Image.open(folder / file)).save(beside / file)
+    return beside
+
+
 def wanted(experiment, folder, file, caption, temp):
+    import torch
     from safetensors.torch import load_file
 
     plumb("inspect", "conditioning", experiment, "--caption", caption, "--out", temp)
     texts = load_file(temp)
-    plumb("inspect", "latents", experiment, "--picture", folder / file, "--out", temp)
-    return texts["context"][0], texts["pooled"][0], load_file(temp)["mean"][0]
+    means = []
+    beside = folder.with_name("controls")
+    for picture in [folder / file] + [beside / file] * beside.is_dir():
+        plumb("inspect", "latents", experiment, "--picture", picture, "--out", temp)
+        means.append(load_file(temp)["mean"][0])
+    return texts["context"][0], texts["pooled"][0], torch.cat(means, -2)
 
 
 def normalized(family, mean):
@@ -161,22 +180,20 @@ def simpletuner(args, folder, files):
 
 
 def musubi(args, folder, files):
-    """The latents are the tuner's own, and the embeddings plumb's: its batches join them."""
+    """The latents of a picture above those of the one beside it, as `wanted` has them."""
     sys.path.insert(0, str(args.trainer / "src"))
     without("av", "bitsandbytes", "easydict", "flash_attn", "sageattention", "xformers")
     theirs = importlib.import_module("musubi")
-    import musubi_tuner.flux_kontext_cache_latents as latents
+    import torch
 
-    ae = theirs.autoencoder(ASSETS / "tiny-flux")
-    for _, batch in theirs.image_dataset(folder).retrieve_latent_cache_batches(1):
-        latents.encode_and_save_batch(ae, batch)
-    data = theirs.image_dataset(folder)
+    data = theirs.image_dataset(folder, args.out / "controls")
     data.prepare_for_training()
     for i in range(len(data)):
         batch = data.batch_manager[i]
         bucket, at = data.batch_manager.bucket_batch_indices[i]
         item = data.batch_manager.buckets[bucket][at]
-        yield f"{item.item_key}.png", batch["t5_vec"][0], batch["clip_l_pooler"][0], None
+        latents = torch.cat([batch["latents"][0], batch["latents_control"][0]], -2)
+        yield f"{item.item_key}.png", batch["t5_vec"][0], batch["clip_l_pooler"][0], latents
 
 
 def main():
@@ -186,15 +203,14 @@ def main():
     folder, experiment, files = exported(args, name)
     loader = {"kohya": kohya, "ai-toolkit": ai_toolkit, "simpletuner": simpletuner, "musubi": musubi}[name]
     seen = 0
-    for file, context, pooled, latents in loader(args, folder, files):
-        import torch
+    import torch
 
+    for file, context, pooled, latents in loader(args, folder, files):
         want = wanted(experiment, folder, file, files[file], args.out / "want.safetensors")
         assert torch.equal(context, want[0]), f"{file}: context"
         assert torch.equal(pooled, want[1]), f"{file}: pooled"
-        if latents is not None:
-            error = float((latents - normalized(args.family, want[2])).abs().max())
-            assert error < 1e-5, f"{file}: latents {error}"
+        error = float((latents - normalized(args.family, want[2])).abs().max())
+        assert error < 1e-5, f"{file}: latents {error}"
         seen += 1
     assert seen == len(files), f"{seen} of {len(files)} pictures"
     print(f"{name} {args.family}: {seen} pictures, embeddings equal, latents as the denoiser takes them; nothing encoded anew")

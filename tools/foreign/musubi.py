@@ -50,12 +50,12 @@ def autoencoder(base):
     return model.eval()
 
 
-def image_dataset(folder):
+def image_dataset(folder, controls=None):
     from musubi_tuner.dataset.image_video_dataset import ARCHITECTURE_FLUX_KONTEXT, ImageDataset
 
     return ImageDataset(
         resolution=(128, 128), caption_extension=".txt", batch_size=1, num_repeats=1, enable_bucket=True, bucket_no_upscale=False,
-        image_directory=str(folder), control_directory=str(folder), cache_directory=str(folder), no_resize_control=False,
+        image_directory=str(folder), control_directory=str(controls or folder), cache_directory=str(folder), no_resize_control=False,
         architecture=ARCHITECTURE_FLUX_KONTEXT,
     )
 

@@ -191,6 +191,7 @@ fn made_by(found: &EncoderFinding) -> String {
         variant => format!("as {variant} makes it"),
     };
     let mut changes = changes(&found.changed, change);
+    changes.extend(found.weights.map(|weights| weights.words().to_owned()));
     changes.extend(found.after.words().map(str::to_owned));
     let with = match changes.is_empty() {
         true => String::new(),
@@ -243,11 +244,17 @@ fn against_base(found: &EncoderFinding, base: &str) -> Option<String> {
     let matters = |f: &&FieldSaid| f.matters != Some(false);
     let mut of_weight: Vec<FieldSaid> = found.base.iter().filter(matters).cloned().collect();
     // Fields that make a difference only together.
-    if of_weight.is_empty() && found.after.words().is_none() {
+    if of_weight.is_empty() && found.after.words().is_none() && found.weights.is_none() {
         of_weight = found.base.clone();
     }
     let idle = found.base.len() - of_weight.len();
     let mut fields = changes(&of_weight, expectation);
+    if let Some(weights) = found.weights {
+        fields.push(format!(
+            "the weights as they are (here: {})",
+            weights.words()
+        ));
+    }
     if let Some(words) = found.after.words() {
         fields.push(format!("rows as the encoder gives them (here: {words})"));
     }

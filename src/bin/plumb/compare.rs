@@ -121,15 +121,16 @@ fn describe(report: &CompareReport) -> String {
 }
 
 fn described(name: &str, measured: &Measured) -> String {
-    let steps = measured
+    let lora = &measured.lora;
+    let steps = lora
         .steps
         .map_or_else(String::new, |steps| format!(", {steps} steps"));
-    let whose = match measured.is_own {
+    let whose = match lora.is_own {
         Some(true) => "its own recipe",
         Some(false) => "another recipe than its own",
         None => "the recipe",
     };
-    let deviations: Vec<_> = measured
+    let deviations: Vec<_> = lora
         .under
         .deviations
         .iter()
@@ -141,9 +142,9 @@ fn described(name: &str, measured: &Measured) -> String {
     format!(
         "{name}: loss {:.5} under {whose} ({}{}): {}{steps}",
         measured.loss,
-        measured.under.name,
+        lora.under.name,
         deviations.concat(),
-        shown::path(&measured.file)
+        shown::path(&lora.file)
     )
 }
 
@@ -197,7 +198,7 @@ fn level(level: &AtLevel) -> String {
 fn differences(report: &CompareReport) -> Vec<String> {
     let found = &report.differences;
     if found.is_empty() {
-        let why = match (report.a.steps, report.b.steps) {
+        let why = match (report.a.lora.steps, report.b.lora.steps) {
             (Some(_), Some(_)) => "as far as they say, they were made alike",
             _ => "in what they were made otherwise is not known: not both say how they were made",
         };

@@ -63,10 +63,11 @@ pub(super) fn item(item: &Item, target: CacheTarget) -> Result<(), String> {
             "it has {captions} captions, and a picture's cache holds one"
         ));
     }
-    if target == CacheTarget::Musubi {
+    // Of a picture alone it gets the embeddings, for which no crop counts.
+    if target == CacheTarget::Musubi && item.reference.is_none() {
         return Ok(());
     }
-    if item.reference.is_some() {
+    if target != CacheTarget::Musubi && item.reference.is_some() {
         return Err(format!(
             "it has a reference picture, whose latents are not written for {}",
             target.name()
@@ -147,11 +148,7 @@ pub(super) fn settings(
     let masked = base.recipe.assembly().mask == DenoiserMask::Pads;
     match options.target {
         CacheTarget::Kohya => kohya_settings(experiment, masked),
-        CacheTarget::Musubi => vec![
-            format!("cache_directory = \"{}\"", options.out.display()),
-            "cache the latents with flux_kontext_cache_latents.py, from the pictures and their references (control_directory)"
-                .to_owned(),
-        ],
+        CacheTarget::Musubi => musubi_settings(experiment, options),
         CacheTarget::AiToolkit => vec![
             "cache_latents_to_disk: true, cache_text_embeddings: true, no shuffle_tokens, no random_triggers".to_owned(),
             "copy the folders _latent_cache and _t_e_cache beside the pictures, if --out is another folder".to_owned(),
@@ -171,6 +168,25 @@ pub(super) fn settings(
             lines
         }
     }
+}
+
+fn musubi_settings(experiment: &Experiment, options: &CacheOptions<'_>) -> Vec<String> {
+    let sets = experiment.datasets();
+    let has_references = |set: &DatasetSettings| set.references.is_some();
+    let mut lines = vec![format!("cache_directory = \"{}\"", options.out.display())];
+    if !sets.iter().all(has_references) {
+        lines.push(
+            "cache the latents of pictures without references with flux_kontext_cache_latents.py, which takes them from control_directory"
+                .to_owned(),
+        );
+    }
+    if sets.iter().any(|set| has_references(set) && set.bucket) {
+        lines.push(
+            "batch_size = 1, unless its buckets are those of the Experiment: pictures of one batch must have latents of one size"
+                .to_owned(),
+        );
+    }
+    lines
 }
 
 fn kohya_settings(experiment: &Experiment, masked: bool) -> Vec<String> {

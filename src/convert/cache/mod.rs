@@ -250,7 +250,7 @@ fn content(source: &Source<'_>, file: &Planned<'_>) -> Result<Vec<u8>, CacheErro
             CacheTarget::Kohya => kohya::latents(source, item)?,
             CacheTarget::AiToolkit => ai_toolkit::latents(source, item)?,
             CacheTarget::Simpletuner => simpletuner::latents(source, item)?,
-            CacheTarget::Musubi => Err("musubi-tuner's latents are not written".to_owned()),
+            CacheTarget::Musubi => musubi::latents(source, item)?,
         },
     };
     made.map_err(|what| CacheError::Cannot {

@@ -45,7 +45,13 @@ pub(super) fn files<'a>(
         // In one folder, whatever folder the picture is in.
         CacheTarget::Musubi => {
             let (short, _) = source.names.musubi.unwrap_or_default();
-            vec![(format!("{stem}_{short}_te.safetensors").into(), text)]
+            let mut files = vec![(format!("{stem}_{short}_te.safetensors").into(), text)];
+            // It has no latents of a picture without one.
+            if item.reference.is_some() {
+                let latents = format!("{stem}_{size}_{short}.safetensors");
+                files.push((latents.into(), What::Latents(item)));
+            }
+            files
         }
         CacheTarget::AiToolkit => ai_toolkit_files(source, set, item, (folder, stem, file_name))?,
         CacheTarget::Simpletuner => {
@@ -58,7 +64,7 @@ pub(super) fn files<'a>(
                 .join(folder)
                 .join(format!("{}.pt", stem_sha256(stem)));
             let mut files = vec![(named(&caption), text), (latents, What::Latents(item))];
-            if source.has("") && !caption.is_empty() {
+            if source.has_blank && !caption.is_empty() {
                 files.push((named(""), What::Text("")));
             }
             files
@@ -116,7 +122,7 @@ fn ai_toolkit_files<'a>(
         (latents, What::Latents(item)),
     ];
     // Read where its captions are dropped.
-    if source.has("") && !caption.is_empty() && set.trigger.is_none() {
+    if source.has_blank && !caption.is_empty() && set.trigger.is_none() {
         files.push((texts(""), What::Text("")));
     }
     Ok(files)

@@ -20,6 +20,8 @@ pub(super) struct Source<'a> {
     pub(super) dtype: Dtype,
     /// Whether the denoiser masks pads.
     pub(super) masked: bool,
+    /// Whether the store has the blank caption, which stands for one that is dropped.
+    pub(super) has_blank: bool,
 }
 
 /// A caption's.
@@ -36,6 +38,7 @@ impl<'a> Source<'a> {
         options: &CacheOptions<'_>,
     ) -> Self {
         Self {
+            has_blank: cache.outputs("").is_ok(),
             cache,
             target: options.target,
             names,
@@ -52,11 +55,6 @@ impl<'a> Source<'a> {
             outputs,
             made,
         })
-    }
-
-    /// Whether the store has a caption's embeddings.
-    pub(super) fn has(&self, caption: &str) -> bool {
-        self.cache.outputs(caption).is_ok()
     }
 
     /// The mean of a view's latents, as the VAE gives them.

@@ -146,6 +146,8 @@ pub enum Role {
 pub struct LatentFacts {
     /// Whether the picture was mirrored.
     pub flipped: bool,
+    /// Whether it was turned upside down (ai-toolkit's `flip_y`).
+    pub upside_down: bool,
     /// Left and top of the crop in the resized picture, in px. (Not what kohya itself writes as `crop_ltrb`, which the sizes alone give.)
     pub crop: Option<[u32; 2]>,
     /// The size that the picture was resized to before the crop, width and height in px.

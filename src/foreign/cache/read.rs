@@ -248,6 +248,7 @@ fn place_facts(entry: &mut Entry) {
             _ => None,
         });
         of.resized = pair("scale_to_width", "scale_to_height");
+        of.upside_down = facts.get("flip_y") == Some(&"true");
         if facts.get("flip_x") == Some(&"true") {
             of.flipped = true;
             // ai-toolkit mirrors before it crops.
@@ -358,4 +359,23 @@ pub(super) fn kind_of_safetensors(path: &Path) -> Option<(Trainer, Content)> {
         () if of_ai_toolkit => (Trainer::AiToolkit, content),
         () => (Trainer::Safetensors, content),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{NumberType, ToWrite, safetensors};
+    use super::Role;
+
+    #[test]
+    fn a_picture_that_was_turned_upside_down_is_known() {
+        let latents = ToWrite::new("latent", NumberType::F32, vec![1, 1, 1], vec![0; 4]);
+        let facts = [("flip_y", "true".to_owned())];
+        let file = safetensors(&[latents], &facts).expect("a file");
+        let mut entry = super::safetensors(&file).expect("a file of ai-toolkit's");
+        super::place_facts(&mut entry);
+        let Role::Latents(facts) = &entry.tensors[0].role else {
+            panic!("{:?}", entry.tensors[0].role);
+        };
+        assert!(facts.upside_down && !facts.flipped);
+    }
 }

@@ -11,7 +11,7 @@ use crate::cache::{self, EncoderId, EncoderOutput, Specs};
 use crate::digest::Fingerprint;
 use crate::encode::tokenize;
 use crate::inspect::Error;
-use crate::inspect::captions::Captions;
+use crate::inspect::captions::encoders_of_store;
 use crate::inspect::spec_title;
 use crate::recipe::Diff;
 use crate::recipe::spec::spelled_out;
@@ -31,6 +31,8 @@ enum Source {
         reader: StoreReader,
         /// Token ids by entry, of a store whose entries many are asked for.
         ids: HashMap<Fingerprint, Vec<u32>>,
+        /// Specs that are not what was written, a line each.
+        damaged: Vec<String>,
     },
     Cache(CacheSide),
 }
@@ -55,6 +57,7 @@ impl<'a> Side<'a> {
             source: Source::Store {
                 reader: store.reader_of(&specs.all()).map_err(cache::Error::from)?,
                 ids: HashMap::new(),
+                damaged: Vec::new(),
             },
             encoders: specs.encoders,
         })
@@ -66,7 +69,7 @@ impl<'a> Side<'a> {
     /// If the store cannot be read.
     pub fn of_store(name: String, store: &Store, caption: Option<&str>) -> Result<Self, Error> {
         let reader = store.reader().map_err(cache::Error::from)?;
-        let mut encoders = Captions::of_store(&reader)?.encoders;
+        let (mut encoders, damaged) = encoders_of_store(&reader)?;
         if let Some(caption) = caption {
             encoders.retain(|e| reader.contains(&e.spec, &e.entry(caption)));
         }
@@ -77,6 +80,7 @@ impl<'a> Side<'a> {
             source: Source::Store {
                 reader,
                 ids: HashMap::new(),
+                damaged,
             },
         })
     }
@@ -99,9 +103,12 @@ impl<'a> Side<'a> {
     /// What of the index could not be used, or what a person should know of a cache, a line each.
     pub fn problems(&self) -> Vec<String> {
         match &self.source {
-            Source::Store { reader, .. } => {
+            Source::Store {
+                reader, damaged, ..
+            } => {
                 let problems = reader.problems();
-                problems.iter().map(ToString::to_string).collect()
+                let problems = problems.iter().map(ToString::to_string);
+                problems.chain(damaged.iter().cloned()).collect()
             }
             Source::Cache(cache) => cache.problems.clone(),
         }
@@ -121,7 +128,7 @@ impl<'a> Side<'a> {
 
     /// Reads the token ids of all entries at once, for who asks for many.
     pub(super) fn load_ids(&mut self) -> Result<(), Error> {
-        let Source::Store { reader, ids } = &mut self.source else {
+        let Source::Store { reader, ids, .. } = &mut self.source else {
             return Ok(());
         };
         if self.base.is_some() {
@@ -138,7 +145,7 @@ impl<'a> Side<'a> {
     /// What an encoder made of a caption, with the ids of its rows.
     pub(super) fn output(&self, encoder: &EncoderId, caption: &str) -> Result<Found, Error> {
         let (reader, known) = match &self.source {
-            Source::Store { reader, ids } => (reader, ids),
+            Source::Store { reader, ids, .. } => (reader, ids),
             Source::Cache(cache) => {
                 return Ok(match cache.output(&encoder.slot, caption)? {
                     InCache::Output(output, ids) => Found::Output(output, ids),
@@ -236,12 +243,8 @@ pub(super) fn pairings(first: &Side<'_>, second: &Side<'_>) -> Result<Vec<Pairin
     let pairing = |a: Option<&EncoderId>, b: Option<&EncoderId>, parameters| {
         let (a, b) = (side(a), side(b));
         let made = [first.made(a.0.as_ref()), second.made(b.0.as_ref())];
-        let made = made.map(|made| made.cloned());
-        // Parameters that these captions do not tell from the Experiment's own are no news.
-        let is_own = made.iter().flatten().any(|made| made.as_experiment);
-        let parameters = if is_own { Diff::default() } else { parameters };
         Pairing {
-            made,
+            made: made.map(|made| made.cloned()),
             slots: [a.0, b.0],
             specs: [a.1, b.1],
             parameters,

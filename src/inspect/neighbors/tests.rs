@@ -35,6 +35,7 @@ fn captions(texts: &[(&str, &[usize])], items: Vec<Item>) -> Captions {
         all: all.collect(),
         items,
         encoders: Vec::new(),
+        problems: Vec::new(),
     }
 }
 

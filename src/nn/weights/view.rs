@@ -1,6 +1,6 @@
 //! One tensor as stored: where it is, whether it fits, and its bytes as the canonical tensor has them.
 
-use candle_core::Tensor;
+use candle_core::{DType, Device, Tensor};
 
 use super::content::Content;
 use super::element::ElementType;
@@ -24,7 +24,9 @@ impl Weights {
     /// If it is missing, misshapen, not of a float type, or holds a NaN or an infinity.
     pub fn get(&self, shape: &[usize], name: &str) -> Result<Tensor, Error> {
         let view = self.view(shape, name)?;
-        self.tensor(&view, &view.content, shape)
+        // Tables that networks take whole: learned positions, and T5's biases by distance.
+        let is_table = name.contains("embed") || name.contains("attention_bias");
+        self.tensor(&view, &view.content, shape, is_table)
     }
 
     /// Rows of a matrix of `shape` (rows, columns), as `[rows.len(), columns]`, reading nothing else of it: an embedding's lookup.
@@ -55,7 +57,8 @@ impl Weights {
             let found = |found: &[u8]| bytes.extend_from_slice(found);
             view.content.with(start, row_bytes, found)?;
         }
-        self.tensor(&view, &Content::InMemory(bytes), &[rows.len(), shape.1])
+        let shape = [rows.len(), shape.1];
+        self.tensor(&view, &Content::InMemory(bytes), &shape, true)
     }
 
     /// The entry of a stored tensor, if its shape and element type fit the canonical `shape`.
@@ -145,13 +148,23 @@ impl Weights {
         view: &TensorView<'_>,
         content: &Content<'_>,
         shape: &[usize],
+        is_table: bool,
     ) -> Result<Tensor, Error> {
         let from = cast::StoredNumbers {
             content,
             dtype: view.dtype,
             scale: view.scale,
         };
-        let made = cast::tensor(from, shape, self.dtype, &self.device);
+        let made = match self.rounding {
+            None => cast::tensor(from, shape, self.dtype, &self.device),
+            // From the type that the network computes in, as programs round what they have loaded: a second rounding shifts many.
+            Some(rounding) => {
+                cast::tensor(from, shape, self.dtype, &Device::Cpu).and_then(|whole| {
+                    let rounded = rounding.of(&whole.to_dtype(DType::F32)?, is_table)?;
+                    Ok(rounded.to_dtype(self.dtype)?.to_device(&self.device)?)
+                })
+            }
+        };
         made.map_err(|failure| match failure {
             cast::CastError::NonFinite { value, index } => Error::NonFinite {
                 path: view.file.path().to_owned(),

@@ -1,14 +1,11 @@
 //! `plumb inspect diff`: two recipes, two captions, two stores, or an Experiment and another trainer's cache, by parameters and numbers.
 
+mod parties;
 mod text;
 
 use std::path::{Path, PathBuf};
 
-use plumb::audit::{self, AuditOptions};
-use plumb::base_model::BaseModel;
 use plumb::encode::{encode_captions, tell_of_no_run};
-use plumb::experiment::Experiment;
-use plumb::inspect::captions::Captions;
 use plumb::inspect::diff::{Side, caption_diff, set_diff};
 use plumb::monitor::Monitor as _;
 use plumb::shown;
@@ -19,9 +16,7 @@ use super::subject::Subject;
 use crate::CommandResult;
 use crate::ui::{Failure, Ui};
 use crate::world::{self, ComputeDevice, WaitArgs};
-
-/// Entries of a cache that are looked at to find out what made it.
-const SAMPLE: usize = 16;
+use parties::{Parties, Party};
 
 /// Show in what two recipes, captions, stores or caches differ: the first parameter that does, then the numbers.
 ///
@@ -29,20 +24,22 @@ const SAMPLE: usize = 16;
 ///   plumb inspect diff A.toml --caption TEXT --caption TEXT    two captions under one
 ///   plumb inspect diff A.toml B.toml                           all captions of A.toml, summed up
 ///   plumb inspect diff A.toml CACHE                            the same against another trainer's cache
+///   plumb inspect diff STORE CACHE --experiment A.toml         a store, or a second cache, against a cache
 ///
 /// Each of the two may also be the folder of a store: its encoders are paired with those whose specs differ least. True tokens
 /// (aligned by their ids), pads and pooled vectors are compared apart: cosine, and the largest absolute difference of two numbers.
 /// A caption that an Experiment's store lacks is encoded first; with all captions, what is missing is counted.
 ///
 /// Of a cache (kohya, musubi, ai-toolkit, SimpleTuner, OneTrainer, diffusion-pipe, safetensors; a folder or a file), the parameters are
-/// those of the recipe that reproduces it, found as `plumb audit` does, or of the nearest.
+/// those of the recipe that reproduces it, found as `plumb audit` does, or of the nearest. An Experiment tells whose its entries are: the
+/// other side, or --experiment, or the one that the runs of a store on the other side are of, if it is still there.
 #[derive(clap::Args)]
 #[command(verbatim_doc_comment)]
 pub(super) struct Args {
     /// An Experiment file, a store's folder, or another trainer's cache.
     #[arg(value_name = "EXPERIMENT|STORE|CACHE")]
     first: PathBuf,
-    /// What it is compared with; a cache, with an Experiment.
+    /// What it is compared with.
     #[arg(value_name = "EXPERIMENT|STORE|CACHE")]
     second: Option<PathBuf>,
     /// The caption; given twice, the one of the first side and the one of the second.
@@ -51,6 +48,9 @@ pub(super) struct Args {
     /// Compare all captions of the first side: the default without --caption.
     #[arg(long, conflicts_with = "caption")]
     dataset: bool,
+    /// The Experiment whose pictures, captions and base model a cache is of, where neither side is one.
+    #[arg(long, value_name = "FILE")]
+    experiment: Option<PathBuf>,
     /// Print so many rows of each encoder, those that differ most; --json has all.
     #[arg(long, value_name = "N", default_value_t = 24)]
     rows: usize,
@@ -86,101 +86,6 @@ pub(super) fn run(args: &Args, ui: &Ui) -> CommandResult {
     match captions {
         Some(captions) => one(args, &parties, names, captions, ui),
         None => all(args, &parties, names, ui),
-    }
-}
-
-/// What is compared.
-struct Parties {
-    first: Party,
-    /// None: the first with itself.
-    second: Option<Party>,
-}
-
-enum Party {
-    Subject(Subject),
-    Cache(PathBuf),
-}
-
-impl Party {
-    fn open(path: &Path, ui: &Ui) -> Result<Self, Failure> {
-        match is_cache(path) {
-            true => Ok(Self::Cache(path.to_owned())),
-            false => Subject::open(path, ui).map(Self::Subject),
-        }
-    }
-
-    fn subject(&self) -> Option<&Subject> {
-        match self {
-            Self::Subject(subject) => Some(subject),
-            Self::Cache(_) => None,
-        }
-    }
-}
-
-/// A folder that is no store, or a file of a format that caches have.
-fn is_cache(path: &Path) -> bool {
-    let ending = path.extension().and_then(|ending| ending.to_str());
-    match path.is_dir() {
-        true => !Store::is_at(path),
-        false => matches!(ending, Some("npz" | "pt" | "safetensors" | "bin")),
-    }
-}
-
-impl Parties {
-    fn open(args: &Args, ui: &Ui) -> Result<Self, Failure> {
-        let first = Party::open(&args.first, ui)?;
-        let second = args.second.as_ref().map(|path| Party::open(path, ui));
-        let parties = Self {
-            first,
-            second: second.transpose()?,
-        };
-        let cache = parties.both().into_iter().find_map(|party| match party {
-            Party::Cache(path) => Some(path),
-            Party::Subject(_) => None,
-        });
-        if let (Some(cache), None) = (cache, parties.experiment()) {
-            return Err(Failure::usage(format!(
-                "{} is no store: as another trainer's cache it is compared with an Experiment, whose pictures and captions tell what its \
-                 entries are of; name the Experiment as the other side",
-                shown::path(cache)
-            )));
-        }
-        Ok(parties)
-    }
-
-    fn both(&self) -> [&Party; 2] {
-        [&self.first, self.second.as_ref().unwrap_or(&self.first)]
-    }
-
-    /// The Experiment that a cache is compared with.
-    fn experiment(&self) -> Option<(&Experiment, &BaseModel)> {
-        self.both().into_iter().find_map(|party| {
-            let subject = party.subject()?;
-            Some((subject.experiment()?, subject.base()?))
-        })
-    }
-
-    /// The first side's captions; a cache's are the Experiment's.
-    fn captions(&self, ui: &Ui) -> Result<Captions, Failure> {
-        let subject = self.both().into_iter().find_map(Party::subject);
-        subject.map_or_else(
-            || Err(Failure::usage("expected an Experiment or a store")),
-            |subject| subject.captions(ui),
-        )
-    }
-
-    /// A cache as a side, audited.
-    fn cache(&self, path: &Path, name: String, ui: &Ui) -> Result<Side<'static>, Failure> {
-        let Some((experiment, base)) = self.experiment() else {
-            return Err(Failure::usage("a cache is compared with an Experiment"));
-        };
-        let options = AuditOptions {
-            sample: SAMPLE,
-            encode: world::encode_options(&ComputeDevice::cpu(), &WaitArgs::default()),
-        };
-        let mut memo = world::digest_memo();
-        let side = audit::side(experiment, base, path, &options, &mut memo, ui);
-        Ok(Side::of_cache(name, side.map_err(crate::audit::failure)?))
     }
 }
 

@@ -40,8 +40,7 @@ struct Told<'a> {
 
 pub(super) fn run(args: &Args, ui: &Ui) -> CommandResult {
     let subject = Subject::open(&args.subject, ui)?;
-    let captions = subject.captions(ui)?;
-    let reader = subject.reader(&captions, ui)?;
+    let (captions, reader) = subject.read(ui)?;
     let recipe = subject.base().map(|base| base.recipe.name().to_string());
     let has_pictures = !captions.items.is_empty();
     let to = (args.parquet.as_path(), has_pictures && !args.no_thumbnails);

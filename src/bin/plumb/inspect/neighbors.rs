@@ -59,13 +59,12 @@ pub(super) fn run(args: &Args, ui: &Ui) -> CommandResult {
         )));
     }
     let subject = Subject::open(&args.place, ui)?;
-    let captions = subject.captions(ui)?;
+    let (captions, reader) = subject.read(ui)?;
     let wanted = args
         .caption
         .as_deref()
         .map(|caption| find(&captions, caption));
     let wanted = wanted.transpose()?;
-    let reader = subject.reader(&captions, ui)?;
     let texts = captions.texts();
     let (mut reports, mut text): (Vec<Value>, _) = (Vec::new(), String::new());
     for encoder in &captions.encoders {

@@ -80,8 +80,7 @@ pub(super) fn run(args: &Args, ui: &Ui) -> CommandResult {
 
 fn write(args: &Args, ui: &Ui) -> Result<Report, Failure> {
     let subject = Subject::open(&args.subject, ui)?;
-    let captions = subject.captions(ui)?;
-    let reader = subject.reader(&captions, ui)?;
+    let (captions, reader) = subject.read(ui)?;
     let other = match subject.base() {
         Some(base) => OtherRecipe::open(args, base, &captions, ui)?,
         None if args.against.is_some() => {

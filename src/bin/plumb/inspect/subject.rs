@@ -1,6 +1,7 @@
 //! What is looked at: an Experiment, or a store by itself.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use plumb::base_model::BaseModel;
 use plumb::cache::{self, Reader, Specs, refuse_if_missing};
@@ -66,23 +67,30 @@ impl Subject {
         }
     }
 
-    /// The store's entries. An Experiment of whose captions the store has none is refused, as `train` refuses it.
-    pub(super) fn reader(&self, captions: &Captions, ui: &Ui) -> Result<StoreReader, Failure> {
-        let reader = match self {
-            Self::Store(store) => store.reader().map_err(Failure::error)?,
+    /// The captions and the store's entries. An Experiment of whose captions the store has none is refused, as `train` refuses it.
+    pub(super) fn read(&self, ui: &Ui) -> Result<(Captions, Arc<StoreReader>), Failure> {
+        let (captions, reader) = match self {
+            Self::Store(store) => {
+                let reader = store.reader().map_err(Failure::error)?;
+                let captions = Captions::of_store(&reader).map_err(Failure::error)?;
+                (captions, Arc::new(reader))
+            }
             Self::Experiment(opened, None) => {
                 return Err(without_store(&opened.0)?);
             }
             Self::Experiment(opened, Some(store)) => {
-                refuse_if_none(opened, store, captions)?;
-                let specs: Vec<_> = captions.encoders.iter().map(|e| e.spec).collect();
-                store.reader_of(&specs).map_err(Failure::error)?
+                let captions = self.captions(ui)?;
+                let reader = reader_of_some(opened, store, &captions)?;
+                (captions, reader)
             }
         };
         for problem in reader.problems() {
             ui.problem(&problem.to_string());
         }
-        Ok(reader)
+        for problem in &captions.problems {
+            ui.problem(problem);
+        }
+        Ok((captions, reader))
     }
 }
 
@@ -92,11 +100,11 @@ fn without_store(experiment: &Experiment) -> Result<Failure, Failure> {
     Ok(Failure::refused(refusal))
 }
 
-fn refuse_if_none(
+fn reader_of_some(
     opened: &(Experiment, BaseModel),
     store: &Store,
     captions: &Captions,
-) -> Result<(), Failure> {
+) -> Result<Arc<StoreReader>, Failure> {
     let (experiment, base) = opened;
     let reader = Reader::open(Specs::from(base), store).map_err(Failure::error)?;
     let texts = captions.all.iter().map(|c| c.text.clone()).collect();
@@ -110,6 +118,6 @@ fn refuse_if_none(
         {
             Err(Failure::refused(refusal))
         }
-        _ => Ok(()),
+        _ => Ok(reader.entries().clone()),
     }
 }

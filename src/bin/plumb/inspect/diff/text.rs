@@ -23,8 +23,12 @@ fn made(pairing: &Pairing, sides: &[String; 2]) -> String {
             (false, "reference") => "as the authors' own code does",
             (false, like) => &format!("as {like} does, or nearly so"),
         };
+        let weights = made.weights.map_or(String::new(), |weights| {
+            format!(", with {}", weights.words())
+        });
         let then = made.after.words();
         let then = then.map_or(String::new(), |words| format!(", then {words}"));
+        let then = format!("{weights}{then}");
         let counts = format!("{} of {} entries", made.matching, made.compared);
         text += &match made.verdict {
             Verdict::Reproduced => {
@@ -52,10 +56,10 @@ fn parameters(pairing: &Pairing) -> String {
         )
     };
     match (fields.split_first(), pairing.specs) {
-        (None, [Some(a), Some(b)]) if a == b => "  same parameters\n".to_owned(),
-        (None, _) if pairing.made.iter().flatten().any(|m| m.as_experiment) => {
+        (None, [Some(_), Some(_)]) if pairing.made.iter().any(Option::is_some) => {
             "  no parameter differs that these captions tell\n".to_owned()
         }
+        (None, [Some(a), Some(b)]) if a == b => "  same parameters\n".to_owned(),
         (None, _) => String::new(),
         (Some((first, rest)), _) => {
             let mut text = format!("  first differs {}\n", line(first));
