@@ -23,6 +23,7 @@ pub mod source;
 mod testing;
 mod transformer;
 pub mod unet;
+pub mod zimage;
 
 use std::path::{Path, PathBuf};
 
@@ -47,6 +48,7 @@ static FAMILIES: &[&Family] = &[
     &chroma::CHROMA,
     &unet::SDXL,
     &unet::SD1,
+    &zimage::ZIMAGE,
     #[cfg(test)]
     &fake_family::FAKE,
 ];
