@@ -26,7 +26,7 @@ use std::path::{Path, PathBuf};
 use crate::shown;
 
 pub use error::Error;
-pub use fingerprint::{TrainingFields, default_of};
+pub use fingerprint::{LoraDigests, TrainingFields, default_of};
 pub use paths::Variables;
 pub use raw::{
     DdpmPrediction, FileMap, LrDecay, Precision, QuantizedWeights, Raw, ReferenceSize, SlotFiles,

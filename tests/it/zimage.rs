@@ -155,3 +155,118 @@ fn a_dumped_step_of_zimage_replays_in_diffusers_and_peft() {
     world.run(&["encode", "exp.toml"]).expect(0);
     world.replay_step(2, &world.path("zimage"));
 }
+
+/// A training adapter: in the steps, in no preview and not in the LoRA, and no other for a run that goes on.
+#[test]
+fn turbo_is_trained_above_a_training_adapter() {
+    let world = world();
+    world.edit("flavor = \"base\"", "flavor = \"turbo\"");
+    // What ai-toolkit adapts: the blocks over picture and caption together.
+    world.edit("rank = 2", "rank = 2\ntargets = [\"blocks\"]");
+    world.run(&["encode", "exp.toml"]).expect(0);
+    world
+        .run(&["train", "exp.toml"])
+        .expect(0)
+        .says("caution: turbo is distilled to eight steps without guidance");
+    // Any LoRA will do as the adapter: this one, named by another program.
+    let export = [
+        "export",
+        "lora",
+        "out/lora.safetensors",
+        "--format",
+        "ai-toolkit",
+    ];
+    world
+        .run(&[&export[..], &["--out", "adapter.safetensors"]].concat())
+        .expect(0);
+    assert!(
+        tensors(&world, "adapter.safetensors")
+            .keys()
+            .all(|name| name.starts_with("diffusion_model.layers."))
+    );
+    let numbers = || {
+        let all = tensors(&world, "out/lora.safetensors");
+        let all: std::collections::BTreeMap<_, _> = all.into_iter().collect();
+        let flat = |t: &Tensor| t.flatten_all().and_then(|t| t.to_vec1::<f32>());
+        all.values()
+            .flat_map(|t| flat(t).expect("numbers"))
+            .collect::<Vec<_>>()
+    };
+    let alone = numbers();
+    world.edit(
+        "seed = 5",
+        "seed = 5\nsample_every = 3\ntraining_adapter = \"adapter.safetensors\"",
+    );
+    world
+        .run(&["train", "exp.toml"])
+        .expect(1)
+        .says("`train.training_adapter`: this run nothing, the file says");
+    world
+        .run(&["train", "exp.toml", "--restart"])
+        .expect(0)
+        .says("which is left out of previews and of the LoRA");
+    assert!(numbers() != alone);
+    world
+        .run(&["inspect", "lora", "out/lora.safetensors"])
+        .expect(0)
+        .says("a training adapter that is left out here");
+    // Before the first step the preview is the base model's, whatever lies beneath the training.
+    let first = world.read("out/previews/step-00000000.png");
+    world.edit("\ntraining_adapter = \"adapter.safetensors\"", "");
+    world.run(&["train", "exp.toml", "--restart"]).expect(0);
+    assert!(world.read("out/previews/step-00000000.png") == first);
+    assert!(numbers() == alone);
+}
+
+#[test]
+fn a_step_above_a_training_adapter_replays_in_diffusers_and_peft() {
+    let world = world();
+    world.run(&["encode", "exp.toml"]).expect(0);
+    world.run(&["train", "exp.toml"]).expect(0);
+    std::fs::copy(
+        world.path("out/lora.safetensors"),
+        world.path("a.safetensors"),
+    )
+    .expect("copied");
+    world.edit("seed = 5", "seed = 5\ntraining_adapter = \"a.safetensors\"");
+    world.edit("output = \"out\"", "output = \"above\"");
+    world.replay_step(2, &world.path("zimage"));
+}
+
+/// A cache as musubi-tuner writes it, of the rows that the program makes.
+fn musubi_cache(world: &World, folder: &str) {
+    for n in 0..3 {
+        let caption = world.read(&format!("pictures/p{n}.txt"));
+        let caption = String::from_utf8(caption).expect("UTF-8");
+        let made = conditioning(world, &caption);
+        let rows = made["context"].squeeze(0).expect("one caption");
+        let numbers = rows.flatten_all().and_then(|t| t.to_vec1::<f32>());
+        let bytes: Vec<u8> = numbers
+            .expect("numbers")
+            .iter()
+            .flat_map(|number| number.to_le_bytes())
+            .collect();
+        let shape = rows.dims().to_vec();
+        let view = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape, &bytes);
+        let metadata = [
+            ("architecture", "z_image"),
+            ("caption1", caption.as_str()),
+            ("format_version", "1.0.1"),
+        ];
+        let metadata = metadata.map(|(key, value)| (key.to_owned(), value.to_owned()));
+        let file = safetensors::serialize(
+            [("varlen_llm_embed_float32", view.expect("a view"))],
+            Some(HashMap::from(metadata)),
+        );
+        let path = format!("{folder}/p{n}_zi_te.safetensors");
+        world.write_bytes(&path, &file.expect("a file"));
+    }
+}
+
+/// musubi-tuner's cache is the authors' conditioning.
+#[test]
+fn an_audit_knows_musubis_cache() {
+    let world = world();
+    musubi_cache(&world, "right");
+    world.run(&["audit", "right", "exp.toml"]).expect(0);
+}

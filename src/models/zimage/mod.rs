@@ -26,7 +26,8 @@ use crate::diffusion::{Prediction, Process, Sampler, Shift, Spacing};
 use crate::lora::Preset;
 use crate::vae::LatentGeometry;
 
-/// Steps and guidance as on the authors' model cards and in diffusers' documentation of its pipeline; guidance w there is 1 + w here.
+/// Steps and guidance of the base as diffusers' pipeline has them by default, of turbo as in the authors' `inference.py`; their guidance w
+/// is 1 + w here. The shifts are those of the released `scheduler_config.json`.
 const BASE: Flavor = Flavor {
     name: "base",
     process: Process::new(Prediction::Flow),
@@ -35,7 +36,7 @@ const BASE: Flavor = Flavor {
     shift: Shift::Fixed(6.0),
     spacing: Spacing::Even,
     steps: 50,
-    guidance: 5.0,
+    guidance: 6.0,
     embedded_guidance: None,
     references: None,
     resolution_px: 1024,
@@ -53,7 +54,7 @@ const FLAVORS: &[Flavor] = &[
         guidance: 1.0,
         architecture: "z-image-turbo",
         caution: Some(
-            "turbo is distilled to eight steps without guidance, and training it as if it were not undoes that: pictures of few steps get worse as the LoRA learns",
+            "turbo is distilled to eight steps without guidance, and training it as if it were not undoes that: pictures of few steps get worse as the LoRA learns. A training adapter that takes the distillation back in the meantime slows this down (`training_adapter` under [train]; there is ostris/zimage_turbo_training_adapter); a LoRA made for `base` is the other way",
         ),
         ..BASE
     },
