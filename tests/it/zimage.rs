@@ -263,10 +263,19 @@ fn musubi_cache(world: &World, folder: &str) {
     }
 }
 
-/// musubi-tuner's cache is the authors' conditioning.
+/// musubi-tuner's cache is the authors' conditioning; one of a template with an empty thought has its shapes but for a few rows more.
 #[test]
-fn an_audit_knows_musubis_cache() {
+fn an_audit_names_the_template_of_a_cache() {
     let world = world();
     musubi_cache(&world, "right");
     world.run(&["audit", "right", "exp.toml"]).expect(0);
+    let thought = "<|im_start|>user\\n{caption}<|im_end|>\\n<|im_start|>assistant\\n<think>\\n\\n</think>\\n\\n";
+    let deviate = format!("[recipe.deviate]\nqwen3.tokens.template = \"{thought}\"\n[store]");
+    world.edit("[store]", &deviate);
+    musubi_cache(&world, "thoughtful");
+    world.edit(&deviate, "[store]");
+    world
+        .run(&["audit", "thoughtful", "exp.toml"])
+        .expect(3)
+        .says("as musubi makes it, with tokens.template <|im_start|>user");
 }
