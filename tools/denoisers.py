@@ -34,6 +34,7 @@ def pipeline(transformer):
         "FluxTransformer2DModel": (diffusers.FluxPipeline, ["", "_2"]),
         "ChromaTransformer2DModel": (diffusers.ChromaPipeline, [""]),
         "WanTransformer3DModel": (diffusers.WanPipeline, [""]),
+        "ZImageTransformer2DModel": (diffusers.ZImagePipeline, [""]),
     }[type(transformer).__name__]
     absent = {f"{what}{part}": None for what in ("text_encoder", "tokenizer") for part in parts}
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
@@ -51,8 +52,9 @@ def packed(latents):
 
 
 def predict(transformer, latents, timesteps, context, pooled, guidance=None, time_ids=None, token_counts=None, reference=None):
-    """The prediction for latents [b, c, h, w], of Wan [b, c, f, h, w], at timesteps of 0 to 1000. `token_counts`: rows of each context that Chroma sees, the
-    other classes have no mask; `reference` are the latents of FLUX.1 Kontext's other picture."""
+    """The prediction for latents [b, c, h, w], of Wan [b, c, f, h, w], at timesteps of 0 to 1000. `token_counts`: rows of each context that
+    Chroma sees or that are a caption's own in Z-Image, the other classes have no mask; `reference` are the latents of FLUX.1 Kontext's other
+    picture."""
     if component(transformer) == "unet":
         added = None if time_ids is None else {"text_embeds": pooled, "time_ids": time_ids}
         return transformer(latents, timesteps, context, added_cond_kwargs=added, return_dict=False)[0]
@@ -60,6 +62,13 @@ def predict(transformer, latents, timesteps, context, pooled, guidance=None, tim
     kind = type(transformer).__name__
     if kind == "WanTransformer3DModel":
         return transformer(hidden_states=latents, timestep=timesteps, **given)[0]
+    if kind == "ZImageTransformer2DModel":
+        # As ZImagePipeline does: lists of pictures of one frame and of captions without pads, times from noise to picture, and the
+        # negative of what comes.
+        counts = [context.shape[1]] * len(context) if token_counts is None else token_counts.long().tolist()
+        captions = [rows[:count] for rows, count in zip(context, counts)]
+        out = transformer(list(latents.unsqueeze(2)), (1000 - timesteps) / 1000, captions, return_dict=False)[0]
+        return -torch.stack(out).squeeze(2)
     if kind not in ("FluxTransformer2DModel", "ChromaTransformer2DModel"):
         return transformer(hidden_states=latents, timestep=timesteps, pooled_projections=pooled, **given)[0]
     # As FluxPipeline does: 2 x 2 patches packed before, unpacked after, ids of rows and columns, times of 0 to 1.

@@ -31,6 +31,13 @@ def read(path):
 def load_with_adapters(base, dump, metadata):
     transformer = load(base)
     modules = sorted({n.split(".", 1)[1].rsplit(".lora_", 1)[0] for n in dump if n.startswith("adapter.")})
+    # What lies beneath the adapters is not trained: as part of the weights. In f64, or the sum would be rounded.
+    transformer = transformer.double()
+    for name, down in dump.items():
+        if name.startswith("beneath.") and name.endswith(".lora_A.weight"):
+            up = dump[name.replace(".lora_A.", ".lora_B.")]
+            module = transformer.get_submodule(name.removeprefix("beneath.").removesuffix(".lora_A.weight"))
+            module.weight.data += up.double() @ down.double()
     config = LoraConfig(
         r=int(metadata["rank"]), lora_alpha=float(metadata["alpha"]), target_modules=modules, lora_dropout=0.0
     )

@@ -5,7 +5,7 @@ use candle_core::{Result, Tensor};
 use super::gradient::{Gradient, Slots};
 use super::tape::{Id, Tape, Value};
 use crate::nn::Activation;
-use crate::nn::pointwise::{add, mul, scale, sum_to};
+use crate::nn::pointwise::{add, mul, scale, sum_to, tanh};
 
 impl Tape {
     /// An activation of every element.
@@ -71,6 +71,20 @@ impl Tape {
     /// Those of the backend.
     pub fn silu(&self, x: &Value) -> Result<Value> {
         self.activation(Activation::Silu, x)
+    }
+
+    /// `tanh(x)`, for gates: of a vector, not of every token.
+    ///
+    /// # Errors
+    ///
+    /// Those of the backend.
+    pub fn tanh(&self, x: &Value) -> Result<Value> {
+        let y = tanh(x.tensor())?;
+        let (to, saved) = (x.id(), y.clone());
+        Ok(self.record_one(&[x], y, move |slots, gradient| {
+            let slope = saved.sqr()?.affine(-1.0, 1.0)?;
+            slots.add(to, Gradient::fresh(mul(gradient.tensor(), &slope)?))
+        }))
     }
 
     /// `x + y`; dimensions of 1 are spread.

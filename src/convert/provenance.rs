@@ -49,6 +49,9 @@ pub struct Provenance {
     /// began anew.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub from: Vec<StartedFrom>,
+    /// The digest of the LoRA that lay beneath this one while it was trained, and has no part in it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub training_adapter: Option<Digest>,
     /// The Experiment file's text, comments and all.
     pub experiment: String,
 }
@@ -78,6 +81,8 @@ pub struct Course<'a> {
     pub history: &'a [Stretch],
     /// The LoRAs that it started from, the last first.
     pub from: &'a [StartedFrom],
+    /// The digest of the LoRA beneath it.
+    pub training_adapter: Option<Digest>,
 }
 
 /// A LoRA that a training started from.
@@ -182,6 +187,7 @@ impl Provenance {
             computed: course.computed.to_owned(),
             history: course.history.to_vec(),
             from: course.from.to_vec(),
+            training_adapter: course.training_adapter,
             experiment: experiment.text.clone(),
         }
     }

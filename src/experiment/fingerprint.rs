@@ -29,6 +29,9 @@ const REPORTING: [&str; 7] = [
 /// The LoRA that a training starts from.
 const START: &str = "adapter.from";
 
+/// The LoRA that lies beneath the trained one.
+const TRAINING_ADAPTER: &str = "train.training_adapter";
+
 /// The fields that the first version took of each section.
 const FIRST_ADAPTER: [&str; 5] = ["rank", "alpha", "targets", "dropout", "save_precision"];
 const FIRST_TRAIN: [&str; 24] = [
@@ -58,6 +61,15 @@ const FIRST_TRAIN: [&str; 24] = [
     "validation_share",
 ];
 const FIRST_MODEL: [&str; 3] = ["prediction", "zero_terminal_snr", "weights"];
+
+/// The digests of the LoRAs that an Experiment names for its training.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct LoraDigests {
+    /// Of the one that it starts from.
+    pub start: Option<Digest>,
+    /// Of the one that lies beneath the trained one.
+    pub training_adapter: Option<Digest>,
+}
 
 /// What a training depends on in an Experiment, field by field.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -101,12 +113,16 @@ pub fn default_of(field: &str) -> Value {
 
 impl Experiment {
     /// What a training of `steps` steps, `warmup_steps` of them for warm-up, depends on. The file may give both in other measures.
-    /// `start`: the digest of the LoRA that it starts from.
-    pub fn training(&self, steps: u64, warmup_steps: u64, start: Option<Digest>) -> TrainingFields {
+    pub fn training(&self, steps: u64, warmup_steps: u64, loras: LoraDigests) -> TrainingFields {
         let mut changed = changed(&resolved(&self.raw, steps, warmup_steps));
         // Where the file lies changes no number.
-        if changed.remove(START).is_some() {
-            changed.insert(START.to_owned(), json!(start));
+        for (field, digest) in [
+            (START, loras.start),
+            (TRAINING_ADAPTER, loras.training_adapter),
+        ] {
+            if changed.remove(field).is_some() {
+                changed.insert(field.to_owned(), json!(digest));
+            }
         }
         TrainingFields {
             family: self.raw.model.family.clone(),

@@ -28,7 +28,7 @@ use crate::shown;
 
 pub use clips::{ClipSettings, ClipUse};
 pub use error::Error;
-pub use fingerprint::{TrainingFields, default_of};
+pub use fingerprint::{LoraDigests, TrainingFields, default_of};
 pub use paths::Variables;
 pub use raw::{
     DdpmPrediction, FileMap, LrDecay, Precision, QuantizedWeights, Raw, ReferenceSize, SlotFiles,

@@ -12,7 +12,14 @@ use super::{Error, bounds};
 use crate::shown;
 
 /// Texts that may have several lines.
-const CAPTIONS: [&str; 4] = ["trigger", "default_caption", "prompts", "negative_prompt"];
+const CAPTIONS: [&str; 5] = [
+    "trigger",
+    "default_caption",
+    "prompts",
+    "negative_prompt",
+    // What a recipe has around them.
+    "template",
+];
 
 const PATH_HINT: &str =
     "in double quotes `\\` begins an escape: write a path with `/`, or in 'single quotes'";
@@ -123,7 +130,13 @@ fn check_number(
 }
 
 fn check_text(at: &[String], text: &str) -> Result<(), FieldProblem> {
-    let may_have_lines = at.iter().any(|key| CAPTIONS.contains(&key.as_str()));
+    // A deviation may be written as one quoted key.
+    let last = |key: &String| {
+        key.rsplit('.')
+            .next()
+            .is_some_and(|k| CAPTIONS.contains(&k))
+    };
+    let may_have_lines = at.iter().any(last);
     let Some(control) = text
         .chars()
         .find(|c| c.is_control())

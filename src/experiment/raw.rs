@@ -54,6 +54,10 @@ impl Raw {
             ("store.path", self.store.path.as_ref()),
             ("adapter.from", self.adapter.from.as_ref()),
             ("train.output", self.train.output.as_ref()),
+            (
+                "train.training_adapter",
+                self.train.training_adapter.as_ref(),
+            ),
             ("sample.prompts_file", self.sample.prompts_file.as_ref()),
         ];
         let sets = self.dataset.iter().flat_map(|set| {

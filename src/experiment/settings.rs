@@ -159,6 +159,8 @@ pub enum TrainLength {
 pub struct TrainSettings {
     /// When it ends.
     pub length: TrainLength,
+    /// The LoRA that lies beneath the trained one, as the program sees the path.
+    pub training_adapter: Option<PathBuf>,
     /// The LoRA's file name, without its ending.
     pub name: String,
     /// The highest learning rate.
@@ -410,6 +412,7 @@ impl Experiment {
                 // A training that has neither is refused before it begins.
                 (steps, _) => TrainLength::Steps(steps.unwrap_or_default()),
             },
+            training_adapter: train.training_adapter.as_ref().map(|path| self.path(path)),
             name: train.name.clone(),
             learning_rate: train.learning_rate,
             lr_schedule: train.lr_schedule,

@@ -4,7 +4,7 @@ use expect_test::expect;
 use serde_json::{Value, json};
 
 use super::bounds::FIELDS;
-use super::{Experiment, Raw, Warmup, json_schema};
+use super::{Experiment, LoraDigests, Raw, Warmup, json_schema};
 use crate::digest::Fingerprint;
 
 const SMALLEST: &str = r#"
@@ -127,7 +127,7 @@ fn mistakes_get_one_line_with_the_place_and_the_nearest_name() {
         some/exp.toml:9: a `\` here begins no known escape; in double quotes `\` begins an escape: write a path with `/`, or in 'single quotes'
         some/exp.toml:9: a `\` here begins no known escape; in double quotes `\` begins an escape: write a path with `/`, or in 'single quotes'
         some/exp.toml: `train.output`: there is the control character \u{1b} in `a\u{1b}[2Jb`; in double quotes `\` begins an escape: write a path with `/`, or in 'single quotes'
-        some/exp.toml:12: unknown key `a\u{1b}[2J`; expected one of steps, epochs, output, name, learning_rate, lr_schedule, warmup_steps, batch_size, gradient_accumulation, max_grad_norm, beta1, beta2, epsilon, weight_decay, seed, caption_dropout, timestep_sampling, logit_mean, logit_std, mode_scale, shift, guidance, loss_weighting, min_snr_gamma, noise_offset, gradient_checkpointing, compute, checkpoint_every, keep_checkpoints, validate_every, validation_share, sample_every
+        some/exp.toml:12: unknown key `a\u{1b}[2J`; expected one of steps, epochs, output, training_adapter, name, learning_rate, lr_schedule, warmup_steps, batch_size, gradient_accumulation, max_grad_norm, beta1, beta2, epsilon, weight_decay, seed, caption_dropout, timestep_sampling, logit_mean, logit_std, mode_scale, shift, guidance, loss_weighting, min_snr_gamma, noise_offset, gradient_checkpointing, compute, checkpoint_every, keep_checkpoints, validate_every, validation_share, sample_every
     "#]].assert_eq(&(cases.join("\n") + "\n"));
 }
 
@@ -151,7 +151,9 @@ fn the_training_fingerprint_of_old_runs_stays() {
     let changed = json!({ "train.steps": 10 });
     let of = json!({ "version": 2, "family": "sd3", "flavor": "3.5-medium", "changed": changed });
     assert_eq!(
-        experiment.training(10, 0, None).fingerprint(),
+        experiment
+            .training(10, 0, LoraDigests::default())
+            .fingerprint(),
         Fingerprint::of(&of)
     );
 }
@@ -204,7 +206,9 @@ fn no_number_and_no_other_value_panics() {
             let family = crate::models::family("sd3").expect("there");
             match Experiment::parse(Path::new("e.toml"), text) {
                 Ok(experiment) => {
-                    experiment.training(10, 0, None).fingerprint();
+                    experiment
+                        .training(10, 0, LoraDigests::default())
+                        .fingerprint();
                     let _ = experiment.settings(family.flavor("3.5-medium").expect("there"));
                     let found: f64 = value
                         .replace("0x7fffffffffffffff", "9223372036854775807")
@@ -369,7 +373,9 @@ fn files_are_named_by_slot_in_short_or_as_a_table() {
 fn only_what_changes_the_numbers_is_in_the_training_fingerprint() {
     let fingerprint = |text: String| {
         let experiment = Experiment::parse(Path::new("a/b.toml"), text).expect("valid");
-        experiment.training(10, 0, None).fingerprint()
+        experiment
+            .training(10, 0, LoraDigests::default())
+            .fingerprint()
     };
     let base = fingerprint(SMALLEST.to_owned());
     for same in [
@@ -425,7 +431,9 @@ fn training_fingerprints_are_those_of_earlier_versions() {
             &format!("output = \"out\"\n{set}"),
         );
         let experiment = Experiment::parse(Path::new("a/b.toml"), text).expect("valid");
-        let found = experiment.training(steps, warmup, None).fingerprint();
+        let found = experiment
+            .training(steps, warmup, LoraDigests::default())
+            .fingerprint();
         assert_eq!(found.to_string(), expected, "{set}");
     }
 }
@@ -572,8 +580,8 @@ fn what_a_model_says_of_its_noise_schedule_stands_in_for_lines_that_are_left_out
     for nothing_new in [said(None, None), said(epsilon, Some(false))] {
         let (own, notes) = silent.completed(flavor, &nothing_new).expect("agrees");
         assert_eq!(
-            own.training(10, 0, None).fingerprint(),
-            silent.training(10, 0, None).fingerprint()
+            own.training(10, 0, LoraDigests::default()).fingerprint(),
+            silent.training(10, 0, LoraDigests::default()).fingerprint()
         );
         assert_eq!(
             own.first_training_fingerprint(10, 0),
@@ -591,12 +599,14 @@ fn what_a_model_says_of_its_noise_schedule_stands_in_for_lines_that_are_left_out
         .completed(flavor, &said(v, Some(true)))
         .expect("agrees");
     assert_eq!(
-        own.training(10, 0, None).fingerprint(),
-        written.training(10, 0, None).fingerprint()
+        own.training(10, 0, LoraDigests::default()).fingerprint(),
+        written
+            .training(10, 0, LoraDigests::default())
+            .fingerprint()
     );
     assert_ne!(
-        own.training(10, 0, None).fingerprint(),
-        silent.training(10, 0, None).fingerprint()
+        own.training(10, 0, LoraDigests::default()).fingerprint(),
+        silent.training(10, 0, LoraDigests::default()).fingerprint()
     );
     assert_eq!(notes.len(), 2);
     assert!(
@@ -609,8 +619,10 @@ fn what_a_model_says_of_its_noise_schedule_stands_in_for_lines_that_are_left_out
         .completed(flavor, &said(v, None))
         .expect("agrees");
     assert_eq!(
-        own.training(10, 0, None).fingerprint(),
-        written.training(10, 0, None).fingerprint()
+        own.training(10, 0, LoraDigests::default()).fingerprint(),
+        written
+            .training(10, 0, LoraDigests::default())
+            .fingerprint()
     );
     assert!(own.settings(flavor).is_ok());
     for (lines, says, why) in [

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Result, Tensor, bail};
 
-use super::{Adapter, AdapterSet};
+use super::{Adapter, AdapterSet, Beneath};
 use crate::autograd::{Gradients, LoraValues, Tape, Value};
 use crate::nn::Kernels;
 use crate::nn::dropout::mask;
@@ -37,6 +37,7 @@ impl Dropout {
 #[derive(Clone, Debug, Default)]
 pub struct Bound {
     adapters: Arc<BTreeMap<String, BoundAdapter>>,
+    beneath: Beneath,
     dropout: Option<Dropout>,
     recompute: Recompute,
     /// The tape's.
@@ -125,6 +126,7 @@ impl AdapterSet {
         let dropout = dropout.filter(|dropout| dropout.probability > 0.0);
         Ok(Bound {
             adapters: Arc::new(adapters),
+            beneath: Beneath::default(),
             dropout,
             recompute: Recompute::Never,
             kernels: tape.kernels().clone(),
@@ -143,6 +145,21 @@ impl Bound {
     pub fn with_recompute(mut self, recompute: Recompute) -> Self {
         self.recompute = recompute;
         self
+    }
+
+    /// The same, above a LoRA that is not trained.
+    #[must_use]
+    pub fn over(mut self, beneath: &Beneath) -> Self {
+        self.beneath = beneath.clone();
+        self
+    }
+
+    /// `y`, a linear's result on `x`, with what lies beneath the adapters on it.
+    ///
+    /// # Errors
+    /// If the shapes do not fit, or the device fails.
+    pub fn beneath(&self, tape: &Tape, linear: &str, x: &Value, y: Value) -> Result<Value> {
+        self.beneath.add(tape, linear, x, y)
     }
 
     /// Whether block `i` keeps its inputs only.

@@ -8,10 +8,12 @@
 //!
 //! - [`targets`]: which linears of a network get an adapter, by pattern
 //! - [`bind`]: adapters on a tape
+//! - [`Beneath`]: a LoRA that lies frozen below those that are trained
 //! - [`file`]: the bytes of a LoRA file in the naming of diffusers and PEFT
 //!
 //! This module knows no family: names, shapes and presets come in as data. It opens no file.
 
+mod beneath;
 pub mod bind;
 pub mod file;
 pub mod formats;
@@ -23,6 +25,7 @@ pub mod targets;
 
 use std::ops::Range;
 
+pub use beneath::Beneath;
 pub use bind::{Bound, Dropout, Recompute};
 pub use file::{FileOptions, LoraFile, SaveDtype};
 pub use targets::{LinearShape, Preset};

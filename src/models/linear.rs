@@ -54,6 +54,7 @@ impl Linear {
         x: &Value,
     ) -> candle_core::Result<Value> {
         let lora = adapters.on(&self.name, x)?;
-        tape.linear(x, &self.weight, self.bias.as_ref(), lora.as_ref())
+        let y = tape.linear(x, &self.weight, self.bias.as_ref(), lora.as_ref())?;
+        adapters.beneath(tape, &self.name, x, y)
     }
 }

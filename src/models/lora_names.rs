@@ -1,6 +1,6 @@
 //! What the modules of each family are called in LoRA files: a table in each family's folder.
 //!
-//! Sources: for sd3 the tables by which its single files are read; for flux1 Black Forest Labs' `flux/model.py`; for
+//! Sources: for zimage ComfyUI's `z_image_to_diffusers`; for sd3 the tables by which its single files are read; for flux1 Black Forest Labs' `flux/model.py`; for
 //! sdxl and sd1 Stability's `openaimodel.py`, whose blocks are numbered through where diffusers counts levels. Which
 //! name goes into which kind of file: kohya's `networks/lora*.py`, ComfyUI's `comfy/lora.py`, ai-toolkit's
 //! `toolkit/lora_special.py`.

@@ -26,6 +26,7 @@ pub mod unet;
 // Not a family yet: its latents have no way into the store before its VAE has.
 #[cfg_attr(not(test), expect(dead_code, reason = "the family comes with its VAE"))]
 mod wan;
+pub mod zimage;
 
 use std::path::{Path, PathBuf};
 
@@ -50,6 +51,7 @@ static FAMILIES: &[&Family] = &[
     &chroma::CHROMA,
     &unet::SDXL,
     &unet::SD1,
+    &zimage::ZIMAGE,
     #[cfg(test)]
     &fake_family::FAKE,
 ];

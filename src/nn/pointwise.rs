@@ -34,6 +34,11 @@ pub(crate) fn scale(x: &Tensor, factor: f64) -> Result<Tensor> {
     by_kernel!(x, T => map::<T>(x, Times(factor)), x * factor)
 }
 
+/// `tanh(x)`, in f32 at least: few numbers are, so that no kernel is worth it.
+pub(crate) fn tanh(x: &Tensor) -> Result<Tensor> {
+    wide(x)?.tanh()?.to_dtype(x.dtype())
+}
+
 /// The number times a fixed one.
 struct Times(f64);
 

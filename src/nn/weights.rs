@@ -129,6 +129,8 @@ pub struct Weights {
     root: String,
     /// What [`Self::pp`] gathered since: a prefix of canonical names.
     scope: String,
+    /// A name in the files that is none of a network's, and does not tell that the files are another's.
+    idle: Option<&'static str>,
     dtype: DType,
     device: Device,
     kernels: Kernels,
@@ -186,6 +188,7 @@ impl Weights {
             rename: None,
             root: String::new(),
             scope: String::new(),
+            idle: None,
             dtype: DType::F32,
             device: Device::Cpu,
             kernels: Kernels::NONE,
@@ -254,6 +257,13 @@ impl Weights {
             scope.push('.');
         }
         below
+    }
+
+    /// The weights without a tensor that is in the files, below the scope reached so far, although no network reads it.
+    #[must_use]
+    pub fn without(mut self, name: &'static str) -> Self {
+        self.idle = Some(name);
+        self
     }
 
     /// The weights with canonical names: from here on, `rename` says where each is stored, below the scope

@@ -18,7 +18,7 @@ use super::{Error, TrainOptions, TrainingSet};
 use crate::base_model::BaseModel;
 use crate::convert::provenance::StartedFrom;
 use crate::digest::Digest;
-use crate::experiment::{Experiment, Settings};
+use crate::experiment::{Experiment, LoraDigests, Settings};
 use crate::lora::AdapterSet;
 use crate::models::{Placement, WeightStorage};
 use crate::monitor::Monitor;
@@ -58,12 +58,12 @@ fn computed(placement: &Placement) -> String {
 
 impl Beginning {
     /// Finds where the run in `output` begins: at its newest sound checkpoint, or at step 0. `denoiser` is the digest of its
-    /// weights, `start` the LoRA that the training starts from.
+    /// weights, `start` the LoRA that the training starts from, `training_adapter` that beneath it.
     pub(super) fn find(
         experiment: &Experiment,
         base: &BaseModel,
         set: &TrainingSet<'_>,
-        (denoiser, start): (Digest, Option<Start>),
+        (denoiser, start, training_adapter): (Digest, Option<Start>, Option<Digest>),
         output: &OutputFolder,
         options: (&TrainOptions, &Placement),
         monitor: &dyn Monitor,
@@ -76,21 +76,18 @@ impl Beginning {
             monitor.note(&told);
         }
         let mut adapters = first_adapters(base, start.as_ref())?;
-        let start_digest = start.as_ref().map(|start| start.digest);
-        let identity = Identity::new(
-            experiment,
-            base,
-            set,
-            (denoiser, start_digest, &adapters),
-            length,
-        )?;
+        let loras = LoraDigests {
+            start: start.as_ref().map(|start| start.digest),
+            training_adapter,
+        };
+        let identity = Identity::new(experiment, base, set, (denoiser, loras, &adapters), length)?;
         let mut checkpoints =
             Checkpoints::new(&output.path.join(CHECKPOINTS), train.keep_checkpoints);
         let wanted = Wanted {
             experiment,
             train,
             identity,
-            start: start_digest,
+            loras,
             length,
             computed: computed(placement),
         };

@@ -10,7 +10,7 @@ use super::length::Length;
 use crate::base_model::{self, BaseModel};
 use crate::dataset::Item;
 use crate::digest::{Digest, Fingerprint, canonical_json};
-use crate::experiment::{Experiment, Settings, Warmup, default_of};
+use crate::experiment::{Experiment, LoraDigests, Settings, Warmup, default_of};
 use crate::lora::AdapterSet;
 use crate::models::schedule::word;
 use crate::recipe::diff::{Diff, readable};
@@ -84,7 +84,7 @@ impl Identity {
         experiment: &Experiment,
         base: &BaseModel,
         set: &TrainingSet<'_>,
-        (denoiser, start, adapters): (Digest, Option<Digest>, &AdapterSet),
+        (denoiser, loras, adapters): (Digest, LoraDigests, &AdapterSet),
         length: Length,
     ) -> Result<Self, base_model::Error> {
         let (denoiser_config, latents) = base.configurations()?;
@@ -93,7 +93,7 @@ impl Identity {
             .tensors()
             .map(|(name, shape, _)| (name, shape))
             .collect();
-        let training = experiment.training(length.steps, length.warmup_steps, start);
+        let training = experiment.training(length.steps, length.warmup_steps, loras);
         let encoders = base.encoders.iter();
         let encoders = encoders.map(|e| (e.slot.clone(), e.fingerprint));
         let all: Vec<&Item> = set.items().iter().chain(set.held_out()).collect();

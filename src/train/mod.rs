@@ -25,6 +25,7 @@ mod run;
 mod set;
 mod start;
 pub mod step;
+mod training_adapter;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -47,6 +48,7 @@ use plan::{Machine, MemoryPlan, MemoryRequest};
 use run::Run;
 pub use set::TrainingSet;
 use start::Start;
+use training_adapter::TrainingAdapter;
 
 /// The noise levels at which validation looks: sigmas of a flow, thousandths of DDPM's steps.
 pub const VALIDATION_SIGMAS: [f64; 10] =
@@ -124,7 +126,10 @@ pub fn run(
     tell_pairs(&base, &set, monitor);
     // Before loading: a model that cannot fit is refused in seconds.
     let start = Start::read(experiment, &base, monitor)?;
-    let plan = plan(&base, &set, options, start.as_ref())?;
+    let training_adapter = TrainingAdapter::read(experiment, &base, monitor)?;
+    let beneath = training_adapter.as_ref();
+    let beside = beneath.map_or(0, |adapter| adapter.bytes(options.placement.dtype));
+    let plan = plan(&base, &set, options, (start.as_ref(), beside))?;
     monitor.note(&format!("memory: {plan}"));
     let placement = Placement {
         // Where whole weights do not fit, the plan reads them from their files.
@@ -142,7 +147,11 @@ pub fn run(
         experiment,
         &base,
         &set,
-        (denoiser_digest, start),
+        (
+            denoiser_digest,
+            start,
+            beneath.map(|adapter| adapter.digest),
+        ),
         &output,
         (options, &placement),
         monitor,
@@ -153,11 +162,14 @@ pub fn run(
     monitor.start("loading the base model", None);
     let denoiser = base.load_denoiser(&placement, &denoiser_digest)?;
     monitor.finish();
+    let above = beneath.map(|adapter| adapter.beneath(denoiser.as_ref()));
+    let above = above.transpose()?;
+    let trained = above.as_ref().map_or(denoiser.as_ref(), |above| above);
     let mut run = Run::start(
         experiment,
         &base,
         &set,
-        denoiser.as_ref(),
+        (denoiser.as_ref(), trained, beneath),
         plan,
         &output,
         beginning,
@@ -186,12 +198,12 @@ fn check_dump(
     })
 }
 
-/// The plan of the training's memory.
+/// The plan of the training's memory, of which `beside` bytes are taken already.
 fn plan(
     base: &BaseModel,
     set: &TrainingSet<'_>,
     options: &TrainOptions,
-    start: Option<&Start>,
+    (start, beside): (Option<&Start>, u64),
 ) -> Result<MemoryPlan, Error> {
     let Settings { adapter, train, .. } = &base.settings;
     // The largest pictures with the longest caption, though no micro-batch may have both: an upper bound.
@@ -211,7 +223,8 @@ fn plan(
         own_kernels: options.placement.kernels.are_there(),
         checkpointing: train.gradient_checkpointing,
     };
-    Ok(plan::make(&request, options.memory_bytes)?)
+    let available = options.memory_bytes.saturating_sub(beside);
+    Ok(plan::make(&request, available)?)
 }
 
 fn tell_recipe(base: &BaseModel, monitor: &dyn Monitor) {

@@ -95,6 +95,7 @@ impl Run<'_> {
                 computed: &self.state.computed,
                 history: &self.state.history,
                 from: &self.from,
+                training_adapter: self.training_adapter.map(|adapter| adapter.digest),
             },
         );
         let resolution = self.set.resolution();

@@ -8,8 +8,7 @@ use super::checkpoints::{Checkpoints, Newest};
 use super::identity::{Identity, is_same_but_longer, joined};
 use super::length::Length;
 use crate::convert::provenance::Stretch;
-use crate::digest::Digest;
-use crate::experiment::{Experiment, TrainLength, TrainSettings};
+use crate::experiment::{Experiment, LoraDigests, TrainLength, TrainSettings};
 use crate::monitor::Monitor;
 use crate::shown;
 
@@ -18,8 +17,8 @@ pub(super) struct Wanted<'a> {
     pub(super) experiment: &'a Experiment,
     pub(super) train: &'a TrainSettings,
     pub(super) identity: Identity,
-    /// The digest of the LoRA that it starts from.
-    pub(super) start: Option<Digest>,
+    /// The digests of the LoRAs that its Experiment names.
+    pub(super) loras: LoraDigests,
     pub(super) length: Length,
     /// On what and in what type it will be computed, in words.
     pub(super) computed: String,
@@ -138,7 +137,7 @@ impl Wanted<'_> {
         let (steps, warmup) = (length.steps, length.warmup_steps);
         let training = self
             .experiment
-            .training(steps, warmup, self.start)
+            .training(steps, warmup, self.loras)
             .fingerprint();
         let first = self.experiment.first_training_fingerprint(steps, warmup);
         found.training == training || Some(found.training) == first

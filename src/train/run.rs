@@ -16,6 +16,7 @@ use super::output::OutputFolder;
 use super::plan::MemoryPlan;
 use super::start::Start;
 use super::step::{Dump, Pass};
+use super::training_adapter::TrainingAdapter;
 use super::{Error, TrainOptions, TrainReport, TrainingSet, VALIDATION_SIGMAS};
 use crate::base_model::BaseModel;
 use crate::convert::provenance::StartedFrom;
@@ -28,12 +29,22 @@ use crate::optim::{LrSchedule, Optimizer, clip_gradient_norm};
 /// Steps whose losses are averaged for what is shown and reported: a single step's loss jumps with its noise level.
 const RECENT_STEPS: usize = 20;
 
+/// The base model; it above its training adapter, or again where there is none; and that adapter.
+pub(super) type Denoisers<'a> = (
+    &'a dyn Denoiser,
+    &'a dyn Denoiser,
+    Option<&'a TrainingAdapter>,
+);
+
 /// A training under way.
 pub(super) struct Run<'a> {
     pub(super) experiment: &'a Experiment,
     pub(super) base: &'a BaseModel,
     pub(super) set: &'a TrainingSet<'a>,
     pub(super) denoiser: &'a dyn Denoiser,
+    /// The same above its training adapter: what steps and validations are of.
+    pub(super) trained: &'a dyn Denoiser,
+    pub(super) training_adapter: Option<&'a TrainingAdapter>,
     /// What checkpoints say, their step aside.
     pub(super) state: State,
     pub(super) checkpoints: Checkpoints,
@@ -62,7 +73,7 @@ impl<'a> Run<'a> {
         experiment: &'a Experiment,
         base: &'a BaseModel,
         set: &'a TrainingSet<'a>,
-        denoiser: &'a dyn Denoiser,
+        (denoiser, trained, training_adapter): Denoisers<'a>,
         plan: MemoryPlan,
         output: &OutputFolder,
         beginning: Beginning,
@@ -97,6 +108,8 @@ impl<'a> Run<'a> {
             base,
             set,
             denoiser,
+            trained,
+            training_adapter,
             state,
             checkpoints,
             length,
@@ -259,6 +272,9 @@ impl<'a> Run<'a> {
         }
         if let (Some(mut record), Some(path)) = (record, dump) {
             record.add_adapters(&self.adapters_now()?, &gradient.to_vec1()?)?;
+            if let Some(beneath) = self.training_adapter {
+                record.add_beneath(&beneath.adapters)?;
+            }
             self.write_dump(&record, passes, path)?;
         }
         // 0 means no clipping, as in kohya's scripts.
@@ -285,7 +301,7 @@ impl<'a> Run<'a> {
     fn pass(&self) -> Pass<'_> {
         let settings = &self.base.settings;
         Pass {
-            denoiser: self.denoiser,
+            denoiser: self.trained,
             adapters: &self.adapters,
             values: &self.values,
             dropout: (settings.adapter.dropout, settings.train.seed),

@@ -186,6 +186,25 @@ impl Dump {
         Ok(())
     }
 
+    /// Adds what lies beneath the adapters: `beneath.<module>.lora_A.weight` and `lora_B`, which has alpha / rank in it.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn add_beneath(&mut self, beneath: &AdapterSet) -> Result<()> {
+        for adapter in beneath.adapters() {
+            for (part, range, shape, factor) in [
+                ('A', adapter.a(), adapter.a_shape(), 1.0),
+                ('B', adapter.b(), adapter.b_shape(), adapter.scale()),
+            ] {
+                let numbers = &beneath.values()[range];
+                let tensor = (Tensor::from_slice(numbers, shape, &Device::Cpu)? * factor)?;
+                let name = format!("beneath.{}.lora_{part}.weight", adapter.name);
+                self.tensors.insert(name, tensor);
+            }
+        }
+        Ok(())
+    }
+
     /// The tensors by name.
     pub fn tensors(&self) -> &BTreeMap<String, Tensor> {
         &self.tensors

@@ -388,6 +388,30 @@ const FULL_SIZE: &[FullSize] = &[
         billions: 8.9,
     },
     FullSize {
+        files: &[("z_image_turbo_bf16.safetensors", "z_image_single")],
+        path: "z_image_turbo_bf16.safetensors",
+        family: "zimage",
+        flavors: &["base", "turbo"],
+        parts: &["denoiser"],
+        needs: &["qwen3", "qwen3_tokenizer", "vae"],
+        billions: 6.2,
+    },
+    FullSize {
+        files: &[
+            (
+                "zimage/transformer/diffusion_pytorch_model.safetensors",
+                "z_image",
+            ),
+            ("zimage/text_encoder/model.safetensors", "qwen3_4b"),
+        ],
+        path: "zimage",
+        family: "zimage",
+        flavors: &["base", "turbo"],
+        parts: &["denoiser", "qwen3"],
+        needs: &["qwen3_tokenizer", "vae"],
+        billions: 6.2,
+    },
+    FullSize {
         files: &[("sd_xl_base_1.0.safetensors", "sdxl_single")],
         path: "sd_xl_base_1.0.safetensors",
         family: "sdxl",

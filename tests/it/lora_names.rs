@@ -45,6 +45,7 @@ const NETWORKS: &[(&str, &str)] = &[
     ("sd3.5-medium", "sd3"),
     ("flux1-dev", "flux1"),
     ("chroma", "chroma"),
+    ("z-image", "zimage"),
     ("sdxl", "sdxl"),
     ("sd1", "sd1"),
     ("unet_tiny", "sdxl"),
@@ -59,8 +60,9 @@ fn naming(family: &str) -> &'static Naming {
 
 /// The modules that kohya's scripts train by default: everything in transformer blocks and around them.
 fn usual(names: BTreeMap<String, Vec<usize>>) -> BTreeMap<String, Vec<usize>> {
+    let marks = ["transformer_blocks.", ".attentions."];
     let in_block =
-        |name: &str| name.contains("transformer_blocks.") || name.contains(".attentions.");
+        |name: &str| name.starts_with("layers.") || marks.iter().any(|mark| name.contains(mark));
     names
         .into_iter()
         .filter(|(name, _)| in_block(name))

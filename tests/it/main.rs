@@ -69,3 +69,4 @@ mod unet_files;
 mod util;
 mod without_effect;
 mod world;
+mod zimage;

@@ -38,7 +38,8 @@ def with_adapters(model, call, case, targets, alpha, given, generator, out, unus
     """Output and every adapter's gradient with random A and B, through a mean squared error. `unused` tells the
     parameters that the output does not depend on."""
     model.add_adapter(LoraConfig(r=4, lora_alpha=alpha, target_modules=targets), adapter_name=case)
-    parameters = {n: p for n, p in model.named_parameters() if f".{case}." in n}
+    # A module may be called as the case is.
+    parameters = {n: p for n, p in model.named_parameters() if f".lora_A.{case}." in n or f".lora_B.{case}." in n}
     with torch.no_grad():
         for _, p in sorted(parameters.items()):
             p.copy_(torch.randn(p.shape, generator=generator) * 0.3 / p.shape[1] ** 0.5)
@@ -48,7 +49,8 @@ def with_adapters(model, call, case, targets, alpha, given, generator, out, unus
     for name, p in parameters.items():
         assert unused(name) == (p.grad is None or p.grad.abs().max() == 0), name
         gradient = torch.zeros_like(p) if unused(name) else p.grad
-        name = name.replace(f".{case}.", ".")
+        head, part, rest = name.rpartition(".lora_")
+        name = head + part + rest.replace(f".{case}.", ".")
         out[f"golden.{case}.{name}"] = p.detach()
         out[f"golden.{case}.{name}.grad"] = gradient
     model.delete_adapters(case)

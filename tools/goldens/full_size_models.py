@@ -13,8 +13,16 @@ import flux1
 import sd3
 import torch
 import unet
-from diffusers import AutoencoderKL, ChromaTransformer2DModel, FluxTransformer2DModel, SD3Transformer2DModel, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+import zimage
+from diffusers import (
+    AutoencoderKL,
+    ChromaTransformer2DModel,
+    FluxTransformer2DModel,
+    SD3Transformer2DModel,
+    UNet2DConditionModel,
+    ZImageTransformer2DModel,
+)
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, Qwen3Config, Qwen3Model
 from vae import original_names
 
 SD35_LARGE = dict(
@@ -57,6 +65,20 @@ def clip(kind, width, layers):
         projection_dim=width,
     )
     return kind(config).state_dict()
+
+
+def qwen3_4b():
+    """Without a head: it is tied to the embedding."""
+    config = Qwen3Config(
+        vocab_size=151936,
+        hidden_size=2560,
+        intermediate_size=9728,
+        num_hidden_layers=36,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        head_dim=128,
+    )
+    return prefixed("model.", Qwen3Model(config).state_dict())
 
 
 def open_clip(state):
@@ -119,6 +141,7 @@ def main() -> None:
         sd3_vae = vae(latent_channels=16, use_quant_conv=False, use_post_quant_conv=False).state_dict()
         flux = FluxTransformer2DModel(guidance_embeds=True)
         chroma1 = ChromaTransformer2DModel()
+        z_image = ZImageTransformer2DModel(axes_lens=[1536, 512, 512]).state_dict()
         sdxl = UNet2DConditionModel(**SDXL)
         files = {
             "sd35_large": sd35,
@@ -131,6 +154,10 @@ def main() -> None:
             "flux1_dev_single": flux1.to_single_file(flux.state_dict(), flux.config),
             "chroma1": chroma1.state_dict(),
             "chroma1_single": chroma.to_single_file(chroma1.state_dict(), chroma1.config),
+            "z_image": z_image,
+            # ComfyUI's file has one tensor that nothing reads.
+            "z_image_single": {**zimage.to_single_file(z_image), "norm_final.weight": torch.empty(3840)},
+            "qwen3_4b": qwen3_4b(),
             "sdxl": sdxl.state_dict(),
             "sdxl_single": sdxl_single(sdxl),
         }

@@ -14,7 +14,13 @@ import re
 
 import diffusers
 import torch
-from diffusers import ChromaTransformer2DModel, FluxTransformer2DModel, SD3Transformer2DModel, UNet2DConditionModel
+from diffusers import (
+    ChromaTransformer2DModel,
+    FluxTransformer2DModel,
+    SD3Transformer2DModel,
+    UNet2DConditionModel,
+    ZImageTransformer2DModel,
+)
 
 OUT = pathlib.Path(__file__).resolve().parents[2] / "tests" / "golden" / "lora_modules.json"
 
@@ -46,6 +52,7 @@ SD35 = dict(pos_embed_max_size=192, caption_projection_dim=2432, num_attention_h
 MODELS = {
     "flux1-dev": (FluxTransformer2DModel, dict(guidance_embeds=True)),
     "chroma": (ChromaTransformer2DModel, {}),
+    "z-image": (ZImageTransformer2DModel, {}),
     "sd3.5-large": (SD3Transformer2DModel, SD35),
     "sd3.5-medium": (
         SD3Transformer2DModel,
@@ -77,7 +84,7 @@ def folded(names):
     """Runs of equal numbered blocks as one."""
     blocks, out = {}, {}
     for name, shape in names.items():
-        found = re.fullmatch(r"((?:.*\.)?(?:single_)?transformer_blocks)\.(\d+)\.(.*)", name)
+        found = re.fullmatch(r"((?:.*\.)?(?:(?:single_)?transformer_blocks|noise_refiner|context_refiner|layers))\.(\d+)\.(.*)", name)
         if found:
             blocks.setdefault(found[1], {}).setdefault(int(found[2]), {})[found[3]] = shape
         else:

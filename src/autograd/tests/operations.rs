@@ -216,6 +216,11 @@ fn activations() {
 }
 
 #[test]
+fn tanh() {
+    check(&[normal(1, &[2, 5])], |tape, v| one(tape.tanh(&v[0])));
+}
+
+#[test]
 fn sums_and_products() {
     let same = [normal(1, &[2, 3, 5]), normal(2, &[2, 3, 5])];
     let spread = [normal(1, &[2, 3, 5]), normal(2, &[1, 5])];

@@ -29,7 +29,7 @@ pub(crate) struct Args {
     ///
     /// Tensors: latents, noise, noisy_latents, sigma, timestep, context, pooled, prediction, target,
     /// loss_weight, loss, and where there are some guidance, time_ids, token_counts, reference; adapter.MODULE.lora_A.weight and lora_B.weight before the step; gradient.MODULE... of
-    /// each before clipping. A step of several micro-batches has those of the first under these names, and of
+    /// each before clipping; beneath.MODULE... of a training adapter, its scale in B. A step of several micro-batches has those of the first under these names, and of
     /// the others with .1, .2, ... behind. tools/replay_step.py replays it in diffusers and peft.
     #[arg(long, num_args = 2, value_names = ["K", "FILE"])]
     pub(crate) dump_step: Option<Vec<String>>,

@@ -21,6 +21,11 @@ pub struct Train {
     pub epochs: Option<u64>,
     /// The folder for the LoRA, checkpoints, metrics and previews.
     pub output: Option<PathBuf>,
+    /// A LoRA that lies beneath the trained one for as long as that is trained, and is left out of previews and of the file: a training adapter
+    /// (`assistant_lora_path` in ai-toolkit), for base models that are distilled to a few steps. In the naming of any program that
+    /// `plumb import lora` reads.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub training_adapter: Option<PathBuf>,
     /// The LoRA's file name, without its ending.
     #[serde(default = "name")]
     pub name: String,

@@ -31,9 +31,14 @@ pub(super) fn role(name: &str) -> Role {
         "clip_l_attn_mask" => Role::Mask(Some("clip_l".to_owned())),
         "clip_g_attn_mask" => Role::Mask(Some("clip_g".to_owned())),
         "t5_attn_mask" => Role::Mask(Some("t5".to_owned())),
-        "context" | "text_embed" | "prompt_embeds" => Role::Context,
+        "context" | "text_embed" | "text_embed_0" | "text_embeds_0" | "prompt_embeds"
+        | "llm_embed" => Role::Context,
         "pooled" | "pooled_embed" | "pooled_prompt_embeds" => Role::ContextPooled,
-        "mask" | "attention_mask" | "attention_masks" | "prompt_attention_mask" => Role::Mask(None),
+        "mask"
+        | "attention_mask"
+        | "attention_mask_0"
+        | "attention_masks"
+        | "prompt_attention_mask" => Role::Mask(None),
         "mean" | "latent_image" => Role::Latents(LatentFacts::default()),
         other => numbered(other)
             .or_else(|| of_slot(other))
@@ -146,6 +151,8 @@ mod tests {
             ("tokens_mask_1", Role::Mask(Some("text_encoder".to_owned()))),
             ("clip_l.hidden", hidden(&["clip_l"])),
             ("text_embed", Role::Context),
+            ("text_embed_0", Role::Context),
+            ("varlen_llm_embed_bfloat16", Role::Context),
             ("latents_8x16", latents.clone()),
             ("latents_1x8x8_bfloat16", latents.clone()),
             ("latent", latents),

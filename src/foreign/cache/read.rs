@@ -353,7 +353,8 @@ pub(super) fn kind_of_safetensors(path: &Path) -> Option<(Trainer, Content)> {
     } else {
         return None;
     };
-    let of_ai_toolkit = names().any(|name| name == "text_embed" || name == "latent");
+    let own = ["text_embed", "text_embed_0", "latent"];
+    let of_ai_toolkit = names().any(|name| own.contains(&name.as_str()));
     Some(match () {
         () if of_musubi => (Trainer::Musubi, content),
         () if of_ai_toolkit => (Trainer::AiToolkit, content),

@@ -40,6 +40,8 @@ pub enum AiToolkitNaming {
     Kohya,
     /// With the names of the authors' code behind `diffusion_model.`.
     Native,
+    /// With diffusers' names behind `diffusion_model.`.
+    DiffusersBehindComfys,
 }
 
 /// Whose name of a module it is.

@@ -93,7 +93,9 @@ pub fn write(
         }
         match options.target {
             Target::Peft => as_they_are(module),
-            _ if is_native => folded(module, COMFY_COMPONENT),
+            Target::AiToolkit if naming.ai_toolkit != AiToolkitNaming::Diffusers => {
+                folded(module, COMFY_COMPONENT)
+            }
             _ => folded(module, naming.component),
         }
     });

@@ -106,7 +106,7 @@ const FLAVORS: &[Flavor] = &[
         architecture: "flux-1-schnell",
         base_version: "flux1",
         caution: Some(
-            "schnell is distilled to a few steps, and training it as if it were not undoes that: pictures of few steps get worse as the LoRA learns. Other trainers keep an adapter on the base model that takes the distillation back while they train (ostris/FLUX.1-schnell-training-adapter); a LoRA made for `dev` is the usual other way",
+            "schnell is distilled to a few steps, and training it as if it were not undoes that: pictures of few steps get worse as the LoRA learns. A training adapter that takes the distillation back in the meantime slows this down (`training_adapter` under [train]; there is ostris/FLUX.1-schnell-training-adapter); a LoRA made for `dev` is the usual other way",
         ),
     },
 ];

@@ -63,7 +63,10 @@ impl Weights {
             .iter()
             .map(|(name, _)| self.stored(name).name)
             .collect();
-        let below = self.below().filter(|name| !known.contains(*name));
+        let idle = |name: &str| Some(&name[self.root.len()..]) == self.idle;
+        let below = self
+            .below()
+            .filter(|name| !known.contains(*name) && !idle(name));
         below.map(str::to_owned).collect()
     }
 }

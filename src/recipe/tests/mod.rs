@@ -7,6 +7,7 @@ mod chroma;
 mod deviate;
 mod shipped;
 mod wan;
+mod zimage;
 
 use serde_json::Value;
 

@@ -142,6 +142,12 @@ fn describe_making(made: &Provenance, from_reference: Option<&Diff>) -> Vec<Stri
         ));
     }
     lines.extend(made.from.iter().map(describe_start));
+    if let Some(beneath) = made.training_adapter {
+        lines.push(format!(
+            "trained above     {}, a training adapter that is left out here",
+            beneath.short()
+        ));
+    }
     match from_reference {
         Some(diff) if diff.is_empty() => {
             lines.push("conditioning as the reference has it".to_owned());
