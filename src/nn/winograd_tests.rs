@@ -35,10 +35,11 @@ fn it_equals_the_plain_convolution() {
             let plain = plain.expect("plain");
             let found = ours.forward(&frames, None).expect("ours");
             let plain = values(&plain);
-            let largest = plain.iter().fold(0f32, |m, v| m.max(v.abs()));
+            let largest = plain.iter().fold(0f32, |most, v| most.max(v.abs()));
+            // Of up to 864 products of numbers up to 1, which partly cancel out; a tile's numbers are rounded together.
+            let rounded = 4e-5 + 2e-6 * largest;
             for (f, e) in values(&found).iter().zip(plain) {
-                let error = (f - e).abs() / largest;
-                assert!(error < 5e-6, "{f} for {e}: {count} frames of {w} x {h}");
+                assert!((f - e).abs() < rounded, "{f} for {e}, {count} of {w} x {h}");
             }
             let added = ours.forward(&frames, Some(&plus)).expect("ours");
             assert_eq!(values(&added), values(&(found + &plus).expect("sum")));
