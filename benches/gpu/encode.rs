@@ -146,6 +146,7 @@ pub(super) fn pictures(case: &Value, backend: &Backend) -> Result<Value> {
             latent_channels: 16,
             norm_num_groups: 32,
             mid_block_add_attention: true,
+            patch_norm: None,
             use_quant_conv: false,
         },
         "vae-small" => VaeEncoderArchitecture {
@@ -155,6 +156,7 @@ pub(super) fn pictures(case: &Value, backend: &Backend) -> Result<Value> {
             latent_channels: 4,
             norm_num_groups: 8,
             mid_block_add_attention: true,
+            patch_norm: None,
             use_quant_conv: false,
         },
         other => return Err(format!("no autoencoder `{other}`").into()),

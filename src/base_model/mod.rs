@@ -9,7 +9,7 @@ pub mod hub;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, Tensor};
 
 pub use encoder::TextEncoderPart;
 use files::ModelFiles;
@@ -18,11 +18,14 @@ pub use files::{NeededFile, needed_files};
 use crate::device;
 use crate::digest::{Digest, Fingerprint};
 use crate::experiment::{self, Experiment, ModelSettings, QuantizedWeights, Settings};
-use crate::models::{self, Denoiser, Family, Flavor, OpenedDenoiser, Placement, WeightStorage};
+use crate::models::{
+    self, Component, Denoiser, Family, Flavor, OpenedDenoiser, Placement, WeightStorage,
+};
 use crate::nn::weights::{self, DigestMemo, Weights};
 use crate::nn::{Kernels, Quantization};
 use crate::recipe::latents::{
-    ConfigError, LATENT_SPEC_VERSION, LatentSpec, PictureRules, VaeConfig,
+    ConfigError, LATENT_SPEC_VERSION, LatentSpec, LatentStatistics, PictureRules, VaeArchitecture,
+    VaeConfig,
 };
 use crate::recipe::rules::DenoiserMask;
 use crate::recipe::{self, Deviation, Recipe};
@@ -100,8 +103,10 @@ pub struct VaePart {
     pub spec: LatentSpec,
     /// The spec's fingerprint.
     pub fingerprint: Fingerprint,
-    /// Its configuration, or what the weights tell of it where there is no `config.json`.
-    pub config: VaeConfig,
+    /// The network, as its configuration has it, or the weights where there is no `config.json`.
+    pub architecture: VaeArchitecture,
+    /// How the denoiser's latents come from its own.
+    pub statistics: LatentStatistics,
     weights: Weights,
 }
 
@@ -186,7 +191,8 @@ impl BaseModel {
 
     /// The model's latents, against pixels and against the VAE's own.
     pub fn latent_geometry(&self) -> LatentGeometry {
-        LatentGeometry::new(&self.vae.config, self.denoiser.family.latents().patch)
+        let patch = self.denoiser.family.latents().patch;
+        LatentGeometry::new(&self.vae.architecture, &self.vae.statistics, patch)
     }
 
     /// What configurations say that is neither in a digest of weights nor in a spec: the denoiser's (None: it has none), and how its
@@ -198,7 +204,7 @@ impl BaseModel {
         let denoiser = self.denoiser.config()?;
         Ok((
             denoiser.as_ref().map(Fingerprint::of),
-            Fingerprint::of(&self.vae.config.statistics),
+            Fingerprint::of(&self.vae.statistics),
         ))
     }
 
@@ -339,7 +345,7 @@ impl VaePart {
     /// # Errors
     /// If a tensor is missing, misshapen or not finite, or the weights are others.
     pub fn load_encoder(&self, device: &Device, kernels: &Kernels) -> Result<vae::Encoder, Error> {
-        let architecture = &self.config.architecture.encoder;
+        let architecture = &self.architecture.encoder;
         let weights = self.weights.clone().on(device).with_kernels(kernels);
         let tensors = vae::names::encoder_tensors(architecture);
         let load = || vae::Encoder::load(architecture, &weights);
@@ -352,10 +358,40 @@ impl VaePart {
     /// If a tensor is missing, misshapen or not finite.
     pub fn load_decoder(&self, device: &Device, kernels: &Kernels) -> Result<vae::Decoder, Error> {
         Ok(vae::Decoder::load(
-            &self.config.architecture,
+            &self.architecture,
             &self.weights.clone().on(device).with_kernels(kernels),
         )?)
     }
+}
+
+/// What the running statistics of the VAE's batch norm say of its latents, where it has one.
+fn norm_statistics(
+    architecture: &VaeArchitecture,
+    component: &Component,
+    weights: &Weights,
+) -> Result<Option<LatentStatistics>, Error> {
+    let encoder = &architecture.encoder;
+    let (Some(norm), Some(tensors)) = (
+        encoder.patch_norm,
+        vae::names::norm_tensors(encoder, weights)?,
+    ) else {
+        return Ok(None);
+    };
+    let wrong = |what: String| models::Error::Config {
+        path: component.weights.clone(),
+        what,
+    };
+    let numbers = |tensor: &Tensor| {
+        let numbers = tensor.to_dtype(DType::F32).and_then(|t| t.to_vec1());
+        numbers.map_err(|source| models::Error::Device {
+            what: "reading the statistics of the VAE's latents".to_owned(),
+            source,
+        })
+    };
+    let [mean, variance] = tensors;
+    let (mean, variance): (Vec<f32>, Vec<f32>) = (numbers(&mean)?, numbers(&variance)?);
+    let statistics = LatentStatistics::of_batch_norm(norm, &mean, &variance).map_err(wrong)?;
+    Ok(Some(statistics))
 }
 
 /// candle's name of a precision.
@@ -371,27 +407,46 @@ impl ModelFiles<'_> {
     fn vae_base(&self, family: &Family, memo: &mut DigestMemo) -> Result<VaePart, Error> {
         let component = self.vae()?;
         let weights = vae::names::canonical(&component.open()?);
+        let missing = |what: &str| Error::Missing {
+            file: component.weights.clone(),
+            what: what.to_owned(),
+        };
         let config = match &self.config("vae", &component) {
             Some(path) => VaeConfig::read(path)?,
-            None => {
-                let architecture =
-                    vae::names::architecture(&weights).ok_or_else(|| Error::Missing {
-                        file: component.weights.clone(),
-                        what: "its tensors are not those of an AutoencoderKL".to_owned(),
-                    })?;
+            None => VaeConfig {
+                architecture: vae::names::architecture(&weights)
+                    .ok_or_else(|| missing("its tensors are not those of an AutoencoderKL"))?,
+                statistics: None,
+            },
+        };
+        let architecture = config.architecture;
+        let statistics = match (
+            norm_statistics(&architecture, &component, &weights)?,
+            config.statistics,
+        ) {
+            (Some(own), _) | (None, Some(own)) => own,
+            (None, None) => {
                 let channels = architecture.encoder.latent_channels;
-                VaeConfig {
-                    statistics: family.latent_statistics(self.components, channels)?,
-                    architecture,
-                }
+                family.latent_statistics(self.components, channels)?
             }
         };
+        // Latents of another scale would be taken for the denoiser's, and nothing would fail.
+        if let LatentStatistics::Patches { .. } = family.latents().statistics
+            && architecture.encoder.patch_norm.is_none()
+        {
+            return Err(missing(&format!(
+                "the VAE of a model of family `{}` has a batch norm (`bn.running_mean`, `bn.running_var`), by which its latents are scaled, and this one has none: name the VAE of FLUX.2 (`AutoencoderKLFlux2`) as [model] files.vae",
+                family.name
+            )));
+        }
         let output = self.stored.unwrap_or(Dtype::F32);
-        let architecture = config.architecture.encoder.clone();
-        let digest = memo.digest(&weights, &vae::names::encoder_tensors(&architecture))?;
+        let digest = memo.digest(
+            &weights,
+            &vae::names::encoder_tensors(&architecture.encoder),
+        )?;
         let spec = LatentSpec {
             version: LATENT_SPEC_VERSION,
-            architecture,
+            architecture: architecture.encoder.clone(),
             weights: digest,
             picture: PictureRules::CURRENT,
             precision: Precision {
@@ -404,7 +459,8 @@ impl ModelFiles<'_> {
         Ok(VaePart {
             spec,
             fingerprint,
-            config,
+            architecture,
+            statistics,
             weights,
         })
     }

@@ -46,8 +46,8 @@ impl LatentSpec {
     }
 }
 
-/// The fields of an `AutoencoderKL` configuration that its encoder depends on.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// The fields of the configuration of an `AutoencoderKL` or `AutoencoderKLFlux2` that its encoder depends on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VaeEncoderArchitecture {
     /// Channels of a picture.
@@ -64,9 +64,30 @@ pub struct VaeEncoderArchitecture {
     pub use_quant_conv: bool,
     /// Whether the innermost level has a self-attention.
     pub mid_block_add_attention: bool,
+    /// The batch norm of FLUX.2's VAE. Left out of the canonical form where there is none, as the first VAEs had none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub patch_norm: Option<PatchNorm>,
+}
+
+/// A batch norm without weight and bias over patches of latents, by whose running statistics the denoiser's latents come from the
+/// VAE's (`bn` in `src/flux2/autoencoder.py` of Black Forest Labs and in diffusers' `AutoencoderKLFlux2`). A patch's channels
+/// are those of the latents one after another, each with the patch's places row by row.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PatchNorm {
+    /// Side of a patch, in latents.
+    pub side: usize,
+    /// Added to the variances.
+    pub eps: f64,
 }
 
 impl VaeEncoderArchitecture {
+    /// How many means and variances its batch norm has, if it has one.
+    pub fn norm_channels(&self) -> Option<usize> {
+        let norm = self.patch_norm?;
+        Some(self.latent_channels * norm.side * norm.side)
+    }
+
     /// Pixels per latent, along one side.
     pub fn factor(&self) -> usize {
         // Each level but the innermost halves.
@@ -74,13 +95,15 @@ impl VaeEncoderArchitecture {
     }
 }
 
-/// A whole `AutoencoderKL`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A whole `AutoencoderKL` or `AutoencoderKLFlux2`.
+#[derive(Clone, Debug, PartialEq)]
 pub struct VaeArchitecture {
     /// What the encoder and the decoder share.
     pub encoder: VaeEncoderArchitecture,
     /// Channels of a decoded picture.
     pub out_channels: usize,
+    /// Channels of each level of the decoder, from the picture inwards: the encoder's, but in FLUX.2's small decoder.
+    pub decoder_block_out_channels: Vec<usize>,
     /// Whether a 1 x 1 convolution precedes the decoder.
     pub use_post_quant_conv: bool,
 }

@@ -16,6 +16,7 @@ fn spec() -> LatentSpec {
             norm_num_groups: 32,
             use_quant_conv: false,
             mid_block_add_attention: true,
+            patch_norm: None,
         },
         weights: Digest::of(b"weights"),
         picture: PictureRules::CURRENT,
@@ -140,7 +141,7 @@ fn a_config_is_read_with_the_defaults_of_diffusers() {
     assert!(config.architecture.use_post_quant_conv);
     let (scale, shift) = (0.18215, 0.0);
     let shared = LatentStatistics::Shared { scale, shift };
-    assert_eq!(config.statistics, shared);
+    assert_eq!(config.statistics, Some(shared));
     let sd3 = r#"{"_class_name": "AutoencoderKL", "_diffusers_version": "0.29.0", "act_fn": "silu",
         "block_out_channels": [128, 256, 512, 512], "force_upcast": true, "latent_channels": 16,
         "layers_per_block": 2, "latents_mean": null, "norm_num_groups": 32, "sample_size": 1024,
@@ -151,7 +152,7 @@ fn a_config_is_read_with_the_defaults_of_diffusers() {
     assert_eq!(config.architecture.encoder, spec().architecture);
     let (scale, shift) = (1.5305, 0.0609);
     let shared = LatentStatistics::Shared { scale, shift };
-    assert_eq!(config.statistics, shared);
+    assert_eq!(config.statistics, Some(shared));
     assert_eq!(config.architecture.encoder.factor(), 8);
 }
 
@@ -165,7 +166,41 @@ fn a_config_may_have_a_mean_and_a_deviation_a_channel() {
         mean: vec![-1.6574, 1.886, -1.383, 2.5155],
         std: vec![8.4927, 5.9022, 6.5498, 5.2299],
     };
-    assert_eq!(config.statistics, expected);
+    assert_eq!(config.statistics, Some(expected));
+}
+
+#[test]
+fn the_config_of_flux2_has_a_batch_norm_and_leaves_the_statistics_to_the_weights() {
+    let json = r#"{"_class_name": "AutoencoderKLFlux2", "batch_norm_eps": 0.0001, "batch_norm_momentum": 0.1,
+        "block_out_channels": [128, 256, 512, 512], "latent_channels": 32, "patch_size": [2, 2],
+        "decoder_block_out_channels": [96, 192, 384, 384]}"#;
+    let config = VaeConfig::parse(json, "config.json").expect("config");
+    assert_eq!(config.statistics, None);
+    let own = &config.architecture;
+    assert_eq!(own.encoder.norm_channels(), Some(128));
+    assert_eq!(own.decoder_block_out_channels, [96, 192, 384, 384]);
+    let norm = own.encoder.patch_norm.expect("a norm");
+    let spec = LatentSpec {
+        architecture: own.encoder.clone(),
+        ..spec()
+    };
+    let canonical = String::from_utf8(canonical_json(&spec)).expect("utf8");
+    assert!(
+        canonical.contains(r#""patch_norm":{"eps":0.0001,"side":2}"#),
+        "{canonical}"
+    );
+    // The smallest variance is the epsilon's.
+    let found = LatentStatistics::of_batch_norm(norm, &[1.0, -2.0], &[0.0, 4.0]).expect("numbers");
+    let LatentStatistics::Patches { side, mean, std } = found else {
+        panic!("{found:?}");
+    };
+    assert_eq!((side, mean), (2, vec![1.0, -2.0]));
+    assert!((std[0] - 0.01).abs() < 1e-7 && (std[1] - 2.000025).abs() < 1e-6);
+    let wrong = LatentStatistics::of_batch_norm(norm, &[0.0], &[-1.0]).expect_err("negative");
+    assert_eq!(
+        wrong,
+        "`bn.running_var`: expected variances of at least 0, found -1"
+    );
 }
 
 #[test]
@@ -211,6 +246,18 @@ fn a_config_of_something_else_gets_one_line_that_names_the_field() {
             "`down_block_types`",
         ),
         (r#"{"scaling_factor": 0}"#, "`scaling_factor`"),
+        (
+            r#"{"_class_name": "AutoencoderKLFlux2", "patch_size": [2, 1]}"#,
+            "`patch_size` is [2, 1], expected the same number twice",
+        ),
+        (
+            r#"{"_class_name": "AutoencoderKLFlux2", "batch_norm_eps": 0}"#,
+            "`batch_norm_eps` is 0, expected more than 0",
+        ),
+        (
+            r#"{"decoder_block_out_channels": [64, 64]}"#,
+            "`decoder_block_out_channels` has 2 levels, expected 1",
+        ),
         (r#"{"latent_channels": "four"}"#, "invalid type"),
     ] {
         let error = VaeConfig::parse(json, "config.json")

@@ -6,7 +6,7 @@
 use candle_core::{Result, Tensor, bail};
 use serde::Serialize;
 
-use crate::recipe::latents::{LatentStatistics, Size, VaeConfig};
+use crate::recipe::latents::{LatentStatistics, Size, VaeArchitecture};
 
 /// How large a picture or video is along each axis, or its latents.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -72,7 +72,7 @@ impl Factors {
 /// A model's latents.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LatentGeometry {
-    /// Channels of the latents: 4 of SD1.5 and SDXL, 16 of SD3 and FLUX.1.
+    /// Channels of the latents: 4 of SD1.5 and SDXL, 16 of SD3 and FLUX.1, 32 of FLUX.2.
     pub channels: usize,
     /// Pixels a latent.
     pub factors: Factors,
@@ -85,12 +85,11 @@ pub struct LatentGeometry {
 
 impl LatentGeometry {
     /// The geometry of this VAE's latents, for a denoiser that joins squares of `patch` x `patch` of them.
-    pub fn new(vae: &VaeConfig, patch: usize) -> Self {
-        let encoder = &vae.architecture.encoder;
+    pub fn new(vae: &VaeArchitecture, statistics: &LatentStatistics, patch: usize) -> Self {
         Self {
-            channels: encoder.latent_channels,
-            factors: Factors::of_pictures(encoder.factor()),
-            statistics: vae.statistics.clone(),
+            channels: vae.encoder.latent_channels,
+            factors: Factors::of_pictures(vae.encoder.factor()),
+            statistics: statistics.clone(),
             patch,
         }
     }
@@ -191,6 +190,12 @@ impl LatentGeometry {
                 let centered = latents.broadcast_sub(&self.per_channel(mean, latents)?)?;
                 (centered * *scale)?.broadcast_div(&self.per_channel(std, latents)?)
             }
+            LatentStatistics::Patches { side, mean, std } => {
+                self.by_patches(latents, *side, |patches| {
+                    let centered = patches.broadcast_sub(&self.per_place(mean, *side, latents)?)?;
+                    centered.broadcast_div(&self.per_place(std, *side, latents)?)
+                })
+            }
         }
     }
 
@@ -205,6 +210,12 @@ impl LatentGeometry {
                 // Likewise: `x * std / scaling_factor + mean`.
                 let spread = latents.broadcast_mul(&self.per_channel(std, latents)?)?;
                 (spread / *scale)?.broadcast_add(&self.per_channel(mean, latents)?)
+            }
+            LatentStatistics::Patches { side, mean, std } => {
+                self.by_patches(latents, *side, |patches| {
+                    let spread = patches.broadcast_mul(&self.per_place(std, *side, latents)?)?;
+                    spread.broadcast_add(&self.per_place(mean, *side, latents)?)
+                })
             }
         }
     }
@@ -221,6 +232,38 @@ impl LatentGeometry {
         shape[self.channel_axis(latents)?] = numbers.len();
         // Rounded once, from f64 to the type of the latents.
         Tensor::from_slice(numbers, shape, latents.device())?.to_dtype(latents.dtype())
+    }
+
+    /// `f` of latents [.., c, h, w] as [.., c, h / side, side, w / side, side], and back.
+    fn by_patches(
+        &self,
+        latents: &Tensor,
+        side: usize,
+        f: impl FnOnce(&Tensor) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        let axis = self.channel_axis(latents)?;
+        let (front, [h, w]) = match latents.dims().split_at(axis + 1) {
+            (front, &[h, w]) if h.is_multiple_of(side) && w.is_multiple_of(side) => (front, [h, w]),
+            _ => bail!(
+                "latents: expected a height and a width that are multiples of {side}, found {:?}",
+                latents.dims()
+            ),
+        };
+        let places = [front, &[h / side, side, w / side, side]].concat();
+        f(&latents.reshape(places)?)?.reshape(latents.dims())
+    }
+
+    /// One number a channel and place in a patch, in a shape that broadcasts to that of [`Self::by_patches`].
+    fn per_place(&self, numbers: &[f64], side: usize, like: &Tensor) -> Result<Tensor> {
+        let shape = (self.channels, 1, side, 1, side);
+        if numbers.len() != self.channels * side * side {
+            bail!(
+                "statistics of latents: expected {} numbers, found {}",
+                self.channels * side * side,
+                numbers.len()
+            );
+        }
+        Tensor::from_slice(numbers, shape, like.device())?.to_dtype(like.dtype())
     }
 
     fn channel_axis(&self, latents: &Tensor) -> Result<usize> {

@@ -1,6 +1,7 @@
 use candle_core::{DType, Device, IndexOp as _};
 
 use super::*;
+use crate::recipe::latents::VaeConfig;
 
 const PICTURES: Factors = Factors::of_pictures(8);
 /// Those of the VAEs of Wan and Qwen-Image.
@@ -80,7 +81,8 @@ fn statistics_of_each_channel_are_applied_as_diffusers_sdxl_pipelines_do() {
     let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).expect("header");
     let config = &header.metadata().as_ref().expect("metadata")["config"];
     let config = VaeConfig::parse(config, "golden").expect("config");
-    let geometry = LatentGeometry::new(&config, 2);
+    let statistics = config.statistics.expect("statistics");
+    let geometry = LatentGeometry::new(&config.architecture, &statistics, 2);
     let golden = candle_core::safetensors::load(path, &Device::Cpu).expect("tensors");
     let given = geometry.normalize(&golden["encoded"]).expect("normalized");
     assert_close(&given, &golden["given"]);

@@ -1,4 +1,4 @@
-//! The autoencoder of pictures, `AutoencoderKL`: pixels to latents and back.
+//! The autoencoder of pictures, `AutoencoderKL` and FLUX.2's `AutoencoderKLFlux2`: pixels to latents and back.
 //!
 //! [`Encoder::encode`] gives mean and log-variance, never one frozen sample, and unscaled: [`LatentGeometry`] makes
 //! the denoiser's latents of them. Convolutions work in tiles and attention in parts of the queries,
@@ -225,7 +225,7 @@ impl Decoder {
         get: Parameters<'_, E>,
     ) -> std::result::Result<Self, E> {
         let (groups, latent) = (a.encoder.norm_num_groups, a.encoder.latent_channels);
-        let channels = &a.encoder.block_out_channels;
+        let channels = &a.decoder_block_out_channels;
         let mut width = channels.last().copied().unwrap_or(0);
         let post_quant = a
             .use_post_quant_conv

@@ -11,8 +11,8 @@ use candle_core::{DType, Device, Tensor};
 use super::blocks::Parameters;
 use super::{Decoder, Encoder};
 use crate::nn::Kernels;
-use crate::nn::weights::Weights;
-use crate::recipe::latents::{VaeArchitecture, VaeEncoderArchitecture};
+use crate::nn::weights::{self, Weights};
+use crate::recipe::latents::{PatchNorm, VaeArchitecture, VaeEncoderArchitecture};
 
 /// Where a whole model's file keeps its autoencoder.
 const SCOPES: [&str; 3] = ["", "first_stage_model.", "vae."];
@@ -30,7 +30,13 @@ pub fn canonical(weights: &Weights) -> Weights {
         let levels = (0..)
             .take_while(|n| scoped.contains(&format!("decoder.up.{n}.block.0.conv1.weight")))
             .count();
-        scoped.renamed(move |name| original_name(name, levels))
+        // FLUX.2's has these two within its halves, Stability's beside them.
+        let within = scoped.contains("encoder.quant_conv.weight");
+        scoped.renamed(move |name| match name.split_once('.') {
+            Some(("quant_conv", kind)) if within => format!("encoder.quant_conv.{kind}"),
+            Some(("post_quant_conv", kind)) if within => format!("decoder.post_quant_conv.{kind}"),
+            _ => original_name(name, levels),
+        })
     } else if scoped.contains("decoder.mid_block.attentions.0.query.weight") {
         scoped.renamed(|name: &str| {
             let parts = [
@@ -90,15 +96,15 @@ fn original_name(name: &str, levels: usize) -> String {
 /// `None` if they do not look like an autoencoder; what fits only partly is found out by loading.
 pub fn architecture(weights: &Weights) -> Option<VaeArchitecture> {
     let dim = |name: &str, axis: usize| weights.shape(name)?.get(axis).copied();
-    // As many levels as `VaeConfig` takes.
-    let block_out_channels: Vec<_> = (0..8)
-        .map_while(|n| {
-            dim(
-                &format!("encoder.down_blocks.{n}.resnets.0.conv1.weight"),
-                0,
-            )
-        })
-        .collect();
+    let channels = |blocks: &str| -> Vec<_> {
+        // As many levels as `VaeConfig` takes.
+        let levels = 0..8;
+        let channels = |n| dim(&format!("{blocks}.{n}.resnets.0.conv1.weight"), 0);
+        levels.map_while(channels).collect()
+    };
+    let block_out_channels = channels("encoder.down_blocks");
+    let mut decoder_block_out_channels = channels("decoder.up_blocks");
+    decoder_block_out_channels.reverse();
     let layers_per_block = (0..64)
         .take_while(|n| {
             weights.contains(&format!("encoder.down_blocks.0.resnets.{n}.conv1.weight"))
@@ -107,25 +113,59 @@ pub fn architecture(weights: &Weights) -> Option<VaeArchitecture> {
     if block_out_channels.is_empty() {
         return None;
     }
+    // Of the decoder, as the encoder's last convolution has mean and log-variance: twice as many.
+    let latent_channels = dim("decoder.conv_in.weight", 1)?;
     Some(VaeArchitecture {
         encoder: VaeEncoderArchitecture {
             in_channels: dim("encoder.conv_in.weight", 1)?,
             block_out_channels,
             layers_per_block,
-            // Of the decoder, as the encoder's last convolution has mean and log-variance: twice as many.
-            latent_channels: dim("decoder.conv_in.weight", 1)?,
+            latent_channels,
             norm_num_groups: 32,
             use_quant_conv: weights.contains("quant_conv.weight"),
             mid_block_add_attention: weights.contains("encoder.mid_block.attentions.0.to_q.weight"),
+            patch_norm: patch_norm(weights, latent_channels),
         },
+        decoder_block_out_channels,
         out_channels: dim("decoder.conv_out.weight", 0)?,
         use_post_quant_conv: weights.contains("post_quant_conv.weight"),
     })
 }
 
-/// Canonical name and shape of every tensor of the encoder: what a latent's weights digest is taken over.
+/// The batch norm of FLUX.2's VAE, told by its running means; its epsilon is the authors'.
+fn patch_norm(weights: &Weights, latent_channels: usize) -> Option<PatchNorm> {
+    let means: usize = weights.shape(NORM_TENSORS[0])?.iter().product();
+    let side = (1..=16).find(|side| side * side * latent_channels == means)?;
+    Some(PatchNorm { side, eps: 1e-4 })
+}
+
+/// The batch norm's means and variances.
+const NORM_TENSORS: [&str; 2] = ["bn.running_mean", "bn.running_var"];
+
+/// Canonical name and shape of every tensor of the encoder: what a latent's weights digest is taken over. The means and
+/// variances of a batch norm are among them.
 pub fn encoder_tensors(architecture: &VaeEncoderArchitecture) -> Vec<(String, Vec<usize>)> {
-    listed(|get| Encoder::build(architecture, &Kernels::NONE, get).map(drop))
+    let mut tensors = listed(|get| Encoder::build(architecture, &Kernels::NONE, get).map(drop));
+    if let Some(channels) = architecture.norm_channels() {
+        tensors.extend(NORM_TENSORS.map(|name| (name.to_owned(), vec![channels])));
+    }
+    tensors
+}
+
+/// The running means and variances of the batch norm that canonical weights have, [channels] each. None where the architecture has
+/// none.
+///
+/// # Errors
+/// If one is missing, misshapen or not finite.
+pub fn norm_tensors(
+    architecture: &VaeEncoderArchitecture,
+    weights: &Weights,
+) -> Result<Option<[Tensor; 2]>, weights::Error> {
+    let Some(channels) = architecture.norm_channels() else {
+        return Ok(None);
+    };
+    let [mean, variance] = NORM_TENSORS.map(|name| weights.get(&[channels], name));
+    Ok(Some([mean?, variance?]))
 }
 
 /// Canonical name and shape of every tensor of the decoder.

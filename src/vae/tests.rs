@@ -3,7 +3,7 @@ use std::path::PathBuf;
 use candle_core::{DType, Device, IndexOp as _};
 
 use super::*;
-use crate::recipe::latents::VaeConfig;
+use crate::recipe::latents::{LatentStatistics, VaeConfig};
 
 fn golden(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/{name}.safetensors"))
@@ -28,8 +28,9 @@ impl Case {
         }
     }
 
-    fn all() -> [Self; 3] {
+    fn all() -> [Self; 4] {
         [
+            Self::open("vae_flux2"),
             Self::open("vae_sd3"),
             Self::open("vae_sdxl"),
             Self::open("vae_plain"),
@@ -142,6 +143,95 @@ fn a_single_files_naming_loads_to_the_identical_output() {
     );
 }
 
+/// A single file of FLUX.2's authors says no more than its tensors' shapes: the groups of norms are theirs.
+#[test]
+fn flux2s_latents_are_scaled_by_the_running_statistics_of_patches() {
+    let case = Case::open("vae_flux2");
+    let encoder = &case.config.architecture.encoder;
+    let numbers = |weights: &Weights| {
+        let tensors = names::norm_tensors(encoder, weights).expect("reads");
+        tensors.expect("a norm").map(|t| values(&t))
+    };
+    let [mean, variance] = numbers(&case.weights);
+    let norm = encoder.patch_norm.expect("a norm");
+    let statistics = LatentStatistics::of_batch_norm(norm, &mean, &variance).expect("numbers");
+    let geometry = LatentGeometry::new(&case.config.architecture, &statistics, 2);
+    let (plain, scaled) = (case.tensor("mean"), case.tensor("normalized"));
+    assert_close(
+        &geometry.normalize(&plain).expect("scaled"),
+        &scaled,
+        "scaled",
+    );
+    assert_close(
+        &geometry.denormalize(&scaled).expect("back"),
+        &plain,
+        "back",
+    );
+    let row = geometry.normalize(&plain.i(1).expect("row")).expect("one");
+    assert_close(&row, &scaled.i(1).expect("row"), "one sample");
+    let odd = Tensor::zeros((4, 3, 4), DType::F32, &Device::Cpu).expect("zeros");
+    let refused = geometry.normalize(&odd).expect_err("odd").to_string();
+    assert!(
+        refused.starts_with("latents: expected a height and a width that are multiples of 2"),
+        "{refused}"
+    );
+
+    let file = Weights::open(&[golden("vae_flux2_original_names")]).expect("opens");
+    let original = names::canonical(&file);
+    let mut architecture = names::architecture(&original).expect("derived");
+    architecture.encoder.norm_num_groups = encoder.norm_num_groups;
+    assert_eq!(architecture, case.config.architecture);
+    let tensors = names::encoder_tensors(encoder);
+    let digest = |weights: &Weights| weights.digest(&tensors).expect("digest");
+    assert_eq!(digest(&original), digest(&case.weights));
+    assert_eq!(numbers(&original), [mean, variance]);
+    Decoder::load(&architecture, &original).expect("loads");
+}
+
+#[test]
+fn the_statistics_of_flux2_are_part_of_the_weights_and_refused_where_they_are_absent() {
+    let case = Case::open("vae_flux2");
+    let encoder = &case.config.architecture.encoder;
+    let mut tensors: std::collections::HashMap<String, Tensor> = case
+        .weights
+        .names()
+        .into_iter()
+        .filter(|name| !name.ends_with("num_batches_tracked"))
+        .map(|name| {
+            let shape = case.weights.shape(&name).expect("shape");
+            let tensor = case.weights.get(&shape, &name).expect("reads");
+            (name, tensor)
+        })
+        .collect();
+    let folder = tempfile::tempdir().expect("folder");
+    let path = folder.path().join("vae.safetensors");
+    let mut saved = |change: &dyn Fn(&mut std::collections::HashMap<String, Tensor>)| {
+        change(&mut tensors);
+        candle_core::safetensors::save(&tensors, &path).expect("saves");
+        Weights::open(std::slice::from_ref(&path)).expect("opens")
+    };
+    let list = names::encoder_tensors(encoder);
+    let other = saved(&|tensors| {
+        let mean = tensors["bn.running_mean"].affine(1.0, 0.5).expect("moved");
+        tensors.insert("bn.running_mean".to_owned(), mean);
+    });
+    assert_ne!(
+        other.digest(&list).expect("digest"),
+        case.weights.digest(&list).expect("digest")
+    );
+    let without = saved(&|tensors| drop(tensors.remove("bn.running_var")));
+    let refused = without.digest(&list).expect_err("absent").to_string();
+    assert!(
+        refused.contains("tensor `bn.running_var` is missing from"),
+        "{refused}"
+    );
+    let refused = names::norm_tensors(encoder, &without).expect_err("absent");
+    assert!(
+        refused.to_string().contains("`bn.running_var`"),
+        "{refused}"
+    );
+}
+
 #[test]
 fn the_lists_of_tensors_are_what_loading_reads() {
     for case in Case::all() {
@@ -162,7 +252,7 @@ fn the_lists_of_tensors_are_what_loading_reads() {
         let stored: Vec<_> = weights
             .names()
             .into_iter()
-            .filter(|n| !n.starts_with("golden."))
+            .filter(|n| !n.starts_with("golden.") && !n.ends_with("num_batches_tracked"))
             .collect();
         assert_eq!(
             listed

@@ -1,4 +1,4 @@
-"""Golden outputs of diffusers' AutoencoderKL with small random weights.
+"""Golden outputs of diffusers' AutoencoderKL and AutoencoderKLFlux2 with small random weights.
 
 Run: python tools/goldens/vae.py     (from the repository's root)
 
@@ -6,13 +6,18 @@ For each configuration, tests/golden/vae_<name>.safetensors holds the weights (f
 and what diffusers computes from them in f64: `golden.pixels`, `golden.mean`, `golden.logvar`, `golden.latents`,
 `golden.decoded`. tests/golden/vae_original_names.safetensors holds the weights of `sdxl` once more, named as the
 original code names them; that those names are right is checked here with diffusers' own importer.
+
+`flux2` also holds `golden.normalized`, the latents as the pipelines scale the means (patches by the running statistics of the batch
+norm, back in place), and tests/golden/vae_flux2_original_names.safetensors its weights as `src/flux2/autoencoder.py` of
+black-forest-labs/flux2 names them: the quant convolutions within the halves.
 """
 
 import json
 
 import diffusers
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, AutoencoderKLFlux2
+from diffusers.pipelines.flux2.pipeline_flux2_klein import Flux2KleinPipeline
 from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 from safetensors.torch import save_file
 
@@ -54,13 +59,27 @@ CONFIGS = {
         ),
         size=(5, 7),
     ),
+    # FLUX.2's, with a decoder of other widths than the encoder's, as its small decoder has. 48 x 32 pixels are patches of 3 x 2.
+    "flux2": dict(
+        kind=AutoencoderKLFlux2,
+        config=dict(
+            block_out_channels=[8, 8, 16, 16],
+            decoder_block_out_channels=[4, 8, 8, 16],
+            layers_per_block=1,
+            latent_channels=4,
+            norm_num_groups=4,
+            batch_norm_eps=1e-4,
+            patch_size=[2, 2],
+        ),
+        size=(48, 32),
+    ),
 }
 
 
-def build(config, seed):
+def build(config, seed, kind=AutoencoderKL):
     torch.manual_seed(seed)
     levels = len(config["block_out_channels"])
-    vae = AutoencoderKL(
+    vae = kind(
         down_block_types=["DownEncoderBlock2D"] * levels,
         up_block_types=["UpDecoderBlock2D"] * levels,
         **config,
@@ -81,7 +100,20 @@ def build(config, seed):
         last = vae.quant_conv if vae.quant_conv is not None else vae.encoder.conv_out
         last.bias[channels] = 60.0
         last.bias[channels + 1] = -70.0
+        if kind is AutoencoderKLFlux2:
+            vae.bn.running_mean.copy_(torch.randn(vae.bn.running_mean.shape))
+            # One of them so small that the epsilon counts.
+            vae.bn.running_var.copy_(torch.rand(vae.bn.running_var.shape) * 3)
+            vae.bn.running_var[1] = 1e-5
     return vae
+
+
+def normalized(vae, latents):
+    """As Flux2KleinPipeline._encode_vae_image does it, and the patches back in place."""
+    patches = Flux2KleinPipeline._patchify_latents(latents)
+    mean = vae.bn.running_mean.view(1, -1, 1, 1)
+    std = torch.sqrt(vae.bn.running_var.view(1, -1, 1, 1) + vae.config.batch_norm_eps)
+    return Flux2KleinPipeline._unpatchify_latents((patches - mean) / std)
 
 
 def original_names(state, levels):
@@ -117,7 +149,7 @@ def original_names(state, levels):
 def main():
     versions = {"script": "tools/goldens/vae.py", "diffusers": diffusers.__version__, "torch": torch.__version__}
     for seed, (name, case) in enumerate(CONFIGS.items()):
-        vae = build(case["config"], seed)
+        vae = build(case["config"], seed, case.get("kind", AutoencoderKL))
         state = {k: v.clone() for k, v in vae.state_dict().items()}
         wide = vae.double().eval()
         height, width = case["size"]
@@ -134,7 +166,18 @@ def main():
             "golden.latents": latents.float(),
             "golden.decoded": decoded.float(),
         }
-        metadata = {**versions, "config": json.dumps(dict(vae.config))}
+        metadata = {**versions, "config": json.dumps({**dict(vae.config), "_class_name": type(vae).__name__})}
+        if name == "flux2":
+            # In f32: the statistics are.
+            vae = vae.float()
+            vae.load_state_dict(state)
+            golden["golden.normalized"] = normalized(vae, golden["golden.mean"])
+            original = original_names(state, len(case["config"]["block_out_channels"]))
+            original = {k.removeprefix("first_stage_model."): v for k, v in original.items()}
+            for theirs in ("encoder.quant_conv", "decoder.post_quant_conv"):
+                for kind in ("weight", "bias"):
+                    original[f"{theirs}.{kind}"] = original.pop(f"{theirs.split('.')[1]}.{kind}")
+            save_file(original, "tests/golden/vae_flux2_original_names.safetensors", versions)
         save_file({**state, **{k: v.contiguous() for k, v in golden.items()}},
                   f"tests/golden/vae_{name}.safetensors", metadata)
         if name == "sdxl":

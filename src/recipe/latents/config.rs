@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-use super::{LatentStatistics, VaeArchitecture, VaeEncoderArchitecture};
+use super::{LatentStatistics, PatchNorm, VaeArchitecture, VaeEncoderArchitecture};
 use crate::files;
 
 /// A VAE's configuration.
@@ -12,8 +12,9 @@ use crate::files;
 pub struct VaeConfig {
     /// The network, both halves.
     pub architecture: VaeArchitecture,
-    /// What brings its latents to those that the denoiser was trained with.
-    pub statistics: LatentStatistics,
+    /// What brings its latents to those that the denoiser was trained with; None where its weights say it
+    /// ([`VaeEncoderArchitecture::patch_norm`]).
+    pub statistics: Option<LatentStatistics>,
 }
 
 /// Why a VAE's configuration cannot be used.
@@ -44,7 +45,7 @@ impl VaeConfig {
     /// defaults.
     ///
     /// # Errors
-    /// If it is not the configuration of an `AutoencoderKL`, or of one this program does not implement.
+    /// If it is not the configuration of an `AutoencoderKL` or `AutoencoderKLFlux2`, or of one this program does not implement.
     pub fn parse(json: &str, file: &str) -> Result<Self, ConfigError> {
         let fail = |problem: String| ConfigError {
             file: file.to_owned(),
@@ -55,26 +56,27 @@ impl VaeConfig {
             serde_json::from_str(json).map_err(|e| fail(e.to_string()))?;
         let raw: RawConfig = serde_json::from_value(map.into()).map_err(|e| fail(e.to_string()))?;
         raw.check().map_err(fail)?;
-        let statistics = LatentStatistics::new(
-            raw.scaling_factor,
-            raw.shift_factor,
-            raw.latents_mean,
-            raw.latents_std,
-        );
-        let statistics = statistics.map_err(fail)?;
-        statistics.check(raw.latent_channels).map_err(fail)?;
+        let patch_norm = raw.patch_norm().map_err(fail)?;
+        let statistics = match patch_norm {
+            Some(_) => None,
+            None => Some(raw.statistics().map_err(fail)?),
+        };
         Ok(Self {
             architecture: VaeArchitecture {
                 encoder: VaeEncoderArchitecture {
                     in_channels: raw.in_channels,
-                    block_out_channels: raw.block_out_channels,
+                    block_out_channels: raw.block_out_channels.clone(),
                     layers_per_block: raw.layers_per_block,
                     latent_channels: raw.latent_channels,
                     norm_num_groups: raw.norm_num_groups,
                     use_quant_conv: raw.use_quant_conv,
                     mid_block_add_attention: raw.mid_block_add_attention,
+                    patch_norm,
                 },
                 out_channels: raw.out_channels,
+                decoder_block_out_channels: raw
+                    .decoder_block_out_channels
+                    .unwrap_or(raw.block_out_channels),
                 use_post_quant_conv: raw.use_post_quant_conv,
             },
             statistics,
@@ -82,7 +84,10 @@ impl VaeConfig {
     }
 }
 
-/// The fields of `AutoencoderKL.__init__` that matter, with its defaults.
+/// diffusers' class of FLUX.2's VAE.
+const FLUX2: &str = "AutoencoderKLFlux2";
+
+/// The fields of `AutoencoderKL.__init__` and `AutoencoderKLFlux2.__init__` that matter, with the defaults of the first.
 #[derive(Deserialize)]
 #[serde(default)]
 struct RawConfig {
@@ -104,6 +109,9 @@ struct RawConfig {
     use_quant_conv: bool,
     use_post_quant_conv: bool,
     mid_block_add_attention: bool,
+    decoder_block_out_channels: Option<Vec<usize>>,
+    batch_norm_eps: f64,
+    patch_size: Vec<usize>,
 }
 
 impl Default for RawConfig {
@@ -126,6 +134,9 @@ impl Default for RawConfig {
             use_quant_conv: true,
             use_post_quant_conv: true,
             mid_block_add_attention: true,
+            decoder_block_out_channels: None,
+            batch_norm_eps: 1e-4,
+            patch_size: vec![2, 2],
         }
     }
 }
@@ -134,9 +145,10 @@ impl RawConfig {
     fn check(&self) -> Result<(), String> {
         if let Some(class) = &self.class_name
             && class != "AutoencoderKL"
+            && class != FLUX2
         {
             return Err(format!(
-                "`_class_name` is `{class}`, expected `AutoencoderKL`"
+                "`_class_name` is `{class}`, expected `AutoencoderKL` or `{FLUX2}`"
             ));
         }
         // diffusers has both names for it (`ACT2CLS`).
@@ -165,7 +177,48 @@ impl RawConfig {
                 ));
             }
         }
+        if let Some(decoder) = &self.decoder_block_out_channels
+            && decoder.len() != levels
+        {
+            return Err(format!(
+                "`decoder_block_out_channels` has {} levels, expected {levels}, as `block_out_channels`",
+                decoder.len()
+            ));
+        }
         self.check_counts()
+    }
+
+    /// The batch norm, which only one of the classes has.
+    fn patch_norm(&self) -> Result<Option<PatchNorm>, String> {
+        if self.class_name.as_deref() != Some(FLUX2) {
+            return Ok(None);
+        }
+        let side = match self.patch_size[..] {
+            [height, width] if height == width && (1..=16).contains(&height) => height,
+            _ => {
+                return Err(format!(
+                    "`patch_size` is {:?}, expected the same number twice, from 1 to 16",
+                    self.patch_size
+                ));
+            }
+        };
+        let eps = self.batch_norm_eps;
+        if !(eps.is_finite() && eps > 0.0) {
+            return Err(format!("`batch_norm_eps` is {eps}, expected more than 0"));
+        }
+        Ok(Some(PatchNorm { side, eps }))
+    }
+
+    /// The statistics that a configuration has.
+    fn statistics(&self) -> Result<LatentStatistics, String> {
+        let statistics = LatentStatistics::new(
+            self.scaling_factor,
+            self.shift_factor,
+            self.latents_mean.clone(),
+            self.latents_std.clone(),
+        )?;
+        statistics.check(self.latent_channels)?;
+        Ok(statistics)
     }
 
     fn check_counts(&self) -> Result<(), String> {
@@ -176,20 +229,22 @@ impl RawConfig {
             ("latent_channels", self.latent_channels),
             ("norm_num_groups", self.norm_num_groups),
         ];
+        let decoder = self.decoder_block_out_channels.iter().flatten();
         let levels = self
             .block_out_channels
             .iter()
-            .map(|&n| ("block_out_channels", n));
-        for (name, count) in sizes.into_iter().chain(levels) {
+            .map(|&n| ("block_out_channels", n))
+            .chain(decoder.map(|&n| ("decoder_block_out_channels", n)));
+        for (name, count) in sizes.into_iter().chain(levels.clone()) {
             // Beyond any network, and small enough that no product of two overflows.
             if !(1..=65_536).contains(&count) {
                 return Err(format!("`{name}` is {count}, expected 1 to 65536"));
             }
         }
-        for channels in &self.block_out_channels {
+        for (name, channels) in levels {
             if channels % self.norm_num_groups != 0 {
                 return Err(format!(
-                    "`block_out_channels` has {channels}, which `norm_num_groups` {} does not divide",
+                    "`{name}` has {channels}, which `norm_num_groups` {} does not divide",
                     self.norm_num_groups
                 ));
             }

@@ -2,6 +2,8 @@
 
 use serde::Serialize;
 
+use super::PatchNorm;
+
 /// From the VAE's latents to those that the denoiser was trained with.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -20,6 +22,16 @@ pub enum LatentStatistics {
         /// Taken off first; one number a channel.
         mean: Vec<f64>,
         /// Divided by, one number a channel, each above 0.
+        std: Vec<f64>,
+    },
+    /// `(latents - mean) / std`, one mean and one deviation for each channel and place in a patch: the channel's places row by row,
+    /// then the next channel's.
+    Patches {
+        /// Side of a patch, in latents.
+        side: usize,
+        /// Taken off first.
+        mean: Vec<f64>,
+        /// Divided by, each above 0.
         std: Vec<f64>,
     },
 }
@@ -71,6 +83,35 @@ impl LatentStatistics {
             ));
         }
         Ok(Self::PerChannel { scale, mean, std })
+    }
+
+    /// Those of a batch norm's running means and variances; the deviations are rounded as torch rounds them, in f32.
+    ///
+    /// # Errors
+    /// If a mean is not finite or a variance has no root; names the tensor.
+    pub fn of_batch_norm(norm: PatchNorm, mean: &[f32], variance: &[f32]) -> Result<Self, String> {
+        if let Some(found) = mean.iter().find(|number| !number.is_finite()) {
+            return Err(format!(
+                "`bn.running_mean`: expected finite numbers, found {found}"
+            ));
+        }
+        let std: Vec<f32> = variance
+            .iter()
+            .map(|variance| (variance + norm.eps as f32).sqrt())
+            .collect();
+        let divides = |std: f32| std.is_finite() && std > 0.0;
+        if let Some(at) = std.iter().position(|std| !divides(*std)) {
+            return Err(format!(
+                "`bn.running_var`: expected variances of at least 0, found {}",
+                variance.get(at).copied().unwrap_or(f32::NAN)
+            ));
+        }
+        let wide = |numbers: &[f32]| numbers.iter().copied().map(f64::from).collect();
+        Ok(Self::Patches {
+            side: norm.side,
+            mean: wide(mean),
+            std: wide(&std),
+        })
     }
 
     /// Checks that they are of latents with so many channels.
