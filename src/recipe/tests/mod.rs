@@ -6,6 +6,7 @@ mod checkpoint;
 mod chroma;
 mod deviate;
 mod shipped;
+mod zimage;
 
 use serde_json::Value;
 
