@@ -213,9 +213,12 @@ fn draw_from(
     let (mean, logvar) = (&moments.mean, &moments.logvar);
     let count = mean.elem_count();
     let normals = |stream| Tensor::from_vec(rng(stream).normals(count), mean.dims(), &Device::Cpu);
-    // A sample of the VAE's posterior, drawn anew at each step: the store keeps mean and log-variance, no frozen sample.
-    let spread = ((logvar * 0.5)?.exp()? * normals(Stream::Posterior)?)?;
-    let latents = geometry.normalize(&(mean + spread)?)?;
+    let latents = match geometry.draws_from_posterior() {
+        // A sample of the VAE's posterior, drawn anew at each step: the store keeps mean and log-variance, no frozen sample.
+        true => (mean + ((logvar * 0.5)?.exp()? * normals(Stream::Posterior)?)?)?,
+        false => mean.clone(),
+    };
+    let latents = geometry.normalize(&latents)?;
     let mut noise = normals(Stream::Noise)?;
     if options.noise_offset > 0.0 {
         // One number a channel, the same for all its pixels.

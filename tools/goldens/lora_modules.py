@@ -14,7 +14,7 @@ import re
 
 import diffusers
 import torch
-from diffusers import ChromaTransformer2DModel, FluxTransformer2DModel, SD3Transformer2DModel, UNet2DConditionModel
+from diffusers import ChromaTransformer2DModel, Flux2Transformer2DModel, FluxTransformer2DModel, SD3Transformer2DModel, UNet2DConditionModel
 
 OUT = pathlib.Path(__file__).resolve().parents[2] / "tests" / "golden" / "lora_modules.json"
 
@@ -46,6 +46,10 @@ SD35 = dict(pos_embed_max_size=192, caption_projection_dim=2432, num_attention_h
 MODELS = {
     "flux1-dev": (FluxTransformer2DModel, dict(guidance_embeds=True)),
     "chroma": (ChromaTransformer2DModel, {}),
+    "klein-base-4b": (
+        Flux2Transformer2DModel,
+        dict(num_layers=5, num_single_layers=20, num_attention_heads=24, joint_attention_dim=7680, guidance_embeds=False),
+    ),
     "sd3.5-large": (SD3Transformer2DModel, SD35),
     "sd3.5-medium": (
         SD3Transformer2DModel,

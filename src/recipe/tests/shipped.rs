@@ -46,11 +46,11 @@ fn every_recipe_file_is_embedded_and_every_recipe_resolves() {
     assert_eq!(on_disk, embedded);
 
     let names = all();
-    // Seven variants of four flavors of SD3, of two of Chroma, of two of Z-Image and of two of FLUX.1, five of these of its third, musubi's of two, nine of
+    // Seven variants of four flavors of SD3, of two of Chroma, of two of Z-Image and of two of FLUX.1, eight of four of FLUX.2 klein, five of these of its third, musubi's of two, nine of
     // eight of SDXL, and five of SD1.5.
     assert_eq!(
         names.len(),
-        7 * 4 + 7 * 2 + 7 * 2 + 7 * 2 + 5 + 2 + 9 * 8 + 5
+        7 * 4 + 7 * 2 + 7 * 2 + 7 * 2 + 8 * 4 + 5 + 2 + 9 * 8 + 5
     );
     for name in names {
         let recipe = shipped(&name.to_string());
