@@ -292,3 +292,16 @@ fn a_vae_without_the_batch_norm_is_refused() {
         .expect(1)
         .says("`bn.running_var`: expected variances of at least 0, found -1");
 }
+
+/// The mistake that a cache of another trainer was reported with: 9B's denoiser and 4B's text encoder.
+#[test]
+fn a_text_encoder_of_another_size_is_refused() {
+    let world = world();
+    world.edit(
+        "[store]",
+        "[recipe.deviate]\nqwen3.forward.hidden_layers = [9, 18]\n[store]",
+    );
+    world.run(&["encode", "exp.toml"]).expect(2).says(
+        "the recipe's `assembly.context` does not fit this checkpoint's denoiser: expected rows of 48 numbers, found 32 of qwen3",
+    );
+}
