@@ -35,6 +35,7 @@ def pipeline(transformer):
         "ChromaTransformer2DModel": (diffusers.ChromaPipeline, [""]),
         "WanTransformer3DModel": (diffusers.WanPipeline, [""]),
         "ZImageTransformer2DModel": (diffusers.ZImagePipeline, [""]),
+        "Flux2Transformer2DModel": (diffusers.Flux2KleinPipeline, [""]),
     }[type(transformer).__name__]
     absent = {f"{what}{part}": None for what in ("text_encoder", "tokenizer") for part in parts}
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
@@ -69,12 +70,17 @@ def predict(transformer, latents, timesteps, context, pooled, guidance=None, tim
         captions = [rows[:count] for rows, count in zip(context, counts)]
         out = transformer(list(latents.unsqueeze(2)), (1000 - timesteps) / 1000, captions, return_dict=False)[0]
         return -torch.stack(out).squeeze(2)
-    if kind not in ("FluxTransformer2DModel", "ChromaTransformer2DModel"):
+    if kind not in ("FluxTransformer2DModel", "ChromaTransformer2DModel", "Flux2Transformer2DModel"):
         return transformer(hidden_states=latents, timestep=timesteps, pooled_projections=pooled, **given)[0]
     # As FluxPipeline does: 2 x 2 patches packed before, unpacked after, ids of rows and columns, times of 0 to 1.
     b, c, h, w = latents.shape
     i, j = h // 2, w // 2
     tokens, ids = packed(latents)
+    text_ids = torch.zeros(context.shape[1], 3)
+    if kind == "Flux2Transformer2DModel":
+        # A fourth id counts the tokens of the caption.
+        ids = torch.nn.functional.pad(ids, (0, 1))
+        text_ids = torch.cat([text_ids, torch.arange(context.shape[1])[:, None]], 1)
     if kind == "FluxTransformer2DModel":
         given |= dict(pooled_projections=pooled, guidance=guidance)
     elif token_counts is not None:
@@ -90,7 +96,7 @@ def predict(transformer, latents, timesteps, context, pooled, guidance=None, tim
         hidden_states=tokens,
         timestep=timesteps / 1000,
         img_ids=ids,
-        txt_ids=torch.zeros(context.shape[1], 3),
+        txt_ids=text_ids,
         **given,
     )[0][:, : i * j]
     return out.view(b, i, j, c, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(b, c, h, w)

@@ -63,12 +63,21 @@ class Recipe:
     """What is divided by, by channel; None where nothing is."""
     size_conditioning: bool
     """Whether the denoiser is told each picture's size and crop."""
+    patch: int | None = None
+    """Side of the squares of latents of which mean and deviation have a number for each channel and place (FLUX.2); the denoiser is then
+    given the mean of the VAE's distribution, not a draw."""
 
     def normalize(self, latents: np.ndarray) -> np.ndarray:
         """The denoiser's latents of the VAE's, [channels, height, width]: shifted and scaled as the model was trained."""
         if self.mean is None or self.std is None:
             # In one step, in f32: as plumb and diffusers round.
             return latents * np.float32(self.scale) + np.float32(-self.shift * self.scale)
+        if self.patch is not None:
+            side, (c, h, w) = self.patch, latents.shape
+            by_place = (c, 1, side, 1, side)
+            mean, std = (np.array(n, np.float32).reshape(by_place) for n in (self.mean, self.std))
+            patches = latents.reshape(c, h // side, side, w // side, side)
+            return ((patches - mean) / std).reshape(c, h, w)
         by_channel = (len(self.mean),) + (1,) * (latents.ndim - 1)
         mean = np.array(self.mean, np.float32).reshape(by_channel)
         std = np.array(self.std, np.float32).reshape(by_channel)
@@ -82,7 +91,7 @@ def recipe_of(model: object, place: str) -> Recipe:
     assembly = read.inner("assembly")
     pads = assembly.mapping("pads", lambda v: v in ("keep", "zero"), '"keep" or "zero"')
     latents = read.inner("latents")
-    scale, shift, mean, std = _statistics(latents.inner("statistics"), latents.whole("channels"))
+    scale, shift, mean, std, patch = _statistics(latents.inner("statistics"), latents.whole("channels"))
     # Absent where nothing is filled.
     filled = read.mapping("filled_rows", _is_count, "a number of rows") if "filled_rows" in read.members else {}
     encoders = [_Reader(e, f"{place}, encoders") for e in read.items("encoders")]
@@ -107,21 +116,29 @@ def recipe_of(model: object, place: str) -> Recipe:
         mean=mean,
         std=std,
         size_conditioning=read.flag("size_conditioning"),
+        patch=patch,
     )
 
 
 def _statistics(
     read: _Reader, channels: int
-) -> tuple[float, float, tuple[float, ...] | None, tuple[float, ...] | None]:
+) -> tuple[float, float, tuple[float, ...] | None, tuple[float, ...] | None, int | None]:
     kind = next(iter(read.members), None)
     if kind == "shared" and len(read.members) == 1:
         both = read.inner("shared")
-        return both.number("scale"), both.number("shift"), None, None
+        return both.number("scale"), both.number("shift"), None, None, None
     if kind == "per_channel" and len(read.members) == 1:
         each = read.inner("per_channel")
         mean, std = each.numbers("mean", channels), each.numbers("std", channels)
-        return each.number("scale"), 0.0, mean, std
-    raise read.wrong("statistics", "`shared` or `per_channel`", read.members)
+        return each.number("scale"), 0.0, mean, std, None
+    if kind == "patches" and len(read.members) == 1:
+        each = read.inner("patches")
+        side = each.whole("side")
+        if not 1 <= side <= 16:
+            raise each.wrong("side", "1 to 16", side)
+        mean, std = (each.numbers(name, channels * side * side) for name in ("mean", "std"))
+        return 1.0, 0.0, mean, std, side
+    raise read.wrong("statistics", "`shared`, `per_channel` or `patches`", read.members)
 
 
 def _deviation(read: _Reader) -> str:

@@ -91,7 +91,7 @@ class Dataset(torch.utils.data.Dataset[dict[str, Any]]):
         caption = picture.captions[_below(len(picture.captions), generator) if chosen is None else chosen]
         latents = self.store.latents(self.recipe.latents, view.entry)
         drawn = latents.mean
-        if self._draws_latents:
+        if self._draws_latents and self.recipe.patch is None:
             drawn = latents.sample(torch.randn(latents.mean.shape, generator=generator).numpy())
         outputs = self.store.outputs(self.recipe, caption)
         dropped = self._dropped(list(outputs), generator)

@@ -196,6 +196,13 @@ class Statistics(unittest.TestCase):
         self.assertEqual(found.dtype, np.float32)
         np.testing.assert_array_equal(found, [[[0, 0, 0]], [[1, 1, 1]]])
 
+    def test_latents_with_statistics_of_each_place_in_a_patch(self):
+        recipe = plumb.Store(encoded(self).store).recipes()[0]
+        recipe = dataclasses.replace(recipe, mean=(0.0, 1.0, 2.0, 3.0), std=(1.0, 2.0, 1.0, 4.0), patch=2)
+        found = recipe.normalize(np.full((1, 2, 4), 5.0, np.float32))
+        self.assertEqual(found.dtype, np.float32)
+        np.testing.assert_array_equal(found, [[[5, 2, 5, 2], [3, 0.5, 3, 0.5]]])
+
 
 if __name__ == "__main__":
     unittest.main()

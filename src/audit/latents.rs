@@ -220,7 +220,8 @@ impl Looker<'_> {
                 .copied()
                 .filter(|n| *n != 1)
                 .collect();
-            let channels = self.base.latent_geometry().channels;
+            let geometry = self.base.latent_geometry();
+            let channels = geometry.channels;
             let [c, h, w] = shape[..] else {
                 return Ok(Err(format!(
                     "tensor `{}`: expected latents of shape [{channels}, height, width], found {:?}",
@@ -228,13 +229,16 @@ impl Looker<'_> {
                     tensor.array.shape
                 )));
             };
-            if c != channels {
+            let latents = Tensor::from_vec(tensor.array.values.clone(), (c, h, w), &Device::Cpu)?;
+            // Trainers of FLUX.2 join patches to channels before they store them.
+            let latents = geometry.apart(&latents)?.unwrap_or(latents);
+            if latents.dim(0)? != channels {
                 return Ok(Err(format!(
                     "tensor `{}` has {c} channels, the base model's VAE gives {channels}: it was made for another base model",
                     shown::text(&tensor.name)
                 )));
             }
-            let latents = Tensor::from_vec(tensor.array.values.clone(), (c, h, w), &Device::Cpu)?;
+            let (_, h, w) = latents.dims3()?;
             self.tensor(path, &latents, (h, w), facts, finding)?;
         }
         Ok(Ok(()))

@@ -54,6 +54,8 @@ pub(super) struct Search<'a, 'b> {
     variants: Vec<Candidate>,
     /// Whose variant is tried first.
     home: String,
+    /// Whether that is the trainer's own, and not the reference because no variant is.
+    is_trainers: bool,
     pub(super) winners: Vec<Winner>,
 }
 
@@ -78,6 +80,7 @@ impl<'a, 'b> Search<'a, 'b> {
             monitor,
             variants,
             home: if is_there { trainer } else { REFERENCE }.to_owned(),
+            is_trainers: is_there,
             winners: Vec::new(),
         })
     }
@@ -388,11 +391,20 @@ impl<'a, 'b> Search<'a, 'b> {
         let matched = matched.filter(|e| {
             verdict == Verdict::NotReproduced || e.worst() <= entries.tolerance.relative
         });
+        // Where nobody knows whose cache it is, a variant of the same rules names it better than the reference with a field changed.
+        let same = tried
+            .iter()
+            .filter(|_| !is_home && !self.is_trainers && verdict == Verdict::Reproduced)
+            .find(|t| {
+                matches!(t.rank, Rank::Variant(_)) && t.part.fingerprint == winner.part.fingerprint
+            });
+        let same = same.and_then(|t| t.labels.first());
+        also.retain(|label| Some(label) != same);
         EncoderFinding {
             slot: entries.slot.to_owned(),
             verdict,
-            like: self.home.clone(),
-            changed: match is_home {
+            like: same.unwrap_or(&self.home).clone(),
+            changed: match is_home || same.is_some() {
                 true => Vec::new(),
                 false => changed.unwrap_or_default(),
             },

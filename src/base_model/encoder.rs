@@ -88,7 +88,52 @@ impl OpenedEncoder {
     }
 }
 
+/// Checks that a group of encoders that lie side by side is as wide as the denoiser's context: narrower ones are filled up with zeros
+/// beside it, and if all were, the context would be of another base model's encoders, and nothing would fail.
+///
+/// # Errors
+/// If none is.
+pub(super) fn check_width(
+    recipe: &Recipe,
+    encoders: &[TextEncoderPart],
+    width: usize,
+) -> Result<(), recipe::Error> {
+    let mut found = Vec::new();
+    for group in &recipe.assembly().context {
+        let part = |slot: &String| encoders.iter().find(|part| part.slot == *slot);
+        let parts: Option<Vec<_>> = group.iter().map(part).collect();
+        // Rows of zeros as wide as the context stand in for an encoder that is not there.
+        let Some(parts) = parts else { return Ok(()) };
+        found.push((group.join(" and "), parts.iter().map(|p| p.width()).sum()));
+    }
+    if found.is_empty() || found.iter().any(|(_, own): &(_, usize)| *own == width) {
+        return Ok(());
+    }
+    let each = found.iter().map(|(slots, own)| format!("{own} of {slots}"));
+    Err(recipe::Error::DoesNotFit {
+        slot: "denoiser".to_owned(),
+        field: "assembly.context".to_owned(),
+        why: format!(
+            "expected rows of {width} numbers, found {}: the text encoder is another base model's, or other layers are taken from it",
+            each.collect::<Vec<_>>().join(", ")
+        ),
+    })
+}
+
 impl TextEncoderPart {
+    /// Numbers in a row of its sequence: what a second token adds.
+    fn width(&self) -> usize {
+        let numbers = |count: usize| {
+            self.spec.network.numbers(&Tokens {
+                ids: vec![0; count],
+                count,
+                truncated: false,
+                total: count,
+            })
+        };
+        numbers(2) - numbers(1)
+    }
+
     fn of(
         opened: Arc<OpenedEncoder>,
         recipe: &EncoderRecipe,

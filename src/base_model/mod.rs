@@ -126,6 +126,7 @@ impl BaseModel {
             // None of one that the recipe does without.
             encoders.extend(files.encoder(encoder, &[], memo, &mut notes)?);
         }
+        encoder::check_width(&recipe, &encoders, denoiser.context_width())?;
         let vae = files.vae_base(family, memo)?;
         Ok(Self {
             denoiser,
@@ -160,6 +161,7 @@ impl BaseModel {
         for encoder in recipe.encoders() {
             encoders.extend(files.encoder(encoder, &self.encoders, memo, &mut Vec::new())?);
         }
+        encoder::check_width(&recipe, &encoders, self.denoiser.context_width())?;
         Ok(Self {
             denoiser: self.denoiser.clone(),
             flavor: self.flavor,

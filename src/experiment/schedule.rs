@@ -58,7 +58,7 @@ impl Experiment {
         }
         let (train, sample) = (&mut own.raw.train, &mut own.raw.sample);
         if let Some(said) = &said.shift
-            && said.value != flavor.shift
+            && flavor.shift.as_scheduler_says(said.value) != flavor.shift
             && (train.shift.is_none() || sample.shift.is_none())
         {
             train.shift = train.shift.or(Some(said.value));

@@ -12,6 +12,7 @@ pub mod chroma;
 mod fake_family;
 mod family;
 pub mod flux1;
+pub mod flux2;
 pub mod layout;
 pub mod linear;
 pub mod lora_names;
@@ -49,6 +50,7 @@ static FAMILIES: &[&Family] = &[
     &sd3::SD3,
     &flux1::FLUX1,
     &chroma::CHROMA,
+    &flux2::FLUX2,
     &unet::SDXL,
     &unet::SD1,
     &zimage::ZIMAGE,

@@ -71,6 +71,7 @@ pub fn shift_word(shift: Shift) -> String {
     match shift {
         Shift::Fixed(shift) => shift.to_string(),
         Shift::By(ShiftRule::Resolution) => "\"resolution\"".to_owned(),
+        Shift::By(ShiftRule::Steps) => "\"steps\"".to_owned(),
     }
 }
 

@@ -32,12 +32,14 @@ pub(super) struct Loader<'a> {
     pub(super) source: &'a dyn Source,
     pub(super) width: usize,
     pub(super) head_channels: usize,
+    /// Whether its linears have biases.
+    pub(super) bias: bool,
 }
 
 impl Loader<'_> {
-    /// A linear with a bias.
+    /// A linear.
     pub(super) fn linear(&self, name: &str, size: (usize, usize)) -> Loaded<Linear> {
-        Linear::load(self.source, name, size, true)
+        Linear::load(self.source, name, size, self.bias)
     }
 
     /// A linear of `outputs` times `inputs` widths.
@@ -159,12 +161,17 @@ impl Heads {
     /// [b, n, d] to [b, n, h, e].
     pub(super) fn forward(&self, pass: Pass<'_>, x: &Value) -> Result<Value> {
         let y = self.linear.forward(pass.tape, pass.adapters, x)?;
-        let (b, n, d) = y.tensor().dims3()?;
-        let y_bnhe = pass.tape.reshape(&y, &[b, n, pass.heads, d / pass.heads])?;
-        match &self.norm {
-            Some(weight) => pass.tape.rms_norm(&y_bnhe, Some(weight), EPS),
-            None => Ok(y_bnhe),
-        }
+        split_heads(pass, &y, self.norm.as_ref())
+    }
+}
+
+/// [b, n, d] to [b, n, h, e], each head's channels normed by `norm` [e] if there is one.
+pub(super) fn split_heads(pass: Pass<'_>, y: &Value, norm: Option<&Tensor>) -> Result<Value> {
+    let (b, n, d) = y.tensor().dims3()?;
+    let y_bnhe = pass.tape.reshape(y, &[b, n, pass.heads, d / pass.heads])?;
+    match norm {
+        Some(weight) => pass.tape.rms_norm(&y_bnhe, Some(weight), EPS),
+        None => Ok(y_bnhe),
     }
 }
 

@@ -9,7 +9,7 @@ use crate::dataset::Preview;
 use crate::experiment::SampleSettings;
 use crate::lora::Bound;
 use crate::models::Denoiser;
-use crate::vae::Extents;
+use crate::vae::{Extents, LatentGeometry};
 
 /// How the first preview is sampled; the others differ in their `number`.
 pub fn options(base: &BaseModel) -> SampleOptions {
@@ -24,12 +24,19 @@ pub fn options(base: &BaseModel) -> SampleOptions {
         guidance_rescale: settings.guidance_rescale,
         embedded_guidance: settings.embedded_guidance,
         spacing: settings.spacing,
-        shift: (settings.shift).at(geometry.tokens(geometry.latents(pixels))),
+        shift: shift(base, &geometry, pixels),
         size_conditioning: settings.size_conditioning,
         reference: None,
         seed: settings.seed,
         number: 0,
     }
+}
+
+/// The shift of a picture's noise levels.
+fn shift(base: &BaseModel, geometry: &LatentGeometry, pixels: Extents) -> f64 {
+    let settings = &base.settings.sample;
+    let tokens = geometry.tokens(geometry.latents(pixels));
+    settings.shift.of_sampling(tokens, settings.steps)
 }
 
 /// The same beside a reference, of that preview's size.
@@ -41,7 +48,7 @@ fn beside(
     source: &ModelCache<'_>,
     preview: &Preview,
 ) -> Result<SampleOptions, Error> {
-    let (settings, geometry) = (&base.settings.sample, &source.geometry);
+    let geometry = &source.geometry;
     let pixels = Extents::from(preview.size);
     let mut reference = None;
     // A preview is given one view.
@@ -51,7 +58,7 @@ fn beside(
     }
     Ok(SampleOptions {
         pixels,
-        shift: (settings.shift).at(geometry.tokens(geometry.latents(pixels))),
+        shift: shift(base, geometry, pixels),
         reference,
         ..options(base)
     })

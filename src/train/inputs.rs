@@ -216,11 +216,11 @@ fn draw_from(
     let normals = |stream| Tensor::from_vec(rng(stream).normals(count), mean.dims(), &Device::Cpu);
     let latents = match &moments.logvar {
         // A sample of the VAE's posterior, drawn anew at each step: the store keeps mean and log-variance, no frozen sample.
-        Some(logvar) => {
+        Some(logvar) if geometry.draws_from_posterior() => {
             let spread = ((logvar * 0.5)?.exp()? * normals(Stream::Posterior)?)?;
             geometry.normalize(&(mean + spread)?)?
         }
-        None => geometry.normalize(mean)?,
+        _ => geometry.normalize(mean)?,
     };
     let mut noise = normals(Stream::Noise)?;
     if options.noise_offset > 0.0 {

@@ -185,6 +185,30 @@ impl LatentGeometry {
         }
     }
 
+    /// Whether training draws from the VAE's distribution, or takes its mean: the running statistics of patches are those of means,
+    /// which is what FLUX.2's authors and the trainers of its models give the denoiser (`encode` in `src/flux2/autoencoder.py`).
+    pub fn draws_from_posterior(&self) -> bool {
+        !matches!(self.statistics, LatentStatistics::Patches { .. })
+    }
+
+    /// Latents of one sample whose patches were joined to channels, [channels * side^2, height / side, width / side], with each number
+    /// in its place, [channels, height, width]; None for latents of other channels, and where there are no statistics of patches.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn apart(&self, latents: &Tensor) -> Result<Option<Tensor>> {
+        let LatentStatistics::Patches { side, .. } = self.statistics else {
+            return Ok(None);
+        };
+        let (c, h, w) = latents.dims3()?;
+        if c != self.channels * side * side {
+            return Ok(None);
+        }
+        let patches = latents.reshape((self.channels, side, side, h, w))?;
+        let places = patches.permute((0, 3, 1, 4, 2))?;
+        Ok(Some(places.reshape((self.channels, h * side, w * side))?))
+    }
+
     /// The denoiser's latents of the VAE's, of one sample or a batch.
     ///
     /// # Errors

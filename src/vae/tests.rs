@@ -170,6 +170,20 @@ fn flux2s_latents_are_scaled_by_the_running_statistics_of_patches() {
     );
     let row = geometry.normalize(&plain.i(1).expect("row")).expect("one");
     assert_close(&row, &scaled.i(1).expect("row"), "one sample");
+    // As trainers store them: the reference's order of a patch's numbers.
+    let joined = scaled.i(0).and_then(|t| t.reshape((4, 3, 2, 2, 2)));
+    let joined = joined.and_then(|t| t.permute((0, 2, 4, 1, 3))?.reshape((16, 3, 2)));
+    let apart = geometry.apart(&joined.expect("joined")).expect("apart");
+    assert_eq!(
+        values(&apart.expect("patches")),
+        values(&scaled.i(0).expect("row"))
+    );
+    assert!(
+        geometry
+            .apart(&scaled.i(0).expect("row"))
+            .expect("as it is")
+            .is_none()
+    );
     let odd = Tensor::zeros((4, 3, 4), DType::F32, &Device::Cpu).expect("zeros");
     let refused = geometry.normalize(&odd).expect_err("odd").to_string();
     assert!(

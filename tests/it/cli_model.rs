@@ -412,6 +412,31 @@ const FULL_SIZE: &[FullSize] = &[
         billions: 6.2,
     },
     FullSize {
+        files: &[("flux-2-klein-base-4b.safetensors", "klein_4b_single")],
+        path: "flux-2-klein-base-4b.safetensors",
+        family: "flux2",
+        flavors: &["klein-base-4b", "klein-4b"],
+        parts: &["denoiser"],
+        needs: &["qwen3", "qwen3_tokenizer", "vae"],
+        billions: 3.9,
+    },
+    FullSize {
+        files: &[
+            (
+                "klein/transformer/diffusion_pytorch_model.safetensors",
+                "klein_9b",
+            ),
+            ("klein/vae/diffusion_pytorch_model.safetensors", "flux2_vae"),
+            ("klein/text_encoder/model.safetensors", "qwen3_8b"),
+        ],
+        path: "klein",
+        family: "flux2",
+        flavors: &["klein-base-9b", "klein-9b"],
+        parts: &["denoiser", "qwen3", "vae"],
+        needs: &["qwen3_tokenizer"],
+        billions: 9.1,
+    },
+    FullSize {
         files: &[("sd_xl_base_1.0.safetensors", "sdxl_single")],
         path: "sd_xl_base_1.0.safetensors",
         family: "sdxl",

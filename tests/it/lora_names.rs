@@ -46,6 +46,7 @@ const NETWORKS: &[(&str, &str)] = &[
     ("flux1-dev", "flux1"),
     ("chroma", "chroma"),
     ("z-image", "zimage"),
+    ("klein-base-4b", "flux2"),
     ("sdxl", "sdxl"),
     ("sd1", "sd1"),
     ("unet_tiny", "sdxl"),
@@ -288,4 +289,58 @@ fn what_ai_toolkit_would_ignore_is_listed() {
     let error = formats::write(adapters(network("flux1-dev"), 64, 3), naming, &options)
         .expect_err("refused");
     expect!["adapters to write: ai-toolkit would ignore 10 of 504 modules: `context_embedder`, `norm_out.linear`, `proj_out`, `time_text_embed.guidance_embedder.linear_1`, `time_text_embed.guidance_embedder.linear_2`, `time_text_embed.text_embedder.linear_1`, `time_text_embed.text_embedder.linear_2`, `time_text_embed.timestep_embedder.linear_1`, `time_text_embed.timestep_embedder.linear_2`, `x_embedder`; choose another format"].assert_eq(&error.to_string());
+}
+
+/// The family that a file is taken for which nobody names, and whether that is a guess: of one double and one single block.
+fn family_of(network_name: &str, target: Target, only: &str, architecture: &str) -> (String, bool) {
+    let of_block = |name: &str| name.contains("transformer_blocks.0.");
+    let modules = network(network_name)
+        .into_iter()
+        .filter(|(name, _)| of_block(name) && name.contains(only))
+        .collect();
+    let family = NETWORKS.iter().find(|(name, _)| *name == network_name);
+    let metadata = [("modelspec.architecture", architecture)];
+    let metadata = metadata.iter().filter(|(_, value)| !value.is_empty());
+    let options = WriteOptions {
+        target,
+        dtype: None,
+        source: SaveDtype::F32,
+        metadata: metadata
+            .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+            .collect(),
+    };
+    let naming = naming(family.expect("a network").1);
+    let (bytes, _) = formats::write(adapters(modules, 1, 2), naming, &options).expect("sound");
+    let options = ReadOptions {
+        namings: namings(),
+        family: None,
+        without_text_encoders: false,
+        config: None,
+        damaged: false,
+    };
+    let read = formats::read(&bytes, "l", &options).expect("a family");
+    let guessed = read.notes.iter().any(|n| n.contains("says its family"));
+    (read.naming.family.to_owned(), guessed)
+}
+
+/// FLUX.1 and FLUX.2 klein share most names in their authors' code, where the widths differ.
+#[test]
+fn files_of_flux2_are_told_from_those_of_flux1() {
+    let sure = |family: &str| (family.to_owned(), false);
+    for target in [Target::Kohya, Target::AiToolkit, Target::Diffusers] {
+        assert_eq!(family_of("klein-base-4b", target, "", ""), sure("flux2"));
+    }
+    assert_eq!(family_of("flux1-dev", Target::Kohya, "", "").0, "flux1");
+    assert_eq!(
+        family_of("flux1-dev", Target::Kohya, "", "flux-1-dev/lora"),
+        sure("flux1")
+    );
+    // What both have in one size.
+    let queries =
+        |architecture| family_of("klein-base-4b", Target::Kohya, ".attn.to_", architecture);
+    assert_eq!(queries("").0, "flux2", "its single blocks are narrower");
+    let double = |architecture| family_of("klein-base-4b", Target::Kohya, ".add_", architecture);
+    assert_eq!(double(""), ("flux1".to_owned(), true));
+    assert_eq!(double("flux-2-klein-base-4b/lora"), sure("flux2"));
+    assert_eq!(double("flux-1-dev/lora"), sure("flux1"));
 }

@@ -28,6 +28,7 @@ mod hub;
 mod import_config;
 mod inspect_export;
 mod inspect_report;
+mod klein;
 mod kontext;
 mod latents;
 mod layouts;

@@ -10,20 +10,23 @@ import json
 
 import chroma
 import flux1
+import flux2
 import sd3
 import torch
 import unet
 import zimage
 from diffusers import (
     AutoencoderKL,
+    AutoencoderKLFlux2,
     ChromaTransformer2DModel,
+    Flux2Transformer2DModel,
     FluxTransformer2DModel,
     SD3Transformer2DModel,
     UNet2DConditionModel,
     ZImageTransformer2DModel,
 )
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, Qwen3Config, Qwen3Model
-from vae import original_names
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, Qwen3Config, Qwen3ForCausalLM, Qwen3Model
+from vae import flux2_names, original_names
 
 SD35_LARGE = dict(
     num_layers=38,
@@ -48,6 +51,11 @@ SDXL = dict(
     addition_time_embed_dim=256,
     projection_class_embeddings_input_dim=2816,
 )
+
+
+KLEIN_4B = dict(num_layers=5, num_single_layers=20, num_attention_heads=24, joint_attention_dim=7680, guidance_embeds=False)
+KLEIN_9B = dict(num_layers=8, num_single_layers=24, num_attention_heads=32, joint_attention_dim=12288, guidance_embeds=False)
+QWEN3_8B = dict(vocab_size=151936, hidden_size=4096, intermediate_size=12288, num_hidden_layers=36, num_attention_heads=32, num_key_value_heads=8, head_dim=128)
 
 
 def vae(**extra):
@@ -142,6 +150,8 @@ def main() -> None:
         flux = FluxTransformer2DModel(guidance_embeds=True)
         chroma1 = ChromaTransformer2DModel()
         z_image = ZImageTransformer2DModel(axes_lens=[1536, 512, 512]).state_dict()
+        klein_4b, klein_9b = (Flux2Transformer2DModel(**sizes) for sizes in (KLEIN_4B, KLEIN_9B))
+        flux2_vae = AutoencoderKLFlux2().state_dict()
         sdxl = UNet2DConditionModel(**SDXL)
         files = {
             "sd35_large": sd35,
@@ -158,6 +168,11 @@ def main() -> None:
             # ComfyUI's file has one tensor that nothing reads.
             "z_image_single": {**zimage.to_single_file(z_image), "norm_final.weight": torch.empty(3840)},
             "qwen3_4b": qwen3_4b(),
+            "klein_4b_single": flux2.to_single_file(klein_4b.state_dict(), klein_4b.config),
+            "klein_9b": klein_9b.state_dict(),
+            "flux2_vae": flux2_vae,
+            "flux2_vae_single": flux2_names(flux2_vae, 4),
+            "qwen3_8b": Qwen3ForCausalLM(Qwen3Config(**QWEN3_8B)).state_dict(),
             "sdxl": sdxl.state_dict(),
             "sdxl_single": sdxl_single(sdxl),
         }

@@ -16,6 +16,7 @@ import diffusers
 import torch
 from diffusers import (
     ChromaTransformer2DModel,
+    Flux2Transformer2DModel,
     FluxTransformer2DModel,
     SD3Transformer2DModel,
     UNet2DConditionModel,
@@ -53,6 +54,10 @@ MODELS = {
     "flux1-dev": (FluxTransformer2DModel, dict(guidance_embeds=True)),
     "chroma": (ChromaTransformer2DModel, {}),
     "z-image": (ZImageTransformer2DModel, {}),
+    "klein-base-4b": (
+        Flux2Transformer2DModel,
+        dict(num_layers=5, num_single_layers=20, num_attention_heads=24, joint_attention_dim=7680, guidance_embeds=False),
+    ),
     "sd3.5-large": (SD3Transformer2DModel, SD35),
     "sd3.5-medium": (
         SD3Transformer2DModel,

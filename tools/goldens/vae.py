@@ -146,6 +146,15 @@ def original_names(state, levels):
     return out
 
 
+def flux2_names(state, levels):
+    """The names of FLUX.2's authors: without a prefix, and the quant convolutions within the halves."""
+    original = {k.removeprefix("first_stage_model."): v for k, v in original_names(state, levels).items()}
+    for theirs in ("encoder.quant_conv", "decoder.post_quant_conv"):
+        for kind in ("weight", "bias"):
+            original[f"{theirs}.{kind}"] = original.pop(f"{theirs.split('.')[1]}.{kind}")
+    return original
+
+
 def main():
     versions = {"script": "tools/goldens/vae.py", "diffusers": diffusers.__version__, "torch": torch.__version__}
     for seed, (name, case) in enumerate(CONFIGS.items()):
@@ -172,11 +181,7 @@ def main():
             vae = vae.float()
             vae.load_state_dict(state)
             golden["golden.normalized"] = normalized(vae, golden["golden.mean"])
-            original = original_names(state, len(case["config"]["block_out_channels"]))
-            original = {k.removeprefix("first_stage_model."): v for k, v in original.items()}
-            for theirs in ("encoder.quant_conv", "decoder.post_quant_conv"):
-                for kind in ("weight", "bias"):
-                    original[f"{theirs}.{kind}"] = original.pop(f"{theirs.split('.')[1]}.{kind}")
+            original = flux2_names(state, len(case["config"]["block_out_channels"]))
             save_file(original, "tests/golden/vae_flux2_original_names.safetensors", versions)
         save_file({**state, **{k: v.contiguous() for k, v in golden.items()}},
                   f"tests/golden/vae_{name}.safetensors", metadata)

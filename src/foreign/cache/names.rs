@@ -31,8 +31,8 @@ pub(super) fn role(name: &str) -> Role {
         "clip_l_attn_mask" => Role::Mask(Some("clip_l".to_owned())),
         "clip_g_attn_mask" => Role::Mask(Some("clip_g".to_owned())),
         "t5_attn_mask" => Role::Mask(Some("t5".to_owned())),
-        "context" | "text_embed" | "text_embed_0" | "text_embeds_0" | "prompt_embeds"
-        | "llm_embed" => Role::Context,
+        "context" | "ctx_vec" | "text_embed" | "text_embed_0" | "text_embeds_0"
+        | "prompt_embeds" | "llm_embed" => Role::Context,
         "pooled" | "pooled_embed" | "pooled_prompt_embeds" => Role::ContextPooled,
         "mask"
         | "attention_mask"
@@ -153,6 +153,7 @@ mod tests {
             ("text_embed", Role::Context),
             ("text_embed_0", Role::Context),
             ("varlen_llm_embed_bfloat16", Role::Context),
+            ("ctx_vec_bfloat16", Role::Context),
             ("latents_8x16", latents.clone()),
             ("latents_1x8x8_bfloat16", latents.clone()),
             ("latent", latents),

@@ -174,7 +174,7 @@ impl Candidate {
         }
         if let Some(said) = &said.shift {
             says("shift", shift_word(said.value), &said.place);
-            if said.value != flavor.shift {
+            if flavor.shift.as_scheduler_says(said.value) != flavor.shift {
                 report.notes.push(format!(
                     "its shift of noise levels is {}, that of flavor {} is {}: [train] and [sample] follow the model where they name no shift",
                     shift_word(said.value),

@@ -18,7 +18,8 @@ pub struct Naming {
     pub base_version: Option<&'static str>,
     /// What in `ss_base_model_version` or `modelspec.architecture` tells the family, where modules do not.
     pub metadata_marks: &'static [&'static str],
-    /// The end of a module's name and its inputs, which tell the family where names do not.
+    /// The end of a module's name and its inputs, which tell the family where names do not: a file in which a module of that end has
+    /// other inputs is none of this family's.
     pub widths: &'static [(&'static str, usize)],
     /// Whether its modules are another family's as well, so that a file is of this one only if its metadata or a person
     /// says so.

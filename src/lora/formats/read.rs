@@ -334,10 +334,10 @@ fn choose<'n>(
                 options.family.unwrap_or_default()
             ))),
         },
-        _ => stated_family(named, metadata, &fitting)
+        _ => stated_family(named, metadata, &of_this_size(named, &fitting))
             .map(|naming| (naming, None))
             .or_else(|| {
-                let naming = unless_stated(&fitting)?;
+                let naming = unless_stated(&of_this_size(named, &fitting))?;
                 let note = format!(
                     "nothing in it says its family: it is taken for one of {}, and could be of another of {}; --family says otherwise",
                     naming.family,
@@ -364,22 +364,15 @@ fn stated_family<'a>(
         .iter()
         .filter_map(|key| metadata.get(*key).map(|value| value.to_lowercase()))
         .collect();
-    let has_mark = |naming: &&&Naming| {
-        let mut marks = naming.metadata_marks.iter();
-        marks.any(|mark| stated.contains(mark))
+    // The longest of its marks, as one family's may begin another's: `flux` and `flux-2`.
+    let mark = |naming: &Naming| {
+        let marks = naming.metadata_marks.iter();
+        let there = marks.filter(|mark| stated.contains(**mark));
+        there.map(|mark| mark.len()).max()
     };
-    let has_width = |naming: &&&Naming| {
-        named.iter().any(|((_, view), address, part)| {
-            let place = places(naming, address).into_iter().next();
-            let mut widths = naming.widths.iter();
-            *part == TensorRole::A
-                && place.is_some_and(|place| {
-                    widths.any(|(end, width)| {
-                        place.ours.ends_with(end) && view.shape().get(1) == Some(width)
-                    })
-                })
-        })
-    };
+    let longest = fitting.iter().filter_map(|naming| mark(naming)).max();
+    let has_mark = |naming: &&&Naming| longest.is_some() && mark(naming) == longest;
+    let has_width = |naming: &&&Naming| widths(named, naming).any(|is_listed| is_listed);
     let only = |found: Vec<&&'a Naming>| match found[..] {
         [naming] => Some(*naming),
         _ => None,
@@ -387,6 +380,33 @@ fn stated_family<'a>(
     // Widths first: a tensor's shape cannot be wrong, a file's metadata can.
     only(fitting.iter().filter(has_width).collect())
         .or_else(|| only(fitting.iter().filter(has_mark).collect()))
+}
+
+/// Whether each linear of a listed name has a width that the family lists for it.
+fn widths<'a>(
+    named: &'a Tensors<'_, '_>,
+    naming: &'a Naming,
+) -> impl Iterator<Item = bool> + use<'a> {
+    named.iter().filter_map(|((_, view), address, part)| {
+        let place = places(naming, address).into_iter().next()?;
+        let of_it = || {
+            let listed = naming.widths.iter();
+            listed.filter(|(end, _)| place.ours.ends_with(end))
+        };
+        let width = view.shape().get(1);
+        let is_told = *part == TensorRole::A && of_it().next().is_some();
+        is_told.then(|| of_it().any(|(_, listed)| Some(listed) == width))
+    })
+}
+
+/// Those families of which no linear has another width than they list; all, where there are none.
+fn of_this_size<'a>(named: &Tensors<'_, '_>, fitting: &[&'a Naming]) -> Vec<&'a Naming> {
+    let fits = |naming: &&&Naming| widths(named, naming).all(|is_listed| is_listed);
+    let found: Vec<_> = fitting.iter().filter(fits).copied().collect();
+    match found.is_empty() {
+        true => fitting.to_vec(),
+        false => found,
+    }
 }
 
 /// Of several families with these modules, the one that needs no word of it.

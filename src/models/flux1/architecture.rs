@@ -209,6 +209,7 @@ impl Architecture {
             source,
             width: self.width(),
             head_channels: self.head_channels,
+            bias: true,
         }
     }
 
@@ -224,7 +225,7 @@ impl Architecture {
 }
 
 /// The shape of a tensor, which must be there.
-fn shape(weights: &Weights, name: &str) -> Result<Vec<usize>, String> {
+pub(in crate::models) fn shape(weights: &Weights, name: &str) -> Result<Vec<usize>, String> {
     weights
         .shape(name)
         .ok_or_else(|| format!("it has no tensor for `{name}`"))

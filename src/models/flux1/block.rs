@@ -98,7 +98,7 @@ impl DoubleBlock {
         let turned = tokens.rotary.narrow(0, tokens.num_patches)?;
         let turn = |x: &Value| pass.tape.rope(x, &turned.cos, &turned.sin);
         let of_picture = [turn(&q)?, turn(&k)?, v];
-        let [attended, context_attended] = joint(pass, tokens, &of_picture, &of_context)?;
+        let [attended, context_attended] = joint(pass, &tokens.mask, &of_picture, &of_context)?;
         Ok([
             self.picture.residual(pass, &mods, x, &attended)?,
             self.context
@@ -108,14 +108,14 @@ impl DoubleBlock {
 }
 
 /// Attention of queries, keys and values of picture and context as one sequence: [b, n, d] and [b, m, d].
-fn joint(
+pub(in crate::models) fn joint(
     pass: Pass<'_>,
-    tokens: &Tokens,
+    mask: &AttentionMask,
     picture: &[Value; 3],
     context: &[Value; 3],
 ) -> Result<[Value; 2]> {
     let (tape, scale) = (pass.tape, scale_of(&picture[0])?);
-    if tokens.mask == AttentionMask::None {
+    if *mask == AttentionMask::None {
         let part = |[q, k, v]: &'_ [Value; 3]| (q.clone(), k.clone(), v.clone());
         let (picture, context) = (part(picture), part(context));
         let parts = [&picture, &context].map(|(q, k, v)| AttentionPart { q: Some(q), k, v });
@@ -128,7 +128,7 @@ fn joint(
     // Attention in parts takes no mask, so the two are copied into one here only.
     let whole = |part: usize| tape.cat(&[&picture[part], &context[part]], 1);
     let (q, k, v) = (whole(0)?, whole(1)?, whole(2)?);
-    let attended = tape.attention(&q, &k, &v, scale, None, &tokens.mask)?;
+    let attended = tape.attention(&q, &k, &v, scale, None, mask)?;
     let (n, m) = (picture[0].tensor().dim(1)?, context[0].tensor().dim(1)?);
     Ok([
         tape.narrow(&attended, 1, 0, n)?,
@@ -137,7 +137,7 @@ fn joint(
 }
 
 /// 1 over the root of a head's channels.
-fn scale_of(q_bnhe: &Value) -> Result<f64> {
+pub(in crate::models) fn scale_of(q_bnhe: &Value) -> Result<f64> {
     Ok(1.0 / (q_bnhe.tensor().dim(3)? as f64).sqrt())
 }
 

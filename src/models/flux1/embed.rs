@@ -12,7 +12,7 @@ use crate::autograd::{Tape, Value};
 const THETA: f64 = 10000.0;
 
 /// Patches down and across a latent of `h` by `w`.
-pub(super) fn patches(h: usize, w: usize) -> Result<(usize, usize)> {
+pub(in crate::models) fn patches(h: usize, w: usize) -> Result<(usize, usize)> {
     if h == 0 || w == 0 || !h.is_multiple_of(PATCH) || !w.is_multiple_of(PATCH) {
         bail!("latents of {h} x {w}: expected a height and a width that are multiples of {PATCH}");
     }
@@ -21,7 +21,7 @@ pub(super) fn patches(h: usize, w: usize) -> Result<(usize, usize)> {
 
 /// [b, c, h, w] to [b, n, c * p * p]: a token has a patch's channels one after another, each with its pixels row by
 /// row.
-pub(super) fn pack(tape: &Tape, latents: &Value) -> Result<Value> {
+pub(in crate::models) fn pack(tape: &Tape, latents: &Value) -> Result<Value> {
     let (b, c, h, w) = latents.tensor().dims4()?;
     let (i, j) = patches(h, w)?;
     let x_bcipjp = tape.reshape(latents, &[b, c, i, PATCH, j, PATCH])?;
@@ -30,7 +30,12 @@ pub(super) fn pack(tape: &Tape, latents: &Value) -> Result<Value> {
 }
 
 /// [b, n, c * p * p] back to [b, c, h, w].
-pub(super) fn unpack(tape: &Tape, x: &Value, (i, j): (usize, usize), c: usize) -> Result<Value> {
+pub(in crate::models) fn unpack(
+    tape: &Tape,
+    x: &Value,
+    (i, j): (usize, usize),
+    c: usize,
+) -> Result<Value> {
     let b = x.tensor().dim(0)?;
     let x_bijcpp = tape.reshape(x, &[b, i, j, c, PATCH, PATCH])?;
     let x_bcipjp = tape.permute(&x_bijcpp, &[0, 3, 1, 4, 2, 5])?;

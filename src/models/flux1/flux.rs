@@ -226,24 +226,14 @@ impl Flux {
     }
 
     fn tokens(&self, latents: &Value, conditioning: &ConditioningTensors) -> Result<Tokens> {
-        let (b, m, _) = conditioning.context.dims3()?;
+        let m = conditioning.context.dim(1)?;
         let mut pictures = Vec::new();
         for picture in std::iter::once(latents.tensor()).chain(&conditioning.reference) {
             let (_, _, h, w) = picture.dims4()?;
             pictures.push(patches(h, w)?);
         }
         let num_patches = pictures.iter().map(|(rows, columns)| rows * columns).sum();
-        let mask = match &conditioning.token_counts {
-            None => AttentionMask::None,
-            Some(counts) => {
-                if counts.len() != b || counts.iter().any(|&count| count > m) {
-                    bail!(
-                        "denoiser input `token_counts`: expected {b} numbers of at most {m}, found {counts:?}"
-                    );
-                }
-                AttentionMask::KeyCounts(counts.iter().map(|count| num_patches + count).collect())
-            }
-        };
+        let mask = mask_of(conditioning, num_patches)?;
         Ok(Tokens {
             rotary: self.rotary((pictures, m))?,
             num_patches,
@@ -302,8 +292,26 @@ impl Flux {
     }
 }
 
+/// Which keys are seen of a picture's `num_patches` tokens and the context's behind them: all, or none of the context's pads.
+pub(in crate::models) fn mask_of(
+    conditioning: &ConditioningTensors,
+    num_patches: usize,
+) -> Result<AttentionMask> {
+    let Some(counts) = &conditioning.token_counts else {
+        return Ok(AttentionMask::None);
+    };
+    let (b, m, _) = conditioning.context.dims3()?;
+    if counts.len() != b || counts.iter().any(|&count| count > m) {
+        bail!(
+            "denoiser input `token_counts`: expected {b} numbers of at most {m}, found {counts:?}"
+        );
+    }
+    let seen = counts.iter().map(|count| num_patches + count);
+    Ok(AttentionMask::KeyCounts(seen.collect()))
+}
+
 /// Runs block number `i`, once, or again for its gradients.
-fn run_block<const N: usize>(
+pub(in crate::models) fn run_block<const N: usize>(
     pass: Pass<'_>,
     i: usize,
     inputs: &[&Value],

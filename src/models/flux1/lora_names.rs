@@ -45,7 +45,11 @@ pub(in crate::models) fn naming() -> Naming {
         implementation: "https://github.com/black-forest-labs/flux",
         base_version: Some("flux1"),
         metadata_marks: &["flux"],
-        widths: &[(".attn.to_q", 3072)],
+        widths: &[
+            (".attn.to_q", 3072),
+            (".proj_out", 15360),
+            (".ff.net.2", 12288),
+        ],
         only_where_stated: false,
         ai_toolkit: AiToolkitNaming::Diffusers,
         ai_toolkit_modules: &["transformer_blocks."],

@@ -12,7 +12,7 @@
 mod activations;
 pub(super) mod architecture;
 pub(super) mod block;
-mod embed;
+pub(super) mod embed;
 pub(super) mod flux;
 pub(super) mod lora_names;
 pub(super) mod names;

@@ -11,14 +11,20 @@ use super::architecture::Architecture;
 /// Reads what the denoiser's files and config say of it.
 pub(super) fn open(component: &Component) -> Result<DescribedWeights, Error> {
     let stored = component.open()?;
-    if stored.contains("distilled_guidance_layer.in_proj.weight") && component.config.is_none() {
-        return Err(Error::NotThisFamily {
-            path: component.weights.clone(),
-            family: "`flux1`".to_owned(),
-            reason:
-                "it has tensors `distilled_guidance_layer.*`, which Chroma has: family `chroma`"
-                    .to_owned(),
-        });
+    // Its kin, which have double blocks of the same names.
+    for (tensors, whose, family) in [
+        ("distilled_guidance_layer", "Chroma", "chroma"),
+        ("double_stream_modulation_img", "FLUX.2", "flux2"),
+    ] {
+        if component.config.is_none() && !stored.pp(format!("{tensors}.")).names().is_empty() {
+            return Err(Error::NotThisFamily {
+                path: component.weights.clone(),
+                family: "`flux1`".to_owned(),
+                reason: format!(
+                    "it has tensors `{tensors}.*`, which {whose} has: family `{family}`"
+                ),
+            });
+        }
     }
     let single_file = stored.contains("img_in.weight");
     let place = move |name: &str| match single_file {
@@ -103,47 +109,66 @@ const NORMS: &[(&str, &str, &str)] = &[
     ("attn.norm_added_k", "txt_attn.norm.key_norm", ""),
 ];
 
-/// Where a single file keeps a tensor of diffusers' name. A name that is unknown stays as it is, and will not be
-/// found.
+/// Where a single file keeps a tensor of diffusers' name.
 pub(in crate::models) fn in_single_file(name: &str) -> Stored {
-    in_outer(name)
-        .or_else(|| in_block(name))
-        .unwrap_or_else(|| name.into())
-}
-
-fn in_outer(name: &str) -> Option<Stored> {
-    let (module, kind) = name.rsplit_once('.')?;
-    let (_, stored) = OUTER.iter().find(|(ours, _)| *ours == module)?;
-    Some(Stored {
-        swapped: module == "norm_out.linear",
-        ..format!("{stored}.{kind}").into()
-    })
-}
-
-fn in_block(name: &str) -> Option<Stored> {
-    let (blocks, rest) = name.split_once('.')?;
-    let (block, rest) = rest.split_once('.')?;
-    let (part, kind) = rest.rsplit_once('.')?;
-    let (blocks, table) = match blocks {
-        "transformer_blocks" => ("double_blocks", DOUBLE),
-        "single_transformer_blocks" => ("single_blocks", SINGLE),
-        _ => return None,
+    let modules = Modules {
+        outer: OUTER,
+        double: DOUBLE,
+        single: SINGLE,
     };
-    if let Some((_, double, single)) = NORMS.iter().find(|(ours, ..)| *ours == part) {
-        let norm = if blocks == "double_blocks" {
-            double
-        } else {
-            single
-        };
-        return Some(format!("{blocks}.{block}.{norm}.scale").into());
+    modules.in_single_file(name)
+}
+
+/// The modules of a network of double and single blocks: those outside of blocks, and those of a block of each kind.
+pub(in crate::models) struct Modules {
+    pub(in crate::models) outer: &'static [(&'static str, &'static str)],
+    pub(in crate::models) double: &'static [(&'static str, &'static str, Pieces)],
+    pub(in crate::models) single: &'static [(&'static str, &'static str, Pieces)],
+}
+
+impl Modules {
+    /// Where a single file of the authors keeps a tensor of diffusers' name. A name that is unknown stays as it is, and will not
+    /// be found.
+    pub(in crate::models) fn in_single_file(&self, name: &str) -> Stored {
+        self.outside(name)
+            .or_else(|| self.in_block(name))
+            .unwrap_or_else(|| name.into())
     }
-    let (_, stored, pieces) = table.iter().find(|(ours, ..)| *ours == part)?;
-    Some(Stored {
-        part: pieces.map(|(first, count, pieces)| TensorSlice {
-            first,
-            count,
-            pieces,
-        }),
-        ..format!("{blocks}.{block}.{stored}.{kind}").into()
-    })
+
+    fn outside(&self, name: &str) -> Option<Stored> {
+        let (module, kind) = name.rsplit_once('.')?;
+        let (_, stored) = self.outer.iter().find(|(ours, _)| *ours == module)?;
+        Some(Stored {
+            swapped: module == "norm_out.linear",
+            ..format!("{stored}.{kind}").into()
+        })
+    }
+
+    fn in_block(&self, name: &str) -> Option<Stored> {
+        let (blocks, rest) = name.split_once('.')?;
+        let (block, rest) = rest.split_once('.')?;
+        let (part, kind) = rest.rsplit_once('.')?;
+        let (blocks, table) = match blocks {
+            "transformer_blocks" => ("double_blocks", self.double),
+            "single_transformer_blocks" => ("single_blocks", self.single),
+            _ => return None,
+        };
+        if let Some((_, double, single)) = NORMS.iter().find(|(ours, ..)| *ours == part) {
+            let norm = if blocks == "double_blocks" {
+                double
+            } else {
+                single
+            };
+            return Some(format!("{blocks}.{block}.{norm}.scale").into());
+        }
+        let (_, stored, pieces) = table.iter().find(|(ours, ..)| *ours == part)?;
+        Some(Stored {
+            part: pieces.map(|(first, count, pieces)| TensorSlice {
+                first,
+                count,
+                pieces,
+            }),
+            ..format!("{blocks}.{block}.{stored}.{kind}").into()
+        })
+    }
 }

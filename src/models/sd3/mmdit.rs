@@ -40,6 +40,7 @@ impl MmDit {
             source,
             width,
             head_channels: architecture.head_channels,
+            bias: true,
         };
         let cells = architecture.max_patches * architecture.max_patches;
         let patch_embed = PatchEmbed::new(

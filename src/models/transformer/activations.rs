@@ -14,6 +14,8 @@ impl Gates {
     pub(in crate::models) fn of(step: &StepShape) -> Self {
         let makes = |name: &String| {
             name.starts_with("time_text_embed.")
+                || name.starts_with("time_guidance_embed.")
+                || name.contains("_stream_modulation")
                 || name.ends_with("norm1.linear")
                 || name.ends_with("norm1_context.linear")
                 || name.ends_with(".norm.linear")

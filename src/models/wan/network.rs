@@ -46,6 +46,7 @@ impl Wan {
             source,
             width,
             head_channels: own.head_channels,
+            bias: true,
         };
         let patch = PATCH * PATCH;
         let kernel = source.tensor(

@@ -5,6 +5,7 @@ mod canonical;
 mod checkpoint;
 mod chroma;
 mod deviate;
+mod flux2;
 mod shipped;
 mod wan;
 mod zimage;

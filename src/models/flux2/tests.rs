@@ -1,0 +1,25 @@
+mod adapters;
+mod forward;
+mod loading;
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use candle_core::{DType, Device, Tensor};
+
+use super::*;
+use crate::autograd::Tape;
+use crate::lora::Bound;
+use crate::models::testing::{self, Golden, Inputs, Model, error_of, golden_path, message};
+use crate::nn::Kernels;
+
+pub(super) const MODELS: [&str; 2] = ["two", "one"];
+
+/// What `tools/goldens/flux2.py` wrote.
+pub(super) fn golden(name: &str) -> Golden {
+    Golden::read(&FLUX2, &format!("flux2_{name}"))
+}
+
+pub(super) fn load(path: &Path) -> Result<Model, Error> {
+    testing::load(&FLUX2, path)
+}

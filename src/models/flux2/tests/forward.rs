@@ -1,0 +1,124 @@
+//! The forward pass against diffusers.
+
+use super::*;
+
+/// Aimed at; the promise is 1e-4.
+const LIMIT: f64 = 1e-5;
+
+/// Three shapes, and captions with pads that are not seen.
+const INPUTS: usize = 4;
+
+/// The place of the captions with pads.
+const PADDED: usize = 3;
+
+fn output(model: &dyn Denoiser, inputs: &Inputs) -> Tensor {
+    let tape = Tape::off(&Kernels::NONE);
+    inputs.call(model, &tape, &Bound::none()).into_tensor()
+}
+
+#[test]
+fn the_prediction_equals_diffusers() {
+    for name in MODELS {
+        let golden = golden(name);
+        assert!(golden.inputs(PADDED).conditioning.token_counts.is_some());
+        golden.check_forward(&*golden.model(), INPUTS, LIMIT);
+    }
+}
+
+#[test]
+fn a_folder_in_shards_gives_the_same_network() {
+    let golden = golden("two");
+    let folder = golden.folder();
+    golden.split_into_shards(folder.path());
+    golden.check_forward(&*load(folder.path()).unwrap(), 1, LIMIT);
+}
+
+#[test]
+fn the_single_file_naming_gives_the_same_numbers_bit_for_bit() {
+    for name in MODELS {
+        let golden = golden(name);
+        let path = golden_path(&format!("flux2_{name}_single.safetensors"));
+        let (single, folder) = (load(&path).unwrap(), golden.model());
+        for i in 0..INPUTS {
+            let call = |model: &dyn Denoiser| {
+                let flat = output(model, &golden.inputs(i)).flatten_all().unwrap();
+                flat.to_vec1::<f32>().unwrap()
+            };
+            assert!(call(&*single) == call(&*folder), "{name}, inputs {i}");
+        }
+        assert_eq!(single.linears(), folder.linears());
+        // Whichever file it lies in, the base model is the same.
+        let folder = golden.folder();
+        let digest = |path: &Path| testing::digest(&FLUX2, path);
+        assert_eq!(digest(&path), digest(folder.path()));
+    }
+}
+
+#[test]
+fn a_row_of_a_batch_equals_the_row_alone() {
+    let golden = golden("two");
+    let model = golden.model();
+    for i in [1, PADDED] {
+        let inputs = golden.inputs(i);
+        let whole = output(&*model, &inputs);
+        for row in 0..2 {
+            let expected = whole.narrow(0, row, 1).unwrap();
+            assert!(error_of(&output(&*model, &inputs.row(row)), &expected) < 1e-6);
+        }
+    }
+}
+
+/// Unlike FLUX.1's captions, these have positions.
+#[test]
+fn the_order_of_a_captions_rows_matters_and_the_timestep_does() {
+    let golden = golden("two");
+    let (model, mut inputs) = (golden.model(), golden.inputs(0));
+    let before = output(&*model, &inputs);
+    let context = &inputs.conditioning.context;
+    let front = context.narrow(1, 0, 2).unwrap();
+    let back = context.narrow(1, 2, context.dim(1).unwrap() - 2).unwrap();
+    inputs.conditioning.context = Tensor::cat(&[back, front], 1).unwrap();
+    assert!(error_of(&output(&*model, &inputs), &before) > 1e-3);
+    let mut inputs = golden.inputs(0);
+    inputs.timesteps = (inputs.timesteps * 0.9).unwrap();
+    assert!(error_of(&output(&*model, &inputs), &before) > 1e-3);
+}
+
+#[test]
+fn inputs_that_do_not_fit_get_one_clear_line() {
+    let check = |change: &dyn Fn(&mut Inputs), expected: &str| {
+        let golden = golden("two");
+        let mut inputs = golden.inputs(0);
+        change(&mut inputs);
+        assert_eq!(inputs.refused_by(&*golden.model()), expected);
+    };
+    let zeros = |shape: &[usize]| Tensor::zeros(shape, DType::F32, &Device::Cpu).unwrap();
+    check(
+        &|inputs| inputs.latents = zeros(&[2, 4, 7, 8]),
+        "latents of 7 x 8: expected a height and a width that are multiples of 2",
+    );
+    check(
+        &|inputs| inputs.latents = zeros(&[2, 16, 4, 4]),
+        "denoiser input `latents`: expected shape [2, 4, 4, 4], found [2, 16, 4, 4]",
+    );
+    check(
+        &|inputs| inputs.conditioning.context = zeros(&[2, 5, 21]),
+        "denoiser input `context`: expected shape [2, 5, 20], found [2, 5, 21]",
+    );
+    check(
+        &|inputs| inputs.conditioning.pooled = zeros(&[2, 12]),
+        "denoiser input `pooled`: expected shape [2, 0], found [2, 12]",
+    );
+    check(
+        &|inputs| inputs.conditioning.guidance = Some(zeros(&[2])),
+        "denoiser input `guidance`: this model has no guidance embedding, found an input",
+    );
+    check(
+        &|inputs| inputs.conditioning.token_counts = Some(vec![5, 6]),
+        "denoiser input `token_counts`: expected 2 numbers of at most 5, found [5, 6]",
+    );
+    check(
+        &|inputs| inputs.conditioning.reference = Some(zeros(&[2, 4, 4, 4])),
+        "denoiser input `reference`: this network takes no reference picture, found [2, 4, 4, 4]",
+    );
+}
