@@ -9,7 +9,7 @@ use std::process::Command;
 use candle_core::{Device, Tensor};
 use plumb::nn::weights::Weights;
 use plumb::recipe::latents::WanArchitecture;
-use plumb::vae::wan::{Encoder, names};
+use plumb::vae::causal::{Encoder, names};
 use serde_json::{Value, json};
 
 use crate::encode::{Failure, Seconds, write_weights};

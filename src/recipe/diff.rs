@@ -8,6 +8,8 @@ use std::fmt;
 use serde::Serialize;
 use serde_json::Value;
 
+use crate::shown;
+
 /// Differences between two descriptions, in the order of their paths.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Diff {
@@ -107,7 +109,8 @@ pub fn readable(value: Option<&Value>) -> String {
         Some(Value::Null) => "none".into(),
         // As `Digest::short`, which a person finds again in other messages.
         Some(Value::String(text)) if is_id(text) => format!("{}...", &text[..12]),
-        Some(Value::String(text)) => text.clone(),
+        // Templates have line ends.
+        Some(Value::String(text)) => shown::line(text),
         Some(Value::Array(items)) => {
             let items: Vec<String> = items.iter().map(|item| readable(Some(item))).collect();
             format!("[{}]", items.join(", "))

@@ -9,17 +9,17 @@
 //! version of reading.)
 
 mod autoencoder;
+mod causal;
 mod config;
 mod statistics;
-mod wan;
 mod window;
 
 use serde::{Deserialize, Serialize};
 
 pub use autoencoder::{AutoencoderArchitecture, AutoencoderConfig, EncoderArchitecture};
+pub use causal::{WAN_LATENTS, WanArchitecture, WanClass, WanEncoderArchitecture};
 pub use config::{ConfigError, VaeConfig};
 pub use statistics::LatentStatistics;
-pub use wan::{WAN_LATENTS, WanArchitecture, WanClass, WanEncoderArchitecture};
 pub use window::{Rate, Window};
 
 use crate::digest::{Digest, Fingerprint};

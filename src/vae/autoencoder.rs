@@ -1,20 +1,20 @@
-//! The autoencoders there are, behind one name: of pictures ([`Encoder`], [`Decoder`]) and of clips ([`wan`]).
+//! The autoencoders there are, behind one name: of pictures ([`Encoder`], [`Decoder`]) and of clips ([`causal`]).
 
 use candle_core::{Device, Result, Tensor, bail};
 
-use super::{Decoder, Encoder, Moments, names, wan};
+use super::{Decoder, Encoder, Moments, causal, names};
 use crate::nn::weights::{self, Weights};
 use crate::recipe::latents::{AutoencoderArchitecture, AutoencoderConfig, EncoderArchitecture};
 
 /// The same weights under canonical names, whichever autoencoder's they are; as they are where they are none's.
 pub fn canonical(weights: &Weights) -> Weights {
-    wan::names::canonical(weights).unwrap_or_else(|| names::canonical(weights))
+    causal::names::canonical(weights).unwrap_or_else(|| names::canonical(weights))
 }
 
 /// What canonical weights tell where there is no configuration. The statistics of Wan's are those of the released VAE; nothing tells
 /// those of pictures.
 pub fn config(weights: &Weights) -> Option<AutoencoderConfig> {
-    if let Some(wan) = wan::names::architecture(weights) {
+    if let Some(wan) = causal::names::architecture(weights) {
         return Some(wan.into());
     }
     Some(AutoencoderConfig {
@@ -27,7 +27,7 @@ pub fn config(weights: &Weights) -> Option<AutoencoderConfig> {
 pub fn encoder_tensors(architecture: &EncoderArchitecture) -> Vec<(String, Vec<usize>)> {
     match architecture {
         EncoderArchitecture::Pictures(vae) => names::encoder_tensors(vae),
-        EncoderArchitecture::Wan(vae) => wan::names::encoder_tensors(vae),
+        EncoderArchitecture::Wan(vae) => causal::names::encoder_tensors(vae),
     }
 }
 
@@ -35,7 +35,7 @@ pub fn encoder_tensors(architecture: &EncoderArchitecture) -> Vec<(String, Vec<u
 pub fn decoder_tensors(architecture: &AutoencoderArchitecture) -> Vec<(String, Vec<usize>)> {
     match architecture {
         AutoencoderArchitecture::Pictures(vae) => names::decoder_tensors(vae),
-        AutoencoderArchitecture::Wan(vae) => wan::names::decoder_tensors(vae),
+        AutoencoderArchitecture::Wan(vae) => causal::names::decoder_tensors(vae),
     }
 }
 
@@ -44,7 +44,7 @@ pub enum LatentEncoder {
     /// Of pictures.
     Pictures(Box<Encoder>),
     /// Of clips, of which a picture is one with one frame.
-    Wan(Box<wan::Encoder>),
+    Wan(Box<causal::Encoder>),
 }
 
 impl LatentEncoder {
@@ -60,7 +60,9 @@ impl LatentEncoder {
             EncoderArchitecture::Pictures(vae) => {
                 Self::Pictures(Box::new(Encoder::load(vae, weights)?))
             }
-            EncoderArchitecture::Wan(vae) => Self::Wan(Box::new(wan::Encoder::load(vae, weights)?)),
+            EncoderArchitecture::Wan(vae) => {
+                Self::Wan(Box::new(causal::Encoder::load(vae, weights)?))
+            }
         })
     }
 
@@ -101,7 +103,7 @@ impl LatentEncoder {
     ///
     /// # Errors
     /// If it makes latents of pictures alone.
-    pub fn begin(&self) -> Result<wan::Encoding<'_>> {
+    pub fn begin(&self) -> Result<causal::Encoding<'_>> {
         match self {
             Self::Pictures(_) => bail!("the VAE makes latents of pictures, not of clips"),
             Self::Wan(encoder) => Ok(encoder.begin()),
@@ -114,7 +116,7 @@ pub enum LatentDecoder {
     /// Of pictures.
     Pictures(Box<Decoder>),
     /// Of clips.
-    Wan(Box<wan::Decoder>),
+    Wan(Box<causal::Decoder>),
 }
 
 impl LatentDecoder {
@@ -131,7 +133,7 @@ impl LatentDecoder {
                 Self::Pictures(Box::new(Decoder::load(vae, weights)?))
             }
             AutoencoderArchitecture::Wan(vae) => {
-                Self::Wan(Box::new(wan::Decoder::load(vae, weights)?))
+                Self::Wan(Box::new(causal::Decoder::load(vae, weights)?))
             }
         })
     }

@@ -1,4 +1,4 @@
-//! The autoencoder of pictures, `AutoencoderKL` and FLUX.2's `AutoencoderKLFlux2`: pixels to latents and back. [`wan`] is
+//! The autoencoder of pictures, `AutoencoderKL` and FLUX.2's `AutoencoderKLFlux2`: pixels to latents and back. [`causal`] is
 //! that of clips; [`autoencoder`] puts both behind one name.
 //!
 //! [`Encoder::encode`] gives mean and log-variance, never one frozen sample, and unscaled: [`LatentGeometry`] makes
@@ -11,11 +11,11 @@
 
 pub mod autoencoder;
 mod blocks;
+pub mod causal;
 mod geometry;
 pub mod names;
 #[cfg(test)]
 mod tests;
-pub mod wan;
 
 pub use autoencoder::{LatentDecoder, LatentEncoder};
 pub use geometry::{Extents, Factors, LatentGeometry};

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use plumb::recipe::latents::WanArchitecture;
-use plumb::vae::wan;
+use plumb::vae::causal;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -182,8 +182,8 @@ fn encoders_vaes_and_loras_alone_are_told_apart() {
         .says("a VAE (AutoencoderKL) alone")
         .says("vae = \"ae.safetensors\"");
     let released = WanArchitecture::parse("{}", "defaults").expect("the released one");
-    let mut tensors = wan::names::encoder_tensors(&released.encoder);
-    tensors.extend(wan::names::decoder_tensors(&released));
+    let mut tensors = causal::names::encoder_tensors(&released.encoder);
+    tensors.extend(causal::names::decoder_tensors(&released));
     full_size::write(
         &path("wan.safetensors"),
         "F32",

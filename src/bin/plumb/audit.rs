@@ -294,7 +294,8 @@ fn expectation(field: &FieldSaid) -> String {
 fn value(value: &serde_json::Value) -> String {
     match value {
         serde_json::Value::Null => "none".to_owned(),
-        serde_json::Value::String(text) => text.clone(),
+        // Templates have line ends.
+        serde_json::Value::String(text) => shown::line(text),
         serde_json::Value::Array(items) if items.is_empty() => "nothing".to_owned(),
         serde_json::Value::Array(items) => {
             let items: Vec<String> = items.iter().map(self::value).collect();

@@ -140,7 +140,7 @@ pub(super) fn vae(component: &Component) -> Option<CheckedVae> {
     let weights = vae::autoencoder::canonical(&file);
     let by_names = vae::autoencoder::config(&weights);
     // Wan's with other channels than the released one's cannot do without a configuration, but is one.
-    if by_names.is_none() && vae::wan::names::canonical(&file).is_none() {
+    if by_names.is_none() && vae::causal::names::canonical(&file).is_none() {
         return None;
     }
     let architecture = match &component.config {
@@ -170,7 +170,10 @@ pub(super) fn vae(component: &Component) -> Option<CheckedVae> {
         .collect();
     problems.extend(extra(&weights, &tensors));
     Some(CheckedVae {
-        class: match architecture {
+        class: match &architecture {
+            AutoencoderArchitecture::Pictures(vae) if vae.encoder.patch_norm.is_some() => {
+                "AutoencoderKLFlux2"
+            }
             AutoencoderArchitecture::Pictures(_) => "AutoencoderKL",
             AutoencoderArchitecture::Wan(_) => "AutoencoderKLWan",
         },

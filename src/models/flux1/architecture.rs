@@ -167,40 +167,19 @@ impl Architecture {
 
     /// All but the pooled vector.
     pub(in crate::models) fn check(&self, out_channels: usize) -> Result<(), String> {
-        for (field, value, least, most) in [
-            ("in_channels", self.token_channels, 1, MAX_DIMENSION),
-            ("num_layers", self.num_double, 1, MAX_DEPTH),
-            ("num_single_layers", self.num_single, 0, MAX_DEPTH),
-            ("num_attention_heads", self.heads, 1, MAX_DIMENSION),
-            ("attention_head_dim", self.head_channels, 1, MAX_DIMENSION),
-            ("joint_attention_dim", self.context_width, 1, MAX_DIMENSION),
-        ] {
-            in_bounds(field, value, least, most)?;
-        }
-        if self.token_channels != out_channels {
-            return Err(format!(
-                "`in_channels`: expected as many as go out, {out_channels}, found {} (a Fill, Canny or Depth model, which takes more than a noisy picture)",
-                self.token_channels
-            ));
-        }
-        if !self.token_channels.is_multiple_of(PATCH * PATCH) {
-            return Err(format!(
-                "`in_channels`: expected a multiple of {}, found {}",
-                PATCH * PATCH,
-                self.token_channels
-            ));
-        }
-        // Channels turn in pairs.
-        let fits = self.axes.iter().try_fold(0, |sum: usize, axis| {
-            axis.is_multiple_of(2).then(|| sum.checked_add(*axis))?
-        });
-        if fits != Some(self.head_channels) {
-            return Err(format!(
-                "`axes_dims_rope`: expected three even numbers that add up to attention_head_dim = {}, found {:?}",
-                self.head_channels, self.axes
-            ));
-        }
-        Ok(())
+        let sizes = TokenSizes {
+            channels: self.token_channels,
+            num_double: self.num_double,
+            num_single: self.num_single,
+            heads: self.heads,
+            head_channels: self.head_channels,
+            context_width: self.context_width,
+            axes: &self.axes,
+        };
+        sizes.check(
+            out_channels,
+            " (a Fill, Canny or Depth model, which takes more than a noisy picture)",
+        )
     }
 
     /// Makes modules of this network's tensors.
@@ -221,6 +200,61 @@ impl Architecture {
     /// Channels of the latents.
     pub(in crate::models) fn latent_channels(&self) -> usize {
         self.token_channels / (PATCH * PATCH)
+    }
+}
+
+/// What a network of double and single blocks is made of, in FLUX.1 and in FLUX.2.
+pub(in crate::models) struct TokenSizes<'a> {
+    /// Channels of a token: those of the latents times a patch's pixels.
+    pub(in crate::models) channels: usize,
+    pub(in crate::models) num_double: usize,
+    pub(in crate::models) num_single: usize,
+    pub(in crate::models) heads: usize,
+    pub(in crate::models) head_channels: usize,
+    pub(in crate::models) context_width: usize,
+    /// Channels of a head that turn with each of a token's ids.
+    pub(in crate::models) axes: &'a [usize],
+}
+
+impl TokenSizes<'_> {
+    /// Whether they are within bounds and fit together; `often` says which models take in more than goes out.
+    pub(in crate::models) fn check(&self, out_channels: usize, often: &str) -> Result<(), String> {
+        for (field, value, least, most) in [
+            ("in_channels", self.channels, 1, MAX_DIMENSION),
+            ("num_layers", self.num_double, 1, MAX_DEPTH),
+            ("num_single_layers", self.num_single, 0, MAX_DEPTH),
+            ("num_attention_heads", self.heads, 1, MAX_DIMENSION),
+            ("attention_head_dim", self.head_channels, 1, MAX_DIMENSION),
+            ("joint_attention_dim", self.context_width, 1, MAX_DIMENSION),
+        ] {
+            in_bounds(field, value, least, most)?;
+        }
+        if self.channels != out_channels {
+            return Err(format!(
+                "`in_channels`: expected as many as go out, {out_channels}, found {}{often}",
+                self.channels
+            ));
+        }
+        if !self.channels.is_multiple_of(PATCH * PATCH) {
+            return Err(format!(
+                "`in_channels`: expected a multiple of {}, found {}",
+                PATCH * PATCH,
+                self.channels
+            ));
+        }
+        // Channels turn in pairs.
+        let fits = self.axes.iter().try_fold(0, |sum: usize, axis| {
+            axis.is_multiple_of(2).then(|| sum.checked_add(*axis))?
+        });
+        if fits != Some(self.head_channels) {
+            return Err(format!(
+                "`axes_dims_rope`: expected {} even numbers that add up to attention_head_dim = {}, found {:?}",
+                self.axes.len(),
+                self.head_channels,
+                self.axes
+            ));
+        }
+        Ok(())
     }
 }
 

@@ -5,7 +5,7 @@ use std::path::Path;
 use serde::Deserialize;
 
 use crate::models::flux1::architecture::{
-    MAX_DEPTH, MAX_DIMENSION, PATCH, in_bounds, matrix, shape,
+    MAX_DIMENSION, PATCH, TokenSizes, in_bounds, matrix, shape,
 };
 use crate::models::layout::{Component, read_config};
 use crate::models::transformer::{EPS, Loader, TIME_CHANNELS};
@@ -194,40 +194,16 @@ impl Architecture {
     }
 
     fn check(&self, out_channels: usize) -> Result<(), String> {
-        for (field, value, least, most) in [
-            ("in_channels", self.token_channels, 1, MAX_DIMENSION),
-            ("num_layers", self.num_double, 1, MAX_DEPTH),
-            ("num_single_layers", self.num_single, 0, MAX_DEPTH),
-            ("num_attention_heads", self.heads, 1, MAX_DIMENSION),
-            ("attention_head_dim", self.head_channels, 1, MAX_DIMENSION),
-            ("joint_attention_dim", self.context_width, 1, MAX_DIMENSION),
-        ] {
-            in_bounds(field, value, least, most)?;
-        }
-        if self.token_channels != out_channels {
-            return Err(format!(
-                "`in_channels`: expected as many as go out, {out_channels}, found {}",
-                self.token_channels
-            ));
-        }
-        if !self.token_channels.is_multiple_of(PATCH * PATCH) {
-            return Err(format!(
-                "`in_channels`: expected a multiple of {}, found {}",
-                PATCH * PATCH,
-                self.token_channels
-            ));
-        }
-        // Channels turn in pairs.
-        let fits = self.axes.iter().try_fold(0, |sum: usize, axis| {
-            axis.is_multiple_of(2).then(|| sum.checked_add(*axis))?
-        });
-        if fits != Some(self.head_channels) {
-            return Err(format!(
-                "`axes_dims_rope`: expected four even numbers that add up to attention_head_dim = {}, found {:?}",
-                self.head_channels, self.axes
-            ));
-        }
-        Ok(())
+        let sizes = TokenSizes {
+            channels: self.token_channels,
+            num_double: self.num_double,
+            num_single: self.num_single,
+            heads: self.heads,
+            head_channels: self.head_channels,
+            context_width: self.context_width,
+            axes: &self.axes,
+        };
+        sizes.check(out_channels, "")
     }
 
     /// Makes modules of this network's tensors: none has a bias.

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-use super::wan::{self, RawWan, WanArchitecture};
+use super::causal::{self, RawWan, WanArchitecture};
 use super::{LatentStatistics, PatchNorm, VaeArchitecture, VaeEncoderArchitecture};
 use crate::files;
 
@@ -92,7 +92,7 @@ impl WanArchitecture {
     /// Whether the text of a configuration says that it is of an `AutoencoderKLWan`.
     pub(super) fn is_named_by(json: &str) -> bool {
         let config: Option<serde_json::Value> = serde_json::from_str(json).ok();
-        config.is_some_and(|config| config["_class_name"] == wan::CLASS)
+        config.is_some_and(|config| config["_class_name"] == causal::CLASS)
     }
 
     /// Of the text of a `vae/config.json`; `file` names it in errors. Fields that are absent have diffusers' defaults, which are the
@@ -107,10 +107,13 @@ impl WanArchitecture {
         };
         let map: serde_json::Map<String, serde_json::Value> =
             serde_json::from_str(json).map_err(|e| fail(e.to_string()))?;
-        if let Some(class) = map.get("_class_name").filter(|class| *class != wan::CLASS) {
+        if let Some(class) = map
+            .get("_class_name")
+            .filter(|class| *class != causal::CLASS)
+        {
             return Err(fail(format!(
                 "`_class_name` is {class}, expected `{}`",
-                wan::CLASS
+                causal::CLASS
             )));
         }
         let raw: RawWan = serde_json::from_value(map.into()).map_err(|e| fail(e.to_string()))?;

@@ -122,13 +122,13 @@ fn a_config_that_does_not_fit_gets_one_clear_line() {
     check(
         r#"{"axes_dims_rope": [16, 56, 55]}"#,
         expect![
-            "./config.json: `axes_dims_rope`: expected three even numbers that add up to attention_head_dim = 128, found [16, 56, 55]"
+            "./config.json: `axes_dims_rope`: expected 3 even numbers that add up to attention_head_dim = 128, found [16, 56, 55]"
         ],
     );
     check(
         r#"{"axes_dims_rope": [16, 56, 54]}"#,
         expect![
-            "./config.json: `axes_dims_rope`: expected three even numbers that add up to attention_head_dim = 128, found [16, 56, 54]"
+            "./config.json: `axes_dims_rope`: expected 3 even numbers that add up to attention_head_dim = 128, found [16, 56, 54]"
         ],
     );
     check(

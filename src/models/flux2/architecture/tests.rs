@@ -90,7 +90,7 @@ fn a_config_that_does_not_fit_gets_one_clear_line() {
         (
             r#""axes_dims_rope": [32, 32, 32, 31]"#,
             expect![
-                "./config.json: `axes_dims_rope`: expected four even numbers that add up to attention_head_dim = 128, found [32, 32, 32, 31]"
+                "./config.json: `axes_dims_rope`: expected 4 even numbers that add up to attention_head_dim = 128, found [32, 32, 32, 31]"
             ],
         ),
         (
