@@ -71,12 +71,12 @@ def main():
         noisy = scheduler.add_noise(dump["latents"], dump["noise"], dump["timestep"].long())
         target = dump["noise"]
     else:
-        sigma = dump["sigma"].view(-1, 1, 1, 1)
+        sigma = dump["sigma"].view(-1, *[1] * (dump["latents"].dim() - 1))
         noisy = (1 - sigma) * dump["latents"] + sigma * dump["noise"]
         target = dump["noise"] - dump["latents"]
     given = [dump["timestep"], dump["context"], dump["pooled"], *map(dump.get, ("guidance", "time_ids", "token_counts", "reference"))]
     prediction = predict(transformer, noisy, *given)
-    weight = dump["loss_weight"].view(-1, 1, 1, 1)
+    weight = dump["loss_weight"].view(-1, *[1] * (prediction.dim() - 1))
     loss = (weight * (prediction - target) ** 2).mean()
     loss.backward()
 

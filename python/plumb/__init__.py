@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from ._conditioning import Conditioning, EncoderOutput
 from ._errors import Damaged, Error, NewerFormat, Refused
-from ._manifest import Manifest, Picture, View
+from ._manifest import Manifest, Picture, View, Window
 from ._recipe import Recipe
 from ._store import Latents, Store
 
@@ -43,6 +43,7 @@ __all__ = [
     "Refused",
     "Store",
     "View",
+    "Window",
     "dataset",
 ]
 

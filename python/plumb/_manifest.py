@@ -21,8 +21,20 @@ _LIMIT = 1 << 30
 
 
 @dataclasses.dataclass(frozen=True)
+class Window:
+    """Frames of a clip that the VAE saw together."""
+
+    rate: tuple[int, int]
+    """Frames a second that the clip was brought to, a fraction: numerator and denominator."""
+    start: int
+    """The first of them, counted from 0 at that rate."""
+    frames: int
+    """How many there are."""
+
+
+@dataclasses.dataclass(frozen=True)
 class View:
-    """One crop of a picture, mirrored or not."""
+    """One crop of a picture or of some frames of a clip, mirrored or not."""
 
     entry: str
     """The id of its latents."""
@@ -38,6 +50,8 @@ class View:
     """Whether it is mirrored."""
     time_ids: tuple[float, ...]
     """SDXL's size embedding: height and width of the file, top and left of the crop, height and width of the crop, in px."""
+    window: Window | None = None
+    """Which frames of a clip; None of a picture."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,6 +172,13 @@ def _view(read: _Reader) -> View:
         sides = view.inner(name)
         return sides.whole("width"), sides.whole("height")
 
+    window = None
+    if "window" in view.members:
+        frames = view.inner("window")
+        rate = frames.inner("rate")
+        fraction = (rate.whole("numerator"), rate.whole("denominator"))
+        # 0 is a place.
+        window = Window(fraction, int(frames.number("start")), frames.whole("frames"))
     return View(
         entry=read.id("entry"),
         size=size("bucket"),
@@ -166,4 +187,5 @@ def _view(read: _Reader) -> View:
         resized=size("resized"),
         flip=view.flag("flip"),
         time_ids=read.numbers("time_ids", 6),
+        window=window,
     )

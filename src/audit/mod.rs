@@ -83,6 +83,17 @@ pub enum Error {
     Tensor(#[from] candle_core::Error),
 }
 
+/// Latents of clips, and what trainers call the tensors of these models, are not known here: any verdict could be wrong.
+fn refuse_videos(path: &Path, base: &BaseModel) -> Result<(), Error> {
+    if base.latent_geometry().factors.time.is_none() {
+        return Ok(());
+    }
+    Err(Error::Nothing {
+        path: path.to_owned(),
+        why: "caches of models of videos cannot be audited".to_owned(),
+    })
+}
+
 /// How an audit is made.
 #[derive(Clone, Debug)]
 pub struct AuditOptions {
@@ -108,6 +119,7 @@ pub fn cache(
     monitor.start("reading the base model", None);
     let base = BaseModel::open(experiment, memo)?;
     monitor.finish();
+    refuse_videos(path, &base)?;
     let items = items(experiment, &base, monitor)?;
     let known = pair::Known::new(&items, experiment.extra_captions());
     let of = |content| {

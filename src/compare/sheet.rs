@@ -10,16 +10,15 @@ use crate::experiment::Experiment;
 use crate::lora::Bound;
 use crate::models::Denoiser;
 use crate::monitor::Monitor;
-use crate::sample::previews;
-use crate::sample::sheet::{SheetRow, contact_sheet};
+use crate::sample::previews::{self, ClipRow, sheets};
 use crate::shown;
 use crate::store::{self, Store};
 
 /// Captions that stand in where an Experiment has no prompts.
 const CAPTIONS: usize = 4;
 
-/// The name of the sheet's file.
-const FILE: &str = "compare.png";
+/// The name of the sheet's file, without what tells a picture from a clip.
+const NAME: &str = "compare";
 
 /// What previews are asked for: the Experiment's prompts, or captions of the first pictures.
 pub(super) fn prompts(base: &BaseModel, pictures: &[Item]) -> Vec<String> {
@@ -87,7 +86,7 @@ impl Previews<'_> {
         let settings = &columns[0].0.settings.sample;
         let work = columns.len() * settings.prompts.len() * settings.steps;
         self.monitor.start("sampling", Some(work as u64));
-        let mut rows: Vec<SheetRow> = Vec::new();
+        let mut rows: Vec<ClipRow> = Vec::new();
         for (base, adapters) in columns {
             let source = ModelCache::open(base, self.store)?;
             let advance = || self.monitor.advance(1);
@@ -98,20 +97,23 @@ impl Previews<'_> {
                 adapters,
                 &advance,
             )?;
-            for (number, (label, picture)) in pictures.into_iter().enumerate() {
+            for (number, sampled) in pictures.into_iter().enumerate() {
                 if rows.len() <= number {
-                    let pictures = Vec::new();
-                    rows.push(SheetRow { label, pictures });
+                    rows.push(ClipRow {
+                        label: sampled.prompt,
+                        columns: Vec::new(),
+                    });
                 }
-                rows[number].pictures.push(picture);
+                rows[number].columns.push(sampled.frames);
             }
         }
         self.monitor.finish();
         let [a, b] = files;
         let title = format!("A {}   B {}", shown::path(a), shown::path(b));
-        let sheet = contact_sheet(&title, &["base model", "A", "B"], &rows);
-        let path = folder.join(FILE);
-        store::write_file(&path, &[&previews::png(&sheet)?])?;
+        let sheets = sheets(&title, &["base model", "A", "B"], &rows);
+        let (end, bytes) = previews::file(&sheets, settings.rate)?;
+        let path = folder.join(format!("{NAME}.{end}"));
+        store::write_file(&path, &[&bytes])?;
         Ok(path)
     }
 }

@@ -32,7 +32,7 @@ const SIDE: i64 = 16_384;
 const LARGE: f64 = 1e6;
 
 /// The fields with numbers, without the place in a list, and what they may be.
-pub(super) const FIELDS: [(&str, Range); 48] = [
+pub(super) const FIELDS: [(&str, Range); 50] = [
     ("dataset.repeats", Whole(1, 100_000)),
     ("dataset.resolution", Whole(8, SIDE)),
     ("dataset.bucket_step", Whole(1, SIDE)),
@@ -86,6 +86,8 @@ pub(super) const FIELDS: [(&str, Range); 48] = [
     ("train.sample_every", Whole(0, STEPS)),
     ("sample.width", Whole(8, SIDE)),
     ("sample.height", Whole(8, SIDE)),
+    ("sample.frames", Whole(1, 10_001)),
+    ("sample.frame_rate", Real(0.001, 1000.0)),
     ("sample.steps", Whole(1, 10_000)),
     ("sample.guidance", Real(0.0, 1000.0)),
     ("sample.true_cfg", Real(0.0, 1000.0)),

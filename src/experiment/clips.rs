@@ -9,7 +9,7 @@ use crate::shown;
 
 /// Frames a second where a data set says nothing: those of Wan 2.1 (`sample_fps` in `wan/configs/shared_config.py`), the one family of
 /// videos there is.
-const RATE: f64 = 16.0;
+const USUAL_RATE: Rate = Rate::whole(16);
 
 /// What becomes of the clips of a data set.
 #[derive(Clone, Debug, PartialEq)]
@@ -74,7 +74,55 @@ impl Raw {
             };
             checked.map_err(|(field, why)| (format!("dataset[{i}].{field}"), why))?;
         }
-        Ok(())
+        self.check_sampled(step)
+    }
+
+    fn check_sampled(&self, step: Option<u32>) -> Result<(), FieldProblem> {
+        let sample = &self.sample;
+        let named = [
+            ("sample.frames", sample.frames.is_some()),
+            ("sample.frame_rate", sample.frame_rate.is_some()),
+        ];
+        let named = named.into_iter().find(|(_, is_named)| *is_named);
+        match (step, named) {
+            (None, Some((field, _))) => wrong(
+                field,
+                format!(
+                    "family `{}` makes pictures; leave it out",
+                    shown::text(&self.model.family)
+                ),
+            ),
+            (Some(step), _) => match sample.frames.and_then(|n| not_a_length(n, step)) {
+                Some(why) => wrong("sample.frames", why),
+                None if sample.frame_rate.is_some() && self.sample_frames() == 1 => wrong(
+                    "sample.frame_rate",
+                    "one frame is a picture: set `frames`, such as to 17, or leave this out",
+                ),
+                None => Ok(()),
+            },
+            (None, None) => Ok(()),
+        }
+    }
+
+    /// Frames of a preview: 1 of a family that makes pictures.
+    pub(super) fn sample_frames(&self) -> u32 {
+        let trained = || {
+            let frames = self.dataset.first()?.frames.as_ref()?;
+            frames.numbers().iter().copied().max()
+        };
+        match self.frames_step() {
+            None => 1,
+            Some(_) => self.sample.frames.or_else(trained).unwrap_or(1),
+        }
+    }
+
+    /// Frames a second of a preview.
+    pub(super) fn sample_rate(&self) -> Rate {
+        let first = self.dataset.first();
+        let named = self.sample.frame_rate;
+        let named = named.or_else(|| first?.frame_rate);
+        // The bounds of both fields are those of a rate.
+        named.and_then(Rate::of).unwrap_or(USUAL_RATE)
     }
 }
 
@@ -89,7 +137,7 @@ impl Dataset {
     }
 
     fn clips(&self, step: u32) -> ClipUse {
-        let rate = Rate::of(self.frame_rate.unwrap_or(RATE));
+        let rate = self.frame_rate.map_or(Some(USUAL_RATE), Rate::of);
         let (Some(frames), Some(rate)) = (&self.frames, rate) else {
             return ClipUse::NotSet;
         };
@@ -132,12 +180,7 @@ impl Dataset {
             return wrong("frames", "expected at least one number, found none");
         }
         for (n, &count) in numbers.iter().enumerate() {
-            if count == 0 || !(count - 1).is_multiple_of(step) {
-                let below = count.saturating_sub(1) / step * step + 1;
-                let above = below.saturating_add(step);
-                let why = format!(
-                    "expected 1 more than a multiple of {step}, such as {below} or {above}, found {count}"
-                );
+            if let Some(why) = not_a_length(count, step) {
                 return wrong("frames", why);
             }
             if numbers[..n].contains(&count) {
@@ -153,6 +196,18 @@ impl Dataset {
         }
         Ok(())
     }
+}
+
+/// What is wrong with a number of frames, if anything.
+fn not_a_length(count: u32, step: u32) -> Option<String> {
+    if count > 0 && (count - 1).is_multiple_of(step) {
+        return None;
+    }
+    let below = count.saturating_sub(1) / step * step + 1;
+    let above = below.saturating_add(step);
+    Some(format!(
+        "expected 1 more than a multiple of {step}, such as {below} or {above}, found {count}"
+    ))
 }
 
 #[cfg(test)]

@@ -357,6 +357,13 @@ pub struct Sample {
     pub width: Option<u32>,
     /// Height in px.
     pub height: Option<u32>,
+    /// For a family that makes videos: how many frames, 1 more than a multiple of 4; the default is the largest of `frames` of the first
+    /// data set, or else 1. One frame is a PNG, more are an animated WebP.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub frames: Option<u32>,
+    /// Frames a second of the WebP; the default is that of the first data set, or else 16.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub frame_rate: Option<f64>,
     /// How the sampler walks; the default is the flavor's.
     pub sampler: Option<Sampler>,
     /// Sampler steps; the default is the flavor's.

@@ -12,7 +12,7 @@ use crate::diffusion::{
 };
 use crate::models::Flavor;
 use crate::optim::{AdamWOptions, OptimizerOptions};
-use crate::recipe::latents::Size;
+use crate::recipe::latents::{Rate, Size};
 use crate::recipe::spec::Dtype;
 
 /// The guidance embedding's input in training: scale 1, as if there were none. A LoRA trained so is sampled at the usual
@@ -218,6 +218,10 @@ pub struct SampleSettings {
     pub width: u32,
     /// Height in px.
     pub height: u32,
+    /// Frames: 1 of a picture.
+    pub frames: u32,
+    /// Frames a second of a clip.
+    pub rate: Rate,
     /// Which sampler, one that fits the process.
     pub sampler: Sampler,
     /// Sampler steps.
@@ -475,6 +479,8 @@ impl Experiment {
             negative_prompt: sample.negative_prompt.clone(),
             width: sample.width.unwrap_or(width),
             height: sample.height.unwrap_or(height),
+            frames: self.raw.sample_frames(),
+            rate: self.raw.sample_rate(),
             sampler: sample.sampler.unwrap_or(flavor.sampler),
             steps: sample.steps.unwrap_or(flavor.steps as usize),
             guidance,

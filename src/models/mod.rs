@@ -24,9 +24,7 @@ pub mod source;
 mod testing;
 mod transformer;
 pub mod unet;
-// Not a family yet: its latents have no way into the store before its VAE has.
-#[cfg_attr(not(test), expect(dead_code, reason = "the family comes with its VAE"))]
-mod wan;
+pub mod wan;
 pub mod zimage;
 
 use std::path::{Path, PathBuf};
@@ -54,6 +52,7 @@ static FAMILIES: &[&Family] = &[
     &unet::SDXL,
     &unet::SD1,
     &zimage::ZIMAGE,
+    &wan::WAN,
     #[cfg(test)]
     &fake_family::FAKE,
 ];

@@ -14,6 +14,7 @@ pub use animation::AnimatedWebp;
 pub use denoise::{SampleOptions, decode, decode_frames, sample, sample_from};
 use loras::open_loras;
 pub use loras::{LoraUse, open_lora, read_for};
+use previews::Sampled;
 
 use crate::autograd::Tape;
 use crate::base_model::{self, BaseModel, placement};
@@ -45,7 +46,7 @@ pub enum Error {
         /// How many prompts there are.
         prompts: usize,
     },
-    /// A preview of a clip cannot be written.
+    /// A clip cannot be written.
     #[error("animated WebP: {0}")]
     Animation(String),
     /// A reference picture.
@@ -91,16 +92,16 @@ pub enum Error {
     Store(#[from] store::Error),
 }
 
-/// A picture that was written.
+/// A picture or clip that was written.
 #[derive(Debug, Serialize)]
 pub struct Written {
     /// Its caption.
     pub prompt: String,
-    /// Its PNG file.
+    /// Its file: a PNG, or an animated WebP of a clip.
     pub file: PathBuf,
 }
 
-/// The pictures that sampling wrote.
+/// The pictures and clips that sampling wrote.
 #[derive(Debug, Serialize)]
 pub struct SampleReport {
     /// In the order of the prompts.
@@ -162,10 +163,11 @@ pub fn run(
     let pictures = previews::pictures((&base, &source), &references, denoiser, &bound, &advance)?;
     monitor.finish();
     let mut written = Vec::new();
-    for (number, (prompt, picture)) in pictures.into_iter().enumerate() {
+    for (number, Sampled { prompt, frames }) in pictures.into_iter().enumerate() {
+        let (end, bytes) = previews::file(&frames, settings.rate)?;
         // The seed in the name: another seed does not overwrite the pictures.
-        let file = folder.join(format!("seed{}-{number:03}.png", settings.seed));
-        store::write_file(&file, &[&previews::png(&picture)?])?;
+        let file = folder.join(format!("seed{}-{number:03}.{end}", settings.seed));
+        store::write_file(&file, &[&bytes])?;
         written.push(Written { prompt, file });
     }
     Ok(SampleReport { pictures: written })

@@ -1,20 +1,33 @@
-//! The pictures an Experiment's `[sample]` section asks for, from entries that are in the store.
+//! The pictures or clips an Experiment's `[sample]` section asks for, from entries that are in the store.
 
 use image::{ImageFormat, RgbImage};
 
-use super::{Error, SampleOptions, decode, sample};
+use super::sheet::{SheetRow, contact_sheet};
+use super::{AnimatedWebp, Error, SampleOptions, decode_frames, sample};
 use crate::base_model::BaseModel;
 use crate::cache::{Conditioning, ModelCache, drop_caption};
 use crate::dataset::Preview;
 use crate::experiment::SampleSettings;
 use crate::lora::Bound;
 use crate::models::Denoiser;
+use crate::recipe::latents::Rate;
 use crate::vae::{Extents, LatentGeometry};
+
+/// What was sampled from a prompt.
+pub struct Sampled {
+    /// The prompt.
+    pub prompt: String,
+    /// Its frames, all of one size: one of a picture; never none.
+    pub frames: Vec<RgbImage>,
+}
 
 /// How the first preview is sampled; the others differ in their `number`.
 pub fn options(base: &BaseModel) -> SampleOptions {
     let (settings, geometry) = (&base.settings.sample, base.latent_geometry());
-    let pixels = Extents::picture(settings.height as usize, settings.width as usize);
+    let pixels = Extents {
+        frames: settings.frames as usize,
+        ..Extents::picture(settings.height as usize, settings.width as usize)
+    };
     SampleOptions {
         pixels,
         process: base.settings.process,
@@ -64,7 +77,7 @@ fn beside(
     })
 }
 
-/// One picture for each prompt, with its prompt. `references` are none, one for all prompts, or one for each.
+/// One picture or clip for each prompt. `references` are none, one for all prompts, or one for each.
 ///
 /// # Errors
 /// If an entry is missing, or the model fails.
@@ -74,7 +87,7 @@ pub fn pictures(
     denoiser: &dyn Denoiser,
     adapters: &Bound,
     each_step: &dyn Fn(),
-) -> Result<Vec<(String, RgbImage)>, Error> {
+) -> Result<Vec<Sampled>, Error> {
     let settings = &base.settings.sample;
     check_number(references.len(), settings.prompts.len())?;
     let unconditional = unconditional(settings, source)?;
@@ -101,8 +114,10 @@ pub fn pictures(
             &options,
             each_step,
         )?;
-        let picture = decode(&decoder, &source.geometry, &latents)?;
-        made.push((prompt.clone(), picture));
+        made.push(Sampled {
+            prompt: prompt.clone(),
+            frames: decode_frames(&decoder, &source.geometry, &latents)?,
+        });
     }
     Ok(made)
 }
@@ -136,6 +151,51 @@ fn unconditional(
     let every_slot = outputs.keys().map(String::as_str).collect();
     let dropped = drop_caption(source.recipe, &outputs, Some(&outputs), &every_slot)?;
     Ok(Some(source.assemble(&dropped)?))
+}
+
+/// A row of a contact sheet, in each column a picture or clip.
+pub struct ClipRow {
+    /// The words at its left.
+    pub label: String,
+    /// The frames of each column.
+    pub columns: Vec<Vec<RgbImage>>,
+}
+
+/// A contact sheet, see [`contact_sheet`]: as many frames as the longest clip has. A shorter one stands still at its end.
+pub fn sheets(title: &str, heads: &[&str], rows: &[ClipRow]) -> Vec<RgbImage> {
+    let columns = rows.iter().flat_map(|row| &row.columns);
+    let count = columns.map(Vec::len).max().unwrap_or(1);
+    let frame = |n: usize| {
+        let rows: Vec<SheetRow> = rows.iter().map(|row| row.at(n)).collect();
+        contact_sheet(title, heads, &rows)
+    };
+    (0..count).map(frame).collect()
+}
+
+impl ClipRow {
+    fn at(&self, frame: usize) -> SheetRow {
+        let columns = self.columns.iter();
+        let shown = columns.filter_map(|frames| frames.get(frame).or(frames.last()));
+        SheetRow {
+            label: self.label.clone(),
+            pictures: shown.cloned().collect(),
+        }
+    }
+}
+
+/// The end of the name of a file of `frames`, and its bytes: a PNG of one frame, an animated WebP of several.
+///
+/// # Errors
+/// If there is no frame, or an encoder fails.
+pub fn file(frames: &[RgbImage], rate: Rate) -> Result<(&'static str, Vec<u8>), Error> {
+    if let [picture] = frames {
+        return Ok(("png", png(picture)?));
+    }
+    let mut webp = AnimatedWebp::new(rate);
+    for frame in frames {
+        webp.push(frame)?;
+    }
+    Ok(("webp", webp.finish()?))
 }
 
 /// A picture as the bytes of a PNG file.

@@ -15,8 +15,7 @@ use crate::convert::provenance::{Course, Provenance};
 use crate::diffusion::Prediction;
 use crate::experiment::{Precision, Settings, TrainSettings};
 use crate::lora::{self, FileOptions, SaveDtype, metadata::FileInfo};
-use crate::sample::previews;
-use crate::sample::sheet::{SheetRow, contact_sheet};
+use crate::sample::previews::{self, ClipRow, sheets};
 use crate::store;
 
 /// The type of a LoRA's numbers in its file.
@@ -41,21 +40,26 @@ impl Run<'_> {
         let from = (self.base, self.set.source());
         let pictures =
             previews::pictures(from, self.set.previews(), self.denoiser, &bound, &|| ())?;
-        let rows: Vec<SheetRow> = pictures
+        let rows: Vec<ClipRow> = pictures
             .into_iter()
-            .map(|(label, p)| SheetRow {
-                label,
-                pictures: vec![p],
+            .map(|sampled| ClipRow {
+                label: sampled.prompt,
+                columns: vec![sampled.frames],
             })
             .collect();
-        let sheet = contact_sheet(&format!("step {step}"), &[], &rows);
-        let png = previews::png(&sheet)?;
+        let sheets = sheets(&format!("step {step}"), &[], &rows);
+        let (end, bytes) = previews::file(&sheets, self.base.settings.sample.rate)?;
         // Eight digits: file names sort as steps do.
         let path = self
             .output
             .join(PREVIEWS)
-            .join(format!("step-{step:08}.png"));
-        store::write_file(&path, &[&png])?;
+            .join(format!("step-{step:08}.{end}"));
+        store::write_file(&path, &[&bytes])?;
+        // TensorBoard plays nothing: it gets the frame in the middle of a clip.
+        let Some(sheet) = sheets.get(sheets.len() / 2) else {
+            return Ok(());
+        };
+        let png = previews::png(sheet)?;
         let size = (sheet.width(), sheet.height());
         metrics
             .picture(step, "preview", size, &png)

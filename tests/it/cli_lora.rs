@@ -176,7 +176,7 @@ fn what_cannot_be_converted_is_said_in_one_line() {
     refused(
         &with(&["lora.safetensors", "--format", "kohya", "--family", "sd9"]),
         1,
-        "expected one of `sd3`, `flux1`, `chroma`, `flux2`, `sdxl`, `sd1`, `zimage`",
+        "expected one of `sd3`, `flux1`, `chroma`, `flux2`, `sdxl`, `sd1`, `zimage`, `wan`",
     );
     assert!(!folder.path().join("lora-ai-toolkit.safetensors").exists());
 

@@ -30,7 +30,7 @@ fn list_names_all_variants() {
     let (status, text, _) = recipe(&["list"]);
     assert_eq!(status, 0);
     let variants = listed.as_array().expect("a list");
-    assert_eq!(variants.len(), 7 + 7 + 8 + 7 + 8 + 9 + 5);
+    assert_eq!(variants.len(), 7 + 7 + 8 + 7 + 8 + 9 + 5 + 6);
     for variant in variants {
         let name = variant["variant"].as_str().expect("a name");
         assert!(text.contains(&format!(":{name}")), "{text}");

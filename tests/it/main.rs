@@ -68,6 +68,7 @@ mod tiny_world;
 mod unet;
 mod unet_files;
 mod util;
+mod wan;
 mod without_effect;
 mod world;
 mod zimage;

@@ -44,7 +44,7 @@ pub(crate) struct Args {
     /// Measure the base model without a LoRA too.
     #[arg(long)]
     base: bool,
-    /// Sample previews of the base model, A and B side by side into FOLDER/compare.png: the Experiment's prompts, or four captions.
+    /// Sample previews of the base model, A and B side by side into FOLDER/compare.png (.webp of a model of videos): the Experiment's prompts, or four captions.
     #[arg(long, value_name = "FOLDER")]
     out: Option<PathBuf>,
     #[command(flatten)]

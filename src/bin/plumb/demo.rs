@@ -12,8 +12,9 @@ use plumb::experiment::Experiment;
 use plumb::lora;
 use plumb::models::Denoiser;
 use plumb::monitor::Monitor as _;
+use plumb::sample;
+use plumb::sample::previews::{self, Sampled};
 use plumb::sample::sheet::{SheetRow, contact_sheet};
-use plumb::sample::{self, previews};
 use plumb::store::{self, Store};
 use plumb::train::{self, Error, TrainOptions};
 use serde::Serialize;
@@ -267,10 +268,11 @@ fn before_and_after(
         label: "pictures of the style, from the training set".to_owned(),
         pictures: examples,
     }];
-    for ((prompt, before), (_, after)) in before.into_iter().zip(after) {
+    for (before, after) in before.into_iter().zip(after) {
+        // The demo's models make pictures: one frame each.
         rows.push(SheetRow {
-            label: prompt,
-            pictures: vec![before, after],
+            label: before.prompt,
+            pictures: [before.frames, after.frames].concat(),
         });
     }
     let picture = contact_sheet(
@@ -282,15 +284,13 @@ fn before_and_after(
     store::write_file(sheet, &[&png]).map_err(Failure::error)
 }
 
-type Pictures = Vec<(String, RgbImage)>;
-
 fn pictures(
     base: &BaseModel,
     source: &ModelCache<'_>,
     denoiser: &dyn Denoiser,
     adapters: Option<&lora::AdapterSet>,
     ui: &Ui,
-) -> Result<Pictures, Failure> {
+) -> Result<Vec<Sampled>, Failure> {
     let bound = sample::bind(adapters, denoiser).map_err(Failure::error)?;
     let advance = || ui.advance(1);
     previews::pictures((base, source), &[], denoiser, &bound, &advance).map_err(Failure::error)

@@ -120,7 +120,9 @@ impl TrainingRun {
         let mut found: Vec<(u64, PathBuf)> = entries
             .filter_map(|entry| {
                 let name = entry.file_name().into_string().ok()?;
-                let step = name.strip_prefix("step-")?.strip_suffix(".png")?;
+                let name = name.strip_prefix("step-")?;
+                // Of a clip, an animated WebP, the first frame is shown.
+                let step = name.strip_suffix(".png").or(name.strip_suffix(".webp"))?;
                 Some((step.parse().ok()?, entry.path()))
             })
             .collect();
@@ -155,7 +157,8 @@ fn preview(path: &Path) -> Result<String, String> {
     let mut bytes = Vec::new();
     let read = file.take(MOST_PREVIEW).read_to_end(&mut bytes);
     read.map_err(|e| e.to_string())?;
-    let mut reader = ImageReader::with_format(std::io::Cursor::new(bytes), image::ImageFormat::Png);
+    let format = image::ImageFormat::from_path(path).map_err(|e| e.to_string())?;
+    let mut reader = ImageReader::with_format(std::io::Cursor::new(bytes), format);
     let mut limits = Limits::default();
     limits.max_alloc = Some(512 << 20);
     reader.limits(limits);

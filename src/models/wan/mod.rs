@@ -23,7 +23,7 @@ use super::layout::Layout;
 use super::{Activations, Denoiser, Error, Family, Flavor, Source, StepShape};
 use crate::diffusion::{Prediction, Process, Sampler, Shift, Spacing};
 use crate::lora::Preset;
-use crate::recipe::latents::LatentStatistics;
+use crate::recipe::latents::{LatentStatistics, WAN_LATENTS};
 use crate::vae::{Factors, LatentGeometry};
 
 /// Width of the 1.3B.
@@ -77,7 +77,7 @@ const PRESETS: &[Preset] = &[
 const DENOISER: &str = "transformer";
 
 /// The family `wan`.
-pub(super) const WAN: Family = Family {
+pub const WAN: Family = Family {
     name: "wan",
     flavors: FLAVORS,
     presets: PRESETS,
@@ -89,9 +89,10 @@ pub(super) const WAN: Family = Family {
             width: 8,
             time: Some(4),
         },
-        statistics: LatentStatistics::Shared {
+        statistics: LatentStatistics::PerChannel {
             scale: 1.0,
-            shift: 0.0,
+            mean: WAN_LATENTS.map(|(mean, _)| mean).to_vec(),
+            std: WAN_LATENTS.map(|(_, std)| std).to_vec(),
         },
         patch: PATCH,
     },

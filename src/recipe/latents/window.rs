@@ -36,6 +36,14 @@ impl Rate {
         })
     }
 
+    /// So many frames a second, 1 to a million.
+    pub(crate) const fn whole(frames_a_second: u32) -> Self {
+        Self {
+            numerator: frames_a_second,
+            denominator: 1,
+        }
+    }
+
     /// The fraction that a number with at most three decimals means (23.976 is 2997/125); None where it is not above 0, or above 1000.
     pub fn of(frames_a_second: f64) -> Option<Self> {
         let thousandths = (frames_a_second * 1000.0).round();

@@ -49,7 +49,7 @@ fn another_flavor_than_the_one_named_is_refused() {
     .assert_eq(&message(check("3-medium"), folder.path()).replacen(".:", "./:", 1));
     expect!["model flavor of family `sd3`: expected one of `3-medium`, `3.5-medium`, `3.5-large`, `3.5-large-turbo`, found `3`"]
         .assert_eq(&message(SD3.flavor("3"), folder.path()));
-    expect!["model family: expected one of `sd3`, `flux1`, `chroma`, `flux2`, `sdxl`, `sd1`, `zimage`, `fake`, found `flux`"]
+    expect!["model family: expected one of `sd3`, `flux1`, `chroma`, `flux2`, `sdxl`, `sd1`, `zimage`, `wan`, `fake`, found `flux`"]
         .assert_eq(&message(models::family("flux").map(|_| ()), folder.path()));
 }
 
