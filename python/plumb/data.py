@@ -25,7 +25,8 @@ _EXAMPLES = 3
 class Dataset(torch.utils.data.Dataset[dict[str, Any]]):
     """Pictures as `plumb train` sees them. A sample is a dict of f32 tensors:
 
-    - `latents` [channels, height, width], of a model of videos [channels, frames, height, width]: shifted and scaled as the model was trained
+    - `latents` [channels, height, width], of a model of videos [channels, frames, height, width]: shifted and scaled as the model was
+      trained
     - `context` [tokens, width], `pooled` [width] ([0] for a recipe without)
     - `mask` [tokens], bool, True for rows that the denoiser sees: only where the recipe masks pads
     - `time_ids` [6], only where the model is told sizes (SDXL): height and width of the file, top and left of the crop, height and

@@ -19,13 +19,13 @@ pub(super) fn model(
     let (target, family) = (options.target, base.denoiser.family.name);
     let names = base.denoiser.family.caches.ok_or_else(|| {
         format!(
-            "{} and {family}: no trainer's cache of it is written, as its embeddings are not kept on disk",
+            "{} and {family}: caches of this family are not written for any trainer yet",
             target.name()
         )
     })?;
     if target == CacheTarget::Musubi && names.musubi.is_none() {
         return Err(format!(
-            "{} and {family}: it trains FLUX.1 Kontext [dev] alone of plumb's families",
+            "{} and {family}: of musubi's caches that of FLUX.1 Kontext [dev] alone is written",
             target.name()
         ));
     }
