@@ -10,7 +10,7 @@ use super::{
 use crate::diffusion::{Process, Sampler, Shift, Spacing};
 use crate::lora::Preset;
 use crate::lora::formats::Naming;
-use crate::nn::weights::Weights;
+use crate::nn::weights::{Stored, Weights};
 use crate::recipe::latents::{LatentStatistics, Size};
 use crate::vae::LatentGeometry;
 
@@ -42,6 +42,26 @@ pub struct Family {
 pub(super) struct DescribedWeights {
     pub(super) weights: Weights,
     pub(super) architecture: Box<dyn Architecture>,
+}
+
+impl DescribedWeights {
+    /// Of weights under canonical names, or, if `other`, where `place` says; `read` tells the network.
+    pub(super) fn named<A: Architecture + 'static>(
+        component: &Component,
+        stored: &Weights,
+        other: bool,
+        place: fn(&str) -> Stored,
+        read: fn(&Component, &Weights) -> Result<A, Error>,
+    ) -> Result<Self, Error> {
+        let weights = stored.renamed(move |name: &str| match other {
+            true => place(name),
+            false => name.into(),
+        });
+        Ok(Self {
+            architecture: Box::new(read(component, &weights)?),
+            weights,
+        })
+    }
 }
 
 /// The numbers of one network, as its config or its tensors' shapes tell them: the whole network but its weights.

@@ -238,6 +238,32 @@ impl ConditioningTensors {
         })
     }
 
+    /// For a network with attention to the context, which must have a row.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub(crate) fn refuse_empty_context(&self) -> candle_core::Result<()> {
+        match self.context.dim(1)? {
+            0 => candle_core::bail!(
+                "denoiser input `context`: expected at least one token, found none"
+            ),
+            _ => Ok(()),
+        }
+    }
+
+    /// For a network without a guidance embedding.
+    ///
+    /// # Errors
+    /// If there is a guidance for one.
+    pub(crate) fn refuse_guidance(&self) -> candle_core::Result<()> {
+        match self.guidance {
+            None => Ok(()),
+            Some(_) => candle_core::bail!(
+                "denoiser input `guidance`: this model has no guidance embedding, found an input"
+            ),
+        }
+    }
+
     /// For a network that takes no reference picture: it would be passed over, and nobody told.
     ///
     /// # Errors

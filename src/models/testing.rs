@@ -161,6 +161,72 @@ impl Golden {
         }
     }
 
+    /// That the model in another file of this network is the same: numbers bit for bit for the first `count` sets of inputs, linears,
+    /// and the digest of the base model, whichever file it lies in.
+    pub(super) fn check_single_file(&self, file: &str, count: usize) {
+        let path = golden_path(file);
+        self.check_same(&load(self.family, &path).unwrap(), count);
+        let folder = self.folder();
+        let digest = |path: &Path| digest(self.family, path);
+        assert_eq!(digest(&path), digest(folder.path()));
+    }
+
+    /// That `other` gives this network's numbers bit for bit for the first `count` sets of inputs, and has its linears.
+    pub(super) fn check_same(&self, other: &Model, count: usize) {
+        let own = self.model();
+        for i in 0..count {
+            let inputs = self.inputs(i);
+            let numbers = |model: &Model| {
+                let flat = inputs.output(&**model).flatten_all().unwrap();
+                flat.to_vec1::<f32>().unwrap()
+            };
+            assert!(numbers(other) == numbers(&own), "{} inputs {i}", self.name);
+        }
+        assert_eq!(other.linears(), own.linears());
+    }
+
+    /// That each row of the batches at `places` is predicted as it is alone.
+    pub(super) fn check_rows_alone(&self, places: &[usize]) {
+        let model = self.model();
+        for &i in places {
+            let inputs = self.inputs(i);
+            let whole = inputs.output(&*model);
+            for row in 0..2 {
+                let expected = whole.narrow(0, row, 1).unwrap();
+                let error = error_of(&inputs.row(row).output(&*model), &expected);
+                assert!(
+                    error < 1e-6,
+                    "{} inputs {i} row {row}: {error:.1e}",
+                    self.name
+                );
+            }
+        }
+    }
+
+    /// That rows of the context that are not seen need not be there, so that the store need not have them; nor a mask, when it would hide
+    /// none.
+    pub(super) fn check_unseen_rows(&self, place: usize) {
+        let model = self.model();
+        let whole = self.inputs(place);
+        for row in 0..2 {
+            let mut cut = whole.row(row);
+            let counts = cut.conditioning.token_counts.clone().unwrap();
+            cut.conditioning.context = cut.conditioning.context.narrow(1, 0, counts[0]).unwrap();
+            let expected = whole.output(&*model).narrow(0, row, 1).unwrap();
+            assert!(
+                error_of(&cut.output(&*model), &expected) < 1e-6,
+                "{} {row}",
+                self.name
+            );
+            cut.conditioning.token_counts = None;
+            assert!(
+                error_of(&cut.output(&*model), &expected) < 1e-6,
+                "{} {row}",
+                self.name
+            );
+        }
+    }
+
     /// The adapters of a case, and the gradients that peft has for them, in the layout of the set.
     pub(super) fn adapters(&self, model: &Model, case: &str) -> (AdapterSet, Vec<f32>) {
         let alpha = self.json("alphas")[case].as_f64().unwrap();
@@ -453,6 +519,12 @@ impl Inputs {
             &self.timesteps,
             &self.conditioning,
         )
+    }
+
+    /// What the model predicts, without adapters.
+    pub(super) fn output(&self, model: &dyn Denoiser) -> Tensor {
+        let tape = Tape::off(&Kernels::NONE);
+        self.call(model, &tape, &Bound::none()).into_tensor()
     }
 
     /// What the model says of inputs that it does not take.

@@ -128,30 +128,11 @@ pub fn sample_from(
     Ok(latents)
 }
 
-/// Turns what the denoiser made, a batch of one, into a picture.
-///
-/// # Errors
-/// If the decoder fails, or the latents are of several frames.
-pub fn decode(
-    decoder: &LatentDecoder,
-    geometry: &LatentGeometry,
-    latents: &Tensor,
-) -> Result<RgbImage> {
-    let mut frames = decode_frames(decoder, geometry, latents)?;
-    match (frames.pop(), frames.len()) {
-        (Some(picture), 0) => Ok(picture),
-        (_, more) => bail!(
-            "expected the latents of a picture, found a clip of {} frames",
-            more + 1
-        ),
-    }
-}
-
 /// Turns what the denoiser made, a batch of one, into the frames of a clip; a picture is one of one frame.
 ///
 /// # Errors
 /// If the decoder fails.
-pub fn decode_frames(
+pub fn decode(
     decoder: &LatentDecoder,
     geometry: &LatentGeometry,
     latents: &Tensor,

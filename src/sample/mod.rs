@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 pub use animation::AnimatedWebp;
-pub use denoise::{SampleOptions, decode, decode_frames, sample, sample_from};
+pub use denoise::{SampleOptions, decode, sample, sample_from};
 use loras::open_loras;
 pub use loras::{LoraUse, open_lora, read_for};
 use previews::Sampled;

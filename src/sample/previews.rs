@@ -3,7 +3,7 @@
 use image::{ImageFormat, RgbImage};
 
 use super::sheet::{SheetRow, contact_sheet};
-use super::{AnimatedWebp, Error, SampleOptions, decode_frames, sample};
+use super::{AnimatedWebp, Error, SampleOptions, decode, sample};
 use crate::base_model::BaseModel;
 use crate::cache::{Conditioning, ModelCache, drop_caption};
 use crate::dataset::Preview;
@@ -116,7 +116,7 @@ pub fn pictures(
         )?;
         made.push(Sampled {
             prompt: prompt.clone(),
-            frames: decode_frames(&decoder, &source.geometry, &latents)?,
+            frames: decode(&decoder, &source.geometry, &latents)?,
         });
     }
     Ok(made)

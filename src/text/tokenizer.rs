@@ -45,7 +45,9 @@ use implementation::Reader;
 pub(in crate::text) use files::read_bytes;
 pub use files::{AddedToken, TokenizerDefinition, TokenizerFormat, Vocabulary};
 pub use implementation::{IMPLEMENTATION, Implementation, NamedImplementations, Part, TODAYS};
-pub(in crate::text) use implementation::{check_implementation, implementation_default};
+pub(in crate::text) use implementation::{
+    check_implementation, check_only_implementation, implementation_default,
+};
 pub use lost::{CutText, DroppedText, Lost, is_shortened};
 pub use pipeline::Pipeline;
 pub use windows::Windows;

@@ -11,15 +11,13 @@ use crate::nn::weights::Stored;
 pub(super) fn open(component: &Component) -> Result<DescribedWeights, Error> {
     let stored = component.open()?;
     let single_file = stored.contains("img_in.weight");
-    let place = move |name: &str| match single_file {
-        true => in_single_file(name),
-        false => name.into(),
-    };
-    let weights = stored.renamed(place);
-    Ok(DescribedWeights {
-        architecture: Box::new(Architecture::of(component, &weights)?),
-        weights,
-    })
+    DescribedWeights::named(
+        component,
+        &stored,
+        single_file,
+        in_single_file,
+        Architecture::of,
+    )
 }
 
 /// Where a single file keeps a tensor of diffusers' name. A name that is unknown stays as it is, and will not be

@@ -207,21 +207,15 @@ impl Flux {
             ("pooled", conditioning.pooled.dims(), &[b, own.pooled_width]),
             ("guidance", guidance.map_or(&[b], Tensor::dims), &[b]),
         ])?;
-        if m == 0 {
-            bail!("denoiser input `context`: expected at least one token, found none");
-        }
+        conditioning.refuse_empty_context()?;
         match (own.guidance, guidance) {
             (true, None) => {
                 bail!(
                     "denoiser input `guidance`: this model has a guidance embedding, found no input"
                 )
             }
-            (false, Some(_)) => {
-                bail!(
-                    "denoiser input `guidance`: this model has no guidance embedding, found an input"
-                )
-            }
-            _ => Ok(()),
+            (true, Some(_)) => Ok(()),
+            (false, _) => conditioning.refuse_guidance(),
         }
     }
 

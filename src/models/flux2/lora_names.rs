@@ -3,33 +3,10 @@
 
 use super::DENOISER;
 use super::names::{DOUBLE, OUTER, SINGLE};
-use crate::lora::formats::{AiToolkitNaming, Naming, Row, Spelling};
-use crate::models::lora_names::THIRDS;
+use crate::lora::formats::{AiToolkitNaming, Naming, Spelling};
+use crate::models::flux1::lora_names::rows;
 
 pub(super) fn naming() -> Naming {
-    let mut rows = Vec::new();
-    for (ours_blocks, native_blocks, modules) in [
-        ("transformer_blocks", "double_blocks", DOUBLE),
-        ("single_transformer_blocks", "single_blocks", SINGLE),
-    ] {
-        for (ours, native, pieces) in modules {
-            let row = Row::new(
-                format!("{ours_blocks}.{{}}.{ours}"),
-                format!("{native_blocks}.{{}}.{native}"),
-            );
-            rows.push(match pieces {
-                Some((index, ..)) => row.part(*index, THIRDS),
-                None => row,
-            });
-        }
-    }
-    rows.extend(OUTER.iter().map(|(ours, native)| {
-        let row = Row::new(*ours, *native);
-        match *ours {
-            "norm_out.linear" => row.swapped(),
-            _ => row,
-        }
-    }));
     Naming {
         family: "flux2",
         component: DENOISER,
@@ -50,6 +27,6 @@ pub(super) fn naming() -> Naming {
         only_where_stated: true,
         ai_toolkit: AiToolkitNaming::Native,
         ai_toolkit_modules: &["transformer_blocks."],
-        rows,
+        rows: rows(DOUBLE, (SINGLE, &[]), OUTER),
     }
 }

@@ -12,15 +12,13 @@ use crate::nn::weights::Stored;
 pub(super) fn open(component: &Component) -> Result<DescribedWeights, Error> {
     let stored = component.open()?;
     let single_file = stored.contains("img_in.weight");
-    let place = move |name: &str| match single_file {
-        true => in_single_file(name),
-        false => name.into(),
-    };
-    let weights = stored.renamed(place);
-    Ok(DescribedWeights {
-        architecture: Box::new(Architecture::of(component, &weights)?),
-        weights,
-    })
+    DescribedWeights::named(
+        component,
+        &stored,
+        single_file,
+        in_single_file,
+        Architecture::of,
+    )
 }
 
 /// Modules in front of and behind the blocks: diffusers' name, the authors'.

@@ -110,15 +110,8 @@ impl Flux2 {
             ("context", context.dims(), &[b, m, own.context_width]),
             ("pooled", conditioning.pooled.dims(), &[b, 0]),
         ])?;
-        if m == 0 {
-            bail!("denoiser input `context`: expected at least one token, found none");
-        }
-        if conditioning.guidance.is_some() {
-            bail!(
-                "denoiser input `guidance`: this model has no guidance embedding, found an input"
-            );
-        }
-        Ok(())
+        conditioning.refuse_empty_context()?;
+        conditioning.refuse_guidance()
     }
 
     /// The modulations [b, k, d] of all double blocks' pictures and contexts, and of all single blocks, of the conditioning vector

@@ -12,15 +12,7 @@ use crate::nn::weights::Stored;
 pub(super) fn open(component: &Component) -> Result<DescribedWeights, Error> {
     let stored = component.open()?;
     let native = stored.contains("head.modulation");
-    let place = move |name: &str| match native {
-        true => in_single_file(name),
-        false => name.into(),
-    };
-    let weights = stored.renamed(place);
-    Ok(DescribedWeights {
-        architecture: Box::new(Architecture::of(component, &weights)?),
-        weights,
-    })
+    DescribedWeights::named(component, &stored, native, in_single_file, Architecture::of)
 }
 
 /// Modules in front of and behind the blocks: diffusers' name, the authors'.

@@ -107,14 +107,8 @@ impl Wan {
             ),
             ("pooled", conditioning.pooled.dims(), &[b, 0]),
         ])?;
-        if m == 0 {
-            bail!("denoiser input `context`: expected at least one token, found none");
-        }
-        if conditioning.guidance.is_some() {
-            bail!(
-                "denoiser input `guidance`: this model has no guidance embedding, found an input"
-            );
-        }
+        conditioning.refuse_empty_context()?;
+        conditioning.refuse_guidance()?;
         if conditioning.token_counts.is_some() {
             bail!(
                 "denoiser input `token_counts`: this model sees all rows of its context, found a mask"

@@ -9,10 +9,7 @@ use std::path::Path;
 use candle_core::{DType, Device, Tensor};
 
 use super::*;
-use crate::autograd::Tape;
-use crate::lora::Bound;
-use crate::models::testing::{self, Golden, Inputs, Model, error_of, golden_path, message};
-use crate::nn::Kernels;
+use crate::models::testing::{self, Golden, Inputs, Model, golden_path, message};
 
 pub(super) const MODELS: [&str; 2] = ["two", "one"];
 

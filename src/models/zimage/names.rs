@@ -14,19 +14,11 @@ const UNREAD: &str = "norm_final.weight";
 pub(super) fn open(component: &Component) -> Result<DescribedWeights, Error> {
     let stored = component.open()?;
     let comfy = stored.contains("x_embedder.weight");
-    let place = move |name: &str| match comfy {
-        true => in_comfyui(name),
-        false => name.into(),
-    };
     let stored = match comfy {
         true => stored.without(UNREAD),
         false => stored,
     };
-    let weights = stored.renamed(place);
-    Ok(DescribedWeights {
-        architecture: Box::new(Architecture::of(component, &weights)?),
-        weights,
-    })
+    DescribedWeights::named(component, &stored, comfy, in_comfyui, Architecture::of)
 }
 
 /// Modules around the blocks: diffusers' name, ComfyUI's.

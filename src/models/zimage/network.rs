@@ -120,15 +120,8 @@ impl ZImage {
             ),
             ("pooled", conditioning.pooled.dims(), &[b, 0]),
         ])?;
-        if m == 0 {
-            bail!("denoiser input `context`: expected at least one token, found none");
-        }
-        if conditioning.guidance.is_some() {
-            bail!(
-                "denoiser input `guidance`: this model has no guidance embedding, found an input"
-            );
-        }
-        Ok(())
+        conditioning.refuse_empty_context()?;
+        conditioning.refuse_guidance()
     }
 
     /// The rotary tables, which a run of pictures of one size with one caption makes once.

@@ -24,7 +24,7 @@ use serde_json::{Map, Value};
 
 use super::config::{ConfigError, ConfigFields};
 use super::spec::PadText;
-use super::tokenizer::{TokenizerFormat, implementation_default};
+use super::tokenizer::{TokenizerFormat, check_only_implementation, implementation_default};
 use super::{
     Architecture, Error, ForwardRecipe, Kind, LoadedNetwork, LocatedEncoder, Network, Residency,
     Tokens,
@@ -81,7 +81,7 @@ impl Kind for T5 {
     }
 
     fn check_tokens(&self, rules: &Map<String, Value>, _: PadText) -> Result<(), String> {
-        rules::check_tokens(rules)
+        check_only_implementation(rules, &implementations::NAMES)
     }
 
     fn token_defaults(&self) -> Map<String, Value> {

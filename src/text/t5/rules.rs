@@ -3,11 +3,10 @@
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
-use super::{T5, T5EncoderArchitecture, T5Network, implementations};
+use super::{T5, T5EncoderArchitecture, T5Network};
 use crate::text::spec::TokenRules;
-use crate::text::tokenizer::{IMPLEMENTATION, check_implementation};
 use crate::text::{Architecture, Contradiction, ForwardRecipe, Kind, Misfit, Network, Tokens};
 
 /// What is taken from a T5 encoder, in a recipe as in a spec.
@@ -45,17 +44,6 @@ pub enum T5PadRows {
     One,
     /// They are neither computed nor kept; allowed only where the mask makes the other rows independent of them.
     Drop,
-}
-
-/// Checks T5's own token rules.
-pub(super) fn check_tokens(rules: &Map<String, Value>) -> Result<(), String> {
-    for (name, value) in rules {
-        match name.as_str() {
-            IMPLEMENTATION => check_implementation(value, &implementations::NAMES)?,
-            _ => return Err(format!("unknown field `{name}`")),
-        }
-    }
-    Ok(())
 }
 
 impl ForwardRecipe for T5Forward {

@@ -27,6 +27,20 @@ pub(in crate::text) fn check_implementation(value: &Value, names: &[&str]) -> Re
     ))
 }
 
+/// Checks the own token rules of a kind that has no other; `names` are its implementations beside today's.
+pub(in crate::text) fn check_only_implementation(
+    rules: &Map<String, Value>,
+    names: &[&str],
+) -> Result<(), String> {
+    for (name, value) in rules {
+        match name.as_str() {
+            IMPLEMENTATION => check_implementation(value, names)?,
+            _ => return Err(format!("unknown field `{name}`")),
+        }
+    }
+    Ok(())
+}
+
 /// A way from a text to ids.
 pub trait Implementation: Send + Sync {
     /// Whether the tokens that a file adds to the vocabulary are read as such, and a pad token's text where a recipe asks

@@ -3,10 +3,10 @@
 
 use candle_core::{Result, Tensor, bail};
 
-use super::super::blocks::Parameters;
+use super::super::blocks::{Conv, Parameters};
 use crate::nn::winograd::Winograd;
 use crate::nn::{
-    AttentionMask, Conv2dOptions, Kernels, attention, conv2d, conv2d_sum, linear, pixel_norm,
+    AttentionMask, Conv2dOptions, Kernels, attention, conv2d_sum, linear, pixel_norm,
     pixel_norm_silu,
 };
 
@@ -256,33 +256,9 @@ impl Attention {
     }
 }
 
-/// A convolution of single frames.
-pub(super) struct Conv2 {
-    weight_oikk: Tensor,
-    bias_o: Tensor,
-}
-
-impl Conv2 {
-    fn load<E>(
-        get: Parameters<'_, E>,
-        name: &str,
-        input: usize,
-        output: usize,
-    ) -> std::result::Result<Self, E> {
-        Ok(Self {
-            weight_oikk: get(&[output, input, 3, 3], &format!("{name}.weight"))?,
-            bias_o: get(&[output], &format!("{name}.bias"))?,
-        })
-    }
-
-    fn forward(&self, kernels: &Kernels, x: &Tensor, options: Conv2dOptions) -> Result<Tensor> {
-        conv2d(kernels, x, &self.weight_oikk, Some(&self.bias_o), options)
-    }
-}
-
 /// Halves the sides, and the number of frames where `time` is there.
 pub(super) struct Down {
-    conv: Conv2,
+    conv: Conv,
     time: Option<Conv3>,
 }
 
@@ -294,7 +270,7 @@ impl Down {
         time: bool,
     ) -> std::result::Result<Self, E> {
         Ok(Self {
-            conv: Conv2::load(get, &format!("{name}.resample.1"), width, width)?,
+            conv: Conv::load(get, &format!("{name}.resample.1"), width, width, 3)?,
             time: time_conv(get, name, (width, width), time)?,
         })
     }
@@ -322,7 +298,7 @@ impl Down {
 
 /// Doubles the sides, and the number of frames where `time` is there.
 pub(super) struct Up {
-    conv: Conv2,
+    conv: Conv,
     time: Option<Conv3>,
 }
 
@@ -334,7 +310,7 @@ impl Up {
         time: bool,
     ) -> std::result::Result<Self, E> {
         Ok(Self {
-            conv: Conv2::load(get, &format!("{name}.resample.1"), width, width / 2)?,
+            conv: Conv::load(get, &format!("{name}.resample.1"), width, width / 2, 3)?,
             time: time_conv(get, name, (width, 2 * width), time)?,
         })
     }

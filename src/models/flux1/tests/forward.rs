@@ -31,47 +31,13 @@ fn a_folder_in_shards_gives_the_same_network() {
 #[test]
 fn the_single_file_naming_gives_the_same_numbers_bit_for_bit() {
     for name in MODELS {
-        let golden = golden(name);
-        let path = golden_path(&format!("flux1_{name}_single.safetensors"));
-        let (single, folder) = (load(&path).unwrap(), golden.model());
-        for i in 0..INPUTS {
-            let call = |model: &dyn Denoiser| {
-                let output =
-                    golden
-                        .inputs(i)
-                        .call(model, &Tape::off(&Kernels::NONE), &Bound::none());
-                output
-                    .tensor()
-                    .flatten_all()
-                    .unwrap()
-                    .to_vec1::<f32>()
-                    .unwrap()
-            };
-            assert!(call(&*single) == call(&*folder), "{name}, inputs {i}");
-        }
-        assert_eq!(single.linears(), folder.linears());
-        // Whichever file it lies in, the base model is the same.
-        let folder = golden.folder();
-        let digest = |path: &Path| testing::digest(&FLUX1, path);
-        assert_eq!(digest(&path), digest(folder.path()));
+        golden(name).check_single_file(&format!("flux1_{name}_single.safetensors"), INPUTS);
     }
 }
 
 #[test]
 fn a_row_of_a_batch_equals_the_row_alone() {
-    let golden = golden("dev");
-    let model = golden.model();
-    for i in [1, PADDED] {
-        let inputs = golden.inputs(i);
-        let whole = inputs.call(&*model, &Tape::off(&Kernels::NONE), &Bound::none());
-        for row in 0..2 {
-            let alone = inputs
-                .row(row)
-                .call(&*model, &Tape::off(&Kernels::NONE), &Bound::none());
-            let expected = whole.tensor().narrow(0, row, 1).unwrap();
-            assert!(error_of(alone.tensor(), &expected) < 1e-6);
-        }
-    }
+    golden("dev").check_rows_alone(&[1, PADDED]);
 }
 
 #[test]

@@ -11,11 +11,6 @@ const INPUTS: usize = 4;
 /// The place of the captions with pads.
 const PADDED: usize = 3;
 
-fn output(model: &dyn Denoiser, inputs: &Inputs) -> Tensor {
-    let tape = Tape::off(&Kernels::NONE);
-    inputs.call(model, &tape, &Bound::none()).into_tensor()
-}
-
 #[test]
 fn the_prediction_equals_diffusers() {
     for name in MODELS {
@@ -36,36 +31,13 @@ fn a_folder_in_shards_gives_the_same_network() {
 #[test]
 fn the_single_file_naming_gives_the_same_numbers_bit_for_bit() {
     for name in MODELS {
-        let golden = golden(name);
-        let path = golden_path(&format!("flux2_{name}_single.safetensors"));
-        let (single, folder) = (load(&path).unwrap(), golden.model());
-        for i in 0..INPUTS {
-            let call = |model: &dyn Denoiser| {
-                let flat = output(model, &golden.inputs(i)).flatten_all().unwrap();
-                flat.to_vec1::<f32>().unwrap()
-            };
-            assert!(call(&*single) == call(&*folder), "{name}, inputs {i}");
-        }
-        assert_eq!(single.linears(), folder.linears());
-        // Whichever file it lies in, the base model is the same.
-        let folder = golden.folder();
-        let digest = |path: &Path| testing::digest(&FLUX2, path);
-        assert_eq!(digest(&path), digest(folder.path()));
+        golden(name).check_single_file(&format!("flux2_{name}_single.safetensors"), INPUTS);
     }
 }
 
 #[test]
 fn a_row_of_a_batch_equals_the_row_alone() {
-    let golden = golden("two");
-    let model = golden.model();
-    for i in [1, PADDED] {
-        let inputs = golden.inputs(i);
-        let whole = output(&*model, &inputs);
-        for row in 0..2 {
-            let expected = whole.narrow(0, row, 1).unwrap();
-            assert!(error_of(&output(&*model, &inputs.row(row)), &expected) < 1e-6);
-        }
-    }
+    golden("two").check_rows_alone(&[1, PADDED]);
 }
 
 /// Unlike FLUX.1's captions, these have positions.
@@ -73,15 +45,15 @@ fn a_row_of_a_batch_equals_the_row_alone() {
 fn the_order_of_a_captions_rows_matters_and_the_timestep_does() {
     let golden = golden("two");
     let (model, mut inputs) = (golden.model(), golden.inputs(0));
-    let before = output(&*model, &inputs);
+    let before = inputs.output(&*model);
     let context = &inputs.conditioning.context;
     let front = context.narrow(1, 0, 2).unwrap();
     let back = context.narrow(1, 2, context.dim(1).unwrap() - 2).unwrap();
     inputs.conditioning.context = Tensor::cat(&[back, front], 1).unwrap();
-    assert!(error_of(&output(&*model, &inputs), &before) > 1e-3);
+    assert!(error_of(&inputs.output(&*model), &before) > 1e-3);
     let mut inputs = golden.inputs(0);
     inputs.timesteps = (inputs.timesteps * 0.9).unwrap();
-    assert!(error_of(&output(&*model, &inputs), &before) > 1e-3);
+    assert!(error_of(&inputs.output(&*model), &before) > 1e-3);
 }
 
 #[test]

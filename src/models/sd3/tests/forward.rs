@@ -32,24 +32,8 @@ fn the_single_file_naming_gives_the_same_numbers_bit_for_bit() {
         let golden = golden(name);
         let file = golden_path(&format!("sd3_{name}_single.safetensors"));
         let single = testing::load(&SMALL_HEADS, &file).unwrap();
-        let folder = golden.model();
         golden.check_forward(&*single, 3, LIMIT);
-        for i in 0..3 {
-            let call = |model: &dyn Denoiser| {
-                let output =
-                    golden
-                        .inputs(i)
-                        .call(model, &Tape::off(&Kernels::NONE), &Bound::none());
-                output
-                    .tensor()
-                    .flatten_all()
-                    .unwrap()
-                    .to_vec1::<f32>()
-                    .unwrap()
-            };
-            assert!(call(&*single) == call(&*folder), "{name}, inputs {i}");
-        }
-        assert_eq!(single.linears(), folder.linears());
+        golden.check_same(&single, 3);
         assert_eq!(
             testing::digest(&SMALL_HEADS, &file),
             testing::digest(&SD3, golden.folder().path())
@@ -59,15 +43,7 @@ fn the_single_file_naming_gives_the_same_numbers_bit_for_bit() {
 
 #[test]
 fn a_row_of_a_batch_equals_the_row_alone() {
-    let golden = golden("dual");
-    let (model, inputs) = (golden.model(), golden.inputs(1));
-    let whole = inputs.call(&*model, &Tape::off(&Kernels::NONE), &Bound::none());
-    for row in 0..2 {
-        let alone = inputs
-            .row(row)
-            .call(&*model, &Tape::off(&Kernels::NONE), &Bound::none());
-        assert!(error_of(alone.tensor(), &whole.tensor().narrow(0, row, 1).unwrap()) < 1e-6);
-    }
+    golden("dual").check_rows_alone(&[1]);
 }
 
 #[test]

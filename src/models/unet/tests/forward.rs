@@ -21,19 +21,7 @@ fn the_single_file_naming_gives_the_same_numbers_bit_for_bit() {
     for name in ["sdxl", "sd1"] {
         let golden = golden(name);
         let single = testing::load(family(name), &single_file(name)).unwrap();
-        let folder = golden.model();
-        for i in 0..INPUTS {
-            let call = |model: &dyn Denoiser| {
-                let output =
-                    golden
-                        .inputs(i)
-                        .call(model, &Tape::off(&Kernels::NONE), &Bound::none());
-                let flat = output.tensor().flatten_all().unwrap();
-                flat.to_vec1::<f32>().unwrap()
-            };
-            assert!(call(&*single) == call(&*folder), "{name}, inputs {i}");
-        }
-        assert_eq!(single.linears(), folder.linears());
+        golden.check_same(&single, INPUTS);
         // Whichever file it lies in, the base model is the same.
         let folder = golden.folder();
         let digest = |path: &Path| testing::digest(family(name), path);

@@ -31,34 +31,13 @@ fn the_naming_of_the_authors_gives_the_same_numbers_bit_for_bit() {
             .collect();
         // With the config, as heads of so few channels are in no released model.
         let folder = golden.folder_with(&single, &golden.metadata["config"]);
-        let (single, folder) = (load(folder.path()).unwrap(), golden.model());
-        for i in 0..INPUTS {
-            let call = |model: &dyn Denoiser| {
-                let tape = Tape::off(&Kernels::NONE);
-                let output = golden.inputs(i).call(model, &tape, &Bound::none());
-                let flat = output.tensor().flatten_all().unwrap();
-                flat.to_vec1::<f32>().unwrap()
-            };
-            assert!(call(&*single) == call(&*folder), "{name}, inputs {i}");
-        }
-        assert_eq!(single.linears(), folder.linears());
+        golden.check_same(&load(folder.path()).unwrap(), INPUTS);
     }
 }
 
 #[test]
 fn a_row_of_a_batch_equals_the_row_alone() {
-    let golden = golden("two");
-    let model = golden.model();
-    let inputs = golden.inputs(1);
-    let call = |inputs: &Inputs| {
-        let tape = Tape::off(&Kernels::NONE);
-        inputs.call(&*model, &tape, &Bound::none()).into_tensor()
-    };
-    let whole = call(&inputs);
-    for row in 0..2 {
-        let expected = whole.narrow(0, row, 1).unwrap();
-        assert!(error_of(&call(&inputs.row(row)), &expected) < 1e-6);
-    }
+    golden("two").check_rows_alone(&[1]);
 }
 
 #[test]

@@ -25,65 +25,19 @@ fn the_prediction_equals_diffusers() {
 #[test]
 fn the_single_file_naming_gives_the_same_numbers_bit_for_bit() {
     for name in MODELS {
-        let golden = golden(name);
-        let path = golden_path(&format!("zimage_{name}_single.safetensors"));
-        let (single, folder) = (load(&path).unwrap(), golden.model());
-        for i in 0..INPUTS {
-            let call = |model: &dyn Denoiser| {
-                let tape = Tape::off(&Kernels::NONE);
-                let output = golden.inputs(i).call(model, &tape, &Bound::none());
-                let flat = output.tensor().flatten_all().unwrap();
-                flat.to_vec1::<f32>().unwrap()
-            };
-            assert!(call(&*single) == call(&*folder), "{name}, inputs {i}");
-        }
-        assert_eq!(single.linears(), folder.linears());
-        // Whichever file it lies in, the base model is the same.
-        let folder = golden.folder();
-        let digest = |path: &Path| testing::digest(&ZIMAGE, path);
-        assert_eq!(digest(&path), digest(folder.path()));
+        golden(name).check_single_file(&format!("zimage_{name}_single.safetensors"), INPUTS);
     }
 }
 
 #[test]
 fn a_row_of_a_batch_equals_the_row_alone() {
-    let golden = golden("two");
-    let model = golden.model();
-    for i in [1, 2, 3] {
-        let inputs = golden.inputs(i);
-        let call = |inputs: &Inputs| {
-            let tape = Tape::off(&Kernels::NONE);
-            inputs.call(&*model, &tape, &Bound::none()).into_tensor()
-        };
-        let whole = call(&inputs);
-        for row in 0..2 {
-            let expected = whole.narrow(0, row, 1).unwrap();
-            assert!(error_of(&call(&inputs.row(row)), &expected) < 1e-6);
-        }
-    }
+    golden("two").check_rows_alone(&[1, 2, 3]);
 }
 
-/// So that the store need not have them.
 #[test]
 fn rows_that_are_not_seen_need_not_be_there() {
     for name in MODELS {
-        let golden = golden(name);
-        let model = golden.model();
-        let call = |inputs: &Inputs| {
-            let tape = Tape::off(&Kernels::NONE);
-            inputs.call(&*model, &tape, &Bound::none()).into_tensor()
-        };
-        let whole = golden.inputs(2);
-        for row in 0..2 {
-            let mut cut = whole.row(row);
-            let counts = cut.conditioning.token_counts.clone().unwrap();
-            cut.conditioning.context = cut.conditioning.context.narrow(1, 0, counts[0]).unwrap();
-            let expected = call(&whole).narrow(0, row, 1).unwrap();
-            assert!(error_of(&call(&cut), &expected) < 1e-6, "{name} {row}");
-            // And without a mask, when nothing is hidden by it.
-            cut.conditioning.token_counts = None;
-            assert!(error_of(&call(&cut), &expected) < 1e-6, "{name} {row}");
-        }
+        golden(name).check_unseen_rows(2);
     }
 }
 
@@ -91,13 +45,9 @@ fn rows_that_are_not_seen_need_not_be_there() {
 fn the_timestep_matters_and_nothing_else_is_told() {
     let golden = golden("two");
     let (model, mut inputs) = (golden.model(), golden.inputs(0));
-    let call = |inputs: &Inputs| {
-        let tape = Tape::off(&Kernels::NONE);
-        inputs.call(&*model, &tape, &Bound::none()).into_tensor()
-    };
-    let before = call(&inputs);
+    let before = inputs.output(&*model);
     inputs.timesteps = (inputs.timesteps * 0.9).unwrap();
-    assert!(error_of(&call(&inputs), &before) > 1e-3);
+    assert!(error_of(&inputs.output(&*model), &before) > 1e-3);
 }
 
 #[test]

@@ -21,7 +21,7 @@ use super::{Stack, T5Forward};
 use crate::nn::weights::Weights;
 use crate::text::config::{ConfigError, ConfigFields};
 use crate::text::spec::PadText;
-use crate::text::tokenizer::{TokenizerFormat, implementation_default};
+use crate::text::tokenizer::{TokenizerFormat, check_only_implementation, implementation_default};
 use crate::text::{
     Architecture, Error, ForwardRecipe, Kind, LoadedNetwork, LocatedEncoder, Network, Residency,
     Tokens,
@@ -76,7 +76,7 @@ impl Kind for Umt5 {
     }
 
     fn check_tokens(&self, rules: &Map<String, Value>, _: PadText) -> Result<(), String> {
-        rules::check_tokens(rules)
+        check_only_implementation(rules, &[tokenizer::FAST])
     }
 
     fn token_defaults(&self) -> Map<String, Value> {

@@ -3,29 +3,17 @@
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::super::T5Forward;
-use super::{Umt5, Umt5EncoderArchitecture, Umt5Network, tokenizer};
+use super::{Umt5, Umt5EncoderArchitecture, Umt5Network};
 use crate::text::spec::TokenRules;
-use crate::text::tokenizer::{IMPLEMENTATION, check_implementation};
 use crate::text::{Architecture, Contradiction, ForwardRecipe, Kind, Misfit, Network};
 
 /// The forward rules of a recipe.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Umt5ForwardRecipe(pub T5Forward);
-
-/// Checks UMT5's own token rules.
-pub(super) fn check_tokens(rules: &Map<String, Value>) -> Result<(), String> {
-    for (name, value) in rules {
-        match name.as_str() {
-            IMPLEMENTATION => check_implementation(value, &[tokenizer::FAST])?,
-            _ => return Err(format!("unknown field `{name}`")),
-        }
-    }
-    Ok(())
-}
 
 impl ForwardRecipe for Umt5ForwardRecipe {
     fn kind(&self) -> &'static dyn Kind {
