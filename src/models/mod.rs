@@ -17,6 +17,10 @@ pub mod layout;
 pub mod linear;
 pub mod lora_names;
 mod opened;
+#[cfg(test)]
+#[expect(dead_code, reason = "the whole of it is used by tests of the program")]
+#[path = "../../tests/peers/mod.rs"]
+mod peers;
 pub mod schedule;
 pub mod sd3;
 pub mod source;

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use candle_core::{Device, Tensor};
 use plumb::foreign::cache::{Cache, CacheFile, Content, Entry, Role};
 
+use crate::peers::Script;
 use crate::world::World;
 
 /// Three square pictures, encoded, one of a caption with commas and signs beyond ASCII.
@@ -189,10 +190,6 @@ fn ai_toolkit_and_simpletuner_find_what_the_denoiser_receives() {
 
 /// torch and numpy read the files as well as we do, torch without running pickles.
 fn python(world: &World) {
-    let Some(python) = std::env::var_os("PLUMB_PYTHON") else {
-        println!("skipped: PLUMB_PYTHON names no Python with torch");
-        return;
-    };
     export(world, "kohya", "kohya");
     let script = r#"
 import glob, hashlib, numpy, sys, torch
@@ -211,16 +208,7 @@ npz = numpy.load(f"{folder}/kohya/p1_sd3_te.npz")
 assert numpy.array_equal(npz["t5_out"], want["text_embed"][0, 77:].numpy()), "t5_out"
 assert npz["apply_t5_attn_mask"] == False and npz["clip_l_attn_mask"].dtype == numpy.int64
 "#;
-    let output = std::process::Command::new(python)
-        .args(["-c", script])
-        .arg(world.path(""))
-        .output()
-        .expect("Python runs");
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    Script::code(script).arg(world.path("")).run();
 }
 
 #[test]

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::process::Command;
 
 use plumb::lora::SaveDtype;
 use plumb::lora::formats::{self, Module, Target, WriteOptions};
@@ -11,6 +10,7 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use tempfile::TempDir;
 
 use crate::lora_names::{adapters, network};
+use crate::peers::Script;
 use crate::store_util::scratch;
 use crate::util::plumb;
 use crate::world::{World, tiny_sd3};
@@ -230,22 +230,10 @@ fn adapters_of_text_encoders_are_left_out_by_name_only() {
         .says("and 1 tensors of text encoders");
 }
 
-/// Runs the checks that need diffusers, or says that they were skipped.
+/// Runs the checks that need diffusers.
 fn check(folder: &TempDir, args: &[&str]) {
-    let Some(python) = std::env::var_os("PLUMB_PYTHON") else {
-        println!("skipped: PLUMB_PYTHON names no Python with diffusers and peft");
-        return;
-    };
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let output = Command::new(python)
-        .arg(root.join("tools/check_lora_formats.py"))
-        .args(args)
-        .current_dir(folder.path())
-        .output()
-        .expect("Python runs");
-    let said = String::from_utf8_lossy(&output.stdout).into_owned()
-        + &String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{said}");
+    let script = Script::file("tools/check_lora_formats.py").in_folder(folder.path());
+    args.iter().fold(script, Script::arg).run();
 }
 
 fn export_kohya(folder: &TempDir) {

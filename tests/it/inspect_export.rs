@@ -1,8 +1,8 @@
 //! `plumb inspect export`: the table that pandas and embedding-atlas read, against the store and numpy.
 
 use std::path::Path;
-use std::process::Command;
 
+use crate::peers::Script;
 use crate::world::World;
 
 /// Reads a table with pyarrow: the columns, and of each encoder how its vectors' norms and its plane agree with numpy's.
@@ -32,19 +32,8 @@ print(json.dumps(said))
 "#;
 
 fn read(table: &Path) -> Option<serde_json::Value> {
-    let Some(python) = std::env::var_os("PLUMB_PYTHON") else {
-        println!("skipped: PLUMB_PYTHON names no Python with pyarrow, numpy and Pillow");
-        return None;
-    };
-    let output = Command::new(python)
-        .args(["-c", READ])
-        .arg(table)
-        .env("OMP_NUM_THREADS", "1")
-        .output()
-        .expect("Python runs");
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{said}");
-    Some(serde_json::from_slice(&output.stdout).expect("JSON"))
+    let said = Script::code(READ).arg(table).run()?;
+    Some(serde_json::from_str(&said).expect("JSON"))
 }
 
 fn encoded() -> World {

@@ -1,13 +1,13 @@
 //! LoRAs in folders, as PEFT and diffusers save them, against these libraries; damaged LoRAs, and several at once.
 
 use std::path::Path;
-use std::process::Command;
 
 use plumb::convert::{ReadLora, read_lora};
 use safetensors::tensor::{Dtype, TensorView};
 use tempfile::TempDir;
 
 use crate::cli_lora::tiny_lora;
+use crate::peers::Script;
 use crate::store_util::scratch;
 use crate::util::plumb;
 use crate::world::World;
@@ -254,29 +254,16 @@ fn a_lora_goes_to_pefts_folder_and_back_bit_for_bit() {
 
 #[test]
 fn adapters_of_peft_and_diffusers_change_what_these_libraries_change() {
-    let Some(python) = std::env::var_os("PLUMB_PYTHON") else {
-        println!("skipped: PLUMB_PYTHON names no Python with diffusers and peft");
-        return;
-    };
     let folder = scratch();
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let run = |mode: &str| {
-        let output = Command::new(&python)
-            .arg(root.join("tools/check_adapters.py"))
+        Script::file("tools/check_adapters.py")
             .arg(mode)
-            .arg(root.join("assets/tiny-sdxl"))
+            .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/tiny-sdxl"))
             .arg(folder.path())
-            .output()
-            .expect("Python runs");
-        let said = String::from_utf8_lossy(&output.stdout).into_owned();
-        assert!(
-            output.status.success(),
-            "{said}{}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-        said
+            .run()
     };
-    for name in run("make").lines() {
+    let Some(made) = run("make") else { return };
+    for name in made.lines() {
         let out = format!("{name}.plumb.safetensors");
         let args = [
             "import", "lora", name, "--family", "sdxl", "--dtype", "f32", "--out", &out,
@@ -286,5 +273,5 @@ fn adapters_of_peft_and_diffusers_change_what_these_libraries_change() {
         let to = ["--format", "peft", "--family", "sdxl", "--out", &out];
         plumb(folder.path(), &[&from[..], &to].concat()).expect(0);
     }
-    println!("{}", run("compare"));
+    println!("{}", run("compare").expect("Python"));
 }

@@ -37,6 +37,9 @@ mod lora_names;
 mod miniatures;
 mod old_run;
 mod only_what_is_used;
+#[path = "../peers/mod.rs"]
+mod peers;
+mod peers_alone;
 mod pipeline;
 mod placement;
 mod probe;

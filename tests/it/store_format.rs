@@ -2,12 +2,12 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use plumb::digest::Fingerprint;
 use plumb::monitor::Silent;
 use plumb::store::{ElementType, FORMAT_VERSION, Lacking, NewEntry, Store, TensorBytes};
 
+use crate::peers::Script;
 use crate::store_util::{copy_dir, entry, readable, scratch, spec};
 
 /// The stores under `tests/fixtures`, one for each version of the format.
@@ -147,38 +147,6 @@ fn examples() -> Vec<String> {
         .collect()
 }
 
-/// Runs a Python program; `None` where there is no Python to run it.
-fn python(program: &str, args: &[&str], input: &str) -> Option<String> {
-    use std::io::Write as _;
-    let Some(python) = std::env::var_os("PLUMB_PYTHON") else {
-        println!(
-            "skipped: PLUMB_PYTHON names no Python with pyarrow, safetensors, blake3 and rfc8785"
-        );
-        return None;
-    };
-    let mut child = Command::new(python)
-        .args(["-c", program])
-        .args(args)
-        .stdin(std::process::Stdio::piped())
-        .stdout(std::process::Stdio::piped())
-        .stderr(std::process::Stdio::piped())
-        .spawn()
-        .expect("PLUMB_PYTHON runs");
-    child
-        .stdin
-        .take()
-        .expect("piped")
-        .write_all(input.as_bytes())
-        .expect("it reads");
-    let output = child.wait_with_output().expect("it ends");
-    assert!(
-        output.status.success(),
-        "{program}\n{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    Some(String::from_utf8(output.stdout).expect("UTF-8"))
-}
-
 #[test]
 fn the_fingerprint_example_gives_our_fingerprints() {
     let program = &examples()[0];
@@ -187,7 +155,8 @@ fn the_fingerprint_example_gives_our_fingerprints() {
         "five lines, as design and text say"
     );
     let description = serde_json::json!({"\u{e9}": [1e-6, 1.0, 1e21, -0.5], "b": null, "\u{1F600}": {"z": true, "a": "\n"}});
-    if let Some(said) = python(program, &[], &description.to_string()) {
+    let script = Script::code(program).input(&description.to_string());
+    if let Some(said) = script.run() {
         assert_eq!(said.trim(), Fingerprint::of(&description).to_string());
     }
 }
@@ -200,7 +169,7 @@ fn the_reading_example_reads_what_we_wrote() {
         "ten lines, as the design says"
     );
     let path = fixtures().join(FIXTURES.last().expect("one"));
-    let Some(said) = python(program, &[&path.to_string_lossy()], "") else {
+    let Some(said) = Script::code(program).arg(&path).run() else {
         return;
     };
     let mut said: Vec<&str> = said.lines().collect();

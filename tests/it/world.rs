@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use image::{Rgb, RgbImage};
 use tempfile::TempDir;
 
+use crate::peers::Script;
 use crate::util::{Ran, plumb};
 
 /// The bundled base model.
@@ -115,25 +116,15 @@ steps = 2
     }
 
     /// Trains up to `step`, and has `tools/replay_step.py` make it again with diffusers and peft on the model in `base`.
-    /// Does nothing where `PLUMB_PYTHON` names no Python that has them.
+    /// Does nothing where `PLUMB_PYTHON` names no Python.
     pub(crate) fn replay_step(&self, step: u32, base: &Path) {
-        let Some(python) = std::env::var_os("PLUMB_PYTHON") else {
-            println!("skipped: PLUMB_PYTHON names no Python with diffusers and peft");
-            return;
-        };
         let dump = ["--dump-step", &step.to_string(), "step.safetensors"];
         self.run(&[&["train", "exp.toml"], &dump[..]].concat())
             .expect(0);
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tools/replay_step.py");
-        let output = std::process::Command::new(python)
-            .arg(script)
+        Script::file("tools/replay_step.py")
             .arg(self.path("step.safetensors"))
             .arg(base)
-            .output()
-            .expect("Python runs");
-        let said = String::from_utf8_lossy(&output.stdout).into_owned()
-            + &String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{said}");
+            .run();
     }
 
     /// Copies a folder into this one.
