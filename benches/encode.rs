@@ -3,11 +3,8 @@
 //! `PLUMB_PYTHON=python cargo bench -- encode [FILTER]` prints one table. The Python needs torch and
 //! transformers. Outputs are compared too, so that both sides are known to do the same work.
 
-use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-use std::sync::OnceLock;
-use std::time::Instant;
+use std::process::Command;
 
 use candle_core::{Device, Tensor};
 use plumb::nn::weights::Weights;
@@ -21,7 +18,7 @@ use plumb::text::tokenizer::Tokens;
 use plumb::text::{Encoded, Network, Residency, TextEncoder};
 use rayon::prelude::*;
 
-pub(crate) type Failure = Box<dyn std::error::Error>;
+use crate::turns::{Failure, Seconds, Side, Turns, turns};
 
 /// Token counts, specials included, of 16 captions: short labels to long sentences.
 const COUNTS: [usize; 16] = [
@@ -46,8 +43,9 @@ pub(crate) fn run(filter: &str) -> Result<(), Failure> {
     let python = std::env::var("PLUMB_PYTHON").unwrap_or_else(|_| "python3".into());
     let (captions, threads) = (COUNTS.len(), threads());
     println!(
-        "{captions} captions, f32, {threads} threads; medians of {TURNS} turns; a ratio (least..most of turns) \
-         above 1 is in plumb's favour"
+        "{captions} captions, f32, {threads} threads; medians of {} turns; a ratio (least..most of turns) \
+         above 1 is in plumb's favour",
+        turns(TURNS)
     );
     println!(
         "| encoder | plumb s | transformers s | ratio | ratio of processor time | plumb captions/s | difference |"
@@ -211,7 +209,7 @@ impl Bench {
         write_weights(&model, &self.tensors)?;
         let tokens = self.tokens();
         self.write_setting(folder.path(), &tokens)?;
-        let mut peer = Peer::start(python, folder.path())?;
+        let mut peer = self.peer(python, folder.path())?;
 
         let weights = Weights::open(&[model])?;
         let encoder = TextEncoder::load(&*self.network, &weights, Residency::Resident)?;
@@ -219,28 +217,32 @@ impl Bench {
         let difference = self.difference(&encoder.encode(&tokens)?, folder.path())?;
         // Ours has run once for the comparison; theirs does here.
         peer.turn()?;
-        let (mut ours, mut theirs) = (Vec::new(), Vec::new());
-        for _ in 0..TURNS {
+        let mut measured = Turns::default();
+        for _ in 0..turns(TURNS) {
             let start = Seconds::now();
             encoder.encode(&tokens)?;
-            ours.push(start.since());
-            theirs.push(peer.turn()?);
+            measured.push(start.since(), peer.turn()?);
         }
-        // Ratios turn by turn: the two of a turn met the same load of the machine.
-        let both = || ours.iter().zip(&theirs);
-        let clock = Spread::of(both().map(|(a, b)| b.clock / a.clock));
-        let processor = Spread::of(both().map(|(a, b)| b.processor / a.processor));
-        let (a, b) = (
-            Spread::of(ours.iter().map(|s| s.clock)),
-            Spread::of(theirs.iter().map(|s| s.clock)),
-        );
+        let [ours, theirs] = measured.seconds();
         Ok(format!(
-            "| {} | {:.3} | {:.3} | {clock} | {processor} | {:.1} | {difference:.1e} |",
+            "| {} | {ours:.3} | {theirs:.3} | {} | {} | {:.1} | {difference:.1e} |",
             self.name,
-            a.median,
-            b.median,
-            COUNTS.len() as f64 / a.median,
+            measured.clock(),
+            measured.processor(),
+            COUNTS.len() as f64 / ours,
         ))
+    }
+
+    fn peer(&self, python: &str, folder: &Path) -> Result<Side, Failure> {
+        let mut command = Command::new(python);
+        command
+            .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/peer/encode_transformers.py"));
+        let mut peer = Side::start(command.arg(folder).arg(threads().to_string()))?;
+        let ready = peer.line()?;
+        if !ready.starts_with("ready") {
+            return Err(format!("the peer did not start: `{ready}`").into());
+        }
+        Ok(peer)
     }
 
     fn tokens(&self) -> Vec<Tokens> {
@@ -298,68 +300,6 @@ impl Bench {
             compare(&encoded.pooled, theirs.get("1"), row)?;
         }
         Ok(worst)
-    }
-}
-
-/// A point in time, or an amount of it: by the clock, and of all processors used by this process.
-#[derive(Clone, Copy)]
-pub(crate) struct Seconds {
-    pub(crate) clock: f64,
-    pub(crate) processor: f64,
-}
-
-impl Seconds {
-    pub(crate) fn now() -> Self {
-        static START: OnceLock<Instant> = OnceLock::new();
-        // Fields 14 and 15, in hundredths; the name in field 2 may hold spaces. (Linux; elsewhere 0.)
-        let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
-        let after_name = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
-        let hundredths = |field: usize| {
-            after_name
-                .split_whitespace()
-                .nth(field - 3)
-                .and_then(|n| n.parse::<f64>().ok())
-        };
-        Self {
-            clock: START.get_or_init(Instant::now).elapsed().as_secs_f64(),
-            processor: (hundredths(14).unwrap_or(0.0) + hundredths(15).unwrap_or(0.0)) / 100.0,
-        }
-    }
-
-    pub(crate) fn since(self) -> Self {
-        let now = Self::now();
-        Self {
-            clock: now.clock - self.clock,
-            processor: now.processor - self.processor,
-        }
-    }
-}
-
-struct Spread {
-    least: f64,
-    median: f64,
-    most: f64,
-}
-
-impl Spread {
-    fn of(values: impl Iterator<Item = f64>) -> Self {
-        let mut values: Vec<f64> = values.collect();
-        values.sort_by(f64::total_cmp);
-        Self {
-            least: values[0],
-            median: values[values.len() / 2],
-            most: values[values.len() - 1],
-        }
-    }
-}
-
-impl std::fmt::Display for Spread {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(
-            f,
-            "{:.2} ({:.2}..{:.2})",
-            self.median, self.least, self.most
-        )
     }
 }
 
@@ -425,7 +365,7 @@ pub(crate) fn t5_tensors(a: &T5EncoderArchitecture) -> Vec<(String, Vec<usize>)>
     tensors
 }
 
-fn qwen3_tensors(a: &Qwen3Architecture) -> Vec<(String, Vec<usize>)> {
+pub(crate) fn qwen3_tensors(a: &Qwen3Architecture) -> Vec<(String, Vec<usize>)> {
     let (c, f, d) = (a.hidden_size, a.intermediate_size, a.head_dim);
     let (queries, keys) = (a.num_attention_heads * d, a.num_key_value_heads * d);
     let mut tensors: Vec<(String, Vec<usize>)> = vec![
@@ -496,66 +436,4 @@ pub(crate) fn write_weights(path: &Path, tensors: &[(String, Vec<usize>)]) -> Re
         .collect::<candle_core::Result<_>>()?;
     candle_core::safetensors::save(&made.into_iter().collect(), path)?;
     Ok(())
-}
-
-/// The Python process, which encodes once per line it is sent.
-struct Peer {
-    process: Child,
-    input: ChildStdin,
-    output: BufReader<ChildStdout>,
-}
-
-impl Peer {
-    fn start(python: &str, folder: &Path) -> Result<Self, Failure> {
-        let script =
-            Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/peer/encode_transformers.py");
-        let mut process = Command::new(python)
-            .arg(script)
-            .arg(folder)
-            .arg(threads().to_string())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::inherit())
-            .spawn()
-            .map_err(|e| format!("cannot start {python}: {e}"))?;
-        let (Some(input), Some(output)) = (process.stdin.take(), process.stdout.take()) else {
-            return Err("no pipes to the peer".into());
-        };
-        let mut peer = Self {
-            process,
-            input,
-            output: BufReader::new(output),
-        };
-        let ready = peer.line()?;
-        if !ready.starts_with("ready") {
-            return Err(format!("the peer did not start: `{ready}`").into());
-        }
-        Ok(peer)
-    }
-
-    fn line(&mut self) -> Result<String, Failure> {
-        let mut line = String::new();
-        self.output.read_line(&mut line)?;
-        Ok(line.trim().to_owned())
-    }
-
-    /// What one encoding took there.
-    fn turn(&mut self) -> Result<Seconds, Failure> {
-        self.input.write_all(b"\n")?;
-        self.input.flush()?;
-        let line = self.line()?;
-        let (clock, processor) = line.split_once(' ').ok_or("the peer stopped")?;
-        Ok(Seconds {
-            clock: clock.parse()?,
-            processor: processor.parse()?,
-        })
-    }
-}
-
-impl Drop for Peer {
-    fn drop(&mut self) {
-        // It waits for lines for ever. Where it has ended already, there is nothing to do.
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
 }

@@ -11,7 +11,9 @@ mod nn;
 mod plan;
 mod probe;
 mod store;
+mod streamed;
 mod train;
+mod turns;
 mod vae;
 
 /// As in the program itself.
@@ -31,9 +33,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         Some("plan") => plan::run()?,
         Some("probe") => probe::run(filter)?,
         Some("store") => store::run(),
+        Some("streamed") => streamed::run(filter)?,
         Some("train") => train::run(filter)?,
         Some("vae") => vae::run(filter)?,
-        _ => println!("name one of: encode, gpu, nn, plan, probe, store, train, vae"),
+        _ => println!("name one of: encode, gpu, nn, plan, probe, store, streamed, train, vae"),
     }
     Ok(())
 }

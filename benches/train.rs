@@ -1,14 +1,13 @@
-//! One LoRA training step against diffusers + peft on the same cores, weights and shapes, each case in a process
-//! of its own so that its peak memory is its own, ours and theirs in turn.
+//! One LoRA training step against diffusers + peft on the same cores, weights, inputs and shapes, each side in a process of its own so
+//! that its peak memory is its own, ours and theirs step by step in turn.
 //!
-//! `PLUMB_PYTHON=python cargo bench -- train [tiny|100m]`; the 100 M-parameter model is written to
-//! `target/peer` by the peer's script, `benches/peer/train_diffusers_peft.py`.
+//! `PLUMB_PYTHON=python cargo bench -- train [NAME]`; the models of 100 million random parameters are written to `target/peer` by the
+//! peer's script, `benches/peer/train_diffusers_peft.py`. `NAME,batch,checkpointing` names one case: `wan,1,false`.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Instant;
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor, safetensors};
 use plumb::diffusion::{Level, Prediction, Process, add_noise};
 use plumb::lora::{AdapterSet, Recompute, targets};
 use plumb::models::{self, Component, Components, ConditioningTensors};
@@ -19,183 +18,282 @@ use plumb::train::inputs::DenoiserBatch;
 use plumb::train::step::Pass;
 use serde_json::{Value, json};
 
-type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
+use crate::turns::{Failure, Side, Turns, answer, turns};
 
-/// Set in the child process, which measures this case instead of starting the peer.
-const CASE: &str = "PLUMB_BENCH_CASE";
-/// Steps that do not count: the first allocates what later ones reuse.
-const WARM_UP: usize = 2;
+type Result<T> = std::result::Result<T, Failure>;
+
+/// Turns of each side, after one that does not count: the first steps allocate what later ones reuse.
+const TURNS: usize = 7;
+const RANK: usize = 16;
+const INPUTS: &str = "inputs.safetensors";
+
+/// A model, and what a step of it is given.
+struct Model {
+    name: &'static str,
+    family: &'static str,
+    /// The preset of linears that are adapted.
+    targets: &'static str,
+    /// Channels, frames where there are, height and width of the latents.
+    latents: &'static [usize],
+    /// Rows and width.
+    context: [usize; 2],
+    pooled: usize,
+    /// In one turn: a step of a small one is too short to be measured.
+    steps: usize,
+}
+
+/// Of 256 px but for `tiny`, which is of 128 px; `wan` is given clips of 5 frames.
+const MODELS: [Model; 5] = [
+    Model {
+        name: "tiny",
+        family: "sd3",
+        targets: "attention+mlp",
+        latents: &[16, 16, 16],
+        context: [154, 128],
+        pooled: 112,
+        steps: 20,
+    },
+    Model {
+        name: "100m",
+        family: "sd3",
+        targets: "attention+mlp",
+        latents: &[16, 32, 32],
+        context: [154, 4096],
+        pooled: 2048,
+        steps: 1,
+    },
+    Model {
+        name: "z-image",
+        family: "zimage",
+        targets: "attention+mlp",
+        latents: &[16, 32, 32],
+        context: [90, 2560],
+        pooled: 0,
+        steps: 1,
+    },
+    Model {
+        name: "klein",
+        family: "flux2",
+        targets: "blocks",
+        latents: &[32, 32, 32],
+        context: [512, 7680],
+        pooled: 0,
+        steps: 1,
+    },
+    Model {
+        name: "wan",
+        family: "wan",
+        targets: "blocks",
+        latents: &[16, 2, 32, 32],
+        context: [512, 4096],
+        pooled: 0,
+        steps: 1,
+    },
+];
 
 pub(crate) fn run(filter: &str) -> Result<()> {
-    if let Ok(case) = std::env::var(CASE) {
-        println!("{}", measure(&serde_json::from_str(&case)?)?);
-        return Ok(());
+    if let Some(case) = filter.strip_prefix("child ") {
+        return child(&serde_json::from_str(case)?);
     }
     let python = std::env::var("PLUMB_PYTHON")
         .map_err(|_| "set PLUMB_PYTHON to a python with diffusers and peft")?;
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     println!(
-        "| model | batch | checkpointing | ours, s/step | theirs | times as fast | ours, peak MiB | theirs | of their memory |"
+        "{} turns each; a ratio (least..most of turns) above 1 is in plumb's favour; memory is the whole process at its peak, \
+         theirs also less what Python and torch take before they load a model",
+        turns(TURNS)
     );
-    println!("|---|---|---|---|---|---|---|---|---|");
-    for model in ["tiny", "100m"].into_iter().filter(|m| m.contains(filter)) {
-        for theirs in peer(&python, root, model)? {
-            let ours = child(&theirs)?;
-            let number = |v: &Value, key: &str| v[key].as_f64().unwrap_or(f64::NAN);
-            let (a, b) = (number(&ours, "step_s"), number(&theirs, "step_s"));
-            let (m, n) = (
-                number(&ours, "peak_rss_mib"),
-                number(&theirs, "peak_rss_mib"),
-            );
-            println!(
-                "| {model} | {} | {} | {a:.4} | {b:.4} | {:.2} | {m:.0} | {n:.0} | {:.2} |",
-                theirs["batch"],
-                theirs["checkpointing"],
-                b / a,
-                m / n
-            );
+    println!(
+        "| model | batch | checkpointing | plumb, s a step | diffusers + peft | times as fast | by processor time | \
+         plumb, peak MiB | theirs | less Python | plumb of theirs | loss, relative difference |"
+    );
+    println!("|---|---|---|---|---|---|---|---|---|---|---|---|");
+    for model in &MODELS {
+        for (batch, checkpointing) in [(1, false), (1, true), (4, false), (4, true)] {
+            let case = format!("{},{batch},{checkpointing}", model.name);
+            if case.starts_with(filter) {
+                println!("{}", compare(&python, model, batch, checkpointing)?);
+            }
         }
     }
     Ok(())
 }
 
-/// The peer's lines, one a case.
-fn peer(python: &str, root: &Path, model: &str) -> Result<Vec<Value>> {
-    let script = root.join("benches/peer/train_diffusers_peft.py");
-    let output = Command::new(python)
-        .arg(script)
-        .args(["--models", model])
-        .arg("--tiny")
-        .arg(root.join("assets/tiny-sd3"))
-        .arg("--folder")
-        .arg(root.join("target/peer/mmdit-100m"))
-        .output()?;
-    if !output.status.success() {
-        return Err(String::from_utf8_lossy(&output.stderr).into_owned().into());
+/// Runs a case, both sides, and gives its line of the table.
+fn compare(python: &str, model: &Model, batch: usize, checkpointing: bool) -> Result<String> {
+    let folder = written(python, model)?;
+    let scratch = tempfile::tempdir()?;
+    let inputs = scratch.path().join(INPUTS);
+    safetensors::save(&inputs_of(model, batch)?.into_iter().collect(), &inputs)?;
+    let mut case = json!({
+        "folder": folder, "inputs": inputs, "checkpointing": checkpointing, "rank": RANK, "steps": model.steps,
+        "family": model.family, "preset": model.targets, "threads": rayon::current_num_threads(),
+    });
+    let mut ours = Command::new(std::env::current_exe()?);
+    let mut ours = Side::start(ours.args(["train", &format!("child {case}")]))?;
+    let begun = ours.json()?;
+    case["targets"] = begun["targets"].clone();
+    let mut theirs = Command::new(python);
+    let mut theirs = Side::start(theirs.arg(script()).arg(case.to_string()))?;
+    let found = theirs.json()?;
+    if begun["values"] != found["values"] {
+        return Err(format!(
+            "the adapters differ: {} values, and theirs {}",
+            begun["values"], found["values"]
+        )
+        .into());
     }
-    let text = String::from_utf8(output.stdout)?;
-    text.lines()
-        .map(|line| Ok(serde_json::from_str(line)?))
-        .collect()
+    let of = |side: &Value, field: &str| side[field].as_f64().unwrap_or(f64::NAN);
+    let (a, b) = (of(&begun, "loss"), of(&found, "loss"));
+    let mut measured = Turns::default();
+    for turn in 0..=turns(TURNS) {
+        let (ours, theirs) = (ours.turn()?, theirs.turn()?);
+        if turn > 0 {
+            measured.push(ours, theirs);
+        }
+    }
+    let (m, n) = (ours.finish()?, theirs.finish()?);
+    let (m, n) = (of(&m, "peak_mib"), of(&n, "peak_mib"));
+    let [s, t] = measured.seconds().map(|s| s / model.steps as f64);
+    Ok(format!(
+        "| {} | {batch} | {checkpointing} | {s:.4} | {t:.4} | {} | {} | {m:.0} | {n:.0} | {:.0} | {:.2} | {:.1e} |",
+        model.name,
+        measured.clock(),
+        measured.processor(),
+        n - of(&found, "imported_mib"),
+        m / n,
+        (a - b).abs() / b
+    ))
 }
 
-fn child(case: &Value) -> Result<Value> {
-    let output = Command::new(std::env::current_exe()?)
-        .args(["train"])
-        .env(CASE, case.to_string())
-        .output()?;
-    if !output.status.success() {
-        return Err(String::from_utf8_lossy(&output.stderr).into_owned().into());
-    }
-    Ok(serde_json::from_slice(&output.stdout)?)
+fn script() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/peer/train_diffusers_peft.py")
 }
 
-/// Trains some steps of a case and gives the median seconds of one and the peak resident size.
-fn measure(case: &Value) -> Result<Value> {
-    let folder = PathBuf::from(case["path"].as_str().ok_or("no path")?);
-    let batch = case["batch"].as_u64().ok_or("no batch")? as usize;
-    let (family, rank) = (
-        models::family("sd3")?,
-        case["rank"].as_u64().ok_or("no rank")? as usize,
-    );
+/// The model's folder, which the peer's script writes where it is not there.
+fn written(python: &str, model: &Model) -> Result<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    if model.name == "tiny" {
+        return Ok(root.join("assets/tiny-sd3/transformer"));
+    }
+    let folder = root.join("target/peer").join(model.name);
+    if !folder.join("config.json").is_file() {
+        let mut command = Command::new(python);
+        let command = command
+            .arg(script())
+            .args(["--write", model.name])
+            .arg(&folder);
+        if !command.status()?.success() {
+            return Err("the model was not written".into());
+        }
+    }
+    Ok(folder)
+}
+
+/// What both sides are given: [batch, ..] each.
+fn inputs_of(model: &Model, batch: usize) -> Result<Vec<(&'static str, Tensor)>> {
+    let normals = |dims: &[usize], number| {
+        let dims = [&[batch], dims].concat();
+        let values = Rng::new(0, Stream::Noise, 0, number).normals(dims.iter().product());
+        Tensor::from_vec(values, dims, &Device::Cpu)
+    };
+    let sigmas: Vec<f32> = (0..batch)
+        .map(|i| (i as f32 + 0.5) / batch as f32)
+        .collect();
+    let mut inputs = vec![
+        ("latents", normals(model.latents, 0)?),
+        ("noise", normals(model.latents, 1)?),
+        ("context", normals(&model.context, 2)?),
+        ("sigmas", Tensor::from_vec(sigmas, batch, &Device::Cpu)?),
+    ];
+    if model.pooled > 0 {
+        inputs.push(("pooled", normals(&[model.pooled], 3)?));
+    }
+    Ok(inputs)
+}
+
+/// Our side of a case.
+fn child(case: &Value) -> Result<()> {
+    let text = |field: &str| case[field].as_str().ok_or(format!("no {field}"));
+    let number = |field: &str| {
+        let number = case[field].as_u64().map(|n| n as usize);
+        number.ok_or(format!("no {field}"))
+    };
+    let folder = PathBuf::from(text("folder")?);
+    let (family, rank) = (models::family(text("family")?)?, number("rank")?);
     let config = folder.join("config.json");
-    let shape: Value = serde_json::from_slice(&std::fs::read(&config)?)?;
-    let denoiser = Component::new(folder.clone(), Some(config));
     let components = Components {
+        parts: [(
+            "transformer",
+            Component::new(folder.clone(), Some(config.clone())),
+        )]
+        .into(),
         path: folder,
-        parts: [("transformer", denoiser)].into(),
         tokenizers: [].into(),
         scheduler: None,
     };
     let opened = family.open(components)?;
     let denoiser = opened.load(&models::Placement::default())?;
-    let wanted = [case["targets"].as_str().ok_or("no targets")?.to_owned()];
+    let wanted = [text("preset")?.to_owned()];
     let linears = targets::select(opened.linears(), &wanted, family.presets)?;
     let adapters = AdapterSet::new(&linears, rank, rank as f64, 0)?;
     let device = Device::Cpu;
     let values = adapters.to_device(&device)?;
-    let mut optimizer = Optimizer::new(
-        OptimizerOptions::default(),
-        adapters.values().len(),
-        &device,
-    )?;
-    let micro_batch = denoiser_batch(&shape, batch)?;
-    let mut seconds = Vec::new();
-    let steps = case["steps"].as_u64().unwrap_or(5) as usize;
-    for step in 0..WARM_UP + steps {
-        let start = Instant::now();
+    let options = OptimizerOptions::default();
+    let mut optimizer = Optimizer::new(options, adapters.values().len(), &device)?;
+    let batch = denoiser_batch(Path::new(text("inputs")?))?;
+    let recompute = match case["checkpointing"].as_bool() {
+        Some(true) => Recompute::EveryBlock,
+        _ => Recompute::Never,
+    };
+    let mut steps = 0;
+    let mut step = || -> Result<f64> {
         let gradient = values.zeros_like()?;
-        let recompute = match case["checkpointing"].as_bool() {
-            Some(true) => Recompute::EveryBlock,
-            _ => Recompute::Never,
-        };
         let pass = Pass {
             denoiser: denoiser.as_ref(),
             adapters: &adapters,
             values: &values,
             dropout: (0.0, 0),
-            recompute,
+            recompute: recompute.clone(),
             offload: false,
         };
-        pass.backward(&micro_batch, step as u64, 1.0, &gradient)?;
+        let found = pass.backward(&batch, steps, 1.0, &gradient)?;
         optimizer.step(&Kernels::NONE, &values, &gradient, 1e-4)?;
-        if step >= WARM_UP {
-            seconds.push(start.elapsed().as_secs_f64());
-        }
-    }
-    seconds.sort_by(f64::total_cmp);
-    Ok(json!({ "step_s": seconds[seconds.len() / 2], "peak_rss_mib": peak_mib()? }))
+        steps += 1;
+        Ok(found.loss)
+    };
+    let names: Vec<_> = linears.iter().map(|linear| &linear.name).collect();
+    let loss = step()?;
+    println!(
+        "{}",
+        json!({ "loss": loss, "values": adapters.values().len(), "targets": names })
+    );
+    let in_a_turn = number("steps")?;
+    answer(|| (0..in_a_turn).try_for_each(|_| step().map(drop)))
 }
 
-fn denoiser_batch(shape: &Value, batch: usize) -> Result<DenoiserBatch> {
-    let size = |key: &str| {
-        shape[key]
-            .as_u64()
-            .map(|v| v as usize)
-            .ok_or(format!("no {key}"))
+fn denoiser_batch(inputs: &Path) -> Result<DenoiserBatch> {
+    let mut given = safetensors::load(inputs, &Device::Cpu)?;
+    let mut take = |name: &str| given.remove(name).ok_or(format!("no {name}"));
+    let (latents, noise, context) = (take("latents")?, take("noise")?, take("context")?);
+    let (sigmas, batch) = (take("sigmas")?, latents.dim(0)?);
+    let pooled = match take("pooled") {
+        Ok(pooled) => pooled,
+        Err(_) => Tensor::zeros((batch, 0), DType::F32, &Device::Cpu)?,
     };
-    let (side, channels) = (size("sample_size")?, size("in_channels")?);
-    let normals = |dims: &[usize], number| {
-        let values = Rng::new(0, Stream::Noise, 0, number).normals(dims.iter().product());
-        Tensor::from_vec(values, dims, &Device::Cpu)
-    };
-    let latents = normals(&[batch, channels, side, side], 0)?;
-    let noise = normals(&[batch, channels, side, side], 1)?;
-    let sigmas: Vec<f64> = (0..batch)
-        .map(|i| (i as f64 + 0.5) / batch as f64)
+    let numbers = sigmas.to_vec1::<f32>()?;
+    let levels: Vec<Level> = numbers
+        .iter()
+        .map(|&s| Level::of_flow(f64::from(s)))
         .collect();
-    let numbers = |f: &dyn Fn(f64) -> f64| {
-        Tensor::from_vec(
-            sigmas.iter().map(|&s| f(s) as f32).collect::<Vec<_>>(),
-            batch,
-            &Device::Cpu,
-        )
-    };
-    let levels: Vec<Level> = sigmas.iter().map(|&s| Level::of_flow(s)).collect();
     Ok(DenoiserBatch {
         noisy: add_noise(&latents, &noise, &levels)?,
         target: Process::new(Prediction::Flow).target(&latents, &noise, &levels)?,
-        sigmas: numbers(&|s| s)?,
-        timesteps: numbers(&|s| s * 1000.0)?,
-        weights: numbers(&|_| 1.0)?,
-        conditioning: ConditioningTensors::new(
-            // 77 rows of CLIP and 77 of T5, as the peer's script makes.
-            normals(&[batch, 154, size("joint_attention_dim")?], 2)?,
-            normals(&[batch, size("pooled_projection_dim")?], 3)?,
-        ),
+        timesteps: (&sigmas * 1000.0)?,
+        weights: sigmas.ones_like()?,
+        sigmas,
+        conditioning: ConditioningTensors::new(context, pooled),
         share: 1.0,
         latents,
         noise,
     })
-}
-
-/// The largest resident size of this process so far, in MiB.
-fn peak_mib() -> Result<f64> {
-    let status = std::fs::read_to_string("/proc/self/status")?;
-    let line = status
-        .lines()
-        // The high-water mark of a process cannot be taken back: hence a process for each case.
-        .find_map(|l| l.strip_prefix("VmHWM:"))
-        .ok_or("no VmHWM")?;
-    Ok(line.trim().trim_end_matches("kB").trim().parse::<f64>()? / 1024.0)
 }

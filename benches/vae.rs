@@ -1,4 +1,4 @@
-//! Wan's VAE against diffusers': a clip to latents, the same random weights at full size, f32, the same cores.
+//! Wan's VAE against diffusers': clips to latents and back, the same random weights at full size, f32, the same cores, in turn.
 //!
 //! `PLUMB_PYTHON=python cargo bench -- vae [FILTER]` prints one table. Each side runs in a process of its own, so that its peak memory
 //! is its own. A case with `ours` has no other side: it shows that a longer clip takes no more memory.
@@ -9,17 +9,20 @@ use std::process::Command;
 use candle_core::{Device, Tensor};
 use plumb::nn::weights::Weights;
 use plumb::recipe::latents::WanArchitecture;
-use plumb::vae::causal::{Encoder, names};
+use plumb::vae::causal::{Decoder, Encoder, names};
 use serde_json::{Value, json};
 
-use crate::encode::{Failure, Seconds, write_weights};
+use crate::encode::write_weights;
+use crate::turns::{Failure, Side, Turns, answer, mib, turns};
 
-/// Frames and side in px.
-const CASES: [(&str, usize, usize); 4] = [
-    ("17 frames, 256 px", 17, 256),
-    ("1 frame, 256 px", 1, 256),
-    ("17 frames, 128 px, ours", 17, 128),
-    ("81 frames, 128 px, ours", 81, 128),
+/// Frames and side in px; whether back from latents; turns of each side.
+const CASES: [(&str, usize, usize, bool, usize); 6] = [
+    ("encode 17 frames, 256 px", 17, 256, false, 3),
+    ("decode 17 frames, 256 px", 17, 256, true, 3),
+    ("encode 1 frame, 256 px", 1, 256, false, 5),
+    ("decode 1 frame, 256 px", 1, 256, true, 5),
+    ("encode 17 frames, 128 px, ours", 17, 128, false, 1),
+    ("encode 81 frames, 128 px, ours", 81, 128, false, 1),
 ];
 
 /// Runs the cases whose name contains `filter`; or the one that a process of ours is started for.
@@ -37,62 +40,54 @@ pub(crate) fn run(filter: &str) -> Result<(), Failure> {
         "| clip | plumb s | diffusers s | times as fast | by processor time | plumb, peak MiB | diffusers | beyond the loaded model, plumb | diffusers | difference |"
     );
     println!("|---|---|---|---|---|---|---|---|---|---|");
-    for (name, frames, side) in CASES.iter().filter(|case| case.0.contains(filter)) {
-        let alone = name.ends_with("ours");
-        println!(
-            "| {name} {}",
-            compare(&python, folder.path(), (*frames, *side), alone)?
-        );
+    for &(name, frames, side, back, turns) in CASES.iter().filter(|case| case.0.contains(filter)) {
+        let case = json!({
+            "folder": folder.path(), "frames": frames, "side": side, "decode": back, "threads": rayon::current_num_threads(),
+        });
+        let other = (!name.ends_with("ours")).then_some(&*python);
+        println!("| {name} {}", compare(other, &case, turns)?);
     }
     Ok(())
 }
 
-fn compare(
-    python: &str,
-    folder: &Path,
-    (frames, side): (usize, usize),
-    alone: bool,
-) -> Result<String, Failure> {
-    let case = json!({ "folder": folder, "frames": frames, "side": side });
+/// Runs a case, both sides if there is another, and gives its line of the table.
+fn compare(python: Option<&str>, case: &Value, count: usize) -> Result<String, Failure> {
     let mut ours = Command::new(std::env::current_exe()?);
-    ours.args(["vae", &format!("child {case}")]);
-    let ours = answer(&mut ours)?;
+    let mut ours = Side::start(ours.args(["vae", &format!("child {case}")]))?;
+    let loaded = ours.json()?;
     let of = |side: &Value, field: &str| side[field].as_f64().unwrap_or(f64::NAN);
-    let beyond = |side: &Value| of(side, "peak_mib") - of(side, "loaded_mib");
-    let (s, peak) = (of(&ours, "seconds"), of(&ours, "peak_mib"));
-    if alone {
-        let beyond = beyond(&ours);
+    let Some(python) = python else {
+        let s = ours.turn()?.clock;
+        let peak = of(&ours.finish()?, "peak_mib");
+        let beyond = peak - of(&loaded, "loaded_mib");
         return Ok(format!("| {s:.2} | | | | {peak:.0} | | {beyond:.0} | | |"));
-    }
+    };
     let mut theirs = Command::new(python);
-    theirs.arg("benches/peer/vae_diffusers.py").arg(folder);
-    theirs.args([frames, side, rayon::current_num_threads()].map(|n| n.to_string()));
-    let theirs = answer(&mut theirs)?;
+    theirs.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/peer/vae_diffusers.py"));
+    let mut theirs = Side::start(theirs.arg(case.to_string()))?;
+    let their_loaded = theirs.json()?;
+    let mut measured = Turns::default();
+    for _ in 0..turns(count) {
+        measured.push(ours.turn()?, theirs.turn()?);
+    }
+    let (ours, theirs) = (ours.finish()?, theirs.finish()?);
+    let (m, n) = (of(&ours, "peak_mib"), of(&theirs, "peak_mib"));
+    let [s, t] = measured.seconds();
     Ok(format!(
-        "| {s:.2} | {:.2} | {:.2} | {:.2} | {peak:.0} | {:.0} | {:.0} | {:.0} | {:.1e} |",
-        of(&theirs, "seconds"),
-        of(&theirs, "seconds") / s,
-        of(&theirs, "processor") / of(&ours, "processor"),
-        of(&theirs, "peak_mib"),
-        beyond(&ours),
-        beyond(&theirs),
-        difference(folder)?
+        "| {s:.2} | {t:.2} | {} | {} | {m:.0} | {n:.0} | {:.0} | {:.0} | {:.1e} |",
+        measured.clock(),
+        measured.processor(),
+        m - of(&loaded, "loaded_mib"),
+        n - of(&their_loaded, "loaded_mib"),
+        difference(Path::new(case["folder"].as_str().unwrap_or_default()))?
     ))
 }
 
-/// The last line of what a side prints.
-fn answer(command: &mut Command) -> Result<Value, Failure> {
-    let output = command.stderr(std::process::Stdio::inherit()).output()?;
-    let text = String::from_utf8(output.stdout)?;
-    let line = text.lines().last().ok_or("a side said nothing")?;
-    Ok(serde_json::from_str(line)?)
-}
-
-/// The largest difference of any latent, relative to the root mean square of the peer's.
+/// The largest difference of any latent, or of any pixel of the last frame, relative to the root mean square of the peer's.
 fn difference(folder: &Path) -> Result<f32, Failure> {
     let read = |name: &str| -> Result<Tensor, Failure> {
         let mut file = candle_core::safetensors::load(folder.join(name), &Device::Cpu)?;
-        Ok(file.remove("mean").ok_or("no mean")?)
+        Ok(file.remove("result").ok_or("no result")?)
     };
     let (ours, theirs) = (read("ours.safetensors")?, read("output.safetensors")?);
     let rms = theirs.sqr()?.mean_all()?.sqrt()?.to_scalar::<f32>()?;
@@ -104,49 +99,57 @@ fn difference(folder: &Path) -> Result<f32, Failure> {
         / rms)
 }
 
-/// Our side: encodes the clip, read four frames at a time.
+/// Our side: encodes the clip, read four frames at a time, or decodes latents, of which each frame is let go as it comes.
 fn child(case: &Value) -> Result<(), Failure> {
     let folder = Path::new(case["folder"].as_str().ok_or("no folder")?);
     let number = |field: &str| case[field].as_u64().map(|n| n as usize).ok_or("no number");
     let (frames, side) = (number("frames")?, number("side")?);
     let released = WanArchitecture::parse("{}", "defaults")?;
     let weights = Weights::open(&[folder.join("model.safetensors")])?;
+    if case["decode"].as_bool() == Some(true) {
+        let decoder = Decoder::load(&released, &weights)?;
+        let channels = released.encoder.z_dim;
+        let latents = |frames: usize, side: usize| waves(&[1, channels, frames, side, side], 0);
+        decoder.decode(&latents(1, 8)?, &mut |_| Ok(()))?;
+        println!("{}", json!({ "loaded_mib": mib("VmRSS:")? }));
+        let given = latents(1 + frames / 4, side / 8)?;
+        return answer(|| {
+            let mut last = None;
+            decoder.decode(&given, &mut |frame| {
+                last = Some(frame);
+                Ok(())
+            })?;
+            save(folder, &last.ok_or("no frame")?)
+        });
+    }
     let encoder = Encoder::load(&released.encoder, &weights)?;
     encoder.begin().push(&clip(0, 1, 64)?)?;
-    let (loaded, start) = (mib("VmRSS:")?, Seconds::now());
-    let mut encoding = encoder.begin();
-    for first in (0..frames).step_by(4) {
-        encoding.push(&clip(first, 4.min(frames - first), side)?)?;
-    }
-    let mean = encoding.finish()?.mean;
-    let taken = start.since();
-    candle_core::safetensors::save(
-        &[("mean", mean)].into_iter().collect(),
+    println!("{}", json!({ "loaded_mib": mib("VmRSS:")? }));
+    answer(|| {
+        let mut encoding = encoder.begin();
+        for first in (0..frames).step_by(4) {
+            encoding.push(&clip(first, 4.min(frames - first), side)?)?;
+        }
+        save(folder, &encoding.finish()?.mean)
+    })
+}
+
+fn save(folder: &Path, result: &Tensor) -> Result<(), Failure> {
+    let result = [("result", result.clone())].into_iter().collect();
+    Ok(candle_core::safetensors::save(
+        &result,
         folder.join("ours.safetensors"),
-    )?;
-    let peak = mib("VmHWM:")?;
-    println!(
-        "{}",
-        json!({ "seconds": taken.clock, "processor": taken.processor, "loaded_mib": loaded, "peak_mib": peak })
-    );
-    Ok(())
+    )?)
 }
 
 /// `count` frames from `first` on, [count, 3, side, side].
 fn clip(first: usize, count: usize, side: usize) -> Result<Tensor, Failure> {
-    let size = 3 * side * side;
-    let numbers = (first * size..(first + count) * size).map(|n| (n as f64 * 1.3).sin() as f32);
-    Ok(Tensor::from_vec(
-        numbers.collect::<Vec<_>>(),
-        (count, 3, side, side),
-        &Device::Cpu,
-    )?)
+    waves(&[count, 3, side, side], first * 3 * side * side)
 }
 
-/// A field of this process's memory, on Linux.
-fn mib(field: &str) -> Result<f64, Failure> {
-    let status = std::fs::read_to_string("/proc/self/status")?;
-    let line = status.lines().find_map(|line| line.strip_prefix(field));
-    let kib = line.and_then(|line| line.split_whitespace().next());
-    Ok(kib.ok_or("no such field")?.parse::<f64>()? / 1024.0)
+/// Numbers in [-1, 1] in a tensor of this shape, from the `first` on.
+fn waves(shape: &[usize], first: usize) -> Result<Tensor, Failure> {
+    let count: usize = shape.iter().product();
+    let numbers = (first..first + count).map(|n| (n as f64 * 1.3).sin() as f32);
+    Ok(Tensor::from_vec(numbers.collect(), shape, &Device::Cpu)?)
 }

@@ -9,8 +9,12 @@ import torch
 
 def load(base):
     """The denoiser in a diffusers folder, in f32, by the class that its config names."""
-    folder = next(pathlib.Path(base) / part for part in ("transformer", "unet") if (pathlib.Path(base) / part).is_dir())
-    config = json.loads((folder / "config.json").read_text())
+    return load_from(next(pathlib.Path(base) / part for part in ("transformer", "unet") if (pathlib.Path(base) / part).is_dir()))
+
+
+def load_from(folder):
+    """The denoiser whose own folder this is, in f32."""
+    config = json.loads((pathlib.Path(folder) / "config.json").read_text())
     return getattr(diffusers, config["_class_name"]).from_pretrained(folder, torch_dtype=torch.float32)
 
 

@@ -15,7 +15,7 @@ use crate::digest::{Fingerprint, canonical_json};
 use crate::monitor::Monitor;
 use crate::recipe::spec::caption_entry;
 use crate::shown;
-use crate::store::{NewEntry, Store, StoreReader, StoreWriter};
+use crate::store::{NewEntry, Store, StoreReader, StoreWriter, about_record_bytes};
 use crate::text::tokenizer::Lost;
 use crate::text::{Encoded, Residency, TextEncoder, Tokens, tokenizer};
 
@@ -23,8 +23,10 @@ use crate::text::{Encoded, Residency, TextEncoder, Tokens, tokenizer};
 const RESIDENT_CHUNK: usize = 128;
 /// Most captions in one call of a streamed encoder, which reads all its weights in each.
 const STREAMED_CHUNK: usize = 4096;
-/// Most bytes of outputs of such a call, which lie in memory until it has ended.
+/// Most bytes that what such a call makes takes while it lies in memory, until the call has ended.
 const STREAMED_BYTES: u64 = 1 << 30;
+/// Of each number of an output: in f32 as the layers make it, and once more where parts of it are put together.
+const STREAMED_NUMBER_BYTES: u64 = 8;
 /// What is written beside the outputs: headers, parts of the index, specs.
 const SPARE_BYTES: u64 = 1_000_000;
 /// The longest caption: more is a wrong file, and would only be told after all before it were encoded.
@@ -170,7 +172,7 @@ impl<'a> CaptionPlan<'a> {
         let (residency, chunk) = match streamed {
             true => (
                 Residency::Streamed,
-                streamed_chunk(lacking.len(), plan.bytes),
+                streamed_chunk(lacking.len(), plan.numbers),
             ),
             false => (Residency::Resident, RESIDENT_CHUNK),
         };
@@ -213,7 +215,9 @@ pub(super) struct EncoderPlan<'a> {
     /// The entries that are there.
     present: Vec<Fingerprint>,
     lacking: Vec<Lacking<'a>>,
-    /// What those will take in the store.
+    /// How many numbers will be made of those.
+    numbers: u64,
+    /// What they will take in the store.
     bytes: u64,
 }
 
@@ -225,13 +229,21 @@ impl<'a> EncoderPlan<'a> {
         captions: &[&'a str],
     ) -> Result<Self, Error> {
         let (present, lacking) = split(encoder, reader, captions);
-        let bytes =
-            |(_, caption): &Lacking<'_>| Ok(encoder.entry_bytes(&tokenize(encoder, caption)?));
+        let sizes = |(_, caption): &Lacking<'_>| {
+            let tokens = tokenize(encoder, caption)?;
+            let record = about_record_bytes(caption, tokens.ids.len());
+            let numbers = encoder.spec.network.numbers(&tokens) as u64;
+            Ok::<_, Error>((numbers, encoder.entry_bytes(&tokens) + record))
+        };
+        let add = |a: (u64, u64), b: (u64, u64)| Ok((a.0 + b.0, a.1 + b.1));
+        let sizes = lacking.par_iter().map(sizes);
+        let (numbers, bytes) = sizes.try_reduce(<(u64, u64)>::default, add)?;
         Ok(Self {
             encoder,
             present,
-            bytes: lacking.par_iter().map(bytes).sum::<Result<u64, Error>>()?,
             lacking,
+            numbers,
+            bytes,
         })
     }
 
@@ -266,13 +278,16 @@ fn has_room(store: &Path, needed: u64, free: u64) -> Result<(), Error> {
 pub(super) fn amount(bytes: u64) -> String {
     match bytes {
         1_000_000_000.. => format!("{:.1} GB", bytes as f64 / 1e9),
-        _ => format!("{:.1} MB", bytes as f64 / 1e6),
+        1_000_000.. => format!("{:.1} MB", bytes as f64 / 1e6),
+        _ => format!("{:.1} kB", bytes as f64 / 1e3),
     }
 }
 
-/// With how many captions a streamed encoder is called, of so many whose outputs take so many bytes.
-fn streamed_chunk(captions: usize, bytes: u64) -> usize {
-    let one = bytes.div_ceil(captions.max(1) as u64);
+/// With how many captions a streamed encoder is called, of so many whose outputs have so many numbers.
+fn streamed_chunk(captions: usize, numbers: u64) -> usize {
+    let one = numbers
+        .div_ceil(captions.max(1) as u64)
+        .saturating_mul(STREAMED_NUMBER_BYTES);
     let fit = usize::try_from(STREAMED_BYTES / one.max(1)).unwrap_or(usize::MAX);
     fit.clamp(1, STREAMED_CHUNK)
 }
@@ -407,8 +422,8 @@ mod tests {
     #[test]
     fn a_streamed_encoder_is_called_with_what_fits_in_memory() {
         assert_eq!(streamed_chunk(10_000, 0), STREAMED_CHUNK);
-        // FLUX.2 klein: 7.9 MB a caption in bf16.
-        assert_eq!(streamed_chunk(100, 100 * 512 * 7680 * 2), 136);
+        // FLUX.2 klein: 31 MB a caption.
+        assert_eq!(streamed_chunk(100, 100 * 512 * 7680), 34);
         assert_eq!(streamed_chunk(1, 1 << 40), 1);
         assert_eq!(streamed_chunk(0, 0), STREAMED_CHUNK);
     }

@@ -17,7 +17,7 @@ use crate::digest::{Digest, canonical_json};
 use crate::monitor::Monitor;
 use crate::nn::Kernels;
 use crate::recipe::latents::{LatentKey, Size, View};
-use crate::store::{NewEntry, Store, StoreWriter};
+use crate::store::{NewEntry, Store, StoreWriter, about_record_bytes};
 use crate::vae::{Extents, LatentEncoder, LatentGeometry, Moments};
 
 /// Pictures decoded together, on all cores; the VAE takes them one by one. At 1024 px their pixels are 200 MB for each
@@ -92,7 +92,7 @@ impl<'a> PicturePlan<'a> {
                 // Two data sets may hold the same picture, and a reference may be one of the pictures.
                 if seen.insert(entry) && !reader.contains(&spec, &entry) {
                     plan.missing.entries += 1;
-                    plan.missing.bytes += vae.view_bytes(view);
+                    plan.missing.bytes += vae.view_bytes(view) + about_record_bytes("", 0);
                     views.push(view);
                 }
             }

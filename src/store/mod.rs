@@ -60,7 +60,7 @@ pub use error::Error;
 pub use gc::{GcOptions, GcReport};
 pub use layout::FORMAT_VERSION;
 pub use lock::when_free;
-pub use pack::PACK_LIMIT_BYTES;
+pub use pack::{PACK_LIMIT_BYTES, about_record_bytes};
 pub use reader::{Entry, Payload, StoreReader};
 pub use rebuild::RebuildReport;
 pub use record::{NewEntry, PartRecord, Record};

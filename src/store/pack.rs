@@ -20,6 +20,9 @@ pub(super) const HEADER_LIMIT_BYTES: usize = 32 << 20;
 /// An upper bound of a tensor's own entry in the header: its name, type, shape and offsets.
 const TENSOR_HEADER_BYTES: usize = 512;
 
+/// About what an entry takes of a pack's header and the index, beside its caption and its tokens.
+const RECORD_BYTES: usize = 1000;
+
 pub(super) const KEY_VERSION: &str = "plumb.version";
 pub(super) const KEY_SPEC: &str = "plumb.spec";
 pub(super) const KEY_SPEC_JSON: &str = "plumb.spec_json";
@@ -325,6 +328,12 @@ pub(super) fn to_record(
 /// An upper bound of what an entry takes in the header. It is JSON in a JSON string, so a quote in a caption becomes four bytes.
 pub(super) fn record_bytes(source: &str, key: &str, tokens: usize, parts: usize) -> usize {
     1024 + 4 * (source.len() + key.len()) + 12 * tokens + parts * (TENSOR_HEADER_BYTES + 512)
+}
+
+/// About what an entry takes beside its tensors, in its pack's header and in the index: a caption stands in each once, in the header also
+/// in the key, and token ids in both.
+pub fn about_record_bytes(source: &str, tokens: usize) -> u64 {
+    (RECORD_BYTES + 3 * source.len() + 6 * tokens) as u64
 }
 
 /// The length in 8 bytes, then JSON, then spaces up to a multiple of 8.

@@ -115,6 +115,26 @@ steps = 2
         plumb(self.folder.path(), args)
     }
 
+    /// Encodes, into a store that is not there yet; what is written must be about what was said before it was begun.
+    pub(crate) fn encode(&self) {
+        let said = self.run(&["encode", "exp.toml"]).expect(0);
+        let amounts = said.stderr.split(" in the store").filter_map(|before| {
+            let (number, unit) = before.rsplit_once("about ")?.1.split_once(' ')?;
+            let unit = match unit {
+                "kB" => 1e3,
+                "MB" => 1e6,
+                _ => panic!("a miniature that takes {unit}"),
+            };
+            Some(number.parse::<f64>().expect("a number") * unit)
+        });
+        let (told, written) = (amounts.sum::<f64>(), size(&self.path("store")));
+        // Specs and the first lines of index files are there once, however much is encoded.
+        assert!(
+            (told - written).abs() < 0.1 * written + 12e3,
+            "told {told} bytes, written {written}"
+        );
+    }
+
     /// Trains up to `step`, and has `tools/replay_step.py` make it again with diffusers and peft on the model in `base`.
     /// Does nothing where `PLUMB_PYTHON` names no Python.
     pub(crate) fn replay_step(&self, step: u32, base: &Path) {
@@ -149,4 +169,17 @@ steps = 2
             }
         }
     }
+}
+
+/// Bytes of all files in a folder.
+fn size(folder: &Path) -> f64 {
+    let entries = std::fs::read_dir(folder).expect("a folder");
+    let of = |entry: std::io::Result<std::fs::DirEntry>| {
+        let path = entry.expect("an entry").path();
+        match path.is_dir() {
+            true => size(&path),
+            false => path.metadata().expect("a file").len() as f64,
+        }
+    };
+    entries.map(of).sum()
 }

@@ -88,7 +88,7 @@ fn conditioning(world: &World, caption: &str) -> HashMap<String, Tensor> {
 #[test]
 fn zimage_is_encoded_trained_resumed_and_sampled() {
     let world = world();
-    world.run(&["encode", "exp.toml"]).expect(0);
+    world.encode();
     world
         .run(&["train", "exp.toml", "--dump-step", "1", "step.safetensors"])
         .expect(0)
