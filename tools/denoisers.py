@@ -56,10 +56,15 @@ def packed(latents):
     return latents.view(b, c, i, 2, j, 2).permute(0, 2, 4, 1, 3, 5).reshape(b, i * j, c * 4), ids.reshape(-1, 3)
 
 
+def four(ids):
+    """Ids of patches with a fourth, which is 0."""
+    return torch.nn.functional.pad(ids, (0, 1))
+
+
 def predict(transformer, latents, timesteps, context, pooled, guidance=None, time_ids=None, token_counts=None, reference=None):
     """The prediction for latents [b, c, h, w], of Wan [b, c, f, h, w], at timesteps of 0 to 1000. `token_counts`: rows of each context that
-    Chroma sees or that are a caption's own in Z-Image, the other classes have no mask; `reference` are the latents of FLUX.1 Kontext's other
-    picture."""
+    Chroma sees or that are a caption's own in Z-Image, the other classes have no mask; `reference` are the latents of the
+    other picture of FLUX.1 Kontext or FLUX.2 klein."""
     if component(transformer) == "unet":
         added = None if time_ids is None else {"text_embeds": pooled, "time_ids": time_ids}
         return transformer(latents, timesteps, context, added_cond_kwargs=added, return_dict=False)[0]
@@ -83,7 +88,7 @@ def predict(transformer, latents, timesteps, context, pooled, guidance=None, tim
     text_ids = torch.zeros(context.shape[1], 3)
     if kind == "Flux2Transformer2DModel":
         # A fourth id counts the tokens of the caption.
-        ids = torch.nn.functional.pad(ids, (0, 1))
+        ids = four(ids)
         text_ids = torch.cat([text_ids, torch.arange(context.shape[1])[:, None]], 1)
     if kind == "FluxTransformer2DModel":
         given |= dict(pooled_projections=pooled, guidance=guidance)
@@ -92,9 +97,13 @@ def predict(transformer, latents, timesteps, context, pooled, guidance=None, tim
         seen = torch.arange(context.shape[1])[None] < token_counts.long()[:, None]
         given["attention_mask"] = torch.cat([seen, torch.ones(b, i * j, dtype=torch.bool)], dim=1)
     if reference is not None:
-        # As FluxKontextPipeline does: behind the picture's, told apart by the first id, and left out of what is predicted.
+        # As FluxKontextPipeline and Flux2KleinPipeline do: behind the picture's, told apart by the first id, and left out of what is
+        # predicted.
         others, their_ids = packed(reference)
         their_ids[..., 0] = 1
+        if kind == "Flux2Transformer2DModel":
+            their_ids = four(their_ids)
+            their_ids[..., 0] = 10
         tokens, ids = torch.cat([tokens, others], 1), torch.cat([ids, their_ids])
     out = transformer(
         hidden_states=tokens,

@@ -89,14 +89,13 @@ pub fn open_usable(
 }
 
 fn folders(experiment: &Experiment, multiple: u32) -> Result<Vec<Folder>, Error> {
-    let sizes = references::sizes(experiment.reference_sizes(), multiple);
+    let own_size = references::OwnSize::of(experiment, multiple);
     let folder = |set| {
         let view_rules = ViewRules::new(&set, multiple)?;
-        let reference_sizes = sizes.clone();
         Ok(Folder {
             set,
             view_rules,
-            reference_sizes,
+            own_size: own_size.clone(),
         })
     };
     experiment.datasets().into_iter().map(folder).collect()

@@ -28,7 +28,7 @@ use std::path::{Path, PathBuf};
 pub use bucket::{BucketError, BucketRules, Buckets, Placement};
 pub use items::{ViewRules, open, open_usable};
 pub use picture::{PictureError, PictureFile, PreparedPicture};
-pub use references::{Preview, previews};
+pub use references::{OwnSize, Preview, previews};
 pub use thumbnail::{Thumbnail, thumbnails};
 
 use crate::digest::Digest;
@@ -43,8 +43,8 @@ pub struct Folder {
     pub set: DatasetSettings,
     /// Which size its pictures are brought to.
     pub view_rules: ViewRules,
-    /// The sizes that the model's authors bring references to, as the model can take them; none for a model without references.
-    pub reference_sizes: Vec<Size>,
+    /// Which size the model's authors bring references to; none for a model without references.
+    pub own_size: Option<references::OwnSize>,
 }
 
 /// A captioned picture, or a window of a captioned clip, from the folder it was found in to the step that trains on it.

@@ -5,9 +5,10 @@
 //! (`toolkit/dataloader_mixins.py`) and SimpleTuner's `reference_strict`. The pair stays aligned; a reference of another shape is
 //! stretched, which is told. (musubi-tuner and diffusion-pipe crop such a one.)
 //!
-//! In the authors' sizes (`"preferred"`) the whole reference is stretched to the nearest of them in shape, by Lanczos, as
-//! `prepare_kontext` of their `src/flux/sampling.py` and diffusers' `FluxKontextPipeline` do; of the target's view only the
-//! mirroring counts.
+//! In the size of the authors (`"preferred"`) of the target's view only the mirroring counts. Kontext's whole reference is stretched to the
+//! nearest of their sizes in shape, by Lanczos, as `prepare_kontext` of their `src/flux/sampling.py` and diffusers'
+//! `FluxKontextPipeline` do. klein's keeps its size up to a number of pixels, beyond which it is resized by Lanczos, and loses at its
+//! edges what is no whole patch: so does diffusers' `Flux2KleinPipeline`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -21,6 +22,7 @@ use crate::digest::Digest;
 use crate::experiment::{
     DatasetSettings, Experiment, ReferenceSettings, ReferenceSize, ReferenceSource, SampleSettings,
 };
+use crate::models::References;
 use crate::monitor::Monitor;
 use crate::recipe::latents::{Resampling, Size, View};
 use crate::shown;
@@ -44,14 +46,78 @@ pub(super) struct Opened<'a> {
     pub(super) size: Size,
 }
 
-/// A model's own sizes with sides that are multiples of `multiple`, as diffusers' pipeline makes them.
-pub(super) fn sizes(sizes: &[Size], multiple: u32) -> Vec<Size> {
-    let whole = |side: u32| (side / multiple.max(1)).max(1) * multiple.max(1);
-    let size = |size: &Size| Size {
+/// Which size a model's authors bring a reference to, as the model can take it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum OwnSize {
+    /// To that of these in px that is nearest in shape.
+    Nearest(Vec<Size>),
+    /// To its own.
+    Within {
+        /// Beyond this area in px, to about this area.
+        most_pixels: u32,
+        /// What sides are multiples of.
+        multiple: u32,
+    },
+}
+
+impl OwnSize {
+    /// That of an Experiment's model, whose pictures have sides that are multiples of `multiple`.
+    pub(super) fn of(experiment: &Experiment, multiple: u32) -> Option<Self> {
+        let multiple = multiple.max(1);
+        Some(match experiment.flavor_references()? {
+            References::Usual(sizes) => {
+                Self::Nearest(sizes.iter().map(|s| floor(*s, multiple)).collect())
+            }
+            References::Possible { most_pixels } => Self::Within {
+                most_pixels,
+                multiple,
+            },
+        })
+    }
+
+    /// How the whole of a picture is seen in it.
+    fn view(&self, picture: Size) -> Option<View> {
+        match self {
+            Self::Nearest(sizes) => Some(whole(nearest(sizes, picture)?, Resampling::Lanczos3)),
+            Self::Within {
+                most_pixels,
+                multiple,
+            } => {
+                let resized = within(picture, *most_pixels, *multiple);
+                let bucket = floor(resized, *multiple);
+                Some(View {
+                    left: (resized.width - bucket.width) / 2,
+                    top: (resized.height - bucket.height) / 2,
+                    bucket,
+                    ..whole(resized, Resampling::Lanczos3)
+                })
+            }
+        }
+    }
+}
+
+/// A size with sides that are multiples of `multiple`, as diffusers' pipelines make it.
+fn floor(size: Size, multiple: u32) -> Size {
+    let whole = |side: u32| (side / multiple).max(1) * multiple;
+    Size {
         width: whole(size.width),
         height: whole(size.height),
+    }
+}
+
+/// A size of at most about so many pixels, in whole ones as `_resize_to_target_area` of diffusers rounds them, and of no side below
+/// `multiple`.
+fn within(size: Size, most_pixels: u32, multiple: u32) -> Size {
+    let pixels = f64::from(size.width) * f64::from(size.height);
+    let scale = match pixels > f64::from(most_pixels) {
+        true => (f64::from(most_pixels) / pixels).sqrt(),
+        false => 1.0,
     };
-    sizes.iter().map(size).collect()
+    let side = |side: u32| ((f64::from(side) * scale) as u32).max(multiple);
+    Size {
+        width: side(size.width),
+        height: side(size.height),
+    }
 }
 
 /// The size of the nearest shape; of equally near ones the narrowest, as Python's `min` of (difference, width, height) gives it.
@@ -81,13 +147,12 @@ fn whole(size: Size, resampling: Resampling) -> View {
 /// How a reference of this size is seen beside each of the target's views.
 pub(super) fn views(
     rule: ReferenceSize,
-    sizes: &[Size],
+    own: Option<&OwnSize>,
     picture: Size,
     beside: &[View],
 ) -> Vec<View> {
-    match (rule, nearest(sizes, picture)) {
-        (ReferenceSize::Preferred, Some(size)) => {
-            let own = whole(size, Resampling::Lanczos3);
+    match (rule, own.and_then(|own| own.view(picture))) {
+        (ReferenceSize::Preferred, Some(own)) => {
             let mirrored = |view: &View| View {
                 flip: view.flip,
                 ..own
@@ -324,19 +389,19 @@ pub(super) fn tell(items: &[Item], monitor: &dyn Monitor) {
 pub(super) fn beside(
     opened: &Opened<'_>,
     rule: ReferenceSize,
-    sizes: &[Size],
+    own: Option<&OwnSize>,
     views: &[View],
 ) -> Reference {
     Reference {
         picture: opened.picture.to_owned(),
         digest: opened.digest,
         size: opened.size,
-        views: self::views(rule, sizes, opened.size, views),
+        views: self::views(rule, own, opened.size, views),
     }
 }
 
 /// The references of an Experiment's previews: none, one for all of them, or one for each. Where no size of the previews is set, it is
-/// that of the reference, by the rules of the first data set or the authors' sizes.
+/// that of the reference, by the rules of the first data set or of the authors.
 ///
 /// # Errors
 /// If one is no picture that can be read, or no bucket takes it.
@@ -345,7 +410,7 @@ pub fn previews(
     settings: &SampleSettings,
     multiple: u32,
 ) -> Result<Vec<Preview>, Error> {
-    let sizes = sizes(experiment.reference_sizes(), multiple);
+    let own_size = OwnSize::of(experiment, multiple);
     let sets = experiment.datasets();
     let rules = sets.first().map(|set| ViewRules::new(set, multiple));
     let rules = rules.transpose()?;
@@ -355,7 +420,8 @@ pub fn previews(
     });
     let preview = |path: &PathBuf| {
         let file = PictureFile::open(path)?;
-        let own = nearest(&sizes, file.size).unwrap_or(file.size);
+        let own = own_size.as_ref().and_then(|own| own.view(file.size));
+        let own = own.map_or(file.size, |view| view.bucket);
         let view = match (set_size, settings.reference_size, &rules) {
             (Some(size), ..) => whole(size, Resampling::Spec),
             (None, ReferenceSize::Target, Some(rules)) => {
@@ -374,7 +440,7 @@ pub fn previews(
             size: file.size,
         };
         Ok(Preview {
-            reference: beside(&opened, settings.reference_size, &sizes, &[view]),
+            reference: beside(&opened, settings.reference_size, own_size.as_ref(), &[view]),
             size: view.bucket,
         })
     };

@@ -2,17 +2,63 @@ use std::collections::BTreeMap;
 
 use super::*;
 use crate::dataset::{BucketRules, Buckets, Dataset, Folder};
-use crate::models;
 use crate::monitor::{Recorder, Silent};
 
 fn size(width: u32, height: u32) -> Size {
     Size { width, height }
 }
 
-fn kontext() -> Vec<Size> {
-    let family = models::family("flux1").expect("a family");
-    let flavor = family.flavor("kontext").expect("a flavor");
-    sizes(flavor.references.expect("sizes"), 16)
+fn kontext() -> OwnSize {
+    let text = "[model]\nfamily = \"flux1\"\nflavor = \"kontext\"\npath = \"m\"\n";
+    let experiment = Experiment::parse(Path::new("exp.toml"), text.to_owned()).expect("valid");
+    OwnSize::of(&experiment, 16).expect("sizes")
+}
+
+#[test]
+fn kleins_reference_keeps_its_size_up_to_a_megapixel_but_for_its_edges() {
+    let text = "[model]\nfamily = \"flux2\"\nflavor = \"klein-4b\"\npath = \"m\"\n";
+    let experiment = Experiment::parse(Path::new("exp.toml"), text.to_owned()).expect("valid");
+    let own = OwnSize::of(&experiment, 16).expect("sizes");
+    let view = |w, h| {
+        let view = own.view(size(w, h)).expect("a view");
+        let (r, b) = (view.resized, view.bucket);
+        [r.width, r.height, view.left, view.top, b.width, b.height]
+    };
+    // By diffusers' `Flux2ImageProcessor`, of pictures of these sizes.
+    assert_eq!(view(100, 67), [100, 67, 2, 1, 96, 64]);
+    assert_eq!(view(1024, 1024), [1024, 1024, 0, 0, 1024, 1024]);
+    assert_eq!(view(1500, 1100), [1195, 876, 5, 6, 1184, 864]);
+    assert_eq!(view(4000, 500), [2896, 362, 0, 5, 2896, 352]);
+    // diffusers refuses what has a side below 64.
+    assert_eq!(view(9, 40), [16, 40, 0, 4, 16, 32]);
+}
+
+#[test]
+fn kleins_pixels_of_a_reference_are_those_of_diffusers_pipeline() {
+    let path = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/tests/golden/flux2_pipeline.safetensors"
+    );
+    let golden = candle_core::safetensors::load(path, &candle_core::Device::Cpu).expect("golden");
+    let expected = golden["golden.edit.reference"].flatten_all();
+    let expected = expected.and_then(|t| t.to_vec1::<f32>()).expect("pixels");
+    let place = tempfile::tempdir().expect("a folder");
+    let path = place.path().join("edit.png");
+    let picture = image::RgbImage::from_fn(100, 67, |x, y| {
+        image::Rgb([0, 1, 2].map(|c| ((x * (c + 1) * 3 + y * 5) % 256) as u8))
+    });
+    picture.save(&path).expect("saved");
+    let own = OwnSize::Within {
+        most_pixels: 1 << 20,
+        multiple: 16,
+    };
+    let file = PictureFile::open(&path).expect("a picture");
+    let view = own.view(file.size).expect("a view");
+    let pixels = file.prepare(view).expect("decodes").pixels;
+    assert_eq!(pixels.len(), expected.len());
+    for (ours, theirs) in pixels.iter().zip(expected) {
+        assert!((ours - theirs).abs() < 1e-6, "{ours} {theirs}");
+    }
 }
 
 /// `tools/goldens/flux1_kontext.py` has the same.
@@ -42,7 +88,12 @@ fn the_authors_sizes_and_pixels_are_those_of_diffusers_pipeline() {
         let found = numbers(&format!("{n}.size")).expect("a size");
         let [w, h, to_w, to_h] = [0, 1, 2, 3].map(|i| found[i] as u32);
         let beside = whole(size(64, 64), Resampling::Spec);
-        let views = views(ReferenceSize::Preferred, &kontext(), size(w, h), &[beside]);
+        let views = views(
+            ReferenceSize::Preferred,
+            Some(&kontext()),
+            size(w, h),
+            &[beside],
+        );
         assert_eq!(views[0].bucket, size(to_w, to_h), "{w} x {h}");
         let Some(rows) = numbers(&format!("{n}.rows")) else {
             continue;
@@ -88,10 +139,10 @@ fn a_reference_is_cropped_and_mirrored_as_its_target_or_mirrored_alone() {
     let mirrored = View { flip: true, ..crop };
     let all = [crop, mirrored];
     assert_eq!(
-        views(ReferenceSize::Target, &kontext(), size(9, 9), &all),
+        views(ReferenceSize::Target, Some(&kontext()), size(9, 9), &all),
         all
     );
-    let own = views(ReferenceSize::Preferred, &kontext(), size(9, 9), &all);
+    let own = views(ReferenceSize::Preferred, Some(&kontext()), size(9, 9), &all);
     assert_eq!(
         own.iter().map(|v| v.flip).collect::<Vec<_>>(),
         [false, true]
@@ -144,7 +195,7 @@ impl Pairs {
                 crops: 1,
                 flip: false,
             },
-            reference_sizes: kontext(),
+            own_size: Some(kontext()),
         }
     }
 

@@ -217,8 +217,8 @@ fn reference(
     };
     match opened {
         Ok(opened) => {
-            let (rule, sizes) = (settings.size, &folder.reference_sizes);
-            Ok(Some(references::beside(opened, rule, sizes, views)))
+            let (rule, own) = (settings.size, folder.own_size.as_ref());
+            Ok(Some(references::beside(opened, rule, own, views)))
         }
         Err(why) => Err(unusable(
             &found.picture,

@@ -38,7 +38,7 @@ pub(super) fn folder(path: impl Into<PathBuf>) -> Folder {
             crops: 1,
             flip: false,
         },
-        reference_sizes: Vec::new(),
+        own_size: None,
     }
 }
 

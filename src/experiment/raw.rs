@@ -274,7 +274,7 @@ pub struct Dataset {
     /// So many seconds of each clip's beginning are left out; the default is 0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clip_start: Option<f64>,
-    /// For a flavor that is given another picture beside each one (FLUX.1 Kontext): the folder of these references, each with the
+    /// For a flavor that is given another picture beside each one (FLUX.1 Kontext; FLUX.2 klein can be): the folder of these references, each with the
     /// name of its picture and any ending of a picture.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub references: Option<PathBuf>,
@@ -285,7 +285,7 @@ pub struct Dataset {
     /// Which size references are brought to; the default is `target`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reference_size: Option<ReferenceSize>,
-    /// Whether such a flavor is trained on these pictures without references, as on text to picture.
+    /// Whether FLUX.1 Kontext is trained on these pictures without references, as on text to picture.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub without_references: bool,
 }
@@ -297,8 +297,8 @@ pub enum ReferenceSize {
     /// Resized, cropped and mirrored as the picture that it stands beside, as trainers have it.
     #[default]
     Target,
-    /// The whole of it, in that of its authors' sizes that is nearest in shape, about a megapixel, whatever size the other has: as their
-    /// own program and diffusers' pipeline have it.
+    /// The whole of it, whatever size the other has, as diffusers' pipeline of the model has it: of Kontext in that of its authors' sizes
+    /// that is nearest in shape, about a megapixel; of klein in its own up to a megapixel.
     Preferred,
 }
 
@@ -344,7 +344,7 @@ pub struct Sample {
     /// A text file of such captions instead, one a line; lines that begin with `#` are left out.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prompts_file: Option<PathBuf>,
-    /// Reference pictures, for a flavor that is given one (FLUX.1 Kontext): one for all prompts, or one for each.
+    /// Reference pictures, for a flavor that is given one (FLUX.1 Kontext, FLUX.2 klein): one for all prompts, or one for each.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub references: Vec<PathBuf>,
     /// Which size they are brought to; the default is that of the first data set, or else `preferred`.
@@ -353,7 +353,7 @@ pub struct Sample {
     /// The caption to steer away from; the default is the recipe's unconditional entry.
     pub negative_prompt: Option<String>,
     /// Width in px; the default is the first data set's resolution, in whole steps of its buckets. With a reference, and neither width
-    /// nor height, it is that of the reference in a bucket of that data set, or else in its authors' sizes.
+    /// nor height, it is that of the reference in a bucket of that data set, or else as `preferred`.
     pub width: Option<u32>,
     /// Height in px.
     pub height: Option<u32>,

@@ -5,8 +5,7 @@ use std::path::PathBuf;
 use super::check::{FieldProblem, wrong};
 use super::raw::{Dataset, Raw, ReferenceSize, Sample};
 use super::{DatasetSettings, Experiment};
-use crate::models;
-use crate::recipe::latents::Size;
+use crate::models::{self, References};
 
 /// The references of a folder of pictures.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,15 +48,9 @@ impl Experiment {
         })
     }
 
-    /// The sizes that the authors of the base model bring references to; none for a model that takes none.
-    pub fn reference_sizes(&self) -> &'static [Size] {
-        let model = &self.raw.model;
-        let flavor = models::family(&model.family).and_then(|family| family.flavor(&model.flavor));
-        // What is wrong with the names was told when the file was read.
-        flavor
-            .ok()
-            .and_then(|flavor| flavor.references)
-            .unwrap_or_default()
+    /// The references that the base model takes; none for a model that takes none.
+    pub fn flavor_references(&self) -> Option<References> {
+        self.raw.flavor_references()
     }
 
     /// Whether the file says how large previews are.
@@ -67,26 +60,39 @@ impl Experiment {
 }
 
 impl Raw {
+    fn flavor_references(&self) -> Option<References> {
+        let model = &self.model;
+        let flavor = models::family(&model.family).and_then(|family| family.flavor(&model.flavor));
+        // What is wrong with the names is told elsewhere.
+        flavor.ok()?.references
+    }
+
     pub(super) fn check_references(&self) -> Result<(), FieldProblem> {
         let name = &self.model.flavor;
-        let flavor = models::family(&self.model.family).and_then(|family| family.flavor(name));
-        let takes = flavor.is_ok_and(|flavor| flavor.references.is_some());
+        let takes = self.flavor_references();
         for (i, set) in self.dataset.iter().enumerate() {
             let checked = match takes {
-                true => of_set(set),
-                false => none_of(&set.named_references(), name),
+                Some(References::Usual(_)) => needs_some(set).and_then(|()| of_set(set)),
+                Some(References::Possible { .. }) => {
+                    needs_none(set, name).and_then(|()| of_set(set))
+                }
+                None => none_of(&set.named_references(), name),
             };
             checked.map_err(|(field, why)| (format!("dataset[{i}].{field}"), why))?;
         }
         let checked = match takes {
-            true => of_previews(&self.sample),
-            false => none_of(&self.sample.named_references(), name),
+            Some(_) => of_previews(&self.sample),
+            None => none_of(&self.sample.named_references(), name),
         };
         checked.map_err(|(field, why)| (format!("sample.{field}"), why))
     }
 }
 
 impl Dataset {
+    fn has_references(&self) -> bool {
+        self.references.is_some() || self.reference_column.is_some()
+    }
+
     fn named_references(&self) -> [(&'static str, bool); 4] {
         [
             ("references", self.references.is_some()),
@@ -112,14 +118,37 @@ fn none_of(named: &[(&'static str, bool)], flavor: &str) -> Result<(), FieldProb
         Some((field, _)) => wrong(
             field,
             format!(
-                "flavor `{flavor}` is given no reference pictures; leave it out (FLUX.1 Kontext is: family `flux1`, flavor `kontext`)"
+                "flavor `{flavor}` is given no reference pictures; leave it out (FLUX.1 Kontext is, family `flux1`, flavor `kontext`, and FLUX.2 klein, family `flux2`)"
+            ),
+        ),
+    }
+}
+
+/// Of a model for pairs.
+fn needs_some(set: &Dataset) -> Result<(), FieldProblem> {
+    if set.has_references() || set.without_references || set.reference_size.is_some() {
+        return Ok(());
+    }
+    let why = "this flavor is given a reference picture beside each one: name their folder here, or a column of metadata.jsonl as \
+               `reference_column`; `without_references = true` trains on these pictures alone, as on text to picture";
+    wrong("references", why)
+}
+
+/// Of a model of text to picture that can be given references as well.
+fn needs_none(set: &Dataset, flavor: &str) -> Result<(), FieldProblem> {
+    match set.without_references {
+        false => Ok(()),
+        true => wrong(
+            "without_references",
+            format!(
+                "flavor `{flavor}` is trained without references where none are named; leave it out"
             ),
         ),
     }
 }
 
 fn of_set(set: &Dataset) -> Result<(), FieldProblem> {
-    let has = set.references.is_some() || set.reference_column.is_some();
+    let has = set.has_references();
     if set.references.is_some() && set.reference_column.is_some() {
         return wrong(
             "reference_column",
@@ -137,11 +166,6 @@ fn of_set(set: &Dataset) -> Result<(), FieldProblem> {
             "reference_size",
             "there are no references that it could be of; leave it out",
         );
-    }
-    if !has && !set.without_references {
-        let why = "this flavor is given a reference picture beside each one: name their folder here, or a column of metadata.jsonl as \
-                   `reference_column`; `without_references = true` trains on these pictures alone, as on text to picture";
-        return wrong("references", why);
     }
     if set.crops > 1 && set.reference_size == Some(ReferenceSize::Preferred) {
         return wrong(

@@ -39,6 +39,12 @@ pub enum Error {
         /// The folder.
         path: PathBuf,
     },
+    /// A folder's denoiser is no network that this program knows.
+    #[error("{what}")]
+    Denoiser {
+        /// Which field of which file, what was expected and found.
+        what: String,
+    },
     /// Nothing that this program knows.
     #[error(
         "{}: not a model, text encoder, VAE or LoRA that plumb knows; its first tensors are {names}{reasons}",
@@ -104,14 +110,18 @@ pub struct Report {
 /// # Errors
 /// If it cannot be read, or is nothing that this program knows.
 pub fn check(path: &Path) -> Result<Report, Error> {
-    let reasons = match denoiser::check(path) {
+    let refused = match denoiser::check(path) {
         Ok(report) => return Ok(report),
-        Err(reasons) => reasons,
+        Err(refused) => refused,
     };
     let weights = match Weights::open(&[path.to_owned()]) {
         Err(weights::Error::NotFound { .. }) if path.is_dir() => {
-            return Err(Error::Nothing {
-                path: path.to_owned(),
+            // A denoiser is there, and what is wrong with it is why none was found.
+            return Err(match of_folder(&refused) {
+                Some(what) => Error::Denoiser { what },
+                None => Error::Nothing {
+                    path: path.to_owned(),
+                },
             });
         }
         other => other?,
@@ -132,7 +142,7 @@ pub fn check(path: &Path) -> Result<Report, Error> {
     Err(Error::Unknown {
         path: path.to_owned(),
         names: names.join(", "),
-        reasons,
+        reasons: reasons(&refused),
     })
 }
 
@@ -179,11 +189,36 @@ impl Report {
     }
 }
 
+/// What is wrong with a folder's denoiser: what the family of its class says, or that there is none of its class.
+fn of_folder(refused: &[models::Error]) -> Option<String> {
+    let of_its_own = |error: &&models::Error| !matches!(error, models::Error::OtherClass { .. });
+    let own = told(refused.iter().filter(of_its_own));
+    match refused.first()? {
+        models::Error::OtherClass { path, found, .. } if own.is_empty() => Some(format!(
+            "{}: `_class_name`: `{}` is a network of no family that plumb knows",
+            shown::path(path),
+            shown::text(found)
+        )),
+        _ => Some(own.join("; ")),
+    }
+}
+
 /// Why no family takes a path, as the end of a sentence.
 fn reasons(refused: &[models::Error]) -> String {
-    let lines: Vec<String> = refused.iter().map(ToString::to_string).collect();
+    let lines = told(refused.iter());
     match lines.is_empty() {
         true => String::new(),
         false => format!(" ({})", lines.join("; ")),
     }
+}
+
+/// The errors' words, each once: a file that cannot be read, no family can read.
+fn told<'a>(errors: impl Iterator<Item = &'a models::Error>) -> Vec<String> {
+    let mut lines = Vec::new();
+    for line in errors.map(ToString::to_string) {
+        if !lines.contains(&line) {
+            lines.push(line);
+        }
+    }
+    lines
 }

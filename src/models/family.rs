@@ -84,6 +84,20 @@ pub trait Architecture: Send + Sync {
     }
 }
 
+/// The reference pictures that a flavor takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum References {
+    /// A model for pairs: who trains it without references says so. Its authors bring one to that of these sizes in px that is nearest in
+    /// shape.
+    Usual(&'static [Size]),
+    /// A model of text to picture that can be given one as well. Its authors leave a reference of at most so many pixels at its size, and
+    /// bring a larger one to about as many.
+    Possible {
+        /// Width times height.
+        most_pixels: u32,
+    },
+}
+
 /// One released variant of a family, and how it is sampled.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Flavor {
@@ -107,9 +121,9 @@ pub struct Flavor {
     /// The authors' input of the guidance embedding
     /// ([`ConditioningTensors::guidance`](super::ConditioningTensors::guidance)), where the model has one.
     pub embedded_guidance: Option<f64>,
-    /// The sizes in px that its authors bring a reference picture to, where it is given one beside the noisy picture
-    /// ([`ConditioningTensors::reference`](super::ConditioningTensors::reference)); None for a model that takes none.
-    pub references: Option<&'static [Size]>,
+    /// What it is given beside the noisy picture ([`ConditioningTensors::reference`](super::ConditioningTensors::reference)); None
+    /// for a model that takes no reference picture.
+    pub references: Option<References>,
     /// Side of the pictures it was trained for, in pixels.
     pub resolution_px: u32,
     /// ModelSpec's name.

@@ -43,6 +43,27 @@ impl Component {
         Self::new(path.to_owned(), config)
     }
 
+    /// A network of `family`: what its config says, or where it has none, the shapes of its `weights` under canonical names.
+    ///
+    /// # Errors
+    /// As the two functions; what shapes do not tell is that it is not of the family.
+    pub(super) fn told<A>(
+        &self,
+        family: &str,
+        weights: &Weights,
+        by_config: fn(&Path) -> Result<A, Error>,
+        by_shapes: fn(&Weights) -> Result<A, String>,
+    ) -> Result<A, Error> {
+        match &self.config {
+            Some(config) => by_config(config),
+            None => by_shapes(weights).map_err(|reason| Error::NotThisFamily {
+                path: self.weights.clone(),
+                family: format!("`{family}`"),
+                reason,
+            }),
+        }
+    }
+
     /// A part of a single file that was opened.
     fn below(weights: &Weights, path: &Path, prefix: &str) -> Self {
         Self {

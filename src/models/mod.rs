@@ -36,7 +36,7 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Device, Tensor};
 
 pub use activations::{Activations, BlockActivations, StepShape};
-pub use family::{Architecture, Family, Flavor};
+pub use family::{Architecture, Family, Flavor, References};
 pub use layout::{Component, Components};
 pub use opened::OpenedDenoiser;
 pub use schedule::{Said, Schedule};

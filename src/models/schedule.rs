@@ -7,12 +7,13 @@
 
 mod config;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io::Read as _;
 use std::path::Path;
 
 use super::{Component, Components, Error};
-use crate::diffusion::{Prediction, Shift, ShiftRule};
+use crate::diffusion::{Prediction, Process, Shift, ShiftRule};
 use crate::files;
 use crate::nn::weights::Weights;
 use crate::shown;
@@ -206,23 +207,66 @@ fn markers(weights: &Weights, prefix: &str, path: &Path) -> Result<Schedule, Err
     })
 }
 
-/// Metadata of single files: kohya's scripts write `prediction_type`, ComfyUI `predict_key`; one architecture's name has it.
+/// Where metadata say what is predicted: kohya's scripts write `prediction_type`, ComfyUI `predict_key`.
+const PREDICTION_KEYS: [&str; 2] = ["modelspec.prediction_type", "modelspec.predict_key"];
+const KOHYA_V: &str = "ss_v_parameterization";
+const KOHYA_ZERO: &str = "ss_zero_terminal_snr";
+
+/// The prediction of that name in metadata.
+fn prediction_of(value: &str) -> Option<Prediction> {
+    match value.to_ascii_lowercase().as_str() {
+        "epsilon" | "eps" => Some(Prediction::Epsilon),
+        "v" | "v_prediction" | "v-prediction" | "vpred" | "v_pred" => Some(Prediction::Velocity),
+        _ => None,
+    }
+}
+
+/// How a LoRA was trained otherwise than `process`, by its own metadata: each claim as `a word (its key)`. It is told and not refused: such
+/// a LoRA has an effect, though not the one it was trained for. What its metadata leave open, or say in no word that is known here, is
+/// not told; nor is anything of a flow, whose LoRAs some programs mark with Stable Diffusion's words.
+pub fn trained_otherwise(metadata: &BTreeMap<String, String>, process: Process) -> Vec<String> {
+    let said = |key: &str| metadata.get(key).map_or("", |value| value.trim());
+    if process.is_flow() {
+        return Vec::new();
+    }
+    let mut claims: Vec<(&str, Prediction)> = Vec::new();
+    for key in PREDICTION_KEYS {
+        claims.extend(prediction_of(said(key)).map(|prediction| (key, prediction)));
+    }
+    match said(KOHYA_V).to_ascii_lowercase().as_str() {
+        "true" => claims.push((KOHYA_V, Prediction::Velocity)),
+        "false" => claims.push((KOHYA_V, Prediction::Epsilon)),
+        _ => {}
+    }
+    let other = claims
+        .iter()
+        .filter(|(_, found)| *found != process.prediction);
+    let mut told: Vec<String> = other
+        .map(|(key, found)| format!("prediction {} (`{key}`)", word(*found)))
+        .collect();
+    // For epsilon there is no such schedule to differ in.
+    let zero = said(KOHYA_ZERO).eq_ignore_ascii_case("true");
+    if told.is_empty() && zero && !process.zero_terminal_snr {
+        told.push(format!("zero_terminal_snr true (`{KOHYA_ZERO}`)"));
+    }
+    told
+}
+
+/// Metadata of single files; one architecture's name has it.
 fn metadata(weights: &Weights, path: &Path) -> Result<Vec<Schedule>, Error> {
     let mut found = Vec::new();
-    for key in ["modelspec.prediction_type", "modelspec.predict_key"] {
+    for key in PREDICTION_KEYS {
         let value = weights.metadata(key).unwrap_or_default().trim();
-        let prediction = match value.to_ascii_lowercase().as_str() {
-            "" => continue,
-            "epsilon" | "eps" => Prediction::Epsilon,
-            "v" | "v_prediction" | "v-prediction" | "vpred" | "v_pred" => Prediction::Velocity,
-            _ => {
-                let what = format!(
-                    "`{key}`: expected epsilon or v, found `{}`; {REMEDY}",
-                    shown::text(value)
-                );
-                return Err(wrong(path, what));
-            }
-        };
+        if value.is_empty() {
+            continue;
+        }
+        let prediction = prediction_of(value).ok_or_else(|| {
+            let what = format!(
+                "`{key}`: expected epsilon or v, found `{}`; {REMEDY}",
+                shown::text(value)
+            );
+            wrong(path, what)
+        })?;
         found.push(predicts(prediction, format_args!("`{key}`"), path));
     }
     let key = "modelspec.architecture";
@@ -254,7 +298,7 @@ fn kohya(weights: &Weights, path: &Path) -> Result<Schedule, Error> {
         let place = place(format_args!("`{key}`"), path);
         Ok(Some(Said { value, place }))
     };
-    let prediction = flag("ss_v_parameterization")?.map(|said| Said {
+    let prediction = flag(KOHYA_V)?.map(|said| Said {
         value: match said.value {
             true => Prediction::Velocity,
             false => Prediction::Epsilon,
@@ -263,7 +307,7 @@ fn kohya(weights: &Weights, path: &Path) -> Result<Schedule, Error> {
     });
     Ok(Schedule {
         prediction,
-        zero_terminal_snr: flag("ss_zero_terminal_snr")?,
+        zero_terminal_snr: flag(KOHYA_ZERO)?,
         shift: None,
     })
 }

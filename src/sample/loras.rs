@@ -7,6 +7,7 @@ use crate::base_model::BaseModel;
 use crate::convert::provenance::Provenance;
 use crate::convert::{ReadFile, ReadLora, read_lora};
 use crate::lora::{self, AdapterSet};
+use crate::models::schedule::{trained_otherwise, word};
 use crate::monitor::Monitor;
 use crate::recipe::Diff;
 use crate::shown;
@@ -112,6 +113,18 @@ pub fn read_for(
         path: read.file.clone(),
         source,
     })?;
+    let process = base.settings.process;
+    for claim in trained_otherwise(&read.lora.metadata, process) {
+        monitor.note(&format!(
+            "warning: {} says that it was trained with {claim}, this model with prediction {}{}: its effect will not be the one that it was trained for",
+            shown::path(&read.file),
+            word(process.prediction),
+            match process.zero_terminal_snr {
+                true => " and zero_terminal_snr",
+                false => "",
+            }
+        ));
+    }
     if let Some(made) = &made
         && made.recipe_fingerprint != base.recipe.fingerprint()
     {

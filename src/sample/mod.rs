@@ -24,7 +24,7 @@ use crate::dataset::{self, Preview};
 use crate::encode::{self, EncodeOptions, encode_captions, encode_pictures};
 use crate::experiment::Experiment;
 use crate::lora::{self, AdapterSet, Bound};
-use crate::models::{self, Denoiser};
+use crate::models::{self, Denoiser, References};
 use crate::monitor::Monitor;
 use crate::nn::weights::DigestMemo;
 use crate::shown;
@@ -181,7 +181,7 @@ pub fn references(base: &BaseModel, monitor: &dyn Monitor) -> Result<Vec<Preview
     let multiple = base.latent_geometry().side_multiple();
     let settings = &base.settings.sample;
     let found = dataset::previews(&base.experiment, settings, multiple)?;
-    if base.flavor.references.is_some() && found.is_empty() {
+    if matches!(base.flavor.references, Some(References::Usual(_))) && found.is_empty() {
         monitor.note(
             "no reference picture is named: the previews are made of the prompts alone, as text to picture (`references` under [sample], or \
              `plumb sample --reference FILE`, name one)",

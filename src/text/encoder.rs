@@ -76,7 +76,10 @@ impl TextEncoder {
     pub fn encode(&self, captions: &[Tokens]) -> Result<Vec<Encoded>, Error> {
         for (caption, tokens) in captions.iter().enumerate() {
             let len = tokens.ids.len();
-            // A caption without a key to attend to would be a softmax over nothing, which is NaN.
+            // A softmax over nothing: transformers' ways of attention give NaN, zeros or the mean of all rows.
+            if tokens.count == 0 && len > 0 {
+                return Err(Error::NoToken);
+            }
             if tokens.count == 0 || tokens.count > len {
                 return Err(Error::Count {
                     caption,

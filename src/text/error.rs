@@ -88,6 +88,11 @@ pub enum Error {
         /// Rows of the position embedding.
         limit: usize,
     },
+    /// A caption of pads alone.
+    #[error(
+        "a caption is empty and has no token here, so that there is nothing to attend to, for which no reference has a result: let the recipe's `tokens.template` put tokens around it, or use no empty captions, no `caption_dropout` and no guidance"
+    )]
+    NoToken,
     /// The count of tokens before the pads cannot be.
     #[error("caption {caption} counts {count} tokens before its pads, of {tokens}")]
     Count {

@@ -22,9 +22,7 @@ pub enum Error {
         what: String,
     },
     /// The loss became NaN or infinite.
-    #[error(
-        "step {step}: the loss is {loss}: the training diverged; a lower `train.learning_rate` or a smaller `train.max_grad_norm` helps"
-    )]
+    #[error("step {step}: the loss is {loss}: {}", why_diverged(*step))]
     Diverged {
         /// The step, from 1.
         step: u64,
@@ -82,4 +80,15 @@ pub enum Error {
     /// A computation.
     #[error("{0}")]
     Tensor(#[from] candle_core::Error),
+}
+
+fn why_diverged(step: u64) -> &'static str {
+    match step {
+        1 => {
+            "nothing was learned before it, so that the model's own prediction is not finite: its weights are damaged, or overflow in the type that it computes in (`compute` under [model])"
+        }
+        _ => {
+            "the training diverged; a lower `train.learning_rate` or a smaller `train.max_grad_norm` helps"
+        }
+    }
 }

@@ -35,7 +35,7 @@ use serde::Serialize;
 use crate::base_model::{self, BaseModel};
 use crate::cache::{CutCaptions, refuse_without_store};
 use crate::experiment::{Experiment, Settings};
-use crate::models::Placement;
+use crate::models::{Placement, References};
 use crate::monitor::Monitor;
 use crate::nn::weights::DigestMemo;
 use crate::store::{self, Store};
@@ -243,10 +243,12 @@ fn tell_recipe(base: &BaseModel, monitor: &dyn Monitor) {
 
 /// What the denoiser is given beside pictures, where it can be given something.
 fn tell_pairs(base: &BaseModel, set: &TrainingSet<'_>, monitor: &dyn Monitor) {
-    if base.flavor.references.is_none() {
-        return;
-    }
     let (pairs, all) = (set.pairs(), set.items().len() + set.held_out().len());
+    match base.flavor.references {
+        None => return,
+        Some(References::Possible { .. }) if pairs == 0 => return,
+        Some(_) => {}
+    }
     monitor.note(&format!(
         "{pairs} of {all} pictures stand beside a reference{}",
         match all - pairs {

@@ -2,8 +2,12 @@
 
 use std::collections::HashMap;
 
+use candle_core::quantized::GgmlDType;
 use candle_core::{DType, Device, Tensor};
 
+use crate::flux_files::authors;
+use crate::layouts::{gguf, part_of};
+use crate::single_files::cosine;
 use crate::world::{World, tiny_sd3};
 
 /// A world with a base model `chroma` beside its pictures.
@@ -183,6 +187,50 @@ fn kept_rows_that_are_not_seen_change_nothing() {
             assert!((few - all).abs() < 1e-5, "{name}: {few} {all}");
         }
     }
+}
+
+/// As converters to GGUF write it: the author's names without a prefix, FLUX.1's architecture, vectors and what is around the blocks
+/// unquantized.
+#[test]
+fn a_denoiser_in_gguf_is_trained_and_sampled_near_the_whole_one() {
+    let prediction = |world: &World| {
+        world.run(&["encode", "exp.toml"]).expect(0);
+        let dump = ["train", "exp.toml", "--dump-step", "1", "step.safetensors"];
+        world.run(&dump).expect(0);
+        tensors(world, "step.safetensors").remove("prediction")
+    };
+    let exact = prediction(&world());
+    let world = world();
+    let own = part_of(&world.path("chroma"), "transformer");
+    let file = "chroma1-hd-Q8_0.gguf";
+    let blocks = |name: &str| name.contains("blocks.").then_some(GgmlDType::Q8_0);
+    world.write_bytes(file, &gguf(&authors(own), "flux", blocks));
+    let lines = [
+        ("t5", "text_encoder/model.safetensors"),
+        ("t5_config", "text_encoder/config.json"),
+        ("t5_tokenizer", "tokenizer"),
+        ("vae", "vae/diffusion_pytorch_model.safetensors"),
+        ("vae_config", "vae/config.json"),
+    ]
+    .map(|(key, path)| format!("{key} = \"chroma/{path}\"\n"))
+    .concat();
+    world.edit(
+        "path = \"chroma\"",
+        &format!("path = \"{file}\"\n[model.files]\n{lines}"),
+    );
+    world
+        .run(&["model", "check", file])
+        .expect(0)
+        .says("a model of family chroma, a GGUF file")
+        .says("x Q8_0")
+        .says("every tensor is there and has its place");
+    let near = prediction(&world).expect("a prediction");
+    let along = cosine(&near, &exact.expect("a prediction"));
+    assert!((0.999..1.0).contains(&along), "cosine {along}");
+    assert_eq!(tensors(&world, "out/lora.safetensors").len(), 2 * 11);
+    world
+        .run(&["sample", "exp.toml", "--lora", "out/lora.safetensors"])
+        .expect(0);
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 
 use candle_core::quantized::GgmlDType;
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use serde_json::Value;
 
 use crate::layouts::{Tensors, gguf, llama_cpp, original_vae, part_of, save};
@@ -89,8 +89,23 @@ const SINGLE: [(&str, &str, usize); 8] = [
     ("proj_out", "linear2", 0),
 ];
 
+/// Chroma's author's name for a tensor of the approximator.
+fn of_approximator(part: &str) -> String {
+    let part = part
+        .replace("linear_1", "in_layer")
+        .replace("linear_2", "out_layer");
+    let part = match part.starts_with("norms.") {
+        true => part.replace(".weight", ".scale"),
+        false => part,
+    };
+    format!("distilled_guidance_layer.{part}")
+}
+
 /// The authors' name for a tensor, and its piece.
 fn place(name: &str) -> (String, usize) {
+    if let Some(part) = name.strip_prefix("distilled_guidance_layer.") {
+        return (of_approximator(part), 0);
+    }
     let (module, kind) = name.rsplit_once('.').expect("a module");
     let (blocks, table, inner): (String, &[_], &str) = match module.split('.').collect::<Vec<_>>()[..]
     {
@@ -116,8 +131,8 @@ fn place(name: &str) -> (String, usize) {
     (format!("{blocks}{theirs}.{kind}"), *piece)
 }
 
-/// The transformer under its authors' names: queries, keys and values in one matrix, the last modulation turned round.
-fn authors(from: Tensors) -> Tensors {
+/// The transformer, of Chroma too, under its authors' names: queries, keys and values in one matrix, the last modulation turned round.
+pub(crate) fn authors(from: Tensors) -> Tensors {
     let mut pieces: HashMap<String, BTreeMap<usize, Tensor>> = HashMap::new();
     for (name, tensor) in from {
         let (theirs, piece) = place(&name);
@@ -180,6 +195,37 @@ fn files_world(file: &str) -> World {
     save(&part("text_encoder_2"), &world.path("t5xxl.safetensors"));
     save(&original_vae(part("vae")), &world.path("ae.safetensors"));
     world
+}
+
+/// FLUX.1 Fill takes a noisy picture, a masked one and a mask: refused by name, in a file as in a folder.
+#[test]
+fn fill_is_refused_by_name() {
+    let world = World::new();
+    let mut fill = authors(part("transformer"));
+    let wide = Tensor::zeros((128, 384), DType::F32, &Device::Cpu).expect("a matrix");
+    fill.insert("img_in.weight".to_owned(), wide);
+    save(&fill, &world.path("fill.safetensors"));
+    world
+        .run(&["model", "check", "fill.safetensors"])
+        .expect(1)
+        .says("found 384 (FLUX.1 Fill, which is given a masked picture and its mask beside the noisy one; plumb does not train it)");
+    world.copy_folder(&tiny_flux(), "folder");
+    let config = String::from_utf8(world.read("folder/transformer/config.json")).expect("UTF-8");
+    let config = config.replace(
+        "\"in_channels\": 64",
+        "\"in_channels\": 384, \"out_channels\": 64",
+    );
+    let config = config.replace("\"out_channels\": null,", "");
+    world.write("folder/transformer/config.json", &config);
+    world
+        .run(&["model", "check", "folder"])
+        .expect(1)
+        .says("transformer/config.json: `in_channels`: expected as many as go out, 64, found 384 (FLUX.1 Fill");
+    let other = config.replace("FluxTransformer2DModel", "PixArtTransformer2DModel");
+    world.write("folder/transformer/config.json", &other);
+    world.run(&["model", "check", "folder"]).expect(1).says(
+        "`_class_name`: `PixArtTransformer2DModel` is a network of no family that plumb knows",
+    );
 }
 
 #[test]

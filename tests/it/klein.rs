@@ -5,6 +5,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
+use image::{Rgb, RgbImage};
 use plumb::base_model::BaseModel;
 use plumb::cache::{Conditioning, ModelCache, assemble, drop_caption};
 use plumb::experiment::Experiment;
@@ -12,7 +13,7 @@ use plumb::lora::Bound;
 use plumb::models::Placement;
 use plumb::nn::Kernels;
 use plumb::nn::weights::DigestMemo;
-use plumb::sample::{previews, sample_from};
+use plumb::sample::{SampleOptions, previews, sample_from};
 use plumb::store::Store;
 
 use crate::tiny_world::close;
@@ -126,16 +127,86 @@ fn a_dumped_step_of_klein_replays_in_diffusers_and_peft() {
     world.replay_step(2, &world.path("klein"));
 }
 
+/// Pictures beside references, one of them without: pairs and the others are micro-batches of their own.
+#[test]
+fn klein_is_trained_on_pairs_and_on_pictures_alone_and_sampled_beside_a_reference() {
+    let world = world();
+    std::fs::create_dir_all(world.path("references")).expect("a folder");
+    std::fs::create_dir_all(world.path("alone")).expect("a folder");
+    for n in 0..3 {
+        world.picture(&format!("references/p{n}.png"), 64, 64, [20, 60 * n, 90]);
+    }
+    world.picture("alone/q.png", 64, 64, [5, 6, 7]);
+    world.write("alone/q.txt", "nothing beside");
+    world.edit(
+        "path = \"pictures\"",
+        "path = \"pictures\"\nreferences = \"references\"",
+    );
+    world.edit(
+        "[adapter]",
+        "[[dataset]]\npath = \"alone\"\nresolution = 64\nbucket_step = 16\n[adapter]",
+    );
+    world.run(&["encode", "exp.toml"]).expect(0);
+    world.run(&["train", "exp.toml"]).expect(0).says(
+        "3 of 4 pictures stand beside a reference; the others are trained on as text to picture",
+    );
+    let sample = |args: &[&str], out: &str| {
+        let args = [&["sample", "exp.toml", "--out", out], args].concat();
+        world.run(&args).expect(0);
+        world.read(&format!("{out}/seed0-000.png"))
+    };
+    let alone = sample(&[], "without");
+    let beside = sample(&["--reference", "references/p1.png"], "beside");
+    assert!(alone != beside && beside != sample(&["--reference", "references/p2.png"], "other"));
+
+    world.edit("references = \"references\"", "without_references = true");
+    world
+        .run(&["encode", "exp.toml"])
+        .expect(2)
+        .says("`klein-base-4b` is trained without references where none are named; leave it out");
+}
+
+#[test]
+fn a_dumped_step_of_klein_beside_a_reference_replays_in_diffusers_and_peft() {
+    let world = world();
+    std::fs::create_dir_all(world.path("references")).expect("a folder");
+    for n in 0..3 {
+        world.picture(&format!("references/p{n}.png"), 100, 67, [20, 60 * n, 90]);
+    }
+    world.edit(
+        "path = \"pictures\"",
+        "path = \"pictures\"\nreferences = \"references\"\nreference_size = \"preferred\"",
+    );
+    world.run(&["encode", "exp.toml"]).expect(0);
+    world.replay_step(1, &world.path("klein"));
+}
+
 fn conditioning(source: &ModelCache<'_>, caption: &str) -> Conditioning {
     let outputs = source.outputs(caption).expect("encoded");
     assemble(source.recipe, &outputs, source.context_width).expect("assembled")
 }
 
-/// Contexts, latents and pixels, with guidance, and with the shift that goes by tokens and steps.
+/// The latents of the one reference that previews are made beside.
+fn reference(base: &BaseModel, source: &ModelCache<'_>) -> Tensor {
+    let previews = plumb::sample::references(base, &plumb::monitor::Silent).expect("references");
+    let reference = &previews[0].reference;
+    let latents = source.reader.reference(reference, reference.views[0]);
+    let latents = source.geometry.normalize(&latents.expect("encoded"));
+    latents.and_then(|t| t.unsqueeze(0)).expect("latents")
+}
+
+/// Contexts, latents and pixels, alone and beside a reference, with guidance, and with the shift that goes by tokens and steps.
 #[test]
 fn klein_is_what_its_pipeline_makes() {
     let (world, golden) = (world(), of_diffusers());
-    world.edit("]\nsteps = 2", "]\nwidth = 64\nheight = 64\nsteps = 6");
+    world.edit(
+        "]\nsteps = 2",
+        "]\nreferences = [\"edit.png\"]\nwidth = 64\nheight = 64\nsteps = 6",
+    );
+    // `edit_pixel` of the golden's script.
+    let pixel = |x: u32, y: u32, c: u32| ((x * (c + 1) * 3 + y * 5) % 256) as u8;
+    let edit = RgbImage::from_fn(100, 67, |x, y| Rgb([0, 1, 2].map(|c| pixel(x, y, c))));
+    edit.save(world.path("edit.png")).expect("saved");
     world.run(&["encode", "exp.toml"]).expect(0);
     let experiment = Experiment::open(&world.path("exp.toml"), &Default::default()).expect("valid");
     let mut memo = DigestMemo::open(&world.path("memo.json"));
@@ -168,6 +239,22 @@ fn klein_is_what_its_pipeline_makes() {
     // diffusers' are scaled back already.
     let scaled = source.geometry.denormalize(&latents).expect("scaled");
     close("latents", &scaled, &golden["latents"], 1e-3);
+    let beside = SampleOptions {
+        reference: Some(reference(&base, &source)),
+        ..previews::options(&base)
+    };
+    let latents = sample_from(
+        denoiser.as_ref(),
+        &Bound::none(),
+        golden["noise"].clone(),
+        &said,
+        Some(&nothing),
+        &beside,
+        &|| (),
+    );
+    let scaled = source.geometry.denormalize(&latents.expect("sampled"));
+    let scaled = scaled.expect("scaled");
+    close("edited latents", &scaled, &golden["edit.latents"], 1e-3);
     let decoder = base.vae.load_decoder(&Device::Cpu, &Kernels::NONE);
     let mut pixels = Vec::new();
     let decoded = decoder

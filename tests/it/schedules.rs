@@ -158,6 +158,18 @@ fn an_experiment_that_says_otherwise_is_refused_and_told_what_to_do() {
     world.run(&["encode", "exp.toml"]).expect(0);
     world.run(&["train", "exp.toml"]).expect(0);
     assert_eq!(metadata(&world)["modelspec.prediction_type"], "v");
+
+    // The LoRA on the model as it says itself: it has an effect, and not the one that it was trained for.
+    world.edit("scheduler = \"right.json\"", "");
+    world.edit("prediction = \"v\"", "");
+    let warned = "out/lora.safetensors says that it was trained with prediction v (`modelspec.prediction_type`), this model with prediction epsilon: its effect will not be the one that it was trained for";
+    world
+        .run(&["sample", "exp.toml", "--lora", "out/lora.safetensors"])
+        .expect(0)
+        .says(warned);
+    world.edit("rank = 2", "from = \"out/lora.safetensors\"");
+    world.edit("output = \"out\"", "output = \"again\"");
+    world.run(&["train", "exp.toml"]).expect(0).says(warned);
 }
 
 #[test]

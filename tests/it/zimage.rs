@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 
+use crate::layouts::{Tensors, part_of, prefixed, save};
+use crate::single_files::{encoded, is_the_same};
 use crate::world::{World, tiny_sd3};
 
 fn golden(name: &str) -> PathBuf {
@@ -143,6 +145,59 @@ fn captions_are_conditioned_as_by_diffusers_pipeline() {
             assert!((a - b).abs() < 1e-4, "{caption}: {a} {b}");
         }
     }
+}
+
+/// diffusers' pipelines put the template around "" as around any caption, which the golden's captions hold; without one there is no
+/// result to be equal to.
+#[test]
+fn an_empty_caption_without_a_template_is_refused() {
+    let world = world();
+    world.edit(
+        "[store]",
+        "[recipe.deviate]\nqwen3.tokens.template = \"{caption}\"\n[store]",
+    );
+    world
+        .run(&["encode", "exp.toml"])
+        .expect(1)
+        .says("a caption is empty and has no token here")
+        .says("let the recipe's `tokens.template` put tokens around it");
+}
+
+/// As ComfyUI saves a checkpoint: its `SD1ClipModel` names the encoder `qwen3_4b`, which holds a `transformer` and a number that CLIP
+/// has a use for.
+#[test]
+fn one_file_of_comfyui_is_the_folder() {
+    let folder = world();
+    encoded(&folder);
+    folder.run(&["train", "exp.toml"]).expect(0);
+    folder
+        .run(&["sample", "exp.toml", "--out", "samples"])
+        .expect(0);
+    let single = world();
+    let mut all = Tensors::new();
+    for (part, prefix) in [
+        ("transformer", "model.diffusion_model."),
+        ("text_encoder", "text_encoders.qwen3_4b.transformer."),
+        ("vae", "vae."),
+    ] {
+        all.extend(prefixed(part_of(&single.path("zimage"), part), prefix));
+    }
+    let scale = Tensor::new(4.6055f32, &Device::Cpu).expect("a number");
+    all.insert("text_encoders.qwen3_4b.logit_scale".to_owned(), scale);
+    save(&all, &single.path("zimage.safetensors"));
+    let lines = [
+        ("qwen3_config", "text_encoder/config.json"),
+        ("qwen3_tokenizer", "tokenizer"),
+        ("vae_config", "vae/config.json"),
+        ("scheduler", "scheduler/scheduler_config.json"),
+    ]
+    .map(|(key, path)| format!("{key} = \"zimage/{path}\"\n"))
+    .concat();
+    single.edit(
+        "path = \"zimage\"",
+        &format!("path = \"zimage.safetensors\"\n[model.files]\n{lines}"),
+    );
+    is_the_same(&folder, &single);
 }
 
 #[test]

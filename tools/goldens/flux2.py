@@ -15,7 +15,10 @@ first file back.
 `vae_flux2.safetensors` and the tokenizer in tests/golden/tokenizers/qwen3: together a pipeline, for tests of commands
 (`tools/tiny_klein.py` writes it as a folder). `flux2_pipeline.safetensors` is what diffusers' pipeline makes of it.
 
-The last inputs hide pads from every query, which no pipeline does and some trainers did: each caption is called alone without its
+`flux2_edit.safetensors` is the first one's build with a reference picture of the picture's size, smaller, and larger.
+`flux2_pipeline.safetensors` also has a picture made beside a reference, `edit.*`, whose pixels are `edit_pixel` of their place.
+
+The last inputs of `two` and `one` hide pads from every query, which no pipeline does and some trainers did: each caption is called alone without its
 pads.
 """
 
@@ -24,12 +27,14 @@ import pathlib
 import sys
 
 import diffusers
+import numpy
 import torch
 import transformers
 from denoiser import check_conversion, linears, loss_curve, randomize, save, save_single_file, with_adapters
 from diffusers import AutoencoderKLFlux2, FlowMatchEulerDiscreteScheduler, Flux2KleinPipeline, Flux2Transformer2DModel
 from diffusers.loaders.single_file_utils import convert_flux2_transformer_checkpoint_to_diffusers
 from encoders import FOLDER, stored
+from PIL import Image
 from qwen3 import TINY, model_of
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -151,8 +156,39 @@ def main():
         if name == "one":
             single = {f"model.diffusion_model.{k}": v for k, v in single.items()}
         save_single_file(f"flux2_{name}_single", "tools/goldens/flux2.py", single)
+    edit()
     tiny()
     pipeline()
+
+
+# As SHAPES, and height and width of the reference's latents.
+EDITS = [((8, 8, 5), (8, 8)), ((6, 16, 7), (4, 10)), ((4, 6, 3), (10, 4))]
+
+
+def call_beside(model, given):
+    return predict(model, *(given[k] for k in ("latents", "timesteps", "context", "pooled")), reference=given["reference"])
+
+
+def edit():
+    torch.manual_seed(47)
+    model = randomize(Flux2Transformer2DModel(**SMALL))
+    tensors = {k: v.to(torch.bfloat16) for k, v in model.state_dict().items()}
+    generator = torch.Generator().manual_seed(247)
+    for i, (shape, reference) in enumerate(EDITS):
+        given = inputs(model.config, shape, generator)
+        given["reference"] = torch.randn(2, model.config.in_channels // 4, *reference, generator=generator)
+        with torch.no_grad():
+            given["output"] = call_beside(model, given)
+        tensors |= {f"golden.{i}.{k}": v for k, v in given.items()}
+    given = {k.removeprefix("golden.1."): v for k, v in tensors.items() if k.startswith("golden.1.")}
+    every = linears(model)
+    with_adapters(model, call_beside, "all", list(every), 6.0, given, generator, tensors)
+    save("flux2_edit", "tools/goldens/flux2.py", model, every, tensors, {"all": 6.0})
+
+
+def edit_pixel(x, y, c):
+    """That of a reference, as tests/it/klein.rs has it."""
+    return (x * (c + 1) * 3 + y * 5) % 256
 
 
 def tiny():
@@ -198,6 +234,19 @@ def tiny_pipeline():
     )
 
 
+SEEN = []
+
+
+def seen(function):
+    """A function that also keeps what it gives in SEEN."""
+
+    def wrapped(*args, **kwargs):
+        SEEN.append(function(*args, **kwargs))
+        return SEEN[-1]
+
+    return wrapped
+
+
 CAPTIONS = ["a red circle, number 2", ""]
 SIDE, STEPS, GUIDANCE = 64, 6, 4.0
 
@@ -217,6 +266,15 @@ def pipeline():
     ).images
     # Every eighth row, of true tokens and pads; of the script what a trainer would store. Latents as the VAE has them: scaled back.
     out = {"context": context[:, ::8], "script": of_script[0].bfloat16(), "noise": noise, "latents": run("latent"), "pixels": run("pt") * 2 - 1}
+    width, height = 100, 67
+    pixels = [[[edit_pixel(x, y, c) for c in range(3)] for x in range(width)] for y in range(height)]
+    reference = Image.fromarray(numpy.array(pixels, dtype=numpy.uint8))
+    made.image_processor.preprocess, plain = seen(made.image_processor.preprocess), made.image_processor.preprocess
+    out["edit.latents"] = made(
+        image=reference, prompt=CAPTIONS[0], height=SIDE, width=SIDE, num_inference_steps=STEPS, guidance_scale=GUIDANCE,
+        latents=Flux2KleinPipeline._patchify_latents(noise), output_type="latent",
+    ).images
+    made.image_processor.preprocess, out["edit.reference"] = plain, SEEN.pop()
     metadata = {
         "script": "tools/goldens/flux2.py",
         "versions": json.dumps({m.__name__: m.__version__ for m in (torch, diffusers, transformers)}),

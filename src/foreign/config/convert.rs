@@ -40,6 +40,11 @@ pub(super) fn fields(rule: &Rule, value: &Value, folder: &Path) -> Result<Fields
         }
         As::OneMore => one(one_more(value)?),
         As::Number => one(number(value)?),
+        As::Shuffles => {
+            let variants = Toml::Integer(integer(value)?.max(2));
+            let values = [Toml::Boolean(true), variants];
+            Ok(rule.fields.iter().cloned().zip(values).collect())
+        }
         As::Pair => pair(rule, value),
         As::Flag | As::Not => {
             let flag = flag(value).ok_or_else(|| expected("true or false", value))?;

@@ -60,6 +60,8 @@ pub(super) enum As {
     Integer,
     /// A number, and one more.
     OneMore,
+    /// How many shuffled captions: a flag, and as many variants, at least two.
+    Shuffles,
     /// A number.
     Number,
     /// Two numbers, for two fields.

@@ -114,16 +114,18 @@ impl<'a> Lookup<'a> {
 
     /// The setting that counts of a `scope.name`, of a data set or all of them.
     fn of_set(&self, key: &str, set: Option<usize>) -> Option<&'a Setting> {
-        let (scope, name) = key.rsplit_once('.')?;
+        // Scopes and names may have dots.
+        let is_meant = |s: &&Setting| {
+            let name = key
+                .strip_prefix(&s.scope)
+                .and_then(|rest| rest.strip_prefix('.'));
+            name == Some(&s.name)
+        };
         let is_of_set = |s: &&Setting| match set {
             Some(set) => s.sets.is_empty() || s.sets.contains(&set),
             None => true,
         };
-        let all = self
-            .settings
-            .iter()
-            .filter(|s| s.scope == scope && s.name == name)
-            .filter(is_of_set);
+        let all = self.settings.iter().filter(is_meant).filter(is_of_set);
         // Of equal ranks, `max_by_key` gives the last.
         all.max_by_key(|setting| setting.rank)
     }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::memory::{self, Memory, NetworkMemory};
 use super::part::{self, StoredNetwork};
-use super::{Kind, Report, reasons};
+use super::{Kind, Report};
 use crate::base_model::needed_files;
 use crate::diffusion::Prediction;
 use crate::experiment::FileMap;
@@ -22,7 +22,7 @@ struct Candidate {
 }
 
 /// The report on a model; else why no family takes it.
-pub(super) fn check(path: &Path) -> Result<Report, String> {
+pub(super) fn check(path: &Path) -> Result<Report, Vec<models::Error>> {
     let candidate = match models::detect(path) {
         Ok(denoiser) => Candidate {
             flavors: denoiser.flavors(),
@@ -35,7 +35,7 @@ pub(super) fn check(path: &Path) -> Result<Report, String> {
 }
 
 /// The family under which a model with missing or misshapen tensors has the fewest faults.
-fn nearest(path: &Path) -> Result<Candidate, String> {
+fn nearest(path: &Path) -> Result<Candidate, Vec<models::Error>> {
     let mut refused = Vec::new();
     let mut best: Option<(usize, Candidate)> = None;
     for family in models::families() {
@@ -56,8 +56,7 @@ fn nearest(path: &Path) -> Result<Candidate, String> {
             Err(error) => refused.push(error),
         }
     }
-    best.map(|(_, candidate)| candidate)
-        .ok_or_else(|| reasons(&refused))
+    best.map(|(_, candidate)| candidate).ok_or(refused)
 }
 
 impl Candidate {

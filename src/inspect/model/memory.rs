@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use crate::lora;
-use crate::models::{Flavor, OpenedDenoiser, WeightStorage};
+use crate::models::{Flavor, OpenedDenoiser, References, WeightStorage};
 use crate::optim::OptimizerOptions;
 use crate::recipe::Recipe;
 use crate::train::plan::{self, Machine, MemoryRequest, PeakMemory};
@@ -97,6 +97,7 @@ pub(super) fn train(
     };
     let side = flavor.resolution_px as usize;
     let pixels = Extents::picture(side, side);
+    let pairs = matches!(flavor.references, Some(References::Usual(_)));
     let geometry = LatentGeometry {
         factors,
         ..denoiser.family.latents()
@@ -111,7 +112,7 @@ pub(super) fn train(
                 samples: 1,
                 latents: geometry.latents(pixels),
                 // Of the picture's size, as trainers have it.
-                reference: flavor.references.map(|_| geometry.latents(pixels)),
+                reference: pairs.then(|| geometry.latents(pixels)),
                 context: plan::context_tokens(recipe),
                 dtype,
                 storage: WeightStorage::Whole,

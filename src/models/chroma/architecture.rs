@@ -76,14 +76,7 @@ impl Default for Config {
 impl Architecture {
     /// Of the denoiser in `component`; `weights` are its weights with canonical names.
     pub(super) fn of(component: &Component, weights: &Weights) -> Result<Self, Error> {
-        match &component.config {
-            Some(config) => Self::from_config(config),
-            None => Self::from_shapes(weights).map_err(|reason| Error::NotThisFamily {
-                path: component.weights.clone(),
-                family: "`chroma`".to_owned(),
-                reason,
-            }),
-        }
+        component.told("chroma", weights, Self::from_config, Self::from_shapes)
     }
 
     fn from_config(path: &Path) -> Result<Self, Error> {

@@ -78,14 +78,7 @@ impl Default for Config {
 impl Architecture {
     /// Of the denoiser in `component`; `weights` are its weights with canonical names.
     pub(super) fn of(component: &Component, weights: &Weights) -> Result<Self, Error> {
-        match &component.config {
-            Some(config) => Self::from_config(config),
-            None => Self::from_shapes(weights).map_err(|reason| Error::NotThisFamily {
-                path: component.weights.clone(),
-                family: "`flux1`".to_owned(),
-                reason,
-            }),
-        }
+        component.told("flux1", weights, Self::from_config, Self::from_shapes)
     }
 
     fn from_config(path: &Path) -> Result<Self, Error> {
@@ -178,7 +171,11 @@ impl Architecture {
         };
         sizes.check(
             out_channels,
-            " (a Fill, Canny or Depth model, which takes more than a noisy picture)",
+            match self.token_channels.checked_div(out_channels.max(1)) {
+                // 64 channels of a noisy picture's patch, 64 of a masked one's, and the mask of its 16 x 16 px.
+                Some(6) => " (FLUX.1 Fill, which is given a masked picture and its mask beside the noisy one; plumb does not train it)",
+                _ => " (a Canny or Depth model, which is given another picture in the same tokens; plumb does not train it)",
+            },
         )
     }
 

@@ -187,11 +187,7 @@ impl Flux {
         let (b, _, h, w) = picture_dims(latents)?;
         let m = conditioning.context.dims3()?.1;
         let guidance = conditioning.guidance.as_ref();
-        if let Some(reference) = &conditioning.reference {
-            let (_, _, h, w) = picture_dims(&Value::constant(reference.clone()))?;
-            let expected = [b, own.latent_channels(), h, w];
-            check_shapes(&[("reference", reference.dims(), &expected[..])])?;
-        }
+        check_reference(conditioning, b, own.latent_channels())?;
         check_shapes(&[
             (
                 "latents",
@@ -221,11 +217,7 @@ impl Flux {
 
     fn tokens(&self, latents: &Value, conditioning: &ConditioningTensors) -> Result<Tokens> {
         let m = conditioning.context.dim(1)?;
-        let mut pictures = Vec::new();
-        for picture in std::iter::once(latents.tensor()).chain(&conditioning.reference) {
-            let (_, _, h, w) = picture.dims4()?;
-            pictures.push(patches(h, w)?);
-        }
+        let pictures = pictures(latents.tensor(), conditioning)?;
         let num_patches = pictures.iter().map(|(rows, columns)| rows * columns).sum();
         let mask = mask_of(conditioning, num_patches)?;
         Ok(Tokens {
@@ -233,21 +225,6 @@ impl Flux {
             num_patches,
             mask,
         })
-    }
-
-    /// The picture's tokens [b, n, c], and behind them the reference's: [b, n + r, c].
-    fn patches(
-        &self,
-        tape: &Tape,
-        latents: &Value,
-        conditioning: &ConditioningTensors,
-    ) -> Result<Value> {
-        let picture = pack(tape, latents)?;
-        let Some(reference) = &conditioning.reference else {
-            return Ok(picture);
-        };
-        let reference = pack(tape, &Value::constant(reference.clone()))?;
-        tape.cat(&[&picture, &reference], 1)
     }
 
     /// All blocks: picture with reference [b, n + r, d] and context [b, m, d] to all of
@@ -284,6 +261,46 @@ impl Flux {
         }
         Ok(whole)
     }
+}
+
+/// Checks that a reference's latents, if there are some, are for `b` samples and of as many channels as the picture's.
+pub(in crate::models) fn check_reference(
+    conditioning: &ConditioningTensors,
+    b: usize,
+    channels: usize,
+) -> Result<()> {
+    let Some(reference) = &conditioning.reference else {
+        return Ok(());
+    };
+    let (_, _, h, w) = picture_dims(&Value::constant(reference.clone()))?;
+    check_shapes(&[("reference", reference.dims(), &[b, channels, h, w][..])])
+}
+
+/// Rows and columns of patches of the picture, and of its reference, if it has one.
+pub(in crate::models) fn pictures(
+    latents: &Tensor,
+    conditioning: &ConditioningTensors,
+) -> Result<Vec<(usize, usize)>> {
+    let all = std::iter::once(latents).chain(&conditioning.reference);
+    let sides = all.map(|picture| {
+        let (_, _, h, w) = picture.dims4()?;
+        patches(h, w)
+    });
+    sides.collect()
+}
+
+/// The picture's tokens [b, n, c], and behind them the reference's: [b, n + r, c].
+pub(in crate::models) fn with_reference(
+    tape: &Tape,
+    latents: &Value,
+    conditioning: &ConditioningTensors,
+) -> Result<Value> {
+    let picture = pack(tape, latents)?;
+    let Some(reference) = &conditioning.reference else {
+        return Ok(picture);
+    };
+    let reference = pack(tape, &Value::constant(reference.clone()))?;
+    tape.cat(&[&picture, &reference], 1)
 }
 
 /// Which keys are seen of a picture's `num_patches` tokens and the context's behind them: all, or none of the context's pads.
@@ -343,7 +360,7 @@ impl Denoiser for Flux {
         let vector = self
             .conditioner
             .vector(pass, timesteps, conditioning, like)?;
-        let x = self.patches(tape, latents, conditioning)?;
+        let x = with_reference(tape, latents, conditioning)?;
         let x = self.picture.forward(tape, adapters, &x)?;
         let context = Value::constant(conditioning.context.clone());
         let context = self.context.forward(tape, adapters, &context)?;

@@ -22,7 +22,7 @@ use self::flux::Flux;
 use self::names::{DOUBLE, OUTER, SINGLE};
 use super::cache_names::{AiToolkitNames, CacheNames, KohyaArrays, KohyaNames, SimpleTunerNames};
 use super::layout::Layout;
-use super::{Activations, Denoiser, Error, Family, Flavor, Source, StepShape};
+use super::{Activations, Denoiser, Error, Family, Flavor, References, Source, StepShape};
 use crate::diffusion::{Prediction, Process, Sampler, Shift, ShiftRule, Spacing};
 use crate::lora::Preset;
 use crate::recipe::latents::{LatentStatistics, Size};
@@ -83,7 +83,7 @@ const FLAVORS: &[Flavor] = &[
         steps: 30,
         guidance: 1.0,
         embedded_guidance: Some(2.5),
-        references: Some(&KONTEXT_SIZES),
+        references: Some(References::Usual(&KONTEXT_SIZES)),
         resolution_px: 1024,
         architecture: "flux-1-kontext-dev",
         base_version: "flux1",

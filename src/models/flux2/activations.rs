@@ -4,20 +4,22 @@ use super::architecture::Architecture;
 use crate::models::activations::{Activations, BlockActivations, StepShape};
 use crate::models::flux1::architecture::PATCH;
 use crate::models::transformer::activations::{Gates, attention_input};
+use crate::vae::Extents;
 
 impl Architecture {
     pub(super) fn of_step(&self, step: &StepShape) -> Activations {
         let (b, d) = (step.samples, self.width());
-        let (rows, columns) = (step.latents.height / PATCH, step.latents.width / PATCH);
-        let (picture, context) = (b * rows * columns, b * step.context);
+        let patches = |of: &Extents| of.height / PATCH * (of.width / PATCH);
+        let (target, context) = (b * patches(&step.latents), b * step.context);
+        let picture = target + step.reference.as_ref().map_or(0, |of| b * patches(of));
         let double = (0..self.num_double).map(|i| self.double(step, i, picture, context));
         let single = (0..self.num_single).map(|i| self.single(step, i, picture + context));
-        let latents = picture * self.token_channels;
+        let latents = target * self.token_channels;
         Activations {
             outside: step.adapter("x_embedder", picture, self.token_channels)
                 + step.adapter("context_embedder", context, self.context_width)
-                + step.adapter("proj_out", picture, d)
-                + (picture * d + 2 * latents) as u64,
+                + step.adapter("proj_out", target, d)
+                + (target * d + 2 * latents) as u64,
             blocks: double.chain(single).collect(),
             passing: ((picture + context) * (3 * d + 3 * self.inner)) as u64,
             chained: true,

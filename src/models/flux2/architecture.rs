@@ -124,14 +124,7 @@ impl Config {
 impl Architecture {
     /// Of the denoiser in `component`; `weights` are its weights with canonical names.
     pub(super) fn of(component: &Component, weights: &Weights) -> Result<Self, Error> {
-        match &component.config {
-            Some(config) => Self::from_config(config),
-            None => Self::from_shapes(weights).map_err(|reason| Error::NotThisFamily {
-                path: component.weights.clone(),
-                family: "`flux2`".to_owned(),
-                reason,
-            }),
-        }
+        component.told("flux2", weights, Self::from_config, Self::from_shapes)
     }
 
     fn from_config(path: &Path) -> Result<Self, Error> {

@@ -19,10 +19,10 @@ pub(super) const OF_DOUBLE: usize = 6;
 /// Parts of a single block's: shift, scale and gate.
 pub(super) const OF_SINGLE: usize = 3;
 
-/// What attention needs to know of the tokens, the picture's first, then the context's.
+/// What attention needs to know of the tokens, the picture's first, then those of its reference, then the context's.
 pub(super) struct Tokens {
     pub(super) rotary: Rotary,
-    /// The picture's.
+    /// The picture's and its reference's.
     pub(super) num_patches: usize,
     /// The context's.
     pub(super) num_context: usize,

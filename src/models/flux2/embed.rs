@@ -1,13 +1,16 @@
 //! The positions of tokens.
 //!
-//! Shapes: n patches, m context tokens, e channels of a head.
+//! Shapes: n patches, r a reference's patches, m context tokens, e channels of a head.
 
 use candle_core::{Device, Result, Tensor};
 
 use super::architecture::{AXES, Architecture};
 
-/// Cosines and sines by which pairs of a head's channels turn, [n + m, e / 2] each in f32: for the patches row by row, then for
-/// the context.
+/// The first id of a reference's patches (`prc_img` of the authors' `encode_image_refs`; `_prepare_image_ids` of diffusers' pipeline).
+const REFERENCE: usize = 10;
+
+/// Cosines and sines by which pairs of a head's channels turn, [n + r + m, e / 2] each in f32: for the patches row by row, then for
+/// those of a reference, then for the context.
 #[derive(Clone)]
 pub(super) struct Rotary {
     pub(super) cos: Tensor,
@@ -15,30 +18,38 @@ pub(super) struct Rotary {
 }
 
 impl Rotary {
-    /// Angles in f64, as the authors and diffusers compute them. A patch's ids are (0, row, column, 0), those of a token of the
+    /// Angles in f64, as the authors and diffusers compute them. A patch's ids are (0, row, column, 0), a reference's (10, row,
+    /// column, 0); `pictures` are rows and columns of the picture and of its reference, if it has one. Those of a token of the
     /// context (0, 0, 0, place) (`prc_img` and `prc_txt` in `src/flux2/sampling.py`): unlike FLUX.1's, captions turn, the rows of
     /// pads too.
     pub(super) fn new(
         architecture: &Architecture,
-        (rows, columns): (usize, usize),
+        pictures: &[(usize, usize)],
         context: usize,
         device: &Device,
     ) -> Result<Self> {
         let (axes, theta) = (architecture.axes, architecture.theta);
         let half = architecture.head_channels / 2;
-        let tokens = rows * columns + context;
+        let patches: usize = pictures.iter().map(|(rows, columns)| rows * columns).sum();
+        let tokens = patches + context;
+        let most =
+            |side: fn(&(usize, usize)) -> usize| pictures.iter().map(side).max().unwrap_or(0);
         let table = |axis: usize, count: usize| -> Vec<Vec<(f32, f32)>> {
             (0..count.max(1))
                 .map(|at| turns(axes[axis], theta, at))
                 .collect()
         };
         let tables = [
-            table(0, 1),
-            table(1, rows),
-            table(2, columns),
+            table(0, REFERENCE + 1),
+            table(1, most(|picture| picture.0)),
+            table(2, most(|picture| picture.1)),
             table(3, context),
         ];
-        let patches = (0..rows * columns).map(|n| [0, n / columns, n % columns, 0]);
+        let of_pictures = pictures.iter().enumerate();
+        let patches = of_pictures.flat_map(|(picture, &(rows, columns))| {
+            let first = REFERENCE * picture.min(1);
+            (0..rows * columns).map(move |n| [first, n / columns, n % columns, 0])
+        });
         let words = (0..context).map(|place| [0, 0, 0, place]);
         let mut cos = Vec::with_capacity(tokens * half);
         let mut sin = Vec::with_capacity(tokens * half);

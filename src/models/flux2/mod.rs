@@ -5,7 +5,8 @@
 //! - `names`: diffusers' and the authors' naming of its weights
 //! - `embed`, `block`, `network`: the network
 //!
-//! It knows captions by three hidden states of a Qwen3 and sees all rows of them, pads too. The base models are guided by a second
+//! It knows captions by three hidden states of a Qwen3 and sees all rows of them, pads too; a reference picture's tokens stand behind the
+//! noisy picture's. The base models are guided by a second
 //! pass; the other two are distilled to a few steps without one. FLUX.2-dev is of the same build with a guidance embedding; its text
 //! encoder is another, so that it is refused.
 
@@ -21,7 +22,7 @@ use self::architecture::Architecture;
 use self::network::Flux2;
 use super::flux1::architecture::PATCH;
 use super::layout::Layout;
-use super::{Activations, Denoiser, Error, Family, Flavor, Source, StepShape};
+use super::{Activations, Denoiser, Error, Family, Flavor, References, Source, StepShape};
 use crate::diffusion::{Prediction, Process, Sampler, Shift, ShiftRule, Spacing};
 use crate::lora::Preset;
 use crate::recipe::latents::LatentStatistics;
@@ -38,7 +39,10 @@ const BASE: Flavor = Flavor {
     steps: 50,
     guidance: 4.0,
     embedded_guidance: None,
-    references: None,
+    // `Flux2KleinPipeline.__call__` for each picture that it is given.
+    references: Some(References::Possible {
+        most_pixels: 1024 * 1024,
+    }),
     resolution_px: 1024,
     architecture: "flux-2-klein-base-4b",
     base_version: "flux2_klein_base_4b",

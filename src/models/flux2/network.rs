@@ -1,6 +1,6 @@
 //! The whole network: embeddings, double blocks, single blocks, and the projection back to latents.
 //!
-//! Shapes: b batch, n patches, m context tokens, d width.
+//! Shapes: b batch, n patches of the picture and, behind them, of its reference, m context tokens, d width.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -11,8 +11,8 @@ use super::block::{DoubleBlock, Half, OF_DOUBLE, OF_SINGLE, SingleBlock, Tokens}
 use super::embed::Rotary;
 use crate::autograd::{Tape, Value};
 use crate::lora::Bound;
-use crate::models::flux1::embed::{pack, patches, unpack};
-use crate::models::flux1::flux::{mask_of, run_block};
+use crate::models::flux1::embed::{patches, unpack};
+use crate::models::flux1::flux::{check_reference, mask_of, pictures, run_block, with_reference};
 use crate::models::linear::Linear;
 use crate::models::transformer::{
     Embedder, Loaded, Loader, Modulation, Pass, TIME_CHANNELS, check_shapes, picture_dims,
@@ -36,12 +36,12 @@ pub(super) struct Flux2 {
     proj_out: Linear,
     /// A tensor of the network's type on its device.
     like: Tensor,
-    /// The tables of the last call, for a picture and context tokens of these numbers.
+    /// The tables of the last call, for pictures and context tokens of these numbers.
     rotary: Mutex<Option<(Extents, Rotary)>>,
 }
 
-/// Rows and columns of patches of the picture; and tokens of the context.
-type Extents = ((usize, usize), usize);
+/// Rows and columns of patches of the picture and of its reference; and tokens of the context.
+type Extents = (Vec<(usize, usize)>, usize);
 
 impl Flux2 {
     /// Builds it from tensors by canonical name.
@@ -85,7 +85,8 @@ impl Flux2 {
         {
             return Ok(rotary.clone());
         }
-        let made = Rotary::new(&self.architecture, extents.0, extents.1, self.like.device())?;
+        let (pictures, context) = &extents;
+        let made = Rotary::new(&self.architecture, pictures, *context, self.like.device())?;
         Ok(last.insert((extents, made)).1.clone())
     }
 
@@ -95,11 +96,11 @@ impl Flux2 {
         timesteps: &Tensor,
         conditioning: &ConditioningTensors,
     ) -> Result<()> {
-        conditioning.refuse_reference()?;
         let own = &self.architecture;
         let (b, _, h, w) = picture_dims(latents)?;
         let context = &conditioning.context;
         let m = context.dims3()?.1;
+        check_reference(conditioning, b, own.latent_channels())?;
         check_shapes(&[
             (
                 "latents",
@@ -185,10 +186,11 @@ impl Denoiser for Flux2 {
         };
         let like = latents.tensor();
         let (_, c, h, w) = like.dims4()?;
-        let (rows, columns) = patches(h, w)?;
-        let (num_patches, num_context) = (rows * columns, conditioning.context.dim(1)?);
+        let pictures = pictures(like, conditioning)?;
+        let num_patches = pictures.iter().map(|(rows, columns)| rows * columns).sum();
+        let num_context = conditioning.context.dim(1)?;
         let tokens = Tokens {
-            rotary: self.rotary(((rows, columns), num_context))?,
+            rotary: self.rotary((pictures, num_context))?,
             num_patches,
             num_context,
             mask: mask_of(conditioning, num_patches)?,
@@ -199,13 +201,14 @@ impl Denoiser for Flux2 {
         // Activated, as every modulation takes it.
         let vector = tape.silu(&vector)?;
         let modulations = self.modulations(pass, &vector)?;
-        let x = self
-            .picture
-            .forward(tape, adapters, &pack(tape, latents)?)?;
+        let x = with_reference(tape, latents, conditioning)?;
+        let x = self.picture.forward(tape, adapters, &x)?;
         let context = Value::constant(conditioning.context.clone());
         let context = self.context.forward(tape, adapters, &context)?;
         let x = self.blocks(pass, tokens, x, context, &modulations)?;
-        let x = tape.narrow(&x, 1, 0, num_patches)?;
+        // The reference's tokens are given, not predicted.
+        let (rows, columns) = patches(h, w)?;
+        let x = tape.narrow(&x, 1, 0, rows * columns)?;
         // The last modulation of diffusers is (scale, shift); those of the blocks begin with the shift.
         let x = Modulation::new(pass, &self.norm_out, &vector)?.norm(pass, &x, 1, 0)?;
         let x = self.proj_out.forward(tape, adapters, &x)?;

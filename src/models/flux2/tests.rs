@@ -1,4 +1,5 @@
 mod adapters;
+mod edit;
 mod forward;
 mod loading;
 

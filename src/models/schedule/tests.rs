@@ -300,3 +300,53 @@ fn a_schedule_that_is_not_here_is_refused_with_both_values() {
         );
     }
 }
+
+#[test]
+fn a_lora_of_another_prediction_is_told_by_each_key_that_says_so() {
+    let told = |pairs: &[(&str, &str)], process| {
+        let metadata = pairs
+            .iter()
+            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+            .collect();
+        trained_otherwise(&metadata, process).join("; ")
+    };
+    let epsilon = Process::new(Prediction::Epsilon);
+    let v = Process::new(Prediction::Velocity);
+    let zero = Process {
+        zero_terminal_snr: true,
+        ..v
+    };
+    for (pairs, process, expected) in [
+        (
+            &[
+                ("modelspec.prediction_type", "epsilon"),
+                ("ss_v_parameterization", "False"),
+            ][..],
+            v,
+            "prediction epsilon (`modelspec.prediction_type`); prediction epsilon (`ss_v_parameterization`)",
+        ),
+        (
+            &[("modelspec.predict_key", "v")],
+            epsilon,
+            "prediction v (`modelspec.predict_key`)",
+        ),
+        (&[("modelspec.prediction_type", "v")], zero, ""),
+        (
+            &[("ss_zero_terminal_snr", "True")],
+            v,
+            "zero_terminal_snr true (`ss_zero_terminal_snr`)",
+        ),
+        // kohya's scripts write it whatever is predicted.
+        (&[("ss_zero_terminal_snr", "False")], zero, ""),
+        (&[("ss_v_parameterization", "None")], v, ""),
+        (&[("modelspec.prediction_type", "sample")], v, ""),
+        // Some write Stable Diffusion's word for all models.
+        (
+            &[("modelspec.prediction_type", "epsilon")],
+            Process::new(Prediction::Flow),
+            "",
+        ),
+    ] {
+        assert_eq!(told(pairs, process), expected, "{pairs:?}");
+    }
+}

@@ -123,14 +123,7 @@ impl Config {
 impl Architecture {
     /// Of the denoiser in `component`; `weights` are its weights with canonical names.
     pub(super) fn of(component: &Component, weights: &Weights) -> Result<Self, Error> {
-        match &component.config {
-            Some(config) => Self::from_config(config),
-            None => Self::from_shapes(weights).map_err(|reason| Error::NotThisFamily {
-                path: component.weights.clone(),
-                family: "`zimage`".to_owned(),
-                reason,
-            }),
-        }
+        component.told("zimage", weights, Self::from_config, Self::from_shapes)
     }
 
     pub(super) fn from_config(path: &Path) -> Result<Self, Error> {

@@ -1,8 +1,9 @@
 //! The tensors of a Qwen3, by canonical name, and where files keep them.
 //!
 //! Canonical are the names of `Qwen3Model` in transformers. A `Qwen3ForCausalLM` has them below `model.`, beside an
-//! `lm_head` that no hidden state needs; whole checkpoints have them below a longer prefix
-//! (`text_encoders.qwen3_4b.transformer.model.`). GGUF files have llama.cpp's names (`blk.0.attn_q_norm.weight`).
+//! `lm_head` that no hidden state needs. Checkpoints that ComfyUI saved whole have them below `text_encoders.qwen3_4b.transformer.model.`
+//! or `qwen3_8b` (the names of `clip_target` of `ZImage` and `Flux2` in `comfy/supported_models.py`), with a `logit_scale` of
+//! `SDClipModel` above the `transformer`. GGUF files have llama.cpp's names (`blk.0.attn_q_norm.weight`).
 
 use super::Qwen3;
 use super::architecture::{self, Qwen3Architecture};

@@ -112,7 +112,7 @@ fn a_config_that_does_not_fit_gets_one_clear_line() {
     check(
         r#"{"in_channels": 384, "out_channels": 64}"#,
         expect![
-            "./config.json: `in_channels`: expected as many as go out, 64, found 384 (a Fill, Canny or Depth model, which takes more than a noisy picture)"
+            "./config.json: `in_channels`: expected as many as go out, 64, found 384 (FLUX.1 Fill, which is given a masked picture and its mask beside the noisy one; plumb does not train it)"
         ],
     );
     check(

@@ -89,8 +89,4 @@ fn inputs_that_do_not_fit_get_one_clear_line() {
         &|inputs| inputs.conditioning.token_counts = Some(vec![5, 6]),
         "denoiser input `token_counts`: expected 2 numbers of at most 5, found [5, 6]",
     );
-    check(
-        &|inputs| inputs.conditioning.reference = Some(zeros(&[2, 4, 4, 4])),
-        "denoiser input `reference`: this network takes no reference picture, found [2, 4, 4, 4]",
-    );
 }
