@@ -11,7 +11,7 @@
 //! | L3 networks and what they are fed | [`text`], [`recipe`], [`vae`], [`models`] | L2, and those before them in this list; no store, no clock, no randomness |
 //! | L4 what a user names | [`experiment`], [`base_model`], [`dataset`], [`foreign`] | all below |
 //! | L5 the store as tensors | [`cache`] | all below |
-//! | L6 verbs | [`convert`], [`encode`], [`sample`], [`train`], [`probe`], [`compare`], [`audit`], [`inspect`] | all below, and verbs before them in this list |
+//! | L6 verbs | [`convert`], [`encode`], [`worker`], [`sample`], [`train`], [`probe`], [`compare`], [`audit`], [`inspect`] | all below, and verbs before them in this list |
 //! | L7 | `src/bin/plumb` | the public interface above, clap, the terminal |
 //!
 //! `tests/it/tidy.rs` holds this table against the sources. Below L7 nothing prints, reads the environment
@@ -60,3 +60,4 @@ pub mod inspect;
 pub mod probe;
 pub mod sample;
 pub mod train;
+pub mod worker;

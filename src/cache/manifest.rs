@@ -91,6 +91,28 @@ impl Manifest {
         self.entries.digest()
     }
 
+    /// Those of its entries that `is_one` says.
+    #[must_use]
+    pub fn of(&self, is_one: impl Fn(&Fingerprint) -> bool) -> Self {
+        let entries = self.entries.0.iter().filter(|(_, entry)| is_one(entry));
+        Self {
+            entries: EntryList(entries.copied().collect()),
+            model: self.model.clone(),
+        }
+    }
+
+    /// Whether a store has all of its entries.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    pub fn is_in(&self, store: &Store) -> Result<bool, store::Error> {
+        let mut specs: Vec<Fingerprint> = self.entries.0.iter().map(|(spec, _)| *spec).collect();
+        specs.dedup();
+        let reader = store.reader_of(&specs)?;
+        let mut entries = self.entries.0.iter();
+        Ok(entries.all(|(spec, entry)| reader.contains(spec, entry)))
+    }
+
     /// Writes it as the run of `verb` on this Experiment (and `captions`, a file of captions alone), in place of
     /// the one that was written before. A store that may not be written is none the worse for it, and a note says so.
     ///
@@ -104,11 +126,55 @@ impl Manifest {
         lacking: Lacking,
         monitor: &dyn Monitor,
     ) -> Result<(), store::Error> {
-        let (experiment, captions) = experiment;
+        let id = run_id(verb, experiment);
+        self.write_as(store, &id, experiment.0, lacking, monitor)
+    }
+
+    /// Writes it as a run of its own beside that of the whole Experiment, without entries that the store lacks.
+    ///
+    /// # Errors
+    /// As [`Self::write`].
+    pub fn write_part(
+        &self,
+        store: &Store,
+        (verb, part): (&str, &str),
+        experiment: (&Experiment, Option<&Path>),
+        monitor: &dyn Monitor,
+    ) -> Result<(), store::Error> {
+        let id = format!("{}{part}", parts_of(verb, experiment));
+        self.write_as(store, &id, experiment.0, Lacking::LeaveOut, monitor)
+    }
+
+    /// Removes the runs of parts, after that of the whole was written.
+    ///
+    /// # Errors
+    /// If the store cannot be written, or is kept busy by others for too long.
+    pub fn forget_parts(
+        &self,
+        store: &Store,
+        verb: &str,
+        experiment: (&Experiment, Option<&Path>),
+        monitor: &dyn Monitor,
+    ) -> Result<(), store::Error> {
+        let parts = parts_of(verb, experiment);
+        match store.when_free(monitor, || store.remove_runs(&parts)) {
+            // Nor could the run of the whole be written, which was told.
+            Err(e) if e.is_read_only() => Ok(()),
+            removed => removed,
+        }
+    }
+
+    fn write_as(
+        &self,
+        store: &Store,
+        id: &str,
+        experiment: &Experiment,
+        lacking: Lacking,
+        monitor: &dyn Monitor,
+    ) -> Result<(), store::Error> {
         let file = experiment.file.display().to_string();
         let note = serde_json::json!({ "experiment": file, "model": self.model });
-        let id = run_id(verb, experiment, captions);
-        let write = || store.write_run(&id, &self.entries.0, note.clone(), lacking);
+        let write = || store.write_run(id, &self.entries.0, note.clone(), lacking);
         match store.when_free(monitor, write) {
             Err(e) if e.is_read_only() => monitor.note(&format!(
                 "{e}; but nothing keeps `plumb store gc` from removing what this run uses"
@@ -119,8 +185,13 @@ impl Manifest {
     }
 }
 
+/// How the runs of an Experiment's parts begin. The point is in no [`run_id`].
+fn parts_of(verb: &str, experiment: (&Experiment, Option<&Path>)) -> String {
+    format!("{}.", run_id(verb, experiment))
+}
+
 /// A name that the same Experiment file always gets, and another hardly ever.
-fn run_id(verb: &str, experiment: &Experiment, captions: Option<&Path>) -> String {
+fn run_id(verb: &str, (experiment, captions): (&Experiment, Option<&Path>)) -> String {
     let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     let mut origin = absolute(&experiment.file).to_string_lossy().into_owned();
     if let Some(file) = captions {

@@ -27,6 +27,7 @@ use std::path::{Path, PathBuf};
 
 pub use bucket::{BucketError, BucketRules, Buckets, Placement};
 pub use items::{ViewRules, open, open_usable};
+pub(crate) use picture::guarded;
 pub use picture::{PictureError, PictureFile, PreparedPicture};
 pub use references::{OwnSize, Preview, previews};
 pub use thumbnail::{Thumbnail, thumbnails};

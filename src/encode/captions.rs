@@ -8,6 +8,7 @@ use rayon::prelude::{IntoParallelRefIterator as _, ParallelIterator as _};
 use serde::Serialize;
 
 use super::missing::Missing;
+use super::part::Part;
 use super::{EncodeOptions, Error};
 use crate::base_model::{BaseModel, TextEncoderPart};
 use crate::cache::tensors;
@@ -20,7 +21,7 @@ use crate::text::tokenizer::Lost;
 use crate::text::{Encoded, Residency, TextEncoder, Tokens, tokenizer};
 
 /// Captions in one call of a resident encoder; the store may commit after each.
-const RESIDENT_CHUNK: usize = 128;
+pub(crate) const RESIDENT_CHUNK: usize = 128;
 /// Most captions in one call of a streamed encoder, which reads all its weights in each.
 const STREAMED_CHUNK: usize = 4096;
 /// Most bytes that what such a call makes takes while it lies in memory, until the call has ended.
@@ -30,7 +31,7 @@ const STREAMED_NUMBER_BYTES: u64 = 8;
 /// What is written beside the outputs: headers, parts of the index, specs.
 const SPARE_BYTES: u64 = 1_000_000;
 /// The longest caption: more is a wrong file, and would only be told after all before it were encoded.
-pub(super) const MAX_CAPTION_BYTES: usize = 64 << 10;
+pub(crate) const MAX_CAPTION_BYTES: usize = 64 << 10;
 
 /// What encoding one encoder's captions came to.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -39,7 +40,7 @@ pub struct CaptionStats {
     pub slot: String,
     /// The spec's fingerprint.
     pub spec: String,
-    /// Different captions asked for.
+    /// Different captions asked for, of a part those whose entries are in it.
     pub captions: u64,
     /// Of these, already in the store.
     pub present: u64,
@@ -74,7 +75,7 @@ pub fn encode_captions(
     options: &EncodeOptions,
     monitor: &dyn Monitor,
 ) -> Result<Vec<CaptionStats>, Error> {
-    CaptionPlan::new(base, store, captions)?.encode(options, monitor)
+    CaptionPlan::new(base, store, captions, Part::WHOLE)?.encode(options, monitor)
 }
 
 /// What a store lacks of captions, for every encoder of a base model.
@@ -88,7 +89,7 @@ pub(super) struct CaptionPlan<'a> {
 }
 
 impl<'a> CaptionPlan<'a> {
-    /// Looks into the store.
+    /// Looks into the store, for the entries of a part.
     ///
     /// # Errors
     /// If the store cannot be read, or a caption is too long or cannot be tokenized.
@@ -96,6 +97,7 @@ impl<'a> CaptionPlan<'a> {
         base: &'a BaseModel,
         store: &'a Store,
         captions: &'a [String],
+        part: Part,
     ) -> Result<Self, Error> {
         let mut seen = HashSet::new();
         let captions: Vec<&str> = captions
@@ -114,7 +116,7 @@ impl<'a> CaptionPlan<'a> {
         }
         let specs: Vec<Fingerprint> = base.encoders.iter().map(|e| e.fingerprint).collect();
         let reader = store.reader_of(&specs)?;
-        let of_encoder = |encoder| EncoderPlan::new(encoder, &reader, &captions);
+        let of_encoder = |encoder| EncoderPlan::new(encoder, &reader, &captions, part);
         let encoders = base.encoders.iter().map(of_encoder);
         Ok(Self {
             base,
@@ -123,6 +125,13 @@ impl<'a> CaptionPlan<'a> {
             reader,
             captions,
         })
+    }
+
+    /// Entries asked for, and those of all parts.
+    pub(super) fn entries(&self) -> (u64, u64) {
+        let of_part = self.encoders.iter().map(|plan| plan.captions.len() as u64);
+        let all = self.encoders.len() * self.captions.len();
+        (of_part.sum(), all as u64)
     }
 
     /// What all encoders are to make.
@@ -155,11 +164,11 @@ impl<'a> CaptionPlan<'a> {
         let (encoder, lacking) = (plan.encoder, &plan.lacking);
         let rules = self.base.recipe.encoder(&encoder.slot);
         let shortens = |text: &&&str| rules.is_some_and(|e| e.rules.tokens.shortens(text));
-        let shortened = self.captions.par_iter().filter(shortens).count();
+        let shortened = plan.captions.par_iter().filter(shortens).count();
         let mut stats = CaptionStats {
             slot: encoder.slot.clone(),
             spec: encoder.fingerprint.to_string(),
-            captions: self.captions.len() as u64,
+            captions: plan.captions.len() as u64,
             present: plan.present.len() as u64,
             truncated: self.reader.truncated(&encoder.fingerprint, &plan.present)?,
             shortened: shortened as u64,
@@ -183,21 +192,7 @@ impl<'a> CaptionPlan<'a> {
             &format!("captions, {}", encoder.slot),
             Some(lacking.len() as u64),
         );
-        let network = encoder.load(residency, &options.device, &options.kernels)?;
-        // With a configuration beside them the files are a library's own, whose names can be trusted.
-        if encoder.bare_file {
-            for note in network.notes() {
-                monitor.note(note);
-            }
-        }
-        let reduced = encoder.reduced_types();
-        if !reduced.is_empty() {
-            monitor.note(&format!(
-                "{}: its weights are stored as {}; what it makes of captions is near what the full encoder does, not equal",
-                encoder.slot,
-                reduced.join(", ")
-            ));
-        }
+        let network = load(encoder, residency, options, monitor)?;
         for captions in lacking.chunks(chunk) {
             stats.truncated += encode_chunk(encoder, &network, captions, &mut writer)?;
             stats.encoded += captions.len() as u64;
@@ -212,6 +207,8 @@ impl<'a> CaptionPlan<'a> {
 /// What one encoder is to make.
 pub(super) struct EncoderPlan<'a> {
     encoder: &'a TextEncoderPart,
+    /// Those of the part.
+    captions: Vec<&'a str>,
     /// The entries that are there.
     present: Vec<Fingerprint>,
     lacking: Vec<Lacking<'a>>,
@@ -227,8 +224,15 @@ impl<'a> EncoderPlan<'a> {
         encoder: &'a TextEncoderPart,
         reader: &StoreReader,
         captions: &[&'a str],
+        part: Part,
     ) -> Result<Self, Error> {
-        let (present, lacking) = split(encoder, reader, captions);
+        let entry = |caption: &&'a str| (caption_entry(&encoder.fingerprint, caption), *caption);
+        let mut entries: Vec<Lacking<'a>> = captions.par_iter().map(entry).collect();
+        entries.retain(|(entry, _)| part.has(entry));
+        let captions = entries.iter().map(|(_, caption)| *caption).collect();
+        let (present, lacking): (Vec<_>, Vec<_>) = entries
+            .into_iter()
+            .partition(|(entry, _)| reader.contains(&encoder.fingerprint, entry));
         let sizes = |(_, caption): &Lacking<'_>| {
             let tokens = tokenize(encoder, caption)?;
             let record = about_record_bytes(caption, tokens.ids.len());
@@ -240,7 +244,8 @@ impl<'a> EncoderPlan<'a> {
         let (numbers, bytes) = sizes.try_reduce(<(u64, u64)>::default, add)?;
         Ok(Self {
             encoder,
-            present,
+            captions,
+            present: present.into_iter().map(|(entry, _)| entry).collect(),
             lacking,
             numbers,
             bytes,
@@ -295,21 +300,29 @@ fn streamed_chunk(captions: usize, numbers: u64) -> usize {
 /// A caption that an encoder has no entry of, and the fingerprint that the entry will have.
 type Lacking<'a> = (Fingerprint, &'a str);
 
-/// Captions of which an encoder has an entry, by those, and the others.
-fn split<'a>(
+/// An encoder's network, and what a person should know of its files.
+pub(crate) fn load(
     encoder: &TextEncoderPart,
-    reader: &StoreReader,
-    captions: &[&'a str],
-) -> (Vec<Fingerprint>, Vec<Lacking<'a>>) {
-    let entry = |caption: &&'a str| (caption_entry(&encoder.fingerprint, caption), *caption);
-    let entries: Vec<Lacking<'a>> = captions.par_iter().map(entry).collect();
-    let (present, missing): (Vec<_>, Vec<_>) = entries
-        .into_iter()
-        .partition(|(entry, _)| reader.contains(&encoder.fingerprint, entry));
-    (
-        present.into_iter().map(|(entry, _)| entry).collect(),
-        missing,
-    )
+    residency: Residency,
+    options: &EncodeOptions,
+    monitor: &dyn Monitor,
+) -> Result<TextEncoder, Error> {
+    let network = encoder.load(residency, &options.device, &options.kernels)?;
+    // With a configuration beside them the files are a library's own, whose names can be trusted.
+    if encoder.bare_file {
+        for note in network.notes() {
+            monitor.note(note);
+        }
+    }
+    let reduced = encoder.reduced_types();
+    if !reduced.is_empty() {
+        monitor.note(&format!(
+            "{}: its weights are stored as {}; what it makes of captions is near what the full encoder does, not equal",
+            encoder.slot,
+            reduced.join(", ")
+        ));
+    }
+    Ok(network)
 }
 
 /// Encodes some captions; returns how many were cut.
@@ -319,7 +332,23 @@ fn encode_chunk(
     part: &[Lacking<'_>],
     writer: &mut StoreWriter,
 ) -> Result<u64, Error> {
-    let tokens: Vec<Tokens> = part
+    let mut truncated = 0;
+    entries(encoder, network, part, |entry| {
+        truncated += u64::from(entry.truncated);
+        Ok(writer.put(entry)?)
+    })?;
+    writer.commit_if_large()?;
+    Ok(truncated)
+}
+
+/// What an encoder makes of captions in one call, given with the fingerprints of their entries; each to `take`, in their order.
+pub(crate) fn entries(
+    encoder: &TextEncoderPart,
+    network: &TextEncoder,
+    captions: &[(Fingerprint, &str)],
+    mut take: impl FnMut(NewEntry) -> Result<(), Error>,
+) -> Result<(), Error> {
+    let tokens: Vec<Tokens> = captions
         .par_iter()
         .map(|(_, caption)| tokenize(encoder, caption))
         .collect::<Result<_, _>>()?;
@@ -327,13 +356,10 @@ fn encode_chunk(
         slot: encoder.slot.clone(),
         source,
     })?;
-    let mut truncated = 0;
-    for (((entry, caption), tokens), encoded) in part.iter().zip(tokens).zip(&encoded) {
-        truncated += u64::from(tokens.truncated);
-        writer.put(new_entry(encoder, *entry, caption, tokens, encoded)?)?;
+    for (((entry, caption), tokens), encoded) in captions.iter().zip(tokens).zip(&encoded) {
+        take(new_entry(encoder, *entry, caption, tokens, encoded)?)?;
     }
-    writer.commit_if_large()?;
-    Ok(truncated)
+    Ok(())
 }
 
 /// A caption's ids under an encoder's rules.

@@ -5,6 +5,7 @@ use std::iter::Sum;
 
 use super::Error;
 use super::captions::{CaptionPlan, EncoderPlan, amount};
+use super::part::Part;
 use super::pictures::PicturePlan;
 use crate::base_model::TextEncoderPart;
 use crate::dataset::Item;
@@ -38,7 +39,7 @@ pub fn missing(
     reader: &StoreReader,
     captions: &[&str],
 ) -> Result<Missing, Error> {
-    Ok(EncoderPlan::new(encoder, reader, captions)?.missing())
+    Ok(EncoderPlan::new(encoder, reader, captions, Part::WHOLE)?.missing())
 }
 
 /// Tells how many captions there are, what of them is to be encoded, and of pictures and clips.

@@ -3,6 +3,7 @@
 
 mod captions;
 mod missing;
+mod part;
 mod pictures;
 
 use std::collections::BTreeSet;
@@ -14,7 +15,9 @@ use serde::Serialize;
 
 use captions::{CaptionPlan, check_room};
 pub use captions::{CaptionStats, encode_captions, lost_text, read_text, tell_of_no_run, tokenize};
+pub(crate) use captions::{MAX_CAPTION_BYTES, RESIDENT_CHUNK, entries, load};
 pub use missing::{Missing, missing};
+pub use part::{MAX_PARTS, NotAPart, Part, PartReport};
 use pictures::PicturePlan;
 pub use pictures::{PictureStats, encode_pictures, pixels};
 
@@ -114,11 +117,30 @@ pub struct EncodeOptions {
     pub wait: Duration,
 }
 
+/// Of what an Experiment needs, what is to be encoded.
+#[derive(Clone, Copy, Debug)]
+pub struct Selection<'a> {
+    /// The lines of a text file, and nothing else.
+    pub captions: Option<&'a Path>,
+    /// The entries of this part.
+    pub part: Part,
+}
+
+impl Default for Selection<'_> {
+    /// All that the Experiment needs.
+    fn default() -> Self {
+        let (captions, part) = (None, Part::WHOLE);
+        Self { captions, part }
+    }
+}
+
 /// What encoding came to.
 #[derive(Debug, Serialize)]
 pub struct EncodeReport {
     /// The store's folder.
     pub store: PathBuf,
+    /// None where everything was asked for; else all other numbers are of the part.
+    pub part: Option<PartReport>,
     /// One for each encoder, in the recipe's order.
     pub captions: Vec<CaptionStats>,
     /// None where only captions were asked for.
@@ -153,18 +175,19 @@ impl References {
     }
 }
 
-/// Encodes what an Experiment needs, or the lines of `captions`, a text file, and nothing else.
+/// Encodes what an Experiment needs, or a selection of it.
 ///
 /// # Errors
 /// At the first thing that cannot be encoded or stored; what was committed before stays. A picture that does not decode is
 /// reported and passed over.
 pub fn run(
     experiment: &Experiment,
-    captions: Option<&Path>,
+    selection: Selection<'_>,
     options: &EncodeOptions,
     memo: &mut DigestMemo,
     monitor: &dyn Monitor,
 ) -> Result<EncodeReport, Error> {
+    let Selection { captions, part } = selection;
     let store = experiment.store_path().map_err(base_model::Error::from)?;
     let only_captions = captions.is_some() || experiment.datasets().is_empty();
     let mut texts = match captions {
@@ -201,11 +224,15 @@ pub fn run(
     if captions.is_none() {
         texts = cache::captions(experiment, &items);
     }
-    let plan = CaptionPlan::new(&base, &store, &texts)?;
+    let plan = CaptionPlan::new(&base, &store, &texts, part)?;
     let latents = match only_captions && previews.is_empty() {
         true => None,
-        false => Some(PicturePlan::new(&base.vae, &store, &viewed)?),
+        false => Some(PicturePlan::new(&base.vae, &store, &viewed, part)?),
     };
+    let of_part = PartReport::new(part, &plan, latents.as_ref());
+    if let Some(report) = &of_part {
+        monitor.note(&report.to_string());
+    }
     missing::tell(&plan, &items, latents.as_ref(), monitor);
     let of_latents = latents.as_ref().map(PicturePlan::missing);
     // Of all together, before the first is begun.
@@ -221,14 +248,43 @@ pub fn run(
     };
     let used = Manifest::new(&base, texts.iter().map(String::as_str), &viewed);
     // After the entries are there, and without those of pictures that could not be used.
-    let by = (experiment, captions);
-    used.write(&store, "encode", by, Lacking::LeaveOut, monitor)?;
+    let of_part = keep(&used, &store, (experiment, selection), of_part, monitor)?;
     Ok(EncodeReport {
         store: store.path().to_owned(),
+        part: of_part,
         captions: embedded,
         pictures,
         references: References::of(&items, &previews),
     })
+}
+
+/// Keeps what was encoded from garbage collection: by the run of the Experiment once all of it is there, and of a part by a run of its
+/// own until then.
+fn keep(
+    used: &Manifest,
+    store: &Store,
+    (experiment, selection): (&Experiment, Selection<'_>),
+    report: Option<PartReport>,
+    monitor: &dyn Monitor,
+) -> Result<Option<PartReport>, store::Error> {
+    let by = (experiment, selection.captions);
+    let Some(report) = report else {
+        used.write(store, "encode", by, Lacking::LeaveOut, monitor)?;
+        used.forget_parts(store, "encode", by, monitor)?;
+        return Ok(None);
+    };
+    // First, so that whichever part is the last to end finds all entries and knows that the others' are kept.
+    let of_part = used.of(|entry| report.part.has(entry));
+    of_part.write_part(store, ("encode", &report.part.name()), by, monitor)?;
+    let all_there = used.is_in(store)?;
+    if all_there {
+        used.write(store, "encode", by, Lacking::LeaveOut, monitor)?;
+        used.forget_parts(store, "encode", by, monitor)?;
+    }
+    Ok(Some(PartReport {
+        all_there,
+        ..report
+    }))
 }
 
 /// The largest file of captions, in bytes.

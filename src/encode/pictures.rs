@@ -9,6 +9,7 @@ use serde_json::json;
 
 use super::Error;
 use super::missing::Missing;
+use super::part::Part;
 use crate::base_model::{BaseModel, VaePart, candle_dtype};
 use crate::cache::tensors;
 use crate::dataset::clip::{ClipFile, FrameChunk};
@@ -52,7 +53,7 @@ pub fn encode_pictures(
     on: (&Device, &Kernels),
     monitor: &dyn Monitor,
 ) -> Result<PictureStats, Error> {
-    PicturePlan::new(&base.vae, store, pictures)?.encode(on, monitor)
+    PicturePlan::new(&base.vae, store, pictures, Part::WHOLE)?.encode(on, monitor)
 }
 
 /// What a store lacks of pictures and clips.
@@ -63,6 +64,8 @@ pub(super) struct PicturePlan<'a> {
     clips: Vec<Viewed<'a>>,
     /// Different views asked for.
     views: u64,
+    /// Different views of all parts.
+    all_views: u64,
     missing: Missing,
 }
 
@@ -73,6 +76,7 @@ impl<'a> PicturePlan<'a> {
         vae: &'a VaePart,
         store: &'a Store,
         pictures: &[Viewed<'a>],
+        part: Part,
     ) -> Result<Self, Error> {
         let spec = vae.fingerprint;
         let reader = store.reader_of(&[spec])?;
@@ -82,6 +86,7 @@ impl<'a> PicturePlan<'a> {
             pictures: Vec::new(),
             clips: Vec::new(),
             views: 0,
+            all_views: 0,
             missing: Missing::default(),
         };
         let mut seen = BTreeSet::new();
@@ -90,7 +95,11 @@ impl<'a> PicturePlan<'a> {
             for &view in picture.views.iter() {
                 let entry = LatentKey::new(spec, picture.digest, view).fingerprint();
                 // Two data sets may hold the same picture, and a reference may be one of the pictures.
-                if seen.insert(entry) && !reader.contains(&spec, &entry) {
+                if !seen.insert(entry) || !part.has(&entry) {
+                    continue;
+                }
+                plan.views += 1;
+                if !reader.contains(&spec, &entry) {
                     plan.missing.entries += 1;
                     plan.missing.bytes += vae.view_bytes(view) + about_record_bytes("", 0);
                     views.push(view);
@@ -108,8 +117,13 @@ impl<'a> PicturePlan<'a> {
                 ..picture.clone()
             });
         }
-        plan.views = seen.len() as u64;
+        plan.all_views = seen.len() as u64;
         Ok(plan)
+    }
+
+    /// Entries asked for, and those of all parts.
+    pub(super) fn entries(&self) -> (u64, u64) {
+        (self.views, self.all_views)
     }
 
     /// What is to be made.

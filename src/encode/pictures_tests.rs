@@ -73,7 +73,8 @@ fn windows_of_a_clip_are_entries_of_their_own_with_an_axis_for_frames() {
     let path = clip(folder.path(), 10);
     let store = Store::open_or_create(&folder.path().join("store")).expect("a store");
     let of = viewed(&path, vec![view(0, 9), view(1, 9), view(0, 1)]);
-    let plan = PicturePlan::new(&vae, &store, &[of.clone(), of.clone()]).expect("a plan");
+    let plan =
+        PicturePlan::new(&vae, &store, &[of.clone(), of.clone()], Part::WHOLE).expect("a plan");
     // Three channels of 3, 3 and 1 frames of 1 x 2, in f32; no variance, which Wan's latents are not drawn by.
     let bytes = 3 * (3 + 3 + 1) * 2 * 4 + 3 * about_record_bytes("", 0);
     assert_eq!(plan.missing(), Missing { entries: 3, bytes });
@@ -102,7 +103,7 @@ fn windows_of_a_clip_are_entries_of_their_own_with_an_axis_for_frames() {
     // The VAE is causal: the first frame of latents is that of the first frame alone.
     let first: Vec<f32> = means[0].chunks(2).step_by(3).flatten().copied().collect();
     assert_eq!(first, means[2]);
-    let again = PicturePlan::new(&vae, &store, &[of]).expect("a plan");
+    let again = PicturePlan::new(&vae, &store, &[of], Part::WHOLE).expect("a plan");
     assert_eq!(again.missing(), Missing::default());
     assert_eq!(again.encode(ON, &Silent).expect("nothing to do").present, 3);
 }
@@ -119,7 +120,8 @@ fn a_clip_that_was_changed_or_ends_too_early_is_told_and_passed_over() {
         digest: Digest::of(b"another file"),
         ..whole.clone()
     };
-    let plan = PicturePlan::new(&vae, &store, &[beyond, changed, whole]).expect("a plan");
+    let plan =
+        PicturePlan::new(&vae, &store, &[beyond, changed, whole], Part::WHOLE).expect("a plan");
     let told = Recorder::default();
     let stats = plan.encode(ON, &told).expect("encodes the rest");
     assert_eq!((stats.encoded, stats.failed), (1, 2));

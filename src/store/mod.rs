@@ -17,7 +17,7 @@
 //! ```
 //!
 //! `schemas/FORMAT.md` has every byte and column. Start reading at [`StoreWriter::put`] and
-//! [`StoreReader::get`]; `gc`, `rebuild`, `compact` and `temporary` are the only files that remove anything.
+//! [`StoreReader::get`]; `gc`, `rebuild`, `compact`, `temporary` and `run` are the only files that remove anything.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -154,7 +154,9 @@ impl Store {
         let layout = Self::at(path, disk.clone()).layout;
         if !disk::is_there(&*disk, &layout.marker())? {
             // A folder of something else: most likely a wrong path.
-            if layout::holds_anything(&layout)? {
+            let is_other = layout::holds_anything(&layout)?;
+            // Looked for again: several processes may make it at once, and the marker is the first that they write.
+            if is_other && !disk::is_there(&*disk, &layout.marker())? {
                 return Err(no_marker(&layout));
             }
             create_root(&*disk, path)?;

@@ -1,6 +1,6 @@
 //! Reading: what is there, and its bytes, checked.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use super::index::{self, PayloadRow};
@@ -333,6 +333,35 @@ impl StoreReader {
             let part = table.parts[candidate.part as usize].digest;
             let records = decode_part(&self.layout, spec, &part, index::records)?;
             Ok(records.into_iter().find(|r| r.entry == *entry))
+        })
+    }
+
+    /// All that the index says of some entries, those of them that are there. Each part of the index that has one is read once.
+    ///
+    /// # Errors
+    /// If an index part cannot be read.
+    pub fn records_of(
+        &self,
+        spec: &Fingerprint,
+        entries: &[Fingerprint],
+    ) -> Result<HashMap<Fingerprint, Record>, Error> {
+        self.again_if_moved(|snapshot| {
+            let mut found = HashMap::new();
+            let Some(table) = snapshot.tables.get(spec) else {
+                return Ok(found);
+            };
+            let mut by_part: BTreeMap<u32, HashSet<Fingerprint>> = BTreeMap::new();
+            for candidate in entries.iter().filter_map(|entry| table.find(entry).first()) {
+                let of_part = by_part.entry(candidate.part).or_default();
+                of_part.insert(candidate.entry);
+            }
+            for (part, wanted) in by_part {
+                let part = table.parts[part as usize].digest;
+                let records = decode_part(&self.layout, spec, &part, index::records)?;
+                let records = records.into_iter().filter(|r| wanted.contains(&r.entry));
+                found.extend(records.map(|record| (record.entry, record)));
+            }
+            Ok(found)
         })
     }
 

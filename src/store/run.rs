@@ -114,6 +114,26 @@ impl Store {
         })
     }
 
+    /// Removes the runs whose names begin with `prefix`: whoever calls it has written what takes their place.
+    ///
+    /// # Errors
+    /// If the store cannot be written or is being cleaned up.
+    pub fn remove_runs(&self, prefix: &str) -> Result<(), Error> {
+        let is_one = |id: &String| id.starts_with(prefix);
+        let removed: Vec<String> = self.runs()?.into_iter().filter(is_one).collect();
+        if removed.is_empty() {
+            return Ok(());
+        }
+        // A cleaner has read either all of the runs or none.
+        let _lock = lock::shared(&self.layout)?;
+        for id in removed {
+            // One that is gone was removed by another process that came to the same end.
+            disk::remove(self.disk(), &self.layout.run(&id))?;
+        }
+        let dir = self.layout.runs();
+        (self.disk().sync_dir(&dir)).map_err(|e| Error::io("sync the folder", &dir, e))
+    }
+
     /// The names of the runs, sorted.
     ///
     /// # Errors

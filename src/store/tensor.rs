@@ -176,7 +176,7 @@ pub struct Summary {
 
 impl Summary {
     /// The statistics of the elements in `bytes`.
-    pub(super) fn of(dtype: ElementType, bytes: &[u8]) -> Self {
+    pub fn of(dtype: ElementType, bytes: &[u8]) -> Self {
         let (mut count, mut non_finite) = (0u64, 0u64);
         // In f64: a T5's output has millions of values, whose squares an f32 cannot add up.
         let (mut sum, mut squares) = (0.0, 0.0);

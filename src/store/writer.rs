@@ -150,11 +150,23 @@ impl StoreWriter {
     /// # Errors
     /// If something could not be written: specs done before stay, the others still wait in this writer.
     pub fn commit(&mut self) -> Result<CommitStats, Error> {
+        self.commit_and_tell(|_, _| ())
+    }
+
+    /// As [`Self::commit`]; `tell` is given each spec's records as they are in the index now.
+    ///
+    /// # Errors
+    /// As [`Self::commit`].
+    pub fn commit_and_tell(
+        &mut self,
+        mut tell: impl FnMut(&Fingerprint, &[Record]),
+    ) -> Result<CommitStats, Error> {
         let mut stats = CommitStats::default();
         // One spec after the other, each taken out when it is durable: after an error a second commit goes on with the rest.
         while let Some((&spec, pending)) = self.pending.iter_mut().next() {
             if !pending.entries.is_empty() {
                 commit_spec(&self.store, &spec, pending)?;
+                tell(&spec, &pending.written);
                 let payloads = pending.written.iter().flat_map(|r| &r.parts);
                 stats.entries += pending.written.len() as u64;
                 stats.index_parts += 1;

@@ -10,7 +10,7 @@ use image::{Rgb, RgbImage};
 
 use super::{FAKE, TIME_CHANNELS};
 use crate::convert::{ReadLora, read_lora};
-use crate::encode::{self, EncodeOptions};
+use crate::encode::{self, EncodeOptions, Selection};
 use crate::experiment::Experiment;
 use crate::inspect;
 use crate::models::{self, Placement};
@@ -116,7 +116,14 @@ fn a_family_that_is_added_in_one_place_goes_the_whole_way() {
         wait: std::time::Duration::ZERO,
     };
 
-    let encoded = encode::run(&experiment, None, &options, &mut memo, &Silent).unwrap();
+    let encoded = encode::run(
+        &experiment,
+        Selection::default(),
+        &options,
+        &mut memo,
+        &Silent,
+    )
+    .unwrap();
     assert_eq!(encoded.captions.len(), 1);
 
     let placement = Placement::default();

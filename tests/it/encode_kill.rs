@@ -15,7 +15,7 @@ use crate::world::World;
 const KILLS: u64 = 50;
 
 /// Every entry of a store with the digests of its payloads.
-fn content(world: &World, store: &str) -> BTreeSet<String> {
+pub(crate) fn content(world: &World, store: &str) -> BTreeSet<String> {
     let reader = Store::open(&world.path(store))
         .expect("a store")
         .reader()

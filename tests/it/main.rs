@@ -40,6 +40,7 @@ mod only_what_is_used;
 #[path = "../peers/mod.rs"]
 mod peers;
 mod peers_alone;
+mod parts;
 mod pipeline;
 mod placement;
 mod probe;
@@ -73,5 +74,6 @@ mod unet_files;
 mod util;
 mod wan;
 mod without_effect;
+mod worker;
 mod world;
 mod zimage;

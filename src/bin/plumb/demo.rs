@@ -7,7 +7,7 @@ use image::RgbImage;
 use include_dir::{Dir, include_dir};
 use plumb::base_model::{self, BaseModel};
 use plumb::cache::ModelCache;
-use plumb::encode;
+use plumb::encode::{self, Selection};
 use plumb::experiment::Experiment;
 use plumb::lora;
 use plumb::models::Denoiser;
@@ -136,8 +136,14 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> CommandResult {
         world::encode_options(&place, &WaitArgs::default()),
         world::digest_memo(),
     );
-    let encoded = encode::run(&experiment, None, &encode_options, &mut memo, ui)
-        .map_err(crate::encode::failure)?;
+    let encoded = encode::run(
+        &experiment,
+        Selection::default(),
+        &encode_options,
+        &mut memo,
+        ui,
+    )
+    .map_err(crate::encode::failure)?;
     told(&indent(&crate::encode::describe(&encoded)));
 
     told("\n2. train: a LoRA from the store");

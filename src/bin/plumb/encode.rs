@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use plumb::dataset;
-use plumb::encode::{self, EncodeReport, Error};
+use plumb::encode::{self, EncodeReport, Error, Part, Selection};
 
 use crate::CommandResult;
 use crate::ui::{Failure, Ui};
@@ -17,6 +17,12 @@ pub(crate) struct Args {
     /// Encode the captions in this text file, one a line (an empty line is the empty caption), and nothing else.
     #[arg(long, value_name = "FILE")]
     pub(crate) captions: Option<PathBuf>,
+    /// Do part I of N (as `2/8`) of the work, for several processes or machines at one store.
+    ///
+    /// Entries are split by their fingerprints: evenly, and always alike. Parts may run at once, in any order, and again. When all
+    /// are done, there is nothing left for `plumb encode` without this option, and `plumb train` finds everything.
+    #[arg(long, value_name = "I/N", default_value_t = Part::WHOLE, hide_default_value = true)]
+    part: Part,
     #[command(flatten)]
     device: DeviceArgs,
     #[command(flatten)]
@@ -26,8 +32,12 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args, ui: &Ui) -> CommandResult {
     let experiment = world::open_experiment(&args.experiment, ui)?;
     let options = world::encode_options(&args.device.open(ui)?, &args.wait);
-    let (captions, mut memo) = (args.captions.as_deref(), world::digest_memo());
-    let report = encode::run(&experiment, captions, &options, &mut memo, ui).map_err(failure)?;
+    let selection = Selection {
+        captions: args.captions.as_deref(),
+        part: args.part,
+    };
+    let mut memo = world::digest_memo();
+    let report = encode::run(&experiment, selection, &options, &mut memo, ui).map_err(failure)?;
     ui.report(&report, &describe(&report))
 }
 
@@ -42,6 +52,13 @@ pub(crate) fn failure(error: Error) -> Failure {
 
 pub(crate) fn describe(report: &EncodeReport) -> String {
     let mut lines = Vec::new();
+    if let Some(part) = &report.part {
+        let others = match part.all_there {
+            true => "those of all parts are in the store",
+            false => "the store lacks entries of other parts, or of pictures that cannot be used",
+        };
+        lines.push(format!("{part}; {others}"));
+    }
     for stats in &report.captions {
         let mut cut = match stats.truncated {
             0 => String::new(),

@@ -14,6 +14,7 @@ mod sample;
 mod store;
 mod train;
 mod ui;
+mod worker;
 mod world;
 
 use std::process::ExitCode;
@@ -49,6 +50,7 @@ enum Command {
     Demo(demo::Args),
     /// Put what an Experiment needs into its store: captions and pictures, each once.
     Encode(encode::Args),
+    Worker(worker::Args),
     Train(train::Args),
     Sample(sample::Args),
     Probe(probe::Args),
@@ -77,6 +79,7 @@ fn main() -> ExitCode {
     let result = match cli.command {
         Command::Demo(args) => demo::run(&args, &ui),
         Command::Encode(args) => encode::run(&args, &ui),
+        Command::Worker(args) => worker::run(&args, &ui),
         Command::Train(args) => train::run(&args, &ui),
         Command::Sample(args) => sample::run(&args, &ui),
         Command::Probe(args) => probe::run(&args, &ui),

@@ -92,6 +92,15 @@ impl Ui {
         }
     }
 
+    /// Notes a report where standard output has other things: `value` as JSON under `--json`, else `text`.
+    pub(crate) fn note_report(&self, value: &impl Serialize, text: &str) -> Result<(), Failure> {
+        match self.json {
+            true => self.note(&serde_json::to_string(value).map_err(Failure::error)?),
+            false => self.note(text),
+        }
+        Ok(())
+    }
+
     /// Prints a line of result. A closed pipe (`plumb ... | head`) is a normal end.
     pub(crate) fn print(&self, text: &str) -> Result<(), Failure> {
         match writeln!(std::io::stdout().lock(), "{text}") {

@@ -10,7 +10,7 @@ thread_local! {
 }
 
 /// Runs `work`; a panic in it becomes its message, and is not told to the process's panic hook, which would print it.
-pub(super) fn guarded<T>(work: impl FnOnce() -> T) -> Result<T, String> {
+pub(crate) fn guarded<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {
         let before = take_hook();

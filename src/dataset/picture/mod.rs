@@ -32,6 +32,8 @@ use std::path::{Path, PathBuf};
 use image::ImageFormat;
 use image::metadata::Orientation;
 
+pub(crate) use guard::guarded;
+
 pub(super) use animation::{Animation, AnimationFrames};
 pub(super) use kinds::{HEAD_BYTES, Kind, kind};
 
