@@ -91,6 +91,11 @@ impl Manifest {
         self.entries.digest()
     }
 
+    /// Its entries: (spec, entry), sorted, each once.
+    pub fn entries(&self) -> &[(Fingerprint, Fingerprint)] {
+        &self.entries.0
+    }
+
     /// Those of its entries that `is_one` says.
     #[must_use]
     pub fn of(&self, is_one: impl Fn(&Fingerprint) -> bool) -> Self {

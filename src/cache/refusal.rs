@@ -107,7 +107,7 @@ pub fn refuse_if_missing(
         &json!(base.vae.spec),
         |_| Some("the checkpoint".to_owned()),
     )?);
-    Ok((!missing.is_empty()).then(|| refusal(experiment, store.path(), missing)))
+    Ok((!missing.is_empty()).then(|| refusal(experiment, store.shown(), missing)))
 }
 
 /// The refusal of an Experiment whose store is not there yet.

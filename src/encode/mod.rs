@@ -29,7 +29,7 @@ use crate::monitor::Monitor;
 use crate::nn::Kernels;
 use crate::nn::weights::DigestMemo;
 use crate::shown;
-use crate::store::{self, Lacking, Store};
+use crate::store::{self, Lacking, PushReport, Store};
 use crate::text::{self, tokenizer};
 
 /// Why captions or pictures could not be encoded.
@@ -141,6 +141,9 @@ pub struct EncodeReport {
     pub store: PathBuf,
     /// None where everything was asked for; else all other numbers are of the part.
     pub part: Option<PartReport>,
+    /// What went to object storage, where the store is there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pushed: Option<PushReport>,
     /// One for each encoder, in the recipe's order.
     pub captions: Vec<CaptionStats>,
     /// None where only captions were asked for.
@@ -249,9 +252,14 @@ pub fn run(
     let used = Manifest::new(&base, texts.iter().map(String::as_str), &viewed);
     // After the entries are there, and without those of pictures that could not be used.
     let of_part = keep(&used, &store, (experiment, selection), of_part, monitor)?;
+    let pushed = store.share(monitor)?;
+    for problem in pushed.iter().flat_map(|pushed| &pushed.problems) {
+        monitor.problem(&problem.to_string());
+    }
     Ok(EncodeReport {
-        store: store.path().to_owned(),
+        store: store.shown().to_owned(),
         part: of_part,
+        pushed,
         captions: embedded,
         pictures,
         references: References::of(&items, &previews),

@@ -4,6 +4,7 @@ use super::file_name;
 use super::raw::{Dataset, Precision, Raw, Warmup};
 use crate::models;
 use crate::shown;
+use crate::store::Address;
 
 /// A field by its dotted name, and what is wrong with it.
 pub(super) type FieldProblem = (String, String);
@@ -24,6 +25,7 @@ impl Raw {
         self.check_length()?;
         let prompts = self.check_prompts();
         prompts.map_err(|(field, why)| (field.to_owned(), why))?;
+        self.check_store()?;
         self.check_model()?;
         self.check_datasets()?;
         self.check_clips()?;
@@ -49,6 +51,22 @@ impl Raw {
                 format!("expected at most the {steps} steps of the training, found {warmup}"),
             ),
             _ => Ok(()),
+        }
+    }
+
+    /// That a store on object storage has an address, and what only such a one has is said of no other.
+    fn check_store(&self) -> Result<(), FieldProblem> {
+        let store = &self.store;
+        let address = store.path.as_deref().filter(|path| Address::is_one(path));
+        if let Some(address) = address {
+            let parsed = Address::parse(&address.to_string_lossy());
+            return parsed.map_or_else(|why| wrong("store.path", why), |_| Ok(()));
+        }
+        let why = "only a store on object storage has it; leave it out, or give an address as `path`, such as s3://bucket/prefix";
+        match (&store.cache, store.compress) {
+            (Some(_), _) => wrong("store.cache", why),
+            (None, true) => wrong("store.compress", why),
+            (None, false) => Ok(()),
         }
     }
 

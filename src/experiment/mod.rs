@@ -25,6 +25,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use crate::shown;
+use crate::store::{Address, Place};
 
 pub use clips::{ClipSettings, ClipUse};
 pub use error::Error;
@@ -57,6 +58,8 @@ pub struct Experiment {
     pub text: String,
     /// Where paths are that the file does not say plainly (`hf://...`, `~`, `$NAME`), by what it says.
     pub fetched: BTreeMap<PathBuf, PathBuf>,
+    /// The store, where it is on object storage: made of its address by whoever knows the environment.
+    pub remote_store: Option<Place>,
 }
 
 impl Experiment {
@@ -144,6 +147,7 @@ impl Experiment {
             folder: folder.into(),
             text,
             fetched: BTreeMap::new(),
+            remote_store: None,
         })
     }
 
@@ -164,16 +168,40 @@ impl Experiment {
     /// Where the store is.
     ///
     /// # Errors
-    /// If the file does not say.
-    pub fn store_path(&self) -> Result<PathBuf, Error> {
+    /// If the file does not say, or it is on object storage and nobody made [`Self::remote_store`] of its address.
+    pub fn store_path(&self) -> Result<Place, Error> {
         let path = self.raw.store.path.as_deref();
-        path.map(|path| self.path(path))
-            .ok_or_else(|| Error::Missing {
-                file: self.file.clone(),
-                what: "what is encoded",
-                missing: "a place, `path` under [store]".to_owned(),
-                smallest: "two lines: `[store]` and `path = \"store\"`",
-            })
+        let path = path.ok_or_else(|| Error::Missing {
+            file: self.file.clone(),
+            what: "what is encoded",
+            missing: "a place, `path` under [store]".to_owned(),
+            smallest: "two lines: `[store]` and `path = \"store\"`",
+        })?;
+        match (self.store_address(), &self.remote_store) {
+            (None, _) => Ok(self.path(path).into()),
+            (Some(_), Some(place)) => Ok(place.clone()),
+            (Some(_), None) => Err(self.wrong(
+                "store.path",
+                "a store on object storage cannot be opened here".to_owned(),
+            )),
+        }
+    }
+
+    /// The address of a store on object storage.
+    pub fn store_address(&self) -> Option<Address> {
+        let path = self.raw.store.path.as_deref()?;
+        // Checked when the file was read.
+        Address::parse(path.to_str()?).ok()
+    }
+
+    /// The folder that keeps what is read from a store on object storage, where the file says it.
+    pub fn store_cache(&self) -> Option<PathBuf> {
+        self.raw.store.cache.as_deref().map(|path| self.path(path))
+    }
+
+    /// Whether packs go to object storage in shared form.
+    pub fn store_compress(&self) -> bool {
+        self.raw.store.compress
     }
 
     /// Where a training's files go, if the file says so.

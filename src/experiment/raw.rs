@@ -52,6 +52,7 @@ impl Raw {
         let model = std::iter::once(("model.path", Some(&self.model.path)));
         let others = [
             ("store.path", self.store.path.as_ref()),
+            ("store.cache", self.store.cache.as_ref()),
             ("adapter.from", self.adapter.from.as_ref()),
             ("train.output", self.train.output.as_ref()),
             (
@@ -185,8 +186,16 @@ impl Default for Recipe {
 #[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Store {
-    /// The store's folder; made when it is not there. Every command needs it that encodes or reads what was encoded.
+    /// The store's folder; made when it is not there. Every command needs it that encodes or reads what was encoded. Or an address
+    /// on object storage: `s3://bucket/prefix`, `gs://bucket/prefix`, `az://container/prefix`, or `https://host/folder` to read from.
+    /// Credentials come from the usual variables (`AWS_ACCESS_KEY_ID`, ...).
     pub path: Option<PathBuf>,
+    /// Of a store on object storage, the folder that keeps what was read from there; the default is one in the user's cache.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache: Option<PathBuf>,
+    /// Of a store on object storage, whether packs are written there in shared form: fewer bytes, nothing lost.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub compress: bool,
     /// The precision in which embeddings and latents are kept; the default is the recipe's, and f32 for
     /// latents.
     pub precision: Option<Precision>,

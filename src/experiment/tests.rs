@@ -33,7 +33,7 @@ fn the_smallest_experiment_gets_every_default() {
     let experiment =
         Experiment::parse(Path::new("some/exp.toml"), SMALLEST.to_owned()).expect("valid");
     assert_eq!(
-        experiment.store_path().expect("named"),
+        experiment.store_path().expect("named").folder(),
         Path::new("some/store")
     );
     assert_eq!(experiment.raw.recipe.variant, "reference");

@@ -21,7 +21,7 @@ use crate::digest::{Digest, Fingerprint, canonical_json};
 use crate::experiment::Experiment;
 use crate::monitor::Monitor;
 use crate::recipe::latents::View;
-use crate::store::{Store, TOOL};
+use crate::store::{Place, Store, TOOL};
 
 /// The version of the members below.
 const MANIFEST_VERSION: u32 = 1;
@@ -116,14 +116,14 @@ impl ManifestReport {
     }
 }
 
-/// The manifest of what is `listed` of an Experiment. `folder` is the store to read from, where it is not the Experiment's.
+/// The manifest of what is `listed` of an Experiment. `place` is the store to read from, where it is not the Experiment's.
 ///
 /// # Errors
 /// [`Error::Refused`] where the store lacks something; otherwise if the pictures or the store cannot be read.
 pub fn manifest(
     experiment: &Experiment,
     base: &BaseModel,
-    folder: &Path,
+    place: &Place,
     listed: Listed<'_>,
     monitor: &dyn Monitor,
 ) -> Result<ManifestReport, Error> {
@@ -142,7 +142,7 @@ pub fn manifest(
     refuse(
         experiment,
         base,
-        folder,
+        place,
         listed,
         (&captions, &viewed),
         monitor,
@@ -160,7 +160,7 @@ pub fn manifest(
             digest: Digest::of(experiment.text.as_bytes()),
             caption_dropout: base.settings.train.caption_dropout,
         },
-        store: shown_absolute(folder),
+        store: shown_store(place),
         model: base.into(),
         entries: used.digest(),
         prompts,
@@ -175,13 +175,13 @@ pub fn manifest(
 fn refuse(
     experiment: &Experiment,
     base: &BaseModel,
-    folder: &Path,
+    place: &Place,
     listed: Listed<'_>,
     (captions, pictures): (&BTreeSet<String>, &[Viewed<'_>]),
     monitor: &dyn Monitor,
 ) -> Result<(), Error> {
-    let found = match Store::open(folder) {
-        Err(_) if !Store::is_at(folder) => Some(refuse_without_store(experiment, folder)),
+    let found = match Store::open(place) {
+        Err(e) if e.is_no_store() => Some(refuse_without_store(experiment, &place.shown())),
         Err(error) => return Err(cache::Error::Store(error).into()),
         Ok(store) => {
             let reader = Reader::open(Specs::from(base), &store)?;
@@ -194,7 +194,7 @@ fn refuse(
     let Some(mut refusal) = found else {
         return Ok(());
     };
-    add_to_command(&mut refusal, experiment, folder, listed);
+    add_to_command(&mut refusal, experiment, place, listed);
     Err(Error::Refused(Box::new(refusal)))
 }
 
@@ -202,7 +202,7 @@ fn refuse(
 fn add_to_command(
     refusal: &mut Refusal,
     experiment: &Experiment,
-    folder: &Path,
+    place: &Place,
     listed: Listed<'_>,
 ) {
     if matches!(listed, Listed::Captions(_)) {
@@ -210,8 +210,8 @@ fn add_to_command(
         refusal.command.push_str(more);
     }
     let own = experiment.store_path().ok();
-    if own.as_deref().is_none_or(|own| !is_same(own, folder)) {
-        let more = format!(", with `[store] path` set to {}", folder.display());
+    if own.is_none_or(|own| !is_same(own.folder(), place.folder())) {
+        let more = format!(", with `[store] path` set to {}", place.shown().display());
         refusal.command.push_str(&more);
     }
 }
@@ -247,6 +247,14 @@ fn views(specs: &Specs, of: &Viewed<'_>) -> Vec<PictureView> {
         time_ids: time_ids(of.size, &view),
     };
     of.views.iter().map(view).collect()
+}
+
+fn shown_store(place: &Place) -> String {
+    let shown = place.shown();
+    match shown == place.folder() {
+        true => shown_absolute(&shown),
+        false => shown.display().to_string(),
+    }
 }
 
 /// For people and for programs elsewhere: no part of what is read.

@@ -124,7 +124,7 @@ pub fn experiments(store: &Store) -> Result<Vec<PathBuf>, Error> {
 /// If the store cannot be read.
 pub fn store(store: &Store, monitor: &dyn Monitor) -> Result<StoreReport, Error> {
     let fail = |e| Error::from(cache::Error::from(e));
-    let check = Store::check(store.path(), false, monitor).map_err(fail)?;
+    let check = store.check_structure(monitor).map_err(fail)?;
     let mut problems: Vec<String> = check.problems.iter().map(ToString::to_string).collect();
     let reader = store.reader().map_err(fail)?;
     let mut runs = Vec::new();
@@ -169,7 +169,7 @@ pub fn store(store: &Store, monitor: &dyn Monitor) -> Result<StoreReport, Error>
     problems.sort();
     problems.dedup();
     Ok(StoreReport {
-        path: store.path().to_owned(),
+        path: store.shown().to_owned(),
         orphans: specs.iter().map(|spec| spec.orphans).sum(),
         orphan_bytes: specs.iter().map(|spec| spec.orphan_bytes).sum(),
         shared: specs.iter().map(|spec| spec.shared).sum(),

@@ -64,6 +64,17 @@ impl Store {
         Self::check_with(path, Arc::new(Local), read_data, monitor)
     }
 
+    /// As [`Self::check`] without reading data, of this store.
+    ///
+    /// # Errors
+    /// As [`Self::check`].
+    pub fn check_structure(&self, monitor: &dyn Monitor) -> Result<CheckReport, Error> {
+        match &self.layout.mirror {
+            Some(mirror) => mirror.remote().check(false, monitor),
+            None => Self::check(self.path(), false, monitor),
+        }
+    }
+
     /// As [`Self::check`], with another way to the disk.
     ///
     /// # Errors

@@ -2,6 +2,7 @@
 
 use super::disk::ListedFile;
 use super::index::{self, ROWS_LIMIT};
+use super::layout::Layout;
 use super::record::Record;
 use super::snapshot::decode_part;
 use super::writer::write_index_part;
@@ -30,6 +31,10 @@ pub(super) fn compact(store: &Store) -> Result<usize, Error> {
         }
         Ok(found)
     };
+    // What object storage has of the index would come again at the next look.
+    if store.layout.mirror.is_some() {
+        return Ok(0);
+    }
     // Looked at before the lock is taken, and again under it: nearly always there is nothing to do, and no
     // writer is to be kept out for that.
     if crowded(store)?.is_empty() {
@@ -59,7 +64,11 @@ fn merge(store: &Store, spec: &Fingerprint, parts: &[Digest]) -> Result<usize, E
     // The merged part is durable before an old one goes. A kill in between leaves entries twice in
     // the index, which readers allow.
     let new = write_parts(store, spec, &records)?;
-    remove_parts(store, spec, sound.iter().filter(|p| !new.contains(p)))
+    remove_parts(
+        &store.layout,
+        spec,
+        sound.iter().filter(|p| !new.contains(p)),
+    )
 }
 
 /// Writes `records` as parts of bounded size.
@@ -83,20 +92,20 @@ pub(super) fn write_parts(
 
 /// Removes index parts, durably. Only for who holds the exclusive lock and has written what takes their place.
 pub(super) fn remove_parts<'a>(
-    store: &Store,
+    layout: &Layout,
     spec: &Fingerprint,
     parts: impl Iterator<Item = &'a Digest>,
 ) -> Result<usize, Error> {
     let mut removed = 0;
     for part in parts {
-        let path = store.layout.index_part(spec, part);
-        disk::remove(store.disk(), &path)?;
+        let path = layout.index_part(spec, part);
+        disk::remove(&*layout.disk, &path)?;
         removed += 1;
     }
-    let dir = store.layout.index_of(spec);
+    let dir = layout.index_of(spec);
     if removed > 0 {
-        store
-            .disk()
+        layout
+            .disk
             .sync_dir(&dir)
             .map_err(|e| Error::io("sync the folder", &dir, e))?;
     }

@@ -73,6 +73,18 @@ pub enum Error {
         /// Expected and found.
         why: String,
     },
+    /// Object storage cannot be reached, or refuses something.
+    #[error("cannot {action} {object}: {why}")]
+    Remote {
+        /// What was tried, as a verb.
+        action: &'static str,
+        /// The object's address, or that of the store.
+        object: String,
+        /// What the server or the system said, and what to do.
+        why: String,
+        /// Whether it said that there is no such object.
+        is_absent: bool,
+    },
     /// Another process holds the lock.
     #[error(
         "the store at {path} is busy: {holder}; try again when it is done, or wait longer (--wait)"
@@ -119,6 +131,11 @@ impl Error {
         matches!(self, Self::Io { cause, .. } if is_read_only(cause))
     }
 
+    /// Whether there is no store at all, so that one may be made.
+    pub fn is_no_store(&self) -> bool {
+        matches!(self, Self::NotAStore { .. })
+    }
+
     /// Whether a file was read whole and is not what it must be. Anything else that went wrong says nothing about it.
     pub(crate) fn is_content(&self) -> bool {
         matches!(self, Self::Malformed { .. } | Self::Damaged { .. })
@@ -126,7 +143,11 @@ impl Error {
 
     /// Whether a file named in a listing was gone when it was opened.
     pub(super) fn is_gone(&self) -> bool {
-        matches!(self, Self::Io { cause, .. } if cause.kind() == io::ErrorKind::NotFound)
+        match self {
+            Self::Io { cause, .. } => cause.kind() == io::ErrorKind::NotFound,
+            Self::Remote { is_absent, .. } => *is_absent,
+            _ => false,
+        }
     }
 }
 

@@ -88,6 +88,13 @@ impl Store {
     /// If no run protects anything (unless allowed), if a run or index part cannot be understood, if a writer is
     /// at work, or if the store cannot be written. Whatever the error, no kept entry is lost.
     pub fn gc(&self, options: &GcOptions, monitor: &dyn Monitor) -> Result<GcReport, Error> {
+        if self.layout.mirror.is_some() {
+            return Err(Error::Refused(format!(
+                "{} is on object storage: say `plumb store gc {}`",
+                self.shown().display(),
+                self.shown().display()
+            )));
+        }
         // Telling needs no lock: nothing is changed, and it may be told of a store that is being written.
         let _lock = if options.dry_run {
             None
@@ -325,7 +332,11 @@ impl Store {
             new_packs.extend(rows.iter().map(|r| r.pack));
             // Sorted, so that the same rows make the same part: one that is there already is then not removed below.
             let new = write_parts(self, &spec, &rows)?;
-            remove_parts(self, &spec, parts.iter().filter(|p| !new.contains(p)))?;
+            remove_parts(
+                &self.layout,
+                &spec,
+                parts.iter().filter(|p| !new.contains(p)),
+            )?;
         }
         report.packs_removed = (plan.remove.len() + plan.rewrite.len()) as u64;
         // A pack made anew may have the very bytes of an old one.

@@ -1,5 +1,6 @@
 //! The paths inside a store (the parent module's documentation shows the tree), and the format's version.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -7,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Error;
 use super::disk::{self, Disk, ListedFile};
+use super::remote::{MIRROR_OF, Mirror};
 use super::temporary;
 use crate::digest::{Digest, Fingerprint};
 
@@ -17,13 +19,15 @@ pub const FORMAT_VERSION: u64 = 1;
 const FORMAT_NAME: &str = "plumb-store";
 
 /// The largest `store.json` or spec that is read, so that a wrong file is not taken into memory whole.
-const JSON_LIMIT_BYTES: u64 = 4 << 20;
+pub(super) const JSON_LIMIT_BYTES: u64 = 4 << 20;
 
 /// Where things lie inside the store at `root`, and the way to the disk.
 #[derive(Clone)]
 pub(super) struct Layout {
     pub(super) root: PathBuf,
     pub(super) disk: Arc<dyn Disk>,
+    /// Where the folder stands before a store on object storage.
+    pub(super) mirror: Option<Arc<Mirror>>,
 }
 
 /// A pack's digest, and where its file is now: under its name, or set aside.
@@ -167,6 +171,23 @@ impl Layout {
         self.pack_dir(pack).join(format!("{pack}{SET_ASIDE}"))
     }
 
+    /// The packs whose entries can be read, with at least how many bytes: those here, and those that would be fetched.
+    pub(super) fn readable_packs(&self) -> Result<HashMap<Digest, u64>, Error> {
+        let behind = self.mirror.iter().flat_map(|mirror| mirror.packs());
+        let mut packs: HashMap<Digest, u64> = behind.collect();
+        let here = self.list_packs()?.into_iter().filter(|(_, f)| f.is_file);
+        packs.extend(here.map(|(pack, f)| (pack, f.bytes)));
+        Ok(packs)
+    }
+
+    /// Fetches a pack that is not here, if there is a place where it can be fetched and it is there.
+    pub(super) fn fetch(&self, pack: &Digest) -> Result<bool, Error> {
+        match &self.mirror {
+            Some(mirror) => mirror.fetch(self, pack),
+            None => Ok(false),
+        }
+    }
+
     fn packs_named(&self, suffix: &str) -> Result<Vec<(Digest, ListedFile)>, Error> {
         let mut packs = Vec::new();
         for folder in self.pack_folders()? {
@@ -254,8 +275,19 @@ pub(super) fn marker_bytes() -> Vec<u8> {
 pub(super) fn read_marker(layout: &Layout) -> Result<u64, Error> {
     let path = &layout.marker();
     let bytes = disk::read_bounded(&*layout.disk, path, JSON_LIMIT_BYTES)?;
+    if layout.mirror.is_none() && disk::is_there(&*layout.disk, &layout.root.join(MIRROR_OF))? {
+        return Err(Error::Refused(format!(
+            "{} keeps what was read from a store on object storage ({MIRROR_OF} in it says which): name that store",
+            layout.root.display()
+        )));
+    }
+    marker_version(path, &bytes)
+}
+
+/// The version that the bytes of a `store.json` say, unless it is newer than this program.
+pub(super) fn marker_version(path: &Path, bytes: &[u8]) -> Result<u64, Error> {
     let mend = "`plumb store rebuild-index` writes it anew";
-    let marker: Marker = serde_json::from_slice(&bytes).map_err(|e| {
+    let marker: Marker = serde_json::from_slice(bytes).map_err(|e| {
         Error::malformed(
             path,
             format!("expected {{\"format\", \"version\"}}, found {e}; {mend}"),

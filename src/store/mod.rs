@@ -26,6 +26,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::digest::{Digest, Fingerprint};
+use crate::monitor::Monitor;
 
 mod check;
 mod compact;
@@ -39,10 +40,13 @@ mod lock;
 mod pack;
 mod packed;
 mod packfile;
+mod place;
+pub mod planes;
 mod presence;
 mod reader;
 mod rebuild;
 mod record;
+mod remote;
 mod repair;
 mod run;
 mod salvage;
@@ -61,9 +65,11 @@ pub use gc::{GcOptions, GcReport};
 pub use layout::FORMAT_VERSION;
 pub use lock::when_free;
 pub use pack::{PACK_LIMIT_BYTES, about_record_bytes};
+pub use place::Place;
 pub use reader::{Entry, Payload, StoreReader};
 pub use rebuild::RebuildReport;
 pub use record::{NewEntry, PartRecord, Record};
+pub use remote::{Address, PullReport, PushOptions, PushReport, Remote, Variables};
 pub use run::{Lacking, Run};
 pub use stats::{SpecStats, StoreStats};
 pub use temporary::collect_temporary_files;
@@ -71,6 +77,7 @@ pub use tensor::{ElementType, Summary, TensorBytes};
 pub use writer::{CommitStats, StoreWriter};
 
 use layout::{Layout, PackPath};
+use remote::Mirror;
 
 /// The program and its version, as rows and packs record it.
 pub const TOOL: &str = concat!("plumb ", env!("CARGO_PKG_VERSION"));
@@ -80,6 +87,7 @@ pub const TOOL: &str = concat!("plumb ", env!("CARGO_PKG_VERSION"));
 pub struct Store {
     layout: Layout,
     wait: Duration,
+    shown: PathBuf,
 }
 
 /// Something wrong in a store that did not end the work.
@@ -112,12 +120,16 @@ impl Problem {
 }
 
 impl Store {
-    /// Opens the store in the folder `path`.
+    /// Opens the store at `place`.
     ///
     /// # Errors
     /// If there is none, if it is of a newer format, or if it cannot be read.
-    pub fn open(path: &Path) -> Result<Self, Error> {
-        Self::open_with(path, Arc::new(Local))
+    pub fn open(place: impl Into<Place>) -> Result<Self, Error> {
+        let place = place.into();
+        match place.behind() {
+            Some(_) => Self::open_mirror(&place, false),
+            None => Self::open_with(place.folder(), Arc::new(Local)),
+        }
     }
 
     /// Whether the folder `path` is a store, of whatever format and state.
@@ -125,12 +137,43 @@ impl Store {
         path.join(layout::MARKER).exists()
     }
 
-    /// Opens the store in the folder `path`, or makes one where there is nothing.
+    /// Opens the store at `place`, or makes one where there is nothing. On object storage it comes to be with the first push.
     ///
     /// # Errors
     /// As [`Self::open`], and if the folder holds other things.
-    pub fn open_or_create(path: &Path) -> Result<Self, Error> {
-        Self::open_or_create_with(path, Arc::new(Local))
+    pub fn open_or_create(place: impl Into<Place>) -> Result<Self, Error> {
+        let place = place.into();
+        match place.behind() {
+            Some(_) => Self::open_mirror(&place, true),
+            None => Self::open_or_create_with(place.folder(), Arc::new(Local)),
+        }
+    }
+
+    fn open_mirror(place: &Place, may_be_new: bool) -> Result<Self, Error> {
+        let mut store = Self::at(place.folder(), Arc::new(Local));
+        let mirror = place.behind().map(|behind| Mirror::new(behind.clone()));
+        store.layout.mirror = mirror.map(Arc::new);
+        store.shown = place.shown();
+        if let Some(mirror) = &store.layout.mirror {
+            mirror.open(&store.layout, may_be_new)?;
+        }
+        layout::read_marker(&store.layout).map(|_| store)
+    }
+
+    /// Puts what was added to it since where others see it, for a store on object storage; one in a folder needs nothing.
+    ///
+    /// # Errors
+    /// As [`Remote::push`].
+    pub fn share(&self, monitor: &dyn Monitor) -> Result<Option<PushReport>, Error> {
+        let Some(mirror) = &self.layout.mirror else {
+            return Ok(None);
+        };
+        let options = PushOptions {
+            compress: mirror.compresses(),
+            contents: false,
+            wait: self.wait,
+        };
+        mirror.remote().push(self, options, monitor).map(Some)
     }
 
     /// As [`Self::open`], with another way to the disk.
@@ -170,10 +213,12 @@ impl Store {
         let layout = Layout {
             root: path.to_owned(),
             disk,
+            mirror: None,
         };
         Self {
             layout,
             wait: Duration::ZERO,
+            shown: path.to_owned(),
         }
     }
 
@@ -187,7 +232,12 @@ impl Store {
         Self { wait, ..self }
     }
 
-    /// The folder it was opened in.
+    /// Where it is, as a person names it: the folder it was opened in, or the address on object storage.
+    pub fn shown(&self) -> &Path {
+        &self.shown
+    }
+
+    /// The folder it was opened in; of a store on object storage, the one that stands before it.
     pub fn path(&self) -> &Path {
         &self.layout.root
     }

@@ -11,6 +11,7 @@ use super::snapshot::{EntryLocation, ReadState, Snapshot, decode_part};
 use super::tensor::{ElementType, TensorBytes, size_bytes};
 use super::{Error, Problem, packed};
 use crate::digest::{Digest, Fingerprint};
+use crate::monitor::Monitor;
 
 /// A view of a store as it was when opened or last refreshed. It takes no lock and needs no right to write. Another process may clean
 /// up meanwhile: entries that move to other packs are found again, and payloads handed out stay readable.
@@ -97,6 +98,9 @@ impl StoreReader {
     /// # Errors
     /// As [`super::Store::reader`].
     pub fn refresh(&self) -> Result<(), Error> {
+        if let Some(mirror) = &self.layout.mirror {
+            mirror.refresh(&self.layout)?;
+        }
         let snapshot = Snapshot::load(&self.layout, self.specs.as_deref())?;
         *self
             .snapshot
@@ -114,7 +118,10 @@ impl StoreReader {
 
     /// What of the index could not be used; the entries concerned count as missing.
     pub fn problems(&self) -> Vec<Problem> {
-        self.snapshot().problems.clone()
+        let behind = self.layout.mirror.as_ref();
+        let mut problems = behind.map(|mirror| mirror.problems()).unwrap_or_default();
+        problems.extend(self.snapshot().problems.iter().cloned());
+        problems
     }
 
     /// Whether all of the index could be read, damaged parts aside.
@@ -193,7 +200,17 @@ impl StoreReader {
         let mut fault: Option<Error> = None;
         // Two writers may both have stored it: any sound one will do.
         for candidate in candidates {
-            match self.read(snapshot, spec, candidate) {
+            let mut read = self.read(snapshot, spec, candidate);
+            if read.as_ref().is_err_and(Error::is_damage)
+                && let Some(mirror) = &self.layout.mirror
+            {
+                // The file here may be damaged where what it was fetched from is not.
+                let pack = &snapshot.packs[candidate.pack as usize].digest;
+                if mirror.fetch_anew(&self.layout, pack)? {
+                    read = self.read(snapshot, spec, candidate);
+                }
+            }
+            match read {
                 Ok(found) => return Ok(Some(found)),
                 Err(damaged @ Error::Damaged { .. }) => {
                     candidate.set_state(ReadState::Damaged);
@@ -252,6 +269,40 @@ impl StoreReader {
             token_count: first.token_count,
             truncated: first.truncated,
             parts,
+        })
+    }
+
+    /// Fetches the packs of `entries`, given as (spec, entry), that are on object storage and not in the folder before it. Without it
+    /// each is fetched when it is first read.
+    ///
+    /// # Errors
+    /// If one cannot be fetched.
+    pub fn fetch(
+        &self,
+        entries: &[(Fingerprint, Fingerprint)],
+        monitor: &dyn Monitor,
+    ) -> Result<u64, Error> {
+        let Some(mirror) = &self.layout.mirror else {
+            return Ok(0);
+        };
+        self.again_if_moved(|snapshot| {
+            let here = self.layout.list_packs()?.into_iter();
+            let here: HashSet<Digest> = here.map(|(pack, _)| pack).collect();
+            let mut wanted = BTreeSet::new();
+            for (spec, entry) in entries {
+                let found = snapshot.tables.get(spec).map(|t| t.find(entry));
+                let packs = found.unwrap_or_default().iter();
+                let mut packs = packs.map(|c| snapshot.packs[c.pack as usize].digest);
+                let first = packs.clone().next();
+                if !packs.any(|pack| here.contains(&pack)) {
+                    wanted.extend(first);
+                }
+            }
+            let wanted: Vec<Digest> = wanted.into_iter().collect();
+            if !wanted.is_empty() {
+                mirror.fetch_all(&self.layout, &wanted, monitor)?;
+            }
+            Ok(wanted.len() as u64)
         })
     }
 

@@ -245,7 +245,7 @@ impl Store {
             let kept = new.remove(&spec).unwrap_or_default();
             let parts = parts.iter().filter(|(_, f)| f.is_own);
             let gone = parts.map(|(part, _)| part).filter(|p| !kept.contains(p));
-            report.parts_removed += remove_parts(self, &spec, gone)? as u64;
+            report.parts_removed += remove_parts(&self.layout, &spec, gone)? as u64;
         }
         // Last, when no row names them any more. Renamed, not removed: a person may still want to look.
         for (file, listed) in &aside {

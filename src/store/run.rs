@@ -1,6 +1,7 @@
 //! Runs: which entries somebody uses. They are the roots of garbage collection; nothing else reads them.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -12,7 +13,10 @@ use crate::digest::{Digest, Fingerprint, canonical_json};
 use crate::shown;
 
 /// The largest run file: three million entries.
-const RUN_LIMIT_BYTES: u64 = 256 << 20;
+pub(super) const RUN_LIMIT_BYTES: u64 = 256 << 20;
+
+/// The longest name of a run.
+pub(super) const ID_LIMIT: usize = 128;
 
 /// A list of entries in use.
 #[derive(Clone, Debug, PartialEq)]
@@ -139,6 +143,17 @@ impl Store {
     /// # Errors
     /// If the folder cannot be read.
     pub fn runs(&self) -> Result<Vec<String>, Error> {
+        let mut runs = self.own_runs()?;
+        if let Some(mirror) = &self.layout.mirror {
+            runs.extend(mirror.runs());
+            runs.sort_unstable();
+            runs.dedup();
+        }
+        Ok(runs)
+    }
+
+    /// The names of the runs in its folder, sorted: of a store on object storage those that were written here.
+    pub(super) fn own_runs(&self) -> Result<Vec<String>, Error> {
         let files = self.layout.list(&self.layout.runs())?;
         Ok(files
             .iter()
@@ -158,45 +173,54 @@ impl Store {
             return Err(Error::Refused(format!("`{id}` is no name of a run")));
         }
         let path = self.layout.run(id);
-        let bytes = disk::read_bounded(self.disk(), &path, RUN_LIMIT_BYTES)?;
-        let malformed = |why: String| {
-            let mend = "write it again by encoding or training, or remove it";
-            Error::malformed(&path, format!("not a run: {why}; {mend}"))
-        };
-        let mut file: RunFile =
-            serde_json::from_slice(&bytes).map_err(|e| malformed(e.to_string()))?;
-        layout::check_version(&path, file.version)?;
-        if let Some(expected) = file.digest.take() {
-            let found = Digest::of(&canonical_json(&file));
-            if found != expected {
-                let (found, expected) = (found.short(), expected.short());
-                return Err(malformed(format!(
-                    "its members have the digest {found}, expected {expected} as it says itself"
-                )));
-            }
+        match (
+            disk::read_bounded(self.disk(), &path, RUN_LIMIT_BYTES),
+            &self.layout.mirror,
+        ) {
+            (Err(e), Some(mirror)) if e.is_gone() => mirror.remote().run(id),
+            (bytes, _) => parse(&path, id, &bytes?),
         }
-        if file.id != id {
-            let found = shown::text(&file.id);
-            return Err(malformed(format!(
-                "field `id`: expected the file's name, found `{found}`"
-            )));
-        }
-        let entries: Result<BTreeMap<Fingerprint, Vec<Fingerprint>>, _> = file
-            .entries
-            .into_iter()
-            .map(|(spec, list)| spec.parse().map(|spec| (spec, list)))
-            .collect();
-        Ok(Run {
-            id: id.to_owned(),
-            digest: Digest::of(&bytes),
-            entries: entries.map_err(|e| malformed(e.to_string()))?,
-            extra: file.extra,
-        })
     }
 }
 
+/// The run called `id` that these bytes are.
+pub(super) fn parse(path: &Path, id: &str, bytes: &[u8]) -> Result<Run, Error> {
+    let malformed = |why: String| {
+        let mend = "write it again by encoding or training, or remove it";
+        Error::malformed(path, format!("not a run: {why}; {mend}"))
+    };
+    let mut file: RunFile = serde_json::from_slice(bytes).map_err(|e| malformed(e.to_string()))?;
+    layout::check_version(path, file.version)?;
+    if let Some(expected) = file.digest.take() {
+        let found = Digest::of(&canonical_json(&file));
+        if found != expected {
+            let (found, expected) = (found.short(), expected.short());
+            return Err(malformed(format!(
+                "its members have the digest {found}, expected {expected} as it says itself"
+            )));
+        }
+    }
+    if file.id != id {
+        let found = shown::text(&file.id);
+        return Err(malformed(format!(
+            "field `id`: expected the file's name, found `{found}`"
+        )));
+    }
+    let entries: Result<BTreeMap<Fingerprint, Vec<Fingerprint>>, _> = file
+        .entries
+        .into_iter()
+        .map(|(spec, list)| spec.parse().map(|spec| (spec, list)))
+        .collect();
+    Ok(Run {
+        id: id.to_owned(),
+        digest: Digest::of(bytes),
+        entries: entries.map_err(|e| malformed(e.to_string()))?,
+        extra: file.extra,
+    })
+}
+
 /// The canonical form of a run, with its own digest.
-fn run_bytes(id: &str, entries: &[(Fingerprint, Fingerprint)], extra: Value) -> Vec<u8> {
+pub(super) fn run_bytes(id: &str, entries: &[(Fingerprint, Fingerprint)], extra: Value) -> Vec<u8> {
     let mut by_spec: BTreeMap<String, Vec<Fingerprint>> = BTreeMap::new();
     for (spec, entry) in entries {
         by_spec.entry(spec.to_string()).or_default().push(*entry);
@@ -217,8 +241,8 @@ fn run_bytes(id: &str, entries: &[(Fingerprint, Fingerprint)], extra: Value) -> 
     canonical_json(&file)
 }
 
-fn is_run_id(id: &str) -> bool {
-    (1..=128).contains(&id.len())
+pub(super) fn is_run_id(id: &str) -> bool {
+    (1..=ID_LIMIT).contains(&id.len())
         // Nor `.` and `..`, nor a temporary file's name.
         && !id.starts_with('.')
         && id

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
+use std::path::Path;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::SystemTime;
@@ -146,15 +147,13 @@ impl Snapshot {
                 .par_iter()
                 .map(|(spec, part)| (*spec, *part, load_part(layout, spec, part)))
                 .collect();
-            let packs = layout.list_packs()?;
+            let packs = layout.readable_packs()?;
             // A cleaner removes parts before packs: when all parts are still there, so were their packs.
             let mut is_stable = true;
             for (spec, part, _) in &loaded {
                 is_stable &= disk::is_there(&*layout.disk, &layout.index_part(spec, part))?;
             }
             if is_stable {
-                let packs = packs.into_iter().filter(|(_, f)| f.is_file);
-                let packs = packs.map(|(pack, f)| (pack, f.bytes)).collect();
                 return Ok(Self::assemble(layout, loaded, &packs));
             }
         }
@@ -209,6 +208,8 @@ impl Snapshot {
                     state: AtomicU8::new(ReadState::Unread as u8),
                 });
             }
+            // Of a store on object storage somebody may have removed what nothing used: its entries are not there, no more.
+            lost.retain(|_, _| layout.mirror.is_none());
             for (pack, entries) in lost {
                 let path = layout.pack(&pack);
                 let why = format!("missing or shorter than the index says, {entries} entries lost");
@@ -221,7 +222,7 @@ impl Snapshot {
         snapshot
     }
 
-    fn problem(&mut self, layout: &Layout, path: &std::path::Path, e: &Error) {
+    fn problem(&mut self, layout: &Layout, path: &Path, e: &Error) {
         self.lacks_parts |= !e.is_content();
         let mend = match e.is_content() {
             true => "`plumb store rebuild-index` and encoding again mend it",
@@ -264,7 +265,11 @@ impl Snapshot {
         candidate: &EntryLocation,
     ) -> Result<(PackFile, bool), Error> {
         let slot = &self.packs[candidate.pack as usize];
-        let file = PackFile::open(&layout.pack(&slot.digest))?;
+        let path = layout.pack(&slot.digest);
+        let file = match PackFile::open(&path) {
+            Err(e) if e.is_gone() && layout.fetch(&slot.digest)? => PackFile::open(&path)?,
+            other => other?,
+        };
         let as_before = *slot.state.get_or_init(|| file.state()) == file.state();
         Ok((file, as_before))
     }
@@ -298,5 +303,15 @@ pub(super) fn decode_part<T>(
             ),
         ));
     }
-    decode(Bytes::from(bytes), spec).map_err(|why| Error::malformed(&path, why))
+    decode_bytes(&path, spec, Bytes::from(bytes), decode)
+}
+
+/// As [`decode_part`], of bytes that were read and compared; `path` names them.
+pub(super) fn decode_bytes<T>(
+    path: &Path,
+    spec: &Fingerprint,
+    bytes: Bytes,
+    decode: fn(Bytes, &Fingerprint) -> Result<T, String>,
+) -> Result<T, Error> {
+    decode(bytes, spec).map_err(|why| Error::malformed(path, why))
 }

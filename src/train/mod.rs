@@ -27,7 +27,7 @@ mod start;
 pub mod step;
 mod training_adapter;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -38,7 +38,7 @@ use crate::experiment::{Experiment, Settings};
 use crate::models::{Placement, References};
 use crate::monitor::Monitor;
 use crate::nn::weights::DigestMemo;
-use crate::store::{self, Store};
+use crate::store::{self, Place, Store};
 
 use beginning::Beginning;
 pub use error::Error;
@@ -295,13 +295,13 @@ fn tell_start(run: &Run<'_>, monitor: &dyn Monitor) {
 }
 
 /// A store that is there and cannot be opened is the fault; one that is not there is refused with the command that makes it.
-fn no_store(experiment: &Experiment, store: &Path, error: &store::Error) -> Error {
-    if Store::is_at(store) {
+fn no_store(experiment: &Experiment, store: &Place, error: &store::Error) -> Error {
+    if !error.is_no_store() {
         let what = format!("the store cannot be opened: {error}");
         return Error::Experiment {
             file: experiment.file.clone(),
             what,
         };
     }
-    Error::Refused(Box::new(refuse_without_store(experiment, store)))
+    Error::Refused(Box::new(refuse_without_store(experiment, &store.shown())))
 }

@@ -75,6 +75,8 @@ impl<'a> TrainingSet<'a> {
         {
             return Err(Error::Refused(Box::new(refusal)));
         }
+        // Before anything is loaded, and all at once.
+        reader.entries().fetch(used.entries(), monitor)?;
         // Only of what is there: a refused training leaves no trace. What a garbage collection takes before the list is
         // written is missed in writing it.
         used.write(store, "train", (experiment, None), Lacking::Refuse, monitor)?;

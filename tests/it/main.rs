@@ -35,6 +35,7 @@ mod layouts;
 mod lora_folders;
 mod lora_names;
 mod miniatures;
+mod object_storage;
 mod old_run;
 mod only_what_is_used;
 #[path = "../peers/mod.rs"]
@@ -48,6 +49,7 @@ mod python;
 mod resume;
 mod run_damage;
 mod run_folder;
+mod s3;
 mod schedules;
 mod single_files;
 mod start_from;

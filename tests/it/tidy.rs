@@ -39,7 +39,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ),
     (
         "experiment",
-        &["diffusion", "digest", "models", "optim", "recipe"],
+        &["diffusion", "digest", "models", "optim", "recipe", "store"],
     ),
     (
         "base_model",

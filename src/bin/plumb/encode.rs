@@ -7,6 +7,7 @@ use plumb::dataset;
 use plumb::encode::{self, EncodeReport, Error, Part, Selection};
 
 use crate::CommandResult;
+use crate::store;
 use crate::ui::{Failure, Ui};
 use crate::world::{self, DeviceArgs, WaitArgs};
 
@@ -101,5 +102,8 @@ pub(crate) fn describe(report: &EncodeReport) -> String {
         report.store.display(),
         specs.len()
     ));
+    if let Some(pushed) = &report.pushed {
+        lines.push(store::push_text(pushed));
+    }
     lines.join("\n")
 }

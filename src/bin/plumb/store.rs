@@ -1,5 +1,7 @@
 //! `plumb store`: check, mend, clean and measure a store.
 
+mod transfer;
+
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -7,13 +9,14 @@ use std::time::Duration;
 use plumb::digest::Fingerprint;
 use plumb::monitor::Monitor as _;
 use plumb::store::{
-    self, CheckReport, GcOptions, GcReport, Problem, RebuildReport, Store, StoreStats,
+    self, Address, CheckReport, GcOptions, GcReport, Problem, PushOptions, RebuildReport, Store,
+    StoreStats,
 };
 
 use crate::CommandResult;
 use crate::layout::{count, size};
 use crate::ui::{Failure, Ui};
-use crate::world::WaitArgs;
+use crate::world::{self, WaitArgs};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -25,7 +28,7 @@ pub(crate) struct Args {
 enum Command {
     /// Look for damage. Changes nothing; exit status 3 when there is any.
     Check {
-        /// The store's folder.
+        /// The store's folder or address.
         store: PathBuf,
         /// Read every payload and compare its digest, too.
         #[arg(long)]
@@ -46,7 +49,7 @@ enum Command {
     /// A run is a file in the store's folder `runs`; remove it to give up its entries. Nothing behind a link is removed, and
     /// nothing that plumb did not write.
     Gc {
-        /// The store's folder.
+        /// The store's folder or address.
         store: PathBuf,
         /// Only tell what would go.
         #[arg(long)]
@@ -60,9 +63,35 @@ enum Command {
         #[command(flatten)]
         wait: WaitArgs,
     },
+    /// Put what object storage lacks of a store there. An interrupted push goes on where it was.
+    ///
+    /// Entries come before whatever names them, so others may read and push meanwhile. Credentials come from the usual variables:
+    /// AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION, AWS_ENDPOINT_URL; GOOGLE_SERVICE_ACCOUNT; AZURE_STORAGE_ACCOUNT_NAME
+    /// and AZURE_STORAGE_ACCOUNT_KEY.
+    Push {
+        /// The store's folder; or an Experiment file with an address as its store, whose encoded entries wait on this machine.
+        store: PathBuf,
+        /// Where to: s3://bucket/prefix, gs://bucket/prefix or az://container/prefix.
+        address: Option<PathBuf>,
+        /// Write packs in shared form, in about 2/3 of the bytes. Nothing is lost, and reading them back is the same.
+        #[arg(long)]
+        compress: bool,
+        /// Write contents.json, too: the list by which the store is read over plain http.
+        #[arg(long)]
+        contents: bool,
+        #[command(flatten)]
+        wait: WaitArgs,
+    },
+    /// Copy a store on object storage into a folder, or fetch what an Experiment needs of its own.
+    Pull {
+        /// The address; or an Experiment file with an address as its store.
+        from: PathBuf,
+        /// The folder to copy into, new or a store; not for an Experiment, which has a folder of its own.
+        folder: Option<PathBuf>,
+    },
     /// Tell how much the store holds: entries, packs and bytes. `plumb inspect store` tells what it is and who uses it.
     Stats {
-        /// The store's folder.
+        /// The store's folder or address.
         store: PathBuf,
     },
 }
@@ -86,9 +115,26 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> CommandResult {
             };
             gc(store, &options, wait, ui)
         }
+        Command::Push {
+            store,
+            address,
+            compress,
+            contents,
+            wait,
+        } => {
+            let options = PushOptions {
+                compress: *compress,
+                contents: *contents,
+                wait: wait.limit(),
+            };
+            transfer::push(store, address.as_deref(), options, ui)
+        }
+        Command::Pull { from, folder } => transfer::pull(from, folder.as_deref(), ui),
         Command::Stats { store } => stats(store, ui),
     }
 }
+
+pub(crate) use transfer::push_text;
 
 fn tell(problems: &[Problem], ui: &Ui) {
     for problem in problems {
@@ -97,7 +143,11 @@ fn tell(problems: &[Problem], ui: &Ui) {
 }
 
 fn check(path: &Path, read_data: bool, ui: &Ui) -> CommandResult {
-    let report = Store::check(path, read_data, ui).map_err(Failure::error)?;
+    let report = match Address::is_one(path) {
+        true => world::remote(path)?.check(read_data, ui),
+        false => Store::check(path, read_data, ui),
+    };
+    let report = report.map_err(Failure::error)?;
     ui.report(&report, &check_text(path, &report))?;
     tell(&report.problems, ui);
     Ok(())
@@ -150,6 +200,10 @@ fn check_text(path: &Path, report: &CheckReport) -> String {
 }
 
 fn rebuild_index(path: &Path, wait: &WaitArgs, ui: &Ui) -> CommandResult {
+    if Address::is_one(path) {
+        let why = "an index on object storage is made anew from a copy: `plumb store pull` it into a folder, rebuild that, and push it";
+        return Err(Failure::usage(why));
+    }
     let rebuild = || Store::rebuild_index(path, ui);
     let report = store::when_free(wait.limit(), ui, rebuild).map_err(Failure::error)?;
     ui.report(&report, &rebuild_text(path, &report))?;
@@ -204,8 +258,13 @@ fn rebuild_text(path: &Path, report: &RebuildReport) -> String {
 }
 
 fn gc(path: &Path, options: &GcOptions, wait: &WaitArgs, ui: &Ui) -> CommandResult {
-    let store = Store::open(path).map_err(Failure::error)?;
-    let report = store::when_free(wait.limit(), ui, || store.gc(options, ui));
+    let report = match Address::is_one(path) {
+        true => world::remote(path)?.gc(options, wait.limit(), ui),
+        false => {
+            let store = Store::open(path).map_err(Failure::error)?;
+            store::when_free(wait.limit(), ui, || store.gc(options, ui))
+        }
+    };
     let report = report.map_err(Failure::error)?;
     ui.report(&report, &gc_text(path, &report))?;
     tell(&report.problems, ui);
@@ -242,7 +301,7 @@ fn gc_text(path: &Path, report: &GcReport) -> String {
 }
 
 fn stats(path: &Path, ui: &Ui) -> CommandResult {
-    let store = Store::open(path).map_err(Failure::error)?;
+    let store = Store::open(world::store_place(path)?).map_err(Failure::error)?;
     let stats = store.stats().map_err(Failure::error)?;
     ui.report(&stats, &stats_text(&store, &stats)?)
 }
@@ -252,7 +311,7 @@ fn stats_text(store: &Store, stats: &StoreStats) -> Result<String, Failure> {
     let reader = store.reader_of(&[]).map_err(Failure::error)?;
     let mut text = format!(
         "{}\n{} in {}, {} of index",
-        store.path().display(),
+        store.shown().display(),
         size(stats.pack_bytes),
         count(stats.packs, "pack", "packs"),
         size(stats.index_bytes)

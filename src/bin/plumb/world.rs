@@ -7,11 +7,13 @@ use candle_core::Device;
 use plumb::base_model;
 use plumb::base_model::hub::{self, Address};
 use plumb::device::{self, Choice};
+use plumb::digest::Digest;
 use plumb::encode::EncodeOptions;
 use plumb::experiment::{Experiment, Variables};
 use plumb::monitor::Monitor;
 use plumb::nn::Kernels;
 use plumb::nn::weights::DigestMemo;
+use plumb::store::{self, Place, Remote};
 use sysinfo::{MemoryRefreshKind, RefreshKind, System};
 
 use crate::ui::{Failure, Ui};
@@ -37,6 +39,10 @@ pub(crate) fn fetched(
     monitor: &dyn Monitor,
 ) -> Result<Experiment, Failure> {
     let remote = |path: &&Path| Address::is_one(path);
+    if let Some(address) = experiment.store_address() {
+        let (cache, compress) = (experiment.store_cache(), experiment.store_compress());
+        experiment.remote_store = Some(remote_store(address, cache, compress)?);
+    }
     let addresses: Vec<PathBuf> = experiment
         .model_paths()
         .into_iter()
@@ -57,6 +63,37 @@ pub(crate) fn local(path: &Path, monitor: &dyn Monitor) -> Result<PathBuf, Failu
     }
     let address = Address::parse(&path.to_string_lossy()).map_err(Failure::usage)?;
     hub::fetch(&address, &hub_options(), monitor).map_err(Failure::error)
+}
+
+/// The store at a path or an address.
+pub(crate) fn store_place(path: &Path) -> Result<Place, Failure> {
+    match store::Address::is_one(path) {
+        true => remote_store(store_address(path)?, None, false),
+        false => Ok(path.into()),
+    }
+}
+
+/// The address that a command was given.
+pub(crate) fn store_address(path: &Path) -> Result<store::Address, Failure> {
+    let text = path.to_str().unwrap_or_default();
+    store::Address::parse(text).map_err(Failure::usage)
+}
+
+/// The store at an address, with the credentials of the environment.
+pub(crate) fn remote(path: &Path) -> Result<Remote, Failure> {
+    Remote::new(store_address(path)?, &variables()).map_err(Failure::error)
+}
+
+/// A store on object storage, with the credentials of the environment and a folder of its own in the user's cache.
+fn remote_store(
+    address: store::Address,
+    cache: Option<PathBuf>,
+    compress: bool,
+) -> Result<Place, Failure> {
+    let name = Digest::of(address.to_string().as_bytes()).short();
+    let folder = cache.unwrap_or_else(|| cache_folder().join("stores").join(name));
+    let remote = Remote::new(address, &variables()).map_err(Failure::error)?;
+    Ok(Place::remote(remote, folder, compress))
 }
 
 /// Where the hub and its cache are, by the variables that all of its programs know.

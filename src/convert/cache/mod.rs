@@ -154,8 +154,8 @@ pub fn cache(
     let names = check::model(&base, options).map_err(cannot)?;
     let store = match Store::open(&path) {
         Ok(store) => store.waiting(options.wait),
-        Err(_) if !Store::is_at(&path) => {
-            let refusal = refuse_without_store(experiment, &path);
+        Err(e) if e.is_no_store() => {
+            let refusal = refuse_without_store(experiment, &path.shown());
             return Err(CacheError::Refused(Box::new(refusal)));
         }
         Err(e) => return Err(e.into()),

@@ -27,8 +27,8 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args, ui: &Ui) -> CommandResult {
     let (experiment, base) = open(&args.experiment, ui)?;
-    let folder = match &args.store {
-        Some(folder) => folder.clone(),
+    let place = match &args.store {
+        Some(path) => world::store_place(path)?,
         None => experiment.store_path().map_err(Failure::usage)?,
     };
     let listed = match args.caption.as_slice() {
@@ -36,13 +36,11 @@ pub(super) fn run(args: &Args, ui: &Ui) -> CommandResult {
         captions => Listed::Captions(captions),
     };
     let manifest =
-        inspect::manifest(&experiment, &base, &folder, listed, ui).map_err(
-            |error| match error {
-                Error::Refused(refusal) => Failure::refused(refusal),
-                Error::Dataset(dataset::Error::Several(_)) => Failure::errors(error),
-                other => Failure::error(other),
-            },
-        )?;
+        inspect::manifest(&experiment, &base, &place, listed, ui).map_err(|error| match error {
+            Error::Refused(refusal) => Failure::refused(refusal),
+            Error::Dataset(dataset::Error::Several(_)) => Failure::errors(error),
+            other => Failure::error(other),
+        })?;
     let mut text = describe(&manifest);
     if let Some(out) = &args.out {
         store::write_file(out, &[&manifest.to_bytes()]).map_err(Failure::error)?;

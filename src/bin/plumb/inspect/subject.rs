@@ -8,9 +8,10 @@ use plumb::cache::{self, Reader, Specs, refuse_if_missing};
 use plumb::experiment::Experiment;
 use plumb::inspect::captions::Captions;
 use plumb::monitor::Monitor as _;
-use plumb::store::{Store, StoreReader};
+use plumb::store::{Address, Store, StoreReader};
 
 use crate::ui::{Failure, Ui};
+use crate::world;
 
 /// An Experiment with its base model, or a store alone.
 pub(super) enum Subject {
@@ -19,16 +20,18 @@ pub(super) enum Subject {
 }
 
 impl Subject {
-    /// A folder is a store, anything else an Experiment's file.
+    /// A folder or an address is a store, anything else an Experiment's file.
     pub(super) fn open(path: &Path, ui: &Ui) -> Result<Self, Failure> {
-        if path.is_dir() {
-            return Ok(Self::Store(Store::open(path).map_err(Failure::error)?));
+        if path.is_dir() || Address::is_one(path) {
+            let store = Store::open(world::store_place(path)?);
+            return Ok(Self::Store(store.map_err(Failure::error)?));
         }
         let opened = super::open(path, ui)?;
         let place = opened.0.store_path().map_err(Failure::usage)?;
-        let store = match Store::is_at(&place) {
-            true => Some(Store::open(&place).map_err(Failure::error)?),
-            false => None,
+        let store = match Store::open(&place) {
+            Ok(store) => Some(store),
+            Err(e) if e.is_no_store() => None,
+            Err(e) => return Err(Failure::error(e)),
         };
         Ok(Self::Experiment(Box::new(opened), store))
     }
@@ -96,7 +99,7 @@ impl Subject {
 
 fn without_store(experiment: &Experiment) -> Result<Failure, Failure> {
     let place = experiment.store_path().map_err(Failure::usage)?;
-    let refusal = cache::refuse_without_store(experiment, &place);
+    let refusal = cache::refuse_without_store(experiment, &place.shown());
     Ok(Failure::refused(refusal))
 }
 

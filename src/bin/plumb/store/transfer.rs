@@ -1,0 +1,161 @@
+//! `plumb store push` and `pull`: to object storage and back.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use plumb::base_model::BaseModel;
+use plumb::cache::{self, Manifest};
+use plumb::dataset;
+use plumb::experiment::Experiment;
+use plumb::monitor::Monitor as _;
+use plumb::store::{Address, PullReport, PushOptions, PushReport, Store};
+
+use super::tell;
+use crate::CommandResult;
+use crate::layout::{count, size};
+use crate::ui::{Failure, Ui};
+use crate::world;
+
+pub(super) fn push(
+    from: &Path,
+    address: Option<&Path>,
+    options: PushOptions,
+    ui: &Ui,
+) -> CommandResult {
+    let (store, to) = match address {
+        Some(address) => {
+            if Address::is_one(from) {
+                let why = "the first is the store's folder, the second the address: pull a store to push it elsewhere";
+                return Err(Failure::usage(why));
+            }
+            // First: what is wrong with the address costs no look at the store.
+            let to = world::remote(address)?;
+            (Store::open(from).map_err(Failure::error)?, to)
+        }
+        None => {
+            if from.is_dir() || Address::is_one(from) {
+                let why = "say where to: plumb store push FOLDER s3://bucket/prefix";
+                return Err(Failure::usage(why));
+            }
+            let experiment = on_object_storage(from, ui)?;
+            let place = experiment.store_path().map_err(Failure::usage)?;
+            let store = Store::open_or_create(&place).map_err(Failure::error)?;
+            (store, world::remote(&place.shown())?)
+        }
+    };
+    let report = to.push(&store, options, ui).map_err(Failure::error)?;
+    let text = format!("{}: {}", to.address(), push_text(&report));
+    ui.report(&report, &text)?;
+    tell(&report.problems, ui);
+    Ok(())
+}
+
+pub(crate) fn push_text(report: &PushReport) -> String {
+    if report.index_parts + report.packs + report.runs == 0 {
+        return "nothing to push, all of it is there".to_owned();
+    }
+    let less = match report.sent_bytes < report.pack_bytes {
+        true => format!(" (of {})", size(report.pack_bytes)),
+        false => String::new(),
+    };
+    format!(
+        "pushed {} in {}, {}{less}, {} and {}",
+        count(report.entries, "entry", "entries"),
+        count(report.packs, "pack", "packs"),
+        size(report.sent_bytes),
+        count(report.index_parts, "index part", "index parts"),
+        count(report.runs, "run", "runs"),
+    )
+}
+
+pub(super) fn pull(from: &Path, folder: Option<&Path>, ui: &Ui) -> CommandResult {
+    match (Address::is_one(from), folder) {
+        (true, Some(folder)) => pull_all(from, folder, ui),
+        (true, None) => Err(Failure::usage(
+            "say where to: plumb store pull s3://bucket/prefix FOLDER",
+        )),
+        (false, Some(_)) => Err(Failure::usage(
+            "expected an address before the folder: plumb store pull s3://bucket/prefix FOLDER",
+        )),
+        (false, None) => pull_needed(from, ui),
+    }
+}
+
+fn pull_all(from: &Path, folder: &Path, ui: &Ui) -> CommandResult {
+    let remote = world::remote(from)?;
+    // Before the folder is made: of nothing there is nothing to copy.
+    remote.find().map_err(Failure::error)?;
+    let store = Store::open_or_create(folder).map_err(Failure::error)?;
+    let report = remote.pull(&store, ui).map_err(Failure::error)?;
+    ui.report(&report, &pull_text(folder, &report))?;
+    tell(&report.problems, ui);
+    Ok(())
+}
+
+fn pull_text(folder: &Path, report: &PullReport) -> String {
+    format!(
+        "{}: pulled {}, {}, {} and {}; {} there already",
+        folder.display(),
+        count(report.packs, "pack", "packs"),
+        size(report.bytes),
+        count(report.index_parts, "index part", "index parts"),
+        count(report.runs, "run", "runs"),
+        count(report.packs_here, "pack", "packs"),
+    )
+}
+
+/// Fetches the packs of what an Experiment needs, so that a training begins without a network.
+fn pull_needed(file: &Path, ui: &Ui) -> CommandResult {
+    let experiment = on_object_storage(file, ui)?;
+    let base = BaseModel::open(&experiment, &mut world::digest_memo());
+    let base = base.map_err(world::base_failure)?;
+    let place = experiment.store_path().map_err(Failure::usage)?;
+    let store = Store::open(&place).map_err(Failure::error)?;
+    let multiple = base.latent_geometry().side_multiple();
+    let items = dataset::open(&experiment, multiple, ui).map_err(Failure::error)?;
+    let previews = dataset::previews(&experiment, &base.settings.sample, multiple);
+    let previews = previews.map_err(Failure::error)?;
+    let texts: BTreeSet<String> = cache::captions(&experiment, &items).into_iter().collect();
+    let viewed = dataset::viewed(&items, &previews);
+    let needed = Manifest::new(&base, texts.iter().map(String::as_str), &viewed);
+    let reader = store.reader().map_err(Failure::error)?;
+    let packs = reader.fetch(needed.entries(), ui).map_err(Failure::error)?;
+    let missing = needed.entries().iter();
+    let missing = missing
+        .filter(|(spec, entry)| !reader.contains(spec, entry))
+        .count() as u64;
+    let report = serde_json::json!({
+        "folder": place.folder(), "packs": packs, "entries": needed.entries().len(), "missing": missing,
+    });
+    ui.report(
+        &report,
+        &format!(
+            "{}: {} fetched; {} of what {} needs",
+            place.folder().display(),
+            count(packs, "pack", "packs"),
+            count(needed.entries().len() as u64 - missing, "entry", "entries"),
+            file.display()
+        ),
+    )?;
+    if missing > 0 {
+        let lacking = count(missing, "entry", "entries");
+        ui.problem(&format!(
+            "{}: {lacking} not there; `plumb encode {}` adds them",
+            place.shown().display(),
+            file.display()
+        ));
+    }
+    Ok(())
+}
+
+/// An Experiment whose store is on object storage.
+fn on_object_storage(file: &Path, ui: &Ui) -> Result<Experiment, Failure> {
+    let experiment = world::open_experiment(file, ui)?;
+    match experiment.store_address() {
+        Some(_) => Ok(experiment),
+        None => Err(Failure::usage(format!(
+            "{}: its store is a folder; `plumb store push FOLDER s3://bucket/prefix` and `pull` name both",
+            file.display()
+        ))),
+    }
+}

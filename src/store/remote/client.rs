@@ -1,0 +1,382 @@
+//! Objects by name, as blocking calls: the only file that knows the asynchronous runtime.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use futures_util::TryStreamExt as _;
+use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
+use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
+use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
+use object_store::http::HttpBuilder;
+use object_store::path::Path as ObjectPath;
+use object_store::{
+    BackoffConfig, GetOptions, ObjectStore, ObjectStoreExt as _, PutMode, PutOptions, RetryConfig,
+};
+use tokio::runtime::Runtime;
+
+use super::address::{Address, Scheme};
+use super::http::{BodyLimit, Connector};
+use crate::shown;
+use crate::store::Error;
+
+/// How often a put is tried again of which nobody knows whether it was carried out.
+const PUT_TRIES: u32 = 5;
+/// Before the second of them; each later pause is twice as long.
+const PUT_PAUSE: Duration = Duration::from_millis(300);
+/// The most objects of a list: sixteen million packs are 4 PB.
+const LIST_LIMIT: usize = 1 << 24;
+
+/// Names and values of the environment.
+pub type Variables = BTreeMap<String, String>;
+
+/// Object storage, at an address. Its calls may come from several threads at once.
+pub(super) struct Client {
+    store: Box<dyn ObjectStore>,
+    runtime: Runtime,
+    pub(super) address: Address,
+    /// What no message may show.
+    secrets: Vec<String>,
+}
+
+/// An object as a list has it.
+#[derive(Clone, Debug)]
+pub(super) struct Listed {
+    /// Below the address.
+    pub(super) name: String,
+    pub(super) bytes: u64,
+    /// By the server's clock.
+    pub(super) modified: SystemTime,
+}
+
+impl Client {
+    /// Nothing is sent yet.
+    pub(super) fn new(address: Address, variables: &Variables) -> Result<Self, Error> {
+        let refuse =
+            |why: String| Error::Refused(format!("the store {address} cannot be opened: {why}"));
+        let store = match address.scheme {
+            Scheme::S3 => s3(&address, variables),
+            Scheme::Google => google(&address, variables),
+            Scheme::Azure => azure(&address, variables),
+            Scheme::Http | Scheme::Https => http(&address),
+        };
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = runtime.enable_time().build();
+        let secrets = secrets(variables);
+        Ok(Self {
+            store: store.map_err(|why| refuse(hidden(&why, &secrets)))?,
+            runtime: runtime.map_err(|e| refuse(e.to_string()))?,
+            address,
+            secrets,
+        })
+    }
+
+    /// The bytes of an object, of which more than `limit` are an error.
+    pub(super) fn get(&self, name: &str, limit: u64) -> Result<Bytes, Error> {
+        let mut options = GetOptions::default();
+        options.extensions.insert(BodyLimit(limit));
+        let path = self.path(name)?;
+        let got = self.runtime.block_on(async {
+            let found = self.store.get_opts(&path, options).await?;
+            found.bytes().await
+        });
+        got.map_err(|e| self.failed("read", name, &e))
+    }
+
+    /// Puts an object where none of its name is; says whether there was none. A put that nobody answered is tried again.
+    pub(super) fn put_new(&self, name: &str, bytes: &Bytes) -> Result<bool, Error> {
+        match self.try_put(name, bytes, PutMode::Create) {
+            Err(object_store::Error::AlreadyExists { .. }) => Ok(false),
+            // Storage without conditions: the name says what the bytes are, so a second put changes nothing.
+            Err(e) if lacks_conditions(&e) => self.put(name, bytes).map(|()| true),
+            Err(e) => Err(self.failed("write", name, &e)),
+            Ok(()) => Ok(true),
+        }
+    }
+
+    /// Puts an object, whatever was there.
+    pub(super) fn put(&self, name: &str, bytes: &Bytes) -> Result<(), Error> {
+        let put = self.try_put(name, bytes, PutMode::Overwrite);
+        put.map_err(|e| self.failed("write", name, &e))
+    }
+
+    fn try_put(&self, name: &str, bytes: &Bytes, mode: PutMode) -> object_store::Result<()> {
+        let path = ObjectPath::parse(self.address.object(name))?;
+        let mut pause = PUT_PAUSE;
+        for tries in 1.. {
+            let options = PutOptions::from(mode.clone());
+            let put = self.store.put_opts(&path, bytes.clone().into(), options);
+            match self.runtime.block_on(put) {
+                Err(e) if tries < PUT_TRIES && is_passing(&e) => {
+                    std::thread::sleep(pause);
+                    pause *= 2;
+                }
+                done => return done.map(|_| ()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes an object; one that is gone already is no error.
+    pub(super) fn remove(&self, name: &str) -> Result<(), Error> {
+        let path = self.path(name)?;
+        match self.runtime.block_on(self.store.delete(&path)) {
+            Err(object_store::Error::NotFound { .. }) => Ok(()),
+            done => done.map_err(|e| self.failed("remove", name, &e)),
+        }
+    }
+
+    /// The objects below `folder`, or all where it is empty.
+    pub(super) fn list(&self, folder: &str) -> Result<Vec<Listed>, Error> {
+        let root = self.address.object("");
+        let prefix = self.path(folder)?;
+        let listed = self.runtime.block_on(async {
+            let mut stream = self.store.list(Some(&prefix));
+            let mut found = Vec::new();
+            while let Some(object) = stream.try_next().await? {
+                let name = object.location.as_ref().strip_prefix(root.as_str());
+                let Some(name) = name else { continue };
+                found.push(Listed {
+                    name: name.trim_start_matches('/').to_owned(),
+                    bytes: object.size,
+                    modified: object.last_modified.into(),
+                });
+                if found.len() > LIST_LIMIT {
+                    break;
+                }
+            }
+            Ok(found)
+        });
+        let found = listed.map_err(|e| self.failed("list", folder, &e))?;
+        if found.len() > LIST_LIMIT {
+            let why = format!("expected at most {LIST_LIMIT} objects");
+            return Err(self.error("list", folder, why, false));
+        }
+        Ok(found)
+    }
+
+    fn path(&self, name: &str) -> Result<ObjectPath, Error> {
+        let path = ObjectPath::parse(self.address.object(name));
+        path.map_err(|e| self.failed("name", name, &e.into()))
+    }
+
+    fn failed(&self, action: &'static str, name: &str, e: &object_store::Error) -> Error {
+        let is_absent = matches!(e, object_store::Error::NotFound { .. });
+        let why = hidden(&reason(e, self.address.scheme), &self.secrets);
+        self.error(action, name, why, is_absent)
+    }
+
+    fn error(&self, action: &'static str, name: &str, why: String, is_absent: bool) -> Error {
+        let slash = if name.is_empty() { "" } else { "/" };
+        Error::Remote {
+            action,
+            object: format!("{}{slash}{}", self.address, shown::text(name)),
+            why,
+            is_absent,
+        }
+    }
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Nothing of the credentials.
+        write!(f, "Client({})", self.address)
+    }
+}
+
+fn retry() -> RetryConfig {
+    RetryConfig {
+        backoff: BackoffConfig {
+            init_backoff: Duration::from_millis(200),
+            max_backoff: Duration::from_secs(8),
+            base: 2.0,
+        },
+        max_retries: 8,
+        retry_timeout: Duration::from_secs(180),
+    }
+}
+
+type Opened = Result<Box<dyn ObjectStore>, String>;
+
+fn s3(address: &Address, variables: &Variables) -> Opened {
+    let has = |name: &str| variables.get(name).is_some_and(|value| !value.is_empty());
+    let named = [
+        "AWS_ACCESS_KEY_ID",
+        "AWS_WEB_IDENTITY_TOKEN_FILE",
+        "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+        "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+        "AWS_METADATA_ENDPOINT",
+        "AWS_SKIP_SIGNATURE",
+    ];
+    // Else the address of the cloud's machines is asked for them, and on any other machine nothing answers.
+    if !named.into_iter().any(has) {
+        return Err(
+            "no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (AWS_ENDPOINT_URL where it is not Amazon's), or AWS_SKIP_SIGNATURE=true for a public bucket".to_owned(),
+        );
+    }
+    for name in ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT"] {
+        if variables.get(name).is_some_and(|url| url.contains('@')) {
+            return Err(format!(
+                "{name} has a user or password in it; AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY are for these"
+            ));
+        }
+    }
+    let mut builder = AmazonS3Builder::new();
+    for (name, value) in variables.iter().filter(|(_, value)| !value.is_empty()) {
+        let key = name.starts_with("AWS_").then(|| name.to_ascii_lowercase());
+        if let Some(Ok(key)) = key.map(|key| key.parse::<AmazonS3ConfigKey>()) {
+            builder = builder.with_config(key, value);
+        }
+    }
+    // One by one: not all servers know how to remove several at once.
+    let built = builder
+        .with_bucket_name(&address.bucket)
+        .with_disable_bulk_delete(true)
+        .with_http_connector(Connector)
+        .with_retry(retry())
+        .build();
+    Ok(Box::new(built.map_err(|e| e.to_string())?))
+}
+
+fn google(address: &Address, variables: &Variables) -> Opened {
+    let mut builder = GoogleCloudStorageBuilder::new();
+    for (name, value) in variables.iter().filter(|(_, value)| !value.is_empty()) {
+        let key = match name.as_str() {
+            "SERVICE_ACCOUNT" => Some("google_service_account".to_owned()),
+            name if name.starts_with("GOOGLE_") => Some(name.to_ascii_lowercase()),
+            _ => None,
+        };
+        if let Some(Ok(key)) = key.map(|key| key.parse::<GoogleConfigKey>()) {
+            builder = builder.with_config(key, value);
+        }
+    }
+    let built = builder
+        .with_bucket_name(&address.bucket)
+        .with_http_connector(Connector)
+        .with_retry(retry())
+        .build();
+    Ok(Box::new(built.map_err(|e| e.to_string())?))
+}
+
+fn azure(address: &Address, variables: &Variables) -> Opened {
+    let mut builder = MicrosoftAzureBuilder::new();
+    for (name, value) in variables.iter().filter(|(_, value)| !value.is_empty()) {
+        let key = name
+            .starts_with("AZURE_")
+            .then(|| name.to_ascii_lowercase());
+        if let Some(Ok(key)) = key.map(|key| key.parse::<AzureConfigKey>()) {
+            builder = builder.with_config(key, value);
+        }
+    }
+    let built = builder
+        .with_container_name(&address.bucket)
+        .with_http_connector(Connector)
+        .with_retry(retry())
+        .build();
+    Ok(Box::new(built.map_err(|e| e.to_string())?))
+}
+
+fn http(address: &Address) -> Opened {
+    let root = Address {
+        prefix: String::new(),
+        ..address.clone()
+    };
+    let built = HttpBuilder::new()
+        .with_url(root.to_string())
+        .with_http_connector(Connector)
+        .with_retry(retry())
+        .build();
+    Ok(Box::new(built.map_err(|e| e.to_string())?))
+}
+
+/// Whether another try may do. The crate itself tries again only what it knows to be harmless.
+fn is_passing(e: &object_store::Error) -> bool {
+    let object_store::Error::Generic { source, .. } = e else {
+        return false;
+    };
+    // A refusal names its status.
+    let text = source.to_string();
+    !text.contains("status code: 4") && !text.contains("redirect")
+}
+
+fn lacks_conditions(e: &object_store::Error) -> bool {
+    match e {
+        object_store::Error::NotImplemented { .. } | object_store::Error::NotSupported { .. } => {
+            true
+        }
+        object_store::Error::Generic { source, .. } => {
+            let text = source.to_string();
+            text.contains("status code: 501") || text.contains("<Code>NotImplemented</Code>")
+        }
+        _ => false,
+    }
+}
+
+/// Why, in words of the server where it has some, and what to do.
+fn reason(e: &object_store::Error, scheme: Scheme) -> String {
+    let text = e.to_string();
+    let code = element(&text, "Code").unwrap_or_default();
+    let advice = match code {
+        "RequestTimeTooSkewed" => "; this machine's clock is wrong: set it",
+        "NoSuchBucket" => "; make the bucket first",
+        "SignatureDoesNotMatch" | "InvalidAccessKeyId" | "ExpiredToken" => {
+            "; see AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN"
+        }
+        "PermanentRedirect" | "AuthorizationHeaderMalformed" => "; see AWS_REGION",
+        _ => match e {
+            object_store::Error::PermissionDenied { .. }
+            | object_store::Error::Unauthenticated { .. } => match scheme {
+                Scheme::S3 => "; see what AWS_ACCESS_KEY_ID may do there",
+                _ => "; see what the credentials may do there",
+            },
+            _ => "",
+        },
+    };
+    if !code.is_empty() {
+        let message = element(&text, "Message").unwrap_or_default();
+        return format!("{}: {}{advice}", shown::text(code), shown::text(message));
+    }
+    match e {
+        object_store::Error::NotFound { .. } => "there is no such object".to_owned(),
+        _ => {
+            // The last cause is the system's or the server's own word.
+            let mut last: &dyn std::error::Error = e;
+            while let Some(source) = last.source() {
+                last = source;
+            }
+            format!("{}{advice}", shown::text(&last.to_string()))
+        }
+    }
+}
+
+/// The text of an XML element.
+fn element<'a>(text: &'a str, name: &str) -> Option<&'a str> {
+    let (_, rest) = text.split_once(&format!("<{name}>"))?;
+    rest.split_once(&format!("</{name}>"))
+        .map(|(inner, _)| inner)
+}
+
+/// The values of the environment that nobody is to see.
+fn secrets(variables: &Variables) -> Vec<String> {
+    const FAMILIES: [&str; 4] = ["AWS_", "AZURE_", "GOOGLE_", "SERVICE_ACCOUNT"];
+    const KINDS: [&str; 6] = ["KEY", "SECRET", "TOKEN", "SAS", "PASSWORD", "CREDENTIAL"];
+    let is_secret = |name: &str| {
+        FAMILIES.iter().any(|family| name.starts_with(family))
+            && KINDS.iter().any(|kind| name.contains(kind))
+    };
+    let found = variables.iter().filter(|(name, _)| is_secret(name));
+    found
+        .map(|(_, value)| value.clone())
+        // Shorter ones are words like `true`, and would cut messages to pieces.
+        .filter(|value| value.len() >= 8)
+        .collect()
+}
+
+fn hidden(text: &str, secrets: &[String]) -> String {
+    let mut text = text.to_owned();
+    for secret in secrets {
+        text = text.replace(secret, "***");
+    }
+    text
+}

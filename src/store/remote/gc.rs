@@ -1,0 +1,198 @@
+//! `plumb store gc` of a store on object storage: packs of which no run uses anything, and that are older than the grace age, go. The
+//! index says so first: parts without their rows are put, then the old parts go, then the packs.
+//!
+//! Ages are between times of the server. A pack of which something is used stays as it is.
+
+use std::collections::{BTreeMap, HashSet};
+use std::time::{Duration, SystemTime};
+
+use super::lease::{self, Lease, Purpose};
+use super::names::{self, Contents, Object};
+use super::{CONTENTS, Remote, each};
+use crate::digest::{Digest, Fingerprint};
+use crate::monitor::Monitor;
+use crate::store::compact::MERGED_ROWS;
+use crate::store::record::Record;
+use crate::store::snapshot::decode_bytes;
+use crate::store::{Error, GcOptions, GcReport, index};
+
+/// What is to be done, decided before anything is touched.
+struct Plan {
+    contents: Contents,
+    /// Packs that go.
+    gone: HashSet<Digest>,
+    /// By spec: the parts that go, and the rows of them that stay.
+    parts: BTreeMap<Fingerprint, (Vec<Digest>, Vec<Record>)>,
+}
+
+impl Remote {
+    /// Removes what no run uses and is older than the grace age by the server's clock; `options.now` is not looked at.
+    ///
+    /// # Errors
+    /// If no run protects anything (unless allowed), if a run or index part cannot be read or understood, if somebody adds entries,
+    /// or if the server refuses. Whatever the error, nothing that a run uses is lost.
+    pub fn gc(
+        &self,
+        options: &GcOptions,
+        wait: Duration,
+        monitor: &dyn Monitor,
+    ) -> Result<GcReport, Error> {
+        if self.address().is_read_only() {
+            return Err(Error::Refused(format!("{} is only read", self.address())));
+        }
+        let lease = Lease::take(&self.client, Purpose::Remove, wait, monitor)?;
+        let now = lease.now()?;
+        let mut report = GcReport {
+            dry_run: options.dry_run,
+            ..GcReport::default()
+        };
+        let contents = self.contents_of_store()?;
+        let roots = self.roots(&contents, options, &mut report)?;
+        let plan = self.plan(
+            contents,
+            &roots,
+            &|o| is_old(o, now, options.grace),
+            &mut report,
+        )?;
+        if !options.dry_run {
+            self.carry_out(&plan, &lease, monitor)?;
+            lease::clear(&self.client, now)?;
+        }
+        Ok(report)
+    }
+
+    fn roots(
+        &self,
+        contents: &Contents,
+        options: &GcOptions,
+        report: &mut GcReport,
+    ) -> Result<HashSet<(Fingerprint, Fingerprint)>, Error> {
+        let mut roots = HashSet::new();
+        for id in contents.runs.keys() {
+            let run = self.run(id)?;
+            report.runs += 1;
+            for (spec, entries) in run.entries {
+                roots.extend(entries.into_iter().map(|e| (spec, e)));
+            }
+        }
+        if roots.is_empty() && !options.without_runs {
+            return Err(Error::Refused(format!(
+                "no run in {} uses any entry, so everything would go; encode or push first, or say --without-runs",
+                self.shown("runs")
+            )));
+        }
+        Ok(roots)
+    }
+
+    fn plan(
+        &self,
+        contents: Contents,
+        roots: &HashSet<(Fingerprint, Fingerprint)>,
+        is_old: &dyn Fn(&Object) -> bool,
+        report: &mut GcReport,
+    ) -> Result<Plan, Error> {
+        let keys: Vec<_> = contents.parts.keys().copied().collect();
+        let read = each(&keys, |(spec, part)| {
+            let name = self.shown(&names::part(spec, part));
+            // Entries of a part that is left out would look like unused payloads, and go.
+            decode_bytes(name.as_ref(), spec, self.part(spec, part)?, index::records)
+        })?;
+        let mut used: HashSet<Digest> = HashSet::new();
+        for ((spec, _), rows) in keys.iter().zip(&read) {
+            let of_runs = rows
+                .iter()
+                .filter(|row| roots.contains(&(*spec, row.entry)));
+            used.extend(of_runs.map(|row| row.pack));
+        }
+        let goes = |(pack, found): &(&Digest, &names::RemotePack)| {
+            let copy = contents.copies.get(*pack);
+            let is_old = is_old(&found.object) && copy.is_none_or(|copy| is_old(&copy.object));
+            is_old && !used.contains(*pack)
+        };
+        let gone: HashSet<Digest> = contents
+            .packs
+            .iter()
+            .filter(goes)
+            .map(|(p, _)| *p)
+            .collect();
+        let mut parts: BTreeMap<Fingerprint, (Vec<Digest>, Vec<Record>)> = BTreeMap::new();
+        let (mut before, mut after) = (HashSet::new(), HashSet::new());
+        for ((spec, part), rows) in keys.into_iter().zip(read) {
+            before.extend(rows.iter().map(|row| row.entry));
+            let stays = |row: &Record| !gone.contains(&row.pack);
+            after.extend(rows.iter().filter(|r| stays(r)).map(|row| row.entry));
+            if rows.iter().all(stays) {
+                continue;
+            }
+            let of_spec = parts.entry(spec).or_default();
+            of_spec.0.push(part);
+            of_spec.1.extend(rows.into_iter().filter(stays));
+        }
+        report.entries_kept = after.len() as u64;
+        report.entries_removed = (before.len() - after.len()) as u64;
+        report.packs_removed = gone.len() as u64;
+        let bytes = |pack: &Digest| {
+            let both = [contents.packs.get(pack), contents.copies.get(pack)];
+            both.into_iter()
+                .flatten()
+                .map(|p| p.object.bytes)
+                .sum::<u64>()
+        };
+        report.bytes_freed = gone.iter().map(bytes).sum();
+        Ok(Plan {
+            contents,
+            gone,
+            parts,
+        })
+    }
+
+    fn carry_out(&self, plan: &Plan, lease: &Lease, monitor: &dyn Monitor) -> Result<(), Error> {
+        let is_listed = self.client.list("")?.iter().any(|o| o.name == CONTENTS);
+        for (spec, (old, rows)) in &plan.parts {
+            let mut new = HashSet::new();
+            for some in rows.chunks(MERGED_ROWS) {
+                let bytes = index::encode(spec, some)?;
+                let digest = Digest::of(&bytes);
+                self.client
+                    .put_new(&names::part(spec, &digest), &bytes.into())?;
+                new.insert(digest);
+            }
+            // This process may have been asleep for longer than its lease lasts.
+            lease.confirm()?;
+            for part in old.iter().filter(|part| !new.contains(part)) {
+                self.client.remove(&names::part(spec, part))?;
+            }
+        }
+        let mut gone: Vec<Digest> = plan.gone.iter().copied().collect();
+        gone.sort_unstable();
+        let mut objects = Vec::new();
+        for pack in &gone {
+            let both = [
+                plan.contents.packs.get(pack),
+                plan.contents.copies.get(pack),
+            ];
+            let names = both.into_iter().flatten();
+            objects.extend(names.map(|found| names::pack(pack, found.is_shared)));
+        }
+        if is_listed {
+            let gone: HashSet<&str> = objects.iter().map(String::as_str).collect();
+            self.write_contents(|name| gone.contains(name))?;
+        }
+        monitor.start("cleaning up", Some(objects.len() as u64));
+        for some in objects.chunks(64) {
+            lease.confirm()?;
+            each(some, |name| {
+                monitor.advance(1);
+                self.client.remove(name)
+            })?;
+        }
+        monitor.finish();
+        Ok(())
+    }
+}
+
+/// Whether an object may go by its age. A time in the future counts as young.
+fn is_old(object: &Object, now: SystemTime, grace: Duration) -> bool {
+    now.duration_since(object.modified)
+        .is_ok_and(|age| age >= grace)
+}

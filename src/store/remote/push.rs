@@ -1,0 +1,438 @@
+//! `plumb store push`: what object storage lacks of a store in a folder goes there, in the order in which a writer adds to a folder:
+//! packs, then the index parts that name them, then runs. Whoever reads there at any moment finds all that is named.
+//!
+//! Everything but a lease is put under the digest of what it is, and only where nothing of that name is, so any number may push at once.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde::Serialize;
+
+use super::lease::{Lease, Purpose};
+use super::names::{self, Contents};
+use super::{Remote, each};
+use crate::digest::{Digest, Fingerprint, canonical_json};
+use crate::monitor::Monitor;
+use crate::store::layout::{self, MARKER, PackPath};
+use crate::store::record::Record;
+use crate::store::snapshot::decode_part;
+use crate::store::{Error, Problem, Run, Store, disk, index, packfile, planes, relative, run};
+
+/// How packs are pushed.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct PushOptions {
+    /// In shared form, which has fewer bytes.
+    pub compress: bool,
+    /// Whether to write the list by which a store is read over http.
+    pub contents: bool,
+    /// How long to wait for a process that removes objects.
+    pub wait: Duration,
+}
+
+/// What was pushed.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct PushReport {
+    /// Packs that were put.
+    pub packs: u64,
+    /// The size of their files.
+    pub pack_bytes: u64,
+    /// The size of what was put for them.
+    pub sent_bytes: u64,
+    /// Packs with entries of this store that were there already.
+    pub packs_there: u64,
+    /// Index parts that were put.
+    pub index_parts: u64,
+    /// Entries that they name.
+    pub entries: u64,
+    /// Runs that were put.
+    pub runs: u64,
+    /// What was left out, and why.
+    pub problems: Vec<Problem>,
+}
+
+/// An index part that is to be put.
+struct Part {
+    spec: Fingerprint,
+    digest: Digest,
+    rows: Vec<Record>,
+    /// How many rows the file has.
+    total: usize,
+}
+
+struct Push<'a> {
+    remote: &'a Remote,
+    store: &'a Store,
+    options: PushOptions,
+    there: Contents,
+    /// Packs that were put by this push, or were found to be there.
+    put: HashSet<Digest>,
+    report: PushReport,
+}
+
+impl Remote {
+    /// Puts there what it lacks of `store`.
+    ///
+    /// # Errors
+    /// If something cannot be read or written, or somebody removes objects there meanwhile. What was put before stays, and another
+    /// push goes on from there.
+    pub fn push(
+        &self,
+        store: &Store,
+        options: PushOptions,
+        monitor: &dyn Monitor,
+    ) -> Result<PushReport, Error> {
+        if self.address().is_read_only() {
+            return Err(Error::Refused(format!(
+                "{} is only read: give an s3://, gs:// or az:// address to push to",
+                self.address()
+            )));
+        }
+        let lease = Lease::take(&self.client, Purpose::Add, options.wait, monitor)?;
+        let there = match self.contents()? {
+            Some(there) => there,
+            None => self.begin()?,
+        };
+        let mut push = Push {
+            remote: self,
+            store,
+            options,
+            there,
+            put: HashSet::new(),
+            report: PushReport::default(),
+        };
+        let parts = push.parts()?;
+        let parts = push.put_specs(parts)?;
+        push.put_packs(&parts, monitor)?;
+        lease.confirm()?;
+        push.put_those_gone(&parts)?;
+        push.put_parts(parts)?;
+        push.put_runs()?;
+        if options.contents {
+            self.write_contents(|_| false)?;
+        }
+        Ok(push.report)
+    }
+
+    /// Begins a store where there is nothing else.
+    fn begin(&self) -> Result<Contents, Error> {
+        let all = self.client.list("")?;
+        if all.iter().any(|object| !object.name.starts_with("leases/")) {
+            return Err(Error::NotAStore {
+                path: self.address().to_string().into(),
+                why: "other things are there; give an empty prefix, or that of a store".to_owned(),
+            });
+        }
+        let marker = Bytes::from(layout::marker_bytes());
+        self.client.put_new(MARKER, &marker)?;
+        Ok(Contents::default())
+    }
+}
+
+impl Push<'_> {
+    /// The index parts that are not there, with those of their rows that are not there either.
+    fn parts(&mut self) -> Result<Vec<Part>, Error> {
+        let layout = &self.store.layout;
+        let mut known: HashSet<(Fingerprint, Digest)> = HashSet::new();
+        let mut missing = Vec::new();
+        for spec in layout.indexed_specs()? {
+            for (part, _) in layout.index_parts(&spec)? {
+                if !self.there.parts.contains_key(&(spec, part)) {
+                    missing.push((spec, part));
+                    continue;
+                }
+                // One that cannot be read here only makes more rows go there twice.
+                if let Ok(rows) = decode_part(layout, &spec, &part, index::presence) {
+                    let rows = rows.iter().map(|row| (row.entry, row.pack));
+                    known.extend(rows.filter(|(_, pack)| self.there.packs.contains_key(pack)));
+                }
+            }
+        }
+        let mut parts = Vec::new();
+        for (spec, digest) in missing {
+            let mut rows = match decode_part(layout, &spec, &digest, index::records) {
+                Ok(rows) => rows,
+                Err(e) => {
+                    self.note(e)?;
+                    continue;
+                }
+            };
+            let total = rows.len();
+            rows.retain(|row| !known.contains(&(row.entry, row.pack)));
+            if !rows.is_empty() {
+                parts.push(Part {
+                    spec,
+                    digest,
+                    rows,
+                    total,
+                });
+            }
+        }
+        Ok(parts)
+    }
+
+    /// Puts the specs of the parts; parts whose spec is not sound are left out.
+    fn put_specs(&mut self, parts: Vec<Part>) -> Result<Vec<Part>, Error> {
+        let mut sound = HashMap::new();
+        for part in &parts {
+            if sound.contains_key(&part.spec) {
+                continue;
+            }
+            let is_sound = match layout::read_spec(&self.store.layout, &part.spec) {
+                Ok(json) => {
+                    if !self.there.specs.contains_key(&part.spec) {
+                        let name = names::spec(&part.spec);
+                        self.remote.client.put_new(&name, &json.into())?;
+                    }
+                    true
+                }
+                Err(e) if e.is_gone() => {
+                    let path = self.store.layout.spec(&part.spec);
+                    self.note(Error::malformed(&path, "missing, so its entries stay here"))?;
+                    false
+                }
+                Err(e) => {
+                    self.note(e)?;
+                    false
+                }
+            };
+            sound.insert(part.spec, is_sound);
+        }
+        let is_sound = |part: &Part| sound.get(&part.spec).copied().unwrap_or(false);
+        Ok(parts.into_iter().filter(is_sound).collect())
+    }
+
+    fn put_packs(&mut self, parts: &[Part], monitor: &dyn Monitor) -> Result<(), Error> {
+        let wanted: HashSet<Digest> = parts.iter().flat_map(|p| &p.rows).map(|r| r.pack).collect();
+        let (there, missing): (Vec<Digest>, Vec<Digest>) = wanted
+            .into_iter()
+            .partition(|pack| self.there.packs.contains_key(pack));
+        self.report.packs_there = there.len() as u64;
+        self.put.extend(there);
+        let here: BTreeMap<_, _> = self.store.layout.list_packs()?.into_iter().collect();
+        let mut sized: Vec<(Digest, u64)> = missing
+            .into_iter()
+            .filter_map(|pack| Some((pack, here.get(&pack)?.bytes)))
+            .collect();
+        sized.sort_unstable();
+        let total = sized.iter().map(|(_, bytes)| bytes).sum();
+        let what = format!("pushing packs to {}", self.remote.address());
+        monitor.start(&what, Some(total));
+        let done = each(&sized, |(pack, bytes)| {
+            let put = self.put_pack(pack);
+            monitor.advance(*bytes);
+            match put {
+                Err(e) if e.is_content() || e.is_gone() => Ok(Err(e)),
+                other => other.map(Ok),
+            }
+        });
+        monitor.finish();
+        for ((pack, _), put) in sized.into_iter().zip(done?) {
+            match put {
+                Ok((bytes, sent)) => {
+                    self.put.insert(pack);
+                    self.report.packs += 1;
+                    self.report.pack_bytes += bytes;
+                    self.report.sent_bytes += sent;
+                }
+                Err(e) => self.note(e)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts a pack whose bytes are what its name says; gives their number, and how many were sent for them.
+    fn put_pack(&self, pack: &Digest) -> Result<(u64, u64), Error> {
+        let file: PackPath = self.store.layout.pack_path(*pack);
+        let bytes = packfile::read_whole(&self.store.layout, &file)?;
+        let found = Digest::of(&bytes);
+        if found != *pack {
+            let why = format!(
+                "expected content with the digest in the name, found {}",
+                found.short()
+            );
+            return Err(Error::malformed(&file.path, why));
+        }
+        let size = bytes.len() as u64;
+        let shared = match self.options.compress {
+            true => Some(planes::encode(&bytes).map_err(Error::Refused)?),
+            false => None,
+        };
+        let (is_shared, object) = match shared {
+            Some(shared) if shared.len() < bytes.len() => (true, Bytes::from(shared)),
+            _ => (false, Bytes::from(bytes)),
+        };
+        let name = names::pack(pack, is_shared);
+        self.remote.client.put_new(&name, &object)?;
+        Ok((size, object.len() as u64))
+    }
+
+    /// Puts packs again that were there at first and are gone: somebody removed them while we were asleep.
+    fn put_those_gone(&mut self, parts: &[Part]) -> Result<(), Error> {
+        if self.report.packs_there == 0 {
+            return Ok(());
+        }
+        let now = Contents::of(&self.remote.client.list("packs")?);
+        let named = parts.iter().flat_map(|part| &part.rows).map(|row| row.pack);
+        let relied: HashSet<Digest> = named.filter(|p| self.there.packs.contains_key(p)).collect();
+        for pack in relied.iter().filter(|p| !now.packs.contains_key(p)) {
+            match self.put_pack(pack) {
+                Ok(_) => {}
+                Err(e) if e.is_content() || e.is_gone() => {
+                    self.put.remove(pack);
+                }
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+
+    fn put_parts(&mut self, parts: Vec<Part>) -> Result<(), Error> {
+        for mut part in parts {
+            let before = part.rows.len();
+            part.rows.retain(|row| self.put.contains(&row.pack));
+            let path = self.store.layout.index_part(&part.spec, &part.digest);
+            if part.rows.len() < before {
+                let left = before - part.rows.len();
+                let why = format!("names {left} entries in packs that are missing or damaged here");
+                self.note(Error::malformed(&path, why))?;
+            }
+            if part.rows.is_empty() {
+                continue;
+            }
+            let bytes = match part.rows.len() == part.total {
+                true => disk::read_bounded(self.store.disk(), &path, index::PART_LIMIT_BYTES)?,
+                false => index::encode(&part.spec, &part.rows)?,
+            };
+            let digest = Digest::of(&bytes);
+            let name = names::part(&part.spec, &digest);
+            self.remote.client.put_new(&name, &bytes.into())?;
+            self.report.index_parts += 1;
+            self.report.entries += part.rows.len() as u64;
+        }
+        Ok(())
+    }
+
+    /// Puts the runs, with those of their entries that are there.
+    fn put_runs(&mut self) -> Result<(), Error> {
+        let ids = self.store.own_runs()?;
+        if ids.is_empty() {
+            return Ok(());
+        }
+        let there = self.entries_there()?;
+        for id in ids {
+            let run = match self.store.run(&id) {
+                Ok(run) => run,
+                Err(e) => {
+                    self.note(e)?;
+                    continue;
+                }
+            };
+            let listed = run.entries.iter();
+            let listed = listed.flat_map(|(spec, list)| list.iter().map(|e| (*spec, *e)));
+            let kept: Vec<_> = listed.filter(|both| there.contains(both)).collect();
+            if kept.len() < run.num_entries() {
+                let left = run.num_entries() - kept.len();
+                let why =
+                    format!("uses {left} entries that are not here, and protects them no more");
+                self.note(Error::malformed(&self.store.layout.run(&id), why))?;
+            }
+            if !kept.is_empty() {
+                self.put_run(&run, &kept)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs there are never replaced: each is put under a name with the digest of its list, and takes the place of those of its name
+    /// of which it has all entries.
+    fn put_run(&mut self, run: &Run, kept: &[(Fingerprint, Fingerprint)]) -> Result<(), Error> {
+        let base = base_name(&run.id);
+        // Room for the point and the digest.
+        let base: String = base.chars().take(run::ID_LIMIT - SUFFIX).collect();
+        let id = format!("{base}.{}", list_digest(kept).short());
+        if self.there.runs.contains_key(&id) {
+            return Ok(());
+        }
+        let bytes = run::run_bytes(&id, kept, run.extra.clone());
+        self.remote
+            .client
+            .put_new(&names::run(&id), &bytes.into())?;
+        self.report.runs += 1;
+        let kept: HashSet<_> = kept.iter().copied().collect();
+        let older = self
+            .there
+            .runs
+            .keys()
+            .filter(|other| base_name(other) == base);
+        for other in older {
+            // One that cannot be read may protect something.
+            let Ok(old) = self.remote.run(other) else {
+                continue;
+            };
+            let mut listed =
+                (old.entries.iter()).flat_map(|(spec, list)| list.iter().map(|e| (*spec, *e)));
+            if listed.all(|both| kept.contains(&both)) {
+                self.remote.client.remove(&names::run(other))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The entries of this store's index whose packs are there now.
+    fn entries_there(&self) -> Result<HashSet<(Fingerprint, Fingerprint)>, Error> {
+        let layout = &self.store.layout;
+        let mut found = HashSet::new();
+        for spec in layout.indexed_specs()? {
+            for (part, _) in layout.index_parts(&spec)? {
+                let Ok(rows) = decode_part(layout, &spec, &part, index::presence) else {
+                    continue;
+                };
+                let is_there =
+                    |pack| self.put.contains(pack) || self.there.packs.contains_key(pack);
+                let there = rows.iter().filter(|row| is_there(&row.pack));
+                found.extend(there.map(|row| (spec, row.entry)));
+            }
+        }
+        Ok(found)
+    }
+
+    /// Takes note of what is not as it must be; what cannot be read is an error.
+    fn note(&mut self, e: Error) -> Result<(), Error> {
+        match e {
+            Error::Malformed { path, why } => {
+                self.report.problems.push(Problem {
+                    file: relative(&self.store.layout, &path),
+                    what: why,
+                    mend: "left out; `plumb store check` tells what is wrong here".to_owned(),
+                });
+                Ok(())
+            }
+            e if e.is_gone() => Ok(()),
+            e => Err(e),
+        }
+    }
+}
+
+/// A point and twelve digits.
+const SUFFIX: usize = 13;
+
+/// A run's name without the digest of its list.
+fn base_name(id: &str) -> &str {
+    match id.rsplit_once('.') {
+        Some((base, digest))
+            if digest.len() == SUFFIX - 1 && digest.bytes().all(|b| b.is_ascii_hexdigit()) =>
+        {
+            base
+        }
+        _ => id,
+    }
+}
+
+fn list_digest(entries: &[(Fingerprint, Fingerprint)]) -> Digest {
+    let mut by_spec: BTreeMap<String, Vec<Fingerprint>> = BTreeMap::new();
+    for (spec, entry) in entries {
+        by_spec.entry(spec.to_string()).or_default().push(*entry);
+    }
+    Digest::of(&canonical_json(&by_spec))
+}

@@ -1,0 +1,431 @@
+//! Stores on object storage, on a real S3 server: there and back, under faults, kills, collection, and with a hostile bucket.
+
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use plumb::digest::Digest;
+use plumb::monitor::Silent;
+use plumb::rng::{Rng, Stream};
+use plumb::store::{Address, GcOptions, Lacking, Place, PushOptions, Remote, Store};
+use serde_json::json;
+
+use crate::s3::{BUCKET, Fault, S3, proxy};
+use crate::store_util::{add, entry, files, readable, scratch, spec};
+use crate::util::{listing, plumb_with};
+
+const CAPTIONS: [&str; 6] = ["a", "bb", "ccc", "a longer caption, cut", "\u{e4}", ""];
+
+/// A store with two specs, a run on each, and several packs.
+fn store(path: &Path) -> Store {
+    let store = Store::open_or_create(path).expect("a store");
+    for number in [1, 2] {
+        for some in CAPTIONS.chunks(2) {
+            add(&store, number, some).expect("added");
+        }
+        run(&store, number, &CAPTIONS);
+    }
+    store
+}
+
+fn run(store: &Store, number: u32, captions: &[&str]) {
+    let (id, _) = spec(number);
+    let entries: Vec<_> = captions.iter().map(|c| (id, entry(&id, c).entry)).collect();
+    let name = format!("run-{number}");
+    store
+        .write_run(&name, &entries, json!({}), Lacking::Refuse)
+        .expect("a run");
+}
+
+fn push(remote: &Remote, store: &Store, options: PushOptions) -> plumb::store::PushReport {
+    let report = remote.push(store, options, &Silent).expect("pushed");
+    assert_eq!(report.problems, []);
+    report
+}
+
+#[track_caller]
+fn assert_sound(remote: &Remote) {
+    let report = remote.check(true, &Silent).expect("checked");
+    assert_eq!(report.problems, []);
+}
+
+#[test]
+fn a_store_goes_to_object_storage_and_comes_back() {
+    let Some(s3) = S3::start() else { return };
+    let dir = scratch();
+    let own = store(&dir.path().join("own"));
+    let remote = s3.remote(&s3.server);
+    let plain = push(&remote, &own, PushOptions::default());
+    assert_eq!((plain.packs, plain.index_parts, plain.runs), (6, 6, 2));
+    let again = push(&remote, &own, PushOptions::default());
+    assert_eq!((again.packs, again.index_parts, again.runs), (0, 0, 0));
+    assert_sound(&remote);
+
+    let copy = dir.path().join("copy");
+    let pulled = Store::open_or_create(&copy).expect("a store");
+    let report = remote.pull(&pulled, &Silent).expect("pulled");
+    assert_eq!((report.packs, report.runs, report.problems), (6, 2, vec![]));
+    assert_eq!(files(&copy, ".safetensors").len(), 6);
+    let checked = Store::check(&copy, true, &Silent).expect("checked");
+    assert_eq!((checked.problems, checked.entries), (vec![], 12));
+    // What was pulled is there already, under other names of runs.
+    let back = push(&remote, &pulled, PushOptions::default());
+    assert_eq!((back.packs, back.index_parts, back.runs), (0, 0, 0));
+
+    // Through a folder: nothing but the index comes before something is read, and what was written goes back.
+    let place = Place::remote(remote.clone(), dir.path().join("mirror"), true);
+    let mirror = Store::open(&place).expect("a store");
+    assert_eq!(mirror.shown(), Path::new(&s3.address()));
+    assert!(files(mirror.path(), ".safetensors").is_empty());
+    assert_eq!(readable(&mirror, 2, &CAPTIONS), CAPTIONS);
+    assert_eq!(files(mirror.path(), ".safetensors").len(), 3);
+    add(&mirror, 1, &["new"]).expect("added");
+    let shared = mirror.share(&Silent).expect("shared").expect("a report");
+    assert_eq!((shared.packs, shared.index_parts), (1, 1));
+    assert_sound(&remote);
+    // The folder is for this store alone, and is none by itself.
+    assert!(Store::open(mirror.path()).is_err());
+    // Others find it, and a damaged file is fetched again.
+    let other = Place::remote(remote.clone(), dir.path().join("other"), false);
+    let other = Store::open(&other).expect("a store");
+    assert_eq!(readable(&other, 1, &["new", "a"]), ["new", "a"]);
+    for pack in files(other.path(), ".safetensors") {
+        let mut bytes = std::fs::read(&pack).expect("read");
+        let last = bytes.len() - 1;
+        bytes[last] ^= 1;
+        std::fs::write(&pack, bytes).expect("written");
+    }
+    assert_eq!(readable(&other, 1, &["new", "a"]), ["new", "a"]);
+    if s3.is_open {
+        over_http(&s3, &own, dir.path());
+    }
+}
+
+/// Read-only, with a list that a push left.
+fn over_http(s3: &S3, own: &Store, dir: &Path) {
+    let address = format!("http://{}/{BUCKET}/{}", s3.server, s3.prefix);
+    let address = Address::parse(&address).expect("an address");
+    let http = Remote::new(address, &Default::default()).expect("a client");
+    let open = || Store::open(Place::remote(http.clone(), dir.join("http"), false));
+    let why = open().err().expect("no list").to_string();
+    assert!(why.contains("--contents"), "{why}");
+    let options = PushOptions {
+        contents: true,
+        ..PushOptions::default()
+    };
+    push(&s3.remote(&s3.server), own, options);
+    let read = open().expect("a store");
+    assert_eq!(readable(&read, 1, &["new", "bb"]), ["new", "bb"]);
+    assert_sound(&http);
+    add(&read, 1, &["not this"]).expect("added");
+    let why = read.share(&Silent).expect_err("read-only").to_string();
+    assert!(why.contains("only read"), "{why}");
+}
+
+#[test]
+fn faults_on_the_way_cost_time_and_nothing_else() {
+    let Some(s3) = S3::start() else { return };
+    let dir = scratch();
+    let own = store(&dir.path().join("own"));
+    let faults = [
+        Fault::SlowDown,
+        Fault::DoneAndError,
+        Fault::Cut,
+        Fault::Flip,
+        Fault::Close,
+        Fault::Late(50),
+    ];
+    let faulty = proxy(&s3.server, move |method, path, number| {
+        let fault = faults[(number / 3) as usize % faults.len()];
+        match (number % 3, method, fault) {
+            (0, _, _) => Fault::None,
+            // Of an answer that is no object nobody has a digest.
+            (_, "GET", Fault::Flip) if path.contains("packs/") || path.contains("index/") => fault,
+            (_, _, Fault::Flip) => Fault::None,
+            (_, _, fault) => fault,
+        }
+    });
+    let remote = s3.remote(&faulty);
+    let options = PushOptions {
+        compress: true,
+        ..PushOptions::default()
+    };
+    push(&remote, &own, options);
+    let copy = Store::open_or_create(dir.path().join("copy")).expect("a store");
+    let report = remote.pull(&copy, &Silent).expect("pulled");
+    assert_eq!((report.packs, report.problems), (6, vec![]));
+    for number in [1, 2] {
+        assert_eq!(readable(&copy, number, &CAPTIONS), CAPTIONS);
+    }
+    assert_sound(&s3.remote(&s3.server));
+
+    // A list that lags behind, as some servers have it: nothing is begun on its word.
+    let stale = proxy(&s3.server, |_, _, _| Fault::Stale);
+    let lagging = s3.remote(&stale);
+    lagging.find().expect("the first list is as it is");
+    add(&own, 1, &["later"]).expect("added");
+    let why = lagging.push(&own, PushOptions::default(), &Silent);
+    if let Err(why) = why {
+        assert!(why.to_string().contains("lists lag behind"), "{why}");
+    }
+    assert_sound(&s3.remote(&s3.server));
+}
+
+#[test]
+fn a_push_that_is_killed_names_nothing_that_is_not_there() {
+    let Some(s3) = S3::start() else { return };
+    let kills: u64 = std::env::var("PLUMB_S3_KILLS").map_or(4, |n| n.parse().expect("a number"));
+    let dir = scratch();
+    let own = store(&dir.path().join("own"));
+    let slow = proxy(&s3.server, |_, _, _| Fault::Late(15));
+    let variables = s3.variables(&slow);
+    let mut rng = Rng::new(1, Stream::Shuffle, 0, 0);
+    let mut killed = 0;
+    let mut round = 0;
+    while killed < kills {
+        round += 1;
+        assert!(round < 20 * kills, "only {killed} of {round} were running");
+        // Something to push each time.
+        add(&own, 1, &[&format!("round {round}")]).expect("added");
+        let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_plumb"))
+            .args(["store", "push", "own", &s3.address(), "--wait", "0"])
+            .current_dir(dir.path())
+            .envs(&variables)
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .expect("it starts");
+        std::thread::sleep(Duration::from_millis(20 + rng.below(700)));
+        if child.try_wait().expect("its state").is_none() {
+            child.kill().expect("SIGKILL");
+            killed += 1;
+        }
+        child.wait().expect("it ends");
+        match s3.remote(&s3.server).check(true, &Silent) {
+            Ok(report) => assert_eq!(report.problems, [], "round {round}"),
+            // Killed before the first object.
+            Err(e) => assert!(e.is_no_store(), "round {round}: {e}"),
+        }
+    }
+    println!("{killed} of {round} pushes were killed");
+    // Those that died keep no later one out.
+    push(&s3.remote(&s3.server), &own, PushOptions::default());
+    let copy = Store::open_or_create(dir.path().join("copy")).expect("a store");
+    s3.remote(&s3.server).pull(&copy, &Silent).expect("pulled");
+    let report = Store::check(&dir.path().join("copy"), true, &Silent).expect("checked");
+    assert_eq!((report.problems, report.entries), (vec![], 12 + round));
+}
+
+#[test]
+fn collection_takes_what_no_run_uses_by_the_clock_of_the_server() {
+    let Some(s3) = S3::start() else { return };
+    let dir = scratch();
+    let own = Store::open_or_create(dir.path().join("own")).expect("a store");
+    add(&own, 1, &["a", "b"]).expect("added");
+    add(&own, 1, &["c"]).expect("added");
+    add(&own, 2, &["d"]).expect("added");
+    run(&own, 1, &["a"]);
+    let remote = s3.remote(&s3.server);
+    push(&remote, &own, PushOptions::default());
+    let options = |hours: u64, dry_run| GcOptions {
+        // A clock that is a century ahead.
+        now: SystemTime::now() + Duration::from_secs(100 * 365 * 24 * 3600),
+        grace: Duration::from_secs(hours * 3600),
+        dry_run,
+        without_runs: false,
+    };
+    let gc = |hours, dry_run| remote.gc(&options(hours, dry_run), Duration::ZERO, &Silent);
+    let young = gc(1, false).expect("collected");
+    assert_eq!((young.packs_removed, young.entries_kept), (0, 4));
+    if s3.is_open {
+        // Whoever adds keeps it out, and whoever removes keeps others out.
+        let lease = format!("leases/add-{}.json", "0".repeat(32));
+        s3.put(&lease, b"{}");
+        let why = gc(0, false).expect_err("busy").to_string();
+        assert!(why.contains("adding entries"), "{why}");
+        s3.remove(&lease);
+        let lease = format!("leases/remove-{}.json", "0".repeat(32));
+        s3.put(&lease, b"{}");
+        let why = remote.push(&own, PushOptions::default(), &Silent);
+        let why = why.expect_err("busy").to_string();
+        assert!(why.contains("removing objects"), "{why}");
+        s3.remove(&lease);
+    }
+    // Another machine has the index of before.
+    let place = Place::remote(remote.clone(), dir.path().join("mirror"), false);
+    let before = Store::open(&place).expect("a store");
+    let told = gc(0, true).expect("told");
+    assert_eq!((told.packs_removed, told.entries_removed), (2, 2));
+    assert_sound(&remote);
+    let done = gc(0, false).expect("collected");
+    assert_eq!((done.packs_removed, done.entries_kept), (2, 2));
+    assert_sound(&remote);
+    // Of the two in one pack, one is used: both stay. What went is not there, and can be encoded again.
+    assert_eq!(readable(&before, 1, &["a", "b", "c"]), ["a", "b"]);
+    let after = Store::open(&place).expect("a store");
+    let (id, _) = spec(1);
+    let reader = after.reader().expect("a reader");
+    assert!(!reader.contains(&id, &entry(&id, "c").entry));
+    // From where it still is, a push brings it back.
+    push(&remote, &own, PushOptions::default());
+    assert_sound(&remote);
+    let after = Store::open(&place).expect("a store");
+    assert_eq!(readable(&after, 1, &["c"]), ["c"]);
+    assert_eq!(readable(&after, 2, &["d"]), ["d"]);
+}
+
+#[test]
+fn a_hostile_or_half_written_bucket_is_told_and_not_believed() {
+    let Some(s3) = S3::start().filter(|s3| s3.is_open) else {
+        return;
+    };
+    let dir = scratch();
+    let remote = s3.remote(&s3.server);
+    let find = || remote.find().expect_err("refused").to_string();
+    assert!(find().contains("nothing of a store"));
+    s3.put("notes.txt", b"mine");
+    let own = store(&dir.path().join("own"));
+    let why = remote.push(&own, PushOptions::default(), &Silent);
+    let why = why.expect_err("refused").to_string();
+    assert!(why.contains("other things are there"), "{why}");
+    s3.remove("notes.txt");
+    push(&remote, &own, PushOptions::default());
+    let marker = s3.get("store.json");
+    s3.remove("store.json");
+    assert!(find().contains("store.json is missing"));
+    s3.put("store.json", br#"{"format":"plumb-store","version":99}"#);
+    assert!(find().contains("version 99"));
+    s3.put("store.json", b"\xff");
+    assert!(remote.find().is_err());
+    s3.put("store.json", &marker);
+
+    let names = s3.names();
+    let named = |start: &str| names.iter().find(|n| n.starts_with(start)).expect(start);
+    let (pack, part) = (named("packs/").clone(), named("index/").clone());
+    let spec_folder = part.rsplit_once('/').expect("a folder").0.to_owned();
+    let sound = s3.get(&pack);
+    let mut wrong = sound.clone();
+    let last = wrong.len() - 1;
+    wrong[last] ^= 1;
+    s3.put(&pack, &wrong);
+    // Garbage under its own digest, and names that lead elsewhere.
+    let garbage = b"PAR1 this is no table PAR1";
+    s3.put(
+        &format!("{spec_folder}/{}.parquet", Digest::of(garbage)),
+        garbage,
+    );
+    let bomb = [b"plumb planes 1\n".as_slice(), &u64::MAX.to_le_bytes()].concat();
+    let other = Digest::of(b"some other pack").to_string();
+    s3.put(
+        &format!("packs/{}/{other}.safetensors.planes", &other[..2]),
+        &bomb,
+    );
+    s3.put(
+        "runs/evil.json",
+        br#"{"version":1,"id":"other","extra":{},"entries":{}}"#,
+    );
+    s3.put("packs/zz/../../../../escaped.safetensors", b"x");
+    s3.put("index/..%2f..%2fescaped.parquet", b"x");
+    let report = remote.check(true, &Silent).expect("checked");
+    let told: Vec<String> = report.problems.iter().map(ToString::to_string).collect();
+    for part in [
+        pack.as_str(),
+        &other,
+        "evil.json",
+        &Digest::of(garbage).to_string(),
+    ] {
+        assert!(told.iter().any(|t| t.contains(part)), "{part}: {told:#?}");
+    }
+    assert_eq!(told.len(), 4, "{told:#?}");
+
+    let copy = dir.path().join("copy");
+    let pulled = Store::open_or_create(&copy).expect("a store");
+    let report = remote.pull(&pulled, &Silent).expect("pulled");
+    assert!(
+        report.packs == 5 && report.problems.len() >= 4,
+        "{report:#?}"
+    );
+    let checked = Store::check(&copy, true, &Silent).expect("checked");
+    assert_eq!((checked.problems, checked.entries), (vec![], 10));
+    let place = Place::remote(remote.clone(), dir.path().join("mirror"), false);
+    let mirror = Store::open(&place).expect("a store");
+    let read = readable(&mirror, 1, &CAPTIONS).len() + readable(&mirror, 2, &CAPTIONS).len();
+    assert_eq!(read, 10);
+    let escaped = listing(dir.path())
+        .into_iter()
+        .filter(|f| f.contains("escaped"));
+    assert_eq!(escaped.count(), 0);
+    // What cannot be understood may protect something.
+    let options = GcOptions {
+        now: SystemTime::now(),
+        grace: Duration::ZERO,
+        dry_run: false,
+        without_runs: true,
+    };
+    assert!(remote.gc(&options, Duration::ZERO, &Silent).is_err());
+    assert!(s3.names().contains(&pack));
+}
+
+#[test]
+fn the_commands_say_what_they_do_and_show_no_secrets() {
+    let Some(s3) = S3::start() else { return };
+    let dir = scratch();
+    store(&dir.path().join("own"));
+    let variables = s3.variables(&s3.server);
+    let mut variables: Vec<(&str, &str)> = variables
+        .iter()
+        .map(|(n, v)| (n.as_str(), v.as_str()))
+        .collect();
+    let caches = dir.path().join("caches").display().to_string();
+    variables.push(("XDG_CACHE_HOME", &caches));
+    let address = s3.address();
+    let run = |args: &[&str]| plumb_with(dir.path(), args, &variables);
+    let nothing = run(&["store", "pull", &address, "copy"]).expect(1);
+    nothing.says("there is nothing of a store");
+    assert!(!dir.path().join("copy").exists());
+    let pushed = run(&["store", "push", "own", &address, "--compress"]).expect(0);
+    pushed.says("pushed 12 entries in 6 packs");
+    run(&["store", "push", "own", &address])
+        .expect(0)
+        .says("nothing to push");
+    let checked = run(&["--json", "store", "check", &address, "--read-data"]).expect(0);
+    assert_eq!(checked.json()["entries"], 12);
+    run(&["store", "stats", &address]).expect(0).says(&address);
+    run(&["inspect", "store", &address])
+        .expect(0)
+        .says("12 entries");
+    run(&["store", "pull", &address, "copy"])
+        .expect(0)
+        .says("pulled 6 packs");
+    run(&["store", "check", "copy", "--read-data"])
+        .expect(0)
+        .says("sound");
+    run(&["store", "gc", &address, "--grace-hours", "0"])
+        .expect(0)
+        .says("0 entries removed");
+    run(&["store", "rebuild-index", &address])
+        .expect(2)
+        .says("pull");
+    run(&["store", "push", "own"])
+        .expect(2)
+        .says("say where to");
+    for (to, says) in [
+        ("s3://key:hunter2hunter2@bucket/x", "refused"),
+        ("s4://bucket", "no kind of store"),
+        ("https://host/x", "only read"),
+        ("s3://no-such-bucket/x", "bucket"),
+    ] {
+        let ran = run(&["store", "push", "own", to]).says(says);
+        assert!(matches!(ran.status, 1 | 2), "{to}");
+        let said = format!("{}{}", ran.stdout, ran.stderr);
+        assert!(
+            !said.contains("hunter2") && said.lines().count() < 3,
+            "{said}"
+        );
+    }
+    let bare = plumb_with(
+        dir.path(),
+        &["store", "check", &address],
+        &[("AWS_ACCESS_KEY_ID", "")],
+    );
+    bare.expect(1).says("set AWS_ACCESS_KEY_ID");
+}
