@@ -192,6 +192,11 @@ pub(crate) fn contiguous(tensor: &Tensor) -> Result<Tensor> {
     by_kernel!(tensor, T => copy_strided::<T>(tensor), tensor.contiguous())
 }
 
+/// `tensor` with its elements in order, in this scalar: parameters of bf16 serve activations of f32.
+pub(crate) fn dense<T: Real>(tensor: &Tensor) -> Result<Tensor> {
+    contiguous(&tensor.to_dtype(T::DTYPE)?)
+}
+
 fn copy_strided<T: Real>(tensor: &Tensor) -> Result<Tensor> {
     let view = strided::<T>(tensor)?;
     let (dims, strides, data) = (tensor.dims(), view.strides(), view.data());

@@ -9,6 +9,7 @@
 
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod bf16;
 
 use std::marker::PhantomData;
 
@@ -18,6 +19,8 @@ use rayon::prelude::*;
 
 use super::cpu::rows_per_piece;
 use super::real::Real;
+
+pub(crate) use bf16::matmul_plus_bf16;
 
 /// At most this many results take gemm's dot-product shortcut.
 const SHORTCUT_RESULTS: usize = 256;
@@ -39,7 +42,7 @@ pub(crate) struct Matrix<'a, T> {
     column_stride: usize,
 }
 
-impl<'a, T: Real> Matrix<'a, T> {
+impl<'a, T: Copy> Matrix<'a, T> {
     /// Rows of `columns` elements, `row_stride` apart.
     pub(crate) fn new(data: &'a [T], rows: usize, columns: usize, row_stride: usize) -> Self {
         check(data.len(), rows, columns, row_stride);
@@ -208,8 +211,23 @@ pub(crate) fn matmul<T: Real>(
     b: Matrix<'_, T>,
     threads: Parallelism,
 ) {
+    matmul_with_row(c, write, scale, (a, b), None, threads);
+}
+
+/// `matmul`, and `row` added to every row.
+fn matmul_with_row<T: Real>(
+    c: &mut MatrixMut<'_, T>,
+    write: Write,
+    scale: T,
+    (a, b): (Matrix<'_, T>, Matrix<'_, T>),
+    row: Option<&[T]>,
+    threads: Parallelism,
+) {
     assert!(
-        a.columns == b.rows && c.rows == a.rows && c.columns == b.columns,
+        a.columns == b.rows
+            && c.rows == a.rows
+            && c.columns == b.columns
+            && row.is_none_or(|row| row.len() == c.columns),
         "{}x{} = {}x{} times {}x{}",
         c.rows,
         c.columns,
@@ -230,6 +248,7 @@ pub(crate) fn matmul<T: Real>(
                 Write::Add => target.cast_const(),
             },
             base_stride: c.row_stride,
+            bias: row.map_or(std::ptr::null(), <[T]>::as_ptr).cast(),
             target,
             stride: c.row_stride,
             ..product
@@ -240,6 +259,11 @@ pub(crate) fn matmul<T: Real>(
         return;
     }
     matmul_by_crate(c, write, scale, a, b, threads);
+    if let Some(row) = row {
+        for i in 0..c.rows {
+            c.row(i).iter_mut().zip(row).for_each(|(x, &b)| *x += b);
+        }
+    }
 }
 
 /// `scale * a b + plus`, as rows, by all threads.
@@ -301,7 +325,8 @@ pub(crate) fn matmul_plus<T: Real>(
 /// The product for our kernel, without a target, where the machine, the type and the shape are its.
 #[cfg(target_arch = "x86_64")]
 fn own<T: Real>(scale: T, a: Matrix<'_, T>, b: Matrix<'_, T>) -> Option<avx512::Product> {
-    if T::DTYPE != DType::F32 || a.columns == 0 || !avx512::available() {
+    let operands = avx512::Operands::Single;
+    if T::DTYPE != DType::F32 || a.columns == 0 || !avx512::available(operands) {
         return None;
     }
     let factor = |m: Matrix<'_, T>| avx512::Factor {
@@ -310,6 +335,7 @@ fn own<T: Real>(scale: T, a: Matrix<'_, T>, b: Matrix<'_, T>) -> Option<avx512::
         column_stride: m.column_stride,
     };
     Some(avx512::Product {
+        operands,
         rows: a.rows,
         inner: a.columns,
         columns: b.columns,

@@ -1,17 +1,19 @@
 //! Linear layers, frozen, with or without a low-rank adapter: one matrix product over all leading dimensions.
 
-use candle_core::{Result, Tensor, bail};
+use candle_core::{DType, Result, Tensor, bail};
+use half::bf16;
 
 use super::Kernels;
 use super::cpu::{self, by_kernel, elements};
 #[cfg(feature = "cuda")]
 use super::cuda::linear as cuda;
-use super::gemm::{ALL, Matrix, MatrixMut, Plus, Write, matmul, matmul_plus};
+use super::gemm::{ALL, Matrix, MatrixMut, Plus, Write, matmul, matmul_plus, matmul_plus_bf16};
 use super::real::Real;
 
 /// `y = x w^T + b`, with `x` `[.., in]`, `w` `[out, in]`, `b` `[out]`, `y` `[.., out]`.
 ///
-/// On a CPU, each row of `y` is the same bit for bit whatever the other rows are.
+/// On a CPU, each row of `y` is the same bit for bit whatever the other rows are; and `w` and `b` may be bf16 where `x` is f32:
+/// then `x` is rounded to bf16 for the product, and sums and result are f32.
 ///
 /// # Errors
 ///
@@ -170,15 +172,18 @@ pub(super) fn shape_with_last(x: &Tensor, last: usize) -> Vec<usize> {
     [&x.dims()[..lead], &[last]].concat()
 }
 
-/// `x w^T + b + base`.
+/// `x w^T + b + base`. A weight of bf16 under activations of f32 is a product in bf16.
 fn product<T: Real>(
     x: &Tensor,
     w: &Tensor,
     b: Option<&Tensor>,
     base: Option<&Tensor>,
 ) -> Result<Tensor> {
+    if T::DTYPE == DType::F32 && w.dtype() == DType::BF16 {
+        return product_in_bf16(x, w, b, base);
+    }
     let out = w.dim(0)?;
-    let b = b.map(cpu::contiguous).transpose()?;
+    let b = b.map(cpu::dense::<T>).transpose()?;
     let base = base.map(cpu::contiguous).transpose()?;
     let b = b.as_ref().map(elements::<T>).transpose()?;
     let base = base.as_ref().map(elements::<T>).transpose()?;
@@ -192,6 +197,33 @@ fn product<T: Real>(
     })
 }
 
+/// `x w^T + b + base` with `x` f32, rounded to bf16 on the way, and `w` bf16; sums and result are f32.
+fn product_in_bf16(
+    x: &Tensor,
+    w: &Tensor,
+    b: Option<&Tensor>,
+    base: Option<&Tensor>,
+) -> Result<Tensor> {
+    let (rows, inner) = cpu::rows_of(x)?;
+    let out = w.dim(0)?;
+    let (x_dense, w_dense) = (cpu::contiguous(x)?, w.contiguous()?);
+    let b = b.map(cpu::dense::<f32>).transpose()?;
+    let base = base.map(cpu::contiguous).transpose()?;
+    let b = b.as_ref().map(elements::<f32>).transpose()?;
+    let base = base.as_ref().map(elements::<f32>).transpose()?;
+    let plus = Plus {
+        row: b.as_deref(),
+        all: base.as_deref(),
+    };
+    let (x_data, w_data) = (elements::<f32>(&x_dense)?, elements::<bf16>(&w_dense)?);
+    let y = matmul_plus_bf16(
+        Matrix::new(&x_data, rows, inner, inner),
+        Matrix::new(&w_data, out, inner, inner).t(),
+        plus,
+    );
+    cpu::tensor(y, &shape_with_last(x, out))
+}
+
 /// A factor of a product: a tensor as rows of its last dimension, and whether it is transposed.
 type Operand<'a> = (&'a Tensor, bool);
 
@@ -201,7 +233,7 @@ fn with_matrices<T: Real, R>(
     right: Operand<'_>,
     f: impl FnOnce(Matrix<'_, T>, Matrix<'_, T>) -> Result<R>,
 ) -> Result<R> {
-    let (left_dense, right_dense) = (cpu::contiguous(left.0)?, cpu::contiguous(right.0)?);
+    let (left_dense, right_dense) = (cpu::dense::<T>(left.0)?, cpu::dense::<T>(right.0)?);
     let (left_data, right_data) = (elements::<T>(&left_dense)?, elements::<T>(&right_dense)?);
     let matrix = |data, (tensor, transposed): Operand<'_>| -> Result<_> {
         let (rows, columns) = cpu::rows_of(tensor)?;

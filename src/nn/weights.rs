@@ -234,6 +234,15 @@ impl Weights {
         self.dtype
     }
 
+    /// The type of the activations of a network of them. Under weights of bf16 it is f32 on a CPU: `nn::linear` rounds what
+    /// goes into a product and nothing else.
+    pub fn activations(&self) -> DType {
+        match self.dtype {
+            DType::BF16 if self.device.is_cpu() => DType::F32,
+            dtype => dtype,
+        }
+    }
+
     /// The device tensors are loaded to; the CPU unless changed.
     pub fn device(&self) -> &Device {
         &self.device

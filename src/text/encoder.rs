@@ -46,8 +46,8 @@ pub struct TextEncoder {
 }
 
 impl TextEncoder {
-    /// Finds the encoder among `weights` and loads what its rules need. It computes in the weights' type, on their
-    /// device.
+    /// Finds the encoder among `weights` and loads what its rules need. It computes in the weights' type (for bf16 on a CPU:
+    /// its matrix products, and all else in f32), on their device. Results are in that type.
     ///
     /// # Errors
     /// If architecture and rules do not fit each other or the files, or a tensor cannot be read.
@@ -88,8 +88,11 @@ impl TextEncoder {
                 });
             }
         }
-        let encoded = self.network.encode(captions)?;
-        for (caption, encoded) in encoded.iter().enumerate() {
+        let mut encoded = self.network.encode(captions)?;
+        for (caption, encoded) in encoded.iter_mut().enumerate() {
+            for output in [&mut encoded.hidden, &mut encoded.pooled] {
+                *output = output.take().map(|t| t.to_dtype(self.dtype)).transpose()?;
+            }
             // Refused here, as a stored NaN would spoil every training that reads the entry.
             self.check_finite(caption, encoded)?;
         }

@@ -1,19 +1,24 @@
-//! Products of f32 matrices on processors with AVX-512, where the `gemm` crate reaches three quarters to
-//! nine tenths of what MKL does. The scheme is that of BLIS (Van Zee & van de Geijn 2015, doi:10.1145/2764454): a tile of the result
+//! Products of f32 matrices, and of f32 with bf16 ones, on processors with AVX-512, where the `gemm` crate reaches three
+//! quarters to nine tenths of what MKL does. The scheme is that of BLIS (Van Zee & van de Geijn 2015, doi:10.1145/2764454): a tile of the result
 //! stays in registers, a block of the right factor in the L2 cache, the rows of a tile in the L1 cache.
 //!
 //! An element is one chain of fused multiply-adds over a block of the inner dimension, from zero; the sums of
 //! blocks are added in order. Blocks depend on the inner dimension alone: so a row of the result depends
 //! neither on the other rows nor on the threads.
+//!
+//! Where the right factor is bf16 the left one is rounded to bf16 as it is packed, and what is a number above is two
+//! neighbours of the inner dimension: `vdpbf16ps` adds the product of the second ones to a sum, rounds, adds that of the first
+//! ones, and rounds. (Measured on Zen 5; the documentation of Intel's processors says the same.)
 
 use std::arch::x86_64::{
-    __m512, __mmask16, _MM_HINT_T0, _mm_prefetch, _mm512_add_ps, _mm512_castpd_ps,
-    _mm512_castps_pd, _mm512_fmadd_ps, _mm512_load_ps, _mm512_mask_storeu_ps,
-    _mm512_maskz_loadu_ps, _mm512_set1_ps, _mm512_setzero_ps, _mm512_shuffle_f32x4,
-    _mm512_storeu_ps, _mm512_unpackhi_pd, _mm512_unpackhi_ps, _mm512_unpacklo_pd,
-    _mm512_unpacklo_ps,
+    __m512, __m512bh, __mmask16, _MM_HINT_T0, _mm_prefetch, _mm512_add_ps, _mm512_castpd_ps,
+    _mm512_castps_pd, _mm512_cvtne2ps_pbh, _mm512_dpbf16_ps, _mm512_fmadd_ps, _mm512_load_ps,
+    _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps, _mm512_set1_ps, _mm512_setzero_ps,
+    _mm512_shuffle_f32x4, _mm512_storeu_ps, _mm512_unpackhi_pd, _mm512_unpackhi_ps,
+    _mm512_unpacklo_pd, _mm512_unpacklo_ps,
 };
 use std::cell::Cell;
+use std::mem::transmute;
 use std::ops::Range;
 
 use rayon::prelude::*;
@@ -54,10 +59,21 @@ impl Factor {
     }
 }
 
+/// What is multiplied.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Operands {
+    /// f32 with f32.
+    Single,
+    /// f32, rounded to bf16, with bf16. Pairs of the right factor along the inner dimension, which is even, are
+    /// read as one number: its `data` and strides count pairs. The left factor has a column stride of 1.
+    Bf16,
+}
+
 /// `target = scale * left right + bias + base`: `target` is `rows` x `columns`, its rows `stride` apart; `left`
-/// has `inner` columns.
+/// has `inner` columns, or pairs of columns.
 #[derive(Clone, Copy)]
 pub(super) struct Product {
+    pub(super) operands: Operands,
     pub(super) rows: usize,
     pub(super) inner: usize,
     pub(super) columns: usize,
@@ -79,8 +95,16 @@ unsafe impl Send for Product {}
 unsafe impl Sync for Product {}
 
 /// Whether this processor can.
-pub(super) fn available() -> bool {
+pub(super) fn available(operands: Operands) -> bool {
     is_x86_feature_detected!("avx512f")
+        && (operands == Operands::Single || is_x86_feature_detected!("avx512bf16"))
+}
+
+/// The length of the blocks that an inner dimension of so many numbers is summed in.
+pub(super) fn inner_block(inner: usize) -> usize {
+    inner
+        .div_ceil(inner.div_ceil(INNER))
+        .next_multiple_of(LANES)
 }
 
 /// Computes the product, on as many threads.
@@ -160,10 +184,15 @@ thread_local! {
 unsafe fn piece(p: &Product, rows: Range<usize>, columns: Range<usize>) {
     let panels = columns.len().div_ceil(TILE_COLUMNS);
     let width = panels * TILE_COLUMNS;
-    let block = p
-        .inner
-        .div_ceil(p.inner.div_ceil(INNER))
-        .next_multiple_of(LANES);
+    // The same numbers in a block, whether they come one by one or in pairs.
+    let block = match p.operands {
+        Operands::Single => inner_block(p.inner),
+        Operands::Bf16 => inner_block(2 * p.inner) / 2,
+    };
+    let tiles = match p.operands {
+        Operands::Single => SINGLE_TILES,
+        Operands::Bf16 => BF16_TILES,
+    };
     // As many blocks at a time as fit, so that an element is changed while it is near.
     let depth = block * (INNER * COLUMNS / (block * width)).max(1);
     let mut packed = PACKED.take();
@@ -196,8 +225,14 @@ unsafe fn piece(p: &Product, rows: Range<usize>, columns: Range<usize>) {
         for row in rows.clone().step_by(TILE_ROWS) {
             let count = TILE_ROWS.min(rows.end - row);
             for at in (start..end).step_by(block) {
+                let size = (count, block.min(end - at));
                 // SAFETY: the tile's rows lie inside the factor and, packed, inside `left`.
-                unsafe { pack(p.left, (row, at), (count, block.min(end - at)), (left, ROW)) };
+                unsafe {
+                    match p.operands {
+                        Operands::Single => pack(p.left, (row, at), size, (left, ROW)),
+                        Operands::Bf16 => round(p.left, (row, 2 * at), size, left),
+                    }
+                }
                 for (column, columns, inner, right) in (0..panels).map(|i| panel(i, at)) {
                     let tile = Tile {
                         inner,
@@ -207,7 +242,7 @@ unsafe fn piece(p: &Product, rows: Range<usize>, columns: Range<usize>) {
                         ..Tile::at(p, row, column, at == 0)
                     };
                     // SAFETY: both factors were packed; the tile's elements lie inside target, base and bias.
-                    unsafe { TILES[count - 1](&tile) };
+                    unsafe { tiles[count - 1](&tile) };
                 }
             }
         }
@@ -234,6 +269,36 @@ unsafe fn pack(
             copy((from, factor.row_stride), (rows, columns), to);
         } else {
             transpose((from, factor.column_stride), (columns, rows), to);
+        }
+    }
+}
+
+/// Packs the factor's elements from (row, column) on as rows of pairs of bf16, `ROW` apart.
+///
+/// # Safety
+///
+/// The processor must have AVX-512 with bf16, as many rows of pairs of columns must be readable there, side by side, and `to`
+/// writable in whole vectors of rows.
+#[target_feature(enable = "avx512f,avx512bf16")]
+unsafe fn round(
+    factor: Factor,
+    (row, column): (usize, usize),
+    (rows, pairs): (usize, usize),
+    to: *mut f32,
+) {
+    for row_index in 0..rows {
+        let from = factor.at(row + row_index, column);
+        for pair in (0..pairs).step_by(LANES) {
+            let rest = 2 * (pairs - pair);
+            // SAFETY: the lanes are elements of the row, which the caller vouches for.
+            unsafe {
+                let from = from.wrapping_add(2 * pair);
+                let low = _mm512_maskz_loadu_ps(lanes(rest), from);
+                let high = lanes(rest.saturating_sub(LANES));
+                let high = _mm512_maskz_loadu_ps(high, from.wrapping_add(LANES));
+                let rounded: __m512 = transmute(_mm512_cvtne2ps_pbh(high, low));
+                _mm512_storeu_ps(to.wrapping_add(row_index * ROW + pair), rounded);
+            }
         }
     }
 }
@@ -395,78 +460,121 @@ impl Tile {
     }
 }
 
-/// The function for tiles of 1, 2, .. rows: the number of rows must be known to the compiler for sums to stay in registers.
-const TILES: [unsafe fn(&Tile); TILE_ROWS] = [
-    tile::<1>, tile::<2>, tile::<3>, tile::<4>, tile::<5>, tile::<6>, tile::<7>, tile::<8>,
-    tile::<9>, tile::<10>, tile::<11>, tile::<12>, tile::<13>, tile::<14>,
-];
+/// The functions for tiles of 1, 2, .. rows: the number of rows must be known to the compiler for sums to stay in registers.
+type Tiles = [unsafe fn(&Tile); TILE_ROWS];
 
-/// A tile of `R` rows.
-///
-/// # Safety
-///
-/// The processor must have AVX-512, and the tile's elements must lie inside what its pointers point to.
-#[target_feature(enable = "avx512f")]
-unsafe fn tile<const R: usize>(t: &Tile) {
-    let mut sums = [[_mm512_setzero_ps(); 2]; R];
-    let early = t.inner.saturating_sub(LATE);
-    // SAFETY: both packed factors have `inner` columns or rows.
-    unsafe { add_products(&mut sums, t, 0..early) };
-    for row in 0..R {
-        for at in [0, t.columns - 1] {
-            let element = t.target.wrapping_add(row * t.stride + at);
-            _mm_prefetch(element.cast(), _MM_HINT_T0);
-        }
-    }
-    // SAFETY: as above.
-    unsafe { add_products(&mut sums, t, early..t.inner) };
-    let scale = _mm512_set1_ps(t.scale);
-    for half in 0..2 {
-        let (at, mask) = (half * LANES, lanes(t.columns.saturating_sub(half * LANES)));
-        // SAFETY: lanes outside the columns are neither read nor written.
-        unsafe {
-            let bias = if t.bias.is_null() {
-                _mm512_setzero_ps()
-            } else {
-                _mm512_maskz_loadu_ps(mask, t.bias.wrapping_add(at))
-            };
-            for (row, sum) in sums.iter().enumerate() {
-                let sum = _mm512_fmadd_ps(scale, sum[half], bias);
-                let sum = if t.base.is_null() {
-                    sum
-                } else {
-                    let base = t.base.wrapping_add(row * t.base_stride + at);
-                    _mm512_add_ps(sum, _mm512_maskz_loadu_ps(mask, base))
-                };
-                let target = t.target.wrapping_add(row * t.stride + at);
-                _mm512_mask_storeu_ps(target, mask, sum);
+/// Declares `$tiles`, whose sums grow by `$add_product(sum, left, right)`. Code for these features is inlined nowhere else.
+macro_rules! tiles {
+    ($tiles:ident, $module:ident, $features:literal, $add_product:path) => {
+        const $tiles: Tiles = {
+            use $module::tile;
+            [
+                tile::<1>, tile::<2>, tile::<3>, tile::<4>, tile::<5>, tile::<6>, tile::<7>,
+                tile::<8>, tile::<9>, tile::<10>, tile::<11>, tile::<12>, tile::<13>, tile::<14>,
+            ]
+        };
+
+        mod $module {
+            use super::*;
+            use $add_product as add_product;
+
+            /// A tile of `R` rows.
+            ///
+            /// # Safety
+            ///
+            /// The processor must have the features, and the tile's elements must lie inside what its pointers point to.
+            #[target_feature(enable = $features)]
+            pub(super) unsafe fn tile<const R: usize>(t: &Tile) {
+                let mut sums = [[_mm512_setzero_ps(); 2]; R];
+                let early = t.inner.saturating_sub(LATE);
+                // SAFETY: both packed factors have `inner` columns or rows.
+                unsafe { add_products(&mut sums, t, 0..early) };
+                for row in 0..R {
+                    for at in [0, t.columns - 1] {
+                        let element = t.target.wrapping_add(row * t.stride + at);
+                        _mm_prefetch(element.cast(), _MM_HINT_T0);
+                    }
+                }
+                // SAFETY: as above.
+                unsafe { add_products(&mut sums, t, early..t.inner) };
+                let scale = _mm512_set1_ps(t.scale);
+                for half in 0..2 {
+                    let (at, mask) = (half * LANES, lanes(t.columns.saturating_sub(half * LANES)));
+                    // SAFETY: lanes outside the columns are neither read nor written.
+                    unsafe {
+                        let bias = if t.bias.is_null() {
+                            _mm512_setzero_ps()
+                        } else {
+                            _mm512_maskz_loadu_ps(mask, t.bias.wrapping_add(at))
+                        };
+                        for (row, sum) in sums.iter().enumerate() {
+                            let sum = _mm512_fmadd_ps(scale, sum[half], bias);
+                            let sum = if t.base.is_null() {
+                                sum
+                            } else {
+                                let base = t.base.wrapping_add(row * t.base_stride + at);
+                                _mm512_add_ps(sum, _mm512_maskz_loadu_ps(mask, base))
+                            };
+                            let target = t.target.wrapping_add(row * t.stride + at);
+                            _mm512_mask_storeu_ps(target, mask, sum);
+                        }
+                    }
+                }
+            }
+
+            /// Adds the products of the left factor's columns in `inner` with the right one's rows.
+            ///
+            /// # Safety
+            ///
+            /// The processor must have the features, and the tile must have those columns and rows.
+            #[target_feature(enable = $features)]
+            #[inline]
+            unsafe fn add_products<const R: usize>(
+                sums: &mut [[__m512; 2]; R],
+                t: &Tile,
+                inner: Range<usize>,
+            ) {
+                let mut right = t.right.wrapping_add(inner.start * TILE_COLUMNS);
+                for k in inner {
+                    // SAFETY: the caller's promise; a prefetch may be given any address.
+                    unsafe {
+                        let b = [_mm512_load_ps(right), _mm512_load_ps(right.add(LANES))];
+                        let ahead = right.wrapping_add(PREFETCHED * TILE_COLUMNS);
+                        _mm_prefetch(ahead.cast(), _MM_HINT_T0);
+                        _mm_prefetch(ahead.wrapping_add(LANES).cast(), _MM_HINT_T0);
+                        for (row, sum) in sums.iter_mut().enumerate() {
+                            let a = _mm512_set1_ps(*t.left.add(row * ROW + k));
+                            sum[0] = add_product(sum[0], a, b[0]);
+                            sum[1] = add_product(sum[1], a, b[1]);
+                        }
+                    }
+                    right = right.wrapping_add(TILE_COLUMNS);
+                }
             }
         }
-    }
+    };
 }
 
-/// Adds the products of the left factor's columns in `inner` with the right one's rows.
-///
-/// # Safety
-///
-/// The processor must have AVX-512, and the tile must have those columns and rows.
+/// Adds the products of 16 numbers each.
 #[target_feature(enable = "avx512f")]
 #[inline]
-unsafe fn add_products<const R: usize>(sums: &mut [[__m512; 2]; R], t: &Tile, inner: Range<usize>) {
-    let mut right = t.right.wrapping_add(inner.start * TILE_COLUMNS);
-    for k in inner {
-        // SAFETY: the caller's promise; a prefetch may be given any address.
-        unsafe {
-            let b = [_mm512_load_ps(right), _mm512_load_ps(right.add(LANES))];
-            let ahead = right.wrapping_add(PREFETCHED * TILE_COLUMNS);
-            _mm_prefetch(ahead.cast(), _MM_HINT_T0);
-            _mm_prefetch(ahead.wrapping_add(LANES).cast(), _MM_HINT_T0);
-            for (row, sum) in sums.iter_mut().enumerate() {
-                let a = _mm512_set1_ps(*t.left.add(row * ROW + k));
-                sum[0] = _mm512_fmadd_ps(a, b[0], sum[0]);
-                sum[1] = _mm512_fmadd_ps(a, b[1], sum[1]);
-            }
-        }
-        right = right.wrapping_add(TILE_COLUMNS);
+fn add_single(sum: __m512, a: __m512, b: __m512) -> __m512 {
+    _mm512_fmadd_ps(a, b, sum)
+}
+
+/// Adds the products of 16 pairs of bf16 each.
+#[target_feature(enable = "avx512f,avx512bf16")]
+#[inline]
+fn add_bf16(sum: __m512, a: __m512, b: __m512) -> __m512 {
+    // SAFETY: 64 bytes that are read as 32 bf16.
+    unsafe {
+        _mm512_dpbf16_ps(
+            sum,
+            transmute::<__m512, __m512bh>(a),
+            transmute::<__m512, __m512bh>(b),
+        )
     }
 }
+
+tiles!(SINGLE_TILES, single, "avx512f", super::add_single);
+tiles!(BF16_TILES, bf16, "avx512f,avx512bf16", super::add_bf16);

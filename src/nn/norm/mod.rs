@@ -208,7 +208,7 @@ pub(crate) fn gate_gradient(y: &Tensor, gradient: &Tensor) -> Result<Tensor> {
 }
 
 fn elements_of<T: crate::nn::real::Real>(tensor: &Tensor) -> Result<Vec<T>> {
-    Ok(cpu::elements::<T>(&cpu::contiguous(tensor)?)?.to_vec())
+    Ok(cpu::elements::<T>(&cpu::dense::<T>(tensor)?)?.to_vec())
 }
 
 fn check_parameter(x: &Tensor, parameter: Option<&Tensor>) -> Result<()> {

@@ -110,7 +110,7 @@ impl ClipTextTower {
         )?;
         Ok(Self {
             resident,
-            positions,
+            positions: positions.to_dtype(weights.activations())?,
             final_norm,
             projection,
             plan,
@@ -265,6 +265,7 @@ impl ClipTextTower {
             names::TABLE,
             &batch.ids(),
         )?;
+        let tokens_rc = tokens_rc.to_dtype(self.weights.activations())?;
         let positions = Tensor::new(batch.positions(), self.positions.device())?;
         Ok((tokens_rc + self.positions.index_select(&positions, 0)?)?)
     }

@@ -250,7 +250,8 @@ impl Qwen3Encoder {
     fn embed(&self, batch: &Batch) -> Result<Tensor, Error> {
         let architecture = &self.network.architecture;
         let size = (architecture.vocab_size, architecture.hidden_size);
-        Ok(self.weights.rows(size, names::EMBEDDING, &batch.ids())?)
+        let rows = self.weights.rows(size, names::EMBEDDING, &batch.ids())?;
+        Ok(rows.to_dtype(self.weights.activations())?)
     }
 
     /// Keeps the states behind so many layers, if they are taken.

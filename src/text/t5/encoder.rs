@@ -162,6 +162,7 @@ impl T5Encoder {
                 architecture.num_heads,
             );
             let table = weights.get(&[buckets, heads], &names::bias(block))?;
+            let table = table.to_dtype(weights.activations())?;
             Ok(PositionBias::new(architecture, &table, tables)?)
         };
         Ok(Self {
@@ -227,7 +228,8 @@ impl T5Encoder {
     fn embed(&self, batch: &Batch) -> Result<Tensor, Error> {
         let architecture = &self.stack.architecture;
         let size = (architecture.vocab_size, architecture.d_model);
-        Ok(self.weights.rows(size, names::EMBEDDING, &batch.ids())?)
+        let rows = self.weights.rows(size, names::EMBEDDING, &batch.ids())?;
+        Ok(rows.to_dtype(self.weights.activations())?)
     }
 
     fn kernels(&self) -> &Kernels {
@@ -314,13 +316,16 @@ impl T5Encoder {
             _ => candle_core::bail!("a feed-forward with {} inward matrices", block.inward.len()),
         };
         // As `T5DenseGatedActDense.forward`, for `wo` in f32.
-        inner_rf.to_dtype(block.outward.dtype())
+        match block.outward.dtype() {
+            DType::F32 => inner_rf.to_dtype(DType::F32),
+            _ => Ok(inner_rf),
+        }
     }
 
-    /// The RMS norm; its result has the type of the weight, as in transformers, whatever the residual stream's.
+    /// The RMS norm; its result has the type of what is multiplied next, as in transformers, whatever the residual stream's.
     fn norm(&self, x: &Tensor, weight: &Tensor) -> candle_core::Result<Tensor> {
         let eps = self.stack.architecture.layer_norm_epsilon;
-        if x.dtype() == weight.dtype() {
+        if x.dtype() == self.weights.activations() {
             return rms_norm(self.kernels(), x, Some(weight), eps);
         }
         rms_norm(self.kernels(), x, None, eps)?
@@ -358,7 +363,7 @@ fn with_uniform_pads(
 
 /// The residual stream and `y w^T`, in the wider of the two types.
 fn onto(kernels: &Kernels, x: &Tensor, y: &Tensor, w: &Tensor) -> candle_core::Result<Tensor> {
-    if x.dtype() == w.dtype() {
+    if x.dtype() == y.dtype() {
         return linear_onto(kernels, x, y, w, None);
     }
     let wide = if x.dtype() == DType::F32 {

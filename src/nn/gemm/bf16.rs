@@ -1,0 +1,296 @@
+//! Products of f32 activations with bf16 weights: both factors bf16, sums f32, the result f32. The left factor is rounded
+//! on the way.
+//!
+//! An element is a chain of additions, each rounded to f32, in the order of the processor's instruction for bf16 (`avx512.rs`).
+//! Without the instruction both factors are widened to f32 and multiplied in that order: products of bf16 are exact in f32, so
+//! with AVX-512 the result is the same bit for bit (numbers below 2^-126 apart, which the instruction takes for 0); the `gemm`
+//! crate, on other processors, divides the inner dimension otherwise.
+
+use half::bf16;
+use rayon::prelude::*;
+
+use super::{ALONE, Matrix, Plus, Shared, Write, matmul_with_row};
+use crate::nn::cpu::rows_per_piece;
+
+/// Columns of the result whose weights are widened at a time: more than `gemm`'s shortcut for narrow products takes, and few
+/// enough for the cache.
+const WIDENED_COLUMNS: usize = 128;
+
+/// `a b + plus` as rows, by all threads, with `a` rounded to bf16.
+pub(crate) fn matmul_plus_bf16(
+    a: Matrix<'_, f32>,
+    b: Matrix<'_, bf16>,
+    plus: Plus<'_, f32>,
+) -> Vec<f32> {
+    let (rows, columns) = (a.rows, b.columns);
+    assert!(
+        a.columns == b.rows
+            && plus.row.is_none_or(|row| row.len() == columns)
+            && plus.all.is_none_or(|all| all.len() == rows * columns),
+        "{rows}x{} times {}x{columns} plus {:?}, {:?}",
+        a.columns,
+        b.rows,
+        plus.row.map(<[f32]>::len),
+        plus.all.map(<[f32]>::len)
+    );
+    #[cfg(target_arch = "x86_64")]
+    if let Some(out) = by_instruction(a, b, plus) {
+        return out;
+    }
+    by_widening(a, b, plus)
+}
+
+/// The product by the processor's own instruction, if it has one for these factors.
+#[cfg(target_arch = "x86_64")]
+fn by_instruction(
+    a: Matrix<'_, f32>,
+    b: Matrix<'_, bf16>,
+    plus: Plus<'_, f32>,
+) -> Option<Vec<f32>> {
+    use super::avx512::{Factor, Operands, Product, available, run};
+    use super::{ALL, threads_for};
+    let inner = a.columns;
+    // Pairs lie side by side, in rows of pairs.
+    let in_pairs = b.row_stride == 1
+        && inner.is_multiple_of(2)
+        && (b.column_stride.is_multiple_of(2) || b.columns == 1);
+    if inner == 0 || a.column_stride != 1 || !in_pairs || !available(Operands::Bf16) {
+        return None;
+    }
+    let (rows, columns) = (a.rows, b.columns);
+    let mut out: Vec<f32> = Vec::with_capacity(rows * columns);
+    let product = Product {
+        operands: Operands::Bf16,
+        rows,
+        inner: inner / 2,
+        columns,
+        scale: 1.0,
+        left: Factor {
+            data: a.data.as_ptr(),
+            row_stride: a.row_stride,
+            column_stride: 1,
+        },
+        right: Factor {
+            data: b.data.as_ptr().cast(),
+            row_stride: 1,
+            column_stride: b.column_stride / 2,
+        },
+        bias: plus.row.map_or(std::ptr::null(), <[f32]>::as_ptr),
+        base: plus.all.map_or(std::ptr::null(), <[f32]>::as_ptr),
+        base_stride: columns,
+        target: out.as_mut_ptr(),
+        stride: columns,
+    };
+    // SAFETY: the views were checked against their slices when made, the shapes agree, and `out` is new and has room for all
+    // elements, every one of which is written. Pairs are read without regard to alignment.
+    unsafe {
+        run(&product, threads_for(&product, ALL));
+        out.set_len(rows * columns);
+    }
+    Some(out)
+}
+
+/// The product of the widened factors.
+fn by_widening(a: Matrix<'_, f32>, b: Matrix<'_, bf16>, plus: Plus<'_, f32>) -> Vec<f32> {
+    let (rows, columns, inner) = (a.rows, b.columns, a.columns);
+    let (mut out, write) = match plus.all {
+        Some(all) => (all.to_vec(), Write::Add),
+        None => (vec![0.0; rows * columns], Write::Replace),
+    };
+    if out.is_empty() {
+        return out;
+    }
+    let mut rounded = vec![0.0; rows * inner];
+    let together = rows_per_piece(inner);
+    rounded
+        .par_chunks_mut((inner * together).max(1))
+        .enumerate()
+        .for_each(|(piece, out)| {
+            for (i, out) in out.chunks_exact_mut(inner.max(1)).enumerate() {
+                for (k, x) in out.iter_mut().enumerate() {
+                    *x = bf16::from_f32(flushed(a.at(piece * together + i, swapped(k, inner))))
+                        .to_f32();
+                }
+            }
+        });
+    let left = Matrix::new(&rounded, rows, inner, inner);
+    let target = Shared::new(&mut out);
+    (0..columns.div_ceil(WIDENED_COLUMNS))
+        .into_par_iter()
+        .for_each(|piece| {
+            let start = piece * WIDENED_COLUMNS;
+            let width = WIDENED_COLUMNS.min(columns - start);
+            let mut wide = Vec::with_capacity(width * inner);
+            for column in start..start + width {
+                wide.extend((0..inner).map(|k| b.at(swapped(k, inner), column).to_f32()));
+            }
+            let right = Matrix::new(&wide, width, inner, inner).t();
+            // SAFETY: pieces are different columns.
+            let mut target = unsafe { target.matrix(start, rows, width, columns) };
+            let row = plus.row.map(|row| &row[start..start + width]);
+            matmul_with_row(&mut target, write, 1.0, (left, right), row, ALONE);
+        });
+    out
+}
+
+/// The place that the instruction takes at step `k`: of each pair the second number, then the first.
+fn swapped(k: usize, inner: usize) -> usize {
+    if (k ^ 1) < inner { k ^ 1 } else { k }
+}
+
+/// The number that the instruction rounds: what is below the smallest normal one is 0 to it.
+fn flushed(x: f32) -> f32 {
+    if x.is_subnormal() {
+        0.0_f32.copysign(x)
+    } else {
+        x
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn numbers(count: usize, salt: u32) -> Vec<f32> {
+        let mut state = 12345u32.wrapping_add(salt);
+        (0..count)
+            .map(|_| {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+            })
+            .collect()
+    }
+
+    fn halves(count: usize, salt: u32) -> Vec<bf16> {
+        numbers(count, salt)
+            .into_iter()
+            .map(bf16::from_f32)
+            .collect()
+    }
+
+    type Product = fn(Matrix<'_, f32>, Matrix<'_, bf16>, Plus<'_, f32>) -> Vec<f32>;
+
+    /// What serves this machine, and what serves those without the instruction.
+    const PRODUCTS: [Product; 2] = [matmul_plus_bf16, by_widening];
+
+    const SHAPES: [(usize, usize, usize); 8] = [
+        (1, 1, 1),
+        (3, 6, 7),
+        (1, 700, 64),
+        (65, 1030, 33),
+        (7, 2, 300),
+        (15, 386, 16),
+        (29, 800, 257),
+        (230, 16, 1300),
+    ];
+
+    #[test]
+    fn a_product_is_that_of_rounded_factors_on_every_machine() {
+        for (rows, inner, columns) in SHAPES {
+            let (a, b) = (numbers(rows * inner, 1), halves(inner * columns, 2));
+            let (row, all) = (numbers(columns, 3), numbers(rows * columns, 4));
+            let left = Matrix::new(&a, rows, inner, inner);
+            let right = Matrix::new(&b, columns, inner, inner).t();
+            for (row, all) in [
+                (None, None),
+                (Some(&*row), None),
+                (Some(&*row), Some(&*all)),
+            ] {
+                let plus = || Plus { row, all };
+                let found = PRODUCTS.map(|product| product(left, right, plus()));
+                for (index, &found) in found[0].iter().enumerate() {
+                    let (i, j) = (index / columns, index % columns);
+                    let product = |k: usize| {
+                        f64::from(bf16::from_f32(a[i * inner + k])) * f64::from(b[j * inner + k])
+                    };
+                    let want = (0..inner).map(product).sum::<f64>()
+                        + row.map_or(0.0, |row| f64::from(row[j]))
+                        + all.map_or(0.0, |all| f64::from(all[index]));
+                    assert!((f64::from(found) - want).abs() < 1e-4, "{found} {want}");
+                }
+                #[cfg(target_arch = "x86_64")]
+                if by_instruction(left, right, plus()).is_some() {
+                    assert!(found[0] == found[1], "{rows}x{inner}x{columns}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_row_depends_neither_on_the_others_nor_on_threads() {
+        for (inner, columns) in [(1, 3), (2, 64), (3, 65), (384, 129), (770, 321), (4096, 70)] {
+            let most = 97;
+            let (a, b) = (numbers(most * inner, 3), halves(inner * columns, 4));
+            let right = Matrix::new(&b, columns, inner, inner).t();
+            for product in PRODUCTS {
+                let with = |rows: usize, threads| {
+                    let pool = rayon::ThreadPoolBuilder::new()
+                        .num_threads(threads)
+                        .build()
+                        .unwrap();
+                    let left = Matrix::new(&a[..rows * inner], rows, inner, inner);
+                    let plus = Plus {
+                        row: None,
+                        all: None,
+                    };
+                    pool.install(|| product(left, right, plus))
+                };
+                let all = with(most, 1);
+                for (rows, threads) in [(1, 1), (13, 2), (15, 3), (64, 5), (most, 4)] {
+                    assert!(
+                        with(rows, threads) == all[..rows * columns],
+                        "{rows} rows by {threads} threads, inner {inner}, {columns} columns"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_finite_stays_so() {
+        for product in PRODUCTS {
+            for (x, is_right) in [
+                (f32::NAN, f32::is_nan as fn(f32) -> bool),
+                (f32::from_bits(0x7fff_ffff), f32::is_nan),
+                (f32::INFINITY, f32::is_infinite),
+                (f32::MAX, f32::is_infinite),
+            ] {
+                let (a, b) = ([1.0, x, 0.5, 2.0], [bf16::ONE; 4]);
+                let (left, right) = (Matrix::new(&a, 1, 4, 4), Matrix::new(&b, 1, 4, 4).t());
+                let found = product(
+                    left,
+                    right,
+                    Plus {
+                        row: None,
+                        all: None,
+                    },
+                );
+                assert!(is_right(found[0]), "{x} gave {}", found[0]);
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_and_strides_that_split_pairs_are_served() {
+        let none: [f32; 0] = [];
+        let plus = Plus {
+            row: Some(&[1.0, 2.0][..]),
+            all: None,
+        };
+        let (a, b) = (Matrix::new(&none, 2, 0, 0), Matrix::new(&[], 2, 0, 0).t());
+        assert_eq!(matmul_plus_bf16(a, b, plus), [1.0, 2.0, 1.0, 2.0]);
+        // Rows that are an odd number apart, and a right factor that is not transposed.
+        let (a, b) = (numbers(12, 1), halves(15, 2));
+        let left = Matrix::new(&a, 3, 4, 4);
+        let plus = Plus {
+            row: None,
+            all: None,
+        };
+        let apart = matmul_plus_bf16(left, Matrix::new(&b, 3, 4, 5).t(), plus);
+        let turned: Vec<bf16> = (0..12).map(|i| b[i % 3 * 5 + i / 3]).collect();
+        assert_eq!(
+            apart,
+            matmul_plus_bf16(left, Matrix::new(&turned, 4, 3, 3), plus)
+        );
+    }
+}
