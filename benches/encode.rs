@@ -1,12 +1,13 @@
-//! Encode throughput against transformers: the same random weights, token ids, type (f32) and cores, in turns.
+//! Encode throughput against transformers, eager and compiled, and OpenVINO: the same random weights, token ids, precision and cores, in
+//! turns.
 //!
 //! `PLUMB_PYTHON=python cargo bench -- encode [FILTER]` prints one table. The Python needs torch and
-//! transformers. Outputs are compared too, so that both sides are known to do the same work.
+//! transformers, and openvino for that peer. Errors are compared too, so that all sides are known to do the same work.
 
 use std::path::Path;
 use std::process::Command;
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use plumb::nn::weights::Weights;
 use plumb::text::activation::Activation;
 use plumb::text::clip::{ClipForward, ClipTextArchitecture, ClipTextNetwork, PooledRule};
@@ -38,21 +39,29 @@ struct Bench {
     pad: u32,
 }
 
-/// Runs the benches whose name contains `filter`.
+/// What a user would run instead.
+const WAYS: [&str; 3] = ["eager", "compiled", "openvino"];
+
+/// Runs the benches whose name and precision, as `T5 base, 77, pads attended, bf16`, contain `filter`.
 pub(crate) fn run(filter: &str) -> Result<(), Failure> {
     let python = std::env::var("PLUMB_PYTHON").unwrap_or_else(|_| "python3".into());
     let (captions, threads) = (COUNTS.len(), threads());
     println!(
-        "{captions} captions, f32, {threads} threads; medians of {} turns; a ratio (least..most of turns) \
-         above 1 is in plumb's favour",
+        "{captions} captions, {threads} threads; medians of {} turns; a ratio (least..most of turns) above 1 is in plumb's \
+         favour; errors are the largest of any output against f64, in units of its root mean square",
         turns(TURNS)
     );
     println!(
-        "| encoder | plumb s | transformers s | ratio | ratio of processor time | plumb captions/s | difference |"
+        "| encoder | plumb s | peer | peer s | ratio | ratio of processor time | plumb's error | peer's error |"
     );
-    println!("|---|---|---|---|---|---|");
-    for bench in benches().iter().filter(|b| b.name.contains(filter)) {
-        println!("{}", bench.run(&python)?);
+    println!("|---|---|---|---|---|---|---|---|");
+    for bench in benches() {
+        for dtype in [DType::F32, DType::BF16] {
+            let label = format!("{}, {}", bench.name, dtype.as_str());
+            if label.contains(filter) {
+                bench.run(&python, dtype, &label)?;
+            }
+        }
     }
     Ok(())
 }
@@ -203,46 +212,51 @@ fn benches() -> Vec<Bench> {
 }
 
 impl Bench {
-    fn run(&self, python: &str) -> Result<String, Failure> {
+    fn run(&self, python: &str, dtype: DType, label: &str) -> Result<(), Failure> {
         let folder = tempfile::tempdir()?;
         let model = folder.path().join("model.safetensors");
         write_weights(&model, &self.tensors)?;
         let tokens = self.tokens();
         self.write_setting(folder.path(), &tokens)?;
-        let mut peer = self.peer(python, folder.path())?;
-
-        let weights = Weights::open(&[model])?;
+        let mut peers = Vec::new();
+        for way in WAYS {
+            let mut peer = peer(python, folder.path(), dtype, way)?;
+            match peer.line()?.split_once(' ') {
+                Some(("ready", version)) => peers.push((way, version.to_owned(), peer)),
+                Some(("absent", what)) => eprintln!("{what} is not installed"),
+                said => return Err(format!("the peer did not start: {said:?}").into()),
+            }
+        }
+        let weights = Weights::open(&[model])?.with_dtype(dtype);
         let encoder = TextEncoder::load(&*self.network, &weights, Residency::Resident)?;
-        // Before timing: a side that computes something else would win or lose for nothing.
-        let difference = self.difference(&encoder.encode(&tokens)?, folder.path())?;
-        // Ours has run once for the comparison; theirs does here.
-        peer.turn()?;
-        let mut measured = Turns::default();
+        let ours = encoder.encode(&tokens)?;
+        let truth = outputs(folder.path(), "truth")?;
+        let error = largest_error(&ours, &truth, |_, _, ours| Ok(ours.clone()))?;
+        // Ours has run once for the comparison; theirs do here.
+        for (_, _, peer) in &mut peers {
+            peer.turn()?;
+        }
+        let mut measured: Vec<Turns> = peers.iter().map(|_| Turns::default()).collect();
         for _ in 0..turns(TURNS) {
-            let start = Seconds::now();
-            encoder.encode(&tokens)?;
-            measured.push(start.since(), peer.turn()?);
+            for ((_, _, peer), measured) in peers.iter_mut().zip(&mut measured) {
+                let start = Seconds::now();
+                encoder.encode(&tokens)?;
+                measured.push(start.since(), peer.turn()?);
+            }
         }
-        let [ours, theirs] = measured.seconds();
-        Ok(format!(
-            "| {} | {ours:.3} | {theirs:.3} | {} | {} | {:.1} | {difference:.1e} |",
-            self.name,
-            measured.clock(),
-            measured.processor(),
-            COUNTS.len() as f64 / ours,
-        ))
-    }
-
-    fn peer(&self, python: &str, folder: &Path) -> Result<Side, Failure> {
-        let mut command = Command::new(python);
-        command
-            .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/peer/encode_transformers.py"));
-        let mut peer = Side::start(command.arg(folder).arg(threads().to_string()))?;
-        let ready = peer.line()?;
-        if !ready.starts_with("ready") {
-            return Err(format!("the peer did not start: `{ready}`").into());
+        for ((way, version, _), measured) in peers.iter().zip(&measured) {
+            let [a, b] = measured.seconds();
+            let theirs = outputs(folder.path(), way)?;
+            let their_error = largest_error(&ours, &truth, |output, row, ours| {
+                theirs[output].get(row)?.narrow(0, 0, ours.dim(0)?)
+            })?;
+            println!(
+                "| {label} | {a:.3} | {version}, {way} | {b:.3} | {} | {} | {error:.1e} | {their_error:.1e} |",
+                measured.clock(),
+                measured.processor(),
+            );
         }
-        Ok(peer)
+        Ok(())
     }
 
     fn tokens(&self) -> Vec<Tokens> {
@@ -276,31 +290,44 @@ impl Bench {
             setting.to_string(),
         )?)
     }
+}
 
-    /// The largest difference of any output, relative to the root mean square of the peer's.
-    fn difference(&self, ours: &[Encoded], folder: &Path) -> Result<f32, Failure> {
-        let theirs =
-            candle_core::safetensors::load(folder.join("output.safetensors"), &Device::Cpu)?;
-        let mut worst = 0f32;
-        let mut compare = |found: &Option<Tensor>,
-                           expected: Option<&Tensor>,
-                           row: usize|
-         -> Result<(), Failure> {
-            if let (Some(found), Some(expected)) = (found, expected) {
-                // Ours drops pad rows where they are masked: the peer's are not compared.
-                let expected = expected.get(row)?.narrow(0, 0, found.dim(0)?)?;
-                let rms = expected.sqr()?.mean_all()?.sqrt()?.to_scalar::<f32>()?;
-                let most = (found - expected)?.abs()?.max_all()?.to_scalar::<f32>()?;
-                worst = worst.max(most / rms);
-            }
-            Ok(())
-        };
-        for (row, encoded) in ours.iter().enumerate() {
-            compare(&encoded.hidden, theirs.get("0"), row)?;
-            compare(&encoded.pooled, theirs.get("1"), row)?;
+fn peer(python: &str, folder: &Path, dtype: DType, way: &str) -> Result<Side, Failure> {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/peer/encode_transformers.py");
+    let mut command = Command::new(python);
+    command.arg(script).arg(folder).arg(threads().to_string());
+    Side::start(command.arg(dtype.as_str()).arg(way))
+}
+
+/// What a peer wrote: hidden states, and pooled vectors if there are any, `[captions, ..]`.
+fn outputs(folder: &Path, name: &str) -> Result<Vec<Tensor>, Failure> {
+    let path = folder.join(format!("{name}.safetensors"));
+    let mut named = candle_core::safetensors::load(path, &Device::Cpu)?;
+    Ok(["0", "1"]
+        .iter()
+        .filter_map(|name| named.remove(*name))
+        .collect())
+}
+
+/// The largest error of what `found` gives for each row of `ours`' outputs against `truth`, relative to the root mean square of that.
+/// Ours drops pad rows where they are masked: those are not compared.
+fn largest_error(
+    ours: &[Encoded],
+    truth: &[Tensor],
+    found: impl Fn(usize, usize, &Tensor) -> candle_core::Result<Tensor>,
+) -> Result<f32, Failure> {
+    let mut worst = 0f32;
+    for (row, encoded) in ours.iter().enumerate() {
+        let outputs = [&encoded.hidden, &encoded.pooled];
+        for (output, (ours, truth)) in outputs.into_iter().flatten().zip(truth).enumerate() {
+            let truth = truth.get(row)?.narrow(0, 0, ours.dim(0)?)?;
+            let found = found(output, row, ours)?.to_dtype(DType::F32)?;
+            let rms = truth.sqr()?.mean_all()?.sqrt()?.to_scalar::<f32>()?;
+            let most = (found - truth)?.abs()?.max_all()?.to_scalar::<f32>()?;
+            worst = worst.max(most / rms);
         }
-        Ok(worst)
     }
+    Ok(worst)
 }
 
 pub(crate) fn clip_tensors(a: &ClipTextArchitecture) -> Vec<(String, Vec<usize>)> {

@@ -1,8 +1,10 @@
 """The other side of `benches/encode.rs`: the same weights and token ids through transformers.
 
-Started as `encode_transformers.py FOLDER THREADS`, where FOLDER holds model.safetensors, setting.json and
-receives output.safetensors. Then, for each line on standard input, encodes all captions once in f32 and
-answers with the seconds it took, by the clock and of processor time. torch's default attention (SDPA) is left on: it is what a user gets.
+Started as `encode_transformers.py FOLDER THREADS PRECISION WAY`, where FOLDER holds model.safetensors and setting.json, PRECISION is
+f32 or bf16, and WAY is eager, compiled (torch.compile) or openvino (the same module by openvino.convert_model). Says `ready` and what it runs, or
+`absent` and what is not installed. Writes FOLDER/WAY.safetensors and, eager, FOLDER/truth.safetensors, computed in f64. Then, for each
+line on standard input, encodes all captions once and answers with the seconds it took, by the clock and of processor time. torch's
+default attention (SDPA) is left on: it is what a user gets.
 """
 
 import json
@@ -14,7 +16,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, Qwen3Config, Qwen3Model, T5Config, T5EncoderModel, UMT5Config, UMT5EncoderModel
 
-folder, threads = pathlib.Path(sys.argv[1]), int(sys.argv[2])
+folder, threads, precision, way = pathlib.Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
+if way == "openvino":
+    try:
+        import openvino
+    except ImportError:
+        print("absent openvino", flush=True)
+        sys.exit()
 torch.set_num_threads(threads)
 setting = json.loads((folder / "setting.json").read_text())
 a, masked = setting["architecture"], setting["masked"]
@@ -47,19 +55,54 @@ model.eval()
 assert not any(p.is_meta for p in [*model.parameters(), *model.buffers()])
 
 
-def encode():
-    if a["kind"] == "clip_text":
-        out = model(ids, output_hidden_states=True)
-        return out.hidden_states[-2], out.text_embeds
-    if a["kind"] == "qwen3":  # as the pipelines take it, with all layers computed
-        return (model(ids, attention_mask=mask, output_hidden_states=True, use_cache=False).hidden_states[-2],)
-    return (model(ids, attention_mask=mask)[0],)
+class Taken(torch.nn.Module):
+    """What a pipeline takes of the model."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, ids, mask=None):
+        if a["kind"] == "clip_text":
+            out = self.model(ids, output_hidden_states=True)
+            return out.hidden_states[-2], out.text_embeds
+        if a["kind"] == "qwen3":  # as the pipelines take it, with all layers computed
+            return (self.model(ids, attention_mask=mask, output_hidden_states=True, use_cache=False).hidden_states[-2],)
+        return (self.model(ids, attention_mask=mask)[0],)
+
+
+def by_openvino(taken):
+    given = (ids,) if mask is None else (ids, mask)
+    converted = openvino.convert_model(taken, example_input=given)
+    hints = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
+    compiled = openvino.Core().compile_model(converted, "CPU", hints)
+    arrays = [t.numpy() for t in given]
+    return lambda: [torch.from_numpy(t) for t in compiled(arrays).to_tuple()]
+
+
+taken, version = Taken(model), "torch " + torch.__version__
+
+
+def save(name, outputs):
+    save_file({f"{i}": t.float().contiguous() for i, t in enumerate(outputs)}, folder / f"{name}.safetensors")
 
 
 with torch.inference_mode():
-    outputs = encode()
-    save_file({f"{i}": t.contiguous() for i, t in enumerate(outputs)}, folder / "output.safetensors")
-    print("ready", torch.__version__, flush=True)
+    if way == "eager":
+        save("truth", taken.double()(ids, mask))
+        taken.float()
+    if way == "openvino":
+        encode, version = by_openvino(taken), "openvino " + openvino.__version__
+    else:
+        if precision == "bf16":
+            taken.bfloat16()
+        module = torch.compile(taken) if way == "compiled" else taken
+
+        def encode():
+            return module(ids, mask)
+
+    save(way, encode())
+    print("ready", version, flush=True)
     for _ in sys.stdin:
         start, start_cpu = time.perf_counter(), time.process_time()
         encode()

@@ -38,10 +38,10 @@ mod miniatures;
 mod object_storage;
 mod old_run;
 mod only_what_is_used;
+mod parts;
 #[path = "../peers/mod.rs"]
 mod peers;
 mod peers_alone;
-mod parts;
 mod pipeline;
 mod placement;
 mod probe;

@@ -37,7 +37,9 @@ fn run(file: &str) {
 /// The same with Ray and Daft, which need a Python of their own.
 fn run_with_engines(file: &str) {
     let Some(python) = std::env::var_os("PLUMB_ENGINES_PYTHON") else {
-        println!("skipped: PLUMB_ENGINES_PYTHON names no Python with ray, daft, pyarrow, blake3 and numpy");
+        println!(
+            "skipped: PLUMB_ENGINES_PYTHON names no Python with ray, daft, pyarrow, blake3 and numpy"
+        );
         return;
     };
     let caches = std::env::temp_dir().join("plumb-tests-cache");

@@ -281,7 +281,10 @@ fn half_precision_is_near_f32() {
                 for (row, encoded) in encoded.iter().enumerate() {
                     if dtype == DType::BF16 {
                         let alone = encode(&*case.network(), &weights, &tokens[row..=row]);
-                        assert!(bits(&alone[0]) == bits(encoded), "caption {row} alone differs");
+                        assert!(
+                            bits(&alone[0]) == bits(encoded),
+                            "caption {row} alone differs"
+                        );
                     }
                     let outputs = [
                         (&encoded.hidden, &case.hidden),
