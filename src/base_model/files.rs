@@ -97,6 +97,8 @@ pub(super) struct ModelFiles<'a> {
     pub(super) recipe: &'a Recipe,
     /// The recipe without each of its deviations, by the field.
     pub(super) without: Vec<(String, Recipe)>,
+    /// What the other of two experts may be named as.
+    pub(super) other_expert: Option<&'static str>,
 }
 
 impl ModelFiles<'_> {
@@ -125,6 +127,7 @@ impl ModelFiles<'_> {
         let slots: Vec<&str> = encoders
             .map(|e| e.slot.as_str())
             .chain([VAE, SCHEDULER])
+            .chain(self.other_expert)
             .collect();
         for (slot, files) in self.map.slots() {
             let why = if !slots.contains(&slot) {
@@ -135,6 +138,10 @@ impl ModelFiles<'_> {
             } else if slot == SCHEDULER && (files.tokenizer.is_some() || files.config.is_some()) {
                 "a scheduler is its scheduler_config.json alone: write scheduler = \"...\""
                     .to_owned()
+            } else if Some(slot) == self.other_expert
+                && (files.tokenizer.is_some() || files.config.is_some())
+            {
+                format!("an expert is its weights alone: write {slot} = \"...\"")
             } else {
                 continue;
             };

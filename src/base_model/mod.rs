@@ -3,6 +3,7 @@
 //! once, for their digests, which the memo remembers.
 
 mod encoder;
+mod expert;
 mod files;
 pub mod hub;
 mod vae;
@@ -13,6 +14,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device};
 
 pub use encoder::TextEncoderPart;
+pub use expert::OtherExpert;
 use files::ModelFiles;
 pub use files::{NeededFile, needed_files};
 pub use vae::VaePart;
@@ -104,7 +106,7 @@ impl BaseModel {
         let flavor = family.flavor(&model.flavor)?;
         let recipe = resolve_recipe(&model)?;
         check_mask(family, &recipe)?;
-        let denoiser = Arc::new(family.open(family.components(&model.path)?)?);
+        let denoiser = Arc::new(family.open_as(family.components(&model.path)?, flavor)?);
         denoiser.check_whole()?;
         denoiser.check_flavor(flavor)?;
         let without = without_each(&model, &recipe);
@@ -115,11 +117,13 @@ impl BaseModel {
             components: &denoiser.components,
             recipe: &recipe,
             without,
+            other_expert: other_expert(&denoiser, flavor),
         };
         let schedule = denoiser.schedule(files.scheduler())?;
         let (completed, mut notes) = experiment.completed(flavor, &schedule)?;
         let settings = completed.settings(flavor)?;
         notes.extend(named_after_another(&denoiser, flavor));
+        notes.extend(expert_by_word(&denoiser, flavor));
         files.check()?;
         let mut encoders = Vec::new();
         for encoder in recipe.encoders() {
@@ -155,6 +159,7 @@ impl BaseModel {
             components: &self.denoiser.components,
             recipe: &recipe,
             without: Vec::new(),
+            other_expert: other_expert(&self.denoiser, self.flavor),
         };
         files.check()?;
         let mut encoders = Vec::new();
@@ -229,6 +234,26 @@ fn named_after_another(denoiser: &OpenedDenoiser, flavor: &Flavor) -> Option<Str
             "warning: {} is called after flavor `{}`, whose shapes it has too, and the Experiment says `{}`, which is given no references",
             shown::path(path),
             other.name,
+            flavor.name
+        )
+    })
+}
+
+/// What the other of two experts is called under `[model.files]`, where it may be named there: a folder has both.
+fn other_expert(denoiser: &OpenedDenoiser, flavor: &Flavor) -> Option<&'static str> {
+    let other = denoiser.family.flavor(flavor.expert?.other).ok()?;
+    let is_file = !denoiser.components.path.is_dir();
+    other.expert.map(|expert| expert.name).filter(|_| is_file)
+}
+
+/// A word on a single file that says by nothing which of two experts it is.
+fn expert_by_word(denoiser: &OpenedDenoiser, flavor: &Flavor) -> Option<String> {
+    let path = &denoiser.components.path;
+    let says = models::expert_of_name(denoiser.family, path).is_some();
+    (flavor.expert.is_some() && !path.is_dir() && !says).then(|| {
+        format!(
+            "nothing in {} says which of two experts it is: taken as flavor `{}`, as the Experiment says",
+            shown::path(path),
             flavor.name
         )
     })

@@ -60,7 +60,65 @@ pub(super) fn losses(
     Ok(all)
 }
 
+/// What one file gives is one number at each noise level, whatever number of windows a clip has: they are no pictures of their own, and an
+/// interval over them would be too narrow. The first item of each file, in their order, and the means over its items.
+pub(super) fn by_file(items: &[Item], losses: &[LossesOf]) -> (Vec<Item>, Vec<LossesOf>) {
+    let mut files: Vec<(Item, Vec<&LossesOf>)> = Vec::new();
+    for (item, of_item) in items.iter().zip(losses) {
+        match files
+            .iter_mut()
+            .find(|(first, _)| first.digest == item.digest)
+        {
+            Some((_, all)) => all.push(of_item),
+            None => files.push((item.clone(), vec![of_item])),
+        }
+    }
+    let means = |all: &[&LossesOf]| {
+        let levels = all.first().map_or(0, |of_item| of_item.len());
+        let at = |level: usize| {
+            all.iter()
+                .map(|of_item| of_item[level])
+                .collect::<Vec<f64>>()
+        };
+        (0..levels).map(|level| mean(&at(level))).collect()
+    };
+    let means = files.iter().map(|(_, all)| means(all)).collect();
+    (files.into_iter().map(|(first, _)| first).collect(), means)
+}
+
 /// The mean over noise levels, picture by picture.
 pub(super) fn by_picture(losses: &[LossesOf]) -> Vec<f64> {
     losses.iter().map(|of_picture| mean(of_picture)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+    use crate::digest::Digest;
+    use crate::recipe::latents::Size;
+
+    #[test]
+    fn windows_of_a_clip_count_as_one() {
+        let item = |name: &str| Item {
+            picture: PathBuf::from(name),
+            digest: Digest::of(name.as_bytes()),
+            size: Size {
+                width: 8,
+                height: 8,
+            },
+            captions: Vec::new(),
+            written: String::new(),
+            views: Vec::new(),
+            repeats: 1,
+            held_out: true,
+            reference: None,
+        };
+        let items = ["a", "b", "a"].map(item);
+        let losses = [vec![1.0, 2.0], vec![5.0, 5.0], vec![3.0, 6.0]];
+        let (files, means) = by_file(&items, &losses);
+        assert_eq!(means, [vec![2.0, 4.0], vec![5.0, 5.0]]);
+        assert_eq!(files, items[..2]);
+    }
 }

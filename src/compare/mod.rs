@@ -104,6 +104,9 @@ pub fn run(
     let Losses { both, base } = stage.measure(denoiser, &bound, options, monitor)?;
     let files = [a_before.file.as_path(), b_before.file.as_path()];
     check_finite(files, &stage.pictures, &both)?;
+    let (pictures, of_a) = measure::by_file(&stage.pictures, &both[0]);
+    let both = [of_a, measure::by_file(&stage.pictures, &both[1]).1];
+    let base = base.map(|losses| measure::by_file(&stage.pictures, &losses).1);
     let sheet = match &options.out {
         Some(folder) => {
             Some(stage.previews(denoiser, &bound, files, (folder, options), monitor)?)
@@ -123,15 +126,15 @@ pub fn run(
         },
         base: base.map(|losses| mean(&measure::by_picture(&losses))),
         data: experiment.file.clone(),
-        pictures: stage.pictures.len(),
+        pictures: pictures.len(),
         draws: options.draws,
         difference: Paired::of(&each_a, &each_b),
-        levels: report::levels(&both),
+        levels: report::levels(&both, DrawOptions::of(&stage.base).validation_levels()),
         differences: match &made {
             [Some(a), Some(b)] => differences::between(a, b),
             _ => Vec::new(),
         },
-        by_picture: report::of_pictures(&stage.pictures, &both),
+        by_picture: report::of_pictures(&pictures, &both),
         sheet,
     })
 }
@@ -165,6 +168,9 @@ impl Stage {
         }
         let digest = base.denoiser_digest(memo)?;
         check_base(loras, experiment, digest)?;
+        for lora in loras {
+            sample::refuse_other_expert(lora.read_file(), lora.made.as_ref(), &base)?;
+        }
         let recipes = [
             recipe_for(&loras[0], &options.under, &base)?,
             recipe_for(&loras[1], &options.under, &base)?,

@@ -12,7 +12,6 @@ use crate::dataset::Item;
 use crate::digest::{Digest, Fingerprint};
 use crate::probe::stats::mean;
 use crate::recipe::Deviation;
-use crate::train::VALIDATION_SIGMAS;
 
 /// A comparison.
 #[derive(Debug, Serialize)]
@@ -111,8 +110,8 @@ impl RecipeUsed {
     }
 }
 
-/// The losses at each noise level, B's against A's.
-pub(super) fn levels([a, b]: &[Vec<LossesOf>; 2]) -> Vec<AtLevel> {
+/// The losses at each of these noise levels, B's against A's.
+pub(super) fn levels([a, b]: &[Vec<LossesOf>; 2], sigmas: Vec<f64>) -> Vec<AtLevel> {
     let at = |losses: &[LossesOf], level: usize| -> Vec<f64> {
         losses
             .iter()
@@ -128,11 +127,7 @@ pub(super) fn levels([a, b]: &[Vec<LossesOf>; 2]) -> Vec<AtLevel> {
             difference: Paired::of(&a, &b),
         }
     };
-    VALIDATION_SIGMAS
-        .into_iter()
-        .enumerate()
-        .map(of_level)
-        .collect()
+    sigmas.into_iter().enumerate().map(of_level).collect()
 }
 
 /// The losses of each picture, over noise levels.

@@ -10,7 +10,8 @@ use crate::experiment::Experiment;
 use crate::lora::Bound;
 use crate::models::Denoiser;
 use crate::monitor::Monitor;
-use crate::sample::previews::{self, ClipRow, sheets};
+use crate::sample::networks::{Network, beside, stages};
+use crate::sample::previews::{self, ClipRow, ClipSheet, KeptFrames};
 use crate::shown;
 use crate::store::{self, Store};
 
@@ -86,32 +87,37 @@ impl Previews<'_> {
         let settings = &columns[0].0.settings.sample;
         let work = columns.len() * settings.prompts.len() * settings.steps;
         self.monitor.start("sampling", Some(work as u64));
-        let mut rows: Vec<ClipRow> = Vec::new();
+        let other = columns[0].0.other_expert()?;
+        let prompts = settings.prompts.iter();
+        let mut rows: Vec<ClipRow> = prompts
+            .map(|prompt| ClipRow {
+                label: prompt.clone(),
+                columns: Vec::new(),
+            })
+            .collect();
         for (base, adapters) in columns {
             let source = ModelCache::open(base, self.store)?;
             let advance = || self.monitor.advance(1);
-            let pictures = previews::pictures(
-                (base, &source),
-                self.references,
-                self.denoiser,
-                adapters,
-                &advance,
-            )?;
-            for (number, sampled) in pictures.into_iter().enumerate() {
-                if rows.len() <= number {
-                    rows.push(ClipRow {
-                        label: sampled.prompt,
-                        columns: Vec::new(),
-                    });
-                }
-                rows[number].columns.push(sampled.frames);
+            let own = Network::Loaded(self.denoiser, adapters);
+            let beside = other.as_ref().map(|other| beside(other, self.denoiser));
+            let stages = stages(base, own, beside);
+            let mut column: Vec<KeptFrames> = rows.iter().map(|_| KeptFrames::default()).collect();
+            let mut take = |number: usize, frame| column[number].push(&frame);
+            let on = (self.denoiser.device(), self.denoiser.kernels());
+            let from = (base, &source);
+            previews::pictures(from, self.references, &stages, on, &advance, &mut take)?;
+            for (row, frames) in rows.iter_mut().zip(column) {
+                row.columns.push(frames);
             }
         }
         self.monitor.finish();
         let [a, b] = files;
-        let title = format!("A {}   B {}", shown::path(a), shown::path(b));
-        let sheets = sheets(&title, &["base model", "A", "B"], &rows);
-        let (end, bytes) = previews::file(&sheets, settings.rate)?;
+        let sheet = ClipSheet {
+            title: &format!("A {}   B {}", shown::path(a), shown::path(b)),
+            heads: &["base model", "A", "B"],
+            rows: &rows,
+        };
+        let (end, bytes) = sheet.file(settings.rate)?;
         let path = folder.join(format!("{NAME}.{end}"));
         store::write_file(&path, &[&bytes])?;
         Ok(path)

@@ -120,6 +120,11 @@ impl Item {
         self.views.first().map_or(self.size, |view| view.bucket)
     }
 
+    /// Whether it is a window of a clip.
+    pub fn is_of_clip(&self) -> bool {
+        self.views.iter().any(|view| view.window.is_some())
+    }
+
     /// How many frames the VAE sees: 1 of a picture.
     pub fn frames(&self) -> u32 {
         self.views.first().map_or(1, View::frames)
@@ -140,6 +145,15 @@ impl Item {
         let reference = self.reference.as_ref()?;
         let place = self.views.iter().position(|own| *own == view)?;
         Some((reference, *reference.views.get(place)?))
+    }
+}
+
+/// So many pictures and windows of clips, in words.
+pub fn counted(pictures: u64, of_clips: u64) -> String {
+    match (pictures, of_clips) {
+        (pictures, 0) => format!("{pictures} pictures"),
+        (0, of_clips) => format!("{of_clips} windows of clips"),
+        (pictures, of_clips) => format!("{pictures} pictures and {of_clips} windows of clips"),
     }
 }
 

@@ -10,9 +10,10 @@ mod sampler;
 mod sampling;
 mod shift;
 mod timestep;
+mod unipc;
 
 pub use process::{Level, Prediction, Process, add_noise};
 pub use sampler::{Spacing, euler_sigmas, guide, rescale_guided};
 pub use sampling::{Sampler, SamplerRun};
 pub use shift::{Shift, ShiftRule};
-pub use timestep::{LossWeighting, TimestepSampling, TimestepSpec, shift_sigma};
+pub use timestep::{Band, LossWeighting, TimestepSampling, TimestepSpec, shift_sigma};

@@ -3,12 +3,16 @@
 //! In both, noisy latents are `alpha * latents + sigma * noise`. A [`Level`] is one such mixture: its two factors, and the timestep
 //! that the network is told. Training and sampling are written in terms of levels, so there is one code for both ways.
 
-use candle_core::{Result, Tensor};
+use candle_core::{Result, Tensor, bail};
 
-use super::timestep::{LossWeighting, TimestepSpec};
+use super::timestep::{Band, LossWeighting, TimestepSpec};
 
 /// Steps of DDPM's schedule. A flow's sigma in [0, 1] is told to the network times this.
 pub(super) const TRAINED_STEPS: usize = 1000;
+
+/// Levels that are drawn for one of a band. Of a density that is worth training by, some lie in the band: one of a thousand is not
+/// met in as many draws once in twenty thousand samples.
+const MAX_DRAWS: usize = 10_000;
 
 /// First and last beta of Stable Diffusion 1 and SDXL (diffusers' `scaled_linear`: between them the square roots of beta are evenly
 /// spaced).
@@ -116,15 +120,34 @@ impl Process {
         Level::of_variance(self.alphas_cumprod()[step], step as f64)
     }
 
-    /// The level that one sample of a training step gets, from two random numbers: `uniform` in [0, 1) and a standard `normal`.
+    /// The level that one sample of a training step gets. `numbers` gives two random numbers, one uniform in [0, 1) and a standard
+    /// normal; it is called once where `spec` is of all levels, and else until they give a level of its band.
     ///
     /// For a flow, `spec` says how levels are distributed, which may depend on how many `tokens` the latents have. DDPM uses
     /// neither: its steps are drawn evenly.
-    pub fn draw(self, spec: &TimestepSpec, (uniform, normal): (f64, f64), tokens: usize) -> Level {
-        match self.is_flow() {
-            true => Level::of_flow(spec.sigma(uniform, normal, tokens)),
-            false => self.level(uniform),
+    ///
+    /// # Errors
+    /// If hardly any level lies in the band.
+    pub fn draw(
+        self,
+        spec: &TimestepSpec,
+        mut numbers: impl FnMut() -> (f64, f64),
+        tokens: usize,
+    ) -> Result<Level> {
+        if !self.is_flow() {
+            return Ok(self.level(numbers().0));
         }
+        for _ in 0..MAX_DRAWS {
+            let (uniform, normal) = numbers();
+            let sigma = spec.sigma(uniform, normal, tokens);
+            if spec.band.has(sigma) {
+                return Ok(Level::of_flow(sigma));
+            }
+        }
+        let Band { from, to } = spec.band;
+        bail!(
+            "of {MAX_DRAWS} noise levels drawn none lay from {from} to {to}, for which this model is: set `shift`, `timestep_sampling` or its parameters under [train] so that more do"
+        )
     }
 
     /// What the network should have predicted for each sample.

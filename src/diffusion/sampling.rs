@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::process::{Level, Prediction, Process, TRAINED_STEPS};
 use super::sampler::{Spacing, euler_sigmas};
+use super::unipc::{self, UniPc};
 
 /// The method by which pictures are sampled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
@@ -30,12 +31,18 @@ pub enum Sampler {
     Dpmpp2m,
     /// The same with the noise levels of Karras et al.
     Dpmpp2mKarras,
+    /// UniPC of second order (Zhao et al., arXiv:2302.04867), for a flow.
+    Unipc,
 }
 
 impl Sampler {
-    /// Whether it samples models of this process: a flow has Euler's method alone here.
+    /// Whether it samples models of this process: a flow has Euler's method and UniPC here, of which UniPC is for flows alone.
     pub fn fits(self, process: Process) -> bool {
-        self == Self::Euler || !process.is_flow()
+        match self {
+            Self::Euler => true,
+            Self::Unipc => process.is_flow(),
+            _ => !process.is_flow(),
+        }
     }
 }
 
@@ -47,6 +54,7 @@ pub struct SamplerRun {
     levels: Vec<Level>,
     /// The estimate of the picture in the step before; `None` in the first.
     earlier: Option<Tensor>,
+    unipc: UniPc,
 }
 
 impl SamplerRun {
@@ -62,9 +70,11 @@ impl SamplerRun {
         spacing: Spacing,
     ) -> Result<Self> {
         if !sampler.fits(process) {
-            bail!("the sampler is for models that predict noise; a flow is sampled by `euler`");
+            bail!("the sampler is not for this model; a flow is sampled by `euler` or `unipc`");
         }
-        let levels = if process.is_flow() {
+        let levels = if sampler == Sampler::Unipc {
+            unipc::levels(steps, shift)
+        } else if process.is_flow() {
             let sigmas = euler_sigmas(steps, shift, spacing).into_iter();
             sigmas.map(Level::of_flow).collect()
         } else {
@@ -75,6 +85,7 @@ impl SamplerRun {
             process,
             levels,
             earlier: None,
+            unipc: UniPc::default(),
         })
     }
 
@@ -101,6 +112,9 @@ impl SamplerRun {
         noise: impl FnOnce() -> Result<Tensor>,
     ) -> Result<Tensor> {
         let (from, to) = (self.levels[i], self.levels[i + 1]);
+        if self.sampler == Sampler::Unipc {
+            return self.unipc.step(&self.levels, i, x, prediction);
+        }
         if self.process.is_flow() {
             return x + (prediction * (to.sigma - from.sigma))?;
         }
@@ -118,7 +132,9 @@ impl SamplerRun {
                 }
                 next + (noise()? * (up * to.alpha))?
             }
-            Sampler::Dpmpp2m | Sampler::Dpmpp2mKarras => self.multistep(i, x, picture),
+            Sampler::Dpmpp2m | Sampler::Dpmpp2mKarras | Sampler::Unipc => {
+                self.multistep(i, x, picture)
+            }
         }
     }
 

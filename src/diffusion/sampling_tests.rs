@@ -8,9 +8,9 @@ use candle_core::{Device, Tensor};
 use super::{Sampler, SamplerRun, Spacing};
 use crate::diffusion::{Prediction, Process};
 
-fn golden() -> HashMap<String, Tensor> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/samplers.safetensors");
-    candle_core::safetensors::load(path, &Device::Cpu).expect("the golden")
+fn golden(name: &str) -> HashMap<String, Tensor> {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    candle_core::safetensors::load(golden.join(name), &Device::Cpu).expect("the golden")
 }
 
 /// The formula that stands for a network.
@@ -29,7 +29,7 @@ fn distance(ours: &Tensor, theirs: &Tensor) -> f32 {
 
 #[test]
 fn every_sampler_takes_the_steps_of_diffusers() {
-    let golden = golden();
+    let golden = golden("samplers.safetensors");
     let kinds = [
         ("epsilon", Prediction::Epsilon, false, &[1, 4, 20][..]),
         ("v_prediction", Prediction::Velocity, false, &[1, 4, 20]),
@@ -71,12 +71,37 @@ fn every_sampler_takes_the_steps_of_diffusers() {
     }
 }
 
+/// Against `tools/goldens/unipc.py`.
 #[test]
-fn a_flow_knows_one_sampler_and_a_schedule_has_an_end() {
+fn unipc_takes_the_steps_of_diffusers_as_wan_has_them() {
+    let golden = golden("unipc.safetensors");
+    for shift in [3.0, 5.0, 12.0] {
+        for steps in [1, 2, 3, 20, 50] {
+            let key = format!("{shift}.{steps}");
+            let pictures = &golden[&format!("{key}.pictures")];
+            let told = golden[&format!("{key}.timesteps")].to_vec1::<f32>();
+            let flow = Process::new(Prediction::Flow);
+            let run = SamplerRun::new(Sampler::Unipc, flow, steps, shift, Spacing::Even);
+            let (mut run, mut x) = (run.expect("a run"), golden["start"].clone());
+            for (i, told) in told.expect("numbers").into_iter().enumerate() {
+                assert_eq!(run.timestep(i), f64::from(told), "{key}, step {i}");
+                let prediction = network(&x, run.timestep(i));
+                let none = || unreachable!("UniPC draws no noise");
+                x = run.step(i, &x, &prediction, none).expect("a step");
+                let error = distance(&x, &pictures.narrow(0, i, 1).expect("theirs"));
+                assert!(error < 1e-5, "{key}, step {i}: off by {error}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_flow_knows_two_samplers_and_a_schedule_has_an_end() {
     let flow = Process::new(Prediction::Flow);
     let refused = SamplerRun::new(Sampler::Ddim, flow, 4, 1.0, Spacing::Trained);
     assert!(refused.is_err_and(|e| e.to_string().contains("`euler`")));
     let ddpm = Process::new(Prediction::Epsilon);
+    assert!(SamplerRun::new(Sampler::Unipc, ddpm, 4, 1.0, Spacing::Trained).is_err());
     for steps in [0, 1000] {
         let refused = SamplerRun::new(Sampler::Ddim, ddpm, steps, 1.0, Spacing::Trained);
         assert!(refused.is_err_and(|e| e.to_string().contains("1 to 999")));

@@ -45,6 +45,30 @@ impl LossWeighting {
     }
 }
 
+/// A part of a flow's noise levels, by sigma.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Band {
+    /// Its lowest level.
+    pub from: f64,
+    /// The level at which it ends, which is its own only where there is none above.
+    pub to: f64,
+}
+
+impl Band {
+    /// All levels.
+    pub const WHOLE: Self = Self { from: 0.0, to: 1.0 };
+
+    /// Whether a sigma is in it.
+    pub fn has(self, sigma: f64) -> bool {
+        sigma >= self.from && (sigma < self.to || self.to >= 1.0)
+    }
+
+    /// The level at `share` (in [0, 1]) of the way through it.
+    pub fn at(self, share: f64) -> f64 {
+        self.from + (self.to - self.from) * share
+    }
+}
+
 /// How a flow's noise levels are distributed in training.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct TimestepSpec {
@@ -58,6 +82,8 @@ pub struct TimestepSpec {
     pub mode_scale: f64,
     /// How far the drawn levels are shifted towards noise.
     pub shift: Shift,
+    /// The levels that are trained, after the shift; others are drawn anew. Within the band the density so keeps its shape.
+    pub band: Band,
 }
 
 impl TimestepSpec {
@@ -87,7 +113,7 @@ pub fn shift_sigma(sigma: f64, shift: f64) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use super::{LossWeighting, Shift, TimestepSampling, TimestepSpec, shift_sigma};
+    use super::{Band, LossWeighting, Shift, TimestepSampling, TimestepSpec, shift_sigma};
 
     fn spec(sampling: TimestepSampling, shift: f64) -> TimestepSpec {
         TimestepSpec {
@@ -96,6 +122,7 @@ mod tests {
             logit_std: 1.0,
             mode_scale: 1.29,
             shift: Shift::Fixed(shift),
+            band: Band::WHOLE,
         }
     }
 

@@ -34,6 +34,8 @@ pub struct PictureStats {
     pub spec: String,
     /// Different views asked for.
     pub views: u64,
+    /// Of these, windows of clips.
+    pub of_clips: u64,
     /// Of these, already in the store.
     pub present: u64,
     /// Encoded now.
@@ -66,6 +68,8 @@ pub(super) struct PicturePlan<'a> {
     views: u64,
     /// Different views of all parts.
     all_views: u64,
+    /// Of these, windows of clips.
+    of_clips: u64,
     missing: Missing,
 }
 
@@ -87,6 +91,7 @@ impl<'a> PicturePlan<'a> {
             clips: Vec::new(),
             views: 0,
             all_views: 0,
+            of_clips: 0,
             missing: Missing::default(),
         };
         let mut seen = BTreeSet::new();
@@ -99,6 +104,7 @@ impl<'a> PicturePlan<'a> {
                     continue;
                 }
                 plan.views += 1;
+                plan.of_clips += u64::from(view.window.is_some());
                 if !reader.contains(&spec, &entry) {
                     plan.missing.entries += 1;
                     plan.missing.bytes += vae.view_bytes(view) + about_record_bytes("", 0);
@@ -143,6 +149,7 @@ impl<'a> PicturePlan<'a> {
         let mut stats = PictureStats {
             spec: self.vae.fingerprint.to_string(),
             views: self.views,
+            of_clips: self.of_clips,
             present: self.views - self.missing.entries,
             ..PictureStats::default()
         };
@@ -220,14 +227,23 @@ impl<'a> PicturePlan<'a> {
         }
         let frames = |of: &Viewed<'_>| of.views.iter().map(|v| u64::from(v.frames())).sum::<u64>();
         monitor.start("frames of clips", Some(self.clips.iter().map(frames).sum()));
+        let (mut last, mut failed) = (None, None);
         for of in &self.clips {
             let mut left = frames(of);
+            // Another window of a clip that failed: it was told, and would fail again.
+            if failed == Some(of.picture) {
+                monitor.advance(left);
+                continue;
+            }
             let mut advance = |frames: u64| {
                 left = left.saturating_sub(frames);
                 monitor.advance(frames);
             };
-            match self.clip(encoder, of, writer, &mut advance)? {
-                Err(error) => stats.passed_over(&error, monitor),
+            match self.clip(encoder, (of, &mut last), writer, &mut advance)? {
+                Err(error) => {
+                    stats.passed_over(&error, monitor);
+                    failed = Some(of.picture);
+                }
                 Ok(()) => stats.encoded += of.views.len() as u64,
             }
             // Of a clip that was passed over.
@@ -238,15 +254,18 @@ impl<'a> PicturePlan<'a> {
         Ok(())
     }
 
-    /// The views of a clip; the inner error is about its file.
+    /// The views of a clip, whose file is `last` if that is the same and did not change since it was hashed: a clip's windows follow each
+    /// other. The inner error is about its file.
     fn clip(
         &self,
         encoder: &LatentEncoder,
-        of: &Viewed<'_>,
+        (of, last): (&Viewed<'_>, &mut Option<ClipFile>),
         writer: &mut StoreWriter,
         advance: &mut dyn FnMut(u64),
     ) -> Result<Result<(), PictureError>, Error> {
-        let clip = match ClipFile::open(of.picture).and_then(|clip| clip.expect(&of.digest)) {
+        let known = last.take().filter(|clip| clip.is_still(of.picture));
+        let opened = known.map_or_else(|| ClipFile::open(of.picture), Ok);
+        let clip = match opened.and_then(|clip| clip.expect(&of.digest)) {
             Ok(clip) => clip,
             Err(error) => return Ok(Err(error)),
         };
@@ -259,6 +278,7 @@ impl<'a> PicturePlan<'a> {
             let entry = self.entry((of.digest, view), &moments, source);
             writer.put(entry.map_err(|source| failed(of, source))?)?;
         }
+        *last = Some(clip);
         Ok(Ok(()))
     }
 

@@ -14,6 +14,7 @@ mod file_name;
 mod fingerprint;
 mod parse;
 mod paths;
+mod previews;
 mod process;
 pub mod raw;
 mod references;

@@ -1,7 +1,7 @@
 //! What an Experiment makes of its flavor's process, and options that are not for it.
 
 use super::{Error, Experiment};
-use crate::diffusion::{LossWeighting, Prediction, Process, TimestepSampling};
+use crate::diffusion::{LossWeighting, Prediction, Process, Sampler, TimestepSampling};
 
 impl Experiment {
     /// The flavor's process with what `[model]` says otherwise; `embedded_guidance` is the
@@ -79,7 +79,7 @@ impl Experiment {
         if sampler.is_some_and(|sampler| !sampler.fits(flow)) {
             return Some((
                 "sample.sampler",
-                "this sampler is for DDPM models; use `euler`",
+                "this sampler is for DDPM models; use `euler` or `unipc`",
             ));
         }
         let found = options.into_iter().find(|(_, set)| *set)?;
@@ -91,6 +91,12 @@ impl Experiment {
 
     fn misplaced_in_ddpm(&self) -> Option<(&'static str, &'static str)> {
         let (train, sample) = (&self.raw.train, &self.raw.sample);
+        if sample.sampler == Some(Sampler::Unipc) {
+            return Some((
+                "sample.sampler",
+                "this sampler is for models of rectified flow; use another",
+            ));
+        }
         let is_uneven = |sampling| sampling != TimestepSampling::Uniform;
         if train.timestep_sampling.is_some_and(is_uneven) {
             return Some((

@@ -359,7 +359,8 @@ pub struct Sample {
     /// Which size they are brought to; the default is that of the first data set, or else `preferred`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reference_size: Option<ReferenceSize>,
-    /// The caption to steer away from; the default is the recipe's unconditional entry.
+    /// The caption to steer away from; the default is that of the flavor's authors where they have one (Wan), or else the recipe's
+    /// unconditional entry. An empty one is none.
     pub negative_prompt: Option<String>,
     /// Width in px; the default is the first data set's resolution, in whole steps of its buckets. With a reference, and neither width
     /// nor height, it is that of the reference in a bucket of that data set, or else as `preferred`.

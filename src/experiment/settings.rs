@@ -8,7 +8,7 @@ use super::raw::{self, LrDecay, Precision, QuantizedWeights, ReferenceSize, Warm
 use super::references::ReferenceSettings;
 use super::{Error, Experiment, FileMap, bounds};
 use crate::diffusion::{
-    LossWeighting, Process, Sampler, Shift, Spacing, TimestepSampling, TimestepSpec,
+    Band, LossWeighting, Process, Sampler, Shift, Spacing, TimestepSampling, TimestepSpec,
 };
 use crate::models::Flavor;
 use crate::optim::{AdamWOptions, OptimizerOptions};
@@ -210,6 +210,8 @@ pub struct SampleSettings {
     pub prompts: Vec<String>,
     /// The caption to steer away from; None: the recipe's unconditional entry.
     pub negative_prompt: Option<String>,
+    /// Whether that is the one of the flavor's authors, for want of another.
+    pub negative_of_authors: bool,
     /// Reference pictures, as the program sees their paths: none, one for all prompts, or one for each.
     pub references: Vec<PathBuf>,
     /// Which size they are brought to.
@@ -228,6 +230,8 @@ pub struct SampleSettings {
     pub steps: usize,
     /// Scale of classifier-free guidance; 1 is none.
     pub guidance: f64,
+    /// The same while a sample is in the other of two experts, for a flavor that has one.
+    pub guidance_of_other: f64,
     /// How far each guided prediction is brought back to the spread of the conditional one, 0 to 1.
     pub guidance_rescale: f64,
     /// The guidance embedding's input, where the denoiser has one.
@@ -305,7 +309,7 @@ impl Experiment {
         }
         if !sample.prompts.is_empty() {
             captions.extend(sample.prompts.iter().cloned());
-            captions.push(sample.negative_prompt.clone().unwrap_or_default());
+            captions.push(self.negative_prompt().unwrap_or_default());
         }
         captions
     }
@@ -370,7 +374,7 @@ impl Experiment {
                 save_precision: adapter.save_precision,
             },
             train: self.train(flavor),
-            sample: self.sample(flavor),
+            sample: self.previews(flavor),
         };
         self.check_effects(&settings)?;
         Ok(settings)
@@ -438,6 +442,7 @@ impl Experiment {
                 logit_std: train.logit_std,
                 mode_scale: train.mode_scale,
                 shift: train.shift.unwrap_or(flavor.shift),
+                band: flavor.expert.map_or(Band::WHOLE, |expert| expert.levels),
             },
             guidance: (flavor.embedded_guidance)
                 .map(|_| train.guidance.unwrap_or(TRAINING_GUIDANCE)),
@@ -449,47 +454,6 @@ impl Experiment {
             keep_checkpoints: train.keep_checkpoints,
             validate_every: train.validate_every,
             sample_every: train.sample_every,
-        }
-    }
-
-    fn sample(&self, flavor: &Flavor) -> SampleSettings {
-        let sample = &self.raw.sample;
-        let first = self.raw.dataset.first();
-        // Previews show what was trained, so at its size, which like a bucket's is whole steps.
-        let in_steps = |set: &raw::Dataset| {
-            let step = set.bucket_step.max(1);
-            let whole = |side: u32| if set.bucket { side / step * step } else { side };
-            set.resolution.sides().map(whole)
-        };
-        let [width, height] = first.map_or([flavor.resolution_px; 2], in_steps);
-        let trained = first.and_then(|set| self.references(set));
-        let reference_size = trained.map_or(ReferenceSize::Preferred, |references| references.size);
-        let (embedded_guidance, guidance) = match flavor.embedded_guidance {
-            // What people call guidance of such a model is the embedding's input.
-            Some(authors) => (
-                Some(sample.guidance.unwrap_or(authors)),
-                sample.true_cfg.unwrap_or(flavor.guidance),
-            ),
-            None => (None, sample.guidance.unwrap_or(flavor.guidance)),
-        };
-        SampleSettings {
-            prompts: sample.prompts.clone(),
-            references: sample.references.iter().map(|p| self.path(p)).collect(),
-            reference_size: sample.reference_size.unwrap_or(reference_size),
-            negative_prompt: sample.negative_prompt.clone(),
-            width: sample.width.unwrap_or(width),
-            height: sample.height.unwrap_or(height),
-            frames: self.raw.sample_frames(),
-            rate: self.raw.sample_rate(),
-            sampler: sample.sampler.unwrap_or(flavor.sampler),
-            steps: sample.steps.unwrap_or(flavor.steps as usize),
-            guidance,
-            guidance_rescale: sample.guidance_rescale,
-            embedded_guidance,
-            shift: sample.shift.unwrap_or(flavor.shift),
-            spacing: flavor.spacing,
-            size_conditioning: flavor.size_conditioning,
-            seed: sample.seed,
         }
     }
 }

@@ -21,7 +21,7 @@ use crate::models;
 use crate::nn::weights::{self, Weights};
 use crate::shown;
 
-pub use memory::{ADAPTER_RANK, Memory, NetworkMemory, TrainMemory};
+pub use memory::{ADAPTER_RANK, Asked, Memory, NetworkMemory, TrainMemory};
 pub use part::StoredNetwork;
 
 /// Why a path could not be looked at.
@@ -105,12 +105,12 @@ pub struct Report {
     pub problems: Vec<String>,
 }
 
-/// Looks at a file or folder.
+/// Looks at a file or folder. A training's memory is that of what is asked for, if something is.
 ///
 /// # Errors
 /// If it cannot be read, or is nothing that this program knows.
-pub fn check(path: &Path) -> Result<Report, Error> {
-    let refused = match denoiser::check(path) {
+pub fn check(path: &Path, asked: Option<Asked>) -> Result<Report, Error> {
+    let refused = match denoiser::check(path, asked) {
         Ok(report) => return Ok(report),
         Err(refused) => refused,
     };

@@ -3,11 +3,12 @@
 use std::path::Path;
 
 use super::cache_names::CacheNames;
+use super::experts;
 use super::layout::{self, Layout};
 use super::{
     Activations, Component, Components, Denoiser, Error, OpenedDenoiser, Source, StepShape, quoted,
 };
-use crate::diffusion::{Process, Sampler, Shift, Spacing};
+use crate::diffusion::{Band, Process, Sampler, Shift, Spacing};
 use crate::lora::Preset;
 use crate::lora::formats::Naming;
 use crate::nn::weights::{Stored, Weights};
@@ -98,6 +99,19 @@ pub enum References {
     },
 }
 
+/// One of two networks that share the noise levels of a flow: a sample begins in the one and ends in the other.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Expert {
+    /// As names of files have it, and `[model.files]`: `high_noise`.
+    pub name: &'static str,
+    /// Its folder in a model as diffusers writes it.
+    pub component: &'static str,
+    /// The levels that it is for.
+    pub levels: Band,
+    /// The flavor of the network for the others.
+    pub other: &'static str,
+}
+
 /// One released variant of a family, and how it is sampled.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Flavor {
@@ -110,6 +124,10 @@ pub struct Flavor {
     /// Whether it has an embedding of each picture's size and crop
     /// ([`ConditioningTensors::time_ids`](super::ConditioningTensors::time_ids)).
     pub size_conditioning: bool,
+    /// The noise levels that it is for, where its authors released another network for the others; None for a model of all levels.
+    pub expert: Option<Expert>,
+    /// What its authors have it steer away from where nobody says otherwise; None: from nothing but the recipe's unconditional entry.
+    pub negative_prompt: Option<&'static str>,
     /// The shift of a flow's noise schedule.
     pub shift: Shift,
     /// Where a flow's sampler stops.
@@ -148,7 +166,20 @@ impl Family {
     /// # Errors
     /// If its architecture cannot be told, or is not of this family.
     pub fn open(&'static self, components: Components) -> Result<OpenedDenoiser, Error> {
-        OpenedDenoiser::new(self, components)
+        OpenedDenoiser::new(self, self.denoiser(), components)
+    }
+
+    /// The same for a flavor: of two experts in a folder its own. Where folder or name say that the model is another's, it is refused.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_as(
+        &'static self,
+        components: Components,
+        flavor: &Flavor,
+    ) -> Result<OpenedDenoiser, Error> {
+        let part = experts::part(self, &components, flavor)?;
+        OpenedDenoiser::new(self, part, components)
     }
 
     /// The flavor of that name.

@@ -7,6 +7,7 @@
 pub mod activations;
 pub mod cache_names;
 pub mod chroma;
+mod experts;
 #[cfg(test)]
 #[path = "../../tests/fake_family/mod.rs"]
 mod fake_family;
@@ -36,7 +37,8 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Device, Tensor};
 
 pub use activations::{Activations, BlockActivations, StepShape};
-pub use family::{Architecture, Family, Flavor, References};
+pub use experts::expert_of_name;
+pub use family::{Architecture, Expert, Family, Flavor, References};
 pub use layout::{Component, Components};
 pub use opened::OpenedDenoiser;
 pub use schedule::{Said, Schedule};
@@ -105,6 +107,14 @@ pub enum Error {
         wanted: String,
         /// What the weights are.
         detected: String,
+    },
+    /// The model is, or has, another of several experts than the flavor's.
+    #[error("{}: {why}", shown::path(path))]
+    WrongExpert {
+        /// The model.
+        path: PathBuf,
+        /// What it is, and what to do.
+        why: String,
     },
     /// Nothing at the path that is a model of a known family.
     #[error("{}: not a model of family {family}: {reason}", shown::path(path))]

@@ -7,6 +7,7 @@ use std::path::Path;
 use candle_core::{DType, Device, Tensor};
 use serde_json::{Map, Value};
 
+use super::experts;
 use super::family::DescribedWeights;
 use super::layout::read_json;
 use super::schedule::{Schedule, is_marker};
@@ -19,23 +20,33 @@ use crate::lora::LinearShape;
 use crate::nn::Frozen;
 use crate::nn::weights::Weights;
 
+/// Numbers of a tensor that is read to tell two networks apart.
+const FEW: usize = 1 << 20;
+
 /// A denoiser in its files.
 pub struct OpenedDenoiser {
     /// Its family.
     pub family: &'static Family,
     /// The parts of the model it belongs to.
     pub components: Components,
+    /// Which of these it is: `transformer`, `unet`.
+    pub part: &'static str,
     described: DescribedWeights,
     tensors: Vec<(String, Vec<usize>)>,
     linears: Vec<LinearShape>,
 }
 
 impl OpenedDenoiser {
-    pub(super) fn new(family: &'static Family, components: Components) -> Result<Self, Error> {
-        let described = (family.open)(components.get(family.denoiser())?)?;
+    pub(super) fn new(
+        family: &'static Family,
+        part: &'static str,
+        components: Components,
+    ) -> Result<Self, Error> {
+        let described = (family.open)(components.get(part)?)?;
         let (tensors, linears) = wanted(&*described.architecture)?;
         Ok(Self {
             family,
+            part,
             components,
             described,
             tensors,
@@ -67,7 +78,7 @@ impl OpenedDenoiser {
     /// # Errors
     /// If it cannot be read, contradicts itself, or is a schedule that this program does not have.
     pub fn schedule(&self, named: Option<&Path>) -> Result<Schedule, Error> {
-        let denoiser = self.components.get(self.family.denoiser())?;
+        let denoiser = self.components.get(self.part)?;
         // All flavors of a family are of one kind.
         let flow = self.family.flavors[0].process.is_flow();
         Schedule::read(&self.components, denoiser, flow, named)
@@ -78,7 +89,7 @@ impl OpenedDenoiser {
     /// # Errors
     /// If it cannot be read.
     pub fn config(&self) -> Result<Option<Map<String, Value>>, Error> {
-        let denoiser = self.components.get(self.family.denoiser())?;
+        let denoiser = self.components.get(self.part)?;
         let Some(path) = &denoiser.config else {
             return Ok(None);
         };
@@ -103,9 +114,12 @@ impl OpenedDenoiser {
         &self.linears
     }
 
-    /// The flavors that the architecture allows; several where only the weights' values differ.
+    /// The flavors that the architecture and the place of the files allow; several where only the weights' values differ.
     pub fn flavors(&self) -> Vec<&'static Flavor> {
-        let could_be = |flavor: &&Flavor| self.described.architecture.could_be(flavor);
+        let could_be = |flavor: &&Flavor| {
+            self.described.architecture.could_be(flavor)
+                && experts::part(self.family, &self.components, flavor).is_ok()
+        };
         self.family.flavors.iter().filter(could_be).collect()
     }
 
@@ -133,6 +147,32 @@ impl OpenedDenoiser {
     /// What a training step keeps of a forward pass.
     pub fn activations(&self, step: &StepShape) -> Activations {
         self.described.architecture.activations(step)
+    }
+
+    /// Whether a tensor of both is the same, bit for bit: of networks that were trained apart none is. One small tensor is read.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn is_same_network(&self, other: &Self) -> Result<bool, Error> {
+        let few = |(_, shape): &&(String, Vec<usize>)| shape.iter().product::<usize>() <= FEW;
+        let Some(tensor) = self.tensors.iter().find(few) else {
+            return Ok(false);
+        };
+        if !other.tensors.contains(tensor) {
+            return Ok(false);
+        }
+        let (name, shape) = tensor;
+        let placement = Placement::default();
+        let read = |denoiser: &Self| {
+            let source = FileSource::new(&denoiser.described.weights, &placement);
+            let numbers = source.tensor(shape, name)?.flatten_all();
+            let numbers = numbers.and_then(|numbers| numbers.to_vec1::<f32>());
+            numbers.map_err(|source| Error::Device {
+                what: format!("comparing `{name}` of two networks"),
+                source,
+            })
+        };
+        Ok(read(self)? == read(other)?)
     }
 
     /// The denoiser, of tensors of another source than its files.

@@ -9,6 +9,7 @@ use super::report::{
 use super::stats::{Paired, holm, mean};
 use super::{ALPHA, NEGLIGIBLE, conclusion};
 use crate::base_model::BaseModel;
+use crate::diffusion;
 use crate::digest::Digest;
 use crate::recipe::candidates::differences;
 
@@ -254,7 +255,12 @@ fn candidate(
         changed: told.paired.changed as u64,
         difference: told.difference(interval),
         bands: match tested {
-            true => bands(rows, recipe, measured.bands as usize),
+            true => bands(
+                rows,
+                recipe,
+                measured.bands as usize,
+                levels_of(measured.base),
+            ),
             false => Vec::new(),
         },
         pictures_to_tell: match told.verdict {
@@ -268,7 +274,12 @@ fn candidate(
     }
 }
 
-fn bands(rows: &[Row], recipe: usize, bands: usize) -> Vec<Band> {
+/// The noise levels that the base model is for.
+fn levels_of(base: &BaseModel) -> diffusion::Band {
+    base.settings.train.timesteps.band
+}
+
+fn bands(rows: &[Row], recipe: usize, bands: usize, levels: diffusion::Band) -> Vec<Band> {
     let of_band = |band: usize| {
         let differences: Vec<f64> = rows
             .iter()
@@ -277,8 +288,8 @@ fn bands(rows: &[Row], recipe: usize, bands: usize) -> Vec<Band> {
         let paired = Paired::of(&differences);
         let (low, high) = paired.interval(0.05)?;
         Some(Band {
-            from: band as f64 / bands as f64,
-            to: (band + 1) as f64 / bands as f64,
+            from: levels.at(band as f64 / bands as f64),
+            to: levels.at((band + 1) as f64 / bands as f64),
             mean: paired.mean,
             low,
             high,

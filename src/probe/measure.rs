@@ -246,6 +246,7 @@ impl<'a> Measurement<'a> {
                 number_of(&item.digest),
             );
             let share = (f64::from(draw) + rng.uniform()) / f64::from(self.draws.count);
+            let share = self.options.timesteps.band.at(share);
             let drawn = picture.draw(share, &mut rng, self.options.process)?;
             samples.push((caption, drawn));
         }

@@ -6,11 +6,14 @@ use image::RgbImage;
 
 use crate::autograd::Tape;
 use crate::cache::{Conditioning, batch};
-use crate::diffusion::{Process, Sampler, SamplerRun, Spacing, guide, rescale_guided};
+use crate::diffusion::{Band, Process, Sampler, SamplerRun, Spacing, guide, rescale_guided};
 use crate::lora::Bound;
 use crate::models::{self, ConditioningTensors, Denoiser};
 use crate::rng::{Rng, Stream};
 use crate::vae::{Extents, LatentDecoder, LatentGeometry};
+
+/// A timestep over this is a share of the noise levels.
+const TRAINED_STEPS: f64 = 1000.0;
 
 /// How one picture is sampled.
 #[derive(Clone, Debug)]
@@ -83,67 +86,128 @@ pub fn sample_from(
     options: &SampleOptions,
     each_step: &dyn Fn(),
 ) -> Result<Tensor> {
-    // A guidance of 1 gives the conditional prediction: half of the work is saved.
-    let guided = match (options.guidance == 1.0, unconditional) {
-        (true, _) => None,
-        (false, Some(unconditional)) => Some(unconditional),
-        (false, None) => bail!(
-            "a guidance of {} needs the unconditional entry",
-            options.guidance
-        ),
-    };
-    let model = Model {
-        denoiser,
-        adapters,
-        time_ids: options.size_conditioning.then(|| whole_picture(options)),
-        guidance: options.embedded_guidance,
-        reference: options.reference.as_ref(),
-    };
-    let mut sampler_run = SamplerRun::new(
-        options.sampler,
-        options.process,
-        options.steps,
-        options.shift,
-        options.spacing,
-    )?;
-    let mut latents = noise;
-    for i in 0..sampler_run.num_steps() {
-        let timestep = sampler_run.timestep(i);
-        let prediction = match guided {
-            None => model.predict(&latents, timestep, conditional)?,
-            Some(unconditional) => {
-                let (with, without) =
-                    model.predict_both(&latents, timestep, conditional, unconditional)?;
-                let guided = guide(&without, &with, options.guidance)?;
-                match options.guidance_rescale {
-                    0.0 => guided,
-                    rescale => rescale_guided(&guided, &with, rescale)?,
-                }
-            }
-        };
-        let noise = || step_noise(&latents, options, i);
-        latents = sampler_run.step(i, &latents, &prediction, noise)?;
-        each_step();
-    }
-    Ok(latents)
+    let mut sampling = Sampling::start(noise, conditional, unconditional, options)?;
+    let all = (Band::WHOLE, options.guidance);
+    sampling.advance((denoiser, adapters), all, each_step)?;
+    sampling.finish()
 }
 
-/// Turns what the denoiser made, a batch of one, into the frames of a clip; a picture is one of one frame.
+/// A sample under way. Between two steps, another network may take over.
+pub struct Sampling {
+    conditional: Conditioning,
+    unconditional: Option<Conditioning>,
+    options: SampleOptions,
+    run: SamplerRun,
+    latents: Tensor,
+    /// Steps done.
+    done: usize,
+}
+
+impl Sampling {
+    /// Of start noise, a batch of one.
+    ///
+    /// # Errors
+    /// If the sampler does not fit the process.
+    pub fn start(
+        noise: Tensor,
+        conditional: &Conditioning,
+        unconditional: Option<&Conditioning>,
+        options: &SampleOptions,
+    ) -> Result<Self> {
+        Ok(Self {
+            conditional: conditional.clone(),
+            unconditional: unconditional.cloned(),
+            run: SamplerRun::new(
+                options.sampler,
+                options.process,
+                options.steps,
+                options.shift,
+                options.spacing,
+            )?,
+            options: options.clone(),
+            latents: noise,
+            done: 0,
+        })
+    }
+
+    /// Takes the steps from here on whose noise levels are in the band, under this guidance.
+    ///
+    /// # Errors
+    /// If the guidance needs the unconditional entry and there is none, or the model fails.
+    pub fn advance(
+        &mut self,
+        (denoiser, adapters): (&dyn Denoiser, &Bound),
+        (levels, guidance): (Band, f64),
+        each_step: &dyn Fn(),
+    ) -> Result<()> {
+        let options = &self.options;
+        // A guidance of 1 gives the conditional prediction: half of the work is saved.
+        let guided = match (guidance == 1.0, &self.unconditional) {
+            (true, _) => None,
+            (false, Some(unconditional)) => Some(unconditional),
+            (false, None) => bail!("a guidance of {guidance} needs the unconditional entry"),
+        };
+        let model = Model {
+            denoiser,
+            adapters,
+            time_ids: options.size_conditioning.then(|| whole_picture(options)),
+            guidance: options.embedded_guidance,
+            reference: options.reference.as_ref(),
+        };
+        while self.done < self.run.num_steps() {
+            let timestep = self.run.timestep(self.done);
+            if !levels.has(timestep / TRAINED_STEPS) {
+                break;
+            }
+            let latents = &self.latents;
+            let prediction = match guided {
+                None => model.predict(latents, timestep, &self.conditional)?,
+                Some(unconditional) => {
+                    let (with, without) =
+                        model.predict_both(latents, timestep, &self.conditional, unconditional)?;
+                    let guided = guide(&without, &with, guidance)?;
+                    match options.guidance_rescale {
+                        0.0 => guided,
+                        rescale => rescale_guided(&guided, &with, rescale)?,
+                    }
+                }
+            };
+            let noise = || step_noise(latents, options, self.done);
+            self.latents = self.run.step(self.done, latents, &prediction, noise)?;
+            self.done += 1;
+            each_step();
+        }
+        Ok(())
+    }
+
+    /// The latents after the last step.
+    ///
+    /// # Errors
+    /// If there are steps left: no network was given for their noise levels.
+    pub fn finish(self) -> Result<Tensor> {
+        if self.done < self.run.num_steps() {
+            bail!(
+                "step {} of {} was not taken: no network is for its noise level",
+                self.done + 1,
+                self.run.num_steps()
+            );
+        }
+        Ok(self.latents)
+    }
+}
+
+/// Turns what the denoiser made, a batch of one, into the frames of a clip, one after the other; a picture is one of one frame.
 ///
 /// # Errors
-/// If the decoder fails.
+/// If the decoder or `take` fails.
 pub fn decode(
     decoder: &LatentDecoder,
     geometry: &LatentGeometry,
     latents: &Tensor,
-) -> Result<Vec<RgbImage>> {
+    take: &mut dyn FnMut(RgbImage) -> Result<()>,
+) -> Result<()> {
     let latents = geometry.denormalize(latents)?.to_device(decoder.device())?;
-    let mut frames = Vec::new();
-    decoder.decode(&latents, &mut |pixels| {
-        frames.push(picture(&pixels.squeeze(0)?)?);
-        Ok(())
-    })?;
-    Ok(frames)
+    decoder.decode(&latents, &mut |pixels| take(picture(&pixels.squeeze(0)?)?))
 }
 
 /// Pixels in [-1, 1], [channels, height, width], as 8-bit RGB.
@@ -164,7 +228,7 @@ fn picture(pixels: &Tensor) -> Result<RgbImage> {
     }
 }
 
-fn start_noise(geometry: &LatentGeometry, options: &SampleOptions) -> Result<Tensor> {
+pub(super) fn start_noise(geometry: &LatentGeometry, options: &SampleOptions) -> Result<Tensor> {
     geometry.check(options.pixels)?;
     let shape = geometry.shape(geometry.latents(options.pixels));
     let mut rng = Rng::new(options.seed, Stream::Sample, 0, options.number);

@@ -1,13 +1,14 @@
 //! The LoRAs that pictures are sampled with.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::Error;
-use crate::base_model::BaseModel;
+use crate::base_model::{BaseModel, OtherExpert};
 use crate::convert::provenance::Provenance;
 use crate::convert::{ReadFile, ReadLora, read_lora};
 use crate::lora::{self, AdapterSet};
 use crate::models::schedule::{trained_otherwise, word};
+use crate::models::{self, Family, Flavor};
 use crate::monitor::Monitor;
 use crate::recipe::Diff;
 use crate::shown;
@@ -59,23 +60,55 @@ impl LoraUse {
     }
 }
 
-/// Reads LoRAs and adds them up; None where there is none.
+/// What LoRAs add up to.
+#[derive(Default)]
+pub(super) struct Opened {
+    /// Above the Experiment's network.
+    pub(super) own: Option<AdapterSet>,
+    /// Above the other of two experts.
+    pub(super) other: Option<AdapterSet>,
+}
+
+/// Reads LoRAs and adds them up; nothing where there is none. With two experts, each LoRA goes to the one that it says it is of, and one
+/// that says nothing to the Experiment's.
 ///
 /// # Errors
 /// As [`open_lora`], or if they do not fit each other.
 pub(super) fn open_loras(
     loras: &[LoraUse],
     base: &BaseModel,
+    other: Option<&OtherExpert>,
     monitor: &dyn Monitor,
-) -> Result<Option<AdapterSet>, Error> {
-    if loras.is_empty() {
-        return Ok(None);
-    }
-    let mut sets = Vec::new();
+) -> Result<Opened, Error> {
+    let (mut own, mut of_other) = (Vec::new(), Vec::new());
     for LoraUse { path, strength } in loras {
-        sets.push((open_lora(path, base, monitor)?, *strength));
+        let (read, made) = read_any(path, base, monitor)?;
+        let said = flavor_said(&read, made.as_ref(), base.denoiser.family);
+        let (network, list, flavor) = match (other, said) {
+            (Some(other), Some((_, flavor))) if flavor.name == other.flavor.name => {
+                (&other.denoiser, &mut of_other, other.flavor)
+            }
+            _ => (&*base.denoiser, &mut own, base.flavor),
+        };
+        if other.is_some() {
+            monitor.note(&format!(
+                "{} is used on `{}`",
+                shown::path(&read.file),
+                flavor.name
+            ));
+        }
+        let adapters = lora::formats::adapters(read.lora.modules)?;
+        adapters.check(network.linears())?;
+        list.push((adapters, *strength));
     }
-    Ok(Some(AdapterSet::sum(&sets)?))
+    let sum = |list: &[(AdapterSet, f64)]| match list {
+        [] => Ok(None),
+        some => AdapterSet::sum(some).map(Some),
+    };
+    Ok(Opened {
+        own: sum(&own)?,
+        other: sum(&of_other)?,
+    })
 }
 
 /// Reads a LoRA and warns where it was trained otherwise than it is used.
@@ -83,7 +116,7 @@ pub(super) fn open_loras(
 /// # Errors
 /// If the file is no LoRA of the base model's family, is damaged, or adapts what the base model has not.
 pub fn open_lora(
-    path: &std::path::Path,
+    path: &Path,
     base: &BaseModel,
     monitor: &dyn Monitor,
 ) -> Result<AdapterSet, Error> {
@@ -97,9 +130,55 @@ pub fn open_lora(
 /// was trained otherwise than it is used.
 ///
 /// # Errors
-/// If the file is no LoRA of the base model's family, or is damaged.
+/// If the file is no LoRA of the base model's family, is damaged, or is of the other of two experts.
 pub fn read_for(
-    path: &std::path::Path,
+    path: &Path,
+    base: &BaseModel,
+    monitor: &dyn Monitor,
+) -> Result<(ReadFile, Option<Provenance>), Error> {
+    let (read, made) = read_any(path, base, monitor)?;
+    refuse_other_expert(&read, made.as_ref(), base)?;
+    Ok((read, made))
+}
+
+/// Refuses a LoRA of another of two experts than the base model's.
+///
+/// # Errors
+/// If it says that it is of that.
+pub fn refuse_other_expert(
+    read: &ReadFile,
+    made: Option<&Provenance>,
+    base: &BaseModel,
+) -> Result<(), Error> {
+    let said = flavor_said(read, made, base.denoiser.family);
+    match (said, base.flavor.expert) {
+        (Some((says, of)), Some(_)) if of.expert.is_some() && of.name != base.flavor.name => {
+            Err(Error::OtherExpert {
+                path: read.file.clone(),
+                says,
+                of: of.name,
+                flavor: base.flavor.name,
+            })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// What says which flavor a LoRA is of, and that flavor: its provenance, else its name where that tells an expert.
+fn flavor_said(
+    read: &ReadFile,
+    made: Option<&Provenance>,
+    family: &Family,
+) -> Option<(&'static str, &'static Flavor)> {
+    let named = |name: &str| family.flavors.iter().find(|flavor| flavor.name == name);
+    if let Some(made) = made {
+        return Some(("it says", named(&made.flavor)?));
+    }
+    Some(("its name says", models::expert_of_name(family, &read.file)?))
+}
+
+fn read_any(
+    path: &Path,
     base: &BaseModel,
     monitor: &dyn Monitor,
 ) -> Result<(ReadFile, Option<Provenance>), Error> {
@@ -133,6 +212,17 @@ pub fn read_for(
         monitor.note(&format!(
             "warning: {} was trained with another recipe than this Experiment's:\n{diff}",
             shown::path(&read.file)
+        ));
+    }
+    // Networks of other noise levels, or of all of them: the shapes fit, and what comes of it is a guess.
+    if let Some((says, of)) = flavor_said(&read, made.as_ref(), base.denoiser.family)
+        && of.expert.is_some() != base.flavor.expert.is_some()
+    {
+        monitor.note(&format!(
+            "warning: {}: {says} that it is of flavor `{}`, and the Experiment is of `{}`",
+            shown::path(&read.file),
+            of.name,
+            base.flavor.name
         ));
     }
     Ok((read, made))

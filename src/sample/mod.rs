@@ -3,6 +3,7 @@
 mod animation;
 mod denoise;
 mod loras;
+pub mod networks;
 pub mod previews;
 pub mod sheet;
 
@@ -11,10 +12,11 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 pub use animation::AnimatedWebp;
-pub use denoise::{SampleOptions, decode, sample, sample_from};
+pub use denoise::{SampleOptions, Sampling, decode, sample, sample_from};
 use loras::open_loras;
-pub use loras::{LoraUse, open_lora, read_for};
-use previews::Sampled;
+pub use loras::{LoraUse, open_lora, read_for, refuse_other_expert};
+use networks::{Network, stages};
+use previews::ClipWriter;
 
 use crate::autograd::Tape;
 use crate::base_model::{self, BaseModel, placement};
@@ -78,6 +80,21 @@ pub enum Error {
         /// What is wrong with its JSON.
         source: serde_json::Error,
     },
+    /// A LoRA of the other expert.
+    #[error(
+        "{}: {says} that it is of flavor `{of}`, and the Experiment is of `{flavor}`: noise levels that it was trained for are not this network's",
+        shown::path(path)
+    )]
+    OtherExpert {
+        /// The LoRA's file.
+        path: PathBuf,
+        /// What says so.
+        says: &'static str,
+        /// The flavor that it is of.
+        of: &'static str,
+        /// The Experiment's.
+        flavor: &'static str,
+    },
     /// A reference did not decode, as was told.
     #[error("a reference picture cannot be used, see above")]
     NoReference,
@@ -106,6 +123,8 @@ pub struct Written {
 pub struct SampleReport {
     /// In the order of the prompts.
     pub pictures: Vec<Written>,
+    /// The caption that they were steered away from; absent where it is the recipe's unconditional entry.
+    pub negative_prompt: Option<String>,
 }
 
 /// Writes the pictures of an Experiment's prompts to `folder`. Captions that the store lacks are encoded into it first.
@@ -150,27 +169,77 @@ pub fn run(
         ));
     }
     // Before the denoiser is loaded: a LoRA that does not fit is refused in seconds.
-    let adapters = open_loras(loras, &base, monitor)?;
+    let other = base.other_expert()?;
+    let adapters = open_loras(loras, &base, other.as_ref(), monitor)?;
+    tell_negative(&base, monitor);
     let placement = placement(experiment, &options.device, &options.kernels);
-    // After encoding, whose networks are dropped by then: never both in memory.
-    let denoiser = base.denoiser.load(&placement)?;
-    let bound = bind(adapters.as_ref(), denoiser.as_ref())?;
+    // After encoding, whose networks are dropped by then, and of two experts one after the other: never two networks in memory.
+    let in_files = |denoiser, adapters| Network::InFiles {
+        denoiser,
+        adapters,
+        placement: placement.clone(),
+    };
+    let stages = stages(
+        &base,
+        in_files(&base.denoiser, adapters.own.as_ref()),
+        (other.as_ref()).map(|other| in_files(&other.denoiser, adapters.other.as_ref())),
+    );
     let source = ModelCache::open(&base, &store)?;
     let steps = settings.steps * settings.prompts.len();
     monitor.start("sampling", Some(steps as u64));
     let advance = || monitor.advance(1);
-    let denoiser = denoiser.as_ref();
-    let pictures = previews::pictures((&base, &source), &references, denoiser, &bound, &advance)?;
+    let mut files: Vec<ClipWriter> = Vec::new();
+    let mut take = |number, frame| {
+        // Clips come one after the other.
+        while files.len() <= number {
+            files.push(ClipWriter::new(settings.rate));
+        }
+        files[number].push(frame)
+    };
+    previews::pictures(
+        (&base, &source),
+        &references,
+        &stages,
+        on,
+        &advance,
+        &mut take,
+    )?;
     monitor.finish();
+    write(&base, files, folder)
+}
+
+/// Writes the pictures and clips of a base model's prompts.
+fn write(base: &BaseModel, files: Vec<ClipWriter>, folder: &Path) -> Result<SampleReport, Error> {
+    let settings = &base.settings.sample;
     let mut written = Vec::new();
-    for (number, Sampled { prompt, frames }) in pictures.into_iter().enumerate() {
-        let (end, bytes) = previews::file(&frames, settings.rate)?;
+    for (number, (writer, prompt)) in files.into_iter().zip(&settings.prompts).enumerate() {
+        let (end, bytes) = writer.finish()?;
         // The seed in the name: another seed does not overwrite the pictures.
         let file = folder.join(format!("seed{}-{number:03}.{end}", settings.seed));
         store::write_file(&file, &[&bytes])?;
+        let prompt = prompt.clone();
         written.push(Written { prompt, file });
     }
-    Ok(SampleReport { pictures: written })
+    Ok(SampleReport {
+        pictures: written,
+        negative_prompt: settings.negative_prompt.clone(),
+    })
+}
+
+/// A word on what is steered away from, where no one asked for it.
+pub fn tell_negative(base: &BaseModel, monitor: &dyn Monitor) {
+    let settings = &base.settings.sample;
+    let steers = settings.guidance != 1.0 || settings.guidance_of_other != 1.0;
+    let Some(negative) = &settings.negative_prompt else {
+        return;
+    };
+    if steers && settings.negative_of_authors {
+        let start: String = negative.chars().take(12).collect();
+        monitor.note(&format!(
+            "previews are steered away from the authors' negative prompt ({start}..., {} characters); `negative_prompt = \"\"` under [sample] leaves it out",
+            negative.chars().count()
+        ));
+    }
 }
 
 /// The references of the previews, and a word where there is something to say of them.

@@ -1,25 +1,22 @@
 //! The pictures or clips an Experiment's `[sample]` section asks for, from entries that are in the store.
 
+use candle_core::Device;
 use image::{ImageFormat, RgbImage};
 
+use super::denoise::{Sampling, start_noise};
+use super::networks::Stage;
 use super::sheet::{SheetRow, contact_sheet};
-use super::{AnimatedWebp, Error, SampleOptions, decode, sample};
+use super::{AnimatedWebp, Error, SampleOptions, decode};
 use crate::base_model::BaseModel;
 use crate::cache::{Conditioning, ModelCache, drop_caption};
 use crate::dataset::Preview;
 use crate::experiment::SampleSettings;
-use crate::lora::Bound;
-use crate::models::Denoiser;
+use crate::nn::Kernels;
 use crate::recipe::latents::Rate;
 use crate::vae::{Extents, LatentGeometry};
 
-/// What was sampled from a prompt.
-pub struct Sampled {
-    /// The prompt.
-    pub prompt: String,
-    /// Its frames, all of one size: one of a picture; never none.
-    pub frames: Vec<RgbImage>,
-}
+/// Takes a frame of the clip of the prompt of this number. All of a clip are of one size; a picture has one.
+pub type TakeFrame<'a> = dyn FnMut(usize, RgbImage) -> Result<(), Error> + 'a;
 
 /// How the first preview is sampled; the others differ in their `number`.
 pub fn options(base: &BaseModel) -> SampleOptions {
@@ -77,26 +74,25 @@ fn beside(
     })
 }
 
-/// One picture or clip for each prompt. `references` are none, one for all prompts, or one for each.
+/// One picture or clip for each prompt, decoded frame by frame. `references` are none, one for all prompts, or one for each. `stages` are
+/// the networks in the order in which a sample meets them: each is in memory while all samples are in it. `on`: where frames are
+/// decoded.
 ///
 /// # Errors
-/// If an entry is missing, or the model fails.
+/// If an entry is missing, or the model or `take` fails.
 pub fn pictures(
     (base, source): (&BaseModel, &ModelCache<'_>),
     references: &[Preview],
-    denoiser: &dyn Denoiser,
-    adapters: &Bound,
+    stages: &[Stage<'_>],
+    on: (&Device, &Kernels),
     each_step: &dyn Fn(),
-) -> Result<Vec<Sampled>, Error> {
-    let settings = &base.settings.sample;
-    check_number(references.len(), settings.prompts.len())?;
-    let unconditional = unconditional(settings, source)?;
-    let decoder = base
-        .vae
-        .load_decoder(denoiser.device(), denoiser.kernels())?;
-    let mut made = Vec::new();
-    for (number, prompt) in settings.prompts.iter().enumerate() {
-        let conditional = source.conditioning(prompt)?;
+    take: &mut TakeFrame<'_>,
+) -> Result<(), Error> {
+    let prompts = &base.settings.sample.prompts;
+    check_number(references.len(), prompts.len())?;
+    let unconditional = unconditional(stages, &base.settings.sample, source)?;
+    let mut samples = Vec::new();
+    for (number, prompt) in prompts.iter().enumerate() {
         let reference = references.get(number).or(references.first());
         let options = SampleOptions {
             number: number as u64,
@@ -105,21 +101,42 @@ pub fn pictures(
                 None => options(base),
             }
         };
-        let latents = sample(
-            denoiser,
-            adapters,
-            &source.geometry,
+        let noise = start_noise(&source.geometry, &options)?;
+        let conditional = source.conditioning(prompt)?;
+        samples.push(Sampling::start(
+            noise,
             &conditional,
             unconditional.as_ref(),
             &options,
-            each_step,
-        )?;
-        made.push(Sampled {
-            prompt: prompt.clone(),
-            frames: decode(&decoder, &source.geometry, &latents)?,
-        });
+        )?);
     }
-    Ok(made)
+    for stage in stages {
+        stage.network.with(&mut |denoiser, adapters| {
+            for sample in &mut samples {
+                let what = (stage.levels, stage.guidance);
+                sample.advance((denoiser, adapters), what, each_step)?;
+            }
+            Ok(())
+        })?;
+    }
+    let decoder = base.vae.load_decoder(on.0, on.1)?;
+    for (number, sample) in samples.into_iter().enumerate() {
+        let latents = sample.finish()?;
+        let mut failed = None;
+        let decoded = decode(&decoder, &source.geometry, &latents, &mut |frame| {
+            take(number, frame).map_err(|error| {
+                // The decoder knows candle's errors alone.
+                let told = candle_core::Error::Msg(error.to_string());
+                failed = Some(error);
+                told
+            })
+        });
+        if let Some(error) = failed {
+            return Err(error);
+        }
+        decoded?;
+    }
+    Ok(())
 }
 
 /// A preview without a reference of its own would get another's.
@@ -136,11 +153,12 @@ fn check_number(references: usize, prompts: usize) -> Result<(), Error> {
 
 /// What guidance steers away from: the negative prompt, else what the recipe calls unconditional.
 fn unconditional(
+    stages: &[Stage<'_>],
     settings: &SampleSettings,
     source: &ModelCache<'_>,
 ) -> Result<Option<Conditioning>, Error> {
     // Not even read: without guidance the store need not have the empty caption.
-    if settings.guidance == 1.0 {
+    if stages.iter().all(|stage| stage.guidance == 1.0) {
         return Ok(None);
     }
     if let Some(negative) = &settings.negative_prompt {
@@ -153,49 +171,136 @@ fn unconditional(
     Ok(Some(source.assemble(&dropped)?))
 }
 
+/// The frames of a clip, each compressed without loss.
+#[derive(Default)]
+pub struct KeptFrames(Vec<Vec<u8>>);
+
+impl KeptFrames {
+    /// Adds a frame.
+    ///
+    /// # Errors
+    /// If the encoder fails.
+    pub fn push(&mut self, frame: &RgbImage) -> Result<(), Error> {
+        self.0.push(png(frame)?);
+        Ok(())
+    }
+
+    /// The frame of this number, the last one where there are not so many; None of none.
+    fn at(&self, number: usize) -> Result<Option<RgbImage>, Error> {
+        let kept = self.0.get(number).or(self.0.last());
+        let read = kept.map(|bytes| image::load_from_memory(bytes));
+        Ok(read.transpose()?.map(|picture| picture.into_rgb8()))
+    }
+}
+
 /// A row of a contact sheet, in each column a picture or clip.
 pub struct ClipRow {
     /// The words at its left.
     pub label: String,
     /// The frames of each column.
-    pub columns: Vec<Vec<RgbImage>>,
+    pub columns: Vec<KeptFrames>,
 }
 
-/// A contact sheet, see [`contact_sheet`]: as many frames as the longest clip has. A shorter one stands still at its end.
-pub fn sheets(title: &str, heads: &[&str], rows: &[ClipRow]) -> Vec<RgbImage> {
-    let columns = rows.iter().flat_map(|row| &row.columns);
-    let count = columns.map(Vec::len).max().unwrap_or(1);
-    let frame = |n: usize| {
-        let rows: Vec<SheetRow> = rows.iter().map(|row| row.at(n)).collect();
-        contact_sheet(title, heads, &rows)
-    };
-    (0..count).map(frame).collect()
+/// A contact sheet, see [`contact_sheet`], of as many frames as the longest clip has. A shorter one stands still at its end.
+pub struct ClipSheet<'a> {
+    /// Above it all.
+    pub title: &'a str,
+    /// Above the columns.
+    pub heads: &'a [&'a str],
+    /// Below that.
+    pub rows: &'a [ClipRow],
 }
 
-impl ClipRow {
-    fn at(&self, frame: usize) -> SheetRow {
-        let columns = self.columns.iter();
-        let shown = columns.filter_map(|frames| frames.get(frame).or(frames.last()));
-        SheetRow {
-            label: self.label.clone(),
-            pictures: shown.cloned().collect(),
+impl ClipSheet<'_> {
+    /// How many frames it has, at least one.
+    pub fn count(&self) -> usize {
+        let columns = self.rows.iter().flat_map(|row| &row.columns);
+        columns
+            .map(|frames| frames.0.len())
+            .max()
+            .unwrap_or(0)
+            .max(1)
+    }
+
+    /// One of them.
+    ///
+    /// # Errors
+    /// If a kept frame cannot be read.
+    pub fn frame(&self, number: usize) -> Result<RgbImage, Error> {
+        let of_row = |row: &ClipRow| {
+            let mut pictures = Vec::new();
+            for frames in &row.columns {
+                pictures.extend(frames.at(number)?);
+            }
+            Ok(SheetRow {
+                label: row.label.clone(),
+                pictures,
+            })
+        };
+        let rows = self.rows.iter().map(of_row);
+        let rows = rows.collect::<Result<Vec<_>, Error>>()?;
+        Ok(contact_sheet(self.title, self.heads, &rows))
+    }
+
+    /// As [`ClipWriter::finish`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn file(&self, rate: Rate) -> Result<(&'static str, Vec<u8>), Error> {
+        let mut file = ClipWriter::new(rate);
+        for number in 0..self.count() {
+            file.push(self.frame(number)?)?;
+        }
+        file.finish()
+    }
+}
+
+/// The file of a picture or clip, to which frames are added one by one.
+pub struct ClipWriter {
+    rate: Rate,
+    /// The first frame, until there is a second.
+    first: Option<RgbImage>,
+    clip: Option<AnimatedWebp>,
+}
+
+impl ClipWriter {
+    /// An empty one, of so many frames a second.
+    pub fn new(rate: Rate) -> Self {
+        Self {
+            rate,
+            first: None,
+            clip: None,
         }
     }
-}
 
-/// The end of the name of a file of `frames`, and its bytes: a PNG of one frame, an animated WebP of several.
-///
-/// # Errors
-/// If there is no frame, or an encoder fails.
-pub fn file(frames: &[RgbImage], rate: Rate) -> Result<(&'static str, Vec<u8>), Error> {
-    if let [picture] = frames {
-        return Ok(("png", png(picture)?));
+    /// Adds a frame.
+    ///
+    /// # Errors
+    /// If the encoder fails.
+    pub fn push(&mut self, frame: RgbImage) -> Result<(), Error> {
+        if let Some(clip) = &mut self.clip {
+            return clip.push(&frame);
+        }
+        let Some(first) = self.first.take() else {
+            self.first = Some(frame);
+            return Ok(());
+        };
+        let clip = self.clip.insert(AnimatedWebp::new(self.rate));
+        clip.push(&first)?;
+        clip.push(&frame)
     }
-    let mut webp = AnimatedWebp::new(rate);
-    for frame in frames {
-        webp.push(frame)?;
+
+    /// The end of the file's name, and its bytes: a PNG of one frame, an animated WebP of several.
+    ///
+    /// # Errors
+    /// If there is no frame, or the encoder fails.
+    pub fn finish(self) -> Result<(&'static str, Vec<u8>), Error> {
+        match (self.first, self.clip) {
+            (Some(picture), _) => Ok(("png", png(&picture)?)),
+            (None, Some(clip)) => Ok(("webp", clip.finish()?)),
+            (None, None) => Err(Error::Animation("it has no frame".to_owned())),
+        }
     }
-    Ok(("webp", webp.finish()?))
 }
 
 /// A picture as the bytes of a PNG file.

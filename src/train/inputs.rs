@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use candle_core::{Device, Result, Tensor, bail};
 
-use super::Error;
+use super::{Error, VALIDATION_SIGMAS};
 use crate::base_model::BaseModel;
 use crate::cache::{Conditioning, EncoderOutputs, ModelCache, StoredLatents, batch, drop_caption};
 use crate::dataset::Item;
@@ -61,6 +61,12 @@ impl DrawOptions {
             embedded_guidance: train.guidance,
             caption_dropout: train.caption_dropout,
         }
+    }
+
+    /// The noise levels that [`VALIDATION_SIGMAS`] are of this model.
+    pub fn validation_levels(&self) -> Vec<f64> {
+        let levels = VALIDATION_SIGMAS.into_iter();
+        levels.map(|share| self.timesteps.band.at(share)).collect()
     }
 
     /// The same with a loss that counts every noise level alike.
@@ -232,10 +238,10 @@ fn draw_from(
         noise = noise.broadcast_add(&(offsets * options.noise_offset)?)?;
     }
     let mut draws = rng(Stream::Timestep);
-    let draws = (draws.uniform(), draws.normal());
+    let numbers = || (draws.uniform(), draws.normal());
     let tokens = geometry.tokens(geometry.extents(&latents)?);
     Ok(Drawn {
-        level: options.process.draw(&options.timesteps, draws, tokens),
+        level: options.process.draw(&options.timesteps, numbers, tokens)?,
         latents,
         noise,
         time_ids: moments.time_ids,
@@ -430,7 +436,7 @@ impl<'a> HeldOut<'a> {
     }
 
     /// A batch of it, the `number`-th of the held-out pictures: the mean of its posterior, mixed with noise at `share` (0 for none, 1 for
-    /// noise only), which is the `level`-th noise level. The noise depends on `number` and `level` alone, so losses of different steps
+    /// noise only) of the levels that the model is for, which is the `level`-th noise level. The noise depends on `number` and `level` alone, so losses of different steps
     /// compare; the loss is not weighted by the noise level.
     ///
     /// # Errors
@@ -452,6 +458,7 @@ impl<'a> HeldOut<'a> {
                 views.len() - 1
             }
         };
+        let share = options.timesteps.band.at(share);
         let drawn = views[place].1.draw(share, &mut rng, options.process)?;
         let sample = (drawn, self.conditioning.clone());
         Ok(denoiser_batch(&[sample], 1.0, &options.unweighted())?)

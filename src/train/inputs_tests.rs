@@ -2,7 +2,7 @@ use candle_core::{DType, IndexOp as _};
 
 use super::*;
 use crate::autograd::{Tape, Value};
-use crate::diffusion::{Prediction, Sampler, Shift, ShiftRule, Spacing, TimestepSampling};
+use crate::diffusion::{Band, Prediction, Sampler, Shift, ShiftRule, Spacing, TimestepSampling};
 use crate::lora::{AdapterSet, Bound, Recompute};
 use crate::models::Denoiser;
 use crate::nn::Kernels;
@@ -38,6 +38,7 @@ fn options() -> DrawOptions {
             logit_std: 1.0,
             mode_scale: 1.29,
             shift: Shift::By(ShiftRule::Resolution),
+            band: Band::WHOLE,
         },
         weighting: LossWeighting::None,
         min_snr_gamma: None,

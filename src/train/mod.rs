@@ -34,10 +34,12 @@ use serde::Serialize;
 
 use crate::base_model::{self, BaseModel};
 use crate::cache::{CutCaptions, refuse_without_store};
+use crate::dataset;
 use crate::experiment::{Experiment, Settings};
 use crate::models::{Placement, References};
 use crate::monitor::Monitor;
 use crate::nn::weights::DigestMemo;
+use crate::sample;
 use crate::store::{self, Place, Store};
 
 use beginning::Beginning;
@@ -50,7 +52,8 @@ pub use set::TrainingSet;
 use start::Start;
 use training_adapter::TrainingAdapter;
 
-/// The noise levels at which validation looks: sigmas of a flow, thousandths of DDPM's steps.
+/// The noise levels at which validation looks, as shares of those that the model is for: sigmas of a flow, thousandths of DDPM's
+/// steps.
 pub const VALIDATION_SIGMAS: [f64; 10] =
     [0.05, 0.15, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75, 0.85, 0.95];
 
@@ -89,7 +92,7 @@ pub struct TrainReport {
     pub modules: usize,
     /// Trained parameters.
     pub parameters: usize,
-    /// Pictures trained from, repeats and mirrored ones not counted twice.
+    /// Pictures and windows of clips trained from, repeats and mirrored ones not counted twice.
     pub pictures: usize,
     /// Of these and those held out, the pictures that stand beside a reference.
     pub pairs: usize,
@@ -116,6 +119,8 @@ pub fn run(
     // With what the model says of itself: a run goes on only while that stays the same too.
     let experiment = &base.experiment;
     tell_recipe(&base, monitor);
+    tell_expert(&base, monitor);
+    check_previews(&base, monitor)?;
     if let Some(caution) = base.flavor.caution {
         monitor.note(&format!("caution: {caution}"));
     }
@@ -241,6 +246,25 @@ fn tell_recipe(base: &BaseModel, monitor: &dyn Monitor) {
     }
 }
 
+/// Which noise levels are trained, where it is not all.
+fn tell_expert(base: &BaseModel, monitor: &dyn Monitor) {
+    if let Some(expert) = base.flavor.expert {
+        monitor.note(&format!(
+            "this expert is for noise levels from {} to {}: trained and validated there alone; the other one (`{}`) needs a LoRA of its own",
+            expert.levels.from, expert.levels.to, expert.other
+        ));
+    }
+}
+
+/// Refuses previews that could not be made, before the first step: they pass through the other of two experts as well.
+fn check_previews(base: &BaseModel, monitor: &dyn Monitor) -> Result<(), Error> {
+    if base.settings.train.sample_every > 0 {
+        base.other_expert()?;
+        sample::tell_negative(base, monitor);
+    }
+    Ok(())
+}
+
 /// What the denoiser is given beside pictures, where it can be given something.
 fn tell_pairs(base: &BaseModel, set: &TrainingSet<'_>, monitor: &dyn Monitor) {
     let (pairs, all) = (set.pairs(), set.items().len() + set.held_out().len());
@@ -285,11 +309,13 @@ fn tell_cuts(captions: &[CutCaptions], monitor: &dyn Monitor) {
 }
 
 fn tell_start(run: &Run<'_>, monitor: &dyn Monitor) {
+    let items = run.set.items();
+    let of_clips = items.iter().filter(|item| item.is_of_clip()).count();
     monitor.note(&format!(
-        "{} modules, {} parameters, {} pictures, {} micro-batches an epoch",
+        "{} modules, {} parameters, {}, {} micro-batches an epoch",
         run.adapters.adapters().len(),
         run.adapters.values().len(),
-        run.set.items().len(),
+        dataset::counted((items.len() - of_clips) as u64, of_clips as u64),
         run.num_per_epoch()
     ));
 }

@@ -15,7 +15,8 @@ use crate::convert::provenance::{Course, Provenance};
 use crate::diffusion::Prediction;
 use crate::experiment::{Precision, Settings, TrainSettings};
 use crate::lora::{self, FileOptions, SaveDtype, metadata::FileInfo};
-use crate::sample::previews::{self, ClipRow, sheets};
+use crate::sample::networks::{Network, beside, stages};
+use crate::sample::previews::{self, ClipRow, ClipSheet, KeptFrames};
 use crate::store;
 
 /// The type of a LoRA's numbers in its file.
@@ -38,17 +39,26 @@ impl Run<'_> {
         let (tape, dtype) = (Tape::off(self.denoiser.kernels()), self.denoiser.dtype());
         let bound = self.adapters.bind_to(&self.values, &tape, dtype, None)?;
         let from = (self.base, self.set.source());
-        let pictures =
-            previews::pictures(from, self.set.previews(), self.denoiser, &bound, &|| ())?;
-        let rows: Vec<ClipRow> = pictures
-            .into_iter()
-            .map(|sampled| ClipRow {
-                label: sampled.prompt,
-                columns: vec![sampled.frames],
+        let other = self.base.other_expert()?;
+        let beside = other.as_ref().map(|other| beside(other, self.denoiser));
+        let stages = stages(self.base, Network::Loaded(self.denoiser, &bound), beside);
+        let prompts = self.base.settings.sample.prompts.iter();
+        let mut rows: Vec<ClipRow> = prompts
+            .map(|prompt| ClipRow {
+                label: prompt.clone(),
+                columns: vec![KeptFrames::default()],
             })
             .collect();
-        let sheets = sheets(&format!("step {step}"), &[], &rows);
-        let (end, bytes) = previews::file(&sheets, self.base.settings.sample.rate)?;
+        let mut take = |number: usize, frame| rows[number].columns[0].push(&frame);
+        let on = (self.denoiser.device(), self.denoiser.kernels());
+        let references = self.set.previews();
+        previews::pictures(from, references, &stages, on, &|| (), &mut take)?;
+        let sheet = ClipSheet {
+            title: &format!("step {step}"),
+            heads: &[],
+            rows: &rows,
+        };
+        let (end, bytes) = sheet.file(self.base.settings.sample.rate)?;
         // Eight digits: file names sort as steps do.
         let path = self
             .output
@@ -56,11 +66,9 @@ impl Run<'_> {
             .join(format!("step-{step:08}.{end}"));
         store::write_file(&path, &[&bytes])?;
         // TensorBoard plays nothing: it gets the frame in the middle of a clip.
-        let Some(sheet) = sheets.get(sheets.len() / 2) else {
-            return Ok(());
-        };
-        let png = previews::png(sheet)?;
-        let size = (sheet.width(), sheet.height());
+        let middle = sheet.frame(sheet.count() / 2)?;
+        let png = previews::png(&middle)?;
+        let size = (middle.width(), middle.height());
         metrics
             .picture(step, "preview", size, &png)
             .map_err(|source| Error::Io { path, source })

@@ -336,7 +336,7 @@ impl<'a> Run<'a> {
             let line = MetricsLine::Validation {
                 step,
                 loss,
-                sigmas: VALIDATION_SIGMAS.to_vec(),
+                sigmas: self.draws.validation_levels(),
                 losses,
             };
             metrics.write(&line).map_err(io)?;

@@ -33,6 +33,8 @@ pub(super) const FAKE: Family = Family {
         process: Process::new(Prediction::Flow),
         sampler: Sampler::Euler,
         size_conditioning: false,
+        expert: None,
+        negative_prompt: None,
         shift: Shift::Fixed(1.0),
         spacing: Spacing::Even,
         steps: 2,

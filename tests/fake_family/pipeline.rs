@@ -162,7 +162,7 @@ fn a_family_that_is_added_in_one_place_goes_the_whole_way() {
     let base = folder.path().join("base");
     let opened = models::detect(&base).unwrap();
     assert_eq!(opened.family.name, FAKE.name);
-    let report = inspect::model::check(&base).unwrap();
+    let report = inspect::model::check(&base, None).unwrap();
     assert_eq!((report.family, report.problems), (Some("fake"), Vec::new()));
     assert_eq!(report.recipes, ["fake/only"]);
 }

@@ -47,6 +47,7 @@ const NETWORKS: &[(&str, &str)] = &[
     ("chroma", "chroma"),
     ("z-image", "zimage"),
     ("klein-base-4b", "flux2"),
+    ("wan-14b", "wan"),
     ("sdxl", "sdxl"),
     ("sd1", "sd1"),
     ("unet_tiny", "sdxl"),

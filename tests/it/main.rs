@@ -75,6 +75,7 @@ mod unet;
 mod unet_files;
 mod util;
 mod wan;
+mod wan22;
 mod without_effect;
 mod worker;
 mod world;

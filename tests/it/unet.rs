@@ -257,7 +257,7 @@ fn options_of_another_kind_of_model_are_refused_by_name() {
     flow.edit("steps = 2\n", "steps = 2\nsampler = \"ddim\"\n");
     flow.run(&["sample", "exp.toml"])
         .expect(2)
-        .says("use `euler`");
+        .says("use `euler` or `unipc`");
 }
 
 /// Losses of 20 steps of AdamW on a LoRA, against diffusers and peft.

@@ -8,7 +8,7 @@ use candle_core::{Device, Tensor};
 use crate::world::{World, tiny_sd3};
 
 /// A world with a base model `wan` (`tools/tiny_wan.py`), two stills and two clips of six frames.
-fn world() -> World {
+pub(crate) fn world() -> World {
     let world = World::new();
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
     let file = golden.join("wan_tiny.safetensors");
@@ -51,7 +51,7 @@ fn world() -> World {
     world
 }
 
-fn tensors(world: &World, path: &str) -> HashMap<String, Tensor> {
+pub(crate) fn tensors(world: &World, path: &str) -> HashMap<String, Tensor> {
     candle_core::safetensors::load(world.path(path), &Device::Cpu).expect("a safetensors file")
 }
 

@@ -14,18 +14,22 @@ import flux2
 import sd3
 import torch
 import unet
+import vae_wan
+import wan
 import zimage
 from diffusers import (
     AutoencoderKL,
     AutoencoderKLFlux2,
+    AutoencoderKLWan,
     ChromaTransformer2DModel,
     Flux2Transformer2DModel,
     FluxTransformer2DModel,
     SD3Transformer2DModel,
     UNet2DConditionModel,
+    WanTransformer3DModel,
     ZImageTransformer2DModel,
 )
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, Qwen3Config, Qwen3ForCausalLM, Qwen3Model
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, Qwen3Config, Qwen3ForCausalLM, Qwen3Model, UMT5Config, UMT5EncoderModel
 from vae import flux2_names, original_names
 
 SD35_LARGE = dict(
@@ -55,6 +59,8 @@ SDXL = dict(
 
 KLEIN_4B = dict(num_layers=5, num_single_layers=20, num_attention_heads=24, joint_attention_dim=7680, guidance_embeds=False)
 KLEIN_9B = dict(num_layers=8, num_single_layers=24, num_attention_heads=32, joint_attention_dim=12288, guidance_embeds=False)
+WAN_1_3B = dict(num_layers=30, num_attention_heads=12, ffn_dim=8960)
+UMT5_XXL = dict(vocab_size=256384, d_model=4096, d_kv=64, d_ff=10240, num_layers=24, num_heads=64, feed_forward_proj="gated-gelu")
 QWEN3_8B = dict(vocab_size=151936, hidden_size=4096, intermediate_size=12288, num_hidden_layers=36, num_attention_heads=32, num_key_value_heads=8, head_dim=128)
 
 
@@ -87,6 +93,13 @@ def qwen3_4b():
         head_dim=128,
     )
     return prefixed("model.", Qwen3Model(config).state_dict())
+
+
+def umt5_xxl():
+    """As ComfyUI's file has it: the embedding once, and the bytes of spiece.model as a tensor (their number is not checked)."""
+    state = UMT5EncoderModel(UMT5Config(**UMT5_XXL)).state_dict()
+    state.pop("encoder.embed_tokens.weight")
+    return {**state, "spiece_model": torch.empty(4548313)}
 
 
 def open_clip(state):
@@ -152,6 +165,8 @@ def main() -> None:
         z_image = ZImageTransformer2DModel(axes_lens=[1536, 512, 512]).state_dict()
         klein_4b, klein_9b = (Flux2Transformer2DModel(**sizes) for sizes in (KLEIN_4B, KLEIN_9B))
         flux2_vae = AutoencoderKLFlux2().state_dict()
+        wan_1_3b, wan_14b = (WanTransformer3DModel(**sizes).state_dict() for sizes in (WAN_1_3B, {}))
+        wan_vae = AutoencoderKLWan().state_dict()
         sdxl = UNet2DConditionModel(**SDXL)
         files = {
             "sd35_large": sd35,
@@ -173,6 +188,12 @@ def main() -> None:
             "flux2_vae": flux2_vae,
             "flux2_vae_single": flux2_names(flux2_vae, 4),
             "qwen3_8b": Qwen3ForCausalLM(Qwen3Config(**QWEN3_8B)).state_dict(),
+            "wan_1_3b": wan_1_3b,
+            # Of 2.1 and, twice, of 2.2.
+            "wan_14b_single": wan.to_single_file(wan_14b),
+            "wan_vae": wan_vae,
+            "wan_vae_single": {vae_wan.original_name(name): tensor for name, tensor in wan_vae.items()},
+            "umt5_xxl_comfy": umt5_xxl(),
             "sdxl": sdxl.state_dict(),
             "sdxl_single": sdxl_single(sdxl),
         }

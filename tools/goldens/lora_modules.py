@@ -20,6 +20,7 @@ from diffusers import (
     FluxTransformer2DModel,
     SD3Transformer2DModel,
     UNet2DConditionModel,
+    WanTransformer3DModel,
     ZImageTransformer2DModel,
 )
 
@@ -70,6 +71,8 @@ MODELS = {
             dual_attention_layers=tuple(range(13)),
         ),
     ),
+    # Of 2.1 14B and of both experts of 2.2 A14B.
+    "wan-14b": (WanTransformer3DModel, {}),
     "sdxl": (UNet2DConditionModel, SDXL),
     "sd1": (UNet2DConditionModel, dict(sample_size=64, cross_attention_dim=768)),
     "unet_tiny": (UNet2DConditionModel, TINY),
@@ -89,7 +92,7 @@ def folded(names):
     """Runs of equal numbered blocks as one."""
     blocks, out = {}, {}
     for name, shape in names.items():
-        found = re.fullmatch(r"((?:.*\.)?(?:(?:single_)?transformer_blocks|noise_refiner|context_refiner|layers))\.(\d+)\.(.*)", name)
+        found = re.fullmatch(r"((?:.*\.)?(?:(?:single_)?transformer_blocks|noise_refiner|context_refiner|layers|blocks))\.(\d+)\.(.*)", name)
         if found:
             blocks.setdefault(found[1], {}).setdefault(int(found[2]), {})[found[3]] = shape
         else:

@@ -13,7 +13,8 @@ use plumb::lora;
 use plumb::models::Denoiser;
 use plumb::monitor::Monitor as _;
 use plumb::sample;
-use plumb::sample::previews::{self, Sampled};
+use plumb::sample::networks::{self, Network};
+use plumb::sample::previews;
 use plumb::sample::sheet::{SheetRow, contact_sheet};
 use plumb::store::{self, Store};
 use plumb::train::{self, Error, TrainOptions};
@@ -274,11 +275,11 @@ fn before_and_after(
         label: "pictures of the style, from the training set".to_owned(),
         pictures: examples,
     }];
-    for (before, after) in before.into_iter().zip(after) {
-        // The demo's models make pictures: one frame each.
+    let pairs = before.into_iter().zip(after);
+    for (prompt, (before, after)) in base.settings.sample.prompts.iter().zip(pairs) {
         rows.push(SheetRow {
-            label: before.prompt,
-            pictures: [before.frames, after.frames].concat(),
+            label: prompt.clone(),
+            pictures: vec![before, after],
         });
     }
     let picture = contact_sheet(
@@ -296,10 +297,20 @@ fn pictures(
     denoiser: &dyn Denoiser,
     adapters: Option<&lora::AdapterSet>,
     ui: &Ui,
-) -> Result<Vec<Sampled>, Failure> {
+) -> Result<Vec<RgbImage>, Failure> {
     let bound = sample::bind(adapters, denoiser).map_err(Failure::error)?;
+    let stages = networks::stages(base, Network::Loaded(denoiser, &bound), None);
+    let on = (denoiser.device(), denoiser.kernels());
     let advance = || ui.advance(1);
-    previews::pictures((base, source), &[], denoiser, &bound, &advance).map_err(Failure::error)
+    let mut made = Vec::new();
+    // The demo's models make pictures: one frame each.
+    let mut take = |_, picture| {
+        made.push(picture);
+        Ok(())
+    };
+    previews::pictures((base, source), &[], &stages, on, &advance, &mut take)
+        .map_err(Failure::error)?;
+    Ok(made)
 }
 
 /// The first two pictures of the training set.

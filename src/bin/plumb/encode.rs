@@ -77,9 +77,14 @@ pub(crate) fn describe(report: &EncodeReport) -> String {
         ));
     }
     if let Some(stats) = &report.pictures {
+        // In a column with the captions above, where there are pictures alone.
+        let views = match stats.of_clips {
+            0 => format!("{:6} pictures", stats.views),
+            of_clips => dataset::counted(stats.views - of_clips, of_clips),
+        };
         lines.push(format!(
-            "{:8} {:6} pictures: {} encoded, {} there already",
-            "vae", stats.views, stats.encoded, stats.present
+            "{:8} {views}: {} encoded, {} there already",
+            "vae", stats.encoded, stats.present
         ));
     }
     if let Some(references) = &report.references {
@@ -92,9 +97,15 @@ pub(crate) fn describe(report: &EncodeReport) -> String {
             "", references.pairs, references.different
         ));
     }
-    let problems = report.pictures.as_ref().map_or(0, |p| p.failed);
-    if problems > 0 {
-        lines.push(format!("{problems} pictures could not be used, see above"));
+    if let Some(stats) = report.pictures.as_ref().filter(|stats| stats.failed > 0) {
+        let what = match stats.of_clips {
+            0 => "pictures",
+            _ => "pictures or clips",
+        };
+        lines.push(format!(
+            "{} {what} could not be used, see above",
+            stats.failed
+        ));
     }
     let specs: BTreeSet<&str> = report.captions.iter().map(|s| s.spec.as_str()).collect();
     lines.push(format!(

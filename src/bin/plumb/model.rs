@@ -3,9 +3,7 @@
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
-use plumb::inspect::model::{
-    self, ADAPTER_RANK, Kind, Memory, NetworkMemory, Report, StoredNetwork,
-};
+use plumb::inspect::model::{self, Asked, Kind, Memory, NetworkMemory, Report, StoredNetwork};
 use plumb::monitor::Monitor as _;
 use plumb::train::plan::Machine;
 
@@ -31,13 +29,23 @@ enum Command {
     Check {
         /// The file or folder.
         path: PathBuf,
+        /// Count the memory of a training for what this Experiment asks for: its largest resolution, most frames, batch and rank.
+        #[arg(long = "for", value_name = "EXPERIMENT")]
+        experiment: Option<PathBuf>,
     },
 }
 
 pub(crate) fn run(args: &Args, ui: &Ui) -> CommandResult {
-    let Command::Check { path } = &args.command;
+    let Command::Check { path, experiment } = &args.command;
     let path = world::local(path, ui)?;
-    let report = model::check(&path).map_err(Failure::error)?;
+    let asked = match experiment {
+        None => None,
+        Some(file) => {
+            let experiment = world::open_experiment(file, ui)?;
+            Some(Asked::of(&experiment).map_err(world::base_failure)?)
+        }
+    };
+    let report = model::check(&path, asked).map_err(Failure::error)?;
     ui.report(&report, &describe(&report))?;
     for problem in report.problems.iter().take(MAX_PROBLEMS) {
         ui.problem(problem);
@@ -191,10 +199,21 @@ fn memory(memory: &Memory) -> String {
         );
         let _ = writeln!(text, "          ({})", train.checkpointed);
     }
-    if !memory.train.is_empty() {
+    if let Some(train) = memory.train.first() {
+        let at_a_time = match (train.samples, train.pixels.frames) {
+            (1, 1) => "one picture".to_owned(),
+            (1, _) => "one clip".to_owned(),
+            (samples, 1) => format!("{samples} pictures"),
+            (samples, _) => format!("{samples} clips"),
+        };
         let _ = writeln!(
             text,
-            "          for one picture at a time and adapters of rank {ADAPTER_RANK} on the default targets"
+            "          for {at_a_time} at a time and adapters of rank {} on the default targets{}",
+            train.rank,
+            match memory.of_videos && train.pixels.frames == 1 {
+                true => "; of clips, --for EXPERIMENT counts the frames",
+                false => "",
+            }
         );
     }
     text

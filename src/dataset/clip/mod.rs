@@ -19,6 +19,7 @@ mod windows;
 use std::borrow::Cow;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use self::folder::FrameFolder;
 use self::video::Video;
@@ -41,6 +42,8 @@ pub struct ClipFile {
     pub digest: Digest,
     /// Its size as it is shown: turned as its file says, and with square pixels.
     pub size: Size,
+    /// Bytes and time of its file before that was hashed; None of a folder.
+    stamp: Option<(u64, SystemTime)>,
 }
 
 enum Source {
@@ -93,6 +96,7 @@ impl ClipFile {
     /// # Errors
     /// If it cannot be read, is no clip, or is too large.
     pub fn open(path: &Path) -> Result<Self, PictureError> {
+        let stamp = stamp(path);
         let (source, digest, size) = match kind(path)? {
             Kind::Folder => {
                 let folder = FrameFolder::open(path)?;
@@ -115,7 +119,14 @@ impl ClipFile {
             source,
             digest,
             size,
+            stamp,
         })
+    }
+
+    /// Whether it is the clip at `path`, one file whose bytes and time are as they were before it was hashed. Then it need not be opened
+    /// anew.
+    pub fn is_still(&self, path: &Path) -> bool {
+        self.path == path && self.stamp.is_some() && stamp(path) == self.stamp
     }
 
     /// The same, if it is the clip that is known by `digest`.
@@ -241,6 +252,14 @@ impl FrameChunk {
         }
         all
     }
+}
+
+/// What tells a change of a file without reading it.
+fn stamp(path: &Path) -> Option<(u64, SystemTime)> {
+    let found = std::fs::metadata(path)
+        .ok()
+        .filter(|found| found.is_file())?;
+    Some((found.len(), found.modified().ok()?))
 }
 
 /// Whether a name is one of a video that can be read.

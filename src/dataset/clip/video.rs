@@ -99,6 +99,9 @@ struct Tags {
     /// Matroska's length of a stream.
     #[serde(rename = "DURATION")]
     duration: Option<String>,
+    /// WebM's word on a second stream, of transparency, in the same track. Decoders leave it out.
+    #[serde(alias = "ALPHA_MODE")]
+    alpha_mode: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -286,7 +289,12 @@ impl Stream {
         let with_alpha = [
             "yuva", "rgba", "bgra", "argb", "abgr", "gbrap", "ya8", "ya16",
         ];
-        if with_alpha.iter().any(|name| format.starts_with(name)) {
+        let beside = self
+            .tags
+            .alpha_mode
+            .as_deref()
+            .is_some_and(|mode| mode != "0");
+        if beside || with_alpha.iter().any(|name| format.starts_with(name)) {
             return Err(format!(
                 "transparent (`pix_fmt` {format}): lay it over a background first"
             ));

@@ -256,6 +256,7 @@ fn a_stream_is_looked_at_before_it_is_decoded() {
         (r#""color_transfer": "arib-std-b67""#, "high dynamic range"),
         (r#""color_transfer": "smpte2084""#, "high dynamic range"),
         (r#""field_order": "tt""#, "interlaced"),
+        (r#""tags": {"alpha_mode": "1"}"#, "transparent"),
         (
             r#""side_data_list": [{}, {"rotation": 45}]"#,
             "turned by -45 degrees",

@@ -2,10 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use super::memory::{self, Memory, NetworkMemory};
+use super::memory::{self, Asked, Memory, NetworkMemory};
 use super::part::{self, StoredNetwork};
 use super::{Kind, Report};
-use crate::base_model::needed_files;
+use crate::base_model::{NeededFile, needed_files};
 use crate::diffusion::Prediction;
 use crate::experiment::FileMap;
 use crate::models::schedule::{is_marker, shift_word, word};
@@ -22,7 +22,7 @@ struct Candidate {
 }
 
 /// The report on a model; else why no family takes it.
-pub(super) fn check(path: &Path) -> Result<Report, Vec<models::Error>> {
+pub(super) fn check(path: &Path, asked: Option<Asked>) -> Result<Report, Vec<models::Error>> {
     let candidate = match models::detect(path) {
         Ok(denoiser) => Candidate {
             flavors: denoiser.flavors(),
@@ -31,7 +31,7 @@ pub(super) fn check(path: &Path) -> Result<Report, Vec<models::Error>> {
         // Reported with its faults rather than refused: which tensors a download lacks is what a person looks for here.
         Err(_) => nearest(path)?,
     };
-    Ok(candidate.report(path))
+    Ok(candidate.report(path, asked))
 }
 
 /// The family under which a model with missing or misshapen tensors has the fewest faults.
@@ -64,7 +64,7 @@ impl Candidate {
         &self.denoiser.components
     }
 
-    fn report(mut self, path: &Path) -> Report {
+    fn report(mut self, path: &Path, asked: Option<Asked>) -> Report {
         self.leave_out_contradicted();
         let mut report = Report::of(path, Kind::Model);
         let family = self.denoiser.family.name;
@@ -83,7 +83,8 @@ impl Candidate {
         self.schedule(&mut report);
         let mut encode = Vec::new();
         if let Some(recipe) = recipes.first() {
-            report.needs = needed_files(recipe, self.components(), &FileMap::default());
+            let needs = needed_files(recipe, self.components(), &FileMap::default());
+            report.needs.extend(needs);
             encode = self.encoders(recipe, &mut report);
         }
         let (vae, factors) = self.vae(&mut report);
@@ -94,10 +95,15 @@ impl Candidate {
             .copied()
             .or(self.denoiser.family.flavors.first());
         let train = match (flavor, recipes.first()) {
-            (Some(flavor), Some(recipe)) => memory::train(&self.denoiser, factors, flavor, recipe),
+            (Some(flavor), Some(recipe)) => {
+                memory::train(&self.denoiser, factors, flavor, recipe, asked)
+            }
             _ => Vec::new(),
         };
-        report.memory = Some(Memory::new(encode, train));
+        report.memory = Some(Memory {
+            of_videos: factors.time.is_some(),
+            ..Memory::new(encode, train)
+        });
         report
     }
 
@@ -137,11 +143,64 @@ impl Candidate {
         let faults = faults.iter().map(ToString::to_string);
         report.problems.extend(faults);
         report.problems.extend(part::extra(weights, tensors));
-        let name = self.denoiser.family.denoiser();
-        if let Some(component) = self.components().parts.get(name) {
+        let part = self.denoiser.part;
+        if let Some(component) = self.components().parts.get(part) {
             report
                 .parts
                 .push(StoredNetwork::new("denoiser", component, weights));
+        }
+        self.experts(report);
+    }
+
+    /// The other of two experts in the folder; of a single file, what must be named for it.
+    fn experts(&self, report: &mut Report) {
+        let own = self
+            .flavors
+            .first()
+            .filter(|flavor| flavor.expert.is_some());
+        let Some(expert) = own.and_then(|flavor| flavor.expert) else {
+            return;
+        };
+        let family = self.denoiser.family;
+        let Ok(other) = family.flavor(expert.other) else {
+            return;
+        };
+        let Some(name) = other.expert.map(|expert| expert.name) else {
+            return;
+        };
+        report.notes.push(format!(
+            "one of two experts: a LoRA is trained for each, and samples pass through both (`{}` from noise level {} to {})",
+            own.map_or("", |flavor| flavor.name),
+            expert.levels.from,
+            expert.levels.to
+        ));
+        if !self.components().path.is_dir() {
+            report.needs.push(NeededFile {
+                key: name.to_owned(),
+                what: format!("the file of flavor `{}`, for samples", other.name),
+                optional: true,
+            });
+            return;
+        }
+        match family.open_as(self.components().clone(), other) {
+            Ok(denoiser) => {
+                let (weights, tensors) = (denoiser.weights(), denoiser.tensors());
+                let faults = weights.faults(tensors);
+                let faults = faults.iter().map(ToString::to_string);
+                report.problems.extend(faults);
+                report.problems.extend(part::extra(weights, tensors));
+                if let Some(component) = self.components().parts.get(denoiser.part) {
+                    let part = StoredNetwork::new(denoiser.part, component, weights);
+                    report.parts.push(part);
+                }
+                if self.denoiser.is_same_network(&denoiser).unwrap_or(false) {
+                    report.problems.push(format!(
+                        "`{}` and `{}` have the same weights",
+                        self.denoiser.part, denoiser.part
+                    ));
+                }
+            }
+            Err(error) => report.problems.push(error.to_string()),
         }
     }
 

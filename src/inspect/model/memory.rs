@@ -2,8 +2,10 @@
 
 use serde::Serialize;
 
+use crate::base_model;
+use crate::experiment::{DatasetSettings, Experiment};
 use crate::lora;
-use crate::models::{Flavor, OpenedDenoiser, References, WeightStorage};
+use crate::models::{self, Flavor, OpenedDenoiser, References, WeightStorage};
 use crate::optim::OptimizerOptions;
 use crate::recipe::Recipe;
 use crate::train::plan::{self, Machine, MemoryRequest, PeakMemory};
@@ -11,6 +13,53 @@ use crate::vae::{Extents, Factors, LatentGeometry};
 
 /// The rank that a training's estimate is for.
 pub const ADAPTER_RANK: usize = 16;
+
+/// What a training is to be estimated for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Asked {
+    /// The largest picture or clip, in px.
+    pub pixels: Extents,
+    /// How many of them there are in a micro-batch.
+    pub samples: usize,
+    /// The adapters' rank.
+    pub rank: usize,
+}
+
+impl Asked {
+    /// What an Experiment asks for: its largest resolution with its most frames.
+    ///
+    /// # Errors
+    /// If it names no flavor, or an option means nothing to that.
+    pub fn of(experiment: &Experiment) -> Result<Self, base_model::Error> {
+        let model = experiment.model();
+        let flavor = models::family(&model.family)?.flavor(&model.flavor)?;
+        let settings = experiment.settings(flavor)?;
+        let extents = |set: &DatasetSettings| {
+            let frames = set
+                .clip_settings()
+                .and_then(|clips| clips.frames.iter().max());
+            Extents {
+                frames: frames.map_or(1, |&frames| frames as usize),
+                height: set.resolution.height as usize,
+                width: set.resolution.width as usize,
+            }
+        };
+        let volume = |pixels: &Extents| pixels.frames * pixels.height * pixels.width;
+        let sets = experiment.datasets();
+        let largest = sets.iter().map(extents).max_by_key(volume);
+        Ok(Self {
+            pixels: largest.unwrap_or_else(|| of_flavor(flavor)),
+            samples: settings.train.batch_size,
+            rank: settings.adapter.rank,
+        })
+    }
+}
+
+/// A picture of the size that a flavor was trained for.
+fn of_flavor(flavor: &Flavor) -> Extents {
+    let side = flavor.resolution_px as usize;
+    Extents::picture(side, side)
+}
 
 /// Peak memory of encoding and of training, estimated from shapes.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -21,6 +70,8 @@ pub struct Memory {
     pub encode_bytes: u64,
     /// Training in f32 on a processor, and in bf16 on a GPU.
     pub train: Vec<TrainMemory>,
+    /// Whether the model can be trained on clips.
+    pub of_videos: bool,
     /// What `encode_bytes` does not count.
     pub left_out: &'static str,
 }
@@ -38,16 +89,20 @@ pub struct NetworkMemory {
     pub bytes: u64,
 }
 
-/// What a training takes: adapters of [`ADAPTER_RANK`] on the default targets, the default optimizer, one picture at a time, of the
-/// size that the flavor was trained for.
+/// What a training takes, with adapters on the default targets and the default optimizer: where nothing else is asked for, of
+/// [`ADAPTER_RANK`], on one picture at a time of the size that the flavor was trained for.
 #[derive(Clone, Debug, Serialize)]
 pub struct TrainMemory {
     /// Where it is trained.
     pub machine: Machine,
     /// The type it computes in.
     pub dtype: &'static str,
-    /// Extents of the pictures, in px.
+    /// Extents of the pictures or clips, in px.
     pub pixels: Extents,
+    /// How many of them there are in a micro-batch.
+    pub samples: usize,
+    /// The adapters' rank.
+    pub rank: usize,
     /// Without gradient checkpointing.
     pub stored: PeakMemory,
     /// With gradient checkpointing on every block.
@@ -68,6 +123,7 @@ impl NetworkMemory {
 impl Memory {
     pub(super) fn new(encode: Vec<NetworkMemory>, train: Vec<TrainMemory>) -> Self {
         Self {
+            of_videos: false,
             // One network is loaded at a time.
             encode_bytes: encode
                 .iter()
@@ -88,6 +144,7 @@ pub(super) fn train(
     factors: Factors,
     flavor: &Flavor,
     recipe: &Recipe,
+    asked: Option<Asked>,
 ) -> Vec<TrainMemory> {
     let presets = denoiser.family.presets;
     let preset = presets.first().map(|p| p.name.to_owned());
@@ -95,8 +152,15 @@ pub(super) fn train(
     let Ok(adapted) = chosen else {
         return Vec::new();
     };
-    let side = flavor.resolution_px as usize;
-    let pixels = Extents::picture(side, side);
+    let Asked {
+        pixels,
+        samples,
+        rank,
+    } = asked.unwrap_or_else(|| Asked {
+        pixels: of_flavor(flavor),
+        samples: 1,
+        rank: ADAPTER_RANK,
+    });
     let pairs = matches!(flavor.references, Some(References::Usual(_)));
     let geometry = LatentGeometry {
         factors,
@@ -107,9 +171,9 @@ pub(super) fn train(
             let request = MemoryRequest {
                 denoiser,
                 adapted: &adapted,
-                rank: ADAPTER_RANK,
+                rank,
                 optimizer: OptimizerOptions::default(),
-                samples: 1,
+                samples,
                 latents: geometry.latents(pixels),
                 // Of the picture's size, as trainers have it.
                 reference: pairs.then(|| geometry.latents(pixels)),
@@ -128,6 +192,8 @@ pub(super) fn train(
             machine,
             dtype: dtype.as_str(),
             pixels,
+            samples,
+            rank,
             stored: bytes(false)?,
             checkpointed: bytes(true)?,
         })

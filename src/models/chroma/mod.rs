@@ -30,6 +30,8 @@ const HD: Flavor = Flavor {
     process: Process::new(Prediction::Flow),
     sampler: Sampler::Euler,
     size_conditioning: false,
+    expert: None,
+    negative_prompt: None,
     shift: Shift::By(ShiftRule::Resolution),
     spacing: Spacing::Even,
     steps: 20,

@@ -34,6 +34,8 @@ const BASE: Flavor = Flavor {
     process: Process::new(Prediction::Flow),
     sampler: Sampler::Euler,
     size_conditioning: false,
+    expert: None,
+    negative_prompt: None,
     shift: Shift::By(ShiftRule::Steps),
     spacing: Spacing::Even,
     steps: 50,

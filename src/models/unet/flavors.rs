@@ -44,6 +44,8 @@ const BASE: Flavor = Flavor {
     process: NOISE,
     sampler: Sampler::Euler,
     size_conditioning: true,
+    expert: None,
+    negative_prompt: None,
     shift: Shift::Fixed(1.0),
     spacing: Spacing::Trained,
     steps: 50,

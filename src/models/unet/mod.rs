@@ -109,6 +109,8 @@ pub const SD1: Family = Family {
         process: NOISE,
         sampler: Sampler::Ddim,
         size_conditioning: false,
+        expert: None,
+        negative_prompt: None,
         shift: Shift::Fixed(1.0),
         spacing: Spacing::Trained,
         steps: 50,

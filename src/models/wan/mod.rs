@@ -1,4 +1,4 @@
-//! Wan 2.1 of Alibaba, text to video: one stream of patches of all frames, which attends to itself and then to the caption
+//! Wan 2.1 and 2.2 of Alibaba, text to video: one stream of patches of all frames, which attends to itself and then to the caption
 //! (github.com/Wan-Video/Wan2.1 `wan/modules/model.py`; diffusers `WanTransformer3DModel`).
 //!
 //! - `architecture`: the network's numbers, from a config or from shapes
@@ -6,8 +6,8 @@
 //! - `network`, `block`, `positions`: the network
 //!
 //! Latents have an axis for frames, [b, c, f, h, w], also those of a still picture. All rows of the context are seen, zeros among
-//! them. Models that are given a picture (I2V), Wan 2.2's TI2V-5B and VACE are refused; the two experts of Wan 2.2's A14B are, by their
-//! shapes, a 14B of 2.1 each.
+//! them. Wan 2.2's A14B is two networks of the 14B's shapes, one for high noise and one for low: a flavor each. Models that are given
+//! more than noise and a caption are refused by name (`others`).
 
 mod activations;
 mod architecture;
@@ -15,13 +15,14 @@ mod block;
 mod lora_names;
 mod names;
 mod network;
+mod others;
 mod positions;
 
 use self::architecture::{Architecture, PATCH};
 use self::network::Wan;
 use super::layout::Layout;
-use super::{Activations, Denoiser, Error, Family, Flavor, Source, StepShape};
-use crate::diffusion::{Prediction, Process, Sampler, Shift, Spacing};
+use super::{Activations, Denoiser, Error, Expert, Family, Flavor, Source, StepShape};
+use crate::diffusion::{Band, Prediction, Process, Sampler, Shift, Spacing};
 use crate::lora::Preset;
 use crate::recipe::latents::{LatentStatistics, WAN_LATENTS};
 use crate::vae::{Factors, LatentGeometry};
@@ -29,13 +30,15 @@ use crate::vae::{Factors, LatentGeometry};
 /// Width of the 1.3B.
 const SMALL: usize = 1536;
 
-/// Steps and guidance as in `generate.py` of Wan 2.1, where the 1.3B is advised a guidance of 6 and a shift of 8 to 12 (README.md); the
-/// shift of the code is 5. The authors' samplers are UniPC and DPM++; Euler's steps are along the same path.
+/// Steps, sampler and guidance as in `generate.py` of Wan 2.1, where the 1.3B is advised a guidance of 6 and a shift of 8 to 12
+/// (README.md); the shift of the code is 5.
 const T2V_1_3B: Flavor = Flavor {
     name: "t2v-1.3b",
     process: Process::new(Prediction::Flow),
-    sampler: Sampler::Euler,
+    sampler: Sampler::Unipc,
     size_conditioning: false,
+    expert: None,
+    negative_prompt: Some(include_str!("negative_prompt.txt")),
     shift: Shift::Fixed(5.0),
     spacing: Spacing::Even,
     steps: 50,
@@ -48,6 +51,30 @@ const T2V_1_3B: Flavor = Flavor {
     caution: None,
 };
 
+/// As in `wan/configs/wan_t2v_A14B.py` of Wan 2.2: the guidance is the second of `sample_guide_scale`.
+const A14B_HIGH: Flavor = Flavor {
+    name: "2.2-t2v-a14b-high",
+    expert: Some(Expert {
+        name: "high_noise",
+        component: DENOISER,
+        levels: Band {
+            from: BOUNDARY,
+            to: 1.0,
+        },
+        other: "2.2-t2v-a14b-low",
+    }),
+    shift: Shift::Fixed(12.0),
+    steps: 40,
+    guidance: 4.0,
+    resolution_px: 960,
+    architecture: "wan-2.2-t2v-a14b-high-noise",
+    base_version: "wan2.2",
+    ..T2V_1_3B
+};
+
+/// The share of the noise levels at which Wan 2.2's A14B changes its network (`boundary`, diffusers' `boundary_ratio`).
+const BOUNDARY: f64 = 0.875;
+
 const FLAVORS: &[Flavor] = &[
     T2V_1_3B,
     Flavor {
@@ -55,6 +82,22 @@ const FLAVORS: &[Flavor] = &[
         resolution_px: 960,
         architecture: "wan-2.1-t2v-14b",
         ..T2V_1_3B
+    },
+    A14B_HIGH,
+    Flavor {
+        name: "2.2-t2v-a14b-low",
+        expert: Some(Expert {
+            name: "low_noise",
+            component: "transformer_2",
+            levels: Band {
+                from: 0.0,
+                to: BOUNDARY,
+            },
+            other: "2.2-t2v-a14b-high",
+        }),
+        guidance: 3.0,
+        architecture: "wan-2.2-t2v-a14b-low-noise",
+        ..A14B_HIGH
     },
 ];
 
@@ -98,14 +141,14 @@ pub const WAN: Family = Family {
     },
     layout: Layout {
         denoiser: DENOISER,
-        folders: &[DENOISER, "vae", "text_encoder"],
+        folders: &[DENOISER, "transformer_2", "vae", "text_encoder"],
         tokenizers: &["tokenizer"],
         prefixes: &[
             (DENOISER, &["model.diffusion_model.", "diffusion_model."]),
             ("vae", &["first_stage_model.", "vae."]),
             ("text_encoder", &["text_encoders.umt5xxl.transformer."]),
         ],
-        sign: "head.modulation",
+        sign: "time_projection",
     },
     naming: lora_names::naming,
     caches: None,
@@ -129,7 +172,7 @@ impl super::Architecture for Architecture {
     fn could_be(&self, flavor: &Flavor) -> bool {
         match self.width() {
             SMALL => flavor.name == "t2v-1.3b",
-            width if width > SMALL => flavor.name == "t2v-14b",
+            width if width > SMALL => flavor.name != "t2v-1.3b",
             _ => true,
         }
     }

@@ -4,6 +4,7 @@
 //! Source: `convert_wan_transformer_to_diffusers` in diffusers' `loaders/single_file_utils.py`.
 
 use super::architecture::Architecture;
+use super::others;
 use crate::models::family::DescribedWeights;
 use crate::models::{Component, Error};
 use crate::nn::weights::Stored;
@@ -11,6 +12,7 @@ use crate::nn::weights::Stored;
 /// Reads what the denoiser's files and config say of it.
 pub(super) fn open(component: &Component) -> Result<DescribedWeights, Error> {
     let stored = component.open()?;
+    others::refuse(&component.weights, &stored)?;
     let native = stored.contains("head.modulation");
     DescribedWeights::named(component, &stored, native, in_single_file, Architecture::of)
 }

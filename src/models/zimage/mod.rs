@@ -33,6 +33,8 @@ const BASE: Flavor = Flavor {
     process: Process::new(Prediction::Flow),
     sampler: Sampler::Euler,
     size_conditioning: false,
+    expert: None,
+    negative_prompt: None,
     shift: Shift::Fixed(6.0),
     spacing: Spacing::Even,
     steps: 50,
