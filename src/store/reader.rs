@@ -206,7 +206,7 @@ impl StoreReader {
             {
                 // The file here may be damaged where what it was fetched from is not.
                 let pack = &snapshot.packs[candidate.pack as usize].digest;
-                if mirror.fetch_anew(&self.layout, pack)? {
+                if mirror.fetch_anew(&self.layout, pack).unwrap_or(false) {
                     read = self.read(snapshot, spec, candidate);
                 }
             }

@@ -406,7 +406,12 @@ fn heavy_or_impure_things_stand_only_where_they_may() {
             p.starts_with("src/bin")
         }),
         (&["candle_nn", "candle_transformers"], |_| false),
-        (&["ureq::"], |p| p.starts_with("src/base_model/hub")),
+        (&["ureq::"], |p| {
+            p.starts_with("src/base_model/hub") || p.ends_with("store/remote/http.rs")
+        }),
+        (&["object_store::", "tokio::"], |p| {
+            p.starts_with("src/store/remote")
+        }),
         (&["unsafe {", "unsafe fn"], |p| {
             ["src/nn", "src/store", "src/device"]
                 .iter()

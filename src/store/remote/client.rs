@@ -21,10 +21,10 @@ use super::http::{BodyLimit, Connector};
 use crate::shown;
 use crate::store::Error;
 
-/// How often a put is tried again of which nobody knows whether it was carried out.
-const PUT_TRIES: u32 = 5;
+/// How often something is tried of which nobody knows whether it was carried out.
+const TRIES: u32 = 5;
 /// Before the second of them; each later pause is twice as long.
-const PUT_PAUSE: Duration = Duration::from_millis(300);
+const PAUSE: Duration = Duration::from_millis(300);
 /// The most objects of a list: sixteen million packs are 4 PB.
 const LIST_LIMIT: usize = 1 << 24;
 
@@ -103,25 +103,17 @@ impl Client {
 
     fn try_put(&self, name: &str, bytes: &Bytes, mode: PutMode) -> object_store::Result<()> {
         let path = ObjectPath::parse(self.address.object(name))?;
-        let mut pause = PUT_PAUSE;
-        for tries in 1.. {
+        again(|| {
             let options = PutOptions::from(mode.clone());
             let put = self.store.put_opts(&path, bytes.clone().into(), options);
-            match self.runtime.block_on(put) {
-                Err(e) if tries < PUT_TRIES && is_passing(&e) => {
-                    std::thread::sleep(pause);
-                    pause *= 2;
-                }
-                done => return done.map(|_| ()),
-            }
-        }
-        Ok(())
+            self.runtime.block_on(put).map(|_| ())
+        })
     }
 
     /// Removes an object; one that is gone already is no error.
     pub(super) fn remove(&self, name: &str) -> Result<(), Error> {
         let path = self.path(name)?;
-        match self.runtime.block_on(self.store.delete(&path)) {
+        match again(|| self.runtime.block_on(self.store.delete(&path))) {
             Err(object_store::Error::NotFound { .. }) => Ok(()),
             done => done.map_err(|e| self.failed("remove", name, &e)),
         }
@@ -185,10 +177,23 @@ impl fmt::Debug for Client {
     }
 }
 
+/// Does what can be done twice until it is done or refused.
+fn again(mut work: impl FnMut() -> object_store::Result<()>) -> object_store::Result<()> {
+    let mut pause = PAUSE;
+    for _ in 1..TRIES {
+        match work() {
+            Err(e) if is_passing(&e) => std::thread::sleep(pause),
+            done => return done,
+        }
+        pause *= 2;
+    }
+    work()
+}
+
 fn retry() -> RetryConfig {
     RetryConfig {
         backoff: BackoffConfig {
-            init_backoff: Duration::from_millis(200),
+            init_backoff: Duration::from_millis(100),
             max_backoff: Duration::from_secs(8),
             base: 2.0,
         },

@@ -68,6 +68,8 @@ fn send(agent: &Agent, request: HttpRequest) -> Result<HttpResponse, HttpError> 
     let (parts, body) = request.into_parts();
     let limit = parts.extensions.get::<BodyLimit>().map(|limit| limit.0);
     let body = gathered(body)?;
+    // The answer to HEAD has the length of what it does not bring.
+    let is_whole_expected = parts.method != "HEAD";
     let sent = match body.is_empty() && !parts.headers.contains_key("content-length") {
         true => agent.run(ureq::http::Request::from_parts(parts, ())),
         false => agent.run(ureq::http::Request::from_parts(parts, &body[..])),
@@ -83,6 +85,13 @@ fn send(agent: &Agent, request: HttpRequest) -> Result<HttpResponse, HttpError> 
     // One more than allowed tells a longer body, whatever its header said.
     let read = (&mut reader).take(limit + 1).read_to_end(&mut bytes);
     read.map_err(|e| HttpError::new(HttpErrorKind::Interrupted, e))?;
+    let length = parts.headers.get("content-length");
+    let length = length.and_then(|n| n.to_str().ok()?.parse::<usize>().ok());
+    if is_whole_expected && length.is_some_and(|n| n > bytes.len()) && (bytes.len() as u64) <= limit
+    {
+        let why = std::io::Error::from(std::io::ErrorKind::UnexpectedEof);
+        return Err(HttpError::new(HttpErrorKind::Interrupted, why));
+    }
     if bytes.len() as u64 > limit {
         let why = std::io::Error::other(format!("an answer of more than {limit} bytes"));
         return Err(HttpError::new(HttpErrorKind::Decode, why));
