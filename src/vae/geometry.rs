@@ -209,6 +209,22 @@ impl LatentGeometry {
         Ok(Some(places.reshape((self.channels, h * side, w * side))?))
     }
 
+    /// Latents of one sample, [channels, height, width], with patches joined to channels: [`Self::apart`] undone. As they are, where there are
+    /// no statistics of patches.
+    ///
+    /// # Errors
+    /// If they are not whole patches, or the device fails.
+    pub fn joined(&self, latents: &Tensor) -> Result<Tensor> {
+        let LatentStatistics::Patches { side, .. } = self.statistics else {
+            return Ok(latents.clone());
+        };
+        let (c, h, w) = latents.dims3()?;
+        let (h, w) = (h / side, w / side);
+        let places = latents.reshape((c, h, side, w, side))?;
+        let patches = places.permute((0, 2, 4, 1, 3))?;
+        patches.reshape((c * side * side, h, w))
+    }
+
     /// The denoiser's latents of the VAE's, of one sample or a batch.
     ///
     /// # Errors

@@ -221,7 +221,9 @@ fn what_a_cache_cannot_hold_is_refused_by_name() {
     };
     run("kohya").expect(4).says("plumb encode");
     world.run(&["encode", "exp.toml"]).expect(0);
-    run("musubi").expect(2).says("FLUX.1 Kontext [dev] alone");
+    run("musubi")
+        .expect(2)
+        .says("of this trainer's those of flux1, flux2, zimage, wan are");
     run("ai-toolkit")
         .expect(2)
         .says("ai-toolkit would crop it to");

@@ -8,21 +8,37 @@ use super::CacheError;
 use super::names::json_text;
 use super::values::{Source, Text, write};
 use crate::dataset::Item;
-use crate::foreign::cache::safetensors;
+use crate::foreign::cache::{ToWrite, safetensors};
+use crate::models::cache_names::{AiToolkitNames, AiToolkitTexts};
 use crate::recipe::latents::{Size, View};
 
 type Made = Result<Result<Vec<u8>, String>, CacheError>;
 
-pub(super) fn text(source: &Source<'_>, text: &Text<'_>) -> Made {
-    let tensors = [
-        source.write("text_embed", &text.made.context.unsqueeze(0)?)?,
-        source.write("pooled_embed", &text.made.pooled.unsqueeze(0)?)?,
-    ];
+pub(super) fn text(source: &Source<'_>, text: &Text<'_>, names: &AiToolkitNames) -> Made {
+    let context = &text.made.context;
+    let tensors = match names.tensors {
+        AiToolkitTexts::Pooled => vec![
+            source.write("text_embed", &context.unsqueeze(0)?)?,
+            source.write("pooled_embed", &text.made.pooled.unsqueeze(0)?)?,
+        ],
+        AiToolkitTexts::Alone => vec![source.write("text_embed", &context.unsqueeze(0)?)?],
+        AiToolkitTexts::Listed => match text.true_rows()? {
+            Ok(rows) => vec![source.write("text_embed_0", &rows)?],
+            Err(why) => return Ok(Err(why)),
+        },
+        AiToolkitTexts::Masked(rows) => match text.filled_up(rows)? {
+            Ok(context) => vec![
+                source.write("text_embed", &context.unsqueeze(0)?)?,
+                ToWrite::whole("attention_mask", vec![1, rows], &text.mask("t5", rows)),
+            ],
+            Err(why) => return Ok(Err(why)),
+        },
+    };
     Ok(safetensors(&tensors, &[]))
 }
 
 pub(super) fn latents(source: &Source<'_>, item: &Item) -> Made {
-    let latents = source.scaled(item, item.views[0])?;
+    let latents = source.joined(item, item.views[0])?;
     let tensors = [write("latent", &latents, source.dtype)?];
     Ok(safetensors(&tensors, &[("format", "pt".to_owned())]))
 }

@@ -1,49 +1,43 @@
-//! What the trainers' caches cannot hold, and how a trainer is to be set for what is written.
+//! What the trainers' caches cannot hold.
 
 use std::path::PathBuf;
 
-use super::{CacheOptions, CacheTarget};
+use super::{CacheOptions, CacheTarget, Form};
 use crate::base_model::BaseModel;
 use crate::dataset::{Item, PictureFile};
-use crate::experiment::{DatasetSettings, Experiment};
-use crate::models::cache_names::CacheNames;
+use crate::models::cache_names::{AiToolkitTexts, MusubiLatents, MusubiTexts, SimpleTunerTexts};
+use crate::models::{self, Family};
 use crate::recipe::rules::DenoiserMask;
 use crate::shown;
 use crate::text::spec::Dtype;
 
-/// Whether the trainer has such a cache for the model, and can hold what the recipe makes.
-pub(super) fn model(
-    base: &BaseModel,
-    options: &CacheOptions<'_>,
-) -> Result<&'static CacheNames, String> {
-    let (target, family) = (options.target, base.denoiser.family.name);
-    let names = base.denoiser.family.caches.ok_or_else(|| {
-        format!(
-            "{} and {family}: caches of this family are not written for any trainer yet",
-            target.name()
-        )
-    })?;
-    if target == CacheTarget::Musubi && names.musubi.is_none() {
+/// The trainer's cache of the model's family, if it can hold what the recipe makes.
+pub(super) fn model(base: &BaseModel, options: &CacheOptions<'_>) -> Result<Form, String> {
+    let (target, family) = (options.target, base.denoiser.family);
+    let form = family.caches.and_then(|names| {
+        let form = Form::of(target, names)?;
+        Some((names, form))
+    });
+    let Some((names, form)) = form else {
         return Err(format!(
-            "{} and {family}: of musubi's caches that of FLUX.1 Kontext [dev] alone is written",
-            target.name()
+            "{} and {}: that cache is not written; of this trainer's those of {} are",
+            target.name(),
+            family.name,
+            written(target)
         ));
-    }
+    };
     if target == CacheTarget::Kohya && options.dtype == Dtype::Bf16 {
         return Err(
             "kohya's files are numpy's, which has no bf16: f32 holds the same numbers".to_owned(),
         );
     }
     let assembly = base.recipe.assembly();
-    let has_mask = match target {
-        CacheTarget::Kohya => names.kohya.masks,
-        CacheTarget::Simpletuner => names.simpletuner.masks,
-        CacheTarget::Musubi | CacheTarget::AiToolkit => false,
-    };
-    if assembly.mask == DenoiserMask::Pads && !has_mask {
+    if !shows(form, family.masks_pads, assembly.mask) {
         return Err(format!(
-            "`assembly.mask` is pads, and {} has no mask for the denoiser of {family}: the pads would be seen",
-            target.name()
+            "`assembly.mask` is {}, which {} has no place for in its cache of {}: other rows would be seen than the recipe says",
+            mask_name(assembly.mask),
+            target.name(),
+            family.name
         ));
     }
     if assembly.context != names.context || assembly.pooled != names.pooled {
@@ -52,22 +46,74 @@ pub(super) fn model(
             target.name()
         ));
     }
-    Ok(names)
+    Ok(form)
+}
+
+/// The families whose cache is written for a trainer.
+fn written(target: CacheTarget) -> String {
+    let is_written = |family: &&'static Family| {
+        let names = family.caches;
+        names.is_some_and(|names| Form::of(target, names).is_some())
+    };
+    let names: Vec<&str> = models::families()
+        .filter(is_written)
+        .map(|family| family.name)
+        .collect();
+    names.join(", ")
+}
+
+/// Whether a trainer that trains from the cache has its denoiser see what this mask lets it see. `masked`: whether the family's denoiser
+/// masks pads where its authors train it.
+fn shows(form: Form, masked: bool, mask: DenoiserMask) -> bool {
+    use DenoiserMask::{None as All, Pads, PadsButOne};
+    let allowed: &[DenoiserMask] = match form {
+        Form::Kohya(names) if names.masks => &[All, Pads],
+        Form::Musubi(names) => match names.texts {
+            // Those that are left out are not seen, or are filled up with zeros that are.
+            MusubiTexts::TrueRows(_) if masked => &[Pads],
+            _ => &[All],
+        },
+        Form::AiToolkit(names) => match names.tensors {
+            AiToolkitTexts::Listed => &[Pads],
+            AiToolkitTexts::Masked(_) => &[PadsButOne],
+            _ => &[All],
+        },
+        Form::Simpletuner(names) => match names.tensors {
+            SimpleTunerTexts::PooledAndMask => &[All, Pads],
+            SimpleTunerTexts::Masked(..) => &[Pads, PadsButOne],
+            _ => &[All],
+        },
+        Form::Kohya(_) => &[All],
+    };
+    allowed.contains(&mask)
+}
+
+fn mask_name(mask: DenoiserMask) -> String {
+    let name = serde_json::to_value(mask).unwrap_or_default();
+    name.as_str().unwrap_or_default().to_owned()
 }
 
 /// Whether a picture has what a cache can hold of one.
-pub(super) fn item(item: &Item, target: CacheTarget) -> Result<(), String> {
+pub(super) fn item(item: &Item, form: Form, target: CacheTarget) -> Result<(), String> {
     let (views, captions) = (item.views.len(), item.captions.len());
     if captions != 1 {
         return Err(format!(
             "it has {captions} captions, and a picture's cache holds one"
         ));
     }
+    let pairs = matches!(form, Form::Musubi(names) if names.latents == MusubiLatents::Pairs);
     // Of a picture alone it gets the embeddings, for which no crop counts.
-    if target == CacheTarget::Musubi && item.reference.is_none() {
+    if pairs && item.reference.is_none() {
         return Ok(());
     }
-    if target != CacheTarget::Musubi && item.reference.is_some() {
+    let is_clip = item.views.iter().any(|view| view.window.is_some());
+    if is_clip && !matches!(form, Form::Musubi(_)) {
+        return Err(format!(
+            "it is a clip, and {} names no frames in its cache: which ones it takes of a clip it decides itself",
+            target.name()
+        ));
+    }
+    if !pairs && item.reference.is_some() {
         return Err(format!(
             "it has a reference picture, whose latents are not written for {}",
             target.name()
@@ -137,77 +183,4 @@ fn older(file: &std::path::Path, target: CacheTarget) -> Option<PathBuf> {
     let name = file.file_name()?.to_str()?;
     let stem = name.strip_suffix("_sdxl.npz")?.rsplit_once('_')?.0;
     (target == CacheTarget::Kohya).then(|| file.with_file_name(format!("{stem}.npz")))
-}
-
-/// How the trainer is to be set, for it to find the cache and mean the same by it.
-pub(super) fn settings(
-    experiment: &Experiment,
-    base: &BaseModel,
-    options: &CacheOptions<'_>,
-) -> Vec<String> {
-    let masked = base.recipe.assembly().mask == DenoiserMask::Pads;
-    match options.target {
-        CacheTarget::Kohya => kohya_settings(experiment, masked),
-        CacheTarget::Musubi => musubi_settings(experiment, options),
-        CacheTarget::AiToolkit => vec![
-            "cache_latents_to_disk: true, cache_text_embeddings: true, no shuffle_tokens, no random_triggers".to_owned(),
-            "copy the folders _latent_cache and _t_e_cache beside the pictures, if --out is another folder".to_owned(),
-        ],
-        CacheTarget::Simpletuner => {
-            let side = experiment.datasets().first().map_or(0, |s| s.resolution.width);
-            let out = options.out.display();
-            let mut lines = vec![
-                format!("text_embeds: cache_dir = \"{out}/text\"; images: cache_dir_vae = \"{out}/vae\""),
-                format!(
-                    "resolution = {side}, resolution_type = \"pixel\", crop = true, crop_aspect = \"square\", crop_style = \"center\""
-                ),
-            ];
-            if masked {
-                lines.push("--flux_attention_masked_training".to_owned());
-            }
-            lines
-        }
-    }
-}
-
-fn musubi_settings(experiment: &Experiment, options: &CacheOptions<'_>) -> Vec<String> {
-    let sets = experiment.datasets();
-    let has_references = |set: &DatasetSettings| set.references.is_some();
-    let mut lines = vec![format!("cache_directory = \"{}\"", options.out.display())];
-    if !sets.iter().all(has_references) {
-        lines.push(
-            "cache the latents of pictures without references with flux_kontext_cache_latents.py, which takes them from control_directory"
-                .to_owned(),
-        );
-    }
-    if sets.iter().any(|set| has_references(set) && set.bucket) {
-        lines.push(
-            "batch_size = 1, unless its buckets are those of the Experiment: pictures of one batch must have latents of one size"
-                .to_owned(),
-        );
-    }
-    lines
-}
-
-fn kohya_settings(experiment: &Experiment, masked: bool) -> Vec<String> {
-    let set = |set: &DatasetSettings| {
-        let (width, height) = (set.resolution.width, set.resolution.height);
-        let buckets = match set.bucket {
-            true => format!(
-                "enable_bucket = true, min_bucket_reso = {}, max_bucket_reso = {}, bucket_reso_steps = {}, bucket_no_upscale = {}",
-                set.min_bucket_px, set.max_bucket_px, set.bucket_step_px, set.no_upscale
-            ),
-            false => "enable_bucket = false".to_owned(),
-        };
-        let flip = if set.flip { ", flip_aug = true" } else { "" };
-        format!("resolution = [{width}, {height}], {buckets}{flip}")
-    };
-    let mut lines: Vec<String> = experiment.datasets().iter().map(set).collect();
-    lines.dedup();
-    let mask = if masked { " --apply_t5_attn_mask" } else { "" };
-    lines.push(format!(
-        "--cache_latents_to_disk --cache_text_encoder_outputs_to_disk{mask}"
-    ));
-    lines.push("copy the files beside the pictures, if --out is another folder".to_owned());
-    lines
 }

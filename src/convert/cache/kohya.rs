@@ -7,15 +7,14 @@ use super::CacheError;
 use super::values::{Source, Text, write};
 use crate::dataset::Item;
 use crate::foreign::cache::{ToWrite, npz};
-use crate::models::cache_names::KohyaArrays;
-use crate::recipe::latents::{LatentStatistics, View};
+use crate::models::cache_names::{KohyaArrays, KohyaNames};
 use crate::text::spec::Dtype;
 
 type Made = Result<Result<Vec<u8>, String>, CacheError>;
 
-pub(super) fn text(source: &Source<'_>, text: &Text<'_>) -> Made {
+pub(super) fn text(source: &Source<'_>, text: &Text<'_>, names: &KohyaNames) -> Made {
     let (context, pooled) = (&text.made.context, &text.made.pooled);
-    let arrays = match source.names.kohya.arrays {
+    let arrays = match names.arrays {
         KohyaArrays::TwoClips => {
             let Some((_, width)) = text.hidden("clip_l") else {
                 return Ok(Err(no_clip()));
@@ -66,13 +65,13 @@ fn no_clip() -> String {
     "kohya's files hold CLIP-L beside CLIP-G, of which the Experiment has none".to_owned()
 }
 
-pub(super) fn latents(source: &Source<'_>, item: &Item) -> Made {
+pub(super) fn latents(source: &Source<'_>, item: &Item, names: &KohyaNames) -> Made {
     let mut arrays = Vec::new();
     for &view in &item.views {
-        let latents = as_stored(source, item, view)?;
+        let latents = source.as_stored(item, view, names.statistics)?;
         let (_, height, width) = latents.dims3()?;
         // Those of SD and SDXL have one resolution a file.
-        let of = match source.names.kohya.resolutions {
+        let of = match names.resolutions {
             false => String::new(),
             true => format!("_{height}x{width}"),
         };
@@ -95,17 +94,4 @@ pub(super) fn latents(source: &Source<'_>, item: &Item) -> Made {
         arrays.push(ToWrite::doubles(&format!("crop_ltrb{of}"), &crop));
     }
     Ok(npz(&arrays))
-}
-
-/// So that what the scripts make of them is what the denoiser takes.
-fn as_stored(source: &Source<'_>, item: &Item, view: View) -> Result<Tensor, CacheError> {
-    let Some((scale, shift)) = source.names.kohya.statistics else {
-        return Ok(source.scaled(item, view)?);
-    };
-    let own = LatentStatistics::Shared { scale, shift };
-    if source.cache.geometry.statistics == own {
-        return Ok(source.mean(item, view)?);
-    }
-    // A VAE with factors of its own, which the scripts do not ask for.
-    Ok(source.scaled(item, view)?.affine(1.0 / scale, shift)?)
 }

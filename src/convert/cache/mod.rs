@@ -10,6 +10,7 @@ mod check;
 mod kohya;
 mod musubi;
 mod names;
+mod settings;
 mod simpletuner;
 mod values;
 
@@ -23,6 +24,9 @@ use crate::base_model::{self, BaseModel};
 use crate::cache::{self, ModelCache, Refusal, refuse_if_missing, refuse_without_store};
 use crate::dataset::{self, Item};
 use crate::experiment::Experiment;
+use crate::models::cache_names::{
+    AiToolkitNames, CacheNames, KohyaNames, MusubiNames, SimpleTunerNames,
+};
 use crate::monitor::Monitor;
 use crate::nn::weights::DigestMemo;
 use crate::shown;
@@ -52,6 +56,27 @@ impl CacheTarget {
             Self::Musubi => "musubi-tuner",
             Self::AiToolkit => "ai-toolkit",
             Self::Simpletuner => "SimpleTuner",
+        }
+    }
+}
+
+/// A trainer's cache of a family.
+#[derive(Clone, Copy, Debug)]
+enum Form {
+    Kohya(&'static KohyaNames),
+    Musubi(&'static MusubiNames),
+    AiToolkit(&'static AiToolkitNames),
+    Simpletuner(&'static SimpleTunerNames),
+}
+
+impl Form {
+    /// `None`: that cache is not written.
+    fn of(target: CacheTarget, names: &'static CacheNames) -> Option<Self> {
+        match target {
+            CacheTarget::Kohya => names.kohya.as_ref().map(Self::Kohya),
+            CacheTarget::Musubi => names.musubi.as_ref().map(Self::Musubi),
+            CacheTarget::AiToolkit => names.ai_toolkit.as_ref().map(Self::AiToolkit),
+            CacheTarget::Simpletuner => names.simpletuner.as_ref().map(Self::Simpletuner),
         }
     }
 }
@@ -151,7 +176,7 @@ pub fn cache(
         file: experiment.file.clone(),
         what,
     };
-    let names = check::model(&base, options).map_err(cannot)?;
+    let form = check::model(&base, options).map_err(cannot)?;
     let store = match Store::open(&path) {
         Ok(store) => store.waiting(options.wait),
         Err(e) if e.is_no_store() => {
@@ -169,7 +194,7 @@ pub fn cache(
     {
         return Err(CacheError::Refused(Box::new(refusal)));
     }
-    let source = Source::new((&base, names), source, options);
+    let source = Source::new((&base, form), source, options);
     let plan = plan(experiment, &source, &items, options)?;
     let mut report = CacheExport {
         target: options.target,
@@ -178,7 +203,7 @@ pub fn cache(
         texts: 0,
         latents: 0,
         bytes: 0,
-        settings: check::settings(experiment, &base, options),
+        settings: settings::of(experiment, &base, form, (&items, options)),
     };
     monitor.start("write the cache", Some(plan.len() as u64));
     for file in &plan {
@@ -209,9 +234,9 @@ fn plan<'a>(
             file: item.picture.clone(),
             what,
         };
-        check::item(item, options.target).map_err(cannot)?;
+        check::item(item, source.form, options.target).map_err(cannot)?;
         let set = names::set_of(&sets, item).map_err(cannot)?;
-        let named = names::files(source, set, item, options).map_err(cannot)?;
+        let named = names::files(source, set, item).map_err(cannot)?;
         for (path, what) in named {
             let path = options.out.join(path);
             match (files.get(&path), &what) {
@@ -239,18 +264,18 @@ fn content(source: &Source<'_>, file: &Planned<'_>) -> Result<Vec<u8>, CacheErro
     let made = match file.what {
         What::Text(caption) => {
             let text = source.text(caption)?;
-            match source.target {
-                CacheTarget::Kohya => kohya::text(source, &text)?,
-                CacheTarget::Musubi => musubi::text(source, &text)?,
-                CacheTarget::AiToolkit => ai_toolkit::text(source, &text)?,
-                CacheTarget::Simpletuner => simpletuner::text(source, &text)?,
+            match source.form {
+                Form::Kohya(names) => kohya::text(source, &text, names)?,
+                Form::Musubi(names) => musubi::text(source, &text, names)?,
+                Form::AiToolkit(names) => ai_toolkit::text(source, &text, names)?,
+                Form::Simpletuner(names) => simpletuner::text(source, &text, names)?,
             }
         }
-        What::Latents(item) => match source.target {
-            CacheTarget::Kohya => kohya::latents(source, item)?,
-            CacheTarget::AiToolkit => ai_toolkit::latents(source, item)?,
-            CacheTarget::Simpletuner => simpletuner::latents(source, item)?,
-            CacheTarget::Musubi => musubi::latents(source, item)?,
+        What::Latents(item) => match source.form {
+            Form::Kohya(names) => kohya::latents(source, item, names)?,
+            Form::Musubi(names) => musubi::latents(source, item, names)?,
+            Form::AiToolkit(_) => ai_toolkit::latents(source, item)?,
+            Form::Simpletuner(_) => simpletuner::latents(source, item)?,
         },
     };
     made.map_err(|what| CacheError::Cannot {

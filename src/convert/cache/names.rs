@@ -4,10 +4,11 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use super::values::Source;
-use super::{CacheOptions, CacheTarget, What, ai_toolkit, captions};
+use super::{Form, What, ai_toolkit, captions};
 use crate::dataset::Item;
 use crate::experiment::DatasetSettings;
 use crate::foreign::cache::{caption_md5, stem_sha256};
+use crate::models::cache_names::{AiToolkitNames, MusubiLatents, MusubiNames};
 
 /// The data set that a picture is of: the innermost folder around it.
 pub(super) fn set_of<'a>(
@@ -24,7 +25,6 @@ pub(super) fn files<'a>(
     source: &Source<'_>,
     set: &DatasetSettings,
     item: &'a Item,
-    options: &CacheOptions<'_>,
 ) -> Result<Vec<(PathBuf, What<'a>)>, String> {
     let text = What::Text(&item.captions[0]);
     let below = item
@@ -35,28 +35,20 @@ pub(super) fn files<'a>(
     let stem = utf8(item.picture.file_stem())?;
     let file_name = utf8(item.picture.file_name())?;
     let size = format!("{:04}x{:04}", item.size.width, item.size.height);
-    Ok(match options.target {
-        CacheTarget::Kohya => {
-            let names = &source.names.kohya;
+    Ok(match source.form {
+        Form::Kohya(names) => {
             let latents = folder.join(format!("{stem}_{size}{}", names.latents));
             let texts = folder.join(format!("{stem}{}", names.texts));
             vec![(texts, text), (latents, What::Latents(item))]
         }
         // In one folder, whatever folder the picture is in.
-        CacheTarget::Musubi => {
-            let (short, _) = source.names.musubi.unwrap_or_default();
-            let mut files = vec![(format!("{stem}_{short}_te.safetensors").into(), text)];
-            // It has no latents of a picture without one.
-            if item.reference.is_some() {
-                let latents = format!("{stem}_{size}_{short}.safetensors");
-                files.push((latents.into(), What::Latents(item)));
-            }
-            files
+        Form::Musubi(names) => musubi_files(source, names, item, (stem, &size)),
+        Form::AiToolkit(names) => {
+            ai_toolkit_files((source, names), set, item, (folder, stem, file_name))?
         }
-        CacheTarget::AiToolkit => ai_toolkit_files(source, set, item, (folder, stem, file_name))?,
-        CacheTarget::Simpletuner => {
+        Form::Simpletuner(names) => {
             square(set)?;
-            let family = source.names.simpletuner.name;
+            let family = names.name;
             let caption = captions::simpletuner(set, item)?;
             let named =
                 |caption: &str| PathBuf::from(format!("text/{}-{family}.pt", caption_md5(caption)));
@@ -70,6 +62,32 @@ pub(super) fn files<'a>(
             files
         }
     })
+}
+
+/// Of clips in a folder of their own: the tuner takes every file of a data set's folder for one of its own kind.
+fn musubi_files<'a>(
+    source: &Source<'_>,
+    names: &MusubiNames,
+    item: &'a Item,
+    (stem, size): (&str, &str),
+) -> Vec<(PathBuf, What<'a>)> {
+    let (short, _) = names.architecture(source.flavor);
+    let window = item.views.first().and_then(|view| view.window);
+    let (folder, part) = match window {
+        None => (Path::new(""), String::new()),
+        Some(w) => (
+            Path::new("clips"),
+            format!("_{:05}-{:03}", w.start, w.frames),
+        ),
+    };
+    let text = folder.join(format!("{stem}_{short}_te.safetensors"));
+    let mut files = vec![(text, What::Text(&item.captions[0]))];
+    // Of pairs it has no latents of a picture without its reference.
+    if names.latents != MusubiLatents::Pairs || item.reference.is_some() {
+        let latents = folder.join(format!("{stem}{part}_{size}_{short}.safetensors"));
+        files.push((latents, What::Latents(item)));
+    }
+    files
 }
 
 /// SimpleTuner's buckets are its own, but that of a square is everybody's.
@@ -86,12 +104,12 @@ fn square(set: &DatasetSettings) -> Result<(), String> {
 }
 
 fn ai_toolkit_files<'a>(
-    source: &Source<'_>,
+    (source, names): (&Source<'_>, &AiToolkitNames),
     set: &DatasetSettings,
     item: &'a Item,
     (folder, stem, file_name): (&Path, &str, &str),
 ) -> Result<Vec<(PathBuf, What<'a>)>, String> {
-    let names = &source.names.ai_toolkit;
+    let arch = names.arch(source.flavor);
     // `get_bucket_divisibility`.
     let step = source.cache.geometry.factors.width as u32 * names.step;
     let crop = ai_toolkit::crop(item.size, set.resolution.width, step);
@@ -112,10 +130,10 @@ fn ai_toolkit_files<'a>(
     }
     let caption = captions::ai_toolkit(set, item)?;
     let texts = |caption: &str| {
-        let key = ai_toolkit::text_key(caption, names.texts);
+        let key = ai_toolkit::text_key(caption, arch);
         folder.join(format!("_t_e_cache/{stem}_{key}.safetensors"))
     };
-    let key = ai_toolkit::latents_key(file_name, &crop, names.latents);
+    let key = ai_toolkit::latents_key(file_name, &crop, names.latents.unwrap_or(arch));
     let latents = folder.join(format!("_latent_cache/{stem}_{key}.safetensors"));
     let mut files = vec![
         (texts(&caption), What::Text(&item.captions[0])),

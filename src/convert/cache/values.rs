@@ -2,21 +2,21 @@
 
 use candle_core::{Result, Tensor};
 
-use super::{CacheOptions, CacheTarget};
+use super::{CacheOptions, Form};
 use crate::base_model::BaseModel;
 use crate::cache::{self, Conditioning, EncoderOutputs, ModelCache, tensors};
 use crate::dataset::Item;
 use crate::foreign::cache::{NumberType, ToWrite};
-use crate::models::cache_names::CacheNames;
-use crate::recipe::latents::View;
+use crate::recipe::latents::{LatentStatistics, View};
 use crate::recipe::rules::DenoiserMask;
 use crate::text::spec::Dtype;
 
 /// Where numbers come from, and how they are written.
 pub(super) struct Source<'a> {
     pub(super) cache: ModelCache<'a>,
-    pub(super) target: CacheTarget,
-    pub(super) names: &'static CacheNames,
+    pub(super) form: Form,
+    /// The base model's flavor.
+    pub(super) flavor: &'a str,
     pub(super) dtype: Dtype,
     /// Whether the denoiser masks pads.
     pub(super) masked: bool,
@@ -33,15 +33,15 @@ pub(super) struct Text<'a> {
 
 impl<'a> Source<'a> {
     pub(super) fn new(
-        (base, names): (&'a BaseModel, &'static CacheNames),
+        (base, form): (&'a BaseModel, Form),
         cache: ModelCache<'a>,
         options: &CacheOptions<'_>,
     ) -> Self {
         Self {
             has_blank: cache.outputs("").is_ok(),
             cache,
-            target: options.target,
-            names,
+            form,
+            flavor: &base.recipe.name().flavor,
             dtype: options.dtype,
             masked: base.recipe.assembly().mask == DenoiserMask::Pads,
         }
@@ -75,6 +75,33 @@ impl<'a> Source<'a> {
         Ok(self.cache.geometry.normalize(&self.mean(item, view)?)?)
     }
 
+    /// The same, joined to patches where the trainers store those.
+    pub(super) fn joined(
+        &self,
+        item: &Item,
+        view: View,
+    ) -> std::result::Result<Tensor, cache::Error> {
+        Ok(self.cache.geometry.joined(&self.scaled(item, view)?)?)
+    }
+
+    /// So that what a trainer makes of them by these (scale, shift), is what the denoiser takes.
+    pub(super) fn as_stored(
+        &self,
+        item: &Item,
+        view: View,
+        statistics: Option<(f64, f64)>,
+    ) -> std::result::Result<Tensor, cache::Error> {
+        let Some((scale, shift)) = statistics else {
+            return self.scaled(item, view);
+        };
+        let own = LatentStatistics::Shared { scale, shift };
+        if self.cache.geometry.statistics == own {
+            return self.mean(item, view);
+        }
+        // A VAE with factors of its own, which the trainer does not ask for.
+        Ok(self.scaled(item, view)?.affine(1.0 / scale, shift)?)
+    }
+
     /// `tensor` as the options say that numbers are stored.
     pub(super) fn write(&self, name: &str, tensor: &Tensor) -> Result<ToWrite> {
         write(name, tensor, self.dtype)
@@ -82,6 +109,40 @@ impl<'a> Source<'a> {
 }
 
 impl Text<'_> {
+    /// The context's rows of true tokens alone, where all others are zeros.
+    pub(super) fn true_rows(&self) -> Result<std::result::Result<Tensor, String>> {
+        let counts = self.outputs.values().map(|output| output.token_count);
+        let rows = self.made.context.dim(0)?;
+        let count = counts.max().unwrap_or(0).min(rows);
+        let rest = self.made.context.narrow(0, count, rows - count)?;
+        if rest.abs()?.sum_all()?.to_scalar::<f32>()? != 0.0 {
+            return Ok(Err(format!(
+                "{} rows of pads that are no zeros follow its true tokens, and the file has rows of true tokens alone",
+                rows - count
+            )));
+        }
+        Ok(Ok(self.made.context.narrow(0, 0, count)?))
+    }
+
+    /// The context with rows of zeros behind it, which the denoiser does not see, up to `rows`.
+    pub(super) fn filled_up(&self, rows: usize) -> Result<std::result::Result<Tensor, String>> {
+        let context = &self.made.context;
+        let (own, width) = context.dims2()?;
+        let Some(missing) = rows.checked_sub(own) else {
+            return Ok(Err(format!(
+                "it has {own} rows, and the trainer's cache has {rows}: shorten the caption, or `max_tokens`"
+            )));
+        };
+        let zeros = Tensor::zeros((missing, width), context.dtype(), context.device())?;
+        Ok(Ok(Tensor::cat(&[context, &zeros], 0)?))
+    }
+
+    /// 1 for each of `rows` rows that the denoiser sees.
+    pub(super) fn seen(&self, rows: usize) -> Vec<i64> {
+        let seen = self.made.token_count.unwrap_or(rows);
+        (0..rows).map(|row| i64::from(row < seen)).collect()
+    }
+
     /// 1 for each of `rows` rows that is no pad of this encoder.
     pub(super) fn mask(&self, slot: &str, rows: usize) -> Vec<i64> {
         let count = self.outputs.get(slot).map_or(0, |o| o.token_count);

@@ -16,6 +16,9 @@ mod names;
 
 use self::approximator::Approximator;
 use self::architecture::Architecture;
+use super::cache_names::{
+    AiToolkitNames, AiToolkitTexts, CacheNames, SimpleTunerNames, SimpleTunerTexts,
+};
 use super::flux1::FLUX1;
 use super::flux1::flux::Flux;
 use super::layout::Layout;
@@ -61,6 +64,23 @@ const PRESETS: &[Preset] = FLUX1.presets;
 
 const DENOISER: &str = "transformer";
 
+const CACHES: CacheNames = CacheNames {
+    context: &[&["t5"]],
+    pooled: &[],
+    kohya: None,
+    musubi: None,
+    ai_toolkit: Some(AiToolkitNames {
+        texts: &[("", "chroma")],
+        latents: None,
+        step: 4,
+        tensors: AiToolkitTexts::Masked(512),
+    }),
+    simpletuner: Some(SimpleTunerNames {
+        name: "chroma",
+        tensors: SimpleTunerTexts::Masked("attention_masks", 512),
+    }),
+};
+
 /// The family `chroma`.
 pub const CHROMA: Family = Family {
     name: "chroma",
@@ -81,7 +101,7 @@ pub const CHROMA: Family = Family {
         sign: "distilled_guidance_layer.",
     },
     naming: lora_names::naming,
-    caches: None,
+    caches: Some(&CACHES),
     open: names::open,
 };
 

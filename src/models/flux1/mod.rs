@@ -20,7 +20,10 @@ pub(super) mod names;
 use self::architecture::{Architecture, PATCH};
 use self::flux::Flux;
 use self::names::{DOUBLE, OUTER, SINGLE};
-use super::cache_names::{AiToolkitNames, CacheNames, KohyaArrays, KohyaNames, SimpleTunerNames};
+use super::cache_names::{
+    AiToolkitNames, AiToolkitTexts, CacheNames, KohyaArrays, KohyaNames, MusubiLatents,
+    MusubiNames, MusubiTexts, SimpleTunerNames, SimpleTunerTexts,
+};
 use super::layout::Layout;
 use super::{Activations, Denoiser, Error, Family, Flavor, References, Source, StepShape};
 use crate::diffusion::{Prediction, Process, Sampler, Shift, ShiftRule, Spacing};
@@ -157,24 +160,30 @@ const DENOISER: &str = "transformer";
 const CACHES: CacheNames = CacheNames {
     context: &[&["t5"]],
     pooled: &["clip_l"],
-    kohya: KohyaNames {
+    kohya: Some(KohyaNames {
         texts: "_flux_te.npz",
         latents: "_flux.npz",
         arrays: KohyaArrays::PooledAndT5,
         statistics: None,
         resolutions: true,
         masks: true,
-    },
-    musubi: Some(("fk", "flux_kontext")),
-    ai_toolkit: AiToolkitNames {
-        texts: "flux",
-        latents: "flux1",
+    }),
+    musubi: Some(MusubiNames {
+        architectures: &[("", "fk", "flux_kontext")],
+        texts: MusubiTexts::T5AndPooled,
+        latents: MusubiLatents::Pairs,
+        statistics: None,
+    }),
+    ai_toolkit: Some(AiToolkitNames {
+        texts: &[("", "flux")],
+        latents: Some("flux1"),
         step: 4,
-    },
-    simpletuner: SimpleTunerNames {
+        tensors: AiToolkitTexts::Pooled,
+    }),
+    simpletuner: Some(SimpleTunerNames {
         name: "flux",
-        masks: true,
-    },
+        tensors: SimpleTunerTexts::PooledAndMask,
+    }),
 };
 
 /// The family `flux1`.

@@ -20,6 +20,10 @@ mod network;
 
 use self::architecture::Architecture;
 use self::network::Flux2;
+use super::cache_names::{
+    AiToolkitNames, AiToolkitTexts, CacheNames, MusubiLatents, MusubiNames, MusubiTexts,
+    SimpleTunerNames, SimpleTunerTexts,
+};
 use super::flux1::architecture::PATCH;
 use super::layout::Layout;
 use super::{Activations, Denoiser, Error, Family, Flavor, References, Source, StepShape};
@@ -101,6 +105,31 @@ const PRESETS: &[Preset] = &[
 
 const DENOISER: &str = "transformer";
 
+const CACHES: CacheNames = CacheNames {
+    context: &[&["qwen3"]],
+    pooled: &[],
+    kohya: None,
+    musubi: Some(MusubiNames {
+        architectures: &[
+            ("9b", "f2k9b", "flux_2_klein_9b"),
+            ("4b", "f2k4b", "flux_2_klein_4b"),
+        ],
+        texts: MusubiTexts::Rows("ctx_vec"),
+        latents: MusubiLatents::Patches,
+        statistics: None,
+    }),
+    ai_toolkit: Some(AiToolkitNames {
+        texts: &[("9b", "flux2_klein_9b"), ("4b", "flux2_klein_4b")],
+        latents: None,
+        step: 2,
+        tensors: AiToolkitTexts::Alone,
+    }),
+    simpletuner: Some(SimpleTunerNames {
+        name: "flux2",
+        tensors: SimpleTunerTexts::MaskAside,
+    }),
+};
+
 /// The family `flux2`.
 pub const FLUX2: Family = Family {
     name: "flux2",
@@ -136,7 +165,7 @@ pub const FLUX2: Family = Family {
         sign: "double_stream_modulation_img.",
     },
     naming: lora_names::naming,
-    caches: None,
+    caches: Some(&CACHES),
     open: names::open,
 };
 

@@ -18,7 +18,10 @@ mod names;
 use self::architecture::Architecture;
 use self::mmdit::MmDit;
 pub(super) use self::names::{BLOCK, OUTER};
-use super::cache_names::{AiToolkitNames, CacheNames, KohyaArrays, KohyaNames, SimpleTunerNames};
+use super::cache_names::{
+    AiToolkitNames, AiToolkitTexts, CacheNames, KohyaArrays, KohyaNames, SimpleTunerNames,
+    SimpleTunerTexts,
+};
 use super::layout::Layout;
 use super::{Activations, Denoiser, Error, Family, Flavor, Source, StepShape};
 use crate::diffusion::{Prediction, Process, Sampler, Shift, Spacing};
@@ -136,7 +139,7 @@ const DENOISER: &str = "transformer";
 const CACHES: CacheNames = CacheNames {
     context: &[&["clip_l", "clip_g"], &["t5"]],
     pooled: &["clip_l", "clip_g"],
-    kohya: KohyaNames {
+    kohya: Some(KohyaNames {
         texts: "_sd3_te.npz",
         latents: "_sd3.npz",
         arrays: KohyaArrays::ClipsAndT5,
@@ -144,17 +147,18 @@ const CACHES: CacheNames = CacheNames {
         statistics: Some((1.5305, 0.0609)),
         resolutions: true,
         masks: false,
-    },
+    }),
     musubi: None,
-    ai_toolkit: AiToolkitNames {
-        texts: "sd3",
-        latents: "sd3",
+    ai_toolkit: Some(AiToolkitNames {
+        texts: &[("", "sd3")],
+        latents: None,
         step: 4,
-    },
-    simpletuner: SimpleTunerNames {
+        tensors: AiToolkitTexts::Pooled,
+    }),
+    simpletuner: Some(SimpleTunerNames {
         name: "sd3",
-        masks: false,
-    },
+        tensors: SimpleTunerTexts::Pooled,
+    }),
 };
 
 /// The family `sd3`.

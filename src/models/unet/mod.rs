@@ -19,7 +19,10 @@ mod network;
 use self::architecture::{Architecture, Heads, Variant};
 pub(super) use self::names::{OUTER, RESNET};
 use self::network::UNet;
-use super::cache_names::{AiToolkitNames, CacheNames, KohyaArrays, KohyaNames, SimpleTunerNames};
+use super::cache_names::{
+    AiToolkitNames, AiToolkitTexts, CacheNames, KohyaArrays, KohyaNames, SimpleTunerNames,
+    SimpleTunerTexts,
+};
 use super::layout::Layout;
 use super::{Activations, Denoiser, Error, Family, Flavor, Source, StepShape};
 use crate::diffusion::{Prediction, Process, Sampler, Shift, Spacing};
@@ -34,7 +37,7 @@ const NOISE: Process = Process::new(Prediction::Epsilon);
 const CACHES: CacheNames = CacheNames {
     context: &[&["clip_l", "clip_g"]],
     pooled: &["clip_g"],
-    kohya: KohyaNames {
+    kohya: Some(KohyaNames {
         texts: "_te_outputs.npz",
         latents: "_sdxl.npz",
         arrays: KohyaArrays::TwoClips,
@@ -42,17 +45,18 @@ const CACHES: CacheNames = CacheNames {
         statistics: Some((0.13025, 0.0)),
         resolutions: false,
         masks: false,
-    },
+    }),
     musubi: None,
-    ai_toolkit: AiToolkitNames {
-        texts: "sdxl",
-        latents: "sdxl",
+    ai_toolkit: Some(AiToolkitNames {
+        texts: &[("", "sdxl")],
+        latents: None,
         step: 2,
-    },
-    simpletuner: SimpleTunerNames {
+        tensors: AiToolkitTexts::Pooled,
+    }),
+    simpletuner: Some(SimpleTunerNames {
         name: "sdxl",
-        masks: false,
-    },
+        tensors: SimpleTunerTexts::Pooled,
+    }),
 };
 
 /// SDXL, with the fine-tunes that are bases themselves.

@@ -20,6 +20,10 @@ mod positions;
 
 use self::architecture::{Architecture, PATCH};
 use self::network::Wan;
+use super::cache_names::{
+    AiToolkitNames, AiToolkitTexts, CacheNames, MusubiLatents, MusubiNames, MusubiTexts,
+    SimpleTunerNames, SimpleTunerTexts,
+};
 use super::layout::Layout;
 use super::{Activations, Denoiser, Error, Expert, Family, Flavor, Source, StepShape};
 use crate::diffusion::{Band, Prediction, Process, Sampler, Shift, Spacing};
@@ -119,6 +123,28 @@ const PRESETS: &[Preset] = &[
 
 const DENOISER: &str = "transformer";
 
+const CACHES: CacheNames = CacheNames {
+    context: &[&["umt5"]],
+    pooled: &[],
+    kohya: None,
+    musubi: Some(MusubiNames {
+        architectures: &[("", "wan", "wan")],
+        texts: MusubiTexts::TrueRows("varlen_t5"),
+        latents: MusubiLatents::Clips,
+        statistics: None,
+    }),
+    ai_toolkit: Some(AiToolkitNames {
+        texts: &[("", "wan21")],
+        latents: None,
+        step: 2,
+        tensors: AiToolkitTexts::Alone,
+    }),
+    simpletuner: Some(SimpleTunerNames {
+        name: "wan",
+        tensors: SimpleTunerTexts::Alone,
+    }),
+};
+
 /// The family `wan`.
 pub const WAN: Family = Family {
     name: "wan",
@@ -151,7 +177,7 @@ pub const WAN: Family = Family {
         sign: "time_projection",
     },
     naming: lora_names::naming,
-    caches: None,
+    caches: Some(&CACHES),
     open: names::open,
 };
 

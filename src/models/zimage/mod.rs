@@ -19,6 +19,10 @@ mod network;
 
 use self::architecture::{Architecture, PATCH};
 use self::network::ZImage;
+use super::cache_names::{
+    AiToolkitNames, AiToolkitTexts, CacheNames, MusubiLatents, MusubiNames, MusubiTexts,
+    SimpleTunerNames, SimpleTunerTexts,
+};
 use super::flux1::FLUX1;
 use super::layout::Layout;
 use super::{Activations, Denoiser, Error, Family, Flavor, Source, StepShape};
@@ -85,6 +89,29 @@ const PRESETS: &[Preset] = &[
 
 const DENOISER: &str = "transformer";
 
+const CACHES: CacheNames = CacheNames {
+    context: &[&["qwen3"]],
+    pooled: &[],
+    kohya: None,
+    musubi: Some(MusubiNames {
+        architectures: &[("", "zi", "z_image")],
+        texts: MusubiTexts::TrueRows("varlen_llm_embed"),
+        latents: MusubiLatents::Pictures,
+        // `zimage/zimage_config.py:58-59`, `zimage_train_network.py` `scale_shift_latents`.
+        statistics: Some((0.3611, 0.1159)),
+    }),
+    ai_toolkit: Some(AiToolkitNames {
+        texts: &[("", "zimage")],
+        latents: None,
+        step: 2,
+        tensors: AiToolkitTexts::Listed,
+    }),
+    simpletuner: Some(SimpleTunerNames {
+        name: "z_image",
+        tensors: SimpleTunerTexts::Masked("attention_mask", 512),
+    }),
+};
+
 /// The family `zimage`.
 pub const ZIMAGE: Family = Family {
     name: "zimage",
@@ -108,7 +135,7 @@ pub const ZIMAGE: Family = Family {
         sign: "noise_refiner.",
     },
     naming: lora_names::naming,
-    caches: None,
+    caches: Some(&CACHES),
     open: names::open,
 };
 
