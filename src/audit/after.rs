@@ -17,6 +17,8 @@ pub enum After {
     Shortened,
     /// The same, and what is left of the pads is zeros.
     ShortenedZeroed,
+    /// Rows of zeros are where the recipe drops pads and itself fills up with zeros, to its length.
+    FilledUp,
     /// Rows of zeros follow, as where caches of different lengths are put into one batch.
     Lengthened,
     /// Rows of pads follow that the denoiser does not see, and the recipe does not keep.
@@ -25,12 +27,13 @@ pub enum After {
 
 impl After {
     /// All, the simplest first.
-    pub(super) const ALL: [Self; 7] = [
+    pub(super) const ALL: [Self; 8] = [
         Self::Nothing,
         Self::PadsZeroed,
         Self::PadsDropped,
         Self::Shortened,
         Self::ShortenedZeroed,
+        Self::FilledUp,
         Self::Lengthened,
         Self::UnseenPads,
     ];
@@ -38,28 +41,42 @@ impl After {
     /// As a person reads it; nothing for nothing.
     pub fn words(self) -> Option<&'static str> {
         match self {
-            Self::Nothing => None,
+            Self::Nothing | Self::FilledUp => None,
             Self::PadsZeroed => Some("pads zeroed"),
             Self::PadsDropped => Some("pads dropped"),
             Self::Shortened => Some("pads cut to a shorter length"),
             Self::ShortenedZeroed => Some("pads zeroed and cut to a shorter length"),
-            Self::Lengthened => Some("filled up with rows of zeros"),
+            Self::Lengthened => Some("rows of zeros behind them"),
             Self::UnseenPads => {
-                Some("with pads that the denoiser does not see, which were not compared")
+                Some("pads that the denoiser does not see, which were not compared")
             }
         }
     }
 
-    /// Whether `given` rows with `count` true tokens can have become `found` rows.
-    pub(super) fn fits(self, given: usize, count: usize, found: usize) -> bool {
+    /// Whether the denoiser is shown what the recipe has it shown.
+    pub fn is_the_recipes(self) -> bool {
+        matches!(self, Self::Nothing | Self::FilledUp | Self::UnseenPads)
+    }
+
+    /// Whether `given` rows with `count` true tokens can have become `found` rows, of which the denoiser is shown `shown`, where an entry
+    /// says so.
+    pub(super) fn fits(
+        self,
+        given: usize,
+        count: usize,
+        found: usize,
+        shown: Option<usize>,
+    ) -> bool {
         match self {
             Self::Nothing => given == found,
             Self::PadsZeroed => given == found && count < given,
             Self::PadsDropped => count == found && count < given,
             Self::Shortened | Self::ShortenedZeroed => found < given && count <= found,
-            Self::Lengthened => found > given,
-            // Of a recipe that keeps the first pad alone.
-            Self::UnseenPads => found > given && given == count + 1,
+            Self::FilledUp | Self::Lengthened => found > given,
+            // Of a recipe that keeps the first pad alone, or none where the entry itself says that no pad is shown.
+            Self::UnseenPads => {
+                found > given && (given == count + 1 || given == count && shown == Some(count))
+            }
         }
     }
 
@@ -76,7 +93,9 @@ impl After {
             Self::ShortenedZeroed => {
                 Tensor::cat(&[&true_rows()?, &zeros(found.saturating_sub(count))?], 0)
             }
-            Self::Lengthened => Tensor::cat(&[hidden, &zeros(found.saturating_sub(rows))?], 0),
+            Self::FilledUp | Self::Lengthened => {
+                Tensor::cat(&[hidden, &zeros(found.saturating_sub(rows))?], 0)
+            }
         }
     }
 }
@@ -88,10 +107,13 @@ mod tests {
 
     #[test]
     fn pads_that_a_recipe_does_not_keep_are_not_compared() {
-        let fits = |given, count, found| After::UnseenPads.fits(given, count, found);
+        let fits = |given, count, found| After::UnseenPads.fits(given, count, found, None);
         // Three tokens and one pad of 512 rows; not where pads are dropped, kept, or not there.
         assert!(fits(4, 3, 512));
         assert!(!fits(3, 3, 512) && !fits(512, 3, 512) && !fits(4, 3, 4) && !fits(4, 3, 3));
+        // Where pads are dropped, the entry must say that they are not shown.
+        let shown = |shown| After::UnseenPads.fits(3, 3, 512, shown);
+        assert!(shown(Some(3)) && !shown(Some(512)) && !shown(None));
         let rows = Tensor::ones((4, 2), DType::F32, &Device::Cpu).expect("made");
         let same = After::UnseenPads.of(&rows, 3, 512).expect("made");
         assert_eq!(same.dims(), [4, 2]);

@@ -1,5 +1,6 @@
 //! One encoder's part of the entries that are looked at, and how well a recipe that was tried fits it.
 
+use candle_core::Tensor;
 use serde_json::json;
 
 use super::Error;
@@ -7,7 +8,9 @@ use super::after::After;
 use super::measure::{Errors, Tolerance, errors};
 use super::observe::Seen;
 use crate::base_model::TextEncoderPart;
+use crate::cache::EncoderOutput;
 use crate::recipe::Recipe;
+use crate::recipe::rules::{AssembledPads, DenoiserMask};
 use crate::text::Tokens;
 use crate::text::spec::Dtype;
 
@@ -70,6 +73,10 @@ impl Entries<'_> {
 
     /// Whether what a recipe gives can have become what the entries have: else it need not be computed.
     pub(super) fn can_fit(&self, part: &TextEncoderPart, tokens: &[Tokens]) -> bool {
+        // Nothing but pads: no program makes embeddings of it.
+        if tokens.iter().any(|tokens| tokens.count == 0) {
+            return false;
+        }
         // Several windows have fewer rows than ids.
         if json!(part.spec).pointer("/forward/chunks").is_some() {
             return true;
@@ -78,7 +85,10 @@ impl Entries<'_> {
             let rows = seen.hidden.as_ref().and_then(|h| h.dim(0).ok());
             let given = [tokens.ids.len(), tokens.count];
             rows.is_none_or(|rows| {
-                let can = |after: &After| given.iter().any(|g| after.fits(*g, tokens.count, rows));
+                let can = |after: &After| {
+                    let mut given = given.iter();
+                    given.any(|g| after.fits(*g, tokens.count, rows, seen.shown_rows))
+                };
                 After::ALL.iter().any(can)
             })
         };
@@ -86,26 +96,26 @@ impl Entries<'_> {
         self.seen.iter().zip(tokens).any(fits)
     }
 
-    /// The errors after what fits best of all that trainers do.
+    /// The errors after what fits best of all that trainers do to what an encoder gives for `tokens` under a recipe.
     pub(super) fn compare(
         &self,
-        outputs: &[crate::cache::EncoderOutput],
+        recipe: &Recipe,
+        tokens: &[Tokens],
+        outputs: &[EncoderOutput],
     ) -> Result<(After, Vec<Option<Errors>>), Error> {
         let mut best: Option<(After, Vec<Option<Errors>>)> = None;
+        let assembly = recipe.assembly();
+        let zeroes = assembly.pads.get(self.slot) == Some(&AssembledPads::Zero)
+            && assembly.mask == DenoiserMask::None;
         for after in After::ALL {
-            let pairs = outputs.iter().zip(&self.seen);
+            let pairs = outputs.iter().zip(tokens).zip(&self.seen);
             let found: Vec<Option<Errors>> = pairs
-                .map(|(output, seen)| {
-                    // Of a caption without pads, whatever is done to pads does nothing.
-                    let without_pads = output.hidden.as_ref().and_then(|h| h.dim(0).ok());
-                    let idle = without_pads.is_none_or(|rows| rows <= output.token_count);
-                    let after =
-                        match idle && matches!(after, After::PadsZeroed | After::PadsDropped) {
-                            true => After::Nothing,
-                            false => after,
-                        };
-                    errors(output, after, seen)
-                })
+                .map(
+                    |((output, tokens), seen)| match done(after, output, (tokens, zeroes), seen) {
+                        Some(after) => errors(output, after, seen),
+                        None => Ok(None),
+                    },
+                )
                 .collect::<candle_core::Result<_>>()?;
             let better = best.as_ref().is_none_or(|(_, old)| {
                 let (new, old) = (self.score(&found), self.score(old));
@@ -172,6 +182,32 @@ impl Entries<'_> {
     pub(super) fn ties(&self, one: &[Option<Errors>], best: &[Option<Errors>]) -> bool {
         let (one, best) = (self.score(one), self.score(best));
         one.0 == best.0 && one.1.is_finite() && one.1 <= best.1 * TIE + FLOOR
+    }
+}
+
+/// What is left to be done of `after` for one caption, where the recipe has zeros for pads or not; `None` where it cannot be what was done.
+fn done(
+    after: After,
+    output: &EncoderOutput,
+    (tokens, zeroes): (&Tokens, bool),
+    seen: &Seen,
+) -> Option<After> {
+    let rows = |hidden: &Option<Tensor>| hidden.as_ref().and_then(|h| h.dim(0).ok());
+    let given = rows(&output.hidden).unwrap_or(0);
+    let found = rows(&seen.hidden).unwrap_or(0);
+    // Rows of zeros in place of pads that a recipe drops are as many: of another number, captions were filled up to another length.
+    let fills_up = zeroes && given == output.token_count && given < tokens.ids.len();
+    match after {
+        // Of a caption without pads, whatever is done to pads does nothing.
+        After::PadsZeroed | After::PadsDropped if given <= output.token_count => {
+            Some(After::Nothing)
+        }
+        After::FilledUp | After::Lengthened | After::UnseenPads if found == given => {
+            Some(After::Nothing)
+        }
+        After::FilledUp if !fills_up || found != tokens.ids.len() => None,
+        After::Lengthened if fills_up => None,
+        other => Some(other),
     }
 }
 

@@ -11,6 +11,8 @@ const SAME_PICTURE: f64 = 0.95;
 const FILTER_PICTURE: f64 = 0.5;
 /// Above this one a sample is so near its mean that no other part of the picture can have given it.
 const SURE_PICTURE: f64 = 0.999;
+/// Up to this part of it, latents are a mean that was computed in f32 by another program.
+const ROUNDING: f64 = 2e-3;
 /// How much likelier latents must be of another candidate, as the logarithm.
 const LIKELIER: f64 = 10.0;
 
@@ -19,8 +21,12 @@ const LIKELIER: f64 = 10.0;
 pub(super) struct Fit {
     pub(super) candidate: Candidate,
     pub(super) scaling: Scaling,
+    /// By how much the VAE's latents are more spread than those of the cache if they are scaled so: the mean of the logarithms.
+    pub(super) spread_by: f64,
     /// In standard deviations.
     pub(super) deviations: f64,
+    /// As a part of the mean, where training takes means and the deviations say little.
+    pub(super) part: Option<f64>,
     pub(super) correlation: f64,
     /// The deviation of `deviations` where the latents are a sample.
     pub(super) spread: f64,
@@ -32,6 +38,7 @@ impl Fit {
     pub(super) fn moment(&self) -> Moment {
         match self.deviations {
             d if d <= 0.1 => Moment::Mean,
+            _ if self.part.is_some_and(|part| part <= ROUNDING) => Moment::Mean,
             d if (d - 1.0).abs() <= 6.0 * self.spread + 0.02 => Moment::Sample,
             _ => Moment::Near,
         }
@@ -58,6 +65,17 @@ impl Fit {
         !is_exact && self.correlation >= FILTER_PICTURE
     }
 
+    /// Whether the latents are likelier to be scaled as this one says, of the same candidate. What is less spread lies nearer to any mean:
+    /// that is no sign of it.
+    pub(super) fn is_likelier_scaled(&self, other: &Self) -> bool {
+        let is_mean = self.moment() == Moment::Mean || other.moment() == Moment::Mean;
+        let unlikely = |fit: &Self| fit.deviations.powi(2) / 2.0 - fit.spread_by;
+        match is_mean {
+            true => self.deviations < other.deviations,
+            false => unlikely(self) < unlikely(other),
+        }
+    }
+
     /// Whether the latents are clearly likelier of this one.
     pub(super) fn beats(&self, other: &Self) -> bool {
         let numbers = 0.5 / self.spread.powi(2);
@@ -76,6 +94,14 @@ pub(super) fn deviations(
     let std = logvar.affine(0.5, 0.0)?.exp()?;
     let z = ((latents - mean)? / std)?;
     Ok(f64::from(z.sqr()?.mean_all()?.to_scalar::<f32>()?).sqrt())
+}
+
+/// The Euclidean norm of the distance from the mean, as a part of the mean's.
+pub(super) fn part_of_mean(latents: &Tensor, mean: &Tensor) -> candle_core::Result<f64> {
+    let norm = |t: &Tensor| -> candle_core::Result<f64> {
+        Ok(f64::from(t.sqr()?.sum_all()?.to_scalar::<f32>()?).sqrt())
+    };
+    Ok(norm(&(latents - mean)?)? / norm(mean)?)
 }
 
 /// Correlation over all numbers, each channel less its mean.

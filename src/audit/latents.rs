@@ -11,15 +11,16 @@ use candle_core::{DType, Device, Tensor};
 use serde::Serialize;
 
 use super::Error;
-use super::fit::{Fit, correlation, deviations, most_alike_part};
+use super::fit::{Fit, correlation, deviations, most_alike_part, part_of_mean};
 use super::pair::{Known, Paired};
 use super::place::{self, Candidate, Nearest, Placed};
+use super::shape::{scalings, shaped};
 use crate::base_model::BaseModel;
 use crate::dataset::{self, Item, PictureFile, PreparedPicture};
 use crate::encode::{self, EncodeOptions, pixels};
 use crate::foreign::cache::{LatentFacts, LeftOut, Role};
 use crate::monitor::Monitor;
-use crate::recipe::latents::{LatentStatistics, Resampling, Size, View};
+use crate::recipe::latents::{Resampling, Size, View};
 use crate::shown;
 use crate::vae;
 
@@ -109,6 +110,7 @@ impl LatentsFinding {
             resampling,
             expected,
             reproduced: moment != Moment::Near,
+            window: view.window.filter(|_| !expected),
             tensors: 1,
             first: path.to_owned(),
         };
@@ -119,6 +121,7 @@ impl LatentsFinding {
                 p.placement,
                 p.mirrored,
                 p.resampling.clone(),
+                p.window,
             )
         };
         match self.placed.iter_mut().find(|p| what(p) == what(&new)) {
@@ -164,6 +167,7 @@ pub(super) fn look(
                 base,
                 encoder: &encoder,
                 item,
+                items,
             };
             if let Err(why) = looked.file(paired, &mut finding)? {
                 let path = paired.file.path.clone();
@@ -177,11 +181,12 @@ pub(super) fn look(
     Ok((finding.compared > 0).then_some(finding))
 }
 
-/// One picture.
-struct Looker<'a> {
-    base: &'a BaseModel,
-    encoder: &'a vae::LatentEncoder,
-    item: &'a Item,
+/// One picture, or clip.
+pub(super) struct Looker<'a> {
+    pub(super) base: &'a BaseModel,
+    pub(super) encoder: &'a vae::LatentEncoder,
+    pub(super) item: &'a Item,
+    pub(super) items: &'a [Item],
 }
 
 impl Looker<'_> {
@@ -202,7 +207,6 @@ impl Looker<'_> {
                 "tensor `{name}` has {count} numbers that are infinite or not a number"
             )));
         }
-        let path = &paired.file.path;
         for tensor in &entry.tensors {
             let Role::Latents(facts) = &tensor.role else {
                 continue;
@@ -213,46 +217,25 @@ impl Looker<'_> {
                         .to_owned(),
                 ));
             }
-            let shape: Vec<usize> = tensor
-                .array
-                .shape
-                .iter()
-                .copied()
-                .filter(|n| *n != 1)
-                .collect();
-            let geometry = self.base.latent_geometry();
-            let channels = geometry.channels;
-            let [c, h, w] = shape[..] else {
-                return Ok(Err(format!(
-                    "tensor `{}`: expected latents of shape [{channels}, height, width], found {:?}",
-                    shown::text(&tensor.name),
-                    tensor.array.shape
-                )));
-            };
-            let latents = Tensor::from_vec(tensor.array.values.clone(), (c, h, w), &Device::Cpu)?;
-            // Trainers of FLUX.2 join patches to channels before they store them.
-            let latents = geometry.apart(&latents)?.unwrap_or(latents);
-            if latents.dim(0)? != channels {
-                return Ok(Err(format!(
-                    "tensor `{}` has {c} channels, the base model's VAE gives {channels}: it was made for another base model",
-                    shown::text(&tensor.name)
-                )));
+            match shaped(&self.base.latent_geometry(), tensor)? {
+                Ok(latents) => self.tensor(paired, &latents, facts, finding)?,
+                Err(why) => return Ok(Err(why)),
             }
-            let (_, h, w) = latents.dims3()?;
-            self.tensor(path, &latents, (h, w), facts, finding)?;
         }
         Ok(Ok(()))
     }
 
     fn tensor(
         &self,
-        path: &Path,
+        paired: &Paired<'_>,
         latents: &Tensor,
-        (h, w): (usize, usize),
         facts: &LatentFacts,
         finding: &mut LatentsFinding,
     ) -> Result<(), Error> {
+        let path = &paired.file.path;
         let factors = self.base.latent_geometry().factors;
+        let extents = self.base.latent_geometry().extents(latents)?;
+        let (h, w) = (extents.height, extents.width);
         let size = Size {
             width: u32::try_from(w * factors.width).unwrap_or(u32::MAX),
             height: u32::try_from(h * factors.height).unwrap_or(u32::MAX),
@@ -266,7 +249,13 @@ impl Looker<'_> {
             });
         }
         finding.compared += 1;
-        match self.best(latents, size, facts)? {
+        let best = match (self.is_clip(), extents.frames) {
+            (true, _) => self.best_of_clip(latents, size, (facts, paired.file.start))?,
+            (false, 1) => self.best(latents, size, facts)?,
+            // Of a picture there are no frames that could follow.
+            (false, _) => None,
+        };
+        match best {
             Some(fit) if fit.is_its() => finding.add(path, &fit),
             best => finding.others.push(Other {
                 path: path.to_owned(),
@@ -353,7 +342,13 @@ impl Looker<'_> {
         for whole in place::wholes(self.item, size, step) {
             let prepared = picture.prepare(whole).map_err(dataset::Error::from)?;
             let (mean, _) = self.moments(&prepared)?;
-            let Some((alike, [x, y])) = most_alike_part(&mean, latents)? else {
+            // Of one frame, as there are others of a clip.
+            let flat = |t: &Tensor| match t.rank() {
+                4 => t.squeeze(1),
+                _ => Ok(t.clone()),
+            };
+            let alike = most_alike_part(&flat(&mean)?, &flat(latents)?)?;
+            let Some((alike, [x, y])) = alike else {
                 return Ok(());
             };
             if most_alike.is_none_or(|(known, _)| alike > known) {
@@ -407,7 +402,8 @@ impl Looker<'_> {
         for (candidates, views) in candidates.chunks(at_once).zip(views.chunks(at_once)) {
             let prepared = picture.prepare_all(views).map_err(dataset::Error::from)?;
             for (candidate, prepared) in candidates.iter().zip(&prepared) {
-                let Some(fit) = self.compare(latents, *candidate, prepared)? else {
+                let (mean, logvar) = self.moments(prepared)?;
+                let Some(fit) = self.compare(latents, *candidate, (&mean, &logvar))? else {
                     return Ok(());
                 };
                 if best.is_none_or(|b| fit.beats(&b)) {
@@ -421,29 +417,34 @@ impl Looker<'_> {
         Ok(())
     }
 
-    /// How latents compare with a candidate's pixels; `None` where the VAE makes other shapes of them.
-    fn compare(
+    /// How latents compare with what the VAE makes of a candidate, mean and log-variance; `None` where that has another shape.
+    pub(super) fn compare(
         &self,
         latents: &Tensor,
         candidate: Candidate,
-        prepared: &PreparedPicture,
+        (mean, logvar): (&Tensor, &Tensor),
     ) -> Result<Option<Fit>, Error> {
-        let (mean, logvar) = self.moments(prepared)?;
         if mean.dims() != latents.dims() {
             return Ok(None);
         }
         let spread = (0.5 / mean.elem_count() as f64).sqrt();
+        let geometry = self.base.latent_geometry();
         let mut best: Option<Fit> = None;
-        for (scaling, plain) in self.scalings(latents)? {
+        for (scaling, plain, spread_by) in scalings(&geometry, latents)? {
             let fit = Fit {
+                spread_by,
+                part: match geometry.draws_from_posterior() {
+                    true => None,
+                    false => Some(part_of_mean(&plain, mean)?),
+                },
                 candidate,
                 scaling,
-                deviations: deviations(&plain, &mean, &logvar)?,
-                correlation: correlation(&plain, &mean)?,
+                deviations: deviations(&plain, mean, logvar)?,
+                correlation: correlation(&plain, mean)?,
                 spread,
                 filters: Default::default(),
             };
-            if best.is_none_or(|b| fit.deviations < b.deviations) {
+            if best.is_none_or(|b| fit.is_likelier_scaled(&b)) {
                 best = Some(fit);
             }
         }
@@ -463,22 +464,6 @@ impl Looker<'_> {
             .map_err(failed)?;
         let cpu = |t: &Tensor| t.squeeze(0)?.to_device(&Device::Cpu)?.to_dtype(DType::F32);
         Ok((cpu(&moments.mean)?, cpu(&moments.logvar)?))
-    }
-
-    /// What the VAE's latents would be for each way of scaling that the model has.
-    fn scalings(&self, latents: &Tensor) -> Result<Vec<(Scaling, Tensor)>, Error> {
-        let geometry = self.base.latent_geometry();
-        let mut all = vec![(Scaling::OfVae, latents.clone())];
-        if let LatentStatistics::Shared { scale, shift } = geometry.statistics {
-            if (scale, shift) == (1.0, 0.0) {
-                return Ok(all);
-            }
-            if shift != 0.0 {
-                all.push((Scaling::WithoutShift, latents.affine(1.0 / scale, 0.0)?));
-            }
-        }
-        all.push((Scaling::OfDenoiser, geometry.denormalize(latents)?));
-        Ok(all)
     }
 }
 

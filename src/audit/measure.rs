@@ -83,7 +83,7 @@ pub(super) fn errors(output: &EncoderOutput, after: After, seen: &Seen) -> Resul
     if let (Some(given), Some(found)) = (&output.hidden, &seen.hidden) {
         let (rows, _) = given.dims2()?;
         let (found_rows, _) = found.dims2()?;
-        if !after.fits(rows, output.token_count, found_rows) {
+        if !after.fits(rows, output.token_count, found_rows, seen.shown_rows) {
             return Ok(None);
         }
         let given = after.of(given, output.token_count, found_rows)?;

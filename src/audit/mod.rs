@@ -11,6 +11,7 @@
 //! is computed here and put into no store; captions of equal token ids under equal rules are computed once.
 
 mod after;
+mod clips;
 mod entries;
 mod fit;
 mod latents;
@@ -22,6 +23,7 @@ mod place;
 mod report;
 mod run;
 mod search;
+mod shape;
 mod side;
 mod stale;
 
@@ -83,17 +85,6 @@ pub enum Error {
     Tensor(#[from] candle_core::Error),
 }
 
-/// Latents of clips, and what trainers call the tensors of these models, are not known here: any verdict could be wrong.
-fn refuse_videos(path: &Path, base: &BaseModel) -> Result<(), Error> {
-    if base.latent_geometry().factors.time.is_none() {
-        return Ok(());
-    }
-    Err(Error::Nothing {
-        path: path.to_owned(),
-        why: "caches of models of videos cannot be audited".to_owned(),
-    })
-}
-
 /// How an audit is made.
 #[derive(Clone, Debug)]
 pub struct AuditOptions {
@@ -119,7 +110,6 @@ pub fn cache(
     monitor.start("reading the base model", None);
     let base = BaseModel::open(experiment, memo)?;
     monitor.finish();
-    refuse_videos(path, &base)?;
     let items = items(experiment, &base, monitor)?;
     let known = pair::Known::new(&items, experiment.extra_captions());
     let of = |content| {
@@ -208,9 +198,11 @@ fn embeddings(
     let trainer = report.trainers.first().map_or("", |t| t.name());
     let mut search = search::Search::new(base, &mut runner, memo, trainer, monitor)?;
     search.slots(&shapes, &observed, report)?;
-    if report.is_unexplained()
-        && let Some(raw) = pair::as_in_files(&observed, known)
-    {
+    let keeps_ends = report.trainers.contains(&foreign::Trainer::AiToolkit);
+    for (reading, raw) in pair::other_readings(&observed, known, keeps_ends) {
+        if !report.is_unexplained() {
+            break;
+        }
         let found = (
             std::mem::take(&mut report.encoders),
             std::mem::take(&mut search.winners),
@@ -219,7 +211,7 @@ fn embeddings(
         if report.is_unexplained() {
             (report.encoders, search.winners) = found;
         } else {
-            report.reading = Reading::CaptionFiles;
+            report.reading = reading;
             observed = raw;
         }
     }

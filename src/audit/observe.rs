@@ -20,6 +20,8 @@ pub(super) struct Seen {
     pub(super) pooled: Option<Tensor>,
     /// Token ids, pads included, where they are stored.
     pub(super) ids: Option<Vec<u32>>,
+    /// How many rows the denoiser is shown, where the entry says so: those behind them are left out before it.
+    pub(super) shown_rows: Option<usize>,
 }
 
 /// Everything in an entry, by slot.
@@ -106,6 +108,11 @@ impl Shapes {
                 }
                 Role::Mask(_) | Role::Latents(_) | Role::Other => {}
             }
+        }
+        if let [only] = self.shapes.as_slice()
+            && let Some(seen) = seen.get_mut(&only.slot)
+        {
+            seen.shown_rows = shown_rows(entry);
         }
         Ok(seen)
     }
@@ -220,6 +227,20 @@ impl Shapes {
         }
         Ok(())
     }
+}
+
+/// How many rows an entry of one encoder says are shown: diffusion-pipe's `seq_lens`, or a mask that is 1 up to them.
+fn shown_rows(entry: &Entry) -> Option<usize> {
+    let told = entry.facts.iter().find(|(key, _)| key == "seq_lens");
+    if let Some((_, count)) = told {
+        return count.parse().ok();
+    }
+    let is_mask = |t: &&crate::foreign::cache::Tensor| matches!(t.role, Role::Mask(_));
+    let mask = entry.tensors.iter().find(is_mask)?;
+    let values = &mask.array.values;
+    let count = values.iter().take_while(|v| **v == 1.0).count();
+    let is_one = mask.array.vector() == Some(values.len());
+    (is_one && values[count..].iter().all(|v| *v == 0.0)).then_some(count)
 }
 
 fn matrix(array: &Array) -> Result<(usize, usize), String> {

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use super::report::Reading;
 use super::search::Observation;
 use crate::dataset::Item;
 use crate::foreign::cache::{Cache, CacheFile, Key, caption_md5, stem_sha256};
@@ -35,6 +36,8 @@ impl Known {
             })
         };
         let mut captions: Vec<Caption> = items.iter().filter_map(of_item).collect();
+        // The windows of a clip follow each other, and have its caption.
+        captions.dedup_by(|next, caption| next == caption);
         // The empty caption is in most caches, as what stands for none.
         captions.extend(
             extra
@@ -205,12 +208,34 @@ pub(super) fn spread<'a>(paired: &[Paired<'a>], count: usize) -> Vec<Paired<'a>>
     (0..count).map(|n| ordered[place(n)].clone()).collect()
 }
 
-/// The entries with the texts of their caption files as they are, without the Experiment's trigger word; `None` where these are the
-/// Experiment's captions.
-pub(super) fn as_in_files<'a>(
+/// The entries with the texts that a trainer may have read instead of the Experiment's captions; `keeps_ends`: whether it is one that keeps
+/// the line's end of a caption's file.
+pub(super) fn other_readings<'a>(
     observed: &[Observation<'a>],
     known: &Known,
-) -> Option<Vec<Observation<'a>>> {
+    keeps_ends: bool,
+) -> Vec<(Reading, Vec<Observation<'a>>)> {
+    let mut readings = Vec::new();
+    if let Some(raw) = as_in_files(observed, known) {
+        readings.push((Reading::CaptionFiles, raw));
+    }
+    if keeps_ends {
+        let ended = observed.iter().map(|o| {
+            let is_of_file = known.captions[o.paired.caption].picture.is_some();
+            let end = if is_of_file { "\n" } else { "" };
+            Observation {
+                text: format!("{}{end}", o.text),
+                ..o.clone()
+            }
+        });
+        readings.push((Reading::LineEnds, ended.collect()));
+    }
+    readings
+}
+
+/// The entries with the texts of their caption files as they are, without the Experiment's trigger word; `None` where these are the
+/// Experiment's captions.
+fn as_in_files<'a>(observed: &[Observation<'a>], known: &Known) -> Option<Vec<Observation<'a>>> {
     let mut differs = false;
     let raw = observed.iter().map(|o| {
         let caption = &known.captions[o.paired.caption];
@@ -257,6 +282,7 @@ mod tests {
             trainer: Trainer::Kohya,
             content: Content::Text,
             key,
+            start: None,
             spans: Vec::new(),
         }
     }

@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use crate::dataset::Item;
 use crate::foreign::cache::LatentFacts;
-use crate::recipe::latents::{Resampling, Size, View};
+use crate::recipe::latents::{Resampling, Size, View, Window};
 
 /// Which part of a picture latents are of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -53,6 +53,9 @@ pub struct Placed {
     pub expected: bool,
     /// Whether that gives the latents, and not only nearly.
     pub reproduced: bool,
+    /// Of a clip, which frames, where that is not expected.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub window: Option<Window>,
     /// Tensors.
     pub tensors: usize,
     /// The first of their files.

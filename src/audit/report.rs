@@ -65,6 +65,9 @@ pub enum Reading {
     Experiment,
     /// The caption files as they are: without the Experiment's trigger word.
     CaptionFiles,
+    /// The captions with a line's end behind them, as their files have it, which ai-toolkit keeps: to an encoder with a template around the
+    /// caption it is a token more.
+    LineEnds,
 }
 
 /// What made one encoder's part.

@@ -154,7 +154,8 @@ impl<'a, 'b> Search<'a, 'b> {
         if !entries.can_fit(own, &tokens) {
             return Ok(false);
         }
-        let (after, errors) = entries.compare(&self.runner.tokens(own, &tokens)?)?;
+        let outputs = self.runner.tokens(own, &tokens)?;
+        let (after, errors) = entries.compare(&base.recipe, &tokens, &outputs)?;
         Ok(after == winner.after && entries.ties(&errors, &winner.errors))
     }
 
@@ -326,7 +327,7 @@ impl<'a, 'b> Search<'a, 'b> {
                 false => (After::Nothing, vec![None; entries.seen.len()]),
                 true => {
                     let outputs = self.runner.tokens(&part, &tokens)?;
-                    entries.compare(&outputs)?
+                    entries.compare(&candidate.recipe, &tokens, &outputs)?
                 }
             };
             self.monitor.advance(1);
@@ -364,7 +365,7 @@ impl<'a, 'b> Search<'a, 'b> {
             .iter()
             .filter(|t| matches!(t.rank, Rank::Home | Rank::Variant(_)))
             // What is done to pads afterwards, the others' programs do not do.
-            .filter(|_| matches!(winner.after, After::Nothing | After::UnseenPads))
+            .filter(|_| winner.after.is_the_recipes())
             .flat_map(|t| t.labels.clone())
             .filter(|label| *label != self.home || !is_home)
             .collect();
@@ -380,9 +381,8 @@ impl<'a, 'b> Search<'a, 'b> {
             recipe.assembly().pads.get(entries.slot) == Some(&AssembledPads::Zero)
         };
         let after_fits = |recipe: &Recipe| match winner.after {
-            After::Nothing | After::UnseenPads => true,
             After::PadsZeroed => zeroes(recipe),
-            _ => false,
+            other => other.is_the_recipes(),
         };
         // Where nothing reproduces it, what lies as far off as the base model's recipe is not that recipe's.
         let same_as_base = verdict == Verdict::Reproduced

@@ -101,13 +101,7 @@ pub fn side(
             "none of the entries that were looked at could be read, see above",
         ));
     };
-    let mut problems = Vec::new();
-    if report.reading == Reading::CaptionFiles {
-        problems.push(format!(
-            "{}: it was made of the caption files as they are, without the Experiment's trigger word",
-            shown::path(path)
-        ));
-    }
+    let problems = reading_problem(path, report.reading).into_iter().collect();
     let mut encoders = BTreeMap::new();
     for (finding, winner) in report.encoders.into_iter().zip(winners) {
         let made = Made {
@@ -140,6 +134,18 @@ pub fn side(
         shapes,
         files,
     })
+}
+
+/// What a person should know of the captions that a cache was made of.
+fn reading_problem(path: &Path, reading: Reading) -> Option<String> {
+    let of = match reading {
+        Reading::Experiment => return None,
+        Reading::CaptionFiles => {
+            "the caption files as they are, without the Experiment's trigger word"
+        }
+        Reading::LineEnds => "captions with the line's end that their files have",
+    };
+    Some(format!("{}: it was made of {of}", shown::path(path)))
 }
 
 /// What a cache has of a caption under one encoder.

@@ -19,7 +19,7 @@ pub(crate) use captions::{MAX_CAPTION_BYTES, RESIDENT_CHUNK, entries, load};
 pub use missing::{Missing, missing};
 pub use part::{MAX_PARTS, NotAPart, Part, PartReport};
 use pictures::PicturePlan;
-pub use pictures::{PictureStats, encode_pictures, pixels};
+pub use pictures::{PictureStats, clip_latents, encode_pictures, pixels};
 
 use crate::base_model::{self, BaseModel};
 use crate::cache::{self, Manifest};

@@ -270,7 +270,8 @@ impl<'a> PicturePlan<'a> {
             Err(error) => return Ok(Err(error)),
         };
         for &view in of.views.iter() {
-            let moments = match self.frames(encoder, &clip, of, view, advance)? {
+            let moments = clip_latents(encoder, &clip, view, advance);
+            let moments = match moments.map_err(|source| failed(of, source))? {
                 Ok(moments) => moments,
                 Err(error) => return Ok(Err(error)),
             };
@@ -280,33 +281,6 @@ impl<'a> PicturePlan<'a> {
         }
         *last = Some(clip);
         Ok(Ok(()))
-    }
-
-    /// One view of a clip, read [`FRAMES`] at a time.
-    fn frames(
-        &self,
-        encoder: &LatentEncoder,
-        clip: &ClipFile,
-        of: &Viewed<'_>,
-        view: View,
-        advance: &mut dyn FnMut(u64),
-    ) -> Result<Result<Moments, PictureError>, Error> {
-        let fail = |source| failed(of, source);
-        let mut encoding = encoder.begin().map_err(fail)?;
-        let mut frames = match clip.read(view) {
-            Ok(frames) => frames,
-            Err(error) => return Ok(Err(error)),
-        };
-        while frames.left() > 0 {
-            let chunk = match frames.next(FRAMES) {
-                Ok(chunk) => chunk,
-                Err(error) => return Ok(Err(error)),
-            };
-            let pixels = frame_pixels(&chunk).and_then(|p| p.to_device(encoder.device()));
-            encoding.push(&pixels.map_err(fail)?).map_err(fail)?;
-            advance(chunk.frames as u64);
-        }
-        Ok(Ok(encoding.finish().map_err(fail)?))
     }
 
     fn entry(
@@ -376,6 +350,33 @@ pub fn pixels(prepared: &PreparedPicture) -> candle_core::Result<Tensor> {
     let bucket = prepared.view.bucket;
     let shape = (1, 3, bucket.height as usize, bucket.width as usize);
     Tensor::from_slice(&prepared.pixels, shape, &Device::Cpu)
+}
+
+/// What the VAE makes of one view of a clip, whose frames are read [`FRAMES`] at a time; `advance` is told of each. The inner error is about
+/// the clip.
+///
+/// # Errors
+/// If the device fails, or the VAE makes latents of pictures alone.
+pub fn clip_latents(
+    encoder: &LatentEncoder,
+    clip: &ClipFile,
+    view: View,
+    advance: &mut dyn FnMut(u64),
+) -> candle_core::Result<Result<Moments, PictureError>> {
+    let mut encoding = encoder.begin()?;
+    let mut frames = match clip.read(view) {
+        Ok(frames) => frames,
+        Err(error) => return Ok(Err(error)),
+    };
+    while frames.left() > 0 {
+        let chunk = match frames.next(FRAMES) {
+            Ok(chunk) => chunk,
+            Err(error) => return Ok(Err(error)),
+        };
+        encoding.push(&frame_pixels(&chunk)?.to_device(encoder.device())?)?;
+        advance(chunk.frames as u64);
+    }
+    Ok(Ok(encoding.finish()?))
 }
 
 /// Frames as the VAE reads them, [frames, 3, height, width].

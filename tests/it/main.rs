@@ -20,6 +20,7 @@ mod compare;
 mod configs;
 mod corpus;
 mod encode_kill;
+mod families_caches;
 mod flux;
 mod flux_files;
 mod full_size;

@@ -42,6 +42,7 @@ def arguments(description, families):
     parser.add_argument("--family", choices=families, required=True)
     parser.add_argument("--out", type=Path, required=True, help="folder for the caches, one folder a case below it")
     parser.add_argument("--only", help="run only the case of this name")
+    parser.add_argument("--model", type=Path, help="a miniature that is not in assets: tools/tiny_wan.py, tiny_klein.py and others write them")
     args = parser.parse_args()
     args.trainer, args.out = args.trainer.resolve(), args.out.resolve()
     torch.set_num_threads(1)

@@ -160,6 +160,12 @@ fn words(report: &CacheReport) -> String {
             "captions: as their files have them, without the Experiment's trigger word".to_owned(),
         );
     }
+    if report.reading == Reading::LineEnds {
+        lines.push(
+            "captions: with the line's end that their files have, which is a token to this encoder; plumb and other programs take it off"
+                .to_owned(),
+        );
+    }
     for found in &report.encoders {
         lines.push(format!("{:8} {}", found.slot, made_by(found)));
         let more = [
@@ -255,7 +261,11 @@ fn against_base(found: &EncoderFinding, base: &str) -> Option<String> {
             weights.words()
         ));
     }
-    if let Some(words) = found.after.words() {
+    if let Some(words) = found
+        .after
+        .words()
+        .filter(|_| !found.after.is_the_recipes())
+    {
         fields.push(format!("rows as the encoder gives them (here: {words})"));
     }
     if fields.is_empty() {
@@ -391,8 +401,14 @@ fn placed_words(placed: &Placed, compared: usize) -> String {
         false => format!(", first {}", shown::path(&placed.first)),
     };
     let placement = placement(placed.placement, placed.mirrored);
+    let window = placed.window.map_or_else(String::new, |window| {
+        format!(
+            ", {} frames from frame {} on at {} a second",
+            window.frames, window.start, window.rate
+        )
+    });
     format!(
-        "{} of {compared} {how} {placement}{filter}{first}",
+        "{} of {compared} {how} {placement}{window}{filter}{first}",
         placed.tensors
     )
 }

@@ -209,6 +209,8 @@ pub struct CacheFile {
     pub content: Content,
     /// What it is filed under.
     pub key: Key,
+    /// The first frame of the window of a clip that it is of, where its name says so: counted at the rate at which the trainer read it.
+    pub start: Option<u32>,
     /// Where its parts lie in files that have many entries; none: it is all of its file.
     pub spans: Vec<Span>,
 }

@@ -3,9 +3,9 @@
 //! - kohya-ss/sd-scripts at 48d368f: `library/strategy_sdxl.py`, `strategy_sd3.py`, `strategy_flux.py`, `strategy_base.py`
 //! - kohya-ss/musubi-tuner at 30c658c: `dataset/cache_io.py`
 //! - ostris/ai-toolkit at 27a03a9: `toolkit/prompt_utils.py` (`PromptEmbeds.save`), `toolkit/dataloader_mixins.py`
-//! - bghira/SimpleTuner at bc8e6ab: `_format_text_embedding` of `models/{sd3,flux,sdxl}/model.py`
+//! - bghira/SimpleTuner at bc8e6ab: `_format_text_embedding` of `models/{sd3,flux,sdxl,chroma,wan,flux2,z_image}/model.py`
 //! - Nerogar/OneTrainer at 23df383: `_cache_modules` of `modules/dataLoader/*BaseDataLoader.py`
-//! - tdrussell/diffusion-pipe at 8f83dbf: `get_call_text_encoder_fn` of `models/sd3.py` and `models/flux.py`
+//! - tdrussell/diffusion-pipe at 8f83dbf: `get_call_text_encoder_fn` of `models/sd3.py`, `models/flux.py` and `models/wan/wan.py`
 //! - plumb's own `inspect conditioning` and `inspect latents`
 
 use super::{LatentFacts, Role};
@@ -15,11 +15,16 @@ const TYPES: [&str; 8] = [
     "float32", "float16", "bfloat16", "fp32", "fp16", "bf16", "float", "half",
 ];
 
+/// What musubi's names of sequences without pads begin with.
+const VARLEN: &str = "varlen_";
+
 /// What a tensor of this name is.
 pub(super) fn role(name: &str) -> Role {
     let hidden = |slots: &[&str]| Role::Hidden(owned(slots));
     let pooled = |slots: &[&str]| Role::Pooled(owned(slots));
     match plain(name) {
+        // musubi's of Wan, whose T5 is UMT5; that of FLUX.1 is `t5_vec`.
+        "t5" if name.starts_with(VARLEN) => hidden(&["umt5"]),
         "hidden_state1" => hidden(&["clip_l"]),
         "hidden_state2" | "prompt_2_embed" => hidden(&["clip_g"]),
         "prompt_embed" => hidden(&["clip_l"]),
@@ -32,7 +37,7 @@ pub(super) fn role(name: &str) -> Role {
         "clip_g_attn_mask" => Role::Mask(Some("clip_g".to_owned())),
         "t5_attn_mask" => Role::Mask(Some("t5".to_owned())),
         "context" | "ctx_vec" | "text_embed" | "text_embed_0" | "text_embeds_0"
-        | "prompt_embeds" | "llm_embed" => Role::Context,
+        | "text_embeddings" | "prompt_embeds" | "llm_embed" => Role::Context,
         "pooled" | "pooled_embed" | "pooled_prompt_embeds" => Role::ContextPooled,
         "mask"
         | "attention_mask"
@@ -59,7 +64,7 @@ fn owned(slots: &[&str]) -> Vec<String> {
 
 /// Without musubi's `varlen_`, and its type.
 fn plain(name: &str) -> &str {
-    let name = name.strip_prefix("varlen_").unwrap_or(name);
+    let name = name.strip_prefix(VARLEN).unwrap_or(name);
     match name.rsplit_once('_') {
         Some((rest, last)) if TYPES.contains(&last) => rest,
         _ => name,
@@ -139,7 +144,8 @@ mod tests {
         for (name, wanted) in [
             ("lg_out", hidden(&["clip_l", "clip_g"])),
             ("t5_vec_bfloat16", hidden(&["t5"])),
-            ("varlen_t5_bf16", hidden(&["t5"])),
+            ("varlen_t5_bfloat16", hidden(&["umt5"])),
+            ("text_embeddings", Role::Context),
             ("text_encoder_1_hidden_state", hidden(&["text_encoder"])),
             ("text_encoder_hidden_state", hidden(&["text_encoder"])),
             ("text_encoder_3_hidden_state", hidden(&["text_encoder_3"])),
@@ -156,9 +162,11 @@ mod tests {
             ("ctx_vec_bfloat16", Role::Context),
             ("latents_8x16", latents.clone()),
             ("latents_1x8x8_bfloat16", latents.clone()),
+            ("latents_5x8x8_float32", latents.clone()),
             ("latent", latents),
             ("latents_flipped_8x8", flipped),
             ("latents_control_1x8x8_bfloat16", Role::Other),
+            ("latents_image_5x8x8_float32", Role::Other),
             ("latent_mask", Role::Other),
             ("txt_ids", Role::Other),
             ("text_encoder_9_hidden_state", Role::Other),

@@ -128,13 +128,17 @@ impl Found {
             _ => return,
         };
         match found {
-            Ok(Some((trainer, content, key))) => self.files.push(CacheFile {
-                path,
-                trainer,
-                content,
-                key,
-                spans: Vec::new(),
-            }),
+            Ok(Some((trainer, content, key))) => {
+                let (key, start) = of_clip(trainer, content, key);
+                self.files.push(CacheFile {
+                    path,
+                    trainer,
+                    content,
+                    key,
+                    start,
+                    spans: Vec::new(),
+                });
+            }
             Ok(None) => {}
             Err(why) => self.leave_out(&path, why),
         }
@@ -187,6 +191,28 @@ fn without_size(stem: &str) -> &str {
             rest
         }
         _ => stem,
+    }
+}
+
+/// The key of a clip without the window that musubi names behind it, `{clip}_{first:05}-{frames:03}`, and the window's first frame.
+fn of_clip(trainer: Trainer, content: Content, key: Key) -> (Key, Option<u32>) {
+    let Key::Stem(stem) = &key else {
+        return (key, None);
+    };
+    let number = |text: &str, least: usize| {
+        let digits = text.len() >= least && text.bytes().all(|b| b.is_ascii_digit());
+        text.parse::<u32>().ok().filter(|_| digits)
+    };
+    let window = stem.rsplit_once('_').and_then(|(clip, window)| {
+        let (first, frames) = window.split_once('-')?;
+        number(frames, 3)?;
+        Some((clip.to_owned(), number(first, 5)?))
+    });
+    match window {
+        Some((clip, first)) if (trainer, content) == (Trainer::Musubi, Content::Latents) => {
+            (Key::Stem(clip), Some(first))
+        }
+        _ => (key, None),
     }
 }
 
@@ -285,5 +311,22 @@ fn row_pictures(root: &Path, aggregates: &[PathBuf]) -> Result<Vec<PathBuf>, Err
         }
         // With several groups or variations a row alone says nothing.
         _ => Ok(Vec::new()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Content, Key, Trainer, of_clip};
+
+    #[test]
+    fn a_window_of_a_clip_is_no_part_of_its_name() {
+        let stem = |name: &str| Key::Stem(name.to_owned());
+        let of = |name| of_clip(Trainer::Musubi, Content::Latents, stem(name));
+        assert_eq!(of("a_clip_00016-017"), (stem("a_clip"), Some(16)));
+        for other in ["a_clip", "a_16-17", "00016-017", "a_00016-01x"] {
+            assert_eq!(of(other), (stem(other), None));
+        }
+        let text = of_clip(Trainer::Musubi, Content::Text, stem("a_00016-017"));
+        assert_eq!(text, (stem("a_00016-017"), None));
     }
 }

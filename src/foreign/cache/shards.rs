@@ -100,6 +100,7 @@ impl Found {
             trainer: Trainer::DiffusionPipe,
             content,
             key,
+            start: None,
             spans: Vec::new(),
         });
         let folder = shard.parent();
