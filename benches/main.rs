@@ -9,6 +9,7 @@ mod encode;
 mod gpu;
 mod nn;
 mod plan;
+mod planes;
 mod probe;
 mod store;
 mod streamed;
@@ -31,12 +32,15 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         Some("gpu") => gpu::run(filter)?,
         Some("nn") => nn::run(filter)?,
         Some("plan") => plan::run()?,
+        Some("planes") => planes::run()?,
         Some("probe") => probe::run(filter)?,
         Some("store") => store::run(),
         Some("streamed") => streamed::run(filter)?,
         Some("train") => train::run(filter)?,
         Some("vae") => vae::run(filter)?,
-        _ => println!("name one of: encode, gpu, nn, plan, probe, store, streamed, train, vae"),
+        _ => println!(
+            "name one of: encode, gpu, nn, plan, planes, probe, store, streamed, train, vae"
+        ),
     }
     Ok(())
 }

@@ -9,6 +9,7 @@ use plumb::store;
 use super::open;
 use crate::CommandResult;
 use crate::ui::{Failure, Ui};
+use crate::world;
 
 #[derive(clap::Args)]
 pub(super) struct Args {
