@@ -227,23 +227,15 @@ impl<'a> PicturePlan<'a> {
         }
         let frames = |of: &Viewed<'_>| of.views.iter().map(|v| u64::from(v.frames())).sum::<u64>();
         monitor.start("frames of clips", Some(self.clips.iter().map(frames).sum()));
-        let (mut last, mut failed) = (None, None);
+        let mut last = None;
         for of in &self.clips {
             let mut left = frames(of);
-            // Another window of a clip that failed: it was told, and would fail again.
-            if failed == Some(of.picture) {
-                monitor.advance(left);
-                continue;
-            }
             let mut advance = |frames: u64| {
                 left = left.saturating_sub(frames);
                 monitor.advance(frames);
             };
             match self.clip(encoder, (of, &mut last), writer, &mut advance)? {
-                Err(error) => {
-                    stats.passed_over(&error, monitor);
-                    failed = Some(of.picture);
-                }
+                Err(error) => stats.passed_over(&error, monitor),
                 Ok(()) => stats.encoded += of.views.len() as u64,
             }
             // Of a clip that was passed over.

@@ -95,3 +95,37 @@ fn models_that_are_given_a_picture_are_refused() {
         expect!["./transformer/config.json: `qk_norm`: expected rms_norm_across_heads, found none"],
     );
 }
+
+#[test]
+fn models_that_are_given_more_than_noise_and_a_caption_are_refused_by_name() {
+    let of_wan = "; of Wan, text to video is trained here: 2.1 (1.3B, 14B) and 2.2 (A14B)";
+    let golden = golden("one");
+    let refused = |name: &str, shape: &[usize]| {
+        let mut weights = golden.weights();
+        let tensor = Tensor::zeros(shape, candle_core::DType::F32, &candle_core::Device::Cpu);
+        weights.insert(name.to_owned(), tensor.unwrap());
+        let folder = golden.folder_with(&weights, &golden.metadata["config"]);
+        message(load(folder.path()).map(|_| ()), folder.path())
+    };
+    let width = golden.weights()["patch_embedding.weight"].dim(0).unwrap();
+    for (name, channels, what) in [
+        ("vace_blocks.0.before_proj.weight", 0, "VACE"),
+        ("motion_encoder.dec.weight", 0, "Animate"),
+        ("casual_audio_encoder.weights", 0, "S2V"),
+        ("ref_conv.weight", 0, "Fun Control"),
+        (
+            "patch_embedding.weight",
+            36,
+            "image to video (I2V) or Fun InP",
+        ),
+        ("patch_embedding.weight", 48, "Wan 2.2 TI2V-5B"),
+    ] {
+        let shape = match channels {
+            0 => vec![1],
+            channels => vec![width, channels, 1, 2, 2],
+        };
+        let said = refused(name, &shape);
+        let start = format!("./transformer: it is {what}");
+        assert!(said.starts_with(&start) && said.ends_with(of_wan), "{said}");
+    }
+}
