@@ -47,10 +47,10 @@ fn every_recipe_file_is_embedded_and_every_recipe_resolves() {
 
     let names = all();
     // Seven variants of four flavors of SD3, of two of Chroma, of two of Z-Image and of two of FLUX.1, five of these of its third,
-    // musubi's of two, eight of four of FLUX.2, nine of eight of SDXL, five of SD1.5, and six of two of Wan.
+    // musubi's of two, eight of four of FLUX.2, nine of eight of SDXL, five of SD1.5, and six of four of Wan.
     assert_eq!(
         names.len(),
-        7 * 4 + 7 * 2 + 7 * 2 + 7 * 2 + 5 + 2 + 8 * 4 + 9 * 8 + 5 + 6 * 2
+        7 * 4 + 7 * 2 + 7 * 2 + 7 * 2 + 5 + 2 + 8 * 4 + 9 * 8 + 5 + 6 * 4
     );
     for name in names {
         let recipe = shipped(&name.to_string());
