@@ -20,9 +20,9 @@ use super::left_out::{Reason, named};
 use super::{Error, Item, PictureFile, Reference, ViewRules};
 use crate::digest::Digest;
 use crate::experiment::{
-    DatasetSettings, Experiment, ReferenceSettings, ReferenceSize, ReferenceSource, SampleSettings,
+    DatasetSettings, Experiment, ReferenceSettings, ReferenceSize, ReferenceSource, References,
+    SampleSettings,
 };
-use crate::models::References;
 use crate::monitor::Monitor;
 use crate::recipe::latents::{Resampling, Size, View};
 use crate::shown;

@@ -36,7 +36,7 @@ pub use raw::{
     DdpmPrediction, FileMap, LrDecay, Precision, QuantizedWeights, Raw, ReferenceSize, SlotFiles,
     Warmup, Windows,
 };
-pub use references::{ReferenceSettings, ReferenceSource};
+pub use references::{ReferenceSettings, ReferenceSource, References};
 pub use settings::{
     AdapterSettings, DatasetSettings, ModelSettings, SampleOverrides, SampleSettings, Settings,
     StartSettings, TagSettings, TrainLength, TrainSettings,

@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use super::check::{FieldProblem, wrong};
 use super::raw::{Dataset, Raw, ReferenceSize, Sample};
 use super::{DatasetSettings, Experiment};
-use crate::models::{self, References};
+use crate::models;
+
+pub use crate::models::References;
 
 /// The references of a folder of pictures.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -161,6 +161,12 @@ impl Family {
         self.layout.find(self.name, path)
     }
 
+    /// Whether the denoiser among `components` has a tensor by whose name this family's single files are known, whatever else is wrong with it.
+    pub fn has_sign(&self, components: &Components) -> bool {
+        let denoiser = components.get(self.denoiser()).and_then(Component::open);
+        denoiser.is_ok_and(|weights| !weights.pp(self.layout.sign).names().is_empty())
+    }
+
     /// The denoiser among `components`, by headers alone. Nothing is loaded, and it need not be whole.
     ///
     /// # Errors

@@ -39,10 +39,17 @@ fn nearest(path: &Path) -> Result<Candidate, Vec<models::Error>> {
     let mut refused = Vec::new();
     let mut best: Option<(usize, Candidate)> = None;
     for family in models::families() {
-        let tried = family
-            .components(path)
-            .and_then(|components| family.open(components));
-        match tried {
+        let components = match family.components(path) {
+            Ok(components) => components,
+            // Said of every file by all families but one: no news.
+            Err(models::Error::NotThisFamily { .. }) => continue,
+            Err(error) => {
+                refused.push(error);
+                continue;
+            }
+        };
+        let is_news = family.has_sign(&components);
+        match family.open(components) {
             Ok(denoiser) => {
                 let faults = denoiser.weights().faults(denoiser.tensors()).len();
                 // Strictly fewer: of equals the first in the list of families stays.
@@ -51,8 +58,7 @@ fn nearest(path: &Path) -> Result<Candidate, Vec<models::Error>> {
                     best = Some((faults, Candidate { denoiser, flavors }));
                 }
             }
-            // Said of every file by all families but one: no news.
-            Err(models::Error::NotThisFamily { .. }) => {}
+            Err(models::Error::NotThisFamily { .. }) if !is_news => {}
             Err(error) => refused.push(error),
         }
     }
