@@ -1,7 +1,7 @@
-//! Memory of a text encoder that is read layer by layer: `cargo bench -- streamed` prints one table.
+//! Memory of a text encoder that is read layer by layer: `cargo bench -- streamed [FILTER]` prints one table.
 //!
 //! Layers of Qwen3-4B's shapes in bf16, in a file that takes no room on the disk: all weights are zeros. Each case in a process of its
-//! own; captions in a call are as many as `plumb encode` gives one.
+//! own; a whole call has as many captions as `plumb encode` gives it.
 
 use std::process::Command;
 
@@ -30,34 +30,48 @@ struct Case {
 const LENGTH: usize = 512;
 const COUNT: usize = 100;
 
-const CASES: [Case; 4] = [
+const CASES: [Case; 6] = [
     Case {
         name: "one",
         captions: 1,
         dropped: false,
-        taken: &[4],
+        taken: &[3],
         layers: 4,
     },
     Case {
-        name: "as Z-Image's, pads dropped",
+        name: "few, as Z-Image's, pads dropped",
+        captions: 64,
+        dropped: true,
+        taken: &[3],
+        layers: 4,
+    },
+    Case {
+        name: "few, as klein's, all rows",
+        captions: 8,
+        dropped: false,
+        taken: &[1, 2, 3],
+        layers: 4,
+    },
+    Case {
+        name: "few, as klein's, of more layers",
+        captions: 8,
+        dropped: false,
+        taken: &[2, 4, 6],
+        layers: 8,
+    },
+    Case {
+        name: "a whole call, as Z-Image's, pads dropped",
         captions: 524,
         dropped: true,
         taken: &[3],
         layers: 4,
     },
     Case {
-        name: "as klein's, all rows",
+        name: "a whole call, as klein's, all rows",
         captions: 34,
         dropped: false,
         taken: &[1, 2, 3],
         layers: 4,
-    },
-    Case {
-        name: "as klein's, twice the layers",
-        captions: 34,
-        dropped: false,
-        taken: &[1, 2, 7],
-        layers: 8,
     },
 ];
 
@@ -69,7 +83,11 @@ pub(crate) fn run(filter: &str) -> Result<(), Failure> {
         "| captions | layers | hidden states | a layer in f32, MiB | outputs in f32, MiB | s | peak MiB |"
     );
     println!("|---|---|---|---|---|---|---|");
-    for case in 0..CASES.len() {
+    for (case, _) in CASES
+        .iter()
+        .enumerate()
+        .filter(|(_, c)| c.name.contains(filter))
+    {
         let mut ours = Command::new(std::env::current_exe()?);
         let output = ours
             .args(["streamed", &format!("child {case}")])
