@@ -142,7 +142,8 @@ impl Disk for Local {
 
 /// Creates `dir` and what is missing above it, down from `root`, durably.
 pub(super) fn create_dirs(disk: &dyn Disk, root: &Path, dir: &Path) -> Result<(), Error> {
-    if dir.is_dir() {
+    // The empty path is the current folder, above a relative one.
+    if dir.is_dir() || dir.as_os_str().is_empty() {
         return Ok(());
     }
     if let Some(parent) = dir.parent()

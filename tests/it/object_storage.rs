@@ -103,7 +103,8 @@ fn a_store_goes_to_object_storage_and_comes_back() {
 
 /// Read-only, with a list that a push left.
 fn over_http(s3: &S3, own: &Store, dir: &Path) {
-    let address = format!("http://{}/{BUCKET}/{}", s3.server, s3.prefix);
+    let public = proxy(&s3.server, |_, _, _| Fault::None);
+    let address = format!("http://{public}/{BUCKET}/{}", s3.prefix);
     let address = Address::parse(&address).expect("an address");
     let http = Remote::new(address, &Default::default()).expect("a client");
     let open = || Store::open(Place::remote(http.clone(), dir.join("http"), false));

@@ -24,6 +24,9 @@ sys.stdin.read()
 os._exit(0)
 ";
 
+/// Moto asks for a signature, and looks at none.
+const SIGNED: &str = "Authorization: AWS4-HMAC-SHA256 Credential=AKIATEST/20260101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=00\r\n";
+
 pub(crate) const BUCKET: &str = "plumb-test";
 
 /// A server that runs, with a prefix of its bucket that no other test has.
@@ -32,7 +35,7 @@ pub(crate) struct S3 {
     /// `host:port`.
     pub(crate) server: String,
     pub(crate) prefix: String,
-    /// Whether it takes requests without a signature.
+    /// Whether it takes requests with any signature.
     pub(crate) is_open: bool,
 }
 
@@ -135,10 +138,10 @@ fn start_moto() -> Option<(u16, ChildStdin)> {
     Some((line.trim().parse().ok()?, input))
 }
 
-/// A request without a signature; gives the status and the body.
+/// A request past the program; gives the status and the body.
 fn request(server: &str, method: &str, path: &str, body: &[u8]) -> (u16, Vec<u8>) {
     let head = format!(
-        "{method} {path} HTTP/1.1\r\nHost: {server}\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
+        "{method} {path} HTTP/1.1\r\nHost: {server}\r\n{SIGNED}Connection: close\r\nContent-Length: {}\r\n\r\n",
         body.len()
     );
     let answer = forward(server, &[head.as_bytes(), body].concat()).expect("an answer");
@@ -269,10 +272,11 @@ fn serve(
     stream.write_all(&answer)
 }
 
-/// One request, with `Connection: close`, so that its answer ends with the connection.
+/// One request, with `Connection: close`, so that its answer ends with the connection. One without a signature gets one, as if what it
+/// asks for were public.
 fn read_request(stream: &mut TcpStream) -> std::io::Result<Vec<u8>> {
     let mut reader = BufReader::new(stream);
-    let (mut head, mut length) = (Vec::new(), 0);
+    let (mut head, mut length, mut is_signed) = (Vec::new(), 0, false);
     loop {
         let mut line = String::new();
         if reader.read_line(&mut line)? == 0 {
@@ -282,7 +286,11 @@ fn read_request(stream: &mut TcpStream) -> std::io::Result<Vec<u8>> {
         if let Some(value) = lower.strip_prefix("content-length:") {
             length = value.trim().parse().unwrap_or(0);
         }
+        is_signed |= lower.starts_with("authorization:");
         if line == "\r\n" {
+            if !is_signed {
+                head.extend_from_slice(SIGNED.as_bytes());
+            }
             head.extend_from_slice(b"Connection: close\r\n\r\n");
             break;
         }
