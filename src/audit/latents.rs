@@ -15,6 +15,7 @@ use super::fit::{Fit, correlation, deviations, most_alike_part, part_of_mean};
 use super::pair::{Known, Paired};
 use super::place::{self, Candidate, Nearest, Placed};
 use super::shape::{scalings, shaped};
+use super::stated::StatedCrops;
 use crate::base_model::BaseModel;
 use crate::dataset::{self, Item, PictureFile, PreparedPicture};
 use crate::encode::{self, EncodeOptions, pixels};
@@ -67,6 +68,10 @@ pub struct LatentsFinding {
     pub others: Vec<Other>,
     /// Files whose latents have another size than the Experiment's bucket for the picture.
     pub other_sizes: Vec<OtherSize>,
+    /// What SimpleTuner's list of crops says of them, where there is one.
+    pub stated: Option<StatedCrops>,
+    #[serde(skip)]
+    pub(super) views: Vec<(PathBuf, View)>,
 }
 
 /// Latents of another picture.
@@ -81,7 +86,8 @@ pub struct Other {
 impl LatentsFinding {
     /// Whether latents are of other parts of their pictures than the cache or the Experiment says.
     pub fn is_misplaced(&self) -> bool {
-        self.placed.iter().any(|placed| !placed.expected)
+        let is_wrong = |said: &StatedCrops| said.elsewhere > 0;
+        self.placed.iter().any(|p| !p.expected) || self.stated.as_ref().is_some_and(is_wrong)
     }
 
     /// Counts a tensor that is of its picture.
@@ -100,6 +106,7 @@ impl LatentsFinding {
                 .map(|(filter, _)| filter)
                 .collect(),
         };
+        self.views.push((path.to_owned(), view));
         count(&mut self.moment, moment);
         count(&mut self.scaling, fit.scaling);
         self.mirrored += usize::from(view.flip);

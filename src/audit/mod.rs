@@ -26,6 +26,7 @@ mod search;
 mod shape;
 mod side;
 mod stale;
+mod stated;
 
 use std::path::{Path, PathBuf};
 
@@ -36,6 +37,7 @@ pub use measure::{Errors, Tolerance};
 pub use place::{Nearest, Placed, Placement};
 pub use report::{CacheReport, EncoderFinding, FieldSaid, Reading, StaleEntry, Verdict};
 pub use side::{CacheEncoder, CacheSide, InCache, Made, side};
+pub use stated::{OtherCrop, StatedCrops};
 
 use crate::base_model::{self, BaseModel};
 use crate::convert;
@@ -152,6 +154,11 @@ pub fn cache(
         &mut report.unreadable,
         monitor,
     )?;
+    if let Some(found) = &mut report.pictures {
+        let folders = experiment.datasets().into_iter().map(|set| set.path);
+        let unreadable = &mut report.unreadable;
+        stated::look(found, &known, &sample, folders, unreadable, monitor);
+    }
     report.conclude();
     if report.encoders.is_empty() && report.pictures.is_none() {
         return Err(Error::Nothing {

@@ -89,6 +89,9 @@ pub struct EncoderFinding {
     pub after: After,
     /// What its weights were rounded to before it computed; `None`: they are the Experiment's as they are.
     pub weights: Option<Rounding>,
+    /// The types of fewer than 16 bits that the Experiment's own weights are stored in: then a cache of the whole weights is reproduced by
+    /// nothing here.
+    pub stored_as: Vec<String>,
     /// The precision that the encoder computed in.
     pub compute: Dtype,
     /// How near counts as the same.

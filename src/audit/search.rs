@@ -412,6 +412,7 @@ impl<'a, 'b> Search<'a, 'b> {
             or,
             after: winner.after,
             weights: winner.part.rounding(),
+            stored_as: winner.part.reduced_types(),
             compute: precision.compute,
             tolerance: entries.tolerance,
             errors: Errors::of_all(matched),

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use image::{Rgb, RgbImage};
 use serde_json::Value;
 
+use crate::layouts;
 use crate::util::Ran;
 use crate::world::World;
 
@@ -190,6 +191,21 @@ fn weights_of_eight_bits_are_told() {
 }
 
 #[test]
+fn a_cache_of_whole_weights_may_be_what_an_experiment_of_fp8_does_not_give() {
+    let world = world("kohya-sd3-t5-77", SD3);
+    world.copy_folder(&crate::world::tiny_sd3(), "base");
+    let t5 = layouts::fp8(&layouts::part("text_encoder_3"), false);
+    layouts::save(&t5, &world.path("base/text_encoder_3/model.safetensors"));
+    let base = crate::world::tiny_sd3().display().to_string();
+    world.edit(&format!("{base:?}"), "\"base\"");
+    let ran = world.run(&["audit", "cache", "exp.toml", "--device", "cpu"]);
+    let ran = ran.expect(3).says(
+        "the Experiment's own weights are stored as F8_E4M3: the cache may be of the whole ones",
+    );
+    assert_eq!(ran.stdout.matches("own weights").count(), 1, "T5 alone");
+}
+
+#[test]
 fn the_exit_status_tells_whether_the_base_model_expects_it() {
     // SDXL's own code and kohya's make the same of these captions.
     let same = world("kohya-sdxl", SDXL);
@@ -362,8 +378,17 @@ fn the_part_of_the_picture_that_latents_are_of_is_told() {
         let path = world.path(&format!("data/{name}.png"));
         picture.save(path).expect("a picture");
     }
+    // It writes a list of the middles beside the pictures, whichever part it encodes.
+    let crop = serde_json::json!({"crop_coordinates": [0, 16], "target_size": [64, 64]});
+    let paths = parts.map(|(name, _)| (format!("/elsewhere/{name}.png"), crop.clone()));
+    let list = serde_json::Value::Object(paths.into_iter().collect()).to_string();
+    world.write("data/aspect_ratio_bucket_metadata_shapes.json", &list);
     let report = audit(&world).expect(3).json();
     let pictures = &report["pictures"];
+    let stated = &pictures["stated"];
+    // Of five that are not mirrored, and are of their picture, one lies in the middle.
+    let counts = (&stated["compared"], &stated["elsewhere"]);
+    assert_eq!(counts, (&5.into(), &4.into()), "{stated}");
     let placed = pictures["placed"].as_array().expect("a list");
     let found: Vec<String> = placed
         .iter()
@@ -393,6 +418,8 @@ fn the_part_of_the_picture_that_latents_are_of_is_told() {
         .says("1 of 9 reproduced only cropped in the middle, mirrored, first cache/")
         .says("1 of 9 reproduced only cropped at the left, first cache/")
         .says("1 of 9 reproduced only squashed to the size, without a crop, first cache/")
+        .says("data/aspect_ratio_bucket_metadata_shapes.json is wrong on 4 of 5 crops")
+        .says("left 16, top 0 instead of ")
         .says("1 of 9 of another picture, or of another crop of it")
         .says("problem: the cache has latents of other parts of the Experiment's pictures");
 }

@@ -92,15 +92,24 @@ impl Scene {
 
 #[test]
 fn a_flipped_bit_anywhere_in_a_header_costs_no_entry() {
-    let scene = scene(|store| add(store, 1, &CAPTIONS[..2]).expect("add"));
-    let index = fs::read(&scene.index).expect("there");
-    for at in 0..scene.header() {
-        let mut bytes = scene.bytes.clone();
-        bytes[at] ^= 1 << (at % 8);
-        scene.reset(&bytes);
-        fs::write(&scene.index, &index).expect("write");
-        scene.assert_whole(&format!("bit {} of byte {at}", at % 8));
-    }
+    // In several stores at once, each of which mostly waits for its disk.
+    const STORES: usize = 4;
+    let damage = |first: usize| {
+        let scene = scene(|store| add(store, 1, &CAPTIONS[..2]).expect("add"));
+        let index = fs::read(&scene.index).expect("there");
+        for at in (first..scene.header()).step_by(STORES) {
+            let mut bytes = scene.bytes.clone();
+            bytes[at] ^= 1 << (at % 8);
+            scene.reset(&bytes);
+            fs::write(&scene.index, &index).expect("write");
+            scene.assert_whole(&format!("bit {} of byte {at}", at % 8));
+        }
+    };
+    std::thread::scope(|scope| {
+        for first in 0..STORES {
+            scope.spawn(move || damage(first));
+        }
+    });
 }
 
 /// An entry of a picture: its key record cannot be made from what the index says.

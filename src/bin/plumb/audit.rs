@@ -171,6 +171,7 @@ fn words(report: &CacheReport) -> String {
         let more = [
             numbers(found),
             others(found),
+            whole_weights(found),
             against_base(found, &report.base),
         ];
         lines.extend(
@@ -241,6 +242,17 @@ fn others(found: &EncoderFinding) -> Option<String> {
     }
     (found.verdict == Verdict::Reproduced && !names.is_empty())
         .then(|| format!("these captions cannot tell it from: {}", names.join(", ")))
+}
+
+/// Where the Experiment's own weights are of a few bits, its encoder is not the one that others have.
+fn whole_weights(found: &EncoderFinding) -> Option<String> {
+    let is_told = found.verdict == Verdict::NotReproduced && !found.stored_as.is_empty();
+    is_told.then(|| {
+        format!(
+            "the Experiment's own weights are stored as {}: the cache may be of the whole ones, which only an Experiment that names these tells",
+            found.stored_as.join(", ")
+        )
+    })
 }
 
 fn against_base(found: &EncoderFinding, base: &str) -> Option<String> {
@@ -354,6 +366,9 @@ fn pictures(found: &LatentsFinding) -> Vec<String> {
             .iter()
             .map(|placed| format!("{:8} {}", "", placed_words(placed, compared))),
     );
+    if let Some(stated) = &found.stated {
+        lines.push(format!("{:8} {stated}", ""));
+    }
     if !found.others.is_empty() {
         lines.push(format!(
             "{:8} {} of {compared} of another picture, or of another crop of it",

@@ -2,7 +2,7 @@
 
 use super::archive::tests::zipped;
 use super::npy::tests::npy;
-use super::{npy as numpy_file, read, torch};
+use super::{crops, npy as numpy_file, read, torch};
 use crate::foreign::fuzz_tests;
 
 fn fuzz(whole: &[u8], reader: impl Fn(&[u8]) + std::panic::RefUnwindSafe) {
@@ -47,6 +47,13 @@ fn a_damaged_pt_is_read_or_refused() {
         let parts: [(&str, &[u8]); 2] = [("a/data.pkl", pickle), ("a/data/0", &[0; 24])];
         drop(torch::read(&zipped(&parts, false)));
     });
+}
+
+#[test]
+fn a_damaged_list_of_crops_is_read_or_refused() {
+    let whole = br#"{"a/b.png": {"crop_coordinates": [0, 16], "target_size": [64, 64]}}"#;
+    assert_eq!(crops::read(whole).map(|crops| crops.len()).ok(), Some(1));
+    fuzz(whole, |bytes| drop(crops::read(bytes)));
 }
 
 #[test]

@@ -9,6 +9,7 @@
 
 mod archive;
 mod array;
+mod crops;
 mod names;
 mod npy;
 mod read;
@@ -27,6 +28,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 pub use array::{Array, NumberType};
+pub use crops::{StatedCrop, is_list_of_crops, stated_crops};
 pub use write::{ToWrite, safetensors};
 pub use write_npz::npz;
 pub use write_torch::{torch_dict, torch_tensor};
