@@ -110,6 +110,25 @@ def kohya(tree):
     return known
 
 
+def musubi(tree):
+    known = Known()
+    below = "src/musubi_tuner"
+    scripts = ["wan_train_network", "flux_2_train_network", "zimage_train_network", "flux_kontext_train_network"]
+    for path in [f"{below}/{name}.py" for name in scripts] + [f"{below}/training/parser_common.py", f"{below}/flux_2/flux2_utils.py"]:
+        arguments_of(tree.python(path), known, "arguments", path)
+    path = f"{below}/dataset/config_utils.py"
+    for node in ast.walk(tree.python(path)):
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict) and getattr(node.targets[0], "id", "").endswith("_SCHEMA"):
+            if node.targets[0].id != "ARGPARSE_SPECIFIC_SCHEMA":
+                for key in node.value.keys:
+                    known.add("dataset", constant(key), path, key.lineno)
+    for name in ["lora", "lora_wan", "lora_flux_2", "lora_zimage", "lora_flux"]:
+        path = f"{below}/networks/{name}.py"
+        if tree.files(re.escape(path)):
+            gets_of(tree.python(path), known, "network_args", path, "kwargs")
+    return known
+
+
 def ai_toolkit(tree):
     known = Known()
     path = "toolkit/config_modules.py"
@@ -243,7 +262,7 @@ def diffusion_pipe(tree):
     return known
 
 
-READERS = {"kohya": kohya, "ai-toolkit": ai_toolkit, "simpletuner": simpletuner, "diffusers": diffusers, "onetrainer": onetrainer, "diffusion-pipe": diffusion_pipe}
+READERS = {"kohya": kohya, "musubi": musubi, "ai-toolkit": ai_toolkit, "simpletuner": simpletuner, "diffusers": diffusers, "onetrainer": onetrainer, "diffusion-pipe": diffusion_pipe}
 
 
 def listing(trainer, source, known):

@@ -34,8 +34,9 @@ impl After {
         Self::Shortened,
         Self::ShortenedZeroed,
         Self::FilledUp,
-        Self::Lengthened,
+        // Where rows of zeros are of pads that are not shown, these they are.
         Self::UnseenPads,
+        Self::Lengthened,
     ];
 
     /// As a person reads it; nothing for nothing.

@@ -54,6 +54,33 @@ fn an_ai_toolkit_config_full_of_text_encoder_settings_is_told_one_by_one() {
 }
 
 #[test]
+fn musubi_tuners_runs_are_read_with_their_clips() {
+    let ran = check(&["musubi/wan.sh"], "musubi-wan", &[]).expect(3);
+    for said in [
+        "dataset.windows = slide:8",
+        "`full` takes up to max_frames",
+        "without it musubi-tuner takes a clip's frames as they come",
+        "musubi-tuner has no such option",
+    ] {
+        assert!(ran.stdout.contains(said), "{said}\n{}", ran.stdout);
+    }
+    check(&["musubi/klein.toml"], "musubi-klein", &["--keep-recipe"]).expect(3);
+    check(&["musubi/zimage.sh"], "musubi-zimage", &[]).expect(0);
+}
+
+#[test]
+fn ai_toolkits_configs_of_wan_and_z_image_are_read() {
+    let ran = check(&["ai-toolkit/wan.yaml"], "ai-toolkit-wan", &[]).expect(3);
+    for said in [
+        "Wan's UMT5 gets 512 tokens and its mask",
+        "ai-toolkit spreads num_frames over the whole clip",
+    ] {
+        assert!(ran.stdout.contains(said), "{said}\n{}", ran.stdout);
+    }
+    check(&["ai-toolkit/zimage.yaml"], "ai-toolkit-zimage", &[]).expect(3);
+}
+
+#[test]
 fn kohyas_command_lines_config_files_and_data_sets_are_read() {
     check(&["kohya/sdxl.sh"], "kohya-sdxl", &[]).expect(3);
     // The data set is found where the config names it.
@@ -225,7 +252,7 @@ fn wrong_inputs_are_refused_in_one_line_that_says_what_to_do() {
     let import = |args: &[&str]| plumb(folder.path(), &[&["import", "config"], args].concat());
     import(&["a.yaml"])
         .expect(2)
-        .says("--from (one of kohya, ai-toolkit");
+        .says("--from (one of kohya, musubi, ai-toolkit");
     import(&["a.yaml", "--from", "ai-toolkit"])
         .expect(1)
         .says("it has no `config`");
@@ -234,10 +261,10 @@ fn wrong_inputs_are_refused_in_one_line_that_says_what_to_do() {
         .says("none.yaml: cannot be read");
     import(&[]).expect(2);
     write(
-        "wan.yaml",
-        "job: extension\nconfig: {name: a, process: [{type: sd_trainer, model: {name_or_path: x, arch: wan21}}]}\n",
+        "other.yaml",
+        "job: extension\nconfig: {name: a, process: [{type: sd_trainer, model: {name_or_path: x, arch: hidream}}]}\n",
     );
-    import(&["wan.yaml"])
+    import(&["other.yaml"])
         .expect(2)
         .says("of no family that plumb trains");
     write(

@@ -93,7 +93,17 @@ def of_zimage(base, dtype):
     return sd
 
 
-FAMILIES = {"wan": of_wan, "flux2": of_klein, "zimage": of_zimage}
+def of_chroma(base, dtype):
+    """For load_more.py alone, which lets it encode nothing."""
+    from diffusers import AutoencoderKL
+    from extensions_built_in.diffusion_models.chroma.chroma_model import ChromaModel
+
+    sd = ChromaModel.__new__(ChromaModel)
+    sd.vae = AutoencoderKL.from_pretrained(base / "vae").to(dtype).eval()
+    return sd
+
+
+FAMILIES = {"chroma": of_chroma, "wan": of_wan, "flux2": of_klein, "zimage": of_zimage}
 
 
 def model_of(family, base, dtype):

@@ -1,4 +1,4 @@
-"""Lets musubi-tuner, ai-toolkit and SimpleTuner load a cache of Wan 2.1, FLUX.2 klein or Z-Image that `plumb export cache` wrote, with their
+"""Lets musubi-tuner, ai-toolkit and SimpleTuner load a cache of Wan 2.1, FLUX.2 klein, Z-Image or Chroma that `plumb export cache` wrote, with their
 own data sets and caches, which must find every entry: an encoder that is called raises. What they load is compared with
 `plumb inspect conditioning` and `plumb inspect latents`, bit for bit where nothing is scaled; a clip with what the trainer's own code caches
 of it (musubi_more.py).
@@ -17,7 +17,7 @@ import wan
 from common import ASSETS, CAPTIONS, arguments, dataset, without
 from load import never, plumb
 
-FLAVORS = {"wan": "t2v-1.3b", "flux2": "klein-base-4b", "zimage": "base"}
+FLAVORS = {"chroma": "hd", "wan": "t2v-1.3b", "flux2": "klein-base-4b", "zimage": "base"}
 
 
 def exported(args, name):
@@ -143,7 +143,11 @@ def ai_toolkit(args, folder, files):
     for item in theirs.data_set(folder, sd).file_list:
         item.load_prompt_embedding()
         made = item.prompt_embeds.text_embeds
-        yield Path(item.path).name, made[0], item.get_latent()
+        context = made[0]
+        if args.family == "chroma":
+            # True tokens, and the pad that its denoiser adds to the mask (`modify_mask_to_attend_padding`).
+            context = context[: int(item.prompt_embeds.attention_mask.sum()) + 1]
+        yield Path(item.path).name, context, item.get_latent()
 
 
 def simpletuner(args, folder, files):
@@ -163,6 +167,8 @@ def simpletuner(args, folder, files):
         context = made["prompt_embeds"][0]
         if args.family == "zimage":
             context = model.convert_text_embed_for_pipeline(made)["prompt_embeds"][0]
+        if args.family == "chroma":
+            context = context[made["attention_masks"][0] > 0]
         yield name, context, latents._read_from_storage(latents.generate_vae_cache_filename(str(folder / name))[0])
     cache.process_write_batches = False
 

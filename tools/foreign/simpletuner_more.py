@@ -72,7 +72,19 @@ def of_zimage(model, base, dtype):
     return AutoencoderKL.from_pretrained(base / "vae").float().eval()
 
 
+def of_chroma(model, base, dtype):
+    """For load_more.py alone, which lets it encode nothing."""
+    from diffusers import AutoencoderKL
+
+    model.tokenizers, model.text_encoders = [None], [None]
+    return AutoencoderKL.from_pretrained(base / "vae").float().eval()
+
+
 def kind_of(family):
+    if family == "chroma":
+        from simpletuner.helpers.models.chroma.model import Chroma
+
+        return Chroma, of_chroma
     if family == "wan":
         from simpletuner.helpers.models.wan.model import Wan
 
@@ -87,7 +99,7 @@ def kind_of(family):
 
 
 # Of the family, and its `model_family`.
-FAMILIES = {"wan": "wan", "flux2": "flux2", "zimage": "z_image"}
+FAMILIES = {"wan": "wan", "flux2": "flux2", "zimage": "z_image", "chroma": "chroma"}
 
 
 def model_of(family, base, dtype):

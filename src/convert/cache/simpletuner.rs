@@ -29,8 +29,7 @@ pub(super) fn text(source: &Source<'_>, text: &Text<'_>, names: &SimpleTunerName
         }
         SimpleTunerTexts::Alone => {}
         SimpleTunerTexts::MaskAside => {
-            let of_true_tokens: Vec<&String> = text.outputs.keys().collect();
-            let slot = of_true_tokens.first().map_or("", |slot| slot.as_str());
+            let slot = text.outputs.keys().next().map_or("", String::as_str);
             tensors.push(mask("attention_mask", &text.mask(slot, rows)));
         }
         SimpleTunerTexts::Masked(name, _) => tensors.push(mask(name, &text.seen(rows))),

@@ -62,7 +62,34 @@ pub(super) fn fields(rule: &Rule, value: &Value, folder: &Path) -> Result<Fields
         As::PromptFile => one(prompt_file(&text(value)?, folder)?),
         As::Warmup => one(warmup(value)?),
         As::WarmupShare => one(warmup_share(value)?),
+        As::Frames => one(frames(value)?),
+        As::Prefixed => one(Toml::String(format!("{}{}", rule.prefix, integer(value)?))),
         As::Words => words(rule, value),
+    }
+}
+
+/// As musubi-tuner rounds `target_frames` (src/musubi_tuner/dataset/image_video_dataset.py:644-657).
+fn frames(value: &Value) -> Result<Toml, String> {
+    let rounded = |value: &Value| {
+        let frames = integer(value)?;
+        match frames {
+            1.. => Ok(Toml::Integer((frames - 1) / 4 * 4 + 1)),
+            _ => Err(expected("a number of frames", value)),
+        }
+    };
+    let Value::List(items) = value else {
+        return rounded(value);
+    };
+    let mut all = items
+        .iter()
+        .map(|item| rounded(&item.value))
+        .collect::<Result<Vec<Toml>, String>>()?;
+    all.sort_by_key(Toml::as_integer);
+    all.dedup();
+    match all.as_slice() {
+        [] => Err(expected("a number of frames", value)),
+        [one] => Ok(one.clone()),
+        _ => Ok(Toml::Array(all)),
     }
 }
 

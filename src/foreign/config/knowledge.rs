@@ -90,6 +90,10 @@ pub(super) enum As {
     Warmup,
     /// A number of steps above 1, else a share of them.
     WarmupShare,
+    /// Numbers of frames, one or a list, each rounded down to 1 more than a multiple of 4.
+    Frames,
+    /// A whole number behind the words of `prefix`.
+    Prefixed,
     /// By the table `values`.
     Words,
 }
@@ -152,6 +156,8 @@ pub(super) struct Rule {
     pub(super) divided_by: Option<String>,
     /// What a larger whole number counts as.
     pub(super) most: Option<i64>,
+    /// What a number stands behind.
+    pub(super) prefix: String,
     /// Values that ask for nothing.
     pub(super) off: Vec<toml::Value>,
     /// Whether it counts before other settings of the same field.
@@ -179,6 +185,8 @@ struct RawRule {
     null: Option<toml::Value>,
     divided_by: Option<String>,
     most: Option<i64>,
+    #[serde(default)]
+    prefix: String,
     #[serde(default)]
     off: Vec<toml::Value>,
     #[serde(default)]
@@ -226,6 +234,7 @@ impl TryFrom<RawRule> for Rule {
             null: raw.null,
             divided_by: raw.divided_by,
             most: raw.most,
+            prefix: raw.prefix,
             off: raw.off,
             wins: raw.wins,
             text: raw.text,

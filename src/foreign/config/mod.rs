@@ -40,6 +40,8 @@ use setting::Lookup;
 pub enum Trainer {
     /// kohya-ss sd-scripts: command lines, `--config_file`, `--dataset_config`.
     Kohya,
+    /// kohya-ss musubi-tuner: command lines, `--config_file`, `--dataset_config`.
+    Musubi,
     /// ostris ai-toolkit: YAML.
     AiToolkit,
     /// bghira SimpleTuner: config.json (or .toml, .env) and multidatabackend.json.
@@ -54,8 +56,9 @@ pub enum Trainer {
 
 impl Trainer {
     /// Every trainer.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Kohya,
+        Self::Musubi,
         Self::AiToolkit,
         Self::SimpleTuner,
         Self::Diffusers,
@@ -67,6 +70,7 @@ impl Trainer {
     pub fn name(self) -> &'static str {
         match self {
             Self::Kohya => "kohya",
+            Self::Musubi => "musubi",
             Self::AiToolkit => "ai-toolkit",
             Self::SimpleTuner => "simpletuner",
             Self::Diffusers => "diffusers",

@@ -1,6 +1,6 @@
 //! Whose a config is, by what is in it.
 
-use super::{Sources, diffusers, kohya};
+use super::{Sources, diffusers, kohya, musubi};
 use crate::foreign::config::read::{Document, Script};
 use crate::foreign::config::tree::Node;
 use crate::foreign::config::{Error, Trainer};
@@ -41,6 +41,9 @@ fn of_values(node: &Node) -> Option<Trainer> {
     if inside("model", "type") || has("directory") || has("micro_batch_size_per_gpu") {
         return Some(Trainer::DiffusionPipe);
     }
+    if musubi::is_data_set(node) || musubi::is_config_file(node) {
+        return Some(Trainer::Musubi);
+    }
     if kohya::is_data_set(node) || kohya::is_config_file(node) {
         return Some(Trainer::Kohya);
     }
@@ -54,6 +57,9 @@ fn of_script(script: &Script) -> Option<Trainer> {
         if kohya::SCRIPTS.contains(&name) {
             return Some(Trainer::Kohya);
         }
+        if musubi::SCRIPTS.contains(&name) {
+            return Some(Trainer::Musubi);
+        }
         diffusers::is_script(name).then_some(Trainer::Diffusers)
     });
     if by_name.is_some() {
@@ -63,6 +69,9 @@ fn of_script(script: &Script) -> Option<Trainer> {
         let mut words = script.commands.iter().flatten();
         words.any(|word| word.text.split('=').next() == Some(option))
     };
+    if has("--dit") {
+        return Some(Trainer::Musubi);
+    }
     if has("--network_module") || has("--network_dim") || has("--dataset_config") {
         return Some(Trainer::Kohya);
     }

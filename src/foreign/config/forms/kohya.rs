@@ -44,16 +44,34 @@ pub(super) fn is_config_file(node: &Node) -> bool {
 
 pub(super) fn gather(sources: &mut Sources) -> Result<Gathered, Error> {
     let mut gathered = Gathered::default();
+    let data_set = run(sources, &SCRIPTS, &is_data_set, &mut gathered)?;
+    match data_set.and_then(|file| Some((file, sources.values(file)?))) {
+        Some((file, node)) => of_data_set(node, file, &mut gathered),
+        None => folders(&mut gathered),
+    }
+    Ok(gathered)
+}
+
+/// The arguments of a run, of its command line and its `--config_file`, and which file is its `--dataset_config`.
+///
+/// # Errors
+/// If a file that is named cannot be read.
+pub(super) fn run(
+    sources: &mut Sources,
+    scripts: &[&str],
+    is_data_set: &dyn Fn(&Node) -> bool,
+    gathered: &mut Gathered,
+) -> Result<Option<usize>, Error> {
     let given = sources.count();
     let mut data_set = (0..given).find(|file| sources.values(*file).is_some_and(is_data_set));
     for file in 0..given {
         if data_set != Some(file) {
-            arguments(sources, file, &mut gathered);
+            arguments(sources, file, scripts, gathered);
         }
     }
     if let Some(name) = gathered.text("arguments", "config_file") {
         match sources.companion(0, &with_ending(&name))? {
-            Some(file) if file >= given => arguments(sources, file, &mut gathered),
+            Some(file) if file >= given => arguments(sources, file, scripts, gathered),
             Some(_) => {}
             None => gathered.notes.push(format!(
                 "the file `{}` of --config_file is not here: what is in it is not in the table; give it as well",
@@ -67,14 +85,10 @@ pub(super) fn gather(sources: &mut Sources) -> Result<Gathered, Error> {
             gathered.not_here(&name, "--dataset_config");
         }
     }
-    match data_set.and_then(|file| Some((file, sources.values(file)?))) {
-        Some((file, node)) => of_data_set(node, file, &mut gathered),
-        None => folders(&mut gathered),
+    for args in ["network_args", "optimizer_args", "lr_scheduler_args"] {
+        gathered.split("arguments", args, args);
     }
-    gathered.split("arguments", "network_args", "network_args");
-    gathered.split("arguments", "optimizer_args", "optimizer_args");
-    gathered.split("arguments", "lr_scheduler_args", "lr_scheduler_args");
-    Ok(gathered)
+    Ok(data_set)
 }
 
 /// `--config_file x` is `x.toml` (library/train_util.py `read_config_from_file`).
@@ -85,10 +99,10 @@ fn with_ending(name: &str) -> String {
     }
 }
 
-fn arguments(sources: &Sources, file: usize, gathered: &mut Gathered) {
+fn arguments(sources: &Sources, file: usize, scripts: &[&str], gathered: &mut Gathered) {
     match sources.document(file) {
         Some(Document::Script(script)) => {
-            let is_script = |name: &str| SCRIPTS.contains(&name);
+            let is_script = |name: &str| scripts.contains(&name);
             diffusers::command(script, file, &is_script, gathered);
         }
         // A command line counts before it.
@@ -132,7 +146,8 @@ fn of_data_set(node: &Node, file: usize, gathered: &mut Gathered) {
     });
 }
 
-fn items(leaf: &Leaf<'_>) -> Vec<usize> {
+/// The places in lists on the way to a value.
+pub(super) fn items(leaf: &Leaf<'_>) -> Vec<usize> {
     let items = leaf.way.iter().filter_map(|step| match step {
         Step::Item(n) => Some(*n),
         Step::Key(_) => None,

@@ -6,6 +6,7 @@ mod detect;
 mod diffusers;
 mod diffusion_pipe;
 mod kohya;
+mod musubi;
 mod onetrainer;
 mod simpletuner;
 mod sources;
@@ -189,6 +190,7 @@ fn assignments(value: &Value) -> Option<Vec<(String, String)>> {
 pub(super) fn gather(trainer: Trainer, sources: &mut Sources) -> Result<Gathered, Error> {
     match trainer {
         Trainer::Kohya => kohya::gather(sources),
+        Trainer::Musubi => musubi::gather(sources),
         Trainer::AiToolkit => ai_toolkit::gather(sources),
         Trainer::SimpleTuner => simpletuner::gather(sources),
         Trainer::Diffusers => diffusers::gather(sources),
