@@ -19,6 +19,7 @@ mod cli_store;
 mod compare;
 mod configs;
 mod corpus;
+mod doctor;
 mod encode_kill;
 mod families_caches;
 mod flux;

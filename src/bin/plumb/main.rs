@@ -4,6 +4,7 @@ mod audit;
 mod compare;
 mod convert;
 mod demo;
+mod doctor;
 mod encode;
 mod inspect;
 mod layout;
@@ -68,6 +69,7 @@ enum Command {
     Recipe(recipe::Args),
     /// Check, repair, clean and measure a store.
     Store(store::Args),
+    Doctor(doctor::Args),
 }
 
 fn main() -> ExitCode {
@@ -91,6 +93,7 @@ fn main() -> ExitCode {
         Command::Export(args) => convert::export(&args, &ui),
         Command::Recipe(args) => recipe::run(&args, &ui),
         Command::Store(args) => store::run(&args, &ui),
+        Command::Doctor(args) => doctor::run(&args, &ui),
     };
     match result {
         Ok(()) => ui.exit_code(),

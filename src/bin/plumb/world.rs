@@ -97,7 +97,7 @@ fn remote_store(
 }
 
 /// Where the hub and its cache are, by the variables that all of its programs know.
-fn hub_options() -> hub::Options {
+pub(crate) fn hub_options() -> hub::Options {
     let named = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty());
     let text = |name: &str| named(name).and_then(|v| v.into_string().ok());
     let home = named("HF_HOME").map(PathBuf::from).unwrap_or_else(|| {
@@ -145,7 +145,7 @@ pub(crate) fn digest_memo() -> DigestMemo {
     DigestMemo::open(&cache_folder().join("weights.json"))
 }
 
-fn cache_folder() -> PathBuf {
+pub(crate) fn cache_folder() -> PathBuf {
     let caches = dirs::cache_dir().unwrap_or_else(std::env::temp_dir);
     caches.join("plumb")
 }
@@ -263,7 +263,7 @@ fn limit_bytes(gb: f64) -> Result<u64, Failure> {
 
 /// Where CUDA's libraries lie on machines whose loader does not know: in a toolkit's folder, or in a Python environment
 /// with PyTorch.
-fn cuda_folders() -> Vec<PathBuf> {
+pub(crate) fn cuda_folders() -> Vec<PathBuf> {
     let named = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty());
     let mut folders = Vec::new();
     let toolkits = ["CUDA_HOME", "CUDA_PATH"].into_iter().filter_map(named);
@@ -298,7 +298,7 @@ pub(crate) fn encode_options(place: &ComputeDevice, wait: &WaitArgs) -> EncodeOp
 }
 
 /// What programs may take of the machine's memory, or of what a container lets them have.
-fn available_memory_bytes() -> u64 {
+pub(crate) fn available_memory_bytes() -> u64 {
     const UNKNOWN: u64 = 8 << 30;
     let system = System::new_with_specifics(
         RefreshKind::nothing().with_memory(MemoryRefreshKind::nothing().with_ram()),
