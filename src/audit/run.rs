@@ -34,7 +34,7 @@ impl<'a> Runner<'a> {
     pub(super) fn new(options: &'a EncodeOptions, experiment: &Experiment) -> Self {
         // A store that is not there, or cannot be read, only costs time.
         let store = experiment.store_path().ok();
-        let store = store.and_then(|path| Store::open(&path).ok()?.reader().ok());
+        let store = store.and_then(|path| Store::open_at(&path).ok()?.reader().ok());
         Self {
             options,
             store,

@@ -176,7 +176,7 @@ impl Stage {
             recipe_for(&loras[1], &options.under, &base)?,
         ];
         let path = experiment.store_path().map_err(base_model::Error::from)?;
-        let store = Store::open_or_create(&path)?.waiting(options.encode.wait);
+        let store = Store::open_or_create_at(&path)?.waiting(options.encode.wait);
         let pictures = pictures::choose(experiment, &base, &store, loras, monitor)?;
         let references = sheet::references(experiment, &base, &pictures)?;
         // After all that may be refused.

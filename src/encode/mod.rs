@@ -213,7 +213,7 @@ pub fn run(
             base.recipe.name()
         ));
     }
-    let store = Store::open_or_create(&store)?.waiting(options.wait);
+    let store = Store::open_or_create_at(&store)?.waiting(options.wait);
     let multiple = base.latent_geometry().side_multiple();
     let (items, unusable) = match only_captions {
         true => (Vec::new(), 0),

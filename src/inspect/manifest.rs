@@ -180,7 +180,7 @@ fn refuse(
     (captions, pictures): (&BTreeSet<String>, &[Viewed<'_>]),
     monitor: &dyn Monitor,
 ) -> Result<(), Error> {
-    let found = match Store::open(place) {
+    let found = match Store::open_at(place) {
         Err(e) if e.is_no_store() => Some(refuse_without_store(experiment, &place.shown())),
         Err(error) => return Err(cache::Error::Store(error).into()),
         Ok(store) => {

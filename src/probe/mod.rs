@@ -107,7 +107,7 @@ pub fn run(
     let base = BaseModel::open(experiment, memo)?;
     monitor.finish();
     let mut compared = choice::compared(&base, options, memo)?;
-    let store = Store::open_or_create(&store)?.waiting(place.encode.wait);
+    let store = Store::open_or_create_at(&store)?.waiting(place.encode.wait);
     let multiple = base.latent_geometry().side_multiple();
     let (items, unusable) = dataset::open_usable(experiment, multiple, monitor)?;
     let (subjects, failed) = subjects(&base, &store, items, options, place, monitor)?;

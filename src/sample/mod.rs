@@ -147,8 +147,9 @@ pub fn run(
     if settings.prompts.is_empty() {
         return Err(Error::NoPrompt);
     }
-    let store = Store::open_or_create(&experiment.store_path().map_err(base_model::Error::from)?)?
-        .waiting(options.wait);
+    let store =
+        Store::open_or_create_at(&experiment.store_path().map_err(base_model::Error::from)?)?
+            .waiting(options.wait);
     let encoded = encode_captions(
         &base,
         &store,

@@ -120,14 +120,29 @@ impl Problem {
 }
 
 impl Store {
+    /// Opens the store in the folder `path`.
+    ///
+    /// # Errors
+    /// If there is none, if it is of a newer format, or if it cannot be read.
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        Self::open_with(path, Arc::new(Local))
+    }
+
+    /// Opens the store in the folder `path`, or makes one where there is nothing.
+    ///
+    /// # Errors
+    /// As [`Self::open`], and if the folder holds other things.
+    pub fn open_or_create(path: &Path) -> Result<Self, Error> {
+        Self::open_or_create_with(path, Arc::new(Local))
+    }
+
     /// Opens the store at `place`.
     ///
     /// # Errors
     /// If there is none, if it is of a newer format, or if it cannot be read.
-    pub fn open(place: impl Into<Place>) -> Result<Self, Error> {
-        let place = place.into();
+    pub fn open_at(place: &Place) -> Result<Self, Error> {
         match place.behind() {
-            Some(_) => Self::open_mirror(&place, false),
+            Some(_) => Self::open_mirror(place, false),
             None => Self::open_with(place.folder(), Arc::new(Local)),
         }
     }
@@ -141,10 +156,9 @@ impl Store {
     ///
     /// # Errors
     /// As [`Self::open`], and if the folder holds other things.
-    pub fn open_or_create(place: impl Into<Place>) -> Result<Self, Error> {
-        let place = place.into();
+    pub fn open_or_create_at(place: &Place) -> Result<Self, Error> {
         match place.behind() {
-            Some(_) => Self::open_mirror(&place, true),
+            Some(_) => Self::open_mirror(place, true),
             None => Self::open_or_create_with(place.folder(), Arc::new(Local)),
         }
     }

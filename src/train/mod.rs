@@ -124,7 +124,7 @@ pub fn run(
     if let Some(caution) = base.flavor.caution {
         monitor.note(&format!("caution: {caution}"));
     }
-    let store = Store::open(&store).map_err(|e| no_store(experiment, &store, &e))?;
+    let store = Store::open_at(&store).map_err(|e| no_store(experiment, &store, &e))?;
     let store = store.waiting(options.wait);
     let set = TrainingSet::open(experiment, &base, &store, monitor)?;
     tell_cuts(set.truncated(), monitor);

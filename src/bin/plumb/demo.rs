@@ -259,8 +259,8 @@ fn before_and_after(
     ui: &Ui,
 ) -> Result<(), Failure> {
     let base = BaseModel::open(experiment, &mut world::digest_memo()).map_err(Failure::error)?;
-    let store =
-        Store::open(&experiment.store_path().map_err(Failure::usage)?).map_err(Failure::error)?;
+    let store = Store::open_at(&experiment.store_path().map_err(Failure::usage)?)
+        .map_err(Failure::error)?;
     let source = ModelCache::open(&base, &store).map_err(Failure::error)?;
     let placement = base_model::placement(experiment, &place.device, &place.kernels);
     let denoiser = base.denoiser.load(&placement).map_err(Failure::error)?;

@@ -81,7 +81,7 @@ fn open(experiment: &Path, ui: &Ui) -> Result<(Experiment, BaseModel), Failure> 
 
 fn open_store(experiment: &Experiment) -> Result<Store, Failure> {
     let path = experiment.store_path().map_err(Failure::usage)?;
-    let store = Store::open_or_create(&path).map_err(Failure::error)?;
+    let store = Store::open_or_create_at(&path).map_err(Failure::error)?;
     Ok(store.waiting(WaitArgs::default().limit()))
 }
 

@@ -301,7 +301,7 @@ fn gc_text(path: &Path, report: &GcReport) -> String {
 }
 
 fn stats(path: &Path, ui: &Ui) -> CommandResult {
-    let store = Store::open(world::store_place(path)?).map_err(Failure::error)?;
+    let store = Store::open_at(&world::store_place(path)?).map_err(Failure::error)?;
     let stats = store.stats().map_err(Failure::error)?;
     ui.report(&stats, &stats_text(&store, &stats)?)
 }

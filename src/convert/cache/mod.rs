@@ -177,7 +177,7 @@ pub fn cache(
         what,
     };
     let form = check::model(&base, options).map_err(cannot)?;
-    let store = match Store::open(&path) {
+    let store = match Store::open_at(&path) {
         Ok(store) => store.waiting(options.wait),
         Err(e) if e.is_no_store() => {
             let refusal = refuse_without_store(experiment, &path.shown());

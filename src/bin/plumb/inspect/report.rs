@@ -184,7 +184,7 @@ impl OtherRecipe {
                 (variant.to_owned(), other, place)
             }
         };
-        let store = Store::open(&place).map_err(Failure::error)?;
+        let store = Store::open_at(&place).map_err(Failure::error)?;
         if args.encode {
             let store = store.clone().waiting(WaitArgs::default().limit());
             let options = world::encode_options(&ComputeDevice::cpu(), &WaitArgs::default());

@@ -23,12 +23,12 @@ impl Subject {
     /// A folder or an address is a store, anything else an Experiment's file.
     pub(super) fn open(path: &Path, ui: &Ui) -> Result<Self, Failure> {
         if path.is_dir() || Address::is_one(path) {
-            let store = Store::open(world::store_place(path)?);
+            let store = Store::open_at(&world::store_place(path)?);
             return Ok(Self::Store(store.map_err(Failure::error)?));
         }
         let opened = super::open(path, ui)?;
         let place = opened.0.store_path().map_err(Failure::usage)?;
-        let store = match Store::open(&place) {
+        let store = match Store::open_at(&place) {
             Ok(store) => Some(store),
             Err(e) if e.is_no_store() => None,
             Err(e) => return Err(Failure::error(e)),

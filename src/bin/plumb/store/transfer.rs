@@ -39,7 +39,7 @@ pub(super) fn push(
             }
             let experiment = on_object_storage(from, ui)?;
             let place = experiment.store_path().map_err(Failure::usage)?;
-            let store = Store::open_or_create(&place).map_err(Failure::error)?;
+            let store = Store::open_or_create_at(&place).map_err(Failure::error)?;
             (store, world::remote(&place.shown())?)
         }
     };
@@ -110,7 +110,7 @@ fn pull_needed(file: &Path, ui: &Ui) -> CommandResult {
     let base = BaseModel::open(&experiment, &mut world::digest_memo());
     let base = base.map_err(world::base_failure)?;
     let place = experiment.store_path().map_err(Failure::usage)?;
-    let store = Store::open(&place).map_err(Failure::error)?;
+    let store = Store::open_at(&place).map_err(Failure::error)?;
     let multiple = base.latent_geometry().side_multiple();
     let items = dataset::open(&experiment, multiple, ui).map_err(Failure::error)?;
     let previews = dataset::previews(&experiment, &base.settings.sample, multiple);
