@@ -201,18 +201,7 @@ pub fn run(
         let file = experiment.file.clone();
         return Err(base_model::Error::from(experiment::Error::NothingToEncode { file }).into());
     }
-    monitor.start("reading the base model", None);
-    let base = BaseModel::open(experiment, memo)?;
-    monitor.finish();
-    for note in &base.notes {
-        monitor.note(note);
-    }
-    for deviation in base.recipe.deviations() {
-        monitor.note(&format!(
-            "recipe {} deviates: {deviation}",
-            base.recipe.name()
-        ));
-    }
+    let base = open_base(experiment, memo, monitor)?;
     let store = Store::open_or_create_at(&store)?.waiting(options.wait);
     let multiple = base.latent_geometry().side_multiple();
     let (items, unusable) = match only_captions {
@@ -252,10 +241,7 @@ pub fn run(
     let used = Manifest::new(&base, texts.iter().map(String::as_str), &viewed);
     // After the entries are there, and without those of pictures that could not be used.
     let of_part = keep(&used, &store, (experiment, selection), of_part, monitor)?;
-    let pushed = store.share(monitor)?;
-    for problem in pushed.iter().flat_map(|pushed| &pushed.problems) {
-        monitor.problem(&problem.to_string());
-    }
+    let pushed = share(&store, monitor)?;
     Ok(EncodeReport {
         store: store.shown().to_owned(),
         part: of_part,
@@ -264,6 +250,36 @@ pub fn run(
         pictures,
         references: References::of(&items, &previews),
     })
+}
+
+/// The base model, and what a person should know of it.
+fn open_base(
+    experiment: &Experiment,
+    memo: &mut DigestMemo,
+    monitor: &dyn Monitor,
+) -> Result<BaseModel, Error> {
+    monitor.start("reading the base model", None);
+    let base = BaseModel::open(experiment, memo)?;
+    monitor.finish();
+    for note in &base.notes {
+        monitor.note(note);
+    }
+    for deviation in base.recipe.deviations() {
+        monitor.note(&format!(
+            "recipe {} deviates: {deviation}",
+            base.recipe.name()
+        ));
+    }
+    Ok(base)
+}
+
+/// Puts what was added to a store on object storage where others see it, and tells what was left out.
+pub(crate) fn share(store: &Store, monitor: &dyn Monitor) -> Result<Option<PushReport>, Error> {
+    let pushed = store.share(monitor)?;
+    for problem in pushed.iter().flat_map(|pushed| &pushed.problems) {
+        monitor.problem(&problem.to_string());
+    }
+    Ok(pushed)
 }
 
 /// Keeps what was encoded from garbage collection: by the run of the Experiment once all of it is there, and of a part by a run of its

@@ -187,6 +187,7 @@ impl<'a> Encoders<'a> {
         if let Some(kept) = self.kept.filter(|_| self.encoded > 0) {
             let writer = kept.store.when_free(self.monitor, || kept.store.writer())?;
             writer.finish()?;
+            encode::share(&kept.store, self.monitor)?;
         }
         Ok(())
     }
@@ -237,6 +238,9 @@ impl Kept {
                 added.insert(record.entry, record.clone());
             }
         })?;
+        drop(writer);
+        // Before a row says so: who reads it may lose this machine next.
+        encode::share(&self.store, monitor)?;
         Ok(found)
     }
 }

@@ -80,7 +80,7 @@ pub fn run(
         false => None,
         true => {
             let path = experiment.store_path().map_err(base_failed)?;
-            let store = Store::open_or_create(&path).map_err(encode::Error::from)?;
+            let store = Store::open_or_create_at(&path).map_err(encode::Error::from)?;
             Some(store.waiting(options.wait))
         }
     };

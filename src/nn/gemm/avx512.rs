@@ -10,18 +10,20 @@
 //! neighbours of the inner dimension: `vdpbf16ps` adds the product of the second ones to a sum, rounds, adds that of the first
 //! ones, and rounds. (Measured on Zen 5; the documentation of Intel's processors says the same.)
 
+mod packing;
+
 use std::arch::x86_64::{
-    __m512, __m512bh, __mmask16, _MM_HINT_T0, _mm_prefetch, _mm512_add_ps, _mm512_castpd_ps,
-    _mm512_castps_pd, _mm512_cvtne2ps_pbh, _mm512_dpbf16_ps, _mm512_fmadd_ps, _mm512_load_ps,
-    _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps, _mm512_set1_ps, _mm512_setzero_ps,
-    _mm512_shuffle_f32x4, _mm512_storeu_ps, _mm512_unpackhi_pd, _mm512_unpackhi_ps,
-    _mm512_unpacklo_pd, _mm512_unpacklo_ps,
+    __m512, __m512bh, _MM_HINT_T0, _mm_prefetch, _mm512_add_ps, _mm512_dpbf16_ps, _mm512_fmadd_ps,
+    _mm512_load_ps, _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps, _mm512_set1_ps,
+    _mm512_setzero_ps,
 };
 use std::cell::Cell;
 use std::mem::transmute;
 use std::ops::Range;
 
 use rayon::prelude::*;
+
+use packing::{lanes, pack, round};
 
 /// Numbers of a vector.
 const LANES: usize = 16;
@@ -248,164 +250,6 @@ unsafe fn piece(p: &Product, rows: Range<usize>, columns: Range<usize>) {
         }
     }
     PACKED.set(packed);
-}
-
-/// Packs the factor's elements from (row, column) on as rows of another stride.
-///
-/// # Safety
-///
-/// As many rows and columns must be readable there, and `to` writable in whole vectors of rows.
-#[target_feature(enable = "avx512f")]
-unsafe fn pack(
-    factor: Factor,
-    (row, column): (usize, usize),
-    (rows, columns): (usize, usize),
-    to: (*mut f32, usize),
-) {
-    let from = factor.at(row, column);
-    // SAFETY: the caller's promise.
-    unsafe {
-        if factor.column_stride == 1 {
-            copy((from, factor.row_stride), (rows, columns), to);
-        } else {
-            transpose((from, factor.column_stride), (columns, rows), to);
-        }
-    }
-}
-
-/// Packs the factor's elements from (row, column) on as rows of pairs of bf16, `ROW` apart.
-///
-/// # Safety
-///
-/// The processor must have AVX-512 with bf16, as many rows of pairs of columns must be readable there, side by side, and `to`
-/// writable in whole vectors of rows.
-#[target_feature(enable = "avx512f,avx512bf16")]
-unsafe fn round(
-    factor: Factor,
-    (row, column): (usize, usize),
-    (rows, pairs): (usize, usize),
-    to: *mut f32,
-) {
-    for row_index in 0..rows {
-        let from = factor.at(row + row_index, column);
-        for pair in (0..pairs).step_by(LANES) {
-            let rest = 2 * (pairs - pair);
-            // SAFETY: the lanes are elements of the row, which the caller vouches for.
-            unsafe {
-                let from = from.wrapping_add(2 * pair);
-                let low = _mm512_maskz_loadu_ps(lanes(rest), from);
-                let high = lanes(rest.saturating_sub(LANES));
-                let high = _mm512_maskz_loadu_ps(high, from.wrapping_add(LANES));
-                let rounded: __m512 = transmute(_mm512_cvtne2ps_pbh(high, low));
-                _mm512_storeu_ps(to.wrapping_add(row_index * ROW + pair), rounded);
-            }
-        }
-    }
-}
-
-/// The first `count` lanes.
-fn lanes(count: usize) -> __mmask16 {
-    if count >= LANES { !0 } else { (1 << count) - 1 }
-}
-
-/// Copies a matrix between rows of different strides.
-///
-/// # Safety
-///
-/// `from` must be readable and `to` writable in whole vectors of rows.
-#[target_feature(enable = "avx512f")]
-unsafe fn copy(
-    (from, from_stride): (*const f32, usize),
-    (rows, columns): (usize, usize),
-    (to, to_stride): (*mut f32, usize),
-) {
-    // Down the rows first: they are far apart in memory, and so are read side by side.
-    for column in (0..columns).step_by(LANES) {
-        let mask = lanes(columns - column);
-        for row in 0..rows {
-            // SAFETY: the lanes are elements of the row, which the caller vouches for.
-            unsafe {
-                let x = _mm512_maskz_loadu_ps(mask, from.wrapping_add(row * from_stride + column));
-                _mm512_storeu_ps(to.wrapping_add(row * to_stride + column), x);
-            }
-        }
-    }
-}
-
-/// Writes a matrix of `rows` x `columns` as one of `columns` x `rows`.
-///
-/// # Safety
-///
-/// `from` must be readable, and `to` writable in whole vectors of rows.
-#[target_feature(enable = "avx512f")]
-unsafe fn transpose(
-    (from, from_stride): (*const f32, usize),
-    (rows, columns): (usize, usize),
-    (to, to_stride): (*mut f32, usize),
-) {
-    for row in (0..rows).step_by(LANES) {
-        for column in (0..columns).step_by(LANES) {
-            let mask = lanes(columns - column);
-            let mut square = [_mm512_setzero_ps(); LANES];
-            for (i, x) in square.iter_mut().enumerate().take(rows - row) {
-                // SAFETY: the lanes are elements of row `row + i`.
-                *x = unsafe {
-                    _mm512_maskz_loadu_ps(mask, from.wrapping_add((row + i) * from_stride + column))
-                };
-            }
-            let square = transpose_square(square);
-            for (i, &x) in square.iter().enumerate().take(columns - column) {
-                // SAFETY: the caller's promise.
-                unsafe { _mm512_storeu_ps(to.wrapping_add((column + i) * to_stride + row), x) };
-            }
-        }
-    }
-}
-
-/// 16 x 16 numbers, transposed.
-#[target_feature(enable = "avx512f")]
-fn transpose_square(r: [__m512; LANES]) -> [__m512; LANES] {
-    let pair = |x, y, high: bool| {
-        let (x, y) = (_mm512_castps_pd(x), _mm512_castps_pd(y));
-        _mm512_castpd_ps(if high {
-            _mm512_unpackhi_pd(x, y)
-        } else {
-            _mm512_unpacklo_pd(x, y)
-        })
-    };
-    let mut fours = [_mm512_setzero_ps(); LANES];
-    for i in (0..LANES).step_by(4) {
-        let (low0, high0) = (
-            _mm512_unpacklo_ps(r[i], r[i + 1]),
-            _mm512_unpackhi_ps(r[i], r[i + 1]),
-        );
-        let (low1, high1) = (
-            _mm512_unpacklo_ps(r[i + 2], r[i + 3]),
-            _mm512_unpackhi_ps(r[i + 2], r[i + 3]),
-        );
-        // Quarter q of `fours[i + j]` is column 4 q + j of the rows i .. i + 4.
-        fours[i] = pair(low0, low1, false);
-        fours[i + 1] = pair(low0, low1, true);
-        fours[i + 2] = pair(high0, high1, false);
-        fours[i + 3] = pair(high0, high1, true);
-    }
-    let mut out = [_mm512_setzero_ps(); LANES];
-    for j in 0..4 {
-        let (a, b, c, d) = (fours[j], fours[4 + j], fours[8 + j], fours[12 + j]);
-        let even = (
-            _mm512_shuffle_f32x4::<0x88>(a, b),
-            _mm512_shuffle_f32x4::<0x88>(c, d),
-        );
-        let odd = (
-            _mm512_shuffle_f32x4::<0xdd>(a, b),
-            _mm512_shuffle_f32x4::<0xdd>(c, d),
-        );
-        out[j] = _mm512_shuffle_f32x4::<0x88>(even.0, even.1);
-        out[4 + j] = _mm512_shuffle_f32x4::<0x88>(odd.0, odd.1);
-        out[8 + j] = _mm512_shuffle_f32x4::<0xdd>(even.0, even.1);
-        out[12 + j] = _mm512_shuffle_f32x4::<0xdd>(odd.0, odd.1);
-    }
-    out
 }
 
 /// A tile of the result: `target = scale * left right + bias + base`, with packed factors.
