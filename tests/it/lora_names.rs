@@ -62,9 +62,12 @@ fn naming(family: &str) -> &'static Naming {
 
 /// The modules that kohya's scripts train by default: everything in transformer blocks and around them.
 fn usual(names: BTreeMap<String, Vec<usize>>) -> BTreeMap<String, Vec<usize>> {
+    let starts = ["layers.", "blocks."];
     let marks = ["transformer_blocks.", ".attentions."];
-    let in_block =
-        |name: &str| name.starts_with("layers.") || marks.iter().any(|mark| name.contains(mark));
+    let in_block = |name: &str| {
+        starts.iter().any(|start| name.starts_with(start))
+            || marks.iter().any(|mark| name.contains(mark))
+    };
     names
         .into_iter()
         .filter(|(name, _)| in_block(name))
