@@ -274,16 +274,7 @@ pub(crate) fn matmul_plus<T: Real>(
     plus: Plus<'_, T>,
 ) -> Vec<T> {
     let (rows, columns) = (a.rows, b.columns);
-    assert!(
-        a.columns == b.rows
-            && plus.row.is_none_or(|row| row.len() == columns)
-            && plus.all.is_none_or(|all| all.len() == rows * columns),
-        "{rows}x{} times {}x{columns} plus {:?}, {:?}",
-        a.columns,
-        b.rows,
-        plus.row.map(<[T]>::len),
-        plus.all.map(<[T]>::len)
-    );
+    check_sum(&a, &b, plus);
     #[cfg(target_arch = "x86_64")]
     if let Some(product) = own(scale, a, b) {
         let mut out: Vec<T> = Vec::with_capacity(rows * columns);
@@ -320,6 +311,21 @@ pub(crate) fn matmul_plus<T: Real>(
     let mut target = MatrixMut::new(&mut out, rows, columns, columns);
     matmul(&mut target, write, scale, a, b, ALL);
     out
+}
+
+/// Panics unless `a b` can be made and `plus` added to it.
+fn check_sum<A, B, T>(a: &Matrix<'_, A>, b: &Matrix<'_, B>, plus: Plus<'_, T>) {
+    let (rows, columns) = (a.rows, b.columns);
+    assert!(
+        a.columns == b.rows
+            && plus.row.is_none_or(|row| row.len() == columns)
+            && plus.all.is_none_or(|all| all.len() == rows * columns),
+        "{rows}x{} times {}x{columns} plus {:?}, {:?}",
+        a.columns,
+        b.rows,
+        plus.row.map(<[T]>::len),
+        plus.all.map(<[T]>::len)
+    );
 }
 
 /// The product for our kernel, without a target, where the machine, the type and the shape are its.

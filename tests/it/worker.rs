@@ -14,10 +14,13 @@ use arrow_ipc::reader::StreamReader;
 use arrow_ipc::writer::StreamWriter;
 
 use crate::encode_kill::content;
+use crate::s3::S3;
+use crate::util::plumb_with;
 use crate::world::World;
 
-fn start(world: &World, args: &[&str]) -> Child {
-    Command::new(env!("CARGO_BIN_EXE_plumb"))
+fn command(world: &World, args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_plumb"));
+    command
         .args(["worker", "exp.toml", "--device", "cpu"])
         .args(args)
         .current_dir(world.path("."))
@@ -27,9 +30,12 @@ fn start(world: &World, args: &[&str]) -> Child {
         )
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("started")
+        .stderr(Stdio::piped());
+    command
+}
+
+fn start(world: &World, args: &[&str]) -> Child {
+    command(world, args).spawn().expect("started")
 }
 
 fn batch(first: i64, captions: &[Option<&str>]) -> RecordBatch {
@@ -210,6 +216,44 @@ fn a_batch_is_read_when_the_one_before_is_written() {
     });
     drop(to);
     assert_eq!(ended(child).0, Some(0));
+}
+
+#[test]
+fn a_row_says_that_its_entries_are_on_object_storage() {
+    let Some(s3) = S3::start() else { return };
+    let world = World::new();
+    let store = format!("path = \"{}\"", s3.address());
+    world.edit("path = \"store\"", &store);
+    let variables = s3.variables(&s3.server);
+    let mut worker = command(&world, &["--store"])
+        .envs(variables.iter().map(|(name, value)| (name, value)))
+        .env("XDG_CACHE_HOME", world.path("one"))
+        .spawn()
+        .expect("started");
+    let mut to = sink(&mut worker);
+    to.write(&batch(0, &[Some("a red circle"), Some("")]))
+        .expect("written");
+    let mut from = StreamReader::try_new(worker.stdout.take().expect("a pipe"), None);
+    let made = from.as_mut().expect("a schema").next().expect("rows");
+    assert_eq!(errors(&made.expect("a batch")), [None, None]);
+    // Its machine is lost, with all that lay on its disk.
+    worker.kill().expect("killed");
+    worker.wait().expect("ended");
+    std::fs::write(world.path("captions.txt"), "a red circle\n\n").expect("written");
+    let caches = world.path("two").display().to_string();
+    let mut all: Vec<(&str, &str)> = (variables.iter())
+        .map(|(name, value)| (name.as_str(), value.as_str()))
+        .collect();
+    all.push(("XDG_CACHE_HOME", &caches));
+    let args = ["--json", "encode", "exp.toml", "--captions", "captions.txt"];
+    let report = plumb_with(&world.path(""), &args, &all).expect(0).json();
+    for encoder in report["captions"].as_array().expect("encoders") {
+        assert_eq!(
+            (&encoder["encoded"], &encoder["present"]),
+            (&0.into(), &2.into()),
+            "{report}"
+        );
+    }
 }
 
 #[test]

@@ -9,7 +9,7 @@
 use half::bf16;
 use rayon::prelude::*;
 
-use super::{ALONE, Matrix, Plus, Shared, Write, matmul_with_row};
+use super::{ALONE, Matrix, Plus, Shared, Write, check_sum, matmul_with_row};
 use crate::nn::cpu::rows_per_piece;
 
 /// Columns of the result whose weights are widened at a time: more than `gemm`'s shortcut for narrow products takes, and few
@@ -22,17 +22,7 @@ pub(crate) fn matmul_plus_bf16(
     b: Matrix<'_, bf16>,
     plus: Plus<'_, f32>,
 ) -> Vec<f32> {
-    let (rows, columns) = (a.rows, b.columns);
-    assert!(
-        a.columns == b.rows
-            && plus.row.is_none_or(|row| row.len() == columns)
-            && plus.all.is_none_or(|all| all.len() == rows * columns),
-        "{rows}x{} times {}x{columns} plus {:?}, {:?}",
-        a.columns,
-        b.rows,
-        plus.row.map(<[f32]>::len),
-        plus.all.map(<[f32]>::len)
-    );
+    check_sum(&a, &b, plus);
     #[cfg(target_arch = "x86_64")]
     if let Some(out) = by_instruction(a, b, plus) {
         return out;
@@ -149,17 +139,8 @@ fn flushed(x: f32) -> f32 {
 
 #[cfg(test)]
 mod tests {
+    use super::super::tests::numbers;
     use super::*;
-
-    fn numbers(count: usize, salt: u32) -> Vec<f32> {
-        let mut state = 12345u32.wrapping_add(salt);
-        (0..count)
-            .map(|_| {
-                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-                (state >> 8) as f32 / (1 << 23) as f32 - 1.0
-            })
-            .collect()
-    }
 
     fn halves(count: usize, salt: u32) -> Vec<bf16> {
         numbers(count, salt)

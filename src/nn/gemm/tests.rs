@@ -2,7 +2,7 @@
 
 use super::*;
 
-fn numbers(count: usize, salt: u32) -> Vec<f32> {
+pub(super) fn numbers(count: usize, salt: u32) -> Vec<f32> {
     let mut state = 12345u32.wrapping_add(salt);
     (0..count)
         .map(|_| {
