@@ -226,7 +226,7 @@ fn a_row_says_that_its_entries_are_on_object_storage() {
     world.edit("path = \"store\"", &store);
     let variables = s3.variables(&s3.server);
     let mut worker = command(&world, &["--store"])
-        .envs(variables.iter().map(|(name, value)| (name, value)))
+        .envs(variables.clone())
         .env("XDG_CACHE_HOME", world.path("one"))
         .spawn()
         .expect("started");
