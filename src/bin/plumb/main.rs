@@ -12,6 +12,7 @@ mod model;
 mod probe;
 mod recipe;
 mod sample;
+mod shell;
 mod store;
 mod train;
 mod ui;
@@ -70,6 +71,8 @@ enum Command {
     /// Check, repair, clean and measure a store.
     Store(store::Args),
     Doctor(doctor::Args),
+    Completions(shell::CompletionsArgs),
+    Man(shell::ManArgs),
 }
 
 fn main() -> ExitCode {
@@ -94,6 +97,8 @@ fn main() -> ExitCode {
         Command::Recipe(args) => recipe::run(&args, &ui),
         Command::Store(args) => store::run(&args, &ui),
         Command::Doctor(args) => doctor::run(&args, &ui),
+        Command::Completions(args) => shell::completions(&args, &ui),
+        Command::Man(args) => shell::man(&args, &ui),
     };
     match result {
         Ok(()) => ui.exit_code(),
