@@ -12,6 +12,7 @@ mod shift;
 mod timestep;
 mod unipc;
 
+pub(crate) use process::TRAINED_STEPS;
 pub use process::{Level, Prediction, Process, add_noise};
 pub use sampler::{Spacing, euler_sigmas, guide, rescale_guided};
 pub use sampling::{Sampler, SamplerRun};

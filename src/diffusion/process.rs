@@ -8,7 +8,7 @@ use candle_core::{Result, Tensor, bail};
 use super::timestep::{Band, LossWeighting, TimestepSpec};
 
 /// Steps of DDPM's schedule. A flow's sigma in [0, 1] is told to the network times this.
-pub(super) const TRAINED_STEPS: usize = 1000;
+pub(crate) const TRAINED_STEPS: usize = 1000;
 
 /// Levels that are drawn for one of a band. Of a density that is worth training by, some lie in the band: one of a thousand is not
 /// met in as many draws once in twenty thousand samples.

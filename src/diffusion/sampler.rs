@@ -2,9 +2,8 @@
 
 use candle_core::{Result, Tensor};
 
+use super::process::TRAINED_STEPS;
 use super::shift_sigma;
-
-const TRAINED_STEPS: f64 = 1000.0;
 
 /// How the noise levels of an Euler run are spaced, before the shift.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,7 +21,7 @@ pub fn euler_sigmas(num_steps: usize, shift: f64, spacing: Spacing) -> Vec<f64> 
         Spacing::Trained => {
             // diffusers takes the ends from the schedule that it shifted when it was made, and shifts what it spaces between
             // them again.
-            let last = shift_sigma(1.0 / TRAINED_STEPS, shift);
+            let last = shift_sigma(1.0 / TRAINED_STEPS as f64, shift);
             // A single step has no gap, and stands at the beginning: 0 / 1.
             (last, num_steps.saturating_sub(1).max(1))
         }

@@ -801,18 +801,18 @@ pub(super) fn check_presets(golden: &Golden) {
 
 /// That gradients are the same where blocks are run again for them, with dropout or without.
 pub(super) fn check_recompute(golden: &Golden, some_block: usize) {
+    check_recompute_of(golden, &["attention", "all"], some_block);
+}
+
+/// The same with some of the golden's adapters.
+pub(super) fn check_recompute_of(golden: &Golden, cases: &[&str], some_block: usize) {
     let (model, inputs) = (golden.model(), golden.inputs(1));
     let some = Some(Dropout {
         probability: 0.3,
         seed: 5,
         pass: 2,
     });
-    for (case, dropout) in [
-        ("attention", None),
-        ("attention", some),
-        ("all", None),
-        ("all", some),
-    ] {
+    for (case, dropout) in cases.iter().flat_map(|case| [(*case, None), (*case, some)]) {
         let (set, _) = golden.adapters(&model, case);
         let (_, kept) = gradients_of(&*model, &inputs, &set, Recompute::Never, dropout);
         for recompute in [

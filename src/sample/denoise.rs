@@ -6,14 +6,13 @@ use image::RgbImage;
 
 use crate::autograd::Tape;
 use crate::cache::{Conditioning, batch};
-use crate::diffusion::{Band, Process, Sampler, SamplerRun, Spacing, guide, rescale_guided};
+use crate::diffusion::{
+    Band, Process, Sampler, SamplerRun, Spacing, TRAINED_STEPS, guide, rescale_guided,
+};
 use crate::lora::Bound;
 use crate::models::{self, ConditioningTensors, Denoiser};
 use crate::rng::{Rng, Stream};
 use crate::vae::{Extents, LatentDecoder, LatentGeometry};
-
-/// A timestep over this is a share of the noise levels.
-const TRAINED_STEPS: f64 = 1000.0;
 
 /// How one picture is sampled.
 #[derive(Clone, Debug)]
@@ -156,7 +155,7 @@ impl Sampling {
         };
         while self.done < self.run.num_steps() {
             let timestep = self.run.timestep(self.done);
-            if !levels.has(timestep / TRAINED_STEPS) {
+            if !levels.has(timestep / TRAINED_STEPS as f64) {
                 break;
             }
             let latents = &self.latents;

@@ -394,14 +394,12 @@ impl<'a> Look<'a> {
         }
         let mut problems = Vec::new();
         for run in &self.runs {
-            let listed = run.entries.iter();
-            let listed = listed.flat_map(|(spec, list)| list.iter().map(move |e| (spec, e)));
-            let is_here = |spec, entry| {
+            let is_here = |(spec, entry): &(Fingerprint, Fingerprint)| {
                 self.indexed
                     .get(spec)
                     .is_some_and(|all| all.contains(entry))
             };
-            let missing = listed.filter(|&(spec, e)| !is_here(spec, e)).count();
+            let missing = run.listed().filter(|both| !is_here(both)).count();
             if missing > 0 {
                 let all = run.num_entries();
                 problems.push((

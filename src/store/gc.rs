@@ -121,9 +121,7 @@ impl Store {
         let mut roots = HashSet::new();
         for id in self.runs()? {
             report.runs += 1;
-            for (spec, entries) in self.run(&id)?.entries {
-                roots.extend(entries.into_iter().map(|e| (spec, e)));
-            }
+            roots.extend(self.run(&id)?.listed());
         }
         // Without a run everything would be rubbish: more likely the folder of runs is not there than that nothing is wanted.
         if roots.is_empty() && !options.without_runs {

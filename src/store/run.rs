@@ -36,6 +36,12 @@ impl Run {
     pub fn num_entries(&self) -> usize {
         self.entries.values().map(Vec::len).sum()
     }
+
+    /// The entries it uses: (spec, entry), sorted.
+    pub(super) fn listed(&self) -> impl Iterator<Item = (Fingerprint, Fingerprint)> {
+        let of_spec = self.entries.iter();
+        of_spec.flat_map(|(spec, list)| list.iter().map(|entry| (*spec, *entry)))
+    }
 }
 
 /// What to do where the store lacks entries of a run that is to be written.

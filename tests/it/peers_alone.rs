@@ -94,25 +94,14 @@ fn scripts_run_beside_each_other() {
 #[test]
 #[cfg(target_os = "linux")]
 fn the_host_ends_with_the_program_that_started_it_and_its_scripts_with_it() {
-    use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+    use std::io::{Read as _, Write as _};
     use std::os::unix::net::UnixStream;
-    use std::process::{Command, Stdio};
     use std::time::Duration;
     let Some(python) = std::env::var_os("PLUMB_PYTHON") else {
         return;
     };
-    let mut host = Command::new(python)
-        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/peers/host.py"))
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("PLUMB_PYTHON runs");
-    let mut socket = String::new();
-    let stdout = host.stdout.take().expect("piped");
-    BufReader::new(stdout)
-        .read_line(&mut socket)
-        .expect("a path");
-    let mut stream = UnixStream::connect(socket.trim_end()).expect("it waits");
+    let (mut host, socket) = crate::peers::host::start(&python);
+    let mut stream = UnixStream::connect(&socket).expect("it waits");
     let folder = tempfile::tempdir().expect("a folder");
     let runs = folder.path().join("runs");
     let sleeps = "import sys, time; open(sys.argv[1], 'w'); time.sleep(600)";
@@ -128,5 +117,5 @@ fn the_host_ends_with_the_program_that_started_it_and_its_scripts_with_it() {
     let mut answer = String::new();
     stream.read_to_string(&mut answer).expect("closed");
     assert_eq!(answer, "");
-    assert!(!Path::new(socket.trim_end()).exists());
+    assert!(!Path::new(&socket).exists());
 }

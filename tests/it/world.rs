@@ -115,6 +115,20 @@ steps = 2
         plumb(self.folder.path(), args)
     }
 
+    /// Trains anew, stopped after so many steps and gone on with: the LoRA must be `whole`, that of a training in one go. What the second
+    /// command said.
+    pub(crate) fn train_in_two(&self, stop_after: &str, whole: &[u8]) -> Ran {
+        std::fs::remove_dir_all(self.path("out")).expect("removed");
+        let stop = ["train", "exp.toml", "--stop-after", stop_after];
+        self.run(&stop).expect(0);
+        let ran = self.run(&["train", "exp.toml"]).expect(0);
+        assert!(
+            self.read("out/lora.safetensors") == whole,
+            "a resumed run made another LoRA"
+        );
+        ran
+    }
+
     /// Encodes, into a store that is not there yet; what is written must be about what was said before it was begun.
     pub(crate) fn encode(&self) {
         let said = self.run(&["encode", "exp.toml"]).expect(0);

@@ -131,7 +131,7 @@ impl Script {
 }
 
 #[cfg(target_os = "linux")]
-mod host {
+pub(crate) mod host {
     use std::ffi::OsStr;
     use std::io::{BufRead as _, BufReader, Read as _, Write as _};
     use std::os::unix::net::UnixStream;
@@ -147,7 +147,8 @@ mod host {
         socket: String,
     }
 
-    fn start(python: &OsStr) -> Host {
+    /// Starts a host: its process, and the path of its socket.
+    pub(crate) fn start(python: &OsStr) -> (Child, String) {
         let mut process = Command::new(python)
             .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/peers/host.py"))
             .stdin(Stdio::piped())
@@ -158,15 +159,15 @@ mod host {
         BufReader::new(process.stdout.take().expect("piped"))
             .read_line(&mut socket)
             .expect("a path");
-        Host {
-            _process: process,
-            socket: socket.trim_end().to_owned(),
-        }
+        (process, socket.trim_end().to_owned())
     }
 
     pub(super) fn run(python: &OsStr, script: &Script) -> Ran {
         static HOST: OnceLock<Host> = OnceLock::new();
-        let host = HOST.get_or_init(|| start(python));
+        let host = HOST.get_or_init(|| {
+            let (_process, socket) = start(python);
+            Host { _process, socket }
+        });
         let mut stream = UnixStream::connect(&host.socket).expect("the host waits");
         let request = serde_json::json!({
             "argv": script.argv,

@@ -35,7 +35,7 @@ pub(super) fn model(base: &BaseModel, options: &CacheOptions<'_>) -> Result<Form
     if !shows(form, family.masks_pads, assembly.mask) {
         return Err(format!(
             "`assembly.mask` is {}, which {} has no place for in its cache of {}: other rows would be seen than the recipe says",
-            mask_name(assembly.mask),
+            assembly.mask.name(),
             target.name(),
             family.name
         ));
@@ -86,11 +86,6 @@ fn shows(form: Form, masked: bool, mask: DenoiserMask) -> bool {
         Form::Kohya(_) => &[All],
     };
     allowed.contains(&mask)
-}
-
-fn mask_name(mask: DenoiserMask) -> String {
-    let name = serde_json::to_value(mask).unwrap_or_default();
-    name.as_str().unwrap_or_default().to_owned()
 }
 
 /// Whether a picture has what a cache can hold of one.

@@ -188,8 +188,7 @@ impl Check<'_> {
         for (id, found) in ids.into_iter().zip(read) {
             match found {
                 Ok(run) => {
-                    let listed = run.entries.iter();
-                    let listed = listed.flat_map(|(spec, l)| l.iter().map(|e| (*spec, *e)));
+                    let listed = run.listed();
                     let missing = listed.filter(|both| !self.indexed.contains(both)).count();
                     if missing > 0 {
                         let all = run.num_entries();

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use super::lease::{self, Lease, Purpose};
 use super::names::{self, Contents, Object};
-use super::{CONTENTS, Remote, each};
+use super::{Remote, each};
 use crate::digest::{Digest, Fingerprint};
 use crate::monitor::Monitor;
 use crate::store::compact::MERGED_ROWS;
@@ -71,9 +71,7 @@ impl Remote {
         for id in contents.runs.keys() {
             let run = self.run(id)?;
             report.runs += 1;
-            for (spec, entries) in run.entries {
-                roots.extend(entries.into_iter().map(|e| (spec, e)));
-            }
+            roots.extend(run.listed());
         }
         if roots.is_empty() && !options.without_runs {
             return Err(Error::Refused(format!(
@@ -147,7 +145,6 @@ impl Remote {
     }
 
     fn carry_out(&self, plan: &Plan, lease: &Lease, monitor: &dyn Monitor) -> Result<(), Error> {
-        let is_listed = self.client.list("")?.iter().any(|o| o.name == CONTENTS);
         for (spec, (old, rows)) in &plan.parts {
             let mut new = HashSet::new();
             for some in rows.chunks(MERGED_ROWS) {
@@ -174,7 +171,7 @@ impl Remote {
             let names = both.into_iter().flatten();
             objects.extend(names.map(|found| names::pack(pack, found.is_shared)));
         }
-        if is_listed {
+        if plan.contents.has_list {
             let gone: HashSet<&str> = objects.iter().map(String::as_str).collect();
             self.write_contents(|name| gone.contains(name))?;
         }

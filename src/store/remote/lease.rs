@@ -13,7 +13,6 @@ use bytes::Bytes;
 
 use super::client::{Client, Listed};
 use crate::monitor::Monitor;
-use crate::shown;
 use crate::store::Error;
 
 /// A lease that was not put again for so long is of a process that ended.
@@ -212,7 +211,7 @@ fn holder(purpose: Purpose) -> String {
         Purpose::Add => "another process is adding entries (push or encode)",
         Purpose::Remove => "another process is removing objects (gc)",
     };
-    shown::text(what).to_string()
+    what.to_owned()
 }
 
 /// A number that no other process has, for names.

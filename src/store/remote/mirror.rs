@@ -5,10 +5,11 @@
 //! needs the room may remove the folder.
 
 use std::collections::{BTreeMap, HashSet};
+use std::path::Path;
 use std::sync::{Mutex, PoisonError, RwLock};
 
 use super::names::{Contents, RemotePack};
-use super::{Remote, each};
+use super::{Remote, as_named, each, problem_of};
 use crate::digest::{Digest, Fingerprint};
 use crate::monitor::Monitor;
 use crate::store::compact::remove_parts;
@@ -16,7 +17,7 @@ use crate::store::disk::{self, create_dirs, write_once};
 use crate::store::layout::{self, Layout};
 use crate::store::place::Behind;
 use crate::store::snapshot::decode_part;
-use crate::store::{Error, Problem, index, lock};
+use crate::store::{Error, Problem, create_root, index, lock};
 
 /// In a folder that stands before another store, the file that says which.
 pub(in crate::store) const MIRROR_OF: &str = "remote.json";
@@ -89,7 +90,7 @@ impl Mirror {
                         layout.root.display()
                     )));
                 }
-                create_dirs_above(layout)?;
+                create_root(&*layout.disk, &layout.root)?;
                 write_once(
                     &*layout.disk,
                     &layout.root,
@@ -142,14 +143,7 @@ impl Mirror {
             .collect();
         let fetched = each(&missing, |(spec, part)| {
             let bytes = self.remote().part(spec, part);
-            noting(bytes, |bytes| {
-                write(
-                    layout,
-                    &layout.index_of(spec),
-                    &layout::part_name(part),
-                    bytes,
-                )
-            })
+            noting(bytes, |bytes| write_part(layout, spec, part, bytes))
         })?;
         problems.extend(fetched.into_iter().flatten());
         *self.packs.write().unwrap_or_else(PoisonError::into_inner) = contents.packs.clone();
@@ -247,12 +241,7 @@ impl Mirror {
             }
             other => other?,
         };
-        write(
-            layout,
-            &layout.pack_dir(pack),
-            &layout::pack_name(pack),
-            &bytes,
-        )?;
+        write_pack(layout, pack, &bytes)?;
         Ok(true)
     }
 
@@ -281,14 +270,24 @@ impl Mirror {
 }
 
 /// Puts a file that was fetched into the folder.
-pub(super) fn write(
-    layout: &Layout,
-    dir: &std::path::Path,
-    name: &str,
-    bytes: &[u8],
-) -> Result<(), Error> {
+fn write(layout: &Layout, dir: &Path, name: &str, bytes: &[u8]) -> Result<(), Error> {
     create_dirs(&*layout.disk, &layout.root, dir)?;
     write_once(&*layout.disk, dir, name, &[bytes])
+}
+
+pub(super) fn write_pack(layout: &Layout, pack: &Digest, bytes: &[u8]) -> Result<(), Error> {
+    let (dir, name) = (layout.pack_dir(pack), layout::pack_name(pack));
+    write(layout, &dir, &name, bytes)
+}
+
+pub(super) fn write_part(
+    layout: &Layout,
+    spec: &Fingerprint,
+    part: &Digest,
+    bytes: &[u8],
+) -> Result<(), Error> {
+    let (dir, name) = (layout.index_of(spec), layout::part_name(part));
+    write(layout, &dir, &name, bytes)
 }
 
 /// Does `work` with what was read; content that is not what its name says is a problem, and no error.
@@ -298,17 +297,6 @@ fn noting(
 ) -> Result<Option<Problem>, Error> {
     match read {
         Ok(bytes) => work(&bytes).map(|()| None),
-        Err(Error::Malformed { path, why }) => Ok(Some(Problem {
-            file: path.display().to_string(),
-            what: why,
-            mend: MEND.to_owned(),
-        })),
-        // Removed since it was listed.
-        Err(e) if e.is_gone() => Ok(None),
-        Err(e) => Err(e),
+        Err(e) => problem_of(e, as_named, MEND),
     }
-}
-
-fn create_dirs_above(layout: &Layout) -> Result<(), Error> {
-    crate::store::create_root(&*layout.disk, &layout.root)
 }

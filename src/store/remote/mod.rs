@@ -18,6 +18,7 @@ mod names;
 mod pull;
 mod push;
 
+use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -34,7 +35,7 @@ use super::index::PART_LIMIT_BYTES;
 use super::layout::{JSON_LIMIT_BYTES, MARKER};
 use super::pack::PACK_LIMIT_BYTES;
 use super::run::{self, RUN_LIMIT_BYTES};
-use super::{Error, Run, layout, planes};
+use super::{Error, Problem, Run, layout, planes};
 use crate::digest::{Digest, Fingerprint};
 use client::Client;
 use names::Contents;
@@ -220,6 +221,29 @@ impl Remote {
 fn is_digest(bytes: &[u8], expected: &Digest) -> Result<(), String> {
     let found = Digest::of(bytes);
     (found == *expected).then_some(()).ok_or(found.short())
+}
+
+/// Content that is not what it must be, as a problem of the file that `name` gives; None of what is gone since it was listed. Anything else
+/// stays an error.
+fn problem_of(
+    e: Error,
+    name: impl FnOnce(&Path) -> String,
+    mend: &str,
+) -> Result<Option<Problem>, Error> {
+    match e {
+        Error::Malformed { path, why } => Ok(Some(Problem {
+            file: name(&path),
+            what: why,
+            mend: mend.to_owned(),
+        })),
+        e if e.is_gone() => Ok(None),
+        e => Err(e),
+    }
+}
+
+/// A path as it is: for objects it is their whole address.
+fn as_named(path: &Path) -> String {
+    path.display().to_string()
 }
 
 /// Does `work` on each, a few at once in threads of their own: what they wait for is the network. Gives the results in order.

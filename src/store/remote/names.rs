@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::SystemTime;
 
+use super::CONTENTS;
 use super::client::Listed;
 use crate::digest::{Digest, Fingerprint};
 use crate::store::layout::MARKER;
@@ -30,6 +31,8 @@ pub(in crate::store) struct RemotePack {
 #[derive(Debug, Default)]
 pub(super) struct Contents {
     pub(super) has_marker: bool,
+    /// Whether a push left the list for those who cannot list.
+    pub(super) has_list: bool,
     pub(super) specs: BTreeMap<Fingerprint, Object>,
     pub(super) packs: BTreeMap<Digest, RemotePack>,
     /// Packs that are there in both forms: these are their second objects.
@@ -73,6 +76,10 @@ impl Contents {
     fn add(&mut self, name: &str, object: Object) -> Option<()> {
         if name == MARKER {
             self.has_marker = true;
+            return Some(());
+        }
+        if name == CONTENTS {
+            self.has_list = true;
             return Some(());
         }
         let (folder, rest) = name.split_once('/')?;

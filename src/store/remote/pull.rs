@@ -4,13 +4,13 @@ use std::collections::HashSet;
 
 use serde::Serialize;
 
-use super::mirror::write;
-use super::{Remote, each};
+use super::mirror::{write_pack, write_part};
+use super::{Remote, as_named, each, problem_of};
 use crate::digest::{Digest, Fingerprint};
 use crate::monitor::Monitor;
 use crate::store::snapshot::decode_bytes;
 use crate::store::writer::write_index_part;
-use crate::store::{Error, Lacking, Problem, Store, index, layout, lock, specs};
+use crate::store::{Error, Lacking, Problem, Store, index, lock, specs};
 
 /// What was copied from a store on object storage.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -60,12 +60,7 @@ impl Remote {
         let pulled = each(&missing, |(pack, found)| {
             let pulled = match self.pack(pack, **found) {
                 Ok(bytes) => {
-                    write(
-                        layout,
-                        &layout.pack_dir(pack),
-                        &layout::pack_name(pack),
-                        &bytes,
-                    )?;
+                    write_pack(layout, pack, &bytes)?;
                     None
                 }
                 Err(e) => Some(e),
@@ -118,12 +113,7 @@ impl Remote {
             .filter(|r| here.contains(&r.pack))
             .collect();
         if kept.len() == total {
-            write(
-                &store.layout,
-                &store.layout.index_of(spec),
-                &layout::part_name(part),
-                bytes,
-            )?;
+            write_part(&store.layout, spec, part, bytes)?;
         } else {
             let what = format!(
                 "names {} entries in packs that are not there",
@@ -152,10 +142,7 @@ impl Remote {
         for id in runs.filter(|id| !here.contains(id)) {
             match self.run(id) {
                 Ok(run) => {
-                    let listed = run.entries.iter();
-                    let listed: Vec<_> = listed
-                        .flat_map(|(spec, list)| list.iter().map(|entry| (*spec, *entry)))
-                        .collect();
+                    let listed: Vec<_> = run.listed().collect();
                     store.write_run(id, &listed, run.extra, Lacking::LeaveOut)?;
                     report.runs += 1;
                 }
@@ -167,15 +154,7 @@ impl Remote {
 
     /// Takes note of content that is not what it must be, or that is gone since it was listed; else it is an error.
     fn note(&self, e: Error, report: &mut PullReport) -> Result<(), Error> {
-        match e {
-            Error::Malformed { path, why } => report.problems.push(Problem {
-                file: path.display().to_string(),
-                what: why,
-                mend: MEND.to_owned(),
-            }),
-            e if e.is_gone() => {}
-            e => return Err(e),
-        }
+        report.problems.extend(problem_of(e, as_named, MEND)?);
         Ok(())
     }
 }

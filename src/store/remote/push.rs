@@ -4,6 +4,7 @@
 //! Everything but a lease is put under the digest of what it is, and only where nothing of that name is, so any number may push at once.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::path::Path;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,7 +12,7 @@ use serde::Serialize;
 
 use super::lease::{Lease, Purpose};
 use super::names::{self, Contents};
-use super::{Remote, each};
+use super::{Remote, each, problem_of};
 use crate::digest::{Digest, Fingerprint, canonical_json};
 use crate::monitor::Monitor;
 use crate::store::layout::{self, MARKER, PackPath};
@@ -328,9 +329,7 @@ impl Push<'_> {
                     continue;
                 }
             };
-            let listed = run.entries.iter();
-            let listed = listed.flat_map(|(spec, list)| list.iter().map(|e| (*spec, *e)));
-            let kept: Vec<_> = listed.filter(|both| there.contains(both)).collect();
+            let kept: Vec<_> = run.listed().filter(|both| there.contains(both)).collect();
             if kept.len() < run.num_entries() {
                 let left = run.num_entries() - kept.len();
                 let why =
@@ -370,9 +369,7 @@ impl Push<'_> {
             let Ok(old) = self.remote.run(other) else {
                 continue;
             };
-            let mut listed =
-                (old.entries.iter()).flat_map(|(spec, list)| list.iter().map(|e| (*spec, *e)));
-            if listed.all(|both| kept.contains(&both)) {
+            if old.listed().all(|both| kept.contains(&both)) {
                 self.remote.client.remove(&names::run(other))?;
             }
         }
@@ -399,18 +396,10 @@ impl Push<'_> {
 
     /// Takes note of what is not as it must be; what cannot be read is an error.
     fn note(&mut self, e: Error) -> Result<(), Error> {
-        match e {
-            Error::Malformed { path, why } => {
-                self.report.problems.push(Problem {
-                    file: relative(&self.store.layout, &path),
-                    what: why,
-                    mend: "left out; `plumb store check` tells what is wrong here".to_owned(),
-                });
-                Ok(())
-            }
-            e if e.is_gone() => Ok(()),
-            e => Err(e),
-        }
+        let mend = "left out; `plumb store check` tells what is wrong here";
+        let file = |path: &Path| relative(&self.store.layout, path);
+        self.report.problems.extend(problem_of(e, file, mend)?);
+        Ok(())
     }
 }
 

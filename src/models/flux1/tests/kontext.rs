@@ -1,7 +1,9 @@
 //! A reference picture's tokens behind those of the noisy one, against diffusers and peft (`tools/goldens/flux1_kontext.py`).
 
 use super::*;
-use crate::models::testing::{check_activations, check_finite_differences, check_loss_curve};
+use crate::models::testing::{
+    check_activations, check_finite_differences, check_loss_curve, check_recompute_of,
+};
 
 /// References of the picture's size, smaller, and larger.
 const INPUTS: usize = 3;
@@ -29,14 +31,7 @@ fn twenty_steps_of_training_on_pairs_have_the_losses_of_peft_and_torch() {
 
 #[test]
 fn running_blocks_again_gives_the_same_gradients_beside_a_reference() {
-    let golden = golden("kontext");
-    let (model, inputs) = (golden.model(), golden.inputs(1));
-    let (set, _) = golden.adapters(&model, "all");
-    let gradients = |recompute| testing::gradients_of(&*model, &inputs, &set, recompute, None).1;
-    let kept = gradients(crate::lora::Recompute::Never);
-    let again = gradients(crate::lora::Recompute::EveryBlock);
-    let flat = |all: &[f32]| Tensor::from_slice(all, all.len(), &Device::Cpu).unwrap();
-    assert!(error_of(&flat(&again), &flat(&kept)) < 1e-6);
+    check_recompute_of(&golden("kontext"), &["all"], 1);
 }
 
 #[test]

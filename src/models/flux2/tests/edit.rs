@@ -1,7 +1,7 @@
 //! A reference picture's tokens behind those of the noisy one, against diffusers and peft.
 
 use super::*;
-use crate::models::testing::{check_activations, check_finite_differences};
+use crate::models::testing::{check_activations, check_finite_differences, check_recompute_of};
 
 /// References of the picture's size, smaller, and larger.
 const INPUTS: usize = 3;
@@ -20,14 +20,7 @@ fn every_adapters_gradient_beside_a_reference_equals_pefts() {
 
 #[test]
 fn running_blocks_again_gives_the_same_gradients_beside_a_reference() {
-    let golden = golden("edit");
-    let (model, inputs) = (golden.model(), golden.inputs(1));
-    let (set, _) = golden.adapters(&model, "all");
-    let gradients = |recompute| testing::gradients_of(&*model, &inputs, &set, recompute, None).1;
-    let kept = gradients(crate::lora::Recompute::Never);
-    let again = gradients(crate::lora::Recompute::EveryBlock);
-    let flat = |all: &[f32]| Tensor::from_slice(all, all.len(), &Device::Cpu).unwrap();
-    assert!(error_of(&flat(&again), &flat(&kept)) < 1e-6);
+    check_recompute_of(&golden("edit"), &["all"], 1);
 }
 
 #[test]
