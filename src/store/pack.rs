@@ -148,7 +148,7 @@ impl PackBuilder {
                 );
                 return Err(entry.unfit(Some(name), why));
             }
-            let digest = Digest::of(&tensor.bytes);
+            let digest = Digest::of_pieces([&*tensor.bytes]);
             parts.insert(name.clone(), HeaderPart { digest, summary });
         }
         let record = HeaderRecord {
@@ -235,12 +235,7 @@ impl PackBuilder {
         let header = frame_header(&header)?;
         let payloads: Vec<&[u8]> = order.iter().map(|at| tensor(at).bytes.as_slice()).collect();
         // In pieces, as they will be written: a pack of 256 MiB is not copied together to be digested.
-        let mut hasher = blake3::Hasher::new();
-        hasher.update(&header);
-        for payload in &payloads {
-            hasher.update(payload);
-        }
-        let digest = Digest::from(hasher.finalize());
+        let digest = Digest::of_pieces(std::iter::once(&*header).chain(payloads.iter().copied()));
         let records = self.records(digest, header.len(), &starts);
         Ok(SealedPack {
             digest,

@@ -108,7 +108,7 @@ pub(super) fn payload<'a>(part: &PartRecord, map: &'a [u8]) -> Result<&'a [u8], 
 
 /// Whether `bytes` are what was written as `part`.
 pub(super) fn check_digest(part: &PartRecord, bytes: &[u8]) -> Result<(), String> {
-    let found = Digest::of(bytes);
+    let found = Digest::of_pieces([bytes]);
     if found == part.digest {
         Ok(())
     } else {
