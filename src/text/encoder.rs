@@ -2,6 +2,7 @@
 
 use candle_core::{DType, Tensor};
 
+use super::spread::spread;
 use super::{Error, LoadedNetwork, Network, Tokens};
 use crate::digest::Digest;
 use crate::nn::weights::{DigestMemo, Weights};
@@ -42,6 +43,8 @@ pub enum Residency {
 pub struct TextEncoder {
     network: Box<dyn LoadedNetwork>,
     dtype: DType,
+    /// Whether groups of captions are encoded at once: not where weights are read for all captions of a call, nor on a GPU.
+    spreads: bool,
     notes: Vec<String>,
 }
 
@@ -60,6 +63,7 @@ impl TextEncoder {
         Ok(Self {
             network: network.load(&located, residency)?,
             dtype: weights.dtype(),
+            spreads: residency == Residency::Resident && weights.device().is_cpu(),
             notes: located.notes,
         })
     }
@@ -88,7 +92,12 @@ impl TextEncoder {
                 });
             }
         }
-        let mut encoded = self.network.encode(captions)?;
+        let mut encoded = if self.spreads {
+            let rows = |tokens: &Tokens| self.network.rows(tokens);
+            spread(captions, rows, |some| self.network.encode(some))?
+        } else {
+            self.network.encode(captions)?
+        };
         for (caption, encoded) in encoded.iter_mut().enumerate() {
             for output in [&mut encoded.hidden, &mut encoded.pooled] {
                 *output = output.take().map(|t| t.to_dtype(self.dtype)).transpose()?;

@@ -123,3 +123,17 @@ impl From<candle_core::Error> for Error {
         Self::Backend(Box::new(error))
     }
 }
+
+impl Error {
+    /// As it is called where the captions begin at `first` of the call.
+    pub(super) fn of_captions_from(mut self, first: usize) -> Self {
+        if let Self::Vocabulary { caption, .. }
+        | Self::TooLong { caption, .. }
+        | Self::Count { caption, .. }
+        | Self::NonFinite { caption, .. } = &mut self
+        {
+            *caption += first;
+        }
+        self
+    }
+}

@@ -287,4 +287,9 @@ pub trait LoadedNetwork: Send + Sync {
     /// # Errors
     /// If a caption's tokens do not fit the network, or the device fails.
     fn encode(&self, captions: &[Tokens]) -> Result<Vec<Encoded>, Error>;
+
+    /// How many rows are computed of a caption, or about so many.
+    fn rows(&self, tokens: &Tokens) -> usize {
+        tokens.ids.len()
+    }
 }

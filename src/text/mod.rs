@@ -12,7 +12,7 @@
 //! - `spec`, `none`: what a spec says; how a recipe's data says "nothing"
 //! - `config`: `config.json`
 //! - `tokenizer`: captions to ids, by the vocabulary that a kind reads
-//! - `encoder`: finding, loading, running
+//! - `encoder`: finding, loading, running; `spread`: by groups of captions at once
 //! - `batch`, `names`, `activation`, `check`: what kinds share
 //!
 //! # Batches do not change numbers
@@ -34,6 +34,7 @@ mod names;
 pub mod none;
 pub mod qwen3;
 pub mod spec;
+mod spread;
 pub mod t5;
 pub mod tokenizer;
 

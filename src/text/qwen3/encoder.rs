@@ -228,13 +228,17 @@ impl LoadedNetwork for Qwen3Encoder {
         }
         Ok(encoded)
     }
+
+    fn rows(&self, tokens: &Tokens) -> usize {
+        self.network.forward.pad_rows.of(tokens)
+    }
 }
 
 impl Qwen3Encoder {
     fn sequences(&self, captions: &[Tokens]) -> Vec<Sequence> {
         let rules = &self.network.forward;
         let sequence = |(caption, tokens): (usize, &Tokens)| {
-            let rows = rules.pad_rows.of(tokens);
+            let rows = self.rows(tokens);
             Sequence {
                 caption,
                 ids: tokens.ids[..rows].to_vec(),

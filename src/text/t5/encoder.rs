@@ -200,6 +200,12 @@ impl LoadedNetwork for T5Encoder {
         }
         Ok(encoded)
     }
+
+    fn rows(&self, tokens: &Tokens) -> usize {
+        let keys = self.stack.forward.mask.keys(tokens.count, tokens.ids.len());
+        // What is attended is computed, kept or not.
+        self.kept(tokens).max(keys)
+    }
 }
 
 impl T5Encoder {
@@ -208,11 +214,9 @@ impl T5Encoder {
         let sequence = |(caption, tokens): (usize, &Tokens)| {
             let all = tokens.ids.len();
             let keys = mask.keys(tokens.count, all);
-            // What is attended is computed, kept or not.
-            let rows = self.kept(tokens).max(keys);
             Sequence {
                 caption,
-                ids: tokens.ids[..rows].to_vec(),
+                ids: tokens.ids[..self.rows(tokens)].to_vec(),
                 keys,
             }
         };
