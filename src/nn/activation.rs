@@ -6,7 +6,7 @@ use candle_core::{Result, Tensor};
 
 use super::Kernels;
 use super::compose::{sigmoid, wide};
-use super::cpu::{Binary, Unary, by_kernel, edit_with, map, map2};
+use super::cpu::{Binary, Unary, by_kernel, edit_each, edit_with, map, map2};
 #[cfg(feature = "cuda")]
 use super::cuda::rows;
 use super::real::Real;
@@ -60,6 +60,43 @@ impl Activation {
             T => with_curve!(self, C => map::<T>(x, Value::<C>(PhantomData))),
             cuda k in kernels => rows::activate(k, self, x, rows::Mode::Value),
             self.composed(x)
+        )
+    }
+
+    /// [`Self::apply`] in the memory of `x`, which must be contiguous and nobody else's.
+    ///
+    /// # Errors
+    ///
+    /// Those of the backend.
+    pub(crate) fn apply_in_place(self, kernels: &Kernels, x: Tensor) -> Result<Tensor> {
+        by_kernel!(
+            &x,
+            T => {
+                with_curve!(self, C => edit_each::<T>(&x, Value::<C>(PhantomData)))?;
+                Ok(x)
+            },
+            self.apply(kernels, &x)
+        )
+    }
+
+    /// [`Self::apply_gated`] in the memory of `x`, which must be contiguous and nobody else's.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::apply_gated`].
+    pub(crate) fn gate_in_place(
+        self,
+        kernels: &Kernels,
+        gate: &Tensor,
+        x: Tensor,
+    ) -> Result<Tensor> {
+        by_kernel!(
+            &x,
+            T => {
+                with_curve!(self, C => edit_with::<T>(&x, gate, TimesValue::<C>(PhantomData)))?;
+                Ok(x)
+            },
+            self.apply_gated(kernels, gate, &x)
         )
     }
 
@@ -166,6 +203,16 @@ struct ValueTimes<C>(PhantomData<C>);
 impl<C: Curve> Binary for ValueTimes<C> {
     #[inline(always)]
     fn apply<T: Real>(&self, gate: T, x: T) -> T {
+        C::value(gate) * x
+    }
+}
+
+/// The first number times a curve's value at the second.
+struct TimesValue<C>(PhantomData<C>);
+
+impl<C: Curve> Binary for TimesValue<C> {
+    #[inline(always)]
+    fn apply<T: Real>(&self, x: T, gate: T) -> T {
         C::value(gate) * x
     }
 }

@@ -303,6 +303,14 @@ vectorised! {
 }
 
 vectorised! {
+    fn edit_each_piece<T: Real, F: Unary>(f: &F, x: &mut [T]) {
+        for x in x.iter_mut() {
+            *x = f.apply(*x);
+        }
+    }
+}
+
+vectorised! {
     pub(crate) fn edit_piece<T: Real, F: Binary>(f: &F, x: &mut [T], y: &[T]) {
         for (x, &y) in x.iter_mut().zip(y) {
             *x = f.apply(*x, y);
@@ -330,6 +338,15 @@ pub(crate) fn map2<T: Real>(x: &Tensor, y: &Tensor, f: impl Binary) -> Result<Te
     let pieces = out.par_chunks_mut(GRAIN).zip(pieces);
     pieces.for_each(|(out, (x, y))| map2_piece(&f, out, x, y));
     tensor(out, x.dims())
+}
+
+/// Replaces every element of `target`, which must be contiguous and nobody else's, by its `f`, in place.
+pub(crate) fn edit_each<T: Real>(target: &Tensor, f: impl Unary) -> Result<()> {
+    edit::<T>(target, |target| {
+        target
+            .par_chunks_mut(GRAIN)
+            .for_each(|x| edit_each_piece(&f, x));
+    })
 }
 
 /// Replaces every element `x` of `target` by `f(x, y)` with the element `y` of `other` in its place, in place.

@@ -10,6 +10,8 @@
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod bf16;
+#[cfg(target_arch = "x86_64")]
+mod prepacked;
 
 use std::marker::PhantomData;
 
@@ -21,6 +23,8 @@ use super::cpu::rows_per_piece;
 use super::real::Real;
 
 pub(crate) use bf16::matmul_plus_bf16;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use prepacked::Prepacked;
 
 /// At most this many results take gemm's dot-product shortcut.
 const SHORTCUT_RESULTS: usize = 256;
@@ -347,7 +351,7 @@ fn own<T: Real>(scale: T, a: Matrix<'_, T>, b: Matrix<'_, T>) -> Option<avx512::
         columns: b.columns,
         scale: scale.to_f64() as f32,
         left: factor(a),
-        right: factor(b),
+        right: avx512::Right::Strided(factor(b)),
         bias: std::ptr::null(),
         base: std::ptr::null(),
         base_stride: 0,

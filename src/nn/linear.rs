@@ -34,14 +34,9 @@ pub fn linear_onto(
     w: &Tensor,
     b: Option<&Tensor>,
 ) -> Result<Tensor> {
-    check(x, w, b)?;
-    if base.dims() != shape_with_last(x, w.dim(0)?) {
-        bail!(
-            "the result of a linear layer on {:?} cannot be added to {:?}",
-            x.dims(),
-            base.dims()
-        );
-    }
+    let shape = w.dims2()?.into();
+    check(x, shape, b)?;
+    check_base(x, shape, Some(base))?;
     by_kernel!(
         x,
         T => product::<T>(x, w, b, Some(base)),
@@ -94,9 +89,20 @@ impl LowRank {
     }
 }
 
-fn check(x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<()> {
+/// The shape of the result is that of `base`.
+pub(super) fn check_base(x: &Tensor, [out, _]: [usize; 2], base: Option<&Tensor>) -> Result<()> {
+    match base {
+        Some(base) if base.dims() != shape_with_last(x, out) => bail!(
+            "the result of a linear layer on {:?} cannot be added to {:?}",
+            x.dims(),
+            base.dims()
+        ),
+        _ => Ok(()),
+    }
+}
+
+pub(super) fn check(x: &Tensor, [out, inner]: [usize; 2], b: Option<&Tensor>) -> Result<()> {
     let (_, width) = cpu::rows_of(x)?;
-    let (out, inner) = w.dims2()?;
     if width != inner {
         bail!(
             "a linear layer of {inner} inputs was given {width} ({:?})",
@@ -122,7 +128,7 @@ pub(crate) fn forward(
     b: Option<&Tensor>,
     lora: Option<&LowRank>,
 ) -> Result<(Tensor, Option<Tensor>)> {
-    check(x, w, b)?;
+    check(x, w.dims2()?.into(), b)?;
     let Some(lora) = lora else {
         let y = by_kernel!(
             x,
@@ -204,9 +210,25 @@ fn product_in_bf16(
     b: Option<&Tensor>,
     base: Option<&Tensor>,
 ) -> Result<Tensor> {
-    let (rows, inner) = cpu::rows_of(x)?;
-    let out = w.dim(0)?;
-    let (x_dense, w_dense) = (cpu::contiguous(x)?, w.contiguous()?);
+    let (out, inner) = w.dims2()?;
+    let dense = w.contiguous()?;
+    single_product(x, [out, inner], b, base, |x, plus| {
+        let w = elements::<bf16>(&dense)?;
+        let w = Matrix::new(&w, out, inner, inner).t();
+        Ok(matmul_plus_bf16(x, w, plus))
+    })
+}
+
+/// What `product` makes of `x` in f32 by a matrix of this shape, `b` and `base` added.
+pub(super) fn single_product(
+    x: &Tensor,
+    [out, inner]: [usize; 2],
+    b: Option<&Tensor>,
+    base: Option<&Tensor>,
+    product: impl FnOnce(Matrix<'_, f32>, Plus<'_, f32>) -> Result<Vec<f32>>,
+) -> Result<Tensor> {
+    let (rows, _) = cpu::rows_of(x)?;
+    let x_dense = cpu::contiguous(x)?;
     let b = b.map(cpu::dense::<f32>).transpose()?;
     let base = base.map(cpu::contiguous).transpose()?;
     let b = b.as_ref().map(elements::<f32>).transpose()?;
@@ -215,12 +237,8 @@ fn product_in_bf16(
         row: b.as_deref(),
         all: base.as_deref(),
     };
-    let (x_data, w_data) = (elements::<f32>(&x_dense)?, elements::<bf16>(&w_dense)?);
-    let y = matmul_plus_bf16(
-        Matrix::new(&x_data, rows, inner, inner),
-        Matrix::new(&w_data, out, inner, inner).t(),
-        plus,
-    );
+    let x_data = elements::<f32>(&x_dense)?;
+    let y = product(Matrix::new(&x_data, rows, inner, inner), plus)?;
     cpu::tensor(y, &shape_with_last(x, out))
 }
 

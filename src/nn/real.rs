@@ -27,8 +27,8 @@ macro_rules! storage_slice_mut {
     };
 }
 
-/// Declares a function that is compiled twice, for any machine and for one with AVX2 and FMA, and picks at run
-/// time. Only what is inlined into it is compiled so: its own loops and `#[inline(always)]` functions.
+/// Declares a function that is compiled three times, for any machine, for one with AVX2 and FMA, and for one with AVX-512, and picks at
+/// run time. Only what is inlined into it is compiled so: its own loops and `#[inline(always)]` functions.
 macro_rules! vectorised {
     (
         $(#[$attribute:meta])*
@@ -46,6 +46,18 @@ macro_rules! vectorised {
                 #[target_feature(enable = "avx2,fma")]
                 fn wide<$($generic: $bound),*>($($argument: $type),*) $(-> $result)? {
                     plain::<$($generic),*>($($argument),*)
+                }
+                #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]
+                fn widest<$($generic: $bound),*>($($argument: $type),*) $(-> $result)? {
+                    plain::<$($generic),*>($($argument),*)
+                }
+                if is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512dq")
+                    && is_x86_feature_detected!("avx512vl")
+                {
+                    // SAFETY: the features that `widest` is compiled for were just found; AVX2 and FMA come with AVX-512.
+                    return unsafe { widest::<$($generic),*>($($argument),*) };
                 }
                 if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
                     // SAFETY: the two features that `wide` is compiled for were just found.

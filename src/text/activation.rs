@@ -39,23 +39,18 @@ impl Activation {
         })
     }
 
-    /// `activation(x)`.
-    pub(super) fn apply(self, kernels: &Kernels, x: &Tensor) -> Result<Tensor> {
+    /// `activation(x)`, in the memory of `x`, which is nobody else's.
+    pub(super) fn apply(self, kernels: &Kernels, x: Tensor) -> Result<Tensor> {
         match self.curve() {
-            Some(curve) => curve.apply(kernels, x),
+            Some(curve) => curve.apply_in_place(kernels, x),
             None => x.relu(),
         }
     }
 
-    /// `activation(gate) * x`.
-    pub(super) fn apply_gated(
-        self,
-        kernels: &Kernels,
-        gate: &Tensor,
-        x: &Tensor,
-    ) -> Result<Tensor> {
+    /// `activation(gate) * x`, in the memory of `x`, which is nobody else's.
+    pub(super) fn apply_gated(self, kernels: &Kernels, gate: &Tensor, x: Tensor) -> Result<Tensor> {
         match self.curve() {
-            Some(curve) => curve.apply_gated(kernels, gate, x),
+            Some(curve) => curve.gate_in_place(kernels, gate, x),
             None => gate.relu()? * x,
         }
     }

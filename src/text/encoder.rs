@@ -5,6 +5,7 @@ use candle_core::{DType, Tensor};
 use super::spread::spread;
 use super::{Error, LoadedNetwork, Network, Tokens};
 use crate::digest::Digest;
+use crate::nn::Packed;
 use crate::nn::weights::{DigestMemo, Weights};
 
 /// Canonical names and shapes.
@@ -37,6 +38,16 @@ pub enum Residency {
     /// In the file: each call reads one layer at a time, once, for all its captions. For an encoder larger
     /// than memory, called with many captions.
     Streamed,
+}
+
+impl Residency {
+    /// The matrix of a linear layer, brought into the order of the processor's products where it stays for many.
+    pub(super) fn matrix(self, w: &Tensor) -> candle_core::Result<Packed> {
+        match self {
+            Self::Resident => Packed::new(w),
+            Self::Streamed => Packed::whole(w),
+        }
+    }
 }
 
 /// A text encoder, ready to run.

@@ -9,7 +9,9 @@ use crate::nn::gemm::{ALONE, Matrix, MatrixMut, Shared, Write, matmul};
 use crate::nn::real::{Real, vectorised};
 
 /// Queries whose scores exist at the same time, for one head.
-pub(super) const QUERY_CHUNK: usize = 64;
+const QUERY_CHUNK: usize = 64;
+/// As many queries as a caption of CLIP's has are one chunk: the keys are packed once, and no chunk has few rows.
+const MOST_QUERIES: usize = 112;
 
 /// One part of packed heads: row (b, i) of head h starts at `b * s[0] + i * s[1] + h * s[2]`.
 pub(super) struct Heads<'t, T> {
@@ -242,7 +244,9 @@ pub(super) fn forward<T: Real>(
         .map(|length| vec![T::zero(); batch * length * row])
         .collect();
     let targets: Vec<_> = outs.iter_mut().map(|out| Shared::new(out)).collect();
-    let chunks = chunks(&extents.queries, QUERY_CHUNK);
+    let fits = extents.queries.iter().all(|&length| length <= MOST_QUERIES);
+    let size = if fits { MOST_QUERIES } else { QUERY_CHUNK };
+    let chunks = chunks(&extents.queries, size);
     (0..batch * heads * chunks.len())
         .into_par_iter()
         .for_each_init(Vec::new, |scratch, index| {
@@ -257,7 +261,7 @@ pub(super) fn forward<T: Real>(
             };
             let reach = scoring.reach(&chunk);
             let scores = at_least(scratch, rows * reach);
-            let mut factors = [T::zero(); QUERY_CHUNK];
+            let mut factors = [T::zero(); MOST_QUERIES];
             scoring.exponentials(&chunk, reach, scores, &mut factors, ALONE);
             let offset = (b * extents.queries[part] + start) * row + h * value_width;
             // SAFETY: each (b, h, chunk) is visited once and owns these rows of its head.

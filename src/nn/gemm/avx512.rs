@@ -61,6 +61,15 @@ impl Factor {
     }
 }
 
+/// The right factor.
+#[derive(Clone, Copy)]
+pub(super) enum Right {
+    /// As it lies in a tensor: packed anew in every product.
+    Strided(Factor),
+    /// The first line of `Panels`.
+    Packed(*const f32),
+}
+
 /// What is multiplied.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Operands {
@@ -81,7 +90,7 @@ pub(super) struct Product {
     pub(super) columns: usize,
     pub(super) scale: f32,
     pub(super) left: Factor,
-    pub(super) right: Factor,
+    pub(super) right: Right,
     /// A row that is added to all, or null.
     pub(super) bias: *const f32,
     /// Rows, `base_stride` apart, or null. May be the target itself.
@@ -121,10 +130,15 @@ pub(super) unsafe fn run(product: &Product, threads: usize) {
         .rows
         .div_ceil(row_pieces)
         .next_multiple_of(TILE_ROWS);
+    // Pieces of a packed factor are whole panels.
+    let unit = match product.right {
+        Right::Strided(_) => LANES,
+        Right::Packed(_) => TILE_COLUMNS,
+    };
     let width = product
         .columns
         .div_ceil(column_pieces)
-        .next_multiple_of(LANES);
+        .next_multiple_of(unit);
     let piece = |index: usize| {
         let (row, column) = (
             index / column_pieces * height,
@@ -170,7 +184,51 @@ fn pieces(rows: usize, columns: usize, threads: usize) -> (usize, usize) {
 /// Numbers that start at a cache line.
 #[repr(C, align(64))]
 #[derive(Clone, Copy)]
-struct CacheLine([f32; LANES]);
+pub(super) struct CacheLine([f32; LANES]);
+
+/// The numbers, or pairs, of a block of the inner dimension: the same numbers in a block, whether they come one by one or in pairs.
+fn block_of(operands: Operands, inner: usize) -> usize {
+    match operands {
+        Operands::Single => inner_block(inner),
+        Operands::Bf16 => inner_block(2 * inner) / 2,
+    }
+}
+
+/// A right factor in the order in which products read it: block after block of the inner dimension, in each panel after panel of
+/// `TILE_COLUMNS` columns. Columns that fill the last panel are zeros.
+///
+/// # Safety
+///
+/// The processor must be `available`, and `inner` rows of `columns` readable in the factor.
+pub(super) unsafe fn panels(
+    operands: Operands,
+    right: Factor,
+    (inner, columns): (usize, usize),
+) -> Vec<CacheLine> {
+    /// What threads read, and where they write.
+    struct Both(Factor, *mut f32);
+    // SAFETY: nobody changes the factor meanwhile, and threads write to different panels.
+    unsafe impl Sync for Both {}
+
+    let count = columns.div_ceil(TILE_COLUMNS);
+    let width = count * TILE_COLUMNS;
+    let mut packed = vec![CacheLine([0.0; LANES]); inner * width / LANES];
+    let both = &Both(right, packed.as_mut_ptr().cast());
+    let block = block_of(operands, inner);
+    (0..count).into_par_iter().for_each(|panel| {
+        let column = panel * TILE_COLUMNS;
+        for at in (0..inner).step_by(block) {
+            let rows = block.min(inner - at);
+            let to = both
+                .1
+                .wrapping_add(at * width + panel * rows * TILE_COLUMNS);
+            let size = (rows, TILE_COLUMNS.min(columns - column));
+            // SAFETY: the panel lies inside the factor and, packed, inside `packed`.
+            unsafe { pack(both.0, (at, column), size, (to, TILE_COLUMNS)) };
+        }
+    });
+    packed
+}
 
 thread_local! {
     /// What this thread packs factors into: `TILE_ROWS` rows of the left one, then a block of the right one.
@@ -186,11 +244,8 @@ thread_local! {
 unsafe fn piece(p: &Product, rows: Range<usize>, columns: Range<usize>) {
     let panels = columns.len().div_ceil(TILE_COLUMNS);
     let width = panels * TILE_COLUMNS;
-    // The same numbers in a block, whether they come one by one or in pairs.
-    let block = match p.operands {
-        Operands::Single => inner_block(p.inner),
-        Operands::Bf16 => inner_block(2 * p.inner) / 2,
-    };
+    let block = block_of(p.operands, p.inner);
+    let all = p.columns.next_multiple_of(TILE_COLUMNS);
     let tiles = match p.operands {
         Operands::Single => SINGLE_TILES,
         Operands::Bf16 => BF16_TILES,
@@ -199,7 +254,11 @@ unsafe fn piece(p: &Product, rows: Range<usize>, columns: Range<usize>) {
     let depth = block * (INNER * COLUMNS / (block * width)).max(1);
     let mut packed = PACKED.take();
     let lines = TILE_ROWS * ROW / LANES;
-    let needed = lines + depth.min(p.inner + LANES) * width / LANES;
+    let needed = lines
+        + match p.right {
+            Right::Strided(_) => depth.min(p.inner + LANES) * width / LANES,
+            Right::Packed(_) => 0,
+        };
     // Kept by the thread and only grown: the factors of one product after the other are packed into the same pages.
     if packed.len() < needed {
         packed.resize(needed, CacheLine([0.0; LANES]));
@@ -215,13 +274,20 @@ unsafe fn piece(p: &Product, rows: Range<usize>, columns: Range<usize>) {
             let column = columns.start + panel * TILE_COLUMNS;
             let count = TILE_COLUMNS.min(columns.end - column);
             let rows = block.min(end - at);
-            let packed = (at - start) * width + panel * rows * TILE_COLUMNS;
-            (column, count, rows, right.wrapping_add(packed))
+            let packed = match p.right {
+                Right::Strided(_) => {
+                    right.wrapping_add((at - start) * width + panel * rows * TILE_COLUMNS)
+                }
+                Right::Packed(right) => right.wrapping_add(at * all + column * rows).cast_mut(),
+            };
+            (column, count, rows, packed)
         };
-        for at in (start..end).step_by(block) {
-            for (column, count, inner, to) in (0..panels).map(|i| panel(i, at)) {
-                // SAFETY: the panel lies inside the factor and, packed, inside `right`.
-                unsafe { pack(p.right, (at, column), (inner, count), (to, TILE_COLUMNS)) };
+        if let Right::Strided(factor) = p.right {
+            for at in (start..end).step_by(block) {
+                for (column, count, inner, to) in (0..panels).map(|i| panel(i, at)) {
+                    // SAFETY: the panel lies inside the factor and, packed, inside `right`.
+                    unsafe { pack(factor, (at, column), (inner, count), (to, TILE_COLUMNS)) };
+                }
             }
         }
         for row in rows.clone().step_by(TILE_ROWS) {

@@ -37,16 +37,13 @@ fn by_instruction(
     b: Matrix<'_, bf16>,
     plus: Plus<'_, f32>,
 ) -> Option<Vec<f32>> {
-    use super::avx512::{Factor, Operands, Product, available, run};
+    use super::avx512::{Factor, Operands, Product, Right, run};
     use super::{ALL, threads_for};
     let inner = a.columns;
-    // Pairs lie side by side, in rows of pairs.
-    let in_pairs = b.row_stride == 1
-        && inner.is_multiple_of(2)
-        && (b.column_stride.is_multiple_of(2) || b.columns == 1);
-    if inner == 0 || a.column_stride != 1 || !in_pairs || !available(Operands::Bf16) {
+    if a.column_stride != 1 {
         return None;
     }
+    let right = Right::Strided(pairs(&b)?);
     let (rows, columns) = (a.rows, b.columns);
     let mut out: Vec<f32> = Vec::with_capacity(rows * columns);
     let product = Product {
@@ -60,11 +57,7 @@ fn by_instruction(
             row_stride: a.row_stride,
             column_stride: 1,
         },
-        right: Factor {
-            data: b.data.as_ptr().cast(),
-            row_stride: 1,
-            column_stride: b.column_stride / 2,
-        },
+        right,
         bias: plus.row.map_or(std::ptr::null(), <[f32]>::as_ptr),
         base: plus.all.map_or(std::ptr::null(), <[f32]>::as_ptr),
         base_stride: columns,
@@ -78,6 +71,22 @@ fn by_instruction(
         out.set_len(rows * columns);
     }
     Some(out)
+}
+
+/// The right factor as pairs along the inner dimension, where they lie side by side, in rows of pairs, and the processor has the
+/// instruction.
+#[cfg(target_arch = "x86_64")]
+pub(super) fn pairs(b: &Matrix<'_, bf16>) -> Option<super::avx512::Factor> {
+    use super::avx512::{Factor, Operands, available};
+    let inner = b.rows;
+    let in_pairs = b.row_stride == 1
+        && inner.is_multiple_of(2)
+        && (b.column_stride.is_multiple_of(2) || b.columns == 1);
+    (inner > 0 && in_pairs && available(Operands::Bf16)).then(|| Factor {
+        data: b.data.as_ptr().cast(),
+        row_stride: 1,
+        column_stride: b.column_stride / 2,
+    })
 }
 
 /// The product of the widened factors.

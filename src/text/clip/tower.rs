@@ -14,7 +14,7 @@ use candle_core::Tensor;
 use super::plan::TowerPlan;
 use super::{ClipTextArchitecture, ClipTextNetwork, PooledRule, names};
 use crate::nn::weights::Weights;
-use crate::nn::{layer_norm, linear, linear_onto};
+use crate::nn::{Packed, layer_norm, linear};
 use crate::text::batch::{Batch, Sequence, batches_of, causal, regroup};
 use crate::text::check::check_vocabulary;
 use crate::text::spec::EncoderMask;
@@ -25,11 +25,11 @@ use crate::text::{Encoded, Error, LoadedNetwork, Residency, Tokens};
 struct Block {
     norm1: [Tensor; 2],
     /// Queries, keys and values on top of each other: `[3 c, c]` and `[3 c]`.
-    qkv: [Tensor; 2],
-    out: [Tensor; 2],
+    qkv: (Packed, Tensor),
+    out: (Packed, Tensor),
     norm2: [Tensor; 2],
-    fc1: [Tensor; 2],
-    fc2: [Tensor; 2],
+    fc1: (Packed, Tensor),
+    fc2: (Packed, Tensor),
 }
 
 impl Block {
@@ -37,6 +37,7 @@ impl Block {
         architecture: &ClipTextArchitecture,
         weights: &Weights,
         layer: usize,
+        residency: Residency,
     ) -> Result<Self, Error> {
         let (c, i) = (architecture.hidden_size, architecture.intermediate_size);
         let weights = weights.pp("text_model.encoder.layers").pp(layer);
@@ -51,13 +52,14 @@ impl Block {
             ["q_proj", "k_proj", "v_proj"].map(|n| pair(&format!("self_attn.{n}"), &[c, c]));
         let (q, k, v) = (q?, k?, v?);
         let stack = |at: usize| Tensor::cat(&[&q[at], &k[at], &v[at]], 0);
+        let dense = |[w, b]: [Tensor; 2]| -> Result<_, Error> { Ok((residency.matrix(&w)?, b)) };
         Ok(Self {
             norm1: pair("layer_norm1", &[c])?,
-            qkv: [stack(0)?, stack(1)?],
-            out: pair("self_attn.out_proj", &[c, c])?,
+            qkv: dense([stack(0)?, stack(1)?])?,
+            out: dense(pair("self_attn.out_proj", &[c, c])?)?,
             norm2: pair("layer_norm2", &[c])?,
-            fc1: pair("mlp.fc1", &[i, c])?,
-            fc2: pair("mlp.fc2", &[c, i])?,
+            fc1: dense(pair("mlp.fc1", &[i, c])?)?,
+            fc2: dense(pair("mlp.fc2", &[c, i])?)?,
         })
     }
 }
@@ -90,7 +92,7 @@ impl ClipTextTower {
         };
         // Layers behind the last that is asked for are not even read.
         let resident = (0..depth)
-            .map(|layer| Block::load(architecture, weights, layer))
+            .map(|layer| Block::load(architecture, weights, layer, residency))
             .collect::<Result<_, _>>()?;
         let norm = |leaf: &str| weights.get(&[c], &format!("text_model.final_layer_norm.{leaf}"));
         let final_norm = if plan.norms {
@@ -273,7 +275,12 @@ impl ClipTextTower {
     fn block(&self, layer: usize) -> Result<Block, Error> {
         match self.resident.get(layer) {
             Some(block) => Ok(block.clone()),
-            None => Block::load(&self.network.architecture, &self.weights, layer),
+            None => Block::load(
+                &self.network.architecture,
+                &self.weights,
+                layer,
+                Residency::Streamed,
+            ),
         }
     }
 
@@ -284,21 +291,18 @@ impl ClipTextTower {
         let norm = |x: &Tensor, [w, b]: &[Tensor; 2]| {
             layer_norm(kernels, x, Some(w), Some(b), architecture.layer_norm_eps)
         };
-        let dense = |x: &Tensor, [w, b]: &[Tensor; 2]| linear(kernels, x, w, Some(b));
+        let dense = |x: &Tensor, (w, b): &(Packed, Tensor)| w.linear(kernels, x, Some(b));
+        let onto = |base: &Tensor, x: &Tensor, (w, b): &(Packed, Tensor)| {
+            w.linear_onto(kernels, base, x, Some(b))
+        };
 
         let qkv = dense(&norm(x_rc, &block.norm1)?, &block.qkv)?;
         let qkv_r3hd = qkv.reshape((qkv.dim(0)?, 3, heads, c / heads))?;
         let y_rc = batch.attention(&qkv_r3hd, |group, q, k, v| causal(kernels, group, q, k, v))?;
-        let x_rc = linear_onto(kernels, x_rc, &y_rc, &block.out[0], Some(&block.out[1]))?;
+        let x_rc = onto(x_rc, &y_rc, &block.out)?;
         let inner_ri = dense(&norm(&x_rc, &block.norm2)?, &block.fc1)?;
-        let inner_ri = architecture.hidden_act.apply(kernels, &inner_ri)?;
-        linear_onto(
-            kernels,
-            &x_rc,
-            &inner_ri,
-            &block.fc2[0],
-            Some(&block.fc2[1]),
-        )
+        let inner_ri = architecture.hidden_act.apply(kernels, inner_ri)?;
+        onto(&x_rc, &inner_ri, &block.fc2)
     }
 
     fn normed(&self, x: &Tensor) -> candle_core::Result<Tensor> {

@@ -12,7 +12,7 @@ use candle_core::{D, Tensor};
 use super::rotary::{Angles, neighbours, rows_of_neighbours};
 use super::{Qwen3Architecture, Qwen3Network, Qwen3PadRows, names};
 use crate::nn::weights::Weights;
-use crate::nn::{Kernels, linear, linear_onto, rms_norm};
+use crate::nn::{Kernels, Packed, rms_norm};
 use crate::text::batch::{Batch, Sequence, batches_of, causal};
 use crate::text::check::{check_vocabulary, positive};
 use crate::text::names::refuse_unexpected;
@@ -113,20 +113,25 @@ fn check(network: &Qwen3Network) -> Result<(), Error> {
 #[derive(Clone)]
 struct Layer {
     attention_norm: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    q: Packed,
+    k: Packed,
+    v: Packed,
     q_norm: Tensor,
     k_norm: Tensor,
-    out: Tensor,
+    out: Packed,
     feed_forward_norm: Tensor,
-    gate: Tensor,
-    up: Tensor,
-    down: Tensor,
+    gate: Packed,
+    up: Packed,
+    down: Packed,
 }
 
 impl Layer {
-    fn load(a: &Qwen3Architecture, weights: &Weights, layer: usize) -> Result<Self, Error> {
+    fn load(
+        a: &Qwen3Architecture,
+        weights: &Weights,
+        layer: usize,
+        residency: Residency,
+    ) -> Result<Self, Error> {
         let (c, f, d) = (a.hidden_size, a.intermediate_size, a.head_dim);
         let (queries, keys) = (a.num_attention_heads * d, a.num_key_value_heads * d);
         let weights = weights.pp("layers").pp(layer);
@@ -134,9 +139,12 @@ impl Layer {
         let ordered = |tensor: Tensor, order: Vec<u32>| {
             tensor.index_select(&Tensor::new(order, tensor.device())?, 0)
         };
-        let heads = |name: &str, heads: usize| -> Result<Tensor, Error> {
+        let heads = |name: &str, heads: usize| -> Result<Packed, Error> {
             let rows = get(name, &[heads * d, c])?;
-            Ok(ordered(rows, rows_of_neighbours(heads, d))?)
+            Ok(residency.matrix(&ordered(rows, rows_of_neighbours(heads, d))?)?)
+        };
+        let matrix = |name: &str, shape: &[usize]| -> Result<Packed, Error> {
+            Ok(residency.matrix(&get(name, shape)?)?)
         };
         let norm =
             |name: &str| -> Result<Tensor, Error> { Ok(ordered(get(name, &[d])?, neighbours(d))?) };
@@ -144,14 +152,14 @@ impl Layer {
             attention_norm: get("input_layernorm", &[c])?,
             q: heads("self_attn.q_proj", a.num_attention_heads)?,
             k: heads("self_attn.k_proj", a.num_key_value_heads)?,
-            v: get("self_attn.v_proj", &[keys, c])?,
+            v: matrix("self_attn.v_proj", &[keys, c])?,
             q_norm: norm("self_attn.q_norm")?,
             k_norm: norm("self_attn.k_norm")?,
-            out: get("self_attn.o_proj", &[c, queries])?,
+            out: matrix("self_attn.o_proj", &[c, queries])?,
             feed_forward_norm: get("post_attention_layernorm", &[c])?,
-            gate: get("mlp.gate_proj", &[f, c])?,
-            up: get("mlp.up_proj", &[f, c])?,
-            down: get("mlp.down_proj", &[c, f])?,
+            gate: matrix("mlp.gate_proj", &[f, c])?,
+            up: matrix("mlp.up_proj", &[f, c])?,
+            down: matrix("mlp.down_proj", &[c, f])?,
         })
     }
 }
@@ -178,7 +186,7 @@ impl Qwen3Encoder {
             Residency::Streamed => 0,
         };
         let resident = (0..count)
-            .map(|layer| Layer::load(architecture, weights, layer))
+            .map(|layer| Layer::load(architecture, weights, layer, residency))
             .collect::<Result<_, _>>()?;
         let norm = || weights.get(&[architecture.hidden_size], names::FINAL_NORM);
         Ok(Self {
@@ -279,7 +287,12 @@ impl Qwen3Encoder {
     fn layer(&self, layer: usize) -> Result<Layer, Error> {
         match self.resident.get(layer) {
             Some(layer) => Ok(layer.clone()),
-            None => Layer::load(&self.network.architecture, &self.weights, layer),
+            None => Layer::load(
+                &self.network.architecture,
+                &self.weights,
+                layer,
+                Residency::Streamed,
+            ),
         }
     }
 
@@ -292,8 +305,8 @@ impl Qwen3Encoder {
     ) -> candle_core::Result<Tensor> {
         let (a, kernels) = (&self.network.architecture, self.kernels());
         let y_rc = self.norm(x_rc, &layer.attention_norm)?;
-        let heads = |weight: &Tensor, heads: usize| {
-            let y = linear(kernels, &y_rc, weight, None)?;
+        let heads = |weight: &Packed, heads: usize| {
+            let y = weight.linear(kernels, &y_rc, None)?;
             y.reshape((y.dim(0)?, heads, a.head_dim))
         };
         let turned = |x: Tensor, norm| angles.turn(kernels, &self.norm(&x, norm)?);
@@ -302,12 +315,12 @@ impl Qwen3Encoder {
         let v = heads(&layer.v, a.num_key_value_heads)?;
         let attend = |group: &_, q: &_, k: &_, v: &_| causal(kernels, group, q, k, v);
         let y_rc = batch.grouped_attention(&q, [&k, &v], attend)?;
-        let x_rc = linear_onto(kernels, x_rc, &y_rc, &layer.out, None)?;
+        let x_rc = layer.out.linear_onto(kernels, x_rc, &y_rc, None)?;
         let y_rc = self.norm(&x_rc, &layer.feed_forward_norm)?;
-        let gate = linear(kernels, &y_rc, &layer.gate, None)?;
-        let up = linear(kernels, &y_rc, &layer.up, None)?;
-        let inner_rf = a.hidden_act.apply_gated(kernels, &gate, &up)?;
-        linear_onto(kernels, &x_rc, &inner_rf, &layer.down, None)
+        let gate = layer.gate.linear(kernels, &y_rc, None)?;
+        let up = layer.up.linear(kernels, &y_rc, None)?;
+        let inner_rf = a.hidden_act.apply_gated(kernels, &gate, up)?;
+        layer.down.linear_onto(kernels, &x_rc, &inner_rf, None)
     }
 
     fn norm(&self, x: &Tensor, weight: &Tensor) -> candle_core::Result<Tensor> {

@@ -12,8 +12,8 @@ use candle_core::{DType, Tensor};
 
 use super::bias::PositionBias;
 use super::{Stack, T5EncoderArchitecture, T5Mask, T5PadRows, names};
-use crate::nn::weights::Weights;
-use crate::nn::{AttentionMask, Kernels, attention, linear, linear_onto, rms_norm};
+use crate::nn::weights::{self, Weights};
+use crate::nn::{AttentionMask, Kernels, Packed, attention, rms_norm};
 use crate::text::batch::{Batch, Group, Sequence, batches_of};
 use crate::text::check::{check_vocabulary, positive};
 use crate::text::names::refuse_unexpected;
@@ -91,12 +91,12 @@ fn check(stack: &Stack) -> Result<(), Error> {
 struct Block {
     attention_norm: Tensor,
     /// Queries, keys and values on top of each other: `[3 h d, c]`.
-    qkv: Tensor,
-    out: Tensor,
+    qkv: Packed,
+    out: Packed,
     feed_forward_norm: Tensor,
     /// `wi`, or `wi_0` and `wi_1`.
-    inward: Vec<Tensor>,
-    outward: Tensor,
+    inward: Vec<Packed>,
+    outward: Packed,
 }
 
 impl Block {
@@ -104,12 +104,16 @@ impl Block {
         architecture: &T5EncoderArchitecture,
         weights: &Weights,
         block: usize,
+        residency: Residency,
     ) -> Result<Self, Error> {
         let (c, f) = (architecture.d_model, architecture.d_ff);
         let inner = architecture.num_heads * architecture.d_kv;
         let weights = weights.pp("encoder.block").pp(block).pp("layer");
         let get = |name: &str, shape: &[usize]| weights.pp(name).get(shape, "weight");
         let [q, k, v] = ["q", "k", "v"].map(|n| get(&format!("0.SelfAttention.{n}"), &[inner, c]));
+        let matrix = |w: Result<Tensor, weights::Error>| -> Result<Packed, Error> {
+            Ok(residency.matrix(&w?)?)
+        };
         let inward = names::inward(architecture).iter();
         // `_keep_in_fp32_modules = ["wo"]` of `T5PreTrainedModel`; it holds for f16 only.
         let wide = match weights.dtype() {
@@ -118,13 +122,13 @@ impl Block {
         };
         Ok(Self {
             attention_norm: get("0.layer_norm", &[c])?,
-            qkv: Tensor::cat(&[q?, k?, v?], 0)?,
-            out: get("0.SelfAttention.o", &[c, inner])?,
+            qkv: residency.matrix(&Tensor::cat(&[q?, k?, v?], 0)?)?,
+            out: matrix(get("0.SelfAttention.o", &[c, inner]))?,
             feed_forward_norm: get("1.layer_norm", &[c])?,
             inward: inward
-                .map(|name| get(&format!("1.DenseReluDense.{name}"), &[f, c]))
+                .map(|name| matrix(get(&format!("1.DenseReluDense.{name}"), &[f, c])))
                 .collect::<Result<_, _>>()?,
-            outward: wide.get(&[c, f], "1.DenseReluDense.wo.weight")?,
+            outward: matrix(wide.get(&[c, f], "1.DenseReluDense.wo.weight"))?,
         })
     }
 }
@@ -153,7 +157,7 @@ impl T5Encoder {
             Residency::Streamed => 0,
         };
         let resident = (0..depth)
-            .map(|block| Block::load(architecture, weights, block))
+            .map(|block| Block::load(architecture, weights, block, residency))
             .collect::<Result<_, _>>()?;
         let tables = stack.tables.count(architecture.num_layers);
         let bias = |block| -> Result<PositionBias, Error> {
@@ -243,7 +247,12 @@ impl T5Encoder {
     fn block(&self, block: usize) -> Result<Block, Error> {
         match self.resident.get(block) {
             Some(block) => Ok(block.clone()),
-            None => Block::load(&self.stack.architecture, &self.weights, block),
+            None => Block::load(
+                &self.stack.architecture,
+                &self.weights,
+                block,
+                Residency::Streamed,
+            ),
         }
     }
 
@@ -264,12 +273,8 @@ impl T5Encoder {
         let architecture = &self.stack.architecture;
         let (heads, width) = (architecture.num_heads, architecture.d_kv);
         let kernels = self.kernels();
-        let qkv = linear(
-            kernels,
-            &self.norm(x_rc, &block.attention_norm)?,
-            &block.qkv,
-            None,
-        )?;
+        let normed_rc = self.norm(x_rc, &block.attention_norm)?;
+        let qkv = block.qkv.linear(kernels, &normed_rc, None)?;
         let qkv_r3hd = qkv.reshape((qkv.dim(0)?, 3, heads, width))?;
         let mut y_rc = batch.attention(&qkv_r3hd, |group, q, k, v| {
             self.attend(bias, group, q, k, v)
@@ -311,12 +316,12 @@ impl T5Encoder {
         let inner_rf = match block.inward.as_slice() {
             [wi_0, wi_1] => {
                 let (gate, x) = (
-                    linear(kernels, x_rc, wi_0, None)?,
-                    linear(kernels, x_rc, wi_1, None)?,
+                    wi_0.linear(kernels, x_rc, None)?,
+                    wi_1.linear(kernels, x_rc, None)?,
                 );
-                activation.apply_gated(kernels, &gate, &x)?
+                activation.apply_gated(kernels, &gate, x)?
             }
-            [wi] => activation.apply(kernels, &linear(kernels, x_rc, wi, None)?)?,
+            [wi] => activation.apply(kernels, wi.linear(kernels, x_rc, None)?)?,
             _ => candle_core::bail!("a feed-forward with {} inward matrices", block.inward.len()),
         };
         // As `T5DenseGatedActDense.forward`, for `wo` in f32.
@@ -366,16 +371,16 @@ fn with_uniform_pads(
 }
 
 /// The residual stream and `y w^T`, in the wider of the two types.
-fn onto(kernels: &Kernels, x: &Tensor, y: &Tensor, w: &Tensor) -> candle_core::Result<Tensor> {
+fn onto(kernels: &Kernels, x: &Tensor, y: &Tensor, w: &Packed) -> candle_core::Result<Tensor> {
     if x.dtype() == y.dtype() {
-        return linear_onto(kernels, x, y, w, None);
+        return w.linear_onto(kernels, x, y, None);
     }
     let wide = if x.dtype() == DType::F32 {
         DType::F32
     } else {
         w.dtype()
     };
-    x.to_dtype(wide)? + linear(kernels, y, w, None)?.to_dtype(wide)?
+    x.to_dtype(wide)? + w.linear(kernels, y, None)?.to_dtype(wide)?
 }
 
 /// In f16, what overflowed becomes the largest finite value less 1000 (transformers' `T5Block`).

@@ -1,0 +1,133 @@
+//! A right factor that many products have, packed once.
+
+use half::bf16;
+
+use super::avx512::{self, CacheLine, Factor, Operands, Product, Right};
+use super::{ALL, Matrix, Plus, bf16 as halves, check_sum, threads_for};
+
+/// A right factor [inner, columns] in the order in which this processor's products read it: the same results, bit for bit, as of the
+/// matrix that it was made of, without packing it again.
+pub(crate) struct Prepacked {
+    operands: Operands,
+    inner: usize,
+    columns: usize,
+    panels: Vec<CacheLine>,
+}
+
+impl Prepacked {
+    /// Of a matrix of f32; None if this processor's products do not pack.
+    pub(crate) fn of_f32(matrix: Matrix<'_, f32>) -> Option<Self> {
+        let of_ours = matrix.rows > 0 && avx512::available(Operands::Single);
+        let right = Factor {
+            data: matrix.data.as_ptr(),
+            row_stride: matrix.row_stride,
+            column_stride: matrix.column_stride,
+        };
+        of_ours.then(|| Self::pack(Operands::Single, right, matrix.rows, matrix.columns))
+    }
+
+    /// Of a matrix of bf16; None if this processor has no products of bf16, or its pairs do not lie side by side.
+    pub(crate) fn of_bf16(matrix: Matrix<'_, bf16>) -> Option<Self> {
+        let right = halves::pairs(&matrix)?;
+        let pairs = matrix.rows / 2;
+        Some(Self::pack(Operands::Bf16, right, pairs, matrix.columns))
+    }
+
+    /// `inner` counts pairs where the factor does.
+    fn pack(operands: Operands, right: Factor, inner: usize, columns: usize) -> Self {
+        Self {
+            operands,
+            inner,
+            columns,
+            // SAFETY: the view was checked against its slice when made, and the processor was asked.
+            panels: unsafe { avx512::panels(operands, right, (inner, columns)) },
+        }
+    }
+
+    /// `a b + plus` as rows, by all threads; for a matrix of bf16 `a` is rounded.
+    pub(crate) fn product(&self, a: Matrix<'_, f32>, plus: Plus<'_, f32>) -> Vec<f32> {
+        let inner = match self.operands {
+            Operands::Single => self.inner,
+            Operands::Bf16 => 2 * self.inner,
+        };
+        let (rows, columns) = (a.rows, self.columns);
+        // Of the shape alone: what was packed is not read.
+        let shape = Matrix::<f32> {
+            data: &[],
+            rows: inner,
+            columns,
+            row_stride: 0,
+            column_stride: 0,
+        };
+        check_sum(&a, &shape, plus);
+        assert!(a.column_stride == 1, "rows that do not lie in order");
+        let mut out: Vec<f32> = Vec::with_capacity(rows * columns);
+        let product = Product {
+            operands: self.operands,
+            rows,
+            inner: self.inner,
+            columns,
+            scale: 1.0,
+            left: Factor {
+                data: a.data.as_ptr(),
+                row_stride: a.row_stride,
+                column_stride: 1,
+            },
+            right: Right::Packed(self.panels.as_ptr().cast()),
+            bias: plus.row.map_or(std::ptr::null(), <[f32]>::as_ptr),
+            base: plus.all.map_or(std::ptr::null(), <[f32]>::as_ptr),
+            base_stride: columns,
+            target: out.as_mut_ptr(),
+            stride: columns,
+        };
+        // SAFETY: the left view was checked against its slice when made, the panels are those of a matrix of this shape, and `out` is new
+        // and has room for all elements, every one of which is written.
+        unsafe {
+            avx512::run(&product, threads_for(&product, ALL));
+            out.set_len(rows * columns);
+        }
+        out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::numbers;
+    use super::super::{matmul_plus, matmul_plus_bf16};
+    use super::*;
+
+    #[test]
+    fn a_packed_factor_gives_the_same_bits() {
+        for (rows, inner, columns) in [
+            (1, 2, 1),
+            (77, 768, 96),
+            (13, 770, 33),
+            (15, 386, 16),
+            (29, 800, 700),
+            (230, 16, 1300),
+        ] {
+            let (a, b) = (numbers(rows * inner, 1), numbers(inner * columns, 2));
+            let half: Vec<bf16> = b.iter().map(|&x| bf16::from_f32(x)).collect();
+            let (row, all) = (numbers(columns, 3), numbers(rows * columns, 4));
+            let left = Matrix::new(&a, rows, inner, inner);
+            let single = Matrix::new(&b, columns, inner, inner).t();
+            let turned = Matrix::new(&b, inner, columns, columns);
+            let half = Matrix::new(&half, columns, inner, inner).t();
+            let plus = || Plus {
+                row: Some(&*row),
+                all: Some(&*all),
+            };
+            for matrix in [single, turned] {
+                let Some(packed) = Prepacked::of_f32(matrix) else {
+                    continue;
+                };
+                let found = packed.product(left, plus());
+                assert!(found == matmul_plus(1.0, left, matrix, plus()), "{inner}");
+            }
+            if let Some(packed) = Prepacked::of_bf16(half) {
+                let found = packed.product(left, plus());
+                assert!(found == matmul_plus_bf16(left, half, plus()), "{inner}");
+            }
+        }
+    }
+}
