@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use candle_core::{DType, Device, Result, Tensor, bail};
+use serde::Serialize;
 
 use crate::models::ConditioningTensors;
 use crate::recipe::Recipe;
@@ -137,6 +138,61 @@ pub fn assemble(
         pooled,
         token_count,
     })
+}
+
+/// Where an encoder's sequence stands in the context: the rows it has from row `row` on, and the channels from `channel` on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct EncoderPlace {
+    /// Its slot in the recipe.
+    pub slot: String,
+    /// The first row.
+    pub row: usize,
+    /// How many rows, pads included.
+    pub rows: usize,
+    /// The first channel.
+    pub channel: usize,
+    /// How many channels.
+    pub channels: usize,
+    /// How many of the rows are of true tokens, the first so many.
+    pub tokens: usize,
+}
+
+/// Where each encoder's sequence stands in the context that [`assemble`] makes of the same outputs. Encoders without one are left out.
+///
+/// # Errors
+/// As [`assemble`].
+pub fn places(
+    recipe: &Recipe,
+    outputs: &EncoderOutputs,
+    context_width: usize,
+) -> Result<Vec<EncoderPlace>> {
+    let (mut places, mut row) = (Vec::new(), 0);
+    for group in &recipe.assembly().context {
+        let (mut channel, mut group_rows) = (0, 0);
+        for slot in group {
+            let output = outputs.get(slot);
+            let Some(hidden) = output.and_then(|output| output.hidden.as_ref()) else {
+                group_rows = stand_in(recipe, slot, context_width)?.dim(0)?;
+                channel += context_width;
+                continue;
+            };
+            let (rows, channels) = hidden.dims2()?;
+            let rows = rows.max(filled_rows(recipe, slot).unwrap_or(0));
+            let tokens = output.map_or(0, |output| output.token_count.min(rows));
+            places.push(EncoderPlace {
+                slot: slot.clone(),
+                row,
+                rows,
+                channel,
+                channels,
+                tokens,
+            });
+            channel += channels;
+            group_rows = rows;
+        }
+        row += group_rows;
+    }
+    Ok(places)
 }
 
 /// The outputs with those of the `dropped` slots replaced by what stands for "no caption": those of the

@@ -23,7 +23,8 @@ mod specs;
 pub mod tensors;
 
 pub use conditioning::{
-    Conditioning, EncoderOutput, EncoderOutputs, assemble, batch, drop_caption,
+    Conditioning, EncoderOutput, EncoderOutputs, EncoderPlace, assemble, batch, drop_caption,
+    places,
 };
 pub use description::Description;
 pub use error::Error;

@@ -1,9 +1,12 @@
-//! What plumb and other programs make, each in the form of the other: LoRAs ([`lora`]) and caches ([`cache`]).
+//! What plumb and other programs make, each in the form of the other: LoRAs ([`lora`]), caches ([`cache`]), and sets of samples in the
+//! shards that data loaders read ([`shards`]).
 //!
 //! The file that is made says what it was made from; what the source says about its training stays in it.
 
 pub mod cache;
+mod complete;
 pub mod provenance;
+pub mod shards;
 mod source;
 
 use std::collections::BTreeMap;

@@ -247,6 +247,22 @@ impl LatentGeometry {
         }
     }
 
+    /// The deviations of the denoiser's latents, of those of the VAE's: what [`Self::normalize`] multiplies by. None where the mean
+    /// stands for the latents.
+    ///
+    /// # Errors
+    /// As [`Self::normalize`].
+    pub fn normalize_deviations(&self, deviations: &Tensor) -> Result<Option<Tensor>> {
+        Ok(match &self.statistics {
+            LatentStatistics::Shared { scale, .. } => Some((deviations * *scale)?),
+            LatentStatistics::PerChannel { scale, std, .. } => {
+                let std = self.per_channel(std, deviations)?;
+                Some((deviations * *scale)?.broadcast_div(&std)?)
+            }
+            LatentStatistics::Patches { .. } => None,
+        })
+    }
+
     /// The VAE's latents of the denoiser's, of one sample or a batch: [`Self::normalize`] undone.
     ///
     /// # Errors

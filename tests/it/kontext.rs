@@ -139,6 +139,9 @@ fn musubi_finds_pairs(world: &World) {
         (&report["texts"], &report["latents"]),
         (&3.into(), &3.into())
     );
+    for sample in crate::shards::round_trip(world).unwrap_or_default() {
+        assert_eq!(sample["reference"]["file"], sample["picture"]["file"]);
+    }
     let inspect = ["inspect", "latents", "exp.toml", "--picture"];
     let inspect = [&inspect[..], &["pictures/p0.png", "--out", "l.st"]].concat();
     world.run(&inspect).expect(0);

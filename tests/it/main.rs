@@ -53,6 +53,7 @@ mod run_damage;
 mod run_folder;
 mod s3;
 mod schedules;
+mod shards;
 mod shell;
 mod single_files;
 mod start_from;

@@ -12,7 +12,7 @@ fn package() -> PathBuf {
 }
 
 /// A script that imports the package.
-fn with_package(script: Script, folder: &Path) -> Script {
+pub(crate) fn with_package(script: Script, folder: &Path) -> Script {
     script
         .in_folder(folder)
         .variable("PYTHONPATH", package())

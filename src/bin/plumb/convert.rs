@@ -5,6 +5,9 @@ mod config;
 use std::path::{Path, PathBuf};
 
 use plumb::convert::cache::{CacheError, CacheExport, CacheOptions, CacheTarget, cache};
+use plumb::convert::shards::{
+    MAX_SHARD_BYTES, ShardExport, ShardFormat, ShardOptions, Split, shards,
+};
 use plumb::convert::{self, ConvertOptions};
 use plumb::dataset;
 use plumb::lora::SaveDtype;
@@ -60,10 +63,13 @@ enum Export {
         #[arg(long)]
         format: Format,
     },
-    /// Write the embeddings and latents of an Experiment as the cache of another trainer.
+    /// Write the embeddings and latents of an Experiment as the cache of another trainer, or as shards for a loop of one's own.
     ///
-    /// The trainer then trains from them as if it had made them: its own names, shapes and flags. Latents are the posterior's mean.
+    /// A trainer then trains from them as if it had made them: its own names, shapes and flags. Latents are the posterior's mean.
     /// Where its cache cannot hold what the Experiment says, or it would look for other crops or captions, nothing is written.
+    ///
+    /// `webdataset` and `mds` (mosaicml-streaming) are sets of samples with all that the denoiser receives, in a new folder that is there
+    /// whole or not at all. docs/shards.md has a loop for each.
     Cache(CacheArgs),
 }
 
@@ -71,21 +77,27 @@ enum Export {
 struct CacheArgs {
     /// The Experiment file; its store must hold what it needs.
     experiment: PathBuf,
-    /// Whose cache.
+    /// Whose cache, or which shards.
     #[arg(long = "for", value_name = "TRAINER")]
     target: CacheFor,
-    /// The folder to write, such as that of the pictures.
+    /// The folder to write, such as that of the pictures; for shards, a new one.
     #[arg(long, value_name = "FOLDER")]
     out: PathBuf,
     /// How embeddings are stored.
     #[arg(long, default_value = "f32")]
     dtype: Dtype,
-    /// Replace files that are there.
+    /// Replace files that are there; not for shards.
     #[arg(long)]
     overwrite: bool,
+    /// Of shards: how large one may be, in MB; one is held in memory [default: 256].
+    #[arg(long, value_name = "MB", value_parser = clap::value_parser!(u64).range(1..=MAX_SHARD_BYTES / MB))]
+    shard_size: Option<u64>,
     #[command(flatten)]
     wait: WaitArgs,
 }
+
+const MB: u64 = 1_000_000;
+const DEFAULT_SHARD_MB: u64 = 256;
 
 #[derive(Clone, Copy, clap::ValueEnum)]
 enum CacheFor {
@@ -93,6 +105,8 @@ enum CacheFor {
     Musubi,
     AiToolkit,
     Simpletuner,
+    Webdataset,
+    Mds,
 }
 
 #[derive(clap::Args)]
@@ -144,32 +158,89 @@ pub(crate) fn export(args: &ExportArgs, ui: &Ui) -> CommandResult {
 }
 
 fn export_cache(args: &CacheArgs, ui: &Ui) -> CommandResult {
+    let target = match args.target {
+        CacheFor::Kohya => CacheTarget::Kohya,
+        CacheFor::Musubi => CacheTarget::Musubi,
+        CacheFor::AiToolkit => CacheTarget::AiToolkit,
+        CacheFor::Simpletuner => CacheTarget::Simpletuner,
+        CacheFor::Webdataset => return export_shards(args, ShardFormat::Webdataset, ui),
+        CacheFor::Mds => return export_shards(args, ShardFormat::Mds, ui),
+    };
+    if args.shard_size.is_some() {
+        let why = "--shard-size: a trainer's cache has no shards; it is for webdataset and mds";
+        return Err(Failure::usage(why));
+    }
     let experiment = world::open_experiment(&args.experiment, ui)?;
     let options = CacheOptions {
-        target: match args.target {
-            CacheFor::Kohya => CacheTarget::Kohya,
-            CacheFor::Musubi => CacheTarget::Musubi,
-            CacheFor::AiToolkit => CacheTarget::AiToolkit,
-            CacheFor::Simpletuner => CacheTarget::Simpletuner,
-        },
+        target,
         out: &args.out,
-        dtype: match args.dtype {
-            Dtype::F32 => spec::Dtype::F32,
-            Dtype::F16 => spec::Dtype::F16,
-            Dtype::Bf16 => spec::Dtype::Bf16,
-        },
+        dtype: args.dtype.of_tensors(),
         overwrite: args.overwrite,
         wait: args.wait.limit(),
     };
     let report = cache(&experiment, &options, &mut world::digest_memo(), ui);
-    let report = report.map_err(|error| match error {
+    let report = report.map_err(failure)?;
+    ui.report(&report, &describe(&report))
+}
+
+fn export_shards(args: &CacheArgs, format: ShardFormat, ui: &Ui) -> CommandResult {
+    if args.overwrite {
+        let why =
+            "--overwrite: shards are put into a new folder; remove the old one, or name another";
+        return Err(Failure::usage(why));
+    }
+    let experiment = world::open_experiment(&args.experiment, ui)?;
+    let options = ShardOptions {
+        format,
+        out: &args.out,
+        dtype: args.dtype.of_tensors(),
+        shard_bytes: args.shard_size.unwrap_or(DEFAULT_SHARD_MB) * MB,
+        wait: args.wait.limit(),
+    };
+    let report = shards(&experiment, &options, &mut world::digest_memo(), ui);
+    let report = report.map_err(failure)?;
+    ui.report(&report, &describe_shards(&report))
+}
+
+fn failure(error: CacheError) -> Failure {
+    match error {
         CacheError::Refused(refusal) => Failure::refused(refusal),
         CacheError::Base(error) => world::base_failure(error),
         CacheError::Dataset(dataset::Error::Several(_)) => Failure::errors(error),
         CacheError::Cannot { .. } => Failure::usage(error),
         other => Failure::error(other),
-    })?;
-    ui.report(&report, &describe(&report))
+    }
+}
+
+fn describe_shards(report: &ShardExport) -> String {
+    let split = |(name, split): (&&str, &Split)| {
+        let of = |count: usize, what: &str| match count {
+            1 => format!("1 {what}"),
+            _ => format!("{count} {what}s"),
+        };
+        let (samples, shards) = (of(split.samples, "sample"), of(split.shards.len(), "shard"));
+        format!("{name} {samples} in {shards}")
+    };
+    let splits: Vec<String> = report.splits.iter().map(split).collect();
+    let mut lines = vec![format!(
+        "{}: {} (recipe {}), {:.1} MB",
+        report.out.display(),
+        splits.join(", "),
+        report.recipe,
+        report.bytes as f64 / 1e6
+    )];
+    lines.extend(report.notes.iter().map(|note| format!("  {note}")));
+    lines.join("\n")
+}
+
+impl Dtype {
+    fn of_tensors(self) -> spec::Dtype {
+        match self {
+            Self::F32 => spec::Dtype::F32,
+            Self::F16 => spec::Dtype::F16,
+            Self::Bf16 => spec::Dtype::Bf16,
+        }
+    }
 }
 
 fn describe(report: &CacheExport) -> String {

@@ -9,19 +9,20 @@ mod captions;
 mod check;
 mod kohya;
 mod musubi;
-mod names;
+pub(super) mod names;
 mod settings;
 mod simpletuner;
-mod values;
+pub(super) mod values;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Serialize;
 
+use super::complete;
 use crate::base_model::{self, BaseModel};
-use crate::cache::{self, ModelCache, Refusal, refuse_if_missing, refuse_without_store};
+use crate::cache::{self, Refusal};
 use crate::dataset::{self, Item};
 use crate::experiment::Experiment;
 use crate::models::cache_names::{
@@ -30,7 +31,7 @@ use crate::models::cache_names::{
 use crate::monitor::Monitor;
 use crate::nn::weights::DigestMemo;
 use crate::shown;
-use crate::store::{self, Store};
+use crate::store;
 use crate::text::spec::Dtype;
 use values::Source;
 
@@ -177,23 +178,7 @@ pub fn cache(
         what,
     };
     let form = check::model(&base, options).map_err(cannot)?;
-    let store = match Store::open_at(&path) {
-        Ok(store) => store.waiting(options.wait),
-        Err(e) if e.is_no_store() => {
-            let refusal = refuse_without_store(experiment, &path.shown());
-            return Err(CacheError::Refused(Box::new(refusal)));
-        }
-        Err(e) => return Err(e.into()),
-    };
-    let items = dataset::open(experiment, base.latent_geometry().side_multiple(), monitor)?;
-    let source = ModelCache::open(&base, &store)?;
-    let captions: BTreeSet<String> = items.iter().flat_map(|i| i.captions.clone()).collect();
-    let reader = &source.reader;
-    let viewed = dataset::viewed(&items, &[]);
-    if let Some(refusal) = refuse_if_missing(experiment, &base, &store, reader, &captions, &viewed)?
-    {
-        return Err(CacheError::Refused(Box::new(refusal)));
-    }
+    let (items, source) = complete::open(&base, &path, &[], options.wait, monitor)?;
     let source = Source::new((&base, form), source, options);
     let plan = plan(experiment, &source, &items, options)?;
     let mut report = CacheExport {

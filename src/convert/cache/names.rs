@@ -11,7 +11,7 @@ use crate::foreign::cache::{caption_md5, stem_sha256};
 use crate::models::cache_names::{AiToolkitNames, MusubiLatents, MusubiNames};
 
 /// The data set that a picture is of: the innermost folder around it.
-pub(super) fn set_of<'a>(
+pub(in crate::convert) fn set_of<'a>(
     sets: &'a [DatasetSettings],
     item: &Item,
 ) -> Result<&'a DatasetSettings, String> {

@@ -156,7 +156,7 @@ impl Text<'_> {
     }
 }
 
-pub(super) fn write(name: &str, tensor: &Tensor, dtype: Dtype) -> Result<ToWrite> {
+pub(in crate::convert) fn write(name: &str, tensor: &Tensor, dtype: Dtype) -> Result<ToWrite> {
     let stored = match dtype {
         Dtype::F32 => NumberType::F32,
         Dtype::F16 => NumberType::F16,

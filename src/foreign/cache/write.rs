@@ -33,6 +33,12 @@ impl ToWrite {
         Self::new(name, NumberType::Bool, Vec::new(), vec![u8::from(value)])
     }
 
+    /// A flag for each of some rows: true for the first `count` of them.
+    pub fn first_rows(name: &str, count: usize, rows: usize) -> Self {
+        let bytes = (0..rows).map(|row| u8::from(row < count)).collect();
+        Self::new(name, NumberType::Bool, vec![rows], bytes)
+    }
+
     /// `bytes` as they are.
     pub fn new(name: &str, stored: NumberType, shape: Vec<usize>, bytes: Vec<u8>) -> Self {
         Self {
@@ -58,6 +64,7 @@ pub fn safetensors(tensors: &[ToWrite], metadata: &[(&str, String)]) -> Result<V
             NumberType::F16 => safetensors::Dtype::F16,
             NumberType::Bf16 => safetensors::Dtype::BF16,
             NumberType::I64 => safetensors::Dtype::I64,
+            NumberType::Bool => safetensors::Dtype::BOOL,
             other => return Err(format!("numbers of type {} are not written", other.name())),
         };
         let view = TensorView::new(dtype, tensor.shape.clone(), &tensor.bytes);

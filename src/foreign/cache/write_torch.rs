@@ -50,6 +50,7 @@ fn rebuilt(pickle: &mut Vec<u8>, n: usize, tensor: &ToWrite) -> Result<(), Strin
         NumberType::F16 => "HalfStorage",
         NumberType::Bf16 => "BFloat16Storage",
         NumberType::I64 => "LongStorage",
+        NumberType::Bool => "BoolStorage",
         other => return Err(format!("numbers of type {} are not written", other.name())),
     };
     let count: usize = tensor.shape.iter().product();
