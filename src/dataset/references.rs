@@ -163,13 +163,15 @@ pub(super) fn views(
     }
 }
 
-/// Whether a reference changes its shape by more than a little.
-fn is_stretched(reference: &Reference) -> bool {
-    let stretched = |view: &View| {
-        let factor = aspect(reference.size) / aspect(view.resized);
-        factor.max(1.0 / factor) > STRETCH
-    };
-    reference.views.first().is_some_and(stretched)
+impl Reference {
+    /// Whether it changes its shape by more than a little.
+    pub fn is_stretched(&self) -> bool {
+        let stretched = |view: &View| {
+            let factor = aspect(self.size) / aspect(view.resized);
+            factor.max(1.0 / factor) > STRETCH
+        };
+        self.views.first().is_some_and(stretched)
+    }
 }
 
 /// The references of a folder's pictures, by the picture's name.
@@ -361,7 +363,7 @@ pub(super) fn tell(items: &[Item], monitor: &dyn Monitor) {
     };
     let (mut stretched, mut equal) = (Vec::new(), Vec::new());
     for (item, reference) in pairs {
-        if is_stretched(reference) {
+        if reference.is_stretched() {
             stretched.push(name(&item.picture));
         }
         if item.digest == reference.digest {

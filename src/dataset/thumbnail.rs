@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use super::Item;
+use super::Viewed;
 use super::budget;
 use super::clip::ClipFile;
 use super::picture::{self, PictureError, PictureFile};
@@ -18,15 +18,15 @@ pub struct Thumbnail {
     pub rgb: Vec<u8>,
 }
 
-/// Each item's whole picture with no side longer than `side` px, decoded on all cores within a bound on memory.
-pub fn thumbnails(items: &[&Item], side: u32) -> Vec<Result<Thumbnail, PictureError>> {
-    let need = |item: &&Item| picture::decoding_bytes(&item.picture, item.size);
-    budget::map_within(budget::DECODING_BYTES, items, need, |item| {
-        let size = fitted(item.size, side);
-        if let Some(window) = item.views.first().and_then(|view| view.window) {
-            return still(item, window, size);
+/// Each whole picture with no side longer than `side` px, decoded on all cores within a bound on memory.
+pub fn thumbnails(pictures: &[Viewed<'_>], side: u32) -> Vec<Result<Thumbnail, PictureError>> {
+    let need = |of: &Viewed<'_>| picture::decoding_bytes(of.picture, of.size);
+    budget::map_within(budget::DECODING_BYTES, pictures, need, |of| {
+        let size = fitted(of.size, side);
+        if let Some(window) = of.views.first().and_then(|view| view.window) {
+            return still(of, window, size);
         }
-        let file = PictureFile::open(&item.picture)?.expect(&item.digest)?;
+        let file = PictureFile::open(of.picture)?.expect(&of.digest)?;
         let rgb = file.decode()?;
         Ok(Thumbnail {
             size,
@@ -36,7 +36,7 @@ pub fn thumbnails(items: &[&Item], side: u32) -> Vec<Result<Thumbnail, PictureEr
 }
 
 /// The frame in the middle of a window.
-fn still(item: &Item, window: Window, size: Size) -> Result<Thumbnail, PictureError> {
+fn still(clip: &Viewed<'_>, window: Window, size: Size) -> Result<Thumbnail, PictureError> {
     let middle = Window {
         start: window.start + window.frames / 2,
         frames: 1,
@@ -51,7 +51,7 @@ fn still(item: &Item, window: Window, size: Size) -> Result<Thumbnail, PictureEr
         resampling: Resampling::Spec,
         window: Some(middle),
     };
-    let clip = ClipFile::open(&item.picture)?.expect(&item.digest)?;
+    let clip = ClipFile::open(clip.picture)?.expect(&clip.digest)?;
     let rgb = clip.read(view)?.next(1)?.rgb;
     Ok(Thumbnail { size, rgb })
 }

@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::Error;
 use crate::base_model::BaseModel;
 use crate::cache::{self, EncoderId, Specs};
-use crate::dataset::{self, Item};
+use crate::dataset::{self, Item, Preview, Reference};
 use crate::digest::{Digest, Fingerprint};
 use crate::experiment::Experiment;
 use crate::monitor::Monitor;
@@ -44,6 +44,8 @@ pub struct Captions {
     pub all: Vec<Caption>,
     /// The pictures; none of a store.
     pub items: Vec<Item>,
+    /// The references of prompts.
+    pub references: HashMap<String, Reference>,
     /// In the recipe's order.
     pub encoders: Vec<EncoderId>,
     /// What of a store could not be understood, a line each.
@@ -87,6 +89,7 @@ impl Captions {
         Ok(Self {
             all,
             items,
+            references: of_prompts(experiment, base, monitor),
             encoders: Specs::from(base).encoders,
             problems: Vec::new(),
         })
@@ -111,6 +114,7 @@ impl Captions {
         Ok(Self {
             all: texts.into_iter().map(caption).collect(),
             items: Vec::new(),
+            references: HashMap::new(),
             encoders,
             problems,
         })
@@ -120,6 +124,14 @@ impl Captions {
     pub fn pictures(&self, caption: &Caption) -> Vec<PathBuf> {
         let items = caption.items.iter().map(|&item| &self.items[item]);
         items.map(|item| item.picture.clone()).collect()
+    }
+
+    /// The first picture that a caption belongs to, and what is given beside it: that of a prompt, where it belongs to none.
+    pub fn shown(&self, caption: &Caption) -> (Option<&Item>, Option<&Reference>) {
+        match caption.items.first().and_then(|&item| self.items.get(item)) {
+            Some(item) => (Some(item), item.reference.as_ref()),
+            None => (None, self.references.get(&caption.text)),
+        }
     }
 
     /// The digests of the pictures that a caption belongs to: copies of a file are one picture.
@@ -135,6 +147,30 @@ impl Captions {
             .map(|caption| caption.text.as_str())
             .collect()
     }
+}
+
+/// The references of an Experiment's prompts: of a prompt that comes twice, the first. What cannot be read is told.
+fn of_prompts(
+    experiment: &Experiment,
+    base: &BaseModel,
+    monitor: &dyn Monitor,
+) -> HashMap<String, Reference> {
+    let settings = &base.settings.sample;
+    let multiple = base.latent_geometry().side_multiple();
+    let previews = dataset::previews(experiment, settings, multiple);
+    let previews = previews.unwrap_or_else(|error| {
+        monitor.problem(&error.to_string());
+        Vec::new()
+    });
+    let mut found = HashMap::new();
+    for (number, prompt) in settings.prompts.iter().enumerate() {
+        let preview: Option<&Preview> = previews.get(number).or(previews.first());
+        if let Some(preview) = preview {
+            let own = found.entry(prompt.clone());
+            own.or_insert_with(|| preview.reference.clone());
+        }
+    }
+    found
 }
 
 /// The text encoders that a store has entries of, each called by its kind and the beginning of its fingerprint, as a store knows no

@@ -10,7 +10,7 @@ use super::Error;
 use super::captions::{Caption, Captions, Origin};
 use super::vectors::{CaptionVectors, Plane, caption_vectors, plane};
 use crate::cache;
-use crate::dataset::{self, Item, Thumbnail};
+use crate::dataset::{self, Item, Reference, Thumbnail, Viewed};
 use crate::monitor::Monitor;
 use crate::shown;
 use crate::store::StoreReader;
@@ -57,7 +57,7 @@ struct EncoderColumns {
 }
 
 /// Writes one row a caption to a Parquet file: `caption`, `origin`, `pictures` (paths), `thumbnail` (JPEG; only with `thumbnails`),
-/// `recipe`, and of each encoder `SLOT_x`, `SLOT_y` (its place in the plane of the first two principal components), `SLOT_norm`,
+/// of pairs also `references` (paths, one for each picture, empty where it has none) and `reference_thumbnail`, `recipe`, and of each encoder `SLOT_x`, `SLOT_y` (its place in the plane of the first two principal components), `SLOT_norm`,
 /// `SLOT_tokens`, `SLOT_truncated` and `SLOT_vector`. What the store lacks is null.
 ///
 /// # Errors
@@ -92,11 +92,13 @@ pub fn export(
         let rows = start..(start + GROUP_ROWS).min(texts.len());
         let mut group = caption_columns(&captions.all[rows.clone()], captions, recipe);
         if thumbnails {
-            group.push(thumbnail_column(
-                &captions.all[rows.clone()],
-                captions,
-                monitor,
-            ));
+            let rows = &captions.all[rows.clone()];
+            let of_picture = |c| captions.shown(c).0.map(Item::viewed);
+            group.push(thumbnail_column(rows, &of_picture, monitor));
+            if has_references(captions) {
+                let of_reference = |c| captions.shown(c).1.map(Reference::viewed);
+                group.push(thumbnail_column(rows, &of_reference, monitor));
+            }
         }
         for encoder in &mut encoders {
             group.extend(encoder.columns(rows.clone())?);
@@ -119,10 +121,17 @@ fn columns(captions: &Captions, thumbnails: bool) -> Vec<(String, ColumnType)> {
         ("caption".to_owned(), ColumnType::Text),
         ("origin".to_owned(), ColumnType::Text),
         ("pictures".to_owned(), ColumnType::Texts),
-        ("recipe".to_owned(), ColumnType::Text),
     ];
+    let has_references = has_references(captions);
+    if has_references {
+        columns.push(("references".to_owned(), ColumnType::Texts));
+    }
+    columns.push(("recipe".to_owned(), ColumnType::Text));
     if thumbnails {
         columns.push(("thumbnail".to_owned(), ColumnType::Picture));
+    }
+    if thumbnails && has_references {
+        columns.push(("reference_thumbnail".to_owned(), ColumnType::Picture));
     }
     for encoder in &captions.encoders {
         let of = [
@@ -151,31 +160,55 @@ fn caption_columns(rows: &[Caption], of: &Captions, recipe: Option<&str>) -> Vec
             .map(|item| item.picture.display().to_string())
             .collect()
     };
-    vec![
+    let mut columns = vec![
         Column::Text(rows.iter().map(|c| Some(c.text.clone())).collect()),
         Column::Text(rows.iter().map(|c| Some(origin(c).to_owned())).collect()),
         Column::Texts(rows.iter().map(pictures).collect()),
-        Column::Text(vec![recipe.map(str::to_owned); rows.len()]),
-    ]
+    ];
+    if has_references(of) {
+        let references = rows.iter().map(|caption| references(caption, of));
+        columns.push(Column::Texts(references.collect()));
+    }
+    columns.push(Column::Text(vec![recipe.map(str::to_owned); rows.len()]));
+    columns
 }
 
-/// Each caption's first picture, in small. One that no longer decodes is told, and is null.
-fn thumbnail_column(rows: &[Caption], of: &Captions, monitor: &dyn Monitor) -> Column {
-    let first = |caption: &Caption| caption.items.first().and_then(|&n| of.items.get(n));
-    let items: Vec<&Item> = rows.iter().filter_map(first).collect();
-    let mut made = dataset::thumbnails(&items, THUMBNAIL_PX).into_iter();
-    let picture = |caption: &Caption| {
-        let item = first(caption)?;
+fn has_references(captions: &Captions) -> bool {
+    let mut items = captions.items.iter();
+    !captions.references.is_empty() || items.any(|item| item.reference.is_some())
+}
+
+/// That of each of a caption's pictures, or of a prompt.
+fn references(caption: &Caption, of: &Captions) -> Vec<String> {
+    let path = |reference: Option<&Reference>| {
+        reference.map_or(String::new(), |r| r.picture.display().to_string())
+    };
+    let items = caption.items.iter().filter_map(|&n| of.items.get(n));
+    let of_pictures = items.map(|item| path(item.reference.as_ref()));
+    match (caption.items.is_empty(), of.shown(caption).1) {
+        (true, Some(of_prompt)) => vec![path(Some(of_prompt))],
+        _ => of_pictures.collect(),
+    }
+}
+
+/// A picture of each caption, in small. One that no longer decodes is told, and is null.
+fn thumbnail_column<'a>(
+    rows: &'a [Caption],
+    of_caption: &dyn Fn(&'a Caption) -> Option<Viewed<'a>>,
+    monitor: &dyn Monitor,
+) -> Column {
+    let wanted: Vec<Viewed<'a>> = rows.iter().filter_map(of_caption).collect();
+    let mut made = dataset::thumbnails(&wanted, THUMBNAIL_PX).into_iter();
+    let picture = |caption| {
+        let of = of_caption(caption)?;
         let made = made.next()?.map_err(|e| e.to_string());
         let bytes = made.and_then(|thumbnail| jpeg(&thumbnail, THUMBNAIL_QUALITY));
-        let name = item.picture.file_name().unwrap_or_default();
+        let name = of.picture.file_name().unwrap_or_default();
         match bytes {
             Ok(bytes) => Some((name.to_string_lossy().into_owned(), bytes)),
             Err(why) => {
-                monitor.problem(&format!(
-                    "{}: no thumbnail: {why}",
-                    shown::path(&item.picture)
-                ));
+                let path = shown::path(of.picture);
+                monitor.problem(&format!("{path}: no thumbnail: {why}"));
                 None
             }
         }

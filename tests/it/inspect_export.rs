@@ -28,6 +28,9 @@ for slot in [n[:-2] for n in table.column_names if n.endswith("_x")]:
 thumbnails = table["thumbnail"].to_pylist() if "thumbnail" in table.column_names else []
 said["thumbnails"] = [None if t is None else [t["path"], *Image.open(io.BytesIO(t["bytes"])).size] for t in thumbnails]
 said["pictures"] = [len(p) for p in table["pictures"].to_pylist()]
+if "references" in table.column_names:
+    said["references"] = [[p[-17:] for p in ps] for ps in table["references"].to_pylist()]
+    said["beside"] = [None if t is None else [t["path"], *Image.open(io.BytesIO(t["bytes"])).size] for t in table["reference_thumbnail"].to_pylist()]
 print(json.dumps(said))
 "#;
 
@@ -180,4 +183,26 @@ fn what_cannot_be_exported_is_refused_in_a_line() {
     let _ = export("exp.toml")
         .expect(3)
         .says("4 of 5 captions are not in the store");
+}
+
+#[test]
+fn references_stand_beside_their_pictures() {
+    let world = crate::kontext::world();
+    world.edit(
+        "prompts = [\"a blue square\"]",
+        "prompts = [\"a blue square\"]\nreferences = [\"references/p2.jpg\"]",
+    );
+    world.run(&["encode", "exp.toml"]).expect(0);
+    let export = ["inspect", "export", "exp.toml", "--parquet", "t.parquet"];
+    world.run(&export).expect(0);
+    let Some(read) = read(&world.path("t.parquet")) else {
+        return;
+    };
+    let file = |n: usize| serde_json::json!([format!("references/p{n}.jpg")]);
+    let expected = serde_json::json!([file(0), file(1), file(2), file(2), []]);
+    assert_eq!(read["references"], expected);
+    let small = |n: usize| serde_json::json!([format!("p{n}.jpg"), 64 + 16 * n, 64]);
+    let expected = serde_json::json!([small(0), small(1), small(2), small(2), null]);
+    assert_eq!(read["beside"], expected);
+    assert_eq!(read["thumbnails"][3], serde_json::Value::Null);
 }

@@ -240,3 +240,84 @@ fn a_training_under_another_recipe_is_told_beside_its_curves() {
     world.write("exp.toml", &experiment);
     assert!(page().contains("trained under <b>another recipe</b>"));
 }
+
+/// What the page shows of pairs, after the second caption was chosen.
+const PAIRS: &str = r##"
+const at = (id) => document.getElementById(id), files = [];
+const number = (src) => { if (!files.includes(src)) files.push(src); return files.indexOf(src); };
+const shown = (image) => image.hidden || !image.src.startsWith("data:image/jpeg") || !image.naturalWidth ? null : number(image.src);
+const pair = (place) => ["reference", "picture"].map((name) => shown(at(place + name)));
+const found = { beside: [...document.querySelectorAll(".beside li")].map((li) => [...li.querySelectorAll("img")].map(shown)) };
+found.texts = [...document.querySelectorAll(".beside li")].map((li) => li.textContent);
+const choose = (n) => { document.querySelectorAll("#options li")[n].click(); return [at("about").textContent, pair(""), pair("card-"), !at("picture").previousElementSibling.hidden]; };
+found.chosen = [0, 1, 2, 3].map(choose);
+found.unnamed = [...document.querySelectorAll("img")].filter((i) => !i.hidden && !i.alt).length;
+found.wide = document.documentElement.scrollWidth - document.documentElement.clientWidth;
+return found;
+"##;
+
+#[test]
+fn a_reference_stands_beside_its_picture() {
+    let world = crate::kontext::world();
+    world.picture("references/p0.jpg", 64, 160, [90, 10, 10]);
+    let both = "a red circle number 1";
+    world.write("pictures/p2.txt", both);
+    world.edit(
+        "[adapter]",
+        "[[dataset]]\npath = \"plain\"\nwithout_references = true\nresolution = 64\nbucket_step = 16\n[adapter]",
+    );
+    world.write("plain/a.txt", both);
+    world.picture("plain/a.png", 64, 64, [9, 9, 9]);
+    world.edit(
+        "prompts = [\"a blue square\"]",
+        "prompts = [\"a blue square\"]\nreferences = [\"references/p2.jpg\"]",
+    );
+    world.run(&["encode", "exp.toml"]).expect(0);
+    let report = ["inspect", "report", "exp.toml", "--html", "page.html"];
+    world.run(&report).expect(0);
+    let page = String::from_utf8(world.read("page.html")).expect("UTF-8");
+    let said = "3 pictures stand beside a reference, 3 different ones. Without one, and trained on as text to picture: 1.";
+    assert!(page.contains(said));
+    let Some(browser) = chromium() else {
+        return;
+    };
+    let page = world.path("page.html");
+    let seen = look(&browser, &page, (1280, false), PAIRS);
+    let found = &seen.found;
+    assert_eq!(seen.console, Vec::<String>::new(), "{found}");
+    assert_eq!(found["beside"], json!([[0, 1], [2, 3], [4, 5]]), "{found}");
+    let [first, second, nothing] = [json!([0, 1]), json!([2, 3]), json!([null, null])];
+    let text = |n: usize| found["texts"][n].as_str().unwrap_or_default();
+    let sizes = "p0.jpg 64 \u{d7} 160, seen as 64 \u{d7} 64";
+    assert!(text(0).contains(sizes), "{found}");
+    let stretched = [0, 1, 2].map(|n| text(n).contains("stretched by more than a tenth"));
+    assert_eq!(stretched, [true, false, false], "{found}");
+    // A caption of one pair, of several pictures, what stands for no caption, a prompt with a reference.
+    let of_prompt = json!([4, null]);
+    let chosen = json!([
+        ["1 picture beside a reference", first, first, true],
+        [
+            "3 pictures, 2 of them beside a reference",
+            second,
+            second,
+            true
+        ],
+        [
+            "prompt, or what stands for no caption",
+            nothing,
+            nothing,
+            false
+        ],
+        [
+            "prompt, or what stands for no caption",
+            of_prompt,
+            of_prompt,
+            false
+        ],
+    ]);
+    for n in 0..4 {
+        assert_eq!(found["chosen"][n], chosen[n], "{n}: {found}");
+    }
+    assert_eq!((&found["unnamed"], &found["wide"]), (&json!(0), &json!(0)));
+    assert_eq!(look_at_phone(&browser, &page, 360).found["wide"], 0);
+}

@@ -12,7 +12,7 @@ fn tiny_flux() -> PathBuf {
 }
 
 /// Three captioned pictures in `pictures`, and a reference of each in `references`.
-fn world() -> World {
+pub(crate) fn world() -> World {
     let world = World::new();
     std::fs::create_dir(world.path("references")).expect("a folder");
     for (n, color) in [[90, 10, 10], [10, 90, 10], [10, 10, 90]]

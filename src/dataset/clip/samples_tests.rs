@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use crate::dataset::tests::{Place, folder};
-use crate::dataset::{Dataset, Folder, HeldOut, clip, thumbnails};
+use crate::dataset::{Dataset, Folder, HeldOut, Item, clip, thumbnails};
 use crate::experiment::{ClipSettings, ClipUse};
 use crate::monitor::Recorder;
 use crate::recipe::latents::Rate;
@@ -77,7 +77,7 @@ fn clips_lie_beside_pictures_and_each_window_is_a_sample() {
     // Windows of one clip are on one side.
     let split = data.split(HeldOut::Count(1)).expect("a split");
     assert!(split.train == [0] || split.train == [1, 2], "{split:?}");
-    let small: Vec<_> = thumbnails(&data.items.iter().collect::<Vec<_>>(), 8);
+    let small: Vec<_> = thumbnails(&data.items.iter().map(Item::viewed).collect::<Vec<_>>(), 8);
     let small: Vec<u8> = small
         .into_iter()
         .map(|t| t.expect("a thumbnail").rgb[0])

@@ -32,6 +32,7 @@ fn captions(texts: &[(&str, &[usize])], items: Vec<Item>) -> Captions {
         items: items.to_vec(),
     });
     Captions {
+        references: Default::default(),
         all: all.collect(),
         items,
         encoders: Vec::new(),

@@ -4,23 +4,20 @@ use rayon::prelude::{IntoParallelRefIterator as _, ParallelIterator as _};
 
 use super::super::Error;
 use super::super::captions::Caption;
-use super::super::export::jpeg;
 use super::super::vectors::{CaptionVectors, VectorKind, caption_vectors, plane};
 use super::compare::{Comparer, Comparison};
 use super::near::{Nearness, nearness};
-use super::packed;
+use super::pairs::Pairs;
 use super::run::{self, TrainingRun};
 use super::strips::{Encoder, Strip, pieces};
+use super::thumbnails::Thumbnails;
 use super::{Budget, Sources};
 use crate::cache::EncoderId;
-use crate::dataset::{self, Item};
+use crate::dataset::{Item, Reference};
 use crate::monitor::Monitor;
 use crate::shown;
 use crate::text::tokenizer::is_shortened;
 
-/// The longer side of a thumbnail, in px.
-const THUMBNAIL_PX: u32 = 80;
-const THUMBNAIL_QUALITY: u8 = 55;
 /// Captions whose tokens are in memory at once, with what two recipes made of them.
 const CHUNK: usize = 16;
 
@@ -32,9 +29,9 @@ pub(super) struct Gathered {
     pub(super) texts: Vec<String>,
     /// In the recipe's order.
     pub(super) encoders: Vec<EncoderView>,
-    /// Thumbnails as base64 of JPEG files, and for each shown caption which of them is its own.
-    pub(super) thumbnails: Vec<String>,
-    pub(super) thumbnail_of: Vec<Option<usize>>,
+    /// Of the shown captions, and of the pairs.
+    pub(super) thumbnails: Thumbnails,
+    pub(super) pairs: Pairs,
     pub(super) run: Option<TrainingRun>,
     pub(super) left_out: Vec<String>,
 }
@@ -101,19 +98,24 @@ pub(super) fn gather(
     // Points of maps, pieces, tables and lists.
     let rest = 120_000 + captions.len() * (80 + 80 * encoders.len());
     let left = (budget.bytes).saturating_sub(token_bytes + text_bytes + preview_bytes + rest);
-    let (thumbnails, thumbnail_of, without) = thumbnails(sources, &captions, left, monitor);
-    if without > 0 {
-        left_out.push(format!(
-            "{without} thumbnails are left out to keep the page small"
-        ));
-    }
+    let pairs = Pairs::of(&sources.captions.items);
+    left_out.extend(pairs.left_out());
+    let of_pairs = pairs.shown.iter().map(|&n| &sources.captions.items[n]);
+    let of_pairs = of_pairs.map(|item| (Some(item), item.reference.as_ref()));
+    let of_captions = captions.iter().map(|c| sources.captions.shown(c));
+    let wanted = of_pairs.chain(of_captions).flat_map(|(item, reference)| {
+        let item = item.map(Item::viewed);
+        item.into_iter().chain(reference.map(Reference::viewed))
+    });
+    let thumbnails = Thumbnails::make(wanted, left, monitor);
+    left_out.extend(thumbnails.left_out());
     left_out.extend(run.iter().filter_map(|run| run.left_out.clone()));
     Ok(Gathered {
         shown,
         texts,
         encoders,
         thumbnails,
-        thumbnail_of,
+        pairs,
         run,
         left_out,
     })
@@ -135,7 +137,7 @@ impl Gathered {
 }
 
 /// At most `most` of `count` places, evenly spread.
-fn spread(count: usize, most: usize) -> Vec<usize> {
+pub(super) fn spread(count: usize, most: usize) -> Vec<usize> {
     let kept = count.min(most);
     (0..kept).map(|n| n * count / kept.max(1)).collect()
 }
@@ -305,47 +307,4 @@ impl EncoderView {
             self.pieces = pieces(part, self.strips.iter().flatten());
         }
     }
-}
-
-type Thumbnails = (Vec<String>, Vec<Option<usize>>, usize);
-
-/// The first picture of each caption in small, until they take too much; and how many are left out for that.
-fn thumbnails(
-    sources: &Sources<'_>,
-    captions: &[&Caption],
-    most: usize,
-    monitor: &dyn Monitor,
-) -> Thumbnails {
-    let first = |caption: &&Caption| caption.items.first().map(|&n| &sources.captions.items[n]);
-    let items: Vec<&Item> = captions.iter().filter_map(first).collect();
-    let mut made = dataset::thumbnails(&items, THUMBNAIL_PX).into_iter();
-    let (mut kept, mut of, mut bytes, mut without) = (Vec::new(), Vec::new(), 0, 0);
-    for caption in captions {
-        let Some(item) = first(caption) else {
-            of.push(None);
-            continue;
-        };
-        // One was made for each.
-        let Some(picture) = made.next() else {
-            break;
-        };
-        let picture = picture.map_err(|e| e.to_string());
-        match picture.and_then(|picture| jpeg(&picture, THUMBNAIL_QUALITY)) {
-            Ok(jpeg) if bytes + jpeg.len() * 4 / 3 <= most => {
-                bytes += jpeg.len() * 4 / 3;
-                of.push(Some(kept.len()));
-                kept.push(packed::base64(&jpeg));
-            }
-            Ok(_) => {
-                without += 1;
-                of.push(None);
-            }
-            Err(why) => {
-                let path = shown::path(&item.picture);
-                monitor.problem(&format!("{path}: no thumbnail: {why}"));
-                of.push(None);
-            }
-        }
-    }
-    (kept, of, without)
 }

@@ -7,6 +7,7 @@
 //! stands; a Content-Security-Policy forbids every script but the page's own and every request.
 //!
 //! - `gather`: what is on the page, as data
+//! - `pairs`: pictures beside their references; `thumbnails`: pictures in small
 //! - `strips`: each caption's tokens; `compare`, `heat`: the same under two recipes; `near`: far and near captions
 //! - `page`: the HTML; `recipe`, `map`, `chart`, `compared`, `probe`, `run`: parts of it
 //! - `packed`: numbers as text, for the page's script
@@ -20,10 +21,12 @@ mod map;
 mod near;
 mod packed;
 mod page;
+mod pairs;
 mod probe;
 mod recipe;
 mod run;
 mod strips;
+mod thumbnails;
 
 use std::path::PathBuf;
 

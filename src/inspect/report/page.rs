@@ -40,10 +40,20 @@ struct CaptionData {
     pictures: usize,
     #[serde(rename = "r", skip_serializing_if = "std::ops::Not::not")]
     is_prompt: bool,
+    /// Of these, how many beside a reference.
+    #[serde(rename = "b", skip_serializing_if = "is_none")]
+    beside: usize,
     #[serde(rename = "h", skip_serializing_if = "Option::is_none")]
     thumbnail: Option<usize>,
+    /// The thumbnail of the reference.
+    #[serde(rename = "f", skip_serializing_if = "Option::is_none")]
+    reference: Option<usize>,
     #[serde(rename = "e")]
     strips: Vec<Option<PackedStrip>>,
+}
+
+fn is_none(count: &usize) -> bool {
+    *count == 0
 }
 
 #[derive(Serialize)]
@@ -130,6 +140,12 @@ impl View<'_> {
             ));
         }
         sections.push(("captions", "Captions", self.picker()));
+        let pairs = &self.gathered.pairs;
+        if pairs.with > 0 {
+            let items = &self.sources.captions.items;
+            let section = pairs.section(items, &self.gathered.thumbnails);
+            sections.push(("pairs", "Pairs", section));
+        }
         sections.push(("map", "Map", self.maps()));
         sections.push(("near", "Near and far", self.near()));
         sections.push(("cut", "Cut captions", self.cut()));
@@ -165,6 +181,7 @@ impl View<'_> {
             dl.figures {
                 div { dt { "captions" } dd { (all) } }
                 @if self.sources.base.is_some() { div { dt { "pictures" } dd { (pictures) } } }
+                @if self.gathered.pairs.with > 0 { div { dt { "beside a reference" } dd { (self.gathered.pairs.with) } } }
                 @for encoder in encoders {
                     div { dt { "cut by " (encoder.slot) } dd { (encoder.truncated) } }
                     @if let Some(count @ 1..) = encoder.shortened { div { dt { "shortened for " (encoder.slot) } dd { (count) } } }
@@ -197,8 +214,8 @@ impl View<'_> {
                         }
                         div.detail #detail {
                             div.lead {
-                                img #picture alt="" hidden width="80" height="80";
-                                div { p.caption #caption dir="auto" {} p.fine #about {} }
+                                (beside("picture", "reference"))
+                                div.words { p.caption #caption dir="auto" {} p.fine #about {} }
                             }
                             @if self.gathered.encoders.iter().any(|e| e.comparison.as_ref().is_some_and(Comparison::differs)) {
                                 fieldset {
@@ -236,7 +253,7 @@ impl View<'_> {
                     "Crosshairs mark the mean." }
                 @if some.is_empty() { p { "No caption has a vector in the store." } }
                 div.maps { @for encoder in some { (map::map(encoder, &self.captions)) } }
-                div.card #card aria-live="polite" { img #card-picture alt="" hidden width="80" height="80"; p #card-text dir="auto" { "Point at a caption, or press the arrow keys on a map." } }
+                div.card #card aria-live="polite" { (beside("card-picture", "card-reference")) p #card-text dir="auto" { "Point at a caption, or press the arrow keys on a map." } }
             }
         }
     }
@@ -391,19 +408,28 @@ impl View<'_> {
         }
     }
 
+    fn caption(&self, place: usize, caption: &Caption) -> CaptionData {
+        let all = &self.sources.captions;
+        let (item, reference) = all.shown(caption);
+        let thumbnails = &self.gathered.thumbnails;
+        let is_beside = |&&item: &&usize| all.items[item].reference.is_some();
+        CaptionData {
+            text: self.gathered.texts[place].clone(),
+            pictures: caption.items.len(),
+            beside: caption.items.iter().filter(is_beside).count(),
+            is_prompt: caption.origin == Origin::Prompt,
+            thumbnail: item.and_then(|item| thumbnails.of(&item.viewed())),
+            reference: reference.and_then(|of| thumbnails.of(&of.viewed())),
+            strips: (self.gathered.encoders.iter())
+                .map(|e| e.packed(place))
+                .collect(),
+        }
+    }
+
     /// The data as JSON that can stand in a script element.
     fn data(&self) -> Result<String, Error> {
-        let captions = self
-            .captions
-            .iter()
-            .enumerate()
-            .map(|(n, caption)| CaptionData {
-                text: self.gathered.texts[n].clone(),
-                pictures: caption.items.len(),
-                is_prompt: caption.origin == Origin::Prompt,
-                thumbnail: self.gathered.thumbnail_of.get(n).copied().flatten(),
-                strips: self.gathered.encoders.iter().map(|e| e.packed(n)).collect(),
-            });
+        let captions = self.captions.iter().enumerate();
+        let captions = captions.map(|(n, caption)| self.caption(n, caption));
         let encoders = self.gathered.encoders.iter().map(|e| EncoderData {
             slot: &e.slot,
             norm: e.largest_norm,
@@ -413,7 +439,7 @@ impl View<'_> {
         let data = Data {
             captions: captions.collect(),
             encoders: encoders.collect(),
-            thumbnails: &self.gathered.thumbnails,
+            thumbnails: &self.gathered.thumbnails.files,
             other: other.map(|other| other.name.as_str()),
         };
         let json = serde_json::to_string(&data).map_err(candle_core::Error::wrap)?;
@@ -436,6 +462,16 @@ impl EncoderView {
             .flatten()
             .map(|s| Some(s.total? - s.count));
         totals.flatten().max()
+    }
+}
+
+/// The places of a caption's reference and picture, which the script fills.
+fn beside(picture: &str, reference: &str) -> Markup {
+    html! {
+        div.pair {
+            img id=(reference) alt="" hidden width="80" height="80"; span.to hidden aria-hidden="true" { "\u{2192}" }
+            img id=(picture) alt="" hidden width="80" height="80";
+        }
     }
 }
 

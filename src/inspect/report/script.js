@@ -14,9 +14,14 @@
   const title = (caption) => caption.t === "" ? "(the empty caption)" : caption.t;
   const isCut = (caption) => caption.e.some((s) => s && (s.t || s.d));
   const mode = () => (document.querySelector("input[name=mode]:checked") || {}).value || "norm";
-  const show = (image, caption) => {
-    image.hidden = caption.h === undefined;
-    if (!image.hidden) { image.src = "data:image/jpeg;base64," + data.thumbnails[caption.h]; image.alt = "The picture of this caption"; }
+  const fill = (image, number, alt) => {
+    image.hidden = number === undefined;
+    if (!image.hidden) { image.src = "data:image/jpeg;base64," + data.thumbnails[number]; image.alt = alt; }
+  };
+  const show = (place, caption) => {
+    fill(at(place + "picture"), caption.h, "The picture of this caption");
+    fill(at(place + "reference"), caption.f, "The reference beside it");
+    at(place + "picture").previousElementSibling.hidden = caption.h === undefined || caption.f === undefined;
   };
 
   const options = data.captions.map((caption, n) => {
@@ -49,8 +54,8 @@
     if (top < list.scrollTop) list.scrollTop = top;
     if (top + options[n].offsetHeight > list.scrollTop + list.clientHeight) list.scrollTop = top + options[n].offsetHeight - list.clientHeight;
     at("caption").textContent = title(caption);
-    at("about").textContent = caption.r ? "prompt, or what stands for no caption" : caption.s ? (caption.s === 1 ? "1 picture" : caption.s + " pictures") : "";
-    show(at("picture"), caption);
+    at("about").textContent = caption.r ? "prompt, or what stands for no caption" : caption.s ? (caption.s === 1 ? "1 picture" : caption.s + " pictures") + (caption.b ? caption.b < caption.s ? ", " + caption.b + " of them beside a reference" : " beside a reference" : "") : "";
+    show("", caption);
     draw(caption);
     mark(n);
   }
@@ -96,7 +101,7 @@
     document.querySelectorAll(".map circle.on").forEach((c) => c.classList.remove("on"));
     document.querySelectorAll('.map circle[data-n="' + n + '"]').forEach((c) => { c.classList.add("on"); c.parentNode.append(c); });
     at("card-text").textContent = title(data.captions[n]);
-    show(at("card-picture"), data.captions[n]);
+    show("card-", data.captions[n]);
   }
 
   function turn(event) {
@@ -132,6 +137,7 @@
       if (best) mark(number(best));
     });
   });
+  document.querySelectorAll("[data-thumbnail]").forEach((image) => fill(image, Number(image.dataset.thumbnail), image.alt));
   document.querySelectorAll("[data-open]").forEach((button) => button.addEventListener("click", () => toPicker(Number(button.dataset.open))));
   document.querySelectorAll("input[name=mode]").forEach((input) => input.addEventListener("change", () => draw(data.captions[current])));
   search.addEventListener("input", filter);
