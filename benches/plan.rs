@@ -76,6 +76,7 @@ fn planned(
         machine: Machine::Gpu,
         // As without `--own-kernels`.
         own_kernels: false,
+        apart: 0,
         checkpointing: None,
     };
     let free = (gb as f64 - OTHERS_GB) * 1e9;

@@ -7,6 +7,8 @@
 mod cuda;
 #[cfg(feature = "cuda")]
 mod library;
+#[cfg(feature = "cuda")]
+pub(crate) mod nccl;
 
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -130,6 +132,20 @@ fn open_cuda(_: usize, _: &[PathBuf]) -> Result<Opened, Error> {
 pub fn find_compiler(folders: &[PathBuf]) -> Result<(), Error> {
     #[cfg(feature = "cuda")]
     return cuda::load_compiler(folders);
+    #[cfg(not(feature = "cuda"))]
+    {
+        let _ = folders;
+        Err(Error::NotBuilt)
+    }
+}
+
+/// How many GPUs the driver finds, or is told to find (CUDA_VISIBLE_DEVICES).
+///
+/// # Errors
+/// If the driver is not there, or this program cannot use GPUs.
+pub fn count(folders: &[PathBuf]) -> Result<usize, Error> {
+    #[cfg(feature = "cuda")]
+    return cuda::count(folders);
     #[cfg(not(feature = "cuda"))]
     {
         let _ = folders;

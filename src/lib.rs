@@ -7,7 +7,7 @@
 //! |---|---|---|
 //! | L0 vocabulary | [`digest`], [`files`], [`rng`], [`monitor`], [`shown`] | nothing of ours |
 //! | L1 bytes | [`store`] | L0; no candle; parquet only here |
-//! | L2 numerics | [`device`], [`autograd`], [`nn`], [`lora`], [`optim`], [`diffusion`] | L0; candle starts here; no files but `nn::weights` |
+//! | L2 numerics | [`device`], [`autograd`], [`nn`], [`lora`], [`optim`], [`diffusion`], [`ranks`] | L0; candle starts here; no files but `nn::weights` |
 //! | L3 networks and what they are fed | [`text`], [`recipe`], [`vae`], [`models`] | L2, and those before them in this list; no store, no clock, no randomness |
 //! | L4 what a user names | [`experiment`], [`base_model`], [`dataset`], [`foreign`] | all below |
 //! | L5 the store as tensors | [`cache`] | all below |
@@ -39,6 +39,7 @@ pub mod diffusion;
 pub mod lora;
 pub mod nn;
 pub mod optim;
+pub mod ranks;
 
 pub mod models;
 pub mod recipe;

@@ -117,6 +117,7 @@ pub(super) fn train(case: &Value, backend: &Backend) -> Result<Value> {
         storage: WeightStorage::Whole,
         machine: Machine::of(device),
         own_kernels: kernels.are_there(),
+        apart: 0,
         checkpointing: case["checkpointing"].as_bool(),
     };
     let free = device::free_bytes(device).unwrap_or(u64::MAX);

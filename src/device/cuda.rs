@@ -45,18 +45,12 @@ const LIBRARIES: [Library; 4] = [
 ];
 
 pub(super) fn open(number: usize, folders: &[PathBuf]) -> Result<Opened, Error> {
-    // cudarc opens these when it first calls into one, and panics where one is missing.
-    for library in LIBRARIES {
-        load_library(library, folders)?;
-    }
     let unusable = |why: String| Error::Unusable(why);
-    check_driver()?;
-    result::init().map_err(|e| unusable(format!("the driver does not start: {e}")))?;
-    let count = result::device::get_count().map_err(|e| unusable(e.to_string()))?;
+    let count = count(folders)?;
     if count == 0 {
         return Err(unusable("the driver finds no GPU".to_owned()));
     }
-    if number as u64 >= count as u64 {
+    if number >= count {
         return Err(unusable(format!(
             "there is no GPU {number}; the driver finds {count}, numbered from 0"
         )));
@@ -92,6 +86,18 @@ pub(super) fn open(number: usize, folders: &[PathBuf]) -> Result<Opened, Error> 
         memory: Some((total as u64, free as u64)),
         note: None,
     })
+}
+
+pub(super) fn count(folders: &[PathBuf]) -> Result<usize, Error> {
+    // cudarc opens these when it first calls into one, and panics where one is missing.
+    for library in LIBRARIES {
+        load_library(library, folders)?;
+    }
+    check_driver()?;
+    let unusable = |why: String| Error::Unusable(why);
+    result::init().map_err(|e| unusable(format!("the driver does not start: {e}")))?;
+    let count = result::device::get_count().map_err(|e| unusable(e.to_string()))?;
+    Ok(usize::try_from(count).unwrap_or(0))
 }
 
 pub(super) fn free_bytes(gpu: &CudaDevice) -> Option<u64> {

@@ -1,6 +1,7 @@
 //! Where a run begins, before anything long is done for it.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use candle_core::{Device, Tensor};
 
@@ -9,7 +10,7 @@ use super::checkpoint::State;
 use super::checkpoints::Checkpoints;
 use super::identity::Identity;
 use super::length::Length;
-use super::output::{CHECKPOINTS, Needs, OutputFolder};
+use super::output::{CHECKPOINTS, Needs};
 use super::results::save_dtype;
 use super::resume::Wanted;
 use super::run::first_adapters;
@@ -57,14 +58,15 @@ fn computed(placement: &Placement) -> String {
 }
 
 impl Beginning {
-    /// Finds where the run in `output` begins: at its newest sound checkpoint, or at step 0. `denoiser` is the digest of its
-    /// weights, `start` the LoRA that the training starts from, `training_adapter` that beneath it.
+    /// Finds where the run in `output` begins: at its newest sound checkpoint, or at step 0, as it does without looking where `is_first` says
+    /// that another rank looks. `denoiser` is the digest of its weights, `start` the LoRA that the training starts from, `training_adapter`
+    /// that beneath it.
     pub(super) fn find(
         experiment: &Experiment,
         base: &BaseModel,
         set: &TrainingSet<'_>,
         (denoiser, start, training_adapter): (Digest, Option<Start>, Option<Digest>),
-        output: &OutputFolder,
+        (output, is_first): (&Path, bool),
         options: (&TrainOptions, &Placement),
         monitor: &dyn Monitor,
     ) -> Result<Self, Error> {
@@ -81,8 +83,7 @@ impl Beginning {
             training_adapter,
         };
         let identity = Identity::new(experiment, base, set, (denoiser, loras, &adapters), length)?;
-        let mut checkpoints =
-            Checkpoints::new(&output.path.join(CHECKPOINTS), train.keep_checkpoints);
+        let mut checkpoints = Checkpoints::new(&output.join(CHECKPOINTS), train.keep_checkpoints);
         let wanted = Wanted {
             experiment,
             train,
@@ -91,7 +92,7 @@ impl Beginning {
             length,
             computed: computed(placement),
         };
-        let found = match options.restart {
+        let found = match options.restart || !is_first {
             true => None,
             false => wanted.find(&mut checkpoints, monitor)?,
         };

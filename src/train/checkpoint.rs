@@ -205,6 +205,16 @@ impl Checkpoint {
         Self::from_bytes(bytes, optimizer).map_err(|fault| fault.at(path))
     }
 
+    /// Reads the bytes of a checkpoint that another rank sent.
+    ///
+    /// # Errors
+    /// As of [`Self::read`].
+    pub fn of_rank(bytes: Vec<u8>, optimizer: &OptimizerOptions) -> Result<Self, Error> {
+        let read = Self::from_bytes(bytes, optimizer);
+        let (checkpoint, _) = read.map_err(|fault| fault.at(Path::new("rank 0's checkpoint")))?;
+        Ok(checkpoint)
+    }
+
     fn from_bytes(mut bytes: Vec<u8>, optimizer: &OptimizerOptions) -> Result<(Self, bool), Fault> {
         let entry = metadata_entry(&bytes)?;
         let has_digest = entry.starts_with(DIGEST_BEFORE);

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::{checkpoint, output, plan};
 use crate::cache::{self, Refusal};
 use crate::shown;
-use crate::{base_model, dataset, lora, models, sample, store};
+use crate::{base_model, dataset, lora, models, ranks, sample, store};
 
 /// Why a training ended early, or never began.
 #[derive(Debug, thiserror::Error)]
@@ -77,6 +77,29 @@ pub enum Error {
     /// There is not enough memory.
     #[error(transparent)]
     Memory(#[from] plan::DoesNotFit),
+    /// Other ranks.
+    #[error("{0}; run the same command again to go on from the last checkpoint")]
+    Ranks(#[from] ranks::Error),
+    /// A rank is about to train something else.
+    #[error(
+        "rank {rank} would not train the same LoRA as rank 0: {what}; start all ranks with the same plumb, Experiment, data and base model, on devices of one kind"
+    )]
+    Unlike {
+        /// Which.
+        rank: usize,
+        /// What differs, with both values.
+        what: String,
+    },
+    /// A rank's numbers became others.
+    #[error(
+        "rank {rank} has other numbers than rank 0 after step {step}, so the LoRA would be neither's: processors, GPUs or libraries compute differently there; train on machines that are alike"
+    )]
+    Drifted {
+        /// Which.
+        rank: usize,
+        /// The step after which they were compared.
+        step: u64,
+    },
     /// A computation.
     #[error("{0}")]
     Tensor(#[from] candle_core::Error),

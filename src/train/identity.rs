@@ -61,6 +61,46 @@ pub struct Description {
     pub configurations: BTreeMap<String, Fingerprint>,
 }
 
+/// What the two are called of which differences are told.
+#[derive(Clone, Copy)]
+pub(super) struct Sides<'a> {
+    /// The first.
+    pub(super) first: &'a str,
+    /// The second, where its Experiment says something.
+    pub(super) file: &'a str,
+    /// The second, where something else does.
+    pub(super) now: &'a str,
+}
+
+impl Sides<'static> {
+    /// A run that stopped, and one that is to go on with it.
+    pub(super) const RESUMED: Self = Self {
+        first: "this run",
+        file: "the file says",
+        now: "now",
+    };
+}
+
+impl Sides<'_> {
+    pub(super) fn both(
+        &self,
+        what: &str,
+        first: &dyn std::fmt::Display,
+        now: &dyn std::fmt::Display,
+    ) -> String {
+        format!("{what}: {} {first}, {} {now}", self.first, self.now)
+    }
+
+    fn field(&self, name: &str, first: &str, now: &str) -> String {
+        format!(
+            "`{}`: {} {first}, {} {now}",
+            shown::text(name),
+            self.first,
+            self.file
+        )
+    }
+}
+
 /// The names in [`Description::configurations`].
 const DENOISER_CONFIG: &str = "the denoiser's config.json";
 const LATENTS: &str = "the VAE's scaling and shift of latents";
@@ -123,26 +163,26 @@ impl Identity {
 
     /// In what this run, which a checkpoint is of, differs from `now`: a clause for each. `longer` leaves out what a training of
     /// another length has otherwise.
-    pub(super) fn differences(&self, now: &Self, longer: bool) -> Vec<String> {
+    pub(super) fn differences(&self, now: &Self, longer: bool, sides: Sides<'_>) -> Vec<String> {
         let mut found = match (&self.description, &now.description) {
-            (Some(a), Some(b)) => a.differences(&b.as_read(), longer),
+            (Some(a), Some(b)) => a.differences(&b.as_read(), longer, sides),
             _ if self.training != now.training => {
                 let why = "the fields of the Experiment, which this checkpoint's version did not keep one by one";
-                vec![both(why, &self.training.short(), &now.training.short())]
+                vec![sides.both(why, &self.training.short(), &now.training.short())]
             }
             _ => Vec::new(),
         };
         if self.denoiser != now.denoiser {
             let (a, b) = (self.denoiser.short(), now.denoiser.short());
-            found.push(both("the base model's weights", &a, &b));
+            found.push(sides.both("the base model's weights", &a, &b));
         }
         if self.manifest != now.manifest && found.is_empty() {
             let (a, b) = (self.manifest.short(), now.manifest.short());
-            found.push(both("the list of entries in the store", &a, &b));
+            found.push(sides.both("the list of entries in the store", &a, &b));
         }
         if self.layout != now.layout && found.is_empty() {
             let (a, b) = (self.layout.short(), now.layout.short());
-            found.push(both("the adapted modules", &a, &b));
+            found.push(sides.both("the adapted modules", &a, &b));
         }
         found
     }
@@ -167,35 +207,31 @@ impl Description {
         read.unwrap_or_else(|| self.clone())
     }
 
-    fn differences(&self, now: &Self, longer: bool) -> Vec<String> {
-        let mut found = self.in_fields(now, longer);
+    fn differences(&self, now: &Self, longer: bool, sides: Sides<'_>) -> Vec<String> {
+        let mut found = self.in_fields(now, longer, sides);
         if self.recipe != now.recipe {
             for field in Diff::between(&self.rules, &now.rules).fields {
                 let name = format!("the recipe's `{}`", shown::text(&field.field));
                 let [a, b] = [&field.wanted, &field.found].map(|v| readable(v.as_ref()));
-                found.push(both(&name, &shown::text(&a), &shown::text(&b)));
+                found.push(sides.both(&name, &shown::text(&a), &shown::text(&b)));
             }
             if Diff::between(&self.rules, &now.rules).is_empty() {
-                found.push(both(
-                    "the recipe",
-                    &self.recipe.short(),
-                    &now.recipe.short(),
-                ));
+                found.push(sides.both("the recipe", &self.recipe.short(), &now.recipe.short()));
             }
         }
-        found.extend(self.in_data(now));
+        found.extend(self.in_data(now, sides));
         for (slot, now) in &now.specs {
             let before = self.specs.get(slot).filter(|before| *before != now);
             // Where the recipe is another, so are the encoders' specs.
             if let (Some(before), true) = (before, found.is_empty()) {
                 let name = format!("the component `{}`", shown::text(slot));
-                found.push(both(&name, &before.short(), &now.short()));
+                found.push(sides.both(&name, &before.short(), &now.short()));
             }
         }
         for (name, now) in &now.configurations {
             let before = self.configurations.get(name);
             if let Some(before) = before.filter(|before| *before != now) {
-                found.push(both(
+                found.push(sides.both(
                     &shown::text(name).to_string(),
                     &before.short(),
                     &now.short(),
@@ -205,7 +241,7 @@ impl Description {
         found
     }
 
-    fn in_fields(&self, now: &Self, longer: bool) -> Vec<String> {
+    fn in_fields(&self, now: &Self, longer: bool, sides: Sides<'_>) -> Vec<String> {
         let names: BTreeSet<&String> = [&self.set, &now.set, &self.resolved, &now.resolved]
             .into_iter()
             .flat_map(Map::keys)
@@ -221,14 +257,13 @@ impl Description {
             };
             if a != b {
                 let [a, b] = [a, b].map(|value| shown_value(name, value));
-                let name = format!("`{}`", shown::text(name));
-                found.push(format!("{name}: this run {a}, the file says {b}"));
+                found.push(sides.field(name, &a, &b));
             }
         }
         found
     }
 
-    fn in_data(&self, now: &Self) -> Vec<String> {
+    fn in_data(&self, now: &Self, sides: Sides<'_>) -> Vec<String> {
         let mut found = Vec::new();
         for (name, words) in DATA {
             // A later version may digest more.
@@ -240,7 +275,7 @@ impl Description {
             }
             let counted = name == PICTURES && self.pictures != now.pictures;
             found.push(match counted {
-                true => both("the pictures", &self.pictures, &now.pictures),
+                true => sides.both("the pictures", &self.pictures, &now.pictures),
                 false => words.to_owned(),
             });
             // The lists of fewer or more pictures differ in everything.
@@ -249,15 +284,15 @@ impl Description {
             }
         }
         if !found.is_empty() {
-            found.extend(self.in_datasets(now));
+            found.extend(self.in_datasets(now, sides));
         }
         found
     }
 
-    fn in_datasets(&self, now: &Self) -> Vec<String> {
+    fn in_datasets(&self, now: &Self, sides: Sides<'_>) -> Vec<String> {
         if self.datasets.len() != now.datasets.len() {
             let (a, b) = (self.datasets.len(), now.datasets.len());
-            return vec![both("the data sets", &a, &b)];
+            return vec![sides.both("the data sets", &a, &b)];
         }
         let mut found = Vec::new();
         for (number, (a, b)) in self.datasets.iter().zip(&now.datasets).enumerate() {
@@ -266,15 +301,11 @@ impl Description {
                 let name = format!("dataset[{number}].{}", field.field);
                 let value = |v: &Option<Value>| shown_value(&name, v.as_ref());
                 let (a, b) = (value(&field.wanted), value(&field.found));
-                format!("`{}`: this run {a}, the file says {b}", shown::text(&name))
+                sides.field(&name, &a, &b)
             }));
         }
         found
     }
-}
-
-fn both(what: &str, run: &dyn std::fmt::Display, now: &dyn std::fmt::Display) -> String {
-    format!("{what}: this run {run}, now {now}")
 }
 
 fn shown_value(field: &str, value: Option<&Value>) -> String {

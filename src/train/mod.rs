@@ -3,8 +3,9 @@
 //!
 //! The loop is in `run.rs`; a step is a function of (Experiment, base model, entries, number of the step), so that a
 //! resumed run equals an uninterrupted one bit for bit. Read [`inputs`] for what a step sees, [`step`] for what it
-//! does with it, [`checkpoint`] for what is kept, [`identity`] for what must be the same for a run to go on, [`output`] for its folder.
+//! does with it, `parallel.rs` for several processes at one training, [`checkpoint`] for what is kept, [`identity`] for what must be the same for a run to go on, [`output`] for its folder.
 
+mod advance;
 pub mod batches;
 mod beginning;
 pub mod checkpoint;
@@ -18,6 +19,7 @@ mod loader;
 mod metadata;
 pub mod metrics;
 pub mod output;
+mod parallel;
 pub mod plan;
 mod results;
 mod resume;
@@ -39,6 +41,7 @@ use crate::experiment::{Experiment, Settings};
 use crate::models::{Placement, References};
 use crate::monitor::Monitor;
 use crate::nn::weights::DigestMemo;
+use crate::ranks::Ranks;
 use crate::sample;
 use crate::store::{self, Place, Store};
 
@@ -47,7 +50,7 @@ pub use error::Error;
 use metrics::Clock;
 use output::OutputFolder;
 use plan::{Machine, MemoryPlan, MemoryRequest};
-use run::Run;
+use run::{Run, Together};
 pub use set::TrainingSet;
 use start::Start;
 use training_adapter::TrainingAdapter;
@@ -98,6 +101,8 @@ pub struct TrainReport {
     pub pairs: usize,
     /// How many captions each encoder cut.
     pub captions: Vec<CutCaptions>,
+    /// The processes that trained together.
+    pub ranks: usize,
 }
 
 /// Trains the LoRA of an Experiment, or goes on with it.
@@ -107,6 +112,39 @@ pub struct TrainReport {
 pub fn run(
     experiment: &Experiment,
     options: &TrainOptions,
+    memo: &mut DigestMemo,
+    monitor: &dyn Monitor,
+) -> Result<TrainReport, Error> {
+    run_with(experiment, options, &Ranks::alone(), memo, monitor)
+}
+
+/// As [`run`], with other processes: each computes a part of every step's micro-batches, and rank 0 writes what one process would. Where one
+/// ends, all do.
+///
+/// # Errors
+/// As there, and [`Error::Ranks`] if another rank ended.
+pub fn run_with(
+    experiment: &Experiment,
+    options: &TrainOptions,
+    ranks: &Ranks,
+    memo: &mut DigestMemo,
+    monitor: &dyn Monitor,
+) -> Result<TrainReport, Error> {
+    let result = run_as_rank(experiment, options, ranks, memo, monitor);
+    if let Err(error) = &result {
+        let of_ranks = match error {
+            Error::Ranks(error) => Some(error),
+            _ => None,
+        };
+        ranks.end(error, of_ranks);
+    }
+    result
+}
+
+fn run_as_rank(
+    experiment: &Experiment,
+    options: &TrainOptions,
+    ranks: &Ranks,
     memo: &mut DigestMemo,
     monitor: &dyn Monitor,
 ) -> Result<TrainReport, Error> {
@@ -134,21 +172,25 @@ pub fn run(
     let training_adapter = TrainingAdapter::read(experiment, &base, monitor)?;
     let beneath = training_adapter.as_ref();
     let beside = beneath.map_or(0, |adapter| adapter.bytes(options.placement.dtype));
-    let plan = plan(&base, &set, options, (start.as_ref(), beside))?;
+    let plan = plan(&base, &set, (options, ranks), (start.as_ref(), beside))?;
     monitor.note(&format!("memory: {plan}"));
     let placement = Placement {
         // Where whole weights do not fit, the plan reads them from their files.
         storage: plan.storage,
         ..options.placement.clone()
     };
-    // From here on the folder of the run is this training's; nothing is in it yet that was not there before.
     let train = &base.settings.train;
-    let output = OutputFolder::open(&output, &results::lora_file(train))?;
+    if let Some(told) = parallel::dealt(ranks, train, &experiment.file)? {
+        monitor.note(&told);
+    }
+    // From here on the folder of the run is this training's; nothing is in it yet that was not there before.
+    let open = || OutputFolder::open(&output, &results::lora_file(train));
+    let folder = ranks.is_first().then(open).transpose()?;
     let denoiser_digest = base.denoiser_digest(memo)?;
     if let Some(start) = &start {
         start.tell_base(denoiser_digest, monitor);
     }
-    let beginning = Beginning::find(
+    let mut beginning = Beginning::find(
         experiment,
         &base,
         &set,
@@ -157,19 +199,27 @@ pub fn run(
             start,
             beneath.map(|adapter| adapter.digest),
         ),
-        &output,
+        (&output, ranks.is_first()),
         (options, &placement),
         monitor,
     )?;
     let (done, steps) = (beginning.state.step, beginning.length.steps);
-    check_dump(experiment, options, (done, steps))?;
-    output.check_room(&beginning.needs(&base.settings)?)?;
+    check_dump(experiment, (options, ranks), (done, steps))?;
+    if let Some(folder) = &folder {
+        folder.check_room(&beginning.needs(&base.settings)?)?;
+    }
+    let due = parallel::agree(ranks, &mut beginning, train, options)?;
     monitor.start("loading the base model", None);
     let denoiser = base.load_denoiser(&placement, &denoiser_digest)?;
     monitor.finish();
     let above = beneath.map(|adapter| adapter.beneath(denoiser.as_ref()));
     let above = above.transpose()?;
     let trained = above.as_ref().map_or(denoiser.as_ref(), |above| above);
+    let together = Together {
+        sums: parallel::sums(ranks, &placement.device, monitor)?,
+        ranks,
+        due,
+    };
     let mut run = Run::start(
         experiment,
         &base,
@@ -177,7 +227,7 @@ pub fn run(
         (denoiser.as_ref(), trained, beneath),
         plan,
         &output,
-        beginning,
+        (beginning, together),
     )?;
     tell_start(&run, monitor);
     run.go(options, monitor)
@@ -186,10 +236,13 @@ pub fn run(
 /// Refused, or nothing would be dumped and nobody told.
 fn check_dump(
     experiment: &Experiment,
-    options: &TrainOptions,
+    (options, ranks): (&TrainOptions, &Ranks),
     (done, steps): (u64, u64),
 ) -> Result<(), Error> {
     let why = match &options.dump_step {
+        Some(_) if !ranks.is_alone() => {
+            "a rank sees its own part of it; one process trains on the same numbers".to_owned()
+        }
         Some((step, _)) if *step <= done => {
             format!("a checkpoint is at step {done} already; say --restart to begin again")
         }
@@ -207,7 +260,7 @@ fn check_dump(
 fn plan(
     base: &BaseModel,
     set: &TrainingSet<'_>,
-    options: &TrainOptions,
+    (options, ranks): (&TrainOptions, &Ranks),
     (start, beside): (Option<&Start>, u64),
 ) -> Result<MemoryPlan, Error> {
     let Settings { adapter, train, .. } = &base.settings;
@@ -226,6 +279,11 @@ fn plan(
         storage: options.placement.storage,
         machine: Machine::of(&options.placement.device),
         own_kernels: options.placement.kernels.are_there(),
+        // Of each pass of a micro-batch, at most as many as samples, and one that comes from another rank.
+        apart: match ranks.is_alone() {
+            true => 0,
+            false => train.batch_size.saturating_add(1),
+        },
         checkpointing: train.gradient_checkpointing,
     };
     let available = options.memory_bytes.saturating_sub(beside);

@@ -46,6 +46,8 @@ pub struct MemoryRequest<'a> {
     pub machine: Machine,
     /// Whether our own CUDA kernels compute attention: they keep its result for the backward pass.
     pub own_kernels: bool,
+    /// Gradients that are held beside their sum: of single passes, where they are added in the order of several ranks.
+    pub apart: usize,
     /// Gradient checkpointing on all blocks, or none; None leaves it to the plan.
     pub checkpointing: Option<bool>,
 }
@@ -305,7 +307,9 @@ impl Estimator {
         // Beyond this no machine has the memory, and the bytes of the state could not be counted.
         let counted = self.adapters.min(1 << 56);
         let state = request.optimizer.state_bytes(counted as usize) as u64;
-        let adapters = (self.adapters.saturating_mul(2 * 4 + 2 * size)).saturating_add(state);
+        let apart = 4 * request.apart as u64;
+        let adapters = self.adapters.saturating_mul(2 * 4 + 2 * size + apart);
+        let adapters = adapters.saturating_add(state);
         // Bytes for each passing number. A CPU kernel holds little beside its result; composed of tensor operations, the same
         // operation also holds a few intermediate tensors in f32.
         let kernels = request.machine == Machine::Cpu && dtype == DType::F32;

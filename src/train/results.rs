@@ -74,7 +74,11 @@ impl Run<'_> {
             .map_err(|source| Error::Io { path, source })
     }
 
+    /// Writes a checkpoint, as rank 0.
     pub(super) fn checkpoint(&mut self) -> Result<(), Error> {
+        if !self.ranks.is_first() {
+            return Ok(());
+        }
         let checkpoint = Checkpoint {
             state: State {
                 step: self.step,
@@ -91,6 +95,7 @@ impl Run<'_> {
             });
         }
         self.checkpoints.write(&checkpoint)?;
+        self.kept = self.step;
         Ok(())
     }
 

@@ -5,7 +5,7 @@ use std::path::Path;
 use super::Error;
 use super::checkpoint::{self, Checkpoint};
 use super::checkpoints::{Checkpoints, Newest};
-use super::identity::{Identity, is_same_but_longer, joined};
+use super::identity::{Identity, Sides, is_same_but_longer, joined};
 use super::length::Length;
 use crate::convert::provenance::Stretch;
 use crate::experiment::{Experiment, LoraDigests, TrainLength, TrainSettings};
@@ -122,7 +122,7 @@ impl Wanted<'_> {
         if before.is_some() && found.description.is_none() {
             found.training = self.identity.training;
         }
-        let differences = found.differences(&self.identity, longer);
+        let differences = found.differences(&self.identity, longer, Sides::RESUMED);
         match (before, differences.is_empty()) {
             (Some(before), true) => Ok(before),
             _ => Err(checkpoint::Error::OtherRun {

@@ -1,6 +1,6 @@
 //! The loop: steps, and what happens between them.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use candle_core::Tensor;
 
@@ -8,26 +8,26 @@ use super::batches::Batches;
 use super::beginning::Beginning;
 use super::checkpoint::State;
 use super::checkpoints::Checkpoints;
-use super::inputs::{DenoiserBatch, DrawOptions, HeldOut};
+use super::inputs::DrawOptions;
 use super::length::Length;
 use super::loader::Loader;
 use super::metrics::{Metrics, MetricsLine};
-use super::output::OutputFolder;
+use super::parallel::{Due, places, same_numbers};
 use super::plan::MemoryPlan;
 use super::start::Start;
-use super::step::{Dump, Pass};
 use super::training_adapter::TrainingAdapter;
-use super::{Error, TrainOptions, TrainReport, TrainingSet, VALIDATION_SIGMAS};
+use super::{Error, TrainOptions, TrainReport, TrainingSet};
 use crate::base_model::BaseModel;
 use crate::convert::provenance::StartedFrom;
 use crate::experiment::{Experiment, TrainSettings};
 use crate::lora::{self, AdapterSet, LinearShape};
 use crate::models::Denoiser;
 use crate::monitor::Monitor;
-use crate::optim::{LrSchedule, Optimizer, clip_gradient_norm};
+use crate::optim::{LrSchedule, Optimizer};
+use crate::ranks::{Ranks, sum::Sums};
 
 /// Steps whose losses are averaged for what is shown and reported: a single step's loss jumps with its noise level.
-const RECENT_STEPS: usize = 20;
+pub(super) const RECENT_STEPS: usize = 20;
 
 /// The base model; it above its training adapter, or again where there is none; and that adapter.
 pub(super) type Denoisers<'a> = (
@@ -35,6 +35,13 @@ pub(super) type Denoisers<'a> = (
     &'a dyn Denoiser,
     Option<&'a TrainingAdapter>,
 );
+
+/// The ranks, how their gradients are summed, and what rank 0 decides for all.
+pub(super) struct Together<'a> {
+    pub(super) ranks: &'a Ranks,
+    pub(super) sums: Sums,
+    pub(super) due: Due,
+}
 
 /// A training under way.
 pub(super) struct Run<'a> {
@@ -66,6 +73,14 @@ pub(super) struct Run<'a> {
     /// Losses of the last steps, at most [`RECENT_STEPS`].
     pub(super) recent: Vec<f64>,
     pub(super) validation_loss: Option<f64>,
+    /// The other processes that train this LoRA, if there are any.
+    pub(super) ranks: &'a Ranks,
+    pub(super) sums: Sums,
+    pub(super) due: Due,
+    /// The gradient's norm in the last step of this call; 0 before the first.
+    pub(super) norm: f64,
+    /// The step of the newest checkpoint.
+    pub(super) kept: u64,
 }
 
 impl<'a> Run<'a> {
@@ -75,8 +90,8 @@ impl<'a> Run<'a> {
         set: &'a TrainingSet<'a>,
         (denoiser, trained, training_adapter): Denoisers<'a>,
         plan: MemoryPlan,
-        output: &OutputFolder,
-        beginning: Beginning,
+        output: &Path,
+        (beginning, together): (Beginning, Together<'a>),
     ) -> Result<Self, Error> {
         let train = &base.settings.train;
         let Beginning {
@@ -102,7 +117,12 @@ impl<'a> Run<'a> {
             recent: Vec::new(),
             validation_loss: None,
             step: state.step,
-            output: output.path.clone(),
+            output: output.to_owned(),
+            ranks: together.ranks,
+            sums: together.sums,
+            due: together.due,
+            norm: 0.0,
+            kept: state.step,
             from,
             experiment,
             base,
@@ -132,23 +152,20 @@ impl<'a> Run<'a> {
         monitor: &dyn Monitor,
     ) -> Result<TrainReport, Error> {
         let train: &'a TrainSettings = &self.base.settings.train;
-        let (resumed_from, steps) = (self.step, self.length.steps);
-        let last = options
-            .stop_after
-            .map_or(steps, |n| steps.min(resumed_from.saturating_add(n)));
-        let mut metrics =
-            Metrics::open(&self.output, self.step, options.clock, monitor).map_err(|source| {
-                Error::Io {
-                    path: self.output.clone(),
-                    source,
-                }
-            })?;
+        let (resumed_from, steps, last) = (self.step, self.length.steps, self.due.last);
+        let open = || Metrics::open(&self.output, self.step, options.clock, monitor);
+        // Rank 0 writes what there is to be written.
+        let metrics = self.ranks.is_first().then(open).transpose();
+        let mut metrics = metrics.map_err(|source| Error::Io {
+            path: self.output.clone(),
+            source,
+        })?;
         // The base model alone (B is 0 at the start), or with the LoRA that the training starts from: what later validations and previews are compared with.
         if self.step == 0 {
             self.report(
                 &mut metrics,
                 0,
-                train.validate_every > 0,
+                self.due.validate_every > 0,
                 train.sample_every > 0,
                 monitor,
             )?;
@@ -158,17 +175,22 @@ impl<'a> Run<'a> {
         // Counted over the whole run, so that a resumed one draws what the uninterrupted one would have drawn.
         let each = train.gradient_accumulation as u64;
         let (mut batches, set) = (self.batches.clone(), self.set);
-        let numbers = self.step * each..last * each;
+        let own: Vec<u64> = places(self.ranks, train.gradient_accumulation).collect();
+        let numbers = (self.step..last).flat_map(move |step| {
+            own.clone()
+                .into_iter()
+                .map(move |place| step * each + place)
+        });
         let batches = numbers.map(move |number| (number, batches.get(number).to_vec()));
         let draws = self.draws.clone();
         Loader::with(set, batches, &draws, |loader| {
             while self.step < last {
-                self.one_step(&loader, options, &mut metrics, last, monitor)?;
+                self.one_step(&loader, options, &mut metrics, monitor)?;
             }
             Ok::<_, Error>(())
         })?;
         monitor.finish();
-        let lora = if self.step == steps {
+        let lora = if self.step == steps && self.ranks.is_first() {
             Some(self.save_lora()?)
         } else {
             None
@@ -184,6 +206,7 @@ impl<'a> Run<'a> {
             pictures: self.set.items().len(),
             pairs: self.set.pairs(),
             captions: self.set.truncated().to_vec(),
+            ranks: self.ranks.world(),
         })
     }
 
@@ -192,13 +215,12 @@ impl<'a> Run<'a> {
         &mut self,
         loader: &Loader,
         options: &TrainOptions,
-        metrics: &mut Metrics,
-        last: u64,
+        metrics: &mut Option<Metrics>,
         monitor: &dyn Monitor,
     ) -> Result<(), Error> {
         let train: &'a TrainSettings = &self.base.settings.train;
         let started = (options.clock)();
-        let micro_batches = (0..train.gradient_accumulation)
+        let micro_batches = places(self.ranks, train.gradient_accumulation)
             .map(|_| loader.next())
             .collect::<Result<Vec<_>, _>>()?;
         // Not below 0 where somebody sets the clock.
@@ -207,7 +229,11 @@ impl<'a> Run<'a> {
             .dump_step
             .as_ref()
             .filter(|(step, _)| *step == self.step + 1);
-        let (loss, gradient_norm) = self.advance(&micro_batches, dump.map(|(_, path)| path))?;
+        let advanced = self.advance(&micro_batches, dump.map(|(_, path)| path));
+        if let Err(Error::Ranks(_)) = &advanced {
+            self.keep_before_end(monitor);
+        }
+        let (loss, gradient_norm) = advanced?;
         let seconds = ((options.clock)() - started).max(0.0);
         let line = MetricsLine::Step {
             step: self.step,
@@ -218,96 +244,53 @@ impl<'a> Run<'a> {
             seconds,
             waited,
         };
-        metrics.write(&line).map_err(|source| Error::Io {
-            path: self.output.clone(),
-            source,
-        })?;
+        self.tell(metrics, &line)?;
         monitor.advance(1);
         monitor.status(&format!(
-            "loss {:.4}, {seconds:.2} s/step",
-            mean(&self.recent).unwrap_or(loss)
+            "loss {:.4}, {seconds:.2} s/step{}",
+            mean(&self.recent).unwrap_or(loss),
+            match self.ranks.world() {
+                1 => String::new(),
+                world => format!(", {world} ranks"),
+            }
         ));
         let due = |every: u64| every > 0 && self.step.is_multiple_of(every);
-        let (validate, preview) = (due(train.validate_every), due(train.sample_every));
+        let (validate, preview) = (due(self.due.validate_every), due(train.sample_every));
         // Also where `stop_after` ends the call: no step is done twice.
-        let checkpoint = self.step == last || due(train.checkpoint_every);
+        let checkpoint = self.step == self.due.last || due(self.due.checkpoint_every);
         // Before the checkpoint: a run killed in between repeats the step and with it its validation.
         self.report(metrics, self.step, validate, preview, monitor)?;
         if checkpoint {
+            let same = same_numbers(self.ranks, &self.values, self.step);
+            if let Err(Error::Ranks(_)) = &same {
+                self.keep_before_end(monitor);
+            }
+            same?;
             self.checkpoint()?;
         }
         Ok(())
     }
 
-    /// One optimizer step; gives its loss and the gradient's norm before clipping.
-    fn advance(
-        &mut self,
-        micro_batches: &[Vec<DenoiserBatch>],
-        dump: Option<&PathBuf>,
-    ) -> Result<(f64, f64), Error> {
-        let train: &'a TrainSettings = &self.base.settings.train;
-        let accumulation = micro_batches.len() as u64;
-        let gradient = self.values.zeros_like()?;
-        let mut record = dump.map(|_| Dump::default());
-        let (mut loss, mut passes) = (0.0, 0);
-        for (number, batches) in (self.step * accumulation..).zip(micro_batches) {
-            for (index, batch) in batches.iter().enumerate() {
-                let share = batch.share / accumulation as f64;
-                // Unique in the run: a micro-batch has at most as many batches as samples, far below 2^16.
-                let pass = number << 16 | index as u64;
-                let result = self.pass().backward(batch, pass, share, &gradient)?;
-                loss += result.loss * share;
-                if let Some(record) = &mut record {
-                    record.add(passes, batch, &result)?;
-                }
-                passes += 1;
-            }
+    /// Where another rank is gone, the steps that all have done need not be done again.
+    fn keep_before_end(&mut self, monitor: &dyn Monitor) {
+        if !self.ranks.is_first() || self.step <= self.kept {
+            return;
         }
-        // Before the update: the adapters and their last checkpoint stay usable.
-        if !loss.is_finite() {
-            return Err(Error::Diverged {
-                step: self.step + 1,
-                loss,
-            });
+        // What ended the run is what has to be told.
+        if self.checkpoint().is_ok() {
+            let step = self.step;
+            monitor.note(&format!(
+                "kept a checkpoint of step {step}, the last that all ranks did"
+            ));
         }
-        if let (Some(mut record), Some(path)) = (record, dump) {
-            record.add_adapters(&self.adapters_now()?, &gradient.to_vec1()?)?;
-            if let Some(beneath) = self.training_adapter {
-                record.add_beneath(&beneath.adapters)?;
-            }
-            self.write_dump(&record, passes, path)?;
-        }
-        // 0 means no clipping, as in kohya's scripts.
-        let max_norm = Some(train.max_grad_norm).filter(|n| *n > 0.0);
-        let kernels = self.denoiser.kernels();
-        let norm = clip_gradient_norm(kernels, &gradient, max_norm)?;
-        if !norm.is_finite() {
-            return Err(Error::NotFinite {
-                step: self.step + 1,
-                what: "the loss is finite, but its gradient is".to_owned(),
-            });
-        }
-        let rate = self.schedule.at(self.step);
-        self.optimizer
-            .step(kernels, &self.values, &gradient, rate)?;
-        self.step += 1;
-        self.recent.push(loss);
-        if self.recent.len() > RECENT_STEPS {
-            self.recent.remove(0);
-        }
-        Ok((loss, norm))
     }
 
-    fn pass(&self) -> Pass<'_> {
-        let settings = &self.base.settings;
-        Pass {
-            denoiser: self.trained,
-            adapters: &self.adapters,
-            values: &self.values,
-            dropout: (settings.adapter.dropout, settings.train.seed),
-            recompute: self.plan.recompute.clone(),
-            offload: self.plan.offload,
-        }
+    fn tell(&self, metrics: &mut Option<Metrics>, line: &MetricsLine) -> Result<(), Error> {
+        let written = metrics.as_mut().map(|metrics| metrics.write(line));
+        written.transpose().map(|_| ()).map_err(|source| Error::Io {
+            path: self.output.clone(),
+            source,
+        })
     }
 
     /// The adapters with the numbers that they have now.
@@ -320,18 +303,17 @@ impl<'a> Run<'a> {
     /// Validation and previews.
     fn report(
         &mut self,
-        metrics: &mut Metrics,
+        metrics: &mut Option<Metrics>,
         step: u64,
         validate: bool,
         preview: bool,
         monitor: &dyn Monitor,
     ) -> Result<(), Error> {
-        let io = |source| Error::Io {
-            path: self.output.clone(),
-            source,
+        let losses = match validate && !self.set.held_out().is_empty() {
+            true => self.validate()?,
+            false => None,
         };
-        if validate && !self.set.held_out().is_empty() {
-            let losses = self.validate()?;
+        if let Some(losses) = losses {
             let loss = mean(&losses).unwrap_or_default();
             let line = MetricsLine::Validation {
                 step,
@@ -339,29 +321,14 @@ impl<'a> Run<'a> {
                 sigmas: self.draws.validation_levels(),
                 losses,
             };
-            metrics.write(&line).map_err(io)?;
+            self.tell(metrics, &line)?;
             monitor.note(&format!("step {step}: validation loss {loss:.5}"));
             self.validation_loss = Some(loss);
         }
-        if preview {
+        if let (true, Some(metrics)) = (preview, metrics) {
             self.preview(metrics, step)?;
         }
         Ok(())
-    }
-
-    /// The mean loss over the held-out pairs at each of [`VALIDATION_SIGMAS`], with noise that never changes.
-    fn validate(&self) -> Result<Vec<f64>, Error> {
-        let mut sums = vec![0.0; VALIDATION_SIGMAS.len()];
-        let (source, held_out) = (self.set.source(), self.set.held_out());
-        for (number, item) in (0..).zip(held_out) {
-            let picture = HeldOut::read(source, item)?;
-            for (level, sum) in (0..).zip(VALIDATION_SIGMAS).zip(&mut sums) {
-                let batch = picture.batch(number, level, &self.draws)?;
-                *sum += self.pass().loss(&batch)?;
-            }
-        }
-        let count = held_out.len() as f64;
-        Ok(sums.into_iter().map(|sum| sum / count).collect())
     }
 }
 

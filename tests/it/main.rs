@@ -48,6 +48,7 @@ mod pipeline;
 mod placement;
 mod probe;
 mod python;
+mod ranks;
 mod resume;
 mod run_damage;
 mod run_folder;

@@ -20,6 +20,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("autograd", &["nn"]),
     ("optim", &["nn"]),
     ("diffusion", &[]),
+    ("ranks", &["device", "digest", "monitor", "nn"]),
     ("lora", &["autograd", "digest", "nn", "rng"]),
     ("text", &["digest", "nn"]),
     ("recipe", &["digest", "text"]),

@@ -10,6 +10,7 @@ mod inspect;
 mod layout;
 mod model;
 mod probe;
+mod ranks;
 mod recipe;
 mod sample;
 mod shell;

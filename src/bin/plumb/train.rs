@@ -4,9 +4,11 @@ use std::path::PathBuf;
 
 use plumb::base_model;
 use plumb::dataset;
+use plumb::ranks::Ranks;
 use plumb::train::{self, Error, TrainOptions, TrainReport};
 
 use crate::CommandResult;
+use crate::ranks::{Position, RanksArgs, Where};
 use crate::ui::{Failure, Ui};
 use crate::world::{self, DeviceArgs, WaitArgs};
 
@@ -34,26 +36,55 @@ pub(crate) struct Args {
     #[arg(long, num_args = 2, value_names = ["K", "FILE"])]
     pub(crate) dump_step: Option<Vec<String>>,
     #[command(flatten)]
+    ranks: RanksArgs,
+    #[command(flatten)]
     device: DeviceArgs,
     #[command(flatten)]
     wait: WaitArgs,
 }
 
 pub(crate) fn run(args: &Args, ui: &Ui) -> CommandResult {
+    // Before other processes are started: what is wrong with it is told once.
     let experiment = world::open_experiment(&args.experiment, ui)?;
-    let place = args.device.open(ui)?;
+    let dump_step = dump_step(args.dump_step.as_deref())?;
+    let position = args.ranks.position()?;
+    let rank = position.as_ref().map_or(0, Position::rank);
+    // What all ranks would say, rank 0 says.
+    let of_rank = (rank > 0).then(|| Ui::of_rank(rank));
+    let ui = of_rank.as_ref().unwrap_or(ui);
+    let named = |failure: Failure| match rank {
+        0 => failure,
+        rank => failure.of_rank(rank),
+    };
+    let (work, processes) = position
+        .as_ref()
+        .map_or((Where::AsAsked, 1), |p| (p.work, p.on_machine));
+    let place = (args.device.open_shared(work, processes, ui)).map_err(named)?;
     let options = TrainOptions {
         restart: args.restart,
-        dump_step: dump_step(args.dump_step.as_deref())?,
+        dump_step,
         stop_after: args.stop_after,
         clock: world::now_seconds,
         placement: base_model::placement(&experiment, &place.device, &place.kernels),
         memory_bytes: place.memory_bytes,
         wait: args.wait.limit(),
     };
-    let report =
-        train::run(&experiment, &options, &mut world::digest_memo(), ui).map_err(failure)?;
-    ui.report(&report, &describe(&report))
+    let met = position.map(|position| args.ranks.meet(position, ui));
+    let (ranks, started) = met.transpose().map_err(named)?.unzip();
+    let ranks = ranks.unwrap_or_else(Ranks::alone);
+    let mut memo = world::digest_memo();
+    let report = train::run_with(&experiment, &options, &ranks, &mut memo, ui);
+    // Those that were started end when they see that the connection is closed.
+    drop((ranks, started));
+    let report = report.map_err(|error| match rank {
+        0 => failure(error),
+        _ if args.ranks.is_launched() => Failure::told(),
+        rank => failure(error).of_rank(rank),
+    })?;
+    match rank {
+        0 => ui.report(&report, &describe(&report)),
+        _ => Ok(()),
+    }
 }
 
 /// The exit status that goes with an error.
@@ -82,6 +113,9 @@ fn dump_step(values: Option<&[String]>) -> Result<Option<(u64, PathBuf)>, Failur
 
 pub(crate) fn describe(report: &TrainReport) -> String {
     let mut lines = vec![format!("{} steps done", report.step)];
+    if report.ranks > 1 {
+        lines[0] += &format!(" by {} ranks", report.ranks);
+    }
     if report.resumed_from > 0 {
         lines[0] += &format!(", the first {} of them before", report.resumed_from);
     }

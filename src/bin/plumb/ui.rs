@@ -45,6 +45,20 @@ impl Failure {
         }
     }
 
+    /// An error that another process tells: exit status 1.
+    pub(crate) fn told() -> Self {
+        Self {
+            status: 1,
+            message: String::new(),
+        }
+    }
+
+    /// The same, by which of several processes says it.
+    pub(crate) fn of_rank(mut self, rank: usize) -> Self {
+        self.message = format!("rank {rank}: {}", self.message);
+        self
+    }
+
     /// A refusal, because the store does not hold what is needed: exit status 4.
     pub(crate) fn refused(reason: impl std::fmt::Display) -> Self {
         Self {
@@ -70,15 +84,26 @@ pub(crate) struct Ui {
     quiet: bool,
     bar: Mutex<Option<ProgressBar>>,
     problems: AtomicU64,
+    /// Before each line; empty but where several processes share the terminal.
+    prefix: String,
 }
 
 impl Ui {
+    /// For a process that is not the first of several: problems, with its number, and nothing else.
+    pub(crate) fn of_rank(rank: usize) -> Self {
+        Self {
+            prefix: format!("rank {rank}: "),
+            ..Self::new(false, true)
+        }
+    }
+
     pub(crate) fn new(json: bool, quiet: bool) -> Self {
         Self {
             json,
             quiet,
             bar: Mutex::new(None),
             problems: AtomicU64::new(0),
+            prefix: String::new(),
         }
     }
 
@@ -127,7 +152,9 @@ impl Ui {
         } else {
             "error"
         };
-        self.complain(&format!("{word}: {}", failure.message));
+        if !failure.message.is_empty() {
+            self.complain(&format!("{word}: {}", failure.message));
+        }
         ExitCode::from(failure.status)
     }
 
@@ -203,6 +230,6 @@ impl Monitor for Ui {
     fn problem(&self, text: &str) {
         self.problems.fetch_add(1, Ordering::Relaxed);
         let text = shown::line(without_backtrace(text));
-        self.complain(&format!("problem: {text}"));
+        self.complain(&format!("{}problem: {text}", self.prefix));
     }
 }

@@ -16,6 +16,7 @@ use plumb::nn::weights::DigestMemo;
 use plumb::store::{self, Place, Remote};
 use sysinfo::{MemoryRefreshKind, RefreshKind, System};
 
+use crate::ranks::Where;
 use crate::ui::{Failure, Ui};
 
 /// Opens an Experiment file, and fetches what it names on the hub; what is wrong with it is the user's to mend, with
@@ -201,10 +202,19 @@ pub(crate) struct ComputeDevice {
 
 impl DeviceArgs {
     pub(crate) fn open(&self, ui: &Ui) -> Result<ComputeDevice, Failure> {
+        self.open_shared(Where::AsAsked, 1, ui)
+    }
+
+    /// The same where the command says, for one of so many processes on this machine, which share the processors.
+    pub(crate) fn open_shared(
+        &self,
+        place: Where,
+        processes: usize,
+        ui: &Ui,
+    ) -> Result<ComputeDevice, Failure> {
         // Before a device is opened, which may take seconds: a wrong number is told at once.
         let limit = self.memory.map(limit_bytes).transpose()?;
-        let wrong = |e| Failure::usage(format!("--device: {e}"));
-        let choice = self.device.parse::<Choice>().map_err(wrong)?;
+        let choice = self.choice(place)?;
         let opened = device::open(choice, &cuda_folders()).map_err(Failure::error)?;
         if let Some(note) = &opened.note {
             ui.note(note);
@@ -232,12 +242,27 @@ impl DeviceArgs {
             kernels = (kernels.with_cudnn(&cuda_folders())).map_err(Failure::error)?;
         }
         let free = opened.memory.map(|(_, free)| free);
-        let free = free.unwrap_or_else(available_memory_bytes);
+        let free = free.unwrap_or_else(|| available_memory_bytes() / processes as u64);
+        if opened.device.is_cpu() && processes > 1 {
+            share_threads(processes);
+        }
         Ok(ComputeDevice {
             device: opened.device,
             kernels,
             memory_bytes: limit.unwrap_or(free),
         })
+    }
+}
+
+/// Leaves the other processes of a machine their part of its cores, unless RAYON_NUM_THREADS says how many threads there are to be.
+fn share_threads(processes: usize) {
+    if std::env::var_os("RAYON_NUM_THREADS").is_none() {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let threads = (cores / processes).max(1);
+        // Fails where threads are there already, which then stay as they are.
+        let _ = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build_global();
     }
 }
 
@@ -247,6 +272,34 @@ impl ComputeDevice {
             device: Device::Cpu,
             kernels: Kernels::NONE,
             memory_bytes: available_memory_bytes(),
+        }
+    }
+}
+
+impl DeviceArgs {
+    fn choice(&self, place: Where) -> Result<Choice, Failure> {
+        let asked = || {
+            let wrong = |e| Failure::usage(format!("--device: {e}"));
+            self.device.parse::<Choice>().map_err(wrong)
+        };
+        match place {
+            Where::AsAsked => asked(),
+            Where::Gpu(number) => Ok(Choice::Cuda(number)),
+            Where::Cpu => match asked()? {
+                Choice::Auto | Choice::Cpu => Ok(Choice::Cpu),
+                Choice::Cuda(_) => Err(Failure::usage(
+                    "--processes computes on the CPU; for GPUs say --gpus N, without --device",
+                )),
+            },
+            Where::GpuOrCpu(number) => match (asked()?, device::count(&cuda_folders())) {
+                // Where a scheduler gives each process a GPU of its own, each sees one.
+                (Choice::Auto, Ok(1)) => Ok(Choice::Cuda(0)),
+                (Choice::Auto, Ok(count)) if number >= count => Err(Failure::error(format!(
+                    "this is process {number} of its machine, from 0, which has {count} GPUs: start one for each, or say --device"
+                ))),
+                (Choice::Auto, Ok(_)) => Ok(Choice::Cuda(number)),
+                (choice, _) => Ok(choice),
+            },
         }
     }
 }

@@ -183,6 +183,7 @@ pub(super) fn train(
                 machine,
                 // As a training is without `--own-kernels`.
                 own_kernels: false,
+                apart: 0,
                 checkpointing: Some(checkpointing),
             };
             // All memory there is: the estimate itself is asked for, not a way to save.
