@@ -111,9 +111,7 @@ impl Manifest {
     /// # Errors
     /// If the store cannot be read.
     pub fn is_in(&self, store: &Store) -> Result<bool, store::Error> {
-        let mut specs: Vec<Fingerprint> = self.entries.0.iter().map(|(spec, _)| *spec).collect();
-        specs.dedup();
-        let reader = store.reader_of(&specs)?;
+        let reader = store.reader_of_entries(&self.entries.0)?;
         let mut entries = self.entries.0.iter();
         Ok(entries.all(|(spec, entry)| reader.contains(spec, entry)))
     }

@@ -93,11 +93,6 @@ impl Reader {
         problems.iter().map(ToString::to_string).collect()
     }
 
-    /// Whether the store has any entry of one of the specs.
-    pub(super) fn has_entries(&self, spec: &Fingerprint) -> bool {
-        !self.store.entries(spec).is_empty()
-    }
-
     /// What every encoder made of a caption.
     ///
     /// # Errors
@@ -230,6 +225,20 @@ impl<'a> ModelCache<'a> {
     /// If the store cannot be read.
     pub fn open(base: &'a BaseModel, store: &Store) -> Result<Self, Error> {
         Ok(Self::of(base, Reader::open(Specs::from(base), store)?))
+    }
+
+    /// As [`Self::open`], of these entries alone, given as (spec, entry).
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_for(
+        base: &'a BaseModel,
+        store: &Store,
+        entries: &[(Fingerprint, Fingerprint)],
+    ) -> Result<Self, Error> {
+        let specs = Specs::from(base);
+        let store = Arc::new(store.reader_of_entries(entries)?);
+        Ok(Self::of(base, Reader { specs, store }))
     }
 
     /// Of several recipes of base models, in their order: the index is read once.

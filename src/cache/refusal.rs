@@ -84,7 +84,7 @@ pub fn refuse_if_missing(
                 .or_else(|| Some("the checkpoint".to_owned()))
         };
         missing.extend(missing_entries(
-            (store, reader),
+            store,
             (&encoder.slot, encoder.spec),
             captions.len(),
             without.into_iter().map(quoted).collect(),
@@ -100,7 +100,7 @@ pub fn refuse_if_missing(
         views += picture.views.len();
     }
     missing.extend(missing_entries(
-        (store, reader),
+        store,
         ("latents", reader.specs().latents),
         views,
         without,
@@ -124,7 +124,7 @@ fn refusal(experiment: &Experiment, store: &Path, missing: Vec<MissingEntries>) 
 }
 
 fn missing_entries(
-    (store, reader): (&Store, &Reader),
+    store: &Store,
     (what, spec): (&str, Fingerprint),
     wanted: usize,
     without: Vec<String>,
@@ -135,7 +135,8 @@ fn missing_entries(
         return Ok(None);
     }
     // Where some are there, the recipe is right and captions are new; where none is, another recipe may be.
-    let nearest = match reader.has_entries(&spec) {
+    let has_any = !store.reader_of(&[spec])?.entries(&spec).is_empty();
+    let nearest = match has_any {
         false => nearest(&store.reader()?, &spec, json, origin)?,
         true => None,
     };

@@ -82,7 +82,6 @@ pub fn encode_captions(
 pub(super) struct CaptionPlan<'a> {
     base: &'a BaseModel,
     store: &'a Store,
-    reader: StoreReader,
     /// Each of the captions once.
     pub(super) captions: Vec<&'a str>,
     encoders: Vec<EncoderPlan<'a>>,
@@ -114,15 +113,12 @@ impl<'a> CaptionPlan<'a> {
                 bytes: long.len(),
             });
         }
-        let specs: Vec<Fingerprint> = base.encoders.iter().map(|e| e.fingerprint).collect();
-        let reader = store.reader_of(&specs)?;
-        let of_encoder = |encoder| EncoderPlan::new(encoder, &reader, &captions, part);
+        let of_encoder = |encoder| EncoderPlan::new(encoder, store, &captions, part);
         let encoders = base.encoders.iter().map(of_encoder);
         Ok(Self {
             base,
             store,
             encoders: encoders.collect::<Result<_, _>>()?,
-            reader,
             captions,
         })
     }
@@ -170,7 +166,7 @@ impl<'a> CaptionPlan<'a> {
             spec: encoder.fingerprint.to_string(),
             captions: plan.captions.len() as u64,
             present: plan.present.len() as u64,
-            truncated: self.reader.truncated(&encoder.fingerprint, &plan.present)?,
+            truncated: plan.reader.truncated(&encoder.fingerprint, &plan.present)?,
             shortened: shortened as u64,
             ..CaptionStats::default()
         };
@@ -207,6 +203,8 @@ impl<'a> CaptionPlan<'a> {
 /// What one encoder is to make.
 pub(super) struct EncoderPlan<'a> {
     encoder: &'a TextEncoderPart,
+    /// Of the part's entries.
+    reader: StoreReader,
     /// Those of the part.
     captions: Vec<&'a str>,
     /// The entries that are there.
@@ -219,10 +217,10 @@ pub(super) struct EncoderPlan<'a> {
 }
 
 impl<'a> EncoderPlan<'a> {
-    /// Of captions that are each named once.
+    /// Looks into the store, for a part of the entries of captions that are each named once.
     pub(super) fn new(
         encoder: &'a TextEncoderPart,
-        reader: &StoreReader,
+        store: &Store,
         captions: &[&'a str],
         part: Part,
     ) -> Result<Self, Error> {
@@ -230,6 +228,11 @@ impl<'a> EncoderPlan<'a> {
         let mut entries: Vec<Lacking<'a>> = captions.par_iter().map(entry).collect();
         entries.retain(|(entry, _)| part.has(entry));
         let captions = entries.iter().map(|(_, caption)| *caption).collect();
+        let wanted: Vec<_> = entries
+            .iter()
+            .map(|(entry, _)| (encoder.fingerprint, *entry))
+            .collect();
+        let reader = store.reader_of_entries(&wanted)?;
         let (present, lacking): (Vec<_>, Vec<_>) = entries
             .into_iter()
             .partition(|(entry, _)| reader.contains(&encoder.fingerprint, entry));
@@ -244,6 +247,7 @@ impl<'a> EncoderPlan<'a> {
         let (numbers, bytes) = sizes.try_reduce(<(u64, u64)>::default, add)?;
         Ok(Self {
             encoder,
+            reader,
             captions,
             present: present.into_iter().map(|(entry, _)| entry).collect(),
             lacking,

@@ -10,7 +10,7 @@ use super::pictures::PicturePlan;
 use crate::base_model::TextEncoderPart;
 use crate::dataset::Item;
 use crate::monitor::Monitor;
-use crate::store::StoreReader;
+use crate::store::Store;
 
 /// Entries that a store lacks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -33,13 +33,13 @@ impl Sum for Missing {
 /// What a store lacks of an encoder's entries of some captions, each of them named once.
 ///
 /// # Errors
-/// If a caption cannot be tokenized.
+/// If the store cannot be read, or a caption cannot be tokenized.
 pub fn missing(
     encoder: &TextEncoderPart,
-    reader: &StoreReader,
+    store: &Store,
     captions: &[&str],
 ) -> Result<Missing, Error> {
-    Ok(EncoderPlan::new(encoder, reader, captions, Part::WHOLE)?.missing())
+    Ok(EncoderPlan::new(encoder, store, captions, Part::WHOLE)?.missing())
 }
 
 /// Tells how many captions there are, what of them is to be encoded, and of pictures and clips.

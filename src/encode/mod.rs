@@ -301,7 +301,8 @@ fn keep(
     let of_part = used.of(|entry| report.part.has(entry));
     of_part.write_part(store, ("encode", &report.part.name()), by, monitor)?;
     let all_there = used.is_in(store)?;
-    if all_there {
+    // The runs of many parts stay where one would be too long.
+    if all_there && used.entries().len() <= store::RUN_LIMIT_ENTRIES {
         used.write(store, "encode", by, Lacking::LeaveOut, monitor)?;
         used.forget_parts(store, "encode", by, monitor)?;
     }

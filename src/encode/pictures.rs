@@ -83,7 +83,16 @@ impl<'a> PicturePlan<'a> {
         part: Part,
     ) -> Result<Self, Error> {
         let spec = vae.fingerprint;
-        let reader = store.reader_of(&[spec])?;
+        let entry =
+            |picture: &Viewed<'_>, view| LatentKey::new(spec, picture.digest, view).fingerprint();
+        let wanted = pictures.iter().flat_map(|picture| {
+            let views = picture.views.iter();
+            views.map(move |&view| entry(picture, view))
+        });
+        let wanted = wanted
+            .filter(|entry| part.has(entry))
+            .map(|entry| (spec, entry));
+        let reader = store.reader_of_entries(&wanted.collect::<Vec<_>>())?;
         let mut plan = Self {
             vae,
             store,
@@ -98,7 +107,7 @@ impl<'a> PicturePlan<'a> {
         for picture in pictures {
             let mut views = Vec::new();
             for &view in picture.views.iter() {
-                let entry = LatentKey::new(spec, picture.digest, view).fingerprint();
+                let entry = entry(picture, view);
                 // Two data sets may hold the same picture, and a reference may be one of the pictures.
                 if !seen.insert(entry) || !part.has(&entry) {
                     continue;

@@ -24,12 +24,10 @@ pub(super) fn captions(
     for part in compared.recipes.iter().flat_map(|c| &c.base.encoders) {
         parts.entry(part.fingerprint).or_insert(part);
     }
-    let specs: Vec<_> = parts.keys().copied().collect();
-    let reader = store.reader_of(&specs)?;
     let texts: Vec<&str> = captions.iter().map(String::as_str).collect();
     let missing = parts
         .values()
-        .map(|part| encode::missing(part, &reader, &texts));
+        .map(|part| encode::missing(part, store, &texts));
     let Missing { entries, bytes } = missing.sum::<Result<_, _>>()?;
     monitor.note(&format!(
         "{} recipes, {} captions; to encode: {entries} embeddings, about {:.1} MB in the store{}",

@@ -14,7 +14,7 @@ use super::layout::{self, PackPath};
 use super::packed::{self, OpenedPack};
 use super::record::Record;
 use super::snapshot::decode_part;
-use super::{Error, Local, Problem, Run, Store, index, packfile, relative, temporary};
+use super::{Error, Local, Problem, Run, Store, index, packfile, parts, relative, temporary};
 use crate::digest::{Digest, Fingerprint};
 use crate::monitor::Monitor;
 
@@ -239,13 +239,14 @@ impl<'a> Look<'a> {
 
     fn read_index(&mut self, monitor: &dyn Monitor) -> Result<(), Error> {
         let layout = &self.store.layout;
-        let mut parts = Vec::new();
+        let mut all = Vec::new();
         for spec in layout.indexed_specs()? {
+            self.report.problems.extend(parts::check(layout, &spec));
             let listed = layout.index_parts(&spec)?;
-            parts.extend(listed.into_iter().map(|(part, _)| (spec, part)));
+            all.extend(listed.into_iter().map(|(part, _)| (spec, part)));
         }
-        monitor.start("checking the index", Some(parts.len() as u64));
-        for (spec, part) in parts {
+        monitor.start("checking the index", Some(all.len() as u64));
+        for (spec, part) in all {
             match decode_part(layout, &spec, &part, index::records) {
                 Ok(records) => {
                     let row = |record: &Record| Row {

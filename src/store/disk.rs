@@ -241,6 +241,22 @@ pub(super) fn length(disk: &dyn Disk, path: &Path) -> Result<u64, Error> {
     Ok(open(disk, path)?.1)
 }
 
+/// The length of a regular file, or of what a link leads to; None where there is none.
+pub(super) fn length_of_file(disk: &dyn Disk, path: &Path) -> Result<Option<u64>, Error> {
+    let look = || {
+        let found = disk.look_at(path)?;
+        if found.is_symlink() {
+            return fs::metadata(path);
+        }
+        Ok(found)
+    };
+    match look() {
+        Ok(found) => Ok(Some(found.len()).filter(|_| found.is_file())),
+        Err(e) if is_absence(&e) => Ok(None),
+        Err(e) => Err(Error::io("look at", path, e)),
+    }
+}
+
 /// Opens a regular file; gives its length.
 fn open(disk: &dyn Disk, path: &Path) -> Result<(File, u64), Error> {
     let fail = |e| Error::io("look at", path, e);

@@ -11,9 +11,10 @@ use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
 
-use super::compact::{remove_parts, write_parts};
+use super::compact::remove_parts;
 use super::disk::{self, ListedFile};
 use super::leftovers::Leftovers;
+use super::merge::write_parts;
 use super::pack::{PACK_LIMIT_BYTES, PackBuilder};
 use super::packed::{OpenedPack, PackedEntry};
 use super::record::Record;
@@ -329,7 +330,7 @@ impl Store {
             rows.sort_by_key(|r| (r.entry, r.pack));
             new_packs.extend(rows.iter().map(|r| r.pack));
             // Sorted, so that the same rows make the same part: one that is there already is then not removed below.
-            let new = write_parts(self, &spec, &rows)?;
+            let new = write_parts(self, &spec, rows)?;
             remove_parts(
                 &self.layout,
                 &spec,

@@ -1,31 +1,25 @@
-//! The Parquet codec of index parts: one row a payload, the rows of an entry side by side. It and `table`
-//! are the only files that know arrow and parquet.
+//! What index parts say, decoded: one row a payload, the rows of an entry side by side. It, `columns`, `ranged` and `table` are the
+//! only files that know arrow and parquet.
 //!
 //! A part is named by the digest of its bytes and is checked against it before it is decoded, so that chance
 //! damage never reaches the decoder. What a hostile file could still do is bounded here.
 
-use std::sync::Arc;
-
-use arrow_array::builder::{ListBuilder, UInt32Builder, UInt64Builder};
 use arrow_array::cast::AsArray as _;
 use arrow_array::types::{Float32Type, UInt32Type, UInt64Type};
-use arrow_array::{
-    ArrayRef, BooleanArray, Float32Array, ListArray, RecordBatch, StringArray, UInt32Array,
-    UInt64Array,
-};
-use arrow_schema::{DataType, Field, Schema};
+use arrow_array::{RecordBatch, StringArray, UInt64Array};
 use bytes::Bytes;
-use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
-use parquet::arrow::{ArrowWriter, ProjectionMask};
-use parquet::basic::{Compression, ZstdLevel};
-use parquet::file::metadata::KeyValue;
-use parquet::file::properties::{EnabledStatistics, WriterProperties};
-use parquet::schema::types::ColumnPath;
+use parquet::arrow::ProjectionMask;
+use parquet::arrow::arrow_reader::{
+    ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder,
+};
+use parquet::file::reader::ChunkReader;
 
+pub(super) use super::columns::encode;
+use super::columns::{KEY_SPEC, KEY_VERSION, schema};
+use super::layout;
 use super::presence::{EntryGrouper, EntryRows, payload_end};
 use super::record::{PartRecord, Record};
 use super::tensor::Summary;
-use super::{Error, TOOL, layout};
 use crate::digest::{Digest, Fingerprint};
 
 /// The most rows of a part: four million.
@@ -35,11 +29,8 @@ pub(super) const PART_LIMIT_BYTES: u64 = 1 << 30;
 /// Rows decoded at once. With the longest captions allowed these take half a gigabyte, so not more.
 const BATCH_ROWS: usize = 2048;
 
-const KEY_VERSION: &str = "plumb.version";
-const KEY_SPEC: &str = "plumb.spec";
-
 /// The columns that tell whether an entry is there.
-const PRESENCE: &[&str] = &["entry", "part", "parts", "pack", "offset", "length"];
+pub(super) const PRESENCE: &[&str] = &["entry", "part", "parts", "pack", "offset", "length"];
 /// The columns that it takes to read a payload.
 const PAYLOADS: &[&str] = &[
     "part",
@@ -53,148 +44,36 @@ const PAYLOADS: &[&str] = &[
     "shape",
 ];
 
-fn schema() -> Schema {
-    let list = |name: &str, item| Field::new_list(name, Field::new("element", item, false), false);
-    let column = |name: &str, kind| Field::new(name, kind, false);
-    Schema::new(vec![
-        column("entry", DataType::Utf8),
-        column("part", DataType::Utf8),
-        column("parts", DataType::UInt32),
-        column("source", DataType::Utf8),
-        list("tokens", DataType::UInt32),
-        column("token_count", DataType::UInt32),
-        column("truncated", DataType::Boolean),
-        column("pack", DataType::Utf8),
-        column("tensor", DataType::Utf8),
-        column("offset", DataType::UInt64),
-        column("length", DataType::UInt64),
-        column("digest", DataType::Utf8),
-        column("dtype", DataType::Utf8),
-        list("shape", DataType::UInt64),
-        column("mean", DataType::Float32),
-        column("std", DataType::Float32),
-        column("min", DataType::Float32),
-        column("max", DataType::Float32),
-        column("rms", DataType::Float32),
-        column("non_finite", DataType::UInt64),
-        column("tool", DataType::Utf8),
-    ])
+/// What is done with each batch of rows.
+pub(super) type Take<'a> = &'a mut dyn FnMut(&RecordBatch) -> Result<(), String>;
+
+/// Some rows of an index part, or all.
+pub(super) trait Rows {
+    /// Gives `each` the columns `wanted` of the rows, in order, batch by batch.
+    fn read(&self, wanted: &[&str], each: Take<'_>) -> Result<(), String>;
 }
 
-/// The bytes of an index part of `spec` with the rows of `records`.
-pub(super) fn encode(spec: &Fingerprint, records: &[Record]) -> Result<Vec<u8>, Error> {
-    try_encode(spec, records)
-        .map_err(|e| Error::Refused(format!("cannot write an index part of spec {spec}: {e}")))
+/// All rows of the part that these bytes are.
+pub(super) struct Whole<'a> {
+    pub(super) bytes: Bytes,
+    pub(super) spec: &'a Fingerprint,
 }
 
-fn try_encode(
-    spec: &Fingerprint,
-    records: &[Record],
-) -> Result<Vec<u8>, parquet::errors::ParquetError> {
-    let schema = Arc::new(schema());
-    let mut properties = WriterProperties::builder()
-        .set_compression(Compression::ZSTD(ZstdLevel::try_new(3)?))
-        .set_created_by(TOOL.to_owned())
-        // Readers take whole columns: statistics of ranges would serve nobody.
-        .set_statistics_enabled(EnabledStatistics::None)
-        .set_key_value_metadata(Some(vec![
-            KeyValue::new(KEY_VERSION.to_owned(), layout::FORMAT_VERSION.to_string()),
-            KeyValue::new(KEY_SPEC.to_owned(), spec.to_string()),
-        ]));
-    // Values that never repeat gain nothing by a dictionary.
-    for unique in ["digest", "tensor"] {
-        properties = properties.set_column_dictionary_enabled(ColumnPath::from(unique), false);
+impl Rows for Whole<'_> {
+    fn read(&self, wanted: &[&str], each: Take<'_>) -> Result<(), String> {
+        // The digest vouches for chance damage only: whoever writes a file can name it by its digest.
+        super::contain(|| {
+            let metadata = ArrowReaderMetadata::load(&self.bytes, ArrowReaderOptions::default())
+                .map_err(|e| e.to_string())?;
+            check_file(&metadata, self.spec)?;
+            let bytes = self.bytes.clone();
+            read(
+                ParquetRecordBatchReaderBuilder::new_with_metadata(bytes, metadata),
+                wanted,
+                each,
+            )
+        })
     }
-    let mut writer = ArrowWriter::try_new(Vec::new(), schema.clone(), Some(properties.build()))?;
-    // In batches, so that the columns of all records are not in memory twice.
-    for some in records.chunks(BATCH_ROWS) {
-        writer.write(&RecordBatch::try_new(schema.clone(), columns(some))?)?;
-    }
-    writer.into_inner()
-}
-
-/// The columns of `records`, in the schema's order.
-fn columns(records: &[Record]) -> Vec<ArrayRef> {
-    let rows = || {
-        records
-            .iter()
-            .flat_map(|r| r.parts.iter().map(move |p| (r, p)))
-    };
-    let strings = |f: &dyn Fn(&Record, &PartRecord) -> String| -> ArrayRef {
-        Arc::new(rows().map(|(r, p)| Some(f(r, p))).collect::<StringArray>())
-    };
-    let u32s = |f: &dyn Fn(&Record) -> u32| -> ArrayRef {
-        Arc::new(
-            rows()
-                .map(|(r, _)| f(r))
-                .collect::<Vec<_>>()
-                .into_iter()
-                .collect::<UInt32Array>(),
-        )
-    };
-    let u64s = |f: &dyn Fn(&PartRecord) -> u64| -> ArrayRef {
-        Arc::new(UInt64Array::from(
-            rows().map(|(_, p)| f(p)).collect::<Vec<_>>(),
-        ))
-    };
-    let floats = |f: &dyn Fn(&Summary) -> f32| -> ArrayRef {
-        Arc::new(Float32Array::from(
-            rows().map(|(_, p)| f(&p.summary)).collect::<Vec<_>>(),
-        ))
-    };
-    vec![
-        strings(&|r, _| r.entry.to_string()),
-        strings(&|_, p| p.part.clone()),
-        u32s(&|r| r.parts.len() as u32),
-        strings(&|r, _| r.source.clone()),
-        Arc::new(tokens(rows())),
-        u32s(&|r| r.token_count),
-        Arc::new(BooleanArray::from(
-            rows().map(|(r, _)| r.truncated).collect::<Vec<_>>(),
-        )),
-        strings(&|r, _| r.pack.to_string()),
-        strings(&|_, p| p.tensor.clone()),
-        u64s(&|p| p.offset),
-        u64s(&|p| p.length),
-        strings(&|_, p| p.digest.to_string()),
-        strings(&|_, p| p.dtype.to_string()),
-        Arc::new(shapes(rows())),
-        floats(&|s| s.mean),
-        floats(&|s| s.std),
-        floats(&|s| s.min),
-        floats(&|s| s.max),
-        floats(&|s| s.rms),
-        u64s(&|p| p.summary.non_finite),
-        strings(&|r, _| r.tool.clone()),
-    ]
-}
-
-fn tokens<'a>(rows: impl Iterator<Item = (&'a Record, &'a PartRecord)>) -> ListArray {
-    let mut lists = ListBuilder::new(UInt32Builder::new()).with_field(Field::new(
-        "element",
-        DataType::UInt32,
-        false,
-    ));
-    for (record, _) in rows {
-        lists.values().append_slice(&record.tokens);
-        lists.append(true);
-    }
-    lists.finish()
-}
-
-fn shapes<'a>(rows: impl Iterator<Item = (&'a Record, &'a PartRecord)>) -> ListArray {
-    let mut lists = ListBuilder::new(UInt64Builder::new()).with_field(Field::new(
-        "element",
-        DataType::UInt64,
-        false,
-    ));
-    for (_, part) in rows {
-        for &dimension in &part.shape {
-            lists.values().append_value(dimension as u64);
-        }
-        lists.append(true);
-    }
-    lists.finish()
 }
 
 /// A row as far as it takes to read its payload; `part.tensor` and `part.summary` are empty.
@@ -205,9 +84,9 @@ pub(super) struct PayloadRow {
 }
 
 /// Which entries a part holds. An entry whose rows are not all there is an error of the part.
-pub(super) fn presence(bytes: Bytes, spec: &Fingerprint) -> Result<Vec<EntryRows>, String> {
+pub(super) fn presence(rows: &dyn Rows) -> Result<Vec<EntryRows>, String> {
     let mut groups = EntryGrouper::default();
-    read(bytes, spec, PRESENCE, |batch| {
+    rows.read(PRESENCE, &mut |batch| {
         let (entries, parts) = (text(batch, "entry"), text(batch, "part"));
         let counts = batch["parts"].as_primitive::<UInt32Type>();
         let packs = text(batch, "pack");
@@ -232,9 +111,9 @@ pub(super) fn presence(bytes: Bytes, spec: &Fingerprint) -> Result<Vec<EntryRows
 }
 
 /// What it takes to read each payload of a part, in the order of its rows.
-pub(super) fn payloads(bytes: Bytes, spec: &Fingerprint) -> Result<Vec<PayloadRow>, String> {
+pub(super) fn payloads(rows: &dyn Rows) -> Result<Vec<PayloadRow>, String> {
     let mut found = Vec::new();
-    read(bytes, spec, PAYLOADS, |batch| {
+    rows.read(PAYLOADS, &mut |batch| {
         let token_counts = batch["token_count"].as_primitive::<UInt32Type>();
         let truncated = batch["truncated"].as_boolean();
         for i in 0..batch.num_rows() {
@@ -250,15 +129,15 @@ pub(super) fn payloads(bytes: Bytes, spec: &Fingerprint) -> Result<Vec<PayloadRo
 }
 
 /// All that a part says of its entries, in the order of its rows.
-pub(super) fn records(bytes: Bytes, spec: &Fingerprint) -> Result<Vec<Record>, String> {
+pub(super) fn records(rows: &dyn Rows) -> Result<Vec<Record>, String> {
     // Which rows belong together is checked there, once for all; here it is relied on.
-    let groups = presence(bytes.clone(), spec)?;
+    let groups = presence(rows)?;
     let mut groups = groups.into_iter();
     let mut found: Vec<Record> = Vec::new();
     let mut missing = 0u32;
     let names: Vec<String> = schema().fields().iter().map(|f| f.name().clone()).collect();
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
-    read(bytes, spec, &names, |batch| {
+    rows.read(&names, &mut |batch| {
         let stat = |name: &str, i| batch[name].as_primitive::<Float32Type>().value(i);
         for i in 0..batch.num_rows() {
             if missing == 0 {
@@ -342,35 +221,26 @@ fn u64s<'a>(batch: &'a RecordBatch, name: &str) -> &'a UInt64Array {
     batch[name].as_primitive::<UInt64Type>()
 }
 
-/// Gives `each` the wanted columns of a part, batch by batch, when the part is one of `spec` and its columns
-/// are what they must be.
-fn read(
-    bytes: Bytes,
-    spec: &Fingerprint,
+/// Decodes the columns `wanted` of what `builder` reads.
+pub(super) fn read<T: ChunkReader + 'static>(
+    builder: ParquetRecordBatchReaderBuilder<T>,
     wanted: &[&str],
-    mut each: impl FnMut(&RecordBatch) -> Result<(), String>,
+    each: Take<'_>,
 ) -> Result<(), String> {
-    // The digest vouches for chance damage only: whoever writes a file can name it by its digest.
-    super::contain(|| {
-        let builder = ParquetRecordBatchReaderBuilder::try_new(bytes).map_err(|e| e.to_string())?;
-        check_file(&builder, spec)?;
-        let mask = ProjectionMask::columns(builder.parquet_schema(), wanted.iter().copied());
-        let reader = builder
-            .with_projection(mask)
-            .with_batch_size(BATCH_ROWS)
-            .build()
-            .map_err(|e| e.to_string())?;
-        for batch in reader {
-            each(&batch.map_err(|e| e.to_string())?)?;
-        }
-        Ok(())
-    })
+    let mask = ProjectionMask::columns(builder.parquet_schema(), wanted.iter().copied());
+    let reader = builder
+        .with_projection(mask)
+        .with_batch_size(BATCH_ROWS)
+        .build()
+        .map_err(|e| e.to_string())?;
+    for batch in reader {
+        each(&batch.map_err(|e| e.to_string())?)?;
+    }
+    Ok(())
 }
 
-fn check_file(
-    builder: &ParquetRecordBatchReaderBuilder<Bytes>,
-    spec: &Fingerprint,
-) -> Result<(), String> {
+/// Makes sure that a file is a part of `spec` and that its columns are what they must be.
+pub(super) fn check_file(builder: &ArrowReaderMetadata, spec: &Fingerprint) -> Result<(), String> {
     let file = builder.metadata().file_metadata();
     let field = |key: &str| {
         file.key_value_metadata()

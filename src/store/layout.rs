@@ -84,6 +84,10 @@ impl Layout {
         self.index_of(spec).join(part_name(part))
     }
 
+    pub(super) fn part_list(&self, spec: &Fingerprint) -> PathBuf {
+        self.index_of(spec).join(PART_LIST)
+    }
+
     pub(super) fn runs(&self) -> PathBuf {
         self.root.join("runs")
     }
@@ -180,6 +184,21 @@ impl Layout {
         Ok(packs)
     }
 
+    /// Of `packs` those whose entries can be read, as [`Self::readable_packs`] has them. Each is looked for by its name: of the packs
+    /// of a large store they are few.
+    pub(super) fn readable_of(
+        &self,
+        packs: impl Iterator<Item = Digest>,
+    ) -> Result<HashMap<Digest, u64>, Error> {
+        let behind = self.mirror.iter().flat_map(|mirror| mirror.packs());
+        let mut readable: HashMap<Digest, u64> = behind.collect();
+        for pack in packs {
+            let bytes = disk::length_of_file(&*self.disk, &self.pack(&pack))?;
+            readable.extend(bytes.map(|bytes| (pack, bytes)));
+        }
+        Ok(readable)
+    }
+
     /// Fetches a pack that is not here, if there is a place where it can be fetched and it is there.
     pub(super) fn fetch(&self, pack: &Digest) -> Result<bool, Error> {
         match &self.mirror {
@@ -250,6 +269,9 @@ pub(super) const SET_ASIDE: &str = ".safetensors.damaged";
 pub(super) const SPEC_SET_ASIDE: &str = ".json.damaged";
 
 pub(super) const MARKER: &str = "store.json";
+
+/// In the folder of a spec's index: what is known of its large parts.
+pub(super) const PART_LIST: &str = "parts.json";
 
 pub(super) fn pack_name(pack: &Digest) -> String {
     format!("{pack}.safetensors")

@@ -17,7 +17,8 @@
 //! ```
 //!
 //! `schemas/FORMAT.md` has every byte and column. Start reading at [`StoreWriter::put`] and
-//! [`StoreReader::get`]; `gc`, `rebuild`, `compact`, `temporary` and `run` are the only files that remove anything.
+//! [`StoreReader::get`]; `gc`, `rebuild`, `compact`, `temporary` and `run` are the only files that remove anything;
+//! `parts` and `ranged` say how a large index is read in part.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -29,6 +30,7 @@ use crate::digest::{Digest, Fingerprint};
 use crate::monitor::Monitor;
 
 mod check;
+mod columns;
 mod compact;
 mod disk;
 mod error;
@@ -37,13 +39,17 @@ mod gc;
 mod index;
 mod layout;
 mod leftovers;
+mod loading;
 mod lock;
+mod merge;
 mod pack;
 mod packed;
 mod packfile;
+mod parts;
 mod place;
 pub mod planes;
 mod presence;
+mod ranged;
 mod reader;
 mod rebuild;
 mod record;
@@ -57,9 +63,11 @@ mod stats;
 pub mod table;
 mod temporary;
 mod tensor;
+mod tree;
 mod writer;
 
 pub use check::CheckReport;
+pub use compact::CompactReport;
 pub use disk::{Disk, Local};
 pub use error::Error;
 pub use folder::NewFolder;
@@ -72,13 +80,14 @@ pub use reader::{Entry, Payload, StoreReader};
 pub use rebuild::RebuildReport;
 pub use record::{NewEntry, PartRecord, Record};
 pub use remote::{Address, PullReport, PushOptions, PushReport, Remote, Variables};
-pub use run::{Lacking, Run};
+pub use run::{Lacking, RUN_LIMIT_ENTRIES, Run};
 pub use stats::{SpecStats, StoreStats};
 pub use temporary::collect_temporary_files;
 pub use tensor::{ElementType, Summary, TensorBytes};
 pub use writer::{CommitStats, StoreWriter};
 
 use layout::{Layout, PackPath};
+use loading::Scope;
 use remote::Mirror;
 
 /// The program and its version, as rows and packs record it.
@@ -268,7 +277,7 @@ impl Store {
     /// # Errors
     /// If the folders cannot be read. Damaged index parts are no error, see [`StoreReader::problems`].
     pub fn reader(&self) -> Result<StoreReader, Error> {
-        StoreReader::new(self.layout.clone(), None)
+        StoreReader::new(self.layout.clone(), Scope::All)
     }
 
     /// As [`Self::reader`], of the entries of `specs` only.
@@ -276,7 +285,19 @@ impl Store {
     /// # Errors
     /// As [`Self::reader`].
     pub fn reader_of(&self, specs: &[Fingerprint]) -> Result<StoreReader, Error> {
-        StoreReader::new(self.layout.clone(), Some(specs.to_vec()))
+        StoreReader::new(self.layout.clone(), Scope::Specs(specs.to_vec()))
+    }
+
+    /// As [`Self::reader`], of these entries only, given as (spec, entry): all others are as good as not there. Of a large index this
+    /// reads what may tell of them.
+    ///
+    /// # Errors
+    /// As [`Self::reader`].
+    pub fn reader_of_entries(
+        &self,
+        entries: &[(Fingerprint, Fingerprint)],
+    ) -> Result<StoreReader, Error> {
+        StoreReader::new(self.layout.clone(), Scope::entries(entries))
     }
 
     /// A writer. Any number of them may write at once, in this process and in others.

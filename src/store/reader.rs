@@ -3,11 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, PoisonError, RwLock};
 
-use super::index::{self, PayloadRow};
+use super::index::PayloadRow;
 use super::layout::{self, Layout};
+use super::loading::Scope;
 use super::packed::PackFile;
 use super::record::Record;
-use super::snapshot::{EntryLocation, ReadState, Snapshot, decode_part};
+use super::snapshot::{EntryLocation, ReadState, Snapshot};
 use super::tensor::{ElementType, TensorBytes, size_bytes};
 use super::{Error, Problem, packed};
 use crate::digest::{Digest, Fingerprint};
@@ -17,7 +18,7 @@ use crate::monitor::Monitor;
 /// up meanwhile: entries that move to other packs are found again, and payloads handed out stay readable.
 pub struct StoreReader {
     layout: Layout,
-    specs: Option<Vec<Fingerprint>>,
+    scope: Scope,
     snapshot: RwLock<Arc<Snapshot>>,
 }
 
@@ -84,11 +85,11 @@ impl std::fmt::Debug for Payload {
 }
 
 impl StoreReader {
-    pub(super) fn new(layout: Layout, specs: Option<Vec<Fingerprint>>) -> Result<Self, Error> {
-        let snapshot = Snapshot::load(&layout, specs.as_deref())?;
+    pub(super) fn new(layout: Layout, scope: Scope) -> Result<Self, Error> {
+        let snapshot = Snapshot::load(&layout, &scope)?;
         Ok(Self {
             layout,
-            specs,
+            scope,
             snapshot: RwLock::new(Arc::new(snapshot)),
         })
     }
@@ -101,7 +102,7 @@ impl StoreReader {
         if let Some(mirror) = &self.layout.mirror {
             mirror.refresh(&self.layout)?;
         }
-        let snapshot = Snapshot::load(&self.layout, self.specs.as_deref())?;
+        let snapshot = Snapshot::load(&self.layout, &self.scope)?;
         *self
             .snapshot
             .write()
@@ -381,8 +382,7 @@ impl StoreReader {
             let Some(candidate) = table.find(entry).first() else {
                 return Ok(None);
             };
-            let part = table.parts[candidate.part as usize].digest;
-            let records = decode_part(&self.layout, spec, &part, index::records)?;
+            let records = snapshot.records(&self.layout, spec, candidate.part)?;
             Ok(records.into_iter().find(|r| r.entry == *entry))
         })
     }
@@ -407,8 +407,7 @@ impl StoreReader {
                 of_part.insert(candidate.entry);
             }
             for (part, wanted) in by_part {
-                let part = table.parts[part as usize].digest;
-                let records = decode_part(&self.layout, spec, &part, index::records)?;
+                let records = snapshot.records(&self.layout, spec, part)?;
                 let records = records.into_iter().filter(|r| wanted.contains(&r.entry));
                 found.extend(records.map(|record| (record.entry, record)));
             }
@@ -426,18 +425,9 @@ impl StoreReader {
 
     fn records_in(&self, snapshot: &Snapshot, spec: &Fingerprint) -> Result<Vec<Record>, Error> {
         let mut records = Vec::new();
-        for part in snapshot
-            .tables
-            .get(spec)
-            .map(|t| t.parts.as_slice())
-            .unwrap_or_default()
-        {
-            records.extend(decode_part(
-                &self.layout,
-                spec,
-                &part.digest,
-                index::records,
-            )?);
+        let parts = snapshot.tables.get(spec).map_or(0, |t| t.parts.len());
+        for part in 0..parts {
+            records.extend(snapshot.records(&self.layout, spec, part as u32)?);
         }
         records.sort_by_key(|r| r.entry);
         // Two writers may both have stored it.

@@ -10,10 +10,11 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::compact::{remove_parts, write_parts};
+use super::compact::remove_parts;
 use super::disk::{Disk, ListedFile, write_once};
 use super::gc::move_entry;
 use super::layout::{self, PackPath};
+use super::merge::write_parts;
 use super::pack::PackBuilder;
 use super::packfile::{self, PackState};
 use super::record::Record;
@@ -237,7 +238,7 @@ impl Store {
             // The same packs make the same parts, so a part that is right already is not among those removed.
             records.sort_by_key(|r| (r.entry, r.pack));
             report.entries += records.len() as u64;
-            let parts = write_parts(self, &spec, &records)?;
+            let parts = write_parts(self, &spec, records)?;
             report.parts_written += parts.len() as u64;
             new.insert(spec, parts);
         }

@@ -12,8 +12,10 @@ use super::{Error, Store, lock, temporary};
 use crate::digest::{Digest, Fingerprint, canonical_json};
 use crate::shown;
 
-/// The largest run file: three million entries.
-pub(super) const RUN_LIMIT_BYTES: u64 = 256 << 20;
+/// The largest run file.
+pub(super) const RUN_LIMIT_BYTES: u64 = 1 << 30;
+/// The most entries of a run: of 67 bytes each in its file, with room for the rest.
+pub const RUN_LIMIT_ENTRIES: usize = 15_000_000;
 
 /// The longest name of a run.
 pub(super) const ID_LIMIT: usize = 128;
@@ -88,6 +90,12 @@ impl Store {
                 shown::text(id)
             )));
         }
+        if entries.len() > RUN_LIMIT_ENTRIES {
+            return Err(Error::Refused(format!(
+                "cannot write the run {id}: expected at most {RUN_LIMIT_ENTRIES} entries, found {}; encode in parts (`plumb encode --part 1/16` and so on), each of which has a run of its own",
+                entries.len()
+            )));
+        }
         // A cleaner that is at work has read the runs already, and would not see this one.
         let _lock = lock::shared(&self.layout)?;
         let here = self.those_here(entries)?;
@@ -113,10 +121,7 @@ impl Store {
         &self,
         entries: &[(Fingerprint, Fingerprint)],
     ) -> Result<Vec<(Fingerprint, Fingerprint)>, Error> {
-        let mut specs: Vec<Fingerprint> = entries.iter().map(|(spec, _)| *spec).collect();
-        specs.sort_unstable();
-        specs.dedup();
-        let reader = self.reader_of(&specs)?;
+        let reader = self.reader_of_entries(entries)?;
         let is_here = |(spec, entry): &&(Fingerprint, Fingerprint)| reader.contains(spec, entry);
         Ok(match reader.is_complete() {
             true => entries.iter().filter(is_here).copied().collect(),

@@ -1,25 +1,24 @@
 //! The index in memory: which entries were there when it was loaded, and where. Compact (48 bytes an entry),
-//! sorted by fingerprint; what it takes to read payloads is loaded part by part when first asked for.
+//! sorted by fingerprint (`loading` reads it); what it takes to read payloads is loaded part by part when first asked for.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
 use bytes::Bytes;
-use rayon::prelude::{IntoParallelRefIterator as _, ParallelIterator as _, ParallelSliceMut as _};
+use parquet::arrow::arrow_reader::RowSelection;
+use rayon::prelude::ParallelSliceMut as _;
 
-use super::index::{self, PayloadRow};
+use super::index::{self, PayloadRow, Rows, Whole};
 use super::layout::Layout;
 use super::packed::PackFile;
-use super::presence::EntryRows;
+use super::ranged::RangedPart;
+use super::record::Record;
 use super::{Error, Problem, disk};
 use crate::digest::{Digest, Fingerprint};
-
-/// How often the index is listed again because a cleaner removed parts meanwhile.
-const LOAD_TRIES: usize = 8;
 
 /// One place where an entry is stored; an entry may have several. Numbers instead of digests: there may be millions.
 pub(super) struct EntryLocation {
@@ -28,7 +27,7 @@ pub(super) struct EntryLocation {
     pub(super) row: u32,
     pub(super) pack: u32,
     pub(super) rows: u16,
-    state: AtomicU8,
+    pub(super) state: AtomicU8,
 }
 
 /// Whether an entry's payloads were read at this place, and were what was written.
@@ -54,17 +53,29 @@ impl EntryLocation {
     }
 }
 
-/// An index part that was loaded.
+/// Rows of an index part that were loaded.
 pub(super) struct IndexPart {
-    pub(super) digest: Digest,
-    payloads: OnceLock<Vec<PayloadRow>>,
+    pub(super) source: Source,
+    pub(super) payloads: OnceLock<Vec<PayloadRow>>,
+}
+
+/// Where rows are.
+pub(super) enum Source {
+    /// All rows of the part.
+    Whole(Digest),
+    /// Of one of its row groups those that were looked for.
+    Group {
+        part: Arc<RangedPart>,
+        group: usize,
+        keep: RowSelection,
+    },
 }
 
 /// A pack, opened for each read: of a large store's packs there may be more than a process may have open files.
 pub(super) struct Pack {
     pub(super) digest: Digest,
     /// Length and time of change, when it was first opened.
-    state: OnceLock<(u64, Option<SystemTime>)>,
+    pub(super) state: OnceLock<(u64, Option<SystemTime>)>,
 }
 
 /// The entries of one spec, for look-up by fingerprint.
@@ -79,7 +90,7 @@ pub(super) struct SpecTable {
 
 impl SpecTable {
     /// Sorts the candidates and makes `starts`.
-    fn seal(&mut self) {
+    pub(super) fn seal(&mut self) {
         self.candidates
             .par_sort_unstable_by_key(|c| (c.entry, c.part, c.row));
         // Fingerprints are evenly distributed, so their first bits are a hash already; 24 bits keep the table at 64 MiB.
@@ -126,103 +137,8 @@ pub(super) struct Snapshot {
     pub(super) lacks_parts: bool,
 }
 
-type LoadedPart = (Fingerprint, Digest, Result<Vec<EntryRows>, Error>);
-
 impl Snapshot {
-    /// Loads the index of `specs`, or of all.
-    pub(super) fn load(layout: &Layout, specs: Option<&[Fingerprint]>) -> Result<Self, Error> {
-        // Parts first, packs after them: a pack is on disk before a row names it, so every row read
-        // finds its pack in the later list.
-        for _ in 0..LOAD_TRIES {
-            let specs = match specs {
-                Some(some) => some.to_vec(),
-                None => layout.indexed_specs()?,
-            };
-            let mut listed = Vec::new();
-            for spec in specs {
-                let parts = layout.index_parts(&spec)?;
-                listed.extend(parts.into_iter().map(|(part, _)| (spec, part)));
-            }
-            let loaded: Vec<LoadedPart> = listed
-                .par_iter()
-                .map(|(spec, part)| (*spec, *part, load_part(layout, spec, part)))
-                .collect();
-            let packs = layout.readable_packs()?;
-            // A cleaner removes parts before packs: when all parts are still there, so were their packs.
-            let mut is_stable = true;
-            for (spec, part, _) in &loaded {
-                is_stable &= disk::is_there(&*layout.disk, &layout.index_part(spec, part))?;
-            }
-            if is_stable {
-                return Ok(Self::assemble(layout, loaded, &packs));
-            }
-        }
-        Err(Error::Busy {
-            path: layout.root.clone(),
-            holder: "its index keeps changing".to_owned(),
-        })
-    }
-
-    fn assemble(layout: &Layout, loaded: Vec<LoadedPart>, on_disk: &HashMap<Digest, u64>) -> Self {
-        let mut snapshot = Self::default();
-        let mut pack_numbers: HashMap<Digest, u32> = HashMap::new();
-        for (spec, part, presence) in loaded {
-            let path = layout.index_part(&spec, &part);
-            let presence = match presence {
-                Ok(presence) => presence,
-                Err(e) => {
-                    snapshot.problem(layout, &path, &e);
-                    continue;
-                }
-            };
-            // Told by pack: a lost one is one problem, not thousands.
-            let mut lost: BTreeMap<Digest, usize> = BTreeMap::new();
-            let table = snapshot.tables.entry(spec).or_default();
-            let part_number = table.parts.len() as u32;
-            table.parts.push(IndexPart {
-                digest: part,
-                payloads: OnceLock::new(),
-            });
-            for found in presence {
-                // A pack that is missing or too short: its entries are as good as not there.
-                if on_disk
-                    .get(&found.pack)
-                    .is_none_or(|&bytes| bytes < found.end)
-                {
-                    *lost.entry(found.pack).or_default() += 1;
-                    continue;
-                }
-                let number = *pack_numbers.entry(found.pack).or_insert_with(|| {
-                    snapshot.packs.push(Pack {
-                        digest: found.pack,
-                        state: OnceLock::new(),
-                    });
-                    snapshot.packs.len() as u32 - 1
-                });
-                table.candidates.push(EntryLocation {
-                    entry: found.entry,
-                    part: part_number,
-                    row: found.row,
-                    pack: number,
-                    rows: found.rows as u16,
-                    state: AtomicU8::new(ReadState::Unread as u8),
-                });
-            }
-            // Of a store on object storage somebody may have removed what nothing used: its entries are not there, no more.
-            lost.retain(|_, _| layout.mirror.is_none());
-            for (pack, entries) in lost {
-                let path = layout.pack(&pack);
-                let why = format!("missing or shorter than the index says, {entries} entries lost");
-                snapshot.problem(layout, &path, &Error::malformed(&path, why));
-            }
-        }
-        for table in snapshot.tables.values_mut() {
-            table.seal();
-        }
-        snapshot
-    }
-
-    fn problem(&mut self, layout: &Layout, path: &Path, e: &Error) {
+    pub(super) fn problem(&mut self, layout: &Layout, path: &Path, e: &Error) {
         self.lacks_parts |= !e.is_content();
         let mend = match e.is_content() {
             true => "`plumb store rebuild-index` and encoding again mend it",
@@ -251,11 +167,25 @@ impl Snapshot {
             Some(rows) => rows,
             None => {
                 // Two threads may decode it at once; the second's work is dropped, and nobody waits with a lock.
-                let rows = decode_part(layout, spec, &part.digest, index::payloads)?;
+                let rows = part.source.decode(layout, spec, index::payloads)?;
                 part.payloads.get_or_init(|| rows)
             }
         };
         Ok(rows.get(row_range(candidate)).unwrap_or_default())
+    }
+
+    /// All that is said of the entries of a loaded part.
+    pub(super) fn records(
+        &self,
+        layout: &Layout,
+        spec: &Fingerprint,
+        part: u32,
+    ) -> Result<Vec<Record>, Error> {
+        let table = self.tables.get(spec);
+        match table.and_then(|t| t.parts.get(part as usize)) {
+            Some(part) => part.source.decode(layout, spec, index::records),
+            None => Ok(Vec::new()),
+        }
     }
 
     /// A candidate's pack, and whether it is as it was when it was opened before: then what was checked need not be again.
@@ -280,8 +210,18 @@ pub(super) fn row_range(candidate: &EntryLocation) -> Range<usize> {
     start..start + usize::from(candidate.rows)
 }
 
-fn load_part(layout: &Layout, spec: &Fingerprint, part: &Digest) -> Result<Vec<EntryRows>, Error> {
-    decode_part(layout, spec, part, index::presence)
+impl Source {
+    fn decode<T>(
+        &self,
+        layout: &Layout,
+        spec: &Fingerprint,
+        decode: fn(&dyn Rows) -> Result<T, String>,
+    ) -> Result<T, Error> {
+        match self {
+            Self::Whole(part) => decode_part(layout, spec, part, decode),
+            Self::Group { part, group, keep } => part.decode(*group, Some(keep.clone()), decode),
+        }
+    }
 }
 
 /// Reads an index part, makes sure that its bytes are what its name says, and decodes it.
@@ -289,8 +229,18 @@ pub(super) fn decode_part<T>(
     layout: &Layout,
     spec: &Fingerprint,
     part: &Digest,
-    decode: fn(Bytes, &Fingerprint) -> Result<T, String>,
+    decode: fn(&dyn Rows) -> Result<T, String>,
 ) -> Result<T, Error> {
+    let bytes = read_part(layout, spec, part)?;
+    decode_bytes(&layout.index_part(spec, part), spec, bytes, decode)
+}
+
+/// The bytes of an index part, which are what its name says.
+pub(super) fn read_part(
+    layout: &Layout,
+    spec: &Fingerprint,
+    part: &Digest,
+) -> Result<Bytes, Error> {
     let path = layout.index_part(spec, part);
     let bytes = disk::read_bounded(&*layout.disk, &path, index::PART_LIMIT_BYTES)?;
     let found = Digest::of(&bytes);
@@ -303,7 +253,7 @@ pub(super) fn decode_part<T>(
             ),
         ));
     }
-    decode_bytes(&path, spec, Bytes::from(bytes), decode)
+    Ok(Bytes::from(bytes))
 }
 
 /// As [`decode_part`], of bytes that were read and compared; `path` names them.
@@ -311,7 +261,7 @@ pub(super) fn decode_bytes<T>(
     path: &Path,
     spec: &Fingerprint,
     bytes: Bytes,
-    decode: fn(Bytes, &Fingerprint) -> Result<T, String>,
+    decode: fn(&dyn Rows) -> Result<T, String>,
 ) -> Result<T, Error> {
-    decode(bytes, spec).map_err(|why| Error::malformed(path, why))
+    decode(&Whole { bytes, spec }).map_err(|why| Error::malformed(path, why))
 }

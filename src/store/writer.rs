@@ -2,11 +2,13 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
+use super::compact::{self, Effort};
 use super::disk::{create_dirs, write_once};
 use super::lock::{self, Lock};
+use super::merge::write_parts;
 use super::pack::{self, PACK_LIMIT_BYTES, PackBuilder};
 use super::record::{NewEntry, Record};
-use super::{Error, Store, compact, index, layout, specs, temporary};
+use super::{Error, Store, index, layout, specs, temporary};
 use crate::digest::{Digest, Fingerprint};
 
 /// Waiting payloads, in bytes or entries, from which on [`StoreWriter::commit_if_large`] commits; also about what a kill may cost.
@@ -202,7 +204,7 @@ impl StoreWriter {
             // What cannot be removed now, the next one to finish or `gc` removes.
             let _ = temporary::collect(self.store.disk(), &folder);
         }
-        match compact::compact(&self.store) {
+        match compact::compact(&self.store, Effort::Few) {
             // Somebody writes: the next one to finish does it.
             Ok(_) | Err(Error::Busy { .. }) => Ok(stats),
             Err(e) => Err(e),
@@ -246,11 +248,40 @@ pub(super) fn write_index_part(
     spec: &Fingerprint,
     records: &[Record],
 ) -> Result<Digest, Error> {
+    put_index_part(store, spec, &index::encode(spec, records)?)
+}
+
+impl Store {
+    /// Writes rows whose packs others put there, for measurements of an index without payloads: as a commit does, or, of sorted
+    /// entries, as merging does.
+    ///
+    /// # Errors
+    /// If they cannot be written.
+    #[doc(hidden)]
+    pub fn write_rows(
+        &self,
+        spec: &Fingerprint,
+        records: Vec<Record>,
+        sorted: bool,
+    ) -> Result<(), Error> {
+        let _lock = lock::shared(&self.layout)?;
+        match sorted {
+            true => write_parts(self, spec, records).map(|_| ()),
+            false => write_index_part(self, spec, &records).map(|_| ()),
+        }
+    }
+}
+
+/// Makes an index part of these bytes durable.
+pub(super) fn put_index_part(
+    store: &Store,
+    spec: &Fingerprint,
+    bytes: &[u8],
+) -> Result<Digest, Error> {
     let (layout, disk) = (&store.layout, store.disk());
-    let bytes = index::encode(spec, records)?;
-    let digest = Digest::of(&bytes);
+    let digest = Digest::of(bytes);
     let dir = layout.index_of(spec);
     create_dirs(disk, &layout.root, &dir)?;
-    write_once(disk, &dir, &layout::part_name(&digest), &[&bytes])?;
+    write_once(disk, &dir, &layout::part_name(&digest), &[bytes])?;
     Ok(digest)
 }

@@ -65,7 +65,7 @@ impl<'a> TrainingSet<'a> {
             cache::captions(experiment, &pictures).into_iter().collect();
         let texts = captions.iter().map(String::as_str);
         let used = Manifest::new(base, texts, &viewed);
-        let source = ModelCache::open(base, store)?;
+        let source = ModelCache::open_for(base, store, used.entries())?;
         for problem in source.reader.problems() {
             monitor.problem(&problem);
         }

@@ -66,6 +66,7 @@ mod store_full_disk;
 mod store_gc;
 mod store_header;
 mod store_hostile;
+mod store_index;
 mod store_kill;
 mod store_links;
 mod store_model;

@@ -63,6 +63,16 @@ enum Command {
         #[command(flatten)]
         wait: WaitArgs,
     },
+    /// Merge the parts of a large index, so that looking up some entries reads a small share of it.
+    ///
+    /// `plumb encode` merges in its end what has to be. After encodings of millions of captions this is worth its minutes once.
+    /// Others cannot write meanwhile; they may read.
+    Compact {
+        /// The store's folder.
+        store: PathBuf,
+        #[command(flatten)]
+        wait: WaitArgs,
+    },
     /// Put what object storage lacks of a store there. An interrupted push goes on where it was.
     ///
     /// Entries come before whatever names them, so others may read and push meanwhile. Credentials come from the usual variables:
@@ -115,6 +125,7 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> CommandResult {
             };
             gc(store, &options, wait, ui)
         }
+        Command::Compact { store, wait } => compact(store, wait, ui),
         Command::Push {
             store,
             address,
@@ -269,6 +280,23 @@ fn gc(path: &Path, options: &GcOptions, wait: &WaitArgs, ui: &Ui) -> CommandResu
     ui.report(&report, &gc_text(path, &report))?;
     tell(&report.problems, ui);
     Ok(())
+}
+
+fn compact(path: &Path, wait: &WaitArgs, ui: &Ui) -> CommandResult {
+    if Address::is_one(path) {
+        let why = "an index on object storage is merged in a copy: `plumb store pull` it into a folder, merge there, and push into an empty prefix";
+        return Err(Failure::usage(why));
+    }
+    let store = Store::open(path).map_err(Failure::error)?;
+    let report = store::when_free(wait.limit(), ui, || store.compact()).map_err(Failure::error)?;
+    let text = format!(
+        "{}: {} of the {} there were, {}",
+        path.display(),
+        count(report.parts, "index part", "index parts"),
+        report.parts_before,
+        size(report.bytes)
+    );
+    ui.report(&report, &text)
 }
 
 fn gc_text(path: &Path, report: &GcReport) -> String {

@@ -11,7 +11,7 @@ use super::names::{self, Contents, Object};
 use super::{Remote, each};
 use crate::digest::{Digest, Fingerprint};
 use crate::monitor::Monitor;
-use crate::store::compact::MERGED_ROWS;
+use crate::store::merge::MERGED_ROWS;
 use crate::store::record::Record;
 use crate::store::snapshot::decode_bytes;
 use crate::store::{Error, GcOptions, GcReport, index};

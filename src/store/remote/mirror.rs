@@ -17,7 +17,7 @@ use crate::store::disk::{self, create_dirs, write_once};
 use crate::store::layout::{self, Layout};
 use crate::store::place::Behind;
 use crate::store::snapshot::decode_part;
-use crate::store::{Error, Problem, create_root, index, lock};
+use crate::store::{Error, Problem, create_root, index, lock, parts};
 
 /// In a folder that stands before another store, the file that says which.
 pub(in crate::store) const MIRROR_OF: &str = "remote.json";
@@ -146,6 +146,7 @@ impl Mirror {
             noting(bytes, |bytes| write_part(layout, spec, part, bytes))
         })?;
         problems.extend(fetched.into_iter().flatten());
+        parts::know(layout, missing.into_iter().copied())?;
         *self.packs.write().unwrap_or_else(PoisonError::into_inner) = contents.packs.clone();
         *self.runs.write().unwrap_or_else(PoisonError::into_inner) =
             contents.runs.keys().cloned().collect();

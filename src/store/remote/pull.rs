@@ -10,7 +10,7 @@ use crate::digest::{Digest, Fingerprint};
 use crate::monitor::Monitor;
 use crate::store::snapshot::decode_bytes;
 use crate::store::writer::write_index_part;
-use crate::store::{Error, Lacking, Problem, Store, index, lock, specs};
+use crate::store::{Error, Lacking, Problem, Store, index, lock, parts, specs};
 
 /// What was copied from a store on object storage.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -79,15 +79,20 @@ impl Remote {
                 Some(e) => self.note(e, &mut report)?,
             }
         }
+        let mut came = Vec::new();
         for (spec, part) in contents.parts.keys() {
             if crate::store::disk::is_there(store.disk(), &layout.index_part(spec, part))? {
                 continue;
             }
             match self.part(spec, part) {
-                Ok(bytes) => self.pull_part(store, (spec, part), &bytes, &here, &mut report)?,
+                Ok(bytes) => {
+                    self.pull_part(store, (spec, part), &bytes, &here, &mut report)?;
+                    came.push((*spec, *part));
+                }
                 Err(e) => self.note(e, &mut report)?,
             }
         }
+        parts::know(layout, came.into_iter())?;
         self.pull_runs(store, contents.runs.keys(), &mut report)?;
         Ok(report)
     }
