@@ -7,6 +7,7 @@
 
 mod encode;
 mod gpu;
+mod index;
 mod inspect;
 mod nn;
 mod plan;
@@ -31,6 +32,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     match arguments.first().map(String::as_str) {
         Some("encode") => encode::run(filter)?,
         Some("gpu") => gpu::run(filter)?,
+        Some("index") => index::run(filter)?,
         Some("inspect") => inspect::run(filter)?,
         Some("nn") => nn::run(filter)?,
         Some("plan") => plan::run()?,
@@ -41,7 +43,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         Some("train") => train::run(filter)?,
         Some("vae") => vae::run(filter)?,
         _ => println!(
-            "name one of: encode, gpu, inspect, nn, plan, planes, probe, store, streamed, train, vae"
+            "name one of: encode, gpu, index, inspect, nn, plan, planes, probe, store, streamed, train, vae"
         ),
     }
     Ok(())

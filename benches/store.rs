@@ -43,7 +43,7 @@ impl std::fmt::Display for Elapsed {
 }
 
 /// Processor seconds of this process so far, all threads; 0 where there is no /proc.
-fn processor_seconds() -> f64 {
+pub(crate) fn processor_seconds() -> f64 {
     let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
     let after_name = stat.rsplit(')').next().unwrap_or_default();
     // utime and stime, in hundredths of a second; the name before them may hold spaces.
