@@ -197,7 +197,8 @@ def diffusers(tree):
     known = Known()
     for folder, script in [
         ("dreambooth", "train_dreambooth_lora"), ("dreambooth", "train_dreambooth_lora_sdxl"), ("dreambooth", "train_dreambooth_lora_sd3"),
-        ("dreambooth", "train_dreambooth_lora_flux"), ("text_to_image", "train_text_to_image_lora"), ("text_to_image", "train_text_to_image_lora_sdxl"),
+        ("dreambooth", "train_dreambooth_lora_flux"), ("dreambooth", "train_dreambooth_lora_flux_kontext"), ("dreambooth", "train_dreambooth_lora_flux2_klein"),
+        ("dreambooth", "train_dreambooth_lora_flux2_klein_img2img"), ("dreambooth", "train_dreambooth_lora_z_image"), ("text_to_image", "train_text_to_image_lora"), ("text_to_image", "train_text_to_image_lora_sdxl"),
         ("advanced_diffusion_training", "train_dreambooth_lora_flux_advanced"), ("advanced_diffusion_training", "train_dreambooth_lora_sdxl_advanced"),
         ("advanced_diffusion_training", "train_dreambooth_lora_sd15_advanced"),
     ]:
@@ -246,7 +247,7 @@ def diffusion_pipe(tree):
         "utils/common.py": {"model_config": "model"},
     }
     model = {"self.config": "config", "self.config['adapter']": "adapter", "self.model_config": "model", "model_config": "model", "adapter_config": "adapter", "optimizer_config": "optimizer", "config": "config"}
-    for name in ["flux", "sd3", "sdxl"]:
+    for name in ["flux", "sd3", "sdxl", "chroma", "flux2", "z_image", "wan/wan"]:
         scopes[f"models/{name}.py"] = model
     for path, receivers in scopes.items():
         for receiver, scope in receivers.items():

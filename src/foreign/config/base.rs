@@ -1,5 +1,7 @@
 //! Which base model a config is for, and how its trainer conditions it.
 
+use std::collections::BTreeMap;
+
 use toml::Value as Toml;
 
 use super::Trainer;
@@ -16,6 +18,8 @@ pub(super) struct Told {
     pub(super) family: String,
     /// None: the path's name tells, or the first of the family is meant.
     pub(super) flavor: Option<String>,
+    /// Whose recipe the trainer makes conditioning by.
+    pub(super) variant: String,
     /// Whether a person said so.
     pub(super) by_person: bool,
 }
@@ -25,10 +29,20 @@ pub(super) struct Told {
 /// # Errors
 /// If it is of no family that plumb trains, or nothing tells it.
 pub(super) fn family(
+    trainer: Trainer,
     knowledge: &Knowledge,
     lookup: &Lookup<'_>,
     model: Option<&str>,
 ) -> Result<Told, String> {
+    let rule = knowledge
+        .models
+        .iter()
+        .find(|rule| lookup.holds(&rule.when, None));
+    let variant = |family: &str| {
+        let rule = rule.filter(|rule| rule.family == family);
+        let variant = rule.and_then(|rule| rule.variant.clone());
+        variant.unwrap_or_else(|| trainer.name().to_owned())
+    };
     if let Some(model) = model {
         let (family, flavor) = model.split_once('/').unwrap_or((model, ""));
         let known = models::family(family).map_err(|e| e.to_string())?;
@@ -39,18 +53,16 @@ pub(super) fn family(
         return Ok(Told {
             family: family.to_owned(),
             flavor: flavor.map(str::to_owned),
+            variant: variant(family),
             by_person: true,
         });
     }
     let names = families();
-    let rule = knowledge
-        .models
-        .iter()
-        .find(|rule| lookup.holds(&rule.when, None));
     match rule {
         Some(rule) if models::family(&rule.family).is_ok() => Ok(Told {
             family: rule.family.clone(),
             flavor: rule.flavor.clone(),
+            variant: variant(&rule.family),
             by_person: false,
         }),
         Some(rule) => Err(format!("it is for {}; plumb trains {names}", rule.family)),
@@ -105,31 +117,29 @@ pub(super) struct Change {
 /// How conditioning is made: what the base model expects, or the trainer's variant with what the config deviates in; what differs
 /// between the two, and what becomes of the settings that deviate.
 pub(super) fn recipe(
-    trainer: Trainer,
-    family: &str,
+    told: &Told,
     flavor: &Flavor,
     keep: bool,
     draft: &mut Draft,
 ) -> (RecipeChoice, Vec<Change>) {
-    let reference = RecipeName::reference(family, flavor.name);
+    let reference = RecipeName::reference(&told.family, flavor.name);
     let variant = RecipeName {
-        variant: trainer.name().to_owned(),
+        variant: told.variant.clone(),
         ..reference.clone()
     };
     let (base, own) = (Recipe::shipped(&reference), Recipe::shipped(&variant));
+    let mut notes = BTreeMap::new();
     let (keep, differences, changes) = match (base, own) {
         (Ok(base), Ok(own)) => {
             let (own, changes) = deviated(own, keep, draft);
-            (
-                keep,
-                Some(Diff::between(&base.rules(), &own.rules())),
-                changes,
-            )
+            let diff = Diff::between(&base.rules(), &own.rules());
+            notes = said(&own, &diff);
+            (keep, Some(diff), changes)
         }
         _ => (false, None, without_variant(draft)),
     };
     let name = match keep {
-        true => trainer.name(),
+        true => told.variant.as_str(),
         false => REFERENCE,
     };
     draft.ours("recipe.variant", Toml::String(name.to_owned()));
@@ -138,8 +148,18 @@ pub(super) fn recipe(
         trainers: differences.is_some().then(|| variant.to_string()),
         kept: keep,
         differences: differences.unwrap_or_default(),
+        notes,
     };
     (choice, changes)
+}
+
+/// What a recipe says of the fields in which it differs.
+fn said(own: &Recipe, diff: &Diff) -> BTreeMap<String, String> {
+    let note = |field: &str| own.fields().get(field)?.note.clone();
+    let fields = diff.fields.iter().map(|differing| &differing.field);
+    fields
+        .filter_map(|field| Some((field.clone(), note(field)?)))
+        .collect()
 }
 
 /// The trainer's recipe with what the config has otherwise.

@@ -5,7 +5,7 @@ use std::path::Path;
 use toml::Value as Toml;
 
 use super::knowledge::{As, Rule, equals, flag};
-use super::tree::Value;
+use super::tree::{Node, Value};
 use crate::experiment::{prompt_lines, read_text};
 use crate::shown;
 
@@ -62,18 +62,43 @@ pub(super) fn fields(rule: &Rule, value: &Value, folder: &Path) -> Result<Fields
         As::PromptFile => one(prompt_file(&text(value)?, folder)?),
         As::Warmup => one(warmup(value)?),
         As::WarmupShare => one(warmup_share(value)?),
-        As::Frames => one(frames(value)?),
+        As::Integers => one(integers(value)?),
+        As::Frames => one(frames(value, 4)?),
+        As::FramesOfEight => one(frames(value, 8)?),
+        As::FrameBuckets => frame_buckets(rule, value),
+        As::Within => within(rule, value),
         As::Prefixed => one(Toml::String(format!("{}{}", rule.prefix, integer(value)?))),
         As::Words => words(rule, value),
     }
 }
 
-/// As musubi-tuner rounds `target_frames` (src/musubi_tuner/dataset/image_video_dataset.py:644-657).
-fn frames(value: &Value) -> Result<Toml, String> {
+fn integers(value: &Value) -> Result<Toml, String> {
+    let numbers = match value {
+        Value::List(items) => items.iter().map(|item| integer(&item.value)).collect(),
+        Value::Text(text) => text
+            .trim_matches(['(', ')', '[', ']', ' '])
+            .split([',', ' '])
+            .filter(|part| !part.is_empty())
+            .map(|part| integer(&Value::Text(part.to_owned())))
+            .collect(),
+        value => integer(value).map(|number| vec![number]),
+    };
+    let numbers: Vec<i64> = numbers.map_err(|_| expected("whole numbers", value))?;
+    match numbers.len() {
+        1..=64 => Ok(Toml::Array(
+            numbers.into_iter().map(Toml::Integer).collect(),
+        )),
+        _ => Err(expected("1 to 64 whole numbers", value)),
+    }
+}
+
+/// Rounded down to 1 more than a multiple of `step`, as musubi-tuner rounds `target_frames`
+/// (src/musubi_tuner/dataset/image_video_dataset.py:644-657).
+fn frames(value: &Value, step: i64) -> Result<Toml, String> {
     let rounded = |value: &Value| {
         let frames = integer(value)?;
         match frames {
-            1.. => Ok(Toml::Integer((frames - 1) / 4 * 4 + 1)),
+            1.. => Ok(Toml::Integer((frames - 1) / step * step + 1)),
             _ => Err(expected("a number of frames", value)),
         }
     };
@@ -91,6 +116,34 @@ fn frames(value: &Value) -> Result<Toml, String> {
         [one] => Ok(one.clone()),
         _ => Ok(Toml::Array(all)),
     }
+}
+
+/// The longer ones; of none, nothing is set.
+fn frame_buckets(rule: &Rule, value: &Value) -> Result<Fields, String> {
+    let Value::List(items) = value else {
+        return Err(expected("a list of numbers of frames", value));
+    };
+    let is_clip = |item: &&Node| integer(&item.value) != Ok(1);
+    let clips: Vec<Node> = items.iter().filter(is_clip).cloned().collect();
+    if clips.is_empty() {
+        return Ok(Vec::new());
+    }
+    let counts = frames(&Value::List(clips), 4)?;
+    let field = rule.fields.first().cloned();
+    Ok(field.map(|field| (field, counts)).into_iter().collect())
+}
+
+/// Each field gets the folder and what is in it by the rule.
+fn within(rule: &Rule, value: &Value) -> Result<Fields, String> {
+    let folder = model(path(value)?.trim_end_matches('/'));
+    let part = |(field, part): (&String, &Toml)| {
+        let path = match part.as_str() {
+            None | Some("") => folder.clone(),
+            Some(part) => format!("{folder}/{part}"),
+        };
+        (field.clone(), Toml::String(path))
+    };
+    Ok(rule.values.iter().map(part).collect())
 }
 
 fn expected(what: &str, found: &Value) -> String {
@@ -161,6 +214,7 @@ fn text(value: &Value) -> Result<String, String> {
     match value {
         Value::Text(text) => Ok(text.clone()),
         Value::Integer(_) | Value::Number(_) => Ok(value.written()),
+        Value::List(items) if items.len() == 1 => text(&items[0].value),
         _ => Err(expected("text", value)),
     }
 }
@@ -354,83 +408,4 @@ fn words(rule: &Rule, value: &Value) -> Result<Fields, String> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::{Value, integer, model, pair, resolution, resolutions, warmup, warmup_share};
-    use crate::foreign::config::tree::Node;
-
-    fn list(items: &[i64]) -> Value {
-        let node = |n: &i64| Node {
-            line: None,
-            value: Value::Integer(*n),
-        };
-        Value::List(items.iter().map(node).collect())
-    }
-
-    fn text(text: &str) -> Value {
-        Value::Text(text.to_owned())
-    }
-
-    #[test]
-    fn sides_are_read_in_every_writing() {
-        for (value, expected) in [
-            (text("1024"), "1024"),
-            (text("768,1024"), "[768, 1024]"),
-            (text("768x768"), "768"),
-            (list(&[512, 640]), "[512, 640]"),
-            (Value::Number(512.0), "512"),
-        ] {
-            assert_eq!(resolution(&value).expect("sides").to_string(), expected);
-        }
-        assert!(resolution(&text("large")).is_err());
-        let several = resolutions(&list(&[512, 768])).expect("sides");
-        assert_eq!(several.to_string(), "[512, 768]");
-    }
-
-    #[test]
-    fn names_on_the_hub_are_told_from_files() {
-        assert_eq!(model("a/b-1.0"), "hf://a/b-1.0");
-        for file in [
-            "/a/b",
-            "a/b.safetensors",
-            "./a",
-            "a/b/c",
-            "C:\\a",
-            "src/lib.rs",
-        ] {
-            assert_eq!(model(file), file);
-        }
-    }
-
-    #[test]
-    fn numbers_that_are_none_are_errors() {
-        assert_eq!(integer(&text("2e3")), Ok(2000));
-        for value in [text("1.5"), text("nan"), Value::Number(1e300), Value::Null] {
-            assert!(integer(&value).is_err(), "{value:?}");
-        }
-        for said in ["0.1", "10%"] {
-            assert_eq!(
-                warmup(&text(said)).map(|v| v.to_string()),
-                Ok("0.1".to_owned())
-            );
-        }
-        let share = |number: f64| warmup_share(&Value::Number(number)).map(|v| v.to_string());
-        assert_eq!(share(0.5), Ok("0.5".to_owned()));
-        assert_eq!(share(200.0), Ok("200".to_owned()));
-        assert_eq!(share(-1.0), Ok("0".to_owned()));
-        assert!(share(1.0).is_err());
-    }
-
-    #[test]
-    fn betas_come_in_two() {
-        let rule = |fields: &str| -> super::Rule {
-            toml::from_str(&format!(
-                "scope = \"a\"\nname = \"b\"\nas = \"pair\"\nsource = \"x\"\nfield = {fields}"
-            ))
-            .expect("a rule")
-        };
-        let betas = rule("[\"train.beta1\", \"train.beta2\"]");
-        let found = pair(&betas, &text("(0.9, 0.99)")).expect("two");
-        assert_eq!(found[1].1.to_string(), "0.99");
-        assert!(pair(&betas, &text("0.9")).is_err());
-    }
-}
+mod tests;

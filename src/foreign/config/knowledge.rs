@@ -90,10 +90,18 @@ pub(super) enum As {
     Warmup,
     /// A number of steps above 1, else a share of them.
     WarmupShare,
+    /// Whole numbers, of a list or with blanks or commas between.
+    Integers,
     /// Numbers of frames, one or a list, each rounded down to 1 more than a multiple of 4.
     Frames,
+    /// The same, each rounded down to 1 more than a multiple of 8.
+    FramesOfEight,
+    /// Numbers of frames of which 1 is for pictures.
+    FrameBuckets,
     /// A whole number behind the words of `prefix`.
     Prefixed,
+    /// A folder, and by the table `values` the parts of it that fields have.
+    Within,
     /// By the table `values`.
     Words,
 }
@@ -252,6 +260,8 @@ pub(super) struct ModelRule {
     pub(super) family: String,
     /// Where the path's name does not tell another.
     pub(super) flavor: Option<String>,
+    /// Whose recipe it is made by, where that is not the trainer's one.
+    pub(super) variant: Option<String>,
 }
 
 /// A trainer's file.

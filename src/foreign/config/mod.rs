@@ -117,7 +117,7 @@ pub fn import(files: &[PathBuf], options: &Options) -> Result<Imported, Error> {
     let mut gathered = forms::gather(trainer, &mut sources)?;
     gathered.canonical(&mut knowledge);
     let lookup = Lookup::new(&gathered.settings, &[]);
-    let told = base::family(&knowledge, &lookup, options.model.as_deref());
+    let told = base::family(trainer, &knowledge, &lookup, options.model.as_deref());
     let told = told.map_err(|why| Error::NoModel {
         file: main.clone(),
         why,
@@ -172,13 +172,7 @@ fn finish(
         "paths are as they stand: {}; an Experiment's start from its own folder",
         knowledge.paths
     ));
-    let (recipe, changes) = base::recipe(
-        trainer,
-        &told.family,
-        flavor,
-        options.keep_recipe,
-        &mut draft,
-    );
+    let (recipe, changes) = base::recipe(&told, flavor, options.keep_recipe, &mut draft);
     draft.header = header(trainer, &sources.names(), &recipe);
     let (experiment, refused) = draft.settle(main, flavor).map_err(internal)?;
     for change in changes.into_iter().chain(refused) {

@@ -45,6 +45,8 @@ pub struct RecipeChoice {
     pub kept: bool,
     /// Fields in which they differ: `wanted` is the base model's.
     pub differences: Diff,
+    /// By field, what the trainer's recipe says of it.
+    pub notes: BTreeMap<String, String>,
 }
 
 /// A config brought into plumb.
@@ -202,6 +204,9 @@ impl Imported {
         );
         for line in choice.differences.table("base model", self.trainer).lines() {
             let _ = writeln!(text, "    {line}");
+        }
+        for (field, note) in &choice.notes {
+            let _ = writeln!(text, "  {field}: {note}");
         }
         text += match choice.kept {
             true => "  without --keep-recipe the Experiment has the base model's own\n",

@@ -86,8 +86,8 @@ const FLAVORS: &[Flavor] = &[
 ];
 
 /// `attention` is every attention's queries, keys, values and outputs, of single blocks with the feed-forward that is fused with
-/// them, as diffusers' script has it where it is told nothing else; `blocks` is all linears in blocks, which is what ai-toolkit and
-/// musubi-tuner adapt.
+/// them (diffusers' script, told nothing else, leaves out the text's side of it); `blocks` is all linears in blocks, which is what
+/// ai-toolkit, musubi-tuner and diffusion-pipe adapt.
 const PRESETS: &[Preset] = &[
     Preset {
         name: "attention",

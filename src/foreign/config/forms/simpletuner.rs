@@ -63,7 +63,7 @@ fn options(sources: &Sources, file: usize, gathered: &mut Gathered) {
 }
 
 fn of_backends(node: &Node, file: usize, gathered: &mut Gathered) {
-    let kinds: Vec<(&str, Option<usize>)> = node
+    let mut kinds: Vec<(&str, Option<usize>)> = node
         .items()
         .iter()
         .map(|backend| {
@@ -75,12 +75,13 @@ fn of_backends(node: &Node, file: usize, gathered: &mut Gathered) {
             };
             match kind.unwrap_or("image") {
                 _ if is_off("disabled") || is_off("disable") => ("disabled backend", None),
-                "image" => ("backend", Some(gathered.new_set())),
+                "image" | "video" => ("backend", Some(gathered.new_set())),
                 "text_embeds" | "image_embeds" => ("cache backend", None),
                 _ => ("other backend", None),
             }
         })
         .collect();
+    references(node.items(), &mut kinds);
     gathered.add_all(node, file, |leaf| {
         let Some(Step::Item(number)) = leaf.way.first() else {
             return Place::new("backends", leaf.keys().join("."));
@@ -92,4 +93,24 @@ fn of_backends(node: &Node, file: usize, gathered: &mut Gathered) {
             None => place,
         }
     });
+}
+
+/// Data sets of references are of those that name them.
+fn references(backends: &[Node], kinds: &mut [(&str, Option<usize>)]) {
+    let text = |backend: &Node, key: &str| backend.get(key).and_then(Node::text).map(str::to_owned);
+    for (n, backend) in backends.iter().enumerate() {
+        let (Some(set), Some(named)) = (kinds[n].1, text(backend, "conditioning_data")) else {
+            continue;
+        };
+        let is_named = |other: &Node| {
+            let kind = text(other, "conditioning_type").unwrap_or_default();
+            text(other, "id").as_ref() == Some(&named) && kind.starts_with("reference")
+        };
+        let found = backends.iter().position(is_named);
+        if let Some(kind) = found.and_then(|found| kinds.get_mut(found))
+            && kind.0 == "other backend"
+        {
+            *kind = ("reference backend", Some(set));
+        }
+    }
 }
