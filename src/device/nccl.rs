@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use candle_core::cuda_backend::cudarc::driver::{CudaStream, DevicePtr as _};
-use candle_core::{CudaDevice, DType, Error, Result, Storage, Tensor, bail};
+use candle_core::{CudaDevice, DType, Error, Storage, Tensor, bail};
 
 use super::library::{keep_open, open_library};
 
@@ -26,6 +26,9 @@ const ID_BYTES: usize = 128;
 const POLL_EVERY: Duration = Duration::from_micros(200);
 /// How many of these until the other ranks are looked at.
 const POLLS_TO_LOOK: u32 = 250;
+
+/// Of what needs the GPU; to open the library may fail with a sentence.
+type Outcome<T> = candle_core::Result<T>;
 
 /// What a call answers: 0 if it did what was asked.
 type Status = c_int;
@@ -96,7 +99,7 @@ impl Library {
     /// # Errors
     ///
     /// If NCCL finds no network to listen on.
-    pub(crate) fn unique_id(&self) -> Result<Vec<u8>> {
+    pub(crate) fn unique_id(&self) -> Outcome<Vec<u8>> {
         let mut id = UniqueId([0; ID_BYTES]);
         // SAFETY: the library fills the struct.
         let made = unsafe { (self.unique_id)(&raw mut id) };
@@ -104,7 +107,7 @@ impl Library {
         Ok(id.0.to_vec())
     }
 
-    fn check(&self, status: Status, what: &str) -> Result<()> {
+    fn check(&self, status: Status, what: &str) -> Outcome<()> {
         if status == 0 {
             return Ok(());
         }
@@ -145,7 +148,7 @@ impl Communicator {
         gpu: &CudaDevice,
         (rank, world): (usize, usize),
         id: &[u8],
-    ) -> Result<Self> {
+    ) -> Outcome<Self> {
         let Some(id) = id.first_chunk().filter(|_| id.len() == ID_BYTES) else {
             bail!("rank 0 sent an id of {} bytes, not {ID_BYTES}", id.len());
         };
@@ -169,7 +172,7 @@ impl Communicator {
     /// # Errors
     ///
     /// If they are other tensors, or the library fails.
-    pub(crate) fn broadcast(&self, numbers: &Tensor, root: usize) -> Result<()> {
+    pub(crate) fn broadcast(&self, numbers: &Tensor, root: usize) -> Outcome<()> {
         if numbers.dtype() != DType::F32 || numbers.rank() != 1 || !numbers.is_contiguous() {
             bail!(
                 "gradients are flat and in f32, found {:?} in {:?}",

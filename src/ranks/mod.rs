@@ -62,7 +62,9 @@ pub enum Error {
         seconds: u64,
     },
     /// A rank's connection is no more.
-    #[error("rank {rank} was lost: {why}")]
+    #[error(
+        "rank {rank} was lost: {why}; run the same command again to go on from the last checkpoint"
+    )]
     Lost {
         /// Which.
         rank: usize,

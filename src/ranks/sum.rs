@@ -14,7 +14,11 @@ use crate::nn::flat::accumulate_all;
 
 /// Adds up gradients over ranks.
 #[derive(Debug)]
-pub enum Sums {
+pub struct Sums(Way);
+
+/// By which way they come.
+#[derive(Debug)]
+enum Way {
     /// Over the connections to rank 0, by way of the CPU's memory: rank 0 adds.
     Tcp,
     /// From GPU to GPU by NVIDIA's NCCL: each rank adds for itself.
@@ -44,7 +48,7 @@ impl Sums {
         }
         // Of the CUDA build only.
         let _ = (ranks, device);
-        Ok((Self::Tcp, None))
+        Ok((Self(Way::Tcp), None))
     }
 
     /// Adds a round's gradients to `gradient`, `[n]` in f32, in place. Over TCP only rank 0's holds them until [`Self::finish`].
@@ -66,10 +70,10 @@ impl Sums {
                 true => Some(mine.next().ok_or_else(|| uncounted(rank))?),
                 false => None,
             };
-            match self {
-                Self::Tcp => add_over_tcp(ranks, (rank, factor), own, (kernels, gradient))?,
+            match &self.0 {
+                Way::Tcp => add_over_tcp(ranks, (rank, factor), own, (kernels, gradient))?,
                 #[cfg(feature = "cuda")]
-                Self::Nccl(nccl) => {
+                Way::Nccl(nccl) => {
                     let room = gradient.zeros_like()?;
                     let given = own.unwrap_or(&room);
                     nccl.broadcast(given, rank)?;
@@ -86,15 +90,15 @@ impl Sums {
     /// # Errors
     /// If a rank is lost or the device fails.
     pub fn finish(&self, ranks: &Ranks, gradient: &Tensor) -> Result<(), Error> {
-        match self {
-            Self::Tcp if ranks.is_first() => {
+        match &self.0 {
+            Way::Tcp if ranks.is_first() => {
                 let numbers = gradient.to_vec1::<f32>()?;
                 let peers = ranks.peers.iter();
                 peers
                     .into_iter()
                     .try_for_each(|peer| peer.send_numbers(&numbers))
             }
-            Self::Tcp => {
+            Way::Tcp => {
                 let device = gradient.device().clone();
                 let mut put = |start, numbers: &[f32]| {
                     let piece = Tensor::from_slice(numbers, numbers.len(), &device)?;
@@ -106,7 +110,7 @@ impl Sums {
                     .receive_numbers(count, &mut put, &|| Ok(()))
             }
             #[cfg(feature = "cuda")]
-            Self::Nccl(_) => Ok(()),
+            Way::Nccl(_) => Ok(()),
         }
     }
 }
@@ -167,7 +171,7 @@ fn open_nccl(
                 "gradients go over TCP, which is slower than NCCL: rank {rank}: {}",
                 crate::shown::text(why)
             );
-            return Ok((Sums::Tcp, Some(note)));
+            return Ok((Sums(Way::Tcp), Some(note)));
         }
     };
     let id = match ranks.is_first() {
@@ -177,7 +181,9 @@ fn open_nccl(
     let id = ranks.tell_bytes(id, 1 << 10)?;
     let place = (ranks.rank(), ranks.world());
     Ok((
-        Sums::Nccl(nccl::Communicator::new(library, gpu, place, &id)?),
+        Sums(Way::Nccl(nccl::Communicator::new(
+            library, gpu, place, &id,
+        )?)),
         None,
     ))
 }

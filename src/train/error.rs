@@ -78,7 +78,7 @@ pub enum Error {
     #[error(transparent)]
     Memory(#[from] plan::DoesNotFit),
     /// Other ranks.
-    #[error("{0}; run the same command again to go on from the last checkpoint")]
+    #[error(transparent)]
     Ranks(#[from] ranks::Error),
     /// A rank is about to train something else.
     #[error(

@@ -29,7 +29,7 @@ mod start;
 pub mod step;
 mod training_adapter;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Serialize;
@@ -37,6 +37,7 @@ use serde::Serialize;
 use crate::base_model::{self, BaseModel};
 use crate::cache::{CutCaptions, refuse_without_store};
 use crate::dataset;
+use crate::digest::Digest;
 use crate::experiment::{Experiment, Settings};
 use crate::models::{Placement, References};
 use crate::monitor::Monitor;
@@ -49,6 +50,7 @@ use beginning::Beginning;
 pub use error::Error;
 use metrics::Clock;
 use output::OutputFolder;
+use parallel::Due;
 use plan::{Machine, MemoryPlan, MemoryRequest};
 use run::{Run, Together};
 pub use set::TrainingSet;
@@ -156,12 +158,7 @@ fn run_as_rank(
     let base = BaseModel::open(experiment, memo)?;
     // With what the model says of itself: a run goes on only while that stays the same too.
     let experiment = &base.experiment;
-    tell_recipe(&base, monitor);
-    tell_expert(&base, monitor);
-    check_previews(&base, monitor)?;
-    if let Some(caution) = base.flavor.caution {
-        monitor.note(&format!("caution: {caution}"));
-    }
+    tell_base(&base, monitor)?;
     let store = Store::open_at(&store).map_err(|e| no_store(experiment, &store, &e))?;
     let store = store.waiting(options.wait);
     let set = TrainingSet::open(experiment, &base, &store, monitor)?;
@@ -179,38 +176,15 @@ fn run_as_rank(
         storage: plan.storage,
         ..options.placement.clone()
     };
-    let train = &base.settings.train;
-    if let Some(told) = parallel::dealt(ranks, train, &experiment.file)? {
-        monitor.note(&told);
-    }
-    // From here on the folder of the run is this training's; nothing is in it yet that was not there before.
-    let open = || OutputFolder::open(&output, &results::lora_file(train));
-    let folder = ranks.is_first().then(open).transpose()?;
-    let denoiser_digest = base.denoiser_digest(memo)?;
-    if let Some(start) = &start {
-        start.tell_base(denoiser_digest, monitor);
-    }
-    let mut beginning = Beginning::find(
-        experiment,
-        &base,
-        &set,
-        (
-            denoiser_digest,
-            start,
-            beneath.map(|adapter| adapter.digest),
-        ),
-        (&output, ranks.is_first()),
-        (options, &placement),
+    let (folder, digest, beginning, due) = begin(
+        (&base, &set, &output),
+        (start, beneath.map(|adapter| adapter.digest)),
+        (options, &placement, ranks),
+        memo,
         monitor,
     )?;
-    let (done, steps) = (beginning.state.step, beginning.length.steps);
-    check_dump(experiment, (options, ranks), (done, steps))?;
-    if let Some(folder) = &folder {
-        folder.check_room(&beginning.needs(&base.settings)?)?;
-    }
-    let due = parallel::agree(ranks, &mut beginning, train, options)?;
     monitor.start("loading the base model", None);
-    let denoiser = base.load_denoiser(&placement, &denoiser_digest)?;
+    let denoiser = base.load_denoiser(&placement, &digest)?;
     monitor.finish();
     let above = beneath.map(|adapter| adapter.beneath(denoiser.as_ref()));
     let above = above.transpose()?;
@@ -230,7 +204,50 @@ fn run_as_rank(
         (beginning, together),
     )?;
     tell_start(&run, monitor);
-    run.go(options, monitor)
+    let report = run.go(options, monitor);
+    // Until now nobody else may work in it.
+    drop(folder);
+    report
+}
+
+/// A run's folder, which rank 0 holds; the digest of the denoiser's weights; where the run begins; and what rank 0 decides for all.
+type Begun = (Option<OutputFolder>, Digest, Beginning, Due);
+
+/// Where the run begins, the same on all ranks.
+fn begin(
+    (base, set, output): (&BaseModel, &TrainingSet<'_>, &Path),
+    (start, training_adapter): (Option<Start>, Option<Digest>),
+    (options, placement, ranks): (&TrainOptions, &Placement, &Ranks),
+    memo: &mut DigestMemo,
+    monitor: &dyn Monitor,
+) -> Result<Begun, Error> {
+    let (experiment, train) = (&base.experiment, &base.settings.train);
+    if let Some(told) = parallel::dealt(ranks, train, &experiment.file)? {
+        monitor.note(&told);
+    }
+    // From here on the folder of the run is this training's; nothing is in it yet that was not there before.
+    let open = || OutputFolder::open(output, &results::lora_file(train));
+    let folder = ranks.is_first().then(open).transpose()?;
+    let denoiser = base.denoiser_digest(memo)?;
+    if let Some(start) = &start {
+        start.tell_base(denoiser, monitor);
+    }
+    let mut beginning = Beginning::find(
+        experiment,
+        base,
+        set,
+        (denoiser, start, training_adapter),
+        (output, ranks.is_first()),
+        (options, placement),
+        monitor,
+    )?;
+    let (done, steps) = (beginning.state.step, beginning.length.steps);
+    check_dump(experiment, (options, ranks), (done, steps))?;
+    if let Some(folder) = &folder {
+        folder.check_room(&beginning.needs(&base.settings)?)?;
+    }
+    let due = parallel::agree(ranks, &mut beginning, train, options)?;
+    Ok((folder, denoiser, beginning, due))
 }
 
 /// Refused, or nothing would be dumped and nobody told.
@@ -288,6 +305,17 @@ fn plan(
     };
     let available = options.memory_bytes.saturating_sub(beside);
     Ok(plan::make(&request, available)?)
+}
+
+/// What there is to say of the base model, and that previews can be made of it where they are asked for.
+fn tell_base(base: &BaseModel, monitor: &dyn Monitor) -> Result<(), Error> {
+    tell_recipe(base, monitor);
+    tell_expert(base, monitor);
+    check_previews(base, monitor)?;
+    if let Some(caution) = base.flavor.caution {
+        monitor.note(&format!("caution: {caution}"));
+    }
+    Ok(())
 }
 
 fn tell_recipe(base: &BaseModel, monitor: &dyn Monitor) {

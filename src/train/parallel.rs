@@ -97,9 +97,8 @@ pub(super) fn dealt(
             file: file.into(),
             what: format!(
                 "`train.gradient_accumulation`: expected at least {world}, a micro-batch of each step for every rank, found {each}; a step \
-                 has the same samples whatever the number of ranks, so for {batch} samples on each rank set `batch_size = {batch}` and \
-                 `gradient_accumulation = {}`",
-                world * each.max(1)
+                 has the same samples whatever the number of ranks: `gradient_accumulation = {world}` gives each one micro-batch of \
+                 `batch_size` ({batch})"
             ),
         });
     }

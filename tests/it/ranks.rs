@@ -8,15 +8,10 @@ use crate::world::World;
 
 const LORA: &str = "out/lora.safetensors";
 
-/// A world whose steps have three micro-batches, some of two passes, with all that is drawn turned on.
+/// A world whose steps have three micro-batches, with all that is drawn turned on.
 fn encoded() -> World {
     let world = World::new();
-    world.picture("pictures/p3.png", 64, 64, [200, 200, 30]);
-    world.write("pictures/p3.txt", "a yellow square");
-    world.edit(
-        "batch_size = 2",
-        "batch_size = 2\ngradient_accumulation = 3\nvalidation_share = 0.3\nvalidate_every = 2",
-    );
+    world.edit("batch_size = 2", "gradient_accumulation = 3");
     world.edit("rank = 2", "rank = 2\ndropout = 0.1");
     world.run(&["encode", "exp.toml"]).expect(0);
     world
@@ -33,25 +28,62 @@ fn checkpoint(world: &World, step: u32) -> Vec<u8> {
     world.read(&format!("out/checkpoints/step-{step:08}.safetensors"))
 }
 
+/// A process that does not outlive its test.
+struct Process(Option<Child>);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.0 {
+            // It may have ended.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+impl Process {
+    fn start(command: &mut Command) -> Self {
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        Self(Some(command.spawn().expect("started")))
+    }
+
+    fn child(&mut self) -> &mut Child {
+        self.0.as_mut().expect("a child")
+    }
+
+    /// Its exit status and what it said. It has to end by itself; seconds are enough, but for a machine that does much else.
+    #[track_caller]
+    fn ended(mut self) -> (Option<i32>, String) {
+        let begun = Instant::now();
+        while self.child().try_wait().expect("a status").is_none() {
+            assert!(begun.elapsed() < Duration::from_secs(240), "it did not end");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let child = self.0.take().expect("a child");
+        let Output { status, stderr, .. } = child.wait_with_output().expect("its output");
+        let said = String::from_utf8_lossy(&stderr).into_owned();
+        assert!(!said.contains("panicked"), "{said}");
+        (status.code(), said)
+    }
+}
+
 /// The command as a launcher starts rank `rank`.
-fn rank(world: &World, variables: &[(&str, &str)], args: &[&str]) -> Child {
-    Command::new(env!("CARGO_BIN_EXE_plumb"))
-        .args(["train", "exp.toml"])
+fn rank(world: &World, variables: &[(&str, &str)], args: &[&str]) -> Process {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_plumb"));
+    command
+        .arg("train")
         .args(args)
         .current_dir(world.path("."))
         .env(
             "XDG_CACHE_HOME",
             std::env::temp_dir().join("plumb-tests-cache"),
         )
-        .envs(variables.iter().copied())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("started")
+        .envs(variables.iter().copied());
+    Process::start(&mut command)
 }
 
 /// As torchrun starts it, of two on one machine.
-fn of_two(world: &World, number: &str, port: &str, args: &[&str]) -> Child {
+fn of_two(world: &World, number: &str, port: &str, args: &[&str]) -> Process {
     let variables = [
         ("RANK", number),
         ("WORLD_SIZE", "2"),
@@ -69,31 +101,17 @@ fn free_port() -> String {
     socket.local_addr().expect("an address").port().to_string()
 }
 
-/// What a process said, which has to end by itself in a few seconds.
-#[track_caller]
-fn ended(mut child: Child) -> (Option<i32>, String) {
-    let begun = Instant::now();
-    while child.try_wait().expect("a status").is_none() {
-        let waited = begun.elapsed();
-        if waited > Duration::from_secs(60) {
-            child.kill().expect("killed");
-            panic!("it did not end");
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    let Output { status, stderr, .. } = child.wait_with_output().expect("its output");
-    let said = String::from_utf8_lossy(&stderr).into_owned();
-    assert!(!said.contains("panicked"), "{said}");
-    (status.code(), said)
-}
-
 #[test]
 fn any_number_of_processes_and_any_change_of_it_makes_the_lora_of_one() {
     let world = encoded();
+    world.edit(
+        "seed = 5",
+        "seed = 5\nvalidation_share = 0.6\nvalidate_every = 4",
+    );
     world.run(&["train", "exp.toml"]).expect(0);
     let (lora, lines) = (world.read(LORA), metrics(&world));
     let checkpoints = [2, 4].map(|step| checkpoint(&world, step));
-    assert_eq!(lines.len(), 4 + 3, "{lines:?}");
+    assert_eq!(lines.len(), 4 + 2, "{lines:?}");
 
     let by = |processes: &str, more: &[&str]| {
         let command = ["train", "exp.toml", "--processes", processes];
@@ -134,20 +152,21 @@ fn a_rank_that_is_killed_ends_the_others_and_its_run_goes_on() {
     let world = encoded();
     // Steps enough to be in the middle of.
     world.edit("steps = 4", "steps = 4000\nkeep_checkpoints = 1");
-    world.edit("validate_every = 2", "validate_every = 0");
     let port = free_port();
-    let first = of_two(&world, "0", &port, &[]);
-    let mut second = of_two(&world, "1", &port, &[]);
+    let first = of_two(&world, "0", &port, &["exp.toml"]);
+    let mut second = of_two(&world, "1", &port, &["exp.toml"]);
     while !world
         .path("out/checkpoints/step-00000002.safetensors")
         .exists()
     {
-        assert!(second.try_wait().expect("a status").is_none(), "too quick");
+        assert!(
+            second.child().try_wait().expect("a status").is_none(),
+            "too quick"
+        );
         std::thread::sleep(Duration::from_millis(5));
     }
-    second.kill().expect("killed");
-    second.wait().expect("gone");
-    let (status, said) = ended(first);
+    drop(second);
+    let (status, said) = first.ended();
     assert_eq!(status, Some(1), "{said}");
     let last = said.lines().last().expect("a line");
     assert!(
@@ -184,33 +203,19 @@ fn a_rank_that_is_killed_ends_the_others_and_its_run_goes_on() {
 fn ranks_that_would_train_something_else_are_refused_by_name() {
     let world = encoded();
     let other = String::from_utf8(world.read("exp.toml")).expect("text");
-    world.write(
-        "other.toml",
-        &other.replace("seed = 5", "seed = 6\ncheckpoint_every = 3"),
-    );
+    // Where checkpoints are written decides no number.
+    let other = other.replace("seed = 5", "seed = 6");
+    let other = other.replace("checkpoint_every = 2", "checkpoint_every = 3");
+    world.write("other.toml", &other);
     let port = free_port();
-    let first = of_two(&world, "0", &port, &[]);
-    let variables = [
-        ("RANK", "1"),
-        ("WORLD_SIZE", "2"),
-        ("LOCAL_RANK", "1"),
-        ("MASTER_ADDR", "localhost"),
-        ("MASTER_PORT", &*port),
-    ];
-    let second = Command::new(env!("CARGO_BIN_EXE_plumb"))
-        .args(["train", "other.toml"])
-        .current_dir(world.path("."))
-        .envs(variables)
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("started");
+    let first = of_two(&world, "0", &port, &["exp.toml"]);
+    let second = of_two(&world, "1", &port, &["other.toml"]);
     let why = "rank 1 would not train the same LoRA as rank 0: `train.seed`: rank 1 6, rank 0 5; start all ranks";
     for (child, begins) in [
-        (first, "error: "),
         (second, "error: rank 1: rank 0 ended: "),
+        (first, "error: "),
     ] {
-        let (status, said) = ended(child);
+        let (status, said) = child.ended();
         assert_eq!(status, Some(1), "{said}");
         assert!(said.contains(&format!("{begins}{why}")), "{said}");
     }
@@ -239,7 +244,7 @@ fn what_cannot_be_started_is_told_in_one_line() {
     refused(&["--processes", "2", "--device", "cuda"], 2, "--gpus N");
     refused(&["--gpus", "0"], 2, "--gpus");
     let started = |variables: &[(&str, &str)], args: &[&str], status: i32, why: &str| {
-        let (found, said) = ended(rank(&world, variables, args));
+        let (found, said) = rank(&world, variables, &[&["exp.toml"], args].concat()).ended();
         assert_eq!(found, Some(status), "{said}");
         assert!(said.contains(why), "{said}");
     };
@@ -320,9 +325,10 @@ fn the_script_for_slurm_trains_on_all_its_tasks() {
         program.display()
     );
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/train.sbatch");
-    let child = Command::new("bash")
+    let mut command = Command::new("bash");
+    command
         .arg(script)
-        .args(["exp.toml", "--device", "cpu"])
+        .args(["exp.toml", "--device", "cpu", "--stop-after", "1"])
         .current_dir(world.path("."))
         .env("PATH", path)
         .env(
@@ -330,16 +336,12 @@ fn the_script_for_slurm_trains_on_all_its_tasks() {
             std::env::temp_dir().join("plumb-tests-cache"),
         )
         .env("SLURM_JOB_NODELIST", "node[1-2]")
-        .env("SLURM_JOB_ID", free_port())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("bash");
-    let (status, said) = ended(child);
+        .env("SLURM_JOB_ID", free_port());
+    let (status, said) = Process::start(&mut command).ended();
     assert_eq!(status, Some(0), "{said}");
     assert!(
         said.contains("2 ranks: each computes 2 micro-batches"),
         "{said}"
     );
-    world.read(LORA);
+    checkpoint(&world, 1);
 }
