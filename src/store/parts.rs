@@ -17,8 +17,8 @@ use super::tree::Tree;
 use super::{Error, Problem, snapshot};
 use crate::digest::{Digest, Fingerprint, canonical_json};
 
-/// Of a billion rows it takes half of that.
-const LIMIT_BYTES: u64 = 256 << 20;
+/// Of a billion rows of 400 bytes it takes a third of that.
+const LIMIT_BYTES: u64 = 1 << 30;
 
 /// The parts of a spec of which something is known.
 pub(super) type PartList = BTreeMap<Digest, Listed>;
