@@ -835,3 +835,58 @@ pub(super) fn check_recompute_of(golden: &Golden, cases: &[&str], some_block: us
         }
     }
 }
+
+/// The tests of adapters that every transformer has: `golden` is the small model that the slow ones take, `block` one of its
+/// blocks, `inputs` some of its inputs.
+macro_rules! adapter_tests {
+    (golden: $golden:literal, block: $block:literal, inputs: $inputs:literal) => {
+        use crate::models::testing::{
+            check_activations, check_finite_differences, check_loss_curve, check_presets,
+            check_recompute,
+        };
+
+        #[test]
+        fn every_adapters_gradient_equals_pefts() {
+            for name in MODELS {
+                golden(name).check_gradients(&["all", "attention"]);
+            }
+        }
+
+        #[test]
+        fn twenty_steps_of_training_have_the_losses_of_peft_and_torch() {
+            check_loss_curve(&golden($golden));
+        }
+
+        #[test]
+        fn running_blocks_again_gives_the_same_gradients() {
+            check_recompute(&golden($golden), $block);
+        }
+
+        #[test]
+        fn every_adapter_on_every_preset_gets_a_gradient() {
+            MODELS.map(golden).iter().for_each(check_presets);
+        }
+
+        #[test]
+        fn each_a_and_b_receives_the_gradient_that_finite_differences_give() {
+            let golden = golden($golden);
+            let (set, _) = golden.adapters(&golden.model(), "all");
+            let inputs = golden.inputs($inputs).in_f64();
+            let model = golden.model_in_f64();
+            check_finite_differences($golden, &*model, &inputs, &set, "nothing is unused");
+        }
+
+        #[test]
+        fn diffusers_loads_a_saved_lora_and_predicts_the_same() {
+            for name in MODELS {
+                golden(name).check_lora_file_in_diffusers();
+            }
+        }
+
+        #[test]
+        fn a_pass_keeps_as_much_as_the_plan_of_memory_counts() {
+            check_activations(&golden($golden), (24, 32), 40);
+        }
+    };
+}
+pub(super) use adapter_tests;
