@@ -7,6 +7,8 @@
 use std::fmt::{self, Display, Formatter};
 use std::path::Path;
 
+use serde::Serialize;
+
 /// Characters of a text that are shown.
 const TEXT_CHARS: usize = 200;
 
@@ -15,6 +17,15 @@ const PATH_CHARS: usize = 400;
 
 /// Characters of a line that are shown of a message or a report.
 const LINE_CHARS: usize = 4000;
+
+/// A value of a field as files have it, without quotes: the one name of a variant is the one that it is read by.
+pub fn word(value: &impl Serialize) -> String {
+    match serde_json::to_value(value) {
+        Ok(serde_json::Value::String(word)) => word,
+        Ok(other) => other.to_string(),
+        Err(_) => String::new(),
+    }
+}
 
 /// A message or a report as a whole, on its way to a person: the last place where what nobody thought of is caught. Line ends
 /// stay, all else is escaped; long lines are cut.

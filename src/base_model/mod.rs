@@ -269,7 +269,7 @@ fn check_mask(family: &Family, recipe: &Recipe) -> Result<(), Error> {
         why: format!(
             "expected none (a denoiser of family `{}` has no mask), found {}",
             family.name,
-            recipe.assembly().mask.name()
+            shown::word(&recipe.assembly().mask)
         ),
     }))
 }

@@ -10,6 +10,7 @@ use crate::base_model::{BaseModel, TextEncoderPart};
 use crate::cache::{Conditioning, EncoderOutput, ModelCache, tensors};
 use crate::encode::{EncodeOptions, encode_captions, tell_of_no_run, tokenize};
 use crate::monitor::Monitor;
+use crate::shown;
 use crate::store::Store;
 use crate::text::Tokens;
 
@@ -41,7 +42,7 @@ pub fn conditioning(
         let tokens = tokenize(encoder, caption)?;
         file.add_encoder(encoder, &tokens, outputs.get(&encoder.slot))?;
     }
-    let mask = base.recipe.assembly().mask.name();
+    let mask = shown::word(&base.recipe.assembly().mask);
     file.add_fact("caption", caption);
     file.add_fact("mask", mask);
     file.add_fact("recipe", base.recipe.name());

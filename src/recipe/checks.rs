@@ -6,6 +6,7 @@ use super::data::SlotComponents;
 use super::encoder::EncoderRecipe;
 use super::rules::{Absent, AssembledPads, Assembly, DenoiserMask, EncoderRules, TokenRecipe};
 use super::{Error, RecipeName};
+use crate::shown;
 use crate::text::Kind;
 use crate::text::tokenizer::IMPLEMENTATION;
 
@@ -102,7 +103,7 @@ impl Checks<'_> {
             return Err(self.contradiction(
                 format!(
                     "assembly.mask = {} and assembly.context",
-                    assembly.mask.name()
+                    shown::word(&assembly.mask)
                 ),
                 "expected the context of one encoder, whose pads are its last rows",
             ));
@@ -156,7 +157,7 @@ impl Checks<'_> {
             return Err(self.contradiction(
                 format!(
                     "{slot}.forward.pad_rows = one and assembly.mask = {}",
-                    assembly.mask.name()
+                    shown::word(&assembly.mask)
                 ),
                 "rows of pads may be left out only where the denoiser sees none but the first (pads_but_one): keep them",
             ));

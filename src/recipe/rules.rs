@@ -119,15 +119,6 @@ impl DenoiserMask {
             Self::PadsButOne => Some((count + 1).min(rows)),
         }
     }
-
-    /// As recipes have it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::None => "none",
-            Self::Pads => "pads",
-            Self::PadsButOne => "pads_but_one",
-        }
-    }
 }
 
 /// What becomes of an encoder's pad rows in the context.

@@ -226,7 +226,7 @@ fn numbers(found: &EncoderFinding) -> Option<String> {
         found.matching,
         found.compared,
         errors.worst(),
-        precision(tolerance.precision),
+        shown::word(&tolerance.precision),
         tolerance.relative,
     ))
 }
@@ -326,11 +326,6 @@ fn value(value: &serde_json::Value) -> String {
         }
         other => other.to_string(),
     }
-}
-
-fn precision(dtype: plumb::recipe::spec::Dtype) -> String {
-    let word = serde_json::to_value(dtype).unwrap_or_default();
-    word.as_str().unwrap_or_default().to_owned()
 }
 
 /// Entries and captions that do not belong together, or are not what they should be.

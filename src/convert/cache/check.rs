@@ -35,7 +35,7 @@ pub(super) fn model(base: &BaseModel, options: &CacheOptions<'_>) -> Result<Form
     if !shows(form, family.masks_pads, assembly.mask) {
         return Err(format!(
             "`assembly.mask` is {}, which {} has no place for in its cache of {}: other rows would be seen than the recipe says",
-            assembly.mask.name(),
+            shown::word(&assembly.mask),
             target.name(),
             family.name
         ));

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::{T5, T5EncoderArchitecture, T5Network};
+use crate::shown;
 use crate::text::spec::TokenRules;
 use crate::text::{Architecture, Contradiction, ForwardRecipe, Kind, Misfit, Network, Tokens};
 
@@ -75,7 +76,7 @@ impl ForwardRecipe for T5Forward {
             return Err(Contradiction {
                 fields: format!(
                     "{slot}.forward.pad_rows = drop and {slot}.forward.mask = {}",
-                    self.mask.name()
+                    shown::word(&self.mask)
                 ),
                 why: "rows of pads may be dropped only where pads are masked, for else they change the others".into(),
             });
@@ -133,15 +134,6 @@ impl T5Mask {
             Self::None => rows,
             Self::Pads | Self::PadsUniform => count,
             Self::PadsButOne => rows.min(count + 1),
-        }
-    }
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::None => "none",
-            Self::Pads => "pads",
-            Self::PadsButOne => "pads_but_one",
-            Self::PadsUniform => "pads_uniform",
         }
     }
 }

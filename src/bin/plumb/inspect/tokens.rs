@@ -114,10 +114,9 @@ fn describe_tokens(report: &TokenReport) -> String {
 fn describe_lost(lost: &Lost) -> Vec<String> {
     let mut lines: Vec<String> = (lost.dropped.iter())
         .map(|dropped| {
-            let rule = serde_json::to_value(dropped.by).unwrap_or_default();
             format!(
                 "lost by clean-up {}: `{}`",
-                rule.as_str().unwrap_or_default(),
+                shown::word(&dropped.by),
                 shown::text(&dropped.text)
             )
         })
