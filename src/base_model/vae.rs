@@ -101,9 +101,13 @@ impl ModelFiles<'_> {
         };
         let config = match &self.config("vae", &component) {
             Some(path) => AutoencoderConfig::read(path)?,
-            None => vae::autoencoder::config(&weights).ok_or_else(|| {
-                missing("its tensors are not those of an AutoencoderKL or AutoencoderKLWan")
-            })?,
+            None => {
+                let told = vae::autoencoder::config(&weights).ok_or_else(|| {
+                    missing("its tensors are not those of an AutoencoderKL or AutoencoderKLWan")
+                })?;
+                check_groups(&told.architecture).map_err(|what| missing(&what))?;
+                told
+            }
         };
         let architecture = config.architecture;
         let statistics = match (
@@ -141,6 +145,21 @@ impl ModelFiles<'_> {
         }
         let config = (architecture, statistics);
         Ok(VaePart::new(config, weights, self.stored, memo)?)
+    }
+}
+
+/// That the groups of norms, which no tensor tells, can be what they are taken to be where there is no configuration.
+fn check_groups(architecture: &AutoencoderArchitecture) -> Result<(), String> {
+    let AutoencoderArchitecture::Pictures(vae) = architecture else {
+        return Ok(());
+    };
+    let groups = vae.encoder.norm_num_groups;
+    let mut levels = vae.encoder.block_out_channels.iter();
+    match levels.find(|channels| *channels % groups != 0) {
+        None => Ok(()),
+        Some(channels) => Err(format!(
+            "it has no config.json, so that its norms are taken to have {groups} groups, as in every VAE that was released, and {channels} channels do not divide into them: put its config.json beside it"
+        )),
     }
 }
 
