@@ -1,13 +1,16 @@
 //! One entry of a store: what made it, where it lies, what its numbers are like, and who uses it.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use serde::Serialize;
 use serde_json::Value;
 
 use super::Error;
+use super::captions::Captions;
 use super::spec_title::{self, spec_title};
-use crate::cache::{self, tensors};
+use crate::cache::{self, Specs, tensors};
+use crate::dataset::Viewed;
 use crate::digest::Fingerprint;
 use crate::recipe::spec::{caption_entry, spelled_out};
 use crate::store::{self, Entry, Payload, Record, Store, StoreReader};
@@ -33,6 +36,9 @@ pub struct EntryReport {
     pub damage: Option<String>,
     /// The runs that use it.
     pub runs: Vec<RunUse>,
+    /// The pictures of an Experiment whose latents it is; left out of a store by itself, which does not know files.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub pictures: Vec<PictureUse>,
 }
 
 /// The numbers of one part of an entry.
@@ -46,6 +52,50 @@ pub struct PartReport {
     pub non_finite: u64,
     /// Rows of nothing but zeros.
     pub zero_rows: usize,
+}
+
+/// A picture of an Experiment whose latents an entry is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct PictureUse {
+    /// Its file.
+    pub file: PathBuf,
+    /// The file of the picture that it is given beside, where it is a reference; of a prompt's, none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub beside: Option<PathBuf>,
+    /// Whether it is a reference.
+    pub is_reference: bool,
+}
+
+/// The pictures and references of an Experiment whose latents an entry is: copies have one.
+pub fn pictures_of(captions: &Captions, specs: &Specs, entry: &Fingerprint) -> Vec<PictureUse> {
+    let is_it = |of: &Viewed<'_>| {
+        let mut views = of.views.iter();
+        views.any(|&view| specs.view(of.digest, view) == *entry)
+    };
+    let mut found = Vec::new();
+    for item in &captions.items {
+        if is_it(&item.viewed()) {
+            found.push(PictureUse {
+                file: item.picture.clone(),
+                beside: None,
+                is_reference: false,
+            });
+        }
+        let reference = item.reference.as_ref().filter(|r| is_it(&r.viewed()));
+        found.extend(reference.map(|reference| PictureUse {
+            file: reference.picture.clone(),
+            beside: Some(item.picture.clone()),
+            is_reference: true,
+        }));
+    }
+    let of_prompts = captions.references.values().filter(|r| is_it(&r.viewed()));
+    let of_prompts: BTreeSet<&PathBuf> = of_prompts.map(|r| &r.picture).collect();
+    found.extend(of_prompts.into_iter().map(|file| PictureUse {
+        file: file.clone(),
+        beside: None,
+        is_reference: true,
+    }));
+    found
 }
 
 /// A run that uses an entry.
@@ -131,6 +181,7 @@ pub fn entry(
         parts,
         damage,
         runs: runs_using(store, address)?,
+        pictures: Vec::new(),
     }))
 }
 

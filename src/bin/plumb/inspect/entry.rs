@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use plumb::cache::Specs;
-use plumb::inspect::{self, EntryAddress, EntryReport, PartReport};
+use plumb::inspect::{self, EntryAddress, EntryReport, PartReport, PictureUse};
 use plumb::monitor::Monitor as _;
 use plumb::recipe::diff::readable;
 use plumb::shown;
@@ -55,6 +55,7 @@ pub(super) fn run(args: &Args, ui: &Ui) -> CommandResult {
         let report = inspect::entry(store, &reader, address).map_err(Failure::error)?;
         reports.extend(report.map(|report| (slot.clone(), report)));
     }
+    find_pictures(&subject, &mut reports, ui)?;
     let texts: Vec<String> = reports.iter().map(|(slot, r)| describe(slot, r)).collect();
     let values: Vec<&EntryReport> = reports.iter().map(|(_, report)| report).collect();
     ui.report(&values, &texts.join("\n\n"))?;
@@ -72,6 +73,47 @@ pub(super) fn run(args: &Args, ui: &Ui) -> CommandResult {
         }
     }
     Ok(())
+}
+
+/// Which pictures of an Experiment the latents among the entries are of.
+fn find_pictures(
+    subject: &Subject,
+    reports: &mut [(Option<String>, EntryReport)],
+    ui: &Ui,
+) -> CommandResult {
+    let Some(specs) = subject.base().map(Specs::from) else {
+        return Ok(());
+    };
+    if reports.iter().all(|(_, r)| r.spec != specs.latents) {
+        return Ok(());
+    }
+    let captions = subject.captions(ui)?;
+    for (_, report) in reports {
+        report.pictures = inspect::pictures_of(&captions, &specs, &report.entry);
+    }
+    Ok(())
+}
+
+/// Pictures that are named of an entry.
+const MOST_PICTURES: usize = 8;
+
+fn pictures(of: &[PictureUse]) -> String {
+    let line = |of: &PictureUse| {
+        let file = shown::path(&of.file);
+        match (&of.beside, of.is_reference) {
+            (Some(picture), _) => {
+                format!("of {file}, the reference of {}\n", shown::path(picture))
+            }
+            (None, true) => format!("of {file}, the reference of a prompt\n"),
+            (None, false) => format!("of {file}\n"),
+        }
+    };
+    let mut text: String = of.iter().take(MOST_PICTURES).map(line).collect();
+    let more = of.len().saturating_sub(MOST_PICTURES);
+    if more > 0 {
+        text += &format!("and of {more} more\n");
+    }
+    text
 }
 
 type Named = (Option<String>, EntryAddress);
@@ -145,6 +187,7 @@ fn describe(slot: &Option<String>, report: &EntryReport) -> String {
         report.entry,
         shown::text(&record.source)
     );
+    text += &pictures(&report.pictures);
     let pads = record
         .tokens
         .len()
