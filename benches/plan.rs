@@ -63,6 +63,7 @@ fn planned(
     let targets = ["attention".to_owned()];
     let adapted = targets::select(denoiser.linears(), &targets, family.presets)?;
     let request = MemoryRequest {
+        other_expert: None,
         denoiser: &denoiser,
         adapted: &adapted,
         rank: RANK,

@@ -105,6 +105,7 @@ pub(super) fn train(case: &Value, backend: &Backend) -> Result<Value> {
     let preset = text(case, "targets")?.to_owned();
     let adapted = targets::select(opened.linears(), &[preset], family.presets)?;
     let wanted = MemoryRequest {
+        other_expert: None,
         denoiser: &opened,
         adapted: &adapted,
         rank,

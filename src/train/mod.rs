@@ -283,8 +283,13 @@ fn plan(
     let Settings { adapter, train, .. } = &base.settings;
     // The largest pictures with the longest caption, though no micro-batch may have both: an upper bound.
     let (latents, reference) = set.largest_latents();
+    let other = match train.sample_every > 0 {
+        true => base.other_expert()?,
+        false => None,
+    };
     let request = MemoryRequest {
         denoiser: &base.denoiser,
+        other_expert: other.as_ref().map(|other| &other.denoiser),
         adapted: &run::adapted(base, start)?,
         rank: start.map_or(adapter.rank, Start::rank),
         optimizer: train.optimizer,

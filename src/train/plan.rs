@@ -24,6 +24,8 @@ const LIBRARY_BYTES: u64 = 600 << 20;
 pub struct MemoryRequest<'a> {
     /// Opened, not loaded: only its shapes are asked for.
     pub denoiser: &'a OpenedDenoiser,
+    /// The other of two experts, where previews are made: a sample passes through it as well, its weights read from their files.
+    pub other_expert: Option<&'a OpenedDenoiser>,
     /// The linears that will carry adapters.
     pub adapted: &'a [LinearShape],
     /// The adapters' rank.
@@ -85,6 +87,13 @@ pub struct PeakMemory {
     pub temporary: u64,
     /// CUDA's context and libraries; 0 on a CPU.
     pub libraries: u64,
+    /// The other of two experts while a preview is in it, counted as if nothing of a step were gone by then.
+    #[serde(skip_serializing_if = "is_none")]
+    pub other_expert: u64,
+}
+
+fn is_none(bytes: &u64) -> bool {
+    *bytes == 0
 }
 
 impl PeakMemory {
@@ -96,6 +105,7 @@ impl PeakMemory {
             self.activations,
             self.temporary,
             self.libraries,
+            self.other_expert,
         ];
         parts.into_iter().fold(0, u64::saturating_add)
     }
@@ -178,6 +188,8 @@ struct Estimator {
     activations: Activations,
     /// Shapes of the denoiser's tensors.
     tensors: Vec<Vec<usize>>,
+    /// Bytes of the other expert.
+    other_expert: u64,
     /// Trained parameters.
     adapters: u64,
 }
@@ -203,10 +215,14 @@ impl Estimator {
             let row = linear.inputs * window + linear.outputs;
             (request.rank as u64).saturating_mul(row as u64)
         };
-        let tensors = request.denoiser.tensors().iter();
+        let in_files = |other: &OpenedDenoiser| {
+            let (shapes, storage) = (shapes(other), WeightStorage::IN_FILE);
+            weights(&shapes, request.dtype, storage) + rebuilt(&shapes, request.dtype, storage)
+        };
         Self {
             activations: request.denoiser.activations(&step),
-            tensors: tensors.map(|(_, shape)| shape.clone()).collect(),
+            tensors: shapes(request.denoiser),
+            other_expert: request.other_expert.map_or(0, in_files),
             adapters: (request.adapted.iter().map(numbers)).fold(0, u64::saturating_add),
         }
     }
@@ -265,21 +281,12 @@ impl Estimator {
         mut plan: MemoryPlan,
         available: u64,
     ) -> MemoryPlan {
-        let whole = self.weights(request.dtype, WeightStorage::Whole);
+        let whole = weights(&self.tensors, request.dtype, WeightStorage::Whole);
         let in_files = whole.saturating_sub(plan.bytes.weights);
         let resident_bytes = in_files.min(available.saturating_sub(plan.bytes.total()));
         plan.storage = WeightStorage::InFile { resident_bytes };
         plan.bytes.weights = plan.bytes.weights.saturating_add(resident_bytes);
         plan
-    }
-
-    fn weights(&self, dtype: DType, storage: WeightStorage) -> u64 {
-        // Only matrices are quantized or left in their files.
-        let stored = |shape: &Vec<usize>| match shape[..] {
-            [outputs, inputs] => storage.bytes([outputs, inputs], dtype),
-            _ => shape.iter().product::<usize>() * dtype.size_in_bytes(),
-        };
-        self.tensors.iter().map(stored).sum::<usize>() as u64
     }
 
     /// The peak with `stored` numbers kept for the backward pass.
@@ -291,18 +298,6 @@ impl Estimator {
     ) -> PeakMemory {
         let dtype = request.dtype;
         let size = dtype.size_in_bytes() as u64;
-        let whole = |shape: &[usize]| shape.iter().product::<usize>() * dtype.size_in_bytes();
-        // A matrix that is not whole is made so for each use: itself in the denoiser's type, and two f32 copies on the way.
-        let matrices = self.tensors.iter().filter(|shape| shape.len() == 2);
-        let largest = matrices.map(|shape| whole(shape)).max().unwrap_or(0) as u64;
-        let dequantized = match storage {
-            WeightStorage::Whole => 0,
-            WeightStorage::Quantized(_) => largest + largest / size * 8,
-            // And the matrices that are read ahead while this one is used.
-            WeightStorage::InFile { .. } => {
-                (1 + nn::PREFETCHED as u64) * largest + largest / size * 8
-            }
-        };
         // Parameters and gradient in f32, and both again in the denoiser's type: the copy it reads, the gradient it returns.
         // Beyond this no machine has the memory, and the bytes of the state could not be counted.
         let counted = self.adapters.min(1 << 56);
@@ -316,15 +311,45 @@ impl Estimator {
         let bytes_each = if kernels { 8 } else { 16 };
         let temporary = self.activations.passing.saturating_mul(bytes_each);
         PeakMemory {
-            weights: self.weights(dtype, storage),
+            weights: weights(&self.tensors, dtype, storage),
             adapters,
             activations: stored.saturating_mul(size),
-            temporary: temporary.saturating_add(dequantized),
+            temporary: temporary.saturating_add(rebuilt(&self.tensors, dtype, storage)),
             libraries: match request.machine {
                 Machine::Cpu => 0,
                 Machine::Gpu => LIBRARY_BYTES,
             },
+            other_expert: self.other_expert,
         }
+    }
+}
+
+fn shapes(denoiser: &OpenedDenoiser) -> Vec<Vec<usize>> {
+    let tensors = denoiser.tensors().iter();
+    tensors.map(|(_, shape)| shape.clone()).collect()
+}
+
+/// Bytes of tensors of these shapes, as they are stored.
+fn weights(shapes: &[Vec<usize>], dtype: DType, storage: WeightStorage) -> u64 {
+    // Only matrices are quantized or left in their files.
+    let stored = |shape: &Vec<usize>| match shape[..] {
+        [outputs, inputs] => storage.bytes([outputs, inputs], dtype),
+        _ => shape.iter().product::<usize>() * dtype.size_in_bytes(),
+    };
+    shapes.iter().map(stored).sum::<usize>() as u64
+}
+
+/// A matrix that is not whole is made so for each use: the bytes of itself in the denoiser's type, and of two f32 copies on the way.
+fn rebuilt(shapes: &[Vec<usize>], dtype: DType, storage: WeightStorage) -> u64 {
+    let size = dtype.size_in_bytes() as u64;
+    let whole = |shape: &Vec<usize>| shape.iter().product::<usize>() as u64 * size;
+    let matrices = shapes.iter().filter(|shape| shape.len() == 2);
+    let largest = matrices.map(whole).max().unwrap_or(0);
+    match storage {
+        WeightStorage::Whole => 0,
+        WeightStorage::Quantized(_) => largest + largest / size * 8,
+        // And the matrices that are read ahead while this one is used.
+        WeightStorage::InFile { .. } => (1 + nn::PREFETCHED as u64) * largest + largest / size * 8,
     }
 }
 
@@ -382,6 +407,10 @@ impl std::fmt::Display for PeakMemory {
             gb(self.activations),
             gb(self.temporary)
         )?;
+        if self.other_expert > 0 {
+            let bytes = gb(self.other_expert);
+            write!(f, ", the other expert in previews {bytes}")?;
+        }
         match self.libraries {
             0 => Ok(()),
             bytes => write!(f, ", libraries {}", gb(bytes)),

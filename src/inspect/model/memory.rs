@@ -169,6 +169,7 @@ pub(super) fn train(
     let estimate = |machine, dtype: candle_core::DType| {
         let bytes = |checkpointing| {
             let request = MemoryRequest {
+                other_expert: None,
                 denoiser,
                 adapted: &adapted,
                 rank,
