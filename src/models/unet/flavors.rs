@@ -7,9 +7,10 @@ use crate::models::Flavor;
 
 pub(super) const SDXL: &[Flavor] = &[
     BASE,
-    // Believed, not read at the source: Illustrious' cards could not be had. Euler a, for 0.1 20 to 28 steps and a guidance of 5 to
-    // 7.5; what is said of 1.0 and 2.0 comes from a guide of others. From 1.0 on it was trained up to 1536 px.
+    // civitai.com/models/795765, as civitaiarchive.com/models/894707 quotes it: Euler a, 20 to 28 steps, 5 to 7.5.
     fine_tune("illustrious-0.1", 28, 6.0),
+    // huggingface.co/OnomaAIResearch/Illustrious-XL-v1.0: up to 1536 px. Of sampling no card of 1.0 or 2.0 that could be read says
+    // anything: numbers of 0.1's range, and for 2.0 the side of 1.0, which is believed.
     Flavor {
         resolution_px: 1536,
         ..fine_tune("illustrious-1.0", 28, 5.0)
