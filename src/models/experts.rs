@@ -3,7 +3,10 @@
 
 use std::path::Path;
 
+use serde_json::Value;
+
 use super::{Components, Error, Expert, Family, Flavor};
+use crate::{files, shown};
 
 /// The part of `components` that is the denoiser of `flavor`.
 ///
@@ -47,7 +50,10 @@ pub(super) fn part(
                 flavor.name,
                 folders(&experts)
             )),
-            Some(expert) => Ok(expert.component),
+            Some(expert) => {
+                check_boundary(components, flavor, expert)?;
+                Ok(expert.component)
+            }
             None => Ok(family.denoiser()),
         };
     }
@@ -62,6 +68,37 @@ pub(super) fn part(
         "by its name it is of {said}, and flavor `{}` is another network: name the flavor that the file is of (rename the file if its name is wrong)",
         flavor.name
     ))
+}
+
+/// Refuses a folder that says that the networks change at another noise level, as Wan 2.2's image-to-video does: `boundary_ratio`, which
+/// diffusers' pipelines read from `model_index.json`.
+fn check_boundary(components: &Components, flavor: &Flavor, expert: Expert) -> Result<(), Error> {
+    let path = components.path.join("model_index.json");
+    let wrong = |why: String| Error::WrongExpert {
+        path: path.clone(),
+        why,
+    };
+    if !path.is_file() {
+        return Ok(());
+    }
+    let index = files::read(&path, files::MAX_CONFIG_BYTES);
+    let index = index.map_err(|e| wrong(format!("cannot be read: {e}")))?;
+    let index: Value = serde_json::from_slice(&index)
+        .map_err(|e| wrong(format!("expected JSON, as diffusers writes it: {e}")))?;
+    let expected = match expert.levels.from == 0.0 {
+        true => expert.levels.to,
+        false => expert.levels.from,
+    };
+    match index.get("boundary_ratio") {
+        None | Some(Value::Null) => Ok(()),
+        Some(found) if found.as_f64() == Some(expected) => Ok(()),
+        Some(found) => Err(wrong(format!(
+            "`boundary_ratio`: expected {expected}, the noise level at which flavor `{}` and the other network change, found {}: it is another \
+             model (2.2's image-to-video has 0.9), or the number was changed",
+            flavor.name,
+            shown::text(&found.to_string())
+        ))),
+    }
 }
 
 fn folders(experts: &[(&Flavor, Expert)]) -> String {
