@@ -1,12 +1,12 @@
-//! Caches of Wan 2.1, FLUX.2 klein and Z-Image: those that other trainers' own code wrote (`tests/fixtures/foreign`) are named, and what
-//! plumb writes in their forms is read as what it is.
+//! Caches of Wan 2.1, FLUX.2 klein, Z-Image and Chroma: those that other trainers' own code wrote (`tests/fixtures/foreign`) are named, and
+//! what plumb writes in their forms is read as what it is.
 
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
 use crate::world::World;
-use crate::{klein, wan, zimage};
+use crate::{chroma, klein, wan, zimage};
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -113,21 +113,38 @@ fn a_clip_of_other_frames_than_the_experiments_is_told() {
 }
 
 #[test]
-fn what_trainers_wrote_of_klein_and_z_image_is_named_as_theirs() {
+fn what_trainers_wrote_of_klein_is_named_as_theirs() {
     let world = klein::world();
     experiment(&world, ["flux2", "klein-base-4b", "klein"]);
-    for (name, whose) in [
-        ("musubi-flux2-bf16", "musubi"),
-        ("simpletuner-flux2-bf16", "simpletuner"),
+    for (name, whose, moment) in [
+        ("musubi-flux2-bf16", "musubi", "mean"),
+        ("simpletuner-flux2-bf16", "simpletuner", "mean"),
+        ("ai-toolkit-flux2-bf16", "ai-toolkit", "near"),
     ] {
         let report = audited(&world, name);
-        let wanted = [whose, "", "nothing", "of_denoiser", "mean"];
+        let wanted = [whose, "", "nothing", "of_denoiser", moment];
         assert_eq!(said(&report), wanted, "{name}");
     }
+    // `text_encoder_sequence_length` of 256: as no token sees a later one, a short caption's rows are the first of 512.
+    let report = audited(&world, "onetrainer-flux2-256");
+    let wanted = ["onetrainer", "", "shortened", "of_vae", "near"];
+    assert_eq!(said(&report), wanted, "{report}");
+    assert_eq!(report["as_base"], false, "{report}");
+}
+
+#[test]
+fn what_trainers_wrote_of_z_image_is_named_as_theirs() {
     let world = zimage::world();
     experiment(&world, ["zimage", "base", "zimage"]);
     for (name, whose, after, scaling, moment) in [
         ("musubi-zimage-bf16", "musubi", "nothing", "of_vae", "mean"),
+        (
+            "onetrainer-zimage-bf16",
+            "onetrainer",
+            "nothing",
+            "of_vae",
+            "near",
+        ),
         // It keeps the line's end of a caption's file, which the template's encoder reads.
         (
             "ai-toolkit-zimage-bf16",
@@ -152,6 +169,34 @@ fn what_trainers_wrote_of_klein_and_z_image_is_named_as_theirs() {
             _ => "experiment",
         };
         assert_eq!(report["reading"], reading, "{name}");
+    }
+}
+
+/// Each of them masks T5 otherwise than Chroma's author.
+#[test]
+fn what_trainers_wrote_of_chroma_is_named_as_theirs() {
+    let world = chroma::world();
+    experiment(&world, ["chroma", "hd", "chroma"]);
+    for (name, whose, after, scaling, moment) in [
+        (
+            "onetrainer-chroma-bf16",
+            "onetrainer",
+            "nothing",
+            "of_vae",
+            "near",
+        ),
+        (
+            "ai-toolkit-chroma-bf16",
+            "ai-toolkit",
+            "unseen_pads",
+            "of_denoiser",
+            "sample",
+        ),
+    ] {
+        let report = audited(&world, name);
+        let wanted = [whose, "", after, scaling, moment];
+        assert_eq!(said(&report), wanted, "{name}");
+        assert_eq!(report["as_base"], false, "{name}");
     }
 }
 

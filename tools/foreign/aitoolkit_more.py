@@ -1,4 +1,4 @@
-"""Caches of text embeddings and latents by ostris/ai-toolkit, of Wan 2.1, FLUX.2 klein and Z-Image, on their miniatures.
+"""Caches of text embeddings and latents by ostris/ai-toolkit, of Chroma1, Wan 2.1, FLUX.2 klein and Z-Image, on their miniatures.
 
 Runs, of the toolkit: AiToolkitDataset (captions, buckets, cache_text_embeddings, cache_latents_all_latents), encode_prompt and encode_images of
 the models' own classes, PromptEmbeds.save. Not its own: these objects are made without their loaders, which download.
@@ -94,12 +94,20 @@ def of_zimage(base, dtype):
 
 
 def of_chroma(base, dtype):
-    """For load_more.py alone, which lets it encode nothing."""
+    from types import SimpleNamespace
+
     from diffusers import AutoencoderKL
-    from extensions_built_in.diffusion_models.chroma.chroma_model import ChromaModel
+    from extensions_built_in.diffusion_models.chroma.chroma_model import ChromaModel, FakeCLIP
+    from transformers import T5EncoderModel, T5TokenizerFast
 
     sd = ChromaModel.__new__(ChromaModel)
     sd.vae = AutoencoderKL.from_pretrained(base / "vae").to(dtype).eval()
+    # The first of each stands for a CLIP that the model has not.
+    clip = FakeCLIP()
+    clip.device = "cpu"
+    sd.tokenizer = [clip, T5TokenizerFast.from_pretrained(base / "tokenizer")]
+    sd.text_encoder = [clip, T5EncoderModel.from_pretrained(base / "text_encoder", dtype=dtype).eval()]
+    sd.pipeline = SimpleNamespace(text_encoder=sd.text_encoder[1])
     return sd
 
 

@@ -1,4 +1,5 @@
-"""Caches of text embeddings and latents by bghira/SimpleTuner, of Wan 2.1, FLUX.2 klein and Z-Image, on their miniatures.
+"""Caches of text embeddings and latents by bghira/SimpleTuner, of Chroma1, Wan 2.1, FLUX.2 klein and Z-Image, on their
+miniatures.
 
 Runs, of SimpleTuner: TextEmbeddingCache.compute_prompt_embeddings_with_model with the model classes' _encode_prompts and
 _format_text_embedding; the models' encode_cache_batch, post_vae_encode_transform_sample and scale_vae_latents_for_cache, VAECache's
@@ -73,10 +74,16 @@ def of_zimage(model, base, dtype):
 
 
 def of_chroma(model, base, dtype):
-    """For load_more.py alone, which lets it encode nothing."""
     from diffusers import AutoencoderKL
+    from simpletuner.helpers.models.chroma.pipeline import ChromaPipeline
+    from simpletuner.helpers.models.common import PipelineTypes
+    from transformers import AutoTokenizer, T5EncoderModel
 
-    model.tokenizers, model.text_encoders = [None], [None]
+    model.tokenizers = [AutoTokenizer.from_pretrained(base / "tokenizer")]
+    model.text_encoders = [T5EncoderModel.from_pretrained(base / "text_encoder", dtype=dtype).eval()]
+    pipeline = ChromaPipeline.__new__(ChromaPipeline)
+    pipeline.tokenizer, pipeline.text_encoder = model.tokenizers[0], model.text_encoders[0]
+    model.pipelines = {PipelineTypes.TEXT2IMG: pipeline}
     return AutoencoderKL.from_pretrained(base / "vae").float().eval()
 
 
