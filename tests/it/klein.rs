@@ -105,11 +105,11 @@ fn klein_is_encoded_trained_resumed_and_sampled() {
     ));
     let args = ["sample", "exp.toml", "--lora", "out/lora.safetensors"];
     world.run(&args).expect(0);
-    let with = world.read("out/samples/seed0-000.png");
+    let with = world.sampled("out/samples/seed0-000.png");
     world
         .run(&["sample", "exp.toml", "--out", "without"])
         .expect(0);
-    assert!(world.read("without/seed0-000.png") != with);
+    assert!(world.sampled("without/seed0-000.png") != with);
 }
 
 #[test]
@@ -145,7 +145,7 @@ fn klein_is_trained_on_pairs_and_on_pictures_alone_and_sampled_beside_a_referenc
     let sample = |args: &[&str], out: &str| {
         let args = [&["sample", "exp.toml", "--out", out], args].concat();
         world.run(&args).expect(0);
-        world.read(&format!("{out}/seed0-000.png"))
+        world.sampled(&format!("{out}/seed0-000.png"))
     };
     let alone = sample(&[], "without");
     let beside = sample(&["--reference", "references/p1.png"], "beside");
@@ -156,6 +156,48 @@ fn klein_is_trained_on_pairs_and_on_pictures_alone_and_sampled_beside_a_referenc
         .run(&["encode", "exp.toml"])
         .expect(2)
         .says("`klein-base-4b` is trained without references where none are named; leave it out");
+}
+
+/// Targets of one bucket beside references of several sizes: a micro-batch has those of one size, and each pair comes once.
+#[test]
+fn references_of_several_sizes_are_trained_beside_targets_of_one() {
+    let world = world();
+    std::fs::create_dir_all(world.path("references")).expect("a folder");
+    for (n, (width, height)) in [(100, 67), (64, 64), (100, 67)].into_iter().enumerate() {
+        let shade = 60 * n as u8;
+        world.picture(&format!("pictures/p{n}.png"), 64, 64, [shade, 9, 90]);
+        let reference = format!("references/p{n}.png");
+        world.picture(&reference, width, height, [20, shade, 90]);
+    }
+    world.edit(
+        "path = \"pictures\"",
+        "path = \"pictures\"\nreferences = \"references\"\nreference_size = \"preferred\"",
+    );
+    world.run(&["encode", "exp.toml"]).expect(0);
+    let mut seen = BTreeSet::new();
+    for step in ["1", "2"] {
+        let dump = [
+            "--dump-step",
+            step,
+            "step.safetensors",
+            "--stop-after",
+            step,
+        ];
+        _ = std::fs::remove_dir_all(world.path("out"));
+        let ran = world.run(&[&["train", "exp.toml"], &dump[..]].concat());
+        ran.expect(0).says("2 micro-batches an epoch");
+        let step = tensors(&world, "step.safetensors");
+        let (targets, references) = (step["latents"].dims(), step["reference"].dims());
+        assert_eq!(targets[2..], step["noise"].dims()[2..]);
+        seen.insert((targets.to_vec(), references.to_vec()));
+    }
+    let samples: Vec<usize> = seen.iter().map(|(targets, _)| targets[0]).collect();
+    let references: Vec<usize> = seen.iter().map(|(_, references)| references[0]).collect();
+    assert_eq!(
+        (samples.iter().sum::<usize>(), &samples),
+        (3, &references),
+        "{seen:?}"
+    );
 }
 
 #[test]
@@ -387,4 +429,14 @@ fn a_text_encoder_of_another_size_is_refused() {
     world.run(&["encode", "exp.toml"]).expect(2).says(
         "the recipe's `assembly.context` does not fit this checkpoint's denoiser: expected rows of 48 numbers, found 32 of qwen3",
     );
+}
+
+#[test]
+fn a_vae_without_a_config_whose_norms_have_other_groups_is_refused_by_name() {
+    let world = world();
+    std::fs::remove_file(world.path("klein/vae/config.json")).expect("removed");
+    world
+        .run(&["encode", "exp.toml"])
+        .expect(2)
+        .says("klein/vae: it has no config.json, so that its norms are taken to have 32 groups");
 }
