@@ -103,6 +103,7 @@ pub fn lora(path: &Path, experiment: Option<&Experiment>) -> Result<LoraAudit, E
     let options = ReadLora {
         family: model.as_ref().map(|m| m.family.as_str()),
         without_text_encoders: true,
+        expert: None,
         damaged: true,
     };
     let read = convert::read_lora(path, &options)?;

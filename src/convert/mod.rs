@@ -17,7 +17,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
-use crate::lora::formats::{self, Imported, ReadOptions, Target, WriteOptions};
+use crate::lora::formats::{self, Expert, Imported, ReadOptions, Target, WriteOptions};
 use crate::lora::{self, SaveDtype};
 use crate::models::lora_names::namings;
 use crate::monitor::Monitor;
@@ -119,6 +119,8 @@ pub struct ConvertOptions<'a> {
     pub family: Option<&'a str>,
     /// Whether adapters of text encoders are left out.
     pub without_text_encoders: bool,
+    /// Whose adapters are taken of a file with those of two experts.
+    pub expert: Option<Expert>,
 }
 
 /// What a conversion read and wrote.
@@ -149,6 +151,8 @@ pub struct ReadLora<'a> {
     pub family: Option<&'a str>,
     /// Whether adapters of text encoders are left out. Otherwise a file that has some is refused.
     pub without_text_encoders: bool,
+    /// Whose adapters are read of a file with those of two experts. Otherwise such a file is refused.
+    pub expert: Option<Expert>,
     /// Whether a file that is not what plumb wrote is read all the same, to look at it.
     pub damaged: bool,
 }
@@ -205,9 +209,11 @@ pub fn lora(
     let options_of_source = ReadLora {
         family: options.family,
         without_text_encoders: options.without_text_encoders,
+        expert: options.expert,
         damaged: false,
     };
     let read = read_lora(source, &options_of_source)?;
+    check_expert(&read, options.expert)?;
     read.tell(monitor);
     let ReadFile {
         lora: read,
@@ -261,6 +267,24 @@ pub fn lora(
     })
 }
 
+/// Refuses a file that has no adapters of the expert that was asked for.
+fn check_expert(read: &ReadFile, wanted: Option<Expert>) -> Result<(), Error> {
+    let found = read.lora.experts.expert;
+    let Some(wanted) = wanted.filter(|wanted| found != Some(*wanted)) else {
+        return Ok(());
+    };
+    let what = match found {
+        None => "its names say nothing of two experts; leave `--expert` out".to_owned(),
+        Some(found) => format!(
+            "expected adapters of expert {}, found those of {} alone",
+            wanted.name(),
+            found.name()
+        ),
+    };
+    let origin = shown::path(&read.file).to_string();
+    Err(lora::Error::File { origin, what }.into())
+}
+
 /// The file of PEFT's weights in the folder `out`.
 fn in_peft_folder(out: &Path) -> Result<PathBuf, Error> {
     if out.is_file() || out.extension().is_some_and(|end| end == "safetensors") {
@@ -288,6 +312,7 @@ fn parse(source: &Source, options: &ReadLora<'_>) -> Result<Imported<'static>, l
         family: options.family,
         without_text_encoders: options.without_text_encoders,
         config: source.config(),
+        expert: options.expert,
         damaged: options.damaged,
     };
     let origin = shown::path(&source.file).to_string();

@@ -50,6 +50,7 @@ pub fn lora(path: &Path, family: Option<&str>) -> Result<LoraReport, Error> {
     let options = ReadLora {
         family,
         without_text_encoders: true,
+        expert: None,
         damaged: true,
     };
     let ReadFile {

@@ -2,12 +2,14 @@
 //!
 //! - [`naming`]: the two names of each module, as data that a family gives
 //! - `keys`: what programs put in front of a module's name and behind it
+//! - `experts`: files with the adapters of two networks
 //! - `fuse`: adapters on parts of a fused module, as one on the whole, and back
 //! - [`read`], [`write`]: a whole file
 //!
 //! A file is a list of [`Module`]s here, and not an [`AdapterSet`](super::AdapterSet): it can be converted without the
 //! network that it was made for.
 
+mod experts;
 mod fuse;
 mod keys;
 pub mod naming;
@@ -16,6 +18,7 @@ mod write;
 
 use std::collections::BTreeMap;
 
+pub use experts::{Expert, OfExperts};
 pub use naming::{AiToolkitNaming, FusedPart, Naming, Row, Spelling};
 pub use read::{ConfigBeside, Imported, ReadOptions, check_header, header_of, read};
 pub use write::{Target, WriteOptions, peft_config, write};

@@ -13,8 +13,9 @@ use crate::recipe::latents::Rate;
 const MOST_SIDE: u32 = 16_383;
 /// Before and behind the kind of file stands its length, in 32 bits.
 const MOST_BYTES: usize = u32::MAX as usize - 1024;
-/// In the header: this is an animation.
+/// In the header: this is an animation, and has Exif at its end.
 const IS_ANIMATION: u8 = 0x02;
+const HAS_EXIF: u8 = 0x08;
 /// Of a frame: it replaces what was there instead of being laid over it.
 const REPLACES: u8 = 0x02;
 
@@ -89,15 +90,16 @@ impl AnimatedWebp {
         time.min(0xff_ffff) as u32
     }
 
-    /// The file's bytes.
+    /// The file's bytes, with the content of an Exif chunk where there is one.
     ///
     /// # Errors
     /// If it has no frame.
-    pub fn finish(self) -> Result<Vec<u8>, Error> {
+    pub fn finish(self, exif: Option<Vec<u8>>) -> Result<Vec<u8>, Error> {
         let Some((width, height)) = self.size.filter(|_| self.frames > 0) else {
             return Err(Error::Animation("it has no frame".to_owned()));
         };
-        let mut header = vec![IS_ANIMATION, 0, 0, 0];
+        let has_exif = exif.as_ref().map_or(0, |_| HAS_EXIF);
+        let mut header = vec![IS_ANIMATION | has_exif, 0, 0, 0];
         header.extend(three(width - 1));
         header.extend(three(height - 1));
         let mut content = b"WEBP".to_vec();
@@ -105,6 +107,7 @@ impl AnimatedWebp {
         // A background that no frame leaves free, and no end of repeating.
         content.extend(chunk(b"ANIM", &[0; 6]));
         content.extend(self.chunks);
+        content.extend(exif.iter().flat_map(|exif| chunk(b"EXIF", exif)));
         Ok(chunk(b"RIFF", &content))
     }
 }
@@ -151,7 +154,7 @@ mod tests {
         );
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("preview.webp");
-        std::fs::write(&path, webp.finish().expect("a file")).expect("written");
+        std::fs::write(&path, webp.finish(None).expect("a file")).expect("written");
         let clip = ClipFile::open(&path).expect("a clip");
         assert_eq!(clip.frames_at(rate), 17);
         let view = View {
@@ -180,6 +183,6 @@ mod tests {
             webp.milliseconds()
         });
         assert_eq!(times.sum::<u32>(), 1000);
-        assert!(AnimatedWebp::new(rate).finish().is_err());
+        assert!(AnimatedWebp::new(rate).finish(None).is_err());
     }
 }

@@ -3,9 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use super::Error;
+use super::metadata::{UsedLora, name};
 use crate::base_model::{BaseModel, OtherExpert};
 use crate::convert::provenance::Provenance;
 use crate::convert::{ReadFile, ReadLora, read_lora};
+use crate::lora::formats::Expert;
 use crate::lora::{self, AdapterSet};
 use crate::models::schedule::{trained_otherwise, word};
 use crate::models::{self, Family, Flavor};
@@ -67,10 +69,12 @@ pub(super) struct Opened {
     pub(super) own: Option<AdapterSet>,
     /// Above the other of two experts.
     pub(super) other: Option<AdapterSet>,
+    /// Each of them.
+    pub(super) used: Vec<UsedLora>,
 }
 
 /// Reads LoRAs and adds them up; nothing where there is none. With two experts, each LoRA goes to the one that it says it is of, and one
-/// that says nothing to the Experiment's.
+/// that says nothing to the Experiment's; a file of both is two LoRAs.
 ///
 /// # Errors
 /// As [`open_lora`], or if they do not fit each other.
@@ -80,26 +84,39 @@ pub(super) fn open_loras(
     other: Option<&OtherExpert>,
     monitor: &dyn Monitor,
 ) -> Result<Opened, Error> {
-    let (mut own, mut of_other) = (Vec::new(), Vec::new());
+    let (mut own, mut of_other, mut used) = (Vec::new(), Vec::new(), Vec::new());
     for LoraUse { path, strength } in loras {
         let (read, made) = read_any(path, base, monitor)?;
-        let said = flavor_said(&read, made.as_ref(), base.denoiser.family);
-        let (network, list, flavor) = match (other, said) {
-            (Some(other), Some((_, flavor))) if flavor.name == other.flavor.name => {
-                (&other.denoiser, &mut of_other, other.flavor)
-            }
-            _ => (&*base.denoiser, &mut own, base.flavor),
-        };
-        if other.is_some() {
-            monitor.note(&format!(
-                "{} is used on `{}`",
-                shown::path(&read.file),
-                flavor.name
-            ));
+        let mut halves = vec![(read, made)];
+        if let (Some(other), true) = (other, halves[0].0.lora.experts.has_both) {
+            halves.push((read_lora(path, &wanted(base, other.flavor))?, None));
         }
-        let adapters = lora::formats::adapters(read.lora.modules)?;
-        adapters.check(network.linears())?;
-        list.push((adapters, *strength));
+        for (read, made) in halves {
+            let said = flavor_said(&read, made.as_ref(), base.denoiser.family);
+            let (network, list, flavor) = match (other, said) {
+                (Some(other), Some((_, flavor))) if flavor.name == other.flavor.name => {
+                    (&other.denoiser, &mut of_other, other.flavor)
+                }
+                _ => (&*base.denoiser, &mut own, base.flavor),
+            };
+            if other.is_some() {
+                let (file, of) = (shown::path(&read.file), flavor.name);
+                let what = match read.lora.experts.has_both {
+                    true => "its adapters of that expert are",
+                    false => "is",
+                };
+                monitor.note(&format!("{file}: {what} used on `{of}`"));
+            }
+            used.push(UsedLora {
+                file: name(&read.file),
+                digest: read.digest,
+                strength: *strength,
+                flavor: flavor.name,
+            });
+            let adapters = lora::formats::adapters(read.lora.modules)?;
+            adapters.check(network.linears())?;
+            list.push((adapters, *strength));
+        }
     }
     let sum = |list: &[(AdapterSet, f64)]| match list {
         [] => Ok(None),
@@ -108,6 +125,7 @@ pub(super) fn open_loras(
     Ok(Opened {
         own: sum(&own)?,
         other: sum(&of_other)?,
+        used,
     })
 }
 
@@ -138,6 +156,12 @@ pub fn read_for(
 ) -> Result<(ReadFile, Option<Provenance>), Error> {
     let (read, made) = read_any(path, base, monitor)?;
     refuse_other_expert(&read, made.as_ref(), base)?;
+    if read.lora.experts.has_both {
+        let (file, of) = (shown::path(&read.file), base.flavor.name);
+        monitor.note(&format!(
+            "{file}: it has adapters of both experts, of which those of `{of}` are read"
+        ));
+    }
     Ok((read, made))
 }
 
@@ -171,10 +195,24 @@ fn flavor_said(
     family: &Family,
 ) -> Option<(&'static str, &'static Flavor)> {
     let named = |name: &str| family.flavors.iter().find(|flavor| flavor.name == name);
+    if let Some(expert) = read.lora.experts.expert {
+        let is_it = |flavor: &&Flavor| flavor.expert.is_some_and(|of| of.name == expert.name());
+        return Some(("names in it say", family.flavors.iter().find(is_it)?));
+    }
     if let Some(made) = made {
         return Some(("it says", named(&made.flavor)?));
     }
     Some(("its name says", models::expert_of_name(family, &read.file)?))
+}
+
+/// What is wanted of a LoRA's file for a network of this flavor.
+fn wanted<'a>(base: &BaseModel, flavor: &Flavor) -> ReadLora<'a> {
+    let expert = flavor.expert.and_then(|expert| Expert::named(expert.name));
+    ReadLora {
+        family: Some(base.denoiser.family.name),
+        expert,
+        ..ReadLora::default()
+    }
 }
 
 fn read_any(
@@ -182,11 +220,7 @@ fn read_any(
     base: &BaseModel,
     monitor: &dyn Monitor,
 ) -> Result<(ReadFile, Option<Provenance>), Error> {
-    let options = ReadLora {
-        family: Some(base.denoiser.family.name),
-        ..ReadLora::default()
-    };
-    let read = read_lora(path, &options)?;
+    let read = read_lora(path, &wanted(base, base.flavor))?;
     read.tell(monitor);
     let made = Provenance::read(&read.lora.metadata).map_err(|source| Error::Provenance {
         path: read.file.clone(),

@@ -3,6 +3,7 @@
 mod animation;
 mod denoise;
 mod loras;
+mod metadata;
 pub mod networks;
 pub mod previews;
 pub mod sheet;
@@ -15,6 +16,8 @@ pub use animation::AnimatedWebp;
 pub use denoise::{SampleOptions, Sampling, decode, sample, sample_from};
 use loras::open_loras;
 pub use loras::{LoraUse, open_lora, read_for, refuse_other_expert};
+pub use metadata::UsedLora;
+use metadata::{Making, Texts};
 use networks::{Network, stages};
 use previews::ClipWriter;
 
@@ -163,12 +166,7 @@ pub fn run(
     if encode_pictures(&base, &store, &viewed, on, monitor)?.failed > 0 {
         return Err(Error::NoReference);
     }
-    for stats in encoded.iter().filter(|stats| stats.truncated > 0) {
-        monitor.note(&format!(
-            "{}: {} of {} prompts are cut (`plumb inspect tokens` shows where)",
-            stats.slot, stats.truncated, stats.captions
-        ));
-    }
+    tell_cuts(&encoded, monitor);
     // Before the denoiser is loaded: a LoRA that does not fit is refused in seconds.
     let other = base.other_expert()?;
     let adapters = open_loras(loras, &base, other.as_ref(), monitor)?;
@@ -206,15 +204,27 @@ pub fn run(
         &mut take,
     )?;
     monitor.finish();
-    write(&base, files, folder)
+    let making = |number: usize, prompt: &str| {
+        let reference = previews::reference(&references, number);
+        let options = previews::planned(&base, reference, number as u64);
+        let with = (&adapters.used[..], placement.dtype);
+        Making::new(&base, prompt, &options, reference, with).texts()
+    };
+    write(&base, files, folder, &making)
 }
 
-/// Writes the pictures and clips of a base model's prompts.
-fn write(base: &BaseModel, files: Vec<ClipWriter>, folder: &Path) -> Result<SampleReport, Error> {
+/// Writes the pictures and clips of a base model's prompts, each with its making, which depends on its number and prompt.
+fn write(
+    base: &BaseModel,
+    files: Vec<ClipWriter>,
+    folder: &Path,
+    making: &dyn Fn(usize, &str) -> Result<Texts, serde_json::Error>,
+) -> Result<SampleReport, Error> {
     let settings = &base.settings.sample;
     let mut written = Vec::new();
     for (number, (writer, prompt)) in files.into_iter().zip(&settings.prompts).enumerate() {
-        let (end, bytes) = writer.finish()?;
+        let texts = making(number, prompt).map_err(candle_core::Error::wrap)?;
+        let (end, bytes) = writer.finish(Some(&texts))?;
         // The seed in the name: another seed does not overwrite the pictures.
         let file = folder.join(format!("seed{}-{number:03}.{end}", settings.seed));
         store::write_file(&file, &[&bytes])?;
@@ -225,6 +235,15 @@ fn write(base: &BaseModel, files: Vec<ClipWriter>, folder: &Path) -> Result<Samp
         pictures: written,
         negative_prompt: settings.negative_prompt.clone(),
     })
+}
+
+fn tell_cuts(encoded: &[encode::CaptionStats], monitor: &dyn Monitor) {
+    for stats in encoded.iter().filter(|stats| stats.truncated > 0) {
+        monitor.note(&format!(
+            "{}: {} of {} prompts are cut (`plumb inspect tokens` shows where)",
+            stats.slot, stats.truncated, stats.captions
+        ));
+    }
 }
 
 /// A word on what is steered away from, where no one asked for it.

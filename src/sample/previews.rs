@@ -1,9 +1,10 @@
 //! The pictures or clips an Experiment's `[sample]` section asks for, from entries that are in the store.
 
-use candle_core::Device;
+use candle_core::{Device, Tensor};
 use image::{ImageFormat, RgbImage};
 
 use super::denoise::{Sampling, start_noise};
+use super::metadata::Texts;
 use super::networks::Stage;
 use super::sheet::{SheetRow, contact_sheet};
 use super::{AnimatedWebp, Error, SampleOptions, decode};
@@ -49,29 +50,37 @@ fn shift(base: &BaseModel, geometry: &LatentGeometry, pixels: Extents) -> f64 {
     settings.shift.of_sampling(tokens, settings.steps)
 }
 
-/// The same beside a reference, of that preview's size.
-///
-/// # Errors
-/// If the store lacks the reference's latents.
-fn beside(
-    base: &BaseModel,
-    source: &ModelCache<'_>,
-    preview: &Preview,
-) -> Result<SampleOptions, Error> {
-    let geometry = &source.geometry;
-    let pixels = Extents::from(preview.size);
-    let mut reference = None;
-    // A preview is given one view.
-    if let Some(&view) = preview.reference.views.first() {
-        let latents = source.reader.reference(&preview.reference, view)?;
-        reference = Some(geometry.normalize(&latents)?.unsqueeze(0)?);
-    }
-    Ok(SampleOptions {
-        pixels,
-        shift: shift(base, geometry, pixels),
-        reference,
+/// How the preview of this number is sampled, of the size that goes with its reference, whose latents are not read.
+pub(super) fn planned(base: &BaseModel, reference: Option<&Preview>, number: u64) -> SampleOptions {
+    let options = SampleOptions {
+        number,
         ..options(base)
-    })
+    };
+    let Some(preview) = reference else {
+        return options;
+    };
+    let pixels = Extents::from(preview.size);
+    SampleOptions {
+        pixels,
+        shift: shift(base, &base.latent_geometry(), pixels),
+        ..options
+    }
+}
+
+/// The reference of the preview of this number, of none, one for all, or one for each.
+pub(super) fn reference(references: &[Preview], number: usize) -> Option<&Preview> {
+    references.get(number).or(references.first())
+}
+
+/// The latents of a preview's reference, as the denoiser takes them.
+fn given(source: &ModelCache<'_>, preview: &Preview) -> Result<Option<Tensor>, Error> {
+    // A preview is given one view.
+    let Some(&view) = preview.reference.views.first() else {
+        return Ok(None);
+    };
+    let latents = source.reader.reference(&preview.reference, view)?;
+    let latents = source.geometry.normalize(&latents)?;
+    Ok(Some(latents.unsqueeze(0)?))
 }
 
 /// One picture or clip for each prompt, decoded frame by frame. `references` are none, one for all prompts, or one for each. `stages` are
@@ -93,13 +102,10 @@ pub fn pictures(
     let unconditional = unconditional(stages, &base.settings.sample, source)?;
     let mut samples = Vec::new();
     for (number, prompt) in prompts.iter().enumerate() {
-        let reference = references.get(number).or(references.first());
+        let reference = reference(references, number);
         let options = SampleOptions {
-            number: number as u64,
-            ..match reference {
-                Some(reference) => beside(base, source, reference)?,
-                None => options(base),
-            }
+            reference: reference.map_or(Ok(None), |of| given(source, of))?,
+            ..planned(base, reference, number as u64)
         };
         let noise = start_noise(&source.geometry, &options)?;
         let conditional = source.conditioning(prompt)?;
@@ -242,7 +248,7 @@ impl ClipSheet<'_> {
         Ok(contact_sheet(self.title, self.heads, &rows))
     }
 
-    /// As [`ClipWriter::finish`].
+    /// As [`ClipWriter::finish`], without texts.
     ///
     /// # Errors
     /// As there.
@@ -251,7 +257,7 @@ impl ClipSheet<'_> {
         for number in 0..self.count() {
             file.push(self.frame(number)?)?;
         }
-        file.finish()
+        file.finish(None)
     }
 }
 
@@ -290,14 +296,20 @@ impl ClipWriter {
         clip.push(&frame)
     }
 
-    /// The end of the file's name, and its bytes: a PNG of one frame, an animated WebP of several.
+    /// The end of the file's name, and its bytes: a PNG of one frame, an animated WebP of several. `texts`: what it says of its making.
     ///
     /// # Errors
     /// If there is no frame, or the encoder fails.
-    pub fn finish(self) -> Result<(&'static str, Vec<u8>), Error> {
+    pub fn finish(self, texts: Option<&Texts>) -> Result<(&'static str, Vec<u8>), Error> {
         match (self.first, self.clip) {
-            (Some(picture), _) => Ok(("png", png(&picture)?)),
-            (None, Some(clip)) => Ok(("webp", clip.finish()?)),
+            (Some(picture), _) => {
+                let file = png(&picture)?;
+                Ok((
+                    "png",
+                    texts.map(|texts| texts.in_png(&file)).unwrap_or(file),
+                ))
+            }
+            (None, Some(clip)) => Ok(("webp", clip.finish(texts.map(Texts::exif))?)),
             (None, None) => Err(Error::Animation("it has no frame".to_owned())),
         }
     }

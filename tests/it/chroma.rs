@@ -90,11 +90,11 @@ fn chroma_is_encoded_trained_resumed_and_sampled() {
     assert!(!lora.keys().any(|name| name.contains("distilled")));
     let args = ["sample", "exp.toml", "--lora", "out/lora.safetensors"];
     world.run(&args).expect(0);
-    let with = world.read("out/samples/seed0-000.png");
+    let with = world.sampled("out/samples/seed0-000.png");
     world
         .run(&["sample", "exp.toml", "--out", "without"])
         .expect(0);
-    assert!(world.read("without/seed0-000.png") != with);
+    assert!(world.sampled("without/seed0-000.png") != with);
 }
 
 /// Guided by a second pass, whose caption has another length.
@@ -104,7 +104,7 @@ fn sampling_is_guided_by_a_negative_prompt() {
     world.run(&["encode", "exp.toml"]).expect(0);
     let sample = |out: &str| {
         world.run(&["sample", "exp.toml", "--out", out]).expect(0);
-        world.read(&format!("{out}/seed0-000.png"))
+        world.sampled(&format!("{out}/seed0-000.png"))
     };
     let usual = sample("usual");
     world.edit("steps = 2", "steps = 2\nguidance = 1.0");

@@ -306,7 +306,7 @@ fn a_foreign_lora_is_sampled_with_as_ours_is() {
     let sample = |lora: &[&str], folder: &str| {
         let args = ["sample", "exp.toml", "--steps", "1", "--out", folder];
         world.run(&[&args[..], lora].concat()).expect(0);
-        world.read(&format!("{folder}/seed0-000.png"))
+        world.sampled(&format!("{folder}/seed0-000.png"))
     };
     let ours = sample(&["--lora", "ours.safetensors"], "ours");
     assert!(sample(&["--lora", "ours-kohya.safetensors"], "theirs") == ours);

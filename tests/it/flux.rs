@@ -80,12 +80,12 @@ fn dev_is_encoded_trained_resumed_and_sampled() {
     }
     let args = ["sample", "exp.toml", "--lora", "out/lora.safetensors"];
     world.run(&args).expect(0);
-    let with = world.read("out/samples/seed0-000.png");
+    let with = world.sampled("out/samples/seed0-000.png");
     assert_eq!(image::load_from_memory(&with).expect("a PNG").width(), 64);
     world
         .run(&["sample", "exp.toml", "--out", "without"])
         .expect(0);
-    assert!(world.read("without/seed0-000.png") != with);
+    assert!(world.sampled("without/seed0-000.png") != with);
 }
 
 #[test]
@@ -233,7 +233,7 @@ fn dev_is_told_one_in_training_and_as_asked_in_sampling() {
     told(3.5);
     let sample = |out: &str| {
         world.run(&["sample", "exp.toml", "--out", out]).expect(0);
-        world.read(&format!("{out}/seed0-000.png"))
+        world.sampled(&format!("{out}/seed0-000.png"))
     };
     let usual = sample("usual");
     world.edit("steps = 2", "steps = 2\nguidance = 3.5");

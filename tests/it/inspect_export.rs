@@ -103,7 +103,7 @@ fn pyarrow_reads_every_caption_with_its_vectors_and_numpy_finds_the_same_plane()
     assert_eq!(read["clip_l"]["tokens"][1], 76);
     assert_eq!(read["thumbnails"][0], serde_json::json!(["p0.png", 64, 64]));
     // The prompt and the empty caption have none.
-    assert_eq!(read["thumbnails"][3], serde_json::Value::Null);
+    assert_eq!(read["thumbnails"][4], serde_json::Value::Null);
     assert_eq!(read["pictures"], serde_json::json!([1, 1, 1, 0, 0]));
 }
 
@@ -199,10 +199,10 @@ fn references_stand_beside_their_pictures() {
         return;
     };
     let file = |n: usize| serde_json::json!([format!("references/p{n}.jpg")]);
-    let expected = serde_json::json!([file(0), file(1), file(2), file(2), []]);
+    let expected = serde_json::json!([file(0), file(1), file(2), [], file(2)]);
     assert_eq!(read["references"], expected);
     let small = |n: usize| serde_json::json!([format!("p{n}.jpg"), 64 + 16 * n, 64]);
-    let expected = serde_json::json!([small(0), small(1), small(2), small(2), null]);
+    let expected = serde_json::json!([small(0), small(1), small(2), null, small(2)]);
     assert_eq!(read["beside"], expected);
     assert_eq!(read["thumbnails"][3], serde_json::Value::Null);
 }

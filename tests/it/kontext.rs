@@ -92,7 +92,7 @@ fn pairs_are_encoded_trained_resumed_and_sampled() {
     let sample = |args: &[&str], out: &str| {
         let args = [&lora[..], args, &["--out", out]].concat();
         world.run(&args).expect(0);
-        world.read(&format!("{out}/seed0-000.png"))
+        world.sampled(&format!("{out}/seed0-000.png"))
     };
     let own = sample(&[], "own");
     let size = image::load_from_memory(&own).expect("a PNG");
@@ -251,6 +251,15 @@ fn references_that_are_not_encoded_are_refused_and_the_manifest_has_those_that_a
     let manifest = world.run(&["inspect", "manifest", "exp.toml", "--json"]);
     let manifest = manifest.expect(0).json();
     let first = &manifest["pictures"][0];
+    let entry = first["reference"]["views"][0]["entry"].as_str();
+    let told = world.run(&[
+        "inspect",
+        "entry",
+        "exp.toml",
+        entry.expect("a fingerprint"),
+    ]);
+    told.expect(0)
+        .says("of ./references/p0.jpg, the reference of ./pictures/p0.png");
     let views = |of: &serde_json::Value| of["views"].as_array().map(Vec::len);
     assert_eq!(views(&first["reference"]), views(first));
     assert_ne!(

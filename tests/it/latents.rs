@@ -58,7 +58,7 @@ fn wide_pictures_make_wide_latents_from_the_plan_to_the_previews() {
     assert_eq!(shown["metadata"]["ss_resolution"], "(64, 64)");
     assert_eq!(shown["metadata"]["modelspec.resolution"], "64x64");
     world.run(&["sample", "exp.toml"]).expect(0);
-    let sampled = world.read("out/samples/seed0-000.png");
+    let sampled = world.sampled("out/samples/seed0-000.png");
     let sampled = image::load_from_memory(&sampled).expect("a PNG");
     assert_eq!((sampled.width(), sampled.height()), (128, 32));
     world.edit("width = 128", "width = 120");

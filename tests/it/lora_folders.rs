@@ -172,7 +172,7 @@ fn several_loras_are_added_up_in_any_order() {
         let mut args = vec!["sample", "exp.toml", "--steps", "1", "--out", "out"];
         args.extend(loras.iter().flat_map(|lora| ["--lora", lora]));
         world.run(&args).expect(0);
-        world.read("out/seed0-000.png")
+        world.sampled("out/seed0-000.png")
     };
     let (none, one) = (sample(&[]), sample(&["a.safetensors"]));
     assert!(none != one);

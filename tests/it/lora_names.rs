@@ -260,6 +260,7 @@ fn there_and_back(modules: &[Module], naming: &Naming, target: Target) -> Vec<Mo
         namings: namings(),
         family: Some(naming.family),
         without_text_encoders: false,
+        expert: None,
         config: None,
         damaged: false,
     };
@@ -319,6 +320,7 @@ fn family_of(network_name: &str, target: Target, only: &str, architecture: &str)
         namings: namings(),
         family: None,
         without_text_encoders: false,
+        expert: None,
         config: None,
         damaged: false,
     };

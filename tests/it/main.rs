@@ -36,6 +36,7 @@ mod latents;
 mod layouts;
 mod lora_folders;
 mod lora_names;
+mod making;
 mod miniatures;
 mod object_storage;
 mod old_run;

@@ -222,16 +222,16 @@ fn a_lora_tells_how_it_was_made_and_warns_under_another_recipe() {
 fn samples_are_pictures_and_depend_on_nothing_but_their_seed() {
     let world = World::new();
     world.run(&["sample", "exp.toml"]).expect(0);
-    let first = world.read("out/samples/seed0-000.png");
+    let first = world.sampled("out/samples/seed0-000.png");
     assert_eq!(image::load_from_memory(&first).expect("a PNG").width(), 64);
     world
         .run(&["sample", "exp.toml", "--out", "again"])
         .expect(0);
-    assert!(world.read("again/seed0-000.png") == first);
+    assert!(world.sampled("again/seed0-000.png") == first);
     world
         .run(&["sample", "exp.toml", "--out", "other", "--seed", "1"])
         .expect(0);
-    assert!(world.read("other/seed1-000.png") != first);
+    assert!(world.sampled("other/seed1-000.png") != first);
 }
 
 #[test]

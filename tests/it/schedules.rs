@@ -115,7 +115,7 @@ fn a_folder_that_says_v_is_trained_and_sampled_as_v() {
         ])
         .expect(0)
         .says("the model says that it predicts v");
-    let (claimed, picture) = (tensors(&world), world.read("samples/seed0-000.png"));
+    let (claimed, picture) = (tensors(&world), world.sampled("samples/seed0-000.png"));
 
     // The same from a model that says nothing, with the lines that `model check` writes.
     std::fs::remove_dir_all(world.path("base/scheduler")).expect("removed");
@@ -136,7 +136,7 @@ fn a_folder_that_says_v_is_trained_and_sampled_as_v() {
             "samples",
         ])
         .expect(0);
-    assert!(world.read("samples/seed0-000.png") == picture);
+    assert!(world.sampled("samples/seed0-000.png") == picture);
 }
 
 #[test]

@@ -93,11 +93,11 @@ fn wan_is_encoded_trained_resumed_and_sampled() {
         .run(&args)
         .expect(0)
         .says("out/samples/seed0-000.webp");
-    let with = world.read("out/samples/seed0-000.webp");
+    let with = world.sampled("out/samples/seed0-000.webp");
     assert_eq!(frames(&with), 5);
     let plain = ["sample", "exp.toml", "--out", "without"];
     world.run(&plain).expect(0);
-    assert!(world.read("without/seed0-000.webp") != with);
+    assert!(world.sampled("without/seed0-000.webp") != with);
     // One frame is a picture.
     world.edit("prompts", "frames = 1\nprompts");
     world.run(&plain).expect(0);

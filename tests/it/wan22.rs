@@ -58,7 +58,8 @@ fn each_expert_is_trained_at_its_levels_and_both_are_sampled_with() {
             .says(&format!(
                 "this expert is for noise levels from {from} to {to}"
             ))
-            .says("steered away from the authors' negative prompt");
+            .says("steered away from the authors' negative prompt")
+            .says("the other expert in previews");
         let sigmas = &tensors(&world, "step.safetensors")["sigma"];
         let sigmas = sigmas
             .flatten_all()
@@ -92,7 +93,7 @@ fn each_expert_is_trained_at_its_levels_and_both_are_sampled_with() {
         let loras = loras.iter().flat_map(|lora| ["--lora", *lora]);
         let args: Vec<&str> = args.into_iter().chain(loras).collect();
         world.run(&args).expect(0);
-        world.read("made/seed0-000.webp")
+        world.sampled("made/seed0-000.webp")
     };
     let (of_high, of_low) = ("out/lora.safetensors", "low/lora.safetensors");
     let made = [
@@ -107,6 +108,179 @@ fn each_expert_is_trained_at_its_levels_and_both_are_sampled_with() {
     // Whichever expert the Experiment is of, a sample is the same.
     world.edit("-low\"", "-high\"");
     assert!(sample(&[of_high, of_low]) == made[3]);
+    both_in_one_file(&world, [of_high, of_low], &|lora| {
+        sample(&[lora]) == made[3]
+    });
+}
+
+/// As ai-toolkit writes them where `split_multistage_loras` is off.
+fn both_in_one_file(world: &World, loras: [&str; 2], is_the_same: &dyn Fn(&str) -> bool) {
+    let mut all = HashMap::new();
+    for (lora, part) in loras.into_iter().zip(["transformer_1", "transformer_2"]) {
+        let export = ["export", "lora", lora, "--format", "ai-toolkit", "--out"];
+        world
+            .run(&[&export[..], &["one.safetensors"]].concat())
+            .expect(0);
+        for (name, tensor) in tensors(world, "one.safetensors") {
+            let name = name.replace("diffusion_model.", &format!("diffusion_model.{part}."));
+            all.insert(name, tensor);
+        }
+    }
+    let save = |tensors: &HashMap<String, Tensor>, to: &str| {
+        candle_core::safetensors::save(tensors, world.path(to)).expect("saved");
+    };
+    save(&all, "both.safetensors");
+    assert!(is_the_same("both.safetensors"));
+    let import = |more: &[&str]| {
+        let import = ["import", "lora", "both.safetensors"];
+        world.run(&[&import[..], more].concat())
+    };
+    import(&[]).expect(1).says(
+        "adapters of two experts in one file, `transformer_1.` for high noise and `transformer_2.` for low noise, expected those of one",
+    );
+    import(&["--expert", "low_noise"]).expect(0);
+    let low = tensors(world, "both-low_noise-diffusers.safetensors");
+    let own = tensors(world, loras[1]);
+    for (name, tensor) in &low {
+        let off = (tensor - &own[name]).and_then(|d| d.abs()?.max_all()?.to_scalar::<f32>());
+        assert_eq!(off.expect("a number"), 0.0, "{name}");
+    }
+    assert_eq!(low.len(), own.len());
+    // One half alone says whose it is; names of both kinds are of nobody.
+    all.retain(|name, _| name.contains(".transformer_2."));
+    save(&all, "half.safetensors");
+    let half = [
+        "import",
+        "lora",
+        "half.safetensors",
+        "--expert",
+        "high_noise",
+    ];
+    let said = "expected adapters of expert high_noise, found those of low_noise alone";
+    world.run(&half).expect(1).says(said);
+    let first = all.keys().next().expect("a tensor").clone();
+    let tensor = all.remove(&first).expect("a tensor");
+    all.insert(first.replace(".transformer_2.", "."), tensor);
+    save(&all, "half.safetensors");
+    world
+        .run(&half)
+        .expect(1)
+        .says("which are whose is not known");
+}
+
+/// Both networks with one head of the 128 channels that a single file is taken to have: every channel of the miniature eight times.
+fn widen(world: &World) {
+    let wide = |name: &str, tensor: Tensor| -> candle_core::Result<Tensor> {
+        // What comes from the frequencies and the caption, and what goes to the latents.
+        let stays = match name {
+            _ if name.starts_with("proj_out.") => Some(0),
+            "condition_embedder.text_embedder.linear_1.weight"
+            | "condition_embedder.time_embedder.linear_1.weight" => Some(1),
+            _ => None,
+        };
+        let sizes = tensor.dims().iter().enumerate();
+        let times = sizes.map(
+            |(at, size)| match [16, 96].contains(size) && stays != Some(at) {
+                true => 8,
+                false => 1,
+            },
+        );
+        let times: Vec<usize> = times.collect();
+        let scale = match times[..] {
+            [_, inputs] => 1.0 / inputs as f64,
+            _ => 1.0,
+        };
+        tensor.to_dtype(DType::F32)?.repeat(times)? * scale
+    };
+    for folder in ["transformer", "transformer_2"] {
+        let file = format!("wan/{folder}/{WEIGHTS}");
+        let tensors = tensors(world, &file).into_iter();
+        let tensors = tensors.map(|(name, tensor)| {
+            let tensor = wide(&name, tensor).and_then(|t| t.contiguous());
+            (name, tensor.expect("a tensor"))
+        });
+        let tensors: HashMap<String, Tensor> = tensors.collect();
+        candle_core::safetensors::save(&tensors, world.path(&file)).expect("saved");
+        let config = format!("wan/{folder}/config.json");
+        let text = String::from_utf8(world.read(&config)).expect("UTF-8");
+        let text = text.replace("\"attention_head_dim\": 8", "\"attention_head_dim\": 128");
+        let text = text.replace("\"num_attention_heads\": 2", "\"num_attention_heads\": 1");
+        world.write(&config, &text);
+    }
+}
+
+/// As ComfyUI has them: two networks, a text encoder and a VAE, each one file, the networks under the names of the authors' code.
+#[test]
+fn both_experts_as_single_files_make_what_the_folder_makes() {
+    let world = world();
+    high(&world);
+    world.edit("sample_every = 2", "sample_every = 0");
+    let sample = |out: &str| {
+        world.run(&["sample", "exp.toml", "--out", out]).expect(0);
+        world.sampled(&format!("{out}/seed0-000.webp"))
+    };
+    widen(&world);
+    let of_folder = sample("folder");
+    let authors = [
+        ("attn1.norm_", "self_attn.norm_"),
+        ("attn2.norm_", "cross_attn.norm_"),
+        ("attn1.to_out.0", "self_attn.o"),
+        ("attn2.to_out.0", "cross_attn.o"),
+        ("attn1.to_", "self_attn."),
+        ("attn2.to_", "cross_attn."),
+        ("ffn.net.0.proj", "ffn.0"),
+        ("ffn.net.2", "ffn.2"),
+        (".norm2.", ".norm3."),
+        (
+            "condition_embedder.time_embedder.linear_1",
+            "time_embedding.0",
+        ),
+        (
+            "condition_embedder.time_embedder.linear_2",
+            "time_embedding.2",
+        ),
+        ("condition_embedder.time_proj", "time_projection.1"),
+        (
+            "condition_embedder.text_embedder.linear_1",
+            "text_embedding.0",
+        ),
+        (
+            "condition_embedder.text_embedder.linear_2",
+            "text_embedding.2",
+        ),
+        ("proj_out", "head.head"),
+    ];
+    let file = |name: &str| format!("wan2.2_t2v_{name}_noise_14B.safetensors");
+    for (folder, name) in [("transformer", "high"), ("transformer_2", "low")] {
+        let own = tensors(&world, &format!("wan/{folder}/{WEIGHTS}"));
+        let renamed = own.into_iter().map(|(name, tensor)| {
+            let name = authors
+                .iter()
+                .fold(name, |name, (from, to)| name.replace(from, to));
+            let name = match name.as_str() {
+                "scale_shift_table" => "head.modulation".to_owned(),
+                _ => name.replace("scale_shift_table", "modulation"),
+            };
+            (name, tensor)
+        });
+        let renamed: HashMap<String, Tensor> = renamed.collect();
+        candle_core::safetensors::save(&renamed, world.path(&file(name))).expect("saved");
+        std::fs::remove_dir_all(world.path(&format!("wan/{folder}"))).expect("removed");
+    }
+    let high = file("high");
+    world.edit("path = \"wan\"", &format!("path = {high:?}"));
+    let files = "[model.files]\nvae = \"wan/vae\"\numt5 = \"wan/text_encoder\"\numt5_tokenizer = \"wan/tokenizer\"\n";
+    world.edit("[recipe]", &format!("{files}[recipe]"));
+    world.run(&["sample", "exp.toml"]).expect(2).says(
+        "add low_noise = \"...\" (the file of flavor `2.2-t2v-a14b-low`) under [model.files]",
+    );
+    let low = format!("[model.files]\nlow_noise = {:?}", file("low"));
+    world.edit("[model.files]", &low);
+    assert!(sample("files") == of_folder);
+    world.edit(&low, &low.replace("_low_", "_high_"));
+    world.run(&["sample", "exp.toml"]).expect(1).says(
+        "by its name it is of flavor `2.2-t2v-a14b-high`, and flavor `2.2-t2v-a14b-low` is another network",
+    );
 }
 
 #[test]
@@ -116,7 +290,7 @@ fn what_is_sampled_with_two_experts_is_said_and_checked() {
     let sample = || {
         let args = ["sample", "exp.toml", "--out", "made"];
         let ran = world.run(&args).expect(0);
-        (world.read("made/seed0-000.webp"), ran)
+        (world.sampled("made/seed0-000.webp"), ran)
     };
     let (steered, ran) = sample();
     ran.says("steered away from the authors' negative prompt");
@@ -130,6 +304,15 @@ fn what_is_sampled_with_two_experts_is_said_and_checked() {
         .expect(0)
         .says("5 frames of 64 x 64 px")
         .says("for 2 clips at a time and adapters of rank 2");
+    let index = |ratio: &str| {
+        let text = format!("{{\"_class_name\": \"WanPipeline\", \"boundary_ratio\": {ratio}}}");
+        world.write("wan/model_index.json", &text);
+    };
+    index("0.9");
+    world.run(&["sample", "exp.toml"]).expect(1).says(
+        "model_index.json: `boundary_ratio`: expected 0.875, the noise level at which flavor `2.2-t2v-a14b-high` and the other network change, found 0.9",
+    );
+    index("0.875");
     world.edit("prompts = ", "negative_prompt = \"\"\nprompts = ");
     assert!(sample().0 != steered, "it was steered away from nothing");
     let copied = std::fs::copy(

@@ -96,6 +96,24 @@ steps = 2
         std::fs::read(self.path(relative)).unwrap_or_else(|e| panic!("{relative}: {e}"))
     }
 
+    /// What is to be seen of a sampled picture or clip, without what its file says of its making.
+    pub(crate) fn sampled(&self, relative: &str) -> Vec<u8> {
+        let bytes = self.read(relative);
+        match relative.ends_with(".png") {
+            true => {
+                let picture = image::load_from_memory(&bytes).expect("a PNG");
+                let mut again = std::io::Cursor::new(Vec::new());
+                let written = picture.write_to(&mut again, image::ImageFormat::Png);
+                written.map(|()| again.into_inner()).expect("written")
+            }
+            false => {
+                let exif = bytes.windows(4).rposition(|name| name == b"EXIF");
+                // Behind the sizes and flags of the whole.
+                bytes[30..exif.expect("its making")].to_vec()
+            }
+        }
+    }
+
     pub(crate) fn picture(&self, relative: &str, width: u32, height: u32, color: [u8; 3]) {
         let picture = RgbImage::from_fn(width, height, |x, y| match (x / 8 + y / 8) % 2 {
             0 => Rgb(color),

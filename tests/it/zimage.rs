@@ -106,10 +106,10 @@ fn zimage_is_encoded_trained_resumed_and_sampled() {
     assert_eq!(tensors(&world, "out/lora.safetensors").len(), 2 * 3 * 4);
     let args = ["sample", "exp.toml", "--lora", "out/lora.safetensors"];
     world.run(&args).expect(0);
-    let with = world.read("out/samples/seed0-000.png");
+    let with = world.sampled("out/samples/seed0-000.png");
     let plain = ["sample", "exp.toml", "--out", "without"];
     world.run(&plain).expect(0);
-    assert!(world.read("without/seed0-000.png") != with);
+    assert!(world.sampled("without/seed0-000.png") != with);
 }
 
 /// From text to rows, through the program.

@@ -11,7 +11,7 @@ use plumb::convert::shards::{
 use plumb::convert::{self, ConvertOptions};
 use plumb::dataset;
 use plumb::lora::SaveDtype;
-use plumb::lora::formats::Target;
+use plumb::lora::formats::{Expert, Target};
 use plumb::monitor::Monitor as _;
 use plumb::text::spec;
 
@@ -125,6 +125,17 @@ struct Source {
     /// Leave out adapters of text encoders. Without this a file that has some is refused.
     #[arg(long)]
     without_text_encoders: bool,
+    /// Take the adapters of one expert, of a file that has those of both (Wan 2.2). Without this such a file is refused.
+    #[arg(long)]
+    expert: Option<Half>,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Half {
+    #[value(name = "high_noise")]
+    HighNoise,
+    #[value(name = "low_noise")]
+    LowNoise,
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
@@ -267,9 +278,15 @@ fn lora(source: &Source, format: Format, ui: &Ui) -> CommandResult {
         Format::AiToolkit => (Target::AiToolkit, "ai-toolkit"),
         Format::Peft => (Target::Peft, "peft"),
     };
+    let expert = source.expert.map(|half| match half {
+        Half::HighNoise => Expert::HighNoise,
+        Half::LowNoise => Expert::LowNoise,
+    });
+    // The name is what tells people and programs which expert a file of one network is of.
+    let named = expert.map_or(name.to_owned(), |of| format!("{}-{name}", of.name()));
     let out = match &source.out {
         Some(out) => out.clone(),
-        None => beside(&source.file, name, format),
+        None => beside(&source.file, &named, format),
     };
     let options = ConvertOptions {
         target,
@@ -280,6 +297,7 @@ fn lora(source: &Source, format: Format, ui: &Ui) -> CommandResult {
         }),
         family: source.family.as_deref(),
         without_text_encoders: source.without_text_encoders,
+        expert,
     };
     let report = convert::lora(&source.file, &out, &options, ui).map_err(Failure::error)?;
     if report.left_out > 0 {

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::experts::{self, Expert, OfExperts};
 use super::fuse;
 use super::keys::{Convention, ModuleAddress, TensorKey};
 use super::naming::{NamedModule, Naming};
@@ -26,6 +27,8 @@ pub struct ReadOptions<'n, 'f> {
     pub without_text_encoders: bool,
     /// PEFT's `adapter_config.json` from beside the file.
     pub config: Option<ConfigBeside<'f>>,
+    /// Whose adapters are read of a file with those of two experts. Otherwise such a file is refused.
+    pub expert: Option<Expert>,
     /// Whether a file that is not what plumb wrote is read all the same, to look at it.
     pub damaged: bool,
 }
@@ -61,11 +64,13 @@ pub struct Imported<'n> {
     pub problems: Vec<String>,
     /// What a person should know of the file, each as half a sentence about it.
     pub notes: Vec<String>,
+    /// What the names in it say of two experts.
+    pub experts: OfExperts,
     /// Whether PEFT's config from beside the file was used.
     pub has_config: bool,
 }
 
-type Tensors<'v, 'a> = Vec<(
+pub(super) type Tensors<'v, 'a> = Vec<(
     &'v (String, safetensors::tensor::TensorView<'a>),
     ModuleAddress,
     TensorRole,
@@ -115,6 +120,7 @@ pub fn read<'n>(
     };
     let stored = StoredTensors::open(bytes, origin)?;
     let (named, left_out) = addresses(&stored, origin, options)?;
+    let (named, experts) = experts::of_one(named, options.expert, origin)?;
     let Some((_, first, _)) = named.first() else {
         return Err(file_error(
             "expected adapters of a denoiser, found none".to_owned(),
@@ -159,6 +165,7 @@ pub fn read<'n>(
         damage: stored.verdict.damage,
         problems: stored.verdict.problems,
         notes,
+        experts,
         has_config: beside.is_some(),
     })
 }

@@ -82,6 +82,7 @@ fn read_back(bytes: &[u8]) -> Vec<Module> {
         namings: &namings,
         family: None,
         without_text_encoders: false,
+        expert: None,
         config: None,
         damaged: false,
     };
@@ -315,6 +316,7 @@ fn check_with(bytes: &[u8], family: Option<&str>, without: bool, expected: Expec
         namings: &namings,
         family,
         without_text_encoders: without,
+        expert: None,
         config: None,
         damaged: false,
     };
@@ -443,6 +445,7 @@ fn a_family_that_is_guessed_is_said_to_be() {
             namings: &namings,
             family,
             without_text_encoders: false,
+            expert: None,
             config: None,
             damaged: false,
         };
@@ -714,6 +717,7 @@ fn notes_of(bytes: &[u8]) -> Result<Vec<String>, Error> {
         namings: &namings,
         family: None,
         without_text_encoders: false,
+        expert: None,
         config: None,
         damaged: false,
     };
@@ -784,6 +788,7 @@ fn an_alpha_is_read_in_any_type() {
             namings: &namings,
             family: None,
             without_text_encoders: false,
+            expert: None,
             config: None,
             damaged: false,
         };
@@ -818,6 +823,7 @@ fn a_config_beside_a_file_counts_where_the_file_is_pefts() {
             namings: &namings,
             family: None,
             without_text_encoders: false,
+            expert: None,
             config: config.map(|(text, named_by_peft)| ConfigBeside {
                 text,
                 named_by_peft,
@@ -872,7 +878,7 @@ proptest::proptest! {
         bytes[place] = byte;
         bytes.truncate(bytes.len().saturating_sub(cut % 40));
         let namings = [naming()];
-        let options = ReadOptions { namings: &namings, family: None, without_text_encoders: true, config: None, damaged: false };
+        let options = ReadOptions { namings: &namings, family: None, without_text_encoders: true, expert: None, config: None, damaged: false };
         let _ = read(&bytes, "l", &options);
     }
 }

@@ -45,6 +45,7 @@ fn read_back(bytes: &[u8]) -> (Format, Vec<Module>) {
         namings: &namings,
         family: None,
         without_text_encoders: false,
+        expert: None,
         config: None,
         damaged: false,
     };
