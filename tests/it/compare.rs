@@ -41,7 +41,7 @@ fn number(value: &Value) -> f64 {
 }
 
 /// The validation loss that a training ended with.
-fn validated(world: &World, run: &str) -> f64 {
+pub(crate) fn validated(world: &World, run: &str) -> f64 {
     let lines = String::from_utf8(world.read(&format!("{run}/metrics.jsonl"))).expect("UTF-8");
     let mut lines = lines
         .lines()

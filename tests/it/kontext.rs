@@ -100,6 +100,23 @@ fn pairs_are_encoded_trained_resumed_and_sampled() {
     assert_eq!((size.width(), size.height()), (80, 48));
     let other = sample(&["--reference", "references/p1.jpg"], "other");
     assert!(own != other);
+
+    // Two LoRAs are compared beside the references that they were validated beside.
+    world.edit("seed = 5", "seed = 6");
+    world.edit("output = \"out\"", "output = \"b\"");
+    world.run(&["train", "exp.toml"]).expect(0);
+    let report = world
+        .run(&["--json", "compare", "out", "b"])
+        .expect(0)
+        .json();
+    for (side, run) in [("a", "out"), ("b", "b")] {
+        let found = report[side]["loss"].as_f64().expect("a loss");
+        let expected = crate::compare::validated(&world, run);
+        assert!(
+            (found - expected).abs() < 1e-9,
+            "{run}: {found}, {expected}"
+        );
+    }
 }
 
 #[test]
