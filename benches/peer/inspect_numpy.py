@@ -26,7 +26,8 @@ def neighbors(vectors, above, nearest):
         rows = np.arange(len(cosines))
         cosines[rows, start + rows] = -2
         near += int(np.count_nonzero(cosines >= above))
-        best.append(np.argpartition(cosines, -nearest, axis=1)[:, -nearest:])
+        # A copy: the slice alone would keep the whole block.
+        best.append(np.argpartition(cosines, -nearest, axis=1)[:, -nearest:].copy())
     return {"near_duplicates": near // 2, "found": len(np.concatenate(best))}
 
 

@@ -112,11 +112,14 @@ class OnRay(unittest.TestCase):
         begun.mkdir()
 
         class Slow(plumb.ray.Encode):
-            """So that batches are left when the node goes."""
+            """So that batches are left when the node goes: none is done before two actors work, or a minute has passed."""
 
             def __call__(self, batch: pa.Table) -> pa.Table:
                 (begun / str(os.getpid())).touch()
-                time.sleep(0.1)
+                for _ in range(600):
+                    time.sleep(0.1)
+                    if len(list(begun.iterdir())) > 1:
+                        break
                 return super().__call__(batch)
 
         captions = ray.data.from_items([{"id": n, "caption": text} for n, text in enumerate(CAPTIONS)], override_num_blocks=12)
@@ -127,7 +130,7 @@ class OnRay(unittest.TestCase):
             batch_format="pyarrow",
             batch_size=4,
             num_cpus=1,
-            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=3),
+            compute=ray.data.ActorPoolStrategy(min_size=2, max_size=3),
         )
         rows, lost = [], None
         for batch in made.iter_batches(batch_size=None, batch_format="pyarrow"):

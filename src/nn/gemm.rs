@@ -281,22 +281,8 @@ pub(crate) fn matmul_plus<T: Real>(
     check_sum(&a, &b, plus);
     #[cfg(target_arch = "x86_64")]
     if let Some(product) = own(scale, a, b) {
-        let mut out: Vec<T> = Vec::with_capacity(rows * columns);
-        let product = avx512::Product {
-            bias: plus.row.map_or(std::ptr::null(), <[T]>::as_ptr).cast(),
-            base: plus.all.map_or(std::ptr::null(), <[T]>::as_ptr).cast(),
-            base_stride: columns,
-            target: out.as_mut_ptr().cast(),
-            stride: columns,
-            ..product
-        };
-        // SAFETY: the views were checked against their slices when made, the shapes agree, and `out` is new and has
-        // room for all elements, every one of which is written.
-        unsafe {
-            avx512::run(&product, threads_for(&product, ALL));
-            out.set_len(rows * columns);
-        }
-        return out;
+        // SAFETY: the views were checked against their slices when made, and the shapes agree.
+        return unsafe { made(product, plus) };
     }
     let mut out = match plus.all {
         Some(all) => all.to_vec(),
@@ -314,6 +300,31 @@ pub(crate) fn matmul_plus<T: Real>(
     };
     let mut target = MatrixMut::new(&mut out, rows, columns, columns);
     matmul(&mut target, write, scale, a, b, ALL);
+    out
+}
+
+/// What our kernel makes of `product` and `plus`, as rows, by all threads.
+///
+/// # Safety
+///
+/// As `avx512::run`, but for target, bias and base, which are given here: `plus` must fit.
+#[cfg(target_arch = "x86_64")]
+unsafe fn made<T: Real>(product: avx512::Product, plus: Plus<'_, T>) -> Vec<T> {
+    let (rows, columns) = (product.rows, product.columns);
+    let mut out: Vec<T> = Vec::with_capacity(rows * columns);
+    let product = avx512::Product {
+        bias: plus.row.map_or(std::ptr::null(), <[T]>::as_ptr).cast(),
+        base: plus.all.map_or(std::ptr::null(), <[T]>::as_ptr).cast(),
+        base_stride: columns,
+        target: out.as_mut_ptr().cast(),
+        stride: columns,
+        ..product
+    };
+    // SAFETY: the caller's promises; `out` is new and has room for all elements, every one of which is written.
+    unsafe {
+        avx512::run(&product, threads_for(&product, ALL));
+        out.set_len(rows * columns);
+    }
     out
 }
 
@@ -344,19 +355,11 @@ fn own<T: Real>(scale: T, a: Matrix<'_, T>, b: Matrix<'_, T>) -> Option<avx512::
         row_stride: m.row_stride,
         column_stride: m.column_stride,
     };
+    let right = avx512::Right::Strided(factor(b));
+    let shape = [a.rows, a.columns, b.columns];
     Some(avx512::Product {
-        operands,
-        rows: a.rows,
-        inner: a.columns,
-        columns: b.columns,
         scale: scale.to_f64() as f32,
-        left: factor(a),
-        right: avx512::Right::Strided(factor(b)),
-        bias: std::ptr::null(),
-        base: std::ptr::null(),
-        base_stride: 0,
-        target: std::ptr::null_mut(),
-        stride: 0,
+        ..avx512::Product::new(operands, shape, factor(a), right)
     })
 }
 

@@ -20,7 +20,7 @@ use crate::monitor::Monitor;
 
 const REBUILD: &str = "`plumb store rebuild-index` and encoding again mend it";
 const MEND_SPEC: &str = "encoding again or `plumb store rebuild-index` mends it";
-const UNREADABLE: &str = "what it holds is not known: see to its rights or its disk, and check again; nothing is to be rebuilt for it";
+pub(super) const UNREADABLE: &str = "what it holds is not known: see to its rights or its disk, and check again; nothing is to be rebuilt for it";
 
 /// How often a store is looked at again that changes meanwhile.
 const LOOKS: usize = 8;

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, HashSet};
 use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions};
 use serde::{Deserialize, Serialize};
 
+use super::check::UNREADABLE;
 use super::columns::KEY_SORTED;
 use super::disk::{self, write_once};
 use super::index::{self, PART_LIMIT_BYTES, ROWS_LIMIT};
@@ -171,13 +172,16 @@ pub(super) fn know(
 
 /// What is wrong with the list of a spec, if anything.
 pub(super) fn check(layout: &Layout, spec: &Fingerprint) -> Option<Problem> {
+    let problem =
+        |what: String, mend: &str| Problem::of(layout, &layout.part_list(spec), what, mend);
     let told = |what: String| {
         let mend = "remove the file: it is derived from the parts, and made anew when it is of use";
-        Problem::of(layout, &layout.part_list(spec), what, mend)
+        problem(what, mend)
     };
     let list = match try_read(layout, spec) {
         Ok(list) => list,
-        Err(e) => return Some(told(e.to_string())),
+        Err(e) if e.is_content() => return Some(told(e.to_string())),
+        Err(e) => return Some(problem(e.to_string(), UNREADABLE)),
     };
     let found = describe(layout, spec, list.keys().copied());
     // Of one that is gone or damaged the list may say what it was.

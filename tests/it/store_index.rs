@@ -283,7 +283,7 @@ fn a_store_is_merged_by_command() {
     }
     plumb(dir.path(), &["store", "compact", "store"])
         .expect(0)
-        .says("store: 1 index part of the 3 there were");
+        .says("store: 1 index part, before 3");
     let again = plumb(dir.path(), &["store", "compact", "store", "--json"]).expect(0);
     assert_eq!(again.json()["parts_before"], 1);
     plumb(dir.path(), &["store", "compact", "s3://bucket/store"]).expect(2);

@@ -290,7 +290,7 @@ fn compact(path: &Path, wait: &WaitArgs, ui: &Ui) -> CommandResult {
     let store = Store::open(path).map_err(Failure::error)?;
     let report = store::when_free(wait.limit(), ui, || store.compact()).map_err(Failure::error)?;
     let text = format!(
-        "{}: {} of the {} there were, {}",
+        "{}: {}, before {}, {}",
         path.display(),
         count(report.parts, "index part", "index parts"),
         report.parts_before,

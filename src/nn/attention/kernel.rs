@@ -106,6 +106,14 @@ pub(super) struct Chunk {
     pub(super) rows: usize,
 }
 
+/// The queries of a chunk going forward.
+fn chunk_size(queries: &[usize]) -> usize {
+    match queries.iter().all(|&length| length <= MOST_QUERIES) {
+        true => MOST_QUERIES,
+        false => QUERY_CHUNK,
+    }
+}
+
 /// The (part, start, rows) of all chunks of the queries.
 pub(super) fn chunks(queries: &[usize], size: usize) -> Vec<(usize, usize, usize)> {
     let of_part = |(part, &length): (usize, &usize)| {
@@ -244,9 +252,7 @@ pub(super) fn forward<T: Real>(
         .map(|length| vec![T::zero(); batch * length * row])
         .collect();
     let targets: Vec<_> = outs.iter_mut().map(|out| Shared::new(out)).collect();
-    let fits = extents.queries.iter().all(|&length| length <= MOST_QUERIES);
-    let size = if fits { MOST_QUERIES } else { QUERY_CHUNK };
-    let chunks = chunks(&extents.queries, size);
+    let chunks = chunks(&extents.queries, chunk_size(&extents.queries));
     (0..batch * heads * chunks.len())
         .into_par_iter()
         .for_each_init(Vec::new, |scratch, index| {

@@ -23,6 +23,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+pub(super) use packing::panels;
 use packing::{lanes, pack, round};
 
 /// Numbers of a vector.
@@ -98,6 +99,31 @@ pub(super) struct Product {
     pub(super) base_stride: usize,
     pub(super) target: *mut f32,
     pub(super) stride: usize,
+}
+
+impl Product {
+    /// A product of `[rows, inner, columns]` without a target.
+    pub(super) fn new(
+        operands: Operands,
+        [rows, inner, columns]: [usize; 3],
+        left: Factor,
+        right: Right,
+    ) -> Self {
+        Self {
+            operands,
+            rows,
+            inner,
+            columns,
+            scale: 1.0,
+            left,
+            right,
+            bias: std::ptr::null(),
+            base: std::ptr::null(),
+            base_stride: 0,
+            target: std::ptr::null_mut(),
+            stride: 0,
+        }
+    }
 }
 
 // SAFETY: the pointers are only read and written inside `run`, whose caller vouches for them.
@@ -192,42 +218,6 @@ fn block_of(operands: Operands, inner: usize) -> usize {
         Operands::Single => inner_block(inner),
         Operands::Bf16 => inner_block(2 * inner) / 2,
     }
-}
-
-/// A right factor in the order in which products read it: block after block of the inner dimension, in each panel after panel of
-/// `TILE_COLUMNS` columns. Columns that fill the last panel are zeros.
-///
-/// # Safety
-///
-/// The processor must be `available`, and `inner` rows of `columns` readable in the factor.
-pub(super) unsafe fn panels(
-    operands: Operands,
-    right: Factor,
-    (inner, columns): (usize, usize),
-) -> Vec<CacheLine> {
-    /// What threads read, and where they write.
-    struct Both(Factor, *mut f32);
-    // SAFETY: nobody changes the factor meanwhile, and threads write to different panels.
-    unsafe impl Sync for Both {}
-
-    let count = columns.div_ceil(TILE_COLUMNS);
-    let width = count * TILE_COLUMNS;
-    let mut packed = vec![CacheLine([0.0; LANES]); inner * width / LANES];
-    let both = &Both(right, packed.as_mut_ptr().cast());
-    let block = block_of(operands, inner);
-    (0..count).into_par_iter().for_each(|panel| {
-        let column = panel * TILE_COLUMNS;
-        for at in (0..inner).step_by(block) {
-            let rows = block.min(inner - at);
-            let to = both
-                .1
-                .wrapping_add(at * width + panel * rows * TILE_COLUMNS);
-            let size = (rows, TILE_COLUMNS.min(columns - column));
-            // SAFETY: the panel lies inside the factor and, packed, inside `packed`.
-            unsafe { pack(both.0, (at, column), size, (to, TILE_COLUMNS)) };
-        }
-    });
-    packed
 }
 
 thread_local! {

@@ -37,40 +37,20 @@ fn by_instruction(
     b: Matrix<'_, bf16>,
     plus: Plus<'_, f32>,
 ) -> Option<Vec<f32>> {
-    use super::avx512::{Factor, Operands, Product, Right, run};
-    use super::{ALL, threads_for};
-    let inner = a.columns;
+    use super::avx512::{Factor, Operands, Product, Right};
     if a.column_stride != 1 {
         return None;
     }
     let right = Right::Strided(pairs(&b)?);
-    let (rows, columns) = (a.rows, b.columns);
-    let mut out: Vec<f32> = Vec::with_capacity(rows * columns);
-    let product = Product {
-        operands: Operands::Bf16,
-        rows,
-        inner: inner / 2,
-        columns,
-        scale: 1.0,
-        left: Factor {
-            data: a.data.as_ptr(),
-            row_stride: a.row_stride,
-            column_stride: 1,
-        },
-        right,
-        bias: plus.row.map_or(std::ptr::null(), <[f32]>::as_ptr),
-        base: plus.all.map_or(std::ptr::null(), <[f32]>::as_ptr),
-        base_stride: columns,
-        target: out.as_mut_ptr(),
-        stride: columns,
+    let left = Factor {
+        data: a.data.as_ptr(),
+        row_stride: a.row_stride,
+        column_stride: 1,
     };
-    // SAFETY: the views were checked against their slices when made, the shapes agree, and `out` is new and has room for all
-    // elements, every one of which is written. Pairs are read without regard to alignment.
-    unsafe {
-        run(&product, threads_for(&product, ALL));
-        out.set_len(rows * columns);
-    }
-    Some(out)
+    let shape = [a.rows, a.columns / 2, b.columns];
+    let product = Product::new(Operands::Bf16, shape, left, right);
+    // SAFETY: the views were checked against their slices when made, and the shapes agree. Pairs are read without regard to alignment.
+    Some(unsafe { super::made(product, plus) })
 }
 
 /// The right factor as pairs along the inner dimension, where they lie side by side, in rows of pairs, and the processor has the

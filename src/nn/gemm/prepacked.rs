@@ -3,7 +3,7 @@
 use half::bf16;
 
 use super::avx512::{self, CacheLine, Factor, Operands, Product, Right};
-use super::{ALL, Matrix, Plus, bf16 as halves, check_sum, threads_for};
+use super::{Matrix, Plus, bf16 as halves, check_sum, made};
 
 /// A right factor [inner, columns] in the order in which this processor's products read it: the same results, bit for bit, as of the
 /// matrix that it was made of, without packing it again.
@@ -50,43 +50,26 @@ impl Prepacked {
             Operands::Single => self.inner,
             Operands::Bf16 => 2 * self.inner,
         };
-        let (rows, columns) = (a.rows, self.columns);
         // Of the shape alone: what was packed is not read.
         let shape = Matrix::<f32> {
             data: &[],
             rows: inner,
-            columns,
+            columns: self.columns,
             row_stride: 0,
             column_stride: 0,
         };
         check_sum(&a, &shape, plus);
         assert!(a.column_stride == 1, "rows that do not lie in order");
-        let mut out: Vec<f32> = Vec::with_capacity(rows * columns);
-        let product = Product {
-            operands: self.operands,
-            rows,
-            inner: self.inner,
-            columns,
-            scale: 1.0,
-            left: Factor {
-                data: a.data.as_ptr(),
-                row_stride: a.row_stride,
-                column_stride: 1,
-            },
-            right: Right::Packed(self.panels.as_ptr().cast()),
-            bias: plus.row.map_or(std::ptr::null(), <[f32]>::as_ptr),
-            base: plus.all.map_or(std::ptr::null(), <[f32]>::as_ptr),
-            base_stride: columns,
-            target: out.as_mut_ptr(),
-            stride: columns,
+        let left = Factor {
+            data: a.data.as_ptr(),
+            row_stride: a.row_stride,
+            column_stride: 1,
         };
-        // SAFETY: the left view was checked against its slice when made, the panels are those of a matrix of this shape, and `out` is new
-        // and has room for all elements, every one of which is written.
-        unsafe {
-            avx512::run(&product, threads_for(&product, ALL));
-            out.set_len(rows * columns);
-        }
-        out
+        let shape = [a.rows, self.inner, self.columns];
+        let right = Right::Packed(self.panels.as_ptr().cast());
+        let product = Product::new(self.operands, shape, left, right);
+        // SAFETY: the left view was checked against its slice when made, and the panels are those of a matrix of this shape.
+        unsafe { made(product, plus) }
     }
 }
 

@@ -7,7 +7,45 @@ use std::arch::x86_64::{
 };
 use std::mem::transmute;
 
-use super::{Factor, LANES, ROW};
+use rayon::prelude::*;
+
+use super::{CacheLine, Factor, LANES, Operands, ROW, TILE_COLUMNS, block_of};
+
+/// A right factor in the order in which products read it: block after block of the inner dimension, in each panel after panel of
+/// `TILE_COLUMNS` columns. Columns that fill the last panel are zeros.
+///
+/// # Safety
+///
+/// The processor must be `available`, and `inner` rows of `columns` readable in the factor.
+pub(in super::super) unsafe fn panels(
+    operands: Operands,
+    right: Factor,
+    (inner, columns): (usize, usize),
+) -> Vec<CacheLine> {
+    /// What threads read, and where they write.
+    struct Both(Factor, *mut f32);
+    // SAFETY: nobody changes the factor meanwhile, and threads write to different panels.
+    unsafe impl Sync for Both {}
+
+    let count = columns.div_ceil(TILE_COLUMNS);
+    let width = count * TILE_COLUMNS;
+    let mut packed = vec![CacheLine([0.0; LANES]); inner * width / LANES];
+    let both = &Both(right, packed.as_mut_ptr().cast());
+    let block = block_of(operands, inner);
+    (0..count).into_par_iter().for_each(|panel| {
+        let column = panel * TILE_COLUMNS;
+        for at in (0..inner).step_by(block) {
+            let rows = block.min(inner - at);
+            let to = both
+                .1
+                .wrapping_add(at * width + panel * rows * TILE_COLUMNS);
+            let size = (rows, TILE_COLUMNS.min(columns - column));
+            // SAFETY: the panel lies inside the factor and, packed, inside `packed`.
+            unsafe { pack(both.0, (at, column), size, (to, TILE_COLUMNS)) };
+        }
+    });
+    packed
+}
 
 /// Packs the factor's elements from (row, column) on as rows of another stride.
 ///
