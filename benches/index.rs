@@ -7,13 +7,13 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use plumb::digest::{Digest, Fingerprint, canonical_json};
 use plumb::monitor::Silent;
 use plumb::store::{ElementType, GcOptions, Lacking, PartRecord, Record, Store, Summary, TOOL};
 
-use crate::store::processor_seconds;
+use crate::turns::{Seconds, mib};
 
 type Error = Box<dyn std::error::Error>;
 
@@ -80,7 +80,7 @@ fn measure(work: &str, rows: u64, path: &Path) -> Result<(), Error> {
         "absent" => (0..CAPTIONS).map(|i| (spec, absent(i))).collect(),
         _ => Vec::new(),
     };
-    let (start, before) = (Instant::now(), processor_seconds());
+    let start = Seconds::now();
     let found = match work {
         "write" => write(&store, rows)?,
         "merge" => {
@@ -113,12 +113,12 @@ fn measure(work: &str, rows: u64, path: &Path) -> Result<(), Error> {
             format!("{} of {} there, {cut} cut", there.len(), wanted.len())
         }
     };
-    let read = io("rchar")?;
+    let (taken, read) = (start.since(), io("rchar")?);
     println!(
-        "  {work}: {:.2} s (processor {:.2} s), peak {} MiB, read {:.1} MiB; {found}",
-        start.elapsed().as_secs_f64(),
-        processor_seconds() - before,
-        peak_mib()?,
+        "  {work}: {:.2} s (processor {:.2} s), peak {:.0} MiB, read {:.1} MiB; {found}",
+        taken.clock,
+        taken.processor,
+        mib("VmHWM:")?,
         read as f64 / (1 << 20) as f64,
     );
     Ok(())
@@ -235,16 +235,6 @@ fn spec_json() -> Vec<u8> {
 
 fn spec() -> Fingerprint {
     Fingerprint::from_bytes(*blake3::hash(&spec_json()).as_bytes())
-}
-
-/// The most memory that this process had.
-fn peak_mib() -> Result<u64, Error> {
-    let status = fs::read_to_string("/proc/self/status")?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    let kib = line
-        .and_then(|line| line.split_whitespace().next())
-        .ok_or("VmHWM")?;
-    Ok(kib.parse::<u64>()? / 1024)
 }
 
 /// Bytes that this process read, from the disk or from what the system kept of it.

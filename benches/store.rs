@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 use plumb::digest::{Fingerprint, canonical_json};
 use plumb::store::{ElementType, NewEntry, Store, StoreReader, TensorBytes};
 
+use crate::turns::Seconds;
+
 const CAPTIONS: usize = 100_000;
 const BATCH: usize = 1000;
 const PAYLOADS: usize = 400;
@@ -42,17 +44,8 @@ impl std::fmt::Display for Elapsed {
     }
 }
 
-/// Processor seconds of this process so far, all threads; 0 where there is no /proc.
-pub(crate) fn processor_seconds() -> f64 {
-    let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
-    let after_name = stat.rsplit(')').next().unwrap_or_default();
-    // utime and stime, in hundredths of a second; the name before them may hold spaces.
-    let ticks = after_name.split_whitespace().skip(11).take(2);
-    ticks.filter_map(|t| t.parse::<f64>().ok()).sum::<f64>() / 100.0
-}
-
 fn best_of<T>(times: usize, mut f: impl FnMut() -> T) -> (Elapsed, T) {
-    let before = processor_seconds();
+    let before = Seconds::now();
     let mut best: Option<(Duration, T)> = None;
     for _ in 0..times {
         let start = Instant::now();
@@ -62,7 +55,7 @@ fn best_of<T>(times: usize, mut f: impl FnMut() -> T) -> (Elapsed, T) {
             best = Some((wall, result));
         }
     }
-    let processor = (processor_seconds() - before) / times as f64;
+    let processor = before.since().processor / times as f64;
     let (wall, result) = best.expect("at least once");
     (Elapsed { wall, processor }, result)
 }

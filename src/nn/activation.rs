@@ -108,7 +108,7 @@ impl Activation {
     pub fn apply_gated(self, kernels: &Kernels, gate: &Tensor, x: &Tensor) -> Result<Tensor> {
         by_kernel!(
             x,
-            T => with_curve!(self, C => map2::<T>(gate, x, ValueTimes::<C>(PhantomData))),
+            T => with_curve!(self, C => map2::<T>(x, gate, TimesValue::<C>(PhantomData))),
             cuda k in kernels => rows::activate(k, self, gate, rows::Mode::ValueTimes(x)),
             self.composed(gate)? * x
         )
@@ -194,16 +194,6 @@ impl<C: Curve> Unary for Value<C> {
     #[inline(always)]
     fn apply<T: Real>(&self, x: T) -> T {
         C::value(x)
-    }
-}
-
-/// A curve's value at the first number, times the second.
-struct ValueTimes<C>(PhantomData<C>);
-
-impl<C: Curve> Binary for ValueTimes<C> {
-    #[inline(always)]
-    fn apply<T: Real>(&self, gate: T, x: T) -> T {
-        C::value(gate) * x
     }
 }
 

@@ -278,7 +278,7 @@ pub(crate) fn matmul_plus<T: Real>(
     plus: Plus<'_, T>,
 ) -> Vec<T> {
     let (rows, columns) = (a.rows, b.columns);
-    check_sum(&a, &b, plus);
+    check_sum([a.rows, a.columns], [b.rows, b.columns], plus);
     #[cfg(target_arch = "x86_64")]
     if let Some(product) = own(scale, a, b) {
         // SAFETY: the views were checked against their slices when made, and the shapes agree.
@@ -328,16 +328,13 @@ unsafe fn made<T: Real>(product: avx512::Product, plus: Plus<'_, T>) -> Vec<T> {
     out
 }
 
-/// Panics unless `a b` can be made and `plus` added to it.
-fn check_sum<A, B, T>(a: &Matrix<'_, A>, b: &Matrix<'_, B>, plus: Plus<'_, T>) {
-    let (rows, columns) = (a.rows, b.columns);
+/// Panics unless a matrix of `[rows, inner]` can be multiplied with one of `[b_rows, columns]` and `plus` added.
+fn check_sum<T>([rows, inner]: [usize; 2], [b_rows, columns]: [usize; 2], plus: Plus<'_, T>) {
     assert!(
-        a.columns == b.rows
+        inner == b_rows
             && plus.row.is_none_or(|row| row.len() == columns)
             && plus.all.is_none_or(|all| all.len() == rows * columns),
-        "{rows}x{} times {}x{columns} plus {:?}, {:?}",
-        a.columns,
-        b.rows,
+        "{rows}x{inner} times {b_rows}x{columns} plus {:?}, {:?}",
         plus.row.map(<[T]>::len),
         plus.all.map(<[T]>::len)
     );

@@ -93,10 +93,8 @@ impl Sums {
         match &self.0 {
             Way::Tcp if ranks.is_first() => {
                 let numbers = gradient.to_vec1::<f32>()?;
-                let peers = ranks.peers.iter();
-                peers
-                    .into_iter()
-                    .try_for_each(|peer| peer.send_numbers(&numbers))
+                let mut peers = ranks.peers.iter();
+                peers.try_for_each(|peer| peer.send_numbers(&numbers))
             }
             Way::Tcp => {
                 let device = gradient.device().clone();

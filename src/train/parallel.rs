@@ -244,12 +244,8 @@ fn go_on(
 
 /// That the gradients' norms of the step before, one of each rank, are the same bits.
 pub(super) fn same_norms(made: &[Made], step: u64) -> Result<(), Error> {
-    let first = made.first().map(|made| made.norm);
-    let other = made.iter().position(|made| Some(made.norm) != first);
-    match other {
-        Some(rank) => Err(Error::Drifted { rank, step }),
-        None => Ok(()),
-    }
+    let norms: Vec<Bits> = made.iter().map(|made| made.norm).collect();
+    same(&norms, step)
 }
 
 /// That the adapters' numbers are the same bits on all ranks.
@@ -257,8 +253,12 @@ pub(super) fn same_numbers(ranks: &Ranks, values: &Tensor, step: u64) -> Result<
     if ranks.is_alone() {
         return Ok(());
     }
-    let all = ranks.exchange(digest(&values.to_vec1()?))?;
-    match all.iter().position(|digest| Some(digest) != all.first()) {
+    same(&ranks.exchange(digest(&values.to_vec1()?))?, step)
+}
+
+/// That all ranks have what rank 0 has.
+fn same<T: PartialEq>(each: &[T], step: u64) -> Result<(), Error> {
+    match each.iter().position(|one| Some(one) != each.first()) {
         Some(rank) => Err(Error::Drifted { rank, step }),
         None => Ok(()),
     }

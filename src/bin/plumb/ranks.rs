@@ -151,8 +151,7 @@ impl RanksArgs {
             )));
         }
         if count == 1 {
-            let started = Started::default();
-            return Ok(Some(Position::one(work_of(0), started)?));
+            return Ok(Some(Position::one(work_of(0))));
         }
         Position::launch(count, work_of(0)).map(Some)
     }
@@ -177,8 +176,8 @@ impl Position {
     }
 
     /// A training of one rank, which needs no connection.
-    fn one(work: Where, started: Started) -> Result<Self, Failure> {
-        Ok(Self {
+    fn one(work: Where) -> Self {
+        Self {
             place: Place { rank: 0, world: 1 },
             work,
             on_machine: 1,
@@ -188,8 +187,8 @@ impl Position {
             },
             token: Token::of(""),
             listener: None,
-            started,
-        })
+            started: Started::default(),
+        }
     }
 
     /// Rank 0, which starts all others as this command again.

@@ -22,7 +22,7 @@ pub(crate) fn matmul_plus_bf16(
     b: Matrix<'_, bf16>,
     plus: Plus<'_, f32>,
 ) -> Vec<f32> {
-    check_sum(&a, &b, plus);
+    check_sum([a.rows, a.columns], [b.rows, b.columns], plus);
     #[cfg(target_arch = "x86_64")]
     if let Some(out) = by_instruction(a, b, plus) {
         return out;
