@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use plumb::digest::{Fingerprint, canonical_json};
 use plumb::store::{ElementType, NewEntry, Store, StoreReader, TensorBytes};
+use rayon::prelude::*;
 
 use crate::turns::Seconds;
 
@@ -226,6 +227,14 @@ fn reading(path: &Path) {
     };
     // A new reader each time: it has checked no digest yet.
     let (first, ()) = best_of(5, || read_all(&store.reader().expect("a reader")));
+    // As the samples of a micro-batch are read.
+    let (together, ()) = best_of(5, || {
+        let reader = store.reader().expect("a reader");
+        entries.par_iter().for_each(|entry| {
+            let found = reader.get(&id, entry).expect("sound").expect("there");
+            black_box(found.parts[0].1.bytes());
+        });
+    });
     let reader = store.reader().expect("a reader");
     // A reader checks each payload's digest once; this is the time that counts from the second epoch on.
     read_all(&reader);
@@ -256,6 +265,12 @@ fn reading(path: &Path) {
         "  first read, open and digests included: {:.2} GB/s, {:.2} of memcpy",
         rate(first.wall),
         rate(first.wall) / rate(copy.wall)
+    );
+    println!(
+        "  the same by {} threads: {:.2} GB/s, {:.2} of memcpy by one",
+        rayon::current_num_threads(),
+        rate(together.wall),
+        rate(together.wall) / rate(copy.wall)
     );
     let (hash, _) = best_of(3, || {
         memory

@@ -10,6 +10,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 
 use candle_core::{Device, Result, Tensor, bail};
+use rayon::prelude::*;
 
 use super::{Error, VALIDATION_SIGMAS};
 use crate::base_model::BaseModel;
@@ -140,15 +141,20 @@ pub fn micro_batch(
     micro_batch: u64,
     options: &DrawOptions,
 ) -> std::result::Result<Vec<DenoiserBatch>, Error> {
-    let mut samples = Vec::with_capacity(items.len());
-    for (sample, item) in (0..).zip(items) {
+    let sample = |(sample, item): (usize, &&Item)| {
+        let sample = sample as u64;
         let key = DrawKey {
             micro_batch,
             sample,
         };
         let drawn = draw(source, item, key, options)?;
-        samples.push((drawn, condition(source, item, key, options)?));
-    }
+        Ok((drawn, condition(source, item, key, options)?))
+    };
+    // Side by side: what is read for the first time is compared with its digest, which is most of the work.
+    let samples: Vec<std::result::Result<_, Error>> =
+        items.par_iter().enumerate().map(sample).collect();
+    // Of several errors, that of the first sample.
+    let samples = samples.into_iter().collect::<std::result::Result<_, _>>()?;
     Ok(denoiser_batches(samples, options)?)
 }
 
