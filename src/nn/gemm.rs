@@ -1,4 +1,4 @@
-//! Matrix products on slices, behind checked views: a kernel of ours (`avx512.rs`) or the `gemm` crate. Both keep
+//! Matrix products on slices, behind checked views: a kernel of ours (`tiled.rs`) or the `gemm` crate. Both keep
 //! one promise: a row of the result does not depend on how many rows the product has, nor on the number of
 //! threads. So a caption gives the same numbers alone and in a batch.
 //!
@@ -7,11 +7,11 @@
 //! most 256 results, and both sides at most 64. They are walked round here: few rows are padded with zeros,
 //! and narrow products are cut into their inner blocks by us.
 
-#[cfg(target_arch = "x86_64")]
-mod avx512;
 mod bf16;
 #[cfg(target_arch = "x86_64")]
 mod prepacked;
+#[cfg(target_arch = "x86_64")]
+mod tiled;
 
 use std::marker::PhantomData;
 
@@ -20,6 +20,7 @@ use gemm::Parallelism;
 use rayon::prelude::*;
 
 use super::cpu::rows_per_piece;
+use super::instructions::Instructions;
 use super::real::Real;
 
 pub(crate) use bf16::matmul_plus_bf16;
@@ -215,11 +216,13 @@ pub(crate) fn matmul<T: Real>(
     b: Matrix<'_, T>,
     threads: Parallelism,
 ) {
-    matmul_with_row(c, write, scale, (a, b), None, threads);
+    let used = Instructions::used();
+    matmul_with_row(used, c, write, scale, (a, b), None, threads);
 }
 
-/// `matmul`, and `row` added to every row.
+/// `matmul` by nothing beyond these instructions, and `row` added to every row.
 fn matmul_with_row<T: Real>(
+    most: Instructions,
     c: &mut MatrixMut<'_, T>,
     write: Write,
     scale: T,
@@ -244,9 +247,9 @@ fn matmul_with_row<T: Real>(
         return;
     }
     #[cfg(target_arch = "x86_64")]
-    if let Some(product) = own(scale, a, b) {
+    if let Some(product) = own(most, scale, a, b) {
         let target = c.data.cast::<f32>();
-        let product = avx512::Product {
+        let product = tiled::Product {
             base: match write {
                 Write::Replace => std::ptr::null(),
                 Write::Add => target.cast_const(),
@@ -259,9 +262,11 @@ fn matmul_with_row<T: Real>(
         };
         // SAFETY: the views were checked against their slices when made, the shapes agree, and `c` is borrowed
         // mutably, so it overlaps neither `a` nor `b`.
-        unsafe { avx512::run(&product, threads_for(&product, threads)) };
+        unsafe { tiled::run(&product, threads_for(&product, threads)) };
         return;
     }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _: Instructions = most;
     matmul_by_crate(c, write, scale, a, b, threads);
     if let Some(row) = row {
         for i in 0..c.rows {
@@ -277,10 +282,21 @@ pub(crate) fn matmul_plus<T: Real>(
     b: Matrix<'_, T>,
     plus: Plus<'_, T>,
 ) -> Vec<T> {
+    matmul_plus_within(Instructions::used(), scale, a, b, plus)
+}
+
+/// `matmul_plus` by nothing beyond these instructions.
+fn matmul_plus_within<T: Real>(
+    most: Instructions,
+    scale: T,
+    a: Matrix<'_, T>,
+    b: Matrix<'_, T>,
+    plus: Plus<'_, T>,
+) -> Vec<T> {
     let (rows, columns) = (a.rows, b.columns);
     check_sum([a.rows, a.columns], [b.rows, b.columns], plus);
     #[cfg(target_arch = "x86_64")]
-    if let Some(product) = own(scale, a, b) {
+    if let Some(product) = own(most, scale, a, b) {
         // SAFETY: the views were checked against their slices when made, and the shapes agree.
         return unsafe { made(product, plus) };
     }
@@ -299,7 +315,7 @@ pub(crate) fn matmul_plus<T: Real>(
         Write::Replace
     };
     let mut target = MatrixMut::new(&mut out, rows, columns, columns);
-    matmul(&mut target, write, scale, a, b, ALL);
+    matmul_with_row(most, &mut target, write, scale, (a, b), None, ALL);
     out
 }
 
@@ -307,12 +323,12 @@ pub(crate) fn matmul_plus<T: Real>(
 ///
 /// # Safety
 ///
-/// As `avx512::run`, but for target, bias and base, which are given here: `plus` must fit.
+/// As `tiled::run`, but for target, bias and base, which are given here: `plus` must fit.
 #[cfg(target_arch = "x86_64")]
-unsafe fn made<T: Real>(product: avx512::Product, plus: Plus<'_, T>) -> Vec<T> {
+unsafe fn made<T: Real>(product: tiled::Product, plus: Plus<'_, T>) -> Vec<T> {
     let (rows, columns) = (product.rows, product.columns);
     let mut out: Vec<T> = Vec::with_capacity(rows * columns);
-    let product = avx512::Product {
+    let product = tiled::Product {
         bias: plus.row.map_or(std::ptr::null(), <[T]>::as_ptr).cast(),
         base: plus.all.map_or(std::ptr::null(), <[T]>::as_ptr).cast(),
         base_stride: columns,
@@ -322,7 +338,7 @@ unsafe fn made<T: Real>(product: avx512::Product, plus: Plus<'_, T>) -> Vec<T> {
     };
     // SAFETY: the caller's promises; `out` is new and has room for all elements, every one of which is written.
     unsafe {
-        avx512::run(&product, threads_for(&product, ALL));
+        tiled::run(&product, threads_for(&product, ALL));
         out.set_len(rows * columns);
     }
     out
@@ -342,27 +358,32 @@ fn check_sum<T>([rows, inner]: [usize; 2], [b_rows, columns]: [usize; 2], plus: 
 
 /// The product for our kernel, without a target, where the machine, the type and the shape are its.
 #[cfg(target_arch = "x86_64")]
-fn own<T: Real>(scale: T, a: Matrix<'_, T>, b: Matrix<'_, T>) -> Option<avx512::Product> {
-    let operands = avx512::Operands::Single;
-    if T::DTYPE != DType::F32 || a.columns == 0 || !avx512::available(operands) {
+fn own<T: Real>(
+    most: Instructions,
+    scale: T,
+    a: Matrix<'_, T>,
+    b: Matrix<'_, T>,
+) -> Option<tiled::Product> {
+    if T::DTYPE != DType::F32 || a.columns == 0 {
         return None;
     }
-    let factor = |m: Matrix<'_, T>| avx512::Factor {
+    let kernel = tiled::Kernel::best(tiled::Operands::Single, most)?;
+    let factor = |m: Matrix<'_, T>| tiled::Factor {
         data: m.data.as_ptr().cast(),
         row_stride: m.row_stride,
         column_stride: m.column_stride,
     };
-    let right = avx512::Right::Strided(factor(b));
+    let right = tiled::Right::Strided(factor(b));
     let shape = [a.rows, a.columns, b.columns];
-    Some(avx512::Product {
+    Some(tiled::Product {
         scale: scale.to_f64() as f32,
-        ..avx512::Product::new(operands, shape, factor(a), right)
+        ..tiled::Product::new(kernel, shape, factor(a), right)
     })
 }
 
 /// One thread for what takes a few microseconds.
 #[cfg(target_arch = "x86_64")]
-fn threads_for(product: &avx512::Product, threads: Parallelism) -> usize {
+fn threads_for(product: &tiled::Product, threads: Parallelism) -> usize {
     let work = product.rows * product.inner * product.columns;
     match threads {
         Parallelism::Rayon(_) if work > LITTLE => rayon::current_num_threads(),

@@ -51,16 +51,13 @@ macro_rules! vectorised {
                 fn widest<$($generic: $bound),*>($($argument: $type),*) $(-> $result)? {
                     plain::<$($generic),*>($($argument),*)
                 }
-                if is_x86_feature_detected!("avx512f")
-                    && is_x86_feature_detected!("avx512bw")
-                    && is_x86_feature_detected!("avx512dq")
-                    && is_x86_feature_detected!("avx512vl")
-                {
-                    // SAFETY: the features that `widest` is compiled for were just found; AVX2 and FMA come with AVX-512.
+                let used = $crate::nn::instructions::Instructions::used();
+                if used >= $crate::nn::instructions::Instructions::Avx512 {
+                    // SAFETY: the machine has what `widest` is compiled for.
                     return unsafe { widest::<$($generic),*>($($argument),*) };
                 }
-                if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-                    // SAFETY: the two features that `wide` is compiled for were just found.
+                if used >= $crate::nn::instructions::Instructions::Avx2 {
+                    // SAFETY: the machine has what `wide` is compiled for.
                     return unsafe { wide::<$($generic),*>($($argument),*) };
                 }
             }

@@ -5,6 +5,7 @@ use std::process::Command;
 
 use plumb::device::{self, Choice, Error};
 use plumb::monitor::Monitor as _;
+use plumb::nn::Instructions;
 use plumb::store::FORMAT_VERSION;
 use serde::Serialize;
 
@@ -119,7 +120,17 @@ fn processor() -> Finding {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let told = std::env::var("RAYON_NUM_THREADS").ok();
     let told = told.map_or_else(String::new, |n| format!("; RAYON_NUM_THREADS is {n}"));
-    Finding::ok("cpu", format!("{cores} cores may be used{told}"))
+    let instructions = Instructions::used();
+    let found = format!("{cores} cores may be used, with {instructions}{told}");
+    match instructions {
+        Instructions::Base if cfg!(target_arch = "x86_64") => Finding::not(
+            State::Note,
+            "cpu",
+            found,
+            "without AVX2 all is several times slower: if the processor has it, let the virtual machine show it",
+        ),
+        _ => Finding::ok("cpu", found),
+    }
 }
 
 fn gpu() -> Finding {

@@ -1,16 +1,17 @@
 //! Products of f32 activations with bf16 weights: both factors bf16, sums f32, the result f32. The left factor is rounded
 //! on the way.
 //!
-//! An element is a chain of additions, each rounded to f32, in the order of the processor's instruction for bf16 (`avx512.rs`).
+//! An element is a chain of additions, each rounded to f32, in the order of the processor's instruction for bf16 (`tiled.rs`).
 //! Without the instruction both factors are widened to f32 and multiplied in that order: products of bf16 are exact in f32, so
-//! with AVX-512 the result is the same bit for bit (numbers below 2^-126 apart, which the instruction takes for 0); the `gemm`
-//! crate, on other processors, divides the inner dimension otherwise.
+//! with AVX-512 or AVX2 the result is the same bit for bit (weights below 2^-126 apart, which the instruction takes for 0); the
+//! `gemm` crate, on other processors, divides the inner dimension otherwise.
 
 use half::bf16;
 use rayon::prelude::*;
 
 use super::{ALONE, Matrix, Plus, Shared, Write, check_sum, matmul_with_row};
 use crate::nn::cpu::rows_per_piece;
+use crate::nn::instructions::Instructions;
 
 /// Columns of the result whose weights are widened at a time: more than `gemm`'s shortcut for narrow products takes, and few
 /// enough for the cache.
@@ -24,23 +25,25 @@ pub(crate) fn matmul_plus_bf16(
 ) -> Vec<f32> {
     check_sum([a.rows, a.columns], [b.rows, b.columns], plus);
     #[cfg(target_arch = "x86_64")]
-    if let Some(out) = by_instruction(a, b, plus) {
+    if let Some(out) = by_kernel(Instructions::used(), a, b, plus) {
         return out;
     }
-    by_widening(a, b, plus)
+    by_widening(Instructions::used(), a, b, plus)
 }
 
-/// The product by the processor's own instruction, if it has one for these factors.
+/// The product by our kernel for nothing beyond these instructions, if it has one for these factors.
 #[cfg(target_arch = "x86_64")]
-fn by_instruction(
+fn by_kernel(
+    most: Instructions,
     a: Matrix<'_, f32>,
     b: Matrix<'_, bf16>,
     plus: Plus<'_, f32>,
 ) -> Option<Vec<f32>> {
-    use super::avx512::{Factor, Operands, Product, Right};
+    use super::tiled::{Factor, Kernel, Operands, Product, Right};
     if a.column_stride != 1 {
         return None;
     }
+    let kernel = Kernel::best(Operands::Bf16, most)?;
     let right = Right::Strided(pairs(&b)?);
     let left = Factor {
         data: a.data.as_ptr(),
@@ -48,21 +51,19 @@ fn by_instruction(
         column_stride: 1,
     };
     let shape = [a.rows, a.columns / 2, b.columns];
-    let product = Product::new(Operands::Bf16, shape, left, right);
+    let product = Product::new(kernel, shape, left, right);
     // SAFETY: the views were checked against their slices when made, and the shapes agree. Pairs are read without regard to alignment.
     Some(unsafe { super::made(product, plus) })
 }
 
-/// The right factor as pairs along the inner dimension, where they lie side by side, in rows of pairs, and the processor has the
-/// instruction.
+/// The right factor as pairs along the inner dimension, where they lie side by side, in rows of pairs.
 #[cfg(target_arch = "x86_64")]
-pub(super) fn pairs(b: &Matrix<'_, bf16>) -> Option<super::avx512::Factor> {
-    use super::avx512::{Factor, Operands, available};
+pub(super) fn pairs(b: &Matrix<'_, bf16>) -> Option<super::tiled::Factor> {
     let inner = b.rows;
     let in_pairs = b.row_stride == 1
         && inner.is_multiple_of(2)
         && (b.column_stride.is_multiple_of(2) || b.columns == 1);
-    (inner > 0 && in_pairs && available(Operands::Bf16)).then(|| Factor {
+    (inner > 0 && in_pairs).then(|| super::tiled::Factor {
         data: b.data.as_ptr().cast(),
         row_stride: 1,
         column_stride: b.column_stride / 2,
@@ -70,7 +71,12 @@ pub(super) fn pairs(b: &Matrix<'_, bf16>) -> Option<super::avx512::Factor> {
 }
 
 /// The product of the widened factors.
-fn by_widening(a: Matrix<'_, f32>, b: Matrix<'_, bf16>, plus: Plus<'_, f32>) -> Vec<f32> {
+fn by_widening(
+    most: Instructions,
+    a: Matrix<'_, f32>,
+    b: Matrix<'_, bf16>,
+    plus: Plus<'_, f32>,
+) -> Vec<f32> {
     let (rows, columns, inner) = (a.rows, b.columns, a.columns);
     let (mut out, write) = match plus.all {
         Some(all) => (all.to_vec(), Write::Add),
@@ -87,8 +93,7 @@ fn by_widening(a: Matrix<'_, f32>, b: Matrix<'_, bf16>, plus: Plus<'_, f32>) -> 
         .for_each(|(piece, out)| {
             for (i, out) in out.chunks_exact_mut(inner.max(1)).enumerate() {
                 for (k, x) in out.iter_mut().enumerate() {
-                    *x = bf16::from_f32(flushed(a.at(piece * together + i, swapped(k, inner))))
-                        .to_f32();
+                    *x = as_bf16(a.at(piece * together + i, swapped(k, inner)));
                 }
             }
         });
@@ -107,7 +112,8 @@ fn by_widening(a: Matrix<'_, f32>, b: Matrix<'_, bf16>, plus: Plus<'_, f32>) -> 
             // SAFETY: pieces are different columns.
             let mut target = unsafe { target.matrix(start, rows, width, columns) };
             let row = plus.row.map(|row| &row[start..start + width]);
-            matmul_with_row(&mut target, write, 1.0, (left, right), row, ALONE);
+            let target = &mut target;
+            matmul_with_row(most, target, write, 1.0, (left, right), row, ALONE);
         });
     out
 }
@@ -117,13 +123,20 @@ fn swapped(k: usize, inner: usize) -> usize {
     if (k ^ 1) < inner { k ^ 1 } else { k }
 }
 
-/// The number that the instruction rounds: what is below the smallest normal one is 0 to it.
-fn flushed(x: f32) -> f32 {
-    if x.is_subnormal() {
-        0.0_f32.copysign(x)
+/// A number rounded to bf16 as processors' instructions do it: numbers below the smallest normal one are 0 to them.
+#[inline(always)]
+pub(super) fn as_bf16(x: f32) -> f32 {
+    let bits = x.to_bits();
+    let magnitude = bits & 0x7fff_ffff;
+    let bits = if magnitude > 0x7f80_0000 {
+        // The first bit of its fraction is set, or what is not a number could become infinite.
+        bits | 0x0040_0000
+    } else if magnitude < 0x0080_0000 {
+        bits & 0x8000_0000
     } else {
-        x
-    }
+        bits + 0x7fff + (bits >> 16 & 1)
+    };
+    f32::from_bits(bits & 0xffff_0000)
 }
 
 #[cfg(test)]
@@ -140,8 +153,27 @@ mod tests {
 
     type Product = fn(Matrix<'_, f32>, Matrix<'_, bf16>, Plus<'_, f32>) -> Vec<f32>;
 
-    /// What serves this machine, and what serves those without the instruction.
-    const PRODUCTS: [Product; 2] = [matmul_plus_bf16, by_widening];
+    /// What serves this machine, machines with fewer instructions, and factors whose pairs are apart.
+    const PRODUCTS: [Product; 5] = [
+        matmul_plus_bf16,
+        |a, b, plus| within(Instructions::Avx512, a, b, plus),
+        |a, b, plus| within(Instructions::Avx2, a, b, plus),
+        |a, b, plus| by_widening(Instructions::used(), a, b, plus),
+        |a, b, plus| by_widening(Instructions::Base, a, b, plus),
+    ];
+
+    fn within(
+        most: Instructions,
+        a: Matrix<'_, f32>,
+        b: Matrix<'_, bf16>,
+        plus: Plus<'_, f32>,
+    ) -> Vec<f32> {
+        #[cfg(target_arch = "x86_64")]
+        if let Some(out) = by_kernel(most, a, b, plus) {
+            return out;
+        }
+        by_widening(most, a, b, plus)
+    }
 
     const SHAPES: [(usize, usize, usize); 8] = [
         (1, 1, 1),
@@ -168,7 +200,7 @@ mod tests {
             ] {
                 let plus = || Plus { row, all };
                 let found = PRODUCTS.map(|product| product(left, right, plus()));
-                for (index, &found) in found[0].iter().enumerate() {
+                for (index, &found) in found.iter().flat_map(|f| f.iter().enumerate()) {
                     let (i, j) = (index / columns, index % columns);
                     let product = |k: usize| {
                         f64::from(bf16::from_f32(a[i * inner + k])) * f64::from(b[j * inner + k])
@@ -178,9 +210,11 @@ mod tests {
                         + all.map_or(0.0, |all| f64::from(all[index]));
                     assert!((f64::from(found) - want).abs() < 1e-4, "{found} {want}");
                 }
-                #[cfg(target_arch = "x86_64")]
-                if by_instruction(left, right, plus()).is_some() {
-                    assert!(found[0] == found[1], "{rows}x{inner}x{columns}");
+                // All but the `gemm` crate's.
+                if Instructions::available() >= Instructions::Avx2 {
+                    for other in &found[1..4] {
+                        assert!(found[0] == *other, "{rows}x{inner}x{columns}");
+                    }
                 }
             }
         }

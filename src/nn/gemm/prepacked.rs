@@ -2,13 +2,14 @@
 
 use half::bf16;
 
-use super::avx512::{self, CacheLine, Factor, Operands, Product, Right};
+use super::tiled::{self, CacheLine, Factor, Kernel, Operands, Product, Right};
 use super::{Matrix, Plus, bf16 as halves, check_sum, made};
+use crate::nn::instructions::Instructions;
 
 /// A right factor [inner, columns] in the order in which this processor's products read it: the same results, bit for bit, as of the
 /// matrix that it was made of, without packing it again.
 pub(crate) struct Prepacked {
-    operands: Operands,
+    kernel: Kernel,
     inner: usize,
     columns: usize,
     panels: Vec<CacheLine>,
@@ -17,36 +18,45 @@ pub(crate) struct Prepacked {
 impl Prepacked {
     /// Of a matrix of f32; None if this processor's products do not pack.
     pub(crate) fn of_f32(matrix: Matrix<'_, f32>) -> Option<Self> {
-        let of_ours = matrix.rows > 0 && avx512::available(Operands::Single);
+        Self::of_f32_within(Instructions::used(), matrix)
+    }
+
+    fn of_f32_within(most: Instructions, matrix: Matrix<'_, f32>) -> Option<Self> {
+        let kernel = Kernel::best(Operands::Single, most)?;
         let right = Factor {
             data: matrix.data.as_ptr(),
             row_stride: matrix.row_stride,
             column_stride: matrix.column_stride,
         };
-        of_ours.then(|| Self::pack(Operands::Single, right, matrix.rows, matrix.columns))
+        (matrix.rows > 0).then(|| Self::pack(kernel, right, matrix.rows, matrix.columns))
     }
 
-    /// Of a matrix of bf16; None if this processor has no products of bf16, or its pairs do not lie side by side.
+    /// Of a matrix of bf16; None if this processor's products do not pack, or its pairs do not lie side by side.
     pub(crate) fn of_bf16(matrix: Matrix<'_, bf16>) -> Option<Self> {
+        Self::of_bf16_within(Instructions::used(), matrix)
+    }
+
+    fn of_bf16_within(most: Instructions, matrix: Matrix<'_, bf16>) -> Option<Self> {
+        let kernel = Kernel::best(Operands::Bf16, most)?;
         let right = halves::pairs(&matrix)?;
         let pairs = matrix.rows / 2;
-        Some(Self::pack(Operands::Bf16, right, pairs, matrix.columns))
+        Some(Self::pack(kernel, right, pairs, matrix.columns))
     }
 
     /// `inner` counts pairs where the factor does.
-    fn pack(operands: Operands, right: Factor, inner: usize, columns: usize) -> Self {
+    fn pack(kernel: Kernel, right: Factor, inner: usize, columns: usize) -> Self {
         Self {
-            operands,
+            kernel,
             inner,
             columns,
-            // SAFETY: the view was checked against its slice when made, and the processor was asked.
-            panels: unsafe { avx512::panels(operands, right, (inner, columns)) },
+            // SAFETY: the view was checked against its slice when made.
+            panels: unsafe { tiled::panels(kernel, right, (inner, columns)) },
         }
     }
 
     /// `a b + plus` as rows, by all threads; for a matrix of bf16 `a` is rounded.
     pub(crate) fn product(&self, a: Matrix<'_, f32>, plus: Plus<'_, f32>) -> Vec<f32> {
-        let inner = match self.operands {
+        let inner = match self.kernel.operands() {
             Operands::Single => self.inner,
             Operands::Bf16 => 2 * self.inner,
         };
@@ -59,7 +69,7 @@ impl Prepacked {
         };
         let shape = [a.rows, self.inner, self.columns];
         let right = Right::Packed(self.panels.as_ptr().cast());
-        let product = Product::new(self.operands, shape, left, right);
+        let product = Product::new(self.kernel, shape, left, right);
         // SAFETY: the left view was checked against its slice when made, and the panels are those of a matrix of this shape.
         unsafe { made(product, plus) }
     }
@@ -92,16 +102,22 @@ mod tests {
                 row: Some(&*row),
                 all: Some(&*all),
             };
-            for matrix in [single, turned] {
-                let Some(packed) = Prepacked::of_f32(matrix) else {
-                    continue;
-                };
-                let found = packed.product(left, plus());
-                assert!(found == matmul_plus(1.0, left, matrix, plus()), "{inner}");
-            }
-            if let Some(packed) = Prepacked::of_bf16(half) {
-                let found = packed.product(left, plus());
-                assert!(found == matmul_plus_bf16(left, half, plus()), "{inner}");
+            for most in [
+                Instructions::Avx2,
+                Instructions::Avx512,
+                Instructions::Avx512Bf16,
+            ] {
+                for matrix in [single, turned] {
+                    let Some(packed) = Prepacked::of_f32_within(most, matrix) else {
+                        continue;
+                    };
+                    let found = packed.product(left, plus());
+                    assert!(found == matmul_plus(1.0, left, matrix, plus()), "{inner}");
+                }
+                if let Some(packed) = Prepacked::of_bf16_within(most, half) {
+                    let found = packed.product(left, plus());
+                    assert!(found == matmul_plus_bf16(left, half, plus()), "{inner}");
+                }
             }
         }
     }

@@ -1,4 +1,4 @@
-//! Products against sums in f64, and the promise that rows do not depend on each other, for our kernel and the crate.
+//! Products against sums in f64, and the promise that rows do not depend on each other, for our kernels and the crate.
 
 use super::*;
 
@@ -15,8 +15,15 @@ pub(super) fn numbers(count: usize, salt: u32) -> Vec<f32> {
 type Kernel =
     fn(&mut MatrixMut<'_, f32>, Write, f32, Matrix<'_, f32>, Matrix<'_, f32>, Parallelism);
 
-/// What serves this machine, and what serves those without AVX-512.
-const KERNELS: [Kernel; 2] = [matmul, matmul_by_crate];
+/// What serves this machine, and what serves those without AVX-512, and without AVX2.
+const KERNELS: [Kernel; 3] = [
+    matmul,
+    |c, write, scale, a, b, threads| {
+        let factors = (a, b);
+        matmul_with_row(Instructions::Avx2, c, write, scale, factors, None, threads);
+    },
+    matmul_by_crate,
+];
 
 /// `0.5 + 0.5 a b`.
 fn half_product(
@@ -106,6 +113,27 @@ fn a_transposed_left_factor_gives_the_same_bits() {
             matmul_plus(1.0, straight, b, plus),
             matmul_plus(1.0, turned, b, plus)
         );
+    }
+}
+
+#[test]
+fn more_instructions_give_the_same_bits() {
+    for (rows, inner, columns) in SHAPES {
+        let (a, b) = (numbers(rows * inner, 1), numbers(inner * columns, 2));
+        let (row, all) = (numbers(columns, 3), numbers(rows * columns, 4));
+        for by_row in [true, false] {
+            let left = Matrix::new(&a, rows, inner, inner);
+            let right = match by_row {
+                true => Matrix::new(&b, inner, columns, columns),
+                false => Matrix::new(&b, columns, inner, inner).t(),
+            };
+            let plus = || Plus {
+                row: Some(&*row),
+                all: Some(&*all),
+            };
+            let by = |most| matmul_plus_within(most, 0.5, left, right, plus());
+            assert_eq!(by(Instructions::Avx2), by(Instructions::Avx512));
+        }
     }
 }
 

@@ -1,51 +1,14 @@
 //! How factors lie in the cache: in the order in which tiles read them.
 
 use std::arch::x86_64::{
-    __m512, __mmask16, _mm512_castpd_ps, _mm512_castps_pd, _mm512_cvtne2ps_pbh,
-    _mm512_maskz_loadu_ps, _mm512_setzero_ps, _mm512_shuffle_f32x4, _mm512_storeu_ps,
-    _mm512_unpackhi_pd, _mm512_unpackhi_ps, _mm512_unpacklo_pd, _mm512_unpacklo_ps,
+    __m512, _mm512_castpd_ps, _mm512_castps_pd, _mm512_cvtne2ps_pbh, _mm512_maskz_loadu_ps,
+    _mm512_setzero_ps, _mm512_shuffle_f32x4, _mm512_storeu_ps, _mm512_unpackhi_pd,
+    _mm512_unpackhi_ps, _mm512_unpacklo_pd, _mm512_unpacklo_ps,
 };
 use std::mem::transmute;
 
-use rayon::prelude::*;
-
-use super::{CacheLine, Factor, LANES, Operands, ROW, TILE_COLUMNS, block_of};
-
-/// A right factor in the order in which products read it: block after block of the inner dimension, in each panel after panel of
-/// `TILE_COLUMNS` columns. Columns that fill the last panel are zeros.
-///
-/// # Safety
-///
-/// The processor must be `available`, and `inner` rows of `columns` readable in the factor.
-pub(in super::super) unsafe fn panels(
-    operands: Operands,
-    right: Factor,
-    (inner, columns): (usize, usize),
-) -> Vec<CacheLine> {
-    /// What threads read, and where they write.
-    struct Both(Factor, *mut f32);
-    // SAFETY: nobody changes the factor meanwhile, and threads write to different panels.
-    unsafe impl Sync for Both {}
-
-    let count = columns.div_ceil(TILE_COLUMNS);
-    let width = count * TILE_COLUMNS;
-    let mut packed = vec![CacheLine([0.0; LANES]); inner * width / LANES];
-    let both = &Both(right, packed.as_mut_ptr().cast());
-    let block = block_of(operands, inner);
-    (0..count).into_par_iter().for_each(|panel| {
-        let column = panel * TILE_COLUMNS;
-        for at in (0..inner).step_by(block) {
-            let rows = block.min(inner - at);
-            let to = both
-                .1
-                .wrapping_add(at * width + panel * rows * TILE_COLUMNS);
-            let size = (rows, TILE_COLUMNS.min(columns - column));
-            // SAFETY: the panel lies inside the factor and, packed, inside `packed`.
-            unsafe { pack(both.0, (at, column), size, (to, TILE_COLUMNS)) };
-        }
-    });
-    packed
-}
+use super::super::{Factor, ROW};
+use super::vectors::{LANES, lanes};
 
 /// Packs the factor's elements from (row, column) on as rows of another stride.
 ///
@@ -70,7 +33,8 @@ pub(super) unsafe fn pack(
     }
 }
 
-/// Packs the factor's elements from (row, column) on as rows of pairs of bf16, `ROW` apart.
+/// Packs the factor's elements from (row, column) on as rows of pairs of bf16, `ROW` apart. Columns count
+/// pairs.
 ///
 /// # Safety
 ///
@@ -84,7 +48,7 @@ pub(super) unsafe fn round(
     to: *mut f32,
 ) {
     for row_index in 0..rows {
-        let from = factor.at(row + row_index, column);
+        let from = factor.at(row + row_index, 2 * column);
         for pair in (0..pairs).step_by(LANES) {
             let rest = 2 * (pairs - pair);
             // SAFETY: the lanes are elements of the row, which the caller vouches for.
@@ -98,11 +62,6 @@ pub(super) unsafe fn round(
             }
         }
     }
-}
-
-/// The first `count` lanes.
-pub(super) fn lanes(count: usize) -> __mmask16 {
-    if count >= LANES { !0 } else { (1 << count) - 1 }
 }
 
 /// Copies a matrix between rows of different strides.

@@ -1,0 +1,438 @@
+//! Products of f32 matrices, and of f32 with bf16 ones, on processors with AVX2 or AVX-512, where the `gemm` crate reaches three
+//! quarters to nine tenths of what MKL does. The scheme is that of BLIS (Van Zee & van de Geijn 2015, doi:10.1145/2764454): a tile of the result
+//! stays in registers, a block of the right factor in the L2 cache, the rows of a tile in the L1 cache.
+//!
+//! An element is one chain of fused multiply-adds over a block of the inner dimension, from zero; the sums of
+//! blocks are added in order. Blocks depend on the inner dimension alone: so a row of the result depends
+//! neither on the other rows, nor on the threads, nor on the instructions.
+//!
+//! Where the right factor is bf16 the left one is rounded to bf16 as it is packed, and what is a number above is two
+//! neighbours of the inner dimension: `vdpbf16ps` adds the product of the second ones to a sum, rounds, adds that of the first
+//! ones, and rounds. (Measured on Zen 5; the documentation of Intel's processors says the same.) Without the instruction the
+//! pairs are widened in registers, and added in that order: products of bf16 are exact in f32.
+
+mod avx2;
+mod avx512;
+mod tile;
+
+use std::cell::Cell;
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use crate::nn::instructions::Instructions;
+use tile::Tile;
+
+/// The longest block of the inner dimension.
+const INNER: usize = 384;
+/// From one packed row of the left factor to the next: an odd number of cache lines, so that the rows of a
+/// tile do not compete for the same lines of the cache; known here, so that it costs no arithmetic.
+const ROW: usize = INNER + CacheLine::NUMBERS;
+/// Columns and tiles of rows below which a product is not divided further among threads.
+const FEWEST_COLUMNS: usize = 256;
+const FEWEST_TILES: usize = 8;
+
+/// Elements with one stride of 1: (i, j) is at `data + i * row_stride + j * column_stride`.
+#[derive(Clone, Copy)]
+pub(super) struct Factor {
+    pub(super) data: *const f32,
+    pub(super) row_stride: usize,
+    pub(super) column_stride: usize,
+}
+
+impl Factor {
+    fn at(&self, row: usize, column: usize) -> *const f32 {
+        self.data
+            .wrapping_add(row * self.row_stride + column * self.column_stride)
+    }
+}
+
+/// The right factor.
+#[derive(Clone, Copy)]
+pub(super) enum Right {
+    /// As it lies in a tensor: packed anew in every product.
+    Strided(Factor),
+    /// The first line of what [`panels`] made for these operands and instructions.
+    Packed(*const f32),
+}
+
+impl Right {
+    /// How many numbers are gone through at a time, where a core's own cache has room for `near`. (Measured on Zen 4: of panels that lie
+    /// side by side twice as many are no slower, and the left factor is packed half as often.)
+    fn near(&self, near: usize) -> usize {
+        match self {
+            Self::Strided(_) => near,
+            Self::Packed(_) => 2 * near,
+        }
+    }
+}
+
+/// What is multiplied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Operands {
+    /// f32 with f32.
+    Single,
+    /// f32, rounded to bf16, with bf16. Pairs of the right factor along the inner dimension, which is even, are
+    /// read as one number: its `data` and strides count pairs. The left factor has a column stride of 1.
+    Bf16,
+}
+
+/// A kernel that this processor can run: the only way to one is [`Kernel::best`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Kernel {
+    operands: Operands,
+    form: Form,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    Avx2,
+    Avx2Pairs,
+    Avx512,
+    Avx512Pairs,
+    Avx512Bf16,
+}
+
+impl Kernel {
+    /// For these operands, with nothing beyond `most`; None if there is none.
+    pub(super) fn best(operands: Operands, most: Instructions) -> Option<Self> {
+        let form = match (operands, most.min(Instructions::available())) {
+            (_, Instructions::Base) => return None,
+            (Operands::Single, Instructions::Avx2) => Form::Avx2,
+            (Operands::Single, _) => Form::Avx512,
+            (Operands::Bf16, Instructions::Avx2) => Form::Avx2Pairs,
+            (Operands::Bf16, Instructions::Avx512) => Form::Avx512Pairs,
+            (Operands::Bf16, Instructions::Avx512Bf16) => Form::Avx512Bf16,
+        };
+        Some(Self { operands, form })
+    }
+
+    pub(super) fn operands(self) -> Operands {
+        self.operands
+    }
+
+    fn divided(self) -> Division {
+        match self.form {
+            Form::Avx2 => Division::of::<avx2::Single>(),
+            Form::Avx2Pairs => Division::of::<avx2::Pairs>(),
+            Form::Avx512 => Division::of::<avx512::Single>(),
+            Form::Avx512Pairs => Division::of::<avx512::Pairs>(),
+            Form::Avx512Bf16 => Division::of::<avx512::Bf16>(),
+        }
+    }
+}
+
+/// How a kernel divides a product.
+struct Division {
+    tile_rows: usize,
+    tile_columns: usize,
+    near: usize,
+    piece: unsafe fn(&Product, Range<usize>, Range<usize>),
+    pack_right: PackRight,
+}
+
+impl Division {
+    fn of<V: Vectors>() -> Self {
+        Self {
+            tile_rows: V::TILES.len(),
+            tile_columns: V::TILE_COLUMNS,
+            near: V::NEAR,
+            piece: piece::<V>,
+            pack_right: V::pack_right,
+        }
+    }
+}
+
+/// Packs the factor's elements from (row, column) on, of which there are (rows, columns), as rows of `TILE_COLUMNS`.
+type PackRight = unsafe fn(Factor, (usize, usize), (usize, usize), *mut f32);
+
+/// A kernel's instructions.
+trait Vectors {
+    /// Columns of a tile: two vectors.
+    const TILE_COLUMNS: usize;
+    /// The most numbers, or pairs, of the right factor that are gone through at a time, for all rows: as many as the L2 cache of a core
+    /// has room for.
+    const NEAR: usize;
+    /// The functions for tiles of 1, 2, .. rows: the number of rows must be known to the compiler for sums to stay in registers.
+    const TILES: &'static [unsafe fn(&Tile)];
+
+    /// Packs the left factor's elements from (row, column) on, of which there are (rows, columns), as rows, `ROW` apart. Pairs of
+    /// bf16 are counted as one column.
+    ///
+    /// # Safety
+    ///
+    /// The processor must have the instructions, the elements must be readable, and `to` writable in whole cache lines.
+    unsafe fn pack_left(factor: Factor, at: (usize, usize), size: (usize, usize), to: *mut f32);
+
+    /// [`PackRight`].
+    ///
+    /// # Safety
+    ///
+    /// As [`Self::pack_left`].
+    unsafe fn pack_right(factor: Factor, at: (usize, usize), size: (usize, usize), to: *mut f32);
+}
+
+/// `target = scale * left right + bias + base`: `target` is `rows` x `columns`, its rows `stride` apart; `left`
+/// has `inner` columns, or pairs of columns.
+#[derive(Clone, Copy)]
+pub(super) struct Product {
+    pub(super) kernel: Kernel,
+    pub(super) rows: usize,
+    pub(super) inner: usize,
+    pub(super) columns: usize,
+    pub(super) scale: f32,
+    pub(super) left: Factor,
+    pub(super) right: Right,
+    /// A row that is added to all, or null.
+    pub(super) bias: *const f32,
+    /// Rows, `base_stride` apart, or null. May be the target itself.
+    pub(super) base: *const f32,
+    pub(super) base_stride: usize,
+    pub(super) target: *mut f32,
+    pub(super) stride: usize,
+}
+
+impl Product {
+    /// A product of `[rows, inner, columns]` without a target.
+    pub(super) fn new(
+        kernel: Kernel,
+        [rows, inner, columns]: [usize; 3],
+        left: Factor,
+        right: Right,
+    ) -> Self {
+        Self {
+            kernel,
+            rows,
+            inner,
+            columns,
+            scale: 1.0,
+            left,
+            right,
+            bias: std::ptr::null(),
+            base: std::ptr::null(),
+            base_stride: 0,
+            target: std::ptr::null_mut(),
+            stride: 0,
+        }
+    }
+}
+
+// SAFETY: the pointers are only read and written inside `run`, whose caller vouches for them.
+unsafe impl Send for Product {}
+// SAFETY: as above; two threads never write to the same elements.
+unsafe impl Sync for Product {}
+
+/// The length of the blocks that an inner dimension of so many numbers is summed in.
+pub(super) fn inner_block(inner: usize) -> usize {
+    inner
+        .div_ceil(inner.div_ceil(INNER))
+        .next_multiple_of(CacheLine::NUMBERS)
+}
+
+/// The numbers, or pairs, of a block of the inner dimension: the same numbers in a block, whether they come one by one or in pairs.
+fn block_of(operands: Operands, inner: usize) -> usize {
+    match operands {
+        Operands::Single => inner_block(inner),
+        Operands::Bf16 => inner_block(2 * inner) / 2,
+    }
+}
+
+/// Computes the product, on as many threads.
+///
+/// # Safety
+///
+/// All elements of the factors, bias and base must be readable, those of
+/// the target writable, and nothing but the base may overlap the target. `inner` must not be 0.
+pub(super) unsafe fn run(product: &Product, threads: usize) {
+    let division = product.kernel.divided();
+    let block = block_of(product.kernel.operands, product.inner);
+    let near = product.right.near(division.near);
+    let most_columns = (near / block).max(division.tile_columns);
+    let (row_pieces, column_pieces) = pieces(&division, product, most_columns, threads);
+    let height = product
+        .rows
+        .div_ceil(row_pieces)
+        .next_multiple_of(division.tile_rows);
+    // Pieces of a packed factor are whole panels.
+    let width = product
+        .columns
+        .div_ceil(column_pieces)
+        .next_multiple_of(division.tile_columns);
+    let piece = |index: usize| {
+        let (row, column) = (
+            index / column_pieces * height,
+            index % column_pieces * width,
+        );
+        if row >= product.rows || column >= product.columns {
+            return;
+        }
+        let rows = row..(row + height).min(product.rows);
+        let columns = column..(column + width).min(product.columns);
+        // SAFETY: the caller's promises; pieces do not overlap.
+        unsafe { (division.piece)(product, rows, columns) };
+    };
+    let num_pieces = row_pieces * column_pieces;
+    if threads == 1 {
+        (0..num_pieces).for_each(piece);
+    } else {
+        // One at a time: a piece is long enough, and rayon would hand out several to a thread.
+        (0..num_pieces)
+            .into_par_iter()
+            .with_max_len(1)
+            .for_each(piece);
+    }
+}
+
+/// Into how many pieces rows and columns are divided. Each piece packs the right factor's columns and copies
+/// the left one's rows for itself: long rows cost less than many columns.
+fn pieces(
+    division: &Division,
+    &Product { rows, columns, .. }: &Product,
+    most_columns: usize,
+    threads: usize,
+) -> (usize, usize) {
+    let fewest = columns.div_ceil(most_columns).max(1);
+    if threads == 1 {
+        return (1, fewest);
+    }
+    let across = (columns / FEWEST_COLUMNS).clamp(1, 4 * threads).max(fewest);
+    if across < threads {
+        let fewest_rows = FEWEST_TILES * division.tile_rows;
+        let down = (2 * threads).div_ceil(across).min(rows / fewest_rows);
+        return (down.max(1), across);
+    }
+    // The same number for each thread.
+    let even = across / threads * threads;
+    (1, even.max(fewest.next_multiple_of(threads)))
+}
+
+/// Numbers that start at a cache line.
+#[repr(C, align(64))]
+#[derive(Clone, Copy)]
+pub(super) struct CacheLine([f32; Self::NUMBERS]);
+
+impl CacheLine {
+    const NUMBERS: usize = 16;
+    const ZEROS: Self = Self([0.0; Self::NUMBERS]);
+}
+
+thread_local! {
+    /// What this thread packs factors into: the rows of a tile of the left one, then a block of the right one.
+    static PACKED: Cell<Vec<CacheLine>> = const { Cell::new(Vec::new()) };
+}
+
+/// The part of the product in `rows` and `columns`.
+///
+/// # Safety
+///
+/// As `run`, with a kernel of these vectors, and no other thread may write to this part.
+unsafe fn piece<V: Vectors>(p: &Product, rows: Range<usize>, columns: Range<usize>) {
+    let panels = columns.len().div_ceil(V::TILE_COLUMNS);
+    let width = panels * V::TILE_COLUMNS;
+    let block = block_of(p.kernel.operands, p.inner);
+    let all = p.columns.next_multiple_of(V::TILE_COLUMNS);
+    // As many blocks at a time as fit, so that an element is changed while it is near.
+    let depth = block * (p.right.near(V::NEAR) / (block * width)).max(1);
+    let mut packed = PACKED.take();
+    let lines = V::TILES.len() * ROW / CacheLine::NUMBERS;
+    let needed = lines
+        + match p.right {
+            Right::Strided(_) => {
+                depth.min(p.inner + CacheLine::NUMBERS) * width / CacheLine::NUMBERS
+            }
+            Right::Packed(_) => 0,
+        };
+    // Kept by the thread and only grown: the factors of one product after the other are packed into the same pages.
+    if packed.len() < needed {
+        packed.resize(needed, CacheLine::ZEROS);
+    }
+    let (left, right) = packed.split_at_mut(lines);
+    let (left, right) = (
+        left.as_mut_ptr().cast::<f32>(),
+        right.as_mut_ptr().cast::<f32>(),
+    );
+    for start in (0..p.inner).step_by(depth) {
+        let end = (start + depth).min(p.inner);
+        let panel = |panel: usize, at: usize| {
+            let column = columns.start + panel * V::TILE_COLUMNS;
+            let count = V::TILE_COLUMNS.min(columns.end - column);
+            let rows = block.min(end - at);
+            let packed = match p.right {
+                Right::Strided(_) => {
+                    right.wrapping_add((at - start) * width + panel * rows * V::TILE_COLUMNS)
+                }
+                Right::Packed(right) => right.wrapping_add(at * all + column * rows).cast_mut(),
+            };
+            (column, count, rows, packed)
+        };
+        if let Right::Strided(factor) = p.right {
+            for at in (start..end).step_by(block) {
+                for (column, count, inner, to) in (0..panels).map(|i| panel(i, at)) {
+                    // SAFETY: the panel lies inside the factor and, packed, inside `right`.
+                    unsafe { V::pack_right(factor, (at, column), (inner, count), to) };
+                }
+            }
+        }
+        for row in rows.clone().step_by(V::TILES.len()) {
+            let count = V::TILES.len().min(rows.end - row);
+            for at in (start..end).step_by(block) {
+                let size = (count, block.min(end - at));
+                // SAFETY: the tile's rows lie inside the factor and, packed, inside `left`.
+                unsafe { V::pack_left(p.left, (row, at), size, left) };
+                for (column, columns, inner, right) in (0..panels).map(|i| panel(i, at)) {
+                    let tile = Tile {
+                        inner,
+                        left,
+                        right,
+                        columns,
+                        ..Tile::at(p, row, column, at == 0)
+                    };
+                    // SAFETY: both factors were packed; the tile's elements lie inside target, base and bias.
+                    unsafe { V::TILES[count - 1](&tile) };
+                }
+            }
+        }
+    }
+    PACKED.set(packed);
+}
+
+/// A right factor in the order in which products read it: block after block of the inner dimension, in each panel after panel of
+/// a tile's columns. Columns that fill the last panel are zeros.
+///
+/// # Safety
+///
+/// `inner` rows of `columns` must be readable in the factor.
+pub(super) unsafe fn panels(
+    kernel: Kernel,
+    right: Factor,
+    (inner, columns): (usize, usize),
+) -> Vec<CacheLine> {
+    /// What threads read, and where they write.
+    struct Both(Factor, *mut f32);
+    // SAFETY: nobody changes the factor meanwhile, and threads write to different panels.
+    unsafe impl Sync for Both {}
+
+    let Division {
+        tile_columns,
+        pack_right,
+        ..
+    } = kernel.divided();
+    let count = columns.div_ceil(tile_columns);
+    let width = count * tile_columns;
+    let mut packed = vec![CacheLine::ZEROS; inner * width / CacheLine::NUMBERS];
+    let both = &Both(right, packed.as_mut_ptr().cast());
+    let block = block_of(kernel.operands, inner);
+    (0..count).into_par_iter().for_each(|panel| {
+        let column = panel * tile_columns;
+        for at in (0..inner).step_by(block) {
+            let rows = block.min(inner - at);
+            let to = both
+                .1
+                .wrapping_add(at * width + panel * rows * tile_columns);
+            let size = (rows, tile_columns.min(columns - column));
+            // SAFETY: the panel lies inside the factor and, packed, inside `packed`.
+            unsafe { pack_right(both.0, (at, column), size, to) };
+        }
+    });
+    packed
+}

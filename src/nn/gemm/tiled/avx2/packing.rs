@@ -1,0 +1,143 @@
+//! How factors lie in the cache: in the order in which tiles read them.
+
+use std::arch::x86_64::{
+    __m256, _mm256_permute2f128_ps, _mm256_setzero_ps, _mm256_shuffle_ps, _mm256_storeu_ps,
+    _mm256_unpackhi_ps, _mm256_unpacklo_ps,
+};
+
+use super::super::super::bf16::as_bf16;
+use super::super::{Factor, ROW};
+use super::vectors::{LANES, load_some};
+
+/// Packs the factor's elements from (row, column) on as rows of another stride.
+///
+/// # Safety
+///
+/// The processor must have AVX2, as many rows and columns must be readable there, and `to` writable in whole vectors of rows.
+#[target_feature(enable = "avx2")]
+pub(super) unsafe fn pack(
+    factor: Factor,
+    (row, column): (usize, usize),
+    (rows, columns): (usize, usize),
+    to: (*mut f32, usize),
+) {
+    let from = factor.at(row, column);
+    // SAFETY: the caller's promise.
+    unsafe {
+        if factor.column_stride == 1 {
+            copy((from, factor.row_stride), (rows, columns), to);
+        } else {
+            transpose((from, factor.column_stride), (columns, rows), to);
+        }
+    }
+}
+
+/// Copies a matrix between rows of different strides.
+///
+/// # Safety
+///
+/// As [`pack`].
+#[target_feature(enable = "avx2")]
+unsafe fn copy(
+    (from, from_stride): (*const f32, usize),
+    (rows, columns): (usize, usize),
+    (to, to_stride): (*mut f32, usize),
+) {
+    // Down the rows first: they are far apart in memory, and so are read side by side.
+    for column in (0..columns).step_by(LANES) {
+        for row in 0..rows {
+            // SAFETY: the lanes are elements of the row, which the caller vouches for.
+            unsafe {
+                let from = from.wrapping_add(row * from_stride + column);
+                let x = load_some(from, columns - column);
+                _mm256_storeu_ps(to.wrapping_add(row * to_stride + column), x);
+            }
+        }
+    }
+}
+
+/// Writes a matrix of `rows` x `columns` as one of `columns` x `rows`.
+///
+/// # Safety
+///
+/// As [`pack`].
+#[target_feature(enable = "avx2")]
+unsafe fn transpose(
+    (from, from_stride): (*const f32, usize),
+    (rows, columns): (usize, usize),
+    (to, to_stride): (*mut f32, usize),
+) {
+    for row in (0..rows).step_by(LANES) {
+        for column in (0..columns).step_by(LANES) {
+            let mut square = [_mm256_setzero_ps(); LANES];
+            for (i, x) in square.iter_mut().enumerate().take(rows - row) {
+                // SAFETY: the lanes are elements of row `row + i`.
+                *x = unsafe {
+                    let from = from.wrapping_add((row + i) * from_stride + column);
+                    load_some(from, columns - column)
+                };
+            }
+            let square = transpose_square(square);
+            for (i, &x) in square.iter().enumerate().take(columns - column) {
+                // SAFETY: the caller's promise.
+                unsafe { _mm256_storeu_ps(to.wrapping_add((column + i) * to_stride + row), x) };
+            }
+        }
+    }
+}
+
+/// 8 x 8 numbers, transposed.
+#[target_feature(enable = "avx2")]
+fn transpose_square(r: [__m256; LANES]) -> [__m256; LANES] {
+    let mut fours = [_mm256_setzero_ps(); LANES];
+    for i in (0..LANES).step_by(4) {
+        let low = (
+            _mm256_unpacklo_ps(r[i], r[i + 1]),
+            _mm256_unpacklo_ps(r[i + 2], r[i + 3]),
+        );
+        let high = (
+            _mm256_unpackhi_ps(r[i], r[i + 1]),
+            _mm256_unpackhi_ps(r[i + 2], r[i + 3]),
+        );
+        // Half h of `fours[i + j]` is column 4 h + j of the rows i .. i + 4.
+        fours[i] = _mm256_shuffle_ps::<0x44>(low.0, low.1);
+        fours[i + 1] = _mm256_shuffle_ps::<0xee>(low.0, low.1);
+        fours[i + 2] = _mm256_shuffle_ps::<0x44>(high.0, high.1);
+        fours[i + 3] = _mm256_shuffle_ps::<0xee>(high.0, high.1);
+    }
+    let mut out = [_mm256_setzero_ps(); LANES];
+    for j in 0..4 {
+        out[j] = _mm256_permute2f128_ps::<0x20>(fours[j], fours[4 + j]);
+        out[4 + j] = _mm256_permute2f128_ps::<0x31>(fours[j], fours[4 + j]);
+    }
+    out
+}
+
+/// Packs the factor's elements from (row, column) on as rows of f32, `ROW` apart, rounded to bf16, of each pair the second number
+/// first. Columns count pairs.
+///
+/// # Safety
+///
+/// The processor must have AVX2, as many rows of pairs of columns must be readable there, side by side, and `to` writable.
+#[target_feature(enable = "avx2")]
+pub(in super::super) unsafe fn round(
+    factor: Factor,
+    (row, column): (usize, usize),
+    (rows, pairs): (usize, usize),
+    to: *mut f32,
+) {
+    for row_index in 0..rows {
+        let from = factor.at(row + row_index, 2 * column);
+        // SAFETY: the caller's promise; the factor is no part of what is packed.
+        let (from, to) = unsafe {
+            (
+                std::slice::from_raw_parts(from, 2 * pairs),
+                std::slice::from_raw_parts_mut(to.wrapping_add(row_index * ROW), 2 * pairs),
+            )
+        };
+        for (to, from) in to.chunks_exact_mut(2).zip(from.chunks_exact(2)) {
+            to[0] = as_bf16(from[1]);
+            to[1] = as_bf16(from[0]);
+        }
+    }
+}
