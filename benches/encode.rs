@@ -1,13 +1,14 @@
-//! Encode throughput against transformers, eager and compiled, and OpenVINO: the same random weights, token ids, precision and cores, in
+//! Encode throughput against transformers, eager and compiled, OpenVINO and ONNX Runtime: the same random weights, token ids, precision and cores, in
 //! turns.
 //!
 //! `PLUMB_PYTHON=python cargo bench -- encode [FILTER]` prints one table. The Python needs torch and
-//! transformers, and openvino for that peer. Errors are compared too, so that all sides are known to do the same work.
+//! transformers; openvino, and onnxruntime with onnxscript, for those peers. Errors are compared too, so that all sides are known to do the same work.
 
 use std::path::Path;
 use std::process::Command;
 
 use candle_core::{DType, Device, Tensor};
+use plumb::nn::Instructions;
 use plumb::nn::weights::Weights;
 use plumb::text::activation::Activation;
 use plumb::text::clip::{ClipForward, ClipTextArchitecture, ClipTextNetwork, PooledRule};
@@ -40,15 +41,16 @@ struct Bench {
 }
 
 /// What a user would run instead.
-const WAYS: [&str; 3] = ["eager", "compiled", "openvino"];
+const WAYS: [&str; 4] = ["eager", "compiled", "openvino", "onnx"];
 
 /// Runs the benches whose name and precision, as `T5 base, 77, pads attended, bf16`, contain `filter`.
 pub(crate) fn run(filter: &str) -> Result<(), Failure> {
     let python = std::env::var("PLUMB_PYTHON").unwrap_or_else(|_| "python3".into());
     let (captions, threads) = (COUNTS.len(), threads());
     println!(
-        "{captions} captions, {threads} threads; medians of {} turns; a ratio (least..most of turns) above 1 is in plumb's \
+        "{captions} captions, {threads} threads, instructions {}; medians of {} turns; a ratio (least..most of turns) above 1 is in plumb's \
          favour; errors are the largest of any output against f64, in units of its root mean square",
+        Instructions::used(),
         turns(TURNS)
     );
     println!(
@@ -223,7 +225,7 @@ impl Bench {
             let mut peer = peer(python, folder.path(), dtype, way)?;
             match peer.line()?.split_once(' ') {
                 Some(("ready", version)) => peers.push((way, version.to_owned(), peer)),
-                Some(("absent", what)) => eprintln!("{what} is not installed"),
+                Some(("absent", what)) => eprintln!("{label}: no {what}"),
                 said => return Err(format!("the peer did not start: {said:?}").into()),
             }
         }

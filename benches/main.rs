@@ -1,4 +1,7 @@
 //! `cargo bench -- NAME [FILTER]`: measurements against what a user would pick instead.
+//!
+//! `PLUMB_BENCH_INSTRUCTIONS=avx2` (or `base`, `avx512`, `avx512-bf16`) hides wider instructions from plumb's own kernels, and the
+//! variables that MKL, oneDNN and ATen have for it hide them from the peers: what a desktop without AVX-512 would take.
 
 #![expect(
     clippy::disallowed_methods,
@@ -28,6 +31,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .skip(1)
         .filter(|a| a != "--bench")
         .collect();
+    turns::limit_instructions()?;
     let filter = arguments.get(1).map_or("", String::as_str);
     match arguments.first().map(String::as_str) {
         Some("encode") => encode::run(filter)?,

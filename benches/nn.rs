@@ -238,6 +238,7 @@ impl Peer {
         let mut process = Command::new(python)
             .arg(script)
             .arg(threads.to_string())
+            .envs(crate::turns::peer_limits())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()

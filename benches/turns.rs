@@ -5,6 +5,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::OnceLock;
 use std::time::Instant;
 
+use plumb::nn::Instructions;
 use serde_json::{Value, json};
 
 pub(crate) type Failure = Box<dyn std::error::Error>;
@@ -48,6 +49,30 @@ pub(crate) fn turns(usual: usize) -> usize {
     let given = std::env::var("PLUMB_BENCH_TURNS");
     let given = given.ok().and_then(|given| given.parse().ok());
     given.unwrap_or(usual).max(1)
+}
+
+/// Lets kernels use nothing beyond what `PLUMB_BENCH_INSTRUCTIONS` names, if it names something.
+pub(crate) fn limit_instructions() -> Result<(), Failure> {
+    if let Ok(named) = std::env::var("PLUMB_BENCH_INSTRUCTIONS") {
+        Instructions::limit(named.parse()?);
+    }
+    Ok(())
+}
+
+/// The variables by which a peer's libraries are kept to the instructions that ours are.
+pub(crate) fn peer_limits() -> Vec<(&'static str, &'static str)> {
+    let named = match Instructions::used() {
+        used if used == Instructions::available() => return Vec::new(),
+        Instructions::Avx2 => ["AVX2", "AVX2", "avx2"],
+        Instructions::Base => ["SSE4_2", "SSE41", "default"],
+        Instructions::Avx512 | Instructions::Avx512Bf16 => ["AVX512", "AVX512_CORE", "avx512"],
+    };
+    let variables = [
+        "MKL_ENABLE_INSTRUCTIONS",
+        "ONEDNN_MAX_CPU_ISA",
+        "ATEN_CPU_CAPABILITY",
+    ];
+    variables.into_iter().zip(named).collect()
 }
 
 /// What each side took, turn by turn.
@@ -119,6 +144,7 @@ pub(crate) struct Side {
 impl Side {
     pub(crate) fn start(command: &mut Command) -> Result<Self, Failure> {
         let mut process = command
+            .envs(peer_limits())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::inherit())

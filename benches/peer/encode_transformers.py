@@ -1,8 +1,8 @@
 """The other side of `benches/encode.rs`: the same weights and token ids through transformers.
 
 Started as `encode_transformers.py FOLDER THREADS PRECISION WAY`, where FOLDER holds model.safetensors and setting.json, PRECISION is
-f32 or bf16, and WAY is eager, compiled (torch.compile) or openvino (the same module by openvino.convert_model). Says `ready` and what it runs, or
-`absent` and what is not installed. Writes FOLDER/WAY.safetensors and, eager, FOLDER/truth.safetensors, computed in f64. Then, for each
+f32 or bf16, and WAY is eager, compiled (torch.compile), openvino (the same module by openvino.convert_model) or onnx (exported by
+torch.onnx, run by ONNX Runtime, which computes on processors in f32 alone). Says `ready` and what it runs, or `absent` and what cannot be had. Writes FOLDER/WAY.safetensors and, eager, FOLDER/truth.safetensors, computed in f64. Then, for each
 line on standard input, encodes all captions once and answers with the seconds it took, by the clock and of processor time. torch's
 default attention (SDPA) is left on: it is what a user gets.
 """
@@ -22,6 +22,16 @@ if way == "openvino":
         import openvino
     except ImportError:
         print("absent openvino", flush=True)
+        sys.exit()
+if way == "onnx":
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401: what torch.onnx exports with
+    except ImportError:
+        print("absent onnxruntime and onnxscript", flush=True)
+        sys.exit()
+    if precision != "f32":
+        print(f"absent {precision} in onnxruntime on processors", flush=True)
         sys.exit()
 torch.set_num_threads(threads)
 setting = json.loads((folder / "setting.json").read_text())
@@ -80,6 +90,17 @@ def by_openvino(taken):
     return lambda: [torch.from_numpy(t) for t in compiled(arrays).to_tuple()]
 
 
+def by_onnx(taken):
+    given = (ids,) if mask is None else (ids, mask)
+    file = folder / "model.onnx"
+    torch.onnx.export(taken, given, file, dynamo=True, external_data=True, verbose=False)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    arrays = {i.name: t.numpy() for i, t in zip(session.get_inputs(), given)}
+    return lambda: [torch.from_numpy(t) for t in session.run(None, arrays)]
+
+
 taken, version = Taken(model), "torch " + torch.__version__
 
 
@@ -93,6 +114,8 @@ with torch.inference_mode():
         taken.float()
     if way == "openvino":
         encode, version = by_openvino(taken), "openvino " + openvino.__version__
+    elif way == "onnx":
+        encode, version = by_onnx(taken), "onnxruntime " + onnxruntime.__version__
     else:
         if precision == "bf16":
             taken.bfloat16()
