@@ -252,23 +252,14 @@ pub(super) fn write_index_part(
 }
 
 impl Store {
-    /// Writes rows whose packs others put there, for measurements of an index without payloads: as a commit does, or, of sorted
-    /// entries, as merging does.
+    /// Writes sorted rows whose packs others put there, as merging does: for measurements of an index without payloads.
     ///
     /// # Errors
     /// If they cannot be written.
     #[doc(hidden)]
-    pub fn write_rows(
-        &self,
-        spec: &Fingerprint,
-        records: Vec<Record>,
-        sorted: bool,
-    ) -> Result<(), Error> {
+    pub fn write_rows(&self, spec: &Fingerprint, records: Vec<Record>) -> Result<(), Error> {
         let _lock = lock::shared(&self.layout)?;
-        match sorted {
-            true => write_parts(self, spec, records).map(|_| ()),
-            false => write_index_part(self, spec, &records).map(|_| ()),
-        }
+        write_parts(self, spec, records).map(|_| ())
     }
 }
 
