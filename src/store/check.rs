@@ -9,16 +9,17 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
+use super::check_pack::PackFindings;
+use super::check_rows::row;
 use super::disk::{self, Disk};
-use super::layout::{self, PackPath};
-use super::packed::{self, OpenedPack};
-use super::record::Record;
-use super::snapshot::decode_part;
-use super::{Error, Local, Problem, Run, Store, index, packfile, parts, relative, temporary};
+use super::layout;
+use super::snapshot::each_record;
+use super::sweep::{PackNumbers, SpecParts};
+use super::{Error, Local, Problem, Store, parts, temporary};
 use crate::digest::{Digest, Fingerprint};
 use crate::monitor::Monitor;
 
-const REBUILD: &str = "`plumb store rebuild-index` and encoding again mend it";
+pub(super) const REBUILD: &str = "`plumb store rebuild-index` and encoding again mend it";
 const MEND_SPEC: &str = "encoding again or `plumb store rebuild-index` mends it";
 pub(super) const UNREADABLE: &str = "what it holds is not known: see to its rights or its disk, and check again; nothing is to be rebuilt for it";
 
@@ -86,8 +87,8 @@ impl Store {
         monitor: &dyn Monitor,
     ) -> Result<CheckReport, Error> {
         let store = Self::at(path, disk);
-        // Packs never change: each is read once, however often the store is looked at.
-        let mut packed = HashMap::new();
+        // Packs never change: each is read once, however often the store is looked at, as long as what it showed has room.
+        let mut packed = Packed::default();
         for _ in 0..LOOKS {
             let mut look = Look::new(&store, read_data, &mut packed);
             look.everything(monitor)?;
@@ -102,48 +103,48 @@ impl Store {
     }
 }
 
-/// What was seen at one look.
-struct Look<'a> {
-    store: &'a Store,
-    report: CheckReport,
-    /// What reading each pack showed, damaged ones included.
-    packed: &'a mut HashMap<Digest, PackFindings>,
-    runs: Vec<Run>,
-    /// The index parts that could be read.
-    parts: Vec<(Fingerprint, Digest)>,
-    rows: Vec<Row>,
-    /// The entries that the index names, by spec.
-    indexed: HashMap<Fingerprint, HashSet<Fingerprint>>,
-    /// Whether all of the index could be read, so that what it does not name is not there.
-    is_index_known: bool,
-}
-
-/// What the index says of an entry; `part` numbers the index parts.
-struct Row {
-    part: usize,
-    entry: Fingerprint,
-    pack: Digest,
-    record: Digest,
-}
-
-/// What reading one pack brought to light.
+/// What reading packs showed, damaged ones included.
 #[derive(Default)]
-struct PackFindings {
-    /// What it says of each entry, as the digest of the record.
-    entries: HashMap<Fingerprint, Digest>,
-    /// The entries whose payload is not what was written. Only those that the index names matter.
-    damaged: HashMap<Fingerprint, String>,
-    problems: Vec<String>,
-    /// Why it could not be read; nothing else is known then.
-    unreadable: Option<String>,
+pub(super) struct Packed {
+    pub(super) findings: HashMap<Digest, PackFindings>,
+    pub(super) entries: usize,
+}
+
+/// What was seen at one look.
+pub(super) struct Look<'a> {
+    pub(super) store: &'a Store,
+    pub(super) report: CheckReport,
+    pub(super) packed: &'a mut Packed,
+    /// The name and digest of each, and how many entries it uses.
+    pub(super) runs: Vec<(String, Digest, u64)>,
+    pub(super) index: Vec<SpecParts>,
+    /// The index parts that could be read.
+    pub(super) parts: Vec<(Fingerprint, Digest)>,
+    /// All rows by pack, where they are few; else none, and they are read again some packs at a time.
+    pub(super) rows: Vec<Row>,
+    pub(super) holds_rows: bool,
+    pub(super) num_rows: u64,
+    /// The packs that the index names, and how many rows of each.
+    pub(super) packs: PackNumbers,
+    pub(super) rows_of_pack: Vec<u64>,
+    /// Whether all of the index could be read, so that what it does not name is not there.
+    pub(super) is_index_known: bool,
+    /// By index part, pack and fault: how many entries.
+    pub(super) wrong: BTreeMap<(u32, Digest, &'static str), u64>,
+    /// Entries of packs that no row of their pack names; one of another pack may.
+    pub(super) unnamed: Vec<Fingerprint>,
+}
+
+/// What the index says of an entry, with the numbers of its pack and of its index part.
+pub(super) struct Row {
+    pub(super) pack: u32,
+    pub(super) part: u32,
+    pub(super) entry: Fingerprint,
+    pub(super) record: Digest,
 }
 
 impl<'a> Look<'a> {
-    fn new(
-        store: &'a Store,
-        read_data: bool,
-        packed: &'a mut HashMap<Digest, PackFindings>,
-    ) -> Self {
+    fn new(store: &'a Store, read_data: bool, packed: &'a mut Packed) -> Self {
         Self {
             store,
             report: CheckReport {
@@ -152,10 +153,16 @@ impl<'a> Look<'a> {
             },
             packed,
             runs: Vec::new(),
+            index: Vec::new(),
             parts: Vec::new(),
             rows: Vec::new(),
-            indexed: HashMap::new(),
+            holds_rows: true,
+            num_rows: 0,
+            packs: PackNumbers::default(),
+            rows_of_pack: Vec::new(),
             is_index_known: true,
+            wrong: BTreeMap::new(),
+            unnamed: Vec::new(),
         }
     }
 
@@ -164,10 +171,14 @@ impl<'a> Look<'a> {
         self.read_runs()?;
         self.read_index(monitor)?;
         self.specs()?;
-        let here = self.read_packs(monitor)?;
-        self.compare_rows(&here);
-        self.compare_runs();
+        self.read_packs(monitor)?;
+        self.tell_wrong();
+        self.compare_runs()?;
         self.leftovers()
+    }
+
+    pub(super) fn rows_in_memory(&self) -> usize {
+        self.store.disk().rows_in_memory()
     }
 
     fn finish(mut self) -> CheckReport {
@@ -182,9 +193,9 @@ impl<'a> Look<'a> {
                 return Ok(false);
             }
         }
-        for run in &self.runs {
-            match self.store.run(&run.id) {
-                Ok(now) if now.digest == run.digest => {}
+        for (id, digest, _) in &self.runs {
+            match self.store.run(id) {
+                Ok(now) if now.digest == *digest => {}
                 _ => return Ok(false),
             }
         }
@@ -192,12 +203,12 @@ impl<'a> Look<'a> {
     }
 
     /// A file that is not as it must be, or that cannot be read.
-    fn wrong(&mut self, path: &Path, e: &Error, mend: &str) {
+    pub(super) fn wrong(&mut self, path: &Path, e: &Error, mend: &str) {
         let mend = if e.is_content() { mend } else { UNREADABLE };
         self.problem(path, e.to_string(), mend);
     }
 
-    fn problem(&mut self, path: &Path, what: String, mend: &str) {
+    pub(super) fn problem(&mut self, path: &Path, what: String, mend: &str) {
         let problem = Problem::of(&self.store.layout, path, what, mend);
         self.report.problems.push(problem);
     }
@@ -225,7 +236,10 @@ impl<'a> Look<'a> {
     fn read_runs(&mut self) -> Result<(), Error> {
         for id in self.store.runs()? {
             match self.store.run(&id) {
-                Ok(run) => self.runs.push(run),
+                Ok(run) => {
+                    let entries = run.num_entries() as u64;
+                    self.runs.push((id, run.digest, entries));
+                }
                 // Given up while we looked.
                 Err(e) if e.is_gone() => {}
                 Err(e) => {
@@ -239,28 +253,42 @@ impl<'a> Look<'a> {
 
     fn read_index(&mut self, monitor: &dyn Monitor) -> Result<(), Error> {
         let layout = &self.store.layout;
-        let mut all = Vec::new();
         for spec in layout.indexed_specs()? {
             self.report.problems.extend(parts::check(layout, &spec));
-            let listed = layout.index_parts(&spec)?;
-            all.extend(listed.into_iter().map(|(part, _)| (spec, part)));
+            self.index.push(SpecParts::list(layout, spec)?);
         }
+        let all = self.index.iter();
+        let all = all.flat_map(|of| of.parts.iter().map(|(part, ..)| (of.spec, *part)));
+        let all: Vec<(Fingerprint, Digest)> = all.collect();
         monitor.start("checking the index", Some(all.len() as u64));
+        let most = self.rows_in_memory();
         for (spec, part) in all {
-            match decode_part(layout, &spec, &part, index::records) {
-                Ok(records) => {
-                    let row = |record: &Record| Row {
-                        part: self.parts.len(),
-                        entry: record.entry,
-                        pack: record.pack,
-                        record: record_digest(record),
-                    };
-                    self.rows.extend(records.iter().map(row));
+            let (rows_before, before) = (self.rows.len(), self.num_rows);
+            let mut named: Vec<u32> = Vec::new();
+            let number = self.parts.len() as u32;
+            let read = each_record(layout, &spec, &part, |_, record| {
+                let pack = self.packs.of(record.pack);
+                named.push(pack);
+                self.num_rows += 1;
+                // More than there is room for: from now on they are counted.
+                self.holds_rows &= self.rows.len() < most;
+                match self.holds_rows {
+                    true => self.rows.push(row(pack, number, &record)),
+                    false => self.rows = Vec::new(),
+                }
+                Ok(())
+            });
+            match read {
+                Ok(()) => {
                     self.parts.push((spec, part));
-                    let indexed = self.indexed.entry(spec).or_default();
-                    indexed.extend(records.iter().map(|r| r.entry));
+                    self.rows_of_pack.resize(self.packs.digests().len(), 0);
+                    for pack in named {
+                        self.rows_of_pack[pack as usize] += 1;
+                    }
                 }
                 Err(e) => {
+                    self.num_rows = before;
+                    self.rows.truncate(rows_before);
                     // One that is gone was merged into another while we looked: seen at the next look, if it matters.
                     self.is_index_known &= e.is_content();
                     if !e.is_gone() {
@@ -270,8 +298,9 @@ impl<'a> Look<'a> {
             }
             monitor.advance(1);
         }
+        self.rows_of_pack.resize(self.packs.digests().len(), 0);
+        self.rows.sort_unstable_by_key(|row| (row.pack, row.part));
         monitor.finish();
-        self.report.entries = self.indexed.values().map(|s| s.len() as u64).sum();
         Ok(())
     }
 
@@ -305,116 +334,6 @@ impl<'a> Look<'a> {
         Ok(())
     }
 
-    /// Reads the packs that were not read yet; gives those that there are now.
-    fn read_packs(&mut self, monitor: &dyn Monitor) -> Result<HashSet<Digest>, Error> {
-        let layout = &self.store.layout;
-        let files = layout.pack_files()?;
-        let here: HashSet<Digest> = files.iter().map(|(file, _)| file.pack).collect();
-        self.report.packs = files.len() as u64;
-        self.report.pack_bytes = files.iter().map(|(_, f)| f.bytes).sum();
-        let mut unread = files;
-        unread.retain(|(file, _)| !self.packed.contains_key(&file.pack));
-        monitor.start(
-            "checking packs",
-            Some(unread.iter().map(|(_, f)| f.bytes).sum()),
-        );
-        let read_data = self.report.read_data;
-        let findings = packfile::each(&unread, monitor, |file| {
-            Ok(check_pack(self.store, file, read_data))
-        })?;
-        monitor.finish();
-        for ((file, _), found) in unread.into_iter().zip(findings) {
-            // Gone since it was listed: no row names it any more, or this is not the last look.
-            if let Some(found) = found {
-                self.packed.insert(file.pack, found);
-            }
-        }
-        for pack in &here {
-            let Some(found) = self.packed.get(pack) else {
-                continue;
-            };
-            let problems = found.problems.iter().map(|what| (what, REBUILD));
-            let unreadable = found.unreadable.iter().map(|what| (what, UNREADABLE));
-            for (what, mend) in problems.chain(unreadable) {
-                let problem = Problem::of(layout, &layout.pack(pack), what.clone(), mend);
-                self.report.problems.push(problem);
-            }
-        }
-        Ok(here)
-    }
-
-    /// Compares the rows of the index with what the packs say.
-    fn compare_rows(&mut self, here: &HashSet<Digest>) {
-        let mut wrong: BTreeMap<(usize, Digest, &str), u64> = BTreeMap::new();
-        let mut problems = Vec::new();
-        let layout = &self.store.layout;
-        for row in &self.rows {
-            let pack = self
-                .packed
-                .get(&row.pack)
-                .filter(|_| here.contains(&row.pack));
-            // Counted by pack and fault: a lost pack is one problem, not a thousand.
-            let what = match pack.map(|p| (p, p.entries.get(&row.entry))) {
-                None => "is missing",
-                Some((pack, _)) if pack.unreadable.is_some() => continue,
-                Some((_, None)) => "does not hold them",
-                Some((_, Some(packed))) if *packed != row.record => "says otherwise of them",
-                Some((pack, Some(_))) => {
-                    // A damaged payload that no row names harms nobody: it is told only here.
-                    if let Some(what) = pack.damaged.get(&row.entry) {
-                        let path = layout.pack(&row.pack);
-                        problems.push(Problem::of(layout, &path, what.clone(), REBUILD));
-                    }
-                    continue;
-                }
-            };
-            *wrong.entry((row.part, row.pack, what)).or_default() += 1;
-        }
-        for ((part, pack, what), entries) in wrong {
-            let (spec, part) = &self.parts[part];
-            let pack = relative(layout, &layout.pack(&pack));
-            let what = format!("names {entries} entries in {pack}, which {what}");
-            let path = layout.index_part(spec, part);
-            problems.push(Problem::of(layout, &path, what, REBUILD));
-        }
-        self.report.problems.extend(problems);
-        // An entry may be in several packs; one row that names it is enough.
-        let named: HashSet<&Fingerprint> = self.rows.iter().map(|row| &row.entry).collect();
-        let found = self.packed.iter().filter(|(pack, _)| here.contains(*pack));
-        let sound = found.flat_map(|(_, found)| {
-            let entries = found.entries.keys();
-            entries.filter(|e| !found.damaged.contains_key(*e))
-        });
-        self.report.unindexed_entries = sound.filter(|e| !named.contains(e)).count() as u64;
-    }
-
-    fn compare_runs(&mut self) {
-        // Otherwise what the index does not name may well be there.
-        if !self.is_index_known {
-            return;
-        }
-        let mut problems = Vec::new();
-        for run in &self.runs {
-            let is_here = |(spec, entry): &(Fingerprint, Fingerprint)| {
-                self.indexed
-                    .get(spec)
-                    .is_some_and(|all| all.contains(entry))
-            };
-            let missing = run.listed().filter(|both| !is_here(both)).count();
-            if missing > 0 {
-                let all = run.num_entries();
-                problems.push((
-                    run.id.clone(),
-                    format!("uses {missing} entries of {all} that are not here"),
-                ));
-            }
-        }
-        for (id, what) in problems {
-            let path = self.store.layout.run(&id);
-            self.problem(&path, what, "encoding again adds them; or remove the file");
-        }
-    }
-
     fn leftovers(&mut self) -> Result<(), Error> {
         let layout = &self.store.layout;
         // Those of writers at work are no leftovers.
@@ -428,65 +347,4 @@ impl<'a> Look<'a> {
         self.report.set_aside_specs = layout.list_specs_set_aside()?.len() as u64;
         Ok(())
     }
-}
-
-/// What one pack shows; `None` if it is gone.
-fn check_pack(store: &Store, file: &PackPath, read_data: bool) -> Option<PackFindings> {
-    let mut findings = PackFindings::default();
-    let read = match read_data {
-        true => packfile::read_whole(&store.layout, file),
-        false => packfile::read_header(&store.layout, file),
-    };
-    let bytes = match read {
-        Ok(bytes) => bytes,
-        Err(e) if e.is_gone() => return None,
-        Err(e) if e.is_content() => {
-            findings.problems.push(e.to_string());
-            return Some(findings);
-        }
-        Err(e) => {
-            findings.unreadable = Some(e.to_string());
-            return Some(findings);
-        }
-    };
-    match packed::read_pack(&file.path, &file.pack, &bytes) {
-        Ok(opened) => {
-            if read_data {
-                read_payloads(&file.pack, &bytes, &opened, &mut findings);
-            }
-            findings.problems.extend(opened.faults);
-            let digests = opened
-                .entries
-                .iter()
-                .map(|e| (e.record.entry, record_digest(&e.record)));
-            findings.entries = digests.collect();
-        }
-        Err(e) => findings.problems.push(e.to_string()),
-    }
-    Some(findings)
-}
-
-fn read_payloads(pack: &Digest, bytes: &[u8], opened: &OpenedPack, findings: &mut PackFindings) {
-    for packed in &opened.entries {
-        if let Err(why) = packed.payloads(bytes) {
-            let record = &packed.record;
-            let source = crate::shown::text(&record.source);
-            let what = format!("entry {} (\"{source}\"): {why}", record.entry);
-            findings.damaged.insert(record.entry, what);
-        }
-    }
-    let found = Digest::of(bytes);
-    // A damaged payload changes the file's digest as well: that would be told twice.
-    if found != *pack && findings.damaged.is_empty() {
-        findings.problems.push(format!(
-            "expected content with the digest in the name, found {}; all payloads are sound",
-            found.short()
-        ));
-    }
-}
-
-/// Stands for a record where only equality matters, in 32 bytes instead of a caption and its tokens.
-fn record_digest(record: &Record) -> Digest {
-    // A record has no map and no NaN, so it always has a JSON form; were it not so, both sides are alike.
-    Digest::of(&serde_json::to_vec(record).unwrap_or_default())
 }

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, HashSet};
 use serde::Serialize;
 
 use super::layout::Layout;
-use super::merge::{Merged, merge, write_parts};
+use super::merge::{MERGED_ROWS, RUNS_AT_ONCE, merge_parts, write_parts};
 use super::parts::{self, Listed};
 use super::snapshot::decode_part;
 use super::{Error, Store, disk, index, lock};
@@ -141,19 +141,20 @@ fn compact_spec(store: &Store, spec: &Fingerprint, effort: Effort) -> Result<usi
         let Some(work) = parts.next(effort, &mut budget) else {
             return Ok(removed);
         };
-        let merged = match work {
+        let (new, done) = match work {
             Work::Sort(parts) => {
                 tried.extend(parts.iter().copied());
                 sort(store, spec, &parts)?
             }
             Work::Merge(parts) => {
                 tried.extend(parts.iter().map(|(part, _)| *part));
-                merge(store, spec, parts)?
+                let merged = merge_parts(store, spec, parts)?;
+                (merged.new.parts, merged.done)
             }
         };
         // The merged parts are durable before an old one goes. A kill in between leaves entries twice in
         // the index, which readers allow.
-        let gone = merged.done.iter().filter(|p| !merged.new.contains(p));
+        let gone = done.iter().filter(|p| !new.contains(p));
         removed += remove_parts(layout, spec, gone)?;
     }
 }
@@ -184,8 +185,17 @@ impl Parts {
         if self.unknown.len() > MOST || (all && !self.unknown.is_empty()) {
             return sort_next(self.unknown, budget);
         }
+        let (mut short, mut known) = (Vec::new(), self.known);
+        if all {
+            short = known.extract_if(.., |(_, l)| is_short(l)).collect();
+        }
+        if short.len() > RUNS_AT_ONCE {
+            short.truncate(RUNS_AT_ONCE);
+            return Some(Work::Merge(short));
+        }
+        known.extend(short);
         let mut tiers: BTreeMap<u32, Vec<(Digest, Listed)>> = BTreeMap::new();
-        for (part, known) in self.known {
+        for (part, known) in known {
             let tier = if all { 0 } else { tier(known.sorted_rows) };
             tiers.entry(tier).or_default().push((part, known));
         }
@@ -201,6 +211,11 @@ impl Parts {
             (is_crowded && take(budget, bytes)).then_some(Work::Merge(parts))
         })
     }
+}
+
+/// Whether it is of a run that has a part or two.
+fn is_short(known: &Listed) -> bool {
+    known.sorted_rows <= 2 * MERGED_ROWS as u64
 }
 
 /// So many of the parts as are sorted in memory together.
@@ -229,7 +244,12 @@ fn tier(sorted_rows: u64) -> u32 {
     (sorted_rows / SHORTEST_ROWS).max(1).ilog2() / MOST.ilog2()
 }
 
-fn sort(store: &Store, spec: &Fingerprint, old: &[Digest]) -> Result<Merged, Error> {
+/// Gives the new parts, and those of which all rows are in them.
+fn sort(
+    store: &Store,
+    spec: &Fingerprint,
+    old: &[Digest],
+) -> Result<(Vec<Digest>, Vec<Digest>), Error> {
     let mut done = Vec::new();
     let mut records = Vec::new();
     for part in old {
@@ -241,7 +261,7 @@ fn sort(store: &Store, spec: &Fingerprint, old: &[Digest]) -> Result<Merged, Err
     }
     records.sort_by_key(|r| (r.entry, r.pack));
     let new = write_parts(store, spec, records)?;
-    Ok(Merged { new, done })
+    Ok((new, done))
 }
 
 /// Removes index parts, durably. Only for who holds the exclusive lock and has written what takes their place.

@@ -86,6 +86,11 @@ pub trait Disk: Send + Sync {
     fn look_at(&self, path: &Path) -> io::Result<Metadata> {
         fs::symlink_metadata(path)
     }
+    /// How many rows of the index maintenance holds in memory at once, of some 60 bytes each; where there are more, it reads the
+    /// index several times.
+    fn rows_in_memory(&self) -> usize {
+        1 << 23
+    }
 }
 
 /// The file system as the operating system gives it.
@@ -321,6 +326,7 @@ pub(super) fn is_own_folder(disk: &dyn Disk, path: &Path) -> Result<bool, Error>
 
 /// A file or folder as a listing has it. Of a link it tells what the link leads to. `modified` is `None` where the file
 /// system does not tell.
+#[derive(Clone)]
 pub(super) struct ListedFile {
     pub(super) name: String,
     pub(super) bytes: u64,

@@ -5,25 +5,22 @@
 //!
 //! Only files that the store wrote go, by their names and kind, in its own folders: nothing behind a link does. Whatever cannot
 //! be read ends it.
+//!
+//! What is to go is decided a range of fingerprints at a time (`sweep`), and kept as a bit a row; `collecting` does it.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
 
-use super::compact::remove_parts;
 use super::disk::{self, ListedFile};
-use super::leftovers::Leftovers;
-use super::merge::write_parts;
-use super::pack::{PACK_LIMIT_BYTES, PackBuilder};
-use super::packed::{OpenedPack, PackedEntry};
-use super::record::Record;
+use super::index::PayloadRow;
+use super::leftovers::{Leftovers, Root};
 use super::snapshot::decode_part;
-use super::writer::write_pack;
+use super::sweep::{PackNumbers, Range, RowSet, SpecParts};
 use super::{Error, Problem, Store, index, lock, packfile};
 use crate::digest::{Digest, Fingerprint};
 use crate::monitor::Monitor;
-use crate::shown;
 
 /// A pack is rewritten when more than this share of its payload bytes is unused.
 const UNUSED_SHARE: f64 = 0.05;
@@ -31,6 +28,10 @@ const UNUSED_SHARE: f64 = 0.05;
 const SMALL_PACK_BYTES: u64 = 8 << 20;
 /// Packs of a spec are merged when more than this many of them are small.
 const SMALL_PACKS: usize = 32;
+/// In the file of a run an entry has so many bytes.
+const LISTED_BYTES: u64 = 67;
+/// Of the rows in memory, those of which it is known where their payloads are.
+const PLACES_SHARE: usize = 32;
 
 /// What garbage collection may remove.
 #[derive(Clone, Copy, Debug)]
@@ -69,17 +70,59 @@ pub struct GcReport {
 }
 
 /// What garbage collection is going to do, decided before anything is touched.
-struct GcPlan {
+pub(super) struct GcPlan {
+    pub(super) specs: Vec<SpecPlan>,
+    pub(super) rewrite: HashSet<Digest>,
+    pub(super) remove: HashSet<Digest>,
+    pub(super) leftovers: Vec<std::path::PathBuf>,
+}
+
+/// What is going to be done to the index of a spec.
+pub(super) struct SpecPlan {
+    pub(super) index: SpecParts,
+    /// Some of it lies behind a link: it stays as it is.
+    pub(super) is_linked: bool,
+    /// By part: the first rows of the entries that go.
+    pub(super) goes: Vec<RowSet>,
+    /// Whether any do.
+    pub(super) is_thinned: bool,
+    /// What stays of each pack.
+    pub(super) kept: HashMap<Digest, Kept>,
+}
+
+/// What stays of a pack.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Kept {
+    pub(super) entries: u64,
+    pub(super) rows: u64,
+    /// Of payloads.
+    bytes: u64,
+}
+
+/// An entry as the index has it.
+struct Seen {
+    entry: Fingerprint,
+    bytes: u64,
+    /// Numbers of its part and pack.
+    part: u32,
+    pack: u32,
+    row: u32,
+    rows: u32,
+    stays: bool,
+}
+
+/// What the plan is made of.
+struct Planning<'a> {
+    store: &'a Store,
+    options: &'a GcOptions,
+    runs: Vec<String>,
+    /// Whether it matters which entries that runs use are not there.
+    asks_lacking: bool,
+    lacking: HashSet<Root>,
+    num_roots: u64,
     packs: BTreeMap<Digest, ListedFile>,
-    /// By spec: the index parts there are, and the rows that stay.
-    specs: BTreeMap<Fingerprint, (Vec<Digest>, Vec<Record>)>,
-    /// Specs of which some rows go.
-    thinned: HashSet<Fingerprint>,
-    rewrite: HashSet<Digest>,
-    remove: HashSet<Digest>,
-    leftovers: Vec<std::path::PathBuf>,
-    /// Specs whose index lies behind a link: it stays as it is.
-    linked: HashSet<Fingerprint>,
+    numbers: PackNumbers,
+    report: &'a mut GcReport,
 }
 
 impl Store {
@@ -106,179 +149,56 @@ impl Store {
             dry_run: options.dry_run,
             ..GcReport::default()
         };
-        let roots = self.roots(options, &mut report)?;
-        let plan = self.plan(options, &roots, &mut report)?;
+        let plan = self.plan(options, &mut report)?;
         if !options.dry_run {
             self.carry_out(plan, &mut report, monitor)?;
         }
         Ok(report)
     }
 
-    fn roots(
-        &self,
-        options: &GcOptions,
-        report: &mut GcReport,
-    ) -> Result<HashSet<(Fingerprint, Fingerprint)>, Error> {
-        let mut roots = HashSet::new();
-        for id in self.runs()? {
-            report.runs += 1;
-            roots.extend(self.run(&id)?.listed());
+    fn plan(&self, options: &GcOptions, report: &mut GcReport) -> Result<GcPlan, Error> {
+        // Runs before the index before packs, as readers do.
+        let runs = self.runs()?;
+        report.runs = runs.len() as u64;
+        if runs.is_empty() {
+            self.refuse_without_runs(options)?;
         }
-        // Without a run everything would be rubbish: more likely the folder of runs is not there than that nothing is wanted.
-        if roots.is_empty() && !options.without_runs {
-            return Err(Error::Refused(format!(
-                "no run in {} uses any entry, so everything would go; encode or train first, or say --without-runs",
-                self.layout.runs().display()
-            )));
-        }
-        Ok(roots)
-    }
-
-    fn plan(
-        &self,
-        options: &GcOptions,
-        roots: &HashSet<(Fingerprint, Fingerprint)>,
-        report: &mut GcReport,
-    ) -> Result<GcPlan, Error> {
-        let is_old = |file: &ListedFile| file.is_own && options.is_old(file.modified);
-        let mut plan = GcPlan {
-            packs: BTreeMap::new(),
-            specs: BTreeMap::new(),
-            thinned: HashSet::new(),
-            rewrite: HashSet::new(),
-            remove: HashSet::new(),
-            leftovers: Vec::new(),
-            linked: HashSet::new(),
-        };
-        // Index before packs, as readers do.
-        let mut rows = BTreeMap::new();
+        let files = self.layout.list(&self.layout.runs())?;
+        let listed: u64 = files.iter().map(|f| f.bytes / LISTED_BYTES).sum();
+        let mut specs = Vec::new();
         for spec in self.layout.indexed_specs()? {
-            let parts = self.layout.index_parts(&spec)?;
-            if parts.iter().any(|(_, f)| !f.is_own) {
-                plan.linked.insert(spec);
-            }
-            let parts: Vec<Digest> = parts.into_iter().map(|(p, _)| p).collect();
-            rows.insert(spec, (self.records_of_parts(&spec, &parts)?, parts));
+            specs.push(SpecPlan::new(SpecParts::list(&self.layout, spec)?));
         }
-        plan.packs = self.layout.list_packs()?.into_iter().collect();
-        // The payload bytes that stay, by pack.
-        let mut used: HashMap<Digest, u64> = HashMap::new();
-        for (spec, (records, parts)) in rows {
-            let total = records.len();
-            // A young pack keeps its entries: its run may not be written yet.
-            let is_linked = plan.linked.contains(&spec);
-            let kept = self.keep(records, &mut used, |r| {
-                is_linked
-                    || roots.contains(&(spec, r.entry))
-                    || plan.packs.get(&r.pack).is_some_and(|f| !is_old(f))
-            })?;
-            if kept.len() < total {
-                plan.thinned.insert(spec);
-            }
-            report.entries_kept += kept.len() as u64;
-            report.entries_removed += (total - kept.len()) as u64;
-            if !is_linked {
-                self.plan_small_packs(&mut plan, &kept);
-            }
-            plan.specs.insert(spec, (parts, kept));
+        let rows: u64 = specs.iter().map(|s| s.index.most_rows()).sum();
+        let mut planning = Planning {
+            store: self,
+            options,
+            runs,
+            asks_lacking: !self.layout.set_aside_files()?.is_empty(),
+            lacking: HashSet::new(),
+            num_roots: 0,
+            packs: self.layout.list_packs()?.into_iter().collect(),
+            numbers: PackNumbers::default(),
+            report,
+        };
+        for range in Range::each(rows.max(listed), self.disk().rows_in_memory()) {
+            planning.decide(&mut specs, range)?;
         }
-        self.plan_packs(&mut plan, &used, &is_old, report)?;
-        report.packs_rewritten = plan.rewrite.len() as u64;
-        report.packs_removed = (plan.remove.len() + plan.rewrite.len()) as u64;
-        report.bytes_freed += plan.remove.iter().map(|p| plan.packs[p].bytes).sum::<u64>();
-        let kept = plan
-            .specs
-            .iter()
-            .flat_map(|(spec, (_, rows))| rows.iter().map(move |r| (*spec, r.entry)));
-        let lacking = roots - &kept.collect();
-        let leftovers = Leftovers::find(&self.layout, options, &lacking)?;
-        plan.leftovers = leftovers.files;
-        report.problems.extend(leftovers.problems);
-        report.leftovers_removed = plan.leftovers.len() as u64;
-        Ok(plan)
+        if planning.num_roots == 0 {
+            self.refuse_without_runs(options)?;
+        }
+        planning.plan_packs(specs)
     }
 
-    /// Decides which packs go and which are rewritten, by the payload bytes that stay of each.
-    fn plan_packs(
-        &self,
-        plan: &mut GcPlan,
-        used: &HashMap<Digest, u64>,
-        is_old: &dyn Fn(&ListedFile) -> bool,
-        report: &mut GcReport,
-    ) -> Result<(), Error> {
-        for (pack, file) in &plan.packs {
-            match used.get(pack) {
-                // No row names it. A young one may be a writer's whose rows are still to come.
-                None if is_old(file) => _ = plan.remove.insert(*pack),
-                None => {}
-                Some(0) if file.is_own => _ = plan.remove.insert(*pack),
-                Some(0) => {}
-                Some(kept) if file.is_own => {
-                    let payload_bytes = self.payload_bytes(pack, file.bytes)?;
-                    let unused = payload_bytes.saturating_sub(*kept);
-                    // Copying a whole pack to win a few bytes is not worth it.
-                    if unused as f64 > payload_bytes as f64 * UNUSED_SHARE {
-                        plan.rewrite.insert(*pack);
-                        report.bytes_freed += unused;
-                    }
-                }
-                Some(_) => {}
-            }
+    fn refuse_without_runs(&self, options: &GcOptions) -> Result<(), Error> {
+        // Without a run everything would be rubbish: more likely the folder of runs is not there than that nothing is wanted.
+        if options.without_runs {
+            return Ok(());
         }
-        // Rows that stay as they are need their packs as they are.
-        for spec in &plan.linked {
-            let kept = plan.specs.get(spec).into_iter().flat_map(|(_, kept)| kept);
-            for record in kept {
-                plan.rewrite.remove(&record.pack);
-            }
-        }
-        Ok(())
-    }
-
-    fn records_of_parts(&self, spec: &Fingerprint, parts: &[Digest]) -> Result<Vec<Record>, Error> {
-        let mut records = Vec::new();
-        for part in parts {
-            // Entries of a part that is left out would look like unused payloads, and go.
-            match decode_part(&self.layout, spec, part, index::records) {
-                Ok(found) => records.extend(found),
-                Err(e) if e.is_content() => {
-                    return Err(Error::Refused(format!(
-                        "{e}; run `plumb store rebuild-index` before cleaning up"
-                    )));
-                }
-                Err(e) => return Err(e),
-            }
-        }
-        records.sort_by_key(|r| (r.entry, r.pack));
-        Ok(records)
-    }
-
-    /// The rows that stay, each entry once. Adds up their payload bytes by pack.
-    fn keep(
-        &self,
-        records: Vec<Record>,
-        used: &mut HashMap<Digest, u64>,
-        wanted: impl Fn(&Record) -> bool,
-    ) -> Result<Vec<Record>, Error> {
-        let mut kept: Vec<Record> = Vec::new();
-        for record in records {
-            // A pack of which nothing stays is known with 0 bytes, unlike one that no row names.
-            used.entry(record.pack).or_default();
-            if !wanted(&record) {
-                continue;
-            }
-            match kept.last_mut().filter(|last| last.entry == record.entry) {
-                // Of two copies the one that reads back stays; reading it is the only way to know.
-                Some(last) if packfile::is_sound(&self.layout, last)? => {}
-                Some(last) => *last = record,
-                None => kept.push(record),
-            }
-        }
-        for record in &kept {
-            let bytes: u64 = record.parts.iter().map(|p| p.length).sum();
-            *used.entry(record.pack).or_default() += bytes;
-        }
-        Ok(kept)
+        Err(Error::Refused(format!(
+            "no run in {} uses any entry, so everything would go; encode or train first, or say --without-runs",
+            self.layout.runs().display()
+        )))
     }
 
     /// The bytes of a pack's file that are not its header.
@@ -289,155 +209,277 @@ impl Store {
         let length = length.map_or(0, u64::from_le_bytes);
         Ok(file_bytes.saturating_sub(length).saturating_sub(8))
     }
+}
 
-    fn plan_small_packs(&self, plan: &mut GcPlan, kept: &[Record]) {
-        let packs: HashSet<Digest> = kept.iter().map(|r| r.pack).collect();
-        let is_small = |p: &Digest| {
-            plan.packs
-                .get(p)
-                .is_some_and(|f| f.is_own && f.bytes < SMALL_PACK_BYTES)
-        };
-        let small: Vec<Digest> = packs.into_iter().filter(is_small).collect();
-        if small.len() > SMALL_PACKS {
-            plan.rewrite.extend(small);
+impl SpecPlan {
+    fn new(index: SpecParts) -> Self {
+        Self {
+            is_linked: index.parts.iter().any(|(_, file, _)| !file.is_own),
+            goes: index.parts.iter().map(|_| RowSet::default()).collect(),
+            is_thinned: false,
+            kept: HashMap::new(),
+            index,
         }
     }
+}
 
-    fn carry_out(
-        &self,
-        mut plan: GcPlan,
-        report: &mut GcReport,
-        monitor: &dyn Monitor,
-    ) -> Result<(), Error> {
-        monitor.start(
-            "cleaning up",
-            Some((plan.rewrite.len() + plan.remove.len()) as u64),
-        );
-        let mut new_packs = HashSet::new();
-        for (spec, (parts, kept)) in std::mem::take(&mut plan.specs) {
-            if plan.linked.contains(&spec) {
-                continue;
+impl Planning<'_> {
+    fn is_old(&self, file: &ListedFile) -> bool {
+        file.is_own && self.options.is_old(file.modified)
+    }
+
+    /// Decides about the entries of a range.
+    fn decide(&mut self, specs: &mut [SpecPlan], range: Range) -> Result<(), Error> {
+        let mut roots = self.roots(range)?;
+        for plan in specs {
+            let wanted = roots.remove(&plan.index.spec).unwrap_or_default();
+            let kept = self.decide_spec(plan, &wanted, range)?;
+            if self.asks_lacking {
+                let lacking = wanted
+                    .iter()
+                    .filter(|root| kept.binary_search(root).is_err());
+                let spec = plan.index.spec;
+                self.lacking.extend(lacking.map(|entry| (spec, *entry)));
             }
-            let (moving, mut rows): (Vec<_>, Vec<_>) = kept
-                .into_iter()
-                .partition(|r| plan.rewrite.contains(&r.pack));
-            // Nothing of it changes, and it has one part: its index stays as it is. Several are made one while we are at it.
-            if moving.is_empty() && !plan.thinned.contains(&spec) && parts.len() < 2 {
-                continue;
-            }
-            let stuck = self.repack(&spec, moving, &mut rows, report, monitor)?;
-            plan.rewrite.retain(|pack| !stuck.contains(pack));
-            rows.sort_by_key(|r| (r.entry, r.pack));
-            new_packs.extend(rows.iter().map(|r| r.pack));
-            // Sorted, so that the same rows make the same part: one that is there already is then not removed below.
-            let new = write_parts(self, &spec, rows)?;
-            remove_parts(
-                &self.layout,
-                &spec,
-                parts.iter().filter(|p| !new.contains(p)),
-            )?;
         }
-        report.packs_removed = (plan.remove.len() + plan.rewrite.len()) as u64;
-        // A pack made anew may have the very bytes of an old one.
-        let gone = plan
-            .remove
-            .iter()
-            .chain(&plan.rewrite)
-            .filter(|p| !new_packs.contains(p));
-        for pack in gone {
-            disk::remove(self.disk(), &self.layout.pack(pack))?;
-            monitor.advance(1);
+        if self.asks_lacking {
+            let others = roots.into_iter();
+            let others = others.flat_map(|(spec, list)| list.into_iter().map(move |e| (spec, e)));
+            self.lacking.extend(others);
         }
-        for path in &plan.leftovers {
-            disk::remove(self.disk(), path)?;
-        }
-        monitor.finish();
         Ok(())
     }
 
-    /// Copies the payloads of `moving` into new packs and adds their rows. Gives the packs that cannot be taken
-    /// apart: they stay, with their rows.
-    fn repack(
-        &self,
-        spec: &Fingerprint,
-        moving: Vec<Record>,
-        rows: &mut Vec<Record>,
-        report: &mut GcReport,
-        monitor: &dyn Monitor,
-    ) -> Result<HashSet<Digest>, Error> {
-        let mut by_pack: BTreeMap<Digest, Vec<Record>> = BTreeMap::new();
-        for record in moving {
-            by_pack.entry(record.pack).or_default().push(record);
+    /// The entries of a range that runs use, by spec, sorted.
+    fn roots(&mut self, range: Range) -> Result<BTreeMap<Fingerprint, Vec<Fingerprint>>, Error> {
+        let mut roots: BTreeMap<Fingerprint, Vec<Fingerprint>> = BTreeMap::new();
+        for id in &self.runs {
+            for (spec, mut listed) in self.store.run(id)?.entries {
+                // As it was written it is sorted.
+                listed.sort_unstable();
+                let some = range.within(&listed);
+                self.num_roots += some.len() as u64;
+                let all = roots.entry(spec).or_default();
+                all.extend_from_slice(some);
+                all.sort();
+                all.dedup();
+            }
         }
-        let mut stuck = HashSet::new();
-        let mut builder: Option<PackBuilder> = None;
-        for (pack, records) in by_pack {
-            monitor.advance(1);
-            let rows_of_pack: HashMap<Fingerprint, &Record> =
-                records.iter().map(|r| (r.entry, r)).collect();
-            let (bytes, opened) = match self.open_as_indexed(&pack, &rows_of_pack) {
-                Ok(opened) => opened,
-                Err(e) if e.is_content() => {
-                    let what = format!("not repacked: {e}");
-                    report.problems.push(self.problem(&pack, what));
-                    // Its rows stay with it: of a pack that is not what the index says nothing can be moved.
-                    rows.extend(records);
-                    stuck.insert(pack);
-                    continue;
+        Ok(roots)
+    }
+
+    /// Decides about the entries of a spec in a range, of which `wanted` are used; gives those that stay, sorted, where that
+    /// matters.
+    fn decide_spec(
+        &mut self,
+        plan: &mut SpecPlan,
+        wanted: &[Fingerprint],
+        range: Range,
+    ) -> Result<Vec<Fingerprint>, Error> {
+        let mut seen = self.see(plan, range)?;
+        let young: Vec<bool> = (self.numbers.digests().iter())
+            .map(|pack| self.packs.get(pack).is_some_and(|file| !self.is_old(file)))
+            .collect();
+        // Those that stay, where there are several of an entry.
+        let mut copies: Vec<std::ops::Range<usize>> = Vec::new();
+        let mut next = 0;
+        while let Some(first) = seen.get(next) {
+            let entry = first.entry;
+            let same = seen[next..].iter().take_while(|s| s.entry == entry).count();
+            let is_used = plan.is_linked || wanted.binary_search(&entry).is_ok();
+            for one in &mut seen[next..next + same] {
+                // A young pack keeps its entries: its run may not be written yet.
+                one.stays = is_used || young[one.pack as usize];
+            }
+            if seen[next..next + same].iter().filter(|s| s.stays).count() > 1 {
+                copies.push(next..next + same);
+            }
+            next += same;
+        }
+        let at_once = (self.store.disk().rows_in_memory() / PLACES_SHARE).max(1);
+        for some in copies.chunks(at_once) {
+            self.choose(plan, &mut seen, some)?;
+        }
+        let (mut kept, mut num_kept) = (Vec::new(), 0);
+        for one in &seen {
+            // A pack of which nothing stays is known with 0 bytes, unlike one that no row names.
+            let of_pack = plan.kept.entry(self.numbers.digest(one.pack)).or_default();
+            if one.stays {
+                of_pack.entries += 1;
+                of_pack.rows += u64::from(one.rows);
+                of_pack.bytes += one.bytes;
+                num_kept += 1;
+                if self.asks_lacking {
+                    kept.push(one.entry);
                 }
-                Err(e) => return Err(e),
-            };
-            let target =
-                builder.get_or_insert_with(|| PackBuilder::new(*spec, opened.spec_json.clone()));
-            for packed in opened.entries {
-                if !rows_of_pack.contains_key(&packed.record.entry) {
+            } else {
+                plan.goes[one.part as usize].insert(one.row);
+                plan.is_thinned = true;
+            }
+        }
+        self.report.entries_kept += num_kept;
+        self.report.entries_removed += seen.len() as u64 - num_kept;
+        Ok(kept)
+    }
+
+    /// The entries of a range, sorted, and copies by their pack.
+    fn see(&mut self, plan: &SpecPlan, range: Range) -> Result<Vec<Seen>, Error> {
+        let mut seen = Vec::new();
+        plan.index.read(&self.store.layout, range, |part, found| {
+            for rows in found.map_err(before_cleaning)? {
+                seen.push(Seen {
+                    entry: rows.entry,
+                    bytes: rows.bytes,
+                    part: part as u32,
+                    pack: self.numbers.of(rows.pack),
+                    row: rows.row,
+                    rows: rows.rows,
+                    stays: false,
+                });
+            }
+            Ok(())
+        })?;
+        let numbers = &self.numbers;
+        seen.sort_unstable_by_key(|s| (s.entry, numbers.digest(s.pack), s.part, s.row));
+        Ok(seen)
+    }
+
+    /// Of copies of an entry that are to stay, leaves one: the first that reads back, or else the last. Reading is the only way to know.
+    fn choose(
+        &self,
+        plan: &SpecPlan,
+        seen: &mut [Seen],
+        copies: &[std::ops::Range<usize>],
+    ) -> Result<(), Error> {
+        let of_copies = copies.iter().flat_map(|copy| &seen[copy.clone()]);
+        let places = self.places(plan, of_copies.filter(|s| s.stays))?;
+        for copy in copies {
+            let mut chosen: Option<usize> = None;
+            for at in copy
+                .clone()
+                .filter(|&at| seen[at].stays)
+                .collect::<Vec<_>>()
+            {
+                let Some(last) = chosen else {
+                    chosen = Some(at);
                     continue;
-                }
-                match packed.payloads(&bytes) {
-                    Ok(payloads) => {
-                        let payloads = payloads.into_iter().map(<[u8]>::to_vec).collect();
-                        move_entry(self, target, packed, payloads, rows)?;
-                    }
-                    Err(why) => {
-                        let entry = &packed.record;
-                        let source = shown::text(&entry.source);
-                        let what = format!("entry {} (\"{source}\") lost: {why}", entry.entry);
-                        report.problems.push(self.problem(&pack, what));
-                    }
+                };
+                let place = (seen[last].part, seen[last].row);
+                let rows = places.get(&place).into_iter().flatten();
+                let pack = self.numbers.digest(seen[last].pack);
+                let parts = rows.map(|row| &row.part);
+                if packfile::is_sound(&self.store.layout, &pack, parts)? {
+                    seen[at].stays = false;
+                } else {
+                    seen[last].stays = false;
+                    chosen = Some(at);
                 }
             }
         }
-        if let Some(last) = builder.filter(|b| !b.is_empty()) {
-            write_pack(self, &last, rows)?;
-        }
-        Ok(stuck)
+        Ok(())
     }
 
-    /// Reads a pack whose header says of its entries what the index says: of the two, a damaged header would be believed.
-    fn open_as_indexed(
+    /// Where the payloads of some entries are, by part and row.
+    fn places<'b>(
         &self,
-        pack: &Digest,
-        rows: &HashMap<Fingerprint, &Record>,
-    ) -> Result<(Vec<u8>, OpenedPack), Error> {
-        let file = self.layout.pack_path(*pack);
-        let (bytes, opened) = packfile::open(&self.layout, &file)?;
-        let alike = opened.entries.iter();
-        let alike = alike.filter(|e| {
-            rows.get(&e.record.entry)
-                .is_some_and(|row| **row == e.record)
-        });
-        match alike.count() == rows.len() {
-            true => Ok((bytes, opened)),
-            false => Err(Error::malformed(
-                &file.path,
-                "it says otherwise of its entries than the index; `plumb store rebuild-index` mends it",
-            )),
+        plan: &SpecPlan,
+        of: impl Iterator<Item = &'b Seen>,
+    ) -> Result<HashMap<(u32, u32), Vec<PayloadRow>>, Error> {
+        let mut by_part: BTreeMap<u32, HashMap<u32, u32>> = BTreeMap::new();
+        for one in of {
+            by_part
+                .entry(one.part)
+                .or_default()
+                .insert(one.row, one.rows);
         }
+        let mut places: HashMap<(u32, u32), Vec<PayloadRow>> = HashMap::new();
+        for (part, wanted) in by_part {
+            let (digest, ..) = &plan.index.parts[part as usize];
+            let layout = &self.store.layout;
+            let rows = decode_part(layout, &plan.index.spec, digest, index::payloads);
+            let mut left = 0;
+            let mut first = 0;
+            for (row, payload) in (0u32..).zip(rows.map_err(before_cleaning)?) {
+                if let Some(rows) = wanted.get(&row) {
+                    (first, left) = (row, *rows);
+                }
+                if left > 0 {
+                    places.entry((part, first)).or_default().push(payload);
+                    left -= 1;
+                }
+            }
+        }
+        Ok(places)
     }
 
-    fn problem(&self, pack: &Digest, what: String) -> Problem {
-        let path = self.layout.pack(pack);
-        Problem::of(&self.layout, &path, what, "encoding again replaces it")
+    /// Decides which packs go and which are rewritten, by the payload bytes that stay of each.
+    fn plan_packs(self, specs: Vec<SpecPlan>) -> Result<GcPlan, Error> {
+        let (mut rewrite, mut remove) = (HashSet::new(), HashSet::new());
+        for plan in specs.iter().filter(|plan| !plan.is_linked) {
+            let is_small = |pack: &Digest| {
+                let file = self.packs.get(pack);
+                file.is_some_and(|f| f.is_own && f.bytes < SMALL_PACK_BYTES)
+            };
+            let kept = plan.kept.iter().filter(|(_, kept)| kept.entries > 0);
+            let small: Vec<Digest> = kept.map(|(p, _)| *p).filter(is_small).collect();
+            if small.len() > SMALL_PACKS {
+                rewrite.extend(small);
+            }
+        }
+        // The payload bytes that stay, by pack.
+        let mut used: HashMap<Digest, u64> = HashMap::new();
+        for (pack, kept) in specs.iter().flat_map(|plan| &plan.kept) {
+            *used.entry(*pack).or_default() += kept.bytes;
+        }
+        for (pack, file) in &self.packs {
+            match used.get(pack) {
+                // No row names it. A young one may be a writer's whose rows are still to come.
+                None if self.is_old(file) => _ = remove.insert(*pack),
+                None => {}
+                Some(0) if file.is_own => _ = remove.insert(*pack),
+                Some(0) => {}
+                Some(kept) if file.is_own => {
+                    let payload_bytes = self.store.payload_bytes(pack, file.bytes)?;
+                    let unused = payload_bytes.saturating_sub(*kept);
+                    // Copying a whole pack to win a few bytes is not worth it.
+                    if unused as f64 > payload_bytes as f64 * UNUSED_SHARE {
+                        rewrite.insert(*pack);
+                        self.report.bytes_freed += unused;
+                    }
+                }
+                Some(_) => {}
+            }
+        }
+        // Rows that stay as they are need their packs as they are.
+        for plan in specs.iter().filter(|plan| plan.is_linked) {
+            let kept = plan.kept.iter().filter(|(_, kept)| kept.entries > 0);
+            for (pack, _) in kept {
+                rewrite.remove(pack);
+            }
+        }
+        let report = self.report;
+        report.packs_rewritten = rewrite.len() as u64;
+        report.packs_removed = (remove.len() + rewrite.len()) as u64;
+        report.bytes_freed += remove.iter().map(|p| self.packs[p].bytes).sum::<u64>();
+        let leftovers = Leftovers::find(&self.store.layout, self.options, &self.lacking)?;
+        report.problems.extend(leftovers.problems);
+        report.leftovers_removed = leftovers.files.len() as u64;
+        Ok(GcPlan {
+            specs,
+            rewrite,
+            remove,
+            leftovers: leftovers.files,
+        })
+    }
+}
+
+/// Entries of a part that is left out would look like unused payloads, and go.
+fn before_cleaning(e: Error) -> Error {
+    match e.is_content() {
+        true => Error::Refused(format!(
+            "{e}; run `plumb store rebuild-index` before cleaning up"
+        )),
+        false => e,
     }
 }
 
@@ -448,21 +490,4 @@ impl GcOptions {
         let age = modified.and_then(|m| self.now.duration_since(m).ok());
         age.is_some_and(|age| age >= self.grace)
     }
-}
-
-/// Adds an entry of another pack to `target`, which goes to disk first if it would grow too large.
-pub(super) fn move_entry(
-    store: &Store,
-    target: &mut PackBuilder,
-    packed: PackedEntry,
-    payloads: Vec<Vec<u8>>,
-    rows: &mut Vec<Record>,
-) -> Result<(), Error> {
-    let bytes = payloads.iter().map(Vec::len).sum();
-    if !target.is_empty() && target.is_full_for(bytes, packed.header_bytes(), PACK_LIMIT_BYTES) {
-        write_pack(store, target, rows)?;
-        target.clear();
-    }
-    target.push_packed(packed, payloads);
-    Ok(())
 }

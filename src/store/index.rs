@@ -17,7 +17,7 @@ use parquet::file::reader::ChunkReader;
 pub(super) use super::columns::encode;
 use super::columns::{KEY_SPEC, KEY_VERSION, schema};
 use super::layout;
-use super::presence::{EntryGrouper, EntryRows, payload_end};
+use super::presence::{EntryGrouper, EntryRows, Span, payload_end};
 use super::record::{PartRecord, Record};
 use super::tensor::Summary;
 use crate::digest::{Digest, Fingerprint};
@@ -102,8 +102,10 @@ pub(super) fn presence(rows: &dyn Rows) -> Result<Vec<EntryRows>, String> {
                     .map_err(|e| format!("column pack: {e}"))?,
             };
             last = Some((packs.value(i), pack));
-            let end = payload_end(offsets.value(i), lengths.value(i))?;
-            groups.add(entries.value(i), parts.value(i), counts.value(i), pack, end)?;
+            let bytes = lengths.value(i);
+            let end = payload_end(offsets.value(i), bytes)?;
+            let span = Span { pack, end, bytes };
+            groups.add(entries.value(i), parts.value(i), counts.value(i), span)?;
         }
         Ok(())
     })?;
@@ -130,22 +132,36 @@ pub(super) fn payloads(rows: &dyn Rows) -> Result<Vec<PayloadRow>, String> {
 
 /// All that a part says of its entries, in the order of its rows.
 pub(super) fn records(rows: &dyn Rows) -> Result<Vec<Record>, String> {
+    let mut found: Vec<Record> = Vec::new();
+    each_record(rows, &mut |_, record| {
+        found.push(record);
+        Ok(())
+    })?;
+    Ok(found)
+}
+
+/// Gives `take` all that a part says of each of its entries, with the first of its rows.
+pub(super) fn each_record(
+    rows: &dyn Rows,
+    take: &mut dyn FnMut(u32, Record) -> Result<(), String>,
+) -> Result<(), String> {
     // Which rows belong together is checked there, once for all; here it is relied on.
     let groups = presence(rows)?;
     let mut groups = groups.into_iter();
-    let mut found: Vec<Record> = Vec::new();
-    let mut missing = 0u32;
+    let mut begun: Option<(EntryRows, Record)> = None;
     let names: Vec<String> = schema().fields().iter().map(|f| f.name().clone()).collect();
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     rows.read(&names, &mut |batch| {
         let stat = |name: &str, i| batch[name].as_primitive::<Float32Type>().value(i);
         for i in 0..batch.num_rows() {
-            if missing == 0 {
-                let group = groups.next().ok_or("more rows than before")?;
-                missing = group.rows;
-                found.push(entry_record(batch, i, &group)?);
-            }
-            missing -= 1;
+            let (group, mut record) = match begun.take() {
+                Some(begun) => begun,
+                None => {
+                    let group = groups.next().ok_or("more rows than before")?;
+                    let record = entry_record(batch, i, &group)?;
+                    (group, record)
+                }
+            };
             let summary = Summary {
                 mean: stat("mean", i),
                 std: stat("std", i),
@@ -155,13 +171,14 @@ pub(super) fn records(rows: &dyn Rows) -> Result<Vec<Record>, String> {
                 non_finite: u64s(batch, "non_finite").value(i),
             };
             let part = part_record(batch, i, text(batch, "tensor").value(i).to_owned(), summary)?;
-            if let Some(record) = found.last_mut() {
-                record.parts.push(part);
+            record.parts.push(part);
+            match record.parts.len() < group.rows as usize {
+                true => begun = Some((group, record)),
+                false => take(group.row, record)?,
             }
         }
         Ok(())
-    })?;
-    Ok(found)
+    })
 }
 
 fn entry_record(batch: &RecordBatch, i: usize, group: &EntryRows) -> Result<Record, String> {

@@ -13,7 +13,7 @@ use crate::digest::Fingerprint;
 const TAKE_BACK: &str = "`plumb store rebuild-index` takes it back";
 
 /// An entry that a run uses, with its spec.
-type Root = (Fingerprint, Fingerprint);
+pub(super) type Root = (Fingerprint, Fingerprint);
 
 /// Files that go, and why others stay.
 #[derive(Default)]

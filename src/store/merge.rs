@@ -2,8 +2,8 @@
 //! merged is in memory, and one part that is made.
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
 use std::collections::binary_heap::PeekMut;
+use std::collections::{BinaryHeap, HashSet};
 use std::vec::IntoIter;
 
 use bytes::Bytes;
@@ -20,6 +20,9 @@ use crate::digest::{Digest, Fingerprint};
 /// Rows of a merged part; with its last entries it may have a few more.
 pub(super) const MERGED_ROWS: usize = ROWS_LIMIT / 16;
 
+/// How many short runs are merged at once: of each a row group is in memory.
+pub(super) const RUNS_AT_ONCE: usize = 64;
+
 /// Writes entries that come sorted as index parts, cut between entries.
 pub(super) struct SortedWriter<'a> {
     store: &'a Store,
@@ -29,6 +32,7 @@ pub(super) struct SortedWriter<'a> {
     group: Vec<Record>,
     known: PartList,
     written: Vec<Digest>,
+    packs: HashSet<Digest>,
 }
 
 impl<'a> SortedWriter<'a> {
@@ -42,6 +46,7 @@ impl<'a> SortedWriter<'a> {
             group: Vec::new(),
             known: PartList::new(),
             written: Vec::new(),
+            packs: HashSet::new(),
         }
     }
 
@@ -54,6 +59,7 @@ impl<'a> SortedWriter<'a> {
         if self.group.len() >= GROUP_ENTRIES {
             self.write_group()?;
         }
+        self.packs.insert(record.pack);
         self.group.push(record);
         Ok(())
     }
@@ -87,15 +93,27 @@ impl<'a> SortedWriter<'a> {
         Ok(())
     }
 
-    /// Writes the last part, and what is known of all; gives their digests.
-    pub(super) fn finish(mut self) -> Result<Vec<Digest>, Error> {
+    /// Writes the last part. `parts.json` stays as it is.
+    pub(super) fn finish(mut self) -> Result<Written, Error> {
         if !self.group.is_empty() {
             self.write_group()?;
         }
         self.write_part()?;
-        parts::update(&self.store.layout, &self.spec, self.known)?;
-        Ok(self.written)
+        Ok(Written {
+            parts: self.written,
+            known: self.known,
+            packs: self.packs,
+        })
     }
+}
+
+/// Parts that were written.
+pub(super) struct Written {
+    pub(super) parts: Vec<Digest>,
+    /// What is known of those that are large.
+    pub(super) known: PartList,
+    /// The packs that they name.
+    pub(super) packs: HashSet<Digest>,
 }
 
 /// Writes `records`, sorted by entry, as parts of bounded size.
@@ -109,112 +127,175 @@ pub(super) fn write_parts(
     for record in records {
         writer.push(record)?;
     }
-    writer.finish()
+    let written = writer.finish()?;
+    parts::update(&store.layout, spec, written.known)?;
+    Ok(written.parts)
 }
 
-/// What was made of sorted parts.
+/// Entries in order.
+pub(super) enum Sorted {
+    /// Those of an index part.
+    Part(Digest, Listed),
+    /// In memory.
+    Entries(Vec<Record>),
+}
+
+/// Whether an entry stays: the part that it is read from, the first of its rows in it, and what it is.
+pub(super) type Stays<'a> = &'a dyn Fn(&Digest, u32, &Record) -> bool;
+
+/// What was made of sorted entries.
 pub(super) struct Merged {
-    /// The new parts.
-    pub(super) new: Vec<Digest>,
-    /// Those of which all rows are in them.
+    pub(super) new: Written,
+    /// Those of which all rows are in them, but for those that were not to stay.
     pub(super) done: Vec<Digest>,
+    /// Why others are not among these.
+    pub(super) failed: Option<Error>,
 }
 
 /// Writes the rows of sorted parts as new parts. One that is damaged or cannot be read now is left as it is.
+pub(super) fn merge_parts(
+    store: &Store,
+    spec: &Fingerprint,
+    old: Vec<(Digest, Listed)>,
+) -> Result<Merged, Error> {
+    let rows = old.iter().fold(0u64, |n, (_, l)| n.saturating_add(l.rows));
+    let old = old
+        .into_iter()
+        .map(|(part, known)| Sorted::Part(part, known));
+    let mut merged = merge(store, spec, old.collect(), rows, &|_, _, _| true)?;
+    let known = std::mem::take(&mut merged.new.known);
+    parts::update(&store.layout, spec, known)?;
+    Ok(merged)
+}
+
+/// Writes those of sorted entries that stay as new parts; of so many rows, or a few less. `parts.json` stays as it is.
 pub(super) fn merge(
     store: &Store,
     spec: &Fingerprint,
-    mut old: Vec<(Digest, Listed)>,
+    old: Vec<Sorted>,
+    rows: u64,
+    stays: Stays<'_>,
 ) -> Result<Merged, Error> {
-    let rows = old.iter().fold(0u64, |n, (_, l)| n.saturating_add(l.rows));
     let mut writer = SortedWriter::new(store, spec, rows);
-    // The lowest last: they are opened when it is their turn.
-    old.sort_by_key(|(part, known)| Reverse((known.first, *part)));
     let mut open: BinaryHeap<Reverse<Stream>> = BinaryHeap::new();
-    let mut done = Vec::new();
+    let mut parts = Vec::new();
+    for sorted in old {
+        match sorted {
+            Sorted::Part(part, known) => parts.push((part, known)),
+            Sorted::Entries(entries) => open.extend(Stream::of_entries(entries).map(Reverse)),
+        }
+    }
+    // The lowest last: they are opened when it is their turn.
+    parts.sort_by_key(|(part, known)| Reverse((known.first, *part)));
+    let (mut done, mut failed) = (Vec::new(), None);
     loop {
         let lowest = open.peek().map(|Reverse(stream)| stream.next.entry);
-        if let Some((part, known)) = old.pop_if(|(_, l)| lowest.is_none_or(|low| l.first <= low)) {
-            let opened = known.open(&store.layout, spec, &part);
-            if let Ok(Some(opened)) = opened
-                && let Some(stream) = Stream::begin(opened, part)
-            {
-                open.push(Reverse(stream));
+        if let Some((part, known)) = parts.pop_if(|(_, l)| lowest.is_none_or(|low| l.first <= low))
+        {
+            match Stream::open(store, spec, part, &known) {
+                Ok(stream) => open.push(Reverse(stream)),
+                Err(e) => _ = failed.get_or_insert(e),
             }
             continue;
         }
         let Some(mut top) = open.peek_mut() else {
             break;
         };
-        match top.0.advance() {
+        let (part, row) = (top.0.part, top.0.row);
+        let record = match top.0.advance() {
             Ok((record, true)) => {
                 drop(top);
-                writer.push(record)?;
+                record
             }
             Ok((record, false)) => {
-                done.push(top.0.part);
+                done.extend(part);
                 PeekMut::pop(top);
-                writer.push(record)?;
+                record
             }
             // Of the rest of its rows nothing is known. Those that were taken are there twice, which readers allow.
-            Err(record) => {
+            Err((record, e)) => {
                 PeekMut::pop(top);
-                writer.push(record)?;
+                failed.get_or_insert(e);
+                record
             }
+        };
+        if part.is_none_or(|part| stays(&part, row, &record)) {
+            writer.push(record)?;
         }
     }
-    let new = writer.finish()?;
-    Ok(Merged { new, done })
+    Ok(Merged {
+        new: writer.finish()?,
+        done,
+        failed,
+    })
 }
 
-/// The entries of a part, one after the other.
+/// Entries in order, one after the other.
 struct Stream {
     next: Record,
+    /// The first row of the next entry.
+    row: u32,
     rest: IntoIter<Record>,
-    groups: std::ops::Range<usize>,
-    source: RangedPart,
-    part: Digest,
+    /// The row groups that are still to be read.
+    groups: Option<(RangedPart, std::ops::Range<usize>)>,
+    part: Option<Digest>,
 }
 
 impl Stream {
-    /// None of a part that has no entry that can be read.
-    fn begin(source: RangedPart, part: Digest) -> Option<Self> {
-        let mut groups = 0..source.num_groups();
-        let mut rest = source
-            .decode(groups.next()?, None, index::records)
-            .ok()?
-            .into_iter();
-        Some(Self {
-            next: rest.next()?,
+    fn open(
+        store: &Store,
+        spec: &Fingerprint,
+        part: Digest,
+        known: &Listed,
+    ) -> Result<Self, Error> {
+        let path = store.layout.index_part(spec, &part);
+        let other = || Error::malformed(&path, "it is not what is known of it");
+        let opened = known.open(&store.layout, spec, &part)?;
+        let opened = opened.ok_or_else(other)?;
+        let mut groups = 0..opened.num_groups();
+        let first = groups.next().ok_or_else(other)?;
+        let mut rest = opened.decode(first, None, index::records)?.into_iter();
+        Ok(Self {
+            next: rest.next().ok_or_else(other)?,
+            row: 0,
             rest,
-            groups,
-            source,
-            part,
+            groups: Some((opened, groups)),
+            part: Some(part),
         })
     }
 
-    /// The next entry, and whether there are others; alone where they cannot be read.
-    fn advance(&mut self) -> Result<(Record, bool), Record> {
-        let following = loop {
-            if let Some(record) = self.rest.next() {
-                break Ok(Some(record));
-            }
-            let Some(group) = self.groups.next() else {
-                break Ok(None);
-            };
-            match self.source.decode(group, None, index::records) {
-                Ok(records) => self.rest = records.into_iter(),
-                Err(e) => break Err(e),
-            }
-        };
-        match following {
-            Ok(Some(record)) => Ok((std::mem::replace(&mut self.next, record), true)),
-            Ok(None) => Ok((self.next.clone(), false)),
-            Err(_) => Err(self.next.clone()),
-        }
+    /// None of no entries.
+    fn of_entries(entries: Vec<Record>) -> Option<Self> {
+        let mut rest = entries.into_iter();
+        Some(Self {
+            next: rest.next()?,
+            row: 0,
+            rest,
+            groups: None,
+            part: None,
+        })
     }
 
-    fn order(&self) -> (Fingerprint, Digest, Digest) {
+    /// The next entry, and whether there are others; or that and why those cannot be read.
+    fn advance(&mut self) -> Result<(Record, bool), (Record, Error)> {
+        let following = loop {
+            if let Some(record) = self.rest.next() {
+                break record;
+            }
+            let next = self.groups.as_mut();
+            let Some((source, group)) = next.and_then(|(s, g)| Some((s, g.next()?))) else {
+                return Ok((self.next.clone(), false));
+            };
+            match source.decode(group, None, index::records) {
+                Ok(records) => self.rest = records.into_iter(),
+                Err(e) => return Err((self.next.clone(), e)),
+            }
+        };
+        self.row += self.next.parts.len() as u32;
+        Ok((std::mem::replace(&mut self.next, following), true))
+    }
+
+    fn order(&self) -> (Fingerprint, Digest, Option<Digest>) {
         (self.next.entry, self.next.pack, self.part)
     }
 }

@@ -17,8 +17,9 @@
 //! ```
 //!
 //! `schemas/FORMAT.md` has every byte and column. Start reading at [`StoreWriter::put`] and
-//! [`StoreReader::get`]; `gc`, `rebuild`, `compact`, `temporary` and `run` are the only files that remove anything;
-//! `parts` and `ranged` say how a large index is read in part.
+//! [`StoreReader::get`]; `collecting`, `rebuild`, `compact`, `temporary` and `run` are the only files that remove anything;
+//! `parts` and `ranged` say how a large index is read in part, `sweep` and `sorting` how maintenance goes through one that does not fit
+//! into memory.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -30,6 +31,9 @@ use crate::digest::{Digest, Fingerprint};
 use crate::monitor::Monitor;
 
 mod check;
+mod check_pack;
+mod check_rows;
+mod collecting;
 mod columns;
 mod compact;
 mod disk;
@@ -58,8 +62,10 @@ mod repair;
 mod run;
 mod salvage;
 mod snapshot;
+mod sorting;
 mod specs;
 mod stats;
+mod sweep;
 pub mod table;
 mod temporary;
 mod tensor;

@@ -7,7 +7,7 @@ use super::disk::{self, ListedFile};
 use super::layout::Layout;
 use super::pack::{HEADER_LIMIT_BYTES, PACK_LIMIT_BYTES};
 use super::packed::{self, OpenedPack};
-use super::record::Record;
+use super::record::{PartRecord, Record};
 use super::{Error, PackPath};
 use crate::digest::{Digest, Fingerprint};
 use crate::monitor::Monitor;
@@ -55,15 +55,15 @@ pub(super) fn read_state(layout: &Layout, file: &PackPath) -> Result<PackState, 
     })
 }
 
-/// Does `work` on each pack, a few at once, and gives the results in the order of the packs.
+/// Does `work` on each pack, a few at once, and gives `take` what came of it, in the order of the packs.
 pub(super) fn each<T: Send>(
     files: &[(PackPath, ListedFile)],
     monitor: &dyn Monitor,
     work: impl Fn(&PackPath) -> Result<T, Error> + Sync,
-) -> Result<Vec<T>, Error> {
-    let mut done = Vec::new();
+    mut take: impl FnMut(&(PackPath, ListedFile), T) -> Result<(), Error>,
+) -> Result<(), Error> {
     for some in files.chunks(PACKS_AT_ONCE) {
-        let results: Result<Vec<T>, Error> = some
+        let results: Vec<Result<T, Error>> = some
             .par_iter()
             .map(|(file, listed)| {
                 let result = work(file);
@@ -71,9 +71,11 @@ pub(super) fn each<T: Send>(
                 result
             })
             .collect();
-        done.extend(results?);
+        for (file, result) in some.iter().zip(results) {
+            take(file, result?)?;
+        }
     }
-    Ok(done)
+    Ok(())
 }
 
 /// All bytes of a pack. One that is longer than any can be is an error of its content.
@@ -109,10 +111,14 @@ pub(super) fn open(layout: &Layout, file: &PackPath) -> Result<(Vec<u8>, OpenedP
     Ok((bytes, opened))
 }
 
-/// Whether the payloads of a row are in its pack as they were written.
-pub(super) fn is_sound(layout: &Layout, row: &Record) -> Result<bool, Error> {
-    let path = layout.pack(&row.pack);
-    for part in &row.parts {
+/// Whether these payloads are in a pack as they were written.
+pub(super) fn is_sound<'a>(
+    layout: &Layout,
+    pack: &Digest,
+    parts: impl Iterator<Item = &'a PartRecord>,
+) -> Result<bool, Error> {
+    let path = layout.pack(pack);
+    for part in parts {
         match disk::read_range(&*layout.disk, &path, part.offset, part.length) {
             Ok(Some(bytes)) if Digest::of(&bytes) == part.digest => {}
             Ok(_) => return Ok(false),

@@ -89,10 +89,20 @@ impl Listed {
         spec: &Fingerprint,
         part: &Digest,
     ) -> Result<Option<RangedPart>, Error> {
-        let known = Some(self.bytes).filter(|&bytes| bytes <= PART_LIMIT_BYTES);
-        let tree = known.and_then(|bytes| Tree::parse(&self.pieces, bytes, part));
-        tree.map(|tree| RangedPart::open(layout, spec, part, tree))
+        let opened = self.tree(part);
+        opened
+            .map(|tree| RangedPart::open(layout, spec, part, tree))
             .transpose()
+    }
+
+    /// Whether it is of a part with this digest, as far as the values of its pieces go.
+    pub(super) fn is_of(&self, part: &Digest) -> bool {
+        self.tree(part).is_some()
+    }
+
+    fn tree(&self, part: &Digest) -> Option<Tree> {
+        let known = Some(self.bytes).filter(|&bytes| bytes <= PART_LIMIT_BYTES);
+        known.and_then(|bytes| Tree::parse(&self.pieces, bytes, part))
     }
 
     /// Numbers that no part has.

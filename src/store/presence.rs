@@ -14,6 +14,17 @@ pub(super) struct EntryRows {
     pub(super) pack: Digest,
     /// The end of its last payload in the pack's file; a shorter file cannot have all of it.
     pub(super) end: u64,
+    /// The bytes of its payloads.
+    pub(super) bytes: u64,
+}
+
+/// Where a payload is.
+#[derive(Clone, Copy)]
+pub(super) struct Span {
+    pub(super) pack: Digest,
+    /// The end in the pack's file.
+    pub(super) end: u64,
+    pub(super) bytes: u64,
 }
 
 /// Gathers the rows of an index part, in order, into entries.
@@ -34,9 +45,9 @@ impl EntryGrouper {
         entry: &str,
         part: &str,
         parts: u32,
-        pack: Digest,
-        end: u64,
+        span: Span,
     ) -> Result<(), String> {
+        let Span { pack, end, bytes } = span;
         let is_open = self.names.len() < self.expected as usize;
         let incomplete = || Err(incomplete(entry));
         match self.found.last_mut() {
@@ -48,6 +59,7 @@ impl EntryGrouper {
                 }
                 last.rows += 1;
                 last.end = last.end.max(end);
+                last.bytes += bytes;
             }
             // More rows of an entry than it says.
             Some(last) if entry == self.entry && pack == last.pack => return incomplete(),
@@ -60,6 +72,7 @@ impl EntryGrouper {
                     rows: 1,
                     pack,
                     end,
+                    bytes,
                 });
                 entry.clone_into(&mut self.entry);
                 self.expected = parts;

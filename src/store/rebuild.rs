@@ -1,25 +1,25 @@
 //! Making the index anew from the packs. A pack with damage in it is set aside under another name, and what is sound in it
 //! moves to a new pack; what was set aside and turns out sound comes back.
 //!
-//! Everything is read before anything is changed. A file that cannot be read ends it: only content that was read whole and
-//! does not fit is damage.
+//! Everything is read before anything is changed, but for index parts that are added where rows have no room in memory. A file that cannot be
+//! read ends it: only content that was read whole and does not fit is damage.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 
 use serde::Serialize;
 
+use super::collecting::move_entry;
 use super::compact::remove_parts;
 use super::disk::{Disk, ListedFile, write_once};
-use super::gc::move_entry;
 use super::layout::{self, PackPath};
-use super::merge::write_parts;
 use super::pack::PackBuilder;
 use super::packfile::{self, PackState};
 use super::record::Record;
-use super::salvage::{Evidence, Outcome, SavedEntry, salvage};
-use super::snapshot::decode_part;
+use super::salvage::{self, Evidence, Outcome, SavedEntry};
+use super::snapshot::{decode_part, each_record};
+use super::sorting::Sorting;
 use super::writer::write_pack;
 use super::{Error, Local, Problem, Store, index, lock, packed, specs};
 use crate::digest::{Digest, Fingerprint};
@@ -56,35 +56,79 @@ const LEFT_OUT: &str = "left out; encoding again replaces it";
 /// The most lost entries of a pack that are named; the others are counted.
 const NAMED_LOSSES: usize = 20;
 
-/// What the disk holds, read before anything is changed.
-struct Found {
+/// What the disk holds. Nothing is changed before all of it was read, but for index parts with rows of sound packs.
+struct Found<'a> {
     /// All packs, in whatever state.
     here: HashSet<Digest>,
+    /// Those of which every byte is what was written.
+    sound: HashSet<Digest>,
     /// By spec: the index parts there are, which go unless the new index has them.
     old_parts: BTreeMap<Fingerprint, Vec<(Digest, ListedFile)>>,
     /// Damaged packs, those under their names first.
     damaged: Vec<(PackPath, ListedFile)>,
     /// Packs that were set aside and are sound.
-    restored: Vec<PackPath>,
+    restored: Vec<(PackPath, Fingerprint, Vec<Record>)>,
+    /// Entries that the old index names in packs that are not there.
+    missing: BTreeMap<Digest, BTreeSet<Fingerprint>>,
     evidence: Evidence,
-    new: NewIndex,
+    new: NewIndex<'a>,
 }
 
 /// What the new index will have.
-#[derive(Default)]
-struct NewIndex {
+struct NewIndex<'a> {
+    store: &'a Store,
     specs: BTreeMap<Fingerprint, String>,
-    records: BTreeMap<Fingerprint, Vec<Record>>,
-    /// Whatever their specs: a fingerprint is that of one entry of one spec.
+    rows: BTreeMap<Fingerprint, Sorting<'a>>,
+    /// Of the entries that may be lost those that it has. Whatever their specs: a fingerprint is that of one entry of one spec.
     entries: HashSet<Fingerprint>,
     builders: BTreeMap<Fingerprint, PackBuilder>,
+    specs_written: u64,
 }
 
-impl NewIndex {
-    fn add(&mut self, spec: Fingerprint, spec_json: String, records: Vec<Record>) {
-        self.entries.extend(records.iter().map(|r| r.entry));
-        self.records.entry(spec).or_default().extend(records);
-        self.specs.insert(spec, spec_json);
+impl<'a> NewIndex<'a> {
+    fn new(store: &'a Store) -> Self {
+        Self {
+            store,
+            specs: BTreeMap::new(),
+            rows: BTreeMap::new(),
+            entries: HashSet::new(),
+            builders: BTreeMap::new(),
+            specs_written: 0,
+        }
+    }
+
+    /// Takes entries of a known spec whose packs are in their places.
+    fn add(&mut self, spec: &Fingerprint, records: Vec<Record>) -> Result<(), Error> {
+        let rows = self.rows.entry(*spec);
+        let rows = rows.or_insert_with(|| Sorting::new(self.store, spec));
+        for record in records {
+            // Before its first row, as a writer puts a spec before its first entry.
+            if rows.is_full()
+                && let Some(json) = self.specs.get(spec)
+            {
+                self.specs_written += u64::from(specs::write(self.store, spec, json.as_bytes())?);
+            }
+            rows.push(record)?;
+        }
+        Ok(())
+    }
+
+    /// Of `wanted` those that it has.
+    fn having(&self, wanted: &HashSet<Fingerprint>) -> Result<HashSet<Fingerprint>, Error> {
+        let mut found = HashSet::new();
+        if wanted.is_empty() {
+            return Ok(found);
+        }
+        for (spec, rows) in &self.rows {
+            found.extend(rows.in_memory().iter().map(|record| record.entry));
+            for part in rows.written() {
+                let there = decode_part(&self.store.layout, spec, part, index::presence)?;
+                let there = there.iter().map(|rows| rows.entry);
+                found.extend(there.filter(|entry| wanted.contains(entry)));
+            }
+        }
+        found.retain(|entry| wanted.contains(entry));
+        Ok(found)
     }
 }
 
@@ -122,7 +166,8 @@ impl Store {
         };
         let _lock = lock::exclusive(&store.layout, "plumb store rebuild-index")?;
         let mut report = RebuildReport::default();
-        let found = store.look(&mut report, monitor)?;
+        let mut found = store.look(&mut report, monitor)?;
+        store.read_old_index(&mut found)?;
         let specs = specs::examine(&store.layout, &found.evidence.specs)?;
         store.rebuild(found, specs, &mut report)?;
         if lacks_marker {
@@ -134,80 +179,122 @@ impl Store {
         Ok(report)
     }
 
-    /// Reads the packs and what the old index says of those that are not sound.
-    fn look(&self, report: &mut RebuildReport, monitor: &dyn Monitor) -> Result<Found, Error> {
+    /// Reads the packs.
+    fn look(&self, report: &mut RebuildReport, monitor: &dyn Monitor) -> Result<Found<'_>, Error> {
         let layout = &self.layout;
+        // Listed before anything is written: what is in this list and not in the new index goes.
+        let mut old_parts = BTreeMap::new();
+        for spec in layout.indexed_specs()? {
+            old_parts.insert(spec, layout.index_parts(&spec)?);
+        }
         let files = layout.pack_files()?;
         report.packs = files.len() as u64;
         let aside = layout.set_aside_files()?;
         let all: Vec<_> = files.into_iter().chain(aside).collect();
         let bytes = all.iter().map(|(_, f)| f.bytes).sum();
         monitor.start("reading packs", Some(bytes));
-        let states = packfile::each(&all, monitor, |file| packfile::read_state(layout, file));
-        monitor.finish();
         let mut found = Found {
             here: HashSet::new(),
-            old_parts: BTreeMap::new(),
+            sound: HashSet::new(),
+            old_parts,
             damaged: Vec::new(),
             restored: Vec::new(),
+            missing: BTreeMap::new(),
             evidence: Evidence::default(),
-            new: NewIndex::default(),
+            new: NewIndex::new(self),
         };
-        let mut sound = HashSet::new();
-        for ((file, listed), state) in all.into_iter().zip(states?) {
-            let is_aside = file.path != layout.pack(&file.pack);
-            if is_aside && !listed.is_own {
-                continue;
-            }
-            found.here.insert(file.pack);
-            found.evidence.packs.insert(file.pack);
-            match state {
-                // Both are there after a crash, or where somebody put it back by hand.
-                PackState::Sound { .. } if sound.contains(&file.pack) => {}
-                PackState::Sound {
-                    spec,
-                    spec_json,
-                    records,
-                } => {
-                    sound.insert(file.pack);
-                    found.new.add(spec, spec_json, records);
-                    if is_aside {
-                        found.restored.push(file);
-                    }
-                }
-                PackState::Damaged => found.damaged.push((file, listed)),
-                PackState::Foreign(why) => report.problems.push(self.left_out(&file.pack, why)),
-            }
-        }
+        packfile::each(
+            &all,
+            monitor,
+            |file| packfile::read_state(layout, file),
+            |file, state| self.take(&mut found, file, state, report),
+        )?;
+        monitor.finish();
+        let sound = &found.sound;
         found
             .damaged
             .retain(|(file, _)| !sound.contains(&file.pack));
-        self.read_old_index(&sound, &mut found)?;
         Ok(found)
     }
 
-    fn read_old_index(&self, sound: &HashSet<Digest>, found: &mut Found) -> Result<(), Error> {
+    /// Takes what reading a pack showed.
+    fn take(
+        &self,
+        found: &mut Found<'_>,
+        (file, listed): &(PackPath, ListedFile),
+        state: PackState,
+        report: &mut RebuildReport,
+    ) -> Result<(), Error> {
+        let is_aside = file.path != self.layout.pack(&file.pack);
+        if is_aside && !listed.is_own {
+            return Ok(());
+        }
+        found.here.insert(file.pack);
+        found.evidence.packs.insert(file.pack);
+        match state {
+            // Both are there after a crash, or where somebody put it back by hand.
+            PackState::Sound { .. } if found.sound.contains(&file.pack) => {}
+            PackState::Sound {
+                spec,
+                spec_json,
+                records,
+            } => {
+                found.sound.insert(file.pack);
+                found.new.specs.insert(spec, spec_json);
+                match is_aside {
+                    // Its rows come when it is back in its place.
+                    true => found.restored.push((file.clone(), spec, records)),
+                    false => found.new.add(&spec, records)?,
+                }
+            }
+            PackState::Damaged => found.damaged.push((file.clone(), listed.clone())),
+            PackState::Foreign(why) => report.problems.push(self.left_out(&file.pack, why)),
+        }
+        Ok(())
+    }
+
+    /// Reads what the old index says of packs that are not sound.
+    fn read_old_index(&self, found: &mut Found<'_>) -> Result<(), Error> {
         let evidence = &mut found.evidence;
-        for spec in self.layout.indexed_specs()? {
-            let parts = self.layout.index_parts(&spec)?;
-            for (part, _) in &parts {
-                let records = match decode_part(&self.layout, &spec, part, index::records) {
-                    Ok(records) => records,
+        let mut at_stake = HashSet::new();
+        for (spec, parts) in &found.old_parts {
+            for (part, _) in parts {
+                let mut said = Vec::new();
+                let read = each_record(&self.layout, spec, part, |_, record| {
+                    evidence.packs.insert(record.pack);
+                    if !found.sound.contains(&record.pack) {
+                        said.push(record);
+                    }
+                    Ok(())
+                });
+                match read {
+                    Ok(()) => {}
                     // A damaged part says nothing; that is what it is made anew for.
                     Err(e) if e.is_content() => continue,
                     Err(e) => return Err(e),
-                };
-                for record in records {
-                    evidence.packs.insert(record.pack);
-                    if !sound.contains(&record.pack) {
+                }
+                for record in said {
+                    at_stake.insert(record.entry);
+                    if found.here.contains(&record.pack) {
                         let rows = evidence.rows.entry(record.pack).or_default();
-                        rows.insert(record.entry, (spec, record));
+                        rows.insert(record.entry, (*spec, record));
+                    } else {
+                        let lost = found.missing.entry(record.pack).or_default();
+                        lost.insert(record.entry);
                     }
                 }
             }
-            // Listed before anything is written: what is in this list and not in the new index goes.
-            found.old_parts.insert(spec, parts);
         }
+        for (file, _) in &found.damaged {
+            at_stake.extend(salvage::entries(&self.layout, file)?);
+        }
+        found.new.entries = found.new.having(&at_stake)?;
+        let restored = found.restored.iter().flat_map(|(.., records)| records);
+        let restored = restored.map(|record| record.entry);
+        found
+            .new
+            .entries
+            .extend(restored.filter(|entry| at_stake.contains(entry)));
         evidence.specs = specs::read_sound(&self.layout)?;
         evidence.specs.extend(found.new.specs.clone());
         Ok(())
@@ -215,38 +302,40 @@ impl Store {
 
     fn rebuild(
         &self,
-        mut found: Found,
+        mut found: Found<'_>,
         specs: specs::Misnamed,
         report: &mut RebuildReport,
     ) -> Result<(), Error> {
-        // The last that reads packs, so the first that writes: if it fails, nothing but new packs was added.
+        // The last that reads packs, so the first that changes anything: if it fails, packs and index parts may have been added.
         let aside = self.save_damaged(&mut found, report)?;
-        for file in &found.restored {
+        for (file, spec, records) in std::mem::take(&mut found.restored) {
             self.rename_pack(&file.path, &self.layout.pack(&file.pack), &file.pack)?;
             report.packs_restored += 1;
+            found.new.add(&spec, records)?;
         }
         self.tell_lost_packs(&found, report);
         // Before the index, as a writer puts a spec before its first entry.
         for (spec, json) in &found.new.specs {
             report.specs_written += u64::from(specs::write(self, spec, json.as_bytes())?);
         }
+        report.specs_written += found.new.specs_written;
         specs.mend(self, report)?;
-        let mut new: BTreeMap<Fingerprint, Vec<Digest>> = BTreeMap::new();
         let mut named = HashSet::new();
-        for (spec, mut records) in found.new.records {
-            named.extend(records.iter().map(|r| r.pack));
+        let mut old_parts = found.old_parts;
+        for (spec, rows) in found.new.rows {
+            report.entries += rows.num_entries();
             // The same packs make the same parts, so a part that is right already is not among those removed.
-            records.sort_by_key(|r| (r.entry, r.pack));
-            report.entries += records.len() as u64;
-            let parts = write_parts(self, &spec, records)?;
-            report.parts_written += parts.len() as u64;
-            new.insert(spec, parts);
+            let made = rows.finish(Vec::new(), 0, &|_, _, _| true)?;
+            named.extend(made.packs);
+            report.parts_written += made.new.len() as u64;
+            let old = old_parts.remove(&spec).unwrap_or_default();
+            report.parts_removed += self.remove_others(&spec, &old, &made.new)?;
+            let here = self.layout.index_parts(&spec)?.into_iter();
+            let passing: Vec<_> = here.filter(|(p, _)| made.passing.contains(p)).collect();
+            self.remove_others(&spec, &passing, &made.new)?;
         }
-        for (spec, parts) in found.old_parts {
-            let kept = new.remove(&spec).unwrap_or_default();
-            let parts = parts.iter().filter(|(_, f)| f.is_own);
-            let gone = parts.map(|(part, _)| part).filter(|p| !kept.contains(p));
-            report.parts_removed += remove_parts(&self.layout, &spec, gone)? as u64;
+        for (spec, parts) in old_parts {
+            report.parts_removed += self.remove_others(&spec, &parts, &[])?;
         }
         // Last, when no row names them any more. Renamed, not removed: a person may still want to look.
         for (file, listed) in &aside {
@@ -268,6 +357,18 @@ impl Store {
         Ok(())
     }
 
+    /// Removes those of `parts` that are not among `new`; gives how many.
+    fn remove_others(
+        &self,
+        spec: &Fingerprint,
+        parts: &[(Digest, ListedFile)],
+        new: &[Digest],
+    ) -> Result<u64, Error> {
+        let own = parts.iter().filter(|(_, file)| file.is_own);
+        let gone = own.map(|(part, _)| part).filter(|p| !new.contains(p));
+        Ok(remove_parts(&self.layout, spec, gone)? as u64)
+    }
+
     fn rename_pack(&self, from: &Path, to: &Path, pack: &Digest) -> Result<(), Error> {
         let dir = self.layout.pack_dir(pack);
         self.disk()
@@ -281,14 +382,14 @@ impl Store {
     /// Copies the sound entries of damaged packs into new ones. Gives the packs that are to be set aside.
     fn save_damaged(
         &self,
-        found: &mut Found,
+        found: &mut Found<'_>,
         report: &mut RebuildReport,
     ) -> Result<Vec<(PackPath, ListedFile)>, Error> {
         let mut done: Vec<(PackPath, ListedFile)> = Vec::new();
         for (file, listed) in std::mem::take(&mut found.damaged) {
             // Of what was set aside earlier it was told then what is lost.
             let is_told = file.path != self.layout.pack(&file.pack);
-            match salvage(&self.layout, &file, &mut found.evidence)? {
+            match salvage::salvage(&self.layout, &file, &mut found.evidence)? {
                 Outcome::Repaired(bytes) => {
                     self.put_back(&file, &bytes, &mut found.new)?;
                     done.retain(|(other, _)| other.pack != file.pack);
@@ -314,16 +415,18 @@ impl Store {
                 done.push((file, listed));
             }
         }
-        for (spec, builder) in &found.new.builders {
+        for (spec, builder) in std::mem::take(&mut found.new.builders) {
             if !builder.is_empty() {
-                write_pack(self, builder, found.new.records.entry(*spec).or_default())?;
+                let mut rows = Vec::new();
+                write_pack(self, &builder, &mut rows)?;
+                found.new.add(&spec, rows)?;
             }
         }
         Ok(done)
     }
 
     /// Adds an entry of a damaged pack to a new one, unless a sound pack has it.
-    fn save(&self, saved: SavedEntry, new: &mut NewIndex) -> Result<(), Error> {
+    fn save(&self, saved: SavedEntry, new: &mut NewIndex<'_>) -> Result<(), Error> {
         let spec = saved.spec;
         if !new.entries.insert(saved.packed.record.entry) {
             return Ok(());
@@ -333,26 +436,29 @@ impl Store {
             .builders
             .entry(spec)
             .or_insert_with(|| PackBuilder::new(spec, saved.spec_json));
-        let rows = new.records.entry(spec).or_default();
-        move_entry(self, target, saved.packed, saved.payloads, rows)
+        let mut rows = Vec::new();
+        move_entry(self, target, saved.packed, saved.payloads, &mut rows)?;
+        new.add(&spec, rows)
     }
 
     /// Writes a pack with its right bytes in the place of the damaged ones.
-    fn put_back(&self, file: &PackPath, bytes: &[u8], new: &mut NewIndex) -> Result<(), Error> {
+    fn put_back(&self, file: &PackPath, bytes: &[u8], new: &mut NewIndex<'_>) -> Result<(), Error> {
         let opened = packed::read_pack(&file.path, &file.pack, bytes)?;
         let dir = self.layout.pack_dir(&file.pack);
         write_once(self.disk(), &dir, &layout::pack_name(&file.pack), &[bytes])?;
-        let records = opened.entries.into_iter().map(|e| e.record).collect();
-        new.add(opened.spec, opened.spec_json, records);
-        Ok(())
+        let records: Vec<Record> = opened.entries.into_iter().map(|e| e.record).collect();
+        new.entries
+            .extend(records.iter().map(|record| record.entry));
+        new.specs.insert(opened.spec, opened.spec_json);
+        new.add(&opened.spec, records)
     }
 
     /// Tells of rows whose pack is not there at all.
-    fn tell_lost_packs(&self, found: &Found, report: &mut RebuildReport) {
-        for (pack, rows) in &found.evidence.rows {
-            let is_lost = |entry: &&Fingerprint| !found.new.entries.contains(*entry);
-            let lost = rows.keys().filter(is_lost).count();
-            if lost > 0 && !found.here.contains(pack) {
+    fn tell_lost_packs(&self, found: &Found<'_>, report: &mut RebuildReport) {
+        for (pack, entries) in &found.missing {
+            let lost = entries.iter().filter(|e| !found.new.entries.contains(e));
+            let lost = lost.count();
+            if lost > 0 {
                 let what = format!("missing, {lost} entries lost");
                 report.problems.push(self.left_out(pack, what));
             }

@@ -75,14 +75,7 @@ pub(super) fn salvage(
     file: &PackPath,
     evidence: &mut Evidence,
 ) -> Result<Outcome, Error> {
-    let mut bytes = match packfile::read_whole(layout, file) {
-        // Longer than a pack can be: something was added to it.
-        Err(e) if e.is_content() => {
-            let limit = PACK_LIMIT_BYTES as u64;
-            disk::read_range(&*layout.disk, &file.path, 0, limit)?.unwrap_or_default()
-        }
-        other => other?,
-    };
+    let mut bytes = read(layout, file)?;
     let (salvage, suspect) = Examination::new(file, &bytes, evidence).finish();
     if let Some(header) = suspect {
         let header = header.start..header.end.min(evidence.search_bytes);
@@ -92,6 +85,28 @@ pub(super) fn salvage(
         evidence.search_bytes -= header.len();
     }
     Ok(Outcome::Saved(salvage))
+}
+
+/// The entries that the header of a damaged pack names, as far as it can be read.
+///
+/// # Errors
+/// As [`salvage`].
+pub(super) fn entries(layout: &Layout, file: &PackPath) -> Result<Vec<Fingerprint>, Error> {
+    let opened = packed::read_pack(&file.path, &file.pack, &read(layout, file)?);
+    let entries = opened.into_iter().flat_map(|opened| opened.entries);
+    Ok(entries.map(|packed| packed.record.entry).collect())
+}
+
+fn read(layout: &Layout, file: &PackPath) -> Result<Vec<u8>, Error> {
+    match packfile::read_whole(layout, file) {
+        // Longer than a pack can be: something was added to it.
+        Err(e) if e.is_content() => {
+            let limit = PACK_LIMIT_BYTES as u64;
+            let read = disk::read_range(&*layout.disk, &file.path, 0, limit)?;
+            Ok(read.unwrap_or_default())
+        }
+        other => other,
+    }
 }
 
 struct Examination<'a> {

@@ -229,7 +229,7 @@ pub(super) fn decode_part<T>(
     layout: &Layout,
     spec: &Fingerprint,
     part: &Digest,
-    decode: fn(&dyn Rows) -> Result<T, String>,
+    decode: impl FnOnce(&dyn Rows) -> Result<T, String>,
 ) -> Result<T, Error> {
     let bytes = read_part(layout, spec, part)?;
     decode_bytes(&layout.index_part(spec, part), spec, bytes, decode)
@@ -261,7 +261,28 @@ pub(super) fn decode_bytes<T>(
     path: &Path,
     spec: &Fingerprint,
     bytes: Bytes,
-    decode: fn(&dyn Rows) -> Result<T, String>,
+    decode: impl FnOnce(&dyn Rows) -> Result<T, String>,
 ) -> Result<T, Error> {
     decode(&Whole { bytes, spec }).map_err(|why| Error::malformed(path, why))
+}
+
+/// Gives `take` all that an index part says of each of its entries, with the first of its rows; some of them may have been given before
+/// an error.
+pub(super) fn each_record(
+    layout: &Layout,
+    spec: &Fingerprint,
+    part: &Digest,
+    mut take: impl FnMut(u32, Record) -> Result<(), Error>,
+) -> Result<(), Error> {
+    let mut failed = None;
+    let decoded = decode_part(layout, spec, part, |rows| {
+        index::each_record(rows, &mut |row, record| {
+            take(row, record).map_err(|e| {
+                failed = Some(e);
+                String::new()
+            })
+        })
+    });
+    // What went wrong in taking is what is to be told.
+    failed.map_or(decoded, Err)
 }

@@ -73,6 +73,7 @@ mod store_links;
 mod store_model;
 mod store_promises;
 mod store_reading;
+mod store_sweep;
 mod store_util;
 mod tags;
 mod tidy;

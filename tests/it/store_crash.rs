@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use plumb::monitor::Silent;
 use plumb::store::{Disk, Error, GcOptions, Lacking, Store};
 
-use crate::store_util::{Fault, Faulty, Step, add, entry, put, readable, scratch, spec};
+use crate::store_util::{Fault, Faulty, ROOM, Step, add, entry, put, readable, scratch, spec};
 
 const FIRST: [&str; 3] = ["a", "b", "c"];
 const SECOND: [&str; 2] = ["d", "e"];
@@ -70,10 +70,13 @@ fn story(path: &Path, disk: &Arc<dyn Disk>, told: &mut Told) -> Result<(), Error
     Ok(())
 }
 
+/// Room for all rows of the story, and for so few that each entry is sorted alone.
+const ROOMS: [usize; 2] = [ROOM, 60];
+
 /// Tells the story with `fault` in a new folder below `dir`.
-fn tell(dir: &Path, fault: Fault) -> (PathBuf, Arc<Faulty>, Told, Result<(), Error>) {
+fn tell(dir: &Path, fault: Fault, room: usize) -> (PathBuf, Arc<Faulty>, Told, Result<(), Error>) {
     let path = dir.join("store");
-    let disk = Arc::new(Faulty::new(fault));
+    let disk = Arc::new(Faulty::with_room(fault, room));
     let mut told = Told::default();
     let as_disk: Arc<dyn Disk> = disk.clone();
     let result = story(&path, &as_disk, &mut told);
@@ -103,9 +106,9 @@ fn assert_safe(path: &Path, told: Told, case: &str) {
     );
 }
 
-fn num_steps() -> usize {
+fn num_steps(room: usize) -> usize {
     let dir = scratch();
-    let (path, disk, told, result) = tell(dir.path(), Fault::None);
+    let (path, disk, told, result) = tell(dir.path(), Fault::None, room);
     result.expect("no fault");
     assert_eq!(told, Told::Rebuilt);
     assert_safe(&path, told, "no fault");
@@ -117,25 +120,32 @@ fn num_steps() -> usize {
     disk.steps()
 }
 
+/// Every step of the story, in each room.
+fn every_step() -> impl Iterator<Item = (usize, usize)> {
+    let all = |room| (0..num_steps(room)).map(move |step| (room, step));
+    ROOMS.into_iter().flat_map(all)
+}
+
 #[test]
 fn a_process_may_die_at_every_step() {
-    for step in 0..num_steps() {
+    for (room, step) in every_step() {
         let dir = scratch();
-        let (path, _, told, result) = tell(dir.path(), Fault::Crash(step));
-        assert!(result.is_err() || told == Told::Rebuilt, "step {step}");
-        assert_safe(&path, told, &format!("killed at step {step}, {told:?}"));
+        let (path, _, told, result) = tell(dir.path(), Fault::Crash(step), room);
+        let case = format!("killed at step {step}, room {room}, {told:?}");
+        assert!(result.is_err() || told == Told::Rebuilt, "{case}");
+        assert_safe(&path, told, &case);
     }
 }
 
 #[test]
 fn the_power_may_go_at_every_step() {
-    for step in 0..num_steps() {
+    for (room, step) in every_step() {
         let dir = scratch();
-        let (path, disk, told, _) = tell(dir.path(), Fault::Crash(step));
+        let (path, disk, told, _) = tell(dir.path(), Fault::Crash(step), room);
         for seed in 0..4 {
             let image = scratch();
             after_power_cut(&disk.log(), &path, image.path(), seed);
-            let case = format!("power gone at step {step}, seed {seed}, {told:?}");
+            let case = format!("power gone at step {step}, room {room}, seed {seed}, {told:?}");
             assert_safe(image.path(), told, &case);
         }
     }
@@ -143,11 +153,11 @@ fn the_power_may_go_at_every_step() {
 
 #[test]
 fn the_disk_may_be_full_at_every_step_for_a_moment_or_for_good() {
-    for step in 0..num_steps() {
+    for (room, step) in every_step() {
         for fault in [Fault::Full(step), Fault::FullFrom(step)] {
             let dir = scratch();
-            let (path, _, told, result) = tell(dir.path(), fault);
-            let case = format!("{fault:?}, {told:?}");
+            let (path, _, told, result) = tell(dir.path(), fault, room);
+            let case = format!("{fault:?}, room {room}, {told:?}");
             if let Err(e) = result {
                 assert!(
                     e.is_full_disk() && e.to_string().contains("free some space"),

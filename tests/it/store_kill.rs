@@ -5,13 +5,14 @@
 
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use plumb::monitor::Silent;
 use plumb::rng::{Rng, Stream};
 use plumb::store::{GcOptions, Store};
 
-use crate::store_util::{entry, put, reads_back, scratch, spec};
+use crate::store_util::{Fault, Faulty, entry, put, reads_back, scratch, spec};
 
 const TASK: &str = "PLUMB_TEST_VICTIM_TASK";
 const STORE: &str = "PLUMB_TEST_VICTIM_STORE";
@@ -31,20 +32,26 @@ fn victim() {
         return;
     };
     let path = Path::new(&path);
+    // Room for few rows, so that sorting them takes files.
+    let disk = || Arc::new(Faulty::with_room(Fault::None, 2000));
     match task.as_str() {
         "encode" => encode(path),
         "rebuild" => _ = Store::rebuild_index(path, &Silent).expect("rebuild"),
-        _ => {
+        "rebuild in little room" => {
+            Store::rebuild_index_with(path, disk(), &Silent).expect("rebuild");
+        }
+        task => {
             let options = GcOptions {
                 now: SystemTime::now(),
                 grace: Duration::from_secs(3600),
                 dry_run: false,
                 without_runs: true,
             };
-            Store::open(path)
-                .expect("a store")
-                .gc(&options, &Silent)
-                .expect("gc");
+            let store = match task {
+                "gc" => Store::open(path),
+                _ => Store::open_with(path, disk()),
+            };
+            store.expect("a store").gc(&options, &Silent).expect("gc");
         }
     }
 }
@@ -104,9 +111,11 @@ fn killed_at_any_moment_a_store_is_sound_and_the_finished_run_equals_an_uninterr
             round < 10 * KILLS,
             "only {num_killed} of {round} were still running when killed"
         );
-        let task = match round % 6 {
+        let task = match round % 12 {
             4 => "rebuild",
             5 => "gc",
+            10 => "rebuild in little room",
+            11 => "gc in little room",
             _ => "encode",
         };
         let mut child = start(&killed, task);

@@ -11,7 +11,9 @@ use std::time::{Duration, SystemTime};
 use plumb::monitor::Silent;
 use plumb::store::{GcOptions, Lacking, Store};
 
-use crate::store_util::{Fault, Faulty, add, copy_dir, entry, files, readable, scratch, spec};
+use crate::store_util::{
+    Fault, Faulty, ROOM, add, copy_dir, entry, files, readable, scratch, spec,
+};
 use crate::util::listing;
 
 const USED: [&str; 3] = ["a", "b", "c"];
@@ -116,13 +118,19 @@ fn whatever_cannot_be_read_ends_a_rebuild_and_costs_nothing() {
 
 #[test]
 fn whatever_cannot_be_read_ends_a_collection_and_costs_nothing_that_is_used() {
+    for room in [ROOM, 100] {
+        collect_with_readings_that_fail(room);
+    }
+}
+
+fn collect_with_readings_that_fail(room: usize) {
     let scene = scene();
     let mut failed = 0;
     for reading in 0.. {
         let copy = scratch();
         copy_dir(scene.path(), copy.path());
         let kind = KINDS[reading % KINDS.len()];
-        let disk = Arc::new(Faulty::new(Fault::Reading(reading, kind)));
+        let disk = Arc::new(Faulty::with_room(Fault::Reading(reading, kind), room));
         let Ok(store) = Store::open_with(copy.path(), disk.clone()) else {
             continue;
         };

@@ -165,15 +165,25 @@ pub(crate) struct Faulty {
     log: Mutex<Vec<Step>>,
     count: Mutex<usize>,
     readings: Mutex<usize>,
+    room: usize,
 }
+
+/// Room in memory for all rows of any test.
+pub(crate) const ROOM: usize = 1 << 23;
 
 impl Faulty {
     pub(crate) fn new(fault: Fault) -> Self {
+        Self::with_room(fault, ROOM)
+    }
+
+    /// Where so many rows of the index have room in memory.
+    pub(crate) fn with_room(fault: Fault, room: usize) -> Self {
         Self {
             fault,
             log: Mutex::new(Vec::new()),
             count: Mutex::new(0),
             readings: Mutex::new(0),
+            room,
         }
     }
 
@@ -311,5 +321,9 @@ impl Disk for Faulty {
     fn look_at(&self, path: &Path) -> io::Result<fs::Metadata> {
         self.allow_reading()?;
         Local.look_at(path)
+    }
+
+    fn rows_in_memory(&self) -> usize {
+        self.room
     }
 }

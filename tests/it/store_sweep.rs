@@ -1,0 +1,151 @@
+//! Maintenance of an index that has no room in memory: it comes to what it comes to where there is room.
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use plumb::digest::Fingerprint;
+use plumb::monitor::Silent;
+use plumb::store::{GcOptions, Lacking, Store};
+use serde_json::{Value, json};
+
+use crate::store_util::{Fault, Faulty, ROOM, add, copy_dir, entry, files, scratch, spec};
+use crate::util::listing;
+
+/// Of two rows each: enough for a part that is read in part.
+const RUN: usize = 2100;
+
+fn captions(range: std::ops::Range<usize>) -> Vec<String> {
+    range.map(|i| format!("caption {i}")).collect()
+}
+
+fn add_all(store: &Store, range: std::ops::Range<usize>) {
+    let captions = captions(range);
+    let captions: Vec<&str> = captions.iter().map(String::as_str).collect();
+    add(store, 1, &captions).expect("added");
+}
+
+fn ids(number: u32, captions: &[String]) -> Vec<(Fingerprint, Fingerprint)> {
+    let (id, _) = spec(number);
+    captions.iter().map(|c| (id, entry(&id, c).entry)).collect()
+}
+
+/// The pack that the index names for an entry.
+fn pack_of(store: &Store, caption: &str) -> std::path::PathBuf {
+    let reader = store.reader().expect("a reader");
+    let (id, _) = spec(1);
+    let record = reader.record(&id, &entry(&id, caption).entry);
+    let record = record.expect("read").expect("there");
+    store.pack_path(&record.pack)
+}
+
+/// A store with a run of the index, commits, copies of entries of which some are damaged, a pack that is lost, one that no row names, and
+/// another spec.
+fn scene(path: &Path) -> Store {
+    let store = Store::open_or_create(path).expect("new");
+    add_all(&store, 0..RUN);
+    assert_eq!(store.compact().expect("merged").parts, 1);
+    add_all(&store, RUN..RUN + 300);
+    // Copies in two other packs; those of the second are written together with others.
+    add_all(&store, 100..140);
+    add_all(&store, 120..400);
+    add(&store, 2, &["a", "b", "c"]).expect("added");
+    add(&store, 1, &["lost 1", "lost 2"]).expect("added");
+    add(&store, 1, &["damaged"]).expect("added");
+    let used = [captions(50..130), captions(2000..2200)].concat();
+    let mut run = ids(1, &used);
+    run.extend(ids(2, &["a".to_owned()]));
+    run.extend(ids(1, &["lost 1".to_owned(), "damaged".to_owned()]));
+    let write = |id: &str, run: &[_]| {
+        store
+            .write_run(id, run, json!({}), Lacking::Refuse)
+            .expect("a run");
+    };
+    write("one", &run);
+    write("two", &ids(1, &captions(120..150)));
+    fs::remove_file(pack_of(&store, "lost 1")).expect("removed");
+    let damaged = pack_of(&store, "damaged");
+    let mut bytes = fs::read(&damaged).expect("read");
+    *bytes.last_mut().expect("some") ^= 1;
+    fs::write(&damaged, bytes).expect("written");
+    let before = files(path, ".parquet");
+    add(&store, 1, &["named by nobody", "nor this"]).expect("added");
+    let new = files(path, ".parquet")
+        .into_iter()
+        .find(|part| !before.contains(part));
+    fs::remove_file(new.expect("a part")).expect("removed");
+    store
+}
+
+fn options(dry_run: bool) -> GcOptions {
+    GcOptions {
+        now: SystemTime::now() + Duration::from_secs(1_000_000),
+        grace: Duration::from_secs(1),
+        dry_run,
+        without_runs: false,
+    }
+}
+
+/// What each command says in a room, and which files there are in the end.
+fn maintain(path: &Path, room: usize, works: &[&str]) -> (Vec<Value>, Vec<String>) {
+    let disk = || Arc::new(Faulty::with_room(Fault::None, room));
+    let mut said = Vec::new();
+    for work in works {
+        let store = Store::open_with(path, disk()).expect("a store");
+        let report = match *work {
+            "check" => {
+                let report = Store::check_with(path, disk(), true, &Silent);
+                serde_json::to_value(report.expect("checked"))
+            }
+            "rebuild" => {
+                let report = Store::rebuild_index_with(path, disk(), &Silent);
+                serde_json::to_value(report.expect("made anew"))
+            }
+            work => serde_json::to_value(
+                store
+                    .gc(&options(work == "told"), &Silent)
+                    .expect("collected"),
+            ),
+        };
+        said.push(report.expect("JSON"));
+    }
+    (said, listing(path))
+}
+
+fn assert_same(works: &[&str], rooms: &[usize]) {
+    let dir = scratch();
+    let scene_path = dir.path().join("scene");
+    scene(&scene_path);
+    let outcome = |room: usize| {
+        let path = dir.path().join(format!("room {room}"));
+        copy_dir(&scene_path, &path);
+        maintain(&path, room, works)
+    };
+    let (expected, expected_files) = outcome(ROOM);
+    for &room in rooms {
+        let (said, files) = outcome(room);
+        for ((work, said), expected) in works.iter().zip(said).zip(&expected) {
+            assert_eq!(&said, expected, "{work}, room {room}");
+        }
+        assert_eq!(files, expected_files, "{works:?}, room {room}");
+    }
+    // What is compared is worth comparing.
+    let all = json!(expected).to_string();
+    assert!(all.contains("lost") || all.contains("missing"), "{all}");
+}
+
+#[test]
+fn a_collection_in_little_room_leaves_the_same_files() {
+    assert_same(&["told", "collect", "check", "collect"], &[3000, 500]);
+}
+
+#[test]
+fn an_index_made_anew_in_little_room_is_the_same() {
+    assert_same(&["rebuild", "check", "told", "rebuild"], &[3000, 500]);
+}
+
+#[test]
+fn a_check_in_little_room_finds_the_same() {
+    assert_same(&["check", "check"], &[5000, 700, 90]);
+}
