@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from ._conditioning import Conditioning, EncoderOutput
 from ._errors import Damaged, Error, NewerFormat, Refused
-from ._manifest import Manifest, Picture, View, Window
+from ._manifest import Manifest, Picture, Reference, View, Window
 from ._recipe import Recipe
 from ._store import Latents, Store
 
@@ -40,6 +40,7 @@ __all__ = [
     "NewerFormat",
     "Picture",
     "Recipe",
+    "Reference",
     "Refused",
     "Store",
     "View",

@@ -16,7 +16,8 @@ from ._errors import Damaged, Refused
 from ._recipe import Recipe, _Reader, recipe_of
 from ._text import absolute, check_version, experiment_digest, sealed_object
 
-MANIFEST_VERSION = 1
+# 2 where there are reference pictures.
+MANIFEST_VERSION = 2
 _LIMIT = 1 << 30
 
 
@@ -55,6 +56,18 @@ class View:
 
 
 @dataclasses.dataclass(frozen=True)
+class Reference:
+    """A picture that the denoiser is given beside another."""
+
+    file: str
+    """Where it lay. Nothing is read from there."""
+    digest: str
+    """What it is known by."""
+    views: tuple[View, ...]
+    """How it is seen beside each view of the other, in their order; all of one size, which need not be the other's."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Picture:
     """A captioned picture."""
 
@@ -70,6 +83,8 @@ class Picture:
     """How often it comes in one pass over the data."""
     held_out: bool
     """Whether it is kept for validation."""
+    reference: Reference | None = None
+    """What the denoiser is given beside it; None where it is given nothing."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +107,8 @@ class Manifest:
     """The probability with which `plumb train` drops a caption."""
     entries: str
     """The digest of the list of entries, which a LoRA that plumb trains from them has in its metadata."""
+    preview_references: tuple[Reference, ...] = ()
+    """What the denoiser is given beside the prompts' pictures: one for all of them, or one for each."""
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Manifest:
@@ -147,6 +164,11 @@ def _manifest(members: dict[str, Any], place: str) -> Manifest:
         pictures=tuple(_picture(_Reader(p, f"{place}, pictures")) for p in read.items("pictures")),
         caption_dropout=experiment.number("caption_dropout"),
         entries=read.id("entries"),
+        # Absent where there are none.
+        preview_references=tuple(
+            _reference(_Reader(r, f"{place}, preview_references"), 1)
+            for r in (read.items("preview_references") if "preview_references" in members else [])
+        ),
     )
 
 
@@ -155,6 +177,7 @@ def _picture(read: _Reader) -> Picture:
     views = tuple(_view(_Reader(view, f"{read.place}, views")) for view in read.items("views"))
     if not captions or not views:
         raise read.wrong("captions" if not captions else "views", "at least one", [])
+    reference = _reference(read.inner("reference"), len(views)) if "reference" in read.members else None
     return Picture(
         file=read.text("file"),
         digest=read.id("digest"),
@@ -162,7 +185,16 @@ def _picture(read: _Reader) -> Picture:
         views=views,
         repeats=read.whole("repeats"),
         held_out=read.flag("held_out"),
+        reference=reference,
     )
+
+
+def _reference(read: _Reader, count: int) -> Reference:
+    """One that is seen beside `count` views."""
+    views = tuple(_view(_Reader(view, f"{read.place}, views")) for view in read.items("views"))
+    if len(views) != count:
+        raise read.wrong("views", f"as many as the picture has, {count}", len(views))
+    return Reference(file=read.text("file"), digest=read.id("digest"), views=views)
 
 
 def _view(read: _Reader) -> View:

@@ -12,12 +12,18 @@ import torch.utils.data
 from ._conditioning import assemble, drop_caption
 from ._errors import Error, Refused
 from ._manifest import Manifest, Picture
+from ._recipe import Recipe
 from ._store import Store
 from ._text import caption_entry, shown
 
 _SPLITS = ("train", "validation", "all")
 _CAPTIONS = ("random", "first", "all")
 _LATENTS = ("sample", "mean")
+# By family, the ids before a row and column that a reference's patches have, and those behind: `prepare_kontext` in FLUX.1's
+# `src/flux/sampling.py`, `encode_image_refs` in FLUX.2's `src/flux2/sampling.py`, and diffusers' pipelines.
+_REFERENCE_IDS = {"flux1": ((1,), ()), "flux2": ((10,), (0,))}
+# Side of a patch in latents, of both families.
+_PATCH = 2
 # So many of what is missing are named.
 _EXAMPLES = 3
 
@@ -31,6 +37,10 @@ class Dataset(torch.utils.data.Dataset[dict[str, Any]]):
     - `mask` [tokens], bool, True for rows that the denoiser sees: only where the recipe masks pads
     - `time_ids` [6], only where the model is told sizes (SDXL): height and width of the file, top and left of the crop, height and
       width of the crop, in px
+    - `reference` [channels, height, width], only of a picture beside a reference (FLUX.1 Kontext, FLUX.2 klein): the denoiser's latents of
+      what it is given, never drawn, of a size of their own
+    - `reference_ids` [patches, ids], beside `reference`: the positions of its patches of 2x2 latents, row by row, as diffusers' `img_ids`
+      has them behind the picture's own
 
     and `caption` and `picture` (its file), as text. A picture with `repeats` comes as often.
 
@@ -88,7 +98,8 @@ class Dataset(torch.utils.data.Dataset[dict[str, Any]]):
         generator = self._checked_generator()
         number, chosen = self._samples[index]
         picture = self.pictures[number]
-        view = picture.views[_below(len(picture.views), generator)]
+        place = _below(len(picture.views), generator)
+        view = picture.views[place]
         caption = picture.captions[_below(len(picture.captions), generator) if chosen is None else chosen]
         latents = self.store.latents(self.recipe.latents, view.entry)
         drawn = latents.mean
@@ -110,11 +121,21 @@ class Dataset(torch.utils.data.Dataset[dict[str, Any]]):
             sample["mask"] = seen.mask
         if self.recipe.size_conditioning:
             sample["time_ids"] = torch.tensor(view.time_ids)
+        if picture.reference is not None:
+            beside = picture.reference.views[place]
+            mean = self.store.latents(self.recipe.latents, beside.entry).mean
+            sample["reference"] = torch.from_numpy(self.recipe.normalize(mean))
+            sample["reference_ids"] = _reference_ids(self.recipe, mean.shape)
         return sample
 
     def size(self, index: int) -> tuple[int, int]:
         """Width and height of a sample's picture as the VAE saw it, in px: the same in all its views."""
         return self.pictures[self._samples[index][0]].views[0].size
+
+    def reference_size(self, index: int) -> tuple[int, int] | None:
+        """The same of the reference that a sample's picture stands beside; None where it stands alone."""
+        reference = self.pictures[self._samples[index][0]].reference
+        return None if reference is None else reference.views[0].size
 
     def _checked_generator(self) -> torch.Generator | None:
         if self._generator is not None and torch.utils.data.get_worker_info() is not None:
@@ -159,7 +180,9 @@ class Dataset(torch.utils.data.Dataset[dict[str, Any]]):
             (slot, spec, [(caption_entry(spec, caption), caption) for caption in captions])
             for slot, spec in self.recipe.encoders
         ]
-        views = [(view.entry, picture.file) for picture in self.pictures for view in picture.views]
+        seen = [*self.pictures, *(picture.reference for picture in self.pictures if picture.reference is not None)]
+        # Pictures may share a reference.
+        views = list(dict.fromkeys((view.entry, of.file) for of in seen for view in of.views))
         wanted.append(("latents", self.recipe.latents, views))
         lines = []
         for what, spec, entries in wanted:
@@ -175,7 +198,7 @@ class Dataset(torch.utils.data.Dataset[dict[str, Any]]):
 
 
 class BucketBatches(torch.utils.data.Sampler[list[int]]):
-    """Batches of samples that can be stacked: pictures of one size, with contexts of one length.
+    """Batches of samples that can be stacked: pictures of one size, with contexts of one length, beside references of one size or none.
 
         DataLoader(dataset, batch_sampler=BucketBatches(dataset, 4))
 
@@ -219,7 +242,7 @@ class BucketBatches(torch.utils.data.Sampler[list[int]]):
 
 def _buckets(dataset: Dataset, batch_size: int) -> list[list[int]]:
     rows_of: dict[str, int] = {}
-    buckets: dict[tuple[tuple[int, int], int], list[int]] = {}
+    buckets: dict[tuple[tuple[int, int], int, tuple[int, int]], list[int]] = {}
     for index in range(len(dataset)):
         captions = dataset._captions(*dataset._samples[index])
         for caption in captions:
@@ -231,8 +254,21 @@ def _buckets(dataset: Dataset, batch_size: int) -> list[list[int]]:
                 f"a sample may have contexts of {' or '.join(map(str, sorted(rows)))} tokens, by the caption that is drawn, and only equal "
                 "ones can be stacked; expected captions='all' or 'first' and caption_dropout=0.0, or a batch_size of 1"
             )
-        buckets.setdefault((dataset.size(index), max(rows)), []).append(index)
+        # No picture is of no size.
+        beside = dataset.reference_size(index) or (0, 0)
+        buckets.setdefault((dataset.size(index), max(rows), beside), []).append(index)
     return [buckets[key] for key in sorted(buckets)]
+
+
+def _reference_ids(recipe: Recipe, shape: tuple[int, ...]) -> torch.Tensor:
+    """The positions of a reference's patches, of latents [channels, height, width]: [patches, ids], f32."""
+    family = recipe.name.partition("/")[0]
+    known = _REFERENCE_IDS.get(family)
+    if known is None or len(shape) != 3 or shape[1] % _PATCH or shape[2] % _PATCH:
+        raise Error(f"recipe {shown(recipe.name)}, latents of {list(shape)}: how a reference is placed beside a picture is not known here")
+    before, behind = (torch.tensor(ids, dtype=torch.float32) for ids in known)
+    rows, columns = (torch.arange(side // _PATCH, dtype=torch.float32) for side in shape[1:])
+    return torch.cartesian_prod(before, rows, columns, *([behind] if len(behind) else []))
 
 
 def _below(count: int, generator: torch.Generator | None) -> int:

@@ -15,6 +15,8 @@ import unittest
 
 import numpy as np
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from plumb import _program
 
@@ -69,10 +71,10 @@ class World:
             Image.fromarray(pixels(64 + 16 * number, 64, color)).save(picture)
             picture.with_suffix(".txt").write_text(f"a red circle number {number}")
 
-    def write(self, family: str = "sd3", variant: str = "diffusers", *, path: str = "", **sections: str) -> None:
+    def write(self, family: str = "sd3", variant: str = "diffusers", *, path: str = "", flavor: str = "", **sections: str) -> None:
         named = dict.fromkeys(["recipe", "store", "dataset", "train"], "") | sections
         model = path or str(ROOT / "assets" / MODELS[family])
-        text = EXPERIMENT.format(family=family, flavor=FLAVORS[family], path=model, variant=variant, **named)
+        text = EXPERIMENT.format(family=family, flavor=flavor or FLAVORS[family], path=model, variant=variant, **named)
         self.exp.write_text(text)
 
     def picture(self, number: int) -> pathlib.Path:
@@ -111,6 +113,22 @@ def pixels(width: int, height: int, color: tuple[int, int, int]) -> np.ndarray:
     odd = (rows // 8 + columns // 8) % 2
     # Darker to the right, so that no two crops are alike.
     return (np.where(odd[..., None] == 0, color, 240) - columns[..., None]).clip(0).astype(np.uint8)
+
+
+def write_klein(folder: pathlib.Path) -> None:
+    """A model of FLUX.2 klein as diffusers writes one, of the miniatures among the golden files."""
+    goldens = ROOT / "tests" / "golden"
+    for golden, part, name in (
+        ("flux2_tiny", "transformer", "diffusion_pytorch_model"),
+        ("vae_flux2", "vae", "diffusion_pytorch_model"),
+        ("flux2_tiny_text", "text_encoder", "model"),
+    ):
+        (folder / part).mkdir(parents=True)
+        with safe_open(goldens / f"{golden}.safetensors", "pt") as file:
+            (folder / part / "config.json").write_text(file.metadata()["config"])
+            tensors = {key: file.get_tensor(key) for key in file.keys() if not key.startswith("golden.")}
+        save_file(tensors, folder / part / f"{name}.safetensors")
+    shutil.copytree(goldens / "tokenizers" / "qwen3", folder / "tokenizer")
 
 
 def without_program(test: unittest.TestCase) -> None:

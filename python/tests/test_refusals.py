@@ -324,7 +324,7 @@ class Manifests(unittest.TestCase):
     def test_one_of_a_newer_plumb_is_refused(self):
         members = json.loads(self.file.read_bytes())
         del members["digest"]
-        members["version"] = 2
+        members["version"] = 3
         text = json.dumps(members, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         self.file.write_text(f'{{"digest":"{_text.digest(text.encode())}",{text[1:]}')
         with self.assertRaises(plumb.NewerFormat):

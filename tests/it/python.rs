@@ -72,6 +72,11 @@ fn the_data_set_is_what_training_sees() {
     run("test_dataset");
 }
 
+#[test]
+fn pairs_are_what_training_sees() {
+    run("test_pairs");
+}
+
 /// The blocks of `docs/python.md` in a language.
 fn examples(language: &str) -> Vec<String> {
     let text = std::fs::read_to_string(package().join("../docs/python.md")).expect("the docs");
