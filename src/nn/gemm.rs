@@ -72,7 +72,7 @@ impl<'a, T: Copy> Matrix<'a, T> {
     }
 
     /// `columns` columns from `start` on.
-    fn columns(self, start: usize, columns: usize) -> Self {
+    pub(crate) fn columns(self, start: usize, columns: usize) -> Self {
         let skip = (start * self.column_stride).min(self.data.len());
         Self {
             data: &self.data[skip..],

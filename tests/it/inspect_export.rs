@@ -2,6 +2,9 @@
 
 use std::path::Path;
 
+use plumb::inspect::vectors::{Rows, plane};
+use plumb::rng::{Rng, Stream};
+
 use crate::peers::Script;
 use crate::world::World;
 
@@ -205,4 +208,60 @@ fn references_stand_beside_their_pictures() {
     let expected = serde_json::json!([small(0), small(1), small(2), null, small(2)]);
     assert_eq!(read["beside"], expected);
     assert_eq!(read["thumbnails"][3], serde_json::Value::Null);
+}
+
+/// The plane of a table's rows by numpy: its axes with the sign that ours have, the points on them and the share of the variance.
+const PLANE: &str = r#"
+import json, sys
+import numpy as np
+rows = np.fromfile(sys.argv[1], np.float32).reshape(-1, int(sys.argv[2])).astype(np.float64)
+centred = rows - rows.mean(0)
+_, s, axes = np.linalg.svd(centred, full_matrices=False)
+axes = [axis * np.sign(axis[np.argmax(np.abs(axis))]) for axis in axes[:2]]
+print(json.dumps({"points": (centred @ np.transpose(axes)).tolist(), "explained": (s[:2] ** 2 / (s**2).sum()).tolist()}))
+"#;
+
+#[test]
+fn the_map_of_many_captions_is_numpys_singular_vectors() {
+    let folder = tempfile::tempdir().expect("a folder");
+    // More rows than columns and fewer; a spread that falls and one that hardly does, far from zero, as embeddings are.
+    let fall = |c: usize| 4.0 / (1.0 + c as f32);
+    let flat = |c: usize| 1.0 + 0.3 / (1.0 + c as f32);
+    type Case<'a> = (usize, usize, &'a dyn Fn(usize) -> f32, f64);
+    let cases: [Case<'_>; 4] = [
+        (5000, 300, &fall, 1e-5),
+        (5000, 300, &flat, 1e-3),
+        (200, 700, &fall, 1e-5),
+        (200, 700, &flat, 1e-3),
+    ];
+    for (count, width, spread, most) in cases {
+        let (mut rows, mut bytes) = (Rows::default(), Vec::new());
+        for n in 0..count {
+            let drawn = Rng::new(7, Stream::Noise, n as u64, 0).normals(width);
+            let row = drawn.iter().enumerate().map(|(c, v)| 20.0 + v * spread(c));
+            let row: Vec<f32> = row.collect();
+            rows.push(&row).expect("room");
+            bytes.extend(row.iter().flat_map(|v| v.to_le_bytes()));
+        }
+        let ours = plane(&mut rows).expect("readable");
+        let file = folder.path().join("rows.f32");
+        std::fs::write(&file, bytes).expect("written");
+        let script = Script::code(PLANE).arg(&file).arg(width.to_string());
+        let Some(said) = script.run() else { return };
+        let theirs: serde_json::Value = serde_json::from_str(&said).expect("JSON");
+        let number = |v: &serde_json::Value| v.as_f64().expect("a number");
+        for axis in 0..2 {
+            let explained = number(&theirs["explained"][axis]);
+            let error = (ours.explained[axis] / explained - 1.0).abs();
+            assert!(error < 1e-6, "{count} x {width}: {error}");
+            let largest = (ours.points.iter()).fold(0.0f64, |m, p| m.max(p[axis].abs()));
+            for (n, point) in ours.points.iter().enumerate() {
+                let error = (point[axis] - number(&theirs["points"][n][axis])).abs() / largest;
+                assert!(
+                    error < most,
+                    "{count} x {width}, row {n}, axis {axis}: {error}"
+                );
+            }
+        }
+    }
 }

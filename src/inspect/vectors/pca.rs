@@ -1,32 +1,43 @@
 //! Principal components: the plane in which a table's rows are spread most.
 //!
-//! The covariance (width x width, 134 MB for T5-XXL) is never formed. Its products with a few vectors, each one pass over the rows,
-//! span a block Krylov space, and the covariance projected into that space gives the components (Rayleigh-Ritz; Musco and Musco,
-//! "Randomized Block Krylov Methods for Stronger and Faster Approximate Singular Value Decomposition", arXiv:1504.05477). The space
-//! grows until both components have settled. The start is drawn from a fixed seed, sums are in f64 and in a fixed order: the same
-//! rows give the same plane on any number of cores.
+//! The largest eigenvectors of the rows' covariance, by a block Lanczos iteration that begins anew from its best vectors when its space
+//! is full (thick restarts; Wu and Simon, SIAM J. Matrix Anal. Appl. 22, 2000). Where there are more rows than columns the covariance is
+//! summed once, over one pass; otherwise, and for very wide rows, each product with it is a pass. Products are of f32, a block of
+//! rows at a time; their sums, the iteration and the points are f64. The same rows give the same plane on any number of cores.
 
 use rayon::prelude::{
-    IndexedParallelIterator as _, IntoParallelIterator as _, ParallelIterator as _,
-    ParallelSliceMut as _,
+    IndexedParallelIterator as _, ParallelIterator as _, ParallelSlice as _, ParallelSliceMut as _,
 };
 use serde::Serialize;
 
 use super::super::Error;
 use super::Rows;
 use crate::digest::Digest;
+use crate::nn::gemm::{ALL, ALONE, Matrix, MatrixMut, Write, matmul};
 use crate::rng::Rng;
 
 /// Vectors that the space grows by.
 const BLOCK: usize = 4;
-/// The most passes over the rows: enough for a relative gap of 1 % between components.
-const MOST_STEPS: usize = 40;
+/// Vectors that the space has when it is full.
+const FULL: usize = 8 * BLOCK;
+/// Those that a full space begins anew from.
+const KEPT: usize = 3 * BLOCK;
+/// The most products of a block of vectors with a covariance that is in memory: enough where components lie 0.1 % apart.
+const MOST_PRODUCTS: usize = 400;
+/// The most where each is a pass over the rows.
+const MOST_PASSES: usize = 40;
+/// The widest rows whose covariance is held in memory: 128 MiB.
+const WIDEST: usize = 4096;
 /// How far a component may be from settled: the residual's norm, relative to the largest variance.
-const TOLERANCE: f64 = 1e-7;
+const TOLERANCE: f64 = 1e-6;
 /// A direction of which less than this is left after those before it were taken away is none.
 const NEGLIGIBLE: f64 = 1e-10;
-/// Columns of a product that one thread sums.
-const COLUMNS: usize = 128;
+/// Rows whose products are summed in f32.
+const PIECE: usize = 1024;
+/// Columns of the covariance that one thread sums at a time.
+const STRIP: usize = 128;
+/// Sums that a dot product is made of, so that the processor adds several at once.
+const LANES: usize = 8;
 
 /// The plane of the first two principal components, with the rows in it.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -46,180 +57,332 @@ pub struct Plane {
 /// # Errors
 /// If the rows cannot be read back.
 pub fn plane(rows: &mut Rows) -> Result<Plane, Error> {
-    let (mean, total) = moments(rows)?;
-    let width = rows.width();
-    let mut axes = [vec![0.0; width], vec![0.0; width]];
-    let mut explained = [0.0; 2];
-    if total > 0.0 {
-        let found = components(rows, &mean, total)?;
-        for (n, (variance, axis)) in found.into_iter().take(2).enumerate() {
-            explained[n] = (variance / total).clamp(0.0, 1.0);
-            axes[n] = with_fixed_sign(axis);
-        }
+    if rows.is_empty() {
+        return Ok(turned(Vec::new(), Vec::new(), 0.0));
     }
-    let mut points = Vec::with_capacity(rows.len());
-    rows.for_each_block(|_, block| {
-        let row_points: Vec<[f64; 2]> = block
-            .chunks_exact(width)
-            .collect::<Vec<_>>()
-            .into_par_iter()
-            .map(|row| [0, 1].map(|n| project(row, &mean, &axes[n])))
-            .collect();
-        points.extend(row_points);
-        Ok(())
-    })?;
-    Ok(Plane {
+    let (mean, largest) = mean(rows)?;
+    let axes = match rows.len() > rows.width() && rows.width() <= WIDEST {
+        true => components(&mut Covariance::whole(rows, &mean)?)?,
+        false => components(&mut Covariance::OfRows(rows, &mean))?,
+    };
+    let (points, total) = project(rows, &mean, &axes)?;
+    // Of equal rows, only the rounding of their mean is left.
+    let count = points.len().max(1) as f64;
+    let rounding = (largest * f64::EPSILON * count.sqrt()).powi(2) * mean.len() as f64;
+    Ok(turned(
         points,
-        explained,
         axes,
-    })
+        if total <= rounding { 0.0 } else { total },
+    ))
 }
 
-/// The mean of the rows, and the sum over columns of the variances.
-fn moments(rows: &mut Rows) -> Result<(Vec<f64>, f64), Error> {
+/// The mean of the rows, and the number in them that is largest without its sign.
+fn mean(rows: &mut Rows) -> Result<(Vec<f64>, f64), Error> {
     let (width, count) = (rows.width(), rows.len().max(1) as f64);
-    let mut mean = vec![0.0; width];
+    let (mut mean, mut largest) = (vec![0.0; width], 0f32);
     rows.for_each_block(|_, block| {
         for row in block.chunks_exact(width) {
             for (sum, value) in mean.iter_mut().zip(row) {
                 *sum += f64::from(*value);
             }
+            largest = row
+                .iter()
+                .fold(largest, |most, value| most.max(value.abs()));
         }
         Ok(())
     })?;
     for sum in &mut mean {
         *sum /= count;
     }
-    let mut total = 0.0;
-    let mut scale: f64 = 0.0;
-    rows.for_each_block(|_, block| {
-        for row in block.chunks_exact(width) {
-            for (value, mean) in row.iter().zip(&mean) {
-                total += (f64::from(*value) - mean).powi(2);
-                scale = scale.max(f64::from(*value).abs());
-            }
-        }
-        Ok(())
-    })?;
-    let total = total / count;
-    // Of equal rows, only the rounding of their mean is left.
-    let rounding = (scale * f64::EPSILON * count.sqrt()).powi(2) * width as f64;
-    Ok((mean, if total <= rounding { 0.0 } else { total }))
+    Ok((mean, largest.into()))
 }
 
-/// Components with their variances, the largest first.
-fn components(rows: &mut Rows, mean: &[f64], total: f64) -> Result<Vec<(f64, Vec<f64>)>, Error> {
-    let width = rows.width();
-    // The space's basis, and the covariance's products with it.
-    let (mut basis, mut products): (Vec<Vec<f64>>, Vec<Vec<f64>>) = (Vec::new(), Vec::new());
-    let mut rng = Rng::with_key(*Digest::of(b"plumb principal components 1").as_bytes());
-    let random = (0..BLOCK).map(|_| rng.normals(width).into_iter().map(f64::from).collect());
-    let mut next: Vec<Vec<f64>> = random.collect();
-    let mut found = Vec::new();
-    for _ in 0..MOST_STEPS {
-        let fresh = orthonormal(&basis, next);
-        if fresh.is_empty() {
-            break;
+/// The covariance of some rows.
+enum Covariance<'a> {
+    /// All of it, [width, width].
+    Whole(Vec<f64>, usize),
+    /// Not held: the rows and their mean, of which it is made.
+    OfRows(&'a mut Rows, &'a [f64]),
+}
+
+impl Covariance<'_> {
+    /// One pass over the rows.
+    fn whole(rows: &mut Rows, mean: &[f64]) -> Result<Self, Error> {
+        let (width, count) = (rows.width(), rows.len() as f64);
+        let mut sums = vec![0.0; width * width];
+        for_each_centred(rows, mean, |block| {
+            let block = Matrix::new(block, block.len() / width, width, width);
+            let strips = sums.par_chunks_mut(STRIP * width).enumerate();
+            strips.for_each(|(n, sums)| add_strip(sums, block, n * STRIP, width));
+        })?;
+        // The other half is the same.
+        for i in 0..width {
+            for j in i..width {
+                let value = sums[i * width + j] / count;
+                (sums[i * width + j], sums[j * width + i]) = (value, value);
+            }
         }
-        let made = multiply(rows, mean, &fresh)?;
-        basis.extend(fresh);
-        products.extend(made.clone());
-        next = made;
-        found = ritz(&basis, &products);
-        let wanted = found.iter().take(2);
-        let settled = wanted
-            .map(|(variance, axis, product)| residual(*variance, axis, product))
-            .all(|left| left <= TOLERANCE * total);
-        if found.len() >= 2 && settled {
-            break;
+        Ok(Self::Whole(sums, width))
+    }
+
+    fn width(&self) -> usize {
+        match self {
+            Self::Whole(_, width) => *width,
+            Self::OfRows(rows, _) => rows.width(),
         }
     }
-    let found = found.into_iter();
-    // A direction without variance is none: its axis would be noise.
-    let found = found.filter(|(variance, ..)| *variance > NEGLIGIBLE * total);
-    Ok(found.map(|(variance, axis, _)| (variance, axis)).collect())
+
+    fn most_products(&self) -> usize {
+        match self {
+            Self::Whole(..) => MOST_PRODUCTS,
+            Self::OfRows(..) => MOST_PASSES,
+        }
+    }
+
+    /// Its products with some vectors.
+    fn multiply(&mut self, vectors: &[Vec<f64>]) -> Result<Vec<Vec<f64>>, Error> {
+        match self {
+            Self::Whole(matrix, width) => {
+                let rows: Vec<Vec<f64>> = matrix
+                    .par_chunks_exact(*width)
+                    .map(|row| vectors.iter().map(|v| dot(row, v)).collect())
+                    .collect();
+                let product = |n: usize| rows.iter().map(|row| row[n]).collect();
+                Ok((0..vectors.len()).map(product).collect())
+            }
+            Self::OfRows(rows, mean) => multiply(rows, mean, vectors),
+        }
+    }
+}
+
+/// Adds to some rows of the covariance, from `first` on, what a block of rows [count, width] gives them, from the diagonal on.
+fn add_strip(sums: &mut [f64], block: Matrix<'_, f32>, first: usize, width: usize) {
+    let (high, wide) = (sums.len() / width, width - first);
+    let mut products = vec![0f32; high * wide];
+    let mut target = MatrixMut::new(&mut products, high, wide, wide);
+    let (left, right) = (block.columns(first, high).t(), block.columns(first, wide));
+    matmul(&mut target, Write::Replace, 1.0, left, right, ALONE);
+    for (sums, products) in sums
+        .chunks_exact_mut(width)
+        .zip(products.chunks_exact(wide))
+    {
+        for (sum, product) in sums[first..].iter_mut().zip(products) {
+            *sum += f64::from(*product);
+        }
+    }
+}
+
+/// The covariance's products with some vectors: one pass over the rows.
+fn multiply(rows: &mut Rows, mean: &[f64], vectors: &[Vec<f64>]) -> Result<Vec<Vec<f64>>, Error> {
+    let (width, count, wide) = (rows.width(), rows.len() as f64, vectors.len());
+    let flat: Vec<f32> = vectors.iter().flatten().map(|v| *v as f32).collect();
+    let flat = Matrix::new(&flat, wide, width, width);
+    let mut sums = vec![0.0; wide * width];
+    for_each_centred(rows, mean, |block| {
+        let high = block.len() / width;
+        let block = Matrix::new(block, high, width, width);
+        let (mut scores, mut products) = (vec![0f32; high * wide], vec![0f32; wide * width]);
+        let mut target = MatrixMut::new(&mut scores, high, wide, wide);
+        matmul(&mut target, Write::Replace, 1.0, block, flat.t(), ALL);
+        let scores = Matrix::new(&scores, high, wide, wide);
+        let mut target = MatrixMut::new(&mut products, wide, width, width);
+        matmul(&mut target, Write::Replace, 1.0, scores.t(), block, ALL);
+        for (sum, product) in sums.iter_mut().zip(products) {
+            *sum += f64::from(product);
+        }
+    })?;
+    let product = |sums: &[f64]| sums.iter().map(|sum| sum / count).collect();
+    Ok(sums.chunks_exact(width).map(product).collect())
+}
+
+/// Gives `each` all rows less their mean, some at a time.
+fn for_each_centred(
+    rows: &mut Rows,
+    mean: &[f64],
+    mut each: impl FnMut(&[f32]),
+) -> Result<(), Error> {
+    let width = mean.len();
+    let mut centred = Vec::new();
+    rows.for_each_block(|_, block| {
+        for piece in block.chunks(PIECE * width) {
+            centred.resize(piece.len(), 0f32);
+            let pairs = centred.par_chunks_mut(width).zip(piece.par_chunks(width));
+            pairs.for_each(|(to, row)| {
+                for ((to, value), mean) in to.iter_mut().zip(row).zip(mean) {
+                    *to = (f64::from(*value) - mean) as f32;
+                }
+            });
+            each(&centred);
+        }
+        Ok(())
+    })
+}
+
+/// A direction with what the covariance makes of it.
+struct Direction {
+    variance: f64,
+    axis: Vec<f64>,
+    product: Vec<f64>,
+}
+
+impl Direction {
+    /// What keeps it from being an eigenvector.
+    fn residual(&self) -> Vec<f64> {
+        let pairs = self.product.iter().zip(&self.axis);
+        pairs.map(|(p, a)| p - self.variance * a).collect()
+    }
+}
+
+/// The directions of the largest variance, two at most, as unit vectors at right angles.
+fn components(covariance: &mut Covariance<'_>) -> Result<Vec<Vec<f64>>, Error> {
+    let mut rng = Rng::with_key(*Digest::of(b"plumb principal components 1").as_bytes());
+    let width = covariance.width();
+    let random = (0..BLOCK).map(|_| rng.normals(width).into_iter().map(f64::from).collect());
+    let mut next: Vec<Vec<f64>> = random.collect();
+    // The space's basis, and the covariance's products with it.
+    let (mut basis, mut products): (Vec<Vec<f64>>, Vec<Vec<f64>>) = (Vec::new(), Vec::new());
+    let (mut found, mut due) = (Vec::new(), 2 * BLOCK);
+    for count in 1..=covariance.most_products() {
+        let fresh = orthonormal(&basis, next);
+        next = covariance.multiply(&fresh)?;
+        products.extend(next.clone());
+        let is_whole = fresh.is_empty();
+        basis.extend(fresh);
+        if basis.len() < due && !is_whole && count < covariance.most_products() {
+            continue;
+        }
+        found = ritz(&basis, &products);
+        let Some(first) = found.first() else { break };
+        let settled = TOLERANCE * first.variance;
+        let residuals: Vec<Vec<f64>> = found.iter().take(BLOCK).map(Direction::residual).collect();
+        let is_settled = |residual: &Vec<f64>| norm(residual) <= settled;
+        if is_whole || residuals.iter().take(2).all(is_settled) {
+            break;
+        }
+        if basis.len() >= FULL {
+            let kept = found.iter().map(|d| (d.axis.clone(), d.product.clone()));
+            (basis, products) = kept.unzip();
+            // Where the space is left goes on from what is wrong with its best vectors; what is settled would add noise.
+            next = residuals.into_iter().filter(|r| !is_settled(r)).collect();
+        }
+        due = (2 * due).min(FULL);
+    }
+    Ok(found.into_iter().take(2).map(|d| d.axis).collect())
 }
 
 /// The vectors made orthogonal to the basis and to each other, and of length 1; those that lie in the others' span are left out.
 fn orthonormal(basis: &[Vec<f64>], vectors: Vec<Vec<f64>>) -> Vec<Vec<f64>> {
     let mut fresh: Vec<Vec<f64>> = Vec::new();
     for mut vector in vectors {
-        let before = dot(&vector, &vector).sqrt();
+        let before = norm(&vector);
         // Twice: what rounding leaves of the first time, the second takes away.
         for _ in 0..2 {
             for known in basis.iter().chain(&fresh) {
                 let part = dot(&vector, known);
-                vector
-                    .iter_mut()
-                    .zip(known)
-                    .for_each(|(v, k)| *v -= part * k);
+                let pairs = vector.iter_mut().zip(known);
+                pairs.for_each(|(v, k)| *v -= part * k);
             }
         }
-        let left = dot(&vector, &vector).sqrt();
-        if left > NEGLIGIBLE * before && left.is_finite() {
-            for v in &mut vector {
-                *v /= left;
-            }
+        let left = norm(&vector);
+        if left > NEGLIGIBLE * before
+            && left.is_finite()
+            && basis.len() + fresh.len() < vector.len()
+        {
+            vector.iter_mut().for_each(|v| *v /= left);
             fresh.push(vector);
         }
     }
     fresh
 }
 
-/// The covariance's products with some vectors: one pass over the rows.
-fn multiply(rows: &mut Rows, mean: &[f64], vectors: &[Vec<f64>]) -> Result<Vec<Vec<f64>>, Error> {
-    let (width, count, wide) = (rows.width(), rows.len() as f64, vectors.len());
-    // Column by column, the vectors' numbers side by side.
-    let mut sums = vec![0.0; width * wide];
-    rows.for_each_block(|_, block| {
-        let block: Vec<&[f32]> = block.chunks_exact(width).collect();
-        let scores: Vec<Vec<f64>> = (block.clone().into_par_iter())
-            .map(|row| vectors.iter().map(|v| project(row, mean, v)).collect())
-            .collect();
-        // Each thread has some columns, and takes the rows in their order.
-        let columns = sums.par_chunks_mut(COLUMNS * wide);
-        columns.enumerate().for_each(|(n, sums)| {
-            let first = n * COLUMNS;
-            for (row, scores) in block.iter().zip(&scores) {
-                for (c, sums) in sums.chunks_exact_mut(wide).enumerate() {
-                    let value = f64::from(row[first + c]) - mean[first + c];
-                    sums.iter_mut()
-                        .zip(scores)
-                        .for_each(|(sum, s)| *sum += value * s);
-                }
-            }
-        });
-        Ok(())
-    })?;
-    let column = |n: usize| sums.iter().skip(n).step_by(wide).map(|sum| sum / count);
-    Ok((0..wide).map(|n| column(n).collect()).collect())
-}
-
-/// Variance, axis, and the covariance's product with the axis, for each direction of the space, the largest variance first.
-fn ritz(basis: &[Vec<f64>], products: &[Vec<f64>]) -> Vec<(f64, Vec<f64>, Vec<f64>)> {
-    let small: Vec<Vec<f64>> = basis
-        .iter()
-        .map(|b| products.iter().map(|p| dot(b, p)).collect())
-        .collect();
+/// The space's own directions, those of the largest variance first, as many as are kept.
+fn ritz(basis: &[Vec<f64>], products: &[Vec<f64>]) -> Vec<Direction> {
+    let at = |i: usize, j: usize| dot(&basis[i], &products[j]);
+    let row = |i| {
+        (0..basis.len())
+            .map(|j| f64::midpoint(at(i, j), at(j, i)))
+            .collect()
+    };
+    let small: Vec<Vec<f64>> = (0..basis.len()).map(row).collect();
     let combine = |vectors: &[Vec<f64>], weights: &[f64]| {
         let mut sum = vec![0.0; vectors[0].len()];
         for (vector, weight) in vectors.iter().zip(weights) {
-            sum.iter_mut()
-                .zip(vector)
-                .for_each(|(s, v)| *s += weight * v);
+            let pairs = sum.iter_mut().zip(vector);
+            pairs.for_each(|(s, v)| *s += weight * v);
         }
         sum
     };
-    // Only the first two are ever used.
-    let pairs = symmetric_eigen(small).into_iter().take(2);
-    pairs
-        .map(|(value, weights)| (value, combine(basis, &weights), combine(products, &weights)))
-        .collect()
+    let pairs = symmetric_eigen(small).into_iter().take(KEPT);
+    let direction = |(variance, weights): (f64, Vec<f64>)| Direction {
+        variance,
+        axis: combine(basis, &weights),
+        product: combine(products, &weights),
+    };
+    pairs.map(direction).collect()
 }
 
-fn residual(variance: f64, axis: &[f64], product: &[f64]) -> f64 {
-    let differences = product.iter().zip(axis).map(|(p, a)| p - variance * a);
-    differences.map(|d| d * d).sum::<f64>().sqrt()
+/// The points of the rows on two axes at most, and the sum over columns of the variances.
+fn project(
+    rows: &mut Rows,
+    mean: &[f64],
+    axes: &[Vec<f64>],
+) -> Result<(Vec<[f64; 2]>, f64), Error> {
+    let width = mean.len().max(1);
+    let (mut points, mut squares) = (Vec::with_capacity(rows.len()), 0.0);
+    rows.for_each_block(|_, block| {
+        let project = |row: &[f32]| {
+            let centred = row
+                .iter()
+                .zip(mean)
+                .map(|(value, mean)| f64::from(*value) - mean);
+            let centred: Vec<f64> = centred.collect();
+            let on = |axis: usize| axes.get(axis).map_or(0.0, |axis| dot(&centred, axis));
+            ([on(0), on(1)], dot(&centred, &centred))
+        };
+        let made: Vec<([f64; 2], f64)> = block.par_chunks_exact(width).map(project).collect();
+        for (point, square) in made {
+            points.push(point);
+            squares += square;
+        }
+        Ok(())
+    })?;
+    let count = points.len().max(1) as f64;
+    Ok((points, squares / count))
+}
+
+/// The plane of points on axes: turned so that the first axis has the most variance, without axes that have none, each with its sign.
+fn turned(points: Vec<[f64; 2]>, axes: Vec<Vec<f64>>, total: f64) -> Plane {
+    let width = axes.first().map_or(0, Vec::len);
+    let count = points.len().max(1) as f64;
+    let spread = |i: usize, j: usize| points.iter().map(|p| p[i] * p[j]).sum::<f64>() / count;
+    let own = symmetric_eigen(vec![
+        vec![spread(0, 0), spread(0, 1)],
+        vec![spread(0, 1), spread(1, 1)],
+    ]);
+    let mut plane = Plane {
+        points: vec![[0.0; 2]; points.len()],
+        explained: [0.0; 2],
+        axes: [vec![0.0; width], vec![0.0; width]],
+    };
+    for (n, (variance, weights)) in own.into_iter().enumerate() {
+        // An axis without variance would be noise.
+        if variance <= NEGLIGIBLE * total || total == 0.0 {
+            continue;
+        }
+        let mut axis = vec![0.0; width];
+        for (part, weight) in axes.iter().zip(&weights) {
+            let pairs = axis.iter_mut().zip(part);
+            pairs.for_each(|(a, p)| *a += weight * p);
+        }
+        let sign = sign(&axis);
+        axis.iter_mut().for_each(|a| *a *= sign);
+        for (to, from) in plane.points.iter_mut().zip(&points) {
+            to[n] = sign * (weights[0] * from[0] + weights[1] * from[1]);
+        }
+        plane.axes[n] = axis;
+        plane.explained[n] = (variance / total).clamp(0.0, 1.0);
+    }
+    plane
 }
 
 /// Eigenvalues, the largest first, with their vectors, of a small symmetric matrix: Jacobi's rotations.
@@ -272,29 +435,25 @@ fn turn_rows(matrix: &mut [Vec<f64>], p: usize, q: usize, (c, s): (f64, f64)) {
     }
 }
 
-fn with_fixed_sign(axis: Vec<f64>) -> Vec<f64> {
-    let largest = axis
-        .iter()
-        .fold(0.0f64, |most, v| match v.abs() > most.abs() {
-            true => *v,
-            false => most,
-        });
-    match largest < 0.0 {
-        true => axis.into_iter().map(|v| -v).collect(),
-        false => axis,
-    }
+/// That of the number that is largest without it.
+fn sign(axis: &[f64]) -> f64 {
+    let larger = |most: f64, v: &f64| if v.abs() > most.abs() { *v } else { most };
+    1f64.copysign(axis.iter().fold(0.0, larger))
+}
+
+fn norm(vector: &[f64]) -> f64 {
+    dot(vector, vector).sqrt()
 }
 
 fn dot(a: &[f64], b: &[f64]) -> f64 {
-    a.iter().zip(b).map(|(a, b)| a * b).sum()
-}
-
-fn project(row: &[f32], mean: &[f64], axis: &[f64]) -> f64 {
-    let centred = row
-        .iter()
-        .zip(mean)
-        .map(|(value, mean)| f64::from(*value) - mean);
-    centred.zip(axis).map(|(value, axis)| value * axis).sum()
+    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
+    let mut sums = [0.0; LANES];
+    for (a, b) in a.iter().zip(b) {
+        let lanes = sums.iter_mut().zip(a.iter().zip(b));
+        lanes.for_each(|(sum, (a, b))| *sum += a * b);
+    }
+    let rest = a_rest.iter().zip(b_rest).map(|(a, b)| a * b);
+    sums.iter().sum::<f64>() + rest.sum::<f64>()
 }
 
 #[cfg(test)]

@@ -79,17 +79,31 @@ impl Rows {
     /// # Errors
     /// If they cannot be read back.
     pub fn read(&mut self, start: usize, count: usize) -> Result<Vec<f32>, Error> {
+        let (mut bytes, mut numbers) = (Vec::new(), Vec::new());
+        self.read_into((start, count), &mut bytes, &mut numbers)?;
+        Ok(numbers)
+    }
+
+    /// As [`Self::read`], in the place of what is in `bytes` and `numbers`.
+    fn read_into(
+        &mut self,
+        (start, count): (usize, usize),
+        bytes: &mut Vec<u8>,
+        numbers: &mut Vec<f32>,
+    ) -> Result<(), Error> {
         let start = start.min(self.len);
         let count = count.min(self.len - start);
         let row_bytes = self.width * size_of::<f32>();
-        let mut bytes = vec![0; count * row_bytes];
+        bytes.resize(count * row_bytes, 0);
         let read = self
             .file
             .seek(SeekFrom::Start((start * row_bytes) as u64))
-            .and_then(|_| self.file.read_exact(&mut bytes));
+            .and_then(|_| self.file.read_exact(bytes));
         read.map_err(Error::Rows)?;
-        let numbers = bytes.as_chunks().0.iter();
-        Ok(numbers.map(|&number| f32::from_le_bytes(number)).collect())
+        numbers.clear();
+        let read = bytes.as_chunks().0.iter();
+        numbers.extend(read.map(|&number| f32::from_le_bytes(number)));
+        Ok(())
     }
 
     /// Rows that [`Self::for_each_block`] reads at once.
@@ -106,8 +120,10 @@ impl Rows {
         mut each: impl FnMut(usize, &[f32]) -> Result<(), Error>,
     ) -> Result<(), Error> {
         let count = self.block_rows();
+        // Memory that is new to the process costs more than what is read into it.
+        let (mut bytes, mut block) = (Vec::new(), Vec::new());
         for start in (0..self.len).step_by(count) {
-            let block = self.read(start, count)?;
+            self.read_into((start, count), &mut bytes, &mut block)?;
             each(start, &block)?;
         }
         Ok(())
