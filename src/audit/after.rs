@@ -81,6 +81,15 @@ impl After {
         }
     }
 
+    /// From which row on there are zeros after it, of `given` rows with `count` true tokens; `None` where it makes none.
+    pub(super) fn zeroed_from(self, given: usize, count: usize) -> Option<usize> {
+        match self {
+            Self::PadsZeroed | Self::ShortenedZeroed => Some(count),
+            Self::FilledUp | Self::Lengthened => Some(given),
+            Self::Nothing | Self::PadsDropped | Self::Shortened | Self::UnseenPads => None,
+        }
+    }
+
     /// The sequence, [rows, width], after it.
     pub(super) fn of(self, hidden: &Tensor, count: usize, found: usize) -> Result<Tensor> {
         let (rows, width) = hidden.dims2()?;

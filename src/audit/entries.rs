@@ -1,7 +1,6 @@
 //! One encoder's part of the entries that are looked at, and how well a recipe that was tried fits it.
 
 use candle_core::Tensor;
-use serde_json::json;
 
 use super::Error;
 use super::after::After;
@@ -43,6 +42,13 @@ pub(super) enum Rank {
     NearRounded(usize),
 }
 
+impl Rank {
+    /// Whether it is of the variant at a place.
+    pub(super) fn is_of_variant(self, place: usize) -> bool {
+        self == Self::Variant(place) || self == Self::VariantLengthened(place)
+    }
+}
+
 /// A recipe that was tried for an encoder.
 pub(super) struct Tried {
     pub(super) labels: Vec<String>,
@@ -54,15 +60,56 @@ pub(super) struct Tried {
     pub(super) errors: Vec<Option<Errors>>,
 }
 
+impl Tried {
+    /// The precision that it computes in.
+    pub(super) fn compute(&self) -> Dtype {
+        self.part.spec.precision.compute
+    }
+}
+
 /// One slot of all entries.
 pub(super) struct Entries<'a> {
     pub(super) slot: &'a str,
     pub(super) seen: Vec<&'a Seen>,
     pub(super) texts: Vec<&'a str>,
     pub(super) tolerance: Tolerance,
+    /// How many rows of zeros each sequence ends with.
+    zeros: Vec<usize>,
 }
 
-impl Entries<'_> {
+/// The errors of one entry after each of [`After::ALL`], in their order; none where that cannot have been done.
+pub(super) type AfterEach = [Option<Errors>; After::ALL.len()];
+
+/// What was done to what an encoder gave, and the errors of each entry after it.
+pub(super) type Compared = (After, Vec<Option<Errors>>);
+
+/// Whether the recipe has zeros for an encoder's pads, which the denoiser is shown.
+pub(super) fn zeroes(recipe: &Recipe, slot: &str) -> bool {
+    let assembly = recipe.assembly();
+    assembly.pads.get(slot) == Some(&AssembledPads::Zero) && assembly.mask == DenoiserMask::None
+}
+
+impl<'a> Entries<'a> {
+    /// One slot of the entries, each of the text that is encoded again.
+    ///
+    /// # Errors
+    /// If their numbers cannot be read.
+    pub(super) fn new(
+        slot: &'a str,
+        seen: Vec<&'a Seen>,
+        texts: Vec<&'a str>,
+    ) -> Result<Self, Error> {
+        let tolerance = Tolerance::of(precision(&seen)?);
+        let zeros = seen.iter().map(|seen| seen.zeros());
+        Ok(Self {
+            slot,
+            tolerance,
+            zeros: zeros.collect::<candle_core::Result<_>>()?,
+            seen,
+            texts,
+        })
+    }
+
     /// The rows of every entry, where all have as many.
     pub(super) fn length(&self) -> Option<usize> {
         let rows = |s: &&Seen| s.hidden.as_ref().and_then(|h| h.dim(0).ok());
@@ -71,52 +118,65 @@ impl Entries<'_> {
         all.all(|rows| rows == Some(first)).then_some(first)
     }
 
-    /// Whether what a recipe gives can have become what the entries have: else it need not be computed.
-    pub(super) fn can_fit(&self, part: &TextEncoderPart, tokens: &[Tokens]) -> bool {
+    /// Whether what a recipe gives for an entry's tokens can have become what the entry has: else it need not be computed.
+    pub(super) fn can_fit(&self, part: &TextEncoderPart, place: usize, tokens: &Tokens) -> bool {
         // Nothing but pads: no program makes embeddings of it.
-        if tokens.iter().any(|tokens| tokens.count == 0) {
+        if tokens.count == 0 {
             return false;
         }
-        // Several windows have fewer rows than ids.
-        if json!(part.spec).pointer("/forward/chunks").is_some() {
-            return true;
-        }
-        let fits = |(seen, tokens): (&&Seen, &Tokens)| {
-            let rows = seen.hidden.as_ref().and_then(|h| h.dim(0).ok());
-            let given = [tokens.ids.len(), tokens.count];
-            rows.is_none_or(|rows| {
-                let can = |after: &After| {
-                    let mut given = given.iter();
-                    given.any(|g| after.fits(*g, tokens.count, rows, seen.shown_rows))
-                };
-                After::ALL.iter().any(can)
-            })
-        };
-        // Some may be of other captions.
-        self.seen.iter().zip(tokens).any(fits)
+        let (seen, zeros) = (self.seen[place], self.zeros[place]);
+        let rows = seen.hidden.as_ref().and_then(|h| h.dim(0).ok());
+        let (given, count) = (part.spec.network.rows(tokens), tokens.count);
+        rows.is_none_or(|rows| {
+            let can = |after: &After| {
+                let zeroed = after.zeroed_from(given, count);
+                // Rows that it makes zeros are zeros in the entry.
+                let is_zeroed = zeroed.is_none_or(|from| rows - zeros <= from);
+                is_zeroed && after.fits(given, count, rows, seen.shown_rows)
+            };
+            After::ALL.iter().any(can)
+        })
     }
 
-    /// The errors after what fits best of all that trainers do to what an encoder gives for `tokens` under a recipe.
-    pub(super) fn compare(
+    /// The errors of an entry after each of what trainers do to what an encoder gives for `tokens`, where the recipe has zeros for pads
+    /// or not.
+    pub(super) fn errors(
         &self,
-        recipe: &Recipe,
-        tokens: &[Tokens],
-        outputs: &[EncoderOutput],
-    ) -> Result<(After, Vec<Option<Errors>>), Error> {
-        let mut best: Option<(After, Vec<Option<Errors>>)> = None;
-        let assembly = recipe.assembly();
-        let zeroes = assembly.pads.get(self.slot) == Some(&AssembledPads::Zero)
-            && assembly.mask == DenoiserMask::None;
-        for after in After::ALL {
-            let pairs = outputs.iter().zip(tokens).zip(&self.seen);
-            let found: Vec<Option<Errors>> = pairs
-                .map(
-                    |((output, tokens), seen)| match done(after, output, (tokens, zeroes), seen) {
-                        Some(after) => errors(output, after, seen),
-                        None => Ok(None),
-                    },
-                )
-                .collect::<candle_core::Result<_>>()?;
+        place: usize,
+        (tokens, zeroes): (&Tokens, bool),
+        output: &EncoderOutput,
+    ) -> candle_core::Result<AfterEach> {
+        let seen = self.seen[place];
+        let mut computed: Vec<(After, Option<Errors>)> = Vec::new();
+        let mut each = AfterEach::default();
+        for (after, found) in After::ALL.into_iter().zip(&mut each) {
+            let Some(left) = done(after, output, (tokens, zeroes), seen) else {
+                continue;
+            };
+            let known = computed.iter().find(|(other, _)| *other == left);
+            *found = match known {
+                Some((_, known)) => *known,
+                None => {
+                    let new = errors(output, left, seen)?;
+                    computed.push((left, new));
+                    new
+                }
+            };
+        }
+        Ok(each)
+    }
+
+    /// Whether nothing that trainers do makes an entry of it.
+    pub(super) fn is_other(&self, each: &AfterEach) -> bool {
+        let within = |e: &Errors| e.worst() <= self.tolerance.relative;
+        !each.iter().flatten().any(within)
+    }
+
+    /// What fits all entries best of what trainers do, and the errors after it.
+    pub(super) fn fitting(&self, all: &[AfterEach]) -> Compared {
+        let mut best: Option<Compared> = None;
+        for (n, after) in After::ALL.into_iter().enumerate() {
+            let found: Vec<Option<Errors>> = all.iter().map(|each| each[n]).collect();
             let better = best.as_ref().is_none_or(|(_, old)| {
                 let (new, old) = (self.score(&found), self.score(old));
                 new.0 > old.0 || new.0 == old.0 && new.1 * TIE + FLOOR < old.1
@@ -125,7 +185,7 @@ impl Entries<'_> {
                 best = Some((after, found));
             }
         }
-        Ok(best.unwrap_or((After::Nothing, Vec::new())))
+        best.unwrap_or((After::Nothing, Vec::new()))
     }
 
     /// How many entries are reproduced, and the median of all errors.
@@ -140,6 +200,12 @@ impl Entries<'_> {
         // The lower one of two: an entry that is of another caption says nothing.
         let median = all.get(all.len().saturating_sub(1) / 2).copied();
         (within, median.unwrap_or(f64::INFINITY))
+    }
+
+    /// How many entries the best of those tried reproduces.
+    pub(super) fn most(&self, tried: &[Tried]) -> usize {
+        let matching = tried.iter().map(|t| self.matching(t));
+        matching.max().unwrap_or(0)
     }
 
     pub(super) fn matching(&self, tried: &Tried) -> usize {
@@ -171,6 +237,11 @@ impl Entries<'_> {
             let (within, median) = self.score(&t.errors);
             within * 2 > self.seen.len() && median <= EXACT
         })
+    }
+
+    /// Whether one of those tried reproduces most entries.
+    pub(super) fn is_reproduced(&self, tried: &[Tried]) -> bool {
+        self.most(tried) * 2 > self.seen.len()
     }
 
     /// Whether these entries cannot tell a recipe from the winner.
@@ -212,7 +283,7 @@ fn done(
 }
 
 /// The precision that all of them have.
-pub(super) fn precision(seen: &[&Seen]) -> Result<Dtype, Error> {
+fn precision(seen: &[&Seen]) -> Result<Dtype, Error> {
     let all: Vec<Dtype> = seen
         .iter()
         .map(|s| s.precision())

@@ -4,15 +4,18 @@
 //! 1. `pair`: which entry is whose, as each trainer names them
 //! 2. `observe`: an entry's tensors, taken apart into what each encoder gave
 //! 3. `search`, `entries`: recipes that are tried, the variants first and then their neighbours in one field, until one reproduces the cache
+//!    exactly; `finding`: what is said of the nearest
 //! 4. `after`: what trainers do to an encoder's output before they store it
 //! 5. `stale`: entries that the others' recipe does not reproduce, and which caption they are of
 //!
 //! Encoders are searched one by one: of three encoders with ten recipes each, thirty are tried and not a thousand. What a recipe gives
-//! is computed here and put into no store; captions of equal token ids under equal rules are computed once.
+//! is computed here and put into no store; captions of equal token ids under equal rules are computed once. Of a recipe that cannot have
+//! made the entries, by the number of rows, by rows that are zeros or by the first captions, the others are not computed.
 
 mod after;
 mod clips;
 mod entries;
+mod finding;
 mod fit;
 mod latents;
 mod lora;
@@ -223,6 +226,7 @@ fn embeddings(
         }
     }
     stale::look(report, &observed, known, &mut search)?;
+    report.encodings = search.runner.encoded;
     let winners = search.winners;
     Ok(Some((shapes, winners)))
 }

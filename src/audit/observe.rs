@@ -201,13 +201,17 @@ impl Shapes {
     }
 
     fn vector(&self, seen: &mut SeenSlots, slots: &[String], array: &Array) -> Result<(), String> {
+        let shapes: Vec<&Shape> = slots.iter().filter_map(|slot| self.get(slot)).collect();
+        // kohya's scripts put zeros where Chroma has no CLIP.
+        if shapes.is_empty() && array.values.iter().all(|value| *value == 0.0) {
+            return Ok(());
+        }
         let Some(width) = array.vector() else {
             return Err(format!(
                 "expected one vector, found shape {:?}",
                 array.shape
             ));
         };
-        let shapes: Vec<&Shape> = slots.iter().filter_map(|slot| self.get(slot)).collect();
         // A variant may take a pooled vector of an encoder where the Experiment's recipe takes none.
         let wide = |shape: &Shape| shape.pooled.or(shape.width).unwrap_or(0);
         let own: usize = shapes.iter().map(|shape| wide(shape)).sum();
@@ -250,6 +254,15 @@ fn matrix(array: &Array) -> Result<(usize, usize), String> {
 }
 
 impl Seen {
+    /// How many rows of zeros its sequence ends with.
+    pub(super) fn zeros(&self) -> candle_core::Result<usize> {
+        let Some(hidden) = &self.hidden else {
+            return Ok(0);
+        };
+        let largest = hidden.abs()?.max(1)?.to_vec1::<f32>()?;
+        Ok(largest.iter().rev().take_while(|row| **row == 0.0).count())
+    }
+
     /// The precision that its numbers have, whatever type they are stored in: bf16 in f32 is what numpy makes of it.
     pub(super) fn precision(&self) -> candle_core::Result<Dtype> {
         let mut values = Vec::new();

@@ -31,6 +31,8 @@ pub struct CacheReport {
     pub latents: usize,
     /// Entries that were looked at.
     pub looked_at: usize,
+    /// Sequences of tokens that encoders were run on, for whatever recipe.
+    pub encodings: usize,
     /// The base model's family and flavor.
     pub base: String,
     /// Whether every encoder's part is what the base model's own recipe gives, and no entry is of another caption.
@@ -161,6 +163,7 @@ impl CacheReport {
             texts: count(Content::Text),
             latents: count(Content::Latents),
             looked_at: 0,
+            encodings: 0,
             base: format!("{} {}", name.family, name.flavor),
             as_base: false,
             reading: Reading::Experiment,

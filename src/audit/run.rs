@@ -19,7 +19,7 @@ use crate::text::{Residency, TextEncoder, Tokens};
 type NetworkKey = Fingerprint;
 
 /// What decides one output: the network, the ids, and how many of them are true.
-type OutputKey = (NetworkKey, Vec<u32>, usize);
+pub(super) type OutputKey = (NetworkKey, Vec<u32>, usize);
 
 /// Runs encoders, each caption once.
 pub(super) struct Runner<'a> {
@@ -28,6 +28,8 @@ pub(super) struct Runner<'a> {
     /// The encoder that ran last: the next is often the same.
     loaded: Option<(NetworkKey, TextEncoder)>,
     outputs: BTreeMap<OutputKey, EncoderOutput>,
+    /// How many sequences encoders were run on.
+    pub(super) encoded: usize,
 }
 
 impl<'a> Runner<'a> {
@@ -40,7 +42,21 @@ impl<'a> Runner<'a> {
             store,
             loaded: None,
             outputs: BTreeMap::new(),
+            encoded: 0,
         }
+    }
+
+    /// What decides an encoder's output of each of these.
+    pub(super) fn keys(part: &TextEncoderPart, tokens: &[Tokens]) -> Vec<OutputKey> {
+        let network = network_key(part);
+        let key = |tokens: &Tokens| (network, tokens.ids.clone(), tokens.count);
+        tokens.iter().map(key).collect()
+    }
+
+    /// Whether what an encoder makes of token ids is known.
+    pub(super) fn has(&self, part: &TextEncoderPart, tokens: &Tokens) -> bool {
+        let key = (network_key(part), tokens.ids.clone(), tokens.count);
+        self.outputs.contains_key(&key)
     }
 
     /// What an encoder makes of captions.
@@ -77,6 +93,7 @@ impl<'a> Runner<'a> {
                 missing.push(tokens.clone());
             }
         }
+        self.encoded += missing.len();
         if !missing.is_empty() {
             let encoded = self.load(part, network)?.encode(&missing);
             let encoded = encoded.map_err(|source| encode::Error::Encoder {

@@ -1,23 +1,24 @@
 //! Which recipe gives what a cache has of one encoder: the trainer's own first, then the other variants, then recipes that differ from
 //! these in one field.
 
-use serde_json::{Value, json};
+use std::collections::BTreeMap;
+
+use serde_json::json;
 
 use super::Error;
 use super::after::After;
-use super::entries::{Entries, Rank, Tried, precision};
+use super::entries::{AfterEach, Compared, Entries, Rank, Tried, zeroes};
 use super::measure::{Errors, Tolerance};
 use super::observe::{Seen, SeenSlots, Shapes};
 use super::pair::Paired;
-use super::report::{CacheReport, EncoderFinding, FieldSaid, Verdict};
-use super::run::{Runner, network_key, tokens};
+use super::report::{CacheReport, EncoderFinding, Verdict};
+use super::run::{OutputKey, Runner, network_key, tokens};
 use crate::base_model::{BaseModel, TextEncoderPart};
 use crate::monitor::Monitor;
 use crate::nn::weights::{DigestMemo, Rounding};
 use crate::recipe::candidates::{Candidate, Sweep, neighbours, variants};
-use crate::recipe::rules::AssembledPads;
-use crate::recipe::spec::spelled_out;
-use crate::recipe::{Diff, REFERENCE, Recipe, RecipeName};
+use crate::recipe::{REFERENCE, Recipe};
+use crate::text::Tokens;
 use crate::text::spec::Dtype;
 
 /// A median error below which weights of 8 bits are not looked for: numbers of four significant bits shift what a network gives by at
@@ -45,18 +46,23 @@ pub(super) struct Winner {
     pub(super) errors: Vec<(usize, Option<Errors>)>,
 }
 
+/// A recipe to try, the encoder that it makes, and the ids of the entries' texts.
+type Attempt = (Rank, Candidate, TextEncoderPart, Vec<Tokens>);
+
 /// The search through recipes, encoder by encoder.
 pub(super) struct Search<'a, 'b> {
-    base: &'a BaseModel,
+    pub(super) base: &'a BaseModel,
     pub(super) runner: &'b mut Runner<'a>,
     memo: &'b mut DigestMemo,
     monitor: &'b dyn Monitor,
     variants: Vec<Candidate>,
     /// Whose variant is tried first.
-    home: String,
+    pub(super) home: String,
     /// Whether that is the trainer's own, and not the reference because no variant is.
-    is_trainers: bool,
+    pub(super) is_trainers: bool,
     pub(super) winners: Vec<Winner>,
+    /// What was compared of the slot, by what was encoded and whether the recipe has zeros for pads.
+    compared: BTreeMap<(Vec<OutputKey>, bool), Compared>,
 }
 
 impl<'a, 'b> Search<'a, 'b> {
@@ -82,6 +88,7 @@ impl<'a, 'b> Search<'a, 'b> {
             home: if is_there { trainer } else { REFERENCE }.to_owned(),
             is_trainers: is_there,
             winners: Vec::new(),
+            compared: BTreeMap::new(),
         })
     }
 
@@ -111,12 +118,8 @@ impl<'a, 'b> Search<'a, 'b> {
         }
         let seen: Vec<&Seen> = places.iter().map(|n| &observed[*n].seen[slot]).collect();
         let texts: Vec<&str> = places.iter().map(|n| observed[*n].text.as_str()).collect();
-        let entries = Entries {
-            slot,
-            tolerance: Tolerance::of(precision(&seen)?),
-            seen,
-            texts,
-        };
+        let entries = Entries::new(slot, seen, texts)?;
+        self.compared.clear();
         self.monitor.start(&format!("recipes for {slot}"), None);
         let tried = self.all_stages(&entries)?;
         self.monitor.finish();
@@ -151,11 +154,8 @@ impl<'a, 'b> Search<'a, 'b> {
         if own.fingerprint == winner.part.fingerprint && winner.part.rounding().is_none() {
             return Ok(true);
         }
-        if !entries.can_fit(own, &tokens) {
-            return Ok(false);
-        }
-        let outputs = self.runner.tokens(own, &tokens)?;
-        let (after, errors) = entries.compare(&base.recipe, &tokens, &outputs)?;
+        let least = entries.matching(winner);
+        let (after, errors) = self.compare(entries, own, (&base.recipe, &tokens), least)?;
         Ok(after == winner.after && entries.ties(&errors, &winner.errors))
     }
 
@@ -165,37 +165,90 @@ impl<'a, 'b> Search<'a, 'b> {
             // Computed in it, or rounded to it at the end.
             other => vec![other, Dtype::F32],
         };
-        let length = entries.length();
-        let mut list = Vec::new();
-        for (n, variant) in self.variants.clone().into_iter().enumerate() {
-            let (rank, lengthened) = match variant.labels.contains(&self.home) {
-                true => (Rank::Home, Rank::HomeLengthened),
-                false => (Rank::Variant(n), Rank::VariantLengthened(n)),
-            };
-            for compute in &precisions {
-                let compute = in_precision(&variant, *compute, entries.tolerance.precision)?;
-                let longer = length.and_then(|n| with_length(&compute, entries.slot, n));
-                list.push((rank, compute));
-                list.extend(longer.map(|longer| (lengthened, longer)));
-            }
+        let mut tried = Vec::new();
+        let (home, others): (Vec<_>, Vec<_>) = self
+            .variants
+            .clone()
+            .into_iter()
+            .enumerate()
+            .partition(|(_, variant)| variant.labels.contains(&self.home));
+        for compute in &precisions {
+            self.variants(entries, &mut tried, &home, *compute)?;
         }
-        let mut tried = self.round(entries, list, None)?;
+        self.others(entries, &mut tried, &others, &precisions)?;
         if entries.is_settled(&tried, |t| t.rank == Rank::Home) {
             return Ok(tried);
         }
         // What is nearest of the trainer's own, with one field otherwise.
         let is_home = |n: &usize| tried[*n].rank <= Rank::HomeLengthened;
         let homes: Vec<usize> = (0..tried.len()).filter(is_home).collect();
-        if let Some(home) = entries.best_of(&tried, &homes) {
+        let home = entries.best_of(&tried, &homes);
+        if let Some(home) = home {
             self.near(entries, &mut tried, home, Rank::NearHome)?;
         }
         if !entries.is_settled(&tried, |_| true)
             && let Some(best) = entries.best(&tried)
+            // Else they have been tried.
+            && home != Some(best)
         {
             self.near(entries, &mut tried, best, Rank::NearBest)?;
         }
         self.rounded(entries, &mut tried, &precisions)?;
         Ok(tried)
+    }
+
+    /// Tries variants, each also with sequences as long as the entries', in one precision.
+    fn variants(
+        &mut self,
+        entries: &Entries<'_>,
+        tried: &mut Vec<Tried>,
+        variants: &[(usize, Candidate)],
+        compute: Dtype,
+    ) -> Result<(), Error> {
+        let mut list = Vec::new();
+        for (n, variant) in variants {
+            let (rank, lengthened) = match variant.labels.contains(&self.home) {
+                true => (Rank::Home, Rank::HomeLengthened),
+                false => (Rank::Variant(*n), Rank::VariantLengthened(*n)),
+            };
+            let variant = in_precision(variant, compute, entries.tolerance.precision)?;
+            let longer = entries.length();
+            let longer = longer.and_then(|rows| with_length(&variant, entries.slot, rows));
+            list.push((rank, variant));
+            list.extend(longer.map(|longer| (lengthened, longer)));
+        }
+        self.round(entries, tried, list, None)
+    }
+
+    /// Tries the variants that are not the trainer's own: in the precision that its own tells, or else the nearest of them.
+    fn others(
+        &mut self,
+        entries: &Entries<'_>,
+        tried: &mut Vec<Tried>,
+        others: &[(usize, Candidate)],
+        precisions: &[Dtype],
+    ) -> Result<(), Error> {
+        let nearest = |tried: &[Tried]| {
+            entries
+                .best(tried)
+                .map(|n| (tried[n].rank, tried[n].compute()))
+        };
+        let is_told = entries.is_reproduced(tried);
+        let first = nearest(tried).map_or(precisions[0], |(_, compute)| compute);
+        self.variants(entries, tried, others, first)?;
+        let Some((rank, _)) = nearest(tried).filter(|_| !is_told) else {
+            return Ok(());
+        };
+        for other in precisions.iter().filter(|other| **other != first) {
+            let is_nearest = |(n, _): &&(usize, Candidate)| rank.is_of_variant(*n);
+            let one: Vec<_> = others.iter().filter(is_nearest).cloned().collect();
+            self.variants(entries, tried, &one, *other)?;
+            if nearest(tried).is_some_and(|(_, compute)| compute == *other) && !one.is_empty() {
+                let rest: Vec<_> = others.iter().filter(|o| !is_nearest(o)).cloned().collect();
+                self.variants(entries, tried, &rest, *other)?;
+            }
+        }
+        Ok(())
     }
 
     /// Tries the nearest with weights of 8 bits, where it is as far off as these are from whole ones.
@@ -224,49 +277,13 @@ impl<'a, 'b> Search<'a, 'b> {
                 let compute = in_precision(&nearest, *compute, entries.tolerance.precision)?;
                 list.push((Rank::Rounded(list.len()), compute));
             }
-            tried.extend(self.round(entries, list, Some(rounding))?);
+            self.round(entries, tried, list, Some(rounding))?;
         }
         let found = entries.best(tried);
         match found.filter(|n| tried[*n].part.rounding().is_some() && is_far(&tried[*n])) {
             Some(found) => self.near(entries, tried, found, Rank::NearRounded),
             None => Ok(()),
         }
-    }
-
-    /// Which of the fields that differ from the base model's recipe make a difference for these captions: those that do when they alone
-    /// are as it expects.
-    fn weigh(
-        &mut self,
-        entries: &Entries<'_>,
-        tried: &[Tried],
-        best: usize,
-        fields: &mut [FieldSaid],
-    ) -> Result<(), Error> {
-        let winner = &tried[best];
-        let name =
-            RecipeName::reference(&winner.recipe.name().family, &winner.recipe.name().flavor);
-        let reference = Recipe::shipped(&name)?;
-        let recipe = winner.recipe.encoder(entries.slot);
-        for field in fields {
-            let Some(path) = recipe.and_then(|r| r.field_behind(&field.field)) else {
-                continue;
-            };
-            let Some(expected) = reference.fields().get(&path).map(|f| f.value.clone()) else {
-                continue;
-            };
-            let sweep = Sweep {
-                fields: vec![path],
-                values: vec![expected],
-            };
-            // What it cannot have alone, it cannot be told of alone.
-            let Ok(candidates) = sweep.candidates(&winner.recipe) else {
-                continue;
-            };
-            let list = candidates.into_iter().map(|c| (Rank::Home, c)).collect();
-            let without = self.round(entries, list, winner.part.rounding())?;
-            field.matters = without.first().map(|t| !entries.is_tie(t, winner));
-        }
-        Ok(())
     }
 
     /// Tries what differs from a recipe in one field.
@@ -292,17 +309,16 @@ impl<'a, 'b> Search<'a, 'b> {
             (rank(n), candidate)
         });
         let (list, rounding) = (list.collect(), origin.part.rounding());
-        tried.extend(self.round(entries, list, rounding)?);
-        Ok(())
+        self.round(entries, tried, list, rounding)
     }
 
-    /// Encodes under each candidate, with rounded weights if they are to be, and compares.
-    fn round(
+    /// What each candidate comes to, with rounded weights if they are to be.
+    pub(super) fn parts(
         &mut self,
         entries: &Entries<'_>,
-        candidates: Vec<(Rank, Candidate)>,
+        candidates: impl IntoIterator<Item = (Rank, Candidate)>,
         rounding: Option<Rounding>,
-    ) -> Result<Vec<Tried>, Error> {
+    ) -> Result<Vec<Attempt>, Error> {
         let mut parts = Vec::new();
         for (rank, candidate) in candidates {
             // What does not fit the model has not made its cache.
@@ -319,19 +335,28 @@ impl<'a, 'b> Search<'a, 'b> {
                 parts.push((rank, candidate, part, tokens));
             }
         }
+        Ok(parts)
+    }
+
+    /// Encodes under each candidate, with rounded weights if they are to be, and adds how well it fits.
+    fn round(
+        &mut self,
+        entries: &Entries<'_>,
+        tried: &mut Vec<Tried>,
+        candidates: Vec<(Rank, Candidate)>,
+        rounding: Option<Rounding>,
+    ) -> Result<(), Error> {
+        let mut parts = self.parts(entries, candidates, rounding)?;
         // Equal networks one after the other: each is loaded once.
         parts.sort_by_cached_key(|(rank, _, part, _)| (network_key(part), *rank));
-        let mut tried = Vec::new();
+        let mut most = entries.most(tried);
+        let mut new = Vec::new();
         for (rank, candidate, part, tokens) in parts {
-            let (after, errors) = match entries.can_fit(&part, &tokens) {
-                false => (After::Nothing, vec![None; entries.seen.len()]),
-                true => {
-                    let outputs = self.runner.tokens(&part, &tokens)?;
-                    entries.compare(&candidate.recipe, &tokens, &outputs)?
-                }
-            };
+            let of = (&candidate.recipe, tokens.as_slice());
+            let (after, errors) = self.compare(entries, &part, of, most)?;
+            most = most.max(entries.score(&errors).0);
             self.monitor.advance(1);
-            tried.push(Tried {
+            new.push(Tried {
                 labels: candidate.labels,
                 rank,
                 recipe: candidate.recipe,
@@ -340,88 +365,53 @@ impl<'a, 'b> Search<'a, 'b> {
                 errors,
             });
         }
-        tried.sort_by_key(|t| t.rank);
-        Ok(tried)
+        new.sort_by_key(|t| t.rank);
+        tried.extend(new);
+        Ok(())
     }
 
-    /// What is said of the best.
-    fn finding(&self, entries: &Entries<'_>, tried: &[Tried], best: usize) -> EncoderFinding {
-        let winner = &tried[best];
-        let matching = entries.matching(winner);
-        let verdict = match matching * 2 > entries.seen.len() {
-            true => Verdict::Reproduced,
-            false => Verdict::NotReproduced,
-        };
-        let named = |t: &&Tried, name: &str| t.labels.iter().any(|l| l == name);
-        let precision = winner.part.spec.precision;
-        let same_precision = |t: &&Tried| t.part.spec.precision == precision;
-        let of_variant = |name: &str| tried.iter().filter(same_precision).find(|t| named(t, name));
-        let changed = of_variant(&self.home).map(|home| said(home, winner));
-        let reference = of_variant(REFERENCE);
-        let ties: Vec<&Tried> = tried.iter().filter(|t| entries.is_tie(t, winner)).collect();
-        let ties_with = |t: &Tried| ties.iter().any(|tie| std::ptr::eq(*tie, t));
-        let is_home = of_variant(&self.home).is_some_and(ties_with);
-        let mut also: Vec<String> = ties
-            .iter()
-            .filter(|t| matches!(t.rank, Rank::Home | Rank::Variant(_)))
-            // What is done to pads afterwards, the others' programs do not do.
-            .filter(|_| winner.after.is_the_recipes())
-            .flat_map(|t| t.labels.clone())
-            .filter(|label| *label != self.home || !is_home)
-            .collect();
-        also.sort();
-        also.dedup();
-        let is_near = |t: &&&Tried| t.rank != winner.rank && matches!(t.rank, Rank::NearHome(_));
-        let or = ties.iter().filter(is_near);
-        let or = match is_home || winner.rank > Rank::NearHome(usize::MAX) {
-            true => Vec::new(),
-            false => or.flat_map(|t| t.labels.first().cloned()).collect(),
-        };
-        let zeroes = |recipe: &Recipe| {
-            recipe.assembly().pads.get(entries.slot) == Some(&AssembledPads::Zero)
-        };
-        let after_fits = |recipe: &Recipe| match winner.after {
-            After::PadsZeroed => zeroes(recipe),
-            other => other.is_the_recipes(),
-        };
-        // Where nothing reproduces it, what lies as far off as the base model's recipe is not that recipe's.
-        let same_as_base = verdict == Verdict::Reproduced
-            && reference.is_some_and(|r| ties_with(r) && after_fits(&r.recipe));
-        let matched = winner.errors.iter().flatten();
-        let matched = matched.filter(|e| {
-            verdict == Verdict::NotReproduced || e.worst() <= entries.tolerance.relative
-        });
-        // Where nobody knows whose cache it is, a variant of the same rules names it better than the reference with a field changed.
-        let same = tried
-            .iter()
-            .filter(|_| !is_home && !self.is_trainers && verdict == Verdict::Reproduced)
-            .find(|t| {
-                matches!(t.rank, Rank::Variant(_)) && t.part.fingerprint == winner.part.fingerprint
-            });
-        let same = same.and_then(|t| t.labels.first());
-        also.retain(|label| Some(label) != same);
-        EncoderFinding {
-            slot: entries.slot.to_owned(),
-            verdict,
-            like: same.unwrap_or(&self.home).clone(),
-            changed: match is_home || same.is_some() {
-                true => Vec::new(),
-                false => changed.unwrap_or_default(),
-            },
-            also,
-            or,
-            after: winner.after,
-            weights: winner.part.rounding(),
-            stored_as: winner.part.reduced_types(),
-            compute: precision.compute,
-            tolerance: entries.tolerance,
-            errors: Errors::of_all(matched),
-            matching,
-            compared: entries.seen.len(),
-            tried: tried.len(),
-            same_as_base,
-            base: reference.map_or_else(Vec::new, |r| said(r, winner)),
+    /// How well what a recipe's encoder gives fits the entries. It is told as soon as fewer than `least` can be of it: the others are
+    /// then left out.
+    pub(super) fn compare(
+        &mut self,
+        entries: &Entries<'_>,
+        part: &TextEncoderPart,
+        (recipe, tokens): (&Recipe, &[Tokens]),
+        least: usize,
+    ) -> Result<Compared, Error> {
+        let zeroes = zeroes(recipe, entries.slot);
+        let key = (Runner::keys(part, tokens), zeroes);
+        if let Some(known) = self.compared.get(&key) {
+            return Ok(known.clone());
         }
+        let mut each = vec![AfterEach::default(); tokens.len()];
+        let (mut left, others): (Vec<usize>, Vec<usize>) =
+            (0..tokens.len()).partition(|&n| entries.can_fit(part, n, &tokens[n]));
+        // What is there costs nothing.
+        left.sort_by_cached_key(|&n| !self.runner.has(part, &tokens[n]));
+        let (mut others, mut fitting) = (others.len(), 0);
+        while !left.is_empty() && tokens.len() - others >= least {
+            // At first as many as can tell, then as many again as were of it.
+            let count = match least {
+                0 => left.len(),
+                _ => (tokens.len() - others - least + 1).max(fitting),
+            };
+            let some: Vec<usize> = left.drain(..count.min(left.len())).collect();
+            let ids: Vec<Tokens> = some.iter().map(|&n| tokens[n].clone()).collect();
+            let outputs = self.runner.tokens(part, &ids)?;
+            for (n, output) in some.into_iter().zip(outputs) {
+                each[n] = entries.errors(n, (&tokens[n], zeroes), &output)?;
+                match entries.is_other(&each[n]) {
+                    true => others += 1,
+                    false => fitting += 1,
+                }
+            }
+        }
+        let compared = entries.fitting(&each);
+        if left.is_empty() {
+            self.compared.insert(key, compared.clone());
+        }
+        Ok(compared)
     }
 }
 
@@ -457,26 +447,4 @@ fn with_length(candidate: &Candidate, slot: &str, rows: usize) -> Option<Candida
         .map(|label| format!("{label} of {rows} tokens"))
         .collect();
     Some(lengthened)
-}
-
-/// In which fields what made a cache differs from a variant. Precisions are said apart.
-fn said(variant: &Tried, made: &Tried) -> Vec<FieldSaid> {
-    let spec = |t: &Tried| spelled_out(&json!(t.part.spec));
-    let diff = Diff::between(&spec(variant), &spec(made));
-    let is_rule = |field: &str| field.starts_with("tokens.") || field.starts_with("forward.");
-    let mut fields: Vec<FieldSaid> = diff
-        .fields
-        .into_iter()
-        .filter(|f| is_rule(&f.field))
-        // How windows are joined follows from `tokens.chunks`.
-        .filter(|f| f.field != "forward.chunks")
-        .map(|f| FieldSaid {
-            matters: None,
-            field: f.field,
-            cached: f.found.unwrap_or(Value::Null),
-            expected: f.wanted.unwrap_or(Value::Null),
-        })
-        .collect();
-    fields.sort_by(|a, b| a.field.cmp(&b.field));
-    fields
 }

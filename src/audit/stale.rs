@@ -10,6 +10,8 @@ use super::search::{Observation, Search};
 
 /// How many other captions are tried for an entry, the nearest in the data set's order: a cache by rows is shifted by a few.
 const NEAR: usize = 256;
+/// How many of these are tried at first; then twice as many, and so on.
+const FIRST: usize = 8;
 
 /// Adds what is stale to the report.
 pub(super) fn look(
@@ -71,15 +73,21 @@ fn other_caption(
         .take(NEAR)
         .collect();
     let winner = &search.winners[winner];
-    let outputs = search.runner.captions(&winner.part, &texts)?;
     let Some(found) = observation.seen.get(&winner.slot) else {
         return Ok(None);
     };
-    for (text, output) in texts.iter().zip(&outputs) {
-        let errors = errors(output, winner.after, found)?;
-        if errors.is_some_and(|e| e.worst() <= winner.tolerance.relative) {
-            return Ok(Some((*text).to_owned()));
+    // The nearest first, and no more than it takes.
+    let (mut rest, mut count) = (texts.as_slice(), FIRST);
+    while !rest.is_empty() {
+        let (some, others) = rest.split_at(count.min(rest.len()));
+        let outputs = search.runner.captions(&winner.part, some)?;
+        for (text, output) in some.iter().zip(&outputs) {
+            let errors = errors(output, winner.after, found)?;
+            if errors.is_some_and(|e| e.worst() <= winner.tolerance.relative) {
+                return Ok(Some((*text).to_owned()));
+            }
         }
+        (rest, count) = (others, 2 * count);
     }
     Ok(None)
 }

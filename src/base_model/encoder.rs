@@ -104,7 +104,8 @@ pub(super) fn check_width(
         let parts: Option<Vec<_>> = group.iter().map(part).collect();
         // Rows of zeros as wide as the context stand in for an encoder that is not there.
         let Some(parts) = parts else { return Ok(()) };
-        found.push((group.join(" and "), parts.iter().map(|p| p.width()).sum()));
+        let widths = parts.iter().map(|part| part.spec.network.width());
+        found.push((group.join(" and "), widths.sum()));
     }
     if found.is_empty() || found.iter().any(|(_, own): &(_, usize)| *own == width) {
         return Ok(());
@@ -121,19 +122,6 @@ pub(super) fn check_width(
 }
 
 impl TextEncoderPart {
-    /// Numbers in a row of its sequence: what a second token adds.
-    fn width(&self) -> usize {
-        let numbers = |count: usize| {
-            self.spec.network.numbers(&Tokens {
-                ids: vec![0; count],
-                count,
-                truncated: false,
-                total: count,
-            })
-        };
-        numbers(2) - numbers(1)
-    }
-
     fn of(
         opened: Arc<OpenedEncoder>,
         recipe: &EncoderRecipe,

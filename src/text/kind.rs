@@ -258,8 +258,21 @@ pub trait Network: fmt::Debug + Send + Sync {
     /// The forward rules' fields.
     fn forward(&self) -> Value;
 
+    /// How many rows its sequence has for a caption's tokens; none where it keeps no sequence.
+    fn rows(&self, tokens: &Tokens) -> usize;
+
+    /// How many numbers a row of its sequence has.
+    fn width(&self) -> usize;
+
+    /// How many numbers its pooled vector has, none where it pools nothing.
+    fn pooled(&self) -> usize {
+        0
+    }
+
     /// How many numbers its outputs for a caption's tokens have together.
-    fn numbers(&self, tokens: &Tokens) -> usize;
+    fn numbers(&self, tokens: &Tokens) -> usize {
+        self.rows(tokens) * self.width() + self.pooled()
+    }
 
     /// Finds the encoder among `weights` by its names (alone or below a prefix), and checks by the headers that all of
     /// it is there and nothing more.

@@ -170,6 +170,21 @@ fn what_each_trainer_wrote_is_named_as_its_own() {
     }
 }
 
+/// By the number of rows, or by the first caption.
+#[test]
+fn what_cannot_have_made_the_entries_is_not_encoded() {
+    let encodings = |name| {
+        let report = audit(&world(name, SDXL)).json();
+        report["encodings"].as_u64().expect("a number")
+    };
+    // 72 if every recipe of both encoders is given both captions.
+    let of_windows = encodings("kohya-sdxl-150");
+    assert!(of_windows <= 16, "{of_windows}");
+    // 185: of embeddings in bf16, none is exact.
+    let of_rounded = encodings("ai-toolkit-sdxl-bf16");
+    assert!(of_rounded <= 130, "{of_rounded}");
+}
+
 #[test]
 fn weights_of_eight_bits_are_told() {
     let world = world("kohya-sd3-t5-fp8", SD3);

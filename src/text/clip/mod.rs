@@ -135,15 +135,22 @@ impl Network for ClipTextNetwork {
         serde_json::json!(self.forward)
     }
 
-    fn numbers(&self, tokens: &Tokens) -> usize {
+    fn rows(&self, tokens: &Tokens) -> usize {
+        // The ids are of all windows.
+        self.forward.hidden_layer.map_or(0, |_| tokens.ids.len())
+    }
+
+    fn width(&self) -> usize {
+        self.architecture.hidden_size
+    }
+
+    fn pooled(&self) -> usize {
         let (a, rules) = (&self.architecture, &self.forward);
-        let rows = rules.hidden_layer.map_or(0, |_| tokens.ids.len());
-        let pooled = match (rules.pooled, a.projection_dim) {
+        match (rules.pooled, a.projection_dim) {
             (PooledRule::None, _) => 0,
             (_, Some(width)) if rules.projection => width,
             _ => a.hidden_size,
-        };
-        rows * a.hidden_size + pooled
+        }
     }
 
     fn locate(&self, weights: &Weights) -> Result<LocatedEncoder, Error> {

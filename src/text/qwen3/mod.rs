@@ -127,9 +127,12 @@ impl Network for Qwen3Network {
         serde_json::json!(self.forward)
     }
 
-    fn numbers(&self, tokens: &Tokens) -> usize {
-        let width = self.architecture.hidden_size * self.forward.hidden_layers.len();
-        self.forward.pad_rows.of(tokens) * width
+    fn rows(&self, tokens: &Tokens) -> usize {
+        self.forward.pad_rows.of(tokens)
+    }
+
+    fn width(&self) -> usize {
+        self.architecture.hidden_size * self.forward.hidden_layers.len()
     }
 
     fn locate(&self, weights: &Weights) -> Result<LocatedEncoder, Error> {

@@ -198,7 +198,7 @@ impl LoadedNetwork for T5Encoder {
         for (batch, x_rc) in batches.iter().zip(&states) {
             let x_rc = self.norm(x_rc, &self.final_norm)?;
             for (start, sequence) in batch.starts() {
-                let rows = self.kept(&captions[sequence.caption]);
+                let rows = self.stack.forward.pad_rows.of(&captions[sequence.caption]);
                 encoded[sequence.caption].hidden = Some(x_rc.narrow(0, start, rows)?.contiguous()?);
             }
         }
@@ -208,7 +208,7 @@ impl LoadedNetwork for T5Encoder {
     fn rows(&self, tokens: &Tokens) -> usize {
         let keys = self.stack.forward.mask.keys(tokens.count, tokens.ids.len());
         // What is attended is computed, kept or not.
-        self.kept(tokens).max(keys)
+        self.stack.forward.pad_rows.of(tokens).max(keys)
     }
 }
 
@@ -225,12 +225,6 @@ impl T5Encoder {
             }
         };
         captions.iter().enumerate().map(sequence).collect()
-    }
-
-    /// Rows that are kept of a caption.
-    fn kept(&self, tokens: &Tokens) -> usize {
-        let rules = &self.stack.forward;
-        rules.pad_rows.kept(tokens.count, tokens.ids.len())
     }
 
     fn embed(&self, batch: &Batch) -> Result<Tensor, Error> {

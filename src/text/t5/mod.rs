@@ -142,8 +142,12 @@ impl Network for T5Network {
         serde_json::json!(self.forward)
     }
 
-    fn numbers(&self, tokens: &Tokens) -> usize {
-        self.forward.numbers(&self.architecture, tokens)
+    fn rows(&self, tokens: &Tokens) -> usize {
+        self.forward.pad_rows.of(tokens)
+    }
+
+    fn width(&self) -> usize {
+        self.architecture.d_model
     }
 
     fn locate(&self, weights: &Weights) -> Result<LocatedEncoder, Error> {

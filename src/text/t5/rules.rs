@@ -115,11 +115,6 @@ impl T5Forward {
         }
         forward
     }
-
-    /// How many numbers the outputs for `tokens` have.
-    pub(super) fn numbers(&self, architecture: &T5EncoderArchitecture, tokens: &Tokens) -> usize {
-        self.pad_rows.kept(tokens.count, tokens.ids.len()) * architecture.d_model
-    }
 }
 
 impl T5Mask {
@@ -139,8 +134,9 @@ impl T5Mask {
 }
 
 impl T5PadRows {
-    /// Of `rows` rows with `count` true tokens, how many are kept.
-    pub(super) fn kept(self, count: usize, rows: usize) -> usize {
+    /// How many rows of a caption are kept.
+    pub(super) fn of(self, tokens: &Tokens) -> usize {
+        let (count, rows) = (tokens.count, tokens.ids.len());
         match self {
             Self::Keep => rows,
             Self::One => rows.min(count + 1),

@@ -228,8 +228,12 @@ impl Network for DroppedTable {
         json!(self.forward)
     }
 
-    fn numbers(&self, tokens: &Tokens) -> usize {
-        tokens.ids.len().saturating_sub(self.forward.drop) * self.table.width
+    fn rows(&self, tokens: &Tokens) -> usize {
+        tokens.ids.len().saturating_sub(self.forward.drop)
+    }
+
+    fn width(&self) -> usize {
+        self.table.width
     }
 
     fn locate(&self, weights: &Weights) -> Result<LocatedEncoder, Error> {

@@ -126,8 +126,12 @@ impl Network for Umt5Network {
         serde_json::json!(self.forward)
     }
 
-    fn numbers(&self, tokens: &Tokens) -> usize {
-        self.forward.numbers(&self.architecture.0, tokens)
+    fn rows(&self, tokens: &Tokens) -> usize {
+        self.forward.pad_rows.of(tokens)
+    }
+
+    fn width(&self) -> usize {
+        self.architecture.0.d_model
     }
 
     fn locate(&self, weights: &Weights) -> Result<LocatedEncoder, Error> {
