@@ -298,12 +298,18 @@ fn what_is_sampled_with_two_experts_is_said_and_checked() {
         .run(&["model", "check", "wan"])
         .expect(0)
         .says("2.2-t2v-a14b-high or 2.2-t2v-a14b-low")
-        .says("transformer_2");
+        .says("transformer_2")
+        .says("the other expert in previews");
     world
         .run(&["model", "check", "wan", "--for", "exp.toml"])
         .expect(0)
         .says("5 frames of 64 x 64 px")
-        .says("for 2 clips at a time and adapters of rank 2");
+        .says("for 2 clips at a time and adapters of rank 2")
+        .says("the other expert in previews");
+    world.edit("sample_every = 2", "sample_every = 0");
+    let alone = world.run(&["model", "check", "wan", "--for", "exp.toml"]);
+    let alone = alone.expect(0).stdout;
+    assert!(!alone.contains("the other expert"), "{alone}");
     let index = |ratio: &str| {
         let text = format!("{{\"_class_name\": \"WanPipeline\", \"boundary_ratio\": {ratio}}}");
         world.write("wan/model_index.json", &text);

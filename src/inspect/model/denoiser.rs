@@ -85,7 +85,7 @@ impl Candidate {
         report.summary = format!("a model of family {family}, {layout}");
         let recipes = self.recipes();
         report.recipes = recipes.iter().map(|r| r.name().to_string()).collect();
-        self.denoiser(&mut report);
+        let other = self.denoiser(&mut report);
         self.schedule(&mut report);
         let mut encode = Vec::new();
         if let Some(recipe) = recipes.first() {
@@ -102,7 +102,10 @@ impl Candidate {
             .or(self.denoiser.family.flavors.first());
         let train = match (flavor, recipes.first()) {
             (Some(flavor), Some(recipe)) => {
-                memory::train(&self.denoiser, factors, flavor, recipe, asked)
+                // What is named beside a single file is of the same shapes.
+                let other = other.as_ref().unwrap_or(&self.denoiser);
+                let other = flavor.expert.map(|_| other);
+                memory::train((&self.denoiser, other), factors, flavor, recipe, asked)
             }
             _ => Vec::new(),
         };
@@ -143,7 +146,8 @@ impl Candidate {
         recipes
     }
 
-    fn denoiser(&self, report: &mut Report) {
+    /// The other of two experts, where it is there as well.
+    fn denoiser(&self, report: &mut Report) -> Option<OpenedDenoiser> {
         let (weights, tensors) = (self.denoiser.weights(), self.denoiser.tensors());
         let faults = weights.faults(tensors);
         let faults = faults.iter().map(ToString::to_string);
@@ -155,28 +159,19 @@ impl Candidate {
                 .parts
                 .push(StoredNetwork::new("denoiser", component, weights));
         }
-        self.experts(report);
+        self.other_expert(report)
     }
 
     /// The other of two experts in the folder; of a single file, what must be named for it.
-    fn experts(&self, report: &mut Report) {
-        let own = self
-            .flavors
-            .first()
-            .filter(|flavor| flavor.expert.is_some());
-        let Some(expert) = own.and_then(|flavor| flavor.expert) else {
-            return;
-        };
+    fn other_expert(&self, report: &mut Report) -> Option<OpenedDenoiser> {
+        let own = self.flavors.first()?;
+        let expert = own.expert?;
         let family = self.denoiser.family;
-        let Ok(other) = family.flavor(expert.other) else {
-            return;
-        };
-        let Some(name) = other.expert.map(|expert| expert.name) else {
-            return;
-        };
+        let other = family.flavor(expert.other).ok()?;
+        let name = other.expert?.name;
         report.notes.push(format!(
             "one of two experts: a LoRA is trained for each, and samples pass through both (`{}` from noise level {} to {})",
-            own.map_or("", |flavor| flavor.name),
+            own.name,
             expert.levels.from,
             expert.levels.to
         ));
@@ -186,7 +181,7 @@ impl Candidate {
                 what: format!("the file of flavor `{}`, for samples", other.name),
                 optional: true,
             });
-            return;
+            return None;
         }
         match family.open_as(self.components().clone(), other) {
             Ok(denoiser) => {
@@ -205,8 +200,12 @@ impl Candidate {
                         self.denoiser.part, denoiser.part
                     ));
                 }
+                Some(denoiser)
             }
-            Err(error) => report.problems.push(error.to_string()),
+            Err(error) => {
+                report.problems.push(error.to_string());
+                None
+            }
         }
     }
 

@@ -23,6 +23,8 @@ pub struct Asked {
     pub samples: usize,
     /// The adapters' rank.
     pub rank: usize,
+    /// Whether it makes previews, which pass through the other of two experts as well.
+    pub previews: bool,
 }
 
 impl Asked {
@@ -51,6 +53,7 @@ impl Asked {
             pixels: largest.unwrap_or_else(|| of_flavor(flavor)),
             samples: settings.train.batch_size,
             rank: settings.adapter.rank,
+            previews: settings.train.sample_every > 0,
         })
     }
 }
@@ -90,7 +93,7 @@ pub struct NetworkMemory {
 }
 
 /// What a training takes, with adapters on the default targets and the default optimizer: where nothing else is asked for, of
-/// [`ADAPTER_RANK`], on one picture at a time of the size that the flavor was trained for.
+/// [`ADAPTER_RANK`], on one picture at a time of the size that the flavor was trained for, with previews.
 #[derive(Clone, Debug, Serialize)]
 pub struct TrainMemory {
     /// Where it is trained.
@@ -137,10 +140,10 @@ impl Memory {
     }
 }
 
-/// What training a denoiser of this flavor takes, with the latents of a VAE of these factors. Nothing where it cannot be
-/// told.
+/// What training a denoiser of this flavor takes, with the latents of a VAE of these factors, beside the other of two experts where it
+/// makes previews. Nothing where it cannot be told.
 pub(super) fn train(
-    denoiser: &OpenedDenoiser,
+    (denoiser, other_expert): (&OpenedDenoiser, Option<&OpenedDenoiser>),
     factors: Factors,
     flavor: &Flavor,
     recipe: &Recipe,
@@ -156,10 +159,12 @@ pub(super) fn train(
         pixels,
         samples,
         rank,
+        previews,
     } = asked.unwrap_or_else(|| Asked {
         pixels: of_flavor(flavor),
         samples: 1,
         rank: ADAPTER_RANK,
+        previews: true,
     });
     let pairs = matches!(flavor.references, Some(References::Usual(_)));
     let geometry = LatentGeometry {
@@ -169,7 +174,7 @@ pub(super) fn train(
     let estimate = |machine, dtype: candle_core::DType| {
         let bytes = |checkpointing| {
             let request = MemoryRequest {
-                other_expert: None,
+                other_expert: other_expert.filter(|_| previews),
                 denoiser,
                 adapted: &adapted,
                 rank,
