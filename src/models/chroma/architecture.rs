@@ -7,7 +7,7 @@ use serde::Deserialize;
 use crate::models::Error;
 use crate::models::activations::{Activations, StepShape};
 use crate::models::flux1::architecture::{
-    Architecture as Trunk, MAX_DEPTH, MAX_DIMENSION, in_bounds, matrix,
+    Architecture as Trunk, MAX_DEPTH, MAX_DIMENSION, check_patch, in_bounds, matrix,
 };
 use crate::models::flux1::block::Modulator;
 use crate::models::flux1::flux::Modulated;
@@ -85,12 +85,7 @@ impl Architecture {
             what,
         };
         let config: Config = read_config(path, "ChromaTransformer2DModel")?;
-        if config.patch_size != 1 {
-            return Err(wrong(format!(
-                "`patch_size`: expected 1 (patches are made before this network), found {}",
-                config.patch_size
-            )));
-        }
+        check_patch(config.patch_size).map_err(wrong)?;
         let own = Self {
             trunk: Trunk {
                 token_channels: config.in_channels,

@@ -87,12 +87,7 @@ impl Architecture {
             what,
         };
         let config: Config = read_config(path, "FluxTransformer2DModel")?;
-        if config.patch_size != 1 {
-            return Err(wrong(format!(
-                "`patch_size`: expected 1 (patches are made before this network), found {}",
-                config.patch_size
-            )));
-        }
+        check_patch(config.patch_size).map_err(wrong)?;
         let own = Self {
             token_channels: config.in_channels,
             num_double: config.num_layers,
@@ -197,6 +192,16 @@ impl Architecture {
     /// Channels of the latents.
     pub(in crate::models) fn latent_channels(&self) -> usize {
         self.token_channels / (PATCH * PATCH)
+    }
+}
+
+/// That a configuration has patches made before the network, as all of FLUX.1 and what was made of it do.
+pub(in crate::models) fn check_patch(patch_size: usize) -> Result<(), String> {
+    match patch_size {
+        1 => Ok(()),
+        other => Err(format!(
+            "`patch_size`: expected 1 (patches are made before this network), found {other}"
+        )),
     }
 }
 
