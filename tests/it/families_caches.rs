@@ -192,12 +192,25 @@ fn what_trainers_wrote_of_chroma_is_named_as_theirs() {
             "of_denoiser",
             "sample",
         ),
+        // Zeros are behind the one pad that the denoiser sees.
+        (
+            "simpletuner-chroma-zeroed",
+            "simpletuner",
+            "unseen_pads",
+            "of_denoiser",
+            "sample",
+        ),
     ] {
         let report = audited(&world, name);
         let wanted = [whose, "", after, scaling, moment];
         assert_eq!(said(&report), wanted, "{name}");
         assert_eq!(report["as_base"], false, "{name}");
     }
+    // Of 32 tokens instead of 512, which no row that the denoiser sees depends on.
+    let report = audited(&world, "kohya-chroma-t5-32");
+    let wanted = ["kohya", "", "unseen_pads", "of_denoiser", "sample"];
+    assert_eq!(said(&report), wanted);
+    assert_eq!(report["as_base"], false, "{report}");
 }
 
 fn export(world: &World, target: &str) -> crate::util::Ran {

@@ -220,6 +220,7 @@ fn kohyas_command_lines_config_files_and_data_sets_are_read() {
     check(&["kohya/sdxl.sh"], "kohya-sdxl", &[]).expect(3);
     // The data set is found where the config names it.
     check(&["kohya/flux.toml"], "kohya-flux", &["--keep-recipe"]).expect(0);
+    check(&["kohya/chroma.sh"], "kohya-chroma", &["--keep-recipe"]).expect(3);
 }
 
 #[test]

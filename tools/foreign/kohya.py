@@ -6,6 +6,7 @@ models: the encoders are opened by transformers (with eos_token_id 2, as the con
 the miniature's sizes and number of groups.
 
     python tools/foreign/kohya.py --trainer CLONE --family sd3 --out FOLDER
+    python tools/foreign/kohya.py --trainer CLONE --family chroma --model MODEL --out FOLDER    (MODEL by tools/tiny_chroma.py)
 
 Revision: 48d368f (2026-02-16), with transformers 4.57.6 (the scripts ask for 4.54.1), ftfy 6.3.1, diffusers 0.32.1.
 """
@@ -18,6 +19,8 @@ from common import (
 
 REVISION = "48d368fa557731ad0488c07304dfeba8c07910eb"
 FAMILIES = {"sd3": "tiny-sd3", "flux1": "tiny-flux", "sdxl": "tiny-sdxl"}
+# The folder of T5's tokenizer.
+T5 = {"sd3": "tokenizer_3", "flux1": "tokenizer_2", "chroma": "tokenizer"}
 # The first case is the trainer as it is; each other one differs in what its `changed` names.
 FTFY = {"clip_l.tokens.implementation": "transformers_4_ftfy_6.3"}
 CASES = {
@@ -41,6 +44,12 @@ CASES = {
         "bf16": dict(dtype="bfloat16", changed={"dtype": "bf16"}),
         "stale": dict(stale=True),
         "hard": dict(captions=HARD, changed=FTFY),
+    },
+    # It refuses to train Chroma without `--apply_t5_attn_mask`.
+    "chroma": {
+        "default": dict(t5_mask=True),
+        "t5-length-32": dict(t5_mask=True, t5_length=32, changed={"t5.tokens.max_tokens": 32, "t5.tokens.min_tokens": 32}),
+        "bf16": dict(t5_mask=True, dtype="bfloat16", changed={"dtype": "bf16"}),
     },
     "sdxl": {
         "default": {},
@@ -85,6 +94,10 @@ def encoders(family, base, dtype):
         ]
     if family == "flux1":
         return [open_(CLIPTextModel, "text_encoder", eos_token_id=2), open_(T5EncoderModel, "text_encoder_2")]
+    if family == "chroma":
+        from library.flux_utils import dummy_clip_l
+
+        return [dummy_clip_l().eval(), open_(T5EncoderModel, "text_encoder")]
     return [
         clip_l_of_sdxl(open_(CLIPTextModel, "text_encoder", eos_token_id=2)),
         open_(CLIPTextModelWithProjection, "text_encoder_2", eos_token_id=2),
@@ -142,7 +155,7 @@ def strategies(family, tokenizers, case):
             strategy_sd3.Sd3TextEncoderOutputsCachingStrategy(True, 2, False, False, lg_mask, t5_mask),
             strategy_sd3.Sd3LatentsCachingStrategy(True, 1, False),
         )
-    if family == "flux1":
+    if family in ("flux1", "chroma"):
         return (
             strategy_flux.FluxTokenizeStrategy(case.get("t5_length", 512), tokenizers),
             strategy_flux.FluxTextEncodingStrategy(t5_mask),
@@ -183,27 +196,26 @@ def set_strategies(tokenize, encode, texts, latents):
         kind.set_strategy(strategy)
 
 
-def tokenizer_folder(base, out):
+def tokenizer_folder(family, base, out):
     """The folder that `--tokenizer_cache_dir` names: each tokenizer under its name on the hub."""
     folder = out / "tokenizers"
-    tokenizer_for_transformers_4(base / "tokenizer", folder / "openai_clip-vit-large-patch14")
+    # Of Chroma's captions they make CLIP's tokens as well, which nothing reads.
+    clip = base if family in FAMILIES else ASSETS / FAMILIES["flux1"]
+    tokenizer_for_transformers_4(clip / "tokenizer", folder / "openai_clip-vit-large-patch14")
     # That of laion, in which `!` is no special token, is OpenAI's with another pad token; the scripts then set the pad to 0.
-    tokenizer_for_transformers_4(base / "tokenizer", folder / "laion_CLIP-ViT-bigG-14-laion2B-39B-b160k")
-    for t5 in ("tokenizer_3", "tokenizer_2"):
-        if (base / t5 / "spiece.model").exists():
-            tokenizer_for_transformers_4(base / t5, folder / "google_t5-v1_1-xxl")
-            break
+    tokenizer_for_transformers_4(clip / "tokenizer", folder / "laion_CLIP-ViT-bigG-14-laion2B-39B-b160k")
+    if family in T5:
+        tokenizer_for_transformers_4(base / T5[family], folder / "google_t5-v1_1-xxl")
     return str(folder)
 
 
-def run(family, name, case, out, accelerator):
+def run(family, base, name, case, out, accelerator):
     import torch
 
-    base = ASSETS / FAMILIES[family]
     folder = out / name
     captions = dataset(folder, case.get("captions", CAPTIONS))
     dtype = getattr(torch, case.get("dtype", "float32"))
-    set_strategies(*strategies(family, tokenizer_folder(base, out), case))
+    set_strategies(*strategies(family, tokenizer_folder(family, base, out), case))
     models = encoders(family, base, dtype)
     data = dream_booth(folder)
     if case.get("fp8"):
@@ -221,10 +233,10 @@ def run(family, name, case, out, accelerator):
         (folder / "01.txt").write_text("a blue circle, edited since\n")
         captions["01.png"] = "a blue circle, edited since"
     manifest(
-        folder, trainer="kohya-ss/sd-scripts", revision=REVISION, family=family, model=FAMILIES[family], case=name, variant="kohya",
+        folder, trainer="kohya-ss/sd-scripts", revision=REVISION, family=family, model=FAMILIES.get(family, str(base)), case=name, variant="kohya",
         changed=case.get("changed", {}), dtype=case.get("dtype", "float32"), captions=captions,
         stale=["01.png"] if case.get("stale") else [],
-        latents={"seeds": {k: seed_of(k) for k in captions}, "resolution": 128, "bucket_step": 16, "is": "sample" + (", scaled and shifted" if family == "flux1" else "")},
+        latents={"seeds": {k: seed_of(k) for k in captions}, "resolution": 128, "bucket_step": 16, "is": "sample" + (", scaled and shifted" if family in ("flux1", "chroma") else "")},
         options={k: v for k, v in case.items() if k not in ("changed", "captions", "stale")},
     )
 
@@ -250,14 +262,15 @@ def latents(data, model, accelerator):
 
 
 def main():
-    args = arguments(__doc__, list(FAMILIES))
+    args = arguments(__doc__, list(CASES))
+    base = args.model or ASSETS / FAMILIES[args.family]
     sys.path.insert(0, str(args.trainer))
     from accelerate import Accelerator
 
     accelerator = Accelerator(cpu=True)
     for name, case in CASES[args.family].items():
         if args.only in (None, name):
-            run(args.family, name, case, args.out, accelerator)
+            run(args.family, base, name, case, args.out, accelerator)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,8 @@ from simpletuner_caches import REVISION
 CASES = {
     "default": {},
     "bf16": dict(dtype="bfloat16", changed={"dtype": "bf16"}),
+    # Rows behind the one pad that the denoiser sees are zeros, and the files are packed by gzip (`--compress_disk_cache`).
+    "t5-padding-zero": dict(t5_padding="zero", compress=True, dtype="bfloat16", only=["chroma"], changed={"dtype": "bf16"}),
     "stale": dict(stale=True),
     "hard": dict(captions=HARD),
 }
@@ -109,7 +111,7 @@ def kind_of(family):
 FAMILIES = {"wan": "wan", "flux2": "flux2", "zimage": "z_image", "chroma": "chroma"}
 
 
-def model_of(family, base, dtype):
+def model_of(family, base, dtype, t5_padding="unmodified"):
     """The tuner's model object with what encoding reads, and a VAE."""
     import torch
     from simpletuner.helpers.training.state_tracker import StateTracker
@@ -117,7 +119,7 @@ def model_of(family, base, dtype):
     kind, make = kind_of(family)
     model = kind.__new__(kind)
     torch.nn.Module.__init__(model) if isinstance(model, torch.nn.Module) else None
-    model.config = SimpleNamespace(t5_padding="unmodified", tokenizer_max_length=512)
+    model.config = SimpleNamespace(t5_padding=t5_padding, tokenizer_max_length=512)
     model.accelerator = SimpleNamespace(device=torch.device("cpu"), num_processes=1)
     vae = make(model, base, dtype)
     StateTracker.set_args(SimpleNamespace(model_family=FAMILIES[family]))
@@ -176,8 +178,9 @@ def run(args, name, case):
 
     folder = args.out / name
     captions = dataset(folder, case.get("captions", CAPTIONS))
-    model, vae = model_of(args.family, args.model, getattr(torch, case.get("dtype", "float32")))
-    backend, cache = text_cache(model, args.family, folder / "cache/text")
+    dtype = getattr(torch, case.get("dtype", "float32"))
+    model, vae = model_of(args.family, args.model, dtype, case.get("t5_padding", "unmodified"))
+    backend, cache = text_cache(model, args.family, folder / "cache/text", case.get("compress", False))
     cache.compute_prompt_embeddings_with_model(
         [{"prompt": text, "key": text, "metadata": {}} for text in captions.values()], return_concat=False, load_from_cache=False,
         split_between_processes=False,
@@ -193,7 +196,7 @@ def run(args, name, case):
         changed=case.get("changed", {}), dtype=case.get("dtype", "float32"), captions=captions,
         stale=["01.png"] if case.get("stale") else [],
         latents={"seeds": {k: seed_of(k) for k in captions}, "folder": "cache/vae"}, texts={"folder": "cache/text"},
-        options={k: v for k, v in case.items() if k == "dtype"},
+        options={k: v for k, v in case.items() if k in ("t5_padding", "compress", "dtype")},
     )
 
 
@@ -202,7 +205,7 @@ def main():
     sys.path.insert(0, str(args.trainer))
     without("kernels", "opentelemetry")
     for name, case in CASES.items():
-        if args.only in (None, name):
+        if args.only in (None, name) and args.family in case.get("only", FAMILIES):
             run(args, name, case)
 
 
