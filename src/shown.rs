@@ -27,6 +27,29 @@ pub fn word(value: &impl Serialize) -> String {
     }
 }
 
+/// So many things: `1 picture`, `2 entries`, `0 windows of clips`.
+pub fn counted(count: impl Display, thing: &str) -> String {
+    let count = count.to_string();
+    let things = things(&count, thing);
+    format!("{count} {things}")
+}
+
+/// The word for so many things: `picture` of one, else `pictures`. Of `window of clips` the first word alone.
+pub fn things(count: impl Display, thing: &str) -> String {
+    if count.to_string() == "1" {
+        return thing.to_owned();
+    }
+    let (word, rest) = match thing.find(" of ") {
+        Some(at) => thing.split_at(at),
+        None => (thing, ""),
+    };
+    match word.strip_suffix('y') {
+        Some(stem) if !stem.ends_with(['a', 'e', 'o']) => format!("{stem}ies{rest}"),
+        _ if word.ends_with("ch") => format!("{word}es{rest}"),
+        _ => format!("{word}s{rest}"),
+    }
+}
+
 /// A message or a report as a whole, on its way to a person: the last place where what nobody thought of is caught. Line ends
 /// stay, all else is escaped; long lines are cut.
 pub fn lines(text: &str) -> String {
@@ -117,6 +140,30 @@ fn is_unsafe(c: char) -> bool {
 mod tests {
     use super::{line, lines, path, text};
     use std::path::Path;
+
+    #[test]
+    fn one_thing_is_not_several() {
+        let all = [
+            (0, "picture"),
+            (1, "picture"),
+            (2, "entry"),
+            (1, "entry"),
+            (7, "micro-batch"),
+        ];
+        let all = all.map(|(count, thing)| super::counted(count, thing));
+        assert_eq!(
+            all,
+            [
+                "0 pictures",
+                "1 picture",
+                "2 entries",
+                "1 entry",
+                "7 micro-batches"
+            ]
+        );
+        assert_eq!(super::counted(3, "window of clips"), "3 windows of clips");
+        assert_eq!(super::things("1", "window of clips"), "window of clips");
+    }
 
     #[test]
     fn what_steers_a_terminal_is_escaped_and_the_rest_is_left() {

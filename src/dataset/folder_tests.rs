@@ -93,11 +93,11 @@ fn every_file_that_is_not_used_is_told_once_in_few_lines() {
     ), "{problems:?}");
     for part in [
         "2 backup copies or unfinished downloads: a.png.bak, g.png~",
-        "1 masks of other trainers: a-masklabel.png",
+        "1 mask of other trainers: a-masklabel.png",
         "1001 captions without a picture: lost0.txt, lost1.txt, lost2.txt, lost3.txt, lost4.txt, ...",
-        "1 caches of other trainers: a_sdxl.npz",
+        "1 cache of other trainers: a_sdxl.npz",
         "1 hidden: .secret.png",
-        "1 other files: notes.md",
+        "1 other file: notes.md",
         "2 files of the system",
     ] {
         assert!(notes[0].contains(part), "{part}: {notes:?}");
@@ -119,7 +119,7 @@ fn a_folder_of_masks_beside_pictures_is_no_data() {
     }));
     assert_eq!(names(&scanned.expect("scans")), ["a.png", "b.png"]);
     assert!(
-        notes[0].contains("1 masks of other trainers: masks/a.png"),
+        notes[0].contains("1 mask of other trainers: masks/a.png"),
         "{notes:?}"
     );
 }
@@ -260,14 +260,14 @@ mod links {
         assert_eq!(captions(&scanned.expect("scans")), ["own"]);
         assert_eq!(problems.len(), 2, "{problems:?}");
         assert!(
-            problems[0].contains("not read: 1 links to nothing: lost.jpg"),
+            problems[0].contains("not read: 1 link to nothing: lost.jpg"),
             "{problems:?}"
         );
         assert!(problems[1].contains(
-            "2 links that lead out of the folder (`follow_links = true` follows them): more, y.png"
+            "2 links out of the folder (`follow_links = true` follows links): more, y.png"
         ));
         assert!(
-            notes[0].contains("1 captions without a picture: lost.txt"),
+            notes[0].contains("1 caption without a picture: lost.txt"),
             "{notes:?}"
         );
         // A picture's link is followed, its caption's as well.

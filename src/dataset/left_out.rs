@@ -49,27 +49,32 @@ impl Reason {
         self <= Self::Device
     }
 
-    fn why(self) -> &'static str {
-        match self {
+    /// So many of them, in words.
+    fn counted(self, count: usize) -> String {
+        let (thing, rest) = match self {
+            Self::Clip => ("clip", " (set `frames`, such as to 17, to train on clips)"),
+            Self::Dangling => ("link", " to nothing"),
+            Self::LeadsOut => (
+                "link",
+                " out of the folder (`follow_links = true` follows links)",
+            ),
+            Self::Mask => ("mask of other trainers", ""),
+            Self::Orphan => ("caption", " without a picture"),
+            Self::OrphanReference => ("reference", " without a picture of the name"),
+            Self::ReferenceCaption => ("caption of references", ", which are not read"),
+            Self::Cache => ("cache of other trainers", ""),
+            Self::Other => ("other file", ""),
+            Self::System => ("file of the system", ""),
             Self::Undecodable => {
-                "of kinds that cannot be decoded here (save them as PNG, JPEG or WebP)"
+                return format!(
+                    "{count} of kinds that cannot be decoded here (save them as PNG, JPEG or WebP)"
+                );
             }
-            Self::Clip => "clips (set `frames`, such as to 17, to train on them)",
-            Self::Dangling => "links to nothing",
-            Self::LeadsOut => {
-                "links that lead out of the folder (`follow_links = true` follows them)"
-            }
-            Self::Device => "neither files nor folders",
-            Self::Unfinished => "backup copies or unfinished downloads",
-            Self::Mask => "masks of other trainers",
-            Self::Orphan => "captions without a picture",
-            Self::OrphanReference => "references without a picture of their name",
-            Self::ReferenceCaption => "captions of references, which are not read",
-            Self::Cache => "caches of other trainers",
-            Self::Hidden => "hidden",
-            Self::Other => "other files",
-            Self::System => "files of the system",
-        }
+            Self::Device => return format!("{count} neither files nor folders"),
+            Self::Unfinished => return format!("{count} backup copies or unfinished downloads"),
+            Self::Hidden => return format!("{count} hidden"),
+        };
+        shown::counted(count, thing) + rest
     }
 }
 
@@ -125,13 +130,12 @@ impl LeftOut {
 }
 
 fn part(reason: Reason, names: &[String]) -> String {
-    let count = names.len();
-    let why = reason.why();
+    let counted = reason.counted(names.len());
     // Nobody chose their names.
     if reason == Reason::System {
-        return format!("{count} {why}");
+        return counted;
     }
-    format!("{count} {why}: {}", named(names))
+    format!("{counted}: {}", named(names))
 }
 
 /// The first names of a list, in one line.

@@ -150,10 +150,12 @@ impl Item {
 
 /// So many pictures and windows of clips, in words.
 pub fn counted(pictures: u64, of_clips: u64) -> String {
+    let pictures_in_words = shown::counted(pictures, "picture");
+    let windows = shown::counted(of_clips, "window of clips");
     match (pictures, of_clips) {
-        (pictures, 0) => format!("{pictures} pictures"),
-        (0, of_clips) => format!("{of_clips} windows of clips"),
-        (pictures, of_clips) => format!("{pictures} pictures and {of_clips} windows of clips"),
+        (_, 0) => pictures_in_words,
+        (0, _) => windows,
+        _ => format!("{pictures_in_words} and {windows}"),
     }
 }
 
@@ -231,9 +233,9 @@ pub enum Error {
     },
     /// Pictures without a caption, where neither an empty one nor a default is allowed.
     #[error(
-        "{}: {count} pictures have no caption: {named}; write a .txt beside each, or set `default_caption` or \
+        "{}: {} without a caption: {named}; write a .txt beside each, or set `default_caption` or \
          `allow_empty_captions = true`",
-        shown::path(folder)
+        shown::path(folder), shown::counted(*count, "picture")
     )]
     NoCaption {
         /// The folder.
@@ -245,9 +247,9 @@ pub enum Error {
     },
     /// The same, with captions that say nothing.
     #[error(
-        "{}: {count} captions are empty: {named}; write one into each, or set `default_caption` or \
+        "{}: {}: {named}; write one into each, or set `default_caption` or \
          `allow_empty_captions = true`",
-        shown::path(folder)
+        shown::path(folder), shown::counted(*count, "empty caption")
     )]
     EmptyCaption {
         /// The folder.
@@ -259,8 +261,8 @@ pub enum Error {
     },
     /// Pictures without a reference, where each needs one.
     #[error(
-        "{}: {count} pictures have no reference: {named}; {remedy}",
-        shown::path(folder)
+        "{}: {} without a reference: {named}; {remedy}",
+        shown::path(folder), shown::counted(*count, "picture")
     )]
     NoReference {
         /// The folder.

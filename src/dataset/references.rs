@@ -372,16 +372,16 @@ pub(super) fn tell(items: &[Item], monitor: &dyn Monitor) {
     }
     if !stretched.is_empty() {
         monitor.note(&format!(
-            "{} references are of another shape than what they are brought to, and stretched to it by more than a tenth: those of {} (crop them, \
+            "{} of another shape than what it is brought to, and stretched to it by more than a tenth, beside {} (crop the references, \
              or choose another `reference_size`)",
-            stretched.len(),
+            shown::counted(stretched.len(), "reference"),
             named(&stretched)
         ));
     }
     if !equal.is_empty() {
         monitor.note(&format!(
-            "{} references are the very pictures that they stand beside, which teaches to change nothing: those of {}",
-            equal.len(),
+            "{} the same as the picture beside it, which teaches to change nothing: beside {}",
+            shown::counted(equal.len(), "reference"),
             named(&equal)
         ));
     }

@@ -249,10 +249,10 @@ fn a_folders_references_are_found_by_their_names_whatever_their_endings() {
     assert_eq!(found, expected);
     let told = heard.notes().join("\n");
     for part in [
-        "1 references without a picture of their name: c.png",
-        "1 captions of references, which are not read: a.txt",
-        "1 references are of another shape than what they are brought to",
-        "those of b.v2.png",
+        "1 reference without a picture of the name: c.png",
+        "1 caption of references, which are not read: a.txt",
+        "1 reference of another shape than what it is brought to",
+        "beside b.v2.png",
     ] {
         assert!(told.contains(part), "{part}: {told}");
     }
@@ -267,7 +267,7 @@ fn missing_doubled_and_misplaced_references_are_refused_by_name() {
     let said = |folder: Folder| place.scan(folder, &Silent).expect_err("refused");
     assert_eq!(
         said(place.in_folder()),
-        "./to: 2 pictures have no reference: a.png, c.png; put one of the same name into ./from, with any ending of a picture"
+        "./to: 2 pictures without a reference: a.png, c.png; put one of the same name into ./from, with any ending of a picture"
     );
     place.picture("from/a.png", (64, 64), 7);
     place.picture("from/c.png", (64, 64), 8);
@@ -332,7 +332,7 @@ fn a_column_that_names_nothing_is_refused() {
     let jsonl = "to/metadata.jsonl";
     assert_eq!(
         said(jsonl, &json("", ", \"source\": null")),
-        "./to: 2 pictures have no reference: a.png, b.png; name one in `source` of metadata.jsonl or metadata.csv"
+        "./to: 2 pictures without a reference: a.png, b.png; name one in `source` of metadata.jsonl or metadata.csv"
     );
     assert_eq!(
         said(

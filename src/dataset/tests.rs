@@ -163,11 +163,11 @@ fn pictures_without_caption_are_named_all_at_once() {
     let error = place.scan().expect_err("refused").to_string();
     let lines: Vec<_> = error.lines().collect();
     assert!(
-        lines[0].contains("1 pictures have no caption: a.png; write a .txt beside"),
+        lines[0].contains("1 picture without a caption: a.png; write a .txt beside"),
         "{error}"
     );
     assert!(
-        lines[1].contains("1 captions are empty: b.txt; write one into each"),
+        lines[1].contains("1 empty caption: b.txt; write one into each"),
         "{error}"
     );
     assert!(

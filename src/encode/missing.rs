@@ -10,6 +10,7 @@ use super::pictures::PicturePlan;
 use crate::base_model::TextEncoderPart;
 use crate::dataset::Item;
 use crate::monitor::Monitor;
+use crate::shown;
 use crate::store::Store;
 
 /// Entries that a store lacks.
@@ -52,18 +53,18 @@ pub(super) fn tell(
     let missing = plan.missing();
     if missing.entries > 0 {
         monitor.note(&format!(
-            "{} different captions{}; to encode: {} embeddings, about {} in the store",
-            plan.captions.len(),
+            "{}{}; to encode: {}, about {} in the store",
+            shown::counted(plan.captions.len(), "different caption"),
             variants(items),
-            missing.entries,
+            shown::counted(missing.entries, "embedding"),
             amount(missing.bytes)
         ));
     }
     let missing = latents.map(PicturePlan::missing).unwrap_or_default();
     if missing.entries > 0 {
         monitor.note(&format!(
-            "to encode: latents of {} views, about {} in the store",
-            missing.entries,
+            "to encode: latents of {}, about {} in the store",
+            shown::counted(missing.entries, "view"),
             amount(missing.bytes)
         ));
     }
@@ -80,8 +81,9 @@ fn variants(items: &[Item]) -> String {
     match pictures {
         0 => String::new(),
         _ => format!(
-            " ({} of them variants for {pictures} pictures)",
-            different.len()
+            " ({} of them variants for {})",
+            different.len(),
+            shown::counted(pictures, "picture")
         ),
     }
 }

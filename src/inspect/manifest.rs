@@ -100,7 +100,8 @@ pub struct ReferencePicture {
 pub struct PictureView {
     /// The fingerprint of its latents' entry.
     entry: Fingerprint,
-    view: View,
+    /// What is seen of it; of a clip, which frames as well.
+    pub view: View,
     /// [`time_ids`]: the input of the size embedding, where the model has one.
     time_ids: [f32; 6],
 }

@@ -160,8 +160,8 @@ fn lora(path: &Path, weights: &Weights) -> Option<Report> {
         .any(|name| SIGNS.iter().any(|sign| name.contains(sign)));
     is_lora.then(|| Report {
         summary: format!(
-            "a LoRA of {} tensors, not a base model",
-            weights.names().len()
+            "a LoRA of {}, not a base model",
+            shown::counted(weights.names().len(), "tensor")
         ),
         notes: vec![format!("plumb inspect lora {}", path.display())],
         ..Report::of(path, Kind::Lora)

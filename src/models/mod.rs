@@ -176,7 +176,8 @@ pub enum Error {
     },
     /// The weights have tensors that the network has no place for.
     #[error(
-        "{files}: {count} tensors that this network does not have, the first is `{first}`; the file is of another architecture or damaged"
+        "{files}: {} that this network does not have, the first is `{first}`; the file is of another architecture or damaged",
+        shown::counted(*count, "tensor")
     )]
     ExtraTensors {
         /// The files.

@@ -7,6 +7,7 @@ use super::choice::ComparedRecipes;
 use super::measure::Subject;
 use crate::encode::{self, EncodeOptions, Missing, encode_captions};
 use crate::monitor::Monitor;
+use crate::shown;
 use crate::store::Store;
 
 /// Encodes what is missing, and says beforehand how much that is.
@@ -30,9 +31,10 @@ pub(super) fn captions(
         .map(|part| encode::missing(part, store, &texts));
     let Missing { entries, bytes } = missing.sum::<Result<_, _>>()?;
     monitor.note(&format!(
-        "{} recipes, {} captions; to encode: {entries} embeddings, about {:.1} MB in the store{}",
-        compared.recipes.len(),
-        captions.len(),
+        "{}, {}; to encode: {}, about {:.1} MB in the store{}",
+        shown::counted(compared.recipes.len(), "recipe"),
+        shown::counted(captions.len(), "caption"),
+        shown::counted(entries, "embedding"),
         bytes as f64 / 1e6,
         match entries {
             0 => "",

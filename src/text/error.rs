@@ -3,6 +3,7 @@
 use candle_core::DType;
 
 use crate::nn::weights;
+use crate::shown;
 
 /// Why a caption could not be encoded, or an encoder not loaded.
 #[derive(Debug, thiserror::Error)]
@@ -38,7 +39,8 @@ pub enum Error {
     },
     /// There are tensors that the architecture has no place for.
     #[error(
-        "{files} has {count} tensors that the encoder's configuration has no place for, the first is `{first}`: {hint}"
+        "{files} has {} that the encoder's configuration has no place for, the first is `{first}`: {hint}",
+        shown::counted(*count, "tensor")
     )]
     Unexpected {
         /// The files, as [`Weights::describe`](crate::nn::weights::Weights::describe) names them.

@@ -6,6 +6,7 @@ use std::path::Path;
 use super::Error;
 use crate::experiment::{LrDecay, TrainLength, TrainSettings, Warmup};
 use crate::optim::{Decay, LrSchedule};
+use crate::shown::counted;
 
 /// Micro-batches of a run: a pass of the network is numbered by its micro-batch and 16 bits.
 const MAX_MICRO_BATCHES: u64 = 1 << 47;
@@ -93,22 +94,17 @@ impl Length {
             return None;
         };
         let (batches, each) = (
-            counted(per_epoch, "micro-batch", "es"),
+            counted(per_epoch, "micro-batch"),
             train.gradient_accumulation,
         );
-        let steps = counted(self.steps, "step", "s");
+        let steps = counted(self.steps, "step");
         let joined = match each {
             1 => String::new(),
             _ => format!(", {each} a step"),
         };
-        let epochs = counted(epochs, "epoch", "s");
+        let epochs = counted(epochs, "epoch");
         Some(format!("{epochs} of {batches}{joined}: {steps}"))
     }
-}
-
-fn counted(number: u64, thing: &str, plural: &str) -> String {
-    let plural = if number == 1 { "" } else { plural };
-    format!("{number} {thing}{plural}")
 }
 
 #[cfg(test)]

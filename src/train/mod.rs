@@ -44,6 +44,7 @@ use crate::monitor::Monitor;
 use crate::nn::weights::DigestMemo;
 use crate::ranks::Ranks;
 use crate::sample;
+use crate::shown;
 use crate::store::{self, Place, Store};
 
 use beginning::Beginning;
@@ -403,11 +404,11 @@ fn tell_start(run: &Run<'_>, monitor: &dyn Monitor) {
     let items = run.set.items();
     let of_clips = items.iter().filter(|item| item.is_of_clip()).count();
     monitor.note(&format!(
-        "{} modules, {} parameters, {}, {} micro-batches an epoch",
-        run.adapters.adapters().len(),
+        "{}, {} parameters, {}, {} an epoch",
+        shown::counted(run.adapters.adapters().len(), "module"),
         run.adapters.values().len(),
         dataset::counted((items.len() - of_clips) as u64, of_clips as u64),
-        run.num_per_epoch()
+        shown::counted(run.num_per_epoch(), "micro-batch")
     ));
 }
 

@@ -63,9 +63,9 @@ impl Start {
             check_targets(&adapters, &targets, &name).map_err(refused)?;
         }
         monitor.note(&format!(
-            "starting from {name} ({}), {} modules of rank {}",
+            "starting from {name} ({}), {} of rank {}",
             digest.short(),
-            adapters.adapters().len(),
+            shown::counted(adapters.adapters().len(), "module"),
             distinct(
                 adapters
                     .adapters()

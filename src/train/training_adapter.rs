@@ -49,9 +49,9 @@ impl TrainingAdapter {
             });
         }
         monitor.note(&format!(
-            "training above {name} ({}), {} modules, which is left out of previews and of the LoRA; in a long training a distillation wears off all the same",
+            "training above {name} ({}), {}, which is left out of previews and of the LoRA; in a long training a distillation wears off all the same",
             digest.short(),
-            adapters.adapters().len()
+            shown::counted(adapters.adapters().len(), "module")
         ));
         Ok(Some(Self { adapters, digest }))
     }

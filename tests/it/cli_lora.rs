@@ -215,19 +215,19 @@ fn adapters_of_text_encoders_are_left_out_by_name_only() {
     let args = ["import", "lora", "l.safetensors"];
     plumb(folder.path(), &args)
         .expect(1)
-        .says("1 tensors of text encoders, the first is `lora_te1_text_model_encoder_layers_0_mlp_fc1.lora_down.weight`")
+        .says("1 tensor of text encoders, the first is `lora_te1_text_model_encoder_layers_0_mlp_fc1.lora_down.weight`")
         .says("--without-text-encoders");
     plumb(
         folder.path(),
         &[&args[..], &["--without-text-encoders"]].concat(),
     )
     .expect(0)
-    .says("1 tensors of text encoders were left out")
-    .says("flux1, 1 modules of rank 1");
+    .says("left out: 1 tensor of text encoders")
+    .says("flux1, 1 module of rank 1");
     plumb(folder.path(), &["inspect", "lora", "l.safetensors"])
         .expect(0)
         .says("flux1 in the naming of kohya")
-        .says("and 1 tensors of text encoders");
+        .says("and 1 tensor of text encoders");
 }
 
 /// Runs the checks that need diffusers.

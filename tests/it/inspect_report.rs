@@ -199,7 +199,7 @@ fn hard_cases_get_a_page_or_a_line() {
     world
         .run(&["encode", "one.toml", "--captions", "one.txt"])
         .expect(0);
-    let _ = report("one").expect(0).says("1 captions");
+    let _ = report("one").expect(0).says("1 caption");
     // Some of an Experiment's captions.
     let _ = report("one.toml").expect(4);
     world.write("one.txt", "a blue square\n");

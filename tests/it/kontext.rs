@@ -129,7 +129,7 @@ fn what_is_given_beside_is_the_mean_and_the_same_part_of_the_reference() {
         let from = world.path(&format!("pictures/p{n}.png"));
         std::fs::copy(from, world.path(&format!("references/p{n}.png"))).expect("copied");
     }
-    let said = "3 references are the very pictures that they stand beside";
+    let said = "3 references the same as the picture beside it";
     world.run(&["encode", "exp.toml"]).expect(0).says(said);
     let dump = ["train", "exp.toml", "--dump-step", "1", "step.safetensors"];
     world.run(&dump).expect(0);

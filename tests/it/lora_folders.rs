@@ -54,7 +54,7 @@ fn a_folder_is_taken_for_the_lora_in_it() {
         let import = ["import", "lora", name];
         plumb(folder.path(), &import)
             .expect(0)
-            .says("flux1, 1 modules of rank 2");
+            .says("flux1, 1 module of rank 2");
         plumb(folder.path(), &["inspect", "lora", name]).expect(0);
         assert!(
             folder

@@ -124,10 +124,10 @@ impl Download<'_> {
             });
         }
         let (files, place) = (missing.len(), shown::path(cache));
-        let plural = if files == 1 { "" } else { "s" };
         self.monitor.note(&format!(
-            "{}: downloading {files} file{plural}, {}, to {place}",
+            "{}: downloading {}, {}, to {place}",
             self.address,
+            shown::counted(files, "file"),
             amount(total)
         ));
         Ok(())

@@ -9,7 +9,7 @@ use plumb::audit::{
     Verdict,
 };
 use plumb::monitor::Monitor as _;
-use plumb::shown;
+use plumb::shown::{self, counted};
 
 use crate::CommandResult;
 use crate::ui::{Failure, Ui};
@@ -149,12 +149,13 @@ pub(crate) fn failure(error: Error) -> Failure {
 fn words(report: &CacheReport) -> String {
     let trainers: Vec<&str> = report.trainers.iter().map(|t| t.name()).collect();
     let mut lines = vec![format!(
-        "{}: {}, embeddings of {} captions, latents of {} pictures; {} captions were encoded again",
+        "{}: {}, embeddings of {}, {} of latents; encoded again: {}",
         shown::path(&report.path),
         trainers.join(", "),
-        report.texts,
-        report.latents,
-        report.looked_at
+        counted(report.texts, "caption"),
+        // Of pictures and of windows of clips.
+        counted(report.latents, "file"),
+        counted(report.looked_at, "caption")
     )];
     if report.reading == Reading::CaptionFiles {
         lines.push(
@@ -209,8 +210,8 @@ fn made_by(found: &EncoderFinding) -> String {
         Verdict::Reproduced => format!("{like}{with}"),
         Verdict::NotReproduced => {
             format!(
-                "none of {} recipes gives it; the nearest: {like}{with}",
-                found.tried
+                "none of {} gives it; the nearest: {like}{with}",
+                counted(found.tried, "recipe")
             )
         }
     }
@@ -222,9 +223,9 @@ fn numbers(found: &EncoderFinding) -> Option<String> {
         .cosine
         .map_or(String::new(), |c| format!(", cosine {c:.6}"));
     Some(format!(
-        "{} of {} captions, relative difference {:.0e}{cosine} (in {}, up to {:.0e} counts as the same)",
+        "{} of {}, relative difference {:.0e}{cosine} (in {}, up to {:.0e} counts as the same)",
         found.matching,
-        found.compared,
+        counted(found.compared, "caption"),
         errors.worst(),
         shown::word(&tolerance.precision),
         tolerance.relative,
@@ -286,6 +287,7 @@ fn against_base(found: &EncoderFinding, base: &str) -> Option<String> {
     }
     let idle = match idle {
         0 => String::new(),
+        1 => "; another field differs without effect on these captions".to_owned(),
         n => format!("; {n} other fields differ without effect on these captions"),
     };
     Some(format!(

@@ -158,10 +158,10 @@ fn verdict(report: &CompareReport) -> String {
         pictures_to_tell,
     } = &report.difference;
     let (mean, b_is_lower) = (*mean, *b_is_lower);
-    let pictures = report.pictures;
+    let pictures = shown::counted(report.pictures, "picture");
     let Some([low, high]) = interval else {
         return format!(
-            "B's loss is {mean:+.5} beside A's, over {pictures} pictures: too few for an interval, {FEWEST_CHANGED} are the fewest"
+            "B's loss is {mean:+.5} beside A's, over {pictures}: too few for an interval, {FEWEST_CHANGED} are the fewest"
         );
     };
     let p = p.map_or_else(String::new, |p| match p < 0.001 {
@@ -169,7 +169,7 @@ fn verdict(report: &CompareReport) -> String {
         false => format!(", p = {p:.3}"),
     });
     let found = format!(
-        "B's loss is {mean:+.5} beside A's (95 % interval {low:+.5} to {high:+.5}{p}), and lower for {b_is_lower} of {pictures} pictures"
+        "B's loss is {mean:+.5} beside A's (95 % interval {low:+.5} to {high:+.5}{p}), and lower for {b_is_lower} of {pictures}"
     );
     if !report.difference.is_shown() {
         let more = pictures_to_tell.map_or_else(String::new, |count| {

@@ -13,6 +13,7 @@ use plumb::dataset;
 use plumb::lora::SaveDtype;
 use plumb::lora::formats::{Expert, Target};
 use plumb::monitor::Monitor as _;
+use plumb::shown::counted;
 use plumb::text::spec;
 
 use crate::CommandResult;
@@ -256,10 +257,10 @@ impl Dtype {
 
 fn describe(report: &CacheExport) -> String {
     let mut text = format!(
-        "{}: for {}, {} files of embeddings (recipe {}) and {} of latents, {:.1} MB",
+        "{}: for {}, {} of embeddings (recipe {}) and {} of latents, {:.1} MB",
         report.out.display(),
         report.target.name(),
-        report.texts,
+        counted(report.texts, "file"),
         report.recipe,
         report.latents,
         report.bytes as f64 / 1e6
@@ -301,17 +302,15 @@ fn lora(source: &Source, format: Format, ui: &Ui) -> CommandResult {
     };
     let report = convert::lora(&source.file, &out, &options, ui).map_err(Failure::error)?;
     if report.left_out > 0 {
-        ui.note(&format!(
-            "{} tensors of text encoders were left out",
-            report.left_out
-        ));
+        let tensors = counted(report.left_out, "tensor of text encoders");
+        ui.note(&format!("left out: {tensors}"));
     }
     let ranks: Vec<String> = report.ranks.iter().map(usize::to_string).collect();
     let text = format!(
-        "{}: {}, {} modules of rank {}, {}, from the naming of {} to that of {name}",
+        "{}: {}, {} of rank {}, {}, from the naming of {} to that of {name}",
         out.display(),
         report.family,
-        report.modules,
+        counted(report.modules, "module"),
         ranks.join(", "),
         report.dtype,
         report.from,

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use plumb::dataset;
 use plumb::encode::{self, EncodeReport, Error, Part, Selection};
+use plumb::shown::{counted, things};
 
 use crate::CommandResult;
 use crate::store;
@@ -72,14 +73,18 @@ pub(crate) fn describe(report: &EncodeReport) -> String {
             );
         }
         lines.push(format!(
-            "{:8} {:6} captions: {} encoded, {} there already{cut}",
-            stats.slot, stats.captions, stats.encoded, stats.present
+            "{:8} {:6} {}: {} encoded, {} there already{cut}",
+            stats.slot,
+            stats.captions,
+            things(stats.captions, "caption"),
+            stats.encoded,
+            stats.present
         ));
     }
     if let Some(stats) = &report.pictures {
         // In a column with the captions above, where there are pictures alone.
         let views = match stats.of_clips {
-            0 => format!("{:6} pictures", stats.views),
+            0 => format!("{:6} {}", stats.views, things(stats.views, "picture")),
             of_clips => dataset::counted(stats.views - of_clips, of_clips),
         };
         lines.push(format!(
@@ -93,25 +98,26 @@ pub(crate) fn describe(report: &EncodeReport) -> String {
             n => format!(", {n} without one"),
         };
         lines.push(format!(
-            "{:8} {:6} pairs of a picture and its reference{without}; {} different references",
-            "", references.pairs, references.different
+            "{:8} {:6} {} of a picture and its reference{without}; {}",
+            "",
+            references.pairs,
+            things(references.pairs, "pair"),
+            counted(references.different, "different reference")
         ));
     }
     if let Some(stats) = report.pictures.as_ref().filter(|stats| stats.failed > 0) {
-        let what = match stats.of_clips {
-            0 => "pictures",
-            _ => "pictures or clips",
+        let clips = match stats.of_clips {
+            0 => "",
+            _ => " or clips",
         };
-        lines.push(format!(
-            "{} {what} could not be used, see above",
-            stats.failed
-        ));
+        let failed = counted(stats.failed, "picture");
+        lines.push(format!("{failed}{clips} could not be used, see above"));
     }
     let specs: BTreeSet<&str> = report.captions.iter().map(|s| s.spec.as_str()).collect();
     lines.push(format!(
-        "store {}, {} encoder specs",
+        "store {}, {}",
         report.store.display(),
-        specs.len()
+        counted(specs.len(), "encoder spec")
     ));
     if let Some(pushed) = &report.pushed {
         lines.push(store::push_text(pushed));

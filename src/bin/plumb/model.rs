@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use plumb::inspect::model::{self, Asked, Kind, Memory, NetworkMemory, Report, StoredNetwork};
 use plumb::monitor::Monitor as _;
+use plumb::shown::counted;
 use plumb::train::plan::Machine;
 
 use crate::CommandResult;
@@ -81,8 +82,8 @@ fn describe(report: &Report) -> String {
     if !report.ignored.is_empty() {
         let _ = writeln!(
             text,
-            "not read  {} tensors that belong to no part, such as {}",
-            report.ignored.len(),
+            "not read  {} of no part, such as {}",
+            counted(report.ignored.len(), "tensor"),
             report.ignored[0]
         );
     }

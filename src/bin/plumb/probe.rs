@@ -6,7 +6,7 @@ use plumb::base_model;
 use plumb::dataset;
 use plumb::probe::report::{CandidateReport, Control, Difference, Verdict};
 use plumb::probe::{self, Error, ProbeOptions, ProbePlace, Report, Vary, conclusion};
-use plumb::{encode, store};
+use plumb::{encode, shown, store};
 
 use crate::CommandResult;
 use crate::layout::wrapped_to;
@@ -151,11 +151,11 @@ fn describe(report: &Report) -> String {
     });
     text += "\n";
     text += &wrapped(&format!(
-        "{} pictures, {} draws each, look {} of {}. The loss is the mean squared error of what the denoiser predicts, every noise \
+        "{}, {} each, look {} of {}. The loss is the mean squared error of what the denoiser predicts, every noise \
          level counted alike.{guidance} Intervals: 95 % for each recipe, over pictures, for any look. p: paired t test over pictures, \
          corrected for all recipes (Holm) and looks.",
-        report.pictures.len(),
-        method.draws,
+        shown::counted(report.pictures.len(), "picture"),
+        shown::counted(method.draws, "draw"),
         method.looks_made,
         method.looks.len()
     ));

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use plumb::base_model;
 use plumb::dataset;
 use plumb::ranks::Ranks;
+use plumb::shown::counted;
 use plumb::train::{self, Error, TrainOptions, TrainReport};
 
 use crate::CommandResult;
@@ -112,9 +113,9 @@ fn dump_step(values: Option<&[String]>) -> Result<Option<(u64, PathBuf)>, Failur
 }
 
 pub(crate) fn describe(report: &TrainReport) -> String {
-    let mut lines = vec![format!("{} steps done", report.step)];
+    let mut lines = vec![format!("{} done", counted(report.step, "step"))];
     if report.ranks > 1 {
-        lines[0] += &format!(" by {} ranks", report.ranks);
+        lines[0] += &format!(" by {}", counted(report.ranks, "rank"));
     }
     if report.resumed_from > 0 {
         lines[0] += &format!(", the first {} of them before", report.resumed_from);

@@ -4,6 +4,7 @@ use std::io::{BufReader, BufWriter, IsTerminal as _, stdin, stdout};
 use std::path::PathBuf;
 
 use plumb::monitor::Monitor as _;
+use plumb::shown::counted;
 use plumb::worker::{self, Error};
 
 use crate::CommandResult;
@@ -52,8 +53,10 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> CommandResult {
         ));
     }
     let text = format!(
-        "{} captions; {} entries encoded, {} there already",
-        report.rows, report.encoded, report.present
+        "{}; {} encoded, {} there already",
+        counted(report.rows, "caption"),
+        counted(report.encoded, "entry"),
+        report.present
     );
     ui.note_report(&report, &text)
 }

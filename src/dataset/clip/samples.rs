@@ -111,7 +111,8 @@ impl Short {
         let count = self.none.len();
         let told = || {
             format!(
-                "{count} clips with fewer frames than `frames`: {}",
+                "{} with fewer frames than `frames`: {}",
+                shown::counted(count, "clip"),
                 named(&self.none)
             )
         };

@@ -71,7 +71,7 @@ fn clips_lie_beside_pictures_and_each_window_is_a_sample() {
     let problems = told.problems();
     assert_eq!(problems.len(), 1, "{problems:?}");
     assert!(
-        problems[0].contains("not used: 1 clips with fewer frames than `frames`: jump (3)"),
+        problems[0].contains("not used: 1 clip with fewer frames than `frames`: jump (3)"),
         "{problems:?}"
     );
     // Windows of one clip are on one side.
@@ -155,7 +155,7 @@ fn without_frames_clips_are_left_out_and_told() {
     );
     let problems = told.problems().join("\n");
     assert!(
-        problems.contains("1 clips (set `frames`, such as to 17, to train on them): b.mp4"),
+        problems.contains("1 clip (set `frames`, such as to 17, to train on clips): b.mp4"),
         "{problems}"
     );
     of.set.clips = ClipUse::Never;
@@ -192,7 +192,7 @@ fn a_clip_that_cannot_be_used_is_an_error_of_one_line() {
     );
     let error = error.expect_err("all too short").to_string();
     assert!(
-        error.contains("1 clips with fewer frames than `frames`: jump (3)"),
+        error.contains("1 clip with fewer frames than `frames`: jump (3)"),
         "{error}"
     );
     assert!(clip::ClipFile::open(&place.path().join("none.mp4")).is_err());

@@ -258,10 +258,10 @@ fn header(trainer: Trainer, names: &str, recipe: &RecipeChoice) -> Vec<String> {
         "From {names}, a config of {trainer}, by `plumb import config`."
     )];
     if !recipe.differences.is_empty() {
-        let count = recipe.differences.fields.len();
+        let fields = shown::counted(recipe.differences.fields.len(), "field");
         lines.push(match recipe.kept {
-            true => format!("Conditioning as {trainer} makes it, which differs from the base model's own in {count} fields."),
-            false => format!("Conditioning as the base model expects it; {trainer}'s differs in {count} fields (--keep-recipe keeps it)."),
+            true => format!("Conditioning as {trainer} makes it, which differs from the base model's own in {fields}."),
+            false => format!("Conditioning as the base model expects it; {trainer}'s differs in {fields} (--keep-recipe keeps it)."),
         });
     }
     lines

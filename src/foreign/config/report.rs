@@ -200,7 +200,8 @@ impl Imported {
         };
         let _ = writeln!(
             text,
-            "  the Experiment has {has}; {other} differs in {count} fields:"
+            "  the Experiment has {has}; {other} differs in {}:",
+            shown::counted(count, "field")
         );
         for line in choice.differences.table("base model", self.trainer).lines() {
             let _ = writeln!(text, "    {line}");

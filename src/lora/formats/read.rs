@@ -236,8 +236,8 @@ fn addresses<'v, 'a>(
         Some(first) if !options.without_text_encoders => Err(Error::File {
             origin: origin.to_owned(),
             what: format!(
-                "{} tensors of text encoders, the first is `{first}`: plumb reads adapters of the denoiser only; `plumb import lora --without-text-encoders` makes a file without them",
-                text.len()
+                "{}, the first is `{first}`: plumb reads adapters of the denoiser only; `plumb import lora --without-text-encoders` makes a file without them",
+                shown::counted(text.len(), "tensor of text encoders")
             ),
         }),
         _ => Ok((named, text.len())),

@@ -16,6 +16,7 @@ use crate::models::linear::Linear;
 use crate::models::transformer::{Embedder, Loaded, Loader, Pass, check_shapes, sinusoids};
 use crate::models::{ConditioningTensors, Denoiser, Error, Source};
 use crate::nn::{Frozen, Kernels};
+use crate::shown;
 
 /// A Wan transformer with frozen weights.
 pub(super) struct Wan {
@@ -122,7 +123,8 @@ impl Wan {
             || !w.is_multiple_of(PATCH)
         {
             bail!(
-                "latents of {f} frames of {h} x {w}: expected a height and a width that are multiples of {PATCH}"
+                "latents of {} of {h} x {w}: expected a height and a width that are multiples of {PATCH}",
+                shown::counted(f, "frame")
             );
         }
         let extents = [f, h / PATCH, w / PATCH];

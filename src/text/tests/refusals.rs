@@ -163,7 +163,7 @@ fn missing_misnamed_misshapen_and_extra_tensors() {
         .insert("adapter.weight".into(), extra.tensors[FC1].clone());
     refused(
         extra.clip_encoder(),
-        &["1 tensors", "`adapter.weight`", "another network"],
+        &["1 tensor", "`adapter.weight`", "another network"],
     );
 
     let mut plain = t5();

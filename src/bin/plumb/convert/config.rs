@@ -64,7 +64,8 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> CommandResult {
     let lost = imported.lost();
     if lost > 0 {
         ui.problem(&format!(
-            "{lost} settings are not in the Experiment: see LOST and unknown in the table"
+            "not in the Experiment: {}, see LOST and unknown in the table",
+            plumb::shown::counted(lost, "setting")
         ));
     }
     Ok(())

@@ -6,7 +6,7 @@ use plumb::cache::Specs;
 use plumb::inspect::{self, EntryAddress, EntryReport, PartReport, PictureUse};
 use plumb::monitor::Monitor as _;
 use plumb::recipe::diff::readable;
-use plumb::shown;
+use plumb::shown::{self, counted};
 use plumb::store::{ElementType, StoreReader};
 use serde_json::Value;
 
@@ -194,7 +194,8 @@ fn describe(slot: &Option<String>, report: &EntryReport) -> String {
         .saturating_sub(record.token_count as usize);
     if !record.tokens.is_empty() {
         let cut = if record.truncated { ", CUT" } else { "" };
-        text += &format!("{} tokens and {pads} pads{cut}\n", record.token_count);
+        let tokens = counted(record.token_count, "token");
+        text += &format!("{tokens} and {}{cut}\n", counted(pads, "pad"));
     }
     text += &format!(
         "made by {} under spec {}\n",

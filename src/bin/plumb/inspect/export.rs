@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use plumb::inspect::{self, ExportReport};
 use plumb::monitor::Monitor as _;
-use plumb::shown;
+use plumb::shown::{self, counted};
 use serde::Serialize;
 
 use super::subject::Subject;
@@ -66,7 +66,7 @@ pub(super) fn run(args: &Args, ui: &Ui) -> CommandResult {
 
 fn describe(args: &Args, report: &ExportReport) -> String {
     let file = shown::path(&args.parquet);
-    let mut lines = vec![format!("{file}: {} captions", report.captions)];
+    let mut lines = vec![format!("{file}: {}", counted(report.captions, "caption"))];
     for encoder in &report.encoders {
         let [x, y] = encoder.explained.map(|part| 100.0 * part);
         lines.push(format!(

@@ -38,8 +38,8 @@ pub(super) fn run(args: &Args, ui: &Ui) -> CommandResult {
 fn describe_start(from: &StartedFrom) -> String {
     let by = match &from.made {
         Some(made) => format!(
-            "trained by plumb for {} steps on weights {}, recipe ({})",
-            made.step,
+            "trained by plumb for {} on weights {}, recipe ({})",
+            shown::counted(made.step, "step"),
             made.base.short(),
             made.recipe_fingerprint.short()
         ),
@@ -62,18 +62,18 @@ fn describe_start(from: &StartedFrom) -> String {
 fn describe_lora(origin: &str, report: &LoraReport) -> String {
     let ranks: Vec<String> = report.ranks.iter().map(usize::to_string).collect();
     let mut lines = vec![format!(
-        "{origin}: {} in the naming of {}, {} modules, rank {}, {} parameters in {}",
+        "{origin}: {} in the naming of {}, {}, rank {}, {} parameters in {}",
         report.family,
         report.format,
-        report.modules,
+        shown::counted(report.modules, "module"),
         ranks.join(", "),
         report.parameters,
         report.dtype
     )];
     if report.text_encoder_tensors > 0 {
         lines.push(format!(
-            "and {} tensors of text encoders, which plumb does not read",
-            report.text_encoder_tensors
+            "and {}, which plumb does not read",
+            shown::counted(report.text_encoder_tensors, "tensor of text encoders")
         ));
     }
     if let Some(converted) = &report.converted {

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use plumb::dataset;
 use plumb::inspect::{self, Error, Listed, ManifestReport};
+use plumb::shown::counted;
 use plumb::store;
 
 use super::open;
@@ -52,6 +53,9 @@ pub(super) fn run(args: &Args, ui: &Ui) -> CommandResult {
 
 fn describe(manifest: &ManifestReport) -> String {
     let views: usize = manifest.pictures.iter().map(|p| p.views.len()).sum();
+    let pictures = manifest.pictures.iter();
+    let of_clips = pictures.filter(|p| p.views.iter().any(|v| v.view.window.is_some()));
+    let of_clips = of_clips.count();
     let pairs = manifest
         .pictures
         .iter()
@@ -62,10 +66,11 @@ fn describe(manifest: &ManifestReport) -> String {
         pairs => format!(", {pairs} of them beside a reference"),
     };
     format!(
-        "recipe {}, store {}: {} pictures in {views} views{pairs}, and {} captions without a picture",
+        "recipe {}, store {}: {} in {}{pairs}, and {} without a picture",
         manifest.model.recipe(),
         manifest.store,
-        manifest.pictures.len(),
-        manifest.prompts.len(),
+        dataset::counted((manifest.pictures.len() - of_clips) as u64, of_clips as u64),
+        counted(views, "view"),
+        counted(manifest.prompts.len(), "caption"),
     )
 }

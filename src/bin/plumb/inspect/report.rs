@@ -69,9 +69,9 @@ pub(super) fn run(args: &Args, ui: &Ui) -> CommandResult {
     }
     let file = args.html.as_path();
     let text = format!(
-        "{}: {} captions, {:.1} MB; open it in a browser",
+        "{}: {}, {:.1} MB; open it in a browser",
         shown::path(file),
-        report.captions,
+        shown::counted(report.captions, "caption"),
         report.bytes as f64 / 1e6
     );
     let report = &report;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use plumb::inspect::captions::Captions;
 use plumb::inspect::{self, CaptionCut, CutCaption, TokenReport, TruncationReport};
-use plumb::shown;
+use plumb::shown::{self, counted};
 use plumb::text::tokenizer::Lost;
 
 use super::{open, percent};
@@ -64,8 +64,10 @@ fn describe_tokens(report: &TokenReport) -> String {
         false => String::new(),
     };
     let mut lines = vec![format!(
-        "{}: {} tokens and {} pads{cut}",
-        report.slot, report.count, report.pads
+        "{}: {} and {}{cut}",
+        report.slot,
+        counted(report.count, "token"),
+        counted(report.pads, "pad")
     )];
     if let Some(text) = &report.read_as {
         lines.push(format!("    read as `{}`", shown::text(text)));
@@ -147,8 +149,9 @@ fn describe_lost(lost: &Lost) -> Vec<String> {
 fn describe_truncation(recipe: &str, report: &TruncationReport, worst: usize) -> String {
     let all = report.captions as u64;
     let mut text = format!(
-        "{} different captions of {} pictures and the prompts, under {recipe}\n\n",
-        report.captions, report.pictures
+        "{} of {} and the prompts, under {recipe}\n\n",
+        counted(report.captions, "different caption"),
+        counted(report.pictures, "picture")
     );
     let mut rows = vec![
         [
@@ -190,8 +193,8 @@ fn describe_truncation(recipe: &str, report: &TruncationReport, worst: usize) ->
         return text + "\nno caption loses text\n";
     }
     text += &format!(
-        "\n{} captions lose text, the worst first\n",
-        report.cut.len()
+        "\n{} of which text is lost, the worst first\n",
+        counted(report.cut.len(), "caption")
     );
     for caption in report.cut.iter().take(worst) {
         text += &describe_cut(caption);

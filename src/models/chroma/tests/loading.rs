@@ -78,7 +78,7 @@ fn weights_that_do_not_fit_get_one_clear_line() {
             );
         },
         expect![
-            "./transformer/diffusion_pytorch_model.safetensors: 1 tensors that this network does not have, the first is `single_transformer_blocks.0.norm.linear.bias`; the file is of another architecture or damaged"
+            "./transformer/diffusion_pytorch_model.safetensors: 1 tensor that this network does not have, the first is `single_transformer_blocks.0.norm.linear.bias`; the file is of another architecture or damaged"
         ],
     );
     check_damage(

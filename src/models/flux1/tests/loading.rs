@@ -70,7 +70,7 @@ fn weights_that_do_not_fit_get_one_clear_line() {
             weights.insert("double_blocks.0.x".to_owned(), zeros(&[2]));
         },
         expect![
-            "./transformer/diffusion_pytorch_model.safetensors: 1 tensors that this network does not have, the first is `double_blocks.0.x`; the file is of another architecture or damaged"
+            "./transformer/diffusion_pytorch_model.safetensors: 1 tensor that this network does not have, the first is `double_blocks.0.x`; the file is of another architecture or damaged"
         ],
     );
     check_damage(

@@ -84,7 +84,7 @@ fn weights_that_do_not_fit_get_one_clear_line() {
             weights.insert("up_blocks.7.resnets.0.conv1.weight".to_owned(), zeros(&[1]));
         },
         expect![
-            "./unet/diffusion_pytorch_model.safetensors: 1 tensors that this network does not have, the first is `up_blocks.7.resnets.0.conv1.weight`; the file is of another architecture or damaged"
+            "./unet/diffusion_pytorch_model.safetensors: 1 tensor that this network does not have, the first is `up_blocks.7.resnets.0.conv1.weight`; the file is of another architecture or damaged"
         ],
     );
     check_damage(

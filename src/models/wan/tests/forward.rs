@@ -55,7 +55,7 @@ fn inputs_that_do_not_fit_get_one_clear_line() {
     );
     check(
         &|inputs| inputs.latents = zeros(&[2, 4, 1, 7, 8]),
-        "latents of 1 frames of 7 x 8: expected a height and a width that are multiples of 2",
+        "latents of 1 frame of 7 x 8: expected a height and a width that are multiples of 2",
     );
     check(
         &|inputs| inputs.latents = zeros(&[2, 4, 33, 2, 2]),

@@ -42,7 +42,7 @@ fn weights_that_do_not_fit_get_one_clear_line() {
             weights.insert("blocks.1.attn1.to_q.bias".to_owned(), zeros(&[26]));
         },
         expect![
-            "./transformer/diffusion_pytorch_model.safetensors: 1 tensors that this network does not have, the first is `blocks.1.attn1.to_q.bias`; the file is of another architecture or damaged"
+            "./transformer/diffusion_pytorch_model.safetensors: 1 tensor that this network does not have, the first is `blocks.1.attn1.to_q.bias`; the file is of another architecture or damaged"
         ],
     );
     check_damage(
