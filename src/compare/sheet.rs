@@ -88,13 +88,8 @@ impl Previews<'_> {
         let work = columns.len() * settings.prompts.len() * settings.steps;
         self.monitor.start("sampling", Some(work as u64));
         let other = columns[0].0.other_expert()?;
-        let prompts = settings.prompts.iter();
-        let mut rows: Vec<ClipRow> = prompts
-            .map(|prompt| ClipRow {
-                label: prompt.clone(),
-                columns: Vec::new(),
-            })
-            .collect();
+        let given = previews::shown_references(self.references, &settings.prompts)?;
+        let mut rows = ClipRow::beside(&settings.prompts, &given);
         for (base, adapters) in columns {
             let source = ModelCache::open(base, self.store)?;
             let advance = || self.monitor.advance(1);
@@ -112,9 +107,11 @@ impl Previews<'_> {
         }
         self.monitor.finish();
         let [a, b] = files;
+        let heads = ["reference", "base model", "A", "B"];
         let sheet = ClipSheet {
             title: &format!("A {}   B {}", shown::path(a), shown::path(b)),
-            heads: &["base model", "A", "B"],
+            // Where there are no references, nothing stands before the base model's.
+            heads: &heads[usize::from(given.is_empty())..],
             rows: &rows,
         };
         let (end, bytes) = sheet.file(settings.rate)?;

@@ -61,8 +61,8 @@ pub enum OwnSize {
 }
 
 impl OwnSize {
-    /// That of an Experiment's model, whose pictures have sides that are multiples of `multiple`.
-    pub(super) fn of(experiment: &Experiment, multiple: u32) -> Option<Self> {
+    /// That of an Experiment's model, whose pictures have sides that are multiples of `multiple` px; none of a model without references.
+    pub fn of(experiment: &Experiment, multiple: u32) -> Option<Self> {
         let multiple = multiple.max(1);
         Some(match experiment.flavor_references()? {
             References::Usual(sizes) => {
@@ -75,8 +75,8 @@ impl OwnSize {
         })
     }
 
-    /// How the whole of a picture is seen in it.
-    fn view(&self, picture: Size) -> Option<View> {
+    /// How the whole of a picture of this size in px is seen in it.
+    pub fn view(&self, picture: Size) -> Option<View> {
         match self {
             Self::Nearest(sizes) => Some(whole(nearest(sizes, picture)?, Resampling::Lanczos3)),
             Self::Within {

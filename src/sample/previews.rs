@@ -1,7 +1,8 @@
 //! The pictures or clips an Experiment's `[sample]` section asks for, from entries that are in the store.
 
 use candle_core::{Device, Tensor};
-use image::{ImageFormat, RgbImage};
+use image::imageops::{self, FilterType};
+use image::{ImageFormat, Rgb, RgbImage};
 
 use super::denoise::{Sampling, start_noise};
 use super::metadata::Texts;
@@ -10,7 +11,7 @@ use super::sheet::{SheetRow, contact_sheet};
 use super::{AnimatedWebp, Error, SampleOptions, decode};
 use crate::base_model::BaseModel;
 use crate::cache::{Conditioning, ModelCache, drop_caption};
-use crate::dataset::Preview;
+use crate::dataset::{self, PictureFile, PreparedPicture, Preview};
 use crate::experiment::SampleSettings;
 use crate::nn::Kernels;
 use crate::recipe::latents::Rate;
@@ -177,8 +178,51 @@ fn unconditional(
     Ok(Some(source.assemble(&dropped)?))
 }
 
+/// What each preview is given, to stand beside it on a sheet: the reference as the denoiser's latents are of it, no larger than the preview.
+/// None where there are no references.
+///
+/// # Errors
+/// If a picture cannot be read, or has changed since it was listed.
+pub fn shown_references(
+    references: &[Preview],
+    prompts: &[String],
+) -> Result<Vec<KeptFrames>, Error> {
+    check_number(references.len(), prompts.len())?;
+    let of_prompts = (0..prompts.len()).filter_map(|number| reference(references, number));
+    let shown = |preview: &Preview| {
+        let mut kept = KeptFrames::default();
+        if let Some(&view) = preview.reference.views.first() {
+            let file = PictureFile::open(&preview.reference.picture);
+            let file = file.and_then(|file| file.expect(&preview.reference.digest));
+            let prepared = file.and_then(|file| file.prepare(view));
+            let picture = rgb(&prepared.map_err(dataset::Error::Picture)?);
+            let (width, height) = picture.dimensions();
+            let within = |most: u32, side: u32| f64::from(most) / f64::from(side);
+            let scale = within(preview.size.width, width).min(within(preview.size.height, height));
+            let side = |side: u32| ((f64::from(side) * scale).round() as u32).max(1);
+            kept.push(&match scale < 1.0 {
+                true => imageops::resize(&picture, side(width), side(height), FilterType::Triangle),
+                false => picture,
+            })?;
+        }
+        Ok(kept)
+    };
+    of_prompts.map(shown).collect()
+}
+
+/// What was prepared for the VAE, as a picture.
+fn rgb(prepared: &PreparedPicture) -> RgbImage {
+    let size = prepared.view.bucket;
+    let channel = prepared.pixels.len() / 3;
+    RgbImage::from_fn(size.width, size.height, |x, y| {
+        let at = y as usize * size.width as usize + x as usize;
+        let level = |c: usize| ((prepared.pixels[c * channel + at] + 1.0) * 127.5).round() as u8;
+        Rgb([0, 1, 2].map(level))
+    })
+}
+
 /// The frames of a clip, each compressed without loss.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct KeptFrames(Vec<Vec<u8>>);
 
 impl KeptFrames {
@@ -205,6 +249,17 @@ pub struct ClipRow {
     pub label: String,
     /// The frames of each column.
     pub columns: Vec<KeptFrames>,
+}
+
+impl ClipRow {
+    /// A row for each prompt, which begins with its reference, where there are any.
+    pub fn beside(prompts: &[String], references: &[KeptFrames]) -> Vec<Self> {
+        let row = |(number, prompt): (usize, &String)| Self {
+            label: prompt.clone(),
+            columns: references.get(number).cloned().into_iter().collect(),
+        };
+        prompts.iter().enumerate().map(row).collect()
+    }
 }
 
 /// A contact sheet, see [`contact_sheet`], of as many frames as the longest clip has. A shorter one stands still at its end.

@@ -42,20 +42,23 @@ impl Run<'_> {
         let other = self.base.other_expert()?;
         let beside = other.as_ref().map(|other| beside(other, self.denoiser));
         let stages = stages(self.base, Network::Loaded(self.denoiser, &bound), beside);
-        let prompts = self.base.settings.sample.prompts.iter();
-        let mut rows: Vec<ClipRow> = prompts
-            .map(|prompt| ClipRow {
-                label: prompt.clone(),
-                columns: vec![KeptFrames::default()],
-            })
-            .collect();
-        let mut take = |number: usize, frame| rows[number].columns[0].push(&frame);
+        let prompts = &self.base.settings.sample.prompts;
+        let mut made = vec![KeptFrames::default(); prompts.len()];
+        let mut take = |number: usize, frame| made[number].push(&frame);
         let on = (self.denoiser.device(), self.denoiser.kernels());
         let references = self.set.previews();
         previews::pictures(from, references, &stages, on, &|| (), &mut take)?;
+        let mut rows = ClipRow::beside(prompts, &self.references);
+        for (row, frames) in rows.iter_mut().zip(made) {
+            row.columns.push(frames);
+        }
+        let heads: &[&str] = match self.references.is_empty() {
+            true => &[],
+            false => &["reference", "preview"],
+        };
         let sheet = ClipSheet {
             title: &format!("step {step}"),
-            heads: &[],
+            heads,
             rows: &rows,
         };
         let (end, bytes) = sheet.file(self.base.settings.sample.rate)?;

@@ -25,6 +25,7 @@ use crate::models::Denoiser;
 use crate::monitor::Monitor;
 use crate::optim::{LrSchedule, Optimizer};
 use crate::ranks::{Ranks, sum::Sums};
+use crate::sample::previews::{KeptFrames, shown_references};
 
 /// Steps whose losses are averaged for what is shown and reported: a single step's loss jumps with its noise level.
 pub(super) const RECENT_STEPS: usize = 20;
@@ -70,6 +71,8 @@ pub(super) struct Run<'a> {
     pub(super) draws: DrawOptions,
     pub(super) plan: MemoryPlan,
     pub(super) output: PathBuf,
+    /// What stands beside each preview; none where previews have no references, or are not made here.
+    pub(super) references: Vec<KeptFrames>,
     /// Losses of the last steps, at most [`RECENT_STEPS`].
     pub(super) recent: Vec<f64>,
     pub(super) validation_loss: Option<f64>,
@@ -110,7 +113,13 @@ impl<'a> Run<'a> {
                 Optimizer::from_state(train.optimizer, count, state.step, &found, device)?
             }
         };
+        // Read now: a picture that is gone later ends no training.
+        let references = match train.sample_every > 0 && together.ranks.is_first() {
+            true => shown_references(set.previews(), &base.settings.sample.prompts)?,
+            false => Vec::new(),
+        };
         Ok(Self {
+            references,
             values: adapters.to_device(device)?,
             schedule: length.schedule(train),
             draws: DrawOptions::of(base),

@@ -215,13 +215,13 @@ fn a_dumped_step_of_klein_beside_a_reference_replays_in_diffusers_and_peft() {
     world.replay_step(1, &world.path("klein"));
 }
 
-fn conditioning(source: &ModelCache<'_>, caption: &str) -> Conditioning {
+pub(crate) fn conditioning(source: &ModelCache<'_>, caption: &str) -> Conditioning {
     let outputs = source.outputs(caption).expect("encoded");
     assemble(source.recipe, &outputs, source.context_width).expect("assembled")
 }
 
 /// The latents of the one reference that previews are made beside.
-fn reference(base: &BaseModel, source: &ModelCache<'_>) -> Tensor {
+pub(crate) fn reference(base: &BaseModel, source: &ModelCache<'_>) -> Tensor {
     let previews = plumb::sample::references(base, &plumb::monitor::Silent).expect("references");
     let reference = &previews[0].reference;
     let latents = source.reader.reference(reference, reference.views[0]);

@@ -4,7 +4,20 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
+use plumb::base_model::BaseModel;
+use plumb::cache::ModelCache;
+use plumb::dataset::OwnSize;
+use plumb::experiment::Experiment;
+use plumb::lora::Bound;
+use plumb::models::Placement;
+use plumb::nn::weights::DigestMemo;
+use plumb::recipe::latents::Size;
+use plumb::sample::{SampleOptions, previews, sample_from};
+use plumb::store::Store;
 
+use crate::klein::{conditioning, reference};
+use crate::peers::Script;
+use crate::tiny_world::close;
 use crate::world::{World, tiny_sd3};
 
 fn tiny_flux() -> PathBuf {
@@ -42,6 +55,15 @@ pub(crate) fn world() -> World {
     world
 }
 
+/// How many pixels of a written picture are about of a colour.
+fn pixels_of(world: &World, path: &str, color: [u8; 3]) -> usize {
+    let picture = image::open(world.path(path))
+        .expect("a picture")
+        .into_rgb8();
+    let near = |p: &&image::Rgb<u8>| p.0.iter().zip(color).all(|(a, b)| a.abs_diff(b) < 30);
+    picture.pixels().filter(near).count()
+}
+
 fn tensors(world: &World, path: &str) -> HashMap<String, Tensor> {
     candle_core::safetensors::load(world.path(path), &Device::Cpu).expect("a safetensors file")
 }
@@ -77,7 +99,9 @@ fn pairs_are_encoded_trained_resumed_and_sampled() {
         .says("3 of 3 pictures stand beside a reference")
         .says("4 steps done");
     let whole = world.read("out/lora.safetensors");
-    assert!(world.path("out/previews/step-00000004.png").is_file());
+    // The reference stands beside what was drawn from it: half of its squares are blue.
+    let preview = "out/previews/step-00000004.png";
+    assert!(pixels_of(&world, preview, [10, 10, 90]) > 80 * 48 / 4);
     std::fs::remove_dir_all(world.path("out")).expect("removed");
     world
         .run(&["train", "exp.toml", "--stop-after", "2"])
@@ -106,7 +130,7 @@ fn pairs_are_encoded_trained_resumed_and_sampled() {
     world.edit("output = \"out\"", "output = \"b\"");
     world.run(&["train", "exp.toml"]).expect(0);
     let report = world
-        .run(&["--json", "compare", "out", "b"])
+        .run(&["--json", "compare", "out", "b", "--out", "sheet"])
         .expect(0)
         .json();
     for (side, run) in [("a", "out"), ("b", "b")] {
@@ -117,6 +141,7 @@ fn pairs_are_encoded_trained_resumed_and_sampled() {
             "{run}: {found}, {expected}"
         );
     }
+    assert!(pixels_of(&world, "sheet/compare.png", [10, 10, 90]) > 80 * 48 / 4);
 }
 
 #[test]
@@ -357,4 +382,190 @@ fn a_model_that_is_called_kontext_and_used_as_dev_is_told() {
         .expect(0)
         .says("dev or kontext: only the values of the weights differ, so you say which")
         .says("flavor = \"dev\"  # or \"kontext\"");
+}
+
+/// The size that diffusers' pipeline brings a picture to, by its own code up to where it does so.
+const SIZES_OF_PIPELINE: &str = r#"
+import json
+import sys
+from types import SimpleNamespace
+
+import torch
+from diffusers import FluxKontextPipeline
+
+
+class Told(Exception):
+    pass
+
+
+class Processor:
+    def get_default_height_width(self, image):
+        return image.height, image.width
+
+    def resize(self, image, height, width):
+        raise Told(width, height)
+
+
+class Pipeline(FluxKontextPipeline):
+    """As far as the size of its picture goes."""
+
+    _execution_device = "cpu"
+
+    def __init__(self):
+        self.vae_scale_factor, self.default_sample_size, self.latent_channels = 8, 128, 16
+        self.image_processor = Processor()
+
+    def check_inputs(self, *args, **kwargs):
+        pass
+
+    def encode_prompt(self, **kwargs):
+        return None, None, None
+
+
+for width, height in json.load(sys.stdin):
+    picture = SimpleNamespace(width=width, height=height)
+    try:
+        Pipeline()(image=picture, prompt_embeds=torch.zeros(1, 1, 1), pooled_prompt_embeds=torch.zeros(1, 1))
+    except Told as told:
+        print(json.dumps(told.args))
+"#;
+
+/// Odd sizes, shapes at which two of the authors' are about as near, and every size itself.
+fn odd_sizes() -> Vec<[u32; 2]> {
+    let mut sizes = vec![[1, 1], [1, 4096], [4096, 1], [2, 3], [1023, 1025]];
+    let mut number = 1u32;
+    let mut side = || {
+        number = number.wrapping_mul(747_796_405).wrapping_add(2_891_336_453);
+        1 + (number >> 8) % 4000
+    };
+    sizes.extend((0..1500).map(|_| [side(), side()]));
+    for long in (672..1600).step_by(7) {
+        sizes.extend([[long, 1024], [1024, long], [long, 2240 - long.min(2239)]]);
+    }
+    sizes
+}
+
+#[test]
+fn a_reference_is_brought_to_the_size_that_the_pipeline_brings_it_to() {
+    let text = "[model]\nfamily = \"flux1\"\nflavor = \"kontext\"\npath = \"m\"\n";
+    let experiment = Experiment::parse(Path::new("exp.toml"), text.to_owned()).expect("valid");
+    let own = OwnSize::of(&experiment, 16).expect("the authors' sizes");
+    let sizes = odd_sizes();
+    let given = serde_json::json!(sizes).to_string();
+    let Some(told) = Script::code(SIZES_OF_PIPELINE).input(&given).run() else {
+        return;
+    };
+    let mut told = told.lines();
+    for [width, height] in sizes {
+        let view = own.view(Size { width, height }).expect("a view");
+        let theirs = told.next().expect("one for each");
+        let theirs: [u32; 2] = serde_json::from_str(theirs).expect("two numbers");
+        assert_eq!(
+            [view.bucket.width, view.bucket.height],
+            theirs,
+            "{width} x {height}"
+        );
+        assert_eq!((view.resized, view.left, view.top), (view.bucket, 0, 0));
+    }
+    assert_eq!(told.next(), None);
+}
+
+/// What diffusers' pipeline makes of a picture of its own choice of size, from the noise in a file.
+const PIPELINE: &str = r#"
+import sys
+
+import torch
+from diffusers import FluxKontextPipeline
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+model, given, picture, made = sys.argv[1:]
+torch.set_num_threads(2)
+pipeline = FluxKontextPipeline.from_pretrained(model, torch_dtype=torch.float32)
+noise = load_file(given)["noise"]
+latents = pipeline(
+    image=Image.open(picture), prompt="a blue square", height=64, width=64, max_area=64 * 64, num_inference_steps=2, guidance_scale=2.5,
+    latents=pipeline._pack_latents(noise, *noise.shape), output_type="latent",
+).images
+save_file({"latents": pipeline._unpack_latents(latents, 64, 64, 8).contiguous()}, made)
+"#;
+
+/// The whole reference at the authors' size, beside a small picture.
+#[test]
+fn a_sample_beside_a_reference_of_the_authors_size_is_what_the_pipeline_makes() {
+    let world = world();
+    let text = String::from_utf8(world.read("exp.toml")).expect("UTF-8");
+    let (before, rest) = text.split_once("[[dataset]]").expect("a data set");
+    let (_, sample) = rest.split_once("[sample]").expect("previews");
+    let more = "references = [\"edit.png\"]\nwidth = 64\nheight = 64\nguidance = 2.5";
+    world.write("exp.toml", &format!("{before}[sample]{sample}{more}\n"));
+    world.picture("edit.png", 150, 103, [200, 60, 20]);
+    let noise = (0..16 * 8 * 8).map(|n: u32| (f64::from(n) * 12.9898).sin() as f32 * 1.7);
+    let noise = Tensor::from_iter(noise, &Device::Cpu).and_then(|t| t.reshape((1, 16, 8, 8)));
+    let noise = noise.expect("noise");
+    let given = HashMap::from([("noise", noise.clone())]);
+    candle_core::safetensors::save(&given, world.path("noise.safetensors")).expect("saved");
+    let pipeline = Script::code(PIPELINE)
+        .arg(tiny_flux())
+        .arg(world.path("noise.safetensors"))
+        .arg(world.path("edit.png"))
+        .arg(world.path("made.safetensors"));
+    if pipeline.run().is_none() {
+        return;
+    }
+    world.run(&["encode", "exp.toml"]).expect(0);
+    let experiment = Experiment::open(&world.path("exp.toml"), &Default::default()).expect("valid");
+    let mut memo = DigestMemo::open(&world.path("memo.json"));
+    let base = BaseModel::open(&experiment, &mut memo).expect("the miniature");
+    let store = Store::open_or_create(&world.path("store")).expect("a store");
+    let source = ModelCache::open(&base, &store).expect("a store");
+    let given = reference(&base, &source);
+    // 1248 x 832 px.
+    assert_eq!(given.dims(), [1, 16, 104, 156]);
+    let beside = SampleOptions {
+        reference: Some(given),
+        ..previews::options(&base)
+    };
+    let denoiser = base.denoiser.load(&Placement::default()).expect("loads");
+    let said = conditioning(&source, "a blue square");
+    let latents = sample_from(
+        denoiser.as_ref(),
+        &Bound::none(),
+        noise,
+        &said,
+        None,
+        &beside,
+        &|| (),
+    );
+    let theirs = &tensors(&world, "made.safetensors")["latents"];
+    close("latents", &latents.expect("sampled"), theirs, 1e-3);
+}
+
+#[test]
+fn the_probe_shows_each_picture_beside_its_own_reference() {
+    let world = world();
+    for n in 3..9u8 {
+        let color = [20 * n, 250 - 20 * n, 90];
+        world.picture(&format!("pictures/p{n}.png"), 64, 64, color);
+        world.write(&format!("pictures/p{n}.txt"), "a small blue square");
+        let other = [250 - 20 * n, 30, 20 * n];
+        world.picture(&format!("references/p{n}.jpg"), 64, 64, other);
+    }
+    let probe = || {
+        let vary = ["--vary", "t5.tokens.max_tokens=77"];
+        let args = [
+            &["probe", "exp.toml", "--json", "--draws", "2"][..],
+            &["--bands", "1"],
+            &vary,
+        ];
+        let report = world.run(&args.concat()).expect(0).json();
+        assert_eq!(report["pictures"].as_array().map(Vec::len), Some(9));
+        report["candidates"][0]["loss"].as_f64().expect("a loss")
+    };
+    let own = probe();
+    assert_eq!(probe(), own);
+    let exchanged = world.read("references/p8.jpg");
+    world.write_bytes("references/p8.jpg", &world.read("references/p0.jpg"));
+    world.write_bytes("references/p0.jpg", &exchanged);
+    assert_ne!(probe(), own, "the references are not seen");
 }
