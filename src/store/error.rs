@@ -39,6 +39,14 @@ pub enum Error {
         /// What the system said.
         cause: io::Error,
     },
+    /// The operating system refused a file that is no part of a store.
+    #[error("cannot write {path}: {cause}{}", if is_full(cause) { "; free some space and run again" } else { "" })]
+    File {
+        /// The file that was to be written.
+        path: PathBuf,
+        /// What the system said.
+        cause: io::Error,
+    },
     /// A file does not hold what it must.
     #[error("{path}: {why}")]
     Malformed {
@@ -109,6 +117,17 @@ impl Error {
         }
     }
 
+    /// Of something that went wrong while a file outside a store was written: it is that file's, whatever was tried on the way.
+    pub(super) fn outside(self, path: &Path) -> Self {
+        match self {
+            Self::Io { cause, .. } => Self::File {
+                path: path.to_owned(),
+                cause,
+            },
+            other => other,
+        }
+    }
+
     pub(super) fn malformed(path: &Path, why: impl Into<String>) -> Self {
         Self::Malformed {
             path: path.to_owned(),
@@ -123,7 +142,7 @@ impl Error {
 
     /// Whether it came from a full disk or quota, so that trying again after making room may succeed.
     pub fn is_full_disk(&self) -> bool {
-        matches!(self, Self::Io { cause, .. } if is_full(cause))
+        matches!(self, Self::Io { cause, .. } | Self::File { cause, .. } if is_full(cause))
     }
 
     /// Whether the store may be read but not written.

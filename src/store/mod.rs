@@ -339,6 +339,11 @@ fn no_marker(layout: &Layout) -> Error {
     }
 }
 
+/// Whether a folder has the marker of a store, which need not be sound.
+pub fn is_store(folder: &Path) -> bool {
+    folder.join(layout::MARKER).is_file()
+}
+
 /// Puts a file in place outside a store as files are put into one: whole and durable under its name, or not at
 /// all. Missing folders are made; a file that is there is replaced.
 ///
@@ -346,11 +351,12 @@ fn no_marker(layout: &Layout) -> Error {
 /// If the file or a folder cannot be written.
 pub fn write_file(path: &Path, chunks: &[&[u8]]) -> Result<(), Error> {
     // A bare file name has no parent to write and sync in.
-    let path = std::path::absolute(path).map_err(|e| Error::io("find", path, e))?;
-    let folder = path.parent().unwrap_or(Path::new("/"));
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    create_root(&Local, folder)?;
-    disk::write_once(&Local, folder, &name, chunks)
+    let whole = std::path::absolute(path).map_err(|e| Error::io("find", path, e))?;
+    let folder = whole.parent().unwrap_or(Path::new("/"));
+    let name = whole.file_name().unwrap_or_default().to_string_lossy();
+    create_root(&Local, folder)
+        .and_then(|()| disk::write_once(&Local, folder, &name, chunks))
+        .map_err(|e| e.outside(path))
 }
 
 /// Runs a decoder on bytes that may be hostile: a panic in a library below becomes an error of that one file.

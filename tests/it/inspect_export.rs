@@ -170,6 +170,10 @@ fn what_cannot_be_exported_is_refused_in_a_line() {
         .says("to mend it: plumb encode exp.toml");
     let _ = export("pictures").expect(1).says("store.json");
     let _ = export("absent.toml").expect(2).says("absent.toml");
+    world
+        .run(&["inspect", "export", "exp.toml", "--parquet", "pictures"])
+        .expect(2)
+        .says("--parquet pictures: expected the name of a file, found a folder");
     // Of other captions, under the same recipe.
     world.write("one.txt", "something else\n");
     world

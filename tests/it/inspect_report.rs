@@ -192,6 +192,20 @@ fn hard_cases_get_a_page_or_a_line() {
         ])
         .expect(2)
         .says("nobody");
+    world
+        .run(&["inspect", "report", "exp.toml", "--html", "pictures"])
+        .expect(2)
+        .says("--html pictures: expected the name of a file, found a folder");
+    world
+        .run(&[
+            "inspect",
+            "report",
+            "exp.toml",
+            "--html",
+            "exp.toml/page.html",
+        ])
+        .expect(1)
+        .says("error: cannot write exp.toml/page.html: ");
     // One caption, without a picture.
     let one = World::experiment().replace("path = \"store\"", "path = \"one\"");
     world.write("one.toml", &one);

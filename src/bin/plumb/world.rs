@@ -13,6 +13,7 @@ use plumb::experiment::{Experiment, Variables};
 use plumb::monitor::Monitor;
 use plumb::nn::Kernels;
 use plumb::nn::weights::DigestMemo;
+use plumb::shown;
 use plumb::store::{self, Place, Remote};
 use sysinfo::{MemoryRefreshKind, RefreshKind, System};
 
@@ -64,6 +65,17 @@ pub(crate) fn local(path: &Path, monitor: &dyn Monitor) -> Result<PathBuf, Failu
     }
     let address = Address::parse(&path.to_string_lossy()).map_err(Failure::usage)?;
     hub::fetch(&address, &hub_options(), monitor).map_err(Failure::error)
+}
+
+/// Refuses a folder where `option` names a file to write: now, and not after the work that makes the file.
+pub(crate) fn refuse_folder(option: &str, path: &Path) -> Result<(), Failure> {
+    match path.is_dir() {
+        true => Err(Failure::usage(format!(
+            "{option} {}: expected the name of a file, found a folder",
+            shown::path(path)
+        ))),
+        false => Ok(()),
+    }
 }
 
 /// The store at a path or an address.

@@ -37,12 +37,12 @@ pub(super) fn lines(title: &str, (x_label, y_label): (&str, &str), series: &[Ser
     html! {
         figure.chart {
             svg viewBox=(format!("0 0 {WIDTH} {HEIGHT}")) role="img" aria-label=(title) {
-                @for tick in ticks(ys) {
+                @for (tick, label) in ticks(ys) {
                     line.grid x1=(LEFT) x2=(WIDTH - RIGHT) y1=(px(y(tick))) y2=(px(y(tick))) {}
-                    text.tick.end x=(LEFT - 8.0) y=(px(y(tick) + 4.0)) { (number(tick)) }
+                    text.tick.end x=(LEFT - 8.0) y=(px(y(tick) + 4.0)) { (label) }
                 }
-                @for tick in ticks(xs) {
-                    text.tick.mid x=(px(x(tick))) y=(HEIGHT - BOTTOM + 16.0) { (number(tick)) }
+                @for (tick, label) in ticks(xs) {
+                    text.tick.mid x=(px(x(tick))) y=(HEIGHT - BOTTOM + 16.0) { (label) }
                 }
                 text.tick.end x=(WIDTH - RIGHT) y=(HEIGHT - 3.0) { (x_label) }
                 text.tick x="4" y="13" { (y_label) }
@@ -94,13 +94,15 @@ pub(super) fn range(values: impl Iterator<Item = f64>) -> (f64, f64) {
     });
     match ends {
         (low, high) if low < high => ends,
-        (low, _) if low.is_finite() => (low - 0.5, low + 0.5),
+        (0.0, _) => (-0.5, 0.5),
+        // A learning rate of 1e-4 would lie on 0 between -0.5 and 0.5.
+        (low, _) if low.is_finite() => (low - low.abs() / 2.0, low + low.abs() / 2.0),
         _ => (0.0, 1.0),
     }
 }
 
-/// Round numbers in a range: four to eight of them.
-pub(super) fn ticks((low, high): (f64, f64)) -> Vec<f64> {
+/// Round numbers in a range, four to eight of them, with labels that tell them apart.
+pub(super) fn ticks((low, high): (f64, f64)) -> Vec<(f64, String)> {
     let rough = (high - low) / 5.0;
     let power = 10f64.powf(rough.log10().floor());
     let steps = [1.0, 2.0, 5.0, 10.0];
@@ -108,9 +110,18 @@ pub(super) fn ticks((low, high): (f64, f64)) -> Vec<f64> {
     let step = step.unwrap_or(10.0 * power);
     let first = (low / step).ceil() as i64;
     let ticks = (0..20).map(|n| (first + n) as f64 * step);
-    ticks
+    let ticks: Vec<f64> = ticks
         .take_while(|tick| *tick <= high + step * 1e-9)
-        .collect()
+        .collect();
+    let mut labels: Vec<String> = ticks.iter().map(|tick| number(*tick)).collect();
+    if labels.windows(2).any(|pair| pair[0] == pair[1]) {
+        let digits = (-step.log10()).ceil().clamp(0.0, 12.0) as usize;
+        labels = ticks
+            .iter()
+            .map(|tick| format!("{tick:.digits$}"))
+            .collect();
+    }
+    ticks.into_iter().zip(labels).collect()
 }
 
 /// A number with as many digits as say something.
@@ -136,9 +147,19 @@ mod tests {
 
     #[test]
     fn ticks_are_round_and_inside() {
-        assert_eq!(ticks((0.0, 240.0)), [0.0, 50.0, 100.0, 150.0, 200.0]);
+        let places = |range| ticks(range).into_iter().map(|tick| tick.0);
+        let labels = |range| ticks(range).into_iter().map(|tick| tick.1);
+        assert!(places((0.0, 240.0)).eq([0.0, 50.0, 100.0, 150.0, 200.0]));
+        assert!(labels((0.0, 240.0)).eq(["0", "50", "100", "150", "200"]));
         assert_eq!(ticks((0.11, 0.19)).len(), 4);
-        assert_eq!(range([2.0].into_iter()), (1.5, 2.5));
+        // Of a loss that hardly moves.
+        assert!(
+            labels((1.2131, 1.2136))
+                .eq(["1.2131", "1.2132", "1.2133", "1.2134", "1.2135", "1.2136"])
+        );
+        assert_eq!(range([2.0].into_iter()), (1.0, 3.0));
+        assert_eq!(range([-0.5].into_iter()), (-0.75, -0.25));
+        assert_eq!(range([0.0].into_iter()), (-0.5, 0.5));
         assert_eq!(range([].into_iter()), (0.0, 1.0));
         assert_eq!(number(0.25), "0.25");
         assert_eq!(

@@ -13,7 +13,7 @@ const LEFT: f64 = 200.0;
 const RIGHT: f64 = 14.0;
 const BOTTOM: f64 = 36.0;
 /// Letters of a label that there is room for.
-const LABEL: usize = 30;
+const LABEL: usize = 26;
 /// Candidates that are drawn; the table has all.
 const ROWS: usize = 60;
 
@@ -73,9 +73,9 @@ fn intervals(candidates: &[&CandidateReport]) -> Markup {
     html! {
         figure.chart {
             svg viewBox=(format!("0 0 {WIDTH} {height}")) role="img" aria-label="Difference of loss with its interval, recipe by recipe; the table below has the numbers" {
-                @for tick in ticks((low, high)) {
+                @for (tick, label) in ticks((low, high)) {
                     line.grid x1=(px(x(tick))) x2=(px(x(tick))) y1="0" y2=(px(height - BOTTOM)) {}
-                    text.tick.mid x=(px(x(tick))) y=(px(height - BOTTOM + 16.0)) { (number(tick)) }
+                    text.tick.mid x=(px(x(tick))) y=(px(height - BOTTOM + 16.0)) { (label) }
                 }
                 line.zero x1=(px(x(0.0))) x2=(px(x(0.0))) y1="0" y2=(px(height - BOTTOM)) {}
                 text.tick.end x=(WIDTH - RIGHT) y=(px(height - 3.0)) { "difference of loss" }

@@ -288,7 +288,9 @@ fn orthonormal(basis: &[Vec<f64>], vectors: Vec<Vec<f64>>) -> Vec<Vec<f64>> {
             && left.is_finite()
             && basis.len() + fresh.len() < vector.len()
         {
-            vector.iter_mut().for_each(|v| *v /= left);
+            for v in &mut vector {
+                *v /= left;
+            }
             fresh.push(vector);
         }
     }
@@ -375,7 +377,9 @@ fn turned(points: Vec<[f64; 2]>, axes: Vec<Vec<f64>>, total: f64) -> Plane {
             pairs.for_each(|(a, p)| *a += weight * p);
         }
         let sign = sign(&axis);
-        axis.iter_mut().for_each(|a| *a *= sign);
+        for a in &mut axis {
+            *a *= sign;
+        }
         for (to, from) in plane.points.iter_mut().zip(&points) {
             to[n] = sign * (weights[0] * from[0] + weights[1] * from[1]);
         }

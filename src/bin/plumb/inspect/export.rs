@@ -10,6 +10,7 @@ use serde::Serialize;
 use super::subject::Subject;
 use crate::CommandResult;
 use crate::ui::{Failure, Ui};
+use crate::world;
 
 /// Write the captions as a table for other programs: each with its vectors and its place on a map.
 ///
@@ -39,6 +40,7 @@ struct Told<'a> {
 }
 
 pub(super) fn run(args: &Args, ui: &Ui) -> CommandResult {
+    world::refuse_folder("--parquet", &args.parquet)?;
     let subject = Subject::open(&args.subject, ui)?;
     let (captions, reader) = subject.read(ui)?;
     let recipe = subject.base().map(|base| base.recipe.name().to_string());
