@@ -52,6 +52,7 @@ use crate::monitor::Monitor;
 use crate::nn::weights::DigestMemo;
 use crate::recipe;
 use crate::shown;
+use crate::store;
 
 /// Why a cache could not be audited.
 #[derive(Debug, thiserror::Error)]
@@ -111,6 +112,13 @@ pub fn cache(
     memo: &mut DigestMemo,
     monitor: &dyn Monitor,
 ) -> Result<CacheReport, Error> {
+    if store::is_store(path) {
+        return Err(Error::Nothing {
+            path: path.to_owned(),
+            why: "it is a store of plumb's own: `plumb inspect store` tells what made its entries, `plumb store check` whether they are sound"
+                .to_owned(),
+        });
+    }
     let cache = Cache::open(path)?;
     monitor.start("reading the base model", None);
     let base = BaseModel::open(experiment, memo)?;

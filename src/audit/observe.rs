@@ -179,10 +179,7 @@ impl Shapes {
         let right = |row: usize| &array.values[row * width + own.min(width)..(row + 1) * width];
         let is_filled = (from..from + rows).all(|row| right(row).iter().all(|v| *v == 0.0));
         if own > width || !is_filled {
-            return Err(format!(
-                "it has {width} channels, the base model's {} give {own}: it was made for another base model",
-                slots.join(" and ")
-            ));
+            return Err(other_model(width, own, slots));
         }
         let mut left = 0;
         for shape in shapes {
@@ -216,10 +213,7 @@ impl Shapes {
         let wide = |shape: &Shape| shape.pooled.or(shape.width).unwrap_or(0);
         let own: usize = shapes.iter().map(|shape| wide(shape)).sum();
         if own != width {
-            return Err(format!(
-                "it has {width} channels, the base model's {} give {own}: it was made for another base model",
-                slots.join(" and ")
-            ));
+            return Err(other_model(width, own, slots));
         }
         let mut left = 0;
         for shape in shapes {
@@ -231,6 +225,16 @@ impl Shapes {
         }
         Ok(())
     }
+}
+
+/// That a tensor of encoders in `slots` has `width` channels where the base model's have `own`.
+fn other_model(width: usize, own: usize, slots: &[String]) -> String {
+    let slots = slots.join(" and ");
+    let what = match own {
+        0 => format!("the base model has no {slots}"),
+        own => format!("it has {width} channels, the base model's {slots} give {own}"),
+    };
+    format!("{what}: it was made for another base model")
 }
 
 /// How many rows an entry of one encoder says are shown: diffusion-pipe's `seq_lens`, or a mask that is 1 up to them.

@@ -472,8 +472,20 @@ fn what_cannot_be_read_is_told_in_one_line() {
         .expect(3);
     ran.says("01_te_outputs.npz: it is no whole zip file")
         .says("as kohya makes it");
+    world.write_bytes("cut/a.safetensors", &u64::MAX.to_le_bytes());
+    world.write_bytes("broken/a.safetensors", b"\x04\0\0\0\0\0\0\0nope");
+    world.run(&["encode", "exp.toml"]).expect(0);
     for (cache, says) in [
         ("nowhere", "cannot read nowhere"),
+        (
+            "cut",
+            "a.safetensors: it is cut off, or no safetensors file",
+        ),
+        ("broken", "its header is no JSON object"),
+        (
+            "store",
+            "it is a store of plumb's own: `plumb inspect store`",
+        ),
         ("data/01.txt", "there is no entry of a cache"),
         ("exp.toml", "there is no entry of a cache"),
     ] {
@@ -488,6 +500,47 @@ fn what_cannot_be_read_is_told_in_one_line() {
     other
         .run(&["audit", "cache", "exp.toml", "--device", "cpu"])
         .expect(3);
+    let t5 = crate::audit::world("kohya-sd3-t5-77", SDXL);
+    t5.run(&["audit", "cache", "exp.toml"])
+        .expect(1)
+        .says("`t5_out`: the base model has no t5: it was made for another base model");
+}
+
+#[test]
+fn a_cache_whose_files_were_mostly_mixed_up_is_not_called_unknown() {
+    let world = world("kohya-sdxl", SDXL);
+    let [one, other] = ["cache/01_te_outputs.npz", "cache/03_te_outputs.npz"];
+    let (first, second) = (world.read(one), world.read(other));
+    world.write_bytes(one, &second);
+    world.write_bytes(other, &first);
+    world
+        .run(&["audit", "cache", "exp.toml", "--device", "cpu"])
+        .expect(3)
+        .says("gives most of it; the nearest: as kohya makes it, which gives 1 of 3")
+        .says("of captions that were changed since, or mixed up");
+}
+
+#[test]
+fn a_lora_tells_how_its_captions_were_encoded_or_whose_it_may_be() {
+    let world = World::new();
+    world.run(&["encode", "exp.toml"]).expect(0);
+    world.run(&["train", "exp.toml"]).expect(0);
+    world
+        .run(&["audit", "--lora", "out/lora.safetensors"])
+        .expect(0)
+        .says("by plumb, for sd3 3.5-large")
+        .says("Its captions were encoded as the base model expects.");
+    let file = world.path("out/lora.safetensors");
+    let tensors = candle_core::safetensors::load(file, &candle_core::Device::Cpu).expect("a LoRA");
+    candle_core::safetensors::save(&tensors, world.path("bare.safetensors")).expect("saved");
+    world
+        .run(&["audit", "--lora", "bare.safetensors"])
+        .expect(1)
+        .says("name one with --family, or for `plumb audit --lora` an Experiment");
+    world
+        .run(&["audit", "--lora", "bare.safetensors", "exp.toml"])
+        .expect(0)
+        .says("The file records nothing of how its captions were encoded.");
 }
 
 #[test]

@@ -127,8 +127,10 @@ fn lora(file: &Path, experiment: Option<&Path>, ui: &Ui) -> CommandResult {
             shown::text(found)
         ));
     }
-    if report.fields.iter().all(|f| f.said.is_none()) && report.program.as_deref() != Some("plumb")
-    {
+    let is_ours = report.program.as_deref() == Some("plumb");
+    if is_ours && report.fields.is_empty() {
+        lines.push("Its captions were encoded as the base model expects.".to_owned());
+    } else if !is_ours && report.fields.iter().all(|f| f.said.is_none()) {
         lines.push("The file records nothing of how its captions were encoded.".to_owned());
     }
     ui.report(&report, &lines.join("\n"))?;
@@ -208,12 +210,18 @@ fn made_by(found: &EncoderFinding) -> String {
     };
     match found.verdict {
         Verdict::Reproduced => format!("{like}{with}"),
-        Verdict::NotReproduced => {
-            format!(
-                "none of {} gives it; the nearest: {like}{with}",
-                counted(found.tried, "recipe")
-            )
-        }
+        Verdict::NotReproduced if found.matching == 0 => format!(
+            "none of {} gives it; the nearest: {like}{with}",
+            counted(found.tried, "recipe")
+        ),
+        // One that fits by chance there is none.
+        Verdict::NotReproduced => format!(
+            "none of {} gives most of it; the nearest: {like}{with}, which gives {} of {}; the others may be of captions that \
+             were changed since, or mixed up",
+            counted(found.tried, "recipe"),
+            found.matching,
+            found.compared
+        ),
     }
 }
 

@@ -319,20 +319,28 @@ fn number_type(dtype: Dtype) -> Option<NumberType> {
 }
 
 /// Whose a safetensors file is and what it is of, by its header; `None` for none of a cache's.
-pub(super) fn kind_of_safetensors(path: &Path) -> Option<(Trainer, Content)> {
+///
+/// # Errors
+/// Why it is no safetensors file, or cannot be read.
+pub(super) fn kind_of_safetensors(path: &Path) -> Result<Option<(Trainer, Content)>, &'static str> {
     use std::io::Read as _;
-    let mut file = files::open(path).ok()?;
+    const CUT: &str = "it is cut off, or no safetensors file: its header is longer than the file";
+    let mut file = files::open(path).map_err(|_| "it cannot be read")?;
+    let size = file.metadata().map_err(|_| "it cannot be read")?.len();
     let mut length = [0; 8];
-    file.read_exact(&mut length).ok()?;
-    let length = usize::try_from(u64::from_le_bytes(length)).ok()?;
+    file.read_exact(&mut length).map_err(|_| CUT)?;
+    let length = u64::from_le_bytes(length);
+    if length > size.saturating_sub(8) {
+        return Err(CUT);
+    }
     // A cache's file has a few tensors and a caption.
     if length > 1 << 20 {
-        return None;
+        return Ok(None);
     }
-    let mut header = vec![0; length];
-    file.read_exact(&mut header).ok()?;
-    let header: serde_json::Map<String, serde_json::Value> =
-        serde_json::from_slice(&header).ok()?;
+    let mut header = vec![0; length as usize];
+    file.read_exact(&mut header).map_err(|_| CUT)?;
+    let header: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(&header)
+        .map_err(|_| "it is damaged, or no safetensors file: its header is no JSON object")?;
     let of_musubi = header.get("__metadata__").is_some_and(|metadata| {
         let has = |key: &str| metadata.get(key).is_some();
         has("architecture") && has("format_version")
@@ -351,15 +359,15 @@ pub(super) fn kind_of_safetensors(path: &Path) -> Option<(Trainer, Content)> {
     } else if roles.iter().any(|role| matches!(role, Role::Latents(_))) || of_musubi {
         Content::Latents
     } else {
-        return None;
+        return Ok(None);
     };
     let own = ["text_embed", "text_embed_0", "latent"];
     let of_ai_toolkit = names().any(|name| own.contains(&name.as_str()));
-    Some(match () {
+    Ok(Some(match () {
         () if of_musubi => (Trainer::Musubi, content),
         () if of_ai_toolkit => (Trainer::AiToolkit, content),
         () => (Trainer::Safetensors, content),
-    })
+    }))
 }
 
 #[cfg(test)]

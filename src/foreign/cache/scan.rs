@@ -217,7 +217,7 @@ fn of_clip(trainer: Trainer, content: Content, key: Key) -> (Key, Option<u32>) {
 }
 
 fn safetensors(path: &Path, stem: &str) -> Classified {
-    let Some((trainer, content)) = read::kind_of_safetensors(path) else {
+    let Some((trainer, content)) = read::kind_of_safetensors(path)? else {
         return Ok(None);
     };
     let stem = match (trainer, content) {

@@ -354,7 +354,7 @@ fn choose<'n>(
             })
             .ok_or_else(|| {
                 file_error(format!(
-                    "its modules are there in several families, {}, and nothing in it says which is meant; name one with --family",
+                    "its modules are there in several families, {}, and nothing in it says which is meant; name one with --family, or for `plumb audit --lora` an Experiment",
                     families(&fitting)
                 ))
             }),

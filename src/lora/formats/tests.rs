@@ -390,7 +390,7 @@ fn the_family_is_told_by_modules_metadata_or_the_person() {
         &[],
         &both,
         expect![
-            "l.safetensors: its modules are there in several families, `f`, `g`, and nothing in it says which is meant; name one with --family"
+            "l.safetensors: its modules are there in several families, `f`, `g`, and nothing in it says which is meant; name one with --family, or for `plumb audit --lora` an Experiment"
         ],
     );
     check(
