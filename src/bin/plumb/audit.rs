@@ -214,7 +214,7 @@ fn made_by(found: &EncoderFinding) -> String {
             "none of {} gives it; the nearest: {like}{with}",
             counted(found.tried, "recipe")
         ),
-        // One that fits by chance there is none.
+        // No recipe fits an entry by chance.
         Verdict::NotReproduced => format!(
             "none of {} gives most of it; the nearest: {like}{with}, which gives {} of {}; the others may be of captions that \
              were changed since, or mixed up",
