@@ -18,7 +18,7 @@ const TIE: f64 = 1.5;
 /// Nor is a difference of this size, whatever the other is.
 const FLOOR: f64 = 1e-7;
 
-/// How many captions an error below which nothing nearer is looked for must have.
+/// A median error below which nothing nearer is looked for.
 const EXACT: f64 = 1e-5;
 
 /// Which of recipes that fit equally well is preferred: what comes first. With a number: by their places in a list.
