@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use expect_test::expect_file;
+use plumb::foreign::config::Trainer;
 
 use crate::util::{Ran, plumb};
 
@@ -249,6 +250,53 @@ fn import_text(files: &[(&str, &str)], status: i32) -> String {
     std::fs::read_to_string(folder.path().join("exp.toml")).expect("an Experiment")
 }
 
+/// The table of a command line that is written here.
+fn table_of(command: &str) -> String {
+    let folder = tempfile::tempdir().expect("a folder");
+    std::fs::write(folder.path().join("run.sh"), command).expect("written");
+    let args = ["import", "config", "run.sh", "--out", "exp.toml"];
+    plumb(folder.path(), &args).stdout
+}
+
+/// Settings that people write at the values that they have anyway, or for another model.
+#[test]
+fn what_asks_for_nothing_is_not_called_lost() {
+    let kohya = "accelerate launch sdxl_train_network.py --pretrained_model_name_or_path=sd_xl_base_1.0.safetensors \
+                 --network_module=networks.lora --network_dim=8 --train_data_dir=p --output_dir=o --max_train_steps=9 \
+                 --min_timestep=0 --max_timestep=1000 --text_encoder_lr=0";
+    let table = table_of(kohya);
+    for (setting, says) in [
+        ("--max_timestep = 1000", "at this value it asks for nothing"),
+        ("--min_timestep = 0", "at this value it asks for nothing"),
+        ("--text_encoder_lr = 0", "at this value it asks for nothing"),
+    ] {
+        let line = table.split(setting).nth(1).unwrap_or_default();
+        let why = line.lines().nth(1).unwrap_or_default();
+        assert!(why.contains(says), "{setting}: {why}\n{table}");
+    }
+    let some = table_of(&kohya.replace("--max_timestep=1000", "--max_timestep=600"));
+    let lost = some.split("LOST").nth(1).unwrap_or_default();
+    assert!(lost.contains("--max_timestep = 600"), "{some}");
+
+    let musubi = |script: &str, more: &str| {
+        let command = format!(
+            "accelerate launch src/musubi_tuner/{script} --dit d.safetensors --network_dim 8 --max_train_steps 9 --output_dir o \
+             --output_name n --guidance_scale 3.5 {more}"
+        );
+        table_of(&command)
+    };
+    let kontext = musubi("flux_kontext_train_network.py", "");
+    assert!(
+        kontext.contains("gets 1 in training, whatever is written"),
+        "{kontext}"
+    );
+    let wan = musubi("wan_train_network.py", "--task t2v-1.3B");
+    assert!(
+        wan.contains("read for HunyuanVideo and FramePack alone"),
+        "{wan}"
+    );
+}
+
 /// Of each, what a reading of the names alone would get wrong.
 #[test]
 fn what_a_setting_does_is_what_the_trainers_code_does() {
@@ -392,6 +440,12 @@ fn wrong_inputs_are_refused_in_one_line_that_says_what_to_do() {
     import(&["a.yaml", "--from", "ai-toolkit"])
         .expect(1)
         .says("it has no `config`");
+    for trainer in Trainer::ALL {
+        let ran = import(&["none.yaml", "--from", trainer.name()]);
+        ran.expect(1).says("none.yaml: cannot be read");
+    }
+    let ran = import(&["a.yaml", "--from", "nobody"]).expect(2);
+    ran.says("invalid value 'nobody'").says("musubi");
     import(&["none.yaml"])
         .expect(1)
         .says("none.yaml: cannot be read");

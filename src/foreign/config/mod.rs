@@ -240,7 +240,7 @@ fn settle_rows(draft: &Draft, rows: &mut [Row]) {
                 row.why = Some(format!("`{}` counts", shown::text(&places[other])));
             } else if row.written && draft.set_count() == 0 {
                 row.status = Status::NotSupported;
-                let why = "it is about data sets, and the files that are given have none";
+                let why = "it is about pictures and captions, and the files that are given name no folder of them";
                 row.why = Some(why.to_owned());
             }
             continue;

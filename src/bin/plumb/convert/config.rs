@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use plumb::foreign::config::{self, Error, Imported, Options, Trainer};
 use plumb::monitor::Monitor as _;
 use plumb::{shown, store};
@@ -16,8 +17,8 @@ pub(crate) struct Args {
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
     /// Whose it is, where the file does not tell.
-    #[arg(long, value_name = "TRAINER")]
-    from: Option<From>,
+    #[arg(long, value_name = "TRAINER", value_parser = trainers())]
+    from: Option<Trainer>,
     /// The base model, where the file does not tell: `sdxl`, `sd3/3.5-large`, ...
     #[arg(long, value_name = "FAMILY/FLAVOR")]
     model: Option<String>,
@@ -29,16 +30,14 @@ pub(crate) struct Args {
     out: Option<PathBuf>,
 }
 
-#[derive(Clone, Copy, clap::ValueEnum)]
-enum From {
-    Kohya,
-    AiToolkit,
-    #[value(name = "simpletuner")]
-    SimpleTuner,
-    Diffusers,
-    #[value(name = "onetrainer")]
-    OneTrainer,
-    DiffusionPipe,
+/// `--from`: a trainer by its name.
+fn trainers() -> impl TypedValueParser<Value = Trainer> {
+    PossibleValuesParser::new(Trainer::ALL.map(Trainer::name)).try_map(|name| {
+        let named = Trainer::ALL
+            .into_iter()
+            .find(|trainer| trainer.name() == name);
+        named.ok_or("no such trainer")
+    })
 }
 
 pub(crate) fn run(args: &Args, ui: &Ui) -> CommandResult {
@@ -49,7 +48,7 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> CommandResult {
         )));
     }
     let options = Options {
-        from: args.from.map(trainer),
+        from: args.from,
         model: args.model.clone(),
         keep_recipe: args.keep_recipe,
     };
@@ -86,16 +85,5 @@ fn say(imported: &Imported, out: Option<&Path>, ui: &Ui) -> CommandResult {
             ui.note(table.trim_end());
             ui.report(imported, &imported.experiment)
         }
-    }
-}
-
-fn trainer(from: From) -> Trainer {
-    match from {
-        From::Kohya => Trainer::Kohya,
-        From::AiToolkit => Trainer::AiToolkit,
-        From::SimpleTuner => Trainer::SimpleTuner,
-        From::Diffusers => Trainer::Diffusers,
-        From::OneTrainer => Trainer::OneTrainer,
-        From::DiffusionPipe => Trainer::DiffusionPipe,
     }
 }
