@@ -13,7 +13,7 @@ use plumb::base_model;
 use plumb::device::Choice;
 use plumb::encode::EncodeOptions;
 use plumb::experiment::Experiment;
-use plumb::monitor::Recorder;
+use plumb::monitor::{Recorder, never};
 use plumb::nn::Kernels;
 use plumb::nn::weights::DigestMemo;
 use plumb::probe::judge::told_of;
@@ -151,6 +151,8 @@ fn measure(world: &World, data: &Path, scratch: &Path, seed: u64) -> Result<Repo
             kernels: Kernels::NONE,
             resident_limit_bytes: u64::MAX,
             wait: std::time::Duration::ZERO,
+            clock: || 0.0,
+            stop: never,
         },
     };
     let mut memo = DigestMemo::open(&scratch.join("weights.json"));

@@ -2,6 +2,49 @@
 
 use std::sync::Mutex;
 
+use serde::{Deserialize, Serialize};
+
+/// The time now, in seconds since 1970. The library does not look at the clock itself.
+pub type Clock = fn() -> f64;
+
+/// Asks whether work is to end before it is done, and by what signal. Who asks keeps what it has, and ends soon where there is one.
+pub type Stop = fn() -> Option<Signal>;
+
+/// Work that goes on until it is done.
+pub fn never() -> Option<Signal> {
+    None
+}
+
+/// How the system, or a person, asks a program to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Signal {
+    /// Ctrl-C.
+    #[serde(rename = "SIGINT")]
+    Interrupt,
+    /// What `kill` sends, and a scheduler before a job's time is up.
+    #[serde(rename = "SIGTERM")]
+    Terminate,
+}
+
+impl Signal {
+    /// The exit status of a program that it ended: 128 and its number.
+    pub fn status(self) -> u8 {
+        match self {
+            Self::Interrupt => 130,
+            Self::Terminate => 143,
+        }
+    }
+}
+
+impl std::fmt::Display for Signal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Interrupt => "SIGINT (Ctrl-C)",
+            Self::Terminate => "SIGTERM",
+        })
+    }
+}
+
 /// What a long operation tells as it goes. Implementations must not block for long.
 pub trait Monitor: Send + Sync {
     /// A stage begins: `total` units of work are expected, if known.

@@ -34,16 +34,13 @@ class Worker:
         self, experiment: str | os.PathLike[str], *, store: bool = True, threads: int | None = None, options: tuple[str, ...] = ()
     ) -> None:
         command = [find(), "--quiet", "worker", os.fspath(experiment), *(["--store"] if store else []), *options]
-        environment = dict(os.environ)
         if threads is not None:
-            environment["RAYON_NUM_THREADS"] = str(threads)
+            command += ["--threads", str(threads)]
         self._said = tempfile.TemporaryFile()
         self._sink: Any = None
         self._source: Any = None
         try:
-            self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said, env=environment
-            )
+            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said)
         except OSError as error:
             raise Error(f"{command[0]}: cannot be run: {error}") from None
 
@@ -112,12 +109,19 @@ class Worker:
     def __enter__(self) -> Worker:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is None:
+            self.close()
+        else:
+            # As of Ctrl-C, of which the process may have ended: nobody reads its rows any more, and it would wait for that.
+            self._end()
 
     def __del__(self) -> None:
-        process = getattr(self, "_process", None)
-        if process is not None and process.poll() is None:
-            process.kill()
-            process.wait()
-            self._close_files()
+        if hasattr(self, "_process"):
+            self._end()
+
+    def _end(self) -> None:
+        if self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
+        self._close_files()

@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::missing::Missing;
 use super::part::Part;
+use super::pauses::Pauses;
 use super::{EncodeOptions, Error};
 use crate::base_model::{BaseModel, TextEncoderPart};
 use crate::cache::tensors;
@@ -75,7 +76,8 @@ pub fn encode_captions(
     options: &EncodeOptions,
     monitor: &dyn Monitor,
 ) -> Result<Vec<CaptionStats>, Error> {
-    CaptionPlan::new(base, store, captions, Part::WHOLE)?.encode(options, monitor)
+    let plan = CaptionPlan::new(base, store, captions, Part::WHOLE)?;
+    plan.encode(options, &mut Pauses::none(store), monitor)
 }
 
 /// What a store lacks of captions, for every encoder of a base model.
@@ -135,19 +137,20 @@ impl<'a> CaptionPlan<'a> {
         self.encoders.iter().map(EncoderPlan::missing).sum()
     }
 
-    /// Makes it.
+    /// Makes it, or of it what `pauses` leaves time for.
     ///
     /// # Errors
     /// As [`encode_captions`].
     pub(super) fn encode(
         &self,
         options: &EncodeOptions,
+        pauses: &mut Pauses<'_>,
         monitor: &dyn Monitor,
     ) -> Result<Vec<CaptionStats>, Error> {
         check_room(self.store, self.missing())?;
         let encoders = self.encoders.iter();
         encoders
-            .map(|e| self.encode_for(e, options, monitor))
+            .map(|e| self.encode_for(e, options, pauses, monitor))
             .collect()
     }
 
@@ -155,6 +158,7 @@ impl<'a> CaptionPlan<'a> {
         &self,
         plan: &EncoderPlan<'_>,
         options: &EncodeOptions,
+        pauses: &mut Pauses<'_>,
         monitor: &dyn Monitor,
     ) -> Result<CaptionStats, Error> {
         let (encoder, lacking) = (plan.encoder, &plan.lacking);
@@ -170,7 +174,7 @@ impl<'a> CaptionPlan<'a> {
             shortened: shortened as u64,
             ..CaptionStats::default()
         };
-        if lacking.is_empty() {
+        if lacking.is_empty() || pauses.stopped().is_some() {
             return Ok(stats);
         }
         let streamed = encoder.weight_bytes() > options.resident_limit_bytes;
@@ -190,7 +194,11 @@ impl<'a> CaptionPlan<'a> {
         );
         let network = load(encoder, residency, options, monitor)?;
         for captions in lacking.chunks(chunk) {
+            if pauses.ends() {
+                break;
+            }
             stats.truncated += encode_chunk(encoder, &network, captions, &mut writer)?;
+            pauses.keep(&mut writer, monitor)?;
             stats.encoded += captions.len() as u64;
             monitor.advance(captions.len() as u64);
         }
@@ -341,7 +349,6 @@ fn encode_chunk(
         truncated += u64::from(entry.truncated);
         Ok(writer.put(entry)?)
     })?;
-    writer.commit_if_large()?;
     Ok(truncated)
 }
 

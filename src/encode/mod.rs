@@ -4,6 +4,7 @@
 mod captions;
 mod missing;
 mod part;
+mod pauses;
 mod pictures;
 
 use std::collections::BTreeSet;
@@ -18,6 +19,7 @@ pub use captions::{CaptionStats, encode_captions, lost_text, read_text, tell_of_
 pub(crate) use captions::{MAX_CAPTION_BYTES, RESIDENT_CHUNK, entries, load};
 pub use missing::{Missing, missing};
 pub use part::{MAX_PARTS, NotAPart, Part, PartReport};
+use pauses::Pauses;
 use pictures::PicturePlan;
 pub use pictures::{PictureStats, clip_latents, encode_pictures, pixels};
 
@@ -25,7 +27,7 @@ use crate::base_model::{self, BaseModel};
 use crate::cache::{self, Manifest};
 use crate::dataset::{self, Item, Preview};
 use crate::experiment::{self, Experiment};
-use crate::monitor::Monitor;
+use crate::monitor::{Clock, Monitor, Signal, Stop};
 use crate::nn::Kernels;
 use crate::nn::weights::DigestMemo;
 use crate::shown;
@@ -115,6 +117,10 @@ pub struct EncodeOptions {
     pub resident_limit_bytes: u64,
     /// How long to wait for a process that cleans the store up or mends it.
     pub wait: Duration,
+    /// Seconds since 1970, by which what was made is pushed to object storage now and then.
+    pub clock: Clock,
+    /// Asked between entries by [`run`] and a worker, which end with what they have made.
+    pub stop: Stop,
 }
 
 /// Of what an Experiment needs, what is to be encoded.
@@ -150,6 +156,9 @@ pub struct EncodeReport {
     pub pictures: Option<PictureStats>,
     /// The reference pictures among these; None where there are none.
     pub references: Option<References>,
+    /// The signal that ended it before all was made.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stopped: Option<Signal>,
 }
 
 /// The reference pictures of an Experiment.
@@ -229,15 +238,18 @@ pub fn run(
     let of_latents = latents.as_ref().map(PicturePlan::missing);
     // Of all together, before the first is begun.
     check_room(&store, of_latents.into_iter().chain([plan.missing()]).sum())?;
-    let embedded = plan.encode(options, monitor)?;
+    let mut pauses = Pauses::of(&store, options);
+    let embedded = plan.encode(options, &mut pauses, monitor)?;
     let pictures = match latents {
         None => None,
         Some(latents) => {
-            let mut stats = latents.encode((&options.device, &options.kernels), monitor)?;
+            let on = (&options.device, &options.kernels);
+            let mut stats = latents.encode(on, &mut pauses, monitor)?;
             stats.failed += unusable;
             Some(stats)
         }
     };
+    let stopped = pauses.stopped();
     let used = Manifest::new(&base, texts.iter().map(String::as_str), &viewed);
     // After the entries are there, and without those of pictures that could not be used.
     let of_part = keep(&used, &store, (experiment, selection), of_part, monitor)?;
@@ -249,6 +261,7 @@ pub fn run(
         captions: embedded,
         pictures,
         references: References::of(&items, &previews),
+        stopped,
     })
 }
 

@@ -10,6 +10,7 @@ use serde_json::json;
 use super::Error;
 use super::missing::Missing;
 use super::part::Part;
+use super::pauses::Pauses;
 use crate::base_model::{BaseModel, VaePart, candle_dtype};
 use crate::cache::tensors;
 use crate::dataset::clip::{ClipFile, FrameChunk};
@@ -55,7 +56,8 @@ pub fn encode_pictures(
     on: (&Device, &Kernels),
     monitor: &dyn Monitor,
 ) -> Result<PictureStats, Error> {
-    PicturePlan::new(&base.vae, store, pictures, Part::WHOLE)?.encode(on, monitor)
+    let plan = PicturePlan::new(&base.vae, store, pictures, Part::WHOLE)?;
+    plan.encode(on, &mut Pauses::none(store), monitor)
 }
 
 /// What a store lacks of pictures and clips.
@@ -146,13 +148,14 @@ impl<'a> PicturePlan<'a> {
         self.missing
     }
 
-    /// Makes it.
+    /// Makes it, or of it what `pauses` leaves time for.
     ///
     /// # Errors
     /// As [`encode_pictures`].
     pub(super) fn encode(
         &self,
         (device, kernels): (&Device, &Kernels),
+        pauses: &mut Pauses<'_>,
         monitor: &dyn Monitor,
     ) -> Result<PictureStats, Error> {
         let mut stats = PictureStats {
@@ -162,14 +165,14 @@ impl<'a> PicturePlan<'a> {
             present: self.views - self.missing.entries,
             ..PictureStats::default()
         };
-        if self.missing.entries == 0 {
+        if self.missing.entries == 0 || pauses.stopped().is_some() {
             return Ok(stats);
         }
         let mut writer = self.store.when_free(monitor, || self.store.writer())?;
         writer.put_spec(&self.vae.fingerprint, &canonical_json(&self.vae.spec))?;
         let encoder = self.vae.load_encoder(device, kernels)?;
-        self.encode_pictures(&encoder, &mut writer, &mut stats, monitor)?;
-        self.encode_clips(&encoder, &mut writer, &mut stats, monitor)?;
+        self.encode_pictures(&encoder, (&mut writer, pauses), &mut stats, monitor)?;
+        self.encode_clips(&encoder, (&mut writer, pauses), &mut stats, monitor)?;
         writer.finish()?;
         Ok(stats)
     }
@@ -177,7 +180,7 @@ impl<'a> PicturePlan<'a> {
     fn encode_pictures(
         &self,
         encoder: &LatentEncoder,
-        writer: &mut StoreWriter,
+        (writer, pauses): (&mut StoreWriter, &mut Pauses<'_>),
         stats: &mut PictureStats,
         monitor: &dyn Monitor,
     ) -> Result<(), Error> {
@@ -185,8 +188,11 @@ impl<'a> PicturePlan<'a> {
             return Ok(());
         }
         monitor.start("pictures", Some(self.pictures.len() as u64));
-        for chunk in self.pictures.chunks(CHUNK) {
+        'all: for chunk in self.pictures.chunks(CHUNK) {
             for (of, prepared) in chunk.iter().zip(dataset::prepare(chunk)) {
+                if pauses.ends() {
+                    break 'all;
+                }
                 match prepared {
                     Err(error) => stats.passed_over(&error, monitor),
                     Ok(views) => {
@@ -198,7 +204,7 @@ impl<'a> PicturePlan<'a> {
                 }
                 monitor.advance(1);
             }
-            writer.commit_if_large()?;
+            pauses.keep(writer, monitor)?;
         }
         monitor.finish();
         Ok(())
@@ -227,7 +233,7 @@ impl<'a> PicturePlan<'a> {
     fn encode_clips(
         &self,
         encoder: &LatentEncoder,
-        writer: &mut StoreWriter,
+        (writer, pauses): (&mut StoreWriter, &mut Pauses<'_>),
         stats: &mut PictureStats,
         monitor: &dyn Monitor,
     ) -> Result<(), Error> {
@@ -238,6 +244,9 @@ impl<'a> PicturePlan<'a> {
         monitor.start("frames of clips", Some(self.clips.iter().map(frames).sum()));
         let mut last = None;
         for of in &self.clips {
+            if pauses.ends() {
+                break;
+            }
             let mut left = frames(of);
             let mut advance = |frames: u64| {
                 left = left.saturating_sub(frames);
@@ -249,7 +258,7 @@ impl<'a> PicturePlan<'a> {
             }
             // Of a clip that was passed over.
             monitor.advance(left);
-            writer.commit_if_large()?;
+            pauses.keep(writer, monitor)?;
         }
         monitor.finish();
         Ok(())

@@ -78,7 +78,9 @@ fn windows_of_a_clip_are_entries_of_their_own_with_an_axis_for_frames() {
     // Three channels of 3, 3 and 1 frames of 1 x 2, in f32; no variance, which Wan's latents are not drawn by.
     let bytes = 3 * (3 + 3 + 1) * 2 * 4 + 3 * about_record_bytes("", 0);
     assert_eq!(plan.missing(), Missing { entries: 3, bytes });
-    let stats = plan.encode(ON, &Silent).expect("encodes");
+    let stats = plan
+        .encode(ON, &mut Pauses::none(&store), &Silent)
+        .expect("encodes");
     assert_eq!((stats.views, stats.encoded, stats.failed), (3, 3, 0));
     let reader = store.reader_of(&[vae.fingerprint]).expect("a reader");
     let mut means = Vec::new();
@@ -105,7 +107,13 @@ fn windows_of_a_clip_are_entries_of_their_own_with_an_axis_for_frames() {
     assert_eq!(first, means[2]);
     let again = PicturePlan::new(&vae, &store, &[of], Part::WHOLE).expect("a plan");
     assert_eq!(again.missing(), Missing::default());
-    assert_eq!(again.encode(ON, &Silent).expect("nothing to do").present, 3);
+    assert_eq!(
+        again
+            .encode(ON, &mut Pauses::none(&store), &Silent)
+            .expect("nothing to do")
+            .present,
+        3
+    );
 }
 
 #[test]
@@ -123,7 +131,9 @@ fn a_clip_that_was_changed_or_ends_too_early_is_told_and_passed_over() {
     let plan =
         PicturePlan::new(&vae, &store, &[beyond, changed, whole], Part::WHOLE).expect("a plan");
     let told = Recorder::default();
-    let stats = plan.encode(ON, &told).expect("encodes the rest");
+    let stats = plan
+        .encode(ON, &mut Pauses::none(&store), &told)
+        .expect("encodes the rest");
     assert_eq!((stats.encoded, stats.failed), (1, 2));
     let problems = told.problems();
     assert!(problems[0].contains("frames 2 to 7"), "{problems:?}");

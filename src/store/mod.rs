@@ -191,6 +191,11 @@ impl Store {
         layout::read_marker(&store.layout).map(|_| store)
     }
 
+    /// Whether it is on object storage, and what is added to it waits in a folder until it is shared.
+    pub fn is_remote(&self) -> bool {
+        self.layout.mirror.is_some()
+    }
+
     /// Puts what was added to it since where others see it, for a store on object storage; one in a folder needs nothing.
     ///
     /// # Errors

@@ -43,6 +43,9 @@ impl Run<'_> {
         self.optimizer
             .step(kernels, &self.values, &gradient, rate)?;
         self.step += 1;
+        if self.ranks.is_alone() {
+            self.stopped = (self.stop)();
+        }
         self.norm = norm;
         self.recent.push(loss);
         if self.recent.len() > RECENT_STEPS {
@@ -84,7 +87,7 @@ impl Run<'_> {
     }
 
     /// As [`Self::sum_alone`], in rounds: in each, every rank has one micro-batch or none, and what they make of them is added in their order.
-    fn sum_with_ranks(&self, micro_batches: &[Vec<DenoiserBatch>]) -> Result<Summed, Error> {
+    fn sum_with_ranks(&mut self, micro_batches: &[Vec<DenoiserBatch>]) -> Result<Summed, Error> {
         let accumulation = self.base.settings.train.gradient_accumulation;
         let (ranks, kernels) = (self.ranks, self.denoiser.kernels());
         let gradient = self.values.zeros_like()?;
@@ -96,6 +99,7 @@ impl Run<'_> {
                 factors: Vec::new(),
                 losses: Vec::new(),
                 norm: self.norm.into(),
+                stop: (self.stop)(),
             };
             let mut mine = Vec::new();
             for (index, batch) in micro_batches.get(round).into_iter().flatten().enumerate() {
@@ -110,6 +114,7 @@ impl Run<'_> {
             }
             let all = ranks.exchange(made)?;
             same_norms(&all, self.step)?;
+            self.stopped = (self.stopped).or_else(|| all.iter().find_map(|made| made.stop));
             loss = (all.iter().flat_map(|made| &made.losses))
                 .fold(loss, |sum, loss| sum + f64::from(*loss));
             let numbers = |made: &Made| made.factors.iter().map(|f| f64::from(*f)).collect();

@@ -7,7 +7,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::events::EventWriter;
-use crate::monitor::Monitor;
+use crate::monitor::{Clock, Monitor};
 use crate::{shown, store};
 
 /// The file of metrics in a run's folder.
@@ -17,9 +17,6 @@ pub(super) const TENSORBOARD: &str = "tensorboard";
 
 /// How the names of event files begin.
 const EVENTS: &str = "events.out.tfevents.";
-
-/// The time now, in seconds since 1970. The library does not look at the clock itself.
-pub type Clock = fn() -> f64;
 
 /// A line of `metrics.jsonl`, told apart by its field `kind`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -40,7 +40,7 @@ use crate::dataset;
 use crate::digest::Digest;
 use crate::experiment::{Experiment, Settings};
 use crate::models::{Placement, References};
-use crate::monitor::Monitor;
+use crate::monitor::{Clock, Monitor, Signal, Stop};
 use crate::nn::weights::DigestMemo;
 use crate::ranks::Ranks;
 use crate::sample;
@@ -49,7 +49,6 @@ use crate::store::{self, Place, Store};
 
 use beginning::Beginning;
 pub use error::Error;
-use metrics::Clock;
 use output::OutputFolder;
 use parallel::Due;
 use plan::{Machine, MemoryPlan, MemoryRequest};
@@ -73,6 +72,8 @@ pub struct TrainOptions {
     pub stop_after: Option<u64>,
     /// Seconds since 1970; the library itself reads no clock.
     pub clock: Clock,
+    /// Asked after each step; of ranks, one that is to end ends all after the same step. The run can be gone on with.
+    pub stop: Stop,
     /// The base model's device, type and storage of weights; the plan may change the last.
     pub placement: Placement,
     /// Bytes of that device's memory that may be used.
@@ -106,6 +107,9 @@ pub struct TrainReport {
     pub captions: Vec<CutCaptions>,
     /// The processes that trained together.
     pub ranks: usize,
+    /// The signal that ended the call before its last step, with a checkpoint.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stopped: Option<Signal>,
 }
 
 /// Trains the LoRA of an Experiment, or goes on with it.
@@ -194,6 +198,7 @@ fn run_as_rank(
         sums: parallel::sums(ranks, &placement.device, monitor)?,
         ranks,
         due,
+        stop: options.stop,
     };
     let mut run = Run::start(
         experiment,

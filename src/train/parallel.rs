@@ -16,7 +16,7 @@ use super::identity::{Identity, Sides, joined};
 use super::{Error, TrainOptions};
 use crate::digest::Digest;
 use crate::experiment::TrainSettings;
-use crate::monitor::Monitor;
+use crate::monitor::{Monitor, Signal};
 use crate::optim::OptimizerOptions;
 use crate::ranks::{Ranks, sum::Sums};
 
@@ -72,6 +72,8 @@ pub(super) struct Made {
     pub(super) losses: Vec<Bits>,
     /// The gradient's norm in the step before.
     pub(super) norm: Bits,
+    /// Whether it is asked to end.
+    pub(super) stop: Option<Signal>,
 }
 
 /// The micro-batches of a step that a rank computes, by their places in it, one in each round.

@@ -22,7 +22,7 @@ use crate::convert::provenance::StartedFrom;
 use crate::experiment::{Experiment, TrainSettings};
 use crate::lora::{self, AdapterSet, LinearShape};
 use crate::models::Denoiser;
-use crate::monitor::Monitor;
+use crate::monitor::{Monitor, Signal, Stop};
 use crate::optim::{LrSchedule, Optimizer};
 use crate::ranks::{Ranks, sum::Sums};
 use crate::sample::previews::{KeptFrames, shown_references};
@@ -42,6 +42,7 @@ pub(super) struct Together<'a> {
     pub(super) ranks: &'a Ranks,
     pub(super) sums: Sums,
     pub(super) due: Due,
+    pub(super) stop: Stop,
 }
 
 /// A training under way.
@@ -80,6 +81,10 @@ pub(super) struct Run<'a> {
     pub(super) ranks: &'a Ranks,
     pub(super) sums: Sums,
     pub(super) due: Due,
+    /// Whether this rank is asked to end.
+    pub(super) stop: Stop,
+    /// The signal that ends the call after the step under way, the same on all ranks.
+    pub(super) stopped: Option<Signal>,
     /// The gradient's norm in the last step of this call; 0 before the first.
     pub(super) norm: f64,
     /// The step of the newest checkpoint.
@@ -130,6 +135,8 @@ impl<'a> Run<'a> {
             ranks: together.ranks,
             sums: together.sums,
             due: together.due,
+            stop: together.stop,
+            stopped: None,
             norm: 0.0,
             kept: state.step,
             from,
@@ -193,7 +200,7 @@ impl<'a> Run<'a> {
         let batches = numbers.map(move |number| (number, batches.get(number).to_vec()));
         let draws = self.draws.clone();
         Loader::with(set, batches, &draws, |loader| {
-            while self.step < last {
+            while self.step < last && self.stopped.is_none() {
                 self.one_step(&loader, options, &mut metrics, monitor)?;
             }
             Ok::<_, Error>(())
@@ -216,6 +223,7 @@ impl<'a> Run<'a> {
             pairs: self.set.pairs(),
             captions: self.set.truncated().to_vec(),
             ranks: self.ranks.world(),
+            stopped: self.stopped.filter(|_| self.step < last),
         })
     }
 
@@ -267,17 +275,27 @@ impl<'a> Run<'a> {
         let (validate, preview) = (due(self.due.validate_every), due(train.sample_every));
         // Also where `stop_after` ends the call: no step is done twice.
         let checkpoint = self.step == self.due.last || due(self.due.checkpoint_every);
+        if self.stopped.is_some() {
+            // First: who asked for the end may not wait for a validation.
+            self.keep(monitor)?;
+            return self.report(metrics, self.step, validate, preview, monitor);
+        }
         // Before the checkpoint: a run killed in between repeats the step and with it its validation.
         self.report(metrics, self.step, validate, preview, monitor)?;
         if checkpoint {
-            let same = same_numbers(self.ranks, &self.values, self.step);
-            if let Err(Error::Ranks(_)) = &same {
-                self.keep_before_end(monitor);
-            }
-            same?;
-            self.checkpoint()?;
+            self.keep(monitor)?;
         }
         Ok(())
+    }
+
+    /// Writes a checkpoint of what all ranks have alike.
+    fn keep(&mut self, monitor: &dyn Monitor) -> Result<(), Error> {
+        let same = same_numbers(self.ranks, &self.values, self.step);
+        if let Err(Error::Ranks(_)) = &same {
+            self.keep_before_end(monitor);
+        }
+        same?;
+        self.checkpoint()
     }
 
     /// Where another rank is gone, the steps that all have done need not be done again.

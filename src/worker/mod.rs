@@ -26,7 +26,7 @@ use input::Batches;
 use crate::base_model::BaseModel;
 use crate::encode::{self, EncodeOptions, MAX_CAPTION_BYTES, RESIDENT_CHUNK};
 use crate::experiment::Experiment;
-use crate::monitor::Monitor;
+use crate::monitor::{Monitor, Stop};
 use crate::nn::weights::DigestMemo;
 use crate::store::Store;
 
@@ -62,7 +62,7 @@ pub struct WorkerReport {
     pub present: u64,
 }
 
-/// Encodes the captions that come from `input`, until it ends. With `keep` tensors go into the Experiment's store, and are durable when
+/// Encodes the captions that come from `input`, until it or the work is to end. With `keep` tensors go into the Experiment's store, and are durable when
 /// their rows are written; no run lists them.
 ///
 /// # Errors
@@ -89,7 +89,7 @@ pub fn run(
         monitor.note(note);
     }
     let mut encoders = Encoders::new(&base, store, options, monitor)?;
-    let report = serve(&mut encoders, input, output, monitor)?;
+    let report = serve(&mut encoders, (input, output), options.stop, monitor)?;
     encoders.finish()?;
     Ok(report)
 }
@@ -100,8 +100,8 @@ fn base_failed(error: crate::experiment::Error) -> encode::Error {
 
 fn serve(
     encoders: &mut Encoders<'_>,
-    input: impl Read,
-    output: impl Write,
+    (input, output): (impl Read, impl Write),
+    stop: Stop,
     monitor: &dyn Monitor,
 ) -> Result<WorkerReport, Error> {
     let mut batches = Batches::begin(input).map_err(Error::Input)?;
@@ -113,7 +113,10 @@ fn serve(
     let mut report = WorkerReport::default();
     let most = if with_data { ROWS } else { STORED_ROWS };
     monitor.start("captions", None);
-    while let Some(batch) = batches.next().map_err(Error::Input)? {
+    // Before a batch is waited for: one that has come is answered.
+    while stop().is_none()
+        && let Some(batch) = batches.next().map_err(Error::Input)?
+    {
         let mut start = 0;
         while start < batch.num_rows() {
             let rows = most.min(batch.num_rows() - start);

@@ -14,7 +14,7 @@ use crate::encode::{self, EncodeOptions, Selection};
 use crate::experiment::Experiment;
 use crate::inspect;
 use crate::models::{self, Placement};
-use crate::monitor::Silent;
+use crate::monitor::{Silent, never};
 use crate::nn::Kernels;
 use crate::nn::weights::DigestMemo;
 use crate::rng::{Rng, Stream};
@@ -114,6 +114,8 @@ fn a_family_that_is_added_in_one_place_goes_the_whole_way() {
         kernels: Kernels::NONE,
         resident_limit_bytes: u64::MAX,
         wait: std::time::Duration::ZERO,
+        clock: || 0.0,
+        stop: never,
     };
 
     let encoded = encode::run(
@@ -135,6 +137,7 @@ fn a_family_that_is_added_in_one_place_goes_the_whole_way() {
         placement,
         memory_bytes: 1 << 30,
         wait: std::time::Duration::ZERO,
+        stop: never,
     };
     let trained = train::run(&experiment, &options_of_training, &mut memo, &Silent).unwrap();
     assert_eq!((trained.modules, trained.step), (4, 30));

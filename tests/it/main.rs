@@ -57,6 +57,8 @@ mod s3;
 mod schedules;
 mod shards;
 mod shell;
+#[cfg(unix)]
+mod signals;
 mod single_files;
 mod start_from;
 mod store_busy;

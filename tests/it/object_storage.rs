@@ -1,10 +1,16 @@
 //! Stores on object storage, on a real S3 server: there and back, under faults, kills, collection, and with a hostile bucket.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
+use candle_core::Device;
 use plumb::digest::Digest;
-use plumb::monitor::Silent;
+use plumb::encode::{self, EncodeOptions, Part, Selection};
+use plumb::experiment::Experiment;
+use plumb::monitor::{Monitor, Silent, never};
+use plumb::nn::Kernels;
+use plumb::nn::weights::DigestMemo;
 use plumb::rng::{Rng, Stream};
 use plumb::store::{Address, GcOptions, Lacking, Place, PushOptions, Remote, Store};
 use serde_json::json;
@@ -121,6 +127,83 @@ fn over_http(s3: &S3, own: &Store, dir: &Path) {
     add(&read, 1, &["not this"]).expect("added");
     let why = read.share(&Silent).expect_err("read-only").to_string();
     assert!(why.contains("only read"), "{why}");
+}
+
+/// Each step takes an hour of its clock, and the last never ends.
+struct Lost(AtomicU64);
+
+static NOW: AtomicU64 = AtomicU64::new(0);
+
+impl Monitor for Lost {
+    fn start(&self, _: &str, _: Option<u64>) {}
+    fn advance(&self, _: u64) {
+        NOW.fetch_add(3600, Ordering::Relaxed);
+        let left = self.0.fetch_sub(1, Ordering::Relaxed);
+        assert!(left > 0, "the machine is gone");
+    }
+    fn status(&self, _: &str) {}
+    fn finish(&self) {}
+    fn note(&self, _: &str) {}
+    fn problem(&self, text: &str) {
+        panic!("{text}");
+    }
+}
+
+#[test]
+fn a_machine_that_is_lost_in_the_middle_of_an_encoding_has_pushed_what_it_made() {
+    let Some(s3) = S3::start() else { return };
+    let world = World::new();
+    let captions: Vec<String> = (0..1000).map(|n| format!("a red circle, {n}")).collect();
+    world.write("captions.txt", &captions.join("\n"));
+    let path = format!("path = \"{}\"", s3.address());
+    world.edit("path = \"store\"", &path);
+    let file = world.path("exp.toml");
+    let mut experiment = Experiment::open(&file, &Default::default()).expect("valid");
+    let remote = s3.remote(&s3.server);
+    let on = |machine: &str| Place::remote(remote.clone(), world.path(machine), false);
+    experiment.remote_store = Some(on("one"));
+    let options = EncodeOptions {
+        device: Device::Cpu,
+        kernels: Kernels::NONE,
+        resident_limit_bytes: u64::MAX,
+        wait: Duration::ZERO,
+        clock: || NOW.load(Ordering::Relaxed) as f64,
+        stop: never,
+    };
+    let captions = world.path("captions.txt");
+    let selection = Selection {
+        captions: Some(&captions),
+        part: Part::WHOLE,
+    };
+    // In its fourth step of 128 captions.
+    let lost = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        let mut memo = DigestMemo::open(&world.path("memo.json"));
+        encode::run(&experiment, selection, &options, &mut memo, &Lost(3.into())).map(drop)
+    }));
+    assert!(lost.is_err(), "it ended: {lost:?}");
+    assert_sound(&remote);
+    let there = || {
+        let store = Store::open_at(&on("two")).expect("a store");
+        let reader = store.reader().expect("a reader");
+        let specs = reader.specs().expect("specs");
+        specs
+            .iter()
+            .map(|spec| reader.entries(spec).len())
+            .sum::<usize>()
+    };
+    // An hour is lost at most: of the first step nothing is pushed before the second.
+    assert_eq!(there(), 4 * 128);
+    // The next one to encode goes on from there.
+    experiment.remote_store = Some(on("two"));
+    let mut memo = DigestMemo::open(&world.path("memo.json"));
+    let report = encode::run(&experiment, selection, &options, &mut memo, &Silent);
+    let report = report.expect("encoded");
+    assert_eq!(
+        (report.captions[0].encoded, report.captions[0].present),
+        (1000 - 512, 512)
+    );
+    assert_eq!(there(), 3000);
+    assert_sound(&remote);
 }
 
 #[test]

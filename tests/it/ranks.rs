@@ -96,7 +96,7 @@ fn of_two(world: &World, number: &str, port: &str, args: &[&str]) -> Process {
 }
 
 /// A port that was free a moment ago.
-fn free_port() -> String {
+pub(crate) fn free_port() -> String {
     let socket = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("a port");
     socket.local_addr().expect("an address").port().to_string()
 }
@@ -303,13 +303,14 @@ fn what_cannot_be_started_is_told_in_one_line() {
     );
 }
 
-/// The script's `srun`, of two tasks on one machine.
-#[test]
-fn the_script_for_slurm_trains_on_all_its_tasks() {
-    let world = encoded();
-    let srun = "#!/bin/bash\nfor i in 1 0; do SLURM_PROCID=$i SLURM_LOCALID=$i SLURM_NTASKS=2 \"$@\" & done\nwait -n && wait -n\n";
+/// The script for Slurm, with an `srun` of two tasks on one machine.
+fn script(world: &World, args: &[&str]) -> Process {
+    let srun = "#!/bin/bash\nfor i in 1 0; do SLURM_PROCID=$i SLURM_LOCALID=$i SLURM_NTASKS=2 \"$@\" & echo $! >> tasks; done\nwait -n && wait -n\n";
     world.write("bin/srun", srun);
-    world.write("bin/scontrol", "#!/bin/bash\necho 127.0.0.1\n");
+    world.write(
+        "bin/scontrol",
+        "#!/bin/bash\necho \"$@\" >> asked\necho 127.0.0.1\n",
+    );
     for name in ["bin/srun", "bin/scontrol"] {
         use std::os::unix::fs::PermissionsExt as _;
         let all = std::fs::Permissions::from_mode(0o755);
@@ -328,7 +329,8 @@ fn the_script_for_slurm_trains_on_all_its_tasks() {
     let mut command = Command::new("bash");
     command
         .arg(script)
-        .args(["exp.toml", "--device", "cpu", "--stop-after", "1"])
+        .args(["exp.toml", "--device", "cpu"])
+        .args(args)
         .current_dir(world.path("."))
         .env("PATH", path)
         .env(
@@ -337,11 +339,49 @@ fn the_script_for_slurm_trains_on_all_its_tasks() {
         )
         .env("SLURM_JOB_NODELIST", "node[1-2]")
         .env("SLURM_JOB_ID", free_port());
-    let (status, said) = Process::start(&mut command).ended();
+    Process::start(&mut command)
+}
+
+#[test]
+fn the_script_for_slurm_trains_on_all_its_tasks() {
+    let world = encoded();
+    let (status, said) = script(&world, &["--stop-after", "1"]).ended();
     assert_eq!(status, Some(0), "{said}");
     assert!(
         said.contains("2 ranks: each computes 2 micro-batches"),
         "{said}"
     );
     checkpoint(&world, 1);
+}
+
+#[test]
+fn a_job_whose_time_is_up_asks_for_its_turn_again() {
+    let world = encoded();
+    world.edit("steps = 4", "steps = 1000000\nkeep_checkpoints = 1");
+    let job = script(&world, &[]);
+    let begun = Instant::now();
+    while !world
+        .path("out/checkpoints/step-00000002.safetensors")
+        .exists()
+    {
+        assert!(begun.elapsed() < Duration::from_secs(120), "no checkpoint");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    // As Slurm does: to all tasks.
+    for task in String::from_utf8(world.read("tasks"))
+        .expect("text")
+        .lines()
+    {
+        let sent = Command::new("kill").args(["-TERM", task]).status();
+        assert!(sent.expect("kill").success());
+    }
+    let (status, said) = job.ended();
+    assert_eq!(status, Some(143), "{said}");
+    let asked = String::from_utf8(world.read("asked")).expect("text");
+    assert!(
+        asked.lines().any(|line| line.starts_with("requeue ")),
+        "{asked}"
+    );
+    let kept = std::fs::read_dir(world.path("out/checkpoints")).expect("a folder");
+    assert_eq!(kept.count(), 1);
 }

@@ -11,7 +11,7 @@ use plumb::encode::{EncodeOptions, encode_captions};
 use plumb::experiment::Experiment;
 use plumb::lora::Bound;
 use plumb::models::Placement;
-use plumb::monitor::Silent;
+use plumb::monitor::{Silent, never};
 use plumb::nn::Kernels;
 use plumb::nn::weights::DigestMemo;
 use plumb::sample::previews;
@@ -78,6 +78,8 @@ impl Kind {
             kernels: Kernels::NONE,
             resident_limit_bytes: u64::MAX,
             wait: std::time::Duration::ZERO,
+            clock: || 0.0,
+            stop: never,
         };
         encode_captions(&base, &store, &captions, &options, &Silent).expect("encoded");
         let source = ModelCache::open(&base, &store).expect("a store");
@@ -198,6 +200,8 @@ fn v_prediction_from_pure_noise_is_what_its_pipeline_makes() {
         kernels: Kernels::NONE,
         resident_limit_bytes: u64::MAX,
         wait: std::time::Duration::ZERO,
+        clock: || 0.0,
+        stop: never,
     };
     encode_captions(&base, &store, &captions, &options, &Silent).expect("encoded");
     let source = ModelCache::open(&base, &store).expect("a store");

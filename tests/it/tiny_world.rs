@@ -13,7 +13,7 @@ use plumb::encode::{EncodeOptions, encode_captions, tokenize};
 use plumb::experiment::Experiment;
 use plumb::lora::Bound;
 use plumb::models::{ConditioningTensors, Placement};
-use plumb::monitor::Silent;
+use plumb::monitor::{Silent, never};
 use plumb::nn::Kernels;
 use plumb::nn::weights::DigestMemo;
 use plumb::sample::{SampleOptions, sample_from};
@@ -65,6 +65,8 @@ fn conditioning(world: &World, base: &BaseModel) -> Vec<Conditioning> {
         kernels: Kernels::NONE,
         resident_limit_bytes: u64::MAX,
         wait: std::time::Duration::ZERO,
+        clock: || 0.0,
+        stop: never,
     };
     encode_captions(base, &store, &captions, &options, &Silent).expect("encoded");
     let source = ModelCache::open(base, &store).expect("a store");

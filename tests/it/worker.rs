@@ -286,3 +286,71 @@ fn garbage_is_one_line_and_the_end() {
         );
     }
 }
+
+#[test]
+fn a_signal_ends_a_worker_when_the_batch_it_has_is_answered() {
+    use std::os::unix::process::ExitStatusExt as _;
+    let world = World::new();
+    let kill = |child: &Child| {
+        let id = child.id().to_string();
+        let sent = Command::new("kill").args(["-TERM", &id]).status();
+        assert!(sent.expect("kill").success());
+    };
+    // One that waits has nothing to end.
+    let mut idle = start(&world, &[]);
+    let _to = sink(&mut idle);
+    let from = StreamReader::try_new(idle.stdout.take().expect("a pipe"), None);
+    from.expect("a schema");
+    std::thread::sleep(Duration::from_millis(300));
+    kill(&idle);
+    assert_eq!(idle.wait().expect("ended").signal(), Some(15));
+
+    let captions: Vec<String> = (0..1000).map(|n| format!("a red circle, {n}")).collect();
+    let captions: Vec<_> = captions.iter().map(|c| Some(c.as_str())).collect();
+    let mut child = start(&world, &[]);
+    let mut to = sink(&mut child);
+    let from = StreamReader::try_new(child.stdout.take().expect("a pipe"), None);
+    let mut from = from.expect("a schema");
+    to.write(&batch(0, &captions)).expect("written");
+    let mut rows = from.next().expect("rows").expect("a batch").num_rows();
+    assert!(rows < captions.len());
+    kill(&child);
+    for made in from.by_ref() {
+        rows += made.expect("a batch").num_rows();
+    }
+    assert_eq!(rows, captions.len());
+    // It ends although more may come.
+    let (status, said) = ended(child);
+    assert_eq!(status, Some(143), "{said}");
+    assert!(said.contains("ending after this batch"), "{said}");
+    drop(to);
+}
+
+/// How many threads a program has.
+#[cfg(target_os = "linux")]
+fn threads(args: &[&str]) -> usize {
+    let world = World::new();
+    let mut child = start(&world, args);
+    let _to = sink(&mut child);
+    let from = StreamReader::try_new(child.stdout.take().expect("a pipe"), None);
+    from.expect("a schema");
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", child.id()));
+    let count = tasks.expect("its threads").count();
+    child.kill().expect("killed");
+    child.wait().expect("ended");
+    count
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_worker_computes_with_as_many_threads_as_it_is_told() {
+    assert_eq!(
+        threads(&["--threads", "7"]),
+        threads(&["--threads", "1"]) + 6
+    );
+    let world = World::new();
+    let none = world
+        .run(&["encode", "exp.toml", "--threads", "0"])
+        .expect(2);
+    none.says("--threads");
+}

@@ -11,7 +11,7 @@ use plumb::encode::{self, Selection};
 use plumb::experiment::Experiment;
 use plumb::lora;
 use plumb::models::Denoiser;
-use plumb::monitor::Monitor as _;
+use plumb::monitor::{Monitor as _, never};
 use plumb::sample;
 use plumb::sample::networks::{self, Network};
 use plumb::sample::previews;
@@ -192,6 +192,7 @@ fn options(experiment: &Experiment, place: &ComputeDevice) -> TrainOptions {
         dump_step: None,
         stop_after: None,
         clock: world::now_seconds,
+        stop: never,
         placement: base_model::placement(experiment, &place.device, &place.kernels),
         memory_bytes: place.memory_bytes,
         wait: WaitArgs::default().limit(),

@@ -4,10 +4,11 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use plumb::dataset;
-use plumb::encode::{self, EncodeReport, Error, Part, Selection};
+use plumb::encode::{self, EncodeOptions, EncodeReport, Error, Part, Selection};
 use plumb::shown::{counted, things};
 
 use crate::CommandResult;
+use crate::signals;
 use crate::store;
 use crate::ui::{Failure, Ui};
 use crate::world::{self, DeviceArgs, WaitArgs};
@@ -33,14 +34,19 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args, ui: &Ui) -> CommandResult {
     let experiment = world::open_experiment(&args.experiment, ui)?;
-    let options = world::encode_options(&args.device.open(ui)?, &args.wait);
+    let options = EncodeOptions {
+        stop: signals::asked,
+        ..world::encode_options(&args.device.open(ui)?, &args.wait)
+    };
+    signals::heed("ending after what is being encoded", ui)?;
     let selection = Selection {
         captions: args.captions.as_deref(),
         part: args.part,
     };
     let mut memo = world::digest_memo();
     let report = encode::run(&experiment, selection, &options, &mut memo, ui).map_err(failure)?;
-    ui.report(&report, &describe(&report))
+    ui.report(&report, &describe(&report))?;
+    report.stopped.map_or(Ok(()), |s| Err(Failure::stopped(s)))
 }
 
 /// The exit status that goes with an error.
@@ -121,6 +127,11 @@ pub(crate) fn describe(report: &EncodeReport) -> String {
     ));
     if let Some(pushed) = &report.pushed {
         lines.push(store::push_text(pushed));
+    }
+    if let Some(signal) = report.stopped {
+        lines.push(format!(
+            "ended by {signal}: what was encoded is in the store; run the same command again to go on"
+        ));
     }
     lines.join("\n")
 }

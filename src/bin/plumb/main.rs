@@ -14,6 +14,7 @@ mod ranks;
 mod recipe;
 mod sample;
 mod shell;
+mod signals;
 mod store;
 mod train;
 mod ui;
@@ -34,7 +35,8 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// Exact caption embeddings for diffusion LoRAs.
 ///
 /// Exit status: 0 done; 1 error; 2 wrong usage or Experiment file; 3 done, with problems reported;
-/// 4 refused, because the store does not hold what the Experiment needs.
+/// 4 refused, because the store does not hold what the Experiment needs; 130 and 143 ended by SIGINT (Ctrl-C) and SIGTERM: `train`, `encode`
+/// and `worker` keep what they have done, and a second signal ends them at once.
 #[derive(Parser)]
 #[command(name = "plumb", version, about, long_about)]
 struct Cli {

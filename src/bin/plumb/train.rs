@@ -10,6 +10,7 @@ use plumb::train::{self, Error, TrainOptions, TrainReport};
 
 use crate::CommandResult;
 use crate::ranks::{Position, RanksArgs, Where};
+use crate::signals;
 use crate::ui::{Failure, Ui};
 use crate::world::{self, DeviceArgs, WaitArgs};
 
@@ -17,7 +18,8 @@ use crate::world::{self, DeviceArgs, WaitArgs};
 ///
 /// Nothing is encoded here: if the store lacks something, the command says what and why, and ends with exit
 /// status 4. An interrupted run goes on at its newest checkpoint, and ends with the same LoRA as if it had never
-/// stopped.
+/// stopped. Ctrl-C and SIGTERM let the step under way end, write a checkpoint, and end with exit status 130 and 143; a second one ends at
+/// once.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// The Experiment file.
@@ -53,6 +55,7 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> CommandResult {
     // What all ranks would say, rank 0 says.
     let of_rank = (rank > 0).then(|| Ui::of_rank(rank));
     let ui = of_rank.as_ref().unwrap_or(ui);
+    signals::heed("ending after this step, with a checkpoint", ui)?;
     let named = |failure: Failure| match rank {
         0 => failure,
         rank => failure.of_rank(rank),
@@ -66,6 +69,7 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> CommandResult {
         dump_step,
         stop_after: args.stop_after,
         clock: world::now_seconds,
+        stop: signals::asked,
         placement: base_model::placement(&experiment, &place.device, &place.kernels),
         memory_bytes: place.memory_bytes,
         wait: args.wait.limit(),
@@ -77,15 +81,23 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> CommandResult {
     let report = train::run_with(&experiment, &options, &ranks, &mut memo, ui);
     // Those that were started end when they see that the connection is closed.
     drop((ranks, started));
-    let report = report.map_err(|error| match rank {
-        0 => failure(error),
-        _ if args.ranks.is_launched() => Failure::told(),
-        rank => failure(error).of_rank(rank),
+    // Of ranks that are ended before all have begun, the first that end take the others with them.
+    let report = report.map_err(|error| {
+        let signal = signals::found().filter(|_| matches!(error, Error::Ranks(_)));
+        let failure = match rank {
+            0 => failure(error),
+            _ if args.ranks.is_launched() => Failure::told(),
+            rank => failure(error).of_rank(rank),
+        };
+        match signal {
+            Some(signal) => failure.by(signal),
+            None => failure,
+        }
     })?;
-    match rank {
-        0 => ui.report(&report, &describe(&report)),
-        _ => Ok(()),
+    if rank == 0 {
+        ui.report(&report, &describe(&report))?;
     }
+    report.stopped.map_or(Ok(()), |s| Err(Failure::stopped(s)))
 }
 
 /// The exit status that goes with an error.
@@ -128,7 +140,13 @@ pub(crate) fn describe(report: &TrainReport) -> String {
     }
     match &report.lora {
         Some(path) => lines.push(format!("LoRA: {}", path.display())),
-        None => lines.push("not finished: run the same command again to go on".to_owned()),
+        None => {
+            let by = report.stopped.map(|signal| format!("ended by {signal}"));
+            let why = by.unwrap_or_else(|| "not finished".to_owned());
+            lines.push(format!(
+                "{why}, with a checkpoint: run the same command again to go on"
+            ));
+        }
     }
     lines.join("\n")
 }

@@ -2,12 +2,12 @@
 
 use std::io::{IsTerminal as _, Write as _};
 use std::process::ExitCode;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use plumb::monitor::Monitor;
+use plumb::monitor::{Monitor, Signal};
 use plumb::shown;
 use serde::Serialize;
 
@@ -53,6 +53,20 @@ impl Failure {
         }
     }
 
+    /// No error: the work was asked to end, and ended well.
+    pub(crate) fn stopped(signal: Signal) -> Self {
+        Self {
+            status: signal.status(),
+            message: String::new(),
+        }
+    }
+
+    /// The same, which came of a signal.
+    pub(crate) fn by(mut self, signal: Signal) -> Self {
+        self.status = signal.status();
+        self
+    }
+
     /// The same, by which of several processes says it.
     pub(crate) fn of_rank(mut self, rank: usize) -> Self {
         self.message = format!("rank {rank}: {}", self.message);
@@ -78,11 +92,14 @@ fn without_backtrace(message: &str) -> &str {
     begins.map_or(message, |(at, _)| &message[..at])
 }
 
+/// The bar that is shown, if one is.
+type Bar = Mutex<Option<ProgressBar>>;
+
 /// The terminal, or what stands in for it. It is the library's [`Monitor`].
 pub(crate) struct Ui {
     json: bool,
     quiet: bool,
-    bar: Mutex<Option<ProgressBar>>,
+    bar: Arc<Bar>,
     problems: AtomicU64,
     /// Before each line; empty but where several processes share the terminal.
     prefix: String,
@@ -101,7 +118,7 @@ impl Ui {
         Self {
             json,
             quiet,
-            bar: Mutex::new(None),
+            bar: Arc::default(),
             problems: AtomicU64::new(0),
             prefix: String::new(),
         }
@@ -164,22 +181,38 @@ impl Ui {
         }
     }
 
-    fn slot(&self) -> std::sync::MutexGuard<'_, Option<ProgressBar>> {
-        self.bar
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    fn slot(&self) -> MutexGuard<'_, Option<ProgressBar>> {
+        slot(&self.bar)
     }
 
     fn complain(&self, line: &str) {
-        let write = || {
-            // Where standard error is closed, there is nobody left to tell.
-            let _ = writeln!(std::io::stderr().lock(), "{line}");
-        };
-        match &*self.slot() {
-            // Otherwise the bar's next drawing would overwrite the line.
-            Some(bar) => bar.suspend(write),
-            None => write(),
+        complain(&self.bar, line);
+    }
+
+    /// What notes a line from another thread.
+    pub(crate) fn teller(&self) -> impl Fn(&str) + Send + 'static + use<> {
+        let (bar, quiet) = (self.bar.clone(), self.quiet);
+        move |line| {
+            if !quiet {
+                complain(&bar, line);
+            }
         }
+    }
+}
+
+fn slot(bar: &Bar) -> MutexGuard<'_, Option<ProgressBar>> {
+    bar.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn complain(bar: &Bar, line: &str) {
+    let write = || {
+        // Where standard error is closed, there is nobody left to tell.
+        let _ = writeln!(std::io::stderr().lock(), "{line}");
+    };
+    match &*slot(bar) {
+        // Otherwise the bar's next drawing would overwrite the line.
+        Some(bar) => bar.suspend(write),
+        None => write(),
     }
 }
 

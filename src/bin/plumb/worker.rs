@@ -3,12 +3,14 @@
 use std::io::{BufReader, BufWriter, IsTerminal as _, stdin, stdout};
 use std::path::PathBuf;
 
+use plumb::encode::EncodeOptions;
 use plumb::monitor::Monitor as _;
 use plumb::shown::counted;
 use plumb::worker::{self, Error};
 
 use crate::CommandResult;
 use crate::encode;
+use crate::signals::{self, Awaited};
 use crate::ui::{Failure, Ui};
 use crate::world::{self, DeviceArgs, WaitArgs};
 
@@ -38,14 +40,22 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> CommandResult {
         return Err(Failure::usage(why));
     }
     let experiment = world::open_experiment(&args.experiment, ui)?;
-    let options = world::encode_options(&args.device.open(ui)?, &args.wait);
+    let options = EncodeOptions {
+        stop: signals::asked,
+        ..world::encode_options(&args.device.open(ui)?, &args.wait)
+    };
+    signals::heed("ending after this batch", ui)?;
     let streams = (
-        BufReader::new(stdin().lock()),
+        BufReader::new(Awaited(stdin().lock())),
         BufWriter::new(stdout().lock()),
     );
     let mut memo = world::digest_memo();
     let report = worker::run(&experiment, args.store, &options, &mut memo, streams, ui);
-    let report = report.map_err(failure)?;
+    let report = report.map_err(|error| match (&error, signals::found()) {
+        // It broke off where a signal came.
+        (Error::Input(_), Some(signal)) => Failure::stopped(signal),
+        _ => failure(error),
+    })?;
     if report.failed > 0 {
         ui.problem(&format!(
             "{} of {} captions could not be encoded: the column `error` says why",
@@ -58,7 +68,8 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> CommandResult {
         counted(report.encoded, "entry"),
         report.present
     );
-    ui.note_report(&report, &text)
+    ui.note_report(&report, &text)?;
+    signals::found().map_or(Ok(()), |signal| Err(Failure::stopped(signal)))
 }
 
 fn failure(error: Error) -> Failure {

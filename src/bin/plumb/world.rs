@@ -10,7 +10,7 @@ use plumb::device::{self, Choice};
 use plumb::digest::Digest;
 use plumb::encode::EncodeOptions;
 use plumb::experiment::{Experiment, Variables};
-use plumb::monitor::Monitor;
+use plumb::monitor::{Monitor, never};
 use plumb::nn::Kernels;
 use plumb::nn::weights::DigestMemo;
 use plumb::shown;
@@ -179,6 +179,9 @@ pub(crate) struct DeviceArgs {
     /// With own kernels, compute attention by NVIDIA's cuDNN 9 where it is installed. No GPU has run this yet.
     #[arg(long, requires = "own_kernels")]
     cudnn: bool,
+    /// Compute with N threads on the CPU; the default is one for each core, or what RAYON_NUM_THREADS says.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1024))]
+    threads: Option<u64>,
 }
 
 /// How long to wait for another process.
@@ -224,6 +227,11 @@ impl DeviceArgs {
         processes: usize,
         ui: &Ui,
     ) -> Result<ComputeDevice, Failure> {
+        if let Some(threads) = self.threads {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads as usize);
+            let made = pool.build_global();
+            made.map_err(|e| Failure::error(format!("--threads: {e}")))?;
+        }
         // Before a device is opened, which may take seconds: a wrong number is told at once.
         let limit = self.memory.map(limit_bytes).transpose()?;
         let choice = self.choice(place)?;
@@ -359,6 +367,8 @@ pub(crate) fn encode_options(place: &ComputeDevice, wait: &WaitArgs) -> EncodeOp
         // The rest is for activations.
         resident_limit_bytes: place.memory_bytes / 10 * 7,
         wait: wait.limit(),
+        clock: now_seconds,
+        stop: never,
     }
 }
 

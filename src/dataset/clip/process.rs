@@ -40,6 +40,9 @@ impl Running {
             // It would write a file where it stands, and colour what it says.
             .env_remove("FFREPORT")
             .env_remove("AV_LOG_FORCE_COLOR");
+        // Ctrl-C is for us: what is being read is read to its end, and of it no damage is told.
+        #[cfg(unix)]
+        std::os::unix::process::CommandExt::process_group(piped, 0);
         let mut child = piped.spawn()?;
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
         // One block waits while the next is read.

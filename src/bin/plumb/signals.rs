@@ -1,0 +1,90 @@
+//! Ctrl-C (SIGINT) and SIGTERM, for commands whose work can end well before it is done. The first is heeded as soon as the work may end
+//! and somebody asks for it ([`asked`]); before that, and at a second one, the program ends at once.
+
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+
+use plumb::monitor::Signal;
+
+use crate::ui::{Failure, Ui};
+
+/// The first signal that came, as [`code`] has it; 0 for none.
+static FOUND: AtomicU8 = AtomicU8::new(0);
+/// Whether the work has come so far that it asks.
+static IS_ASKED: AtomicBool = AtomicBool::new(false);
+/// Whether the work waits for somebody else, with nothing begun.
+static IS_IDLE: AtomicBool = AtomicBool::new(false);
+
+/// The signal that asks the work to end, if one came. Who asks promises to end soon where there is one.
+pub(crate) fn asked() -> Option<Signal> {
+    IS_ASKED.store(true, Ordering::SeqCst);
+    found()
+}
+
+/// The same, without a promise.
+pub(crate) fn found() -> Option<Signal> {
+    match FOUND.load(Ordering::SeqCst) {
+        0 => None,
+        INTERRUPT => Some(Signal::Interrupt),
+        _ => Some(Signal::Terminate),
+    }
+}
+
+const INTERRUPT: u8 = 1;
+const TERMINATE: u8 = 2;
+
+/// Gives the command's work time to end, which is told as `what`.
+pub(crate) fn heed(what: &'static str, ui: &Ui) -> Result<(), Failure> {
+    watch(what, ui).map_err(|e| Failure::error(format!("signals cannot be waited for: {e}")))
+}
+
+#[cfg(unix)]
+fn watch(what: &'static str, ui: &Ui) -> std::io::Result<()> {
+    use signal_hook::consts::{SIGINT, SIGTERM};
+    use signal_hook::iterator::Signals;
+    use signal_hook::low_level;
+
+    let mut signals = Signals::new([SIGINT, SIGTERM])?;
+    let tell = ui.teller();
+    let heeds = move || {
+        for number in signals.forever() {
+            let code = if number == SIGINT {
+                INTERRUPT
+            } else {
+                TERMINATE
+            };
+            let first = FOUND.compare_exchange(0, code, Ordering::SeqCst, Ordering::SeqCst);
+            let at_once = !IS_ASKED.load(Ordering::SeqCst) || IS_IDLE.load(Ordering::SeqCst);
+            if first.is_err() || at_once {
+                // As it would without us, so that a shell sees what ended the program.
+                let _ = low_level::emulate_default_handler(number);
+            }
+            tell(&format!("{what}; a second time ends at once"));
+        }
+    };
+    std::thread::Builder::new()
+        .name("signals".to_owned())
+        .spawn(heeds)
+        .map(drop)
+}
+
+/// Elsewhere the system ends the program.
+#[cfg(not(unix))]
+fn watch(_: &'static str, _: &Ui) -> std::io::Result<()> {
+    Ok(())
+}
+
+/// Input that somebody else sends. While it is waited for, nothing is lost where a signal ends the program; after one it is at its end.
+pub(crate) struct Awaited<R>(pub(crate) R);
+
+impl<R: std::io::Read> std::io::Read for Awaited<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        IS_IDLE.store(true, Ordering::SeqCst);
+        // Asked after it is said that nothing is begun: a signal sees the one or is seen here.
+        let read = match found() {
+            Some(_) => Ok(0),
+            None => self.0.read(buffer),
+        };
+        IS_IDLE.store(false, Ordering::SeqCst);
+        read
+    }
+}
