@@ -139,6 +139,20 @@ pub fn find_compiler(folders: &[PathBuf]) -> Result<(), Error> {
     }
 }
 
+/// Finds what sends gradients from GPU to GPU, NVIDIA's NCCL, where [`open`] would look.
+///
+/// # Errors
+/// If it is not there, or this program cannot use GPUs: in a sentence.
+pub fn find_nccl(folders: &[PathBuf]) -> Result<(), String> {
+    #[cfg(feature = "cuda")]
+    return nccl::Library::open(folders).map(drop);
+    #[cfg(not(feature = "cuda"))]
+    {
+        let _ = folders;
+        Err(Error::NotBuilt.to_string())
+    }
+}
+
 /// How many GPUs the driver finds, or is told to find (CUDA_VISIBLE_DEVICES).
 ///
 /// # Errors

@@ -10,6 +10,7 @@ fn what_a_machine_lacks_is_told_with_what_to_do() {
     let well = [("XDG_CACHE_HOME", caches), ("HF_TOKEN", "hf_secret")];
     let ran = plumb_with(folder.path(), &["doctor"], &well);
     let ran = ran.says("with a token").says("cores may be used");
+    let ran = ran.says("`plumb train --gpus N`");
     assert!(!ran.stdout.contains("hf_secret") && !ran.stderr.contains("hf_secret"));
 
     // A file where the folder of caches should be.

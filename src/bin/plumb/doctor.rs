@@ -78,6 +78,7 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> CommandResult {
         program(),
         processor(),
         gpu(),
+        gpus(),
         memory(),
         disk(&args.folder),
         locks(&args.folder),
@@ -168,6 +169,29 @@ fn gpu() -> Finding {
             "gpu",
             error.to_string(),
             "all is computed on the CPU",
+        ),
+    }
+}
+
+/// What `--gpus` would find.
+fn gpus() -> Finding {
+    let folders = world::cuda_folders();
+    let count = device::count(&folders).unwrap_or(0);
+    if count < 2 {
+        let found =
+            format!("{count} for `plumb train --gpus N`; on the CPU `--processes N` tries it out");
+        return Finding::ok("gpus", found);
+    }
+    match device::find_nccl(&folders) {
+        Ok(()) => Finding::ok(
+            "gpus",
+            format!("{count} for `plumb train --gpus N`; NCCL is there"),
+        ),
+        Err(error) => Finding::not(
+            State::Note,
+            "gpus",
+            format!("{count} for `plumb train --gpus N`, without NCCL: {error}"),
+            "gradients would go by way of rank 0, over TCP: install NCCL (`apt install libnccl2`), or `pip install nvidia-nccl-cu13` and activate that environment",
         ),
     }
 }
