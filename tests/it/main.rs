@@ -16,6 +16,7 @@ mod cli_lora;
 mod cli_model;
 mod cli_recipe;
 mod cli_store;
+mod clouds;
 mod compare;
 mod configs;
 mod corpus;
@@ -26,6 +27,8 @@ mod flux;
 mod flux_files;
 mod full_size;
 mod hostile_text;
+#[cfg(target_os = "linux")]
+mod hosts;
 mod hub;
 mod import_config;
 mod inspect_export;

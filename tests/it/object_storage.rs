@@ -20,10 +20,10 @@ use crate::store_util::{add, entry, files, readable, scratch, spec};
 use crate::util::{listing, plumb_with};
 use crate::world::World;
 
-const CAPTIONS: [&str; 6] = ["a", "bb", "ccc", "a longer caption, cut", "\u{e4}", ""];
+pub(crate) const CAPTIONS: [&str; 6] = ["a", "bb", "ccc", "a longer caption, cut", "\u{e4}", ""];
 
 /// A store with two specs, a run on each, and several packs.
-fn store(path: &Path) -> Store {
+pub(crate) fn store(path: &Path) -> Store {
     let store = Store::open_or_create(path).expect("a store");
     for number in [1, 2] {
         for some in CAPTIONS.chunks(2) {
@@ -43,14 +43,18 @@ fn run(store: &Store, number: u32, captions: &[&str]) {
         .expect("a run");
 }
 
-fn push(remote: &Remote, store: &Store, options: PushOptions) -> plumb::store::PushReport {
+pub(crate) fn push(
+    remote: &Remote,
+    store: &Store,
+    options: PushOptions,
+) -> plumb::store::PushReport {
     let report = remote.push(store, options, &Silent).expect("pushed");
     assert_eq!(report.problems, []);
     report
 }
 
 #[track_caller]
-fn assert_sound(remote: &Remote) {
+pub(crate) fn assert_sound(remote: &Remote) {
     let report = remote.check(true, &Silent).expect("checked");
     assert_eq!(report.problems, []);
 }

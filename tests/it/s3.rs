@@ -200,7 +200,16 @@ pub(crate) fn proxy(
     server: &str,
     decide: impl Fn(&str, &str, u64) -> Fault + Send + Sync + 'static,
 ) -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    proxy_on("127.0.0.1", server, decide)
+}
+
+/// The same, on another address of this machine.
+pub(crate) fn proxy_on(
+    address: &str,
+    server: &str,
+    decide: impl Fn(&str, &str, u64) -> Fault + Send + Sync + 'static,
+) -> String {
+    let listener = TcpListener::bind((address, 0)).expect("a port");
     let own = listener.local_addr().expect("an address").to_string();
     let server = server.to_owned();
     let decide: Arc<Decide> = Arc::new(decide);
@@ -273,7 +282,7 @@ fn serve(
 }
 
 /// One request, with `Connection: close`, so that its answer ends with the connection. One without a signature gets one, as if what it
-/// asks for were public.
+/// asks for were public, or as if its signature were S3's and not Google's. Google's condition that there is no such object is named as S3's.
 fn read_request(stream: &mut TcpStream) -> std::io::Result<Vec<u8>> {
     let mut reader = BufReader::new(stream);
     let (mut head, mut length, mut is_signed) = (Vec::new(), 0, false);
@@ -286,7 +295,11 @@ fn read_request(stream: &mut TcpStream) -> std::io::Result<Vec<u8>> {
         if let Some(value) = lower.strip_prefix("content-length:") {
             length = value.trim().parse().unwrap_or(0);
         }
-        is_signed |= lower.starts_with("authorization:");
+        let of_google = lower.starts_with("authorization: bearer");
+        is_signed |= lower.starts_with("authorization:") && !of_google;
+        if lower.starts_with("x-goog-if-generation-match: 0") {
+            line = "If-None-Match: *\r\n".to_owned();
+        }
         if line == "\r\n" {
             if !is_signed {
                 head.extend_from_slice(SIGNED.as_bytes());
@@ -294,7 +307,7 @@ fn read_request(stream: &mut TcpStream) -> std::io::Result<Vec<u8>> {
             head.extend_from_slice(b"Connection: close\r\n\r\n");
             break;
         }
-        if !lower.starts_with("connection:") {
+        if !lower.starts_with("connection:") && !of_google {
             head.extend_from_slice(line.as_bytes());
         }
     }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -204,8 +205,14 @@ fn retry() -> RetryConfig {
 
 type Opened = Result<Box<dyn ObjectStore>, String>;
 
+/// Whether one of these is set. Where none is, the address of the cloud's own machines is asked for credentials, and on any other machine
+/// nothing answers.
+fn has_any(variables: &Variables, names: &[&str]) -> bool {
+    let has = |name: &&str| variables.get(*name).is_some_and(|value| !value.is_empty());
+    names.iter().any(has)
+}
+
 fn s3(address: &Address, variables: &Variables) -> Opened {
-    let has = |name: &str| variables.get(name).is_some_and(|value| !value.is_empty());
     let named = [
         "AWS_ACCESS_KEY_ID",
         "AWS_WEB_IDENTITY_TOKEN_FILE",
@@ -214,8 +221,7 @@ fn s3(address: &Address, variables: &Variables) -> Opened {
         "AWS_METADATA_ENDPOINT",
         "AWS_SKIP_SIGNATURE",
     ];
-    // Else the address of the cloud's machines is asked for them, and on any other machine nothing answers.
-    if !named.into_iter().any(has) {
+    if !has_any(variables, &named) {
         return Err(
             "no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (AWS_ENDPOINT_URL where it is not Amazon's), or AWS_SKIP_SIGNATURE=true for a public bucket".to_owned(),
         );
@@ -245,6 +251,28 @@ fn s3(address: &Address, variables: &Variables) -> Opened {
 }
 
 fn google(address: &Address, variables: &Variables) -> Opened {
+    let named = [
+        "GOOGLE_SERVICE_ACCOUNT",
+        "GOOGLE_SERVICE_ACCOUNT_PATH",
+        "GOOGLE_SERVICE_ACCOUNT_KEY",
+        "SERVICE_ACCOUNT",
+        "GOOGLE_APPLICATION_CREDENTIALS",
+        "GOOGLE_SKIP_SIGNATURE",
+        "GCE_METADATA_HOST",
+    ];
+    // What `gcloud auth application-default login` leaves.
+    let home = variables.get("HOME").or_else(|| variables.get("APPDATA"));
+    let login = home.is_some_and(|home| {
+        let file = "gcloud/application_default_credentials.json";
+        [".config", ""]
+            .iter()
+            .any(|folder| Path::new(home).join(folder).join(file).is_file())
+    });
+    if !login && !has_any(variables, &named) {
+        return Err(
+            "no credentials: set GOOGLE_SERVICE_ACCOUNT, the file of a service account's key, or log in by `gcloud auth application-default login`; on a machine of Google's own GCE_METADATA_HOST=metadata.google.internal; GOOGLE_SKIP_SIGNATURE=true for a public bucket".to_owned(),
+        );
+    }
     let mut builder = GoogleCloudStorageBuilder::new();
     for (name, value) in variables.iter().filter(|(_, value)| !value.is_empty()) {
         let key = match name.as_str() {
@@ -265,6 +293,33 @@ fn google(address: &Address, variables: &Variables) -> Opened {
 }
 
 fn azure(address: &Address, variables: &Variables) -> Opened {
+    let emulator = "AZURE_STORAGE_USE_EMULATOR";
+    if !has_any(variables, &["AZURE_STORAGE_ACCOUNT_NAME", emulator]) {
+        return Err(
+            "no account: set AZURE_STORAGE_ACCOUNT_NAME, and AZURE_STORAGE_ACCOUNT_KEY or AZURE_STORAGE_SAS_TOKEN".to_owned(),
+        );
+    }
+    let named = [
+        emulator,
+        "AZURE_STORAGE_ACCOUNT_KEY",
+        "AZURE_STORAGE_ACCESS_KEY",
+        "AZURE_STORAGE_SAS_KEY",
+        "AZURE_STORAGE_SAS_TOKEN",
+        "AZURE_STORAGE_TOKEN",
+        "AZURE_CLIENT_SECRET",
+        "AZURE_STORAGE_CLIENT_SECRET",
+        "AZURE_FEDERATED_TOKEN_FILE",
+        "AZURE_MSI_ENDPOINT",
+        "AZURE_IDENTITY_ENDPOINT",
+        "AZURE_USE_AZURE_CLI",
+        "AZURE_CREDENTIAL_TYPE",
+        "AZURE_SKIP_SIGNATURE",
+    ];
+    if !has_any(variables, &named) {
+        return Err(
+            "no credentials: set AZURE_STORAGE_ACCOUNT_KEY, AZURE_STORAGE_SAS_TOKEN or AZURE_USE_AZURE_CLI=true; on a machine of Azure's own AZURE_CREDENTIAL_TYPE=managed_identity; AZURE_SKIP_SIGNATURE=true for a public container".to_owned(),
+        );
+    }
     let mut builder = MicrosoftAzureBuilder::new();
     for (name, value) in variables.iter().filter(|(_, value)| !value.is_empty()) {
         let key = name
@@ -325,6 +380,10 @@ fn reason(e: &object_store::Error, scheme: Scheme) -> String {
     let advice = match code {
         "RequestTimeTooSkewed" => "; this machine's clock is wrong: set it",
         "NoSuchBucket" => "; make the bucket first",
+        "ContainerNotFound" => "; make the container first",
+        "AuthenticationFailed" | "AuthorizationFailure" => {
+            "; see AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY"
+        }
         "SignatureDoesNotMatch" | "InvalidAccessKeyId" | "ExpiredToken" => {
             "; see AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN"
         }
@@ -340,6 +399,8 @@ fn reason(e: &object_store::Error, scheme: Scheme) -> String {
     };
     if !code.is_empty() {
         let message = element(&text, "Message").unwrap_or_default();
+        // Azure's goes on with the number of the request.
+        let message = message.lines().next().unwrap_or_default();
         return format!("{}: {}{advice}", shown::text(code), shown::text(message));
     }
     match e {
