@@ -32,7 +32,9 @@ const SIDE: i64 = 16_384;
 const LARGE: f64 = 1e6;
 
 /// The fields with numbers, without the place in a list, and what they may be.
-pub(super) const FIELDS: [(&str, Range); 50] = [
+pub(super) const FIELDS: [(&str, Range); 51] = [
+    // At least four packs, to an exabyte.
+    ("store.cache_gb", Real(1.0, 1e9)),
     ("dataset.repeats", Whole(1, 100_000)),
     ("dataset.resolution", Whole(8, SIDE)),
     ("dataset.bucket_step", Whole(1, SIDE)),

@@ -63,10 +63,11 @@ impl Raw {
             return parsed.map_or_else(|why| wrong("store.path", why), |_| Ok(()));
         }
         let why = "only a store on object storage has it; leave it out, or give an address as `path`, such as s3://bucket/prefix";
-        match (&store.cache, store.compress) {
-            (Some(_), _) => wrong("store.cache", why),
-            (None, true) => wrong("store.compress", why),
-            (None, false) => Ok(()),
+        match (&store.cache, store.cache_gb, store.compress) {
+            (Some(_), _, _) => wrong("store.cache", why),
+            (None, Some(_), _) => wrong("store.cache_gb", why),
+            (None, None, true) => wrong("store.compress", why),
+            (None, None, false) => Ok(()),
         }
     }
 

@@ -200,6 +200,11 @@ impl Experiment {
         self.raw.store.cache.as_deref().map(|path| self.path(path))
     }
 
+    /// How much that folder keeps, in bytes, where the file says it.
+    pub fn store_cache_bytes(&self) -> Option<u64> {
+        self.raw.store.cache_gb.map(|gb| (gb * 1e9) as u64)
+    }
+
     /// Whether packs go to object storage in shared form.
     pub fn store_compress(&self) -> bool {
         self.raw.store.compress

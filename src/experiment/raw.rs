@@ -193,6 +193,10 @@ pub struct Store {
     /// Of a store on object storage, the folder that keeps what was read from there; the default is one in the user's cache.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cache: Option<PathBuf>,
+    /// Of a store on object storage, how much that folder keeps, in GB of packs; without it all that was read or encoded here. Those that
+    /// nobody read for longest go first, and are fetched again when they are read; what is not pushed yet stays.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache_gb: Option<f64>,
     /// Of a store on object storage, whether packs are written there in shared form: fewer bytes, nothing lost.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub compress: bool,

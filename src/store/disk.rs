@@ -3,7 +3,7 @@
 //!
 //! A file comes into being in one way only, [`write_once`]: a temporary name in the same folder, all bytes,
 //! fsync, rename, fsync of the folder. Only `gc`, `rebuild-index` and compaction remove files; the temporary ones of
-//! writers that died, `temporary` does.
+//! writers that died, `temporary` does, and copies of what is on object storage, `remote::trim`.
 //!
 //! An error of the system never stands for "not there" or "damaged": only its word that there is no such name does.
 

@@ -17,9 +17,9 @@
 //! ```
 //!
 //! `schemas/FORMAT.md` has every byte and column. Start reading at [`StoreWriter::put`] and
-//! [`StoreReader::get`]; `collecting`, `rebuild`, `compact`, `temporary` and `run` are the only files that remove anything;
-//! `parts` and `ranged` say how a large index is read in part, `sweep` and `sorting` how maintenance goes through one that does not fit
-//! into memory.
+//! [`StoreReader::get`]; `collecting`, `rebuild`, `compact`, `temporary`, `run` and `remote::trim` are the only files that remove
+//! anything; `parts` and `ranged` say how a large index is read in part, `sweep` and `sorting` how maintenance goes through one that
+//! does not fit into memory.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -85,7 +85,7 @@ pub use place::Place;
 pub use reader::{Entry, Payload, StoreReader};
 pub use rebuild::RebuildReport;
 pub use record::{NewEntry, PartRecord, Record};
-pub use remote::{Address, PullReport, PushOptions, PushReport, Remote, Variables};
+pub use remote::{Address, CacheLimit, PullReport, PushOptions, PushReport, Remote, Variables};
 pub use run::{Lacking, RUN_LIMIT_ENTRIES, Run};
 pub use stats::{SpecStats, StoreStats};
 pub use temporary::collect_temporary_files;
@@ -209,7 +209,13 @@ impl Store {
             contents: false,
             wait: self.wait,
         };
-        mirror.remote().push(self, options, monitor).map(Some)
+        let mut pushed = Vec::new();
+        let mut tell = |pack, object| pushed.push((pack, object));
+        let report = (mirror.remote()).push_and_tell(self, options, &mut tell, monitor)?;
+        // What is over there need not be here any more.
+        mirror.know(pushed);
+        mirror.trim(&self.layout, None)?;
+        Ok(Some(report))
     }
 
     /// As [`Self::open`], with another way to the disk.

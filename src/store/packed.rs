@@ -15,6 +15,7 @@ use super::pack::{HeaderRecord, KEY_SPEC, KEY_SPEC_JSON, KEY_VERSION, record_byt
 use super::record::{
     PARTS_LIMIT, PartRecord, Record, SOURCE_LIMIT_BYTES, TOKENS_LIMIT, is_part_name, tensor_name,
 };
+use super::remote::Mirror;
 use super::tensor::ElementType;
 use super::{Error, layout};
 use crate::digest::{Digest, Fingerprint};
@@ -26,6 +27,7 @@ pub(super) struct PackFile {
     file: File,
     length: u64,
     modified: Option<SystemTime>,
+    accessed: Option<SystemTime>,
 }
 
 impl PackFile {
@@ -37,7 +39,13 @@ impl PackFile {
             file,
             length: metadata.len(),
             modified: metadata.modified().ok(),
+            accessed: metadata.accessed().ok(),
         })
+    }
+
+    /// Tells a folder that is bounded that the pack was read.
+    pub(super) fn mark_read(&self, folder: &Mirror) {
+        folder.mark_read(&self.file, self.accessed);
     }
 
     pub(super) fn path(&self) -> &Path {

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::remote::Remote;
+use super::remote::{CacheLimit, Remote};
 
 /// A folder; or object storage, and the folder that keeps what was read from there.
 #[derive(Clone, Debug)]
@@ -17,6 +17,8 @@ pub(super) struct Behind {
     pub(super) remote: Remote,
     /// Whether packs go there in shared form.
     pub(super) compress: bool,
+    /// How much the folder keeps; None for all.
+    pub(super) limit: Option<CacheLimit>,
 }
 
 impl Place {
@@ -25,8 +27,21 @@ impl Place {
     pub fn remote(remote: Remote, folder: PathBuf, compress: bool) -> Self {
         Self {
             folder,
-            behind: Some(Behind { remote, compress }),
+            behind: Some(Behind {
+                remote,
+                compress,
+                limit: None,
+            }),
         }
+    }
+
+    /// The same, whose folder keeps no more than `limit` of a store on object storage.
+    #[must_use]
+    pub fn keeping(mut self, limit: Option<CacheLimit>) -> Self {
+        if let Some(behind) = &mut self.behind {
+            behind.limit = limit;
+        }
+        self
     }
 
     /// The folder.

@@ -20,6 +20,9 @@ use super::record::Record;
 use super::{Error, Problem, disk};
 use crate::digest::{Digest, Fingerprint};
 
+/// How often a pack is fetched that is gone again when it is opened.
+const FETCHES: u32 = 5;
+
 /// One place where an entry is stored; an entry may have several. Numbers instead of digests: there may be millions.
 pub(super) struct EntryLocation {
     pub(super) entry: Fingerprint,
@@ -196,10 +199,20 @@ impl Snapshot {
     ) -> Result<(PackFile, bool), Error> {
         let slot = &self.packs[candidate.pack as usize];
         let path = layout.pack(&slot.digest);
-        let file = match PackFile::open(&path) {
-            Err(e) if e.is_gone() && layout.fetch(&slot.digest)? => PackFile::open(&path)?,
-            other => other?,
-        };
+        let mut opened = PackFile::open(&path);
+        for _ in 0..FETCHES {
+            match opened {
+                // Of a folder that is full, another process may remove it before it is open here.
+                Err(e) if e.is_gone() && layout.fetch(&slot.digest)? => {
+                    opened = PackFile::open(&path);
+                }
+                _ => break,
+            }
+        }
+        let file = opened?;
+        if let Some(mirror) = &layout.mirror {
+            file.mark_read(mirror);
+        }
         let as_before = *slot.state.get_or_init(|| file.state()) == file.state();
         Ok((file, as_before))
     }

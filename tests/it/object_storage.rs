@@ -1,6 +1,7 @@
 //! Stores on object storage, on a real S3 server: there and back, under faults, kills, collection, and with a hostile bucket.
 
-use std::path::Path;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
@@ -12,7 +13,7 @@ use plumb::monitor::{Monitor, Silent, never};
 use plumb::nn::Kernels;
 use plumb::nn::weights::DigestMemo;
 use plumb::rng::{Rng, Stream};
-use plumb::store::{Address, GcOptions, Lacking, Place, PushOptions, Remote, Store};
+use plumb::store::{Address, CacheLimit, GcOptions, Lacking, Place, PushOptions, Remote, Store};
 use serde_json::json;
 
 use crate::s3::{BUCKET, Fault, S3, proxy};
@@ -208,6 +209,89 @@ fn a_machine_that_is_lost_in_the_middle_of_an_encoding_has_pushed_what_it_made()
     );
     assert_eq!(there(), 3000);
     assert_sound(&remote);
+}
+
+/// A clock that is ahead, so that no file of the test is new, and goes on between its steps.
+static AHEAD: AtomicU64 = AtomicU64::new(3600);
+
+fn later() -> SystemTime {
+    SystemTime::now() + Duration::from_secs(AHEAD.fetch_add(100, Ordering::Relaxed))
+}
+
+#[test]
+fn a_bounded_folder_keeps_what_was_read_last_and_what_is_not_pushed() {
+    let Some(s3) = S3::start() else { return };
+    let dir = scratch();
+    let own = Store::open_or_create(&dir.path().join("own")).expect("a store");
+    let names: Vec<String> = (0..8).map(|n| format!("caption {n}")).collect();
+    let captions: Vec<&str> = names.iter().map(String::as_str).collect();
+    for caption in &captions {
+        add(&own, 1, &[caption]).expect("added");
+    }
+    let sizes = files(&dir.path().join("own"), ".safetensors").into_iter();
+    let sizes = sizes.map(|file| std::fs::metadata(file).expect("a file").len());
+    let largest = sizes.max().expect("packs");
+    let remote = s3.remote(&s3.server);
+    push(&remote, &own, PushOptions::default());
+    // Four packs and what is left free for the next.
+    let bytes = 4 * largest + largest / 2;
+    let limit = CacheLimit { bytes, now: later };
+    let place = Place::remote(remote, dir.path().join("mirror"), false).keeping(Some(limit));
+    let open = || Store::open_at(&place).expect("a store");
+    let mirror = open();
+    let held = || -> BTreeSet<PathBuf> {
+        files(&dir.path().join("mirror"), ".safetensors")
+            .into_iter()
+            .collect()
+    };
+    // The pack that came when a caption was read.
+    let read = |caption: &str| {
+        let before = held();
+        assert_eq!(readable(&mirror, 1, &[caption]), [caption]);
+        held().difference(&before).next().cloned()
+    };
+    let packs: Vec<PathBuf> = (captions[..6].iter().copied())
+        .map(|caption| read(caption).expect("fetched"))
+        .collect();
+    assert_eq!(held(), packs[2..].iter().cloned().collect());
+    // What is read again stays longer than what came later.
+    assert_eq!(read(captions[2]), None);
+    read(captions[6]).expect("fetched");
+    assert!(held().contains(&packs[2]) && !held().contains(&packs[3]));
+
+    // What is not over there stays, however much it is, until it is.
+    let new: Vec<String> = (0..6).map(|n| format!("new {n}")).collect();
+    let before = held();
+    for caption in &new {
+        add(&mirror, 1, &[caption]).expect("added");
+    }
+    let unpushed: BTreeSet<PathBuf> = held().difference(&before).cloned().collect();
+    assert_eq!(unpushed.len(), new.len());
+    read(captions[0]).expect("fetched");
+    assert!(held().is_superset(&unpushed));
+    mirror.share(&Silent).expect("shared");
+    assert!(held().len() <= 4, "{:?}", held());
+
+    // Two at once, with room for a part of what each wants: each reads all, again and again.
+    let all: Vec<&str> = captions
+        .iter()
+        .copied()
+        .chain(new.iter().map(String::as_str))
+        .collect();
+    std::thread::scope(|scope| {
+        for number in 0..2 {
+            let (all, open) = (&all, &open);
+            scope.spawn(move || {
+                let store = open();
+                let mut rng = Rng::new(7, Stream::Shuffle, number, 0);
+                for _ in 0..60 {
+                    let caption = all[rng.below(all.len() as u64) as usize];
+                    assert_eq!(readable(&store, 1, &[caption]), [caption]);
+                }
+            });
+        }
+    });
+    assert!(held().len() <= 6, "{:?}", held());
 }
 
 #[test]
@@ -530,7 +614,7 @@ fn one_machine_encodes_and_another_trains() {
     let address = s3.address();
     world.edit(
         "path = \"store\"",
-        &format!("path = \"{address}\"\ncompress = true"),
+        &format!("path = \"{address}\"\ncompress = true\ncache_gb = 1"),
     );
     let variables = s3.variables(&s3.server);
     let run = |machine: &str, args: &[&str]| {
@@ -563,9 +647,10 @@ fn one_machine_encodes_and_another_trains() {
     run("two", &["train", "exp.toml"]).expect(0);
     // What only a store on object storage has, and what is no address.
     world.edit(&format!("path = \"{address}\""), "path = \"store\"");
-    run("one", &["encode", "exp.toml"])
-        .expect(2)
-        .says("store.compress");
+    let refused = |field: &str| run("one", &["encode", "exp.toml"]).expect(2).says(field);
+    refused("store.cache_gb");
+    world.edit("cache_gb = 1", "");
+    refused("store.compress");
     world.edit("path = \"store\"", "path = \"s3://a:hunter2@b\"");
     let refused = run("one", &["encode", "exp.toml"]).expect(2);
     assert!(!refused.stderr.contains("hunter2"));

@@ -14,7 +14,7 @@ use plumb::monitor::{Monitor, never};
 use plumb::nn::Kernels;
 use plumb::nn::weights::DigestMemo;
 use plumb::shown;
-use plumb::store::{self, Place, Remote};
+use plumb::store::{self, CacheLimit, Place, Remote};
 use sysinfo::{MemoryRefreshKind, RefreshKind, System};
 
 use crate::ranks::Where;
@@ -43,7 +43,10 @@ pub(crate) fn fetched(
     let remote = |path: &&Path| Address::is_one(path);
     if let Some(address) = experiment.store_address() {
         let (cache, compress) = (experiment.store_cache(), experiment.store_compress());
-        experiment.remote_store = Some(remote_store(address, cache, compress)?);
+        let limit = experiment.store_cache_bytes();
+        let limit = limit.map(|bytes| CacheLimit { bytes, now });
+        let place = remote_store(address, cache, compress)?.keeping(limit);
+        experiment.remote_store = Some(place);
     }
     let addresses: Vec<PathBuf> = experiment
         .model_paths()

@@ -1,11 +1,12 @@
 //! The folder that stands before a store on object storage: a store of its own, with the index of the other, and with those of its
 //! packs that were read. What is encoded goes into it first, and from there to the other by `push`.
 //!
-//! A pack is fetched when something in it is first read, and kept. Nothing in the folder that was pushed is anywhere alone, so whoever
-//! needs the room may remove the folder.
+//! A pack is fetched when something in it is first read, and kept, for as long as there is room (`trim`). Nothing in the folder that was pushed
+//! is anywhere alone, so whoever needs the room may remove the folder.
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Mutex, PoisonError, RwLock};
 
 use super::names::{Contents, RemotePack};
@@ -27,9 +28,11 @@ const MEND: &str = "remove the object, then encode or push again";
 /// What a folder is the mirror of.
 #[derive(Debug)]
 pub(in crate::store) struct Mirror {
-    behind: Behind,
-    /// The packs over there, as of the last look.
-    packs: RwLock<BTreeMap<Digest, RemotePack>>,
+    pub(super) behind: Behind,
+    /// Bytes of packs that came since the folder was last made smaller.
+    pub(super) grown: AtomicU64,
+    /// The packs over there, as of the last look, and those that were pushed since.
+    pub(super) packs: RwLock<BTreeMap<Digest, RemotePack>>,
     problems: RwLock<Vec<Problem>>,
     runs: RwLock<Vec<String>>,
     /// Held while a pack is fetched because somebody reads it: others may want the same.
@@ -40,6 +43,8 @@ impl Mirror {
     pub(in crate::store) fn new(behind: Behind) -> Self {
         Self {
             behind,
+            // What was there before is looked at with the first pack that comes.
+            grown: AtomicU64::new(u64::MAX / 2),
             packs: RwLock::default(),
             problems: RwLock::default(),
             runs: RwLock::default(),
@@ -202,6 +207,12 @@ impl Mirror {
         packs.iter().map(|(id, pack)| (*id, bytes(pack))).collect()
     }
 
+    /// Takes note of packs that were pushed.
+    pub(in crate::store) fn know(&self, pushed: Vec<(Digest, RemotePack)>) {
+        let mut packs = self.packs.write().unwrap_or_else(PoisonError::into_inner);
+        packs.extend(pushed);
+    }
+
     /// The names of the runs over there.
     pub(in crate::store) fn runs(&self) -> Vec<String> {
         let runs = self.runs.read();
@@ -243,6 +254,7 @@ impl Mirror {
             other => other?,
         };
         write_pack(layout, pack, &bytes)?;
+        self.grew(layout, pack, bytes.len() as u64)?;
         Ok(true)
     }
 
@@ -258,6 +270,13 @@ impl Mirror {
         let wanted: Vec<(Digest, u64)> = packs.iter().map(|pack| (*pack, bytes(pack))).collect();
         drop(sizes);
         let total: u64 = wanted.iter().map(|(_, bytes)| bytes).sum();
+        if let Some(limit) = self.behind.limit.filter(|limit| limit.bytes < total) {
+            monitor.note(&format!(
+                "{:.1} GB are to be fetched, and `cache_gb` keeps {:.1} of them: what goes is fetched again when it is read",
+                total as f64 / 1e9,
+                limit.bytes as f64 / 1e9
+            ));
+        }
         let what = format!("fetching packs from {}", self.remote().address());
         monitor.start(&what, Some(total));
         let fetched = each(&wanted, |(pack, bytes)| {

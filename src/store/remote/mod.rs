@@ -5,7 +5,7 @@
 //!
 //! - `client` alone knows the protocols and their asynchronous runtime, `http` sends their requests.
 //! - `names` are the names of objects; `lease` keeps those who add and those who remove apart.
-//! - `push`, `pull`, `check` and `gc` are the commands; `mirror` is the folder that stands before a store on object storage.
+//! - `push`, `pull`, `check` and `gc` are the commands; `mirror` is the folder that stands before a store on object storage, `trim` its bound.
 
 mod address;
 mod check;
@@ -17,6 +17,7 @@ mod mirror;
 mod names;
 mod pull;
 mod push;
+mod trim;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -27,6 +28,7 @@ pub use address::Address;
 pub use client::Variables;
 pub use pull::PullReport;
 pub use push::{PushOptions, PushReport};
+pub use trim::CacheLimit;
 
 pub(super) use mirror::{MIRROR_OF, Mirror};
 pub(super) use names::RemotePack;

@@ -5,13 +5,13 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use serde::Serialize;
 
 use super::lease::{Lease, Purpose};
-use super::names::{self, Contents};
+use super::names::{self, Contents, Object, RemotePack};
 use super::{Remote, each, problem_of};
 use crate::digest::{Digest, Fingerprint, canonical_json};
 use crate::monitor::Monitor;
@@ -83,6 +83,20 @@ impl Remote {
         options: PushOptions,
         monitor: &dyn Monitor,
     ) -> Result<PushReport, Error> {
+        self.push_and_tell(store, options, &mut |_, _| (), monitor)
+    }
+
+    /// As [`Self::push`]; `tell` is given each pack that was put.
+    ///
+    /// # Errors
+    /// As [`Self::push`].
+    pub(in crate::store) fn push_and_tell(
+        &self,
+        store: &Store,
+        options: PushOptions,
+        tell: &mut dyn FnMut(Digest, RemotePack),
+        monitor: &dyn Monitor,
+    ) -> Result<PushReport, Error> {
         if self.address().is_read_only() {
             return Err(Error::Refused(format!(
                 "{} is only read: give an s3://, gs:// or az:// address to push to",
@@ -104,7 +118,7 @@ impl Remote {
         };
         let parts = push.parts()?;
         let parts = push.put_specs(parts)?;
-        push.put_packs(&parts, monitor)?;
+        push.put_packs(&parts, tell, monitor)?;
         lease.confirm()?;
         push.put_those_gone(&parts)?;
         push.put_parts(parts)?;
@@ -203,7 +217,12 @@ impl Push<'_> {
         Ok(parts.into_iter().filter(is_sound).collect())
     }
 
-    fn put_packs(&mut self, parts: &[Part], monitor: &dyn Monitor) -> Result<(), Error> {
+    fn put_packs(
+        &mut self,
+        parts: &[Part],
+        tell: &mut dyn FnMut(Digest, RemotePack),
+        monitor: &dyn Monitor,
+    ) -> Result<(), Error> {
         let wanted: HashSet<Digest> = parts.iter().flat_map(|p| &p.rows).map(|r| r.pack).collect();
         let (there, missing): (Vec<Digest>, Vec<Digest>) = wanted
             .into_iter()
@@ -234,7 +253,8 @@ impl Push<'_> {
                     self.put.insert(pack);
                     self.report.packs += 1;
                     self.report.pack_bytes += bytes;
-                    self.report.sent_bytes += sent;
+                    self.report.sent_bytes += sent.object.bytes;
+                    tell(pack, sent);
                 }
                 Err(e) => self.note(e)?,
             }
@@ -242,8 +262,8 @@ impl Push<'_> {
         Ok(())
     }
 
-    /// Puts a pack whose bytes are what its name says; gives their number, and how many were sent for them.
-    fn put_pack(&self, pack: &Digest) -> Result<(u64, u64), Error> {
+    /// Puts a pack whose bytes are what its name says; gives their number, and what was sent for them.
+    fn put_pack(&self, pack: &Digest) -> Result<(u64, RemotePack), Error> {
         let file: PackPath = self.store.layout.pack_path(*pack);
         let bytes = packfile::read_whole(&self.store.layout, &file)?;
         let found = Digest::of(&bytes);
@@ -265,7 +285,12 @@ impl Push<'_> {
         };
         let name = names::pack(pack, is_shared);
         self.remote.client.put_new(&name, &object)?;
-        Ok((size, object.len() as u64))
+        let object = Object {
+            bytes: object.len() as u64,
+            // As far as this is known here; what is cleaned up by its age is listed before.
+            modified: SystemTime::UNIX_EPOCH,
+        };
+        Ok((size, RemotePack { object, is_shared }))
     }
 
     /// Puts packs again that were there at first and are gone: somebody removed them while we were asleep.
