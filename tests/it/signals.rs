@@ -243,6 +243,27 @@ fn a_signal_before_the_first_step_ends_at_once() {
 }
 
 #[test]
+fn a_second_signal_ends_ranks_at_once() {
+    let world = encoded();
+    // Steps of seconds, of which none is kept.
+    world.edit("gradient_accumulation = 3", "gradient_accumulation = 200");
+    world.edit("steps = 4", "steps = 1000000");
+    world.edit("checkpoint_every = 2", "checkpoint_every = 1000000");
+    let ranks = ["train", "exp.toml", "--processes", "2"];
+    let mut run = AtWork::start(&world, &ranks, &[]);
+    let metrics = world.path("out/metrics.jsonl");
+    run.until(|| std::fs::metadata(&metrics).is_ok_and(|m| m.len() > 0));
+    // Into the second.
+    std::thread::sleep(Duration::from_millis(300));
+    run.send("TERM", false);
+    run.says("a second time ends at once");
+    run.send("INT", false);
+    let (found, said) = run.ended();
+    assert_eq!(found.signal(), Some(2), "{found:?}: {said}");
+    assert_eq!(checkpoints(&world), [0_u64; 0]);
+}
+
+#[test]
 fn an_encoding_ends_with_what_it_has_and_goes_on() {
     let world = World::new();
     let captions: Vec<String> = (0..4000).map(|n| format!("a red circle, {n}")).collect();
