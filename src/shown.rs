@@ -45,7 +45,7 @@ pub fn things(count: impl Display, thing: &str) -> String {
     };
     match word.strip_suffix('y') {
         Some(stem) if !stem.ends_with(['a', 'e', 'o']) => format!("{stem}ies{rest}"),
-        _ if word.ends_with("ch") => format!("{word}es{rest}"),
+        _ if word.ends_with("tch") => format!("{word}es{rest}"),
         _ => format!("{word}s{rest}"),
     }
 }
@@ -149,6 +149,7 @@ mod tests {
             (2, "entry"),
             (1, "entry"),
             (7, "micro-batch"),
+            (3, "epoch"),
         ];
         let all = all.map(|(count, thing)| super::counted(count, thing));
         assert_eq!(
@@ -158,7 +159,8 @@ mod tests {
                 "1 picture",
                 "2 entries",
                 "1 entry",
-                "7 micro-batches"
+                "7 micro-batches",
+                "3 epochs"
             ]
         );
         assert_eq!(super::counted(3, "window of clips"), "3 windows of clips");

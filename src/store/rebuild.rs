@@ -330,9 +330,12 @@ impl Store {
             report.parts_written += made.new.len() as u64;
             let old = old_parts.remove(&spec).unwrap_or_default();
             report.parts_removed += self.remove_others(&spec, &old, &made.new)?;
-            let here = self.layout.index_parts(&spec)?.into_iter();
-            let passing: Vec<_> = here.filter(|(p, _)| made.passing.contains(p)).collect();
-            self.remove_others(&spec, &passing, &made.new)?;
+            // Else nothing is read any more, which might fail.
+            if !made.passing.is_empty() {
+                let here = self.layout.index_parts(&spec)?.into_iter();
+                let passing: Vec<_> = here.filter(|(p, _)| made.passing.contains(p)).collect();
+                self.remove_others(&spec, &passing, &made.new)?;
+            }
         }
         for (spec, parts) in old_parts {
             report.parts_removed += self.remove_others(&spec, &parts, &[])?;

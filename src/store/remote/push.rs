@@ -132,6 +132,11 @@ impl Remote {
     /// Begins a store where there is nothing else.
     fn begin(&self) -> Result<Contents, Error> {
         let all = self.client.list("")?;
+        // By another, since it was looked for.
+        let is_begun = all.iter().any(|object| object.name == MARKER);
+        if is_begun && let Some(there) = self.contents()? {
+            return Ok(there);
+        }
         if all.iter().any(|object| !object.name.starts_with("leases/")) {
             return Err(Error::NotAStore {
                 path: self.address().to_string().into(),
