@@ -310,28 +310,30 @@ fn record(n: u64, place: u64, rows: u64) -> Record {
     }
 }
 
+/// What captions are made of.
+pub(crate) const PHRASES: [&str; 16] = [
+    "a red fox",
+    "in the snow",
+    "at dusk",
+    "oil on canvas",
+    "close up",
+    "35 mm film",
+    "soft light",
+    "by the river",
+    "two children",
+    "an old city",
+    "from above",
+    "watercolour",
+    "in the rain",
+    "with a dog",
+    "on a table",
+    "black and white",
+];
+
 fn source(n: u64) -> String {
-    const WORDS: [&str; 16] = [
-        "a red fox",
-        "in the snow",
-        "at dusk",
-        "oil on canvas",
-        "close up",
-        "35 mm film",
-        "soft light",
-        "by the river",
-        "two children",
-        "an old city",
-        "from above",
-        "watercolour",
-        "in the rain",
-        "with a dog",
-        "on a table",
-        "black and white",
-    ];
     let noise = digest("caption", n);
     let words = noise.as_bytes().iter().take(8);
-    let words: Vec<&str> = words.map(|b| WORDS[usize::from(b % 16)]).collect();
+    let words: Vec<&str> = words.map(|b| PHRASES[usize::from(b % 16)]).collect();
     format!("{}, number {n}", words.join(", "))
 }
 

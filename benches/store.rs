@@ -12,6 +12,7 @@ use plumb::digest::{Fingerprint, canonical_json};
 use plumb::store::{ElementType, NewEntry, Store, StoreReader, TensorBytes};
 use rayon::prelude::*;
 
+use crate::index::PHRASES;
 use crate::turns::Seconds;
 
 const CAPTIONS: usize = 100_000;
@@ -70,17 +71,7 @@ fn spec(number: usize) -> (Fingerprint, Vec<u8>) {
 }
 
 fn caption(i: usize) -> String {
-    const WORDS: [&str; 8] = [
-        "a red fox",
-        "in the snow",
-        "at dusk",
-        "oil on canvas",
-        "close up",
-        "35 mm film",
-        "soft light",
-        "by the river",
-    ];
-    let words: Vec<&str> = (0..5).map(|w| WORDS[(i >> (3 * w)) & 7]).collect();
+    let words: Vec<&str> = (0..5).map(|w| PHRASES[(i >> (3 * w)) & 7]).collect();
     format!("{}, number {i}", words.join(", "))
 }
 

@@ -210,7 +210,7 @@ pub fn decode(
 }
 
 /// Pixels in [-1, 1], [channels, height, width], as 8-bit RGB.
-fn picture(pixels: &Tensor) -> Result<RgbImage> {
+pub(super) fn picture(pixels: &Tensor) -> Result<RgbImage> {
     let (channels, height, width) = pixels.dims3()?;
     if channels != 3 {
         bail!("expected a decoder of 3 channels, found {channels}");

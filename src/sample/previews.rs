@@ -2,16 +2,16 @@
 
 use candle_core::{Device, Tensor};
 use image::imageops::{self, FilterType};
-use image::{ImageFormat, Rgb, RgbImage};
+use image::{ImageFormat, RgbImage};
 
-use super::denoise::{Sampling, start_noise};
+use super::denoise::{Sampling, picture, start_noise};
 use super::metadata::Texts;
 use super::networks::Stage;
 use super::sheet::{SheetRow, contact_sheet};
 use super::{AnimatedWebp, Error, SampleOptions, decode};
 use crate::base_model::BaseModel;
 use crate::cache::{Conditioning, ModelCache, drop_caption};
-use crate::dataset::{self, PictureFile, PreparedPicture, Preview};
+use crate::dataset::{self, PictureFile, Preview};
 use crate::experiment::SampleSettings;
 use crate::nn::Kernels;
 use crate::recipe::latents::Rate;
@@ -195,7 +195,10 @@ pub fn shown_references(
             let file = PictureFile::open(&preview.reference.picture);
             let file = file.and_then(|file| file.expect(&preview.reference.digest));
             let prepared = file.and_then(|file| file.prepare(view));
-            let picture = rgb(&prepared.map_err(dataset::Error::Picture)?);
+            let prepared = prepared.map_err(dataset::Error::Picture)?;
+            let size = prepared.view.bucket;
+            let shape = (3, size.height as usize, size.width as usize);
+            let picture = picture(&Tensor::from_vec(prepared.pixels, shape, &Device::Cpu)?)?;
             let (width, height) = picture.dimensions();
             let within = |most: u32, side: u32| f64::from(most) / f64::from(side);
             let scale = within(preview.size.width, width).min(within(preview.size.height, height));
@@ -208,17 +211,6 @@ pub fn shown_references(
         Ok(kept)
     };
     of_prompts.map(shown).collect()
-}
-
-/// What was prepared for the VAE, as a picture.
-fn rgb(prepared: &PreparedPicture) -> RgbImage {
-    let size = prepared.view.bucket;
-    let channel = prepared.pixels.len() / 3;
-    RgbImage::from_fn(size.width, size.height, |x, y| {
-        let at = y as usize * size.width as usize + x as usize;
-        let level = |c: usize| ((prepared.pixels[c * channel + at] + 1.0) * 127.5).round() as u8;
-        Rgb([0, 1, 2].map(level))
-    })
 }
 
 /// The frames of a clip, each compressed without loss.

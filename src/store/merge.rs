@@ -122,14 +122,23 @@ pub(super) fn write_parts(
     spec: &Fingerprint,
     records: Vec<Record>,
 ) -> Result<Vec<Digest>, Error> {
+    let written = write_sorted(store, spec, records)?;
+    parts::update(&store.layout, spec, written.known)?;
+    Ok(written.parts)
+}
+
+/// The same; `parts.json` stays as it is.
+pub(super) fn write_sorted(
+    store: &Store,
+    spec: &Fingerprint,
+    records: Vec<Record>,
+) -> Result<Written, Error> {
     let rows = records.iter().map(|r| r.parts.len() as u64).sum();
     let mut writer = SortedWriter::new(store, spec, rows);
     for record in records {
         writer.push(record)?;
     }
-    let written = writer.finish()?;
-    parts::update(&store.layout, spec, written.known)?;
-    Ok(written.parts)
+    writer.finish()
 }
 
 /// Entries in order.

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use super::merge::{Merged, RUNS_AT_ONCE, Sorted, SortedWriter, Stays, Written, merge};
+use super::merge::{Merged, RUNS_AT_ONCE, Sorted, Stays, Written, merge, write_sorted};
 use super::parts::PartList;
 use super::record::Record;
 use super::snapshot::decode_part;
@@ -90,12 +90,8 @@ impl<'a> Sorting<'a> {
 
     fn write(&mut self) -> Result<(), Error> {
         self.sort();
-        let rows = self.entries.iter().map(|r| r.parts.len() as u64).sum();
-        let mut writer = SortedWriter::new(self.store, &self.spec, rows);
-        for record in self.entries.drain(..) {
-            writer.push(record)?;
-        }
-        let written = writer.finish()?;
+        let entries = std::mem::take(&mut self.entries);
+        let written = write_sorted(self.store, &self.spec, entries)?;
         self.runs.push(written.parts);
         self.known.extend(written.known);
         Ok(())

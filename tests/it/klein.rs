@@ -8,11 +8,9 @@ use candle_core::{DType, Device, Tensor};
 use image::{Rgb, RgbImage};
 use plumb::base_model::BaseModel;
 use plumb::cache::{Conditioning, ModelCache, assemble, drop_caption};
-use plumb::experiment::Experiment;
 use plumb::lora::Bound;
 use plumb::models::Placement;
 use plumb::nn::Kernels;
-use plumb::nn::weights::DigestMemo;
 use plumb::sample::{SampleOptions, previews, sample_from};
 use plumb::store::Store;
 
@@ -242,9 +240,7 @@ fn klein_is_what_its_pipeline_makes() {
     let edit = RgbImage::from_fn(100, 67, |x, y| Rgb([0, 1, 2].map(|c| pixel(x, y, c))));
     edit.save(world.path("edit.png")).expect("saved");
     world.run(&["encode", "exp.toml"]).expect(0);
-    let experiment = Experiment::open(&world.path("exp.toml"), &Default::default()).expect("valid");
-    let mut memo = DigestMemo::open(&world.path("memo.json"));
-    let base = BaseModel::open(&experiment, &mut memo).expect("the miniature");
+    let base = world.base();
     let store = Store::open_or_create(&world.path("store")).expect("a store");
     let source = ModelCache::open(&base, &store).expect("a store");
     let said = conditioning(&source, CAPTION);

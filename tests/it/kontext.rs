@@ -4,13 +4,11 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
-use plumb::base_model::BaseModel;
 use plumb::cache::ModelCache;
 use plumb::dataset::OwnSize;
 use plumb::experiment::Experiment;
 use plumb::lora::Bound;
 use plumb::models::Placement;
-use plumb::nn::weights::DigestMemo;
 use plumb::recipe::latents::Size;
 use plumb::sample::{SampleOptions, previews, sample_from};
 use plumb::store::Store;
@@ -514,9 +512,7 @@ fn a_sample_beside_a_reference_of_the_authors_size_is_what_the_pipeline_makes() 
         return;
     }
     world.run(&["encode", "exp.toml"]).expect(0);
-    let experiment = Experiment::open(&world.path("exp.toml"), &Default::default()).expect("valid");
-    let mut memo = DigestMemo::open(&world.path("memo.json"));
-    let base = BaseModel::open(&experiment, &mut memo).expect("the miniature");
+    let base = world.base();
     let store = Store::open_or_create(&world.path("store")).expect("a store");
     let source = ModelCache::open(&base, &store).expect("a store");
     let given = reference(&base, &source);

@@ -8,15 +8,6 @@ use crate::world::World;
 
 const LORA: &str = "out/lora.safetensors";
 
-/// A world whose steps have three micro-batches, with all that is drawn turned on.
-fn encoded() -> World {
-    let world = World::new();
-    world.edit("batch_size = 2", "gradient_accumulation = 3");
-    world.edit("rank = 2", "rank = 2\ndropout = 0.1");
-    world.run(&["encode", "exp.toml"]).expect(0);
-    world
-}
-
 /// Lines of metrics without what is of the clock.
 fn metrics(world: &World) -> Vec<String> {
     let text = String::from_utf8(world.read("out/metrics.jsonl")).expect("text");
@@ -103,7 +94,7 @@ pub(crate) fn free_port() -> String {
 
 #[test]
 fn any_number_of_processes_and_any_change_of_it_makes_the_lora_of_one() {
-    let world = encoded();
+    let world = World::encoded();
     world.edit(
         "seed = 5",
         "seed = 5\nvalidation_share = 0.6\nvalidate_every = 4",
@@ -149,7 +140,7 @@ fn any_number_of_processes_and_any_change_of_it_makes_the_lora_of_one() {
 
 #[test]
 fn a_rank_that_is_killed_ends_the_others_and_its_run_goes_on() {
-    let world = encoded();
+    let world = World::encoded();
     // Steps enough to be in the middle of.
     world.edit("steps = 4", "steps = 4000\nkeep_checkpoints = 1");
     let port = free_port();
@@ -201,7 +192,7 @@ fn a_rank_that_is_killed_ends_the_others_and_its_run_goes_on() {
 
 #[test]
 fn ranks_that_would_train_something_else_are_refused_by_name() {
-    let world = encoded();
+    let world = World::encoded();
     let other = String::from_utf8(world.read("exp.toml")).expect("text");
     // Where checkpoints are written decides no number.
     let other = other.replace("seed = 5", "seed = 6");
@@ -224,7 +215,7 @@ fn ranks_that_would_train_something_else_are_refused_by_name() {
 
 #[test]
 fn what_cannot_be_started_is_told_in_one_line() {
-    let world = encoded();
+    let world = World::encoded();
     let refused = |args: &[&str], status: i32, why: &str| {
         world
             .run(&[&["train", "exp.toml"], args].concat())
@@ -344,7 +335,7 @@ fn script(world: &World, args: &[&str]) -> Process {
 
 #[test]
 fn the_script_for_slurm_trains_on_all_its_tasks() {
-    let world = encoded();
+    let world = World::encoded();
     let (status, said) = script(&world, &["--stop-after", "1"]).ended();
     assert_eq!(status, Some(0), "{said}");
     assert!(
@@ -356,7 +347,7 @@ fn the_script_for_slurm_trains_on_all_its_tasks() {
 
 #[test]
 fn a_job_whose_time_is_up_asks_for_its_turn_again() {
-    let world = encoded();
+    let world = World::encoded();
     world.edit("steps = 4", "steps = 1000000\nkeep_checkpoints = 1");
     let job = script(&world, &[]);
     let begun = Instant::now();

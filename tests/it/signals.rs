@@ -109,14 +109,6 @@ impl AtWork {
     }
 }
 
-fn encoded() -> World {
-    let world = World::new();
-    world.edit("batch_size = 2", "gradient_accumulation = 3");
-    world.edit("rank = 2", "rank = 2\ndropout = 0.1");
-    world.run(&["encode", "exp.toml"]).expect(0);
-    world
-}
-
 /// The steps that the checkpoints of a run are of.
 fn checkpoints(world: &World) -> Vec<u64> {
     let files = std::fs::read_dir(world.path("out/checkpoints"))
@@ -158,7 +150,7 @@ fn goes_on_alike(world: &World, more: &[&str]) {
 
 #[test]
 fn a_training_ends_after_a_step_and_goes_on_to_the_same_lora() {
-    let world = encoded();
+    let world = World::encoded();
     world.edit("steps = 4", MANY);
     // A checkpoint of the signal, and none beside.
     world.edit("checkpoint_every = 2", "checkpoint_every = 1000000");
@@ -194,7 +186,7 @@ fn a_training_ends_after_a_step_and_goes_on_to_the_same_lora() {
 
 #[test]
 fn ranks_end_after_the_same_step_whoever_of_them_is_told() {
-    let world = encoded();
+    let world = World::encoded();
     world.edit("steps = 4", MANY);
     let begun = || !checkpoints(&world).is_empty();
     // One command with two more that it starts: told alone, and with them, as by a terminal.
@@ -231,7 +223,7 @@ fn ranks_end_after_the_same_step_whoever_of_them_is_told() {
 
 #[test]
 fn a_signal_before_the_first_step_ends_at_once() {
-    let world = encoded();
+    let world = World::encoded();
     // A step of minutes.
     world.edit("gradient_accumulation = 3", "gradient_accumulation = 65536");
     let mut run = AtWork::start(&world, &["train", "exp.toml"], &[]);
@@ -244,7 +236,7 @@ fn a_signal_before_the_first_step_ends_at_once() {
 
 #[test]
 fn a_second_signal_ends_ranks_at_once() {
-    let world = encoded();
+    let world = World::encoded();
     // Steps of seconds, of which none is kept.
     world.edit("gradient_accumulation = 3", "gradient_accumulation = 200");
     world.edit("steps = 4", "steps = 1000000");

@@ -9,23 +9,15 @@ use plumb::monitor::Silent;
 use plumb::store::{Disk, Error, Store};
 use serde_json::{Value, json};
 
-use crate::store_util::{Fault, Faulty, add, copy_dir, entry, files, reads_back, scratch, spec};
+use crate::store_util::{
+    Fault, Faulty, add, add_all, captions, copy_dir, entry, files, reads_back, scratch, spec,
+};
 use crate::util::plumb;
 
 /// Of two rows each: the fewest that make a run of more than one row group.
 const RUN: usize = 2100;
 /// Together they make a merged part of two row groups.
 const ALL: usize = 2 * RUN;
-
-fn captions(range: std::ops::Range<usize>) -> Vec<String> {
-    range.map(|i| format!("caption {i}")).collect()
-}
-
-fn add_all(store: &Store, range: std::ops::Range<usize>) {
-    let captions = captions(range);
-    let captions: Vec<&str> = captions.iter().map(String::as_str).collect();
-    add(store, 1, &captions).expect("added");
-}
 
 /// A store with a run of the first captions, and the others as they were committed.
 fn two_halves(path: &Path) -> Store {

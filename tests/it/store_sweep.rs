@@ -10,21 +10,13 @@ use plumb::monitor::Silent;
 use plumb::store::{GcOptions, Lacking, Store};
 use serde_json::{Value, json};
 
-use crate::store_util::{Fault, Faulty, ROOM, add, copy_dir, entry, files, scratch, spec};
+use crate::store_util::{
+    Fault, Faulty, ROOM, add, add_all, captions, copy_dir, entry, files, scratch, spec,
+};
 use crate::util::listing;
 
 /// Of two rows each: enough for a part that is read in part.
 const RUN: usize = 2100;
-
-fn captions(range: std::ops::Range<usize>) -> Vec<String> {
-    range.map(|i| format!("caption {i}")).collect()
-}
-
-fn add_all(store: &Store, range: std::ops::Range<usize>) {
-    let captions = captions(range);
-    let captions: Vec<&str> = captions.iter().map(String::as_str).collect();
-    add(store, 1, &captions).expect("added");
-}
 
 fn ids(number: u32, captions: &[String]) -> Vec<(Fingerprint, Fingerprint)> {
     let (id, _) = spec(number);

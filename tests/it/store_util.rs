@@ -66,6 +66,18 @@ pub(crate) fn add(store: &Store, number: u32, captions: &[&str]) -> Result<(), E
     writer.commit().map(|_| ())
 }
 
+/// So many different captions.
+pub(crate) fn captions(range: std::ops::Range<usize>) -> Vec<String> {
+    range.map(|i| format!("caption {i}")).collect()
+}
+
+/// Adds these under spec 1.
+pub(crate) fn add_all(store: &Store, range: std::ops::Range<usize>) {
+    let captions = captions(range);
+    let captions: Vec<&str> = captions.iter().map(String::as_str).collect();
+    add(store, 1, &captions).expect("added");
+}
+
 pub(crate) fn put(writer: &mut StoreWriter, number: u32, captions: &[&str]) -> Result<(), Error> {
     let (id, json) = spec(number);
     writer.put_spec(&id, &json)?;

@@ -5,13 +5,10 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
-use plumb::base_model::BaseModel;
 use plumb::cache::Conditioning;
 use plumb::diffusion::Band;
-use plumb::experiment::Experiment;
 use plumb::lora::Bound;
 use plumb::models::Placement;
-use plumb::nn::weights::DigestMemo;
 use plumb::sample::{Sampling, previews};
 
 use crate::wan::{tensors, world as world_of_21};
@@ -344,9 +341,7 @@ fn samples_are_those_of_the_pipeline_of_diffusers() {
         "steps = 4",
         "steps = 8\nshift = 3.0\nwidth = 64\nheight = 64",
     );
-    let experiment = Experiment::open(&world.path("exp.toml"), &Default::default()).expect("valid");
-    let mut memo = DigestMemo::open(&world.path("memo.json"));
-    let base = BaseModel::open(&experiment, &mut memo).expect("the miniature");
+    let base = world.base();
     let other = base.other_expert().expect("found").expect("an expert");
     let captions = ["caption", "negative"].map(|name| {
         let rows = &golden[name];

@@ -3,6 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use image::{Rgb, RgbImage};
+use plumb::base_model::BaseModel;
+use plumb::experiment::Experiment;
+use plumb::nn::weights::DigestMemo;
 use tempfile::TempDir;
 
 use crate::peers::Script;
@@ -36,6 +39,22 @@ impl World {
         }
         world.write("exp.toml", &Self::experiment());
         world
+    }
+
+    /// One whose steps have three micro-batches, with all that is drawn turned on, encoded.
+    pub(crate) fn encoded() -> Self {
+        let world = Self::new();
+        world.edit("batch_size = 2", "gradient_accumulation = 3");
+        world.edit("rank = 2", "rank = 2\ndropout = 0.1");
+        world.run(&["encode", "exp.toml"]).expect(0);
+        world
+    }
+
+    /// The Experiment's base model.
+    pub(crate) fn base(&self) -> BaseModel {
+        let experiment = Experiment::open(&self.path("exp.toml"), &Default::default());
+        let mut memo = DigestMemo::open(&self.path("memo.json"));
+        BaseModel::open(&experiment.expect("valid"), &mut memo).expect("the miniature")
     }
 
     /// A small Experiment: four steps, a checkpoint after two.

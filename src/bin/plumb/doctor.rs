@@ -121,16 +121,19 @@ fn processor() -> Finding {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let told = std::env::var("RAYON_NUM_THREADS").ok();
     let told = told.map_or_else(String::new, |n| format!("; RAYON_NUM_THREADS is {n}"));
-    let instructions = Instructions::used();
-    let found = format!("{cores} cores may be used, with {instructions}{told}");
-    match instructions {
-        Instructions::Base if cfg!(target_arch = "x86_64") => Finding::not(
+    let found = format!("{cores} cores may be used");
+    match Instructions::used() {
+        // Elsewhere there is nothing else.
+        Instructions::Base if cfg!(not(target_arch = "x86_64")) => {
+            Finding::ok("cpu", format!("{found}{told}"))
+        }
+        Instructions::Base => Finding::not(
             State::Note,
             "cpu",
-            found,
-            "without AVX2 all is several times slower: if the processor has it, let the virtual machine show it",
+            format!("{found}, without AVX2{told}"),
+            "all is several times slower than with it: if the processor has it, let the virtual machine show it",
         ),
-        _ => Finding::ok("cpu", found),
+        instructions => Finding::ok("cpu", format!("{found}, with {instructions}{told}")),
     }
 }
 

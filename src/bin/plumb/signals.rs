@@ -7,7 +7,7 @@ use plumb::monitor::Signal;
 
 use crate::ui::{Failure, Ui};
 
-/// The first signal that came, as [`code`] has it; 0 for none.
+/// The first signal that came, [`INTERRUPT`] or [`TERMINATE`]; 0 for none.
 static FOUND: AtomicU8 = AtomicU8::new(0);
 /// Whether the work has come so far that it asks.
 static IS_ASKED: AtomicBool = AtomicBool::new(false);

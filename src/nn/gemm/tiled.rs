@@ -13,6 +13,7 @@
 
 mod avx2;
 mod avx512;
+mod packing;
 mod tile;
 
 use std::cell::Cell;

@@ -3,8 +3,8 @@
 mod packing;
 mod vectors;
 
-use super::tile::{Tile, tile};
-use super::{Factor, INNER, ROW, Vectors, avx2};
+use super::tile::{Tile, kernel, tile};
+use super::{Factor, INNER, Vectors, avx2};
 
 tile!(single, vectors, "avx512f", 1, right, multiply_add_to);
 tile!(bf16, vectors, "avx512f,avx512bf16", 1, right, add_pairs);
@@ -35,60 +35,21 @@ macro_rules! fourteen {
 /// The L2 cache of a core, from Skylake-X and Zen 4 on, has 1 MiB or more.
 const NEAR: usize = 640 * INNER;
 
-/// f32 with f32.
-pub(super) struct Single;
-
-impl Vectors for Single {
-    const TILE_COLUMNS: usize = 2 * vectors::LANES;
-    const NEAR: usize = NEAR;
-    const TILES: &'static [unsafe fn(&Tile)] = fourteen!(single);
-
-    unsafe fn pack_left(factor: Factor, at: (usize, usize), size: (usize, usize), to: *mut f32) {
-        // SAFETY: the caller's promises.
-        unsafe { packing::pack(factor, at, size, (to, ROW)) }
-    }
-
-    unsafe fn pack_right(factor: Factor, at: (usize, usize), size: (usize, usize), to: *mut f32) {
-        // SAFETY: the caller's promises.
-        unsafe { packing::pack(factor, at, size, (to, Self::TILE_COLUMNS)) }
-    }
-}
-
-/// Pairs of bf16 by the processor's own instruction.
-pub(super) struct Bf16;
-
-impl Vectors for Bf16 {
-    const TILE_COLUMNS: usize = Single::TILE_COLUMNS;
-    const NEAR: usize = NEAR;
-    const TILES: &'static [unsafe fn(&Tile)] = fourteen!(bf16);
-
-    unsafe fn pack_left(factor: Factor, at: (usize, usize), size: (usize, usize), to: *mut f32) {
-        // SAFETY: the caller's promises.
-        unsafe { packing::round(factor, at, size, to) }
-    }
-
-    unsafe fn pack_right(factor: Factor, at: (usize, usize), size: (usize, usize), to: *mut f32) {
-        // SAFETY: the caller's promises.
-        unsafe { Single::pack_right(factor, at, size, to) }
-    }
-}
-
-/// Pairs of bf16, widened.
-pub(super) struct Pairs;
-
-impl Vectors for Pairs {
-    const TILE_COLUMNS: usize = Single::TILE_COLUMNS;
-    const NEAR: usize = NEAR;
-    // A row less: what is widened takes registers too.
-    const TILES: &'static [unsafe fn(&Tile)] = fourteen!(pairs).split_at(13).0;
-
-    unsafe fn pack_left(factor: Factor, at: (usize, usize), size: (usize, usize), to: *mut f32) {
-        // SAFETY: the caller's promises.
-        unsafe { avx2::Pairs::pack_left(factor, at, size, to) }
-    }
-
-    unsafe fn pack_right(factor: Factor, at: (usize, usize), size: (usize, usize), to: *mut f32) {
-        // SAFETY: the caller's promises.
-        unsafe { Single::pack_right(factor, at, size, to) }
-    }
-}
+kernel!(
+    /// f32 with f32.
+    Single,
+    fourteen!(single),
+    packing::pack_left
+);
+kernel!(
+    /// Pairs of bf16 by the processor's own instruction.
+    Bf16,
+    fourteen!(bf16),
+    packing::round
+);
+kernel!(
+    /// Pairs of bf16, widened: a row less, since what is widened takes registers too.
+    Pairs,
+    fourteen!(pairs).split_at(13).0,
+    avx2::packing::round
+);

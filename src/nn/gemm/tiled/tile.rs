@@ -1,4 +1,4 @@
-//! A tile of a result, from packed factors.
+//! A tile of a result, from packed factors, and the kernels that go through tiles.
 
 use super::Product;
 
@@ -157,3 +157,38 @@ macro_rules! tile {
     };
 }
 pub(super) use tile;
+
+/// Declares a kernel of `vectors` and `packing` where it is declared: its tiles, and how it packs the left factor.
+macro_rules! kernel {
+    ($(#[$doc:meta])* $name:ident, $tiles:expr, $pack_left:path) => {
+        $(#[$doc])*
+        pub(super) struct $name;
+
+        impl Vectors for $name {
+            const TILE_COLUMNS: usize = 2 * vectors::LANES;
+            const NEAR: usize = NEAR;
+            const TILES: &'static [unsafe fn(&Tile)] = $tiles;
+
+            unsafe fn pack_left(
+                factor: Factor,
+                at: (usize, usize),
+                size: (usize, usize),
+                to: *mut f32,
+            ) {
+                // SAFETY: the caller's promises.
+                unsafe { $pack_left(factor, at, size, to) }
+            }
+
+            unsafe fn pack_right(
+                factor: Factor,
+                at: (usize, usize),
+                size: (usize, usize),
+                to: *mut f32,
+            ) {
+                // SAFETY: the caller's promises.
+                unsafe { packing::pack(factor, at, size, (to, Self::TILE_COLUMNS)) }
+            }
+        }
+    };
+}
+pub(super) use kernel;

@@ -1,90 +1,16 @@
 //! How factors lie in the cache: in the order in which tiles read them.
 
 use std::arch::x86_64::{
-    __m256, _mm256_permute2f128_ps, _mm256_setzero_ps, _mm256_shuffle_ps, _mm256_storeu_ps,
-    _mm256_unpackhi_ps, _mm256_unpacklo_ps,
+    __m256, _mm256_permute2f128_ps, _mm256_setzero_ps, _mm256_shuffle_ps, _mm256_unpackhi_ps,
+    _mm256_unpacklo_ps,
 };
 
 use super::super::super::bf16::as_bf16;
+use super::super::packing::packing;
 use super::super::{Factor, ROW};
-use super::vectors::{LANES, load_some};
+use super::vectors::{LANES, load_some, store_some, zero};
 
-/// Packs the factor's elements from (row, column) on as rows of another stride.
-///
-/// # Safety
-///
-/// The processor must have AVX2, as many rows and columns must be readable there, and `to` writable in whole vectors of rows.
-#[target_feature(enable = "avx2")]
-pub(super) unsafe fn pack(
-    factor: Factor,
-    (row, column): (usize, usize),
-    (rows, columns): (usize, usize),
-    to: (*mut f32, usize),
-) {
-    let from = factor.at(row, column);
-    // SAFETY: the caller's promise.
-    unsafe {
-        if factor.column_stride == 1 {
-            copy((from, factor.row_stride), (rows, columns), to);
-        } else {
-            transpose((from, factor.column_stride), (columns, rows), to);
-        }
-    }
-}
-
-/// Copies a matrix between rows of different strides.
-///
-/// # Safety
-///
-/// As [`pack`].
-#[target_feature(enable = "avx2")]
-unsafe fn copy(
-    (from, from_stride): (*const f32, usize),
-    (rows, columns): (usize, usize),
-    (to, to_stride): (*mut f32, usize),
-) {
-    // Down the rows first: they are far apart in memory, and so are read side by side.
-    for column in (0..columns).step_by(LANES) {
-        for row in 0..rows {
-            // SAFETY: the lanes are elements of the row, which the caller vouches for.
-            unsafe {
-                let from = from.wrapping_add(row * from_stride + column);
-                let x = load_some(from, columns - column);
-                _mm256_storeu_ps(to.wrapping_add(row * to_stride + column), x);
-            }
-        }
-    }
-}
-
-/// Writes a matrix of `rows` x `columns` as one of `columns` x `rows`.
-///
-/// # Safety
-///
-/// As [`pack`].
-#[target_feature(enable = "avx2")]
-unsafe fn transpose(
-    (from, from_stride): (*const f32, usize),
-    (rows, columns): (usize, usize),
-    (to, to_stride): (*mut f32, usize),
-) {
-    for row in (0..rows).step_by(LANES) {
-        for column in (0..columns).step_by(LANES) {
-            let mut square = [_mm256_setzero_ps(); LANES];
-            for (i, x) in square.iter_mut().enumerate().take(rows - row) {
-                // SAFETY: the lanes are elements of row `row + i`.
-                *x = unsafe {
-                    let from = from.wrapping_add((row + i) * from_stride + column);
-                    load_some(from, columns - column)
-                };
-            }
-            let square = transpose_square(square);
-            for (i, &x) in square.iter().enumerate().take(columns - column) {
-                // SAFETY: the caller's promise.
-                unsafe { _mm256_storeu_ps(to.wrapping_add((column + i) * to_stride + row), x) };
-            }
-        }
-    }
-}
+packing!("avx2");
 
 /// 8 x 8 numbers, transposed.
 #[target_feature(enable = "avx2")]

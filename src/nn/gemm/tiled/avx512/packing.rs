@@ -7,31 +7,11 @@ use std::arch::x86_64::{
 };
 use std::mem::transmute;
 
+use super::super::packing::packing;
 use super::super::{Factor, ROW};
-use super::vectors::{LANES, lanes};
+use super::vectors::{LANES, lanes, load_some, store_some, zero};
 
-/// Packs the factor's elements from (row, column) on as rows of another stride.
-///
-/// # Safety
-///
-/// As many rows and columns must be readable there, and `to` writable in whole vectors of rows.
-#[target_feature(enable = "avx512f")]
-pub(super) unsafe fn pack(
-    factor: Factor,
-    (row, column): (usize, usize),
-    (rows, columns): (usize, usize),
-    to: (*mut f32, usize),
-) {
-    let from = factor.at(row, column);
-    // SAFETY: the caller's promise.
-    unsafe {
-        if factor.column_stride == 1 {
-            copy((from, factor.row_stride), (rows, columns), to);
-        } else {
-            transpose((from, factor.column_stride), (columns, rows), to);
-        }
-    }
-}
+packing!("avx512f");
 
 /// Packs the factor's elements from (row, column) on as rows of pairs of bf16, `ROW` apart. Columns count
 /// pairs.
@@ -59,60 +39,6 @@ pub(super) unsafe fn round(
                 let high = _mm512_maskz_loadu_ps(high, from.wrapping_add(LANES));
                 let rounded: __m512 = transmute(_mm512_cvtne2ps_pbh(high, low));
                 _mm512_storeu_ps(to.wrapping_add(row_index * ROW + pair), rounded);
-            }
-        }
-    }
-}
-
-/// Copies a matrix between rows of different strides.
-///
-/// # Safety
-///
-/// `from` must be readable and `to` writable in whole vectors of rows.
-#[target_feature(enable = "avx512f")]
-unsafe fn copy(
-    (from, from_stride): (*const f32, usize),
-    (rows, columns): (usize, usize),
-    (to, to_stride): (*mut f32, usize),
-) {
-    // Down the rows first: they are far apart in memory, and so are read side by side.
-    for column in (0..columns).step_by(LANES) {
-        let mask = lanes(columns - column);
-        for row in 0..rows {
-            // SAFETY: the lanes are elements of the row, which the caller vouches for.
-            unsafe {
-                let x = _mm512_maskz_loadu_ps(mask, from.wrapping_add(row * from_stride + column));
-                _mm512_storeu_ps(to.wrapping_add(row * to_stride + column), x);
-            }
-        }
-    }
-}
-
-/// Writes a matrix of `rows` x `columns` as one of `columns` x `rows`.
-///
-/// # Safety
-///
-/// `from` must be readable, and `to` writable in whole vectors of rows.
-#[target_feature(enable = "avx512f")]
-unsafe fn transpose(
-    (from, from_stride): (*const f32, usize),
-    (rows, columns): (usize, usize),
-    (to, to_stride): (*mut f32, usize),
-) {
-    for row in (0..rows).step_by(LANES) {
-        for column in (0..columns).step_by(LANES) {
-            let mask = lanes(columns - column);
-            let mut square = [_mm512_setzero_ps(); LANES];
-            for (i, x) in square.iter_mut().enumerate().take(rows - row) {
-                // SAFETY: the lanes are elements of row `row + i`.
-                *x = unsafe {
-                    _mm512_maskz_loadu_ps(mask, from.wrapping_add((row + i) * from_stride + column))
-                };
-            }
-            let square = transpose_square(square);
-            for (i, &x) in square.iter().enumerate().take(columns - column) {
-                // SAFETY: the caller's promise.
-                unsafe { _mm512_storeu_ps(to.wrapping_add((column + i) * to_stride + row), x) };
             }
         }
     }
