@@ -8,6 +8,8 @@
     reason = "a bench reads the clock and writes scratch files"
 )]
 
+#[path = "../src/bin/plumb/allocator.rs"]
+mod allocator;
 mod encode;
 mod gpu;
 mod index;
@@ -22,15 +24,12 @@ mod train;
 mod turns;
 mod vae;
 
-/// As in the program itself.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<String> = std::env::args()
         .skip(1)
         .filter(|a| a != "--bench")
         .collect();
+    allocator::keep_freed_memory();
     turns::limit_instructions()?;
     let filter = arguments.get(1).map_or("", String::as_str);
     match arguments.first().map(String::as_str) {

@@ -1,5 +1,6 @@
 //! The command line: arguments in, library calls, words out. No numbers are made here.
 
+mod allocator;
 mod audit;
 mod compare;
 mod convert;
@@ -27,10 +28,6 @@ use clap::{Parser, Subcommand};
 
 use plumb::shown;
 use ui::{Failure, Ui};
-
-/// It keeps freed memory for the next tensor: the system's gives large ones back, and each new page costs a fault.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Exact caption embeddings for diffusion LoRAs.
 ///
@@ -79,6 +76,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    allocator::keep_freed_memory();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(told) => return tell(&told),

@@ -7,7 +7,7 @@ use std::arch::x86_64::{
 
 use super::super::super::bf16::as_bf16;
 use super::super::packing::packing;
-use super::super::{Factor, ROW};
+use super::super::{CacheLine, Factor, ROW};
 use super::vectors::{LANES, load_some, store_some, zero};
 
 packing!("avx2");
@@ -52,18 +52,23 @@ pub(in super::super) unsafe fn round(
     (rows, pairs): (usize, usize),
     to: *mut f32,
 ) {
-    for row_index in 0..rows {
-        let from = factor.at(row + row_index, 2 * column);
-        // SAFETY: the caller's promise; the factor is no part of what is packed.
-        let (from, to) = unsafe {
-            (
-                std::slice::from_raw_parts(from, 2 * pairs),
-                std::slice::from_raw_parts_mut(to.wrapping_add(row_index * ROW), 2 * pairs),
-            )
-        };
-        for (to, from) in to.chunks_exact_mut(2).zip(from.chunks_exact(2)) {
-            to[0] = as_bf16(from[1]);
-            to[1] = as_bf16(from[0]);
+    // Down the rows first, as `copy`.
+    for pair in (0..pairs).step_by(CacheLine::NUMBERS) {
+        let numbers = 2 * CacheLine::NUMBERS.min(pairs - pair);
+        for row_index in 0..rows {
+            let from = factor.at(row + row_index, 2 * (column + pair));
+            let to = to.wrapping_add(row_index * ROW + 2 * pair);
+            // SAFETY: the caller's promise; the factor is no part of what is packed.
+            let (from, to) = unsafe {
+                (
+                    std::slice::from_raw_parts(from, numbers),
+                    std::slice::from_raw_parts_mut(to, numbers),
+                )
+            };
+            for (to, from) in to.chunks_exact_mut(2).zip(from.chunks_exact(2)) {
+                to[0] = as_bf16(from[1]);
+                to[1] = as_bf16(from[0]);
+            }
         }
     }
 }
