@@ -148,6 +148,10 @@ impl fmt::Display for Range {
         match self {
             Whole(least, most) => write!(f, "{least} to {most}"),
             Real(least, most) => write!(f, "{least} to {most}"),
+            // Thirty zeros are counted by nobody.
+            Above(least, most) if *most > 1e15 => {
+                write!(f, "more than {least} and at most {most:e}")
+            }
             Above(least, most) => write!(f, "more than {least} and at most {most}"),
             Below(least, most) => write!(f, "at least {least} and less than {most}"),
         }

@@ -98,7 +98,7 @@ fn mistakes_get_one_line_with_the_place_and_the_nearest_name() {
         some/exp.toml:11: `train.steps`: expected a whole number, found text "ten"
         some/exp.toml: `train.steps`: expected 1 to 1000000000, found 0
         some/exp.toml: `train.steps`: expected 1 to 1000000000, found -1
-        some/exp.toml: `train.learning_rate`: expected more than 0 and at most 1000000000000000000000000000000, found nan
+        some/exp.toml: `train.learning_rate`: expected more than 0 and at most 1e30, found nan
         some/exp.toml:12: `train.lr_schedule`: unknown value `cosin`; did you mean `cosine`?
         some/exp.toml:12: `train.timestep_sampling`: unknown value `rainbow`; expected one of uniform, logit_normal, mode
         some/exp.toml: `train.caption_dropout`: expected at least 0 and less than 1, found 1.5

@@ -268,7 +268,7 @@ fn what_asks_for_nothing_is_not_called_lost() {
     for (setting, says) in [
         ("--max_timestep = 1000", "at this value it asks for nothing"),
         ("--min_timestep = 0", "at this value it asks for nothing"),
-        ("--text_encoder_lr = 0", "at this value it asks for nothing"),
+        ("--text_encoder_lr = 0", "no text encoder is trained"),
     ] {
         let line = table.split(setting).nth(1).unwrap_or_default();
         let why = line.lines().nth(1).unwrap_or_default();
@@ -295,6 +295,98 @@ fn what_asks_for_nothing_is_not_called_lost() {
         wan.contains("read for HunyuanVideo and FramePack alone"),
         "{wan}"
     );
+}
+
+/// Rates of 0, one for all or one of several: kohya's optimizer leaves out what has one.
+#[test]
+fn a_rate_of_0_trains_no_text_encoder_of_kohyas() {
+    let table = |script: &str, module: &str, more: &str| {
+        table_of(&format!(
+            "accelerate launch {script} --pretrained_model_name_or_path m.safetensors --network_module networks.{module} \
+             --network_dim 8 --train_data_dir p --output_dir o --max_train_steps 9 {more}"
+        ))
+    };
+    let scripts = [
+        ("sdxl_train_network.py", "lora"),
+        ("flux_train_network.py", "lora_flux"),
+        ("sd3_train_network.py", "lora_sd3"),
+    ];
+    let trains = |table: &str| table.contains("this run trains LoRAs of the text encoders too");
+    for (script, module) in scripts {
+        for (more, some) in [
+            ("--learning_rate 1e-4", true),
+            ("--text_encoder_lr 1e-5", true),
+            ("--text_encoder_lr 0", false),
+            ("--text_encoder_lr 0 0", false),
+            ("--learning_rate 0 --unet_lr 1e-4", false),
+            (
+                "--learning_rate 0 --unet_lr 1e-4 --text_encoder_lr 1e-5",
+                true,
+            ),
+            // CLIP-L alone is left out: of SD3, CLIP-G is not.
+            ("--text_encoder_lr 0 1e-5", module == "lora_sd3"),
+            ("--text_encoder_lr 1e-5 0", true),
+            (
+                "--text_encoder_lr 0 1e-5 --network_args train_t5xxl=True",
+                module != "lora",
+            ),
+        ] {
+            let table = table(script, module, more);
+            assert_eq!(trains(&table), some, "{script} {more}\n{table}");
+            let lost = table.split("LOST").nth(1).unwrap_or_default();
+            let lost = lost.contains("--text_encoder_lr");
+            let asks = more.contains("--text_encoder_lr");
+            assert_eq!(lost, some && asks, "{script} {more}\n{table}");
+        }
+    }
+    let none = table(
+        "train_network.py",
+        "lora",
+        "--unet_lr 0 --learning_rate 1e-4",
+    );
+    let lost = none.split("LOST").nth(1).unwrap_or_default();
+    assert!(lost.contains("0 leaves the denoiser out"), "{none}");
+}
+
+/// A LoRA that musubi-tuner or sd-scripts merge before they train is plumb's training adapter, whole and alone.
+#[test]
+fn base_weights_lie_beneath_the_lora() {
+    let musubi = "accelerate launch src/musubi_tuner/zimage_train_network.py --dit z.safetensors --network_dim 8 --output_dir o \
+                 --scale_weight_norms 1";
+    let kohya = "accelerate launch flux_train_network.py --pretrained_model_name_or_path m.safetensors --network_dim 8 --output_dir o \
+                 --scale_weight_norms 1";
+    for command in [musubi, kohya] {
+        let import = |more: &str| import_text(&[("run.sh", &format!("{command} {more}"))], 3);
+        let beneath = "training_adapter = \"a.safetensors\"";
+        for taken in [
+            "",
+            "--base_weights_multiplier 1",
+            "--base_weights_multiplier 1.0 1.0",
+        ] {
+            let text = import(&format!("--base_weights a.safetensors {taken}"));
+            assert!(text.contains(beneath), "{taken}\n{text}");
+        }
+        for (more, why) in [
+            (
+                "--base_weights a.safetensors --base_weights_multiplier 0.5",
+                "none with a multiplier",
+            ),
+            (
+                "--base_weights a.safetensors b.safetensors",
+                "takes one file here, not 2",
+            ),
+        ] {
+            assert!(!import(more).contains("training_adapter"), "{more}");
+            let table = table_of(&format!("{command} {more}"));
+            let lost = table.split("LOST").nth(1).unwrap_or_default();
+            assert!(lost.contains(why), "{more}\n{table}");
+        }
+        let alone = table_of(&format!("{command} --base_weights_multiplier 0.5"));
+        assert!(
+            alone.contains("read where base_weights is written"),
+            "{alone}"
+        );
+    }
 }
 
 /// Of each, what a reading of the names alone would get wrong.

@@ -38,9 +38,9 @@ enum Import {
     },
     /// Make an Experiment of another trainer's config, and tell what becomes of every setting.
     ///
-    /// Reads command lines, config files and data sets of kohya's sd-scripts, YAML of ai-toolkit, config.json (.toml, .env) and
-    /// multidatabackend.json of SimpleTuner, command lines of diffusers' LoRA scripts, JSON of OneTrainer and TOML of
-    /// diffusion-pipe. The table says of each setting what it became, or why nothing comes of it, with the place in the
+    /// Reads command lines, config files and data sets of kohya's sd-scripts and musubi-tuner, YAML of ai-toolkit, config.json
+    /// (.toml, .env) and multidatabackend.json of SimpleTuner, command lines of diffusers' LoRA scripts, JSON of OneTrainer and
+    /// TOML of diffusion-pipe. The table says of each setting what it became, or why nothing comes of it, with the place in the
     /// trainer's source. Conditioning is made as the base model expects unless --keep-recipe is given.
     Config(config::Args),
 }

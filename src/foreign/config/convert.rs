@@ -220,6 +220,11 @@ fn text(value: &Value) -> Result<String, String> {
 }
 
 fn path(value: &Value) -> Result<String, String> {
+    if let Value::List(items) = value
+        && items.len() > 1
+    {
+        return Err(format!("plumb takes one file here, not {}", items.len()));
+    }
     let path = text(value)?;
     match path.chars().any(char::is_control) {
         true => Err(expected("a path", value)),

@@ -106,7 +106,7 @@ pub(super) enum As {
     Words,
 }
 
-/// When a rule holds: another setting has one of some values, or none of them, or is not there.
+/// When a rule holds: another setting has one of some values, or none of them, or is not there. Of a list it is about each value.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct When {
@@ -118,6 +118,9 @@ pub(super) struct When {
     /// It has none of these.
     #[serde(default)]
     pub(super) is_not: Vec<toml::Value>,
+    /// The first of its values is one of these, or it is one itself.
+    #[serde(default)]
+    pub(super) first: Vec<toml::Value>,
     /// Its text contains one of these, capitals or not.
     #[serde(default)]
     pub(super) contains: Vec<String>,
@@ -401,8 +404,11 @@ impl Knowledge {
     }
 }
 
-/// Whether a value is what a file of ours says: numbers as numbers, text whatever its capitals.
+/// Whether a value is what a file of ours says: numbers as numbers, text whatever its capitals. A list is if each of its values is.
 pub(super) fn equals(value: &Value, said: &toml::Value) -> bool {
+    if let (Value::List(items), false) = (value, said.is_array()) {
+        return !items.is_empty() && items.iter().all(|item| equals(&item.value, said));
+    }
     let number = |value: &Value| match value {
         Value::Integer(n) => Some(*n as f64),
         Value::Number(n) => Some(*n),

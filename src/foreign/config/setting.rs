@@ -152,6 +152,13 @@ impl<'a> Lookup<'a> {
         if when.is_not.iter().any(is) {
             return false;
         }
+        let is_first = |said: &toml::Value| match written.map(|setting| &setting.value) {
+            Some(Value::List(items)) => items.first().is_some_and(|item| equals(&item.value, said)),
+            _ => is(said),
+        };
+        if !when.first.is_empty() && !when.first.iter().any(is_first) {
+            return false;
+        }
         let text = written.map(|setting| setting.value.written().to_lowercase());
         let contains = |part: &String| text.as_ref().is_some_and(|text| text.contains(part));
         when.contains.is_empty() || when.contains.iter().any(contains)
