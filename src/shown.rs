@@ -34,6 +34,19 @@ pub fn counted(count: impl Display, thing: &str) -> String {
     format!("{count} {things}")
 }
 
+/// Some of so many things: `1 of 3 captions`, `1 of 1 caption`.
+pub fn part_of(part: impl Display, all: impl Display, thing: &str) -> String {
+    format!("{part} of {}", counted(all, thing))
+}
+
+/// The verb of so many things: `is` of one, else `are`.
+pub fn are(count: impl Display) -> &'static str {
+    match count.to_string() == "1" {
+        true => "is",
+        false => "are",
+    }
+}
+
 /// The word for so many things: `picture` of one, else `pictures`. Of `window of clips` the first word alone.
 pub fn things(count: impl Display, thing: &str) -> String {
     if count.to_string() == "1" {
@@ -165,6 +178,9 @@ mod tests {
         );
         assert_eq!(super::counted(3, "window of clips"), "3 windows of clips");
         assert_eq!(super::things("1", "window of clips"), "window of clips");
+        assert_eq!(super::part_of(1, 2, "entry"), "1 of 2 entries");
+        assert_eq!(super::part_of(1, 1, "entry"), "1 of 1 entry");
+        assert_eq!([1, 2, 0].map(super::are), ["is", "are", "are"]);
     }
 
     #[test]

@@ -189,7 +189,8 @@ class Dataset(torch.utils.data.Dataset[dict[str, Any]]):
             missing = set(self.store.missing(spec, [entry for entry, _ in entries]))
             without = [named for entry, named in entries if entry in missing]
             if without:
-                lines += ["", f"{what}: {len(without)} of {len(entries)} entries are missing"]
+                noun, verb = "entry" if len(entries) == 1 else "entries", "is" if len(without) == 1 else "are"
+                lines += ["", f"{what}: {len(without)} of {len(entries)} {noun} {verb} missing"]
                 lines += [f"    {shown(named)}" for named in without[:_EXAMPLES]]
                 lines += [f"    and {len(without) - _EXAMPLES} more"] if len(without) > _EXAMPLES else []
         if lines:

@@ -144,7 +144,7 @@ class Pairs(unittest.TestCase):
         first = manifest.pictures[0]
         views = tuple(dataclasses.replace(view, entry="0" * 64) for view in first.reference.views)
         other = dataclasses.replace(first, reference=dataclasses.replace(first.reference, views=views))
-        with self.assertRaisesRegex(plumb.Refused, r"(?s)1 of 6 entries are missing.*references/p0\.png"):
+        with self.assertRaisesRegex(plumb.Refused, r"(?s)1 of 6 entries is missing.*references/p0\.png"):
             plumb.dataset(dataclasses.replace(manifest, pictures=(other, *manifest.pictures[1:])))
         # As `plumb train` refuses it: a reference that was not there when the others were encoded.
         (world.folder / "references" / "p1.png").write_bytes((world.folder / "pictures" / "p0.png").read_bytes())

@@ -44,7 +44,7 @@ class Refused(unittest.TestCase):
         with self.assertRaises(plumb.Refused) as refused:
             store.conditioning(world.exp, CAPTION)
         said = str(refused.exception)
-        self.assertRegex(said, r"(?s)t5: 1 of 1 entries are missing.*tokens.max_tokens\s+154\s+256")
+        self.assertRegex(said, r"(?s)t5: 1 of 1 entry is missing.*tokens.max_tokens\s+154\s+256")
         self.assertIn('wanted: [recipe.deviate] instead of 256', said)
         with self.assertRaises(plumb.Refused) as refused:
             plumb.dataset(world.exp)
@@ -61,7 +61,7 @@ class Refused(unittest.TestCase):
         with self.assertRaises(plumb.Refused) as refused:
             plumb.dataset(world.exp)
         self.assertEqual(str(refused.exception), world.refusal())
-        self.assertIn("latents: 1 of 3 entries are missing", str(refused.exception))
+        self.assertIn("latents: 1 of 3 entries is missing", str(refused.exception))
 
     def test_two_stores_are_not_mixed_up(self):
         world = World(self)

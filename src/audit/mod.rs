@@ -139,9 +139,8 @@ pub fn cache(
         return Err(Error::Nothing {
             path: path.to_owned(),
             why: format!(
-                "none of its {} entries is of a picture or caption of the Experiment; name the folders that it was made from as \
-                 [[dataset]]",
-                cache.files.len()
+                "it has {}, of no picture or caption of the Experiment; name the folders that it was made from as [[dataset]]",
+                shown::counted(cache.files.len(), "entry")
             ),
         });
     }

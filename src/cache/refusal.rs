@@ -14,6 +14,7 @@ use crate::digest::Fingerprint;
 use crate::experiment::Experiment;
 use crate::recipe::Diff;
 use crate::recipe::spec::spelled_out;
+use crate::shown;
 use crate::store::{self, Store, StoreReader};
 
 /// What is missing of one spec.
@@ -201,8 +202,10 @@ impl fmt::Display for Refusal {
             writeln!(f)?;
             writeln!(
                 f,
-                "{}: {} of {} entries are missing",
-                missing.what, missing.missing, missing.wanted
+                "{}: {} {} missing",
+                missing.what,
+                shown::part_of(missing.missing, missing.wanted, "entry"),
+                shown::are(missing.missing)
             )?;
             match &missing.nearest {
                 None => {
@@ -217,8 +220,8 @@ impl fmt::Display for Refusal {
                 Some(nearest) => {
                     writeln!(
                         f,
-                        "  the store has {} entries that were made otherwise:",
-                        nearest.entries
+                        "  the store has {} made otherwise:",
+                        shown::counted(nearest.entries, "entry")
                     )?;
                     for line in nearest.diff.to_string().lines() {
                         writeln!(f, "    {line}")?;

@@ -64,15 +64,15 @@ pub enum Error {
     },
     /// The pictures are what a LoRA was trained from.
     #[error(
-        "{}: all its {pictures} pictures are those that {} was trained from: their loss tells how well it knows them by heart; name an Experiment with others, --data EXPERIMENT",
+        "{}: all that it has, {pictures}, is what {} was trained from: the loss tells how well it knows that by heart; name an Experiment with others, --data EXPERIMENT",
         shown::path(experiment),
         shown::path(lora)
     )]
     TrainedOn {
         /// The Experiment with the pictures.
         experiment: PathBuf,
-        /// How many there are.
-        pictures: usize,
+        /// How many there are, in words.
+        pictures: String,
         /// The LoRA.
         lora: PathBuf,
     },

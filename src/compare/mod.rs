@@ -23,7 +23,7 @@ pub use report::{AtLevel, CompareReport, LoraUsed, Measured, OfPicture, RecipeUs
 
 use crate::base_model::{self, BaseModel};
 use crate::cache::ModelCache;
-use crate::dataset::{self, Item, Preview};
+use crate::dataset::{self, Item, Preview, Subjects};
 use crate::digest::Digest;
 use crate::encode::{EncodeOptions, encode_captions, encode_pictures, tell_of_no_run};
 use crate::experiment::Experiment;
@@ -127,6 +127,7 @@ pub fn run(
         base: base.map(|losses| mean(&measure::by_picture(&losses))),
         data: experiment.file.clone(),
         pictures: pictures.len(),
+        clips: Subjects::of(&pictures).clips as usize,
         draws: options.draws,
         difference: Paired::of(&each_a, &each_b),
         levels: report::levels(&both, DrawOptions::of(&stage.base).validation_levels()),

@@ -8,7 +8,7 @@ use super::Difference;
 use super::measure::{LossesOf, by_picture};
 use super::paired::Paired;
 use crate::base_model::BaseModel;
-use crate::dataset::Item;
+use crate::dataset::{Item, Subjects};
 use crate::digest::{Digest, Fingerprint};
 use crate::probe::stats::mean;
 use crate::recipe::Deviation;
@@ -24,8 +24,10 @@ pub struct CompareReport {
     pub base: Option<f64>,
     /// The Experiment that base model and pictures are from.
     pub data: PathBuf,
-    /// How many pictures there are.
+    /// How many pictures and clips there are; a clip's windows count as one.
     pub pictures: usize,
+    /// How many of them are clips.
+    pub clips: usize,
     /// How often noise was drawn for each picture and noise level.
     pub draws: u64,
     /// B's loss less A's: below 0 where B predicts better.
@@ -98,6 +100,13 @@ pub struct OfPicture {
     pub a: f64,
     /// B's.
     pub b: f64,
+}
+
+impl CompareReport {
+    /// What was measured, for sentences about it.
+    pub fn subjects(&self) -> Subjects {
+        Subjects::new(self.pictures as u64, self.clips as u64)
+    }
 }
 
 impl RecipeUsed {

@@ -157,7 +157,7 @@ fn names_that_mean_something_to_other_trainers_are_told_of() {
         .write("a.txt", "shared");
     let (_, notes, _) = told(&shared.folder());
     assert!(
-        notes[0].contains("1 caption files belong to several pictures"),
+        notes[0].contains("1 caption file of several pictures"),
         "{notes:?}"
     );
     assert!(notes[0].contains("a.bmp, a.png"), "{notes:?}");

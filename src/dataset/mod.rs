@@ -17,6 +17,7 @@ mod picture;
 mod references;
 mod resize;
 mod scan;
+mod subjects;
 mod tags;
 mod thumbnail;
 mod trigger;
@@ -30,6 +31,7 @@ pub use items::{ViewRules, open, open_usable};
 pub(crate) use picture::guarded;
 pub use picture::{PictureError, PictureFile, PreparedPicture};
 pub use references::{OwnSize, Preview, previews};
+pub use subjects::{Subjects, pictures_and_windows};
 pub use thumbnail::{Thumbnail, thumbnails};
 
 use crate::digest::Digest;
@@ -145,17 +147,6 @@ impl Item {
         let reference = self.reference.as_ref()?;
         let place = self.views.iter().position(|own| *own == view)?;
         Some((reference, *reference.views.get(place)?))
-    }
-}
-
-/// So many pictures and windows of clips, in words.
-pub fn counted(pictures: u64, of_clips: u64) -> String {
-    let pictures_in_words = shown::counted(pictures, "picture");
-    let windows = shown::counted(of_clips, "window of clips");
-    match (pictures, of_clips) {
-        (_, 0) => pictures_in_words,
-        (0, _) => windows,
-        _ => format!("{pictures_in_words} and {windows}"),
     }
 }
 
@@ -336,8 +327,8 @@ impl Dataset {
         };
         if count >= pictures.len() {
             return Err(Error::Nothing(format!(
-                "{count} of {} different pictures are held out: nothing is left to train on",
-                pictures.len()
+                "held out are {}: nothing is left to train on",
+                shown::part_of(count, pictures.len(), "different picture")
             )));
         }
         let first_kept = pictures[count];

@@ -35,8 +35,8 @@ pub(super) fn tell_of_names(
         .collect();
     if let Some(first) = shared.first() {
         monitor.note(&format!(
-            "{root}: {} caption files belong to several pictures each, as these have one name: {}",
-            shared.len(),
+            "{root}: {} of several pictures each, as these have one name: {}",
+            shown::counted(shared.len(), "caption file"),
             named(first)
         ));
     }

@@ -372,7 +372,7 @@ pub(super) fn tell(items: &[Item], monitor: &dyn Monitor) {
     }
     if !stretched.is_empty() {
         monitor.note(&format!(
-            "{} of another shape than what it is brought to, and stretched to it by more than a tenth, beside {} (crop the references, \
+            "{} brought to another shape, and stretched to it by more than a tenth, beside {} (crop the references, \
              or choose another `reference_size`)",
             shown::counted(stretched.len(), "reference"),
             named(&stretched)

@@ -251,7 +251,7 @@ fn a_folders_references_are_found_by_their_names_whatever_their_endings() {
     for part in [
         "1 reference without a picture of the name: c.png",
         "1 caption of references, which are not read: a.txt",
-        "1 reference of another shape than what it is brought to",
+        "1 reference brought to another shape, and stretched",
         "beside b.v2.png",
     ] {
         assert!(told.contains(part), "{part}: {told}");

@@ -347,8 +347,8 @@ fn tell_of_tags(
     }
     let names: Vec<&str> = fixed.iter().map(|name| name.as_str()).collect();
     let told = format!(
-        "{} of {pictures} captions have no tags to shuffle or leave out: {} (tags stand between commas; those that are kept do not count)",
-        fixed.len(),
+        "no tags to shuffle or leave out in {}: {} (tags stand between commas; those that are kept do not count)",
+        shown::part_of(fixed.len(), pictures, "caption"),
         named(&names)
     );
     if fixed.len() == pictures {

@@ -8,7 +8,7 @@ use super::captions::{CaptionPlan, EncoderPlan, amount};
 use super::part::Part;
 use super::pictures::PicturePlan;
 use crate::base_model::TextEncoderPart;
-use crate::dataset::Item;
+use crate::dataset::{self, Item};
 use crate::monitor::Monitor;
 use crate::shown;
 use crate::store::Store;
@@ -73,17 +73,19 @@ pub(super) fn tell(
 /// How many of the captions are variants, in brackets; nothing where none are.
 fn variants(items: &[Item]) -> String {
     let varied = items.iter().filter(|item| item.captions.len() > 1);
-    let (mut pictures, mut different) = (0, BTreeSet::new());
+    let (mut pictures, mut windows, mut different) = (0, 0, BTreeSet::new());
     for item in varied {
-        pictures += 1;
+        match item.is_of_clip() {
+            true => windows += 1,
+            false => pictures += 1,
+        }
         different.extend(&item.captions);
     }
-    match pictures {
+    match different.len() {
         0 => String::new(),
-        _ => format!(
-            " ({} of them variants for {})",
-            different.len(),
-            shown::counted(pictures, "picture")
+        count => format!(
+            " ({count} of them variants for {})",
+            dataset::pictures_and_windows(pictures, windows)
         ),
     }
 }

@@ -121,7 +121,7 @@ impl fmt::Display for PartReport {
         let Self {
             part, entries, of, ..
         } = self;
-        write!(f, "part {part}: {entries} of {of} entries")
+        write!(f, "part {part}: {}", shown::part_of(entries, of, "entry"))
     }
 }
 

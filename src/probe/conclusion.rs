@@ -21,6 +21,7 @@ pub(super) fn of(report: &Report) -> String {
     let unclear = of_verdict(Verdict::Indistinguishable);
     let negligible = of_verdict(Verdict::Negligible);
     let label = against.title();
+    let things = report.subjects().several();
     let mut sentences = Vec::new();
     sentences.extend(doubt(report));
     if [&preferred, &worse, &unclear, &negligible]
@@ -56,26 +57,27 @@ pub(super) fn of(report: &Report) -> String {
         let sizes = unclear.iter().filter_map(|c| c.pictures_to_tell);
         if let Some(least) = sizes.min() {
             sentences.push(format!(
-                "If the differences are as they seem, {} pictures would tell the first of them.",
+                "If the differences are as they seem, {} {things} would tell the first of them.",
                 count(least)
             ));
         }
     }
-    sentences.push(
-        "This is evidence, no proof, and a recipe that was not tried may be better. It holds for pictures of the kind and the \
+    sentences.push(format!(
+        "This is evidence, no proof, and a recipe that was not tried may be better. It holds for {things} of the kind and the \
          resolution that the base model was trained on: on others a base may prefer recipes that it was not trained with."
-            .to_owned(),
-    );
+    ));
     sentences.join(" ")
 }
 
 /// What a failed control means.
 fn doubt(report: &Report) -> Option<String> {
     let control = report.control.as_ref()?;
+    let (one, several) = (report.subjects().one(), report.subjects().several());
     (control.verdict != Verdict::Worse).then(|| {
-        "Do not believe the preferences below: another picture's caption does no clear harm here, so this base model does not use what it \
-         is told of these pictures. Are they of the kind and the resolution that it was trained on?"
-            .to_owned()
+        format!(
+            "Do not believe the preferences found here: another {one}'s caption does no clear harm here, so this base model does not use \
+             what it is told of these {several}. Are they of the kind and the resolution that it was trained on?"
+        )
     })
 }
 
@@ -133,6 +135,18 @@ mod tests {
         };
         let doubt = "Do not believe the preferences";
         assert!(!of(&report(Verdict::Worse)).contains(doubt));
+        let mut clips = report(Verdict::Same);
+        let id: crate::digest::Digest = id.parse().expect("a digest");
+        clips.pictures = vec![crate::probe::report::Picture {
+            file: "a.gif".to_owned(),
+            digest: id,
+        }];
+        clips.clips = 1;
+        let said = of(&clips);
+        assert!(
+            said.contains("another clip's caption") && !said.contains("picture"),
+            "{said}"
+        );
         for verdict in [
             Verdict::Indistinguishable,
             Verdict::Preferred,

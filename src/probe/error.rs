@@ -19,14 +19,16 @@ pub enum Error {
     },
     /// It has too few.
     #[error(
-        "{}: expected at least {FEWEST_PICTURES} different pictures that can be used, found {found}: fewer tell nothing",
+        "{}: expected at least {FEWEST_PICTURES} different {things} that can be used, found {found}: fewer tell nothing",
         shown::path(file)
     )]
     TooFew {
         /// The Experiment file.
         file: PathBuf,
-        /// Different pictures that can be used.
-        found: usize,
+        /// Different pictures and clips that can be used, in words.
+        found: String,
+        /// What they are.
+        things: &'static str,
     },
     /// The bands do not divide the draws.
     #[error(

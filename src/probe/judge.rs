@@ -168,6 +168,8 @@ pub(super) struct Measured<'a> {
     pub(super) compared: &'a ComparedRecipes,
     pub(super) rows: &'a [Row],
     pub(super) pictures: Vec<Picture>,
+    /// How many of them are clips.
+    pub(super) clips: u64,
     pub(super) failed: u64,
     pub(super) bands: u32,
     pub(super) method: Method,
@@ -212,6 +214,7 @@ pub(super) fn report(measured: Measured<'_>) -> Report {
         experiment: measured.experiment,
         method: measured.method,
         pictures: measured.pictures,
+        clips: measured.clips,
         failed: measured.failed,
     };
     report.conclusion = conclusion::of(&report);

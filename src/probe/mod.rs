@@ -30,7 +30,7 @@ pub use error::Error;
 pub use report::Report;
 
 use crate::base_model::{self, BaseModel};
-use crate::dataset::{self, Item};
+use crate::dataset::{self, Item, Subjects};
 use crate::encode::{EncodeOptions, encode_pictures};
 use crate::experiment::Experiment;
 use crate::models::Placement;
@@ -111,10 +111,13 @@ pub fn run(
     let multiple = base.latent_geometry().side_multiple();
     let (items, unusable) = dataset::open_usable(experiment, multiple, monitor)?;
     let (subjects, failed) = subjects(&base, &store, items, options, place, monitor)?;
+    let firsts = || subjects.iter().map(Subject::first);
+    let of_all = Subjects::of(firsts());
     if subjects.len() < FEWEST_PICTURES {
         return Err(Error::TooFew {
             file: experiment.file.clone(),
-            found: subjects.len(),
+            found: of_all.counted(),
+            things: of_all.several(),
         });
     }
     fill::captions(&compared, &store, &subjects, &place.encode, monitor)?;
@@ -134,12 +137,14 @@ pub fn run(
     let measurement = Measurement::open(&base, &compared, &store, &*denoiser, draws)?;
     let looks = stats::looks(subjects.len(), ALPHA);
     let (rows, looks_made) = looked(measurement, &subjects, &looks, options, monitor)?;
+    let measured = Subjects::of(firsts().take(rows.len()));
     Ok(judge::report(Measured {
         experiment: experiment.file.display().to_string(),
         base: &base,
         digest,
         compared: &compared,
-        pictures: subjects.iter().take(rows.len()).map(picture).collect(),
+        pictures: firsts().take(rows.len()).map(picture).collect(),
+        clips: measured.clips,
         rows: &rows,
         failed: failed + unusable,
         bands: options.bands,
@@ -163,7 +168,8 @@ fn looked(
     options: &ProbeOptions,
     monitor: &dyn Monitor,
 ) -> Result<(Vec<Row>, u32), Error> {
-    monitor.start("pictures", Some(subjects.len() as u64));
+    let things = Subjects::of(subjects.iter().map(Subject::first)).several();
+    monitor.start(things, Some(subjects.len() as u64));
     let mut made = 0;
     for (size, _) in looks {
         let next = measurement.rows().len();
@@ -181,10 +187,10 @@ fn looked(
     Ok((measurement.into_rows(), made as u32))
 }
 
-fn picture(subject: &Subject) -> Picture {
+fn picture(first: &Item) -> Picture {
     Picture {
-        file: subject.first().picture.display().to_string(),
-        digest: subject.first().digest,
+        file: first.picture.display().to_string(),
+        digest: first.digest,
     }
 }
 

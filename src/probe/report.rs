@@ -5,6 +5,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::dataset::Subjects;
 use crate::digest::{Digest, Fingerprint};
 use crate::files;
 use crate::recipe::Deviation;
@@ -35,6 +36,9 @@ pub struct Report {
     pub method: Method,
     /// The pictures that were measured, in the order in which they were.
     pub pictures: Vec<Picture>,
+    /// How many of them are clips; a clip's windows count as one. Not written where there are none.
+    #[serde(default, skip_serializing_if = "is_none_of_them")]
+    pub clips: u64,
     /// Pictures that could not be used.
     pub failed: u64,
     /// The recipes that were compared; the first is the one that the others are compared with.
@@ -228,7 +232,17 @@ pub struct LeftOut {
     pub why: String,
 }
 
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]
+fn is_none_of_them(clips: &u64) -> bool {
+    *clips == 0
+}
+
 impl Report {
+    /// What was measured, for sentences about it.
+    pub fn subjects(&self) -> Subjects {
+        Subjects::new(self.pictures.len() as u64, self.clips)
+    }
+
     /// Reads one from a file.
     ///
     /// # Errors

@@ -240,8 +240,10 @@ fn write(
 fn tell_cuts(encoded: &[encode::CaptionStats], monitor: &dyn Monitor) {
     for stats in encoded.iter().filter(|stats| stats.truncated > 0) {
         monitor.note(&format!(
-            "{}: {} of {} prompts are cut (`plumb inspect tokens` shows where)",
-            stats.slot, stats.truncated, stats.captions
+            "{}: {} {} cut (`plumb inspect tokens` shows where)",
+            stats.slot,
+            shown::part_of(stats.truncated, stats.captions, "prompt"),
+            shown::are(stats.truncated)
         ));
     }
 }

@@ -13,6 +13,7 @@ use super::sweep::{Range, RowSet};
 use super::{Error, Run, packfile, relative};
 use crate::digest::{Digest, Fingerprint};
 use crate::monitor::Monitor;
+use crate::shown;
 
 /// Of the rows in memory, the entries of packs that are remembered for the next look.
 const CACHED_SHARE: usize = 4;
@@ -181,7 +182,10 @@ impl Look<'_> {
             let layout = &self.store.layout;
             let (spec, part) = &self.parts[part as usize];
             let pack = relative(layout, &layout.pack(&pack));
-            let what = format!("names {entries} entries in {pack}, which {what}");
+            let what = format!(
+                "names {} in {pack}, which {what}",
+                shown::counted(entries, "entry")
+            );
             let path = layout.index_part(spec, part);
             self.problem(&path, what, REBUILD);
         }
@@ -250,7 +254,10 @@ impl Look<'_> {
             .zip(missing)
             .filter(|(_, missing)| *missing > 0);
         let told = lacking.map(|((id, _, all), missing)| {
-            let what = format!("uses {missing} entries of {all} that are not here");
+            let what = format!(
+                "lacks {} that it uses",
+                shown::part_of(missing, all, "entry")
+            );
             (self.store.layout.run(id), what)
         });
         for (path, what) in told.collect::<Vec<_>>() {

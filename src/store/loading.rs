@@ -15,6 +15,7 @@ use super::ranged::RangedPart;
 use super::snapshot::{EntryLocation, IndexPart, Pack, ReadState, Snapshot, Source, decode_part};
 use super::{Error, disk, index};
 use crate::digest::{Digest, Fingerprint};
+use crate::shown;
 
 /// How often the index is listed again because a cleaner removed parts meanwhile.
 const LOAD_TRIES: usize = 8;
@@ -192,7 +193,8 @@ impl Loading {
         lost.retain(|_, _| layout.mirror.is_none());
         for (pack, entries) in lost {
             let path = layout.pack(&pack);
-            let why = format!("missing or shorter than the index says, {entries} entries lost");
+            let lost = shown::counted(entries, "entry");
+            let why = format!("missing or shorter than the index says, {lost} lost");
             let lost = Error::malformed(&path, why);
             self.snapshot.problem(layout, &path, &lost);
         }

@@ -17,6 +17,7 @@ use super::ranged::{RangedPart, group_range};
 use super::tree::Tree;
 use super::{Error, Problem, snapshot};
 use crate::digest::{Digest, Fingerprint, canonical_json};
+use crate::shown;
 
 /// Of a billion rows of 400 bytes it takes a third of that.
 const LIMIT_BYTES: u64 = 1 << 30;
@@ -201,7 +202,8 @@ pub(super) fn check(layout: &Layout, spec: &Fingerprint) -> Option<Problem> {
     let wrong = wrong.count();
     (wrong > 0).then(|| {
         told(format!(
-            "says otherwise of {wrong} index parts than they do"
+            "says otherwise of {} than is there",
+            shown::counted(wrong, "index part")
         ))
     })
 }

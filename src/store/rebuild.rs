@@ -24,6 +24,7 @@ use super::writer::write_pack;
 use super::{Error, Local, Problem, Store, index, lock, packed, specs};
 use crate::digest::{Digest, Fingerprint};
 use crate::monitor::Monitor;
+use crate::shown;
 
 /// What rebuilding the index read, wrote and left out.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -462,7 +463,7 @@ impl Store {
             let lost = entries.iter().filter(|e| !found.new.entries.contains(e));
             let lost = lost.count();
             if lost > 0 {
-                let what = format!("missing, {lost} entries lost");
+                let what = format!("missing, {} lost", shown::counted(lost, "entry"));
                 report.problems.push(self.left_out(pack, what));
             }
         }
@@ -478,7 +479,8 @@ fn in_short(mut texts: Vec<String>) -> Vec<String> {
     let more = texts.len().saturating_sub(NAMED_LOSSES);
     texts.truncate(NAMED_LOSSES);
     if more > 0 {
-        texts.push(format!("{more} more entries, in the same way"));
+        let more = shown::counted(more, "further entry");
+        texts.push(format!("{more}, in the same way"));
     }
     texts
 }

@@ -101,9 +101,8 @@ impl Store {
         let here = self.those_here(entries)?;
         if here.len() < entries.len() && lacking == Lacking::Refuse {
             return Err(Error::Refused(format!(
-                "cannot write the run {id}: the store lacks {} of its {} entries; encode them first",
-                entries.len() - here.len(),
-                entries.len()
+                "cannot write the run {id}: the store lacks {}; encode them first",
+                shown::part_of(entries.len() - here.len(), entries.len(), "entry")
             )));
         }
         let bytes = run_bytes(id, &here, extra);

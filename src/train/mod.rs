@@ -371,7 +371,8 @@ fn tell_pairs(base: &BaseModel, set: &TrainingSet<'_>, monitor: &dyn Monitor) {
         Some(_) => {}
     }
     monitor.note(&format!(
-        "{pairs} of {all} pictures stand beside a reference{}",
+        "a reference stands beside {}{}",
+        shown::part_of(pairs, all, "picture"),
         match all - pairs {
             0 => "",
             _ => "; the others are trained on as text to picture",
@@ -388,17 +389,19 @@ fn tell_pairs(base: &BaseModel, set: &TrainingSet<'_>, monitor: &dyn Monitor) {
 
 fn tell_cuts(captions: &[CutCaptions], monitor: &dyn Monitor) {
     for of in captions {
-        for (count, what) in [
-            (of.truncated, "are cut"),
+        for (count, why) in [
+            (of.truncated, ""),
             (
                 of.shortened,
-                "lose text by the recipe's clean-up, before they are tokens",
+                " by the recipe's clean-up, before tokens are made",
             ),
         ] {
             if count > 0 {
                 monitor.note(&format!(
-                    "{}: {count} of {} captions {what} (`plumb inspect tokens` shows where)",
-                    of.slot, of.captions
+                    "{}: {} {} cut{why} (`plumb inspect tokens` shows where)",
+                    of.slot,
+                    shown::part_of(count, of.captions, "caption"),
+                    shown::are(count)
                 ));
             }
         }
@@ -412,7 +415,7 @@ fn tell_start(run: &Run<'_>, monitor: &dyn Monitor) {
         "{}, {} parameters, {}, {} an epoch",
         shown::counted(run.adapters.adapters().len(), "module"),
         run.adapters.values().len(),
-        dataset::counted((items.len() - of_clips) as u64, of_clips as u64),
+        dataset::pictures_and_windows((items.len() - of_clips) as u64, of_clips as u64),
         shown::counted(run.num_per_epoch(), "micro-batch")
     ));
 }

@@ -155,8 +155,8 @@ fn every_command_counts_the_same_captions_as_cut() {
     assert_eq!(cuts(&run(&["encode", "exp.toml"])["captions"]), expected);
     let trained = world.run(&["train", "exp.toml"]).expect(0);
     trained
-        .says("clip_l: 1 of 5 captions are cut")
-        .says("t5: 1 of 5 captions lose text by the recipe's clean-up");
+        .says("clip_l: 1 of 5 captions is cut")
+        .says("t5: 1 of 5 captions is cut by the recipe's clean-up");
 }
 
 #[test]
@@ -286,7 +286,7 @@ fn two_recipes_are_told_apart_by_parameter_and_by_number() {
     world
         .run(&["inspect", "diff", "exp.toml", "longer.toml"])
         .expect(3)
-        .says("have no sound entry");
+        .says("no sound entry of");
     for experiment in ["exp.toml", "longer.toml"] {
         world.run(&["encode", experiment]).expect(0);
     }

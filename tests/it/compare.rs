@@ -206,7 +206,7 @@ fn pictures_that_were_trained_from_are_refused() {
     world
         .run(&["compare", "a", "b"])
         .expect(2)
-        .says("all its 3 pictures are those that")
+        .says("all that it has, 3 pictures, is what")
         .says("--data EXPERIMENT");
     // Beside a new picture they are told, and the exit status says so.
     world.write("more.toml", &text);

@@ -150,7 +150,7 @@ fn a_store_alone_is_exported_too_and_a_damaged_entry_is_told_and_null() {
         "table.parquet",
         "--no-thumbnails",
     ];
-    let _ = world.run(&export).expect(3).says("1 are damaged");
+    let _ = world.run(&export).expect(3).says("1 is damaged");
     if let Some(read) = read(&world.path("table.parquet")) {
         let vectors: i64 = ["clip_l", "clip_g", "t5"]
             .iter()

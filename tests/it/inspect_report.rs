@@ -290,7 +290,7 @@ fn a_reference_stands_beside_its_picture() {
     let report = ["inspect", "report", "exp.toml", "--html", "page.html"];
     world.run(&report).expect(0);
     let page = String::from_utf8(world.read("page.html")).expect("UTF-8");
-    let said = "3 pictures stand beside a reference, 3 different ones. Without one, and trained on as text to picture: 1.";
+    let said = "3 pictures beside a reference, of which there are 3. Without one, and trained on as text to picture: 1.";
     assert!(page.contains(said));
     let Some(browser) = chromium() else {
         return;

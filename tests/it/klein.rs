@@ -138,7 +138,7 @@ fn klein_is_trained_on_pairs_and_on_pictures_alone_and_sampled_beside_a_referenc
     );
     world.run(&["encode", "exp.toml"]).expect(0);
     world.run(&["train", "exp.toml"]).expect(0).says(
-        "3 of 4 pictures stand beside a reference; the others are trained on as text to picture",
+        "a reference stands beside 3 of 4 pictures; the others are trained on as text to picture",
     );
     let sample = |args: &[&str], out: &str| {
         let args = [&["sample", "exp.toml", "--out", out], args].concat();

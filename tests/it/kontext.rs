@@ -94,7 +94,7 @@ fn pairs_are_encoded_trained_resumed_and_sampled() {
         .run(&["train", "exp.toml"])
         .expect(0)
         .says("caution: nothing but the values of its weights tells kontext from dev")
-        .says("3 of 3 pictures stand beside a reference")
+        .says("a reference stands beside 3 of 3 pictures")
         .says("4 steps done");
     let whole = world.read("out/lora.safetensors");
     // The reference stands beside what was drawn from it: half of its squares are blue.
@@ -276,7 +276,7 @@ fn references_that_are_not_encoded_are_refused_and_the_manifest_has_those_that_a
     world
         .run(&["train", "exp.toml", "--stop-after", "1"])
         .expect(0)
-        .says("0 of 3 pictures stand beside a reference; the others are trained on as text to picture");
+        .says("a reference stands beside 0 of 3 pictures; the others are trained on as text to picture");
     world.edit("without_references = true", "references = \"references\"");
     world
         .run(&["train", "exp.toml"])

@@ -140,7 +140,7 @@ fn a_new_caption_is_refused_by_name() {
     world
         .run(&["train", "exp.toml"])
         .expect(4)
-        .says("clip_l: 1 of 5 entries are missing")
+        .says("clip_l: 1 of 5 entries is missing")
         .says("`never encoded`");
 }
 

@@ -187,7 +187,7 @@ fn a_list_of_parts_is_never_needed_and_never_believed_to_be_a_file() {
     }
     // What it says wrongly of a part that is there is told, and so is a list that is none.
     write_list(&list, with("first", sound["parts"][&name]["last"].clone()));
-    assert!(problems(dir.path())[0].contains("says otherwise of 1 index parts"));
+    assert!(problems(dir.path())[0].contains("says otherwise of 1 index part than"));
     fs::write(&list, "{").expect("written");
     assert!(problems(dir.path())[0].contains("parts.json: no list of parts"));
     assert_eq!(found(&store, &all), ALL);

@@ -206,7 +206,7 @@ fn a_run_lists_only_what_is_there_and_any_change_of_it_is_seen() {
     let extra = || serde_json::json!({"experiment": "exp.toml", "rate": 0.5});
     let refused = here.write_run("all", &ids, extra(), Lacking::Refuse);
     let said = refused.expect_err("one is not there").to_string();
-    assert!(said.contains("lacks 1 of its 3 entries"), "{said}");
+    assert!(said.contains("lacks 1 of 3 entries"), "{said}");
     assert_eq!(here.runs().expect("runs"), ["a"]);
     here.write_run("all", &ids, extra(), Lacking::LeaveOut)
         .expect("written");

@@ -247,7 +247,7 @@ fn a_pack_that_shows_up_late_is_found_later() {
         "a row without its pack is no entry"
     );
     assert!(
-        reader.problems()[0].what.contains("1 entries lost"),
+        reader.problems()[0].what.contains("1 entry lost"),
         "{:?}",
         reader.problems()
     );

@@ -120,7 +120,7 @@ fn what_has_no_effect_is_refused_and_what_it_leaves_out_is_told() {
     let world = world("shuffle_tags = true\nkeep_tags = 1\ntrigger = \"zzz\"");
     world.write("pictures/p1.txt", "sks a sentence without tags");
     let said = world.run(&["encode", "exp.toml"]).expect(0);
-    said.says("1 of 3 captions have no tags to shuffle or leave out: p1.png");
+    said.says("no tags to shuffle or leave out in 1 of 3 captions: p1.png");
     assert!(
         captions(&world)
             .iter()
@@ -142,5 +142,5 @@ fn what_has_no_effect_is_refused_and_what_it_leaves_out_is_told() {
     world
         .run(&["encode", "exp.toml"])
         .expect(1)
-        .says("3 of 3 captions have no tags");
+        .says("no tags to shuffle or leave out in 3 of 3 captions");
 }

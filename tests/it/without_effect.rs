@@ -111,11 +111,11 @@ fn cut_captions_are_counted_each_time() {
     world
         .run(&["encode", "exp.toml"])
         .expect(0)
-        .says("1 of them all are cut");
+        .says("1 of them all is cut");
     world
         .run(&["train", "exp.toml", "--restart"])
         .expect(0)
-        .says("1 of 5 captions are cut");
+        .says("1 of 5 captions is cut");
 }
 
 #[test]

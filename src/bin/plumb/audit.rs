@@ -343,9 +343,12 @@ fn list_of(report: &CacheReport) -> Vec<String> {
     let mut lines = Vec::new();
     if !report.stale.is_empty() {
         lines.push(format!(
-            "stale: {} of {} entries that were looked at",
-            report.stale.len(),
-            report.looked_at
+            "stale: {}",
+            shown::part_of(
+                report.stale.len(),
+                report.looked_at,
+                "entry of those looked at"
+            )
         ));
         for stale in report.stale.iter().take(MOST_NAMED) {
             let made_of = match &stale.made_of {
@@ -378,8 +381,8 @@ fn list_of(report: &CacheReport) -> Vec<String> {
     list("pictures whose caption has no entry", &report.without_entry);
     if report.uncertain > 0 {
         lines.push(format!(
-            "{} entries were paired by a name that several pictures have, or by their row alone",
-            report.uncertain
+            "paired by a name that several pictures have, or by a row alone: {}",
+            counted(report.uncertain, "entry")
         ));
     }
     for left in report.left_out.iter().take(MOST_NAMED) {

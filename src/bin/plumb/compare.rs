@@ -109,7 +109,10 @@ fn describe(report: &CompareReport) -> String {
     lines.push(String::new());
     lines.push(verdict(report));
     lines.push(String::new());
-    lines.push("  noise        A        B     B - A  (95 % interval over pictures)".to_owned());
+    let things = report.subjects().several();
+    lines.push(format!(
+        "  noise        A        B     B - A  (95 % interval over {things})"
+    ));
     lines.extend(report.levels.iter().map(level));
     lines.push(String::new());
     lines.extend(differences(report));
@@ -158,7 +161,7 @@ fn verdict(report: &CompareReport) -> String {
         pictures_to_tell,
     } = &report.difference;
     let (mean, b_is_lower) = (*mean, *b_is_lower);
-    let pictures = shown::counted(report.pictures, "picture");
+    let (pictures, things) = (report.subjects().counted(), report.subjects().several());
     let Some([low, high]) = interval else {
         return format!(
             "B's loss is {mean:+.5} beside A's, over {pictures}: too few for an interval, {FEWEST_CHANGED} are the fewest"
@@ -173,12 +176,12 @@ fn verdict(report: &CompareReport) -> String {
     );
     if !report.difference.is_shown() {
         let more = pictures_to_tell.map_or_else(String::new, |count| {
-            format!("; if it is as large as it seems, {count} pictures would tell")
+            format!("; if it is as large as it seems, {count} {things} would tell")
         });
         return format!("no difference is shown: {found}{more}");
     }
     let better = if mean < 0.0 { "B" } else { "A" };
-    format!("{better} predicts these pictures better: {found}")
+    format!("{better} predicts these {things} better: {found}")
 }
 
 fn level(level: &AtLevel) -> String {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use plumb::dataset;
 use plumb::encode::{self, EncodeOptions, EncodeReport, Error, Part, Selection};
-use plumb::shown::{counted, things};
+use plumb::shown::{are, counted, things};
 
 use crate::CommandResult;
 use crate::signals;
@@ -70,12 +70,16 @@ pub(crate) fn describe(report: &EncodeReport) -> String {
     for stats in &report.captions {
         let mut cut = match stats.truncated {
             0 => String::new(),
-            n => format!("; {n} of them all are cut (`plumb inspect tokens` shows where)"),
+            n => format!(
+                "; {n} of them all {} cut (`plumb inspect tokens` shows where)",
+                are(n)
+            ),
         };
         if stats.shortened > 0 {
             cut += &format!(
-                "; {} lose text by the recipe's clean-up, before they are tokens",
-                stats.shortened
+                "; {} {} cut by the recipe's clean-up, before tokens are made",
+                stats.shortened,
+                are(stats.shortened)
             );
         }
         lines.push(format!(
@@ -91,7 +95,7 @@ pub(crate) fn describe(report: &EncodeReport) -> String {
         // In a column with the captions above, where there are pictures alone.
         let views = match stats.of_clips {
             0 => format!("{:6} {}", stats.views, things(stats.views, "picture")),
-            of_clips => dataset::counted(stats.views - of_clips, of_clips),
+            of_clips => dataset::pictures_and_windows(stats.views - of_clips, of_clips),
         };
         lines.push(format!(
             "{:8} {views}: {} encoded, {} there already",
@@ -112,12 +116,12 @@ pub(crate) fn describe(report: &EncodeReport) -> String {
         ));
     }
     if let Some(stats) = report.pictures.as_ref().filter(|stats| stats.failed > 0) {
-        let clips = match stats.of_clips {
-            0 => "",
-            _ => " or clips",
+        let failed = match (stats.of_clips, stats.failed) {
+            (0, failed) => counted(failed, "picture"),
+            (_, 1) => "1 picture or clip".to_owned(),
+            (_, failed) => format!("{failed} pictures or clips"),
         };
-        let failed = counted(stats.failed, "picture");
-        lines.push(format!("{failed}{clips} could not be used, see above"));
+        lines.push(format!("{failed} could not be used, see above"));
     }
     let specs: BTreeSet<&str> = report.captions.iter().map(|s| s.spec.as_str()).collect();
     lines.push(format!(

@@ -51,11 +51,6 @@ pub(crate) fn wrapped_to(width: usize, text: &str, first: &str, indent: usize) -
     lines + "\n"
 }
 
-/// A number with its noun.
-pub(crate) fn count(n: u64, one: &str, many: &str) -> String {
-    format!("{n} {}", if n == 1 { one } else { many })
-}
-
 /// A size in the unit that suits it.
 pub(crate) fn size(bytes: u64) -> String {
     const UNITS: [&str; 5] = ["bytes", "KiB", "MiB", "GiB", "TiB"];

@@ -30,7 +30,7 @@ pub(crate) struct Args {
     /// Compare with this variant, or with `experiment`, the Experiment's own recipe. [default: reference]
     #[arg(long, value_name = "VARIANT")]
     against: Option<String>,
-    /// Use at most so many pictures.
+    /// Use at most so many pictures; all windows of a clip count as one.
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u64).range(1..=100_000))]
     pairs: u64,
     /// Draws of noise and timestep for each picture, spread evenly over the noise schedule.
@@ -126,6 +126,7 @@ fn describe(report: &Report) -> String {
     rows.retain(|c| !matches!(c.verdict, Verdict::Same | Verdict::Negligible));
     rows.sort_by(|a, b| mean(a).total_cmp(&mean(b)));
     let loss = report.candidates.first().map_or(0.0, |c| c.loss);
+    let things = report.subjects().several();
     let mut text = wrapped(&format!(
         "{}/{}, compared with {against} (mean loss {loss:.4}); below 0 is better",
         report.family, report.flavor
@@ -143,7 +144,7 @@ fn describe(report: &Report) -> String {
     text += &listed(report, Verdict::Same, same);
     if let Some(control) = &report.control {
         text += "\n";
-        text += &wrapped(&of_control(control));
+        text += &wrapped(&of_control(control, things));
     }
     let method = &report.method;
     let guidance = method.guidance.map_or_else(String::new, |guidance| {
@@ -152,9 +153,9 @@ fn describe(report: &Report) -> String {
     text += "\n";
     text += &wrapped(&format!(
         "{}, {} each, look {} of {}. The loss is the mean squared error of what the denoiser predicts, every noise \
-         level counted alike.{guidance} Intervals: 95 % for each recipe, over pictures, for any look. p: paired t test over pictures, \
+         level counted alike.{guidance} Intervals: 95 % for each recipe, over {things}, for any look. p: paired t test over {things}, \
          corrected for all recipes (Holm) and looks.",
-        shown::counted(report.pictures.len(), "picture"),
+        report.subjects().counted(),
         shown::counted(method.draws, "draw"),
         method.looks_made,
         method.looks.len()
@@ -174,14 +175,15 @@ fn listed(report: &Report, verdict: Verdict, what: &str) -> String {
     }
 }
 
-fn of_control(control: &Control) -> String {
+fn of_control(control: &Control, things: &str) -> String {
     let Some(found) = &control.difference else {
-        return "Control: too few captions differ between pictures to tell whether they matter."
-            .to_owned();
+        return format!(
+            "Control: too few captions differ between {things} to tell whether they matter."
+        );
     };
     let decimals = decimals_of(half(found));
     format!(
-        "Control: with the captions of other pictures the loss is {} (p {}): {}.",
+        "Control: with the captions of other {things} the loss is {} (p {}): {}.",
         interval(found, decimals),
         probability(found.p),
         match control.verdict {
@@ -220,8 +222,9 @@ fn table(report: &Report, rows: &[&CandidateReport]) -> String {
             ),
         };
         text += "\n";
-        if let Some(pictures) = row.pictures_to_tell {
-            let needs = format!("{} pictures would tell", conclusion::count(pictures));
+        if let Some(enough) = row.pictures_to_tell {
+            let things = report.subjects().several();
+            let needs = format!("{} {things} would tell", conclusion::count(enough));
             text += &format!("{:LABEL$}  {needs}\n", "");
         }
     }

@@ -8,13 +8,14 @@ use std::time::Duration;
 
 use plumb::digest::Fingerprint;
 use plumb::monitor::Monitor as _;
+use plumb::shown::counted;
 use plumb::store::{
     self, Address, CheckReport, GcOptions, GcReport, Problem, PushOptions, RebuildReport, Store,
     StoreStats,
 };
 
 use crate::CommandResult;
-use crate::layout::{count, size};
+use crate::layout::size;
 use crate::ui::{Failure, Ui};
 use crate::world::{self, WaitArgs};
 
@@ -174,8 +175,8 @@ fn check_text(path: &Path, report: &CheckReport) -> String {
     let mut text = format!(
         "{}: {verdict}\n{} in {}, {}",
         path.display(),
-        count(report.entries, "entry", "entries"),
-        count(report.packs, "pack", "packs"),
+        counted(report.entries, "entry"),
+        counted(report.packs, "pack"),
         size(report.pack_bytes)
     );
     if report.unindexed_entries > 0 {
@@ -183,25 +184,25 @@ fn check_text(path: &Path, report: &CheckReport) -> String {
             text,
             "\n{} without a row in the index, being written or left by an interrupted run or a lost index part:\n\
              `plumb store rebuild-index` brings them back, `plumb store gc` removes them in time",
-            count(report.unindexed_entries, "packed entry", "packed entries")
+            counted(report.unindexed_entries, "packed entry")
         );
     }
     if report.temporary_files > 0 {
         let _ = write!(
             text,
             "\n{} left by interrupted writes; `plumb store gc` removes them in time",
-            count(report.temporary_files, "temporary file", "temporary files")
+            counted(report.temporary_files, "temporary file")
         );
     }
     if report.set_aside_packs > 0 {
         let _ = write!(
             text,
             "\n{} set aside by `plumb store rebuild-index`; `plumb store gc` removes them in time",
-            count(report.set_aside_packs, "damaged pack", "damaged packs")
+            counted(report.set_aside_packs, "damaged pack")
         );
     }
     if report.set_aside_specs > 0 {
-        let files = count(report.set_aside_specs, "misnamed spec", "misnamed specs");
+        let files = counted(report.set_aside_specs, "misnamed spec");
         let _ = write!(
             text,
             "\n{files} set aside by `plumb store rebuild-index`; `plumb store gc` removes them in time"
@@ -226,43 +227,35 @@ fn rebuild_text(path: &Path, report: &RebuildReport) -> String {
     let mut text = format!(
         "{}: the index now has {} from {}\n{} written, {} removed",
         path.display(),
-        count(report.entries, "entry", "entries"),
-        count(report.packs, "pack", "packs"),
-        count(report.parts_written, "index part", "index parts"),
+        counted(report.entries, "entry"),
+        counted(report.packs, "pack"),
+        counted(report.parts_written, "index part"),
         report.parts_removed
     );
     if report.store_json_written {
         text.push_str("\nstore.json was written anew");
     }
-    for (n, one, many, done) in [
-        (report.specs_written, "spec", "specs", "written anew"),
-        (
-            report.specs_set_aside,
-            "misnamed spec",
-            "misnamed specs",
-            "set aside",
-        ),
+    for (n, thing, done) in [
+        (report.specs_written, "spec", "written anew"),
+        (report.specs_set_aside, "misnamed spec", "set aside"),
         (
             report.packs_repaired,
             "pack",
-            "packs",
             "repaired, with the bytes again that were written",
         ),
         (
             report.packs_restored,
             "pack",
-            "packs",
             "set aside before and sound, brought back",
         ),
         (
             report.packs_set_aside,
             "damaged pack",
-            "damaged packs",
             "set aside; what was sound in them is in new packs",
         ),
     ] {
         if n > 0 {
-            let _ = write!(text, "\n{} {done}", count(n, one, many));
+            let _ = write!(text, "\n{} {done}", counted(n, thing));
         }
     }
     text
@@ -292,7 +285,7 @@ fn compact(path: &Path, wait: &WaitArgs, ui: &Ui) -> CommandResult {
     let text = format!(
         "{}: {}, before {}, {}",
         path.display(),
-        count(report.parts, "index part", "index parts"),
+        counted(report.parts, "index part"),
         report.parts_before,
         size(report.bytes)
     );
@@ -308,15 +301,15 @@ fn gc_text(path: &Path, report: &GcReport) -> String {
     let mut text = format!(
         "{}: {} {go}, {} kept for {} or by age\n{} {go} ({} of them {rewrite}), {} {free}",
         path.display(),
-        count(report.entries_removed, "entry", "entries"),
+        counted(report.entries_removed, "entry"),
         report.entries_kept,
-        count(report.runs, "run", "runs"),
-        count(report.packs_removed, "pack", "packs"),
+        counted(report.runs, "run"),
+        counted(report.packs_removed, "pack"),
         report.packs_rewritten,
         size(report.bytes_freed)
     );
     if report.leftovers_removed > 0 {
-        let files = count(report.leftovers_removed, "leftover file", "leftover files");
+        let files = counted(report.leftovers_removed, "leftover file");
         let _ = write!(
             text,
             "\n{files} of interrupted writes or damaged packs {go}"
@@ -341,7 +334,7 @@ fn stats_text(store: &Store, stats: &StoreStats) -> Result<String, Failure> {
         "{}\n{} in {}, {} of index",
         store.shown().display(),
         size(stats.pack_bytes),
-        count(stats.packs, "pack", "packs"),
+        counted(stats.packs, "pack"),
         size(stats.index_bytes)
     );
     for (id, spec) in &stats.specs {
@@ -353,11 +346,11 @@ fn stats_text(store: &Store, stats: &StoreStats) -> Result<String, Failure> {
             text,
             "\n\nspec {}{kind}\n  {}, {} {}, {}, {}",
             &id[..12.min(id.len())],
-            count(spec.entries, "entry", "entries"),
+            counted(spec.entries, "entry"),
             size(spec.payload_bytes),
             dtypes.join(" "),
-            count(spec.packs, "pack", "packs"),
-            count(spec.index_parts, "index part", "index parts")
+            counted(spec.packs, "pack"),
+            counted(spec.index_parts, "index part")
         );
         for (n, what) in [
             (spec.truncated_entries, "with a cut caption"),
@@ -379,16 +372,14 @@ fn stats_text(store: &Store, stats: &StoreStats) -> Result<String, Failure> {
         text.push_str("\n\nruns, whose entries gc keeps");
     }
     for (id, entries) in &stats.runs {
-        let entries = entries.map_or("cannot be read".to_owned(), |n| {
-            count(n, "entry", "entries")
-        });
+        let entries = entries.map_or("cannot be read".to_owned(), |n| counted(n, "entry"));
         let _ = write!(text, "\n  {id}: {entries}");
     }
     if stats.unindexed_packs > 0 {
         let _ = write!(
             text,
             "\n\n{} ({}) without a row in the index; gc removes them in time",
-            count(stats.unindexed_packs, "pack", "packs"),
+            counted(stats.unindexed_packs, "pack"),
             size(stats.unindexed_pack_bytes)
         );
     }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use plumb::encode::EncodeOptions;
 use plumb::monitor::Monitor as _;
-use plumb::shown::counted;
+use plumb::shown::{self, counted};
 use plumb::worker::{self, Error};
 
 use crate::CommandResult;
@@ -58,8 +58,8 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> CommandResult {
     })?;
     if report.failed > 0 {
         ui.problem(&format!(
-            "{} of {} captions could not be encoded: the column `error` says why",
-            report.failed, report.rows
+            "{} could not be encoded: the column `error` says why",
+            shown::part_of(report.failed, report.rows, "caption")
         ));
     }
     let text = format!(

@@ -5,6 +5,7 @@ use maud::{Markup, html};
 use super::compare::{Comparison, Cosines, Differences, State};
 use super::gather::EncoderView;
 use super::{chart, heat};
+use crate::shown;
 
 impl Comparison {
     /// Whether there are numbers to show.
@@ -52,9 +53,9 @@ fn differing(found: &Differences, command: &str) -> Markup {
             tbody { (row("true tokens", &found.tokens)) (row("pads", &found.pads)) (row("pooled vector", &found.pooled)) }
         } }
         p.fine {
-            (found.captions) " captions."
-            @if found.only_ours + found.only_theirs > 0 { " " (found.only_ours) " tokens only here, " (found.only_theirs) " only there." }
-            @if found.without > 0 { " " (found.without) " captions lack an entry on one side; " code { (command) } " encodes them." }
+            (shown::counted(found.captions, "caption")) "."
+            @if found.only_ours + found.only_theirs > 0 { " " (shown::counted(found.only_ours, "token")) " only here, " (found.only_theirs) " only there." }
+            @if found.without > 0 { " " (shown::counted(found.without, "caption")) " without an entry on one side; " code { (command) } " encodes what is missing." }
         }
         @if series.points.len() > 1 { (chart::lines("Mean cosine by place in the caption", ("token", "cosine"), &[series])) }
     }

@@ -261,7 +261,8 @@ fn bound_tokens(encoders: &mut [EncoderView], most: usize) -> (usize, Option<Str
             encoder.strips[n] = None;
         }
     }
-    let told = format!("the tokens of {without} captions are left out to keep the page small");
+    let captions = shown::counted(without, "caption");
+    let told = format!("the tokens of {captions} are left out to keep the page small");
     (bytes, (without > 0).then_some(told))
 }
 

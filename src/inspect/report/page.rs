@@ -190,8 +190,8 @@ impl View<'_> {
             }
             @if faults > 0 {
                 ul.faults {
-                    @for (slot, count) in self.gathered.missing() { li { b { (slot) ": " (count) } " captions are not in the store" } }
-                    @for (slot, count, why) in self.gathered.damaged() { li { b { (slot) ": " (count) } " captions are damaged in the store: " (shown::line(&why)) } }
+                    @for (slot, count) in self.gathered.missing() { li { b { (slot) ": " (count) } " " (shown::things(count, "caption")) " " (shown::are(count)) " not in the store" } }
+                    @for (slot, count, why) in self.gathered.damaged() { li { b { (slot) ": " (count) } " " (shown::things(count, "caption")) " damaged in the store: " (shown::line(&why)) } }
                 }
             }
             @for sentence in &self.gathered.left_out { p.fine { (sentence) "." } }

@@ -68,7 +68,7 @@ impl Pairs {
             section #pairs aria-labelledby="h-pairs" {
                 h2 #h-pairs { "Pairs" }
                 p { "On the left the reference, which the denoiser is given, on the right the picture that it learns to make of it. "
-                    (self.with) " pictures stand beside a reference, " (self.references) " different ones."
+                    (shown::counted(self.with, "picture")) " beside a reference, of which there " (shown::are(self.references)) " " (self.references) "."
                     @if self.without > 0 { " Without one, and trained on as text to picture: " (self.without) "." } }
                 noscript { p.warn { "The pictures need the script of this page." } }
                 ul.beside { @for (item, reference) in shown { li { (pair(item, reference, thumbnails)) } } }

@@ -19,7 +19,7 @@ const ROWS: usize = 60;
 
 /// The section.
 pub(super) fn section(report: &Report) -> Markup {
-    let (method, pictures) = (&report.method, report.pictures.len());
+    let (method, subjects) = (&report.method, report.subjects());
     let drawn: Vec<&CandidateReport> = report
         .candidates
         .iter()
@@ -30,14 +30,14 @@ pub(super) fn section(report: &Report) -> Markup {
             h2 #h-probe { "Probe" }
             p { (shown::line(&report.conclusion)) }
             p.fine {
-                (pictures) " pictures, " (method.draws) " draws of noise each, of " (shown::text(&report.experiment))
+                (subjects.counted()) ", " (method.draws) " draws of noise each, of " (shown::text(&report.experiment))
                 ". The difference is the loss under a recipe minus that under " b { (label(&report.candidates)) }
-                ": above 0 the base model predicts worse. Bars are 95 % intervals with pictures as the unit. It is evidence, no proof."
+                ": above 0 the base model predicts worse. Bars are 95 % intervals over " (subjects.several()) ". It is evidence, no proof."
             }
             @if !drawn.is_empty() { (intervals(&drawn[..drawn.len().min(ROWS)])) }
             div.wide { table {
                 thead { tr { th scope="col" { "recipe" } th scope="col" { "difference" } th scope="col" { "interval" } th scope="col" { "p, corrected" } th scope="col" { "verdict" } } }
-                tbody { @for candidate in &report.candidates { (row(candidate)) } }
+                tbody { @for candidate in &report.candidates { (row(candidate, subjects.several())) } }
             } }
         }
     }
@@ -48,7 +48,7 @@ fn label(candidates: &[CandidateReport]) -> String {
     shown::text(&label.unwrap_or_default()).to_string()
 }
 
-fn row(candidate: &CandidateReport) -> Markup {
+fn row(candidate: &CandidateReport, things: &str) -> Markup {
     let difference = candidate.difference.as_ref();
     html! {
         tr {
@@ -56,7 +56,7 @@ fn row(candidate: &CandidateReport) -> Markup {
             td { @if let Some(d) = difference { (signed(d.mean)) } }
             td { @if let Some(d) = difference { (signed(d.low)) " to " (signed(d.high)) } }
             td { @if let Some(d) = difference { (number(d.p_corrected)) } }
-            td { (candidate.verdict.words()) @if let Some(more) = candidate.pictures_to_tell { span.fine { ", about " (more) " pictures would tell" } } }
+            td { (candidate.verdict.words()) @if let Some(more) = candidate.pictures_to_tell { span.fine { ", about " (more) " " (things) " would tell" } } }
         }
     }
 }

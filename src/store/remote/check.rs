@@ -6,6 +6,7 @@ use super::names::{self, Contents};
 use super::{Remote, each};
 use crate::digest::{Digest, Fingerprint};
 use crate::monitor::Monitor;
+use crate::shown;
 use crate::store::record::Record;
 use crate::store::snapshot::decode_bytes;
 use crate::store::{CheckReport, Error, Problem, index, packed};
@@ -107,7 +108,10 @@ impl Check<'_> {
         }
         for (pack, (entries, what)) in lost {
             let pack = names::pack(&pack, false);
-            let what = format!("names {entries} entries in {pack}, which {what}");
+            let what = format!(
+                "names {} in {pack}, which {what}",
+                shown::counted(entries, "entry")
+            );
             self.problem(
                 name.clone(),
                 what,
@@ -147,7 +151,10 @@ impl Check<'_> {
             let name = names::pack(&id, pack.is_shared);
             match found {
                 Ok((_, _, unlike)) if unlike > 0 => {
-                    let what = format!("says otherwise of {unlike} entries than the index");
+                    let what = format!(
+                        "says otherwise of {} than the index",
+                        shown::counted(unlike, "entry")
+                    );
                     self.problem(name, what, MEND);
                 }
                 Ok((entries, rows, _)) => {
@@ -192,7 +199,10 @@ impl Check<'_> {
                     let missing = listed.filter(|both| !self.indexed.contains(both)).count();
                     if missing > 0 {
                         let all = run.num_entries();
-                        let what = format!("uses {missing} entries of {all} that are not here");
+                        let what = format!(
+                            "lacks {} that it uses",
+                            shown::part_of(missing, all, "entry")
+                        );
                         let mend = "encode and push again, or remove the object";
                         self.problem(names::run(&id), what, mend);
                     }

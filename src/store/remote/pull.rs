@@ -8,6 +8,7 @@ use super::mirror::{write_pack, write_part};
 use super::{Remote, as_named, each, problem_of};
 use crate::digest::{Digest, Fingerprint};
 use crate::monitor::Monitor;
+use crate::shown;
 use crate::store::snapshot::decode_bytes;
 use crate::store::writer::write_index_part;
 use crate::store::{Error, Lacking, Problem, Store, index, lock, parts, specs};
@@ -121,8 +122,8 @@ impl Remote {
             write_part(&store.layout, spec, part, bytes)?;
         } else {
             let what = format!(
-                "names {} entries in packs that are not there",
-                total - kept.len()
+                "names {} in packs that are not there",
+                shown::counted(total - kept.len(), "entry")
             );
             report.problems.push(Problem {
                 file: name,

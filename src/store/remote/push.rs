@@ -15,6 +15,7 @@ use super::names::{self, Contents, Object, RemotePack};
 use super::{Remote, each, problem_of};
 use crate::digest::{Digest, Fingerprint, canonical_json};
 use crate::monitor::Monitor;
+use crate::shown;
 use crate::store::layout::{self, MARKER, PackPath};
 use crate::store::record::Record;
 use crate::store::snapshot::decode_part;
@@ -324,8 +325,8 @@ impl Push<'_> {
             part.rows.retain(|row| self.put.contains(&row.pack));
             let path = self.store.layout.index_part(&part.spec, &part.digest);
             if part.rows.len() < before {
-                let left = before - part.rows.len();
-                let why = format!("names {left} entries in packs that are missing or damaged here");
+                let left = shown::counted(before - part.rows.len(), "entry");
+                let why = format!("names {left} in packs that are missing or damaged here");
                 self.note(Error::malformed(&path, why))?;
             }
             if part.rows.is_empty() {
@@ -361,9 +362,8 @@ impl Push<'_> {
             };
             let kept: Vec<_> = run.listed().filter(|both| there.contains(both)).collect();
             if kept.len() < run.num_entries() {
-                let left = run.num_entries() - kept.len();
-                let why =
-                    format!("uses {left} entries that are not here, and protects them no more");
+                let left = shown::counted(run.num_entries() - kept.len(), "entry");
+                let why = format!("lacks {left} that it uses: these it protects no more");
                 self.note(Error::malformed(&self.store.layout.run(&id), why))?;
             }
             if !kept.is_empty() {

@@ -177,8 +177,8 @@ fn all(args: &Args, parties: &Parties, names: [String; 2], ui: &Ui) -> CommandRe
         for ((subject, missing), path) in of_experiments {
             if missing > 0 && subject.is_some_and(|s| s.base().is_some()) {
                 ui.problem(&format!(
-                    "{name}: {missing} of {} captions have no sound entry under {}; `plumb encode` makes them",
-                    report.captions,
+                    "{name}: no sound entry of {} under {}; `plumb encode` makes what is missing",
+                    shown::part_of(missing, report.captions, "caption"),
                     shown::path(path)
                 ));
             }

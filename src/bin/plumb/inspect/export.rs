@@ -51,8 +51,12 @@ pub(super) fn run(args: &Args, ui: &Ui) -> CommandResult {
     for encoder in &report.encoders {
         if encoder.missing + encoder.damaged > 0 {
             ui.problem(&format!(
-                "{}: {} of {} captions are not in the store, {} are damaged: their columns are null",
-                encoder.slot, encoder.missing, report.captions, encoder.damaged
+                "{}: {} {} not in the store, {} {} damaged: their columns are null",
+                encoder.slot,
+                shown::part_of(encoder.missing, report.captions, "caption"),
+                shown::are(encoder.missing),
+                encoder.damaged,
+                shown::are(encoder.damaged)
             ));
         }
     }

@@ -69,7 +69,7 @@ fn describe(manifest: &ManifestReport) -> String {
         "recipe {}, store {}: {} in {}{pairs}, and {} without a picture",
         manifest.model.recipe(),
         manifest.store,
-        dataset::counted((manifest.pictures.len() - of_clips) as u64, of_clips as u64),
+        dataset::pictures_and_windows((manifest.pictures.len() - of_clips) as u64, of_clips as u64),
         counted(views, "view"),
         counted(manifest.prompts.len(), "caption"),
     )

@@ -121,7 +121,8 @@ fn tell_damage(vectors: &CaptionVectors, wants_all: bool, ui: &Ui) {
     // A store has what it has; an Experiment wants all its captions.
     if missing > 0 && wants_all {
         ui.note(&format!(
-            "{slot}: {missing} captions have no entry, and are left out"
+            "{slot}: left out, without an entry: {}",
+            shown::counted(missing, "caption")
         ));
     }
     for damage in vectors.without.iter().filter_map(|w| w.damage.as_ref()) {
@@ -131,7 +132,8 @@ fn tell_damage(vectors: &CaptionVectors, wants_all: bool, ui: &Ui) {
 
 fn head(slot: &str, kind: Option<VectorKind>, captions: usize) -> String {
     let kind = kind.map_or("nothing to compare", VectorKind::title);
-    format!("\n{slot}: {captions} captions, by the {kind}\n")
+    let captions = shown::counted(captions, "caption");
+    format!("\n{slot}: {captions}, by the {kind}\n")
 }
 
 fn named(captions: &Captions, place: usize) -> String {
@@ -218,8 +220,9 @@ fn describe_set(found: &Neighbors, captions: &Captions, args: &Args) -> String {
         false => String::new(),
     };
     text += &format!(
-        "  {} pairs with a cosine of at least {}{others}\n",
-        found.near_duplicates, args.above
+        "  {} with a cosine of at least {}{others}\n",
+        shown::counted(found.near_duplicates, "pair"),
+        args.above
     );
     for pair in found.pairs.iter().take(args.most) {
         let [a, b] = pair.captions.map(|place| named(captions, place));
@@ -259,8 +262,8 @@ fn describe_contradictions(found: &Contradictions, captions: &Captions, most: us
         return String::new();
     }
     let mut text = format!(
-        "\n{} captions stand on several different pictures\n",
-        found.same_caption.len()
+        "\n{} of several different pictures\n",
+        shown::counted(found.same_caption.len(), "caption")
     );
     for same in found.same_caption.iter().take(most) {
         let files = same.pictures.iter().take(3);
@@ -277,8 +280,8 @@ fn describe_contradictions(found: &Contradictions, captions: &Captions, most: us
     }
     text += &more(found.same_caption.len(), most);
     text += &format!(
-        "\n{} pictures are there with different captions\n",
-        found.same_picture.len()
+        "\n{} with different captions\n",
+        shown::counted(found.same_picture.len(), "picture")
     );
     for same in found.same_picture.iter().take(most) {
         for (n, (caption, file)) in same.captions.iter().enumerate() {

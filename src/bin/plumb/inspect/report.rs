@@ -54,14 +54,16 @@ struct Told<'a> {
 pub(super) fn run(args: &Args, ui: &Ui) -> CommandResult {
     let report = write(args, ui)?;
     for (slot, count) in &report.missing {
-        let all = report.captions;
         ui.problem(&format!(
-            "{slot}: {count} of {all} captions are not in the store; `plumb encode` makes them"
+            "{slot}: {} {} not in the store; `plumb encode` makes what is missing",
+            shown::part_of(count, report.captions, "caption"),
+            shown::are(count)
         ));
     }
     for (slot, count, why) in &report.damaged {
         ui.problem(&format!(
-            "{slot}: {count} captions are damaged in the store: {why}"
+            "{slot}: {} damaged in the store: {why}",
+            shown::counted(count, "caption")
         ));
     }
     for sentence in &report.left_out {

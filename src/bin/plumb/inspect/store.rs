@@ -6,11 +6,11 @@ use plumb::cache::Specs;
 use plumb::inspect::{self, Leftovers, RunReport, StoreReport};
 use plumb::monitor::Monitor as _;
 use plumb::recipe::diff::readable;
-use plumb::shown;
+use plumb::shown::{self, counted};
 
 use super::subject::Subject;
 use crate::CommandResult;
-use crate::layout::{columns, count, size};
+use crate::layout::{columns, size};
 use crate::ui::{Failure, Ui};
 
 /// Show what a store holds and who uses it: its encoders in words, sharing between runs, and what no run uses.
@@ -42,7 +42,7 @@ pub(super) fn run(args: &Args, ui: &Ui) -> CommandResult {
             .map(|(slot, spec)| {
                 let here = report.specs.iter().find(|s| s.spec == *spec);
                 let found = here.map_or("nothing in the store".to_owned(), |s| {
-                    format!("{}, {}", spec.short(), count(s.entries, "entry", "entries"))
+                    format!("{}, {}", spec.short(), counted(s.entries, "entry"))
                 });
                 [format!("  {slot}"), found]
             })
@@ -62,18 +62,14 @@ fn describe(report: &StoreReport) -> String {
     let mut text = format!(
         "{}: {} in {}, {} and {} of index\n",
         shown::path(&report.path),
-        count(entries, "entry", "entries"),
-        count(stats.packs, "pack", "packs"),
+        counted(entries, "entry"),
+        counted(stats.packs, "pack"),
         size(stats.pack_bytes),
         size(stats.index_bytes)
     );
     for spec in &report.specs {
         text += &format!("\n{}  {}\n", spec.spec.short(), shown::text(&spec.what));
-        text += &format!(
-            "  {}, {}",
-            count(spec.entries, "entry", "entries"),
-            size(spec.bytes)
-        );
+        text += &format!("  {}, {}", counted(spec.entries, "entry"), size(spec.bytes));
         for (n, what) in [
             (spec.shared, "used by several runs"),
             (spec.orphans, "used by none"),
@@ -107,7 +103,7 @@ fn describe(report: &StoreReport) -> String {
         (_, true) => "\nthere is no run, so nothing keeps these entries\n".to_owned(),
         (n, false) => format!(
             "\n{} ({}) of no run; `plumb store gc` removes what is old enough\n",
-            count(n, "entry", "entries"),
+            counted(n, "entry"),
             size(report.orphan_bytes)
         ),
     };

@@ -90,9 +90,9 @@ fn explain_recipe(name: &str, args: &Args, ui: &Ui) -> CommandResult {
     }
     let measured = |field: &str| report.measured(field).into_iter().map(sentence).collect();
     let text = format!(
-        "{}, as measured on {} pictures with base model {}\n{}",
+        "{}, as measured on {} with base model {}\n{}",
         recipe.name(),
-        report.pictures.len(),
+        report.subjects().counted(),
         report.base.short(),
         explained(&fields, &measured)
     );

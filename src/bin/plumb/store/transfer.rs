@@ -8,11 +8,12 @@ use plumb::cache::{self, Manifest};
 use plumb::dataset;
 use plumb::experiment::Experiment;
 use plumb::monitor::Monitor as _;
+use plumb::shown::counted;
 use plumb::store::{Address, PullReport, PushOptions, PushReport, Store};
 
 use super::tell;
 use crate::CommandResult;
-use crate::layout::{count, size};
+use crate::layout::size;
 use crate::ui::{Failure, Ui};
 use crate::world;
 
@@ -60,11 +61,11 @@ pub(crate) fn push_text(report: &PushReport) -> String {
     };
     format!(
         "pushed {} in {}, {}{less}, {} and {}",
-        count(report.entries, "entry", "entries"),
-        count(report.packs, "pack", "packs"),
+        counted(report.entries, "entry"),
+        counted(report.packs, "pack"),
         size(report.sent_bytes),
-        count(report.index_parts, "index part", "index parts"),
-        count(report.runs, "run", "runs"),
+        counted(report.index_parts, "index part"),
+        counted(report.runs, "run"),
     )
 }
 
@@ -96,11 +97,11 @@ fn pull_text(folder: &Path, report: &PullReport) -> String {
     format!(
         "{}: pulled {}, {}, {} and {}; {} there already",
         folder.display(),
-        count(report.packs, "pack", "packs"),
+        counted(report.packs, "pack"),
         size(report.bytes),
-        count(report.index_parts, "index part", "index parts"),
-        count(report.runs, "run", "runs"),
-        count(report.packs_here, "pack", "packs"),
+        counted(report.index_parts, "index part"),
+        counted(report.runs, "run"),
+        counted(report.packs_here, "pack"),
     )
 }
 
@@ -132,13 +133,13 @@ fn pull_needed(file: &Path, ui: &Ui) -> CommandResult {
         &format!(
             "{}: {} fetched; {} of what {} needs",
             place.folder().display(),
-            count(packs, "pack", "packs"),
-            count(needed.entries().len() as u64 - missing, "entry", "entries"),
+            counted(packs, "pack"),
+            counted(needed.entries().len() as u64 - missing, "entry"),
             file.display()
         ),
     )?;
     if missing > 0 {
-        let lacking = count(missing, "entry", "entries");
+        let lacking = counted(missing, "entry");
         ui.problem(&format!(
             "{}: {lacking} not there; `plumb encode {}` adds them",
             place.shown().display(),

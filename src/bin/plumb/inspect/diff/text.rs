@@ -29,14 +29,14 @@ fn made(pairing: &Pairing, sides: &[String; 2]) -> String {
         let then = made.after.words();
         let then = then.map_or(String::new(), |words| format!(", then {words}"));
         let then = format!("{weights}{then}");
-        let counts = format!("{} of {} entries", made.matching, made.compared);
+        let counts = shown::part_of(made.matching, made.compared, "entry");
         text += &match made.verdict {
             Verdict::Reproduced => {
-                format!("  {side}: made {like}{then}; {counts} are reproduced\n")
+                format!("  {side}: made {like}{then}; it gives {counts}\n")
             }
             Verdict::NotReproduced => format!(
-                "  {side}: none of {} recipes gives it ({counts} are reproduced); the nearest makes it {like}{then}\n",
-                made.tried
+                "  {side}: none of {} gives it; the nearest, with {counts}, makes it {like}{then}\n",
+                shown::counted(made.tried, "recipe")
             ),
         };
     }
@@ -311,8 +311,10 @@ fn describe_received(received: &Received) -> String {
 
 pub(super) fn all(report: &SetDiff) -> String {
     let mut text = format!(
-        "{} captions\nfirst:  {}\nsecond: {}\n",
-        report.captions, report.sides[0], report.sides[1]
+        "{}\nfirst:  {}\nsecond: {}\n",
+        shown::counted(report.captions, "caption"),
+        report.sides[0],
+        report.sides[1]
     );
     for encoder in &report.encoders {
         text += &title(&encoder.pairing, &report.sides);
@@ -328,8 +330,9 @@ fn describe_set(encoder: &EncoderSetDiff, sides: &[String; 2]) -> String {
         return String::new();
     }
     let mut text = format!(
-        "  {} captions compared, {} equal",
-        encoder.compared, encoder.equal
+        "  {} compared, {} equal",
+        shown::counted(encoder.compared, "caption"),
+        encoder.equal
     );
     if encoder.equal > 0 && encoder.equal < encoder.compared {
         text += &format!(" ({})", percent(encoder.equal, encoder.compared));
@@ -337,12 +340,12 @@ fn describe_set(encoder: &EncoderSetDiff, sides: &[String; 2]) -> String {
     text += "\n";
     for (missing, side) in encoder.missing.iter().zip(sides) {
         if *missing > 0 {
-            text += &format!("  {missing} have no sound entry in {side}\n");
+            text += &format!("  {missing} without a sound entry in {side}\n");
         }
     }
     if encoder.other_shapes > 0 {
         text += &format!(
-            "  {} have parts of other widths, or parts that one side lacks\n",
+            "  {} with parts of other widths, or parts that one side lacks\n",
             encoder.other_shapes
         );
     }
