@@ -22,7 +22,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use crate::nn::instructions::Instructions;
-use tile::Tile;
+use tile::{Tile, TileOf};
 
 /// The longest block of the inner dimension.
 const INNER: usize = 384;
@@ -31,7 +31,7 @@ const INNER: usize = 384;
 const ROW: usize = INNER + CacheLine::NUMBERS;
 /// Columns and tiles of rows below which a product is not divided further among threads.
 const FEWEST_COLUMNS: usize = 256;
-const FEWEST_TILES: usize = 8;
+const FEWEST_TILES: usize = 4;
 
 /// Elements with one stride of 1: (i, j) is at `data + i * row_stride + j * column_stride`.
 #[derive(Clone, Copy)]
@@ -154,8 +154,9 @@ trait Vectors {
     /// The most numbers, or pairs, of the right factor that are gone through at a time, for all rows: as many as the L2 cache of a core
     /// has room for.
     const NEAR: usize;
-    /// The functions for tiles of 1, 2, .. rows: the number of rows must be known to the compiler for sums to stay in registers.
-    const TILES: &'static [unsafe fn(&Tile)];
+    /// The functions for tiles of 1, 2, .. rows, each of one and of two vectors: both must be known to the compiler for sums to stay in
+    /// registers.
+    const TILES: &'static [[TileOf; 2]];
 
     /// Packs the left factor's elements from (row, column) on, of which there are (rows, columns), as rows, `ROW` apart. Pairs of
     /// bf16 are counted as one column.
@@ -388,8 +389,10 @@ unsafe fn piece<V: Vectors>(p: &Product, rows: Range<usize>, columns: Range<usiz
                         columns,
                         ..Tile::at(p, row, column, at == 0)
                     };
+                    // A low-rank product fills one vector.
+                    let second = usize::from(columns > V::TILE_COLUMNS / 2);
                     // SAFETY: both factors were packed; the tile's elements lie inside target, base and bias.
-                    unsafe { V::TILES[count - 1](&tile) };
+                    unsafe { V::TILES[count - 1][second](&tile) };
                 }
             }
         }

@@ -3,7 +3,7 @@
 pub(super) mod packing;
 mod vectors;
 
-use super::tile::{Tile, kernel, tile};
+use super::tile::{TileOf, kernel, tile, tiles};
 use super::{Factor, INNER, Vectors};
 
 tile!(single, vectors, "avx2,fma", 1, right, multiply_add_to);
@@ -12,14 +12,7 @@ tile!(pairs, vectors, "avx2,fma", 2, widened, multiply_add_to);
 /// With two vectors each, rows of a tile take 12 of the 16 registers.
 macro_rules! six {
     ($module:ident) => {
-        &[
-            $module::tile::<1>,
-            $module::tile::<2>,
-            $module::tile::<3>,
-            $module::tile::<4>,
-            $module::tile::<5>,
-            $module::tile::<6>,
-        ]
+        tiles!($module: 1 2 3 4 5 6)
     };
 }
 

@@ -3,7 +3,7 @@
 mod packing;
 mod vectors;
 
-use super::tile::{Tile, kernel, tile};
+use super::tile::{TileOf, kernel, tile, tiles};
 use super::{Factor, INNER, Vectors, avx2};
 
 tile!(single, vectors, "avx512f", 1, right, multiply_add_to);
@@ -13,22 +13,7 @@ tile!(pairs, vectors, "avx512f", 2, widened, multiply_add_to);
 /// With two vectors each, rows of a tile take 28 of the 32 registers.
 macro_rules! fourteen {
     ($module:ident) => {
-        &[
-            $module::tile::<1>,
-            $module::tile::<2>,
-            $module::tile::<3>,
-            $module::tile::<4>,
-            $module::tile::<5>,
-            $module::tile::<6>,
-            $module::tile::<7>,
-            $module::tile::<8>,
-            $module::tile::<9>,
-            $module::tile::<10>,
-            $module::tile::<11>,
-            $module::tile::<12>,
-            $module::tile::<13>,
-            $module::tile::<14>,
-        ]
+        tiles!($module: 1 2 3 4 5 6 7 8 9 10 11 12 13 14)
     };
 }
 

@@ -59,7 +59,7 @@ impl Tile {
     }
 }
 
-/// Declares `$module::tile`, a tile of `R` rows by the vectors of `$vectors`, whose sums grow in `STEPS` steps for each row of the right
+/// Declares `$module::tile`, a tile of `R` rows of `V` vectors of `$vectors`, whose sums grow in `STEPS` steps for each row of the right
 /// factor: in step s by `$add_product(sum, left, $right_of(right, s))`. Code for these features is inlined
 /// nowhere else.
 macro_rules! tile {
@@ -76,14 +76,14 @@ macro_rules! tile {
             const STEPS: usize = $steps;
             const TILE_COLUMNS: usize = 2 * LANES;
 
-            /// A tile of `R` rows.
+            /// A tile of `R` rows of `V` vectors, of the two that the packed right factor has.
             ///
             /// # Safety
             ///
             /// The processor must have the features, and the tile's elements must lie inside what its pointers point to.
             #[target_feature(enable = $features)]
-            pub(super) unsafe fn tile<const R: usize>(t: &Tile) {
-                let mut sums = [[vectors::zero(); 2]; R];
+            pub(super) unsafe fn tile<const R: usize, const V: usize>(t: &Tile) {
+                let mut sums = [[vectors::zero(); V]; R];
                 let early = t.inner.saturating_sub(LATE);
                 // SAFETY: both packed factors have `inner` columns or rows.
                 unsafe { add_products(&mut sums, t, 0..early) };
@@ -96,8 +96,8 @@ macro_rules! tile {
                 // SAFETY: as above.
                 unsafe { add_products(&mut sums, t, early..t.inner) };
                 let scale = vectors::splat(t.scale);
-                for half in 0..2 {
-                    let at = half * LANES;
+                for vector in 0..V {
+                    let at = vector * LANES;
                     let count = t.columns.saturating_sub(at);
                     // SAFETY: lanes outside the columns are neither read nor written.
                     unsafe {
@@ -107,7 +107,7 @@ macro_rules! tile {
                             vectors::load_some(t.bias.wrapping_add(at), count)
                         };
                         for (row, sum) in sums.iter().enumerate() {
-                            let sum = vectors::multiply_add(scale, sum[half], bias);
+                            let sum = vectors::multiply_add(scale, sum[vector], bias);
                             let sum = if t.base.is_null() {
                                 sum
                             } else {
@@ -128,8 +128,8 @@ macro_rules! tile {
             /// The processor must have the features, and the tile must have those columns and rows.
             #[target_feature(enable = $features)]
             #[inline]
-            unsafe fn add_products<const R: usize>(
-                sums: &mut [[Vector; 2]; R],
+            unsafe fn add_products<const R: usize, const V: usize>(
+                sums: &mut [[Vector; V]; R],
                 t: &Tile,
                 inner: Range<usize>,
             ) {
@@ -142,11 +142,15 @@ macro_rules! tile {
                     for step in 0..STEPS {
                         // SAFETY: the caller's promise.
                         unsafe {
-                            let b = [right_of(right, step), right_of(right.add(LANES), step)];
-                            for (row, sum) in sums.iter_mut().enumerate() {
+                            let mut b = [vectors::zero(); V];
+                            for (vector, b) in b.iter_mut().enumerate() {
+                                *b = right_of(right.add(vector * LANES), step);
+                            }
+                            for (row, sums) in sums.iter_mut().enumerate() {
                                 let a = vectors::splat(*t.left.add(row * ROW + STEPS * k + step));
-                                sum[0] = add_product(sum[0], a, b[0]);
-                                sum[1] = add_product(sum[1], a, b[1]);
+                                for (sum, &b) in sums.iter_mut().zip(&b) {
+                                    *sum = add_product(*sum, a, b);
+                                }
                             }
                         }
                     }
@@ -158,6 +162,17 @@ macro_rules! tile {
 }
 pub(super) use tile;
 
+/// Computes a tile of as many rows and vectors as it was made for.
+pub(super) type TileOf = unsafe fn(&Tile);
+
+/// The tiles of so many rows: of one vector, and of two.
+macro_rules! tiles {
+    ($module:ident: $($rows:literal)*) => {
+        &[$([$module::tile::<$rows, 1>, $module::tile::<$rows, 2>]),*]
+    };
+}
+pub(super) use tiles;
+
 /// Declares a kernel of `vectors` and `packing` where it is declared: its tiles, and how it packs the left factor.
 macro_rules! kernel {
     ($(#[$doc:meta])* $name:ident, $tiles:expr, $pack_left:path) => {
@@ -167,7 +182,7 @@ macro_rules! kernel {
         impl Vectors for $name {
             const TILE_COLUMNS: usize = 2 * vectors::LANES;
             const NEAR: usize = NEAR;
-            const TILES: &'static [unsafe fn(&Tile)] = $tiles;
+            const TILES: &'static [[TileOf; 2]] = $tiles;
 
             unsafe fn pack_left(
                 factor: Factor,
