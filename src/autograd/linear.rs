@@ -5,7 +5,7 @@ use candle_core::{Result, Tensor};
 use super::gradient::Gradient;
 use super::tape::{Tape, Value};
 use crate::nn::Frozen;
-use crate::nn::linear::{Adapted, LowRank, WantedGradients, backward, forward};
+use crate::nn::linear::{Adapted, LowRank, WantedGradients, adapted, backward};
 
 /// A low-rank adapter on the tape: `y += scale (dropout x) a^T b^T`.
 #[derive(Clone, Debug)]
@@ -35,7 +35,7 @@ impl Tape {
         lora: Option<&LoraValues>,
     ) -> Result<Value> {
         let Some(lora) = lora else {
-            let (y, _) = forward(self.kernels(), x.tensor(), &w.dense()?, bias, None)?;
+            let y = w.matrix()?.linear(self.kernels(), x.tensor(), bias)?;
             // `x` is not saved: its gradient is made of the frozen weight alone.
             let (w, to) = (w.clone(), x.id());
             let wanted = WantedGradients {
@@ -46,7 +46,7 @@ impl Tape {
             return Ok(self.record_one(&[x], y, move |slots, gradient| {
                 // The product adds to what the value has already (beta 1), which saves a tensor of its size and a pass over it.
                 let earlier = slots.take_editable(to);
-                let w = &w.dense()?;
+                let w = &w.matrix()?;
                 let [dx, ..] =
                     backward(slots.kernels(), gradient.tensor(), w, None, wanted, earlier)?;
                 dx.map_or(Ok(()), |dx| slots.add(to, Gradient::fresh(dx)))
@@ -58,13 +58,7 @@ impl Tape {
             scale: lora.scale,
             mask: lora.dropout.clone(),
         };
-        let (y, down) = forward(
-            self.kernels(),
-            x.tensor(),
-            &w.dense()?,
-            bias,
-            Some(&low_rank),
-        )?;
+        let (y, down) = adapted(self.kernels(), x.tensor(), &w.matrix()?, bias, &low_rank)?;
         let inputs = [x, &lora.a, &lora.b];
         let targets = inputs.map(Value::id);
         let [x_id, a_id, b_id] = targets;
@@ -74,7 +68,7 @@ impl Tape {
             b: b_id.is_some(),
         };
         // Each kept only if its gradient is wanted: b's is made of `down`, a's of `x`.
-        let down = down.filter(|_| wanted.b);
+        let down = wanted.b.then_some(down);
         let seen = wanted.a.then(|| x.tensor().clone());
         let w = w.clone();
         Ok(self.record_one(&inputs, y, move |slots, gradient| {
@@ -88,7 +82,7 @@ impl Tape {
                 x: seen.as_ref(),
                 down: down.as_ref(),
             };
-            let w = &w.dense()?;
+            let w = &w.matrix()?;
             let found = backward(
                 slots.kernels(),
                 gradient.tensor(),

@@ -126,6 +126,14 @@ impl FileSource {
             ahead: Prefetch::default(),
         }
     }
+
+    fn in_memory(&self, shape: [usize; 2], name: &str) -> Result<Frozen, Error> {
+        let whole = self.weights.get(&shape, name)?;
+        Frozen::packed(&whole).map_err(|source| Error::Device {
+            what: format!("packing `{name}`"),
+            source,
+        })
+    }
 }
 
 impl Source for FileSource {
@@ -139,12 +147,12 @@ impl Source for FileSource {
 
     fn matrix(&self, shape: [usize; 2], name: &str) -> Result<Frozen, Error> {
         match self.storage.of(shape) {
-            WeightStorage::Whole => Ok(self.weights.get(&shape, name)?.into()),
+            WeightStorage::Whole => self.in_memory(shape, name),
             WeightStorage::InFile { .. } => {
                 let bytes = WeightStorage::Whole.bytes(shape, self.weights.dtype()) as u64;
                 if let Some(left) = self.resident_bytes.get().checked_sub(bytes) {
                     self.resident_bytes.set(left);
-                    return Ok(self.weights.get(&shape, name)?.into());
+                    return self.in_memory(shape, name);
                 }
                 let (weights, ahead) = (&self.weights, &self.ahead);
                 Ok(Frozen::in_file(weights, shape, name, ahead))

@@ -3,12 +3,12 @@
 use candle_core::{DType, Result, Tensor, bail};
 use half::bf16;
 
-use super::Kernels;
 use super::cpu::{self, by_kernel, elements};
 #[cfg(feature = "cuda")]
 use super::cuda::linear as cuda;
 use super::gemm::{ALL, Matrix, MatrixMut, Plus, Write, matmul, matmul_plus, matmul_plus_bf16};
 use super::real::Real;
+use super::{Kernels, Packed};
 
 /// `y = x w^T + b`, with `x` `[.., in]`, `w` `[out, in]`, `b` `[out]`, `y` `[.., out]`.
 ///
@@ -19,7 +19,13 @@ use super::real::Real;
 ///
 /// If the shapes or types do not fit, and those of the backend.
 pub fn linear(kernels: &Kernels, x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor> {
-    Ok(forward(kernels, x, w, b, None)?.0)
+    check(x, w.dims2()?.into(), b)?;
+    by_kernel!(
+        x,
+        T => product::<T>(x, w, b, None),
+        cuda k in kernels => cuda::product(k, x, w, b),
+        composed(x, w, b)
+    )
 }
 
 /// `base + x w^T + b`, with `base` in the shape of the result: a residual connection around `linear`.
@@ -40,7 +46,7 @@ pub fn linear_onto(
     by_kernel!(
         x,
         T => product::<T>(x, w, b, Some(base)),
-        base + forward(kernels, x, w, b, None)?.0
+        base + linear(kernels, x, w, b)?
     )
 }
 
@@ -57,15 +63,13 @@ pub(crate) struct LowRank {
 }
 
 impl LowRank {
-    fn check(&self, x: &Tensor, w: &Tensor) -> Result<()> {
-        let (out, inner) = w.dims2()?;
+    fn check(&self, x: &Tensor, [out, inner]: [usize; 2]) -> Result<()> {
         let rank = self.a.dim(0)?;
         if self.a.dims() != [rank, inner] || self.b.dims() != [out, rank] {
             bail!(
-                "an adapter of {:?} and {:?} on a linear of {:?}",
+                "an adapter of {:?} and {:?} on a linear of [{out}, {inner}]",
                 self.a.dims(),
-                self.b.dims(),
-                w.dims()
+                self.b.dims()
             );
         }
         match &self.mask {
@@ -120,41 +124,32 @@ pub(super) fn check(x: &Tensor, [out, inner]: [usize; 2], b: Option<&Tensor>) ->
     Ok(())
 }
 
-/// The result, and with an adapter also `(mask x) a^T`, `[.., r]`, which the backward pass needs.
-pub(crate) fn forward(
+/// `x w^T + b` with an adapter's update; and `(mask x) a^T`, `[.., r]`, which the backward pass needs.
+pub(crate) fn adapted(
     kernels: &Kernels,
     x: &Tensor,
-    w: &Tensor,
+    w: &Packed,
     b: Option<&Tensor>,
-    lora: Option<&LowRank>,
-) -> Result<(Tensor, Option<Tensor>)> {
-    check(x, w.dims2()?.into(), b)?;
-    let Some(lora) = lora else {
-        let y = by_kernel!(
-            x,
-            T => product::<T>(x, w, b, None)?,
-            cuda k in kernels => cuda::product(k, x, w, b)?,
-            composed(x, w, b)?
-        );
-        return Ok((y, None));
-    };
-    lora.check(x, w)?;
+    lora: &LowRank,
+) -> Result<(Tensor, Tensor)> {
+    check(x, w.shape(), b)?;
+    lora.check(x, w.shape())?;
     let input = lora.input(x)?;
     by_kernel!(
         x,
         T => {
             // By way of r numbers a row: the product b a would be a matrix as large as w.
             let down = product::<T>(&input, &lora.a, None, None)?;
-            let y = product::<T>(x, w, b, None)?;
+            let y = w.linear(kernels, x, b)?;
             add_product::<T>(&y, lora.scale, (&down, false), (&lora.b, true))?;
-            Ok((y, Some(down)))
+            Ok((y, down))
         },
-        cuda k in kernels => cuda::adapted(k, (x, &input), w, b, lora),
+        cuda k in kernels => cuda::adapted(k, (x, &input), &w.tensor()?, b, lora),
         {
             let down = composed(&input, &lora.a.to_dtype(x.dtype())?, None)?;
             // Scaled here, where a row has r numbers and not `out`.
             let up = composed(&(&down * lora.scale)?, &lora.b.to_dtype(x.dtype())?, None)?;
-            Ok(((composed(x, w, b)? + up)?, Some(down)))
+            Ok(((composed(x, &w.tensor()?, b)? + up)?, down))
         }
     )
 }
@@ -320,7 +315,7 @@ pub(crate) struct Adapted<'a> {
 pub(crate) fn backward(
     kernels: &Kernels,
     gradient: &Tensor,
-    w: &Tensor,
+    w: &Packed,
     lora: Option<Adapted<'_>>,
     wanted: WantedGradients,
     earlier: Option<Tensor>,
@@ -328,33 +323,43 @@ pub(crate) fn backward(
     by_kernel!(
         gradient,
         T => backward_kernel::<T>(gradient, w, lora, wanted, earlier),
-        cuda k in kernels => cuda::backward(k, gradient, w, lora, wanted, earlier),
-        backward_composed(gradient, w, lora, wanted, earlier)
+        cuda k in kernels => cuda::backward(k, gradient, &w.tensor()?, lora, wanted, earlier),
+        backward_composed(gradient, &w.tensor()?, lora, wanted, earlier)
     )
+}
+
+/// `gradient w`, added to `earlier` in place if there is one.
+pub(super) fn input_gradient<T: Real>(
+    gradient: &Tensor,
+    w: &Tensor,
+    earlier: Option<Tensor>,
+) -> Result<Tensor> {
+    match earlier {
+        // Several linears read one x (q, k and v): their gradients are summed by the products, without a tensor each.
+        Some(earlier) => {
+            add_product::<T>(&earlier, 1.0, (gradient, false), (w, false))?;
+            Ok(earlier)
+        }
+        None => {
+            let shape = shape_with_last(gradient, w.dim(1)?);
+            new_product::<T>(&shape, 1.0, (gradient, false), (w, false))
+        }
+    }
 }
 
 fn backward_kernel<T: Real>(
     gradient: &Tensor,
-    w: &Tensor,
+    w: &Packed,
     lora: Option<Adapted<'_>>,
     wanted: WantedGradients,
     earlier: Option<Tensor>,
 ) -> Result<[Option<Tensor>; 3]> {
     let gradient = &cpu::contiguous(gradient)?;
-    let shape = shape_with_last(gradient, w.dim(1)?);
-    let dx = match earlier {
-        _ if !wanted.x => None,
-        // Several linears read one x (q, k and v): their gradients are summed by the products, without a tensor each.
-        Some(earlier) => {
-            add_product::<T>(&earlier, 1.0, (gradient, false), (w, false))?;
-            Some(earlier)
-        }
-        None => Some(new_product::<T>(
-            &shape,
-            1.0,
-            (gradient, false),
-            (w, false),
-        )?),
+    let [_, inner] = w.shape();
+    let shape = shape_with_last(gradient, inner);
+    let dx = match wanted.x {
+        true => Some(w.input_gradient::<T>(gradient, earlier)?),
+        false => None,
     };
     let (mut da, mut db) = (None, None);
     if let Some(Adapted {

@@ -9,15 +9,16 @@ use half::bf16;
 
 use super::Kernels;
 #[cfg(target_arch = "x86_64")]
-use super::cpu::elements;
+use super::cpu::{self, elements, kernel_scalar};
 #[cfg(target_arch = "x86_64")]
-use super::gemm::{Matrix, Prepacked};
+use super::gemm::{Matrix, MatrixMut, Prepacked};
 #[cfg(target_arch = "x86_64")]
-use super::linear::{check, check_base, single_product};
-use super::linear::{linear, linear_onto};
+use super::linear::{check, check_base, shape_with_last, single_product};
+use super::linear::{input_gradient, linear, linear_onto};
+use super::real::Real;
 
 /// The matrix `[out, in]` of a frozen linear layer, on a CPU in the order in which its products read it: so it is not brought into that
-/// order in each product. Results are those of [`linear`] and [`linear_onto`], bit for bit.
+/// order in each product. Results are those of [`linear`] and [`linear_onto`], bit for bit. Cheap to clone.
 #[derive(Clone)]
 pub struct Packed {
     shape: [usize; 2],
@@ -59,6 +60,11 @@ impl Packed {
         })
     }
 
+    /// Outputs and inputs.
+    pub fn shape(&self) -> [usize; 2] {
+        self.shape
+    }
+
     /// The type of its numbers.
     pub fn dtype(&self) -> DType {
         self.dtype
@@ -70,11 +76,11 @@ impl Packed {
     ///
     /// As [`linear`].
     pub fn linear(&self, kernels: &Kernels, x: &Tensor, b: Option<&Tensor>) -> Result<Tensor> {
-        match &self.form {
-            Form::Whole(w) => linear(kernels, x, w, b),
-            #[cfg(target_arch = "x86_64")]
-            Form::Packed(w) => self.product(w, x, b, None),
+        #[cfg(target_arch = "x86_64")]
+        if let Some(w) = self.packed_for(x) {
+            return self.product(w, x, b, None);
         }
+        linear(kernels, x, &self.tensor()?, b)
     }
 
     /// [`linear_onto`] by this matrix.
@@ -89,10 +95,52 @@ impl Packed {
         x: &Tensor,
         b: Option<&Tensor>,
     ) -> Result<Tensor> {
+        #[cfg(target_arch = "x86_64")]
+        if let Some(w) = self.packed_for(x) {
+            return self.product(w, x, b, Some(base));
+        }
+        linear_onto(kernels, base, x, &self.tensor()?, b)
+    }
+
+    /// The gradient towards `x` of one towards [`Self::linear`]'s result, which is contiguous; added to `earlier` in place if there
+    /// is one. By kernels of the CPU.
+    pub(super) fn input_gradient<T: Real>(
+        &self,
+        gradient: &Tensor,
+        earlier: Option<Tensor>,
+    ) -> Result<Tensor> {
+        #[cfg(target_arch = "x86_64")]
+        if let Some(w) = self.packed_for(gradient)
+            && self.dtype == DType::F32
+        {
+            return self.gradient_by(w, gradient, earlier);
+        }
+        input_gradient::<T>(gradient, &self.tensor()?, earlier)
+    }
+
+    /// The matrix as a tensor; made anew where it is packed.
+    ///
+    /// # Errors
+    ///
+    /// If it is packed in pairs of bf16, which only products read.
+    pub(crate) fn tensor(&self) -> Result<Tensor> {
         match &self.form {
-            Form::Whole(w) => linear_onto(kernels, base, x, w, b),
+            Form::Whole(w) => Ok(w.clone()),
             #[cfg(target_arch = "x86_64")]
-            Form::Packed(w) => self.product(w, x, b, Some(base)),
+            Form::Packed(w) => match w.transpose() {
+                Some(rows) => cpu::tensor(rows, &self.shape),
+                None => candle_core::bail!("a matrix of pairs of bf16 is read by products alone"),
+            },
+        }
+    }
+
+    /// What products with `x` read, where the matrix is packed.
+    #[cfg(target_arch = "x86_64")]
+    fn packed_for(&self, x: &Tensor) -> Option<&Prepacked> {
+        let served = kernel_scalar(x) == Some(DType::F32) || self.dtype == DType::BF16;
+        match &self.form {
+            Form::Packed(w) if served => Some(w),
+            _ => None,
         }
     }
 
@@ -107,6 +155,39 @@ impl Packed {
         check(x, self.shape, b)?;
         check_base(x, self.shape, base)?;
         single_product(x, self.shape, b, base, |x, plus| Ok(w.product(x, plus)))
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn gradient_by(
+        &self,
+        w: &Prepacked,
+        gradient: &Tensor,
+        earlier: Option<Tensor>,
+    ) -> Result<Tensor> {
+        let (rows, out) = cpu::rows_of(gradient)?;
+        let [expected, inner] = self.shape;
+        if out != expected {
+            candle_core::bail!(
+                "a gradient of {out} numbers a row for a linear of {expected} outputs"
+            );
+        }
+        let numbers = elements::<f32>(gradient)?;
+        let rows_of_gradient = Matrix::new(&numbers, rows, out, out);
+        let shape = shape_with_last(gradient, inner);
+        let Some(earlier) = earlier else {
+            return cpu::tensor(w.product_with_transpose(rows_of_gradient), &shape);
+        };
+        if earlier.dims() != shape {
+            candle_core::bail!(
+                "a gradient of {shape:?} added to one of {:?}",
+                earlier.dims()
+            );
+        }
+        cpu::edit::<f32>(&earlier, |sum| {
+            let target = &mut MatrixMut::new(sum, rows, inner, inner);
+            w.add_product_with_transpose(target, rows_of_gradient);
+        })?;
+        Ok(earlier)
     }
 }
 

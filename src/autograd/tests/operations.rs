@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::autograd::{AttentionPart, LoraValues};
-use crate::nn::{Activation, AttentionMask, Conv2dOptions, Kernels};
+use crate::nn::{Activation, AttentionMask, Conv2dOptions, Frozen, Kernels};
 
 /// One value in a list.
 fn one(value: Result<Value>) -> Result<Vec<Value>> {
@@ -366,5 +366,54 @@ fn group_norms_and_doubling() {
         check(&[normal(1, &shape)], |tape, v| {
             one(tape.upsample_nearest_2x(&v[0]))
         });
+    }
+}
+
+#[test]
+fn a_packed_weight_gives_the_same_bits() {
+    let single = |seed: u64, shape: &[usize]| normal(seed, shape).to_dtype(DType::F32).unwrap();
+    for (lead, inner, out) in [
+        (vec![1], 1, 1),
+        (vec![2, 19], 770, 33),
+        (vec![154], 48, 400),
+    ] {
+        let shape = [lead.clone(), vec![inner]].concat();
+        let (w, b) = (single(2, &[out, inner]), single(3, &[out]));
+        let kept = |packed: bool| match packed {
+            true => Frozen::packed(&w).unwrap(),
+            false => Frozen::from(&w),
+        };
+        for (adapted, dropout) in [(false, false), (true, false), (true, true)] {
+            let found = [false, true].map(|packed| {
+                let tape = Tape::recording(&Kernels::NONE);
+                let (x, a) = (
+                    tape.leaf(single(1, &shape)),
+                    tape.leaf(single(4, &[3, inner])),
+                );
+                let lora = LoraValues {
+                    a: a.clone(),
+                    b: tape.leaf(single(5, &[out, 3])),
+                    scale: 0.7,
+                    dropout: dropout.then(|| single(6, &shape)),
+                };
+                let lora = adapted.then_some(&lora);
+                // Twice on one input: the second gradient is added to the first.
+                let y = tape.linear(&x, &kept(packed), Some(&b), lora).unwrap();
+                let z = tape.linear(&x, &kept(packed), None, lora).unwrap();
+                let seeds = [(&y, single(7, y.dims())), (&z, single(8, z.dims()))];
+                let numbers = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+                let mut all = vec![numbers(y.tensor()), numbers(z.tensor())];
+                let mut gradients = tape.backward_from(&seeds).unwrap();
+                let leaves = [&x, &a].into_iter().chain(lora.map(|lora| &lora.b));
+                all.extend(
+                    leaves
+                        .filter_map(|leaf| gradients.take(leaf))
+                        .map(|g| numbers(&g)),
+                );
+                assert_eq!(all.len(), if adapted { 5 } else { 3 });
+                all
+            });
+            assert!(found[0] == found[1], "{inner}, {out}, {adapted}, {dropout}");
+        }
     }
 }

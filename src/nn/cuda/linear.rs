@@ -35,14 +35,14 @@ pub(crate) fn product(
 }
 
 /// `x w^T + b` plus the update of an adapter, which sees `input` of `x`; and `input a^T`, `[.., r]`, as
-/// [`crate::nn::linear::forward`] gives it.
+/// [`crate::nn::linear::adapted`] gives it.
 pub(crate) fn adapted(
     kernels: &Kernels,
     (x, input): (&Tensor, &Tensor),
     w: &Tensor,
     b: Option<&Tensor>,
     lora: &LowRank,
-) -> Result<(Tensor, Option<Tensor>)> {
+) -> Result<(Tensor, Tensor)> {
     let fit = |t: &Tensor| t.to_dtype(x.dtype());
     let down = composed(&dense(kernels, input)?, &fit(&lora.a)?, None)?;
     let y = product(kernels, x, w, b)?;
@@ -50,7 +50,7 @@ pub(crate) fn adapted(
     let (y_rows, down_rows) = (y.reshape(cpu::rows_of(&y)?)?, matrix(kernels, &down)?);
     let (left, right) = (Factor::of(&down_rows), Factor::turned(&up));
     add_product(kernels, &y_rows, lora.scale, left, right)?;
-    Ok((y, Some(down)))
+    Ok((y, down))
 }
 
 /// All leading dimensions as one.

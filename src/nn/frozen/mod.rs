@@ -1,6 +1,6 @@
-//! Frozen weight matrices in one of three forms: whole in memory, quantized in memory, or left in their file.
+//! Frozen weight matrices in one of these forms: in memory whole, packed for the processor's products, or quantized; or left in their file.
 //!
-//! A product, forward or backward, asks for the matrix by [`Frozen::dense`] and drops it afterwards. So a network takes the memory
+//! A product, forward or backward, asks for the matrix by [`Frozen::matrix`] and drops it afterwards. So a network takes the memory
 //! of its matrices in the form they are kept in, and of one whole matrix beside.
 //!
 //! A quantized matrix is bytes, a table, and a scale for each group of numbers: a byte is a place in the table, where one or two
@@ -16,6 +16,7 @@ use rayon::prelude::*;
 pub use prefetch::{DEPTH, Prefetch};
 
 use self::prefetch::MatrixInFile;
+use super::Packed;
 use super::cpu::{self, by_kernel};
 use super::weights::{self, Weights};
 
@@ -25,7 +26,8 @@ pub struct Frozen(Storage);
 
 #[derive(Clone)]
 enum Storage {
-    Dense(Tensor),
+    Whole(Tensor),
+    Packed(Packed),
     Quantized(Arc<Quantized>),
     InFile(Prefetch, usize),
 }
@@ -55,7 +57,7 @@ struct Quantized {
 
 impl From<Tensor> for Frozen {
     fn from(whole: Tensor) -> Self {
-        Self(Storage::Dense(whole))
+        Self(Storage::Whole(whole))
     }
 }
 
@@ -66,6 +68,20 @@ impl From<&Tensor> for Frozen {
 }
 
 impl Frozen {
+    /// `matrix` in the order in which products on a CPU read it, if it is f32 there: for many products. It takes the memory of the whole
+    /// one, whose place it takes.
+    ///
+    /// # Errors
+    ///
+    /// If it is no matrix, and those of the backend.
+    pub fn packed(matrix: &Tensor) -> Result<Self> {
+        // Gradients are products with the transpose, which are not made of pairs of bf16.
+        match matrix.dtype() {
+            DType::F32 => Ok(Self(Storage::Packed(Packed::new(matrix)?))),
+            _ => Ok(matrix.into()),
+        }
+    }
+
     /// The matrix `name` of `weights`, which stays in its file: read whenever it is used, ahead of time where `prefetch` guesses it.
     pub fn in_file(weights: &Weights, shape: [usize; 2], name: &str, prefetch: &Prefetch) -> Self {
         let id = prefetch.add(MatrixInFile {
@@ -115,7 +131,8 @@ impl Frozen {
     /// If it was made of a tensor that is no matrix.
     pub fn dims2(&self) -> Result<(usize, usize)> {
         match &self.0 {
-            Storage::Dense(whole) => whole.dims2(),
+            Storage::Whole(whole) => whole.dims2(),
+            Storage::Packed(packed) => Ok(packed.shape().into()),
             Storage::Quantized(quantized) => Ok(quantized.shape.into()),
             Storage::InFile(prefetch, id) => Ok(prefetch.shape(*id).into()),
         }
@@ -126,11 +143,12 @@ impl Frozen {
     /// # Errors
     ///
     /// If its file cannot be read any more, and those of the backend.
-    pub fn dense(&self) -> Result<Tensor> {
+    pub fn matrix(&self) -> Result<Packed> {
         match &self.0 {
-            Storage::Dense(whole) => Ok(whole.clone()),
-            Storage::Quantized(quantized) => quantized.dense(),
-            Storage::InFile(prefetch, id) => prefetch.get(*id),
+            Storage::Whole(whole) => Packed::whole(whole),
+            Storage::Packed(packed) => Ok(packed.clone()),
+            Storage::Quantized(quantized) => Packed::whole(&quantized.dense()?),
+            Storage::InFile(prefetch, id) => Packed::whole(&prefetch.get(*id)?),
         }
     }
 }
@@ -328,6 +346,10 @@ mod tests {
         Frozen::quantized(quantization, matrix, DType::F32, &Device::Cpu)
     }
 
+    fn dense(kept: &Frozen) -> Tensor {
+        kept.matrix().unwrap().tensor().unwrap()
+    }
+
     fn values(t: &Tensor) -> Vec<f32> {
         t.to_dtype(DType::F32)
             .and_then(|t| t.flatten_all()?.to_vec1())
@@ -339,8 +361,9 @@ mod tests {
         let whole = matrix(6, 128);
         for (quantization, limit) in ALL {
             let kept = quantized(quantization, &whole).unwrap();
-            let dense = kept.dense().unwrap();
-            assert_eq!(values(&dense), composed(|| values(&kept.dense().unwrap())));
+            let whole_again = dense(&kept);
+            let by_operations = composed(|| values(&dense(&kept)));
+            assert_eq!(values(&whole_again), by_operations);
             assert_eq!(kept.dims2().unwrap(), (6, 128));
             let spread = |t: Tensor| {
                 t.sqr()
@@ -350,7 +373,8 @@ mod tests {
                     .to_scalar::<f32>()
                     .unwrap()
             };
-            let off = f64::from(spread((&dense - &whole).unwrap()) / spread(whole.clone())).sqrt();
+            let off =
+                f64::from(spread((&whole_again - &whole).unwrap()) / spread(whole.clone())).sqrt();
             assert!(off < limit && off > limit / 10.0, "{quantization:?}: {off}");
             let Storage::Quantized(parts) = &kept.0 else {
                 panic!("{quantization:?} is not quantized")
@@ -382,12 +406,7 @@ mod tests {
                 (Quantization::Int8, "int8"),
             ];
             for (quantization, kind) in kinds {
-                let found = values(
-                    &quantized(quantization, &golden[name])
-                        .unwrap()
-                        .dense()
-                        .unwrap(),
-                );
+                let found = values(&dense(&quantized(quantization, &golden[name]).unwrap()));
                 let want = values(&golden[&format!("{name}.{kind}")]);
                 let largest = want.iter().fold(0f32, |most, x| most.max(x.abs()));
                 for (i, (found, want)) in found.iter().zip(&want).enumerate() {
@@ -401,10 +420,9 @@ mod tests {
     #[test]
     fn what_is_quantized_once_is_quantized_again_without_loss() {
         for (quantization, _) in ALL {
-            let once = quantized(quantization, &matrix(4, 64)).unwrap();
-            let once = once.dense().unwrap();
-            let twice = quantized(quantization, &once).unwrap();
-            let off = (twice.dense().unwrap() - &once).unwrap().abs().unwrap();
+            let once = dense(&quantized(quantization, &matrix(4, 64)).unwrap());
+            let twice = dense(&quantized(quantization, &once).unwrap());
+            let off = (twice - &once).unwrap().abs().unwrap();
             let off = off.max_all().unwrap().to_scalar::<f32>().unwrap();
             assert!(off < 1e-6, "{quantization:?}: {off}");
         }
@@ -416,7 +434,7 @@ mod tests {
             for value in [0f32, 1e-40, -1e-38] {
                 let whole = Tensor::full(value, (2, 64), &Device::Cpu).unwrap();
                 let kept = quantized(quantization, &whole).unwrap();
-                let all = values(&kept.dense().unwrap());
+                let all = values(&dense(&kept));
                 assert!(
                     all.iter().all(|x| x.abs() < 1e-37),
                     "{quantization:?} {value}"
@@ -431,7 +449,17 @@ mod tests {
     fn a_quantized_matrix_is_dense_in_the_type_that_is_computed_in() {
         for (quantization, _) in ALL {
             let kept = Frozen::quantized(quantization, &matrix(4, 64), DType::BF16, &Device::Cpu);
-            assert_eq!(kept.unwrap().dense().unwrap().dtype(), DType::BF16);
+            assert_eq!(dense(&kept.unwrap()).dtype(), DType::BF16);
+        }
+    }
+
+    #[test]
+    fn a_packed_matrix_is_the_same_whole_again() {
+        for (outputs, inputs) in [(6, 128), (33, 770), (1, 1)] {
+            let whole = matrix(outputs, inputs);
+            let packed = Frozen::packed(&whole).unwrap();
+            assert_eq!(packed.dims2().unwrap(), (outputs, inputs));
+            assert_eq!(values(&dense(&packed)), values(&whole));
         }
     }
 }

@@ -2,8 +2,8 @@
 
 use half::bf16;
 
-use super::tiled::{self, CacheLine, Factor, Kernel, Operands, Product, Right};
-use super::{Matrix, Plus, bf16 as halves, check_sum, made};
+use super::tiled::{self, CacheLine, Factor, Kernel, Operands, Panels, Product, Right};
+use super::{ALL, Matrix, MatrixMut, Plus, bf16 as halves, check_sum, made, threads_for};
 use crate::nn::instructions::Instructions;
 
 /// A right factor [inner, columns] in the order in which this processor's products read it: the same results, bit for bit, as of the
@@ -28,7 +28,8 @@ impl Prepacked {
             row_stride: matrix.row_stride,
             column_stride: matrix.column_stride,
         };
-        (matrix.rows > 0).then(|| Self::pack(kernel, right, matrix.rows, matrix.columns))
+        let any = matrix.rows > 0 && matrix.columns > 0;
+        any.then(|| Self::pack(kernel, right, matrix.rows, matrix.columns))
     }
 
     /// Of a matrix of bf16; None if this processor's products do not pack, or its pairs do not lie side by side.
@@ -54,6 +55,10 @@ impl Prepacked {
         }
     }
 
+    fn panels(&self) -> Panels {
+        Panels::new(self.kernel, &self.panels, (self.inner, self.columns))
+    }
+
     /// `a b + plus` as rows, by all threads; for a matrix of bf16 `a` is rounded.
     pub(crate) fn product(&self, a: Matrix<'_, f32>, plus: Plus<'_, f32>) -> Vec<f32> {
         let inner = match self.kernel.operands() {
@@ -61,17 +66,75 @@ impl Prepacked {
             Operands::Bf16 => 2 * self.inner,
         };
         check_sum([a.rows, a.columns], [inner, self.columns], plus);
+        let shape = [a.rows, self.inner, self.columns];
+        let product = self.times(a, shape, Right::Packed(self.panels()));
+        // SAFETY: the left view was checked against its slice when made, and the panels are those of a matrix of this shape.
+        unsafe { made(product, plus) }
+    }
+
+    /// `a b^T` as rows, by all threads, of a matrix of f32.
+    pub(crate) fn product_with_transpose(&self, a: Matrix<'_, f32>) -> Vec<f32> {
+        let plus = Plus {
+            row: None,
+            all: None,
+        };
+        // SAFETY: as in `product`.
+        unsafe { made(self.times_transpose(a), plus) }
+    }
+
+    /// `target += a b^T`, by all threads, of a matrix of f32.
+    pub(crate) fn add_product_with_transpose(
+        &self,
+        target: &mut MatrixMut<'_, f32>,
+        a: Matrix<'_, f32>,
+    ) {
+        let product = self.times_transpose(a);
+        let (rows, columns) = (product.rows, product.columns);
+        assert!(
+            target.rows == rows && target.columns == columns,
+            "{rows}x{columns} added to {}x{}",
+            target.rows,
+            target.columns
+        );
+        let product = Product {
+            base: target.data,
+            base_stride: target.row_stride,
+            target: target.data,
+            stride: target.row_stride,
+            ..product
+        };
+        // SAFETY: as in `product`; the target was checked when made and is borrowed mutably, so it overlaps nothing.
+        unsafe { tiled::run(&product, threads_for(&product, ALL)) };
+    }
+
+    fn times_transpose(&self, a: Matrix<'_, f32>) -> Product {
+        assert!(
+            self.kernel.operands() == Operands::Single && a.columns == self.columns,
+            "{}x{} times the transpose of {}x{}",
+            a.rows,
+            a.columns,
+            self.inner,
+            self.columns
+        );
+        let shape = [a.rows, self.columns, self.inner];
+        self.times(a, shape, Right::Transpose(self.panels()))
+    }
+
+    /// The product without a target.
+    fn times(&self, a: Matrix<'_, f32>, shape: [usize; 3], right: Right) -> Product {
         assert!(a.column_stride == 1, "rows that do not lie in order");
         let left = Factor {
             data: a.data.as_ptr(),
             row_stride: a.row_stride,
             column_stride: 1,
         };
-        let shape = [a.rows, self.inner, self.columns];
-        let right = Right::Packed(self.panels.as_ptr().cast());
-        let product = Product::new(self.kernel, shape, left, right);
-        // SAFETY: the left view was checked against its slice when made, and the panels are those of a matrix of this shape.
-        unsafe { made(product, plus) }
+        Product::new(self.kernel, shape, left, right)
+    }
+
+    /// The matrix's transpose, [columns, inner], as rows, if it is one of f32.
+    pub(crate) fn transpose(&self) -> Option<Vec<f32>> {
+        // SAFETY: they are borrowed with `self`.
+        (self.kernel.operands() == Operands::Single).then(|| unsafe { self.panels().transpose() })
     }
 }
 
@@ -113,10 +176,50 @@ mod tests {
                     };
                     let found = packed.product(left, plus());
                     assert!(found == matmul_plus(1.0, left, matrix, plus()), "{inner}");
+                    let turned = packed.transpose().unwrap();
+                    let rows = Matrix::new(&turned, columns, inner, inner);
+                    for (i, j) in [(0, 0), (inner - 1, columns - 1), (inner / 2, columns / 3)] {
+                        assert!(rows.at(j, i) == matrix.at(i, j), "{inner}: {i}, {j}");
+                    }
                 }
                 if let Some(packed) = Prepacked::of_bf16_within(most, half) {
                     let found = packed.product(left, plus());
                     assert!(found == matmul_plus_bf16(left, half, plus()), "{inner}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_packed_factor_gives_the_same_bits_for_its_transpose() {
+        for (rows, inner, columns) in [
+            (1, 1, 1),
+            (3, 16, 200),
+            (154, 768, 96),
+            (13, 770, 33),
+            (29, 400, 800),
+            (230, 1300, 17),
+        ] {
+            let (a, b) = (numbers(rows * columns, 1), numbers(inner * columns, 2));
+            let left = Matrix::new(&a, rows, columns, columns);
+            let earlier = numbers(rows * inner, 3);
+            for most in [Instructions::Avx2, Instructions::Avx512] {
+                for matrix in [
+                    Matrix::new(&b, columns, inner, inner).t(),
+                    Matrix::new(&b, inner, columns, columns),
+                ] {
+                    let Some(packed) = Prepacked::of_f32_within(most, matrix) else {
+                        continue;
+                    };
+                    let plus = |all| Plus { row: None, all };
+                    let found = packed.product_with_transpose(left);
+                    let want = matmul_plus(1.0, left, matrix.t(), plus(None));
+                    assert!(found == want, "{rows}, {inner}, {columns}");
+                    let mut sum = earlier.clone();
+                    let target = &mut MatrixMut::new(&mut sum, rows, inner, inner);
+                    packed.add_product_with_transpose(target, left);
+                    let want = matmul_plus(1.0, left, matrix.t(), plus(Some(&*earlier)));
+                    assert!(sum == want, "{rows}, {inner}, {columns}, added");
                 }
             }
         }

@@ -14,6 +14,7 @@
 mod avx2;
 mod avx512;
 mod packing;
+mod panels;
 mod tile;
 
 use std::cell::Cell;
@@ -22,6 +23,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use crate::nn::instructions::Instructions;
+pub(super) use panels::{Panels, panels};
 use tile::{Tile, TileOf};
 
 /// The longest block of the inner dimension.
@@ -53,8 +55,10 @@ impl Factor {
 pub(super) enum Right {
     /// As it lies in a tensor: packed anew in every product.
     Strided(Factor),
-    /// The first line of what [`panels`] made for these operands and instructions.
-    Packed(*const f32),
+    /// Packed once, for these operands and instructions.
+    Packed(Panels),
+    /// The transpose of what was packed once, of single numbers: packed anew from there.
+    Transpose(Panels),
 }
 
 impl Right {
@@ -62,7 +66,7 @@ impl Right {
     /// side by side twice as many are no slower, and the left factor is packed half as often.)
     fn near(&self, near: usize) -> usize {
         match self {
-            Self::Strided(_) => near,
+            Self::Strided(_) | Self::Transpose(_) => near,
             Self::Packed(_) => 2 * near,
         }
     }
@@ -332,17 +336,16 @@ unsafe fn piece<V: Vectors>(p: &Product, rows: Range<usize>, columns: Range<usiz
     let panels = columns.len().div_ceil(V::TILE_COLUMNS);
     let width = panels * V::TILE_COLUMNS;
     let block = block_of(p.kernel.operands, p.inner);
-    let all = p.columns.next_multiple_of(V::TILE_COLUMNS);
     // As many blocks at a time as fit, so that an element is changed while it is near.
     let depth = block * (p.right.near(V::NEAR) / (block * width)).max(1);
     let mut packed = PACKED.take();
     let lines = V::TILES.len() * ROW / CacheLine::NUMBERS;
     let needed = lines
         + match p.right {
-            Right::Strided(_) => {
+            Right::Packed(_) => 0,
+            Right::Strided(_) | Right::Transpose(_) => {
                 depth.min(p.inner + CacheLine::NUMBERS) * width / CacheLine::NUMBERS
             }
-            Right::Packed(_) => 0,
         };
     // Kept by the thread and only grown: the factors of one product after the other are packed into the same pages.
     if packed.len() < needed {
@@ -360,18 +363,27 @@ unsafe fn piece<V: Vectors>(p: &Product, rows: Range<usize>, columns: Range<usiz
             let count = V::TILE_COLUMNS.min(columns.end - column);
             let rows = block.min(end - at);
             let packed = match p.right {
-                Right::Strided(_) => {
+                Right::Packed(factor) => factor.at(at, column).cast_mut(),
+                Right::Strided(_) | Right::Transpose(_) => {
                     right.wrapping_add((at - start) * width + panel * rows * V::TILE_COLUMNS)
                 }
-                Right::Packed(right) => right.wrapping_add(at * all + column * rows).cast_mut(),
             };
             (column, count, rows, packed)
         };
-        if let Right::Strided(factor) = p.right {
-            for at in (start..end).step_by(block) {
-                for (column, count, inner, to) in (0..panels).map(|i| panel(i, at)) {
-                    // SAFETY: the panel lies inside the factor and, packed, inside `right`.
-                    unsafe { V::pack_right(factor, (at, column), (inner, count), to) };
+        for at in (start..end).step_by(block) {
+            match p.right {
+                Right::Packed(_) => {}
+                Right::Strided(factor) => {
+                    for (column, count, inner, to) in (0..panels).map(|i| panel(i, at)) {
+                        // SAFETY: the panel lies inside the factor and, packed, inside `right`.
+                        unsafe { V::pack_right(factor, (at, column), (inner, count), to) };
+                    }
+                }
+                Right::Transpose(factor) => {
+                    let rows = at..end.min(at + block);
+                    let to = right.wrapping_add((at - start) * width);
+                    // SAFETY: as above; pieces begin with a panel's first column.
+                    unsafe { factor.pack_transpose(V::pack_right, rows, columns.clone(), to) };
                 }
             }
         }
@@ -398,45 +410,4 @@ unsafe fn piece<V: Vectors>(p: &Product, rows: Range<usize>, columns: Range<usiz
         }
     }
     PACKED.set(packed);
-}
-
-/// A right factor in the order in which products read it: block after block of the inner dimension, in each panel after panel of
-/// a tile's columns. Columns that fill the last panel are zeros.
-///
-/// # Safety
-///
-/// `inner` rows of `columns` must be readable in the factor.
-pub(super) unsafe fn panels(
-    kernel: Kernel,
-    right: Factor,
-    (inner, columns): (usize, usize),
-) -> Vec<CacheLine> {
-    /// What threads read, and where they write.
-    struct Both(Factor, *mut f32);
-    // SAFETY: nobody changes the factor meanwhile, and threads write to different panels.
-    unsafe impl Sync for Both {}
-
-    let Division {
-        tile_columns,
-        pack_right,
-        ..
-    } = kernel.divided();
-    let count = columns.div_ceil(tile_columns);
-    let width = count * tile_columns;
-    let mut packed = vec![CacheLine::ZEROS; inner * width / CacheLine::NUMBERS];
-    let both = &Both(right, packed.as_mut_ptr().cast());
-    let block = block_of(kernel.operands, inner);
-    (0..count).into_par_iter().for_each(|panel| {
-        let column = panel * tile_columns;
-        for at in (0..inner).step_by(block) {
-            let rows = block.min(inner - at);
-            let to = both
-                .1
-                .wrapping_add(at * width + panel * rows * tile_columns);
-            let size = (rows, tile_columns.min(columns - column));
-            // SAFETY: the panel lies inside the factor and, packed, inside `packed`.
-            unsafe { pack_right(both.0, (at, column), size, to) };
-        }
-    });
-    packed
 }
