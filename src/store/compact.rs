@@ -35,6 +35,16 @@ pub(super) enum Effort {
     All,
 }
 
+impl Effort {
+    /// Bytes that are merged at the most.
+    pub(super) fn budget(self) -> u64 {
+        match self {
+            Self::Few => FEW_BYTES,
+            Self::All => u64::MAX,
+        }
+    }
+}
+
 /// What merging all index parts came to.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct CompactReport {
@@ -48,16 +58,21 @@ pub struct CompactReport {
 
 impl Store {
     /// Merges all index parts of each spec into parts that follow each other, so that an entry is looked for in one of them. An
-    /// encoding merges in its end what has to be; this is for an index of many millions of rows.
+    /// encoding merges in its end what has to be; this is for an index of many millions of rows. On object storage the parts that
+    /// were merged stay until garbage collection removes them, and are not read any more.
     ///
     /// # Errors
-    /// If the store cannot be written or somebody else works in it, or if it is on object storage. Nothing is lost by it.
+    /// If the store cannot be written or somebody else removes things or merges there. Nothing is lost by it.
     pub fn compact(&self) -> Result<CompactReport, Error> {
-        if self.layout.mirror.is_some() {
-            let shown = self.shown().display();
-            return Err(Error::Refused(format!(
-                "{shown} is on object storage: pull it into a folder, merge there, and push into an empty prefix"
-            )));
+        if let Some(mirror) = &self.layout.mirror {
+            let parts_before = mirror.count_parts().0;
+            mirror.merge(self, Effort::All)?;
+            let (parts, bytes) = mirror.count_parts();
+            return Ok(CompactReport {
+                parts_before,
+                parts,
+                bytes,
+            });
         }
         let mut report = CompactReport::default();
         for spec in self.layout.indexed_specs()? {
@@ -74,23 +89,49 @@ impl Store {
 }
 
 /// The parts of a spec.
-struct Parts {
+#[derive(Default)]
+pub(super) struct Parts {
     /// Of which nothing is known, with their bytes.
-    unknown: Vec<(Digest, u64)>,
-    known: Vec<(Digest, Listed)>,
+    pub(super) unknown: Vec<(Digest, u64)>,
+    pub(super) known: Vec<(Digest, Listed)>,
 }
 
 /// What is to be merged next.
-enum Work {
+pub(super) enum Work {
     /// Parts in no order.
     Sort(Vec<Digest>),
     Merge(Vec<(Digest, Listed)>),
 }
 
+impl Work {
+    /// The parts that are merged.
+    pub(super) fn parts(&self) -> Vec<Digest> {
+        match self {
+            Self::Sort(parts) => parts.clone(),
+            Self::Merge(parts) => parts.iter().map(|(part, _)| *part).collect(),
+        }
+    }
+
+    /// Gives the new parts, and those of which all rows are in them.
+    pub(super) fn carry_out(
+        self,
+        store: &Store,
+        spec: &Fingerprint,
+    ) -> Result<(Vec<Digest>, Vec<Digest>), Error> {
+        match self {
+            Self::Sort(parts) => sort(store, spec, &parts),
+            Self::Merge(parts) => {
+                let merged = merge_parts(store, spec, parts)?;
+                Ok((merged.new.parts, merged.done))
+            }
+        }
+    }
+}
+
 /// Merges the index parts of each spec that has many; gives the number of parts removed.
 pub(super) fn compact(store: &Store, effort: Effort) -> Result<usize, Error> {
     let layout = &store.layout;
-    // What object storage has of the index would come again at the next look.
+    // What object storage has of the index would come again at the next look: it is merged there (`remote::merge`).
     if layout.mirror.is_some() {
         return Ok(0);
     }
@@ -127,10 +168,7 @@ fn compact_spec(store: &Store, spec: &Fingerprint, effort: Effort) -> Result<usi
     let unknown = Parts::of(layout, spec)?.unknown.into_iter();
     // Perhaps the list was lost, or they came from another store.
     parts::know(layout, unknown.map(|(part, _)| (*spec, part)))?;
-    let mut budget = match effort {
-        Effort::Few => FEW_BYTES,
-        Effort::All => u64::MAX,
-    };
+    let mut budget = effort.budget();
     let mut removed = 0;
     // Each part once: one that is damaged stays as it is.
     let mut tried = HashSet::new();
@@ -141,17 +179,8 @@ fn compact_spec(store: &Store, spec: &Fingerprint, effort: Effort) -> Result<usi
         let Some(work) = parts.next(effort, &mut budget) else {
             return Ok(removed);
         };
-        let (new, done) = match work {
-            Work::Sort(parts) => {
-                tried.extend(parts.iter().copied());
-                sort(store, spec, &parts)?
-            }
-            Work::Merge(parts) => {
-                tried.extend(parts.iter().map(|(part, _)| *part));
-                let merged = merge_parts(store, spec, parts)?;
-                (merged.new.parts, merged.done)
-            }
-        };
+        tried.extend(work.parts());
+        let (new, done) = work.carry_out(store, spec)?;
         // The merged parts are durable before an old one goes. A kill in between leaves entries twice in
         // the index, which readers allow.
         let gone = done.iter().filter(|p| !new.contains(p));
@@ -162,10 +191,7 @@ fn compact_spec(store: &Store, spec: &Fingerprint, effort: Effort) -> Result<usi
 impl Parts {
     fn of(layout: &Layout, spec: &Fingerprint) -> Result<Self, Error> {
         let mut list = parts::read(layout, spec);
-        let mut parts = Self {
-            unknown: Vec::new(),
-            known: Vec::new(),
-        };
+        let mut parts = Self::default();
         for (part, file) in layout.index_parts(spec)? {
             // Nothing behind a link is removed.
             if !file.is_own {
@@ -180,7 +206,7 @@ impl Parts {
     }
 
     /// What is to be done next, if its bytes are in the budget.
-    fn next(self, effort: Effort, budget: &mut u64) -> Option<Work> {
+    pub(super) fn next(self, effort: Effort, budget: &mut u64) -> Option<Work> {
         let all = effort == Effort::All;
         if self.unknown.len() > MOST || (all && !self.unknown.is_empty()) {
             return sort_next(self.unknown, budget);

@@ -53,6 +53,18 @@ impl Scope {
         }
     }
 
+    /// Whether an index part may have something of it.
+    pub(super) fn touches(&self, spec: &Fingerprint, part: &Listed) -> bool {
+        match self {
+            Self::All => true,
+            Self::Specs(specs) => specs.contains(spec),
+            Self::Entries(wanted) => {
+                let wanted = wanted.get(spec).map_or(&[][..], Vec::as_slice);
+                !within(wanted, (part.first, part.last)).is_empty()
+            }
+        }
+    }
+
     /// What is looked for of a spec; None where everything is.
     fn wanted(&self, spec: &Fingerprint) -> Option<&[Fingerprint]> {
         match self {
@@ -82,6 +94,9 @@ impl Snapshot {
         // Parts first, packs after them: a pack is on disk before a row names it, so every row read
         // finds its pack in the later list.
         for _ in 0..LOAD_TRIES {
+            if let Some(mirror) = &layout.mirror {
+                mirror.bring(layout, &|spec, _, known| scope.touches(spec, known))?;
+            }
             let mut listed: Vec<ListedPart> = Vec::new();
             for spec in scope.specs(layout)? {
                 let mut known = match scope.wanted(&spec) {

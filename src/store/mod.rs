@@ -92,6 +92,7 @@ pub use temporary::collect_temporary_files;
 pub use tensor::{ElementType, Summary, TensorBytes};
 pub use writer::{CommitStats, StoreWriter};
 
+use compact::Effort;
 use layout::{Layout, PackPath};
 use loading::Scope;
 use remote::Mirror;
@@ -196,7 +197,8 @@ impl Store {
         self.layout.mirror.is_some()
     }
 
-    /// Puts what was added to it since where others see it, for a store on object storage; one in a folder needs nothing.
+    /// Puts what was added to it since where others see it, for a store on object storage, and merges index parts there where many have come
+    /// together; one in a folder needs nothing.
     ///
     /// # Errors
     /// As [`Remote::push`].
@@ -215,6 +217,14 @@ impl Store {
         // What is over there need not be here any more.
         mirror.know(pushed);
         mirror.trim(&self.layout, None)?;
+        if report.index_parts > 0 {
+            mirror.refresh(&self.layout)?;
+            match mirror.merge(self, Effort::Few) {
+                // Somebody merges or removes: the next one to push does it.
+                Ok(()) | Err(Error::Busy { .. }) => {}
+                Err(e) => return Err(e),
+            }
+        }
         Ok(Some(report))
     }
 

@@ -107,7 +107,7 @@ impl Listed {
     }
 
     /// Numbers that no part has.
-    fn is_absurd(&self) -> bool {
+    pub(super) fn is_absurd(&self) -> bool {
         let rows = 1..=ROWS_LIMIT as u64;
         !rows.contains(&self.rows) || self.sorted_rows < self.rows || self.first > self.last
     }

@@ -54,6 +54,9 @@ impl Store {
     /// # Errors
     /// If the folders cannot be read.
     pub fn stats(&self) -> Result<StoreStats, Error> {
+        if let Some(mirror) = &self.layout.mirror {
+            mirror.bring(&self.layout, &|_, _, _| true)?;
+        }
         let mut stats = StoreStats::default();
         let mut named = BTreeSet::new();
         for spec in self.layout.indexed_specs()? {

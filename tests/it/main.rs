@@ -53,6 +53,7 @@ mod placement;
 mod probe;
 mod python;
 mod ranks;
+mod remote_index;
 mod resume;
 mod run_damage;
 mod run_folder;

@@ -67,9 +67,10 @@ enum Command {
     /// Merge the parts of a large index, so that looking up some entries reads a small share of it.
     ///
     /// `plumb encode` merges in its end what has to be. After encodings of millions of captions this is worth its minutes once.
-    /// Others cannot write meanwhile; they may read.
+    /// Others cannot write meanwhile; they may read. On object storage they may write, too: what was merged is not read any more, and
+    /// `plumb store gc` removes it in time.
     Compact {
-        /// The store's folder.
+        /// The store's folder, or its address on object storage.
         store: PathBuf,
         #[command(flatten)]
         wait: WaitArgs,
@@ -276,11 +277,7 @@ fn gc(path: &Path, options: &GcOptions, wait: &WaitArgs, ui: &Ui) -> CommandResu
 }
 
 fn compact(path: &Path, wait: &WaitArgs, ui: &Ui) -> CommandResult {
-    if Address::is_one(path) {
-        let why = "an index on object storage is merged in a copy: `plumb store pull` it into a folder, merge there, and push into an empty prefix";
-        return Err(Failure::usage(why));
-    }
-    let store = Store::open(path).map_err(Failure::error)?;
+    let store = Store::open_at(&world::store_place(path)?).map_err(Failure::error)?;
     let report = store::when_free(wait.limit(), ui, || store.compact()).map_err(Failure::error)?;
     let text = format!(
         "{}: {}, before {}, {}",

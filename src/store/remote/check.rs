@@ -2,11 +2,13 @@
 
 use std::collections::{HashMap, HashSet};
 
+use super::lists::{IndexThere, Named};
 use super::names::{self, Contents};
 use super::{Remote, each};
 use crate::digest::{Digest, Fingerprint};
 use crate::monitor::Monitor;
 use crate::shown;
+use crate::store::index::Rows;
 use crate::store::record::Record;
 use crate::store::snapshot::decode_bytes;
 use crate::store::{CheckReport, Error, Problem, index, packed};
@@ -14,9 +16,13 @@ use crate::store::{CheckReport, Error, Problem, index, packed};
 const MEND: &str = "remove the object, then encode or push again";
 const UNREADABLE: &str = "what it holds is not known: check again when it can be read";
 
+/// A spec, an entry of it, and a pack that has it.
+type Place = (Fingerprint, Fingerprint, Digest);
+
 struct Check<'a> {
     remote: &'a Remote,
     contents: Contents,
+    there: IndexThere,
     report: CheckReport,
     rows: HashMap<Digest, Vec<Record>>,
     indexed: HashSet<(Fingerprint, Fingerprint)>,
@@ -31,11 +37,15 @@ impl Remote {
     pub fn check(&self, read_data: bool, monitor: &dyn Monitor) -> Result<CheckReport, Error> {
         // Runs before the index before packs, as in a folder: one list has all of them as they were at about one time, and what is
         // gone since is looked for again.
+        let contents = self.contents_of_store()?;
+        let mut problems = Vec::new();
         let mut check = Check {
             remote: self,
-            contents: self.contents_of_store()?,
+            there: self.index_there(&contents, &mut problems)?,
+            contents,
             report: CheckReport {
                 read_data,
+                problems,
                 ..CheckReport::default()
             },
             rows: HashMap::new(),
@@ -67,26 +77,70 @@ impl Check<'_> {
     }
 
     fn index(&mut self, monitor: &dyn Monitor) -> Result<(), Error> {
-        let parts: Vec<_> = self.contents.parts.keys().copied().collect();
-        monitor.start("checking the index", Some(parts.len() as u64));
-        let read = each(&parts, |(spec, part)| {
-            let name = names::part(spec, part);
-            let bytes = self.remote.part(spec, part);
-            let rows = bytes.and_then(|b| decode_bytes(name.as_ref(), spec, b, index::records));
-            monitor.advance(1);
-            Ok(rows)
-        });
-        monitor.finish();
-        for ((spec, part), rows) in parts.into_iter().zip(read?) {
-            match rows {
-                Ok(rows) => self.take_rows(spec, names::part(&spec, &part), rows),
-                // Merged into another since it was listed.
-                Err(e) if e.is_gone() => {}
-                Err(e) => self.wrong(names::part(&spec, &part), e),
+        let (live, merged): (Vec<Named>, Vec<Named>) =
+            (self.contents.parts.keys().copied()).partition(|p| self.there.live.contains_key(p));
+        let all = live.len() + merged.len();
+        monitor.start("checking the index", Some(all as u64));
+        let read = self.read_parts(&live, index::records, monitor)?;
+        let mut places: HashSet<Place> = HashSet::new();
+        for (part, rows) in live.into_iter().zip(read) {
+            let Some(rows) = self.sound(part, rows) else {
+                continue;
+            };
+            if !merged.is_empty() {
+                places.extend(rows.iter().map(|row| (part.0, row.entry, row.pack)));
             }
+            self.take_rows(part.0, names::part(&part.0, &part.1), rows);
         }
         self.report.entries = self.indexed.len() as u64;
+        let read = self.read_parts(&merged, index::presence, monitor)?;
+        for (part, rows) in merged.into_iter().zip(read) {
+            let Some(rows) = self.sound(part, rows) else {
+                continue;
+            };
+            let places_of = rows.iter().map(|row| (part.0, row.entry, row.pack));
+            let lacking = places_of.filter(|place| !places.contains(place)).count();
+            if let Some(merged) = self.there.merged.get(&part).filter(|_| lacking > 0) {
+                let list = names::part_list(&part.0, &merged.list);
+                let name = names::part(&part.0, &part.1);
+                let what = format!(
+                    "says that {name} was merged, of which {lacking} entries are in no other"
+                );
+                self.problem(
+                    list,
+                    what,
+                    "remove the object: it is derived from the parts",
+                );
+            }
+        }
+        monitor.finish();
         Ok(())
+    }
+
+    fn read_parts<T: Send>(
+        &self,
+        parts: &[Named],
+        decode: fn(&dyn Rows) -> Result<T, String>,
+        monitor: &dyn Monitor,
+    ) -> Result<Vec<Result<T, Error>>, Error> {
+        each(parts, |(spec, part)| {
+            let name = names::part(spec, part);
+            let bytes = self.remote.part(spec, part);
+            let rows = bytes.and_then(|b| decode_bytes(name.as_ref(), spec, b, decode));
+            monitor.advance(1);
+            Ok(rows)
+        })
+    }
+
+    /// What was read of a part; of one that could not be, it is told.
+    fn sound<T>(&mut self, (spec, part): Named, rows: Result<T, Error>) -> Option<T> {
+        match rows {
+            Ok(rows) => return Some(rows),
+            // Merged into another since it was listed.
+            Err(e) if e.is_gone() => {}
+            Err(e) => self.wrong(names::part(&spec, &part), e),
+        }
+        None
     }
 
     fn take_rows(&mut self, spec: Fingerprint, name: String, rows: Vec<Record>) {

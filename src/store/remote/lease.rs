@@ -26,10 +26,11 @@ const STALE_LOOKS: u32 = 5;
 
 const FOLDER: &str = "leases";
 
-/// What its holder does. Any number may add at once; who removes is alone.
+/// What its holder does. Any number may add at once; who removes is alone. One merges, so that no other does the same in vain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Purpose {
     Add,
+    Merge,
     Remove,
 }
 
@@ -37,6 +38,7 @@ impl Purpose {
     fn word(self) -> &'static str {
         match self {
             Self::Add => "add",
+            Self::Merge => "merge",
             Self::Remove => "remove",
         }
     }
@@ -45,9 +47,16 @@ impl Purpose {
         let file = name.strip_prefix(FOLDER)?.strip_prefix('/')?;
         let (word, rest) = file.strip_suffix(".json")?.split_once('-')?;
         let is_hex = rest.len() == 32 && rest.bytes().all(|b| b.is_ascii_hexdigit());
-        let all = [Self::Add, Self::Remove].into_iter();
+        let all = [Self::Add, Self::Merge, Self::Remove].into_iter();
         all.filter(|_| is_hex)
             .find(|purpose| purpose.word() == word)
+    }
+
+    fn excludes(self, other: Self) -> bool {
+        match (self, other) {
+            (Self::Remove, _) | (_, Self::Remove) | (Self::Merge, Self::Merge) => true,
+            (Self::Add, _) | (_, Self::Add) => false,
+        }
     }
 }
 
@@ -161,7 +170,7 @@ impl Lease {
         };
         let others = all.iter().filter(|lease| lease.name != self.name);
         let mut purposes = others.filter(is_alive).filter_map(|l| Purpose::of(&l.name));
-        Ok(purposes.find(|other| self.purpose == Purpose::Remove || *other == Purpose::Remove))
+        Ok(purposes.find(|other| self.purpose.excludes(*other)))
     }
 
     /// The time of our own lease, and all leases. A list without our own is older than it, and says nothing.
@@ -209,6 +218,7 @@ pub(super) fn clear(client: &Client, now: SystemTime) -> Result<(), Error> {
 fn holder(purpose: Purpose) -> String {
     let what = match purpose {
         Purpose::Add => "another process is adding entries (push or encode)",
+        Purpose::Merge => "another process is merging index parts (compact or encode)",
         Purpose::Remove => "another process is removing objects (gc)",
     };
     what.to_owned()

@@ -1,29 +1,29 @@
 //! The folder that stands before a store on object storage: a store of its own, with the index of the other, and with those of its
 //! packs that were read. What is encoded goes into it first, and from there to the other by `push`.
 //!
-//! A pack is fetched when something in it is first read, and kept, for as long as there is room (`trim`). Nothing in the folder that was pushed
+//! A pack is fetched when something in it is first read, and kept, for as long as there is room (`trim`); a part of the index of which it is
+//! known what range it has, when something of that is looked for (`bring`). Nothing in the folder that was pushed
 //! is anywhere alone, so whoever needs the room may remove the folder.
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-use super::names::{Contents, RemotePack};
-use super::{Remote, as_named, each, problem_of};
+use super::lists::{IndexThere, Named};
+use super::names::RemotePack;
+use super::{Remote, each};
 use crate::digest::{Digest, Fingerprint};
 use crate::monitor::Monitor;
-use crate::store::compact::remove_parts;
 use crate::store::disk::{self, create_dirs, write_once};
 use crate::store::layout::{self, Layout};
 use crate::store::place::Behind;
-use crate::store::snapshot::decode_part;
-use crate::store::{Error, Problem, create_root, index, lock, parts};
+use crate::store::{Error, Problem, create_root};
 
 /// In a folder that stands before another store, the file that says which.
 pub(in crate::store) const MIRROR_OF: &str = "remote.json";
 
-const MEND: &str = "remove the object, then encode or push again";
+pub(super) const MEND: &str = "remove the object, then encode or push again";
 
 /// What a folder is the mirror of.
 #[derive(Debug)]
@@ -33,10 +33,16 @@ pub(in crate::store) struct Mirror {
     pub(super) grown: AtomicU64,
     /// The packs over there, as of the last look, and those that were pushed since.
     pub(super) packs: RwLock<BTreeMap<Digest, RemotePack>>,
-    problems: RwLock<Vec<Problem>>,
-    runs: RwLock<Vec<String>>,
+    /// The index over there, as of the last look.
+    pub(super) index: RwLock<Arc<IndexThere>>,
+    /// Index parts over there that are not what their names say.
+    pub(super) bad: Mutex<HashSet<Named>>,
+    pub(super) problems: RwLock<Vec<Problem>>,
+    pub(super) runs: RwLock<Vec<String>>,
     /// Held while a pack is fetched because somebody reads it: others may want the same.
     fetching: Mutex<()>,
+    /// Likewise while parts of the index are.
+    pub(super) bringing: Mutex<()>,
 }
 
 impl Mirror {
@@ -46,9 +52,12 @@ impl Mirror {
             // What was there before is looked at with the first pack that comes.
             grown: AtomicU64::new(u64::MAX / 2),
             packs: RwLock::default(),
+            index: RwLock::default(),
+            bad: Mutex::default(),
             problems: RwLock::default(),
             runs: RwLock::default(),
             fetching: Mutex::default(),
+            bringing: Mutex::default(),
         }
     }
 
@@ -108,90 +117,6 @@ impl Mirror {
         if !disk::is_there(&*layout.disk, &layout.marker())? {
             let marker = layout::marker_bytes();
             write_once(&*layout.disk, &layout.root, layout::MARKER, &[&marker])?;
-        }
-        Ok(())
-    }
-
-    /// Looks at the other store again.
-    pub(in crate::store) fn refresh(&self, layout: &Layout) -> Result<(), Error> {
-        match self.remote().contents()? {
-            Some(contents) => self.update(layout, &contents),
-            None => Ok(()),
-        }
-    }
-
-    fn update(&self, layout: &Layout, contents: &Contents) -> Result<(), Error> {
-        let mut problems = Vec::new();
-        let specs: HashSet<Fingerprint> =
-            layout.list_specs()?.into_iter().map(|(s, _)| s).collect();
-        let missing: Vec<_> = contents
-            .specs
-            .keys()
-            .filter(|s| !specs.contains(s))
-            .collect();
-        let fetched = each(&missing, |spec| {
-            let bytes = self.remote().spec(spec);
-            noting(bytes, |bytes| {
-                write(layout, &layout.specs(), &format!("{spec}.json"), bytes)
-            })
-        })?;
-        problems.extend(fetched.into_iter().flatten());
-        let mut here = HashSet::new();
-        for spec in layout.indexed_specs()? {
-            let parts = layout.index_parts(&spec)?;
-            here.extend(parts.into_iter().map(|(part, _)| (spec, part)));
-        }
-        let missing: Vec<_> = contents
-            .parts
-            .keys()
-            .filter(|p| !here.contains(p))
-            .collect();
-        let fetched = each(&missing, |(spec, part)| {
-            let bytes = self.remote().part(spec, part);
-            noting(bytes, |bytes| write_part(layout, spec, part, bytes))
-        })?;
-        problems.extend(fetched.into_iter().flatten());
-        parts::know(layout, missing.into_iter().copied())?;
-        *self.packs.write().unwrap_or_else(PoisonError::into_inner) = contents.packs.clone();
-        *self.runs.write().unwrap_or_else(PoisonError::into_inner) =
-            contents.runs.keys().cloned().collect();
-        *self
-            .problems
-            .write()
-            .unwrap_or_else(PoisonError::into_inner) = problems;
-        let gone = here
-            .iter()
-            .filter(|part| !contents.parts.contains_key(part));
-        self.forget(layout, gone.copied().collect())
-    }
-
-    /// Removes index parts that were fetched once and are over there no more. Those that name a pack which is in the folder stay:
-    /// they may be still to be pushed.
-    fn forget(&self, layout: &Layout, gone: Vec<(Fingerprint, Digest)>) -> Result<(), Error> {
-        let mut stale = Vec::new();
-        for (spec, part) in gone {
-            let Ok(rows) = decode_part(layout, &spec, &part, index::presence) else {
-                continue;
-            };
-            let packs: HashSet<Digest> = rows.iter().map(|row| row.pack).collect();
-            let is_here = |pack: &Digest| disk::is_there(&*layout.disk, &layout.pack(pack));
-            let mut own = false;
-            for pack in &packs {
-                own |= is_here(pack)?;
-            }
-            if !own {
-                stale.push((spec, part));
-            }
-        }
-        if stale.is_empty() {
-            return Ok(());
-        }
-        // Somebody else at work in the folder: the next one does it.
-        let Ok(_lock) = lock::exclusive(layout, "plumb, which brings an index up to date") else {
-            return Ok(());
-        };
-        for (spec, part) in stale {
-            remove_parts(layout, &spec, std::iter::once(&part))?;
         }
         Ok(())
     }
@@ -290,7 +215,7 @@ impl Mirror {
 }
 
 /// Puts a file that was fetched into the folder.
-fn write(layout: &Layout, dir: &Path, name: &str, bytes: &[u8]) -> Result<(), Error> {
+pub(super) fn write(layout: &Layout, dir: &Path, name: &str, bytes: &[u8]) -> Result<(), Error> {
     create_dirs(&*layout.disk, &layout.root, dir)?;
     write_once(&*layout.disk, dir, name, &[bytes])
 }
@@ -308,15 +233,4 @@ pub(super) fn write_part(
 ) -> Result<(), Error> {
     let (dir, name) = (layout.index_of(spec), layout::part_name(part));
     write(layout, &dir, &name, bytes)
-}
-
-/// Does `work` with what was read; content that is not what its name says is a problem, and no error.
-fn noting(
-    read: Result<bytes::Bytes, Error>,
-    work: impl FnOnce(&[u8]) -> Result<(), Error>,
-) -> Result<Option<Problem>, Error> {
-    match read {
-        Ok(bytes) => work(&bytes).map(|()| None),
-        Err(e) => problem_of(e, as_named, MEND),
-    }
 }

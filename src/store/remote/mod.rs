@@ -4,15 +4,19 @@
 //! Nothing that was read is believed: names are checked before they are used, sizes are bounded, digests compared.
 //!
 //! - `client` alone knows the protocols and their asynchronous runtime, `http` sends their requests.
-//! - `names` are the names of objects; `lease` keeps those who add and those who remove apart.
-//! - `push`, `pull`, `check` and `gc` are the commands; `mirror` is the folder that stands before a store on object storage, `trim` its bound.
+//! - `names` are the names of objects; `lease` keeps those who add and those who remove apart; `lists` say which index parts are to be read.
+//! - `push`, `pull`, `check`, `gc` and `merging` are what commands do; `mirror` is the folder that stands before a store on object storage,
+//!   `bring` how the index comes into it, `trim` its bound.
 
 mod address;
+mod bring;
 mod check;
 mod client;
 mod gc;
 mod http;
 mod lease;
+mod lists;
+mod merging;
 mod mirror;
 mod names;
 mod pull;

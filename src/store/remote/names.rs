@@ -12,6 +12,8 @@ use crate::store::run::is_run_id;
 
 /// What follows a pack's name where it is stored in shared form.
 const SHARED: &str = ".planes";
+/// What follows the digest of a list of index parts.
+const PART_LIST: &str = ".parts.json";
 
 /// An object as it was listed. The time is the server's.
 #[derive(Clone, Copy, Debug)]
@@ -38,6 +40,8 @@ pub(super) struct Contents {
     /// Packs that are there in both forms: these are their second objects.
     pub(super) copies: BTreeMap<Digest, RemotePack>,
     pub(super) parts: BTreeMap<(Fingerprint, Digest), Object>,
+    /// Lists of what is known of index parts (`lists`).
+    pub(super) lists: BTreeMap<(Fingerprint, Digest), Object>,
     pub(super) runs: BTreeMap<String, Object>,
 }
 
@@ -53,6 +57,10 @@ pub(super) fn pack(pack: &Digest, is_shared: bool) -> String {
 
 pub(super) fn part(spec: &Fingerprint, part: &Digest) -> String {
     format!("index/{spec}/{part}.parquet")
+}
+
+pub(super) fn part_list(spec: &Fingerprint, list: &Digest) -> String {
+    format!("index/{spec}/{list}{PART_LIST}")
 }
 
 pub(super) fn run(id: &str) -> String {
@@ -90,10 +98,13 @@ impl Contents {
             }
             "packs" => self.add_pack(rest, object)?,
             "index" => {
-                let (spec, part) = rest.split_once('/')?;
-                let part = part.strip_suffix(".parquet")?;
-                let key = (spec.parse().ok()?, part.parse().ok()?);
-                self.parts.insert(key, object);
+                let (spec, file) = rest.split_once('/')?;
+                let (of_kind, digest) = match file.strip_suffix(PART_LIST) {
+                    Some(list) => (&mut self.lists, list),
+                    None => (&mut self.parts, file.strip_suffix(".parquet")?),
+                };
+                let key = (spec.parse().ok()?, digest.parse().ok()?);
+                of_kind.insert(key, object);
             }
             "runs" => {
                 let id = rest.strip_suffix(".json").filter(|id| is_run_id(id))?;
@@ -156,11 +167,16 @@ mod tests {
             pack(&digest, false),
             pack(&digest, true),
             part(&fingerprint, &digest),
+            part_list(&fingerprint, &digest),
             run("encode-a.1"),
         ];
         let found = Contents::of(&good.each_ref().map(|name| listed(name)));
         assert!(found.has_marker && !found.is_empty());
         assert_eq!((found.specs.len(), found.parts.len()), (1, 1));
+        assert_eq!(
+            found.lists.keys().collect::<Vec<_>>(),
+            [&(fingerprint, digest)]
+        );
         assert_eq!((found.packs.len(), found.copies.len()), (1, 1));
         assert!(!found.packs[&digest].is_shared && found.copies[&digest].is_shared);
         assert_eq!(found.runs.keys().collect::<Vec<_>>(), ["encode-a.1"]);
@@ -172,6 +188,8 @@ mod tests {
             format!("packs/{id}.safetensors"),
             format!("index/{id}/x/{id}.parquet"),
             format!("index/../{id}.parquet"),
+            format!("index/{id}/parts.json"),
+            format!("index/{id}/{id}.parquet.parts.json"),
             format!("specs/{id}.json/x"),
             "runs/../x.json".to_owned(),
             "runs/.x.json".to_owned(),
@@ -183,6 +201,9 @@ mod tests {
             format!("packs/\u{e4}/{id}.safetensors"),
         ];
         let found = Contents::of(&bad.each_ref().map(|name| listed(name)));
-        assert!(found.is_empty() && found.runs.is_empty(), "{found:?}");
+        assert!(
+            found.is_empty() && found.runs.is_empty() && found.lists.is_empty(),
+            "{found:?}"
+        );
     }
 }

@@ -4,14 +4,16 @@ use std::collections::HashSet;
 
 use serde::Serialize;
 
+use super::lists::IndexThere;
 use super::mirror::{write_pack, write_part};
+use super::names::Contents;
 use super::{Remote, as_named, each, problem_of};
 use crate::digest::{Digest, Fingerprint};
 use crate::monitor::Monitor;
 use crate::shown;
 use crate::store::snapshot::decode_bytes;
 use crate::store::writer::write_index_part;
-use crate::store::{Error, Lacking, Problem, Store, index, lock, parts, specs};
+use crate::store::{Error, Lacking, Problem, Store, disk, index, lock, parts, specs};
 
 /// What was copied from a store on object storage.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -80,22 +82,47 @@ impl Remote {
                 Some(e) => self.note(e, &mut report)?,
             }
         }
-        let mut came = Vec::new();
-        for (spec, part) in contents.parts.keys() {
-            if crate::store::disk::is_there(store.disk(), &layout.index_part(spec, part))? {
-                continue;
-            }
-            match self.part(spec, part) {
-                Ok(bytes) => {
-                    self.pull_part(store, (spec, part), &bytes, &here, &mut report)?;
-                    came.push((*spec, *part));
-                }
-                Err(e) => self.note(e, &mut report)?,
-            }
-        }
-        parts::know(layout, came.into_iter())?;
+        self.pull_index(store, &contents, &here, &mut report)?;
         self.pull_runs(store, contents.runs.keys(), &mut report)?;
         Ok(report)
+    }
+
+    /// Copies the index parts that are to be read, and what they were merged from where one of them cannot be.
+    fn pull_index(
+        &self,
+        store: &Store,
+        contents: &Contents,
+        here: &HashSet<Digest>,
+        report: &mut PullReport,
+    ) -> Result<(), Error> {
+        let layout = &store.layout;
+        let mut index = self.index_there(contents, &mut report.problems)?;
+        let (mut tried, mut bad) = (HashSet::new(), HashSet::new());
+        let mut came = Vec::new();
+        loop {
+            let bad_before = bad.len();
+            for named @ (spec, part) in index.live.keys().copied() {
+                let path = layout.index_part(&spec, &part);
+                if !tried.insert(named) || disk::is_there(store.disk(), &path)? {
+                    continue;
+                }
+                match self.part(&spec, &part) {
+                    Ok(bytes) => {
+                        self.pull_part(store, (&spec, &part), &bytes, here, report)?;
+                        came.push(named);
+                    }
+                    Err(e) => {
+                        bad.insert(named);
+                        self.note(e, report)?;
+                    }
+                }
+            }
+            if bad.len() == bad_before {
+                break;
+            }
+            index = IndexThere::new(contents, index.lists, &bad);
+        }
+        parts::know(layout, came.into_iter())
     }
 
     /// Writes an index part, without the rows whose packs are not here.

@@ -3,7 +3,7 @@
 //!
 //! Everything but a lease is put under the digest of what it is, and only where nothing of that name is, so any number may push at once.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
@@ -11,12 +11,16 @@ use bytes::Bytes;
 use serde::Serialize;
 
 use super::lease::{Lease, Purpose};
+use super::lists::{IndexThere, List};
 use super::names::{self, Contents, Object, RemotePack};
 use super::{Remote, each, problem_of};
 use crate::digest::{Digest, Fingerprint, canonical_json};
 use crate::monitor::Monitor;
 use crate::shown;
 use crate::store::layout::{self, MARKER, PackPath};
+use crate::store::loading::Scope;
+use crate::store::merge::PutPart as _;
+use crate::store::parts::Listed;
 use crate::store::record::Record;
 use crate::store::snapshot::decode_part;
 use crate::store::{Error, Problem, Run, Store, disk, index, packfile, planes, relative, run};
@@ -67,6 +71,7 @@ struct Push<'a> {
     store: &'a Store,
     options: PushOptions,
     there: Contents,
+    index: IndexThere,
     /// Packs that were put by this push, or were found to be there.
     put: HashSet<Digest>,
     report: PushReport,
@@ -109,13 +114,19 @@ impl Remote {
             Some(there) => there,
             None => self.begin()?,
         };
+        let mut problems = Vec::new();
+        let index = self.index_there(&there, &mut problems)?;
         let mut push = Push {
             remote: self,
             store,
             options,
             there,
+            index,
             put: HashSet::new(),
-            report: PushReport::default(),
+            report: PushReport {
+                problems,
+                ..PushReport::default()
+            },
         };
         let parts = push.parts()?;
         let parts = push.put_specs(parts)?;
@@ -158,7 +169,7 @@ impl Push<'_> {
         let mut missing = Vec::new();
         for spec in layout.indexed_specs()? {
             for (part, _) in layout.index_parts(&spec)? {
-                if !self.there.parts.contains_key(&(spec, part)) {
+                if !self.index.has(&(spec, part)) {
                     missing.push((spec, part));
                     continue;
                 }
@@ -320,6 +331,7 @@ impl Push<'_> {
     }
 
     fn put_parts(&mut self, parts: Vec<Part>) -> Result<(), Error> {
+        let mut known: BTreeMap<Fingerprint, BTreeMap<Digest, Option<Listed>>> = BTreeMap::new();
         for mut part in parts {
             let before = part.rows.len();
             part.rows.retain(|row| self.put.contains(&row.pack));
@@ -336,13 +348,39 @@ impl Push<'_> {
                 true => disk::read_bounded(self.store.disk(), &path, index::PART_LIMIT_BYTES)?,
                 false => index::encode(&part.spec, &part.rows)?,
             };
-            let digest = Digest::of(&bytes);
-            let name = names::part(&part.spec, &digest);
-            self.remote.client.put_new(&name, &bytes.into())?;
+            let bytes = Bytes::from(bytes);
+            let digest = self.remote.put_part(&part.spec, &bytes)?;
             self.report.index_parts += 1;
             self.report.entries += part.rows.len() as u64;
+            if let Some(listed) = Listed::of(&bytes, &part.spec) {
+                known
+                    .entry(part.spec)
+                    .or_default()
+                    .insert(digest, Some(listed));
+            }
+        }
+        // Of those that were merged here, so that nobody has to fetch all of them.
+        for (spec, known) in known {
+            self.remote
+                .put_list(&spec, &List::new(known, BTreeSet::new()))?;
         }
         Ok(())
+    }
+
+    /// Where the store's folder stands before another, fetches what of its index may have entries of these runs.
+    fn bring_entries(&self, ids: &[String]) -> Result<(), Error> {
+        let Some(mirror) = &self.store.layout.mirror else {
+            return Ok(());
+        };
+        // Of one that cannot be read it is told below.
+        let runs = ids.iter().filter_map(|id| self.store.run(id).ok());
+        let listed: Vec<_> = runs
+            .flat_map(|run| run.listed().collect::<Vec<_>>())
+            .collect();
+        let scope = Scope::entries(&listed);
+        mirror.bring(&self.store.layout, &|spec, _, known| {
+            scope.touches(spec, known)
+        })
     }
 
     /// Puts the runs, with those of their entries that are there.
@@ -351,6 +389,7 @@ impl Push<'_> {
         if ids.is_empty() {
             return Ok(());
         }
+        self.bring_entries(&ids)?;
         let there = self.entries_there()?;
         for id in ids {
             let run = match self.store.run(&id) {

@@ -1,0 +1,438 @@
+//! The index of a store on object storage: its parts are merged beside the old ones, which go when they are old.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
+
+use plumb::digest::{Digest, Fingerprint, canonical_json};
+use plumb::monitor::Silent;
+use plumb::store::{
+    Error, GcOptions, GcReport, Lacking, Place, PushOptions, Remote, Store, StoreReader,
+};
+use serde_json::{Value, json};
+
+use crate::object_storage::assert_sound;
+use crate::s3::{Fault, S3, proxy};
+use crate::store_util::{add, add_all, captions, entry, files, reads_back, scratch, spec};
+
+/// Of two rows each: enough for a part of several row groups, which a list describes.
+const MANY: usize = 4200;
+
+fn machine(remote: &Remote, folder: &Path) -> Store {
+    let place = Place::remote(remote.clone(), folder.to_owned(), false);
+    Store::open_or_create_at(&place).expect("a store")
+}
+
+fn ids(number: u32, range: std::ops::Range<usize>) -> Vec<(Fingerprint, Fingerprint)> {
+    let (id, _) = spec(number);
+    let captions = captions(range);
+    captions.iter().map(|c| (id, entry(&id, c).entry)).collect()
+}
+
+fn found(reader: &StoreReader, wanted: &[(Fingerprint, Fingerprint)]) -> usize {
+    let there = wanted
+        .iter()
+        .filter(|(spec, entry)| reader.contains(spec, entry));
+    there.count()
+}
+
+/// Those of `wanted` that a reader of them alone finds, and one of all.
+#[track_caller]
+fn assert_all_found(store: &Store, wanted: &[(Fingerprint, Fingerprint)]) {
+    let some = store.reader_of_entries(wanted).expect("a reader");
+    assert_eq!(found(&some, wanted), wanted.len());
+    let all = store.reader().expect("a reader");
+    assert_eq!(found(&all, wanted), wanted.len());
+    assert_eq!(all.problems(), []);
+}
+
+fn keep(store: &Store, wanted: &[(Fingerprint, Fingerprint)]) {
+    let written = store.write_run("kept", wanted, json!({}), Lacking::Refuse);
+    written.expect("a run");
+}
+
+fn gc(remote: &Remote, hours: u64) -> GcReport {
+    let options = GcOptions {
+        now: SystemTime::now(),
+        grace: Duration::from_secs(hours * 3600),
+        dry_run: false,
+        without_runs: false,
+    };
+    (remote.gc(&options, Duration::ZERO, &Silent)).expect("collected")
+}
+
+/// How many index parts lie there, and how many lists.
+fn parts_there(s3: &S3) -> (usize, usize) {
+    let names = s3.names();
+    let count = |end: &str| names.iter().filter(|name| name.ends_with(end)).count();
+    (count(".parquet"), count(".parts.json"))
+}
+
+#[test]
+fn parts_are_merged_beside_the_old_ones_which_go_when_they_are_old() {
+    let Some(s3) = S3::start() else { return };
+    let dir = scratch();
+    let remote = s3.remote(&s3.server);
+    let one = machine(&remote, &dir.path().join("one"));
+    for range in [0..2100, 2100..MANY - 100, MANY - 100..MANY] {
+        add_all(&one, range);
+        one.share(&Silent).expect("shared");
+    }
+    add(&one, 2, &["of another spec"]).expect("added");
+    let wanted = ids(1, 0..MANY);
+    keep(&one, &wanted);
+    one.share(&Silent).expect("shared");
+    assert_eq!(parts_there(&s3), (4, 0));
+    // Somebody who looked before.
+    let before = machine(&remote, &dir.path().join("before"));
+    let looked = before.reader().expect("a reader");
+
+    let report = one.compact().expect("merged");
+    assert_eq!((report.parts_before, report.parts), (4, 2));
+    assert_eq!(parts_there(&s3), (5, 1));
+    assert_sound(&remote);
+    assert_all_found(&one, &wanted);
+    // What was merged is not in the folder any more, and does not go there again.
+    assert_eq!(files(one.path(), ".parquet").len(), 2);
+    let again = one.compact().expect("merged");
+    assert_eq!(
+        (again.parts_before, again.parts, parts_there(&s3)),
+        (2, 2, (5, 1))
+    );
+    let shared = one.share(&Silent).expect("shared").expect("a report");
+    assert_eq!((shared.index_parts, shared.packs), (0, 0));
+    // Of whoever comes now nothing is fetched of which nothing is asked.
+    let other = machine(&remote, &dir.path().join("other"));
+    let large = || files(other.path(), ".parquet").len() - 1;
+    assert_eq!(large(), 0);
+    let none = other.reader_of(&[spec(2).0]).expect("a reader");
+    assert_eq!((none.entries(&spec(2).0).len(), large()), (1, 0));
+    assert!(reads_back(
+        &other.reader_of_entries(&wanted[7..8]).expect("a reader"),
+        1,
+        "caption 7"
+    ));
+    assert_eq!(large(), 1);
+    assert_all_found(&other, &wanted);
+
+    let young = gc(&remote, 1);
+    assert_eq!((young.packs_removed, parts_there(&s3)), (0, (5, 1)));
+    let old = gc(&remote, 0);
+    // The pack of the other spec is of no run, and its part goes with it.
+    assert_eq!((old.packs_removed, old.entries_kept), (1, MANY as u64));
+    assert_eq!(parts_there(&s3), (1, 1));
+    assert_sound(&remote);
+    assert!(reads_back(&looked, 1, "caption 2200") && reads_back(&looked, 1, "caption 0"));
+    assert_all_found(&before, &wanted);
+    let late = machine(&remote, &dir.path().join("late"));
+    assert_all_found(&late, &wanted);
+    let copy = Store::open_or_create(&dir.path().join("copy")).expect("a store");
+    let pulled = remote.pull(&copy, &Silent).expect("pulled");
+    assert_eq!((pulled.index_parts, pulled.problems), (1, vec![]));
+    let checked = Store::check(copy.path(), true, &Silent).expect("checked");
+    assert_eq!((checked.problems, checked.entries), (vec![], MANY as u64));
+}
+
+#[test]
+fn whoever_pushes_merges_where_many_small_parts_have_come_together() {
+    let Some(s3) = S3::start() else { return };
+    let dir = scratch();
+    let remote = s3.remote(&s3.server);
+    let one = machine(&remote, &dir.path().join("one"));
+    for number in 0..33 {
+        add_all(&one, number..number + 1);
+    }
+    let wanted = ids(1, 0..33);
+    keep(&one, &wanted);
+    let shared = one.share(&Silent).expect("shared").expect("a report");
+    assert_eq!((shared.index_parts, parts_there(&s3)), (33, (34, 1)));
+    assert_sound(&remote);
+    let two = machine(&remote, &dir.path().join("two"));
+    assert_eq!(files(two.path(), ".parquet").len(), 1);
+    assert_all_found(&two, &wanted);
+    // Again, and the list of before is in the new one.
+    for number in 33..66 {
+        add_all(&two, number..number + 1);
+    }
+    two.share(&Silent).expect("shared");
+    assert_eq!(parts_there(&s3), (34 + 34, 1));
+    let wanted = ids(1, 0..66);
+    keep(&two, &wanted);
+    two.share(&Silent).expect("shared");
+    for store in [&one, &two] {
+        store.reader().expect("a reader").refresh().expect("looked");
+        assert_all_found(store, &wanted);
+    }
+    gc(&remote, 0);
+    assert_eq!(parts_there(&s3), (1, 1));
+    assert_sound(&remote);
+    // What was merged in a folder comes with a list.
+    let own = Store::open_or_create(&dir.path().join("own")).expect("a store");
+    add_all(&own, 0..MANY);
+    own.compact().expect("merged");
+    (remote.push(&own, PushOptions::default(), &Silent)).expect("pushed");
+    assert_eq!(parts_there(&s3), (2, 2));
+    assert_all_found(
+        &machine(&remote, &dir.path().join("three")),
+        &ids(1, 0..MANY),
+    );
+}
+
+#[test]
+fn merging_there_may_be_killed_before_each_of_its_writes() {
+    let Some(s3) = S3::start() else { return };
+    let dir = scratch();
+    let remote = s3.remote(&s3.server);
+    let own = Store::open_or_create(&dir.path().join("own")).expect("a store");
+    add_all(&own, 0..1);
+    (remote.push(&own, PushOptions::default(), &Silent)).expect("pushed");
+    let mut total = 1;
+    for step in 0.. {
+        // Something to merge each time.
+        add_all(&own, total..total + 1);
+        total += 1;
+        (remote.push(&own, PushOptions::default(), &Silent)).expect("pushed");
+        let writes = Arc::new(AtomicU64::new(0));
+        let seen = writes.clone();
+        let held = proxy(&s3.server, move |method, _, _| {
+            let is_write = method != "GET";
+            match is_write && seen.fetch_add(1, Ordering::Relaxed) >= step {
+                // Until it is killed.
+                true => {
+                    std::thread::sleep(Duration::from_secs(600));
+                    Fault::Close
+                }
+                false => Fault::None,
+            }
+        });
+        let mut child = Command::new(env!("CARGO_BIN_EXE_plumb"))
+            .args(["store", "compact", &s3.address(), "--wait", "0"])
+            .current_dir(dir.path())
+            .envs(s3.variables(&held))
+            .env("XDG_CACHE_HOME", dir.path().join("caches"))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("it starts");
+        let ended = loop {
+            if writes.load(Ordering::Relaxed) > step {
+                child.kill().expect("SIGKILL");
+                child.wait().expect("it ends");
+                break false;
+            }
+            if let Some(status) = child.try_wait().expect("its state") {
+                assert!(status.success(), "step {step}");
+                break true;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        };
+        assert_sound(&remote);
+        let fresh = machine(&remote, &dir.path().join(format!("fresh-{step}")));
+        assert_all_found(&fresh, &ids(1, 0..total));
+        // The leases of the dead end by their age, which is not waited for here.
+        for name in s3.names().iter().filter(|name| name.starts_with("leases/")) {
+            s3.remove(name);
+        }
+        if ended {
+            assert!(step > 6, "{step}");
+            assert_eq!(fresh.compact().expect("merged").parts, 1);
+            break;
+        }
+    }
+    let wanted = ids(1, 0..total);
+    keep(&own, &wanted);
+    (remote.push(&own, PushOptions::default(), &Silent)).expect("pushed");
+    let collected = gc(&remote, 0);
+    assert_eq!(
+        (collected.entries_kept, parts_there(&s3)),
+        (total as u64, (1, 1))
+    );
+    assert_sound(&remote);
+    assert_all_found(&machine(&remote, &dir.path().join("last")), &wanted);
+}
+
+#[test]
+fn two_may_merge_there_at_once_while_others_add_and_look() {
+    let Some(s3) = S3::start() else { return };
+    let dir = scratch();
+    let remote = s3.remote(&s3.server);
+    let first = machine(&remote, &dir.path().join("first"));
+    for number in 0..6 {
+        add_all(&first, number * 10..number * 10 + 10);
+    }
+    first.share(&Silent).expect("shared");
+    let wanted = ids(1, 0..60);
+    let again = |work: &dyn Fn() -> Result<(), Error>| {
+        while let Err(e) = work() {
+            assert!(matches!(e, Error::Busy { .. }), "{e}");
+        }
+    };
+    std::thread::scope(|scope| {
+        for name in ["a", "b"] {
+            let (remote, folder) = (&remote, dir.path().join(name));
+            let again = &again;
+            scope.spawn(move || {
+                let store = machine(remote, &folder);
+                again(&|| store.compact().map(|_| ()));
+            });
+        }
+        scope.spawn(|| {
+            let store = machine(&remote, &dir.path().join("adds"));
+            add(&store, 1, &["one more"]).expect("added");
+            again(&|| store.share(&Silent).map(|_| ()));
+        });
+        scope.spawn(|| {
+            let store = machine(&remote, &dir.path().join("looks"));
+            for _ in 0..5 {
+                let reader = store.reader_of_entries(&wanted).expect("a reader");
+                assert_eq!(found(&reader, &wanted), 60);
+                reader.refresh().expect("looked");
+            }
+        });
+    });
+    assert_sound(&remote);
+    let last = machine(&remote, &dir.path().join("last"));
+    assert_eq!(last.compact().expect("merged").parts, 1);
+    assert_all_found(&last, &wanted);
+    assert!(reads_back(&last.reader().expect("a reader"), 1, "one more"));
+}
+
+#[test]
+fn merging_on_a_faulty_way_or_by_an_old_list_loses_nothing() {
+    let Some(s3) = S3::start() else { return };
+    let dir = scratch();
+    let remote = s3.remote(&s3.server);
+    let one = machine(&remote, &dir.path().join("one"));
+    let faults = [
+        Fault::SlowDown,
+        Fault::DoneAndError,
+        Fault::Cut,
+        Fault::Flip,
+        Fault::Close,
+    ];
+    let faulty = proxy(&s3.server, move |method, path, number| {
+        let fault = faults[(number / 3) as usize % faults.len()];
+        match (number % 3, method, fault) {
+            (0 | 1, _, _) => Fault::None,
+            (_, "GET", Fault::Flip) if path.contains("index/") => fault,
+            (_, _, Fault::Flip) => Fault::None,
+            (_, _, fault) => fault,
+        }
+    });
+    // Lists as they were first asked for, but those of leases.
+    let stale = proxy(&s3.server, |_, path, _| match path.contains("leases") {
+        true => Fault::None,
+        false => Fault::Stale,
+    });
+    for number in 0..3 {
+        add_all(&one, number..number + 1);
+    }
+    one.share(&Silent).expect("shared");
+    let lagging = s3.remote(&stale);
+    let behind = machine(&lagging, &dir.path().join("behind"));
+    add_all(&one, 3..5);
+    one.share(&Silent).expect("shared");
+    // It merges what it knows of, again and again.
+    for _ in 0..2 {
+        behind.compact().expect("merged");
+        assert_sound(&remote);
+    }
+    let wanted = ids(1, 0..5);
+    assert_all_found(&machine(&remote, &dir.path().join("other")), &wanted);
+    let through = machine(&s3.remote(&faulty), &dir.path().join("through"));
+    assert_eq!(through.compact().expect("merged").parts, 1);
+    assert_sound(&remote);
+    assert_all_found(&machine(&remote, &dir.path().join("another")), &wanted);
+    keep(&one, &wanted);
+    one.share(&Silent).expect("shared");
+    gc(&remote, 0);
+    assert_eq!(parts_there(&s3).0, 1);
+    assert_sound(&remote);
+    // By the old list all parts are gone: what is not known is not there, and can be made again.
+    let last = machine(&lagging, &dir.path().join("last"));
+    let reader = last.reader().expect("a reader");
+    assert_eq!(found(&reader, &wanted), 0);
+    assert_all_found(&machine(&remote, &dir.path().join("one")), &wanted);
+}
+
+#[test]
+fn a_list_that_lies_is_told_and_costs_no_entry() {
+    let Some(s3) = S3::start().filter(|s3| s3.is_open) else {
+        return;
+    };
+    let dir = scratch();
+    let remote = s3.remote(&s3.server);
+    let one = machine(&remote, &dir.path().join("one"));
+    for number in 0..3 {
+        add_all(&one, number..number + 1);
+    }
+    let wanted = ids(1, 0..3);
+    keep(&one, &wanted);
+    one.share(&Silent).expect("shared");
+    let folder = format!("index/{}", spec(1).0);
+    let parts: Vec<String> = (s3.names().iter())
+        .filter_map(|name| name.strip_prefix(&folder)?.strip_prefix('/'))
+        .filter_map(|name| Some(name.strip_suffix(".parquet")?.to_owned()))
+        .collect();
+    let put = |list: &Value| {
+        let bytes = canonical_json(list);
+        let name = format!("{folder}/{}.parts.json", Digest::of(&bytes));
+        s3.put(&name, &bytes);
+        name
+    };
+    let into = |part: &str| BTreeMap::from([(part.to_owned(), Value::Null)]);
+    // No list at all, of nothing, of a part that is not there: all is read.
+    let garbage = format!("{folder}/{}.parts.json", Digest::of(b"[]"));
+    s3.put(&garbage, b"[]");
+    let nothing = put(&json!({"version": 1, "parts": {}, "merged": parts}));
+    let gone = Digest::of(b"gone").to_string();
+    let absent = put(&json!({"version": 1, "parts": into(&gone), "merged": parts}));
+    let open = |name: &str| machine(&remote, &dir.path().join(name));
+    let told = |problems: &[plumb::store::Problem], name: &str| {
+        problems
+            .iter()
+            .any(|problem| problem.to_string().contains(name))
+    };
+    let reader = open("two").reader().expect("a reader");
+    assert_eq!(found(&reader, &wanted), 3);
+    assert!(told(&reader.problems(), &garbage) && told(&reader.problems(), &nothing));
+    assert!(!told(&reader.problems(), &absent));
+    for name in [&garbage, &nothing] {
+        s3.remove(name);
+    }
+    // One that hides entries.
+    let lie = put(&json!({"version": 1, "parts": into(&parts[0]), "merged": &parts[1..]}));
+    let reader = open("three").reader().expect("a reader");
+    assert_eq!(found(&reader, &wanted), 1);
+    let checked = remote.check(true, &Silent).expect("checked");
+    assert!(told(&checked.problems, &lie), "{:?}", checked.problems);
+    gc(&remote, 0);
+    assert_eq!(parts_there(&s3).0, 3);
+    s3.remove(&lie);
+    assert_sound(&remote);
+    assert_all_found(&open("four"), &wanted);
+    // What it became is damaged: then what was merged is read.
+    one.compact().expect("merged");
+    let new = s3.names().into_iter().find(|name| {
+        name.ends_with(".parquet") && !parts.iter().any(|part| name.contains(part.as_str()))
+    });
+    let new = new.expect("a merged part");
+    let sound = s3.get(&new);
+    s3.put(&new, &sound[..sound.len() - 1]);
+    let five = open("five");
+    let reader = five.reader().expect("a reader");
+    assert_eq!(found(&reader, &wanted), 3);
+    assert!(told(&reader.problems(), &new));
+    let copy = Store::open_or_create(&dir.path().join("copy")).expect("a store");
+    assert_eq!(
+        remote.pull(&copy, &Silent).expect("pulled").problems.len(),
+        1
+    );
+    let checked = Store::check(copy.path(), true, &Silent).expect("checked");
+    assert_eq!((checked.problems, checked.entries), (vec![], 3));
+    s3.put(&new, &sound);
+    assert_sound(&remote);
+}
