@@ -175,28 +175,34 @@ impl Layout {
         self.pack_dir(pack).join(format!("{pack}{SET_ASIDE}"))
     }
 
-    /// The packs whose entries can be read, with at least how many bytes: those here, and those that would be fetched.
-    pub(super) fn readable_packs(&self) -> Result<HashMap<Digest, u64>, Error> {
-        let behind = self.mirror.iter().flat_map(|mirror| mirror.packs());
-        let mut packs: HashMap<Digest, u64> = behind.collect();
+    /// Of the packs `named` those whose entries can be read, with at least how many bytes: those here, and those that would be fetched.
+    pub(super) fn readable_packs(&self, named: &[Digest]) -> Result<HashMap<Digest, u64>, Error> {
         let here = self.list_packs()?.into_iter().filter(|(_, f)| f.is_file);
-        packs.extend(here.map(|(pack, f)| (pack, f.bytes)));
-        Ok(packs)
+        let here = here.map(|(pack, f)| (pack, f.bytes));
+        self.with_those_behind(here.collect(), named)
     }
 
-    /// Of `packs` those whose entries can be read, as [`Self::readable_packs`] has them. Each is looked for by its name: of the packs
-    /// of a large store they are few.
-    pub(super) fn readable_of(
-        &self,
-        packs: impl Iterator<Item = Digest>,
-    ) -> Result<HashMap<Digest, u64>, Error> {
-        let behind = self.mirror.iter().flat_map(|mirror| mirror.packs());
-        let mut readable: HashMap<Digest, u64> = behind.collect();
-        for pack in packs {
-            let bytes = disk::length_of_file(&*self.disk, &self.pack(&pack))?;
-            readable.extend(bytes.map(|bytes| (pack, bytes)));
+    /// The same; each is looked for by its name: of the packs of a large store they are few.
+    pub(super) fn readable_of(&self, named: &[Digest]) -> Result<HashMap<Digest, u64>, Error> {
+        let mut here = HashMap::new();
+        for pack in named {
+            let bytes = disk::length_of_file(&*self.disk, &self.pack(pack))?;
+            here.extend(bytes.map(|bytes| (*pack, bytes)));
         }
-        Ok(readable)
+        self.with_those_behind(here, named)
+    }
+
+    fn with_those_behind(
+        &self,
+        mut here: HashMap<Digest, u64>,
+        named: &[Digest],
+    ) -> Result<HashMap<Digest, u64>, Error> {
+        if let Some(mirror) = &self.mirror {
+            let missing = named.iter().filter(|pack| !here.contains_key(pack));
+            let missing: Vec<Digest> = missing.copied().collect();
+            here.extend(mirror.sizes(&missing)?);
+        }
+        Ok(here)
     }
 
     /// Fetches a pack that is not here, if there is a place where it can be fetched and it is there.

@@ -182,10 +182,10 @@ impl Loading {
 
     /// Leaves out what is in a pack that is missing or too short: it is as good as not there.
     fn finish(mut self, layout: &Layout, scope: &Scope) -> Result<Snapshot, Error> {
-        let named = self.snapshot.packs.iter().map(|pack| pack.digest);
+        let named: Vec<Digest> = self.snapshot.packs.iter().map(|p| p.digest).collect();
         let readable = match scope {
-            Scope::Entries(_) => layout.readable_of(named)?,
-            _ => layout.readable_packs()?,
+            Scope::Entries(_) => layout.readable_of(&named)?,
+            _ => layout.readable_packs(&named)?,
         };
         let packs = self.snapshot.packs.iter();
         let bytes: Vec<Option<u64>> = packs.map(|p| readable.get(&p.digest).copied()).collect();

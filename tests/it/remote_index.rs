@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use plumb::digest::{Digest, Fingerprint, canonical_json};
@@ -435,4 +435,95 @@ fn a_list_that_lies_is_told_and_costs_no_entry() {
     assert_eq!((checked.problems, checked.entries), (vec![], 3));
     s3.put(&new, &sound);
     assert_sound(&remote);
+}
+
+#[test]
+fn opening_and_pushing_ask_for_what_they_need_and_list_no_packs() {
+    let Some(s3) = S3::start() else { return };
+    let dir = scratch();
+    let own = Store::open_or_create(&dir.path().join("own")).expect("a store");
+    for number in 0..40 {
+        add_all(&own, number..number + 1);
+    }
+    own.compact().expect("merged");
+    let compressed = PushOptions {
+        compress: true,
+        ..PushOptions::default()
+    };
+    (s3.remote(&s3.server).push(&own, compressed, &Silent)).expect("pushed");
+    let asked: Arc<Mutex<Vec<String>>> = Arc::default();
+    let log = asked.clone();
+    let watched = proxy(&s3.server, move |method, path, _| {
+        let mut log = log.lock().expect("the log");
+        log.push(format!("{method} {path}"));
+        Fault::None
+    });
+    let remote = s3.remote(&watched);
+    let asked = || std::mem::take(&mut *asked.lock().expect("the log"));
+    let lists_packs = |asked: &[String]| {
+        let of_packs = |request: &&String| {
+            let all = format!("prefix={}%2F&", s3.prefix);
+            let is_list = request.contains("list-type=2");
+            is_list && (request.contains("packs") || format!("{request}&").contains(&all))
+        };
+        asked.iter().filter(of_packs).count()
+    };
+    remote.find().expect("found");
+    assert_eq!(asked().len(), 1);
+    let store = machine(&remote, &dir.path().join("one"));
+    let opened = asked();
+    // The marker, three lists, the spec, and what there is of the index.
+    assert!(
+        opened.len() <= 7 && lists_packs(&opened) == 0,
+        "{opened:#?}"
+    );
+    let one = &ids(1, 3..4);
+    let reader = store.reader_of_entries(one).expect("a reader");
+    let looked = asked();
+    assert_eq!(
+        (found(&reader, one), looked.len(), lists_packs(&looked)),
+        (1, 1, 0)
+    );
+    assert!(looked[0].starts_with("HEAD "), "{looked:?}");
+    assert!(reads_back(&reader, 1, "caption 3"));
+    assert_eq!(asked().len(), 1);
+    // A few are asked for by name; for many the packs are listed where these are not many more.
+    let all = ids(1, 0..40);
+    let reader = store.reader_of_entries(&all).expect("a reader");
+    let looked = asked();
+    assert_eq!(
+        (found(&reader, &all), looked.len(), lists_packs(&looked)),
+        (40, 1, 1)
+    );
+    add_all(&store, 40..41);
+    keep(&store, &ids(1, 3..41));
+    asked();
+    let shared = store.share(&Silent).expect("shared").expect("a report");
+    let pushed = asked();
+    assert_eq!((shared.packs, shared.index_parts, shared.runs), (1, 1, 1));
+    // What the run uses of what others pushed is looked for, too.
+    assert_eq!(lists_packs(&pushed), 1, "{pushed:#?}");
+    let again = store.share(&Silent).expect("shared").expect("a report");
+    assert_eq!((again.packs, again.index_parts, again.runs), (0, 0, 0));
+    let nothing = asked();
+    assert!(
+        nothing.len() < 10 && lists_packs(&nothing) == 0,
+        "{nothing:#?}"
+    );
+    assert_sound(&remote);
+    // A pack that is lost is missed, and its entries are made again.
+    let pack = s3
+        .names()
+        .into_iter()
+        .find(|name| name.ends_with(".planes"));
+    s3.remove(&pack.expect("a pack in shared form"));
+    let other = machine(&s3.remote(&s3.server), &dir.path().join("two"));
+    let reader = other.reader_of_entries(&all).expect("a reader");
+    assert_eq!(found(&reader, &all), 39);
+    let lost = (0..40)
+        .find(|n| found(&reader, &ids(1, *n..n + 1)) == 0)
+        .expect("lost");
+    add_all(&other, lost..lost + 1);
+    other.share(&Silent).expect("shared");
+    assert_sound(&s3.remote(&s3.server));
 }

@@ -28,7 +28,7 @@ pub(in crate::store) type Wanted<'a> = &'a dyn Fn(&Fingerprint, &Digest, &Listed
 impl Mirror {
     /// Looks at the other store again.
     pub(in crate::store) fn refresh(&self, layout: &Layout) -> Result<(), Error> {
-        match self.remote().contents()? {
+        match self.remote().contents_but_packs()? {
             Some(contents) => self.update(layout, &contents),
             None => Ok(()),
         }
@@ -93,7 +93,7 @@ impl Mirror {
             }
             // Merged and collected since it was listed, or damaged: then what it was made of may still be there.
             std::thread::sleep(PAUSE * look.min(1));
-            let Some(contents) = self.remote().contents()? else {
+            let Some(contents) = self.remote().contents_but_packs()? else {
                 return Ok(());
             };
             let mut problems = Vec::new();

@@ -19,6 +19,7 @@ use tokio::runtime::Runtime;
 
 use super::address::{Address, Scheme};
 use super::http::{BodyLimit, Connector};
+use super::names::Object;
 use crate::shown;
 use crate::store::Error;
 
@@ -120,8 +121,34 @@ impl Client {
         }
     }
 
+    /// An object without its bytes; None where there is none.
+    pub(super) fn look(&self, name: &str) -> Result<Option<Object>, Error> {
+        let path = self.path(name)?;
+        match self.runtime.block_on(self.store.head(&path)) {
+            Ok(found) => Ok(Some(Object {
+                bytes: found.size,
+                modified: found.last_modified.into(),
+            })),
+            Err(object_store::Error::NotFound { .. }) => Ok(None),
+            Err(e) => Err(self.failed("look for", name, &e)),
+        }
+    }
+
     /// The objects below `folder`, or all where it is empty.
     pub(super) fn list(&self, folder: &str) -> Result<Vec<Listed>, Error> {
+        let found = self.list_up_to(folder, LIST_LIMIT)?;
+        found.ok_or_else(|| {
+            let why = format!("expected at most {LIST_LIMIT} objects");
+            self.error("list", folder, why, false)
+        })
+    }
+
+    /// The same; None of more than `most`.
+    pub(super) fn list_up_to(
+        &self,
+        folder: &str,
+        most: usize,
+    ) -> Result<Option<Vec<Listed>>, Error> {
         let root = self.address.object("");
         let prefix = self.path(folder)?;
         let listed = self.runtime.block_on(async {
@@ -130,23 +157,18 @@ impl Client {
             while let Some(object) = stream.try_next().await? {
                 let name = object.location.as_ref().strip_prefix(root.as_str());
                 let Some(name) = name else { continue };
+                if found.len() == most {
+                    return Ok(None);
+                }
                 found.push(Listed {
                     name: name.trim_start_matches('/').to_owned(),
                     bytes: object.size,
                     modified: object.last_modified.into(),
                 });
-                if found.len() > LIST_LIMIT {
-                    break;
-                }
             }
-            Ok(found)
+            Ok(Some(found))
         });
-        let found = listed.map_err(|e| self.failed("list", folder, &e))?;
-        if found.len() > LIST_LIMIT {
-            let why = format!("expected at most {LIST_LIMIT} objects");
-            return Err(self.error("list", folder, why, false));
-        }
-        Ok(found)
+        listed.map_err(|e| self.failed("list", folder, &e))
     }
 
     fn path(&self, name: &str) -> Result<ObjectPath, Error> {

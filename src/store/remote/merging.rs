@@ -114,7 +114,7 @@ impl Mirror {
         }
         // This process may have been asleep for longer than its lease lasts, and somebody may have removed packs: then these parts went before.
         adding.confirm()?;
-        let now = remote.contents()?.unwrap_or_default();
+        let now = remote.contents_but_packs()?.unwrap_or_default();
         let is_there = |part: &Digest| now.parts.contains_key(&(*spec, *part));
         if !done.iter().all(is_there) {
             return Ok(());

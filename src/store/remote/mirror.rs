@@ -31,7 +31,7 @@ pub(in crate::store) struct Mirror {
     pub(super) behind: Behind,
     /// Bytes of packs that came since the folder was last made smaller.
     pub(super) grown: AtomicU64,
-    /// The packs over there, as of the last look, and those that were pushed since.
+    /// Packs over there: those that were looked for and found since the last look at the store, and those that were pushed since.
     pub(super) packs: RwLock<BTreeMap<Digest, RemotePack>>,
     /// The index over there, as of the last look.
     pub(super) index: RwLock<Arc<IndexThere>>,
@@ -73,7 +73,7 @@ impl Mirror {
     /// unless `may_be_new`, or the folder has something that is still to be pushed.
     pub(in crate::store) fn open(&self, layout: &Layout, may_be_new: bool) -> Result<(), Error> {
         self.claim(layout)?;
-        match self.remote().contents()? {
+        match self.remote().contents_but_packs()? {
             Some(contents) => self.update(layout, &contents),
             None if may_be_new || !layout.indexed_specs()?.is_empty() => Ok(()),
             None => Err(Error::NotAStore {
@@ -121,15 +121,33 @@ impl Mirror {
         Ok(())
     }
 
-    /// The packs over there with the bytes that their files have at least, as far as that is known.
-    pub(in crate::store) fn packs(&self) -> Vec<(Digest, u64)> {
+    /// Those of some packs that are over there.
+    pub(super) fn find(&self, wanted: &[Digest]) -> Result<BTreeMap<Digest, RemotePack>, Error> {
         let packs = self.packs.read().unwrap_or_else(PoisonError::into_inner);
+        let known = wanted
+            .iter()
+            .filter_map(|pack| Some((*pack, *packs.get(pack)?)));
+        let mut found: BTreeMap<_, _> = known.collect();
+        drop(packs);
+        // Where the server cannot list, all were known from the start.
+        if found.len() < wanted.len() && !self.remote().address().is_read_only() {
+            let unknown = wanted.iter().filter(|pack| !found.contains_key(pack));
+            let new = self.remote().packs_of(&unknown.copied().collect())?;
+            self.know(new.iter().map(|(pack, found)| (*pack, *found)).collect());
+            found.extend(new);
+        }
+        Ok(found)
+    }
+
+    /// Those of some packs that are over there, with the bytes that their files have at least, as far as that is known.
+    pub(in crate::store) fn sizes(&self, wanted: &[Digest]) -> Result<Vec<(Digest, u64)>, Error> {
         let bytes = |pack: &RemotePack| match pack.is_shared {
             // How long it becomes is known when it is here.
             true => u64::MAX,
             false => pack.object.bytes,
         };
-        packs.iter().map(|(id, pack)| (*id, bytes(pack))).collect()
+        let found = self.find(wanted)?;
+        Ok(found.iter().map(|(id, pack)| (*id, bytes(pack))).collect())
     }
 
     /// Takes note of packs that were pushed.
@@ -166,11 +184,9 @@ impl Mirror {
         layout: &Layout,
         pack: &Digest,
     ) -> Result<bool, Error> {
-        let packs = self.packs.read().unwrap_or_else(PoisonError::into_inner);
-        let Some(found) = packs.get(pack).copied() else {
+        let Some(found) = self.find(&[*pack])?.remove(pack) else {
             return Ok(false);
         };
-        drop(packs);
         let bytes = match self.remote().pack(pack, found) {
             Err(Error::Malformed { path, why }) => {
                 let why = format!("{why}; {MEND}");
@@ -190,10 +206,9 @@ impl Mirror {
         packs: &[Digest],
         monitor: &dyn Monitor,
     ) -> Result<(), Error> {
-        let sizes = self.packs.read().unwrap_or_else(PoisonError::into_inner);
+        let sizes = self.find(packs)?;
         let bytes = |pack: &Digest| sizes.get(pack).map_or(0, |p| p.object.bytes);
         let wanted: Vec<(Digest, u64)> = packs.iter().map(|pack| (*pack, bytes(pack))).collect();
-        drop(sizes);
         let total: u64 = wanted.iter().map(|(_, bytes)| bytes).sum();
         if let Some(limit) = self.behind.limit.filter(|limit| limit.bytes < total) {
             monitor.note(&format!(

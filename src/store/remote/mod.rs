@@ -21,8 +21,10 @@ mod mirror;
 mod names;
 mod pull;
 mod push;
+mod push_runs;
 mod trim;
 
+use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -50,6 +52,11 @@ use names::Contents;
 const READ_TRIES: u32 = 3;
 /// Objects that are read or written at once.
 const AT_ONCE: usize = 8;
+/// So many packs are asked for by name, however few there are.
+const ASKED_FOR: usize = AT_ONCE;
+/// As many packs are listed rather than asked for one by one: a page of a list, and as many as take about the time that asking would.
+const LISTED_AT_LEAST: usize = 1000;
+const LISTED_FOR_ONE: usize = 60;
 
 /// The names and sizes of a store's objects, for readers whose server cannot list them.
 const CONTENTS: &str = "contents.json";
@@ -81,10 +88,13 @@ impl Remote {
     /// # Errors
     /// If there is none, if it is of a newer format, or if it cannot be read.
     pub fn find(&self) -> Result<(), Error> {
-        self.contents_of_store().map(|_| ())
+        match self.has_marker()? {
+            true => Ok(()),
+            false => self.contents_of_store().map(|_| ()),
+        }
     }
 
-    /// What there is. `None` where there is no store at all.
+    /// What there is, all of it. `None` where there is no store at all.
     fn contents(&self) -> Result<Option<Contents>, Error> {
         let contents = match self.address().is_read_only() {
             true => self.read_contents()?,
@@ -95,6 +105,62 @@ impl Remote {
         }
         self.check_marker(&contents)?;
         Ok(Some(contents))
+    }
+
+    /// The same without packs, of which there may be millions; where the server cannot list, a list has these, too.
+    fn contents_but_packs(&self) -> Result<Option<Contents>, Error> {
+        if !self.has_marker()? {
+            return self.contents();
+        }
+        let mut listed = Vec::new();
+        // What names something before what is named, so that this is found.
+        for folder in ["runs", "index", "specs"] {
+            listed.extend(self.client.list(folder)?);
+        }
+        Ok(Some(Contents {
+            has_marker: true,
+            ..Contents::of(&listed)
+        }))
+    }
+
+    /// Whether there is a store, of a format that this program knows, where the server can list.
+    fn has_marker(&self) -> Result<bool, Error> {
+        if self.address().is_read_only() {
+            return Ok(false);
+        }
+        match self.read_marker() {
+            // What lies there without it decides what is to be said.
+            Err(e) if e.is_gone() => Ok(false),
+            read => read.map(|()| true),
+        }
+    }
+
+    /// Those of some packs that are there. Where there are not many more, they are listed, else each is asked for by its names.
+    fn packs_of(&self, wanted: &HashSet<Digest>) -> Result<BTreeMap<Digest, RemotePack>, Error> {
+        if wanted.len() > ASKED_FOR {
+            let most = LISTED_AT_LEAST.saturating_add(LISTED_FOR_ONE * wanted.len());
+            if let Some(listed) = self.client.list_up_to("packs", most)? {
+                let mut packs = Contents::of(&listed).packs;
+                packs.retain(|pack, _| wanted.contains(pack));
+                return Ok(packs);
+            }
+        }
+        let wanted: Vec<Digest> = wanted.iter().copied().collect();
+        let found = each(&wanted, |pack| self.find_pack(pack))?;
+        let found = wanted.into_iter().zip(found);
+        Ok(found
+            .filter_map(|(pack, found)| Some((pack, found?)))
+            .collect())
+    }
+
+    fn find_pack(&self, pack: &Digest) -> Result<Option<RemotePack>, Error> {
+        // Where both are there, the first is the smaller.
+        for is_shared in [true, false] {
+            if let Some(object) = self.client.look(&names::pack(pack, is_shared))? {
+                return Ok(Some(RemotePack { object, is_shared }));
+            }
+        }
+        Ok(None)
     }
 
     /// As [`Self::contents`], where there must be a store.
@@ -114,6 +180,10 @@ impl Remote {
                 why: "store.json is missing but parts of a store are there: a push was interrupted, or it is another prefix; push again".to_owned(),
             });
         }
+        self.read_marker()
+    }
+
+    fn read_marker(&self) -> Result<(), Error> {
         let bytes = self.client.get(MARKER, JSON_LIMIT_BYTES)?;
         layout::marker_version(self.shown(MARKER).as_ref(), &bytes).map(|_| ())
     }

@@ -14,16 +14,15 @@ use super::lease::{Lease, Purpose};
 use super::lists::{IndexThere, List};
 use super::names::{self, Contents, Object, RemotePack};
 use super::{Remote, each, problem_of};
-use crate::digest::{Digest, Fingerprint, canonical_json};
+use crate::digest::{Digest, Fingerprint};
 use crate::monitor::Monitor;
 use crate::shown;
 use crate::store::layout::{self, MARKER, PackPath};
-use crate::store::loading::Scope;
 use crate::store::merge::PutPart as _;
 use crate::store::parts::Listed;
 use crate::store::record::Record;
 use crate::store::snapshot::decode_part;
-use crate::store::{Error, Problem, Run, Store, disk, index, packfile, planes, relative, run};
+use crate::store::{Error, Problem, Store, disk, index, packfile, planes, relative};
 
 /// How packs are pushed.
 #[derive(Clone, Copy, Debug, Default)]
@@ -66,15 +65,17 @@ struct Part {
     total: usize,
 }
 
-struct Push<'a> {
-    remote: &'a Remote,
-    store: &'a Store,
+/// A push under way.
+pub(super) struct Push<'a> {
+    pub(super) remote: &'a Remote,
+    pub(super) store: &'a Store,
     options: PushOptions,
-    there: Contents,
+    /// What is there; of packs, those that were looked for.
+    pub(super) there: Contents,
     index: IndexThere,
     /// Packs that were put by this push, or were found to be there.
-    put: HashSet<Digest>,
-    report: PushReport,
+    pub(super) put: HashSet<Digest>,
+    pub(super) report: PushReport,
 }
 
 impl Remote {
@@ -110,7 +111,7 @@ impl Remote {
             )));
         }
         let lease = Lease::take(&self.client, Purpose::Add, options.wait, monitor)?;
-        let there = match self.contents()? {
+        let there = match self.contents_but_packs()? {
             Some(there) => there,
             None => self.begin()?,
         };
@@ -146,7 +147,7 @@ impl Remote {
         let all = self.client.list("")?;
         // By another, since it was looked for.
         let is_begun = all.iter().any(|object| object.name == MARKER);
-        if is_begun && let Some(there) = self.contents()? {
+        if is_begun && let Some(there) = self.contents_but_packs()? {
             return Ok(there);
         }
         if all.iter().any(|object| !object.name.starts_with("leases/")) {
@@ -165,41 +166,46 @@ impl Push<'_> {
     /// The index parts that are not there, with those of their rows that are not there either.
     fn parts(&mut self) -> Result<Vec<Part>, Error> {
         let layout = &self.store.layout;
-        let mut known: HashSet<(Fingerprint, Digest)> = HashSet::new();
-        let mut missing = Vec::new();
+        let (mut there, mut missing) = (Vec::new(), Vec::new());
         for spec in layout.indexed_specs()? {
             for (part, _) in layout.index_parts(&spec)? {
-                if !self.index.has(&(spec, part)) {
-                    missing.push((spec, part));
-                    continue;
-                }
-                // One that cannot be read here only makes more rows go there twice.
-                if let Ok(rows) = decode_part(layout, &spec, &part, index::presence) {
-                    let rows = rows.iter().map(|row| (row.entry, row.pack));
-                    known.extend(rows.filter(|(_, pack)| self.there.packs.contains_key(pack)));
+                match self.index.has(&(spec, part)) {
+                    true => there.push((spec, part)),
+                    false => missing.push((spec, part)),
                 }
             }
         }
         let mut parts = Vec::new();
         for (spec, digest) in missing {
-            let mut rows = match decode_part(layout, &spec, &digest, index::records) {
-                Ok(rows) => rows,
-                Err(e) => {
-                    self.note(e)?;
-                    continue;
-                }
-            };
-            let total = rows.len();
-            rows.retain(|row| !known.contains(&(row.entry, row.pack)));
-            if !rows.is_empty() {
-                parts.push(Part {
+            match decode_part(layout, &spec, &digest, index::records) {
+                Ok(rows) => parts.push(Part {
                     spec,
                     digest,
+                    total: rows.len(),
                     rows,
-                    total,
-                });
+                }),
+                Err(e) => self.note(e)?,
             }
         }
+        let named = parts.iter().flat_map(|part| &part.rows).map(|row| row.pack);
+        let named: HashSet<Digest> = named.collect();
+        if named.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.there.packs = self.remote.packs_of(&named)?;
+        let mut known: HashSet<(Fingerprint, Digest)> = HashSet::new();
+        for (spec, part) in there {
+            // One that cannot be read here only makes more rows go there twice.
+            if let Ok(rows) = decode_part(layout, &spec, &part, index::presence) {
+                let rows = rows.iter().map(|row| (row.entry, row.pack));
+                known.extend(rows.filter(|(_, pack)| self.there.packs.contains_key(pack)));
+            }
+        }
+        for part in &mut parts {
+            part.rows
+                .retain(|row| !known.contains(&(row.entry, row.pack)));
+        }
+        parts.retain(|part| !part.rows.is_empty());
         Ok(parts)
     }
 
@@ -315,10 +321,10 @@ impl Push<'_> {
         if self.report.packs_there == 0 {
             return Ok(());
         }
-        let now = Contents::of(&self.remote.client.list("packs")?);
         let named = parts.iter().flat_map(|part| &part.rows).map(|row| row.pack);
         let relied: HashSet<Digest> = named.filter(|p| self.there.packs.contains_key(p)).collect();
-        for pack in relied.iter().filter(|p| !now.packs.contains_key(p)) {
+        let now = self.remote.packs_of(&relied)?;
+        for pack in relied.iter().filter(|p| !now.contains_key(p)) {
             match self.put_pack(pack) {
                 Ok(_) => {}
                 Err(e) if e.is_content() || e.is_gone() => {
@@ -367,130 +373,11 @@ impl Push<'_> {
         Ok(())
     }
 
-    /// Where the store's folder stands before another, fetches what of its index may have entries of these runs.
-    fn bring_entries(&self, ids: &[String]) -> Result<(), Error> {
-        let Some(mirror) = &self.store.layout.mirror else {
-            return Ok(());
-        };
-        // Of one that cannot be read it is told below.
-        let runs = ids.iter().filter_map(|id| self.store.run(id).ok());
-        let listed: Vec<_> = runs
-            .flat_map(|run| run.listed().collect::<Vec<_>>())
-            .collect();
-        let scope = Scope::entries(&listed);
-        mirror.bring(&self.store.layout, &|spec, _, known| {
-            scope.touches(spec, known)
-        })
-    }
-
-    /// Puts the runs, with those of their entries that are there.
-    fn put_runs(&mut self) -> Result<(), Error> {
-        let ids = self.store.own_runs()?;
-        if ids.is_empty() {
-            return Ok(());
-        }
-        self.bring_entries(&ids)?;
-        let there = self.entries_there()?;
-        for id in ids {
-            let run = match self.store.run(&id) {
-                Ok(run) => run,
-                Err(e) => {
-                    self.note(e)?;
-                    continue;
-                }
-            };
-            let kept: Vec<_> = run.listed().filter(|both| there.contains(both)).collect();
-            if kept.len() < run.num_entries() {
-                let left = shown::counted(run.num_entries() - kept.len(), "entry");
-                let why = format!("lacks {left} that it uses: these it protects no more");
-                self.note(Error::malformed(&self.store.layout.run(&id), why))?;
-            }
-            if !kept.is_empty() {
-                self.put_run(&run, &kept)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Runs there are never replaced: each is put under a name with the digest of its list, and takes the place of those of its name
-    /// of which it has all entries.
-    fn put_run(&mut self, run: &Run, kept: &[(Fingerprint, Fingerprint)]) -> Result<(), Error> {
-        let base = base_name(&run.id);
-        // Room for the point and the digest.
-        let base: String = base.chars().take(run::ID_LIMIT - SUFFIX).collect();
-        let id = format!("{base}.{}", list_digest(kept).short());
-        if self.there.runs.contains_key(&id) {
-            return Ok(());
-        }
-        let bytes = run::run_bytes(&id, kept, run.extra.clone());
-        self.remote
-            .client
-            .put_new(&names::run(&id), &bytes.into())?;
-        self.report.runs += 1;
-        let kept: HashSet<_> = kept.iter().copied().collect();
-        let older = self
-            .there
-            .runs
-            .keys()
-            .filter(|other| base_name(other) == base);
-        for other in older {
-            // One that cannot be read may protect something.
-            let Ok(old) = self.remote.run(other) else {
-                continue;
-            };
-            if old.listed().all(|both| kept.contains(&both)) {
-                self.remote.client.remove(&names::run(other))?;
-            }
-        }
-        Ok(())
-    }
-
-    /// The entries of this store's index whose packs are there now.
-    fn entries_there(&self) -> Result<HashSet<(Fingerprint, Fingerprint)>, Error> {
-        let layout = &self.store.layout;
-        let mut found = HashSet::new();
-        for spec in layout.indexed_specs()? {
-            for (part, _) in layout.index_parts(&spec)? {
-                let Ok(rows) = decode_part(layout, &spec, &part, index::presence) else {
-                    continue;
-                };
-                let is_there =
-                    |pack| self.put.contains(pack) || self.there.packs.contains_key(pack);
-                let there = rows.iter().filter(|row| is_there(&row.pack));
-                found.extend(there.map(|row| (spec, row.entry)));
-            }
-        }
-        Ok(found)
-    }
-
     /// Takes note of what is not as it must be; what cannot be read is an error.
-    fn note(&mut self, e: Error) -> Result<(), Error> {
+    pub(super) fn note(&mut self, e: Error) -> Result<(), Error> {
         let mend = "left out; `plumb store check` tells what is wrong here";
         let file = |path: &Path| relative(&self.store.layout, path);
         self.report.problems.extend(problem_of(e, file, mend)?);
         Ok(())
     }
-}
-
-/// A point and twelve digits.
-const SUFFIX: usize = 13;
-
-/// A run's name without the digest of its list.
-fn base_name(id: &str) -> &str {
-    match id.rsplit_once('.') {
-        Some((base, digest))
-            if digest.len() == SUFFIX - 1 && digest.bytes().all(|b| b.is_ascii_hexdigit()) =>
-        {
-            base
-        }
-        _ => id,
-    }
-}
-
-fn list_digest(entries: &[(Fingerprint, Fingerprint)]) -> Digest {
-    let mut by_spec: BTreeMap<String, Vec<Fingerprint>> = BTreeMap::new();
-    for (spec, entry) in entries {
-        by_spec.entry(spec.to_string()).or_default().push(*entry);
-    }
-    Digest::of(&canonical_json(&by_spec))
 }

@@ -5,7 +5,6 @@
 //! wants it next fetches it again.
 
 use std::fs::{File, FileTimes};
-use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
@@ -28,6 +27,8 @@ pub struct CacheLimit {
 const MARK_AFTER: Duration = Duration::from_secs(60);
 /// Of the bound, what is made free when it is reached, so that not every pack makes a list of all.
 const SHARE_FREED: u64 = 16;
+/// Packs of which it is asked at once whether they are over there.
+const LOOKED_FOR: usize = 64;
 /// What came just now is about to be read by whoever fetched it.
 const SPARED: Duration = Duration::from_secs(5);
 
@@ -74,31 +75,32 @@ impl Mirror {
             return Ok(());
         }
         let now = (limit.now)();
-        let there = self.packs.read().unwrap_or_else(PoisonError::into_inner);
         let mut old = Vec::new();
         let is_ours = |file: &ListedFile| file.is_file && file.is_own;
         for (pack, file) in here.iter().filter(|(_, file)| is_ours(file)) {
-            let path = layout.pack(pack);
             // One that another process removed.
-            let Ok(metadata) = layout.disk.look_at(&path) else {
+            let Ok(metadata) = layout.disk.look_at(&layout.pack(pack)) else {
                 continue;
             };
             let read = metadata.accessed().or_else(|_| metadata.modified());
             let read = read.unwrap_or(SystemTime::UNIX_EPOCH);
             let is_spared = now.duration_since(read).is_ok_and(|d| d < SPARED);
-            if there.contains_key(pack) && !is_spared && wanted != Some(pack) {
-                old.push((read, path, file.bytes));
+            if !is_spared && wanted != Some(pack) {
+                old.push((read, *pack, file.bytes));
             }
         }
-        drop(there);
         old.sort();
-        for (_, path, bytes) in old {
+        for some in old.chunks(LOOKED_FOR) {
             if total <= most {
                 break;
             }
-            // One that cannot be removed is in use, or gone.
-            if layout.disk.remove(&path).is_ok() {
-                total -= bytes;
+            let packs: Vec<Digest> = some.iter().map(|(_, pack, _)| *pack).collect();
+            let there = self.find(&packs)?;
+            for (_, pack, bytes) in some.iter().filter(|(_, pack, _)| there.contains_key(pack)) {
+                // One that cannot be removed is in use, or gone.
+                if total > most && layout.disk.remove(&layout.pack(pack)).is_ok() {
+                    total -= bytes;
+                }
             }
         }
         Ok(())
