@@ -14,12 +14,12 @@ use super::{EncodeOptions, Error};
 use crate::base_model::{BaseModel, TextEncoderPart};
 use crate::cache::tensors;
 use crate::digest::{Fingerprint, canonical_json};
-use crate::monitor::Monitor;
+use crate::monitor::{Monitor, Signal, Stop, never};
 use crate::recipe::spec::caption_entry;
 use crate::shown;
 use crate::store::{NewEntry, Store, StoreReader, StoreWriter, about_record_bytes};
 use crate::text::tokenizer::Lost;
-use crate::text::{Encoded, Residency, TextEncoder, Tokens, tokenizer};
+use crate::text::{self, Encoded, Residency, TextEncoder, Tokens, tokenizer};
 
 /// Captions in one call of a resident encoder; the store may commit after each.
 pub(crate) const RESIDENT_CHUNK: usize = 128;
@@ -197,7 +197,20 @@ impl<'a> CaptionPlan<'a> {
             if pauses.ends() {
                 break;
             }
-            stats.truncated += encode_chunk(encoder, &network, captions, &mut writer)?;
+            // Of a resident encoder a call is over soon, and what it makes is kept.
+            let stop = if streamed { pauses.stop() } else { never };
+            match encode_chunk(encoder, &network, captions, &mut writer, stop)? {
+                Ok(truncated) => stats.truncated += truncated,
+                Err(signal) => {
+                    monitor.note(&format!(
+                        "{}: ended between two layers; the {} captions that were under way are encoded anew next time",
+                        encoder.slot,
+                        captions.len()
+                    ));
+                    pauses.end(signal);
+                    break;
+                }
+            }
             pauses.keep(&mut writer, monitor)?;
             stats.encoded += captions.len() as u64;
             monitor.advance(captions.len() as u64);
@@ -337,19 +350,26 @@ pub(crate) fn load(
     Ok(network)
 }
 
-/// Encodes some captions; returns how many were cut.
+/// Encodes some captions; returns how many were cut, or by which signal it ended before any was encoded.
 fn encode_chunk(
     encoder: &TextEncoderPart,
     network: &TextEncoder,
     part: &[Lacking<'_>],
     writer: &mut StoreWriter,
-) -> Result<u64, Error> {
+    stop: Stop,
+) -> Result<Result<u64, Signal>, Error> {
     let mut truncated = 0;
-    entries(encoder, network, part, |entry| {
+    let encoded = entries_until(encoder, network, part, stop, |entry| {
         truncated += u64::from(entry.truncated);
         Ok(writer.put(entry)?)
-    })?;
-    Ok(truncated)
+    });
+    match encoded {
+        Err(Error::Encoder {
+            source: text::Error::Stopped(signal),
+            ..
+        }) => Ok(Err(signal)),
+        encoded => encoded.map(|()| Ok(truncated)),
+    }
 }
 
 /// What an encoder makes of captions in one call, given with the fingerprints of their entries; each to `take`, in their order.
@@ -357,13 +377,25 @@ pub(crate) fn entries(
     encoder: &TextEncoderPart,
     network: &TextEncoder,
     captions: &[(Fingerprint, &str)],
+    take: impl FnMut(NewEntry) -> Result<(), Error>,
+) -> Result<(), Error> {
+    entries_until(encoder, network, captions, never, take)
+}
+
+/// As [`entries`]; a streamed encoder asks `stop` between its layers, and makes nothing where that says so.
+fn entries_until(
+    encoder: &TextEncoderPart,
+    network: &TextEncoder,
+    captions: &[(Fingerprint, &str)],
+    stop: Stop,
     mut take: impl FnMut(NewEntry) -> Result<(), Error>,
 ) -> Result<(), Error> {
     let tokens: Vec<Tokens> = captions
         .par_iter()
         .map(|(_, caption)| tokenize(encoder, caption))
         .collect::<Result<_, _>>()?;
-    let encoded = network.encode(&tokens).map_err(|source| Error::Encoder {
+    let encoded = network.encode_until(&tokens, stop);
+    let encoded = encoded.map_err(|source| Error::Encoder {
         slot: encoder.slot.clone(),
         source,
     })?;

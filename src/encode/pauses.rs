@@ -58,6 +58,16 @@ impl<'a> Pauses<'a> {
         self.stopped
     }
 
+    /// What is asked in the middle of work that takes long.
+    pub(super) fn stop(&self) -> Stop {
+        self.stop
+    }
+
+    /// Takes note that the work was ended in the middle.
+    pub(super) fn end(&mut self, signal: Signal) {
+        self.stopped.get_or_insert(signal);
+    }
+
     /// Whether the work is to end here.
     pub(super) fn ends(&mut self) -> bool {
         if self.stopped.is_none() {

@@ -1,6 +1,7 @@
 //! Checks that several kinds of encoder make.
 
 use super::{Error, Tokens};
+use crate::monitor::Stop;
 
 /// Checks that a spec's number is one that a network can be made of.
 pub(super) fn positive(field: &str, value: usize) -> Result<usize, Error> {
@@ -25,4 +26,9 @@ pub(super) fn check_vocabulary(captions: &[Tokens], vocab_size: usize) -> Result
         }
     }
     Ok(())
+}
+
+/// Goes on unless the work is to end.
+pub(super) fn go_on(stop: Stop) -> Result<(), Error> {
+    stop().map_or(Ok(()), |signal| Err(Error::Stopped(signal)))
 }

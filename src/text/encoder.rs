@@ -5,6 +5,7 @@ use candle_core::{DType, Tensor};
 use super::spread::spread;
 use super::{Error, LoadedNetwork, Network, Tokens};
 use crate::digest::Digest;
+use crate::monitor::{Stop, never};
 use crate::nn::Packed;
 use crate::nn::weights::{DigestMemo, Weights};
 
@@ -89,6 +90,15 @@ impl TextEncoder {
     /// # Errors
     /// If a caption's tokens do not fit the encoder, or an output is not finite.
     pub fn encode(&self, captions: &[Tokens]) -> Result<Vec<Encoded>, Error> {
+        self.encode_until(captions, never)
+    }
+
+    /// As [`Self::encode`], of an encoder whose weights are in the file: `stop` is asked between any two layers of some captions, and
+    /// what was computed until then is dropped.
+    ///
+    /// # Errors
+    /// As [`Self::encode`]; [`Error::Stopped`] where `stop` says so.
+    pub fn encode_until(&self, captions: &[Tokens], stop: Stop) -> Result<Vec<Encoded>, Error> {
         for (caption, tokens) in captions.iter().enumerate() {
             let len = tokens.ids.len();
             // A softmax over nothing: transformers' ways of attention give NaN, zeros or the mean of all rows.
@@ -105,9 +115,9 @@ impl TextEncoder {
         }
         let mut encoded = if self.spreads {
             let rows = |tokens: &Tokens| self.network.rows(tokens);
-            spread(captions, rows, |some| self.network.encode(some))?
+            spread(captions, rows, |some| self.network.encode(some, stop))?
         } else {
-            self.network.encode(captions)?
+            self.network.encode(captions, stop)?
         };
         for (caption, encoded) in encoded.iter_mut().enumerate() {
             for output in [&mut encoded.hidden, &mut encoded.pooled] {

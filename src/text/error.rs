@@ -2,6 +2,7 @@
 
 use candle_core::DType;
 
+use crate::monitor::Signal;
 use crate::nn::weights;
 use crate::shown;
 
@@ -90,6 +91,9 @@ pub enum Error {
         /// Rows of the position embedding.
         limit: usize,
     },
+    /// The work was to end before it was done.
+    #[error("ended by {0}")]
+    Stopped(Signal),
     /// A caption of pads alone.
     #[error(
         "a caption is empty and has no token here, so that there is nothing to attend to, for which no reference has a result: let the recipe's `tokens.template` put tokens around it, or use no empty captions, no `caption_dropout` and no guidance"

@@ -17,6 +17,7 @@ use super::config::{ConfigError, ConfigFields};
 use super::spec::{PadText, TokenRules};
 use super::tokenizer::{Tokenizer, TokenizerFormat, Tokens};
 use super::{Encoded, Error, LocatedEncoder, Residency};
+use crate::monitor::Stop;
 use crate::nn::weights::Weights;
 
 /// A kind of text encoder.
@@ -295,11 +296,11 @@ pub trait Network: fmt::Debug + Send + Sync {
 /// A network, ready to run.
 pub trait LoadedNetwork: Send + Sync {
     /// One output a caption, in their order, whatever captions are encoded together. At least one token of each comes
-    /// before its pads.
+    /// before its pads. A network whose layers are read from the file for many captions asks `stop` between them.
     ///
     /// # Errors
-    /// If a caption's tokens do not fit the network, or the device fails.
-    fn encode(&self, captions: &[Tokens]) -> Result<Vec<Encoded>, Error>;
+    /// If a caption's tokens do not fit the network, or the device fails; [`Error::Stopped`] where `stop` says so.
+    fn encode(&self, captions: &[Tokens], stop: Stop) -> Result<Vec<Encoded>, Error>;
 
     /// How many rows are computed of a caption, or about so many.
     fn rows(&self, tokens: &Tokens) -> usize {

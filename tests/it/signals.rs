@@ -3,9 +3,15 @@
 use std::io::Read as _;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use plumb::monitor::Silent;
+use candle_core::Device;
+use plumb::encode::{self, EncodeOptions, EncodeReport, Part, Selection};
+use plumb::experiment::Experiment;
+use plumb::monitor::{Signal, Silent, Stop, never};
+use plumb::nn::Kernels;
+use plumb::nn::weights::DigestMemo;
 use plumb::store::Store;
 
 use crate::encode_kill::content;
@@ -299,4 +305,55 @@ fn an_encoding_ends_with_what_it_has_and_goes_on() {
         assert!(content(&world, &store) == whole, "another store");
         world.edit(&format!("path = \"{store}\""), "path = \"store\"");
     }
+}
+
+/// How often it was asked whether the work is to end.
+static ASKED: AtomicU64 = AtomicU64::new(0);
+
+#[test]
+fn an_encoder_larger_than_memory_ends_between_two_layers_and_stores_nothing_of_them() {
+    let world = World::new();
+    world.write("captions.txt", "a red circle\na blue square\n");
+    let file = world.path("exp.toml");
+    let experiment = Experiment::open(&file, &Default::default()).expect("valid");
+    let captions = world.path("captions.txt");
+    let selection = Selection {
+        captions: Some(&captions),
+        part: Part::WHOLE,
+    };
+    let encode = |stop: Stop| {
+        let options = EncodeOptions {
+            device: Device::Cpu,
+            kernels: Kernels::NONE,
+            resident_limit_bytes: 0,
+            wait: Duration::ZERO,
+            clock: || 0.0,
+            stop,
+        };
+        let mut memo = DigestMemo::open(&world.path("memo.json"));
+        let report = encode::run(&experiment, selection, &options, &mut memo, &Silent);
+        report.expect("encoded")
+    };
+    // Once before each of three encoders, and then before the first layer of the last.
+    let stopped = encode(|| {
+        let asked = ASKED.fetch_add(1, Ordering::Relaxed);
+        (asked >= 3).then_some(Signal::Terminate)
+    });
+    let encoded = |report: &EncodeReport| -> Vec<u64> {
+        report.captions.iter().map(|stats| stats.encoded).collect()
+    };
+    assert_eq!(
+        (encoded(&stopped), stopped.stopped),
+        (vec![2, 2, 0], Some(Signal::Terminate))
+    );
+    assert_eq!(ASKED.load(Ordering::Relaxed), 4);
+    let store = Store::open(&world.path("store")).expect("a store");
+    assert_eq!(
+        Store::check(store.path(), true, &Silent)
+            .expect("checked")
+            .problems,
+        []
+    );
+    let rest = encode(never);
+    assert_eq!((encoded(&rest), rest.stopped), (vec![0, 0, 2], None));
 }

@@ -22,7 +22,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("diffusion", &[]),
     ("ranks", &["device", "digest", "monitor", "nn"]),
     ("lora", &["autograd", "digest", "nn", "rng"]),
-    ("text", &["digest", "nn"]),
+    ("text", &["digest", "monitor", "nn"]),
     ("recipe", &["digest", "text"]),
     ("vae", &["autograd", "digest", "nn", "recipe"]),
     (

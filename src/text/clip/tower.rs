@@ -13,6 +13,7 @@ use candle_core::Tensor;
 
 use super::plan::TowerPlan;
 use super::{ClipTextArchitecture, ClipTextNetwork, PooledRule, names};
+use crate::monitor::Stop;
 use crate::nn::weights::Weights;
 use crate::nn::{Packed, layer_norm, linear};
 use crate::text::batch::{Batch, Sequence, batches_of, causal, regroup};
@@ -123,7 +124,8 @@ impl ClipTextTower {
 }
 
 impl LoadedNetwork for ClipTextTower {
-    fn encode(&self, captions: &[Tokens]) -> Result<Vec<Encoded>, Error> {
+    // The largest of these are done with many captions in minutes.
+    fn encode(&self, captions: &[Tokens], _: Stop) -> Result<Vec<Encoded>, Error> {
         let Some(chunks) = &self.network.forward.chunks else {
             return self.encode_windows(captions);
         };

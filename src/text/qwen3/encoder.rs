@@ -11,10 +11,11 @@ use candle_core::{D, Tensor};
 
 use super::rotary::{Angles, neighbours, rows_of_neighbours};
 use super::{Qwen3Architecture, Qwen3Network, Qwen3PadRows, names};
+use crate::monitor::Stop;
 use crate::nn::weights::Weights;
 use crate::nn::{Kernels, Packed, rms_norm};
 use crate::text::batch::{Batch, Sequence, batches_of, causal};
-use crate::text::check::{check_vocabulary, positive};
+use crate::text::check::{check_vocabulary, go_on, positive};
 use crate::text::names::refuse_unexpected;
 use crate::text::spec::EncoderMask;
 use crate::text::{Encoded, Error, LoadedNetwork, LocatedEncoder, Residency, Tokens};
@@ -199,7 +200,7 @@ impl Qwen3Encoder {
 }
 
 impl LoadedNetwork for Qwen3Encoder {
-    fn encode(&self, captions: &[Tokens]) -> Result<Vec<Encoded>, Error> {
+    fn encode(&self, captions: &[Tokens], stop: Stop) -> Result<Vec<Encoded>, Error> {
         check_vocabulary(captions, self.network.architecture.vocab_size)?;
         let batches = batches_of(self.sequences(captions));
         let mut states = batches
@@ -217,6 +218,7 @@ impl LoadedNetwork for Qwen3Encoder {
         for layer in 0..depth(&self.network) {
             let block = self.layer(layer)?;
             for ((batch, angles), x_rc) in batches.iter().zip(&angles).zip(&mut states) {
+                go_on(stop)?;
                 *x_rc = self.forward(&block, batch, angles, x_rc)?;
             }
             self.take(&mut taken[layer + 1], layer + 1, &states)?;

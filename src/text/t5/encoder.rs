@@ -12,10 +12,11 @@ use candle_core::{DType, Tensor};
 
 use super::bias::PositionBias;
 use super::{Stack, T5EncoderArchitecture, T5Mask, T5PadRows, names};
+use crate::monitor::Stop;
 use crate::nn::weights::{self, Weights};
 use crate::nn::{AttentionMask, Kernels, Packed, attention, rms_norm};
 use crate::text::batch::{Batch, Group, Sequence, batches_of};
-use crate::text::check::{check_vocabulary, positive};
+use crate::text::check::{check_vocabulary, go_on, positive};
 use crate::text::names::refuse_unexpected;
 use crate::text::{Encoded, Error, LoadedNetwork, LocatedEncoder, Residency, Tokens};
 
@@ -180,7 +181,7 @@ impl T5Encoder {
 }
 
 impl LoadedNetwork for T5Encoder {
-    fn encode(&self, captions: &[Tokens]) -> Result<Vec<Encoded>, Error> {
+    fn encode(&self, captions: &[Tokens], stop: Stop) -> Result<Vec<Encoded>, Error> {
         check_vocabulary(captions, self.stack.architecture.vocab_size)?;
         let batches = batches_of(self.sequences(captions));
         let mut states = batches
@@ -191,6 +192,7 @@ impl LoadedNetwork for T5Encoder {
             let block = self.block(index)?;
             let bias = self.bias(index)?;
             for (batch, x_rc) in batches.iter().zip(&mut states) {
+                go_on(stop)?;
                 *x_rc = self.layer(&block, bias, batch, captions, x_rc)?;
             }
         }

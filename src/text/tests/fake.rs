@@ -23,6 +23,7 @@ use super::super::{
     LocatedEncoder, Misfit, Network, Residency, TextEncoder, Tokenizer, Tokens, weights_digest,
 };
 use crate::digest::{self, Digest};
+use crate::monitor::Stop;
 use crate::nn::weights::Weights;
 use crate::recipe::EncoderRecipe;
 use crate::recipe::rules::EncoderRules;
@@ -266,7 +267,7 @@ struct Loaded {
 }
 
 impl LoadedNetwork for Loaded {
-    fn encode(&self, captions: &[Tokens]) -> Result<Vec<Encoded>, Error> {
+    fn encode(&self, captions: &[Tokens], _: Stop) -> Result<Vec<Encoded>, Error> {
         let encode = |tokens: &Tokens| {
             let ids = Tensor::new(&tokens.ids[self.drop..], self.table.device())?;
             Ok(Encoded {
