@@ -12,7 +12,7 @@ use crate::digest::Fingerprint;
 use crate::encode::{self, EncodeOptions, tokenize};
 use crate::experiment::Experiment;
 use crate::recipe::spec::caption_entry;
-use crate::store::{Store, StoreReader};
+use crate::store::Store;
 use crate::text::{Residency, TextEncoder, Tokens};
 
 /// What decides an encoder's output beside the token ids: the network, its weights, and the precisions.
@@ -24,7 +24,7 @@ pub(super) type OutputKey = (NetworkKey, Vec<u32>, usize);
 /// Runs encoders, each caption once.
 pub(super) struct Runner<'a> {
     options: &'a EncodeOptions,
-    store: Option<StoreReader>,
+    store: Option<Store>,
     /// The encoder that ran last: the next is often the same.
     loaded: Option<(NetworkKey, TextEncoder)>,
     outputs: BTreeMap<OutputKey, EncoderOutput>,
@@ -36,7 +36,7 @@ impl<'a> Runner<'a> {
     pub(super) fn new(options: &'a EncodeOptions, experiment: &Experiment) -> Self {
         // A store that is not there, or cannot be read, only costs time.
         let store = experiment.store_path().ok();
-        let store = store.and_then(|path| Store::open_at(&path).ok()?.reader().ok());
+        let store = store.and_then(|path| Store::open_at(&path).ok());
         Self {
             options,
             store,
@@ -66,15 +66,11 @@ impl<'a> Runner<'a> {
         captions: &[&str],
     ) -> Result<Vec<EncoderOutput>, Error> {
         let tokens = tokens(part, captions)?;
-        let key = network_key(part);
-        for (caption, tokens) in captions.iter().zip(&tokens) {
-            let key = (key, tokens.ids.clone(), tokens.count);
-            if !self.outputs.contains_key(&key)
-                && let Some(stored) = self.stored(part, caption)
-            {
-                self.outputs.insert(key, stored);
-            }
-        }
+        let keys = Self::keys(part, &tokens).into_iter();
+        let mut unknown: Vec<(OutputKey, &str)> = keys.zip(captions.iter().copied()).collect();
+        unknown.retain(|(key, _)| !self.outputs.contains_key(key));
+        let stored = self.stored(part, unknown);
+        self.outputs.extend(stored);
         self.tokens(part, &tokens)
     }
 
@@ -145,14 +141,30 @@ impl<'a> Runner<'a> {
         }
     }
 
-    fn stored(&self, part: &TextEncoderPart, caption: &str) -> Option<EncoderOutput> {
+    fn stored(
+        &self,
+        part: &TextEncoderPart,
+        captions: Vec<(OutputKey, &str)>,
+    ) -> Vec<(OutputKey, EncoderOutput)> {
         // The store has what the weights give as they are.
-        if part.rounding().is_some() {
-            return None;
-        }
-        let entry = caption_entry(&part.fingerprint, caption);
-        let entry = self.store.as_ref()?.get(&part.fingerprint, &entry).ok()??;
-        EncoderOutput::of_entry(&entry).ok()
+        let store = self.store.as_ref().filter(|_| part.rounding().is_none());
+        let spec = part.fingerprint;
+        let entries = captions
+            .iter()
+            .map(|(_, caption)| caption_entry(&spec, caption));
+        let wanted: Vec<_> = entries.map(|entry| (spec, entry)).collect();
+        let Some(reader) = store.and_then(|store| store.reader_of_entries(&wanted).ok()) else {
+            return Vec::new();
+        };
+        let read = |entry: &Fingerprint| {
+            let entry = reader.get(&spec, entry).ok()??;
+            EncoderOutput::of_entry(&entry).ok()
+        };
+        let keys = captions.into_iter().map(|(key, _)| key);
+        let read = wanted.iter().map(|(_, entry)| read(entry));
+        keys.zip(read)
+            .filter_map(|(key, output)| Some((key, output?)))
+            .collect()
     }
 }
 

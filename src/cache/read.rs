@@ -77,6 +77,19 @@ impl Reader {
         })
     }
 
+    /// As [`Self::open`], of these entries alone, given as (spec, entry).
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_for(
+        specs: Specs,
+        store: &Store,
+        entries: &[(Fingerprint, Fingerprint)],
+    ) -> Result<Self, Error> {
+        let store = Arc::new(store.reader_of_entries(entries)?);
+        Ok(Self { specs, store })
+    }
+
     /// The entries themselves, for who reads more than tensors.
     pub fn entries(&self) -> &Arc<StoreReader> {
         &self.store
@@ -236,9 +249,8 @@ impl<'a> ModelCache<'a> {
         store: &Store,
         entries: &[(Fingerprint, Fingerprint)],
     ) -> Result<Self, Error> {
-        let specs = Specs::from(base);
-        let store = Arc::new(store.reader_of_entries(entries)?);
-        Ok(Self::of(base, Reader { specs, store }))
+        let reader = Reader::open_for(Specs::from(base), store, entries)?;
+        Ok(Self::of(base, reader))
     }
 
     /// Of several recipes of base models, in their order: the index is read once.

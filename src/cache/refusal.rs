@@ -135,8 +135,9 @@ fn missing_entries(
     if without.is_empty() {
         return Ok(None);
     }
-    // Where some are there, the recipe is right and captions are new; where none is, another recipe may be.
-    let has_any = !store.reader_of(&[spec])?.entries(&spec).is_empty();
+    // Where some are there, the recipe is right and captions are new; where none is, another recipe may be. Nobody reads the index of
+    // all captions for what is known.
+    let has_any = without.len() < wanted || !store.reader_of(&[spec])?.entries(&spec).is_empty();
     let nearest = match has_any {
         false => nearest(&store.reader()?, &spec, json, origin)?,
         true => None,

@@ -185,7 +185,8 @@ fn refuse(
         Err(e) if e.is_no_store() => Some(refuse_without_store(experiment, &place.shown())),
         Err(error) => return Err(cache::Error::Store(error).into()),
         Ok(store) => {
-            let reader = Reader::open(Specs::from(base), &store)?;
+            let needed = Manifest::new(base, captions.iter().map(String::as_str), pictures);
+            let reader = Reader::open_for(Specs::from(base), &store, needed.entries())?;
             for problem in reader.problems() {
                 monitor.problem(&problem);
             }

@@ -1,10 +1,11 @@
 //! What is looked at: an Experiment, or a store by itself.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
 use plumb::base_model::BaseModel;
-use plumb::cache::{self, Reader, Specs, refuse_if_missing};
+use plumb::cache::{self, Manifest, Reader, Specs, refuse_if_missing};
 use plumb::experiment::Experiment;
 use plumb::inspect::captions::Captions;
 use plumb::monitor::Monitor as _;
@@ -109,8 +110,10 @@ fn reader_of_some(
     captions: &Captions,
 ) -> Result<Arc<StoreReader>, Failure> {
     let (experiment, base) = opened;
-    let reader = Reader::open(Specs::from(base), store).map_err(Failure::error)?;
-    let texts = captions.all.iter().map(|c| c.text.clone()).collect();
+    let texts: BTreeSet<String> = captions.all.iter().map(|c| c.text.clone()).collect();
+    let needed = Manifest::new(base, texts.iter().map(String::as_str), &[]);
+    let reader = Reader::open_for(Specs::from(base), store, needed.entries());
+    let reader = reader.map_err(Failure::error)?;
     let refusal = refuse_if_missing(experiment, base, store, &reader, &texts, &[]);
     let refusal = refusal.map_err(Failure::error)?;
     match refusal {

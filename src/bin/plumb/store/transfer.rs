@@ -119,7 +119,8 @@ fn pull_needed(file: &Path, ui: &Ui) -> CommandResult {
     let texts: BTreeSet<String> = cache::captions(&experiment, &items).into_iter().collect();
     let viewed = dataset::viewed(&items, &previews);
     let needed = Manifest::new(&base, texts.iter().map(String::as_str), &viewed);
-    let reader = store.reader().map_err(Failure::error)?;
+    let reader = store.reader_of_entries(needed.entries());
+    let reader = reader.map_err(Failure::error)?;
     let packs = reader.fetch(needed.entries(), ui).map_err(Failure::error)?;
     let missing = needed.entries().iter();
     let missing = missing
