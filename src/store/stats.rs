@@ -1,10 +1,11 @@
 //! What a store holds, in numbers.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use serde::Serialize;
 
 use super::snapshot::decode_part;
+use super::sweep::{Range, SpecParts};
 use super::{Error, Store, index};
 use crate::digest::{Digest, Fingerprint};
 
@@ -86,13 +87,14 @@ impl Store {
         named: &mut BTreeSet<Digest>,
     ) -> Result<SpecStats, Error> {
         let mut stats = SpecStats::default();
-        let mut entries: HashMap<Fingerprint, u32> = HashMap::new();
         let mut packs = BTreeSet::new();
-        for (part, file) in self.layout.index_parts(spec)? {
+        let index = SpecParts::list(&self.layout, *spec)?;
+        let mut sound = HashSet::new();
+        for (number, (part, file, _)) in index.parts.iter().enumerate() {
             stats.index_parts += 1;
             *index_bytes += file.bytes;
-            let presence = decode_part(&self.layout, spec, &part, index::presence);
-            let rows = decode_part(&self.layout, spec, &part, index::payloads);
+            let presence = decode_part(&self.layout, spec, part, index::presence);
+            let rows = decode_part(&self.layout, spec, part, index::payloads);
             let (presence, rows) = match (presence, rows) {
                 (Ok(presence), Ok(rows)) => (presence, rows),
                 // Merged into another while we looked.
@@ -103,8 +105,8 @@ impl Store {
                 }
                 (Err(e), _) | (_, Err(e)) => return Err(e),
             };
+            sound.insert(number);
             for found in presence {
-                *entries.entry(found.entry).or_default() += 1;
                 packs.insert(found.pack);
                 let truncated = rows.get(found.row as usize).is_some_and(|r| r.truncated);
                 stats.truncated_entries += u64::from(truncated);
@@ -114,10 +116,39 @@ impl Store {
                 stats.dtypes.insert(row.part.dtype.name());
             }
         }
-        stats.entries = entries.len() as u64;
-        stats.duplicate_entries = entries.values().filter(|&&n| n > 1).count() as u64;
+        self.count_entries(&index, &sound, &mut stats)?;
         stats.packs = packs.len() as u64;
         named.extend(packs);
         Ok(stats)
+    }
+
+    /// Counts the entries that the parts with the numbers `sound` have, some at a time.
+    fn count_entries(
+        &self,
+        index: &SpecParts,
+        sound: &HashSet<usize>,
+        stats: &mut SpecStats,
+    ) -> Result<(), Error> {
+        for range in Range::each(index.most_rows(), self.disk().rows_in_memory()) {
+            let mut entries = Vec::new();
+            index.read(&self.layout, range, |number, found| {
+                match found {
+                    Ok(rows) if sound.contains(&number) => {
+                        entries.extend(rows.into_iter().map(|rows| rows.entry));
+                    }
+                    // Damaged; or merged into another while we looked.
+                    Ok(_) => {}
+                    Err(e) if e.is_gone() || e.is_content() => {}
+                    Err(e) => return Err(e),
+                }
+                Ok(())
+            })?;
+            entries.sort_unstable();
+            for same in entries.chunk_by(|a, b| a == b) {
+                stats.entries += 1;
+                stats.duplicate_entries += u64::from(same.len() > 1);
+            }
+        }
+        Ok(())
     }
 }

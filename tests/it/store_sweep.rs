@@ -94,6 +94,7 @@ fn maintain(path: &Path, room: usize, works: &[&str]) -> (Vec<Value>, Vec<String
                 let report = Store::rebuild_index_with(path, disk(), &Silent);
                 serde_json::to_value(report.expect("made anew"))
             }
+            "stats" => serde_json::to_value(store.stats().expect("counted")),
             work => serde_json::to_value(
                 store
                     .gc(&options(work == "told"), &Silent)
@@ -140,4 +141,15 @@ fn an_index_made_anew_in_little_room_is_the_same() {
 #[test]
 fn a_check_in_little_room_finds_the_same() {
     assert_same(&["check", "check"], &[5000, 700, 90]);
+}
+
+#[test]
+fn what_a_store_holds_is_counted_alike_in_little_room() {
+    assert_same(&["stats", "check"], &[3000, 90]);
+    let dir = scratch();
+    let stats = scene(dir.path()).stats().expect("counted");
+    let of_first = &stats.specs[&spec(1).0.to_string()];
+    // The captions, two that are lost, and one that is damaged; some were made twice, and some three times.
+    assert_eq!(of_first.entries as usize, RUN + 300 + 3);
+    assert_eq!(of_first.duplicate_entries, 300);
 }
