@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashSet};
 use super::names;
 use super::push::Push;
 use crate::digest::{Digest, Fingerprint, canonical_json};
+use crate::shown;
 use crate::store::loading::Scope;
 use crate::store::snapshot::decode_part;
 use crate::store::{Error, Run, index, run};
@@ -37,9 +38,8 @@ impl Push<'_> {
         for (run, all) in new {
             let kept: Vec<Listed> = all.into_iter().filter(|one| there.contains(one)).collect();
             if kept.len() < run.num_entries() {
-                let left = run.num_entries() - kept.len();
-                let why =
-                    format!("uses {left} entries that are not here, and protects them no more");
+                let left = shown::counted(run.num_entries() - kept.len(), "entry");
+                let why = format!("lacks {left} that it uses: these it protects no more");
                 self.note(Error::malformed(&self.store.layout.run(&run.id), why))?;
             }
             if !kept.is_empty() {
