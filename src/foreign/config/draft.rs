@@ -37,6 +37,16 @@ struct Slot {
     rows: Vec<usize>,
 }
 
+/// An Experiment that holds.
+#[derive(Default)]
+pub(super) struct Settled {
+    pub(super) text: String,
+    /// What was taken out.
+    pub(super) refused: Vec<Change>,
+    /// Of data sets that were left out, why.
+    pub(super) notes: Vec<String>,
+}
+
 /// Fields of a run and of each of its data sets.
 #[derive(Debug, Default)]
 pub(super) struct Draft {
@@ -150,30 +160,35 @@ impl Draft {
         self.sets.len()
     }
 
-    /// Takes out what no Experiment can have, until it holds; the text, and what was taken out.
+    /// Takes out what no Experiment can have, until it holds. A data set that lacks what it needs, as its references where they cannot be
+    /// taken over, is left out whole: without them it would be trained on as something else.
     ///
     /// # Errors
     /// If it lacks what every Experiment needs.
-    pub(super) fn settle(
-        &mut self,
-        file: &Path,
-        flavor: &Flavor,
-    ) -> Result<(String, Vec<Change>), String> {
-        let mut refused = Vec::new();
-        // Each turn takes out a field.
-        for _ in 0..=self.run.len() + self.sets.values().map(BTreeMap::len).sum::<usize>() {
-            let text = self.text();
-            let tried = Experiment::parse(file, text.clone())
+    pub(super) fn settle(&mut self, file: &Path, flavor: &Flavor) -> Result<Settled, String> {
+        let mut settled = Settled::default();
+        // Each turn takes out a field or a data set.
+        for _ in 0..=self.run.len() + self.sets.values().map(|set| set.len() + 1).sum::<usize>() {
+            settled.text = self.text();
+            let tried = Experiment::parse(file, settled.text.clone())
                 .and_then(|experiment| experiment.settings(flavor).map(|_| ()));
             let (field, why) = match tried {
-                Ok(()) => return Ok((text, refused)),
+                Ok(()) => return Ok(settled),
                 Err(experiment::Error::Value { field, why, .. }) => (field, why),
                 Err(e) => return Err(format!("the Experiment would not hold: {e}")),
             };
-            let rows = self
-                .take(&field)
-                .ok_or_else(|| format!("the Experiment would not hold: `{field}`: {why}"))?;
-            refused.push(Change {
+            let (rows, why) = if let Some(rows) = self.take(&field) {
+                (rows, why)
+            } else if let Some((path, rows)) = self.leave_out(&field) {
+                let path = shown::text(&path);
+                settled.notes.push(format!(
+                    "the data set `{path}` is left out, since it would not hold: {why}"
+                ));
+                (rows, format!("its data set is left out: {why}"))
+            } else {
+                return Err(format!("the Experiment would not hold: `{field}`: {why}"));
+            };
+            settled.refused.push(Change {
                 rows,
                 status: Status::NotSupported,
                 why,
@@ -182,27 +197,43 @@ impl Draft {
         Err("the Experiment would not hold".to_owned())
     }
 
-    /// Removes a field by the name that an error has for it: `dataset[1].resolution`, `sample.prompts`.
-    fn take(&mut self, field: &str) -> Option<Vec<usize>> {
-        let Some(rest) = field.strip_prefix("dataset[") else {
-            // A place in a list is part of its field.
-            let field = field.split('[').next().unwrap_or(field);
-            return self.run.remove(field).map(|slot| slot.rows);
-        };
-        let (number, name) = rest.split_once("].")?;
+    /// Removes the data set of a field, by the name that an error has for this; gives its folder, and the rows that came to nothing else.
+    fn leave_out(&mut self, field: &str) -> Option<(String, Vec<usize>)> {
+        let (set, _) = self.set_of(field)?;
+        let left = self.sets.remove(&set)?;
+        let path = left.get("path").and_then(|slot| slot.value.as_str());
+        let path = path.unwrap_or_default().to_owned();
+        let rows = left.values().flat_map(|slot| slot.rows.iter().copied());
+        let rows = rows.filter(|row| self.fields_of(*row).is_empty()).collect();
+        Some((path, rows))
+    }
+
+    /// The data set of a field, by the name that an error has for this: `dataset[1].resolution`; and the field's name there.
+    fn set_of<'f>(&self, field: &'f str) -> Option<(usize, &'f str)> {
+        let (number, name) = field.strip_prefix("dataset[")?.split_once("].")?;
         let mut number: usize = number.parse().ok()?;
-        let name = name.split('[').next()?;
-        for set in self.sets.values_mut() {
+        for (place, set) in &self.sets {
             let copies = copies(set).len();
             if number < copies {
-                let found = set
-                    .remove(name)
-                    .or_else(|| (name == "resolution").then(|| set.remove("resolutions"))?);
-                return found.map(|slot| slot.rows);
+                return Some((*place, name));
             }
             number -= copies;
         }
         None
+    }
+
+    /// Removes a field by the name that an error has for it: `dataset[1].resolution`, `sample.prompts`.
+    fn take(&mut self, field: &str) -> Option<Vec<usize>> {
+        // A place in a list is part of its field.
+        let whole = |name: &str| name.split('[').next().unwrap_or(name).to_owned();
+        let Some((place, name)) = self.set_of(field) else {
+            return self.run.remove(&whole(field)).map(|slot| slot.rows);
+        };
+        let (set, name) = (self.sets.get_mut(&place)?, whole(name));
+        let found = set
+            .remove(&name)
+            .or_else(|| (name == "resolution").then(|| set.remove("resolutions"))?);
+        found.map(|slot| slot.rows)
     }
 
     /// The Experiment as a file.

@@ -174,8 +174,9 @@ fn finish(
     ));
     let (recipe, changes) = base::recipe(&told, flavor, options.keep_recipe, &mut draft);
     draft.header = header(trainer, &sources.names(), &recipe);
-    let (experiment, refused) = draft.settle(main, flavor).map_err(internal)?;
-    for change in changes.into_iter().chain(refused) {
+    let settled = draft.settle(main, flavor).map_err(internal)?;
+    notes.extend(settled.notes);
+    for change in changes.into_iter().chain(settled.refused) {
         for row in change.rows {
             if let Some(row) = rows.get_mut(row) {
                 row.status = change.status;
@@ -196,7 +197,7 @@ fn finish(
         recipe,
         settings: rows,
         notes,
-        experiment,
+        experiment: settled.text,
     })
 }
 

@@ -206,6 +206,44 @@ fn try_import(ending: &str, bytes: &[u8]) {
 }
 
 #[test]
+fn a_data_set_whose_references_cannot_be_taken_is_left_out() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/trainers");
+    let whole = std::fs::read_to_string(root.join("ai-toolkit/kontext.yaml")).expect("a fixture");
+    let before = "control_path: \"/data/before\"";
+    for lost in ["\"/data/be\\fore\"", "[\"/data/a\", \"/data/b\"]"] {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("config.yaml");
+        let text = whole.replace(before, &format!("control_path: {lost}"));
+        assert_ne!(text, whole);
+        // A second data set beside it stays.
+        let good = "      datasets:\n        - folder_path: /data/other\n          control_path: /data/its\n";
+        for (text, left) in [
+            (text.clone(), 0),
+            (text.replace("      datasets:\n", good), 1),
+        ] {
+            std::fs::write(&file, text).expect("written");
+            let found = import(std::slice::from_ref(&file), &Options::default()).expect("read");
+            Experiment::parse(&file, found.experiment.clone()).expect("holds");
+            let sets = found.experiment.matches("[[dataset]]").count();
+            assert_eq!(sets, left, "{}", found.experiment);
+            assert!(!found.experiment.contains("/data/after"));
+            let note = found.notes.iter().find(|note| note.contains("left out"));
+            let note = note.expect("a note");
+            assert!(note.contains("`/data/after` is left out"), "{note}");
+            let row = |name: &str| {
+                let mut rows = found.settings.iter();
+                let row = rows.rfind(|row| row.setting.ends_with(name)).expect(name);
+                (row.status, row.why.clone().unwrap_or_default())
+            };
+            let (status, why) = row("folder_path");
+            assert_eq!(status, Status::NotSupported);
+            assert!(why.starts_with("its data set is left out"), "{why}");
+            assert_eq!(row("control_path").0, Status::NotSupported);
+        }
+    }
+}
+
+#[test]
 fn hostile_files_are_refused_in_one_line() {
     let deep = "[".repeat(200_000);
     let long = format!("a: {}", "x".repeat(5 << 20));
