@@ -12,7 +12,7 @@ use plumb::store::Store;
 use crate::world::World;
 
 /// So many processes are killed.
-const KILLS: u64 = 50;
+const KILLS: u64 = 30;
 
 /// Every entry of a store with the digests of its payloads.
 pub(crate) fn content(world: &World, store: &str) -> BTreeSet<String> {

@@ -264,7 +264,7 @@ fn a_second_signal_ends_ranks_at_once() {
 #[test]
 fn an_encoding_ends_with_what_it_has_and_goes_on() {
     let world = World::new();
-    let captions: Vec<String> = (0..4000).map(|n| format!("a red circle, {n}")).collect();
+    let captions: Vec<String> = (0..1200).map(|n| format!("a red circle, {n}")).collect();
     world.write("captions.txt", &captions.join("\n"));
     let encode = ["encode", "exp.toml", "--captions", "captions.txt"];
     world.run(&encode).expect(0);
