@@ -176,7 +176,7 @@ class _Packs:
 
     def problems(self) -> list[str]:
         return [
-            f"{pack_path(self._root, pack)}: missing or shorter than the index says, {count} {"entry" if count == 1 else "entries"} lost; "
+            f"{pack_path(self._root, pack)}: missing or shorter than the index says, {count} {'entry' if count == 1 else 'entries'} lost; "
             "`plumb store rebuild-index` and encoding again mend it"
             for pack, count in self._lost.items()
         ]

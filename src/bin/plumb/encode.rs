@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use plumb::dataset;
-use plumb::encode::{self, EncodeOptions, EncodeReport, Error, Part, Selection};
+use plumb::encode::{self, CaptionStats, EncodeOptions, EncodeReport, Error, Part, Selection};
 use plumb::shown::{are, counted, things};
 
 use crate::CommandResult;
@@ -68,27 +68,14 @@ pub(crate) fn describe(report: &EncodeReport) -> String {
         lines.push(format!("{part}; {others}"));
     }
     for stats in &report.captions {
-        let mut cut = match stats.truncated {
-            0 => String::new(),
-            n => format!(
-                "; {n} of them all {} cut (`plumb inspect tokens` shows where)",
-                are(n)
-            ),
-        };
-        if stats.shortened > 0 {
-            cut += &format!(
-                "; {} {} cut by the recipe's clean-up, before tokens are made",
-                stats.shortened,
-                are(stats.shortened)
-            );
-        }
         lines.push(format!(
-            "{:8} {:6} {}: {} encoded, {} there already{cut}",
+            "{:8} {:6} {}: {} encoded, {} there already{}",
             stats.slot,
             stats.captions,
             things(stats.captions, "caption"),
             stats.encoded,
-            stats.present
+            stats.present,
+            lost(stats)
         ));
     }
     if let Some(stats) = &report.pictures {
@@ -138,4 +125,23 @@ pub(crate) fn describe(report: &EncodeReport) -> String {
         ));
     }
     lines.join("\n")
+}
+
+/// What captions lose on the way.
+fn lost(stats: &CaptionStats) -> String {
+    let mut lost = match stats.truncated {
+        0 => String::new(),
+        n => format!(
+            "; {n} of them all {} cut (`plumb inspect tokens` shows where)",
+            are(n)
+        ),
+    };
+    if stats.shortened > 0 {
+        lost += &format!(
+            "; {} {} cut by the recipe's clean-up, before tokens are made",
+            stats.shortened,
+            are(stats.shortened)
+        );
+    }
+    lost
 }
