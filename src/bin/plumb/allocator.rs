@@ -14,7 +14,7 @@ unsafe extern "C" {
 /// `mi_option_purge_delay` of mimalloc.h.
 const PURGE_DELAY: c_int = 15;
 /// Milliseconds until freed memory goes back to the system. By mimalloc's own 1000 it went while encoders were still at work, and returned as
-/// pages to be cleared: without that CLIP-L in bf16 is 1.06 times as fast.
+/// pages to be cleared: without that CLIP-L in bf16 is 1.06 times as fast on a machine that has other work, too.
 const KEPT: c_long = 10_000;
 
 /// To be called before there are other threads.
