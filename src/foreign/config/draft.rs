@@ -184,7 +184,7 @@ impl Draft {
                 settled.notes.push(format!(
                     "the data set `{path}` is left out, since it would not hold: {why}"
                 ));
-                (rows, format!("its data set is left out: {why}"))
+                (rows, "its data set is left out, see the notes".to_owned())
             } else {
                 return Err(format!("the Experiment would not hold: `{field}`: {why}"));
             };
