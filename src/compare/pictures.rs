@@ -41,11 +41,6 @@ pub(super) fn choose(
     Ok(data.chosen.into_iter().cloned().collect())
 }
 
-fn in_words(items: &[&Item]) -> String {
-    let of_clips = items.iter().filter(|item| item.is_of_clip()).count();
-    dataset::pictures_and_windows((items.len() - of_clips) as u64, of_clips as u64)
-}
-
 fn chosen(all: &[Item]) -> Vec<&Item> {
     let held_out: Vec<&Item> = all.iter().filter(|item| item.held_out).collect();
     match held_out.is_empty() {
@@ -94,13 +89,13 @@ impl Data<'_> {
             Some(0.0) if listed == self.chosen.len() => {
                 return Err(Error::TrainedOn {
                     experiment: self.experiment.file.clone(),
-                    pictures: in_words(&self.chosen),
+                    pictures: dataset::items_in_words(self.chosen.iter().copied()),
                     lora: lora.file().to_owned(),
                 });
             }
             Some(0.0) => monitor.problem(&format!(
                 "{file}: was trained from {listed} of the {} that are compared on: it may know them by heart",
-                in_words(&self.chosen)
+                dataset::items_in_words(self.chosen.iter().copied())
             )),
             // The split depends on the pictures and the share alone, so these are the ones that it held out.
             Some(share) if share == self.experiment.validation_share() && self.is_all_of(list) => {

@@ -31,7 +31,7 @@ pub use items::{ViewRules, open, open_usable};
 pub(crate) use picture::guarded;
 pub use picture::{PictureError, PictureFile, PreparedPicture};
 pub use references::{OwnSize, Preview, previews};
-pub use subjects::{Subjects, pictures_and_windows};
+pub use subjects::{Subjects, items_in_words, pictures_and_windows};
 pub use thumbnail::{Thumbnail, thumbnails};
 
 use crate::digest::Digest;

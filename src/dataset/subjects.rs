@@ -8,6 +8,12 @@ pub fn pictures_and_windows(pictures: u64, windows: u64) -> String {
     both(pictures, windows, "window of clips")
 }
 
+/// The same of items, of which each is a picture or a window.
+pub fn items_in_words<'a>(items: impl IntoIterator<Item = &'a Item>) -> String {
+    let Subjects { pictures, clips } = Subjects::of(items);
+    pictures_and_windows(pictures, clips)
+}
+
 fn both(pictures: u64, others: u64, other: &str) -> String {
     let (of_pictures, of_others) = (counted(pictures, "picture"), counted(others, other));
     match (pictures, others) {

@@ -73,19 +73,12 @@ pub(super) fn tell(
 /// How many of the captions are variants, in brackets; nothing where none are.
 fn variants(items: &[Item]) -> String {
     let varied = items.iter().filter(|item| item.captions.len() > 1);
-    let (mut pictures, mut windows, mut different) = (0, 0, BTreeSet::new());
-    for item in varied {
-        match item.is_of_clip() {
-            true => windows += 1,
-            false => pictures += 1,
-        }
-        different.extend(&item.captions);
-    }
+    let different: BTreeSet<_> = varied.clone().flat_map(|item| &item.captions).collect();
     match different.len() {
         0 => String::new(),
         count => format!(
             " ({count} of them variants for {})",
-            dataset::pictures_and_windows(pictures, windows)
+            dataset::items_in_words(varied)
         ),
     }
 }

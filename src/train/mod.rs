@@ -409,13 +409,11 @@ fn tell_cuts(captions: &[CutCaptions], monitor: &dyn Monitor) {
 }
 
 fn tell_start(run: &Run<'_>, monitor: &dyn Monitor) {
-    let items = run.set.items();
-    let of_clips = items.iter().filter(|item| item.is_of_clip()).count();
     monitor.note(&format!(
         "{}, {} parameters, {}, {} an epoch",
         shown::counted(run.adapters.adapters().len(), "module"),
         run.adapters.values().len(),
-        dataset::pictures_and_windows((items.len() - of_clips) as u64, of_clips as u64),
+        dataset::items_in_words(run.set.items()),
         shown::counted(run.num_per_epoch(), "micro-batch")
     ));
 }

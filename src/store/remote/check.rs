@@ -2,7 +2,8 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::lists::{IndexThere, Named};
+use super::lists::{self, IndexThere, Named, Place};
+use super::mirror::MEND;
 use super::names::{self, Contents};
 use super::{Remote, each};
 use crate::digest::{Digest, Fingerprint};
@@ -13,11 +14,7 @@ use crate::store::record::Record;
 use crate::store::snapshot::decode_bytes;
 use crate::store::{CheckReport, Error, Problem, index, packed};
 
-const MEND: &str = "remove the object, then encode or push again";
 const UNREADABLE: &str = "what it holds is not known: check again when it can be read";
-
-/// A spec, an entry of it, and a pack that has it.
-type Place = (Fingerprint, Fingerprint, Digest);
 
 struct Check<'a> {
     remote: &'a Remote,
@@ -106,11 +103,7 @@ impl Check<'_> {
                 let what = format!(
                     "says that {name} was merged, of which {lacking} entries are in no other"
                 );
-                self.problem(
-                    list,
-                    what,
-                    "remove the object: it is derived from the parts",
-                );
+                self.problem(list, what, lists::MEND);
             }
         }
         monitor.finish();

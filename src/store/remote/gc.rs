@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::time::{Duration, SystemTime};
 
 use super::lease::{self, Lease, Purpose};
-use super::lists::{IndexThere, List, Named};
+use super::lists::{IndexThere, List, Named, Place};
 use super::names::{self, Contents, Object};
 use super::{Remote, each};
 use crate::digest::{Digest, Fingerprint};
@@ -241,7 +241,7 @@ fn merged(there: &IndexThere, read: &mut BTreeMap<Named, Vec<Record>>) -> Vec<Na
     let live = read
         .iter()
         .filter(|(part, _)| there.live.contains_key(part));
-    let places: HashSet<(Fingerprint, Fingerprint, Digest)> = live
+    let places: HashSet<Place> = live
         .flat_map(|((spec, _), rows)| rows.iter().map(|row| (*spec, row.entry, row.pack)))
         .collect();
     let has_none_alone = |(spec, _): &Named, rows: &[Record]| {

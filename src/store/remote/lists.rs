@@ -5,6 +5,7 @@
 //! one that is lost or comes late only makes rows be read twice.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -18,10 +19,13 @@ use crate::store::{Error, Problem, layout};
 /// The largest list.
 const LIMIT_BYTES: u64 = 1 << 30;
 
-const MEND: &str = "remove the object: it is derived from the parts";
+pub(super) const MEND: &str = "remove the object: it is derived from the parts";
 
 /// A part of a spec, or a list of these.
 pub(super) type Named = (Fingerprint, Digest);
+
+/// A spec, an entry of it, and a pack that has it.
+pub(super) type Place = (Fingerprint, Fingerprint, Digest);
 
 /// What is known of some parts of a spec.
 #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -45,7 +49,7 @@ impl List {
 }
 
 /// Lists by their names, read and compared.
-pub(super) type Lists = BTreeMap<Named, std::sync::Arc<List>>;
+pub(super) type Lists = BTreeMap<Named, Arc<List>>;
 
 /// A part that is to be read.
 #[derive(Clone, Debug)]
@@ -96,7 +100,7 @@ impl IndexThere {
 
     /// Goes through the lists until none says anything new: of two, the one may name what the other merged.
     fn take_lists(&mut self) {
-        let lists: Vec<(Named, std::sync::Arc<List>)> = (self.lists.iter())
+        let lists: Vec<(Named, Arc<List>)> = (self.lists.iter())
             .map(|(id, list)| (*id, list.clone()))
             .collect();
         for ((spec, _), list) in &lists {
@@ -196,7 +200,7 @@ impl Remote {
         let read = each(&all, |id| {
             Ok(match known.get(id) {
                 Some(list) => Ok(list.clone()),
-                None => self.list(id).map(std::sync::Arc::new),
+                None => self.list(id).map(Arc::new),
             })
         })?;
         let mut lists = Lists::new();
