@@ -34,7 +34,7 @@ fn oracle(x: &[f32], w: &[f32], b: &[f32], groups: usize, pixels: usize, silu: b
 }
 
 #[test]
-fn it_equals_the_formula_in_f64_and_candle_nn_for_every_grouping() {
+fn it_equals_the_formula_in_f64_for_every_grouping() {
     let (b, c, h, w) = (2, 6, 5, 7);
     let data = wave(b * c * h * w, 0.3);
     let (gain, bias) = (wave(c, 1.0), wave(c, 2.0));
@@ -55,13 +55,6 @@ fn it_equals_the_formula_in_f64_and_candle_nn_for_every_grouping() {
                     );
                 }
             }
-        }
-        let theirs =
-            candle_nn::GroupNorm::new(gain_t.clone(), bias_t.clone(), c, groups, 1e-6).expect("gn");
-        let theirs = candle_core::Module::forward(&theirs, &x).expect("theirs");
-        let ours = group_norm(&Kernels::NONE, &x, &gain_t, &bias_t, groups, 1e-6).expect("ours");
-        for (y, e) in values(&ours).iter().zip(values(&theirs)) {
-            assert!((y - e).abs() < 2e-4, "{y} for {e}, {groups} groups");
         }
     }
 }

@@ -4,7 +4,6 @@ mod files;
 mod golden;
 mod long;
 mod refusals;
-mod second;
 
 use std::path::PathBuf;
 

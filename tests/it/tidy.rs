@@ -406,7 +406,6 @@ fn heavy_or_impure_things_stand_only_where_they_may() {
         (&["std::env::", "SystemTime::now", "Instant::now"], |p| {
             p.starts_with("src/bin")
         }),
-        (&["candle_nn", "candle_transformers"], |_| false),
         (&["ureq::"], |p| {
             p.starts_with("src/base_model/hub") || p.ends_with("store/remote/http.rs")
         }),
