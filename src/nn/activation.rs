@@ -7,6 +7,8 @@ use candle_core::{Result, Tensor};
 use super::Kernels;
 use super::compose::{sigmoid, wide};
 use super::cpu::{Binary, Unary, by_kernel, edit_each, edit_with, map, map2};
+#[cfg(target_arch = "x86_64")]
+use super::cpu::{edit_each_piece, edit_piece};
 #[cfg(feature = "cuda")]
 use super::cuda::rows;
 use super::real::Real;
@@ -98,6 +100,18 @@ impl Activation {
             },
             self.apply_gated(kernels, gate, &x)
         )
+    }
+
+    /// Replaces numbers by the activation of each.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn edit(self, x: &mut [f32]) {
+        with_curve!(self, C => edit_each_piece(&Value::<C>(PhantomData), x));
+    }
+
+    /// Multiplies numbers by the activation of the gate's.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn edit_gated(self, x: &mut [f32], gate: &[f32]) {
+        with_curve!(self, C => edit_piece(&TimesValue::<C>(PhantomData), x, gate));
     }
 
     /// `apply(gate) * x`, for two tensors of one shape.

@@ -303,7 +303,7 @@ vectorised! {
 }
 
 vectorised! {
-    fn edit_each_piece<T: Real, F: Unary>(f: &F, x: &mut [T]) {
+    pub(crate) fn edit_each_piece<T: Real, F: Unary>(f: &F, x: &mut [T]) {
         for x in x.iter_mut() {
             *x = f.apply(*x);
         }

@@ -25,7 +25,7 @@ use super::real::Real;
 
 pub(crate) use bf16::matmul_plus_bf16;
 #[cfg(target_arch = "x86_64")]
-pub(crate) use prepacked::Prepacked;
+pub(crate) use prepacked::{Finish, Prepacked};
 
 /// At most this many results take gemm's dot-product shortcut.
 const SHORTCUT_RESULTS: usize = 256;
@@ -363,7 +363,7 @@ fn own<T: Real>(
     scale: T,
     a: Matrix<'_, T>,
     b: Matrix<'_, T>,
-) -> Option<tiled::Product> {
+) -> Option<tiled::Product<'static>> {
     if T::DTYPE != DType::F32 || a.columns == 0 {
         return None;
     }

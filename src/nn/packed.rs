@@ -7,15 +7,15 @@ use candle_core::{DType, Result, Tensor};
 #[cfg(target_arch = "x86_64")]
 use half::bf16;
 
-use super::Kernels;
 #[cfg(target_arch = "x86_64")]
 use super::cpu::{self, elements, kernel_scalar};
 #[cfg(target_arch = "x86_64")]
-use super::gemm::{Matrix, MatrixMut, Prepacked};
+use super::gemm::{Finish, Matrix, MatrixMut, Prepacked};
 #[cfg(target_arch = "x86_64")]
 use super::linear::{check, check_base, shape_with_last, single_product};
 use super::linear::{input_gradient, linear, linear_onto};
 use super::real::Real;
+use super::{Activation, Kernels};
 
 /// The matrix `[out, in]` of a frozen linear layer, on a CPU in the order in which its products read it: so it is not brought into that
 /// order in each product. Results are those of [`linear`] and [`linear_onto`], bit for bit. Cheap to clone.
@@ -78,9 +78,58 @@ impl Packed {
     pub fn linear(&self, kernels: &Kernels, x: &Tensor, b: Option<&Tensor>) -> Result<Tensor> {
         #[cfg(target_arch = "x86_64")]
         if let Some(w) = self.packed_for(x) {
-            return self.product(w, x, b, None);
+            return self.product(w, x, (b, None), None);
         }
         linear(kernels, x, &self.tensor()?, b)
+    }
+
+    /// `activation(x w^T + b)`: as [`Self::linear`], then [`Activation::apply`], bit for bit.
+    ///
+    /// # Errors
+    ///
+    /// As [`linear`].
+    pub fn activated(
+        &self,
+        kernels: &Kernels,
+        x: &Tensor,
+        b: Option<&Tensor>,
+        activation: Activation,
+    ) -> Result<Tensor> {
+        #[cfg(target_arch = "x86_64")]
+        if let Some(w) = self.packed_for(x) {
+            let finish = Finish {
+                edit: &|y, _| activation.edit(y),
+                beside: &[],
+            };
+            return self.product(w, x, (b, None), Some(finish));
+        }
+        activation.apply_in_place(kernels, self.linear(kernels, x, b)?)
+    }
+
+    /// `activation(gate) * (x w^T)`, with `gate` in the shape of the result: as [`Self::linear`], then [`Activation::apply_gated`],
+    /// bit for bit.
+    ///
+    /// # Errors
+    ///
+    /// As [`linear`], and if `gate` does not fit.
+    pub fn gated(
+        &self,
+        kernels: &Kernels,
+        x: &Tensor,
+        activation: Activation,
+        gate: &Tensor,
+    ) -> Result<Tensor> {
+        #[cfg(target_arch = "x86_64")]
+        if let Some(w) = self.packed_for(x) {
+            check_base(x, self.shape, Some(gate))?;
+            let gate = cpu::contiguous(gate)?;
+            let finish = Finish {
+                edit: &|y, gate| activation.edit_gated(y, gate),
+                beside: &elements::<f32>(&gate)?,
+            };
+            return self.product(w, x, (None, None), Some(finish));
+        }
+        activation.gate_in_place(kernels, gate, self.linear(kernels, x, None)?)
     }
 
     /// [`linear_onto`] by this matrix.
@@ -97,7 +146,7 @@ impl Packed {
     ) -> Result<Tensor> {
         #[cfg(target_arch = "x86_64")]
         if let Some(w) = self.packed_for(x) {
-            return self.product(w, x, b, Some(base));
+            return self.product(w, x, (b, Some(base)), None);
         }
         linear_onto(kernels, base, x, &self.tensor()?, b)
     }
@@ -149,12 +198,14 @@ impl Packed {
         &self,
         w: &Prepacked,
         x: &Tensor,
-        b: Option<&Tensor>,
-        base: Option<&Tensor>,
+        (b, base): (Option<&Tensor>, Option<&Tensor>),
+        finish: Option<Finish<'_>>,
     ) -> Result<Tensor> {
         check(x, self.shape, b)?;
         check_base(x, self.shape, base)?;
-        single_product(x, self.shape, b, base, |x, plus| Ok(w.product(x, plus)))
+        single_product(x, self.shape, b, base, |x, plus| {
+            Ok(w.product(x, plus, finish))
+        })
     }
 
     #[cfg(target_arch = "x86_64")]

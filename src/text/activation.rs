@@ -3,7 +3,7 @@
 use candle_core::{Result, Tensor};
 use serde::{Deserialize, Serialize};
 
-use crate::nn::{self, Kernels};
+use crate::nn::{self, Kernels, Packed};
 
 /// The function between the two matrices of a feed-forward.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,19 +39,32 @@ impl Activation {
         })
     }
 
-    /// `activation(x)`, in the memory of `x`, which is nobody else's.
-    pub(super) fn apply(self, kernels: &Kernels, x: Tensor) -> Result<Tensor> {
+    /// `activation(x w^T + b)`, with `w` `[out, in]`.
+    pub(super) fn linear(
+        self,
+        kernels: &Kernels,
+        x: &Tensor,
+        w: &Packed,
+        b: Option<&Tensor>,
+    ) -> Result<Tensor> {
         match self.curve() {
-            Some(curve) => curve.apply_in_place(kernels, x),
-            None => x.relu(),
+            Some(curve) => w.activated(kernels, x, b, curve),
+            None => w.linear(kernels, x, b)?.relu(),
         }
     }
 
-    /// `activation(gate) * x`, in the memory of `x`, which is nobody else's.
-    pub(super) fn apply_gated(self, kernels: &Kernels, gate: &Tensor, x: Tensor) -> Result<Tensor> {
+    /// `activation(x g^T) * (x w^T)`, with `g` and `w` `[out, in]`.
+    pub(super) fn gated_linear(
+        self,
+        kernels: &Kernels,
+        x: &Tensor,
+        g: &Packed,
+        w: &Packed,
+    ) -> Result<Tensor> {
+        let gate = g.linear(kernels, x, None)?;
         match self.curve() {
-            Some(curve) => curve.gate_in_place(kernels, gate, x),
-            None => gate.relu()? * x,
+            Some(curve) => w.gated(kernels, x, curve, &gate),
+            None => gate.relu()? * w.linear(kernels, x, None)?,
         }
     }
 

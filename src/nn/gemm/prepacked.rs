@@ -2,6 +2,7 @@
 
 use half::bf16;
 
+pub(crate) use super::tiled::Finish;
 use super::tiled::{self, CacheLine, Factor, Kernel, Operands, Panels, Product, Right};
 use super::{ALL, Matrix, MatrixMut, Plus, bf16 as halves, check_sum, made, threads_for};
 use crate::nn::instructions::Instructions;
@@ -59,15 +60,30 @@ impl Prepacked {
         Panels::new(self.kernel, &self.panels, (self.inner, self.columns))
     }
 
-    /// `a b + plus` as rows, by all threads; for a matrix of bf16 `a` is rounded.
-    pub(crate) fn product(&self, a: Matrix<'_, f32>, plus: Plus<'_, f32>) -> Vec<f32> {
+    /// `a b + plus` as rows, finished, by all threads; for a matrix of bf16 `a` is rounded.
+    pub(crate) fn product(
+        &self,
+        a: Matrix<'_, f32>,
+        plus: Plus<'_, f32>,
+        finish: Option<Finish<'_>>,
+    ) -> Vec<f32> {
         let inner = match self.kernel.operands() {
             Operands::Single => self.inner,
             Operands::Bf16 => 2 * self.inner,
         };
         check_sum([a.rows, a.columns], [inner, self.columns], plus);
         let shape = [a.rows, self.inner, self.columns];
-        let product = self.times(a, shape, Right::Packed(self.panels()));
+        let beside = finish.map_or(0, |finish| finish.beside.len());
+        assert!(
+            beside == 0 || beside == a.rows * self.columns,
+            "{beside} numbers beside {}x{}",
+            a.rows,
+            self.columns
+        );
+        let product = Product {
+            finish,
+            ..self.times(a, shape, Right::Packed(self.panels()))
+        };
         // SAFETY: the left view was checked against its slice when made, and the panels are those of a matrix of this shape.
         unsafe { made(product, plus) }
     }
@@ -107,7 +123,7 @@ impl Prepacked {
         unsafe { tiled::run(&product, threads_for(&product, ALL)) };
     }
 
-    fn times_transpose(&self, a: Matrix<'_, f32>) -> Product {
+    fn times_transpose(&self, a: Matrix<'_, f32>) -> Product<'_> {
         assert!(
             self.kernel.operands() == Operands::Single && a.columns == self.columns,
             "{}x{} times the transpose of {}x{}",
@@ -121,7 +137,7 @@ impl Prepacked {
     }
 
     /// The product without a target.
-    fn times(&self, a: Matrix<'_, f32>, shape: [usize; 3], right: Right) -> Product {
+    fn times(&self, a: Matrix<'_, f32>, shape: [usize; 3], right: Right) -> Product<'_> {
         assert!(a.column_stride == 1, "rows that do not lie in order");
         let left = Factor {
             data: a.data.as_ptr(),
@@ -143,6 +159,31 @@ mod tests {
     use super::super::tests::numbers;
     use super::super::{matmul_plus, matmul_plus_bf16};
     use super::*;
+
+    /// That each element is finished once, when its sum is complete, with what is beside it.
+    fn finished(
+        packed: &Prepacked,
+        (left, plus): (Matrix<'_, f32>, Plus<'_, f32>),
+        found: &[f32],
+        beside: &[f32],
+    ) {
+        let with = |beside| Finish {
+            edit: &|x: &mut [f32], beside: &[f32]| {
+                for (i, x) in x.iter_mut().enumerate() {
+                    *x = x.mul_add(3.0, beside.get(i).map_or(1.0, |y| y * 7.0));
+                }
+            },
+            beside,
+        };
+        for beside in [&[], beside] {
+            let want: Vec<f32> = found
+                .iter()
+                .enumerate()
+                .map(|(i, x)| x.mul_add(3.0, beside.get(i).map_or(1.0, |y| y * 7.0)))
+                .collect();
+            assert!(packed.product(left, plus, Some(with(beside))) == want);
+        }
+    }
 
     #[test]
     fn a_packed_factor_gives_the_same_bits() {
@@ -174,8 +215,9 @@ mod tests {
                     let Some(packed) = Prepacked::of_f32_within(most, matrix) else {
                         continue;
                     };
-                    let found = packed.product(left, plus());
+                    let found = packed.product(left, plus(), None);
                     assert!(found == matmul_plus(1.0, left, matrix, plus()), "{inner}");
+                    finished(&packed, (left, plus()), &found, &all);
                     let turned = packed.transpose().unwrap();
                     let rows = Matrix::new(&turned, columns, inner, inner);
                     for (i, j) in [(0, 0), (inner - 1, columns - 1), (inner / 2, columns / 3)] {
@@ -183,8 +225,9 @@ mod tests {
                     }
                 }
                 if let Some(packed) = Prepacked::of_bf16_within(most, half) {
-                    let found = packed.product(left, plus());
+                    let found = packed.product(left, plus(), None);
                     assert!(found == matmul_plus_bf16(left, half, plus()), "{inner}");
+                    finished(&packed, (left, plus()), &found, &all);
                 }
             }
         }

@@ -178,10 +178,19 @@ trait Vectors {
     unsafe fn pack_right(factor: Factor, at: (usize, usize), size: (usize, usize), to: *mut f32);
 }
 
+/// What is done to the elements of a result as soon as their sums are complete, part of a row at a time, while they are near.
+#[derive(Clone, Copy)]
+pub(crate) struct Finish<'a> {
+    /// Changes the elements, given those of `beside` in the same places; nothing of it if it is empty.
+    pub(crate) edit: &'a (dyn Fn(&mut [f32], &[f32]) + Sync),
+    /// As rows without a gap, in the shape of the result; or empty.
+    pub(crate) beside: &'a [f32],
+}
+
 /// `target = scale * left right + bias + base`: `target` is `rows` x `columns`, its rows `stride` apart; `left`
 /// has `inner` columns, or pairs of columns.
 #[derive(Clone, Copy)]
-pub(super) struct Product {
+pub(super) struct Product<'a> {
     pub(super) kernel: Kernel,
     pub(super) rows: usize,
     pub(super) inner: usize,
@@ -196,9 +205,10 @@ pub(super) struct Product {
     pub(super) base_stride: usize,
     pub(super) target: *mut f32,
     pub(super) stride: usize,
+    pub(super) finish: Option<Finish<'a>>,
 }
 
-impl Product {
+impl Product<'_> {
     /// A product of `[rows, inner, columns]` without a target.
     pub(super) fn new(
         kernel: Kernel,
@@ -219,14 +229,33 @@ impl Product {
             base_stride: 0,
             target: std::ptr::null_mut(),
             stride: 0,
+            finish: None,
+        }
+    }
+
+    /// Finishes elements whose sums are complete.
+    ///
+    /// # Safety
+    ///
+    /// As `run`, and no other thread may read or write these elements.
+    unsafe fn finish(&self, finish: Finish<'_>, rows: Range<usize>, columns: &Range<usize>) {
+        for row in rows {
+            let elements = self.target.wrapping_add(row * self.stride + columns.start);
+            // SAFETY: the caller's promise.
+            let elements = unsafe { std::slice::from_raw_parts_mut(elements, columns.len()) };
+            let beside = match finish.beside {
+                [] => &[],
+                all => &all[row * self.columns..][columns.clone()],
+            };
+            (finish.edit)(elements, beside);
         }
     }
 }
 
 // SAFETY: the pointers are only read and written inside `run`, whose caller vouches for them.
-unsafe impl Send for Product {}
+unsafe impl Send for Product<'_> {}
 // SAFETY: as above; two threads never write to the same elements.
-unsafe impl Sync for Product {}
+unsafe impl Sync for Product<'_> {}
 
 /// The length of the blocks that an inner dimension of so many numbers is summed in.
 pub(super) fn inner_block(inner: usize) -> usize {
@@ -352,10 +381,7 @@ unsafe fn piece<V: Vectors>(p: &Product, rows: Range<usize>, columns: Range<usiz
         packed.resize(needed, CacheLine::ZEROS);
     }
     let (left, right) = packed.split_at_mut(lines);
-    let (left, right) = (
-        left.as_mut_ptr().cast::<f32>(),
-        right.as_mut_ptr().cast::<f32>(),
-    );
+    let [left, right] = [left, right].map(|lines| lines.as_mut_ptr().cast::<f32>());
     for start in (0..p.inner).step_by(depth) {
         let end = (start + depth).min(p.inner);
         let panel = |panel: usize, at: usize| {
@@ -406,6 +432,10 @@ unsafe fn piece<V: Vectors>(p: &Product, rows: Range<usize>, columns: Range<usiz
                     // SAFETY: both factors were packed; the tile's elements lie inside target, base and bias.
                     unsafe { V::TILES[count - 1][second](&tile) };
                 }
+            }
+            if let Some(finish) = p.finish.filter(|_| end == p.inner) {
+                // SAFETY: the rows lie inside the target, and this part of them is this thread's.
+                unsafe { p.finish(finish, row..row + count, &columns) };
             }
         }
     }

@@ -302,8 +302,11 @@ impl ClipTextTower {
         let qkv_r3hd = qkv.reshape((qkv.dim(0)?, 3, heads, c / heads))?;
         let y_rc = batch.attention(&qkv_r3hd, |group, q, k, v| causal(kernels, group, q, k, v))?;
         let x_rc = onto(x_rc, &y_rc, &block.out)?;
-        let inner_ri = dense(&norm(&x_rc, &block.norm2)?, &block.fc1)?;
-        let inner_ri = architecture.hidden_act.apply(kernels, inner_ri)?;
+        let (fc1, b) = &block.fc1;
+        let y_rc = norm(&x_rc, &block.norm2)?;
+        let inner_ri = architecture
+            .hidden_act
+            .linear(kernels, &y_rc, fc1, Some(b))?;
         onto(&x_rc, &inner_ri, &block.fc2)
     }
 

@@ -319,9 +319,9 @@ impl Qwen3Encoder {
         let y_rc = batch.grouped_attention(&q, [&k, &v], attend)?;
         let x_rc = layer.out.linear_onto(kernels, x_rc, &y_rc, None)?;
         let y_rc = self.norm(&x_rc, &layer.feed_forward_norm)?;
-        let gate = layer.gate.linear(kernels, &y_rc, None)?;
-        let up = layer.up.linear(kernels, &y_rc, None)?;
-        let inner_rf = a.hidden_act.apply_gated(kernels, &gate, up)?;
+        let inner_rf = a
+            .hidden_act
+            .gated_linear(kernels, &y_rc, &layer.gate, &layer.up)?;
         layer.down.linear_onto(kernels, &x_rc, &inner_rf, None)
     }
 

@@ -310,14 +310,8 @@ impl T5Encoder {
     fn widened(&self, block: &Block, x_rc: &Tensor) -> candle_core::Result<Tensor> {
         let (kernels, activation) = (self.kernels(), self.stack.architecture.activation);
         let inner_rf = match block.inward.as_slice() {
-            [wi_0, wi_1] => {
-                let (gate, x) = (
-                    wi_0.linear(kernels, x_rc, None)?,
-                    wi_1.linear(kernels, x_rc, None)?,
-                );
-                activation.apply_gated(kernels, &gate, x)?
-            }
-            [wi] => activation.apply(kernels, wi.linear(kernels, x_rc, None)?)?,
+            [wi_0, wi_1] => activation.gated_linear(kernels, x_rc, wi_0, wi_1)?,
+            [wi] => activation.linear(kernels, x_rc, wi, None)?,
             _ => candle_core::bail!("a feed-forward with {} inward matrices", block.inward.len()),
         };
         // As `T5DenseGatedActDense.forward`, for `wo` in f32.
