@@ -5,17 +5,17 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::sync::Arc;
 
 use serde::Serialize;
 
+use super::by_pack::ByPack;
 use super::check_pack::PackFindings;
-use super::check_rows::row;
 use super::disk::{self, Disk};
 use super::layout;
-use super::snapshot::each_record;
-use super::sweep::{PackNumbers, SpecParts};
-use super::{Error, Local, Problem, Store, parts, temporary};
+use super::sweep::SpecParts;
+use super::{Error, Local, Problem, Scratch, Store, parts, temporary};
 use crate::digest::{Digest, Fingerprint};
 use crate::monitor::Monitor;
 
@@ -71,7 +71,10 @@ impl Store {
     /// As [`Self::check`].
     pub fn check_structure(&self, monitor: &dyn Monitor) -> Result<CheckReport, Error> {
         match &self.layout.mirror {
-            Some(mirror) => mirror.remote().check(false, monitor),
+            Some(mirror) => {
+                let scratch = Scratch::with(self.path(), self.layout.disk.clone());
+                mirror.remote().check(&scratch, false, monitor)
+            }
             None => Self::check(self.path(), false, monitor),
         }
     }
@@ -118,29 +121,14 @@ pub(super) struct Look<'a> {
     /// The name and digest of each, and how many entries it uses.
     pub(super) runs: Vec<(String, Digest, u64)>,
     pub(super) index: Vec<SpecParts>,
-    /// The index parts that could be read.
-    pub(super) parts: Vec<(Fingerprint, Digest)>,
-    /// All rows by pack, where they are few; else none, and they are read again some packs at a time.
-    pub(super) rows: Vec<Row>,
-    pub(super) holds_rows: bool,
-    pub(super) num_rows: u64,
-    /// The packs that the index names, and how many rows of each.
-    pub(super) packs: PackNumbers,
-    pub(super) rows_of_pack: Vec<u64>,
+    /// What it says of packs.
+    pub(super) by_pack: Rc<ByPack<'a>>,
     /// Whether all of the index could be read, so that what it does not name is not there.
     pub(super) is_index_known: bool,
     /// By index part, pack and fault: how many entries.
     pub(super) wrong: BTreeMap<(u32, Digest, &'static str), u64>,
     /// Entries of packs that no row of their pack names; one of another pack may.
     pub(super) unnamed: Vec<Fingerprint>,
-}
-
-/// What the index says of an entry, with the numbers of its pack and of its index part.
-pub(super) struct Row {
-    pub(super) pack: u32,
-    pub(super) part: u32,
-    pub(super) entry: Fingerprint,
-    pub(super) record: Digest,
 }
 
 impl<'a> Look<'a> {
@@ -154,12 +142,7 @@ impl<'a> Look<'a> {
             packed,
             runs: Vec::new(),
             index: Vec::new(),
-            parts: Vec::new(),
-            rows: Vec::new(),
-            holds_rows: true,
-            num_rows: 0,
-            packs: PackNumbers::default(),
-            rows_of_pack: Vec::new(),
+            by_pack: Rc::new(ByPack::new(&store.layout, &|_| true)),
             is_index_known: true,
             wrong: BTreeMap::new(),
             unnamed: Vec::new(),
@@ -188,7 +171,7 @@ impl<'a> Look<'a> {
 
     /// Whether what was read first is still there now: then what was read after it belongs to it, as packs go last.
     fn is_still_so(&self) -> Result<bool, Error> {
-        for (spec, part) in &self.parts {
+        for (spec, part) in &self.by_pack.parts {
             if !disk::is_there(self.store.disk(), &self.store.layout.index_part(spec, part))? {
                 return Ok(false);
             }
@@ -261,45 +244,19 @@ impl<'a> Look<'a> {
         let all = all.flat_map(|of| of.parts.iter().map(|(part, ..)| (of.spec, *part)));
         let all: Vec<(Fingerprint, Digest)> = all.collect();
         monitor.start("checking the index", Some(all.len() as u64));
-        let most = self.rows_in_memory();
+        let mut by_pack = ByPack::new(layout, &|_| true);
         for (spec, part) in all {
-            let (rows_before, before) = (self.rows.len(), self.num_rows);
-            let mut named: Vec<u32> = Vec::new();
-            let number = self.parts.len() as u32;
-            let read = each_record(layout, &spec, &part, |_, record| {
-                let pack = self.packs.of(record.pack);
-                named.push(pack);
-                self.num_rows += 1;
-                // More than there is room for: from now on they are counted.
-                self.holds_rows &= self.rows.len() < most;
-                match self.holds_rows {
-                    true => self.rows.push(row(pack, number, &record)),
-                    false => self.rows = Vec::new(),
-                }
-                Ok(())
-            });
-            match read {
-                Ok(()) => {
-                    self.parts.push((spec, part));
-                    self.rows_of_pack.resize(self.packs.digests().len(), 0);
-                    for pack in named {
-                        self.rows_of_pack[pack as usize] += 1;
-                    }
-                }
-                Err(e) => {
-                    self.num_rows = before;
-                    self.rows.truncate(rows_before);
-                    // One that is gone was merged into another while we looked: seen at the next look, if it matters.
-                    self.is_index_known &= e.is_content();
-                    if !e.is_gone() {
-                        self.wrong(&layout.index_part(&spec, &part), &e, REBUILD);
-                    }
+            if let Err(e) = by_pack.read(&spec, &part) {
+                // One that is gone was merged into another while we looked: seen at the next look, if it matters.
+                self.is_index_known &= e.is_content();
+                if !e.is_gone() {
+                    self.wrong(&layout.index_part(&spec, &part), &e, REBUILD);
                 }
             }
             monitor.advance(1);
         }
-        self.rows_of_pack.resize(self.packs.digests().len(), 0);
-        self.rows.sort_unstable_by_key(|row| (row.pack, row.part));
+        by_pack.seal();
+        self.by_pack = Rc::new(by_pack);
         monitor.finish();
         Ok(())
     }
@@ -323,7 +280,8 @@ impl<'a> Look<'a> {
             }
         }
         // An index folder alone is no entry: gc leaves it empty.
-        let specs: HashSet<Fingerprint> = self.parts.iter().map(|(spec, _)| *spec).collect();
+        let parts = self.by_pack.parts.iter();
+        let specs: HashSet<Fingerprint> = parts.map(|(spec, _)| *spec).collect();
         for spec in specs {
             let path = layout.spec(&spec);
             if !disk::is_there(self.store.disk(), &path)? {

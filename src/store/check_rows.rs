@@ -1,16 +1,15 @@
 //! What the index says, compared with what packs and runs say. Where there are more rows than there is room for, the index is read again for some
-//! packs at a time, and for a range of fingerprints at a time (`sweep`).
+//! packs at a time (`by_pack`), and for a range of fingerprints at a time (`sweep`).
 
 use std::collections::{BTreeMap, HashSet};
 
-use super::check::{Look, REBUILD, Row, UNREADABLE};
-use super::check_pack::{PackFindings, check_pack, record_digest};
+use super::by_pack::Row;
+use super::check::{Look, REBUILD, UNREADABLE};
+use super::check_pack::{PackFindings, check_pack};
 use super::disk::ListedFile;
 use super::layout::PackPath;
-use super::record::Record;
-use super::snapshot::each_record;
 use super::sweep::{Range, RowSet};
-use super::{Error, Run, packfile, relative};
+use super::{Error, packfile, relative};
 use crate::digest::{Digest, Fingerprint};
 use crate::monitor::Monitor;
 use crate::shown;
@@ -29,65 +28,23 @@ impl Look<'_> {
         let unread = unread.map(|(_, f)| f.bytes).sum();
         monitor.start("checking packs", Some(unread));
         let here: HashSet<Digest> = files.iter().map(|(file, _)| file.pack).collect();
-        let missing = self.packs.digests().iter().filter(|p| !here.contains(*p));
-        let missing: Vec<Digest> = missing.copied().collect();
-        let held = std::mem::take(&mut self.rows);
+        let by_pack = self.by_pack.clone();
+        let missing = by_pack.packs().iter().filter(|p| !here.contains(*p));
+        let missing = missing.map(|pack| (*pack, None));
         let files = files.into_iter().map(|file| (file.0.pack, Some(file)));
-        let all = missing.into_iter().map(|pack| (pack, None)).chain(files);
-        for some in self.lots(all) {
-            let read = match self.holds_rows {
-                true => Vec::new(),
-                false => self.rows_of_packs(some.iter().map(|(pack, _)| *pack)),
-            };
-            let rows = if self.holds_rows { &held } else { &read };
-            self.read_some(some, rows, monitor)?;
+        for some in by_pack.lots(missing.chain(files)) {
+            let layout = &self.store.layout;
+            let rows = by_pack.rows_of(&some, |(spec, part), e| {
+                // One that is gone was merged into another since it was read first, which the end of this look finds.
+                if !e.is_gone() {
+                    self.wrong(&layout.index_part(spec, part), &e, REBUILD);
+                }
+            });
+            self.read_some(some, &rows, monitor)?;
         }
-        self.count_unnamed(&held)?;
-        self.rows = held;
+        self.count_unnamed()?;
         monitor.finish();
         Ok(())
-    }
-
-    /// Packs in lots of which there is room for the rows; in one where all rows are held.
-    fn lots<T>(&self, packs: impl Iterator<Item = (Digest, T)>) -> Vec<Vec<(Digest, T)>> {
-        let most = self.rows_in_memory() as u64;
-        let (mut lots, mut lot, mut room) = (Vec::new(), Vec::new(), most);
-        for (pack, file) in packs {
-            let number = self.packs.get(&pack);
-            let rows = number.map_or(0, |number| self.rows_of_pack[number as usize]);
-            if rows > room && !self.holds_rows && !lot.is_empty() {
-                lots.push(std::mem::take(&mut lot));
-                room = most;
-            }
-            room = room.saturating_sub(rows);
-            lot.push((pack, file));
-        }
-        lots.push(lot);
-        lots
-    }
-
-    /// What the index says of the entries of some packs, by pack.
-    fn rows_of_packs(&mut self, packs: impl Iterator<Item = Digest>) -> Vec<Row> {
-        let wanted: HashSet<u32> = packs.filter_map(|pack| self.packs.get(&pack)).collect();
-        let mut rows = Vec::new();
-        let mut failed = Vec::new();
-        for (number, (spec, part)) in (0u32..).zip(&self.parts) {
-            let read = each_record(&self.store.layout, spec, part, |_, record| {
-                let pack = self.packs.get(&record.pack);
-                if let Some(pack) = pack.filter(|pack| wanted.contains(pack)) {
-                    rows.push(row(pack, number, &record));
-                }
-                Ok(())
-            });
-            // One that is gone was merged into another since it was read first, which the end of this look finds.
-            let e = read.err().filter(|e| !e.is_gone());
-            failed.extend(e.map(|e| (self.store.layout.index_part(spec, part), e)));
-        }
-        for (path, e) in failed {
-            self.wrong(&path, &e, REBUILD);
-        }
-        rows.sort_unstable_by_key(|row| (row.pack, row.part));
-        rows
     }
 
     /// Compares some packs, of which these are the rows, by pack; those that were not read yet are read.
@@ -119,7 +76,7 @@ impl Look<'_> {
                 // Gone since it was listed: no row names it any more, or this is not the last look.
                 self.compare(&file.pack, found.as_ref(), rows);
                 if self.unnamed.len() >= most {
-                    self.count_unnamed(rows)?;
+                    self.count_unnamed()?;
                 }
                 if let Some(found) = found
                     && self.packed.entries < most / CACHED_SHARE
@@ -134,12 +91,8 @@ impl Look<'_> {
 
     /// Compares the rows that name a pack, among others by pack, with what it says; None of one that is not there.
     fn compare(&mut self, pack: &Digest, found: Option<&PackFindings>, rows: &[Row]) {
-        let number = self.packs.get(pack);
-        let of_pack = number.map_or(&rows[..0], |number| {
-            let start = rows.partition_point(|row| row.pack < number);
-            let end = rows.partition_point(|row| row.pack <= number);
-            &rows[start..end]
-        });
+        let by_pack = self.by_pack.clone();
+        let of_pack = by_pack.of_pack(rows, pack);
         let path = self.store.layout.pack(pack);
         let Some(found) = found else {
             // Counted by pack and fault: a lost pack is one problem, not a thousand.
@@ -180,7 +133,7 @@ impl Look<'_> {
     pub(super) fn tell_wrong(&mut self) {
         for ((part, pack, what), entries) in std::mem::take(&mut self.wrong) {
             let layout = &self.store.layout;
-            let (spec, part) = &self.parts[part as usize];
+            let (spec, part) = &self.by_pack.parts[part as usize];
             let pack = relative(layout, &layout.pack(&pack));
             let what = format!(
                 "names {} in {pack}, which {what}",
@@ -192,8 +145,7 @@ impl Look<'_> {
     }
 
     /// Counts the entries that no row names at all: an entry may be in several packs, and one row that names it is enough.
-    /// `rows` are all of them, where all are held.
-    fn count_unnamed(&mut self, rows: &[Row]) -> Result<(), Error> {
+    fn count_unnamed(&mut self) -> Result<(), Error> {
         let mut unnamed = std::mem::take(&mut self.unnamed);
         if unnamed.is_empty() {
             return Ok(());
@@ -207,7 +159,7 @@ impl Look<'_> {
                 named.insert(at);
             }
         };
-        if self.holds_rows {
+        if let Some(rows) = self.by_pack.held() {
             for row in rows {
                 name(&row.entry);
             }
@@ -231,17 +183,13 @@ impl Look<'_> {
     pub(super) fn compare_runs(&mut self) -> Result<(), Error> {
         let listed: u64 = self.runs.iter().map(|(_, _, entries)| entries).sum();
         let mut missing = vec![0; self.runs.len()];
-        for range in Range::each(self.num_rows.max(listed), self.rows_in_memory()) {
+        for range in Range::each(self.by_pack.num_rows.max(listed), self.rows_in_memory()) {
             let indexed = self.indexed(range)?;
             self.report.entries += indexed.values().map(|all| all.len() as u64).sum::<u64>();
             for ((id, digest, _), missing) in self.runs.iter().zip(&mut missing) {
                 // Another one by now: the end of this look finds that.
                 let run = self.store.run(id).ok().filter(|run| run.digest == *digest);
-                for (spec, entry) in run.iter().flat_map(Run::listed) {
-                    let all = indexed.get(&spec).map_or(&[][..], Vec::as_slice);
-                    let is_missing = range.has(&entry) && all.binary_search(&entry).is_err();
-                    *missing += u64::from(is_missing);
-                }
+                *missing += run.map_or(0, |run| run.num_missing(range, &indexed));
             }
         }
         // Otherwise what the index does not name may well be there.
@@ -269,9 +217,9 @@ impl Look<'_> {
     /// The entries that the index names in a range, by spec, sorted, each once.
     fn indexed(&mut self, range: Range) -> Result<BTreeMap<Fingerprint, Vec<Fingerprint>>, Error> {
         let mut indexed: BTreeMap<Fingerprint, Vec<Fingerprint>> = BTreeMap::new();
-        if self.holds_rows {
-            for row in self.rows.iter().filter(|row| range.has(&row.entry)) {
-                let (spec, _) = self.parts[row.part as usize];
+        if let Some(rows) = self.by_pack.held() {
+            for row in rows.iter().filter(|row| range.has(&row.entry)) {
+                let (spec, _) = self.by_pack.parts[row.part as usize];
                 indexed.entry(spec).or_default().push(row.entry);
             }
         } else {
@@ -290,15 +238,5 @@ impl Look<'_> {
             all.dedup();
         }
         Ok(indexed)
-    }
-}
-
-/// A row by the numbers of its pack and part.
-pub(super) fn row(pack: u32, part: u32, record: &Record) -> Row {
-    Row {
-        pack,
-        part,
-        entry: record.entry,
-        record: record_digest(record),
     }
 }

@@ -6,7 +6,6 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use super::check_pack::record_digest;
 use super::compact::remove_parts;
 use super::gc::{GcPlan, SpecPlan};
-use super::merge::Sorted;
 use super::pack::{PACK_LIMIT_BYTES, PackBuilder};
 use super::packed::{OpenedPack, PackedEntry};
 use super::record::Record;
@@ -71,7 +70,7 @@ impl Store {
         &self,
         plan: &SpecPlan,
         rewritten: &HashSet<Digest>,
-        mut sorting: Sorting<'_>,
+        sorting: Sorting<'_>,
     ) -> Result<HashSet<Digest>, Error> {
         let spec = &plan.index.spec;
         let stays = |number: usize, row: u32, record: &Record| {
@@ -82,27 +81,8 @@ impl Store {
             .iter()
             .filter(|(pack, _)| !rewritten.contains(*pack));
         let staying: u64 = staying.map(|(_, kept)| kept.rows).sum();
-        let moved = sorting.num_rows();
-        let mut sorted = Vec::new();
-        let mut numbers = HashMap::new();
-        for (number, (part, _, known)) in plan.index.parts.iter().enumerate() {
-            if let Some(known) = known {
-                numbers.insert(*part, number);
-                sorted.push(Sorted::Part(*part, known.clone()));
-                continue;
-            }
-            each_record(&self.layout, spec, part, |row, record| {
-                match stays(number, row, &record) {
-                    true => sorting.push(record),
-                    false => Ok(()),
-                }
-            })?;
-        }
-        let in_sorted = (staying + moved).saturating_sub(sorting.num_rows());
-        // Sorted, so that the same rows make the same part: one that is there already is then not removed below.
-        let made = sorting.finish(sorted, in_sorted, &|part, row, record| {
-            stays(numbers[part], row, record)
-        })?;
+        let made = sorting.finish_with(&plan.index, staying, &stays)?;
+        // The same rows make the same part: one that was there before does not go.
         let old = plan.index.parts.iter().map(|(part, ..)| part);
         let gone = old.chain(&made.passing);
         let gone = gone.filter(|part| !made.new.contains(part));

@@ -59,6 +59,11 @@ impl NewFolder {
         Ok(folder)
     }
 
+    /// Where it is while it is filled.
+    pub(super) fn path(&self) -> &Path {
+        &self.unfinished
+    }
+
     /// Writes a file, durably; `name` is relative, and its folders are made.
     ///
     /// # Errors

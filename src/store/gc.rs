@@ -230,7 +230,8 @@ impl Planning<'_> {
 
     /// Decides about the entries of a range.
     fn decide(&mut self, specs: &mut [SpecPlan], range: Range) -> Result<(), Error> {
-        let mut roots = self.roots(range)?;
+        let mut roots = self.store.roots(&self.runs, range)?;
+        self.num_roots += roots.values().map(|all| all.len() as u64).sum::<u64>();
         for plan in specs {
             let wanted = roots.remove(&plan.index.spec).unwrap_or_default();
             let kept = self.decide_spec(plan, &wanted, range)?;
@@ -248,24 +249,6 @@ impl Planning<'_> {
             self.lacking.extend(others);
         }
         Ok(())
-    }
-
-    /// The entries of a range that runs use, by spec, sorted.
-    fn roots(&mut self, range: Range) -> Result<BTreeMap<Fingerprint, Vec<Fingerprint>>, Error> {
-        let mut roots: BTreeMap<Fingerprint, Vec<Fingerprint>> = BTreeMap::new();
-        for id in &self.runs {
-            for (spec, mut listed) in self.store.run(id)?.entries {
-                // As it was written it is sorted.
-                listed.sort_unstable();
-                let some = range.within(&listed);
-                self.num_roots += some.len() as u64;
-                let all = roots.entry(spec).or_default();
-                all.extend_from_slice(some);
-                all.sort();
-                all.dedup();
-            }
-        }
-        Ok(roots)
     }
 
     /// Decides about the entries of a spec in a range, of which `wanted` are used; gives those that stay, sorted, where that

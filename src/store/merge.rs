@@ -23,21 +23,9 @@ pub(super) const MERGED_ROWS: usize = ROWS_LIMIT / 16;
 /// How many short runs are merged at once: of each a row group is in memory.
 pub(super) const RUNS_AT_ONCE: usize = 64;
 
-/// Where index parts are written.
-pub(super) trait PutPart {
-    /// Makes an index part of these bytes durable.
-    fn put_part(&self, spec: &Fingerprint, bytes: &Bytes) -> Result<Digest, Error>;
-}
-
-impl PutPart for Store {
-    fn put_part(&self, spec: &Fingerprint, bytes: &Bytes) -> Result<Digest, Error> {
-        put_index_part(self, spec, bytes)
-    }
-}
-
 /// Writes entries that come sorted as index parts, cut between entries.
 pub(super) struct SortedWriter<'a> {
-    to: &'a dyn PutPart,
+    store: &'a Store,
     spec: Fingerprint,
     total_rows: u64,
     part: Option<PartBuilder>,
@@ -49,9 +37,9 @@ pub(super) struct SortedWriter<'a> {
 
 impl<'a> SortedWriter<'a> {
     /// For so many rows, or a few less.
-    pub(super) fn new(to: &'a dyn PutPart, spec: &Fingerprint, total_rows: u64) -> Self {
+    pub(super) fn new(store: &'a Store, spec: &Fingerprint, total_rows: u64) -> Self {
         Self {
-            to,
+            store,
             spec: *spec,
             total_rows,
             part: None,
@@ -98,7 +86,7 @@ impl<'a> SortedWriter<'a> {
             return Ok(());
         };
         let bytes = Bytes::from(part.finish()?);
-        let digest = self.to.put_part(&self.spec, &bytes)?;
+        let digest = put_index_part(self.store, &self.spec, &bytes)?;
         let known = Listed::of(&bytes, &self.spec);
         self.known.extend(known.map(|known| (digest, known)));
         self.written.push(digest);
@@ -139,14 +127,14 @@ pub(super) fn write_parts(
     Ok(written.parts)
 }
 
-/// The same, wherever they go; `parts.json` stays as it is.
+/// The same; `parts.json` stays as it is.
 pub(super) fn write_sorted(
-    to: &dyn PutPart,
+    store: &Store,
     spec: &Fingerprint,
     records: Vec<Record>,
 ) -> Result<Written, Error> {
     let rows = records.iter().map(|r| r.parts.len() as u64).sum();
-    let mut writer = SortedWriter::new(to, spec, rows);
+    let mut writer = SortedWriter::new(store, spec, rows);
     for record in records {
         writer.push(record)?;
     }

@@ -17,8 +17,8 @@
 //! ```
 //!
 //! `schemas/FORMAT.md` has every byte and column. Start reading at [`StoreWriter::put`] and
-//! [`StoreReader::get`]; `collecting`, `rebuild`, `compact`, `temporary`, `run` and `remote::trim` are the only files that remove
-//! anything; `parts` and `ranged` say how a large index is read in part, `sweep` and `sorting` how maintenance goes through one that
+//! [`StoreReader::get`]; `collecting`, `rebuild`, `compact`, `temporary`, `run`, `folder` and `remote::trim` are the only files that remove
+//! anything; `parts` and `ranged` say how a large index is read in part, `sweep`, `by_pack` and `sorting` how maintenance goes through one that
 //! does not fit into memory.
 
 use std::path::{Path, PathBuf};
@@ -30,6 +30,7 @@ use serde::Serialize;
 use crate::digest::{Digest, Fingerprint};
 use crate::monitor::Monitor;
 
+mod by_pack;
 mod check;
 mod check_pack;
 mod check_rows;
@@ -85,7 +86,9 @@ pub use place::Place;
 pub use reader::{Entry, Payload, StoreReader};
 pub use rebuild::RebuildReport;
 pub use record::{NewEntry, PartRecord, Record};
-pub use remote::{Address, CacheLimit, PullReport, PushOptions, PushReport, Remote, Variables};
+pub use remote::{
+    Address, CacheLimit, PullReport, PushOptions, PushReport, Remote, Scratch, Variables,
+};
 pub use run::{Lacking, RUN_LIMIT_ENTRIES, Run};
 pub use stats::{SpecStats, StoreStats};
 pub use temporary::collect_temporary_files;

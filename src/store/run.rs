@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use super::disk::{self, create_dirs, write_once};
 use super::layout::{self, FORMAT_VERSION};
+use super::sweep::Range;
 use super::{Error, Store, lock, temporary};
 use crate::digest::{Digest, Fingerprint, canonical_json};
 use crate::shown;
@@ -37,6 +38,19 @@ impl Run {
     /// How many entries it uses.
     pub fn num_entries(&self) -> usize {
         self.entries.values().map(Vec::len).sum()
+    }
+
+    /// How many of its entries in a range are not among `indexed`, which has those of the range by spec, sorted.
+    pub(super) fn num_missing(
+        &self,
+        range: Range,
+        indexed: &BTreeMap<Fingerprint, Vec<Fingerprint>>,
+    ) -> u64 {
+        let is_missing = |(spec, entry): &(Fingerprint, Fingerprint)| {
+            let all = indexed.get(spec).map_or(&[][..], Vec::as_slice);
+            range.has(entry) && all.binary_search(entry).is_err()
+        };
+        self.listed().filter(is_missing).count() as u64
     }
 
     /// The entries it uses: (spec, entry), sorted.
@@ -171,6 +185,26 @@ impl Store {
             .filter(|id| is_run_id(id))
             .map(str::to_owned)
             .collect())
+    }
+
+    /// The entries of a range that some runs use, by spec, sorted, each once. One run at a time is in memory.
+    pub(super) fn roots(
+        &self,
+        runs: &[String],
+        range: Range,
+    ) -> Result<BTreeMap<Fingerprint, Vec<Fingerprint>>, Error> {
+        let mut roots: BTreeMap<Fingerprint, Vec<Fingerprint>> = BTreeMap::new();
+        for id in runs {
+            for (spec, mut listed) in self.run(id)?.entries {
+                // As it was written it is sorted.
+                listed.sort_unstable();
+                let all = roots.entry(spec).or_default();
+                all.extend_from_slice(range.within(&listed));
+                all.sort();
+                all.dedup();
+            }
+        }
+        Ok(roots)
     }
 
     /// The run called `id`.

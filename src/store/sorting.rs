@@ -1,11 +1,12 @@
 //! Entries that come in any order, as sorted index parts: what does not fit into memory is sorted some at a time, and then merged.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use super::merge::{Merged, RUNS_AT_ONCE, Sorted, Stays, Written, merge, write_sorted};
 use super::parts::PartList;
 use super::record::Record;
-use super::snapshot::decode_part;
+use super::snapshot::{decode_part, each_record};
+use super::sweep::SpecParts;
 use super::{Error, Store, index, parts};
 use crate::digest::{Digest, Fingerprint};
 
@@ -53,11 +54,6 @@ impl<'a> Sorting<'a> {
         self.num_entries
     }
 
-    /// How many rows they have.
-    pub(super) fn num_rows(&self) -> u64 {
-        self.num_rows
-    }
-
     /// The entries that were not written yet.
     pub(super) fn in_memory(&self) -> &[Record] {
         &self.entries
@@ -95,6 +91,43 @@ impl<'a> Sorting<'a> {
         self.runs.push(written.parts);
         self.known.extend(written.known);
         Ok(())
+    }
+
+    /// Writes all that came, and what stays of index parts, as sorted parts; of these `staying` rows. `stays` is asked by the number of a part, with the
+    /// first row of each entry.
+    ///
+    /// # Errors
+    /// If something cannot be written, or one of the parts not be read.
+    pub(super) fn finish_with(
+        mut self,
+        index: &SpecParts,
+        staying: u64,
+        stays: &dyn Fn(usize, u32, &Record) -> bool,
+    ) -> Result<SortedIndex, Error> {
+        let moved = self.num_rows;
+        let mut sorted = Vec::new();
+        let mut numbers = HashMap::new();
+        for (number, (part, _, known)) in index.parts.iter().enumerate() {
+            if let Some(known) = known {
+                numbers.insert(*part, number);
+                sorted.push(Sorted::Part(*part, known.clone()));
+                continue;
+            }
+            each_record(
+                &self.store.layout,
+                &index.spec,
+                part,
+                |row, record| match stays(number, row, &record) {
+                    true => self.push(record),
+                    false => Ok(()),
+                },
+            )?;
+        }
+        let in_sorted = (staying + moved).saturating_sub(self.num_rows);
+        // Sorted, so that the same rows make the same parts.
+        self.finish(sorted, in_sorted, &|part, row, record| {
+            stays(numbers[part], row, record)
+        })
     }
 
     /// Writes all that came, and of the parts `others` what stays, as sorted parts; of these `other_rows` rows.

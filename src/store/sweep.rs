@@ -209,7 +209,7 @@ impl PackNumbers {
     }
 }
 
-/// A set of rows.
+/// A set of rows, or of packs, by number.
 #[derive(Default)]
 pub(super) struct RowSet {
     words: Vec<u64>,

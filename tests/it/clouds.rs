@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime};
 use plumb::monitor::Silent;
 use plumb::store::{Address, GcOptions, Place, PushOptions, Remote, Store};
 
-use crate::object_storage::{CAPTIONS, assert_sound, push, store};
+use crate::object_storage::{CAPTIONS, assert_sound, gc, push, store};
 use crate::s3::{BUCKET, Fault, S3, proxy};
 use crate::store_util::{add, entry, readable, scratch, spec};
 use crate::util::plumb_with;
@@ -173,9 +173,7 @@ impl Cloud {
             dry_run: false,
             without_runs: false,
         };
-        let done = remote
-            .gc(&options, Duration::ZERO, &Silent)
-            .expect("collected");
+        let done = gc(&remote, &options).expect("collected");
         assert_eq!((done.packs_removed, done.entries_kept), (2, 12));
         let reader = open("four").reader().expect("a reader");
         let (id, _) = spec(1);

@@ -3,9 +3,9 @@
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use plumb::monitor::Silent;
 use plumb::store::{Place, Store};
 
+use crate::object_storage::check;
 use crate::s3::{Fault, S3, proxy_on};
 use crate::world::World;
 
@@ -128,7 +128,7 @@ fn two_hosts_write_to_one_store_and_one_loses_its_network_for_a_while() {
         if was_running { "" } else { "no more " }
     );
     let remote = s3.remote(&s3.server);
-    let report = remote.check(true, &Silent).expect("checked");
+    let report = check(&remote).expect("checked");
     assert_eq!(report.problems, []);
     let place = Place::remote(remote, world.path("third"), false);
     let reader = Store::open_at(&place)

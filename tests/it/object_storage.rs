@@ -13,7 +13,10 @@ use plumb::monitor::{Monitor, Silent, never};
 use plumb::nn::Kernels;
 use plumb::nn::weights::DigestMemo;
 use plumb::rng::{Rng, Stream};
-use plumb::store::{Address, CacheLimit, GcOptions, Lacking, Place, PushOptions, Remote, Store};
+use plumb::store::{
+    Address, CacheLimit, CheckReport, Error, GcOptions, GcReport, Lacking, Place, PushOptions,
+    Remote, Scratch, Store,
+};
 use serde_json::json;
 
 use crate::s3::{BUCKET, Fault, S3, proxy};
@@ -54,9 +57,29 @@ pub(crate) fn push(
     report
 }
 
+/// Does `work` with a folder for the index, of which nothing stays.
+#[track_caller]
+fn in_scratch<T>(work: impl FnOnce(&Scratch) -> T) -> T {
+    let dir = scratch();
+    let done = work(&Scratch::in_folder(dir.path()));
+    let left = std::fs::read_dir(dir.path()).expect("a folder").count();
+    assert_eq!(left, 0);
+    done
+}
+
+#[track_caller]
+pub(crate) fn check(remote: &Remote) -> Result<CheckReport, Error> {
+    in_scratch(|scratch| remote.check(scratch, true, &Silent))
+}
+
+#[track_caller]
+pub(crate) fn gc(remote: &Remote, options: &GcOptions) -> Result<GcReport, Error> {
+    in_scratch(|scratch| remote.gc(scratch, options, Duration::ZERO, &Silent))
+}
+
 #[track_caller]
 pub(crate) fn assert_sound(remote: &Remote) {
-    let report = remote.check(true, &Silent).expect("checked");
+    let report = check(remote).expect("checked");
     assert_eq!(report.problems, []);
 }
 
@@ -377,7 +400,7 @@ fn a_push_that_is_killed_names_nothing_that_is_not_there() {
             killed += 1;
         }
         child.wait().expect("it ends");
-        match s3.remote(&s3.server).check(true, &Silent) {
+        match check(&s3.remote(&s3.server)) {
             Ok(report) => assert_eq!(report.problems, [], "round {round}"),
             // Killed before the first object.
             Err(e) => assert!(e.is_no_store(), "round {round}: {e}"),
@@ -410,7 +433,7 @@ fn collection_takes_what_no_run_uses_by_the_clock_of_the_server() {
         dry_run,
         without_runs: false,
     };
-    let gc = |hours, dry_run| remote.gc(&options(hours, dry_run), Duration::ZERO, &Silent);
+    let gc = |hours, dry_run| gc(&remote, &options(hours, dry_run));
     let young = gc(1, false).expect("collected");
     assert_eq!((young.packs_removed, young.entries_kept), (0, 4));
     if s3.is_open {
@@ -500,7 +523,7 @@ fn a_hostile_or_half_written_bucket_is_told_and_not_believed() {
         "runs/evil.json",
         br#"{"version":1,"id":"other","extra":{},"entries":{}}"#,
     );
-    let report = remote.check(true, &Silent).expect("checked");
+    let report = check(&remote).expect("checked");
     let told: Vec<String> = report.problems.iter().map(ToString::to_string).collect();
     for part in [
         pack.as_str(),
@@ -536,7 +559,7 @@ fn a_hostile_or_half_written_bucket_is_told_and_not_believed() {
         dry_run: false,
         without_runs: true,
     };
-    assert!(remote.gc(&options, Duration::ZERO, &Silent).is_err());
+    assert!(gc(&remote, &options).is_err());
     assert!(s3.names().contains(&pack));
 }
 

@@ -14,19 +14,19 @@ use plumb::store::{
 };
 use serde_json::{Value, json};
 
-use crate::object_storage::assert_sound;
+use crate::object_storage::{self, assert_sound};
 use crate::s3::{Fault, S3, proxy};
 use crate::store_util::{add, add_all, captions, entry, files, reads_back, scratch, spec};
 
 /// Of two rows each: enough for a part of several row groups, which a list describes.
 const MANY: usize = 4200;
 
-fn machine(remote: &Remote, folder: &Path) -> Store {
+pub(crate) fn machine(remote: &Remote, folder: &Path) -> Store {
     let place = Place::remote(remote.clone(), folder.to_owned(), false);
     Store::open_or_create_at(&place).expect("a store")
 }
 
-fn ids(number: u32, range: std::ops::Range<usize>) -> Vec<(Fingerprint, Fingerprint)> {
+pub(crate) fn ids(number: u32, range: std::ops::Range<usize>) -> Vec<(Fingerprint, Fingerprint)> {
     let (id, _) = spec(number);
     let captions = captions(range);
     captions.iter().map(|c| (id, entry(&id, c).entry)).collect()
@@ -41,7 +41,7 @@ fn found(reader: &StoreReader, wanted: &[(Fingerprint, Fingerprint)]) -> usize {
 
 /// Those of `wanted` that a reader of them alone finds, and one of all.
 #[track_caller]
-fn assert_all_found(store: &Store, wanted: &[(Fingerprint, Fingerprint)]) {
+pub(crate) fn assert_all_found(store: &Store, wanted: &[(Fingerprint, Fingerprint)]) {
     let some = store.reader_of_entries(wanted).expect("a reader");
     assert_eq!(found(&some, wanted), wanted.len());
     let all = store.reader().expect("a reader");
@@ -49,7 +49,7 @@ fn assert_all_found(store: &Store, wanted: &[(Fingerprint, Fingerprint)]) {
     assert_eq!(all.problems(), []);
 }
 
-fn keep(store: &Store, wanted: &[(Fingerprint, Fingerprint)]) {
+pub(crate) fn keep(store: &Store, wanted: &[(Fingerprint, Fingerprint)]) {
     let written = store.write_run("kept", wanted, json!({}), Lacking::Refuse);
     written.expect("a run");
 }
@@ -61,7 +61,7 @@ fn gc(remote: &Remote, hours: u64) -> GcReport {
         dry_run: false,
         without_runs: false,
     };
-    (remote.gc(&options, Duration::ZERO, &Silent)).expect("collected")
+    object_storage::gc(remote, &options).expect("collected")
 }
 
 /// How many index parts lie there, and how many lists.
@@ -181,6 +181,51 @@ fn whoever_pushes_merges_where_many_small_parts_have_come_together() {
     );
 }
 
+/// Runs a command of the store there until it is about to write something after `step` times; says whether it ended before.
+pub(crate) fn killed_before(s3: &S3, dir: &Path, command: &[&str], step: u64) -> bool {
+    let writes = Arc::new(AtomicU64::new(0));
+    let seen = writes.clone();
+    let held = proxy(&s3.server, move |method, _, _| {
+        let is_write = method != "GET";
+        match is_write && seen.fetch_add(1, Ordering::Relaxed) >= step {
+            // Until it is killed.
+            true => {
+                std::thread::sleep(Duration::from_secs(600));
+                Fault::Close
+            }
+            false => Fault::None,
+        }
+    });
+    let (command, options) = command.split_first().expect("a command");
+    let mut child = Command::new(env!("CARGO_BIN_EXE_plumb"))
+        .args(["store", command, &s3.address(), "--wait", "0"])
+        .args(options)
+        .current_dir(dir)
+        .envs(s3.variables(&held))
+        .env("XDG_CACHE_HOME", dir.join("caches"))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("it starts");
+    let ended = loop {
+        if writes.load(Ordering::Relaxed) > step {
+            child.kill().expect("SIGKILL");
+            child.wait().expect("it ends");
+            break false;
+        }
+        if let Some(status) = child.try_wait().expect("its state") {
+            assert!(status.success(), "step {step}");
+            break true;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    };
+    // The leases of the dead end by their age, which is not waited for here.
+    for name in s3.names().iter().filter(|name| name.starts_with("leases/")) {
+        s3.remove(name);
+    }
+    ended
+}
+
 #[test]
 fn merging_there_may_be_killed_before_each_of_its_writes() {
     let Some(s3) = S3::start() else { return };
@@ -195,47 +240,10 @@ fn merging_there_may_be_killed_before_each_of_its_writes() {
         add_all(&own, total..total + 1);
         total += 1;
         (remote.push(&own, PushOptions::default(), &Silent)).expect("pushed");
-        let writes = Arc::new(AtomicU64::new(0));
-        let seen = writes.clone();
-        let held = proxy(&s3.server, move |method, _, _| {
-            let is_write = method != "GET";
-            match is_write && seen.fetch_add(1, Ordering::Relaxed) >= step {
-                // Until it is killed.
-                true => {
-                    std::thread::sleep(Duration::from_secs(600));
-                    Fault::Close
-                }
-                false => Fault::None,
-            }
-        });
-        let mut child = Command::new(env!("CARGO_BIN_EXE_plumb"))
-            .args(["store", "compact", &s3.address(), "--wait", "0"])
-            .current_dir(dir.path())
-            .envs(s3.variables(&held))
-            .env("XDG_CACHE_HOME", dir.path().join("caches"))
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("it starts");
-        let ended = loop {
-            if writes.load(Ordering::Relaxed) > step {
-                child.kill().expect("SIGKILL");
-                child.wait().expect("it ends");
-                break false;
-            }
-            if let Some(status) = child.try_wait().expect("its state") {
-                assert!(status.success(), "step {step}");
-                break true;
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        };
+        let ended = killed_before(&s3, dir.path(), &["compact"], step);
         assert_sound(&remote);
         let fresh = machine(&remote, &dir.path().join(format!("fresh-{step}")));
         assert_all_found(&fresh, &ids(1, 0..total));
-        // The leases of the dead end by their age, which is not waited for here.
-        for name in s3.names().iter().filter(|name| name.starts_with("leases/")) {
-            s3.remove(name);
-        }
         if ended {
             assert!(step > 6, "{step}");
             assert_eq!(fresh.compact().expect("merged").parts, 1);
@@ -407,7 +415,7 @@ fn a_list_that_lies_is_told_and_costs_no_entry() {
     let lie = put(&json!({"version": 1, "parts": into(&parts[0]), "merged": &parts[1..]}));
     let reader = open("three").reader().expect("a reader");
     assert_eq!(found(&reader, &wanted), 1);
-    let checked = remote.check(true, &Silent).expect("checked");
+    let checked = object_storage::check(&remote).expect("checked");
     assert!(told(&checked.problems, &lie), "{:?}", checked.problems);
     gc(&remote, 0);
     assert_eq!(parts_there(&s3).0, 3);

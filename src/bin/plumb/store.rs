@@ -28,6 +28,8 @@ pub(crate) struct Args {
 #[derive(clap::Subcommand)]
 enum Command {
     /// Look for damage. Changes nothing; exit status 3 when there is any.
+    ///
+    /// The index of a store on object storage is in the user's cache meanwhile.
     Check {
         /// The store's folder or address.
         store: PathBuf,
@@ -48,7 +50,7 @@ enum Command {
     /// Remove what no run uses.
     ///
     /// A run is a file in the store's folder `runs`; remove it to give up its entries. Nothing behind a link is removed, and
-    /// nothing that plumb did not write.
+    /// nothing that plumb did not write. The index of a store on object storage is in the user's cache meanwhile.
     Gc {
         /// The store's folder or address.
         store: PathBuf,
@@ -157,7 +159,7 @@ fn tell(problems: &[Problem], ui: &Ui) {
 
 fn check(path: &Path, read_data: bool, ui: &Ui) -> CommandResult {
     let report = match Address::is_one(path) {
-        true => world::remote(path)?.check(read_data, ui),
+        true => world::remote(path)?.check(&world::scratch(), read_data, ui),
         false => Store::check(path, read_data, ui),
     };
     let report = report.map_err(Failure::error)?;
@@ -264,7 +266,7 @@ fn rebuild_text(path: &Path, report: &RebuildReport) -> String {
 
 fn gc(path: &Path, options: &GcOptions, wait: &WaitArgs, ui: &Ui) -> CommandResult {
     let report = match Address::is_one(path) {
-        true => world::remote(path)?.gc(options, wait.limit(), ui),
+        true => world::remote(path)?.gc(&world::scratch(), options, wait.limit(), ui),
         false => {
             let store = Store::open(path).map_err(Failure::error)?;
             store::when_free(wait.limit(), ui, || store.gc(options, ui))

@@ -14,7 +14,7 @@ use plumb::monitor::{Monitor, never};
 use plumb::nn::Kernels;
 use plumb::nn::weights::DigestMemo;
 use plumb::shown;
-use plumb::store::{self, CacheLimit, Place, Remote};
+use plumb::store::{self, CacheLimit, Place, Remote, Scratch};
 use sysinfo::{MemoryRefreshKind, RefreshKind, System};
 
 use crate::ranks::Where;
@@ -98,6 +98,11 @@ pub(crate) fn store_address(path: &Path) -> Result<store::Address, Failure> {
 /// The store at an address, with the credentials of the environment.
 pub(crate) fn remote(path: &Path) -> Result<Remote, Failure> {
     Remote::new(store_address(path)?, &variables()).map_err(Failure::error)
+}
+
+/// Where maintenance of stores on object storage has their index meanwhile.
+pub(crate) fn scratch() -> Scratch {
+    Scratch::in_folder(&cache_folder().join("maintenance"))
 }
 
 /// A store on object storage, with the credentials of the environment and a folder of its own in the user's cache.

@@ -2,42 +2,57 @@
 //! index says so first: parts without their rows are put, then the old parts go, then the packs. Parts that were merged into others go when the list
 //! that says so is older than the grace age.
 //!
-//! Ages are between times of the server. A pack of which something is used stays as it is.
+//! Ages are between times of the server. A pack of which something is used stays as it is. What goes is decided in two passes through the index, a
+//! range of fingerprints at a time: the first finds the packs that are used, the second what the others leave of each part.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::time::{Duration, SystemTime};
 
 use super::lease::{self, Lease, Purpose};
-use super::lists::{IndexThere, List, Named, Place};
+use super::lists::{IndexThere, List, Named};
 use super::names::{self, Contents, Object};
+use super::scratch::{IndexHere, Scratch};
 use super::{Remote, each};
 use crate::digest::{Digest, Fingerprint};
 use crate::monitor::Monitor;
-use crate::store::merge::write_sorted;
 use crate::store::record::Record;
-use crate::store::snapshot::decode_bytes;
-use crate::store::{Error, GcOptions, GcReport, index};
+use crate::store::snapshot::read_part;
+use crate::store::sorting::Sorting;
+use crate::store::sweep::{RowSet, SpecParts};
+use crate::store::{Error, GcOptions, GcReport, index, parts};
 
 /// What is to be done, decided before anything is touched.
-struct Plan {
+struct Plan<'a> {
     contents: Contents,
     there: IndexThere,
+    here: IndexHere<'a>,
     /// Packs that go.
     gone: HashSet<Digest>,
-    /// By spec: the parts that go, and the rows of them that stay.
-    parts: BTreeMap<Fingerprint, (Vec<Digest>, Vec<Record>)>,
+    /// Parts that go because some of their rows do, and how many rows of them stay.
+    thinned: Vec<(SpecParts, u64)>,
     /// Parts that go because others have all of their rows.
     merged: Vec<Named>,
 }
 
+/// What comes of an index part.
+#[derive(Clone, Default)]
+struct Thinned {
+    /// Whether rows of it go.
+    is_thinned: bool,
+    /// How many stay, of payloads.
+    staying: u64,
+}
+
 impl Remote {
-    /// Removes what no run uses and is older than the grace age by the server's clock; `options.now` is not looked at.
+    /// Removes what no run uses and is older than the grace age by the server's clock; `options.now` is not looked at. The index and the runs are in
+    /// `scratch` meanwhile.
     ///
     /// # Errors
     /// If no run protects anything (unless allowed), if a run or index part cannot be read or understood, if somebody adds entries,
-    /// or if the server refuses. Whatever the error, nothing that a run uses is lost.
+    /// if the server refuses, or if this machine's disk cannot be written. Whatever the error, nothing that a run uses is lost.
     pub fn gc(
         &self,
+        scratch: &Scratch,
         options: &GcOptions,
         wait: Duration,
         monitor: &dyn Monitor,
@@ -52,13 +67,11 @@ impl Remote {
             ..GcReport::default()
         };
         let contents = self.contents_of_store()?;
-        let roots = self.roots(&contents, options, &mut report)?;
-        let plan = self.plan(
-            contents,
-            &roots,
-            &|o| is_old(o, now, options.grace),
-            &mut report,
-        )?;
+        let mut here = IndexHere::new(self, scratch)?;
+        self.bring_runs(&contents, options, &mut here)?;
+        report.runs = here.runs.len() as u64;
+        let is_old = |object: &Object| is_old(object, now, options.grace);
+        let plan = self.plan(contents, here, &is_old, &mut report, monitor)?;
         if !options.dry_run {
             self.carry_out(plan, &lease, monitor)?;
             lease::clear(&self.client, now)?;
@@ -66,86 +79,66 @@ impl Remote {
         Ok(report)
     }
 
-    fn roots(
+    fn bring_runs(
         &self,
         contents: &Contents,
         options: &GcOptions,
-        report: &mut GcReport,
-    ) -> Result<HashSet<(Fingerprint, Fingerprint)>, Error> {
-        let mut roots = HashSet::new();
+        here: &mut IndexHere<'_>,
+    ) -> Result<(), Error> {
         for id in contents.runs.keys() {
-            let run = self.run(id)?;
-            report.runs += 1;
-            roots.extend(run.listed());
+            here.bring_run(id)??;
         }
-        if roots.is_empty() && !options.without_runs {
+        let is_unused = here.runs.iter().all(|(_, entries)| *entries == 0);
+        if is_unused && !options.without_runs {
             return Err(Error::Refused(format!(
                 "no run in {} uses any entry, so everything would go; encode or push first, or say --without-runs",
                 self.shown("runs")
             )));
         }
-        Ok(roots)
+        Ok(())
     }
 
-    fn plan(
+    fn plan<'a>(
         &self,
         contents: Contents,
-        roots: &HashSet<(Fingerprint, Fingerprint)>,
+        mut here: IndexHere<'a>,
         is_old: &dyn Fn(&Object) -> bool,
         report: &mut GcReport,
-    ) -> Result<Plan, Error> {
+        monitor: &dyn Monitor,
+    ) -> Result<Plan<'a>, Error> {
         // A list that cannot be read hides no part, so everything is looked at.
         let there = self.index_there(&contents, &mut Vec::new())?;
-        let keys: Vec<_> = contents.parts.keys().copied().collect();
-        let read = each(&keys, |(spec, part)| {
-            let name = self.shown(&names::part(spec, part));
+        let all: Vec<Named> = contents.parts.keys().copied().collect();
+        monitor.start("reading the index", Some(all.len() as u64));
+        each(&all, |named| {
             // Entries of a part that is left out would look like unused payloads, and go.
-            decode_bytes(name.as_ref(), spec, self.part(spec, part)?, index::records)
+            here.bring(named, |rows| index::each_record(rows, &mut |_, _| Ok(())))??;
+            monitor.advance(1);
+            Ok(())
         })?;
-        let mut used: HashSet<Digest> = HashSet::new();
-        for ((spec, _), rows) in keys.iter().zip(&read) {
-            let of_runs = rows
-                .iter()
-                .filter(|row| roots.contains(&(*spec, row.entry)));
-            used.extend(of_runs.map(|row| row.pack));
-        }
+        here.open(&there)?;
+        let used = self.used(&mut here)?;
+        let is_used = |pack: &Digest| here.packs.get(pack).is_some_and(|n| used.contains(n));
         let goes = |(pack, found): &(&Digest, &names::RemotePack)| {
             let copy = contents.copies.get(*pack);
             let is_old = is_old(&found.object) && copy.is_none_or(|copy| is_old(&copy.object));
-            is_old && !used.contains(*pack)
+            is_old && !is_used(pack)
         };
-        let gone: HashSet<Digest> = contents
-            .packs
-            .iter()
-            .filter(goes)
-            .map(|(p, _)| *p)
-            .collect();
-        let mut read: BTreeMap<Named, Vec<Record>> = keys.into_iter().zip(read).collect();
-        let (mut before, mut after) = (HashSet::new(), HashSet::new());
-        let stays = |row: &Record| !gone.contains(&row.pack);
-        for rows in read.values() {
-            before.extend(rows.iter().map(|row| row.entry));
-            after.extend(rows.iter().filter(|r| stays(r)).map(|row| row.entry));
-        }
-        let merged = merged(&there, &mut read);
-        let mut parts: BTreeMap<Fingerprint, (Vec<Digest>, Vec<Record>)> = BTreeMap::new();
-        for ((spec, part), rows) in read {
-            if rows.iter().all(stays) {
-                continue;
-            }
-            let of_spec = parts.entry(spec).or_default();
-            of_spec.0.push(part);
-            of_spec.1.extend(rows.into_iter().filter(stays));
-        }
+        let gone = contents.packs.iter().filter(goes);
+        let gone: HashSet<Digest> = gone.map(|(pack, _)| *pack).collect();
+        let thinned = self.thinned(&mut here, &gone, report)?;
+        monitor.finish();
+        let specs: HashSet<Fingerprint> = thinned.iter().map(|(parts, _)| parts.spec).collect();
         let is_due = |part: &Named| {
             let list = there.merged.get(part).map(|merged| (part.0, merged.list));
             let list = list.and_then(|list| contents.lists.get(&list));
             // Where what they were merged into is written anew, they would be read again.
-            list.is_some_and(is_old) || parts.contains_key(&part.0)
+            list.is_some_and(is_old) || specs.contains(&part.0)
         };
-        let merged = merged.into_iter().filter(is_due).collect();
-        report.entries_kept = after.len() as u64;
-        report.entries_removed = (before.len() - after.len()) as u64;
+        // Nothing is taken on the word of a list alone: one that has a row of its own stays.
+        let merged = here.specs.iter().flat_map(|of_spec| of_spec.merged());
+        let merged = merged.filter(|(part, alone)| *alone == 0 && is_due(part));
+        let merged = merged.map(|(part, _)| part).collect();
         report.packs_removed = gone.len() as u64;
         let bytes = |pack: &Digest| {
             let both = [contents.packs.get(pack), contents.copies.get(pack)];
@@ -158,30 +151,120 @@ impl Remote {
         Ok(Plan {
             contents,
             there,
+            here,
             gone,
-            parts,
+            thinned,
             merged,
         })
     }
 
-    /// Puts entries of a spec as sorted parts, with a list of these; gives the parts.
-    fn put_sorted(&self, spec: &Fingerprint, mut rows: Vec<Record>) -> Result<Vec<Digest>, Error> {
-        rows.sort_by_key(|row| (row.entry, row.pack));
-        let written = write_sorted(self, spec, rows)?;
-        if !written.known.is_empty() {
-            let known = written.known.into_iter();
-            let known = known.map(|(part, known)| (part, Some(known)));
-            self.put_list(spec, &List::new(known.collect(), BTreeSet::new()))?;
+    /// The packs of which a run uses something. Parts that were merged are compared with the others on the way.
+    fn used(&self, here: &mut IndexHere<'_>) -> Result<RowSet, Error> {
+        let ids: Vec<String> = here.runs.iter().map(|(id, _)| id.clone()).collect();
+        let mut used = RowSet::default();
+        for range in here.ranges() {
+            let mut roots = here.store.roots(&ids, range)?;
+            for number in 0..here.specs.len() {
+                let rows = here.rows(number, range, &mut |part, e| Err(self.of_part(part, e)))?;
+                let of_spec = &mut here.specs[number];
+                of_spec.compare_merged(&rows);
+                let wanted = roots.remove(&of_spec.index.spec).unwrap_or_default();
+                for row in rows {
+                    if wanted.binary_search(&row.entry).is_ok() {
+                        used.insert(row.pack);
+                    }
+                }
+            }
         }
-        Ok(written.parts)
+        Ok(used)
     }
 
-    fn carry_out(&self, plan: Plan, lease: &Lease, monitor: &dyn Monitor) -> Result<(), Error> {
+    /// The parts of which rows go with the packs `gone`, but those of which others have all rows.
+    fn thinned(
+        &self,
+        here: &mut IndexHere<'_>,
+        gone: &HashSet<Digest>,
+        report: &mut GcReport,
+    ) -> Result<Vec<(SpecParts, u64)>, Error> {
+        let mut goes = RowSet::default();
+        for number in gone.iter().filter_map(|pack| here.packs.get(pack)) {
+            goes.insert(number);
+        }
+        let parts = here.specs.iter().map(|of| of.index.parts.len());
+        let mut thinned: Vec<Vec<Thinned>> = parts.map(|n| vec![Thinned::default(); n]).collect();
+        for range in here.ranges() {
+            for (number, thinned) in thinned.iter_mut().enumerate() {
+                let rows = here.rows(number, range, &mut |part, e| Err(self.of_part(part, e)))?;
+                for same in rows.chunk_by(|a, b| a.entry == b.entry) {
+                    match same.iter().any(|row| !goes.contains(row.pack)) {
+                        true => report.entries_kept += 1,
+                        false => report.entries_removed += 1,
+                    }
+                }
+                for row in rows {
+                    let part = &mut thinned[row.part as usize];
+                    match goes.contains(row.pack) {
+                        true => part.is_thinned = true,
+                        false => part.staying += u64::from(row.payloads),
+                    }
+                }
+            }
+        }
+        let of_specs = here.specs.iter().zip(thinned).map(|(of_spec, thinned)| {
+            let parts = of_spec.index.parts.iter().zip(&of_spec.alone).zip(&thinned);
+            let some = parts.filter(|((_, alone), t)| **alone != Some(0) && t.is_thinned);
+            let (mut parts, mut staying) = (Vec::new(), 0);
+            for ((part, _), thinned) in some {
+                parts.push(part.clone());
+                staying += thinned.staying;
+            }
+            let spec = of_spec.index.spec;
+            (SpecParts { spec, parts }, staying)
+        });
+        Ok(of_specs.filter(|(of, _)| !of.parts.is_empty()).collect())
+    }
+
+    /// An error of a part that is here, with its name there.
+    fn of_part(&self, (spec, part): Named, e: Error) -> Error {
+        match e {
+            Error::Malformed { why, .. } => {
+                let name = self.shown(&names::part(&spec, &part));
+                Error::malformed(name.as_ref(), why)
+            }
+            other => other,
+        }
+    }
+
+    /// Puts what stays of some parts as sorted parts, with a list of these; gives the parts.
+    fn put_thinned(
+        &self,
+        here: &IndexHere<'_>,
+        (thinned, staying): &(SpecParts, u64),
+        gone: &HashSet<Digest>,
+    ) -> Result<Vec<Digest>, Error> {
+        let (spec, layout) = (&thinned.spec, &here.store.layout);
+        let sorting = Sorting::new(&here.store, spec);
+        let stays = |_, _, row: &Record| !gone.contains(&row.pack);
+        let made = sorting.finish_with(thinned, *staying, &stays)?.new;
+        let mut known = parts::read(layout, spec);
+        let mut of_made = BTreeMap::new();
+        for part in &made {
+            self.put_part(spec, &read_part(layout, spec, part)?)?;
+            of_made.extend(known.remove(part).map(|known| (*part, Some(known))));
+        }
+        if !of_made.is_empty() {
+            self.put_list(spec, &List::new(of_made, BTreeSet::new()))?;
+        }
+        Ok(made)
+    }
+
+    fn carry_out(&self, plan: Plan<'_>, lease: &Lease, monitor: &dyn Monitor) -> Result<(), Error> {
         let mut old: HashSet<Named> = plan.merged.iter().copied().collect();
         let mut new: HashSet<Named> = HashSet::new();
-        for (spec, (thinned, rows)) in plan.parts {
-            let parts = self.put_sorted(&spec, rows)?;
-            old.extend(thinned.into_iter().map(|part| (spec, part)));
+        for thinned in &plan.thinned {
+            let parts = self.put_thinned(&plan.here, thinned, &plan.gone)?;
+            let spec = thinned.0.spec;
+            old.extend(thinned.0.parts.iter().map(|(part, ..)| (spec, *part)));
             new.extend(parts.into_iter().map(|part| (spec, part)));
         }
         // What was written may be what was there before.
@@ -230,32 +313,6 @@ impl Remote {
         monitor.finish();
         Ok(())
     }
-}
-
-/// Takes out of `read` the parts of which others have all rows, and gives their names. Nothing is taken on the word of a list alone: one that
-/// has a row of its own stays.
-fn merged(there: &IndexThere, read: &mut BTreeMap<Named, Vec<Record>>) -> Vec<Named> {
-    if there.merged.values().all(|merged| !merged.is_there) {
-        return Vec::new();
-    }
-    let live = read
-        .iter()
-        .filter(|(part, _)| there.live.contains_key(part));
-    let places: HashSet<Place> = live
-        .flat_map(|((spec, _), rows)| rows.iter().map(|row| (*spec, row.entry, row.pack)))
-        .collect();
-    let has_none_alone = |(spec, _): &Named, rows: &[Record]| {
-        rows.iter()
-            .all(|row| places.contains(&(*spec, row.entry, row.pack)))
-    };
-    let merged = read
-        .iter()
-        .filter(|(part, rows)| there.merged.contains_key(part) && has_none_alone(part, rows));
-    let merged: Vec<Named> = merged.map(|(part, _)| *part).collect();
-    for part in &merged {
-        read.remove(part);
-    }
-    merged
 }
 
 /// Whether an object may go by its age. A time in the future counts as young.

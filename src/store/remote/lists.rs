@@ -12,7 +12,6 @@ use serde::{Deserialize, Serialize};
 use super::names::{self, Contents};
 use super::{Remote, as_named, each, is_digest, problem_of};
 use crate::digest::{Digest, Fingerprint, canonical_json};
-use crate::store::merge::PutPart;
 use crate::store::parts::Listed;
 use crate::store::{Error, Problem, layout};
 
@@ -23,9 +22,6 @@ pub(super) const MEND: &str = "remove the object: it is derived from the parts";
 
 /// A part of a spec, or a list of these.
 pub(super) type Named = (Fingerprint, Digest);
-
-/// A spec, an entry of it, and a pack that has it.
-pub(super) type Place = (Fingerprint, Fingerprint, Digest);
 
 /// What is known of some parts of a spec.
 #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -248,10 +244,13 @@ impl Remote {
             .put_new(&names::part_list(spec, &digest), &bytes.into())?;
         Ok(digest)
     }
-}
 
-impl PutPart for Remote {
-    fn put_part(&self, spec: &Fingerprint, bytes: &bytes::Bytes) -> Result<Digest, Error> {
+    /// Puts an index part.
+    pub(super) fn put_part(
+        &self,
+        spec: &Fingerprint,
+        bytes: &bytes::Bytes,
+    ) -> Result<Digest, Error> {
         let digest = Digest::of(bytes);
         self.client.put_new(&names::part(spec, &digest), bytes)?;
         Ok(digest)

@@ -13,7 +13,6 @@ use crate::digest::{Digest, Fingerprint};
 use crate::monitor::Silent;
 use crate::store::compact::{Effort, Parts};
 use crate::store::layout::Layout;
-use crate::store::merge::PutPart as _;
 use crate::store::parts::{self, Listed};
 use crate::store::snapshot::read_part;
 use crate::store::{Error, Store, lock};

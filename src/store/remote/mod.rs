@@ -6,7 +6,7 @@
 //! - `client` alone knows the protocols and their asynchronous runtime, `http` sends their requests.
 //! - `names` are the names of objects; `lease` keeps those who add and those who remove apart; `lists` say which index parts are to be read.
 //! - `push`, `pull`, `check`, `gc` and `merging` are what commands do; `mirror` is the folder that stands before a store on object storage,
-//!   `bring` how the index comes into it, `trim` its bound.
+//!   `bring` how the index comes into it, `trim` its bound; `scratch` is where `check` and `gc` have the index meanwhile.
 
 mod address;
 mod bring;
@@ -22,6 +22,7 @@ mod names;
 mod pull;
 mod push;
 mod push_runs;
+mod scratch;
 mod trim;
 
 use std::collections::{BTreeMap, HashSet};
@@ -34,6 +35,7 @@ pub use address::Address;
 pub use client::Variables;
 pub use pull::PullReport;
 pub use push::{PushOptions, PushReport};
+pub use scratch::Scratch;
 pub use trim::CacheLimit;
 
 pub(super) use mirror::{MIRROR_OF, Mirror};
@@ -248,9 +250,14 @@ impl Remote {
     }
 
     pub(super) fn run(&self, id: &str) -> Result<Run, Error> {
+        self.run_and_bytes(id).map(|(run, _)| run)
+    }
+
+    fn run_and_bytes(&self, id: &str) -> Result<(Run, Bytes), Error> {
         let name = names::run(id);
         let bytes = self.client.get(&name, RUN_LIMIT_BYTES)?;
-        run::parse(self.shown(&name).as_ref(), id, &bytes)
+        let run = run::parse(self.shown(&name).as_ref(), id, &bytes)?;
+        Ok((run, bytes))
     }
 
     /// The bytes of a pack as it is in a folder, which are what its name says.

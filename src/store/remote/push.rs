@@ -18,7 +18,6 @@ use crate::digest::{Digest, Fingerprint};
 use crate::monitor::Monitor;
 use crate::shown;
 use crate::store::layout::{self, MARKER, PackPath};
-use crate::store::merge::PutPart as _;
 use crate::store::parts::Listed;
 use crate::store::record::Record;
 use crate::store::snapshot::decode_part;
