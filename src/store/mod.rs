@@ -95,7 +95,6 @@ pub use temporary::collect_temporary_files;
 pub use tensor::{ElementType, Summary, TensorBytes};
 pub use writer::{CommitStats, StoreWriter};
 
-use compact::Effort;
 use layout::{Layout, PackPath};
 use loading::Scope;
 use remote::Mirror;
@@ -222,13 +221,25 @@ impl Store {
         mirror.trim(&self.layout, None)?;
         if report.index_parts > 0 {
             mirror.refresh(&self.layout)?;
-            match mirror.merge(self, Effort::Few) {
-                // Somebody merges or removes: the next one to push does it.
-                Ok(()) | Err(Error::Busy { .. }) => {}
-                Err(e) => return Err(e),
-            }
+            mirror.merge_few(self)?;
         }
         Ok(Some(report))
+    }
+
+    /// Merges index parts of the store at `place`, on object storage, where many have come together: for who pushed there from elsewhere. They come
+    /// into the folder of `place` for it, and nothing does where there are not many.
+    ///
+    /// # Errors
+    /// If something cannot be read or written. Nothing is lost by it.
+    pub fn merge_at(place: &Place) -> Result<(), Error> {
+        let Some(behind) = place.behind() else {
+            return Ok(());
+        };
+        let mirror = Arc::new(Mirror::new(behind.clone()));
+        let mut store = Self::at(place.folder(), Arc::new(Local));
+        store.layout.mirror = Some(mirror.clone());
+        mirror.look(&store.layout)?;
+        mirror.merge_few(&store)
     }
 
     /// As [`Self::open`], with another way to the disk.

@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 use crate::object_storage::{self, assert_sound};
 use crate::s3::{Fault, S3, proxy};
 use crate::store_util::{add, add_all, captions, entry, files, reads_back, scratch, spec};
+use crate::util::plumb_with;
 
 /// Of two rows each: enough for a part of several row groups, which a list describes.
 const MANY: usize = 4200;
@@ -179,6 +180,48 @@ fn whoever_pushes_merges_where_many_small_parts_have_come_together() {
         &machine(&remote, &dir.path().join("three")),
         &ids(1, 0..MANY),
     );
+}
+
+#[test]
+fn a_push_of_a_folder_merges_there_where_many_small_parts_have_come_together() {
+    let Some(s3) = S3::start() else { return };
+    let dir = scratch();
+    let remote = s3.remote(&s3.server);
+    let own = Store::open_or_create(&dir.path().join("own")).expect("a store");
+    let caches = dir.path().join("caches");
+    let push = || {
+        let mut variables = s3.variables(&s3.server);
+        variables.insert("XDG_CACHE_HOME".to_owned(), caches.display().to_string());
+        let variables: Vec<(&str, &str)> = (variables.iter())
+            .map(|(name, value)| (name.as_str(), value.as_str()))
+            .collect();
+        let ran = plumb_with(
+            dir.path(),
+            &["store", "push", "own", &s3.address()],
+            &variables,
+        );
+        (ran.expect(0), files(&caches, ".parquet").len())
+    };
+    for number in 0..31 {
+        add_all(&own, number..number + 1);
+        (remote.push(&own, PushOptions::default(), &Silent)).expect("pushed");
+    }
+    add_all(&own, 31..32);
+    let (ran, fetched) = push();
+    ran.says("pushed 1 entry");
+    assert_eq!((parts_there(&s3), fetched), ((32, 0), 0));
+    add_all(&own, 32..33);
+    let (ran, fetched) = push();
+    ran.says("pushed 1 entry");
+    assert_eq!((parts_there(&s3), fetched), ((34, 1), 1));
+    assert_sound(&remote);
+    assert_all_found(&machine(&remote, &dir.path().join("one")), &ids(1, 0..33));
+    // Of what came since there is little, and it does not come here.
+    add_all(&own, 33..34);
+    let (ran, fetched) = push();
+    ran.says("pushed 1 entry");
+    assert_eq!((parts_there(&s3), fetched), ((35, 1), 1));
+    push().0.says("nothing to push");
 }
 
 /// Runs a command of the store there until it is about to write something after `step` times; says whether it ended before.

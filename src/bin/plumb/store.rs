@@ -79,7 +79,8 @@ enum Command {
     },
     /// Put what object storage lacks of a store there. An interrupted push goes on where it was.
     ///
-    /// Entries come before whatever names them, so others may read and push meanwhile. Credentials come from the usual variables:
+    /// Entries come before whatever names them, so others may read and push meanwhile. In its end it merges what has to be of the index there, as
+    /// `plumb encode` does. Credentials come from the usual variables:
     /// AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION, AWS_ENDPOINT_URL; GOOGLE_SERVICE_ACCOUNT; AZURE_STORAGE_ACCOUNT_NAME
     /// and AZURE_STORAGE_ACCOUNT_KEY.
     Push {

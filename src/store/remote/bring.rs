@@ -61,7 +61,11 @@ impl Mirror {
         self.forget(layout)
     }
 
-    fn take_index(&self, contents: &Contents, problems: &mut Vec<Problem>) -> Result<(), Error> {
+    pub(super) fn take_index(
+        &self,
+        contents: &Contents,
+        problems: &mut Vec<Problem>,
+    ) -> Result<(), Error> {
         let known = &self.index().lists;
         let lists = self.remote().lists(contents, known, problems)?;
         let bad = self.bad.lock().unwrap_or_else(PoisonError::into_inner);

@@ -21,6 +21,14 @@ use crate::store::{Error, Store, lock};
 const WAIT: Duration = Duration::from_secs(10);
 
 impl Mirror {
+    /// Merges where there is much of a kind, unless somebody merges or removes: then the next one to push does it.
+    pub(in crate::store) fn merge_few(&self, store: &Store) -> Result<(), Error> {
+        match self.merge(store, Effort::Few) {
+            Err(Error::Busy { .. }) => Ok(()),
+            done => done,
+        }
+    }
+
     /// Merges the index parts over there of each spec that has many.
     pub(in crate::store) fn merge(&self, store: &Store, effort: Effort) -> Result<(), Error> {
         let layout = &store.layout;

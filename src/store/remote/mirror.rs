@@ -84,6 +84,15 @@ impl Mirror {
         }
     }
 
+    /// Makes the folder, if it is not there, and looks which index parts there are over there; brings none.
+    pub(in crate::store) fn look(&self, layout: &Layout) -> Result<(), Error> {
+        self.claim(layout)?;
+        match self.remote().contents_but_packs()? {
+            Some(contents) => self.take_index(&contents, &mut Vec::new()),
+            None => Ok(()),
+        }
+    }
+
     /// Makes sure that the folder is for this store and no other.
     fn claim(&self, layout: &Layout) -> Result<(), Error> {
         let address = self.remote().address().to_string();

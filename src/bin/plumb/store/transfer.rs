@@ -23,7 +23,7 @@ pub(super) fn push(
     options: PushOptions,
     ui: &Ui,
 ) -> CommandResult {
-    let (store, to) = match address {
+    let (store, place, to) = match address {
         Some(address) => {
             if Address::is_one(from) {
                 let why = "the first is the store's folder, the second the address: pull a store to push it elsewhere";
@@ -31,7 +31,8 @@ pub(super) fn push(
             }
             // First: what is wrong with the address costs no look at the store.
             let to = world::remote(address)?;
-            (Store::open(from).map_err(Failure::error)?, to)
+            let store = Store::open(from).map_err(Failure::error)?;
+            (store, world::store_place(address)?, to)
         }
         None => {
             if from.is_dir() || Address::is_one(from) {
@@ -41,13 +42,20 @@ pub(super) fn push(
             let experiment = on_object_storage(from, ui)?;
             let place = experiment.store_path().map_err(Failure::usage)?;
             let store = Store::open_or_create_at(&place).map_err(Failure::error)?;
-            (store, world::remote(&place.shown())?)
+            let to = world::remote(&place.shown())?;
+            (store, place, to)
         }
     };
     let report = to.push(&store, options, ui).map_err(Failure::error)?;
     let text = format!("{}: {}", to.address(), push_text(&report));
     ui.report(&report, &text)?;
     tell(&report.problems, ui);
+    // What was pushed is there, whatever comes of this; the next one to push merges.
+    if report.index_parts > 0
+        && let Err(e) = Store::merge_at(&place)
+    {
+        ui.note(&format!("the index there was not merged: {e}"));
+    }
     Ok(())
 }
 
