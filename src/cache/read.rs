@@ -8,7 +8,7 @@ use candle_core::Tensor;
 use serde::Serialize;
 
 use super::conditioning::{Conditioning, EncoderOutput, EncoderOutputs, assemble};
-use super::{EncoderId, Error, Specs, tensors};
+use super::{EncoderId, Error, Manifest, Specs, tensors};
 use crate::base_model::BaseModel;
 use crate::dataset::{Item, Reference, Viewed};
 use crate::digest::{Digest, Fingerprint};
@@ -66,21 +66,10 @@ impl EncoderOutput {
 }
 
 impl Reader {
-    /// Of the entries that `store` has now.
+    /// Of the entries that `store` has now of those given as (spec, entry).
     ///
     /// # Errors
     /// If the store cannot be read.
-    pub fn open(specs: Specs, store: &Store) -> Result<Self, Error> {
-        Ok(Self {
-            store: Arc::new(store.reader_of(&specs.all())?),
-            specs,
-        })
-    }
-
-    /// As [`Self::open`], of these entries alone, given as (spec, entry).
-    ///
-    /// # Errors
-    /// As [`Self::open`].
     pub fn open_for(
         specs: Specs,
         store: &Store,
@@ -232,18 +221,10 @@ pub struct ModelCache<'a> {
 }
 
 impl<'a> ModelCache<'a> {
-    /// Of the entries that `store` has now.
+    /// Of the entries that `store` has now of those given as (spec, entry).
     ///
     /// # Errors
     /// If the store cannot be read.
-    pub fn open(base: &'a BaseModel, store: &Store) -> Result<Self, Error> {
-        Ok(Self::of(base, Reader::open(Specs::from(base), store)?))
-    }
-
-    /// As [`Self::open`], of these entries alone, given as (spec, entry).
-    ///
-    /// # Errors
-    /// As [`Self::open`].
     pub fn open_for(
         base: &'a BaseModel,
         store: &Store,
@@ -253,25 +234,46 @@ impl<'a> ModelCache<'a> {
         Ok(Self::of(base, reader))
     }
 
-    /// Of several recipes of base models, in their order: the index is read once.
+    /// As [`Self::open_for`], of what its encoders make of `captions` and its VAE of the views of `pictures`.
     ///
     /// # Errors
-    /// If the store cannot be read.
-    pub fn open_all(
+    /// As [`Self::open_for`].
+    pub fn open_of<'t>(
+        base: &'a BaseModel,
+        store: &Store,
+        captions: impl Iterator<Item = &'t str> + Clone,
+        pictures: &[Viewed<'_>],
+    ) -> Result<Self, Error> {
+        let needed = Manifest::new(base, captions, pictures);
+        Self::open_for(base, store, needed.entries())
+    }
+
+    /// As [`Self::open_of`], under several recipes of base models, in their order: the index is read once.
+    ///
+    /// # Errors
+    /// As [`Self::open_for`].
+    pub fn open_all<'t>(
         bases: impl Iterator<Item = &'a BaseModel>,
         store: &Store,
+        captions: impl Iterator<Item = &'t str> + Clone,
+        pictures: &[Viewed<'_>],
     ) -> Result<Vec<Self>, Error> {
-        let each: Vec<(&BaseModel, Specs)> = bases.map(|base| (base, Specs::from(base))).collect();
-        let mut all: Vec<Fingerprint> = each.iter().flat_map(|(_, specs)| specs.all()).collect();
-        all.sort_unstable();
-        all.dedup();
-        let store = Arc::new(store.reader_of(&all)?);
-        let reader = |specs| Reader {
-            specs,
+        let bases: Vec<&BaseModel> = bases.collect();
+        let needed = bases
+            .iter()
+            .map(|base| Manifest::new(base, captions.clone(), pictures));
+        let mut entries: Vec<_> = needed.flat_map(|of| of.entries().to_vec()).collect();
+        entries.sort_unstable();
+        entries.dedup();
+        let store = Arc::new(store.reader_of_entries(&entries)?);
+        let reader = |base| Reader {
+            specs: Specs::from(base),
             store: store.clone(),
         };
-        let of = |(base, specs)| Self::of(base, reader(specs));
-        Ok(each.into_iter().map(of).collect())
+        Ok(bases
+            .into_iter()
+            .map(|base| Self::of(base, reader(base)))
+            .collect())
     }
 
     fn of(base: &'a BaseModel, reader: Reader) -> Self {

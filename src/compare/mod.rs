@@ -251,8 +251,12 @@ impl Stage {
         let each = self.pictures.len() * VALIDATION_SIGMAS.len();
         monitor.start("measuring", Some((sides * each) as u64));
         let draws = (options.draws, &DrawOptions::of(&self.base));
+        let texts = self.pictures.iter().flat_map(|item| &item.captions);
+        // And the empty caption, which one without captions has.
+        let texts = texts.map(String::as_str).chain([""]);
+        let viewed = dataset::viewed(&self.pictures, &[]);
         let of = |base: &BaseModel, adapters: &Bound| {
-            let source = ModelCache::open(base, &self.store)?;
+            let source = ModelCache::open_of(base, &self.store, texts.clone(), &viewed)?;
             let predictor = Predictor { denoiser, adapters };
             measure::losses(&predictor, &source, &self.pictures, draws, monitor)
         };

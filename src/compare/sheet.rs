@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 
 use super::Error;
 use crate::base_model::BaseModel;
-use crate::cache::ModelCache;
 use crate::dataset::{self, Item, Preview};
 use crate::experiment::Experiment;
 use crate::lora::Bound;
@@ -91,7 +90,7 @@ impl Previews<'_> {
         let given = previews::shown_references(self.references, &settings.prompts)?;
         let mut rows = ClipRow::beside(&settings.prompts, &given);
         for (base, adapters) in columns {
-            let source = ModelCache::open(base, self.store)?;
+            let source = previews::open(base, self.store, self.references)?;
             let advance = || self.monitor.advance(1);
             let own = Network::Loaded(self.denoiser, adapters);
             let beside = other.as_ref().map(|other| beside(other, self.denoiser));

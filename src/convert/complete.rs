@@ -31,10 +31,12 @@ pub(super) fn open<'a>(
         Err(e) => return Err(e.into()),
     };
     let items = dataset::open(experiment, base.latent_geometry().side_multiple(), monitor)?;
-    let cache = ModelCache::open(base, &store)?;
     let of_pictures = items.iter().flat_map(|item| &item.captions);
     let captions: BTreeSet<String> = of_pictures.chain(more).cloned().collect();
     let viewed = dataset::viewed(&items, &[]);
+    // And the empty caption, which some formats have where it is there.
+    let texts = captions.iter().map(String::as_str).chain([""]);
+    let cache = ModelCache::open_of(base, &store, texts, &viewed)?;
     let reader = &cache.reader;
     match refuse_if_missing(experiment, base, &store, reader, &captions, &viewed)? {
         Some(refusal) => Err(CacheError::Refused(Box::new(refusal))),

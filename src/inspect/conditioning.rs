@@ -34,7 +34,7 @@ pub fn conditioning(
     // Through the store, as training reads it: what is shown is what is trained on, its precision included.
     let stats = encode_captions(base, store, &[caption.to_owned()], options, monitor)?;
     tell_of_no_run(&stats, monitor);
-    let source = ModelCache::open(base, store)?;
+    let source = ModelCache::open_of(base, store, std::iter::once(caption), &[])?;
     let outputs = source.outputs(caption)?;
     let mut file = File::default();
     file.add_conditioning(&source.assemble(&outputs)?)?;

@@ -82,7 +82,7 @@ pub fn latents(
     if stats.failed > 0 {
         return Err(fail("it could not be decoded, see above".into()));
     }
-    let source = ModelCache::open(base, store)?;
+    let source = ModelCache::open_of(base, store, std::iter::empty(), &[item.viewed()])?;
     let StoredLatents { mean, logvar, .. } = source.reader.moments(&item, view)?;
     let mut made_of = BTreeMap::from([("mean".to_owned(), mean.unsqueeze(0)?)]);
     if let Some(logvar) = logvar {

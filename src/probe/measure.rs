@@ -1,6 +1,6 @@
 //! Losses of the frozen base model: for each picture, under every recipe, with the same noise at the same timesteps.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use candle_core::{DType, Tensor};
 
@@ -11,7 +11,7 @@ use super::stats::mean;
 use crate::autograd::Tape;
 use crate::base_model::BaseModel;
 use crate::cache::{Conditioning, ModelCache};
-use crate::dataset::Item;
+use crate::dataset::{Item, Reference, Viewed};
 use crate::digest::Digest;
 use crate::lora::Bound;
 use crate::models::{self, Denoiser};
@@ -67,7 +67,8 @@ pub fn with_latents(
     store: &Store,
     groups: Vec<Vec<Item>>,
 ) -> Result<Vec<Subject>, Error> {
-    let reader = ModelCache::open(base, store)?.reader;
+    let all = groups.iter().flatten();
+    let reader = ModelCache::open_of(base, store, std::iter::empty(), &viewed(all))?.reader;
     let is_there = |item: &Item| reader.has_views(item);
     let mut there = Vec::new();
     for mut group in groups {
@@ -92,7 +93,7 @@ pub fn leave_out_misfits(
     let caption = subjects.iter().flat_map(Subject::captions).next();
     let mut pooled = None;
     let mut misfits = Vec::new();
-    for (at, cache) in caches(compared, store)?.iter().enumerate() {
+    for (at, cache) in caches(compared, store, subjects)?.iter().enumerate() {
         let outputs = cache.outputs(caption.unwrap_or_default())?;
         let why = match cache.assemble(&outputs) {
             Err(error) => error.to_string(),
@@ -116,10 +117,29 @@ pub fn leave_out_misfits(
     compared.check()
 }
 
-/// The store as each of the recipes sees it.
-fn caches<'a>(compared: &'a ComparedRecipes, store: &Store) -> Result<Vec<ModelCache<'a>>, Error> {
+/// What the store has of some pictures and their captions, as each of the recipes sees it.
+fn caches<'a>(
+    compared: &'a ComparedRecipes,
+    store: &Store,
+    subjects: &[Subject],
+) -> Result<Vec<ModelCache<'a>>, Error> {
     let bases = compared.recipes.iter().map(|recipe| &recipe.base);
-    Ok(ModelCache::open_all(bases, store)?)
+    // And the empty caption, which one without captions has.
+    let captions: BTreeSet<&str> = (subjects.iter().flat_map(Subject::captions))
+        .chain([""])
+        .collect();
+    let pictures = viewed(subjects.iter().flat_map(|subject| &subject.0));
+    let captions = captions.iter().copied();
+    Ok(ModelCache::open_all(bases, store, captions, &pictures)?)
+}
+
+/// Some items and their references.
+fn viewed<'a>(items: impl Iterator<Item = &'a Item>) -> Vec<Viewed<'a>> {
+    let each = |item: &'a Item| {
+        let reference = item.reference.as_ref().map(Reference::viewed);
+        std::iter::once(item.viewed()).chain(reference)
+    };
+    items.flat_map(each).collect()
 }
 
 /// The losses of one picture.
@@ -170,18 +190,18 @@ pub struct Measurement<'a> {
 }
 
 impl<'a> Measurement<'a> {
-    /// Of the entries that `store` has now.
+    /// Of what `store` has now of `subjects`, the pictures that may be measured.
     ///
     /// # Errors
     /// If it cannot be read.
     pub fn open(
         base: &BaseModel,
         compared: &'a ComparedRecipes,
-        store: &Store,
+        (store, subjects): (&Store, &[Subject]),
         denoiser: &'a dyn Denoiser,
         draws: Draws,
     ) -> Result<Self, Error> {
-        let caches = caches(compared, store)?.into_iter();
+        let caches = caches(compared, store, subjects)?.into_iter();
         let labels = compared.recipes.iter().map(|c| c.candidate.label());
         Ok(Self {
             recipes: labels.zip(caches).collect(),

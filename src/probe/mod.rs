@@ -134,7 +134,7 @@ pub fn run(
         count: options.draws,
         batch: options.batch,
     };
-    let measurement = Measurement::open(&base, &compared, &store, &*denoiser, draws)?;
+    let measurement = Measurement::open(&base, &compared, (&store, &subjects), &*denoiser, draws)?;
     let looks = stats::looks(subjects.len(), ALPHA);
     let (rows, looks_made) = looked(measurement, &subjects, &looks, options, monitor)?;
     let measured = Subjects::of(firsts().take(rows.len()));

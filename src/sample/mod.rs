@@ -23,7 +23,7 @@ use previews::ClipWriter;
 
 use crate::autograd::Tape;
 use crate::base_model::{self, BaseModel, placement};
-use crate::cache::{self, ModelCache};
+use crate::cache;
 use crate::convert;
 use crate::dataset::{self, Preview};
 use crate::encode::{self, EncodeOptions, encode_captions, encode_pictures};
@@ -183,7 +183,7 @@ pub fn run(
         in_files(&base.denoiser, adapters.own.as_ref()),
         (other.as_ref()).map(|other| in_files(&other.denoiser, adapters.other.as_ref())),
     );
-    let source = ModelCache::open(&base, &store)?;
+    let source = previews::open(&base, &store, &references)?;
     let steps = settings.steps * settings.prompts.len();
     monitor.start("sampling", Some(steps as u64));
     let advance = || monitor.advance(1);

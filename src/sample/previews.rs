@@ -10,15 +10,32 @@ use super::networks::Stage;
 use super::sheet::{SheetRow, contact_sheet};
 use super::{AnimatedWebp, Error, SampleOptions, decode};
 use crate::base_model::BaseModel;
-use crate::cache::{Conditioning, ModelCache, drop_caption};
+use crate::cache::{self, Conditioning, ModelCache, drop_caption};
 use crate::dataset::{self, PictureFile, Preview};
 use crate::experiment::SampleSettings;
 use crate::nn::Kernels;
 use crate::recipe::latents::Rate;
+use crate::store::Store;
 use crate::vae::{Extents, LatentGeometry};
 
 /// Takes a frame of the clip of the prompt of this number. All of a clip are of one size; a picture has one.
 pub type TakeFrame<'a> = dyn FnMut(usize, RgbImage) -> Result<(), Error> + 'a;
+
+/// What a store has of what previews read: of their prompts, of what guidance steers away from, and of their references.
+///
+/// # Errors
+/// If the store cannot be read.
+pub fn open<'a>(
+    base: &'a BaseModel,
+    store: &Store,
+    references: &[Preview],
+) -> Result<ModelCache<'a>, cache::Error> {
+    let settings = &base.settings.sample;
+    let texts = settings.prompts.iter().chain(&settings.negative_prompt);
+    // And the empty caption, which stands for none.
+    let texts = texts.map(String::as_str).chain([""]);
+    ModelCache::open_of(base, store, texts, &dataset::viewed(&[], references))
+}
 
 /// How the first preview is sampled; the others differ in their `number`.
 pub fn options(base: &BaseModel) -> SampleOptions {

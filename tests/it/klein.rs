@@ -218,6 +218,13 @@ pub(crate) fn conditioning(source: &ModelCache<'_>, caption: &str) -> Conditioni
     assemble(source.recipe, &outputs, source.context_width).expect("assembled")
 }
 
+/// What a store has of captions, and of the reference that previews are made beside.
+pub(crate) fn cache<'a>(base: &'a BaseModel, store: &Store, captions: &[&str]) -> ModelCache<'a> {
+    let previews = plumb::sample::references(base, &plumb::monitor::Silent).expect("references");
+    let viewed = plumb::dataset::viewed(&[], &previews);
+    ModelCache::open_of(base, store, captions.iter().copied(), &viewed).expect("a store")
+}
+
 /// The latents of the one reference that previews are made beside.
 pub(crate) fn reference(base: &BaseModel, source: &ModelCache<'_>) -> Tensor {
     let previews = plumb::sample::references(base, &plumb::monitor::Silent).expect("references");
@@ -242,7 +249,7 @@ fn klein_is_what_its_pipeline_makes() {
     world.run(&["encode", "exp.toml"]).expect(0);
     let base = world.base();
     let store = Store::open_or_create(&world.path("store")).expect("a store");
-    let source = ModelCache::open(&base, &store).expect("a store");
+    let source = cache(&base, &store, &[CAPTION, ""]);
     let said = conditioning(&source, CAPTION);
     let empty = source.outputs("").expect("encoded");
     let all: BTreeSet<&str> = empty.keys().map(String::as_str).collect();

@@ -4,7 +4,6 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
-use plumb::cache::ModelCache;
 use plumb::dataset::OwnSize;
 use plumb::experiment::Experiment;
 use plumb::lora::Bound;
@@ -13,7 +12,7 @@ use plumb::recipe::latents::Size;
 use plumb::sample::{SampleOptions, previews, sample_from};
 use plumb::store::Store;
 
-use crate::klein::{conditioning, reference};
+use crate::klein::{cache, conditioning, reference};
 use crate::peers::Script;
 use crate::tiny_world::close;
 use crate::world::{World, tiny_sd3};
@@ -514,7 +513,7 @@ fn a_sample_beside_a_reference_of_the_authors_size_is_what_the_pipeline_makes() 
     world.run(&["encode", "exp.toml"]).expect(0);
     let base = world.base();
     let store = Store::open_or_create(&world.path("store")).expect("a store");
-    let source = ModelCache::open(&base, &store).expect("a store");
+    let source = cache(&base, &store, &["a blue square"]);
     let given = reference(&base, &source);
     // 1248 x 832 px.
     assert_eq!(given.dims(), [1, 16, 104, 156]);

@@ -82,7 +82,8 @@ impl Kind {
             stop: never,
         };
         encode_captions(&base, &store, &captions, &options, &Silent).expect("encoded");
-        let source = ModelCache::open(&base, &store).expect("a store");
+        let texts = captions.iter().map(String::as_str).chain([""]);
+        let source = ModelCache::open_of(&base, &store, texts, &[]).expect("a store");
         let said: Vec<Conditioning> = captions.iter().map(|c| conditioning(&source, c)).collect();
         for (n, said) in said.iter().enumerate() {
             let theirs = golden["context"].get(n).expect("a row");
@@ -204,7 +205,8 @@ fn v_prediction_from_pure_noise_is_what_its_pipeline_makes() {
         stop: never,
     };
     encode_captions(&base, &store, &captions, &options, &Silent).expect("encoded");
-    let source = ModelCache::open(&base, &store).expect("a store");
+    let texts = captions.iter().map(String::as_str).chain([""]);
+    let source = ModelCache::open_of(&base, &store, texts, &[]).expect("a store");
     let denoiser = base
         .denoiser
         .load(&Placement::default())

@@ -69,7 +69,8 @@ fn conditioning(world: &World, base: &BaseModel) -> Vec<Conditioning> {
         stop: never,
     };
     encode_captions(base, &store, &captions, &options, &Silent).expect("encoded");
-    let source = ModelCache::open(base, &store).expect("a store");
+    let texts = CAPTIONS.into_iter();
+    let source = ModelCache::open_of(base, &store, texts, &[]).expect("a store");
     let golden = golden();
     let outputs = captions
         .iter()

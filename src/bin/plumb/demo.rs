@@ -262,7 +262,7 @@ fn before_and_after(
     let base = BaseModel::open(experiment, &mut world::digest_memo()).map_err(Failure::error)?;
     let store = Store::open_at(&experiment.store_path().map_err(Failure::usage)?)
         .map_err(Failure::error)?;
-    let source = ModelCache::open(&base, &store).map_err(Failure::error)?;
+    let source = previews::open(&base, &store, &[]).map_err(Failure::error)?;
     let placement = base_model::placement(experiment, &place.device, &place.kernels);
     let denoiser = base.denoiser.load(&placement).map_err(Failure::error)?;
     let adapters = sample::open_lora(lora, &base, ui).map_err(Failure::error)?;
