@@ -15,7 +15,7 @@ use crate::experiment::Experiment;
 use crate::recipe::Diff;
 use crate::recipe::spec::spelled_out;
 use crate::shown;
-use crate::store::{self, Store, StoreReader};
+use crate::store::{self, Store};
 
 /// What is missing of one spec.
 #[derive(Debug, Serialize)]
@@ -135,11 +135,10 @@ fn missing_entries(
     if without.is_empty() {
         return Ok(None);
     }
-    // Where some are there, the recipe is right and captions are new; where none is, another recipe may be. Nobody reads the index of
-    // all captions for what is known.
-    let has_any = without.len() < wanted || !store.reader_of(&[spec])?.entries(&spec).is_empty();
+    // Where some are there, the recipe is right and captions are new; where none is, another recipe may be.
+    let has_any = without.len() < wanted || store.has_entries(&spec)?;
     let nearest = match has_any {
-        false => nearest(&store.reader()?, &spec, json, origin)?,
+        false => nearest(store, &spec, json, origin)?,
         true => None,
     };
     Ok(Some(MissingEntries {
@@ -158,42 +157,44 @@ fn missing_entries(
 /// # Errors
 /// If the store cannot be read.
 fn nearest(
-    reader: &StoreReader,
+    store: &Store,
     wanted_spec: &Fingerprint,
     wanted: &Value,
     origin: impl Fn(&str) -> Option<String>,
 ) -> Result<Option<NearestSpec>, store::Error> {
     // Of latents there is no kind: they are compared with latents only.
     let kind = |spec: &Value| spec.pointer("/architecture/kind").cloned();
-    let mut best: Option<NearestSpec> = None;
-    for spec in reader.specs()?.into_iter().filter(|s| s != wanted_spec) {
+    // Of no spec: only descriptions are read.
+    let reader = store.reader_of(&[])?;
+    let mut alike = Vec::new();
+    for spec in store.specs()?.into_iter().filter(|s| s != wanted_spec) {
         let Some(found) = reader
             .spec_json(&spec)?
             .and_then(|j| serde_json::from_slice::<Value>(&j).ok())
         else {
             continue;
         };
-        let entries = reader.entries(&spec).len() as u64;
-        // A spec without entries would not show what the store can be used for.
-        if kind(&found) != kind(wanted) || entries == 0 {
-            continue;
+        if kind(&found) == kind(wanted) {
+            // What an earlier version had no rule for, it did in the rule's default way.
+            let diff = Diff::between(&spelled_out(wanted), &spelled_out(&found));
+            alike.push((spec, diff));
         }
-        // What an earlier version had no rule for, it did in the rule's default way.
-        let diff = Diff::between(&spelled_out(wanted), &spelled_out(&found));
-        if best
-            .as_ref()
-            .is_none_or(|b| diff.fields.len() < b.diff.fields.len())
-        {
+    }
+    alike.sort_by_key(|(_, diff)| diff.fields.len());
+    for (spec, diff) in alike {
+        let entries = store.num_entries(&spec)?;
+        // A spec without entries would not show what the store can be used for.
+        if entries > 0 {
             let from = format!("spec {} in the store", spec.short());
             let diff = diff.wanted_from(&origin).found_from(|_| Some(from.clone()));
-            best = Some(NearestSpec {
+            return Ok(Some(NearestSpec {
                 spec,
                 entries,
                 diff,
-            });
+            }));
         }
     }
-    Ok(best)
+    Ok(None)
 }
 
 impl fmt::Display for Refusal {

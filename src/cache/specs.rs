@@ -46,12 +46,6 @@ impl From<&BaseModel> for Specs {
 }
 
 impl Specs {
-    /// The fingerprints of all of them: encoders in the recipe's order, then the VAE.
-    pub fn all(&self) -> Vec<Fingerprint> {
-        let encoders = self.encoders.iter().map(|encoder| encoder.spec);
-        encoders.chain([self.latents]).collect()
-    }
-
     /// The entry of a view of a picture.
     pub fn view(&self, picture: Digest, view: View) -> Fingerprint {
         LatentKey::new(self.latents, picture, view).fingerprint()

@@ -13,7 +13,7 @@ use crate::dataset::{self, Item, Preview, Reference};
 use crate::digest::{Digest, Fingerprint};
 use crate::experiment::Experiment;
 use crate::monitor::Monitor;
-use crate::store::{self, StoreReader};
+use crate::store::{self, Record, StoreReader};
 
 /// Where a caption is from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -95,16 +95,18 @@ impl Captions {
         })
     }
 
-    /// All that a store has an entry of, under any text encoder.
+    /// All that a store has an entry of, under any text encoder; `reader` is of all its entries.
     ///
     /// # Errors
     /// If the store cannot be read.
     pub fn of_store(reader: &StoreReader) -> Result<Self, Error> {
         let mut texts = BTreeSet::new();
-        let (encoders, problems) = encoders_of_store(reader)?;
+        let has_entries = |spec: &Fingerprint| Ok(reader.has_entries(spec));
+        let (encoders, problems) = encoders_of_store(reader, has_entries)?;
         for encoder in &encoders {
-            let records = reader.records(&encoder.spec).map_err(cache::Error::from)?;
-            texts.extend(records.into_iter().map(|record| record.source));
+            let mut take = |record: Record| _ = texts.insert(record.source);
+            let told = reader.each_record(&encoder.spec, &mut take);
+            told.map_err(cache::Error::from)?;
         }
         let caption = |text| Caption {
             text,
@@ -173,17 +175,18 @@ fn of_prompts(
     found
 }
 
-/// The text encoders that a store has entries of, each called by its kind and the beginning of its fingerprint, as a store knows no
-/// recipe; and a line for each spec that is not what was written, whose entries are left out.
+/// Those text encoders of a store that have an entry as `has_entries` tells, each called by its kind and the beginning of its
+/// fingerprint, as a store knows no recipe; and a line for each spec that is not what was written, whose entries are left out.
 ///
 /// # Errors
 /// If the store cannot be read.
 pub(super) fn encoders_of_store(
     reader: &StoreReader,
+    has_entries: impl Fn(&Fingerprint) -> Result<bool, store::Error>,
 ) -> Result<(Vec<EncoderId>, Vec<String>), Error> {
     let (mut encoders, mut problems) = (Vec::new(), Vec::new());
     for spec in reader.specs().map_err(cache::Error::from)? {
-        if reader.entries(&spec).is_empty() {
+        if !has_entries(&spec).map_err(cache::Error::from)? {
             continue;
         }
         match slot(reader, &spec) {

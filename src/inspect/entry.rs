@@ -116,35 +116,28 @@ pub struct EntryAddress {
     pub entry: Fingerprint,
 }
 
-/// The entries that a store has of a caption, under any spec.
+/// The entries that a store may have of a caption: one under each of its specs.
 ///
 /// # Errors
 /// If the store cannot be read.
-pub fn entries_of_caption(reader: &StoreReader, caption: &str) -> Result<Vec<EntryAddress>, Error> {
-    let specs = reader.specs().map_err(cache::Error::from)?.into_iter();
+pub fn entries_of_caption(store: &Store, caption: &str) -> Result<Vec<EntryAddress>, Error> {
+    let specs = store.specs().map_err(cache::Error::from)?.into_iter();
     let address = |spec: Fingerprint| EntryAddress {
         entry: caption_entry(&spec, caption),
         spec,
     };
-    Ok(specs
-        .map(address)
-        .filter(|a| reader.contains(&a.spec, &a.entry))
-        .collect())
+    Ok(specs.map(address).collect())
 }
 
-/// The entries whose fingerprint begins with these hexadecimal digits.
+/// The entries of a reader.
 ///
 /// # Errors
 /// If the store cannot be read.
-pub fn entries_beginning(reader: &StoreReader, digits: &str) -> Result<Vec<EntryAddress>, Error> {
+pub fn entries_of(reader: &StoreReader) -> Result<Vec<EntryAddress>, Error> {
     let mut found = Vec::new();
     for spec in reader.specs().map_err(cache::Error::from)? {
-        let entries = reader.entries(&spec);
-        // Sorted as their digits are.
-        let begin = entries.partition_point(|entry| entry.to_string().as_str() < digits);
-        let alike = entries[begin..].iter();
-        let alike = alike.take_while(|entry| entry.to_string().starts_with(digits));
-        found.extend(alike.map(|&entry| EntryAddress { spec, entry }));
+        let entries = reader.entries(&spec).into_iter();
+        found.extend(entries.map(|entry| EntryAddress { spec, entry }));
     }
     Ok(found)
 }

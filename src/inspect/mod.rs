@@ -25,8 +25,8 @@ use candle_core::Tensor;
 
 pub use conditioning::conditioning;
 pub use entry::{
-    EntryAddress, EntryReport, PartReport, PictureUse, RunUse, entries_beginning,
-    entries_of_caption, entry, pictures_of,
+    EntryAddress, EntryReport, PartReport, PictureUse, RunUse, entries_of, entries_of_caption,
+    entry, pictures_of,
 };
 pub use export::{ExportReport, ExportedEncoder, export};
 pub use latents::{PictureReport, latents};

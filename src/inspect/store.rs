@@ -1,6 +1,6 @@
 //! What a store holds and who uses it: each spec in words, the runs that share its entries, and what no run uses.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use serde::Serialize;
@@ -14,7 +14,7 @@ use crate::digest::Fingerprint;
 use crate::monitor::Monitor;
 use crate::recipe::Diff;
 use crate::recipe::spec::spelled_out;
-use crate::store::{CheckReport, Store, StoreReader, StoreStats};
+use crate::store::{CheckReport, EntryRange, Store, StoreReader, StoreStats};
 
 /// What a store holds and who uses it.
 #[derive(Debug, Serialize)]
@@ -100,11 +100,23 @@ pub struct Leftovers {
     pub unindexed_entries: u64,
 }
 
-/// Who uses an entry: a run by its place, and how many more.
-#[derive(Clone, Copy)]
-struct Users {
-    first: u32,
-    count: u32,
+/// That a run uses an entry: spec and run by their places.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Use {
+    spec: u32,
+    entry: Fingerprint,
+    run: u32,
+}
+
+/// What is counted of a store, a range of fingerprints at a time.
+struct Counting<'a> {
+    store: &'a Store,
+    ids: Vec<String>,
+    specs: BTreeMap<Fingerprint, SpecReport>,
+    /// Those that have a description, or an index that can be read.
+    known: BTreeSet<Fingerprint>,
+    runs: Vec<RunReport>,
+    problems: Vec<String>,
 }
 
 /// The Experiments that the store's runs are of, as these call their files, each once. Runs that cannot be understood are left out.
@@ -126,46 +138,23 @@ pub fn store(store: &Store, monitor: &dyn Monitor) -> Result<StoreReport, Error>
     let fail = |e| Error::from(cache::Error::from(e));
     let check = store.check_structure(monitor).map_err(fail)?;
     let mut problems: Vec<String> = check.problems.iter().map(ToString::to_string).collect();
-    let reader = store.reader().map_err(fail)?;
-    let mut runs = Vec::new();
-    let mut users: HashMap<(Fingerprint, Fingerprint), Users> = HashMap::new();
-    let mut of_spec: BTreeMap<Fingerprint, Vec<String>> = BTreeMap::new();
-    for id in store.runs().map_err(fail)? {
-        let mut report = RunReport {
-            run: run_use(id.clone(), &Value::Null),
-            entries: None,
-            alone: 0,
-            missing: 0,
-        };
-        match store.run(&id) {
-            Ok(run) => {
-                report.run = run_use(id.clone(), &run.extra);
-                report.entries = Some(run.num_entries() as u64);
-                for (spec, entries) in run.entries {
-                    of_spec.entry(spec).or_default().push(id.clone());
-                    for entry in entries {
-                        report.missing += u64::from(!reader.contains(&spec, &entry));
-                        let first = runs.len() as u32;
-                        let users = users.entry((spec, entry));
-                        users.or_insert(Users { first, count: 0 }).count += 1;
-                    }
-                }
-            }
-            Err(e) => problems.push(e.to_string()),
-        }
-        runs.push(report);
-    }
-    for used in users.values().filter(|users| users.count == 1) {
-        runs[used.first as usize].alone += 1;
+    let mut counting = Counting::begin(store)?;
+    for (number, range) in store.ranges().map_err(fail)?.enumerate() {
+        counting.add(range, number == 0)?;
     }
     let stats = store.stats().map_err(fail)?;
-    let mut specs = Vec::new();
-    for spec in reader.specs().map_err(fail)? {
-        let runs = of_spec.remove(&spec).unwrap_or_default();
-        specs.push(spec_report(&reader, spec, &users, &stats, runs)?);
+    // Of no spec: only descriptions are read.
+    let reader = store.reader_of(&[]).map_err(fail)?;
+    let mut specs: Vec<SpecReport> = counting.specs.into_values().collect();
+    specs.retain(|spec| counting.known.contains(&spec.spec));
+    for spec in &mut specs {
+        spec.what = spec_title(&spec_title::json(&reader, &spec.spec)?);
+        let counted = stats.specs.get(&spec.spec.to_string());
+        spec.truncated = counted.map_or(0, |s| s.truncated_entries);
     }
     specs.sort_by_key(|spec| std::cmp::Reverse(spec.bytes));
     find_alike(&reader, &mut specs)?;
+    problems.extend(counting.problems);
     problems.sort();
     problems.dedup();
     Ok(StoreReport {
@@ -174,44 +163,114 @@ pub fn store(store: &Store, monitor: &dyn Monitor) -> Result<StoreReport, Error>
         orphan_bytes: specs.iter().map(|spec| spec.orphan_bytes).sum(),
         shared: specs.iter().map(|spec| spec.shared).sum(),
         specs,
-        runs,
+        runs: counting.runs,
         stats,
         leftovers: leftovers(&check),
         problems,
     })
 }
 
-fn spec_report(
-    reader: &StoreReader,
-    spec: Fingerprint,
-    users: &HashMap<(Fingerprint, Fingerprint), Users>,
-    stats: &StoreStats,
-    runs: Vec<String>,
-) -> Result<SpecReport, Error> {
-    let mut report = SpecReport {
-        spec,
-        what: spec_title(&spec_title::json(reader, &spec)?),
-        entries: 0,
-        bytes: 0,
-        orphans: 0,
-        orphan_bytes: 0,
-        shared: 0,
-        truncated: (stats.specs.get(&spec.to_string())).map_or(0, |s| s.truncated_entries),
-        runs,
-        alike: None,
-    };
-    for (entry, bytes) in reader.entry_bytes(&spec).map_err(cache::Error::from)? {
-        report.entries += 1;
-        report.bytes += bytes;
-        match users.get(&(spec, entry)) {
-            None => {
-                report.orphans += 1;
-                report.orphan_bytes += bytes;
-            }
-            Some(users) => report.shared += u64::from(users.count > 1),
-        }
+impl<'a> Counting<'a> {
+    fn begin(store: &'a Store) -> Result<Self, Error> {
+        let ids = store.runs().map_err(cache::Error::from)?;
+        let run = |id: &String| RunReport {
+            run: run_use(id.clone(), &Value::Null),
+            entries: None,
+            alone: 0,
+            missing: 0,
+        };
+        let spec = |spec| SpecReport {
+            spec,
+            what: String::new(),
+            entries: 0,
+            bytes: 0,
+            orphans: 0,
+            orphan_bytes: 0,
+            shared: 0,
+            truncated: 0,
+            runs: Vec::new(),
+            alike: None,
+        };
+        let specs = store.specs().map_err(cache::Error::from)?.into_iter();
+        Ok(Self {
+            store,
+            runs: ids.iter().map(run).collect(),
+            specs: specs.map(|id| (id, spec(id))).collect(),
+            known: BTreeSet::new(),
+            ids,
+            problems: Vec::new(),
+        })
     }
-    Ok(report)
+
+    /// Counts the entries of a range; `is_first`: also what there is to say of runs as a whole.
+    fn add(&mut self, range: EntryRange, is_first: bool) -> Result<(), Error> {
+        let specs: Vec<Fingerprint> = self.specs.keys().copied().collect();
+        let reader = self.store.reader_of_range(&specs, range);
+        let reader = reader.map_err(cache::Error::from)?;
+        let known = reader.specs().map_err(cache::Error::from)?;
+        self.known.extend(known);
+        let uses = self.uses(&reader, range, is_first);
+        for used in uses.chunk_by(|a, b| (a.spec, a.entry) == (b.spec, b.entry)) {
+            if let [one] = used {
+                self.runs[one.run as usize].alone += 1;
+            }
+        }
+        for (place, report) in (0u32..).zip(self.specs.values_mut()) {
+            let entries = reader.entry_bytes(&report.spec);
+            for (entry, bytes) in entries.map_err(cache::Error::from)? {
+                report.entries += 1;
+                report.bytes += bytes;
+                let key = (place, entry);
+                let start = uses.partition_point(|used| (used.spec, used.entry) < key);
+                let users = uses[start..].iter();
+                match users.take_while(|u| (u.spec, u.entry) == key).count() {
+                    0 => {
+                        report.orphans += 1;
+                        report.orphan_bytes += bytes;
+                    }
+                    users => report.shared += u64::from(users > 1),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What runs use of a range, sorted. A run that cannot be understood is told.
+    fn uses(&mut self, reader: &StoreReader, range: EntryRange, is_first: bool) -> Vec<Use> {
+        let mut places: BTreeMap<Fingerprint, u32> = self.specs.keys().copied().zip(0..).collect();
+        let mut uses = Vec::new();
+        for (number, (id, report)) in (0..).zip(self.ids.iter().zip(&mut self.runs)) {
+            let run = match self.store.run(id) {
+                Ok(run) => run,
+                Err(e) => {
+                    self.problems.push(e.to_string());
+                    continue;
+                }
+            };
+            if is_first {
+                report.run = run_use(id.clone(), &run.extra);
+                report.entries = Some(run.num_entries() as u64);
+            }
+            for (spec, entries) in run.entries {
+                if is_first && let Some(spec) = self.specs.get_mut(&spec) {
+                    spec.runs.push(id.clone());
+                }
+                // One that the store does not know comes behind those that it does.
+                let next = places.len() as u32;
+                let place = *places.entry(spec).or_insert(next);
+                for entry in entries.into_iter().filter(|entry| range.has(entry)) {
+                    report.missing += u64::from(!reader.contains(&spec, &entry));
+                    uses.push(Use {
+                        spec: place,
+                        entry,
+                        run: number,
+                    });
+                }
+            }
+        }
+        uses.sort_unstable();
+        uses
+    }
 }
 
 /// Says of each spec in which fields it differs from one before it that has the same weights.

@@ -1,5 +1,5 @@
-//! Loading the index: all of it, or what it says of some entries. Of the large parts that `parts.json` tells of, only those row
-//! groups are read that may have one of these.
+//! Loading the index: all of it, or what it says of some entries or of a range of them. Of the large parts that `parts.json` tells of, only
+//! those row groups are read that may have one of these.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::AtomicU8;
@@ -8,6 +8,8 @@ use std::sync::{Arc, OnceLock};
 use parquet::arrow::arrow_reader::RowSelection;
 use rayon::prelude::{IntoParallelRefIterator as _, ParallelIterator as _};
 
+use super::entry_range::EntryRange;
+use super::kept::{KeptParts, PartId, RowsId};
 use super::layout::Layout;
 use super::parts::{self, Listed, PartList};
 use super::presence::EntryRows;
@@ -29,6 +31,41 @@ pub(super) enum Scope {
     Specs(Vec<Fingerprint>),
     /// Those listed, by spec, sorted.
     Entries(BTreeMap<Fingerprint, Vec<Fingerprint>>),
+    /// Those of these specs that are in a range.
+    Range(Vec<Fingerprint>, EntryRange),
+}
+
+/// Which entries of a spec are looked for.
+#[derive(Clone, Copy)]
+pub(super) enum Wanted<'a> {
+    All,
+    /// Sorted.
+    Listed(&'a [Fingerprint]),
+    Range(EntryRange),
+}
+
+impl Wanted<'_> {
+    /// Those that are neither below nor above some fingerprints; `None` where none is.
+    fn within(self, (first, last): (Fingerprint, Fingerprint)) -> Option<Self> {
+        match self {
+            Self::All => Some(self),
+            Self::Listed(entries) => {
+                let start = entries.partition_point(|entry| *entry < first);
+                let end = entries.partition_point(|entry| *entry <= last);
+                let some = entries.get(start..end).unwrap_or_default();
+                (!some.is_empty()).then_some(Self::Listed(some))
+            }
+            Self::Range(range) => range.touches((first, last)).then_some(self),
+        }
+    }
+
+    fn has(self, entry: &Fingerprint) -> bool {
+        match self {
+            Self::All => true,
+            Self::Listed(entries) => entries.binary_search(entry).is_ok(),
+            Self::Range(range) => range.has(entry),
+        }
+    }
 }
 
 impl Scope {
@@ -48,34 +85,33 @@ impl Scope {
     fn specs(&self, layout: &Layout) -> Result<Vec<Fingerprint>, Error> {
         match self {
             Self::All => layout.indexed_specs(),
-            Self::Specs(specs) => Ok(specs.clone()),
+            Self::Specs(specs) | Self::Range(specs, _) => Ok(specs.clone()),
             Self::Entries(wanted) => Ok(wanted.keys().copied().collect()),
         }
     }
 
     /// Whether an index part may have something of it.
     pub(super) fn touches(&self, spec: &Fingerprint, part: &Listed) -> bool {
-        match self {
-            Self::All => true,
-            Self::Specs(specs) => specs.contains(spec),
-            Self::Entries(wanted) => {
-                let wanted = wanted.get(spec).map_or(&[][..], Vec::as_slice);
-                !within(wanted, (part.first, part.last)).is_empty()
-            }
-        }
+        let wanted = self.wanted(spec).within((part.first, part.last));
+        wanted.is_some()
     }
 
-    /// What is looked for of a spec; None where everything is.
-    fn wanted(&self, spec: &Fingerprint) -> Option<&[Fingerprint]> {
+    /// What is looked for of a spec.
+    fn wanted(&self, spec: &Fingerprint) -> Wanted<'_> {
         match self {
-            Self::Entries(wanted) => Some(wanted.get(spec).map_or(&[], Vec::as_slice)),
-            _ => None,
+            Self::All => Wanted::All,
+            Self::Entries(wanted) => Wanted::Listed(wanted.get(spec).map_or(&[], Vec::as_slice)),
+            Self::Specs(specs) | Self::Range(specs, _) if !specs.contains(spec) => {
+                Wanted::Listed(&[])
+            }
+            Self::Specs(_) => Wanted::All,
+            Self::Range(_, range) => Wanted::Range(*range),
         }
     }
 }
 
 /// An index part that is to be loaded, and what is known of it.
-type ListedPart = (Fingerprint, Digest, Option<Listed>);
+pub(super) type ListedPart<'a> = (Fingerprint, Digest, Option<&'a Listed>);
 
 /// Rows, and where they are.
 type Loaded = Vec<(Source, Vec<EntryRows>)>;
@@ -89,29 +125,41 @@ struct Loading {
 }
 
 impl Snapshot {
-    /// Loads the index as far as `scope` goes.
-    pub(super) fn load(layout: &Layout, scope: &Scope) -> Result<Self, Error> {
+    /// Loads the index as far as `scope` goes. What is `kept` of it is not read again.
+    pub(super) fn load(
+        layout: &Layout,
+        scope: &Scope,
+        kept: Option<&KeptParts>,
+    ) -> Result<Self, Error> {
         // Parts first, packs after them: a pack is on disk before a row names it, so every row read
         // finds its pack in the later list.
         for _ in 0..LOAD_TRIES {
             if let Some(mirror) = &layout.mirror {
                 mirror.bring(layout, &|spec, _, known| scope.touches(spec, known))?;
             }
-            let mut listed: Vec<ListedPart> = Vec::new();
-            for spec in scope.specs(layout)? {
-                let mut known = match scope.wanted(&spec) {
-                    Some(_) => parts::read(layout, &spec),
-                    None => PartList::new(),
-                };
-                let here = layout.index_parts(&spec)?.into_iter();
-                listed.extend(here.map(|(part, _)| (spec, part, known.remove(&part))));
+            let specs = scope.specs(layout)?;
+            let lists: Vec<Arc<PartList>> = specs
+                .iter()
+                .map(|spec| match (scope.wanted(spec), kept) {
+                    (Wanted::All, _) => Arc::default(),
+                    (_, Some(kept)) => kept.list(layout, spec),
+                    (_, None) => Arc::new(parts::read(layout, spec)),
+                })
+                .collect();
+            let mut listed: Vec<ListedPart<'_>> = Vec::new();
+            for (spec, known) in specs.iter().zip(&lists) {
+                let here = layout.index_parts(spec)?.into_iter();
+                listed.extend(here.map(|(part, _)| (*spec, part, known.get(&part))));
+            }
+            if let Some(kept) = kept {
+                kept.forget_others(&specs, &listed);
             }
             let mut loading = Loading::default();
             // Some at a time: what is decoded takes more room than what stays of it.
             for some in listed.chunks(PARTS_AT_ONCE) {
                 let loaded: Vec<Result<Loaded, Error>> = some
                     .par_iter()
-                    .map(|part| load_part(layout, part, scope.wanted(&part.0)))
+                    .map(|part| load_part(layout, part, scope.wanted(&part.0), kept))
                     .collect();
                 for ((spec, part, _), loaded) in some.iter().zip(loaded) {
                     loading.take(layout, (spec, part), loaded);
@@ -184,8 +232,8 @@ impl Loading {
     fn finish(mut self, layout: &Layout, scope: &Scope) -> Result<Snapshot, Error> {
         let named: Vec<Digest> = self.snapshot.packs.iter().map(|p| p.digest).collect();
         let readable = match scope {
-            Scope::Entries(_) => layout.readable_of(&named)?,
-            _ => layout.readable_packs(&named)?,
+            Scope::Entries(_) | Scope::Range(..) => layout.readable_of(&named)?,
+            Scope::All | Scope::Specs(_) => layout.readable_packs(&named)?,
         };
         let packs = self.snapshot.packs.iter();
         let bytes: Vec<Option<u64>> = packs.map(|p| readable.get(&p.digest).copied()).collect();
@@ -217,47 +265,56 @@ impl Loading {
     }
 }
 
-/// Loads what of a part is wanted, or all.
+/// Loads what of a part is wanted.
 fn load_part(
     layout: &Layout,
-    (spec, part, known): &ListedPart,
-    wanted: Option<&[Fingerprint]>,
+    (spec, part, known): &ListedPart<'_>,
+    wanted: Wanted<'_>,
+    kept: Option<&KeptParts>,
 ) -> Result<Loaded, Error> {
-    if let (Some(wanted), Some(known)) = (wanted, known) {
-        let some = within(wanted, (known.first, known.last));
-        if some.is_empty() {
+    let id = (*spec, *part);
+    if let Some(known) = known {
+        let Some(some) = wanted.within((known.first, known.last)) else {
             return Ok(Loaded::new());
-        }
-        if let Some(opened) = known.open(layout, spec, part)? {
-            return load_groups(&Arc::new(opened), some);
+        };
+        let open = || known.open(layout, spec, part);
+        let opened = match kept {
+            Some(kept) => kept.opened(id, open)?,
+            None => open()?.map(Arc::new),
+        };
+        if let Some(opened) = opened {
+            return load_groups(id, &opened, some, kept);
         }
     }
-    let mut rows = decode_part(layout, spec, part, index::presence)?;
-    if let Some(wanted) = wanted {
-        rows.retain(|row| wanted.binary_search(&row.entry).is_ok());
-        rows.shrink_to_fit();
-    }
+    let read = || decode_part(layout, spec, part, index::presence);
+    let rows = rows_of((id, None), wanted, kept, read)?;
     Ok(vec![(Source::Whole(*part), rows)])
 }
 
 /// Loads the row groups that may have some of `wanted`, and of them what is wanted.
-fn load_groups(part: &Arc<RangedPart>, wanted: &[Fingerprint]) -> Result<Loaded, Error> {
+fn load_groups(
+    id: PartId,
+    part: &Arc<RangedPart>,
+    wanted: Wanted<'_>,
+    kept: Option<&KeptParts>,
+) -> Result<Loaded, Error> {
     let mut loaded = Loaded::new();
     for group in 0..part.num_groups() {
         // One that does not tell may have anything.
-        let some = part
-            .range(group)
-            .map_or(wanted, |range| within(wanted, range));
-        if some.is_empty() {
+        let some = match part.range(group) {
+            None => Some(wanted),
+            Some(range) => wanted.within(range),
+        };
+        let Some(some) = some else {
             continue;
-        }
-        let mut rows = part.decode(group, None, index::presence)?;
-        rows.retain(|row| some.binary_search(&row.entry).is_ok());
-        let kept = rows
+        };
+        let read = || part.decode(group, None, index::presence);
+        let mut rows = rows_of((id, Some(group)), some, kept, read)?;
+        let places = rows
             .iter()
             .map(|row| row.row as usize..(row.row + row.rows) as usize);
         let total = part.num_rows(group);
-        if kept
+        if places
             .clone()
             .next_back()
             .is_some_and(|last| last.end > total)
@@ -265,14 +322,13 @@ fn load_groups(part: &Arc<RangedPart>, wanted: &[Fingerprint]) -> Result<Loaded,
             let why = format!("row group {group} has more rows than the {total} that it says");
             return Err(Error::malformed(part.path(), why));
         }
-        let keep = RowSelection::from_consecutive_ranges(kept, total);
-        // From now on they are counted among those that are kept.
+        let keep = RowSelection::from_consecutive_ranges(places, total);
+        // From now on they are counted among those that are selected.
         let mut next = 0;
         for row in &mut rows {
             row.row = next;
             next += row.rows;
         }
-        rows.shrink_to_fit();
         if !rows.is_empty() {
             let part = part.clone();
             loaded.push((Source::Group { part, group, keep }, rows));
@@ -281,9 +337,18 @@ fn load_groups(part: &Arc<RangedPart>, wanted: &[Fingerprint]) -> Result<Loaded,
     Ok(loaded)
 }
 
-/// Those of `wanted`, which is sorted, that are neither below nor above a range.
-fn within(wanted: &[Fingerprint], (first, last): (Fingerprint, Fingerprint)) -> &[Fingerprint] {
-    let start = wanted.partition_point(|entry| *entry < first);
-    let end = wanted.partition_point(|entry| *entry <= last);
-    wanted.get(start..end).unwrap_or_default()
+/// What is wanted of a part or row group, in the order of its rows.
+fn rows_of(
+    id: RowsId,
+    wanted: Wanted<'_>,
+    kept: Option<&KeptParts>,
+    read: impl FnOnce() -> Result<Vec<EntryRows>, Error>,
+) -> Result<Vec<EntryRows>, Error> {
+    if let (Some(kept), Wanted::Listed(entries)) = (kept, wanted) {
+        return kept.rows(id, entries, read);
+    }
+    let mut rows = read()?;
+    rows.retain(|row| wanted.has(&row.entry));
+    rows.shrink_to_fit();
+    Ok(rows)
 }

@@ -18,8 +18,8 @@
 //!
 //! `schemas/FORMAT.md` has every byte and column. Start reading at [`StoreWriter::put`] and
 //! [`StoreReader::get`]; `collecting`, `rebuild`, `compact`, `temporary`, `run`, `folder` and `remote::trim` are the only files that remove
-//! anything; `parts` and `ranged` say how a large index is read in part, `sweep`, `by_pack` and `sorting` how maintenance goes through one that
-//! does not fit into memory.
+//! anything; `parts` and `ranged` say how a large index is read in part, `kept` how again and again, `sweep`, `by_pack` and `sorting` how
+//! maintenance goes through one that does not fit into memory.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -38,10 +38,12 @@ mod collecting;
 mod columns;
 mod compact;
 mod disk;
+mod entry_range;
 mod error;
 mod folder;
 mod gc;
 mod index;
+mod kept;
 mod layout;
 mod leftovers;
 mod loading;
@@ -76,9 +78,11 @@ mod writer;
 pub use check::CheckReport;
 pub use compact::CompactReport;
 pub use disk::{Disk, Local};
+pub use entry_range::EntryRange;
 pub use error::Error;
 pub use folder::NewFolder;
 pub use gc::{GcOptions, GcReport};
+pub use kept::Lookup;
 pub use layout::FORMAT_VERSION;
 pub use lock::when_free;
 pub use pack::{PACK_LIMIT_BYTES, about_record_bytes};
@@ -318,7 +322,7 @@ impl Store {
     /// # Errors
     /// If the folders cannot be read. Damaged index parts are no error, see [`StoreReader::problems`].
     pub fn reader(&self) -> Result<StoreReader, Error> {
-        StoreReader::new(self.layout.clone(), Scope::All)
+        StoreReader::new(self.layout.clone(), Scope::All, None)
     }
 
     /// As [`Self::reader`], of the entries of `specs` only.
@@ -326,7 +330,7 @@ impl Store {
     /// # Errors
     /// As [`Self::reader`].
     pub fn reader_of(&self, specs: &[Fingerprint]) -> Result<StoreReader, Error> {
-        StoreReader::new(self.layout.clone(), Scope::Specs(specs.to_vec()))
+        StoreReader::new(self.layout.clone(), Scope::Specs(specs.to_vec()), None)
     }
 
     /// As [`Self::reader`], of these entries only, given as (spec, entry): all others are as good as not there. Of a large index this
@@ -338,7 +342,36 @@ impl Store {
         &self,
         entries: &[(Fingerprint, Fingerprint)],
     ) -> Result<StoreReader, Error> {
-        StoreReader::new(self.layout.clone(), Scope::entries(entries))
+        StoreReader::new(self.layout.clone(), Scope::entries(entries), None)
+    }
+
+    /// As [`Self::reader`], of those entries of `specs` only that are in a range: all others are as good as not there. Of a large index
+    /// this reads what may tell of them.
+    ///
+    /// # Errors
+    /// As [`Self::reader`].
+    pub fn reader_of_range(
+        &self,
+        specs: &[Fingerprint],
+        range: EntryRange,
+    ) -> Result<StoreReader, Error> {
+        let scope = Scope::Range(specs.to_vec(), range);
+        StoreReader::new(self.layout.clone(), scope, None)
+    }
+
+    /// The specs that have a description or an index here, sorted.
+    ///
+    /// # Errors
+    /// If the folders cannot be read.
+    pub fn specs(&self) -> Result<Vec<Fingerprint>, Error> {
+        let described = self.layout.list_specs()?.into_iter();
+        let mut specs: Vec<Fingerprint> = described.map(|(spec, _)| spec).collect();
+        specs.extend(self.layout.indexed_specs()?);
+        let behind = self.layout.mirror.as_ref();
+        specs.extend(behind.into_iter().flat_map(|mirror| mirror.specs()));
+        specs.sort_unstable();
+        specs.dedup();
+        Ok(specs)
     }
 
     /// A writer. Any number of them may write at once, in this process and in others.

@@ -5,6 +5,7 @@ use super::record::PARTS_LIMIT;
 use crate::digest::{Digest, Fingerprint};
 
 /// An entry of an index part: where its rows are, and which pack has its payloads.
+#[derive(Clone)]
 pub(super) struct EntryRows {
     pub(super) entry: Fingerprint,
     /// The first of its rows in the part.

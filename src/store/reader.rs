@@ -1,9 +1,11 @@
 //! Reading: what is there, and its bytes, checked.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, PoisonError, RwLock};
 
-use super::index::PayloadRow;
+use super::index::{self, PayloadRow, Rows};
+use super::kept::KeptParts;
 use super::layout::{self, Layout};
 use super::loading::Scope;
 use super::packed::PackFile;
@@ -85,8 +87,12 @@ impl std::fmt::Debug for Payload {
 }
 
 impl StoreReader {
-    pub(super) fn new(layout: Layout, scope: Scope) -> Result<Self, Error> {
-        let snapshot = Snapshot::load(&layout, &scope)?;
+    pub(super) fn new(
+        layout: Layout,
+        scope: Scope,
+        kept: Option<&KeptParts>,
+    ) -> Result<Self, Error> {
+        let snapshot = Snapshot::load(&layout, &scope, kept)?;
         Ok(Self {
             layout,
             scope,
@@ -102,7 +108,7 @@ impl StoreReader {
         if let Some(mirror) = &self.layout.mirror {
             mirror.refresh(&self.layout)?;
         }
-        let snapshot = Snapshot::load(&self.layout, &self.scope)?;
+        let snapshot = Snapshot::load(&self.layout, &self.scope, None)?;
         *self
             .snapshot
             .write()
@@ -135,12 +141,8 @@ impl StoreReader {
     /// # Errors
     /// If the folder cannot be read.
     pub fn specs(&self) -> Result<Vec<Fingerprint>, Error> {
-        let mut specs: BTreeSet<Fingerprint> = self
-            .layout
-            .list(&self.layout.specs())?
-            .iter()
-            .filter_map(|f| f.name.strip_suffix(".json")?.parse().ok())
-            .collect();
+        let described = self.layout.list_specs()?.into_iter();
+        let mut specs: BTreeSet<Fingerprint> = described.map(|(spec, _)| spec).collect();
         specs.extend(self.snapshot().tables.keys());
         Ok(specs.into_iter().collect())
     }
@@ -166,6 +168,12 @@ impl StoreReader {
         // Sorted by entry, so copies stand together.
         entries.dedup();
         entries
+    }
+
+    /// Whether a spec has entries.
+    pub fn has_entries(&self, spec: &Fingerprint) -> bool {
+        let snapshot = self.snapshot();
+        (snapshot.tables.get(spec)).is_some_and(|table| !table.candidates.is_empty())
     }
 
     /// Whether an entry is there, as far as the index and the sizes of the packs tell, and as far as reading it
@@ -350,22 +358,21 @@ impl StoreReader {
     /// If an index part cannot be read.
     pub fn entry_bytes(&self, spec: &Fingerprint) -> Result<Vec<(Fingerprint, u64)>, Error> {
         self.again_if_moved(|snapshot| {
-            let candidates = snapshot.tables.get(spec).map(|t| t.candidates.as_slice());
             let mut found: Vec<(Fingerprint, u64)> = Vec::new();
-            for candidate in candidates.unwrap_or_default() {
-                // Sorted by entry, so copies stand together.
-                if found
-                    .last()
-                    .is_some_and(|(last, _)| *last == candidate.entry)
-                {
-                    continue;
+            let Some(table) = snapshot.tables.get(spec) else {
+                return Ok(found);
+            };
+            // Read once more, a part at a time: who looks for entries need not hold how large they are.
+            for (number, part) in table.parts.iter().enumerate() {
+                for rows in (part.source).decode(&self.layout, spec, index::presence)? {
+                    // Of several places the first is the one that counts.
+                    let first = table.find(&rows.entry).first();
+                    if first.is_some_and(|c| (c.part as usize, c.row) == (number, rows.row)) {
+                        found.push((rows.entry, rows.bytes));
+                    }
                 }
-                let rows = snapshot.payload_rows(&self.layout, spec, candidate)?;
-                found.push((
-                    candidate.entry,
-                    rows.iter().map(|row| row.part.length).sum(),
-                ));
             }
+            found.sort_unstable();
             Ok(found)
         })
     }
@@ -415,24 +422,30 @@ impl StoreReader {
         })
     }
 
-    /// All that the index says of the entries of a spec, sorted, each once.
+    /// Gives `take` all that the index says of the entries of a spec, in no order; of one that two writers stored, twice. Where parts of the
+    /// index are moved meanwhile, some are given once more.
     ///
     /// # Errors
     /// If an index part cannot be read.
-    pub fn records(&self, spec: &Fingerprint) -> Result<Vec<Record>, Error> {
-        self.again_if_moved(|snapshot| self.records_in(snapshot, spec))
-    }
-
-    fn records_in(&self, snapshot: &Snapshot, spec: &Fingerprint) -> Result<Vec<Record>, Error> {
-        let mut records = Vec::new();
-        let parts = snapshot.tables.get(spec).map_or(0, |t| t.parts.len());
-        for part in 0..parts {
-            records.extend(snapshot.records(&self.layout, spec, part as u32)?);
-        }
-        records.sort_by_key(|r| r.entry);
-        // Two writers may both have stored it.
-        records.dedup_by_key(|r| r.entry);
-        Ok(records)
+    pub fn each_record(
+        &self,
+        spec: &Fingerprint,
+        take: &mut dyn FnMut(Record),
+    ) -> Result<(), Error> {
+        let take = RefCell::new(take);
+        self.again_if_moved(|snapshot| {
+            let parts = snapshot.tables.get(spec).map(|t| &t.parts);
+            for part in parts.into_iter().flatten() {
+                let told = |rows: &dyn Rows| {
+                    index::each_record(rows, &mut |_, record| {
+                        (*take.borrow_mut())(record);
+                        Ok(())
+                    })
+                };
+                part.source.decode(&self.layout, spec, told)?;
+            }
+            Ok(())
+        })
     }
 }
 

@@ -224,11 +224,11 @@ pub(super) fn row_range(candidate: &EntryLocation) -> Range<usize> {
 }
 
 impl Source {
-    fn decode<T>(
+    pub(super) fn decode<T>(
         &self,
         layout: &Layout,
         spec: &Fingerprint,
-        decode: fn(&dyn Rows) -> Result<T, String>,
+        decode: impl Fn(&dyn Rows) -> Result<T, String>,
     ) -> Result<T, Error> {
         match self {
             Self::Whole(part) => decode_part(layout, spec, part, decode),

@@ -77,6 +77,7 @@ mod store_hostile;
 mod store_index;
 mod store_kill;
 mod store_links;
+mod store_lookup;
 mod store_model;
 mod store_promises;
 mod store_reading;

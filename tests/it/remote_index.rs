@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 use plumb::digest::{Digest, Fingerprint, canonical_json};
 use plumb::monitor::Silent;
 use plumb::store::{
-    Error, GcOptions, GcReport, Lacking, Place, PushOptions, Remote, Store, StoreReader,
+    EntryRange, Error, GcOptions, GcReport, Lacking, Place, PushOptions, Remote, Store, StoreReader,
 };
 use serde_json::{Value, json};
 
@@ -577,4 +577,63 @@ fn opening_and_pushing_ask_for_what_they_need_and_list_no_packs() {
     add_all(&other, lost..lost + 1);
     other.share(&Silent).expect("shared");
     assert_sound(&s3.remote(&s3.server));
+}
+
+#[test]
+fn batches_and_ranges_bring_what_they_touch_and_see_what_others_push() {
+    let Some(s3) = S3::start() else { return };
+    let dir = scratch();
+    let remote = s3.remote(&s3.server);
+    let one = machine(&remote, &dir.path().join("one"));
+    add_all(&one, 0..MANY);
+    one.share(&Silent).expect("shared");
+    one.compact().expect("merged");
+    add(&one, 2, &["of another spec"]).expect("added");
+    one.share(&Silent).expect("shared");
+
+    let other = machine(&remote, &dir.path().join("other"));
+    let (lookup, (first, second)) = (other.lookup(), (spec(1).0, spec(2).0));
+    let large = || files(other.path(), ".parquet").len() - 1;
+    assert!(other.has_entries(&second).expect("looked"));
+    assert_eq!(large(), 0);
+    let looked = |range: std::ops::Range<usize>| {
+        let wanted = ids(1, range);
+        found(
+            &lookup.reader_of_entries(&wanted).expect("a reader"),
+            &wanted,
+        )
+    };
+    assert_eq!((looked(5..10), large()), (5, 1));
+    // Of what others push, a look at the store tells: here, that of pushing something.
+    let push = |store: &Store, caption: &str| {
+        add(store, 2, &[caption]).expect("added");
+        store.share(&Silent).expect("shared");
+    };
+    add_all(&one, MANY..MANY + 5);
+    one.share(&Silent).expect("shared");
+    assert_eq!(looked(MANY - 5..MANY + 5), 5);
+    push(&other, "a");
+    assert_eq!(looked(MANY - 5..MANY + 5), 10);
+    // What was merged goes from the folder, and what it became comes.
+    one.compact().expect("merged");
+    push(&other, "b");
+    assert_eq!((looked(0..MANY + 5), large()), (MANY + 5, 3));
+
+    let late = machine(&remote, &dir.path().join("late"));
+    let mut specs = vec![first, second];
+    specs.sort_unstable();
+    assert_eq!(late.specs().expect("specs"), specs);
+    let all = one.reader().expect("a reader").entries(&first);
+    let range = EntryRange::beginning("0").expect("digits");
+    let some = late.reader_of_range(&specs, range).expect("a reader");
+    let expected = all
+        .iter()
+        .filter(|entry| entry.to_string().starts_with('0'));
+    assert!(some.entries(&first).iter().eq(expected));
+    assert_eq!(late.num_entries(&first).expect("counted"), all.len() as u64);
+    let report = plumb::inspect::store(&late, &Silent).expect("told");
+    let entries = report.specs.iter().map(|spec| (spec.spec, spec.entries));
+    let entries: BTreeMap<_, _> = entries.collect();
+    assert_eq!(entries[&first], all.len() as u64);
+    assert_eq!(entries[&second], 3);
 }

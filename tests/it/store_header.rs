@@ -7,7 +7,7 @@ use plumb::digest::Fingerprint;
 use plumb::monitor::Silent;
 use plumb::store::{NewEntry, Record, Store};
 
-use crate::store_util::{add, entry, files, readable, scratch, spec};
+use crate::store_util::{add, entry, files, readable, records, scratch, spec};
 
 const CAPTIONS: [&str; 3] = [
     "a",
@@ -44,7 +44,7 @@ fn scene(put: impl FnOnce(&Store)) -> Scene {
 fn rows(store: &Store) -> Vec<Record> {
     let (id, _) = spec(1);
     let reader = store.reader().expect("a reader");
-    let mut rows = reader.records(&id).expect("rows");
+    let mut rows = records(&reader, &id);
     for row in &mut rows {
         row.pack = plumb::digest::Digest::of(b"");
         row.parts.iter_mut().for_each(|p| p.offset = 0);

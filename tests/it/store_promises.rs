@@ -8,7 +8,7 @@ use plumb::monitor::Silent;
 use plumb::store::{Error, Lacking, NewEntry, Store, TensorBytes};
 
 use crate::store_util::{
-    Fault, Faulty, add, copy_dir, entry, files, put, readable, reads_back, scratch, spec,
+    Fault, Faulty, add, copy_dir, entry, files, put, readable, reads_back, records, scratch, spec,
 };
 use crate::util::listing;
 
@@ -357,10 +357,7 @@ fn the_index_made_anew_from_packs_is_the_index() {
     assert_eq!(old.specs().expect("specs"), new.specs().expect("specs"));
     for number in [1, 2] {
         let (id, json) = spec(number);
-        assert_eq!(
-            old.records(&id).expect("rows"),
-            new.records(&id).expect("rows")
-        );
+        assert_eq!(records(&old, &id), records(&new, &id));
         assert_eq!(new.spec_json(&id).expect("spec"), Some(json));
     }
     assert_eq!(

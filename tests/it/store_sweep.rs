@@ -16,9 +16,9 @@ use crate::store_util::{
 use crate::util::listing;
 
 /// Of two rows each: enough for a part that is read in part.
-const RUN: usize = 2100;
+pub(crate) const RUN: usize = 2100;
 
-fn ids(number: u32, captions: &[String]) -> Vec<(Fingerprint, Fingerprint)> {
+pub(crate) fn ids(number: u32, captions: &[String]) -> Vec<(Fingerprint, Fingerprint)> {
     let (id, _) = spec(number);
     captions.iter().map(|c| (id, entry(&id, c).entry)).collect()
 }
@@ -34,7 +34,7 @@ fn pack_of(store: &Store, caption: &str) -> std::path::PathBuf {
 
 /// A store with a run of the index, commits, copies of entries of which some are damaged, a pack that is lost, one that no row names, and
 /// another spec.
-fn scene(path: &Path) -> Store {
+pub(crate) fn scene(path: &Path) -> Store {
     let store = Store::open_or_create(path).expect("new");
     add_all(&store, 0..RUN);
     assert_eq!(store.compact().expect("merged").parts, 1);

@@ -8,7 +8,7 @@ use std::sync::Mutex;
 
 use plumb::digest::{Fingerprint, canonical_json};
 use plumb::store::{
-    Disk, ElementType, Error, Local, NewEntry, Store, StoreReader, StoreWriter, TensorBytes,
+    Disk, ElementType, Error, Local, NewEntry, Record, Store, StoreReader, StoreWriter, TensorBytes,
 };
 
 /// A folder that goes when it is dropped; in memory where that can be had, for the many fsyncs.
@@ -112,6 +112,16 @@ pub(crate) fn reads_back(reader: &StoreReader, number: u32, caption: &str) -> bo
         .collect();
     assert_eq!(read, expected, "{caption}");
     true
+}
+
+/// All that the index says of the entries of a spec, sorted, each once.
+pub(crate) fn records(reader: &StoreReader, spec: &Fingerprint) -> Vec<Record> {
+    let mut records = Vec::new();
+    let told = reader.each_record(spec, &mut |record| records.push(record));
+    told.expect("rows");
+    records.sort_by_key(|record| record.entry);
+    records.dedup_by_key(|record| record.entry);
+    records
 }
 
 /// Those of `captions` that read back.

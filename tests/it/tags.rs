@@ -6,6 +6,7 @@ use std::path::Path;
 use plumb::store::Store;
 use safetensors::SafeTensors;
 
+use crate::store_util::records;
 use crate::world::World;
 
 /// SDXL in small, with captions of tags.
@@ -31,9 +32,7 @@ fn captions(world: &World) -> BTreeSet<String> {
     let store = Store::open_or_create(&world.path("store")).expect("a store");
     let reader = store.reader().expect("a reader");
     let specs = reader.specs().expect("specs");
-    let records = specs
-        .iter()
-        .flat_map(|spec| reader.records(spec).expect("records"));
+    let records = specs.iter().flat_map(|spec| records(&reader, spec));
     let texts = records.map(|record| record.source);
     texts.filter(|text| text.contains("sks")).collect()
 }

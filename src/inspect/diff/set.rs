@@ -135,7 +135,7 @@ pub fn set_diff(
     monitor: &dyn Monitor,
 ) -> Result<SetDiff, Error> {
     for side in &mut sides {
-        side.load_ids()?;
+        side.load_ids(captions)?;
     }
     let mut encoders = Vec::new();
     for pairing in pairings(&sides[0], &sides[1])? {

@@ -14,7 +14,7 @@ use crate::inspect::Error;
 use crate::inspect::captions::encoders_of_store;
 use crate::inspect::spec_title;
 use crate::recipe::Diff;
-use crate::recipe::spec::spelled_out;
+use crate::recipe::spec::{caption_entry, spelled_out};
 use crate::store::{self, Store, StoreReader};
 
 /// The encoders of an Experiment, of a store, or of another trainer's cache, and where their entries are.
@@ -45,43 +45,63 @@ pub(super) enum Found {
 }
 
 impl<'a> Side<'a> {
-    /// The encoders of an Experiment, in its store.
+    /// The encoders of an Experiment, with what its store has of some captions.
     ///
     /// # Errors
     /// If the store cannot be read.
-    pub fn of_experiment(name: String, base: &'a BaseModel, store: &Store) -> Result<Self, Error> {
-        let specs = Specs::from(base);
+    pub fn of_experiment(
+        name: String,
+        base: &'a BaseModel,
+        store: &Store,
+        captions: &[&str],
+    ) -> Result<Self, Error> {
+        let encoders = Specs::from(base).encoders;
+        let specs: Vec<Fingerprint> = encoders.iter().map(|e| e.spec).collect();
         Ok(Self {
             name,
             base: Some(base),
             source: Source::Store {
-                reader: store.reader_of(&specs.all()).map_err(cache::Error::from)?,
+                reader: reader_of(store, &specs, captions)?,
                 ids: HashMap::new(),
                 damaged: Vec::new(),
             },
-            encoders: specs.encoders,
+            encoders,
         })
     }
 
-    /// All text encoders of a store; with `caption` those that have an entry of it.
+    /// The text encoders of a store that have an entry of a caption.
     ///
     /// # Errors
     /// If the store cannot be read.
-    pub fn of_store(name: String, store: &Store, caption: Option<&str>) -> Result<Self, Error> {
-        let reader = store.reader().map_err(cache::Error::from)?;
-        let (mut encoders, damaged) = encoders_of_store(&reader)?;
-        if let Some(caption) = caption {
-            encoders.retain(|e| reader.contains(&e.spec, &e.entry(caption)));
+    pub fn of_store_with(name: String, store: &Store, caption: &str) -> Result<Self, Error> {
+        let mut side = Self::of_store(name, store, &[caption])?;
+        if let Source::Store { reader, .. } = &side.source {
+            let has = |e: &EncoderId| reader.contains(&e.spec, &e.entry(caption));
+            side.encoders.retain(has);
         }
+        Ok(side)
+    }
+
+    /// All text encoders of a store, with what it has of some captions.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    pub fn of_store(name: String, store: &Store, captions: &[&str]) -> Result<Self, Error> {
+        // Of all its specs, so that it is told where what may have the captions is damaged.
+        let specs = store.specs().map_err(cache::Error::from)?;
+        let reader = reader_of(store, &specs, captions)?;
+        let (encoders, damaged) = encoders_of_store(&reader, |spec| {
+            Ok(reader.has_entries(spec) || store.has_entries(spec)?)
+        })?;
         Ok(Self {
             name,
             base: None,
-            encoders,
             source: Source::Store {
                 reader,
                 ids: HashMap::new(),
                 damaged,
             },
+            encoders,
         })
     }
 
@@ -126,8 +146,8 @@ impl<'a> Side<'a> {
         self.encoders.iter().find(|e| Some(&e.slot) == slot)
     }
 
-    /// Reads the token ids of all entries at once, for who asks for many.
-    pub(super) fn load_ids(&mut self) -> Result<(), Error> {
+    /// Reads the token ids of many captions at once.
+    pub(super) fn load_ids(&mut self, captions: &[&str]) -> Result<(), Error> {
         let Source::Store { reader, ids, .. } = &mut self.source else {
             return Ok(());
         };
@@ -135,8 +155,9 @@ impl<'a> Side<'a> {
             return Ok(());
         }
         for encoder in &self.encoders {
-            let records = reader.records(&encoder.spec);
-            let records = records.map_err(cache::Error::from)?.into_iter();
+            let entries: Vec<_> = captions.iter().map(|c| encoder.entry(c)).collect();
+            let records = reader.records_of(&encoder.spec, &entries);
+            let records = records.map_err(cache::Error::from)?.into_values();
             ids.extend(records.map(|r| (r.entry, r.tokens)));
         }
         Ok(())
@@ -206,6 +227,23 @@ impl<'a> Side<'a> {
         };
         self.encoders.iter().map(spec).collect()
     }
+}
+
+/// What a store has of captions under some specs.
+fn reader_of(
+    store: &Store,
+    specs: &[Fingerprint],
+    captions: &[&str],
+) -> Result<StoreReader, Error> {
+    let of_spec = |spec: &Fingerprint| {
+        let entries = captions
+            .iter()
+            .map(|text| (*spec, caption_entry(spec, text)));
+        entries.collect::<Vec<_>>()
+    };
+    let entries: Vec<_> = specs.iter().flat_map(of_spec).collect();
+    let reader = store.reader_of_entries(&entries);
+    Ok(reader.map_err(cache::Error::from)?)
 }
 
 /// Which encoder of the one side is which of the other: by their slots where both have a recipe; else each with the one of its

@@ -114,12 +114,12 @@ impl<'a> Encoder<'a> {
     ) -> Result<Self, Error> {
         let mut recorded = HashMap::new();
         if part.is_none() {
-            let wanted: std::collections::HashSet<_> =
-                captions.iter().map(|c| id.entry(&c.text)).collect();
-            let records = reader.records(&id.spec).map_err(cache::Error::from)?;
-            let some = records.into_iter().filter(|r| wanted.contains(&r.entry));
-            recorded
-                .extend(some.map(|r| (r.entry, (r.tokens, r.token_count as usize, r.truncated))));
+            let wanted: Vec<_> = captions.iter().map(|c| id.entry(&c.text)).collect();
+            let records = reader.records_of(&id.spec, &wanted);
+            let records = records.map_err(cache::Error::from)?.into_values();
+            recorded.extend(
+                records.map(|r| (r.entry, (r.tokens, r.token_count as usize, r.truncated))),
+            );
         }
         Ok(Self { id, part, recorded })
     }

@@ -1,7 +1,7 @@
 //! The index of a store on object storage, as far as it comes into the folder before it: parts of which it is known what range of entries they
 //! have when something of that is looked for, all others at once. Parts that were merged into others go from the folder.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -21,6 +21,8 @@ use crate::store::{Error, Problem, index, lock};
 const LOOKS: u32 = 4;
 /// Before the third of these; the second comes at once.
 const PAUSE: Duration = Duration::from_millis(300);
+/// The bytes of an index part that has a row, at the least.
+const ROW_BYTES: u64 = 64;
 
 /// Whether a part is wanted of which something is known.
 pub(in crate::store) type Wanted<'a> = &'a dyn Fn(&Fingerprint, &Digest, &Listed) -> bool;
@@ -85,6 +87,23 @@ impl Mirror {
         let index = self.index();
         let bytes = index.live.values().map(|part| part.bytes).sum();
         (index.live.len() as u64, bytes)
+    }
+
+    /// The specs of the index over there.
+    pub(in crate::store) fn specs(&self) -> BTreeSet<Fingerprint> {
+        self.index().specs()
+    }
+
+    /// At least as many rows as the parts of the index have that are to be read over there.
+    pub(in crate::store) fn most_rows(&self) -> u64 {
+        let index = self.index();
+        let rows = index.live.values().map(|part| {
+            let most = part.bytes / ROW_BYTES;
+            part.known
+                .as_ref()
+                .map_or(most, |known| known.rows.min(most))
+        });
+        rows.fold(0, u64::saturating_add)
     }
 
     /// Fetches those parts of the index that are not here and of which nothing is known, or that are `wanted`.

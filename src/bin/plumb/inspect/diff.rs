@@ -139,14 +139,14 @@ fn caption_side<'a>(
         Party::Cache(path) => return parties.cache(path, name, ui),
     };
     let side = match subject {
-        Subject::Store(store) => Side::of_store(name, store, Some(caption)),
+        Subject::Store(store) => Side::of_store_with(name, store, caption),
         Subject::Experiment(opened, _) => {
             let (experiment, base) = &**opened;
             store = open_store(experiment)?;
             let options = world::encode_options(&ComputeDevice::cpu(), &WaitArgs::default());
             let stats = encode_captions(base, &store, &[caption.to_owned()], &options, ui);
             tell_of_no_run(&stats.map_err(Failure::error)?, ui);
-            Side::of_experiment(name, base, &store)
+            Side::of_experiment(name, base, &store, &[caption])
         }
     };
     side.map_err(Failure::error)
@@ -154,14 +154,15 @@ fn caption_side<'a>(
 
 fn all(args: &Args, parties: &Parties, names: [String; 2], ui: &Ui) -> CommandResult {
     let captions = parties.captions(ui)?;
+    let captions = captions.texts();
     let [first, second] = names;
     let [one, other] = parties.both();
     let sides = [
-        set_side(parties, one, first, ui)?,
-        set_side(parties, other, second, ui)?,
+        set_side(parties, one, first, &captions, ui)?,
+        set_side(parties, other, second, &captions, ui)?,
     ];
     tell_problems([&sides[0], &sides[1]], ui);
-    let report = set_diff(sides, &captions.texts(), ui).map_err(Failure::error)?;
+    let report = set_diff(sides, &captions, ui).map_err(Failure::error)?;
     ui.report(&report, &text::all(&report))?;
     for encoder in &report.encoders {
         let name = encoder.pairing.name();
@@ -187,11 +188,12 @@ fn all(args: &Args, parties: &Parties, names: [String; 2], ui: &Ui) -> CommandRe
     Ok(())
 }
 
-/// A side as it is: with all captions, nothing is encoded.
+/// A side as it is: of many captions, nothing is encoded.
 fn set_side<'a>(
     parties: &Parties,
     party: &'a Party,
     name: String,
+    captions: &[&str],
     ui: &Ui,
 ) -> Result<Side<'a>, Failure> {
     let subject = match party {
@@ -199,8 +201,10 @@ fn set_side<'a>(
         Party::Cache(path) => return parties.cache(path, name, ui),
     };
     let side = match subject {
-        Subject::Store(store) => Side::of_store(name, store, None),
-        Subject::Experiment(opened, _) => Side::of_experiment(name, &opened.1, subject.store()?),
+        Subject::Store(store) => Side::of_store(name, store, captions),
+        Subject::Experiment(opened, _) => {
+            Side::of_experiment(name, &opened.1, subject.store()?, captions)
+        }
     };
     side.map_err(Failure::error)
 }

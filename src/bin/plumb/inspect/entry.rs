@@ -2,12 +2,12 @@
 
 use std::path::PathBuf;
 
-use plumb::cache::Specs;
+use plumb::cache::{EncoderId, Specs};
 use plumb::inspect::{self, EntryAddress, EntryReport, PartReport, PictureUse};
 use plumb::monitor::Monitor as _;
 use plumb::recipe::diff::readable;
 use plumb::shown::{self, counted};
-use plumb::store::{ElementType, StoreReader};
+use plumb::store::{ElementType, EntryRange, Store, StoreReader};
 use serde_json::Value;
 
 use super::subject::Subject;
@@ -41,14 +41,9 @@ const MOST_ENTRIES: usize = 32;
 pub(super) fn run(args: &Args, ui: &Ui) -> CommandResult {
     let subject = Subject::open(&args.place, ui)?;
     let store = subject.store()?;
-    let reader = store.reader().map_err(Failure::error)?;
-    for problem in reader.problems() {
-        ui.problem(&problem.to_string());
-    }
-    let found = match (&args.caption, &args.fingerprint) {
-        (Some(caption), _) => by_caption(&subject, &reader, caption, ui)?,
-        (None, Some(digits)) => by_digits(&reader, digits)?,
-        (None, None) => Vec::new(),
+    let (reader, found) = match (&args.caption, &args.fingerprint) {
+        (Some(caption), _) => by_caption(&subject, caption, ui)?,
+        (None, digits) => by_digits(store, digits.as_deref().unwrap_or_default(), ui)?,
     };
     let mut reports = Vec::new();
     for (slot, address) in &found {
@@ -118,54 +113,77 @@ fn pictures(of: &[PictureUse]) -> String {
 
 type Named = (Option<String>, EntryAddress);
 
-fn by_caption(
-    subject: &Subject,
-    reader: &StoreReader,
-    caption: &str,
-    ui: &Ui,
-) -> Result<Vec<Named>, Failure> {
-    let quoted = shown::text(caption);
-    let Some(base) = subject.base() else {
-        let found = inspect::entries_of_caption(reader, caption).map_err(Failure::error)?;
-        if found.is_empty() {
-            return Err(Failure::error(format!(
-                "the store has no entry of `{quoted}` under any spec; captions are found as they stand, white space and case included"
-            )));
-        }
-        return Ok(found.into_iter().map(|address| (None, address)).collect());
-    };
-    let (mut found, mut missing) = (Vec::new(), Vec::new());
-    for encoder in Specs::from(base).encoders {
-        let entry = encoder.entry(caption);
-        let spec = encoder.spec;
-        if reader.contains(&spec, &entry) {
-            found.push((Some(encoder.slot), EntryAddress { spec, entry }));
-        } else {
-            missing.push(format!(
-                "{}: the store has no sound entry of `{quoted}` (entry {}); `plumb encode` makes it",
-                encoder.slot,
-                entry.short()
-            ));
-        }
+/// What was found, and the entries that it was found among.
+type Found = (StoreReader, Vec<Named>);
+
+fn tell_problems(reader: &StoreReader, ui: &Ui) {
+    for problem in reader.problems() {
+        ui.problem(&problem.to_string());
     }
+}
+
+fn by_caption(subject: &Subject, caption: &str, ui: &Ui) -> Result<Found, Failure> {
+    let store = subject.store()?;
+    let candidates: Vec<Named> = match subject.base() {
+        None => {
+            let found = inspect::entries_of_caption(store, caption).map_err(Failure::error)?;
+            found.into_iter().map(|address| (None, address)).collect()
+        }
+        Some(base) => {
+            let encoders = Specs::from(base).encoders.into_iter();
+            let address = |encoder: EncoderId| {
+                let (spec, entry) = (encoder.spec, encoder.entry(caption));
+                (Some(encoder.slot), EntryAddress { spec, entry })
+            };
+            encoders.map(address).collect()
+        }
+    };
+    let entries: Vec<_> = (candidates.iter())
+        .map(|(_, address)| (address.spec, address.entry))
+        .collect();
+    let reader = store.reader_of_entries(&entries);
+    let reader = reader.map_err(Failure::error)?;
+    tell_problems(&reader, ui);
+    let is_there = |(_, of): &Named| reader.contains(&of.spec, &of.entry);
+    let (found, missing): (Vec<Named>, Vec<Named>) = candidates.into_iter().partition(is_there);
+    let quoted = shown::text(caption);
+    let missing = missing.iter().filter_map(|(slot, address)| {
+        Some(format!(
+            "{}: the store has no sound entry of `{quoted}` (entry {}); `plumb encode` makes it",
+            slot.as_ref()?,
+            address.entry.short()
+        ))
+    });
+    let mut missing: Vec<String> = missing.collect();
     if found.is_empty() {
-        return Err(Failure::error(missing.swap_remove(0)));
+        return Err(Failure::error(match missing.is_empty() {
+            false => missing.swap_remove(0),
+            true => format!(
+                "the store has no entry of `{quoted}` under any spec; captions are found as they stand, white space and case included"
+            ),
+        }));
     }
     for what in missing {
         ui.problem(&what);
     }
-    Ok(found)
+    Ok((reader, found))
 }
 
-fn by_digits(reader: &StoreReader, digits: &str) -> Result<Vec<Named>, Failure> {
-    let is_digit = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
-    if !(LEAST_DIGITS..=64).contains(&digits.len()) || !digits.bytes().all(is_digit) {
-        return Err(Failure::usage(format!(
+fn by_digits(store: &Store, digits: &str, ui: &Ui) -> Result<Found, Failure> {
+    let range = match digits.len() < LEAST_DIGITS {
+        true => None,
+        false => EntryRange::beginning(digits),
+    };
+    let range = range.ok_or_else(|| {
+        Failure::usage(format!(
             "expected {LEAST_DIGITS} to 64 lower-case hexadecimal digits of an entry's fingerprint, found `{}`; with --caption an entry is found by its caption",
             shown::text(digits)
-        )));
-    }
-    let found = inspect::entries_beginning(reader, digits).map_err(Failure::error)?;
+        ))
+    })?;
+    let reader = store.reader_of_range(&store.specs().map_err(Failure::error)?, range);
+    let reader = reader.map_err(Failure::error)?;
+    tell_problems(&reader, ui);
+    let found = inspect::entries_of(&reader).map_err(Failure::error)?;
     match found.len() {
         0 => Err(Failure::error(format!(
             "the store has no entry whose fingerprint begins with {digits}"
@@ -173,7 +191,10 @@ fn by_digits(reader: &StoreReader, digits: &str) -> Result<Vec<Named>, Failure> 
         n if n > MOST_ENTRIES => Err(Failure::error(format!(
             "{n} entries have a fingerprint that begins with {digits}; give more digits"
         ))),
-        _ => Ok(found.into_iter().map(|address| (None, address)).collect()),
+        _ => Ok((
+            reader,
+            found.into_iter().map(|address| (None, address)).collect(),
+        )),
     }
 }
 

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use plumb::base_model::{self, BaseModel};
+use plumb::cache::Manifest;
 use plumb::encode::{encode_captions, tell_of_no_run};
 use plumb::experiment::Experiment;
 use plumb::inspect::captions::Captions;
@@ -195,7 +196,9 @@ impl OtherRecipe {
             let stats = encode_captions(&other, &store, &texts, &options, ui);
             tell_of_no_run(&stats.map_err(Failure::error)?, ui);
         }
-        let specs: Vec<_> = other.encoders.iter().map(|e| e.fingerprint).collect();
+        let texts = captions.texts();
+        let needed = Manifest::new(&other, texts.iter().copied(), &[]);
+        let reader = store.reader_of_entries(needed.entries());
         Ok(Some(Self {
             command: format!(
                 "plumb inspect report {} --html {} --against {} --encode",
@@ -205,7 +208,7 @@ impl OtherRecipe {
             ),
             name,
             base: other,
-            reader: store.reader_of(&specs).map_err(Failure::error)?,
+            reader: reader.map_err(Failure::error)?,
         }))
     }
 }
