@@ -1,5 +1,6 @@
 //! The store's index of up to a hundred million rows. What is measured are looking up a part, an encoding's captions and captions that are
-//! not there, opening all of it, merging, checking, collecting and making it anew.
+//! not there, those of a worker batch by batch, what `inspect entry` and `inspect store` look at, opening all of it, merging, checking,
+//! collecting and making it anew.
 //!
 //! `cargo bench -- index ROWS[,WORK...]`: `1e6`, `1e7`, `1e8`, or of a store that is there one or more works, as `1e8,check,gc`. Each is a
 //! process of its own, so that its peak of memory is its own. `PLUMB_BENCH_DIR` names the folder in which the store is made and removed;
@@ -17,8 +18,8 @@ use std::time::{Duration, SystemTime};
 use plumb::digest::{Digest, Fingerprint, canonical_json};
 use plumb::monitor::Silent;
 use plumb::store::{
-    ElementType, GcOptions, Lacking, NewEntry, PartRecord, Record, Store, Summary, TOOL,
-    TensorBytes,
+    ElementType, EntryRange, GcOptions, Lacking, NewEntry, PartRecord, Record, Store, Summary,
+    TOOL, TensorBytes,
 };
 use serde_json::json;
 
@@ -32,6 +33,9 @@ const PACK_ENTRIES: u64 = 400;
 const COMMIT: u64 = 1024;
 const CAPTIONS: u64 = 100_000;
 const PART_OF: u64 = 1000;
+/// What a worker is given: so many times so many captions.
+const BATCHES: u64 = 100;
+const BATCH: u64 = 100;
 /// Up to so many rows have payloads.
 const PACKED_TO: u64 = 10_000_000;
 /// A run has nine tenths of so many entries.
@@ -40,11 +44,12 @@ const RUN_OF: u64 = 1_000_000;
 const WRITTEN: &str = "rows-of-the-bench";
 
 const PACKED: &[&str] = &[
-    "write", "part", "captions", "merge", "part", "captions", "absent", "open", "run", "check",
-    "gc", "rebuild", "collect",
+    "write", "part", "captions", "worker", "merge", "part", "captions", "absent", "worker",
+    "digits", "open", "run", "inspect", "check", "gc", "rebuild", "collect",
 ];
 const EMPTY: &[&str] = &[
-    "write", "part", "captions", "absent", "open", "run", "check", "gc",
+    "write", "part", "captions", "absent", "worker", "digits", "open", "run", "inspect", "check",
+    "gc",
 ];
 
 pub(crate) fn run(filter: &str) -> Result<(), Error> {
@@ -130,6 +135,13 @@ fn measure(work: &str, rows: u64, path: &Path) -> Result<(), Error> {
             format!("{} parts of {}", report.parts, report.parts_before)
         }
         "open" => format!("{} entries", store.reader()?.entries(&spec).len()),
+        "worker" => look_up_batches(&store, rows)?,
+        "digits" => look_up_digits(&store, rows)?,
+        "inspect" => {
+            let report = plumb::inspect::store(&store, &Silent)?;
+            let (orphans, problems) = (report.orphans, report.problems.len());
+            format!("{orphans} entries of no run, {problems} problems")
+        }
         "run" => write_runs(&store, rows)?,
         "check" => {
             let report = Store::check(path, false, &Silent)?;
@@ -174,6 +186,47 @@ fn look_up(store: &Store, wanted: &[(Fingerprint, Fingerprint)]) -> Result<Strin
         "{} of {} there, {cut} cut",
         there.len(),
         wanted.len()
+    ))
+}
+
+/// As a worker looks: batch after batch of captions that lie anywhere, of which each second one is there.
+fn look_up_batches(store: &Store, rows: u64) -> Result<String, Error> {
+    let (spec, lookup) = (spec(), store.lookup());
+    let (mut there, mut first, mut rest) = (0, 0.0, 0.0);
+    for batch in 0..BATCHES {
+        let start = Seconds::now();
+        let numbers = (0..BATCH).map(|i| batch * BATCH + i);
+        // A step that has no factor in common with the rows.
+        let entries = numbers.map(|n| match n % 2 {
+            0 => entry(n.wrapping_mul(999_999_937) % rows, rows),
+            _ => absent(n),
+        });
+        let entries: Vec<Fingerprint> = entries.collect();
+        let wanted: Vec<_> = entries.iter().map(|entry| (spec, *entry)).collect();
+        let reader = lookup.reader_of_entries(&wanted)?;
+        let here = entries.iter().filter(|entry| reader.contains(&spec, entry));
+        let here: Vec<Fingerprint> = here.copied().collect();
+        there += reader.records_of(&spec, &here)?.len();
+        match batch {
+            0 => first = start.since().clock,
+            _ => rest += start.since().clock,
+        }
+    }
+    Ok(format!(
+        "{there} of {} there, {first:.3} s for the first {BATCH}, then {:.3} s",
+        BATCHES * BATCH,
+        rest / (BATCHES - 1) as f64
+    ))
+}
+
+/// As an entry is looked for by the first digits of its fingerprint.
+fn look_up_digits(store: &Store, rows: u64) -> Result<String, Error> {
+    let digits = &entry(rows / 2, rows).to_string()[..12];
+    let range = EntryRange::beginning(digits).ok_or("digits")?;
+    let reader = store.reader_of_range(&store.specs()?, range)?;
+    Ok(format!(
+        "{} entries begin with {digits}",
+        reader.entries(&spec()).len()
     ))
 }
 

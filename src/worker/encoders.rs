@@ -7,11 +7,13 @@ use crate::digest::{Digest, Fingerprint, canonical_json};
 use crate::encode::{self, EncodeOptions, Error, RESIDENT_CHUNK};
 use crate::monitor::Monitor;
 use crate::recipe::spec::caption_entry;
-use crate::store::{self, ElementType, NewEntry, Record, Store, StoreReader, StoreWriter, Summary};
+use crate::store::{
+    self, ElementType, Lookup, NewEntry, Record, Store, StoreReader, StoreWriter, Summary,
+};
 use crate::text::{Residency, TextEncoder};
 
-/// Entries made here that are remembered; then the index is read again, which has them.
-const REMEMBERED: usize = 50_000;
+/// When so many entries were made, what their commits left of index parts is merged: each part is looked at for each batch.
+const MERGED_AFTER: usize = 50_000;
 
 /// An entry, as it goes out.
 #[derive(Clone)]
@@ -54,9 +56,9 @@ pub(super) struct Encoders<'a> {
 /// The store, and what is known of it.
 struct Kept {
     store: Store,
-    reader: StoreReader,
-    /// Entries that were added here since the index was read.
-    added: HashMap<Fingerprint, Record>,
+    lookup: Lookup,
+    /// Entries that were added here since index parts were merged.
+    added: usize,
 }
 
 /// What a caption came to: an entry, or why there is none.
@@ -68,24 +70,21 @@ impl<'a> Encoders<'a> {
         store: Option<Store>,
         options: &'a EncodeOptions,
         monitor: &'a dyn Monitor,
-    ) -> Result<Self, Error> {
-        let specs: Vec<Fingerprint> = base.encoders.iter().map(|e| e.fingerprint).collect();
-        let kept = |store: Store| -> Result<Kept, Error> {
-            Ok(Kept {
-                reader: store.reader_of(&specs)?,
-                added: HashMap::new(),
-                store,
-            })
+    ) -> Self {
+        let kept = |store: Store| Kept {
+            lookup: store.lookup(),
+            added: 0,
+            store,
         };
-        Ok(Self {
+        Self {
             base,
             options,
             monitor,
             loaded: base.encoders.iter().map(|_| None).collect(),
-            kept: store.map(kept).transpose()?,
+            kept: store.map(kept),
             encoded: 0,
             present: 0,
-        })
+        }
     }
 
     /// Whether tensors go into a store.
@@ -122,16 +121,17 @@ impl<'a> Encoders<'a> {
         let entries: Vec<(Fingerprint, &str)> = (captions.iter())
             .map(|caption| (caption_entry(&spec, caption), *caption))
             .collect();
+        let reader = self.kept.as_ref().map(|kept| kept.look(&spec, &entries));
+        let reader = reader.transpose()?;
         let is_here = |entry: &Fingerprint| {
-            self.kept
-                .as_ref()
-                .is_some_and(|kept| kept.has(&spec, entry))
+            let reader = reader.as_ref();
+            reader.is_some_and(|reader| reader.contains(&spec, entry))
         };
         let (here, lacking): (Vec<_>, Vec<_>) =
             (entries.iter().copied()).partition(|(entry, _)| is_here(entry));
         self.present += here.len() as u64;
-        let mut found = match &self.kept {
-            Some(kept) => kept.find(encoder, &here)?,
+        let mut found = match &reader {
+            Some(reader) => find(encoder, reader, &here)?,
             None => HashMap::new(),
         };
         if !lacking.is_empty() {
@@ -193,27 +193,30 @@ impl<'a> Encoders<'a> {
     }
 }
 
-impl Kept {
-    fn has(&self, spec: &Fingerprint, entry: &Fingerprint) -> bool {
-        self.added.contains_key(entry) || self.reader.contains(spec, entry)
-    }
+/// What the store has of entries that are there.
+fn find(
+    encoder: &TextEncoderPart,
+    reader: &StoreReader,
+    here: &[(Fingerprint, &str)],
+) -> Result<HashMap<Fingerprint, Outcome>, Error> {
+    let here: Vec<Fingerprint> = here.iter().map(|(entry, _)| *entry).collect();
+    let records = reader.records_of(&encoder.fingerprint, &here)?;
+    Ok(records
+        .into_iter()
+        .map(|(entry, record)| (entry, Ok(of_record(encoder, &record))))
+        .collect())
+}
 
-    /// What is there of entries that are.
-    fn find(
+impl Kept {
+    /// What the store has of some entries now, those included that others added.
+    fn look(
         &self,
-        encoder: &TextEncoderPart,
-        here: &[(Fingerprint, &str)],
-    ) -> Result<HashMap<Fingerprint, Outcome>, Error> {
-        let (added, indexed): (Vec<_>, Vec<_>) = here
-            .iter()
-            .map(|(entry, _)| *entry)
-            .partition(|entry| self.added.contains_key(entry));
-        let indexed = self.reader.records_of(&encoder.fingerprint, &indexed)?;
-        let added = added.iter().filter_map(|entry| self.added.get(entry));
-        let all = added.chain(indexed.values());
-        Ok(all
-            .map(|record| (record.entry, Ok(of_record(encoder, record))))
-            .collect())
+        spec: &Fingerprint,
+        entries: &[(Fingerprint, &str)],
+    ) -> Result<StoreReader, Error> {
+        let wanted = entries.iter().map(|(entry, _)| (*spec, *entry));
+        let wanted: Vec<_> = wanted.collect();
+        Ok(self.lookup.reader_of_entries(&wanted)?)
     }
 
     /// Makes entries and commits them.
@@ -224,10 +227,6 @@ impl Kept {
         lacking: &[(Fingerprint, &str)],
         monitor: &dyn Monitor,
     ) -> Result<HashMap<Fingerprint, Outcome>, Error> {
-        if self.added.len() > REMEMBERED {
-            self.reader.refresh()?;
-            self.added.clear();
-        }
         let mut writer: StoreWriter = self.store.when_free(monitor, || self.store.writer())?;
         writer.put_spec(&encoder.fingerprint, &canonical_json(&encoder.spec))?;
         let mut found = each(encoder, network, lacking, |entry| Ok(writer.put(entry)?))?;
@@ -235,10 +234,15 @@ impl Kept {
         writer.commit_and_tell(|_, records| {
             for record in records {
                 found.insert(record.entry, Ok(of_record(encoder, record)));
-                added.insert(record.entry, record.clone());
             }
+            *added += records.len();
         })?;
-        drop(writer);
+        if self.added < MERGED_AFTER {
+            drop(writer);
+        } else {
+            writer.finish()?;
+            self.added = 0;
+        }
         // Before a row says so: who reads it may lose this machine next.
         encode::share(&self.store, monitor)?;
         Ok(found)

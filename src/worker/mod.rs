@@ -88,7 +88,7 @@ pub fn run(
     for note in &base.notes {
         monitor.note(note);
     }
-    let mut encoders = Encoders::new(&base, store, options, monitor)?;
+    let mut encoders = Encoders::new(&base, store, options, monitor);
     let report = serve(&mut encoders, (input, output), options.stop, monitor)?;
     encoders.finish()?;
     Ok(report)
