@@ -14,9 +14,9 @@ use crate::digest::{Digest, Fingerprint};
 pub struct StoreStats {
     /// By the spec's fingerprint.
     pub specs: BTreeMap<String, SpecStats>,
-    /// Packs on disk.
+    /// Packs on disk; of a store on object storage, over there.
     pub packs: u64,
-    /// The size of those packs' files.
+    /// The size of those packs.
     pub pack_bytes: u64,
     /// Packs that no row names.
     pub unindexed_packs: u64,
@@ -55,21 +55,28 @@ impl Store {
     /// # Errors
     /// If the folders cannot be read.
     pub fn stats(&self) -> Result<StoreStats, Error> {
-        if let Some(mirror) = &self.layout.mirror {
-            mirror.bring(&self.layout, &|_, _, _| true)?;
-        }
+        let packs = match &self.layout.mirror {
+            Some(mirror) => {
+                mirror.bring(&self.layout, &|_, _, _| true)?;
+                mirror.list_packs()?
+            }
+            None => {
+                let files = self.layout.list_packs()?.into_iter();
+                files.map(|(pack, file)| (pack, file.bytes)).collect()
+            }
+        };
         let mut stats = StoreStats::default();
         let mut named = BTreeSet::new();
         for spec in self.layout.indexed_specs()? {
             let of_spec = self.spec_stats(&spec, &mut stats.index_bytes, &mut named)?;
             stats.specs.insert(spec.to_string(), of_spec);
         }
-        for (pack, file) in self.layout.list_packs()? {
+        for (pack, bytes) in packs {
             stats.packs += 1;
-            stats.pack_bytes += file.bytes;
+            stats.pack_bytes += bytes;
             if !named.contains(&pack) {
                 stats.unindexed_packs += 1;
-                stats.unindexed_pack_bytes += file.bytes;
+                stats.unindexed_pack_bytes += bytes;
             }
         }
         for id in self.runs()? {

@@ -587,10 +587,11 @@ fn the_commands_say_what_they_do_and_show_no_secrets() {
         .says("nothing to push");
     let checked = run(&["--json", "store", "check", &address, "--read-data"]).expect(0);
     assert_eq!(checked.json()["entries"], 12);
-    run(&["store", "stats", &address]).expect(0).says(&address);
+    let stats = run(&["store", "stats", &address]).expect(0);
+    stats.says(&address).says("in 6 packs");
     run(&["inspect", "store", &address])
         .expect(0)
-        .says("12 entries");
+        .says("12 entries in 6 packs");
     run(&["store", "pull", &address, "copy"])
         .expect(0)
         .says("pulled 6 packs");

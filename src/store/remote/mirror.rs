@@ -159,6 +159,13 @@ impl Mirror {
         Ok(found.iter().map(|(id, pack)| (*id, bytes(pack))).collect())
     }
 
+    /// All packs over there, with the bytes that they have there.
+    pub(in crate::store) fn list_packs(&self) -> Result<Vec<(Digest, u64)>, Error> {
+        let packs = self.remote().contents_of_store()?.packs;
+        let size = |(id, pack): (Digest, RemotePack)| (id, pack.object.bytes);
+        Ok(packs.into_iter().map(size).collect())
+    }
+
     /// Takes note of packs that were pushed.
     pub(in crate::store) fn know(&self, pushed: Vec<(Digest, RemotePack)>) {
         let mut packs = self.packs.write().unwrap_or_else(PoisonError::into_inner);
