@@ -7,8 +7,9 @@ use super::by_pack::Row;
 use super::check::{Look, REBUILD, UNREADABLE};
 use super::check_pack::{PackFindings, check_pack};
 use super::disk::ListedFile;
+use super::entry_range::EntryRange;
 use super::layout::PackPath;
-use super::sweep::{Range, RowSet};
+use super::sweep::RowSet;
 use super::{Error, packfile, relative};
 use crate::digest::{Digest, Fingerprint};
 use crate::monitor::Monitor;
@@ -165,7 +166,7 @@ impl Look<'_> {
             }
         } else {
             for spec in &self.index {
-                spec.read(&self.store.layout, Range::ALL, |_, found| {
+                spec.read(&self.store.layout, EntryRange::all(), |_, found| {
                     // Of one that cannot be read it was told.
                     for rows in found.iter().flatten() {
                         name(&rows.entry);
@@ -183,7 +184,8 @@ impl Look<'_> {
     pub(super) fn compare_runs(&mut self) -> Result<(), Error> {
         let listed: u64 = self.runs.iter().map(|(_, _, entries)| entries).sum();
         let mut missing = vec![0; self.runs.len()];
-        for range in Range::each(self.by_pack.num_rows.max(listed), self.rows_in_memory()) {
+        for range in EntryRange::for_rows(self.by_pack.num_rows.max(listed), self.rows_in_memory())
+        {
             let indexed = self.indexed(range)?;
             self.report.entries += indexed.values().map(|all| all.len() as u64).sum::<u64>();
             for ((id, digest, _), missing) in self.runs.iter().zip(&mut missing) {
@@ -215,7 +217,10 @@ impl Look<'_> {
     }
 
     /// The entries that the index names in a range, by spec, sorted, each once.
-    fn indexed(&mut self, range: Range) -> Result<BTreeMap<Fingerprint, Vec<Fingerprint>>, Error> {
+    fn indexed(
+        &mut self,
+        range: EntryRange,
+    ) -> Result<BTreeMap<Fingerprint, Vec<Fingerprint>>, Error> {
         let mut indexed: BTreeMap<Fingerprint, Vec<Fingerprint>> = BTreeMap::new();
         if let Some(rows) = self.by_pack.held() {
             for row in rows.iter().filter(|row| range.has(&row.entry)) {

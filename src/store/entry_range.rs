@@ -7,7 +7,7 @@ use crate::digest::Fingerprint;
 /// Hexadecimal digits of a fingerprint.
 const DIGITS: usize = 64;
 /// The bytes of an entry in a run's file.
-const LISTED_BYTES: u64 = 67;
+pub(super) const LISTED_BYTES: u64 = 67;
 /// So many parts of a spec's entries, of which the first tells of most specs that they have some.
 const FEW: u64 = 1 << 16;
 
@@ -31,6 +31,19 @@ impl EntryRange {
         })
     }
 
+    /// Everything.
+    pub(super) fn all() -> Self {
+        Self {
+            first: Fingerprint::from_bytes([0; 32]),
+            last: Fingerprint::from_bytes([u8::MAX; 32]),
+        }
+    }
+
+    /// As many as it takes for so many rows at so many a time, which together have all.
+    pub(super) fn for_rows(rows: u64, at_once: usize) -> impl Iterator<Item = Self> {
+        Self::each(rows.div_ceil(at_once.max(1) as u64))
+    }
+
     /// As many as `count`, one after the other and about equally large, which together have all.
     fn each(count: u64) -> impl Iterator<Item = Self> {
         let count = count.max(1);
@@ -52,9 +65,17 @@ impl EntryRange {
         (self.first..=self.last).contains(entry)
     }
 
-    /// Whether anything from `first` to `last` is in it.
+    /// Those of sorted fingerprints that are in it.
+    pub(super) fn within<'a>(&self, sorted: &'a [Fingerprint]) -> &'a [Fingerprint] {
+        let start = sorted.partition_point(|entry| *entry < self.first);
+        let end = sorted.partition_point(|entry| *entry <= self.last);
+        &sorted[start..end]
+    }
+
+    /// Whether anything from `first` to `last` may be in it.
     pub(super) fn touches(&self, (first, last): (Fingerprint, Fingerprint)) -> bool {
-        first <= last && self.first <= last && first <= self.last
+        // One that says nonsense is looked at in each.
+        first > last || self.first <= last && first <= self.last
     }
 }
 
@@ -74,8 +95,8 @@ impl Store {
             rows = rows.saturating_add(here);
         }
         // A reader's rows take more room while they are read than those that maintenance holds.
-        let room = (self.disk().rows_in_memory() / 2).max(1) as u64;
-        Ok(EntryRange::each(rows.max(listed).div_ceil(room)))
+        let room = self.disk().rows_in_memory() / 2;
+        Ok(EntryRange::for_rows(rows.max(listed), room))
     }
 
     /// How many entries of a spec can be used, each once.
@@ -127,12 +148,28 @@ mod tests {
                 let touched = ranges.iter().filter(|r| r.touches((*entry, *entry)));
                 assert_eq!(touched.count(), 1, "{count}");
             }
+            assert!(ranges.iter().all(|r| r.touches((all[10], all[0]))));
+            let low = (all[0], all[10]);
+            let is_missed = |r: &EntryRange| !r.touches(low) && !r.within(&all[..11]).is_empty();
+            assert!(!ranges.iter().any(is_missed));
             assert!(ranges.iter().all(|r| r.touches((all[0], all[1001]))));
             assert!(ranges.windows(2).all(|two| two[0].last < two[1].first));
             if count < 2000 {
+                let each = ranges.iter().flat_map(|range| range.within(&all));
+                assert_eq!(each.copied().collect::<Vec<_>>(), all);
                 assert_eq!((ranges.len(), end.last), (count.max(1) as usize, all[1001]));
             }
         }
+    }
+
+    #[test]
+    fn there_are_as_many_as_rows_need() {
+        for at_once in [0, 1, 7, 500, 1002, 5000] {
+            let expected = 1002usize.div_ceil(at_once.max(1));
+            assert_eq!(EntryRange::for_rows(1002, at_once).count(), expected);
+        }
+        let only: Vec<EntryRange> = EntryRange::for_rows(0, 5).collect();
+        assert_eq!(only, [EntryRange::all()]);
     }
 
     #[test]

@@ -14,10 +14,11 @@ use std::time::{Duration, SystemTime};
 use serde::Serialize;
 
 use super::disk::{self, ListedFile};
+use super::entry_range::{EntryRange, LISTED_BYTES};
 use super::index::PayloadRow;
 use super::leftovers::{Leftovers, Root};
 use super::snapshot::decode_part;
-use super::sweep::{PackNumbers, Range, RowSet, SpecParts};
+use super::sweep::{PackNumbers, RowSet, SpecParts};
 use super::{Error, Problem, Store, index, lock, packfile};
 use crate::digest::{Digest, Fingerprint};
 use crate::monitor::Monitor;
@@ -28,8 +29,6 @@ const UNUSED_SHARE: f64 = 0.05;
 const SMALL_PACK_BYTES: u64 = 8 << 20;
 /// Packs of a spec are merged when more than this many of them are small.
 const SMALL_PACKS: usize = 32;
-/// In the file of a run an entry has so many bytes.
-const LISTED_BYTES: u64 = 67;
 /// Of the rows in memory, those of which it is known where their payloads are.
 const PLACES_SHARE: usize = 32;
 
@@ -181,7 +180,7 @@ impl Store {
             numbers: PackNumbers::default(),
             report,
         };
-        for range in Range::each(rows.max(listed), self.disk().rows_in_memory()) {
+        for range in EntryRange::for_rows(rows.max(listed), self.disk().rows_in_memory()) {
             planning.decide(&mut specs, range)?;
         }
         if planning.num_roots == 0 {
@@ -229,7 +228,7 @@ impl Planning<'_> {
     }
 
     /// Decides about the entries of a range.
-    fn decide(&mut self, specs: &mut [SpecPlan], range: Range) -> Result<(), Error> {
+    fn decide(&mut self, specs: &mut [SpecPlan], range: EntryRange) -> Result<(), Error> {
         let mut roots = self.store.roots(&self.runs, range)?;
         self.num_roots += roots.values().map(|all| all.len() as u64).sum::<u64>();
         for plan in specs {
@@ -257,7 +256,7 @@ impl Planning<'_> {
         &mut self,
         plan: &mut SpecPlan,
         wanted: &[Fingerprint],
-        range: Range,
+        range: EntryRange,
     ) -> Result<Vec<Fingerprint>, Error> {
         let mut seen = self.see(plan, range)?;
         let young: Vec<bool> = (self.numbers.digests().iter())
@@ -306,7 +305,7 @@ impl Planning<'_> {
     }
 
     /// The entries of a range, sorted, and copies by their pack.
-    fn see(&mut self, plan: &SpecPlan, range: Range) -> Result<Vec<Seen>, Error> {
+    fn see(&mut self, plan: &SpecPlan, range: EntryRange) -> Result<Vec<Seen>, Error> {
         let mut seen = Vec::new();
         plan.index.read(&self.store.layout, range, |part, found| {
             for rows in found.map_err(before_cleaning)? {

@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::disk::{self, create_dirs, write_once};
+use super::entry_range::EntryRange;
 use super::layout::{self, FORMAT_VERSION};
-use super::sweep::Range;
 use super::{Error, Store, lock, temporary};
 use crate::digest::{Digest, Fingerprint, canonical_json};
 use crate::shown;
@@ -43,7 +43,7 @@ impl Run {
     /// How many of its entries in a range are not among `indexed`, which has those of the range by spec, sorted.
     pub(super) fn num_missing(
         &self,
-        range: Range,
+        range: EntryRange,
         indexed: &BTreeMap<Fingerprint, Vec<Fingerprint>>,
     ) -> u64 {
         let is_missing = |(spec, entry): &(Fingerprint, Fingerprint)| {
@@ -191,7 +191,7 @@ impl Store {
     pub(super) fn roots(
         &self,
         runs: &[String],
-        range: Range,
+        range: EntryRange,
     ) -> Result<BTreeMap<Fingerprint, Vec<Fingerprint>>, Error> {
         let mut roots: BTreeMap<Fingerprint, Vec<Fingerprint>> = BTreeMap::new();
         for id in runs {

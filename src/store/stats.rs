@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use serde::Serialize;
 
+use super::entry_range::EntryRange;
 use super::snapshot::decode_part;
-use super::sweep::{Range, SpecParts};
+use super::sweep::SpecParts;
 use super::{Error, Store, index};
 use crate::digest::{Digest, Fingerprint};
 
@@ -136,7 +137,7 @@ impl Store {
         sound: &HashSet<usize>,
         stats: &mut SpecStats,
     ) -> Result<(), Error> {
-        for range in Range::each(index.most_rows(), self.disk().rows_in_memory()) {
+        for range in EntryRange::for_rows(index.most_rows(), self.disk().rows_in_memory()) {
             let mut entries = Vec::new();
             index.read(&self.layout, range, |number, found| {
                 match found {

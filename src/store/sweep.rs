@@ -9,6 +9,7 @@ use std::collections::HashMap;
 use rayon::prelude::{IntoParallelIterator as _, ParallelIterator as _};
 
 use super::disk::ListedFile;
+use super::entry_range::EntryRange;
 use super::layout::Layout;
 use super::parts::{self, Listed};
 use super::presence::EntryRows;
@@ -19,51 +20,7 @@ use crate::digest::{Digest, Fingerprint};
 /// Parts that are decoded at once.
 const PARTS_AT_ONCE: usize = 16;
 /// The bytes of an index part that has a row, at the least: half of them are digests, which nothing makes smaller.
-const ROW_BYTES: u64 = 64;
-
-/// Fingerprints between two, of which all begin with the same.
-#[derive(Clone, Copy)]
-pub(super) struct Range {
-    number: u64,
-    of: u64,
-}
-
-impl Range {
-    /// As many, one after the other, as it takes for so many rows at so many a time.
-    pub(super) fn each(rows: u64, at_once: usize) -> impl Iterator<Item = Self> {
-        let of = rows.div_ceil(at_once.max(1) as u64).max(1);
-        (0..of).map(move |number| Self { number, of })
-    }
-
-    /// Everything.
-    pub(super) const ALL: Self = Self { number: 0, of: 1 };
-
-    fn is_all(self) -> bool {
-        self.of == 1
-    }
-
-    pub(super) fn has(self, entry: &Fingerprint) -> bool {
-        self.number_of(entry) == self.number
-    }
-
-    /// Those of sorted fingerprints that are in it.
-    pub(super) fn within(self, sorted: &[Fingerprint]) -> &[Fingerprint] {
-        let start = sorted.partition_point(|entry| self.number_of(entry) < self.number);
-        let end = sorted.partition_point(|entry| self.number_of(entry) <= self.number);
-        &sorted[start..end]
-    }
-
-    fn touches(self, (first, last): (Fingerprint, Fingerprint)) -> bool {
-        // One that says nonsense is looked at in each.
-        first > last || (self.number_of(&first)..=self.number_of(&last)).contains(&self.number)
-    }
-
-    fn number_of(self, entry: &Fingerprint) -> u64 {
-        let [a, b, c, d, e, f, g, h, ..] = *entry.as_bytes();
-        let leading = u64::from_be_bytes([a, b, c, d, e, f, g, h]);
-        ((u128::from(leading) * u128::from(self.of)) >> 64) as u64
-    }
-}
+pub(super) const ROW_BYTES: u64 = 64;
 
 /// The index parts of a spec.
 pub(super) struct SpecParts {
@@ -98,7 +55,7 @@ impl SpecParts {
     pub(super) fn read(
         &self,
         layout: &Layout,
-        range: Range,
+        range: EntryRange,
         mut take: impl FnMut(usize, Result<Vec<EntryRows>, Error>) -> Result<(), Error>,
     ) -> Result<(), Error> {
         let all = 0..self.parts.len();
@@ -120,10 +77,10 @@ impl SpecParts {
         &self,
         layout: &Layout,
         number: usize,
-        range: Range,
+        range: EntryRange,
     ) -> Result<Vec<EntryRows>, Error> {
         let (part, _, known) = &self.parts[number];
-        if let Some(known) = known.as_ref().filter(|_| !range.is_all())
+        if let Some(known) = known.as_ref().filter(|_| range != EntryRange::all())
             && let Some(found) = self.read_groups(layout, part, known, range)?
         {
             return Ok(found);
@@ -140,7 +97,7 @@ impl SpecParts {
         layout: &Layout,
         part: &Digest,
         known: &Listed,
-        range: Range,
+        range: EntryRange,
     ) -> Result<Option<Vec<EntryRows>>, Error> {
         let opened = match known.open(layout, &self.spec, part) {
             Ok(Some(opened)) => opened,
@@ -233,45 +190,6 @@ impl RowSet {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn ranges_are_apart_in_order_and_have_everything() {
-        let all: Vec<Fingerprint> = (0..1000u32)
-            .map(|i| Fingerprint::from_bytes(*blake3::hash(&i.to_le_bytes()).as_bytes()))
-            .chain([
-                Fingerprint::from_bytes([0; 32]),
-                Fingerprint::from_bytes([255; 32]),
-            ])
-            .collect();
-        let mut sorted = all.clone();
-        sorted.sort_unstable();
-        for at_once in [0, 1, 7, 500, 1002, 5000] {
-            let ranges: Vec<Range> = Range::each(1002, at_once).collect();
-            let expected = 1002usize.div_ceil(at_once.max(1));
-            assert_eq!(ranges.len(), expected);
-            let each = ranges.iter().map(|range| range.within(&sorted));
-            assert_eq!(each.flatten().copied().collect::<Vec<_>>(), sorted);
-            for entry in &all {
-                assert_eq!(ranges.iter().filter(|range| range.has(entry)).count(), 1);
-                let touching = ranges
-                    .iter()
-                    .filter(|range| range.touches((*entry, *entry)));
-                assert_eq!(touching.count(), 1);
-            }
-            let low = (sorted[0], sorted[10]);
-            assert!(
-                ranges
-                    .iter()
-                    .all(|r| r.touches(low) || r.within(&sorted[..11]).is_empty())
-            );
-            assert!(
-                ranges
-                    .iter()
-                    .all(|range| range.touches((sorted[10], sorted[0])))
-            );
-        }
-        assert_eq!(Range::each(0, 5).count(), 1);
-    }
 
     #[test]
     fn a_set_of_rows_has_what_was_put() {

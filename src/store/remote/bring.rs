@@ -15,14 +15,13 @@ use crate::store::disk;
 use crate::store::layout::Layout;
 use crate::store::parts::{self, Listed, PartList};
 use crate::store::snapshot::decode_part;
+use crate::store::sweep::ROW_BYTES;
 use crate::store::{Error, Problem, index, lock};
 
 /// How often the list is asked for again where it names parts that are gone.
 const LOOKS: u32 = 4;
 /// Before the third of these; the second comes at once.
 const PAUSE: Duration = Duration::from_millis(300);
-/// The bytes of an index part that has a row, at the least.
-const ROW_BYTES: u64 = 64;
 
 /// Whether a part is wanted of which something is known.
 pub(in crate::store) type Wanted<'a> = &'a dyn Fn(&Fingerprint, &Digest, &Listed) -> bool;

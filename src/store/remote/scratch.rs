@@ -9,10 +9,11 @@ use super::lists::{IndexThere, Named};
 use super::mirror::{write, write_part};
 use super::{Remote, names};
 use crate::digest::{Digest, Fingerprint};
+use crate::store::entry_range::EntryRange;
 use crate::store::index::Rows;
 use crate::store::parts::{self, Listed, PartList};
 use crate::store::snapshot::decode_bytes;
-use crate::store::sweep::{PackNumbers, Range, SpecParts};
+use crate::store::sweep::{PackNumbers, SpecParts};
 use crate::store::{Disk, Error, Local, NewFolder, Store, create_root};
 
 /// As many processes of a machine may go through one index at once.
@@ -163,18 +164,18 @@ impl<'a> IndexHere<'a> {
     }
 
     /// Ranges of which each has as much as there is room for.
-    pub(super) fn ranges(&self) -> impl Iterator<Item = Range> + use<> {
+    pub(super) fn ranges(&self) -> impl Iterator<Item = EntryRange> + use<> {
         let rows = self.specs.iter().map(|of| of.index.most_rows());
         let rows = rows.fold(0, u64::saturating_add);
         let listed: u64 = self.runs.iter().map(|(_, entries)| entries).sum();
-        Range::each(rows.max(listed), self.store.disk().rows_in_memory())
+        EntryRange::for_rows(rows.max(listed), self.store.disk().rows_in_memory())
     }
 
     /// The rows of a range that the spec of this number has, sorted by entry and pack. `failed` is given the parts that cannot be read.
     pub(super) fn rows(
         &mut self,
         spec: usize,
-        range: Range,
+        range: EntryRange,
         failed: &mut dyn FnMut(Named, Error) -> Result<(), Error>,
     ) -> Result<Vec<Found>, Error> {
         let (index, packs) = (&self.specs[spec].index, &mut self.packs);
