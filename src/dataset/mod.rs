@@ -151,12 +151,16 @@ impl Item {
 }
 
 /// Every picture of items and previews, then every reference of these with the same views once, however many share it.
-pub fn viewed<'a>(items: &'a [Item], previews: &'a [Preview]) -> Vec<Viewed<'a>> {
-    let of_items = items.iter().filter_map(|item| item.reference.as_ref());
+pub fn viewed<'a>(
+    items: impl IntoIterator<Item = &'a Item> + Clone,
+    previews: &'a [Preview],
+) -> Vec<Viewed<'a>> {
+    let of_items = items.clone().into_iter();
+    let of_items = of_items.filter_map(|item| item.reference.as_ref());
     let references = of_items.chain(previews.iter().map(|preview| &preview.reference));
     let mut seen = BTreeSet::new();
     let references = references.filter(|r| seen.insert((r.digest, &r.views)));
-    let mut all: Vec<Viewed<'a>> = items.iter().map(Item::viewed).collect();
+    let mut all: Vec<Viewed<'a>> = items.into_iter().map(Item::viewed).collect();
     all.extend(references.map(Reference::viewed));
     all
 }

@@ -11,7 +11,7 @@ use super::stats::mean;
 use crate::autograd::Tape;
 use crate::base_model::BaseModel;
 use crate::cache::{Conditioning, ModelCache};
-use crate::dataset::{Item, Reference, Viewed};
+use crate::dataset::{self, Item};
 use crate::digest::Digest;
 use crate::lora::Bound;
 use crate::models::{self, Denoiser};
@@ -67,8 +67,8 @@ pub fn with_latents(
     store: &Store,
     groups: Vec<Vec<Item>>,
 ) -> Result<Vec<Subject>, Error> {
-    let all = groups.iter().flatten();
-    let reader = ModelCache::open_of(base, store, std::iter::empty(), &viewed(all))?.reader;
+    let pictures = dataset::viewed(groups.iter().flatten(), &[]);
+    let reader = ModelCache::open_of(base, store, std::iter::empty(), &pictures)?.reader;
     let is_there = |item: &Item| reader.has_views(item);
     let mut there = Vec::new();
     for mut group in groups {
@@ -128,18 +128,9 @@ fn caches<'a>(
     let captions: BTreeSet<&str> = (subjects.iter().flat_map(Subject::captions))
         .chain([""])
         .collect();
-    let pictures = viewed(subjects.iter().flat_map(|subject| &subject.0));
+    let pictures = dataset::viewed(subjects.iter().flat_map(|subject| &subject.0), &[]);
     let captions = captions.iter().copied();
     Ok(ModelCache::open_all(bases, store, captions, &pictures)?)
-}
-
-/// Some items and their references.
-fn viewed<'a>(items: impl Iterator<Item = &'a Item>) -> Vec<Viewed<'a>> {
-    let each = |item: &'a Item| {
-        let reference = item.reference.as_ref().map(Reference::viewed);
-        std::iter::once(item.viewed()).chain(reference)
-    };
-    items.flat_map(each).collect()
 }
 
 /// The losses of one picture.

@@ -6,16 +6,14 @@ use crate::digest::Fingerprint;
 
 /// Hexadecimal digits of a fingerprint.
 const DIGITS: usize = 64;
-/// The bytes of an entry in a run's file.
-pub(super) const LISTED_BYTES: u64 = 67;
 /// So many parts of a spec's entries, of which the first tells of most specs that they have some.
 const FEW: u64 = 1 << 16;
 
 /// Fingerprints from one to another, both included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EntryRange {
-    first: Fingerprint,
-    last: Fingerprint,
+    pub(super) first: Fingerprint,
+    pub(super) last: Fingerprint,
 }
 
 impl EntryRange {
@@ -69,7 +67,8 @@ impl EntryRange {
     pub(super) fn within<'a>(&self, sorted: &'a [Fingerprint]) -> &'a [Fingerprint] {
         let start = sorted.partition_point(|entry| *entry < self.first);
         let end = sorted.partition_point(|entry| *entry <= self.last);
-        &sorted[start..end]
+        // None where what they are said to be is nonsense.
+        sorted.get(start..end).unwrap_or_default()
     }
 
     /// Whether anything from `first` to `last` may be in it.
@@ -86,8 +85,6 @@ impl Store {
     /// # Errors
     /// If the folders cannot be read.
     pub fn ranges(&self) -> Result<impl Iterator<Item = EntryRange> + use<>, Error> {
-        let runs = self.layout.list(&self.layout.runs())?;
-        let listed = runs.iter().map(|file| file.bytes / LISTED_BYTES).sum();
         let behind = self.layout.mirror.as_ref();
         let mut rows = behind.map_or(0, |mirror| mirror.most_rows());
         for spec in self.layout.indexed_specs()? {
@@ -96,7 +93,7 @@ impl Store {
         }
         // A reader's rows take more room while they are read than those that maintenance holds.
         let room = self.disk().rows_in_memory() / 2;
-        Ok(EntryRange::for_rows(rows.max(listed), room))
+        Ok(EntryRange::for_rows(rows.max(self.most_listed()?), room))
     }
 
     /// How many entries of a spec can be used, each once.

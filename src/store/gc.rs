@@ -14,7 +14,7 @@ use std::time::{Duration, SystemTime};
 use serde::Serialize;
 
 use super::disk::{self, ListedFile};
-use super::entry_range::{EntryRange, LISTED_BYTES};
+use super::entry_range::EntryRange;
 use super::index::PayloadRow;
 use super::leftovers::{Leftovers, Root};
 use super::snapshot::decode_part;
@@ -162,8 +162,7 @@ impl Store {
         if runs.is_empty() {
             self.refuse_without_runs(options)?;
         }
-        let files = self.layout.list(&self.layout.runs())?;
-        let listed: u64 = files.iter().map(|f| f.bytes / LISTED_BYTES).sum();
+        let listed = self.most_listed()?;
         let mut specs = Vec::new();
         for spec in self.layout.indexed_specs()? {
             specs.push(SpecPlan::new(SpecParts::list(&self.layout, spec)?));

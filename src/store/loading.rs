@@ -50,9 +50,7 @@ impl Wanted<'_> {
         match self {
             Self::All => Some(self),
             Self::Listed(entries) => {
-                let start = entries.partition_point(|entry| *entry < first);
-                let end = entries.partition_point(|entry| *entry <= last);
-                let some = entries.get(start..end).unwrap_or_default();
+                let some = EntryRange { first, last }.within(entries);
                 (!some.is_empty()).then_some(Self::Listed(some))
             }
             Self::Range(range) => range.touches((first, last)).then_some(self),

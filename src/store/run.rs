@@ -17,6 +17,8 @@ use crate::shown;
 pub(super) const RUN_LIMIT_BYTES: u64 = 1 << 30;
 /// The most entries of a run: of 67 bytes each in its file, with room for the rest.
 pub const RUN_LIMIT_ENTRIES: usize = 15_000_000;
+/// The bytes of an entry in a run's file.
+const LISTED_BYTES: u64 = 67;
 
 /// The longest name of a run.
 pub(super) const ID_LIMIT: usize = 128;
@@ -185,6 +187,12 @@ impl Store {
             .filter(|id| is_run_id(id))
             .map(str::to_owned)
             .collect())
+    }
+
+    /// How many entries the runs in the folder list together, or a few more.
+    pub(super) fn most_listed(&self) -> Result<u64, Error> {
+        let files = self.layout.list(&self.layout.runs())?;
+        Ok(files.iter().map(|file| file.bytes / LISTED_BYTES).sum())
     }
 
     /// The entries of a range that some runs use, by spec, sorted, each once. One run at a time is in memory.

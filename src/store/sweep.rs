@@ -20,7 +20,13 @@ use crate::digest::{Digest, Fingerprint};
 /// Parts that are decoded at once.
 const PARTS_AT_ONCE: usize = 16;
 /// The bytes of an index part that has a row, at the least: half of them are digests, which nothing makes smaller.
-pub(super) const ROW_BYTES: u64 = 64;
+const ROW_BYTES: u64 = 64;
+
+/// How many rows an index part of so many bytes has, or fewer.
+pub(super) fn most_rows(bytes: u64, known: Option<&Listed>) -> u64 {
+    let most = bytes / ROW_BYTES;
+    known.map_or(most, |known| known.rows.min(most))
+}
 
 /// The index parts of a spec.
 pub(super) struct SpecParts {
@@ -44,10 +50,8 @@ impl SpecParts {
 
     /// How many rows they have, or fewer.
     pub(super) fn most_rows(&self) -> u64 {
-        let rows = self.parts.iter().map(|(_, file, known)| {
-            let most = file.bytes / ROW_BYTES;
-            known.as_ref().map_or(most, |known| known.rows.min(most))
-        });
+        let parts = self.parts.iter();
+        let rows = parts.map(|(_, file, known)| most_rows(file.bytes, known.as_ref()));
         rows.fold(0, u64::saturating_add)
     }
 

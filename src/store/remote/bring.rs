@@ -15,7 +15,7 @@ use crate::store::disk;
 use crate::store::layout::Layout;
 use crate::store::parts::{self, Listed, PartList};
 use crate::store::snapshot::decode_part;
-use crate::store::sweep::ROW_BYTES;
+use crate::store::sweep::most_rows;
 use crate::store::{Error, Problem, index, lock};
 
 /// How often the list is asked for again where it names parts that are gone.
@@ -96,12 +96,8 @@ impl Mirror {
     /// At least as many rows as the parts of the index have that are to be read over there.
     pub(in crate::store) fn most_rows(&self) -> u64 {
         let index = self.index();
-        let rows = index.live.values().map(|part| {
-            let most = part.bytes / ROW_BYTES;
-            part.known
-                .as_ref()
-                .map_or(most, |known| known.rows.min(most))
-        });
+        let parts = index.live.values();
+        let rows = parts.map(|part| most_rows(part.bytes, part.known.as_ref()));
         rows.fold(0, u64::saturating_add)
     }
 
