@@ -14,7 +14,8 @@
 //! | L6 verbs | [`convert`], [`encode`], [`worker`], [`sample`], [`train`], [`probe`], [`compare`], [`audit`], [`inspect`] | all below, and verbs before them in this list |
 //! | L7 | `src/bin/plumb` | the public interface above, clap, the terminal |
 //!
-//! `tests/it/tidy.rs` holds this table against the sources. Below L7 nothing prints, reads the environment
+//! Vocabulary, devices and `nn` are a crate of their own, `plumb-core`, so that tests compile what computes optimised, and the rest quickly.
+//! `tests/it/tidy.rs` holds this table against the sources of both. Below L7 nothing prints, reads the environment
 //! or looks at the clock.
 
 #![cfg_attr(
@@ -25,19 +26,13 @@
     )
 )]
 
-pub mod digest;
-pub mod files;
-pub mod monitor;
-pub mod rng;
-pub mod shown;
+pub use plumb_core::{device, digest, files, monitor, nn, rng, shown};
 
 pub mod store;
 
 pub mod autograd;
-pub mod device;
 pub mod diffusion;
 pub mod lora;
-pub mod nn;
 pub mod optim;
 pub mod ranks;
 

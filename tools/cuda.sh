@@ -85,23 +85,26 @@ dynamic() {
         --config "target.$target.rustflags=[\"--cfg\", \"feature=\\\"dynamic-loading\\\"\"]"
 }
 
-# The path of the program that cargo says it built.
-executable() { sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -n 1; }
+# executable NAME: the path of the program that cargo says it built of the target with this name.
+executable() { sed -n 's/.*"name":"'"$1"'".*"executable":"\([^"]*\)".*/\1/p' | tail -n 1; }
+# The unit tests of both crates, as cargo tells of them.
+unit_tests() { dynamic test --no-run --release --lib --message-format=json; }
 
 kit() {
-    local bench tests
-    bench=$(dynamic bench --no-run --bench benches --message-format=json | executable)
-    tests=$(dynamic test --no-run --release --lib --message-format=json | executable)
+    local bench built
+    bench=$(dynamic bench --no-run --bench benches --message-format=json | executable benches)
+    built=$(unit_tests)
     rm -rf .kit && mkdir .kit
     cp "$bench" .kit/bench
-    cp "$tests" .kit/tests
-    strip .kit/bench .kit/tests
-    if ldd .kit/bench .kit/tests | grep -iE 'libcu|nvrtc'; then
+    cp "$(executable plumb_core <<< "$built")" .kit/tests
+    cp "$(executable plumb <<< "$built")" .kit/tests-above
+    strip .kit/bench .kit/tests .kit/tests-above
+    if ldd .kit/bench .kit/tests .kit/tests-above | grep -iE 'libcu|nvrtc'; then
         echo "linked to CUDA: it would not start without it" >&2
         exit 1
     fi
     .kit/tests cuda:: --test-threads=1 | tail -n 3
-    (cd .kit && tar c bench tests | xz -T0 -9 > bin.tar.xz && rm bench tests)
+    (cd .kit && tar c bench tests tests-above | xz -T0 -9 > bin.tar.xz && rm bench tests tests-above)
     # What the peer lacks on a machine with torch, transformers and peft; kept, since it never changes.
     python3 -m pip download -q --no-deps --only-binary=:all: --python-version 3.12 --implementation cp --platform manylinux_2_28_x86_64 \
         --platform manylinux2014_x86_64 -d .kit diffusers==0.42.1 httpx==0.28.1
@@ -109,10 +112,12 @@ kit() {
 }
 
 emulate() {
-    local tests
-    tests=$(dynamic test --no-run --release --lib --message-format=json | executable)
+    local built name
+    built=$(unit_tests)
     tools/emulated-gpu/build.sh "$folder/emulated"
-    LD_LIBRARY_PATH="$folder/emulated" "$tests" cuda:: nn:: autograd:: optim:: --test-threads="$(nproc)"
+    for name in plumb_core plumb; do
+        LD_LIBRARY_PATH="$folder/emulated" "$(executable $name <<< "$built")" cuda:: nn:: autograd:: optim:: --test-threads="$(nproc)"
+    done
 }
 
 command=${1:-}

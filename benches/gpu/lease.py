@@ -92,8 +92,8 @@ def plan(part, device):
         items = [card, smoke, tests, rate, ours("flux1-dev", 512, 60), ours("flux1-dev", 512, 60, cudnn=True)]
         items += [eager("flux1-dev", 512, 75), *parts, slice_]
         items += [ours(m, px, 60) for m, px in BIG[1:]]
-        items += [command("tests of autograd", 60, "$TESTS autograd:: --test-threads=8"), ours("flux1-dev", 512, 50, checkpointing=True)]
-        return items + [command("all tests", 120, "$TESTS --test-threads=12")]
+        items += [command("tests of autograd", 60, "$TESTS_ABOVE autograd:: --test-threads=8"), ours("flux1-dev", 512, 50, checkpointing=True)]
+        return items + [command("all tests", 120, "$TESTS --test-threads=12 && $TESTS_ABOVE --test-threads=12")]
     items = [smoke, tests, rate]
     for m, px in BIG:
         items += [ours(m, px, 60), ours(m, px, 60, cudnn=True), eager(m, px, 75)]
@@ -105,7 +105,7 @@ def plan(part, device):
     items += [
         command("memcheck", 60, "compute-sanitizer --error-exitcode 9 $TESTS cuda:: --test-threads=1 2>&1 | tail -25"),
         command("racecheck", 60, "compute-sanitizer --tool racecheck --error-exitcode 9 $TESTS attention_of_large --test-threads=1 2>&1 | tail -25"),
-        command("all tests", 120, "$TESTS --test-threads=12"),
+        command("all tests", 120, "$TESTS --test-threads=12 && $TESTS_ABOVE --test-threads=12"),
     ]
     return items
 
@@ -234,6 +234,7 @@ def run_ours(case, limit, args):
 
 def shell(line, limit, args):
     environment = dict(os.environ, LD_LIBRARY_PATH=args.libraries, BENCH=str(args.bench), TESTS=str(args.tests), OUT=str(args.out), HERE=str(HERE))
+    environment["TESTS_ABOVE"] = f"{args.tests}-above"
     return started(["bash", "-c", line], limit, environment, last_line=False)
 
 
@@ -297,7 +298,7 @@ def main():
     parser.add_argument("--sum", type=Path, help="sum ncu's CSV by kernel")
     parser.add_argument("--part", type=int, default=1)
     parser.add_argument("--bench", type=Path)
-    parser.add_argument("--tests", type=Path)
+    parser.add_argument("--tests", type=Path, help="unit tests of plumb-core; those of plumb are `-above` beside it")
     parser.add_argument("--libraries", default=os.environ.get("LD_LIBRARY_PATH", ""))
     parser.add_argument("--out", type=Path, default=Path("."))
     parser.add_argument("--device", default="cuda:0")

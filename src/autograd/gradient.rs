@@ -6,8 +6,7 @@ use candle_core::{Result, Tensor};
 
 use super::tape::{Id, Value};
 use crate::nn::Kernels;
-use crate::nn::cpu::{self, by_kernel};
-use crate::nn::pointwise::add;
+use crate::nn::pointwise::{add, add_in_place, copy};
 
 /// A gradient, and whether its storage is nobody else's, so that it may be edited in place.
 pub(crate) struct Gradient {
@@ -50,7 +49,7 @@ impl Gradient {
         if self.exclusive || copied {
             return Ok(tensor);
         }
-        by_kernel!(&tensor, T => cpu::map::<T>(&tensor, cpu::Same), Ok(tensor))
+        copy(&tensor)
     }
 
     /// The same numbers in another shape.
@@ -69,16 +68,11 @@ impl Gradient {
         } else {
             (other, self)
         };
-        by_kernel!(
-            &target.tensor,
-            T => if target.exclusive && target.tensor.is_contiguous() {
-                cpu::edit_with::<T>(&target.tensor, &other.tensor, cpu::Sum)?;
-                Ok(target)
-            } else {
-                Ok(Self::fresh(cpu::map2::<T>(&target.tensor, &other.tensor, cpu::Sum)?))
-            },
-            Ok(Self::fresh(add(kernels, &target.tensor, &other.tensor)?))
-        )
+        let editable = target.exclusive && target.tensor.is_contiguous();
+        if editable && add_in_place(&target.tensor, &other.tensor)? {
+            return Ok(target);
+        }
+        Ok(Self::fresh(add(kernels, &target.tensor, &other.tensor)?))
     }
 }
 

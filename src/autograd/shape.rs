@@ -4,7 +4,7 @@ use candle_core::{Result, Tensor, bail};
 
 use super::gradient::Gradient;
 use super::tape::{Tape, Value};
-use crate::nn::cpu::cat;
+use crate::nn::cat;
 
 impl Tape {
     /// The same elements in another shape.

@@ -13,7 +13,7 @@ use candle_core::{DType, Device, Result, Tensor};
 use super::{Tape, Value};
 use crate::device::{self, Choice};
 use crate::nn::Kernels;
-use crate::nn::tests::{composed, difference, normal};
+use crate::nn::testing::{composed, difference, normal};
 
 /// The sum of all results times fixed random numbers, so that every result matters differently.
 fn scalar(outs: &[Value]) -> f64 {

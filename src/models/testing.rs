@@ -531,7 +531,7 @@ impl Inputs {
         shape[sides..].copy_from_slice(&[h, w]);
         let width = self.conditioning.context.dim(2).unwrap();
         let made = |shape: &[usize]| {
-            crate::nn::tests::normal(1, shape)
+            crate::nn::testing::normal(1, shape)
                 .to_dtype(DType::F32)
                 .unwrap()
         };

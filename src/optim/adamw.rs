@@ -147,7 +147,7 @@ mod tests {
 
     use super::{AdamW, AdamWOptions};
     use crate::nn::Kernels;
-    use crate::nn::tests::composed;
+    use crate::nn::testing::composed;
 
     /// ```python
     /// import torch

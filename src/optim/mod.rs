@@ -48,7 +48,7 @@ mod tests {
 
     use super::clip_gradient_norm;
     use crate::nn::Kernels;
-    use crate::nn::tests::composed;
+    use crate::nn::testing::composed;
 
     fn clipped(values: &[f32], max_norm: Option<f64>) -> (f64, Vec<f32>) {
         let gradient = Tensor::new(values, &Device::Cpu).expect("a gradient");

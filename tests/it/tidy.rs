@@ -132,6 +132,12 @@ fn sources(folder: &str) -> Vec<(PathBuf, String)> {
     found
 }
 
+/// The sources of both crates, as they are shipped.
+fn ours() -> Vec<(PathBuf, String)> {
+    let both = ["core/src", "src"].into_iter();
+    both.flat_map(sources).collect()
+}
+
 fn is_test_file(path: &Path) -> bool {
     path.components().any(|c| c.as_os_str() == "tests")
         || path.to_string_lossy().ends_with("tests.rs")
@@ -152,9 +158,10 @@ fn without_tests(text: &str) -> &str {
     }
 }
 
-/// The module (first folder or file under `src`) a source file belongs to.
+/// The module (first folder or file under `src` of its crate) a source file belongs to.
 fn module_of(path: &Path) -> Option<String> {
-    let first = path.strip_prefix("src").ok()?.components().next()?;
+    let inside = path.strip_prefix("core").unwrap_or(path);
+    let first = inside.strip_prefix("src").ok()?.components().next()?;
     Some(
         first
             .as_os_str()
@@ -204,7 +211,7 @@ fn joined(text: &str) -> String {
 #[test]
 fn each_module_uses_only_the_layers_below_it() {
     let mut wrong = Vec::new();
-    for (path, text) in sources("src").iter().filter(|(p, _)| !is_test_file(p)) {
+    for (path, text) in ours().iter().filter(|(p, _)| !is_test_file(p)) {
         let Some(module) = module_of(path).filter(|m| !["lib", "bin"].contains(&m.as_str())) else {
             continue;
         };
@@ -228,7 +235,7 @@ fn each_module_uses_only_the_layers_below_it() {
 #[test]
 fn no_modules_use_each_other_in_a_circle() {
     let mut uses: BTreeMap<String, std::collections::BTreeSet<String>> = BTreeMap::new();
-    for (path, text) in sources("src").iter().filter(|(p, _)| !is_test_file(p)) {
+    for (path, text) in ours().iter().filter(|(p, _)| !is_test_file(p)) {
         let Some(module) = module_of(path).filter(|m| !["lib", "bin"].contains(&m.as_str())) else {
             continue;
         };
@@ -284,7 +291,7 @@ fn a_family_is_named_in_its_folder_and_in_one_list() {
         .chain(modules.iter().map(|module| format!("{}::", name(module))))
         .collect();
     let mut wrong = Vec::new();
-    for (path, text) in sources("src").iter().filter(|(p, _)| !is_test_file(p)) {
+    for (path, text) in ours().iter().filter(|(p, _)| !is_test_file(p)) {
         let own = modules
             .iter()
             .any(|module| root().join(path).starts_with(module));
@@ -342,7 +349,7 @@ fn a_kind_of_text_encoder_is_named_in_its_folder_and_in_the_list() {
     let kinds = kinds_of_encoder();
     assert!(kinds.len() >= 2 && kinds.iter().all(|(_, types)| types.len() >= 3));
     let mut wrong = Vec::new();
-    for (path, text) in sources("src").iter().filter(|(p, _)| !is_test_file(p)) {
+    for (path, text) in ours().iter().filter(|(p, _)| !is_test_file(p)) {
         for (folder, types) in &kinds {
             if path.starts_with(Path::new("src/text").join(folder)) {
                 continue;
@@ -375,8 +382,8 @@ fn only_nn_names_its_cuda_code() {
         })
     };
     assert!(names_it("use crate::nn::{\n    Frozen, cuda::flat,\n};"));
-    let others = sources("src").into_iter();
-    let others = others.filter(|(path, _)| !path.starts_with("src/nn"));
+    let others = ours().into_iter();
+    let others = others.filter(|(path, _)| !path.starts_with("core/src/nn"));
     let wrong: Vec<PathBuf> = others
         .filter(|(_, text)| names_it(text))
         .map(|(path, _)| path)
@@ -414,16 +421,16 @@ fn heavy_or_impure_things_stand_only_where_they_may() {
         }),
         (&["unsafe {", "unsafe fn"], |p| {
             let places = [
-                "src/nn",
+                "core/src/nn",
+                "core/src/device",
                 "src/store",
-                "src/device",
                 "src/bin/plumb/allocator.rs",
             ];
             places.iter().any(|place| p.starts_with(place))
         }),
     ];
     let mut wrong = Vec::new();
-    for (path, text) in sources("src").iter().filter(|(p, _)| !is_test_file(p)) {
+    for (path, text) in ours().iter().filter(|(p, _)| !is_test_file(p)) {
         for (line, code) in code_lines(without_tests(text)) {
             for (words, may) in rules {
                 if let Some(word) = words.iter().find(|w| code.contains(**w) && !may(path)) {
@@ -456,7 +463,7 @@ fn heavy_or_impure_things_stand_only_where_they_may() {
 #[test]
 fn files_and_functions_stay_short() {
     let mut wrong = Vec::new();
-    for (path, text) in sources("src").iter().filter(|(p, _)| !is_test_file(p)) {
+    for (path, text) in ours().iter().filter(|(p, _)| !is_test_file(p)) {
         let text = without_tests(text);
         let lines: Vec<&str> = text.lines().collect();
         if lines.len() > MAX_FILE_LINES {
@@ -516,7 +523,7 @@ fn functions(lines: &[&str]) -> Vec<(usize, usize)> {
 #[test]
 fn sources_are_ascii() {
     let mut wrong = Vec::new();
-    for folder in ["src", "tests", "benches"] {
+    for folder in ["core/src", "src", "tests", "benches"] {
         for (path, text) in sources(folder) {
             for (i, line) in text.lines().enumerate() {
                 if let Some(c) = line.chars().find(|c| !c.is_ascii()) {
@@ -597,7 +604,7 @@ fn there_is_one_version_of_each_crate_whose_types_we_share() {
 #[test]
 fn errors_show_paths_escaped() {
     let mut wrong = Vec::new();
-    for (path, text) in sources("src") {
+    for (path, text) in ours() {
         let attributes = text.split("#[error(").skip(1);
         let is_raw = |rest: &str| {
             let attribute = rest.split(")]").next().unwrap_or_default();

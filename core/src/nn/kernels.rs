@@ -1,0 +1,124 @@
+//! Which CUDA kernels of ours compute: a value that goes with the device a network was placed on, down to every operation.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use candle_core::{Device, Result, Tensor};
+
+use super::cpu;
+#[cfg(feature = "cuda")]
+use super::cuda;
+
+/// Our own CUDA kernels of one GPU, or none: then a GPU computes by candle's operations. What is on a CPU is computed by the
+/// kernels for CPUs in any case. Cheap to clone.
+#[derive(Clone, Default)]
+pub struct Kernels {
+    #[cfg(feature = "cuda")]
+    compiled: Option<cuda::Kernels>,
+}
+
+impl Kernels {
+    /// No kernels of our own: for a CPU, or a GPU by candle's operations alone.
+    pub const NONE: Self = Self {
+        #[cfg(feature = "cuda")]
+        compiled: None,
+    };
+
+    /// The kernels of a GPU, compiled now; none for a CPU. They have been held against the CPU on an emulated GPU only.
+    ///
+    /// # Errors
+    ///
+    /// If they cannot be compiled there.
+    pub fn compile(device: &Device) -> Result<Self> {
+        #[cfg(feature = "cuda")]
+        if let Device::Cuda(gpu) = device {
+            let compiled = Some(cuda::Kernels::compile(gpu)?);
+            return Ok(Self { compiled });
+        }
+        let _ = device;
+        Ok(Self::NONE)
+    }
+
+    /// The same, with attention by NVIDIA's cuDNN 9, which is looked for by the system's loader and in `folders`. No real GPU
+    /// has run it yet.
+    ///
+    /// # Errors
+    ///
+    /// If it is not found or does not start, or there are no kernels beside which it could be used.
+    pub fn with_cudnn(self, folders: &[PathBuf]) -> Result<Self> {
+        #[cfg(feature = "cuda")]
+        if let Some(kernels) = self.compiled {
+            let compiled = Some(kernels.with_cudnn(folders)?);
+            return Ok(Self { compiled });
+        }
+        let _ = folders;
+        candle_core::bail!("cuDNN is used beside own kernels of a GPU, and there are none")
+    }
+
+    /// Whether there are any.
+    pub fn are_there(&self) -> bool {
+        #[cfg(feature = "cuda")]
+        let found = self.compiled.is_some();
+        #[cfg(not(feature = "cuda"))]
+        let found = false;
+        found
+    }
+
+    /// Whether attention is by cuDNN.
+    pub fn have_cudnn(&self) -> bool {
+        #[cfg(feature = "cuda")]
+        let found = (self.compiled.as_ref()).is_some_and(cuda::Kernels::have_cudnn);
+        #[cfg(not(feature = "cuda"))]
+        let found = false;
+        found
+    }
+
+    /// `x` with its elements in order: itself where they are already.
+    pub fn contiguous(&self, x: &Tensor) -> Result<Tensor> {
+        #[cfg(feature = "cuda")]
+        if let Some(kernels) = self.serving(x) {
+            return cuda::views::dense(kernels, x);
+        }
+        cpu::contiguous(x)
+    }
+
+    /// Those that serve a tensor, by its device and type.
+    #[cfg(feature = "cuda")]
+    pub(super) fn serving(&self, tensor: &Tensor) -> Option<&cuda::Kernels> {
+        use candle_core::DType;
+        // A tensor may be on another GPU than the one they were compiled on.
+        let kernels = self.of(tensor.device())?;
+        matches!(tensor.dtype(), DType::BF16 | DType::F32).then_some(kernels)
+    }
+
+    /// Those of a device.
+    #[cfg(feature = "cuda")]
+    pub(super) fn of(&self, device: &Device) -> Option<&cuda::Kernels> {
+        self.compiled
+            .as_ref()
+            .filter(|kernels| kernels.are_of(device))
+    }
+}
+
+impl fmt::Debug for Kernels {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match (self.are_there(), self.have_cudnn()) {
+            (false, _) => "no own kernels",
+            (true, false) => "own kernels",
+            (true, true) => "own kernels and cuDNN",
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cpu_has_none_and_no_cudnn() {
+        let kernels = Kernels::compile(&Device::Cpu).expect("none");
+        assert!(!kernels.are_there() && !kernels.have_cudnn());
+        let why = kernels.with_cudnn(&[]).expect_err("refused").to_string();
+        assert!(why.contains("there are none"), "{why}");
+    }
+}
