@@ -20,7 +20,7 @@ use plumb::text::tokenizer::Tokens;
 use plumb::text::{Encoded, Network, Residency, TextEncoder};
 use rayon::prelude::*;
 
-use crate::turns::{Failure, Seconds, Side, Turns, turns};
+use crate::turns::{Failure, Seconds, Side, Turns, largest_difference, turns};
 
 /// Token counts, specials included, of 16 captions: short labels to long sentences.
 const COUNTS: [usize; 16] = [
@@ -323,10 +323,9 @@ fn largest_error(
         let outputs = [&encoded.hidden, &encoded.pooled];
         for (output, (ours, truth)) in outputs.into_iter().flatten().zip(truth).enumerate() {
             let truth = truth.get(row)?.narrow(0, 0, ours.dim(0)?)?;
-            let found = found(output, row, ours)?.to_dtype(DType::F32)?;
+            let found = found(output, row, ours)?;
             let rms = truth.sqr()?.mean_all()?.sqrt()?.to_scalar::<f32>()?;
-            let most = (found - truth)?.abs()?.max_all()?.to_scalar::<f32>()?;
-            worst = worst.max(most / rms);
+            worst = worst.max(largest_difference(&found, &truth)? / rms);
         }
     }
     Ok(worst)

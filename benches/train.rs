@@ -18,7 +18,7 @@ use plumb::train::inputs::DenoiserBatch;
 use plumb::train::step::Pass;
 use serde_json::{Value, json};
 
-use crate::turns::{Failure, Side, Turns, answer, turns};
+use crate::turns::{Failure, Side, Turns, answer, largest_difference, turns};
 
 type Result<T> = std::result::Result<T, Failure>;
 
@@ -175,8 +175,7 @@ fn difference(folder: &Path) -> Result<f32> {
     };
     let (ours, theirs) = (read(OURS)?, read("theirs.safetensors")?);
     let rms = theirs.sqr()?.mean_all()?.sqrt()?.to_scalar::<f32>()?;
-    let most = (ours - theirs)?.abs()?.flatten_all()?.max(0)?;
-    Ok(most.to_scalar::<f32>()? / rms)
+    Ok(largest_difference(&ours, &theirs)? / rms)
 }
 
 fn script() -> PathBuf {

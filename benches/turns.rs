@@ -5,6 +5,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::OnceLock;
 use std::time::Instant;
 
+use candle_core::{DType, Tensor};
 use plumb::nn::Instructions;
 use serde_json::{Value, json};
 
@@ -42,6 +43,16 @@ impl Seconds {
             processor: now.processor - self.processor,
         }
     }
+}
+
+/// The largest difference between the numbers of two tensors of one shape; without end where one is no number, which a peer's program may give.
+pub(crate) fn largest_difference(a: &Tensor, b: &Tensor) -> candle_core::Result<f32> {
+    let off = (a.to_dtype(DType::F32)? - b.to_dtype(DType::F32)?)?.abs()?;
+    // A maximum may pass over what is no number; a sum does not.
+    if off.sum_all()?.to_scalar::<f32>()?.is_nan() {
+        return Ok(f32::INFINITY);
+    }
+    off.max_all()?.to_scalar()
 }
 
 /// How many turns each side has: `PLUMB_BENCH_TURNS`, where it is a number, instead of `usual`.

@@ -13,7 +13,7 @@ use plumb::vae::causal::{Decoder, Encoder, names};
 use serde_json::{Value, json};
 
 use crate::encode::write_weights;
-use crate::turns::{Failure, Side, Turns, answer, mib, turns};
+use crate::turns::{Failure, Side, Turns, answer, largest_difference, mib, turns};
 
 /// Frames and side in px; whether back from latents; turns of each side.
 const CASES: [(&str, usize, usize, bool, usize); 6] = [
@@ -91,12 +91,7 @@ fn difference(folder: &Path) -> Result<f32, Failure> {
     };
     let (ours, theirs) = (read("ours.safetensors")?, read("output.safetensors")?);
     let rms = theirs.sqr()?.mean_all()?.sqrt()?.to_scalar::<f32>()?;
-    Ok((ours - theirs)?
-        .abs()?
-        .flatten_all()?
-        .max(0)?
-        .to_scalar::<f32>()?
-        / rms)
+    Ok(largest_difference(&ours, &theirs)? / rms)
 }
 
 /// Our side: encodes the clip, read four frames at a time, or decodes latents, of which each frame is let go as it comes.
