@@ -1,5 +1,5 @@
 //! Forward kernels on plain tensors: fused and parallel for f32 (and f64, their oracle) on a CPU, composed of
-//! candle's operations elsewhere. None of them records anything; `crate::autograd` adds the backward side.
+//! candle's operations elsewhere. None of them records anything; `plumb::autograd` adds the backward side.
 //!
 //! What can be computed by our own CUDA kernels is given them as a value, [`Kernels`], first of its arguments. No other
 //! module knows of `nn::cuda`.
@@ -12,7 +12,7 @@
 
 pub mod activation;
 pub mod attention;
-pub mod compose;
+mod compose;
 mod conv;
 mod cpu;
 #[cfg(feature = "cuda")]
@@ -22,7 +22,7 @@ pub mod flat;
 mod frozen;
 pub mod gemm;
 mod group_norm;
-pub mod instructions;
+mod instructions;
 mod kernels;
 pub mod linear;
 pub mod loss;
