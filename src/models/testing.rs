@@ -3,6 +3,7 @@
 
 #![expect(clippy::disallowed_methods, reason = "fixtures need no durable writes")]
 
+pub(super) use crate::nn::testing::difference;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
@@ -155,7 +156,7 @@ impl Golden {
             let output = self
                 .inputs(i)
                 .call(model, &Tape::off(&Kernels::NONE), &Bound::none());
-            let error = error_of(output.tensor(), &self.get(&format!("{i}.output")));
+            let error = difference(output.tensor(), &self.get(&format!("{i}.output")));
             println!("{} inputs {i}: {error:.1e}", self.name);
             assert!(error < limit, "{} inputs {i}: {error:.1e}", self.name);
         }
@@ -193,7 +194,7 @@ impl Golden {
             let whole = inputs.output(&*model);
             for row in 0..2 {
                 let expected = whole.narrow(0, row, 1).unwrap();
-                let error = error_of(&inputs.row(row).output(&*model), &expected);
+                let error = difference(&inputs.row(row).output(&*model), &expected);
                 assert!(
                     error < 1e-6,
                     "{} inputs {i} row {row}: {error:.1e}",
@@ -214,13 +215,13 @@ impl Golden {
             cut.conditioning.context = cut.conditioning.context.narrow(1, 0, counts[0]).unwrap();
             let expected = whole.output(&*model).narrow(0, row, 1).unwrap();
             assert!(
-                error_of(&cut.output(&*model), &expected) < 1e-6,
+                difference(&cut.output(&*model), &expected) < 1e-6,
                 "{} {row}",
                 self.name
             );
             cut.conditioning.token_counts = None;
             assert!(
-                error_of(&cut.output(&*model), &expected) < 1e-6,
+                difference(&cut.output(&*model), &expected) < 1e-6,
                 "{} {row}",
                 self.name
             );
@@ -259,14 +260,14 @@ impl Golden {
         for case in cases {
             let (set, expected) = self.adapters(&model, case);
             let (prediction, found) = gradients_of(&*model, &inputs, &set, Recompute::Never, None);
-            let error = error_of(prediction.tensor(), &self.get(&format!("{case}.output")));
+            let error = difference(prediction.tensor(), &self.get(&format!("{case}.output")));
             assert!(error < 1e-5, "{name} {case}: {error:.1e}");
             let mut worst: f64 = 0.0;
             for (tensor, _, range) in set.tensors() {
                 let slice = |all: &[f32]| {
                     Tensor::from_slice(&all[range.clone()], range.len(), &Device::Cpu).unwrap()
                 };
-                let error = error_of(&slice(&found), &slice(&expected));
+                let error = difference(&slice(&found), &slice(&expected));
                 assert!(error < 1e-4, "{name} {case} {tensor}: {error:.1e}");
                 worst = worst.max(error);
             }
@@ -622,34 +623,6 @@ pub(super) fn message<T>(result: Result<T, Error>, folder: &Path) -> String {
     error.replace(&folder.display().to_string(), ".")
 }
 
-/// The largest difference relative to the largest expected number.
-pub(super) fn error_of(found: &Tensor, expected: &Tensor) -> f64 {
-    assert_eq!(found.dims(), expected.dims());
-    let flat = |t: &Tensor| {
-        t.to_dtype(DType::F64)
-            .unwrap()
-            .flatten_all()
-            .unwrap()
-            .to_vec1::<f64>()
-            .unwrap()
-    };
-    let (found, expected) = (flat(found), flat(expected));
-    let scale = expected.iter().fold(0.0f64, |m, x| m.max(x.abs()));
-    let worst = found
-        .iter()
-        .zip(&expected)
-        .map(|(f, e)| (f - e).abs())
-        // `max` alone would pass over what is no number.
-        .fold(0.0, |most: f64, off| {
-            if off.is_nan() {
-                f64::INFINITY
-            } else {
-                most.max(off)
-            }
-        });
-    if scale == 0.0 { worst } else { worst / scale }
-}
-
 /// The prediction, and the gradients of a mean squared error in the layout of the set.
 pub(super) fn gradients_of(
     model: &dyn Denoiser,
@@ -823,7 +796,7 @@ pub(super) fn check_recompute_of(golden: &Golden, cases: &[&str], some_block: us
             // With adapters on modulations, the conditioning vector's gradient is a sum over blocks, and
             // adding up block by block rounds otherwise.
             let flat = |all: &[f32]| Tensor::from_slice(all, all.len(), &Device::Cpu).unwrap();
-            let error = error_of(&flat(&again), &flat(&kept));
+            let error = difference(&flat(&again), &flat(&kept));
             assert!(
                 error < 1e-6,
                 "{case} {recompute:?} {dropout:?}: {error:.1e}"

@@ -9,7 +9,7 @@ use std::path::Path;
 use candle_core::{DType, Device, Tensor};
 
 use super::*;
-use crate::models::testing::{self, Golden, Inputs, Model, error_of, golden_path, message};
+use crate::models::testing::{self, Golden, Inputs, Model, difference, golden_path, message};
 
 pub(super) const MODELS: [&str; 2] = ["two", "one"];
 

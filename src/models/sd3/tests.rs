@@ -15,7 +15,7 @@ use super::*;
 use crate::autograd::Tape;
 use crate::lora::Bound;
 use crate::models::Components;
-use crate::models::testing::{self, Golden, Inputs, Model, error_of, golden_path, message};
+use crate::models::testing::{self, Golden, Inputs, Model, difference, golden_path, message};
 use crate::nn::Kernels;
 
 pub(super) const MODELS: [&str; 3] = ["plain", "qk_norm", "dual"];

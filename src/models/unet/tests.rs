@@ -10,7 +10,7 @@ use candle_core::{DType, Device, Tensor};
 use super::*;
 use crate::autograd::Tape;
 use crate::lora::Bound;
-use crate::models::testing::{self, Golden, error_of, golden_path, message};
+use crate::models::testing::{self, Golden, difference, golden_path, message};
 use crate::nn::Kernels;
 
 /// The miniatures' heads and groups, where a single file does not tell them.

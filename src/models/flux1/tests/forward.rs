@@ -52,9 +52,9 @@ fn what_masked_pads_hold_does_not_matter() {
     let pads = inputs.conditioning.context.narrow(1, from, all - from);
     let changed = Tensor::cat(&[kept, (pads.unwrap() * 3.0).unwrap()], 1).unwrap();
     inputs.conditioning.context = changed;
-    assert!(error_of(call(&inputs).tensor(), before.tensor()) < 1e-7);
+    assert!(difference(call(&inputs).tensor(), before.tensor()) < 1e-7);
     inputs.conditioning.token_counts = None;
-    assert!(error_of(call(&inputs).tensor(), before.tensor()) > 1e-3);
+    assert!(difference(call(&inputs).tensor(), before.tensor()) > 1e-3);
 }
 
 #[test]

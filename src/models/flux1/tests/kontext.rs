@@ -50,7 +50,7 @@ fn a_row_of_a_batch_equals_the_row_alone_beside_a_reference() {
     let whole = call(&*model, &inputs);
     for row in 0..2 {
         let expected = whole.narrow(0, row, 1).unwrap();
-        assert!(error_of(&call(&*model, &inputs.row(row)), &expected) < 1e-6);
+        assert!(difference(&call(&*model, &inputs.row(row)), &expected) < 1e-6);
     }
 }
 
@@ -63,7 +63,7 @@ fn masked_pads_are_not_seen_beside_a_reference() {
     let expected = call(&*model, &inputs);
     inputs.conditioning.context = context;
     inputs.conditioning.token_counts = Some(vec![4, 4]);
-    assert!(error_of(&call(&*model, &inputs), &expected) < 1e-5);
+    assert!(difference(&call(&*model, &inputs), &expected) < 1e-5);
 }
 
 #[test]
@@ -77,9 +77,9 @@ fn a_reference_counts_and_where_it_lies_counts() {
     let rows = reference.reshape((b, c, 5, 2, 2, 2)).unwrap();
     let column = rows.permute((0, 1, 2, 4, 3, 5)).unwrap();
     inputs.conditioning.reference = Some(column.reshape((b, c, 20, 2)).unwrap());
-    assert!(error_of(&call(&*model, &inputs), &with) > 1e-3);
+    assert!(difference(&call(&*model, &inputs), &with) > 1e-3);
     inputs.conditioning.reference = None;
-    assert!(error_of(&call(&*model, &inputs), &with) > 1e-3);
+    assert!(difference(&call(&*model, &inputs), &with) > 1e-3);
 }
 
 #[test]

@@ -38,7 +38,7 @@ fn a_reference_counts() {
     let (model, mut inputs) = (golden.model(), golden.inputs(0));
     let with = inputs.output(&*model);
     inputs.conditioning.reference = None;
-    assert!(error_of(&inputs.output(&*model), &with) > 1e-3);
+    assert!(difference(&inputs.output(&*model), &with) > 1e-3);
 }
 
 #[test]

@@ -50,10 +50,10 @@ fn the_order_of_a_captions_rows_matters_and_the_timestep_does() {
     let front = context.narrow(1, 0, 2).unwrap();
     let back = context.narrow(1, 2, context.dim(1).unwrap() - 2).unwrap();
     inputs.conditioning.context = Tensor::cat(&[back, front], 1).unwrap();
-    assert!(error_of(&inputs.output(&*model), &before) > 1e-3);
+    assert!(difference(&inputs.output(&*model), &before) > 1e-3);
     let mut inputs = golden.inputs(0);
     inputs.timesteps = (inputs.timesteps * 0.9).unwrap();
-    assert!(error_of(&inputs.output(&*model), &before) > 1e-3);
+    assert!(difference(&inputs.output(&*model), &before) > 1e-3);
 }
 
 #[test]

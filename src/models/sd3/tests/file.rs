@@ -12,7 +12,7 @@ fn a_saved_lora_read_back_gives_the_same_prediction() {
     let expected = predict(&*model, &inputs, &set);
     let without = inputs.call(&*model, &Tape::off(&Kernels::NONE), &Bound::none());
     assert!(
-        error_of(without.tensor(), &expected) > 1e-2,
+        difference(without.tensor(), &expected) > 1e-2,
         "the adapters do nothing"
     );
     for (dtype, limit) in [
@@ -22,7 +22,7 @@ fn a_saved_lora_read_back_gives_the_same_prediction() {
     ] {
         let read = file::read(&write_lora(&SD3, &set, dtype), "lora", SD3.denoiser()).unwrap();
         read.adapters.check(model.linears()).unwrap();
-        let error = error_of(&predict(&*model, &inputs, &read.adapters), &expected);
+        let error = difference(&predict(&*model, &inputs, &read.adapters), &expected);
         println!("{dtype:?}: {error:.1e}");
         assert!(error < limit, "{dtype:?}: {error:.1e}");
     }

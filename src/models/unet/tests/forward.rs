@@ -40,7 +40,11 @@ fn a_row_of_a_batch_equals_the_row_alone() {
                 .row(row)
                 .call(&*model, &Tape::off(&Kernels::NONE), &Bound::none());
             let of_whole = whole.tensor().narrow(0, row, 1).unwrap();
-            assert_eq!(error_of(alone.tensor(), &of_whole), 0.0, "{name} row {row}");
+            assert_eq!(
+                difference(alone.tensor(), &of_whole),
+                0.0,
+                "{name} row {row}"
+            );
         }
     }
 }

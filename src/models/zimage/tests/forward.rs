@@ -47,7 +47,7 @@ fn the_timestep_matters_and_nothing_else_is_told() {
     let (model, mut inputs) = (golden.model(), golden.inputs(0));
     let before = inputs.output(&*model);
     inputs.timesteps = (inputs.timesteps * 0.9).unwrap();
-    assert!(error_of(&inputs.output(&*model), &before) > 1e-3);
+    assert!(difference(&inputs.output(&*model), &before) > 1e-3);
 }
 
 #[test]
