@@ -16,7 +16,6 @@ use super::{
     Architecture, ConditioningTensors, Denoiser, Error, Family, OpenedDenoiser, Placement, Source,
     StepShape,
 };
-use crate::autograd::tests::memory::live_bytes;
 use crate::autograd::{Tape, Value};
 use crate::diffusion::{Level, add_noise};
 use crate::lora::{
@@ -24,6 +23,7 @@ use crate::lora::{
     metadata, targets,
 };
 use crate::nn::Kernels;
+use crate::nn::testing::memory::live;
 use crate::nn::weights::Weights;
 use crate::optim::{Optimizer, OptimizerOptions, clip_gradient_norm};
 use crate::vae::Extents;
@@ -429,11 +429,11 @@ pub(super) fn check_activations(golden: &Golden, latents: (usize, usize), contex
                 let tape = Tape::recording(&Kernels::NONE);
                 let bound = set.bind(&tape, DType::F32, &Device::Cpu, None).unwrap();
                 let bound = bound.with_recompute(recompute.clone());
-                let before = live_bytes();
+                let before = live();
                 let prediction = inputs.call(&*model, &tape, &bound);
                 let loss = tape.mse(&prediction, &inputs.target, None).unwrap();
                 drop(prediction);
-                let kept = live_bytes() - before;
+                let kept = live() - before;
                 drop(loss);
                 kept as f64 / 4.0
             };

@@ -7,6 +7,8 @@ use candle_core::{DType, Device, Tensor};
 use super::cpu;
 use crate::rng::{Rng, Stream};
 
+pub mod memory;
+
 /// Normal numbers, f64.
 ///
 /// # Panics

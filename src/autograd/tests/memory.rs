@@ -1,8 +1,7 @@
 //! What is allocated, by counting every allocation of this thread. Tensors are made and dropped on the thread
 //! that asks for them; workers only allocate scratch, which is not counted.
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::rc::Rc;
 
 use candle_core::Device;
@@ -10,49 +9,10 @@ use candle_core::Device;
 use super::*;
 use crate::autograd::LoraValues;
 use crate::nn::Kernels;
-
-struct Counting;
+use crate::nn::testing::memory::{Counting, largest, live, peak, watch};
 
 #[global_allocator]
 static COUNTING: Counting = Counting;
-
-thread_local! {
-    static LIVE: Cell<isize> = const { Cell::new(0) };
-    static PEAK: Cell<isize> = const { Cell::new(0) };
-    static LARGEST: Cell<usize> = const { Cell::new(0) };
-}
-
-fn count(size: usize) {
-    let live = LIVE.get() + size as isize;
-    LIVE.set(live);
-    PEAK.set(PEAK.get().max(live));
-    LARGEST.set(LARGEST.get().max(size));
-}
-
-// SAFETY: everything is handed on to the system's allocator; the counters are plain cells of this thread, which
-// need no allocation themselves.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count(layout.size());
-        // SAFETY: the caller's promises are the system allocator's.
-        unsafe { System.alloc(layout) }
-    }
-    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        count(layout.size());
-        // SAFETY: as above.
-        unsafe { System.alloc_zeroed(layout) }
-    }
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        LIVE.set(LIVE.get() - layout.size() as isize);
-        // SAFETY: as above.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
-
-/// Bytes that this thread has allocated and not yet freed.
-pub(crate) fn live_bytes() -> isize {
-    LIVE.get()
-}
 
 const MIB: isize = 1 << 20;
 
@@ -65,7 +25,7 @@ fn ones(mib: usize) -> Tensor {
 fn probe(tape: &Tape, x: &Value, seen: &Rc<RefCell<Vec<isize>>>) -> Value {
     let (to, seen) = (x.id(), Rc::clone(seen));
     tape.record_one(&[x], x.tensor().clone(), move |slots, gradient| {
-        seen.borrow_mut().push(LIVE.get() / (MIB / 2) / 2);
+        seen.borrow_mut().push(live() / (MIB / 2) / 2);
         slots.add(to, gradient)
     })
 }
@@ -73,7 +33,7 @@ fn probe(tape: &Tape, x: &Value, seen: &Rc<RefCell<Vec<isize>>>) -> Value {
 #[test]
 fn memory_falls_as_the_tape_is_consumed() {
     let seen = Rc::default();
-    let before = LIVE.get() / MIB;
+    let before = live() / MIB;
     let tape = Tape::recording(&Kernels::NONE);
     let mut x = tape.leaf(ones(4));
     for _ in 0..6 {
@@ -81,7 +41,7 @@ fn memory_falls_as_the_tape_is_consumed() {
     }
     let seed = ones(4);
     // The leaf, six results, the seed.
-    assert_eq!(LIVE.get() / MIB - before, 8 * 4);
+    assert_eq!(live() / MIB - before, 8 * 4);
     let found = tape.backward_from(&[(&x, seed)]).unwrap();
     // The first step copies the seed, which is ours; each frees the 4 MiB that it read, and edits the gradient
     // in place.
@@ -89,7 +49,7 @@ fn memory_falls_as_the_tape_is_consumed() {
     let seen: Vec<_> = seen.borrow().iter().map(|mib| mib - before).collect();
     assert_eq!(seen, want);
     drop((found, x));
-    assert_eq!(LIVE.get() / MIB, before);
+    assert_eq!(live() / MIB, before);
 }
 
 #[test]
@@ -107,9 +67,8 @@ fn a_gradient_is_never_formed_for_a_frozen_weight() {
             scale: 1.0,
             dropout: None,
         };
-        let (before, (w, lora_again)) = (LIVE.get(), (w.clone(), lora.clone()));
-        PEAK.set(before);
-        LARGEST.set(0);
+        let (w, lora_again) = (w.clone(), lora.clone());
+        let before = watch();
         let block = move |tape: &Tape, v: &[Value]| {
             Ok(vec![tape.linear(
                 &v[0],
@@ -128,7 +87,7 @@ fn a_gradient_is_never_formed_for_a_frozen_weight() {
         for leaf in [&x, &lora.a, &lora.b] {
             assert_eq!(found.take(leaf).unwrap().dims(), leaf.dims());
         }
-        let (largest, peak) = (LARGEST.get(), PEAK.get() - before);
+        let (largest, peak) = (largest(), peak() - before);
         assert!(
             largest < weight_bytes / 2,
             "{largest} bytes at once, the weight has {weight_bytes}"
@@ -143,7 +102,7 @@ fn a_gradient_is_never_formed_for_a_frozen_weight() {
 #[test]
 fn a_checkpoint_keeps_inputs_only() {
     let run = |checkpointed: bool| {
-        let before = LIVE.get();
+        let before = live();
         let tape = Tape::recording(&Kernels::NONE);
         let mut x = tape.leaf(ones(1));
         let block = |tape: &Tape, v: &[Value]| {
@@ -161,10 +120,10 @@ fn a_checkpoint_keeps_inputs_only() {
                 block(&tape, &input).unwrap().remove(0)
             };
         }
-        let kept = (LIVE.get() - before) / MIB;
-        PEAK.set(LIVE.get());
+        let kept = (live() - before) / MIB;
+        watch();
         tape.backward_from(&[(&x, ones(1))]).unwrap();
-        (kept, (PEAK.get() - before) / MIB)
+        (kept, (peak() - before) / MIB)
     };
     let (kept, peak) = run(false);
     assert!(kept >= 33 && peak >= 34, "kept {kept} MiB, peak {peak}");
