@@ -1,8 +1,8 @@
-//! What the index says of the entries of packs, in the order of packs. Where there are more rows than there is room for, the index is read again for
-//! some packs at a time.
+//! What the index says of the entries of packs, in the order of packs. Where there are more rows than there is room for, a sum tells of each pack whether
+//! it says the same, and the index is read again for some packs at a time.
 
 use std::borrow::Cow;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use super::Error;
 use super::check_pack::record_digest;
@@ -36,7 +36,25 @@ pub(super) struct ByPack<'a> {
     pub(super) num_rows: u64,
     /// The packs that the index names, and how many rows of each.
     packs: PackNumbers,
-    rows_of_pack: Vec<u64>,
+    of_packs: Vec<Sum>,
+}
+
+/// How many rows there are, and what they come to in whatever order: the sums of their digests' four words. Two lots of rows that differ come
+/// to the same about as likely as two digests do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Sum {
+    rows: u64,
+    words: [u64; 4],
+}
+
+impl Sum {
+    fn add(&mut self, record: &Digest) {
+        self.rows += 1;
+        let (words, _) = record.as_bytes().as_chunks();
+        for (sum, word) in self.words.iter_mut().zip(words) {
+            *sum = sum.wrapping_add(u64::from_le_bytes(*word));
+        }
+    }
 }
 
 impl<'a> ByPack<'a> {
@@ -49,7 +67,7 @@ impl<'a> ByPack<'a> {
             holds_rows: true,
             num_rows: 0,
             packs: PackNumbers::default(),
-            rows_of_pack: Vec::new(),
+            of_packs: Vec::new(),
         }
     }
 
@@ -57,29 +75,31 @@ impl<'a> ByPack<'a> {
     pub(super) fn read(&mut self, spec: &Fingerprint, part: &Digest) -> Result<(), Error> {
         let most = self.layout.disk.rows_in_memory();
         let (rows_before, before) = (self.rows.len(), self.num_rows);
-        let mut named: Vec<u32> = Vec::new();
+        let mut named: Vec<(u32, Digest)> = Vec::new();
         let number = self.parts.len() as u32;
         let read = each_record(self.layout, spec, part, |_, record| {
             if !(self.counts)(&record) {
                 return Ok(());
             }
             let pack = self.packs.of(record.pack);
-            named.push(pack);
+            let row = row(pack, number, &record);
+            named.push((pack, row.record));
             self.num_rows += 1;
             // More than there is room for: from now on they are counted.
             self.holds_rows &= self.rows.len() < most;
             match self.holds_rows {
-                true => self.rows.push(row(pack, number, &record)),
+                true => self.rows.push(row),
                 false => self.rows = Vec::new(),
             }
             Ok(())
         });
-        self.rows_of_pack.resize(self.packs.digests().len(), 0);
+        self.of_packs
+            .resize(self.packs.digests().len(), Sum::default());
         match read {
             Ok(()) => {
                 self.parts.push((*spec, *part));
-                for pack in named {
-                    self.rows_of_pack[pack as usize] += 1;
+                for (pack, record) in named {
+                    self.of_packs[pack as usize].add(&record);
                 }
             }
             Err(_) => {
@@ -105,6 +125,31 @@ impl<'a> ByPack<'a> {
         self.packs.digests()
     }
 
+    /// The rows of a pack if they are just these entries with the digests of their records, each once: without looking for them, so the index part is
+    /// not said. For where rows are not held.
+    pub(super) fn rows_if_just(
+        &self,
+        pack: &Digest,
+        entries: &HashMap<Fingerprint, Digest>,
+    ) -> Option<Vec<Row>> {
+        let mut found = Sum::default();
+        for record in entries.values() {
+            found.add(record);
+        }
+        let Some(number) = self.packs.get(pack) else {
+            return entries.is_empty().then(Vec::new);
+        };
+        (self.of_packs[number as usize] == found).then(|| {
+            let row = |(entry, record): (&Fingerprint, &Digest)| Row {
+                pack: number,
+                part: 0,
+                entry: *entry,
+                record: *record,
+            };
+            entries.iter().map(row).collect()
+        })
+    }
+
     /// Packs in lots of which there is room for the rows; in one where all rows are held.
     pub(super) fn lots<T>(
         &self,
@@ -114,7 +159,7 @@ impl<'a> ByPack<'a> {
         let (mut lots, mut lot, mut room) = (Vec::new(), Vec::new(), most);
         for (pack, of_pack) in packs {
             let number = self.packs.get(&pack);
-            let rows = number.map_or(0, |number| self.rows_of_pack[number as usize]);
+            let rows = number.map_or(0, |number| self.of_packs[number as usize].rows);
             if rows > room && !self.holds_rows && !lot.is_empty() {
                 lots.push(std::mem::take(&mut lot));
                 room = most;
@@ -122,7 +167,9 @@ impl<'a> ByPack<'a> {
             room = room.saturating_sub(rows);
             lot.push((pack, of_pack));
         }
-        lots.push(lot);
+        if !lot.is_empty() {
+            lots.push(lot);
+        }
         lots
     }
 
@@ -172,5 +219,39 @@ fn row(pack: u32, part: u32, record: &Record) -> Row {
         part,
         entry: record.entry,
         record: record_digest(record),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sum(records: impl IntoIterator<Item = u32>) -> Sum {
+        let mut sum = Sum::default();
+        for record in records {
+            sum.add(&Digest::of(&record.to_le_bytes()));
+        }
+        sum
+    }
+
+    #[test]
+    fn a_sum_tells_what_there_is_but_no_order() {
+        let all = sum(0..100);
+        assert_eq!(all, sum((0..100).rev()));
+        for one in 0..100 {
+            assert_ne!(all, sum((0..100).filter(|record| *record != one)));
+            assert_ne!(all, sum((0..100).chain([one])));
+            let other = |record| if record == one { 100 } else { record };
+            assert_ne!(all, sum((0..100).map(other)));
+            // One twice in the place of its neighbour.
+            let twice = |record| {
+                if record == one {
+                    (one + 1) % 100
+                } else {
+                    record
+                }
+            };
+            assert_ne!(all, sum((0..100).map(twice)));
+        }
     }
 }

@@ -1,5 +1,5 @@
-//! What the index says, compared with what packs and runs say. Where there are more rows than there is room for, the index is read again for some
-//! packs at a time (`by_pack`), and for a range of fingerprints at a time (`sweep`).
+//! What the index says, compared with what packs and runs say. Where there are more rows than there is room for, the index is read again for some of
+//! the packs that it does not agree with (`by_pack`), and for a range of fingerprints at a time (`sweep`).
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -31,9 +31,13 @@ impl Look<'_> {
         let here: HashSet<Digest> = files.iter().map(|(file, _)| file.pack).collect();
         let by_pack = self.by_pack.clone();
         let missing = by_pack.packs().iter().filter(|p| !here.contains(*p));
-        let missing = missing.map(|pack| (*pack, None));
+        let missing: Vec<_> = missing.map(|pack| (*pack, None)).collect();
+        let files = match by_pack.held() {
+            Some(_) => files,
+            None => self.unlike(files, monitor)?,
+        };
         let files = files.into_iter().map(|file| (file.0.pack, Some(file)));
-        for some in by_pack.lots(missing.chain(files)) {
+        for some in by_pack.lots(missing.into_iter().chain(files)) {
             let layout = &self.store.layout;
             let rows = by_pack.rows_of(&some, |(spec, part), e| {
                 // One that is gone was merged into another since it was read first, which the end of this look finds.
@@ -46,6 +50,57 @@ impl Look<'_> {
         self.count_unnamed()?;
         monitor.finish();
         Ok(())
+    }
+
+    /// Of packs, those of which the index does not name just the entries that they have. The others are compared without looking for their rows.
+    fn unlike(
+        &mut self,
+        files: Vec<(PackPath, ListedFile)>,
+        monitor: &dyn Monitor,
+    ) -> Result<Vec<(PackPath, ListedFile)>, Error> {
+        let by_pack = self.by_pack.clone();
+        let alike = |pack: &Digest, found: Option<&PackFindings>| {
+            found.and_then(|found| by_pack.rows_if_just(pack, &found.entries))
+        };
+        let (mut unlike, mut unread) = (Vec::new(), Vec::new());
+        for file in files {
+            let pack = file.0.pack;
+            let Some(found) = self.packed.findings.remove(&pack) else {
+                unread.push(file);
+                continue;
+            };
+            match alike(&pack, Some(&found)) {
+                Some(rows) => self.compare(&pack, Some(&found), &rows),
+                None => unlike.push(file),
+            }
+            self.packed.findings.insert(pack, found);
+        }
+        let (store, read_data) = (self.store, self.report.read_data);
+        packfile::each(
+            &unread,
+            monitor,
+            |file| Ok(check_pack(store, file, read_data)),
+            |file, found| {
+                let pack = &file.0.pack;
+                match alike(pack, found.as_ref()) {
+                    Some(rows) => self.compare(pack, found.as_ref(), &rows),
+                    None => unlike.push(file.clone()),
+                }
+                self.remember(pack, found);
+                Ok(())
+            },
+        )?;
+        Ok(unlike)
+    }
+
+    /// Keeps what a pack showed for the next look, where there is room for it.
+    fn remember(&mut self, pack: &Digest, found: Option<PackFindings>) {
+        if let Some(found) = found
+            && self.packed.entries < self.rows_in_memory() / CACHED_SHARE
+        {
+            self.packed.entries += found.entries.len();
+            self.packed.findings.insert(*pack, found);
+        }
     }
 
     /// Compares some packs, of which these are the rows, by pack; those that were not read yet are read.
@@ -79,12 +134,7 @@ impl Look<'_> {
                 if self.unnamed.len() >= most {
                     self.count_unnamed()?;
                 }
-                if let Some(found) = found
-                    && self.packed.entries < most / CACHED_SHARE
-                {
-                    self.packed.entries += found.entries.len();
-                    self.packed.findings.insert(file.pack, found);
-                }
+                self.remember(&file.pack, found);
                 Ok(())
             },
         )

@@ -107,6 +107,10 @@ fn maintain(path: &Path, room: usize, works: &[&str]) -> (Vec<Value>, Vec<String
 }
 
 fn assert_same(works: &[&str], rooms: &[usize]) {
+    assert_same_of(scene, works, rooms);
+}
+
+fn assert_same_of(scene: impl Fn(&Path) -> Store, works: &[&str], rooms: &[usize]) {
     let dir = scratch();
     let scene_path = dir.path().join("scene");
     scene(&scene_path);
@@ -140,7 +144,17 @@ fn an_index_made_anew_in_little_room_is_the_same() {
 
 #[test]
 fn a_check_in_little_room_finds_the_same() {
-    assert_same(&["check", "check"], &[5000, 700, 90]);
+    let mixed_up = |path: &Path| {
+        let store = scene(path);
+        add(&store, 1, &["kept", "mixed up"]).expect("added");
+        add(&store, 1, &["kept", "another"]).expect("added");
+        // Packs of as many entries: what they have is not what is named.
+        let [of, another] = ["mixed up", "another"].map(|caption| pack_of(&store, caption));
+        fs::copy(another, of).expect("copied");
+        store
+    };
+    assert_same_of(mixed_up, &["check", "check"], &[5000, 700, 90]);
+    assert_same(&["collect", "check"], &[700, 90]);
 }
 
 #[test]
