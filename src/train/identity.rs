@@ -50,7 +50,7 @@ pub struct Description {
     pub rules: Value,
     /// Each text encoder by slot, and the VAE, with the fingerprints of their specs.
     pub specs: BTreeMap<String, Fingerprint>,
-    /// The pictures, with those held out.
+    /// The pictures and clips, with those held out.
     pub pictures: usize,
     /// Digests of what is trained from, picture by picture, by the words of [`DATA`].
     pub data: BTreeMap<String, Digest>,
@@ -105,17 +105,17 @@ impl Sides<'_> {
 const DENOISER_CONFIG: &str = "the denoiser's config.json";
 const LATENTS: &str = "the VAE's scaling and shift of latents";
 
-/// Which pictures, and in what order: an epoch is shuffled by their places.
+/// Which pictures and clips, and in what order: an epoch is shuffled by their places.
 const PICTURES: &str = "pictures";
 /// Which reference stands beside each picture, and how; left out where there is none.
 const REFERENCES: &str = "references";
 /// The names in [`Description::data`], with what to say where one differs.
 const DATA: [(&str, &str); 6] = [
-    (PICTURES, "the pictures or their order"),
-    ("views", "the sizes and crops of the pictures"),
+    (PICTURES, "the pictures or clips, or their order"),
+    ("views", "the sizes and crops of pictures or clips"),
     ("captions", "the captions"),
-    ("repeats", "how often pictures come in an epoch"),
-    ("held_out", "which pictures are held out"),
+    ("repeats", "how often pictures or clips come in an epoch"),
+    ("held_out", "which pictures or clips are held out"),
     (REFERENCES, "the reference pictures"),
 ];
 
@@ -275,7 +275,7 @@ impl Description {
             }
             let counted = name == PICTURES && self.pictures != now.pictures;
             found.push(match counted {
-                true => sides.both("the pictures", &self.pictures, &now.pictures),
+                true => sides.both("the pictures and clips", &self.pictures, &now.pictures),
                 false => words.to_owned(),
             });
             // The lists of fewer or more pictures differ in everything.

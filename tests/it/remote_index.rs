@@ -189,8 +189,8 @@ fn a_push_of_a_folder_merges_there_where_many_small_parts_have_come_together() {
     let remote = s3.remote(&s3.server);
     let own = Store::open_or_create(&dir.path().join("own")).expect("a store");
     let caches = dir.path().join("caches");
-    let push = || {
-        let mut variables = s3.variables(&s3.server);
+    let push = |server: &str| {
+        let mut variables = s3.variables(server);
         variables.insert("XDG_CACHE_HOME".to_owned(), caches.display().to_string());
         let variables: Vec<(&str, &str)> = (variables.iter())
             .map(|(name, value)| (name.as_str(), value.as_str()))
@@ -207,21 +207,35 @@ fn a_push_of_a_folder_merges_there_where_many_small_parts_have_come_together() {
         (remote.push(&own, PushOptions::default(), &Silent)).expect("pushed");
     }
     add_all(&own, 31..32);
-    let (ran, fetched) = push();
+    let (ran, fetched) = push(&s3.server);
     ran.says("pushed 1 entry");
     assert_eq!((parts_there(&s3), fetched), ((32, 0), 0));
+    // Where the list may not be written, what was pushed is there, and the next one to push merges.
     add_all(&own, 32..33);
-    let (ran, fetched) = push();
-    ran.says("pushed 1 entry");
-    assert_eq!((parts_there(&s3), fetched), ((34, 1), 1));
-    assert_sound(&remote);
-    assert_all_found(&machine(&remote, &dir.path().join("one")), &ids(1, 0..33));
-    // Of what came since there is little, and it does not come here.
+    let may_not = proxy(&s3.server, |method, path, _| {
+        match method != "GET" && path.contains(".parts.json") {
+            true => Fault::Denied,
+            false => Fault::None,
+        }
+    });
+    let (ran, _) = push(&may_not);
+    ran.says("pushed 1 entry")
+        .says("the index there was not merged: ");
+    assert_eq!(parts_there(&s3).1, 0);
+    assert_all_found(&machine(&remote, &dir.path().join("none")), &ids(1, 0..33));
     add_all(&own, 33..34);
-    let (ran, fetched) = push();
+    let (ran, fetched) = push(&s3.server);
     ran.says("pushed 1 entry");
-    assert_eq!((parts_there(&s3), fetched), ((35, 1), 1));
-    push().0.says("nothing to push");
+    // With the merged part of before, which no list names.
+    assert_eq!((parts_there(&s3), fetched), ((36, 1), 1));
+    assert_sound(&remote);
+    assert_all_found(&machine(&remote, &dir.path().join("one")), &ids(1, 0..34));
+    // Of what came since there is little, and it does not come here.
+    add_all(&own, 34..35);
+    let (ran, fetched) = push(&s3.server);
+    ran.says("pushed 1 entry");
+    assert_eq!((parts_there(&s3), fetched), ((37, 1), 1));
+    push(&s3.server).0.says("nothing to push");
 }
 
 /// Runs a command of the store there until it is about to write something after `step` times; says whether it ended before.

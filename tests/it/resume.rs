@@ -115,7 +115,7 @@ fn epochs_and_a_share_of_warm_up_are_the_steps_that_they_come_to() {
     world.edit("path = \"pictures\"", "path = \"pictures\"\nrepeats = 2");
     train(&world)
         .expect(1)
-        .says("how often pictures come in an epoch")
+        .says("how often pictures or clips come in an epoch")
         .says("`dataset[0].repeats`: this run 1, the file says 2");
 }
 
@@ -224,7 +224,9 @@ fn other_data_in_the_same_entries_are_seen() {
             std::fs::rename(path(from), path(to)).expect("renamed");
         }
     }
-    train(&world).expect(1).says("the pictures or their order");
+    train(&world)
+        .expect(1)
+        .says("the pictures or clips, or their order");
 }
 
 #[test]

@@ -178,6 +178,8 @@ pub(crate) enum Fault {
     None,
     /// Nothing is asked of the server: it says 503 SlowDown.
     SlowDown,
+    /// Nothing is asked of the server: it says 403 AccessDenied.
+    Denied,
     /// The server does it, and says 500.
     DoneAndError,
     /// The answer ends in the middle.
@@ -249,6 +251,9 @@ fn serve(
     }
     if fault == Fault::SlowDown {
         return stream.write_all(&refusal(503, "SlowDown"));
+    }
+    if fault == Fault::Denied {
+        return stream.write_all(&refusal(403, "AccessDenied"));
     }
     let is_list = path.contains("list-type=2");
     let mut answer = match lists.lock().expect("the lists").get(&path) {
