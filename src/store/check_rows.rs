@@ -18,6 +18,9 @@ use crate::shown;
 /// Of the rows in memory, the entries of packs that are remembered for the next look.
 const CACHED_SHARE: usize = 4;
 
+/// A pack's file, and how it was listed.
+type PackFile = (PackPath, ListedFile);
+
 impl Look<'_> {
     /// Reads the packs that are not known yet, and compares what the index says of each.
     pub(super) fn read_packs(&mut self, monitor: &dyn Monitor) -> Result<(), Error> {
@@ -45,7 +48,7 @@ impl Look<'_> {
                     self.wrong(&layout.index_part(spec, part), &e, REBUILD);
                 }
             });
-            self.read_some(some, &rows, monitor)?;
+            self.compare_some(some, &rows, monitor)?;
         }
         self.count_unnamed()?;
         monitor.finish();
@@ -55,86 +58,79 @@ impl Look<'_> {
     /// Of packs, those of which the index does not name just the entries that they have. The others are compared without looking for their rows.
     fn unlike(
         &mut self,
-        files: Vec<(PackPath, ListedFile)>,
+        files: Vec<PackFile>,
         monitor: &dyn Monitor,
-    ) -> Result<Vec<(PackPath, ListedFile)>, Error> {
+    ) -> Result<Vec<PackFile>, Error> {
         let by_pack = self.by_pack.clone();
-        let alike = |pack: &Digest, found: Option<&PackFindings>| {
-            found.and_then(|found| by_pack.rows_if_just(pack, &found.entries))
-        };
-        let (mut unlike, mut unread) = (Vec::new(), Vec::new());
-        for file in files {
-            let pack = file.0.pack;
-            let Some(found) = self.packed.findings.remove(&pack) else {
-                unread.push(file);
-                continue;
-            };
-            match alike(&pack, Some(&found)) {
-                Some(rows) => self.compare(&pack, Some(&found), &rows),
-                None => unlike.push(file),
+        let mut unlike = Vec::new();
+        self.each_pack(files, monitor, |look, file, found| {
+            let pack = &file.0.pack;
+            match found.and_then(|found| by_pack.rows_if_just(pack, &found.entries)) {
+                Some(rows) => look.compare(pack, found, &rows),
+                None => unlike.push(file.clone()),
             }
-            self.packed.findings.insert(pack, found);
+            Ok(())
+        })?;
+        Ok(unlike)
+    }
+
+    /// Compares some packs, of which these are the rows, by pack.
+    fn compare_some(
+        &mut self,
+        some: Vec<(Digest, Option<PackFile>)>,
+        rows: &[Row],
+        monitor: &dyn Monitor,
+    ) -> Result<(), Error> {
+        let mut files = Vec::new();
+        for (pack, file) in some {
+            match file {
+                None => self.compare(&pack, None, rows),
+                Some(file) => files.push(file),
+            }
+        }
+        let most = self.rows_in_memory();
+        self.each_pack(files, monitor, |look, (file, _), found| {
+            // Gone since it was listed: no row names it any more, or this is not the last look.
+            look.compare(&file.pack, found, rows);
+            match look.unnamed.len() >= most {
+                true => look.count_unnamed(),
+                false => Ok(()),
+            }
+        })
+    }
+
+    /// Gives `take` what each pack shows, or None of one that is gone. Those that were not read yet are read, and kept for the next look where there
+    /// is room.
+    fn each_pack(
+        &mut self,
+        files: Vec<PackFile>,
+        monitor: &dyn Monitor,
+        mut take: impl FnMut(&mut Self, &PackFile, Option<&PackFindings>) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let mut unread = Vec::new();
+        for file in files {
+            match self.packed.findings.remove(&file.0.pack) {
+                None => unread.push(file),
+                Some(found) => {
+                    take(self, &file, Some(&found))?;
+                    self.packed.findings.insert(file.0.pack, found);
+                }
+            }
         }
         let (store, read_data) = (self.store, self.report.read_data);
+        let most_kept = self.rows_in_memory() / CACHED_SHARE;
         packfile::each(
             &unread,
             monitor,
             |file| Ok(check_pack(store, file, read_data)),
             |file, found| {
-                let pack = &file.0.pack;
-                match alike(pack, found.as_ref()) {
-                    Some(rows) => self.compare(pack, found.as_ref(), &rows),
-                    None => unlike.push(file.clone()),
+                take(self, file, found.as_ref())?;
+                if let Some(found) = found
+                    && self.packed.entries < most_kept
+                {
+                    self.packed.entries += found.entries.len();
+                    self.packed.findings.insert(file.0.pack, found);
                 }
-                self.remember(pack, found);
-                Ok(())
-            },
-        )?;
-        Ok(unlike)
-    }
-
-    /// Keeps what a pack showed for the next look, where there is room for it.
-    fn remember(&mut self, pack: &Digest, found: Option<PackFindings>) {
-        if let Some(found) = found
-            && self.packed.entries < self.rows_in_memory() / CACHED_SHARE
-        {
-            self.packed.entries += found.entries.len();
-            self.packed.findings.insert(*pack, found);
-        }
-    }
-
-    /// Compares some packs, of which these are the rows, by pack; those that were not read yet are read.
-    fn read_some(
-        &mut self,
-        some: Vec<(Digest, Option<(PackPath, ListedFile)>)>,
-        rows: &[Row],
-        monitor: &dyn Monitor,
-    ) -> Result<(), Error> {
-        let mut unread = Vec::new();
-        for (pack, file) in some {
-            let found = self.packed.findings.remove(&pack);
-            match (file, found) {
-                (None, _) => self.compare(&pack, None, rows),
-                (Some(file), None) => unread.push(file),
-                (Some(_), Some(found)) => {
-                    self.compare(&pack, Some(&found), rows);
-                    self.packed.findings.insert(pack, found);
-                }
-            }
-        }
-        let (store, read_data) = (self.store, self.report.read_data);
-        let most = self.rows_in_memory();
-        packfile::each(
-            &unread,
-            monitor,
-            |file| Ok(check_pack(store, file, read_data)),
-            |(file, _), found| {
-                // Gone since it was listed: no row names it any more, or this is not the last look.
-                self.compare(&file.pack, found.as_ref(), rows);
-                if self.unnamed.len() >= most {
-                    self.count_unnamed()?;
-                }
-                self.remember(&file.pack, found);
                 Ok(())
             },
         )
