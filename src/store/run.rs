@@ -71,6 +71,38 @@ pub enum Lacking {
     LeaveOut,
 }
 
+/// Entries that runs use. Most of them may be in several.
+#[derive(Default)]
+struct Roots {
+    entries: Vec<Fingerprint>,
+    /// How many there were when they were last sorted, each once.
+    sorted: usize,
+}
+
+impl Roots {
+    fn add(&mut self, entries: &[Fingerprint]) {
+        self.entries.extend_from_slice(entries);
+        // Twice as many as there were: so that many runs of the same entries take no more room than two, and many of different ones are not sorted
+        // each time.
+        if self.entries.len() > 2 * self.sorted {
+            self.sort();
+        }
+    }
+
+    fn sort(&mut self) {
+        // Finds what is sorted already, as it comes from each run.
+        self.entries.sort();
+        self.entries.dedup();
+        self.sorted = self.entries.len();
+    }
+
+    /// Sorted, each once.
+    fn sorted(mut self) -> Vec<Fingerprint> {
+        self.sort();
+        self.entries
+    }
+}
+
 #[derive(Serialize, Deserialize)]
 // A member that nobody knows is a misspelt one of ours: what it said would be lost unseen.
 #[serde(deny_unknown_fields)]
@@ -201,18 +233,16 @@ impl Store {
         runs: &[String],
         range: EntryRange,
     ) -> Result<BTreeMap<Fingerprint, Vec<Fingerprint>>, Error> {
-        let mut roots: BTreeMap<Fingerprint, Vec<Fingerprint>> = BTreeMap::new();
+        let mut roots: BTreeMap<Fingerprint, Roots> = BTreeMap::new();
         for id in runs {
             for (spec, mut listed) in self.run(id)?.entries {
                 // As it was written it is sorted.
-                listed.sort_unstable();
-                let all = roots.entry(spec).or_default();
-                all.extend_from_slice(range.within(&listed));
-                all.sort();
-                all.dedup();
+                listed.sort();
+                (roots.entry(spec).or_default()).add(range.within(&listed));
             }
         }
-        Ok(roots)
+        let sorted = |(spec, roots): (Fingerprint, Roots)| (spec, roots.sorted());
+        Ok(roots.into_iter().map(sorted).collect())
     }
 
     /// The run called `id`.
