@@ -30,3 +30,40 @@ fn what_a_machine_lacks_is_told_with_what_to_do() {
     );
     assert_eq!(state("program"), "ok");
 }
+
+/// Memory that holds files until somebody needs it is free, in a container too.
+#[test]
+fn memory_that_holds_files_may_be_used() {
+    let number = |text: &str| text.split_whitespace().find_map(|word| word.parse().ok());
+    let file = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let about: Vec<(String, f64)> = (file("/proc/meminfo").lines())
+        .filter_map(|line| Some((line.split_once(':')?.0.to_owned(), number(line)?)))
+        .collect();
+    let kib = |name: &str| about.iter().find(|(n, _)| n == name).map(|(_, kib)| *kib);
+    let limits = [
+        "/sys/fs/cgroup/memory.max",
+        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+    ];
+    let limit = limits.iter().filter_map(|path| number(&file(path)));
+    let limit = limit.fold(f64::INFINITY, f64::min) / 1024.0;
+    let (Some(available), Some(total)) = (kib("MemAvailable"), kib("MemTotal")) else {
+        eprintln!("skipped: only Linux tells what the test compares with");
+        return;
+    };
+    if limit < total {
+        eprintln!("skipped: these processes may not have all of the machine's memory");
+        return;
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    let ran = plumb_with(folder.path(), &["--json", "doctor"], &[]);
+    let found = ran.json();
+    let mut findings = found.as_array().expect("a list").iter();
+    let memory = findings.find(|finding| finding["what"] == "memory");
+    let told = memory.expect("memory")["found"].as_str().expect("text");
+    let told: f64 = number(told).expect("GB");
+    assert!(
+        // Others take memory and give it back meanwhile.
+        told * 1e9 >= 0.7 * available * 1024.0,
+        "{told} GB of {available} KiB"
+    );
+}

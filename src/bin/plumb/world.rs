@@ -391,7 +391,9 @@ pub(crate) fn available_memory_bytes() -> u64 {
         0 => UNKNOWN,
         bytes => bytes,
     };
-    let limit = system.cgroup_limits().map(|limits| limits.free_memory);
+    // What a group of processes has read from files counts as its use, but is given up for who needs memory: `free_memory` of sysinfo does not.
+    let limit = system.cgroup_limits();
+    let limit = limit.map(|limits| limits.total_memory.saturating_sub(limits.rss));
     limit.map_or(free, |limit| free.min(limit))
 }
 
