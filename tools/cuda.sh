@@ -76,6 +76,13 @@ variables() {
     echo "export PATH=$(toolkit)/bin:\$PATH NVCC=$(toolkit)/bin/nvcc CUDAFORGE_THREADS=$(nproc)"
 }
 
+# Not `eval "$(variables)"`, which goes on where there is no compiler.
+set_variables() {
+    local settings
+    settings=$(variables)
+    eval "$settings"
+}
+
 # cargo, so that what it builds opens the CUDA libraries when they are first used, where candle would link to them. It is a
 # configuration flag for all crates, but only the binding has such a feature, and its build script must not see it: hence
 # --target.
@@ -129,16 +136,16 @@ check)
     ;;
 setup) setup ;;
 kit)
-    eval "$(variables)"
+    set_variables
     kit
     ;;
 emulate)
-    eval "$(variables)"
+    set_variables
     emulate
     ;;
 env) variables ;;
 build)
-    eval "$(variables)"
+    set_variables
     dynamic build --release "$@"
     ls -l "${CARGO_TARGET_DIR:-target}/$target/release/plumb"
     ;;
