@@ -12,9 +12,11 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
+use crate::shown;
+
 /// The text is not an id.
 #[derive(Debug, thiserror::Error)]
-#[error("not an id: expected 64 lower-case hexadecimal digits, found `{0}`")]
+#[error("not an id: expected 64 lower-case hexadecimal digits, found `{}`", shown::text(.0))]
 pub struct MalformedId(String);
 
 macro_rules! id_type {
@@ -90,11 +92,6 @@ macro_rules! id_type {
             }
         }
 
-        impl From<$name> for String {
-            fn from(id: $name) -> Self {
-                id.to_string()
-            }
-        }
     };
 }
 
@@ -187,6 +184,39 @@ mod tests {
             &"g".repeat(64),
         ] {
             assert!(bad.parse::<Digest>().is_err(), "{bad} was taken");
+        }
+        let foreign = format!("\u{1b}[31m{}", "z".repeat(5000));
+        let refusal = foreign.parse::<Digest>().expect_err("no id").to_string();
+        assert!(
+            refusal.len() < 1000 && !refusal.contains('\u{1b}'),
+            "{refusal}"
+        );
+    }
+
+    #[test]
+    fn an_id_in_json_is_its_text() {
+        let id = Fingerprint::of_canonical(b"{}");
+        let json = serde_json::to_string(&[id]).expect("JSON");
+        assert_eq!(json, format!("[\"{id}\"]"));
+        assert_eq!(
+            serde_json::from_str::<[Fingerprint; 1]>(&json).expect("own JSON"),
+            [id]
+        );
+        // With an escape the text is not borrowed from the JSON.
+        let escaped = json.replacen(
+            &id.to_string()[..1],
+            &format!("\\u00{:x}", id.to_string().as_bytes()[0]),
+            1,
+        );
+        assert_eq!(
+            serde_json::from_str::<[Fingerprint; 1]>(&escaped).expect("the same"),
+            [id]
+        );
+        for bad in ["1", "null", "\"\"", "[]"] {
+            assert!(
+                serde_json::from_str::<Digest>(bad).is_err(),
+                "{bad} was taken"
+            );
         }
     }
 
