@@ -69,7 +69,7 @@ macro_rules! id_type {
 
         impl Serialize for $name {
             fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-                serializer.serialize_str(blake3::Hash::from_bytes(self.0).to_hex().as_str())
+                serializer.collect_str(self)
             }
         }
 
@@ -91,7 +91,6 @@ macro_rules! id_type {
                 deserializer.deserialize_str(Text)
             }
         }
-
     };
 }
 

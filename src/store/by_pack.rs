@@ -34,7 +34,7 @@ pub(super) struct ByPack<'a> {
     rows: Vec<Row>,
     holds_rows: bool,
     pub(super) num_rows: u64,
-    /// The packs that the index names, and how many rows of each.
+    /// The packs that the index names, and what the rows of each come to.
     packs: PackNumbers,
     of_packs: Vec<Sum>,
 }

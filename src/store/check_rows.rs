@@ -34,13 +34,13 @@ impl Look<'_> {
         let here: HashSet<Digest> = files.iter().map(|(file, _)| file.pack).collect();
         let by_pack = self.by_pack.clone();
         let missing = by_pack.packs().iter().filter(|p| !here.contains(*p));
-        let missing: Vec<_> = missing.map(|pack| (*pack, None)).collect();
+        let missing = missing.map(|pack| (*pack, None));
         let files = match by_pack.held() {
             Some(_) => files,
             None => self.unlike(files, monitor)?,
         };
         let files = files.into_iter().map(|file| (file.0.pack, Some(file)));
-        for some in by_pack.lots(missing.into_iter().chain(files)) {
+        for some in by_pack.lots(missing.chain(files)) {
             let layout = &self.store.layout;
             let rows = by_pack.rows_of(&some, |(spec, part), e| {
                 // One that is gone was merged into another since it was read first, which the end of this look finds.

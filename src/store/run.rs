@@ -237,7 +237,7 @@ impl Store {
         for id in runs {
             for (spec, mut listed) in self.run(id)?.entries {
                 // As it was written it is sorted.
-                listed.sort();
+                listed.sort_unstable();
                 (roots.entry(spec).or_default()).add(range.within(&listed));
             }
         }

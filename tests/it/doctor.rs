@@ -1,6 +1,15 @@
 //! `plumb doctor`, on a machine that is well and one that is not.
 
+use serde_json::Value;
+
 use crate::util::plumb_with;
+
+/// A field of what was found of something.
+fn told<'a>(found: &'a Value, what: &str, field: &str) -> &'a str {
+    let all = found.as_array().expect("a list");
+    let one = all.iter().find(|finding| finding["what"] == what);
+    one.expect(what)[field].as_str().expect("text")
+}
 
 #[test]
 fn what_a_machine_lacks_is_told_with_what_to_do() {
@@ -19,15 +28,8 @@ fn what_a_machine_lacks_is_told_with_what_to_do() {
     let ill = [("XDG_CACHE_HOME", file.to_str().expect("UTF-8"))];
     let ran = plumb_with(folder.path(), &["--json", "doctor", "nowhere"], &ill);
     let found = ran.expect(3).says("problem: cache: ").json();
-    let state = |what: &str| {
-        let all = found.as_array().expect("a list");
-        let one = all.iter().find(|finding| finding["what"] == what);
-        one.expect(what)["state"].as_str().expect("text").to_owned()
-    };
-    assert_eq!(
-        (state("cache"), state("disk")),
-        ("problem".to_owned(), "problem".to_owned())
-    );
+    let state = |what| told(&found, what, "state");
+    assert_eq!((state("cache"), state("disk")), ("problem", "problem"));
     assert_eq!(state("program"), "ok");
 }
 
@@ -55,15 +57,11 @@ fn memory_that_holds_files_may_be_used() {
         return;
     }
     let folder = tempfile::tempdir().expect("a folder");
-    let ran = plumb_with(folder.path(), &["--json", "doctor"], &[]);
-    let found = ran.json();
-    let mut findings = found.as_array().expect("a list").iter();
-    let memory = findings.find(|finding| finding["what"] == "memory");
-    let told = memory.expect("memory")["found"].as_str().expect("text");
-    let told: f64 = number(told).expect("GB");
+    let found = plumb_with(folder.path(), &["--json", "doctor"], &[]).json();
+    let gb: f64 = number(told(&found, "memory", "found")).expect("GB");
     assert!(
         // Others take memory and give it back meanwhile.
-        told * 1e9 >= 0.7 * available * 1024.0,
-        "{told} GB of {available} KiB"
+        gb * 1e9 >= 0.7 * available * 1024.0,
+        "{gb} GB of {available} KiB"
     );
 }
