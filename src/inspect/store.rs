@@ -14,7 +14,7 @@ use crate::digest::Fingerprint;
 use crate::monitor::Monitor;
 use crate::recipe::Diff;
 use crate::recipe::spec::spelled_out;
-use crate::store::{CheckReport, EntryRange, Store, StoreReader, StoreStats};
+use crate::store::{CheckReport, EntryRange, RunLists, Store, StoreReader, StoreStats};
 
 /// What a store holds and who uses it.
 #[derive(Debug, Serialize)]
@@ -111,7 +111,8 @@ struct Use {
 /// What is counted of a store, a range of fingerprints at a time.
 struct Counting<'a> {
     store: &'a Store,
-    ids: Vec<String>,
+    /// Of the runs that can be understood, their places.
+    lists: Vec<(u32, RunLists)>,
     specs: BTreeMap<Fingerprint, SpecReport>,
     /// Those that have a description, or an index that can be read.
     known: BTreeSet<Fingerprint>,
@@ -139,8 +140,8 @@ pub fn store(store: &Store, monitor: &dyn Monitor) -> Result<StoreReport, Error>
     let check = store.check_structure(monitor).map_err(fail)?;
     let mut problems: Vec<String> = check.problems.iter().map(ToString::to_string).collect();
     let mut counting = Counting::begin(store)?;
-    for (number, range) in store.ranges().map_err(fail)?.enumerate() {
-        counting.add(range, number == 0)?;
+    for range in store.ranges().map_err(fail)? {
+        counting.add(range)?;
     }
     let stats = store.stats().map_err(fail)?;
     // Of no spec: only descriptions are read.
@@ -171,14 +172,8 @@ pub fn store(store: &Store, monitor: &dyn Monitor) -> Result<StoreReport, Error>
 }
 
 impl<'a> Counting<'a> {
+    /// A run that cannot be understood is told.
     fn begin(store: &'a Store) -> Result<Self, Error> {
-        let ids = store.runs().map_err(cache::Error::from)?;
-        let run = |id: &String| RunReport {
-            run: run_use(id.clone(), &Value::Null),
-            entries: None,
-            alone: 0,
-            missing: 0,
-        };
         let spec = |spec| SpecReport {
             spec,
             what: String::new(),
@@ -192,24 +187,48 @@ impl<'a> Counting<'a> {
             alike: None,
         };
         let specs = store.specs().map_err(cache::Error::from)?.into_iter();
-        Ok(Self {
+        let mut counting = Self {
             store,
-            runs: ids.iter().map(run).collect(),
+            lists: Vec::new(),
             specs: specs.map(|id| (id, spec(id))).collect(),
             known: BTreeSet::new(),
-            ids,
+            runs: Vec::new(),
             problems: Vec::new(),
-        })
+        };
+        let ids = store.runs().map_err(cache::Error::from)?;
+        for (place, id) in (0..).zip(ids) {
+            let mut report = RunReport {
+                run: run_use(id.clone(), &Value::Null),
+                entries: None,
+                alone: 0,
+                missing: 0,
+            };
+            match store.run_lists(&id) {
+                Ok((run, lists)) => {
+                    report.run = run_use(id.clone(), &run.extra);
+                    report.entries = Some(lists.num_entries);
+                    for spec in run.entries.keys() {
+                        if let Some(spec) = counting.specs.get_mut(spec) {
+                            spec.runs.push(id.clone());
+                        }
+                    }
+                    counting.lists.push((place, lists));
+                }
+                Err(e) => counting.problems.push(e.to_string()),
+            }
+            counting.runs.push(report);
+        }
+        Ok(counting)
     }
 
-    /// Counts the entries of a range; `is_first`: also what there is to say of runs as a whole.
-    fn add(&mut self, range: EntryRange, is_first: bool) -> Result<(), Error> {
+    /// Counts the entries of a range.
+    fn add(&mut self, range: EntryRange) -> Result<(), Error> {
         let specs: Vec<Fingerprint> = self.specs.keys().copied().collect();
         let reader = self.store.reader_of_range(&specs, range);
         let reader = reader.map_err(cache::Error::from)?;
         let known = reader.specs().map_err(cache::Error::from)?;
         self.known.extend(known);
-        let uses = self.uses(&reader, range, is_first);
+        let uses = self.uses(&reader, range);
         for used in uses.chunk_by(|a, b| (a.spec, a.entry) == (b.spec, b.entry)) {
             if let [one] = used {
                 self.runs[one.run as usize].alone += 1;
@@ -235,35 +254,29 @@ impl<'a> Counting<'a> {
         Ok(())
     }
 
-    /// What runs use of a range, sorted. A run that cannot be understood is told.
-    fn uses(&mut self, reader: &StoreReader, range: EntryRange, is_first: bool) -> Vec<Use> {
+    /// What runs use of a range, sorted. A run that cannot be understood any more is told.
+    fn uses(&mut self, reader: &StoreReader, range: EntryRange) -> Vec<Use> {
         let mut places: BTreeMap<Fingerprint, u32> = self.specs.keys().copied().zip(0..).collect();
         let mut uses = Vec::new();
-        for (number, (id, report)) in (0..).zip(self.ids.iter().zip(&mut self.runs)) {
-            let run = match self.store.run(id) {
-                Ok(run) => run,
+        for (run, lists) in &self.lists {
+            let listed = match self.store.run_within(lists, range) {
+                Ok(listed) => listed,
                 Err(e) => {
                     self.problems.push(e.to_string());
                     continue;
                 }
             };
-            if is_first {
-                report.run = run_use(id.clone(), &run.extra);
-                report.entries = Some(run.num_entries() as u64);
-            }
-            for (spec, entries) in run.entries {
-                if is_first && let Some(spec) = self.specs.get_mut(&spec) {
-                    spec.runs.push(id.clone());
-                }
+            let report = &mut self.runs[*run as usize];
+            for (spec, entries) in listed {
                 // One that the store does not know comes behind those that it does.
                 let next = places.len() as u32;
-                let place = *places.entry(spec).or_insert(next);
-                for entry in entries.into_iter().filter(|entry| range.has(entry)) {
+                let spec_place = *places.entry(spec).or_insert(next);
+                for entry in entries {
                     report.missing += u64::from(!reader.contains(&spec, &entry));
                     uses.push(Use {
-                        spec: place,
+                        spec: spec_place,
                         entry,
-                        run: number,
+                        run: *run,
                     });
                 }
             }

@@ -14,6 +14,8 @@ use super::by_pack::ByPack;
 use super::check_pack::PackFindings;
 use super::disk::{self, Disk};
 use super::layout;
+use super::run::RUN_LIMIT_BYTES;
+use super::run_lists::RunLists;
 use super::sweep::SpecParts;
 use super::{Error, Local, Problem, Scratch, Store, parts, temporary};
 use crate::digest::{Digest, Fingerprint};
@@ -118,8 +120,7 @@ pub(super) struct Look<'a> {
     pub(super) store: &'a Store,
     pub(super) report: CheckReport,
     pub(super) packed: &'a mut Packed,
-    /// The name and digest of each, and how many entries it uses.
-    pub(super) runs: Vec<(String, Digest, u64)>,
+    pub(super) runs: Vec<RunLists>,
     pub(super) index: Vec<SpecParts>,
     /// What it says of packs.
     pub(super) by_pack: Rc<ByPack<'a>>,
@@ -176,10 +177,11 @@ impl<'a> Look<'a> {
                 return Ok(false);
             }
         }
-        for (id, digest, _) in &self.runs {
-            match self.store.run(id) {
-                Ok(now) if now.digest == *digest => {}
-                _ => return Ok(false),
+        for run in &self.runs {
+            let path = self.store.layout.run(&run.id);
+            let now = disk::read_bounded(self.store.disk(), &path, RUN_LIMIT_BYTES);
+            if !now.is_ok_and(|bytes| Digest::of(&bytes) == run.digest) {
+                return Ok(false);
             }
         }
         Ok(true)
@@ -218,11 +220,8 @@ impl<'a> Look<'a> {
 
     fn read_runs(&mut self) -> Result<(), Error> {
         for id in self.store.runs()? {
-            match self.store.run(&id) {
-                Ok(run) => {
-                    let entries = run.num_entries() as u64;
-                    self.runs.push((id, run.digest, entries));
-                }
+            match self.store.run_lists(&id) {
+                Ok((_, lists)) => self.runs.push(lists),
                 // Given up while we looked.
                 Err(e) if e.is_gone() => {}
                 Err(e) => {

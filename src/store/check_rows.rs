@@ -9,6 +9,7 @@ use super::check_pack::{PackFindings, check_pack};
 use super::disk::ListedFile;
 use super::entry_range::EntryRange;
 use super::layout::PackPath;
+use super::run_lists::num_missing;
 use super::sweep::RowSet;
 use super::{Error, packfile, relative};
 use crate::digest::{Digest, Fingerprint};
@@ -228,16 +229,16 @@ impl Look<'_> {
 
     /// Counts the entries of the index, and those of each run that are not there.
     pub(super) fn compare_runs(&mut self) -> Result<(), Error> {
-        let listed: u64 = self.runs.iter().map(|(_, _, entries)| entries).sum();
+        let listed: u64 = self.runs.iter().map(|run| run.num_entries).sum();
         let mut missing = vec![0; self.runs.len()];
         for range in EntryRange::for_rows(self.by_pack.num_rows.max(listed), self.rows_in_memory())
         {
             let indexed = self.indexed(range)?;
             self.report.entries += indexed.values().map(|all| all.len() as u64).sum::<u64>();
-            for ((id, digest, _), missing) in self.runs.iter().zip(&mut missing) {
-                // Another one by now: the end of this look finds that.
-                let run = self.store.run(id).ok().filter(|run| run.digest == *digest);
-                *missing += run.map_or(0, |run| run.num_missing(range, &indexed));
+            for (run, missing) in self.runs.iter().zip(&mut missing) {
+                // Gone, or another by now: the end of this look finds that.
+                let listed = self.store.same_run_within(run, range);
+                *missing += listed.map_or(0, |listed| num_missing(&listed, &indexed));
             }
         }
         // Otherwise what the index does not name may well be there.
@@ -249,12 +250,12 @@ impl Look<'_> {
             .iter()
             .zip(missing)
             .filter(|(_, missing)| *missing > 0);
-        let told = lacking.map(|((id, _, all), missing)| {
+        let told = lacking.map(|(run, missing)| {
             let what = format!(
                 "lacks {} that it uses",
-                shown::part_of(missing, all, "entry")
+                shown::part_of(missing, run.num_entries, "entry")
             );
-            (self.store.layout.run(id), what)
+            (self.store.layout.run(&run.id), what)
         });
         for (path, what) in told.collect::<Vec<_>>() {
             self.problem(&path, what, "encoding again adds them; or remove the file");

@@ -17,6 +17,7 @@ use super::disk::{self, ListedFile};
 use super::entry_range::EntryRange;
 use super::index::PayloadRow;
 use super::leftovers::{Leftovers, Root};
+use super::run_lists::RunLists;
 use super::snapshot::decode_part;
 use super::sweep::{PackNumbers, RowSet, SpecParts};
 use super::{Error, Problem, Store, index, lock, packfile};
@@ -114,7 +115,7 @@ struct Seen {
 struct Planning<'a> {
     store: &'a Store,
     options: &'a GcOptions,
-    runs: Vec<String>,
+    runs: Vec<RunLists>,
     /// Whether it matters which entries that runs use are not there.
     asks_lacking: bool,
     lacking: HashSet<Root>,
@@ -157,7 +158,10 @@ impl Store {
 
     fn plan(&self, options: &GcOptions, report: &mut GcReport) -> Result<GcPlan, Error> {
         // Runs before the index before packs, as readers do.
-        let runs = self.runs()?;
+        let runs = self.runs()?.into_iter();
+        let runs: Result<Vec<RunLists>, Error> =
+            runs.map(|id| Ok(self.run_lists(&id)?.1)).collect();
+        let runs = runs?;
         report.runs = runs.len() as u64;
         if runs.is_empty() {
             self.refuse_without_runs(options)?;

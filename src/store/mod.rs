@@ -63,6 +63,7 @@ mod record;
 mod remote;
 mod repair;
 mod run;
+mod run_lists;
 mod salvage;
 mod snapshot;
 mod sorting;
@@ -94,6 +95,7 @@ pub use remote::{
     Address, CacheLimit, PullReport, PushOptions, PushReport, Remote, Scratch, Variables,
 };
 pub use run::{Lacking, RUN_LIMIT_ENTRIES, Run};
+pub use run_lists::RunLists;
 pub use stats::{SpecStats, StoreStats};
 pub use temporary::collect_temporary_files;
 pub use tensor::{ElementType, Summary, TensorBytes};

@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::disk::{self, create_dirs, write_once};
-use super::entry_range::EntryRange;
 use super::layout::{self, FORMAT_VERSION};
 use super::{Error, Store, lock, temporary};
 use crate::digest::{Digest, Fingerprint, canonical_json};
@@ -17,8 +17,6 @@ use crate::shown;
 pub(super) const RUN_LIMIT_BYTES: u64 = 1 << 30;
 /// The most entries of a run: of 67 bytes each in its file, with room for the rest.
 pub const RUN_LIMIT_ENTRIES: usize = 15_000_000;
-/// The bytes of an entry in a run's file.
-const LISTED_BYTES: u64 = 67;
 
 /// The longest name of a run.
 pub(super) const ID_LIMIT: usize = 128;
@@ -42,19 +40,6 @@ impl Run {
         self.entries.values().map(Vec::len).sum()
     }
 
-    /// How many of its entries in a range are not among `indexed`, which has those of the range by spec, sorted.
-    pub(super) fn num_missing(
-        &self,
-        range: EntryRange,
-        indexed: &BTreeMap<Fingerprint, Vec<Fingerprint>>,
-    ) -> u64 {
-        let is_missing = |(spec, entry): &(Fingerprint, Fingerprint)| {
-            let all = indexed.get(spec).map_or(&[][..], Vec::as_slice);
-            range.has(entry) && all.binary_search(entry).is_err()
-        };
-        self.listed().filter(is_missing).count() as u64
-    }
-
     /// The entries it uses: (spec, entry), sorted.
     pub(super) fn listed(&self) -> impl Iterator<Item = (Fingerprint, Fingerprint)> {
         let of_spec = self.entries.iter();
@@ -69,38 +54,6 @@ pub enum Lacking {
     Refuse,
     /// Write the run without them.
     LeaveOut,
-}
-
-/// Entries that runs use. Most of them may be in several.
-#[derive(Default)]
-struct Roots {
-    entries: Vec<Fingerprint>,
-    /// How many there were when they were last sorted, each once.
-    sorted: usize,
-}
-
-impl Roots {
-    fn add(&mut self, entries: &[Fingerprint]) {
-        self.entries.extend_from_slice(entries);
-        // Twice as many as there were: so that many runs of the same entries take no more room than two, and many of different ones are not sorted
-        // each time.
-        if self.entries.len() > 2 * self.sorted {
-            self.sort();
-        }
-    }
-
-    fn sort(&mut self) {
-        // Finds what is sorted already, as it comes from each run.
-        self.entries.sort();
-        self.entries.dedup();
-        self.sorted = self.entries.len();
-    }
-
-    /// Sorted, each once.
-    fn sorted(mut self) -> Vec<Fingerprint> {
-        self.sort();
-        self.entries
-    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -221,35 +174,15 @@ impl Store {
             .collect())
     }
 
-    /// How many entries the runs in the folder list together, or a few more.
-    pub(super) fn most_listed(&self) -> Result<u64, Error> {
-        let files = self.layout.list(&self.layout.runs())?;
-        Ok(files.iter().map(|file| file.bytes / LISTED_BYTES).sum())
-    }
-
-    /// The entries of a range that some runs use, by spec, sorted, each once. One run at a time is in memory.
-    pub(super) fn roots(
-        &self,
-        runs: &[String],
-        range: EntryRange,
-    ) -> Result<BTreeMap<Fingerprint, Vec<Fingerprint>>, Error> {
-        let mut roots: BTreeMap<Fingerprint, Roots> = BTreeMap::new();
-        for id in runs {
-            for (spec, mut listed) in self.run(id)?.entries {
-                // As it was written it is sorted.
-                listed.sort_unstable();
-                (roots.entry(spec).or_default()).add(range.within(&listed));
-            }
-        }
-        let sorted = |(spec, roots): (Fingerprint, Roots)| (spec, roots.sorted());
-        Ok(roots.into_iter().map(sorted).collect())
-    }
-
     /// The run called `id`.
     ///
     /// # Errors
     /// If it is not there or cannot be understood, or if it is not what was written.
     pub fn run(&self, id: &str) -> Result<Run, Error> {
+        self.run_and_bytes(id).map(|(run, _)| run)
+    }
+
+    pub(super) fn run_and_bytes(&self, id: &str) -> Result<(Run, Bytes), Error> {
         if !is_run_id(id) {
             let id = shown::text(id);
             return Err(Error::Refused(format!("`{id}` is no name of a run")));
@@ -259,8 +192,11 @@ impl Store {
             disk::read_bounded(self.disk(), &path, RUN_LIMIT_BYTES),
             &self.layout.mirror,
         ) {
-            (Err(e), Some(mirror)) if e.is_gone() => mirror.remote().run(id),
-            (bytes, _) => parse(&path, id, &bytes?),
+            (Err(e), Some(mirror)) if e.is_gone() => mirror.remote().run_and_bytes(id),
+            (bytes, _) => {
+                let bytes = bytes?;
+                Ok((parse(&path, id, &bytes)?, bytes.into()))
+            }
         }
     }
 }
@@ -293,7 +229,11 @@ pub(super) fn parse(path: &Path, id: &str, bytes: &[u8]) -> Result<Run, Error> {
     let entries: Result<BTreeMap<Fingerprint, Vec<Fingerprint>>, _> = file
         .entries
         .into_iter()
-        .map(|(spec, list)| spec.parse().map(|spec| (spec, list)))
+        .map(|(spec, mut list)| {
+            // As it was written it is sorted.
+            list.sort();
+            spec.parse().map(|spec| (spec, list))
+        })
         .collect();
     Ok(Run {
         id: id.to_owned(),

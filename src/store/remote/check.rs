@@ -13,6 +13,7 @@ use crate::shown;
 use crate::store::by_pack::{ByPack, Row};
 use crate::store::check_pack::record_digest;
 use crate::store::record::Record;
+use crate::store::run_lists::num_missing;
 use crate::store::{CheckReport, Error, Problem, index, packed};
 
 const UNREADABLE: &str = "what it holds is not known: check again when it can be read";
@@ -165,8 +166,8 @@ impl Check<'_> {
             }
             let named = indexed.iter().filter(|(_, entries)| !entries.is_empty());
             self.named.extend(named.map(|(spec, _)| *spec));
-            for ((id, _), missing) in here.runs.iter().zip(&mut missing) {
-                *missing += here.store.run(id)?.num_missing(range, &indexed);
+            for (run, missing) in here.runs.iter().zip(&mut missing) {
+                *missing += num_missing(&here.store.run_within(run, range)?, &indexed);
             }
         }
         for ((spec, part), e) in bad {
@@ -193,14 +194,14 @@ impl Check<'_> {
 
     fn tell_missing(&mut self, missing: &[u64]) {
         let runs = std::mem::take(&mut self.here.runs);
-        for ((id, all), missing) in runs.into_iter().zip(missing) {
+        for (run, missing) in runs.into_iter().zip(missing) {
             if *missing > 0 {
                 let what = format!(
                     "lacks {} that it uses",
-                    shown::part_of(missing, all, "entry")
+                    shown::part_of(missing, run.num_entries, "entry")
                 );
                 let mend = "encode and push again, or remove the object";
-                self.problem(names::run(&id), what, mend);
+                self.problem(names::run(&run.id), what, mend);
             }
         }
     }

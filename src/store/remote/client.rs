@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::Range;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
@@ -82,6 +83,22 @@ impl Client {
         let got = self.runtime.block_on(async {
             let found = self.store.get_opts(&path, options).await?;
             found.bytes().await
+        });
+        got.map_err(|e| self.failed("read", name, &e))
+    }
+
+    /// Some bytes of an object, and how many it has.
+    pub(super) fn get_range(&self, name: &str, bytes: Range<u64>) -> Result<(Bytes, u64), Error> {
+        let mut options = GetOptions::default();
+        options
+            .extensions
+            .insert(BodyLimit(bytes.end - bytes.start));
+        options.range = Some(bytes.into());
+        let path = self.path(name)?;
+        let got = self.runtime.block_on(async {
+            let found = self.store.get_opts(&path, options).await?;
+            let all = found.meta.size;
+            Ok((found.bytes().await?, all))
         });
         got.map_err(|e| self.failed("read", name, &e))
     }

@@ -88,7 +88,7 @@ impl Remote {
         for id in contents.runs.keys() {
             here.bring_run(id)??;
         }
-        let is_unused = here.runs.iter().all(|(_, entries)| *entries == 0);
+        let is_unused = here.runs.iter().all(|run| run.num_entries == 0);
         if is_unused && !options.without_runs {
             return Err(Error::Refused(format!(
                 "no run in {} uses any entry, so everything would go; encode or push first, or say --without-runs",
@@ -160,10 +160,9 @@ impl Remote {
 
     /// The packs of which a run uses something. Parts that were merged are compared with the others on the way.
     fn used(&self, here: &mut IndexHere<'_>) -> Result<RowSet, Error> {
-        let ids: Vec<String> = here.runs.iter().map(|(id, _)| id.clone()).collect();
         let mut used = RowSet::default();
         for range in here.ranges() {
-            let mut roots = here.store.roots(&ids, range)?;
+            let mut roots = here.store.roots(&here.runs, range)?;
             for number in 0..here.specs.len() {
                 let rows = here.rows(number, range, &mut |part, e| Err(self.of_part(part, e)))?;
                 let of_spec = &mut here.specs[number];

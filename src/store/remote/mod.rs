@@ -26,6 +26,7 @@ mod scratch;
 mod trim;
 
 use std::collections::{BTreeMap, HashSet};
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -253,11 +254,17 @@ impl Remote {
         self.run_and_bytes(id).map(|(run, _)| run)
     }
 
-    fn run_and_bytes(&self, id: &str) -> Result<(Run, Bytes), Error> {
+    pub(super) fn run_and_bytes(&self, id: &str) -> Result<(Run, Bytes), Error> {
         let name = names::run(id);
         let bytes = self.client.get(&name, RUN_LIMIT_BYTES)?;
         let run = run::parse(self.shown(&name).as_ref(), id, &bytes)?;
         Ok((run, bytes))
+    }
+
+    /// Some bytes of a run; `None` if they cannot be had, or it is not of the length `all`.
+    pub(super) fn run_range(&self, id: &str, bytes: Range<u64>, all: u64) -> Option<Vec<u8>> {
+        let (found, length) = self.client.get_range(&names::run(id), bytes).ok()?;
+        (length == all).then(|| found.into())
     }
 
     /// The bytes of a pack as it is in a folder, which are what its name says.

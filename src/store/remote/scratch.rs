@@ -12,6 +12,7 @@ use crate::digest::{Digest, Fingerprint};
 use crate::store::entry_range::EntryRange;
 use crate::store::index::Rows;
 use crate::store::parts::{self, Listed, PartList};
+use crate::store::run_lists::RunLists;
 use crate::store::snapshot::decode_bytes;
 use crate::store::sweep::{PackNumbers, SpecParts};
 use crate::store::{Disk, Error, Local, NewFolder, Store, create_root};
@@ -79,8 +80,7 @@ pub(super) struct IndexHere<'a> {
     pub(super) store: Store,
     pub(super) specs: Vec<SpecHere>,
     pub(super) packs: PackNumbers,
-    /// The runs, and how many entries each uses.
-    pub(super) runs: Vec<(String, u64)>,
+    pub(super) runs: Vec<RunLists>,
     /// What the parts say themselves that are large.
     known: Mutex<BTreeMap<Fingerprint, PartList>>,
     _folder: NewFolder,
@@ -112,7 +112,7 @@ impl<'a> IndexHere<'a> {
         };
         let layout = &self.store.layout;
         write(layout, &layout.runs(), &format!("{id}.json"), &bytes)?;
-        self.runs.push((id.to_owned(), run.num_entries() as u64));
+        self.runs.push(RunLists::of(&run, &bytes));
         Ok(Ok(()))
     }
 
@@ -167,7 +167,7 @@ impl<'a> IndexHere<'a> {
     pub(super) fn ranges(&self) -> impl Iterator<Item = EntryRange> + use<> {
         let rows = self.specs.iter().map(|of| of.index.most_rows());
         let rows = rows.fold(0, u64::saturating_add);
-        let listed: u64 = self.runs.iter().map(|(_, entries)| entries).sum();
+        let listed: u64 = self.runs.iter().map(|run| run.num_entries).sum();
         EntryRange::for_rows(rows.max(listed), self.store.disk().rows_in_memory())
     }
 
