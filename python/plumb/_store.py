@@ -165,11 +165,10 @@ class Store:
     def missing(self, spec: str, entries: Iterable[str]) -> list[str]:
         """Those of `entries` that the store lacks."""
         entries = list(entries)
-        missing = [entry for entry in entries if entry not in self._index(spec)]
+        missing = self._index(spec).lacking(entries)
         if missing:
             # Encoded, or moved, since the index was read.
-            index = self._index(spec, again=True)
-            missing = [entry for entry in entries if entry not in index]
+            missing = self._index(spec, again=True).lacking(entries)
         return missing
 
     def rows(self, spec: str, caption: str) -> tuple[int, ...]:
