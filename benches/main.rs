@@ -18,6 +18,7 @@ mod nn;
 mod plan;
 mod planes;
 mod probe;
+mod products;
 mod store;
 mod streamed;
 mod train;
@@ -41,12 +42,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         Some("plan") => plan::run()?,
         Some("planes") => planes::run()?,
         Some("probe") => probe::run(filter)?,
+        Some("products") => products::run()?,
         Some("store") => store::run(),
         Some("streamed") => streamed::run(filter)?,
         Some("train") => train::run(filter)?,
         Some("vae") => vae::run(filter)?,
         _ => println!(
-            "name one of: encode, gpu, index, inspect, nn, plan, planes, probe, store, streamed, train, vae"
+            "name one of: encode, gpu, index, inspect, nn, plan, planes, probe, products, store, streamed, train, vae"
         ),
     }
     Ok(())

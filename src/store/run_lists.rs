@@ -390,7 +390,9 @@ mod tests {
             let list = expected.entry(*spec).or_default();
             list.extend(range.has(entry).then_some(*entry));
         }
-        expected.values_mut().for_each(|list| list.sort());
+        for list in expected.values_mut() {
+            list.sort();
+        }
         expected
     }
 

@@ -8,6 +8,7 @@ use super::cpu;
 use crate::rng::{Rng, Stream};
 
 pub mod memory;
+pub mod peak;
 
 /// Normal numbers, f64.
 ///

@@ -1,0 +1,84 @@
+//! Products of packed weights by one core, beside what its units for multiply-adds can do at most.
+//!
+//! `cargo bench -- products` prints one table.
+
+use candle_core::{DType, Device, Tensor};
+use plumb::nn::testing::peak::multiply_adds;
+use plumb::nn::{Instructions, Kernels, Packed};
+use plumb::rng::{Rng, Stream};
+
+use crate::turns::{Failure, Seconds, turns};
+
+/// Rows, inputs and outputs: 8 captions of 77 tokens through CLIP-L's feed-forward, T5 base's, and CLIP-G's.
+const SHAPES: [[usize; 3]; 5] = [
+    [616, 768, 3072],
+    [616, 3072, 768],
+    [616, 768, 2048],
+    [616, 2048, 768],
+    [616, 1280, 5120],
+];
+/// Of multiply-adds, in a turn.
+const STEPS: usize = 10_000_000;
+/// Of a product, in a turn.
+const TIMES: usize = 4;
+const TURNS: usize = 9;
+
+pub(crate) fn run() -> Result<(), Failure> {
+    let shapes = SHAPES.map(|[rows, inner, columns]| format!("{rows} x {inner} x {columns}"));
+    println!(
+        "GFLOP/s of one core, instructions {}; the best of {} turns, and the share of the first column",
+        Instructions::used(),
+        turns(TURNS)
+    );
+    println!("| numbers | multiply-adds alone | {} |", shapes.join(" | "));
+    println!("|---|---|{}", "---|".repeat(SHAPES.len()));
+    let one = rayon::ThreadPoolBuilder::new().num_threads(1).build()?;
+    for dtype in [DType::F32, DType::BF16] {
+        let told = one.install(|| measure(dtype))?;
+        println!("| {} | {} |", dtype.as_str(), told.join(" | "));
+    }
+    Ok(())
+}
+
+/// The bound, and each product.
+fn measure(dtype: DType) -> candle_core::Result<Vec<String>> {
+    let mut operations = None;
+    let seconds = best(|| {
+        operations = multiply_adds(Instructions::used(), dtype, STEPS);
+        Ok(())
+    })?;
+    let most = operations.map(|operations| operations as f64 / seconds * 1e-9);
+    let mut told = vec![most.map_or("none".into(), |most| format!("{most:.0}"))];
+    for [rows, inner, columns] in SHAPES {
+        let x = normal(1, [rows, inner])?;
+        let w = Packed::new(&normal(2, [columns, inner])?.to_dtype(dtype)?)?;
+        let kernels = Kernels::NONE;
+        let seconds = best(|| {
+            for _ in 0..TIMES {
+                w.linear(&kernels, &x, None)?;
+            }
+            Ok(())
+        })?;
+        let found = (2 * rows * inner * columns * TIMES) as f64 / seconds * 1e-9;
+        let share = most.map_or(String::new(), |most| format!(" ({:.2})", found / most));
+        told.push(format!("{found:.0}{share}"));
+    }
+    Ok(told)
+}
+
+/// The seconds of the quickest turn, after one that does not count.
+fn best(mut work: impl FnMut() -> candle_core::Result<()>) -> candle_core::Result<f64> {
+    work()?;
+    let mut best = f64::INFINITY;
+    for _ in 0..turns(TURNS) {
+        let start = Seconds::now();
+        work()?;
+        best = best.min(start.since().clock);
+    }
+    Ok(best)
+}
+
+fn normal(seed: u64, shape: [usize; 2]) -> candle_core::Result<Tensor> {
+    let numbers = Rng::new(seed, Stream::Noise, 0, 0).normals(shape[0] * shape[1]);
+    Tensor::from_vec(numbers, &shape, &Device::Cpu)
+}
