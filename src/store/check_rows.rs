@@ -28,17 +28,24 @@ impl Look<'_> {
         let files = self.store.layout.pack_files()?;
         self.report.packs = files.len() as u64;
         self.report.pack_bytes = files.iter().map(|(_, f)| f.bytes).sum();
-        let known = &self.packed.findings;
-        let unread = files.iter().filter(|(f, _)| !known.contains_key(&f.pack));
-        let unread = unread.map(|(_, f)| f.bytes).sum();
-        monitor.start("checking packs", Some(unread));
+        monitor.start("checking packs", Some(self.unread_bytes(&files)));
         let here: HashSet<Digest> = files.iter().map(|(file, _)| file.pack).collect();
         let by_pack = self.by_pack.clone();
         let missing = by_pack.packs().iter().filter(|p| !here.contains(*p));
         let missing = missing.map(|pack| (*pack, None));
         let files = match by_pack.held() {
             Some(_) => files,
-            None => self.unlike(files, monitor)?,
+            None => {
+                let unlike = self.unlike(files, monitor)?;
+                if !unlike.is_empty() {
+                    monitor.finish();
+                    monitor.start(
+                        "comparing packs that differ",
+                        Some(self.unread_bytes(&unlike)),
+                    );
+                }
+                unlike
+            }
         };
         let files = files.into_iter().map(|file| (file.0.pack, Some(file)));
         for some in by_pack.lots(missing.chain(files)) {
@@ -54,6 +61,12 @@ impl Look<'_> {
         self.count_unnamed()?;
         monitor.finish();
         Ok(())
+    }
+
+    fn unread_bytes(&self, files: &[PackFile]) -> u64 {
+        let known = &self.packed.findings;
+        let unread = files.iter().filter(|(f, _)| !known.contains_key(&f.pack));
+        unread.map(|(_, f)| f.bytes).sum()
     }
 
     /// Of packs, those of which the index does not name just the entries that they have. The others are compared without looking for their rows.

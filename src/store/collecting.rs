@@ -27,10 +27,9 @@ impl Store {
         report: &mut GcReport,
         monitor: &dyn Monitor,
     ) -> Result<(), Error> {
-        monitor.start(
-            "cleaning up",
-            Some((plan.rewrite.len() + plan.remove.len()) as u64),
-        );
+        let changed = plan.specs.iter().filter(|spec| !spec.is_linked);
+        let moving: usize = changed.map(|spec| spec.moving(&plan.rewrite).count()).sum();
+        monitor.start("cleaning up", Some((moving + plan.remove.len()) as u64));
         let mut new_packs = HashSet::new();
         for spec in std::mem::take(&mut plan.specs) {
             if spec.is_linked {
@@ -48,14 +47,14 @@ impl Store {
         }
         report.packs_removed = (plan.remove.len() + plan.rewrite.len()) as u64;
         // A pack made anew may have the very bytes of an old one.
-        let gone = plan
-            .remove
-            .iter()
-            .chain(&plan.rewrite)
-            .filter(|p| !new_packs.contains(p));
-        for pack in gone {
-            disk::remove(self.disk(), &self.layout.pack(pack))?;
-            monitor.advance(1);
+        // Those that were rewritten have advanced when they were.
+        let removed = plan.remove.iter().map(|pack| (pack, 1));
+        let rewritten = plan.rewrite.iter().map(|pack| (pack, 0));
+        for (pack, steps) in removed.chain(rewritten) {
+            if !new_packs.contains(pack) {
+                disk::remove(self.disk(), &self.layout.pack(pack))?;
+            }
+            monitor.advance(steps);
         }
         for path in &plan.leftovers {
             disk::remove(self.disk(), path)?;

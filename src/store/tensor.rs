@@ -5,6 +5,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::shown;
+
 /// The type of a tensor's elements, named as in safetensors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
@@ -105,7 +107,7 @@ impl FromStr for ElementType {
         Self::ALL
             .into_iter()
             .find(|t| t.name() == text)
-            .ok_or_else(|| format!("unknown element type `{text}`"))
+            .ok_or_else(|| format!("unknown element type `{}`", shown::text(text)))
     }
 }
 

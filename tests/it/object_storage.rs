@@ -9,7 +9,7 @@ use candle_core::Device;
 use plumb::digest::Digest;
 use plumb::encode::{self, EncodeOptions, Part, Selection};
 use plumb::experiment::Experiment;
-use plumb::monitor::{Monitor, Silent, never};
+use plumb::monitor::{Monitor, never};
 use plumb::nn::Kernels;
 use plumb::nn::weights::DigestMemo;
 use plumb::rng::{Rng, Stream};
@@ -21,7 +21,7 @@ use serde_json::json;
 
 use crate::s3::{BUCKET, Fault, S3, proxy};
 use crate::store_util::{add, entry, files, readable, scratch, spec};
-use crate::util::{listing, plumb_with};
+use crate::util::{Phases, listing, plumb_with};
 use crate::world::World;
 
 pub(crate) const CAPTIONS: [&str; 6] = ["a", "bb", "ccc", "a longer caption, cut", "\u{e4}", ""];
@@ -52,7 +52,9 @@ pub(crate) fn push(
     store: &Store,
     options: PushOptions,
 ) -> plumb::store::PushReport {
-    let report = remote.push(store, options, &Silent).expect("pushed");
+    let report = remote
+        .push(store, options, &Phases::default())
+        .expect("pushed");
     assert_eq!(report.problems, []);
     report
 }
@@ -69,12 +71,12 @@ fn in_scratch<T>(work: impl FnOnce(&Scratch) -> T) -> T {
 
 #[track_caller]
 pub(crate) fn check(remote: &Remote) -> Result<CheckReport, Error> {
-    in_scratch(|scratch| remote.check(scratch, true, &Silent))
+    in_scratch(|scratch| remote.check(scratch, true, &Phases::default()))
 }
 
 #[track_caller]
 pub(crate) fn gc(remote: &Remote, options: &GcOptions) -> Result<GcReport, Error> {
-    in_scratch(|scratch| remote.gc(scratch, options, Duration::ZERO, &Silent))
+    in_scratch(|scratch| remote.gc(scratch, options, Duration::ZERO, &Phases::default()))
 }
 
 #[track_caller]
@@ -97,10 +99,10 @@ fn a_store_goes_to_object_storage_and_comes_back() {
 
     let copy = dir.path().join("copy");
     let pulled = Store::open_or_create(&copy).expect("a store");
-    let report = remote.pull(&pulled, &Silent).expect("pulled");
+    let report = remote.pull(&pulled, &Phases::default()).expect("pulled");
     assert_eq!((report.packs, report.runs, report.problems), (6, 2, vec![]));
     assert_eq!(files(&copy, ".safetensors").len(), 6);
-    let checked = Store::check(&copy, true, &Silent).expect("checked");
+    let checked = Store::check(&copy, true, &Phases::default()).expect("checked");
     assert_eq!((checked.problems, checked.entries), (vec![], 12));
     // What was pulled is there already, under other names of runs.
     let back = push(&remote, &pulled, PushOptions::default());
@@ -114,7 +116,10 @@ fn a_store_goes_to_object_storage_and_comes_back() {
     assert_eq!(readable(&mirror, 2, &CAPTIONS), CAPTIONS);
     assert_eq!(files(mirror.path(), ".safetensors").len(), 3);
     add(&mirror, 1, &["new"]).expect("added");
-    let shared = mirror.share(&Silent).expect("shared").expect("a report");
+    let shared = mirror
+        .share(&Phases::default())
+        .expect("shared")
+        .expect("a report");
     assert_eq!((shared.packs, shared.index_parts), (1, 1));
     assert_sound(&remote);
     // The folder is for this store alone, and is none by itself.
@@ -153,7 +158,10 @@ fn over_http(s3: &S3, own: &Store, dir: &Path) {
     assert_eq!(readable(&read, 1, &["new", "bb"]), ["new", "bb"]);
     assert_sound(&http);
     add(&read, 1, &["not this"]).expect("added");
-    let why = read.share(&Silent).expect_err("read-only").to_string();
+    let why = read
+        .share(&Phases::default())
+        .expect_err("read-only")
+        .to_string();
     assert!(why.contains("only read"), "{why}");
 }
 
@@ -224,7 +232,13 @@ fn a_machine_that_is_lost_in_the_middle_of_an_encoding_has_pushed_what_it_made()
     // The next one to encode goes on from there.
     experiment.remote_store = Some(on("two"));
     let mut memo = DigestMemo::open(&world.path("memo.json"));
-    let report = encode::run(&experiment, selection, &options, &mut memo, &Silent);
+    let report = encode::run(
+        &experiment,
+        selection,
+        &options,
+        &mut memo,
+        &Phases::default(),
+    );
     let report = report.expect("encoded");
     assert_eq!(
         (report.captions[0].encoded, report.captions[0].present),
@@ -292,7 +306,7 @@ fn a_bounded_folder_keeps_what_was_read_last_and_what_is_not_pushed() {
     assert_eq!(unpushed.len(), new.len());
     read(captions[0]).expect("fetched");
     assert!(held().is_superset(&unpushed));
-    mirror.share(&Silent).expect("shared");
+    mirror.share(&Phases::default()).expect("shared");
     assert!(held().len() <= 4, "{:?}", held());
 
     // Two at once, with room for a part of what each wants: each reads all, again and again.
@@ -347,7 +361,7 @@ fn faults_on_the_way_cost_time_and_nothing_else() {
     };
     push(&remote, &own, options);
     let copy = Store::open_or_create(&dir.path().join("copy")).expect("a store");
-    let report = remote.pull(&copy, &Silent).expect("pulled");
+    let report = remote.pull(&copy, &Phases::default()).expect("pulled");
     assert_eq!((report.packs, report.problems), (6, vec![]));
     for number in [1, 2] {
         assert_eq!(readable(&copy, number, &CAPTIONS), CAPTIONS);
@@ -361,7 +375,7 @@ fn faults_on_the_way_cost_time_and_nothing_else() {
     let mut refused = 0;
     for caption in ["later", "and later"] {
         add(&own, 1, &[caption]).expect("added");
-        if let Err(why) = lagging.push(&own, PushOptions::default(), &Silent) {
+        if let Err(why) = lagging.push(&own, PushOptions::default(), &Phases::default()) {
             assert!(why.to_string().contains("lists lag behind"), "{why}");
             refused += 1;
         }
@@ -410,8 +424,10 @@ fn a_push_that_is_killed_names_nothing_that_is_not_there() {
     // Those that died keep no later one out.
     push(&s3.remote(&s3.server), &own, PushOptions::default());
     let copy = Store::open_or_create(&dir.path().join("copy")).expect("a store");
-    s3.remote(&s3.server).pull(&copy, &Silent).expect("pulled");
-    let report = Store::check(&dir.path().join("copy"), true, &Silent).expect("checked");
+    s3.remote(&s3.server)
+        .pull(&copy, &Phases::default())
+        .expect("pulled");
+    let report = Store::check(&dir.path().join("copy"), true, &Phases::default()).expect("checked");
     assert_eq!((report.problems, report.entries), (vec![], 12 + round));
 }
 
@@ -445,7 +461,7 @@ fn collection_takes_what_no_run_uses_by_the_clock_of_the_server() {
         s3.remove(&lease);
         let lease = format!("leases/remove-{}.json", "0".repeat(32));
         s3.put(&lease, b"{}");
-        let why = remote.push(&own, PushOptions::default(), &Silent);
+        let why = remote.push(&own, PushOptions::default(), &Phases::default());
         let why = why.expect_err("busy").to_string();
         assert!(why.contains("removing objects"), "{why}");
         s3.remove(&lease);
@@ -484,7 +500,7 @@ fn a_hostile_or_half_written_bucket_is_told_and_not_believed() {
     assert!(find().contains("nothing of a store"));
     s3.put("notes.txt", b"mine");
     let own = store(&dir.path().join("own"));
-    let why = remote.push(&own, PushOptions::default(), &Silent);
+    let why = remote.push(&own, PushOptions::default(), &Phases::default());
     let why = why.expect_err("refused").to_string();
     assert!(why.contains("other things are there"), "{why}");
     s3.remove("notes.txt");
@@ -537,12 +553,12 @@ fn a_hostile_or_half_written_bucket_is_told_and_not_believed() {
 
     let copy = dir.path().join("copy");
     let pulled = Store::open_or_create(&copy).expect("a store");
-    let report = remote.pull(&pulled, &Silent).expect("pulled");
+    let report = remote.pull(&pulled, &Phases::default()).expect("pulled");
     assert!(
         report.packs == 5 && report.problems.len() >= 4,
         "{report:#?}"
     );
-    let checked = Store::check(&copy, true, &Silent).expect("checked");
+    let checked = Store::check(&copy, true, &Phases::default()).expect("checked");
     assert_eq!((checked.problems, checked.entries), (vec![], 10));
     let place = Place::remote(remote.clone(), dir.path().join("mirror"), false);
     let mirror = Store::open_at(&place).expect("a store");

@@ -8,7 +8,6 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use plumb::digest::{Digest, Fingerprint, canonical_json};
-use plumb::monitor::Silent;
 use plumb::store::{
     EntryRange, Error, GcOptions, GcReport, Lacking, Place, PushOptions, Remote, Store, StoreReader,
 };
@@ -17,7 +16,7 @@ use serde_json::{Value, json};
 use crate::object_storage::{self, assert_sound};
 use crate::s3::{Fault, S3, proxy};
 use crate::store_util::{add, add_all, captions, entry, files, reads_back, scratch, spec};
-use crate::util::plumb_with;
+use crate::util::{Phases, plumb_with};
 
 /// Of two rows each: enough for a part of several row groups, which a list describes.
 const MANY: usize = 4200;
@@ -80,12 +79,12 @@ fn parts_are_merged_beside_the_old_ones_which_go_when_they_are_old() {
     let one = machine(&remote, &dir.path().join("one"));
     for range in [0..2100, 2100..MANY - 100, MANY - 100..MANY] {
         add_all(&one, range);
-        one.share(&Silent).expect("shared");
+        one.share(&Phases::default()).expect("shared");
     }
     add(&one, 2, &["of another spec"]).expect("added");
     let wanted = ids(1, 0..MANY);
     keep(&one, &wanted);
-    one.share(&Silent).expect("shared");
+    one.share(&Phases::default()).expect("shared");
     assert_eq!(parts_there(&s3), (4, 0));
     // Somebody who looked before.
     let before = machine(&remote, &dir.path().join("before"));
@@ -103,7 +102,10 @@ fn parts_are_merged_beside_the_old_ones_which_go_when_they_are_old() {
         (again.parts_before, again.parts, parts_there(&s3)),
         (2, 2, (5, 1))
     );
-    let shared = one.share(&Silent).expect("shared").expect("a report");
+    let shared = one
+        .share(&Phases::default())
+        .expect("shared")
+        .expect("a report");
     assert_eq!((shared.index_parts, shared.packs), (0, 0));
     // Of whoever comes now nothing is fetched of which nothing is asked.
     let other = machine(&remote, &dir.path().join("other"));
@@ -131,9 +133,9 @@ fn parts_are_merged_beside_the_old_ones_which_go_when_they_are_old() {
     let late = machine(&remote, &dir.path().join("late"));
     assert_all_found(&late, &wanted);
     let copy = Store::open_or_create(&dir.path().join("copy")).expect("a store");
-    let pulled = remote.pull(&copy, &Silent).expect("pulled");
+    let pulled = remote.pull(&copy, &Phases::default()).expect("pulled");
     assert_eq!((pulled.index_parts, pulled.problems), (1, vec![]));
-    let checked = Store::check(copy.path(), true, &Silent).expect("checked");
+    let checked = Store::check(copy.path(), true, &Phases::default()).expect("checked");
     assert_eq!((checked.problems, checked.entries), (vec![], MANY as u64));
 }
 
@@ -148,7 +150,10 @@ fn whoever_pushes_merges_where_many_small_parts_have_come_together() {
     }
     let wanted = ids(1, 0..33);
     keep(&one, &wanted);
-    let shared = one.share(&Silent).expect("shared").expect("a report");
+    let shared = one
+        .share(&Phases::default())
+        .expect("shared")
+        .expect("a report");
     assert_eq!((shared.index_parts, parts_there(&s3)), (33, (34, 1)));
     assert_sound(&remote);
     let two = machine(&remote, &dir.path().join("two"));
@@ -158,11 +163,11 @@ fn whoever_pushes_merges_where_many_small_parts_have_come_together() {
     for number in 33..66 {
         add_all(&two, number..number + 1);
     }
-    two.share(&Silent).expect("shared");
+    two.share(&Phases::default()).expect("shared");
     assert_eq!(parts_there(&s3), (34 + 34, 1));
     let wanted = ids(1, 0..66);
     keep(&two, &wanted);
-    two.share(&Silent).expect("shared");
+    two.share(&Phases::default()).expect("shared");
     for store in [&one, &two] {
         store.reader().expect("a reader").refresh().expect("looked");
         assert_all_found(store, &wanted);
@@ -174,7 +179,7 @@ fn whoever_pushes_merges_where_many_small_parts_have_come_together() {
     let own = Store::open_or_create(&dir.path().join("own")).expect("a store");
     add_all(&own, 0..MANY);
     own.compact().expect("merged");
-    (remote.push(&own, PushOptions::default(), &Silent)).expect("pushed");
+    (remote.push(&own, PushOptions::default(), &Phases::default())).expect("pushed");
     assert_eq!(parts_there(&s3), (2, 2));
     assert_all_found(
         &machine(&remote, &dir.path().join("three")),
@@ -204,7 +209,7 @@ fn a_push_of_a_folder_merges_there_where_many_small_parts_have_come_together() {
     };
     for number in 0..31 {
         add_all(&own, number..number + 1);
-        (remote.push(&own, PushOptions::default(), &Silent)).expect("pushed");
+        (remote.push(&own, PushOptions::default(), &Phases::default())).expect("pushed");
     }
     add_all(&own, 31..32);
     let (ran, fetched) = push(&s3.server);
@@ -290,13 +295,13 @@ fn merging_there_may_be_killed_before_each_of_its_writes() {
     let remote = s3.remote(&s3.server);
     let own = Store::open_or_create(&dir.path().join("own")).expect("a store");
     add_all(&own, 0..1);
-    (remote.push(&own, PushOptions::default(), &Silent)).expect("pushed");
+    (remote.push(&own, PushOptions::default(), &Phases::default())).expect("pushed");
     let mut total = 1;
     for step in 0.. {
         // Something to merge each time.
         add_all(&own, total..total + 1);
         total += 1;
-        (remote.push(&own, PushOptions::default(), &Silent)).expect("pushed");
+        (remote.push(&own, PushOptions::default(), &Phases::default())).expect("pushed");
         let ended = killed_before(&s3, dir.path(), &["compact"], step);
         assert_sound(&remote);
         let fresh = machine(&remote, &dir.path().join(format!("fresh-{step}")));
@@ -309,7 +314,7 @@ fn merging_there_may_be_killed_before_each_of_its_writes() {
     }
     let wanted = ids(1, 0..total);
     keep(&own, &wanted);
-    (remote.push(&own, PushOptions::default(), &Silent)).expect("pushed");
+    (remote.push(&own, PushOptions::default(), &Phases::default())).expect("pushed");
     let collected = gc(&remote, 0);
     assert_eq!(
         (collected.entries_kept, parts_there(&s3)),
@@ -328,7 +333,7 @@ fn two_may_merge_there_at_once_while_others_add_and_look() {
     for number in 0..6 {
         add_all(&first, number * 10..number * 10 + 10);
     }
-    first.share(&Silent).expect("shared");
+    first.share(&Phases::default()).expect("shared");
     let wanted = ids(1, 0..60);
     let again = |work: &dyn Fn() -> Result<(), Error>| {
         while let Err(e) = work() {
@@ -347,7 +352,7 @@ fn two_may_merge_there_at_once_while_others_add_and_look() {
         scope.spawn(|| {
             let store = machine(&remote, &dir.path().join("adds"));
             add(&store, 1, &["one more"]).expect("added");
-            again(&|| store.share(&Silent).map(|_| ()));
+            again(&|| store.share(&Phases::default()).map(|_| ()));
         });
         scope.spawn(|| {
             let store = machine(&remote, &dir.path().join("looks"));
@@ -395,11 +400,11 @@ fn merging_on_a_faulty_way_or_by_an_old_list_loses_nothing() {
     for number in 0..3 {
         add_all(&one, number..number + 1);
     }
-    one.share(&Silent).expect("shared");
+    one.share(&Phases::default()).expect("shared");
     let lagging = s3.remote(&stale);
     let behind = machine(&lagging, &dir.path().join("behind"));
     add_all(&one, 3..5);
-    one.share(&Silent).expect("shared");
+    one.share(&Phases::default()).expect("shared");
     // It merges what it knows of, again and again.
     for _ in 0..2 {
         behind.compact().expect("merged");
@@ -412,7 +417,7 @@ fn merging_on_a_faulty_way_or_by_an_old_list_loses_nothing() {
     assert_sound(&remote);
     assert_all_found(&machine(&remote, &dir.path().join("another")), &wanted);
     keep(&one, &wanted);
-    one.share(&Silent).expect("shared");
+    one.share(&Phases::default()).expect("shared");
     gc(&remote, 0);
     assert_eq!(parts_there(&s3).0, 1);
     assert_sound(&remote);
@@ -436,7 +441,7 @@ fn a_list_that_lies_is_told_and_costs_no_entry() {
     }
     let wanted = ids(1, 0..3);
     keep(&one, &wanted);
-    one.share(&Silent).expect("shared");
+    one.share(&Phases::default()).expect("shared");
     let folder = format!("index/{}", spec(1).0);
     let parts: Vec<String> = (s3.names().iter())
         .filter_map(|name| name.strip_prefix(&folder)?.strip_prefix('/'))
@@ -493,10 +498,14 @@ fn a_list_that_lies_is_told_and_costs_no_entry() {
     assert!(told(&reader.problems(), &new));
     let copy = Store::open_or_create(&dir.path().join("copy")).expect("a store");
     assert_eq!(
-        remote.pull(&copy, &Silent).expect("pulled").problems.len(),
+        remote
+            .pull(&copy, &Phases::default())
+            .expect("pulled")
+            .problems
+            .len(),
         1
     );
-    let checked = Store::check(copy.path(), true, &Silent).expect("checked");
+    let checked = Store::check(copy.path(), true, &Phases::default()).expect("checked");
     assert_eq!((checked.problems, checked.entries), (vec![], 3));
     s3.put(&new, &sound);
     assert_sound(&remote);
@@ -515,7 +524,9 @@ fn opening_and_pushing_ask_for_what_they_need_and_list_no_packs() {
         compress: true,
         ..PushOptions::default()
     };
-    (s3.remote(&s3.server).push(&own, compressed, &Silent)).expect("pushed");
+    (s3.remote(&s3.server)
+        .push(&own, compressed, &Phases::default()))
+    .expect("pushed");
     let asked: Arc<Mutex<Vec<String>>> = Arc::default();
     let log = asked.clone();
     let watched = proxy(&s3.server, move |method, path, _| {
@@ -563,12 +574,18 @@ fn opening_and_pushing_ask_for_what_they_need_and_list_no_packs() {
     add_all(&store, 40..41);
     keep(&store, &ids(1, 3..41));
     asked();
-    let shared = store.share(&Silent).expect("shared").expect("a report");
+    let shared = store
+        .share(&Phases::default())
+        .expect("shared")
+        .expect("a report");
     let pushed = asked();
     assert_eq!((shared.packs, shared.index_parts, shared.runs), (1, 1, 1));
     // What the run uses of what others pushed is looked for, too.
     assert_eq!(lists_packs(&pushed), 1, "{pushed:#?}");
-    let again = store.share(&Silent).expect("shared").expect("a report");
+    let again = store
+        .share(&Phases::default())
+        .expect("shared")
+        .expect("a report");
     assert_eq!((again.packs, again.index_parts, again.runs), (0, 0, 0));
     let nothing = asked();
     assert!(
@@ -589,7 +606,7 @@ fn opening_and_pushing_ask_for_what_they_need_and_list_no_packs() {
         .find(|n| found(&reader, &ids(1, *n..n + 1)) == 0)
         .expect("lost");
     add_all(&other, lost..lost + 1);
-    other.share(&Silent).expect("shared");
+    other.share(&Phases::default()).expect("shared");
     assert_sound(&s3.remote(&s3.server));
 }
 
@@ -600,10 +617,10 @@ fn batches_and_ranges_bring_what_they_touch_and_see_what_others_push() {
     let remote = s3.remote(&s3.server);
     let one = machine(&remote, &dir.path().join("one"));
     add_all(&one, 0..MANY);
-    one.share(&Silent).expect("shared");
+    one.share(&Phases::default()).expect("shared");
     one.compact().expect("merged");
     add(&one, 2, &["of another spec"]).expect("added");
-    one.share(&Silent).expect("shared");
+    one.share(&Phases::default()).expect("shared");
 
     let other = machine(&remote, &dir.path().join("other"));
     let (lookup, (first, second)) = (other.lookup(), (spec(1).0, spec(2).0));
@@ -621,10 +638,10 @@ fn batches_and_ranges_bring_what_they_touch_and_see_what_others_push() {
     // Of what others push, a look at the store tells: here, that of pushing something.
     let push = |store: &Store, caption: &str| {
         add(store, 2, &[caption]).expect("added");
-        store.share(&Silent).expect("shared");
+        store.share(&Phases::default()).expect("shared");
     };
     add_all(&one, MANY..MANY + 5);
-    one.share(&Silent).expect("shared");
+    one.share(&Phases::default()).expect("shared");
     assert_eq!(looked(MANY - 5..MANY + 5), 5);
     push(&other, "a");
     assert_eq!(looked(MANY - 5..MANY + 5), 10);
@@ -645,7 +662,7 @@ fn batches_and_ranges_bring_what_they_touch_and_see_what_others_push() {
         .filter(|entry| entry.to_string().starts_with('0'));
     assert!(some.entries(&first).iter().eq(expected));
     assert_eq!(late.num_entries(&first).expect("counted"), all.len() as u64);
-    let report = plumb::inspect::store(&late, &Silent).expect("told");
+    let report = plumb::inspect::store(&late, &Phases::default()).expect("told");
     let entries = report.specs.iter().map(|spec| (spec.spec, spec.entries));
     let entries: BTreeMap<_, _> = entries.collect();
     assert_eq!(entries[&first], all.len() as u64);

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use plumb::digest::{Digest, canonical_json};
-use plumb::monitor::Silent;
 use plumb::store::{Disk, GcOptions, PushOptions, Remote, Scratch, Store};
 use serde_json::{Value, json};
 
@@ -15,7 +14,7 @@ use crate::object_storage::{assert_sound, gc};
 use crate::remote_index::{assert_all_found, ids, keep, killed_before, machine};
 use crate::s3::{Fault, S3, proxy};
 use crate::store_util::{self, Faulty, ROOM, add, add_all, entry, reads_back, scratch, spec};
-use crate::util::listing;
+use crate::util::{Phases, listing};
 
 /// Of two rows each: enough for a part that is read in part.
 const RUN: usize = 2100;
@@ -42,7 +41,7 @@ fn pack_of(store: &Store, caption: &str) -> String {
 fn share(s3: &S3, store: &Store, number: u32, captions: &[&str]) -> String {
     let before = s3.names();
     add(store, number, captions).expect("added");
-    store.share(&Silent).expect("shared");
+    store.share(&Phases::default()).expect("shared");
     let mut new = s3.names().into_iter();
     let new = new.find(|name| name.ends_with(".parquet") && !before.contains(name));
     new.expect("a part")
@@ -60,7 +59,9 @@ fn scene(s3: &S3, dir: &Path) -> Remote {
         compress: true,
         ..PushOptions::default()
     };
-    remote.push(&own, compressed, &Silent).expect("pushed");
+    remote
+        .push(&own, compressed, &Phases::default())
+        .expect("pushed");
     let first = pack_of(&own, "caption 0");
     s3.put(&first, &fs::read(own.path().join(&first)).expect("a pack"));
     let one = machine(&remote, &dir.join("one"));
@@ -70,10 +71,10 @@ fn scene(s3: &S3, dir: &Path) -> Remote {
     for caption in ["a", "b"] {
         add(&one, 2, &[caption]).expect("added");
     }
-    one.share(&Silent).expect("shared");
+    one.share(&Phases::default()).expect("shared");
     assert!(one.compact().expect("merged").parts_before > 3);
     add_all(&one, 120..400);
-    one.share(&Silent).expect("shared");
+    one.share(&Phases::default()).expect("shared");
     for caption in ["lost 1", "short", "flipped"] {
         share(s3, &one, 1, &[caption]);
     }
@@ -88,7 +89,7 @@ fn scene(s3: &S3, dir: &Path) -> Remote {
     run.extend(used.map(|caption| (id, entry(&id, caption).entry)));
     run.push((spec(2).0, entry(&spec(2).0, "a").entry));
     keep(&one, &run);
-    one.share(&Silent).expect("shared");
+    one.share(&Phases::default()).expect("shared");
     s3.remove(&pack_of(&one, "lost 1"));
     for (caption, cut) in [("short", 1), ("flipped", 0)] {
         let pack = pack_of(&one, caption);
@@ -145,7 +146,9 @@ fn a_check_in_little_room_finds_the_same() {
     let bad = damage(&s3, dir.path());
     let check = |remote: &Remote, rows: usize, read_data: bool| {
         let (scratch, disk) = room(dir.path(), rows);
-        let report = remote.check(&scratch, read_data, &Silent).expect("checked");
+        let report = remote
+            .check(&scratch, read_data, &Phases::default())
+            .expect("checked");
         let report = serde_json::to_value(report).expect("JSON");
         (report, disk.readings())
     };
@@ -221,7 +224,12 @@ fn a_collection_in_little_room_leaves_the_same_objects() {
         let before = names(&s3);
         let collect = |dry_run| {
             let (scratch, disk) = room(dir.path(), rows);
-            let report = remote.gc(&scratch, &options(dry_run), Duration::ZERO, &Silent);
+            let report = remote.gc(
+                &scratch,
+                &options(dry_run),
+                Duration::ZERO,
+                &Phases::default(),
+            );
             let mut report = report.expect("collected");
             assert_eq!(report.dry_run, dry_run);
             report.dry_run = false;
@@ -232,7 +240,12 @@ fn a_collection_in_little_room_leaves_the_same_objects() {
         // The disk of this machine is full: nothing is begun.
         let disk = Arc::new(Faulty::new(store_util::Fault::FullFrom(9)));
         let scratch = Scratch::with(&dir.path().join("maintenance"), disk);
-        let full = remote.gc(&scratch, &options(false), Duration::ZERO, &Silent);
+        let full = remote.gc(
+            &scratch,
+            &options(false),
+            Duration::ZERO,
+            &Phases::default(),
+        );
         assert!(full.is_err_and(|e| e.is_full_disk()));
         assert_eq!(names(&s3), before);
         let done = collect(false).0;
@@ -269,12 +282,12 @@ fn a_collection_may_be_killed_before_each_of_its_writes() {
     let mut left = 0;
     add_all(&one, 0..1);
     keep(&one, &ids(1, 0..1));
-    one.share(&Silent).expect("shared");
+    one.share(&Phases::default()).expect("shared");
     for step in 0.. {
         // Something to be removed each time, in a part with something that stays. What went before is not in this machine's folder, to come again.
         let fresh = machine(&remote, &dir.path().join(format!("fresh-{step}")));
         add(&fresh, 1, &[&format!("unused {step}")]).expect("added");
-        fresh.share(&Silent).expect("shared");
+        fresh.share(&Phases::default()).expect("shared");
         fresh.compact().expect("merged");
         let ended = killed_before(&s3, dir.path(), &["gc", "--grace-hours", "0"], step);
         left += listing(&maintenance).len();

@@ -6,14 +6,13 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use plumb::digest::Fingerprint;
-use plumb::monitor::Silent;
 use plumb::store::{GcOptions, Lacking, Store};
 use serde_json::{Value, json};
 
 use crate::store_util::{
     Fault, Faulty, ROOM, add, add_all, captions, copy_dir, entry, files, scratch, spec,
 };
-use crate::util::listing;
+use crate::util::{Phases, listing};
 
 /// Of two rows each: enough for a part that is read in part.
 pub(crate) const RUN: usize = 2100;
@@ -87,17 +86,17 @@ fn maintain(path: &Path, room: usize, works: &[&str]) -> (Vec<Value>, Vec<String
         let store = Store::open_with(path, disk()).expect("a store");
         let report = match *work {
             "check" => {
-                let report = Store::check_with(path, disk(), true, &Silent);
+                let report = Store::check_with(path, disk(), true, &Phases::default());
                 serde_json::to_value(report.expect("checked"))
             }
             "rebuild" => {
-                let report = Store::rebuild_index_with(path, disk(), &Silent);
+                let report = Store::rebuild_index_with(path, disk(), &Phases::default());
                 serde_json::to_value(report.expect("made anew"))
             }
             "stats" => serde_json::to_value(store.stats().expect("counted")),
             work => serde_json::to_value(
                 store
-                    .gc(&options(work == "told"), &Silent)
+                    .gc(&options(work == "told"), &Phases::default())
                     .expect("collected"),
             ),
         };

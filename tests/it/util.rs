@@ -2,6 +2,9 @@
 
 use std::path::Path;
 use std::process::Command;
+use std::sync::Mutex;
+
+use plumb::monitor::Monitor;
 
 /// What a run of the binary gave.
 pub(crate) struct Ran {
@@ -94,4 +97,29 @@ pub(crate) fn listing(dir: &Path) -> Vec<String> {
     walk(dir, dir, &mut found);
     found.sort();
     found
+}
+
+/// Sees to it that no phase goes beyond its end.
+#[derive(Default)]
+pub(crate) struct Phases(Mutex<Option<(String, u64)>>);
+
+impl Monitor for Phases {
+    fn start(&self, what: &str, total: Option<u64>) {
+        let mut phase = self.0.lock().expect("no panic inside");
+        assert!(phase.is_none(), "{what} in {phase:?}");
+        *phase = total.map(|total| (what.to_owned(), total));
+    }
+    fn advance(&self, amount: u64) {
+        if let Some((what, left)) = &mut *self.0.lock().expect("no panic inside") {
+            *left = left
+                .checked_sub(amount)
+                .unwrap_or_else(|| panic!("{what} goes {amount} beyond {left}"));
+        }
+    }
+    fn status(&self, _: &str) {}
+    fn finish(&self) {
+        *self.0.lock().expect("no panic inside") = None;
+    }
+    fn note(&self, _: &str) {}
+    fn problem(&self, _: &str) {}
 }
