@@ -17,7 +17,7 @@ use super::disk::{self, ListedFile};
 use super::entry_range::EntryRange;
 use super::index::PayloadRow;
 use super::leftovers::{Leftovers, Root};
-use super::run_lists::RunLists;
+use super::run_lists::{RunLists, roots};
 use super::snapshot::decode_part;
 use super::sweep::{PackNumbers, RowSet, SpecParts};
 use super::{Error, Problem, Store, index, lock, packfile};
@@ -115,7 +115,8 @@ struct Seen {
 struct Planning<'a> {
     store: &'a Store,
     options: &'a GcOptions,
-    runs: Vec<RunLists>,
+    /// Their names, and where their lists are once that is known.
+    runs: Vec<(String, Option<RunLists>)>,
     /// Whether it matters which entries that runs use are not there.
     asks_lacking: bool,
     lacking: HashSet<Root>,
@@ -158,10 +159,7 @@ impl Store {
 
     fn plan(&self, options: &GcOptions, report: &mut GcReport) -> Result<GcPlan, Error> {
         // Runs before the index before packs, as readers do.
-        let runs = self.runs()?.into_iter();
-        let runs: Result<Vec<RunLists>, Error> =
-            runs.map(|id| Ok(self.run_lists(&id)?.1)).collect();
-        let runs = runs?;
+        let runs: Vec<_> = self.runs()?.into_iter().map(|id| (id, None)).collect();
         report.runs = runs.len() as u64;
         if runs.is_empty() {
             self.refuse_without_runs(options)?;
@@ -232,7 +230,10 @@ impl Planning<'_> {
 
     /// Decides about the entries of a range.
     fn decide(&mut self, specs: &mut [SpecPlan], range: EntryRange) -> Result<(), Error> {
-        let mut roots = self.store.roots(&self.runs, range)?;
+        let store = self.store;
+        let runs = self.runs.iter_mut();
+        let listed = runs.map(|(id, lists)| store.run_within_once_read(id, lists, range));
+        let mut roots = roots(listed)?;
         self.num_roots += roots.values().map(|all| all.len() as u64).sum::<u64>();
         for plan in specs {
             let wanted = roots.remove(&plan.index.spec).unwrap_or_default();

@@ -171,6 +171,18 @@ pub(super) fn num_missing(entries: &Entries, indexed: &Entries) -> u64 {
     entries.iter().map(of_spec).sum()
 }
 
+/// All that some runs list, by spec, sorted, each once. One run at a time is in memory.
+pub(super) fn roots(runs: impl Iterator<Item = Result<Entries, Error>>) -> Result<Entries, Error> {
+    let mut roots: BTreeMap<Fingerprint, Roots> = BTreeMap::new();
+    for run in runs {
+        for (spec, listed) in run? {
+            roots.entry(spec).or_default().add(&listed);
+        }
+    }
+    let sorted = |(spec, roots): (Fingerprint, Roots)| (spec, roots.sorted());
+    Ok(roots.into_iter().map(sorted).collect())
+}
+
 /// Entries that runs use. Most of them may be in several.
 #[derive(Default)]
 struct Roots {
@@ -272,16 +284,19 @@ impl Store {
         }
     }
 
-    /// The entries of a range that some runs use, by spec, sorted, each once. One run at a time is in memory.
-    pub(super) fn roots(&self, runs: &[RunLists], range: EntryRange) -> Result<Entries, Error> {
-        let mut roots: BTreeMap<Fingerprint, Roots> = BTreeMap::new();
-        for run in runs {
-            for (spec, listed) in self.run_within(run, range)? {
-                roots.entry(spec).or_default().add(&listed);
-            }
+    /// The entries of a range that the run `id` uses, by spec, sorted. The first time it is read as a whole, and `lists` is set.
+    pub(super) fn run_within_once_read(
+        &self,
+        id: &str,
+        lists: &mut Option<RunLists>,
+        range: EntryRange,
+    ) -> Result<Entries, Error> {
+        if let Some(lists) = lists {
+            return self.run_within(lists, range);
         }
-        let sorted = |(spec, roots): (Fingerprint, Roots)| (spec, roots.sorted());
-        Ok(roots.into_iter().map(sorted).collect())
+        let (run, found) = self.run_lists(id)?;
+        *lists = Some(found);
+        Ok(run.within(range))
     }
 }
 

@@ -16,6 +16,7 @@ use super::{Remote, each};
 use crate::digest::{Digest, Fingerprint};
 use crate::monitor::Monitor;
 use crate::store::record::Record;
+use crate::store::run_lists::roots;
 use crate::store::snapshot::read_part;
 use crate::store::sorting::Sorting;
 use crate::store::sweep::{RowSet, SpecParts};
@@ -162,7 +163,9 @@ impl Remote {
     fn used(&self, here: &mut IndexHere<'_>) -> Result<RowSet, Error> {
         let mut used = RowSet::default();
         for range in here.ranges() {
-            let mut roots = here.store.roots(&here.runs, range)?;
+            let listed = here.runs.iter();
+            let listed = listed.map(|run| here.store.run_within(run, range));
+            let mut roots = roots(listed)?;
             for number in 0..here.specs.len() {
                 let rows = here.rows(number, range, &mut |part, e| Err(self.of_part(part, e)))?;
                 let of_spec = &mut here.specs[number];
