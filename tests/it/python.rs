@@ -68,6 +68,11 @@ fn what_is_missing_changed_or_damaged_is_refused() {
 }
 
 #[test]
+fn the_index_has_what_its_files_have() {
+    run("test_index");
+}
+
+#[test]
 fn the_data_set_is_what_training_sees() {
     run("test_dataset");
 }
