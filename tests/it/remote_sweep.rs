@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use plumb::digest::{Digest, canonical_json};
-use plumb::store::{Disk, GcOptions, PushOptions, Remote, Scratch, Store};
+use plumb::store::{Disk, EntryRange, GcOptions, PushOptions, Remote, Scratch, Store};
 use serde_json::{Value, json};
 
 use crate::object_storage::{assert_sound, gc};
@@ -303,4 +304,44 @@ fn a_collection_may_be_killed_before_each_of_its_writes() {
     let after = names(&s3);
     let count = |start: &str| after.iter().filter(|name| name.starts_with(start)).count();
     assert_eq!((count("packs/"), count("index/")), (1, 1), "{after:#?}");
+}
+
+/// Of a run over there, a range is one request, and what comes changed on the way is asked for again, as a whole.
+#[test]
+fn a_range_of_a_run_is_fetched_alone() {
+    let Some(s3) = S3::start() else { return };
+    let dir = scratch();
+    let one = machine(&s3.remote(&s3.server), &dir.path().join("one"));
+    add_all(&one, 0..RUN);
+    let wanted = ids(1, 0..RUN);
+    keep(&one, &wanted);
+    one.share(&Phases::default()).expect("shared");
+    let asked = Arc::new(AtomicU64::new(0));
+    let flips = Arc::new(AtomicBool::new(false));
+    let (count, flip) = (asked.clone(), flips.clone());
+    let watched = proxy(&s3.server, move |method, path, _| {
+        let is_of_run = method == "GET" && path.contains("/runs/");
+        let before = count.fetch_add(u64::from(is_of_run), Ordering::Relaxed);
+        match is_of_run && before == 0 && flip.load(Ordering::Relaxed) {
+            true => Fault::Flip,
+            false => Fault::None,
+        }
+    });
+    let other = machine(&s3.remote(&watched), &dir.path().join("other"));
+    let name = other.runs().expect("names").remove(0);
+    let (run, lists) = other.run_lists(&name).expect("a run");
+    assert_eq!((run.num_entries(), lists.num_entries), (RUN, RUN as u64));
+    for (is_flipped, requests) in [(false, 1), (true, 2)] {
+        flips.store(is_flipped, Ordering::Relaxed);
+        for digits in ["0", "7f", "f"] {
+            asked.store(0, Ordering::Relaxed);
+            let range = EntryRange::beginning(digits).expect("digits");
+            let found = other.run_within(&lists, range).expect("the run");
+            let mut expected: Vec<_> = wanted.iter().map(|(_, entry)| *entry).collect();
+            expected.retain(|entry| range.has(entry));
+            expected.sort_unstable();
+            assert_eq!(found[&spec(1).0], expected, "{digits}");
+            assert_eq!(asked.load(Ordering::Relaxed), requests, "{digits}");
+        }
+    }
 }
