@@ -8,10 +8,9 @@ use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Instant;
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 use plumb::autograd::{AttentionPart, LoraValues, Tape, Value};
-use plumb::nn::{AttentionMask, Kernels};
-use plumb::rng::{Rng, Stream};
+use plumb::nn::{AttentionMask, Kernels, testing};
 
 type Failure = Box<dyn std::error::Error>;
 
@@ -103,12 +102,7 @@ struct BenchedOperation {
 }
 
 fn normal(seed: u64, shape: &[usize]) -> Result<Tensor> {
-    let count = shape.iter().product();
-    Tensor::from_vec(
-        Rng::new(seed, Stream::Noise, 0, 0).normals(count),
-        shape,
-        &Device::Cpu,
-    )
+    testing::normal(seed, shape).to_dtype(DType::F32)
 }
 
 impl BenchedOperation {

@@ -2,12 +2,11 @@
 //!
 //! `cargo bench -- products` prints one table.
 
-use candle_core::{DType, Device, Tensor};
-use plumb::nn::testing::peak::multiply_adds;
+use candle_core::DType;
+use plumb::nn::testing::{normal, peak::multiply_adds};
 use plumb::nn::{Instructions, Kernels, Packed};
-use plumb::rng::{Rng, Stream};
 
-use crate::turns::{Failure, Seconds, turns};
+use crate::turns::{Elapsed, Failure, best_of, turns};
 
 /// Rows, inputs and outputs: 8 captions of 77 tokens through CLIP-L's feed-forward, T5 base's, and CLIP-G's.
 const SHAPES: [[usize; 3]; 5] = [
@@ -42,43 +41,22 @@ pub(crate) fn run() -> Result<(), Failure> {
 
 /// The bound, and each product.
 fn measure(dtype: DType) -> candle_core::Result<Vec<String>> {
-    let mut operations = None;
-    let seconds = best(|| {
-        operations = multiply_adds(Instructions::used(), dtype, STEPS);
-        Ok(())
-    })?;
-    let most = operations.map(|operations| operations as f64 / seconds * 1e-9);
+    let gigaflops =
+        |operations: usize, took: &Elapsed| operations as f64 / took.wall.as_secs_f64() * 1e-9;
+    let alone = || multiply_adds(Instructions::used(), dtype, STEPS);
+    let (took, operations) = best_of(turns(TURNS), alone);
+    let most = operations.map(|operations| gigaflops(operations, &took));
     let mut told = vec![most.map_or("none".into(), |most| format!("{most:.0}"))];
     for [rows, inner, columns] in SHAPES {
-        let x = normal(1, [rows, inner])?;
-        let w = Packed::new(&normal(2, [columns, inner])?.to_dtype(dtype)?)?;
-        let kernels = Kernels::NONE;
-        let seconds = best(|| {
-            for _ in 0..TIMES {
-                w.linear(&kernels, &x, None)?;
-            }
-            Ok(())
-        })?;
-        let found = (2 * rows * inner * columns * TIMES) as f64 / seconds * 1e-9;
+        let x = normal(1, &[rows, inner]).to_dtype(DType::F32)?;
+        let w = Packed::new(&normal(2, &[columns, inner]).to_dtype(dtype)?)?;
+        let (took, done) = best_of(turns(TURNS), || {
+            (0..TIMES).try_for_each(|_| w.linear(&Kernels::NONE, &x, None).map(drop))
+        });
+        done?;
+        let found = gigaflops(2 * rows * inner * columns * TIMES, &took);
         let share = most.map_or(String::new(), |most| format!(" ({:.2})", found / most));
         told.push(format!("{found:.0}{share}"));
     }
     Ok(told)
-}
-
-/// The seconds of the quickest turn, after one that does not count.
-fn best(mut work: impl FnMut() -> candle_core::Result<()>) -> candle_core::Result<f64> {
-    work()?;
-    let mut best = f64::INFINITY;
-    for _ in 0..turns(TURNS) {
-        let start = Seconds::now();
-        work()?;
-        best = best.min(start.since().clock);
-    }
-    Ok(best)
-}
-
-fn normal(seed: u64, shape: [usize; 2]) -> candle_core::Result<Tensor> {
-    let numbers = Rng::new(seed, Stream::Noise, 0, 0).normals(shape[0] * shape[1]);
-    Tensor::from_vec(numbers, &shape, &Device::Cpu)
 }

@@ -13,7 +13,7 @@ use plumb::store::{ElementType, NewEntry, Store, StoreReader, TensorBytes};
 use rayon::prelude::*;
 
 use crate::index::PHRASES;
-use crate::turns::Seconds;
+use crate::turns::best_of;
 
 const CAPTIONS: usize = 100_000;
 const BATCH: usize = 1000;
@@ -26,40 +26,6 @@ pub(crate) fn run() {
     one_file_each(&dir.path().join("files"));
     println!("store: {PAYLOADS} T5 payloads of 77 x 4096 bf16");
     reading(&dir.path().join("large"));
-}
-
-/// The best wall time of several goes, and the mean processor time, which other work on the machine disturbs
-/// less.
-struct Elapsed {
-    wall: Duration,
-    processor: f64,
-}
-
-impl std::fmt::Display for Elapsed {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(
-            f,
-            "{:.3} s (processor {:.3} s)",
-            self.wall.as_secs_f64(),
-            self.processor
-        )
-    }
-}
-
-fn best_of<T>(times: usize, mut f: impl FnMut() -> T) -> (Elapsed, T) {
-    let before = Seconds::now();
-    let mut best: Option<(Duration, T)> = None;
-    for _ in 0..times {
-        let start = Instant::now();
-        let result = f();
-        let wall = start.elapsed();
-        if best.as_ref().is_none_or(|(b, _)| wall < *b) {
-            best = Some((wall, result));
-        }
-    }
-    let processor = before.since().processor / times as f64;
-    let (wall, result) = best.expect("at least once");
-    (Elapsed { wall, processor }, result)
 }
 
 fn spec(number: usize) -> (Fingerprint, Vec<u8>) {

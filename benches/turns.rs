@@ -1,9 +1,10 @@
 //! Two sides that work in turn: ours and the peer's, each in a process of its own, which does its work once for each line it is sent.
 
+use std::fmt;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::OnceLock;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use candle_core::{DType, Tensor};
 use plumb::nn::Instructions;
@@ -43,6 +44,40 @@ impl Seconds {
             processor: now.processor - self.processor,
         }
     }
+}
+
+/// The best wall time of several goes, and the mean processor time, which other work on the machine disturbs
+/// less.
+pub(crate) struct Elapsed {
+    pub(crate) wall: Duration,
+    pub(crate) processor: f64,
+}
+
+impl fmt::Display for Elapsed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{:.3} s (processor {:.3} s)",
+            self.wall.as_secs_f64(),
+            self.processor
+        )
+    }
+}
+
+pub(crate) fn best_of<T>(times: usize, mut f: impl FnMut() -> T) -> (Elapsed, T) {
+    let before = Seconds::now();
+    let mut best: Option<(Duration, T)> = None;
+    for _ in 0..times {
+        let start = Instant::now();
+        let result = f();
+        let wall = start.elapsed();
+        if best.as_ref().is_none_or(|(b, _)| wall < *b) {
+            best = Some((wall, result));
+        }
+    }
+    let processor = before.since().processor / times as f64;
+    let (wall, result) = best.expect("at least once");
+    (Elapsed { wall, processor }, result)
 }
 
 /// The largest difference between the numbers of two tensors of one shape; without end where one is no number, which a peer's program may give.

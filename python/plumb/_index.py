@@ -93,10 +93,13 @@ class Index:
         here: set[str] = set()
         if ids and len(self._keys):
             wanted = np.frombuffer(bytes.fromhex("".join(ids)), np.uint8).reshape(-1, _ID_BYTES)
-            nearest = np.minimum(self._keys.searchsorted(_keys(wanted)), len(self._keys) - 1)
-            # Of several that begin alike only the first is looked at here.
-            alike = (self._entries[nearest] == wanted).all(axis=1)
-            here.update(entry for entry, is_here in zip(ids, alike.tolist()) if is_here or entry in self)
+            keys = _keys(wanted)
+            nearest = np.minimum(self._keys.searchsorted(keys), len(self._keys) - 1)
+            # The first of those that begin alike; where it is another, all of these are looked at.
+            is_alike = self._keys[nearest] == keys
+            is_here = (self._entries[nearest] == wanted).all(axis=1)
+            found = zip(ids, is_alike.tolist(), is_here.tolist())
+            here.update(entry for entry, alike, same in found if alike and (same or entry in self))
         return [entry for entry in entries if entry not in here]
 
     def rows(self, entry: str) -> list[Row]:
@@ -251,9 +254,10 @@ def _parse(data: bytes, name: str, spec: str, names: _Names) -> tuple[_Rows, _Pl
     if digest(data) != name.removesuffix(".parquet"):
         raise Damaged("its bytes are not those of its name; `plumb store rebuild-index` mends it")
     try:
-        _check_header(pyarrow.parquet.ParquetFile(io.BytesIO(data), pre_buffer=False), spec)
+        plain = pyarrow.parquet.ParquetFile(io.BytesIO(data), pre_buffer=False)
+        _check_header(plain, spec)
         # Without threads: they do not survive the fork of a data loader's workers.
-        file = pyarrow.parquet.ParquetFile(io.BytesIO(data), pre_buffer=False, read_dictionary=_COMMON)
+        file = pyarrow.parquet.ParquetFile(io.BytesIO(data), metadata=plain.metadata, pre_buffer=False, read_dictionary=_COMMON)
         batches = file.iter_batches(_BATCH_ROWS, columns=list(_COLUMNS), use_threads=False)
         decoded = [_decode(batch, names) for batch in batches]
     except (pyarrow.ArrowException, OSError, ValueError) as error:

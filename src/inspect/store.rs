@@ -197,26 +197,28 @@ impl<'a> Counting<'a> {
         };
         let ids = store.runs().map_err(cache::Error::from)?;
         for (place, id) in (0..).zip(ids) {
-            let mut report = RunReport {
-                run: run_use(id.clone(), &Value::Null),
-                entries: None,
-                alone: 0,
-                missing: 0,
-            };
-            match store.run_lists(&id) {
+            let (extra, entries) = match store.run_lists(&id) {
                 Ok((run, lists)) => {
-                    report.run = run_use(id.clone(), &run.extra);
-                    report.entries = Some(lists.num_entries);
                     for spec in run.entries.keys() {
                         if let Some(spec) = counting.specs.get_mut(spec) {
                             spec.runs.push(id.clone());
                         }
                     }
+                    let entries = lists.num_entries;
                     counting.lists.push((place, lists));
+                    (run.extra, Some(entries))
                 }
-                Err(e) => counting.problems.push(e.to_string()),
-            }
-            counting.runs.push(report);
+                Err(e) => {
+                    counting.problems.push(e.to_string());
+                    (Value::Null, None)
+                }
+            };
+            counting.runs.push(RunReport {
+                run: run_use(id, &extra),
+                entries,
+                alone: 0,
+                missing: 0,
+            });
         }
         Ok(counting)
     }

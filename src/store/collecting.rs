@@ -47,15 +47,16 @@ impl Store {
         }
         report.packs_removed = (plan.remove.len() + plan.rewrite.len()) as u64;
         // A pack made anew may have the very bytes of an old one.
-        // Those that were rewritten have advanced when they were.
-        let removed = plan.remove.iter().map(|pack| (pack, 1));
-        let rewritten = plan.rewrite.iter().map(|pack| (pack, 0));
-        for (pack, steps) in removed.chain(rewritten) {
-            if !new_packs.contains(pack) {
-                disk::remove(self.disk(), &self.layout.pack(pack))?;
-            }
-            monitor.advance(steps);
+        let remove = |pack: &Digest| match new_packs.contains(pack) {
+            true => Ok(()),
+            false => disk::remove(self.disk(), &self.layout.pack(pack)),
+        };
+        for pack in &plan.remove {
+            remove(pack)?;
+            monitor.advance(1);
         }
+        // These have advanced when they were rewritten.
+        plan.rewrite.iter().try_for_each(remove)?;
         for path in &plan.leftovers {
             disk::remove(self.disk(), path)?;
         }

@@ -14,7 +14,8 @@ use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
 use object_store::http::HttpBuilder;
 use object_store::path::Path as ObjectPath;
 use object_store::{
-    BackoffConfig, GetOptions, ObjectStore, ObjectStoreExt as _, PutMode, PutOptions, RetryConfig,
+    BackoffConfig, GetOptions, GetRange, ObjectStore, ObjectStoreExt as _, PutMode, PutOptions,
+    RetryConfig,
 };
 use tokio::runtime::Runtime;
 
@@ -77,23 +78,24 @@ impl Client {
 
     /// The bytes of an object, of which more than `limit` are an error.
     pub(super) fn get(&self, name: &str, limit: u64) -> Result<Bytes, Error> {
-        let mut options = GetOptions::default();
-        options.extensions.insert(BodyLimit(limit));
-        let path = self.path(name)?;
-        let got = self.runtime.block_on(async {
-            let found = self.store.get_opts(&path, options).await?;
-            found.bytes().await
-        });
-        got.map_err(|e| self.failed("read", name, &e))
+        let got = self.get_with(name, limit, None);
+        got.map(|(bytes, _)| bytes)
     }
 
     /// Some bytes of an object, and how many it has.
     pub(super) fn get_range(&self, name: &str, bytes: Range<u64>) -> Result<(Bytes, u64), Error> {
+        self.get_with(name, bytes.end - bytes.start, Some(bytes.into()))
+    }
+
+    fn get_with(
+        &self,
+        name: &str,
+        limit: u64,
+        range: Option<GetRange>,
+    ) -> Result<(Bytes, u64), Error> {
         let mut options = GetOptions::default();
-        options
-            .extensions
-            .insert(BodyLimit(bytes.end - bytes.start));
-        options.range = Some(bytes.into());
+        options.extensions.insert(BodyLimit(limit));
+        options.range = range;
         let path = self.path(name)?;
         let got = self.runtime.block_on(async {
             let found = self.store.get_opts(&path, options).await?;
