@@ -5,7 +5,7 @@
 #   tools/cuda.sh setup                   fetch the compiler (nvcc 13.0, from NVIDIA's Python packages, 100 MB)
 #   tools/cuda.sh build [cargo options]   release build whose executable also starts where there is no CUDA
 #   tools/cuda.sh kit                     bench and unit tests with what benches/gpu/lease.sh needs, as .kit, for a bare machine
-#   tools/cuda.sh emulate                 run the tests of the CUDA code on tools/emulated-gpu, where there is no GPU
+#   tools/cuda.sh emulate                 run the tests of the CUDA code, and the program, on tools/emulated-gpu, where there is no GPU
 #   tools/cuda.sh env                     print the variables that `build` sets, for a shell
 #
 # With a CUDA toolkit none of this is needed: `cargo build --release --features cuda`.
@@ -125,6 +125,8 @@ emulate() {
     for name in plumb_core plumb; do
         LD_LIBRARY_PATH="$folder/emulated" "$(executable $name <<< "$built")" cuda:: nn:: autograd:: optim:: --test-threads="$(nproc)"
     done
+    dynamic build --release --bin plumb
+    tools/emulated-gpu/try.sh "$folder/emulated" "${CARGO_TARGET_DIR:-target}/$target/release/plumb"
 }
 
 command=${1:-}

@@ -166,6 +166,7 @@ bool fit(const Description& d, const Layout& a, const Layout& b, const Layout& c
 
 }  // namespace
 
+API size_t cublasLtGetVersion() { return 130000; }
 API int cublasLtCreate(void** handle) { return give<void*>(handle, &a_handle); }
 API int cublasLtDestroy(void*) { return OK; }
 API int cublasLtMatrixLayoutCreate(Layout** layout, int kind, uint64_t rows, uint64_t columns, int64_t column) {

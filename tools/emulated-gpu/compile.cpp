@@ -176,12 +176,23 @@ std::string folder() {
     return path.find('/') == std::string::npos ? "." : path.substr(0, path.rfind('/'));
 }
 
+// EMULATED_GPU_BREAK="text=>other" puts a fault into every kernel that has the text.
+std::string broken(std::string source) {
+    const char* given = getenv("EMULATED_GPU_BREAK");
+    const std::string fault = given ? given : "";
+    size_t arrow = fault.find("=>");
+    if (arrow == std::string::npos) return source;
+    const std::string text = fault.substr(0, arrow), other = fault.substr(arrow + 2);
+    for (size_t at = 0; (at = source.find(text, at)) != std::string::npos; at += other.size()) source.replace(at, text.size(), other);
+    return source;
+}
+
 Compiled compile(const std::string& source, const std::string& options) {
     static std::mutex one_at_a_time;
     std::lock_guard<std::mutex> guard(one_at_a_time);
     std::string home = folder(), work = home + "/cache/" + std::to_string(getpid());
     std::string log = work + ".log", given = work + ".cu", plain = work + ".ii", code = work + ".cpp";
-    std::ofstream(given) << source;
+    std::ofstream(given) << broken(source);
     // Without the system's headers: kernel.h has what is needed of them, and it comes later.
     std::string preprocess = std::string("g++ -E -std=c++17 -nostdinc ") + TARGET + " " + options + " -I " + home +
                              "/empty -x c++ - < " + given + " -o " + plain;

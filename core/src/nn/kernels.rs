@@ -32,8 +32,7 @@ impl Kernels {
     pub fn compile(device: &Device) -> Result<Self> {
         #[cfg(feature = "cuda")]
         if let Device::Cuda(gpu) = device {
-            let compiled = Some(cuda::Kernels::compile(gpu)?);
-            return Ok(Self { compiled });
+            return Ok(Self::of_gpu(cuda::Kernels::compile(gpu)?));
         }
         let _ = device;
         Ok(Self::NONE)
@@ -48,8 +47,7 @@ impl Kernels {
     pub fn with_cudnn(self, folders: &[PathBuf]) -> Result<Self> {
         #[cfg(feature = "cuda")]
         if let Some(kernels) = self.compiled {
-            let compiled = Some(kernels.with_cudnn(folders)?);
-            return Ok(Self { compiled });
+            return Ok(Self::of_gpu(kernels.with_cudnn(folders)?));
         }
         let _ = folders;
         candle_core::bail!("cuDNN is used beside own kernels of a GPU, and there are none")
@@ -71,6 +69,43 @@ impl Kernels {
         #[cfg(not(feature = "cuda"))]
         let found = false;
         found
+    }
+
+    /// Those that are there already.
+    #[cfg(feature = "cuda")]
+    pub(super) fn of_gpu(compiled: cuda::Kernels) -> Self {
+        let compiled = Some(compiled);
+        Self { compiled }
+    }
+
+    /// The GPU that they are of, the driver, and the versions of what compiles and computes: two programs of the same code compute the same
+    /// where these are the same. `None` where there are none.
+    ///
+    /// # Errors
+    ///
+    /// If the driver or NVRTC do not tell.
+    pub fn identity(&self) -> Result<Option<String>> {
+        #[cfg(feature = "cuda")]
+        if let Some(kernels) = &self.compiled {
+            return kernels.identity().map(Some);
+        }
+        Ok(None)
+    }
+
+    /// What they compute otherwise than the CPU on small inputs, in words: of every operation, or with cuDNN of attention alone. `None` if
+    /// nothing is, or there are none. Takes seconds, since all of them are compiled: `before_each` is told how many cases were tried, and of how
+    /// many.
+    ///
+    /// # Errors
+    ///
+    /// If the GPU computes nothing more in this process, as after an access outside of its memory.
+    pub fn fault(&self, before_each: &dyn Fn(usize, usize)) -> Result<Option<String>> {
+        #[cfg(feature = "cuda")]
+        if let Some(kernels) = &self.compiled {
+            return kernels.fault(before_each);
+        }
+        let _ = before_each;
+        Ok(None)
     }
 
     /// `x` with its elements in order: itself where they are already.
@@ -118,6 +153,8 @@ mod tests {
     fn a_cpu_has_none_and_no_cudnn() {
         let kernels = Kernels::compile(&Device::Cpu).expect("none");
         assert!(!kernels.are_there() && !kernels.have_cudnn());
+        assert_eq!(kernels.identity().expect("none"), None);
+        assert_eq!(kernels.fault(&|_, _| ()).expect("none"), None);
         let why = kernels.with_cudnn(&[]).expect_err("refused").to_string();
         assert!(why.contains("there are none"), "{why}");
     }

@@ -12,6 +12,8 @@
 
 pub mod activation;
 pub mod attention;
+#[cfg(any(test, feature = "testing", feature = "cuda"))]
+mod compare;
 mod compose;
 mod conv;
 mod cpu;

@@ -10,6 +10,7 @@ mod encode;
 mod inspect;
 mod layout;
 mod model;
+mod own_kernels;
 mod probe;
 mod ranks;
 mod recipe;

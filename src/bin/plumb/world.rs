@@ -17,6 +17,7 @@ use plumb::shown;
 use plumb::store::{self, CacheLimit, Place, Remote, Scratch};
 use sysinfo::{MemoryRefreshKind, RefreshKind, System};
 
+use crate::own_kernels;
 use crate::ranks::Where;
 use crate::ui::{Failure, Ui};
 
@@ -180,11 +181,12 @@ pub(crate) struct DeviceArgs {
     /// Use at most this much memory there, in GB; the default is what is free.
     #[arg(long, value_name = "GB")]
     memory: Option<f64>,
-    /// On a GPU, compute by plumb's own kernels: fused, and attention without a matrix of scores. They agree with the CPU on an
-    /// emulated GPU, but no figure of a real one is known yet.
+    /// On a GPU, compute by plumb's own kernels: fused, and attention without a matrix of scores. No figure of a real GPU is known yet;
+    /// before they are used on one, each is compared there with the CPU, once, and where one is wrong none is used.
     #[arg(long)]
     own_kernels: bool,
-    /// With own kernels, compute attention by NVIDIA's cuDNN 9 where it is installed. No GPU has run this yet.
+    /// With own kernels, compute attention by NVIDIA's cuDNN 9 where it is installed, compared with the CPU as they are. No GPU has
+    /// run this yet.
     #[arg(long, requires = "own_kernels")]
     cudnn: bool,
     /// Compute with N threads on the CPU; the default is one for each core, or what RAYON_NUM_THREADS says.
@@ -262,12 +264,12 @@ impl DeviceArgs {
                 let why = "--own-kernels: they are for GPUs, and this computes on the CPU";
                 return Err(Failure::usage(why));
             }
+            let folders = cuda_folders();
             // Before the kernels ask for it: a missing compiler gets a sentence that names it.
-            device::find_compiler(&cuda_folders()).map_err(Failure::error)?;
-            kernels = Kernels::compile(&opened.device).map_err(Failure::error)?;
-        }
-        if self.cudnn {
-            kernels = (kernels.with_cudnn(&cuda_folders())).map_err(Failure::error)?;
+            device::find_compiler(&folders).map_err(Failure::error)?;
+            let cudnn = self.cudnn.then_some(&folders[..]);
+            let kept = cache_folder().join("kernels");
+            kernels = own_kernels::tried(&opened.device, cudnn, &kept, ui)?;
         }
         let free = opened.memory.map(|(_, free)| free);
         let free = free.unwrap_or_else(|| available_memory_bytes() / processes as u64);

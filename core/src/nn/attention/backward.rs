@@ -42,7 +42,7 @@ pub fn joint_attention_backward(
     #[cfg(feature = "cuda")]
     if let Some(saved) = &saved.by_cuda
         && bias.is_none()
-        && (*mask == AttentionMask::None || saved.serves_counts())
+        && *mask != AttentionMask::Causal
         && let Some(k) = kernels.serving(&parts.q[0])
     {
         let given = (parts, &gradients[..]);

@@ -307,22 +307,25 @@ __device__ inline void store(const Tokens& to, int b, int h, int first, const fl
     }
 }
 
-// The gradients of 64 keys and their values: a sum over all queries. `scale` is with log2(e), `plain` without.
+// The gradients of 64 keys and their values: a sum over all queries, zeros for keys that no query sees. `counts` as forward; `scale` is with
+// log2(e), `plain` without.
 extern "C" __global__ void __launch_bounds__(THREADS) attention_backward_keys(
-    Tokens q, Tokens k, Tokens v, Tokens gradient, const float* logsum, const float* inner, Tokens dk, Tokens dv, float scale,
-    float plain) {
+    Tokens q, Tokens k, Tokens v, Tokens gradient, const float* logsum, const float* inner, const u32* counts, Tokens dk, Tokens dv,
+    float scale, float plain) {
     extern __shared__ __align__(16) bf16 tiles[];
     bf16 *tile_k = tiles, *tile_v = tile_k + ROWS * STRIDE, *tile_q = tile_v + ROWS * STRIDE, *tile_g = tile_q + ROWS * STRIDE;
     __shared__ float sums[ROWS], inners[ROWS];
     int start = blockIdx.x * ROWS, h = blockIdx.y, b = blockIdx.z;
-    int own = threadIdx.x / 32 * 16, column = threadIdx.x % 4 * 2;
+    int own = threadIdx.x / 32 * 16, row = threadIdx.x % 32 / 4, column = threadIdx.x % 4 * 2;
+    int reach = counts ? (int)counts[b] : k.total;
     const float *logsums = logsum + ((i64)b * gridDim.y + h) * q.total, *all_inner = inner + ((i64)b * gridDim.y + h) * q.total;
     float sum_k[D / 8][4], sum_v[D / 8][4];
     clear(sum_k);
     clear(sum_v);
     load<ROWS>(tile_k, k, b, h, start);
     load<ROWS>(tile_v, v, b, h, start);
-    for (int first = 0; first < q.total; first += ROWS) {
+    // Of keys that are not seen nothing but the zeros is stored.
+    for (int first = start < reach ? 0 : q.total; first < q.total; first += ROWS) {
         load<ROWS>(tile_q, q, b, h, first);
         load<ROWS>(tile_g, gradient, b, h, first);
         commit();
@@ -342,7 +345,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_backward_keys(
 #pragma unroll
             for (int c = 0; c < 4; c++) {
                 int query = n * 8 + column + c % 2;
-                p[n][c] = power(p[n][c] * scale - sums[query]);
+                bool seen = start + own + c / 2 * 8 + row < reach;
+                p[n][c] = seen ? power(p[n][c] * scale - sums[query]) : 0.0f;
                 g[n][c] = p[n][c] * (g[n][c] - inners[query]);
             }
         add_product(sum_v, p, tile_g);
@@ -353,13 +357,15 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_backward_keys(
     store(dv, b, h, start + own, sum_v, 1.0f);
 }
 
-// The gradients of 64 queries: a sum over all keys.
+// The gradients of 64 queries: a sum over all keys that they see.
 extern "C" __global__ void __launch_bounds__(THREADS) attention_backward_queries(
-    Tokens q, Tokens k, Tokens v, Tokens gradient, const float* logsum, const float* inner, Tokens dq, float scale, float plain) {
+    Tokens q, Tokens k, Tokens v, Tokens gradient, const float* logsum, const float* inner, const u32* counts, Tokens dq, float scale,
+    float plain) {
     extern __shared__ __align__(16) bf16 tiles[];
     bf16 *tile_q = tiles, *tile_g = tile_q + ROWS * STRIDE, *tile_k = tile_g + ROWS * STRIDE, *tile_v = tile_k + ROWS * STRIDE;
     int start = blockIdx.x * ROWS, h = blockIdx.y, b = blockIdx.z;
     int own = threadIdx.x / 32 * 16, lane = threadIdx.x % 32, column = lane % 4 * 2;
+    int reach = counts ? (int)counts[b] : k.total;
     float sums[2], inners[2];
 #pragma unroll
     for (int half = 0; half < 2; half++) {
@@ -372,7 +378,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_backward_queries
     clear(sum_q);
     load<ROWS>(tile_q, q, b, h, start);
     load<ROWS>(tile_g, gradient, b, h, start);
-    for (int first = 0; first < k.total; first += ROWS) {
+    for (int first = 0; first < reach; first += ROWS) {
         load<ROWS>(tile_k, k, b, h, first);
         load<ROWS>(tile_v, v, b, h, first);
         commit();
@@ -384,9 +390,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_backward_queries
         for (int n = 0; n < EACH; n++)
 #pragma unroll
             for (int c = 0; c < 4; c++) {
-                // Zeros were loaded past the end, whose score of 0 would still have a weight.
-                bool there = first + n * 8 + column + c % 2 < k.total;
-                float weight = there ? power(p[n][c] * scale - sums[c / 2]) : 0.0f;
+                // Past the end zeros were loaded, whose score of 0 would still have a weight.
+                bool seen = first + n * 8 + column + c % 2 < reach;
+                float weight = seen ? power(p[n][c] * scale - sums[c / 2]) : 0.0f;
                 g[n][c] = weight * (g[n][c] - inners[c / 2]);
             }
         add_product(sum_q, g, tile_k);

@@ -57,13 +57,6 @@ pub(crate) struct SavedForBackward {
     by_cudnn: bool,
 }
 
-impl SavedForBackward {
-    /// Whether backward takes key counts too.
-    pub(crate) fn serves_counts(&self) -> bool {
-        self.by_cudnn
-    }
-}
-
 /// The results, `[B, N, H * D]` of each part of the queries, and what backward needs.
 pub(crate) fn forward(
     kernels: &Kernels,
@@ -95,19 +88,15 @@ pub(crate) fn forward(
         Some(bias) if bias.dim(0)? > 1 => bias.elem_count() / bias.dim(0)?,
         _ => 0,
     };
-    let optional = |t: &Option<Tensor>| match t {
-        Some(t) => kernels.address(t),
-        None => Ok(0),
-    };
     let arguments = [
         call.tokens(&q)?,
         call.tokens(&k)?,
         call.tokens(&v)?,
         call.tokens(&outs)?,
         Address(kernels.address(&logsum)?),
-        Address(optional(&bias)?),
+        Address(call.optional(bias.as_ref())?),
         Long(batch_apart as i64),
-        Address(optional(&counts)?),
+        Address(call.optional(counts.as_ref())?),
         Int(i32::from(*mask == AttentionMask::Causal)),
         // Exponentials are powers of two there: a GPU has an instruction for 2^x and none for e^x.
         Float((scale * std::f64::consts::LOG2_E) as f32),
@@ -197,8 +186,8 @@ fn backward_by_cudnn(
     })
 }
 
-/// The gradients of all parts of q, k and v, of those of the results (`[B, N, H, D]` each). For no bias, and for no mask unless
-/// [`SavedForBackward::serves_counts`].
+/// The gradients of all parts of q, k and v, of those of the results (`[B, N, H, D]` each). For no bias, and no
+/// causal mask.
 pub(crate) fn backward(
     kernels: &Kernels,
     extents: &Extents,
@@ -240,6 +229,7 @@ pub(crate) fn backward(
         at_gradients,
         Address(kernels.address(&saved.logsum)?),
         at_inner,
+        Address(call.optional(saved.counts.as_ref())?),
     ];
     let scales = [
         Float((scale * std::f64::consts::LOG2_E) as f32),
@@ -287,6 +277,11 @@ impl<'a> Call<'a> {
     fn room_like(&self, parts: &[Tensor]) -> Result<Vec<Tensor>> {
         let room = |part: &Tensor| self.kernels.room(part.shape(), DType::BF16);
         parts.iter().map(room).collect()
+    }
+
+    /// Where a tensor begins, 0 for none.
+    fn optional(&self, tensor: Option<&Tensor>) -> Result<u64> {
+        tensor.map_or(Ok(0), |t| self.kernels.address(t))
     }
 
     fn tokens(&self, parts: &[Tensor]) -> Result<Argument> {

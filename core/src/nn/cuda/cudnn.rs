@@ -30,6 +30,7 @@ const TILE: usize = 128;
 pub(crate) struct Cudnn {
     state: Mutex<State>,
     context: Arc<CudaContext>,
+    version: usize,
 }
 
 /// What was made there: kept, since a plan takes half a second to compile.
@@ -62,6 +63,7 @@ impl Cudnn {
         let api = Api::open(folders)?;
         let context = Arc::clone(kernels.inner.stream.context());
         context.bind_to_thread().map_err(Error::wrap)?;
+        let version = api.version;
         let state = State {
             forward: HashMap::new(),
             backward: HashMap::new(),
@@ -71,7 +73,13 @@ impl Cudnn {
         Ok(Self {
             state: Mutex::new(state),
             context,
+            version,
         })
+    }
+
+    /// The library's, as 91500 for 9.15.0.
+    pub(crate) fn version(&self) -> usize {
+        self.version
     }
 
     /// Attention of `q` (`[B, N, H, D]`) to `k` and `v` (`[B, M, H, D]`): the results, like `q`, and what backward needs of

@@ -6,6 +6,7 @@
 
 pub(crate) mod attention;
 pub(crate) mod biased;
+mod cases;
 pub(crate) mod conv;
 mod cudnn;
 pub(crate) mod flat;
@@ -21,10 +22,12 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::cuda_backend::WrapErr as _;
-use candle_core::cuda_backend::cudarc::driver::sys::CUfunction_attribute;
+use candle_core::cuda_backend::cudarc::cublaslt::sys::cublasLtGetVersion;
+use candle_core::cuda_backend::cudarc::driver::sys::{self, CUfunction_attribute};
 use candle_core::cuda_backend::cudarc::driver::{
     CudaFunction, CudaStream, DevicePtr as _, LaunchConfig, PushKernelArg as _,
 };
+use candle_core::cuda_backend::cudarc::nvrtc::sys::nvrtcVersion;
 use candle_core::cuda_backend::cudarc::nvrtc::{CompileOptions, compile_ptx_with_opts};
 use candle_core::op::BackpropOp;
 use candle_core::{
@@ -32,6 +35,7 @@ use candle_core::{
 };
 use half::bf16;
 
+use crate::nn;
 use cudnn::Cudnn;
 
 /// Dynamic shared memory that every GPU grants without being asked.
@@ -85,6 +89,61 @@ impl Kernels {
     /// Whether attention is by cuDNN.
     pub(crate) fn have_cudnn(&self) -> bool {
         self.cudnn.is_some()
+    }
+
+    /// What they are: the GPU, the driver, and the versions of what compiles and computes. Two of one text compute the same.
+    ///
+    /// # Errors
+    ///
+    /// If the driver or NVRTC do not tell.
+    pub(crate) fn identity(&self) -> Result<String> {
+        let context = self.inner.stream.context();
+        let name = context.name().w()?;
+        let uuid = context.uuid().w()?.bytes.map(|byte| byte as u8);
+        let (major, minor) = context.compute_capability().w()?;
+        let (mut driver, mut compiler) = (0, (0, 0));
+        // SAFETY: the libraries are open, and write one number to each address.
+        let products = unsafe {
+            sys::cuDriverGetVersion(&raw mut driver).result().w()?;
+            let told = nvrtcVersion(&raw mut compiler.0, &raw mut compiler.1);
+            told.result().map_err(Error::wrap)?;
+            cublasLtGetVersion()
+        };
+        let uuid: String = uuid.iter().map(|byte| format!("{byte:02x}")).collect();
+        let cudnn = match &self.cudnn {
+            Some(cudnn) => format!(", cuDNN {}", cudnn.version()),
+            None => String::new(),
+        };
+        Ok(format!(
+            "{name} ({uuid}), compute capability {major}.{minor}, driver {driver}, NVRTC {}.{}, cuBLAS {products}{cudnn}",
+            compiler.0, compiler.1
+        ))
+    }
+
+    /// What they compute otherwise than the CPU on small inputs, in words: of every operation, or with cuDNN of attention. `before_each` is
+    /// told how many cases were tried, and of how many.
+    ///
+    /// # Errors
+    ///
+    /// If the GPU computes nothing more in this process, as after an access outside of its memory.
+    pub(crate) fn fault(&self, before_each: &dyn Fn(usize, usize)) -> Result<Option<String>> {
+        let gpu = Device::Cuda(self.inner.device.clone());
+        let kernels = nn::Kernels::of_gpu(self.clone());
+        let cases = match self.have_cudnn() {
+            true => cases::of_attention()?,
+            false => cases::all()?,
+        };
+        for (i, case) in cases.iter().enumerate() {
+            before_each(i, cases.len());
+            let found = case.fault(&gpu, &kernels).or_else(|error| {
+                Tensor::zeros(1, DType::F32, &gpu)?.to_vec1::<f32>()?;
+                Ok::<_, Error>(Some(format!("{}: {error}", case.name())))
+            })?;
+            if found.is_some() {
+                return Ok(found);
+            }
+        }
+        Ok(None)
     }
 
     /// Whether they are of a device.

@@ -20,6 +20,8 @@ type Status = i32;
 
 /// The calls, as the library's headers declare them.
 pub(super) struct Api {
+    /// As 91500 for 9.15.0.
+    pub(super) version: usize,
     error_string: unsafe extern "C" fn(Status) -> *const c_char,
     last_error: unsafe extern "C" fn(*mut c_char, usize),
     create: unsafe extern "C" fn(*mut *mut c_void) -> Status,
@@ -78,6 +80,7 @@ impl Api {
                 bail!("cuDNN is {version}; {LEAST_VERSION} to {MOST_VERSION} will do");
             }
             Ok(Self {
+                version,
                 error_string: call(library, "cudnnGetErrorString")?,
                 last_error: call(library, "cudnnGetLastErrorString")?,
                 create: call(library, "cudnnCreate")?,

@@ -1,0 +1,436 @@
+//! Small cases of what has kernels here, at sizes that end in the middle of a tile, held against the CPU in f64: what a GPU is tried with
+//! before its kernels are used there, and what the unit tests try.
+
+mod attention;
+
+use candle_core::{DType, Device, Result, Tensor};
+
+use crate::nn::compare::{difference, normal};
+use crate::nn::flat::{AdamWUpdate, accumulate_all, sum_of_squares};
+use crate::nn::linear::{Adapted, LowRank, WantedGradients, adapted, backward};
+use crate::nn::norm::{Statistic, gated_backward, modulate_backward, norm_backward};
+use crate::nn::picture_backward::{conv2d_backward, conv2d_weight_backward, group_norm_backward};
+use crate::nn::rope::rope_backward;
+use crate::nn::{
+    Activation, Conv2dOptions, Kernels, Packed, Padding, conv2d, dropout, gated_residual,
+    group_norm, group_norm_silu, layer_norm, linear, modulate, pointwise, rms_norm, rope,
+};
+use crate::rng::{Rng, Stream};
+
+pub(crate) use attention::{attention_gradients, attentions, large_scores};
+
+type Operation = Box<dyn Fn(&Kernels, &[Tensor]) -> Result<Vec<Tensor>>>;
+
+/// A type that a case is computed in, and how far its results may be off, in units of the largest number.
+type Limit = (DType, f64);
+
+const BOTH: [Limit; 2] = [(DType::F32, 1e-5), (DType::BF16, 6e-3)];
+/// Of sums whose terms were rounded before.
+const SUMS: [Limit; 2] = [(DType::F32, 1e-5), (DType::BF16, 1e-2)];
+
+/// An operation, and what it is given.
+pub(crate) struct Case {
+    name: String,
+    /// In f64 on the CPU; rounded to the type that is tried, there too.
+    inputs: Vec<Tensor>,
+    limits: Vec<Limit>,
+    operation: Operation,
+}
+
+impl Case {
+    pub(crate) fn new(
+        name: impl Into<String>,
+        inputs: Vec<Tensor>,
+        limits: &[Limit],
+        operation: impl Fn(&Kernels, &[Tensor]) -> Result<Vec<Tensor>> + 'static,
+    ) -> Self {
+        Self {
+            name: name.into(),
+            inputs,
+            limits: limits.to_vec(),
+            operation: Box::new(operation),
+        }
+    }
+
+    /// What is computed, in words.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What the kernels compute otherwise than the CPU, or otherwise the second time, in words.
+    ///
+    /// # Errors
+    ///
+    /// If they, or the CPU, cannot compute it.
+    pub(crate) fn fault(&self, gpu: &Device, kernels: &Kernels) -> Result<Option<String>> {
+        for &(dtype, limit) in &self.limits {
+            let rounded = each(&self.inputs, |t| t.to_dtype(dtype))?;
+            let on_gpu = each(&rounded, |t| t.to_device(gpu))?;
+            let exact = each(&rounded, |t| t.to_dtype(DType::F64))?;
+            let compute = || {
+                each(&(self.operation)(kernels, &on_gpu)?, |t| {
+                    t.to_device(&Device::Cpu)
+                })
+            };
+            let (found, again) = (compute()?, compute()?);
+            for (i, want) in (self.operation)(kernels, &exact)?.iter().enumerate() {
+                let what = format!("{} in {}, result {i}", self.name, dtype.as_str());
+                if found[i].dtype() != dtype {
+                    return Ok(Some(format!(
+                        "{what}: it is of {}",
+                        found[i].dtype().as_str()
+                    )));
+                }
+                let off = difference(&found[i], want)?;
+                if off >= limit {
+                    return Ok(Some(format!(
+                        "{what}: off by {off:.1e} of its largest number, where rounding stays below {limit:.0e}"
+                    )));
+                }
+                if difference(&found[i], &again[i])? != 0.0 {
+                    return Ok(Some(format!("{what}: other numbers the second time")));
+                }
+            }
+        }
+        Ok(None)
+    }
+}
+
+fn each(tensors: &[Tensor], f: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Vec<Tensor>> {
+    tensors.iter().map(f).collect()
+}
+
+fn normals<const N: usize>(shapes: [&[usize]; N]) -> Result<Vec<Tensor>> {
+    (1..)
+        .zip(shapes)
+        .map(|(seed, shape)| normal(seed, shape))
+        .collect()
+}
+
+/// All of them.
+///
+/// # Errors
+///
+/// For want of memory.
+pub(crate) fn all() -> Result<Vec<Case>> {
+    let mut cases = of_attention()?;
+    for more in [
+        norms()?,
+        views()?,
+        linears()?,
+        adapters()?,
+        flat()?,
+        convolutions()?,
+        group_norms()?,
+        dropouts()?,
+        pointwise_operations()?,
+    ] {
+        cases.extend(more);
+    }
+    Ok(cases)
+}
+
+/// Those that cuDNN may compute.
+///
+/// # Errors
+///
+/// For want of memory.
+pub(crate) fn of_attention() -> Result<Vec<Case>> {
+    let mut cases = attentions()?;
+    cases.extend(attention_gradients()?);
+    cases.extend(large_scores()?);
+    Ok(cases)
+}
+
+/// Norms of rows, modulated and gated too, and their gradients.
+pub(crate) fn norms() -> Result<Vec<Case>> {
+    let mut cases = Vec::new();
+    for width in [1, 3, 4, 130, 768, 1032, 3072, 4096, 4104] {
+        let (rows, a_row, each_batch) = ([2, 5, width], [width], [2, width]);
+        let mut inputs = normals([&rows, &a_row, &a_row])?;
+        // Far from 0, where a variance from sums of squares would be lost.
+        inputs[0] = (&inputs[0] + 30.0)?;
+        let name = format!("layer norm of {width}");
+        cases.push(Case::new(name, inputs, &[(DType::F32, 2e-4)], |k, x| {
+            Ok(vec![layer_norm(k, &x[0], Some(&x[1]), Some(&x[2]), 1e-5)?])
+        }));
+        let inputs = normals([&rows, &a_row, &rows, &each_batch, &each_batch])?;
+        let name = format!("norms of {width}");
+        cases.push(Case::new(name, inputs, &BOTH, |k, x| {
+            let (weight, gradient) = (Some(&x[1]), || x[2].copy());
+            let statistic = Statistic::RootMeanSquare;
+            Ok(vec![
+                rms_norm(k, &x[0], weight, 1e-2)?,
+                norm_backward(k, statistic, &x[0], weight, 1e-2, gradient()?)?,
+                modulate(k, &x[0], &x[3], &x[4], 1e-2)?,
+                modulate_backward(k, &x[0], &x[3], 1e-2, gradient()?)?,
+                gated_residual(k, &x[0], &x[4], &x[2])?,
+                gated_backward(k, &x[4], &x[2])?,
+            ])
+        }));
+    }
+    // A view that begins where four numbers at a time cannot be read.
+    let inputs = normals([&[1 + 3 * 8]])?;
+    let name = "norm of rows that begin anywhere";
+    cases.push(Case::new(name, inputs, &BOTH, |k, x| {
+        let rows = x[0].narrow(0, 1, 24)?.reshape((3, 8))?;
+        Ok(vec![rms_norm(k, &rows, None, 1e-6)?])
+    }));
+    Ok(cases)
+}
+
+/// Views of all kinds that the tape makes: parts of rows, of tokens, of both, and dimensions in another order.
+pub(crate) fn views() -> Result<Vec<Case>> {
+    let inputs = normals([&[3, 5, 6, 16]])?;
+    Ok(vec![Case::new(
+        "views in one piece",
+        inputs,
+        &BOTH,
+        |k, x| {
+            let x = &x[0];
+            let views = [
+                x.narrow(3, 8, 8)?,
+                x.narrow(3, 4, 4)?,
+                x.narrow(3, 1, 3)?,
+                x.narrow(1, 1, 3)?.narrow(3, 0, 8)?,
+                x.narrow(1, 1, 3)?.narrow(2, 2, 3)?.narrow(3, 0, 8)?,
+                x.transpose(1, 2)?,
+                x.permute((3, 2, 1, 0))?,
+                x.narrow(0, 1, 1)?.narrow(2, 0, 2)?,
+            ];
+            each(&views, |view| k.contiguous(view))
+        },
+    )])
+}
+
+/// Linear layers with a bias.
+pub(crate) fn linears() -> Result<Vec<Case>> {
+    let mut cases = Vec::new();
+    for (m, k, n) in [
+        (1, 8, 8),
+        (3, 64, 24),
+        (77, 128, 320),
+        (130, 96, 40),
+        (5, 7, 9),
+        (5, 12, 12),
+    ] {
+        let mut inputs = normals([&[m, k], &[n, k], &[n]])?;
+        inputs[1] = (&inputs[1] * 0.2)?;
+        let name = format!("linear layer of {m} rows, {k} to {n}");
+        cases.push(Case::new(name, inputs, &SUMS, |kernels, x| {
+            Ok(vec![linear(kernels, &x[0], &x[1], Some(&x[2]))?])
+        }));
+    }
+    Ok(cases)
+}
+
+/// Linear layers with an adapter, with dropout and without, and their gradients.
+pub(crate) fn adapters() -> Result<Vec<Case>> {
+    let mut cases = Vec::new();
+    for (m, k, n, rank) in [(3, 64, 24, 4), (77, 128, 320, 16), (5, 8, 40, 8)] {
+        let mut inputs = normals([
+            &[m, k],
+            &[n, k],
+            &[n],
+            &[rank, k],
+            &[n, rank],
+            &[m, n],
+            &[m, k],
+        ])?;
+        for weight in [1, 3, 4] {
+            inputs[weight] = (&inputs[weight] * 0.2)?;
+        }
+        for dropout in [false, true] {
+            let (with, inputs) = (if dropout { " and dropout" } else { "" }, inputs.clone());
+            let name = format!("adapter{with} on a linear layer of {m} rows, {k} to {n}");
+            let limits = [(DType::F32, 1e-5), (DType::BF16, 2e-2)];
+            cases.push(Case::new(name, inputs, &limits, move |kernels, x| {
+                let weight = Packed::whole(&x[1])?;
+                let adapter = LowRank {
+                    a: x[3].clone(),
+                    b: x[4].clone(),
+                    scale: 0.5,
+                    mask: dropout.then(|| x[6].clone()),
+                };
+                let (y, down) = adapted(kernels, &x[0], &weight, Some(&x[2]), &adapter)?;
+                let of_adapter = Some(Adapted {
+                    adapter: &adapter,
+                    x: Some(&x[0]),
+                    down: Some(&down),
+                });
+                let wanted = WantedGradients {
+                    x: true,
+                    a: true,
+                    b: true,
+                };
+                let mut found = vec![y, down.clone()];
+                for earlier in [None, Some(x[6].copy()?)] {
+                    let gradients = backward(kernels, &x[5], &weight, of_adapter, wanted, earlier)?;
+                    // Those of adapters are f32 in any case.
+                    let gradients = gradients.iter().flatten();
+                    found.extend(
+                        gradients
+                            .map(|t| t.to_dtype(x[0].dtype()))
+                            .collect::<Result<Vec<_>>>()?,
+                    );
+                }
+                Ok(found)
+            }));
+        }
+    }
+    Ok(cases)
+}
+
+/// Flat tensors of many numbers: the norm, sums into parts, AdamW.
+pub(crate) fn flat() -> Result<Vec<Case>> {
+    let mut cases = Vec::new();
+    for count in [1, 1000, 300_001] {
+        let inputs = normals([&[count], &[count + 5], &[count]])?;
+        let name = format!("sums and AdamW of {count} numbers");
+        cases.push(Case::new(name, inputs, &[(DType::F32, 1e-5)], |k, x| {
+            // On the CPU in f32 as well: they serve no other type.
+            let [x, sum, second] = [&x[0], &x[1], &x[2]].map(|t| t.to_dtype(DType::F32));
+            let (x, sum, second) = (x?, sum?.copy()?, second?.sqr()?);
+            let squares = Tensor::new(sum_of_squares(k, &x)? as f32, x.device())?;
+            let pieces = [(0, x.narrow(0, 0, 1)?), (5, x.clone())];
+            accumulate_all(k, &sum, &pieces, 0.5)?;
+            let of_bf16 = [(2, x.to_dtype(DType::BF16)?)];
+            accumulate_all(k, &sum, &of_bf16, 0.25)?;
+            let update = AdamWUpdate {
+                keep1: 0.9,
+                take1: 0.1,
+                keep2: 0.99,
+                take2: 0.01,
+                shrink: 0.999,
+                step_size: 1e-2,
+                root_correction: 0.8,
+                epsilon: 1e-8,
+            };
+            let (parameters, first) = (x.copy()?, (&x * 0.3)?);
+            update.apply(k, &parameters, &x, (&first, &second))?;
+            Ok(vec![squares, sum, parameters, first, second])
+        }));
+    }
+    Ok(cases)
+}
+
+/// Convolutions and their gradients.
+pub(crate) fn convolutions() -> Result<Vec<Case>> {
+    let same = Conv2dOptions::SAME;
+    let odd = Conv2dOptions {
+        stride: 2,
+        padding: Padding {
+            top: 2,
+            bottom: 0,
+            left: 1,
+            right: 2,
+        },
+        upsample: false,
+    };
+    let grown = Conv2dOptions {
+        upsample: true,
+        ..same
+    };
+    let mut cases = Vec::new();
+    for (what, options, kernel) in [
+        ("convolution", same, 3),
+        ("convolution with a stride", odd, 3),
+        ("convolution of a picture doubled", grown, 3),
+        ("pointwise convolution", Conv2dOptions::POINTWISE, 1),
+    ] {
+        for (h, w) in [(5, 7), (16, 21)] {
+            let (picture, weight) = ([2, 3, h, w], [4, 3, kernel, kernel]);
+            let mut inputs = normals([&picture, &weight, &[4]])?;
+            let out = conv2d(&Kernels::NONE, &inputs[0], &inputs[1], None, options)?;
+            inputs.push(normal(4, out.dims())?);
+            let name = format!("{what}, {h} x {w}");
+            cases.push(Case::new(name, inputs, &SUMS, move |k, x| {
+                let of_weight = conv2d_weight_backward(k, &x[0], kernel, options, &x[3])?;
+                Ok(vec![
+                    conv2d(k, &x[0], &x[1], Some(&x[2]), options)?,
+                    conv2d_backward(k, &x[1], options, (h, w), &x[3])?,
+                    of_weight.to_dtype(x[0].dtype())?,
+                ])
+            }));
+        }
+    }
+    Ok(cases)
+}
+
+/// Group norms whose groups are read by one block and by many, and their gradients.
+pub(crate) fn group_norms() -> Result<Vec<Case>> {
+    let mut cases = Vec::new();
+    for (channels, groups, side) in [(6, 3, 1), (4, 2, 5), (8, 2, 97)] {
+        let picture = [2, channels, side, side];
+        let mut inputs = normals([&picture, &[channels], &[channels], &picture])?;
+        inputs[0] = (&inputs[0] + 2.0)?;
+        let name = format!("group norm of {channels} channels of {side} x {side}");
+        let limits = [(DType::F32, 1e-4), (DType::BF16, 1e-2)];
+        cases.push(Case::new(name, inputs, &limits, move |k, x| {
+            let back = |silu| {
+                let (vectors, gradient) = ((&x[1], &x[2]), x[3].copy()?);
+                group_norm_backward(k, &x[0], vectors, groups, 1e-2, silu, gradient)
+            };
+            Ok(vec![
+                group_norm(k, &x[0], &x[1], &x[2], groups, 1e-2)?,
+                group_norm_silu(k, &x[0], &x[1], &x[2], groups, 1e-2)?,
+                back(false)?,
+                back(true)?,
+            ])
+        }));
+    }
+    Ok(cases)
+}
+
+/// Dropout, which draws what the host draws.
+pub(crate) fn dropouts() -> Result<Vec<Case>> {
+    let mut cases = Vec::new();
+    for count in [1, 8, 8 * 300 + 3] {
+        let inputs = normals([&[count]])?;
+        let name = format!("dropout of {count} numbers");
+        cases.push(Case::new(name, inputs, &[(DType::F32, 1e-7)], |k, x| {
+            let key = Rng::key(7, Stream::AdapterDropout, 2, 5);
+            Ok(vec![dropout::mask(k, key, 0.3, &x[0])?])
+        }));
+    }
+    Ok(cases)
+}
+
+/// Activations, sums and rotary position embeddings, and their gradients.
+pub(crate) fn pointwise_operations() -> Result<Vec<Case>> {
+    let mut cases = Vec::new();
+    for activation in [
+        Activation::GeluErf,
+        Activation::GeluTanh,
+        Activation::QuickGelu,
+        Activation::Silu,
+    ] {
+        for width in [16, 12, 5] {
+            let name = format!("{activation:?} and sums of rows of {width}");
+            let inputs = normals([&[2, 7, 3, width], &[2, 7, 3, width]])?;
+            cases.push(Case::new(name, inputs, &BOTH, move |k, x| {
+                Ok(vec![
+                    activation.apply(k, &x[0])?,
+                    activation.apply_gated(k, &x[0], &x[1])?,
+                    activation.backward(k, &x[0], x[1].copy()?)?,
+                    pointwise::add(k, &x[0], &x[1])?,
+                ])
+            }));
+        }
+    }
+    for half in [3, 4, 8] {
+        let angles = normal(2, &[7, half])?;
+        let (cos, sin) = (angles.cos()?, angles.sin()?);
+        let name = format!("rotation of heads of {}", 2 * half);
+        let inputs = normals([&[2, 7, 3, 2 * half]])?;
+        cases.push(Case::new(name, inputs, &BOTH, move |k, x| {
+            let [cos, sin] = [&cos, &sin].map(|table| table.to_device(x[0].device()));
+            let (cos, sin) = (cos?, sin?);
+            Ok(vec![
+                rope(k, &x[0], &cos, &sin)?,
+                rope_backward(k, &x[0], &cos, &sin)?,
+            ])
+        }));
+    }
+    Ok(cases)
+}

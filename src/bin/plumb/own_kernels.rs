@@ -1,0 +1,77 @@
+//! Which kernels of plumb's own a command computes by: those that agree with the CPU on this GPU, which is tried once.
+//!
+//! A kernel that is wrong there would train a wrong LoRA and say nothing, so none is used before all were tried, and none where one fails.
+
+use std::path::{Path, PathBuf};
+
+use candle_core::Device;
+use plumb::digest::Digest;
+use plumb::files;
+use plumb::monitor::Monitor as _;
+use plumb::nn::Kernels;
+
+use crate::ui::{Failure, Ui};
+
+/// Longer than what a GPU is described by.
+const MAX_BYTES: u64 = 4096;
+
+/// The kernels for a GPU; with cuDNN, which is also looked for in the `folders` given. Those that fail are told of and left out.
+///
+/// What agreed is kept in `kept`, and not tried again on the same GPU with the same program, driver and libraries.
+pub(crate) fn tried(
+    device: &Device,
+    cudnn: Option<&[PathBuf]>,
+    kept: &Path,
+    ui: &Ui,
+) -> Result<Kernels, Failure> {
+    let own = Kernels::compile(device).map_err(Failure::error)?;
+    if let Some(fault) = fault(&own, kept, ui)? {
+        ui.note(&format!(
+            "own kernels are not used on this GPU: {fault}. Everything is computed without them; please report this"
+        ));
+        return Ok(Kernels::NONE);
+    }
+    let Some(folders) = cudnn else {
+        return Ok(own);
+    };
+    let with = (own.clone().with_cudnn(folders)).map_err(Failure::error)?;
+    if let Some(fault) = fault(&with, kept, ui)? {
+        ui.note(&format!(
+            "cuDNN is not used on this GPU: {fault}. Attention is computed by plumb's own kernels; please report this"
+        ));
+        return Ok(own);
+    }
+    Ok(with)
+}
+
+/// What is wrong with kernels, unless they were tried before.
+fn fault(kernels: &Kernels, kept: &Path, ui: &Ui) -> Result<Option<String>, Failure> {
+    let Some(identity) = kernels.identity().map_err(Failure::error)? else {
+        return Ok(None);
+    };
+    // Without the program's own content nothing is kept: another build may have other kernels.
+    let program = std::env::current_exe().and_then(std::fs::read);
+    let line = (program.ok()).map(|bytes| format!("{identity}, plumb {}\n", Digest::of(&bytes)));
+    let place = (line.as_ref()).map(|line| kept.join(Digest::of(line.as_bytes()).to_string()));
+    if let (Some(line), Some(place)) = (&line, &place)
+        && files::read(place, MAX_BYTES).is_ok_and(|found| found == line.as_bytes())
+    {
+        return Ok(None);
+    }
+    let progress = |tried: usize, of: usize| match tried {
+        0 => ui.start("comparing own kernels with the CPU, once", Some(of as u64)),
+        _ => ui.advance(1),
+    };
+    let fault = kernels.fault(&progress);
+    ui.finish();
+    let fault = fault.map_err(|error| {
+        Failure::error(format!(
+            "own kernels: {error}; the GPU has stopped computing for this process: go without `--own-kernels`, and please report this"
+        ))
+    })?;
+    if let (None, Some(line), Some(place)) = (&fault, &line, &place) {
+        // A folder that cannot be written costs some seconds each time, and no more.
+        let _ = files::replace(place, line.as_bytes());
+    }
+    Ok(fault)
+}
