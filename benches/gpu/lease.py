@@ -79,7 +79,7 @@ def plan(part, device):
         items += both("encode", "t5-small", 120, batch=2, tokens=16) + both("vae", "vae-small", 120, batch=1, px=32)
         return items + [eager("flux1-small", 64, 400, steps=1, compile="blocks")]
     smoke = ours("flux1-small", 64, 60, steps=2)  # the driver, NVRTC, cuBLAS, the JIT of the driver
-    tests = command("tests of own kernels", 60, "$TESTS cuda:: --test-threads=4")
+    tests = command("tests of own kernels", 90, "$TESTS cuda:: --test-threads=4")
     rate = {"name": "matmul", "who": "eager", "limit": 60, "case": {"kind": "matmul", "side": 8192, "repeats": 10}}
     parts = [
         {"name": "parts ours own", "who": "ours", "limit": 40, "case": PARTS | {"own_kernels": True}},
@@ -103,7 +103,7 @@ def plan(part, device):
     items += both("encode", "t5-xxl", 90, batch=32, tokens=512) + both("encode", "clip-g", 60, batch=64, tokens=77)
     items += both("vae", "vae", 60, batch=1, px=1024)
     items += [
-        command("memcheck", 60, "compute-sanitizer --error-exitcode 9 $TESTS cuda:: --test-threads=1 2>&1 | tail -25"),
+        command("memcheck", 110, "compute-sanitizer --error-exitcode 9 $TESTS cuda:: --test-threads=1 2>&1 | tail -25"),
         command("racecheck", 60, "compute-sanitizer --tool racecheck --error-exitcode 9 $TESTS attention_of_large --test-threads=1 2>&1 | tail -25"),
         command("all tests", 120, "$TESTS --test-threads=12 && $TESTS_ABOVE --test-threads=12"),
     ]
