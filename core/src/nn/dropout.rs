@@ -26,3 +26,31 @@ pub fn mask(kernels: &Kernels, key: [u8; 32], probability: f64, like: &Tensor) -
     let mask: Vec<f32> = (0..like.elem_count()).map(draw).collect();
     Tensor::from_vec(mask, like.shape(), like.device())?.to_dtype(like.dtype())
 }
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{DType, Device};
+
+    use super::*;
+    use crate::rng::Stream;
+
+    #[test]
+    fn it_is_drawn_one_after_the_other() {
+        let (stream, probability) = (Stream::AdapterDropout, 0.3);
+        for count in [1, 8, 8 * 300 + 3] {
+            let like = Tensor::zeros(count, DType::F32, &Device::Cpu).unwrap();
+            let key = Rng::key(7, stream, 2, 5);
+            let found = mask(&Kernels::NONE, key, probability, &like).unwrap();
+            let mut rng = Rng::new(7, stream, 2, 5);
+            for (i, found) in found.to_vec1::<f32>().unwrap().into_iter().enumerate() {
+                let dropped = rng.uniform() < probability;
+                let want = if dropped {
+                    0.0
+                } else {
+                    1.0 / (1.0 - probability)
+                };
+                assert_eq!(found, want as f32, "{i} of {count}");
+            }
+        }
+    }
+}

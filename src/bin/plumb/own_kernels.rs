@@ -25,7 +25,8 @@ pub(crate) fn tried(
     ui: &Ui,
 ) -> Result<Kernels, Failure> {
     let own = Kernels::compile(device).map_err(Failure::error)?;
-    if let Some(fault) = fault(&own, kept, ui)? {
+    let memory = Memory::in_folder(kept);
+    if let Some(fault) = memory.fault(&own, ui)? {
         ui.note(&format!(
             "own kernels are not used on this GPU: {fault}. Everything is computed without them; please report this"
         ));
@@ -35,7 +36,7 @@ pub(crate) fn tried(
         return Ok(own);
     };
     let with = (own.clone().with_cudnn(folders)).map_err(Failure::error)?;
-    if let Some(fault) = fault(&with, kept, ui)? {
+    if let Some(fault) = memory.fault(&with, ui)? {
         ui.note(&format!(
             "cuDNN is not used on this GPU: {fault}. Attention is computed by plumb's own kernels; please report this"
         ));
@@ -44,34 +45,54 @@ pub(crate) fn tried(
     Ok(with)
 }
 
-/// What is wrong with kernels, unless they were tried before.
-fn fault(kernels: &Kernels, kept: &Path, ui: &Ui) -> Result<Option<String>, Failure> {
-    let Some(identity) = kernels.identity().map_err(Failure::error)? else {
-        return Ok(None);
-    };
-    // Without the program's own content nothing is kept: another build may have other kernels.
-    let program = std::env::current_exe().and_then(std::fs::read);
-    let line = (program.ok()).map(|bytes| format!("{identity}, plumb {}\n", Digest::of(&bytes)));
-    let place = (line.as_ref()).map(|line| kept.join(Digest::of(line.as_bytes()).to_string()));
-    if let (Some(line), Some(place)) = (&line, &place)
-        && files::read(place, MAX_BYTES).is_ok_and(|found| found == line.as_bytes())
-    {
-        return Ok(None);
+/// Which kernels agreed before.
+struct Memory<'a> {
+    kept: &'a Path,
+    /// The program's own content. Without it nothing is kept: another build may have other kernels.
+    program: Option<Digest>,
+}
+
+impl<'a> Memory<'a> {
+    fn in_folder(kept: &'a Path) -> Self {
+        let program = std::env::current_exe().and_then(std::fs::read);
+        Self {
+            kept,
+            program: program.ok().map(|bytes| Digest::of(&bytes)),
+        }
     }
-    let progress = |tried: usize, of: usize| match tried {
-        0 => ui.start("comparing own kernels with the CPU, once", Some(of as u64)),
-        _ => ui.advance(1),
-    };
-    let fault = kernels.fault(&progress);
-    ui.finish();
-    let fault = fault.map_err(|error| {
-        Failure::error(format!(
-            "own kernels: {error}; the GPU has stopped computing for this process: go without `--own-kernels`, and please report this"
-        ))
-    })?;
-    if let (None, Some(line), Some(place)) = (&fault, &line, &place) {
-        // A folder that cannot be written costs some seconds each time, and no more.
-        let _ = files::replace(place, line.as_bytes());
+
+    /// What is wrong with kernels, unless they agreed before.
+    fn fault(&self, kernels: &Kernels, ui: &Ui) -> Result<Option<String>, Failure> {
+        let Some(identity) = kernels.identity().map_err(Failure::error)? else {
+            return Ok(None);
+        };
+        let known = self.program.map(|program| {
+            let line = format!("{identity}, plumb {program}\n");
+            (
+                self.kept.join(Digest::of(line.as_bytes()).to_string()),
+                line,
+            )
+        });
+        if let Some((place, line)) = &known
+            && files::read(place, MAX_BYTES).is_ok_and(|found| found == line.as_bytes())
+        {
+            return Ok(None);
+        }
+        let progress = |tried: usize, of: usize| match tried {
+            0 => ui.start("comparing own kernels with the CPU, once", Some(of as u64)),
+            _ => ui.advance(1),
+        };
+        let fault = kernels.fault(&progress);
+        ui.finish();
+        let fault = fault.map_err(|error| {
+            Failure::error(format!(
+                "own kernels: {error}; the GPU has stopped computing for this process: go without `--own-kernels`, and please report this"
+            ))
+        })?;
+        if let (None, Some((place, line))) = (&fault, &known) {
+            // A folder that cannot be written costs some seconds each time, and no more.
+            let _ = files::replace(place, line.as_bytes());
+        }
+        Ok(fault)
     }
-    Ok(fault)
 }

@@ -64,6 +64,7 @@ fn attention_of_large_scores() {
 #[test]
 fn norms_forward_and_backward() {
     hold(cases::norms());
+    hold(cases::norms_of(&[1]));
 }
 
 #[test]
