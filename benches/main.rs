@@ -1,6 +1,6 @@
 //! `cargo bench -- NAME [FILTER]`: measurements against what a user would pick instead.
 //!
-//! `PLUMB_BENCH_INSTRUCTIONS=avx2` (or `base`, `avx512`, `avx512-bf16`) hides wider instructions from plumb's own kernels, and the
+//! `PLUMB_BENCH_INSTRUCTIONS=avx2` (or `base`, `avx512`, `avx512-bf16`, `amx-bf16`) hides wider instructions from plumb's own kernels, and the
 //! variables that MKL, oneDNN and ATen have for it hide them from the peers: what a desktop without AVX-512 would take.
 
 #![expect(
@@ -42,7 +42,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         Some("plan") => plan::run()?,
         Some("planes") => planes::run()?,
         Some("probe") => probe::run(filter)?,
-        Some("products") => products::run()?,
+        Some("products") => products::run(filter)?,
         Some("store") => store::run(),
         Some("streamed") => streamed::run(filter)?,
         Some("train") => train::run(filter)?,

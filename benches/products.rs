@@ -1,6 +1,6 @@
 //! Products of packed weights by one core, beside what its units for multiply-adds can do at most.
 //!
-//! `cargo bench -- products` prints one table.
+//! `cargo bench -- products [f32 | bf16]` prints one table.
 
 use candle_core::DType;
 use plumb::nn::testing::{normal, peak::multiply_adds};
@@ -22,7 +22,8 @@ const STEPS: usize = 10_000_000;
 const TIMES: usize = 4;
 const TURNS: usize = 9;
 
-pub(crate) fn run() -> Result<(), Failure> {
+/// Of the numbers whose name contains `filter`.
+pub(crate) fn run(filter: &str) -> Result<(), Failure> {
     let shapes = SHAPES.map(|[rows, inner, columns]| format!("{rows} x {inner} x {columns}"));
     println!(
         "GFLOP/s of one core, instructions {}; the best of {} turns, and the share of the first column",
@@ -32,7 +33,8 @@ pub(crate) fn run() -> Result<(), Failure> {
     println!("| numbers | multiply-adds alone | {} |", shapes.join(" | "));
     println!("|---|---|{}", "---|".repeat(SHAPES.len()));
     let one = rayon::ThreadPoolBuilder::new().num_threads(1).build()?;
-    for dtype in [DType::F32, DType::BF16] {
+    let dtypes = [DType::F32, DType::BF16];
+    for dtype in dtypes.into_iter().filter(|d| d.as_str().contains(filter)) {
         let told = one.install(|| measure(dtype))?;
         println!("| {} | {} |", dtype.as_str(), told.join(" | "));
     }

@@ -111,7 +111,11 @@ pub(crate) fn peer_limits() -> Vec<(&'static str, &'static str)> {
         used if used == Instructions::available() => return Vec::new(),
         Instructions::Avx2 => ["AVX2", "AVX2", "avx2"],
         Instructions::Base => ["SSE4_2", "SSE41", "default"],
-        Instructions::Avx512 | Instructions::Avx512Bf16 => ["AVX512", "AVX512_CORE", "avx512"],
+        Instructions::Avx512 => ["AVX512", "AVX512_CORE", "avx512"],
+        // AMX itself comes no further: there is nothing wider that could be hidden.
+        Instructions::Avx512Bf16 | Instructions::AmxBf16 => {
+            ["AVX512_E1", "AVX512_CORE_BF16", "avx512"]
+        }
     };
     let variables = [
         "MKL_ENABLE_INSTRUCTIONS",

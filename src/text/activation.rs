@@ -3,7 +3,7 @@
 use candle_core::{Result, Tensor};
 use serde::{Deserialize, Serialize};
 
-use crate::nn::{self, Kernels, Packed};
+use crate::nn::{self, FeedForward, Inward, Kernels, Packed};
 
 /// The function between the two matrices of a feed-forward.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,32 +39,37 @@ impl Activation {
         })
     }
 
-    /// `activation(x w^T + b)`, with `w` `[out, in]`.
-    pub(super) fn linear(
+    /// `base` plus the second linear of the first one's result, activated; see [`nn::FeedForward`].
+    pub(super) fn feed_forward(
         self,
         kernels: &Kernels,
-        x: &Tensor,
-        w: &Packed,
-        b: Option<&Tensor>,
+        (base, x): (&Tensor, &Tensor),
+        inward: Inward<'_>,
+        (w, b): (&Packed, Option<&Tensor>),
     ) -> Result<Tensor> {
         match self.curve() {
-            Some(curve) => w.activated(kernels, x, b, curve),
-            None => w.linear(kernels, x, b)?.relu(),
+            Some(activation) => FeedForward {
+                inward,
+                activation,
+                outward: (w, b),
+            }
+            .onto(kernels, base, x),
+            None => w.linear_onto(kernels, base, &self.inner(kernels, x, inward)?, b),
         }
     }
 
-    /// `activation(x g^T) * (x w^T)`, with `g` and `w` `[out, in]`.
-    pub(super) fn gated_linear(
-        self,
-        kernels: &Kernels,
-        x: &Tensor,
-        g: &Packed,
-        w: &Packed,
-    ) -> Result<Tensor> {
-        let gate = g.linear(kernels, x, None)?;
-        match self.curve() {
-            Some(curve) => w.gated(kernels, x, curve, &gate),
-            None => gate.relu()? * w.linear(kernels, x, None)?,
+    /// The first linear's result, activated.
+    pub(super) fn inner(self, kernels: &Kernels, x: &Tensor, inward: Inward<'_>) -> Result<Tensor> {
+        match (inward, self.curve()) {
+            (Inward::Plain(w, b), Some(curve)) => w.activated(kernels, x, b, curve),
+            (Inward::Plain(w, b), None) => w.linear(kernels, x, b)?.relu(),
+            (Inward::Gated { gate, up }, curve) => {
+                let gate = gate.linear(kernels, x, None)?;
+                match curve {
+                    Some(curve) => up.gated(kernels, x, curve, &gate),
+                    None => gate.relu()? * up.linear(kernels, x, None)?,
+                }
+            }
         }
     }
 

@@ -3,6 +3,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 /// Vector instructions, each with those before it.
@@ -16,34 +17,47 @@ pub enum Instructions {
     Avx512,
     /// AVX-512 with dot products of bf16.
     Avx512Bf16,
+    /// That with matrix registers (AMX) for bf16, on Linux: Xeon processors since 2023.
+    AmxBf16,
 }
 
-use Instructions::{Avx2, Avx512, Avx512Bf16, Base};
+use Instructions::{AmxBf16, Avx2, Avx512, Avx512Bf16, Base};
 
-const ALL: [Instructions; 4] = [Base, Avx2, Avx512, Avx512Bf16];
+const ALL: [Instructions; 5] = [Base, Avx2, Avx512, Avx512Bf16, AmxBf16];
 
 /// 1 + the place in `ALL` of what is used; 0 before anybody asked.
 static USED: AtomicU8 = AtomicU8::new(0);
 
 impl Instructions {
-    /// The most that this machine has.
+    /// The most that this machine has, and is faster with.
     pub fn available() -> Self {
-        #[cfg(target_arch = "x86_64")]
-        {
-            if !(is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")) {
-                return Base;
-            }
-            let avx512 = is_x86_feature_detected!("avx512f")
-                && is_x86_feature_detected!("avx512bw")
-                && is_x86_feature_detected!("avx512dq")
-                && is_x86_feature_detected!("avx512vl");
-            match avx512 {
-                true if is_x86_feature_detected!("avx512bf16") => Avx512Bf16,
-                true => Avx512,
-                false => Avx2,
-            }
+        // Once: some of what is asked leaves a virtual machine for its host.
+        static AVAILABLE: OnceLock<Instructions> = OnceLock::new();
+        *AVAILABLE.get_or_init(Self::detect)
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn detect() -> Self {
+        if !(is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")) {
+            return Base;
         }
-        #[cfg(not(target_arch = "x86_64"))]
+        let avx512 = is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512vl");
+        if !avx512 {
+            return Avx2;
+        }
+        match is_x86_feature_detected!("avx512bf16") {
+            true if x86::has_tiles() => AmxBf16,
+            // Intel's do half as many products of bf16 at a time as of f32. (Measured on a Xeon of 2023: 85 GFLOP/s a core, and 150 widened.)
+            true if !x86::is_intel() => Avx512Bf16,
+            _ => Avx512,
+        }
+    }
+
+    #[cfg(not(target_arch = "x86_64"))]
+    fn detect() -> Self {
         Base
     }
 
@@ -51,7 +65,7 @@ impl Instructions {
     #[inline]
     pub fn used() -> Self {
         match USED.load(Ordering::Relaxed) {
-            0 => Self::limit(Avx512Bf16),
+            0 => Self::limit(AmxBf16),
             used => ALL[usize::from(used) - 1],
         }
     }
@@ -65,6 +79,55 @@ impl Instructions {
     }
 }
 
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::__cpuid;
+
+    pub(super) fn is_intel() -> bool {
+        let name = __cpuid(0);
+        [name.ebx, name.edx, name.ecx].map(u32::to_le_bytes) == [*b"Genu", *b"ineI", *b"ntel"]
+    }
+
+    /// Whether the processor, which has AVX-512, has matrix registers for bf16, and the system lets this process use them.
+    #[cfg(target_os = "linux")]
+    pub(super) fn has_tiles() -> bool {
+        use std::arch::x86_64::{__cpuid_count, _xgetbv};
+
+        /// In `edx` of leaf 7.
+        const AMX_BF16_AND_TILE: u32 = 1 << 22 | 1 << 24;
+        /// The states of tiles and of their configuration.
+        const TILE_STATES: u64 = 0b11 << 17;
+        /// Of `asm/prctl.h`, which `libc` does not name.
+        const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
+        const XFEATURE_XTILEDATA: libc::c_long = 18;
+
+        #[target_feature(enable = "xsave")]
+        fn states() -> u64 {
+            // SAFETY: register 0 is there wherever the instruction is.
+            unsafe { _xgetbv(0) }
+        }
+
+        if __cpuid(0).eax < 7 || __cpuid_count(7, 0).edx & AMX_BF16_AND_TILE != AMX_BF16_AND_TILE {
+            return false;
+        }
+        // SAFETY: a system that offers AVX-512 has XSAVE; the call takes two numbers.
+        unsafe {
+            states() & TILE_STATES == TILE_STATES
+                && libc::syscall(
+                    libc::SYS_arch_prctl,
+                    ARCH_REQ_XCOMP_PERM,
+                    XFEATURE_XTILEDATA,
+                ) == 0
+        }
+    }
+
+    /// Other systems are asked for these registers otherwise.
+    #[cfg(not(target_os = "linux"))]
+    pub(super) fn has_tiles() -> bool {
+        false
+    }
+}
+
 impl fmt::Display for Instructions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -72,6 +135,7 @@ impl fmt::Display for Instructions {
             Avx2 => "avx2",
             Avx512 => "avx512",
             Avx512Bf16 => "avx512-bf16",
+            AmxBf16 => "amx-bf16",
         })
     }
 }
@@ -98,7 +162,7 @@ mod tests {
         let refused = "avx".parse::<Instructions>();
         assert_eq!(
             refused.unwrap_err(),
-            "\"avx\" is none of base, avx2, avx512, avx512-bf16"
+            "\"avx\" is none of base, avx2, avx512, avx512-bf16, amx-bf16"
         );
     }
 

@@ -225,17 +225,26 @@ pub(super) fn single_product(
 ) -> Result<Tensor> {
     let (rows, _) = cpu::rows_of(x)?;
     let x_dense = cpu::contiguous(x)?;
+    let x_data = elements::<f32>(&x_dense)?;
+    let x_rows = Matrix::new(&x_data, rows, inner, inner);
+    let y = with_plus(b, base, |plus| product(x_rows, plus))?;
+    cpu::tensor(y, &shape_with_last(x, out))
+}
+
+/// Calls `f` with what is added to a product in f32.
+pub(super) fn with_plus<R>(
+    b: Option<&Tensor>,
+    base: Option<&Tensor>,
+    f: impl FnOnce(Plus<'_, f32>) -> Result<R>,
+) -> Result<R> {
     let b = b.map(cpu::dense::<f32>).transpose()?;
     let base = base.map(cpu::contiguous).transpose()?;
     let b = b.as_ref().map(elements::<f32>).transpose()?;
     let base = base.as_ref().map(elements::<f32>).transpose()?;
-    let plus = Plus {
+    f(Plus {
         row: b.as_deref(),
         all: base.as_deref(),
-    };
-    let x_data = elements::<f32>(&x_dense)?;
-    let y = product(Matrix::new(&x_data, rows, inner, inner), plus)?;
-    cpu::tensor(y, &shape_with_last(x, out))
+    })
 }
 
 /// A factor of a product: a tensor as rows of its last dimension, and whether it is transposed.

@@ -20,6 +20,7 @@ mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
 pub mod dropout;
+mod feed_forward;
 pub mod flat;
 mod frozen;
 pub mod gemm;
@@ -44,6 +45,7 @@ pub use activation::Activation;
 pub use attention::{AttentionMask, attention};
 pub use conv::{Conv2dOptions, Padding, conv2d, conv2d_sum};
 pub use cpu::cat;
+pub use feed_forward::{FeedForward, Inward};
 pub use frozen::{DEPTH as PREFETCHED, Frozen, Prefetch, Quantization};
 pub use group_norm::{group_norm, group_norm_silu};
 pub use instructions::Instructions;

@@ -185,7 +185,7 @@ impl Packed {
 
     /// What products with `x` read, where the matrix is packed.
     #[cfg(target_arch = "x86_64")]
-    fn packed_for(&self, x: &Tensor) -> Option<&Prepacked> {
+    pub(super) fn packed_for(&self, x: &Tensor) -> Option<&Prepacked> {
         let served = kernel_scalar(x) == Some(DType::F32) || self.dtype == DType::BF16;
         match &self.form {
             Form::Packed(w) if served => Some(w),

@@ -15,7 +15,7 @@ use super::plan::TowerPlan;
 use super::{ClipTextArchitecture, ClipTextNetwork, PooledRule, names};
 use crate::monitor::Stop;
 use crate::nn::weights::Weights;
-use crate::nn::{Packed, layer_norm, linear};
+use crate::nn::{Inward, Packed, layer_norm, linear};
 use crate::text::batch::{Batch, Sequence, batches_of, causal, regroup};
 use crate::text::check::check_vocabulary;
 use crate::text::spec::EncoderMask;
@@ -294,20 +294,17 @@ impl ClipTextTower {
             layer_norm(kernels, x, Some(w), Some(b), architecture.layer_norm_eps)
         };
         let dense = |x: &Tensor, (w, b): &(Packed, Tensor)| w.linear(kernels, x, Some(b));
-        let onto = |base: &Tensor, x: &Tensor, (w, b): &(Packed, Tensor)| {
-            w.linear_onto(kernels, base, x, Some(b))
-        };
 
         let qkv = dense(&norm(x_rc, &block.norm1)?, &block.qkv)?;
         let qkv_r3hd = qkv.reshape((qkv.dim(0)?, 3, heads, c / heads))?;
         let y_rc = batch.attention(&qkv_r3hd, |group, q, k, v| causal(kernels, group, q, k, v))?;
-        let x_rc = onto(x_rc, &y_rc, &block.out)?;
-        let (fc1, b) = &block.fc1;
+        let (out, b) = &block.out;
+        let x_rc = out.linear_onto(kernels, x_rc, &y_rc, Some(b))?;
         let y_rc = norm(&x_rc, &block.norm2)?;
-        let inner_ri = architecture
-            .hidden_act
-            .linear(kernels, &y_rc, fc1, Some(b))?;
-        onto(&x_rc, &inner_ri, &block.fc2)
+        let [fc1, fc2] = [&block.fc1, &block.fc2].map(|(w, b)| (w, Some(b)));
+        let inward = Inward::Plain(fc1.0, fc1.1);
+        let activation = architecture.hidden_act;
+        activation.feed_forward(kernels, (&x_rc, &y_rc), inward, fc2)
     }
 
     fn normed(&self, x: &Tensor) -> candle_core::Result<Tensor> {

@@ -13,7 +13,7 @@ use super::rotary::{Angles, neighbours, rows_of_neighbours};
 use super::{Qwen3Architecture, Qwen3Network, Qwen3PadRows, names};
 use crate::monitor::Stop;
 use crate::nn::weights::Weights;
-use crate::nn::{Kernels, Packed, rms_norm};
+use crate::nn::{Inward, Kernels, Packed, rms_norm};
 use crate::text::batch::{Batch, Sequence, batches_of, causal};
 use crate::text::check::{check_vocabulary, go_on, positive};
 use crate::text::names::refuse_unexpected;
@@ -319,10 +319,13 @@ impl Qwen3Encoder {
         let y_rc = batch.grouped_attention(&q, [&k, &v], attend)?;
         let x_rc = layer.out.linear_onto(kernels, x_rc, &y_rc, None)?;
         let y_rc = self.norm(&x_rc, &layer.feed_forward_norm)?;
-        let inner_rf = a
-            .hidden_act
-            .gated_linear(kernels, &y_rc, &layer.gate, &layer.up)?;
-        layer.down.linear_onto(kernels, &x_rc, &inner_rf, None)
+        let inward = Inward::Gated {
+            gate: &layer.gate,
+            up: &layer.up,
+        };
+        let outward = (&layer.down, None);
+        a.hidden_act
+            .feed_forward(kernels, (&x_rc, &y_rc), inward, outward)
     }
 
     fn norm(&self, x: &Tensor, weight: &Tensor) -> candle_core::Result<Tensor> {

@@ -14,7 +14,7 @@ use super::bias::PositionBias;
 use super::{Stack, T5EncoderArchitecture, T5Mask, T5PadRows, names};
 use crate::monitor::Stop;
 use crate::nn::weights::{self, Weights};
-use crate::nn::{AttentionMask, Kernels, Packed, attention, rms_norm};
+use crate::nn::{AttentionMask, Inward, Kernels, Packed, attention, rms_norm};
 use crate::text::batch::{Batch, Group, Sequence, batches_of};
 use crate::text::check::{check_vocabulary, go_on, positive};
 use crate::text::names::refuse_unexpected;
@@ -281,8 +281,8 @@ impl T5Encoder {
         }
         // After each half, as `T5Block.forward`.
         let x_rc = clamped(onto(kernels, x_rc, &y_rc, &block.out)?)?;
-        let inner_rf = self.widened(block, &self.norm(&x_rc, &block.feed_forward_norm)?)?;
-        clamped(onto(kernels, &x_rc, &inner_rf, &block.outward)?)
+        let y_rc = self.norm(&x_rc, &block.feed_forward_norm)?;
+        clamped(self.feed_forward(block, &x_rc, &y_rc)?)
     }
 
     fn attend(
@@ -306,19 +306,31 @@ impl T5Encoder {
         )
     }
 
-    /// The inner activations of the feed-forward, `[r, f]`.
-    fn widened(&self, block: &Block, x_rc: &Tensor) -> candle_core::Result<Tensor> {
+    /// The residual stream and the feed-forward of `y_rc`, `[r, c]`.
+    fn feed_forward(
+        &self,
+        block: &Block,
+        x_rc: &Tensor,
+        y_rc: &Tensor,
+    ) -> candle_core::Result<Tensor> {
         let (kernels, activation) = (self.kernels(), self.stack.architecture.activation);
-        let inner_rf = match block.inward.as_slice() {
-            [wi_0, wi_1] => activation.gated_linear(kernels, x_rc, wi_0, wi_1)?,
-            [wi] => activation.linear(kernels, x_rc, wi, None)?,
+        let inward = match block.inward.as_slice() {
+            [gate, up] => Inward::Gated { gate, up },
+            [wi] => Inward::Plain(wi, None),
             _ => candle_core::bail!("a feed-forward with {} inward matrices", block.inward.len()),
         };
-        // As `T5DenseGatedActDense.forward`, for `wo` in f32.
-        match block.outward.dtype() {
-            DType::F32 => inner_rf.to_dtype(DType::F32),
-            _ => Ok(inner_rf),
+        let wide = block.outward.dtype() == DType::F32;
+        if x_rc.dtype() == y_rc.dtype() && (!wide || y_rc.dtype() == DType::F32) {
+            let outward = (&block.outward, None);
+            return activation.feed_forward(kernels, (x_rc, y_rc), inward, outward);
         }
+        let inner_rf = activation.inner(kernels, y_rc, inward)?;
+        // As `T5DenseGatedActDense.forward`, for `wo` in f32.
+        let inner_rf = match wide {
+            true => inner_rf.to_dtype(DType::F32)?,
+            false => inner_rf,
+        };
+        onto(kernels, x_rc, &inner_rf, &block.outward)
     }
 
     /// The RMS norm; its result has the type of what is multiplied next, as in transformers, whatever the residual stream's.

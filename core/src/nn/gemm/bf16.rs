@@ -3,8 +3,9 @@
 //!
 //! An element is a chain of additions, each rounded to f32, in the order of the processor's instruction for bf16 (`tiled.rs`).
 //! Without the instruction both factors are widened to f32 and multiplied in that order: products of bf16 are exact in f32, so
-//! with AVX-512 or AVX2 the result is the same bit for bit (weights below 2^-126 apart, which the instruction takes for 0); the
-//! `gemm` crate, on other processors, divides the inner dimension otherwise.
+//! with AVX-512 or AVX2 the result is the same bit for bit (weights below 2^-126 apart, which the instruction takes for 0).
+//! Matrix registers add up in another order (`tiled/avx512/amx.rs`), and so does the `gemm` crate, on other processors: their results differ
+//! from these in the last bits, as those of a GPU do.
 
 use half::bf16;
 use rayon::prelude::*;
@@ -23,12 +24,22 @@ pub(crate) fn matmul_plus_bf16(
     b: Matrix<'_, bf16>,
     plus: Plus<'_, f32>,
 ) -> Vec<f32> {
+    within(Instructions::used(), a, b, plus)
+}
+
+/// `matmul_plus_bf16` by nothing beyond these instructions.
+pub(super) fn within(
+    most: Instructions,
+    a: Matrix<'_, f32>,
+    b: Matrix<'_, bf16>,
+    plus: Plus<'_, f32>,
+) -> Vec<f32> {
     check_sum([a.rows, a.columns], [b.rows, b.columns], plus);
     #[cfg(target_arch = "x86_64")]
-    if let Some(out) = by_kernel(Instructions::used(), a, b, plus) {
+    if let Some(out) = by_kernel(most, a, b, plus) {
         return out;
     }
-    by_widening(Instructions::used(), a, b, plus)
+    by_widening(most, a, b, plus)
 }
 
 /// The product by our kernel for nothing beyond these instructions, if it has one for these factors.
@@ -143,6 +154,8 @@ pub(super) fn as_bf16(x: f32) -> f32 {
 mod tests {
     use super::super::tests::numbers;
     use super::*;
+    use std::iter::StepBy;
+    use std::ops::Range;
 
     fn halves(count: usize, salt: u32) -> Vec<bf16> {
         numbers(count, salt)
@@ -151,28 +164,43 @@ mod tests {
             .collect()
     }
 
+    const NOTHING: Plus<'_, f32> = Plus {
+        row: None,
+        all: None,
+    };
+
     type Product = fn(Matrix<'_, f32>, Matrix<'_, bf16>, Plus<'_, f32>) -> Vec<f32>;
 
     /// What serves this machine, machines with fewer instructions, and factors whose pairs are apart.
-    const PRODUCTS: [Product; 5] = [
+    const PRODUCTS: [Product; 6] = [
         matmul_plus_bf16,
+        |a, b, plus| within(Instructions::Avx512Bf16, a, b, plus),
         |a, b, plus| within(Instructions::Avx512, a, b, plus),
         |a, b, plus| within(Instructions::Avx2, a, b, plus),
         |a, b, plus| by_widening(Instructions::used(), a, b, plus),
         |a, b, plus| by_widening(Instructions::Base, a, b, plus),
     ];
 
-    fn within(
-        most: Instructions,
-        a: Matrix<'_, f32>,
-        b: Matrix<'_, bf16>,
-        plus: Plus<'_, f32>,
-    ) -> Vec<f32> {
-        #[cfg(target_arch = "x86_64")]
-        if let Some(out) = by_kernel(most, a, b, plus) {
-            return out;
-        }
-        by_widening(most, a, b, plus)
+    /// Element (i, j) of the product of rows, as matrix registers add it up.
+    fn by_registers((a, b): (&[f32], &[bf16]), inner: usize, at: (usize, usize)) -> f32 {
+        const STEP: usize = 32;
+        const BLOCK: usize = 6144;
+        let block = inner.div_ceil(inner.div_ceil(BLOCK)).next_multiple_of(STEP);
+        let chain = |ks: StepBy<Range<usize>>| {
+            ks.fold(0.0, |sum, k| {
+                let b = b[at.1 * inner + k].to_f32();
+                as_bf16(a[at.0 * inner + k]).mul_add(b, sum)
+            })
+        };
+        let blocks = (0..inner).step_by(block).map(|start| {
+            let end = inner.min(start + block);
+            let steps = (start..end).step_by(STEP).map(|first| {
+                let end = end.min(first + STEP);
+                chain((first..end).step_by(2)) + chain((first + 1..end).step_by(2))
+            });
+            steps.fold(0.0, |sum, step| sum + step)
+        });
+        blocks.fold(0.0, |sum, block| sum + block)
     }
 
     const SHAPES: [(usize, usize, usize); 8] = [
@@ -212,10 +240,33 @@ mod tests {
                 }
                 // All but the `gemm` crate's.
                 if Instructions::available() >= Instructions::Avx2 {
-                    for other in &found[1..4] {
-                        assert!(found[0] == *other, "{rows}x{inner}x{columns}");
+                    for other in &found[2..5] {
+                        assert!(found[1] == *other, "{rows}x{inner}x{columns}");
                     }
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn matrix_registers_add_up_in_the_order_that_is_documented() {
+        if Instructions::available() < Instructions::AmxBf16 {
+            eprintln!("not tested: this machine has no matrix registers for bf16");
+            return;
+        }
+        for (rows, inner, columns) in SHAPES.into_iter().chain([(33, 6200, 40), (70, 6144, 70)]) {
+            let (a, b) = (numbers(rows * inner, 1), halves(inner * columns, 2));
+            let left = Matrix::new(&a, rows, inner, inner);
+            let right = Matrix::new(&b, columns, inner, inner).t();
+            let Some(found) = by_kernel(Instructions::AmxBf16, left, right, NOTHING) else {
+                // An odd number has no pairs.
+                assert!(inner % 2 == 1);
+                continue;
+            };
+            for (index, &found) in found.iter().enumerate() {
+                let at = (index / columns, index % columns);
+                let want = by_registers((&a, &b), inner, at);
+                assert_eq!(found, want, "{rows}x{inner}x{columns} at {at:?}");
             }
         }
     }
@@ -233,11 +284,7 @@ mod tests {
                         .build()
                         .unwrap();
                     let left = Matrix::new(&a[..rows * inner], rows, inner, inner);
-                    let plus = Plus {
-                        row: None,
-                        all: None,
-                    };
-                    pool.install(|| product(left, right, plus))
+                    pool.install(|| product(left, right, NOTHING))
                 };
                 let all = with(most, 1);
                 for (rows, threads) in [(1, 1), (13, 2), (15, 3), (64, 5), (most, 4)] {
@@ -261,14 +308,7 @@ mod tests {
             ] {
                 let (a, b) = ([1.0, x, 0.5, 2.0], [bf16::ONE; 4]);
                 let (left, right) = (Matrix::new(&a, 1, 4, 4), Matrix::new(&b, 1, 4, 4).t());
-                let found = product(
-                    left,
-                    right,
-                    Plus {
-                        row: None,
-                        all: None,
-                    },
-                );
+                let found = product(left, right, NOTHING);
                 assert!(is_right(found[0]), "{x} gave {}", found[0]);
             }
         }
@@ -286,15 +326,11 @@ mod tests {
         // Rows that are an odd number apart, and a right factor that is not transposed.
         let (a, b) = (numbers(12, 1), halves(15, 2));
         let left = Matrix::new(&a, 3, 4, 4);
-        let plus = Plus {
-            row: None,
-            all: None,
-        };
-        let apart = matmul_plus_bf16(left, Matrix::new(&b, 3, 4, 5).t(), plus);
+        let apart = matmul_plus_bf16(left, Matrix::new(&b, 3, 4, 5).t(), NOTHING);
         let turned: Vec<bf16> = (0..12).map(|i| b[i % 3 * 5 + i / 3]).collect();
         assert_eq!(
             apart,
-            matmul_plus_bf16(left, Matrix::new(&turned, 4, 3, 3), plus)
+            matmul_plus_bf16(left, Matrix::new(&turned, 4, 3, 3), NOTHING)
         );
     }
 }

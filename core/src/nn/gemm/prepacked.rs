@@ -1,9 +1,11 @@
 //! A right factor that many products have, packed once.
 
+use std::mem::MaybeUninit;
+
 use half::bf16;
 
 pub(crate) use super::tiled::Finish;
-use super::tiled::{self, CacheLine, Factor, Kernel, Operands, Panels, Product, Right};
+use super::tiled::{self, CacheLine, Factor, Kernel, Operands, Panels, Product, Right, Rounding};
 use super::{ALL, Matrix, MatrixMut, Plus, bf16 as halves, check_sum, made, threads_for};
 use crate::nn::instructions::Instructions;
 
@@ -88,6 +90,64 @@ impl Prepacked {
         unsafe { made(product, plus) }
     }
 
+    /// Whether [`Self::product_of_rounded`] can be had.
+    pub(crate) fn takes_rounded(&self) -> bool {
+        self.kernel.rounds()
+    }
+
+    /// `edit(a b + row)` as rows rounded to bf16, by all threads; what is edited stands beside `a gate`, if there is a gate, which has
+    /// the shape of `b`. None if the processor's products cannot.
+    pub(crate) fn rounded(
+        &self,
+        a: Matrix<'_, f32>,
+        row: Option<&[f32]>,
+        gate: Option<&Self>,
+        edit: &(dyn Fn(&mut [f32], &[f32]) + Sync),
+    ) -> Option<Rounded> {
+        let of = |b: &Self| (b.kernel, b.inner, b.columns);
+        let fits = gate.is_none_or(|gate| of(gate) == of(self));
+        if !(self.kernel.rounds() && self.panels().are_one_block() && fits) {
+            return None;
+        }
+        let plus = Plus { row, all: None };
+        check_sum([a.rows, a.columns], [2 * self.inner, self.columns], plus);
+        let mut rounded = Rounded::with_room(a.rows, self.columns);
+        let shape = [a.rows, self.inner, self.columns];
+        let product = Product {
+            bias: row.map_or(std::ptr::null(), <[f32]>::as_ptr),
+            target: rounded.lines.as_mut_ptr().cast(),
+            stride: rounded.stride(),
+            rounding: Some(Rounding {
+                edit,
+                gate: gate.map(Self::panels),
+            }),
+            ..self.times(a, shape, Right::Packed(self.panels()))
+        };
+        // SAFETY: the left view was checked against its slice when made, the panels are those of matrices of this shape, and every row has
+        // room for its columns, filled up to whole cache lines.
+        unsafe { tiled::run(&product, threads_for(&product, ALL)) };
+        Some(rounded)
+    }
+
+    /// `a b + plus` as rows, by all threads.
+    pub(crate) fn product_of_rounded(&self, a: &Rounded, plus: Plus<'_, f32>) -> Vec<f32> {
+        check_sum([a.rows, a.columns], [2 * self.inner, self.columns], plus);
+        assert!(self.takes_rounded(), "a product of what was rounded");
+        let left = Factor {
+            data: a.lines.as_ptr().cast(),
+            row_stride: a.stride(),
+            column_stride: 1,
+        };
+        let shape = [a.rows, self.inner, self.columns];
+        let right = Right::Packed(self.panels());
+        let product = Product {
+            is_rounded: true,
+            ..Product::new(self.kernel, shape, left, right)
+        };
+        // SAFETY: `a` has these rows, and is filled up as the kernel wants it; a kernel that made it is this one.
+        unsafe { made(product, plus) }
+    }
+
     /// `a b^T` as rows, by all threads, of a matrix of f32.
     pub(crate) fn product_with_transpose(&self, a: Matrix<'_, f32>) -> Vec<f32> {
         let plus = Plus {
@@ -154,10 +214,50 @@ impl Prepacked {
     }
 }
 
+/// Rows of bf16, each filled up with zeros to whole cache lines, and their number to whole tiles of the kernel that makes and reads them.
+pub(crate) struct Rounded {
+    rows: usize,
+    columns: usize,
+    /// A row's may have one more than are used.
+    lines: Vec<MaybeUninit<CacheLine>>,
+}
+
+impl Rounded {
+    /// Numbers of a cache line.
+    const OF_LINE: usize = 32;
+    /// Rows of a tile.
+    const OF_TILE: usize = 32;
+
+    /// Rows that nobody has written yet, but for those that fill up the last tile.
+    fn with_room(rows: usize, columns: usize) -> Self {
+        let mut new = Self {
+            rows,
+            columns,
+            lines: Vec::new(),
+        };
+        let of_row = new.lines_of_row();
+        let all = rows.next_multiple_of(Self::OF_TILE) * of_row;
+        new.lines.reserve_exact(all);
+        new.lines.resize_with(rows * of_row, MaybeUninit::uninit);
+        new.lines.resize(all, MaybeUninit::new(CacheLine::ZEROS));
+        new
+    }
+
+    /// An odd number of them, so that rows do not compete for the same lines of the cache.
+    fn lines_of_row(&self) -> usize {
+        self.columns.div_ceil(Self::OF_LINE) | 1
+    }
+
+    /// From one row to the next, in pairs.
+    fn stride(&self) -> usize {
+        self.lines_of_row() * CacheLine::NUMBERS
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use super::super::matmul_plus;
     use super::super::tests::numbers;
-    use super::super::{matmul_plus, matmul_plus_bf16};
     use super::*;
 
     /// That each element is finished once, when its sum is complete, with what is beside it.
@@ -194,6 +294,7 @@ mod tests {
             (15, 386, 16),
             (29, 800, 700),
             (230, 16, 1300),
+            (70, 6144, 70),
         ] {
             let (a, b) = (numbers(rows * inner, 1), numbers(inner * columns, 2));
             let half: Vec<bf16> = b.iter().map(|&x| bf16::from_f32(x)).collect();
@@ -210,6 +311,7 @@ mod tests {
                 Instructions::Avx2,
                 Instructions::Avx512,
                 Instructions::Avx512Bf16,
+                Instructions::AmxBf16,
             ] {
                 for matrix in [single, turned] {
                     let Some(packed) = Prepacked::of_f32_within(most, matrix) else {
@@ -226,7 +328,7 @@ mod tests {
                 }
                 if let Some(packed) = Prepacked::of_bf16_within(most, half) {
                     let found = packed.product(left, plus(), None);
-                    assert!(found == matmul_plus_bf16(left, half, plus()), "{inner}");
+                    assert!(found == halves::within(most, left, half, plus()), "{inner}");
                     finished(&packed, (left, plus()), &found, &all);
                 }
             }

@@ -67,7 +67,7 @@ impl Right {
     fn near(&self, near: usize) -> usize {
         match self {
             Self::Strided(_) | Self::Transpose(_) => near,
-            Self::Packed(_) => 2 * near,
+            Self::Packed(_) => near.saturating_mul(2),
         }
     }
 }
@@ -96,6 +96,7 @@ enum Form {
     Avx512,
     Avx512Pairs,
     Avx512Bf16,
+    AmxBf16,
 }
 
 impl Kernel {
@@ -108,12 +109,18 @@ impl Kernel {
             (Operands::Bf16, Instructions::Avx2) => Form::Avx2Pairs,
             (Operands::Bf16, Instructions::Avx512) => Form::Avx512Pairs,
             (Operands::Bf16, Instructions::Avx512Bf16) => Form::Avx512Bf16,
+            (Operands::Bf16, Instructions::AmxBf16) => Form::AmxBf16,
         };
         Some(Self { operands, form })
     }
 
     pub(super) fn operands(self) -> Operands {
         self.operands
+    }
+
+    /// Whether its products round what they give, where the inner dimension is one block, and take what they gave.
+    pub(super) fn rounds(self) -> bool {
+        self.form == Form::AmxBf16
     }
 
     fn divided(self) -> Division {
@@ -123,6 +130,7 @@ impl Kernel {
             Form::Avx512 => Division::of::<avx512::Single>(),
             Form::Avx512Pairs => Division::of::<avx512::Pairs>(),
             Form::Avx512Bf16 => Division::of::<avx512::Bf16>(),
+            Form::AmxBf16 => avx512::MATRIX_REGISTERS,
         }
     }
 }
@@ -132,6 +140,11 @@ struct Division {
     tile_rows: usize,
     tile_columns: usize,
     near: usize,
+    /// The longest block of the inner dimension, in numbers, and what a block is a multiple of.
+    longest: usize,
+    step: usize,
+    /// Whether threads share out rows, and columns where there are few rows; else the other way round.
+    by_rows: bool,
     piece: unsafe fn(&Product, Range<usize>, Range<usize>),
     pack_right: PackRight,
 }
@@ -142,6 +155,9 @@ impl Division {
             tile_rows: V::TILES.len(),
             tile_columns: V::TILE_COLUMNS,
             near: V::NEAR,
+            longest: INNER,
+            step: CacheLine::NUMBERS,
+            by_rows: false,
             piece: piece::<V>,
             pack_right: V::pack_right,
         }
@@ -187,6 +203,16 @@ pub(crate) struct Finish<'a> {
     pub(crate) beside: &'a [f32],
 }
 
+/// What elements become that are only multiplied again: changed as soon as their sums are complete, and rounded to bf16. By matrix
+/// registers alone, and where the inner dimension is one block.
+#[derive(Clone, Copy)]
+pub(super) struct Rounding<'a> {
+    /// Changes elements with their bias, given those of the product with `gate` in the same places; nothing of it without one.
+    pub(super) edit: &'a (dyn Fn(&mut [f32], &[f32]) + Sync),
+    /// Another right factor of the same shape.
+    pub(super) gate: Option<Panels>,
+}
+
 /// `target = scale * left right + bias + base`: `target` is `rows` x `columns`, its rows `stride` apart; `left`
 /// has `inner` columns, or pairs of columns.
 #[derive(Clone, Copy)]
@@ -197,6 +223,9 @@ pub(super) struct Product<'a> {
     pub(super) columns: usize,
     pub(super) scale: f32,
     pub(super) left: Factor,
+    /// Whether the left factor was rounded by a product before: it counts pairs then, has zeros up to a multiple of 16 of them, and rows up to
+    /// a multiple of 32.
+    pub(super) is_rounded: bool,
     pub(super) right: Right,
     /// A row that is added to all, or null.
     pub(super) bias: *const f32,
@@ -206,6 +235,8 @@ pub(super) struct Product<'a> {
     pub(super) target: *mut f32,
     pub(super) stride: usize,
     pub(super) finish: Option<Finish<'a>>,
+    /// Instead of a base and `finish`; the target and its stride count pairs then.
+    pub(super) rounding: Option<Rounding<'a>>,
 }
 
 impl Product<'_> {
@@ -223,6 +254,7 @@ impl Product<'_> {
             columns,
             scale: 1.0,
             left,
+            is_rounded: false,
             right,
             bias: std::ptr::null(),
             base: std::ptr::null(),
@@ -230,6 +262,7 @@ impl Product<'_> {
             target: std::ptr::null_mut(),
             stride: 0,
             finish: None,
+            rounding: None,
         }
     }
 
@@ -257,19 +290,17 @@ unsafe impl Send for Product<'_> {}
 // SAFETY: as above; two threads never write to the same elements.
 unsafe impl Sync for Product<'_> {}
 
-/// The length of the blocks that an inner dimension of so many numbers is summed in.
-pub(super) fn inner_block(inner: usize) -> usize {
-    inner
-        .div_ceil(inner.div_ceil(INNER))
-        .next_multiple_of(CacheLine::NUMBERS)
-}
-
-/// The numbers, or pairs, of a block of the inner dimension: the same numbers in a block, whether they come one by one or in pairs.
-fn block_of(operands: Operands, inner: usize) -> usize {
-    match operands {
-        Operands::Single => inner_block(inner),
-        Operands::Bf16 => inner_block(2 * inner) / 2,
-    }
+/// The numbers, or pairs, of the blocks that an inner dimension is summed in: the same numbers in a block, whether they come one by one
+/// or in pairs.
+fn block_of(kernel: Kernel, inner: usize) -> usize {
+    let Division { longest, step, .. } = kernel.divided();
+    let each = match kernel.operands {
+        Operands::Single => 1,
+        Operands::Bf16 => 2,
+    };
+    let numbers = each * inner;
+    let block = numbers.div_ceil(numbers.div_ceil(longest));
+    block.next_multiple_of(step) / each
 }
 
 /// Computes the product, on as many threads.
@@ -279,8 +310,12 @@ fn block_of(operands: Operands, inner: usize) -> usize {
 /// All elements of the factors, bias and base must be readable, those of
 /// the target writable, and nothing but the base may overlap the target. `inner` must not be 0.
 pub(super) unsafe fn run(product: &Product, threads: usize) {
+    assert!(
+        product.kernel.rounds() || !product.is_rounded && product.rounding.is_none(),
+        "a kernel that does not round"
+    );
     let division = product.kernel.divided();
-    let block = block_of(product.kernel.operands, product.inner);
+    let block = block_of(product.kernel, product.inner);
     let near = product.right.near(division.near);
     let most_columns = (near / block).max(division.tile_columns);
     let (row_pieces, column_pieces) = pieces(&division, product, most_columns, threads);
@@ -330,6 +365,12 @@ fn pieces(
     if threads == 1 {
         return (1, fewest);
     }
+    if division.by_rows {
+        let down = (rows / (2 * division.tile_rows)).clamp(1, 2 * threads);
+        let across = (2 * threads).div_ceil(down);
+        let most = columns.div_ceil(division.tile_columns);
+        return (down, across.min(most).max(fewest));
+    }
     let across = (columns / FEWEST_COLUMNS).clamp(1, 4 * threads).max(fewest);
     if across < threads {
         let fewest_rows = FEWEST_TILES * division.tile_rows;
@@ -347,8 +388,8 @@ fn pieces(
 pub(super) struct CacheLine([f32; Self::NUMBERS]);
 
 impl CacheLine {
-    const NUMBERS: usize = 16;
-    const ZEROS: Self = Self([0.0; Self::NUMBERS]);
+    pub(super) const NUMBERS: usize = 16;
+    pub(super) const ZEROS: Self = Self([0.0; Self::NUMBERS]);
 }
 
 thread_local! {
@@ -364,7 +405,7 @@ thread_local! {
 unsafe fn piece<V: Vectors>(p: &Product, rows: Range<usize>, columns: Range<usize>) {
     let panels = columns.len().div_ceil(V::TILE_COLUMNS);
     let width = panels * V::TILE_COLUMNS;
-    let block = block_of(p.kernel.operands, p.inner);
+    let block = block_of(p.kernel, p.inner);
     // As many blocks at a time as fit, so that an element is changed while it is near.
     let depth = block * (p.right.near(V::NEAR) / (block * width)).max(1);
     let mut packed = PACKED.take();

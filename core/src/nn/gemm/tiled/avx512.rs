@@ -1,10 +1,13 @@
 //! Kernels of 16 lanes: AVX-512, and its dot products of pairs of bf16.
 
+mod amx;
 mod packing;
 mod vectors;
 
 use super::tile::{TileOf, kernel, tile, tiles};
 use super::{Factor, INNER, Vectors, avx2};
+
+pub(super) use amx::MATRIX_REGISTERS;
 
 tile!(single, vectors, "avx512f", 1, right, multiply_add_to);
 tile!(bf16, vectors, "avx512f,avx512bf16", 1, right, add_pairs);

@@ -32,9 +32,13 @@ impl Panels {
             data: lines.as_ptr().cast(),
             inner,
             columns,
-            block: block_of(kernel.operands, inner),
+            block: block_of(kernel, inner),
             tile_columns,
         }
+    }
+
+    pub(in super::super) fn are_one_block(&self) -> bool {
+        self.block >= self.inner
     }
 
     /// The row `row` of the panel that begins with column `column`. `row` and those after it in its block are `tile_columns` apart.
@@ -140,7 +144,7 @@ pub(in super::super) unsafe fn panels(
     let width = count * tile_columns;
     let mut packed = vec![CacheLine::ZEROS; lines_for(inner * width)];
     let both = &Both(right, packed.as_mut_ptr().cast());
-    let block = block_of(kernel.operands, inner);
+    let block = block_of(kernel, inner);
     (0..count).into_par_iter().for_each(|panel| {
         let column = panel * tile_columns;
         for at in (0..inner).step_by(block) {

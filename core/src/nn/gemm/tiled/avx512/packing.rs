@@ -18,14 +18,26 @@ packing!("avx512f");
 ///
 /// # Safety
 ///
+/// As [`round_to`].
+#[target_feature(enable = "avx512f,avx512bf16")]
+pub(super) unsafe fn round(factor: Factor, at: (usize, usize), size: (usize, usize), to: *mut f32) {
+    // SAFETY: the caller's promises.
+    unsafe { round_to(factor, at, size, (to, ROW)) }
+}
+
+/// As [`round`], as rows of another stride.
+///
+/// # Safety
+///
 /// The processor must have AVX-512 with bf16, as many rows of pairs of columns must be readable there, side by side, and `to`
 /// writable in whole vectors of rows.
 #[target_feature(enable = "avx512f,avx512bf16")]
-pub(super) unsafe fn round(
+#[inline]
+pub(super) unsafe fn round_to(
     factor: Factor,
     (row, column): (usize, usize),
     (rows, pairs): (usize, usize),
-    to: *mut f32,
+    (to, stride): (*mut f32, usize),
 ) {
     // Down the rows first, as `copy`: 1.04 times as fast, the product as a whole.
     let from = factor.at(row, 2 * column);
@@ -38,10 +50,24 @@ pub(super) unsafe fn round(
                 let low = _mm512_maskz_loadu_ps(lanes(rest), from);
                 let high = lanes(rest.saturating_sub(LANES));
                 let high = _mm512_maskz_loadu_ps(high, from.wrapping_add(LANES));
-                let rounded: __m512 = transmute(_mm512_cvtne2ps_pbh(high, low));
-                _mm512_storeu_ps(to.wrapping_add(row * ROW + pair), rounded);
+                store_rounded(to.wrapping_add(row * stride + pair), low, high);
             }
         }
+    }
+}
+
+/// Writes 32 numbers as 16 pairs of bf16.
+///
+/// # Safety
+///
+/// The processor must have AVX-512 with bf16, and a vector must be writable there.
+#[target_feature(enable = "avx512f,avx512bf16")]
+#[inline]
+pub(super) unsafe fn store_rounded(to: *mut f32, low: __m512, high: __m512) {
+    // SAFETY: the caller's promise; 64 bytes that are read as 16 numbers.
+    unsafe {
+        let rounded: __m512 = transmute(_mm512_cvtne2ps_pbh(high, low));
+        _mm512_storeu_ps(to, rounded);
     }
 }
 

@@ -1,0 +1,467 @@
+//! The kernel of matrix registers (AMX, for bf16): an instruction multiplies 16 rows of 16 pairs with 16 rows of pairs of 16 columns.
+//!
+//! Of an element, each instruction adds up the products of the first ones of its 16 pairs, and those of the second ones, by chains of fused
+//! multiply-adds from zero; then both are added, and their sum to the element. Numbers below 2^-126 are 0 to it. ("Intel 64 and IA-32
+//! Architectures Software Developer's Manual", TDPBF16PS; `bf16.rs` holds it to the last bit in a test.)
+//!
+//! It computes sixteen times as fast as vectors, and so waits for memory sooner: rows of the left factor are rounded once and stay in the
+//! L2 cache beside columns of the right one, and blocks are as long as most inner dimensions, so that elements are written once.
+
+use std::arch::asm;
+use std::mem::MaybeUninit;
+use std::ops::Range;
+
+use super::super::tile::Tile;
+use super::super::{CacheLine, Division, Factor, PACKED, Product, Right, Rounding, block_of};
+use super::{packing, vectors};
+use vectors::LANES;
+
+/// Rows of a register, and the pairs of the inner dimension of an instruction.
+const SIDE: usize = 16;
+/// Two registers' rows: with two registers' columns the result takes four of eight, and each of the factors' is used twice.
+const ROWS: usize = 2 * SIDE;
+const COLUMNS: usize = 2 * LANES;
+/// Pairs of each factor that stay in the L2 cache, which is of 2 MiB.
+const LEFT_NEAR: usize = 256 * 1024;
+const RIGHT_NEAR: usize = 208 * 1024;
+/// Columns of a right factor that lies in a tensor which are packed at a time, by each thread for all its rows.
+const PACKED_COLUMNS: usize = 1024;
+
+/// How this kernel divides a product.
+pub(in super::super) const MATRIX_REGISTERS: Division = Division {
+    tile_rows: ROWS,
+    tile_columns: COLUMNS,
+    near: usize::MAX,
+    longest: 6144,
+    step: 2 * SIDE,
+    by_rows: true,
+    piece,
+    pack_right,
+};
+
+/// How the registers are used: all eight with 16 rows of 64 bytes.
+#[repr(C, align(64))]
+struct Configuration {
+    palette: u8,
+    start_row: u8,
+    reserved: [u8; 14],
+    bytes_of_row: [u16; 16],
+    rows: [u8; 16],
+}
+
+static CONFIGURATION: Configuration = Configuration {
+    palette: 1,
+    start_row: 0,
+    reserved: [0; 14],
+    bytes_of_row: [64, 64, 64, 64, 64, 64, 64, 64, 0, 0, 0, 0, 0, 0, 0, 0],
+    rows: [16, 16, 16, 16, 16, 16, 16, 16, 0, 0, 0, 0, 0, 0, 0, 0],
+};
+
+/// Sums of a tile, row by row.
+#[repr(C, align(64))]
+struct Sums([[f32; COLUMNS]; ROWS]);
+
+/// The last rows of a block that are fewer than an instruction's, filled up with zeros.
+#[repr(C, align(64))]
+struct Rest([f32; SIDE * COLUMNS]);
+
+/// As the other kernels' `pack_right`.
+unsafe fn pack_right(factor: Factor, at: (usize, usize), size: (usize, usize), to: *mut f32) {
+    // SAFETY: the caller's promises.
+    unsafe { packing::pack(factor, at, size, (to, COLUMNS)) }
+}
+
+/// As the other kernels' `piece`.
+unsafe fn piece(p: &Product, rows: Range<usize>, columns: Range<usize>) {
+    // SAFETY: the caller's promise; the configuration is one that the processor accepts. (Compilers never use these registers.)
+    unsafe {
+        asm!(
+            "ldtilecfg [{configuration}]",
+            configuration = in(reg) &raw const CONFIGURATION,
+            options(nostack, readonly),
+        );
+    }
+    let mut packed = PACKED.take();
+    // SAFETY: the caller's promises.
+    unsafe { tiles(p, rows, columns, &mut packed) };
+    PACKED.set(packed);
+    // SAFETY: nobody needs the registers any more.
+    unsafe { asm!("tilerelease", options(nostack, nomem)) };
+}
+
+/// Goes through the tiles of the product in `rows` and `columns`, with factors packed into `packed`.
+///
+/// # Safety
+///
+/// As [`piece`], and the registers must be configured.
+unsafe fn tiles(
+    p: &Product,
+    rows: Range<usize>,
+    columns: Range<usize>,
+    packed: &mut Vec<CacheLine>,
+) {
+    let block = block_of(p.kernel, p.inner);
+    // An odd number of cache lines, so that the rows of a tile do not compete for the same lines of the cache.
+    let stride = ((block / CacheLine::NUMBERS + 1) | 1) * CacheLine::NUMBERS;
+    let down = (LEFT_NEAR / stride / ROWS).max(1) * ROWS;
+    let down = down.min(rows.len().next_multiple_of(ROWS));
+    let across = (RIGHT_NEAR / block / COLUMNS).max(1) * COLUMNS;
+    let (wide, strided) = match p.right {
+        Right::Packed(_) => (columns.len(), None),
+        Right::Strided(factor) => (PACKED_COLUMNS.min(columns.len()), Some(factor)),
+        Right::Transpose(_) => unreachable!("only single numbers are packed from a transpose"),
+    };
+    let left_lines = match p.is_rounded {
+        true => 0,
+        false => down * stride / CacheLine::NUMBERS,
+    };
+    let right_lines = match strided {
+        None => 0,
+        Some(_) => block * wide.next_multiple_of(COLUMNS) / CacheLine::NUMBERS,
+    };
+    if packed.len() < left_lines + right_lines {
+        packed.resize(left_lines + right_lines, CacheLine::ZEROS);
+    }
+    let (left, right) = packed.split_at_mut(left_lines);
+    let [left, right] = [left, right].map(|lines| lines.as_mut_ptr().cast::<f32>());
+    for (first, at) in columns
+        .clone()
+        .step_by(wide)
+        .flat_map(|first| (0..p.inner).step_by(block).map(move |at| (first, at)))
+    {
+        let columns = first..(first + wide).min(columns.end);
+        let inner = block.min(p.inner - at);
+        if let Some(factor) = strided {
+            for column in columns.clone().step_by(COLUMNS) {
+                let to = right.wrapping_add((column - first) * inner);
+                let size = (inner, COLUMNS.min(columns.end - column));
+                // SAFETY: the panel lies inside the factor and, packed, inside `right`.
+                unsafe { pack_right(factor, (at, column), size, to) };
+            }
+        }
+        let panel = |column: usize| match p.right {
+            Right::Packed(panels) => panels.at(at, column),
+            _ => right.wrapping_add((column - first) * inner).cast_const(),
+        };
+        for top in rows.clone().step_by(down) {
+            let rows = top..(top + down).min(rows.end);
+            let packed = match p.is_rounded {
+                true => (p.left.at(top, at), p.left.row_stride),
+                // SAFETY: the rows lie inside the factor and, packed, inside `left`.
+                false => unsafe { pack_left(p.left, (rows.clone(), at), inner, (left, stride)) },
+            };
+            for near in columns.clone().step_by(across) {
+                let near = near..(near + across).min(columns.end);
+                for row in rows.clone().step_by(ROWS) {
+                    let left = packed.0.wrapping_add((row - top) * packed.1);
+                    let band = Band {
+                        p,
+                        at,
+                        rows: row..(row + ROWS).min(rows.end),
+                        left: (left, packed.1),
+                        is_last: at + inner == p.inner,
+                    };
+                    // SAFETY: both factors were packed; the elements lie inside target, base and bias.
+                    unsafe { band.tiles(inner, near.clone(), panel) };
+                }
+            }
+        }
+    }
+}
+
+/// Packs rows of the left factor from column `at` on; gives where they are, and their stride.
+///
+/// # Safety
+///
+/// As [`packing::round_to`].
+unsafe fn pack_left(
+    factor: Factor,
+    (rows, at): (Range<usize>, usize),
+    inner: usize,
+    (to, stride): (*mut f32, usize),
+) -> (*const f32, usize) {
+    for row in rows.clone().step_by(ROWS) {
+        let to = to.wrapping_add((row - rows.start) * stride);
+        let size = (ROWS.min(rows.end - row), inner);
+        // SAFETY: the caller's promises.
+        unsafe { packing::round_to(factor, (row, at), size, (to, stride)) };
+    }
+    (to, stride)
+}
+
+/// Rows of the result, at most [`ROWS`], in a block of the inner dimension.
+struct Band<'a> {
+    p: &'a Product<'a>,
+    /// The block's start.
+    at: usize,
+    rows: Range<usize>,
+    /// The packed left factor's rows, and their stride.
+    left: (*const f32, usize),
+    /// Whether sums are complete with this block.
+    is_last: bool,
+}
+
+impl Band<'_> {
+    /// The tiles of these columns; `panel` gives the right factor's from a column on.
+    ///
+    /// # Safety
+    ///
+    /// As [`Tile`]'s, whose elements these are.
+    unsafe fn tiles(
+        &self,
+        inner: usize,
+        columns: Range<usize>,
+        panel: impl Fn(usize) -> *const f32,
+    ) {
+        let &Self {
+            p,
+            at,
+            ref rows,
+            left,
+            is_last,
+        } = self;
+        for column in columns.clone().step_by(COLUMNS) {
+            let tile = Tile {
+                inner,
+                left: left.0,
+                right: panel(column),
+                columns: COLUMNS.min(columns.end - column),
+                ..Tile::at(p, rows.start, column, at == 0)
+            };
+            // SAFETY: the caller's promises.
+            unsafe {
+                match &p.rounding {
+                    None => compute(&tile, left.1, rows.len()),
+                    Some(rounding) => {
+                        let to = p.target.wrapping_add(rows.start * p.stride + column / 2);
+                        compute_rounded(rounding, &tile, (at, column), left.1, rows.len(), to);
+                    }
+                }
+            }
+        }
+        if let Some(finish) = p.finish.filter(|_| is_last) {
+            // SAFETY: the rows lie inside the target, and this part of them is this thread's.
+            unsafe { p.finish(finish, rows.clone(), &columns) };
+        }
+    }
+}
+
+/// Computes a tile of `rows` rows, at most [`ROWS`]; rows of the left factor are `stride` apart.
+///
+/// # Safety
+///
+/// The processor must have matrix registers for bf16, which are configured, and the tile's elements must lie inside what its pointers
+/// point to; rows of the packed left factor have zeros up to a multiple of [`SIDE`] pairs, and there are [`ROWS`] of them.
+#[target_feature(enable = "avx512f")]
+unsafe fn compute(t: &Tile, stride: usize, rows: usize) {
+    let mut sums = MaybeUninit::<Sums>::uninit();
+    // SAFETY: the caller's promises; as many sums are written as are read.
+    unsafe {
+        sum(t, stride, rows, sums.as_mut_ptr());
+        write(t, rows, sums.as_ptr());
+    }
+}
+
+/// As [`compute`], but of elements that are changed, rounded, and written as pairs from `to` on.
+///
+/// # Safety
+///
+/// As [`compute`]; the gate, if there is one, is of the right factor's shape, and its row and column `at` are those of the tile.
+#[target_feature(enable = "avx512f,avx512bf16")]
+unsafe fn compute_rounded(
+    rounding: &Rounding<'_>,
+    t: &Tile,
+    at: (usize, usize),
+    stride: usize,
+    rows: usize,
+    to: *mut f32,
+) {
+    let mut sums = MaybeUninit::<Sums>::uninit();
+    let mut gates = MaybeUninit::<Sums>::uninit();
+    let with_bias = |t: &Tile, sums: &mut MaybeUninit<Sums>| {
+        let target = sums.as_mut_ptr().cast();
+        let t = Tile {
+            target,
+            stride: COLUMNS,
+            base: std::ptr::null(),
+            ..*t
+        };
+        // SAFETY: the caller's promises; as many sums are written as are read.
+        unsafe {
+            sum(&t, stride, rows, sums.as_mut_ptr());
+            write(&t, rows, sums.as_ptr());
+        }
+    };
+    with_bias(t, &mut sums);
+    // SAFETY: at least these rows were written.
+    let sums = unsafe { &mut (&mut (*sums.as_mut_ptr()).0)[..rows] };
+    let gates = match rounding.gate {
+        None => &[][..],
+        Some(gate) => {
+            let right = gate.at(at.0, at.1);
+            let bias = std::ptr::null();
+            with_bias(&Tile { right, bias, ..*t }, &mut gates);
+            // SAFETY: as above.
+            unsafe { &(&(*gates.as_ptr()).0)[..rows] }
+        }
+    };
+    (rounding.edit)(sums.as_flattened_mut(), gates.as_flattened());
+    for (row, sums) in sums.iter().enumerate() {
+        // SAFETY: the tile's elements lie in the target; what fills up its last cache line are zeros.
+        unsafe {
+            let part =
+                |at: usize| vectors::load_some(sums[at..].as_ptr(), t.columns.saturating_sub(at));
+            packing::store_rounded(to.wrapping_add(row * t.stride), part(0), part(LANES));
+        }
+    }
+}
+
+/// The sums of a tile's products.
+///
+/// # Safety
+///
+/// As [`compute`]; sums are written for as many rows, or more.
+unsafe fn sum(t: &Tile, stride: usize, rows: usize, sums: *mut Sums) {
+    let (steps, rest) = (t.inner / SIDE, t.inner % SIDE);
+    let last = (rest > 0).then(|| {
+        let from = t.right.wrapping_add(steps * SIDE * COLUMNS);
+        let mut last = Rest([0.0; SIDE * COLUMNS]);
+        // SAFETY: they are the packed right factor's last rows.
+        let from = unsafe { std::slice::from_raw_parts(from, rest * COLUMNS) };
+        last.0[..rest * COLUMNS].copy_from_slice(from);
+        last
+    });
+    let last = last
+        .as_ref()
+        .map_or(std::ptr::null(), |last| last.0.as_ptr());
+    // SAFETY: the caller's promises.
+    unsafe {
+        if rows > SIDE {
+            two_bands(t, stride, (steps, last), sums);
+        } else {
+            one_band(t, stride, (steps, last), sums);
+        }
+    }
+}
+
+/// Declares a function that writes the sums of products of [`COLUMNS`] columns: of what starts them, what adds those of a step, and what
+/// writes them.
+macro_rules! sums_of {
+    ($(#[$doc:meta])* $name:ident, [$($zero:literal)*], [$($step:literal)*], [$($store:literal)*]) => {
+        $(#[$doc])*
+        ///
+        /// # Safety
+        ///
+        /// As [`compute`]; as many steps of [`SIDE`] rows of the packed right factor are readable, and one more in `last` unless it is null.
+        unsafe fn $name(t: &Tile, stride: usize, (steps, last): (usize, *const f32), sums: *mut Sums) {
+            // SAFETY: the caller's promise.
+            unsafe {
+                asm!(
+                    $($zero,)*
+                    "test {steps}, {steps}",
+                    "jz 3f",
+                    "2:",
+                    $($step,)*
+                    "add {left}, 64",
+                    "add {below}, 64",
+                    "add {right}, 2048",
+                    "dec {steps}",
+                    "jnz 2b",
+                    "3:",
+                    "test {last}, {last}",
+                    "jz 4f",
+                    "mov {right}, {last}",
+                    "xor {last:e}, {last:e}",
+                    "mov {steps:e}, 1",
+                    "jmp 2b",
+                    "4:",
+                    $($store,)*
+                    left = inout(reg) t.left => _,
+                    below = inout(reg) t.left.wrapping_add(SIDE * stride) => _,
+                    right = inout(reg) t.right => _,
+                    steps = inout(reg) steps => _,
+                    last = inout(reg) last => _,
+                    sums = in(reg) sums,
+                    row = in(reg) stride * size_of::<f32>(),
+                    wide = in(reg) COLUMNS * size_of::<f32>(),
+                    out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                    out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                    options(nostack),
+                );
+            }
+        }
+    };
+}
+
+sums_of!(
+    /// Of up to [`SIDE`] rows.
+    one_band,
+    ["tilezero tmm0" "tilezero tmm1"],
+    [
+        "tileloadd tmm4, [{left} + {row}*1]"
+        "tileloadd tmm6, [{right} + {wide}*1]"
+        "tileloadd tmm7, [{right} + {wide}*1 + 64]"
+        "tdpbf16ps tmm0, tmm4, tmm6"
+        "tdpbf16ps tmm1, tmm4, tmm7"
+    ],
+    [
+        "tilestored [{sums} + {wide}*1], tmm0"
+        "tilestored [{sums} + {wide}*1 + 64], tmm1"
+    ]
+);
+sums_of!(
+    /// Of up to [`ROWS`] rows.
+    two_bands,
+    ["tilezero tmm0" "tilezero tmm1" "tilezero tmm2" "tilezero tmm3"],
+    [
+        "tileloadd tmm4, [{left} + {row}*1]"
+        "tileloadd tmm6, [{right} + {wide}*1]"
+        "tileloadd tmm7, [{right} + {wide}*1 + 64]"
+        "tdpbf16ps tmm0, tmm4, tmm6"
+        "tileloadd tmm5, [{below} + {row}*1]"
+        "tdpbf16ps tmm1, tmm4, tmm7"
+        "tdpbf16ps tmm2, tmm5, tmm6"
+        "tdpbf16ps tmm3, tmm5, tmm7"
+    ],
+    [
+        "tilestored [{sums} + {wide}*1], tmm0"
+        "tilestored [{sums} + {wide}*1 + 64], tmm1"
+        "tilestored [{sums} + {wide}*1 + 2048], tmm2"
+        "tilestored [{sums} + {wide}*1 + 2112], tmm3"
+    ]
+);
+
+/// `target = scale * sums + bias + base`; the target may be the sums themselves.
+///
+/// # Safety
+///
+/// As [`compute`]; the sums of its rows were written.
+#[target_feature(enable = "avx512f")]
+unsafe fn write(t: &Tile, rows: usize, sums: *const Sums) {
+    let scale = vectors::splat(t.scale);
+    for at in (0..t.columns).step_by(LANES) {
+        let count = t.columns - at;
+        // SAFETY: lanes outside the columns are neither read nor written.
+        unsafe {
+            let bias = if t.bias.is_null() {
+                vectors::zero()
+            } else {
+                vectors::load_some(t.bias.wrapping_add(at), count)
+            };
+            for row in 0..rows {
+                let sum = (&raw const (*sums).0[row][at]).cast();
+                let sum = vectors::multiply_add(scale, vectors::right(sum, 0), bias);
+                let sum = if t.base.is_null() {
+                    sum
+                } else {
+                    let base = t.base.wrapping_add(row * t.base_stride + at);
+                    vectors::add(sum, vectors::load_some(base, count))
+                };
+                let target = t.target.wrapping_add(row * t.stride + at);
+                vectors::store_some(target, count, sum);
+            }
+        }
+    }
+}
+
+const _: () = assert!(size_of::<Configuration>() == 64);
