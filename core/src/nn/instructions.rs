@@ -81,17 +81,24 @@ impl Instructions {
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use std::arch::x86_64::__cpuid;
+    use std::arch::x86_64::{__cpuid_count, CpuidResult};
+
+    /// What the processor says of itself.
+    #[expect(unused_unsafe, reason = "since Rust 1.94 it is safe")]
+    fn leaf(leaf: u32) -> CpuidResult {
+        // SAFETY: every processor of this architecture has the instruction.
+        unsafe { __cpuid_count(leaf, 0) }
+    }
 
     pub(super) fn is_intel() -> bool {
-        let name = __cpuid(0);
+        let name = leaf(0);
         [name.ebx, name.edx, name.ecx].map(u32::to_le_bytes) == [*b"Genu", *b"ineI", *b"ntel"]
     }
 
     /// Whether the processor, which has AVX-512, has matrix registers for bf16, and the system lets this process use them.
     #[cfg(target_os = "linux")]
     pub(super) fn has_tiles() -> bool {
-        use std::arch::x86_64::{__cpuid_count, _xgetbv};
+        use std::arch::x86_64::_xgetbv;
 
         /// In `edx` of leaf 7.
         const AMX_BF16_AND_TILE: u32 = 1 << 22 | 1 << 24;
@@ -107,7 +114,7 @@ mod x86 {
             unsafe { _xgetbv(0) }
         }
 
-        if __cpuid(0).eax < 7 || __cpuid_count(7, 0).edx & AMX_BF16_AND_TILE != AMX_BF16_AND_TILE {
+        if leaf(0).eax < 7 || leaf(7).edx & AMX_BF16_AND_TILE != AMX_BF16_AND_TILE {
             return false;
         }
         // SAFETY: a system that offers AVX-512 has XSAVE; the call takes two numbers.

@@ -5,7 +5,7 @@
 //! Architectures Software Developer's Manual", TDPBF16PS; `bf16.rs` holds it to the last bit in a test.)
 //!
 //! It computes sixteen times as fast as vectors, and so waits for memory sooner: rows of the left factor are rounded once and stay in the
-//! L2 cache beside columns of the right one, and blocks are as long as most inner dimensions, so that elements are written once.
+//! L2 cache beside columns of the right one, and blocks are long, so that an element is written once or a few times.
 
 use std::arch::asm;
 use std::mem::MaybeUninit;
@@ -32,7 +32,7 @@ pub(in super::super) const MATRIX_REGISTERS: Division = Division {
     tile_rows: ROWS,
     tile_columns: COLUMNS,
     near: usize::MAX,
-    longest: 6144,
+    longest: 2048,
     step: 2 * SIDE,
     by_rows: true,
     piece,
