@@ -4,7 +4,8 @@
 //!
 //! An element is one chain of fused multiply-adds over a block of the inner dimension, from zero; the sums of
 //! blocks are added in order. Blocks depend on the inner dimension alone: so a row of the result depends
-//! neither on the other rows, nor on the threads, nor on the instructions.
+//! neither on the other rows, nor on the threads, nor on the instructions, but for matrix registers (`avx512/amx.rs`), which add up
+//! otherwise.
 //!
 //! Where the right factor is bf16 the left one is rounded to bf16 as it is packed, and what is a number above is two
 //! neighbours of the inner dimension: `vdpbf16ps` adds the product of the second ones to a sum, rounds, adds that of the first
