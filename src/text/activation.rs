@@ -60,15 +60,11 @@ impl Activation {
 
     /// The first linear's result, activated.
     pub(super) fn inner(self, kernels: &Kernels, x: &Tensor, inward: Inward<'_>) -> Result<Tensor> {
-        match (inward, self.curve()) {
-            (Inward::Plain(w, b), Some(curve)) => w.activated(kernels, x, b, curve),
-            (Inward::Plain(w, b), None) => w.linear(kernels, x, b)?.relu(),
-            (Inward::Gated { gate, up }, curve) => {
-                let gate = gate.linear(kernels, x, None)?;
-                match curve {
-                    Some(curve) => up.gated(kernels, x, curve, &gate),
-                    None => gate.relu()? * up.linear(kernels, x, None)?,
-                }
+        match (self.curve(), inward) {
+            (Some(curve), _) => inward.activated(kernels, x, curve),
+            (None, Inward::Plain(w, b)) => w.linear(kernels, x, b)?.relu(),
+            (None, Inward::Gated { gate, up }) => {
+                gate.linear(kernels, x, None)?.relu()? * up.linear(kernels, x, None)?
             }
         }
     }

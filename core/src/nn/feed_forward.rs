@@ -24,6 +24,27 @@ pub enum Inward<'a> {
     },
 }
 
+impl Inward<'_> {
+    /// The activated result `[.., inner]` of `x` `[.., in]`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Packed::activated`] and [`Packed::gated`].
+    pub fn activated(
+        self,
+        kernels: &Kernels,
+        x: &Tensor,
+        activation: Activation,
+    ) -> Result<Tensor> {
+        match self {
+            Self::Plain(w, b) => w.activated(kernels, x, b, activation),
+            Self::Gated { gate, up } => {
+                up.gated(kernels, x, activation, &gate.linear(kernels, x, None)?)
+            }
+        }
+    }
+}
+
 /// Two linear layers with an activation between them.
 pub struct FeedForward<'a> {
     /// The first one.
@@ -46,13 +67,7 @@ impl FeedForward<'_> {
         if let Some(y) = self.by_rounding(base, x)? {
             return Ok(y);
         }
-        let activation = self.activation;
-        let inner = match self.inward {
-            Inward::Plain(w, b) => w.activated(kernels, x, b, activation)?,
-            Inward::Gated { gate, up } => {
-                up.gated(kernels, x, activation, &gate.linear(kernels, x, None)?)?
-            }
-        };
+        let inner = self.inward.activated(kernels, x, self.activation)?;
         let (w, b) = self.outward;
         w.linear_onto(kernels, base, &inner, b)
     }
@@ -74,10 +89,9 @@ impl FeedForward<'_> {
         let (Some(first), Some(second)) = (rounding(up, x), rounding(outward, x)) else {
             return Ok(None);
         };
-        let beside = match gate.map(|gate| (gate.shape() == up.shape(), rounding(gate, x))) {
-            None => None,
-            Some((true, Some(gate))) => Some(gate),
-            Some(_) => return Ok(None),
+        let beside = match gate.map(|gate| rounding(gate, x)) {
+            Some(None) => return Ok(None),
+            beside => beside.flatten(),
         };
         let [hidden, width] = up.shape();
         let [out, taken] = outward.shape();

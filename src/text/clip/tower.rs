@@ -293,18 +293,18 @@ impl ClipTextTower {
         let norm = |x: &Tensor, [w, b]: &[Tensor; 2]| {
             layer_norm(kernels, x, Some(w), Some(b), architecture.layer_norm_eps)
         };
-        let dense = |x: &Tensor, (w, b): &(Packed, Tensor)| w.linear(kernels, x, Some(b));
 
-        let qkv = dense(&norm(x_rc, &block.norm1)?, &block.qkv)?;
+        let (qkv, b) = &block.qkv;
+        let qkv = qkv.linear(kernels, &norm(x_rc, &block.norm1)?, Some(b))?;
         let qkv_r3hd = qkv.reshape((qkv.dim(0)?, 3, heads, c / heads))?;
         let y_rc = batch.attention(&qkv_r3hd, |group, q, k, v| causal(kernels, group, q, k, v))?;
         let (out, b) = &block.out;
         let x_rc = out.linear_onto(kernels, x_rc, &y_rc, Some(b))?;
         let y_rc = norm(&x_rc, &block.norm2)?;
-        let [fc1, fc2] = [&block.fc1, &block.fc2].map(|(w, b)| (w, Some(b)));
-        let inward = Inward::Plain(fc1.0, fc1.1);
+        let ((fc1, b1), (fc2, b2)) = (&block.fc1, &block.fc2);
+        let (inward, outward) = (Inward::Plain(fc1, Some(b1)), (fc2, Some(b2)));
         let activation = architecture.hidden_act;
-        activation.feed_forward(kernels, (&x_rc, &y_rc), inward, fc2)
+        activation.feed_forward(kernels, (&x_rc, &y_rc), inward, outward)
     }
 
     fn normed(&self, x: &Tensor) -> candle_core::Result<Tensor> {
