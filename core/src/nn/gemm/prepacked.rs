@@ -123,8 +123,8 @@ impl Prepacked {
             }),
             ..self.times(a, shape, Right::Packed(self.panels()))
         };
-        // SAFETY: the left view was checked against its slice when made, the panels are those of matrices of this shape, and every row has
-        // room for its columns, filled up to whole cache lines.
+        // SAFETY: the left view was checked against its slice when made, the panels are those of matrices of this shape, and there is room
+        // for whole squares.
         unsafe { tiled::run(&product, threads_for(&product, ALL)) };
         Some(rounded)
     }
@@ -214,43 +214,37 @@ impl Prepacked {
     }
 }
 
-/// Rows of bf16, each filled up with zeros to whole cache lines, and their number to whole tiles of the kernel that makes and reads them.
+/// Rows of bf16 in the squares that the kernel which makes and reads them has for a left factor, filled up with zeros.
 pub(crate) struct Rounded {
     rows: usize,
     columns: usize,
-    /// A row's may have one more than are used.
     lines: Vec<MaybeUninit<CacheLine>>,
 }
 
 impl Rounded {
-    /// Numbers of a cache line.
-    const OF_LINE: usize = 32;
-    /// Rows of a tile.
-    const OF_TILE: usize = 32;
+    /// Rows and columns of a square.
+    const SIDE: usize = 32;
 
-    /// Rows that nobody has written yet, but for those that fill up the last tile.
+    /// Squares that nobody has written yet.
     fn with_room(rows: usize, columns: usize) -> Self {
         let mut new = Self {
             rows,
             columns,
             lines: Vec::new(),
         };
-        let of_row = new.lines_of_row();
-        let all = rows.next_multiple_of(Self::OF_TILE) * of_row;
-        new.lines.reserve_exact(all);
-        new.lines.resize_with(rows * of_row, MaybeUninit::uninit);
-        new.lines.resize(all, MaybeUninit::new(CacheLine::ZEROS));
+        let all = rows.div_ceil(Self::SIDE) * new.lines_of_band();
+        new.lines.resize_with(all, MaybeUninit::uninit);
         new
     }
 
-    /// An odd number of them, so that rows do not compete for the same lines of the cache.
-    fn lines_of_row(&self) -> usize {
-        self.columns.div_ceil(Self::OF_LINE) | 1
+    /// Of the squares that have the same rows: each row of a square is a line.
+    fn lines_of_band(&self) -> usize {
+        self.columns.div_ceil(Self::SIDE) * Self::SIDE
     }
 
-    /// From one row to the next, in pairs.
+    /// From the squares of some rows to those of the rows below, in pairs.
     fn stride(&self) -> usize {
-        self.lines_of_row() * CacheLine::NUMBERS
+        self.lines_of_band() * CacheLine::NUMBERS
     }
 }
 

@@ -224,8 +224,8 @@ pub(super) struct Product<'a> {
     pub(super) columns: usize,
     pub(super) scale: f32,
     pub(super) left: Factor,
-    /// Whether the left factor was rounded by a product before: it counts pairs then, has zeros up to a multiple of 16 of them, and rows up to
-    /// a multiple of 32.
+    /// Whether the left factor was rounded by a product before: it lies in squares then, its `row_stride` is from those of some rows to those
+    /// below, and it counts pairs.
     pub(super) is_rounded: bool,
     pub(super) right: Right,
     /// A row that is added to all, or null.
@@ -236,7 +236,7 @@ pub(super) struct Product<'a> {
     pub(super) target: *mut f32,
     pub(super) stride: usize,
     pub(super) finish: Option<Finish<'a>>,
-    /// Instead of a base and `finish`; the target and its stride count pairs then.
+    /// Instead of a base and `finish`; the target is as a rounded left factor then, and so is its stride.
     pub(super) rounding: Option<Rounding<'a>>,
 }
 

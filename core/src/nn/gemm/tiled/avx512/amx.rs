@@ -5,7 +5,11 @@
 //! Architectures Software Developer's Manual", TDPBF16PS; `bf16.rs` holds it to the last bit in a test.)
 //!
 //! It computes sixteen times as fast as vectors, and so waits for memory sooner: rows of the left factor are rounded once and stay in the
-//! L2 cache beside columns of the right one, and blocks are long, so that an element is written once or a few times.
+//! L2 cache beside columns of the right one, blocks are long, so that an element is written once or a few times, and what is read and
+//! written next is fetched meanwhile. The left factor lies in squares of a tile's rows and a step's pairs, one after the other down the
+//! inner dimension, as the right one does.
+
+mod sums;
 
 use std::arch::asm;
 use std::mem::MaybeUninit;
@@ -14,6 +18,7 @@ use std::ops::Range;
 use super::super::tile::Tile;
 use super::super::{CacheLine, Division, Factor, PACKED, Product, Right, Rounding, block_of};
 use super::{packing, vectors};
+use sums::{Soon, Sums, sum};
 use vectors::LANES;
 
 /// Rows of a register, and the pairs of the inner dimension of an instruction.
@@ -21,6 +26,8 @@ const SIDE: usize = 16;
 /// Two registers' rows: with two registers' columns the result takes four of eight, and each of the factors' is used twice.
 const ROWS: usize = 2 * SIDE;
 const COLUMNS: usize = 2 * LANES;
+/// Pairs of a square of the packed left factor, which are as many as of a step of the right one: [`ROWS`] rows of [`SIDE`].
+const SQUARE: usize = ROWS * SIDE;
 /// Pairs of each factor that stay in the L2 cache, which is of 2 MiB.
 const LEFT_NEAR: usize = 256 * 1024;
 const RIGHT_NEAR: usize = 208 * 1024;
@@ -56,14 +63,6 @@ static CONFIGURATION: Configuration = Configuration {
     bytes_of_row: [64, 64, 64, 64, 64, 64, 64, 64, 0, 0, 0, 0, 0, 0, 0, 0],
     rows: [16, 16, 16, 16, 16, 16, 16, 16, 0, 0, 0, 0, 0, 0, 0, 0],
 };
-
-/// Sums of a tile, row by row.
-#[repr(C, align(64))]
-struct Sums([[f32; COLUMNS]; ROWS]);
-
-/// The last rows of a block that are fewer than an instruction's, filled up with zeros.
-#[repr(C, align(64))]
-struct Rest([f32; SIDE * COLUMNS]);
 
 /// As the other kernels' `pack_right`.
 unsafe fn pack_right(factor: Factor, at: (usize, usize), size: (usize, usize), to: *mut f32) {
@@ -101,9 +100,9 @@ unsafe fn tiles(
     packed: &mut Vec<CacheLine>,
 ) {
     let block = block_of(p.kernel, p.inner);
-    // An odd number of cache lines, so that the rows of a tile do not compete for the same lines of the cache.
-    let stride = ((block / CacheLine::NUMBERS + 1) | 1) * CacheLine::NUMBERS;
-    let down = (LEFT_NEAR / stride / ROWS).max(1) * ROWS;
+    // From one tile's packed rows to the next one's.
+    let stride = block.div_ceil(SIDE) * SQUARE;
+    let down = (LEFT_NEAR / stride).max(1) * ROWS;
     let down = down.min(rows.len().next_multiple_of(ROWS));
     let across = (RIGHT_NEAR / block / COLUMNS).max(1) * COLUMNS;
     let (wide, strided) = match p.right {
@@ -113,7 +112,7 @@ unsafe fn tiles(
     };
     let left_lines = match p.is_rounded {
         true => 0,
-        false => down * stride / CacheLine::NUMBERS,
+        false => down / ROWS * stride / CacheLine::NUMBERS,
     };
     let right_lines = match strided {
         None => 0,
@@ -146,19 +145,19 @@ unsafe fn tiles(
         for top in rows.clone().step_by(down) {
             let rows = top..(top + down).min(rows.end);
             let packed = match p.is_rounded {
-                true => (p.left.at(top, at), p.left.row_stride),
+                true => (p.left.at(top / ROWS, at / SIDE * SQUARE), p.left.row_stride),
                 // SAFETY: the rows lie inside the factor and, packed, inside `left`.
                 false => unsafe { pack_left(p.left, (rows.clone(), at), inner, (left, stride)) },
             };
             for near in columns.clone().step_by(across) {
                 let near = near..(near + across).min(columns.end);
                 for row in rows.clone().step_by(ROWS) {
-                    let left = packed.0.wrapping_add((row - top) * packed.1);
+                    let left = packed.0.wrapping_add((row - top) / ROWS * packed.1);
                     let band = Band {
                         p,
                         at,
                         rows: row..(row + ROWS).min(rows.end),
-                        left: (left, packed.1),
+                        left,
                         is_last: at + inner == p.inner,
                     };
                     // SAFETY: both factors were packed; the elements lie inside target, base and bias.
@@ -169,7 +168,7 @@ unsafe fn tiles(
     }
 }
 
-/// Packs rows of the left factor from column `at` on; gives where they are, and their stride.
+/// Packs rows of the left factor from column `at` on, each tile's `stride` after the one before; gives where they are.
 ///
 /// # Safety
 ///
@@ -180,11 +179,11 @@ unsafe fn pack_left(
     inner: usize,
     (to, stride): (*mut f32, usize),
 ) -> (*const f32, usize) {
-    for row in rows.clone().step_by(ROWS) {
-        let to = to.wrapping_add((row - rows.start) * stride);
+    for (tile, row) in rows.clone().step_by(ROWS).enumerate() {
+        let to = to.wrapping_add(tile * stride);
         let size = (ROWS.min(rows.end - row), inner);
         // SAFETY: the caller's promises.
-        unsafe { packing::round_to(factor, (row, at), size, (to, stride)) };
+        unsafe { packing::round_to(factor, (row, at), size, (to, [SIDE, SQUARE])) };
     }
     (to, stride)
 }
@@ -195,8 +194,8 @@ struct Band<'a> {
     /// The block's start.
     at: usize,
     rows: Range<usize>,
-    /// The packed left factor's rows, and their stride.
-    left: (*const f32, usize),
+    /// The packed left factor's rows.
+    left: *const f32,
     /// Whether sums are complete with this block.
     is_last: bool,
 }
@@ -223,7 +222,7 @@ impl Band<'_> {
         for column in columns.clone().step_by(COLUMNS) {
             let tile = Tile {
                 inner,
-                left: left.0,
+                left,
                 right: panel(column),
                 columns: COLUMNS.min(columns.end - column),
                 ..Tile::at(p, rows.start, column, at == 0)
@@ -231,10 +230,11 @@ impl Band<'_> {
             // SAFETY: the caller's promises.
             unsafe {
                 match &p.rounding {
-                    None => compute(&tile, left.1, rows.len()),
+                    None => compute(&tile, rows.len()),
                     Some(rounding) => {
-                        let to = p.target.wrapping_add(rows.start * p.stride + column / 2);
-                        compute_rounded(rounding, &tile, (at, column), left.1, rows.len(), to);
+                        let square = rows.start / ROWS * p.stride + column / COLUMNS * SQUARE;
+                        let to = p.target.wrapping_add(square);
+                        compute_rounded(rounding, &tile, (at, column), rows.len(), to);
                     }
                 }
             }
@@ -246,23 +246,30 @@ impl Band<'_> {
     }
 }
 
-/// Computes a tile of `rows` rows, at most [`ROWS`]; rows of the left factor are `stride` apart.
+/// Computes a tile of `rows` rows, at most [`ROWS`].
 ///
 /// # Safety
 ///
 /// The processor must have matrix registers for bf16, which are configured, and the tile's elements must lie inside what its pointers
-/// point to; rows of the packed left factor have zeros up to a multiple of [`SIDE`] pairs, and there are [`ROWS`] of them.
+/// point to; of the packed left factor there are whole squares, with zeros for what the last one lacks of its pairs.
 #[target_feature(enable = "avx512f")]
-unsafe fn compute(t: &Tile, stride: usize, rows: usize) {
+unsafe fn compute(t: &Tile, rows: usize) {
     let mut sums = MaybeUninit::<Sums>::uninit();
+    let base = if t.base.is_null() { t.target } else { t.base };
+    let soon = Soon {
+        to: t.target,
+        stride: t.stride,
+        base,
+        base_stride: t.base_stride,
+    };
     // SAFETY: the caller's promises; as many sums are written as are read.
     unsafe {
-        sum(t, stride, rows, sums.as_mut_ptr());
+        sum(t, rows, sums.as_mut_ptr(), soon);
         write(t, rows, sums.as_ptr());
     }
 }
 
-/// As [`compute`], but of elements that are changed, rounded, and written as pairs from `to` on.
+/// As [`compute`], but of elements that are changed, rounded, and written as a square of pairs to `to`.
 ///
 /// # Safety
 ///
@@ -272,12 +279,17 @@ unsafe fn compute_rounded(
     rounding: &Rounding<'_>,
     t: &Tile,
     at: (usize, usize),
-    stride: usize,
     rows: usize,
     to: *mut f32,
 ) {
     let mut sums = MaybeUninit::<Sums>::uninit();
     let mut gates = MaybeUninit::<Sums>::uninit();
+    let soon = Soon {
+        to,
+        stride: SIDE,
+        base: to,
+        base_stride: SIDE,
+    };
     let with_bias = |t: &Tile, sums: &mut MaybeUninit<Sums>| {
         let target = sums.as_mut_ptr().cast();
         let t = Tile {
@@ -288,7 +300,7 @@ unsafe fn compute_rounded(
         };
         // SAFETY: the caller's promises; as many sums are written as are read.
         unsafe {
-            sum(&t, stride, rows, sums.as_mut_ptr());
+            sum(&t, rows, sums.as_mut_ptr(), soon);
             write(&t, rows, sums.as_ptr());
         }
     };
@@ -306,130 +318,18 @@ unsafe fn compute_rounded(
         }
     };
     (rounding.edit)(sums.as_flattened_mut(), gates.as_flattened());
-    for (row, sums) in sums.iter().enumerate() {
-        // SAFETY: the tile's elements lie in the target; what fills up its last cache line are zeros.
+    // Rows that the square has beyond the last one are never read for a result, but they are read.
+    let nothing = [0.0; COLUMNS];
+    for row in 0..ROWS {
+        let sums = sums.get(row).unwrap_or(&nothing);
+        // SAFETY: the square lies in the target; what fills up its pairs are zeros.
         unsafe {
             let part =
                 |at: usize| vectors::load_some(sums[at..].as_ptr(), t.columns.saturating_sub(at));
-            packing::store_rounded(to.wrapping_add(row * t.stride), part(0), part(LANES));
+            packing::store_rounded(to.wrapping_add(row * SIDE), part(0), part(LANES));
         }
     }
 }
-
-/// The sums of a tile's products.
-///
-/// # Safety
-///
-/// As [`compute`]; sums are written for as many rows, or more.
-unsafe fn sum(t: &Tile, stride: usize, rows: usize, sums: *mut Sums) {
-    let (steps, rest) = (t.inner / SIDE, t.inner % SIDE);
-    let last = (rest > 0).then(|| {
-        let from = t.right.wrapping_add(steps * SIDE * COLUMNS);
-        let mut last = Rest([0.0; SIDE * COLUMNS]);
-        // SAFETY: they are the packed right factor's last rows.
-        let from = unsafe { std::slice::from_raw_parts(from, rest * COLUMNS) };
-        last.0[..rest * COLUMNS].copy_from_slice(from);
-        last
-    });
-    let last = last
-        .as_ref()
-        .map_or(std::ptr::null(), |last| last.0.as_ptr());
-    // SAFETY: the caller's promises.
-    unsafe {
-        if rows > SIDE {
-            two_bands(t, stride, (steps, last), sums);
-        } else {
-            one_band(t, stride, (steps, last), sums);
-        }
-    }
-}
-
-/// Declares a function that writes the sums of products of [`COLUMNS`] columns: of what starts them, what adds those of a step, and what
-/// writes them.
-macro_rules! sums_of {
-    ($(#[$doc:meta])* $name:ident, [$($zero:literal)*], [$($step:literal)*], [$($store:literal)*]) => {
-        $(#[$doc])*
-        ///
-        /// # Safety
-        ///
-        /// As [`compute`]; as many steps of [`SIDE`] rows of the packed right factor are readable, and one more in `last` unless it is null.
-        unsafe fn $name(t: &Tile, stride: usize, (steps, last): (usize, *const f32), sums: *mut Sums) {
-            // SAFETY: the caller's promise.
-            unsafe {
-                asm!(
-                    $($zero,)*
-                    "test {steps}, {steps}",
-                    "jz 3f",
-                    "2:",
-                    $($step,)*
-                    "add {left}, 64",
-                    "add {below}, 64",
-                    "add {right}, 2048",
-                    "dec {steps}",
-                    "jnz 2b",
-                    "3:",
-                    "test {last}, {last}",
-                    "jz 4f",
-                    "mov {right}, {last}",
-                    "xor {last:e}, {last:e}",
-                    "mov {steps:e}, 1",
-                    "jmp 2b",
-                    "4:",
-                    $($store,)*
-                    left = inout(reg) t.left => _,
-                    below = inout(reg) t.left.wrapping_add(SIDE * stride) => _,
-                    right = inout(reg) t.right => _,
-                    steps = inout(reg) steps => _,
-                    last = inout(reg) last => _,
-                    sums = in(reg) sums,
-                    row = in(reg) stride * size_of::<f32>(),
-                    wide = in(reg) COLUMNS * size_of::<f32>(),
-                    out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-                    out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
-                    options(nostack),
-                );
-            }
-        }
-    };
-}
-
-sums_of!(
-    /// Of up to [`SIDE`] rows.
-    one_band,
-    ["tilezero tmm0" "tilezero tmm1"],
-    [
-        "tileloadd tmm4, [{left} + {row}*1]"
-        "tileloadd tmm6, [{right} + {wide}*1]"
-        "tileloadd tmm7, [{right} + {wide}*1 + 64]"
-        "tdpbf16ps tmm0, tmm4, tmm6"
-        "tdpbf16ps tmm1, tmm4, tmm7"
-    ],
-    [
-        "tilestored [{sums} + {wide}*1], tmm0"
-        "tilestored [{sums} + {wide}*1 + 64], tmm1"
-    ]
-);
-sums_of!(
-    /// Of up to [`ROWS`] rows.
-    two_bands,
-    ["tilezero tmm0" "tilezero tmm1" "tilezero tmm2" "tilezero tmm3"],
-    [
-        "tileloadd tmm4, [{left} + {row}*1]"
-        "tileloadd tmm6, [{right} + {wide}*1]"
-        "tileloadd tmm7, [{right} + {wide}*1 + 64]"
-        "tdpbf16ps tmm0, tmm4, tmm6"
-        "tileloadd tmm5, [{below} + {row}*1]"
-        "tdpbf16ps tmm1, tmm4, tmm7"
-        "tdpbf16ps tmm2, tmm5, tmm6"
-        "tdpbf16ps tmm3, tmm5, tmm7"
-    ],
-    [
-        "tilestored [{sums} + {wide}*1], tmm0"
-        "tilestored [{sums} + {wide}*1 + 64], tmm1"
-        "tilestored [{sums} + {wide}*1 + 2048], tmm2"
-        "tilestored [{sums} + {wide}*1 + 2112], tmm3"
-    ]
-);
 
 /// `target = scale * sums + bias + base`; the target may be the sums themselves.
 ///

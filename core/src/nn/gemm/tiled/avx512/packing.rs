@@ -22,10 +22,10 @@ packing!("avx512f");
 #[target_feature(enable = "avx512f,avx512bf16")]
 pub(super) unsafe fn round(factor: Factor, at: (usize, usize), size: (usize, usize), to: *mut f32) {
     // SAFETY: the caller's promises.
-    unsafe { round_to(factor, at, size, (to, ROW)) }
+    unsafe { round_to(factor, at, size, (to, [ROW, LANES])) }
 }
 
-/// As [`round`], as rows of another stride.
+/// As [`round`], of another distance from one row to the next, and from one vector of a row to the next.
 ///
 /// # Safety
 ///
@@ -37,11 +37,12 @@ pub(super) unsafe fn round_to(
     factor: Factor,
     (row, column): (usize, usize),
     (rows, pairs): (usize, usize),
-    (to, stride): (*mut f32, usize),
+    (to, [row_stride, vector_stride]): (*mut f32, [usize; 2]),
 ) {
     // Down the rows first, as `copy`: 1.04 times as fast, the product as a whole.
     let from = factor.at(row, 2 * column);
-    for pair in (0..pairs).step_by(LANES) {
+    for (vector, pair) in (0..pairs).step_by(LANES).enumerate() {
+        let to = to.wrapping_add(vector * vector_stride);
         let rest = 2 * (pairs - pair);
         for row in 0..rows {
             // SAFETY: the lanes are elements of the row, which the caller vouches for.
@@ -50,7 +51,7 @@ pub(super) unsafe fn round_to(
                 let low = _mm512_maskz_loadu_ps(lanes(rest), from);
                 let high = lanes(rest.saturating_sub(LANES));
                 let high = _mm512_maskz_loadu_ps(high, from.wrapping_add(LANES));
-                store_rounded(to.wrapping_add(row * stride + pair), low, high);
+                store_rounded(to.wrapping_add(row * row_stride), low, high);
             }
         }
     }
