@@ -25,13 +25,14 @@ const WARM_UP: usize = 3;
 pub(crate) fn run(case: &str) -> Result<()> {
     let case: Value = serde_json::from_str(case)?;
     let choice: Choice = text(&case, "device")?.parse()?;
-    let device = device::open(choice, &[])?.device;
+    let folders = device::cuda_folders(|name| std::env::var_os(name));
+    let device = device::open(choice, &folders)?.device;
     let mut kernels = Kernels::NONE;
     if case["own_kernels"].as_bool() == Some(true) {
         kernels = Kernels::compile(&device)?;
     }
     if case["cudnn"].as_bool() == Some(true) {
-        kernels = kernels.with_cudnn(&[])?;
+        kernels = kernels.with_cudnn(&folders)?;
     }
     let backend = Backend { device, kernels };
     let measured = match text(&case, "kind")? {

@@ -10,6 +10,7 @@ mod library;
 #[cfg(feature = "cuda")]
 pub mod nccl;
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -84,6 +85,31 @@ impl Opened {
             note: None,
         }
     }
+}
+
+/// Where CUDA's libraries lie on machines whose loader does not know: in a toolkit's folder, or in a Python environment with PyTorch.
+/// `variable` gives variables of the environment. Folders that are not there are left out.
+pub fn cuda_folders(variable: impl Fn(&str) -> Option<OsString>) -> Vec<PathBuf> {
+    let named = |name: &str| variable(name).filter(|v| !v.is_empty());
+    let mut folders = Vec::new();
+    let toolkits = ["CUDA_HOME", "CUDA_PATH"].into_iter().filter_map(named);
+    for toolkit in toolkits
+        .map(PathBuf::from)
+        .chain(["/usr/local/cuda".into()])
+    {
+        folders.extend([toolkit.join("lib64"), toolkit.join("lib")]);
+    }
+    if let Some(environment) = named("VIRTUAL_ENV").or_else(|| named("CONDA_PREFIX")) {
+        let lib = PathBuf::from(environment).join("lib");
+        for python in std::fs::read_dir(lib).into_iter().flatten().flatten() {
+            let packages = python.path().join("site-packages/nvidia");
+            for package in std::fs::read_dir(packages).into_iter().flatten().flatten() {
+                folders.push(package.path().join("lib"));
+            }
+        }
+    }
+    folders.retain(|folder| folder.is_dir());
+    folders
 }
 
 /// What a network computes in on a device unless something else is asked for: f32 on a CPU, bf16 on a GPU.
@@ -193,6 +219,43 @@ mod tests {
             let error = parse(wrong).expect_err("refused").to_string();
             assert!(error.contains(&format!("found `{wrong}`")), "{error}");
         }
+    }
+
+    #[test]
+    fn cuda_is_looked_for_in_toolkits_and_python_environments() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let below = |path: &str| dir.path().join(path);
+        let of_python = "python3.12/site-packages/nvidia/cu13/lib";
+        let there = [
+            "toolkit/lib64".to_owned(),
+            format!("venv/lib/{of_python}"),
+            format!("conda/lib/{of_python}"),
+        ];
+        for path in &there {
+            std::fs::create_dir_all(below(path)).expect("made");
+        }
+        let found = |variables: &[(&str, &str)]| {
+            let value = |path: &str| match path {
+                "" => OsString::new(),
+                path => below(path).into(),
+            };
+            let mut folders = cuda_folders(|name| {
+                let given = variables.iter().find(|(given, _)| *given == name);
+                given.map(|(_, path)| value(path))
+            });
+            folders.retain(|folder| folder.starts_with(dir.path()));
+            folders
+        };
+        let [toolkit, venv, conda] = there.each_ref().map(|path| below(path));
+        assert!(found(&[]).is_empty());
+        assert_eq!(found(&[("CUDA_HOME", "toolkit")]), [&*toolkit]);
+        let both = [("CUDA_PATH", "toolkit"), ("VIRTUAL_ENV", "venv")];
+        assert_eq!(found(&both), [&*toolkit, &*venv]);
+        let both = [("CONDA_PREFIX", "conda"), ("VIRTUAL_ENV", "venv")];
+        assert_eq!(found(&both), [&*venv]);
+        let both = [("CONDA_PREFIX", "conda"), ("VIRTUAL_ENV", "")];
+        assert_eq!(found(&both), [&*conda]);
+        assert!(found(&[("CUDA_HOME", "none")]).is_empty());
     }
 
     #[test]

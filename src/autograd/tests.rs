@@ -168,7 +168,8 @@ fn elsewhere() -> &'static [Place] {
     static PLACES: OnceLock<Vec<Place>> = OnceLock::new();
     PLACES.get_or_init(|| {
         let mut devices = vec![(Device::Cpu, Kernels::NONE)];
-        match device::open(Choice::Cuda(0), &[]) {
+        let folders = device::cuda_folders(|name| std::env::var_os(name));
+        match device::open(Choice::Cuda(0), &folders) {
             Ok(opened) => {
                 let own = Kernels::compile(&opened.device).expect("kernels for the GPU");
                 devices.push((opened.device.clone(), Kernels::NONE));

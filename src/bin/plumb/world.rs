@@ -344,29 +344,9 @@ fn limit_bytes(gb: f64) -> Result<u64, Failure> {
     )))
 }
 
-/// Where CUDA's libraries lie on machines whose loader does not know: in a toolkit's folder, or in a Python environment
-/// with PyTorch.
+/// Where CUDA's libraries may lie on this machine.
 pub(crate) fn cuda_folders() -> Vec<PathBuf> {
-    let named = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty());
-    let mut folders = Vec::new();
-    let toolkits = ["CUDA_HOME", "CUDA_PATH"].into_iter().filter_map(named);
-    for toolkit in toolkits
-        .map(PathBuf::from)
-        .chain(["/usr/local/cuda".into()])
-    {
-        folders.extend([toolkit.join("lib64"), toolkit.join("lib")]);
-    }
-    if let Some(environment) = named("VIRTUAL_ENV").or_else(|| named("CONDA_PREFIX")) {
-        let lib = PathBuf::from(environment).join("lib");
-        for python in std::fs::read_dir(lib).into_iter().flatten().flatten() {
-            let packages = python.path().join("site-packages/nvidia");
-            for package in std::fs::read_dir(packages).into_iter().flatten().flatten() {
-                folders.push(package.path().join("lib"));
-            }
-        }
-    }
-    folders.retain(|folder| folder.is_dir());
-    folders
+    device::cuda_folders(|name| std::env::var_os(name))
 }
 
 /// Encoders that fill most of the memory are read layer by layer.

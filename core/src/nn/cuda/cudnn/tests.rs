@@ -1,6 +1,5 @@
 //! Attention by cuDNN against the CPU in f64. Without a GPU or the library they skip and say so.
 
-use std::path::PathBuf;
 use std::sync::OnceLock;
 
 use candle_core::{DType, Device, Result, Tensor};
@@ -15,14 +14,6 @@ use crate::nn::{self, AttentionMask};
 /// Results and gradients: how far they may be off, in units of the largest.
 const LIMITS: [f64; 4] = [6e-3, 2e-2, 2e-2, 2e-2];
 
-/// Where the program looks, beside the system's loader, if the test is told: folders between colons.
-fn folders() -> Vec<PathBuf> {
-    let folders = std::env::var_os("PLUMB_TEST_LIBRARIES");
-    folders.map_or_else(Vec::new, |folders| {
-        std::env::split_paths(&folders).collect()
-    })
-}
-
 /// A GPU with its kernels and cuDNN.
 struct Gpu {
     device: Device,
@@ -33,7 +24,7 @@ struct Gpu {
 fn gpu() -> Option<&'static Gpu> {
     static GPU: OnceLock<Option<Gpu>> = OnceLock::new();
     let open = || -> std::result::Result<Gpu, String> {
-        let folders = folders();
+        let folders = device::cuda_folders(|name| std::env::var_os(name));
         let opened = device::open(Choice::Cuda(0), &folders).map_err(|e| e.to_string())?;
         let device = opened.device;
         let gpu = device.as_cuda_device().map_err(|e| e.to_string())?;
