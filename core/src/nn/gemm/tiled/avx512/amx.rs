@@ -318,7 +318,7 @@ unsafe fn compute_rounded(
         }
     };
     (rounding.edit)(sums.as_flattened_mut(), gates.as_flattened());
-    // Rows that the square has beyond the last one are never read for a result, but they are read.
+    // Rows beyond the last one are multiplied too, though nobody looks at what comes of it.
     let nothing = [0.0; COLUMNS];
     for row in 0..ROWS {
         let sums = sums.get(row).unwrap_or(&nothing);
