@@ -79,6 +79,30 @@ impl Instructions {
     }
 }
 
+/// How matrix registers are used: all eight with 16 rows of 64 bytes.
+#[cfg(target_arch = "x86_64")]
+#[repr(C, align(64))]
+pub(super) struct TileConfiguration {
+    palette: u8,
+    start_row: u8,
+    reserved: [u8; 14],
+    bytes_of_row: [u16; 16],
+    rows: [u8; 16],
+}
+
+/// What `ldtilecfg` reads.
+#[cfg(target_arch = "x86_64")]
+pub(super) static TILES: TileConfiguration = TileConfiguration {
+    palette: 1,
+    start_row: 0,
+    reserved: [0; 14],
+    bytes_of_row: [64, 64, 64, 64, 64, 64, 64, 64, 0, 0, 0, 0, 0, 0, 0, 0],
+    rows: [16, 16, 16, 16, 16, 16, 16, 16, 0, 0, 0, 0, 0, 0, 0, 0],
+};
+
+#[cfg(target_arch = "x86_64")]
+const _: () = assert!(size_of::<TileConfiguration>() == 64);
+
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use std::arch::x86_64::{__cpuid_count, CpuidResult};

@@ -14,15 +14,17 @@ type Gpu = (Device, Kernels);
 
 fn gpu() -> Option<&'static Gpu> {
     static GPU: OnceLock<Option<Gpu>> = OnceLock::new();
-    let folders = device::cuda_folders(|name| std::env::var_os(name));
-    let gpu = GPU.get_or_init(|| match device::open(Choice::Cuda(0), &folders) {
-        Ok(opened) => {
-            let kernels = Kernels::compile(&opened.device).expect("kernels for the GPU");
-            Some((opened.device, kernels))
-        }
-        Err(why) => {
-            println!("skipped: {why}");
-            None
+    let gpu = GPU.get_or_init(|| {
+        let folders = device::cuda_folders(|name| std::env::var_os(name));
+        match device::open(Choice::Cuda(0), &folders) {
+            Ok(opened) => {
+                let kernels = Kernels::compile(&opened.device).expect("kernels for the GPU");
+                Some((opened.device, kernels))
+            }
+            Err(why) => {
+                println!("skipped: {why}");
+                None
+            }
         }
     });
     gpu.as_ref()

@@ -5,7 +5,9 @@ use std::mem::MaybeUninit;
 use half::bf16;
 
 pub(crate) use super::tiled::Finish;
-use super::tiled::{self, CacheLine, Factor, Kernel, Operands, Panels, Product, Right, Rounding};
+use super::tiled::{
+    self, CacheLine, Factor, Kernel, Operands, Panels, Product, Right, Rounding, SIDE_OF_SQUARE,
+};
 use super::{ALL, Matrix, MatrixMut, Plus, bf16 as halves, check_sum, made, threads_for};
 use crate::nn::instructions::Instructions;
 
@@ -222,9 +224,6 @@ pub(crate) struct Rounded {
 }
 
 impl Rounded {
-    /// Rows and columns of a square.
-    const SIDE: usize = 32;
-
     /// Squares that nobody has written yet.
     fn with_room(rows: usize, columns: usize) -> Self {
         let mut new = Self {
@@ -232,14 +231,14 @@ impl Rounded {
             columns,
             lines: Vec::new(),
         };
-        let all = rows.div_ceil(Self::SIDE) * new.lines_of_band();
+        let all = rows.div_ceil(SIDE_OF_SQUARE) * new.lines_of_band();
         new.lines.resize_with(all, MaybeUninit::uninit);
         new
     }
 
     /// Of the squares that have the same rows: each row of a square is a line.
     fn lines_of_band(&self) -> usize {
-        self.columns.div_ceil(Self::SIDE) * Self::SIDE
+        self.columns.div_ceil(SIDE_OF_SQUARE) * SIDE_OF_SQUARE
     }
 
     /// From the squares of some rows to those of the rows below, in pairs.

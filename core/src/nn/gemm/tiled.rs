@@ -32,6 +32,8 @@ const INNER: usize = 384;
 /// From one packed row of the left factor to the next: an odd number of cache lines, so that the rows of a
 /// tile do not compete for the same lines of the cache; known here, so that it costs no arithmetic.
 const ROW: usize = INNER + CacheLine::NUMBERS;
+/// Rows, and numbers of each, of a square of a left factor that a product has rounded.
+pub(super) const SIDE_OF_SQUARE: usize = 32;
 /// Columns and tiles of rows below which a product is not divided further among threads.
 const FEWEST_COLUMNS: usize = 256;
 const FEWEST_TILES: usize = 4;

@@ -36,6 +36,8 @@ mod x86 {
         _mm512_set1_ps,
     };
     use std::hint::black_box;
+
+    use crate::nn::instructions::TILES;
     use std::mem::transmute;
 
     /// Chains: enough for two units of a latency of six cycles, and no more than there are registers.
@@ -88,15 +90,6 @@ mod x86 {
     ///
     /// The processor must have them, and the system must allow them.
     pub(super) unsafe fn tiles(steps: usize) -> usize {
-        /// Palette 1, then eight registers of 64 bytes a row and of 16 rows.
-        #[repr(C, align(64))]
-        struct Configuration([u8; 64]);
-        let mut configuration = Configuration([0; 64]);
-        configuration.0[0] = 1;
-        for register in 0..8 {
-            configuration.0[16 + 2 * register] = 64;
-            configuration.0[48 + register] = 16;
-        }
         // SAFETY: the configuration is one that the processor accepts; nothing is read or written.
         unsafe {
             asm!(
@@ -109,7 +102,7 @@ mod x86 {
                 "dec {steps}",
                 "jnz 2b",
                 "tilerelease",
-                configuration = in(reg) &raw const configuration,
+                configuration = in(reg) &raw const TILES,
                 steps = inout(reg) steps.max(1) => _,
                 out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
                 out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,

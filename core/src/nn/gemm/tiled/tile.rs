@@ -98,26 +98,56 @@ macro_rules! tile {
                 let scale = vectors::splat(t.scale);
                 for vector in 0..V {
                     let at = vector * LANES;
-                    let count = t.columns.saturating_sub(at);
-                    // SAFETY: lanes outside the columns are neither read nor written.
+                    // SAFETY: the caller's promises.
                     unsafe {
-                        let bias = if t.bias.is_null() {
-                            vectors::zero()
-                        } else {
-                            vectors::load_some(t.bias.wrapping_add(at), count)
-                        };
+                        let bias = bias(t, at);
                         for (row, sum) in sums.iter().enumerate() {
-                            let sum = vectors::multiply_add(scale, sum[vector], bias);
-                            let sum = if t.base.is_null() {
-                                sum
-                            } else {
-                                let base = t.base.wrapping_add(row * t.base_stride + at);
-                                vectors::add(sum, vectors::load_some(base, count))
-                            };
-                            let target = t.target.wrapping_add(row * t.stride + at);
-                            vectors::store_some(target, count, sum);
+                            write(t, (row, at), sum[vector], (scale, bias));
                         }
                     }
+                }
+            }
+
+            /// What is added to the columns of a vector from `at` on.
+            ///
+            /// # Safety
+            ///
+            /// As [`tile`].
+            #[target_feature(enable = $features)]
+            #[inline]
+            pub(super) unsafe fn bias(t: &Tile, at: usize) -> Vector {
+                if t.bias.is_null() {
+                    return vectors::zero();
+                }
+                // SAFETY: lanes outside the columns are not read.
+                unsafe { vectors::load_some(t.bias.wrapping_add(at), t.columns.saturating_sub(at)) }
+            }
+
+            /// Writes a vector of a row's elements from column `at` on: `scale * sum + bias + base`.
+            ///
+            /// # Safety
+            ///
+            /// As [`tile`].
+            #[target_feature(enable = $features)]
+            #[inline]
+            pub(super) unsafe fn write(
+                t: &Tile,
+                (row, at): (usize, usize),
+                sum: Vector,
+                (scale, bias): (Vector, Vector),
+            ) {
+                let count = t.columns.saturating_sub(at);
+                // SAFETY: lanes outside the columns are neither read nor written.
+                unsafe {
+                    let sum = vectors::multiply_add(scale, sum, bias);
+                    let sum = if t.base.is_null() {
+                        sum
+                    } else {
+                        let base = t.base.wrapping_add(row * t.base_stride + at);
+                        vectors::add(sum, vectors::load_some(base, count))
+                    };
+                    let target = t.target.wrapping_add(row * t.stride + at);
+                    vectors::store_some(target, count, sum);
                 }
             }
 

@@ -16,8 +16,11 @@ use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use super::super::tile::Tile;
-use super::super::{CacheLine, Division, Factor, PACKED, Product, Right, Rounding, block_of};
-use super::{packing, vectors};
+use super::super::{
+    CacheLine, Division, Factor, PACKED, Product, Right, Rounding, SIDE_OF_SQUARE, block_of,
+};
+use super::{packing, single, vectors};
+use crate::nn::instructions::TILES;
 use sums::{Soon, Sums, sum};
 use vectors::LANES;
 
@@ -28,6 +31,8 @@ const ROWS: usize = 2 * SIDE;
 const COLUMNS: usize = 2 * LANES;
 /// Pairs of a square of the packed left factor, which are as many as of a step of the right one: [`ROWS`] rows of [`SIDE`].
 const SQUARE: usize = ROWS * SIDE;
+const _: () =
+    assert!(ROWS == SIDE_OF_SQUARE && 2 * SIDE == SIDE_OF_SQUARE && COLUMNS == SIDE_OF_SQUARE);
 /// Pairs of each factor that stay in the L2 cache, which is of 2 MiB.
 const LEFT_NEAR: usize = 256 * 1024;
 const RIGHT_NEAR: usize = 208 * 1024;
@@ -46,24 +51,6 @@ pub(in super::super) const MATRIX_REGISTERS: Division = Division {
     pack_right,
 };
 
-/// How the registers are used: all eight with 16 rows of 64 bytes.
-#[repr(C, align(64))]
-struct Configuration {
-    palette: u8,
-    start_row: u8,
-    reserved: [u8; 14],
-    bytes_of_row: [u16; 16],
-    rows: [u8; 16],
-}
-
-static CONFIGURATION: Configuration = Configuration {
-    palette: 1,
-    start_row: 0,
-    reserved: [0; 14],
-    bytes_of_row: [64, 64, 64, 64, 64, 64, 64, 64, 0, 0, 0, 0, 0, 0, 0, 0],
-    rows: [16, 16, 16, 16, 16, 16, 16, 16, 0, 0, 0, 0, 0, 0, 0, 0],
-};
-
 /// As the other kernels' `pack_right`.
 unsafe fn pack_right(factor: Factor, at: (usize, usize), size: (usize, usize), to: *mut f32) {
     // SAFETY: the caller's promises.
@@ -76,7 +63,7 @@ unsafe fn piece(p: &Product, rows: Range<usize>, columns: Range<usize>) {
     unsafe {
         asm!(
             "ldtilecfg [{configuration}]",
-            configuration = in(reg) &raw const CONFIGURATION,
+            configuration = in(reg) &raw const TILES,
             options(nostack, readonly),
         );
     }
@@ -340,28 +327,13 @@ unsafe fn compute_rounded(
 unsafe fn write(t: &Tile, rows: usize, sums: *const Sums) {
     let scale = vectors::splat(t.scale);
     for at in (0..t.columns).step_by(LANES) {
-        let count = t.columns - at;
-        // SAFETY: lanes outside the columns are neither read nor written.
+        // SAFETY: the caller's promises.
         unsafe {
-            let bias = if t.bias.is_null() {
-                vectors::zero()
-            } else {
-                vectors::load_some(t.bias.wrapping_add(at), count)
-            };
+            let bias = single::bias(t, at);
             for row in 0..rows {
-                let sum = (&raw const (*sums).0[row][at]).cast();
-                let sum = vectors::multiply_add(scale, vectors::right(sum, 0), bias);
-                let sum = if t.base.is_null() {
-                    sum
-                } else {
-                    let base = t.base.wrapping_add(row * t.base_stride + at);
-                    vectors::add(sum, vectors::load_some(base, count))
-                };
-                let target = t.target.wrapping_add(row * t.stride + at);
-                vectors::store_some(target, count, sum);
+                let sum = vectors::right((&raw const (*sums).0[row][at]).cast(), 0);
+                single::write(t, (row, at), sum, (scale, bias));
             }
         }
     }
 }
-
-const _: () = assert!(size_of::<Configuration>() == 64);
