@@ -35,6 +35,10 @@ impl Gradient {
         &self.tensor
     }
 
+    pub(crate) fn into_tensor(self) -> Tensor {
+        self.tensor
+    }
+
     /// The same gradient for two receivers.
     pub(crate) fn share(self) -> [Self; 2] {
         [Self::shared(self.tensor.clone()), Self::shared(self.tensor)]

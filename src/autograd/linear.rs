@@ -1,10 +1,11 @@
 //! Linear layers on the tape.
 
-use candle_core::{Result, Tensor};
+use candle_core::{Result, Tensor, bail};
 
 use super::gradient::Gradient;
 use super::tape::{Tape, Value};
 use crate::nn::Frozen;
+use crate::nn::fused::{FusedLinears, SeenByAdapters, StackedAdapters};
 use crate::nn::linear::{Adapted, LowRank, WantedGradients, adapted, backward};
 
 /// A low-rank adapter on the tape: `y += scale (dropout x) a^T b^T`.
@@ -18,6 +19,17 @@ pub struct LoraValues {
     pub scale: f64,
     /// In the shape of `x`: 0 where it is dropped, 1 / (1 - p) where it is kept. On the adapter's way only.
     pub dropout: Option<Tensor>,
+}
+
+impl LoraValues {
+    fn low_rank(&self) -> LowRank {
+        LowRank {
+            a: self.a.tensor().clone(),
+            b: self.b.tensor().clone(),
+            scale: self.scale,
+            mask: self.dropout.clone(),
+        }
+    }
 }
 
 impl Tape {
@@ -52,12 +64,7 @@ impl Tape {
                 dx.map_or(Ok(()), |dx| slots.add(to, Gradient::fresh(dx)))
             }));
         };
-        let low_rank = LowRank {
-            a: lora.a.tensor().clone(),
-            b: lora.b.tensor().clone(),
-            scale: lora.scale,
-            mask: lora.dropout.clone(),
-        };
+        let low_rank = lora.low_rank();
         let (y, down) = adapted(self.kernels(), x.tensor(), &w.matrix()?, bias, &low_rank)?;
         let inputs = [x, &lora.a, &lora.b];
         let targets = inputs.map(Value::id);
@@ -94,6 +101,79 @@ impl Tape {
             for (to, gradient) in targets.into_iter().zip(found) {
                 if let Some(gradient) = gradient {
                     slots.add(to, Gradient::fresh(gradient))?;
+                }
+            }
+            Ok(())
+        }))
+    }
+
+    /// [`Self::linear`] of `x` by each of some linears, with its adapter if it has one. `stacked` are the adapters' `a`, `[sum of the ranks,
+    /// in]`, if they lie in one piece. What one input gives is computed together, except where adapters drop parts of it, only some want
+    /// a gradient, or no kernels serve it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::linear`], and if there are not as many adapters as linears.
+    pub fn linears(
+        &self,
+        x: &Value,
+        linears: &FusedLinears,
+        loras: &[Option<LoraValues>],
+        stacked: Option<Tensor>,
+    ) -> Result<Vec<Value>> {
+        let layers = linears.layers();
+        if layers.len() != loras.len() {
+            bail!("{} adapters of {} linears", loras.len(), layers.len());
+        }
+        let factors: Vec<&Value> = (loras.iter().flatten())
+            .flat_map(|lora| [&lora.a, &lora.b])
+            .collect();
+        let learned = factors.first().is_some_and(|first| self.needs(&[first]));
+        let alike = factors.iter().all(|value| self.needs(&[value]) == learned);
+        let dropped = loras.iter().flatten().any(|lora| lora.dropout.is_some());
+        if dropped || !alike || !FusedLinears::serve(self.kernels(), x.tensor()) {
+            let each = layers.iter().zip(loras);
+            let each =
+                each.map(|(layer, lora)| self.linear(x, &layer.w, layer.b.as_ref(), lora.as_ref()));
+            return each.collect();
+        }
+        let low_ranks: Vec<Option<LowRank>> = (loras.iter())
+            .map(|lora| lora.as_ref().map(LoraValues::low_rank))
+            .collect();
+        let (ys, down) = {
+            let adapters = StackedAdapters::new(&low_ranks, stacked.clone())?;
+            linears.forward(self.kernels(), x.tensor(), adapters.as_ref())?
+        };
+        let kept = down
+            .filter(|_| learned)
+            .map(|down| (x.tensor().clone(), down));
+        let ids = loras
+            .iter()
+            .map(|lora| lora.as_ref().map(|lora| [lora.a.id(), lora.b.id()]));
+        let (ids, x_id, linears) = (ids.collect::<Vec<_>>(), x.id(), linears.clone());
+        let inputs: Vec<&Value> = [x].into_iter().chain(factors).collect();
+        Ok(self.record(&inputs, ys, move |slots, gradients| {
+            let gradients: Vec<Option<Tensor>> = gradients
+                .into_iter()
+                .map(|gradient| gradient.map(Gradient::into_tensor))
+                .collect();
+            let earlier = slots.take_editable(x_id);
+            // Stacked once more rather than kept.
+            let adapters = StackedAdapters::new(&low_ranks, stacked)?;
+            let seen = adapters.as_ref().map(|adapters| SeenByAdapters {
+                adapters,
+                kept: kept.as_ref().map(|(x, down)| (x, down)),
+            });
+            let kernels = slots.kernels();
+            let found = linears.backward(kernels, gradients, seen, x_id.is_some(), earlier)?;
+            if let Some(dx) = found.x {
+                slots.add(x_id, Gradient::fresh(dx))?;
+            }
+            for (ids, gradients) in ids.into_iter().zip(found.adapters) {
+                if let (Some([a, b]), Some([da, db])) = (ids, gradients) {
+                    // A part of that of all adapters.
+                    slots.add(a, Gradient::shared(da))?;
+                    slots.add(b, Gradient::fresh(db))?;
                 }
             }
             Ok(())

@@ -7,7 +7,7 @@ pub(super) mod activations;
 
 use candle_core::{DType, Device, Result, Tensor, bail};
 
-use super::linear::Linear;
+use super::linear::{Fused, Linear};
 use super::{Error, Source};
 use crate::autograd::{Tape, Value};
 use crate::lora::Bound;
@@ -47,16 +47,30 @@ impl Loader<'_> {
         self.linear(name, (outputs * self.width, inputs * self.width))
     }
 
-    /// A linear to heads, and the norm of each head's channels if `norm` gives its name.
-    pub(super) fn heads(&self, linear: &str, norm: Option<&str>) -> Loaded<Heads> {
-        let weight = |name: &str| {
-            self.source
-                .tensor(&[self.head_channels], &format!("{name}.weight"))
+    /// Linears to heads of queries, keys and values, and the norms of each head's queries and keys, if it has those; `own` makes a part's
+    /// name whole.
+    pub(super) fn heads(
+        &self,
+        own: impl Fn(&str) -> String,
+        [q, k, v]: [&str; 3],
+        norms: Option<[&str; 2]>,
+    ) -> Loaded<Heads> {
+        let linear = |part: &str| self.wide(&own(part), (1, 1));
+        let [norm_q, norm_k] = match norms {
+            Some(norms) => norms.map(|part| Some(self.head_norm(&own(part)))),
+            None => [None, None],
         };
         Ok(Heads {
-            linear: self.wide(linear, (1, 1))?,
-            norm: norm.map(weight).transpose()?,
+            // In the order of their names.
+            linears: Fused::new([linear(k)?, linear(q)?, linear(v)?])?,
+            norms: [norm_q.transpose()?, norm_k.transpose()?],
         })
+    }
+
+    /// The norm [e] of each head's channels.
+    pub(super) fn head_norm(&self, name: &str) -> Loaded<Tensor> {
+        let tensor = format!("{name}.weight");
+        self.source.tensor(&[self.head_channels], &tensor)
     }
 
     /// diffusers' FeedForward.
@@ -151,17 +165,22 @@ impl Modulation {
     }
 }
 
-/// A linear to queries, keys or values, and the norm [e] of each head's.
+/// Linears to queries, keys and values, and the norms [e] of each head's queries and keys.
 pub(super) struct Heads {
-    linear: Linear,
-    norm: Option<Tensor>,
+    linears: Fused<3>,
+    norms: [Option<Tensor>; 2],
 }
 
 impl Heads {
-    /// [b, n, d] to [b, n, h, e].
-    pub(super) fn forward(&self, pass: Pass<'_>, x: &Value) -> Result<Value> {
-        let y = self.linear.forward(pass.tape, pass.adapters, x)?;
-        split_heads(pass, &y, self.norm.as_ref())
+    /// [b, n, d] to queries, keys and values [b, n, h, e].
+    pub(super) fn forward(&self, pass: Pass<'_>, x: &Value) -> Result<[Value; 3]> {
+        let [k, q, v] = self.linears.forward(pass.tape, pass.adapters, x)?;
+        let [norm_q, norm_k] = &self.norms;
+        Ok([
+            split_heads(pass, &q, norm_q.as_ref())?,
+            split_heads(pass, &k, norm_k.as_ref())?,
+            split_heads(pass, &v, None)?,
+        ])
     }
 }
 

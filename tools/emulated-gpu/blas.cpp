@@ -140,6 +140,8 @@ struct Layout {
     int kind;
     uint64_t rows, columns;
     int64_t column;
+    int32_t batch = 1;
+    int64_t apart = 0;  // numbers from one matrix to the next
     bool sixteen() const { return column * (kind == BF16 ? 2 : 4) % 16 == 0; }
 };
 
@@ -147,6 +149,7 @@ struct Description {
     int compute, scale;
     int turned_a = 0, turned_b = 0, epilogue = 1;
     const void* bias = nullptr;
+    int64_t bias_apart = 0;
 };
 
 struct Found {  // cublasLtMatmulHeuristicResult_t
@@ -157,11 +160,18 @@ struct Found {  // cublasLtMatmulHeuristicResult_t
     int reserved[4];
 };
 
+template <class T>
+int take(T& to, const void* value, size_t bytes) {
+    if (bytes != sizeof to) return refuse(INVALID_VALUE, "an attribute of another size");
+    memcpy(&to, value, bytes);
+    return OK;
+}
+
 bool fit(const Description& d, const Layout& a, const Layout& b, const Layout& c) {
     uint64_t m = d.turned_a ? a.columns : a.rows, k = d.turned_a ? a.rows : a.columns;
     uint64_t inner = d.turned_b ? b.columns : b.rows, n = d.turned_b ? b.rows : b.columns;
     return k == inner && c.rows == m && c.columns == n && a.kind == b.kind && a.kind == c.kind && known(a.kind) &&
-           d.compute == SUMS_IN_F32 && d.scale == F32;
+           d.compute == SUMS_IN_F32 && d.scale == F32 && a.batch == b.batch && a.batch == c.batch;
 }
 
 }  // namespace
@@ -176,6 +186,13 @@ API int cublasLtMatrixLayoutDestroy(Layout* layout) {
     delete layout;
     return OK;
 }
+API int cublasLtMatrixLayoutSetAttribute(Layout* layout, int attribute, const void* value, size_t bytes) {
+    switch (attribute) {
+    case 5: return take(layout->batch, value, bytes);
+    case 6: return take(layout->apart, value, bytes);
+    }
+    return refuse(INVALID_VALUE, "an attribute that is not emulated");
+}
 API int cublasLtMatmulDescCreate(Description** description, int compute, int scale) {
     return give(description, new Description{compute, scale});
 }
@@ -184,16 +201,12 @@ API int cublasLtMatmulDescDestroy(Description* description) {
     return OK;
 }
 API int cublasLtMatmulDescSetAttribute(Description* d, int attribute, const void* value, size_t bytes) {
-    auto take = [&](auto& to) {
-        if (bytes != sizeof to) return refuse(INVALID_VALUE, "an attribute of another size");
-        memcpy(&to, value, bytes);
-        return int(OK);
-    };
     switch (attribute) {
-    case 3: return take(d->turned_a);
-    case 4: return take(d->turned_b);
-    case 7: return take(d->epilogue);
-    case 8: return take(d->bias);
+    case 3: return take(d->turned_a, value, bytes);
+    case 4: return take(d->turned_b, value, bytes);
+    case 7: return take(d->epilogue, value, bytes);
+    case 8: return take(d->bias, value, bytes);
+    case 10: return take(d->bias_apart, value, bytes);
     }
     return refuse(INVALID_VALUE, "an attribute that is not emulated");
 }
@@ -217,10 +230,15 @@ API int cublasLtMatmul(void*, Description* d, const float* alpha, const void* a,
     if (d->epilogue != 4 || !d->bias) return refuse(NOT_SUPPORTED, "no bias");
     for (const void* each : {a, b, c, d->bias})
         if (reinterpret_cast<uint64_t>(each) % 16) return refuse(INVALID_VALUE, "a matrix that is not aligned as promised");
-    Matrix bias = matrix(d->bias, a_layout->kind, 1, false);
-    multiply<float>(to_layout->rows, to_layout->columns, d->turned_a ? a_layout->rows : a_layout->columns, *alpha,
-                    matrix(a, a_layout->kind, a_layout->column, d->turned_a), matrix(b, b_layout->kind, b_layout->column, d->turned_b),
-                    *beta, matrix(to, to_layout->kind, to_layout->column, false), &bias);
+    Matrix left = matrix(a, a_layout->kind, a_layout->column, d->turned_a);
+    Matrix right = matrix(b, b_layout->kind, b_layout->column, d->turned_b);
+    Matrix result = matrix(to, to_layout->kind, to_layout->column, false), bias = matrix(d->bias, a_layout->kind, 1, false);
+    for (int i = 0; i < to_layout->batch; i++) {
+        multiply<float>(to_layout->rows, to_layout->columns, d->turned_a ? a_layout->rows : a_layout->columns, *alpha, left, right,
+                        *beta, result, &bias);
+        left.data += a_layout->apart * left.size(), right.data += b_layout->apart * right.size();
+        result.data += to_layout->apart * result.size(), bias.data += d->bias_apart * bias.size();
+    }
     return OK;
 }
 

@@ -2,6 +2,8 @@
 //!
 //! On a CPU they are edited in place on all cores, elsewhere in pieces by tensor operations, or by our own kernels.
 
+use std::ops::Range;
+
 use candle_core::{DType, Result, Tensor, WithDType as _, bail};
 use rayon::prelude::*;
 
@@ -80,6 +82,29 @@ pub fn accumulate_all(
     }
     let mut each = sources.iter();
     each.try_for_each(|(start, source)| accumulate(kernels, target, *start, source, factor))
+}
+
+/// The numbers of the flat f32 tensor `values` in these ranges, one behind the other, in `dtype`.
+pub fn gather(
+    kernels: &Kernels,
+    values: &Tensor,
+    ranges: &[Range<usize>],
+    dtype: DType,
+) -> Result<Tensor> {
+    if ranges.iter().any(|range| range.end > values.elem_count()) || values.rank() != 1 {
+        bail!("ranges of {:?} that are not there", values.dims());
+    }
+    #[cfg(feature = "cuda")]
+    if let Some(k) = kernels.serving(values)
+        && matches!(dtype, DType::F32 | DType::BF16)
+    {
+        return cuda::gather(k, values, ranges, dtype);
+    }
+    // Read by the CUDA build only.
+    let _ = kernels;
+    let part = |range: &Range<usize>| values.narrow(0, range.start, range.len());
+    let parts = ranges.iter().map(part).collect::<Result<Vec<_>>>()?;
+    cpu::cat(&parts, 0)?.to_dtype(dtype)
 }
 
 /// The sum of the squares of a flat tensor, in order; on a CPU in f64.

@@ -248,7 +248,7 @@ pub(super) fn with_plus<R>(
 }
 
 /// A factor of a product: a tensor as rows of its last dimension, and whether it is transposed.
-type Operand<'a> = (&'a Tensor, bool);
+pub(super) type Operand<'a> = (&'a Tensor, bool);
 
 /// Calls `f` with both tensors as rows of their last dimension, transposed where asked for.
 fn with_matrices<T: Real, R>(
@@ -267,7 +267,7 @@ fn with_matrices<T: Real, R>(
 }
 
 /// `scale left right`, in `shape`.
-fn new_product<T: Real>(
+pub(super) fn new_product<T: Real>(
     shape: &[usize],
     scale: f64,
     left: Operand<'_>,
@@ -283,7 +283,7 @@ fn new_product<T: Real>(
 }
 
 /// `target += scale left right`, in place.
-fn add_product<T: Real>(
+pub(super) fn add_product<T: Real>(
     target: &Tensor,
     scale: f64,
     left: Operand<'_>,

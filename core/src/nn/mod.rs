@@ -23,6 +23,7 @@ pub mod dropout;
 mod feed_forward;
 pub mod flat;
 mod frozen;
+pub mod fused;
 pub mod gemm;
 mod group_norm;
 mod instructions;

@@ -41,23 +41,12 @@ pub(super) struct Tokens {
 /// One half of a double block.
 pub(super) struct Half {
     pub(super) modulation: Modulator,
-    pub(super) q: Heads,
-    pub(super) k: Heads,
-    pub(super) v: Heads,
+    pub(super) heads: Heads,
     pub(super) out: Linear,
     pub(super) feed_forward: FeedForward,
 }
 
 impl Half {
-    /// Queries, keys and values [b, n, h, e].
-    fn heads(&self, pass: Pass<'_>, x: &Value) -> Result<[Value; 3]> {
-        Ok([
-            self.q.forward(pass, x)?,
-            self.k.forward(pass, x)?,
-            self.v.forward(pass, x)?,
-        ])
-    }
-
     /// What attention found, and the feed-forward, added to `x` [b, n, d].
     fn residual(
         &self,
@@ -90,10 +79,10 @@ impl DoubleBlock {
     ) -> Result<[Value; 2]> {
         let mods = self.picture.modulation.parts(pass, vector)?;
         let context_mods = self.context.modulation.parts(pass, vector)?;
-        let [q, k, v] = self.picture.heads(pass, &mods.norm(pass, x, 0, 1)?)?;
-        let of_context = self
-            .context
-            .heads(pass, &context_mods.norm(pass, context, 0, 1)?)?;
+        let normed = mods.norm(pass, x, 0, 1)?;
+        let [q, k, v] = self.picture.heads.forward(pass, &normed)?;
+        let normed = context_mods.norm(pass, context, 0, 1)?;
+        let of_context = self.context.heads.forward(pass, &normed)?;
         // The context's ids are 0: it does not turn.
         let turned = tokens.rotary.narrow(0, tokens.num_patches)?;
         let turn = |x: &Value| pass.tape.rope(x, &turned.cos, &turned.sin);
@@ -144,9 +133,7 @@ pub(in crate::models) fn scale_of(q_bnhe: &Value) -> Result<f64> {
 /// A single block. Parts of its modulation: shift, scale and gate.
 pub(super) struct SingleBlock {
     pub(super) modulation: Modulator,
-    pub(super) q: Heads,
-    pub(super) k: Heads,
-    pub(super) v: Heads,
+    pub(super) heads: Heads,
     pub(super) up: Linear,
     /// From attention and feed-forward together.
     pub(super) out: Linear,
@@ -165,9 +152,8 @@ impl SingleBlock {
         let mods = self.modulation.parts(pass, vector)?;
         let y = mods.norm(pass, x, 0, 1)?;
         let turn = |x: &Value| tape.rope(x, &rotary.cos, &rotary.sin);
-        let q = turn(&self.q.forward(pass, &y)?)?;
-        let k = turn(&self.k.forward(pass, &y)?)?;
-        let v = self.v.forward(pass, &y)?;
+        let [q, k, v] = self.heads.forward(pass, &y)?;
+        let (q, k) = (turn(&q)?, turn(&k)?);
         let attended = tape.attention(&q, &k, &v, scale_of(&q)?, None, &tokens.mask)?;
         let inner = tape.gelu_tanh(&self.up.forward(tape, pass.adapters, &y)?)?;
         let both = tape.cat(&[&attended, &inner], 2)?;

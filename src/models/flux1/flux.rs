@@ -395,14 +395,9 @@ fn double_block(loader: Loader<'_>, i: usize, modulators: &Modulators<'_>) -> Lo
     // Queries, keys, values, both norms, the output and the feed-forward.
     let half = |of, [q, k, v, norm_q, norm_k, out, feed_forward]: [&str; 7]| {
         let attn = |part: &str| own(&format!("attn.{part}"));
-        let heads = |linear: &str, norm: Option<&str>| {
-            loader.heads(&attn(linear), norm.map(attn).as_deref())
-        };
         Ok::<_, Error>(Half {
             modulation: modulators(of)?,
-            q: heads(q, Some(norm_q))?,
-            k: heads(k, Some(norm_k))?,
-            v: heads(v, None)?,
+            heads: loader.heads(attn, [q, k, v], Some([norm_q, norm_k]))?,
             out: loader.wide(&attn(out), (1, 1))?,
             feed_forward: loader.feed_forward(&own(feed_forward))?,
         })
@@ -430,13 +425,13 @@ fn double_block(loader: Loader<'_>, i: usize, modulators: &Modulators<'_>) -> Lo
 /// Single block `i`.
 fn single_block(loader: Loader<'_>, i: usize, modulators: &Modulators<'_>) -> Loaded<SingleBlock> {
     let own = |part: &str| format!("single_transformer_blocks.{i}.{part}");
-    let heads =
-        |linear: &str, norm: Option<&str>| loader.heads(&own(linear), norm.map(own).as_deref());
+    let (linears, norms) = (
+        ["attn.to_q", "attn.to_k", "attn.to_v"],
+        ["attn.norm_q", "attn.norm_k"],
+    );
     Ok(SingleBlock {
         modulation: modulators(Modulated::Single(i))?,
-        q: heads("attn.to_q", Some("attn.norm_q"))?,
-        k: heads("attn.to_k", Some("attn.norm_k"))?,
-        v: heads("attn.to_v", None)?,
+        heads: loader.heads(own, linears, Some(norms))?,
         up: loader.wide(&own("proj_mlp"), (MLP_RATIO, 1))?,
         // Attention's results beside the feed-forward's.
         out: loader.wide(&own("proj_out"), (1, 1 + MLP_RATIO))?,

@@ -42,9 +42,7 @@ fn swiglu(pass: Pass<'_>, gate: &Value, x: &Value) -> Result<Value> {
 
 /// One half of a double block.
 pub(super) struct Half {
-    pub(super) q: Heads,
-    pub(super) k: Heads,
-    pub(super) v: Heads,
+    pub(super) heads: Heads,
     pub(super) out: Linear,
     /// [2 f, d]: gates, then what they gate.
     pub(super) up: Linear,
@@ -53,13 +51,10 @@ pub(super) struct Half {
 
 impl Half {
     /// Queries, keys and values [b, n, h, e], the first two turned.
-    fn heads(&self, pass: Pass<'_>, rotary: &Rotary, x: &Value) -> Result<[Value; 3]> {
+    fn turned_heads(&self, pass: Pass<'_>, rotary: &Rotary, x: &Value) -> Result<[Value; 3]> {
         let turn = |x: &Value| pass.tape.rope(x, &rotary.cos, &rotary.sin);
-        Ok([
-            turn(&self.q.forward(pass, x)?)?,
-            turn(&self.k.forward(pass, x)?)?,
-            self.v.forward(pass, x)?,
-        ])
+        let [q, k, v] = self.heads.forward(pass, x)?;
+        Ok([turn(&q)?, turn(&k)?, v])
     }
 
     /// What attention found, and the feed-forward, added to `x` [b, n, d].
@@ -102,9 +97,9 @@ impl DoubleBlock {
         let (n, m) = (tokens.num_patches, tokens.num_context);
         let turns = [tokens.rotary.narrow(0, n)?, tokens.rotary.narrow(n, m)?];
         let normed = mods.norm(pass, x, 0, 1)?;
-        let of_picture = self.picture.heads(pass, &turns[0], &normed)?;
+        let of_picture = self.picture.turned_heads(pass, &turns[0], &normed)?;
         let normed = context_mods.norm(pass, context, 0, 1)?;
-        let of_context = self.context.heads(pass, &turns[1], &normed)?;
+        let of_context = self.context.turned_heads(pass, &turns[1], &normed)?;
         let [attended, context_attended] = joint(pass, &tokens.mask, &of_picture, &of_context)?;
         Ok([
             self.picture.residual(pass, &mods, x, &attended)?,

@@ -235,13 +235,8 @@ fn double_block(loader: Loader<'_>, own: &Architecture, i: usize) -> Loaded<Doub
     // Queries, keys, values, both norms, the output and the feed-forward.
     let half = |[q, k, v, norm_q, norm_k, out, ff]: [&str; 7]| {
         let attn = |part: &str| name(&format!("attn.{part}"));
-        let heads = |linear: &str, norm: Option<&str>| {
-            loader.heads(&attn(linear), norm.map(attn).as_deref())
-        };
         Loaded::Ok(Half {
-            q: heads(q, Some(norm_q))?,
-            k: heads(k, Some(norm_k))?,
-            v: heads(v, None)?,
+            heads: loader.heads(attn, [q, k, v], Some([norm_q, norm_k]))?,
             out: loader.wide(&attn(out), (1, 1))?,
             up: loader.linear(&name(&format!("{ff}.linear_in")), (2 * inner, width))?,
             down: loader.linear(&name(&format!("{ff}.linear_out")), (width, inner))?,

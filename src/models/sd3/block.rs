@@ -4,35 +4,57 @@
 
 use std::sync::Arc;
 
-use candle_core::{Result, bail};
+use candle_core::{Result, Tensor, bail};
 
 use crate::autograd::{AttentionPart, Value};
-use crate::models::linear::Linear;
-use crate::models::transformer::{FeedForward, Heads, Modulation, Pass};
+use crate::models::linear::{Fused, Linear};
+use crate::models::transformer::{FeedForward, Heads, Modulation, Pass, split_heads};
 use crate::nn::AttentionMask;
 
 /// Attention within the picture.
 pub(super) struct Attention {
-    pub(super) q: Heads,
-    pub(super) k: Heads,
-    pub(super) v: Heads,
+    pub(super) heads: Heads,
     pub(super) out: Linear,
 }
 
 /// The context's half of a block.
 pub(super) struct ContextHalf {
     pub(super) modulation: Linear,
-    pub(super) k: Heads,
-    pub(super) v: Heads,
-    /// None in the last block, where the context is only looked at.
-    pub(super) next: Option<NextContext>,
+    pub(super) then: Then,
+}
+
+/// What becomes of the context.
+pub(super) enum Then {
+    /// It asks as well, and becomes the next block's context.
+    Next(Box<NextContext>),
+    /// In the last block it is only looked at: linears to keys and values, and the norm [e] of each head's keys.
+    LookedAt {
+        linears: Fused<2>,
+        norm: Option<Tensor>,
+    },
 }
 
 /// What makes the next block's context.
 pub(super) struct NextContext {
-    pub(super) q: Heads,
-    pub(super) out: Linear,
+    pub(super) attention: Attention,
     pub(super) feed_forward: FeedForward,
+}
+
+impl Then {
+    /// Queries, keys and values of the context [b, m, d]: [b, m, h, e].
+    fn heads(&self, pass: Pass<'_>, context: &Value) -> Result<(Option<Value>, [Value; 2])> {
+        match self {
+            Self::Next(next) => {
+                let [q, k, v] = next.attention.heads.forward(pass, context)?;
+                Ok((Some(q), [k, v]))
+            }
+            Self::LookedAt { linears, norm } => {
+                let [k, v] = linears.forward(pass.tape, pass.adapters, context)?;
+                let k = split_heads(pass, &k, norm.as_ref())?;
+                Ok((None, [k, split_heads(pass, &v, None)?]))
+            }
+        }
+    }
 }
 
 /// One block.
@@ -62,10 +84,9 @@ impl JointBlock {
         let context_mods = Modulation::new(pass, &self.context.modulation, vector)?;
         let x_in = mods.norm(pass, x, 0, 1)?;
         // The last context has diffusers' `AdaLayerNormContinuous`, which begins with the scale.
-        let (shift, scale) = if self.context.next.is_some() {
-            (0, 1)
-        } else {
-            (1, 0)
+        let (shift, scale) = match self.context.then {
+            Then::Next(_) => (0, 1),
+            Then::LookedAt { .. } => (1, 0),
         };
         let context_in = context_mods.norm(pass, context, shift, scale)?;
         // Of x as it came in: `SD35AdaLayerNormZeroX` modulates one norm for both attentions.
@@ -81,7 +102,7 @@ impl JointBlock {
         }
         let x = self.feed_forward.residual(pass, &mods, &x)?;
 
-        let (Some(next), Some(attended)) = (&self.context.next, context_attended) else {
+        let (Then::Next(next), Some(attended)) = (&self.context.then, context_attended) else {
             return Ok((x, None));
         };
         let context = context_mods.gate(pass, context, 2, &attended)?;
@@ -120,15 +141,8 @@ impl JointBlock {
         x: &Value,
         context: &Value,
     ) -> Result<(Value, Option<Value>)> {
-        let (own, next) = (&self.attention, self.context.next.as_ref());
-        let (q, k, v) = (
-            own.q.forward(pass, x)?,
-            own.k.forward(pass, x)?,
-            own.v.forward(pass, x)?,
-        );
-        let context_q = next.map(|next| next.q.forward(pass, context)).transpose()?;
-        let context_k = self.context.k.forward(pass, context)?;
-        let context_v = self.context.v.forward(pass, context)?;
+        let [q, k, v] = self.attention.heads.forward(pass, x)?;
+        let (context_q, [context_k, context_v]) = self.context.then.heads(pass, context)?;
         let of_x = AttentionPart {
             q: Some(&q),
             k: &k,
@@ -145,21 +159,19 @@ impl JointBlock {
             Some(part) => linear.forward(pass.tape, pass.adapters, part),
             None => bail!("attention gave {} parts", attended.len()),
         };
-        Ok((
-            out(&own.out, 0)?,
-            next.map(|next| out(&next.out, 1)).transpose()?,
-        ))
+        let of_x = out(&self.attention.out, 0)?;
+        let of_context = match &self.context.then {
+            Then::Next(next) => Some(out(&next.attention.out, 1)?),
+            Then::LookedAt { .. } => None,
+        };
+        Ok((of_x, of_context))
     }
 }
 
 impl Attention {
     /// [b, n, d] to [b, n, d].
     fn alone(&self, pass: Pass<'_>, x: &Value) -> Result<Value> {
-        let (q, k, v) = (
-            self.q.forward(pass, x)?,
-            self.k.forward(pass, x)?,
-            self.v.forward(pass, x)?,
-        );
+        let [q, k, v] = self.heads.forward(pass, x)?;
         let scale = 1.0 / (q.tensor().dim(3)? as f64).sqrt();
         let attended = pass
             .tape

@@ -7,11 +7,11 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Result, Tensor, bail};
 
 use super::architecture::Architecture;
-use super::block::{Attention, ContextHalf, JointBlock, NextContext};
+use super::block::{Attention, ContextHalf, JointBlock, NextContext, Then};
 use super::embed::{PatchEmbed, unpatchify};
 use crate::autograd::{Tape, Value};
 use crate::lora::Bound;
-use crate::models::linear::Linear;
+use crate::models::linear::{Fused, Linear};
 use crate::models::transformer::{
     Embedder, Loaded, Loader, Modulation, Pass, TIME_CHANNELS, check_shapes, picture_dims,
     timestep_sinusoid,
@@ -175,43 +175,36 @@ impl Denoiser for MmDit {
 fn block(loader: Loader<'_>, architecture: &Architecture, i: usize) -> Loaded<JointBlock> {
     let own = |part: &str| format!("transformer_blocks.{i}.{part}");
     let linear = |part: &str, outputs: usize| loader.wide(&own(part), (outputs, 1));
-    let heads = |part: &str, norm: Option<&str>| {
-        let norm = norm.filter(|_| architecture.qk_norm).map(own);
-        loader.heads(&own(part), norm.as_deref())
-    };
-    let attention = |[q, norm_q, k, norm_k, v, out]: [&str; 6]| {
+    let attention = |[q, k, v, norm_q, norm_k, out]: [&str; 6]| {
+        let norms = architecture.qk_norm.then_some([norm_q, norm_k]);
         Ok::<_, Error>(Attention {
-            q: heads(q, Some(norm_q))?,
-            k: heads(k, Some(norm_k))?,
-            v: heads(v, None)?,
+            heads: loader.heads(own, [q, k, v], norms)?,
             out: linear(out, 1)?,
         })
     };
-    let attn = || {
-        attention([
-            "attn.to_q",
-            "attn.norm_q",
-            "attn.to_k",
-            "attn.norm_k",
-            "attn.to_v",
-            "attn.to_out.0",
-        ])
-    };
-    let attn2 = || {
-        attention([
-            "attn2.to_q",
-            "attn2.norm_q",
-            "attn2.to_k",
-            "attn2.norm_k",
-            "attn2.to_v",
-            "attn2.to_out.0",
-        ])
+    let within = |attn: &str| {
+        let parts = ["to_q", "to_k", "to_v", "norm_q", "norm_k", "to_out.0"];
+        let parts = parts.map(|part| format!("{attn}.{part}"));
+        attention(parts.each_ref().map(String::as_str))
     };
     let next = || {
-        Ok::<_, Error>(NextContext {
-            q: heads("attn.add_q_proj", Some("attn.norm_added_q"))?,
-            out: linear("attn.to_add_out", 1)?,
+        Ok::<_, Error>(Then::Next(Box::new(NextContext {
+            attention: attention([
+                "attn.add_q_proj",
+                "attn.add_k_proj",
+                "attn.add_v_proj",
+                "attn.norm_added_q",
+                "attn.norm_added_k",
+                "attn.to_add_out",
+            ])?,
             feed_forward: loader.feed_forward(&own("ff_context"))?,
+        })))
+    };
+    let looked_at = || {
+        let norm = (architecture.qk_norm).then(|| loader.head_norm(&own("attn.norm_added_k")));
+        Ok::<_, Error>(Then::LookedAt {
+            linears: Fused::new([linear("attn.add_k_proj", 1)?, linear("attn.add_v_proj", 1)?])?,
+            norm: norm.transpose()?,
         })
     };
     let last = architecture.is_last(i);
@@ -221,14 +214,12 @@ fn block(loader: Loader<'_>, architecture: &Architecture, i: usize) -> Loaded<Jo
     }
     Ok(JointBlock {
         modulation: linear("norm1.linear", if dual { 9 } else { 6 })?,
-        attention: attn()?,
-        dual: dual.then(attn2).transpose()?,
+        attention: within("attn")?,
+        dual: dual.then(|| within("attn2")).transpose()?,
         feed_forward: loader.feed_forward(&own("ff"))?,
         context: ContextHalf {
             modulation: linear("norm1_context.linear", if last { 2 } else { 6 })?,
-            k: heads("attn.add_k_proj", Some("attn.norm_added_k"))?,
-            v: heads("attn.add_v_proj", None)?,
-            next: (!last).then(next).transpose()?,
+            then: if last { looked_at()? } else { next()? },
         },
     })
 }

@@ -7,7 +7,7 @@ use candle_core::{Result, Tensor};
 use crate::autograd::{Tape, Value};
 use crate::lora::Bound;
 use crate::models::Source;
-use crate::models::linear::Linear;
+use crate::models::linear::{Linear, Projections};
 use crate::models::transformer::Loaded;
 use crate::nn::{Activation, AttentionMask, Conv2dOptions};
 
@@ -266,13 +266,14 @@ impl Block {
         let width = size.width;
         let part = |part: &str| format!("{name}.{part}");
         let norm = |i: usize| LayerNorm::load(source, &format!("{name}.norm{i}"), width);
-        let attention = |part: &str, keys| {
-            Attention::load(source, &format!("{name}.{part}"), (width, keys), size.heads)
+        let attention = |part: &str, context| {
+            let name = format!("{name}.{part}");
+            Attention::load(source, &name, width, context, size.heads)
         };
         Ok(Self {
             norms: [norm(1)?, norm(2)?, norm(3)?],
-            own: attention("attn1", width)?,
-            context: attention("attn2", size.context)?,
+            own: attention("attn1", None)?,
+            context: attention("attn2", Some(size.context))?,
             // GEGLU: one product gives values and gates, each four times the width.
             up: Linear::load(source, &part("ff.net.0.proj"), (8 * width, width), true)?,
             down: Linear::load(source, &part("ff.net.2"), (width, 4 * width), true)?,
@@ -318,43 +319,47 @@ impl LayerNorm {
 }
 
 struct Attention {
-    q: Linear,
-    k: Linear,
-    v: Linear,
+    into: Projections,
     out: Linear,
     heads: usize,
 }
 
 impl Attention {
-    /// Of queries of `width` channels on keys and values of `keys` channels.
+    /// Over the pixels of `width` channels, or over a context of so many.
     fn load(
         source: &dyn Source,
         name: &str,
-        (width, keys): (usize, usize),
+        width: usize,
+        context: Option<usize>,
         heads: usize,
     ) -> Loaded<Self> {
-        let part = |part: &str| format!("{name}.{part}");
+        let linear = |part: &str, inputs: usize| {
+            Linear::load(source, &format!("{name}.{part}"), (width, inputs), false)
+        };
+        let keys = context.unwrap_or(width);
+        let into = [
+            linear("to_q", width)?,
+            linear("to_k", keys)?,
+            linear("to_v", keys)?,
+        ];
         Ok(Self {
-            q: Linear::load(source, &part("to_q"), (width, width), false)?,
-            k: Linear::load(source, &part("to_k"), (width, keys), false)?,
-            v: Linear::load(source, &part("to_v"), (width, keys), false)?,
-            out: Linear::load(source, &part("to_out.0"), (width, width), true)?,
+            into: match context {
+                Some(_) => Projections::of_two(into)?,
+                None => Projections::of_one(into)?,
+            },
+            out: Linear::load(source, &format!("{name}.to_out.0"), (width, width), true)?,
             heads,
         })
     }
 
     fn forward(&self, pass: Pass<'_>, x: &Value, seen: &Value) -> Result<Value> {
         let Pass { tape, adapters, .. } = pass;
-        let split = |linear: &Linear, x: &Value| {
-            let y = linear.forward(tape, adapters, x)?;
+        let [q, k, v] = self.into.forward(tape, adapters, x, seen)?;
+        let split = |y: &Value| {
             let (b, n, c) = y.tensor().dims3()?;
-            tape.reshape(&y, &[b, n, self.heads, c / self.heads])
+            tape.reshape(y, &[b, n, self.heads, c / self.heads])
         };
-        let (q, k, v) = (
-            split(&self.q, x)?,
-            split(&self.k, seen)?,
-            split(&self.v, seen)?,
-        );
+        let (q, k, v) = (split(&q)?, split(&k)?, split(&v)?);
         let scale = 1.0 / (q.tensor().dim(3)? as f64).sqrt();
         let attended = tape.attention(&q, &k, &v, scale, None, &AttentionMask::None)?;
         self.out.forward(tape, adapters, &attended)

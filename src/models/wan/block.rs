@@ -8,25 +8,17 @@ use super::architecture::Architecture;
 use super::positions::Rotary;
 use crate::autograd::Value;
 use crate::models::Source;
-use crate::models::linear::Linear;
+use crate::models::linear::{Linear, Projections};
 use crate::models::transformer::{EPS, FeedForward, Loaded, Loader, Modulation, Pass};
 use crate::nn::AttentionMask;
 
 /// Shifts, scales and gates of a block: of attention, then of the feed-forward.
 pub(super) const PARTS: usize = 6;
 
-/// A linear to queries or keys, with the norm over all heads' channels.
-struct Normed {
-    linear: Linear,
-    /// [d]
-    norm: Tensor,
-}
-
-/// Queries, keys, values and outputs.
 struct Attention {
-    q: Normed,
-    k: Normed,
-    v: Linear,
+    into: Projections,
+    /// Of queries and of keys, over all heads' channels: [d].
+    norms: [Tensor; 2],
     out: Linear,
 }
 
@@ -52,8 +44,8 @@ impl Block {
         let vector = |part: &str| source.tensor(&[width], &own(part));
         let asking = || -> Loaded<_> { Ok((vector("norm2.weight")?, vector("norm2.bias")?)) };
         Ok(Self {
-            of_video: Attention::load(loader, &own("attn1"))?,
-            of_context: Attention::load(loader, &own("attn2"))?,
+            of_video: Attention::load(loader, &own("attn1"), Projections::of_one)?,
+            of_context: Attention::load(loader, &own("attn2"), Projections::of_two)?,
             asking: architecture.cross_attn_norm.then(asking).transpose()?,
             feed_forward: loader.feed_forward_of(&own("ffn"), architecture.feed_forward)?,
             table: table(source, PARTS, width, &own("scale_shift_table"))?,
@@ -111,36 +103,26 @@ pub(super) fn parts(
     )?))
 }
 
-impl Normed {
-    /// [b, n, d] to [b, n, h, e].
-    fn forward(&self, pass: Pass<'_>, x: &Value) -> Result<Value> {
-        let y = self.linear.forward(pass.tape, pass.adapters, x)?;
-        let y = pass.tape.rms_norm(&y, Some(&self.norm), EPS)?;
-        heads(pass, &y)
-    }
-}
-
 fn heads(pass: Pass<'_>, x: &Value) -> Result<Value> {
     let (b, n, d) = x.tensor().dims3()?;
     pass.tape.reshape(x, &[b, n, pass.heads, d / pass.heads])
 }
 
 impl Attention {
-    fn load(loader: Loader<'_>, name: &str) -> Loaded<Self> {
-        let width = loader.width;
-        let normed = |linear: &str, norm: &str| -> Loaded<Normed> {
-            Ok(Normed {
-                linear: loader.wide(&format!("{name}.{linear}"), (1, 1))?,
-                norm: loader
-                    .source
-                    .tensor(&[width], &format!("{name}.{norm}.weight"))?,
-            })
+    fn load(
+        loader: Loader<'_>,
+        name: &str,
+        into: impl Fn([Linear; 3]) -> Loaded<Projections>,
+    ) -> Loaded<Self> {
+        let linear = |part: &str| loader.wide(&format!("{name}.{part}"), (1, 1));
+        let norm = |part: &str| {
+            let tensor = format!("{name}.{part}.weight");
+            loader.source.tensor(&[loader.width], &tensor)
         };
         Ok(Self {
-            q: normed("to_q", "norm_q")?,
-            k: normed("to_k", "norm_k")?,
-            v: loader.wide(&format!("{name}.to_v"), (1, 1))?,
-            out: loader.wide(&format!("{name}.to_out.0"), (1, 1))?,
+            into: into([linear("to_q")?, linear("to_k")?, linear("to_v")?])?,
+            norms: [norm("norm_q")?, norm("norm_k")?],
+            out: linear("to_out.0")?,
         })
     }
 
@@ -153,8 +135,10 @@ impl Attention {
         rotary: Option<&Rotary>,
     ) -> Result<Value> {
         let tape = pass.tape;
-        let (mut q, mut k) = (self.q.forward(pass, x)?, self.k.forward(pass, seen)?);
-        let v = heads(pass, &self.v.forward(tape, pass.adapters, seen)?)?;
+        let [q, k, v] = self.into.forward(tape, pass.adapters, x, seen)?;
+        let normed = |y: &Value, norm| heads(pass, &tape.rms_norm(y, Some(norm), EPS)?);
+        let (mut q, mut k) = (normed(&q, &self.norms[0])?, normed(&k, &self.norms[1])?);
+        let v = heads(pass, &v)?;
         if let Some(rotary) = rotary {
             q = tape.rope(&q, &rotary.cos, &rotary.sin)?;
             k = tape.rope(&k, &rotary.cos, &rotary.sin)?;

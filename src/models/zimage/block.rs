@@ -10,7 +10,7 @@ use super::embed::Rotary;
 use super::names::MODULATION;
 use crate::autograd::Value;
 use crate::models::Source;
-use crate::models::linear::Linear;
+use crate::models::linear::{Fused, Linear};
 use crate::models::transformer::{Loaded, Pass};
 use crate::nn::{Activation, AttentionMask};
 
@@ -24,14 +24,16 @@ pub(super) struct Block {
     attention: Attention,
     /// Before and behind the attention, [d].
     attention_norms: [Tensor; 2],
-    /// Gate, value and output of the feed-forward.
-    feed_forward: [Linear; 3],
+    /// Gate and value of the feed-forward.
+    up: Fused<2>,
+    down: Linear,
     /// Before and behind the feed-forward, [d].
     feed_forward_norms: [Tensor; 2],
 }
 
 struct Attention {
-    qkv: [Linear; 3],
+    /// Keys, queries, values.
+    kqv: Fused<3>,
     /// Of each head's queries and keys, [e].
     norms: [Tensor; 2],
     out: Linear,
@@ -66,11 +68,11 @@ impl Block {
         let modulation = modulated.then(|| linear(MODULATION, 4 * d, own.vector(), true));
         let square = |part: &str| linear(part, d, d, false);
         let attention = Attention {
-            qkv: [
-                square("attention.to_q")?,
+            kqv: Fused::new([
                 square("attention.to_k")?,
+                square("attention.to_q")?,
                 square("attention.to_v")?,
-            ],
+            ])?,
             norms: [norm("attention.norm_q", e)?, norm("attention.norm_k", e)?],
             out: square("attention.to_out.0")?,
         };
@@ -79,11 +81,11 @@ impl Block {
             modulation: modulation.transpose()?,
             attention,
             attention_norms: [norm("attention_norm1", d)?, norm("attention_norm2", d)?],
-            feed_forward: [
+            up: Fused::new([
                 linear("feed_forward.w1", own.inner(), d, false)?,
                 linear("feed_forward.w3", own.inner(), d, false)?,
-                linear("feed_forward.w2", d, own.inner(), false)?,
-            ],
+            ])?,
+            down: linear("feed_forward.w2", d, own.inner(), false)?,
             feed_forward_norms: [norm("ffn_norm1", d)?, norm("ffn_norm2", d)?],
         })
     }
@@ -151,11 +153,9 @@ impl Block {
 
     fn feed_forward(&self, pass: Pass<'_>, x: &Value) -> Result<Value> {
         let (tape, adapters) = (pass.tape, pass.adapters);
-        let [gate, value, out] = &self.feed_forward;
-        let gate = gate.forward(tape, adapters, x)?;
-        let value = value.forward(tape, adapters, x)?;
+        let [gate, value] = self.up.forward(tape, adapters, x)?;
         let inner = tape.activation_gated(Activation::Silu, &gate, &value)?;
-        out.forward(tape, adapters, &inner)
+        self.down.forward(tape, adapters, &inner)
     }
 }
 
@@ -164,18 +164,15 @@ impl Attention {
         let (tape, adapters) = (pass.tape, pass.adapters);
         let (b, n, d) = x.tensor().dims3()?;
         let e = d / pass.heads;
-        let heads = |linear: &Linear| {
-            let y = linear.forward(tape, adapters, x)?;
-            tape.reshape(&y, &[b, n, pass.heads, e])
-        };
-        let [to_q, to_k, to_v] = &self.qkv;
-        let turned = |linear: &Linear, norm: &Tensor| {
-            let y = tape.rms_norm(&heads(linear)?, Some(norm), HEAD_EPS)?;
+        let [k, q, v] = self.kqv.forward(tape, adapters, x)?;
+        let heads = |y: &Value| tape.reshape(y, &[b, n, pass.heads, e]);
+        let turned = |y: &Value, norm: &Tensor| {
+            let y = tape.rms_norm(&heads(y)?, Some(norm), HEAD_EPS)?;
             tokens.rotary.turn(tape, &y)
         };
-        let (q, k) = (turned(to_q, &self.norms[0])?, turned(to_k, &self.norms[1])?);
+        let (q, k) = (turned(&q, &self.norms[0])?, turned(&k, &self.norms[1])?);
         let scale = 1.0 / (e as f64).sqrt();
-        let attended = tape.attention(&q, &k, &heads(to_v)?, scale, None, &tokens.mask)?;
+        let attended = tape.attention(&q, &k, &heads(&v)?, scale, None, &tokens.mask)?;
         self.out.forward(tape, adapters, &attended)
     }
 }

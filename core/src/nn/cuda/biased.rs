@@ -16,8 +16,16 @@ const WORKSPACE_BYTES: usize = 32 << 20;
 /// Bytes at a multiple of which every matrix begins: the heuristic is told so, and other matrices are not served.
 const ALIGNMENT: u32 = 16;
 
-/// Rows of x, its width, and the width of the result; whether in bf16.
-type Shape = (usize, usize, usize, bool);
+/// What is multiplied: `x` `[m, k]` by each of `layers` matrices `[n, k]` that lie behind one another.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+struct Shape {
+    layers: usize,
+    m: usize,
+    k: usize,
+    n: usize,
+    /// In bf16, else in f32.
+    half: bool,
+}
 
 /// cuBLASLt on a GPU, and how it multiplies each shape met so far.
 pub(super) struct Biased {
@@ -59,8 +67,11 @@ impl Drop for MatmulPlan {
 
 impl MatmulPlan {
     /// None if the library has no algorithm for the shape.
-    fn new(handle: sys::cublasLtHandle_t, (m, k, n, half): Shape) -> Result<Option<Self>> {
-        let kind = match half {
+    fn new(handle: sys::cublasLtHandle_t, shape: Shape) -> Result<Option<Self>> {
+        let Shape {
+            layers, m, k, n, ..
+        } = shape;
+        let kind = match shape.half {
             true => sys::cudaDataType_t::CUDA_R_16BF,
             false => sys::cudaDataType_t::CUDA_R_32F,
         };
@@ -87,6 +98,9 @@ impl MatmulPlan {
             Describes::CUBLASLT_MATMUL_DESC_EPILOGUE,
             &(sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS as i32),
         )?;
+        if layers > 1 {
+            plan.repeat(layers, [n * k, 0, m * n], n)?;
+        }
         let preference = result::create_matmul_pref().map_err(Error::wrap)?;
         let found = plan.choose(handle, preference);
         // SAFETY: made above and used no more.
@@ -102,6 +116,28 @@ impl MatmulPlan {
         // SAFETY: the description lives as long as `self`, and the library copies the value.
         unsafe { result::set_matmul_desc_attribute(self.product, what, at, size) }
             .map_err(Error::wrap)
+    }
+
+    /// As many products, whose matrices and biases are so many numbers apart.
+    fn repeat(&self, layers: usize, apart: [usize; 3], of_bias: usize) -> Result<()> {
+        use sys::cublasLtMatrixLayoutAttribute_t as Lies;
+        let set = |layout, what, value: *const c_void, size| {
+            // SAFETY: the layout lives as long as `self`, and the library copies the value.
+            unsafe { result::set_matrix_layout_attribute(layout, what, value, size) }
+                .map_err(Error::wrap)
+        };
+        for (layout, apart) in self.layouts.into_iter().zip(apart) {
+            let (count, apart) = (layers as i32, apart as i64);
+            let (count_at, apart_at) = (std::ptr::from_ref(&count), std::ptr::from_ref(&apart));
+            let what = Lies::CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT;
+            set(layout, what, count_at.cast(), size_of_val(&count))?;
+            let what = Lies::CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET;
+            set(layout, what, apart_at.cast(), size_of_val(&apart))?;
+        }
+        self.describe(
+            sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_BATCH_STRIDE,
+            &(of_bias as i64),
+        )
     }
 
     fn choose(
@@ -164,23 +200,23 @@ impl Biased {
     }
 }
 
-/// `x w^T + b`, `[m, n]`, of `x` `[m, k]`, `w` `[n, k]`, `b` `[n]` in one type, each in one piece. None where the library does not
-/// serve them.
-pub(crate) fn linear(
+/// `x w^T + b` of each layer, `[layers, m, n]`, of `x` `[m, k]`, `w` `[layers, n, k]`, `b` `[layers, n]` in one type, each in one piece.
+/// None where the library does not serve them.
+pub(crate) fn linears(
     kernels: &Kernels,
     x: &Tensor,
     w: &Tensor,
     b: &Tensor,
 ) -> Result<Option<Tensor>> {
-    let ((m, k), (n, inner)) = (x.dims2()?, w.dims2()?);
+    let ((m, k), (layers, n, inner)) = (x.dims2()?, w.dims3()?);
     let dtype = x.dtype();
-    if inner != k || b.dims() != [n] || w.dtype() != dtype || b.dtype() != dtype {
+    if inner != k || b.dims() != [layers, n] || w.dtype() != dtype || b.dtype() != dtype {
         candle_core::bail!("{:?} {:?} + {:?}", x.dims(), w.dims(), b.dims());
     }
     let at = [w, x, b].map(|t| kernels.address(t));
     let [w, x, b] = at;
     let (w, x, b) = (w?, x?, b?);
-    if [w, x, b].iter().any(|at| at % u64::from(ALIGNMENT) != 0) || m * k * n == 0 {
+    if [w, x, b].iter().any(|at| at % u64::from(ALIGNMENT) != 0) || layers * m * k * n == 0 {
         return Ok(None);
     }
     let mut guard = kernels
@@ -195,10 +231,17 @@ pub(crate) fn linear(
         return Ok(None);
     };
     let (handle, workspace) = (biased.handle, kernels.address(&biased.workspace)?);
-    let Some(plan) = biased.plan((m, k, n, dtype == DType::BF16))? else {
+    let shape = Shape {
+        layers,
+        m,
+        k,
+        n,
+        half: dtype == DType::BF16,
+    };
+    let Some(plan) = biased.plan(shape)? else {
         return Ok(None);
     };
-    let y = kernels.room((m, n), dtype)?;
+    let y = kernels.room((layers, m, n), dtype)?;
     let to = kernels.address(&y)? as *mut c_void;
     plan.describe(
         sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_POINTER,

@@ -2,6 +2,7 @@
 //! before its kernels are used there, and what the unit tests try.
 
 mod attention;
+mod fused;
 
 use candle_core::{DType, Device, Result, Tensor};
 
@@ -18,6 +19,7 @@ use crate::nn::{
 use crate::rng::{Rng, Stream};
 
 pub(crate) use attention::{attention_gradients, attentions, large_scores};
+pub(crate) use fused::{fused, gathered};
 
 type Operation = Box<dyn Fn(&Kernels, &[Tensor]) -> Result<Vec<Tensor>>>;
 
@@ -126,6 +128,8 @@ pub(crate) fn all() -> Result<Vec<Case>> {
         views()?,
         linears()?,
         adapters()?,
+        fused()?,
+        gathered()?,
         flat()?,
         convolutions()?,
         group_norms()?,

@@ -1,5 +1,7 @@
 //! The adapters' numbers and gradients, each one flat f32 tensor: sums into a part of it, its norm, AdamW.
 
+use std::ops::Range;
+
 use candle_core::cuda_backend::cudarc::driver::DeviceRepr;
 use candle_core::{DType, Result, Tensor, bail};
 
@@ -7,6 +9,9 @@ use super::Argument::{Address, Float, Long};
 use super::views::dense;
 use super::{Argument, Kernels, blocks_for, config};
 use crate::nn::flat::AdamWUpdate;
+
+/// Pieces of a launch, each a row of blocks: half of what a launch may have.
+const MOST_PIECES: usize = 1 << 15;
 
 /// As [`AdamWUpdate`] has them, in its order.
 #[repr(C)]
@@ -47,10 +52,8 @@ pub(crate) fn accumulate_pieces(
     sources: &[(usize, Tensor)],
     factor: f64,
 ) -> Result<()> {
-    /// Rows of blocks that a launch may have, half of what it may.
-    const MOST: usize = 1 << 15;
-    if sources.len() > MOST {
-        let (first, rest) = sources.split_at(MOST);
+    if sources.len() > MOST_PIECES {
+        let (first, rest) = sources.split_at(MOST_PIECES);
         accumulate_pieces(kernels, target, first, factor)?;
         return accumulate_pieces(kernels, target, rest, factor);
     }
@@ -77,6 +80,40 @@ pub(crate) fn accumulate_pieces(
     let grid = (most.div_ceil(1024).max(1) as u32, sources.len() as u32, 1);
     // SAFETY: the signature of `accumulate_pieces`; every piece is alive, and within the target.
     unsafe { kernels.launch(&function, config(grid, 256, 0), &arguments) }
+}
+
+/// The numbers of the flat f32 tensor `values` in these ranges, which are there, one behind the other in bf16 or f32, in one launch.
+pub(crate) fn gather(
+    kernels: &Kernels,
+    values: &Tensor,
+    ranges: &[Range<usize>],
+    dtype: DType,
+) -> Result<Tensor> {
+    if ranges.len() > MOST_PIECES {
+        bail!("{} pieces where {MOST_PIECES} are taken", ranges.len());
+    }
+    let (mut words, mut count, mut most) = (Vec::with_capacity(3 * ranges.len()), 0, 0);
+    for range in ranges {
+        words.extend([range.start as i64, count as i64, range.len() as i64]);
+        count += range.len();
+        most = most.max(range.len());
+    }
+    let out = kernels.room(count, dtype)?;
+    if count == 0 {
+        return Ok(out);
+    }
+    let values = dense(kernels, values)?;
+    let pieces = Tensor::from_vec(words, 3 * ranges.len(), values.device())?;
+    let arguments = [
+        Address(kernels.address(&pieces)?),
+        Address(kernels.address(&values)?),
+        Address(kernels.address(&out)?),
+    ];
+    let function = kernels.function("rows", dtype, "gather_pieces")?;
+    let grid = (most.div_ceil(1024) as u32, ranges.len() as u32, 1);
+    // SAFETY: the signature of `gather_pieces`; the ranges are within `values`, and `out` has all their numbers.
+    unsafe { kernels.launch(&function, config(grid, 256, 0), &arguments)? };
+    Ok(out)
 }
 
 /// The sum of squares of all numbers, in f32 by blocks and in f64 over them.

@@ -23,8 +23,8 @@ pub(crate) fn product(
     };
     let x_rows = matrix(kernels, x)?;
     let (w, b) = (dense(kernels, w)?, dense(kernels, b)?);
-    let y = match biased::linear(kernels, &x_rows, &w, &b)? {
-        Some(y) => y,
+    let y = match biased::linears(kernels, &x_rows, &w.unsqueeze(0)?, &b.unsqueeze(0)?)? {
+        Some(y) => y.squeeze(0)?,
         None => {
             let y = rows::spread(kernels, &b, x_rows.dim(0)?)?;
             add_product(kernels, &y, 1.0, Factor::of(&x_rows), Factor::turned(&w))?;
@@ -54,7 +54,7 @@ pub(crate) fn adapted(
 }
 
 /// All leading dimensions as one.
-fn matrix(kernels: &Kernels, t: &Tensor) -> Result<Tensor> {
+pub(super) fn matrix(kernels: &Kernels, t: &Tensor) -> Result<Tensor> {
     let extents = cpu::rows_of(t)?;
     dense(kernels, t)?.reshape(extents)
 }

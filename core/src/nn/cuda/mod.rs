@@ -10,6 +10,7 @@ mod cases;
 pub(crate) mod conv;
 mod cudnn;
 pub(crate) mod flat;
+pub(crate) mod fused;
 pub(crate) mod gemm;
 pub(crate) mod groups;
 pub(crate) mod linear;

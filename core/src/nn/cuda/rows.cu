@@ -536,6 +536,16 @@ extern "C" __global__ void accumulate_pieces(const Piece* pieces, float* target,
         target[piece.start + at] += factor * piece.from[at];
 }
 
+// Numbers of each piece, one piece behind the other, rounded. A block row a piece.
+struct Taken {
+    i64 from, to, count;
+};
+extern "C" __global__ void gather_pieces(const Taken* pieces, const float* from, num* to) {
+    Taken piece = pieces[blockIdx.y];
+    for (i64 at = (i64)blockIdx.x * blockDim.x + threadIdx.x; at < piece.count; at += (i64)gridDim.x * blockDim.x)
+        to[piece.to + at] = narrow(from[piece.from + at]);
+}
+
 // The sum of the squares of each block's share, which is the same whatever ran first.
 extern "C" __global__ void squares(const num* x, float* sums, i64 count) {
     float sum = 0.0f;

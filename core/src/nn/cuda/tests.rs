@@ -86,6 +86,12 @@ fn adapters_and_their_gradients() {
 }
 
 #[test]
+fn fused_linear_layers_and_numbers_laid_together() {
+    hold(cases::fused());
+    hold(cases::gathered());
+}
+
+#[test]
 fn sums_of_many_numbers_and_adamw() {
     hold(cases::flat());
 }

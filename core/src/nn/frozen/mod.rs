@@ -138,6 +138,15 @@ impl Frozen {
         }
     }
 
+    /// The matrix, if it is in memory as a tensor.
+    #[cfg(feature = "cuda")]
+    pub(super) fn whole(&self) -> Option<Tensor> {
+        match &self.0 {
+            Storage::Whole(whole) => Some(whole.clone()),
+            _ => None,
+        }
+    }
+
     /// The matrix to multiply by, in the type and on the device of the computation.
     ///
     /// # Errors
