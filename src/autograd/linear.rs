@@ -4,9 +4,9 @@ use candle_core::{Result, Tensor, bail};
 
 use super::gradient::Gradient;
 use super::tape::{Tape, Value};
-use crate::nn::Frozen;
 use crate::nn::fused::{FusedLinears, SeenByAdapters, StackedAdapters};
-use crate::nn::linear::{Adapted, LowRank, WantedGradients, adapted, backward};
+use crate::nn::linear::{Adapted, LowRank, WantedGradients, adapted, backward, with_gelu};
+use crate::nn::{Activation, Frozen};
 
 /// A low-rank adapter on the tape: `y += scale (dropout x) a^T b^T`.
 #[derive(Clone, Debug)]
@@ -46,26 +46,62 @@ impl Tape {
         bias: Option<&Tensor>,
         lora: Option<&LoraValues>,
     ) -> Result<Value> {
+        let (y, down) = match lora.map(LoraValues::low_rank) {
+            Some(lora) => {
+                let (y, down) = adapted(self.kernels(), x.tensor(), &w.matrix()?, bias, &lora)?;
+                (y, Some(down))
+            }
+            None => (w.matrix()?.linear(self.kernels(), x.tensor(), bias)?, None),
+        };
+        Ok(self.record_linear(x, w, lora, y, down))
+    }
+
+    /// GELU by its tanh approximation of [`Self::linear`], on a GPU taken where the product is written.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::linear`].
+    pub fn linear_gelu(
+        &self,
+        x: &Value,
+        w: &Frozen,
+        bias: Option<&Tensor>,
+        lora: Option<&LoraValues>,
+    ) -> Result<Value> {
+        let low_rank = lora.map(LoraValues::low_rank);
+        let (kernels, matrix) = (self.kernels(), w.matrix()?);
+        let (y, before, down) = with_gelu(kernels, x.tensor(), &matrix, bias, low_rank.as_ref())?;
+        let before = self.record_linear(x, w, lora, before, down);
+        Ok(self.record_activation(Activation::GeluTanh, &before, y))
+    }
+
+    /// Puts `y`, which [`Self::linear`] gives of `x`, on the tape. `down` is what an adapter made of `x` on the way.
+    fn record_linear(
+        &self,
+        x: &Value,
+        w: &Frozen,
+        lora: Option<&LoraValues>,
+        y: Tensor,
+        down: Option<Tensor>,
+    ) -> Value {
+        let w = w.clone();
         let Some(lora) = lora else {
-            let y = w.matrix()?.linear(self.kernels(), x.tensor(), bias)?;
             // `x` is not saved: its gradient is made of the frozen weight alone.
-            let (w, to) = (w.clone(), x.id());
+            let to = x.id();
             let wanted = WantedGradients {
                 x: true,
                 a: false,
                 b: false,
             };
-            return Ok(self.record_one(&[x], y, move |slots, gradient| {
+            return self.record_one(&[x], y, move |slots, gradient| {
                 // The product adds to what the value has already (beta 1), which saves a tensor of its size and a pass over it.
                 let earlier = slots.take_editable(to);
                 let w = &w.matrix()?;
                 let [dx, ..] =
                     backward(slots.kernels(), gradient.tensor(), w, None, wanted, earlier)?;
                 dx.map_or(Ok(()), |dx| slots.add(to, Gradient::fresh(dx)))
-            }));
+            });
         };
-        let low_rank = lora.low_rank();
-        let (y, down) = adapted(self.kernels(), x.tensor(), &w.matrix()?, bias, &low_rank)?;
         let inputs = [x, &lora.a, &lora.b];
         let targets = inputs.map(Value::id);
         let [x_id, a_id, b_id] = targets;
@@ -75,10 +111,10 @@ impl Tape {
             b: b_id.is_some(),
         };
         // Each kept only if its gradient is wanted: b's is made of `down`, a's of `x`.
-        let down = wanted.b.then_some(down);
+        let down = down.filter(|_| wanted.b);
         let seen = wanted.a.then(|| x.tensor().clone());
-        let w = w.clone();
-        Ok(self.record_one(&inputs, y, move |slots, gradient| {
+        let low_rank = lora.low_rank();
+        self.record_one(&inputs, y, move |slots, gradient| {
             let earlier = if wanted.x {
                 slots.take_editable(x_id)
             } else {
@@ -104,7 +140,7 @@ impl Tape {
                 }
             }
             Ok(())
-        }))
+        })
     }
 
     /// [`Self::linear`] of `x` by each of some linears, with its adapter if it has one. `stacked` are the adapters' `a`, `[sum of the ranks,

@@ -15,12 +15,17 @@ impl Tape {
     /// Those of the backend.
     pub fn activation(&self, kind: Activation, x: &Value) -> Result<Value> {
         let y = kind.apply(self.kernels(), x.tensor())?;
+        Ok(self.record_activation(kind, x, y))
+    }
+
+    /// Puts `y`, the activation of `x`, on the tape.
+    pub(super) fn record_activation(&self, kind: Activation, x: &Value, y: Tensor) -> Value {
         let (to, saved) = (x.id(), x.tensor().clone());
-        Ok(self.record_one(&[x], y, move |slots, gradient| {
+        self.record_one(&[x], y, move |slots, gradient| {
             let kernels = slots.kernels();
             let dx = kind.backward(kernels, &saved, gradient.into_editable(kernels)?)?;
             slots.add(to, Gradient::fresh(dx))
-        }))
+        })
     }
 
     /// `activation(gate) * x`, for two values of one shape (GEGLU, SwiGLU).

@@ -1,6 +1,7 @@
 //! Every operation against finite differences in f64, by kernels and composed of candle's operations; in f32 against
 //! those, in bf16 as GPUs compute, and on a GPU where there is one; then what the tape keeps and frees.
 
+mod linears;
 mod memory;
 mod operations;
 mod precision;

@@ -68,6 +68,11 @@ impl Beneath {
         })
     }
 
+    /// Whether it has an update of the linear of that name.
+    pub(super) fn is_on(&self, linear: &str) -> bool {
+        self.factors.contains_key(linear)
+    }
+
     /// `y`, the result [.., outputs] of the linear of that name on `x` [.., inputs], with its update.
     ///
     /// # Errors

@@ -255,6 +255,11 @@ impl Bound {
         self.beneath.add(tape, linear, x, y)
     }
 
+    /// Whether [`Self::beneath`] adds something to this linear's result.
+    pub fn has_beneath(&self, linear: &str) -> bool {
+        self.beneath.is_on(linear)
+    }
+
     /// Whether block `i` keeps its inputs only.
     pub fn recomputes(&self, i: usize) -> bool {
         match &self.recompute {

@@ -57,6 +57,21 @@ impl Linear {
         let y = tape.linear(x, &self.weight, self.bias.as_ref(), lora.as_ref())?;
         adapters.beneath(tape, &self.name, x, y)
     }
+
+    /// [`Self::forward`], then GELU by its tanh approximation.
+    pub(super) fn gelu(
+        &self,
+        tape: &Tape,
+        adapters: &Bound,
+        x: &Value,
+    ) -> candle_core::Result<Value> {
+        // What lies beneath comes before the GELU.
+        if adapters.has_beneath(&self.name) {
+            return tape.gelu_tanh(&self.forward(tape, adapters, x)?);
+        }
+        let lora = adapters.on(&self.name, x)?;
+        tape.linear_gelu(x, &self.weight, self.bias.as_ref(), lora.as_ref())
+    }
 }
 
 /// Linears of one input, such as those to queries, keys and values: computed together.

@@ -204,9 +204,7 @@ impl FeedForward {
     /// `x` [b, n, d] plus its own result: normed with parts 3 and 4, gated by part 5.
     pub(super) fn residual(&self, pass: Pass<'_>, mods: &Modulation, x: &Value) -> Result<Value> {
         let y = mods.norm(pass, x, 3, 4)?;
-        let y = pass
-            .tape
-            .gelu_tanh(&self.up.forward(pass.tape, pass.adapters, &y)?)?;
+        let y = self.up.gelu(pass.tape, pass.adapters, &y)?;
         mods.gate(
             pass,
             x,

@@ -1,4 +1,5 @@
 // Products of matrices as cuBLAS and cuBLASLt offer them, and as much of cuRAND as opening a device takes.
+#include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
@@ -14,6 +15,7 @@ namespace {
 enum Status { OK = 0, INVALID_VALUE = 7, NOT_SUPPORTED = 15 };
 enum Kind { F32 = 0, F64 = 1, BF16 = 14 };
 constexpr int SUMS_IN_F32 = 68;
+enum Epilogue { BIAS = 4, GELU_AUX_BIAS = 164 };
 
 char a_handle;
 
@@ -150,6 +152,8 @@ struct Description {
     int turned_a = 0, turned_b = 0, epilogue = 1;
     const void* bias = nullptr;
     int64_t bias_apart = 0;
+    void* kept = nullptr;  // what GELU is taken of
+    int64_t kept_column = 0;
 };
 
 struct Found {  // cublasLtMatmulHeuristicResult_t
@@ -207,6 +211,8 @@ API int cublasLtMatmulDescSetAttribute(Description* d, int attribute, const void
     case 7: return take(d->epilogue, value, bytes);
     case 8: return take(d->bias, value, bytes);
     case 10: return take(d->bias_apart, value, bytes);
+    case 11: return take(d->kept, value, bytes);
+    case 12: return take(d->kept_column, value, bytes);
     }
     return refuse(INVALID_VALUE, "an attribute that is not emulated");
 }
@@ -226,18 +232,36 @@ API int cublasLtMatmul(void*, Description* d, const float* alpha, const void* a,
                        Layout* b_layout, const float* beta, const void* c, Layout* c_layout, void* to, Layout* to_layout,
                        const void*, void*, size_t, void*) {
     if (!fit(*d, *a_layout, *b_layout, *to_layout)) return refuse(INVALID_VALUE, "layouts that do not fit together");
-    if (c != to || c_layout->column != to_layout->column) return refuse(NOT_SUPPORTED, "another matrix is added");
-    if (d->epilogue != 4 || !d->bias) return refuse(NOT_SUPPORTED, "no bias");
-    for (const void* each : {a, b, c, d->bias})
+    if (c_layout->column != to_layout->column) return refuse(NOT_SUPPORTED, "a matrix of another layout is added");
+    bool gelu = d->epilogue == GELU_AUX_BIAS;
+    if ((d->epilogue != BIAS && !gelu) || !d->bias) return refuse(NOT_SUPPORTED, "no bias");
+    if (gelu && (to_layout->batch != 1 || !d->kept || d->kept_column % 8 || d->kept_column < int64_t(to_layout->rows)))
+        return refuse(INVALID_VALUE, "no room for what GELU is taken of");
+    if (*beta != 0 && to_layout->batch != 1) return refuse(NOT_SUPPORTED, "matrices are added to several products");
+    for (const void* each : {a, b, c, const_cast<const void*>(to), d->bias, const_cast<const void*>(d->kept)})
         if (reinterpret_cast<uint64_t>(each) % 16) return refuse(INVALID_VALUE, "a matrix that is not aligned as promised");
     Matrix left = matrix(a, a_layout->kind, a_layout->column, d->turned_a);
     Matrix right = matrix(b, b_layout->kind, b_layout->column, d->turned_b);
+    Matrix added = matrix(c, c_layout->kind, c_layout->column, false);
     Matrix result = matrix(to, to_layout->kind, to_layout->column, false), bias = matrix(d->bias, a_layout->kind, 1, false);
+    if (gelu) result = matrix(d->kept, to_layout->kind, d->kept_column, false);
+    if (*beta != 0)
+        for (uint64_t j = 0; j < to_layout->columns; j++)
+            for (uint64_t i = 0; i < to_layout->rows; i++) result.set(i, j, added.get(i, j));
     for (int i = 0; i < to_layout->batch; i++) {
         multiply<float>(to_layout->rows, to_layout->columns, d->turned_a ? a_layout->rows : a_layout->columns, *alpha, left, right,
                         *beta, result, &bias);
         left.data += a_layout->apart * left.size(), right.data += b_layout->apart * right.size();
         result.data += to_layout->apart * result.size(), bias.data += d->bias_apart * bias.size();
+    }
+    if (gelu) {
+        result = matrix(d->kept, to_layout->kind, d->kept_column, false);
+        Matrix activated = matrix(to, to_layout->kind, to_layout->column, false);
+        for (uint64_t j = 0; j < to_layout->columns; j++)
+            for (uint64_t i = 0; i < to_layout->rows; i++) {
+                double x = result.get(i, j);
+                activated.set(i, j, 0.5 * x * (1 + tanh(0.7978845608028654 * (x + 0.044715 * x * x * x))));
+            }
     }
     return OK;
 }

@@ -8,7 +8,7 @@ use super::cpu::{self, by_kernel, elements};
 use super::cuda::linear as cuda;
 use super::gemm::{ALL, Matrix, MatrixMut, Plus, Write, matmul, matmul_plus, matmul_plus_bf16};
 use super::real::Real;
-use super::{Kernels, Packed};
+use super::{Activation, Kernels, Packed};
 
 /// `y = x w^T + b`, with `x` `[.., in]`, `w` `[out, in]`, `b` `[out]`, `y` `[.., out]`.
 ///
@@ -153,6 +153,38 @@ pub fn adapted(
             Ok(((composed(x, &w.tensor()?, b)? + up)?, down))
         }
     )
+}
+
+/// `gelu(x w^T + b)`, in GELU's tanh form and with an adapter's update inside it if there is one; what the GELU was taken of; and
+/// `(mask x) a^T` of the adapter.
+pub fn with_gelu(
+    kernels: &Kernels,
+    x: &Tensor,
+    w: &Packed,
+    b: Option<&Tensor>,
+    lora: Option<&LowRank>,
+) -> Result<(Tensor, Tensor, Option<Tensor>)> {
+    check(x, w.shape(), b)?;
+    if let Some(lora) = lora {
+        lora.check(x, w.shape())?;
+    }
+    #[cfg(feature = "cuda")]
+    if let (Some(k), Some(b)) = (kernels.serving(x), b) {
+        let input = lora.map(|lora| lora.input(x)).transpose()?;
+        let found = cuda::with_gelu(k, (x, input.as_ref()), &w.tensor()?, b, lora)?;
+        if let Some(found) = found {
+            return Ok(found);
+        }
+    }
+    let (before, down) = match lora {
+        Some(lora) => {
+            let (before, down) = adapted(kernels, x, w, b, lora)?;
+            (before, Some(down))
+        }
+        None => (w.linear(kernels, x, b)?, None),
+    };
+    let y = Activation::GeluTanh.apply(kernels, &before)?;
+    Ok((y, before, down))
 }
 
 /// `x w^T + b` by tensor operations.

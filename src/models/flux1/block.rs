@@ -155,7 +155,7 @@ impl SingleBlock {
         let [q, k, v] = self.heads.forward(pass, &y)?;
         let (q, k) = (turn(&q)?, turn(&k)?);
         let attended = tape.attention(&q, &k, &v, scale_of(&q)?, None, &tokens.mask)?;
-        let inner = tape.gelu_tanh(&self.up.forward(tape, pass.adapters, &y)?)?;
+        let inner = self.up.gelu(tape, pass.adapters, &y)?;
         let both = tape.cat(&[&attended, &inner], 2)?;
         mods.gate(pass, x, 2, &self.out.forward(tape, pass.adapters, &both)?)
     }

@@ -173,8 +173,8 @@ impl Wan {
     /// The context [b, m, d] of the caption's rows.
     fn context(&self, pass: Pass<'_>, rows: &Tensor) -> Result<Value> {
         let [first, second] = &self.text;
-        let hidden = first.forward(pass.tape, pass.adapters, &Value::constant(rows.clone()))?;
-        second.forward(pass.tape, pass.adapters, &pass.tape.gelu_tanh(&hidden)?)
+        let hidden = first.gelu(pass.tape, pass.adapters, &Value::constant(rows.clone()))?;
+        second.forward(pass.tape, pass.adapters, &hidden)
     }
 
     fn blocks(

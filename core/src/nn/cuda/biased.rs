@@ -1,4 +1,4 @@
-//! Linear layers with their bias by cuBLASLt, which adds it where the product is written. The algorithm of a shape is the one
+//! Linear layers with their bias by cuBLASLt, which adds it where the product is written, and takes GELU there. The algorithm of a shape is the one
 //! its heuristic names first: the same on every run of a machine.
 
 use std::collections::HashMap;
@@ -25,6 +25,8 @@ struct Shape {
     n: usize,
     /// In bf16, else in f32.
     half: bool,
+    /// Whether GELU, in its tanh form, is taken of the result, which is kept as well.
+    gelu: bool,
 }
 
 /// cuBLASLt on a GPU, and how it multiplies each shape met so far.
@@ -94,10 +96,16 @@ impl MatmulPlan {
             Describes::CUBLASLT_MATMUL_DESC_TRANSA,
             &(cublas::cublasOperation_t::CUBLAS_OP_T as i32),
         )?;
-        plan.describe(
-            Describes::CUBLASLT_MATMUL_DESC_EPILOGUE,
-            &(sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS as i32),
-        )?;
+        use sys::cublasLtEpilogue_t as Ends;
+        let ends = match shape.gelu {
+            true => Ends::CUBLASLT_EPILOGUE_GELU_AUX_BIAS,
+            false => Ends::CUBLASLT_EPILOGUE_BIAS,
+        };
+        plan.describe(Describes::CUBLASLT_MATMUL_DESC_EPILOGUE, &(ends as i32))?;
+        if shape.gelu {
+            let row = n as i64;
+            plan.describe(Describes::CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, &row)?;
+        }
         if layers > 1 {
             plan.repeat(layers, [n * k, 0, m * n], n)?;
         }
@@ -200,6 +208,19 @@ impl Biased {
     }
 }
 
+/// What a product reads, each in one piece and in the type of `x`.
+#[derive(Clone, Copy)]
+struct Factors<'a> {
+    /// `[m, k]`
+    x: &'a Tensor,
+    /// `[layers, n, k]`
+    w: &'a Tensor,
+    /// `[layers, n]`
+    b: &'a Tensor,
+    /// `[layers, m, n]`, added before anything else is done.
+    added: Option<&'a Tensor>,
+}
+
 /// `x w^T + b` of each layer, `[layers, m, n]`, of `x` `[m, k]`, `w` `[layers, n, k]`, `b` `[layers, n]` in one type, each in one piece.
 /// None where the library does not serve them.
 pub(crate) fn linears(
@@ -208,15 +229,56 @@ pub(crate) fn linears(
     w: &Tensor,
     b: &Tensor,
 ) -> Result<Option<Tensor>> {
+    let factors = Factors {
+        x,
+        w,
+        b,
+        added: None,
+    };
+    Ok(product(kernels, factors, false)?.map(|(y, _)| y))
+}
+
+/// GELU of `x w^T + b`, or of that plus `added` `[m, n]`; and what it was taken of, `[m, n]` both. Else as [`linears`], of one layer.
+pub(crate) fn with_gelu(
+    kernels: &Kernels,
+    x: &Tensor,
+    w: &Tensor,
+    b: &Tensor,
+    added: Option<&Tensor>,
+) -> Result<Option<(Tensor, Tensor)>> {
+    let added = added.map(|added| added.unsqueeze(0)).transpose()?;
+    let factors = Factors {
+        x,
+        w: &w.unsqueeze(0)?,
+        b: &b.unsqueeze(0)?,
+        added: added.as_ref(),
+    };
+    match product(kernels, factors, true)? {
+        Some((y, Some(before))) => Ok(Some((y.squeeze(0)?, before.squeeze(0)?))),
+        _ => Ok(None),
+    }
+}
+
+/// The product, and what GELU was taken of if it was taken.
+fn product(
+    kernels: &Kernels,
+    factors: Factors<'_>,
+    gelu: bool,
+) -> Result<Option<(Tensor, Option<Tensor>)>> {
+    let Factors { x, w, b, added } = factors;
     let ((m, k), (layers, n, inner)) = (x.dims2()?, w.dims3()?);
     let dtype = x.dtype();
-    if inner != k || b.dims() != [layers, n] || w.dtype() != dtype || b.dtype() != dtype {
+    let fit = |t: &Tensor, dims: &[usize]| t.dims() == dims && t.dtype() == dtype;
+    let added_fits = added.is_none_or(|added| fit(added, &[layers, m, n]));
+    if inner != k || w.dtype() != dtype || !fit(b, &[layers, n]) || !added_fits {
         candle_core::bail!("{:?} {:?} + {:?}", x.dims(), w.dims(), b.dims());
     }
     let at = [w, x, b].map(|t| kernels.address(t));
     let [w, x, b] = at;
     let (w, x, b) = (w?, x?, b?);
-    if [w, x, b].iter().any(|at| at % u64::from(ALIGNMENT) != 0) || layers * m * k * n == 0 {
+    let added = added.map(|added| kernels.address(added)).transpose()?;
+    let unaligned = |at: &u64| !at.is_multiple_of(u64::from(ALIGNMENT));
+    if [w, x, b].iter().chain(&added).any(unaligned) || layers * m * k * n == 0 {
         return Ok(None);
     }
     let mut guard = kernels
@@ -237,18 +299,25 @@ pub(crate) fn linears(
         k,
         n,
         half: dtype == DType::BF16,
+        gelu,
     };
     let Some(plan) = biased.plan(shape)? else {
         return Ok(None);
     };
     let y = kernels.room((layers, m, n), dtype)?;
     let to = kernels.address(&y)? as *mut c_void;
-    plan.describe(
-        sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_POINTER,
-        &b,
-    )?;
-    // y = 1 * product + 0 * y: y is new memory, and is not read.
-    let (alpha, beta) = (1.0f32, 0.0f32);
+    use sys::cublasLtMatmulDescAttributes_t as Describes;
+    plan.describe(Describes::CUBLASLT_MATMUL_DESC_BIAS_POINTER, &b)?;
+    let mut before = None;
+    if gelu {
+        let room = kernels.room((layers, m, n), dtype)?;
+        let what = Describes::CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER;
+        plan.describe(what, &kernels.address(&room)?)?;
+        before = Some(room);
+    }
+    // y = 1 * product + 0 * y where nothing is added: y is new memory, and is not read.
+    let (alpha, beta) = (1.0f32, if added.is_some() { 1.0f32 } else { 0.0 });
+    let added = added.map_or(to.cast_const(), |at| at as *const c_void);
     let number = |x: &f32| std::ptr::from_ref(x).cast::<c_void>();
     let [of_w, of_x, of_y] = plan.layouts;
     // SAFETY: the plan is that of these extents, all matrices are on the GPU, as large as they say and alive until the product
@@ -263,7 +332,7 @@ pub(crate) fn linears(
             of_w,
             x as *const c_void,
             of_x,
-            to,
+            added,
             of_y,
             to,
             of_y,
@@ -274,7 +343,7 @@ pub(crate) fn linears(
         )
     }
     .map_err(Error::wrap)?;
-    Ok(Some(y))
+    Ok(Some((y, before)))
 }
 
 /// None until the first product.

@@ -19,7 +19,7 @@ use crate::nn::{
 use crate::rng::{Rng, Stream};
 
 pub(crate) use attention::{attention_gradients, attentions, large_scores};
-pub(crate) use fused::{fused, gathered};
+pub(crate) use fused::{fused, gathered, with_gelus};
 
 type Operation = Box<dyn Fn(&Kernels, &[Tensor]) -> Result<Vec<Tensor>>>;
 
@@ -129,6 +129,7 @@ pub(crate) fn all() -> Result<Vec<Case>> {
         linears()?,
         adapters()?,
         fused()?,
+        with_gelus()?,
         gathered()?,
         flat()?,
         convolutions()?,

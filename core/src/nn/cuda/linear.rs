@@ -53,6 +53,38 @@ pub(crate) fn adapted(
     Ok((y, down))
 }
 
+/// As [`crate::nn::linear::with_gelu`]: the update of the adapter, which sees `input` of `x`, is what the product is added to, so that the
+/// GELU is taken of their sum where that is written. None where cuBLASLt does not serve it.
+pub(crate) fn with_gelu(
+    kernels: &Kernels,
+    (x, input): (&Tensor, Option<&Tensor>),
+    w: &Tensor,
+    b: &Tensor,
+    lora: Option<&LowRank>,
+) -> Result<Option<(Tensor, Tensor, Option<Tensor>)>> {
+    if b.dtype() != x.dtype() || w.dtype() != x.dtype() {
+        return Ok(None);
+    }
+    let fit = |t: &Tensor| dense(kernels, &t.to_dtype(x.dtype())?);
+    let (update, down) = match (lora, input) {
+        (Some(lora), Some(input)) => {
+            let down = composed(&dense(kernels, input)?, &fit(&lora.a)?, None)?;
+            let (down_rows, up) = (matrix(kernels, &down)?, fit(&lora.b)?);
+            let (left, right) = (Factor::of(&down_rows), Factor::turned(&up));
+            let update = scaled_product(kernels, x.dtype(), lora.scale, left, right)?;
+            (Some(update), Some(down))
+        }
+        _ => (None, None),
+    };
+    let (x_rows, w, b) = (matrix(kernels, x)?, dense(kernels, w)?, dense(kernels, b)?);
+    let found = biased::with_gelu(kernels, &x_rows, &w, &b, update.as_ref())?;
+    let shape = shape_with_last(x, w.dim(0)?);
+    let shaped = |(y, before): (Tensor, Tensor)| {
+        Ok((y.reshape(&shape[..])?, before.reshape(&shape[..])?, down))
+    };
+    found.map(shaped).transpose()
+}
+
 /// All leading dimensions as one.
 pub(super) fn matrix(kernels: &Kernels, t: &Tensor) -> Result<Tensor> {
     let extents = cpu::rows_of(t)?;

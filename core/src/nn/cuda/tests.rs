@@ -88,6 +88,7 @@ fn adapters_and_their_gradients() {
 #[test]
 fn fused_linear_layers_and_numbers_laid_together() {
     hold(cases::fused());
+    hold(cases::with_gelus());
     hold(cases::gathered());
 }
 

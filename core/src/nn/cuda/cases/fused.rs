@@ -3,9 +3,10 @@
 use candle_core::{DType, Result, Tensor};
 
 use super::{Case, EXACT, normals, single};
+use crate::nn::Packed;
 use crate::nn::flat::gather;
 use crate::nn::fused::{FusedLinears, Layer, SeenByAdapters, StackedAdapters};
-use crate::nn::linear::LowRank;
+use crate::nn::linear::{LowRank, with_gelu};
 
 /// Three layers, of which the first and the last carry adapters of two ranks, with biases and without, and all their gradients.
 pub(crate) fn fused() -> Result<Vec<Case>> {
@@ -78,6 +79,35 @@ pub(crate) fn fused() -> Result<Vec<Case>> {
                 Ok(found)
             }));
         }
+    }
+    Ok(cases)
+}
+
+/// A linear layer with GELU behind it, with an adapter and without.
+pub(crate) fn with_gelus() -> Result<Vec<Case>> {
+    let mut cases = Vec::new();
+    for (m, k, n, rank) in [(3, 64, 24, 4), (77, 128, 320, 16), (5, 7, 9, 3)] {
+        let mut inputs = normals([&[m, k], &[n, k], &[n], &[rank, k], &[n, rank]])?;
+        for weight in [1, 3, 4] {
+            inputs[weight] = (&inputs[weight] * 0.2)?;
+        }
+        let name = format!("linear layer with GELU, {m} rows, {k} to {n}");
+        let limits = [(DType::F32, 1e-5), (DType::BF16, 2e-2)];
+        cases.push(Case::new(name, inputs, &limits, |kernels, x| {
+            let adapter = LowRank {
+                a: x[3].clone(),
+                b: x[4].clone(),
+                scale: 0.5,
+                mask: None,
+            };
+            let (weight, bias) = (Packed::whole(&x[1])?, Some(&x[2]));
+            let mut found = Vec::new();
+            for adapter in [None, Some(&adapter)] {
+                let (y, before, down) = with_gelu(kernels, &x[0], &weight, bias, adapter)?;
+                found.extend([y, before].into_iter().chain(down));
+            }
+            Ok(found)
+        }));
     }
     Ok(cases)
 }
