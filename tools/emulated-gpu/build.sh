@@ -15,7 +15,7 @@ for header in cuda.h cuda_fp16.h cuda_bf16.h cuda_fp8.h cuda/std/limits assert.h
 done
 g++ -std=c++17 -O2 -march=native -Wall -Wextra -fPIC -ftls-model=initial-exec -shared -DCANDLE_KERNELS="\"$kernels\"" \
     ./*.cpp -o "$out/libemulated-gpu.so" -Wl,-soname,libemulated-gpu.so -Wl,-z,defs -ldl -pthread
-for name in libcuda.so.1 libnvrtc.so.13 libcublas.so.13 libcublasLt.so.13 libcurand.so.10; do
+for name in libcuda.so.1 libnvrtc.so.13 libcublas.so.13 libcublasLt.so.13 libcurand.so.10 libcudnn.so.9; do
     ln -sf libemulated-gpu.so "$out/$name"
 done
 echo "run a program built with --features cuda with LD_LIBRARY_PATH=$out"

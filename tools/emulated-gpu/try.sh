@@ -14,7 +14,7 @@ export XDG_CACHE_HOME="$work/cache"
 # train FAULT: what it says of a step, with a fault put into the kernels.
 train() {
     rm -rf "$work/out"
-    EMULATED_GPU_BREAK="$1" LD_LIBRARY_PATH="$emulated" "$program" train "$work/sd3.toml" --device cuda --own-kernels 2>&1
+    EMULATED_GPU_BREAK="$1" LD_LIBRARY_PATH="$emulated" "$program" train "$work/sd3.toml" --device cuda --own-kernels ${with_cudnn:-} 2>&1
 }
 # check WHAT TEXT PATTERN
 check() {
@@ -34,4 +34,8 @@ count "kernels that agree" 1
 said=$(train 'c % 2 < reach;=>c % 2 <= reach;')
 check "kernels that agreed before" "$said" "1 step done"
 ! grep -q "own kernels are not used" <<< "$said" || { echo "tried again: $said" >&2; exit 1; }
+said=$(with_cudnn=--cudnn train '')
+check "cuDNN" "$said" "1 step done"
+! grep -q "is not used\|are not used" <<< "$said" || { echo "cuDNN was left out: $said" >&2; exit 1; }
+count "cuDNN" 2
 echo "own kernels are tried once, and left out where one is wrong"

@@ -24,7 +24,7 @@ const TILE_PIXELS: usize = 512;
 const COLUMN_FLOATS: usize = 256 * 1024;
 
 /// Zeros around the picture, in pixels.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Padding {
     /// Rows above.
     pub top: usize,

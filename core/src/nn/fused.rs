@@ -228,6 +228,12 @@ impl FusedLinears {
         towards_x: bool,
         earlier: Option<Tensor>,
     ) -> Result<FusedGradients> {
+        let count = self.layers.len();
+        let adapted = adapters.map_or(count, |seen| seen.adapters.parts.len());
+        if [gradients.len(), adapted] != [count; 2] {
+            let found = gradients.len();
+            bail!("{found} gradients and {adapted} adapters of {count} layers");
+        }
         let Some(any) = gradients.iter().flatten().next() else {
             bail!("no gradient of any layer");
         };

@@ -38,8 +38,8 @@ impl Kernels {
         Ok(Self::NONE)
     }
 
-    /// The same, with attention by NVIDIA's cuDNN 9, which is looked for by the system's loader and in `folders`. No real GPU
-    /// has run it yet.
+    /// The same, with attention and convolutions by NVIDIA's cuDNN 9, which is looked for by the system's loader and in `folders`. No real GPU
+    /// has run it yet; what is asked of it was computed by an emulation of its interface.
     ///
     /// # Errors
     ///
@@ -62,7 +62,7 @@ impl Kernels {
         found
     }
 
-    /// Whether attention is by cuDNN.
+    /// Whether attention and convolutions are by cuDNN.
     pub fn have_cudnn(&self) -> bool {
         #[cfg(feature = "cuda")]
         let found = (self.compiled.as_ref()).is_some_and(cuda::Kernels::have_cudnn);
@@ -92,7 +92,7 @@ impl Kernels {
         Ok(None)
     }
 
-    /// What they compute otherwise than the CPU on small inputs, in words: of every operation, or with cuDNN of attention alone. `None` if
+    /// What they compute otherwise than the CPU on small inputs, in words: of every operation, or with cuDNN of what it computes alone. `None` if
     /// nothing is, or there are none. Takes seconds, since all of them are compiled: `before_each` is told how many cases were tried, and of how
     /// many.
     ///

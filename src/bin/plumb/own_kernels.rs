@@ -38,7 +38,7 @@ pub(crate) fn tried(
     let with = (own.clone().with_cudnn(folders)).map_err(Failure::error)?;
     if let Some(fault) = memory.fault(&with, ui)? {
         ui.note(&format!(
-            "cuDNN is not used on this GPU: {fault}. Attention is computed by plumb's own kernels; please report this"
+            "cuDNN is not used on this GPU: {fault}. Everything is computed by plumb's own kernels; please report this"
         ));
         return Ok(own);
     }

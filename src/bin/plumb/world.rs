@@ -185,8 +185,8 @@ pub(crate) struct DeviceArgs {
     /// before they are used on one, each is compared there with the CPU, once, and where one is wrong none is used.
     #[arg(long)]
     own_kernels: bool,
-    /// With own kernels, compute attention by NVIDIA's cuDNN 9 where it is installed, compared with the CPU as they are. No GPU has
-    /// run this yet.
+    /// With own kernels, compute attention, and convolutions in bf16, by NVIDIA's cuDNN 9 where it is installed, compared with the
+    /// CPU as they are. No real GPU has run this yet.
     #[arg(long, requires = "own_kernels")]
     cudnn: bool,
     /// Compute with N threads on the CPU; the default is one for each core, or what RAYON_NUM_THREADS says.

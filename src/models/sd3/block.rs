@@ -11,7 +11,7 @@ use crate::models::linear::{Fused, Linear};
 use crate::models::transformer::{FeedForward, Heads, Modulation, Pass, split_heads};
 use crate::nn::AttentionMask;
 
-/// Attention within the picture.
+/// Heads of queries, keys and values, and the linear behind the attention.
 pub(super) struct Attention {
     pub(super) heads: Heads,
     pub(super) out: Linear,

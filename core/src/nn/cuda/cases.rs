@@ -6,6 +6,7 @@ mod fused;
 
 use candle_core::{DType, Device, Result, Tensor};
 
+use super::conv::add_channels;
 use crate::nn::compare::{difference, normal};
 use crate::nn::flat::{AdamWUpdate, accumulate_all, sum_of_squares};
 use crate::nn::linear::{Adapted, LowRank, WantedGradients, adapted, backward};
@@ -133,6 +134,7 @@ pub(crate) fn all() -> Result<Vec<Case>> {
         gathered()?,
         flat()?,
         convolutions()?,
+        channels()?,
         group_norms()?,
         dropouts()?,
         pointwise_operations()?,
@@ -147,7 +149,13 @@ pub(crate) fn all() -> Result<Vec<Case>> {
 /// # Errors
 ///
 /// For want of memory.
-pub(crate) fn of_attention() -> Result<Vec<Case>> {
+pub(crate) fn of_cudnn() -> Result<Vec<Case>> {
+    let mut cases = of_attention()?;
+    cases.extend(convolutions()?);
+    Ok(cases)
+}
+
+fn of_attention() -> Result<Vec<Case>> {
     let mut cases = attentions()?;
     cases.extend(attention_gradients()?);
     cases.extend(large_scores()?);
@@ -384,6 +392,22 @@ pub(crate) fn convolutions() -> Result<Vec<Case>> {
         }
     }
     Ok(cases)
+}
+
+/// A number for each channel added to pictures, as cuDNN's convolutions leave to us.
+pub(crate) fn channels() -> Result<Vec<Case>> {
+    let inputs = normals([&[2, 3, 5, 7], &[3]])?;
+    let case = Case::new("numbers added to channels", inputs, &BOTH, |k, x| {
+        match k.serving(&x[0]) {
+            Some(k) => {
+                let sum = x[0].copy()?;
+                add_channels(k, &sum, &x[1])?;
+                Ok(vec![sum])
+            }
+            None => Ok(vec![x[0].broadcast_add(&x[1].reshape((1, 3, 1, 1))?)?]),
+        }
+    });
+    Ok(vec![case])
 }
 
 /// Group norms whose groups are read by one block and by many, and their gradients.

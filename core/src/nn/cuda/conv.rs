@@ -1,10 +1,12 @@
 //! Convolutions as products of matrices: the windows of a picture are written side by side, channel by channel, so that
-//! the product is the picture that follows, and back.
+//! the product is the picture that follows, and back. Or by cuDNN, where that was opened: in bf16, of windows larger than a pixel, of pictures
+//! that are not doubled first.
 
 use candle_core::cuda_backend::cudarc::driver::DeviceRepr;
 use candle_core::{DType, Result, Tensor};
 
 use super::Argument::{Address, Int, Long};
+use super::cudnn::{Convolution, Direction};
 use super::gemm::{Extents, Matrices, multiply};
 use super::views::dense;
 use super::{Argument, Kernels, blocks_for, config};
@@ -152,6 +154,12 @@ impl<'a> Conv<'a> {
     ) -> Result<Tensor> {
         let (kernels, x) = (self.kernels, dense(self.kernels, x)?);
         let weight = dense(kernels, &weight.to_dtype(x.dtype())?)?;
+        if let Some(y) = self.by_cudnn(Direction::Forward, &x, &weight)? {
+            if let Some(bias) = bias {
+                add_channels(kernels, &y, &bias.to_dtype(x.dtype())?)?;
+            }
+            return Ok(y);
+        }
         let (_, outputs, window) = self.extents();
         let shape = (self.batch, outputs, self.out.0, self.out.1);
         let (y, beta) = match bias {
@@ -181,6 +189,31 @@ impl<'a> Conv<'a> {
         Ok(y)
     }
 
+    /// None where cuDNN does not serve it.
+    fn by_cudnn(
+        &self,
+        direction: Direction,
+        given: &Tensor,
+        weight: &Tensor,
+    ) -> Result<Option<Tensor>> {
+        let Some(cudnn) = &self.kernels.cudnn else {
+            return Ok(None);
+        };
+        // A window of a pixel is one product already.
+        if given.dtype() != DType::BF16 || self.options.upsample || self.is_pointwise() {
+            return Ok(None);
+        }
+        let convolution = Convolution {
+            batch: self.batch,
+            weight: self.shape,
+            size: self.size,
+            out: self.out,
+            stride: self.options.stride,
+            padding: self.options.padding,
+        };
+        cudnn.convolve(self.kernels, &convolution, direction, given, weight)
+    }
+
     /// A picture of the bias of every channel.
     fn biased(&self, bias: &Tensor, shape: (usize, usize, usize, usize)) -> Result<Tensor> {
         let bias = dense(self.kernels, bias)?;
@@ -208,6 +241,9 @@ impl<'a> Conv<'a> {
         let kernels = self.kernels;
         let gradient = dense(kernels, gradient)?;
         let weight = dense(kernels, &weight.to_dtype(gradient.dtype())?)?;
+        if let Some(dx) = self.by_cudnn(Direction::TowardsPicture, &gradient, &weight)? {
+            return Ok(dx);
+        }
         let (inputs, outputs, window) = self.extents();
         let all = self.out.0 * self.out.1;
         // Not in strips, as forward: a pixel's gradient is a sum over windows of several rows, gathered by one thread.
@@ -269,4 +305,24 @@ impl<'a> Conv<'a> {
         }
         Ok(found)
     }
+}
+
+/// Adds a number for each channel, `[C]`, to pictures `[B, C, H, W]` in place, both of one type.
+pub(crate) fn add_channels(kernels: &Kernels, pictures: &Tensor, bias: &Tensor) -> Result<()> {
+    let (_, channels, h, w) = pictures.dims4()?;
+    if bias.dims() != [channels] || bias.dtype() != pictures.dtype() {
+        candle_core::bail!("{:?} added to {:?}", bias.dims(), pictures.dims());
+    }
+    let bias = dense(kernels, bias)?;
+    let count = pictures.elem_count();
+    let arguments = [
+        Address(kernels.address(&bias)?),
+        Address(kernels.address(pictures)?),
+        Long(count as i64),
+        Int((h * w) as i32),
+        Int(channels as i32),
+    ];
+    let function = kernels.function("rows", pictures.dtype(), "add_channels")?;
+    // SAFETY: the signature of `add_channels`; the bias has a number for each channel.
+    unsafe { kernels.launch(&function, blocks_for(count), &arguments) }
 }

@@ -1,8 +1,9 @@
-//! Attention by NVIDIA's cuDNN 9, where a program opened it: bf16, forward and backward, the same bits every time.
+//! Attention and convolutions by NVIDIA's cuDNN 9, where a program opened it: bf16, forward and backward, the same bits every time.
 
 mod api;
 mod attention;
 mod attribute;
+mod convolution;
 mod graph;
 mod plan;
 #[cfg(test)]
@@ -19,6 +20,8 @@ use candle_core::{DType, Device, Error, Result, Tensor, bail};
 use super::{Kernels, views};
 use api::{Api, Handle};
 use attention::{Attention, Backward, Forward, Mask};
+pub(super) use convolution::Convolution;
+pub(super) use graph::Direction;
 use graph::{ALIGNMENT, Node};
 
 /// The widest head that backward is known to take on every GPU.
@@ -38,6 +41,8 @@ struct State {
     // Dropped from the first to the last: what is made with the handle before it.
     forward: HashMap<Attention, Forward>,
     backward: HashMap<Attention, Backward>,
+    /// None of what it has no plan for.
+    convolutions: HashMap<(Convolution, Direction), Option<convolution::Plan>>,
     /// A number for every batch row, by how many rows and which number.
     lengths: HashMap<(usize, usize), Tensor>,
     handle: Handle,
@@ -67,6 +72,7 @@ impl Cudnn {
         let state = State {
             forward: HashMap::new(),
             backward: HashMap::new(),
+            convolutions: HashMap::new(),
             lengths: HashMap::new(),
             handle: Handle::new(api)?,
         };
@@ -202,6 +208,61 @@ impl Cudnn {
                 .run(on, &tensor_addresses, kernels.address(&work)?)?;
         }
         Ok(made)
+    }
+
+    /// The pictures that follow `given` by a convolution, or the gradient of the pictures of `given`, that of those that follow. Both tensors
+    /// are bf16 of the convolution's shapes. None where cuDNN has no plan that sums in f32 and gives the same bits every time.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot run the plan.
+    pub(crate) fn convolve(
+        &self,
+        kernels: &Kernels,
+        convolution: &Convolution,
+        direction: Direction,
+        given: &Tensor,
+        weight: &Tensor,
+    ) -> Result<Option<Tensor>> {
+        let [of_given, of_made] = convolution.shapes(direction);
+        let (outputs, inputs, rows, columns) = convolution.weight;
+        let of_weight = [outputs, inputs, rows, columns];
+        if given.dims() != of_given || weight.dims() != of_weight {
+            bail!("a convolution of {:?} by {:?}", given.dims(), weight.dims());
+        }
+        if [given, weight].iter().any(|t| t.dtype() != DType::BF16) {
+            bail!("cuDNN's convolution is given no bf16");
+        }
+        let tensors = aligned(kernels, &[given, weight])?;
+        let places = addresses(kernels, &tensors)?;
+        let mut state = self.state()?;
+        let State {
+            handle,
+            convolutions,
+            ..
+        } = &mut *state;
+        let plan = match convolutions.entry((*convolution, direction)) {
+            Entry::Occupied(made) => made.into_mut(),
+            Entry::Vacant(none) => {
+                none.insert(convolution::Plan::new(handle, convolution, direction).ok())
+            }
+        };
+        let Some(plan) = plan else { return Ok(None) };
+        let made = kernels.room(&of_made[..], DType::BF16)?;
+        let work = kernels.room(plan.plan.workspace().div_ceil(4).max(1), DType::F32)?;
+        let tensor_addresses = [
+            (plan.given, places[0]),
+            (plan.weight, places[1]),
+            (plan.made, kernels.address(&made)?),
+        ];
+        let stream = kernels.inner.stream.cu_stream().cast();
+        // SAFETY: as in `forward`.
+        unsafe {
+            let on = (handle, stream);
+            plan.plan
+                .run(on, &tensor_addresses, kernels.address(&work)?)?;
+        }
+        Ok(Some(made))
     }
 
     /// What there is, with the GPU's context made the thread's: cuDNN works in that one.

@@ -77,7 +77,7 @@ impl Kernels {
         Ok(kernels)
     }
 
-    /// The same, with attention by cuDNN.
+    /// The same, with attention and convolutions by cuDNN.
     ///
     /// # Errors
     ///
@@ -87,7 +87,7 @@ impl Kernels {
         Ok(self)
     }
 
-    /// Whether attention is by cuDNN.
+    /// Whether attention and convolutions are by cuDNN.
     pub(crate) fn have_cudnn(&self) -> bool {
         self.cudnn.is_some()
     }
@@ -131,7 +131,7 @@ impl Kernels {
         let gpu = Device::Cuda(self.inner.device.clone());
         let kernels = nn::Kernels::of_gpu(self.clone());
         let cases = match self.have_cudnn() {
-            true => cases::of_attention()?,
+            true => cases::of_cudnn()?,
             false => cases::all()?,
         };
         for (i, case) in cases.iter().enumerate() {

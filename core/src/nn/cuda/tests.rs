@@ -100,6 +100,7 @@ fn sums_of_many_numbers_and_adamw() {
 #[test]
 fn convolutions_forward_and_backward() {
     hold(cases::convolutions());
+    hold(cases::channels());
 }
 
 #[test]

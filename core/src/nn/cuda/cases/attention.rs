@@ -8,6 +8,9 @@ use crate::nn::attention::{Parts, attention, joint_attention, joint_attention_ba
 
 const RESULTS: [Limit; 1] = [(DType::BF16, 6e-3)];
 const GRADIENTS: [Limit; 1] = [(DType::BF16, 2e-2)];
+/// Where two keys are seen. Then a score's gradient is a difference of nearly the same numbers, one of which comes of the rounded results; with
+/// weights rounded as well, as cuDNN has them, it is off by up to 3e-2.
+const GRADIENTS_OF_TWO: [Limit; 1] = [(DType::BF16, 5e-2)];
 
 /// Attention forward, at every width and length, with masks and biases.
 pub(crate) fn attentions() -> Result<Vec<Case>> {
@@ -76,7 +79,11 @@ pub(crate) fn attention_gradients() -> Result<Vec<Case>> {
                 let name =
                     format!("gradients of attention to {all} keys{masked}, heads of {width}");
                 let inputs = inputs.clone();
-                cases.push(Case::new(name, inputs, &GRADIENTS, move |k, x| {
+                let limits = match all {
+                    ..=4 => &GRADIENTS_OF_TWO,
+                    _ => &GRADIENTS,
+                };
+                cases.push(Case::new(name, inputs, limits, move |k, x| {
                     // Tokens in two parts have no mask.
                     let given = |first: usize, second: usize| -> Result<_> {
                         match mask {

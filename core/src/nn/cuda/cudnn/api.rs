@@ -161,7 +161,7 @@ impl Handle {
             }
         };
         api.check(taken, "take the stream")?;
-        api.check(asked, "run attention")
+        api.check(asked, "run a plan")
     }
 }
 
@@ -177,10 +177,13 @@ impl Drop for Handle {
 #[repr(i32)]
 pub(super) enum Kind {
     Pointwise = 0,
+    Convolution = 1,
     Engine = 2,
     EngineConfig = 3,
     EngineHeuristics = 4,
     ExecutionPlan = 5,
+    ConvolutionForward = 10,
+    ConvolutionTowardsPicture = 12,
     PointwiseOperation = 13,
     OperationGraph = 15,
     VariantPack = 16,
@@ -202,6 +205,7 @@ pub(super) enum Holds {
     Integer = 3,
     Float = 4,
     Address = 6,
+    ConvolutionMode = 7,
     HeuristicMode = 8,
     NumericalNote = 11,
     PointwiseMode = 14,

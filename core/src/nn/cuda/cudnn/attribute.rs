@@ -3,12 +3,23 @@
 pub(super) const POINTWISE_MODE: i32 = 0;
 pub(super) const POINTWISE_COMPUTES_IN: i32 = 1;
 pub(super) const POINTWISE_AXIS: i32 = 9;
+pub(super) const CONVOLUTION_COMPUTES_IN: i32 = 100;
+pub(super) const CONVOLUTION_MODE: i32 = 101;
+pub(super) const CONVOLUTION_DILATIONS: i32 = 102;
+pub(super) const CONVOLUTION_STRIDES: i32 = 103;
+pub(super) const CONVOLUTION_PADDING_BEHIND: i32 = 104;
+pub(super) const CONVOLUTION_PADDING_BEFORE: i32 = 105;
+pub(super) const CONVOLUTION_AXES: i32 = 106;
 pub(super) const HEURISTICS_MODE: i32 = 200;
 pub(super) const HEURISTICS_GRAPH: i32 = 201;
 pub(super) const HEURISTICS_RESULTS: i32 = 202;
 pub(super) const CONFIG_ENGINE: i32 = 300;
 pub(super) const PLAN_CONFIG: i32 = 401;
 pub(super) const PLAN_WORKSPACE: i32 = 402;
+/// Of a convolution forward: alpha, beta, descriptor, weight, picture, result.
+pub(super) const FORWARD: [i32; 6] = [700, 701, 702, 703, 704, 705];
+/// The same of one towards the picture's gradient.
+pub(super) const TOWARDS_PICTURE: [i32; 6] = [706, 707, 708, 709, 710, 711];
 pub(super) const POINTWISE_DESCRIPTOR: i32 = 750;
 pub(super) const POINTWISE_X: i32 = 751;
 pub(super) const POINTWISE_B: i32 = 752;

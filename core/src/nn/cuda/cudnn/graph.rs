@@ -46,7 +46,29 @@ pub(super) enum Reduction {
     Largest = 3,
 }
 
-/// Dimensions and strides, batch and heads first.
+/// Which way a convolution goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Direction {
+    /// Of a picture, the one that follows.
+    Forward,
+    /// Of the gradient of the one that follows, that of the picture.
+    TowardsPicture,
+}
+
+/// How a convolution's window moves, by rows and by columns.
+#[derive(Clone, Copy)]
+pub(super) struct Window {
+    pub(super) strides: [i64; 2],
+    /// Zeros above and left of a picture.
+    pub(super) before: [i64; 2],
+    /// Zeros below and right of it.
+    pub(super) behind: [i64; 2],
+}
+
+/// `cudnnConvolutionMode_t`: the window is not turned, as everywhere in deep learning.
+const CROSS_CORRELATION: i32 = 1;
+
+/// Dimensions and strides, batch and heads first; of pictures batch and channels.
 #[derive(Clone, Copy)]
 pub(super) struct Layout {
     pub(super) dims: [i64; 4],
@@ -258,6 +280,40 @@ impl Graph {
         }
         self.done(Some(mode), operation)?;
         Ok(c)
+    }
+
+    /// The convolution of a picture `x` by `weight` to `y`, summed in f32: `y` of `x`, or the gradient `x` of `y`'s.
+    pub(super) fn convolve(
+        &mut self,
+        direction: Direction,
+        window: Window,
+        [x, weight, y]: [Node; 3],
+    ) -> Result<()> {
+        let (cross, f32s) = (CROSS_CORRELATION, Numbers::F32 as i32);
+        let mode = Descriptor::new(&self.api, Kind::Convolution)?
+            .with_choice(attribute::CONVOLUTION_COMPUTES_IN, Holds::DataType, f32s)?
+            .with_choice(attribute::CONVOLUTION_MODE, Holds::ConvolutionMode, cross)?
+            .with_integers(attribute::CONVOLUTION_AXES, &[2])?
+            .with_integers(attribute::CONVOLUTION_DILATIONS, &[1, 1])?
+            .with_integers(attribute::CONVOLUTION_STRIDES, &window.strides)?
+            .with_integers(attribute::CONVOLUTION_PADDING_BEFORE, &window.before)?
+            .with_integers(attribute::CONVOLUTION_PADDING_BEHIND, &window.behind)?
+            .finalized()?;
+        let (kind, attributes) = match direction {
+            Direction::Forward => (Kind::ConvolutionForward, attribute::FORWARD),
+            Direction::TowardsPicture => {
+                (Kind::ConvolutionTowardsPicture, attribute::TOWARDS_PICTURE)
+            }
+        };
+        let [alpha, beta, descriptor, of_weight, of_x, of_y] = attributes;
+        let operation = Descriptor::new(&self.api, kind)?
+            .with_float(alpha, 1.0)?
+            .with_float(beta, 0.0)?
+            .with_descriptors(descriptor, &[&mode])?
+            .with_descriptors(of_weight, &[self.at(weight)?])?
+            .with_descriptors(of_x, &[self.at(x)?])?
+            .with_descriptors(of_y, &[self.at(y)?])?;
+        self.done(Some(mode), operation)
     }
 
     /// `x` with its last two dimensions exchanged, between operations.

@@ -12,6 +12,8 @@ use super::graph::{Graph, Node};
 const HEURISTIC_MODES: [i32; 2] = [3, 2];
 /// `cudnnBackendNumericalNote_t`: not the same bits every time.
 const NONDETERMINISTIC: i32 = 4;
+/// The same: sums of fewer bits than were asked for.
+const REDUCED_PRECISION: i32 = 2;
 
 /// What cuDNN runs for a graph.
 pub(super) struct ExecutionPlan {
@@ -49,7 +51,7 @@ impl ExecutionPlan {
         // What the best one lacks says most.
         match refused.into_iter().next() {
             Some(error) => Err(error),
-            None => bail!("cuDNN knows no engine for this attention"),
+            None => bail!("cuDNN knows no engine for this graph"),
         }
     }
 
@@ -115,6 +117,9 @@ fn finalize(config: &Descriptor) -> Result<(Descriptor, usize)> {
     // The same Experiment must give the same LoRA, byte for byte.
     if notes.contains(&NONDETERMINISTIC) {
         bail!("cuDNN's engine does not give the same bits every time");
+    }
+    if notes.contains(&REDUCED_PRECISION) {
+        bail!("cuDNN's engine sums in fewer bits than f32 has");
     }
     let plan = Descriptor::new(config.api(), Kind::ExecutionPlan)?
         .with_descriptors(attribute::PLAN_CONFIG, &[config])?

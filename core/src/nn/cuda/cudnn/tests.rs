@@ -1,15 +1,15 @@
-//! Attention by cuDNN against the CPU in f64. Without a GPU or the library they skip and say so.
+//! Attention and convolutions by cuDNN against the CPU in f64. Without a GPU or the library they skip and say so.
 
 use std::sync::OnceLock;
 
 use candle_core::{DType, Device, Result, Tensor};
 
-use super::Cudnn;
+use super::{Convolution, Cudnn, Direction};
 use crate::device::{self, Choice};
 use crate::nn::attention::{Parts, joint_attention, joint_attention_backward};
-use crate::nn::cuda::Kernels;
+use crate::nn::cuda::{Kernels, cases};
 use crate::nn::testing::{difference, normal};
-use crate::nn::{self, AttentionMask};
+use crate::nn::{self, AttentionMask, Padding};
 
 /// Results and gradients: how far they may be off, in units of the largest.
 const LIMITS: [f64; 4] = [6e-3, 2e-2, 2e-2, 2e-2];
@@ -197,4 +197,53 @@ fn what_is_not_served() {
     assert!(refused(&q, &zeros(&[1, 4, 3, 64], DType::BF16)));
     let narrow = zeros(&[1, 4, 2, 4], DType::BF16);
     assert!(refused(&narrow, &narrow));
+}
+
+/// Every convolution that kernels of ours are tried with, and their gradients.
+#[test]
+fn convolutions_and_gradients_of_pictures() {
+    let Some(gpu) = gpu() else { return };
+    let folders = device::cuda_folders(|name| std::env::var_os(name));
+    let with = gpu.kernels.clone().with_cudnn(&folders).unwrap();
+    let kernels = nn::Kernels::of_gpu(with);
+    for case in cases::convolutions().unwrap() {
+        assert_eq!(case.fault(&gpu.device, &kernels).unwrap(), None);
+    }
+}
+
+/// They are by cuDNN, not by what would serve as well.
+#[test]
+fn a_convolution_has_a_plan() {
+    let Some(gpu) = gpu() else { return };
+    let zeros = |shape: &[usize]| Tensor::zeros(shape, DType::BF16, &gpu.device).unwrap();
+    let convolution = Convolution {
+        batch: 1,
+        weight: (4, 3, 3, 3),
+        size: (5, 7),
+        out: (3, 4),
+        stride: 2,
+        padding: Padding {
+            top: 2,
+            bottom: 0,
+            left: 1,
+            right: 2,
+        },
+    };
+    let weight = zeros(&[4, 3, 3, 3]);
+    let (picture, following) = ([1, 3, 5, 7], [1, 4, 3, 4]);
+    for (direction, given, made) in [
+        (Direction::Forward, picture, following),
+        (Direction::TowardsPicture, following, picture),
+    ] {
+        let found = (gpu.cudnn)
+            .convolve(
+                &gpu.kernels,
+                &convolution,
+                direction,
+                &zeros(&given),
+                &weight,
+            )
+            .unwrap();
+        assert_eq!(found.expect("a plan").dims(), made);
+    }
 }
