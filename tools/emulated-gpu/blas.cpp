@@ -30,18 +30,6 @@ int refuse(Status status, const char* why) {
     return status;
 }
 
-float wide(uint16_t bits) {
-    uint32_t all = uint32_t(bits) << 16;
-    float x;
-    memcpy(&x, &all, 4);
-    return x;
-}
-uint16_t narrow(float x) {
-    uint32_t bits;
-    memcpy(&bits, &x, 4);
-    return x != x ? 0x7fff : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-}
-
 // A matrix that lies in columns, as a factor: itself or its transpose.
 struct Matrix {
     char* data;
@@ -225,6 +213,7 @@ API int cublasLtMatmulAlgoGetHeuristic(void*, Description* d, Layout* a, Layout*
     if (!fit(*d, *a, *b, *c)) return refuse(INVALID_VALUE, "layouts that do not fit together");
     // The library has algorithms for other strides too; here there are none, so that whoever asks must do without.
     if (!a->sixteen() || !b->sixteen() || !c->sixteen()) return NOT_SUPPORTED;
+    if (!d->bias || (d->epilogue == GELU_AUX_BIAS && !d->kept)) return refuse(INVALID_VALUE, "an algorithm for a bias that is nowhere");
     *found = {};
     return give(count, 1);
 }

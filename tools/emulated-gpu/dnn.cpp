@@ -66,18 +66,6 @@ size_t bytes_of(int holds) {
     }
 }
 
-float wide(uint16_t bits) {
-    uint32_t all = uint32_t(bits) << 16;
-    float x;
-    memcpy(&x, &all, 4);
-    return x;
-}
-uint16_t narrow(float x) {
-    uint32_t bits;
-    memcpy(&bits, &x, 4);
-    return x != x ? 0x7fff : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-}
-
 // A tensor's numbers in the order of its dimensions.
 struct Values {
     int64_t dims[4];

@@ -1,5 +1,7 @@
 // What the files of the library share.
 #pragma once
+#include <cstdint>
+#include <cstring>
 #include <string>
 
 #include "threads.h"
@@ -30,3 +32,16 @@ std::string folder();
 std::string contents(const std::string& path);
 
 [[noreturn]] void die(const std::string& why);
+
+// A bf16 and an f32 that is rounded to one.
+inline float wide(uint16_t bits) {
+    uint32_t all = uint32_t(bits) << 16;
+    float x;
+    memcpy(&x, &all, 4);
+    return x;
+}
+inline uint16_t narrow(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    return x != x ? 0x7fff : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+}

@@ -68,8 +68,8 @@ impl Drop for MatmulPlan {
 }
 
 impl MatmulPlan {
-    /// None if the library has no algorithm for the shape.
-    fn new(handle: sys::cublasLtHandle_t, shape: Shape) -> Result<Option<Self>> {
+    /// None if the library has no algorithm for the shape. `bias` is where one lies.
+    fn new(handle: sys::cublasLtHandle_t, shape: Shape, bias: u64) -> Result<Option<Self>> {
         let Shape {
             layers, m, k, n, ..
         } = shape;
@@ -102,9 +102,12 @@ impl MatmulPlan {
             false => Ends::CUBLASLT_EPILOGUE_BIAS,
         };
         plan.describe(Describes::CUBLASLT_MATMUL_DESC_EPILOGUE, &(ends as i32))?;
+        // The heuristic may look whether there are addresses, and how they are aligned. What GELU is taken of has none yet; it is aligned as well.
+        plan.describe(Describes::CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias)?;
         if shape.gelu {
             let row = n as i64;
             plan.describe(Describes::CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, &row)?;
+            plan.describe(Describes::CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, &bias)?;
         }
         if layers > 1 {
             plan.repeat(layers, [n * k, 0, m * n], n)?;
@@ -198,10 +201,10 @@ impl Biased {
     }
 
     /// How a shape is multiplied; None where it cannot be.
-    fn plan(&mut self, shape: Shape) -> Result<Option<&MatmulPlan>> {
+    fn plan(&mut self, shape: Shape, bias: u64) -> Result<Option<&MatmulPlan>> {
         // A shape that is not served is kept as None: the heuristic takes long to say so again.
         if !self.plans.contains_key(&shape) {
-            let plan = MatmulPlan::new(self.handle, shape)?;
+            let plan = MatmulPlan::new(self.handle, shape, bias)?;
             self.plans.insert(shape, plan);
         }
         Ok(self.plans.get(&shape).and_then(Option::as_ref))
@@ -219,6 +222,49 @@ struct Factors<'a> {
     b: &'a Tensor,
     /// `[layers, m, n]`, added before anything else is done.
     added: Option<&'a Tensor>,
+}
+
+/// Where they begin on the GPU.
+struct Places {
+    x: u64,
+    w: u64,
+    b: u64,
+    added: Option<u64>,
+}
+
+impl Factors<'_> {
+    /// An error if they do not fit.
+    fn shape(&self, gelu: bool) -> Result<Shape> {
+        let Self { x, w, b, added } = *self;
+        let ((m, k), (layers, n, inner)) = (x.dims2()?, w.dims3()?);
+        let dtype = x.dtype();
+        let fit = |t: &Tensor, dims: &[usize]| t.dims() == dims && t.dtype() == dtype;
+        let added_fits = added.is_none_or(|added| fit(added, &[layers, m, n]));
+        if inner != k || w.dtype() != dtype || !fit(b, &[layers, n]) || !added_fits {
+            candle_core::bail!("{:?} {:?} + {:?}", x.dims(), w.dims(), b.dims());
+        }
+        Ok(Shape {
+            layers,
+            m,
+            k,
+            n,
+            half: dtype == DType::BF16,
+            gelu,
+        })
+    }
+
+    /// None if one does not begin where the library was promised, or there is nothing to multiply.
+    fn places(&self, kernels: &Kernels, shape: Shape) -> Result<Option<Places>> {
+        let Shape {
+            layers, m, k, n, ..
+        } = shape;
+        let at = |t: &Tensor| kernels.address(t);
+        let (x, w, b) = (at(self.x)?, at(self.w)?, at(self.b)?);
+        let added = self.added.map(at).transpose()?;
+        let aligned = |at: &u64| at.is_multiple_of(u64::from(ALIGNMENT));
+        let served = [x, w, b].iter().chain(&added).all(aligned) && layers * m * k * n > 0;
+        Ok(served.then_some(Places { x, w, b, added }))
+    }
 }
 
 /// `x w^T + b` of each layer, `[layers, m, n]`, of `x` `[m, k]`, `w` `[layers, n, k]`, `b` `[layers, n]` in one type, each in one piece.
@@ -265,22 +311,12 @@ fn product(
     factors: Factors<'_>,
     gelu: bool,
 ) -> Result<Option<(Tensor, Option<Tensor>)>> {
-    let Factors { x, w, b, added } = factors;
-    let ((m, k), (layers, n, inner)) = (x.dims2()?, w.dims3()?);
-    let dtype = x.dtype();
-    let fit = |t: &Tensor, dims: &[usize]| t.dims() == dims && t.dtype() == dtype;
-    let added_fits = added.is_none_or(|added| fit(added, &[layers, m, n]));
-    if inner != k || w.dtype() != dtype || !fit(b, &[layers, n]) || !added_fits {
-        candle_core::bail!("{:?} {:?} + {:?}", x.dims(), w.dims(), b.dims());
-    }
-    let at = [w, x, b].map(|t| kernels.address(t));
-    let [w, x, b] = at;
-    let (w, x, b) = (w?, x?, b?);
-    let added = added.map(|added| kernels.address(added)).transpose()?;
-    let unaligned = |at: &u64| !at.is_multiple_of(u64::from(ALIGNMENT));
-    if [w, x, b].iter().chain(&added).any(unaligned) || layers * m * k * n == 0 {
+    let shape = factors.shape(gelu)?;
+    let Shape { layers, m, n, .. } = shape;
+    let dtype = factors.x.dtype();
+    let Some(Places { x, w, b, added }) = factors.places(kernels, shape)? else {
         return Ok(None);
-    }
+    };
     let mut guard = kernels
         .inner
         .biased
@@ -293,15 +329,7 @@ fn product(
         return Ok(None);
     };
     let (handle, workspace) = (biased.handle, kernels.address(&biased.workspace)?);
-    let shape = Shape {
-        layers,
-        m,
-        k,
-        n,
-        half: dtype == DType::BF16,
-        gelu,
-    };
-    let Some(plan) = biased.plan(shape)? else {
+    let Some(plan) = biased.plan(shape, b)? else {
         return Ok(None);
     };
     let y = kernels.room((layers, m, n), dtype)?;
