@@ -5,7 +5,7 @@ use candle_core::{Result, Tensor, bail};
 use super::gradient::Gradient;
 use super::tape::{Tape, Value};
 use crate::nn::fused::{FusedLinears, SeenByAdapters, StackedAdapters};
-use crate::nn::linear::{Adapted, LowRank, WantedGradients, adapted, backward, with_gelu};
+use crate::nn::linear::{Adapted, LowRank, WantedGradients, backward, forward, with_gelu};
 use crate::nn::{Activation, Frozen};
 
 /// A low-rank adapter on the tape: `y += scale (dropout x) a^T b^T`.
@@ -46,13 +46,9 @@ impl Tape {
         bias: Option<&Tensor>,
         lora: Option<&LoraValues>,
     ) -> Result<Value> {
-        let (y, down) = match lora.map(LoraValues::low_rank) {
-            Some(lora) => {
-                let (y, down) = adapted(self.kernels(), x.tensor(), &w.matrix()?, bias, &lora)?;
-                (y, Some(down))
-            }
-            None => (w.matrix()?.linear(self.kernels(), x.tensor(), bias)?, None),
-        };
+        let low_rank = lora.map(LoraValues::low_rank);
+        let (kernels, matrix) = (self.kernels(), w.matrix()?);
+        let (y, down) = forward(kernels, x.tensor(), &matrix, bias, low_rank.as_ref())?;
         Ok(self.record_linear(x, w, lora, y, down))
     }
 

@@ -110,17 +110,36 @@ impl<const N: usize> Fused<N> {
     }
 }
 
-/// Linears to queries, keys and values.
+/// Linears of one input to queries, keys and values. They lie in the order of their names: keys, queries, values.
+pub(super) struct Qkv(Fused<3>);
+
+impl Qkv {
+    pub(super) fn new([q, k, v]: [Linear; 3]) -> Result<Self, Error> {
+        Ok(Self(Fused::new([k, q, v])?))
+    }
+
+    /// Queries, keys and values of `x` [.., inputs].
+    pub(super) fn forward(
+        &self,
+        tape: &Tape,
+        adapters: &Bound,
+        x: &Value,
+    ) -> candle_core::Result<[Value; 3]> {
+        let [k, q, v] = self.0.forward(tape, adapters, x)?;
+        Ok([q, k, v])
+    }
+}
+
+/// Linears to queries, keys and values, of one input or of two.
 pub(super) enum Projections {
-    /// Of one input: keys, queries, values.
-    OfOne(Fused<3>),
+    OfOne(Qkv),
     /// Queries of what asks, keys and values of what is seen.
     OfTwo(Linear, Fused<2>),
 }
 
 impl Projections {
-    pub(super) fn of_one([q, k, v]: [Linear; 3]) -> Result<Self, Error> {
-        Ok(Self::OfOne(Fused::new([k, q, v])?))
+    pub(super) fn of_one(linears: [Linear; 3]) -> Result<Self, Error> {
+        Ok(Self::OfOne(Qkv::new(linears)?))
     }
 
     pub(super) fn of_two([q, k, v]: [Linear; 3]) -> Result<Self, Error> {
@@ -136,10 +155,7 @@ impl Projections {
         seen: &Value,
     ) -> candle_core::Result<[Value; 3]> {
         match self {
-            Self::OfOne(linears) => {
-                let [k, q, v] = linears.forward(tape, adapters, x)?;
-                Ok([q, k, v])
-            }
+            Self::OfOne(linears) => linears.forward(tape, adapters, x),
             Self::OfTwo(asking, linears) => {
                 let q = asking.forward(tape, adapters, x)?;
                 let [k, v] = linears.forward(tape, adapters, seen)?;

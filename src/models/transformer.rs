@@ -7,7 +7,7 @@ pub(super) mod activations;
 
 use candle_core::{DType, Device, Result, Tensor, bail};
 
-use super::linear::{Fused, Linear};
+use super::linear::{Linear, Qkv};
 use super::{Error, Source};
 use crate::autograd::{Tape, Value};
 use crate::lora::Bound;
@@ -61,8 +61,7 @@ impl Loader<'_> {
             None => [None, None],
         };
         Ok(Heads {
-            // In the order of their names.
-            linears: Fused::new([linear(k)?, linear(q)?, linear(v)?])?,
+            linears: Qkv::new([linear(q)?, linear(k)?, linear(v)?])?,
             norms: [norm_q.transpose()?, norm_k.transpose()?],
         })
     }
@@ -167,14 +166,14 @@ impl Modulation {
 
 /// Linears to queries, keys and values, and the norms [e] of each head's queries and keys.
 pub(super) struct Heads {
-    linears: Fused<3>,
+    linears: Qkv,
     norms: [Option<Tensor>; 2],
 }
 
 impl Heads {
     /// [b, n, d] to queries, keys and values [b, n, h, e].
     pub(super) fn forward(&self, pass: Pass<'_>, x: &Value) -> Result<[Value; 3]> {
-        let [k, q, v] = self.linears.forward(pass.tape, pass.adapters, x)?;
+        let [q, k, v] = self.linears.forward(pass.tape, pass.adapters, x)?;
         let [norm_q, norm_k] = &self.norms;
         Ok([
             split_heads(pass, &q, norm_q.as_ref())?,

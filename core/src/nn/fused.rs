@@ -6,12 +6,10 @@
 
 use candle_core::{D, Result, Tensor, bail};
 
-use super::cpu::{self, by_kernel, elements};
+use super::cpu::{self, by_kernel};
 #[cfg(feature = "cuda")]
 use super::cuda::fused as cuda;
-use super::gemm::{ALL, Matrix, MatrixMut, Write, matmul};
 use super::linear::{LowRank, WantedGradients, add_product, backward, check, linear, new_product};
-use super::real::Real;
 use super::{Frozen, Kernels};
 
 /// A frozen linear layer: its matrix `[out, in]` and its bias `[out]`.
@@ -57,6 +55,13 @@ pub(super) struct Part {
     /// The first of its rows in the stack.
     pub(super) start: usize,
     pub(super) rank: usize,
+}
+
+impl Part {
+    /// Its columns of `[.., sum of the ranks]`.
+    fn columns(&self, all: &Tensor) -> Result<Tensor> {
+        all.narrow(D::Minus1, self.start, self.rank)
+    }
 }
 
 /// What the backward pass reads of the adapters.
@@ -332,11 +337,6 @@ fn not_served<T>(tensor: &Tensor) -> Result<T> {
     bail!("no kernels for fused linear layers of {dtype:?} on {device:?}")
 }
 
-/// The columns of a matrix of rows `width` wide that are an adapter's.
-fn columns_of<'a, T: Copy>(data: &'a [T], rows: usize, width: usize, part: &Part) -> Matrix<'a, T> {
-    Matrix::new(data, rows, width, width).columns(part.start, part.rank)
-}
-
 /// `y + scale down b^T`, in place, with an adapter's columns of `down`.
 fn add_update(kernels: &Kernels, y: Tensor, down: &Tensor, part: &Part) -> Result<Tensor> {
     let (_, out) = cpu::rows_of(&y)?;
@@ -346,7 +346,8 @@ fn add_update(kernels: &Kernels, y: Tensor, down: &Tensor, part: &Part) -> Resul
     by_kernel!(
         &y,
         T => {
-            add_update_on_cpu::<T>(&y, down, part)?;
+            let own = part.columns(down)?;
+            add_product::<T>(&y, part.scale, (&own, false), (&part.b, true))?;
             Ok(y)
         },
         cuda k in kernels => {
@@ -357,19 +358,6 @@ fn add_update(kernels: &Kernels, y: Tensor, down: &Tensor, part: &Part) -> Resul
     )
 }
 
-fn add_update_on_cpu<T: Real>(y: &Tensor, down: &Tensor, part: &Part) -> Result<()> {
-    let (rows, out) = cpu::rows_of(y)?;
-    let b = cpu::dense::<T>(&part.b)?;
-    let (b, down_numbers) = (elements::<T>(&b)?, elements::<T>(down)?);
-    let left = columns_of(&down_numbers, rows, down.dim(D::Minus1)?, part);
-    let right = Matrix::new(&b, out, part.rank, part.rank).t();
-    let scale = T::from_f64(part.scale);
-    cpu::edit::<T>(y, |y| {
-        let mut target = MatrixMut::new(y, rows, out, out);
-        matmul(&mut target, Write::Add, scale, left, right, ALL);
-    })
-}
-
 /// Writes `scale g b` to an adapter's columns of `t` `[rows, sum of the ranks]`.
 fn write_columns(kernels: &Kernels, t: &Tensor, gradient: &Tensor, part: &Part) -> Result<()> {
     let (rows, out) = cpu::rows_of(gradient)?;
@@ -378,25 +366,13 @@ fn write_columns(kernels: &Kernels, t: &Tensor, gradient: &Tensor, part: &Part) 
     }
     by_kernel!(
         t,
-        T => write_columns_on_cpu::<T>(t, gradient, part),
+        T => {
+            let (shape, g, b) = ([rows, part.rank], (gradient, false), (&part.b, false));
+            t.slice_set(&new_product::<T>(&shape, part.scale, g, b)?, 1, part.start)
+        },
         cuda k in kernels => cuda::write_columns(k, t, gradient, part),
         not_served(t)
     )
-}
-
-fn write_columns_on_cpu<T: Real>(t: &Tensor, gradient: &Tensor, part: &Part) -> Result<()> {
-    let (rows, width) = t.dims2()?;
-    let (g, b) = (cpu::dense::<T>(gradient)?, cpu::dense::<T>(&part.b)?);
-    let (g, b) = (elements::<T>(&g)?, elements::<T>(&b)?);
-    let out = part.b.dim(0)?;
-    let left = Matrix::new(&g, rows, out, out);
-    let right = Matrix::new(&b, out, part.rank, part.rank);
-    let scale = T::from_f64(part.scale);
-    cpu::edit::<T>(t, |t| {
-        let own = &mut t[part.start..];
-        let target = &mut MatrixMut::new(own, rows, part.rank, width);
-        matmul(target, Write::Replace, scale, left, right, ALL);
-    })
 }
 
 /// `t^T x`, of `t` `[rows, width]` and `x` `[.., in]`; in f32 where they are bf16, as adapters are trained.
@@ -419,23 +395,13 @@ fn second_factor(
 ) -> Result<Tensor> {
     by_kernel!(
         gradient,
-        T => second_factor_on_cpu::<T>(gradient, down, part),
+        T => {
+            let (g, own) = ((gradient, true), (&part.columns(down)?, false));
+            new_product::<T>(part.b.dims(), part.scale, g, own)
+        },
         cuda k in kernels => cuda::second_factor(k, gradient, down, part),
         not_served(gradient)
     )
-}
-
-fn second_factor_on_cpu<T: Real>(gradient: &Tensor, down: &Tensor, part: &Part) -> Result<Tensor> {
-    let (rows, out) = cpu::rows_of(gradient)?;
-    let g = cpu::dense::<T>(gradient)?;
-    let (g, down_numbers) = (elements::<T>(&g)?, elements::<T>(down)?);
-    let left = Matrix::new(&g, rows, out, out).t();
-    let right = columns_of(&down_numbers, rows, down.dim(D::Minus1)?, part);
-    let mut db = vec![T::zero(); out * part.rank];
-    let target = &mut MatrixMut::new(&mut db, out, part.rank, part.rank);
-    let scale = T::from_f64(part.scale);
-    matmul(target, Write::Replace, scale, left, right, ALL);
-    cpu::tensor(db, &[out, part.rank])
 }
 
 /// `dx + t a`, in place.

@@ -155,6 +155,23 @@ pub fn adapted(
     )
 }
 
+/// `x w^T + b`, plus the update of an adapter if there is one; then as [`adapted`].
+pub fn forward(
+    kernels: &Kernels,
+    x: &Tensor,
+    w: &Packed,
+    b: Option<&Tensor>,
+    lora: Option<&LowRank>,
+) -> Result<(Tensor, Option<Tensor>)> {
+    match lora {
+        Some(lora) => {
+            let (y, down) = adapted(kernels, x, w, b, lora)?;
+            Ok((y, Some(down)))
+        }
+        None => Ok((w.linear(kernels, x, b)?, None)),
+    }
+}
+
 /// `gelu(x w^T + b)`, in GELU's tanh form and with an adapter's update inside it if there is one; what the GELU was taken of; and
 /// `(mask x) a^T` of the adapter.
 pub fn with_gelu(
@@ -176,13 +193,7 @@ pub fn with_gelu(
             return Ok(found);
         }
     }
-    let (before, down) = match lora {
-        Some(lora) => {
-            let (before, down) = adapted(kernels, x, w, b, lora)?;
-            (before, Some(down))
-        }
-        None => (w.linear(kernels, x, b)?, None),
-    };
+    let (before, down) = forward(kernels, x, w, b, lora)?;
     let y = Activation::GeluTanh.apply(kernels, &before)?;
     Ok((y, before, down))
 }

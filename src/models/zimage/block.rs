@@ -10,7 +10,7 @@ use super::embed::Rotary;
 use super::names::MODULATION;
 use crate::autograd::Value;
 use crate::models::Source;
-use crate::models::linear::{Fused, Linear};
+use crate::models::linear::{Fused, Linear, Qkv};
 use crate::models::transformer::{Loaded, Pass};
 use crate::nn::{Activation, AttentionMask};
 
@@ -32,8 +32,7 @@ pub(super) struct Block {
 }
 
 struct Attention {
-    /// Keys, queries, values.
-    kqv: Fused<3>,
+    qkv: Qkv,
     /// Of each head's queries and keys, [e].
     norms: [Tensor; 2],
     out: Linear,
@@ -68,9 +67,9 @@ impl Block {
         let modulation = modulated.then(|| linear(MODULATION, 4 * d, own.vector(), true));
         let square = |part: &str| linear(part, d, d, false);
         let attention = Attention {
-            kqv: Fused::new([
-                square("attention.to_k")?,
+            qkv: Qkv::new([
                 square("attention.to_q")?,
+                square("attention.to_k")?,
                 square("attention.to_v")?,
             ])?,
             norms: [norm("attention.norm_q", e)?, norm("attention.norm_k", e)?],
@@ -164,7 +163,7 @@ impl Attention {
         let (tape, adapters) = (pass.tape, pass.adapters);
         let (b, n, d) = x.tensor().dims3()?;
         let e = d / pass.heads;
-        let [k, q, v] = self.kqv.forward(tape, adapters, x)?;
+        let [q, k, v] = self.qkv.forward(tape, adapters, x)?;
         let heads = |y: &Value| tape.reshape(y, &[b, n, pass.heads, e]);
         let turned = |y: &Value, norm: &Tensor| {
             let y = tape.rms_norm(&heads(y)?, Some(norm), HEAD_EPS)?;

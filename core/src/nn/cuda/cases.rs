@@ -351,19 +351,21 @@ fn single(x: &Tensor) -> Result<Tensor> {
     x.to_dtype(DType::F32)
 }
 
+/// A window of 3 that skips pixels, of pictures padded otherwise on each side.
+pub(crate) const STRIDED: Conv2dOptions = Conv2dOptions {
+    stride: 2,
+    padding: Padding {
+        top: 2,
+        bottom: 0,
+        left: 1,
+        right: 2,
+    },
+    upsample: false,
+};
+
 /// Convolutions and their gradients.
 pub(crate) fn convolutions() -> Result<Vec<Case>> {
     let same = Conv2dOptions::SAME;
-    let odd = Conv2dOptions {
-        stride: 2,
-        padding: Padding {
-            top: 2,
-            bottom: 0,
-            left: 1,
-            right: 2,
-        },
-        upsample: false,
-    };
     let grown = Conv2dOptions {
         upsample: true,
         ..same
@@ -371,7 +373,7 @@ pub(crate) fn convolutions() -> Result<Vec<Case>> {
     let mut cases = Vec::new();
     for (what, options, kernel) in [
         ("convolution", same, 3),
-        ("convolution with a stride", odd, 3),
+        ("convolution with a stride", STRIDED, 3),
         ("convolution of a picture doubled", grown, 3),
         ("pointwise convolution", Conv2dOptions::POINTWISE, 1),
     ] {

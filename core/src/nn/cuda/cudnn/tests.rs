@@ -9,7 +9,7 @@ use crate::device::{self, Choice};
 use crate::nn::attention::{Parts, joint_attention, joint_attention_backward};
 use crate::nn::cuda::{Kernels, cases};
 use crate::nn::testing::{difference, normal};
-use crate::nn::{self, AttentionMask, Padding};
+use crate::nn::{self, AttentionMask};
 
 /// Results and gradients: how far they may be off, in units of the largest.
 const LIMITS: [f64; 4] = [6e-3, 2e-2, 2e-2, 2e-2];
@@ -221,13 +221,8 @@ fn a_convolution_has_a_plan() {
         weight: (4, 3, 3, 3),
         size: (5, 7),
         out: (3, 4),
-        stride: 2,
-        padding: Padding {
-            top: 2,
-            bottom: 0,
-            left: 1,
-            right: 2,
-        },
+        stride: cases::STRIDED.stride,
+        padding: cases::STRIDED.padding,
     };
     let weight = zeros(&[4, 3, 3, 3]);
     let (picture, following) = ([1, 3, 5, 7], [1, 4, 3, 4]);
