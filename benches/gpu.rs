@@ -34,6 +34,9 @@ pub(crate) fn run(case: &str) -> Result<()> {
     if case["cudnn"].as_bool() == Some(true) {
         kernels = kernels.with_cudnn(&folders)?;
     }
+    if case["graphs"].as_bool() == Some(true) {
+        kernels = kernels.with_graphs()?;
+    }
     let backend = Backend { device, kernels };
     let measured = match text(&case, "kind")? {
         "train" => train::train(&case, &backend)?,

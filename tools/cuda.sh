@@ -123,7 +123,7 @@ emulate() {
     built=$(unit_tests)
     tools/emulated-gpu/build.sh "$folder/emulated"
     for name in plumb_core plumb; do
-        LD_LIBRARY_PATH="$folder/emulated" "$(executable $name <<< "$built")" cuda:: nn:: autograd:: optim:: --test-threads="$(nproc)"
+        LD_LIBRARY_PATH="$folder/emulated" "$(executable $name <<< "$built")" cuda:: nn:: autograd:: optim:: graphs:: --test-threads="$(nproc)"
     done
     dynamic build --release --bin plumb
     tools/emulated-gpu/try.sh "$folder/emulated" "${CARGO_TARGET_DIR:-target}/$target/release/plumb"

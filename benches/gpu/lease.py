@@ -31,7 +31,7 @@ FAMILY = lambda model: re.match("flux1|sd3|sdxl", model)[0]  # noqa: E731
 def train(who, model, px, limit, batch=1, steps=8, **more):
     case = {"kind": "train", "model": model, "family": FAMILY(model), "px": px, "batch": batch, "tokens": TOKENS[model], "rank": 16,
             "targets": "attention", "steps": steps, "config": str(HERE / "models" / f"{model}.json")} | more  # fmt: skip
-    notes = {"own_kernels": "own", "cudnn": "cudnn", "checkpointing": "ckpt", "compile": "compiled"}
+    notes = {"own_kernels": "own", "cudnn": "cudnn", "graphs": "graphs", "checkpointing": "ckpt", "compile": "compiled"}
     said = [notes[k] if v is True else f"no {notes[k]}" if v is False else f"{v} {notes[k]}" for k, v in more.items() if k in notes]
     return {"name": f"{who} {model} {px}px b{batch} {' '.join(said)}".strip(), "who": who, "limit": limit, "case": case}
 
@@ -90,16 +90,17 @@ def plan(part, device):
     slice_ = kernels_of("flux1-slice", 512, 70)
     if part == 1:  # does it run, is it right, where does the time go
         items = [card, smoke, tests, rate, ours("flux1-dev", 512, 60), ours("flux1-dev", 512, 60, cudnn=True)]
+        items += [ours("flux1-dev", 512, 60, cudnn=True, graphs=True), ours("sdxl", 1024, 60, cudnn=True, graphs=True)]
         items += [eager("flux1-dev", 512, 75), *parts, slice_]
         items += [ours(m, px, 60) for m, px in BIG[1:]]
         items += [command("tests of autograd", 60, "$TESTS_ABOVE autograd:: --test-threads=8"), ours("flux1-dev", 512, 50, checkpointing=True)]
         return items + [command("all tests", 120, "$TESTS --test-threads=12 && $TESTS_ABOVE --test-threads=12")]
     items = [smoke, tests, rate]
     for m, px in BIG:
-        items += [ours(m, px, 60), ours(m, px, 60, cudnn=True), eager(m, px, 75)]
+        items += [ours(m, px, 60), ours(m, px, 60, cudnn=True), ours(m, px, 60, cudnn=True, graphs=True), eager(m, px, 75)]
     for m, px in BIG:
         items += [eager(m, px, 110, compile="blocks"), eager(m, px, 60, checkpointing=False)]
-    items += [*parts, slice_, ours("flux1-dev", 1024, 60, steps=4, cudnn=True), eager("flux1-dev", 1024, 75, steps=4)]
+    items += [*parts, slice_, ours("flux1-dev", 1024, 60, steps=4, cudnn=True, graphs=True), eager("flux1-dev", 1024, 75, steps=4)]
     items += both("encode", "t5-xxl", 90, batch=32, tokens=512) + both("encode", "clip-g", 60, batch=64, tokens=77)
     items += both("vae", "vae", 60, batch=1, px=1024)
     items += [

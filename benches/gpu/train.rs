@@ -13,6 +13,7 @@ use plumb::models::{
 use plumb::nn::{Frozen, Kernels};
 use plumb::optim::{Optimizer, OptimizerOptions, clip_gradient_norm};
 use plumb::rng::{Rng, Stream};
+use plumb::train::graphs::Graphs;
 use plumb::train::inputs::DenoiserBatch;
 use plumb::train::plan::{self, Machine, MemoryRequest};
 use plumb::train::step::Pass;
@@ -145,9 +146,13 @@ pub(super) fn train(case: &Value, backend: &Backend) -> Result<Value> {
         offload: plan.offload,
     };
     let (mut number, mut loss) = (0, 0.0);
+    let (mut graphs, _) = Graphs::of(&pass)?;
     let timings = Timings::of(device, case, || {
         let gradient = values.zeros_like()?;
-        loss = pass.backward(&micro_batch, number, 1.0, &gradient)?.loss;
+        loss = match &mut graphs {
+            Some(graphs) => graphs.backward(&pass, &micro_batch, number, 1.0, &gradient)?,
+            None => pass.backward(&micro_batch, number, 1.0, &gradient)?.loss,
+        };
         clip_gradient_norm(kernels, &gradient, Some(1.0))?;
         optimizer.step(kernels, &values, &gradient, 1e-4)?;
         number += 1;
@@ -156,6 +161,7 @@ pub(super) fn train(case: &Value, backend: &Backend) -> Result<Value> {
     Ok(json!({
         "seconds": timings,
         "loss": loss,
+        "graphs": graphs.as_mut().map(Graphs::notes),
         "blocks_checkpointed": plan.checkpointed.0,
         "blocks": plan.checkpointed.1,
         "planned_bytes": plan.bytes.total(),

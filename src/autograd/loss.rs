@@ -1,10 +1,10 @@
 //! The loss on the tape.
 
-use candle_core::{Result, Tensor, bail};
+use candle_core::{Result, Tensor};
 
 use super::gradient::Gradient;
 use super::tape::{Tape, Value};
-use crate::nn::loss::{squared_error, squared_error_backward};
+use crate::nn::loss::{mean_squared_error, mean_squared_error_backward};
 
 impl Tape {
     /// The mean over the batch of `weights[b]` times the mean square of row b of `prediction - target`:
@@ -17,39 +17,20 @@ impl Tape {
         &self,
         prediction: &Value,
         target: &Tensor,
-        weights: Option<&[f64]>,
+        weights: Option<&Tensor>,
     ) -> Result<Value> {
-        let per_row = squared_error(prediction.tensor(), target)?;
-        if let Some(weights) = weights
-            && weights.len() != per_row.len()
-        {
-            bail!("{} weights for a batch of {}", weights.len(), per_row.len());
-        }
-        let count = per_row.len() as f64;
-        let factors: Vec<f64> = match weights {
-            Some(weights) => weights.iter().map(|weight| weight / count).collect(),
-            None => vec![1.0 / count; per_row.len()],
-        };
-        // On the host in f64: the rows' sums are there already, and there are few.
-        let total: f64 = per_row
-            .iter()
-            .zip(&factors)
-            .map(|(error, factor)| error * factor)
-            .sum();
-        let device = prediction.tensor().device();
-        let dtype = super::tape::scalar_dtype(prediction.tensor().dtype());
-        let loss = Tensor::new(total, device)?.to_dtype(dtype)?;
-        let (to, prediction_saved, target) =
-            (prediction.id(), prediction.tensor().clone(), target.clone());
+        let loss = mean_squared_error(self.kernels(), prediction.tensor(), target, weights)?;
+        let (to, saved) = (prediction.id(), prediction.tensor().clone());
+        let (target, weights) = (target.clone(), weights.cloned());
         Ok(
             self.record_one(&[prediction], loss, move |slots, gradient| {
-                // 1 for the loss itself, something else where it is part of a larger value.
-                let outer = gradient
-                    .tensor()
-                    .to_dtype(candle_core::DType::F64)?
-                    .to_scalar::<f64>()?;
-                let factors: Vec<f64> = factors.iter().map(|factor| factor * outer).collect();
-                let found = squared_error_backward(&prediction_saved, &target, &factors)?;
+                let found = mean_squared_error_backward(
+                    slots.kernels(),
+                    &saved,
+                    &target,
+                    weights.as_ref(),
+                    gradient.tensor(),
+                )?;
                 slots.add(to, Gradient::fresh(found))
             }),
         )

@@ -40,9 +40,9 @@ impl Tape {
     ///
     /// If `x` has not four dimensions, and those of the backend.
     pub fn upsample_nearest_2x(&self, x: &Value) -> Result<Value> {
-        let (y, to) = (upsample_nearest_2x(x.tensor())?, x.id());
+        let (y, to) = (upsample_nearest_2x(self.kernels(), x.tensor())?, x.id());
         Ok(self.record_one(&[x], y, move |slots, gradient| {
-            let dx = upsample_nearest_2x_backward(gradient.tensor())?;
+            let dx = upsample_nearest_2x_backward(slots.kernels(), gradient.tensor())?;
             slots.add(to, Gradient::fresh(dx))
         }))
     }

@@ -43,7 +43,7 @@ impl Tape {
                 slots.add(to_x, Gradient::fresh(dx))?;
             }
             let Some(x) = saved_x else { return Ok(()) };
-            let along = mul(gradient.tensor(), &x)?;
+            let along = mul(slots.kernels(), gradient.tensor(), &x)?;
             // Freed before the gate's gradient is made, so that one tensor less is alive at once.
             drop((gradient, x));
             let dx = kind.backward(slots.kernels(), &saved_gate, along)?;
@@ -88,7 +88,10 @@ impl Tape {
         let (to, saved) = (x.id(), y.clone());
         Ok(self.record_one(&[x], y, move |slots, gradient| {
             let slope = saved.sqr()?.affine(-1.0, 1.0)?;
-            slots.add(to, Gradient::fresh(mul(gradient.tensor(), &slope)?))
+            slots.add(
+                to,
+                Gradient::fresh(mul(slots.kernels(), gradient.tensor(), &slope)?),
+            )
         }))
     }
 
@@ -121,18 +124,18 @@ impl Tape {
     ///
     /// If the shapes do not fit, and those of the backend.
     pub fn mul(&self, x: &Value, y: &Value) -> Result<Value> {
-        let out = mul(x.tensor(), y.tensor())?;
+        let out = mul(self.kernels(), x.tensor(), y.tensor())?;
         let (to_x, to_y) = (x.id(), y.id());
         let (x_dims, y_dims) = (x.dims().to_vec(), y.dims().to_vec());
         let saved_x: Option<Tensor> = to_y.map(|_| x.tensor().clone());
         let saved_y: Option<Tensor> = to_x.map(|_| y.tensor().clone());
         Ok(self.record_one(&[x, y], out, move |slots, gradient| {
             if let Some(y) = saved_y {
-                let dx = Gradient::fresh(mul(gradient.tensor(), &y)?);
+                let dx = Gradient::fresh(mul(slots.kernels(), gradient.tensor(), &y)?);
                 add_spread(slots, to_x, dx, &x_dims)?;
             }
             if let Some(x) = saved_x {
-                let dy = Gradient::fresh(mul(gradient.tensor(), &x)?);
+                let dy = Gradient::fresh(mul(slots.kernels(), gradient.tensor(), &x)?);
                 add_spread(slots, to_y, dy, &y_dims)?;
             }
             Ok(())
@@ -157,5 +160,6 @@ fn add_spread(slots: &mut Slots, to: Option<Id>, gradient: Gradient, dims: &[usi
     if gradient.tensor().dims() == dims {
         return slots.add(to, gradient);
     }
-    slots.add(to, Gradient::fresh(sum_to(gradient.tensor(), dims)?))
+    let sums = sum_to(slots.kernels(), gradient.tensor(), dims)?;
+    slots.add(to, Gradient::fresh(sums))
 }

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use candle_core::{DType, Device, Result, Tensor, bail};
+use candle_core::{Device, Result, Tensor, bail};
 
 use super::gradient::{Gradient, Gradients, Slots};
 use crate::nn::Kernels;
@@ -300,14 +300,5 @@ impl Tape {
             }
         }
         Ok(())
-    }
-}
-
-/// The type of a loss over tensors of `dtype`: f32, but f64 for f64, in which gradients are tested.
-pub(super) fn scalar_dtype(dtype: DType) -> DType {
-    if dtype == DType::F64 {
-        dtype
-    } else {
-        DType::F32
     }
 }

@@ -12,9 +12,8 @@ use std::sync::OnceLock;
 use candle_core::{DType, Device, Result, Tensor};
 
 use super::{Tape, Value};
-use crate::device::{self, Choice};
 use crate::nn::Kernels;
-use crate::nn::testing::{composed, difference, normal};
+use crate::nn::testing::{composed, difference, gpu, normal};
 
 /// The sum of all results times fixed random numbers, so that every result matters differently.
 fn scalar(outs: &[Value]) -> f64 {
@@ -169,14 +168,9 @@ fn elsewhere() -> &'static [Place] {
     static PLACES: OnceLock<Vec<Place>> = OnceLock::new();
     PLACES.get_or_init(|| {
         let mut devices = vec![(Device::Cpu, Kernels::NONE)];
-        let folders = device::cuda_folders(|name| std::env::var_os(name));
-        match device::open(Choice::Cuda(0), &folders) {
-            Ok(opened) => {
-                let own = Kernels::compile(&opened.device).expect("kernels for the GPU");
-                devices.push((opened.device.clone(), Kernels::NONE));
-                devices.push((opened.device, own));
-            }
-            Err(why) => println!("not computed on a GPU: {why}"),
+        if let Some((device, own)) = gpu() {
+            devices.push((device.clone(), Kernels::NONE));
+            devices.push((device, own));
         }
         let types = [(DType::F32, 1e-4), (DType::BF16, 0.08)];
         let places = devices.iter().flat_map(|(device, kernels)| {

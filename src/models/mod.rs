@@ -25,6 +25,7 @@ mod peers;
 pub mod schedule;
 pub mod sd3;
 pub mod source;
+mod tables;
 #[cfg(test)]
 mod testing;
 mod transformer;
@@ -238,13 +239,16 @@ impl ConditioningTensors {
         }
     }
 
-    /// Context, pooled vectors and reference in `dtype` on `device`. The few other numbers, and the timesteps, stay where the
-    /// program is: the networks make sinusoids of them there.
+    /// Context, pooled vectors and reference in `dtype` on `device`. The few other numbers, and the timesteps, stay where they are.
     ///
     /// # Errors
     /// If the device has no room.
     pub fn to(&self, dtype: DType, device: &Device) -> candle_core::Result<Self> {
-        let moved = |t: &Tensor| t.to_device(device)?.to_dtype(dtype);
+        let moved = |t: &Tensor| match t.elem_count() {
+            // A pooled vector of width 0 has no place on a GPU, which launches nothing for no number.
+            0 => t.to_dtype(dtype),
+            _ => t.to_device(device)?.to_dtype(dtype),
+        };
         Ok(Self {
             context: moved(&self.context)?,
             pooled: moved(&self.pooled)?,
@@ -339,8 +343,15 @@ pub fn predict(
 ) -> candle_core::Result<Value> {
     let (dtype, device) = (denoiser.dtype(), denoiser.device());
     let latents = Value::constant(latents.to_device(device)?.to_dtype(dtype)?);
-    let conditioning = conditioning.to(dtype, device)?;
-    denoiser.forward(tape, adapters, &latents, timesteps, &conditioning)
+    let mut conditioning = conditioning.to(dtype, device)?;
+    // Where our own kernels make sinusoids of them, they are made on the GPU.
+    let told = |numbers: &Tensor| match tape.kernels().are_there() {
+        true => numbers.to_device(device),
+        false => Ok(numbers.clone()),
+    };
+    conditioning.guidance = conditioning.guidance.as_ref().map(told).transpose()?;
+    conditioning.time_ids = conditioning.time_ids.as_ref().map(told).transpose()?;
+    denoiser.forward(tape, adapters, &latents, &told(timesteps)?, &conditioning)
 }
 
 /// The family of that name.

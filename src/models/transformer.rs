@@ -5,12 +5,13 @@
 
 pub(super) mod activations;
 
-use candle_core::{DType, Device, Result, Tensor, bail};
+use candle_core::{Result, Tensor, bail};
 
 use super::linear::{Linear, Qkv};
 use super::{Error, Source};
 use crate::autograd::{Tape, Value};
 use crate::lora::Bound;
+use crate::nn::{Kernels, sinusoids};
 
 /// Of every norm in these networks.
 pub(super) const EPS: f64 = 1e-6;
@@ -20,9 +21,6 @@ pub(super) const TIME_CHANNELS: usize = 256;
 
 /// How many times wider than the streams the feed-forwards are inside.
 pub(super) const MLP_RATIO: usize = 4;
-
-/// The longest period of the timestep's sinusoids is 2 pi times this.
-const MAX_PERIOD: f32 = 10000.0;
 
 pub(super) type Loaded<T> = std::result::Result<T, Error>;
 
@@ -248,26 +246,10 @@ pub(super) fn picture_dims(latents: &Value) -> Result<(usize, usize, usize, usiz
 }
 
 /// Timesteps [b] to [b, 256], of the type and on the device of `like`.
-pub(super) fn timestep_sinusoid(timesteps: &Tensor, like: &Tensor) -> Result<Tensor> {
-    sinusoids(timesteps, TIME_CHANNELS, like)
-}
-
-/// Numbers [k] to [k, channels]: cosines, then sines, of number / 10000^(2 i / channels). In f32 as diffusers does it,
-/// because rounding an angle near 1000 is what moves the result most; then of the type and on the device of `like`.
-pub(super) fn sinusoids(numbers: &Tensor, channels: usize, like: &Tensor) -> Result<Tensor> {
-    let half = channels / 2;
-    // The exponent is rounded to f32 as torch does; only exp, cos and sin are taken in f64, where they are exact to f32.
-    let step = -MAX_PERIOD.ln();
-    let frequencies: Vec<f32> = (0..half)
-        .map(|i| f64::from(step * i as f32 / half as f32).exp() as f32)
-        .collect();
-    let all = numbers.to_dtype(DType::F32)?.to_vec1::<f32>()?;
-    let mut values = Vec::with_capacity(all.len() * channels);
-    for &number in &all {
-        let angles = frequencies.iter().map(|f| f64::from(number * f));
-        values.extend(angles.clone().map(|angle| angle.cos() as f32));
-        values.extend(angles.map(|angle| angle.sin() as f32));
-    }
-    let sinusoids = Tensor::from_vec(values, (all.len(), 2 * half), &Device::Cpu)?;
-    sinusoids.to_dtype(like.dtype())?.to_device(like.device())
+pub(super) fn timestep_sinusoid(
+    kernels: &Kernels,
+    timesteps: &Tensor,
+    like: &Tensor,
+) -> Result<Tensor> {
+    sinusoids(kernels, timesteps, TIME_CHANNELS, like)
 }

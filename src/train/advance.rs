@@ -67,11 +67,16 @@ impl Run<'_> {
             for (index, batch) in batches.iter().enumerate() {
                 let share = batch.share / accumulation as f64;
                 let pass = pass_number(number, index);
-                let result = self.pass().backward(batch, pass, share, &gradient)?;
-                loss += result.loss * share;
-                if let Some(record) = &mut record {
-                    record.add(passes, batch, &result)?;
-                }
+                let of_pass = match &mut record {
+                    // What is dumped is made as without graphs: a graph leaves no prediction.
+                    Some(record) => {
+                        let result = self.pass().backward(batch, pass, share, &gradient)?;
+                        record.add(passes, batch, &result)?;
+                        result.loss
+                    }
+                    None => self.backward(batch, pass, share, &gradient)?,
+                };
+                loss += of_pass * share;
                 passes += 1;
             }
         }
@@ -107,9 +112,9 @@ impl Run<'_> {
                 let apart = self.values.zeros_like()?;
                 let pass = pass_number(number, index);
                 // Multiplied where it is added, as it is by one process: a product that is rounded first is another sum on some devices.
-                let result = self.pass().backward(batch, pass, 1.0, &apart)?;
+                let of_pass = self.backward(batch, pass, 1.0, &apart)?;
                 made.factors.push(share.into());
-                made.losses.push((result.loss * share).into());
+                made.losses.push((of_pass * share).into());
                 mine.push(apart);
             }
             let all = ranks.exchange(made)?;
@@ -141,7 +146,22 @@ impl Run<'_> {
         }
     }
 
-    fn pass(&self) -> Pass<'_> {
+    /// The loss of a pass whose gradient is added, as a graph where there are graphs.
+    fn backward(
+        &self,
+        batch: &DenoiserBatch,
+        number: u64,
+        factor: f64,
+        gradient: &Tensor,
+    ) -> Result<f64, Error> {
+        let pass = self.pass();
+        Ok(match &mut *self.graphs.borrow_mut() {
+            Some(graphs) => graphs.backward(&pass, batch, number, factor, gradient)?,
+            None => pass.backward(batch, number, factor, gradient)?.loss,
+        })
+    }
+
+    pub(super) fn pass(&self) -> Pass<'_> {
         let settings = &self.base.settings;
         Pass {
             denoiser: self.trained,

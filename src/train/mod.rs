@@ -12,6 +12,7 @@ pub mod checkpoint;
 pub mod checkpoints;
 mod error;
 pub mod events;
+pub mod graphs;
 pub mod identity;
 pub mod inputs;
 mod length;
@@ -307,15 +308,27 @@ fn plan(
         storage: options.placement.storage,
         machine: Machine::of(&options.placement.device),
         own_kernels: options.placement.kernels.are_there(),
-        // Of each pass of a micro-batch, at most as many as samples, and one that comes from another rank.
-        apart: match ranks.is_alone() {
-            true => 0,
-            false => train.batch_size.saturating_add(1),
-        },
+        apart: gradients_apart(train.batch_size, &options.placement, ranks),
         checkpointing: train.gradient_checkpointing,
     };
     let available = options.memory_bytes.saturating_sub(beside);
     Ok(plan::make(&request, available)?)
+}
+
+/// The adapters' gradients beside the one that a step is summed in.
+fn gradients_apart(samples: usize, placement: &Placement, ranks: &Ranks) -> usize {
+    // Of each pass of a micro-batch, at most as many as samples, and one that comes from another rank.
+    let of_ranks = match ranks.is_alone() {
+        true => 0,
+        false => samples.saturating_add(1),
+    };
+    // Where a graph leaves its own, and the one that its first is compared with.
+    let of_graphs = if placement.kernels.have_graphs() {
+        2
+    } else {
+        0
+    };
+    of_graphs + of_ranks
 }
 
 /// What there is to say of the base model, and that previews can be made of it where they are asked for.

@@ -1,5 +1,6 @@
 //! The loop: steps, and what happens between them.
 
+use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 
 use candle_core::Tensor;
@@ -8,6 +9,7 @@ use super::batches::Batches;
 use super::beginning::Beginning;
 use super::checkpoint::State;
 use super::checkpoints::Checkpoints;
+use super::graphs::Graphs;
 use super::inputs::DrawOptions;
 use super::length::Length;
 use super::loader::Loader;
@@ -74,6 +76,8 @@ pub(super) struct Run<'a> {
     pub(super) output: PathBuf,
     /// What stands beside each preview; none where previews have no references, or are not made here.
     pub(super) references: Vec<KeptFrames>,
+    /// The passes of steps, where the kernels are meant for CUDA graphs.
+    pub(super) graphs: RefCell<Option<Graphs>>,
     /// Losses of the last steps, at most [`RECENT_STEPS`].
     pub(super) recent: Vec<f64>,
     pub(super) validation_loss: Option<f64>,
@@ -125,6 +129,7 @@ impl<'a> Run<'a> {
         };
         Ok(Self {
             references,
+            graphs: RefCell::default(),
             values: adapters.to_device(device)?,
             schedule: length.schedule(train),
             draws: DrawOptions::of(base),
@@ -168,6 +173,11 @@ impl<'a> Run<'a> {
         monitor: &dyn Monitor,
     ) -> Result<TrainReport, Error> {
         let train: &'a TrainSettings = &self.base.settings.train;
+        let (graphs, why) = Graphs::of(&self.pass())?;
+        self.graphs = RefCell::new(graphs);
+        if let Some(why) = why {
+            monitor.note(why);
+        }
         let (resumed_from, steps, last) = (self.step, self.length.steps, self.due.last);
         let open = || Metrics::open(&self.output, self.step, options.clock, monitor);
         // Rank 0 writes what there is to be written.
@@ -251,6 +261,9 @@ impl<'a> Run<'a> {
             self.keep_before_end(monitor);
         }
         let (loss, gradient_norm) = advanced?;
+        for note in (self.graphs.get_mut().iter_mut()).flat_map(Graphs::notes) {
+            monitor.note(&note);
+        }
         let seconds = ((options.clock)() - started).max(0.0);
         let line = MetricsLine::Step {
             step: self.step,
@@ -336,6 +349,9 @@ impl<'a> Run<'a> {
         preview: bool,
         monitor: &dyn Monitor,
     ) -> Result<(), Error> {
+        if let (true, Some(graphs)) = (validate || preview, self.graphs.get_mut()) {
+            graphs.pause()?;
+        }
         let losses = match validate && !self.set.held_out().is_empty() {
             true => self.validate()?,
             false => None,

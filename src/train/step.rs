@@ -7,7 +7,7 @@ use candle_core::{DType, Device, Result, Tensor};
 use super::inputs::DenoiserBatch;
 use crate::autograd::{Tape, Value};
 use crate::lora::{AdapterSet, Bound, Dropout, Recompute};
-use crate::models::{self, Denoiser};
+use crate::models::{self, ConditioningTensors, Denoiser};
 
 /// What the passes of a step share: the network, the adapters and how memory is saved.
 pub struct Pass<'a> {
@@ -33,6 +33,27 @@ pub struct PassResult {
     pub loss: f64,
 }
 
+/// What of a batch the network is given and held against, on whatever device.
+pub(super) struct Inputs {
+    pub(super) noisy: Tensor,
+    pub(super) target: Tensor,
+    pub(super) timesteps: Tensor,
+    pub(super) weights: Tensor,
+    pub(super) conditioning: ConditioningTensors,
+}
+
+impl Inputs {
+    pub(super) fn of(batch: &DenoiserBatch) -> Self {
+        Self {
+            noisy: batch.noisy.clone(),
+            target: batch.target.clone(),
+            timesteps: batch.timesteps.clone(),
+            weights: batch.weights.clone(),
+            conditioning: batch.conditioning.clone(),
+        }
+    }
+}
+
 impl Pass<'_> {
     /// Predicts, and adds the gradient of `factor * loss` to `gradient`, `[n]` in f32 as the values. `number` keys the dropout
     /// inside the adapters: no other pass of the run may have the same.
@@ -46,27 +67,40 @@ impl Pass<'_> {
         factor: f64,
         gradient: &Tensor,
     ) -> Result<PassResult> {
-        let tape = Tape::recording(self.denoiser.kernels()).offloading(self.offload);
         let (probability, seed) = self.dropout;
         let dropout = Dropout {
             probability,
             seed,
             pass: number,
         };
-        let dtype = self.denoiser.dtype();
-        let bound = self
-            .adapters
-            .bind_to(self.values, &tape, dtype, Some(dropout))?
-            .with_recompute(self.recompute.clone());
-        let prediction = predict(self.denoiser, &tape, &bound, batch)?;
-        let loss = loss_value(&tape, &prediction, batch)?;
-        let mut gradients = tape.backward(&loss)?;
-        bound.collect(&mut gradients, factor, gradient)?;
+        let inputs = Inputs::of(batch);
+        let (prediction, loss) = self.compute(&inputs, Some(dropout), factor, gradient)?;
         Ok(PassResult {
             prediction: prediction.into_tensor(),
             // Last: reading it waits for the device, which would have nothing to do until backward is asked for.
             loss: scalar(&loss)?,
         })
+    }
+
+    /// As [`Self::backward`]; the prediction and the loss. A GPU by our own kernels reads nothing back.
+    pub(super) fn compute(
+        &self,
+        inputs: &Inputs,
+        dropout: Option<Dropout>,
+        factor: f64,
+        gradient: &Tensor,
+    ) -> Result<(Value, Value)> {
+        let tape = Tape::recording(self.denoiser.kernels()).offloading(self.offload);
+        let dtype = self.denoiser.dtype();
+        let bound = self
+            .adapters
+            .bind_to(self.values, &tape, dtype, dropout)?
+            .with_recompute(self.recompute.clone());
+        let prediction = predict(self.denoiser, &tape, &bound, inputs)?;
+        let loss = loss_value(&tape, &prediction, inputs)?;
+        let mut gradients = tape.backward(&loss)?;
+        bound.collect(&mut gradients, factor, gradient)?;
+        Ok((prediction, loss))
     }
 
     /// The loss of [`Self::backward`], without gradients and without dropout.
@@ -91,25 +125,27 @@ pub fn loss(
     bound: &Bound,
     batch: &DenoiserBatch,
 ) -> Result<f64> {
-    let prediction = predict(denoiser, tape, bound, batch)?;
-    scalar(&loss_value(tape, &prediction, batch)?)
+    let inputs = Inputs::of(batch);
+    let prediction = predict(denoiser, tape, bound, &inputs)?;
+    scalar(&loss_value(tape, &prediction, &inputs)?)
 }
 
-fn predict(
-    denoiser: &dyn Denoiser,
-    tape: &Tape,
-    bound: &Bound,
-    batch: &DenoiserBatch,
-) -> Result<Value> {
-    let (noisy, timesteps) = (&batch.noisy, &batch.timesteps);
-    models::predict(denoiser, tape, bound, noisy, timesteps, &batch.conditioning)
+fn predict(denoiser: &dyn Denoiser, tape: &Tape, bound: &Bound, inputs: &Inputs) -> Result<Value> {
+    let (noisy, timesteps) = (&inputs.noisy, &inputs.timesteps);
+    models::predict(
+        denoiser,
+        tape,
+        bound,
+        noisy,
+        timesteps,
+        &inputs.conditioning,
+    )
 }
 
 /// The mean of the squared error, each sample's times its weight.
-fn loss_value(tape: &Tape, prediction: &Value, batch: &DenoiserBatch) -> Result<Value> {
-    let weights = batch.weights.to_dtype(DType::F64)?.to_vec1::<f64>()?;
-    let target = batch.target.to_device(prediction.tensor().device())?;
-    tape.mse(prediction, &target, Some(&weights))
+fn loss_value(tape: &Tape, prediction: &Value, inputs: &Inputs) -> Result<Value> {
+    let target = inputs.target.to_device(prediction.tensor().device())?;
+    tape.mse(prediction, &target, Some(&inputs.weights))
 }
 
 fn scalar(value: &Value) -> Result<f64> {

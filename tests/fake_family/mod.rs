@@ -171,7 +171,10 @@ impl Denoiser for Pixels {
         let x_bnc = tape.permute(&x_bcn, &[0, 2, 1])?;
         let mut x = self.to_hidden.forward(tape, adapters, &x_bnc)?;
         for (linear, input) in [
-            (&self.time, timestep_sinusoid(timesteps, &self.like)?),
+            (
+                &self.time,
+                timestep_sinusoid(tape.kernels(), timesteps, &self.like)?,
+            ),
             (&self.caption, pooled.clone()),
         ] {
             let y = linear.forward(tape, adapters, &Value::constant(input))?;

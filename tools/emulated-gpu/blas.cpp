@@ -93,10 +93,14 @@ int batched(int op_a, int op_b, int m, int n, int k, const T* alpha, Matrix a, i
     a.turned = op_a != 0, b.turned = op_b != 0;
     bool wide_enough = a.column >= (a.turned ? k : m) && b.column >= (b.turned ? n : k) && c.column >= m;
     if (!wide_enough || m < 0 || n < 0 || k < 0) return refuse(INVALID_VALUE, "columns that overlap");
-    for (int i = 0; i < batch; i++) {
-        multiply<T>(m, n, k, *alpha, a, b, *beta, c, nullptr);
-        a.data += a_apart * a.size(), b.data += b_apart * b.size(), c.data += c_apart * c.size();
-    }
+    auto work = [=, alpha = *alpha, beta = *beta]() mutable {
+        Matrix x = a, y = b, z = c;
+        for (int i = 0; i < batch; i++) {
+            multiply<T>(m, n, k, alpha, x, y, beta, z, nullptr);
+            x.data += a_apart * x.size(), y.data += b_apart * y.size(), z.data += c_apart * z.size();
+        }
+    };
+    if (!kept(work)) work();
     return OK;
 }
 
@@ -105,6 +109,7 @@ int batched(int op_a, int op_b, int m, int n, int k, const T* alpha, Matrix a, i
 API int cublasCreate_v2(void** handle) { return give<void*>(handle, &a_handle); }
 API int cublasDestroy_v2(void*) { return OK; }
 API int cublasSetStream_v2(void*, void*) { return OK; }
+API int cublasSetWorkspace_v2(void*, void*, size_t) { return OK; }
 API int cublasGemmStridedBatchedEx(void*, int op_a, int op_b, int m, int n, int k, const void* alpha, const void* a, int a_kind,
                                    int lda, long long a_apart, const void* b, int b_kind, int ldb, long long b_apart,
                                    const void* beta, void* c, int c_kind, int ldc, long long c_apart, int batch, int compute,
@@ -217,6 +222,38 @@ API int cublasLtMatmulAlgoGetHeuristic(void*, Description* d, Layout* a, Layout*
     *found = {};
     return give(count, 1);
 }
+namespace {
+
+void multiply_with_epilogue(const Description& d, float alpha, const void* a, const Layout& a_layout, const void* b, const Layout& b_layout,
+                            float beta, const void* c, const Layout& c_layout, void* to, const Layout& to_layout) {
+    bool gelu = d.epilogue == GELU_AUX_BIAS;
+    Matrix left = matrix(a, a_layout.kind, a_layout.column, d.turned_a);
+    Matrix right = matrix(b, b_layout.kind, b_layout.column, d.turned_b);
+    Matrix added = matrix(c, c_layout.kind, c_layout.column, false);
+    Matrix result = matrix(to, to_layout.kind, to_layout.column, false), bias = matrix(d.bias, a_layout.kind, 1, false);
+    if (gelu) result = matrix(d.kept, to_layout.kind, d.kept_column, false);
+    if (beta != 0)
+        for (uint64_t j = 0; j < to_layout.columns; j++)
+            for (uint64_t i = 0; i < to_layout.rows; i++) result.set(i, j, added.get(i, j));
+    for (int i = 0; i < to_layout.batch; i++) {
+        multiply<float>(to_layout.rows, to_layout.columns, d.turned_a ? a_layout.rows : a_layout.columns, alpha, left, right,
+                        beta, result, &bias);
+        left.data += a_layout.apart * left.size(), right.data += b_layout.apart * right.size();
+        result.data += to_layout.apart * result.size(), bias.data += d.bias_apart * bias.size();
+    }
+    if (gelu) {
+        result = matrix(d.kept, to_layout.kind, d.kept_column, false);
+        Matrix activated = matrix(to, to_layout.kind, to_layout.column, false);
+        for (uint64_t j = 0; j < to_layout.columns; j++)
+            for (uint64_t i = 0; i < to_layout.rows; i++) {
+                double x = result.get(i, j);
+                activated.set(i, j, 0.5 * x * (1 + tanh(0.7978845608028654 * (x + 0.044715 * x * x * x))));
+            }
+    }
+}
+
+}  // namespace
+
 API int cublasLtMatmul(void*, Description* d, const float* alpha, const void* a, Layout* a_layout, const void* b,
                        Layout* b_layout, const float* beta, const void* c, Layout* c_layout, void* to, Layout* to_layout,
                        const void*, void*, size_t, void*) {
@@ -229,29 +266,9 @@ API int cublasLtMatmul(void*, Description* d, const float* alpha, const void* a,
     if (*beta != 0 && to_layout->batch != 1) return refuse(NOT_SUPPORTED, "matrices are added to several products");
     for (const void* each : {a, b, c, const_cast<const void*>(to), d->bias, const_cast<const void*>(d->kept)})
         if (reinterpret_cast<uint64_t>(each) % 16) return refuse(INVALID_VALUE, "a matrix that is not aligned as promised");
-    Matrix left = matrix(a, a_layout->kind, a_layout->column, d->turned_a);
-    Matrix right = matrix(b, b_layout->kind, b_layout->column, d->turned_b);
-    Matrix added = matrix(c, c_layout->kind, c_layout->column, false);
-    Matrix result = matrix(to, to_layout->kind, to_layout->column, false), bias = matrix(d->bias, a_layout->kind, 1, false);
-    if (gelu) result = matrix(d->kept, to_layout->kind, d->kept_column, false);
-    if (*beta != 0)
-        for (uint64_t j = 0; j < to_layout->columns; j++)
-            for (uint64_t i = 0; i < to_layout->rows; i++) result.set(i, j, added.get(i, j));
-    for (int i = 0; i < to_layout->batch; i++) {
-        multiply<float>(to_layout->rows, to_layout->columns, d->turned_a ? a_layout->rows : a_layout->columns, *alpha, left, right,
-                        *beta, result, &bias);
-        left.data += a_layout->apart * left.size(), right.data += b_layout->apart * right.size();
-        result.data += to_layout->apart * result.size(), bias.data += d->bias_apart * bias.size();
-    }
-    if (gelu) {
-        result = matrix(d->kept, to_layout->kind, d->kept_column, false);
-        Matrix activated = matrix(to, to_layout->kind, to_layout->column, false);
-        for (uint64_t j = 0; j < to_layout->columns; j++)
-            for (uint64_t i = 0; i < to_layout->rows; i++) {
-                double x = result.get(i, j);
-                activated.set(i, j, 0.5 * x * (1 + tanh(0.7978845608028654 * (x + 0.044715 * x * x * x))));
-            }
-    }
+    auto work = [=, d = *d, alpha = *alpha, beta = *beta, a_layout = *a_layout, b_layout = *b_layout, c_layout = *c_layout,
+                 to_layout = *to_layout] { multiply_with_epilogue(d, alpha, a, a_layout, b, b_layout, beta, c, c_layout, to, to_layout); };
+    if (!kept(work)) work();
     return OK;
 }
 

@@ -8,8 +8,11 @@
 #include <cstdlib>
 #include <cstring>
 #include <map>
+#include <memory>
 #include <mutex>
+#include <set>
 #include <string>
+#include <vector>
 
 #include "emulated.h"
 
@@ -22,7 +25,9 @@ void die(const std::string& why) {
 
 namespace {
 
-enum Error { OK = 0, INVALID_VALUE = 1, INVALID_PTX = 218, NOT_FOUND = 500, LAUNCH_FAILED = 719 };
+enum Error {
+    OK = 0, INVALID_VALUE = 1, INVALID_PTX = 218, NOT_FOUND = 500, LAUNCH_FAILED = 719, CAPTURE_UNSUPPORTED = 900, CAPTURE_INVALIDATED = 901,
+};
 
 int complain(Error error, const std::string& why) {
     fprintf(stderr, "emulated GPU: %s\n", why.c_str());
@@ -39,6 +44,41 @@ int give(T* to, T value) {
     return OK;
 }
 
+// A graph: what was asked for while it was recorded, in order. Its memory is its own as long as it is there; between launches, and after
+// a tensor of it is freed, there is nothing in it.
+struct Node {
+    enum Kind { KERNEL = 0, MEMCPY = 1, MEMSET = 2, ALLOC = 10, FREE = 11 } kind;
+    std::function<void()> run;
+};
+struct Graph {
+    std::vector<std::unique_ptr<Node>> nodes;
+    std::set<uint64_t> memory, alive;
+};
+
+// What a thread records, if it does. (Of a stream, for a GPU's driver: here there is one for all.)
+struct Capture {
+    std::unique_ptr<Graph> graph;
+    bool invalid = false;
+    std::string kernel = "no kernel";  // the last one
+    size_t copied = 0;                 // bytes since then
+};
+thread_local Capture capture;
+
+bool capturing() { return capture.graph != nullptr; }
+
+bool keep(Node::Kind kind, std::function<void()> run) {
+    if (!capturing()) return false;
+    capture.graph->nodes.emplace_back(new Node{kind, std::move(run)});
+    return true;
+}
+
+// What nobody may ask for while a graph is recorded.
+int unless_capturing(const char* what) {
+    if (!capturing()) return OK;
+    capture.invalid = true;
+    return complain(CAPTURE_UNSUPPORTED, std::string(what) + " while a graph is recorded");
+}
+
 // On a small stack, hence no fprintf.
 void on_signal(int number, siginfo_t*, void*) {
     const char* what = number == SIGILL ? "an access that is not aligned" : "an access that is not aligned or outside of memory";
@@ -48,6 +88,8 @@ void on_signal(int number, siginfo_t*, void*) {
 }
 
 }  // namespace
+
+bool kept(std::function<void()> work) { return keep(Node::KERNEL, std::move(work)); }
 
 API int cuInit(unsigned) {
     struct sigaction action = {};
@@ -83,19 +125,21 @@ API int cuDevicePrimaryCtxRetain(void** context, int) { return give<void*>(conte
 API int cuDevicePrimaryCtxRelease_v2(int) { return OK; }
 API int cuCtxGetCurrent(void** context) { return give(context, current); }
 API int cuCtxSetCurrent(void* context) { return give(&current, context); }
-API int cuCtxSynchronize() { return OK; }
+API int cuCtxSynchronize() { return unless_capturing("waiting"); }
 API int cuDeviceGetDefaultMemPool(void** pool, int) { return give<void*>(pool, &a_pool); }
 API int cuMemPoolSetAttribute(void*, int, void*) { return OK; }
+API int cuMemPoolTrimTo(void*, size_t) { return unless_capturing("giving memory back"); }
+API int cuDeviceGraphMemTrim(int) { return unless_capturing("giving memory back"); }
 API int cuStreamCreate(void** stream, unsigned) { return give<void*>(stream, &a_stream); }
 API int cuStreamCreateWithPriority(void** stream, unsigned, int) { return give<void*>(stream, &a_stream); }
 API int cuStreamDestroy_v2(void*) { return OK; }
-API int cuStreamSynchronize(void*) { return OK; }
+API int cuStreamSynchronize(void*) { return unless_capturing("waiting"); }
 API int cuStreamWaitEvent(void*, void*, unsigned) { return OK; }
-API int cuStreamIsCapturing(void*, int* status) { return give(status, 0); }
+API int cuStreamIsCapturing(void*, int* status) { return give(status, capturing() ? 1 : 0); }
 API int cuEventCreate(void** event, unsigned) { return give<void*>(event, &an_event); }
 API int cuEventRecord(void*, void*) { return OK; }
 API int cuEventQuery(void*) { return OK; }
-API int cuEventSynchronize(void*) { return OK; }
+API int cuEventSynchronize(void*) { return unless_capturing("waiting"); }
 API int cuEventDestroy_v2(void*) { return OK; }
 API int cuGetErrorName(int error, const char** name) {
     switch (error) {
@@ -103,6 +147,8 @@ API int cuGetErrorName(int error, const char** name) {
     case INVALID_VALUE: return give(name, "CUDA_ERROR_INVALID_VALUE");
     case INVALID_PTX: return give(name, "CUDA_ERROR_INVALID_PTX");
     case NOT_FOUND: return give(name, "CUDA_ERROR_NOT_FOUND");
+    case CAPTURE_UNSUPPORTED: return give(name, "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED");
+    case CAPTURE_INVALIDATED: return give(name, "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED");
     }
     return give(name, "CUDA_ERROR_LAUNCH_FAILED");
 }
@@ -157,11 +203,47 @@ void check_zones() {
             die("a write outside of " + std::to_string(bytes) + " bytes");
 }
 
+// From the host a graph copies, each time, what lies there by then.
 int copy(void* to, const void* from, size_t bytes) {
-    memmove(to, from, bytes);
+    auto run = [=] { memmove(to, from, bytes); };
+    if (!keep(Node::MEMCPY, run)) {
+        run();
+        return OK;
+    }
+    capture.copied += bytes;
     return OK;
 }
+int copy_now(void* to, const void* from, size_t bytes) {
+    if (int error = unless_capturing("copying and waiting")) return error;
+    return copy(to, from, bytes);
+}
 void* at(uint64_t address) { return reinterpret_cast<void*>(address); }
+
+void fill(uint64_t address) {
+    std::lock_guard<std::mutex> guard(memory_lock);
+    auto found = allocations.find(static_cast<char*>(at(address)));
+    if (found != allocations.end()) memset(found->first, emulated_fill, found->second);
+}
+
+int allocate_in_stream(uint64_t* address, size_t bytes) {
+    if (bytes == 0) return complain(INVALID_VALUE, "an allocation of nothing");
+    if (int error = allocate(address, bytes)) return error;
+    if (!capturing()) return OK;
+    uint64_t place = *address;
+    capture.graph->memory.insert(place), capture.graph->alive.insert(place);
+    keep(Node::ALLOC, [=] { fill(place); });
+    return OK;
+}
+
+int release_in_stream(uint64_t address) {
+    if (!capturing()) return release(address);
+    if (!capture.graph->alive.erase(address)) {
+        capture.invalid = true;
+        return complain(INVALID_VALUE, "memory from before is freed while a graph is recorded");
+    }
+    keep(Node::FREE, [=] { fill(address); });
+    return OK;
+}
 
 }  // namespace
 
@@ -169,9 +251,12 @@ API int cuMemGetInfo_v2(size_t* free, size_t* total) {
     *total = TOTAL;
     return give(free, TOTAL - used);
 }
-API int cuMemAllocAsync(uint64_t* address, size_t bytes, void*) { return allocate(address, bytes); }
-API int cuMemAlloc_v2(uint64_t* address, size_t bytes) { return allocate(address, bytes); }
-API int cuMemFreeAsync(uint64_t address, void*) { return release(address); }
+API int cuMemAllocAsync(uint64_t* address, size_t bytes, void*) { return allocate_in_stream(address, bytes); }
+API int cuMemAlloc_v2(uint64_t* address, size_t bytes) {
+    if (int error = unless_capturing("allocating at once")) return error;
+    return allocate(address, bytes);
+}
+API int cuMemFreeAsync(uint64_t address, void*) { return release_in_stream(address); }
 API int cuMemFree_v2(uint64_t address) { return release(address); }
 API int cuMemHostAlloc(void** address, size_t bytes, unsigned) { return give(address, malloc(bytes)); }
 API int cuMemFreeHost(void* address) {
@@ -179,16 +264,59 @@ API int cuMemFreeHost(void* address) {
     return OK;
 }
 API int cuMemcpyHtoDAsync_v2(uint64_t to, const void* from, size_t bytes, void*) { return copy(at(to), from, bytes); }
-API int cuMemcpyHtoD_v2(uint64_t to, const void* from, size_t bytes) { return copy(at(to), from, bytes); }
+API int cuMemcpyHtoD_v2(uint64_t to, const void* from, size_t bytes) { return copy_now(at(to), from, bytes); }
 API int cuMemcpyDtoHAsync_v2(void* to, uint64_t from, size_t bytes, void*) { return copy(to, at(from), bytes); }
-API int cuMemcpyDtoH_v2(void* to, uint64_t from, size_t bytes) { return copy(to, at(from), bytes); }
+API int cuMemcpyDtoH_v2(void* to, uint64_t from, size_t bytes) { return copy_now(to, at(from), bytes); }
 API int cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t bytes, void*) { return copy(at(to), at(from), bytes); }
-API int cuMemcpyDtoD_v2(uint64_t to, uint64_t from, size_t bytes) { return copy(at(to), at(from), bytes); }
+API int cuMemcpyDtoD_v2(uint64_t to, uint64_t from, size_t bytes) { return copy_now(at(to), at(from), bytes); }
 API int cuMemsetD8Async(uint64_t to, unsigned char value, size_t bytes, void*) {
-    memset(at(to), value, bytes);
+    auto run = [=] { memset(at(to), value, bytes); };
+    if (!keep(Node::MEMSET, run)) run();
     return OK;
 }
 API int cuMemsetD8_v2(uint64_t to, unsigned char value, size_t bytes) { return cuMemsetD8Async(to, value, bytes, nullptr); }
+
+bool on_device(const void* address) {
+    auto* data = static_cast<char*>(const_cast<void*>(address));
+    std::lock_guard<std::mutex> guard(memory_lock);
+    auto after = allocations.upper_bound(data);
+    if (after == allocations.begin()) return false;
+    auto [start, bytes] = *std::prev(after);
+    return data < start + bytes;
+}
+
+// Graphs.
+
+API int cuStreamBeginCapture_v2(void*, int) {
+    if (capture.graph) return complain(INVALID_VALUE, "one recording within another");
+    capture.graph = std::make_unique<Graph>();
+    capture.invalid = false;
+    return OK;
+}
+API int cuStreamEndCapture(void*, Graph** graph) {
+    auto made = std::move(capture.graph);
+    if (!made) return complain(INVALID_VALUE, "no recording ends");
+    if (capture.invalid) return CAPTURE_INVALIDATED;
+    return give(graph, made.release());
+}
+API int cuGraphInstantiateWithFlags(Graph** executable, Graph* graph, unsigned long long) { return give(executable, graph); }
+API int cuGraphExecDestroy(Graph*) { return OK; }
+API int cuGraphDestroy(Graph* graph) {
+    for (uint64_t address : graph->memory)
+        if (!graph->alive.count(address)) release(address);
+    delete graph;
+    return OK;
+}
+API int cuGraphLaunch(Graph* graph, void*) {
+    if (int error = unless_capturing("a graph's launch")) return error;
+    for (auto& node : graph->nodes) node->run();
+    return OK;
+}
+API int cuGraphGetNodes(Graph* graph, Node** nodes, size_t* count) {
+    for (size_t i = 0; nodes && i < graph->nodes.size() && i < *count; i++) nodes[i] = graph->nodes[i].get();
+    return give(count, graph->nodes.size());
+}
+API int cuGraphNodeGetType(Node* node, int* kind) { return give(kind, int(node->kind)); }
 
 // Modules: what NVRTC below made is a text that names a shared object; all other PTX is candle's, whose sources are compiled.
 
@@ -199,6 +327,7 @@ const std::string MADE = "// emulated GPU: ";
 struct Function {
     std::string name;
     void (*call)(void**);
+    const size_t* sizes;  // of its arguments
     int threads;
     unsigned shared_bytes;
 };
@@ -240,6 +369,7 @@ std::string shared_object_of(const std::string& ptx) {
 }  // namespace
 
 API int cuModuleLoadData(void** module, const void* image) {
+    if (int error = unless_capturing("loading kernels")) return error;
     std::string path = shared_object_of(static_cast<const char*>(image));
     *module = path.empty() ? nullptr : dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
     return *module ? OK : complain(INVALID_PTX, path.empty() ? "it was not compiled" : dlerror());
@@ -248,8 +378,10 @@ API int cuModuleUnload(void*) { return OK; }
 API int cuModuleGetFunction(Function** function, void* module, const char* name) {
     void* call = dlsym(module, (std::string("emulated_call_") + name).c_str());
     void* threads = dlsym(module, (std::string("emulated_threads_") + name).c_str());
-    if (!call || !threads) return complain(NOT_FOUND, std::string("no kernel ") + name);
-    *function = new Function{name, reinterpret_cast<void (*)(void**)>(call), *static_cast<int*>(threads), 48 << 10};
+    void* sizes = dlsym(module, (std::string("emulated_sizes_") + name).c_str());
+    if (!call || !threads || !sizes) return complain(NOT_FOUND, std::string("no kernel ") + name);
+    *function = new Function{name, reinterpret_cast<void (*)(void**)>(call), reinterpret_cast<const size_t* (*)()>(sizes)(),
+                             *static_cast<int*>(threads), 48 << 10};
     return OK;
 }
 API int cuFuncSetAttribute(Function* function, int attribute, int value) {
@@ -265,11 +397,25 @@ API int cuLaunchKernel(Function* function, unsigned grid_x, unsigned grid_y, uns
     if (!x || !y || !z || size_t(x) * y * z > size_t(function->threads))
         return complain(INVALID_VALUE, function->name + ": too many threads or none");
     if (shared_bytes > function->shared_bytes) return complain(INVALID_VALUE, function->name + ": too much shared memory");
-    Launch launch = {function->name.c_str(), function->call, arguments, {grid_x, grid_y, grid_z}, {x, y, z}, shared_bytes};
-    counts.add(function->name);
-    const char* failure = run(launch);
-    if (check) check_zones();
-    return failure ? complain(LAUNCH_FAILED, function->name + ": " + failure) : OK;
+    auto launch = [=](void** arguments) -> int {
+        Launch launch = {function->name.c_str(), function->call, arguments, {grid_x, grid_y, grid_z}, {x, y, z}, shared_bytes};
+        counts.add(function->name);
+        const char* failure = run(launch);
+        if (check) check_zones();
+        return failure ? complain(LAUNCH_FAILED, function->name + ": " + failure) : OK;
+    };
+    if (!capturing()) return launch(arguments);
+    if (capture.copied)
+        fprintf(stderr, "emulated GPU: a graph copies %zu bytes between %s and %s\n", capture.copied, capture.kernel.c_str(), function->name.c_str());
+    capture.kernel = function->name, capture.copied = 0;
+    std::vector<std::string> copies;
+    for (size_t i = 0; function->sizes[i]; i++) copies.emplace_back(static_cast<const char*>(arguments[i]), function->sizes[i]);
+    keep(Node::KERNEL, [=]() mutable {
+        std::vector<void*> places;
+        for (std::string& copy : copies) places.push_back(&copy[0]);
+        if (launch(places.data())) die("a kernel of a graph failed");
+    });
+    return OK;
 }
 
 // NVRTC.

@@ -2,6 +2,7 @@
 #pragma once
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <string>
 
 #include "threads.h"
@@ -32,6 +33,13 @@ std::string folder();
 std::string contents(const std::string& path);
 
 [[noreturn]] void die(const std::string& why);
+
+// While a graph is recorded, work is kept for when it is launched, which is what true says. What the caller changes or frees
+// afterwards must be copied into `work` if a GPU's driver copies it, and must not be if it does not.
+bool kept(std::function<void()> work);
+
+// Whether an address is in memory of the GPU.
+bool on_device(const void* address);
 
 // A bf16 and an f32 that is rounded to one.
 inline float wide(uint16_t bits) {

@@ -292,6 +292,13 @@ template <class... A>
 inline void emulated_call(void (*kernel)(A...), void** arguments) {
     emulated_call(kernel, arguments, std::index_sequence_for<A...>());
 }
+// The bytes of each argument, and 0 behind them.
+template <class... A>
+inline const size_t* emulated_sizes(void (*)(A...)) {
+    static const size_t sizes[] = {sizeof(A)..., 0};
+    return sizes;
+}
 #define EMULATED_KERNEL(NAME, THREADS)                                                               \
     extern "C" void emulated_call_##NAME(void** arguments) { emulated_call(NAME, arguments); }       \
+    extern "C" const size_t* emulated_sizes_##NAME() { return emulated_sizes(NAME); }                \
     extern "C" const int emulated_threads_##NAME = THREADS;

@@ -174,7 +174,7 @@ fn composed(
 ) -> Result<Tensor> {
     let p = options.padding;
     let x = if options.upsample {
-        upsample_nearest_2x(x)?
+        upsample_nearest_2x(&Kernels::NONE, x)?
     } else {
         x.clone()
     };

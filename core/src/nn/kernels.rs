@@ -14,7 +14,7 @@ use super::cuda;
 #[derive(Clone, Default)]
 pub struct Kernels {
     #[cfg(feature = "cuda")]
-    compiled: Option<cuda::Kernels>,
+    pub(super) compiled: Option<cuda::Kernels>,
 }
 
 impl Kernels {

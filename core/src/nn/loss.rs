@@ -3,8 +3,11 @@
 use candle_core::{DType, Result, Tensor, bail};
 use rayon::prelude::*;
 
+use super::Kernels;
 use super::compose::wide;
 use super::cpu::{self, GRAIN, by_kernel, elements, sum2};
+#[cfg(feature = "cuda")]
+use super::cuda::errors::Compared;
 use super::real::{Real, vectorised};
 
 /// The mean square of each row of `prediction - target`, `[B, ..]` both; one number per row of the batch.
@@ -19,6 +22,33 @@ pub fn squared_error(prediction: &Tensor, target: &Tensor) -> Result<Vec<f64>> {
         let error = (wide(prediction)? - wide(target)?)?.sqr()?.flatten_from(1)?.mean(1)?;
         error.to_dtype(DType::F64)?.to_vec1()
     })
+}
+
+/// The type of an error of `dtype`: f32, but f64 for f64, in which gradients are tested.
+fn scalar_dtype(dtype: DType) -> DType {
+    match dtype {
+        DType::F64 => dtype,
+        _ => DType::F32,
+    }
+}
+
+/// The weights, one for each row, or ones.
+fn weights_of(prediction: &Tensor, weights: Option<&Tensor>) -> Result<Tensor> {
+    let rows = prediction.dim(0)?;
+    match weights {
+        None => Tensor::ones(rows, DType::F32, prediction.device()),
+        Some(weights) if weights.dims() == [rows] => Ok(weights.clone()),
+        Some(weights) => bail!("weights {:?} for a batch of {rows}", weights.dims()),
+    }
+}
+
+/// What each row's mean square counts in the mean over the batch, times `outer`.
+fn factors_of(weights: &Tensor, outer: f64) -> Result<Vec<f64>> {
+    let weights = weights.to_dtype(DType::F64)?.to_vec1::<f64>()?;
+    let count = weights.len() as f64;
+    Ok((weights.iter())
+        .map(|weight| weight / count * outer)
+        .collect())
 }
 
 fn check(prediction: &Tensor, target: &Tensor) -> Result<usize> {
@@ -69,14 +99,52 @@ fn squares<T: Real>(prediction: &Tensor, target: &Tensor, row: usize) -> Result<
         .collect())
 }
 
-/// The gradient towards the prediction of the sum of `factors[b]` times row b's error.
-pub fn squared_error_backward(
+/// The mean over the batch of `weights[b]` times the mean square of row b of `prediction - target`: both `[B, ..]`, `weights` `[B]` (1 if
+/// there are none), the result `[]` in f32 (f64 for f64). Our own kernels leave it on the GPU, and nothing waits for it.
+pub fn mean_squared_error(
+    kernels: &Kernels,
     prediction: &Tensor,
     target: &Tensor,
-    factors: &[f64],
+    weights: Option<&Tensor>,
+) -> Result<Tensor> {
+    check(prediction, target)?;
+    let weights = weights_of(prediction, weights)?;
+    #[cfg(feature = "cuda")]
+    if let Some(kernels) = kernels.serving(prediction) {
+        let weights = weights.to_device(prediction.device())?;
+        return Compared::new(kernels, prediction, target, &weights)?.error(kernels);
+    }
+    // Read by the CUDA build only.
+    let _ = kernels;
+    // On the host in f64: the rows' sums are there already, and there are few.
+    let errors = squared_error(prediction, target)?;
+    let factors = factors_of(&weights, 1.0)?;
+    let total: f64 = (errors.iter().zip(&factors))
+        .map(|(error, factor)| error * factor)
+        .sum();
+    Tensor::new(total, prediction.device())?.to_dtype(scalar_dtype(prediction.dtype()))
+}
+
+/// The gradient of [`mean_squared_error`] towards the prediction, times `outer`, which is `[]` and of the result's type: 1 for the error
+/// itself, something else where it is part of a larger value.
+pub fn mean_squared_error_backward(
+    kernels: &Kernels,
+    prediction: &Tensor,
+    target: &Tensor,
+    weights: Option<&Tensor>,
+    outer: &Tensor,
 ) -> Result<Tensor> {
     let row = check(prediction, target)?;
-    let factors: Vec<f64> = factors
+    let weights = weights_of(prediction, weights)?;
+    #[cfg(feature = "cuda")]
+    if let Some(kernels) = kernels.serving(prediction) {
+        let weights = weights.to_device(prediction.device())?;
+        return Compared::new(kernels, prediction, target, &weights)?.gradient(kernels, outer);
+    }
+    // Read by the CUDA build only.
+    let _ = kernels;
+    let outer = outer.to_dtype(DType::F64)?.to_scalar::<f64>()?;
+    let factors: Vec<f64> = factors_of(&weights, outer)?
         .iter()
         .map(|factor| 2.0 * factor / row as f64)
         .collect();

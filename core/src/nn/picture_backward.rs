@@ -59,7 +59,7 @@ pub fn conv2d_backward(
     };
     let dx = conv2d(kernels, &spread, &turned, None, options)?;
     if grown == 2 {
-        upsample_nearest_2x_backward(&dx)
+        upsample_nearest_2x_backward(kernels, &dx)
     } else {
         Ok(dx)
     }
@@ -82,7 +82,7 @@ pub fn conv2d_weight_backward(
         return conv.weight_backward(x_bihw, gradient);
     }
     let x = match options.upsample {
-        true => upsample_nearest_2x(x_bihw)?,
+        true => upsample_nearest_2x(kernels, x_bihw)?,
         false => x_bihw.clone(),
     };
     let window = spread(gradient, options.stride)?;
@@ -117,12 +117,13 @@ fn spread(x: &Tensor, stride: usize) -> Result<Tensor> {
 }
 
 /// The gradient towards `x` of `upsample_nearest_2x(x)`: the sums over 2 x 2 pixels.
-pub fn upsample_nearest_2x_backward(gradient: &Tensor) -> Result<Tensor> {
+pub fn upsample_nearest_2x_backward(kernels: &Kernels, gradient: &Tensor) -> Result<Tensor> {
     let (b, c, h, w) = gradient.dims4()?;
     let (h, w) = (h / 2, w / 2);
     by_kernel!(
         gradient,
         T => sums_2x2::<T>(gradient, [b, c, h, w]),
+        cuda k in kernels => super::cuda::conv::summed_2x2(k, gradient),
         gradient.contiguous()?.reshape((b, c, h, 2, w, 2))?.sum((3, 5))
     )
 }

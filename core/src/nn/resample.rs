@@ -3,6 +3,7 @@
 use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
+use super::Kernels;
 use super::cpu::{by_kernel, contiguous, elements, tensor};
 use super::real::Real;
 
@@ -11,11 +12,12 @@ use super::real::Real;
 /// # Errors
 ///
 /// If `x` has not four dimensions, and those of the backend.
-pub fn upsample_nearest_2x(x_bchw: &Tensor) -> Result<Tensor> {
+pub fn upsample_nearest_2x(kernels: &Kernels, x_bchw: &Tensor) -> Result<Tensor> {
     let (_, _, h, w) = x_bchw.dims4()?;
     by_kernel!(
         x_bchw,
         T => on_cpu::<T>(x_bchw),
+        cuda k in kernels => super::cuda::conv::doubled(k, x_bchw),
         x_bchw.contiguous()?.upsample_nearest2d(2 * h, 2 * w)
     )
 }
@@ -54,7 +56,7 @@ mod tests {
         let x = Tensor::arange(0f32, 30.0, &Device::Cpu)
             .and_then(|x| x.reshape((1, 2, 3, 5)))
             .expect("shape");
-        let ours = upsample_nearest_2x(&x).expect("ours");
+        let ours = upsample_nearest_2x(&Kernels::NONE, &x).expect("ours");
         let theirs = x.upsample_nearest2d(6, 10).expect("theirs");
         assert_eq!(
             ours.flatten_all()

@@ -232,10 +232,11 @@ fn shapes() {
 #[test]
 fn mean_square_errors() {
     for shape in [vec![1, 1], vec![3, 2, 5]] {
-        let weights: Vec<f64> = (0..shape[0]).map(|b| 0.5 + b as f64).collect();
+        let weights: Vec<f32> = (0..shape[0]).map(|b| 0.5 + b as f32).collect();
+        let weights = Tensor::new(weights, &Device::Cpu).unwrap();
         for weights in [None, Some(weights)] {
             check(&[normal(1, &shape)], |tape, v| {
-                one(tape.mse(&v[0], &frozen(2, &shape, &v[0]), weights.as_deref()))
+                one(tape.mse(&v[0], &frozen(2, &shape, &v[0]), weights.as_ref()))
             });
         }
     }
@@ -252,7 +253,8 @@ fn mean_square_errors() {
         .unwrap();
     assert!(difference(loss.tensor(), &want) < 1e-14);
     assert!(tape.mse(&x, &normal(2, &[2, 4]), None).is_err());
-    assert!(tape.mse(&x, &normal(2, &[2, 3]), Some(&[1.0])).is_err());
+    let one_weight = normal(3, &[1]);
+    assert!((tape.mse(&x, &normal(2, &[2, 3]), Some(&one_weight))).is_err());
 }
 
 #[test]

@@ -42,6 +42,10 @@ pub(crate) struct Args {
     ranks: RanksArgs,
     #[command(flatten)]
     device: DeviceArgs,
+    /// With own kernels, ask for each step's passes as a CUDA graph: those of a shape are recorded at its first step and asked for as a
+    /// whole from its third on, if the second gives the same bits both ways. No real GPU has run this yet.
+    #[arg(long, requires = "own_kernels")]
+    cuda_graphs: bool,
     #[command(flatten)]
     wait: WaitArgs,
 }
@@ -63,7 +67,11 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> CommandResult {
     let (work, processes) = position
         .as_ref()
         .map_or((Where::AsAsked, 1), |p| (p.work, p.on_machine));
-    let place = (args.device.open_shared(work, processes, ui)).map_err(named)?;
+    let mut place = (args.device.open_shared(work, processes, ui)).map_err(named)?;
+    // Kernels that failed are left out, and there is nothing to record.
+    if args.cuda_graphs && place.kernels.are_there() {
+        place.kernels = (place.kernels.with_graphs()).map_err(|e| named(Failure::error(e)))?;
+    }
     let options = TrainOptions {
         restart: args.restart,
         dump_step,

@@ -10,8 +10,9 @@ use super::architecture::Architecture;
 use crate::autograd::Value;
 use crate::models::flux1::flux::Conditioner;
 use crate::models::linear::Linear;
-use crate::models::transformer::{EPS, Loaded, Pass, sinusoids};
-use crate::models::{ConditioningTensors, Source};
+use crate::models::transformer::{EPS, Loaded, Pass};
+use crate::models::{ConditioningTensors, Error, Source};
+use crate::nn::{Kernels, sinusoids};
 
 /// The numbers of the vectors are embedded as a timestep of 0 to 1 is: in thousandths.
 const NUMBER_UNIT: f32 = 1000.0;
@@ -21,6 +22,8 @@ pub(super) struct Approximator {
     /// Channels of its input: a quarter each for timestep and guidance, half for the vector's number.
     channels: usize,
     vectors: usize,
+    /// What each vector is told by, [k] in f32, where the network is.
+    numbers: Tensor,
     inward: Linear,
     layers: Vec<Layer>,
     outward: Linear,
@@ -49,27 +52,39 @@ impl Approximator {
                 ],
             })
         };
+        let layers = (0..architecture.layers)
+            .map(layer)
+            .collect::<Loaded<Vec<Layer>>>()?;
+        let vectors = architecture.vectors();
+        let numbers: Vec<f32> = (0..vectors).map(|n| n as f32 * NUMBER_UNIT).collect();
+        let device = layers
+            .first()
+            .map_or(&Device::Cpu, |layer| layer.norm.device());
         Ok(Self {
             channels,
-            vectors: architecture.vectors(),
+            vectors,
+            numbers: Tensor::from_vec(numbers, vectors, device).map_err(|source| {
+                Error::Device {
+                    what: "placing the numbers of the approximator's vectors".to_owned(),
+                    source,
+                }
+            })?,
             inward: linear("in_proj", (inner, channels))?,
-            layers: (0..architecture.layers).map(layer).collect::<Loaded<_>>()?,
+            layers,
             outward: linear("out_proj", (architecture.trunk.width(), inner))?,
         })
     }
 
     /// Timesteps [b] to [b, k, channels].
-    fn input(&self, timesteps: &Tensor, like: &Tensor) -> Result<Tensor> {
+    fn input(&self, kernels: &Kernels, timesteps: &Tensor, like: &Tensor) -> Result<Tensor> {
         let (b, k, quarter) = (timesteps.dim(0)?, self.vectors, self.channels / 4);
-        let zeros = Tensor::zeros(b, DType::F32, &Device::Cpu)?;
-        let numbers: Vec<f32> = (0..k).map(|number| number as f32 * NUMBER_UNIT).collect();
-        let numbers = Tensor::from_vec(numbers, k, &Device::Cpu)?;
+        let zeros = Tensor::zeros(b, DType::F32, timesteps.device())?;
         let of_sample = |told: &Tensor| {
-            let rows = sinusoids(told, quarter, like)?.unsqueeze(1)?;
-            rows.broadcast_as((b, k, quarter))
+            let rows = sinusoids(kernels, told, quarter, like)?.unsqueeze(1)?;
+            kernels.contiguous(&rows.broadcast_as((b, k, quarter))?)
         };
-        let of_vector = sinusoids(&numbers, 2 * quarter, like)?.unsqueeze(0)?;
-        let of_vector = of_vector.broadcast_as((b, k, 2 * quarter))?;
+        let of_vector = sinusoids(kernels, &self.numbers, 2 * quarter, like)?.unsqueeze(0)?;
+        let of_vector = kernels.contiguous(&of_vector.broadcast_as((b, k, 2 * quarter))?)?;
         Tensor::cat(&[of_sample(timesteps)?, of_sample(&zeros)?, of_vector], 2)
     }
 }
@@ -84,7 +99,7 @@ impl Conditioner for Approximator {
         like: &Tensor,
     ) -> Result<Value> {
         let (tape, adapters) = (pass.tape, pass.adapters);
-        let input = Value::constant(self.input(timesteps, like)?);
+        let input = Value::constant(self.input(tape.kernels(), timesteps, like)?);
         let mut x = self.inward.forward(tape, adapters, &input)?;
         for Layer { norm, linears } in &self.layers {
             let y = tape.rms_norm(&x, Some(norm), EPS)?;

@@ -7,6 +7,7 @@ use candle_core::{Device, Result, Tensor, bail};
 
 use super::architecture::PATCH;
 use crate::autograd::{Tape, Value};
+use crate::models::tables::Tables;
 
 /// The base of the rotary frequencies.
 const THETA: f64 = 10000.0;
@@ -48,6 +49,12 @@ pub(in crate::models) fn unpack(
 pub(super) struct Rotary {
     pub(super) cos: Tensor,
     pub(super) sin: Tensor,
+}
+
+impl Tables for Rotary {
+    fn tensors(&self) -> Vec<&Tensor> {
+        vec![&self.cos, &self.sin]
+    }
 }
 
 impl Rotary {

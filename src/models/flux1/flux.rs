@@ -2,7 +2,7 @@
 //!
 //! Shapes: b batch, n patches, r patches of a reference, m context tokens, d width.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use candle_core::{DType, Device, Result, Tensor, bail};
 
@@ -12,6 +12,7 @@ use super::embed::{Rotary, pack, patches, unpack};
 use crate::autograd::{Tape, Value};
 use crate::lora::Bound;
 use crate::models::linear::Linear;
+use crate::models::tables::LastTables;
 use crate::models::transformer::{
     Embedder, Loaded, Loader, MLP_RATIO, Pass, TIME_CHANNELS, check_shapes, picture_dims,
     timestep_sinusoid,
@@ -36,7 +37,7 @@ pub(in crate::models) struct Flux {
     /// A tensor of the network's type on its device.
     like: Tensor,
     /// The tables of the last call, for pictures and context tokens of these numbers.
-    rotary: Mutex<Option<(Extents, Rotary)>>,
+    rotary: LastTables<Extents, Rotary>,
 }
 
 /// Rows and columns of patches of the picture, and of its reference where there is one; and tokens of the context.
@@ -88,7 +89,7 @@ impl Conditioner for Embedders {
         like: &Tensor,
     ) -> Result<Value> {
         let (tape, pooled) = (pass.tape, &conditioning.pooled);
-        let told = |numbers: &Tensor| timestep_sinusoid(numbers, like);
+        let told = |numbers: &Tensor| timestep_sinusoid(tape.kernels(), numbers, like);
         let mut vector = self.time.forward(pass, told(timesteps)?)?;
         if let (Some(embedder), Some(guidance)) = (&self.guidance, &conditioning.guidance) {
             let guidance = embedder.forward(pass, told(&(guidance * GUIDANCE_UNIT)?)?)?;
@@ -159,22 +160,15 @@ impl Flux {
             proj_out: loader.linear("proj_out", (tokens, width))?,
             like: source.tensor(&[width], "x_embedder.bias")?,
             architecture,
-            rotary: Mutex::default(),
+            rotary: LastTables::default(),
         })
     }
 
     /// The rotary tables, which a run of pictures of one size makes once.
     fn rotary(&self, extents: Extents) -> Result<Rotary> {
-        let mut last = self.rotary.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((found, rotary)) = &*last
-            && *found == extents
-        {
-            return Ok(rotary.clone());
-        }
-        let (pictures, context) = &extents;
-        let device = self.like.device();
-        let made = Rotary::new(self.architecture.axes, pictures, *context, device)?;
-        Ok(last.insert((extents, made)).1.clone())
+        let (axes, device) = (self.architecture.axes, self.like.device());
+        let make = |(pictures, context): &Extents| Rotary::new(axes, pictures, *context, device);
+        self.rotary.of(&self.kernels, extents, make)
     }
 
     fn check_inputs(

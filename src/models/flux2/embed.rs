@@ -5,6 +5,7 @@
 use candle_core::{Device, Result, Tensor};
 
 use super::architecture::{AXES, Architecture};
+use crate::models::tables::Tables;
 
 /// The first id of a reference's patches (`prc_img` of the authors' `encode_image_refs`; `_prepare_image_ids` of diffusers' pipeline).
 const REFERENCE: usize = 10;
@@ -15,6 +16,12 @@ const REFERENCE: usize = 10;
 pub(super) struct Rotary {
     pub(super) cos: Tensor,
     pub(super) sin: Tensor,
+}
+
+impl Tables for Rotary {
+    fn tensors(&self) -> Vec<&Tensor> {
+        vec![&self.cos, &self.sin]
+    }
 }
 
 impl Rotary {

@@ -2,7 +2,7 @@
 //!
 //! Shapes: b batch, n patches of the picture and, behind them, of its reference, m context tokens, d width.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use candle_core::{DType, Device, Result, Tensor, bail};
 
@@ -14,6 +14,7 @@ use crate::lora::Bound;
 use crate::models::flux1::embed::{patches, unpack};
 use crate::models::flux1::flux::{check_reference, mask_of, pictures, run_block, with_reference};
 use crate::models::linear::Linear;
+use crate::models::tables::LastTables;
 use crate::models::transformer::{
     Embedder, Loaded, Loader, Modulation, Pass, TIME_CHANNELS, check_shapes, picture_dims,
     timestep_sinusoid,
@@ -37,7 +38,7 @@ pub(super) struct Flux2 {
     /// A tensor of the network's type on its device.
     like: Tensor,
     /// The tables of the last call, for pictures and context tokens of these numbers.
-    rotary: Mutex<Option<(Extents, Rotary)>>,
+    rotary: LastTables<Extents, Rotary>,
 }
 
 /// Rows and columns of patches of the picture and of its reference; and tokens of the context.
@@ -73,21 +74,15 @@ impl Flux2 {
                 "transformer_blocks.0.attn.norm_q.weight",
             )?,
             architecture,
-            rotary: Mutex::default(),
+            rotary: LastTables::default(),
         })
     }
 
     /// The rotary tables, which a run of pictures of one size makes once.
     fn rotary(&self, extents: Extents) -> Result<Rotary> {
-        let mut last = self.rotary.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((found, rotary)) = &*last
-            && *found == extents
-        {
-            return Ok(rotary.clone());
-        }
-        let (pictures, context) = &extents;
-        let made = Rotary::new(&self.architecture, pictures, *context, self.like.device())?;
-        Ok(last.insert((extents, made)).1.clone())
+        let (own, device) = (&self.architecture, self.like.device());
+        let make = |(pictures, context): &Extents| Rotary::new(own, pictures, *context, device);
+        self.rotary.of(&self.kernels, extents, make)
     }
 
     fn check_inputs(
@@ -197,7 +192,7 @@ impl Denoiser for Flux2 {
         };
         let vector = self
             .time
-            .forward(pass, timestep_sinusoid(timesteps, like)?)?;
+            .forward(pass, timestep_sinusoid(tape.kernels(), timesteps, like)?)?;
         // Activated, as every modulation takes it.
         let vector = tape.silu(&vector)?;
         let modulations = self.modulations(pass, &vector)?;

@@ -7,7 +7,7 @@ use candle_core::{Result, Tensor, bail};
 
 use super::architecture::Architecture;
 use crate::autograd::{Tape, Value};
-use crate::nn::Frozen;
+use crate::nn::{Frozen, Kernels};
 
 /// Patches to vectors: a convolution whose stride is its kernel is a linear on flattened patches.
 pub(super) struct PatchEmbed {
@@ -47,10 +47,7 @@ impl PatchEmbed {
         let x_bijcpp = tape.permute(&x_bcipjp, &[0, 2, 4, 1, 3, 5])?;
         let x_bnk = tape.reshape(&x_bijcpp, &[b, i * j, c * p * p])?;
         let x_bnd = tape.linear(&x_bnk, &self.weight, Some(&self.bias), None)?;
-        let positions_nd = self
-            .crop(i, j)?
-            .broadcast_as((b, i * j, self.bias.dim(0)?))?;
-        tape.add(&x_bnd, &Value::constant(positions_nd.contiguous()?))
+        tape.add(&x_bnd, &Value::constant(self.crop(tape.kernels(), i, j)?))
     }
 
     /// The table of positions, of the network's type on its device.
@@ -72,13 +69,13 @@ impl PatchEmbed {
     }
 
     /// The middle `i` by `j` cells of the table, [n, d].
-    fn crop(&self, i: usize, j: usize) -> Result<Tensor> {
+    fn crop(&self, kernels: &Kernels, i: usize, j: usize) -> Result<Tensor> {
         // As diffusers' `cropped_pos_embed`: positions are those around the middle, whatever the picture's size.
         let (top, left) = ((self.side - i) / 2, (self.side - j) / 2);
         let width = self.positions.dim(2)?;
         let positions_ssd = self.positions.reshape((self.side, self.side, width))?;
         let cells = positions_ssd.narrow(0, top, i)?.narrow(1, left, j)?;
-        cells.contiguous()?.flatten(0, 1)
+        kernels.contiguous(&cells)?.flatten(0, 1)
     }
 }
 

@@ -108,7 +108,7 @@ impl MmDit {
     /// Timesteps and pooled vector to the conditioning vector [b, d], activated, as every modulation takes it.
     fn vector(&self, pass: Pass<'_>, timesteps: &Tensor, pooled: &Tensor) -> Result<Value> {
         let tape = pass.tape;
-        let time = timestep_sinusoid(timesteps, pooled)?;
+        let time = timestep_sinusoid(tape.kernels(), timesteps, pooled)?;
         let time = self.time.forward(pass, time)?;
         let pooled = self.pooled.forward(pass, pooled.clone())?;
         tape.silu(&tape.add(&time, &pooled)?)

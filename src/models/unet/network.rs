@@ -11,9 +11,9 @@ use super::layers::{Conv, GroupNorm, Pass, ResNet, ResNetSize, Transformer, Tran
 use crate::autograd::{Tape, Value};
 use crate::lora::Bound;
 use crate::models::linear::Linear;
-use crate::models::transformer::{Loaded, check_shapes, picture_dims, sinusoids};
+use crate::models::transformer::{Loaded, check_shapes, picture_dims};
 use crate::models::{ConditioningTensors, Denoiser, Error, Source};
-use crate::nn::{Conv2dOptions, Kernels};
+use crate::nn::{Conv2dOptions, Kernels, sinusoids};
 
 /// How a level's last convolution halves the picture: with zeros on all sides (`downsample_padding` 1), unlike the VAE's.
 const HALVE: Conv2dOptions = Conv2dOptions {
@@ -152,7 +152,10 @@ impl UNet {
             second.forward(tape, pass.adapters, &tape.silu(&hidden)?)
         };
         let channels = self.architecture.levels[0].width;
-        let mut vector = mlp(&self.time, sinusoids(timesteps, channels, like)?)?;
+        let mut vector = mlp(
+            &self.time,
+            sinusoids(tape.kernels(), timesteps, channels, like)?,
+        )?;
         let told = (
             &self.addition,
             self.architecture.addition,
@@ -161,7 +164,7 @@ impl UNet {
         if let (Some(linears), Some(Addition { size_channels, .. }), Some(ids)) = told {
             let b = ids.dim(0)?;
             // Each of a picture's numbers has a sinusoid of its own; the weights expect them behind the pooled vector.
-            let sizes = sinusoids(&ids.flatten_all()?, size_channels, like)?;
+            let sizes = sinusoids(tape.kernels(), &ids.flatten_all()?, size_channels, like)?;
             let sizes = sizes.reshape((b, SIZES * size_channels))?;
             let added = Tensor::cat(&[&conditioning.pooled, &sizes], 1)?;
             vector = tape.add(&vector, &mlp(linears, added)?)?;

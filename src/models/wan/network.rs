@@ -3,7 +3,7 @@
 //! Shapes: b batch, c channels, f frames, h w latent height and width, i j patches down and across, n = f * i * j patches,
 //! m context tokens, d width.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use candle_core::{DType, Device, Result, Tensor, bail};
 
@@ -13,9 +13,10 @@ use super::positions::Rotary;
 use crate::autograd::{Tape, Value};
 use crate::lora::Bound;
 use crate::models::linear::Linear;
-use crate::models::transformer::{Embedder, Loaded, Loader, Pass, check_shapes, sinusoids};
+use crate::models::tables::LastTables;
+use crate::models::transformer::{Embedder, Loaded, Loader, Pass, check_shapes};
 use crate::models::{ConditioningTensors, Denoiser, Error, Source};
-use crate::nn::{Frozen, Kernels};
+use crate::nn::{Frozen, Kernels, sinusoids};
 use crate::shown;
 
 /// A Wan transformer with frozen weights.
@@ -35,7 +36,7 @@ pub(super) struct Wan {
     table: Tensor,
     proj_out: Linear,
     /// The tables of the last call, for patches of this many frames, rows and columns.
-    rotary: Mutex<Option<([usize; 3], Rotary)>>,
+    rotary: LastTables<[usize; 3], Rotary>,
 }
 
 impl Wan {
@@ -77,7 +78,7 @@ impl Wan {
                 .collect::<Loaded<_>>()?,
             table: block::table(source, 2, width, "scale_shift_table")?,
             proj_out: loader.linear("proj_out", (own.channels * patch, width))?,
-            rotary: Mutex::default(),
+            rotary: LastTables::default(),
             architecture,
         })
     }
@@ -139,14 +140,8 @@ impl Wan {
 
     /// The rotary tables, which a run of videos of one size makes once.
     fn rotary(&self, extents: [usize; 3]) -> Result<Rotary> {
-        let mut last = self.rotary.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((found, rotary)) = &*last
-            && *found == extents
-        {
-            return Ok(rotary.clone());
-        }
-        let made = Rotary::new(self.architecture.axes(), extents, self.device())?;
-        Ok(last.insert((extents, made)).1.clone())
+        let make = |&of: &[usize; 3]| Rotary::new(self.architecture.axes(), of, self.device());
+        self.rotary.of(&self.kernels, extents, make)
     }
 
     /// [b, c, f, h, w] to [b, n, d].
@@ -224,7 +219,12 @@ impl Denoiser for Wan {
             adapters,
             heads: own.heads,
         };
-        let told = sinusoids(timesteps, own.time_channels, &self.patches_bias)?;
+        let told = sinusoids(
+            tape.kernels(),
+            timesteps,
+            own.time_channels,
+            &self.patches_bias,
+        )?;
         let time = self.time.forward(pass, told)?;
         let vectors = self
             .time_vectors

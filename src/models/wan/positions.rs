@@ -2,6 +2,8 @@
 
 use candle_core::{Device, Result, Tensor};
 
+use crate::models::tables::Tables;
+
 /// The longest wavelength, over 2 pi.
 const THETA: f64 = 10000.0;
 
@@ -10,6 +12,12 @@ const THETA: f64 = 10000.0;
 pub(super) struct Rotary {
     pub(super) cos: Tensor,
     pub(super) sin: Tensor,
+}
+
+impl Tables for Rotary {
+    fn tensors(&self) -> Vec<&Tensor> {
+        vec![&self.cos, &self.sin]
+    }
 }
 
 impl Rotary {

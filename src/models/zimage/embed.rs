@@ -7,6 +7,7 @@ use candle_core::{Device, Result, Tensor, bail};
 
 use super::architecture::{Architecture, PATCH};
 use crate::autograd::{Tape, Value};
+use crate::models::tables::Tables;
 
 /// Patches down and across a latent of `h` by `w`.
 pub(super) fn patches(h: usize, w: usize) -> Result<(usize, usize)> {
@@ -79,13 +80,22 @@ impl Rotary {
 
 /// The tables of a picture, of a caption, and of both, picture first; for all samples of a batch.
 #[derive(Clone)]
-pub(super) struct Tables {
+pub(super) struct Positions {
     pub(super) picture: Rotary,
     pub(super) caption: Rotary,
     pub(super) both: Rotary,
 }
 
-impl Tables {
+impl Tables for Positions {
+    fn tensors(&self) -> Vec<&Tensor> {
+        let each = [&self.picture, &self.caption, &self.both];
+        each.iter()
+            .flat_map(|rotary| [&rotary.cos, &rotary.sin])
+            .collect()
+    }
+}
+
+impl Positions {
     /// A caption's tokens, those that fill it up among them, are at (1, 0, 0), (2, 0, 0) and so on; a patch is at (1 + their number, row,
     /// column), and what fills up the patches at (0, 0, 0) (`patchify_and_embed` of diffusers). Angles in f64, as there.
     pub(super) fn new(own: &Architecture, extents: &Extents, device: &Device) -> Result<Self> {

@@ -3,21 +3,23 @@
 //!
 //! Shapes: b batch, c channels, n the picture's tokens and m the caption's, with those that fill them up; d width.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use candle_core::{DType, Device, Result, Tensor, bail};
 
 use super::architecture::Architecture;
 use super::block::{Block, Tokens};
-use super::embed::{Extents, Tables, pack, patches, unpack};
+use super::embed::{Extents, Positions, pack, patches, unpack};
 use super::names::BLOCKS;
 use crate::autograd::{Tape, Value};
 use crate::lora::Bound;
 use crate::models::linear::Linear;
+use crate::models::tables::LastTables;
 use crate::models::transformer::{
     EPS, Loaded, Pass, TIME_CHANNELS, check_shapes, picture_dims, timestep_sinusoid,
 };
 use crate::models::{ConditioningTensors, Denoiser, Source};
+use crate::nn::pointwise::mul;
 use crate::nn::{AttentionMask, Kernels};
 
 /// Channels between the two linears of the time's embedding.
@@ -42,7 +44,7 @@ pub(super) struct ZImage {
     scale_out: Linear,
     proj_out: Linear,
     /// The tables of the last call.
-    tables: Mutex<Option<(Extents, Tables)>>,
+    tables: LastTables<Extents, Positions>,
 }
 
 impl ZImage {
@@ -75,7 +77,7 @@ impl ZImage {
             scale_out: linear("all_final_layer.2-1.adaLN_modulation.1", d, v)?,
             proj_out: linear("all_final_layer.2-1.linear", own.token_channels(), d)?,
             own: own.clone(),
-            tables: Mutex::default(),
+            tables: LastTables::default(),
         })
     }
 
@@ -125,15 +127,9 @@ impl ZImage {
     }
 
     /// The rotary tables, which a run of pictures of one size with one caption makes once.
-    fn tables(&self, extents: &Extents) -> Result<Tables> {
-        let mut last = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((found, tables)) = &*last
-            && found == extents
-        {
-            return Ok(tables.clone());
-        }
-        let made = Tables::new(&self.own, extents, self.device())?;
-        Ok(last.insert((extents.clone(), made)).1.clone())
+    fn tables(&self, extents: &Extents) -> Result<Positions> {
+        let make = |extents: &Extents| Positions::new(&self.own, extents, self.device());
+        self.tables.of(&self.kernels, extents.clone(), make)
     }
 
     /// Timesteps [b] to the vector [b, v] that modulates.
@@ -141,7 +137,7 @@ impl ZImage {
         let (tape, adapters) = (pass.tape, pass.adapters);
         // In this order, for diffusers rounds so.
         let time = timesteps.affine(-1.0, NOISE)?.affine(1.0 / NOISE, 0.0)?;
-        let sinusoid = timestep_sinusoid(&(time * self.own.time_unit)?, like)?;
+        let sinusoid = timestep_sinusoid(tape.kernels(), &(time * self.own.time_unit)?, like)?;
         let [first, second] = &self.time;
         let hidden = first.forward(tape, adapters, &Value::constant(sinusoid))?;
         second.forward(tape, adapters, &tape.silu(&hidden)?)
@@ -156,7 +152,10 @@ impl ZImage {
         if missing == 0 {
             return Ok(x);
         }
-        let fill = self.fills[0].broadcast_as((b, missing, d))?.contiguous()?;
+        let fill = pass
+            .tape
+            .kernels()
+            .contiguous(&self.fills[0].broadcast_as((b, missing, d))?)?;
         pass.tape.cat(&[&x, &Value::constant(fill)], 1)
     }
 
@@ -166,7 +165,7 @@ impl ZImage {
         let (b, rows, width) = context.dims3()?;
         // Rows that are not the caption's own are replaced below.
         let context = match longest.checked_sub(rows) {
-            None => context.narrow(1, 0, longest)?.contiguous()?,
+            None => tape.kernels().contiguous(&context.narrow(1, 0, longest)?)?,
             Some(0) => context.clone(),
             Some(missing) => {
                 let zeros = Tensor::zeros((b, missing, width), context.dtype(), context.device())?;
@@ -179,14 +178,19 @@ impl ZImage {
         if extents.captions.iter().all(|&own| own == longest) {
             return Ok(x);
         }
-        let fill = &self.fills[1];
+        let (kernels, fill) = (tape.kernels(), &self.fills[1]);
         let own = extents
             .captions
             .iter()
             .flat_map(|&own| (0..longest).map(move |at| if at < own { 1f32 } else { 0.0 }));
-        let own = Tensor::from_vec(own.collect(), (b, longest, 1), &Device::Cpu)?;
-        let own = own.to_dtype(fill.dtype())?.to_device(fill.device())?;
-        let fill = own.affine(-1.0, 1.0)?.broadcast_mul(fill)?;
+        let own = kernels.constants(own.collect(), fill.device())?;
+        let own = own.to_dtype(fill.dtype())?.reshape((b, longest, 1))?;
+        let fill = fill.broadcast_as(x.dims())?;
+        let fill = mul(
+            kernels,
+            &kernels.contiguous(&fill)?,
+            &own.affine(-1.0, 1.0)?,
+        )?;
         tape.add(
             &tape.mul(&x, &Value::constant(own))?,
             &Value::constant(fill),

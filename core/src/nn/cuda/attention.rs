@@ -1,7 +1,7 @@
 //! Attention without a matrix of scores, forward and backward, on bf16.
 
 use candle_core::cuda_backend::cudarc::driver::DeviceRepr;
-use candle_core::{DType, Device, Result, Tensor, bail};
+use candle_core::{DType, Result, Tensor, bail};
 
 use super::Argument::{Address, Float, Int, Long};
 use super::cudnn::Cudnn;
@@ -66,7 +66,7 @@ pub(crate) fn forward(
     bias: Option<&Tensor>,
     mask: &AttentionMask,
 ) -> Result<(Vec<Tensor>, SavedForBackward)> {
-    let counts = counts_of(mask, parts.q[0].device())?;
+    let counts = counts_of(kernels, mask)?;
     if let Some(cudnn) = &kernels.cudnn
         && bias.is_none()
         && *mask != AttentionMask::Causal
@@ -121,13 +121,12 @@ pub(crate) fn forward(
 }
 
 /// How many keys each row of the batch sees, where the mask says so.
-fn counts_of(mask: &AttentionMask, device: &Device) -> Result<Option<Tensor>> {
+fn counts_of(kernels: &Kernels, mask: &AttentionMask) -> Result<Option<Tensor>> {
     let AttentionMask::KeyCounts(counts) = mask else {
         return Ok(None);
     };
-    let counts: Vec<u32> = counts.iter().map(|&count| count as u32).collect();
-    let length = counts.len();
-    Ok(Some(Tensor::from_vec(counts, length, device)?))
+    let counts = counts.iter().map(|&count| count as u32).collect();
+    kernels.short_table(counts).map(Some)
 }
 
 /// Parts as one sequence, which is what cuDNN takes.

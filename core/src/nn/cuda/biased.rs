@@ -323,6 +323,7 @@ fn product(
         .lock()
         .unwrap_or_else(PoisonError::into_inner);
     if guard.is_none() {
+        kernels.before_keeping()?;
         *guard = Some(Biased::new(kernels)?);
     }
     let Some(biased) = guard.as_mut() else {

@@ -3,6 +3,7 @@
 
 mod attention;
 mod fused;
+mod pointwise;
 
 use candle_core::{DType, Device, Result, Tensor};
 
@@ -11,16 +12,18 @@ use crate::nn::compare::{difference, normal};
 use crate::nn::flat::{AdamWUpdate, accumulate_all, sum_of_squares};
 use crate::nn::linear::{Adapted, LowRank, WantedGradients, adapted, backward};
 use crate::nn::norm::{Statistic, gated_backward, modulate_backward, norm_backward};
-use crate::nn::picture_backward::{conv2d_backward, conv2d_weight_backward, group_norm_backward};
-use crate::nn::rope::rope_backward;
+use crate::nn::picture_backward::{
+    conv2d_backward, conv2d_weight_backward, group_norm_backward, upsample_nearest_2x_backward,
+};
 use crate::nn::{
-    Activation, Conv2dOptions, Kernels, Packed, Padding, conv2d, dropout, gated_residual,
-    group_norm, group_norm_silu, layer_norm, linear, modulate, pointwise, rms_norm, rope,
+    Conv2dOptions, Kernels, Packed, Padding, conv2d, dropout, gated_residual, group_norm,
+    group_norm_silu, layer_norm, linear, modulate, rms_norm, upsample_nearest_2x,
 };
 use crate::rng::{Rng, Stream};
 
 pub(crate) use attention::{attention_gradients, attentions, large_scores};
 pub(crate) use fused::{fused, gathered, with_gelus};
+pub(crate) use pointwise::{errors, pointwise_operations, told};
 
 type Operation = Box<dyn Fn(&Kernels, &[Tensor]) -> Result<Vec<Tensor>>>;
 
@@ -138,6 +141,8 @@ pub(crate) fn all() -> Result<Vec<Case>> {
         group_norms()?,
         dropouts()?,
         pointwise_operations()?,
+        errors()?,
+        told()?,
     ] {
         cases.extend(more);
     }
@@ -209,14 +214,18 @@ pub(crate) fn norms_of(widths: &[usize]) -> Result<Vec<Case>> {
 
 /// Views of all kinds that the tape makes: parts of rows, of tokens, of both, and dimensions in another order.
 pub(crate) fn views() -> Result<Vec<Case>> {
-    let inputs = normals([&[3, 5, 6, 16]])?;
+    let inputs = normals([&[3, 5, 6, 16], &[2, 3, 4, 2, 2, 5]])?;
     Ok(vec![Case::new(
         "views in one piece",
         inputs,
         &BOTH,
         |k, x| {
-            let x = &x[0];
+            let (x, patches) = (&x[0], &x[1]);
             let views = [
+                patches.permute([0, 5, 1, 3, 2, 4])?,
+                patches.permute([0, 3, 1, 4, 2, 5])?,
+                patches.narrow(0, 1, 1)?.permute([0, 3, 1, 4, 2, 5])?,
+                x.narrow(1, 0, 1)?.broadcast_as((3, 4, 6, 16))?,
                 x.narrow(3, 8, 8)?,
                 x.narrow(3, 4, 4)?,
                 x.narrow(3, 1, 3)?,
@@ -396,10 +405,10 @@ pub(crate) fn convolutions() -> Result<Vec<Case>> {
     Ok(cases)
 }
 
-/// A number for each channel added to pictures, as cuDNN's convolutions leave to us.
+/// A number for each channel added to pictures, as cuDNN's convolutions leave to us; and pictures doubled.
 pub(crate) fn channels() -> Result<Vec<Case>> {
     let inputs = normals([&[2, 3, 5, 7], &[3]])?;
-    let case = Case::new("numbers added to channels", inputs, &BOTH, |k, x| {
+    let in_order = Case::new("numbers added to channels", inputs, &BOTH, |k, x| {
         match k.serving(&x[0]) {
             Some(k) => {
                 let sum = x[0].copy()?;
@@ -409,7 +418,14 @@ pub(crate) fn channels() -> Result<Vec<Case>> {
             None => Ok(vec![x[0].broadcast_add(&x[1].reshape((1, 3, 1, 1))?)?]),
         }
     });
-    Ok(vec![case])
+    let inputs = normals([&[2, 3, 5, 7], &[2, 3, 10, 14]])?;
+    let doubled = Case::new("pictures doubled", inputs, &BOTH, |k, x| {
+        Ok(vec![
+            upsample_nearest_2x(k, &x[0])?,
+            upsample_nearest_2x_backward(k, &x[1])?,
+        ])
+    });
+    Ok(vec![in_order, doubled])
 }
 
 /// Group norms whose groups are read by one block and by many, and their gradients.
@@ -446,45 +462,6 @@ pub(crate) fn dropouts() -> Result<Vec<Case>> {
         cases.push(Case::new(name, inputs, &EXACT, |k, x| {
             let key = Rng::key(7, Stream::AdapterDropout, 2, 5);
             Ok(vec![dropout::mask(k, key, 0.3, &x[0])?])
-        }));
-    }
-    Ok(cases)
-}
-
-/// Activations, sums and rotary position embeddings, and their gradients.
-pub(crate) fn pointwise_operations() -> Result<Vec<Case>> {
-    let mut cases = Vec::new();
-    for activation in [
-        Activation::GeluErf,
-        Activation::GeluTanh,
-        Activation::QuickGelu,
-        Activation::Silu,
-    ] {
-        for width in [16, 12, 5] {
-            let name = format!("{activation:?} and sums of rows of {width}");
-            let inputs = normals([&[2, 7, 3, width], &[2, 7, 3, width]])?;
-            cases.push(Case::new(name, inputs, &BOTH, move |k, x| {
-                Ok(vec![
-                    activation.apply(k, &x[0])?,
-                    activation.apply_gated(k, &x[0], &x[1])?,
-                    activation.backward(k, &x[0], x[1].copy()?)?,
-                    pointwise::add(k, &x[0], &x[1])?,
-                ])
-            }));
-        }
-    }
-    for half in [3, 4, 8] {
-        let angles = normal(2, &[7, half])?;
-        let (cos, sin) = (angles.cos()?, angles.sin()?);
-        let name = format!("rotation of heads of {}", 2 * half);
-        let inputs = normals([&[2, 7, 3, 2 * half]])?;
-        cases.push(Case::new(name, inputs, &BOTH, move |k, x| {
-            let [cos, sin] = [&cos, &sin].map(|table| table.to_device(x[0].device()));
-            let (cos, sin) = (cos?, sin?);
-            Ok(vec![
-                rope(k, &x[0], &cos, &sin)?,
-                rope_backward(k, &x[0], &cos, &sin)?,
-            ])
         }));
     }
     Ok(cases)

@@ -259,19 +259,25 @@ impl<'a> Conv<'a> {
         let into = Matrices::rows(kernels, &windows, all)?.apart(window * all);
         // SAFETY: the gradient has `outputs` rows of `all` for each picture, `windows` `window` of them.
         unsafe { multiply(kernels, extents, (1.0, 0.0), (weight, seen), into)? };
-        let shape = (self.batch, inputs, self.size.0, self.size.1);
         if self.is_pointwise() {
-            return windows.reshape(shape);
+            return windows.reshape((self.batch, inputs, self.size.0, self.size.1));
         }
-        let dx = kernels.room(shape, gradient.dtype())?;
+        self.gathered(&windows)
+    }
+
+    /// The sums over all windows that see a pixel, of each pixel.
+    fn gathered(&self, windows: &Tensor) -> Result<Tensor> {
+        let (kernels, (_, inputs, _, _)) = (self.kernels, self.shape);
+        let shape = (self.batch, inputs, self.size.0, self.size.1);
+        let dx = kernels.room(shape, windows.dtype())?;
         let arguments = [
-            Address(kernels.address(&windows)?),
+            Address(kernels.address(windows)?),
             Address(kernels.address(&dx)?),
             Long(dx.elem_count() as i64),
             self.windows(0, self.out.0),
         ];
         let function = kernels.function("rows", dx.dtype(), "gather")?;
-        // SAFETY: the signature of `gather`.
+        // SAFETY: the signature of `gather`; there are all windows of the batch.
         unsafe { kernels.launch(&function, blocks_for(dx.elem_count()), &arguments)? };
         Ok(dx)
     }
@@ -305,6 +311,28 @@ impl<'a> Conv<'a> {
         }
         Ok(found)
     }
+}
+
+/// Windows of a pixel, on pictures `[B, C, H, W]` that are doubled first.
+fn of_doubled(kernels: &Kernels, (b, c, h, w): (usize, usize, usize, usize)) -> Conv<'_> {
+    let options = Conv2dOptions {
+        upsample: true,
+        ..Conv2dOptions::POINTWISE
+    };
+    Conv::new(kernels, (c, c, 1, 1), options, b, (h, w))
+}
+
+/// Each pixel of pictures `[B, C, H, W]` repeated to 2 x 2.
+pub(crate) fn doubled(kernels: &Kernels, x: &Tensor) -> Result<Tensor> {
+    let (b, c, h, w) = x.dims4()?;
+    let doubled = of_doubled(kernels, (b, c, h, w)).spread(&dense(kernels, x)?, (0, 2 * h))?;
+    doubled.reshape((b, c, 2 * h, 2 * w))
+}
+
+/// The sums over 2 x 2 pixels of pictures `[B, C, 2H, 2W]`.
+pub(crate) fn summed_2x2(kernels: &Kernels, x: &Tensor) -> Result<Tensor> {
+    let (b, c, h, w) = x.dims4()?;
+    of_doubled(kernels, (b, c, h / 2, w / 2)).gathered(&dense(kernels, x)?)
 }
 
 /// Adds a number for each channel, `[C]`, to pictures `[B, C, H, W]` in place, both of one type.

@@ -354,10 +354,10 @@ impl State {
         if !extents.masked {
             return Ok(None);
         }
-        let queries = self.full_lengths(extents.batch, extents.queries, device)?;
+        let queries = self.full_lengths(kernels, extents.batch, extents.queries, device)?;
         let keys = match counts {
             Some(counts) => counts.clone(),
-            None => self.full_lengths(extents.batch, extents.keys, device)?,
+            None => self.full_lengths(kernels, extents.batch, extents.keys, device)?,
         };
         // Candle's copy, if it takes one: no kernel of ours moves integers.
         let keys = views::aligned(kernels, &keys.contiguous()?, ALIGNMENT as u64)?;
@@ -368,10 +368,17 @@ impl State {
     }
 
     /// `length` for every batch row, kept: most steps have attention of the same few lengths.
-    fn full_lengths(&mut self, batch: usize, length: usize, device: &Device) -> Result<Tensor> {
+    fn full_lengths(
+        &mut self,
+        kernels: &Kernels,
+        batch: usize,
+        length: usize,
+        device: &Device,
+    ) -> Result<Tensor> {
         if let Some(made) = self.lengths.get(&(batch, length)) {
             return Ok(made.clone());
         }
+        kernels.before_keeping()?;
         let made = Tensor::from_vec(vec![length as u32; batch], batch, device)?;
         // Another stream may read it next.
         device.synchronize()?;

@@ -70,7 +70,7 @@ pub(crate) fn accumulate_pieces(
         words.extend([kernels.address(source)? as i64, *start as i64, count as i64]);
         most = most.max(count);
     }
-    let pieces = Tensor::from_vec(words, 3 * sources.len(), target.device())?;
+    let pieces = kernels.table(words)?;
     let arguments = [
         Address(kernels.address(&pieces)?),
         Address(kernels.address(target)?),
@@ -103,7 +103,7 @@ pub(crate) fn gather(
         return Ok(out);
     }
     let values = dense(kernels, values)?;
-    let pieces = Tensor::from_vec(words, 3 * ranges.len(), values.device())?;
+    let pieces = kernels.table(words)?;
     let arguments = [
         Address(kernels.address(&pieces)?),
         Address(kernels.address(&values)?),

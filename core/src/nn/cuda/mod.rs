@@ -7,11 +7,14 @@
 pub(crate) mod attention;
 pub(crate) mod biased;
 mod cases;
+pub(crate) mod combine;
 pub(crate) mod conv;
 mod cudnn;
+pub(crate) mod errors;
 pub(crate) mod flat;
 pub(crate) mod fused;
 pub(crate) mod gemm;
+pub(crate) mod graph;
 pub(crate) mod groups;
 pub(crate) mod linear;
 pub(crate) mod rows;
@@ -47,6 +50,8 @@ const GRANTED: u32 = 48 * 1024;
 pub(crate) struct Kernels {
     inner: Arc<Inner>,
     cudnn: Option<Arc<Cudnn>>,
+    /// What graphs want beside.
+    workspace: Option<Arc<graph::Workspace>>,
 }
 
 struct Inner {
@@ -54,6 +59,8 @@ struct Inner {
     stream: Arc<CudaStream>,
     functions: Mutex<HashMap<(String, &'static str), CudaFunction>>,
     biased: biased::Opened,
+    /// While a graph is recorded.
+    recording: Mutex<Option<graph::Recording>>,
 }
 
 impl Kernels {
@@ -69,8 +76,10 @@ impl Kernels {
                 device: gpu.clone(),
                 functions: Mutex::default(),
                 biased: Mutex::default(),
+                recording: Mutex::default(),
             }),
             cudnn: None,
+            workspace: None,
         };
         // Now, so that a machine that cannot compile them says so before anything is computed.
         kernels.function("rows", DType::BF16, "gated_by_1")?;

@@ -325,20 +325,29 @@ __device__ void spread(const num* vector, num* out, i64 rows, int width) {
     if (at < rows * width) put<V>(out + at, several<V>(vector + (at - quotient(at, width) * width)));
 }
 
-// A view whose rows of `run` numbers lie apart, in one piece.
+// A view whose rows of `run` numbers lie apart, in one piece. Dimensions before `first` are of one number.
 struct View {
-    i64 strides[3];
-    int extents[3];
+    i64 strides[6];
+    int extents[6];
+    int first;
     int run;
 };
 template <int V>
 __device__ void dense(const num* x, num* out, View v, i64 count) {
     i64 at = ((i64)blockIdx.x * blockDim.x + threadIdx.x) * V;
     if (at >= count) return;
-    i64 row = quotient(at, v.run), rest = quotient(row, v.extents[2]), first = quotient(rest, v.extents[1]);
-    i64 from = first * v.strides[0] + (rest - first * v.extents[1]) * v.strides[1] + (row - rest * v.extents[2]) * v.strides[2];
-    put<V>(out + at, several<V>(x + from + (at - row * v.run)));
+    i64 row = quotient(at, v.run), from = at - row * v.run;
+#pragma unroll
+    for (int i = 5; i > 0; i--) {
+        if (i <= v.first) break;
+        i64 outer = quotient(row, v.extents[i]);
+        from += (row - outer * v.extents[i]) * v.strides[i];
+        row = outer;
+    }
+    put<V>(out + at, several<V>(x + from + row * v.strides[v.first]));
 }
+
+__device__ inline float combined(float x, float y, int product) { return product ? x * y : x + y; }
 
 #define GELU_RATE 1.5957691216057308f  // 2 sqrt(2 / pi)
 #define GELU_CUBIC 0.044715f
@@ -400,11 +409,11 @@ NORMS(1, by_1)
                                                  int mode) {                                                             \
         activate<V>(x, other, out, count, kind, mode);                                                                   \
     }                                                                                                                    \
-    extern "C" __global__ void add_##SUFFIX(const num* x, const num* y, num* out, i64 count) {                           \
+    extern "C" __global__ void combine_##SUFFIX(const num* x, const num* y, num* out, i64 count, int product) {          \
         i64 at = ((i64)blockIdx.x * blockDim.x + threadIdx.x) * V;                                                       \
         if (at >= count) return;                                                                                         \
         Several<V> a = several<V>(x + at), b = several<V>(y + at);                                                       \
-        for (int j = 0; j < V; j++) a.x[j] = narrow(wide(a.x[j]) + wide(b.x[j]));                                        \
+        for (int j = 0; j < V; j++) a.x[j] = narrow(combined(wide(a.x[j]), wide(b.x[j]), product));                      \
         put<V>(out + at, a);                                                                                             \
     }
 BOTH(8, by_8)
@@ -559,6 +568,66 @@ extern "C" __global__ void squares(const num* x, float* sums, i64 count) {
         sum += wide(x[at]) * wide(x[at]);
     sum = over_block(sum);
     if (threadIdx.x == 0) sums[blockIdx.x] = sum;
+}
+
+// Of each row, sums of the squared differences of its parts, which are the same whatever ran first. A block row a row.
+extern "C" __global__ void squared_errors(const num* x, const float* target, float* sums, i64 row) {
+    x += blockIdx.y * row, target += blockIdx.y * row;
+    float sum = 0.0f;
+    for (i64 at = (i64)blockIdx.x * blockDim.x + threadIdx.x; at < row; at += (i64)gridDim.x * blockDim.x) {
+        float difference = wide(x[at]) - target[at];
+        sum += difference * difference;
+    }
+    sum = over_block(sum);
+    if (threadIdx.x == 0) sums[blockIdx.y * gridDim.x + blockIdx.x] = sum;
+}
+
+// `scale` times the sum of all parts, each row's times its weight: one thread, in order.
+extern "C" __global__ void weighted_sum(const float* sums, const float* weights, float* loss, int rows, int parts, double scale) {
+    double all = 0.0;
+    for (int row = 0; row < rows; row++) {
+        double sum = 0.0;
+        for (int part = 0; part < parts; part++) sum += sums[row * parts + part];
+        all += sum * weights[row];
+    }
+    *loss = (float)(scale * all);
+}
+
+// The gradient of that, `outer` times.
+extern "C" __global__ void error_gradient(const num* x, const float* target, const float* weights, const float* outer, num* out,
+                                          i64 count, i64 row, double scale) {
+    i64 at = (i64)blockIdx.x * blockDim.x + threadIdx.x;
+    if (at >= count) return;
+    float factor = (float)(scale * *outer * weights[at / row]);
+    out[at] = narrow(factor * (wide(x[at]) - target[at]));
+}
+
+// Cosines of every number's angles, then their sines; an angle is the number over a power of `exp(-step)`.
+extern "C" __global__ void sinusoids(const float* numbers, num* out, i64 count, int half, float step) {
+    i64 at = (i64)blockIdx.x * blockDim.x + threadIdx.x;
+    if (at >= count) return;
+    int i = (int)(at % (2 * half));
+    bool sine = i >= half;
+    if (sine) i -= half;
+    // What the host rounds to 32 bits is rounded here.
+    float frequency = (float)exp((double)(step * (float)i / (float)half));
+    double angle = (double)(numbers[at / (2 * half)] * frequency);
+    out[at] = narrow((float)(sine ? sin(angle) : cos(angle)));
+}
+
+// `x` and a vector of `vectors` numbers, each for `span` neighbours, over and over.
+extern "C" __global__ void combine_spread(const num* x, const num* vector, num* out, i64 count, i64 span, i64 vectors, int product) {
+    i64 at = (i64)blockIdx.x * blockDim.x + threadIdx.x;
+    if (at < count) out[at] = narrow(combined(wide(x[at]), wide(vector[at / span % vectors]), product));
+}
+
+// The sums of what a vector of `vectors` numbers was spread to like that, a block for each; the same whatever ran first.
+extern "C" __global__ void spread_sums(const num* x, num* out, i64 count, i64 span, i64 vectors) {
+    i64 own = count / vectors;
+    float sum = 0.0f;
+    for (i64 i = threadIdx.x; i < own; i += blockDim.x) sum += wide(x[(i / span * vectors + blockIdx.x) * span + i % span]);
+    sum = over_block(sum);
+    if (threadIdx.x == 0) out[blockIdx.x] = narrow(sum);
 }
 
 // Group norms: a group of a picture lies in one piece, `size` numbers, and is read by several blocks. The first pass leaves

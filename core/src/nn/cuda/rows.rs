@@ -1,7 +1,7 @@
 //! Rows and single numbers: norms, modulation, gates, rotary positions, activations.
 
 use candle_core::cuda_backend::cudarc::driver::{DeviceRepr, LaunchConfig};
-use candle_core::{D, DType, Result, Tensor, bail};
+use candle_core::{D, DType, Result, Tensor};
 
 use super::Argument::{Address, Float, Int, Long};
 use super::views::dense;
@@ -143,7 +143,7 @@ impl RowLaunch {
 }
 
 /// One tensor, contiguous and of the type of `like`.
-fn fit(kernels: &Kernels, x: &Tensor, like: &Tensor) -> Result<Tensor> {
+pub(super) fn fit(kernels: &Kernels, x: &Tensor, like: &Tensor) -> Result<Tensor> {
     dense(kernels, &x.to_dtype(like.dtype())?)
 }
 
@@ -368,23 +368,27 @@ pub(crate) fn activate(
     Ok(out)
 }
 
-/// `x + y`, of one shape and type.
-pub(crate) fn add(kernels: &Kernels, x: &Tensor, y: &Tensor) -> Result<Tensor> {
-    if x.dims() != y.dims() {
-        bail!("{:?} numbers added to {:?}", y.dims(), x.dims());
-    }
-    let x = dense(kernels, x)?;
-    let y = fit(kernels, y, &x)?;
-    let out = kernels.room(x.shape(), x.dtype())?;
-    let mut rows = RowLaunch::flat(&x);
-    let places = [&x, &y, &out].map(|t| rows.address(kernels, t));
-    let [x_at, y_at, to] = places;
-    let (name, blocks) = rows.named(["add_by_8", "add_by_4", "add_by_1"]);
-    let count = Long(x.elem_count() as i64);
-    let function = kernels.function("rows", x.dtype(), name)?;
-    let arguments = [Address(x_at?), Address(y_at?), Address(to?), count];
-    // SAFETY: the signature of `add_by_*`; all have the numbers of `x`.
-    unsafe { kernels.launch(&function, blocks, &arguments)? };
+/// Numbers `[k]` in f32 to `[k, 2 half]`: cosines, then sines, of the number times `exp(step i / half)`.
+pub(crate) fn sinusoids(
+    kernels: &Kernels,
+    numbers: &Tensor,
+    half: usize,
+    step: f32,
+    dtype: DType,
+) -> Result<Tensor> {
+    let numbers = dense(kernels, numbers)?;
+    let out = kernels.room((numbers.elem_count(), 2 * half), dtype)?;
+    let count = out.elem_count();
+    let arguments = [
+        Address(kernels.address(&numbers)?),
+        Address(kernels.address(&out)?),
+        Long(count as i64),
+        Int(half as i32),
+        Float(step),
+    ];
+    let function = kernels.function("rows", dtype, "sinusoids")?;
+    // SAFETY: the signature of `sinusoids`; `out` has as many rows as there are numbers.
+    unsafe { kernels.launch(&function, blocks_for(count), &arguments)? };
     Ok(out)
 }
 

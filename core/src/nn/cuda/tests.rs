@@ -5,29 +5,16 @@ use std::sync::OnceLock;
 use candle_core::{DType, Device, Result, Tensor};
 
 use super::cases::{self, Case};
-use crate::device::{self, Choice};
-use crate::nn::Kernels;
-use crate::nn::testing::normal;
+use crate::nn::flat::accumulate_all;
+use crate::nn::testing::{self, normal};
+use crate::nn::{Graph, Kernels, Recorded, rms_norm};
 
 /// A GPU and its kernels.
 type Gpu = (Device, Kernels);
 
 fn gpu() -> Option<&'static Gpu> {
     static GPU: OnceLock<Option<Gpu>> = OnceLock::new();
-    let gpu = GPU.get_or_init(|| {
-        let folders = device::cuda_folders(|name| std::env::var_os(name));
-        match device::open(Choice::Cuda(0), &folders) {
-            Ok(opened) => {
-                let kernels = Kernels::compile(&opened.device).expect("kernels for the GPU");
-                Some((opened.device, kernels))
-            }
-            Err(why) => {
-                println!("skipped: {why}");
-                None
-            }
-        }
-    });
-    gpu.as_ref()
+    GPU.get_or_init(testing::gpu).as_ref()
 }
 
 fn hold(cases: Result<Vec<Case>>) {
@@ -119,6 +106,12 @@ fn single_numbers_and_rotations() {
 }
 
 #[test]
+fn errors_and_what_networks_are_told_by() {
+    hold(cases::errors());
+    hold(cases::told());
+}
+
+#[test]
 fn a_gpu_is_known_by_what_computes_there() {
     let Some((_, kernels)) = gpu() else { return };
     let identity = kernels.identity().unwrap().expect("kernels");
@@ -154,4 +147,132 @@ fn what_is_wrong_is_told() {
     static CALLS: OnceLock<()> = OnceLock::new();
     let changing = told(|x| x * if CALLS.set(()).is_ok() { 1.0 } else { 1.0001 });
     assert!(changing.is_some_and(|why| why.ends_with("the second time")));
+}
+
+/// Tensors that a graph reads and writes, all f32: `[4, 40]`, and as many numbers flat.
+struct Places {
+    from: Tensor,
+    to: Tensor,
+}
+
+impl Places {
+    fn new(gpu: &Device) -> Self {
+        Self {
+            from: Tensor::zeros((4, 40), DType::F32, gpu).unwrap(),
+            to: Tensor::zeros(160, DType::F32, gpu).unwrap(),
+        }
+    }
+
+    /// Adds the normed rows, each half of them apart, to what is there, by a table of places.
+    fn work(&self, kernels: &Kernels) -> Result<()> {
+        let normed = rms_norm(kernels, &self.from, None, 1e-6)?;
+        let half = |i: usize| normed.narrow(0, 2 * i, 2)?.flatten_all();
+        kernels.clear(&self.to)?;
+        accumulate_all(kernels, &self.to, &[(80, half(0)?), (0, half(1)?)], 0.5)
+    }
+
+    fn found(&self) -> Vec<f32> {
+        self.to.to_vec1().unwrap()
+    }
+}
+
+fn made(recorded: Result<Recorded>) -> Graph {
+    match recorded.unwrap() {
+        Recorded::Graph(graph) => graph,
+        Recorded::Refused(why) => panic!("refused: {why}"),
+    }
+}
+
+/// A GPU with a stream of its own, where no other test is recorded along.
+fn with_graphs() -> Option<Gpu> {
+    let (device, kernels) = testing::gpu()?;
+    Some((device, kernels.with_graphs().unwrap()))
+}
+
+#[test]
+fn a_graph_computes_on_what_is_there_by_then() {
+    let Some((gpu, kernels)) = with_graphs() else {
+        return;
+    };
+    let places = Places::new(&gpu);
+    places.work(&kernels).unwrap();
+    let nothing = places.found();
+    let mut graph = made(kernels.record(|| places.work(&kernels)));
+    assert_eq!(places.found(), nothing, "recorded, not computed");
+    // Uploads of others come and go between.
+    drop(Tensor::new(vec![7i64; 512], &gpu).unwrap());
+    for seed in [1, 2, 3] {
+        let numbers = normal(seed, &[4, 40]).to_dtype(DType::F32).unwrap();
+        kernels.overwrite(&places.from, &numbers).unwrap();
+        places.work(&kernels).unwrap();
+        let want = places.found();
+        kernels.clear(&places.to).unwrap();
+        graph.launch().unwrap();
+        assert_eq!(places.found(), want);
+        kernels.give_back().unwrap();
+    }
+}
+
+/// What a recording was told to hold is there although its owner is gone, and what it allocates is not mixed up with other memory.
+#[test]
+fn a_graph_keeps_what_it_holds() {
+    let Some((gpu, kernels)) = with_graphs() else {
+        return;
+    };
+    let out = Tensor::zeros(40, DType::F32, &gpu).unwrap();
+    let table = Tensor::ones(40, DType::F32, &gpu).unwrap();
+    let work = |table: &Tensor| {
+        kernels.hold(&[table]);
+        kernels.clear(&out)?;
+        accumulate_all(&kernels, &out, &[(0, table.clone())], 3.0)
+    };
+    work(&table).unwrap();
+    let mut graph = made(kernels.record(|| work(&table)));
+    drop(table);
+    let others: Vec<Tensor> = (0..8)
+        .map(|_| Tensor::zeros(40, DType::F32, &gpu).unwrap())
+        .collect();
+    graph.launch().unwrap();
+    assert_eq!(out.to_vec1::<f32>().unwrap(), vec![3.0; 40]);
+    drop(others);
+}
+
+#[test]
+fn what_cannot_be_asked_for_again_is_not_recorded() {
+    let (Some((gpu, kernels)), Some((_, unprepared))) = (with_graphs(), gpu()) else {
+        return;
+    };
+    let places = Places::new(&gpu);
+    places.work(&kernels).unwrap();
+    let why = |work: &dyn Fn() -> Result<()>| {
+        let Recorded::Refused(why) = kernels.record(work).unwrap() else {
+            panic!("recorded");
+        };
+        // And all is as before.
+        places.work(&kernels).unwrap();
+        assert_eq!(places.found(), vec![0.0; 160]);
+        why
+    };
+    let copies = why(&|| {
+        Tensor::new(&[1f32, 2.0], &gpu)?;
+        places.work(&kernels)
+    });
+    assert_eq!(copies, "it has 1 copies between host and GPU");
+    why(&|| places.to.to_vec1::<f32>().map(|_| ()));
+    why(&|| kernels.give_back());
+    assert!(why(&|| candle_core::bail!("enough")).starts_with("enough"));
+    assert!(why(&|| kernels.before_keeping()).starts_with("a tensor that stays"));
+    assert!(why(&|| kernels.record(|| Ok(())).map(|_| ())).contains("one is being recorded"));
+    // What is left behind would be read by who comes next, with nothing in it.
+    let left = kernels.record(|| {
+        let normed = rms_norm(&kernels, &places.from, None, 1e-6)?;
+        let _left = std::mem::ManuallyDrop::new(normed);
+        Ok(())
+    });
+    let left = left.err().expect("an error").to_string();
+    assert!(
+        left.starts_with("a graph allocates 1 tensors and frees 0"),
+        "{left}"
+    );
+    assert!(unprepared.record(|| Ok(())).is_err());
 }

@@ -58,6 +58,7 @@ impl Uploads {
 
     /// Begins to copy a tensor from the host.
     pub(crate) fn begin(&mut self, tensor: &Tensor) -> Result<Coming> {
+        self.kernels.before_keeping()?;
         let tensor = tensor.contiguous()?;
         let (storage, layout) = tensor.storage_and_layout();
         let Storage::Cpu(storage) = &*storage else {

@@ -7,19 +7,24 @@ use super::Argument::{Address, Long};
 use super::rows::{by_width, widest};
 use super::{Argument, Kernels, blocks_for};
 
-/// Rows of `run` numbers that lie apart, over three dimensions.
+/// Dimensions that a view may have beside its runs: as many as the patches of pictures have.
+const DIMENSIONS: usize = 6;
+
+/// Rows of `run` numbers that lie apart.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub(crate) struct View {
-    strides: [i64; 3],
-    extents: [i32; 3],
+    strides: [i64; DIMENSIONS],
+    extents: [i32; DIMENSIONS],
+    /// The first dimension of more than one number, or the last one.
+    first: i32,
     run: i32,
 }
 // SAFETY: plain numbers, laid out as the kernels declare them.
 unsafe impl DeviceRepr for View {}
 
 impl View {
-    /// None if it takes more dimensions than three and a run.
+    /// None if it takes more dimensions than [`DIMENSIONS`] and a run.
     fn of(x: &Tensor) -> Option<Self> {
         // From the last dimension on, those that continue one another are one.
         let mut merged: Vec<(usize, usize)> = Vec::new();
@@ -37,19 +42,20 @@ impl View {
             }
             _ => 1,
         };
-        if merged.len() > 3 || x.elem_count() == 0 {
+        if merged.len() > DIMENSIONS || x.elem_count() == 0 {
             return None;
         }
-        merged.resize(3, (1, 0));
         // The kernel divides by extents of 32 bits; larger ones are left to candle.
         let small = |extent: usize| i32::try_from(extent).ok();
+        let (mut strides, mut extents) = ([0; DIMENSIONS], [1; DIMENSIONS]);
+        for (i, &(extent, stride)) in (1..).zip(&merged) {
+            extents[DIMENSIONS - i] = small(extent)?;
+            strides[DIMENSIONS - i] = stride as i64;
+        }
         Some(Self {
-            strides: [2, 1, 0].map(|i| merged[i].1 as i64),
-            extents: [
-                small(merged[2].0)?,
-                small(merged[1].0)?,
-                small(merged[0].0)?,
-            ],
+            strides,
+            extents,
+            first: (DIMENSIONS - merged.len().max(1)) as i32,
             run: small(run)?,
         })
     }
