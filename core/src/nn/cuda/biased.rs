@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::ffi::c_void;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use candle_core::cuda_backend::cudarc::cublas::sys as cublas;
 use candle_core::cuda_backend::cudarc::cublaslt::{result, sys};
@@ -284,6 +284,23 @@ pub(crate) fn linears(
     Ok(product(kernels, factors, false)?.map(|(y, _)| y))
 }
 
+/// Whether [`with_gelu`] gives something.
+pub(crate) fn serves_gelu(kernels: &Kernels, x: &Tensor, w: &Tensor, b: &Tensor) -> Result<bool> {
+    let factors = Factors {
+        x,
+        w: &w.unsqueeze(0)?,
+        b: &b.unsqueeze(0)?,
+        added: None,
+    };
+    let shape = factors.shape(true)?;
+    let Some(places) = factors.places(kernels, shape)? else {
+        return Ok(false);
+    };
+    let mut guard = opened(kernels)?;
+    let plan = guard.as_mut().map(|biased| biased.plan(shape, places.b));
+    Ok(plan.transpose()?.flatten().is_some())
+}
+
 /// GELU of `x w^T + b`, or of that plus `added` `[m, n]`; and what it was taken of, `[m, n]` both. Else as [`linears`], of one layer.
 pub(crate) fn with_gelu(
     kernels: &Kernels,
@@ -317,15 +334,7 @@ fn product(
     let Some(Places { x, w, b, added }) = factors.places(kernels, shape)? else {
         return Ok(None);
     };
-    let mut guard = kernels
-        .inner
-        .biased
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner);
-    if guard.is_none() {
-        kernels.before_keeping()?;
-        *guard = Some(Biased::new(kernels)?);
-    }
+    let mut guard = opened(kernels)?;
     let Some(biased) = guard.as_mut() else {
         return Ok(None);
     };
@@ -373,6 +382,17 @@ fn product(
     }
     .map_err(Error::wrap)?;
     Ok(Some((y, before)))
+}
+
+/// The library, opened if it was not.
+fn opened(kernels: &Kernels) -> Result<MutexGuard<'_, Option<Biased>>> {
+    let guard = kernels.inner.biased.lock();
+    let mut guard = guard.unwrap_or_else(PoisonError::into_inner);
+    if guard.is_none() {
+        kernels.before_keeping()?;
+        *guard = Some(Biased::new(kernels)?);
+    }
+    Ok(guard)
 }
 
 /// None until the first product.

@@ -2,7 +2,9 @@
 
 use candle_core::{DType, Result, Tensor};
 
-use super::gemm::{Extents, Factor, Matrices, add_product, multiply, scaled_product};
+use super::gemm::{
+    Columns, Extents, Factor, Matrices, add_product, multiply, scaled_product, write_product,
+};
 use super::linear::matrix;
 use super::views::dense;
 use super::{Kernels, biased};
@@ -55,20 +57,10 @@ pub(crate) fn products(
 
 /// `y += scale down b^T` with an adapter's columns of `down`, in place.
 pub(crate) fn add_update(kernels: &Kernels, y: &Tensor, down: &Tensor, part: &Part) -> Result<()> {
-    let (rows, out) = cpu::rows_of(y)?;
-    let down = matrix(kernels, down)?;
+    let (y_rows, down) = (y.reshape(cpu::rows_of(y)?)?, matrix(kernels, down)?);
     let b = dense(kernels, &part.b.to_dtype(y.dtype())?)?;
-    let extents = Extents {
-        m: rows,
-        k: part.rank,
-        n: out,
-        batch: 1,
-    };
-    let left = Matrices::rows(kernels, &down, down.dim(1)?)?.from(part.start);
-    let right = Matrices::rows(kernels, &b, part.rank)?.turned();
-    let into = Matrices::rows(kernels, y, out)?;
-    // SAFETY: the extents are those of the tensors, `b`'s was checked by the caller, and all live until the product is asked for.
-    unsafe { multiply(kernels, extents, (part.scale, 1.0), (left, right), into) }
+    let left = Factor::of_columns(Columns::of(&down, part.start, part.rank)?);
+    add_product(kernels, &y_rows, part.scale, left, Factor::turned(&b)?)
 }
 
 /// Writes `scale g b` to an adapter's columns of `t`, whose shapes the caller checked.
@@ -80,26 +72,21 @@ pub(crate) fn write_columns(
 ) -> Result<()> {
     let g = matrix(kernels, gradient)?;
     let b = dense(kernels, &part.b.to_dtype(g.dtype())?)?;
-    let (rows, out) = g.dims2()?;
-    let extents = Extents {
-        m: rows,
-        k: out,
-        n: part.rank,
-        batch: 1,
-    };
-    let factors = (
-        Matrices::rows(kernels, &g, out)?,
-        Matrices::rows(kernels, &b, part.rank)?,
-    );
-    let into = Matrices::rows(kernels, t, t.dim(1)?)?.from(part.start);
-    // SAFETY: the extents were checked, the columns are within the rows of `t`, and all live until the product is asked for.
-    unsafe { multiply(kernels, extents, (part.scale, 0.0), factors, into) }
+    let columns = Columns::of(t, part.start, part.rank)?;
+    let (left, right) = (Factor::of(&g)?, Factor::of(&b)?);
+    write_product(kernels, columns, part.scale, left, right)
 }
 
 /// `t^T x` in f32.
 pub(crate) fn transposed_product(kernels: &Kernels, t: &Tensor, x: &Tensor) -> Result<Tensor> {
     let x = matrix(kernels, x)?;
-    scaled_product(kernels, DType::F32, 1.0, Factor::turned(t), Factor::of(&x))
+    scaled_product(
+        kernels,
+        DType::F32,
+        1.0,
+        Factor::turned(t)?,
+        Factor::of(&x)?,
+    )
 }
 
 /// `scale g^T down` in f32, with an adapter's columns of `down`.
@@ -110,28 +97,13 @@ pub(crate) fn second_factor(
     part: &Part,
 ) -> Result<Tensor> {
     let (g, down) = (matrix(kernels, gradient)?, matrix(kernels, down)?);
-    let (rows, out) = g.dims2()?;
-    if down.dim(0)? != rows {
-        candle_core::bail!("{:?} and {:?} rows", g.dims(), down.dims());
-    }
-    let db = kernels.room((out, part.rank), DType::F32)?;
-    let extents = Extents {
-        m: out,
-        k: rows,
-        n: part.rank,
-        batch: 1,
-    };
-    let left = Matrices::rows(kernels, &g, out)?.turned();
-    let right = Matrices::rows(kernels, &down, down.dim(1)?)?.from(part.start);
-    let into = Matrices::rows(kernels, &db, part.rank)?;
-    // SAFETY: the extents were checked, the columns are within the rows of `down`, and all live until the product is asked for.
-    unsafe { multiply(kernels, extents, (part.scale, 0.0), (left, right), into)? };
-    Ok(db)
+    let right = Factor::of_columns(Columns::of(&down, part.start, part.rank)?);
+    scaled_product(kernels, DType::F32, part.scale, Factor::turned(&g)?, right)
 }
 
 /// `dx += t a`, in place.
 pub(crate) fn add_rows(kernels: &Kernels, dx: &Tensor, t: &Tensor, a: &Tensor) -> Result<()> {
     let a = dense(kernels, &a.to_dtype(t.dtype())?)?;
     let rows = dx.reshape(cpu::rows_of(dx)?)?;
-    add_product(kernels, &rows, 1.0, Factor::of(t), Factor::of(&a))
+    add_product(kernels, &rows, 1.0, Factor::of(t)?, Factor::of(&a)?)
 }

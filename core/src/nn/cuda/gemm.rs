@@ -9,31 +9,71 @@ use candle_core::{DType, Result, Tensor, bail};
 
 use super::Kernels;
 
+/// Some columns of a matrix that lies in one piece, or all.
+#[derive(Clone, Copy)]
+pub(crate) struct Columns<'a> {
+    matrix: &'a Tensor,
+    start: usize,
+    count: usize,
+}
+
+impl<'a> Columns<'a> {
+    pub(crate) fn all(matrix: &'a Tensor) -> Result<Self> {
+        let count = matrix.dims2()?.1;
+        Self::of(matrix, 0, count)
+    }
+
+    pub(crate) fn of(matrix: &'a Tensor, start: usize, count: usize) -> Result<Self> {
+        let width = matrix.dims2()?.1;
+        if start + count > width {
+            bail!("columns {start} to {} of {width}", start + count);
+        }
+        Ok(Self {
+            matrix,
+            start,
+            count,
+        })
+    }
+
+    fn rows(self) -> Result<usize> {
+        self.matrix.dim(0)
+    }
+
+    fn place(self, kernels: &Kernels) -> Result<Matrices> {
+        let width = self.matrix.dim(1)?;
+        Ok(Matrices::rows(kernels, self.matrix, width)?.from(self.start))
+    }
+}
+
 /// A matrix as a factor of a product: as it lies, or its transpose.
 #[derive(Clone, Copy)]
 pub(crate) struct Factor<'a> {
-    matrix: &'a Tensor,
+    columns: Columns<'a>,
     turned: bool,
 }
 
 impl<'a> Factor<'a> {
-    pub(crate) fn of(matrix: &'a Tensor) -> Self {
+    pub(crate) fn of(matrix: &'a Tensor) -> Result<Self> {
+        Ok(Self::of_columns(Columns::all(matrix)?))
+    }
+
+    pub(crate) fn of_columns(columns: Columns<'a>) -> Self {
         Self {
-            matrix,
+            columns,
             turned: false,
         }
     }
 
-    pub(crate) fn turned(matrix: &'a Tensor) -> Self {
-        Self {
-            matrix,
+    pub(crate) fn turned(matrix: &'a Tensor) -> Result<Self> {
+        Ok(Self {
             turned: true,
-        }
+            ..Self::of(matrix)?
+        })
     }
 
     /// Rows and columns, as a factor.
     fn dims(self) -> Result<(usize, usize)> {
-        let (rows, columns) = self.matrix.dims2()?;
+        let (rows, columns) = (self.columns.rows()?, self.columns.count);
         Ok(match self.turned {
             true => (columns, rows),
             false => (rows, columns),
@@ -43,7 +83,7 @@ impl<'a> Factor<'a> {
     fn place(self, kernels: &Kernels) -> Result<Matrices> {
         Ok(Matrices {
             turned: self.turned,
-            ..Matrices::rows(kernels, self.matrix, self.matrix.dim(1)?)?
+            ..self.columns.place(kernels)?
         })
     }
 }
@@ -56,7 +96,18 @@ pub(crate) fn add_product(
     a: Factor<'_>,
     b: Factor<'_>,
 ) -> Result<()> {
-    product(kernels, target, (factor, 1.0), a, b)
+    product(kernels, Columns::all(target)?, (factor, 1.0), a, b)
+}
+
+/// `target = factor a b`, in place. `target` must be nobody else's.
+pub(crate) fn write_product(
+    kernels: &Kernels,
+    target: Columns<'_>,
+    factor: f64,
+    a: Factor<'_>,
+    b: Factor<'_>,
+) -> Result<()> {
+    product(kernels, target, (factor, 0.0), a, b)
 }
 
 /// `factor a b`, in the type of `a` and `b` or in f32.
@@ -68,27 +119,28 @@ pub(crate) fn scaled_product(
     b: Factor<'_>,
 ) -> Result<Tensor> {
     let out = kernels.room((a.dims()?.0, b.dims()?.1), dtype)?;
-    product(kernels, &out, (factor, 0.0), a, b)?;
+    write_product(kernels, Columns::all(&out)?, factor, a, b)?;
     Ok(out)
 }
 
 fn product(
     kernels: &Kernels,
-    target: &Tensor,
+    target: Columns<'_>,
     scales: (f64, f64),
     a: Factor<'_>,
     b: Factor<'_>,
 ) -> Result<()> {
     let ((m, k), (inner, n)) = (a.dims()?, b.dims()?);
-    if k != inner || target.dims() != [m, n] {
-        bail!("{:?} = {:?} {:?}", target.dims(), [m, k], [inner, n]);
+    let into = [target.rows()?, target.count];
+    if k != inner || into != [m, n] {
+        bail!("{into:?} = {:?} {:?}", [m, k], [inner, n]);
     }
-    if a.matrix.dtype() != b.matrix.dtype() {
-        let (a, b) = (a.matrix.dtype(), b.matrix.dtype());
-        bail!("a product of {a:?} and {b:?}");
+    let of = |factor: Factor<'_>| factor.columns.matrix.dtype();
+    if of(a) != of(b) {
+        bail!("a product of {:?} and {:?}", of(a), of(b));
     }
     let extents = Extents { m, k, n, batch: 1 };
-    let into = Matrices::rows(kernels, target, n)?;
+    let into = target.place(kernels)?;
     let (a, b) = (a.place(kernels)?, b.place(kernels)?);
     // SAFETY: the extents were checked, and all three lie in one piece and live until the product is asked for.
     unsafe { multiply(kernels, extents, scales, (a, b), into) }

@@ -27,7 +27,7 @@ pub(crate) fn product(
         Some(y) => y.squeeze(0)?,
         None => {
             let y = rows::spread(kernels, &b, x_rows.dim(0)?)?;
-            add_product(kernels, &y, 1.0, Factor::of(&x_rows), Factor::turned(&w))?;
+            add_product(kernels, &y, 1.0, Factor::of(&x_rows)?, Factor::turned(&w)?)?;
             y
         }
     };
@@ -48,7 +48,7 @@ pub(crate) fn adapted(
     let y = product(kernels, x, w, b)?;
     let up = dense(kernels, &fit(&lora.b)?)?;
     let (y_rows, down_rows) = (y.reshape(cpu::rows_of(&y)?)?, matrix(kernels, &down)?);
-    let (left, right) = (Factor::of(&down_rows), Factor::turned(&up));
+    let (left, right) = (Factor::of(&down_rows)?, Factor::turned(&up)?);
     add_product(kernels, &y_rows, lora.scale, left, right)?;
     Ok((y, down))
 }
@@ -65,18 +65,22 @@ pub(crate) fn with_gelu(
     if b.dtype() != x.dtype() || w.dtype() != x.dtype() {
         return Ok(None);
     }
+    let (x_rows, w, b) = (matrix(kernels, x)?, dense(kernels, w)?, dense(kernels, b)?);
+    // Before the update is computed: what would be made of it elsewhere is another one.
+    if !biased::serves_gelu(kernels, &x_rows, &w, &b)? {
+        return Ok(None);
+    }
     let fit = |t: &Tensor| dense(kernels, &t.to_dtype(x.dtype())?);
     let (update, down) = match (lora, input) {
         (Some(lora), Some(input)) => {
             let down = composed(&dense(kernels, input)?, &fit(&lora.a)?, None)?;
             let (down_rows, up) = (matrix(kernels, &down)?, fit(&lora.b)?);
-            let (left, right) = (Factor::of(&down_rows), Factor::turned(&up));
+            let (left, right) = (Factor::of(&down_rows)?, Factor::turned(&up)?);
             let update = scaled_product(kernels, x.dtype(), lora.scale, left, right)?;
             (Some(update), Some(down))
         }
         _ => (None, None),
     };
-    let (x_rows, w, b) = (matrix(kernels, x)?, dense(kernels, w)?, dense(kernels, b)?);
     let found = biased::with_gelu(kernels, &x_rows, &w, &b, update.as_ref())?;
     let shape = shape_with_last(x, w.dim(0)?);
     let shaped = |(y, before): (Tensor, Tensor)| {
@@ -107,7 +111,7 @@ pub(crate) fn backward(
         _ if !wanted.x => None,
         Some(earlier) => {
             let (dx, w) = (rows(&earlier)?, dense(kernels, w)?);
-            add_product(kernels, &dx, 1.0, Factor::of(&g), Factor::of(&w))?;
+            add_product(kernels, &dx, 1.0, Factor::of(&g)?, Factor::of(&w)?)?;
             Some(dx)
         }
         None => Some(g.matmul(w)?),
@@ -122,21 +126,21 @@ pub(crate) fn backward(
         let fit = |t: &Tensor| dense(kernels, &t.to_dtype(g.dtype())?);
         let (a, b) = (fit(&lora.a)?, fit(&lora.b)?);
         if let Some(down) = down.filter(|_| wanted.b) {
-            let (g, down) = (Factor::turned(&g), rows(down)?);
+            let (g, down) = (Factor::turned(&g)?, rows(down)?);
             // In f32, as the adapters are trained: a gradient rounded to bf16 would lose small updates.
-            let (down, wide) = (Factor::of(&down), DType::F32);
+            let (down, wide) = (Factor::of(&down)?, DType::F32);
             db = Some(scaled_product(kernels, wide, lora.scale, g, down)?);
         }
-        let (left, right) = (Factor::of(&g), Factor::of(&b));
+        let (left, right) = (Factor::of(&g)?, Factor::of(&b)?);
         let t = scaled_product(kernels, g.dtype(), lora.scale, left, right)?;
         if let Some(x) = x.filter(|_| wanted.a) {
-            let (t, x) = (Factor::turned(&t), rows(&lora.input(x)?)?);
-            let (x, wide) = (Factor::of(&x), DType::F32);
+            let (t, x) = (Factor::turned(&t)?, rows(&lora.input(x)?)?);
+            let (x, wide) = (Factor::of(&x)?, DType::F32);
             da = Some(scaled_product(kernels, wide, 1.0, t, x)?);
         }
         match (&dx, &lora.mask) {
             (Some(dx), None) => {
-                add_product(kernels, dx, 1.0, Factor::of(&t), Factor::of(&a))?;
+                add_product(kernels, dx, 1.0, Factor::of(&t)?, Factor::of(&a)?)?;
             }
             (Some(dx), Some(mask)) => {
                 let seen = (t.matmul(&a)? * rows(&fit(mask)?)?)?;
