@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{DType, Device, Error, Result, Tensor};
 
 use super::inputs::DenoiserBatch;
 use super::step::{Inputs, Pass};
@@ -189,6 +189,11 @@ impl Graphs {
             let (_, loss) = pass.compute(&inputs, None, 1.0, &self.gradient)?;
             let loss = (0, loss.into_tensor().reshape(1)?);
             accumulate_all(&self.kernels, &self.loss, &[loss], 1.0)
+        });
+        let made = made.map_err(|error| {
+            Error::Msg(format!(
+                "CUDA graphs: {error}; train without `--cuda-graphs`, and please report this"
+            ))
         })?;
         Ok(match made {
             Recorded::Graph(graph) => Stage::Recorded(Box::new(Passes { graph, inputs })),

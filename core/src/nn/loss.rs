@@ -7,7 +7,7 @@ use super::Kernels;
 use super::compose::wide;
 use super::cpu::{self, GRAIN, by_kernel, elements, sum2};
 #[cfg(feature = "cuda")]
-use super::cuda::errors::Compared;
+use super::cuda::loss::Compared;
 use super::real::{Real, vectorised};
 
 /// The mean square of each row of `prediction - target`, `[B, ..]` both; one number per row of the batch.

@@ -23,7 +23,7 @@ use crate::rng::{Rng, Stream};
 
 pub(crate) use attention::{attention_gradients, attentions, large_scores};
 pub(crate) use fused::{fused, gathered, with_gelus};
-pub(crate) use pointwise::{errors, pointwise_operations, told};
+pub(crate) use pointwise::{losses, pointwise_operations, told};
 
 type Operation = Box<dyn Fn(&Kernels, &[Tensor]) -> Result<Vec<Tensor>>>;
 
@@ -141,7 +141,7 @@ pub(crate) fn all() -> Result<Vec<Case>> {
         group_norms()?,
         dropouts()?,
         pointwise_operations()?,
-        errors()?,
+        losses()?,
         told()?,
     ] {
         cases.extend(more);

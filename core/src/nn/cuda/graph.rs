@@ -315,6 +315,8 @@ struct Asked {
     allocated: usize,
     freed: usize,
     copies: usize,
+    /// Kernels, and what fills memory or does nothing.
+    plain: usize,
     others: usize,
 }
 
@@ -323,19 +325,27 @@ impl Asked {
         use sys::CUgraphNodeType as Kind;
         let mut asked = Self::default();
         for node in nodes(graph)? {
-            let mut kind = Kind::CU_GRAPH_NODE_TYPE_EMPTY;
-            // SAFETY: the node is the graph's.
-            let told = unsafe { sys::cuGraphNodeGetType(node, &raw mut kind) };
+            // As a number: a newer driver may have kinds that the bindings do not know.
+            let mut found = u32::MAX;
+            // SAFETY: the node is the graph's, and a kind is a number of 32 bits.
+            let told = unsafe { sys::cuGraphNodeGetType(node, (&raw mut found).cast()) };
             told.result().w()?;
-            match kind {
-                Kind::CU_GRAPH_NODE_TYPE_KERNEL
-                | Kind::CU_GRAPH_NODE_TYPE_MEMSET
-                | Kind::CU_GRAPH_NODE_TYPE_EMPTY => {}
-                Kind::CU_GRAPH_NODE_TYPE_MEM_ALLOC => asked.allocated += 1,
-                Kind::CU_GRAPH_NODE_TYPE_MEM_FREE => asked.freed += 1,
-                Kind::CU_GRAPH_NODE_TYPE_MEMCPY => asked.copies += 1,
-                _ => asked.others += 1,
-            }
+            let is = |kind: Kind| found == kind as u32;
+            let counted = if is(Kind::CU_GRAPH_NODE_TYPE_MEM_ALLOC) {
+                &mut asked.allocated
+            } else if is(Kind::CU_GRAPH_NODE_TYPE_MEM_FREE) {
+                &mut asked.freed
+            } else if is(Kind::CU_GRAPH_NODE_TYPE_MEMCPY) {
+                &mut asked.copies
+            } else if is(Kind::CU_GRAPH_NODE_TYPE_KERNEL)
+                || is(Kind::CU_GRAPH_NODE_TYPE_MEMSET)
+                || is(Kind::CU_GRAPH_NODE_TYPE_EMPTY)
+            {
+                &mut asked.plain
+            } else {
+                &mut asked.others
+            };
+            *counted += 1;
         }
         Ok(asked)
     }

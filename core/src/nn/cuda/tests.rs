@@ -107,7 +107,7 @@ fn single_numbers_and_rotations() {
 
 #[test]
 fn errors_and_what_networks_are_told_by() {
-    hold(cases::errors());
+    hold(cases::losses());
     hold(cases::told());
 }
 

@@ -54,7 +54,7 @@ pub(crate) fn pointwise_operations() -> Result<Vec<Case>> {
 }
 
 /// Errors of predictions, and their gradients.
-pub(crate) fn errors() -> Result<Vec<Case>> {
+pub(crate) fn losses() -> Result<Vec<Case>> {
     let mut cases = Vec::new();
     for row in [1, 5, 20_000] {
         let inputs = normals([&[3, row], &[3, row]])?;
