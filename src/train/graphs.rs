@@ -52,7 +52,6 @@ enum Way {
 /// The graphs of a training.
 pub struct Graphs {
     kernels: Kernels,
-    device: Device,
     /// What the adapters' gradient is added to, `[n]` in f32.
     gradient: Tensor,
     /// Where the loss is left, `[1]` in f32.
@@ -83,12 +82,10 @@ impl Graphs {
                 "CUDA graphs are not used: the inputs of blocks are offloaded to the CPU's memory",
             );
         }
-        let device = pass.denoiser.device();
         let graphs = Self {
             gradient: pass.values.zeros_like()?,
-            loss: Tensor::zeros(1, DType::F32, device)?,
+            loss: Tensor::zeros(1, DType::F32, pass.values.device())?,
             kernels: kernels.clone(),
-            device: device.clone(),
             stages: HashMap::new(),
             last: None,
             notes: Vec::new(),
@@ -110,20 +107,24 @@ impl Graphs {
     ) -> Result<f64> {
         let inputs = Inputs::of(batch);
         let shape = shape_of(&inputs);
+        let each = |own: &mut Self, factor: f64, gradient: &Tensor| {
+            own.turn_to(Way::Each)?;
+            Ok::<_, Error>(pass.backward(batch, number, factor, gradient)?.loss)
+        };
         match self.stages.remove(&shape) {
             None => {
-                let loss = self.each(pass, batch, number, factor, gradient)?;
+                let loss = each(self, factor, gradient)?;
                 let stage = self.record(pass, &inputs)?;
                 self.stages.insert(shape, stage);
                 Ok(loss)
             }
             Some(Stage::Left) => {
                 self.stages.insert(shape, Stage::Left);
-                self.each(pass, batch, number, factor, gradient)
+                each(self, factor, gradient)
             }
             Some(Stage::Recorded(recorded)) => {
                 let sum = gradient.zeros_like()?;
-                let loss = self.each(pass, batch, number, 1.0, &sum)?;
+                let loss = each(self, 1.0, &sum)?;
                 let stage = self.compared(recorded, &inputs, (&sum, loss))?;
                 self.stages.insert(shape, stage);
                 accumulate_all(&self.kernels, gradient, &[(0, sum)], factor)?;
@@ -159,18 +160,6 @@ impl Graphs {
         Ok(())
     }
 
-    fn each(
-        &mut self,
-        pass: &Pass<'_>,
-        batch: &DenoiserBatch,
-        number: u64,
-        factor: f64,
-        gradient: &Tensor,
-    ) -> Result<f64> {
-        self.turn_to(Way::Each)?;
-        Ok(pass.backward(batch, number, factor, gradient)?.loss)
-    }
-
     fn record(&mut self, pass: &Pass<'_>, inputs: &Inputs) -> Result<Stage> {
         if self.stages.len() == MOST_SHAPES {
             self.notes.push(format!(
@@ -180,7 +169,7 @@ impl Graphs {
         if self.stages.len() >= MOST_SHAPES {
             return Ok(Stage::Left);
         }
-        let inputs = placed(inputs, &self.device)?;
+        let inputs = placed(inputs, self.gradient.device())?;
         let made = self.kernels.record(|| {
             self.kernels
                 .hold(&[pass.values, &self.gradient, &self.loss]);

@@ -111,7 +111,6 @@ pub fn mean_squared_error(
     let weights = weights_of(prediction, weights)?;
     #[cfg(feature = "cuda")]
     if let Some(kernels) = kernels.serving(prediction) {
-        let weights = weights.to_device(prediction.device())?;
         return Compared::new(kernels, prediction, target, &weights)?.error(kernels);
     }
     // Read by the CUDA build only.
@@ -138,7 +137,6 @@ pub fn mean_squared_error_backward(
     let weights = weights_of(prediction, weights)?;
     #[cfg(feature = "cuda")]
     if let Some(kernels) = kernels.serving(prediction) {
-        let weights = weights.to_device(prediction.device())?;
         return Compared::new(kernels, prediction, target, &weights)?.gradient(kernels, outer);
     }
     // Read by the CUDA build only.

@@ -6,24 +6,42 @@ use super::Kernels;
 use super::compose::wide;
 use super::cpu::{Product, Same, Sum, Unary, by_kernel, edit_with, map, map2};
 #[cfg(feature = "cuda")]
-use super::cuda::combine::{self as cuda, Combine};
+use super::cuda::combine as cuda;
 use super::real::Real;
 use super::sums;
 
 /// `x + y`, spreading dimensions of 1.
 pub fn add(kernels: &Kernels, x: &Tensor, y: &Tensor) -> Result<Tensor> {
+    combine(kernels, Combine::Sum, x, y)
+}
+
+/// `x y`, spreading dimensions of 1.
+pub fn mul(kernels: &Kernels, x: &Tensor, y: &Tensor) -> Result<Tensor> {
+    combine(kernels, Combine::Product, x, y)
+}
+
+/// What is made of two numbers.
+#[derive(Clone, Copy)]
+pub(super) enum Combine {
+    Sum,
+    Product,
+}
+
+fn combine(kernels: &Kernels, how: Combine, x: &Tensor, y: &Tensor) -> Result<Tensor> {
     #[cfg(feature = "cuda")]
     if let Some(k) = kernels.serving(x)
-        && let Some(found) = by_cuda(k, Combine::Sum, x, y)?
+        && let Some(found) = by_cuda(k, how, x, y)?
     {
         return Ok(found);
     }
     // Read by the CUDA build only.
     let _ = kernels;
-    if x.dims() != y.dims() {
-        return x.broadcast_add(y);
+    match (how, x.dims() == y.dims()) {
+        (Combine::Sum, true) => by_kernel!(x, T => map2::<T>(x, y, Sum), x + y),
+        (Combine::Sum, false) => x.broadcast_add(y),
+        (Combine::Product, true) => by_kernel!(x, T => map2::<T>(x, y, Product), x * y),
+        (Combine::Product, false) => x.broadcast_mul(y),
     }
-    by_kernel!(x, T => map2::<T>(x, y, Sum), x + y)
 }
 
 /// None where neither is spread over the other as the kernels do it.
@@ -69,22 +87,6 @@ pub fn add_in_place(x: &Tensor, y: &Tensor) -> Result<bool> {
 /// If there is no memory for them.
 pub fn copy(x: &Tensor) -> Result<Tensor> {
     by_kernel!(x, T => map::<T>(x, Same), Ok(x.clone()))
-}
-
-/// `x y`, spreading dimensions of 1.
-pub fn mul(kernels: &Kernels, x: &Tensor, y: &Tensor) -> Result<Tensor> {
-    #[cfg(feature = "cuda")]
-    if let Some(k) = kernels.serving(x)
-        && let Some(found) = by_cuda(k, Combine::Product, x, y)?
-    {
-        return Ok(found);
-    }
-    // Read by the CUDA build only.
-    let _ = kernels;
-    if x.dims() != y.dims() {
-        return x.broadcast_mul(y);
-    }
-    by_kernel!(x, T => map2::<T>(x, y, Product), x * y)
 }
 
 /// `factor x`.

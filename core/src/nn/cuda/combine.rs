@@ -6,13 +6,7 @@ use super::Argument::{Address, Int, Long};
 use super::rows::{by_width, fit, widest};
 use super::views::dense;
 use super::{Argument, Kernels, blocks_for, config};
-
-/// What is made of two numbers.
-#[derive(Clone, Copy)]
-pub(crate) enum Combine {
-    Sum,
-    Product,
-}
+use crate::nn::pointwise::Combine;
 
 impl Combine {
     fn argument(self) -> Argument {
@@ -61,13 +55,35 @@ pub(crate) fn combine_spread(
     (vector, span): (&Tensor, usize),
 ) -> Result<Tensor> {
     let x = dense(kernels, x)?;
-    let vector = fit(kernels, vector, &x)?;
-    let [count, span, vectors] = lain(&x, vector.elem_count(), span)?;
     let out = kernels.room(x.shape(), x.dtype())?;
+    write_spread(kernels, how, &x, (vector, span), &out)?;
+    Ok(out)
+}
+
+/// As [`combine_spread`] with a sum, in place of `x`, which lies in one piece and is nobody else's.
+pub(crate) fn add_spread_in_place(
+    kernels: &Kernels,
+    x: &Tensor,
+    vector: &Tensor,
+    span: usize,
+) -> Result<()> {
+    write_spread(kernels, Combine::Sum, x, (vector, span), x)
+}
+
+/// `out` may be `x`: each number is read before it is written, and by one thread.
+fn write_spread(
+    kernels: &Kernels,
+    how: Combine,
+    x: &Tensor,
+    (vector, span): (&Tensor, usize),
+    out: &Tensor,
+) -> Result<()> {
+    let vector = fit(kernels, vector, x)?;
+    let [count, span, vectors] = lain(x, vector.elem_count(), span)?;
     let arguments = [
-        Address(kernels.address(&x)?),
+        Address(kernels.address(x)?),
         Address(kernels.address(&vector)?),
-        Address(kernels.address(&out)?),
+        Address(kernels.address(out)?),
         count,
         span,
         vectors,
@@ -75,8 +91,7 @@ pub(crate) fn combine_spread(
     ];
     let function = kernels.function("rows", x.dtype(), "combine_spread")?;
     // SAFETY: the signature of `combine_spread`; `out` has the numbers of `x`.
-    unsafe { kernels.launch(&function, blocks_for(x.elem_count()), &arguments)? };
-    Ok(out)
+    unsafe { kernels.launch(&function, blocks_for(x.elem_count()), &arguments) }
 }
 
 /// The sums of the numbers of `x` over which each of `vectors` was spread, `[vectors]`.

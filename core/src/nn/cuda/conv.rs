@@ -6,6 +6,7 @@ use candle_core::cuda_backend::cudarc::driver::DeviceRepr;
 use candle_core::{DType, Result, Tensor};
 
 use super::Argument::{Address, Int, Long};
+use super::combine::add_spread_in_place;
 use super::cudnn::{Convolution, Direction};
 use super::gemm::{Extents, Matrices, multiply};
 use super::views::dense;
@@ -341,16 +342,5 @@ pub(crate) fn add_channels(kernels: &Kernels, pictures: &Tensor, bias: &Tensor) 
     if bias.dims() != [channels] || bias.dtype() != pictures.dtype() {
         candle_core::bail!("{:?} added to {:?}", bias.dims(), pictures.dims());
     }
-    let bias = dense(kernels, bias)?;
-    let count = pictures.elem_count();
-    let arguments = [
-        Address(kernels.address(&bias)?),
-        Address(kernels.address(pictures)?),
-        Long(count as i64),
-        Int((h * w) as i32),
-        Int(channels as i32),
-    ];
-    let function = kernels.function("rows", pictures.dtype(), "add_channels")?;
-    // SAFETY: the signature of `add_channels`; the bias has a number for each channel.
-    unsafe { kernels.launch(&function, blocks_for(count), &arguments) }
+    add_spread_in_place(kernels, pictures, bias, h * w)
 }

@@ -11,7 +11,7 @@ use std::sync::{Arc, MutexGuard, PoisonError};
 use candle_core::cuda_backend::WrapErr as _;
 use candle_core::cuda_backend::cudarc::cublas::{CudaBlas, sys as cublas};
 use candle_core::cuda_backend::cudarc::driver::{CudaGraph, CudaStream, result, sys};
-use candle_core::{DType, Device, Result, Tensor, WithDType, bail};
+use candle_core::{CpuStorage, DType, Device, Result, Storage, Tensor, WithDType, bail};
 
 use super::Kernels;
 
@@ -214,29 +214,28 @@ impl Kernels {
 
     /// Numbers on the GPU for a kernel to read.
     pub(super) fn table(&self, numbers: Vec<i64>) -> Result<Tensor> {
-        match &mut *self.recording() {
-            Some(recording) => recording.long.add(&numbers),
-            None => self.uploaded(numbers),
-        }
+        self.there(numbers, |recording| &mut recording.long)
     }
 
     /// The same of shorter numbers.
     pub(super) fn short_table(&self, numbers: Vec<u32>) -> Result<Tensor> {
-        match &mut *self.recording() {
-            Some(recording) => recording.short.add(&numbers),
-            None => self.uploaded(numbers),
-        }
+        self.there(numbers, |recording| &mut recording.short)
     }
 
     /// The same in f32, for whoever multiplies by them.
     pub(crate) fn constants(&self, numbers: Vec<f32>) -> Result<Tensor> {
-        match &mut *self.recording() {
-            Some(recording) => recording.single.add(&numbers),
-            None => self.uploaded(numbers),
-        }
+        self.there(numbers, |recording| &mut recording.single)
     }
 
-    fn uploaded<T: WithDType>(&self, numbers: Vec<T>) -> Result<Tensor> {
+    /// Numbers on the GPU: among the tables of a recording, where one is being made.
+    fn there<T: WithDType>(
+        &self,
+        numbers: Vec<T>,
+        tables: impl FnOnce(&mut Recording) -> &mut Tables<T>,
+    ) -> Result<Tensor> {
+        if let Some(recording) = &mut *self.recording() {
+            return tables(recording).add(&numbers);
+        }
         let device = Device::Cuda(self.inner.device.clone());
         let count = numbers.len();
         Tensor::from_vec(numbers, count, &device)
@@ -269,16 +268,22 @@ impl Kernels {
         unsafe { result::memset_d8_async(at, 0, bytes, stream) }.w()
     }
 
-    /// Puts the numbers of `source`, an f32 tensor on the host in one piece, in place of those of `target`, of one shape and type with it.
+    /// Puts the numbers of `source`, an f32 tensor on the host, in place of those of `target`, of one shape and type with it.
     pub(crate) fn overwrite(&self, target: &Tensor, source: &Tensor) -> Result<()> {
         if target.dims() != source.dims() || target.dtype() != DType::F32 {
             bail!("{:?} written over {:?}", source.dims(), target.dims());
         }
-        let numbers = source.flatten_all()?.to_vec1::<f32>()?;
+        let source = source.contiguous()?;
+        let (storage, layout) = source.storage_and_layout();
+        let Storage::Cpu(CpuStorage::F32(numbers)) = &*storage else {
+            bail!("numbers of {:?} are no f32 on the host", source.device());
+        };
+        let start = layout.start_offset();
+        let numbers = &numbers[start..start + source.elem_count()];
         let stream = &self.inner.stream;
         let to = self.address(target)?;
         // SAFETY: as many numbers; a copy from memory that is not page-locked has read it when the call is over.
-        unsafe { result::memcpy_htod_async(to, &numbers, stream.cu_stream()) }.w()
+        unsafe { result::memcpy_htod_async(to, numbers, stream.cu_stream()) }.w()
     }
 }
 
@@ -315,14 +320,18 @@ struct Asked {
     allocated: usize,
     freed: usize,
     copies: usize,
-    /// Kernels, and what fills memory or does nothing.
-    plain: usize,
     others: usize,
 }
 
 impl Asked {
     fn of(graph: &CudaGraph) -> Result<Self> {
         use sys::CUgraphNodeType as Kind;
+        const KERNEL: u32 = Kind::CU_GRAPH_NODE_TYPE_KERNEL as u32;
+        const FILL: u32 = Kind::CU_GRAPH_NODE_TYPE_MEMSET as u32;
+        const NOTHING: u32 = Kind::CU_GRAPH_NODE_TYPE_EMPTY as u32;
+        const ALLOCATION: u32 = Kind::CU_GRAPH_NODE_TYPE_MEM_ALLOC as u32;
+        const RELEASE: u32 = Kind::CU_GRAPH_NODE_TYPE_MEM_FREE as u32;
+        const COPY: u32 = Kind::CU_GRAPH_NODE_TYPE_MEMCPY as u32;
         let mut asked = Self::default();
         for node in nodes(graph)? {
             // As a number: a newer driver may have kinds that the bindings do not know.
@@ -330,22 +339,13 @@ impl Asked {
             // SAFETY: the node is the graph's, and a kind is a number of 32 bits.
             let told = unsafe { sys::cuGraphNodeGetType(node, (&raw mut found).cast()) };
             told.result().w()?;
-            let is = |kind: Kind| found == kind as u32;
-            let counted = if is(Kind::CU_GRAPH_NODE_TYPE_MEM_ALLOC) {
-                &mut asked.allocated
-            } else if is(Kind::CU_GRAPH_NODE_TYPE_MEM_FREE) {
-                &mut asked.freed
-            } else if is(Kind::CU_GRAPH_NODE_TYPE_MEMCPY) {
-                &mut asked.copies
-            } else if is(Kind::CU_GRAPH_NODE_TYPE_KERNEL)
-                || is(Kind::CU_GRAPH_NODE_TYPE_MEMSET)
-                || is(Kind::CU_GRAPH_NODE_TYPE_EMPTY)
-            {
-                &mut asked.plain
-            } else {
-                &mut asked.others
-            };
-            *counted += 1;
+            match found {
+                KERNEL | FILL | NOTHING => {}
+                ALLOCATION => asked.allocated += 1,
+                RELEASE => asked.freed += 1,
+                COPY => asked.copies += 1,
+                _ => asked.others += 1,
+            }
         }
         Ok(asked)
     }

@@ -30,7 +30,7 @@ impl Compared {
         Ok(Self {
             prediction: dense(kernels, prediction)?,
             target: single(target)?,
-            weights: single(weights)?,
+            weights: single(&weights.to_device(prediction.device())?)?,
             rows,
             row: prediction.elem_count() / rows,
         })

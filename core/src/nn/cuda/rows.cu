@@ -528,12 +528,6 @@ extern "C" __global__ void spread_channels(const num* vector, num* out, i64 coun
     if (at < count) out[at] = vector[at / pixels % channels];
 }
 
-// That number added to what is there.
-extern "C" __global__ void add_channels(const num* vector, num* target, i64 count, int pixels, int channels) {
-    i64 at = (i64)blockIdx.x * blockDim.x + threadIdx.x;
-    if (at < count) target[at] = narrow(wide(target[at]) + wide(vector[at / pixels % channels]));
-}
-
 // target += factor x, where the target is f32.
 extern "C" __global__ void accumulate(const num* x, float* target, i64 count, float factor) {
     i64 at = (i64)blockIdx.x * blockDim.x + threadIdx.x;
