@@ -34,6 +34,9 @@ pub(crate) fn run(case: &str) -> Result<()> {
     if case["cudnn"].as_bool() == Some(true) {
         kernels = kernels.with_cudnn(&folders)?;
     }
+    if case["fp8"].as_bool() == Some(true) && kernels.are_there() {
+        kernels = kernels.with_fp8()?;
+    }
     if case["graphs"].as_bool() == Some(true) {
         kernels = kernels.with_graphs()?;
     }

@@ -28,7 +28,8 @@ def read(path):
         return {name: file.get_tensor(name) for name in file.keys()}, file.metadata()
 
 
-def load_with_adapters(base, dump, metadata):
+def load_with_adapters(base, dump, metadata, change=None):
+    """The denoiser, which `change` is given in f32, and the parameters of its adapters by name."""
     transformer = load(base)
     modules = sorted({n.split(".", 1)[1].rsplit(".lora_", 1)[0] for n in dump if n.startswith("adapter.")})
     # What lies beneath the adapters is not trained: as part of the weights. In f64, or the sum would be rounded.
@@ -38,6 +39,8 @@ def load_with_adapters(base, dump, metadata):
             up = dump[name.replace(".lora_A.", ".lora_B.")]
             module = transformer.get_submodule(name.removeprefix("beneath.").removesuffix(".lora_A.weight"))
             module.weight.data += up.double() @ down.double()
+    if change:
+        change(transformer.float())
     config = LoraConfig(
         r=int(metadata["rank"]), lora_alpha=float(metadata["alpha"]), target_modules=modules, lora_dropout=0.0
     )

@@ -31,7 +31,7 @@ FAMILY = lambda model: re.match("flux1|sd3|sdxl", model)[0]  # noqa: E731
 def train(who, model, px, limit, batch=1, steps=8, **more):
     case = {"kind": "train", "model": model, "family": FAMILY(model), "px": px, "batch": batch, "tokens": TOKENS[model], "rank": 16,
             "targets": "attention", "steps": steps, "config": str(HERE / "models" / f"{model}.json")} | more  # fmt: skip
-    notes = {"own_kernels": "own", "cudnn": "cudnn", "graphs": "graphs", "checkpointing": "ckpt", "compile": "compiled"}
+    notes = {"own_kernels": "own", "cudnn": "cudnn", "graphs": "graphs", "fp8": "fp8", "checkpointing": "ckpt", "compile": "compiled"}
     said = [notes[k] if v is True else f"no {notes[k]}" if v is False else f"{v} {notes[k]}" for k, v in more.items() if k in notes]
     return {"name": f"{who} {model} {px}px b{batch} {' '.join(said)}".strip(), "who": who, "limit": limit, "case": case}
 
@@ -76,6 +76,7 @@ def plan(part, device):
         models = [("flux1-small", 64), ("sd3-small", 64), ("sdxl-small", 64)]
         items = [command("tests", 60, "$TESTS cuda:: --test-threads=2")]
         items += [train(who, m, px, 240, steps=1) for m, px in models for who in ("ours", "eager")]
+        items += [train("ours", *models[0], 240, steps=1, fp8=True)]
         items += both("encode", "t5-small", 120, batch=2, tokens=16) + both("vae", "vae-small", 120, batch=1, px=32)
         return items + [eager("flux1-small", 64, 400, steps=1, compile="blocks")]
     smoke = ours("flux1-small", 64, 60, steps=2)  # the driver, NVRTC, cuBLAS, the JIT of the driver
@@ -91,6 +92,7 @@ def plan(part, device):
     if part == 1:  # does it run, is it right, where does the time go
         items = [card, smoke, tests, rate, ours("flux1-dev", 512, 60), ours("flux1-dev", 512, 60, cudnn=True)]
         items += [ours("flux1-dev", 512, 60, cudnn=True, graphs=True), ours("sdxl", 1024, 60, cudnn=True, graphs=True)]
+        items += [ours("flux1-dev", 512, 60, cudnn=True, graphs=True, fp8=True)]
         items += [eager("flux1-dev", 512, 75), *parts, slice_]
         items += [ours(m, px, 60) for m, px in BIG[1:]]
         items += [command("tests of autograd", 60, "$TESTS_ABOVE autograd:: --test-threads=8"), ours("flux1-dev", 512, 50, checkpointing=True)]
@@ -98,6 +100,7 @@ def plan(part, device):
     items = [smoke, tests, rate]
     for m, px in BIG:
         items += [ours(m, px, 60), ours(m, px, 60, cudnn=True), ours(m, px, 60, cudnn=True, graphs=True), eager(m, px, 75)]
+    items += [ours(m, px, 60, cudnn=True, graphs=True, fp8=True) for m, px in BIG[:2]]
     for m, px in BIG:
         items += [eager(m, px, 110, compile="blocks"), eager(m, px, 60, checkpointing=False)]
     items += [*parts, slice_, ours("flux1-dev", 1024, 60, steps=4, cudnn=True, graphs=True), eager("flux1-dev", 1024, 75, steps=4)]

@@ -27,6 +27,7 @@ struct Random {
     device: Device,
     kernels: Kernels,
     dtype: DType,
+    storage: WeightStorage,
     numbers: Cell<u64>,
 }
 
@@ -65,7 +66,18 @@ impl Source for Random {
     }
 
     fn matrix(&self, shape: [usize; 2], name: &str) -> std::result::Result<Frozen, Error> {
-        Ok(self.tensor(&shape, name)?.into())
+        let made = self.tensor(&shape, name)?;
+        match self.storage {
+            WeightStorage::Fp8 { in_both_orders } if Frozen::fits_fp8(shape) => {
+                let place = (&self.device, &self.kernels);
+                let kept = Frozen::fp8(&made, self.dtype, place, in_both_orders);
+                kept.map_err(|source| Error::Device {
+                    what: format!("rounding `{name}`"),
+                    source,
+                })
+            }
+            _ => Ok(made.into()),
+        }
     }
 
     fn kernels(&self) -> Kernels {
@@ -103,6 +115,12 @@ pub(super) fn train(case: &Value, backend: &Backend) -> Result<Value> {
     let context = count(case, "tokens")?;
     let dtype = device::usual_dtype(device);
 
+    let storage = match case["fp8"].as_bool() {
+        Some(true) => WeightStorage::Fp8 {
+            in_both_orders: !device.is_cpu(),
+        },
+        _ => WeightStorage::Whole,
+    };
     let preset = text(case, "targets")?.to_owned();
     let adapted = targets::select(opened.linears(), &[preset], family.presets)?;
     let wanted = MemoryRequest {
@@ -116,7 +134,7 @@ pub(super) fn train(case: &Value, backend: &Backend) -> Result<Value> {
         reference: None,
         context,
         dtype,
-        storage: WeightStorage::Whole,
+        storage,
         machine: Machine::of(device),
         own_kernels: kernels.are_there(),
         apart: 0,
@@ -129,6 +147,7 @@ pub(super) fn train(case: &Value, backend: &Backend) -> Result<Value> {
         device: device.clone(),
         kernels: kernels.clone(),
         dtype,
+        storage,
         numbers: Cell::new(0),
     };
     let denoiser = opened.build(&source)?;

@@ -21,7 +21,7 @@ pub use vae::VaePart;
 
 use crate::device;
 use crate::digest::{Digest, Fingerprint};
-use crate::experiment::{self, Experiment, ModelSettings, QuantizedWeights, Settings};
+use crate::experiment::{self, Experiment, ModelSettings, Products, QuantizedWeights, Settings};
 use crate::models::{self, Denoiser, Family, Flavor, OpenedDenoiser, Placement, WeightStorage};
 use crate::nn::weights::{self, DigestMemo};
 use crate::nn::{Kernels, Quantization};
@@ -285,6 +285,9 @@ pub fn placement(experiment: &Experiment, device: &Device, kernels: &Kernels) ->
         device: device.clone(),
         kernels: kernels.clone(),
         storage: match model.weights {
+            kept if model.products == Some(Products::Fp8) => WeightStorage::Fp8 {
+                in_both_orders: kept.is_none() && !device.is_cpu(),
+            },
             None => WeightStorage::Whole,
             Some(QuantizedWeights::Fp8) => WeightStorage::Quantized(Quantization::Fp8),
             Some(QuantizedWeights::Int8) => WeightStorage::Quantized(Quantization::Int8),

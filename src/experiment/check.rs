@@ -1,7 +1,7 @@
 //! What neither types nor the bounds of single numbers say.
 
 use super::file_name;
-use super::raw::{Dataset, Precision, Raw, Warmup};
+use super::raw::{Dataset, Precision, Products, QuantizedWeights, Raw, Warmup};
 use crate::models;
 use crate::shown;
 use crate::store::Address;
@@ -80,8 +80,21 @@ impl Raw {
                 wrong("model.family", why)
             }
             Err(e) => wrong("model.flavor", e.to_string()),
-            Ok(_) => Ok(()),
+            Ok(_) => self.check_weights(),
         }
+    }
+
+    /// That products can read the weights as they are kept.
+    fn check_weights(&self) -> Result<(), FieldProblem> {
+        let kept = match (self.model.compute, self.model.weights) {
+            (Some(Products::Fp8), Some(QuantizedWeights::Int8)) => "int8",
+            (Some(Products::Fp8), Some(QuantizedWeights::Nf4)) => "nf4",
+            _ => return Ok(()),
+        };
+        wrong(
+            "model.weights",
+            format!("expected `fp8`, or nothing, beside `compute = \"fp8\"`, found {kept}"),
+        )
     }
 
     fn check_datasets(&self) -> Result<(), FieldProblem> {

@@ -213,6 +213,7 @@ fn changed(raw: &Raw) -> Map<String, Value> {
             json!(model.zero_terminal_snr.unwrap_or(false)),
         ),
         ("weights".to_owned(), json!(model.weights)),
+        ("compute".to_owned(), json!(model.compute)),
     ]);
     add("model", model, &model_defaults());
     changed

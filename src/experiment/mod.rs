@@ -33,8 +33,8 @@ pub use error::Error;
 pub use fingerprint::{LoraDigests, TrainingFields, default_of};
 pub use paths::Variables;
 pub use raw::{
-    DdpmPrediction, FileMap, LrDecay, Precision, QuantizedWeights, Raw, ReferenceSize, SlotFiles,
-    Warmup, Windows,
+    DdpmPrediction, FileMap, LrDecay, Precision, Products, QuantizedWeights, Raw, ReferenceSize,
+    SlotFiles, Warmup, Windows,
 };
 pub use references::{ReferenceSettings, ReferenceSource, References};
 pub use settings::{

@@ -102,6 +102,12 @@ pub struct Model {
     /// The LoRA is then trained on a model that is near the base, not equal.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weights: Option<QuantizedWeights>,
+    /// Multiply by the denoiser's matrices in 8-bit floats, as torchao's fp8 training does: matrices and their inputs are rounded to
+    /// `float8_e4m3fn`, gradients to `float8_e5m2`, each tensor with a scale of its own, found anew in every step. Meant for GPUs from Ada on;
+    /// a CPU rounds the same and is no faster. The LoRA is then trained on a model that is near the base, not equal. Beside it,
+    /// `weights = "fp8"` keeps each matrix once where it is else kept twice.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compute: Option<Products>,
     /// Files or folders of components that are not under `path`.
     #[serde(default)]
     pub files: FileMap,
@@ -136,6 +142,14 @@ pub enum QuantizedWeights {
     Int8,
     /// 4-bit NormalFloats with a scale for each 64 numbers (QLoRA).
     Nf4,
+}
+
+/// What products of matrices are computed in, if not in the type of the numbers beside them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Products {
+    /// 8-bit floats, with a scale for each tensor.
+    Fp8,
 }
 
 /// A floating-point type of this file.

@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 use super::clips::ClipUse;
-use super::raw::{self, LrDecay, Precision, QuantizedWeights, ReferenceSize, Warmup};
+use super::raw::{self, LrDecay, Precision, Products, QuantizedWeights, ReferenceSize, Warmup};
 use super::references::ReferenceSettings;
 use super::{Error, Experiment, FileMap, bounds};
 use crate::diffusion::{
@@ -35,6 +35,8 @@ pub struct ModelSettings {
     pub files: FileMap,
     /// What the denoiser's matrices are quantized into, if into anything.
     pub weights: Option<QuantizedWeights>,
+    /// What the denoiser's products are computed in, if not in the type of its numbers.
+    pub products: Option<Products>,
     /// What the denoiser computes in, if not in the device's usual type.
     pub compute: Option<Precision>,
     /// The recipe's variant.
@@ -273,6 +275,7 @@ impl Experiment {
             path: self.path(&model.path),
             files: model.files.map(|path| self.path(path)),
             weights: model.weights,
+            products: model.compute,
             compute: self.raw.train.compute,
             variant: self.raw.recipe.variant.clone(),
             deviate: self.raw.recipe.deviate.clone(),

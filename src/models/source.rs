@@ -62,6 +62,11 @@ pub enum WeightStorage {
     Whole,
     /// Quantized; another network, near the whole one.
     Quantized(Quantization),
+    /// In 8-bit floats, in which products are computed; another network, near the whole one.
+    Fp8 {
+        /// Each is kept a second time, as backward products read it, which is else made of the first for each of them.
+        in_both_orders: bool,
+    },
     /// Block swap: in their files, from which each is prefetched when its turn comes. The same numbers in less memory.
     InFile {
         /// The first so many bytes of them stay in memory.
@@ -102,6 +107,9 @@ impl Default for Placement {
 /// Matrices of fewer numbers are always stored whole: nothing is saved by quantizing them.
 pub const LEAST_QUANTIZED: usize = 1 << 12;
 
+/// The last matrix of networks of the DiT kind, by its name there.
+const LAST_MATRIX: &str = "proj_out.weight";
+
 /// Tensors of files.
 pub(super) struct FileSource {
     weights: Weights,
@@ -134,6 +142,23 @@ impl FileSource {
             source,
         })
     }
+
+    /// What `make` makes of a matrix as it is stored, for the type and the device that compute.
+    fn rounded(
+        &self,
+        shape: [usize; 2],
+        name: &str,
+        make: impl Fn(&Tensor, DType, &Device) -> candle_core::Result<Frozen>,
+    ) -> Result<Frozen, Error> {
+        // From the file's own numbers: rounding them to the computing type first would lose bits twice.
+        let stored = self.weights.clone().with_dtype(DType::F32).on(&Device::Cpu);
+        let (dtype, device) = (self.weights.dtype(), self.weights.device());
+        let made = make(&stored.get(&shape, name)?, dtype, device);
+        made.map_err(|source| Error::Device {
+            what: format!("quantizing `{name}`"),
+            source,
+        })
+    }
 }
 
 impl Source for FileSource {
@@ -157,16 +182,18 @@ impl Source for FileSource {
                 let (weights, ahead) = (&self.weights, &self.ahead);
                 Ok(Frozen::in_file(weights, shape, name, ahead))
             }
+            // As torchao's users leave it out (diffusers' `do_fp8_training`): what the network says last is not rounded.
+            WeightStorage::Fp8 { .. } if name == LAST_MATRIX => self.in_memory(shape, name),
+            WeightStorage::Fp8 { in_both_orders } => {
+                let kernels = self.weights.kernels();
+                self.rounded(shape, name, |stored, dtype, device| {
+                    Frozen::fp8(stored, dtype, (device, kernels), in_both_orders)
+                })
+            }
             WeightStorage::Quantized(quantization) => {
-                // From the file's own numbers: rounding them to the computing type first would lose bits twice.
-                let stored = self.weights.clone().with_dtype(DType::F32).on(&Device::Cpu);
-                let (dtype, device) = (self.weights.dtype(), self.weights.device());
-                Frozen::quantized(quantization, &stored.get(&shape, name)?, dtype, device).map_err(
-                    |source| Error::Device {
-                        what: format!("quantizing `{name}`"),
-                        source,
-                    },
-                )
+                self.rounded(shape, name, |stored, dtype, device| {
+                    Frozen::quantized(quantization, stored, dtype, device)
+                })
             }
         }
     }
@@ -178,9 +205,15 @@ impl WeightStorage {
         let small = shape.iter().product::<usize>() < LEAST_QUANTIZED;
         match self {
             Self::Quantized(quantization) if small || !quantization.fits(shape) => Self::Whole,
+            Self::Fp8 { .. } if small || !Frozen::fits_fp8(shape) => Self::Whole,
             Self::InFile { .. } if small => Self::Whole,
             other => other,
         }
+    }
+
+    /// Whether a matrix of this shape is kept whole, in the type that is computed in.
+    pub fn is_whole(self, shape: [usize; 2]) -> bool {
+        self.of(shape) == Self::Whole
     }
 
     /// Bytes in memory of a matrix of this shape that is computed with in `dtype`, if it is not among those kept whole.
@@ -188,6 +221,9 @@ impl WeightStorage {
         match self.of(shape) {
             Self::Whole => shape.iter().product::<usize>() * dtype.size_in_bytes(),
             Self::Quantized(quantization) => quantization.bytes(shape),
+            Self::Fp8 { in_both_orders } => {
+                shape.iter().product::<usize>() * (1 + usize::from(in_both_orders))
+            }
             Self::InFile { .. } => 0,
         }
     }

@@ -15,7 +15,7 @@ use crate::base_model::BaseModel;
 use crate::dataset::Preview;
 use crate::diffusion::{Prediction, Sampler, Spacing};
 use crate::digest::{Digest, Fingerprint};
-use crate::experiment::QuantizedWeights;
+use crate::experiment::{Products, QuantizedWeights};
 use crate::models::schedule::word;
 use crate::recipe::latents::Rate;
 use crate::shown;
@@ -87,6 +87,9 @@ struct ModelUsed<'a> {
     /// In how few bits its weights are kept, where they are quantized.
     #[serde(skip_serializing_if = "Option::is_none")]
     weights: Option<QuantizedWeights>,
+    /// What its products are computed in, where that is not `compute`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    products: Option<Products>,
 }
 
 #[derive(Debug, Serialize)]
@@ -115,7 +118,7 @@ impl<'a> Making<'a> {
         reference: Option<&Preview>,
         (loras, dtype): (&'a [UsedLora], DType),
     ) -> Self {
-        let settings = &base.settings.sample;
+        let (settings, model) = (&base.settings.sample, base.experiment.model());
         let other = base.flavor.expert.is_some();
         let steers = options.guidance != 1.0 || (other && settings.guidance_of_other != 1.0);
         let is_clip = options.pixels.frames > 1;
@@ -150,7 +153,8 @@ impl<'a> Making<'a> {
                 flavor: base.flavor.name,
                 file: name(&base.denoiser.components.path),
                 compute: dtype.as_str(),
-                weights: base.experiment.model().weights,
+                weights: model.weights,
+                products: model.products,
             },
             vae: base.vae.fingerprint,
             recipe: RecipeUsed {

@@ -52,6 +52,7 @@ fn computed(placement: &Placement) -> String {
         WeightStorage::Quantized(quantization) => {
             format!(", weights in {quantization:?}").to_lowercase()
         }
+        WeightStorage::Fp8 { .. } => ", products in fp8".to_owned(),
         _ => String::new(),
     };
     format!("{device} in {}{quantized}", placement.dtype.as_str())

@@ -40,7 +40,7 @@ use crate::cache::{CutCaptions, refuse_without_store};
 use crate::dataset;
 use crate::digest::Digest;
 use crate::experiment::{Experiment, Settings};
-use crate::models::{Placement, References};
+use crate::models::{Placement, References, WeightStorage};
 use crate::monitor::{Clock, Monitor, Signal, Stop};
 use crate::nn::weights::DigestMemo;
 use crate::ranks::Ranks;
@@ -182,6 +182,7 @@ fn run_as_rank(
         storage: plan.storage,
         ..options.placement.clone()
     };
+    tell_whole(&base, placement.storage, monitor);
     let (folder, digest, beginning, due) = begin(
         (&base, &set, &output),
         (start, beneath.map(|adapter| adapter.digest)),
@@ -313,6 +314,23 @@ fn plan(
     };
     let available = options.memory_bytes.saturating_sub(beside);
     Ok(plan::make(&request, available)?)
+}
+
+/// Says where no matrix is of a size that is kept as the Experiment asks.
+fn tell_whole(base: &BaseModel, storage: WeightStorage, monitor: &dyn Monitor) {
+    let asked = match storage {
+        WeightStorage::Quantized(_) => "weights",
+        WeightStorage::Fp8 { .. } => "compute",
+        WeightStorage::Whole | WeightStorage::InFile { .. } => return,
+    };
+    let shapes = base.denoiser.tensors().iter().map(|(_, shape)| shape);
+    let matrices = shapes.filter_map(|shape| <[usize; 2]>::try_from(&shape[..]).ok());
+    if matrices.clone().all(|shape| storage.is_whole(shape)) {
+        monitor.note(&format!(
+            "`[model] {asked}` has no effect: each of the model's {} matrices is too small for it, or of a width that does not fit",
+            matrices.count()
+        ));
+    }
 }
 
 /// The adapters' gradients beside the one that a step is summed in.

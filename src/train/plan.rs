@@ -348,6 +348,8 @@ fn rebuilt(shapes: &[Vec<usize>], dtype: DType, storage: WeightStorage) -> u64 {
     match storage {
         WeightStorage::Whole => 0,
         WeightStorage::Quantized(_) => largest + largest / size * 8,
+        // Two copies at most: what a CPU makes wide again, or what is turned on a GPU beside an input's codes.
+        WeightStorage::Fp8 { .. } => largest / size * 8,
         // And the matrices that are read ahead while this one is used.
         WeightStorage::InFile { .. } => (1 + nn::PREFETCHED as u64) * largest + largest / size * 8,
     }
@@ -375,8 +377,18 @@ fn advice(request: &MemoryRequest<'_>, bytes: &PeakMemory) -> String {
         }
         list.push("lower the data sets' `resolution`".to_owned());
     }
-    if !matches!(request.storage, WeightStorage::Quantized(_)) {
-        list.push("set `[model] weights = \"nf4\"` (or `fp8`)".to_owned());
+    match request.storage {
+        WeightStorage::Quantized(_)
+        | WeightStorage::Fp8 {
+            in_both_orders: false,
+        } => {}
+        WeightStorage::Fp8 {
+            in_both_orders: true,
+        } => list
+            .push("set `[model] weights = \"fp8\"`, by which each matrix is kept once".to_owned()),
+        WeightStorage::Whole | WeightStorage::InFile { .. } => {
+            list.push("set `[model] weights = \"nf4\"` (or `fp8`)".to_owned());
+        }
     }
     list.push(match request.machine {
         Machine::Cpu => "use a machine with more memory".to_owned(),

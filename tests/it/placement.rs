@@ -116,6 +116,60 @@ fn packed_weights_train_near_the_whole_model_and_say_so() {
     assert!(along.iter().all(|c| *c < 1.0 - 1e-9), "{along:?}");
 }
 
+#[test]
+fn products_in_fp8_train_near_the_whole_model_and_say_so() {
+    let world = encoded();
+    let whole = first_step(&world);
+    world.edit("[recipe]\n", "compute = \"fp8\"\n[recipe]\n");
+    let rounded = first_step(&world);
+    world
+        .run(&["train", "exp.toml", "--restart"])
+        .expect(0)
+        .says("a CPU rounds numbers as a GPU does, and is no faster for it");
+    let shown = world
+        .run(&["inspect", "lora", "out/lora.safetensors"])
+        .expect(0);
+    shown.says("compute = \"fp8\"").says("products in fp8");
+    let off = (loss(&rounded) / loss(&whole) - 1.0).abs();
+    let along = cosine(&rounded, &whole);
+    assert!(off < 0.02 && off > 0.0, "{off}");
+    assert!(along > 0.97 && along < 1.0 - 1e-9, "{along}");
+    // However often a matrix is kept, the numbers are the same.
+    world.edit(
+        "compute = \"fp8\"\n",
+        "compute = \"fp8\"\nweights = \"fp8\"\n",
+    );
+    let kept_once = first_step(&world);
+    assert_eq!(loss(&kept_once), loss(&rounded));
+    world.edit("weights = \"fp8\"", "weights = \"nf4\"");
+    world
+        .run(&["train", "exp.toml"])
+        .expect(2)
+        .says("model.weights")
+        .says("expected `fp8`, or nothing, beside `compute = \"fp8\"`, found nf4");
+    world.edit("compute = \"fp8\"\nweights = \"nf4\"\n", "");
+    world
+        .run(&["train", "exp.toml"])
+        .expect(1)
+        .says("`model.compute`: this run \"fp8\"");
+    world.edit("[recipe]\n", "compute = \"bf16\"\n[recipe]\n");
+    world
+        .run(&["train", "exp.toml"])
+        .expect(2)
+        .says("`model.compute`: unknown value `bf16`; expected one of fp8");
+}
+
+#[test]
+fn a_step_in_fp8_is_as_near_to_torchaos_as_its_own_are_to_each_other() {
+    let world = encoded();
+    world.edit("[recipe]\n", "compute = \"fp8\"\n[recipe]\n");
+    world.edit(
+        "rank = 2",
+        "rank = 2\nalpha = 3.0\ntargets = [\"all-linear\"]",
+    );
+    world.replay_step_by("tools/replay_step_fp8.py", 2, &crate::world::tiny_sd3());
+}
+
 /// As a GPU does, by the same tensor operations.
 #[test]
 fn a_step_in_bf16_is_near_one_in_f32() {

@@ -189,10 +189,15 @@ steps = 2
     /// Trains up to `step`, and has `tools/replay_step.py` make it again with diffusers and peft on the model in `base`.
     /// Does nothing where `PLUMB_PYTHON` names no Python.
     pub(crate) fn replay_step(&self, step: u32, base: &Path) {
+        self.replay_step_by("tools/replay_step.py", step, base);
+    }
+
+    /// The same by another script.
+    pub(crate) fn replay_step_by(&self, script: &str, step: u32, base: &Path) {
         let dump = ["--dump-step", &step.to_string(), "step.safetensors"];
         self.run(&[&["train", "exp.toml"], &dump[..]].concat())
             .expect(0);
-        Script::file("tools/replay_step.py")
+        Script::file(script)
             .arg(self.path("step.safetensors"))
             .arg(base)
             .run();

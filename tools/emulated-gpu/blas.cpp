@@ -13,9 +13,9 @@
 namespace {
 
 enum Status { OK = 0, INVALID_VALUE = 7, NOT_SUPPORTED = 15 };
-enum Kind { F32 = 0, F64 = 1, BF16 = 14 };
+enum Kind { F32 = 0, F64 = 1, BF16 = 14, E4M3 = 28, E5M2 = 29 };
 constexpr int SUMS_IN_F32 = 68;
-enum Epilogue { BIAS = 4, GELU_AUX_BIAS = 164 };
+enum Epilogue { NOTHING = 1, BIAS = 4, GELU_AUX_BIAS = 164 };
 
 char a_handle;
 
@@ -30,6 +30,18 @@ int refuse(Status status, const char* why) {
     return status;
 }
 
+bool in_8_bits(int kind) { return kind == E4M3 || kind == E5M2; }
+
+// The number of a byte: a sign, an exponent, and behind it the bits of a fraction.
+double of_8_bits(uint8_t code, Kind kind) {
+    int bits = kind == E4M3 ? 3 : 2, bias = kind == E4M3 ? 7 : 15, exponent = (code & 127) >> bits, fraction = code & ((1 << bits) - 1);
+    bool none = kind == E4M3 ? (code & 127) == 127 : exponent == 31;  // no number, or in e5m2 an infinite one
+    double size = none       ? NAN
+                  : exponent ? ldexp(1 + ldexp(fraction, -bits), exponent - bias)
+                             : ldexp(fraction, 1 - bias - bits);
+    return code & 128 ? -size : size;
+}
+
 // A matrix that lies in columns, as a factor: itself or its transpose.
 struct Matrix {
     char* data;
@@ -37,13 +49,15 @@ struct Matrix {
     int64_t column;  // numbers from one to the next
     bool turned;
 
-    size_t size() const { return kind == BF16 ? 2 : kind == F32 ? 4 : 8; }
+    size_t size() const { return in_8_bits(kind) ? 1 : kind == BF16 ? 2 : kind == F32 ? 4 : 8; }
     char* at(int64_t i, int64_t j) const { return data + (turned ? j + i * column : i + j * column) * size(); }
     double get(int64_t i, int64_t j) const {
         const char* from = at(i, j);
         switch (kind) {
         case BF16: return wide(*reinterpret_cast<const uint16_t*>(from));
         case F32: return *reinterpret_cast<const float*>(from);
+        case E4M3:
+        case E5M2: return of_8_bits(*reinterpret_cast<const uint8_t*>(from), kind);
         default: return *reinterpret_cast<const double*>(from);
         }
     }
@@ -137,7 +151,7 @@ struct Layout {
     int64_t column;
     int32_t batch = 1;
     int64_t apart = 0;  // numbers from one matrix to the next
-    bool sixteen() const { return column * (kind == BF16 ? 2 : 4) % 16 == 0; }
+    bool sixteen() const { return column * (in_8_bits(kind) ? 1 : kind == BF16 ? 2 : 4) % 16 == 0; }
 };
 
 struct Description {
@@ -147,6 +161,7 @@ struct Description {
     int64_t bias_apart = 0;
     void* kept = nullptr;  // what GELU is taken of
     int64_t kept_column = 0;
+    const float *scale_a = nullptr, *scale_b = nullptr;
 };
 
 struct Found {  // cublasLtMatmulHeuristicResult_t
@@ -167,8 +182,11 @@ int take(T& to, const void* value, size_t bytes) {
 bool fit(const Description& d, const Layout& a, const Layout& b, const Layout& c) {
     uint64_t m = d.turned_a ? a.columns : a.rows, k = d.turned_a ? a.rows : a.columns;
     uint64_t inner = d.turned_b ? b.columns : b.rows, n = d.turned_b ? b.rows : b.columns;
-    return k == inner && c.rows == m && c.columns == n && a.kind == b.kind && a.kind == c.kind && known(a.kind) &&
-           d.compute == SUMS_IN_F32 && d.scale == F32 && a.batch == b.batch && a.batch == c.batch;
+    // 8-bit floats: the left one turned, and not both in e5m2.
+    bool eight = in_8_bits(a.kind) && in_8_bits(b.kind) && (a.kind == E4M3 || b.kind == E4M3) && (c.kind == BF16 || c.kind == F32) &&
+                 d.turned_a && !d.turned_b && d.scale_a && d.scale_b;
+    bool alike = a.kind == b.kind && a.kind == c.kind && known(a.kind) && !d.scale_a && !d.scale_b;
+    return k == inner && c.rows == m && c.columns == n && (alike || eight) && d.compute == SUMS_IN_F32 && d.scale == F32 && a.batch == b.batch && a.batch == c.batch;
 }
 
 }  // namespace
@@ -206,6 +224,8 @@ API int cublasLtMatmulDescSetAttribute(Description* d, int attribute, const void
     case 10: return take(d->bias_apart, value, bytes);
     case 11: return take(d->kept, value, bytes);
     case 12: return take(d->kept_column, value, bytes);
+    case 17: return take(d->scale_a, value, bytes);
+    case 18: return take(d->scale_b, value, bytes);
     }
     return refuse(INVALID_VALUE, "an attribute that is not emulated");
 }
@@ -218,7 +238,9 @@ API int cublasLtMatmulAlgoGetHeuristic(void*, Description* d, Layout* a, Layout*
     if (!fit(*d, *a, *b, *c)) return refuse(INVALID_VALUE, "layouts that do not fit together");
     // The library has algorithms for other strides too; here there are none, so that whoever asks must do without.
     if (!a->sixteen() || !b->sixteen() || !c->sixteen()) return NOT_SUPPORTED;
-    if (!d->bias || (d->epilogue == GELU_AUX_BIAS && !d->kept)) return refuse(INVALID_VALUE, "an algorithm for a bias that is nowhere");
+    // Of 8-bit floats no extents are served that do not come in 16ths, but that of the rows of x; a bias of them is in bf16.
+    if (in_8_bits(a->kind) && (a->rows % 16 || a->columns % 16 || (d->epilogue == BIAS && c->kind != BF16))) return NOT_SUPPORTED;
+    if ((!d->bias && d->epilogue != NOTHING) || (d->epilogue == GELU_AUX_BIAS && !d->kept)) return refuse(INVALID_VALUE, "an algorithm for a bias that is nowhere");
     *found = {};
     return give(count, 1);
 }
@@ -230,14 +252,15 @@ void multiply_with_epilogue(const Description& d, float alpha, const void* a, co
     Matrix left = matrix(a, a_layout.kind, a_layout.column, d.turned_a);
     Matrix right = matrix(b, b_layout.kind, b_layout.column, d.turned_b);
     Matrix added = matrix(c, c_layout.kind, c_layout.column, false);
-    Matrix result = matrix(to, to_layout.kind, to_layout.column, false), bias = matrix(d.bias, a_layout.kind, 1, false);
+    Matrix result = matrix(to, to_layout.kind, to_layout.column, false), bias = matrix(d.bias, to_layout.kind, 1, false);
+    if (d.scale_a) alpha *= *d.scale_a * *d.scale_b;
     if (gelu) result = matrix(d.kept, to_layout.kind, d.kept_column, false);
     if (beta != 0)
         for (uint64_t j = 0; j < to_layout.columns; j++)
             for (uint64_t i = 0; i < to_layout.rows; i++) result.set(i, j, added.get(i, j));
     for (int i = 0; i < to_layout.batch; i++) {
         multiply<float>(to_layout.rows, to_layout.columns, d.turned_a ? a_layout.rows : a_layout.columns, alpha, left, right,
-                        beta, result, &bias);
+                        beta, result, d.bias ? &bias : nullptr);
         left.data += a_layout.apart * left.size(), right.data += b_layout.apart * right.size();
         result.data += to_layout.apart * result.size(), bias.data += d.bias_apart * bias.size();
     }
@@ -260,7 +283,8 @@ API int cublasLtMatmul(void*, Description* d, const float* alpha, const void* a,
     if (!fit(*d, *a_layout, *b_layout, *to_layout)) return refuse(INVALID_VALUE, "layouts that do not fit together");
     if (c_layout->column != to_layout->column) return refuse(NOT_SUPPORTED, "a matrix of another layout is added");
     bool gelu = d->epilogue == GELU_AUX_BIAS;
-    if ((d->epilogue != BIAS && !gelu) || !d->bias) return refuse(NOT_SUPPORTED, "no bias");
+    if (d->epilogue != NOTHING && d->epilogue != BIAS && !gelu) return refuse(NOT_SUPPORTED, "an epilogue that is not emulated");
+    if (!d->bias != (d->epilogue == NOTHING)) return refuse(INVALID_VALUE, "a bias that is nowhere, or that nothing adds");
     if (gelu && (to_layout->batch != 1 || !d->kept || d->kept_column % 8 || d->kept_column < int64_t(to_layout->rows)))
         return refuse(INVALID_VALUE, "no room for what GELU is taken of");
     if (*beta != 0 && to_layout->batch != 1) return refuse(NOT_SUPPORTED, "matrices are added to several products");

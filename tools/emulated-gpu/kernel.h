@@ -54,6 +54,12 @@ inline long long __double_as_longlong(double x) { return same_bits<long long>(x)
 inline unsigned __funnelshift_l(unsigned low, unsigned high, unsigned by) {
     return ((unsigned long long)high << 32 | low) << (by & 31) >> 32;
 }
+// Rounded: never part of a product that something is added to.
+inline float __fmul_rn(float x, float y) {
+    float product = x * y;
+    asm("" : "+x"(product));
+    return product;
+}
 inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 inline double normcdf(double x) { return 0.5 * erfc(-x * M_SQRT1_2); }
 inline float normcdff(float x) { return (float)normcdf(x); }

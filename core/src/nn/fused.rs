@@ -9,6 +9,7 @@ use candle_core::{D, Result, Tensor, bail};
 use super::cpu::{self, by_kernel};
 #[cfg(feature = "cuda")]
 use super::cuda::fused as cuda;
+use super::fp8::{Float8, Rounded};
 use super::linear::{LowRank, WantedGradients, add_product, backward, check, linear, new_product};
 use super::{Frozen, Kernels};
 
@@ -208,10 +209,22 @@ impl FusedLinears {
             }
         }
         let mut ys = Vec::with_capacity(self.layers.len());
+        let mut in_fp8 = None;
         for Layer { w, b } in &self.layers {
             check(x, w.dims2()?.into(), b.as_ref())?;
             // One whole matrix at a time: it may be read from a file for this product alone.
-            ys.push(w.matrix()?.linear(kernels, x, b.as_ref())?);
+            let w = w.matrix()?;
+            ys.push(match w.in_fp8() {
+                // Rounded once for all of them.
+                Some(w) => {
+                    let rounded = match in_fp8.take() {
+                        Some(rounded) => rounded,
+                        None => Rounded::new(kernels, x, Float8::E4M3)?,
+                    };
+                    w.linear_of(kernels, x, in_fp8.insert(rounded), b.as_ref())?
+                }
+                None => w.linear(kernels, x, b.as_ref())?,
+            });
         }
         Ok(ys)
     }

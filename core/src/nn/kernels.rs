@@ -53,6 +53,21 @@ impl Kernels {
         candle_core::bail!("cuDNN is used beside own kernels of a GPU, and there are none")
     }
 
+    /// The same, with products in 8-bit floats, by cuBLASLt. They have been held against the CPU on an emulated GPU only.
+    ///
+    /// # Errors
+    ///
+    /// If the GPU is too old for them, or there are no kernels that would round numbers for them.
+    pub fn with_fp8(self) -> Result<Self> {
+        #[cfg(feature = "cuda")]
+        if let Some(kernels) = self.compiled {
+            return Ok(Self::of_gpu(kernels.with_fp8()?));
+        }
+        candle_core::bail!(
+            "numbers are rounded to 8 bits by own kernels of a GPU, and there are none"
+        )
+    }
+
     /// Whether there are any.
     pub fn are_there(&self) -> bool {
         #[cfg(feature = "cuda")]
@@ -69,6 +84,12 @@ impl Kernels {
         #[cfg(not(feature = "cuda"))]
         let found = false;
         found
+    }
+
+    /// Those of a device, if they multiply 8-bit floats.
+    #[cfg(feature = "cuda")]
+    pub(super) fn for_fp8(&self, device: &Device) -> Option<&cuda::Kernels> {
+        self.of(device).filter(|kernels| kernels.have_fp8())
     }
 
     /// Those that are there already.
@@ -92,8 +113,8 @@ impl Kernels {
         Ok(None)
     }
 
-    /// What they compute otherwise than the CPU on small inputs, in words: of every operation, or with cuDNN of what it computes alone. `None` if
-    /// nothing is, or there are none. Takes seconds, since all of them are compiled: `before_each` is told how many cases were tried, and of how
+    /// What they compute otherwise than the CPU on small inputs, in words: of every operation, or with products in 8-bit floats of these alone, or with
+    /// cuDNN of what it computes alone. `None` if nothing is, or there are none. Takes seconds, since all of them are compiled: `before_each` is told how many cases were tried, and of how
     /// many.
     ///
     /// # Errors

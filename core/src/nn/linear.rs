@@ -1,5 +1,7 @@
 //! Linear layers, frozen, with or without a low-rank adapter: one matrix product over all leading dimensions.
 
+mod backward;
+
 use candle_core::{DType, Result, Tensor, bail};
 use half::bf16;
 
@@ -9,6 +11,8 @@ use super::cuda::linear as cuda;
 use super::gemm::{ALL, Matrix, MatrixMut, Plus, Write, matmul, matmul_plus, matmul_plus_bf16};
 use super::real::Real;
 use super::{Activation, Kernels, Packed};
+pub(super) use backward::input_gradient;
+pub use backward::{Adapted, WantedGradients, backward};
 
 /// `y = x w^T + b`, with `x` `[.., in]`, `w` `[out, in]`, `b` `[out]`, `y` `[.., out]`.
 ///
@@ -145,12 +149,12 @@ pub fn adapted(
             add_product::<T>(&y, lora.scale, (&down, false), (&lora.b, true))?;
             Ok((y, down))
         },
-        cuda k in kernels => cuda::adapted(k, (x, &input), &w.tensor()?, b, lora),
+        cuda k in kernels => cuda::adapted(k, &input, w.linear(kernels, x, b)?, lora),
         {
             let down = composed(&input, &lora.a.to_dtype(x.dtype())?, None)?;
             // Scaled here, where a row has r numbers and not `out`.
             let up = composed(&(&down * lora.scale)?, &lora.b.to_dtype(x.dtype())?, None)?;
-            Ok(((composed(x, &w.tensor()?, b)? + up)?, down))
+            Ok(((w.linear(kernels, x, b)? + up)?, down))
         }
     )
 }
@@ -186,7 +190,7 @@ pub fn with_gelu(
         lora.check(x, w.shape())?;
     }
     #[cfg(feature = "cuda")]
-    if let (Some(k), Some(b)) = (kernels.serving(x), b) {
+    if let (Some(k), Some(b), None) = (kernels.serving(x), b, w.in_fp8()) {
         let input = lora.map(|lora| lora.input(x)).transpose()?;
         let found = cuda::with_gelu(k, (x, input.as_ref()), &w.tensor()?, b, lora)?;
         if let Some(found) = found {
@@ -294,7 +298,7 @@ pub(super) fn with_plus<R>(
 pub(super) type Operand<'a> = (&'a Tensor, bool);
 
 /// Calls `f` with both tensors as rows of their last dimension, transposed where asked for.
-fn with_matrices<T: Real, R>(
+pub(super) fn with_matrices<T: Real, R>(
     left: Operand<'_>,
     right: Operand<'_>,
     f: impl FnOnce(Matrix<'_, T>, Matrix<'_, T>) -> Result<R>,
@@ -340,161 +344,4 @@ pub(super) fn add_product<T: Real>(
             matmul(&mut target, Write::Add, scale, left, right, ALL);
         })
     })
-}
-
-/// Which gradients of a linear layer are computed: nobody reads the others.
-#[derive(Clone, Copy)]
-pub struct WantedGradients {
-    /// Towards the input.
-    pub x: bool,
-    /// Towards the adapter's `a`.
-    pub a: bool,
-    /// Towards the adapter's `b`.
-    pub b: bool,
-}
-
-/// What the backward pass reads of an adapter.
-#[derive(Clone, Copy)]
-pub struct Adapted<'a> {
-    /// Its numbers.
-    pub adapter: &'a LowRank,
-    /// Read for the gradient of a.
-    pub x: Option<&'a Tensor>,
-    /// `(mask x) a^T`, read for the gradient of b.
-    pub down: Option<&'a Tensor>,
-}
-
-/// The gradients towards x, a and b. `earlier` is a gradient towards x that is already there, for us to edit:
-/// the one towards x is added to it. There is never one towards the frozen weight.
-///
-/// With g the gradient of y, h = (mask x) a^T and t = scale g b:
-/// `dx = g w + mask (t a)`, `da = t^T (mask x)`, `db = scale g^T h`.
-pub fn backward(
-    kernels: &Kernels,
-    gradient: &Tensor,
-    w: &Packed,
-    lora: Option<Adapted<'_>>,
-    wanted: WantedGradients,
-    earlier: Option<Tensor>,
-) -> Result<[Option<Tensor>; 3]> {
-    by_kernel!(
-        gradient,
-        T => backward_kernel::<T>(gradient, w, lora, wanted, earlier),
-        cuda k in kernels => cuda::backward(k, gradient, &w.tensor()?, lora, wanted, earlier),
-        backward_composed(gradient, &w.tensor()?, lora, wanted, earlier)
-    )
-}
-
-/// `gradient w`, added to `earlier` in place if there is one.
-pub(super) fn input_gradient<T: Real>(
-    gradient: &Tensor,
-    w: &Tensor,
-    earlier: Option<Tensor>,
-) -> Result<Tensor> {
-    match earlier {
-        // Several linears read one x (q, k and v): their gradients are summed by the products, without a tensor each.
-        Some(earlier) => {
-            add_product::<T>(&earlier, 1.0, (gradient, false), (w, false))?;
-            Ok(earlier)
-        }
-        None => {
-            let shape = shape_with_last(gradient, w.dim(1)?);
-            new_product::<T>(&shape, 1.0, (gradient, false), (w, false))
-        }
-    }
-}
-
-fn backward_kernel<T: Real>(
-    gradient: &Tensor,
-    w: &Packed,
-    lora: Option<Adapted<'_>>,
-    wanted: WantedGradients,
-    earlier: Option<Tensor>,
-) -> Result<[Option<Tensor>; 3]> {
-    let gradient = &cpu::contiguous(gradient)?;
-    let [_, inner] = w.shape();
-    let shape = shape_with_last(gradient, inner);
-    let dx = match wanted.x {
-        true => Some(w.input_gradient::<T>(gradient, earlier)?),
-        false => None,
-    };
-    let (mut da, mut db) = (None, None);
-    if let Some(Adapted {
-        adapter: lora,
-        x,
-        down,
-    }) = lora
-    {
-        let scale = lora.scale;
-        if let Some(down) = down.filter(|_| wanted.b) {
-            let (g, down) = ((gradient, true), (down, false));
-            db = Some(new_product::<T>(lora.b.dims(), scale, g, down)?);
-        }
-        if wanted.x || wanted.a {
-            let narrow = shape_with_last(gradient, lora.a.dim(0)?);
-            let t = new_product::<T>(&narrow, scale, (gradient, false), (&lora.b, false))?;
-            if let Some(x) = x.filter(|_| wanted.a) {
-                let (t, x) = ((&t, true), (&lora.input(x)?, false));
-                da = Some(new_product::<T>(lora.a.dims(), 1.0, t, x)?);
-            }
-            match (&dx, &lora.mask) {
-                (Some(dx), None) => add_product::<T>(dx, 1.0, (&t, false), (&lora.a, false))?,
-                // The mask multiplies t a alone: its product cannot be added straight to dx.
-                (Some(dx), Some(mask)) => {
-                    let seen = new_product::<T>(&shape, 1.0, (&t, false), (&lora.a, false))?;
-                    cpu::edit_with::<T>(&seen, mask, cpu::Product)?;
-                    cpu::edit_with::<T>(dx, &seen, cpu::Sum)?;
-                }
-                (None, _) => {}
-            }
-        }
-    }
-    Ok([dx, da, db])
-}
-
-fn backward_composed(
-    gradient: &Tensor,
-    w: &Tensor,
-    lora: Option<Adapted<'_>>,
-    wanted: WantedGradients,
-    earlier: Option<Tensor>,
-) -> Result<[Option<Tensor>; 3]> {
-    let rows = |t: &Tensor| {
-        let (rows, width) = cpu::rows_of(t)?;
-        t.contiguous()?.reshape((rows, width))
-    };
-    let g = rows(gradient)?;
-    let mut dx = if wanted.x { Some(g.matmul(w)?) } else { None };
-    let (mut da, mut db) = (None, None);
-    if let Some(Adapted {
-        adapter: lora,
-        x,
-        down,
-    }) = lora
-    {
-        let (a, b) = (lora.a.to_dtype(g.dtype())?, lora.b.to_dtype(g.dtype())?);
-        if let Some(down) = down.filter(|_| wanted.b) {
-            let out = (g.t()?.matmul(&rows(down)?)? * lora.scale)?;
-            db = Some(out.to_dtype(lora.b.dtype())?);
-        }
-        let t = (g.matmul(&b)? * lora.scale)?;
-        if let Some(x) = x.filter(|_| wanted.a) {
-            let out = t.t()?.matmul(&rows(&lora.input(x)?)?)?;
-            da = Some(out.to_dtype(lora.a.dtype())?);
-        }
-        if let Some(so_far) = dx {
-            let seen = t.matmul(&a)?;
-            let seen = match &lora.mask {
-                Some(mask) => (seen * rows(&mask.to_dtype(g.dtype())?)?)?,
-                None => seen,
-            };
-            dx = Some((so_far + seen)?);
-        }
-    }
-    let shape = shape_with_last(gradient, w.dim(1)?);
-    let dx = match (dx, earlier) {
-        (Some(dx), Some(earlier)) => Some((dx.reshape(shape)? + earlier)?),
-        (dx, _) => dx.map(|dx| dx.reshape(shape)).transpose()?,
-    };
-    Ok([dx, da, db])
 }

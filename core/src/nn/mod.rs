@@ -22,6 +22,7 @@ mod cuda;
 pub mod dropout;
 mod feed_forward;
 pub mod flat;
+mod fp8;
 mod frozen;
 pub mod fused;
 pub mod gemm;

@@ -1,6 +1,5 @@
 //! Matrices of linear layers in the order of the processor's products.
 
-#[cfg(target_arch = "x86_64")]
 use std::sync::Arc;
 
 use candle_core::{DType, Result, Tensor};
@@ -9,6 +8,7 @@ use half::bf16;
 
 #[cfg(target_arch = "x86_64")]
 use super::cpu::{self, elements, kernel_scalar};
+use super::fp8::Fp8Matrix;
 #[cfg(target_arch = "x86_64")]
 use super::gemm::{Finish, Matrix, MatrixMut, Prepacked};
 #[cfg(target_arch = "x86_64")]
@@ -18,7 +18,8 @@ use super::real::Real;
 use super::{Activation, Kernels};
 
 /// The matrix `[out, in]` of a frozen linear layer, on a CPU in the order in which its products read it: so it is not brought into that
-/// order in each product. Results are those of [`linear`] and [`linear_onto`], bit for bit. Cheap to clone.
+/// order in each product. Results are those of [`linear`] and [`linear_onto`], bit for bit. Or the matrix in 8-bit floats, by which products
+/// are other ones. Cheap to clone.
 #[derive(Clone)]
 pub struct Packed {
     shape: [usize; 2],
@@ -31,6 +32,7 @@ enum Form {
     Whole(Tensor),
     #[cfg(target_arch = "x86_64")]
     Packed(Arc<Prepacked>),
+    Fp8(Arc<Fp8Matrix>),
 }
 
 impl Packed {
@@ -60,6 +62,23 @@ impl Packed {
         })
     }
 
+    /// A matrix in 8-bit floats; `dtype` is what goes in and comes out of products.
+    pub(super) fn fp8(matrix: Arc<Fp8Matrix>, dtype: DType) -> Result<Self> {
+        Ok(Self {
+            shape: matrix.shape()?,
+            dtype,
+            form: Form::Fp8(matrix),
+        })
+    }
+
+    /// The matrix in 8-bit floats, if it is one.
+    pub(super) fn in_fp8(&self) -> Option<&Fp8Matrix> {
+        match &self.form {
+            Form::Fp8(matrix) => Some(matrix),
+            _ => None,
+        }
+    }
+
     /// Outputs and inputs.
     pub fn shape(&self) -> [usize; 2] {
         self.shape
@@ -79,6 +98,9 @@ impl Packed {
         #[cfg(target_arch = "x86_64")]
         if let Some(w) = self.packed_for(x) {
             return self.product(w, x, (b, None), None);
+        }
+        if let Some(w) = self.in_fp8() {
+            return w.linear(kernels, x, b);
         }
         linear(kernels, x, &self.tensor()?, b)
     }
@@ -148,6 +170,9 @@ impl Packed {
         if let Some(w) = self.packed_for(x) {
             return self.product(w, x, (b, Some(base)), None);
         }
+        if let Some(w) = self.in_fp8() {
+            return base + w.linear(kernels, x, b)?;
+        }
         linear_onto(kernels, base, x, &self.tensor()?, b)
     }
 
@@ -164,6 +189,9 @@ impl Packed {
         {
             return self.gradient_by(w, gradient, earlier);
         }
+        if let Some(w) = self.in_fp8() {
+            return w.input_gradient(&Kernels::NONE, gradient, earlier);
+        }
         input_gradient::<T>(gradient, &self.tensor()?, earlier)
     }
 
@@ -171,7 +199,7 @@ impl Packed {
     ///
     /// # Errors
     ///
-    /// If it is packed in pairs of bf16, which only products read.
+    /// If it is in 8-bit floats or packed in pairs of bf16, which only products read.
     pub(crate) fn tensor(&self) -> Result<Tensor> {
         match &self.form {
             Form::Whole(w) => Ok(w.clone()),
@@ -180,6 +208,7 @@ impl Packed {
                 Some(rows) => cpu::tensor(rows, &self.shape),
                 None => candle_core::bail!("a matrix of pairs of bf16 is read by products alone"),
             },
+            Form::Fp8(_) => candle_core::bail!("a matrix in fp8 is read by products alone"),
         }
     }
 

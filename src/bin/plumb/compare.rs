@@ -61,7 +61,7 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> CommandResult {
             world::fetched(of(&world::variables())?, ui)?
         }
     };
-    let place = args.device.open(ui)?;
+    let place = args.device.open(ui)?.for_denoiser_of(&experiment, ui)?;
     let options = CompareOptions {
         under: match args.recipe.as_str() {
             "own" => Under::Own,

@@ -45,6 +45,24 @@ pub(crate) fn tried(
     Ok(with)
 }
 
+/// The same, which multiply 8-bit floats too. An error where they do so wrongly: nothing else on a GPU computes what was asked for.
+pub(crate) fn with_fp8(own: Kernels, kept: &Path, ui: &Ui) -> Result<Kernels, Failure> {
+    const FIELD: &str = "`[model] compute = \"fp8\"`";
+    if !own.are_there() {
+        return Err(Failure::error(format!(
+            "{FIELD}: a GPU computes this by plumb's own kernels alone; add `--own-kernels`, or leave the field out"
+        )));
+    }
+    let with = own.with_fp8();
+    let with = with.map_err(|e| Failure::error(format!("{FIELD}: {e}; leave the field out")))?;
+    match Memory::in_folder(kept).fault(&with, ui)? {
+        None => Ok(with),
+        Some(fault) => Err(Failure::error(format!(
+            "{FIELD}: this GPU does not compute what a CPU does: {fault}. Leave the field out, and please report this"
+        ))),
+    }
+}
+
 /// Which kernels agreed before.
 struct Memory<'a> {
     kept: &'a Path,

@@ -71,7 +71,7 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> CommandResult {
         }
     }
     let experiment = world::open_experiment(&args.experiment, ui)?;
-    let place = args.device.open(ui)?;
+    let place = args.device.open(ui)?.for_denoiser_of(&experiment, ui)?;
     let options = ProbeOptions {
         vary,
         against: args.against.clone(),

@@ -68,7 +68,8 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> CommandResult {
     let folder = args.out.clone().or(samples).ok_or_else(|| {
         Failure::usage("where do the pictures go? Give --out FOLDER, or `output` under [train] in the Experiment")
     })?;
-    let options = world::encode_options(&args.device.open(ui)?, &args.wait);
+    let place = args.device.open(ui)?.for_denoiser_of(&experiment, ui)?;
+    let options = world::encode_options(&place, &args.wait);
     let mut memo = world::digest_memo();
     let report =
         sample::run(&experiment, &loras, &folder, &options, &mut memo, ui).map_err(failure)?;

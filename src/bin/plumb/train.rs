@@ -67,7 +67,9 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> CommandResult {
     let (work, processes) = position
         .as_ref()
         .map_or((Where::AsAsked, 1), |p| (p.work, p.on_machine));
-    let mut place = (args.device.open_shared(work, processes, ui)).map_err(named)?;
+    let opened = args.device.open_shared(work, processes, ui);
+    let place = opened.and_then(|place| place.for_denoiser_of(&experiment, ui));
+    let mut place = place.map_err(named)?;
     // Kernels that failed are left out, and there is nothing to record.
     if args.cuda_graphs && place.kernels.are_there() {
         place.kernels = (place.kernels.with_graphs()).map_err(|e| named(Failure::error(e)))?;

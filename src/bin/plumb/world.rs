@@ -9,7 +9,7 @@ use plumb::base_model::hub::{self, Address};
 use plumb::device::{self, Choice};
 use plumb::digest::Digest;
 use plumb::encode::EncodeOptions;
-use plumb::experiment::{Experiment, Variables};
+use plumb::experiment::{Experiment, Products, Variables};
 use plumb::monitor::{Monitor, never};
 use plumb::nn::Kernels;
 use plumb::nn::weights::DigestMemo;
@@ -297,6 +297,24 @@ fn share_threads(processes: usize) {
 }
 
 impl ComputeDevice {
+    /// The same for the denoiser of an Experiment, which may ask for products in fp8.
+    pub(crate) fn for_denoiser_of(
+        mut self,
+        experiment: &Experiment,
+        ui: &Ui,
+    ) -> Result<Self, Failure> {
+        let Some(Products::Fp8) = experiment.model().products else {
+            return Ok(self);
+        };
+        if self.device.is_cpu() {
+            ui.note("`[model] compute = \"fp8\"`: a CPU rounds numbers as a GPU does, and is no faster for it");
+            return Ok(self);
+        }
+        let kept = cache_folder().join("kernels");
+        self.kernels = own_kernels::with_fp8(self.kernels, &kept, ui)?;
+        Ok(self)
+    }
+
     pub(crate) fn cpu() -> Self {
         Self {
             device: Device::Cpu,

@@ -2,6 +2,7 @@
 //! before its kernels are used there, and what the unit tests try.
 
 mod attention;
+mod fp8;
 mod fused;
 mod pointwise;
 
@@ -22,6 +23,7 @@ use crate::nn::{
 use crate::rng::{Rng, Stream};
 
 pub(crate) use attention::{attention_gradients, attentions, large_scores};
+pub(crate) use fp8::in_fp8;
 pub(crate) use fused::{fused, gathered, with_gelus};
 pub(crate) use pointwise::{losses, pointwise_operations, told};
 
@@ -120,7 +122,7 @@ fn normals<const N: usize>(shapes: [&[usize]; N]) -> Result<Vec<Tensor>> {
         .collect()
 }
 
-/// All of them.
+/// All of them but those of 8-bit floats, which older GPUs do not multiply.
 ///
 /// # Errors
 ///

@@ -34,18 +34,16 @@ pub(crate) fn product(
     y.reshape(shape_with_last(x, w.dim(0)?))
 }
 
-/// `x w^T + b` plus the update of an adapter, which sees `input` of `x`; and `input a^T`, `[.., r]`, as
+/// `y`, what a linear layer gives, plus the update of an adapter that sees `input`, in place; and `input a^T`, `[.., r]`, as
 /// [`crate::nn::linear::adapted`] gives it.
 pub(crate) fn adapted(
     kernels: &Kernels,
-    (x, input): (&Tensor, &Tensor),
-    w: &Tensor,
-    b: Option<&Tensor>,
+    input: &Tensor,
+    y: Tensor,
     lora: &LowRank,
 ) -> Result<(Tensor, Tensor)> {
-    let fit = |t: &Tensor| t.to_dtype(x.dtype());
+    let fit = |t: &Tensor| t.to_dtype(y.dtype());
     let down = composed(&dense(kernels, input)?, &fit(&lora.a)?, None)?;
-    let y = product(kernels, x, w, b)?;
     let up = dense(kernels, &fit(&lora.b)?)?;
     let (y_rows, down_rows) = (y.reshape(cpu::rows_of(&y)?)?, matrix(kernels, &down)?);
     let (left, right) = (Factor::of(&down_rows)?, Factor::turned(&up)?);
@@ -95,27 +93,35 @@ pub(super) fn matrix(kernels: &Kernels, t: &Tensor) -> Result<Tensor> {
     dense(kernels, t)?.reshape(extents)
 }
 
-/// As [`crate::nn::linear::backward`].
-pub(crate) fn backward(
+/// `gradient w`, added to `earlier` in place if there is one.
+pub(crate) fn input_gradient(
     kernels: &Kernels,
     gradient: &Tensor,
     w: &Tensor,
+    earlier: Option<Tensor>,
+) -> Result<Tensor> {
+    let g = matrix(kernels, gradient)?;
+    let dx = match earlier {
+        Some(earlier) => {
+            let (dx, w) = (matrix(kernels, &earlier)?, dense(kernels, w)?);
+            add_product(kernels, &dx, 1.0, Factor::of(&g)?, Factor::of(&w)?)?;
+            dx
+        }
+        None => g.matmul(w)?,
+    };
+    dx.reshape(shape_with_last(gradient, w.dim(1)?))
+}
+
+/// As [`crate::nn::linear::backward`], where `dx` is the frozen layer's part of the gradient towards its input, to which the adapter's is added.
+pub(crate) fn backward(
+    kernels: &Kernels,
+    gradient: &Tensor,
+    dx: Option<Tensor>,
     lora: Option<Adapted<'_>>,
     wanted: WantedGradients,
-    earlier: Option<Tensor>,
 ) -> Result<[Option<Tensor>; 3]> {
     let rows = |t: &Tensor| matrix(kernels, t);
-    let shape = shape_with_last(gradient, w.dim(1)?);
     let g = rows(gradient)?;
-    let dx = match earlier {
-        _ if !wanted.x => None,
-        Some(earlier) => {
-            let (dx, w) = (rows(&earlier)?, dense(kernels, w)?);
-            add_product(kernels, &dx, 1.0, Factor::of(&g)?, Factor::of(&w)?)?;
-            Some(dx)
-        }
-        None => Some(g.matmul(w)?),
-    };
     let (mut da, mut db) = (None, None);
     if let Some(Adapted {
         adapter: lora,
@@ -140,16 +146,16 @@ pub(crate) fn backward(
         }
         match (&dx, &lora.mask) {
             (Some(dx), None) => {
-                add_product(kernels, dx, 1.0, Factor::of(&t)?, Factor::of(&a)?)?;
+                let sum = dx.reshape(cpu::rows_of(dx)?)?;
+                add_product(kernels, &sum, 1.0, Factor::of(&t)?, Factor::of(&a)?)?;
             }
             (Some(dx), Some(mask)) => {
                 let seen = (t.matmul(&a)? * rows(&fit(mask)?)?)?;
-                let sum = (dx + seen)?.reshape(shape)?;
+                let sum = (dx + seen.reshape(dx.shape())?)?;
                 return Ok([Some(sum), da, db]);
             }
             _ => {}
         }
     }
-    let dx = dx.map(|dx| dx.reshape(shape)).transpose()?;
     Ok([dx, da, db])
 }

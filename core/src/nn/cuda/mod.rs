@@ -11,12 +11,14 @@ pub(crate) mod combine;
 pub(crate) mod conv;
 mod cudnn;
 pub(crate) mod flat;
+pub(crate) mod fp8;
 pub(crate) mod fused;
 pub(crate) mod gemm;
 pub(crate) mod graph;
 pub(crate) mod groups;
 pub(crate) mod linear;
 pub(crate) mod loss;
+mod matmul;
 pub(crate) mod rows;
 pub(crate) mod upload;
 pub(crate) mod views;
@@ -50,6 +52,8 @@ const GRANTED: u32 = 48 * 1024;
 pub(crate) struct Kernels {
     inner: Arc<Inner>,
     cudnn: Option<Arc<Cudnn>>,
+    /// Whether they may multiply 8-bit floats.
+    fp8: bool,
     /// What graphs want beside.
     workspace: Option<Arc<graph::Workspace>>,
 }
@@ -58,7 +62,7 @@ struct Inner {
     device: CudaDevice,
     stream: Arc<CudaStream>,
     functions: Mutex<HashMap<(String, &'static str), CudaFunction>>,
-    biased: biased::Opened,
+    products: matmul::Opened,
     /// While a graph is recorded.
     recording: Mutex<Option<graph::Recording>>,
 }
@@ -75,10 +79,11 @@ impl Kernels {
                 stream: gpu.cuda_stream(),
                 device: gpu.clone(),
                 functions: Mutex::default(),
-                biased: Mutex::default(),
+                products: Mutex::default(),
                 recording: Mutex::default(),
             }),
             cudnn: None,
+            fp8: false,
             workspace: None,
         };
         // Now, so that a machine that cannot compile them says so before anything is computed.
@@ -99,6 +104,29 @@ impl Kernels {
     /// Whether attention and convolutions are by cuDNN.
     pub(crate) fn have_cudnn(&self) -> bool {
         self.cudnn.is_some()
+    }
+
+    /// The same, with products in 8-bit floats.
+    ///
+    /// # Errors
+    ///
+    /// If the GPU is too old for them.
+    pub(crate) fn with_fp8(mut self) -> Result<Self> {
+        let context = self.inner.stream.context();
+        let capability = context.compute_capability().w()?;
+        if capability < (8, 9) {
+            let (name, (major, minor)) = (context.name().w()?, capability);
+            bail!(
+                "{name} multiplies no 8-bit floats: its compute capability is {major}.{minor}, and 8.9 (Ada, Hopper) or later does"
+            );
+        }
+        self.fp8 = true;
+        Ok(self)
+    }
+
+    /// Whether products may be in 8-bit floats.
+    pub(crate) fn have_fp8(&self) -> bool {
+        self.fp8
     }
 
     /// What they are: the GPU, the driver, and the versions of what compiles and computes. Two of one text compute the same.
@@ -124,14 +152,15 @@ impl Kernels {
             Some(cudnn) => format!(", cuDNN {}", cudnn.version()),
             None => String::new(),
         };
+        let fp8 = if self.fp8 { ", products in fp8" } else { "" };
         Ok(format!(
-            "{name} ({uuid}), compute capability {major}.{minor}, driver {driver}, NVRTC {}.{}, cuBLAS {products}{cudnn}",
+            "{name} ({uuid}), compute capability {major}.{minor}, driver {driver}, NVRTC {}.{}, cuBLAS {products}{cudnn}{fp8}",
             compiler.0, compiler.1
         ))
     }
 
-    /// What they compute otherwise than the CPU on small inputs, in words: of every operation, or with cuDNN of attention. `before_each` is
-    /// told how many cases were tried, and of how many.
+    /// What they compute otherwise than the CPU on small inputs, in words: of every operation, or with products in 8-bit floats of these, or with
+    /// cuDNN of attention. `before_each` is told how many cases were tried, and of how many.
     ///
     /// # Errors
     ///
@@ -139,9 +168,10 @@ impl Kernels {
     pub(crate) fn fault(&self, before_each: &dyn Fn(usize, usize)) -> Result<Option<String>> {
         let gpu = Device::Cuda(self.inner.device.clone());
         let kernels = nn::Kernels::of_gpu(self.clone());
-        let cases = match self.have_cudnn() {
-            true => cases::of_cudnn()?,
-            false => cases::all()?,
+        let cases = match (self.fp8, self.have_cudnn()) {
+            (true, _) => cases::in_fp8()?,
+            (false, true) => cases::of_cudnn()?,
+            (false, false) => cases::all()?,
         };
         for (i, case) in cases.iter().enumerate() {
             before_each(i, cases.len());
@@ -250,6 +280,9 @@ impl Kernels {
                 DType::F32 => {
                     CudaStorage::wrap_cuda_slice(device.alloc::<f32>(count)?, device.clone())
                 }
+                DType::U8 => {
+                    CudaStorage::wrap_cuda_slice(device.alloc::<u8>(count)?, device.clone())
+                }
                 other => bail!("no kernel makes {other:?}"),
             }
         };
@@ -280,6 +313,7 @@ impl Kernels {
         let start = match tensor.dtype() {
             DType::BF16 => storage.as_cuda_slice::<bf16>()?.device_ptr(stream).0,
             DType::F32 => storage.as_cuda_slice::<f32>()?.device_ptr(stream).0,
+            DType::U8 => storage.as_cuda_slice::<u8>()?.device_ptr(stream).0,
             DType::U32 => storage.as_cuda_slice::<u32>()?.device_ptr(stream).0,
             DType::I64 => storage.as_cuda_slice::<i64>()?.device_ptr(stream).0,
             other => bail!("no kernel takes {other:?}"),

@@ -420,6 +420,94 @@ BOTH(8, by_8)
 BOTH(4, by_4)
 BOTH(1, by_1)
 
+// 8-bit floats: e5m2 where `five`, else e4m3.
+
+// The code of the number nearest to x, of two as near the even one; of what is too large, that of the largest.
+__device__ inline u32 float8(float x, int five) {
+    u32 bits = __float_as_uint(x), sign = bits >> 24 & 128, drop = five ? 21 : 20;
+    bits &= 0x7fffffff;
+    if (bits < (five ? 113u : 121u) << 23) {
+        // Below the normal numbers: in a sum with one this large, the last bit is worth as much as that of a code.
+        float large = five ? 128.0f : 16384.0f;
+        return sign | (__float_as_uint(__uint_as_float(bits) + large) - __float_as_uint(large));
+    }
+    bits += (1u << (drop - 1)) - 1 + (bits >> drop & 1);
+    bits = (bits - ((five ? 112u : 120u) << 23)) >> drop;
+    u32 most = five ? 0x7b : 0x7e;
+    return sign | (bits < most ? bits : most);
+}
+
+// The largest over a block of 256 threads, the same in all.
+__device__ u32 largest_of_block(u32 x) {
+    __shared__ u32 warps[8];
+    for (int step = 16; step > 0; step /= 2) x = max(x, __shfl_xor_sync(~0u, x, step));
+    if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = x;
+    __syncthreads();
+    for (int i = 0; i < 8; i++) x = max(x, warps[i]);
+    return x;
+}
+
+// The largest magnitude that each block meets, as bits: by these, what is no number is larger than all that are.
+template <int V>
+__device__ void largest(const num* x, u32* out, i64 count) {
+    u32 most = 0;
+    for (i64 at = ((i64)blockIdx.x * blockDim.x + threadIdx.x) * V; at < count; at += (i64)gridDim.x * blockDim.x * V) {
+        Several<V> some = several<V>(x + at);
+#pragma unroll
+        for (int j = 0; j < V; j++) most = max(most, __float_as_uint(wide(some.x[j])) & 0x7fffffff);
+    }
+    most = largest_of_block(most);
+    if (threadIdx.x == 0) out[blockIdx.x] = most;
+}
+
+// Codes, and the scale that brings them back, by the largest of `parts` magnitudes: that becomes `reach`. None is smaller than `least`.
+template <int V>
+__device__ void float8s(const num* x, const u32* magnitudes, int parts, unsigned char* out, float* scale, i64 count, int five, double reach,
+                        double least) {
+    u32 most = 0;
+    for (int i = threadIdx.x; i < parts; i += blockDim.x) most = max(most, magnitudes[i]);
+    most = largest_of_block(most);
+    bool finite = most < 0x7f800000;
+    float over = finite ? (float)(reach / fmax((double)__uint_as_float(most), least)) : 0.0f;
+    if (blockIdx.x == 0 && threadIdx.x == 0) *scale = finite ? 1.0f / over : __uint_as_float(0x7fffffff);
+    for (i64 at = ((i64)blockIdx.x * blockDim.x + threadIdx.x) * V; at < count; at += (i64)gridDim.x * blockDim.x * V) {
+        Several<V> some = several<V>(x + at);
+        u32 codes[(V + 3) / 4] = {};
+#pragma unroll
+        // Rounded before anything is added to it, as on the host.
+        for (int j = 0; j < V; j++) codes[j / 4] |= float8(__fmul_rn(wide(some.x[j]), over), five) << j % 4 * 8;
+        if (V == 8) *(uint2*)(out + at) = make_uint2(codes[0], codes[V / 8]);
+        if (V == 4) *(u32*)(out + at) = codes[0];
+        if (V == 1) out[at] = (unsigned char)codes[0];
+    }
+}
+#define FLOAT8(V, SUFFIX)                                                                                                \
+    extern "C" __global__ void largest_##SUFFIX(const num* x, u32* out, i64 count) { largest<V>(x, out, count); }        \
+    extern "C" __global__ void float8_##SUFFIX(const num* x, const u32* magnitudes, int parts, unsigned char* out,       \
+                                               float* scale, i64 count, int five, double reach, double least) {          \
+        float8s<V>(x, magnitudes, parts, out, scale, count, five, reach, least);                                         \
+    }
+FLOAT8(8, by_8)
+FLOAT8(4, by_4)
+FLOAT8(1, by_1)
+
+// A matrix of bytes, columns first: its extents are multiples of 16. A block a tile of 64 x 64.
+extern "C" __global__ void turned_codes(const unsigned char* x, unsigned char* out, int rows, int columns) {
+    __shared__ unsigned char tile[64][68];
+    int left = blockIdx.x * 64, top = blockIdx.y * 64, four = threadIdx.x % 16 * 4, line = threadIdx.x / 16;
+    for (int i = line; i < 64; i += 16)
+        if (top + i < rows && left + four < columns)
+            *(u32*)&tile[i][four] = *(const u32*)(x + (i64)(top + i) * columns + left + four);
+    __syncthreads();
+    for (int i = line; i < 64; i += 16) {
+        if (left + i >= columns || top + four >= rows) continue;
+        u32 all = 0;
+#pragma unroll
+        for (int j = 0; j < 4; j++) all |= (u32)tile[four + j][i] << 8 * j;
+        *(u32*)(out + (i64)(left + i) * rows + top + four) = all;
+    }
+}
+
 // Pairs (2i, 2i + 1) of x [B, N, H, D] turned by the angles whose cosine and sine are in [N, D / 2]; `sign` -1 turns back.
 template <int V>
 __device__ void rope(const num* x, const float* cosines, const float* sines, num* out, i64 count, int length, int heads, int half,

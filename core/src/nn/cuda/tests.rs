@@ -6,6 +6,7 @@ use candle_core::{DType, Device, Result, Tensor};
 
 use super::cases::{self, Case};
 use crate::nn::flat::accumulate_all;
+use crate::nn::fp8::{Float8, Rounded};
 use crate::nn::testing::{self, normal};
 use crate::nn::{Graph, Kernels, Recorded, rms_norm};
 
@@ -77,6 +78,67 @@ fn fused_linear_layers_and_numbers_laid_together() {
     hold(cases::fused());
     hold(cases::with_gelus());
     hold(cases::gathered());
+}
+
+#[test]
+fn products_in_fp8() {
+    let Some((gpu, kernels)) = gpu() else { return };
+    let Ok(kernels) = kernels.clone().with_fp8() else {
+        println!("a GPU that multiplies no 8-bit floats");
+        return;
+    };
+    for case in cases::in_fp8().unwrap() {
+        assert_eq!(case.fault(gpu, &kernels).unwrap(), None);
+    }
+    let refused = cases::in_fp8().unwrap()[0].fault(gpu, &Kernels::NONE);
+    let why = refused.unwrap_err().to_string();
+    assert!(why.contains("--own-kernels"), "{why}");
+}
+
+#[test]
+fn numbers_become_the_codes_of_the_cpu() {
+    let Some((gpu, kernels)) = gpu() else { return };
+    let some = |i: u32| f32::from_bits(i << 16 | (i % 3) << 14) * 1e-20;
+    let all: Vec<f32> = (0..0x7f80).map(some).collect();
+    // Those half way between two codes, where nothing is scaled: the largest is the largest there is.
+    let halves = |format: Float8, smallest: f32| {
+        let step = format.largest() as f32 / 1792.0;
+        let large = (0..=1792).map(move |i| i as f32 * step);
+        let small = (0..64).map(move |i| i as f32 * smallest / 2.0);
+        large.chain(small).collect::<Vec<_>>()
+    };
+    let four = halves(Float8::E4M3, 1.0 / 512.0);
+    let five = halves(Float8::E5M2, 1.0 / 65536.0);
+    let zeros = vec![0f32; 48];
+    let tiny = vec![-3e-14f32; 5];
+    let bad = |x: f32| [vec![1f32; 30], vec![x, 2.0]].concat();
+    let inputs = [
+        all,
+        four,
+        five,
+        zeros,
+        tiny,
+        bad(f32::NAN),
+        bad(f32::NEG_INFINITY),
+    ];
+    for format in [Float8::E4M3, Float8::E5M2] {
+        for x in &inputs {
+            for dtype in [DType::F32, DType::BF16] {
+                let x = Tensor::new(&x[..], &Device::Cpu).unwrap();
+                let x = x.to_dtype(dtype).unwrap();
+                let want = Rounded::new(&Kernels::NONE, &x, format).unwrap();
+                let found = Rounded::new(kernels, &x.to_device(gpu).unwrap(), format).unwrap();
+                let scale = |x: &Rounded| x.scale.to_vec1::<f32>().unwrap()[0];
+                let codes = |x: &Rounded| x.codes.flatten_all().unwrap().to_vec1::<u8>().unwrap();
+                if scale(&want).is_nan() {
+                    assert!(scale(&found).is_nan());
+                } else {
+                    assert_eq!(scale(&found), scale(&want));
+                    assert_eq!(codes(&found), codes(&want), "{format:?} {dtype:?}");
+                }
+            }
+        }
+    }
 }
 
 #[test]

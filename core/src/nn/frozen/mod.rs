@@ -1,4 +1,5 @@
-//! Frozen weight matrices in one of these forms: in memory whole, packed for the processor's products, or quantized; or left in their file.
+//! Frozen weight matrices in one of these forms: in memory whole, packed for the processor's products, quantized, or in 8-bit floats that products
+//! read as they are; or left in their file.
 //!
 //! A product, forward or backward, asks for the matrix by [`Frozen::matrix`] and drops it afterwards. So a network takes the memory
 //! of its matrices in the form they are kept in, and of one whole matrix beside.
@@ -16,9 +17,10 @@ use rayon::prelude::*;
 pub use prefetch::{DEPTH, Prefetch};
 
 use self::prefetch::MatrixInFile;
-use super::Packed;
 use super::cpu::{self, by_kernel};
+use super::fp8::Fp8Matrix;
 use super::weights::{self, Weights};
+use super::{Kernels, Packed};
 
 /// A matrix `[outputs, inputs]` that never changes. Cheap to clone.
 #[derive(Clone)]
@@ -29,6 +31,7 @@ enum Storage {
     Whole(Tensor),
     Packed(Packed),
     Quantized(Arc<Quantized>),
+    Fp8(Arc<Fp8Matrix>, DType),
     InFile(Prefetch, usize),
 }
 
@@ -124,6 +127,27 @@ impl Frozen {
         }))))
     }
 
+    /// Whether a matrix of this shape can be multiplied by in 8-bit floats.
+    pub fn fits_fp8(shape: [usize; 2]) -> bool {
+        Fp8Matrix::fits(shape)
+    }
+
+    /// `matrix` in 8-bit floats, by which products in `dtype` on `device` are computed: inputs and gradients are rounded to 8 bits as well, each
+    /// tensor with a scale of its own. `in_both_orders` keeps it a second time on a GPU, as its backward products read it.
+    ///
+    /// # Errors
+    ///
+    /// If [`Self::fits_fp8`] is false, `device` is a GPU that `kernels` are not of, and those of the backend.
+    pub fn fp8(
+        matrix: &Tensor,
+        dtype: DType,
+        (device, kernels): (&Device, &Kernels),
+        in_both_orders: bool,
+    ) -> Result<Self> {
+        let matrix = Fp8Matrix::new(kernels, matrix, device, in_both_orders)?;
+        Ok(Self(Storage::Fp8(Arc::new(matrix), dtype)))
+    }
+
     /// Outputs and inputs, known without reading the matrix.
     ///
     /// # Errors
@@ -134,6 +158,7 @@ impl Frozen {
             Storage::Whole(whole) => whole.dims2(),
             Storage::Packed(packed) => Ok(packed.shape().into()),
             Storage::Quantized(quantized) => Ok(quantized.shape.into()),
+            Storage::Fp8(matrix, _) => matrix.shape().map(Into::into),
             Storage::InFile(prefetch, id) => Ok(prefetch.shape(*id).into()),
         }
     }
@@ -157,6 +182,7 @@ impl Frozen {
             Storage::Whole(whole) => Packed::whole(whole),
             Storage::Packed(packed) => Ok(packed.clone()),
             Storage::Quantized(quantized) => Packed::whole(&quantized.dense()?),
+            Storage::Fp8(matrix, dtype) => Packed::fp8(Arc::clone(matrix), *dtype),
             Storage::InFile(prefetch, id) => Packed::whole(&prefetch.get(*id)?),
         }
     }
