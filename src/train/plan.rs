@@ -306,8 +306,9 @@ impl Estimator {
         let adapters = self.adapters.saturating_mul(2 * 4 + 2 * size + apart);
         let adapters = adapters.saturating_add(state);
         // Bytes for each passing number. A CPU kernel holds little beside its result; composed of tensor operations, the same
-        // operation also holds a few intermediate tensors in f32.
-        let kernels = request.machine == Machine::Cpu && dtype == DType::F32;
+        // operation also holds a few intermediate tensors in f32. What is rounded to 8 bits is held so, and wide again.
+        let rounds = matches!(storage, WeightStorage::Fp8 { .. });
+        let kernels = request.machine == Machine::Cpu && dtype == DType::F32 && !rounds;
         let bytes_each = if kernels { 8 } else { 16 };
         let temporary = self.activations.passing.saturating_mul(bytes_each);
         PeakMemory {
