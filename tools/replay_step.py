@@ -57,6 +57,21 @@ def load_with_adapters(base, dump, metadata, change=None):
     return transformer, parameters
 
 
+def noisy_of_flow(dump):
+    sigma = dump["sigma"].view(-1, *[1] * (dump["latents"].dim() - 1))
+    return (1 - sigma) * dump["latents"] + sigma * dump["noise"]
+
+
+def predicted(transformer, dump, noisy):
+    given = [dump["timestep"], dump["context"], dump["pooled"], *map(dump.get, ("guidance", "time_ids", "token_counts", "reference"))]
+    return predict(transformer, noisy, *given)
+
+
+def loss_of(dump, prediction, target):
+    weight = dump["loss_weight"].view(-1, *[1] * (prediction.dim() - 1))
+    return (weight * (prediction - target) ** 2).mean()
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dump")
@@ -74,13 +89,10 @@ def main():
         noisy = scheduler.add_noise(dump["latents"], dump["noise"], dump["timestep"].long())
         target = dump["noise"]
     else:
-        sigma = dump["sigma"].view(-1, *[1] * (dump["latents"].dim() - 1))
-        noisy = (1 - sigma) * dump["latents"] + sigma * dump["noise"]
+        noisy = noisy_of_flow(dump)
         target = dump["noise"] - dump["latents"]
-    given = [dump["timestep"], dump["context"], dump["pooled"], *map(dump.get, ("guidance", "time_ids", "token_counts", "reference"))]
-    prediction = predict(transformer, noisy, *given)
-    weight = dump["loss_weight"].view(-1, *[1] * (prediction.dim() - 1))
-    loss = (weight * (prediction - target) ** 2).mean()
+    prediction = predicted(transformer, dump, noisy)
+    loss = loss_of(dump, prediction, target)
     loss.backward()
 
     errors = {

@@ -14,8 +14,7 @@ import argparse
 import sys
 
 import torch
-from denoisers import predict
-from replay_step import load_with_adapters, read
+from replay_step import load_with_adapters, loss_of, noisy_of_flow, predicted, read
 from torchao.float8 import Float8LinearConfig, convert_to_float8_training
 
 NUDGES = (1e-6, -1e-6, 3e-6)
@@ -38,12 +37,8 @@ def to_fp8(transformer):
 def step(arguments, dump, metadata, change, nudge):
     """The prediction, and the gradients of all adapters, each as one vector."""
     transformer, parameters = load_with_adapters(arguments.base, dump, metadata, change)
-    sigma = dump["sigma"].view(-1, *[1] * (dump["latents"].dim() - 1))
-    noisy = ((1 - sigma) * dump["latents"] + sigma * dump["noise"]) * (1 + nudge)
-    given = [dump["timestep"], dump["context"], dump["pooled"], *map(dump.get, ("guidance", "time_ids", "token_counts", "reference"))]
-    prediction = predict(transformer, noisy, *given)
-    weight = dump["loss_weight"].view(-1, *[1] * (prediction.dim() - 1))
-    (weight * (prediction - (dump["noise"] - dump["latents"])) ** 2).mean().backward()
+    prediction = predicted(transformer, dump, noisy_of_flow(dump) * (1 + nudge))
+    loss_of(dump, prediction, dump["noise"] - dump["latents"]).backward()
     gradients = torch.cat([parameters[name].grad.flatten() for name in sorted(parameters)])
     return prediction.detach().flatten(), gradients
 
