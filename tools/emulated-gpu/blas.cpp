@@ -238,7 +238,7 @@ API int cublasLtMatmulAlgoGetHeuristic(void*, Description* d, Layout* a, Layout*
     if (!fit(*d, *a, *b, *c)) return refuse(INVALID_VALUE, "layouts that do not fit together");
     // The library has algorithms for other strides too; here there are none, so that whoever asks must do without.
     if (!a->sixteen() || !b->sixteen() || !c->sixteen()) return NOT_SUPPORTED;
-    // Of 8-bit floats no extents are served that do not come in 16ths, but that of the rows of x; a bias of them is in bf16.
+    // Of 8-bit floats no extents but that of the rows of x are served that are no multiples of 16; a bias of them is in bf16.
     if (in_8_bits(a->kind) && (a->rows % 16 || a->columns % 16 || (d->epilogue == BIAS && c->kind != BF16))) return NOT_SUPPORTED;
     if ((!d->bias && d->epilogue != NOTHING) || (d->epilogue == GELU_AUX_BIAS && !d->kept)) return refuse(INVALID_VALUE, "an algorithm for a bias that is nowhere");
     *found = {};

@@ -2,7 +2,8 @@
 //!
 //! As torchao trains them (its `Float8Linear`, scaled by tensor): inputs and weights are rounded to e4m3, which is the more exact, gradients
 //! to e5m2, which reaches further. Sums are in f32, results in the type of the input. A GPU multiplies the 8-bit numbers themselves; a CPU the
-//! same numbers made wide, so that both round the same. It refuses a GPU without kernels of ours, and what does not come in 16ths.
+//! same numbers made wide, so that both round the same. It refuses a GPU without kernels of ours, and extents that are no
+//! multiples of 16.
 
 use std::sync::LazyLock;
 
