@@ -72,15 +72,21 @@ def loss_of(dump, prediction, target):
     return (weight * (prediction - target) ** 2).mean()
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def asked(description, base):
+    """The base model's folder, and the dump with its metadata, as the command line names them."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dump")
-    parser.add_argument("base", help="the base model's diffusers folder")
+    parser.add_argument("base", help=base)
     arguments = parser.parse_args()
     dump, metadata = read(arguments.dump)
     if int(metadata["micro_batches"]) != 1 or float(metadata["dropout"]) != 0:
         sys.exit("only steps of one micro-batch without adapter dropout can be replayed")
-    transformer, parameters = load_with_adapters(arguments.base, dump, metadata)
+    return arguments.base, dump, metadata
+
+
+def main():
+    base, dump, metadata = asked(__doc__, "the base model's diffusers folder")
+    transformer, parameters = load_with_adapters(base, dump, metadata)
 
     # In f64: some gradients are small differences of large numbers, of which f32 keeps three digits.
     transformer, dump = transformer.double(), {name: tensor.double() for name, tensor in dump.items()}

@@ -10,11 +10,10 @@ prediction and in the gradients of all adapters together; and how far a step wit
 number by number: tools/goldens/fp8.py.
 """
 
-import argparse
 import sys
 
 import torch
-from replay_step import load_with_adapters, loss_of, noisy_of_flow, predicted, read
+from replay_step import asked, load_with_adapters, loss_of, noisy_of_flow, predicted
 from torchao.float8 import Float8LinearConfig, convert_to_float8_training
 
 NUDGES = (1e-6, -1e-6, 3e-6)
@@ -34,9 +33,9 @@ def to_fp8(transformer):
         sys.exit("no linear is large enough for fp8")
 
 
-def step(arguments, dump, metadata, change, nudge):
+def step(base, dump, metadata, change, nudge):
     """The prediction, and the gradients of all adapters, each as one vector."""
-    transformer, parameters = load_with_adapters(arguments.base, dump, metadata, change)
+    transformer, parameters = load_with_adapters(base, dump, metadata, change)
     prediction = predicted(transformer, dump, noisy_of_flow(dump) * (1 + nudge))
     loss_of(dump, prediction, dump["noise"] - dump["latents"]).backward()
     gradients = torch.cat([parameters[name].grad.flatten() for name in sorted(parameters)])
@@ -44,18 +43,12 @@ def step(arguments, dump, metadata, change, nudge):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("dump")
-    parser.add_argument("base", help="the base model's diffusers folder, of a model that is trained by flow matching")
-    arguments = parser.parse_args()
-    dump, metadata = read(arguments.dump)
-    if int(metadata["micro_batches"]) != 1 or float(metadata["dropout"]) != 0:
-        sys.exit("only steps of one micro-batch without adapter dropout can be replayed")
+    base, dump, metadata = asked(__doc__, "the base model's diffusers folder, of a model that is trained by flow matching")
     names = sorted(name for name in dump if name.startswith("gradient."))
     ours = dump["prediction"].flatten(), torch.cat([dump[name].flatten() for name in names])
-    theirs = step(arguments, dump, metadata, to_fp8, 0.0)
-    nudged = [step(arguments, dump, metadata, to_fp8, nudge) for nudge in NUDGES]
-    whole = step(arguments, dump, metadata, lambda _: None, 0.0)
+    theirs = step(base, dump, metadata, to_fp8, 0.0)
+    nudged = [step(base, dump, metadata, to_fp8, nudge) for nudge in NUDGES]
+    whole = step(base, dump, metadata, lambda _: None, 0.0)
     far = False
     for i, what in enumerate(("prediction", "gradients")):
         distance = lambda other: ((other[i] - theirs[i]).norm() / theirs[i].norm()).item()

@@ -5,8 +5,6 @@
 //! same numbers made wide, so that both round the same. It refuses a GPU without kernels of ours, and extents that are no
 //! multiples of 16.
 
-use std::sync::LazyLock;
-
 use candle_core::{DType, Device, Result, Tensor, bail};
 use float8::{F8E4M3, F8E5M2};
 use rayon::prelude::*;
@@ -15,12 +13,12 @@ use super::Kernels;
 use super::cpu::{self, GRAIN, elements};
 #[cfg(feature = "cuda")]
 use super::cuda::fp8 as cuda;
-use super::gemm::{Plus, matmul_plus};
-use super::linear::{check, shape_with_last, with_matrices};
+use super::linear::{check, product_plus, shape_with_last};
 use super::real::Real;
+use super::weights;
 
 /// Inputs and outputs are multiples of this: GPUs multiply no other matrices of 8-bit floats.
-pub(super) const MULTIPLE: usize = 16;
+const MULTIPLE: usize = 16;
 
 /// A type of 8-bit floats.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,15 +44,11 @@ impl Float8 {
         }
     }
 
-    /// The numbers of all codes.
-    fn numbers(self) -> &'static [f32; 256] {
-        static E4M3: LazyLock<[f32; 256]> =
-            LazyLock::new(|| std::array::from_fn(|code| F8E4M3::from_bits(code as u8).to_f32()));
-        static E5M2: LazyLock<[f32; 256]> =
-            LazyLock::new(|| std::array::from_fn(|code| F8E5M2::from_bits(code as u8).to_f32()));
+    /// The number of a code.
+    fn number(self, code: u8) -> f32 {
         match self {
-            Self::E4M3 => &E4M3,
-            Self::E5M2 => &E5M2,
+            Self::E4M3 => weights::e4m3(code),
+            Self::E5M2 => weights::e5m2(code),
         }
     }
 
@@ -114,12 +108,12 @@ impl Rounded {
 
     /// The codes' numbers on a CPU, before the scale.
     fn numbers<T: Real>(&self) -> Result<Tensor> {
-        let (codes, table) = (elements::<u8>(&self.codes)?, self.format.numbers());
+        let codes = elements::<u8>(&self.codes)?;
         let mut out = vec![T::zero(); codes.len()];
         let pieces = out.par_chunks_mut(GRAIN).zip(codes.par_chunks(GRAIN));
         pieces.for_each(|(out, codes)| {
             for (x, &code) in out.iter_mut().zip(codes) {
-                *x = T::from_f64(f64::from(table[usize::from(code)]));
+                *x = T::from_f64(f64::from(self.format.number(code)));
             }
         });
         cpu::tensor(out, self.codes.dims())
@@ -277,20 +271,11 @@ impl Fp8Matrix {
         let [out, inputs] = self.shape()?;
         let columns = if by_columns { inputs } else { out };
         let scale = x.scale_on_cpu()? * self.rounded.scale_on_cpu()?;
-        let dense = |t: Option<&Tensor>| t.map(cpu::dense::<T>).transpose();
-        let (b, base) = (dense(b)?, dense(base)?);
-        let b = b.as_ref().map(elements::<T>).transpose()?;
-        let base = base.as_ref().map(elements::<T>).transpose()?;
-        let plus = Plus {
-            row: b.as_deref(),
-            all: base.as_deref(),
-        };
-        let rows = x.codes.dim(0)?;
+        let base = base.map(|base| base.to_dtype(T::DTYPE)).transpose()?;
+        let shape = [x.codes.dim(0)?, columns];
         let (left, right) = (x.numbers::<T>()?, self.rounded.numbers::<T>()?);
-        with_matrices::<T, _>((&left, false), (&right, !by_columns), |left, right| {
-            let y = matmul_plus(T::from_f64(scale), left, right, plus);
-            cpu::tensor(y, &[rows, columns])
-        })
+        let factors = ((&left, false), (&right, !by_columns));
+        product_plus::<T>(&shape, scale, factors, (b, base.as_ref()))
     }
 }
 
@@ -347,9 +332,8 @@ mod tests {
     #[test]
     fn each_number_becomes_the_nearest_and_of_two_the_even() {
         for format in [Float8::E4M3, Float8::E5M2] {
-            let numbers = format.numbers();
             let positive: Vec<(u8, f32)> = (0..128)
-                .map(|code| (code, numbers[usize::from(code)]))
+                .map(|code| (code, format.number(code)))
                 .filter(|(_, x)| x.is_finite())
                 .collect();
             assert_eq!(positive.last().expect("some").1 as f64, format.largest());
@@ -370,7 +354,7 @@ mod tests {
             // Never infinite: a largest number that rounding carried beyond is the largest there is.
             let beyond = (format.largest() as f32).next_up();
             assert_eq!(
-                numbers[usize::from(format.code(beyond))] as f64,
+                f64::from(format.number(format.code(beyond))),
                 format.largest()
             );
         }

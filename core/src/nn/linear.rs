@@ -231,18 +231,21 @@ fn product<T: Real>(
     if T::DTYPE == DType::F32 && w.dtype() == DType::BF16 {
         return product_in_bf16(x, w, b, base);
     }
-    let out = w.dim(0)?;
-    let b = b.map(cpu::dense::<T>).transpose()?;
-    let base = base.map(cpu::contiguous).transpose()?;
-    let b = b.as_ref().map(elements::<T>).transpose()?;
-    let base = base.as_ref().map(elements::<T>).transpose()?;
-    let plus = Plus {
-        row: b.as_deref(),
-        all: base.as_deref(),
-    };
-    with_matrices::<T, _>((x, false), (w, true), |x_rows, w| {
-        let y = matmul_plus(T::one(), x_rows, w, plus);
-        cpu::tensor(y, &shape_with_last(x, out))
+    let shape = shape_with_last(x, w.dim(0)?);
+    product_plus::<T>(&shape, 1.0, ((x, false), (w, true)), (b, base))
+}
+
+/// `scale left right`, plus a row and all that are given, in `shape`.
+pub(super) fn product_plus<T: Real>(
+    shape: &[usize],
+    scale: f64,
+    (left, right): (Operand<'_>, Operand<'_>),
+    (b, base): (Option<&Tensor>, Option<&Tensor>),
+) -> Result<Tensor> {
+    with_plus::<T, _>(b, base, |plus| {
+        with_matrices::<T, _>(left, right, |left, right| {
+            cpu::tensor(matmul_plus(T::from_f64(scale), left, right, plus), shape)
+        })
     })
 }
 
@@ -278,16 +281,16 @@ pub(super) fn single_product(
     cpu::tensor(y, &shape_with_last(x, out))
 }
 
-/// Calls `f` with what is added to a product in f32.
-pub(super) fn with_plus<R>(
+/// Calls `f` with what is added to a product.
+pub(super) fn with_plus<T: Real, R>(
     b: Option<&Tensor>,
     base: Option<&Tensor>,
-    f: impl FnOnce(Plus<'_, f32>) -> Result<R>,
+    f: impl FnOnce(Plus<'_, T>) -> Result<R>,
 ) -> Result<R> {
-    let b = b.map(cpu::dense::<f32>).transpose()?;
+    let b = b.map(cpu::dense::<T>).transpose()?;
     let base = base.map(cpu::contiguous).transpose()?;
-    let b = b.as_ref().map(elements::<f32>).transpose()?;
-    let base = base.as_ref().map(elements::<f32>).transpose()?;
+    let b = b.as_ref().map(elements::<T>).transpose()?;
+    let base = base.as_ref().map(elements::<T>).transpose()?;
     f(Plus {
         row: b.as_deref(),
         all: base.as_deref(),
@@ -298,7 +301,7 @@ pub(super) fn with_plus<R>(
 pub(super) type Operand<'a> = (&'a Tensor, bool);
 
 /// Calls `f` with both tensors as rows of their last dimension, transposed where asked for.
-pub(super) fn with_matrices<T: Real, R>(
+fn with_matrices<T: Real, R>(
     left: Operand<'_>,
     right: Operand<'_>,
     f: impl FnOnce(Matrix<'_, T>, Matrix<'_, T>) -> Result<R>,
@@ -320,13 +323,7 @@ pub(super) fn new_product<T: Real>(
     left: Operand<'_>,
     right: Operand<'_>,
 ) -> Result<Tensor> {
-    with_matrices::<T, _>(left, right, |left, right| {
-        let plus = Plus {
-            row: None,
-            all: None,
-        };
-        cpu::tensor(matmul_plus(T::from_f64(scale), left, right, plus), shape)
-    })
+    product_plus::<T>(shape, scale, (left, right), (None, None))
 }
 
 /// `target += scale left right`, in place.

@@ -40,7 +40,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use candle_core::{DType, Device};
 
 pub use audit::Storage;
-pub(super) use cast::e4m3;
+pub(super) use cast::{e4m3, e5m2};
 pub use digest::DigestMemo;
 pub use element::{BlockType, ElementType};
 pub use error::Error;

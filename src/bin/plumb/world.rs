@@ -172,6 +172,11 @@ pub(crate) fn cache_folder() -> PathBuf {
     caches.join("plumb")
 }
 
+/// Where is kept which kernels agreed with the CPU on a GPU.
+fn trials_folder() -> PathBuf {
+    cache_folder().join("kernels")
+}
+
 /// Where networks are computed, and with how much memory.
 #[derive(clap::Args)]
 pub(crate) struct DeviceArgs {
@@ -268,8 +273,7 @@ impl DeviceArgs {
             // Before the kernels ask for it: a missing compiler gets a sentence that names it.
             device::find_compiler(&folders).map_err(Failure::error)?;
             let cudnn = self.cudnn.then_some(&folders[..]);
-            let kept = cache_folder().join("kernels");
-            kernels = own_kernels::tried(&opened.device, cudnn, &kept, ui)?;
+            kernels = own_kernels::tried(&opened.device, cudnn, &trials_folder(), ui)?;
         }
         let free = opened.memory.map(|(_, free)| free);
         let free = free.unwrap_or_else(|| available_memory_bytes() / processes as u64);
@@ -310,8 +314,7 @@ impl ComputeDevice {
             ui.note("`[model] compute = \"fp8\"`: a CPU rounds numbers as a GPU does, and is no faster for it");
             return Ok(self);
         }
-        let kept = cache_folder().join("kernels");
-        self.kernels = own_kernels::with_fp8(self.kernels, &kept, ui)?;
+        self.kernels = own_kernels::with_fp8(self.kernels, &trials_folder(), ui)?;
         Ok(self)
     }
 

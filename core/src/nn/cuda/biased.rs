@@ -3,7 +3,7 @@
 use candle_core::{DType, Result, Tensor};
 
 use super::Kernels;
-use super::matmul::{ALIGNMENT, End, Numbers, Ready, Shape, opened};
+use super::matmul::{End, Numbers, Ready, Shape, aligned, opened};
 use crate::nn::fp8::{Float8, Rounded};
 
 /// What a product reads, each in one piece and in the type of `x`.
@@ -59,8 +59,8 @@ impl Factors<'_> {
         let at = |t: &Tensor| kernels.address(t);
         let (x, w, b) = (at(self.x)?, at(self.w)?, at(self.b)?);
         let added = self.added.map(at).transpose()?;
-        let aligned = |at: &u64| at.is_multiple_of(u64::from(ALIGNMENT));
-        let served = [x, w, b].iter().chain(&added).all(aligned) && layers * m * k * n > 0;
+        let all_aligned = [x, w, b].into_iter().chain(added).all(aligned);
+        let served = all_aligned && layers * m * k * n > 0;
         Ok(served.then_some(Places { x, w, b, added }))
     }
 }
@@ -137,11 +137,11 @@ fn product(
     };
     let y = kernels.room((layers, m, n), dtype)?;
     let to = kernels.address(&y)?;
-    ready.describe_bias(b)?;
+    ready.plan.describe_bias(b)?;
     let mut before = None;
     if end == End::BiasAndGelu {
         let room = kernels.room((layers, m, n), dtype)?;
-        ready.describe_kept(kernels.address(&room)?)?;
+        ready.plan.describe_kept(kernels.address(&room)?)?;
         before = Some(room);
     }
     // SAFETY: the plan is that of these extents, and all matrices are on the GPU, as large as they say and alive until the product is asked for.
@@ -187,15 +187,14 @@ pub(super) fn in_fp8(
     };
     let at = |t: &Tensor| kernels.address(t);
     let (from, to) = ((at(w)?, at(&x.codes)?), at(y)?);
-    let aligned = |at: u64| at.is_multiple_of(u64::from(ALIGNMENT));
     let mut guard = opened(kernels)?;
     let ready = Ready::of(kernels, &mut guard, shape, from.0)?;
     let Some(ready) = ready.filter(|_| [from.0, from.1, to].into_iter().all(aligned)) else {
         candle_core::bail!("cuBLASLt multiplies no [{m}, {k}] by [{k}, {n}] in fp8 on this GPU");
     };
-    ready.describe_scales([at(scale)?, at(&x.scale)?])?;
+    ready.plan.describe_scales([at(scale)?, at(&x.scale)?])?;
     if let Some(b) = b {
-        ready.describe_bias(at(b)?)?;
+        ready.plan.describe_bias(at(b)?)?;
     }
     // SAFETY: as in `product`; the scales are numbers on the GPU.
     unsafe { ready.multiply(kernels, from, added.then_some(to), to) }

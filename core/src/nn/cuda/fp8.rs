@@ -7,7 +7,7 @@ use super::rows::{by_width, spread, widest};
 use super::views::dense;
 use super::{Kernels, biased, blocks_for, config};
 use crate::nn::cpu;
-use crate::nn::fp8::{Float8, LEAST, Rounded};
+use crate::nn::fp8::{Float8, Fp8Matrix, LEAST, Rounded};
 
 /// Blocks that look for the largest number, and as many that round: each reads what all of the first found.
 const MOST_BLOCKS: u32 = 512;
@@ -58,12 +58,13 @@ pub(crate) fn rounded(kernels: &Kernels, x: &Tensor, format: Float8) -> Result<R
     })
 }
 
-/// The codes of a matrix whose extents are multiples of 16, columns first.
+/// The codes of a matrix of a shape that [`Fp8Matrix::fits`], columns first.
 pub(crate) fn transposed(kernels: &Kernels, codes: &Tensor) -> Result<Tensor> {
     /// Rows and columns of a tile.
     const TILE: usize = 64;
     let (rows, columns) = codes.dims2()?;
-    if codes.dtype() != DType::U8 || !rows.is_multiple_of(16) || !columns.is_multiple_of(16) {
+    let fits = Fp8Matrix::fits([rows, columns]);
+    if codes.dtype() != DType::U8 || !fits {
         bail!("{:?} {:?} turned as codes", codes.dtype(), codes.dims());
     }
     let out = kernels.room((columns, rows), DType::U8)?;
@@ -90,24 +91,21 @@ pub(crate) fn product(
     (dtype, earlier): (DType, Option<&Tensor>),
 ) -> Result<Tensor> {
     let ((rows, _), (n, _)) = (x.codes.dims2()?, w.0.dims2()?);
-    if let Some(earlier) = earlier {
-        let sum = dense(kernels, earlier)?.reshape((rows, n))?;
-        biased::in_fp8(kernels, (x, w), None, &sum, true)?;
-        return Ok(sum);
-    }
-    let fits = b.filter(|b| b.dtype() == DType::BF16 && dtype == DType::BF16);
-    match (b, fits) {
-        // cuBLASLt adds no bias in f32 to such a product.
-        (Some(b), None) => {
-            let sum = spread(kernels, &dense(kernels, &b.to_dtype(dtype)?)?, rows)?;
-            biased::in_fp8(kernels, (x, w), None, &sum, true)?;
-            Ok(sum)
+    // cuBLASLt adds no bias in f32 to such a product.
+    let bias = b.filter(|b| b.dtype() == DType::BF16 && dtype == DType::BF16);
+    let sum = match (earlier, b) {
+        (Some(earlier), _) => Some(dense(kernels, earlier)?.reshape((rows, n))?),
+        (None, Some(b)) if bias.is_none() => {
+            let b = dense(kernels, &b.to_dtype(dtype)?)?;
+            Some(spread(kernels, &b, rows)?)
         }
-        (_, fits) => {
-            let b = fits.map(|b| dense(kernels, b)).transpose()?;
-            let y = kernels.room((rows, n), dtype)?;
-            biased::in_fp8(kernels, (x, w), b.as_ref(), &y, false)?;
-            Ok(y)
-        }
-    }
+        _ => None,
+    };
+    let (bias, added) = (bias.map(|b| dense(kernels, b)).transpose()?, sum.is_some());
+    let y = match sum {
+        Some(sum) => sum,
+        None => kernels.room((rows, n), dtype)?,
+    };
+    biased::in_fp8(kernels, (x, w), bias.as_ref(), &y, added)?;
+    Ok(y)
 }

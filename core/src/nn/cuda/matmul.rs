@@ -14,7 +14,12 @@ use super::Kernels;
 /// What NVIDIA recommends for Hopper; older GPUs need less.
 const WORKSPACE_BYTES: usize = 32 << 20;
 /// Bytes at a multiple of which every matrix begins: the heuristic is told so, and other matrices are not served.
-pub(super) const ALIGNMENT: u32 = 16;
+const ALIGNMENT: u32 = 16;
+
+/// Whether a matrix may begin at an address.
+pub(super) fn aligned(at: u64) -> bool {
+    at.is_multiple_of(u64::from(ALIGNMENT))
+}
 
 /// What is multiplied: `x` `[m, k]` by each of `layers` matrices `[n, k]` that lie behind one another.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -91,7 +96,7 @@ impl Drop for Library {
 }
 
 /// A product as the library describes it: columns first, so `w^T` from the left.
-struct MatmulPlan {
+pub(super) struct MatmulPlan {
     product: sys::cublasLtMatmulDesc_t,
     layouts: [sys::cublasLtMatrixLayout_t; 3],
     algorithm: sys::cublasLtMatmulAlgo_t,
@@ -149,12 +154,12 @@ impl MatmulPlan {
         plan.describe(Describes::CUBLASLT_MATMUL_DESC_EPILOGUE, &(ends as i32))?;
         // The heuristic may look whether there are addresses, and how they are aligned. Those of a product are told with it; all are aligned.
         if end != End::Nothing {
-            plan.describe(Describes::CUBLASLT_MATMUL_DESC_BIAS_POINTER, &somewhere)?;
+            plan.describe_bias(somewhere)?;
         }
         if end == End::BiasAndGelu {
-            let (row, at) = (n as i64, &somewhere);
+            let row = n as i64;
             plan.describe(Describes::CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, &row)?;
-            plan.describe(Describes::CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, at)?;
+            plan.describe_kept(somewhere)?;
         }
         if let Numbers::Fp8 { .. } = numbers {
             plan.describe_scales([somewhere; 2])?;
@@ -179,8 +184,20 @@ impl MatmulPlan {
             .map_err(Error::wrap)
     }
 
-    /// Where the scales of the matrices and of `x` lie.
-    fn describe_scales(&self, [of_w, of_x]: [u64; 2]) -> Result<()> {
+    /// Where the bias of the next product lies.
+    pub(super) fn describe_bias(&self, bias: u64) -> Result<()> {
+        let what = sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_POINTER;
+        self.describe(what, &bias)
+    }
+
+    /// Where the next product leaves what GELU is taken of.
+    pub(super) fn describe_kept(&self, kept: u64) -> Result<()> {
+        let what = sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER;
+        self.describe(what, &kept)
+    }
+
+    /// Where the scales of the next product's matrix and `x` lie.
+    pub(super) fn describe_scales(&self, [of_w, of_x]: [u64; 2]) -> Result<()> {
         use sys::cublasLtMatmulDescAttributes_t as Describes;
         self.describe(Describes::CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, &of_w)?;
         self.describe(Describes::CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, &of_x)
@@ -270,7 +287,7 @@ impl Library {
 
 /// A shape that the library serves.
 pub(super) struct Ready<'a> {
-    plan: &'a MatmulPlan,
+    pub(super) plan: &'a MatmulPlan,
     handle: sys::cublasLtHandle_t,
     workspace: u64,
 }
@@ -291,23 +308,6 @@ impl<'a> Ready<'a> {
             handle,
             workspace,
         }))
-    }
-
-    /// Where the bias of the next product lies.
-    pub(super) fn describe_bias(&self, bias: u64) -> Result<()> {
-        let what = sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_POINTER;
-        self.plan.describe(what, &bias)
-    }
-
-    /// Where the next product leaves what GELU is taken of.
-    pub(super) fn describe_kept(&self, kept: u64) -> Result<()> {
-        let what = sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER;
-        self.plan.describe(what, &kept)
-    }
-
-    /// Where the scales of the next product's matrix and `x` lie.
-    pub(super) fn describe_scales(&self, scales: [u64; 2]) -> Result<()> {
-        self.plan.describe_scales(scales)
     }
 
     /// The product of `w` and `x`, plus what is `added`, written to `y`.

@@ -144,7 +144,7 @@ fn widen(bytes: &[u8], from: ElementType, into: &mut [f32]) {
         }
         ElementType::F8E5M2 => {
             for (x, &b) in into.iter_mut().zip(bytes) {
-                *x = f16::from_bits(u16::from(b) << 8).to_f32();
+                *x = e5m2(b);
             }
         }
         ElementType::Block(block) => blocks::decode(bytes, block, into),
@@ -166,6 +166,12 @@ fn widen(bytes: &[u8], from: ElementType, into: &mut [f32]) {
 /// The number that a byte of `float8_e4m3fn` stands for.
 pub(in crate::nn) fn e4m3(byte: u8) -> f32 {
     E4M3[usize::from(byte)]
+}
+
+/// The number that a byte of `float8_e5m2` stands for.
+pub(in crate::nn) fn e5m2(byte: u8) -> f32 {
+    // It is the upper half of an f16.
+    f16::from_bits(u16::from(byte) << 8).to_f32()
 }
 
 /// The numbers of `float8_e4m3fn`: bias 7, subnormals of 2^-9, one NaN of each sign and no infinity.
