@@ -36,6 +36,9 @@ const BOTH: [Limit; 2] = [(DType::F32, 1e-5), (DType::BF16, 6e-3)];
 /// Of sums whose terms were rounded before.
 const SUMS: [Limit; 2] = [(DType::F32, 1e-5), (DType::BF16, 1e-2)];
 
+/// Of products in 8-bit floats. Hopper's sum in some 13 bits, whatever type the result is of.
+const IN_FP8: [Limit; 2] = [(DType::F32, 2e-3), (DType::BF16, 1e-2)];
+
 /// Not a bit may differ.
 const EXACT: [Limit; 1] = [(DType::F32, f64::MIN_POSITIVE)];
 
@@ -409,31 +412,43 @@ pub(crate) fn convolutions() -> Result<Vec<Case>> {
 
 /// A number for each channel added to pictures, as cuDNN's convolutions leave to us; and pictures doubled.
 pub(crate) fn channels() -> Result<Vec<Case>> {
-    let inputs = normals([&[2, 3, 5, 7], &[3]])?;
-    let in_order = Case::new("numbers added to channels", inputs, &BOTH, |k, x| {
-        match k.serving(&x[0]) {
-            Some(k) => {
-                let sum = x[0].copy()?;
-                add_channels(k, &sum, &x[1])?;
-                Ok(vec![sum])
+    let mut cases = Vec::new();
+    for (height, width) in [(5, 7), (2, 2), (4, 6)] {
+        let inputs = normals([&[2, 3, height, width], &[3]])?;
+        let name = format!("numbers added to channels of {height} x {width}");
+        cases.push(Case::new(name, inputs, &BOTH, |k, x| {
+            match k.serving(&x[0]) {
+                Some(k) => {
+                    let sum = x[0].copy()?;
+                    add_channels(k, &sum, &x[1])?;
+                    Ok(vec![sum])
+                }
+                None => Ok(vec![x[0].broadcast_add(&x[1].reshape((1, 3, 1, 1))?)?]),
             }
-            None => Ok(vec![x[0].broadcast_add(&x[1].reshape((1, 3, 1, 1))?)?]),
-        }
-    });
+        }));
+    }
     let inputs = normals([&[2, 3, 5, 7], &[2, 3, 10, 14]])?;
-    let doubled = Case::new("pictures doubled", inputs, &BOTH, |k, x| {
+    cases.push(Case::new("pictures doubled", inputs, &BOTH, |k, x| {
         Ok(vec![
             upsample_nearest_2x(k, &x[0])?,
             upsample_nearest_2x_backward(k, &x[1])?,
         ])
-    });
-    Ok(vec![in_order, doubled])
+    }));
+    Ok(cases)
 }
 
 /// Group norms whose groups are read by one block and by many, and their gradients.
 pub(crate) fn group_norms() -> Result<Vec<Case>> {
     let mut cases = Vec::new();
-    for (channels, groups, side) in [(6, 3, 1), (4, 2, 5), (8, 2, 97)] {
+    let shapes = [
+        (6, 3, 1),
+        (6, 3, 2),
+        (4, 2, 5),
+        (4, 2, 8),
+        (8, 2, 96),
+        (8, 2, 97),
+    ];
+    for (channels, groups, side) in shapes {
         let picture = [2, channels, side, side];
         let mut inputs = normals([&picture, &[channels], &[channels], &picture])?;
         inputs[0] = (&inputs[0] + 2.0)?;

@@ -41,10 +41,13 @@ pub(crate) fn combine(kernels: &Kernels, how: Combine, x: &Tensor, y: &Tensor) -
 /// How the numbers of a vector are spread over a tensor: each over `span` neighbours, over and over.
 fn lain(x: &Tensor, vectors: usize, span: usize) -> Result<[Argument; 3]> {
     let count = x.elem_count();
-    if vectors == 0 || span == 0 || !count.is_multiple_of(span * vectors) {
+    // The kernels divide by numbers of 32 bits.
+    let small = |number: usize| i32::try_from(number).ok().filter(|&number| number > 0);
+    let fits = |_: &_| count.is_multiple_of(span * vectors);
+    let Some((span, vectors)) = small(span).zip(small(vectors)).filter(fits) else {
         bail!("{vectors} numbers, each {span} times, over {:?}", x.dims());
-    }
-    Ok([count, span, vectors].map(|number| Long(number as i64)))
+    };
+    Ok([Long(count as i64), Int(span), Int(vectors)])
 }
 
 /// Of `x` and `vector`, whose numbers are each for `span` neighbours, over and over.
@@ -79,19 +82,26 @@ fn write_spread(
     out: &Tensor,
 ) -> Result<()> {
     let vector = fit(kernels, vector, x)?;
-    let [count, span, vectors] = lain(x, vector.elem_count(), span)?;
-    let arguments = [
-        Address(kernels.address(x)?),
-        Address(kernels.address(&vector)?),
-        Address(kernels.address(out)?),
-        count,
-        span,
-        vectors,
-        how.argument(),
+    let [count, each_over, vectors] = lain(x, vector.elem_count(), span)?;
+    let at = |t: &Tensor| kernels.address(t);
+    let places = [at(x)?, at(&vector)?, at(out)?];
+    // What is taken at once has one number of the vector, or as many.
+    let each = match span {
+        1 => widest(x.dtype(), vector.elem_count(), &places),
+        _ => widest(x.dtype(), span, &[places[0], places[2]]),
+    };
+    let names = [
+        "combine_spread_by_8",
+        "combine_spread_by_4",
+        "combine_spread_by_1",
     ];
-    let function = kernels.function("rows", x.dtype(), "combine_spread")?;
-    // SAFETY: the signature of `combine_spread`; `out` has the numbers of `x`.
-    unsafe { kernels.launch(&function, blocks_for(x.elem_count()), &arguments) }
+    let function = kernels.function("rows", x.dtype(), by_width(each, names))?;
+    let [x_at, vector, to] = places.map(Address);
+    let product = how.argument();
+    let arguments = [x_at, vector, to, count, each_over, vectors, product];
+    let blocks = blocks_for(x.elem_count().div_ceil(each));
+    // SAFETY: the signature of `combine_spread_by_*`; `out` has the numbers of `x`.
+    unsafe { kernels.launch(&function, blocks, &arguments) }
 }
 
 /// The sums of the numbers of `x` over which each of `vectors` was spread, `[vectors]`.

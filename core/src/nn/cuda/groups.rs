@@ -4,13 +4,27 @@ use candle_core::cuda_backend::cudarc::driver::DeviceRepr;
 use candle_core::{DType, Result, Tensor};
 
 use super::Argument::{Address, Int};
+use super::rows::{by_width, widest};
 use super::{Argument, Kernels, config};
 
 /// Numbers that a block reads, about: a group of a large picture is shared by several.
-const PIECE: usize = 16 * 1024;
+const PIECE: usize = 8 * 1024;
 /// Every block adds up the sums of all pieces of its group.
 const MOST_PIECES: usize = 64;
 const THREADS: u32 = 256;
+
+const MOMENTS: [&str; 3] = [
+    "group_moments_by_8",
+    "group_moments_by_4",
+    "group_moments_by_1",
+];
+const NORM: [&str; 3] = ["group_norm_by_8", "group_norm_by_4", "group_norm_by_1"];
+const SUMS: [&str; 3] = ["group_sums_by_8", "group_sums_by_4", "group_sums_by_1"];
+const BACKWARD: [&str; 3] = [
+    "group_norm_backward_by_8",
+    "group_norm_backward_by_4",
+    "group_norm_backward_by_1",
+];
 
 /// How the groups of a picture lie.
 #[repr(C)]
@@ -62,8 +76,16 @@ impl Normed {
         })
     }
 
-    fn run(&self, kernels: &Kernels, name: &'static str, arguments: &[Argument]) -> Result<()> {
-        let function = kernels.function("rows", self.x.dtype(), name)?;
+    /// Runs one of the kernels for 8, 4 and 1 numbers at once, of tensors like `x` that begin at these addresses.
+    fn run(
+        &self,
+        kernels: &Kernels,
+        (names, places): ([&'static str; 3], &[u64]),
+        arguments: &[Argument],
+    ) -> Result<()> {
+        // What is taken at once is of one channel.
+        let each = widest(self.x.dtype(), self.groups.pixels as usize, places);
+        let function = kernels.function("rows", self.x.dtype(), by_width(each, names))?;
         // SAFETY: the callers below give each function its signature, tensors of the shape of `x`, `[C]`, or two sums for
         // each piece.
         unsafe { kernels.launch(&function, config(self.grid, THREADS, 0), arguments) }
@@ -77,12 +99,13 @@ impl Normed {
 
     fn moments(&self, kernels: &Kernels) -> Result<Tensor> {
         let moments = self.sums(kernels)?;
+        let x = kernels.address(&self.x)?;
         let arguments = [
-            Address(kernels.address(&self.x)?),
+            Address(x),
             Address(kernels.address(&moments)?),
             Argument::Groups(self.groups),
         ];
-        self.run(kernels, "group_moments", &arguments)?;
+        self.run(kernels, (MOMENTS, &[x]), &arguments)?;
         Ok(moments)
     }
 
@@ -90,16 +113,17 @@ impl Normed {
     pub(crate) fn forward(&self, kernels: &Kernels, silu: bool) -> Result<Tensor> {
         let moments = self.moments(kernels)?;
         let out = kernels.room(self.x.shape(), self.x.dtype())?;
+        let (x, to) = (kernels.address(&self.x)?, kernels.address(&out)?);
         let arguments = [
-            Address(kernels.address(&self.x)?),
+            Address(x),
             Address(kernels.address(&moments)?),
             Address(kernels.address(&self.weight)?),
             Address(kernels.address(&self.bias)?),
-            Address(kernels.address(&out)?),
+            Address(to),
             Argument::Groups(self.groups),
             Int(silu.into()),
         ];
-        self.run(kernels, "group_norm", &arguments)?;
+        self.run(kernels, (NORM, &[x, to]), &arguments)?;
         Ok(out)
     }
 
@@ -113,20 +137,16 @@ impl Normed {
         let gradient = gradient.to_dtype(self.x.dtype())?.contiguous()?;
         let (moments, sums) = (self.moments(kernels)?, self.sums(kernels)?);
         let out = kernels.room(self.x.shape(), self.x.dtype())?;
-        let given = [&self.x, &gradient, &moments].map(|t| kernels.address(t));
-        let [x, gradient, moments] = given;
-        let (x, gradient, moments) = (Address(x?), Address(gradient?), Address(moments?));
-        let (weight, bias) = (
-            Address(kernels.address(&self.weight)?),
-            Address(kernels.address(&self.bias)?),
-        );
-        let sums = Address(kernels.address(&sums)?);
+        let at = |t: &Tensor| kernels.address(t);
+        let places = [at(&self.x)?, at(&gradient)?, at(&out)?];
+        let [x, gradient, to] = places.map(Address);
+        let (moments, sums) = (Address(at(&moments)?), Address(at(&sums)?));
+        let (weight, bias) = (Address(at(&self.weight)?), Address(at(&self.bias)?));
         let (groups, silu) = (Argument::Groups(self.groups), Int(silu.into()));
         let first = [x, gradient, moments, weight, bias, sums, groups, silu];
-        self.run(kernels, "group_sums", &first)?;
-        let to = Address(kernels.address(&out)?);
+        self.run(kernels, (SUMS, &places[..2]), &first)?;
         let second = [x, gradient, moments, sums, weight, bias, to, groups, silu];
-        self.run(kernels, "group_norm_backward", &second)?;
+        self.run(kernels, (BACKWARD, &places), &second)?;
         Ok(out)
     }
 }

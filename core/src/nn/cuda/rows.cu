@@ -337,14 +337,15 @@ __device__ void dense(const num* x, num* out, View v, i64 count) {
     i64 at = ((i64)blockIdx.x * blockDim.x + threadIdx.x) * V;
     if (at >= count) return;
     i64 row = quotient(at, v.run), from = at - row * v.run;
+    // The extents before `first` are 1. By constants alone: numbers found by an index that is not one would lie in memory.
 #pragma unroll
-    for (int i = 5; i > 0; i--) {
-        if (i <= v.first) break;
-        i64 outer = quotient(row, v.extents[i]);
+    for (int i = 5; i >= 0; i--) {
+        if (i < v.first) break;
+        i64 outer = i == v.first ? 0 : quotient(row, v.extents[i]);
         from += (row - outer * v.extents[i]) * v.strides[i];
         row = outer;
     }
-    put<V>(out + at, several<V>(x + from + row * v.strides[v.first]));
+    put<V>(out + at, several<V>(x + from));
 }
 
 __device__ inline float combined(float x, float y, int product) { return product ? x * y : x + y; }
@@ -493,7 +494,7 @@ FLOAT8(1, by_1)
 
 // A matrix of bytes, columns first: its extents are multiples of 16. A block a tile of 64 x 64.
 extern "C" __global__ void turned_codes(const unsigned char* x, unsigned char* out, int rows, int columns) {
-    __shared__ unsigned char tile[64][68];
+    __shared__ __align__(4) unsigned char tile[64][68];
     int left = blockIdx.x * 64, top = blockIdx.y * 64, four = threadIdx.x % 16 * 4, line = threadIdx.x / 16;
     for (int i = line; i < 64; i += 16)
         if (top + i < rows && left + four < columns)
@@ -697,23 +698,47 @@ extern "C" __global__ void sinusoids(const float* numbers, num* out, i64 count, 
     out[at] = narrow((float)(sine ? sin(angle) : cos(angle)));
 }
 
-// `x` and a vector of `vectors` numbers, each for `span` neighbours, over and over.
-extern "C" __global__ void combine_spread(const num* x, const num* vector, num* out, i64 count, i64 span, i64 vectors, int product) {
-    i64 at = (i64)blockIdx.x * blockDim.x + threadIdx.x;
-    if (at < count) out[at] = narrow(combined(wide(x[at]), wide(vector[at / span % vectors]), product));
+// `x` and a vector of `vectors` numbers, each for `span` neighbours, over and over. Numbers that are taken at once are of one number of the
+// vector, or for each there is one, where `span` is 1.
+template <int V>
+__device__ void combine_spread(const num* x, const num* vector, num* out, i64 count, int span, int vectors, int product) {
+    i64 at = ((i64)blockIdx.x * blockDim.x + threadIdx.x) * V;
+    if (at >= count) return;
+    i64 piece = quotient(at, span), from = piece - quotient(piece, vectors) * vectors;
+    Several<V> some = several<V>(x + at), with;
+    if (span == 1)
+        with = several<V>(vector + from);
+    else
+#pragma unroll
+        for (int j = 0; j < V; j++) with.x[j] = vector[from];
+#pragma unroll
+    for (int j = 0; j < V; j++) some.x[j] = narrow(combined(wide(some.x[j]), wide(with.x[j]), product));
+    put<V>(out + at, some);
 }
+#define SPREAD(V, SUFFIX)                                                                                                    \
+    extern "C" __global__ void combine_spread_##SUFFIX(const num* x, const num* vector, num* out, i64 count, int span, int vectors, \
+                                                       int product) {                                                        \
+        combine_spread<V>(x, vector, out, count, span, vectors, product);                                                    \
+    }
+SPREAD(8, by_8)
+SPREAD(4, by_4)
+SPREAD(1, by_1)
 
 // The sums of what a vector of `vectors` numbers was spread to like that, a block for each; the same whatever ran first.
-extern "C" __global__ void spread_sums(const num* x, num* out, i64 count, i64 span, i64 vectors) {
+extern "C" __global__ void spread_sums(const num* x, num* out, i64 count, int span, int vectors) {
     i64 own = count / vectors;
     float sum = 0.0f;
-    for (i64 i = threadIdx.x; i < own; i += blockDim.x) sum += wide(x[(i / span * vectors + blockIdx.x) * span + i % span]);
+    for (i64 i = threadIdx.x; i < own; i += blockDim.x) {
+        i64 piece = quotient(i, span);
+        sum += wide(x[(piece * vectors + blockIdx.x) * span + i - piece * span]);
+    }
     sum = over_block(sum);
     if (threadIdx.x == 0) out[blockIdx.x] = narrow(sum);
 }
 
 // Group norms: a group of a picture lies in one piece, `size` numbers, and is read by several blocks. The first pass leaves
-// two sums of every piece, the second puts them together in order: no sum depends on which block was first.
+// two sums of every piece, the second puts them together in order: no sum depends on which block was first. Numbers that are taken at once
+// are of one channel.
 struct Groups {
     i64 size;        // of a group: channels * pixels
     int pixels;      // of a channel
@@ -723,21 +748,34 @@ struct Groups {
     float eps;
 };
 
+// Numbers of a piece: what is taken at once is never of two.
+__device__ inline i64 of_piece(const Groups& g) { return ((g.size + g.pieces - 1) / g.pieces + 7) / 8 * 8; }
+
 __device__ inline void piece_of(const Groups& g, i64& first, i64& last) {
-    i64 each = (g.size + g.pieces - 1) / g.pieces;
+    i64 each = of_piece(g);
     first = blockIdx.x * each;
     last = min(first + each, g.size);
 }
+#define OVER_PIECE(V) for (i64 i = first + threadIdx.x * V; i < last; i += blockDim.x * V)
 
 // The mean and the sum of squared differences from it, of a piece.
-extern "C" __global__ void group_moments(const num* x, float2* moments, Groups g) {
+template <int V>
+__device__ void group_moments(const num* x, float2* moments, Groups g) {
     const num* from = x + blockIdx.y * g.size;
     i64 first, last;
     piece_of(g, first, last);
     float sum = 0.0f, squares = 0.0f;
-    for (i64 i = first + threadIdx.x; i < last; i += blockDim.x) sum += wide(from[i]);
+    OVER_PIECE(V) {
+        Several<V> some = several<V>(from + i);
+#pragma unroll
+        for (int j = 0; j < V; j++) sum += wide(some.x[j]);
+    }
     float mean = last > first ? over_block(sum) / (last - first) : 0.0f;
-    for (i64 i = first + threadIdx.x; i < last; i += blockDim.x) squares += (wide(from[i]) - mean) * (wide(from[i]) - mean);
+    OVER_PIECE(V) {
+        Several<V> some = several<V>(from + i);
+#pragma unroll
+        for (int j = 0; j < V; j++) squares += (wide(some.x[j]) - mean) * (wide(some.x[j]) - mean);
+    }
     squares = over_block(squares);
     if (threadIdx.x == 0) moments[blockIdx.y * g.pieces + blockIdx.x] = make_float2(mean, squares);
 }
@@ -746,7 +784,7 @@ extern "C" __global__ void group_moments(const num* x, float2* moments, Groups g
 __device__ inline void group_statistics(const float2* moments, const Groups& g, float& mean, float& factor) {
     float squares = 0.0f;
     mean = 0.0f;
-    i64 each = (g.size + g.pieces - 1) / g.pieces, count = 0;
+    i64 each = of_piece(g), count = 0;
     for (int i = 0; i < g.pieces; i++) {
         i64 more = min(each, g.size - i * each);
         if (more <= 0) break;
@@ -759,47 +797,61 @@ __device__ inline void group_statistics(const float2* moments, const Groups& g, 
     factor = 1.0f / sqrtf(squares / g.size + g.eps);
 }
 
-extern "C" __global__ void group_norm(const num* x, const float2* moments, const num* weight, const num* bias, num* out, Groups g, int silu) {
+template <int V>
+__device__ void group_norm(const num* x, const float2* moments, const num* weight, const num* bias, num* out, Groups g, int silu) {
     float mean, factor;
     group_statistics(moments, g, mean, factor);
     i64 first, last, start = blockIdx.y * g.size;
     piece_of(g, first, last);
     int channel = blockIdx.y % g.groups * g.channels;
-    for (i64 i = first + threadIdx.x; i < last; i += blockDim.x) {
-        int c = channel + i / g.pixels;
-        float y = (wide(x[start + i]) - mean) * factor * wide(weight[c]) + wide(bias[c]);
-        out[start + i] = narrow(silu ? y * logistic(y) : y);
+    OVER_PIECE(V) {
+        int c = channel + (int)quotient(i, g.pixels);
+        float gain = wide(weight[c]), more = wide(bias[c]);
+        Several<V> some = several<V>(x + start + i);
+#pragma unroll
+        for (int j = 0; j < V; j++) {
+            float y = (wide(some.x[j]) - mean) * factor * gain + more;
+            some.x[j] = narrow(silu ? y * logistic(y) : y);
+        }
+        put<V>(out + start + i, some);
     }
 }
 
 // The gradient of a normed number, times its weight, and the normed number.
-__device__ inline float2 group_gradient(const num* x, const num* gradient, const num* weight, const num* bias, i64 at, int c,
-                                        float mean, float factor, int silu) {
-    float unit = (wide(x[at]) - mean) * factor, gain = wide(weight[c]), h = wide(gradient[at]);
-    if (silu) h *= slope(3, unit * gain + wide(bias[c]));
+__device__ inline float2 group_gradient(num x, num gradient, float gain, float more, float mean, float factor, int silu) {
+    float unit = (wide(x) - mean) * factor, h = wide(gradient);
+    if (silu) h *= slope(3, unit * gain + more);
     return make_float2(h * gain, unit);
 }
 
 // The sums of the gradient, and of the gradient times the normed numbers, of a piece.
-extern "C" __global__ void group_sums(const num* x, const num* gradient, const float2* moments, const num* weight, const num* bias,
-                                      float2* sums, Groups g, int silu) {
+template <int V>
+__device__ void group_sums(const num* x, const num* gradient, const float2* moments, const num* weight, const num* bias, float2* sums,
+                           Groups g, int silu) {
     float mean, factor, across = 0.0f, along = 0.0f;
     group_statistics(moments, g, mean, factor);
     i64 first, last, start = blockIdx.y * g.size;
     piece_of(g, first, last);
     int channel = blockIdx.y % g.groups * g.channels;
-    for (i64 i = first + threadIdx.x; i < last; i += blockDim.x) {
-        float2 h = group_gradient(x, gradient, weight, bias, start + i, channel + i / g.pixels, mean, factor, silu);
-        across += h.x;
-        along += h.x * h.y;
+    OVER_PIECE(V) {
+        int c = channel + (int)quotient(i, g.pixels);
+        float gain = wide(weight[c]), more = wide(bias[c]);
+        Several<V> some = several<V>(x + start + i), towards = several<V>(gradient + start + i);
+#pragma unroll
+        for (int j = 0; j < V; j++) {
+            float2 h = group_gradient(some.x[j], towards.x[j], gain, more, mean, factor, silu);
+            across += h.x;
+            along += h.x * h.y;
+        }
     }
     across = over_block(across);
     along = over_block(along);
     if (threadIdx.x == 0) sums[blockIdx.y * g.pieces + blockIdx.x] = make_float2(across, along);
 }
 
-extern "C" __global__ void group_norm_backward(const num* x, const num* gradient, const float2* moments, const float2* sums,
-                                               const num* weight, const num* bias, num* out, Groups g, int silu) {
+template <int V>
+__device__ void group_norm_backward(const num* x, const num* gradient, const float2* moments, const float2* sums, const num* weight,
+                                    const num* bias, num* out, Groups g, int silu) {
     float mean, factor, across = 0.0f, along = 0.0f;
     group_statistics(moments, g, mean, factor);
     for (int i = 0; i < g.pieces; i++) {
@@ -811,11 +863,36 @@ extern "C" __global__ void group_norm_backward(const num* x, const num* gradient
     i64 first, last, start = blockIdx.y * g.size;
     piece_of(g, first, last);
     int channel = blockIdx.y % g.groups * g.channels;
-    for (i64 i = first + threadIdx.x; i < last; i += blockDim.x) {
-        float2 h = group_gradient(x, gradient, weight, bias, start + i, channel + i / g.pixels, mean, factor, silu);
-        out[start + i] = narrow(factor * (h.x - across - h.y * along));
+    OVER_PIECE(V) {
+        int c = channel + (int)quotient(i, g.pixels);
+        float gain = wide(weight[c]), more = wide(bias[c]);
+        Several<V> some = several<V>(x + start + i), towards = several<V>(gradient + start + i);
+#pragma unroll
+        for (int j = 0; j < V; j++) {
+            float2 h = group_gradient(some.x[j], towards.x[j], gain, more, mean, factor, silu);
+            some.x[j] = narrow(factor * (h.x - across - h.y * along));
+        }
+        put<V>(out + start + i, some);
     }
 }
+#define GROUP_NORMS(V, SUFFIX)                                                                                               \
+    extern "C" __global__ void group_moments_##SUFFIX(const num* x, float2* moments, Groups g) { group_moments<V>(x, moments, g); } \
+    extern "C" __global__ void group_norm_##SUFFIX(const num* x, const float2* moments, const num* weight, const num* bias, num* out, \
+                                                   Groups g, int silu) {                                                     \
+        group_norm<V>(x, moments, weight, bias, out, g, silu);                                                               \
+    }                                                                                                                        \
+    extern "C" __global__ void group_sums_##SUFFIX(const num* x, const num* gradient, const float2* moments, const num* weight, \
+                                                   const num* bias, float2* sums, Groups g, int silu) {                      \
+        group_sums<V>(x, gradient, moments, weight, bias, sums, g, silu);                                                    \
+    }                                                                                                                        \
+    extern "C" __global__ void group_norm_backward_##SUFFIX(const num* x, const num* gradient, const float2* moments,        \
+                                                            const float2* sums, const num* weight, const num* bias, num* out, \
+                                                            Groups g, int silu) {                                            \
+        group_norm_backward<V>(x, gradient, moments, sums, weight, bias, out, g, silu);                                      \
+    }
+GROUP_NORMS(8, by_8)
+GROUP_NORMS(4, by_4)
+GROUP_NORMS(1, by_1)
 
 #if !BF16
 struct Update {
