@@ -162,6 +162,7 @@ struct Description {
     void* kept = nullptr;  // what GELU is taken of
     int64_t kept_column = 0;
     const float *scale_a = nullptr, *scale_b = nullptr;
+    int8_t fast = 0;  // of no effect here
 };
 
 struct Found {  // cublasLtMatmulHeuristicResult_t
@@ -226,6 +227,7 @@ API int cublasLtMatmulDescSetAttribute(Description* d, int attribute, const void
     case 12: return take(d->kept_column, value, bytes);
     case 17: return take(d->scale_a, value, bytes);
     case 18: return take(d->scale_b, value, bytes);
+    case 25: return take(d->fast, value, bytes);
     }
     return refuse(INVALID_VALUE, "an attribute that is not emulated");
 }

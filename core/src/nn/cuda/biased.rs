@@ -51,16 +51,20 @@ impl Factors<'_> {
         })
     }
 
-    /// None if one does not begin where the library was promised, or there is nothing to multiply.
+    /// None if one does not begin where the library was promised, nor its rows; if there is nothing to multiply; or for GELU in f32, where the
+    /// library's would be as exact as its tanh is.
     fn places(&self, kernels: &Kernels, shape: Shape) -> Result<Option<Places>> {
         let Shape {
             layers, m, k, n, ..
         } = shape;
+        let size = self.x.dtype().size_in_bytes();
+        let in_rows = [k, n].map(|width| (width * size) as u64);
+        let rounded_gelu = shape.end == End::BiasAndGelu && shape.numbers == Numbers::F32;
         let at = |t: &Tensor| kernels.address(t);
         let (x, w, b) = (at(self.x)?, at(self.w)?, at(self.b)?);
         let added = self.added.map(at).transpose()?;
-        let all_aligned = [x, w, b].into_iter().chain(added).all(aligned);
-        let served = all_aligned && layers * m * k * n > 0;
+        let all = [x, w, b].into_iter().chain(added).chain(in_rows);
+        let served = all.into_iter().all(aligned) && layers * m * k * n > 0 && !rounded_gelu;
         Ok(served.then_some(Places { x, w, b, added }))
     }
 }

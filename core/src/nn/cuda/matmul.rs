@@ -161,8 +161,11 @@ impl MatmulPlan {
             plan.describe(Describes::CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, &row)?;
             plan.describe_kept(somewhere)?;
         }
-        if let Numbers::Fp8 { .. } = numbers {
+        if let Numbers::Fp8 { five, .. } = numbers {
             plan.describe_scales([somewhere; 2])?;
+            // As torchao: sums of few bits (about 13 on Hopper) towards results, with sums of f32 among them towards gradients.
+            let fast = i8::from(!five);
+            plan.describe(Describes::CUBLASLT_MATMUL_DESC_FAST_ACCUM, &fast)?;
         }
         if layers > 1 {
             plan.repeat(layers, [n * k, 0, m * n], n)?;

@@ -2,7 +2,7 @@
 
 use candle_core::Result;
 
-use super::{Case, SUMS, normals};
+use super::{Case, IN_FP8, normals};
 use crate::nn::Frozen;
 use crate::nn::fused::{FusedLinears, Layer};
 use crate::nn::linear::{WantedGradients, backward};
@@ -15,7 +15,7 @@ pub(crate) fn in_fp8() -> Result<Vec<Case>> {
             let inputs = normals([&[m, k], &[2, n, k], &[n], &[m, n], &[m, k]])?;
             let order = if in_both_orders { "both orders" } else { "one" };
             let name = format!("product in fp8 of {m} rows, {k} to {n}, in {order}");
-            cases.push(Case::new(name, inputs, &SUMS, move |kernels, x| {
+            cases.push(Case::new(name, inputs, &IN_FP8, move |kernels, x| {
                 let matrix = |i| {
                     let place = (x[0].device(), kernels);
                     Frozen::fp8(&x[1].get(i)?, x[0].dtype(), place, in_both_orders)
