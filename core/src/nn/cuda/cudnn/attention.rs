@@ -4,7 +4,7 @@ use candle_core::Result;
 
 use super::api::Handle;
 use super::graph::{Graph, Layout, Node, Numbers, Pointwise, ProductLengths, Reduction};
-use super::plan::ExecutionPlan;
+use super::plan::{ExecutionPlan, SameBits};
 
 /// The extents of an attention, and whether each batch row sees only so many keys: what a plan is made for. Its scale is
 /// given when it is run.
@@ -177,7 +177,7 @@ impl Forward {
         let out = graph.given(Numbers::Bf16, attention.packed(n))?;
         graph.product((weights, v), roles.of_queries(), out)?;
         Ok(Self {
-            plan: ExecutionPlan::new(handle, made)?,
+            plan: ExecutionPlan::new(handle, made, SameBits::ByEngine)?,
             q,
             k,
             v,
@@ -260,7 +260,7 @@ impl Backward {
         let dq = graph.given(Numbers::Bf16, of_queries)?;
         graph.product((x, turned), roles.of_queries(), dq)?;
         Ok(Self {
-            plan: ExecutionPlan::new(handle, made)?,
+            plan: ExecutionPlan::new(handle, made, SameBits::ByForm)?,
             q,
             k,
             v,

@@ -4,7 +4,7 @@ use candle_core::Result;
 
 use super::api::Handle;
 use super::graph::{Direction, Graph, Layout, Node, Numbers, Window};
-use super::plan::ExecutionPlan;
+use super::plan::{ExecutionPlan, SameBits};
 use crate::nn::Padding;
 
 /// The extents of a convolution of pictures: what a plan is made for.
@@ -94,7 +94,7 @@ impl Plan {
             Direction::TowardsPicture => (y, x),
         };
         Ok(Self {
-            plan: ExecutionPlan::new(handle, graph)?,
+            plan: ExecutionPlan::new(handle, graph, SameBits::ByEngine)?,
             given,
             weight,
             made,

@@ -25,16 +25,31 @@ pub(super) struct ExecutionPlan {
     workspace: usize,
 }
 
+/// What makes a plan give the same bits every time.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum SameBits {
+    /// The engine, which says so of itself.
+    ByEngine,
+    /// The graph, which is of the form that NVIDIA's frontend writes where it is asked for that. An engine that serves other forms as well may say
+    /// of itself that it does not; it comes last.
+    ByForm,
+}
+
 impl ExecutionPlan {
     /// The first plan that cuDNN can make of a graph, of those that give the same bits every time.
-    pub(super) fn new(handle: &Handle, parts: Graph) -> Result<Self> {
+    pub(super) fn new(handle: &Handle, parts: Graph, same: SameBits) -> Result<Self> {
         let graph = Descriptor::new(handle.api(), Kind::OperationGraph)?
             .with_handle(attribute::GRAPH_HANDLE, handle)?
             .with_descriptors(attribute::GRAPH_OPERATIONS, &parts.operations())?
             .finalized()?;
         let mut refused = Vec::new();
-        for mode in HEURISTIC_MODES {
-            match first(&graph, mode, &mut refused) {
+        let whatever_engines_say: &[bool] = match same {
+            SameBits::ByEngine => &[false],
+            SameBits::ByForm => &[false, true],
+        };
+        let ways = whatever_engines_say.iter();
+        for (mode, &whatever) in ways.flat_map(|way| HEURISTIC_MODES.map(|mode| (mode, way))) {
+            match first(&graph, (mode, whatever), &mut refused) {
                 Ok(Some((plan, workspace, config))) => {
                     return Ok(Self {
                         plan,
@@ -86,14 +101,15 @@ impl ExecutionPlan {
     }
 }
 
-/// The first plan that can be made of what a heuristic proposes, with its workspace and config, and why others cannot.
+/// The first plan that can be made of what a heuristic proposes, with its workspace and config, and why others cannot. `whatever` an engine says
+/// of the bits that it gives, or only if they are the same every time.
 fn first(
     graph: &Descriptor,
-    mode: i32,
+    (mode, whatever): (i32, bool),
     refused: &mut Vec<Error>,
 ) -> Result<Option<(Descriptor, usize, Descriptor)>> {
     for config in configs(graph, mode)? {
-        match finalize(&config) {
+        match finalize(&config, whatever) {
             Ok((plan, workspace)) => return Ok(Some((plan, workspace, config))),
             Err(error) => refused.push(error),
         }
@@ -111,11 +127,11 @@ fn configs(graph: &Descriptor, mode: i32) -> Result<Vec<Descriptor>> {
 }
 
 /// A plan of a config, and the bytes that it needs beside its tensors.
-fn finalize(config: &Descriptor) -> Result<(Descriptor, usize)> {
+fn finalize(config: &Descriptor, whatever: bool) -> Result<(Descriptor, usize)> {
     let engine = config.descriptor(attribute::CONFIG_ENGINE, Kind::Engine)?;
     let notes = engine.choices(attribute::ENGINE_NUMERICAL_NOTES, Holds::NumericalNote)?;
     // The same Experiment must give the same LoRA, byte for byte.
-    if notes.contains(&NONDETERMINISTIC) {
+    if notes.contains(&NONDETERMINISTIC) && !whatever {
         bail!("cuDNN's engine does not give the same bits every time");
     }
     if notes.contains(&REDUCED_PRECISION) {
