@@ -8,6 +8,7 @@ pub(crate) mod attention;
 pub(crate) mod biased;
 mod cases;
 pub(crate) mod combine;
+mod compile;
 pub(crate) mod conv;
 mod cudnn;
 pub(crate) mod flat;
@@ -29,12 +30,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::cuda_backend::WrapErr as _;
 use candle_core::cuda_backend::cudarc::cublaslt::sys::cublasLtGetVersion;
-use candle_core::cuda_backend::cudarc::driver::sys::{self, CUfunction_attribute};
+use candle_core::cuda_backend::cudarc::driver::sys::CUfunction_attribute;
 use candle_core::cuda_backend::cudarc::driver::{
-    CudaFunction, CudaStream, DevicePtr as _, LaunchConfig, PushKernelArg as _,
+    CudaFunction, CudaModule, CudaStream, DevicePtr as _, LaunchConfig, PushKernelArg as _,
 };
-use candle_core::cuda_backend::cudarc::nvrtc::sys::nvrtcVersion;
-use candle_core::cuda_backend::cudarc::nvrtc::{CompileOptions, compile_ptx_with_opts};
 use candle_core::op::BackpropOp;
 use candle_core::{
     CudaDevice, CudaStorage, DType, Device, Error, Result, Shape, Storage, Tensor, bail,
@@ -61,10 +60,17 @@ pub(crate) struct Kernels {
 struct Inner {
     device: CudaDevice,
     stream: Arc<CudaStream>,
-    functions: Mutex<HashMap<(String, &'static str), CudaFunction>>,
+    compiled: Mutex<Compiled>,
     products: matmul::Opened,
     /// While a graph is recorded.
     recording: Mutex<Option<graph::Recording>>,
+}
+
+/// What was compiled so far, by module.
+#[derive(Default)]
+struct Compiled {
+    modules: HashMap<String, Arc<CudaModule>>,
+    functions: HashMap<(String, &'static str), CudaFunction>,
 }
 
 impl Kernels {
@@ -78,7 +84,7 @@ impl Kernels {
             inner: Arc::new(Inner {
                 stream: gpu.cuda_stream(),
                 device: gpu.clone(),
-                functions: Mutex::default(),
+                compiled: Mutex::default(),
                 products: Mutex::default(),
                 recording: Mutex::default(),
             }),
@@ -139,14 +145,9 @@ impl Kernels {
         let name = context.name().w()?;
         let uuid = context.uuid().w()?.bytes.map(|byte| byte as u8);
         let (major, minor) = context.compute_capability().w()?;
-        let (mut driver, mut compiler) = (0, (0, 0));
-        // SAFETY: the libraries are open, and write one number to each address.
-        let products = unsafe {
-            sys::cuDriverGetVersion(&raw mut driver).result().w()?;
-            let told = nvrtcVersion(&raw mut compiler.0, &raw mut compiler.1);
-            told.result().map_err(Error::wrap)?;
-            cublasLtGetVersion()
-        };
+        let (driver, compiler) = (compile::driver_version()?, compile::compiler()?);
+        // SAFETY: the library is open, and gives one number.
+        let products = unsafe { cublasLtGetVersion() };
         let uuid: String = uuid.iter().map(|byte| format!("{byte:02x}")).collect();
         let cudnn = match &self.cudnn {
             Some(cudnn) => format!(", cuDNN {}", cudnn.version()),
@@ -210,25 +211,24 @@ impl Kernels {
         source: &str,
         define: &str,
     ) -> Result<CudaFunction> {
-        let inner = &self.inner;
-        let mut functions = inner
-            .functions
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let compiled = self.inner.compiled.lock();
+        let mut compiled = compiled.unwrap_or_else(PoisonError::into_inner);
         let key = (module.to_owned(), name);
-        if let Some(function) = functions.get(&key) {
+        if let Some(function) = compiled.functions.get(&key) {
             return Ok(function.clone());
         }
-        let known = functions.keys().any(|(m, _)| m == module);
-        let ptx = match known {
-            true => String::new(), // the device has the module, and does not look at the text
-            false => compile(source, define)?,
+        let loaded = match compiled.modules.get(module) {
+            Some(loaded) => loaded.clone(),
+            None => {
+                let context = self.inner.stream.context();
+                let code = compile::compile(context, source, define)?;
+                let loaded = context.load_module(code).w()?;
+                compiled.modules.insert(key.0.clone(), loaded.clone());
+                loaded
+            }
         };
-        let function = inner
-            .device
-            .get_or_load_custom_func(name, &format!("plumb-{module}"), &ptx)?
-            .into_cuda_function();
-        functions.insert(key, function.clone());
+        let function = loaded.load_function(name).w()?;
+        compiled.functions.insert(key, function.clone());
         Ok(function)
     }
 
@@ -320,18 +320,6 @@ impl Kernels {
         };
         Ok(start + (layout.start_offset() * tensor.dtype().size_in_bytes()) as u64)
     }
-}
-
-fn compile(source: &str, define: &str) -> Result<String> {
-    let options = CompileOptions {
-        // The least that is served; the driver makes the GPU's own code of it.
-        arch: Some("compute_80"),
-        options: vec![define.to_owned(), "--std=c++17".to_owned()],
-        ..CompileOptions::default()
-    };
-    let made = compile_ptx_with_opts(source, options)
-        .map_err(|error| Error::Msg(format!("NVRTC does not compile the kernels: {error:?}")))?;
-    Ok(made.to_src())
 }
 
 /// What a kernel is given, as it declares it.
