@@ -122,9 +122,11 @@ emulate() {
     local built name
     built=$(unit_tests)
     tools/emulated-gpu/build.sh "$folder/emulated"
+    export PLUMB_REQUIRE_GPU=1
     for name in plumb_core plumb; do
         LD_LIBRARY_PATH="$folder/emulated" "$(executable $name <<< "$built")" cuda:: nn:: autograd:: optim:: graphs:: --test-threads="$(nproc)"
     done
+    EMULATED_GPU_NEWER_NVRTC=1 LD_LIBRARY_PATH="$folder/emulated" "$(executable plumb_core <<< "$built")" cuda::tests::norms
     dynamic build --release --bin plumb
     tools/emulated-gpu/try.sh "$folder/emulated" "${CARGO_TARGET_DIR:-target}/$target/release/plumb"
 }

@@ -79,7 +79,7 @@ def plan(part, device):
         items += [train("ours", *models[0], 240, steps=1, fp8=True)]
         items += both("encode", "t5-small", 120, batch=2, tokens=16) + both("vae", "vae-small", 120, batch=1, px=32)
         return items + [eager("flux1-small", 64, 400, steps=1, compile="blocks")]
-    smoke = ours("flux1-small", 64, 60, steps=2)  # the driver, NVRTC, cuBLAS, the JIT of the driver
+    smoke = ours("flux1-small", 64, 120, steps=2)  # the driver, NVRTC, cuBLAS, the JIT of the driver
     tests = command("tests of own kernels", 90, "$TESTS cuda:: --test-threads=4")
     rate = {"name": "matmul", "who": "eager", "limit": 60, "case": {"kind": "matmul", "side": 8192, "repeats": 10}}
     parts = [
@@ -239,6 +239,8 @@ def run_ours(case, limit, args):
 def shell(line, limit, args):
     environment = dict(os.environ, LD_LIBRARY_PATH=args.libraries, BENCH=str(args.bench), TESTS=str(args.tests), OUT=str(args.out), HERE=str(HERE))
     environment["TESTS_ABOVE"] = f"{args.tests}-above"
+    if args.device != "cpu":
+        environment["PLUMB_REQUIRE_GPU"] = "1"  # where ours does not open the GPU, tests fail instead of doing nothing
     return started(["bash", "-c", line], limit, environment, last_line=False)
 
 

@@ -13,7 +13,7 @@ use candle_core::{DType, Device, Result, Tensor};
 
 use super::{Tape, Value};
 use crate::nn::Kernels;
-use crate::nn::testing::{composed, difference, gpu, normal};
+use crate::nn::testing::{beside_others, composed, difference, gpu, normal};
 
 /// The sum of all results times fixed random numbers, so that every result matters differently.
 fn scalar(outs: &[Value]) -> f64 {
@@ -120,6 +120,7 @@ fn check(inputs: &[Tensor], op: impl Fn(&Tape, &[Value]) -> Result<Vec<Value>>) 
         .collect();
     compare("f32", gradients(&single, &op), 1e-5);
     one_at_a_time(inputs, &op, &exact);
+    let _right = beside_others();
     for place in elsewhere() {
         let Place {
             device,

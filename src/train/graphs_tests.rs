@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "tests end there")]
 
+use std::sync::RwLockWriteGuard;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::*;
@@ -9,7 +10,7 @@ use crate::autograd::{Tape, Value};
 use crate::lora::{AdapterSet, Bound, LinearShape, Recompute};
 use crate::models::Denoiser;
 use crate::nn::Frozen;
-use crate::nn::testing::{gpu, normal};
+use crate::nn::testing::{alone, gpu, normal};
 
 /// Numbers of a sample.
 const WIDTH: usize = 48;
@@ -34,16 +35,19 @@ struct Network {
 }
 
 impl Network {
-    fn new(habit: Habit) -> Option<Self> {
+    /// It, and the right to record there.
+    fn new(habit: Habit) -> Option<(Self, RwLockWriteGuard<'static, ()>)> {
+        let right = alone();
         let (device, kernels) = gpu()?;
         let weight = normal(1, &[WIDTH, WIDTH]).to_dtype(DType::BF16).unwrap();
-        Some(Self {
+        let network = Self {
             weight: weight.to_device(&device).unwrap().into(),
             kernels: kernels.with_graphs().unwrap(),
             device,
             habit,
             passes: AtomicU32::new(0),
-        })
+        };
+        Some((network, right))
     }
 }
 
@@ -151,7 +155,7 @@ fn trained(network: &Network, graphs: bool, sizes: &[usize]) -> (Vec<f64>, Vec<u
 
 #[test]
 fn graphs_of_two_shapes_give_the_same_bits() {
-    let Some(network) = Network::new(Habit::None) else {
+    let Some((network, _right)) = Network::new(Habit::None) else {
         return;
     };
     let sizes = [2, 3, 2, 2, 3, 3, 3, 2, 5];
@@ -166,7 +170,7 @@ fn graphs_of_two_shapes_give_the_same_bits() {
 
 #[test]
 fn a_number_that_the_host_changes_is_found_before_a_graph_is_used() {
-    let Some(network) = Network::new(Habit::Counting) else {
+    let Some((network, _right)) = Network::new(Habit::Counting) else {
         return;
     };
     let (_, _, told) = trained(&network, true, &[2, 2, 2, 2]);
@@ -176,7 +180,7 @@ fn a_number_that_the_host_changes_is_found_before_a_graph_is_used() {
 
 #[test]
 fn what_is_read_on_the_host_is_not_recorded() {
-    let Some(network) = Network::new(Habit::Reading) else {
+    let Some((network, _right)) = Network::new(Habit::Reading) else {
         return;
     };
     let sizes = [2, 2, 2];
@@ -189,7 +193,7 @@ fn what_is_read_on_the_host_is_not_recorded() {
 
 #[test]
 fn dropout_and_offloading_are_computed_without() {
-    let Some(network) = Network::new(Habit::None) else {
+    let Some((network, _right)) = Network::new(Habit::None) else {
         return;
     };
     let adapters = AdapterSet::new(&[], 1, 1.0, 0).unwrap();

@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "tests end there")]
 
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
 use candle_core::{Device, Tensor};
 
 use super::{Kernels, compare, cpu};
@@ -26,10 +28,36 @@ pub fn difference(a: &Tensor, b: &Tensor) -> f64 {
     compare::difference(a, b).unwrap()
 }
 
-/// The first GPU, opened anew with a stream and kernels of its own; none, which is said, where there is no GPU that computes.
+/// Held while a test uses a GPU.
+static USE: RwLock<()> = RwLock::new(());
+
+/// For a test that uses a GPU beside others: while it is held, none records a graph there.
+pub fn beside_others() -> RwLockReadGuard<'static, ()> {
+    USE.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// For a test that records a graph: CUDA lets nobody wait for a GPU as a whole meanwhile, as whoever opens it does.
+pub fn alone() -> RwLockWriteGuard<'static, ()> {
+    USE.write().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Says that a test computes nothing on a GPU.
 ///
 /// # Panics
-/// If its kernels cannot be compiled.
+/// If `PLUMB_REQUIRE_GPU` is set, so that on a machine with a GPU none is passed over.
+pub fn without_gpu(why: &str) {
+    assert!(
+        std::env::var_os("PLUMB_REQUIRE_GPU").is_none(),
+        "PLUMB_REQUIRE_GPU is set, and nothing is computed on a GPU: {why}"
+    );
+    println!("not computed on a GPU: {why}");
+}
+
+/// The first GPU, opened anew with a stream and kernels of its own; none, which is said, where there is no GPU that computes. The caller is
+/// [`beside_others`] or [`alone`].
+///
+/// # Panics
+/// If its kernels cannot be compiled, or as [`without_gpu`].
 pub fn gpu() -> Option<(Device, Kernels)> {
     let folders = device::cuda_folders(|name| std::env::var_os(name));
     match device::open(Choice::Cuda(0), &folders) {
@@ -38,7 +66,7 @@ pub fn gpu() -> Option<(Device, Kernels)> {
             Some((opened.device, kernels))
         }
         Err(why) => {
-            println!("not computed on a GPU: {why}");
+            without_gpu(&why.to_string());
             None
         }
     }

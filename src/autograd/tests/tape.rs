@@ -53,6 +53,7 @@ fn network(checkpointed: bool) -> impl Fn(&Tape, &[Value]) -> Result<Vec<Value>>
 /// On a GPU, what a block is given waits on the host.
 #[test]
 fn a_checkpoint_that_waits_on_the_host_changes_no_gradient() {
+    let _right = beside_others();
     for place in elsewhere() {
         let input = |seed, shape: &[usize]| {
             let t = normal(seed, shape).to_dtype(place.dtype).unwrap();

@@ -1,6 +1,6 @@
 //! The kernels against the CPU in f64. Without a GPU they skip and say so.
 
-use std::sync::OnceLock;
+use std::sync::{OnceLock, RwLockReadGuard, RwLockWriteGuard};
 
 use candle_core::{DType, Device, Result, Tensor};
 
@@ -10,16 +10,22 @@ use crate::nn::fp8::{Float8, Rounded};
 use crate::nn::testing::{self, normal};
 use crate::nn::{Graph, Kernels, Recorded, rms_norm};
 
-/// A GPU and its kernels.
-type Gpu = (Device, Kernels);
-
-fn gpu() -> Option<&'static Gpu> {
-    static GPU: OnceLock<Option<Gpu>> = OnceLock::new();
-    GPU.get_or_init(testing::gpu).as_ref()
+/// A GPU with its kernels, and the right to use it beside others.
+fn gpu() -> Option<(
+    &'static Device,
+    &'static Kernels,
+    RwLockReadGuard<'static, ()>,
+)> {
+    static GPU: OnceLock<Option<(Device, Kernels)>> = OnceLock::new();
+    let right = testing::beside_others();
+    let (device, kernels) = GPU.get_or_init(testing::gpu).as_ref()?;
+    Some((device, kernels, right))
 }
 
 fn hold(cases: Result<Vec<Case>>) {
-    let Some((gpu, kernels)) = gpu() else { return };
+    let Some((gpu, kernels, _right)) = gpu() else {
+        return;
+    };
     for case in cases.unwrap() {
         assert_eq!(case.fault(gpu, kernels).unwrap(), None);
     }
@@ -27,7 +33,9 @@ fn hold(cases: Result<Vec<Case>>) {
 
 #[test]
 fn they_serve_their_own_gpu_and_two_types() {
-    let Some((gpu, kernels)) = gpu() else { return };
+    let Some((gpu, kernels, _right)) = gpu() else {
+        return;
+    };
     let serves = |kernels: &Kernels, dtype, device: &Device| {
         let tensor = Tensor::zeros(3, dtype, device).unwrap();
         kernels.serving(&tensor).is_some()
@@ -82,7 +90,9 @@ fn fused_linear_layers_and_numbers_laid_together() {
 
 #[test]
 fn products_in_fp8() {
-    let Some((gpu, kernels)) = gpu() else { return };
+    let Some((gpu, kernels, _right)) = gpu() else {
+        return;
+    };
     let Ok(kernels) = kernels.clone().with_fp8() else {
         println!("a GPU that multiplies no 8-bit floats");
         return;
@@ -97,7 +107,9 @@ fn products_in_fp8() {
 
 #[test]
 fn numbers_become_the_codes_of_the_cpu() {
-    let Some((gpu, kernels)) = gpu() else { return };
+    let Some((gpu, kernels, _right)) = gpu() else {
+        return;
+    };
     let some = |i: u32| f32::from_bits(i << 16 | (i % 3) << 14) * 1e-20;
     let all: Vec<f32> = (0..0x7f80).map(some).collect();
     // Those half way between two codes, where nothing is scaled: the largest is the largest there is.
@@ -175,7 +187,9 @@ fn errors_and_what_networks_are_told_by() {
 
 #[test]
 fn a_gpu_is_known_by_what_computes_there() {
-    let Some((_, kernels)) = gpu() else { return };
+    let Some((_, kernels, _right)) = gpu() else {
+        return;
+    };
     let identity = kernels.identity().unwrap().expect("kernels");
     assert_eq!(kernels.clone().identity().unwrap(), Some(identity.clone()));
     for part in ["compute capability", "driver", "NVRTC", "cuBLAS"] {
@@ -186,7 +200,9 @@ fn a_gpu_is_known_by_what_computes_there() {
 /// The comparison itself: a GPU that is off by a hundredth, gives no number, another type, or other numbers each time is found.
 #[test]
 fn what_is_wrong_is_told() {
-    let Some((gpu, kernels)) = gpu() else { return };
+    let Some((gpu, kernels, _right)) = gpu() else {
+        return;
+    };
     let told = |wrong: fn(&Tensor) -> Result<Tensor>| {
         let limits = [(DType::F32, 1e-3)];
         let case = Case::new("scaling", vec![normal(1, &[2, 5])], &limits, move |_, x| {
@@ -245,15 +261,16 @@ fn made(recorded: Result<Recorded>) -> Graph {
     }
 }
 
-/// A GPU with a stream of its own, where no other test is recorded along.
-fn with_graphs() -> Option<Gpu> {
+/// A GPU with a stream of its own, where no other test is recorded along, and the right to record there.
+fn with_graphs() -> Option<(Device, Kernels, RwLockWriteGuard<'static, ()>)> {
+    let right = testing::alone();
     let (device, kernels) = testing::gpu()?;
-    Some((device, kernels.with_graphs().unwrap()))
+    Some((device, kernels.with_graphs().unwrap(), right))
 }
 
 #[test]
 fn a_graph_computes_on_what_is_there_by_then() {
-    let Some((gpu, kernels)) = with_graphs() else {
+    let Some((gpu, kernels, _right)) = with_graphs() else {
         return;
     };
     let places = Places::new(&gpu);
@@ -278,7 +295,7 @@ fn a_graph_computes_on_what_is_there_by_then() {
 /// What a recording was told to hold is there although its owner is gone, and what it allocates is not mixed up with other memory.
 #[test]
 fn a_graph_keeps_what_it_holds() {
-    let Some((gpu, kernels)) = with_graphs() else {
+    let Some((gpu, kernels, _right)) = with_graphs() else {
         return;
     };
     let out = Tensor::zeros(40, DType::F32, &gpu).unwrap();
@@ -301,9 +318,11 @@ fn a_graph_keeps_what_it_holds() {
 
 #[test]
 fn what_cannot_be_asked_for_again_is_not_recorded() {
-    let (Some((gpu, kernels)), Some((_, unprepared))) = (with_graphs(), gpu()) else {
+    let _right = testing::alone();
+    let Some((gpu, unprepared)) = testing::gpu() else {
         return;
     };
+    let kernels = unprepared.clone().with_graphs().unwrap();
     let places = Places::new(&gpu);
     places.work(&kernels).unwrap();
     let why = |work: &dyn Fn() -> Result<()>| {

@@ -1,6 +1,6 @@
 //! Attention and convolutions by cuDNN against the CPU in f64. Without a GPU or the library they skip and say so.
 
-use std::sync::OnceLock;
+use std::sync::{OnceLock, RwLockReadGuard};
 
 use candle_core::{DType, Device, Result, Tensor};
 
@@ -8,7 +8,7 @@ use super::{Convolution, Cudnn, Direction};
 use crate::device::{self, Choice};
 use crate::nn::attention::{Parts, joint_attention, joint_attention_backward};
 use crate::nn::cuda::{Kernels, cases};
-use crate::nn::testing::{difference, normal};
+use crate::nn::testing::{self, difference, normal};
 use crate::nn::{self, AttentionMask};
 
 /// Results and gradients: how far they may be off, in units of the largest.
@@ -21,7 +21,8 @@ struct Gpu {
     cudnn: Cudnn,
 }
 
-fn gpu() -> Option<&'static Gpu> {
+/// It, and the right to use it beside others.
+fn gpu() -> Option<(&'static Gpu, RwLockReadGuard<'static, ()>)> {
     static GPU: OnceLock<Option<Gpu>> = OnceLock::new();
     let open = || -> std::result::Result<Gpu, String> {
         let folders = device::cuda_folders(|name| std::env::var_os(name));
@@ -36,8 +37,9 @@ fn gpu() -> Option<&'static Gpu> {
             cudnn,
         })
     };
-    let gpu = GPU.get_or_init(|| open().map_err(|why| println!("skipped: {why}")).ok());
-    gpu.as_ref()
+    let right = testing::beside_others();
+    let gpu = GPU.get_or_init(|| open().map_err(|why| testing::without_gpu(&why)).ok());
+    gpu.as_ref().map(|gpu| (gpu, right))
 }
 
 /// One attention, its inputs and the gradient of its results.
@@ -132,7 +134,9 @@ impl Case {
 
 #[test]
 fn attention_and_its_gradients() {
-    let Some(gpu) = gpu() else { return };
+    let Some((gpu, _right)) = gpu() else {
+        return;
+    };
     for width in [64, 128] {
         for lengths in [(1536, 1536), (333 + 64, 333 + 64), (63, 65), (1, 77)] {
             let keys: usize = lengths.1;
@@ -146,7 +150,9 @@ fn attention_and_its_gradients() {
 /// Keys beyond a count have no influence, and no gradient at all.
 #[test]
 fn keys_that_are_not_seen() {
-    let Some(gpu) = gpu() else { return };
+    let Some((gpu, _right)) = gpu() else {
+        return;
+    };
     let seen = 33;
     let mut case = Case::new((70, 150), 64, Some(vec![seen, 150]));
     let found = case.by_cuda(gpu).unwrap();
@@ -174,7 +180,9 @@ fn keys_that_are_not_seen() {
 /// One query and one key: the key has all the weight.
 #[test]
 fn one_key() {
-    let Some(gpu) = gpu() else { return };
+    let Some((gpu, _right)) = gpu() else {
+        return;
+    };
     let case = Case::new((1, 1), 64, None);
     let found = case.by_cuda(gpu).unwrap();
     let nothing = found[1].zeros_like().unwrap();
@@ -186,7 +194,9 @@ fn one_key() {
 
 #[test]
 fn what_is_not_served() {
-    let Some(gpu) = gpu() else { return };
+    let Some((gpu, _right)) = gpu() else {
+        return;
+    };
     let zeros = |shape: &[usize], dtype| Tensor::zeros(shape, dtype, &gpu.device).unwrap();
     let q = zeros(&[1, 4, 2, 64], DType::BF16);
     let refused = |q: &Tensor, k: &Tensor| {
@@ -202,7 +212,9 @@ fn what_is_not_served() {
 /// Every convolution that kernels of ours are tried with, and their gradients.
 #[test]
 fn convolutions_and_gradients_of_pictures() {
-    let Some(gpu) = gpu() else { return };
+    let Some((gpu, _right)) = gpu() else {
+        return;
+    };
     let folders = device::cuda_folders(|name| std::env::var_os(name));
     let with = gpu.kernels.clone().with_cudnn(&folders).unwrap();
     let kernels = nn::Kernels::of_gpu(with);
@@ -214,7 +226,9 @@ fn convolutions_and_gradients_of_pictures() {
 /// They are by cuDNN, not by what would serve as well.
 #[test]
 fn a_convolution_has_a_plan() {
-    let Some(gpu) = gpu() else { return };
+    let Some((gpu, _right)) = gpu() else {
+        return;
+    };
     let zeros = |shape: &[usize]| Tensor::zeros(shape, DType::BF16, &gpu.device).unwrap();
     let convolution = Convolution {
         batch: 1,
