@@ -56,9 +56,7 @@ pub enum Error {
         why: String,
     },
     /// An entry is in the index but its payload is not what was written.
-    #[error(
-        "damaged entry {entry} of spec {spec}: {why} in {path}; `plumb store rebuild-index` forgets it, encoding again replaces it"
-    )]
+    #[error("damaged entry {entry} of spec {spec} in {path}: {why}")]
     Damaged {
         /// The encoder's or latents' spec.
         spec: Fingerprint,
@@ -66,7 +64,7 @@ pub enum Error {
         entry: Fingerprint,
         /// The pack or index part at fault.
         path: PathBuf,
-        /// Expected and found, as a clause.
+        /// Expected, found, and what to do.
         why: String,
     },
     /// What was given to be stored cannot be stored.

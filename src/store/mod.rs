@@ -92,7 +92,8 @@ pub use reader::{Entry, Payload, StoreReader};
 pub use rebuild::RebuildReport;
 pub use record::{NewEntry, PartRecord, Record};
 pub use remote::{
-    Address, CacheLimit, PullReport, PushOptions, PushReport, Remote, Scratch, Variables,
+    Address, CacheLimit, NoMoreChanges, PullReport, PushOptions, PushReport, Remote, Scratch,
+    Variables, give_back_leases, has_leases,
 };
 pub use run::{Lacking, RUN_LIMIT_ENTRIES, Run};
 pub use run_lists::RunLists;

@@ -245,6 +245,12 @@ impl StoreReader {
         let pack_path = self
             .layout
             .pack(&snapshot.packs[candidate.pack as usize].digest);
+        let mended = |why: String| match self.layout.mirror {
+            Some(_) => format!("{why}; encoding again replaces it"),
+            None => {
+                format!("{why}; `plumb store rebuild-index` forgets it, encoding again replaces it")
+            }
+        };
         let damaged = |why: String| Error::Damaged {
             spec: *spec,
             entry: candidate.entry,
@@ -253,8 +259,10 @@ impl StoreReader {
         };
         // A file that is gone may have been rewritten elsewhere, and what could not be read says nothing of the entry.
         let fault = |e: Error| match e {
-            Error::Malformed { path, why } if path == pack_path => damaged(why),
-            e if e.is_content() => damaged(e.to_string()),
+            Error::Malformed { path, why } if path == pack_path => damaged(mended(why)),
+            // Of the store behind the folder, which says what to do there.
+            e if e.is_content() && self.layout.mirror.is_some() => damaged(e.to_string()),
+            e if e.is_content() => damaged(mended(e.to_string())),
             e => e,
         };
         let rows = snapshot
@@ -263,7 +271,9 @@ impl StoreReader {
         let opened = snapshot.open_pack(&self.layout, candidate);
         let (pack, as_before) = opened.map_err(fault)?;
         let checked = as_before && candidate.state() == ReadState::Sound;
-        let first = rows.first().ok_or_else(|| damaged("no rows".to_owned()))?;
+        let first = rows
+            .first()
+            .ok_or_else(|| damaged(mended("no rows".to_owned())))?;
         let mut parts = rows
             .iter()
             .map(|row| payload(row, &pack, checked))

@@ -149,6 +149,26 @@ impl Store {
         (self.disk().sync_dir(&dir)).map_err(|e| Error::io("sync the folder", &dir, e))
     }
 
+    /// Removes runs from a folder before a store on object storage which are over there by now, if they are still what was read: whoever gives one
+    /// up there finds it given up. Where somebody else is at work in the folder, the next one does it.
+    pub(super) fn forget_runs(&self, settled: &[(String, Digest)]) -> Result<(), Error> {
+        if settled.is_empty() {
+            return Ok(());
+        }
+        let Ok(_lock) = lock::exclusive(&self.layout, "plumb, which forgets runs that were pushed")
+        else {
+            return Ok(());
+        };
+        for (id, digest) in settled {
+            let path = self.layout.run(id);
+            let bytes = disk::read_bounded(self.disk(), &path, RUN_LIMIT_BYTES);
+            if bytes.is_ok_and(|bytes| Digest::of(&bytes) == *digest) {
+                disk::remove(self.disk(), &path)?;
+            }
+        }
+        Ok(())
+    }
+
     /// The names of the runs, sorted.
     ///
     /// # Errors

@@ -54,6 +54,7 @@ mod probe;
 mod python;
 mod ranks;
 mod remote_index;
+mod remote_lost;
 mod remote_sweep;
 mod resume;
 mod run_damage;

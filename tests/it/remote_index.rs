@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
@@ -194,8 +194,17 @@ fn a_push_of_a_folder_merges_there_where_many_small_parts_have_come_together() {
     let remote = s3.remote(&s3.server);
     let own = Store::open_or_create(&dir.path().join("own")).expect("a store");
     let caches = dir.path().join("caches");
-    let push = |server: &str| {
-        let mut variables = s3.variables(server);
+    // For a time the list may not be written.
+    let may_not = Arc::new(AtomicBool::new(false));
+    let denies = may_not.clone();
+    let server = proxy(&s3.server, move |method, path, _| {
+        match denies.load(Ordering::Relaxed) && method != "GET" && path.contains(".parts.json") {
+            true => Fault::Denied,
+            false => Fault::None,
+        }
+    });
+    let push = || {
+        let mut variables = s3.variables(&server);
         variables.insert("XDG_CACHE_HOME".to_owned(), caches.display().to_string());
         let variables: Vec<(&str, &str)> = (variables.iter())
             .map(|(name, value)| (name.as_str(), value.as_str()))
@@ -212,24 +221,20 @@ fn a_push_of_a_folder_merges_there_where_many_small_parts_have_come_together() {
         (remote.push(&own, PushOptions::default(), &Phases::default())).expect("pushed");
     }
     add_all(&own, 31..32);
-    let (ran, fetched) = push(&s3.server);
+    let (ran, fetched) = push();
     ran.says("pushed 1 entry");
     assert_eq!((parts_there(&s3), fetched), ((32, 0), 0));
-    // Where the list may not be written, what was pushed is there, and the next one to push merges.
+    // What was pushed is there all the same, and the next one to push merges.
     add_all(&own, 32..33);
-    let may_not = proxy(&s3.server, |method, path, _| {
-        match method != "GET" && path.contains(".parts.json") {
-            true => Fault::Denied,
-            false => Fault::None,
-        }
-    });
-    let (ran, _) = push(&may_not);
+    may_not.store(true, Ordering::Relaxed);
+    let (ran, _) = push();
+    may_not.store(false, Ordering::Relaxed);
     ran.says("pushed 1 entry")
         .says("the index there was not merged: ");
     assert_eq!(parts_there(&s3).1, 0);
     assert_all_found(&machine(&remote, &dir.path().join("none")), &ids(1, 0..33));
     add_all(&own, 33..34);
-    let (ran, fetched) = push(&s3.server);
+    let (ran, fetched) = push();
     ran.says("pushed 1 entry");
     // With the merged part of before, which no list names.
     assert_eq!((parts_there(&s3), fetched), ((36, 1), 1));
@@ -237,10 +242,10 @@ fn a_push_of_a_folder_merges_there_where_many_small_parts_have_come_together() {
     assert_all_found(&machine(&remote, &dir.path().join("one")), &ids(1, 0..34));
     // Of what came since there is little, and it does not come here.
     add_all(&own, 34..35);
-    let (ran, fetched) = push(&s3.server);
+    let (ran, fetched) = push();
     ran.says("pushed 1 entry");
     assert_eq!((parts_there(&s3), fetched), ((37, 1), 1));
-    push(&s3.server).0.says("nothing to push");
+    push().0.says("nothing to push");
 }
 
 /// Runs a command of the store there until it is about to write something after `step` times; says whether it ended before.
@@ -588,8 +593,9 @@ fn opening_and_pushing_ask_for_what_they_need_and_list_no_packs() {
         .expect("a report");
     assert_eq!((again.packs, again.index_parts, again.runs), (0, 0, 0));
     let nothing = asked();
+    // Each pack in the folder is looked for, by one name or two: it may be lost there.
     assert!(
-        nothing.len() <= 10 && lists_packs(&nothing) == 0,
+        nothing.len() <= 13 && lists_packs(&nothing) == 0,
         "{nothing:#?}"
     );
     assert_sound(&remote);

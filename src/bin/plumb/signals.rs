@@ -1,9 +1,12 @@
 //! Ctrl-C (SIGINT) and SIGTERM, for commands whose work can end well before it is done. The first is heeded as soon as the work may end
-//! and somebody asks for it ([`asked`]); before that, and at a second one, the program ends at once.
+//! and somebody asks for it ([`asked`]); before that, and at a second one, the program ends at once. Where it holds leases on a store on object storage,
+//! the first gives them back before.
 
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use plumb::monitor::Signal;
+use plumb::store;
 
 use crate::ui::{Failure, Ui};
 
@@ -34,17 +37,38 @@ const TERMINATE: u8 = 2;
 
 /// Gives the command's work time to end, which is told as `what`.
 pub(crate) fn heed(what: &'static str, ui: &Ui) -> Result<(), Failure> {
-    watch(what, ui).map_err(|e| Failure::error(format!("signals cannot be waited for: {e}")))
+    let tell = ui.teller();
+    // Of two calls the first tells.
+    let _ = TELLER.set(Box::new(move || {
+        tell(&format!("{what}; a second time ends at once"));
+    }));
+    watch().map_err(|e| Failure::error(format!("signals cannot be waited for: {e}")))
 }
 
+/// Lets a signal that ends the program at once give back its leases on stores first: nobody else could remove anything there, or add, until they
+/// have run out. What the system does where signals cannot be waited for.
+pub(crate) fn give_back_leases() {
+    let _ = watch();
+}
+
+/// Tells that the first signal is heeded.
+static TELLER: OnceLock<Box<dyn Fn() + Send + Sync>> = OnceLock::new();
+
 #[cfg(unix)]
-fn watch(what: &'static str, ui: &Ui) -> std::io::Result<()> {
+fn watch() -> std::io::Result<()> {
     use signal_hook::consts::{SIGINT, SIGTERM};
     use signal_hook::iterator::Signals;
     use signal_hook::low_level;
 
+    static WATCHED: AtomicBool = AtomicBool::new(false);
+    if WATCHED.swap(true, Ordering::SeqCst) {
+        return Ok(());
+    }
+    // As it would without us, so that a shell sees what ended the program.
+    let end = |number| {
+        let _ = low_level::emulate_default_handler(number);
+    };
     let mut signals = Signals::new([SIGINT, SIGTERM])?;
-    let tell = ui.teller();
     let heeds = move || {
         for number in signals.forever() {
             let code = if number == SIGINT {
@@ -54,11 +78,21 @@ fn watch(what: &'static str, ui: &Ui) -> std::io::Result<()> {
             };
             let first = FOUND.compare_exchange(0, code, Ordering::SeqCst, Ordering::SeqCst);
             let at_once = !IS_ASKED.load(Ordering::SeqCst) || IS_IDLE.load(Ordering::SeqCst);
-            if first.is_err() || at_once {
-                // As it would without us, so that a shell sees what ended the program.
-                let _ = low_level::emulate_default_handler(number);
+            match (first, TELLER.get()) {
+                (Ok(_), Some(tell)) if !at_once => tell(),
+                // In a thread of its own: a second signal does not wait for the network.
+                (Ok(_), _) if store::has_leases() => {
+                    let work = move || {
+                        let _no_more = store::give_back_leases();
+                        end(number);
+                    };
+                    let begun = std::thread::Builder::new().spawn(work);
+                    if begun.is_err() {
+                        end(number);
+                    }
+                }
+                _ => end(number),
             }
-            tell(&format!("{what}; a second time ends at once"));
         }
     };
     std::thread::Builder::new()
@@ -69,7 +103,7 @@ fn watch(what: &'static str, ui: &Ui) -> std::io::Result<()> {
 
 /// Elsewhere the system ends the program.
 #[cfg(not(unix))]
-fn watch(_: &'static str, _: &Ui) -> std::io::Result<()> {
+fn watch() -> std::io::Result<()> {
     Ok(())
 }
 

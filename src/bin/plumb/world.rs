@@ -19,6 +19,7 @@ use sysinfo::{MemoryRefreshKind, RefreshKind, System};
 
 use crate::own_kernels;
 use crate::ranks::Where;
+use crate::signals;
 use crate::ui::{Failure, Ui};
 
 /// Opens an Experiment file, and fetches what it names on the hub; what is wrong with it is the user's to mend, with
@@ -98,6 +99,7 @@ pub(crate) fn store_address(path: &Path) -> Result<store::Address, Failure> {
 
 /// The store at an address, with the credentials of the environment.
 pub(crate) fn remote(path: &Path) -> Result<Remote, Failure> {
+    signals::give_back_leases();
     Remote::new(store_address(path)?, &variables()).map_err(Failure::error)
 }
 
@@ -112,9 +114,10 @@ fn remote_store(
     cache: Option<PathBuf>,
     compress: bool,
 ) -> Result<Place, Failure> {
-    let name = Digest::of(address.to_string().as_bytes()).short();
-    let folder = cache.unwrap_or_else(|| cache_folder().join("stores").join(name));
+    signals::give_back_leases();
     let remote = Remote::new(address, &variables()).map_err(Failure::error)?;
+    let name = Digest::of(remote.identity().as_bytes()).short();
+    let folder = cache.unwrap_or_else(|| cache_folder().join("stores").join(name));
     Ok(Place::remote(remote, folder, compress))
 }
 
@@ -207,8 +210,8 @@ pub(crate) struct WaitArgs {
     wait: u64,
 }
 
-/// Cleaning up a large store takes minutes.
-const DEFAULT_WAIT_SECONDS: u64 = 600;
+/// Cleaning up a large store takes minutes, and on object storage the lease of a process that was killed lasts for fifteen.
+const DEFAULT_WAIT_SECONDS: u64 = 1000;
 
 impl WaitArgs {
     pub(crate) fn limit(&self) -> Duration {

@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::lists::{IndexThere, Named};
 use super::mirror::{MEND, Mirror, write, write_part};
 use super::names::Contents;
+use super::seen;
 use super::{as_named, each, problem_of};
 use crate::digest::{Digest, Fingerprint};
 use crate::store::compact::remove_parts;
@@ -59,7 +60,10 @@ impl Mirror {
             .write()
             .unwrap_or_else(PoisonError::into_inner) = problems;
         self.bring(layout, &|_, _, _| false)?;
-        self.forget(layout)
+        self.forget(layout)?;
+        // Where it cannot be written, as on a full disk, more is pushed than need be.
+        let _ = seen::write(layout, &self.index());
+        Ok(())
     }
 
     pub(super) fn take_index(
@@ -171,9 +175,9 @@ impl Mirror {
     }
 
     /// Removes index parts from the folder that are not read over there any more: those that were merged into others, and those that are
-    /// gone. Of the latter those that name a pack which is in the folder stay: they may be still to be pushed.
+    /// gone. Of the latter those that name a pack which is in the folder stay, where they may be still to be pushed.
     fn forget(&self, layout: &Layout) -> Result<(), Error> {
-        let index = self.index();
+        let (index, seen) = (self.index(), seen::read(layout));
         let mut stale: HashMap<Fingerprint, Vec<Digest>> = HashMap::new();
         for spec in layout.indexed_specs()? {
             for (part, _) in layout.index_parts(&spec)? {
@@ -181,7 +185,11 @@ impl Mirror {
                 if index.live.contains_key(&named) {
                     continue;
                 }
-                if index.merged.contains_key(&named) || names_none_here(layout, &named)? {
+                let was_there = seen.contains(&named);
+                if index.merged.contains_key(&named)
+                    || names_none_here(layout, &named)?
+                    || was_there && self.was_collected(layout, &named)?
+                {
                     stale.entry(spec).or_default().push(part);
                 }
             }
@@ -197,6 +205,18 @@ impl Mirror {
             remove_parts(layout, &spec, parts.iter())?;
         }
         Ok(())
+    }
+}
+
+impl Mirror {
+    /// Whether a part that was over there and is gone was given up there: packs that it names are gone, too. Where they are all there, the part
+    /// was lost, and is put again.
+    fn was_collected(&self, layout: &Layout, (spec, part): &Named) -> Result<bool, Error> {
+        let Ok(rows) = decode_part(layout, spec, part, index::presence) else {
+            return Ok(false);
+        };
+        let packs: HashSet<Digest> = rows.iter().map(|row| row.pack).collect();
+        Ok(self.remote().packs_of(&packs)?.len() < packs.len())
     }
 }
 

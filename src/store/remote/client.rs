@@ -20,8 +20,10 @@ use object_store::{
 use tokio::runtime::Runtime;
 
 use super::address::{Address, Scheme};
+use super::ending::changing;
 use super::http::{BodyLimit, Connector};
 use super::names::Object;
+use super::variables;
 use crate::shown;
 use crate::store::Error;
 
@@ -59,6 +61,9 @@ impl Client {
     pub(super) fn new(address: Address, variables: &Variables) -> Result<Self, Error> {
         let refuse =
             |why: String| Error::Refused(format!("the store {address} cannot be opened: {why}"));
+        if let Some(why) = variables::fault(address.scheme, variables) {
+            return Err(refuse(why));
+        }
         let store = match address.scheme {
             Scheme::S3 => s3(&address, variables),
             Scheme::Google => google(&address, variables),
@@ -124,6 +129,7 @@ impl Client {
 
     fn try_put(&self, name: &str, bytes: &Bytes, mode: PutMode) -> object_store::Result<()> {
         let path = ObjectPath::parse(self.address.object(name))?;
+        let _changing = changing();
         again(|| {
             let options = PutOptions::from(mode.clone());
             let put = self.store.put_opts(&path, bytes.clone().into(), options);
@@ -133,6 +139,12 @@ impl Client {
 
     /// Removes an object; one that is gone already is no error.
     pub(super) fn remove(&self, name: &str) -> Result<(), Error> {
+        let _changing = changing();
+        self.remove_at_the_end(name)
+    }
+
+    /// The same for who lets nothing else be changed.
+    pub(super) fn remove_at_the_end(&self, name: &str) -> Result<(), Error> {
         let path = self.path(name)?;
         match again(|| self.runtime.block_on(self.store.delete(&path))) {
             Err(object_store::Error::NotFound { .. }) => Ok(()),
@@ -266,13 +278,6 @@ fn s3(address: &Address, variables: &Variables) -> Opened {
         return Err(
             "no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (AWS_ENDPOINT_URL where it is not Amazon's), or AWS_SKIP_SIGNATURE=true for a public bucket".to_owned(),
         );
-    }
-    for name in ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT"] {
-        if variables.get(name).is_some_and(|url| url.contains('@')) {
-            return Err(format!(
-                "{name} has a user or password in it; AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY are for these"
-            ));
-        }
     }
     let mut builder = AmazonS3Builder::new();
     for (name, value) in variables.iter().filter(|(_, value)| !value.is_empty()) {

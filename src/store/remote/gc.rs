@@ -61,6 +61,8 @@ impl Remote {
         if self.address().is_read_only() {
             return Err(Error::Refused(format!("{} is only read", self.address())));
         }
+        // Before a lease is put where there is none.
+        self.find()?;
         let lease = Lease::take(&self.client, Purpose::Remove, wait, monitor)?;
         let now = lease.now()?;
         let mut report = GcReport {

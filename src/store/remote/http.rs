@@ -14,7 +14,7 @@ use object_store::client::{
     HttpResponse, HttpResponseBody, HttpService,
 };
 use ureq::Agent;
-use ureq::http::Response;
+use ureq::http::{Response, Uri};
 
 /// A connection that brings nothing for so long is given up.
 const SILENCE: Duration = Duration::from_secs(60);
@@ -24,6 +24,20 @@ const ANSWER_LIMIT_BYTES: u64 = 16 << 20;
 /// The largest body of an answer, with a request: what is longer is not taken into memory.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct BodyLimit(pub(super) u64);
+
+/// Whether a text is the address of a server, with a port that may be.
+pub(super) fn is_server(url: &str) -> bool {
+    let parsed: Option<Uri> = url.parse().ok();
+    parsed.is_some_and(|uri| {
+        let is_known = matches!(uri.scheme_str(), Some("http" | "https"));
+        let has_host = uri.host().is_some_and(|host| !host.is_empty());
+        // The parser takes any digits behind a colon.
+        let authority = uri.authority().map_or("", |a| a.as_str());
+        let port = authority.rsplit_once(':').map(|(_, port)| port);
+        let is_port = |port: &str| port.ends_with(']') || port.parse::<u16>().is_ok_and(|p| p > 0);
+        is_known && has_host && port.is_none_or(is_port)
+    })
+}
 
 /// Makes clients of [`ureq`].
 #[derive(Debug)]

@@ -5,13 +5,14 @@
 //! All times are those that the server gives to objects. No clock of ours decides what goes.
 
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 
 use super::client::{Client, Listed};
+use super::ending::{NoMoreChanges, no_more_changes};
 use crate::monitor::Monitor;
 use crate::store::Error;
 
@@ -58,6 +59,28 @@ impl Purpose {
             (Self::Add, _) | (_, Self::Add) => false,
         }
     }
+}
+
+/// What this process holds.
+static HELD: Mutex<Vec<(Arc<Client>, String)>> = Mutex::new(Vec::new());
+
+fn held() -> MutexGuard<'static, Vec<(Arc<Client>, String)>> {
+    HELD.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Whether this process holds leases on stores.
+pub fn has_any() -> bool {
+    !held().is_empty()
+}
+
+/// Removes the leases of this process, which is about to end, and lets it change nothing any more on object storage: without them it must not.
+pub fn give_back() -> NoMoreChanges {
+    let no_more = no_more_changes();
+    for (client, name) in held().drain(..) {
+        // One that stays ends by its age.
+        let _ = client.remove_at_the_end(&name);
+    }
+    no_more
 }
 
 /// A lease that is held, and put again from time to time, until it is dropped.
@@ -114,7 +137,9 @@ impl Lease {
             "host": host, "process": std::process::id(), "purpose": purpose.word(), "version": 1
         });
         let content = Bytes::from(content.to_string());
-        client.put(&name, &content)?;
+        // First: a signal may come before the put is answered.
+        held().push((client.clone(), name.clone()));
+        client.put(&name, &content).inspect_err(|_| let_go(&name))?;
         Ok(Self {
             client: client.clone(),
             purpose,
@@ -201,7 +226,12 @@ impl Drop for Lease {
         }
         // One that stays ends by its age.
         let _ = self.client.remove(&self.name);
+        let_go(&self.name);
     }
+}
+
+fn let_go(name: &str) {
+    held().retain(|(_, held)| held != name);
 }
 
 /// Removes the leases that ended long ago by `now`, the server's time.

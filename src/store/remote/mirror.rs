@@ -10,11 +10,14 @@ use std::path::Path;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
+use serde::{Deserialize, Serialize};
+
 use super::lists::{IndexThere, Named};
 use super::names::RemotePack;
 use super::{Remote, each};
-use crate::digest::{Digest, Fingerprint};
+use crate::digest::{Digest, Fingerprint, canonical_json};
 use crate::monitor::Monitor;
+use crate::shown;
 use crate::store::disk::{self, create_dirs, write_once};
 use crate::store::layout::{self, Layout};
 use crate::store::place::Behind;
@@ -22,6 +25,15 @@ use crate::store::{Error, Problem, create_root};
 
 /// In a folder that stands before another store, the file that says which.
 pub(in crate::store) const MIRROR_OF: &str = "remote.json";
+
+/// The members of that file.
+#[derive(PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Of {
+    address: String,
+    /// Empty where the address says it; none where the file is of a time when it was not told.
+    server: Option<String>,
+}
 
 pub(super) const MEND: &str = "remove the object, then encode or push again";
 
@@ -95,17 +107,40 @@ impl Mirror {
 
     /// Makes sure that the folder is for this store and no other.
     fn claim(&self, layout: &Layout) -> Result<(), Error> {
-        let address = self.remote().address().to_string();
+        let address = self.remote().identity();
         let path = layout.root.join(MIRROR_OF);
-        let expected = serde_json::json!({ "address": address }).to_string();
+        let expected = Of {
+            address: self.remote().address().to_string(),
+            server: Some(self.remote().server.clone().unwrap_or_default()),
+        };
+        let write = || {
+            let json = canonical_json(&expected);
+            write_once(&*layout.disk, &layout.root, MIRROR_OF, &[&json])
+        };
         match disk::read_bounded(&*layout.disk, &path, layout::JSON_LIMIT_BYTES) {
-            Ok(found) if found == expected.as_bytes() => {}
-            Ok(_) => {
-                return Err(Error::Refused(format!(
-                    "{} keeps what was read from another store than {address}; give `cache` under [store] another folder",
-                    layout.root.display()
-                )));
-            }
+            Ok(found) => match serde_json::from_slice::<Of>(&found) {
+                Ok(found) if found == expected => {}
+                // As it was written before servers were told apart.
+                Ok(found) if found.server.is_none() && found.address == expected.address => {
+                    write()?;
+                }
+                Ok(found) => {
+                    return Err(Error::Refused(format!(
+                        "{} keeps what was read from another store than {address}: {}, server `{}`; give `cache` under [store] another folder",
+                        layout.root.display(),
+                        shown::text(&found.address),
+                        shown::text(&found.server.unwrap_or_default())
+                    )));
+                }
+                Err(e) => {
+                    return Err(Error::malformed(
+                        &path,
+                        format!(
+                            "expected `address` and `server`, found {e}; if nothing in the folder is still to be pushed, remove the folder: it is filled again"
+                        ),
+                    ));
+                }
+            },
             Err(e) if e.is_gone() => {
                 if layout::holds_anything(layout)? {
                     return Err(Error::Refused(format!(
@@ -114,12 +149,7 @@ impl Mirror {
                     )));
                 }
                 create_root(&*layout.disk, &layout.root)?;
-                write_once(
-                    &*layout.disk,
-                    &layout.root,
-                    MIRROR_OF,
-                    &[expected.as_bytes()],
-                )?;
+                write()?;
             }
             Err(e) => return Err(e),
         }

@@ -3,15 +3,16 @@
 //!
 //! Nothing that was read is believed: names are checked before they are used, sizes are bounded, digests compared.
 //!
-//! - `client` alone knows the protocols and their asynchronous runtime, `http` sends their requests.
-//! - `names` are the names of objects; `lease` keeps those who add and those who remove apart; `lists` say which index parts are to be read.
+//! - `client` alone knows the protocols and their asynchronous runtime, `http` sends their requests, `variables` are those of the environment.
+//! - `names` are the names of objects; `lease` keeps those who add and those who remove apart, `ending` gives leases back when a signal ends the process; `lists` say which index parts are to be read.
 //! - `push`, `pull`, `check`, `gc` and `merging` are what commands do; `mirror` is the folder that stands before a store on object storage,
-//!   `bring` how the index comes into it, `trim` its bound; `scratch` is where `check` and `gc` have the index meanwhile.
+//!   `bring` how the index comes into it, `seen` what of it was over there, `trim` its bound; `scratch` is where `check` and `gc` have the index meanwhile.
 
 mod address;
 mod bring;
 mod check;
 mod client;
+mod ending;
 mod gc;
 mod http;
 mod lease;
@@ -23,7 +24,9 @@ mod pull;
 mod push;
 mod push_runs;
 mod scratch;
+mod seen;
 mod trim;
+mod variables;
 
 use std::collections::{BTreeMap, HashSet};
 use std::ops::Range;
@@ -34,6 +37,8 @@ use bytes::Bytes;
 
 pub use address::Address;
 pub use client::Variables;
+pub use ending::NoMoreChanges;
+pub use lease::{give_back as give_back_leases, has_any as has_leases};
 pub use pull::PullReport;
 pub use push::{PushOptions, PushReport};
 pub use scratch::Scratch;
@@ -69,6 +74,7 @@ const CONTENTS_LIMIT_BYTES: u64 = 1 << 30;
 #[derive(Clone, Debug)]
 pub struct Remote {
     client: Arc<Client>,
+    server: Option<String>,
 }
 
 impl Remote {
@@ -77,8 +83,17 @@ impl Remote {
     /// # Errors
     /// If these do not suffice to ask for anything.
     pub fn new(address: Address, variables: &Variables) -> Result<Self, Error> {
+        let server = variables::server(address.scheme, variables);
         let client = Arc::new(Client::new(address, variables)?);
-        Ok(Self { client })
+        Ok(Self { client, server })
+    }
+
+    /// What tells it from every other store: its address, and the server where the address does not say it.
+    pub fn identity(&self) -> String {
+        match &self.server {
+            Some(server) => format!("{} on {server}", self.address()),
+            None => self.address().to_string(),
+        }
     }
 
     /// Where it is.

@@ -72,8 +72,12 @@ pub(super) struct Push<'a> {
     /// What is there; of packs, those that were looked for.
     pub(super) there: Contents,
     index: IndexThere,
+    /// Packs that are here and that an index part there names, which has them no more.
+    lost: BTreeSet<Digest>,
     /// Packs that were put by this push, or were found to be there.
     pub(super) put: HashSet<Digest>,
+    /// The runs of the store that were looked at.
+    pub(super) settled: Vec<(String, Digest)>,
     pub(super) report: PushReport,
 }
 
@@ -122,7 +126,9 @@ impl Remote {
             options,
             there,
             index,
+            lost: BTreeSet::new(),
             put: HashSet::new(),
+            settled: Vec::new(),
             report: PushReport {
                 problems,
                 ..PushReport::default()
@@ -137,6 +143,9 @@ impl Remote {
         push.put_runs()?;
         if options.contents {
             self.write_contents(|_| false)?;
+        }
+        if store.is_remote() {
+            store.forget_runs(&push.settled)?;
         }
         Ok(push.report)
     }
@@ -162,7 +171,8 @@ impl Remote {
 }
 
 impl Push<'_> {
-    /// The index parts that are not there, with those of their rows that are not there either.
+    /// The index parts that are not there, with those of their rows that are not there either. On the way packs are found that are named there
+    /// and lost.
     fn parts(&mut self) -> Result<Vec<Part>, Error> {
         let layout = &self.store.layout;
         let (mut there, mut missing) = (Vec::new(), Vec::new());
@@ -186,19 +196,27 @@ impl Push<'_> {
                 Err(e) => self.note(e)?,
             }
         }
+        let here = layout.list_packs()?.into_iter().map(|(pack, _)| pack);
+        let here: HashSet<Digest> = here.collect();
         let named = parts.iter().flat_map(|part| &part.rows).map(|row| row.pack);
-        let named: HashSet<Digest> = named.collect();
-        if named.is_empty() {
+        let named: HashSet<Digest> = named.chain(here.iter().copied()).collect();
+        self.there.packs = self.remote.packs_of(&named)?;
+        let packs = &self.there.packs;
+        let all_there = here.iter().all(|pack| packs.contains_key(pack));
+        if parts.is_empty() && all_there {
             return Ok(Vec::new());
         }
-        self.there.packs = self.remote.packs_of(&named)?;
         let mut known: HashSet<(Fingerprint, Digest)> = HashSet::new();
         for (spec, part) in there {
             // One that cannot be read here only makes more rows go there twice.
-            if let Ok(rows) = decode_part(layout, &spec, &part, index::presence) {
-                let rows = rows.iter().map(|row| (row.entry, row.pack));
-                known.extend(rows.filter(|(_, pack)| self.there.packs.contains_key(pack)));
-            }
+            let Ok(rows) = decode_part(layout, &spec, &part, index::presence) else {
+                continue;
+            };
+            let lost = rows.iter().map(|row| row.pack);
+            let lost = lost.filter(|pack| here.contains(pack) && !packs.contains_key(pack));
+            self.lost.extend(lost);
+            let rows = rows.iter().map(|row| (row.entry, row.pack));
+            known.extend(rows.filter(|(_, pack)| packs.contains_key(pack)));
         }
         for part in &mut parts {
             part.rows
@@ -245,7 +263,8 @@ impl Push<'_> {
         tell: &mut dyn FnMut(Digest, RemotePack),
         monitor: &dyn Monitor,
     ) -> Result<(), Error> {
-        let wanted: HashSet<Digest> = parts.iter().flat_map(|p| &p.rows).map(|r| r.pack).collect();
+        let named = parts.iter().flat_map(|p| &p.rows).map(|r| r.pack);
+        let wanted: HashSet<Digest> = named.chain(self.lost.iter().copied()).collect();
         let (there, missing): (Vec<Digest>, Vec<Digest>) = wanted
             .into_iter()
             .partition(|pack| self.there.packs.contains_key(pack));

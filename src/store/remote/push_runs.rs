@@ -20,6 +20,7 @@ impl Push<'_> {
         for id in self.store.own_runs()? {
             match self.store.run(&id) {
                 Ok(run) => {
+                    self.settled.push((id, run.digest));
                     let all: Vec<Listed> = run.listed().collect();
                     // One that is there with all of its entries was put before.
                     let (_, id) = names_there(&run.id, &all);
@@ -49,8 +50,8 @@ impl Push<'_> {
         Ok(())
     }
 
-    /// Runs there are never replaced: each is put under a name with the digest of its list, and takes the place of those of its name
-    /// of which it has all entries.
+    /// Runs there are never replaced: each is put under a name with the digest of its list, and takes the place of those of its name, and of
+    /// its parts, of which it has all entries.
     fn put_run(&mut self, run: &Run, kept: &[Listed]) -> Result<(), Error> {
         let (base, id) = names_there(&run.id, kept);
         if self.there.runs.contains_key(&id) {
@@ -62,11 +63,10 @@ impl Push<'_> {
             .put_new(&names::run(&id), &bytes.into())?;
         self.report.runs += 1;
         let kept: HashSet<_> = kept.iter().copied().collect();
-        let older = self
-            .there
-            .runs
-            .keys()
-            .filter(|other| base_name(other) == base);
+        let older = self.there.runs.keys().filter(|other| {
+            let of_part = base_name(other).strip_prefix(&base);
+            of_part.is_some_and(|rest| rest.is_empty() || rest.starts_with(".part-"))
+        });
         for other in older {
             // One that cannot be read may protect something.
             let Ok(old) = self.remote.run(other) else {
