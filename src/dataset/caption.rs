@@ -4,9 +4,8 @@ use std::collections::BTreeMap;
 use std::io::Read as _;
 use std::path::{Component, Path};
 
-use serde_json::Value;
-
 use super::Error;
+use super::lists::{csv_lines, json_lines};
 use crate::files;
 use crate::shown;
 
@@ -61,13 +60,6 @@ fn text(path: &Path, most_bytes: u64) -> Result<String, Error> {
     }
 }
 
-/// One picture, as a line of a list gives it.
-struct Line {
-    file_name: String,
-    caption: String,
-    reference: Option<String>,
-}
-
 /// What a list says of a picture.
 pub(super) struct Listed {
     pub(super) caption: String,
@@ -109,90 +101,6 @@ pub(super) fn list(path: &Path, column: Option<&str>) -> Result<BTreeMap<String,
         }
     }
     Ok(listed)
-}
-
-/// The lines of a `metadata.jsonl`, each with its number.
-fn json_lines(text: &str, column: Option<&str>) -> Result<Vec<(u64, Line)>, (u64, String)> {
-    let numbered = (1..).zip(text.lines());
-    numbered
-        .filter(|(_, line)| !line.trim().is_empty())
-        .map(|(n, line)| Ok((n, json_line(line, column).map_err(|problem| (n, problem))?)))
-        .collect()
-}
-
-fn json_line(line: &str, column: Option<&str>) -> Result<Line, String> {
-    let value: Value = serde_json::from_str(line).map_err(|e| e.to_string())?;
-    let Value::Object(fields) = value else {
-        return Err(format!(
-            "expected an object with `file_name` and `text`, found {}",
-            kind(&value)
-        ));
-    };
-    let field = |name: &str| match fields.get(name) {
-        None | Some(Value::Null) => Ok(None),
-        Some(Value::String(text)) => Ok(Some(text.clone())),
-        Some(Value::Array(_)) => Err(format!(
-            "`{}` is a list, expected one text: choose one of them, or join them",
-            shown::text(name)
-        )),
-        Some(other) => Err(format!(
-            "`{}` is {}, expected a text",
-            shown::text(name),
-            kind(other)
-        )),
-    };
-    let file_name = field("file_name")?.ok_or("no field `file_name`")?;
-    let caption = match field("text")? {
-        Some(text) => Some(text),
-        None => field("caption")?,
-    };
-    Ok(Line {
-        file_name,
-        caption: caption.ok_or("no field `text` (nor `caption`)")?,
-        reference: column.map(field).transpose()?.flatten(),
-    })
-}
-
-fn kind(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "true or false",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a text",
-        Value::Array(_) => "a list",
-        Value::Object(_) => "an object",
-    }
-}
-
-/// The rows of a `metadata.csv`, each with the number of its first line.
-fn csv_lines(text: &str, reference: Option<&str>) -> Result<Vec<(u64, Line)>, (u64, String)> {
-    let mut table = csv::Reader::from_reader(text.as_bytes());
-    let problem = |e: &csv::Error| {
-        let line = e.position().map_or(1, csv::Position::line);
-        let text = e.to_string();
-        (line, shown::text(&text).to_string())
-    };
-    let columns = table.headers().map_err(|e| problem(&e))?.clone();
-    let column = |name: &str| columns.iter().position(|column| column.trim() == name);
-    let file_name = column("file_name");
-    let caption = column("text").or(column("caption"));
-    let missing = |name: &str| (1, format!("no column `{}`", shown::text(name)));
-    let file_name = file_name.ok_or_else(|| missing("file_name"))?;
-    let caption = caption.ok_or_else(|| missing("text"))?;
-    let reference = reference.map(|name| column(name).ok_or_else(|| missing(name)));
-    let reference = reference.transpose()?;
-    let row = |row: Result<csv::StringRecord, csv::Error>| {
-        let row = row.map_err(|e| problem(&e))?;
-        let line = row.position().map_or(1, csv::Position::line);
-        let cell = |n: usize| row.get(n).unwrap_or_default().to_owned();
-        let of_picture = Line {
-            file_name: cell(file_name),
-            caption: cell(caption),
-            reference: reference.map(cell),
-        };
-        Ok((line, of_picture))
-    };
-    table.records().map(row).collect()
 }
 
 /// `path` with `/` and without `.`; `None` if it is empty, absolute, or leads out of the folder.

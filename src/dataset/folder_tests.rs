@@ -189,6 +189,26 @@ fn a_table_of_captions_is_read_as_a_list() {
             "file_name,text\nc.png,x\n",
             "`c.png` is not a picture in the folder",
         ),
+        (
+            "file_name,text,text\na.png,x,y\n",
+            "line 1: the column `text` is there twice",
+        ),
+        (
+            "file_name,text, file_name\na.png,x,b.png\n",
+            "line 1: the column `file_name` is there twice",
+        ),
+        (
+            "file_name,text,caption\na.png,x,\nb.png, ,a cat\n",
+            "line 3: `text` is empty, and `caption` is not",
+        ),
+        (
+            "id;file_name;text\n1;a.png;x\n",
+            "line 1: no column `file_name`: the columns are separated by `;`, expected `,`",
+        ),
+        (
+            "\"file_name\"\t\"text\"\na.png\tx\n",
+            "line 1: no column `file_name`: the columns are separated by a tab, expected `,`",
+        ),
     ] {
         place.write("metadata.csv", table);
         refused(place.scan(), &["metadata.csv", part]);
@@ -201,6 +221,35 @@ fn a_table_of_captions_is_read_as_a_list() {
     refused(
         place.scan(),
         &["`a.png` has a caption in metadata.csv as well"],
+    );
+}
+
+/// The `csv` crate closes an open quote at the file's end, and the captions of all rows behind it are empty, or one.
+#[test]
+fn a_table_with_a_quote_too_few_or_too_many_is_refused_where_it_opens() {
+    let place = Place::new();
+    place.picture("a.png", 1).picture("b.png", 2);
+    let lenient = place.folder_with(|set| set.allow_empty_captions = true);
+    let never = "a quote that opens here is never closed";
+    let behind = "a quote that opens here has text behind its end";
+    for (rows, line, problem) in [
+        ("a.png,\"a tall red house\nb.png,a cat\n", 2, never),
+        ("a.png,x\nb.png,\"a cat", 3, never),
+        ("a.png,x\r\nb.png,\"a \"\"cat\"\"", 3, never),
+        ("a.png,\"a tall house\nb.png,\"a cat\"\n", 2, behind),
+        ("a.png,x\nb.png,\"a \"small\" cat\"\n", 3, behind),
+    ] {
+        place.write("metadata.csv", format!("file_name,text\n{rows}"));
+        refused(
+            told(&lenient).0,
+            &["metadata.csv", &format!("line {line}: {problem}")],
+        );
+    }
+    let sound = "file_name,text\na.png,\"two\nlines, \"\"and\"\" more\" \nb.png,5\" tall\n";
+    place.write("metadata.csv", sound);
+    assert_eq!(
+        captions(&told(&lenient).0.expect("scans")),
+        ["two\nlines, \"and\" more", "5\" tall"]
     );
 }
 

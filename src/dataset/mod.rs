@@ -11,6 +11,7 @@ pub mod clip;
 mod files;
 mod items;
 mod left_out;
+mod lists;
 mod names;
 mod natural;
 mod picture;

@@ -219,6 +219,14 @@ fn a_list_gives_captions_and_contradictions_are_refused() {
         ),
         ("{", "line 1: "),
         (
+            "{\"file_name\": \"a.png\", \"text\": \"x\", \"text\": \"y\"}",
+            "line 1: the field `text` is there twice",
+        ),
+        (
+            "{\"file_name\": \"a.png\", \"text\": \"\", \"caption\": \"x\"}",
+            "line 1: `text` is empty, and `caption` is not",
+        ),
+        (
             "{\"file_name\": \"../a.png\", \"text\": \"x\"}",
             "expected a path below the folder",
         ),
