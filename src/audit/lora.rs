@@ -122,6 +122,15 @@ pub fn lora(path: &Path, experiment: Option<&Experiment>) -> Result<LoraAudit, E
         why: format!("its `{METADATA_KEY}` metadata cannot be read: {e}"),
     })?;
     let mut notes = Vec::new();
+    if let (Some(model), Some(made)) = (&model, &made)
+        && made.flavor != model.flavor
+    {
+        notes.push(format!(
+            "the file says that it was trained for {family} {}: it is told against the Experiment's {}",
+            shown::text(&made.flavor),
+            shown::text(&model.flavor)
+        ));
+    }
     let flavor = match (model, &made) {
         (Some(model), _) => model.flavor,
         (None, Some(made)) => made.flavor.clone(),

@@ -5,6 +5,7 @@
 
 pub mod cache;
 mod complete;
+mod family;
 pub mod provenance;
 pub mod shards;
 mod source;
@@ -55,6 +56,22 @@ pub enum Error {
     SameFile {
         /// The file.
         path: PathBuf,
+    },
+    /// The LoRA says that it is for another family.
+    #[error(
+        "{}: expected a LoRA for `{wanted}`, found one for `{}`, as its metadata says (`{key}`): use it with a base model of that family",
+        shown::path(path),
+        shown::text(said)
+    )]
+    OtherFamily {
+        /// The file.
+        path: PathBuf,
+        /// The family that it is to be used for.
+        wanted: String,
+        /// The family that it is for.
+        said: String,
+        /// Where it says so.
+        key: &'static str,
     },
     /// The source is no LoRA that is read, or the result could not say all that is in it.
     #[error(transparent)]
@@ -184,10 +201,13 @@ impl ReadFile {
 /// Reads a LoRA of any known naming and family, from a file or a folder that PEFT or diffusers saved.
 ///
 /// # Errors
-/// If the file cannot be read or is none, or is not what plumb wrote.
+/// If the file cannot be read or is none, is not what plumb wrote, or says that it is for another family than the one that is wanted.
 pub fn read_lora(path: &Path, options: &ReadLora<'_>) -> Result<ReadFile, Error> {
     let source = Source::read(path)?;
     let lora = parse(&source, options)?;
+    if let Some(wanted) = options.family {
+        family::check(&lora.metadata, wanted, &source.file)?;
+    }
     Ok(ReadFile {
         digest: source.digest(lora.has_config),
         lora,

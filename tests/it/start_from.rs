@@ -278,3 +278,27 @@ fn a_run_does_not_go_on_from_another_lora() {
         .expect(1)
         .says("`adapter.from`: this run");
 }
+
+/// Modules and shapes of a miniature are those of several families: what the file says of itself counts.
+#[test]
+fn a_lora_of_another_family_is_refused_where_it_would_be_used() {
+    let started = Started::new("rank = 2");
+    let world = &started.world;
+    let bytes = world.read("first.safetensors");
+    let stored = SafeTensors::deserialize(&bytes).expect("sound");
+    let said = [("modelspec.architecture", "flux-1-dev/lora")];
+    let said = said.map(|(k, v)| (k.to_owned(), v.to_owned()));
+    let said = said.into_iter().collect();
+    let other = safetensors::serialize(stored.tensors(), Some(said)).expect("bytes");
+    world.write_bytes("other.safetensors", &other);
+    let refused = "other.safetensors: expected a LoRA for `sd3`, found one for `flux1`, as its metadata says (`modelspec.architecture`)";
+    started.set("other.safetensors", "", "x");
+    for args in [
+        &["train", "exp.toml"][..],
+        &["sample", "exp.toml", "--lora", "other.safetensors"],
+        &["audit", "--lora", "other.safetensors", "exp.toml"],
+    ] {
+        world.run(args).expect(1).says(refused);
+    }
+    assert!(!world.path("x/lora.safetensors").exists());
+}

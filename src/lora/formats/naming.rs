@@ -1,6 +1,11 @@
 //! The two names that each module of a network has: diffusers', which is ours, and that of the code its authors
 //! published, in which kohya's scripts and ComfyUI name LoRAs. Data of a family; nothing here knows one.
 
+use std::collections::BTreeMap;
+
+/// The keys of a file's metadata that name its base model.
+pub const STATED: [&str; 2] = ["modelspec.architecture", "ss_base_model_version"];
+
 /// How the modules of a family are called.
 #[derive(Debug)]
 pub struct Naming {
@@ -184,6 +189,29 @@ impl Naming {
     /// The module that diffusers calls so.
     pub fn ours(&self, name: &str) -> Option<NamedModule> {
         self.find(name, Spelling::Diffusers, false).pop()
+    }
+}
+
+/// The one of these families that a file's metadata names; `None` where it names none, or several alike.
+pub fn stated<'a>(
+    metadata: &BTreeMap<String, String>,
+    namings: &[&'a Naming],
+) -> Option<&'a Naming> {
+    let stated: String = STATED
+        .iter()
+        .filter_map(|key| metadata.get(*key).map(|value| value.to_lowercase()))
+        .collect();
+    // The longest of its marks, as one family's may begin another's: `flux` and `flux-2`.
+    let mark = |naming: &Naming| {
+        let marks = naming.metadata_marks.iter();
+        let there = marks.filter(|mark| stated.contains(**mark));
+        there.map(|mark| mark.len()).max()
+    };
+    let longest = namings.iter().filter_map(|naming| mark(naming)).max()?;
+    let mut named = (namings.iter()).filter(|naming| mark(naming) == Some(longest));
+    match (named.next(), named.next()) {
+        (Some(naming), None) => Some(naming),
+        _ => None,
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::experts::{self, Expert, OfExperts};
 use super::fuse;
 use super::keys::{Convention, ModuleAddress, TensorKey};
-use super::naming::{NamedModule, Naming};
+use super::naming::{NamedModule, Naming, stated};
 use super::{Format, Module};
 use crate::lora::Error;
 use crate::lora::file::stored::{AdapterTensors, StoredTensors, TensorRole, group_by_module};
@@ -367,26 +367,13 @@ fn stated_family<'a>(
     metadata: &BTreeMap<String, String>,
     fitting: &[&'a Naming],
 ) -> Option<&'a Naming> {
-    let stated: String = ["modelspec.architecture", "ss_base_model_version"]
-        .iter()
-        .filter_map(|key| metadata.get(*key).map(|value| value.to_lowercase()))
-        .collect();
-    // The longest of its marks, as one family's may begin another's: `flux` and `flux-2`.
-    let mark = |naming: &Naming| {
-        let marks = naming.metadata_marks.iter();
-        let there = marks.filter(|mark| stated.contains(**mark));
-        there.map(|mark| mark.len()).max()
-    };
-    let longest = fitting.iter().filter_map(|naming| mark(naming)).max();
-    let has_mark = |naming: &&&Naming| longest.is_some() && mark(naming) == longest;
     let has_width = |naming: &&&Naming| widths(named, naming).any(|is_listed| is_listed);
     let only = |found: Vec<&&'a Naming>| match found[..] {
         [naming] => Some(*naming),
         _ => None,
     };
     // Widths first: a tensor's shape cannot be wrong, a file's metadata can.
-    only(fitting.iter().filter(has_width).collect())
-        .or_else(|| only(fitting.iter().filter(has_mark).collect()))
+    only(fitting.iter().filter(has_width).collect()).or_else(|| stated(metadata, fitting))
 }
 
 /// Whether each linear of a listed name has a width that the family lists for it.

@@ -43,7 +43,7 @@ pub(super) fn naming() -> Naming {
         network_module: "networks.lora_sd3",
         implementation: "https://github.com/Stability-AI/sd3.5",
         base_version: None,
-        metadata_marks: &["stable-diffusion-3"],
+        metadata_marks: &["stable-diffusion-3", "sd3"],
         widths: &[(".attn.to_q", 1536), (".attn.to_q", 2432)],
         only_where_stated: false,
         ai_toolkit: AiToolkitNaming::Diffusers,
