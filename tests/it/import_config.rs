@@ -113,6 +113,91 @@ fn diffusers_scripts_of_the_newer_models_are_read() {
     assert!(!text.contains("differs"), "{text}");
 }
 
+/// Of each trainer, the batch size is that of one process.
+#[test]
+fn the_processes_of_a_run_become_micro_batches() {
+    let kohya = |launcher: &str| {
+        format!(
+            "{launcher} sdxl_train_network.py --pretrained_model_name_or_path m --train_data_dir d --network_module networks.lora \
+             --network_dim 4 --learning_rate 1e-4 --max_train_steps 9 --train_batch_size 4 --gradient_accumulation_steps 2"
+        )
+    };
+    let accelerate =
+        "compute_environment: LOCAL_MACHINE\ndistributed_type: MULTI_GPU\nnum_processes: 3\n";
+    let one_trainer = |more: &str| {
+        format!(
+            "{{\"training_method\": \"LORA\", \"model_type\": \"STABLE_DIFFUSION_XL_10_BASE\", \"base_model_name\": \"m\", \
+             \"batch_size\": 2, \"epochs\": 1 {more}}}"
+        )
+    };
+    let simple_tuner = "MODEL_FAMILY=sdxl\nPRETRAINED_MODEL_NAME_OR_PATH=m\nTRAIN_BATCH_SIZE=1\nMAX_NUM_STEPS=9\n\
+                        GRADIENT_ACCUMULATION_STEPS=2\nTRAINING_NUM_PROCESSES=4\n";
+    let check = |files: &[(&str, &str)], expected: &str| {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut args = vec!["import", "config"];
+        for (name, text) in files {
+            std::fs::write(folder.path().join(name), text).expect("written");
+            args.push(name);
+        }
+        args.extend(["--out", "exp.toml"]);
+        let ran = plumb(folder.path(), &args);
+        let made = std::fs::read_to_string(folder.path().join("exp.toml")).expect("made");
+        let found = made
+            .lines()
+            .find(|line| line.starts_with("gradient_accumulation"));
+        let found = found
+            .unwrap_or_default()
+            .split(" #")
+            .next()
+            .unwrap_or_default();
+        assert_eq!(found, expected, "{made}\n{}\n{}", ran.stdout, ran.stderr);
+        format!("{made}{}{}", ran.stdout, ran.stderr)
+    };
+    let said = check(
+        &[("k.sh", &kohya("accelerate launch --num_processes 2"))],
+        "gradient_accumulation = 4",
+    );
+    assert!(said.contains("times --num_processes"), "{said}");
+    assert!(
+        said.contains("each of 2 processes has the batch size"),
+        "{said}"
+    );
+    let six = "gradient_accumulation = 6";
+    check(
+        &[
+            ("k.sh", &kohya("accelerate launch --config_file a.yaml")),
+            ("a.yaml", accelerate),
+        ],
+        six,
+    );
+    check(
+        &[
+            ("k.sh", &kohya("accelerate launch --num_processes 1")),
+            ("a.yaml", accelerate),
+        ],
+        "gradient_accumulation = 2",
+    );
+    check(
+        &[("k.sh", &kohya("torchrun --nnodes 2 --nproc-per-node=8"))],
+        "gradient_accumulation = 32",
+    );
+    for launcher in [
+        "torchrun --nproc_per_node gpu",
+        "accelerate launch --multi_gpu",
+    ] {
+        let said = check(&[("k.sh", &kohya(launcher))], "gradient_accumulation = 2");
+        assert!(
+            said.contains("does not say on how many GPUs it runs"),
+            "{said}"
+        );
+    }
+    check(&[("config.env", simple_tuner)], "gradient_accumulation = 8");
+    let multi = one_trainer(", \"multi_gpu\": true, \"device_indexes\": \"0,2\"");
+    check(&[("c.json", &multi)], "gradient_accumulation = 2");
+    let single = one_trainer(", \"multi_gpu\": false, \"device_indexes\": \"0,2\"");
+    check(&[("c.json", &single)], "");
+}
+
 /// The trainers' own examples, with settings of text encoders that people add.
 #[test]
 fn configs_of_the_newer_models_are_read() {

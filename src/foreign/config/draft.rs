@@ -92,6 +92,27 @@ impl Draft {
         self.run.insert(field.to_owned(), slot);
     }
 
+    /// Multiplies a field that is a whole number, 1 where it is not set, on behalf of a row, whose setting is `place`.
+    pub(super) fn multiply(&mut self, field: &str, factor: i64, row: usize, place: &str) {
+        let slot = self.run.entry(field.to_owned()).or_insert_with(|| Slot {
+            value: Toml::Integer(1),
+            rank: (true, u8::MAX, usize::MAX),
+            rows: Vec::new(),
+        });
+        let Some(product) = slot.value.as_integer().map(|n| n.saturating_mul(factor)) else {
+            return;
+        };
+        slot.value = Toml::Integer(product);
+        let origin = match slot.rows.first().and_then(|first| self.origins.get(first)) {
+            Some(origin) => format!("{origin}, times {place}"),
+            None => place.to_owned(),
+        };
+        // The first row's is what a line says.
+        self.origins
+            .insert(slot.rows.first().copied().unwrap_or(row), origin);
+        slot.rows.push(row);
+    }
+
     /// The text of a field.
     pub(super) fn text_of(&self, field: &str) -> Option<String> {
         let slot = self.run.get(field)?;

@@ -14,6 +14,7 @@ mod draft;
 mod error;
 mod forms;
 mod knowledge;
+mod processes;
 mod read;
 mod report;
 mod setting;
@@ -130,7 +131,13 @@ pub fn import(files: &[PathBuf], options: &Options) -> Result<Imported, Error> {
         folder: main.parent().unwrap_or(Path::new(".")),
         sets: (0..gathered.sets).collect(),
     };
-    let rows = classifier.run(&gathered.settings, &mut draft);
+    let mut rows = classifier.run(&gathered.settings, &mut draft);
+    processes::apply(
+        &gathered.settings,
+        &mut draft,
+        &mut rows,
+        &mut gathered.notes,
+    );
     finish(
         trainer, &knowledge, &sources, gathered, told, draft, rows, options,
     )

@@ -1,6 +1,7 @@
 //! How each trainer's files are taken apart into settings: which part of its configuration a value belongs to, and which data
 //! sets it is about. What a setting does is no matter here.
 
+mod accelerate;
 mod ai_toolkit;
 mod detect;
 mod diffusers;
@@ -188,6 +189,12 @@ fn assignments(value: &Value) -> Option<Vec<(String, String)>> {
 /// # Errors
 /// If they are not that trainer's, or one that is named cannot be read.
 pub(super) fn gather(trainer: Trainer, sources: &mut Sources) -> Result<Gathered, Error> {
+    let mut gathered = of_trainer(trainer, sources)?;
+    accelerate::gather(sources, &mut gathered)?;
+    Ok(gathered)
+}
+
+fn of_trainer(trainer: Trainer, sources: &mut Sources) -> Result<Gathered, Error> {
     match trainer {
         Trainer::Kohya => kohya::gather(sources),
         Trainer::Musubi => musubi::gather(sources),
