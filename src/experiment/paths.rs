@@ -6,13 +6,15 @@ use std::path::{Path, PathBuf};
 
 use crate::shown;
 
+const DOLLAR: &str = "a dollar sign is written `$$`";
+
 /// Names and values of the environment.
 pub type Variables = BTreeMap<String, String>;
 
 /// A path with `~` and variables replaced; None where it has neither.
 ///
 /// # Errors
-/// If a variable is not set, with what to do.
+/// If a variable is not set or has no name, with what to do: a folder called `${HOME` is nobody's wish.
 pub(super) fn expand(path: &Path, variables: &Variables) -> Result<Option<PathBuf>, String> {
     // An address on the hub is no path.
     let Some(text) = path.to_str().filter(|text| !text.contains("://")) else {
@@ -52,20 +54,27 @@ fn variable<'a>(text: &'a str, variables: &'a Variables) -> Result<(&'a str, &'a
     if let Some(behind) = text.strip_prefix('$') {
         return Ok(("$", behind));
     }
-    let in_braces = text
-        .strip_prefix('{')
-        .and_then(|inner| inner.split_once('}'));
-    let (name, behind) = in_braces.unwrap_or_else(|| {
-        let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
-        text.split_at(text.find(|c| !is_name(c)).unwrap_or(text.len()))
-    });
-    if name.is_empty() || name.starts_with(|c: char| c.is_ascii_digit()) {
-        return Ok(("$", text));
+    let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let (name, behind) = match text.strip_prefix('{') {
+        Some(inner) => inner.split_once('}').ok_or_else(|| {
+            let inner = shown::text(inner);
+            format!("`${{{inner}`: expected a `}}` behind the variable's name; {DOLLAR}")
+        })?,
+        None => text.split_at(text.find(|c| !is_name(c)).unwrap_or(text.len())),
+    };
+    if name.is_empty()
+        || name.starts_with(|c: char| c.is_ascii_digit())
+        || !name.chars().all(is_name)
+    {
+        let found = shown::text(&text[..text.len() - behind.len()]).to_string();
+        return Err(format!(
+            "`${found}`: expected the name of a variable, as `$NAME` or `${{NAME}}`; {DOLLAR}"
+        ));
     }
     match variables.get(name) {
         Some(value) => Ok((value, behind)),
         None => Err(format!(
-            "the variable `${}` is not set; a dollar sign is written `$$`",
+            "the variable `${}` is not set; {DOLLAR}",
             shown::text(name)
         )),
     }
@@ -91,10 +100,20 @@ mod tests {
         check("~/a", Some("/home/me/a"));
         check("$HOME/a", Some("/home/me/a"));
         check("/x/${USER}s/$USER.b", Some("/x/mes/me.b"));
-        check("a$$b/$1/c$", Some("a$b/$1/c$"));
+        check("a$$b/$$1/$${c}$$", Some("a$b/$1/${c}$"));
         check("a${EMPTY}b", Some("ab"));
         check("hf://owner/$name", None);
-        for (path, why) in [("$GONE/a", "`$GONE` is not set"), ("~you/a", "only `~/`")] {
+        let name = "expected the name of a variable";
+        for (path, why) in [
+            ("$GONE/a", "`$GONE` is not set"),
+            ("~you/a", "only `~/`"),
+            ("${HOME/a", "`${HOME/a`: expected a `}` behind"),
+            ("a/${}", name),
+            ("${a b}/c", name),
+            ("$1/c", name),
+            ("$HOME$", name),
+            ("$ a", name),
+        ] {
             let said = expand(Path::new(path), &variables).expect_err("refused");
             assert!(said.contains(why), "{said}");
         }
