@@ -75,6 +75,18 @@ pub enum Error {
         /// What is free.
         free: String,
     },
+    /// The store is only read, and lacks entries.
+    #[error(
+        "{} is only read, and lacks {}: encode into a folder, or an s3://, gs:// or az:// address, under [store]",
+        shown::path(store),
+        shown::counted(*lacking, "entry")
+    )]
+    OnlyRead {
+        /// The store's address.
+        store: PathBuf,
+        /// How many entries it lacks.
+        lacking: u64,
+    },
     /// A caption and an encoder do not fit.
     #[error("{slot}: {source}")]
     Encoder {
@@ -237,7 +249,9 @@ pub fn run(
     missing::tell(&plan, &items, latents.as_ref(), monitor);
     let of_latents = latents.as_ref().map(PicturePlan::missing);
     // Of all together, before the first is begun.
-    check_room(&store, of_latents.into_iter().chain([plan.missing()]).sum())?;
+    let missing = of_latents.into_iter().chain([plan.missing()]).sum();
+    check_writable(&store, &missing)?;
+    check_room(&store, missing)?;
     let mut pauses = Pauses::of(&store, options);
     let embedded = plan.encode(options, &mut pauses, monitor)?;
     let pictures = match latents {
@@ -286,8 +300,23 @@ fn open_base(
     Ok(base)
 }
 
-/// Puts what was added to a store on object storage where others see it, and tells what was left out.
+/// Refuses to make what a store lacks that is only read: what came of it would be lost.
+pub(crate) fn check_writable(store: &Store, missing: &Missing) -> Result<(), Error> {
+    match store.is_only_read() && missing.entries > 0 {
+        true => Err(Error::OnlyRead {
+            store: store.shown().to_owned(),
+            lacking: missing.entries,
+        }),
+        false => Ok(()),
+    }
+}
+
+/// Puts what was added to a store on object storage where others see it, and tells what was left out. Of one that is only read nothing
+/// was added.
 pub(crate) fn share(store: &Store, monitor: &dyn Monitor) -> Result<Option<PushReport>, Error> {
+    if store.is_only_read() {
+        return Ok(None);
+    }
     let pushed = store.share(monitor)?;
     for problem in pushed.iter().flat_map(|pushed| &pushed.problems) {
         monitor.problem(&problem.to_string());

@@ -206,6 +206,12 @@ impl Store {
         self.layout.mirror.is_some()
     }
 
+    /// Whether it is one on object storage that nothing can be put into.
+    pub fn is_only_read(&self) -> bool {
+        let mirror = self.layout.mirror.as_ref();
+        mirror.is_some_and(|mirror| mirror.remote().address().is_read_only())
+    }
+
     /// Puts what was added to it since where others see it, for a store on object storage, and merges index parts there where many have come
     /// together; one in a folder needs nothing.
     ///

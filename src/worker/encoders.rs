@@ -227,6 +227,8 @@ impl Kept {
         lacking: &[(Fingerprint, &str)],
         monitor: &dyn Monitor,
     ) -> Result<HashMap<Fingerprint, Outcome>, Error> {
+        let (entries, bytes) = (lacking.len() as u64, 0);
+        encode::check_writable(&self.store, &encode::Missing { entries, bytes })?;
         let mut writer: StoreWriter = self.store.when_free(monitor, || self.store.writer())?;
         writer.put_spec(&encoder.fingerprint, &canonical_json(&encoder.spec))?;
         let mut found = each(encoder, network, lacking, |entry| Ok(writer.put(entry)?))?;

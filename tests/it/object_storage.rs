@@ -695,3 +695,33 @@ fn one_machine_encodes_and_another_trains() {
     let refused = run("one", &["encode", "exp.toml"]).expect(2);
     assert!(!refused.stderr.contains("hunter2"));
 }
+
+/// Over https a store is only read: what it lacks is refused before it is computed, and where it lacks nothing all is well.
+#[test]
+fn nothing_is_encoded_for_a_store_that_is_only_read() {
+    let Some(s3) = S3::start().filter(|s3| s3.is_open) else {
+        return;
+    };
+    let world = World::new();
+    world.run(&["encode", "exp.toml"]).expect(0);
+    let variables = s3.variables(&s3.server);
+    let caches = world.path("caches").display().to_string();
+    let mut variables: Vec<(&str, &str)> = (variables.iter())
+        .map(|(n, v)| (n.as_str(), v.as_str()))
+        .collect();
+    variables.push(("XDG_CACHE_HOME", &caches));
+    let run = |args: &[&str]| plumb_with(&world.path(""), args, &variables);
+    run(&["store", "push", "store", &s3.address(), "--contents"]).expect(0);
+    let public = proxy(&s3.server, |_, _, _| Fault::None);
+    let address = format!("http://{public}/{BUCKET}/{}", s3.prefix);
+    world.edit("path = \"store\"", &format!("path = \"{address}\""));
+    let all = run(&["--json", "encode", "exp.toml"]).expect(0).json();
+    assert_eq!(all["captions"][0]["encoded"], 0, "{all}");
+    assert!(all.get("pushed").is_none(), "{all}");
+    world.write("more.txt", "a caption that is not there");
+    let more = ["encode", "exp.toml", "--captions", "more.txt"];
+    for _ in 0..2 {
+        let refused = run(&more).expect(1);
+        refused.says(&format!("{address} is only read, and lacks 3 entries"));
+    }
+}
