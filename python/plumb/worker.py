@@ -22,6 +22,23 @@ ADDED = ("error", "entries")
 _ROWS = 4096
 
 
+def _captions(table: pa.Table, column: str) -> pa.ChunkedArray:
+    """The strings of a column, as the program would take them: a number that is written out would be another caption."""
+    names = table.column_names
+    if names.count(column) != 1:
+        raise Error(f"expected one column `{column}`, found {names.count(column)}; there are: {', '.join(names)}")
+    for name in ADDED:
+        if name in names:
+            raise Error(f"a column `{name}`, which is one of those that are added: give it another name")
+    captions = table.column(column)
+    kind = captions.type.value_type if pa.types.is_dictionary(captions.type) else captions.type
+    # Of no caption at all, pyarrow makes a column of nulls.
+    known = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null)
+    if not any(is_known(kind) for is_known in known):
+        raise Error(f"column `{column}`: expected strings, found {captions.type}")
+    return captions.cast(pa.large_string())
+
+
 class Worker:
     """One process, with the encoders in it for as long as it lives.
 
@@ -45,8 +62,11 @@ class Worker:
             raise Error(f"{command[0]}: cannot be run: {error}") from None
 
     def encode(self, table: pa.Table, column: str = "caption") -> pa.Table:
-        """`table` with the columns `ADDED`, of the captions in `column`. Raises Error where the process ends with one."""
-        captions = table.column(column).cast(pa.large_string())
+        """`table` with the columns `ADDED`, of the captions in `column`.
+
+        Raises Error where these are no strings, the table has such columns already, or the process ends with an error.
+        """
+        captions = _captions(table, column)
         rows = pa.table({"caption": captions}).combine_chunks()
         # Of no rows, one batch without any: the columns come with it.
         batches = rows.to_batches(max_chunksize=_ROWS) or [pa.RecordBatch.from_pylist([], rows.schema)]

@@ -77,6 +77,28 @@ class OneProcess(unittest.TestCase):
             self.assertEqual(len(row["entries"]), 0 if row["error"] else 3)
             self.assertLessEqual(digests(row["entries"]).items(), expected.items())
 
+    def test_what_the_program_refuses_is_refused_before_it_is_asked(self) -> None:
+        world = World(self)
+        texts = ["a red circle, 0"]
+        with Worker(world.experiment("none"), threads=1, options=("--device", "cpu")) as worker:
+            for table, said in (
+                (pa.table({"caption": [1, 2]}), "column `caption`: expected strings, found int64"),
+                (pa.table({"caption": [True]}), "expected strings, found bool"),
+                (pa.table({"caption": [b"a"]}), "expected strings, found binary"),
+                (pa.table({"caption": pa.array([1]).dictionary_encode()}), "expected strings, found dictionary"),
+                (pa.table({"text": texts}), "expected one column `caption`, found 0; there are: text"),
+                (pa.table([texts, texts], names=["caption", "caption"]), "expected one column `caption`, found 2"),
+                (pa.table({"caption": texts, "error": ["x"]}), "a column `error`, .* give it another name"),
+                (pa.table({"caption": texts, "entries": ["x"]}), "a column `entries`, .* give it another name"),
+            ):
+                with self.assertRaisesRegex(plumb.Error, said):
+                    worker.encode(table)
+            # Refused before the process got anything: it goes on.
+            for kind in (pa.large_string(), pa.string_view(), pa.dictionary(pa.int8(), pa.string())):
+                made = worker.encode(pa.table({"caption": pa.array(texts).cast(kind)}))
+                self.assertEqual(made["error"].to_pylist(), [None])
+            self.assertIn("null", worker.encode(pa.table({"caption": [None]}))["error"].to_pylist()[0])
+
     def test_the_error_of_the_process_is_raised(self) -> None:
         world = World(self)
         path = world.experiment("broken")
