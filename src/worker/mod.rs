@@ -9,6 +9,7 @@
 //!
 //! A batch is read when all of the one before is written, so that who reads slowly is waited for and memory stays bounded.
 
+mod compact;
 mod encoders;
 mod input;
 mod output;

@@ -19,6 +19,7 @@ use arrow_buffer::OffsetBuffer;
 use arrow_schema::{DataType, Field, Fields, Schema, SchemaRef};
 
 use super::Row;
+use super::compact::compact;
 use super::encoders::{Made, MadePart};
 
 const ERROR: &str = "error";
@@ -55,7 +56,11 @@ pub(super) fn batch(
         .iter()
         .map(|row| row.as_ref().map_or(0, |made| made.len()));
     let entries = list(entry_array(&entries, with_data), lengths)?;
-    let mut columns = input.columns().to_vec();
+    // Rows of a batch that came, which their columns may have the whole of behind them.
+    let columns = input.columns().iter().map(compact);
+    let mut columns: Vec<ArrayRef> = columns
+        .collect::<Result<_, _>>()
+        .map_err(|e| e.to_string())?;
     columns.extend([Arc::new(errors) as ArrayRef, entries]);
     RecordBatch::try_new(schema.clone(), columns).map_err(|e| e.to_string())
 }
