@@ -53,6 +53,17 @@ fn json_line(line: &str, column: Option<&str>) -> Result<Line, String> {
     })
 }
 
+/// The text in a field of a JSON object in one line.
+///
+/// # Errors
+/// If it is no object, or has no such field once.
+pub(crate) fn json_text(line: &str, field: &str) -> Result<String, String> {
+    let fields = Fields::read(line, &format!("`{field}`"))?;
+    fields
+        .text(field)?
+        .ok_or_else(|| format!("no field `{field}`"))
+}
+
 fn twice(what: &str, name: &str) -> String {
     format!(
         "the {what} `{}` is there twice: remove one",

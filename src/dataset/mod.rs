@@ -29,6 +29,7 @@ use std::path::{Path, PathBuf};
 
 pub use bucket::{BucketError, BucketRules, Buckets, Placement};
 pub use items::{ViewRules, open, open_usable};
+pub(crate) use lists::json_text;
 pub(crate) use picture::guarded;
 pub use picture::{PictureError, PictureFile, PreparedPicture};
 pub use references::{OwnSize, Preview, previews};

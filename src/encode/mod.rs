@@ -357,19 +357,31 @@ fn keep(
 /// The largest file of captions, in bytes.
 const MAX_CAPTIONS_FILE: u64 = 256 << 20;
 
-/// One caption a line, exactly as it stands there; only the line's end is no part of it.
+/// One caption a line, exactly as it stands there; only the line's end is no part of it. Of a `.jsonl` file, that in the field `caption` of
+/// each line's object, so that captions may have line ends.
 fn read_captions(file: &Path) -> Result<Vec<String>, Error> {
     let fail = |why: String| Error::Captions {
         file: file.to_owned(),
         why,
     };
     let text = experiment::read_text(file, MAX_CAPTIONS_FILE).map_err(fail)?;
-    let long = |line: &str| line.len() > captions::MAX_CAPTION_BYTES;
-    if let Some((n, line)) = text.lines().enumerate().find(|(_, line)| long(line)) {
-        let (line, bytes, most) = (n + 1, line.len(), captions::MAX_CAPTION_BYTES);
-        return Err(fail(format!(
-            "line {line}: expected a caption of at most {most} bytes, found {bytes}"
-        )));
-    }
-    Ok(text.lines().map(str::to_owned).collect())
+    let is_json = file.extension().is_some_and(|end| end == "jsonl");
+    let caption = |line: &str| {
+        let caption = match is_json {
+            true => dataset::json_text(line, "caption")?,
+            false => line.to_owned(),
+        };
+        let (bytes, most) = (caption.len(), captions::MAX_CAPTION_BYTES);
+        match bytes > most {
+            true => Err(format!(
+                "expected a caption of at most {most} bytes, found {bytes}"
+            )),
+            false => Ok(caption),
+        }
+    };
+    (1..)
+        .zip(text.lines())
+        .filter(|(_, line)| !(is_json && line.trim().is_empty()))
+        .map(|(n, line)| caption(line).map_err(|why| fail(format!("line {n}: {why}"))))
+        .collect()
 }

@@ -181,6 +181,48 @@ fn captions_become_entries_row_by_row_or_errors() {
     assert_eq!(crate::util::listing(&world.path("store")), files);
 }
 
+/// What the manual says keeps a worker's entries, for captions that no line of a text file can be.
+#[test]
+fn captions_with_line_ends_are_kept_by_a_file_of_json_lines() {
+    let world = World::new();
+    let captions = ["two\nlines", " a blank before", ""];
+    let stored = talk(&world, &["--store"], &[batch(0, &captions.map(Some))], 0);
+    assert_eq!(errors(&stored[0]), [None, None, None]);
+    let lines =
+        captions.map(|caption| serde_json::json!({ "caption": caption, "id": 1 }).to_string());
+    world.write("captions.jsonl", &(lines.join("\n\n") + "\n"));
+    let encode = [
+        "--json",
+        "encode",
+        "exp.toml",
+        "--captions",
+        "captions.jsonl",
+    ];
+    let report = world.run(&encode).expect(0).json();
+    let of_first = &report["captions"][0];
+    assert_eq!(
+        (&of_first["encoded"], &of_first["present"]),
+        (&0.into(), &3.into())
+    );
+    let gc = ["store", "gc", "store", "--grace-hours", "0"];
+    world.run(&gc).expect(0).says("0 entries removed");
+    for (line, said) in [
+        ("a cat", "captions.jsonl: line 1: "),
+        (
+            "[\"a cat\"]",
+            "line 1: expected an object with `caption`, found a list",
+        ),
+        ("{\"text\": \"a cat\"}", "line 1: no field `caption`"),
+        (
+            "\n{\"caption\": 7}",
+            "line 2: `caption` is a number, expected a text",
+        ),
+    ] {
+        world.write("captions.jsonl", line);
+        world.run(&encode[1..]).expect(1).says(said);
+    }
+}
+
 #[test]
 fn a_batch_is_read_when_the_one_before_is_written() {
     let world = World::new();

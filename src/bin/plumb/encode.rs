@@ -17,7 +17,8 @@ use crate::world::{self, DeviceArgs, WaitArgs};
 pub(crate) struct Args {
     /// The Experiment file.
     pub(crate) experiment: PathBuf,
-    /// Encode the captions in this text file, one a line (an empty line is the empty caption), and nothing else.
+    /// Encode the captions in this text file, one a line (an empty line is the empty caption), and nothing else. Of a `.jsonl` file, each
+    /// line is an object with a `caption`, which may have line ends.
     #[arg(long, value_name = "FILE")]
     pub(crate) captions: Option<PathBuf>,
     /// Do part I of N (as `2/8`) of the work, for several processes or machines at one store.
