@@ -9,7 +9,7 @@ use arrow_array::{ArrayRef, RecordBatch};
 use arrow_buffer::Buffer;
 use arrow_ipc::convert::try_fb_to_schema;
 use arrow_ipc::reader::{read_dictionary, read_record_batch};
-use arrow_ipc::{Message, MessageHeader, root_as_message};
+use arrow_ipc::{CompressionType, Message, MessageHeader, root_as_message};
 use arrow_schema::{ArrowError, DataType, Schema, SchemaRef};
 
 use crate::dataset::guarded;
@@ -62,6 +62,7 @@ impl<R: Read> Batches<R> {
             let Some((description, body)) = read_message(&mut self.source)? else {
                 return Ok(None);
             };
+            check_compression(&description)?;
             if let Some(batch) = contained(|| self.decode(&description, &body))? {
                 return Ok(Some(batch));
             }
@@ -97,6 +98,29 @@ impl<R: Read> Batches<R> {
 
 fn parse(description: &[u8]) -> Result<Message<'_>, ArrowError> {
     root_as_message(description).map_err(|e| ArrowError::IpcError(e.to_string()))
+}
+
+/// Refuses a batch that is compressed: it may grow to any size.
+fn check_compression(description: &[u8]) -> Result<(), String> {
+    let codec = contained(|| {
+        let message = parse(description)?;
+        let of_dictionary = message.header_as_dictionary_batch();
+        let batch = of_dictionary
+            .and_then(|batch| batch.data())
+            .or_else(|| message.header_as_record_batch());
+        Ok(batch
+            .and_then(|batch| batch.compression())
+            .map(|compression| compression.codec()))
+    })?;
+    let name = match codec {
+        None => return Ok(()),
+        Some(CompressionType::ZSTD) => "zstd",
+        Some(CompressionType::LZ4_FRAME) => "lz4",
+        Some(_) => "a codec that is not known",
+    };
+    Err(format!(
+        "the stream's batches are compressed with {name}: write them uncompressed, as `compression=None` of pyarrow's IpcWriteOptions does"
+    ))
 }
 
 /// Runs arrow's code on bytes of others; what it says is shown in one line.

@@ -87,6 +87,24 @@ fn what_is_no_stream_of_captions_is_told_in_one_line() {
     }
 }
 
+/// One row as pyarrow writes it with `compression="zstd"`.
+const COMPRESSED: &str = "/////3AAAAAQAAAAAAAKAAwABgAFAAgACgAAAAABBAAMAAAACAAIAAAABAAIAAAABAAAAAEAAAAUAAAAEAAUAAgABgAHAAwAAAAQABAAAAAAAAEFEAAAABwA\
+    AAAEAAAAAAAAAAcAAABjYXB0aW9uAAQABAAEAAAA/////7AAAAAUAAAAAAAAAAwAGAAGAAUACAAMAAwAAAAAAwQAHAAAADgAAAAAAAAAAAAAAAwAHgAQAAQA\
+    CAAMAAwAAABgAAAAJAAAABgAAAABAAAAAAAAAAAAAAAAAAYACAAHAAYAAAAAAAABAwAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAABkAAAAAAAAAIAAAAAAA\
+    AAAWAAAAAAAAAAAAAAABAAAAAQAAAAAAAAAAAAAAAAAAAAgAAAAAAAAAKLUv/SAIQQAAAAAAAAUAAAAAAAAAAAAABQAAAAAAAAAotS/9IAUpAABhIGNhdAAA\
+    /////wAAAAA=";
+
+#[test]
+fn a_compressed_stream_is_called_so() {
+    use base64::Engine as _;
+    let bytes = base64::engine::general_purpose::STANDARD.decode(COMPRESSED);
+    let said = read(&bytes.expect("base64")).expect_err("compressed");
+    assert_eq!(
+        said,
+        "the stream's batches are compressed with zstd: write them uncompressed, as `compression=None` of pyarrow's IpcWriteOptions does"
+    );
+}
+
 /// Whatever a byte says, there is an error or there are captions; a length that is believed would end this test for lack of memory.
 #[test]
 fn damage_is_an_error_or_other_captions() {
