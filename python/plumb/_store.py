@@ -60,6 +60,11 @@ class Store:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
+        # Of a pathlib.Path, one slash is left.
+        if re.match("(s3|gs|az|https?):/", os.fspath(path)):
+            # What may have a password in it is not shown.
+            where = "the address" if "@" in os.fspath(path) else os.fspath(path)
+            raise Error(f"{shown(where)[1:-1]}: expected a folder, found an address: `plumb store pull ADDRESS FOLDER` fetches it into one")
         self.path = absolute(path)
         self._indexes: dict[str, Index] = {}
         self._experiments: dict[str, tuple[str, Recipe]] = {}

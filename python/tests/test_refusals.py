@@ -80,6 +80,10 @@ class Refused(unittest.TestCase):
         world = World(self)
         with self.assertRaisesRegex(plumb.Error, "there is no such folder"):
             plumb.Store(world.store)
+        with self.assertRaisesRegex(plumb.Error, "^s3://bucket/x: expected a folder, found an address: `plumb store pull"):
+            plumb.Store("s3://bucket/x")
+        with self.assertRaisesRegex(plumb.Error, "^the address: expected a folder"):
+            plumb.Store("s3://me:secret@bucket/x")
         world.store.mkdir()
         with self.assertRaisesRegex(plumb.Error, "the folder holds no store.json"):
             plumb.Store(world.store)
