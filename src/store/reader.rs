@@ -356,7 +356,8 @@ impl StoreReader {
         };
         let mut count = 0;
         for candidate in entries.iter().filter_map(|entry| table.find(entry).first()) {
-            let rows = snapshot.payload_rows(&self.layout, spec, candidate)?;
+            let rows = snapshot.payload_rows(&self.layout, spec, candidate);
+            let rows = rows.map_err(mendable)?;
             count += u64::from(rows.first().is_some_and(|row| row.truncated));
         }
         Ok(count)
@@ -374,7 +375,8 @@ impl StoreReader {
             };
             // Read once more, a part at a time: who looks for entries need not hold how large they are.
             for (number, part) in table.parts.iter().enumerate() {
-                for rows in (part.source).decode(&self.layout, spec, index::presence)? {
+                let entries = (part.source).decode(&self.layout, spec, index::presence);
+                for rows in entries.map_err(mendable)? {
                     // Of several places the first is the one that counts.
                     let first = table.find(&rows.entry).first();
                     if first.is_some_and(|c| (c.part as usize, c.row) == (number, rows.row)) {
@@ -399,7 +401,8 @@ impl StoreReader {
             let Some(candidate) = table.find(entry).first() else {
                 return Ok(None);
             };
-            let records = snapshot.records(&self.layout, spec, candidate.part)?;
+            let records = snapshot.records(&self.layout, spec, candidate.part);
+            let records = records.map_err(mendable)?;
             Ok(records.into_iter().find(|r| r.entry == *entry))
         })
     }
@@ -424,7 +427,8 @@ impl StoreReader {
                 of_part.insert(candidate.entry);
             }
             for (part, wanted) in by_part {
-                let records = snapshot.records(&self.layout, spec, part)?;
+                let records = snapshot.records(&self.layout, spec, part);
+                let records = records.map_err(mendable)?;
                 let records = records.into_iter().filter(|r| wanted.contains(&r.entry));
                 found.extend(records.map(|record| (record.entry, record)));
             }
@@ -452,10 +456,21 @@ impl StoreReader {
                         Ok(())
                     })
                 };
-                part.source.decode(&self.layout, spec, told)?;
+                (part.source.decode(&self.layout, spec, told)).map_err(mendable)?;
             }
             Ok(())
         })
+    }
+}
+
+/// Of an index part that lists its entries and says something else wrongly: with what mends it.
+fn mendable(error: Error) -> Error {
+    match error {
+        Error::Malformed { path, why } => Error::Malformed {
+            path,
+            why: format!("{why}; `plumb store rebuild-index` and encoding again mend it"),
+        },
+        other => other,
     }
 }
 

@@ -286,6 +286,27 @@ fn hostile_index_parts_are_told_of_and_cost_only_themselves() {
     assert_eq!(readable(&store, 2, &["bad"]), ["bad"]);
 }
 
+/// Such a part lists its entries, so that nothing else says what mends it.
+#[test]
+fn a_part_that_is_wrong_beside_its_list_of_entries_says_what_mends_it() {
+    let (dir, store) = scene();
+    let sound = index_bytes(dir.path());
+    plant_index(dir.path(), &with_column(&sound, "dtype", &texts("F999")));
+    let reader = store.reader().expect("a reader");
+    let (of, entries) = (spec(2).0, reader.entries(&spec(2).0));
+    assert_eq!(entries.len(), 1);
+    for said in [
+        reader.truncated(&of, &entries).map(|_| ()),
+        reader.record(&of, &entries[0]).map(|_| ()),
+        reader.records_of(&of, &entries).map(|_| ()),
+        reader.each_record(&of, &mut |_| ()),
+    ] {
+        let said = said.expect_err("no such type").to_string();
+        assert!(said.contains("column dtype"), "{said}");
+        assert!(said.contains("`plumb store rebuild-index`"), "{said}");
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 128, failure_persistence: None, ..ProptestConfig::default() })]
 
