@@ -35,6 +35,8 @@ pub enum Scaling {
     OfDenoiser,
     /// Scaled without the shift that the model has.
     WithoutShift,
+    /// So that what a trainer makes of them by statistics of its own, which are not the model's, is as the denoiser takes them.
+    OfTrainer,
 }
 
 /// Which latents of the VAE's distribution.
@@ -436,8 +438,9 @@ impl Looker<'_> {
         }
         let spread = (0.5 / mean.elem_count() as f64).sqrt();
         let geometry = self.base.latent_geometry();
+        let caches = self.base.denoiser.family.caches;
         let mut best: Option<Fit> = None;
-        for (scaling, plain, spread_by) in scalings(&geometry, latents)? {
+        for (scaling, plain, spread_by) in scalings(&geometry, caches, latents)? {
             let fit = Fit {
                 spread_by,
                 part: match geometry.draws_from_posterior() {

@@ -5,6 +5,7 @@ use candle_core::{Device, Tensor};
 use super::Error;
 use super::latents::Scaling;
 use crate::foreign::cache;
+use crate::models::cache_names::CacheNames;
 use crate::recipe::latents::LatentStatistics;
 use crate::shown;
 use crate::vae::LatentGeometry;
@@ -52,6 +53,7 @@ pub(super) fn shaped(
 /// mean of the logarithms.
 pub(super) fn scalings(
     geometry: &LatentGeometry,
+    caches: Option<&CacheNames>,
     latents: &Tensor,
 ) -> Result<Vec<(Scaling, Tensor, f64)>, Error> {
     let mut all = vec![(Scaling::OfVae, latents.clone(), 0.0)];
@@ -75,5 +77,18 @@ pub(super) fn scalings(
         geometry.denormalize(latents)?,
         spread_by,
     ));
+    let kohya = caches.and_then(|names| names.kohya.as_ref()?.statistics);
+    let musubi = caches.and_then(|names| names.musubi.as_ref()?.statistics);
+    // Mostly both have the same, which are the model's as well.
+    for (scale, shift) in kohya.into_iter().chain(musubi.filter(|_| musubi != kohya)) {
+        if geometry.statistics != (LatentStatistics::Shared { scale, shift }) {
+            let scaled = latents.affine(scale, -shift * scale)?;
+            all.push((
+                Scaling::OfTrainer,
+                geometry.denormalize(&scaled)?,
+                spread_by + scale.abs().ln(),
+            ));
+        }
+    }
     Ok(all)
 }

@@ -147,6 +147,20 @@ fn kohya_finds_sequences_masks_and_raw_latents() {
     world
         .run(&[&again[..], &["--overwrite"]].concat())
         .expect(0);
+    // Which is no sign of another filter: the numbers are those of the pictures, once they are scaled back.
+    let audit = world.run(&["--json", "audit", "cache", "exp.toml"]).json();
+    let found = &audit["pictures"];
+    assert_eq!(
+        found["scaling"],
+        serde_json::json!([["of_trainer", 3]]),
+        "{found}"
+    );
+    assert_eq!(
+        found["placed"][0]["resampling"],
+        serde_json::json!(["spec"]),
+        "{found}"
+    );
+    assert_eq!(found["placed"][0]["reproduced"], true, "{found}");
 }
 
 #[test]

@@ -12,6 +12,9 @@ pub(super) fn words(found: &LatentsFinding) -> Vec<String> {
         let words = match scaling {
             Scaling::OfVae => "as the VAE gives them, unscaled",
             Scaling::OfDenoiser => "scaled as the denoiser takes them",
+            Scaling::OfTrainer => {
+                "scaled for the trainer's own statistics, which are not this VAE's"
+            }
             Scaling::WithoutShift => "scaled without the base model's shift",
         };
         format!("{n} {words}")
