@@ -198,6 +198,27 @@ impl BaseModel {
         ))
     }
 
+    /// Why a prediction of the denoiser, computed in `dtype` with or without a LoRA, may be no finite number, and what to do. Its weights
+    /// were finite when they were read.
+    pub fn why_not_finite(&self, dtype: DType, with_lora: bool) -> String {
+        let model = shown::path(&self.denoiser.components.path);
+        let mut why = match with_lora {
+            false => format!("the weights of {model} are damaged"),
+            true => format!(
+                "the weights of {model} or the LoRA's are damaged, or its strength is too high"
+            ),
+        };
+        if dtype != DType::F32 {
+            let dtype = dtype.as_str();
+            why +=
+                &format!(", or {dtype} is too coarse for them (`[train] compute = \"f32\"` shows)");
+        }
+        if self.experiment.model().products == Some(Products::Fp8) {
+            why += ", or 8-bit products are (leaving out `[model] compute = \"fp8\"` shows)";
+        }
+        why
+    }
+
     /// The digest of the denoiser's weights.
     ///
     /// # Errors

@@ -125,16 +125,18 @@ pub enum Error {
     Store(#[from] store::Error),
     /// A loss is no number.
     #[error(
-        "{}: the loss of {} is {loss}",
-        shown::path(lora),
+        "{}: the loss of {} is {loss}: {why}",
+        shown::path(by),
         shown::path(picture)
     )]
     NotFinite {
-        /// The LoRA.
-        lora: PathBuf,
+        /// The LoRA, or the base model where it is measured alone.
+        by: PathBuf,
         /// The picture.
         picture: PathBuf,
         /// NaN or an infinity.
         loss: f64,
+        /// Why that may be, and what to do.
+        why: String,
     },
 }

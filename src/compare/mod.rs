@@ -103,7 +103,9 @@ pub fn run(
     ];
     let Losses { both, base } = stage.measure(denoiser, &bound, options, monitor)?;
     let files = [a_before.file.as_path(), b_before.file.as_path()];
-    check_finite(files, &stage.pictures, &both)?;
+    for (number, losses) in both.iter().chain(&base).enumerate() {
+        stage.check_finite((denoiser, files.get(number).copied()), losses)?;
+    }
     let (pictures, of_a) = measure::by_file(&stage.pictures, &both[0]);
     let both = [of_a, measure::by_file(&stage.pictures, &both[1]).1];
     let base = base.map(|losses| measure::by_file(&stage.pictures, &losses).1);
@@ -270,6 +272,27 @@ impl Stage {
         Ok(Losses { both, base })
     }
 
+    /// That the losses of a LoRA, or of the base model, are numbers.
+    fn check_finite(
+        &self,
+        (denoiser, lora): (&dyn Denoiser, Option<&Path>),
+        losses: &[LossesOf],
+    ) -> Result<(), Error> {
+        for (item, of_picture) in self.pictures.iter().zip(losses) {
+            if let Some(&loss) = of_picture.iter().find(|loss| !loss.is_finite()) {
+                return Err(Error::NotFinite {
+                    by: lora
+                        .unwrap_or(&self.base.denoiser.components.path)
+                        .to_owned(),
+                    picture: item.picture.clone(),
+                    loss,
+                    why: self.base.why_not_finite(denoiser.dtype(), lora.is_some()),
+                });
+            }
+        }
+        Ok(())
+    }
+
     /// Writes the sheet of previews: the base model, A, B.
     fn previews(
         &self,
@@ -370,23 +393,4 @@ fn tell_recipes(loras: &[Lora; 2], recipes: &[Recipe; 2], under: &Under, monitor
              recipe for them; --recipe measures both under one",
         );
     }
-}
-
-fn check_finite(
-    files: [&Path; 2],
-    pictures: &[Item],
-    losses: &[Vec<LossesOf>; 2],
-) -> Result<(), Error> {
-    for (file, losses) in files.into_iter().zip(losses) {
-        for (item, of_picture) in pictures.iter().zip(losses) {
-            if let Some(&loss) = of_picture.iter().find(|loss| !loss.is_finite()) {
-                return Err(Error::NotFinite {
-                    lora: file.to_owned(),
-                    picture: item.picture.clone(),
-                    loss,
-                });
-            }
-        }
-    }
-    Ok(())
 }

@@ -233,6 +233,11 @@ impl Bound {
         Self::default()
     }
 
+    /// Whether no module has an adapter.
+    pub fn is_empty(&self) -> bool {
+        self.adapters.is_empty()
+    }
+
     /// The same, with some blocks run again for their gradients.
     #[must_use]
     pub fn with_recompute(mut self, recompute: Recompute) -> Self {

@@ -91,7 +91,7 @@ pub enum Error {
     },
     /// A loss is no number.
     #[error(
-        "{}: the loss under {label} is not finite; with `compute = \"f32\"` under [model] it may be",
+        "{}: the loss under {label} is NaN or infinite: {why}",
         shown::path(picture)
     )]
     NotFinite {
@@ -99,6 +99,8 @@ pub enum Error {
         picture: PathBuf,
         /// The recipe.
         label: String,
+        /// Why that may be, and what to do.
+        why: String,
     },
     /// Tensors.
     #[error("{0}")]

@@ -174,6 +174,7 @@ impl Row {
 /// The pictures measured so far.
 pub struct Measurement<'a> {
     recipes: Vec<(String, ModelCache<'a>)>,
+    base: &'a BaseModel,
     denoiser: &'a dyn Denoiser,
     options: DrawOptions,
     draws: Draws,
@@ -186,7 +187,7 @@ impl<'a> Measurement<'a> {
     /// # Errors
     /// If it cannot be read.
     pub fn open(
-        base: &BaseModel,
+        base: &'a BaseModel,
         compared: &'a ComparedRecipes,
         (store, subjects): (&Store, &[Subject]),
         denoiser: &'a dyn Denoiser,
@@ -196,6 +197,7 @@ impl<'a> Measurement<'a> {
         let labels = compared.recipes.iter().map(|c| c.candidate.label());
         Ok(Self {
             recipes: labels.zip(caches).collect(),
+            base,
             denoiser,
             options: DrawOptions::of(base).unweighted(),
             draws,
@@ -281,6 +283,7 @@ impl<'a> Measurement<'a> {
                     return Err(Error::NotFinite {
                         picture: item.picture.clone(),
                         label: self.recipes[recipe].0.clone(),
+                        why: self.base.why_not_finite(self.denoiser.dtype(), false),
                     });
                 }
                 match number < own {

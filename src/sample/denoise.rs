@@ -1,9 +1,10 @@
 //! From noise to a picture, by the steps of a sampler with classifier-free guidance. All noise is drawn from the seed on the host,
 //! so it is the same everywhere.
 
-use candle_core::{Device, Result, Tensor, bail};
+use candle_core::{DType, Device, Result, Tensor, bail};
 use image::RgbImage;
 
+use super::Error;
 use crate::autograd::Tape;
 use crate::cache::{Conditioning, batch};
 use crate::diffusion::{
@@ -50,7 +51,7 @@ pub struct SampleOptions {
 /// `unconditional` is needed unless the guidance is 1. `each_step` is called after every step.
 ///
 /// # Errors
-/// If the size does not fit the model, or the model fails.
+/// If the size does not fit the model, the model fails, or what it makes is not finite.
 pub fn sample(
     denoiser: &dyn Denoiser,
     adapters: &Bound,
@@ -59,7 +60,7 @@ pub fn sample(
     unconditional: Option<&Conditioning>,
     options: &SampleOptions,
     each_step: &dyn Fn(),
-) -> Result<Tensor> {
+) -> std::result::Result<Tensor, Error> {
     let noise = start_noise(geometry, options)?;
     sample_from(
         denoiser,
@@ -84,11 +85,11 @@ pub fn sample_from(
     unconditional: Option<&Conditioning>,
     options: &SampleOptions,
     each_step: &dyn Fn(),
-) -> Result<Tensor> {
+) -> std::result::Result<Tensor, Error> {
     let mut sampling = Sampling::start(noise, conditional, unconditional, options)?;
     let all = (Band::WHOLE, options.guidance);
     sampling.advance((denoiser, adapters), all, each_step)?;
-    sampling.finish()
+    Ok(sampling.finish()?)
 }
 
 /// A sample under way. Between two steps, another network may take over.
@@ -132,19 +133,22 @@ impl Sampling {
     /// Takes the steps from here on whose noise levels are in the band, under this guidance.
     ///
     /// # Errors
-    /// If the guidance needs the unconditional entry and there is none, or the model fails.
+    /// If the guidance needs the unconditional entry and there is none, the model fails, or what it makes is not finite.
     pub fn advance(
         &mut self,
         (denoiser, adapters): (&dyn Denoiser, &Bound),
         (levels, guidance): (Band, f64),
         each_step: &dyn Fn(),
-    ) -> Result<()> {
+    ) -> std::result::Result<(), Error> {
         let options = &self.options;
         // A guidance of 1 gives the conditional prediction: half of the work is saved.
         let guided = match (guidance == 1.0, &self.unconditional) {
             (true, _) => None,
             (false, Some(unconditional)) => Some(unconditional),
-            (false, None) => bail!("a guidance of {guidance} needs the unconditional entry"),
+            (false, None) => {
+                let what = format!("a guidance of {guidance} needs the unconditional entry");
+                return Err(candle_core::Error::Msg(what).into());
+            }
         };
         let model = Model {
             denoiser,
@@ -174,6 +178,15 @@ impl Sampling {
             let noise = || step_noise(latents, options, self.done);
             self.latents = self.run.step(self.done, latents, &prediction, noise)?;
             self.done += 1;
+            // What is NaN once stays so, and would be a black picture.
+            if !is_finite(&self.latents)? {
+                let steps = self.run.num_steps();
+                return Err(Error::NotFinite {
+                    what: format!("sampler step {} of {steps}: the prediction is", self.done),
+                    why: "the weights are damaged, or overflow in the type that they compute in"
+                        .to_owned(),
+                });
+            }
             each_step();
         }
         Ok(())
@@ -198,15 +211,50 @@ impl Sampling {
 /// Turns what the denoiser made, a batch of one, into the frames of a clip, one after the other; a picture is one of one frame.
 ///
 /// # Errors
-/// If the decoder or `take` fails.
+/// If the decoder or `take` fails, or a pixel is not finite.
 pub fn decode(
     decoder: &LatentDecoder,
     geometry: &LatentGeometry,
     latents: &Tensor,
-    take: &mut dyn FnMut(RgbImage) -> Result<()>,
-) -> Result<()> {
+    take: &mut dyn FnMut(RgbImage) -> std::result::Result<(), Error>,
+) -> std::result::Result<(), Error> {
     let latents = geometry.denormalize(latents)?.to_device(decoder.device())?;
-    decoder.decode(&latents, &mut |pixels| take(picture(&pixels.squeeze(0)?)?))
+    let mut failed = None;
+    let decoded = decoder.decode(&latents, &mut |pixels| {
+        frame(&pixels.squeeze(0)?)
+            .and_then(&mut *take)
+            .map_err(|error| {
+                // The decoder knows candle's errors alone.
+                let told = candle_core::Error::Msg(error.to_string());
+                failed = Some(error);
+                told
+            })
+    });
+    match failed {
+        Some(error) => Err(error),
+        None => Ok(decoded?),
+    }
+}
+
+/// A frame that the VAE's decoder made.
+fn frame(pixels: &Tensor) -> std::result::Result<RgbImage, Error> {
+    if !is_finite(pixels)? {
+        return Err(Error::NotFinite {
+            what: "a pixel that the VAE made is".to_owned(),
+            why: "its decoder's weights are damaged, or the latents are too large for it"
+                .to_owned(),
+        });
+    }
+    Ok(picture(pixels)?)
+}
+
+/// Whether each number is.
+fn is_finite(tensor: &Tensor) -> Result<bool> {
+    let numbers = tensor
+        .flatten_all()?
+        .to_dtype(DType::F32)?
+        .to_vec1::<f32>()?;
+    Ok(numbers.iter().all(|number| number.is_finite()))
 }
 
 /// Pixels in [-1, 1], [channels, height, width], as 8-bit RGB.

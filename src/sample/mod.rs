@@ -104,6 +104,14 @@ pub enum Error {
     /// A computation.
     #[error("{0}")]
     Tensor(#[from] candle_core::Error),
+    /// What was computed of finite numbers is not finite: as a picture it would be black.
+    #[error("{what} NaN or infinite: {why}")]
+    NotFinite {
+        /// What is not finite, with its verb.
+        what: String,
+        /// Why that may be, and what to do.
+        why: String,
+    },
     /// The picture cannot be written as PNG.
     #[error("{0}")]
     Picture(#[from] image::ImageError),

@@ -136,9 +136,11 @@ pub fn pictures(
     }
     for stage in stages {
         stage.network.with(&mut |denoiser, adapters| {
-            for sample in &mut samples {
+            for (number, sample) in samples.iter_mut().enumerate() {
                 let what = (stage.levels, stage.guidance);
-                sample.advance((denoiser, adapters), what, each_step)?;
+                let advanced = sample.advance((denoiser, adapters), what, each_step);
+                let why = || base.why_not_finite(denoiser.dtype(), !adapters.is_empty());
+                advanced.map_err(|error| of_prompt(error, number, Some(&why)))?;
             }
             Ok(())
         })?;
@@ -146,21 +148,23 @@ pub fn pictures(
     let decoder = base.vae.load_decoder(on.0, on.1)?;
     for (number, sample) in samples.into_iter().enumerate() {
         let latents = sample.finish()?;
-        let mut failed = None;
         let decoded = decode(&decoder, &source.geometry, &latents, &mut |frame| {
-            take(number, frame).map_err(|error| {
-                // The decoder knows candle's errors alone.
-                let told = candle_core::Error::Msg(error.to_string());
-                failed = Some(error);
-                told
-            })
+            take(number, frame)
         });
-        if let Some(error) = failed {
-            return Err(error);
-        }
-        decoded?;
+        decoded.map_err(|error| of_prompt(error, number, None))?;
     }
     Ok(())
+}
+
+/// The same error, with the prompt whose picture has no numbers, and why that may be of this base model.
+fn of_prompt(error: Error, number: usize, known: Option<&dyn Fn() -> String>) -> Error {
+    match error {
+        Error::NotFinite { what, why } => Error::NotFinite {
+            what: format!("prompt {}, {what}", number + 1),
+            why: known.map_or(why, |known| known()),
+        },
+        other => other,
+    }
 }
 
 /// A preview without a reference of its own would get another's.

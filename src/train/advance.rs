@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use candle_core::Tensor;
 
+use super::error::DIVERGED;
 use super::inputs::{DenoiserBatch, HeldOut};
 use super::parallel::{Bits, Made, same_norms};
 use super::run::{RECENT_STEPS, Run};
@@ -139,11 +140,22 @@ impl Run<'_> {
     fn check_loss(&self, loss: f64) -> Result<(), Error> {
         match loss.is_finite() {
             true => Ok(()),
-            false => Err(Error::Diverged {
-                step: self.step + 1,
-                loss,
-            }),
+            false => Err(self.diverged(self.step + 1, format!("the loss is {loss}"))),
         }
+    }
+
+    /// What of this step, or after it, is not finite, with the likely reason.
+    pub(super) fn diverged(&self, step: u64, what: String) -> Error {
+        // The loss of step 1 is of the numbers that the training started from.
+        let why = match self.step {
+            0 => {
+                let with_lora = !self.from.is_empty() || self.training_adapter.is_some();
+                let why = (self.base).why_not_finite(self.denoiser.dtype(), with_lora);
+                format!("nothing was learned before it: {why}")
+            }
+            _ => DIVERGED.to_owned(),
+        };
+        Error::Diverged { step, what, why }
     }
 
     /// The loss of a pass whose gradient is added, as a graph where there are graphs.

@@ -21,18 +21,18 @@ pub enum Error {
         /// What is wrong, and what to do.
         what: String,
     },
-    /// The loss became NaN or infinite.
-    #[error("step {step}: the loss is {loss}: {}", why_diverged(*step))]
+    /// What was computed with the LoRA as it is became NaN or infinite.
+    #[error("step {step}: {what}: {why}")]
     Diverged {
-        /// The step, from 1.
+        /// The step, from 1; 0 before the first.
         step: u64,
-        /// NaN or an infinity.
-        loss: f64,
+        /// What is not finite, with its verb and what it is.
+        what: String,
+        /// Why that may be, and what to do.
+        why: String,
     },
     /// The loss was finite, and what it was to change was not.
-    #[error(
-        "step {step}: {what} NaN or infinite: the training diverged; a lower `train.learning_rate` or a smaller `train.max_grad_norm` helps"
-    )]
+    #[error("step {step}: {what} NaN or infinite: {DIVERGED}")]
     NotFinite {
         /// The step, from 1.
         step: u64,
@@ -105,13 +105,6 @@ pub enum Error {
     Tensor(#[from] candle_core::Error),
 }
 
-fn why_diverged(step: u64) -> &'static str {
-    match step {
-        1 => {
-            "nothing was learned before it, so that the model's own prediction is not finite: its weights are damaged, or overflow in the type that it computes in (`compute` under [model])"
-        }
-        _ => {
-            "the training diverged; a lower `train.learning_rate` or a smaller `train.max_grad_norm` helps"
-        }
-    }
-}
+/// Why what a training has learned is not finite, and what to do.
+pub(super) const DIVERGED: &str =
+    "the training diverged; a lower `train.learning_rate` or a smaller `train.max_grad_norm` helps";

@@ -15,6 +15,7 @@ use crate::convert::provenance::{Course, Provenance};
 use crate::diffusion::Prediction;
 use crate::experiment::{Precision, Settings, TrainSettings};
 use crate::lora::{self, FileOptions, SaveDtype, metadata::FileInfo};
+use crate::sample;
 use crate::sample::networks::{Network, beside, stages};
 use crate::sample::previews::{self, ClipRow, ClipSheet, KeptFrames};
 use crate::store;
@@ -47,7 +48,13 @@ impl Run<'_> {
         let mut take = |number: usize, frame| made[number].push(&frame);
         let on = (self.denoiser.device(), self.denoiser.kernels());
         let references = self.set.previews();
-        previews::pictures(from, references, &stages, on, &|| (), &mut take)?;
+        let made_all = previews::pictures(from, references, &stages, on, &|| (), &mut take);
+        made_all.map_err(|error| match error {
+            sample::Error::NotFinite { what, .. } => {
+                self.diverged(step, format!("previews: {what} NaN or infinite"))
+            }
+            other => other.into(),
+        })?;
         let mut rows = ClipRow::beside(prompts, &self.references);
         for (row, frames) in rows.iter_mut().zip(made) {
             row.columns.push(frames);

@@ -358,6 +358,9 @@ impl<'a> Run<'a> {
         };
         if let Some(losses) = losses {
             let loss = mean(&losses).unwrap_or_default();
+            if !loss.is_finite() {
+                return Err(self.diverged(step, format!("the validation loss is {loss}")));
+            }
             let line = MetricsLine::Validation {
                 step,
                 loss,

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use crate::world::{World, tiny_sd3};
 
 /// A world whose base model is a copy that may be damaged.
-fn with_own_model() -> World {
+pub(crate) fn with_own_model() -> World {
     let world = World::new();
     world.copy_folder(&tiny_sd3(), "model");
     world.edit(
@@ -18,7 +18,7 @@ fn with_own_model() -> World {
 type Tensors = HashMap<String, candle_core::Tensor>;
 
 /// Changes the tensors of a file of the model.
-fn change(world: &World, file: &str, change: impl FnOnce(&mut Tensors)) {
+pub(crate) fn change(world: &World, file: &str, change: impl FnOnce(&mut Tensors)) {
     let path = world.path(file);
     let mut tensors =
         candle_core::safetensors::load(&path, &candle_core::Device::Cpu).expect("tensors");

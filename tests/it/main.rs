@@ -41,6 +41,7 @@ mod lora_folders;
 mod lora_names;
 mod making;
 mod miniatures;
+mod not_finite;
 mod object_storage;
 mod old_run;
 mod only_what_is_used;
