@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::{Error, Reader};
 use crate::base_model::BaseModel;
-use crate::dataset::Viewed;
+use crate::dataset::{self, Viewed};
 use crate::digest::Fingerprint;
 use crate::experiment::Experiment;
 use crate::recipe::Diff;
@@ -52,6 +52,9 @@ pub struct Refusal {
     pub store: String,
     /// One for each spec of which something is missing; empty where there is no store.
     pub missing: Vec<MissingEntries>,
+    /// What is wrong with pictures of which no latents can be made, a line each: of those looked at, which are few.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub unusable: Vec<String>,
     /// The command that mends it.
     pub command: String,
 }
@@ -93,11 +96,15 @@ pub fn refuse_if_missing(
             origin,
         )?);
     }
-    let (mut without, mut views) = (Vec::new(), 0);
+    let (mut without, mut views, mut lacking) = (Vec::new(), 0, Vec::new());
     for picture in pictures {
         let name = picture.picture.display().to_string();
+        let missing = reader.views_without(picture);
+        if missing > 0 {
+            lacking.push(picture);
+        }
         // Once for each view, as entries are what is counted.
-        without.extend(std::iter::repeat_n(name, reader.views_without(picture)));
+        without.extend(std::iter::repeat_n(name, missing));
         views += picture.views.len();
     }
     missing.extend(missing_entries(
@@ -108,7 +115,16 @@ pub fn refuse_if_missing(
         &json!(base.vae.spec),
         |_| Some("the checkpoint".to_owned()),
     )?);
-    Ok((!missing.is_empty()).then(|| refusal(experiment, store.shown(), missing)))
+    if missing.is_empty() {
+        return Ok(None);
+    }
+    // What `encode` had to leave out is missing for ever: few are looked at, as once it has run no others are left.
+    let looked_at = lacking.iter().take(EXAMPLES);
+    let problems = looked_at.filter_map(|picture| dataset::problem(picture));
+    Ok(Some(Refusal {
+        unusable: problems.map(|problem| problem.to_string()).collect(),
+        ..refusal(experiment, store.shown(), missing)
+    }))
 }
 
 /// The refusal of an Experiment whose store is not there yet.
@@ -120,6 +136,7 @@ fn refusal(experiment: &Experiment, store: &Path, missing: Vec<MissingEntries>) 
     Refusal {
         store: store.display().to_string(),
         missing,
+        unusable: Vec::new(),
         command: format!("plumb encode {}", experiment.file.display()),
     }
 }
@@ -231,6 +248,17 @@ impl fmt::Display for Refusal {
                 }
             }
         }
-        write!(f, "\nto mend it: {}", self.command)
+        if self.unusable.is_empty() {
+            return write!(f, "\nto mend it: {}", self.command);
+        }
+        writeln!(f)?;
+        for problem in &self.unusable {
+            writeln!(f, "{problem}")?;
+        }
+        write!(
+            f,
+            "\nto mend it: repair what cannot be read, or move it out of its folder with its caption; then {}",
+            self.command
+        )
     }
 }

@@ -5,6 +5,7 @@ use super::{BucketError, BucketRules, Buckets, Dataset, Error, Folder, HeldOut, 
 use crate::experiment::{DatasetSettings, Experiment};
 use crate::monitor::Monitor;
 use crate::recipe::latents::{Size, View};
+use crate::shown;
 
 /// Which size a folder's pictures are brought to, and which crops of them there are.
 #[derive(Clone, Debug)]
@@ -67,6 +68,7 @@ pub fn open(
     multiple: u32,
     monitor: &dyn Monitor,
 ) -> Result<Vec<Item>, Error> {
+    tell_empty(experiment, monitor);
     let data = Dataset::scan(&folders(experiment, multiple)?, monitor)?;
     held_out(experiment, data)
 }
@@ -81,11 +83,28 @@ pub fn open_usable(
     multiple: u32,
     monitor: &dyn Monitor,
 ) -> Result<(Vec<Item>, u64), Error> {
+    tell_empty(experiment, monitor);
     let (data, broken) = Dataset::scan_usable(&folders(experiment, multiple)?, monitor)?;
     for error in &broken {
         monitor.problem(&error.to_string());
     }
     Ok((held_out(experiment, data)?, broken.len() as u64))
+}
+
+/// A trigger word that changes nothing is a slip, or a template's.
+fn tell_empty(experiment: &Experiment, monitor: &dyn Monitor) {
+    for (number, set) in experiment.datasets().iter().enumerate() {
+        if set
+            .trigger
+            .as_ref()
+            .is_some_and(|word| word.trim().is_empty())
+        {
+            monitor.note(&format!(
+                "{}: `dataset[{number}].trigger` is empty and changes no caption: name a word, or leave it out",
+                shown::path(&experiment.file)
+            ));
+        }
+    }
 }
 
 fn folders(experiment: &Experiment, multiple: u32) -> Result<Vec<Folder>, Error> {

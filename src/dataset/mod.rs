@@ -178,6 +178,24 @@ pub fn prepare(pictures: &[Viewed<'_>]) -> Vec<Result<Vec<PreparedPicture>, Pict
     })
 }
 
+/// What is wrong with a picture or clip whose views cannot be made; nothing where they can.
+pub fn problem(of: &Viewed<'_>) -> Option<PictureError> {
+    let of_clip = || {
+        let clip = clip::ClipFile::open(of.picture)?.expect(&of.digest)?;
+        for &view in of.views.iter() {
+            let mut frames = clip.read(view)?;
+            while frames.left() > 0 {
+                frames.next(1)?;
+            }
+        }
+        Ok(())
+    };
+    match of.views.iter().any(|view| view.window.is_some()) {
+        true => of_clip().err(),
+        false => prepare(std::slice::from_ref(of)).pop()?.err(),
+    }
+}
+
 /// All captioned pictures of some folders, in the order of the folders and, inside each, of the names as a
 /// person would sort them (`2.png` before `10.png`).
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -74,6 +74,48 @@ fn pictures_that_cannot_be_used_are_told_all_at_once() {
 }
 
 #[test]
+fn an_empty_trigger_is_told() {
+    let world = World::new();
+    world.edit(
+        "path = \"pictures\"",
+        "path = \"pictures\"\ntrigger = \" \"",
+    );
+    world
+        .run(&["encode", "exp.toml"])
+        .expect(0)
+        .says("exp.toml: `dataset[0].trigger` is empty and changes no caption");
+}
+
+/// Its header is whole, so that only who decodes it sees that it is not.
+#[test]
+fn a_picture_that_breaks_off_is_no_reason_to_encode_again_and_again() {
+    let world = World::new();
+    let whole = world.read("pictures/p1.png");
+    world.write_bytes("pictures/p1.png", &whole[..whole.len() / 2]);
+    let encode = ["encode", "exp.toml"];
+    world
+        .run(&encode)
+        .expect(3)
+        .says("1 picture could not be used, see above: repair it, or move it out of the folder");
+    let refused = world.run(&["train", "exp.toml"]).expect(4);
+    let lines: Vec<&str> = refused.stderr.lines().collect();
+    let problem = lines.iter().find(|line| line.contains("p1.png: "));
+    assert!(
+        problem.is_some_and(|line| line.contains("not whole")),
+        "{}",
+        refused.stderr
+    );
+    refused.says("to mend it: repair what cannot be read, or move it out of its folder");
+    // And that is what helps.
+    world.write_bytes("pictures/p1.png", &whole);
+    let train = ["train", "exp.toml"];
+    let refused = world.run(&train).expect(4);
+    assert!(!refused.stderr.contains("repair"), "{}", refused.stderr);
+    world.run(&encode).expect(0);
+    world.run(&train).expect(0);
+}
+
+#[test]
 fn a_picture_that_breaks_off_is_reported_and_the_others_are_encoded() {
     let world = World::new();
     let whole = world.read("pictures/p2.png");

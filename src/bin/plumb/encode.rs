@@ -109,7 +109,10 @@ pub(crate) fn describe(report: &EncodeReport) -> String {
             (_, 1) => "1 picture or clip".to_owned(),
             (_, failed) => format!("{failed} pictures or clips"),
         };
-        lines.push(format!("{failed} could not be used, see above"));
+        let it = if stats.failed == 1 { "it" } else { "them" };
+        lines.push(format!(
+            "{failed} could not be used, see above: repair {it}, or move {it} out of the folder with the caption; `plumb train` does not leave {it} out"
+        ));
     }
     let specs: BTreeSet<&str> = report.captions.iter().map(|s| s.spec.as_str()).collect();
     lines.push(format!(
