@@ -27,6 +27,15 @@ pub fn word(value: &impl Serialize) -> String {
     }
 }
 
+/// A number as a person would write it: in full it may have hundreds of digits.
+pub fn number(number: f64) -> String {
+    match number.abs() {
+        0.0 => format!("{number}"),
+        1e-6..1e15 => format!("{number}"),
+        _ => format!("{number:e}"),
+    }
+}
+
 /// So many things: `1 picture`, `2 entries`, `0 windows of clips`.
 pub fn counted(count: impl Display, thing: &str) -> String {
     let count = count.to_string();
@@ -151,8 +160,24 @@ fn is_unsafe(c: char) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{line, lines, path, text};
+    use super::{line, lines, number, path, text};
     use std::path::Path;
+
+    #[test]
+    fn a_number_has_no_hundreds_of_digits() {
+        let shown = [0.0, -1.0, 0.25, 1e9, 1e300, -1e300, 1e-300, f64::NAN].map(number);
+        let expected = [
+            "0",
+            "-1",
+            "0.25",
+            "1000000000",
+            "1e300",
+            "-1e300",
+            "1e-300",
+            "NaN",
+        ];
+        assert_eq!(shown, expected);
+    }
 
     #[test]
     fn one_thing_is_not_several() {

@@ -35,7 +35,7 @@ use crate::probe::stats::mean;
 use crate::recipe::Recipe;
 use crate::sample;
 use crate::shown;
-use crate::store::Store;
+use crate::store::{self, Store};
 use crate::train::VALIDATION_SIGMAS;
 use crate::train::inputs::DrawOptions;
 use lora::Lora;
@@ -80,6 +80,10 @@ pub fn run(
     memo: &mut DigestMemo,
     monitor: &dyn Monitor,
 ) -> Result<CompareReport, Error> {
+    if let Some(folder) = &options.out {
+        // Now, and not after an hour of measuring.
+        store::check_file(&sheet::file(folder, "png"))?;
+    }
     let loras = open(files, experiment, monitor)?;
     let stage = Stage::set(&loras, experiment, options, memo, monitor)?;
     let made = loras.each_ref().map(|lora| lora.made.clone());
@@ -184,6 +188,9 @@ impl Stage {
         let references = sheet::references(experiment, &base, &pictures)?;
         // After all that may be refused.
         tell_recipes(loras, &recipes, &options.under, monitor);
+        if options.out.is_some() {
+            sample::previews::check(&base)?;
+        }
         base.settings.sample.prompts = match options.out {
             Some(_) => sheet::prompts(&base, &pictures),
             None => Vec::new(),

@@ -67,6 +67,11 @@ pub(super) fn captions(base: &BaseModel) -> Vec<String> {
     captions
 }
 
+/// The file of the sheet in a folder.
+pub(super) fn file(folder: &Path, end: &str) -> PathBuf {
+    folder.join(format!("{NAME}.{end}"))
+}
+
 /// What all columns of a sheet share.
 pub(super) struct Previews<'a> {
     pub(super) store: &'a Store,
@@ -114,7 +119,7 @@ impl Previews<'_> {
             rows: &rows,
         };
         let (end, bytes) = sheet.file(settings.rate)?;
-        let path = folder.join(format!("{NAME}.{end}"));
+        let path = file(folder, end);
         store::write_file(&path, &[&bytes])?;
         Ok(path)
     }

@@ -1,6 +1,7 @@
 //! Settings: what the sections of an Experiment come to for the flavor of its base model, every default filled in. Nothing but
 //! this folder reads the mirror of the file.
 
+use std::fmt::Display;
 use std::path::PathBuf;
 
 use super::clips::ClipUse;
@@ -14,6 +15,7 @@ use crate::models::Flavor;
 use crate::optim::{AdamWOptions, OptimizerOptions};
 use crate::recipe::latents::{Rate, Size};
 use crate::recipe::spec::Dtype;
+use crate::shown;
 
 /// The guidance embedding's input in training: scale 1, as if there were none. A LoRA trained so is sampled at the usual
 /// scale.
@@ -324,16 +326,28 @@ impl Experiment {
     pub fn override_sample(&mut self, overrides: SampleOverrides) -> Result<(), Error> {
         // A command line may say what a file may not.
         let (steps, guidance) = (overrides.steps, overrides.guidance);
-        let numbers = [
-            ("sample.steps", steps.map(|n| n as f64)),
-            ("sample.seed", overrides.seed.map(|n| n as f64)),
-            ("sample.guidance", guidance),
-        ];
-        for (field, found) in numbers.into_iter().filter_map(|(f, n)| Some((f, n?))) {
-            if let Some(range) = bounds::range(field).filter(|range| !range.has(found)) {
-                return Err(self.wrong(field, format!("expected {range}, found {found}")));
+        let fits = |field, has: &dyn Fn(bounds::Range) -> bool, found: &dyn Display| {
+            match bounds::range(field).filter(|range| !has(*range)) {
+                Some(range) => {
+                    // As it was written: a float would be told with other digits.
+                    Err(self.wrong(field, format!("expected {range}, found {found}")))
+                }
+                None => Ok(()),
             }
+        };
+        for (field, number) in [
+            ("sample.steps", steps.map(|n| n as u64)),
+            ("sample.seed", overrides.seed),
+        ] {
+            let number = number.unwrap_or(1);
+            fits(field, &|range| range.has_whole(number.into()), &number)?;
         }
+        let number = guidance.unwrap_or(1.0);
+        fits(
+            "sample.guidance",
+            &|range| range.has(number),
+            &shown::number(number),
+        )?;
         let sample = &mut self.raw.sample;
         if !overrides.prompts.is_empty() || overrides.prompts_file.is_some() {
             sample.prompts = overrides.prompts;

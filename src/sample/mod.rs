@@ -41,6 +41,14 @@ pub enum Error {
     /// There is no caption to sample.
     #[error("there is nothing to sample: give --prompt, or `prompts` under [sample]")]
     NoPrompt,
+    /// The Experiment asks for a picture that this model cannot make.
+    #[error("{}: {what}", shown::path(file))]
+    Setting {
+        /// The Experiment's file.
+        file: PathBuf,
+        /// Which field, what it may be and what it is.
+        what: String,
+    },
     /// Neither one reference for all prompts nor one for each.
     #[error(
         "expected one reference for all prompts, or one for each of {prompts}, found {references}"
@@ -155,9 +163,11 @@ pub fn run(
         monitor.note(note);
     }
     let settings = &base.settings.sample;
+    store::check_file(&folder.join(file_name(settings.seed, 0, "png")))?;
     if settings.prompts.is_empty() {
         return Err(Error::NoPrompt);
     }
+    previews::check(&base)?;
     let store =
         Store::open_or_create_at(&experiment.store_path().map_err(base_model::Error::from)?)?
             .waiting(options.wait);
@@ -233,8 +243,7 @@ fn write(
     for (number, (writer, prompt)) in files.into_iter().zip(&settings.prompts).enumerate() {
         let texts = making(number, prompt).map_err(candle_core::Error::wrap)?;
         let (end, bytes) = writer.finish(Some(&texts))?;
-        // The seed in the name: another seed does not overwrite the pictures.
-        let file = folder.join(format!("seed{}-{number:03}.{end}", settings.seed));
+        let file = folder.join(file_name(settings.seed, number, end));
         store::write_file(&file, &[&bytes])?;
         let prompt = prompt.clone();
         written.push(Written { prompt, file });
@@ -243,6 +252,11 @@ fn write(
         pictures: written,
         negative_prompt: settings.negative_prompt.clone(),
     })
+}
+
+/// The seed is in it: another seed does not overwrite the pictures.
+fn file_name(seed: u64, number: usize, end: &str) -> String {
+    format!("seed{seed}-{number:03}.{end}")
 }
 
 fn tell_cuts(encoded: &[encode::CaptionStats], monitor: &dyn Monitor) {

@@ -12,6 +12,7 @@ use super::{AnimatedWebp, Error, SampleOptions, decode};
 use crate::base_model::BaseModel;
 use crate::cache::{self, Conditioning, ModelCache, drop_caption};
 use crate::dataset::{self, PictureFile, Preview};
+use crate::diffusion::SamplerRun;
 use crate::experiment::SampleSettings;
 use crate::nn::Kernels;
 use crate::recipe::latents::Rate;
@@ -59,6 +60,42 @@ pub fn options(base: &BaseModel) -> SampleOptions {
         seed: settings.seed,
         number: 0,
     }
+}
+
+/// Refuses extents and steps that the base model does not have, which it alone tells.
+///
+/// # Errors
+/// If there are such.
+pub fn check(base: &BaseModel) -> Result<(), Error> {
+    let (options, geometry) = (options(base), base.latent_geometry());
+    let wrong = |what: String| Error::Setting {
+        file: base.experiment.file.clone(),
+        what,
+    };
+    let (height, width) = geometry.multiples();
+    for (field, found, multiple) in [
+        ("width", options.pixels.width, width),
+        ("height", options.pixels.height, height),
+    ] {
+        if !found.is_multiple_of(multiple) {
+            return Err(wrong(format!(
+                "`sample.{field}`: expected a multiple of {multiple} px for this model, found {found}"
+            )));
+        }
+    }
+    let frames = geometry.check(options.pixels);
+    frames.map_err(|error| wrong(format!("`sample.frames`: {error}")))?;
+    let SampleOptions {
+        sampler,
+        process,
+        steps,
+        shift,
+        spacing,
+        ..
+    } = options;
+    let run = SamplerRun::new(sampler, process, steps, shift, spacing);
+    run.map_err(|error| wrong(format!("`sample.steps`: {error}")))?;
+    Ok(())
 }
 
 /// The shift of a picture's noise levels.

@@ -436,6 +436,27 @@ pub fn write_file(path: &Path, chunks: &[&[u8]]) -> Result<(), Error> {
         .map_err(|e| e.outside(path))
 }
 
+/// That [`write_file`] could put a file at `path`, before the work that makes its bytes. Nothing is left there.
+///
+/// # Errors
+/// If it could not, but for the room on the disk.
+pub fn check_file(path: &Path) -> Result<(), Error> {
+    let whole = std::path::absolute(path).map_err(|e| Error::io("find", path, e))?;
+    let tried = match whole.is_dir() {
+        true => Err(std::io::ErrorKind::IsADirectory.into()),
+        false => {
+            let mut above = whole.ancestors().skip(1);
+            // The folder, or the one that it would be made in.
+            let there = above.find(|folder| folder.symlink_metadata().is_ok());
+            tempfile::tempfile_in(there.unwrap_or(Path::new("/"))).map(|_| ())
+        }
+    };
+    tried.map_err(|cause| Error::File {
+        path: path.to_owned(),
+        cause,
+    })
+}
+
 /// Runs a decoder on bytes that may be hostile: a panic in a library below becomes an error of that one file.
 fn contain<T>(decode: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
     // Unwind safe: what a decoder leaves half done is its own and dropped.

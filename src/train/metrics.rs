@@ -16,7 +16,7 @@ pub(super) const LINES: &str = "metrics.jsonl";
 pub(super) const TENSORBOARD: &str = "tensorboard";
 
 /// How the names of event files begin.
-const EVENTS: &str = "events.out.tfevents.";
+pub(super) const EVENTS: &str = "events.out.tfevents.";
 
 /// A line of `metrics.jsonl`, told apart by its field `kind`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

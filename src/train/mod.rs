@@ -212,10 +212,25 @@ fn run_as_rank(
         (beginning, together),
     )?;
     tell_start(&run, monitor);
+    // Now that nothing stands in the way of the first step.
+    if let (true, Some(folder)) = (options.restart, &folder) {
+        begin_anew(folder, &results::lora_file(&base.settings.train), monitor)?;
+    }
     let report = run.go(options, monitor);
     // Until now nobody else may work in it.
     drop(folder);
     report
+}
+
+/// Nobody may take what a run made that is given up for the new one's.
+fn begin_anew(folder: &OutputFolder, lora: &str, monitor: &dyn Monitor) -> Result<(), Error> {
+    for stays in folder.begin_anew(lora)? {
+        monitor.note(&format!(
+            "caution: {} is not this run's, which will write `{lora}`: whoever names the folder as a LoRA gets it until then",
+            shown::path(&stays)
+        ));
+    }
+    Ok(())
 }
 
 /// A run's folder, which rank 0 holds; the digest of the denoiser's weights; where the run begins; and what rank 0 decides for all.
@@ -264,6 +279,10 @@ fn check_dump(
     (options, ranks): (&TrainOptions, &Ranks),
     (done, steps): (u64, u64),
 ) -> Result<(), Error> {
+    let last = parallel::last(options, (done, steps));
+    if let Some((_, file)) = &options.dump_step {
+        store::check_file(file)?;
+    }
     let why = match &options.dump_step {
         Some(_) if !ranks.is_alone() => {
             "a rank sees its own part of it; one process trains on the same numbers".to_owned()
@@ -272,6 +291,9 @@ fn check_dump(
             format!("a checkpoint is at step {done} already; say --restart to begin again")
         }
         Some((step, _)) if *step > steps => format!("the training has {steps}"),
+        Some((step, _)) if *step > last => {
+            format!("--stop-after ends this call after step {last}")
+        }
         _ => return Ok(()),
     };
     let step = options.dump_step.as_ref().map_or(0, |(step, _)| *step);
@@ -388,6 +410,7 @@ fn tell_expert(base: &BaseModel, monitor: &dyn Monitor) {
 fn check_previews(base: &BaseModel, monitor: &dyn Monitor) -> Result<(), Error> {
     if base.settings.train.sample_every > 0 {
         base.other_expert()?;
+        sample::previews::check(base)?;
         sample::tell_negative(base, monitor);
     }
     Ok(())

@@ -14,6 +14,10 @@ const LOCK: &str = "train.lock";
 pub(super) const CHECKPOINTS: &str = "checkpoints";
 /// Where previews are, in the folder.
 pub(super) const PREVIEWS: &str = "previews";
+/// How the name of a preview begins, before its step.
+pub(super) const PREVIEW: &str = "step-";
+/// How the name of a LoRA ends.
+const ENDING: &str = ".safetensors";
 
 /// Written to see whether there is room: a block of most file systems.
 const PROBE_BYTES: usize = 4096;
@@ -160,6 +164,35 @@ impl OutputFolder {
         }
     }
 
+    /// Removes what the run that is given up made: its previews, its curves and its LoRA `lora`. Its checkpoints go when the first of the new
+    /// run is there. Gives the files that look like LoRAs and stay, as they have other names.
+    ///
+    /// # Errors
+    /// If something cannot be removed.
+    pub(super) fn begin_anew(&self, lora: &str) -> Result<Vec<PathBuf>, Error> {
+        let is_preview = |name: &str| name.starts_with(PREVIEW) && !name.ends_with(ENDING);
+        let is_curve = |name: &str| name.starts_with(super::metrics::EVENTS);
+        for (part, is_of_run) in [
+            (PREVIEWS, &is_preview as &dyn Fn(&str) -> bool),
+            (super::metrics::TENSORBOARD, &is_curve),
+        ] {
+            for (name, path) in files(&self.path.join(part))? {
+                if is_of_run(&name) {
+                    remove(&path)?;
+                }
+            }
+        }
+        let mut stay = Vec::new();
+        for (name, path) in files(&self.path)? {
+            match name == lora {
+                true => remove(&path)?,
+                false if name.ends_with(ENDING) => stay.push(path),
+                false => {}
+            }
+        }
+        Ok(stay)
+    }
+
     /// Makes a folder and those above it that are missing.
     fn make(&mut self, path: &Path) -> Result<(), Error> {
         // The empty path is the current folder, above a relative one.
@@ -276,6 +309,34 @@ fn try_to_write(folder: &Path) -> io::Result<()> {
 /// Removes what killed trainings left half written. Where something stays, it does no harm.
 fn remove_abandoned(folder: &Path) {
     let _ = store::collect_temporary_files(folder);
+}
+
+/// The files of a folder by their names, in order; none where there is no folder.
+fn files(folder: &Path) -> Result<Vec<(String, PathBuf)>, Error> {
+    let failed = |source| Error::Unwritable {
+        path: folder.to_owned(),
+        source,
+    };
+    let entries = match std::fs::read_dir(folder) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other.map_err(failed)?,
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(failed)?;
+        if let (Ok(name), true) = (entry.file_name().into_string(), entry.path().is_file()) {
+            found.push((name, entry.path()));
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+fn remove(path: &Path) -> Result<(), Error> {
+    std::fs::remove_file(path).map_err(|source| Error::Unwritable {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// That nothing is at `path`, or what `fits`.

@@ -133,10 +133,9 @@ pub(super) fn agree(
     options: &TrainOptions,
 ) -> Result<Due, Error> {
     let step = beginning.state.step;
-    let left = options.stop_after.unwrap_or(u64::MAX);
     let due = Due {
         done: step,
-        last: beginning.length.steps.min(step.saturating_add(left)),
+        last: last(options, (step, beginning.length.steps)),
         checkpoint_every: train.checkpoint_every,
         validate_every: train.validate_every,
     };
@@ -157,6 +156,12 @@ pub(super) fn agree(
         go_on(ranks, beginning, &train.optimizer)?;
     }
     Ok(due)
+}
+
+/// The last step of this call.
+pub(super) fn last(options: &TrainOptions, (done, steps): (u64, u64)) -> u64 {
+    let left = options.stop_after.unwrap_or(u64::MAX);
+    steps.min(done.saturating_add(left))
 }
 
 /// How the ranks' gradients are summed.

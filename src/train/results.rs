@@ -6,7 +6,7 @@ use super::Error;
 use super::checkpoint::{Checkpoint, State};
 use super::metadata::training;
 use super::metrics::Metrics;
-use super::output::PREVIEWS;
+use super::output::{PREVIEW, PREVIEWS};
 use super::run::Run;
 use super::step::Dump;
 use crate::autograd::Tape;
@@ -73,7 +73,7 @@ impl Run<'_> {
         let path = self
             .output
             .join(PREVIEWS)
-            .join(format!("step-{step:08}.{end}"));
+            .join(format!("{PREVIEW}{step:08}.{end}"));
         store::write_file(&path, &[&bytes])?;
         // TensorBoard plays nothing: it gets the frame in the middle of a clip.
         let middle = sheet.frame(sheet.count() / 2)?;

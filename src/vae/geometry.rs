@@ -285,7 +285,7 @@ impl LatentGeometry {
     }
 
     /// What heights and widths are multiples of, in px.
-    fn multiples(&self) -> (usize, usize) {
+    pub fn multiples(&self) -> (usize, usize) {
         let Factors { height, width, .. } = self.factors;
         (height * self.patch, width * self.patch)
     }

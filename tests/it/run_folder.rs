@@ -126,6 +126,93 @@ fn a_refused_training_leaves_the_folder_as_it_was() {
 }
 
 #[test]
+fn what_a_given_up_run_made_is_not_taken_for_the_new_ones() {
+    let world = encoded();
+    world.edit("seed = 5", "seed = 5\nsample_every = 1");
+    world.run(&["train", "exp.toml"]).expect(0);
+    world.write("out/previews/mine.png", "of somebody else");
+    world.write("out/other.safetensors", "of another name");
+    world.edit("learning_rate = 0.01", "learning_rate = 0.02");
+    world
+        .run(&["train", "exp.toml", "--restart", "--stop-after", "1"])
+        .expect(0)
+        .says("caution: ./out/other.safetensors is not this run's");
+    let left = listing(&world.path("out"));
+    let previews: Vec<_> = left.iter().filter(|f| f.starts_with("previews/")).collect();
+    let expected = ["mine.png", "step-00000000.png", "step-00000001.png"];
+    assert_eq!(
+        previews,
+        expected
+            .map(|name| format!("previews/{name}"))
+            .iter()
+            .collect::<Vec<_>>()
+    );
+    let curves = left
+        .iter()
+        .filter(|f| f.starts_with("tensorboard/"))
+        .count();
+    assert_eq!(curves, 1, "{left:?}");
+    assert!(!left.contains(&"lora.safetensors".to_owned()), "{left:?}");
+    world
+        .run(&["train", "exp.toml"])
+        .expect(0)
+        .says("going on after step 1");
+    assert!(world.path("out/lora.safetensors").exists());
+}
+
+#[test]
+fn a_step_that_is_not_reached_is_not_dumped_in_silence() {
+    let world = encoded();
+    let dump = |stop: &str, step: &str, file: &str| {
+        let stop = ["train", "exp.toml", "--stop-after", stop];
+        world.run(&[&stop[..], &["--dump-step", step, file]].concat())
+    };
+    let why = "step 4 cannot be dumped: --stop-after ends this call after step 3";
+    dump("3", "4", "step.st").expect(2).says(why);
+    dump("1", "1", "exp.toml/step.st")
+        .expect(1)
+        .says("cannot write exp.toml/step.st");
+    assert!(!world.path("out").exists(), "nothing was computed");
+    dump("3", "3", "step.st").expect(0);
+    // Counted from where the run goes on.
+    dump("1", "4", "step4.st").expect(0);
+    assert!(world.path("step4.st").exists());
+}
+
+#[test]
+fn pictures_that_could_not_be_written_are_not_sampled() {
+    let world = encoded();
+    let ran = world.run(&["sample", "exp.toml", "--out", "exp.toml/drawn"]);
+    let ran = ran
+        .expect(1)
+        .says("cannot write exp.toml/drawn/seed0-000.png");
+    assert!(!ran.stderr.contains("sampling"), "{}", ran.stderr);
+    let sizes = [
+        (
+            "width = 40\nsteps = 2",
+            "`sample.width`: expected a multiple of 16 px for this model, found 40",
+        ),
+        (
+            "height = 72\nsteps = 2",
+            "`sample.height`: expected a multiple of 16 px for this model, found 72",
+        ),
+    ];
+    for (line, why) in sizes {
+        world.edit("steps = 2", line);
+        world.run(&["sample", "exp.toml"]).expect(2).says(why);
+        world.edit("seed = 5", "seed = 5\nsample_every = 2");
+        world.run(&["train", "exp.toml"]).expect(2).says(why);
+        world.edit("seed = 5\nsample_every = 2", "seed = 5");
+        world.edit(line, "steps = 2");
+    }
+    let seed = ["sample", "exp.toml", "--seed", "18446744073709551615"];
+    world
+        .run(&seed)
+        .expect(2)
+        .says("expected 0 to 9007199254740991, found 18446744073709551615");
+}
+
+#[test]
 fn a_disk_that_is_full_or_may_not_be_written_is_told_before_the_first_step() {
     let world = encoded();
     let script = "

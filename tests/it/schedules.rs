@@ -170,6 +170,10 @@ fn an_experiment_that_says_otherwise_is_refused_and_told_what_to_do() {
     world.edit("rank = 2", "from = \"out/lora.safetensors\"");
     world.edit("output = \"out\"", "output = \"again\"");
     world.run(&["train", "exp.toml"]).expect(0).says(warned);
+    world
+        .run(&["sample", "exp.toml", "--steps", "1000"])
+        .expect(2)
+        .says("exp.toml: `sample.steps`: expected 1 to 999 sampler steps, found 1000");
 }
 
 #[test]

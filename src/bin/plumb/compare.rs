@@ -10,6 +10,7 @@ use plumb::dataset;
 use plumb::experiment::Experiment;
 use plumb::probe::stats::FEWEST_CHANGED;
 use plumb::recipe::diff::readable;
+use plumb::sample;
 use plumb::shown;
 
 use crate::CommandResult;
@@ -96,6 +97,7 @@ fn failure(error: Error) -> Failure {
         | Error::NoExperiment { .. }
         | Error::NoPictures { .. }
         | Error::TrainedOn { .. }
+        | Error::Sample(sample::Error::Setting { .. })
         | Error::Recipe(_) => Failure::usage(error),
         other => Failure::error(other),
     }

@@ -69,6 +69,7 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> CommandResult {
                 out.display()
             )));
         }
+        store::check_file(out).map_err(Failure::usage)?;
     }
     let experiment = world::open_experiment(&args.experiment, ui)?;
     let place = args.device.open(ui)?.for_denoiser_of(&experiment, ui)?;

@@ -83,7 +83,7 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> CommandResult {
 
 fn failure(error: Error) -> Failure {
     match error {
-        Error::NoPrompt | Error::References { .. } => Failure::usage(error),
+        Error::NoPrompt | Error::References { .. } | Error::Setting { .. } => Failure::usage(error),
         Error::Base(error) => world::base_failure(error),
         other => Failure::error(other),
     }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use plumb::base_model;
 use plumb::dataset;
 use plumb::ranks::Ranks;
+use plumb::sample;
 use plumb::shown::counted;
 use plumb::train::{self, Error, TrainOptions, TrainReport};
 
@@ -116,7 +117,9 @@ pub(crate) fn failure(error: Error) -> Failure {
         Error::Refused(refusal) => Failure::refused(refusal),
         Error::Base(error) => world::base_failure(error),
         Error::Dataset(dataset::Error::Several(_)) => Failure::errors(error),
-        Error::Experiment { .. } => Failure::usage(error),
+        Error::Experiment { .. } | Error::Preview(sample::Error::Setting { .. }) => {
+            Failure::usage(error)
+        }
         other => Failure::error(other),
     }
 }

@@ -364,7 +364,8 @@ fn limit_bytes(gb: f64) -> Result<u64, Failure> {
         return Ok((gb * 1e9) as u64);
     }
     Err(Failure::usage(format!(
-        "--memory: expected a number of GB above 0 and at most 1e9, found {gb}"
+        "--memory: expected a number of GB above 0 and at most 1e9, found {}",
+        shown::number(gb)
     )))
 }
 
