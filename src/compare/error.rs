@@ -55,22 +55,20 @@ pub enum Error {
     },
     /// No picture is kept from training.
     #[error(
-        "{}: holds no picture out of the training, so there is nothing to validate with; name an Experiment with pictures that neither LoRA was trained from, --data EXPERIMENT",
-        shown::path(experiment)
+        "{experiment}: holds no picture out of the training, so there is nothing to validate with; name an Experiment with pictures that neither LoRA was trained from, --data EXPERIMENT"
     )]
     NoPictures {
-        /// The Experiment.
-        experiment: PathBuf,
+        /// The Experiment, in words.
+        experiment: String,
     },
     /// The pictures are what a LoRA was trained from.
     #[error(
-        "{}: all that it has, {pictures}, is what {} was trained from: the loss tells how well it knows that by heart; name an Experiment with others, --data EXPERIMENT",
-        shown::path(experiment),
+        "{experiment}: all that it has, {pictures}, is what {} was trained from: the loss tells how well it knows that by heart; name an Experiment with others, --data EXPERIMENT",
         shown::path(lora)
     )]
     TrainedOn {
-        /// The Experiment with the pictures.
-        experiment: PathBuf,
+        /// The Experiment with the pictures, in words.
+        experiment: String,
         /// How many there are, in words.
         pictures: String,
         /// The LoRA.

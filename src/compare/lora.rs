@@ -99,6 +99,17 @@ impl Lora {
     }
 }
 
+/// The name of an Experiment that lies in no file.
+const CARRIED: &str = "the LoRA's Experiment";
+
+/// What a message calls the Experiment of a comparison: by its file, or by A, which carries it.
+pub(super) fn named(experiment: &Experiment, a: &Lora) -> String {
+    match experiment.file.file_name() == Some(CARRIED.as_ref()) {
+        true => format!("the Experiment in {}", shown::path(a.file())),
+        false => shown::path(&experiment.file).to_string(),
+    }
+}
+
 /// The Experiment that a LoRA of ours carries. Its relative paths start from where the training's folder says that the Experiment
 /// lay: a file `work/out/style.safetensors` whose Experiment has `output = "out"` was made by one in `work`.
 ///
@@ -118,7 +129,7 @@ pub fn experiment_of(path: &Path, variables: &Variables) -> Result<Experiment, E
             "the Experiment that it carries cannot be read: {e}"
         ))
     };
-    let name = Path::new("the LoRA's Experiment");
+    let name = Path::new(CARRIED);
     let parsed = Experiment::parse(name, made.experiment.clone()).map_err(unreadable)?;
     let output = parsed.output_path().unwrap_or_default();
     let folder = std::path::absolute(lora.file()).unwrap_or_else(|_| lora.file().to_owned());

@@ -363,7 +363,7 @@ fn check_base(loras: &[Lora; 2], experiment: &Experiment, digest: Digest) -> Res
     }
     for lora in loras {
         if let Some(trained) = trained_on(lora).filter(|trained| *trained != digest) {
-            let of = format!("that of {}", shown::path(&experiment.file));
+            let of = format!("that of {}", lora::named(experiment, &loras[0]));
             return Err(other(lora, trained, of, digest));
         }
     }

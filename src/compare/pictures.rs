@@ -1,7 +1,7 @@
 //! Which pictures are compared on: such as neither LoRA was trained from, as far as that can be known.
 
 use super::Error;
-use super::lora::Lora;
+use super::lora::{Lora, named};
 use crate::base_model::BaseModel;
 use crate::cache::{EntryList, Specs};
 use crate::dataset::{self, Item, Preview};
@@ -23,12 +23,13 @@ pub(super) fn choose(
     let multiple = base.latent_geometry().side_multiple();
     let all = dataset::open(experiment, multiple, monitor)?;
     if all.is_empty() {
-        let experiment = experiment.file.clone();
+        let experiment = named(experiment, &loras[0]);
         return Err(Error::NoPictures { experiment });
     }
     let previews = dataset::previews(experiment, &base.settings.sample, multiple)?;
     let data = Data {
         experiment,
+        name: named(experiment, &loras[0]),
         specs: Specs::from(base),
         all: &all,
         previews: &previews,
@@ -52,6 +53,8 @@ fn chosen(all: &[Item]) -> Vec<&Item> {
 /// An Experiment's pictures.
 struct Data<'a> {
     experiment: &'a Experiment,
+    /// What a message calls it.
+    name: String,
     specs: Specs,
     all: &'a [Item],
     /// The references of its previews.
@@ -88,7 +91,7 @@ impl Data<'_> {
             _ if listed == 0 => {}
             Some(0.0) if listed == self.chosen.len() => {
                 return Err(Error::TrainedOn {
-                    experiment: self.experiment.file.clone(),
+                    experiment: self.name.clone(),
                     pictures: dataset::items_in_words(self.chosen.iter().copied()),
                     lora: lora.file().to_owned(),
                 });

@@ -5,6 +5,8 @@
 //! default, does not end the resume of a run that began before it. Checkpoints of the first version took all fields that there
 //! were then; they are still known by that.
 
+use std::path::Path;
+
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
@@ -134,6 +136,17 @@ impl Experiment {
     /// The fields that differ from their defaults and decide trained numbers, by dotted name, as the file says them.
     pub fn set_for_training(&self) -> Map<String, Value> {
         changed(&self.raw)
+    }
+
+    /// The LoRAs that a training is made with, as the file names them, by the names of the fields.
+    pub fn loras_of_training(&self) -> Vec<(&'static str, &Path)> {
+        let start = self.raw.adapter.from.as_deref();
+        let beneath = self.raw.train.training_adapter.as_deref();
+        let named = [(START, start), (TRAINING_ADAPTER, beneath)];
+        let there = named.into_iter();
+        there
+            .filter_map(|(field, path)| Some((field, path?)))
+            .collect()
     }
 
     /// The fields of each data set but its path. What decides numbers is what they come to: pictures, crops and captions.

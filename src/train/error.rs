@@ -62,6 +62,11 @@ pub enum Error {
     /// The adapters.
     #[error(transparent)]
     Lora(#[from] lora::Error),
+    /// The adapters in a type of few numbers.
+    #[error(
+        "{0}; set `adapter.save_precision` to \"bf16\" or \"f32\" and run the command again, which trains no step anew"
+    )]
+    SavePrecision(lora::Error),
     /// A checkpoint.
     #[error(transparent)]
     Checkpoint(#[from] checkpoint::Error),

@@ -1,6 +1,7 @@
 //! What decides the numbers of a run, and in what two of them differ, in the words of the Experiment.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -70,6 +71,10 @@ pub(super) struct Sides<'a> {
     pub(super) file: &'a str,
     /// The second, where something else does.
     pub(super) now: &'a str,
+    /// Fields that may differ.
+    pub(super) free: &'a [&'a str],
+    /// What the second's Experiment names in fields whose digest alone is kept.
+    pub(super) files: &'a [(&'a str, &'a Path)],
 }
 
 impl Sides<'static> {
@@ -78,6 +83,9 @@ impl Sides<'static> {
         first: "this run",
         file: "the file says",
         now: "now",
+        // It decides what is written at the end, and no trained number.
+        free: &["adapter.save_precision"],
+        files: &[],
     };
 }
 
@@ -92,14 +100,21 @@ impl Sides<'_> {
     }
 
     fn field(&self, name: &str, first: &str, now: &str) -> String {
+        let file = self.files.iter().find(|(field, _)| *field == name);
+        let file = file.map_or_else(String::new, |(_, file)| format!("{}, ", shown::path(file)));
         format!(
-            "`{}`: {} {first}, {} {now}",
+            "`{}`: {} {first}, {} {file}{now}",
             shown::text(name),
             self.first,
             self.file
         )
     }
 }
+
+/// The fields that name a LoRA's file.
+const NAMES_LORA: [&str; 2] = ["adapter.from", "train.training_adapter"];
+/// So many characters of a digest are shown, as of all others.
+const DIGEST_CHARS: usize = 12;
 
 /// The names in [`Description::configurations`].
 const DENOISER_CONFIG: &str = "the denoiser's config.json";
@@ -246,10 +261,12 @@ impl Description {
             .into_iter()
             .flat_map(Map::keys)
             .collect();
-        let of_length =
-            |name: &str| longer && ["train.steps", "train.warmup_steps"].contains(&name);
+        let is_free = |name: &str| {
+            sides.free.contains(&name)
+                || longer && ["train.steps", "train.warmup_steps"].contains(&name)
+        };
         let mut found = Vec::new();
-        for name in names.into_iter().filter(|name| !of_length(name)) {
+        for name in names.into_iter().filter(|name| !is_free(name)) {
             let (a, b) = match (self.resolved.get(name), now.resolved.get(name)) {
                 (Some(a), Some(b)) => (Some(a), Some(b)),
                 // A version that did not resolve the field; left to the flavor, it is null on both sides.
@@ -318,6 +335,11 @@ fn shown_value(field: &str, value: Option<&Value>) -> String {
     };
     match value {
         Value::Null => "nothing".to_owned(),
+        // What a run keeps of a file is its digest, wherever the file lies.
+        Value::String(digest) if NAMES_LORA.contains(&field) => {
+            let short: String = digest.chars().take(DIGEST_CHARS).collect();
+            format!("a LoRA of digest {}", shown::text(&short))
+        }
         value => shown::text(&value.to_string()).to_string(),
     }
 }

@@ -104,21 +104,33 @@ pub(super) fn dealt(
             ),
         });
     }
-    let (rounds, rest) = (each.div_ceil(world), each % world);
+    let rounds = each.div_ceil(world);
     let batches = if rounds == 1 {
         "1 micro-batch"
     } else {
         &format!("{rounds} micro-batches")
     };
-    let idle = match rest {
+    let (rest, fewer) = (each % world, world - each % world);
+    let others = match (rest, fewer) {
+        (0, _) => String::new(),
+        (_, 1) => format!(
+            ", but for 1 rank, which computes {} and then waits",
+            rounds - 1
+        ),
+        _ => format!(
+            ", but for {fewer} ranks, which compute {} and then wait",
+            rounds - 1
+        ),
+    };
+    let none_waits = match rest {
         0 => String::new(),
-        rest => format!(
-            ", {} of them one less, so that they wait (a multiple of {world} would not)",
-            world - rest
+        _ => format!(
+            "; none would with `train.gradient_accumulation = {}`, a multiple of {world}",
+            rounds * world
         ),
     };
     Ok(Some(format!(
-        "{world} ranks: each computes {batches} of the {each} of a step{idle}"
+        "{world} ranks: each computes {batches} of the {each} of a step{others}{none_waits}"
     )))
 }
 
@@ -191,6 +203,8 @@ fn compare(all: &[Facts]) -> Result<(), Error> {
             first: &name,
             file: "rank 0",
             now: "rank 0",
+            free: &[],
+            files: &[],
         };
         let mut found = Vec::new();
         for (what, theirs, ours) in [

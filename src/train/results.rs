@@ -148,7 +148,13 @@ impl Run<'_> {
             metadata,
         };
         let path = self.output.join(lora_file(&settings.train));
-        store::write_file(&path, &[&lora::file::write(&adapters, &options)?])?;
+        let written = lora::file::write(&adapters, &options).map_err(|error| {
+            match settings.adapter.save_precision {
+                Precision::F16 => Error::SavePrecision(error),
+                Precision::F32 | Precision::Bf16 => error.into(),
+            }
+        });
+        store::write_file(&path, &[&written?])?;
         Ok(path)
     }
 

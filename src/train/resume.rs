@@ -122,7 +122,12 @@ impl Wanted<'_> {
         if before.is_some() && found.description.is_none() {
             found.training = self.identity.training;
         }
-        let differences = found.differences(&self.identity, longer, Sides::RESUMED);
+        let files = self.experiment.loras_of_training();
+        let sides = Sides {
+            files: &files,
+            ..Sides::RESUMED
+        };
+        let differences = found.differences(&self.identity, longer, sides);
         match (before, differences.is_empty()) {
             (Some(before), true) => Ok(before),
             _ => Err(checkpoint::Error::OtherRun {

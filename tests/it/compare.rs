@@ -206,7 +206,7 @@ fn pictures_that_were_trained_from_are_refused() {
     world
         .run(&["compare", "a", "b"])
         .expect(2)
-        .says("all that it has, 3 pictures, is what")
+        .says("error: the Experiment in a/lora.safetensors: all that it has, 3 pictures, is what")
         .says("--data EXPERIMENT");
     // Beside a new picture they are told, and the exit status says so.
     world.write("more.toml", &text);

@@ -121,7 +121,7 @@ fn any_number_of_processes_and_any_change_of_it_makes_the_lora_of_one() {
     }
     // Two, then one, then three.
     by("2", &["--restart", "--stop-after", "1"])
-        .says("2 ranks: each computes 2 micro-batches of the 3 of a step, 1 of them one less");
+        .says("2 ranks: each computes 2 micro-batches of the 3 of a step, but for 1 rank, which computes 1 and then waits; none would with `train.gradient_accumulation = 4`");
     world
         .run(&["train", "exp.toml", "--stop-after", "2"])
         .expect(0)
@@ -292,6 +292,43 @@ fn what_cannot_be_started_is_told_in_one_line() {
         0,
         "going on",
     );
+}
+
+#[test]
+fn half_of_a_launchers_variables_is_no_rank_and_no_training_alone() {
+    let world = World::encoded();
+    let refused = |variables: &[(&str, &str)], why: &str| {
+        let args = ["exp.toml", "--stop-after", "1"];
+        let (found, said) = rank(&world, variables, &args).ended();
+        assert_eq!(found, Some(2), "{said}");
+        assert!(said.contains(why), "{said}");
+    };
+    refused(&[("WORLD_SIZE", "2")], "WORLD_SIZE is set and RANK is not");
+    refused(&[("RANK", "0")], "RANK is set and WORLD_SIZE is not");
+    let open_mpi = [("OMPI_COMM_WORLD_SIZE", "2")];
+    refused(&open_mpi, "OMPI_COMM_WORLD_RANK is not");
+    let none = [("RANK", "0"), ("WORLD_SIZE", "0")];
+    refused(
+        &none,
+        "WORLD_SIZE: expected the number of ranks, at least 1, found 0",
+    );
+    assert!(!world.path("out").exists());
+}
+
+/// What one process may use, two share.
+#[test]
+fn processes_of_one_command_share_its_memory() {
+    let world = World::encoded();
+    let by = |processes: &str, memory: &str| {
+        let limit = ["--restart", "--stop-after", "1", "--memory", memory];
+        let args = [&["exp.toml", "--processes", processes][..], &limit].concat();
+        rank(&world, &[], &args).ended()
+    };
+    let (status, said) = by("1", "0.006");
+    assert_eq!(status, Some(0), "{said}");
+    let (status, said) = by("2", "0.006");
+    assert_eq!(status, Some(1), "{said}");
+    assert!(said.contains("3.0 MB free"), "{said}");
 }
 
 /// The script for Slurm, with an `srun` of two tasks on one machine.

@@ -82,6 +82,28 @@ fn fewer_steps_than_are_done_are_refused_in_one_line() {
         .says("--restart");
 }
 
+/// It changes how the LoRA is written and no step: one whose numbers a type cannot hold is not lost.
+#[test]
+fn a_finished_run_is_written_again_in_another_type() {
+    let world = encoded();
+    let precision = |from: &str, to: &str| world.edit(from, to);
+    precision(
+        "rank = 2",
+        "rank = 2\nsave_precision = \"f16\"\nalpha = 1e6",
+    );
+    world.edit("learning_rate = 0.01", "learning_rate = 1e3");
+    let refused = train(&world).expect(1);
+    let line = refused.stderr.lines().last().unwrap_or_default();
+    assert!(
+        line.contains("which F16 cannot hold") && line.contains("`adapter.save_precision`"),
+        "{}",
+        refused.stderr
+    );
+    precision("save_precision = \"f16\"", "save_precision = \"f32\"");
+    train(&world).expect(0).says("going on after step 4");
+    assert!(world.path(LORA).exists());
+}
+
 #[test]
 fn epochs_and_a_share_of_warm_up_are_the_steps_that_they_come_to() {
     let world = encoded();

@@ -103,6 +103,32 @@ impl Started {
 }
 
 #[test]
+fn a_run_that_started_from_another_lora_says_which_the_file_names() {
+    let started = Started::new("rank = 2");
+    let world = &started.world;
+    started.train("first.safetensors", "", "on");
+    std::fs::copy(
+        world.path("on/lora.safetensors"),
+        world.path("second.safetensors"),
+    )
+    .expect("copied");
+    started.set("second.safetensors", "", "on");
+    let ran = world.run(&["train", "exp.toml"]).expect(1);
+    let said = "`adapter.from`: this run a LoRA of digest ";
+    let line = ran.stderr.lines().find(|line| line.contains(said));
+    let (_, rest) = line
+        .unwrap_or_default()
+        .split_once(said)
+        .unwrap_or_default();
+    let (digest, rest) = rest.split_once(", the file says ").unwrap_or_default();
+    assert!(
+        digest.len() == 12 && rest.contains("second.safetensors, a LoRA of digest "),
+        "{}",
+        ran.stderr
+    );
+}
+
+#[test]
 fn it_starts_as_the_lora_left_off_whatever_its_naming() {
     let started = Started::new("rank = 2\nalpha = 4.0");
     let world = &started.world;

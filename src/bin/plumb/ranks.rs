@@ -309,12 +309,31 @@ struct Told {
     address: Address,
 }
 
+/// Whoever sets one of a launcher's two variables means several ranks, which would each train alone and overwrite each other's LoRA. Slurm
+/// sets its number of tasks for a command without ranks too.
+fn refuse_half(variable: &dyn Fn(&str) -> Option<String>) -> Result<(), Failure> {
+    let launchers = LAUNCHERS.iter().filter(|names| **names != SLURM);
+    for [rank, world, ..] in launchers {
+        let (there, missing, what) = match (variable(rank), variable(world)) {
+            (Some(_), None) => (rank, world, "the number of ranks"),
+            (None, Some(count)) if count != "1" => {
+                (world, rank, "this process's number among them, from 0")
+            }
+            _ => continue,
+        };
+        return Err(Failure::usage(format!(
+            "{there} is set and {missing} is not: {what}; set it too, or to train alone, unset {there}"
+        )));
+    }
+    Ok(())
+}
+
 /// The rank that torchrun, mpirun or Slurm made this process. None where there is one rank, and where Slurm's tasks have no MASTER_ADDR: a
 /// command inside an allocation is most often meant alone.
 fn from_outside(variable: &dyn Fn(&str) -> Option<String>) -> Result<Option<Told>, Failure> {
     let is_there = |names: &&[&str; 4]| names[..2].iter().all(|name| variable(name).is_some());
     let Some(names) = LAUNCHERS.iter().find(is_there) else {
-        return Ok(None);
+        return refuse_half(variable).map(|()| None);
     };
     let number = |name: &str, most: usize| match variable(name) {
         None => Ok(None),
@@ -330,6 +349,11 @@ fn from_outside(variable: &dyn Fn(&str) -> Option<String>) -> Result<Option<Told
     };
     let [rank, world, local_rank, on_machine] = *names;
     let count = number(world, MOST_RANKS)?.unwrap_or(1);
+    if count == 0 {
+        return Err(Failure::usage(format!(
+            "{world}: expected the number of ranks, at least 1, found 0; to train alone, unset it and {rank}"
+        )));
+    }
     let address = variable("MASTER_ADDR");
     if count <= 1 || (address.is_none() && *names == SLURM) {
         return Ok(None);

@@ -286,7 +286,11 @@ impl DeviceArgs {
         Ok(ComputeDevice {
             device: opened.device,
             kernels,
-            memory_bytes: limit.unwrap_or(free),
+            memory_bytes: limit.map_or(free, |limit| match place {
+                // Of the whole command, which starts the others.
+                Where::Cpu => limit / processes as u64,
+                _ => limit,
+            }),
         })
     }
 }
