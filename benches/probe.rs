@@ -145,6 +145,7 @@ fn measure(world: &World, data: &Path, scratch: &Path, seed: u64) -> Result<Repo
     };
     let device = plumb::device::open("cpu".parse::<Choice>()?, &[])?.device;
     let place = ProbePlace {
+        memory_bytes: u64::MAX,
         placement: base_model::placement(&experiment, &device, &Kernels::NONE),
         encode: EncodeOptions {
             device,

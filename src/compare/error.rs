@@ -94,6 +94,9 @@ pub enum Error {
     /// The denoiser.
     #[error(transparent)]
     Model(#[from] models::Error),
+    /// There is not enough memory.
+    #[error(transparent)]
+    Memory(#[from] models::memory::DoesNotFit),
     /// A LoRA's file.
     #[error(transparent)]
     Convert(#[from] convert::Error),

@@ -27,7 +27,8 @@ use crate::dataset::{self, Item, Preview, Subjects};
 use crate::digest::Digest;
 use crate::encode::{EncodeOptions, encode_captions, encode_pictures, tell_of_no_run};
 use crate::experiment::Experiment;
-use crate::lora::Bound;
+use crate::lora::{AdapterSet, Bound};
+use crate::models::memory::{CallShape, context_tokens, fitted};
 use crate::models::{Denoiser, Placement};
 use crate::monitor::Monitor;
 use crate::nn::weights::DigestMemo;
@@ -36,8 +37,8 @@ use crate::recipe::Recipe;
 use crate::sample;
 use crate::shown;
 use crate::store::{self, Store};
-use crate::train::VALIDATION_SIGMAS;
 use crate::train::inputs::DrawOptions;
+use crate::train::{VALIDATION_SIGMAS, largest_latents};
 use lora::Lora;
 use measure::{Losses, LossesOf, Predictor};
 
@@ -64,8 +65,10 @@ pub struct CompareOptions {
     pub out: Option<PathBuf>,
     /// How captions and pictures are encoded that the store lacks.
     pub encode: EncodeOptions,
-    /// Where the denoiser computes.
+    /// Where the denoiser computes; its weights stay in their files where they do not fit.
     pub placement: Placement,
+    /// Bytes of that device's memory that may be used.
+    pub memory_bytes: u64,
 }
 
 /// Compares the LoRAs in `files`, A and B, on the base model and the pictures of an Experiment: those that it holds out of training,
@@ -95,9 +98,10 @@ pub fn run(
     // Before anything is encoded or loaded: a LoRA that does not fit is refused in seconds.
     let [a, b] = loras;
     let adapters = [a.adapters(&stage.base)?, b.adapters(&stage.base)?];
+    let placement = stage.fitted(&adapters, options, monitor)?;
     stage.encode(options, monitor)?;
     monitor.start("loading the base model", None);
-    let denoiser = (stage.base).load_denoiser(&options.placement, &stage.digest)?;
+    let denoiser = (stage.base).load_denoiser(&placement, &stage.digest)?;
     monitor.finish();
     let denoiser = denoiser.as_ref();
     let [of_a, of_b] = &adapters;
@@ -234,6 +238,41 @@ impl Stage {
         let viewed = dataset::viewed(&self.pictures, &self.references);
         encode_pictures(&self.base, &self.store, &viewed, on, monitor)?;
         Ok(())
+    }
+
+    /// Where the denoiser computes, with its weights kept so that it fits.
+    fn fitted(
+        &self,
+        adapters: &[AdapterSet; 2],
+        options: &CompareOptions,
+        monitor: &dyn Monitor,
+    ) -> Result<Placement, Error> {
+        let under = self.under.iter().chain([&self.base]);
+        let context = under.map(|base| context_tokens(&base.recipe)).max();
+        let context = context.unwrap_or(0);
+        let geometry = self.base.latent_geometry();
+        let (latents, reference) = largest_latents(self.pictures.iter(), &geometry);
+        let mut calls = vec![CallShape {
+            samples: 1,
+            latents,
+            reference,
+            context,
+        }];
+        if options.out.is_some() {
+            let call = sample::previews::call(&self.base, &self.references);
+            calls.push(CallShape { context, ..call });
+        }
+        let numbers = adapters.iter().map(|set| set.values().len()).sum();
+        let placement = &options.placement;
+        let denoiser = &self.base.denoiser;
+        let (storage, told) = fitted(denoiser, (&calls, numbers), placement, options.memory_bytes)?;
+        if let Some(told) = told {
+            monitor.note(&told);
+        }
+        Ok(Placement {
+            storage,
+            ..placement.clone()
+        })
     }
 
     /// A LoRA before it is measured.

@@ -17,6 +17,7 @@ pub mod flux2;
 pub mod layout;
 pub mod linear;
 pub mod lora_names;
+pub mod memory;
 mod opened;
 #[cfg(test)]
 #[expect(dead_code, reason = "the whole of it is used by tests of the program")]

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use super::FEWEST_PICTURES;
+use crate::models::memory::DoesNotFit;
 use crate::{base_model, cache, dataset, encode, recipe, shown, store};
 
 /// Why a probe could not be made.
@@ -89,6 +90,9 @@ pub enum Error {
         /// What is wrong.
         source: candle_core::Error,
     },
+    /// There is not enough memory.
+    #[error(transparent)]
+    Memory(#[from] DoesNotFit),
     /// A loss is no number.
     #[error(
         "{}: the loss under {label} is NaN or infinite: {why}",

@@ -14,11 +14,13 @@ use crate::cache::{Conditioning, ModelCache};
 use crate::dataset::{self, Item};
 use crate::digest::Digest;
 use crate::lora::Bound;
+use crate::models::memory::{CallShape, context_tokens};
 use crate::models::{self, Denoiser};
 use crate::nn::loss::squared_error;
 use crate::rng::{Rng, Stream};
 use crate::store::Store;
 use crate::train::inputs::{DrawOptions, Drawn, StillPicture, denoiser_batches};
+use crate::train::largest_latents;
 
 /// A picture, with its copies: several items only where the data set has the same picture more than once.
 pub struct Subject(Vec<Item>);
@@ -78,6 +80,27 @@ pub fn with_latents(
         }
     }
     Ok(there)
+}
+
+/// The largest call of the denoiser, for a plan of its memory.
+pub fn call(
+    base: &BaseModel,
+    compared: &ComparedRecipes,
+    subjects: &[Subject],
+    draws: Draws,
+) -> CallShape {
+    let recipes = compared.recipes.iter();
+    let context = recipes
+        .map(|recipe| context_tokens(&recipe.base.recipe))
+        .max();
+    let items = subjects.iter().flat_map(|subject| &subject.0);
+    let (latents, reference) = largest_latents(items, &base.latent_geometry());
+    CallShape {
+        samples: draws.batch.max(1),
+        latents,
+        reference,
+        context: context.unwrap_or(0),
+    }
 }
 
 /// Takes out the recipes whose conditioning the denoiser cannot take, as one caption tells: too wide a context, or a pooled vector of

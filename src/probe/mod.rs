@@ -31,9 +31,11 @@ pub use report::Report;
 
 use crate::base_model::{self, BaseModel};
 use crate::dataset::{self, Item, Subjects};
+use crate::digest::Digest;
 use crate::encode::{EncodeOptions, encode_pictures};
 use crate::experiment::Experiment;
-use crate::models::Placement;
+use crate::models::memory::{CallShape, fitted};
+use crate::models::{Denoiser, Placement};
 use crate::monitor::Monitor;
 use crate::nn::weights::DigestMemo;
 use crate::rng::{Rng, Stream};
@@ -75,8 +77,10 @@ pub struct ProbeOptions {
 pub struct ProbePlace {
     /// For text encoders and VAE.
     pub encode: EncodeOptions,
-    /// For the denoiser.
+    /// For the denoiser; its weights stay in their files where they do not fit.
     pub placement: Placement,
+    /// Bytes of the device's memory that may be used.
+    pub memory_bytes: u64,
 }
 
 /// Compares recipes on the pictures of an Experiment.
@@ -125,15 +129,13 @@ pub fn run(
     for left_out in &compared.left_out {
         monitor.note(&format!("{} is left out: {}", left_out.label, left_out.why));
     }
-    let digest = base.denoiser_digest(memo)?;
-    monitor.start("loading the denoiser", None);
-    let denoiser = base.load_denoiser(&place.placement, &digest)?;
-    monitor.finish();
     let draws = Draws {
         seed: options.seed,
         count: options.draws,
         batch: options.batch,
     };
+    let call = measure::call(&base, &compared, &subjects, draws);
+    let (denoiser, digest) = load(&base, call, place, memo, monitor)?;
     let measurement = Measurement::open(&base, &compared, (&store, &subjects), &*denoiser, draws)?;
     let looks = stats::looks(subjects.len(), ALPHA);
     let (rows, looks_made) = looked(measurement, &subjects, &looks, options, monitor)?;
@@ -158,6 +160,30 @@ pub fn run(
             looks_made,
         },
     }))
+}
+
+/// The denoiser, and the digest of its weights.
+fn load(
+    base: &BaseModel,
+    call: CallShape,
+    place: &ProbePlace,
+    memo: &mut DigestMemo,
+    monitor: &dyn Monitor,
+) -> Result<(Box<dyn Denoiser>, Digest), Error> {
+    let digest = base.denoiser_digest(memo)?;
+    let placement = &place.placement;
+    let (storage, told) = fitted(&base.denoiser, (&[call], 0), placement, place.memory_bytes)?;
+    if let Some(told) = told {
+        monitor.note(&told);
+    }
+    let placement = Placement {
+        storage,
+        ..placement.clone()
+    };
+    monitor.start("loading the denoiser", None);
+    let denoiser = base.load_denoiser(&placement, &digest)?;
+    monitor.finish();
+    Ok((denoiser, digest))
 }
 
 /// Measures pictures up to the look at which all is clear; gives them and the number of looks.

@@ -29,7 +29,8 @@ use crate::dataset::{self, Preview};
 use crate::encode::{self, EncodeOptions, encode_captions, encode_pictures};
 use crate::experiment::Experiment;
 use crate::lora::{self, AdapterSet, Bound};
-use crate::models::{self, Denoiser, References};
+use crate::models::memory::{self, CallShape};
+use crate::models::{self, Denoiser, OpenedDenoiser, Placement, References};
 use crate::monitor::Monitor;
 use crate::nn::weights::DigestMemo;
 use crate::shown;
@@ -71,6 +72,9 @@ pub enum Error {
     /// The denoiser.
     #[error(transparent)]
     Model(#[from] models::Error),
+    /// There is not enough memory.
+    #[error(transparent)]
+    Memory(#[from] memory::DoesNotFit),
     /// A caption cannot be encoded.
     #[error(transparent)]
     Encode(#[from] encode::Error),
@@ -146,7 +150,8 @@ pub struct SampleReport {
     pub negative_prompt: Option<String>,
 }
 
-/// Writes the pictures of an Experiment's prompts to `folder`. Captions that the store lacks are encoded into it first.
+/// Writes the pictures of an Experiment's prompts to `folder`. Captions that the store lacks are encoded into it first. `memory_bytes` of the
+/// device's memory may be used: weights that do not fit are read from their files as they are needed.
 ///
 /// # Errors
 /// If there is no prompt, or a part of it all cannot be read, computed or written.
@@ -154,7 +159,7 @@ pub fn run(
     experiment: &Experiment,
     loras: &[LoraUse],
     folder: &Path,
-    options: &EncodeOptions,
+    (options, memory_bytes): (&EncodeOptions, u64),
     memo: &mut DigestMemo,
     monitor: &dyn Monitor,
 ) -> Result<SampleReport, Error> {
@@ -171,36 +176,29 @@ pub fn run(
     let store =
         Store::open_or_create_at(&experiment.store_path().map_err(base_model::Error::from)?)?
             .waiting(options.wait);
-    let encoded = encode_captions(
-        &base,
-        &store,
-        &experiment.extra_captions(),
-        options,
-        monitor,
-    )?;
     let references = references(&base, monitor)?;
-    let viewed = dataset::viewed(&[], &references);
-    let on = (&options.device, &options.kernels);
-    if encode_pictures(&base, &store, &viewed, on, monitor)?.failed > 0 {
-        return Err(Error::NoReference);
-    }
-    tell_cuts(&encoded, monitor);
+    encode_all((&base, &store), &references, options, monitor)?;
     // Before the denoiser is loaded: a LoRA that does not fit is refused in seconds.
     let other = base.other_expert()?;
     let adapters = open_loras(loras, &base, other.as_ref(), monitor)?;
     tell_negative(&base, monitor);
     let placement = placement(experiment, &options.device, &options.kernels);
     // After encoding, whose networks are dropped by then, and of two experts one after the other: never two networks in memory.
-    let in_files = |denoiser, adapters| Network::InFiles {
-        denoiser,
-        adapters,
-        placement: placement.clone(),
-    };
-    let stages = stages(
-        &base,
-        in_files(&base.denoiser, adapters.own.as_ref()),
-        (other.as_ref()).map(|other| in_files(&other.denoiser, adapters.other.as_ref())),
+    let call = previews::call(&base, &references);
+    let (on, on_device) = (
+        (&options.device, &options.kernels),
+        (&placement, memory_bytes),
     );
+    let own = in_files((&base.denoiser, &adapters.own), &call, on_device, monitor)?;
+    let other = (other.as_ref()).map(|other| {
+        in_files(
+            (&other.denoiser, &adapters.other),
+            &call,
+            on_device,
+            monitor,
+        )
+    });
+    let stages = stages(&base, own, other.transpose()?);
     let source = previews::open(&base, &store, &references)?;
     let steps = settings.steps * settings.prompts.len();
     monitor.start("sampling", Some(steps as u64));
@@ -229,6 +227,47 @@ pub fn run(
         Making::new(&base, prompt, &options, reference, with).texts()
     };
     write(&base, files, folder, &making)
+}
+
+/// Encodes the captions and references that the store lacks.
+fn encode_all(
+    (base, store): (&BaseModel, &Store),
+    references: &[Preview],
+    options: &EncodeOptions,
+    monitor: &dyn Monitor,
+) -> Result<(), Error> {
+    let captions = base.experiment.extra_captions();
+    let encoded = encode_captions(base, store, &captions, options, monitor)?;
+    let viewed = dataset::viewed(&[], references);
+    let on = (&options.device, &options.kernels);
+    if encode_pictures(base, store, &viewed, on, monitor)?.failed > 0 {
+        return Err(Error::NoReference);
+    }
+    tell_cuts(&encoded, monitor);
+    Ok(())
+}
+
+/// A network that is loaded when its turn comes, kept as it fits into the memory.
+fn in_files<'a>(
+    (denoiser, adapters): (&'a OpenedDenoiser, &'a Option<AdapterSet>),
+    call: &CallShape,
+    (placement, memory_bytes): (&Placement, u64),
+    monitor: &dyn Monitor,
+) -> Result<Network<'a>, Error> {
+    let numbers = adapters.as_ref().map_or(0, |set| set.values().len());
+    let call = std::slice::from_ref(call);
+    let (storage, told) = memory::fitted(denoiser, (call, numbers), placement, memory_bytes)?;
+    if let Some(told) = told {
+        monitor.note(&told);
+    }
+    Ok(Network::InFiles {
+        denoiser,
+        adapters: adapters.as_ref(),
+        placement: Placement {
+            storage,
+            ..placement.clone()
+        },
+    })
 }
 
 /// Writes the pictures and clips of a base model's prompts, each with its making, which depends on its number and prompt.

@@ -14,6 +14,7 @@ use crate::cache::{self, Conditioning, ModelCache, drop_caption};
 use crate::dataset::{self, PictureFile, Preview};
 use crate::diffusion::SamplerRun;
 use crate::experiment::SampleSettings;
+use crate::models::memory::{CallShape, context_tokens};
 use crate::nn::Kernels;
 use crate::recipe::latents::Rate;
 use crate::store::Store;
@@ -59,6 +60,31 @@ pub fn options(base: &BaseModel) -> SampleOptions {
         reference: None,
         seed: settings.seed,
         number: 0,
+    }
+}
+
+/// The largest call of the denoiser, for a plan of its memory.
+pub fn call(base: &BaseModel, references: &[Preview]) -> CallShape {
+    let (settings, geometry) = (&base.settings.sample, base.latent_geometry());
+    let guided = settings.guidance != 1.0 || settings.guidance_of_other != 1.0;
+    let numbers = 0..settings.prompts.len();
+    let given = numbers.map(|number| reference(references, number));
+    let sizes = given.map(|given| {
+        let latents = geometry.latents(planned(base, given, 0).pixels);
+        let view = given.and_then(|preview| preview.reference.views.first());
+        let reference = view.map(|view| geometry.latents(Extents::from(view.bucket)));
+        (latents, reference)
+    });
+    let tokens = |of: &Extents| geometry.tokens(*of);
+    let largest = sizes
+        .max_by_key(|(latents, reference)| tokens(latents) + reference.as_ref().map_or(0, tokens));
+    let (latents, reference) = largest.unwrap_or((Extents::picture(1, 1), None));
+    CallShape {
+        // Both branches of guidance.
+        samples: if guided { 2 } else { 1 },
+        latents,
+        reference,
+        context: context_tokens(&base.recipe),
     }
 }
 

@@ -54,7 +54,7 @@ use output::OutputFolder;
 use parallel::Due;
 use plan::{Machine, MemoryPlan, MemoryRequest};
 use run::{Run, Together};
-pub use set::TrainingSet;
+pub use set::{TrainingSet, largest_latents};
 use start::Start;
 use training_adapter::TrainingAdapter;
 

@@ -6,18 +6,15 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::{DType, Device};
+use candle_core::DType;
 use serde::Serialize;
 
 use crate::lora::{LinearShape, Recompute};
+pub use crate::models::memory::{Machine, context_tokens};
+use crate::models::memory::{gb, rebuilt, shapes, weights};
 use crate::models::{Activations, OpenedDenoiser, StepShape, WeightStorage};
-use crate::nn;
 use crate::optim::OptimizerOptions;
-use crate::recipe::Recipe;
 use crate::vae::Extents;
-
-/// A guess at what CUDA's context, cuBLAS and cuDNN take on a GPU; not measured.
-const LIBRARY_BYTES: u64 = 600 << 20;
 
 /// What decides how much memory a training takes.
 #[derive(Clone)]
@@ -52,26 +49,6 @@ pub struct MemoryRequest<'a> {
     pub apart: usize,
     /// Gradient checkpointing on all blocks, or none; None leaves it to the plan.
     pub checkpointing: Option<bool>,
-}
-
-/// Which memory is planned.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Machine {
-    /// A processor.
-    Cpu,
-    /// A GPU.
-    Gpu,
-}
-
-impl Machine {
-    /// The machine of a device; every device but the CPU counts as a GPU.
-    pub fn of(device: &Device) -> Self {
-        match device {
-            Device::Cpu => Self::Cpu,
-            _ => Self::Gpu,
-        }
-    }
 }
 
 /// Peak memory of a training step in bytes, by what it is for.
@@ -161,26 +138,17 @@ pub fn make(request: &MemoryRequest<'_>, available: u64) -> Result<MemoryPlan, D
         }
     }
     let bytes = Box::new(least.unwrap_or_default());
+    let whole = MemoryRequest {
+        storage: WeightStorage::Whole,
+        ..request.clone()
+    };
+    // As whole ones, weights may stay in their files.
+    let swapped = request.storage != WeightStorage::Whole && make(&whole, available).is_ok();
     Err(DoesNotFit {
-        advice: advice(request, &bytes),
+        advice: advice(request, &bytes, swapped),
         bytes,
         available,
     })
-}
-
-/// Tokens of a recipe's context for an estimate without captions: an encoder's fixed length where the recipe has one.
-pub fn context_tokens(recipe: &Recipe) -> usize {
-    // A guess, twice CLIP's 77, where the recipe sets no limit.
-    const ORDINARY: usize = 154;
-    let rows = |slot: &String| {
-        let tokens = recipe.encoder(slot).map(|e| &e.rules.tokens);
-        tokens.map_or(0, |t| t.max_tokens.unwrap_or(t.min_tokens.max(ORDINARY)))
-    };
-    let groups = recipe.assembly().context.iter();
-    // Encoders of a group stand side by side in each token (as CLIP-L and CLIP-G), groups follow each other.
-    groups
-        .map(|slots| slots.iter().map(rows).max().unwrap_or(0))
-        .sum()
 }
 
 /// Estimates the memory of each way to train.
@@ -305,65 +273,36 @@ impl Estimator {
         let apart = 4 * request.apart as u64;
         let adapters = self.adapters.saturating_mul(2 * 4 + 2 * size + apart);
         let adapters = adapters.saturating_add(state);
-        // Bytes for each passing number. A CPU kernel holds little beside its result; composed of tensor operations, the same
-        // operation also holds a few intermediate tensors in f32. What is rounded to 8 bits is held so, and wide again.
-        let rounds = matches!(storage, WeightStorage::Fp8 { .. });
-        let kernels = request.machine == Machine::Cpu && dtype == DType::F32 && !rounds;
-        let bytes_each = if kernels { 8 } else { 16 };
+        let bytes_each = request.machine.passing_bytes(dtype, storage);
         let temporary = self.activations.passing.saturating_mul(bytes_each);
         PeakMemory {
             weights: weights(&self.tensors, dtype, storage),
             adapters,
             activations: stored.saturating_mul(size),
             temporary: temporary.saturating_add(rebuilt(&self.tensors, dtype, storage)),
-            libraries: match request.machine {
-                Machine::Cpu => 0,
-                Machine::Gpu => LIBRARY_BYTES,
-            },
+            libraries: request.machine.libraries(),
             other_expert: self.other_expert,
         }
     }
 }
 
-fn shapes(denoiser: &OpenedDenoiser) -> Vec<Vec<usize>> {
-    let tensors = denoiser.tensors().iter();
-    tensors.map(|(_, shape)| shape.clone()).collect()
-}
-
-/// Bytes of tensors of these shapes, as they are stored.
-fn weights(shapes: &[Vec<usize>], dtype: DType, storage: WeightStorage) -> u64 {
-    // Only matrices are quantized or left in their files.
-    let stored = |shape: &Vec<usize>| match shape[..] {
-        [outputs, inputs] => storage.bytes([outputs, inputs], dtype),
-        _ => shape.iter().product::<usize>() * dtype.size_in_bytes(),
-    };
-    shapes.iter().map(stored).sum::<usize>() as u64
-}
-
-/// A matrix that is not whole is made so for each use: the bytes of itself in the denoiser's type, and of two f32 copies on the way.
-fn rebuilt(shapes: &[Vec<usize>], dtype: DType, storage: WeightStorage) -> u64 {
-    let size = dtype.size_in_bytes() as u64;
-    let whole = |shape: &Vec<usize>| shape.iter().product::<usize>() as u64 * size;
-    let matrices = shapes.iter().filter(|shape| shape.len() == 2);
-    let largest = matrices.map(whole).max().unwrap_or(0);
-    match storage {
-        WeightStorage::Whole => 0,
-        WeightStorage::Quantized(_) => largest + largest / size * 8,
-        // Two copies at most: what a CPU makes wide again, or what is turned on a GPU beside an input's codes.
-        WeightStorage::Fp8 { .. } => largest / size * 8,
-        // And the matrices that are read ahead while this one is used.
-        WeightStorage::InFile { .. } => (1 + nn::PREFETCHED as u64) * largest + largest / size * 8,
-    }
-}
-
-/// What to change, the most helpful first.
-fn advice(request: &MemoryRequest<'_>, bytes: &PeakMemory) -> String {
+/// What to change, the most helpful first. `swapped`: it would fit with whole weights that stay in their files.
+fn advice(request: &MemoryRequest<'_>, bytes: &PeakMemory, swapped: bool) -> String {
     let others = bytes.activations.saturating_add(bytes.temporary);
     let mut list = Vec::new();
     let lower_rank = format!("lower `adapter.rank` ({})", request.rank);
     let rank_is_most = bytes.adapters > bytes.weights.max(others);
     if rank_is_most {
         list.push(lower_rank.clone());
+    }
+    if swapped {
+        let field = match request.storage {
+            WeightStorage::Fp8 { .. } => "compute = \"fp8\"",
+            _ => "weights",
+        };
+        list.push(format!(
+            "leave out `[model] {field}`: whole weights are read from their files as they are needed"
+        ));
     }
     if request.checkpointing == Some(false) {
         list.push("leave out `gradient_checkpointing = false`".to_owned());
@@ -455,12 +394,5 @@ impl std::fmt::Display for MemoryPlan {
             ),
             _ => Ok(()),
         }
-    }
-}
-
-fn gb(bytes: u64) -> String {
-    match bytes {
-        0..100_000_000 => format!("{:.1} MB", bytes as f64 / 1e6),
-        _ => format!("{:.1} GB", bytes as f64 / 1e9),
     }
 }

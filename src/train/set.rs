@@ -11,7 +11,7 @@ use crate::experiment::{DatasetSettings, Experiment};
 use crate::monitor::Monitor;
 use crate::recipe::latents::Size;
 use crate::store::{Lacking, Store};
-use crate::vae::Extents;
+use crate::vae::{Extents, LatentGeometry};
 
 /// All pictures of a training, with where their tensors come from.
 pub struct TrainingSet<'a> {
@@ -149,22 +149,8 @@ impl<'a> TrainingSet<'a> {
     /// The extents of the latents of the largest picture or clip, and of its reference if it has one, validation included: what memory is
     /// planned for. 1 x 1 without pictures.
     pub fn largest_latents(&self) -> (Extents, Option<Extents>) {
-        let all = self.items.iter().chain(&self.held_out).map(sizes);
-        let area = |size: Size| u64::from(size.width) * u64::from(size.height);
-        let latents = |size: Size, frames: u32| {
-            let pixels = Extents {
-                frames: frames as usize,
-                ..size.into()
-            };
-            self.source.geometry.latents(pixels)
-        };
-        let largest = all.max_by_key(|&(own, frames, other)| {
-            let frames = latents(own, frames).frames as u64;
-            area(own) * frames + other.map_or(0, area)
-        });
-        largest.map_or((Extents::picture(1, 1), None), |(own, frames, other)| {
-            (latents(own, frames), other.map(|size| latents(size, 1)))
-        })
+        let all = self.items.iter().chain(&self.held_out);
+        largest_latents(all, &self.source.geometry)
     }
 
     /// An estimate of the longest context's tokens: the most among the longest captions, measured in bytes.
@@ -189,6 +175,28 @@ impl<'a> TrainingSet<'a> {
     pub fn resolution(&self) -> Size {
         self.resolution
     }
+}
+
+/// The extents of the latents of the largest of some pictures and clips, and of its reference if it has one. 1 x 1 of none.
+pub fn largest_latents<'a>(
+    items: impl Iterator<Item = &'a Item>,
+    geometry: &LatentGeometry,
+) -> (Extents, Option<Extents>) {
+    let area = |size: Size| u64::from(size.width) * u64::from(size.height);
+    let latents = |size: Size, frames: u32| {
+        let pixels = Extents {
+            frames: frames as usize,
+            ..size.into()
+        };
+        geometry.latents(pixels)
+    };
+    let largest = items.map(sizes).max_by_key(|&(own, frames, other)| {
+        let frames = latents(own, frames).frames as u64;
+        area(own) * frames + other.map_or(0, area)
+    });
+    largest.map_or((Extents::picture(1, 1), None), |(own, frames, other)| {
+        (latents(own, frames), other.map(|size| latents(size, 1)))
+    })
 }
 
 /// What the VAE sees of a picture, and of its reference.

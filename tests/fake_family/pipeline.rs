@@ -154,7 +154,7 @@ fn a_family_that_is_added_in_one_place_goes_the_whole_way() {
             &experiment,
             &used,
             &folder,
-            &options,
+            (&options, 1 << 30),
             &mut memo_of(&drawn),
             &Silent,
         );

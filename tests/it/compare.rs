@@ -80,6 +80,10 @@ fn each_loss_is_what_its_training_validated_and_the_difference_is_theirs() {
     let expected = serde_json::json!([{ "field": "train.seed", "a": 5, "b": 6 }]);
     assert_eq!(report["differences"], expected);
 
+    world
+        .run(&["compare", "a", "b", "--memory", "0.001"])
+        .expect(1)
+        .says("it does not fit");
     // The other way round, from the files and with the Experiment named.
     let files = ["b/lora.safetensors", "a/lora.safetensors"];
     let turned = world.run(&[&["--json", "compare"], &files[..], &["--data", "a.toml"]].concat());

@@ -82,6 +82,39 @@ fn less_memory_means_more_work_and_the_same_bits_until_it_is_refused_with_advice
 }
 
 #[test]
+fn who_predicts_keeps_to_the_memory_and_makes_the_same_picture() {
+    let world = encoded();
+    world.run(&["train", "exp.toml"]).expect(0);
+    let sample = |memory: &str| {
+        let lora = ["--lora", "out/lora.safetensors", "--out", "drawn"];
+        world.run(&[&["sample", "exp.toml", "--memory", memory], &lora[..]].concat())
+    };
+    let drawn = || world.sampled("drawn/seed0-000.png");
+    let plenty = sample("10").expect(0);
+    assert!(!plenty.stderr.contains("block swap"), "{}", plenty.stderr);
+    let whole = drawn();
+    sample("0.012").expect(0).says("block swap: ");
+    assert!(
+        drawn() == whole,
+        "weights read when used made another picture"
+    );
+    sample("0.001")
+        .expect(1)
+        .says("it does not fit")
+        .says("1.0 MB free");
+    world.edit(
+        "flavor = \"3.5-large\"",
+        "flavor = \"3.5-large\"\ncompute = \"fp8\"",
+    );
+    sample("0.001").expect(1).says("it does not fit");
+    // A training says what whole weights would help.
+    world
+        .run(&["train", "exp.toml", "--restart", "--memory", "0.008"])
+        .expect(1)
+        .says("leave out `[model] compute = \"fp8\"`: whole weights are read from their files");
+}
+
+#[test]
 fn packed_weights_train_near_the_whole_model_and_say_so() {
     let world = encoded();
     world.edit("[recipe]\n", "weights = \"none\"\n[recipe]\n");

@@ -72,6 +72,7 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> CommandResult {
         with_base: args.base,
         draws: args.draws,
         out: args.out.clone(),
+        memory_bytes: place.memory_bytes,
         placement: placement(&experiment, &place.device, &place.kernels),
         encode: world::encode_options(&place, &args.wait),
     };

@@ -84,6 +84,7 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> CommandResult {
         stop_early: !args.all_pairs,
     };
     let place = ProbePlace {
+        memory_bytes: place.memory_bytes,
         encode: world::encode_options(&place, &args.wait),
         placement: base_model::placement(&experiment, &place.device, &place.kernels),
     };

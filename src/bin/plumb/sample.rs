@@ -70,9 +70,10 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> CommandResult {
     })?;
     let place = args.device.open(ui)?.for_denoiser_of(&experiment, ui)?;
     let options = world::encode_options(&place, &args.wait);
+    let options = (&options, place.memory_bytes);
     let mut memo = world::digest_memo();
     let report =
-        sample::run(&experiment, &loras, &folder, &options, &mut memo, ui).map_err(failure)?;
+        sample::run(&experiment, &loras, &folder, options, &mut memo, ui).map_err(failure)?;
     let lines = report
         .pictures
         .iter()

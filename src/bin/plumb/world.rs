@@ -187,6 +187,9 @@ pub(crate) struct DeviceArgs {
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     device: String,
     /// Use at most this much memory there, in GB; the default is what is free.
+    ///
+    /// Weights that do not fit are read from their files as they are used, and a denoiser that does not fit even so is refused; what the VAE
+    /// takes is not counted. With `--processes`, all of them together use no more.
     #[arg(long, value_name = "GB")]
     memory: Option<f64>,
     /// On a GPU, compute by plumb's own kernels: fused, and attention without a matrix of scores. No figure of a real GPU is known yet;
