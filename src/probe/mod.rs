@@ -35,7 +35,7 @@ use crate::digest::Digest;
 use crate::encode::{EncodeOptions, encode_pictures};
 use crate::experiment::Experiment;
 use crate::models::memory::{CallShape, fitted};
-use crate::models::{Denoiser, Placement};
+use crate::models::{Denoiser, Placement, WeightStorage};
 use crate::monitor::Monitor;
 use crate::nn::weights::DigestMemo;
 use crate::rng::{Rng, Stream};
@@ -66,7 +66,7 @@ pub struct ProbeOptions {
     pub bands: u32,
     /// What all draws derive from.
     pub seed: u64,
-    /// The most samples in one call of the denoiser.
+    /// The most samples in one call of the denoiser; one where products are in fp8.
     pub batch: usize,
     /// Whether it ends at the first look at which every answer is clear.
     pub stop_early: bool,
@@ -132,7 +132,11 @@ pub fn run(
     let draws = Draws {
         seed: options.seed,
         count: options.draws,
-        batch: options.batch,
+        batch: match place.placement.storage {
+            // Products round a tensor by one scale: samples that share a call would decide on each other's losses.
+            WeightStorage::Fp8 { .. } => 1,
+            _ => options.batch,
+        },
     };
     let call = measure::call(&base, &compared, &subjects, draws);
     let (denoiser, digest) = load(&base, call, place, memo, monitor)?;

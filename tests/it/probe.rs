@@ -150,6 +150,37 @@ fn the_true_recipe_wins_and_an_inert_field_is_told_as_such() {
     assert!(world.run(&explain).expect(1).stderr.contains("found 9"));
 }
 
+/// One scale rounds all samples of a call: they may not share one.
+#[test]
+fn what_is_measured_in_fp8_does_not_depend_on_who_is_measured_beside_it() {
+    let world = world();
+    world.edit(
+        "flavor = \"3.5-large\"",
+        "flavor = \"3.5-large\"\ncompute = \"fp8\"",
+    );
+    let probe = |more: &[&str]| {
+        let few = [
+            "probe", "exp.toml", "--json", "--pairs", "8", "--draws", "2", "--bands", "1",
+        ];
+        world.run(&[&few[..], &["--vary", "t5.tokens.max_tokens=154"], more].concat())
+    };
+    let losses = |report: &Value| {
+        let all = report["candidates"].as_array().expect("candidates");
+        all.iter().map(|c| c["loss"].clone()).collect::<Vec<_>>()
+    };
+    let usual = probe(&[]).expect(0).json();
+    assert_eq!(
+        losses(&usual),
+        losses(&probe(&["--batch", "1"]).expect(0).json())
+    );
+    probe(&["--memory", "0.001"])
+        .expect(1)
+        .says("it does not fit");
+    probe(&["--batch", "3"])
+        .expect(2)
+        .says("--batch 3: expected 1, or the option left out, with `[model] compute = \"fp8\"`");
+}
+
 #[test]
 fn what_cannot_be_compared_is_refused_in_a_line() {
     let world = World::new();

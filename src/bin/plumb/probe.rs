@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use plumb::base_model;
 use plumb::dataset;
+use plumb::experiment::{Experiment, Products};
 use plumb::probe::report::{CandidateReport, Control, Difference, Verdict};
 use plumb::probe::{self, Error, ProbeOptions, ProbePlace, Report, Vary, conclusion};
 use plumb::{encode, shown, store};
@@ -45,9 +46,9 @@ pub(crate) struct Args {
     /// What noise, timesteps and the choice of pictures derive from.
     #[arg(long, value_name = "SEED", default_value_t = 0)]
     seed: u64,
-    /// The most samples in one call of the denoiser.
-    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u64).range(1..=4096))]
-    batch: u64,
+    /// The most samples in one call of the denoiser. [default: 8; with `[model] compute = "fp8"` it is 1 and no other]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=4096))]
+    batch: Option<u64>,
     /// Write the report to this file (JSON), for `plumb recipe explain --measured`.
     #[arg(long, value_name = "REPORT.json")]
     out: Option<PathBuf>,
@@ -56,6 +57,9 @@ pub(crate) struct Args {
     #[command(flatten)]
     wait: WaitArgs,
 }
+
+/// The most samples in a call, where nobody says.
+const USUAL_BATCH: usize = 8;
 
 pub(crate) fn run(args: &Args, ui: &Ui) -> CommandResult {
     let vary = args.vary.iter().map(|text| text.parse::<Vary>());
@@ -72,6 +76,7 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> CommandResult {
         store::check_file(out).map_err(Failure::usage)?;
     }
     let experiment = world::open_experiment(&args.experiment, ui)?;
+    let batch = batch(args.batch, &experiment)?;
     let place = args.device.open(ui)?.for_denoiser_of(&experiment, ui)?;
     let options = ProbeOptions {
         vary,
@@ -80,7 +85,7 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> CommandResult {
         draws: args.draws,
         bands: args.bands,
         seed: args.seed,
-        batch: args.batch as usize,
+        batch,
         stop_early: !args.all_pairs,
     };
     let place = ProbePlace {
@@ -95,6 +100,19 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> CommandResult {
         store::write_file(out, &[&json]).map_err(Failure::error)?;
     }
     ui.report(&report, &describe(&report))
+}
+
+/// The most samples in a call.
+fn batch(asked: Option<u64>, experiment: &Experiment) -> Result<usize, Failure> {
+    match (asked, experiment.model().products) {
+        (Some(batch @ 2..), Some(Products::Fp8)) => Err(Failure::usage(format!(
+            "--batch {batch}: expected 1, or the option left out, with `[model] compute = \"fp8\"` in {}: one scale rounds all samples \
+             of a call, so that their losses would depend on it",
+            shown::path(&experiment.file)
+        ))),
+        (None, _) => Ok(USUAL_BATCH),
+        (Some(batch), _) => Ok(batch as usize),
+    }
 }
 
 /// The exit status that goes with an error.
