@@ -203,9 +203,9 @@ impl BaseModel {
     pub fn why_not_finite(&self, dtype: DType, with_lora: bool) -> String {
         let model = shown::path(&self.denoiser.components.path);
         let mut why = match with_lora {
-            false => format!("the weights of {model} are damaged"),
+            false => format!("the weights of {model} are damaged (fetch them again)"),
             true => format!(
-                "the weights of {model} or the LoRA's are damaged, or its strength is too high"
+                "the weights of {model} or the LoRA's are damaged (fetch them again), or its strength is too high"
             ),
         };
         if dtype != DType::F32 {

@@ -43,7 +43,7 @@ fn ends_with(ran: Ran, begins: &str, has: &str) {
 fn no_picture_is_made_of_what_is_no_number() {
     let world = denoiser();
     let sample = ["sample", "exp.toml"];
-    let why = "model are damaged";
+    let why = "model are damaged (fetch them again)";
     let begins =
         "prompt 1, sampler step 1 of 2: the prediction is NaN or infinite: the weights of ";
     ends_with(world.run(&sample), begins, why);
