@@ -64,8 +64,8 @@ fn wide_pictures_make_wide_latents_from_the_plan_to_the_previews() {
     world.edit("width = 128", "width = 120");
     world
         .run(&["sample", "exp.toml"])
-        .expect(1)
-        .says("a picture of 120 x 32 px: both sides must be multiples of 16");
+        .expect(2)
+        .says("`sample.width`: expected a multiple of 16 px for this model, found 120");
 }
 
 /// A world whose base model is a copy, with its VAE's configuration changed so.
