@@ -9,7 +9,7 @@ use plumb::store::PushOptions;
 
 use crate::object_storage::{assert_sound, check, push, store};
 use crate::s3::{Fault, S3, proxy};
-use crate::store_util::scratch;
+use crate::store_util::{files, scratch};
 use crate::util::{Ran, plumb_with};
 use crate::world::World;
 
@@ -111,6 +111,9 @@ fn a_run_that_was_given_up_there_stays_away() {
         let ran = machines.run(machine, &["encode", "exp.toml"]).expect(0);
         ran.says("nothing to push");
         assert_eq!(machines.names("packs/"), packs);
+        let here = files(&machines.world.path(machine), ".safetensors").len();
+        // The other machine never needed one.
+        assert_eq!(here, if machine == "one" { packs.len() } else { 0 });
         assert_eq!(machines.names("runs/"), runs);
     }
     // Wanted once more, they come again.

@@ -61,7 +61,7 @@ fn watch() -> std::io::Result<()> {
     use signal_hook::low_level;
 
     static WATCHED: AtomicBool = AtomicBool::new(false);
-    if WATCHED.swap(true, Ordering::SeqCst) {
+    if WATCHED.load(Ordering::SeqCst) {
         return Ok(());
     }
     // As it would without us, so that a shell sees what ended the program.
@@ -98,7 +98,7 @@ fn watch() -> std::io::Result<()> {
     std::thread::Builder::new()
         .name("signals".to_owned())
         .spawn(heeds)
-        .map(drop)
+        .map(|_| WATCHED.store(true, Ordering::SeqCst))
 }
 
 /// Elsewhere the system ends the program.

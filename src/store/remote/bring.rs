@@ -179,19 +179,25 @@ impl Mirror {
     fn forget(&self, layout: &Layout) -> Result<(), Error> {
         let (index, seen) = (self.index(), seen::read(layout));
         let mut stale: HashMap<Fingerprint, Vec<Digest>> = HashMap::new();
+        let mut given_up = HashSet::new();
         for spec in layout.indexed_specs()? {
             for (part, _) in layout.index_parts(&spec)? {
                 let named = (spec, part);
                 if index.live.contains_key(&named) {
                     continue;
                 }
-                let was_there = seen.contains(&named);
+                // Of a part that was over there and is gone: where its packs are all there, it was lost, and is put again.
+                let gone = match seen.contains(&named) {
+                    true => self.packs_gone(layout, &named)?,
+                    false => HashSet::new(),
+                };
                 if index.merged.contains_key(&named)
                     || names_none_here(layout, &named)?
-                    || was_there && self.was_collected(layout, &named)?
+                    || !gone.is_empty()
                 {
                     stale.entry(spec).or_default().push(part);
                 }
+                given_up.extend(gone);
             }
         }
         if stale.is_empty() {
@@ -204,20 +210,40 @@ impl Mirror {
         for (spec, parts) in stale {
             remove_parts(layout, &spec, parts.iter())?;
         }
-        Ok(())
+        remove_unnamed(layout, given_up)
+    }
+
+    /// The packs that a part of the folder names and that are not over there.
+    fn packs_gone(&self, layout: &Layout, (spec, part): &Named) -> Result<HashSet<Digest>, Error> {
+        let Ok(rows) = decode_part(layout, spec, part, index::presence) else {
+            return Ok(HashSet::new());
+        };
+        let mut packs: HashSet<Digest> = rows.iter().map(|row| row.pack).collect();
+        let there = self.remote().packs_of(&packs)?;
+        packs.retain(|pack| !there.contains_key(pack));
+        Ok(packs)
     }
 }
 
-impl Mirror {
-    /// Whether a part that was over there and is gone was given up there: packs that it names are gone, too. Where they are all there, the part
-    /// was lost, and is put again.
-    fn was_collected(&self, layout: &Layout, (spec, part): &Named) -> Result<bool, Error> {
-        let Ok(rows) = decode_part(layout, spec, part, index::presence) else {
-            return Ok(false);
-        };
-        let packs: HashSet<Digest> = rows.iter().map(|row| row.pack).collect();
-        Ok(self.remote().packs_of(&packs)?.len() < packs.len())
+/// Removes those of some packs that no part of the folder names. The caller holds the folder's lock.
+fn remove_unnamed(layout: &Layout, mut packs: HashSet<Digest>) -> Result<(), Error> {
+    if packs.is_empty() {
+        return Ok(());
     }
+    for spec in layout.indexed_specs()? {
+        for (part, _) in layout.index_parts(&spec)? {
+            // Nobody knows what one names that cannot be read.
+            let Ok(rows) = decode_part(layout, &spec, &part, index::presence) else {
+                return Ok(());
+            };
+            for row in rows {
+                packs.remove(&row.pack);
+            }
+        }
+    }
+    packs
+        .iter()
+        .try_for_each(|pack| disk::remove(&*layout.disk, &layout.pack(pack)))
 }
 
 /// The parts that are to be fetched.
