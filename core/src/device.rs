@@ -4,7 +4,7 @@
 //! needs them, so that a machine without them gets a sentence, not a crash.
 
 #[cfg(feature = "cuda")]
-mod cuda;
+pub(crate) mod cuda;
 #[cfg(feature = "cuda")]
 mod library;
 #[cfg(feature = "cuda")]

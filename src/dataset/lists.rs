@@ -96,12 +96,14 @@ struct Fields(Vec<(String, Value)>);
 impl Fields {
     /// `expected` are the fields that a message names.
     fn read(line: &str, expected: &str) -> Result<Self, String> {
-        let value: Value = serde_json::from_str(line).map_err(|e| e.to_string())?;
-        if !value.is_object() {
-            let found = kind(&value);
-            return Err(format!("expected an object with {expected}, found {found}"));
-        }
-        serde_json::from_str(line).map_err(|e| e.to_string())
+        serde_json::from_str(line).map_err(|error| match serde_json::from_str(line) {
+            Ok(value) if !Value::is_object(&value) => {
+                format!("expected an object with {expected}, found {}", kind(&value))
+            }
+            Ok(_) => error.to_string(),
+            // Of what is no JSON at all, in words of no type that is wanted here.
+            Err(error) => error.to_string(),
+        })
     }
 
     /// The text in a field; nothing where the field is not there, or is null.

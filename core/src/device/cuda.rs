@@ -118,13 +118,17 @@ fn keep_pool(device: sys::CUdevice) -> Result<(), result::DriverError> {
     }
 }
 
+/// The CUDA that the driver is for, as 13020 for 13.2. Its library was loaded before.
+pub(crate) fn driver_version() -> Result<i32, result::DriverError> {
+    let mut version = 0;
+    // SAFETY: the library is loaded, and writes one number.
+    unsafe { sys::cuDriverGetVersion(&raw mut version) }.result()?;
+    Ok(version)
+}
+
 /// Refuses a driver that is older than the CUDA that kernels are compiled for: it would take none of them.
 fn check_driver() -> Result<(), Error> {
-    let mut driver = 0;
-    // SAFETY: the library is loaded, and writes one number.
-    let answer = unsafe { sys::cuDriverGetVersion(&raw mut driver) };
-    answer
-        .result()
+    let driver = driver_version()
         .map_err(|e| Error::Unusable(format!("the driver does not tell its version: {e}")))?;
     let ours = sys::CUDA_VERSION as i32;
     if driver < ours {

@@ -215,10 +215,7 @@ impl Mirror {
 
     /// The packs that a part of the folder names and that are not over there.
     fn packs_gone(&self, layout: &Layout, (spec, part): &Named) -> Result<HashSet<Digest>, Error> {
-        let Ok(rows) = decode_part(layout, spec, part, index::presence) else {
-            return Ok(HashSet::new());
-        };
-        let mut packs: HashSet<Digest> = rows.iter().map(|row| row.pack).collect();
+        let mut packs = packs_named(layout, spec, part).unwrap_or_default();
         let there = self.remote().packs_of(&packs)?;
         packs.retain(|pack| !there.contains_key(pack));
         Ok(packs)
@@ -233,12 +230,10 @@ fn remove_unnamed(layout: &Layout, mut packs: HashSet<Digest>) -> Result<(), Err
     for spec in layout.indexed_specs()? {
         for (part, _) in layout.index_parts(&spec)? {
             // Nobody knows what one names that cannot be read.
-            let Ok(rows) = decode_part(layout, &spec, &part, index::presence) else {
+            let Some(named) = packs_named(layout, &spec, &part) else {
                 return Ok(());
             };
-            for row in rows {
-                packs.remove(&row.pack);
-            }
+            packs.retain(|pack| !named.contains(pack));
         }
     }
     packs
@@ -263,12 +258,17 @@ fn missing(layout: &Layout, index: &IndexThere, wanted: Wanted<'_>) -> Result<Ve
     Ok(missing.map(|(named, _)| *named).collect())
 }
 
+/// The packs that a part in the folder names; None where it cannot be read.
+fn packs_named(layout: &Layout, spec: &Fingerprint, part: &Digest) -> Option<HashSet<Digest>> {
+    let rows = decode_part(layout, spec, part, index::presence).ok()?;
+    Some(rows.iter().map(|row| row.pack).collect())
+}
+
 /// Whether a part in the folder can be read, and no pack that it names is in the folder.
 fn names_none_here(layout: &Layout, (spec, part): &Named) -> Result<bool, Error> {
-    let Ok(rows) = decode_part(layout, spec, part, index::presence) else {
+    let Some(packs) = packs_named(layout, spec, part) else {
         return Ok(false);
     };
-    let packs: HashSet<Digest> = rows.iter().map(|row| row.pack).collect();
     for pack in packs {
         if disk::is_there(&*layout.disk, &layout.pack(&pack))? {
             return Ok(false);

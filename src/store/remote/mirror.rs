@@ -45,6 +45,8 @@ pub(in crate::store) struct Mirror {
     pub(super) grown: AtomicU64,
     /// Packs over there: those that were looked for and found since the last look at the store, and those that were pushed since.
     pub(super) packs: RwLock<BTreeMap<Digest, RemotePack>>,
+    /// Packs that were over there when this process looked for them.
+    found: Mutex<HashSet<Digest>>,
     /// The index over there, as of the last look.
     pub(super) index: RwLock<Arc<IndexThere>>,
     /// Index parts over there that are not what their names say.
@@ -64,6 +66,7 @@ impl Mirror {
             // What was there before is looked at with the first pack that comes.
             grown: AtomicU64::new(u64::MAX / 2),
             packs: RwLock::default(),
+            found: Mutex::default(),
             index: RwLock::default(),
             bad: Mutex::default(),
             problems: RwLock::default(),
@@ -200,6 +203,18 @@ impl Mirror {
     pub(in crate::store) fn know(&self, pushed: Vec<(Digest, RemotePack)>) {
         let mut packs = self.packs.write().unwrap_or_else(PoisonError::into_inner);
         packs.extend(pushed);
+    }
+
+    /// Those of some packs that this process has not found over there.
+    pub(super) fn not_found_yet(&self, packs: impl Iterator<Item = Digest>) -> HashSet<Digest> {
+        let found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
+        packs.filter(|pack| !found.contains(pack)).collect()
+    }
+
+    /// Takes note of packs that are over there.
+    pub(super) fn have_found(&self, packs: impl Iterator<Item = Digest>) {
+        let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
+        found.extend(packs);
     }
 
     /// The names of the runs over there.

@@ -72,6 +72,8 @@ pub(super) struct Push<'a> {
     /// What is there; of packs, those that were looked for.
     pub(super) there: Contents,
     index: IndexThere,
+    /// The bytes of the packs that are here.
+    here: BTreeMap<Digest, u64>,
     /// Packs that are here and that an index part there names, which has them no more.
     lost: BTreeSet<Digest>,
     /// Packs that were put by this push, or were found to be there.
@@ -126,6 +128,7 @@ impl Remote {
             options,
             there,
             index,
+            here: BTreeMap::new(),
             lost: BTreeSet::new(),
             put: HashSet::new(),
             settled: Vec::new(),
@@ -196,13 +199,22 @@ impl Push<'_> {
                 Err(e) => self.note(e)?,
             }
         }
-        let here = layout.list_packs()?.into_iter().map(|(pack, _)| pack);
-        let here: HashSet<Digest> = here.collect();
+        let here = layout.list_packs()?.into_iter();
+        self.here = here.map(|(pack, file)| (pack, file.bytes)).collect();
+        // A process that pushes over and over asks for each once.
+        let doubtful = self.here.keys().copied();
+        let doubtful: HashSet<Digest> = match &layout.mirror {
+            Some(mirror) => mirror.not_found_yet(doubtful),
+            None => doubtful.collect(),
+        };
         let named = parts.iter().flat_map(|part| &part.rows).map(|row| row.pack);
-        let named: HashSet<Digest> = named.chain(here.iter().copied()).collect();
+        let named: HashSet<Digest> = named.chain(doubtful.iter().copied()).collect();
         self.there.packs = self.remote.packs_of(&named)?;
         let packs = &self.there.packs;
-        let all_there = here.iter().all(|pack| packs.contains_key(pack));
+        if let Some(mirror) = &layout.mirror {
+            mirror.have_found(packs.keys().copied());
+        }
+        let all_there = doubtful.iter().all(|pack| packs.contains_key(pack));
         if parts.is_empty() && all_there {
             return Ok(Vec::new());
         }
@@ -213,7 +225,7 @@ impl Push<'_> {
                 continue;
             };
             let lost = rows.iter().map(|row| row.pack);
-            let lost = lost.filter(|pack| here.contains(pack) && !packs.contains_key(pack));
+            let lost = lost.filter(|pack| doubtful.contains(pack) && !packs.contains_key(pack));
             self.lost.extend(lost);
             let rows = rows.iter().map(|row| (row.entry, row.pack));
             known.extend(rows.filter(|(_, pack)| packs.contains_key(pack)));
@@ -270,10 +282,9 @@ impl Push<'_> {
             .partition(|pack| self.there.packs.contains_key(pack));
         self.report.packs_there = there.len() as u64;
         self.put.extend(there);
-        let here: BTreeMap<_, _> = self.store.layout.list_packs()?.into_iter().collect();
         let mut sized: Vec<(Digest, u64)> = missing
             .into_iter()
-            .filter_map(|pack| Some((pack, here.get(&pack)?.bytes)))
+            .filter_map(|pack| Some((pack, *self.here.get(&pack)?)))
             .collect();
         sized.sort_unstable();
         let total = sized.iter().map(|(_, bytes)| bytes).sum();

@@ -4,9 +4,11 @@ use std::ffi::{CStr, CString};
 use std::sync::Arc;
 
 use candle_core::cuda_backend::WrapErr as _;
-use candle_core::cuda_backend::cudarc::driver::{CudaContext, sys as driver};
+use candle_core::cuda_backend::cudarc::driver::CudaContext;
 use candle_core::cuda_backend::cudarc::nvrtc::{Ptx, result, sys};
 use candle_core::{Error, Result, bail};
+
+use crate::device::cuda::driver_version;
 
 /// PTX for the oldest GPU that is served, of which the driver makes the GPU's own code and keeps it for the next start. Where NVRTC is of a
 /// later CUDA than the driver, the driver would not read its PTX: NVRTC makes the GPU's own code then, which it takes.
@@ -16,7 +18,7 @@ use candle_core::{Error, Result, bail};
 /// If NVRTC does not compile the source.
 pub(super) fn compile(context: &Arc<CudaContext>, source: &str, define: &str) -> Result<Ptx> {
     let version = |(major, minor): (i32, i32)| 1000 * major + 10 * minor;
-    let read_by_driver = version(compiler()?) <= driver_version()?;
+    let read_by_driver = version(compiler()?) <= driver_version().w()?;
     let kind = match read_by_driver {
         true => "compute_80".to_owned(),
         false => {
@@ -42,19 +44,6 @@ pub(super) fn compiler() -> Result<(i32, i32)> {
     // SAFETY: the library is open, and writes one number to each address.
     let told = unsafe { sys::nvrtcVersion(&raw mut version.0, &raw mut version.1) };
     told.result().map_err(Error::wrap)?;
-    Ok(version)
-}
-
-/// The CUDA that the driver is for, as 13020 for 13.2.
-///
-/// # Errors
-///
-/// If it does not tell.
-pub(super) fn driver_version() -> Result<i32> {
-    let mut version = 0;
-    // SAFETY: the library is open, and writes one number.
-    let told = unsafe { driver::cuDriverGetVersion(&raw mut version) };
-    told.result().w()?;
     Ok(version)
 }
 

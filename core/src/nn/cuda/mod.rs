@@ -40,6 +40,7 @@ use candle_core::{
 };
 use half::bf16;
 
+use crate::device::cuda::driver_version;
 use crate::nn;
 use cudnn::Cudnn;
 
@@ -145,7 +146,7 @@ impl Kernels {
         let name = context.name().w()?;
         let uuid = context.uuid().w()?.bytes.map(|byte| byte as u8);
         let (major, minor) = context.compute_capability().w()?;
-        let (driver, compiler) = (compile::driver_version()?, compile::compiler()?);
+        let (driver, compiler) = (driver_version().w()?, compile::compiler()?);
         // SAFETY: the library is open, and gives one number.
         let products = unsafe { cublasLtGetVersion() };
         let uuid: String = uuid.iter().map(|byte| format!("{byte:02x}")).collect();
