@@ -367,7 +367,7 @@ fn own<T: Real>(
     if T::DTYPE != DType::F32 || a.columns == 0 {
         return None;
     }
-    let kernel = tiled::Kernel::best(tiled::Operands::Single, most)?;
+    let kernel = tiled::Kernel::best(tiled::Operands::Single, (a.columns, b.columns), most)?;
     let factor = |m: Matrix<'_, T>| tiled::Factor {
         data: m.data.as_ptr().cast(),
         row_stride: m.row_stride,

@@ -54,7 +54,7 @@ fn by_kernel(
     if a.column_stride != 1 {
         return None;
     }
-    let kernel = Kernel::best(Operands::Bf16, most)?;
+    let kernel = Kernel::best(Operands::Bf16, (a.columns, b.columns), most)?;
     let right = Right::Strided(pairs(&b)?);
     let left = Factor {
         data: a.data.as_ptr(),
@@ -88,6 +88,8 @@ fn by_widening(
     b: Matrix<'_, bf16>,
     plus: Plus<'_, f32>,
 ) -> Vec<f32> {
+    // Matrix registers would take widened numbers apart again.
+    let most = most.min(Instructions::Avx512);
     let (rows, columns, inner) = (a.rows, b.columns, a.columns);
     let (mut out, write) = match plus.all {
         Some(all) => (all.to_vec(), Write::Add),

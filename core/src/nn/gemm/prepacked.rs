@@ -27,7 +27,7 @@ impl Prepacked {
     }
 
     fn of_f32_within(most: Instructions, matrix: Matrix<'_, f32>) -> Option<Self> {
-        let kernel = Kernel::best(Operands::Single, most)?;
+        let kernel = Kernel::best(Operands::Single, (matrix.rows, matrix.columns), most)?;
         let right = Factor {
             data: matrix.data.as_ptr(),
             row_stride: matrix.row_stride,
@@ -43,7 +43,7 @@ impl Prepacked {
     }
 
     fn of_bf16_within(most: Instructions, matrix: Matrix<'_, bf16>) -> Option<Self> {
-        let kernel = Kernel::best(Operands::Bf16, most)?;
+        let kernel = Kernel::best(Operands::Bf16, (matrix.rows, matrix.columns), most)?;
         let right = halves::pairs(&matrix)?;
         let pairs = matrix.rows / 2;
         Some(Self::pack(kernel, right, pairs, matrix.columns))
@@ -249,7 +249,7 @@ impl Rounded {
 
 #[cfg(test)]
 mod tests {
-    use super::super::matmul_plus;
+    use super::super::matmul_plus_within;
     use super::super::tests::numbers;
     use super::*;
 
@@ -311,7 +311,8 @@ mod tests {
                         continue;
                     };
                     let found = packed.product(left, plus(), None);
-                    assert!(found == matmul_plus(1.0, left, matrix, plus()), "{inner}");
+                    let whole = matmul_plus_within(most, 1.0, left, matrix, plus());
+                    assert!(found == whole, "{inner}");
                     finished(&packed, (left, plus()), &found, &all);
                     let turned = packed.transpose().unwrap();
                     let rows = Matrix::new(&turned, columns, inner, inner);
@@ -341,7 +342,11 @@ mod tests {
             let (a, b) = (numbers(rows * columns, 1), numbers(inner * columns, 2));
             let left = Matrix::new(&a, rows, columns, columns);
             let earlier = numbers(rows * inner, 3);
-            for most in [Instructions::Avx2, Instructions::Avx512] {
+            for most in [
+                Instructions::Avx2,
+                Instructions::Avx512,
+                Instructions::AmxBf16,
+            ] {
                 for matrix in [
                     Matrix::new(&b, columns, inner, inner).t(),
                     Matrix::new(&b, inner, columns, columns),
@@ -351,12 +356,13 @@ mod tests {
                     };
                     let plus = |all| Plus { row: None, all };
                     let found = packed.product_with_transpose(left);
-                    let want = matmul_plus(1.0, left, matrix.t(), plus(None));
+                    let by = |all| matmul_plus_within(most, 1.0, left, matrix.t(), plus(all));
+                    let want = by(None);
                     assert!(found == want, "{rows}, {inner}, {columns}");
                     let mut sum = earlier.clone();
                     let target = &mut MatrixMut::new(&mut sum, rows, inner, inner);
                     packed.add_product_with_transpose(target, left);
-                    let want = matmul_plus(1.0, left, matrix.t(), plus(Some(&*earlier)));
+                    let want = by(Some(&*earlier));
                     assert!(sum == want, "{rows}, {inner}, {columns}, added");
                 }
             }

@@ -15,12 +15,16 @@ pub(super) fn numbers(count: usize, salt: u32) -> Vec<f32> {
 type Kernel =
     fn(&mut MatrixMut<'_, f32>, Write, f32, Matrix<'_, f32>, Matrix<'_, f32>, Parallelism);
 
-/// What serves this machine, and what serves those without AVX-512, and without AVX2.
-const KERNELS: [Kernel; 3] = [
+/// What serves this machine, and what serves those without matrix registers, without AVX-512, and without AVX2.
+const KERNELS: [Kernel; 4] = [
     matmul,
     |c, write, scale, a, b, threads| {
-        let factors = (a, b);
-        matmul_with_row(Instructions::Avx2, c, write, scale, factors, None, threads);
+        let most = Instructions::Avx512;
+        matmul_with_row(most, c, write, scale, (a, b), None, threads);
+    },
+    |c, write, scale, a, b, threads| {
+        let most = Instructions::Avx2;
+        matmul_with_row(most, c, write, scale, (a, b), None, threads);
     },
     matmul_by_crate,
 ];
@@ -69,7 +73,7 @@ fn element(
         .sum()
 }
 
-const SHAPES: [(usize, usize, usize); 8] = [
+const SHAPES: [(usize, usize, usize); 12] = [
     (1, 1, 1),
     (3, 5, 7),
     (1, 700, 64),
@@ -78,6 +82,10 @@ const SHAPES: [(usize, usize, usize); 8] = [
     (15, 385, 16),
     (14, 400, 17),
     (230, 16, 1300),
+    (1, 128, 128),
+    (17, 790, 145),
+    (33, 161, 300),
+    (420, 769, 130),
 ];
 
 #[test]
@@ -235,6 +243,40 @@ fn the_number_of_threads_changes_nothing() {
             let one = with(1);
             for threads in [2, 3, 5, 8] {
                 assert!(with(threads) == one, "{threads} threads");
+            }
+        }
+    }
+}
+
+#[test]
+fn numbers_near_the_largest_stay_finite_and_what_is_not_finite_stays_so() {
+    let inner = 130;
+    for kernel in KERNELS {
+        for (x, is_right) in [
+            (f32::MAX, (|x| x == f32::MAX) as fn(f32) -> bool),
+            (f32::MIN, |x| x == f32::MIN),
+            (f32::INFINITY, |x| !x.is_finite()),
+            (f32::NEG_INFINITY, |x| !x.is_finite()),
+            (f32::NAN, f32::is_nan),
+            (f32::from_bits(0x7fff_ffff), f32::is_nan),
+            (f32::from_bits(0xff80_0001), f32::is_nan),
+        ] {
+            for is_left in [true, false] {
+                let (mut a, mut b) = (vec![0.0; 2 * inner], vec![0.0; inner * inner]);
+                let (one, other) = match is_left {
+                    true => (&mut a, &mut b),
+                    false => (&mut b, &mut a),
+                };
+                one[7] = x;
+                other[7] = 1.0;
+                let mut c = vec![9.0; 2 * inner];
+                let target = &mut MatrixMut::new(&mut c, 2, inner, inner);
+                let left = Matrix::new(&a, 2, inner, inner);
+                let right = Matrix::new(&b, inner, inner, inner).t();
+                kernel(target, Write::Replace, 1.0, left, right, ALL);
+                assert!(is_right(c[0]), "{x} gave {}", c[0]);
+                let others = if is_left { &c[inner..] } else { &c[1..inner] };
+                assert!(others.iter().all(|&x| x == 0.0), "beside {x}");
             }
         }
     }

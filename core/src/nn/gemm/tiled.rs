@@ -5,7 +5,7 @@
 //! An element is one chain of fused multiply-adds over a block of the inner dimension, from zero; the sums of
 //! blocks are added in order. Blocks depend on the inner dimension alone: so a row of the result depends
 //! neither on the other rows, nor on the threads, nor on the instructions, but for matrix registers (`avx512/amx.rs`), which add up
-//! otherwise.
+//! otherwise. They are made for bf16: a product of f32 is six of theirs there, to the same accuracy (`avx512/amx/split.rs`).
 //!
 //! Where the right factor is bf16 the left one is rounded to bf16 as it is packed, and what is a number above is two
 //! neighbours of the inner dimension: `vdpbf16ps` adds the product of the second ones to a sum, rounds, adds that of the first
@@ -34,6 +34,9 @@ const INNER: usize = 384;
 const ROW: usize = INNER + CacheLine::NUMBERS;
 /// Rows, and numbers of each, of a square of a left factor that a product has rounded.
 pub(super) const SIDE_OF_SQUARE: usize = 32;
+/// The fewest columns, and numbers of the inner dimension, of products whose numbers are split: of smaller ones splitting takes longer than it
+/// saves.
+const FEWEST_SPLIT: usize = 128;
 /// Columns and tiles of rows below which a product is not divided further among threads.
 const FEWEST_COLUMNS: usize = 256;
 const FEWEST_TILES: usize = 4;
@@ -100,14 +103,21 @@ enum Form {
     Avx512Pairs,
     Avx512Bf16,
     AmxBf16,
+    AmxSingle,
 }
 
 impl Kernel {
-    /// For these operands, with nothing beyond `most`; None if there is none.
-    pub(super) fn best(operands: Operands, most: Instructions) -> Option<Self> {
+    /// For these operands and a right factor of this shape, with nothing beyond `most`; None if there is none.
+    pub(super) fn best(
+        operands: Operands,
+        (inner, columns): (usize, usize),
+        most: Instructions,
+    ) -> Option<Self> {
+        let least = inner.min(columns);
         let form = match (operands, most.min(Instructions::available())) {
             (_, Instructions::Base) => return None,
             (Operands::Single, Instructions::Avx2) => Form::Avx2,
+            (Operands::Single, Instructions::AmxBf16) if least >= FEWEST_SPLIT => Form::AmxSingle,
             (Operands::Single, _) => Form::Avx512,
             (Operands::Bf16, Instructions::Avx2) => Form::Avx2Pairs,
             (Operands::Bf16, Instructions::Avx512) => Form::Avx512Pairs,
@@ -134,6 +144,7 @@ impl Kernel {
             Form::Avx512Pairs => Division::of::<avx512::Pairs>(),
             Form::Avx512Bf16 => Division::of::<avx512::Bf16>(),
             Form::AmxBf16 => avx512::MATRIX_REGISTERS,
+            Form::AmxSingle => avx512::SPLIT,
         }
     }
 }

@@ -14,7 +14,9 @@ pub fn multiply_adds(most: Instructions, dtype: DType, steps: usize) -> Option<u
         // SAFETY: the processor has what is available, and `most` is no more.
         let each = match (dtype, most.min(Instructions::available())) {
             (DType::F32, Avx2) => unsafe { x86::avx2(steps) },
-            (DType::F32, Avx512 | Avx512Bf16 | AmxBf16) => unsafe { x86::avx512(steps) },
+            (DType::F32, Avx512 | Avx512Bf16) => unsafe { x86::avx512(steps) },
+            // Each takes six of bf16 there.
+            (DType::F32, AmxBf16) => unsafe { x86::tiles(steps) / 6 },
             (DType::BF16, Avx512Bf16) => unsafe { x86::bf16(steps) },
             (DType::BF16, AmxBf16) => unsafe { x86::tiles(steps) },
             _ => return None,

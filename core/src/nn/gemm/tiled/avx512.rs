@@ -7,7 +7,7 @@ mod vectors;
 use super::tile::{TileOf, kernel, tile, tiles};
 use super::{Factor, INNER, Vectors, avx2};
 
-pub(super) use amx::MATRIX_REGISTERS;
+pub(super) use amx::{MATRIX_REGISTERS, SPLIT};
 
 tile!(single, vectors, "avx512f", 1, right, multiply_add_to);
 tile!(bf16, vectors, "avx512f,avx512bf16", 1, right, add_pairs);

@@ -9,6 +9,7 @@
 //! written next is fetched meanwhile. The left factor lies in squares of a tile's rows and a step's pairs, one after the other down the
 //! inner dimension, as the right one does.
 
+mod split;
 mod sums;
 
 use std::arch::asm;
@@ -21,6 +22,7 @@ use super::super::{
 };
 use super::{packing, single, vectors};
 use crate::nn::instructions::TILES;
+pub(in super::super) use split::SPLIT;
 use sums::{Soon, Sums, sum};
 use vectors::LANES;
 
@@ -59,6 +61,16 @@ unsafe fn pack_right(factor: Factor, at: (usize, usize), size: (usize, usize), t
 
 /// As the other kernels' `piece`.
 unsafe fn piece(p: &Product, rows: Range<usize>, columns: Range<usize>) {
+    // SAFETY: the caller's promises.
+    unsafe { configured(|packed| tiles(p, rows, columns, packed)) }
+}
+
+/// Computes with configured registers, and what this thread packs factors into.
+///
+/// # Safety
+///
+/// The processor must have matrix registers.
+unsafe fn configured(compute: impl FnOnce(&mut Vec<CacheLine>)) {
     // SAFETY: the caller's promise; the configuration is one that the processor accepts. (Compilers never use these registers.)
     unsafe {
         asm!(
@@ -68,8 +80,7 @@ unsafe fn piece(p: &Product, rows: Range<usize>, columns: Range<usize>) {
         );
     }
     let mut packed = PACKED.take();
-    // SAFETY: the caller's promises.
-    unsafe { tiles(p, rows, columns, &mut packed) };
+    compute(&mut packed);
     PACKED.set(packed);
     // SAFETY: nobody needs the registers any more.
     unsafe { asm!("tilerelease", options(nostack, nomem)) };
@@ -241,6 +252,17 @@ impl Band<'_> {
 /// point to; of the packed left factor there are whole squares, with zeros for what the last one lacks of its pairs.
 #[target_feature(enable = "avx512f")]
 unsafe fn compute(t: &Tile, rows: usize) {
+    // SAFETY: the caller's promises.
+    unsafe { compute_by(sum, t, rows) }
+}
+
+/// As [`compute`], whose sums come by this function.
+///
+/// # Safety
+///
+/// As [`compute`], and the function's.
+#[target_feature(enable = "avx512f")]
+unsafe fn compute_by(sum: unsafe fn(&Tile, usize, *mut Sums, Soon), t: &Tile, rows: usize) {
     let mut sums = MaybeUninit::<Sums>::uninit();
     let base = if t.base.is_null() { t.target } else { t.base };
     let soon = Soon {

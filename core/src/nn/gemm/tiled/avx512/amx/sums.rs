@@ -66,14 +66,14 @@ macro_rules! and_fetch {
     };
 }
 
-/// Declares a function that writes the sums of products of [`COLUMNS`] columns: of what starts them, what adds those of a step, and what
-/// writes them.
+/// Declares a function that writes the sums of products of [`COLUMNS`] columns: of the bytes of a step, what starts the sums, what adds
+/// those of a step, and what writes them.
 ///
 /// A load of a register is sixteen of cache lines, which take long from the L2 cache where another program has half of the core: so lines
 /// are fetched before, and those that the tile is written to. (Measured: three fifths of the time then, and a few hundredths more on a core of
-/// one's own.)
+/// one's own. Of parts, which are multiplied six times for two loads, fetching the factors gains nothing.)
 macro_rules! sums_of {
-    ($(#[$doc:meta])* $name:ident, [$($zero:literal)*], [$($step:expr),* $(,)?], [$($store:literal)*]) => {
+    ($(#[$doc:meta])* $name:ident, $bytes:literal, [$($zero:literal)*], [$($step:expr),* $(,)?], [$($store:literal)*]) => {
         $(#[$doc])*
         ///
         /// # Safety
@@ -89,8 +89,8 @@ macro_rules! sums_of {
                     "jz 3f",
                     "2:",
                     $($step,)*
-                    "add {left}, 2048",
-                    "add {right}, 2048",
+                    concat!("add {left}, ", $bytes),
+                    concat!("add {right}, ", $bytes),
                     "dec {steps}",
                     "jnz 2b",
                     "3:",
@@ -108,8 +108,8 @@ macro_rules! sums_of {
                     "prefetcht0 [{base} + {base_apart}*1 + 64]",
                     "lea {base}, [{base} + {base_apart}*2]",
                     $($step,)*
-                    "add {left}, 2048",
-                    "add {right}, 2048",
+                    concat!("add {left}, ", $bytes),
+                    concat!("add {right}, ", $bytes),
                     "dec {late}",
                     "jnz 4b",
                     "5:",
@@ -142,9 +142,58 @@ macro_rules! sums_of {
     };
 }
 
+/// As [`sum`], of factors whose numbers are split into parts.
+///
+/// # Safety
+///
+/// As [`super::compute`], with whole steps of both packed factors; sums are written for as many rows, or more.
+pub(super) unsafe fn sum_of_parts(t: &Tile, rows: usize, sums: *mut Sums, soon: Soon) {
+    let steps = (t.inner.div_ceil(2 * SIDE), std::ptr::null());
+    // SAFETY: the caller's promises.
+    unsafe {
+        if rows > SIDE {
+            two_bands_of_parts(t, steps, sums, soon);
+        } else {
+            one_band_of_parts(t, steps, sums, soon);
+        }
+    }
+}
+
+/// Loads registers with a part of a factor, each the next [`SIDE`] rows or columns.
+macro_rules! load {
+    ($factor:literal $part:literal: [$($register:literal + $offset:literal),*]) => {
+        concat!(
+            $("tileloadd tmm", $register, ", [{", $factor, "} + {row}*1 + 2048*", $part, " + ", $offset, "]\n",)*
+        )
+    };
+}
+
+/// Adds products of registers of the left factor with those of the right one.
+macro_rules! add {
+    ([$($sum:literal += $left:literal * $right:literal),*]) => {
+        concat!($("tdpbf16ps tmm", $sum, ", tmm", $left, ", tmm", $right, "\n",)*)
+    };
+}
+
+/// A step of parts, each number's largest one first: of the pairs of parts those that f32 sees, the smallest product first. A pair has a part
+/// of the pair before, so that one factor's registers are loaded for it.
+macro_rules! add_parts {
+    ($left:tt, $sums:tt) => {
+        concat!(
+            load!("left" 2: $left), load!("right" 0: [6 + 0, 7 + 1024]), add!($sums),
+            load!("left" 1: $left), add!($sums),
+            load!("right" 1: [6 + 0, 7 + 1024]), add!($sums),
+            load!("left" 0: $left), add!($sums),
+            load!("right" 2: [6 + 0, 7 + 1024]), add!($sums),
+            load!("right" 0: [6 + 0, 7 + 1024]), add!($sums),
+        )
+    };
+}
+
 sums_of!(
     /// Of up to [`SIDE`] rows.
     one_band,
+    2048,
     ["tilezero tmm0" "tilezero tmm1"],
     [
         and_fetch!("tileloadd tmm4, [{left} + {row}*1]" 0 1 2 3 4 5),
@@ -161,6 +210,7 @@ sums_of!(
 sums_of!(
     /// Of up to [`ROWS`] rows.
     two_bands,
+    2048,
     ["tilezero tmm0" "tilezero tmm1" "tilezero tmm2" "tilezero tmm3"],
     [
         and_fetch!("tileloadd tmm4, [{left} + {row}*1]" 0 1 2 3),
@@ -172,6 +222,34 @@ sums_of!(
         and_fetch!("tdpbf16ps tmm2, tmm5, tmm6" 24 25 26 27),
         and_fetch!("tdpbf16ps tmm3, tmm5, tmm7" 28 29 30 31),
     ],
+    [
+        "tilestored [{sums} + {wide}*1], tmm0"
+        "tilestored [{sums} + {wide}*1 + 64], tmm1"
+        "tilestored [{sums} + {wide}*1 + 2048], tmm2"
+        "tilestored [{sums} + {wide}*1 + 2112], tmm3"
+    ]
+);
+
+sums_of!(
+    /// Of up to [`SIDE`] rows, of parts.
+    one_band_of_parts,
+    6144,
+    ["tilezero tmm0" "tilezero tmm1"],
+    [add_parts!([4 + 0], [0 += 4 * 6, 1 += 4 * 7])],
+    [
+        "tilestored [{sums} + {wide}*1], tmm0"
+        "tilestored [{sums} + {wide}*1 + 64], tmm1"
+    ]
+);
+sums_of!(
+    /// Of up to [`ROWS`] rows, of parts.
+    two_bands_of_parts,
+    6144,
+    ["tilezero tmm0" "tilezero tmm1" "tilezero tmm2" "tilezero tmm3"],
+    [add_parts!(
+        [4 + 0, 5 + 1024],
+        [0 += 4 * 6, 1 += 4 * 7, 2 += 5 * 6, 3 += 5 * 7]
+    )],
     [
         "tilestored [{sums} + {wide}*1], tmm0"
         "tilestored [{sums} + {wide}*1 + 64], tmm1"
