@@ -244,6 +244,8 @@ pub fn lora(
         Target::Peft => in_peft_folder(out)?,
         _ => out.to_owned(),
     };
+    // Before an earlier adapter is taken away.
+    let weights = store::file_target(&weights)?;
     // By real paths: a link or another spelling may lead to the same file.
     let same = |out: PathBuf| file.canonicalize().is_ok_and(|source| source == out);
     if weights.canonicalize().is_ok_and(same) {
@@ -272,7 +274,7 @@ pub fn lora(
         (options.target == Target::Peft).then(|| formats::peft_config(&read.modules, read.naming));
     let (bytes, dtype) = formats::write(read.modules, read.naming, &options)?;
     if let Some(config) = &config {
-        write_config(&weights.with_file_name(PEFT_CONFIG), config, &weights)?;
+        write_config(&out.join(PEFT_CONFIG), config, &weights)?;
     }
     store::write_file(&weights, &[&bytes])?;
     Ok(ConvertReport {
@@ -319,6 +321,7 @@ fn in_peft_folder(out: &Path) -> Result<PathBuf, Error> {
 /// Writes PEFT's config, before the weights that it is for: weights of an earlier adapter are taken away first, as with a config that
 /// is not theirs they would be another LoRA.
 fn write_config(path: &Path, text: &str, weights: &Path) -> Result<(), Error> {
+    store::check_file(path)?;
     match std::fs::remove_file(weights) {
         Err(e) if e.kind() != ErrorKind::NotFound => return Err(Error::io(weights, e)),
         _ => {}

@@ -175,7 +175,7 @@ pub(super) fn create_dirs(disk: &dyn Disk, root: &Path, dir: &Path) -> Result<()
 pub(super) fn write_once(
     disk: &dyn Disk,
     dir: &Path,
-    name: &str,
+    name: impl AsRef<OsStr>,
     chunks: &[&[u8]],
 ) -> Result<(), Error> {
     let (temp, written) = temporary::write(disk, dir, chunks)?;

@@ -3,6 +3,7 @@
 //! The other name is `.NAME.unfinished`, beside it. While it is filled, its writer holds a lock on a file in it; one whose writer died is
 //! emptied by the next.
 
+use std::ffi::OsString;
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -29,13 +30,16 @@ impl NewFolder {
     /// written.
     pub fn create(path: &Path) -> Result<Self, Error> {
         let target = std::path::absolute(path).map_err(|e| Error::io("find", path, e))?;
-        let Some(name) = target.file_name().map(|name| name.to_string_lossy()) else {
+        let Some(name) = target.file_name() else {
             return Err(Error::Refused(
                 "is no name for a new folder: give one".to_owned(),
             ));
         };
         expect_free(&target)?;
-        let unfinished = target.with_file_name(format!(".{name}.unfinished"));
+        let mut hidden = OsString::from(".");
+        hidden.push(name);
+        hidden.push(".unfinished");
+        let unfinished = target.with_file_name(hidden);
         create_root(&Local, target.parent().unwrap_or(Path::new("/")))?;
         match Local.create_dir(&unfinished) {
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => expect_ours(&unfinished)?,
@@ -72,8 +76,8 @@ impl NewFolder {
         let path = self.unfinished.join(name);
         let folder = path.parent().unwrap_or(&self.unfinished);
         disk::create_dirs(&Local, &self.unfinished, folder)?;
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        disk::write_once(&Local, folder, &name, chunks)
+        let name = path.file_name().unwrap_or_default();
+        disk::write_once(&Local, folder, name, chunks)
     }
 
     /// Gives it its name.

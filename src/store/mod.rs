@@ -49,6 +49,7 @@ mod leftovers;
 mod loading;
 mod lock;
 mod merge;
+mod outside;
 mod pack;
 mod packed;
 mod packfile;
@@ -86,6 +87,7 @@ pub use gc::{GcOptions, GcReport};
 pub use kept::Lookup;
 pub use layout::FORMAT_VERSION;
 pub use lock::when_free;
+pub use outside::{check_file, file_target, write_file};
 pub use pack::{PACK_LIMIT_BYTES, about_record_bytes};
 pub use place::Place;
 pub use reader::{Entry, Payload, StoreReader};
@@ -419,42 +421,6 @@ fn no_marker(layout: &Layout) -> Error {
 /// Whether a folder has the marker of a store, which need not be sound.
 pub fn is_store(folder: &Path) -> bool {
     folder.join(layout::MARKER).is_file()
-}
-
-/// Puts a file in place outside a store as files are put into one: whole and durable under its name, or not at
-/// all. Missing folders are made; a file that is there is replaced.
-///
-/// # Errors
-/// If the file or a folder cannot be written.
-pub fn write_file(path: &Path, chunks: &[&[u8]]) -> Result<(), Error> {
-    // A bare file name has no parent to write and sync in.
-    let whole = std::path::absolute(path).map_err(|e| Error::io("find", path, e))?;
-    let folder = whole.parent().unwrap_or(Path::new("/"));
-    let name = whole.file_name().unwrap_or_default().to_string_lossy();
-    create_root(&Local, folder)
-        .and_then(|()| disk::write_once(&Local, folder, &name, chunks))
-        .map_err(|e| e.outside(path))
-}
-
-/// That [`write_file`] could put a file at `path`, before the work that makes its bytes. Nothing is left there.
-///
-/// # Errors
-/// If it could not, but for the room on the disk.
-pub fn check_file(path: &Path) -> Result<(), Error> {
-    let whole = std::path::absolute(path).map_err(|e| Error::io("find", path, e))?;
-    let tried = match whole.is_dir() {
-        true => Err(std::io::ErrorKind::IsADirectory.into()),
-        false => {
-            let mut above = whole.ancestors().skip(1);
-            // The folder, or the one that it would be made in.
-            let there = above.find(|folder| folder.symlink_metadata().is_ok());
-            tempfile::tempfile_in(there.unwrap_or(Path::new("/"))).map(|_| ())
-        }
-    };
-    tried.map_err(|cause| Error::File {
-        path: path.to_owned(),
-        cause,
-    })
 }
 
 /// Runs a decoder on bytes that may be hostile: a panic in a library below becomes an error of that one file.

@@ -449,7 +449,7 @@ impl Store {
     fn put_back(&self, file: &PackPath, bytes: &[u8], new: &mut NewIndex<'_>) -> Result<(), Error> {
         let opened = packed::read_pack(&file.path, &file.pack, bytes)?;
         let dir = self.layout.pack_dir(&file.pack);
-        write_once(self.disk(), &dir, &layout::pack_name(&file.pack), &[bytes])?;
+        write_once(self.disk(), &dir, layout::pack_name(&file.pack), &[bytes])?;
         let records: Vec<Record> = opened.entries.into_iter().map(|e| e.record).collect();
         new.entries
             .extend(records.iter().map(|record| record.entry));

@@ -111,7 +111,7 @@ impl Store {
         create_dirs(self.disk(), &self.layout.root, &dir)?;
         // No writer is the owner of these names, so whoever writes a run collects what killed ones left beside it.
         let _ = temporary::collect(self.disk(), &dir);
-        write_once(self.disk(), &dir, &format!("{id}.json"), &[&bytes])?;
+        write_once(self.disk(), &dir, format!("{id}.json"), &[&bytes])?;
         Ok(Digest::of(&bytes))
     }
 

@@ -81,7 +81,7 @@ pub(super) fn write(store: &Store, spec: &Fingerprint, json: &[u8]) -> Result<bo
     }
     let dir = store.layout.specs();
     create_dirs(store.disk(), &store.layout.root, &dir)?;
-    write_once(store.disk(), &dir, &format!("{spec}.json"), &[json])?;
+    write_once(store.disk(), &dir, format!("{spec}.json"), &[json])?;
     Ok(true)
 }
 

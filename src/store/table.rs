@@ -17,7 +17,8 @@ use parquet::file::metadata::KeyValue;
 use parquet::file::properties::WriterProperties;
 
 use super::disk::{self, Disk as _, Local};
-use super::{Error, TOOL, create_root, temporary};
+use super::outside::parts;
+use super::{Error, TOOL, create_root, file_target, temporary};
 
 /// What a column holds; any value may be missing, as null.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,9 +77,8 @@ impl TableWriter {
         columns: &[(String, ColumnType)],
         facts: &[(&str, String)],
     ) -> Result<Self, Error> {
-        // A bare file name has no parent to write and sync in.
-        let target = std::path::absolute(path).map_err(|e| Error::io("find", path, e))?;
-        let folder = target.parent().unwrap_or(Path::new("/")).to_owned();
+        let target = file_target(path)?;
+        let folder = parts(&target).0.to_owned();
         create_root(&Local, &folder)?;
         let fields = columns.iter().map(|(name, kind)| {
             let nullable = *kind != ColumnType::Texts;
@@ -135,7 +135,7 @@ impl TableWriter {
         };
         let file = writer.into_inner();
         let file = file.map_err(|e| unwritable(&self.target, &e));
-        let name = self.target.file_name().unwrap_or_default();
+        let name = parts(&self.target).1;
         disk::place(&Local, (file, &self.temporary), (&self.folder, name))
     }
 }

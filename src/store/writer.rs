@@ -235,7 +235,7 @@ pub(super) fn write_pack(
     write_once(
         disk,
         &dir,
-        &layout::pack_name(&sealed.digest),
+        layout::pack_name(&sealed.digest),
         &sealed.chunks(),
     )?;
     written.extend(sealed.records);
@@ -273,6 +273,6 @@ pub(super) fn put_index_part(
     let digest = Digest::of(bytes);
     let dir = layout.index_of(spec);
     create_dirs(disk, &layout.root, &dir)?;
-    write_once(disk, &dir, &layout::part_name(&digest), &[bytes])?;
+    write_once(disk, &dir, layout::part_name(&digest), &[bytes])?;
     Ok(digest)
 }

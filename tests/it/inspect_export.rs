@@ -173,7 +173,7 @@ fn what_cannot_be_exported_is_refused_in_a_line() {
     world
         .run(&["inspect", "export", "exp.toml", "--parquet", "pictures"])
         .expect(2)
-        .says("--parquet pictures: expected the name of a file, found a folder");
+        .says("--parquet: cannot write pictures: it is a folder; name a file in it");
     // Of other captions, under the same recipe.
     world.write("one.txt", "something else\n");
     world

@@ -195,7 +195,7 @@ fn hard_cases_get_a_page_or_a_line() {
     world
         .run(&["inspect", "report", "exp.toml", "--html", "pictures"])
         .expect(2)
-        .says("--html pictures: expected the name of a file, found a folder");
+        .says("--html: cannot write pictures: it is a folder; name a file in it");
     world
         .run(&[
             "inspect",
@@ -204,8 +204,8 @@ fn hard_cases_get_a_page_or_a_line() {
             "--html",
             "exp.toml/page.html",
         ])
-        .expect(1)
-        .says("error: cannot write exp.toml/page.html: ");
+        .expect(2)
+        .says("error: --html: cannot write exp.toml/page.html: ");
     // One caption, without a picture.
     let one = World::experiment().replace("path = \"store\"", "path = \"one\"");
     world.write("one.toml", &one);

@@ -147,6 +147,43 @@ fn what_is_no_file_is_not_read() {
         .says("/dev/zero: expected a text file");
 }
 
+#[cfg(unix)]
+#[test]
+fn what_is_no_file_is_not_replaced() {
+    use std::os::unix::fs::FileTypeExt as _;
+
+    let world = World::new();
+    world.write_bytes("lora.safetensors", &crate::cli_lora::tiny_lora());
+    let pipe = world.path("pipe");
+    let made = std::process::Command::new("mkfifo").arg(&pipe).status();
+    assert!(made.expect("mkfifo").success());
+    std::fs::create_dir(world.path("peft")).expect("a folder");
+    let weights = world.path("peft/adapter_model.safetensors");
+    std::os::unix::fs::symlink(&pipe, weights).expect("a link");
+    let written = |args: &[&str], status: i32| {
+        let ran = world.run(args).expect(status);
+        let ran = ran.says("it is a device, a pipe or a socket; name a file");
+        assert!(!ran.stderr.contains("encod"), "late: {}", ran.stderr);
+        let kind = pipe.symlink_metadata().expect("there").file_type();
+        assert!(kind.is_fifo(), "{args:?}");
+    };
+    let inspect = |args: &[&str]| written(&[&["inspect"], args].concat(), 2);
+    let caption = ["--caption", "a", "--out", "pipe"];
+    inspect(&[&["conditioning", "exp.toml"], &caption[..]].concat());
+    let picture = ["--picture", "pictures/p0.png", "--out", "pipe"];
+    inspect(&[&["latents", "exp.toml"], &picture[..]].concat());
+    inspect(&["manifest", "exp.toml", "--out", "pipe"]);
+    inspect(&["report", "exp.toml", "--html", "pipe"]);
+    inspect(&["export", "exp.toml", "--parquet", "pipe"]);
+    written(&["probe", "exp.toml", "--out", "pipe"], 2);
+    let export = ["export", "lora", "lora.safetensors", "--format"];
+    for to in [["kohya", "--out", "pipe"], ["peft", "--out", "peft"]] {
+        written(&[&export[..], &to[..]].concat(), 1);
+    }
+    let import = ["import", "lora", "lora.safetensors", "--out", "pipe"];
+    written(&import, 1);
+}
+
 #[test]
 fn prompts_of_a_file_are_sampled() {
     let world = World::new();

@@ -326,10 +326,11 @@ fn beside(file: &Path, name: &str, format: Format) -> PathBuf {
         (None, Some(real)) => real,
         _ => file,
     };
-    let stem = file.file_stem().unwrap_or_default().to_string_lossy();
+    let mut named = file.file_stem().unwrap_or_default().to_owned();
     let end = match format {
         Format::Peft => "",
         _ => ".safetensors",
     };
-    file.with_file_name(format!("{stem}-{name}{end}"))
+    named.push(format!("-{name}{end}"));
+    file.with_file_name(named)
 }

@@ -65,15 +65,7 @@ pub(crate) fn run(args: &Args, ui: &Ui) -> CommandResult {
     let vary = args.vary.iter().map(|text| text.parse::<Vary>());
     let vary = vary.collect::<Result<_, _>>().map_err(Failure::usage)?;
     if let Some(out) = &args.out {
-        // Now, and not after an hour of measuring.
-        let folder = out.parent().filter(|p| !p.as_os_str().is_empty());
-        if out.is_dir() || folder.is_some_and(|folder| !folder.is_dir()) {
-            return Err(Failure::usage(format!(
-                "--out {}: expected a file in a folder that is there",
-                out.display()
-            )));
-        }
-        store::check_file(out).map_err(Failure::usage)?;
+        world::check_file("--out", out)?;
     }
     let experiment = world::open_experiment(&args.experiment, ui)?;
     let batch = batch(args.batch, &experiment)?;

@@ -72,15 +72,9 @@ pub(crate) fn local(path: &Path, monitor: &dyn Monitor) -> Result<PathBuf, Failu
     hub::fetch(&address, &hub_options(), monitor).map_err(Failure::error)
 }
 
-/// Refuses a folder where `option` names a file to write: now, and not after the work that makes the file.
-pub(crate) fn refuse_folder(option: &str, path: &Path) -> Result<(), Failure> {
-    match path.is_dir() {
-        true => Err(Failure::usage(format!(
-            "{option} {}: expected the name of a file, found a folder",
-            shown::path(path)
-        ))),
-        false => Ok(()),
-    }
+/// Refuses what no file can be written to, where `option` names a file to write: now, and not after the work that makes the file.
+pub(crate) fn check_file(option: &str, path: &Path) -> Result<(), Failure> {
+    store::check_file(path).map_err(|e| Failure::usage(format!("{option}: {e}")))
 }
 
 /// The store at a path or an address.

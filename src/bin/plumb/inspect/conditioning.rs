@@ -22,6 +22,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args, ui: &Ui) -> CommandResult {
+    world::check_file("--out", &args.out)?;
     let (experiment, base) = open(&args.experiment, ui)?;
     let store = open_store(&experiment)?;
     let options = world::encode_options(&ComputeDevice::cpu(), &WaitArgs::default());

@@ -40,7 +40,7 @@ struct Told<'a> {
 }
 
 pub(super) fn run(args: &Args, ui: &Ui) -> CommandResult {
-    world::refuse_folder("--parquet", &args.parquet)?;
+    world::check_file("--parquet", &args.parquet)?;
     let subject = Subject::open(&args.subject, ui)?;
     let (captions, reader) = subject.read(ui)?;
     let recipe = subject.base().map(|base| base.recipe.name().to_string());

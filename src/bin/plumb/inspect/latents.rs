@@ -7,6 +7,7 @@ use plumb::inspect;
 use super::{open, open_store, table};
 use crate::CommandResult;
 use crate::ui::{Failure, Ui};
+use crate::world;
 
 #[derive(clap::Args)]
 pub(super) struct Args {
@@ -21,6 +22,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args, ui: &Ui) -> CommandResult {
+    world::check_file("--out", &args.out)?;
     let (experiment, base) = open(&args.experiment, ui)?;
     let store = open_store(&experiment)?;
     let report = inspect::latents(&experiment, &base, &store, &args.picture, &args.out, ui)

@@ -28,6 +28,9 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args, ui: &Ui) -> CommandResult {
+    if let Some(out) = &args.out {
+        world::check_file("--out", out)?;
+    }
     let (experiment, base) = open(&args.experiment, ui)?;
     let place = match &args.store {
         Some(path) => world::store_place(path)?,

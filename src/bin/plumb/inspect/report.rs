@@ -82,7 +82,7 @@ pub(super) fn run(args: &Args, ui: &Ui) -> CommandResult {
 }
 
 fn write(args: &Args, ui: &Ui) -> Result<Report, Failure> {
-    world::refuse_folder("--html", &args.html)?;
+    world::check_file("--html", &args.html)?;
     let subject = Subject::open(&args.subject, ui)?;
     let (captions, reader) = subject.read(ui)?;
     let other = match subject.base() {
