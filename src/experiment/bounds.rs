@@ -91,8 +91,9 @@ pub(super) const FIELDS: [(&str, Range); 51] = [
     ("sample.frames", Whole(1, 10_001)),
     ("sample.frame_rate", Real(0.001, 1000.0)),
     ("sample.steps", Whole(1, 10_000)),
+    // The input of a guidance embedding may be 0; classifier-free guidance not, see `effect.rs`.
     ("sample.guidance", Real(0.0, 1000.0)),
-    ("sample.true_cfg", Real(0.0, 1000.0)),
+    ("sample.true_cfg", Real(1.0, 1000.0)),
     ("sample.guidance_rescale", Real(0.0, 1.0)),
     ("sample.shift", Above(0.0, 1000.0)),
     ("sample.seed", Whole(0, EXACT)),

@@ -66,6 +66,14 @@ fn prompt_flag(prompt: &str) -> Option<String> {
 
 fn without_effect(raw: &Raw, settings: &Settings) -> Option<FieldProblem> {
     let sample = &settings.sample;
+    // Of a guidance-distilled model this is `true_cfg`, which is bounded by itself.
+    if sample.guidance < 1.0 {
+        let why = format!(
+            "expected 1 or more, found {}: below 1 the prompt loses its effect, down to none at 0; for no guidance, which is 0 in some programs, write 1",
+            shown::number(sample.guidance)
+        );
+        return Some(("sample.guidance", why));
+    }
     let steers = raw
         .sample
         .negative_prompt

@@ -397,7 +397,9 @@ pub struct Sample {
     /// Sampler steps; the default is the flavor's.
     pub steps: Option<usize>,
     /// Guidance scale; the default is the flavor's. A guidance-distilled model (FLUX.1-dev) has it in its guidance embedding, at
-    /// no cost; with others it is classifier-free guidance.
+    /// no cost. With others it is classifier-free guidance g: from the prediction without the prompt, g times the way to that with it.
+    /// 1 is none, at half of the time, and less than 1 is refused. Z-Image's authors and diffusers' pipeline for it count from the
+    /// prediction with the prompt on, so that their number is g - 1: their 0 is 1 here, and their 4 is 5.
     pub guidance: Option<f64>,
     /// Scale of classifier-free guidance for a guidance-distilled model, at twice the time; the default is none.
     pub true_cfg: Option<f64>,

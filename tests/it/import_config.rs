@@ -604,6 +604,27 @@ fn v_prediction_tags_and_long_captions_of_kohya_are_taken_over() {
     }
 }
 
+/// In diffusers' pipelines a scale of 0 switches classifier-free guidance off, which is 1 here, and 0 would leave out the prompt.
+#[test]
+fn a_guidance_of_nothing_is_taken_over_as_none() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let guidance = |arch: &str, scale: &str| {
+        let config = format!(
+            "job: extension\nconfig: {{name: a, process: [{{type: sd_trainer, \
+             model: {{name_or_path: x, arch: {arch}}}, sample: {{guidance_scale: {scale}}}}}]}}\n"
+        );
+        std::fs::write(folder.path().join("a.yaml"), config).expect("written");
+        let said = plumb(folder.path(), &["import", "config", "a.yaml"]).stdout;
+        let line = said.lines().find(|line| line.starts_with("guidance = "));
+        let value = line.and_then(|line| line.split(" #").next());
+        value.unwrap_or_else(|| panic!("{said}")).to_owned()
+    };
+    assert_eq!(guidance("sdxl", "0"), "guidance = 1");
+    assert_eq!(guidance("sdxl", "7.5"), "guidance = 7.5");
+    // The input of an embedding.
+    assert_eq!(guidance("flux", "0"), "guidance = 0");
+}
+
 #[test]
 fn wrong_inputs_are_refused_in_one_line_that_says_what_to_do() {
     let folder = tempfile::tempdir().expect("a folder");

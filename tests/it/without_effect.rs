@@ -13,6 +13,11 @@ fn an_option_without_effect_is_refused_by_name() {
             "sample.negative_prompt",
         ),
         (
+            "steps = 2\n",
+            "steps = 2\nguidance = 0\nnegative_prompt = \"a\"\n",
+            "sample.guidance",
+        ),
+        (
             "seed = 5",
             "seed = 5\nvalidate_every = 2",
             "train.validate_every",
@@ -68,6 +73,7 @@ fn numbers_of_the_command_line_are_bounded() {
         (vec!["sample", "exp.toml", "--seed", &most], 2),
         (vec!["sample", "exp.toml", "--guidance", "nan"], 2),
         (vec!["sample", "exp.toml", "--guidance=-0.0"], 2),
+        (vec!["sample", "exp.toml", "--guidance", "0.5"], 2),
         (vec!["sample", "exp.toml", "--prompt", "a --n b"], 2),
         (vec!["encode", "exp.toml", "--memory", "nan"], 2),
         (vec!["encode", "exp.toml", "--memory=-1"], 2),

@@ -39,6 +39,10 @@ pub(super) fn fields(rule: &Rule, value: &Value, folder: &Path) -> Result<Fields
             Ok(fields.map(|field| (field, number.clone())).collect())
         }
         As::OneMore => one(one_more(value)?),
+        As::Guidance => one(match real(value) {
+            Some(scale) if scale < 1.0 => Toml::Integer(1),
+            _ => number(value)?,
+        }),
         As::Number => one(number(value)?),
         As::Shuffles => {
             let variants = Toml::Integer(integer(value)?.max(2));

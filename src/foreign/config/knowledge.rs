@@ -60,6 +60,8 @@ pub(super) enum As {
     Integer,
     /// A number, and one more.
     OneMore,
+    /// A scale of classifier-free guidance, below 1 as 1, which is none in plumb.
+    Guidance,
     /// How many shuffled captions: a flag, and as many variants, at least two.
     Shuffles,
     /// A number.
