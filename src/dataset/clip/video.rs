@@ -90,13 +90,15 @@ struct Stream {
     field_order: Option<String>,
     side_data_list: Vec<SideData>,
     nb_frames: Option<String>,
+    /// When its first frame is shown, in seconds.
+    start_time: Option<String>,
     tags: Tags,
 }
 
 #[derive(Deserialize, Default)]
 #[serde(default)]
 struct Tags {
-    /// Matroska's length of a stream.
+    /// Matroska's length of a stream, which ffmpeg counts from time 0 to its end, whenever the stream begins.
     #[serde(rename = "DURATION")]
     duration: Option<String>,
     /// WebM's word on a second stream, of transparency, in the same track. Decoders leave it out.
@@ -313,7 +315,9 @@ impl Stream {
                 "not whole: it has {count} of the {promised} frames that its header tells"
             ));
         }
+        let start = self.start_time.as_deref().and_then(|s| s.parse().ok());
         let promised = self.tags.duration.as_deref().and_then(clock);
+        let promised = promised.map(|end| end - f64::max(start.unwrap_or(0.0), 0.0));
         let (above, below) = length.tick;
         let seconds = length.ticks as f64 * f64::from(above) / f64::from(below);
         match promised.filter(|promised| promised - seconds > CUT_SECONDS) {

@@ -104,6 +104,38 @@ fn frames_that_are_decoded_in_another_order_are_all_there() {
 }
 
 #[test]
+fn a_video_that_begins_late_is_whole_and_one_that_is_cut_off_is_not() {
+    if !has_ffmpeg() {
+        return;
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    for name in ["a.mkv", "a.mov"] {
+        let path = folder.path().join(name);
+        video(&path, 25, &["-output_ts_offset", "5"]);
+        let clip = ClipFile::open(&path).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let frames = all(&clip, window(0, 16)).expect("frames");
+        assert_eq!(numbers(&frames)[..3], [0, 2, 3], "{name}");
+    }
+    let tags = |duration: &str| Tags {
+        duration: Some(duration.to_owned()),
+        ..Tags::default()
+    };
+    let stream = |duration: &str| Stream {
+        start_time: Some("5.000000".to_owned()),
+        tags: tags(duration),
+        ..Stream::default()
+    };
+    let length = Moment {
+        ticks: 1,
+        tick: (1, 1),
+    };
+    let whole = |duration: &str| stream(duration).check_whole(25, length);
+    assert_eq!(whole("00:00:06.000000000"), Ok(()));
+    let why = whole("00:00:07.000000000").expect_err("half of it");
+    assert!(why.contains("1.0 of the 2.0 seconds"), "{why}");
+}
+
+#[test]
 fn a_late_window_is_the_same_from_a_seek() {
     if !has_ffmpeg() {
         return;
