@@ -175,7 +175,8 @@ fn run_as_rank(
     let training_adapter = TrainingAdapter::read(experiment, &base, monitor)?;
     let beneath = training_adapter.as_ref();
     let beside = beneath.map_or(0, |adapter| adapter.bytes(options.placement.dtype));
-    let plan = plan(&base, &set, (options, ranks), (start.as_ref(), beside))?;
+    let start_and_beside = (start.as_ref(), beside);
+    let plan = plan(&base, &set, (options, ranks), start_and_beside, monitor)?;
     monitor.note(&format!("memory: {plan}"));
     let placement = Placement {
         // Where whole weights do not fit, the plan reads them from their files.
@@ -309,8 +310,10 @@ fn plan(
     set: &TrainingSet<'_>,
     (options, ranks): (&TrainOptions, &Ranks),
     (start, beside): (Option<&Start>, u64),
+    monitor: &dyn Monitor,
 ) -> Result<MemoryPlan, Error> {
     let Settings { adapter, train, .. } = &base.settings;
+    let samples = set.most_in_a_batch(train.batch_size, monitor);
     // The largest pictures with the longest caption, though no micro-batch may have both: an upper bound.
     let (latents, reference) = set.largest_latents();
     let other = match train.sample_every > 0 {
@@ -323,7 +326,7 @@ fn plan(
         adapted: &run::adapted(base, start)?,
         rank: start.map_or(adapter.rank, Start::rank),
         optimizer: train.optimizer,
-        samples: train.batch_size,
+        samples,
         latents,
         reference,
         context: set.longest_context()?,
@@ -331,7 +334,7 @@ fn plan(
         storage: options.placement.storage,
         machine: Machine::of(&options.placement.device),
         own_kernels: options.placement.kernels.are_there(),
-        apart: gradients_apart(train.batch_size, &options.placement, ranks),
+        apart: gradients_apart(samples, &options.placement, ranks),
         checkpointing: train.gradient_checkpointing,
     };
     let available = options.memory_bytes.saturating_sub(beside);

@@ -1,6 +1,6 @@
 //! The pictures and captions of a training. Before it starts, the store is checked to hold an entry for each of them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::Error;
 use crate::base_model::BaseModel;
@@ -10,6 +10,7 @@ use crate::digest::Digest;
 use crate::experiment::{DatasetSettings, Experiment};
 use crate::monitor::Monitor;
 use crate::recipe::latents::Size;
+use crate::shown;
 use crate::store::{Lacking, Store};
 use crate::vae::{Extents, LatentGeometry};
 
@@ -108,6 +109,26 @@ impl<'a> TrainingSet<'a> {
     pub fn buckets(&self) -> Vec<(Size, u32, Option<Size>)> {
         let samples = 0..self.samples.len();
         samples.map(|sample| sizes(self.item(sample))).collect()
+    }
+
+    /// The most samples that a micro-batch has, of `asked`: those of the largest bucket, where they are fewer, which is told.
+    pub(super) fn most_in_a_batch(&self, asked: usize, monitor: &dyn Monitor) -> usize {
+        let mut counts = BTreeMap::<_, usize>::new();
+        for bucket in self.buckets() {
+            *counts.entry(bucket).or_default() += 1;
+        }
+        let most = counts.into_values().max().unwrap_or(1);
+        if most < asked {
+            monitor.note(&format!(
+                "a micro-batch has at most {}, and not the {asked} of `train.batch_size`: it is of one bucket, and no bucket has more{}",
+                shown::counted(most, "picture"),
+                match self.samples.len() > most {
+                    true => " (`bucket_step` and `resolution` decide on the buckets)",
+                    false => "",
+                }
+            ));
+        }
+        most.min(asked)
     }
 
     /// The references of the previews: none, one for all prompts, or one for each.

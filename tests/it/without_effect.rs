@@ -99,6 +99,26 @@ fn a_rank_that_does_not_fit_is_what_is_advised_to_be_lowered() {
 }
 
 #[test]
+fn a_batch_that_no_bucket_fills_is_told_and_no_memory_is_planned_for_it() {
+    let world = World::new();
+    world.run(&["encode", "exp.toml"]).expect(0);
+    let planned = |from: &str, to: &str| {
+        world.edit(from, to);
+        let train = ["train", "exp.toml", "--restart", "--stop-after", "1"];
+        let said = world.run(&train).expect(0).stderr;
+        let memory = said.lines().find(|line| line.contains("memory: peak"));
+        (memory.expect("a plan").to_owned(), said)
+    };
+    // Two of the three pictures are of one bucket.
+    let (two, said) = planned("seed = 5", "seed = 6");
+    assert!(!said.contains("train.batch_size"), "{said}");
+    let (many, said) = planned("batch_size = 2", "batch_size = 4096");
+    let told = "a micro-batch has at most 2 pictures, and not the 4096 of `train.batch_size`";
+    assert!(said.contains(told), "{said}");
+    assert_eq!(two, many);
+}
+
+#[test]
 fn cut_captions_are_counted_each_time() {
     let world = World::new();
     world.write("pictures/p1.txt", &"word ".repeat(300));
