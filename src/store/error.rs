@@ -15,6 +15,8 @@ pub enum Error {
         path: PathBuf,
         /// What was found there, and what to do.
         why: String,
+        /// Whether one may be made there.
+        is_free: bool,
     },
     /// The store was written by a newer plumb.
     #[error(
@@ -150,7 +152,7 @@ impl Error {
 
     /// Whether there is no store at all, so that one may be made.
     pub fn is_no_store(&self) -> bool {
-        matches!(self, Self::NotAStore { .. })
+        matches!(self, Self::NotAStore { is_free: true, .. })
     }
 
     /// Whether a file was read whole and is not what it must be. Anything else that went wrong says nothing about it.

@@ -415,6 +415,7 @@ fn no_marker(layout: &Layout) -> Error {
     Error::NotAStore {
         path: layout.root.clone(),
         why: why.to_owned(),
+        is_free: !layout::holds_anything(layout).unwrap_or(true),
     }
 }
 

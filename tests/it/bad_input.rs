@@ -257,6 +257,44 @@ fn a_store_that_is_newer_or_something_else_is_left_alone() {
         .says("store.json");
 }
 
+/// `plumb encode`, which mends what is missing elsewhere, cannot make a store over http, nor one in a folder of other things.
+#[test]
+fn a_store_that_encode_cannot_make_is_not_one_that_lacks_entries() {
+    use std::io::{Read as _, Write as _};
+
+    let server = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = server.local_addr().expect("an address");
+    std::thread::spawn(move || {
+        for stream in server.incoming() {
+            let mut stream = stream.expect("a connection");
+            let _ = stream.read(&mut [0; 4096]);
+            let _ = stream.write_all(
+                b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
+            );
+        }
+    });
+    let world = World::new();
+    let commands: [&[&str]; 3] = [
+        &["train", "exp.toml"],
+        &["encode", "exp.toml"],
+        &["inspect", "manifest", "exp.toml"],
+    ];
+    world.write("other/holiday.txt", "sun");
+    let [with_tls, without] = ["https", "http"].map(|scheme| format!("{scheme}://{address}/data"));
+    for (from, to, said) in [
+        ("store", with_tls.clone(), "the server speaks no TLS there"),
+        (&with_tls, without.clone(), "store push --contents"),
+        (&without, "other".to_owned(), "holds no store.json"),
+    ] {
+        world.edit(&format!("path = \"{from}\""), &format!("path = \"{to}\""));
+        for command in commands {
+            let ran = world.run(command);
+            assert!([1, 2].contains(&ran.status), "{}", ran.status);
+            assert!(!ran.says(said).stderr.contains("to mend it"));
+        }
+    }
+}
+
 #[test]
 fn options_that_cannot_be() {
     let world = World::new();

@@ -130,6 +130,11 @@ fn gathered(mut body: HttpRequestBody) -> Result<Bytes, HttpError> {
 }
 
 fn failed(e: ureq::Error) -> HttpError {
+    // TLS's word for an answer that is none of its own. Asking again gives the same.
+    if e.to_string().contains("InvalidContentType") {
+        let why = "the server speaks no TLS there: is it http:// in place of https://?";
+        return HttpError::new(HttpErrorKind::Unknown, std::io::Error::other(why));
+    }
     let kind = match &e {
         ureq::Error::HostNotFound | ureq::Error::ConnectionFailed => HttpErrorKind::Connect,
         ureq::Error::Timeout(_) => HttpErrorKind::Timeout,

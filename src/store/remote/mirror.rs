@@ -95,6 +95,7 @@ impl Mirror {
                 path: self.remote().address().to_string().into(),
                 why: "there is nothing of a store; `plumb encode` or `plumb store push` makes it"
                     .to_owned(),
+                is_free: true,
             }),
         }
     }

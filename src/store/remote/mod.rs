@@ -187,6 +187,7 @@ impl Remote {
             path: self.address().to_string().into(),
             why: "there is nothing of a store; `plumb store push` or `plumb encode` makes it"
                 .to_owned(),
+            is_free: true,
         })
     }
 
@@ -196,6 +197,7 @@ impl Remote {
             return Err(Error::NotAStore {
                 path: self.address().to_string().into(),
                 why: "store.json is missing but parts of a store are there: a push was interrupted, or it is another prefix; push again".to_owned(),
+                is_free: false,
             });
         }
         self.read_marker()
@@ -214,6 +216,7 @@ impl Remote {
                 return Err(Error::NotAStore {
                     path: self.address().to_string().into(),
                     why: "there is no contents.json, by which a store is read over http; `plumb store push --contents` writes it".to_owned(),
+                    is_free: false,
                 });
             }
             other => other?,

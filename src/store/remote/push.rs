@@ -165,6 +165,7 @@ impl Remote {
             return Err(Error::NotAStore {
                 path: self.address().to_string().into(),
                 why: "other things are there; give an empty prefix, or that of a store".to_owned(),
+                is_free: false,
             });
         }
         let marker = Bytes::from(layout::marker_bytes());
