@@ -99,6 +99,11 @@ impl LeftOut {
         self.0.values().flatten().any(|left| left == name)
     }
 
+    /// The files that are not used for this reason.
+    pub(super) fn of(&self, reason: Reason) -> &[String] {
+        self.0.get(&reason).map_or(&[], Vec::as_slice)
+    }
+
     /// What is there instead of pictures, for a folder that has none.
     pub(super) fn instead(&self) -> Option<String> {
         let told = self

@@ -248,7 +248,7 @@ pub enum Error {
     },
     /// Pictures without a caption, where neither an empty one nor a default is allowed.
     #[error(
-        "{}: {} without a caption: {named}; write a .txt beside each, or set `default_caption` or \
+        "{}: {} without a caption: {named}; {remedy}, or set `default_caption` or \
          `allow_empty_captions = true`",
         shown::path(folder), shown::counted(*count, "picture")
     )]
@@ -259,6 +259,8 @@ pub enum Error {
         count: usize,
         /// The first of them, in one line.
         named: String,
+        /// What to do.
+        remedy: String,
     },
     /// The same, with captions that say nothing.
     #[error(

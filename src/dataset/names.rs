@@ -1,10 +1,13 @@
 //! What names of files and folders may mean to a person and do not mean here: told, as nobody would know otherwise.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use tokenizers::NormalizedString;
 
 use super::Folder;
 use super::files::Files;
-use super::left_out::named;
+use super::left_out::{Reason, named};
 use crate::monitor::Monitor;
 use crate::shown;
 
@@ -40,7 +43,61 @@ pub(super) fn tell_of_names(
             named(first)
         ));
     }
+    tell_of_forms(folder, files, beside, monitor);
     tell_of_numbers(folder, files, monitor);
+}
+
+/// Tells of captions whose names look as those of pictures without a caption do, and are made of other signs: macOS writes a letter and
+/// its accent apart.
+fn tell_of_forms(
+    folder: &Folder,
+    files: &Files,
+    beside: &BTreeMap<&str, Vec<&String>>,
+    monitor: &dyn Monitor,
+) {
+    let stem = |name: &str| {
+        let name = Path::new(name).with_extension("");
+        let mut text = NormalizedString::from(&*name.to_string_lossy());
+        text.nfc();
+        text.get().to_owned()
+    };
+    let bare = files
+        .pictures
+        .iter()
+        .filter(|name| !beside.contains_key(name.as_str()));
+    let bare: BTreeSet<String> = bare.map(|name| stem(name)).collect();
+    let orphans = files.left.of(Reason::Orphan).iter();
+    let alike: Vec<&String> = orphans.filter(|name| bare.contains(&stem(name))).collect();
+    if !alike.is_empty() {
+        monitor.problem(&format!(
+            "{}: {} named as a picture is, but in another Unicode form, with accents as signs of their own or not: rename one of the two as the other: {}",
+            shown::path(&folder.set.path),
+            match alike.len() {
+                1 => "1 caption is".to_owned(),
+                several => format!("{several} captions are"),
+            },
+            named(&alike)
+        ));
+    }
+}
+
+/// What to do about pictures without a caption.
+pub(super) fn write_captions(folder: &Folder, files: &Files, bare: &[&str]) -> String {
+    let chosen = folder.set.caption_extension.as_deref();
+    let extension = chosen.map_or("txt", |text| text.trim_start_matches('.'));
+    let there: BTreeSet<&String> = files.left.of(Reason::Other).iter().collect();
+    let usual = |name: &&str| {
+        let name = Path::new(name).with_extension("txt");
+        name.to_str()
+            .is_some_and(|name| there.contains(&name.to_owned()))
+    };
+    match bare.iter().filter(|name| usual(name)).count() {
+        0 => format!("write a .{} beside each", shown::text(extension)),
+        count => format!(
+            "{count} of them have a .txt, which is not read as `caption_extension` is `{}`: leave that out, or set it to `txt`",
+            shown::text(extension)
+        ),
+    }
 }
 
 /// Tells of kohya's folders, whose names say how often each picture comes.

@@ -9,7 +9,7 @@ use super::clip::is_video_name;
 use super::clip::samples::{self, Samples, Short};
 use super::files::{self, Files, is_picture_name};
 use super::left_out::{Reason, named};
-use super::names::tell_of_names;
+use super::names::{tell_of_names, write_captions};
 use super::picture::{PictureError, file_bytes};
 use super::references::{self, Opened};
 use super::trigger::with_trigger;
@@ -294,7 +294,7 @@ fn captioned(folder: &Folder, monitor: &dyn Monitor) -> Result<Vec<Captioned>, E
             None => empty.push(source),
         }
     }
-    errors.extend(lacking(root, &bare, &empty));
+    errors.extend(lacking(folder, &files, &bare, &empty));
     if let Some(error) = Error::of(errors) {
         return Err(error);
     }
@@ -303,14 +303,15 @@ fn captioned(folder: &Folder, monitor: &dyn Monitor) -> Result<Vec<Captioned>, E
 }
 
 /// One error for all pictures without a caption, and one for all that have an empty one.
-fn lacking(root: &Path, bare: &[&str], empty: &[&str]) -> Vec<Error> {
+fn lacking(of: &Folder, files: &Files, bare: &[&str], empty: &[&str]) -> Vec<Error> {
     let mut errors = Vec::new();
-    let folder = || root.to_owned();
+    let folder = || of.set.path.clone();
     if !bare.is_empty() {
         errors.push(Error::NoCaption {
             folder: folder(),
             count: bare.len(),
             named: named(bare),
+            remedy: write_captions(of, files, bare),
         });
     }
     if !empty.is_empty() {

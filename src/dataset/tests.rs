@@ -245,6 +245,46 @@ fn a_list_gives_captions_and_contradictions_are_refused() {
 }
 
 #[test]
+fn captions_that_are_there_and_not_read_are_named() {
+    let place = Place::new();
+    place
+        .picture("a.png", 1)
+        .picture("b.png", 2)
+        .write("a.txt", "a");
+    let chosen = place.folder_with(|set| set.caption_extension = Some(".caption".to_owned()));
+    let lacking = |folder: Folder| Dataset::scan(&[folder], &Silent);
+    refused(
+        lacking(chosen),
+        &[
+            "a.png, b.png; 1 of them have a .txt",
+            "`caption_extension` is `caption`",
+        ],
+    );
+    let chosen = place.folder_with(|set| set.caption_extension = Some("tags".to_owned()));
+    std::fs::remove_file(place.path().join("a.txt")).expect("removed");
+    refused(lacking(chosen), &["write a .tags beside each"]);
+}
+
+#[test]
+fn names_that_look_alike_in_two_unicode_forms_are_told() {
+    let place = Place::new();
+    place
+        .picture("\u{e9}.png", 1)
+        .write("e\u{301}.txt", "a")
+        .picture("b.png", 2)
+        .write("c.txt", "c");
+    let folder = place.folder_with(|set| set.default_caption = Some("d".to_owned()));
+    let recorder = Recorder::default();
+    let dataset = Dataset::scan(&[folder], &recorder).expect("scans");
+    assert_eq!(captions(&dataset), ["d", "d"]);
+    let problems = recorder.problems();
+    assert!(
+        problems.len() == 1 && problems[0].contains("1 caption is named as a picture is"),
+        "{problems:?}"
+    );
+}
+
+#[test]
 fn two_caption_files_contradict_and_two_pictures_of_one_name_share() {
     let place = Place::new();
     place

@@ -2,8 +2,7 @@
 
 use unicode_segmentation::UnicodeSegmentation as _;
 
-/// What stands in a caption for the trigger word, in any case.
-const PLACEHOLDER: &str = "[trigger]";
+use crate::experiment::PLACEHOLDER;
 
 /// The caption with the trigger word in it.
 ///

@@ -113,6 +113,9 @@ pub(super) fn wrong(field: &str, why: impl Into<String>) -> Result<(), FieldProb
     Err((field.to_owned(), why.into()))
 }
 
+/// What stands in a caption for the trigger word, in any case.
+pub(crate) const PLACEHOLDER: &str = "[trigger]";
+
 impl Dataset {
     /// The shortest side of a bucket, in px.
     pub fn min_bucket_px(&self) -> u32 {
@@ -152,6 +155,7 @@ impl Dataset {
             let why = "expected `bucket = true` beside it: without buckets every picture is brought to the resolution";
             return wrong("no_upscale", why);
         }
+        self.check_captions()?;
         self.check_tags()?;
         self.check_buckets(multiple)
     }
@@ -159,6 +163,34 @@ impl Dataset {
     /// Whether there are variants of its captions.
     pub fn varies_tags(&self) -> bool {
         self.shuffle_tags || self.tag_dropout > 0.0
+    }
+
+    fn check_captions(&self) -> Result<(), FieldProblem> {
+        let extension = self.caption_extension.as_deref();
+        // What no file's name can end in, of the part behind its last point.
+        let is_none = |text: &str| {
+            let text = text.strip_prefix('.').unwrap_or(text);
+            text.is_empty() || text.contains(['/', '\\', '.'])
+        };
+        if let Some(found) = extension.filter(|text| is_none(text)) {
+            let found = shown::text(found);
+            return wrong(
+                "caption_extension",
+                format!(
+                    "expected what stands behind a name's last point, such as `txt`, found `{found}`"
+                ),
+            );
+        }
+        let trigger = self.trigger.as_deref().unwrap_or_default();
+        match trigger.to_ascii_lowercase().contains(PLACEHOLDER) {
+            true => wrong(
+                "trigger",
+                format!(
+                    "`{PLACEHOLDER}` stands in captions for the word: expected the word itself, such as `sks`"
+                ),
+            ),
+            false => Ok(()),
+        }
     }
 
     fn check_tags(&self) -> Result<(), FieldProblem> {

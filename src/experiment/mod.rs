@@ -28,6 +28,7 @@ use std::path::{Path, PathBuf};
 use crate::shown;
 use crate::store::{Address, Place};
 
+pub(crate) use check::PLACEHOLDER;
 pub use clips::{ClipSettings, ClipUse};
 pub use error::Error;
 pub use fingerprint::{LoraDigests, TrainingFields, default_of};

@@ -132,6 +132,27 @@ fn mistakes_get_one_line_with_the_place_and_the_nearest_name() {
 }
 
 #[test]
+fn an_extension_is_what_a_name_may_end_in_and_a_trigger_is_a_word() {
+    let set = |line: &str| complaint(|t| t.replace("path = \"pictures\"", line));
+    for found in ["", ".", "/x", "a.txt"] {
+        let said = set(&format!("path = \"p\"\ncaption_extension = \"{found}\""));
+        let expected = format!("such as `txt`, found `{found}`");
+        assert!(
+            said.contains("`dataset[0].caption_extension`: ") && said.ends_with(&expected),
+            "{said}"
+        );
+    }
+    for sound in ["caption_extension = \".caption\"", "trigger = \"sks\""] {
+        assert_eq!(set(&format!("path = \"p\"\n{sound}")), "no error");
+    }
+    let said = set("path = \"p\"\ntrigger = \"a [Trigger]\"");
+    assert!(
+        said.contains("`dataset[0].trigger`: `[trigger]` stands in captions for the word"),
+        "{said}"
+    );
+}
+
+#[test]
 fn a_section_that_is_left_out_is_one_without_fields() {
     let parse = |text: String| Experiment::parse(Path::new("a/b.toml"), text).expect("valid");
     let model = SMALLEST.split("[store]").next().expect("text");
