@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::{Error, shapes};
 use crate::base_model::BaseModel;
 use crate::cache::{ModelCache, StoredLatents, tensors};
-use crate::dataset::{self, Item, PictureFile, ViewRules};
+use crate::dataset::{self, Item, PictureFile, ViewRules, clip};
 use crate::encode::encode_pictures;
 use crate::experiment::Experiment;
 use crate::monitor::Monitor;
@@ -53,6 +53,11 @@ pub fn latents(
     let set = sets.first().ok_or_else(|| {
         fail("the Experiment has no [[dataset]], whose rules say how to crop it".into())
     })?;
+    if clip::is_clip(picture) {
+        return Err(fail(
+            "it is a clip, and this command shows a picture's latents alone: give a picture, such as one of its frames".into(),
+        ));
+    }
     let file = PictureFile::open(picture).map_err(dataset::Error::from)?;
     let view_rules = ViewRules {
         // One picture to look at, so one view: neither random crops nor mirroring.

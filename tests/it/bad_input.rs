@@ -325,6 +325,11 @@ fn options_that_cannot_be() {
         )
         .expect(1)
         .says("exp.toml");
+    for clip in ["pictures", "clip.mp4"] {
+        let look = ["inspect", "latents", "exp.toml", "--picture", clip];
+        let ran = world.run(&[&look[..], &out].concat()).expect(1);
+        ran.says("it is a clip, and this command shows a picture's latents alone");
+    }
     world.edit("rank = 2", "rank = 2\ntargets = [\"attn.to_qq\"]");
     world.run(&["encode", "exp.toml"]).expect(0);
     world

@@ -22,6 +22,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use self::folder::FrameFolder;
+pub(crate) use self::samples::is_clip;
 use self::video::Video;
 use super::picture::{Animation, HEAD_BYTES, PictureError, fits};
 use super::resize::resize;

@@ -24,7 +24,7 @@ pub(in crate::dataset) struct Samples {
 }
 
 /// Whether a file or folder of a data set is a clip by its name alone. An animated picture is not: that is seen when it is opened.
-pub(in crate::dataset) fn is_clip(path: &Path) -> bool {
+pub(crate) fn is_clip(path: &Path) -> bool {
     is_video_name(&path.to_string_lossy()) || path.is_dir()
 }
 
