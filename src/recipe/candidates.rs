@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::data::{self, Variant};
 use super::diff::readable;
-use super::error::nearest;
+use super::error::{nearest, wrong_value};
 use super::resolve::{Deviation, list, select_shipped};
 use super::{Error, Recipe, RecipeName, explain};
 use crate::digest::Fingerprint;
@@ -128,7 +128,7 @@ impl Sweep {
             let why = first.map_or_else(String::new, |error| match error {
                 Error::WrongValue {
                     why, found, base, ..
-                } => format!("{why} (found {found}; the recipe has {base})"),
+                } => wrong_value(&why, &found, &base),
                 other => other.to_string(),
             });
             Err(refused(&named, why))

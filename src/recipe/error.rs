@@ -41,7 +41,7 @@ pub enum Error {
         nearest: Option<String>,
     },
     /// A deviation's value is not of the field's type.
-    #[error("[recipe.deviate] `{field}`: {why} (found {found}; the recipe has {base})")]
+    #[error("[recipe.deviate] `{field}`: {}", wrong_value(why, found, base))]
     WrongValue {
         /// The field's dotted path.
         field: String,
@@ -91,6 +91,14 @@ pub enum Error {
         /// What is wrong.
         why: String,
     },
+}
+
+/// Why a value cannot be, with what was found, where that is not said yet, and what the recipe has.
+pub(super) fn wrong_value(why: &str, found: &str, base: &str) -> String {
+    match why.ends_with(&format!("found {found}")) {
+        true => format!("{why} (the recipe has {base})"),
+        false => format!("{why} (found {found}; the recipe has {base})"),
+    }
 }
 
 fn did_you_mean(nearest: Option<&str>) -> String {

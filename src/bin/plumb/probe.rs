@@ -6,7 +6,9 @@ use plumb::base_model;
 use plumb::dataset;
 use plumb::experiment::{Experiment, Products};
 use plumb::probe::report::{CandidateReport, Control, Difference, Verdict};
-use plumb::probe::{self, Error, ProbeOptions, ProbePlace, Report, Vary, conclusion};
+use plumb::probe::{
+    self, Error, FEWEST_PICTURES, ProbeOptions, ProbePlace, Report, Vary, conclusion,
+};
 use plumb::{encode, shown, store};
 
 use crate::CommandResult;
@@ -32,7 +34,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "VARIANT")]
     against: Option<String>,
     /// Use at most so many pictures; all windows of a clip count as one.
-    #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u64).range(1..=100_000))]
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u64).range(FEWEST_PICTURES as u64..=100_000))]
     pairs: u64,
     /// Draws of noise and timestep for each picture, spread evenly over the noise schedule.
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=1000))]

@@ -71,6 +71,7 @@ fn captions_of_several_windows_are_a_deviation_by_name() {
     for value in ["0", "9", "-1", "2.5", "'many'", "true"] {
         let error = deviated(KOHYA, &both(value)).expect_err(value).to_string();
         assert!(error.contains("`chunks`: expected 1 to 8"), "{error}");
+        assert_eq!(error.matches("found").count(), 1, "{error}");
     }
     let zeroed = format!("{}\nassembly.pads.clip_l = 'zero'", both("2"));
     let error = deviated(KOHYA, &zeroed)
