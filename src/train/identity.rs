@@ -80,8 +80,8 @@ pub(super) struct Sides<'a> {
 impl Sides<'static> {
     /// A run that stopped, and one that is to go on with it.
     pub(super) const RESUMED: Self = Self {
-        first: "this run",
-        file: "the file says",
+        first: "the checkpoint",
+        file: "the Experiment",
         now: "now",
         // It decides what is written at the end, and no trained number.
         free: &["adapter.save_precision"],

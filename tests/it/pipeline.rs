@@ -155,7 +155,7 @@ fn a_checkpoint_of_another_training_is_not_continued() {
     world
         .run(&["train", "exp.toml"])
         .expect(1)
-        .says("`train.learning_rate`: this run 0.01, the file says 0.02")
+        .says("`train.learning_rate`: the checkpoint 0.01, the Experiment 0.02")
         .says("--restart");
 }
 

@@ -137,7 +137,7 @@ fn packed_weights_train_near_the_whole_model_and_say_so() {
     world
         .run(&["train", "exp.toml"])
         .expect(1)
-        .says("`model.weights`: this run \"nf4\"");
+        .says("`model.weights`: the checkpoint \"nf4\"");
     let whole = first_step(&world);
     let off = [&int8, &fp8, &nf4].map(|step| (loss(step) / loss(&whole) - 1.0).abs());
     assert!(off[0] < 0.01 && off[1] < 0.02 && off[2] < 0.1, "{off:?}");
@@ -184,7 +184,7 @@ fn products_in_fp8_train_near_the_whole_model_and_say_so() {
     world
         .run(&["train", "exp.toml"])
         .expect(1)
-        .says("`model.compute`: this run \"fp8\"");
+        .says("`model.compute`: the checkpoint \"fp8\"");
     world.edit("[recipe]\n", "compute = \"bf16\"\n[recipe]\n");
     world
         .run(&["train", "exp.toml"])

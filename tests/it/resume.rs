@@ -138,7 +138,7 @@ fn epochs_and_a_share_of_warm_up_are_the_steps_that_they_come_to() {
     train(&world)
         .expect(1)
         .says("how often pictures or clips come in an epoch")
-        .says("`dataset[0].repeats`: this run 1, the file says 2");
+        .says("`dataset[0].repeats`: the checkpoint 1, the Experiment 2");
 }
 
 /// Everything that changes a number is seen, and told in the words of the Experiment.
@@ -153,53 +153,55 @@ fn what_differs_is_named_with_both_values() {
         (
             "learning_rate = 0.01",
             "learning_rate = 0.005",
-            &["`train.learning_rate`: this run 0.01, the file says 0.005"],
+            &["`train.learning_rate`: the checkpoint 0.01, the Experiment 0.005"],
         ),
         (
             "learning_rate = 0.01",
             "",
-            &["this run 0.01, the file says 0.0001 (the default)"],
+            &["the checkpoint 0.01, the Experiment 0.0001 (the default)"],
         ),
         (
             "rank = 2",
             "rank = 3",
-            &["`adapter.rank`: this run 2, the file says 3"],
+            &["`adapter.rank`: the checkpoint 2, the Experiment 3"],
         ),
         (
             "rank = 2",
             "rank = 2\nalpha = 1.0",
-            &["`adapter.alpha`: this run 2.0, the file says 1.0"],
+            &["`adapter.alpha`: the checkpoint 2.0, the Experiment 1.0"],
         ),
         (
             "rank = 2",
             "rank = 2\ntargets = [\"all-linear\"]",
-            &["`adapter.targets`: this run [] (the default), the file says [\"all-linear\"]"],
+            &[
+                "`adapter.targets`: the checkpoint [] (the default), the Experiment [\"all-linear\"]",
+            ],
         ),
         (
             "seed = 5",
             "seed = 6",
-            &["`train.seed`: this run 5, the file says 6"],
+            &["`train.seed`: the checkpoint 5, the Experiment 6"],
         ),
         (
             "seed = 5",
             "seed = 5\nshift = 1.5",
-            &["`train.shift`: this run 3.0, the file says 1.5"],
+            &["`train.shift`: the checkpoint 3.0, the Experiment 1.5"],
         ),
         (
             "seed = 5",
             "seed = 5\nwarmup_steps = 0.5",
-            &["`train.warmup_steps`: this run 0 (the default), the file says 2"],
+            &["`train.warmup_steps`: the checkpoint 0 (the default), the Experiment 2"],
         ),
         (
             "seed = 5",
             "seed = 5\nvalidation_share = 0.3\nvalidate_every = 1",
-            &["`train.validation_share`: this run 0.0 (the default), the file says 0.3"],
+            &["`train.validation_share`: the checkpoint 0.0 (the default), the Experiment 0.3"],
         ),
         // What a change of steps alone would not have: it is named, and the steps are not.
         (
             "steps = 4\nbatch_size = 2",
             "steps = 8\nbatch_size = 1",
-            &["`train.batch_size`: this run 2, the file says 1"],
+            &["`train.batch_size`: the checkpoint 2, the Experiment 1"],
         ),
     ];
     for (from, to, said) in cases {

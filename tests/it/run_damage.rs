@@ -98,7 +98,7 @@ fn a_checkpoint_of_another_run_in_the_folder_is_refused_by_what_differs() {
     world
         .run(&["train", "exp.toml"])
         .expect(1)
-        .says("`train.seed`: this run 6, the file says 5");
+        .says("`train.seed`: the checkpoint 6, the Experiment 5");
 }
 
 #[test]

@@ -77,20 +77,20 @@ fn a_folder_that_says_v_is_trained_and_sampled_as_v() {
     world
         .run(&["train", "exp.toml"])
         .expect(1)
-        .says("`model.zero_terminal_snr`: this run true, the file says false");
+        .says("`model.zero_terminal_snr`: the checkpoint true, the Experiment false");
     world.write_bytes(SCHEDULER, &config);
     for (file, from, to, what) in [
         (
             "base/vae/config.json",
             "0.8578",
             "0.8579",
-            "the VAE's scaling and shift of latents: this run",
+            "the VAE's scaling and shift of latents: the checkpoint",
         ),
         (
             "base/unet/config.json",
             "\"norm_eps\": 1e-05",
             "\"norm_eps\": 1e-03",
-            "the denoiser's config.json: this run",
+            "the denoiser's config.json: the checkpoint",
         ),
     ] {
         edit(&world, file, from, to);
@@ -186,7 +186,7 @@ fn a_flows_shift_is_the_models_where_nobody_names_another() {
     world
         .run(&["train", "exp.toml"])
         .expect(1)
-        .says("`train.shift`: this run 3.0, the file says 5.0");
+        .says("`train.shift`: the checkpoint 3.0, the Experiment 5.0");
     world
         .run(&["train", "exp.toml", "--restart"])
         .expect(0)

@@ -114,13 +114,13 @@ fn a_run_that_started_from_another_lora_says_which_the_file_names() {
     .expect("copied");
     started.set("second.safetensors", "", "on");
     let ran = world.run(&["train", "exp.toml"]).expect(1);
-    let said = "`adapter.from`: this run a LoRA of digest ";
+    let said = "`adapter.from`: the checkpoint a LoRA of digest ";
     let line = ran.stderr.lines().find(|line| line.contains(said));
     let (_, rest) = line
         .unwrap_or_default()
         .split_once(said)
         .unwrap_or_default();
-    let (digest, rest) = rest.split_once(", the file says ").unwrap_or_default();
+    let (digest, rest) = rest.split_once(", the Experiment ").unwrap_or_default();
     assert!(
         digest.len() == 12 && rest.contains("second.safetensors, a LoRA of digest "),
         "{}",
@@ -302,7 +302,7 @@ fn a_run_does_not_go_on_from_another_lora() {
     world
         .run(&["train", "exp.toml"])
         .expect(1)
-        .says("`adapter.from`: this run");
+        .says("`adapter.from`: the checkpoint");
 }
 
 /// Modules and shapes of a miniature are those of several families: what the file says of itself counts.

@@ -248,7 +248,7 @@ fn turbo_is_trained_above_a_training_adapter() {
     world
         .run(&["train", "exp.toml"])
         .expect(1)
-        .says("`train.training_adapter`: this run nothing, the file says");
+        .says("`train.training_adapter`: the checkpoint nothing, the Experiment");
     world
         .run(&["train", "exp.toml", "--restart"])
         .expect(0)
