@@ -147,6 +147,7 @@ impl ModelFiles<'_> {
             };
             return Err(Error::Experiment(experiment::Error::Value {
                 file: self.experiment.to_owned(),
+                line: None,
                 field: format!("model.files.{slot}"),
                 why,
             }));

@@ -50,15 +50,21 @@ pub enum Error {
         file: PathBuf,
     },
     /// A value is out of its range.
-    #[error("{}: `{field}`: {why}", shown::path(file))]
+    #[error("{}{}: `{field}`: {why}", shown::path(file), in_line(*line))]
     Value {
         /// The Experiment file.
         file: PathBuf,
+        /// The line, from 1, where the value stands in one.
+        line: Option<usize>,
         /// The field's dotted name.
         field: String,
         /// Expected and found.
         why: String,
     },
+}
+
+fn in_line(line: Option<usize>) -> String {
+    line.map_or_else(String::new, |line| format!(":{line}"))
 }
 
 /// serde lists every known name after an unknown one; a person wants the nearest.

@@ -135,6 +135,7 @@ impl Experiment {
         let raw = parse::parse(file, &text)?;
         raw.check().map_err(|(field, why)| Error::Value {
             file: file.into(),
+            line: None,
             field,
             why,
         })?;

@@ -35,8 +35,9 @@ pub(super) fn parse(file: &Path, text: &str) -> Result<Raw, Error> {
         let line = line_of(text, e.span().map_or(0, |span| span.start));
         malformed(line, syntax(text, line, e.message()))
     })?;
-    check_table(table.get_ref(), &mut Vec::new()).map_err(|(field, why)| Error::Value {
+    check_table(table.get_ref(), &mut Vec::new()).map_err(|((field, why), at)| Error::Value {
         file: file.into(),
+        line: Some(line_of(text, at)),
         field,
         why,
     })?;
@@ -69,25 +70,31 @@ fn syntax(text: &str, line: usize, message: &str) -> String {
 
 type FieldProblem = (String, String);
 
-/// The first number out of its bounds and the first path with a control character; `at` is where the table is.
-fn check_table(table: &DeTable<'_>, at: &mut Vec<String>) -> Result<(), FieldProblem> {
+/// The first number out of its bounds and the first path with a control character, and where in the text it is; `at` is where the table
+/// is.
+fn check_table(table: &DeTable<'_>, at: &mut Vec<String>) -> Result<(), (FieldProblem, usize)> {
     table.iter().try_for_each(|(key, value)| {
         at.push(key.get_ref().to_string());
-        check_value(value.get_ref(), at)?;
+        check_value(value, at)?;
         at.pop();
         Ok(())
     })
 }
 
-fn check_value(value: &DeValue<'_>, at: &mut Vec<String>) -> Result<(), FieldProblem> {
-    match value {
-        DeValue::Table(table) => check_table(table, at),
-        DeValue::Array(list) => list.iter().enumerate().try_for_each(|(n, value)| {
-            at.push(format!("[{n}]"));
-            check_value(value.get_ref(), at)?;
-            at.pop();
-            Ok(())
-        }),
+fn check_value(
+    value: &Spanned<DeValue<'_>>,
+    at: &mut Vec<String>,
+) -> Result<(), (FieldProblem, usize)> {
+    let checked = match value.get_ref() {
+        DeValue::Table(table) => return check_table(table, at),
+        DeValue::Array(list) => {
+            return list.iter().enumerate().try_for_each(|(n, value)| {
+                at.push(format!("[{n}]"));
+                check_value(value, at)?;
+                at.pop();
+                Ok(())
+            });
+        }
         DeValue::Integer(number) => {
             let is_right = |range: bounds::Range| whole(number).is_some_and(|n| range.has_whole(n));
             check_number(at, is_right, &written(number))
@@ -98,7 +105,8 @@ fn check_value(value: &DeValue<'_>, at: &mut Vec<String>) -> Result<(), FieldPro
         }
         DeValue::String(text) => check_text(at, text),
         DeValue::Boolean(_) | DeValue::Datetime(_) => Ok(()),
-    }
+    };
+    checked.map_err(|problem| (problem, value.span().start))
 }
 
 fn whole(number: &DeInteger<'_>) -> Option<i128> {
@@ -183,6 +191,19 @@ fn wrong_type(root: &DeTable<'_>, path: &serde_path_to_error::Path, message: &st
         && let Some(found) = find(root, path)
     {
         return type_problem(&field, expected, found);
+    }
+    // Of lists, and of types of our own, which say what they expect.
+    let found = find(root, path).map(described).unwrap_or_default();
+    let length = message.strip_prefix("invalid length ");
+    if let Some((length, expected)) = length.and_then(|rest| rest.split_once(", expected ")) {
+        return format!("`{field}`: expected {expected}, found {found} of {length}");
+    }
+    let expected = match message.as_str() {
+        "wanted string or table" => "expected text in quotes",
+        other => other,
+    };
+    if expected.starts_with("expected ") && !expected.contains("found") && !found.is_empty() {
+        return format!("`{field}`: {}, found {found}", shown::text(expected));
     }
     let why = super::error::with_nearest(&message);
     match field.is_empty() || message.starts_with("unknown field") {

@@ -57,6 +57,7 @@ impl Experiment {
     pub(super) fn wrong(&self, field: &str, why: String) -> Error {
         Error::Value {
             file: self.file.clone(),
+            line: None,
             field: field.to_owned(),
             why,
         }
