@@ -6,6 +6,8 @@ use std::fmt;
 
 use serde_json::{Value, json};
 
+use crate::shown;
+
 use Range::{Above, Below, Real, Whole};
 
 /// The numbers that a field takes.
@@ -30,6 +32,8 @@ const STEPS: i64 = 1_000_000_000;
 const SIDE: i64 = 16_384;
 /// What no scale needs more of.
 const LARGE: f64 = 1e6;
+/// What trains nothing: beside the numbers of any LoRA a change of this size is lost in the rounding of f32.
+pub(super) const SMALL: f64 = 1e-30;
 
 /// The fields with numbers, without the place in a list, and what they may be.
 pub(super) const FIELDS: [(&str, Range); 51] = [
@@ -53,12 +57,12 @@ pub(super) const FIELDS: [(&str, Range); 51] = [
     // Each is an entry of the store for each encoder.
     ("dataset.caption_variants", Whole(2, 1000)),
     ("adapter.rank", Whole(1, 65_536)),
-    ("adapter.alpha", Above(0.0, LARGE)),
+    ("adapter.alpha", Real(SMALL, LARGE)),
     // Dropout of 1 would leave nothing to scale up.
     ("adapter.dropout", Below(0.0, 1.0)),
     ("train.steps", Whole(1, STEPS)),
     // Far too high a rate is told when the loss becomes infinite.
-    ("train.learning_rate", Above(0.0, 1e30)),
+    ("train.learning_rate", Real(SMALL, 1e30)),
     ("train.epochs", Whole(1, STEPS)),
     // A number of steps, or a share of them below 1.
     ("train.warmup_steps", Real(0.0, STEPS as f64)),
@@ -78,7 +82,7 @@ pub(super) const FIELDS: [(&str, Range); 51] = [
     ("train.mode_scale", Real(-1.0, 1.75)),
     ("train.shift", Above(0.0, 1000.0)),
     ("train.guidance", Real(0.0, 1000.0)),
-    ("train.min_snr_gamma", Above(0.0, LARGE)),
+    ("train.min_snr_gamma", Real(SMALL, LARGE)),
     ("train.noise_offset", Real(0.0, 100.0)),
     ("train.checkpoint_every", Whole(0, STEPS)),
     ("train.keep_checkpoints", Whole(1, LARGE as i64)),
@@ -148,10 +152,10 @@ impl fmt::Display for Range {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Whole(least, most) => write!(f, "{least} to {most}"),
-            Real(least, most) => write!(f, "{least} to {most}"),
-            // Thirty zeros are counted by nobody.
-            Above(least, most) if *most > 1e15 => {
-                write!(f, "more than {least} and at most {most:e}")
+            Real(least, most) => {
+                // Thirty zeros are counted by nobody.
+                let (least, most) = (shown::number(*least), shown::number(*most));
+                write!(f, "{least} to {most}")
             }
             Above(least, most) => write!(f, "more than {least} and at most {most}"),
             Below(least, most) => write!(f, "at least {least} and less than {most}"),

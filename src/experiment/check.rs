@@ -1,5 +1,6 @@
 //! What neither types nor the bounds of single numbers say.
 
+use super::bounds::SMALL;
 use super::file_name;
 use super::raw::{Dataset, Precision, Products, QuantizedWeights, Raw, Warmup};
 use crate::models;
@@ -21,6 +22,13 @@ impl Raw {
         }
         if let Some(why) = file_name::problem(&t.name) {
             return wrong("train.name", why);
+        }
+        if t.max_grad_norm > 0.0 && t.max_grad_norm < SMALL {
+            let found = shown::number(t.max_grad_norm);
+            let why = format!(
+                "expected 0, which clips nothing, or at least {SMALL:e}, found {found}: clipped so far, gradients train nothing"
+            );
+            return wrong("train.max_grad_norm", why);
         }
         self.check_length()?;
         let prompts = self.check_prompts();

@@ -68,6 +68,8 @@ fn mistakes_get_one_line_with_the_place_and_the_nearest_name() {
         complaint(|t| t.replace("steps = 10", "steps = 18446744073709551616")),
         complaint(|t| t.replace("steps = 10", "steps = 10\nlearning_rate = \"1e-4\"")),
         complaint(|t| t.replace("steps = 10", "steps = 10\nlearning_rate = [1e-4]")),
+        complaint(|t| t.replace("steps = 10", "steps = 10\nlearning_rate = 1e-46")),
+        complaint(|t| t.replace("steps = 10", "steps = 10\nmax_grad_norm = 1e-46")),
         complaint(|t| t.replace("steps = 10", "steps = 10\nlr_schedule = 5")),
         complaint(|t| t.replace("steps = 10", "steps = 10\nwarmup_steps = \"x\"")),
         complaint(|t| t.replace("\"pictures\"", "\"pictures\"\nresolution = [64, 64, 64]")),
@@ -102,7 +104,7 @@ fn mistakes_get_one_line_with_the_place_and_the_nearest_name() {
         some/exp.toml:11: `train.steps`: expected a whole number, found text "ten"
         some/exp.toml:11: `train.steps`: expected 1 to 1000000000, found 0
         some/exp.toml:11: `train.steps`: expected 1 to 1000000000, found -1
-        some/exp.toml:12: `train.learning_rate`: expected more than 0 and at most 1e30, found nan
+        some/exp.toml:12: `train.learning_rate`: expected 1e-30 to 1e30, found nan
         some/exp.toml:12: `train.lr_schedule`: unknown value `cosin`; did you mean `cosine`?
         some/exp.toml:12: `train.timestep_sampling`: unknown value `rainbow`; expected one of uniform, logit_normal, mode
         some/exp.toml:12: `train.caption_dropout`: expected at least 0 and less than 1, found 1.5
@@ -116,6 +118,8 @@ fn mistakes_get_one_line_with_the_place_and_the_nearest_name() {
         some/exp.toml:11: `train.steps`: expected 1 to 1000000000, found 18446744073709551616
         some/exp.toml:12: `train.learning_rate`: expected a number, found text "1e-4"; leave out the quotes
         some/exp.toml:12: `train.learning_rate`: expected a number, found a list
+        some/exp.toml:12: `train.learning_rate`: expected 1e-30 to 1e30, found 1e-46
+        some/exp.toml: `train.max_grad_norm`: expected 0, which clips nothing, or at least 1e-30, found 1e-46: clipped so far, gradients train nothing
         some/exp.toml:12: `train.lr_schedule`: expected text in quotes, found the number 5
         some/exp.toml:12: `train.warmup_steps`: expected a number of steps, or a share of all steps below 1, found text "x"
         some/exp.toml:10: `dataset[0].resolution`: expected a number of px, or [width, height], found a list of 3

@@ -13,7 +13,7 @@ struct Started {
 }
 
 /// So small that it changes no number.
-const NO_RATE: &str = "1e-40";
+const NO_RATE: &str = "1e-30";
 
 impl Started {
     fn new(adapter: &str) -> Self {
