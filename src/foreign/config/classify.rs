@@ -10,9 +10,8 @@ use super::convert;
 use super::draft::Draft;
 use super::knowledge::{Knowledge, Rule, Status, equals};
 use super::report::Row;
-use super::setting::{Lookup, Setting};
+use super::setting::{Lookup, Setting, counts};
 use super::tree::Value;
-use crate::shown;
 
 /// Parts of names whose values are shown to nobody.
 const SECRETS: [&str; 7] = [
@@ -95,10 +94,12 @@ impl Classifier<'_> {
     }
 
     fn overridden(&self, setting: &Setting, other: &Setting) -> Row {
-        let why = match other.line.filter(|_| other.file == setting.file) {
-            Some(line) => format!("`{}` in line {line} counts", shown::text(&other.place)),
-            None => format!("the later `{}` counts", shown::text(&other.place)),
-        };
+        let line = other.line.filter(|_| other.file == setting.file);
+        self.replaced(setting, counts(&other.place, line))
+    }
+
+    /// The row of a setting that another counts instead of.
+    pub(super) fn replaced(&self, setting: &Setting, why: String) -> Row {
         Row {
             why: Some(why),
             ..self.blank(setting, Status::Overridden)

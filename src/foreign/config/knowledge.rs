@@ -179,6 +179,14 @@ pub(super) struct Rule {
     pub(super) source: Option<String>,
 }
 
+impl Rule {
+    /// Every field that it may set.
+    pub(super) fn targets(&self) -> impl Iterator<Item = &String> {
+        let inner = self.values.values().filter_map(toml::Value::as_table);
+        inner.flat_map(toml::Table::keys).chain(&self.fields)
+    }
+}
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawRule {

@@ -138,6 +138,8 @@ pub fn import(files: &[PathBuf], options: &Options) -> Result<Imported, Error> {
         &mut rows,
         &mut gathered.notes,
     );
+    let replaced = std::mem::take(&mut gathered.replaced).into_iter();
+    rows.extend(replaced.map(|(setting, why)| classifier.replaced(&setting, why)));
     finish(
         trainer, &knowledge, &sources, gathered, told, draft, rows, options,
     )
@@ -277,5 +279,7 @@ fn header(trainer: Trainer, names: &str, recipe: &RecipeChoice) -> Vec<String> {
 
 #[cfg(test)]
 mod fuzz_tests;
+#[cfg(test)]
+mod place_tests;
 #[cfg(test)]
 mod tests;

@@ -1,7 +1,10 @@
 //! One setting of a config: what a trainer calls it, and what is written.
 
+use std::collections::BTreeMap;
+
 use super::knowledge::{When, equals};
 use super::tree::{Node, Value};
+use crate::shown;
 
 /// A name with a value, at one place of a file.
 #[derive(Clone, Debug)]
@@ -34,20 +37,14 @@ pub(super) struct Leaf<'a> {
     pub(super) way: Vec<Step>,
     pub(super) line: Option<usize>,
     pub(super) value: &'a Value,
+    /// What counts instead, where its key, or one that it stands below, stands again in the same table.
+    pub(super) instead: Option<String>,
 }
 
 impl Leaf<'_> {
     /// `config.process[0].train.lr`.
     pub(super) fn place(&self) -> String {
-        let mut place = String::new();
-        for step in &self.way {
-            match step {
-                Step::Item(n) => place += &format!("[{n}]"),
-                Step::Key(key) if place.is_empty() => place += key,
-                Step::Key(key) => place += &format!(".{key}"),
-            }
-        }
-        place
+        place(&self.way)
     }
 
     /// The keys on the way, without places in lists.
@@ -63,28 +60,47 @@ impl Leaf<'_> {
 /// Every value of a document that is not made of others.
 pub(super) fn leaves(node: &Node) -> Vec<Leaf<'_>> {
     let (mut found, mut way) = (Vec::new(), Vec::new());
-    collect(node, node.line, &mut way, &mut found);
+    collect(node, node.line, &mut way, None, &mut found);
     found
+}
+
+fn place(way: &[Step]) -> String {
+    let mut place = String::new();
+    for step in way {
+        match step {
+            Step::Item(n) => place += &format!("[{n}]"),
+            Step::Key(key) if place.is_empty() => place += key,
+            Step::Key(key) => place += &format!(".{key}"),
+        }
+    }
+    place
 }
 
 fn collect<'a>(
     node: &'a Node,
     line: Option<usize>,
     way: &mut Vec<Step>,
+    instead: Option<&String>,
     found: &mut Vec<Leaf<'a>>,
 ) {
     match &node.value {
         Value::Table(entries) if node.value.is_branch() => {
-            for entry in entries {
+            // Of equal keys the last is kept.
+            let all = entries.iter().enumerate();
+            let last: BTreeMap<&str, usize> = all.map(|(n, e)| (e.key.as_str(), n)).collect();
+            for (n, entry) in entries.iter().enumerate() {
                 way.push(Step::Key(entry.key.clone()));
-                collect(&entry.node, entry.line, way, found);
+                let later = last.get(entry.key.as_str()).filter(|last| **last > n);
+                let later = later.map(|last| counts(&place(way), entries[*last].line));
+                let instead = instead.or(later.as_ref());
+                collect(&entry.node, entry.line, way, instead, found);
                 way.pop();
             }
         }
         Value::List(items) if node.value.is_branch() => {
             for (n, item) in items.iter().enumerate() {
                 way.push(Step::Item(n));
-                collect(item, item.line, way, found);
+                collect(item, item.line, way, instead, found);
                 way.pop();
             }
         }
@@ -92,7 +108,16 @@ fn collect<'a>(
             way: way.clone(),
             line,
             value,
+            instead: instead.cloned(),
         }),
+    }
+}
+
+/// That what stands at a later place counts, as a person finds it.
+pub(super) fn counts(place: &str, line: Option<usize>) -> String {
+    match line {
+        Some(line) => format!("`{}` in line {line} counts", shown::text(place)),
+        None => format!("the later `{}` counts", shown::text(place)),
     }
 }
 

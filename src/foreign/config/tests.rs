@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use proptest::prelude::*;
 use serde_json::Value as Json;
 
-use super::knowledge::{Knowledge, Rule, Status};
-use super::{Error, Options, Trainer, import};
+use super::knowledge::{Knowledge, Status};
+use super::{Error, Imported, Options, Trainer, import};
 use crate::experiment::{Experiment, json_schema};
 
 pub(super) fn fixtures() -> Vec<PathBuf> {
@@ -26,6 +26,25 @@ pub(super) fn fixtures() -> Vec<PathBuf> {
     found
 }
 
+/// Imports files by their names, of which the first is the main one.
+pub(super) fn imported(files: &[(&str, &str)]) -> Imported {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut paths = Vec::new();
+    for (name, text) in files {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).expect("written");
+        paths.push(path);
+    }
+    import(&paths, &Options::default()).unwrap_or_else(|e| panic!("{e}"))
+}
+
+/// The status of the setting at a place, and what is said of it.
+pub(super) fn row(found: &Imported, place: &str) -> (Status, String) {
+    let row = found.settings.iter().find(|row| row.setting == place);
+    let row = row.unwrap_or_else(|| panic!("{place}: {:?}", found.settings));
+    (row.status, row.why.clone().unwrap_or_default())
+}
+
 fn knowledge() -> Vec<(Trainer, Knowledge)> {
     let of = |trainer| {
         (
@@ -34,13 +53,6 @@ fn knowledge() -> Vec<(Trainer, Knowledge)> {
         )
     };
     Trainer::ALL.into_iter().map(of).collect()
-}
-
-/// The fields that a rule may set.
-fn fields(rule: &Rule) -> Vec<String> {
-    let inner = rule.values.values().filter_map(toml::Value::as_table);
-    let inner = inner.flat_map(|table| table.keys().cloned());
-    rule.fields.iter().cloned().chain(inner).collect()
 }
 
 #[test]
@@ -60,7 +72,7 @@ fn every_field_that_a_rule_sets_is_one_of_the_experiment() {
     };
     for (trainer, knowledge) in knowledge() {
         for rule in &knowledge.keys {
-            for field in fields(rule) {
+            for field in rule.targets() {
                 // Parts of a recipe and files are by the base model's slots; several sizes are several data sets.
                 let is_free = field.starts_with("recipe.") || field.starts_with("model.files.");
                 let field = field.replace("resolutions", "resolution");

@@ -32,6 +32,9 @@ pub(super) fn gather(sources: &mut Sources, gathered: &mut Gathered) -> Result<(
     for file in 0..sources.count() {
         if let Some(node) = sources.values(file).filter(|node| is_one(node)) {
             gathered.settings.retain(|setting| setting.file != file);
+            gathered
+                .replaced
+                .retain(|(setting, _)| setting.file != file);
             gathered.add_all(node, file, |leaf| {
                 Place::new("launcher", leaf.keys().join("."))
             });

@@ -25,6 +25,8 @@ pub(super) use sources::Sources;
 #[derive(Debug, Default)]
 pub(super) struct Gathered {
     pub(super) settings: Vec<Setting>,
+    /// Settings that stand again further down, and what counts instead of each.
+    pub(super) replaced: Vec<(Setting, String)>,
     /// How many data sets there are.
     pub(super) sets: usize,
     /// What a person should know.
@@ -84,7 +86,7 @@ impl Gathered {
     fn add_all(&mut self, node: &Node, file: usize, place: impl Fn(&Leaf<'_>) -> Place) {
         for leaf in leaves(node) {
             let to = place(&leaf);
-            self.settings.push(Setting {
+            let setting = Setting {
                 place: leaf.place(),
                 file,
                 line: leaf.line,
@@ -93,7 +95,11 @@ impl Gathered {
                 value: leaf.value.clone(),
                 sets: to.sets,
                 rank: to.rank,
-            });
+            };
+            match leaf.instead {
+                Some(why) => self.replaced.push((setting, why)),
+                None => self.settings.push(setting),
+            }
         }
     }
 
