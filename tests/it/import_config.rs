@@ -304,8 +304,8 @@ fn a_model_that_the_trainer_takes_for_another_is_refused() {
 #[test]
 fn kohyas_command_lines_config_files_and_data_sets_are_read() {
     check(&["kohya/sdxl.sh"], "kohya-sdxl", &[]).expect(3);
-    // The data set is found where the config names it.
-    check(&["kohya/flux.toml"], "kohya-flux", &["--keep-recipe"]).expect(0);
+    // The data set is found where the config names it. Of its two parts one has a batch size of its own.
+    check(&["kohya/flux.toml"], "kohya-flux", &["--keep-recipe"]).expect(3);
     check(&["kohya/chroma.sh"], "kohya-chroma", &["--keep-recipe"]).expect(3);
 }
 

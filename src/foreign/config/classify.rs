@@ -44,7 +44,7 @@ impl Classifier<'_> {
         for (n, setting) in settings.iter().enumerate() {
             let row = match later(settings, n) {
                 Some(other) => self.overridden(setting, other),
-                None => self.row(setting, &lookup, rows.len(), n, draft),
+                None => self.row(settings, n, &lookup, draft),
             };
             rows.push(row);
         }
@@ -60,16 +60,20 @@ impl Classifier<'_> {
         lookup: &Lookup<'_>,
         set: Option<usize>,
     ) -> Option<&Rule> {
-        let is_named = |rule: &&Rule| {
+        let mut rules = self.named(scope, name);
+        rules.find(|rule| lookup.holds(&rule.when, set))
+    }
+
+    /// The rules of a name, for this family.
+    fn named(&self, scope: &str, name: &str) -> impl Iterator<Item = &Rule> {
+        let is_named = move |rule: &&Rule| {
             let in_scope = rule.scopes.iter().any(|s| s == scope || s == "*");
             in_scope && rule.names.iter().any(|n| n == name || n == "*")
         };
         let is_for = |rule: &&Rule| {
             rule.families.is_empty() || rule.families.iter().any(|f| f == self.family)
         };
-        let rules = self.knowledge.keys.iter().filter(is_named).filter(is_for);
-        let mut rules = rules.filter(|rule| lookup.holds(&rule.when, set));
-        rules.next()
+        self.knowledge.keys.iter().filter(is_named).filter(is_for)
     }
 
     fn blank(&self, setting: &Setting, status: Status) -> Row {
@@ -106,18 +110,61 @@ impl Classifier<'_> {
         }
     }
 
-    fn row(
+    /// The row of a setting, which has its number. Where it is one thing for some data sets and another for others, what is lost is told
+    /// first, then what is taken over.
+    fn row(&self, settings: &[Setting], n: usize, lookup: &Lookup<'_>, draft: &mut Draft) -> Row {
+        let weight = |row: &Row| match row.status {
+            Status::Effective => 1,
+            status => 2 * u8::from(status.is_lost()),
+        };
+        let mut rows = Vec::new();
+        for (rule, sets) in self.rules(&settings[n], lookup) {
+            rows.push(match rule {
+                Some(rule) => self.by_rule(rule, sets, settings, n, lookup, draft),
+                None => self.without_rule(&settings[n]),
+            });
+        }
+        // Of equal ones `max_by_key` gives the last.
+        let found = rows.into_iter().rev().max_by_key(weight);
+        found.unwrap_or_else(|| self.without_rule(&settings[n]))
+    }
+
+    /// The rules that hold of a setting, each with the data sets for which it does.
+    fn rules(&self, setting: &Setting, lookup: &Lookup<'_>) -> Vec<(Option<&Rule>, Vec<usize>)> {
+        let sets = match setting.sets.is_empty() {
+            true => &self.sets,
+            false => &setting.sets,
+        };
+        let of = |set| self.rule(&setting.scope, &setting.name, lookup, set);
+        let mut asks_others = self.named(&setting.scope, &setting.name);
+        if sets.is_empty() || !asks_others.any(|rule| !rule.when.is_empty()) {
+            return vec![(of(sets.first().copied()), sets.clone())];
+        }
+        let mut found: Vec<(Option<&Rule>, Vec<usize>)> = Vec::new();
+        for set in sets {
+            let rule = of(Some(*set));
+            let is_same = |known: &Option<&Rule>| match (known, rule) {
+                (Some(known), Some(rule)) => std::ptr::eq(*known, rule),
+                (known, rule) => known.is_none() && rule.is_none(),
+            };
+            match found.iter_mut().find(|(known, _)| is_same(known)) {
+                Some((_, its)) => its.push(*set),
+                None => found.push((rule, vec![*set])),
+            }
+        }
+        found
+    }
+
+    fn by_rule(
         &self,
-        setting: &Setting,
+        rule: &Rule,
+        mut sets: Vec<usize>,
+        settings: &[Setting],
+        n: usize,
         lookup: &Lookup<'_>,
-        row: usize,
-        order: usize,
         draft: &mut Draft,
     ) -> Row {
-        let set = setting.sets.first().copied();
-        let Some(rule) = self.rule(&setting.scope, &setting.name, lookup, set) else {
-            return self.without_rule(setting);
-        };
+        let setting = &settings[n];
         let mut found = self.blank(setting, rule.status);
         found.why.clone_from(&rule.text);
         found.source = self.source(rule, &setting.scope, &setting.name);
@@ -128,27 +175,68 @@ impl Classifier<'_> {
             found.why = Some("nothing is set: the trainer's default counts".to_owned());
             return found;
         }
-        let asks = !rule.off.iter().any(|off| equals(&value, off));
-        if !asks && matches!(rule.status, Status::Effective | Status::NotSupported) {
+        if !matches!(rule.status, Status::Effective | Status::NotSupported) {
+            return found;
+        }
+        if rule.off.iter().any(|off| equals(&value, off)) {
             found.status = Status::NotNeeded;
             found.why = Some("at this value it asks for nothing".to_owned());
             return found;
         }
+        if let Some(other) = self.switched_off(setting, rule, &mut sets, settings, lookup) {
+            return self.overridden(setting, other);
+        }
         if rule.status == Status::Effective {
-            let rank = (rule.wins, setting.rank + 1, order);
+            let rank = (rule.wins, setting.rank + 1, n);
             let origin = match setting.line {
                 Some(line) => format!("{}, line {line}", setting.place),
                 None => setting.place.clone(),
             };
-            let sets = match setting.sets.is_empty() {
-                true => &self.sets,
-                false => &setting.sets,
-            };
-            draft.origin(row, origin);
+            draft.origin(n, origin);
             let value = micro_batches(rule, value, lookup);
-            self.effective(rule, &value, rank, row, sets, draft, &mut found);
+            self.effective(rule, &value, rank, n, &sets, draft, &mut found);
         }
         found
+    }
+
+    /// Takes out the data sets for which an inner setting of the same thing switches off what this one asks for: a `false` of a data set
+    /// sets no field, and counts before a `true` of the run. Where none is left, gives the setting that counts.
+    fn switched_off<'s>(
+        &self,
+        setting: &Setting,
+        rule: &Rule,
+        sets: &mut Vec<usize>,
+        settings: &'s [Setting],
+        lookup: &Lookup<'_>,
+    ) -> Option<&'s Setting> {
+        let is_inner = |s: &&Setting| {
+            s.name == setting.name && s.rank > setting.rank && s.value != Value::Null
+        };
+        let inner: Vec<&Setting> = settings.iter().filter(is_inner).collect();
+        let mut by = None;
+        sets.retain(|set| {
+            let of_set = inner.iter().filter(|s| s.is_about(*set));
+            let Some(other) = of_set.max_by_key(|s| s.rank) else {
+                return true;
+            };
+            let is_off = |its: &Rule| {
+                let same_field = its.targets().any(|f| rule.targets().any(|own| own == f));
+                let nothing =
+                    || convert::fields(its, &other.value, self.folder).is_ok_and(|f| f.is_empty());
+                let asks = matches!(its.status, Status::Effective | Status::NotSupported);
+                let off = its.off.iter().any(|off| equals(&other.value, off));
+                let off = off || its.status == Status::Effective && nothing();
+                let same = same_field || other.scope == setting.scope || std::ptr::eq(its, rule);
+                asks && off && same
+            };
+            let its = self.rule(&other.scope, &other.name, lookup, Some(*set));
+            let off = its.is_some_and(is_off);
+            if off {
+                by = Some(*other);
+            }
+            !off
+        });
+        by.filter(|_| sets.is_empty())
     }
 
     /// Puts a value into the draft, or says in its row why not.
@@ -291,9 +379,7 @@ impl Classifier<'_> {
 
     /// Whether a rule is about each data set on its own.
     fn is_of_sets(&self, rule: &Rule, settings: &[Setting]) -> bool {
-        let inner = rule.values.values().filter_map(Toml::as_table);
-        let mut fields = inner.flat_map(toml::Table::keys).chain(&rule.fields);
-        let has_field = fields.any(|field| field.starts_with("dataset."));
+        let has_field = rule.targets().any(|field| field.starts_with("dataset."));
         // A part of the configuration that each data set has.
         let scope = &rule.scopes[0];
         let of_scope = |s: &Setting| s.scope == *scope && !s.sets.is_empty();

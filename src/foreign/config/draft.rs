@@ -37,6 +37,15 @@ struct Slot {
     rows: Vec<usize>,
 }
 
+/// What some data sets, or all, have a field of the run at.
+#[derive(Clone, Debug)]
+struct Claim {
+    sets: Vec<usize>,
+    value: Toml,
+    rank: Rank,
+    row: usize,
+}
+
 /// An Experiment that holds.
 #[derive(Default)]
 pub(super) struct Settled {
@@ -52,6 +61,8 @@ pub(super) struct Settled {
 pub(super) struct Draft {
     run: BTreeMap<String, Slot>,
     sets: BTreeMap<usize, BTreeMap<String, Slot>>,
+    /// By field of the run, what was set and for which data sets.
+    claims: BTreeMap<String, Vec<Claim>>,
     /// Where each row's values are from, as a comment says it.
     origins: BTreeMap<usize, String>,
     /// Rows that another one's value took the place of.
@@ -68,6 +79,16 @@ impl Draft {
             rank,
             rows: vec![row],
         };
+        // Previews are of no data set, and there may be many.
+        if !field.starts_with("dataset.") && !field.starts_with("sample.") {
+            let claims = self.claims.entry(field.to_owned()).or_default();
+            claims.push(Claim {
+                sets: sets.to_vec(),
+                value: slot.value.clone(),
+                rank,
+                row,
+            });
+        }
         let displaced = &mut self.displaced;
         let Some(name) = field.strip_prefix("dataset.") else {
             return place(&mut self.run, field, slot, displaced);
@@ -176,6 +197,41 @@ impl Draft {
         before - self.sets.len()
     }
 
+    /// What data sets have each their own value of, and a run has one: the settings that count for some of them.
+    pub(super) fn differing(&self) -> Vec<Change> {
+        let mut changes = Vec::new();
+        for (field, claims) in &self.claims {
+            let of_set = |set: &usize| {
+                let its = claims.iter().filter(|claim| claim.sets.contains(set));
+                its.max_by_key(|claim| claim.rank)
+            };
+            let counting: Vec<Option<&Claim>> = self.sets.keys().map(of_set).collect();
+            let mut values: Vec<String> = Vec::new();
+            for claim in &counting {
+                let value = claim.map_or("the default".to_owned(), |claim| written(&claim.value));
+                if !values.contains(&value) {
+                    values.push(value);
+                }
+            }
+            let Some(slot) = self.run.get(field).filter(|_| values.len() > 1) else {
+                continue;
+            };
+            values.truncate(8);
+            let mut rows: Vec<usize> = counting.iter().flatten().map(|claim| claim.row).collect();
+            rows.dedup();
+            changes.push(Change {
+                rows,
+                status: Status::NotSupported,
+                why: format!(
+                    "data sets have it at {}, and plumb has one value for all: {field} = {}",
+                    values.join(" and "),
+                    written(&slot.value)
+                ),
+            });
+        }
+        changes
+    }
+
     /// How many data sets there are.
     pub(super) fn set_count(&self) -> usize {
         self.sets.len()
@@ -198,7 +254,15 @@ impl Draft {
                 Err(experiment::Error::Value { field, why, .. }) => (field, why),
                 Err(e) => return Err(format!("the Experiment would not hold: {e}")),
             };
+            let set = self.set_of(&field).map(|(set, _)| set);
             let (rows, why) = if let Some(rows) = self.take(&field) {
+                let is_kept = rows.iter().any(|row| !self.fields_of(*row).is_empty());
+                let set = set.filter(|_| is_kept);
+                let path = set.and_then(|set| self.sets.get(&set)?.get("path")?.value.as_str());
+                let why = match path {
+                    Some(path) => format!("`{}` goes without it: {why}", shown::text(path)),
+                    None => why,
+                };
                 (rows, why)
             } else if let Some((path, rows)) = self.leave_out(&field) {
                 let path = shown::text(&path);

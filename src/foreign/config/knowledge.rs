@@ -112,8 +112,8 @@ pub(super) enum As {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct When {
-    /// `scope.name`.
-    pub(super) key: String,
+    /// `scope.name`; of several, which are one setting in several places, the innermost that is written counts.
+    pub(super) key: Names,
     /// It has one of these.
     #[serde(default)]
     pub(super) is: Vec<toml::Value>,
@@ -133,12 +133,19 @@ pub(super) struct When {
 /// One or several names.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(untagged)]
-enum Names {
+pub(super) enum Names {
     One(String),
     Several(Vec<String>),
 }
 
 impl Names {
+    pub(super) fn any(&self, is_meant: impl FnMut(&String) -> bool) -> bool {
+        match self {
+            Self::One(name) => std::slice::from_ref(name).iter().any(is_meant),
+            Self::Several(names) => names.iter().any(is_meant),
+        }
+    }
+
     fn list(self) -> Vec<String> {
         match self {
             Self::One(name) => vec![name],

@@ -177,6 +177,7 @@ fn finish(
     let mut notes = gathered.notes;
     notes.extend(base::note(&told, flavor, &path));
     complete(&mut draft, &told.family, flavor.name, &mut notes);
+    let differing = draft.differing();
     notes.push(format!(
         "paths are as they stand: {}; an Experiment's start from its own folder",
         knowledge.paths
@@ -185,7 +186,8 @@ fn finish(
     draft.header = header(trainer, &sources.names(), &recipe);
     let settled = draft.settle(main, flavor).map_err(internal)?;
     notes.extend(settled.notes);
-    for change in changes.into_iter().chain(settled.refused) {
+    let changes = changes.into_iter().chain(differing);
+    for change in changes.chain(settled.refused) {
         for row in change.rows {
             if let Some(row) = rows.get_mut(row) {
                 row.status = change.status;
@@ -239,10 +241,14 @@ fn complete(draft: &mut Draft, family: &str, flavor: &str, notes: &mut Vec<Strin
 fn settle_rows(draft: &Draft, rows: &mut [Row]) {
     let places: Vec<String> = rows.iter().map(|row| row.setting.clone()).collect();
     for (n, row) in rows.iter_mut().enumerate() {
-        if row.status != Status::Effective {
+        // What is lost for some data sets is a field of others.
+        if row.status != Status::Effective && !row.status.is_lost() {
             continue;
         }
         let fields = draft.fields_of(n);
+        if fields.is_empty() && row.status.is_lost() {
+            continue;
+        }
         if fields.is_empty() {
             row.status = Status::Overridden;
             row.why = Some("another setting of the same thing counts".to_owned());

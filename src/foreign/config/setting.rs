@@ -25,6 +25,19 @@ pub(super) struct Setting {
     pub(super) rank: u8,
 }
 
+impl Setting {
+    /// Whether it is a `scope.name`; both may have dots.
+    fn is_named(&self, key: &str) -> bool {
+        let rest = key.strip_prefix(&self.scope);
+        rest.and_then(|rest| rest.strip_prefix('.')) == Some(&self.name)
+    }
+
+    /// Whether it is about a data set.
+    pub(super) fn is_about(&self, set: usize) -> bool {
+        self.sets.is_empty() || self.sets.contains(&set)
+    }
+}
+
 /// A step on the way to a value.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Step {
@@ -134,23 +147,24 @@ impl<'a> Lookup<'a> {
 
     /// The setting that counts of a `scope.name`.
     pub(super) fn setting(&self, key: &str) -> Option<&'a Setting> {
-        self.of_set(key, None)
+        self.of_set(|setting| setting.is_named(key), None)
     }
 
-    /// The setting that counts of a `scope.name`, of a data set or all of them.
-    fn of_set(&self, key: &str, set: Option<usize>) -> Option<&'a Setting> {
-        // Scopes and names may have dots.
-        let is_meant = |s: &&Setting| {
-            let name = key
-                .strip_prefix(&s.scope)
-                .and_then(|rest| rest.strip_prefix('.'));
-            name == Some(&s.name)
-        };
+    /// The setting that counts of those that are meant, of a data set or all of them.
+    fn of_set(
+        &self,
+        is_meant: impl Fn(&Setting) -> bool,
+        set: Option<usize>,
+    ) -> Option<&'a Setting> {
         let is_of_set = |s: &&Setting| match set {
-            Some(set) => s.sets.is_empty() || s.sets.contains(&set),
+            Some(set) => s.is_about(set),
             None => true,
         };
-        let all = self.settings.iter().filter(is_meant).filter(is_of_set);
+        let all = self
+            .settings
+            .iter()
+            .filter(|s| is_meant(s))
+            .filter(is_of_set);
         // Of equal ranks, `max_by_key` gives the last.
         all.max_by_key(|setting| setting.rank)
     }
@@ -161,12 +175,13 @@ impl<'a> Lookup<'a> {
     }
 
     fn one_holds(&self, when: &When, set: Option<usize>) -> bool {
-        let setting = self.of_set(&when.key, set);
+        let setting = self.of_set(|setting| when.key.any(|key| setting.is_named(key)), set);
         let written = setting.filter(|setting| setting.value != Value::Null);
         if when.written.is_some_and(|asked| asked != written.is_some()) {
             return false;
         }
-        let default = self.defaults.iter().find(|(key, _)| *key == when.key);
+        let is_asked = |known: &str| when.key.any(|key| key == known);
+        let default = self.defaults.iter().find(|(key, _)| is_asked(key));
         let is = |said: &toml::Value| match written {
             Some(setting) => equals(&setting.value, said),
             None => default.is_some_and(|(_, default)| default == said),
