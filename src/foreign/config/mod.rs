@@ -288,4 +288,6 @@ mod fuzz_tests;
 #[cfg(test)]
 mod place_tests;
 #[cfg(test)]
+mod rule_tests;
+#[cfg(test)]
 mod tests;

@@ -137,6 +137,14 @@ fn every_source_has_an_alias_and_every_default_holds() {
             "{trainer}"
         );
         for rule in &knowledge.keys {
+            // What is off for one of several names is on for another: each such name has a rule of its own.
+            let is_any = |said: [toml::Value; 2]| rule.off.iter().any(|off| said.contains(off));
+            let mixed = is_any([false.into(), 0.into()]) && is_any([true.into(), 1.into()]);
+            assert!(
+                !mixed || rule.names.len() == 1,
+                "{trainer}: {:?}",
+                rule.names
+            );
             for part in rule.source.iter().flat_map(|source| source.split("; ")) {
                 let (alias, place) = part.split_once(':').expect("an alias");
                 assert!(knowledge.sources.contains_key(alias), "{trainer}: {part}");

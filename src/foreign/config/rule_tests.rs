@@ -1,0 +1,83 @@
+//! What single settings of the trainers do, where another value of them, or another setting, decides.
+
+use super::knowledge::Status;
+use super::tests::{imported, row};
+use super::{Imported, Options, import};
+
+fn kohya(script: &str, more: &str) -> Imported {
+    let command = format!(
+        "accelerate launch {script} --pretrained_model_name_or_path /m/x.safetensors --train_data_dir /a --output_dir o \
+         --max_train_steps 10 --network_train_unet_only {more}"
+    );
+    imported(&[("run.sh", &command)])
+}
+
+fn simple_tuner(options: &str, backend: &str) -> Imported {
+    let config = format!(
+        r#"{{"pretrained_model_name_or_path": "/m/x", "max_train_steps": 9, "data_backend_config": "b.json", {options}}}"#
+    );
+    let backends =
+        format!(r#"[{{"id": "a", "type": "local", "instance_data_dir": "/a", {backend}}}]"#);
+    imported(&[("config.json", &config), ("b.json", &backends)])
+}
+
+fn ai_toolkit(datasets: &str, train: &str) -> Imported {
+    let text = format!(
+        "job: extension\nconfig:\n  name: x\n  process:\n  - type: sd_trainer\n    training_folder: out\n    \
+         model: {{name_or_path: /m/sdxl.safetensors, arch: sdxl}}\n    network: {{type: lora, linear: 4}}\n    \
+         datasets:\n    - {{folder_path: /a, {datasets}}}\n    train: {{steps: 20, {train}}}\n"
+    );
+    imported(&[("c.yaml", &text)])
+}
+
+#[test]
+fn a_value_that_asks_for_nothing_of_one_setting_does_of_another() {
+    let lost = |found: Imported, place: &str| {
+        assert_eq!(row(&found, place).0, Status::NotSupported, "{place}");
+    };
+    for name in [
+        "only_instance_prompt",
+        "prepend_instance_prompt",
+        "is_regularisation_data",
+    ] {
+        let found = simple_tuner(r#""model_family": "sdxl""#, &format!(r#""{name}": true"#));
+        lost(found, &format!("[0].{name}"));
+    }
+    let epochs = "--caption_dropout_every_n_epochs 1";
+    lost(
+        kohya("sdxl_train_network.py", epochs),
+        "--caption_dropout_every_n_epochs",
+    );
+    let mean = "--weighting_scheme logit_normal --logit_mean 1";
+    lost(kohya("flux_train_network.py", mean), "--logit_mean");
+    let dims = "--network_module networks.lora_flux --network_args img_attn_dim=0";
+    lost(
+        kohya("flux_train_network.py", dims),
+        "--network_args img_attn_dim",
+    );
+    for datasets in ["loss_multiplier: 0", "network_weight: 0", "scale: 0"] {
+        let name = datasets.split(':').next().expect("a name");
+        let place = format!("config.process[0].datasets[0].{name}");
+        lost(ai_toolkit(datasets, "lr: 1e-4"), &place);
+    }
+    let least = "config.process[0].train.min_denoising_steps";
+    lost(
+        ai_toolkit("flip_x: true", "min_denoising_steps: 999"),
+        least,
+    );
+}
+
+#[test]
+fn an_assistant_lora_of_no_strength_is_none() {
+    let with = |strength: &str| {
+        let options = r#""model_family": "z_image", "model_flavour": "turbo", "assistant_lora_path": "/m/a.safetensors""#;
+        simple_tuner(
+            &format!("{options}, \"assistant_lora_strength\": {strength}"),
+            r#""crop": false"#,
+        )
+    };
+    assert!(with("1").experiment.contains("training_adapter"));
+    let found = with("0");
+    assert!(!found.experiment.contains("training_adapter"));
+    assert_eq!(row(&found, "assistant_lora_path").0, Status::Inert);
+}
