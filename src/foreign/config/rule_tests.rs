@@ -81,3 +81,25 @@ fn an_assistant_lora_of_no_strength_is_none() {
     assert!(!found.experiment.contains("training_adapter"));
     assert_eq!(row(&found, "assistant_lora_path").0, Status::Inert);
 }
+
+#[test]
+fn diffusion_pipes_constant_rate_counts_before_all_others() {
+    let text = "output_dir = 'o'\nepochs = 1\nmicro_batch_size_per_gpu = 1\nforce_constant_lr = 1e-6\nwarmup_steps = 10\n\
+        lr_scheduler = 'linear'\n[model]\ntype = 'sdxl'\ncheckpoint_path = '/m/x.safetensors'\ndtype = 'bfloat16'\nunet_lr = 4e-5\n\
+        [adapter]\ntype = 'lora'\nrank = 4\n[optimizer]\ntype = 'adamw'\nlr = 1e-4\n";
+    let found = imported(&[("run.toml", text)]);
+    assert!(
+        found.experiment.contains("learning_rate = 1e-6"),
+        "{}",
+        found.experiment
+    );
+    for place in [
+        "warmup_steps",
+        "lr_scheduler",
+        "model.unet_lr",
+        "optimizer.lr",
+    ] {
+        assert_eq!(row(&found, place).0, Status::Overridden, "{place}");
+    }
+    assert!(!found.experiment.contains("warmup"));
+}
