@@ -83,6 +83,25 @@ fn an_assistant_lora_of_no_strength_is_none() {
 }
 
 #[test]
+fn a_state_of_another_run_is_not_gone_on_from() {
+    let options = "--resume /state --initial_epoch 3";
+    let found = kohya("sdxl_train_network.py", options);
+    for option in ["--resume", "--initial_epoch"] {
+        assert_eq!(row(&found, option).0, Status::NotSupported, "{option}");
+    }
+    let resumed = |value: &str| {
+        let options = format!(r#""model_family": "sdxl", "resume_from_checkpoint": "{value}""#);
+        row(
+            &simple_tuner(&options, r#""crop": false"#),
+            "resume_from_checkpoint",
+        )
+        .0
+    };
+    assert_eq!(resumed("latest"), Status::NotNeeded);
+    assert_eq!(resumed("/o/checkpoint-500"), Status::NotSupported);
+}
+
+#[test]
 fn diffusion_pipes_constant_rate_counts_before_all_others() {
     let text = "output_dir = 'o'\nepochs = 1\nmicro_batch_size_per_gpu = 1\nforce_constant_lr = 1e-6\nwarmup_steps = 10\n\
         lr_scheduler = 'linear'\n[model]\ntype = 'sdxl'\ncheckpoint_path = '/m/x.safetensors'\ndtype = 'bfloat16'\nunet_lr = 4e-5\n\
