@@ -102,6 +102,21 @@ fn a_state_of_another_run_is_not_gone_on_from() {
 }
 
 #[test]
+fn a_lora_that_gives_its_rank_gives_alpha_and_modules_too() {
+    let options = "--network_module networks.lora --network_weights /l.safetensors --dim_from_weights --network_dim 8";
+    let found = kohya("sdxl_train_network.py", options);
+    assert!(found.experiment.contains("from = \"/l.safetensors\""));
+    for absent in ["rank =", "alpha =", "targets ="] {
+        assert!(!found.experiment.contains(absent), "{}", found.experiment);
+    }
+    assert_eq!(row(&found, "--network_dim").0, Status::Inert);
+    let other =
+        "--network_module lycoris.kohya --network_weights /l.safetensors --dim_from_weights";
+    let found = kohya("sdxl_train_network.py", other);
+    assert_eq!(row(&found, "--network_module").0, Status::NotSupported);
+}
+
+#[test]
 fn diffusion_pipes_constant_rate_counts_before_all_others() {
     let text = "output_dir = 'o'\nepochs = 1\nmicro_batch_size_per_gpu = 1\nforce_constant_lr = 1e-6\nwarmup_steps = 10\n\
         lr_scheduler = 'linear'\n[model]\ntype = 'sdxl'\ncheckpoint_path = '/m/x.safetensors'\ndtype = 'bfloat16'\nunet_lr = 4e-5\n\
