@@ -67,6 +67,12 @@ pub(super) fn family(
         }),
         Some(rule) => Err(format!("it is for {}; plumb trains {names}", rule.family)),
         None => match lookup.setting(&knowledge.model_key) {
+            Some(setting) if models::family(&setting.value.written()).is_ok() => Err(format!(
+                "`{}` is `{}`, which is plumb's name of a family and none that {trainer} has for one; where it is meant, say so with --model {}",
+                shown::text(&setting.place),
+                shown::text(&setting.value.written()),
+                shown::text(&setting.value.written())
+            )),
             Some(setting) => Err(format!(
                 "`{}` is `{}`, which is of no family that plumb trains ({names}); where it is, say so with --model FAMILY/FLAVOR",
                 shown::text(&setting.place),

@@ -137,3 +137,17 @@ fn diffusion_pipes_constant_rate_counts_before_all_others() {
     }
     assert!(!found.experiment.contains("warmup"));
 }
+
+#[test]
+fn z_image_has_two_names_in_simpletuner_and_plumbs_is_neither() {
+    for name in ["z_image", "z-image"] {
+        let options = format!(r#""model_family": "{name}", "model_flavour": "turbo""#);
+        assert_eq!(simple_tuner(&options, r#""crop": false"#).family, "zimage");
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("config.json");
+    std::fs::write(&file, r#"{"model_family": "zimage"}"#).expect("written");
+    let why = import(&[file], &Options::default()).expect_err("no such name");
+    let said = "`model_family` is `zimage`, which is plumb's name of a family and none that simpletuner has for one";
+    assert!(why.to_string().contains(said), "{why}");
+}
