@@ -151,3 +151,21 @@ fn z_image_has_two_names_in_simpletuner_and_plumbs_is_neither() {
     let said = "`model_family` is `zimage`, which is plumb's name of a family and none that simpletuner has for one";
     assert!(why.to_string().contains(said), "{why}");
 }
+
+#[test]
+fn how_tags_are_dropped_is_lost_with_their_dropping() {
+    let with = |on: bool| {
+        let text = format!(
+            r#"{{"training_method": "LORA", "model_type": "STABLE_DIFFUSION_XL_10_BASE", "base_model_name": "/m/x.safetensors",
+            "epochs": 1, "concepts": [{{"path": "/a", "image": {{}},
+            "text": {{"tag_dropout_enable": {on}, "tag_dropout_probability": 0.2}}}}]}}"#
+        );
+        row(
+            &imported(&[("c.json", &text)]),
+            "concepts[0].text.tag_dropout_probability",
+        )
+        .0
+    };
+    assert_eq!(with(true), Status::NotSupported);
+    assert_eq!(with(false), Status::Inert);
+}
