@@ -8,6 +8,7 @@ use toml::Value as Toml;
 use super::Trainer;
 use super::convert;
 use super::draft::Draft;
+use super::forms;
 use super::knowledge::{Knowledge, Rule, Status, equals};
 use super::report::Row;
 use super::setting::{Lookup, Setting, counts};
@@ -80,7 +81,7 @@ impl Classifier<'_> {
         let is_secret = SECRETS
             .iter()
             .any(|part| setting.name.to_lowercase().contains(part))
-            && matches!(setting.value, Value::Text(_));
+            && matches!(setting.value, Value::Text(_) | Value::Open(_));
         Row {
             file: setting.file,
             line: setting.line,
@@ -276,6 +277,13 @@ impl Classifier<'_> {
     }
 
     fn without_rule(&self, setting: &Setting) -> Row {
+        if setting.scope == forms::ANY {
+            let why = "the script does not set it, and it may stand for more options: put them in its place";
+            return Row {
+                why: Some(why.to_owned()),
+                ..self.blank(setting, Status::NotSupported)
+            };
+        }
         let known = &self.knowledge.known;
         if let Some(place) = known.place(&setting.scope, &setting.name) {
             return Row {

@@ -23,6 +23,13 @@ pub(super) type Fields = Vec<(String, Toml)>;
 /// # Errors
 /// Why it cannot be taken over, as half a sentence.
 pub(super) fn fields(rule: &Rule, value: &Value, folder: &Path) -> Result<Fields, String> {
+    let is_path = matches!(rule.how, As::Path | As::Model | As::Within);
+    if let (Value::Open(text), false) = (value, is_path) {
+        return Err(format!(
+            "a variable stands in `{}` whose value is not known: write what it is",
+            shown::text(text)
+        ));
+    }
     let field = rule.fields.first().cloned();
     let one = |value: Toml| {
         Ok(field
@@ -223,13 +230,22 @@ fn text(value: &Value) -> Result<String, String> {
     }
 }
 
+/// A path as an Experiment has it: there a dollar sign names a variable, or is written twice.
 fn path(value: &Value) -> Result<String, String> {
     if let Value::List(items) = value
         && items.len() > 1
     {
         return Err(format!("plumb takes one file here, not {}", items.len()));
     }
-    let path = text(value)?;
+    let path = match value {
+        Value::Open(text) => text.clone(),
+        value => text(value)?,
+    };
+    let is_literal = !matches!(value, Value::Open(_)) && !path.contains("://");
+    let path = match is_literal {
+        true => path.replace('$', "$$"),
+        false => path,
+    };
     match path.chars().any(char::is_control) {
         true => Err(expected("a path", value)),
         false => Ok(path),

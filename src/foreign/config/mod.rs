@@ -290,4 +290,6 @@ mod place_tests;
 #[cfg(test)]
 mod rule_tests;
 #[cfg(test)]
+mod script_tests;
+#[cfg(test)]
 mod tests;

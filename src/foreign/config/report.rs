@@ -97,7 +97,15 @@ impl Imported {
             .iter()
             .flat_map(|s| self.of(*s, false))
             .collect();
-        let title = format!("not written, so that {}'s defaults count", self.trainer);
+        // Of a variable alone nobody knows which options it is.
+        let is_any = |row: &Row| row.written && row.setting.starts_with('$');
+        let title = match self.settings.iter().any(is_any) {
+            true => format!(
+                "not written in what can be read, so that {}'s defaults count",
+                self.trainer
+            ),
+            false => format!("not written, so that {}'s defaults count", self.trainer),
+        };
         self.group(&title, &defaults, &mut text);
         text += &self.conditioning();
         for note in &self.notes {

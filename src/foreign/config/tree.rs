@@ -21,6 +21,8 @@ pub(super) enum Value {
     Integer(i64),
     Number(f64),
     Text(String),
+    /// Text of a script in which a variable stands that is not known, `$NAME`; other dollar signs stand twice.
+    Open(String),
     List(Vec<Node>),
     /// In the order of the file; a key that stands twice is twice in it.
     Table(Vec<Entry>),
@@ -57,7 +59,7 @@ impl Node {
 
     pub(super) fn text(&self) -> Option<&str> {
         match &self.value {
-            Value::Text(text) => Some(text),
+            Value::Text(text) | Value::Open(text) => Some(text),
             _ => None,
         }
     }
@@ -89,7 +91,7 @@ impl Value {
             Self::Flag(flag) => flag.to_string(),
             Self::Integer(number) => number.to_string(),
             Self::Number(number) => number_written(*number),
-            Self::Text(text) => text.clone(),
+            Self::Text(text) | Self::Open(text) => text.clone(),
             Self::List(items) => {
                 let items: Vec<String> = items.iter().map(|item| item.value.written()).collect();
                 format!("[{}]", items.join(", "))

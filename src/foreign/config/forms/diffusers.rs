@@ -6,6 +6,9 @@ use crate::foreign::config::read::{Document, Script, Word};
 use crate::foreign::config::setting::Setting;
 use crate::foreign::config::tree::{Node, Value};
 
+/// What a variable that may stand for more options belongs to.
+pub(in crate::foreign::config) const ANY: &str = "variable";
+
 /// Whether a file's name is that of such a script.
 pub(super) fn is_script(name: &str) -> bool {
     name.starts_with("train_dreambooth") || name.starts_with("train_text_to_image")
@@ -47,6 +50,7 @@ pub(super) fn command(
         .clone()
         .find(runs)
         .or_else(|| commands.find(has_options));
+    gathered.notes.extend(script.notes.iter().cloned());
     let Some(words) = found else {
         return;
     };
@@ -90,6 +94,23 @@ fn options(words: &[Word], file: usize, scope: &str, gathered: &mut Gathered) {
         let count = after.iter().take_while(|word| !is_option(word)).count();
         let (values, next) = after.split_at(count);
         rest = next;
+        // The first behind an option may be its value; where more may stand, no one knows what they are.
+        let is_first = |n: usize| n == 0 && is_option(word) && !word.text.contains('=');
+        let (any, values): (Vec<_>, Vec<_>) = values
+            .iter()
+            .enumerate()
+            .partition(|(n, word)| word.is_any() && !is_first(*n));
+        let alone = Some(word).filter(|word| word.is_any());
+        for word in alone
+            .into_iter()
+            .chain(any.into_iter().map(|(_, word)| word))
+        {
+            push(word, &word.text, word.value(0), file, ANY, gathered);
+        }
+        if word.is_any() {
+            continue;
+        }
+        let values: Vec<&Word> = values.into_iter().map(|(_, word)| word).collect();
         if !is_option(word) {
             // Words before any option: a launcher's own.
             for word in std::iter::once(word).chain(values) {
@@ -97,14 +118,14 @@ fn options(words: &[Word], file: usize, scope: &str, gathered: &mut Gathered) {
             }
             continue;
         }
-        let (name, value) = match (word.text.split_once('='), values) {
-            (Some((name, value)), _) => (name, Value::Text(value.to_owned())),
+        let (name, value) = match (word.text.split_once('='), values.as_slice()) {
+            (Some((name, _)), _) => (name, word.value(name.len() + 1)),
             (None, []) => (word.text.as_str(), Value::Flag(true)),
-            (None, [value]) => (word.text.as_str(), Value::Text(value.text.clone())),
+            (None, [value]) => (word.text.as_str(), value.value(0)),
             (None, values) => {
-                let node = |word: &Word| Node {
+                let node = |word: &&Word| Node {
                     line: Some(word.line),
-                    value: Value::Text(word.text.clone()),
+                    value: word.value(0),
                 };
                 (
                     word.text.as_str(),

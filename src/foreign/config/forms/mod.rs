@@ -19,6 +19,7 @@ use super::{Error, Trainer};
 use crate::shown;
 
 pub(super) use detect::detect;
+pub(super) use diffusers::ANY;
 pub(super) use sources::Sources;
 
 /// What a trainer's files come to.
@@ -108,7 +109,7 @@ impl Gathered {
         let found = self.settings.iter().rev();
         let mut found = found.filter(|s| s.scope == scope && s.name == name);
         match &found.next()?.value {
-            Value::Text(text) if !text.is_empty() => Some(text.clone()),
+            Value::Text(text) | Value::Open(text) if !text.is_empty() => Some(text.clone()),
             _ => None,
         }
     }
@@ -125,12 +126,21 @@ impl Gathered {
                 self.settings.push(setting);
                 continue;
             };
+            let is_open = match &setting.value {
+                Value::List(items) => items
+                    .iter()
+                    .any(|item| matches!(item.value, Value::Open(_))),
+                value => matches!(value, Value::Open(_)),
+            };
             for (key, value) in parts {
                 self.settings.push(Setting {
                     place: format!("{} {key}", setting.place),
                     scope: into.to_owned(),
                     name: key,
-                    value: Value::Text(value),
+                    value: match is_open && value.contains('$') {
+                        true => Value::Open(value),
+                        false => Value::Text(value),
+                    },
                     ..setting.clone()
                 });
             }
@@ -173,9 +183,11 @@ fn assignments(value: &Value) -> Option<Vec<(String, String)>> {
     };
     match value {
         Value::List(items) => items.iter().map(|item| one(item.text()?)).collect(),
-        Value::Text(text) if text.matches('=').count() == 1 => Some(vec![one(text)?]),
+        Value::Text(text) | Value::Open(text) if text.matches('=').count() == 1 => {
+            Some(vec![one(text)?])
+        }
         // A comma may stand in a value: `betas=0.9,0.99,weight_decay=0.1`.
-        Value::Text(text) if !text.is_empty() => {
+        Value::Text(text) | Value::Open(text) if !text.is_empty() => {
             let mut found: Vec<(String, String)> = Vec::new();
             for part in text.split([',', ' ']).filter(|part| !part.is_empty()) {
                 match (one(part), found.last_mut()) {

@@ -5,7 +5,7 @@ use crate::foreign::config::Error;
 use crate::foreign::config::knowledge::flag;
 use crate::foreign::config::read::Document;
 use crate::foreign::config::setting::{Setting, Step};
-use crate::foreign::config::tree::{Node, Value};
+use crate::foreign::config::tree::Node;
 
 pub(super) fn gather(sources: &mut Sources) -> Result<Gathered, Error> {
     let mut gathered = Gathered::default();
@@ -39,14 +39,14 @@ fn options(sources: &Sources, file: usize, gathered: &mut Gathered) {
             Place::new("options", name.trim_start_matches('-'))
         }),
         Some(Document::Script(script)) => {
-            for (name, value, line) in &script.variables {
+            for (name, value) in &script.variables {
                 gathered.settings.push(Setting {
                     place: name.clone(),
                     file,
-                    line: Some(*line),
+                    line: Some(value.line),
                     scope: "options".to_owned(),
                     name: name.clone(),
-                    value: Value::Text(value.clone()),
+                    value: value.value(0),
                     sets: Vec::new(),
                     rank: 1,
                 });

@@ -1,24 +1,81 @@
 //! Command lines as people keep them in scripts: words with quotes, lines that go on after `\` (or `^`, or a backtick), comments,
-//! and variables that the script sets itself. Nothing is run.
+//! and variables that the script sets itself, lists among them. Nothing is run: a variable that a condition, a loop or a function sets
+//! is not known, and neither is one of the environment.
 
-use std::collections::BTreeMap;
+mod expand;
 
-use crate::foreign::config::tree::Budget;
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::foreign::config::tree::{Budget, Value};
+use expand::append;
 
 /// The commands of a script.
 #[derive(Debug, Default)]
 pub(in crate::foreign::config) struct Script {
     /// Each with its words.
     pub(in crate::foreign::config) commands: Vec<Vec<Word>>,
-    /// Variables that it sets: name, value, line.
-    pub(in crate::foreign::config) variables: Vec<(String, String, usize)>,
+    /// Variables that it sets, and their values.
+    pub(in crate::foreign::config) variables: Vec<(String, Word)>,
+    /// What a person should know of variables.
+    pub(in crate::foreign::config) notes: Vec<String>,
 }
 
 /// A word of a command.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(in crate::foreign::config) struct Word {
     pub(in crate::foreign::config) text: String,
     pub(in crate::foreign::config) line: usize,
+    /// Whether a variable stands in it that is not known. Then a dollar sign that is none stands twice.
+    open: bool,
+    /// Whether such a variable stands outside quotes, where it may be several words.
+    several: bool,
+}
+
+impl Word {
+    /// What it says, or what of it behind some characters.
+    pub(in crate::foreign::config) fn value(&self, from: usize) -> Value {
+        let text = self.text[from..].to_owned();
+        match self.open && text.contains('$') {
+            true => Value::Open(text),
+            false => Value::Text(text),
+        }
+    }
+
+    /// Whether it is a variable alone that may stand for any number of options.
+    pub(in crate::foreign::config) fn is_any(&self) -> bool {
+        self.several && self.text.starts_with('$')
+    }
+
+    fn plain(text: String, line: usize) -> Self {
+        Self {
+            text,
+            line,
+            ..Self::default()
+        }
+    }
+
+    /// Adds another's text, of which a dollar sign may be none of a variable.
+    fn add(&mut self, other: &Self) {
+        let twice = |word: &Self| match word.open {
+            true => word.text.clone(),
+            false => word.text.replace('$', "$$"),
+        };
+        if self.open != other.open {
+            self.text = twice(self);
+            self.text += &twice(other);
+            self.open = true;
+        } else {
+            self.text += &other.text;
+        }
+        self.several |= other.several;
+    }
+}
+
+/// The value of a variable.
+#[derive(Clone, Debug)]
+enum Known {
+    One(Word),
+    List(Vec<Word>),
 }
 
 /// The largest text that variables may come to: each can hold the one before twice.
@@ -33,6 +90,11 @@ pub(super) fn read(text: &str, budget: &mut Budget) -> Result<Script, String> {
         chars: text.chars().peekable(),
         line: 1,
         known: BTreeMap::new(),
+        unsure: BTreeMap::new(),
+        told: BTreeSet::new(),
+        depth: 0,
+        cases: 0,
+        is_chained: false,
         script: Script::default(),
         command: Vec::new(),
         budget,
@@ -44,7 +106,16 @@ pub(super) fn read(text: &str, budget: &mut Budget) -> Result<Script, String> {
 struct Reader<'a> {
     chars: std::iter::Peekable<std::str::Chars<'a>>,
     line: usize,
-    known: BTreeMap<String, String>,
+    known: BTreeMap<String, Known>,
+    /// Variables that are set where it is not known whether that is run, and the line.
+    unsure: BTreeMap<String, usize>,
+    /// Variables that a note is about.
+    told: BTreeSet<String>,
+    /// How many conditions, loops and functions are open, and how many of them are `case`.
+    depth: usize,
+    cases: usize,
+    /// Whether the command stands behind `&&` or `||`.
+    is_chained: bool,
     script: Script,
     command: Vec<Word>,
     budget: &'a mut Budget,
@@ -56,22 +127,19 @@ impl Reader<'_> {
             match c {
                 '\n' | ';' | '&' | '|' => {
                     self.bump();
-                    self.end_command();
-                }
-                '#' => {
-                    while self.chars.peek().is_some_and(|c| *c != '\n') {
+                    self.end_command()?;
+                    if matches!(c, '&' | '|') && self.chars.peek() == Some(&c) {
                         self.bump();
+                        self.is_chained = true;
                     }
                 }
-                '\\' | '^' | '`' if self.goes_on() => {}
-                c if c.is_whitespace() => {
-                    self.bump();
+                _ => {
+                    let words = self.words(false)?;
+                    self.command.extend(words);
                 }
-                _ => self.word()?,
             }
         }
-        self.end_command();
-        Ok(())
+        self.end_command()
     }
 
     fn bump(&mut self) -> Option<char> {
@@ -92,34 +160,81 @@ impl Reader<'_> {
         true
     }
 
-    fn word(&mut self) -> Result<(), String> {
-        let (line, mut text) = (self.line, String::new());
+    /// The words that stand here, which are one where no variable is several; or none, at a blank or a comment. `in_list`: a bracket
+    /// ends them.
+    fn words(&mut self, in_list: bool) -> Result<Vec<Word>, String> {
+        match self.chars.peek().copied() {
+            Some('#') => {
+                while self.chars.peek().is_some_and(|c| *c != '\n') {
+                    self.bump();
+                }
+                return Ok(Vec::new());
+            }
+            Some('\\' | '^' | '`') if self.goes_on() => return Ok(Vec::new()),
+            Some(c) if c.is_whitespace() => {
+                self.bump();
+                return Ok(Vec::new());
+            }
+            _ => {}
+        }
+        let line = self.line;
+        let mut words = vec![Word::plain(String::new(), line)];
+        // Quotes make a word of nothing; a variable that is empty makes none.
+        let mut is_word = false;
         while let Some(c) = self.chars.peek().copied() {
             match c {
                 c if c.is_whitespace() || matches!(c, ';' | '&' | '|') => break,
-                '\'' | '"' => self.quoted(c, &mut text)?,
+                ')' if in_list => break,
+                '(' if !in_list && self.list(&words)? => return Ok(Vec::new()),
+                '\'' | '"' => {
+                    is_word = true;
+                    self.quoted(c, &mut words)?;
+                }
                 '\\' | '^' | '`' if self.goes_on() => break,
                 '\\' => {
                     self.bump();
                     match self.chars.peek().copied() {
                         // A path of Windows; where a shell would eat the sign, nobody means it.
-                        Some(next) if next.is_alphanumeric() => text.push('\\'),
-                        _ => text.extend(self.bump()),
+                        Some(next) if next.is_alphanumeric() => self.push('\\', &mut words),
+                        Some(_) => self.take(&mut words),
+                        None => {}
                     }
                 }
-                '$' => self.variable(&mut text),
-                _ => text.extend(self.bump()),
+                '$' => {
+                    let found = self.variable()?;
+                    append(&mut words, found, false);
+                }
+                _ => self.take(&mut words),
             }
-            if text.len() > MAX_WORD {
-                return Err(format!("line {line}: a word of more than {MAX_WORD} bytes"));
+            if words.last().is_some_and(|word| word.text.len() > MAX_WORD) {
+                return Err(too_long(line));
             }
         }
-        self.budget.take(1, 0)?;
-        self.command.push(Word { text, line });
-        Ok(())
+        words.retain(|word| is_word || !word.text.is_empty());
+        if words.iter().any(|word| word.text.len() > MAX_WORD) {
+            return Err(too_long(line));
+        }
+        self.budget.take(cost(&words), 0)?;
+        Ok(words)
     }
 
-    fn quoted(&mut self, quote: char, text: &mut String) -> Result<(), String> {
+    /// Takes a character over as it stands.
+    fn take(&mut self, words: &mut [Word]) {
+        if let Some(c) = self.bump() {
+            self.push(c, words);
+        }
+    }
+
+    fn push(&self, c: char, words: &mut [Word]) {
+        if let Some(word) = words.last_mut() {
+            if word.open && c == '$' {
+                word.text.push('$');
+            }
+            word.text.push(c);
+        }
+    }
+
+    fn quoted(&mut self, quote: char, words: &mut Vec<Word>) -> Result<(), String> {
         let line = self.line;
         self.bump();
         loop {
@@ -129,120 +244,219 @@ impl Reader<'_> {
                     self.bump();
                     return Ok(());
                 }
-                Some('$') if quote == '"' => self.variable(text),
+                Some('$') if quote == '"' => {
+                    let found = self.variable()?;
+                    append(words, found, true);
+                }
                 Some('\\') if quote == '"' => {
                     self.bump();
                     match self.chars.peek().copied() {
-                        Some(c @ ('"' | '\\' | '$' | '`')) => {
-                            self.bump();
-                            text.push(c);
-                        }
+                        Some('"' | '\\' | '$' | '`') => self.take(words),
                         Some('\n') => {
                             self.bump();
                         }
-                        _ => text.push('\\'),
+                        _ => self.push('\\', words),
                     }
                 }
-                Some(_) => text.extend(self.bump()),
+                Some(_) => self.take(words),
             }
-            if text.len() > MAX_WORD {
-                return Err(format!("line {line}: a word of more than {MAX_WORD} bytes"));
+            if words.last().is_some_and(|word| word.text.len() > MAX_WORD) {
+                return Err(too_long(line));
             }
         }
     }
 
-    /// A variable that the script set is its value; another stays as it is written.
-    fn variable(&mut self, text: &mut String) {
+    /// Reads `NAME=(a b c)`, of which the words before the bracket are given; whether it is one.
+    fn list(&mut self, before: &[Word]) -> Result<bool, String> {
+        let [word] = before else {
+            return Ok(false);
+        };
+        let Some((name, appends, value)) = assignment(word) else {
+            return Ok(false);
+        };
+        if !value.text.is_empty() {
+            return Ok(false);
+        }
+        let line = self.line;
         self.bump();
-        let braces = self.chars.peek() == Some(&'{');
-        if braces {
-            self.bump();
-        }
-        let mut name = String::new();
-        while let Some(c) = self.chars.peek().copied() {
-            if !(c.is_alphanumeric() || c == '_') {
-                break;
+        let mut items = Vec::new();
+        loop {
+            match self.chars.peek().copied() {
+                None => return Err(format!("line {line}: a bracket is never closed")),
+                Some(')') => break,
+                Some(';' | '&' | '|') => {
+                    self.bump();
+                }
+                Some(_) => items.extend(self.words(true)?),
             }
-            name.extend(self.bump());
         }
-        let closed = braces && self.chars.peek() == Some(&'}');
-        if closed {
-            self.bump();
+        self.bump();
+        if let (true, Some(known)) = (appends, self.known.get(&name)) {
+            let mut all = match known {
+                Known::One(word) => vec![word.clone()],
+                Known::List(words) => words.clone(),
+            };
+            all.append(&mut items);
+            items = all;
+            self.budget.take(cost(&items), 0)?;
         }
-        match self.known.get(&name) {
-            Some(value) => text.push_str(value),
-            None if closed => text.push_str(&format!("${{{name}}}")),
-            None if braces => text.push_str(&format!("${{{name}")),
-            None => text.push_str(&format!("${name}")),
+        // Of a list that is not known the beginning is missing.
+        let is_whole = !appends || self.known.contains_key(&name);
+        match is_whole && !self.is_conditional() {
+            true => {
+                self.unsure.remove(&name);
+                self.known.insert(name, Known::List(items));
+            }
+            false => self.forget(name, line),
         }
+        Ok(true)
     }
 
-    fn end_command(&mut self) {
-        let words = std::mem::take(&mut self.command);
-        let is_word = |word: &&Word| !matches!(word.text.as_str(), "export" | "set" | "declare");
-        let sets: Option<Vec<(String, String, usize)>> =
-            words.iter().filter(is_word).map(assignment).collect();
-        match sets {
-            Some(sets) if !sets.is_empty() => {
-                for (name, value, line) in sets {
-                    self.known.insert(name.clone(), value.clone());
-                    self.script.variables.push((name, value, line));
+    fn is_conditional(&self) -> bool {
+        self.depth > 0 || self.is_chained
+    }
+
+    fn forget(&mut self, name: String, line: usize) {
+        self.known.remove(&name);
+        self.unsure.insert(name, line);
+    }
+
+    /// Ends a command: what stands before it of a condition or a loop is taken off, and of assignments alone variables are set.
+    fn end_command(&mut self) -> Result<(), String> {
+        let mut words = std::mem::take(&mut self.command);
+        while let Some(count) = self.structure(&words) {
+            words.drain(..count.min(words.len()));
+        }
+        let is_test = |word: &Word| matches!(word.text.as_str(), "[" | "[[" | "test");
+        if words.is_empty() || words.first().is_some_and(is_test) {
+            return Ok(());
+        }
+        let sets = |word: &str| {
+            let known = ["export", "set", "declare", "local", "readonly", "typeset"];
+            known.contains(&word)
+        };
+        let named = words.first().is_some_and(|word| sets(&word.text));
+        let is_option = |word: &&Word| named && word.text.starts_with('-');
+        let told = words
+            .iter()
+            .filter(|word| !sets(&word.text) && !is_option(word));
+        match told.map(assignment).collect::<Option<Vec<_>>>() {
+            Some(found) if !found.is_empty() => {
+                for (name, appends, value) in found {
+                    self.set(name, appends, value)?;
                 }
             }
-            _ if words.is_empty() => {}
             _ => self.script.commands.push(words),
         }
+        self.is_chained = false;
+        Ok(())
+    }
+
+    /// How many words at a command's beginning are of a condition, a loop or a function; none where it is a command itself.
+    fn structure(&mut self, words: &[Word]) -> Option<usize> {
+        let first = words.first()?;
+        let count = match first.text.as_str() {
+            "then" | "else" | "elif" | "do" | "!" | "time" => 1,
+            "if" | "while" | "until" | "{" => {
+                self.depth += 1;
+                1
+            }
+            "fi" | "done" | "}" => {
+                self.depth = self.depth.saturating_sub(1);
+                1
+            }
+            "esac" => {
+                self.depth = self.depth.saturating_sub(1);
+                self.cases = self.cases.saturating_sub(1);
+                1
+            }
+            "for" | "select" => {
+                self.depth += 1;
+                if let Some(word) = words.get(1) {
+                    self.forget(word.text.clone(), word.line);
+                }
+                words.len()
+            }
+            "case" => {
+                self.depth += 1;
+                self.cases += 1;
+                let begin = words.iter().position(|word| word.text == "in");
+                begin.map_or(words.len(), |at| at + 1)
+            }
+            "function" => 2,
+            text if text.ends_with("()") => 1,
+            text if text.ends_with("(){") => {
+                self.depth += 1;
+                1
+            }
+            // A pattern of a `case`.
+            text if self.cases > 0 && text.ends_with(')') => 1,
+            _ => return None,
+        };
+        Some(count)
+    }
+
+    fn set(&mut self, name: String, appends: bool, value: Word) -> Result<(), String> {
+        let line = value.line;
+        let mut whole = match (appends, self.known.get(&name)) {
+            (true, Some(Known::List(words))) => {
+                let mut words = words.clone();
+                words.push(value);
+                self.budget.take(cost(&words), 0)?;
+                self.known.insert(name, Known::List(words));
+                return Ok(());
+            }
+            (true, Some(Known::One(word))) => word.clone(),
+            // What is appended to is not known.
+            (true, None) => Word {
+                open: true,
+                ..Word::plain(format!("${name}"), line)
+            },
+            (false, _) => Word::plain(String::new(), line),
+        };
+        whole.add(&value);
+        whole.line = line;
+        if whole.text.len() > MAX_WORD {
+            return Err(too_long(line));
+        }
+        if self.is_conditional() || appends && self.unsure.contains_key(&name) {
+            // Who reads the variables of a script finds this one, and not its value.
+            let unknown = Word {
+                open: true,
+                ..Word::plain(format!("${name}"), line)
+            };
+            self.script.variables.push((name.clone(), unknown));
+            self.forget(name, line);
+            return Ok(());
+        }
+        self.unsure.remove(&name);
+        self.script.variables.push((name.clone(), whole.clone()));
+        self.known.insert(name, Known::One(whole));
+        Ok(())
     }
 }
 
-/// `NAME=value`.
-fn assignment(word: &Word) -> Option<(String, String, usize)> {
-    let (name, value) = word.text.split_once('=')?;
-    let name = name.strip_suffix('+').unwrap_or(name);
+fn too_long(line: usize) -> String {
+    format!("line {line}: a word of more than {MAX_WORD} bytes")
+}
+
+/// What words take of the bounds: a variable may be a large one, many times.
+fn cost(words: &[Word]) -> usize {
+    words.iter().map(|word| 1 + word.text.len() / 1024).sum()
+}
+
+/// `NAME=value`, or `NAME+=value`, which appends.
+fn assignment(word: &Word) -> Option<(String, bool, Word)> {
+    let (before, value) = word.text.split_once('=')?;
+    let name = before.strip_suffix('+').unwrap_or(before);
     let starts = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
     let is_name = starts && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
-    is_name.then(|| (name.to_owned(), value.to_owned(), word.line))
+    let value = Word {
+        open: word.open && value.contains('$'),
+        ..Word::plain(value.to_owned(), word.line)
+    };
+    is_name.then(|| (name.to_owned(), name != before, value))
 }
 
 #[cfg(test)]
-mod tests {
-    use super::{Budget, read};
-
-    fn words(text: &str) -> Vec<Vec<String>> {
-        let script = read(text, &mut Budget::default()).expect("a script");
-        let texts = |words: &Vec<super::Word>| words.iter().map(|w| w.text.clone()).collect();
-        script.commands.iter().map(texts).collect()
-    }
-
-    #[test]
-    fn a_command_goes_over_lines_and_its_variables_are_known() {
-        let text = "#!/bin/bash\nexport MODEL=\"a/b\"\nN='x y'\naccelerate launch t.py \\\n  --m $MODEL/${N} \\\n  --flag # why\nnext\n";
-        assert_eq!(
-            words(text),
-            [
-                vec!["accelerate", "launch", "t.py", "--m", "a/b/x y", "--flag"],
-                vec!["next"]
-            ]
-        );
-    }
-
-    #[test]
-    fn windows_lines_and_unknown_variables_stay() {
-        let text = "python t.py ^\r\n --d C:\\data\\x --o \"$HOME/out\"\r\n";
-        assert_eq!(
-            words(text),
-            [["python", "t.py", "--d", "C:\\data\\x", "--o", "$HOME/out"]]
-        );
-    }
-
-    #[test]
-    fn an_open_quote_and_a_word_that_grows_are_refused() {
-        let refusal = |text: &str| read(text, &mut Budget::default()).expect_err("refused");
-        assert!(refusal("a 'b").contains("line 1: a quote"));
-        let mut text = "A=xxxxxxxxxxxxxxxx\n".to_owned();
-        for _ in 0..40 {
-            text += "A=$A$A\n";
-        }
-        assert!(refusal(&text).contains("a word of more than"));
-    }
-}
+mod tests;
