@@ -100,3 +100,10 @@ fn a_dollar_sign_of_a_path_is_none_of_a_variable() {
 }
 
 /// argparse knows a name as it is declared, and not with the other dash.
+#[test]
+fn a_name_with_another_dash_is_not_known() {
+    let found = imported(&[("run.sh", &format!("{RUN} --learning-rate 1\n"))]);
+    let (status, why) = row(&found, "--learning-rate");
+    assert_eq!(status, Status::Unknown);
+    assert!(why.contains("it does know `learning_rate`"), "{why}");
+}

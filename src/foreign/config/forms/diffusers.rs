@@ -143,7 +143,11 @@ fn push(word: &Word, name: &str, value: Value, file: usize, scope: &str, gathere
         file,
         line: Some(word.line),
         scope: scope.to_owned(),
-        name: name.trim_start_matches('-').replace('-', "_"),
+        name: match scope {
+            // Of the programs that are read argparse takes a name as it is.
+            "launcher" => name.trim_start_matches('-').replace('-', "_"),
+            _ => name.trim_start_matches('-').to_owned(),
+        },
         value,
         sets: Vec::new(),
         rank: 2,

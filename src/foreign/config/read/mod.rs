@@ -41,7 +41,7 @@ pub(super) fn read(file: &Path, budget: &mut Budget) -> Result<Document, String>
     let ending = file.extension().unwrap_or_default().to_string_lossy();
     match ending.to_lowercase().as_str() {
         "yaml" | "yml" => yaml::read(text, budget).map(Document::Values),
-        "json" | "jsonc" => json::read(text, budget).map(Document::Values),
+        "json" => json::read(text, budget).map(Document::Values),
         "toml" => toml::read(text, budget).map(Document::Values),
         "sh" | "bash" | "bat" | "cmd" | "ps1" | "txt" | "env" => {
             shell::read(text, budget).map(Document::Script)
