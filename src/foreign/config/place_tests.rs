@@ -62,6 +62,25 @@ fn a_directory_of_diffusion_pipe_may_have_neither_repeats_nor_shuffling() {
     assert!(!first.contains("shuffle_tags"), "{first}");
     assert!(!first.contains("repeats = 5"), "{first}");
     assert_eq!(found.experiment.matches("repeats = 5").count(), 1);
+    // A delimiter of all directories is that of one that shuffles.
+    let sets = "resolutions = [512]\ncache_shuffle_delimiter = ';'\n[[directory]]\npath = '/a'\ncache_shuffle_num = 2\n";
+    let found = imported(&[("run.toml", run), ("d.toml", sets)]);
+    assert!(!found.experiment.contains("shuffle_tags"));
+    let (status, _) = row(&found, "directory[0].cache_shuffle_num");
+    assert_eq!(status, Status::NotSupported);
+}
+
+#[test]
+fn megapixels_of_simpletuners_run_are_those_of_its_data_sets() {
+    let config = r#"{"model_family": "sdxl", "pretrained_model_name_or_path": "/m/x.safetensors", "resolution_type": "area",
+        "max_train_steps": 9, "data_backend_config": "b.json"}"#;
+    let backends = r#"[{"id": "a", "type": "local", "instance_data_dir": "/a", "resolution": 512, "resolution_type": "pixel_area"},
+        {"id": "b", "type": "local", "instance_data_dir": "/b", "resolution": 1.0}]"#;
+    let found = imported(&[("config.json", config), ("b.json", backends)]);
+    assert_eq!(row(&found, "[0].resolution").0, Status::Effective);
+    let (status, why) = row(&found, "[1].resolution");
+    assert_eq!(status, Status::NotSupported);
+    assert!(why.contains("megapixels"), "{why}");
 }
 
 #[test]
