@@ -4,7 +4,7 @@
 //! The events are a crate's; what is built of them stays within [`Budget`], so that aliases of aliases and deep nesting end in a
 //! sentence.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use saphyr_parser::{Event, Parser, ScalarStyle, Span, StrInput};
 
@@ -116,11 +116,11 @@ impl<'a> Reader<'a> {
                 key => key.written(),
             };
             match (key.as_str(), node.value) {
-                ("<<", Value::Table(inner)) => merged.extend(inner),
+                ("<<", Value::Table(inner)) => merged.extend(last_of_each(inner)),
                 ("<<", Value::List(items)) => {
                     for item in items {
                         if let Value::Table(inner) = item.value {
-                            merged.extend(inner);
+                            merged.extend(last_of_each(inner));
                         }
                     }
                 }
@@ -142,6 +142,15 @@ impl<'a> Reader<'a> {
         }
         Ok(Value::Table(entries))
     }
+}
+
+/// A table without the entries whose keys stand again in it.
+fn last_of_each(mut entries: Vec<Entry>) -> Vec<Entry> {
+    let mut seen = BTreeSet::new();
+    entries.reverse();
+    entries.retain(|entry| seen.insert(entry.key.clone()));
+    entries.reverse();
+    entries
 }
 
 fn scalar(text: &str, style: ScalarStyle, tag: Option<&str>) -> Value {
@@ -230,6 +239,12 @@ mod tests {
         let new = node.get("new").expect("a table");
         assert_eq!(new.get("lr").expect("own").value, Value::Integer(3));
         assert_eq!(new.get("k").expect("merged").line, Some(3));
+        let twice = yaml("base: &b\n  k: 1\n  k: 2\nnew:\n  <<: *b\n").expect("YAML");
+        let k = twice
+            .get("new")
+            .and_then(|new| new.get("k"))
+            .expect("merged");
+        assert_eq!(k.value, Value::Integer(2));
         let Value::Table(entries) = &node.value else {
             panic!("a table")
         };
