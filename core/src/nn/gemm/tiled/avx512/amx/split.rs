@@ -5,6 +5,9 @@
 //!
 //! What is not finite gives what is not finite, though not always what f32 gives: infinity may give NaN. Parts below 2^-126 are 0.
 //!
+//! A row alone takes five times as long as by vectors, since the right factor is split for it; but what it comes to must not depend on how many
+//! rows there are.
+//!
 //! Both factors are split as they are needed, a group of rows and a group of columns that the L2 cache has room for: what is kept of a
 //! frozen matrix takes as much memory as for vectors.
 
@@ -355,7 +358,7 @@ mod tests {
 
     #[test]
     fn numbers_are_split_for_matrix_registers_and_their_products_added_in_order() {
-        for (rows, inner, columns) in [(1, 128, 128), (40, 790, 145), (420, 769, 130)] {
+        for (rows, inner, columns) in [(1, 64, 64), (77, 64, 77), (40, 790, 145), (420, 769, 130)] {
             let (a, b) = (numbers(rows * inner, 1), numbers(inner * columns, 2));
             let Some(found) = by_matrix_registers((&a, &b), (rows, inner, columns)) else {
                 return;
