@@ -245,8 +245,8 @@ fn caption_role(set: &DatasetSettings, name: &str) -> Option<Role> {
         return Some(Role::List);
     }
     let extension = extension(name);
-    let is_caption = match &set.caption_extension {
-        Some(chosen) => extension == chosen.trim_start_matches('.').to_lowercase(),
+    let is_caption = match set.caption_ending() {
+        Some(chosen) => extension == chosen.to_lowercase(),
         None => extension == "txt" || extension == "caption",
     };
     is_caption.then_some(Role::Caption)

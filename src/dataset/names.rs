@@ -83,13 +83,12 @@ fn tell_of_forms(
 
 /// What to do about pictures without a caption.
 pub(super) fn write_captions(folder: &Folder, files: &Files, bare: &[&str]) -> String {
-    let chosen = folder.set.caption_extension.as_deref();
-    let extension = chosen.map_or("txt", |text| text.trim_start_matches('.'));
-    let there: BTreeSet<&String> = files.left.of(Reason::Other).iter().collect();
+    let extension = folder.set.caption_ending().unwrap_or("txt");
+    let others = files.left.of(Reason::Other).iter();
+    let there: BTreeSet<&str> = others.map(String::as_str).collect();
     let usual = |name: &&str| {
         let name = Path::new(name).with_extension("txt");
-        name.to_str()
-            .is_some_and(|name| there.contains(&name.to_owned()))
+        name.to_str().is_some_and(|name| there.contains(name))
     };
     match bare.iter().filter(|name| usual(name)).count() {
         0 => format!("write a .{} beside each", shown::text(extension)),

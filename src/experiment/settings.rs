@@ -63,7 +63,7 @@ pub struct DatasetSettings {
     pub recursive: bool,
     /// Whether links that lead out of it are followed.
     pub follow_links: bool,
-    /// The extension of caption files, without the dot; `None`: `txt`, else `caption`.
+    /// The extension of caption files, with the dot or without; `None`: `txt`, else `caption`.
     pub caption_extension: Option<String>,
     /// The caption of pictures that have none; `None`: that is an error.
     pub default_caption: Option<String>,
@@ -265,6 +265,14 @@ pub struct SampleOverrides {
     pub steps: Option<usize>,
     /// Guidance scale.
     pub guidance: Option<f64>,
+}
+
+impl DatasetSettings {
+    /// [`Self::caption_extension`] without the dot.
+    pub fn caption_ending(&self) -> Option<&str> {
+        let chosen = self.caption_extension.as_deref();
+        chosen.map(|text| text.trim_start_matches('.'))
+    }
 }
 
 impl Experiment {

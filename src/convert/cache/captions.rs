@@ -11,8 +11,7 @@ const MAX_BYTES: u64 = 1 << 20;
 
 /// The text that is under a picture's name with the extension of captions; none where there is no such file.
 fn beside(set: &DatasetSettings, picture: &Path) -> Result<Option<String>, String> {
-    let extension = set.caption_extension.as_deref().unwrap_or("txt");
-    let file = picture.with_extension(extension.trim_start_matches('.'));
+    let file = picture.with_extension(set.caption_ending().unwrap_or("txt"));
     if !file.exists() {
         return Ok(None);
     }

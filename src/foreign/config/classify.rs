@@ -9,7 +9,7 @@ use super::Trainer;
 use super::convert;
 use super::draft::Draft;
 use super::forms;
-use super::knowledge::{Knowledge, Rule, Status, equals};
+use super::knowledge::{Knowledge, Rule, Status};
 use super::report::Row;
 use super::setting::{Lookup, Setting, counts};
 use super::tree::Value;
@@ -171,7 +171,7 @@ impl Classifier<'_> {
         found.source = self.source(rule, &setting.scope, &setting.name);
         let null = rule.null.as_ref().filter(|_| setting.value == Value::Null);
         let value = null.map_or_else(|| setting.value.clone(), plain);
-        if value == Value::Null && !rule.off.iter().any(|off| equals(&Value::Null, off)) {
+        if value == Value::Null && !rule.is_off(&Value::Null) {
             found.status = Status::NotNeeded;
             found.why = Some("nothing is set: the trainer's default counts".to_owned());
             return found;
@@ -179,7 +179,7 @@ impl Classifier<'_> {
         if !matches!(rule.status, Status::Effective | Status::NotSupported) {
             return found;
         }
-        if rule.off.iter().any(|off| equals(&value, off)) {
+        if rule.is_off(&value) {
             found.status = Status::NotNeeded;
             found.why = Some("at this value it asks for nothing".to_owned());
             return found;
@@ -225,8 +225,7 @@ impl Classifier<'_> {
                 let nothing =
                     || convert::fields(its, &other.value, self.folder).is_ok_and(|f| f.is_empty());
                 let asks = matches!(its.status, Status::Effective | Status::NotSupported);
-                let off = its.off.iter().any(|off| equals(&other.value, off));
-                let off = off || its.status == Status::Effective && nothing();
+                let off = its.is_off(&other.value) || its.status == Status::Effective && nothing();
                 let same = same_field || other.scope == setting.scope || std::ptr::eq(its, rule);
                 asks && off && same
             };
@@ -402,7 +401,7 @@ impl Classifier<'_> {
         sets: &[usize],
         draft: &mut Draft,
     ) -> Option<Row> {
-        if rule.off.iter().any(|off| equals(&value, off)) {
+        if rule.is_off(&value) {
             return None;
         }
         let mut found = Row {

@@ -187,6 +187,11 @@ pub(super) struct Rule {
 }
 
 impl Rule {
+    /// Whether a setting of this value asks for nothing.
+    pub(super) fn is_off(&self, value: &Value) -> bool {
+        self.off.iter().any(|off| equals(value, off))
+    }
+
     /// Every field that it may set.
     pub(super) fn targets(&self) -> impl Iterator<Item = &String> {
         let inner = self.values.values().filter_map(toml::Value::as_table);

@@ -99,13 +99,14 @@ impl Imported {
             .collect();
         // Of a variable alone nobody knows which options it is.
         let is_any = |row: &Row| row.written && row.setting.starts_with('$');
-        let title = match self.settings.iter().any(is_any) {
-            true => format!(
-                "not written in what can be read, so that {}'s defaults count",
-                self.trainer
-            ),
-            false => format!("not written, so that {}'s defaults count", self.trainer),
+        let place = match self.settings.iter().any(is_any) {
+            true => " in what can be read",
+            false => "",
         };
+        let title = format!(
+            "not written{place}, so that {}'s defaults count",
+            self.trainer
+        );
         self.group(&title, &defaults, &mut text);
         text += &self.conditioning();
         for note in &self.notes {

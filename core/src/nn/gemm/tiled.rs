@@ -16,15 +16,17 @@ mod avx2;
 mod avx512;
 mod packing;
 mod panels;
+mod room;
 mod tile;
 
-use std::cell::Cell;
 use std::ops::Range;
 
 use rayon::prelude::*;
 
 use crate::nn::instructions::Instructions;
 pub(super) use panels::{Panels, panels};
+pub(super) use room::CacheLine;
+use room::{PACKED, places};
 use tile::{Tile, TileOf};
 
 /// The longest block of the inner dimension.
@@ -396,21 +398,6 @@ fn pieces(
     (1, even.max(fewest.next_multiple_of(threads)))
 }
 
-/// Numbers that start at a cache line.
-#[repr(C, align(64))]
-#[derive(Clone, Copy)]
-pub(super) struct CacheLine([f32; Self::NUMBERS]);
-
-impl CacheLine {
-    pub(super) const NUMBERS: usize = 16;
-    pub(super) const ZEROS: Self = Self([0.0; Self::NUMBERS]);
-}
-
-thread_local! {
-    /// What this thread packs factors into: the rows of a tile of the left one, then a block of the right one.
-    static PACKED: Cell<Vec<CacheLine>> = const { Cell::new(Vec::new()) };
-}
-
 /// The part of the product in `rows` and `columns`.
 ///
 /// # Safety
@@ -423,20 +410,14 @@ unsafe fn piece<V: Vectors>(p: &Product, rows: Range<usize>, columns: Range<usiz
     // As many blocks at a time as fit, so that an element is changed while it is near.
     let depth = block * (p.right.near(V::NEAR) / (block * width)).max(1);
     let mut packed = PACKED.take();
-    let lines = V::TILES.len() * ROW / CacheLine::NUMBERS;
-    let needed = lines
-        + match p.right {
-            Right::Packed(_) => 0,
-            Right::Strided(_) | Right::Transpose(_) => {
-                depth.min(p.inner + CacheLine::NUMBERS) * width / CacheLine::NUMBERS
-            }
-        };
-    // Kept by the thread and only grown: the factors of one product after the other are packed into the same pages.
-    if packed.len() < needed {
-        packed.resize(needed, CacheLine::ZEROS);
-    }
-    let (left, right) = packed.split_at_mut(lines);
-    let [left, right] = [left, right].map(|lines| lines.as_mut_ptr().cast::<f32>());
+    let left_lines = V::TILES.len() * ROW / CacheLine::NUMBERS;
+    let right_lines = match p.right {
+        Right::Packed(_) => 0,
+        Right::Strided(_) | Right::Transpose(_) => {
+            depth.min(p.inner + CacheLine::NUMBERS) * width / CacheLine::NUMBERS
+        }
+    };
+    let [left, right] = places(&mut packed, [left_lines, right_lines]);
     for start in (0..p.inner).step_by(depth) {
         let end = (start + depth).min(p.inner);
         let panel = |panel: usize, at: usize| {

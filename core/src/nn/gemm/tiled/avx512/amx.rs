@@ -18,7 +18,7 @@ use std::ops::Range;
 
 use super::super::tile::Tile;
 use super::super::{
-    CacheLine, Division, Factor, PACKED, Product, Right, Rounding, SIDE_OF_SQUARE, block_of,
+    CacheLine, Division, Factor, PACKED, Product, Right, Rounding, SIDE_OF_SQUARE, block_of, places,
 };
 use super::{packing, single, vectors};
 use crate::nn::instructions::TILES;
@@ -116,11 +116,7 @@ unsafe fn tiles(
         None => 0,
         Some(_) => block * wide.next_multiple_of(COLUMNS) / CacheLine::NUMBERS,
     };
-    if packed.len() < left_lines + right_lines {
-        packed.resize(left_lines + right_lines, CacheLine::ZEROS);
-    }
-    let (left, right) = packed.split_at_mut(left_lines);
-    let [left, right] = [left, right].map(|lines| lines.as_mut_ptr().cast::<f32>());
+    let [left, right] = places(packed, [left_lines, right_lines]);
     for (first, at) in columns
         .clone()
         .step_by(wide)

@@ -23,7 +23,7 @@ use super::super::packing;
 use super::super::vectors::{LANES, Vector, load_some, zero};
 use super::sums::sum_of_parts;
 use super::{COLUMNS, ROWS, SIDE, compute_by, configured, pack_right};
-use crate::nn::gemm::tiled::block_of;
+use crate::nn::gemm::tiled::{block_of, places};
 
 /// Numbers of the inner dimension of an instruction: two in each lane, [`LANES`] apart, of both factors.
 const STEP: usize = 2 * LANES;
@@ -78,14 +78,8 @@ unsafe fn groups(
     let down = down.min(rows.len().next_multiple_of(ROWS));
     let across = COLUMNS_NEAR.min(columns.len().next_multiple_of(COLUMNS));
     let whole = ROWS * (block + CacheLine::NUMBERS) / CacheLine::NUMBERS;
-    let needed = [down / ROWS * band, across / COLUMNS * band, whole];
-    let all = needed.iter().sum();
-    if packed.len() < all {
-        packed.resize(all, CacheLine::ZEROS);
-    }
-    let (left, rest) = packed.split_at_mut(needed[0]);
-    let (right, whole) = rest.split_at_mut(needed[1]);
-    let [left, right, whole] = [left, right, whole].map(|lines| lines.as_mut_ptr().cast::<f32>());
+    let lines = [down / ROWS * band, across / COLUMNS * band, whole];
+    let [left, right, whole] = places(packed, lines);
     let room = Room { left, right, whole };
     let stride = band * CacheLine::NUMBERS;
     for at in (0..p.inner).step_by(block) {
