@@ -291,25 +291,38 @@ impl Reader<'_> {
             }
         }
         self.bump();
-        if let (true, Some(known)) = (appends, self.known.get(&name)) {
-            let mut all = match known {
-                Known::One(word) => vec![word.clone()],
-                Known::List(words) => words.clone(),
-            };
-            all.append(&mut items);
-            items = all;
-            self.budget.take(cost(&items), 0)?;
-        }
+        self.set_list(name, appends, items, line)?;
+        Ok(true)
+    }
+
+    /// Sets a list, or appends to what is known of one.
+    fn set_list(
+        &mut self,
+        name: String,
+        appends: bool,
+        mut items: Vec<Word>,
+        line: usize,
+    ) -> Result<(), String> {
+        let before = self.known.get(&name).filter(|_| appends);
         // Of a list that is not known the beginning is missing.
-        let is_whole = !appends || self.known.contains_key(&name);
+        let is_whole = !appends || before.is_some();
+        let mut all = match before {
+            Some(Known::One(word)) => vec![word.clone()],
+            Some(Known::List(words)) => words.clone(),
+            None => Vec::new(),
+        };
+        all.append(&mut items);
+        if appends {
+            self.budget.take(cost(&all), 0)?;
+        }
         match is_whole && !self.is_conditional() {
             true => {
                 self.unsure.remove(&name);
-                self.known.insert(name, Known::List(items));
+                self.known.insert(name, Known::List(all));
             }
             false => self.forget(name, line),
         }
-        Ok(true)
+        Ok(())
     }
 
     fn is_conditional(&self) -> bool {
@@ -399,12 +412,8 @@ impl Reader<'_> {
     fn set(&mut self, name: String, appends: bool, value: Word) -> Result<(), String> {
         let line = value.line;
         let mut whole = match (appends, self.known.get(&name)) {
-            (true, Some(Known::List(words))) => {
-                let mut words = words.clone();
-                words.push(value);
-                self.budget.take(cost(&words), 0)?;
-                self.known.insert(name, Known::List(words));
-                return Ok(());
+            (true, Some(Known::List(_))) => {
+                return self.set_list(name, true, vec![value], line);
             }
             (true, Some(Known::One(word))) => word.clone(),
             // What is appended to is not known.

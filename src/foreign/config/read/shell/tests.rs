@@ -95,6 +95,8 @@ fn what_a_condition_sets_is_not_known() {
         "for L in 1 2; do\nt.py $L\ndone",
         "f() {\n L=1\n}\nt.py $L",
         "L=1\nif true; then L+=5; fi\nt.py $L",
+        "L=(1)\nif true; then L+=5; fi\nt.py $L",
+        "L=(1)\nif true; then L+=(5); fi\nt.py $L",
     ] {
         assert_eq!(
             words(text).last().expect("a command"),
